@@ -1,0 +1,38 @@
+"""What the device counts, for its log and for the reports of a run."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+__all__ = ["Counters"]
+
+
+@dataclass
+class Counters:
+    """Totals since the server started."""
+
+    ops: Counter[str] = field(default_factory=Counter)
+    """operations executed, by kind; ``failed`` ones are counted in both"""
+    ops_failed: int = 0
+    slots: int = 0
+    slots_posted: int = 0
+    pages_mapped: int = 0
+    pages_unmapped: int = 0
+    dma_requests: int = 0
+    dma_bytes: int = 0
+    faults: int = 0
+    events: int = 0
+    events_lost: int = 0
+    traps: int = 0
+    """accesses to BARs that left the guest"""
+    config_accesses: int = 0
+    doorbells: int = 0
+    interrupts: int = 0
+    sleeps: int = 0
+    """times the loop armed its doorbells and slept"""
+
+    def report(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return {name: dict(value) if isinstance(value, Counter) else value for name, value in vars(self).items()}

@@ -1,0 +1,60 @@
+"""A complete endpoint to start from: copy this file, rename, change.
+
+The device stamps: writing an address to STAMP_AT makes it write a counter there by DMA and interrupt the guest.
+To add a device: put its class into a file of this folder, its name into ``ENDPOINTS`` of
+:mod:`pviommu.topology`, and ``kind = "..."`` into a topology.
+"""
+
+from __future__ import annotations
+
+from pviommu_abi.registers import OTHER_SYSTEM_CLASS, TEMPLATE_DEVICE_ID, VENDOR_ID, Access, Register
+
+from ..iommu.function import PvIommu
+from ..pci.config_space import Identity
+from ..pci.function import Environment
+from .dma import DmaRefusedError
+from .endpoint import Endpoint
+
+# Each register once: name, offset, how it behaves, what it means.
+REGISTERS = (
+    Register("STAMP_AT", 0x00, Access.WO, "device address to stamp; writing it queues the stamp"),
+    Register("STAMPS", 0x04, Access.RO, "stamps written"),
+    Register("REFUSED", 0x08, Access.RO, "stamps that the IOMMU refused"),
+)
+
+
+class Template(Endpoint):
+    """Writes a 32-bit counter wherever the guest asks."""
+
+    IDENTITY = Identity(VENDOR_ID, TEMPLATE_DEVICE_ID, OTHER_SYSTEM_CLASS)
+
+    def __init__(self, name: str, stream: int, iommu: PvIommu, environment: Environment) -> None:
+        super().__init__(name, stream, iommu, environment)
+        self.registers = self.add_register_bar(0, REGISTERS)  # BAR 0; handlers are found by name below
+        self.add_msix_bar(4, vectors=1, size=4096, pba_offset=0x800)
+        self._queue: list[int] = []
+        self.power_on()  # what was described so far is the power-on state
+
+    def write_stamp_at(self, _: int, value: int) -> None:
+        if len(self._queue) < 64:  # nothing that a guest can fill is without a bound
+            self._queue.append(value)
+
+    def work(self) -> bool:
+        """One stamp a step: DMA happens here, never in a register handler, while the guest waits for an answer."""
+        if not self._queue:
+            return False
+        address = self._queue.pop(0)
+        try:
+            self.dma.write([(address, 4)], (self.registers["STAMPS"] + 1).to_bytes(4, "little"))
+            self.registers["STAMPS"] += 1
+        except DmaRefusedError:  # the event is already in the PV-IOMMU's event ring
+            self.registers["REFUSED"] += 1
+        self.interrupt(0)
+        return True
+
+    def cancel_dma(self) -> None:
+        self._queue.clear()
+
+    def reset_device(self) -> None:
+        self._queue.clear()
+        self.registers.clear(("STAMPS", "REFUSED"))

@@ -1,0 +1,64 @@
+"""What an engine is built with, checked once."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from pviommu.engine.results import FRAME_LIMIT, DefaultPolicy
+
+MAX_CONTEXT = 0xFFFF
+MIN_APERTURE_BITS = 32
+MAX_APERTURE_BITS = 48
+
+
+class ReservedRegion(NamedTuple):
+    """DFNs that can be neither mapped nor reached; `last` is inclusive."""
+
+    first: int
+    last: int
+    kind: str
+
+
+MSI_WINDOW = ReservedRegion(0xFEE00, 0xFEEFF, "msi")
+"""The x86 interrupt window, 0xfee00000 to 0xfeefffff."""
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """Limits of an engine. Raises ValueError naming the field, the value and the rule."""
+
+    max_contexts: int = 255
+    """Contexts besides the default one; their numbers are 1..max_contexts."""
+    pool_pages: int = 4096
+    """4 KiB page-table pages that all contexts share."""
+    aperture_bits: int = 39
+    """IOVAs of a context are below 1 << aperture_bits; the default context is bounded by RAM only."""
+    reserved: tuple[ReservedRegion, ...] = (MSI_WINDOW,)
+    default_policy: DefaultPolicy = DefaultPolicy.IDENTITY
+    iotlb_entries: int = 4096
+    """Translations cached at most."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.max_contexts <= MAX_CONTEXT:
+            raise ValueError(
+                f"max_contexts {self.max_contexts}: must be 1..{MAX_CONTEXT}, a context number has 16 bits"
+            )
+        if self.pool_pages < 1:
+            raise ValueError(f"pool_pages {self.pool_pages}: must be at least 1, a context needs a root table")
+        if not MIN_APERTURE_BITS <= self.aperture_bits <= MAX_APERTURE_BITS:
+            raise ValueError(
+                f"aperture_bits {self.aperture_bits}: must be {MIN_APERTURE_BITS}..{MAX_APERTURE_BITS},"
+                " which is what page tables of 3 or 4 levels cover"
+            )
+        if self.iotlb_entries < 1:
+            raise ValueError(f"iotlb_entries {self.iotlb_entries}: must be at least 1")
+        for region in self.reserved:
+            if not 0 <= region.first <= region.last < FRAME_LIMIT:
+                raise ValueError(
+                    f"reserved region {region.first:#x}..{region.last:#x} ({region.kind}):"
+                    f" first must not exceed last, and both must be frames below {FRAME_LIMIT:#x}"
+                )
+
+    @property
+    def aperture_frames(self) -> int:
+        """First dfn outside the aperture."""
+        return 1 << (self.aperture_bits - 12)

@@ -1,0 +1,31 @@
+"""The page pool: what page tables may cost a guest.
+
+A mapping is charged what its 4 KiB form needs: one page a 2 MiB region touched, one a 1 GiB region touched (and one a
+512 GiB region touched where tables have four levels), besides one root a context. That holds whatever leaves the table
+chose, so splitting a large leaf needs no page and unmap cannot fail; and a model can compute the charge from the
+mapped DFNs alone.
+"""
+
+
+class Pool:
+    """A counter of page-table pages, shared by all contexts of an engine."""
+
+    __slots__ = ("free", "total")
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self.free = total
+
+    @property
+    def used(self) -> int:
+        return self.total - self.free
+
+    def take(self, pages: int) -> bool:
+        """Take `pages`, all or none; False when so many are not left."""
+        if pages > self.free:
+            return False
+        self.free -= pages
+        return True
+
+    def give(self, pages: int) -> None:
+        self.free += pages

@@ -1,0 +1,139 @@
+"""What an engine operation answers, in the engine's own words.
+
+The engine knows no errno: a guest interface reads these results and chooses errno, counts and atomicity itself.
+Units: dfn and gfn are frame numbers of 4 KiB pages, iova and gpa are byte addresses.
+"""
+
+from dataclasses import dataclass
+from enum import Enum, IntFlag
+from typing import NamedTuple
+
+PAGE_SHIFT = 12
+PAGE_SIZE = 1 << PAGE_SHIFT
+PAGE_MASK = PAGE_SIZE - 1
+ADDRESS_LIMIT = 1 << 64
+FRAME_LIMIT = ADDRESS_LIMIT >> PAGE_SHIFT
+"""First frame number whose address does not fit 64 bits."""
+
+
+class Access(IntFlag):
+    """What a mapping allows, or a DMA asks for."""
+
+    READ = 1
+    WRITE = 2
+
+
+class DefaultPolicy(Enum):
+    """What the default context (0) translates to."""
+
+    IDENTITY = "identity"  # 1:1 of guest RAM
+    BLOCKED = "blocked"  # nothing
+
+
+class UnmapMode(Enum):
+    """How an unmap treats holes and ranges that cut an earlier map call."""
+
+    UNTIL_HOLE = "until-hole"  # Xen: page by page until a hole, cutting allowed
+    CHECK_ENDS = "check-ends"  # VFIO type1v2: refuse if an end would cut a map call, then remove all
+    UNTIL_CUT = "until-cut"  # iommufd: remove whole map calls in order until one would be cut
+
+
+class Stop(Enum):
+    """Why an operation stopped."""
+
+    NO_CONTEXT = "no such context"
+    DEFAULT_CONTEXT = "the default context cannot be edited or freed"
+    NO_FREE_CONTEXT = "every context number is in use"
+    POOL_EXHAUSTED = "the page pool is exhausted"
+    ENDPOINTS_ATTACHED = "endpoints are attached to the context"
+    NO_ENDPOINT = "no such endpoint"
+    OUT_OF_APERTURE = "outside the aperture"
+    RESERVED = "inside a reserved region"
+    NOT_RAM = "the guest frame is not RAM"
+    MAPPED = "already mapped"
+    NOT_MAPPED = "not mapped"
+    NO_ACCESS = "neither read nor write was asked for"
+    CUT = "would cut an earlier map call"
+
+
+class Refusal(Enum):
+    """Why a translation was refused."""
+
+    NOT_MAPPED = "not mapped"
+    NO_PERMISSION = "the mapping does not allow this access"
+    OUT_OF_APERTURE = "outside the aperture"
+    RESERVED = "inside a reserved region"
+    BLOCKED = "the endpoint or its context is blocked"
+    NO_ENDPOINT = "no such endpoint"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Result of a map or an unmap."""
+
+    done: int
+    """Pages whose state changed; they stay changed."""
+    stop: Stop | None
+    """Why not all was done; None when it was."""
+    at: int | None
+    """dfn of the first page refused; None when the context was the reason, or nothing was refused."""
+
+    @property
+    def ok(self) -> bool:
+        return self.stop is None
+
+
+class AllocResult(NamedTuple):
+    """Result of alloc_context: exactly one of the two is None."""
+
+    context: int | None
+    stop: Stop | None
+
+
+class Run(NamedTuple):
+    """A piece of guest memory, in bytes."""
+
+    gpa: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """A refused translation."""
+
+    iova: int
+    """Address of the first refused byte."""
+    refusal: Refusal
+    access: Access
+    """What was asked for."""
+    stream: int
+    context: int
+    """Context the endpoint was in; 0 for an unknown endpoint."""
+
+
+class Mapping(NamedTuple):
+    """A run of pages that one map call made (or what later cuts left of it)."""
+
+    dfn: int
+    gfn: int
+    nr: int
+    access: Access
+    starts_call: bool
+    """Whether a map call begins here; what a cut leaves counts as a call, so only a run inside one does not."""
+
+
+class Usage(NamedTuple):
+    contexts: int
+    """Contexts allocated, the default context not counted."""
+    pool_pages_used: int
+    pool_pages_total: int
+    mapped_pages: int
+    """Pages mapped in all allocated contexts."""
+
+
+_WHOLE = tuple(Outcome(done, None, None) for done in range(513))
+
+
+def whole(done: int) -> Outcome:
+    """An operation that did all `done` pages. Small ones are shared: building one costs as much as a one-page map."""
+    return _WHOLE[done] if done < len(_WHOLE) else Outcome(done, None, None)

@@ -1,0 +1,278 @@
+"""The page table of one context: a radix tree from DFN to GFN.
+
+One walk serves every operation: `_reach` descends to the table whose slot decides about a DFN, the operation works
+along that table's slots as far as they go, and only then descends again. Geometry is data: the shifts of the levels.
+
+A slot holds 0 (nothing), a leaf or a lower table. A leaf is one int, so one store publishes it:
+
+    gfn << 3 | START | access          START: a map call begins at this leaf
+
+A map stores the largest leaves that fit (4 KiB, 2 MiB, 1 GiB), so a leaf never spans two map calls. What a leaf or a
+table is charged is explained in pool.py.
+"""
+
+from collections.abc import Iterator
+
+from pviommu.engine.pool import Pool
+
+SLOTS = 512
+LEVEL_BITS = 9
+INDEX_MASK = SLOTS - 1
+
+ACCESS_MASK = 0b011
+START = 0b100
+GFN_SHIFT = 3
+
+LEAF_CHARGE = {0: 0, 9: 1, 18: 1 + SLOTS}
+"""Pool pages a leaf stands for (the tables its 4 KiB form would need), by the shift of its level."""
+LARGEST_LEAF = max(LEAF_CHARGE)
+
+Leaf = tuple[int, int, int, int, bool]
+"""dfn, gfn, pages, access bits, whether a map call begins here."""
+
+
+class Table:
+    """One node: 512 slots, and how many of them are in use."""
+
+    __slots__ = ("live", "slots")
+
+    def __init__(self, slots: "list[int | Table]", live: int) -> None:
+        self.slots = slots
+        self.live = live
+
+
+def _empty() -> Table:
+    return Table([0] * SLOTS, 0)
+
+
+class PageTable:
+    """Maps DFNs of one context. Callers have checked RAM, reserved regions and the aperture; `nr` counts pages.
+
+    Raises MemoryError from the constructor when the pool has no page for the root, and from nowhere else.
+    """
+
+    __slots__ = ("_charged", "_limit", "_pool", "_root", "_shifts", "mapped")
+
+    def __init__(self, pool: Pool, frames: int) -> None:
+        """`frames`: DFNs of this table are below it; it decides the number of levels, three or more."""
+        if not pool.take(1):
+            raise MemoryError("page pool exhausted: no page is left for a root table")
+        levels = max(3, -(-(frames - 1).bit_length() // LEVEL_BITS))
+        self._shifts = tuple(LEVEL_BITS * level for level in range(levels - 1, 0, -1))
+        self._limit = frames
+        self._pool = pool
+        self._charged = 1
+        self._root = _empty()
+        self.mapped = 0
+        """Pages mapped."""
+
+    def _reach(self, dfn: int) -> tuple[Table, int]:
+        """The table whose slot holds `dfn`'s leaf or nothing, and the shift of its level."""
+        table = self._root
+        for shift in self._shifts:
+            slot = table.slots[dfn >> shift & INDEX_MASK]
+            if isinstance(slot, int):
+                return table, shift
+            table = slot
+        return table, 0
+
+    def _leaf_at(self, dfn: int) -> tuple[int, int]:
+        """The leaf that covers `dfn` (0: none) and the page's offset inside it."""
+        if dfn >= self._limit:
+            return 0, 0
+        table, shift = self._reach(dfn)
+        slot = table.slots[dfn >> shift & INDEX_MASK]
+        return (slot, dfn & (1 << shift) - 1) if isinstance(slot, int) else (0, 0)
+
+    def lookup(self, dfn: int) -> tuple[int, int] | None:
+        """(gfn, access bits) of a mapped page; None when it is not mapped."""
+        leaf, offset = self._leaf_at(dfn)
+        return ((leaf >> GFN_SHIFT) + offset, leaf & ACCESS_MASK) if leaf else None
+
+    def map(self, dfn: int, gfn: int, nr: int, access: int) -> int:
+        """Map pages in order until one is mapped already or the pool is exhausted; returns how many were mapped."""
+        position, end = dfn, dfn + nr
+        pool = self._pool
+        flags = START | access
+        while position < end:
+            table, shift = self._reach(position)
+            slots = table.slots
+            index = position >> shift & INDEX_MASK
+            if slots[index]:
+                break
+            count = end - position if not shift else self._large_leaves(position, gfn, end, shift)
+            if not count:
+                # All tables below are missing too: take them together or not at all.
+                if pool.free < shift // LEVEL_BITS:
+                    break
+                self._charge(1)
+                slots[index] = _empty()
+                table.live += 1
+                continue
+            if count == 1:
+                slots[index] = gfn << GFN_SHIFT | flags
+            else:
+                count = _store(slots, index, count, gfn << GFN_SHIFT | flags, shift)
+            if shift:
+                self._charge(count * LEAF_CHARGE[shift])
+            table.live += count
+            flags = access
+            position += count << shift
+            gfn += count << shift
+        self.mapped += position - dfn
+        return position - dfn
+
+    def _large_leaves(self, position: int, gfn: int, end: int, shift: int) -> int:
+        """How many leaves of this level a map may store from here on, as far as alignment and pool allow."""
+        if shift > LARGEST_LEAF or (position | gfn) & (1 << shift) - 1:
+            return 0
+        return min((end - position) >> shift, self._pool.free // LEAF_CHARGE[shift])
+
+    def unmap(self, dfn: int, nr: int, *, past_holes: bool) -> int:
+        """Remove pages in order, splitting leaves at both ends; returns how many were removed.
+
+        Without `past_holes` the first page that is not mapped ends it. Takes nothing from the pool.
+        """
+        before = self.mapped
+        position, end = dfn, dfn + nr
+        while position < end:
+            table, shift = self._reach(position)
+            slots = table.slots
+            index = position >> shift & INDEX_MASK
+            unit = 1 << shift
+            if not slots[index]:
+                if not past_holes:
+                    break
+                position = (position | unit - 1) + 1
+            elif shift and (position & unit - 1 or end - position < unit):
+                self._split(table, index, shift)
+            else:
+                count = _clear(slots, index, (end - position) >> shift)
+                table.live -= count
+                self.mapped -= count << shift
+                if shift:
+                    self._charge(-count * LEAF_CHARGE[shift])
+                if not table.live:
+                    self._prune(position)
+                position += count << shift
+        if self.mapped != before:
+            self._begin_call(position)
+        return before - self.mapped
+
+    def _begin_call(self, dfn: int) -> None:
+        """What a cut left over from `dfn` on is a map call of its own, lest it joins one that is made before it."""
+        if dfn >= self._limit:
+            return
+        table, shift = self._reach(dfn)
+        index = dfn >> shift & INDEX_MASK
+        slot = table.slots[index]
+        if isinstance(slot, int) and slot and not dfn & (1 << shift) - 1:
+            table.slots[index] = slot | START
+
+    def cut_point(self, dfn: int, nr: int) -> int | None:
+        """First page in the range of the map call that removing the range would cut; None when it cuts none."""
+        if self._inside_call(dfn):
+            return dfn
+        if not self._inside_call(dfn + nr):
+            return None
+        return max(leaf[0] for leaf in self.leaves(dfn, nr) if leaf[4])
+
+    def _inside_call(self, dfn: int) -> bool:
+        """Whether `dfn` and the page before it come from one map call."""
+        leaf, offset = self._leaf_at(dfn)
+        return leaf != 0 and (offset != 0 or not leaf & START)
+
+    def leaves(self, dfn: int, nr: int) -> Iterator[Leaf]:
+        """The leaves in a range, in order, clipped to it."""
+        position, end = dfn, min(dfn + nr, self._limit)
+        while position < end:
+            table, shift = self._reach(position)
+            for index in range(position >> shift & INDEX_MASK, SLOTS):
+                slot = table.slots[index]
+                if not isinstance(slot, int) or position >= end:
+                    break
+                following = (position >> shift) + 1 << shift
+                if slot:
+                    offset = position & (1 << shift) - 1
+                    starts = bool(slot & START) and not offset
+                    pages = min(following, end) - position
+                    yield position, (slot >> GFN_SHIFT) + offset, pages, slot & ACCESS_MASK, starts
+                position = following
+
+    def run(self, dfn: int, nr: int) -> tuple[int, int, int] | None:
+        """(gfn, pages, access bits) of the mapped run at `dfn`: adjacent frames, one access, at most `nr` pages."""
+        leaf, offset = self._leaf_at(dfn)
+        if not leaf:
+            return None
+        start, access, pages = (leaf >> GFN_SHIFT) + offset, leaf & ACCESS_MASK, 0
+        for position, gfn, count, allowed, _ in self.leaves(dfn, nr):
+            if position != dfn + pages or gfn != start + pages or allowed != access:
+                break
+            pages += count
+        return start, pages, access
+
+    def release(self) -> None:
+        """Drop every mapping and return all pages, the root's too. The table is not used after that."""
+        self._charge(-self._charged)
+        self._root = _empty()
+        self.mapped = 0
+
+    def _charge(self, pages: int) -> None:
+        self._charged += pages
+        self._pool.give(-pages)
+
+    def _split(self, table: Table, index: int, shift: int) -> None:
+        """Replace a leaf by a table of the next smaller ones. Charges nothing: the leaf stood for that table."""
+        leaf = table.slots[index]
+        if isinstance(leaf, int):
+            step = 1 << GFN_SHIFT + shift - LEVEL_BITS
+            flags = leaf & ACCESS_MASK
+            first = leaf >> GFN_SHIFT << GFN_SHIFT | flags
+            lower: list[int | Table] = list(range(first, first + SLOTS * step, step))
+            lower[0] = leaf
+            table.slots[index] = Table(lower, SLOTS)
+
+    def _prune(self, dfn: int) -> None:
+        """Free the empty tables on the way to `dfn`, from the bottom up."""
+        path: list[tuple[Table, int]] = []
+        table = self._root
+        for shift in self._shifts:
+            index = dfn >> shift & INDEX_MASK
+            slot = table.slots[index]
+            path.append((table, index))
+            if isinstance(slot, int):
+                path.pop()
+                break
+            table = slot
+        while path and not table.live:
+            table, index = path.pop()
+            table.slots[index] = 0
+            table.live -= 1
+            self._charge(-1)
+
+
+def _store(slots: list[int | Table], index: int, count: int, leaf: int, shift: int) -> int:
+    """Store up to `count` leaves of adjacent frames from `index` on, as far as slots are empty; returns how many."""
+    count = min(count, SLOTS - index)
+    if any(slots[index : index + count]):
+        count = next(used for used in range(count) if slots[index + used])
+    step = 1 << GFN_SHIFT + shift
+    slots[index] = leaf
+    leaf &= ~START
+    slots[index + 1 : index + count] = range(leaf + step, leaf + count * step, step)
+    return count
+
+
+def _clear(slots: list[int | Table], index: int, count: int) -> int:
+    """Empty up to `count` slots from `index` on, as far as they hold leaves; returns how many."""
+    if count == 1:
+        slots[index] = 0
+        return 1
+    count = min(count, SLOTS - index)
+    for used in range(1, count):
+        slot = slots[index + used]
+        if not slot or not isinstance(slot, int):
+            count = used
+            break
+    slots[index : index + count] = [0] * count
+    return count

@@ -1,0 +1,68 @@
+"""The one interface through which anything from outside reaches the device.
+
+Socket bytes, ring words, slots, guest memory and the clock are read here and nowhere else. What a run of the
+device did is thus a function of what these methods returned, which is what recording, replaying and injecting
+faults stand on.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import time
+from collections.abc import Sequence
+from typing import Protocol
+
+from vfio_user import transport
+
+__all__ = ["Inputs", "LiveInputs"]
+
+
+class Inputs(Protocol):
+    """What the device reads. All sizes are in bytes, all times in nanoseconds of a monotonic clock."""
+
+    def now_ns(self) -> int:
+        """The time."""
+
+    def word(self, words: memoryview, index: int) -> int:
+        """The 32-bit word ``index`` of shared memory (``words`` has format ``I``), read once."""
+
+    def copy(self, view: memoryview) -> bytes:
+        """A private copy of shared or guest memory, made in one go: what is checked afterwards cannot change any
+        more.
+        """
+
+    def pread(self, fd: int, length: int, offset: int) -> bytes:
+        """``length`` bytes of a file that is not safe to map; fewer if it has become shorter."""
+
+    def blocks(self, fd: int) -> int:
+        """Blocks of storage that the file behind ``fd`` takes."""
+
+    def receive(self, sock: socket.socket) -> tuple[bytes, list[int]] | None:
+        """What a socket has to give, with its file descriptors; ``None`` at its end."""
+
+    def wait(self, poller: select.poll, timeout_ms: int) -> Sequence[tuple[int, int]]:
+        """The descriptors that are ready: ``(fd, events)`` pairs, after at most ``timeout_ms`` (-1: no limit)."""
+
+
+class LiveInputs:
+    """The real world."""
+
+    now_ns = staticmethod(time.monotonic_ns)
+    pread = staticmethod(os.pread)
+    receive = staticmethod(transport.receive)
+    copy = staticmethod(bytes)
+
+    @staticmethod
+    def word(words: memoryview, index: int) -> int:
+        value: int = words[index]
+        return value
+
+    @staticmethod
+    def blocks(fd: int) -> int:
+        return os.fstat(fd).st_blocks
+
+    @staticmethod
+    def wait(poller: select.poll, timeout_ms: int) -> Sequence[tuple[int, int]]:
+        return poller.poll(timeout_ms)

@@ -1,0 +1,502 @@
+"""The PV-IOMMU's PCI function: registers, rings and the translation of its endpoints' DMA."""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from pviommu_abi import registers as abi
+from pviommu_abi.registers import (
+    MSIX_BAR,
+    MSIX_BAR_SIZE,
+    MSIX_PBA_OFFSET,
+    MSIX_VECTORS,
+    REGISTER_BAR,
+    REGISTER_BAR_SIZE,
+    SHARED_BAR,
+    Feature,
+    Profile,
+    RingControl,
+    RingStatus,
+    RingType,
+    Status,
+)
+from pviommu_abi.shared import (
+    MAX_RING_ENTRIES,
+    MAX_RINGS,
+    MIN_RING_ENTRIES,
+    RING_AREA_OFFSET,
+    RING_AREA_SIZE,
+    SBDF_UNBOUND,
+    SHARED_BAR_SIZE,
+    EndpointEntry,
+    Event,
+    EventReason,
+    Limits,
+)
+from pviommu_abi.slots import DEFAULT_CONTEXT, PAYLOAD_OFFSET, SLOT_SIZE, Errno, OpClass, Slot, SlotFlags
+from vfio_user import RequestError
+
+from ..engine import PAGE_SHIFT, Access, DefaultPolicy, Engine, EngineConfig, Fault, Refusal, Run
+from ..pci.capabilities import endpoint as endpoint_capability
+from ..pci.config_space import Identity
+from ..pci.function import Environment, PciFunction
+from ..pci.shared_memory import fence
+from .bindings import Bindings, format_sbdf
+from .capability_area import CapabilityPublisher, chain
+from .events import EventRing
+from .own import OwnOperations
+from .ring import CommandRing
+from .xen_2024 import REFUSED, Reply, Xen2024
+
+__all__ = ["IommuConfig", "PvIommu", "TranslatedEndpoint"]
+
+log = logging.getLogger(__name__)
+
+VECTOR_EVENTS = 0
+VECTOR_RING = 1
+BATCH = 256
+"""Slots executed before the loop looks at sockets again."""
+RING_PAGE = 4096
+NO_STREAM = 0xFFFFFFFF
+DEFAULT_IDENTITY = Identity(abi.VENDOR_ID, abi.IOMMU_DEVICE_ID, abi.IOMMU_CLASS)
+PAGE_SIZES = 1 << 12 | 1 << 21 | 1 << 30
+
+_REASON = {
+    Refusal.NOT_MAPPED: EventReason.NOT_MAPPED,
+    Refusal.NO_PERMISSION: EventReason.PERMISSION,
+    Refusal.OUT_OF_APERTURE: EventReason.OUT_OF_APERTURE,
+    Refusal.RESERVED: EventReason.RESERVED,
+    Refusal.BLOCKED: EventReason.BLOCKED,
+    Refusal.NO_ENDPOINT: EventReason.BLOCKED,
+}
+
+
+@dataclass(frozen=True)
+class IommuConfig:
+    """What a PV-IOMMU is built with."""
+
+    instance: int = 1
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    max_nr_pages: int = 262144
+    rings: int = 4
+    streams: tuple[int, ...] = ()
+    fixed_bindings: Mapping[int, int] = field(default_factory=dict)
+    """stream -> SBDF"""
+    identity: Identity = DEFAULT_IDENTITY
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.rings <= MAX_RINGS:
+            raise ValueError(f"rings {self.rings}: must be 1..{MAX_RINGS}, the shared BAR has room for no more")
+        if not 1 <= self.max_nr_pages < 1 << 32:
+            raise ValueError(f"max_nr_pages {self.max_nr_pages}: must be 1..{(1 << 32) - 1}, it is a 32-bit count")
+        if len(set(self.streams)) != len(self.streams):
+            raise ValueError(f"streams {self.streams}: each endpoint needs a stream of its own")
+
+
+class TranslatedEndpoint(Protocol):
+    """What the PV-IOMMU asks of the endpoints behind it."""
+
+    def cancel_dma(self) -> None:
+        """The translations that queued requests were made for are gone: finish them as cancelled."""
+
+
+@dataclass
+class _RingSetup:
+    """The banked registers of one ring."""
+
+    kind: int = 0
+    entries: int = 0
+    base_low: int = 0
+    base_high: int = 0
+
+    @property
+    def base(self) -> int:
+        return self.base_high << 32 | self.base_low
+
+
+class PvIommu(PciFunction):
+    """The function that the guest programs, and the translator that the endpoints go through."""
+
+    def __init__(self, name: str, config: IommuConfig, environment: Environment) -> None:
+        super().__init__(name, config.identity, environment)
+        self.settings = config
+        self.engine = Engine(config.engine)
+        for stream in config.streams:
+            self.engine.add_endpoint(stream)
+        self._endpoints: dict[int, TranslatedEndpoint] = {}
+        self._bar = self.add_register_bar(REGISTER_BAR, abi.REGISTERS, REGISTER_BAR_SIZE)
+        self.shared = self.add_shared_bar(SHARED_BAR, SHARED_BAR_SIZE)
+        self.add_msix_bar(MSIX_BAR, MSIX_VECTORS, MSIX_BAR_SIZE, MSIX_PBA_OFFSET)
+        self.add_capability(endpoint_capability(config.instance, NO_STREAM))
+        self.bindings = Bindings(frozenset(config.streams), config.fixed_bindings)
+        self.events = EventRing(self.shared, self.inputs)
+        self.rings = [CommandRing(number, self.shared, self.inputs) for number in range(config.rings)]
+        self._setups = [_RingSetup() for _ in self.rings]
+        self._capabilities = CapabilityPublisher(self.shared)
+        self._xen_2024 = Xen2024(self.engine, self.bindings, self.counters, config.max_nr_pages)
+        self._own = OwnOperations(self.engine, self.bindings, self.events, self.counters)
+        self._status = Status(0)
+        for register, value in (
+            ("MAGIC", abi.MAGIC),
+            ("VERSION", abi.ABI_VERSION),
+            ("FEATURES", int(Feature.PROFILE_XEN_2024 | Feature.POSTED)),
+            ("INSTANCE", config.instance),
+            ("MAX_RINGS", config.rings),
+            ("MAX_RING_ENTRIES", MAX_RING_ENTRIES),
+            ("RING_AREA", RING_AREA_OFFSET),
+            ("RING_AREA_SIZE", RING_AREA_SIZE),
+        ):
+            self._bar[register] = value
+        self._publish_capabilities()
+        self.power_on()
+
+    def add_endpoint(self, stream: int, endpoint: TranslatedEndpoint) -> None:
+        """Name the function that is ``stream``, one of the configured streams."""
+        if stream not in self.settings.streams:
+            raise ValueError(f"stream {stream}: not one of {self.settings.streams}")
+        self._endpoints[stream] = endpoint
+
+    # -- PCI hooks --------------------------------------------------------------------------------------------------
+
+    def on_reset(self) -> None:
+        """Power-on state: rings off, only the default context, bindings and profile gone, queued DMA cancelled."""
+        lost = [stream for stream, context in self.engine.endpoints().items() if context != DEFAULT_CONTEXT]
+        for ring in self.rings:
+            ring.disable()
+        self.engine.reset()
+        self.bindings.reset()
+        self.shared.clear()
+        self.events.reset()
+        self._setups = [_RingSetup() for _ in self.rings]
+        self._status = Status(0)
+        self._bar.clear(("PROFILE", "RING_SELECT"))
+        self._publish_capabilities()
+        for stream in lost:
+            if stream in self._endpoints:
+                self._endpoints[stream].cancel_dma()
+
+    def on_memory_changed(self) -> None:
+        self.engine.set_ram([(first >> PAGE_SHIFT, last >> PAGE_SHIFT) for first, last in self.memory.ram_ranges()])
+        self._publish_capabilities()
+
+    def check_client(self) -> None:
+        """Refuse a client whose memory cannot be reached."""
+        mappings = list(self.memory)
+        if mappings and not any(mapping.file for mapping in mappings):
+            text = (
+                "guest memory came without file descriptors: give QEMU "
+                "-object memory-backend-memfd,id=ram,size=SIZE,share=on -machine memory-backend=ram"
+            )
+            log.error("%s: client refused: %s", self.name, text, extra={"event": "memory-not-shared"})
+            raise RequestError(errno.EINVAL, text)
+
+    def limits(self) -> Limits:
+        """The LIMITS capability."""
+        config = self.settings.engine
+        return Limits(
+            page_sizes=PAGE_SIZES,
+            max_nr_pages=self.settings.max_nr_pages,
+            max_contexts=config.max_contexts,
+            pool_pages=config.pool_pages,
+            rings=self.settings.rings,
+            aperture_bits=config.aperture_bits,
+            default_policy=int(config.default_policy is DefaultPolicy.IDENTITY),
+        )
+
+    def _publish_capabilities(self) -> None:
+        fixed = self.settings.fixed_bindings
+        entries = [
+            EndpointEntry(stream, int(stream in fixed), fixed.get(stream, SBDF_UNBOUND))
+            for stream in self.settings.streams
+        ]
+        self._capabilities.publish(chain(self.settings.engine, self.limits(), self.memory.ram_ranges(), entries))
+
+    # -- registers --------------------------------------------------------------------------------------------------
+
+    def _accept(self, accepted: bool) -> None:
+        self._status = self._status & ~Status.REFUSED if accepted else self._status | Status.REFUSED
+
+    @property
+    def _rings_on(self) -> bool:
+        return any(ring.enabled for ring in self.rings)
+
+    @property
+    def _selected(self) -> int:
+        return self._bar["RING_SELECT"]
+
+    def read_status(self, _: int) -> int:
+        return int(self._status | (Status.RINGS_ON if self._rings_on else 0))
+
+    def write_profile(self, _: int, value: int) -> None:
+        accepted = not self._rings_on and value in (Profile.NONE, Profile.XEN_2024)
+        if accepted:
+            self.on_reset()
+            self._bar["PROFILE"] = value
+        self._accept(accepted)
+
+    def write_reset(self, _: int, value: int) -> None:
+        if value == 1:
+            self.drain()
+            self.on_reset()
+        self._accept(value == 1)
+
+    def write_ring_select(self, _: int, value: int) -> None:
+        self._accept(value < len(self.rings))
+        if value < len(self.rings):
+            self._bar["RING_SELECT"] = value
+
+    def _set_up(self, name: str, value: int) -> None:
+        accepted = not self.rings[self._selected].enabled
+        if accepted:
+            setattr(self._setups[self._selected], name, value)
+        self._accept(accepted)
+
+    def read_ring_type(self, _: int) -> int:
+        return self._setups[self._selected].kind
+
+    def write_ring_type(self, _: int, value: int) -> None:
+        self._set_up("kind", value)
+
+    def read_ring_entries(self, _: int) -> int:
+        return self._setups[self._selected].entries
+
+    def write_ring_entries(self, _: int, value: int) -> None:
+        self._set_up("entries", value)
+
+    def read_ring_base_lo(self, _: int) -> int:
+        return self._setups[self._selected].base_low
+
+    def write_ring_base_lo(self, _: int, value: int) -> None:
+        self._set_up("base_low", value)
+
+    def read_ring_base_hi(self, _: int) -> int:
+        return self._setups[self._selected].base_high
+
+    def write_ring_base_hi(self, _: int, value: int) -> None:
+        self._set_up("base_high", value)
+
+    def read_ring_control(self, _: int) -> int:
+        return int(RingControl.ENABLE) if self.rings[self._selected].enabled else 0
+
+    def write_ring_control(self, _: int, value: int) -> None:
+        ring, setup = self.rings[self._selected], self._setups[self._selected]
+        if value == 0:
+            ring.disable()
+            self._accept(True)
+        elif value == RingControl.ENABLE and not ring.enabled and self._may_enable(setup, ring):
+            ring.enable(setup.base, setup.entries)
+            self._accept(True)
+        else:
+            self._accept(False)
+
+    def _may_enable(self, setup: _RingSetup, ring: CommandRing) -> bool:
+        size = setup.entries * SLOT_SIZE
+        fits = (
+            self._bar["PROFILE"] != Profile.NONE
+            and setup.kind == RingType.SHARED_BAR
+            and MIN_RING_ENTRIES <= setup.entries <= MAX_RING_ENTRIES
+            and setup.entries & (setup.entries - 1) == 0
+            and setup.base % RING_PAGE == 0
+            and setup.base >= RING_AREA_OFFSET
+            and setup.base + size <= RING_AREA_OFFSET + RING_AREA_SIZE
+            and ring.is_rewound()
+            and not any(
+                other.enabled and place.base < setup.base + size and setup.base < place.base + other.entries * SLOT_SIZE
+                for other, place in zip(self.rings, self._setups, strict=True)
+            )
+        )
+        if fits and list(self.memory) and not self.memory.is_used_by_guest():
+            self._status |= Status.MEMORY_NOT_SHARED
+            log.error(
+                "%s: the memory files that QEMU handed over hold no data, so the guest uses other memory: "
+                "the memory backend needs share=on",
+                self.name,
+                extra={"event": "memory-not-shared"},
+            )
+            return False
+        return fits
+
+    def read_ring_status(self, _: int) -> int:
+        ring = self.rings[self._selected]
+        return int((RingStatus.ENABLED if ring.enabled else 0) | (RingStatus.BROKEN if ring.broken else 0))
+
+    def write_doorbell(self, _: int, __: int) -> None:
+        self.counters.doorbells += 1  # that it was rung has woken the loop; the rings say what there is to do
+
+    # -- rings ------------------------------------------------------------------------------------------------------
+
+    def work(self) -> bool:
+        """Execute a bounded number of slots of each ring. Whether there were any."""
+        done = False
+        for ring in self.rings:
+            if ring.entries:
+                count = self._pending(ring)
+                if count:
+                    self._execute(ring, min(count, BATCH))
+                    done = True
+        return done
+
+    def drain(self) -> None:
+        """Execute what each ring held when this was called; a ring whose operation is in progress is left alone."""
+        for ring in self.rings:
+            if ring.busy:
+                continue
+            count = self._pending(ring)
+            while count > 0 and ring.enabled:
+                count -= self._execute(ring, count)
+
+    def arm(self) -> bool:
+        """Ask for doorbells. Whether the loop may sleep now: no ring got work in the meantime."""
+        for ring in self.rings:
+            if ring.enabled:
+                ring.arm()
+        fence()
+        return not any(self._pending(ring) for ring in self.rings)
+
+    def disarm(self) -> None:
+        """Doorbells are not needed: the rings are being polled."""
+        for ring in self.rings:
+            if ring.enabled:
+                ring.disarm()
+
+    @property
+    def is_polled(self) -> bool:
+        """Whether there is anything that the loop has to poll."""
+        return self._rings_on
+
+    def _pending(self, ring: CommandRing) -> int:
+        was_broken = ring.broken
+        count = ring.pending()
+        if ring.broken and not was_broken:
+            log.warning("%s: ring %d has an impossible producer index and is stopped", self.name, ring.number)
+            self._event(reason=EventReason.RING_BROKEN, slot=ring.number)
+        return count
+
+    def _execute(self, ring: CommandRing, limit: int) -> int:
+        """Execute up to ``limit`` slots, all of them submitted; returns how many."""
+        raw = ring.fetch(limit)
+        count = len(raw) // SLOT_SIZE
+        ring.busy = True
+        unpublished = 0
+        for start in range(0, len(raw), SLOT_SIZE):
+            op_class, op, flags, sequence, _, _ = Slot.STRUCT.unpack_from(raw, start)
+            reply = self._execute_one(op_class, op, flags, raw[start + PAYLOAD_OFFSET : start + SLOT_SIZE])
+            ring.finish(unpublished, reply.result, sequence, reply.payload)
+            unpublished += 1
+            if flags & SlotFlags.POSTED:
+                self.counters.slots_posted += 1
+                if reply.result < 0:
+                    self._event(reason=EventReason.POSTED_FAILED, result=reply.result, slot=sequence)
+            else:  # somebody waits
+                self._publish(ring, unpublished)
+                unpublished = 0
+            if reply.result < 0:
+                self.counters.ops_failed += 1
+        if unpublished:
+            self._publish(ring, unpublished)
+        ring.busy = False
+        self.counters.slots += count
+        return count
+
+    def _publish(self, ring: CommandRing, count: int) -> None:
+        if ring.publish(count):
+            self.interrupt(VECTOR_RING + ring.number)
+
+    def _execute_one(self, op_class: int, op: int, flags: int, payload: bytes) -> Reply:
+        if flags & ~SlotFlags.POSTED:
+            return REFUSED
+        try:
+            if op_class == OpClass.XEN_2024 and op == 0:
+                if self._xen_2024.reorders(payload):
+                    self.drain()
+                return self._xen_2024.execute(payload)
+            if op_class == OpClass.OWN:
+                if self._own.reorders(op):
+                    self.drain()
+                return self._own.execute(op, payload)
+        except Exception:  # one bad request fails alone, whatever it hit
+            log.exception("%s: operation failed: class %d op %d payload %s", self.name, op_class, op, payload.hex())
+            return Reply(-Errno.EIO)
+        return REFUSED
+
+    # -- translation ------------------------------------------------------------------------------------------------
+
+    def translate(self, stream: int, iova: int, length: int, access: Access) -> list[Run] | Fault:
+        """Where DMA goes, or why not. A refusal is only believed after all rings are drained: the map may be on
+        its way.
+        """
+        result = self.engine.translate(stream, iova, length, access)
+        if isinstance(result, Fault):
+            self.drain()
+            result = self.engine.translate(stream, iova, length, access)
+        return result
+
+    def report_fault(self, fault: Fault, length: int) -> EventReason:
+        """Tell the guest of a refused request of ``length`` bytes. Returns the reason it was given."""
+        return self.report(_REASON[fault.refusal], fault.access, fault.stream, fault.iova, length)
+
+    def report(self, reason: EventReason, access: Access, stream: int, iova: int, length: int) -> EventReason:
+        """Tell the guest of DMA of ``stream`` that was refused at ``iova``."""
+        self.counters.faults += 1
+        context = self.engine.endpoints().get(stream, DEFAULT_CONTEXT)
+        sbdf = self.bindings.sbdf(stream)
+        log.info(
+            "fault: stream %d (%s) context %d %s of %d bytes refused at %#x: %s",
+            *(stream, format_sbdf(sbdf), context, access.name, length, iova, reason.name),
+            extra={
+                "event": "fault",
+                "fields": {
+                    "stream": stream,
+                    "sbdf": format_sbdf(sbdf),
+                    "context": context,
+                    "iova": iova,
+                    "access": access.name,
+                    "reason": reason.name,
+                    "length": length,
+                },
+            },
+        )
+        self._event(
+            reason=reason, access=int(access), stream=stream, sbdf=sbdf, iova=iova, length=length, ctx_no=context
+        )
+        return reason
+
+    def _event(
+        self,
+        *,
+        reason: EventReason,
+        access: int = 0,
+        stream: int = NO_STREAM,
+        sbdf: int = SBDF_UNBOUND,
+        iova: int = 0,
+        length: int = 0,
+        ctx_no: int = 0,
+        result: int = 0,
+        slot: int = 0,
+    ) -> None:
+        event = Event(
+            sequence=self.events.sequence,
+            reason=reason,
+            access=access,
+            stream=stream,
+            sbdf=sbdf,
+            iova=iova,
+            length=length,
+            ctx_no=ctx_no,
+            result=result,
+            slot=slot,
+            time_ns=self.inputs.now_ns(),
+        )
+        lost = self.events.lost
+        self.counters.events += 1
+        if self.events.put(event):
+            self.interrupt(VECTOR_EVENTS)
+        self.counters.events_lost += self.events.lost - lost
+
+    def unblock(self, stream: int) -> None:
+        """The endpoint was reset, or its bus mastering turned on: it begins anew in its context."""
+        self.engine.unblock(stream)

@@ -1,0 +1,85 @@
+"""The device's own operations: bindings and what is in use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from pviommu_abi.slots import DEFAULT_CONTEXT, Binding, Errno, OwnOp, Usage
+
+from ..counters import Counters
+from ..engine import Engine
+from .bindings import Bindings, sbdf_of
+from .events import EventRing
+from .xen_2024 import REFUSED, Reply
+
+__all__ = ["OwnOperations"]
+
+_BINDING_IN = Binding.offset_of("ctx_no")
+
+
+class OwnOperations:
+    """Executes payloads of class OWN."""
+
+    def __init__(self, engine: Engine, bindings: Bindings, events: EventRing, counters: Counters) -> None:
+        self._engine = engine
+        self._bindings = bindings
+        self._events = events
+        self._counters = counters
+        self._handlers: dict[int, Callable[[bytes], Reply]] = {
+            int(op): getattr(self, f"op_{op.name.lower()}") for op in OwnOp
+        }
+
+    @staticmethod
+    def reorders(op: int) -> bool:
+        """Whether the operation must wait for all rings: it moves an endpoint."""
+        return op == OwnOp.UNBIND
+
+    def execute(self, op: int, payload: bytes) -> Reply:
+        """Carry out ``op`` with the 48 bytes of ``payload``. Unknown operations are -EOPNOTSUPP."""
+        handler = self._handlers.get(op)
+        if handler is None:
+            return Reply(-Errno.EOPNOTSUPP)
+        self._counters.ops[OwnOp(op).name.lower()] += 1
+        return handler(payload)
+
+    def op_bind(self, payload: bytes) -> Reply:
+        if any(payload[_BINDING_IN:]):
+            return REFUSED
+        binding = Binding.unpack(payload)
+        return Reply(self._bindings.bind(sbdf_of(binding.seg, binding.bus, binding.devfn), binding.stream))
+
+    def op_unbind(self, payload: bytes) -> Reply:
+        if any(payload[_BINDING_IN:]):
+            return REFUSED
+        binding = Binding.unpack(payload)
+        sbdf = sbdf_of(binding.seg, binding.bus, binding.devfn)
+        stream = self._bindings.stream(sbdf)
+        result = self._bindings.unbind(sbdf)
+        if result == 0 and stream is not None:
+            self._engine.attach(stream, DEFAULT_CONTEXT)
+        return Reply(result)
+
+    def op_query_endpoint(self, payload: bytes) -> Reply:
+        if any(payload[Binding.SIZE :]):
+            return REFUSED
+        given = Binding.unpack(payload)
+        stream = self._bindings.stream(sbdf_of(given.seg, given.bus, given.devfn))
+        if stream is None:
+            return Reply(-Errno.ENOENT)
+        blocked = int(self._engine.is_blocked(stream))
+        context = self._engine.endpoints()[stream]
+        return Reply(0, Binding(given.seg, given.bus, given.devfn, stream, context, blocked).pack())
+
+    def op_query_usage(self, payload: bytes) -> Reply:
+        if any(payload[Usage.SIZE :]):
+            return REFUSED
+        usage = self._engine.usage()
+        answer = Usage(
+            usage.contexts,
+            len(self._bindings),
+            usage.pool_pages_used,
+            usage.pool_pages_total,
+            usage.mapped_pages,
+            self._events.lost,
+        )
+        return Reply(0, answer.pack())

@@ -1,0 +1,85 @@
+"""Decides between KVM and TCG by trying: KVM that is present may still be unable to run a stock guest."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+import time
+from pathlib import Path
+
+from pviommu.lab.image import base_image
+from pviommu.lab.problems import EnvironmentProblem, RunError
+from pviommu.lab.progress import Progress
+from pviommu.lab.provision import Toolbox
+from pviommu.lab.vm import GuestTimeoutError, VirtualMachine, VmConfig
+
+__all__ = ["STEPS", "choose_accelerator", "kvm_runs_a_guest"]
+
+STEPS = 1
+_PROBE_SECONDS = 8.0
+_MARKER = "pviommu lab: a guest runs"
+_INIT = f"""#!/bin/sh
+mount -t sysfs sysfs /sys
+mount -t devtmpfs devtmpfs /dev
+for try in 1 2 3 4 5 6 7 8 9 10; do
+    for port in /dev/vport*; do
+        [ -c "$port" ] && echo "{_MARKER}" >"$port" && poweroff -f
+    done
+    sleep 0.1
+done
+poweroff -f
+"""
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_KVM = Path("/dev/kvm")
+
+
+def choose_accelerator(
+    requested: str, toolbox: Toolbox, cache: Path, progress: Progress, *, device: Path = _KVM, boot_id: Path = _BOOT_ID
+) -> str:
+    """``kvm`` or ``tcg`` for ``requested`` (auto, kvm or tcg).
+
+    The answer of a trial boot is remembered in ``cache`` until the host reboots or QEMU or the guest kernel changes.
+    Raises EnvironmentProblem when kvm was asked for and cannot run a guest.
+    """
+    if requested == "tcg":
+        return "tcg"
+    usable = os.access(device, os.R_OK | os.W_OK) and _remembered_trial(toolbox, cache, progress, boot_id)
+    if requested == "kvm" and not usable:
+        raise EnvironmentProblem(
+            f"--accel kvm: {device} cannot run a guest here",
+            "give this user access to it and enable (nested) virtualisation, or use --accel tcg",
+        )
+    return "kvm" if usable else "tcg"
+
+
+def _remembered_trial(toolbox: Toolbox, cache: Path, progress: Progress, boot_id: Path) -> bool:
+    key = "\n".join((boot_id.read_text().strip(), *toolbox.qemu_command, *toolbox.versions.values()))
+    memory = cache / f"kvm-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+    if not memory.is_file():
+        progress.step("trying a guest under KVM")
+        answer = kvm_runs_a_guest(toolbox)
+        progress.done("it runs" if answer else "it does not run, TCG is used")
+        memory.write_text("yes" if answer else "no")
+    return memory.read_text() == "yes"
+
+
+def kvm_runs_a_guest(toolbox: Toolbox, accelerator: str = "kvm") -> bool:
+    """Boot the guest kernel under ``accelerator`` until its first process speaks; False if it does not within 8 s."""
+    with tempfile.TemporaryDirectory(prefix="pviommu-") as name:
+        folder = Path(name)
+        initrd = folder / "initrd"
+        initrd.write_bytes(base_image(toolbox.busybox, _INIT.encode()).pack())
+        config = VmConfig(
+            initrd=initrd,
+            console_log=folder / "console.log",
+            qemu_log=folder / "qemu.log",
+            accelerator=accelerator,
+            memory=256 << 20,
+        )
+        with VirtualMachine(toolbox, config) as machine:
+            machine.start()
+            try:
+                return any(line.strip() == _MARKER for line in machine.lines(time.monotonic() + _PROBE_SECONDS))
+            except (GuestTimeoutError, RunError):
+                return False

@@ -1,0 +1,174 @@
+"""A private apt: its own sources, lists and cache, so that it needs no root rights and leaves the host's apt alone.
+
+Packages come from a Debian mirror and apt verifies the signature of every index against Debian's archive keyring.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pviommu.lab.problems import EnvironmentProblem
+from pviommu.lab.processes import Run
+
+__all__ = ["KEYRING", "MIRROR_VARIABLE", "SUITES", "Package", "PrivateApt", "choose_mirror", "require_tools"]
+
+KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+MIRROR_VARIABLE = "PVIOMMU_DEBIAN_MIRROR"
+SUITES = ("trixie", "trixie-updates", "trixie-backports")
+
+_TARGETS_FORMAT = "$(CREATED_BY) $(REPO_URI) $(RELEASE) $(ORIGIN)"
+_RELEASES = frozenset(
+    f"{release}{pocket}"
+    for release in ("bullseye", "bookworm", "trixie", "forky", "sid", "oldoldstable", "oldstable", "stable", "testing")
+    for pocket in ("", "-updates", "-backports")
+)
+_SCHEMES = ("http://", "https://", "file:", "mirror+")
+_SET_MIRROR = f"set {MIRROR_VARIABLE} to the URL of a Debian mirror (the folder that holds dists/ and pool/)"
+
+
+def choose_mirror(environment: dict[str, str], run: Run) -> str:
+    """The Debian mirror to use: the environment's, else the one the host's own apt uses.
+
+    Raises EnvironmentProblem when the host has no Debian mirror configured.
+    """
+    if named := environment.get(MIRROR_VARIABLE):
+        if not named.startswith(_SCHEMES):
+            raise EnvironmentProblem(f"{MIRROR_VARIABLE}={named} is not a URL that apt understands", _SET_MIRROR)
+        return named.rstrip("/")
+    listing = run(["apt-get", "indextargets", "--format", _TARGETS_FORMAT])
+    for line in listing.output.splitlines() if listing.status == 0 else ():
+        words = line.split()
+        if len(words) < 3 or words[0] != "Packages":
+            continue
+        address, release, origin = words[1], words[2], " ".join(words[3:])
+        if not address.startswith(_SCHEMES) or "security" in address or "security" in release:
+            continue
+        # Before the host's first `apt update` apt does not know the origin; then the release's name decides.
+        if origin == "Debian" or (not origin and release in _RELEASES):
+            return address.rstrip("/")
+    raise EnvironmentProblem("no Debian mirror is known: the host's apt is configured with none", _SET_MIRROR)
+
+
+def require_tools(run: Run, machine: str, keyring: Path = KEYRING) -> None:
+    """Refuse a host on which Debian packages cannot be fetched, verified and unpacked. Raises EnvironmentProblem."""
+    if machine not in ("x86_64", "amd64"):
+        raise EnvironmentProblem(
+            f"the lab's guest is amd64, this host is {machine}", "run the lab on an x86-64 Linux host"
+        )
+    for tool, package in (("apt-get", "apt"), ("dpkg-deb", "dpkg")):
+        if run([tool, "--version"]).status != 0:
+            raise EnvironmentProblem(
+                f"{tool} is missing: the lab takes QEMU and the guest kernel from Debian packages",
+                f"install the package {package} (Debian and Ubuntu have it; use a Debian container elsewhere)",
+            )
+    if not keyring.is_file():
+        raise EnvironmentProblem(
+            f"{keyring} is missing: signatures of Debian packages cannot be verified",
+            "install the package debian-archive-keyring",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Package:
+    """A package archive to download: its file name and its size in bytes."""
+
+    file_name: str
+    size: int
+
+
+class PrivateApt:
+    """Fetches packages with their dependencies into ``folder``; nothing is installed on the host."""
+
+    def __init__(self, folder: Path, mirror: str, run: Run, *, keyring: Path = KEYRING) -> None:
+        self._folder = folder
+        self._run = run
+        self.archives = folder / "cache/archives"
+        for part in ("state/lists/partial", "cache/archives/partial"):
+            (folder / part).mkdir(parents=True, exist_ok=True)
+        (folder / "status").touch()
+        sources = (f"deb [signed-by={keyring} arch=amd64] {mirror} {suite} main\n" for suite in SUITES)
+        (folder / "sources.list").write_text("".join(sources))
+        self._configuration = folder / "apt.conf"
+        self._configuration.write_text(self._settings())
+
+    def update(self) -> None:
+        """Fetch and verify the package indices. Raises EnvironmentProblem with apt's own words."""
+        outcome = self._run([*self._command("update"), "--error-on=any"])
+        if outcome.status != 0:
+            self._refuse("the package indices cannot be fetched", outcome.output)
+
+    def resolve(self, packages: Sequence[str]) -> list[Package]:
+        """The archives that ``packages`` and their dependencies need. Raises EnvironmentProblem."""
+        outcome = self._run([*self._command("install"), "--print-uris", "-qq", *packages])
+        if outcome.status != 0:
+            self._refuse("the packages cannot be resolved", outcome.output)
+        found = re.findall(r"^'[^']+' (\S+\.deb) (\d+) ", outcome.output, re.MULTILINE)
+        return [Package(name, int(size)) for name, size in found]
+
+    def download(self, packages: Sequence[str], progress: Callable[[float], None]) -> list[Path]:
+        """Download and verify; ``progress`` gets fractions from 0 to 1. Raises EnvironmentProblem."""
+        log = self._folder / "download.log"
+        command = [*self._command("install"), "--download-only", "-qq", "-o", "APT::Status-Fd=1", *packages]
+        with (
+            log.open("w") as errors,
+            subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                errors="replace",
+                env={**os.environ, "LC_ALL": "C"},
+            ) as process,
+        ):
+            assert process.stdout is not None  # asked for above
+            for line in process.stdout:
+                if match := re.match(r"dlstatus:[^:]*:([\d.]+):", line):
+                    progress(float(match[1]) / 100)
+        if process.returncode != 0:
+            self._refuse("the packages cannot be downloaded", log.read_text(errors="replace"))
+        return sorted(self.archives.glob("*.deb"))
+
+    def _command(self, verb: str) -> list[str]:
+        return ["apt-get", "-c", str(self._configuration), "-y", verb]
+
+    def _settings(self) -> str:
+        folder = self._folder
+        settings = {
+            "Dir::State": folder / "state",
+            "Dir::State::status": folder / "status",
+            "Dir::Cache": folder / "cache",
+            "Dir::Cache::archives": self.archives,
+            "Dir::Etc::sourcelist": folder / "sources.list",
+            "Dir::Etc::sourceparts": "-",
+            "Dir::Etc::preferences": "/dev/null",
+            "Dir::Etc::preferencesparts": "-",
+            "Dir::Log": folder,
+            "APT::Architecture": "amd64",
+            "APT::Install-Recommends": "false",
+            "APT::Install-Suggests": "false",
+            "APT::Get::AllowUnauthenticated": "false",
+            "Acquire::AllowInsecureRepositories": "false",
+            "Acquire::Languages": "none",
+            "Acquire::Retries": "3",
+        }
+        if os.geteuid() == 0:
+            # Root's apt downloads as the user _apt, who may not enter the cache folder.
+            settings["APT::Sandbox::User"] = "root"
+        # The host's hooks are about the host's packages.
+        hooks = ("APT::Update::Pre-Invoke", "APT::Update::Post-Invoke", "APT::Update::Post-Invoke-Success")
+        lines = [f"#clear {hook};" for hook in (*hooks, "APT::Architectures", "DPkg::Pre-Install-Pkgs")]
+        lines += [f'{name} "{value}";' for name, value in settings.items()]
+        return "\n".join([*lines, 'APT::Architectures { "amd64"; };', ""])
+
+    def _refuse(self, what: str, output: str) -> None:
+        words = [line.strip() for line in output.splitlines() if line.startswith(("E:", "W:", "Err:"))]
+        how = "check the network and " + _SET_MIRROR
+        if "NO_PUBKEY" in output or "not signed" in output:
+            how = "update the package debian-archive-keyring (it must hold the keys of Debian 13)"
+        raise EnvironmentProblem(f"{what}: {' | '.join(words[-3:]) or output.strip()[-300:]}", how)

@@ -1,0 +1,137 @@
+"""Builds the guest's kernel modules against the kernel in the private root, with the compiler of that root.
+
+Results are kept by a digest of the sources and the kernel release. The build runs in a change of root: through a mount
+namespace of one's own (as root, or as any user where user namespaces are allowed), else, as root, by plain chroot.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from pviommu.lab.problems import EnvironmentProblem, RunError
+from pviommu.lab.processes import Run, run
+from pviommu.lab.progress import Progress
+from pviommu.lab.provision import Toolbox
+
+__all__ = ["STEPS", "Sandbox", "build_modules", "find_sandbox", "sources_digest"]
+
+STEPS = 1
+_PRODUCTS = ("*.ko",)
+_GENERATED = (".o", ".ko", ".mod", ".mod.c", ".cmd", "Module.symvers", "modules.order")
+_BIND_AND_ENTER = """
+set -e
+mount --rbind /dev "$1/dev"
+mount --rbind /proc "$1/proc"
+root=$1
+shift
+exec chroot "$root" "$@"
+"""
+_ENVIRONMENT = ("env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C", "HOME=/tmp")
+
+
+class Sandbox:
+    """A way to run a program with the private root as its root folder."""
+
+    def __init__(self, unshare: Sequence[str]) -> None:
+        self._unshare = tuple(unshare)
+
+    def command(self, root: Path, program: Sequence[str]) -> list[str]:
+        """The command that runs ``program`` (paths as seen inside) in ``root``."""
+        if not self._unshare:
+            return ["chroot", str(root), *_ENVIRONMENT, *program]
+        return [*self._unshare, "sh", "-c", _BIND_AND_ENTER, "sh", str(root), *_ENVIRONMENT, *program]
+
+
+def find_sandbox(root: Path, run: Run = run, *, user: int | None = None) -> Sandbox:
+    """The first way into ``root`` that works here. Raises EnvironmentProblem when there is none."""
+    as_root = (os.geteuid() if user is None else user) == 0
+    ways = [["unshare", "--mount"]] if as_root else []
+    ways.append(["unshare", "--map-root-user", "--mount"])
+    for way in ways:
+        sandbox = Sandbox(way)
+        if run(sandbox.command(root, ["true"])).status == 0:
+            return sandbox
+    if as_root and _make_null_device(root):
+        sandbox = Sandbox([])
+        if run(sandbox.command(root, ["true"])).status == 0:
+            return sandbox
+    raise EnvironmentProblem(
+        "the guest modules cannot be built: this user may not create mount namespaces",
+        "allow user namespaces (sysctl kernel.unprivileged_userns_clone=1 on Debian,"
+        " kernel.apparmor_restrict_unprivileged_userns=0 on Ubuntu) or run as root",
+    )
+
+
+def _make_null_device(root: Path) -> bool:
+    path = root / "dev/null"
+    try:
+        if not path.exists():
+            os.mknod(path, stat.S_IFCHR | 0o666, os.makedev(1, 3))
+        return path.is_char_device()
+    except OSError:
+        return False
+
+
+def sources_digest(sources: Path, kernel_release: str) -> str:
+    """A digest of every source file (names and contents) and of the kernel they are built for."""
+    digest = hashlib.sha256(kernel_release.encode())
+    for path in _source_files(sources):
+        name, content = str(path.relative_to(sources)).encode(), path.read_bytes()
+        digest.update(b"%d:%b%d:%b" % (len(name), name, len(content), content))
+    return digest.hexdigest()[:16]
+
+
+def _source_files(sources: Path) -> list[Path]:
+    return sorted(path for path in sources.rglob("*") if path.is_file() and not path.name.endswith(_GENERATED))
+
+
+def build_modules(toolbox: Toolbox, sources: Path, cache: Path, progress: Progress, run: Run = run) -> list[Path]:
+    """The built ``.ko`` files of ``sources``, sorted by name; from ``cache`` if nothing changed.
+
+    A warning is an error. Raises RunError with the compiler's output, and EnvironmentProblem.
+    """
+    kept = cache / f"modules-{sources_digest(sources, toolbox.kernel_release)}"
+    if kept.is_dir():
+        progress.skip(STEPS)
+    else:
+        progress.step(f"building the guest modules for {toolbox.kernel_release}")
+        _build(toolbox, sources, kept, run)
+        progress.done()
+    return sorted(kept.glob("*.ko"))
+
+
+def _build(toolbox: Toolbox, sources: Path, kept: Path, run: Run) -> None:
+    sandbox = find_sandbox(toolbox.root, run)
+    work = Path(tempfile.mkdtemp(dir=toolbox.root / "build"))
+    try:
+        for path in _source_files(sources):
+            target = work / path.relative_to(sources)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
+        inside = "/" + str(work.relative_to(toolbox.root))
+        tree = f"/lib/modules/{toolbox.kernel_release}/build"
+        jobs = f"-j{os.cpu_count() or 1}"
+        make = ["make", jobs, "-C", tree, f"M={inside}", "KCFLAGS=-Werror", "modules"]
+        outcome = run(sandbox.command(toolbox.root, make))
+        products = [product for pattern in _PRODUCTS for product in work.rglob(pattern)]
+        if outcome.status != 0 or not products:
+            raise RunError(f"the guest modules in {sources} do not build", outcome.output.replace(f"{inside}/", ""))
+        _keep(products, kept)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _keep(products: Sequence[Path], kept: Path) -> None:
+    new = Path(tempfile.mkdtemp(prefix="building-modules-", dir=kept.parent))
+    for product in products:
+        shutil.copyfile(product, new / product.name)
+    try:
+        new.rename(kept)
+    except OSError:  # another run was first; both built the same sources
+        shutil.rmtree(new, ignore_errors=True)

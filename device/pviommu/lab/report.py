@@ -1,0 +1,165 @@
+"""What a run leaves behind: the verdict, ``results.json``, ``junit.xml`` and a summary to read.
+
+``results.json`` holds ``verdict`` (passed, failed, timeout or error), ``tests`` (numbers passed, failed, skipped),
+``seconds``, ``versions``, ``counts`` (the server's own summary) and ``problems`` (sentences; empty after a run that
+passed).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from pviommu.lab.ktap import KtapRun, Outcome, TestResult
+
+__all__ = ["RunRecord", "exit_line", "judge", "new_results_folder", "summary_text", "write_results"]
+
+_EXIT_LINE = re.compile(r"# lab: exit (\d{1,3})$")
+_NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+
+@dataclass(slots=True)
+class RunRecord:
+    """One judged run. ``counts`` is the server's summary as it came."""
+
+    verdict: str
+    ktap: KtapRun
+    problems: list[str]
+    seconds: float
+    versions: dict[str, str]
+    counts: dict[str, Any] = field(default_factory=dict)
+
+
+def exit_line(line: str) -> int | None:
+    """The status of a ``# lab: exit N`` line, which the guest's init writes last; None for any other line."""
+    match = _EXIT_LINE.match(line.strip())
+    return int(match[1]) if match else None
+
+
+def judge(ktap: KtapRun, exit_status: int | None, problems: Sequence[str]) -> list[str]:
+    """Everything that speaks against the run, as sentences; empty means that it passed."""
+    against = [*problems, *ktap.problems]
+    counts = ktap.counts()
+    if counts.passed + counts.failed == 0:
+        against.append("no test ran")
+    if counts.failed:
+        against.append(f"{counts.failed} of {counts.total} tests failed")
+    if exit_status is None:
+        against.append('the guest ended without its "# lab: exit" line: it crashed or was cut off')
+    elif exit_status != 0:
+        against.append(f"the guest's tests ended with status {exit_status}")
+    return against
+
+
+def new_results_folder(base: Path, now: datetime) -> Path:
+    """Make ``base/<UTC time>`` and point ``base/latest`` at it. Raises OSError."""
+    base.mkdir(parents=True, exist_ok=True)
+    stamp = now.strftime("%Y-%m-%dT%H-%M-%SZ")
+    for number in range(1, 1000):
+        folder = base / (stamp if number == 1 else f"{stamp}-{number}")
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            continue
+        link = base / f".latest-{folder.name}"
+        link.symlink_to(folder.name)
+        link.replace(base / "latest")
+        return folder
+    raise FileExistsError(f"{base}: a thousand runs began at {stamp}")
+
+
+def write_results(folder: Path, record: RunRecord) -> None:
+    """Write ``results.json`` and ``junit.xml``. Raises OSError."""
+    counts = record.ktap.counts()
+    results = {
+        "verdict": record.verdict,
+        "tests": {"passed": counts.passed, "failed": counts.failed, "skipped": counts.skipped},
+        "seconds": round(record.seconds, 3),
+        "versions": record.versions,
+        "counts": record.counts,
+        "problems": record.problems,
+    }
+    (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    tree = ElementTree.ElementTree(_junit(record))
+    ElementTree.indent(tree)
+    tree.write(folder / "junit.xml", encoding="utf-8", xml_declaration=True)
+
+
+def _junit(record: RunRecord) -> ElementTree.Element:
+    cases: list[ElementTree.Element] = []
+    for path, result in record.ktap.leaves():
+        cases.append(_case(".".join(("guest", *path[:-1])), result))
+    counts = record.ktap.counts()
+    errors = 0 if record.verdict == "passed" or counts.failed else 1
+    suite = ElementTree.Element(
+        "testsuite",
+        name="pviommu lab",
+        tests=str(counts.total + errors),
+        failures=str(counts.failed),
+        errors=str(errors),
+        skipped=str(counts.skipped),
+        time=f"{record.seconds:.3f}",
+    )
+    properties = ElementTree.SubElement(suite, "properties")
+    for name, value in record.versions.items():
+        ElementTree.SubElement(properties, "property", name=f"version.{name}", value=_clean(value))
+    suite.extend(cases)
+    if errors:
+        # A run that broke without a failed test must not look green to a reader of JUnit files.
+        case = ElementTree.SubElement(suite, "testcase", classname="lab", name="the run is complete")
+        error = ElementTree.SubElement(case, "error", message=_clean("; ".join(record.problems)))
+        error.text = _clean("\n".join(record.problems))
+    top = ElementTree.Element("testsuites")
+    top.append(suite)
+    return top
+
+
+def _case(class_name: str, result: TestResult) -> ElementTree.Element:
+    case = ElementTree.Element("testcase", classname=_clean(class_name), name=_clean(result.name))
+    notes = _clean("\n".join(result.diagnostics))
+    if result.outcome is Outcome.FAILED:
+        message = " ".join((result.directive, result.reason)).strip() or "not ok"
+        ElementTree.SubElement(case, "failure", message=_clean(message)).text = notes
+    elif result.outcome is Outcome.SKIPPED:
+        ElementTree.SubElement(case, "skipped", message=_clean(result.reason or result.directive))
+    elif notes:
+        ElementTree.SubElement(case, "system-out").text = notes
+    return case
+
+
+def _clean(text: str) -> str:
+    return _NOT_XML.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+def summary_text(record: RunRecord, folder: Path) -> str:
+    """The closing lines for a reader: tests, ops by kind, pages mapped, DMA bytes, faults, problems, the folder."""
+    counts = record.ktap.counts()
+    lines = [f"tests   {counts.passed} passed, {counts.failed} failed, {counts.skipped} skipped"]
+    ops = record.counts.get("ops")
+    if isinstance(ops, dict):
+        lines.append("ops     " + (", ".join(f"{name} {count}" for name, count in sorted(ops.items())) or "none"))
+    for key, label, unit in (
+        ("pages_mapped", "mapped", " pages"),
+        ("dma_bytes", "DMA", " bytes"),
+        ("faults", "faults", ""),
+    ):
+        if key in record.counts:
+            lines.append(f"{label:<7} {_number(record.counts[key])}{unit}")
+    lines += [f"problem {problem}" for problem in record.problems]
+    lines.append(f"results {folder}")
+    versions = record.versions
+    setting = (
+        f"QEMU {versions.get('qemu', '?')} {versions.get('accelerator', '?')}, Linux {versions.get('kernel', '?')}"
+    )
+    lines.append(f"verdict {record.verdict} in {record.seconds:.1f} s ({setting})")
+    return "\n".join(lines)
+
+
+def _number(value: Any) -> str:
+    return f"{value:,}".replace(",", " ") if isinstance(value, int) else str(value)

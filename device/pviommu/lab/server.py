@@ -1,0 +1,128 @@
+"""The server as a child process of the lab: started on a topology, asked for its capabilities, stopped."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from pviommu.lab.problems import RunError, UsageError
+from pviommu.lab.processes import start, stop
+
+__all__ = ["PROGRAM", "ServerProcess", "capabilities", "summary"]
+
+PROGRAM = (sys.executable, "-m", "pviommu")
+_START_SECONDS = 20.0
+_POLL_SECONDS = 0.01
+_USAGE = 2
+
+
+def capabilities(topology: Path, program: Sequence[str] = PROGRAM) -> bytes:
+    """What ``pviommu serve --print-capabilities`` says of ``topology`` (JSON).
+
+    Raises UsageError when the topology is refused, RunError when the server fails otherwise.
+    """
+    command = [*program, "serve", "--print-capabilities", str(topology)]
+    finished = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    if finished.returncode != 0:
+        raise _refusal(finished.returncode, finished.stderr.decode(errors="replace"))
+    return finished.stdout
+
+
+class ServerProcess:
+    """A running server; a context manager that leaves no process behind. Both its streams go to ``log``."""
+
+    def __init__(self, topology: Path, folder: Path, log: Path, program: Sequence[str] = PROGRAM) -> None:
+        self._log = log
+        self._pidfile = folder / "server.pid"
+        self._sockets = folder
+        self._command = [
+            *(*program, "serve", str(topology), "--socket-dir", str(folder)),
+            *("--log-format", "json", "--pidfile", str(self._pidfile)),
+        ]
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def start(self) -> list[Path]:
+        """Start the server; returns its sockets, sorted by name, once it listens. Raises UsageError, RunError."""
+        with self._log.open("wb") as log:
+            self._process = start(self._command, stdout=log, stderr=log)
+        limit = time.monotonic() + _START_SECONDS
+        while not self._pidfile.exists():
+            status = self._process.poll()
+            if status is not None:
+                raise _refusal(status, self._log.read_text(errors="replace"))
+            if time.monotonic() > limit:
+                raise RunError(f"the server did not listen within {_START_SECONDS:.0f} s", self._tail())
+            time.sleep(_POLL_SECONDS)
+        return sorted(path for path in self._sockets.iterdir() if path.is_socket())
+
+    def stop(self) -> list[str]:
+        """End the server with SIGTERM; returns what was wrong with its end (nothing if called before start)."""
+        if self._process is None:
+            return []
+        died = self._process.poll()
+        status = stop(self._process)
+        self._process = None
+        if died is not None:
+            return [f"the server ended by itself with status {died}: {_last_words(self._tail())}"]
+        if status != 0:
+            return [f"the server ended with status {status} when told to stop: {_last_words(self._tail())}"]
+        return []
+
+    def _tail(self) -> str:
+        return "\n".join(self._log.read_text(errors="replace").splitlines()[-20:])
+
+
+def summary(log: Path) -> dict[str, Any]:
+    """The fields of the last ``"event": "summary"`` line of a server log; empty if there is none."""
+    found: dict[str, Any] = {}
+    if not log.is_file():
+        return found
+    with log.open(errors="replace") as lines:
+        for line in lines:
+            if '"summary"' not in line:
+                continue
+            record = _object(line)
+            if record.get("event") == "summary":
+                found = record
+    return {key: value for key, value in found.items() if key != "event"}
+
+
+def _object(line: str) -> dict[str, Any]:
+    try:
+        value = json.loads(line)
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _last_words(text: str) -> str:
+    """The last line that a program wrote, taken out of its JSON log record if it is one."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    if not lines:
+        return "it said nothing"
+    record = _object(lines[-1])
+    for key in ("message", "error", "event"):
+        if isinstance(record.get(key), str):
+            return str(record[key])
+    return lines[-1].strip()
+
+
+def _refusal(status: int, output: str) -> UsageError | RunError:
+    words = _last_words(output)
+    if status == _USAGE:
+        return UsageError(words)
+    return RunError(f"the server ended at its start with status {status}: {words}", output)

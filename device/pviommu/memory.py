@@ -1,0 +1,286 @@
+"""Guest memory: what DMA_MAP brought, and nothing else.
+
+A :class:`GuestMemory` belongs to one connection. It holds the ranges of guest physical addresses (GPAs) that
+the client announced and gives access to those that came with a file descriptor. Ranges without one (ROMs, BARs
+of other devices) are remembered, because they must be unmapped exactly as they were mapped, but they cannot be
+reached.
+
+Only a file that is sealed against shrinking is mapped. Reading past the end of a file that shrank under a
+mapping is a SIGBUS, which a Python process does not survive; other files are read and written by system calls,
+which is slower.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import logging
+import mmap
+import os
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from vfio_user import DmaMapping, RequestError
+
+from .inputs import Inputs
+
+__all__ = ["GuestMemory", "GuestMemoryError", "Mapping", "MemoryFile"]
+
+log = logging.getLogger(__name__)
+
+PAGE_SIZE = 4096
+MAX_MAPPINGS = 65535
+"""Ranges that one connection may have, as announced to the client."""
+MAX_MAPPING_SIZE = 8 << 40
+
+
+class GuestMemoryError(Exception):
+    """An access that guest memory cannot serve: ``gpa`` is the first address concerned."""
+
+    def __init__(self, gpa: int, text: str) -> None:
+        super().__init__(f"GPA {gpa:#x}: {text}")
+        self.gpa = gpa
+
+
+class MemoryFile:
+    """A file with guest memory, however many ranges of it are mapped. ``key`` is its device and inode number."""
+
+    def __init__(self, fd: int) -> None:
+        """Takes ownership of ``fd``. Raises :class:`OSError` if it cannot be used as memory."""
+        status = os.fstat(fd)
+        self.key = (status.st_dev, status.st_ino)
+        self.fd = fd
+        self.size = status.st_size
+        self.users = 0
+        self.view: memoryview | None = None
+        if _sealed_against_shrinking(fd) and self.size:
+            self._map = mmap.mmap(fd, self.size, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
+            self.view = memoryview(self._map)
+        else:
+            os.pread(fd, 1, 0)  # fails for pipes and the like
+            log.warning(
+                "guest memory file %d:%d is not sealed against shrinking: it is read and written by system calls, "
+                "which is slower (memory-backend-memfd gives sealed files)",
+                *self.key,
+                extra={"event": "memory-not-sealed"},
+            )
+
+    def close(self) -> None:
+        """Unmap and close."""
+        if self.view is not None:
+            self.view.release()
+            self._map.close()
+            self.view = None
+        os.close(self.fd)
+
+
+def _sealed_against_shrinking(fd: int) -> bool:
+    try:
+        return bool(fcntl.fcntl(fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK)
+    except OSError:  # not a memfd
+        return False
+
+
+@dataclass(frozen=True)
+class Mapping:
+    """One DMA_MAP: ``size`` bytes at GPA ``address`` lie at ``offset`` of ``file``, or nowhere reachable."""
+
+    address: int
+    size: int
+    offset: int
+    readable: bool
+    writable: bool
+    file: MemoryFile | None
+
+    @property
+    def end(self) -> int:
+        """The first GPA after the range."""
+        return self.address + self.size
+
+    @property
+    def is_ram(self) -> bool:
+        """Whether DMA may both read and write it directly."""
+        return self.file is not None and self.readable and self.writable
+
+
+class GuestMemory:
+    """The guest memory of one connection. ``changed`` is called after each change of what is RAM."""
+
+    def __init__(self, inputs: Inputs, changed: Callable[[], None] = lambda: None) -> None:
+        self._inputs = inputs
+        self.changed = changed
+        self._starts: list[int] = []
+        self._mappings: list[Mapping] = []
+        self._files: dict[tuple[int, int], MemoryFile] = {}
+
+    # -- what the client says ---------------------------------------------------------------------------------------
+
+    def map(self, request: DmaMapping) -> None:
+        """DMA_MAP. Takes ownership of ``request.fd``, also when it raises.
+
+        The identical range again is a success; any other overlap is EEXIST. Raises :class:`vfio_user.RequestError`.
+        """
+        try:
+            file = self._open(request)
+        except OSError as error:
+            raise RequestError(
+                errno.EINVAL, f"{_range(request)}: the file descriptor is not memory: {error}"
+            ) from error
+        try:
+            mapping = Mapping(request.address, request.size, request.offset, request.readable, request.writable, file)
+            if self._check(mapping):
+                return
+            place = bisect_right(self._starts, mapping.address)
+            self._starts.insert(place, mapping.address)
+            self._mappings.insert(place, mapping)
+            if file is not None:
+                file.users += 1
+        finally:
+            self._drop_unused(file)
+        if mapping.is_ram:
+            self.changed()
+
+    def _open(self, request: DmaMapping) -> MemoryFile | None:
+        if request.fd is None:
+            return None
+        status = os.fstat(request.fd)
+        known = self._files.get((status.st_dev, status.st_ino))
+        if known is not None:
+            os.close(request.fd)
+            return known
+        try:
+            file = MemoryFile(request.fd)
+        except OSError:
+            os.close(request.fd)
+            raise
+        self._files[file.key] = file
+        return file
+
+    def _check(self, new: Mapping) -> bool:
+        """Whether ``new`` is there already; raises :class:`vfio_user.RequestError` if it cannot be added."""
+        if new.size > MAX_MAPPING_SIZE:
+            raise RequestError(errno.ENOSPC, f"{_range(new)}: larger than 8 TiB")
+        if (new.address | new.size | new.offset) % PAGE_SIZE:
+            raise RequestError(errno.EINVAL, f"{_range(new)} offset {new.offset:#x}: not a multiple of 4096")
+        if new.file is not None and new.offset + new.size > new.file.size:
+            raise RequestError(
+                errno.EINVAL, f"{_range(new)} offset {new.offset:#x}: past the end of a file of {new.file.size} bytes"
+            )
+        for old in self.overlapping(new.address, new.size):
+            if old == new:
+                return True
+            raise RequestError(errno.EEXIST, f"{_range(new)}: overlaps {_range(old)}")
+        if len(self._mappings) >= MAX_MAPPINGS:
+            raise RequestError(errno.ENOSPC, f"{_range(new)}: {MAX_MAPPINGS} ranges are mapped already")
+        return False
+
+    def unmap(self, address: int, size: int) -> None:
+        """DMA_UNMAP of exactly one earlier range; anything else is ENOENT (:class:`vfio_user.RequestError`)."""
+        place = bisect_right(self._starts, address) - 1
+        if place < 0 or self._mappings[place].address != address or self._mappings[place].size != size:
+            raise RequestError(errno.ENOENT, f"unmap [{address:#x}, +{size:#x}): no range was mapped so")
+        mapping = self._mappings.pop(place)
+        del self._starts[place]
+        if mapping.is_ram:
+            self.changed()
+        if mapping.file is not None:
+            mapping.file.users -= 1
+        self._drop_unused(mapping.file)
+
+    def clear(self) -> None:
+        """Forget everything and close every file."""
+        had_ram = any(mapping.is_ram for mapping in self._mappings)
+        self._starts.clear()
+        self._mappings.clear()
+        if had_ram:
+            self.changed()
+        for file in self._files.values():
+            file.close()
+        self._files.clear()
+
+    def _drop_unused(self, file: MemoryFile | None) -> None:
+        if file is not None and file.users == 0 and self._files.get(file.key) is file:
+            del self._files[file.key]
+            file.close()
+
+    # -- what there is ----------------------------------------------------------------------------------------------
+
+    def __iter__(self) -> Iterator[Mapping]:
+        return iter(self._mappings)
+
+    def overlapping(self, address: int, size: int) -> Iterator[Mapping]:
+        """The ranges that share an address with ``[address, address + size)``, in order."""
+        place = max(bisect_right(self._starts, address) - 1, 0)
+        for mapping in self._mappings[place:]:
+            if mapping.address >= address + size:
+                return
+            if mapping.end > address:
+                yield mapping
+
+    def ram_ranges(self) -> list[tuple[int, int]]:
+        """RAM as ``(first GPA, last GPA)``, inclusive, merged and in order."""
+        ranges: list[tuple[int, int]] = []
+        for mapping in self._mappings:
+            if not mapping.is_ram:
+                continue
+            if ranges and ranges[-1][1] + 1 == mapping.address:
+                ranges[-1] = (ranges[-1][0], mapping.end - 1)
+            else:
+                ranges.append((mapping.address, mapping.end - 1))
+        return ranges
+
+    def is_used_by_guest(self) -> bool:
+        """Whether any memory file holds data. None does if the hypervisor gave away files that its guest does not
+        use.
+        """
+        return any(self._inputs.blocks(file.fd) for file in self._files.values())
+
+    # -- access -----------------------------------------------------------------------------------------------------
+
+    def read(self, runs: Sequence[tuple[int, int]]) -> bytes:
+        """The bytes of ``runs``, ``(GPA, length)`` each, one after the other. Raises :class:`GuestMemoryError`."""
+        return b"".join(self._read_piece(*piece) for gpa, length in runs for piece in self._pieces(gpa, length))
+
+    def write(self, runs: Sequence[tuple[int, int]], data: bytes | bytearray | memoryview) -> None:
+        """Spread ``data`` over ``runs``. Nothing is written if part of them is not RAM (:class:`GuestMemoryError`)."""
+        pieces = [piece for gpa, length in runs for piece in self._pieces(gpa, length)]
+        source, position = memoryview(data), 0
+        for file, offset, length in pieces:
+            part = source[position : position + length]
+            if file.view is not None:
+                file.view[offset : offset + length] = part
+            else:
+                os.pwrite(file.fd, part, offset)
+            position += length
+
+    def check(self, runs: Sequence[tuple[int, int]]) -> None:
+        """Raise :class:`GuestMemoryError` if part of ``runs`` is not RAM."""
+        for gpa, length in runs:
+            self._pieces(gpa, length)
+
+    def _pieces(self, gpa: int, length: int) -> list[tuple[MemoryFile, int, int]]:
+        """``[gpa, gpa + length)`` as ``(file, offset, length)``, one for each range it crosses."""
+        pieces: list[tuple[MemoryFile, int, int]] = []
+        end = gpa + length
+        place = bisect_right(self._starts, gpa) - 1
+        while gpa < end:
+            mapping = self._mappings[place] if 0 <= place < len(self._mappings) else None
+            if mapping is None or not mapping.address <= gpa < mapping.end or not mapping.is_ram:
+                raise GuestMemoryError(gpa, "not guest RAM")
+            take = min(end, mapping.end) - gpa
+            if mapping.file is not None:
+                pieces.append((mapping.file, mapping.offset + gpa - mapping.address, take))
+            gpa += take
+            place += 1
+        return pieces
+
+    def _read_piece(self, file: MemoryFile, offset: int, length: int) -> bytes:
+        if file.view is not None:
+            return self._inputs.copy(file.view[offset : offset + length])
+        data = self._inputs.pread(file.fd, length, offset)
+        return data + bytes(length - len(data))  # a file that shrank reads as zeros, as a hole would
+
+
+def _range(mapping: Mapping | DmaMapping) -> str:
+    return f"map [{mapping.address:#x}, +{mapping.size:#x})"

@@ -1,0 +1,198 @@
+"""A PCI function behind a vfio-user session: what all functions of this package have in common.
+
+A subclass describes its BARs in ``__init__``, calls :meth:`PciFunction.power_on` last, and overrides the
+``on_*`` hooks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pviommu_abi.registers import Register
+from vfio_user import (
+    DeviceInfo,
+    DmaMapping,
+    InterruptTable,
+    Irq,
+    IrqIndex,
+    IrqRequest,
+    Region,
+    RegionFlags,
+    RegionIndex,
+)
+
+from ..counters import Counters
+from ..inputs import Inputs
+from ..memory import GuestMemory
+from .capabilities import MSIX_ENTRY_SIZE, PCIE_DEVICE_CONTROL, PCIE_FLR, Capability, msix, pcie
+from .config_space import CONFIG_SIZE, ConfigSpace, Identity
+from .registers import RegisterFile
+from .shared_memory import SharedMemory
+
+__all__ = ["Environment", "PciFunction"]
+
+_ABSENT = Region()
+_READ_WRITE = RegionFlags.READ | RegionFlags.WRITE
+
+
+@dataclass(frozen=True)
+class Environment:
+    """What a function is given to live in."""
+
+    inputs: Inputs
+    counters: Counters
+
+
+class PciFunction:
+    """One PCI Express function with register, shared-memory and MSI-X BARs. Implements :class:`vfio_user.Device`."""
+
+    def __init__(self, name: str, identity: Identity, environment: Environment) -> None:
+        self.name = name
+        self.inputs = environment.inputs
+        self.counters = environment.counters
+        self.config = ConfigSpace(identity)
+        self.memory = GuestMemory(self.inputs, self.on_memory_changed)
+        self.interrupts = InterruptTable({})
+        self._vectors = 0
+        self._regions: dict[int, Region] = {
+            RegionIndex.CONFIG: Region(CONFIG_SIZE, _READ_WRITE),
+        }
+        self._registers: dict[int, RegisterFile] = {}
+        self._shared: dict[int, SharedMemory] = {}
+        self._pcie = self.add_capability(pcie())
+
+    # -- describing a function --------------------------------------------------------------------------------------
+
+    def add_capability(self, capability: Capability) -> int:
+        """Append a conventional capability; returns its offset."""
+        return self.config.add_capability(capability.body, capability.writable)
+
+    def add_register_bar(self, index: int, registers: Sequence[Register], size: int = 4096) -> RegisterFile:
+        """A 32-bit BAR of trapped registers, whose handlers are methods of this object."""
+        self.config.add_bar(index, size, wide=False, prefetchable=False)
+        self._regions[index] = Region(size, _READ_WRITE)
+        file = self._registers[index] = RegisterFile(registers, self)
+        return file
+
+    def add_shared_bar(self, index: int, size: int) -> SharedMemory:
+        """A 64-bit prefetchable BAR that the hypervisor maps into the guest; takes ``index`` and the next one."""
+        self.config.add_bar(index, size, wide=True, prefetchable=True)
+        shared = self._shared[index] = SharedMemory(f"pviommu-{self.name}", size)
+        flags = _READ_WRITE | RegionFlags.MMAP
+        self._regions[index] = Region(size, flags, ((0, size),), shared.fd)
+        return shared
+
+    def add_msix_bar(self, index: int, vectors: int, size: int, pba_offset: int) -> None:
+        """A 32-bit BAR with the MSI-X table at 0. The hypervisor emulates the table and hides it from the server."""
+        if vectors * MSIX_ENTRY_SIZE > pba_offset or pba_offset + (vectors + 63) // 64 * 8 > size:
+            raise ValueError(f"{vectors} vectors: table and pending bits do not fit {size:#x} bytes")
+        self.config.add_bar(index, size, wide=False, prefetchable=False)
+        self._regions[index] = Region(size, _READ_WRITE)
+        self._vectors = vectors
+        self.add_capability(msix(vectors, index, pba_offset))
+
+    def power_on(self) -> None:
+        """The description is complete: take it as the state after power-on."""
+        self.config.seal()
+        self.interrupts = InterruptTable(
+            {IrqIndex.INTX: 0, IrqIndex.MSI: 0, IrqIndex.MSIX: self._vectors, IrqIndex.ERR: 1, IrqIndex.REQ: 1}
+        )
+
+    # -- hooks ------------------------------------------------------------------------------------------------------
+
+    def on_reset(self) -> None:
+        """The function is reset: device reset, function-level reset, or the client is gone."""
+
+    def on_bus_master(self, enabled: bool) -> None:
+        """The guest allowed or forbade DMA."""
+
+    def on_memory_changed(self) -> None:
+        """RAM was added or removed by the client."""
+
+    def check_client(self) -> None:
+        """Called when the client has announced its memory; raise :class:`vfio_user.RequestError` to refuse it."""
+
+    # -- for subclasses ---------------------------------------------------------------------------------------------
+
+    def interrupt(self, vector: int) -> None:
+        """Raise MSI-X ``vector``, if the guest has set it up."""
+        if self.interrupts.trigger(IrqIndex.MSIX, vector):
+            self.counters.interrupts += 1
+
+    def close(self) -> None:
+        """Give back memory and descriptors."""
+        self.memory.clear()
+        self.interrupts.close()
+        for shared in self._shared.values():
+            shared.close()
+
+    # -- vfio_user.Device -------------------------------------------------------------------------------------------
+
+    def describe(self) -> DeviceInfo:
+        self.check_client()
+        return DeviceInfo()
+
+    def region(self, index: int) -> Region:
+        return self._regions.get(index, _ABSENT)
+
+    def irq(self, index: int) -> Irq:
+        counts = {IrqIndex.MSIX: self._vectors, IrqIndex.ERR: 1, IrqIndex.REQ: 1}
+        return Irq(counts.get(IrqIndex(index), 0))
+
+    def region_read(self, index: int, offset: int, count: int) -> bytes:
+        if index == RegionIndex.CONFIG:
+            self.counters.config_accesses += 1
+            return self.config.read(offset, count)
+        self.counters.traps += 1
+        if index in self._registers:
+            return self._registers[index].read(offset, count)
+        if index in self._shared:
+            return bytes(self._shared[index].view[offset : offset + count])
+        return bytes(count)  # the MSI-X BAR: nothing is ever pending here
+
+    def region_write(self, index: int, offset: int, data: bytes) -> None:
+        if index == RegionIndex.CONFIG:
+            self.counters.config_accesses += 1
+            self._config_write(offset, data)
+            return
+        self.counters.traps += 1
+        if index in self._registers:
+            self._registers[index].write(offset, data)
+        elif index in self._shared:
+            self._shared[index].view[offset : offset + len(data)] = data
+
+    def _config_write(self, offset: int, data: bytes) -> None:
+        was_master = self.config.bus_master
+        self.config.write(offset, data)
+        high = self._pcie + PCIE_DEVICE_CONTROL + 1 - offset  # the byte of Device Control with the reset bit
+        if 0 <= high < len(data) and data[high] & PCIE_FLR >> 8:
+            self.reset()
+        elif self.config.bus_master != was_master:
+            self.on_bus_master(self.config.bus_master)
+
+    def set_irqs(self, request: IrqRequest) -> None:
+        self.interrupts.set_irqs(request)
+
+    def dma_map(self, mapping: DmaMapping) -> None:
+        self.memory.map(mapping)
+
+    def dma_unmap(self, address: int, size: int) -> None:
+        self.memory.unmap(address, size)
+
+    def dma_unmap_all(self) -> None:
+        self.memory.clear()
+
+    def reset(self) -> None:
+        """Registers and configuration space as at power-on; the client's memory maps stay."""
+        self.config.reset()
+        self.on_reset()
+
+    def disconnected(self) -> None:
+        """Power-on state, and nothing of the client reachable any more."""
+        self.interrupts.close()
+        self.reset()
+        self.memory.clear()
+        for shared in self._shared.values():
+            shared.clear()
+        self.power_on()

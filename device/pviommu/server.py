@@ -1,0 +1,280 @@
+"""The one loop: sockets in, rings polled while busy, asleep when nothing is to do."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import logging
+import os
+import select
+import signal
+import socket
+import struct
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import FrameType
+
+from vfio_user import Session, State, transport
+from vfio_user.transport import Flush
+
+from .inputs import Inputs
+from .pci.function import PciFunction
+from .topology import Machine
+
+__all__ = ["DEFAULT_SPIN_NS", "Server", "listen_all"]
+
+log = logging.getLogger(__name__)
+
+DEFAULT_SPIN_NS = 200_000
+"""How long the rings are polled after the last work."""
+SOCKET_TURNS = 16
+"""Turns of a busy loop between two looks at the sockets."""
+FIRST_SLEEP_MS = 1
+"""Bound of the first sleep after arming: if the fence ever let a slot slip by, it waits no longer than this."""
+_READABLE = select.POLLIN | select.POLLHUP | select.POLLERR
+_CREDENTIALS = struct.Struct("3i")
+
+
+class _Connection:
+    """A client of one function."""
+
+    def __init__(self, sock: socket.socket, function: PciFunction) -> None:
+        self.sock = sock
+        self.function = function
+        self.session = Session(function)
+        self.events = select.POLLIN
+
+    @property
+    def wanted_events(self) -> int:
+        """What the connection waits for: nothing to read while the client does not take its replies."""
+        reading = 0 if self.session.paused else select.POLLIN
+        return reading | (select.POLLOUT if self.session.outgoing else 0)
+
+
+def listen_all(machine: Machine, folder: Path, given: Mapping[str, int]) -> dict[str, socket.socket]:
+    """A socket for each function, by name: ``given`` descriptors, otherwise ``folder/NAME.sock``.
+
+    Raises :class:`OSError` for a path that cannot be listened on, after closing and removing what was made.
+    """
+    sockets: dict[str, socket.socket] = {}
+    try:
+        for function in machine.functions():
+            if function.name in given:
+                sock = socket.socket(fileno=given[function.name])
+                sock.setblocking(False)
+            else:
+                sock = transport.listen(folder / f"{function.name}.sock")
+            sockets[function.name] = sock
+    except OSError:
+        close_all(sockets)
+        raise
+    return sockets
+
+
+def close_all(sockets: Mapping[str, socket.socket]) -> None:
+    """Close listening sockets and remove the files of those that have one."""
+    for sock in sockets.values():
+        path = sock.getsockname() if sock.fileno() >= 0 else ""
+        sock.close()
+        if isinstance(path, str) and path.startswith("/"):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+
+
+def _is_listening(sock: socket.socket) -> bool:
+    return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+
+
+def _peer_process(sock: socket.socket) -> int:
+    """The process id of a socket's other end."""
+    credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    pid: int = _CREDENTIALS.unpack(credentials)[0]
+    return pid
+
+
+class Server:
+    """Serves ``machine`` on ``sockets`` (listening ones, or connected ones for a single client each)."""
+
+    def __init__(
+        self,
+        machine: Machine,
+        sockets: Mapping[str, socket.socket],
+        inputs: Inputs,
+        spin_ns: int = DEFAULT_SPIN_NS,
+    ) -> None:
+        self._machine = machine
+        self._inputs = inputs
+        self._spin_ns = spin_ns
+        self._poller = select.poll()
+        self._functions = {function.name: function for function in machine.functions()}
+        self._listeners: dict[int, tuple[socket.socket, PciFunction]] = {}
+        self._connections: dict[int, _Connection] = {}
+        self._stopping = False
+        self._armed = False
+        self._slept = False
+        self._busy_until = 0
+        self._peer: int | None = None
+        for name, sock in sockets.items():
+            function = self._functions[name]
+            if _is_listening(sock):
+                self._listeners[sock.fileno()] = (sock, function)
+                self._poller.register(sock, select.POLLIN)
+            else:
+                self._connect(sock, function)
+
+    # -- running ----------------------------------------------------------------------------------------------------
+
+    def stop(self) -> None:
+        """Leave :meth:`run` at the next turn."""
+        self._stopping = True
+
+    @contextlib.contextmanager
+    def stopped_by_signals(self) -> Iterator[None]:
+        """Within this, SIGTERM and SIGINT stop the server, even while it sleeps."""
+        reader, writer = socket.socketpair()
+        reader.setblocking(False)
+        writer.setblocking(False)
+
+        def on_signal(_number: int, _frame: FrameType | None) -> None:
+            self.stop()
+
+        before = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+        wakeup = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+        self._poller.register(reader, select.POLLIN)
+        try:
+            yield
+        finally:
+            self._poller.unregister(reader)
+            signal.set_wakeup_fd(wakeup)
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            reader.close()
+            writer.close()
+
+    def run(self) -> None:
+        """Serve until :meth:`stop`."""
+        gc.collect()
+        gc.freeze()
+        gc.disable()  # collected when idle, never while a guest waits
+        try:
+            turns = 0
+            while not self._stopping:
+                turns = (turns + 1) % SOCKET_TURNS
+                self.turn(look_at_sockets=turns == 0)
+        finally:
+            gc.enable()
+            gc.unfreeze()
+
+    def turn(self, *, look_at_sockets: bool = True) -> None:
+        """One turn: work; look at sockets or sleep."""
+        if self._machine.work():
+            self._wake()
+            if look_at_sockets:
+                self._serve_sockets(0)
+        elif self._inputs.now_ns() < self._busy_until:
+            if look_at_sockets:
+                self._serve_sockets(0)
+        elif self._may_sleep():
+            self._sleep()
+
+    def _wake(self) -> None:
+        self._busy_until = self._inputs.now_ns() + self._spin_ns
+        if self._armed:
+            self._machine.iommu.disarm()
+            self._armed = False
+
+    def _may_sleep(self) -> bool:
+        """Ask for doorbells and look once more. Whether there is still nothing to do."""
+        if not self._armed:
+            self._armed = True
+            self._slept = False
+            return self._machine.iommu.arm()
+        return True
+
+    def _sleep(self) -> None:
+        self._machine.iommu.counters.sleeps += 1
+        bounded = self._machine.iommu.is_polled and not self._slept
+        self._slept = True
+        if not bounded:
+            gc.collect(0)
+        self._serve_sockets(FIRST_SLEEP_MS if bounded else -1)
+
+    # -- sockets ----------------------------------------------------------------------------------------------------
+
+    def _serve_sockets(self, timeout_ms: int) -> None:
+        for fd, events in self._inputs.wait(self._poller, timeout_ms):
+            self._armed = False  # a ring may have been turned on, or its doorbell rung
+            if fd in self._connections:
+                self._serve(self._connections[fd], events)
+            elif fd in self._listeners:
+                self._accept(*self._listeners[fd])
+
+    def _accept(self, listener: socket.socket, function: PciFunction) -> None:
+        sock = transport.accept(listener)
+        if sock is None:
+            return
+        self._poller.unregister(listener)  # the next client waits until this one is gone
+        self._connect(sock, function)
+
+    def _connect(self, sock: socket.socket, function: PciFunction) -> None:
+        pid = _peer_process(sock)
+        if self._peer is not None and pid != self._peer and self._connections:
+            log.error(
+                "%s: client refused: process %d, but this machine is process %d, and one topology is one machine",
+                *(function.name, pid, self._peer),
+                extra={"event": "client-refused"},
+            )
+            sock.close()
+            self._listen_again(function)
+            return
+        self._peer = pid
+        connection = _Connection(sock, function)
+        self._connections[sock.fileno()] = connection
+        self._poller.register(sock, connection.events)
+        log.info(
+            "%s: client connected",
+            function.name,
+            extra={"event": "connected", "fields": {"function": function.name, "process": pid}},
+        )
+
+    def _serve(self, connection: _Connection, events: int) -> None:
+        session = connection.session
+        if events & _READABLE and not session.paused:
+            received = self._inputs.receive(connection.sock)
+            if received is None:
+                session.eof()
+            else:
+                session.receive(*received)
+        if session.outgoing and transport.flush(connection.sock, session.outgoing) is Flush.CLOSED:
+            session.eof()
+        while session.paused and not session.outgoing:
+            session.resume()
+            if transport.flush(connection.sock, session.outgoing) is Flush.CLOSED:
+                session.eof()
+        if session.state is State.CLOSED:
+            self._close(connection)
+        elif connection.events != connection.wanted_events:
+            connection.events = connection.wanted_events
+            self._poller.modify(connection.sock, connection.events)
+
+    def _close(self, connection: _Connection) -> None:
+        del self._connections[connection.sock.fileno()]
+        self._poller.unregister(connection.sock)
+        connection.sock.close()
+        log.info(
+            "%s: client gone",
+            connection.function.name,
+            extra={"event": "disconnected", "fields": {"function": connection.function.name}},
+        )
+        self._listen_again(connection.function)
+
+    def _listen_again(self, function: PciFunction) -> None:
+        for listener, served in self._listeners.values():
+            if served is function:
+                self._poller.register(listener, select.POLLIN)
+
+    def close(self) -> None:
+        """Drop every client."""
+        for connection in list(self._connections.values()):
+            connection.session.eof()
+            self._close(connection)

@@ -1,0 +1,207 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Paravirtual IOMMU: the capability area of the shared memory, and the PCI capability that tells
+ * which functions are behind a PV-IOMMU.
+ */
+
+#define pr_fmt(fmt) "pv_iommu: " fmt
+
+#include <linux/slab.h>
+
+#include "pv_iommu.h"
+
+#define PV_CAPABILITY_TRIES	16
+/* more than the area has room for */
+#define PV_CAPABILITY_MOST	(PVIOMMU_CAPABILITY_SIZE / sizeof(struct pviommu_capability_header))
+
+/* Copies the area while the device does not write to it. */
+static int pv_capabilities_copy(struct pv_iommu *pv, void *copy)
+{
+	struct pviommu_capability_area *area = pv->shared + PVIOMMU_CAPABILITY_OFFSET;
+	unsigned int i;
+	u32 before;
+
+	for (i = 0; i < PV_CAPABILITY_TRIES; i++) {
+		before = le32_to_cpu(virt_load_acquire(&area->generation));
+		if (before & 1) {
+			cpu_relax();
+			continue;
+		}
+		memcpy(copy, area, PVIOMMU_CAPABILITY_SIZE);
+		virt_rmb();
+		if (le32_to_cpu(READ_ONCE(area->generation)) == before)
+			return 0;
+	}
+	return -EAGAIN;
+}
+
+static void pv_read_limits(struct pv_capabilities *caps, const struct pviommu_limits *limits)
+{
+	caps->page_sizes = le64_to_cpu(limits->page_sizes);
+	caps->max_nr_pages = le32_to_cpu(limits->max_nr_pages);
+	caps->max_contexts = le32_to_cpu(limits->max_contexts);
+	caps->pool_pages = le32_to_cpu(limits->pool_pages);
+	caps->rings = le32_to_cpu(limits->rings);
+	caps->aperture_bits = le32_to_cpu(limits->aperture_bits);
+	caps->identity_default = le32_to_cpu(limits->default_policy);
+}
+
+static void pv_read_entry(struct pv_capabilities *caps, u16 id, unsigned int i, const void *entry)
+{
+	const struct pviommu_address_range *range = entry;
+	const struct pviommu_reserved_region *region = entry;
+	const struct pviommu_endpoint_entry *endpoint = entry;
+	struct pv_range *out = id == PVIOMMU_CAP_IOVA_RANGES ? &caps->iova[i] : &caps->ram[i];
+
+	switch (id) {
+	case PVIOMMU_CAP_IOVA_RANGES:
+	case PVIOMMU_CAP_RAM_RANGES:
+		out->start = le64_to_cpu(range->start);
+		out->last = le64_to_cpu(range->last);
+		break;
+	case PVIOMMU_CAP_RESERVED_REGIONS:
+		caps->reserved[i].range.start = le64_to_cpu(region->start);
+		caps->reserved[i].range.last = le64_to_cpu(region->last);
+		caps->reserved[i].kind = le32_to_cpu(region->kind);
+		caps->reserved[i].stream = le32_to_cpu(region->stream);
+		break;
+	case PVIOMMU_CAP_ENDPOINTS:
+		caps->endpoints[i] = le32_to_cpu(endpoint->stream);
+		break;
+	}
+}
+
+static unsigned int *pv_list_of(struct pv_capabilities *caps, u16 id, size_t *entry_size)
+{
+	switch (id) {
+	case PVIOMMU_CAP_IOVA_RANGES:
+		*entry_size = sizeof(struct pviommu_address_range);
+		return &caps->nr_iova;
+	case PVIOMMU_CAP_RAM_RANGES:
+		*entry_size = sizeof(struct pviommu_address_range);
+		return &caps->nr_ram;
+	case PVIOMMU_CAP_RESERVED_REGIONS:
+		*entry_size = sizeof(struct pviommu_reserved_region);
+		return &caps->nr_reserved;
+	case PVIOMMU_CAP_ENDPOINTS:
+		*entry_size = sizeof(struct pviommu_endpoint_entry);
+		return &caps->nr_endpoints;
+	default:
+		return NULL;
+	}
+}
+
+/* Reads one capability whose body is @room bytes at @body; unknown ones are passed over. */
+static int pv_read_capability(struct pv_capabilities *caps, u16 id, const void *body, size_t room)
+{
+	const struct pviommu_capability_count *count = body;
+	unsigned int *length, i, entries;
+	size_t size;
+
+	if (id == PVIOMMU_CAP_LIMITS) {
+		if (room < sizeof(struct pviommu_limits))
+			return -EINVAL;
+		pv_read_limits(caps, body);
+		return 0;
+	}
+	length = pv_list_of(caps, id, &size);
+	if (!length)
+		return 0;
+	if (room < sizeof(*count))
+		return -EINVAL;
+	entries = le32_to_cpu(count->count);
+	if (entries > (room - sizeof(*count)) / size)
+		return -EINVAL;
+	*length = min_t(unsigned int, entries, PV_MAX_RANGES);
+	for (i = 0; i < *length; i++)
+		pv_read_entry(caps, id, i, body + sizeof(*count) + i * size);
+	return entries > PV_MAX_RANGES ? -E2BIG : 0;
+}
+
+static int pv_capabilities_walk(struct pv_capabilities *caps, const void *copy)
+{
+	const struct pviommu_capability_area *area = copy;
+	const struct pviommu_capability_header *header;
+	u32 at = le32_to_cpu(area->first);
+	unsigned int i;
+	int ret;
+
+	if (le32_to_cpu(area->magic) != PVIOMMU_CAPABILITY_MAGIC)
+		return -EINVAL;
+	for (i = 0; at && i < PV_CAPABILITY_MOST; i++) {
+		if (at > PVIOMMU_CAPABILITY_SIZE - sizeof(*header) || !IS_ALIGNED(at, sizeof(u32)))
+			return -EINVAL;
+		header = copy + at;
+		ret = pv_read_capability(caps, le16_to_cpu(header->cap_id), header + 1,
+					 PVIOMMU_CAPABILITY_SIZE - sizeof(*header) - at);
+		if (ret)
+			return ret;
+		at = le32_to_cpu(header->next);
+	}
+	return at ? -ELOOP : 0;
+}
+
+/**
+ * pv_capabilities_read - reads the capability area
+ * @pv: the PV-IOMMU
+ *
+ * Return: 0, or a negative errno after one line that says so.
+ */
+int pv_capabilities_read(struct pv_iommu *pv)
+{
+	struct pv_capabilities *caps = &pv->caps;
+	void *copy;
+	int ret;
+
+	copy = kmalloc(PVIOMMU_CAPABILITY_SIZE, GFP_KERNEL);
+	if (!copy)
+		return -ENOMEM;
+	ret = pv_capabilities_copy(pv, copy) ?: pv_capabilities_walk(caps, copy);
+	kfree(copy);
+	if (ret) {
+		dev_err(pv_dev(pv), "the capability area cannot be read: %pe\n", ERR_PTR(ret));
+		return ret;
+	}
+	if (!(caps->page_sizes & BIT(PVIOMMU_PAGE_SHIFT)) || !caps->max_nr_pages ||
+	    caps->aperture_bits <= PVIOMMU_PAGE_SHIFT || caps->aperture_bits > 64) {
+		dev_err(pv_dev(pv), "unusable limits: page sizes %#llx, %u pages, %u address bits\n",
+			caps->page_sizes, caps->max_nr_pages, caps->aperture_bits);
+		return -EINVAL;
+	}
+	return 0;
+}
+
+/**
+ * pv_endpoint_capability - finds the vendor capability that all functions behind a PV-IOMMU carry
+ * @pdev: the function
+ * @instance: instance of its PV-IOMMU
+ * @stream: its stream id
+ *
+ * Return: 0, or -ENODEV when it has none.
+ */
+int pv_endpoint_capability(struct pci_dev *pdev, u32 *instance, u32 *stream)
+{
+	u8 pos = pci_find_capability(pdev, PCI_CAP_ID_VNDR);
+	u8 length, version;
+	u32 signature;
+
+	for (; pos; pos = pci_find_next_capability(pdev, pos, PCI_CAP_ID_VNDR)) {
+		pci_read_config_byte(pdev, pos + offsetof(struct pviommu_endpoint_capability, length),
+				     &length);
+		pci_read_config_byte(pdev, pos + offsetof(struct pviommu_endpoint_capability, version),
+				     &version);
+		pci_read_config_dword(pdev,
+				      pos + offsetof(struct pviommu_endpoint_capability, signature),
+				      &signature);
+		if (length != sizeof(struct pviommu_endpoint_capability) ||
+		    version != PVIOMMU_ABI_VERSION || signature != PVIOMMU_ENDPOINT_SIGNATURE)
+			continue;
+		pci_read_config_dword(pdev,
+				      pos + offsetof(struct pviommu_endpoint_capability, instance),
+				      instance);
+		pci_read_config_dword(pdev, pos + offsetof(struct pviommu_endpoint_capability, stream),
+				      stream);
+		return 0;
+	}
+	return -ENODEV;
+}

@@ -1,0 +1,163 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * What the PV-IOMMU driver lends to its test module: commands on the ring, events, capabilities.
+ *
+ * Commands that are sent this way bypass the IOMMU core, so a user keeps to contexts of its own.
+ */
+#ifndef _PV_IOMMU_RAW_H
+#define _PV_IOMMU_RAW_H
+
+#include <linux/types.h>
+
+#include "pviommu_abi.h"
+
+#define PV_MAX_RANGES	32
+
+struct pv_iommu;
+
+/**
+ * enum pv_wait - how the sender of a command learns its result
+ * @PV_WAIT_BUSY: polls; allowed in atomic context
+ * @PV_WAIT_SLEEP: sleeps until the completion interrupt
+ * @PV_POSTED: not at all; a failure comes as an event
+ */
+enum pv_wait {
+	PV_WAIT_BUSY,
+	PV_WAIT_SLEEP,
+	PV_POSTED,
+};
+
+/**
+ * struct pv_command - a slot of the ring: header and payload
+ * @slot: header; sequence, result and completed are filled in
+ * @op: payload
+ */
+struct pv_command {
+	struct pviommu_slot slot;
+	union {
+		struct pviommu_op_head head;
+		struct pviommu_op_query_capabilities query;
+		struct pviommu_op_map_pages map;
+		struct pviommu_op_unmap_pages unmap;
+		struct pviommu_op_reattach_device reattach;
+		struct pviommu_op_lookup_page lookup;
+		struct pviommu_op_binding binding;
+		struct pviommu_op_usage usage;
+		u8 bytes[PVIOMMU_PAYLOAD_SIZE];
+	} op;
+};
+static_assert(sizeof(struct pv_command) == PVIOMMU_SLOT_SIZE);
+
+/**
+ * struct pv_range - addresses, the last one included
+ * @start: first byte
+ * @last: last byte
+ */
+struct pv_range {
+	u64 start;
+	u64 last;
+};
+
+/**
+ * struct pv_reserved - a reserved region of the capability area
+ * @range: device addresses
+ * @kind: PVIOMMU_REGION_*
+ * @stream: stream id, or PVIOMMU_GLOBAL_STREAM
+ */
+struct pv_reserved {
+	struct pv_range range;
+	u32 kind;
+	u32 stream;
+};
+
+/**
+ * struct pv_capabilities - the capability area, copied, checked and in the CPU's byte order
+ * @page_sizes: bit mask of page sizes
+ * @max_nr_pages: most pages in one map or unmap
+ * @max_contexts: contexts besides the default one
+ * @pool_pages: page-table pages of the device's pool
+ * @rings: rings of the device
+ * @aperture_bits: bits of a device address
+ * @identity_default: whether context 0 is the identity, else it blocks
+ * @nr_iova: entries of @iova
+ * @nr_reserved: entries of @reserved
+ * @nr_ram: entries of @ram
+ * @nr_endpoints: entries of @endpoints
+ * @iova: device addresses that may be mapped
+ * @reserved: device addresses that may not
+ * @ram: guest memory that the device can reach
+ * @endpoints: streams behind this PV-IOMMU
+ */
+struct pv_capabilities {
+	u64 page_sizes;
+	u32 max_nr_pages;
+	u32 max_contexts;
+	u32 pool_pages;
+	u32 rings;
+	u32 aperture_bits;
+	bool identity_default;
+	unsigned int nr_iova;
+	unsigned int nr_reserved;
+	unsigned int nr_ram;
+	unsigned int nr_endpoints;
+	struct pv_range iova[PV_MAX_RANGES];
+	struct pv_reserved reserved[PV_MAX_RANGES];
+	struct pv_range ram[PV_MAX_RANGES];
+	u32 endpoints[PV_MAX_RANGES];
+};
+
+/**
+ * struct pv_usage - what is in use, on both sides
+ * @contexts: device: contexts allocated besides the default one
+ * @bindings: device: functions bound
+ * @pool_used: device: page-table pages charged
+ * @pool_total: device: page-table pages of the pool
+ * @mapped_pages: device: pages mapped in all contexts
+ * @events_lost: device: events dropped because the event ring was full
+ * @domains: driver: paging domains
+ * @table_pages: driver: pages of their tables
+ * @endpoints: driver: functions that the IOMMU core handed over
+ * @slots_in_flight: driver: slots submitted and not completed
+ */
+struct pv_usage {
+	u32 contexts;
+	u32 bindings;
+	u32 pool_used;
+	u32 pool_total;
+	u64 mapped_pages;
+	u64 events_lost;
+	u32 domains;
+	u32 table_pages;
+	u32 endpoints;
+	u32 slots_in_flight;
+};
+
+/**
+ * struct pv_iommu_raw_ops - direct access to the first PV-IOMMU
+ * @get: a reference to it, or NULL; while one is held, its removal waits
+ * @put: gives the reference back
+ * @submit: sends a command; 0 or the device's negative errno, or -EIO once the device is given up.
+ *	The payload and the sequence are copied back, except that nothing of a posted command is
+ *	but the sequence
+ * @usage: what is in use
+ * @capabilities: the capability area
+ * @ring_entries: slots of the ring
+ * @event_position: the position that the next event will have
+ * @next_event: the event at a position, which moves on to the one after it; waits for it.
+ *	0 or -ETIMEDOUT
+ */
+struct pv_iommu_raw_ops {
+	struct pv_iommu *(*get)(void);
+	void (*put)(struct pv_iommu *pv);
+	int (*submit)(struct pv_iommu *pv, struct pv_command *command, enum pv_wait wait);
+	int (*usage)(struct pv_iommu *pv, struct pv_usage *usage);
+	const struct pv_capabilities *(*capabilities)(struct pv_iommu *pv);
+	u32 (*ring_entries)(struct pv_iommu *pv);
+	u32 (*event_position)(struct pv_iommu *pv);
+	int (*next_event)(struct pv_iommu *pv, u32 *position, struct pviommu_event *event,
+			  unsigned int timeout_ms);
+};
+
+extern const struct pv_iommu_raw_ops pv_iommu_raw_ops;
+
+#endif /* _PV_IOMMU_RAW_H */

@@ -1,0 +1,581 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR MIT */
+/* The PV-IOMMU function. Generated from the declarations of pviommu_abi; do not edit. */
+#ifndef _PVIOMMU_ABI_H
+#define _PVIOMMU_ABI_H
+
+#include <linux/types.h>
+#ifdef __KERNEL__
+#include <linux/build_bug.h>
+#else
+#include <assert.h>
+#endif
+
+/*
+ * PCI function and registers
+ *
+ * Trapped registers and PCI identity of the PV-IOMMU function.
+ *
+ * BAR 0 (4 KiB, 32-bit) holds the registers: 32-bit words at multiples of four, other accesses
+ * read 0 and write nothing. BAR 2 (64-bit, prefetchable) is the shared memory of
+ * pviommu_abi.shared. BAR 4 (32-bit) holds the MSI-X table and its pending bits: vector 0 for
+ * events, vector 1 + n for ring n.
+ *
+ * The order of setting up: select a profile while all rings are off, place and enable ring 0, go.
+ * Selecting a profile resets the device.
+ */
+
+#define PVIOMMU_REG_MAGIC                       0x000
+#define PVIOMMU_REG_VERSION                     0x004
+#define PVIOMMU_REG_FEATURES                    0x008
+#define PVIOMMU_REG_INSTANCE                    0x00c
+#define PVIOMMU_REG_STATUS                      0x010
+#define PVIOMMU_REG_PROFILE                     0x014
+#define PVIOMMU_REG_RESET                       0x018
+#define PVIOMMU_REG_MAX_RINGS                   0x01c
+#define PVIOMMU_REG_MAX_RING_ENTRIES            0x020
+#define PVIOMMU_REG_RING_AREA                   0x024
+#define PVIOMMU_REG_RING_AREA_SIZE              0x028
+#define PVIOMMU_REG_RING_SELECT                 0x080
+#define PVIOMMU_REG_RING_TYPE                   0x084
+#define PVIOMMU_REG_RING_ENTRIES                0x088
+#define PVIOMMU_REG_RING_BASE_LO                0x08c
+#define PVIOMMU_REG_RING_BASE_HI                0x090
+#define PVIOMMU_REG_RING_CONTROL                0x094
+#define PVIOMMU_REG_RING_STATUS                 0x098
+#define PVIOMMU_REG_DOORBELL                    0x100
+
+#define PVIOMMU_VENDOR_ID                       0x1234       /* default PCI vendor id */
+#define PVIOMMU_DEVICE_ID                       0x5056       /* default PCI device id */
+#define PVIOMMU_MAGIC                           0x4d495650   /* value of register MAGIC */
+#define PVIOMMU_ABI_VERSION                     1            /* value of register VERSION */
+#define PVIOMMU_REGISTER_BAR                    0            /* BAR of the registers */
+#define PVIOMMU_REGISTER_BAR_SIZE               0x1000       /* bytes */
+#define PVIOMMU_SHARED_BAR                      2            /* BAR of the shared memory */
+#define PVIOMMU_MSIX_BAR                        4            /* BAR of the MSI-X table */
+#define PVIOMMU_VECTOR_EVENTS                   0            /* MSI-X vector of the event ring */
+#define PVIOMMU_VECTOR_RING                     1            /* MSI-X vector of ring 0; ring n has the nth after it */
+#define PVIOMMU_DOORBELL_STRIDE                 4            /* bytes from one doorbell to the next */
+#define PVIOMMU_ENDPOINT_SIGNATURE              0x55495650   /* signature of the vendor capability */
+
+/* Bits of FEATURES. */
+#define PVIOMMU_FEATURE_PROFILE_XEN_2024        0x1
+#define PVIOMMU_FEATURE_POSTED                  0x2
+
+/* Bits of STATUS. */
+/* the last write to a writable register was refused; the next accepted one clears this */
+#define PVIOMMU_STATUS_REFUSED                  0x1
+#define PVIOMMU_STATUS_RINGS_ON                 0x2
+/* the memory that the hypervisor handed over is not what the guest uses (share=on is missing) */
+#define PVIOMMU_STATUS_MEMORY_NOT_SHARED        0x4
+
+/* Values of PROFILE. */
+#define PVIOMMU_PROFILE_NONE                    0
+#define PVIOMMU_PROFILE_XEN_2024                1
+
+/* Values of RING_TYPE. */
+#define PVIOMMU_RING_TYPE_SHARED_BAR            0
+
+/* Bits of RING_CONTROL. */
+#define PVIOMMU_RING_CONTROL_ENABLE             0x1
+
+/* Bits of RING_STATUS. */
+#define PVIOMMU_RING_STATUS_ENABLED             0x1
+/* the producer index was impossible; off and on again repairs it */
+#define PVIOMMU_RING_STATUS_BROKEN              0x2
+
+/**
+ * struct pviommu_endpoint_capability - Vendor-specific PCI capability (id 0x09) of the PV-IOMMU function and of every endpoint behind it
+ * @cap_id: 0x09
+ * @next: offset of the next capability
+ * @length: 16
+ * @version: 1
+ * @signature: ENDPOINT_SIGNATURE
+ * @instance: INSTANCE of the PV-IOMMU that translates for it
+ * @stream: stream id; all ones in the PV-IOMMU's own
+ */
+struct pviommu_endpoint_capability {
+	__u8	cap_id;
+	__u8	next;
+	__u8	length;
+	__u8	version;
+	__le32	signature;
+	__le32	instance;
+	__le32	stream;
+};
+static_assert(sizeof(struct pviommu_endpoint_capability) == 16);
+
+/*
+ * Shared memory
+ *
+ * The shared BAR: index lines, capability area, event ring, command rings.
+ *
+ * Everything here lies in one memory object that the device exposes as BAR 2 and that the
+ * hypervisor maps into the guest, so no access to it leaves the guest. All words are little-
+ * endian; index words are 32 bits, aligned, and each cache line has one writer.
+ *
+ * Indices run freely and wrap at 2**32; an entry's place is index % entries. A ring holds producer
+ * - completed slots (modulo 2**32); more than entries is a broken ring.
+ *
+ * Notifications are suppressed by event index only. x asks for a notification when an index passes
+ * x: the other side notifies if (new - x - 1) % 2**32 < (new - old) % 2**32.
+ */
+
+#define PVIOMMU_SHARED_BAR_SIZE                 0x100000     /* bytes */
+#define PVIOMMU_CACHE_LINE                      64           /* from the guest's words to the device's */
+#define PVIOMMU_INDEX_OFFSET                    0x0          /* index lines of ring 0 */
+#define PVIOMMU_RING_INDEX_STRIDE               0x80         /* from one ring's index lines to the next */
+#define PVIOMMU_EVENT_INDEX_OFFSET              0x400        /* index lines of the event ring */
+#define PVIOMMU_CAPABILITY_OFFSET               0x1000       /* capability area */
+#define PVIOMMU_CAPABILITY_SIZE                 0x2000       /* bytes */
+#define PVIOMMU_EVENT_OFFSET                    0x4000       /* event records */
+#define PVIOMMU_EVENT_ENTRIES                   256          /* records of the event ring */
+#define PVIOMMU_MAX_RINGS                       8            /* rings that the layout has room for */
+#define PVIOMMU_MIN_RING_ENTRIES                16           /* fewest slots of a ring */
+#define PVIOMMU_CAPABILITY_MAGIC                0x50414349   /* magic of the capability area */
+#define PVIOMMU_GLOBAL_STREAM                   0xffffffff   /* stream of a region that concerns all */
+#define PVIOMMU_SBDF_UNBOUND                    0xffffffff   /* sbdf of an endpoint that is not bound */
+
+/* What an event reports. */
+/* DMA to a device address without a mapping */
+#define PVIOMMU_EVENT_NOT_MAPPED                1
+#define PVIOMMU_EVENT_PERMISSION                2            /* DMA that the mapping's flags forbid */
+#define PVIOMMU_EVENT_OUT_OF_APERTURE           3            /* DMA past the last legal device address */
+/* DMA to a reserved region, the MSI window for one */
+#define PVIOMMU_EVENT_RESERVED                  4
+/* DMA of an endpoint that waits for its reset after one of the IOMMU */
+#define PVIOMMU_EVENT_BLOCKED                   5
+/* the translation leads to what is not guest memory any more, or never was */
+#define PVIOMMU_EVENT_NOT_RAM                   6
+/* a posted slot failed: result and slot tell which */
+#define PVIOMMU_EVENT_POSTED_FAILED             16
+/* the producer index of ring slot is impossible; the ring is stopped */
+#define PVIOMMU_EVENT_RING_BROKEN               17
+
+/* The access that was refused. */
+#define PVIOMMU_ACCESS_READ                     0x1
+#define PVIOMMU_ACCESS_WRITE                    0x2
+
+/* Kinds of capability. After the header come a count (u32), a zero (u32) and the entries, or one record for */
+#define PVIOMMU_CAP_IOVA_RANGES                 1
+#define PVIOMMU_CAP_RESERVED_REGIONS            2
+#define PVIOMMU_CAP_LIMITS                      3
+#define PVIOMMU_CAP_RAM_RANGES                  4
+#define PVIOMMU_CAP_ENDPOINTS                   5
+
+/* Kinds of reserved region. */
+#define PVIOMMU_REGION_RESERVED                 1
+#define PVIOMMU_REGION_MSI                      2
+
+/**
+ * struct pviommu_guest_ring_line - Words of a command ring that the guest writes
+ * @producer: slots submitted
+ * @completion_event: interrupt me when completed passes this
+ */
+struct pviommu_guest_ring_line {
+	__le32	producer;
+	__le32	completion_event;
+};
+static_assert(sizeof(struct pviommu_guest_ring_line) == 8);
+
+/**
+ * struct pviommu_device_ring_line - Words of a command ring that the device writes, one cache line further on
+ * @completed: slots completed
+ * @doorbell_event: ring the doorbell when producer passes this
+ */
+struct pviommu_device_ring_line {
+	__le32	completed;
+	__le32	doorbell_event;
+};
+static_assert(sizeof(struct pviommu_device_ring_line) == 8);
+
+/**
+ * struct pviommu_guest_event_line - Words of the event ring that the guest writes
+ * @consumer: events taken
+ * @arm: interrupt me when producer passes this
+ */
+struct pviommu_guest_event_line {
+	__le32	consumer;
+	__le32	arm;
+};
+static_assert(sizeof(struct pviommu_guest_event_line) == 8);
+
+/**
+ * struct pviommu_device_event_line - Words of the event ring that the device writes, one cache line further on
+ * @producer: events written
+ * @lost: events dropped because the ring was full; wraps
+ */
+struct pviommu_device_event_line {
+	__le32	producer;
+	__le32	lost;
+};
+static_assert(sizeof(struct pviommu_device_event_line) == 8);
+
+/**
+ * struct pviommu_event - One record of the event ring
+ * @sequence: counts every event, lost ones too, so a gap shows how many are missing
+ * @reason: EventReason
+ * @access: EventAccess
+ * @pad0: 0
+ * @stream: stream id of the endpoint
+ * @sbdf: segment << 16 | bus << 8 | devfn, or all ones
+ * @iova: first refused device address, exact to the byte
+ * @length: bytes of the whole refused request
+ * @ctx_no: context
+ * @pad1: 0
+ * @result: POSTED_FAILED: negative errno
+ * @slot: POSTED_FAILED: sequence of the slot; RING_BROKEN: ring
+ * @pad2: 0
+ * @time_ns: the device's monotonic clock
+ * @pad3: 0
+ */
+struct pviommu_event {
+	__le32	sequence;
+	__le16	reason;
+	__u8	access;
+	__u8	pad0;
+	__le32	stream;
+	__le32	sbdf;
+	__le64	iova;
+	__le64	length;
+	__le16	ctx_no;
+	__le16	pad1;
+	__le32	result;
+	__le32	slot;
+	__le32	pad2;
+	__le64	time_ns;
+	__le64	pad3;
+};
+static_assert(sizeof(struct pviommu_event) == 64);
+
+/**
+ * struct pviommu_capability_area - Head of the capability area. The device bumps generation to an odd value before it rewrites the area and
+ * @magic: CAPABILITY_MAGIC
+ * @generation: even when the area is stable
+ * @length: bytes in use, this head included
+ * @first: offset of the first capability from the start of the area
+ */
+struct pviommu_capability_area {
+	__le32	magic;
+	__le32	generation;
+	__le32	length;
+	__le32	first;
+};
+static_assert(sizeof(struct pviommu_capability_area) == 16);
+
+/**
+ * struct pviommu_capability_header - Head of each capability, as VFIO has them
+ * @cap_id: CapabilityId
+ * @version: 1
+ * @next: offset of the next one from the start of the area, 0 for the last
+ */
+struct pviommu_capability_header {
+	__le16	cap_id;
+	__le16	version;
+	__le32	next;
+};
+static_assert(sizeof(struct pviommu_capability_header) == 8);
+
+/**
+ * struct pviommu_capability_count - Follows the header of a capability that is a list
+ * @count: entries
+ * @pad0: 0
+ */
+struct pviommu_capability_count {
+	__le32	count;
+	__le32	pad0;
+};
+static_assert(sizeof(struct pviommu_capability_count) == 8);
+
+/**
+ * struct pviommu_address_range - Entry of IOVA_RANGES (device addresses) and RAM_RANGES (guest physical addresses)
+ * @start: first byte
+ * @last: last byte, inclusive
+ */
+struct pviommu_address_range {
+	__le64	start;
+	__le64	last;
+};
+static_assert(sizeof(struct pviommu_address_range) == 16);
+
+/**
+ * struct pviommu_reserved_region - Entry of RESERVED_REGIONS
+ * @start: first byte
+ * @last: last byte, inclusive
+ * @kind: RegionKind
+ * @stream: stream id, or GLOBAL_STREAM
+ */
+struct pviommu_reserved_region {
+	__le64	start;
+	__le64	last;
+	__le32	kind;
+	__le32	stream;
+};
+static_assert(sizeof(struct pviommu_reserved_region) == 24);
+
+/**
+ * struct pviommu_limits - The record of LIMITS
+ * @page_sizes: bit mask of page sizes that a map may be made of
+ * @max_nr_pages: most pages in one map or unmap
+ * @max_contexts: contexts besides the default one
+ * @pool_pages: page-table pages of the pool
+ * @rings: rings that this device has
+ * @aperture_bits: bits of a device address
+ * @default_policy: what context 0 does: 1 identity, 0 blocked
+ */
+struct pviommu_limits {
+	__le64	page_sizes;
+	__le32	max_nr_pages;
+	__le32	max_contexts;
+	__le32	pool_pages;
+	__le32	rings;
+	__le32	aperture_bits;
+	__le32	default_policy;
+};
+static_assert(sizeof(struct pviommu_limits) == 32);
+
+/**
+ * struct pviommu_endpoint_entry - Entry of ENDPOINTS
+ * @stream: stream id
+ * @flags: 1: the binding is fixed by the configuration
+ * @sbdf: the fixed binding, or all ones
+ * @pad0: 0
+ */
+struct pviommu_endpoint_entry {
+	__le32	stream;
+	__le32	flags;
+	__le32	sbdf;
+	__le32	pad0;
+};
+static_assert(sizeof(struct pviommu_endpoint_entry) == 16);
+
+/*
+ * Slots and operations
+ *
+ * Command slots: the 64-byte entries of a ring, and the operations they carry.
+ *
+ * A slot is a 16-byte header and a 48-byte payload. The guest fills a slot, the device executes
+ * it, writes the OUT fields of the payload and the result back into the same slot, and then
+ * advances the ring's completed index.
+ *
+ * The payload of class XEN_2024 is struct pv_iommu_op of the June 2024 header of the Xen PV-IOMMU
+ * series, bit for bit (32 bytes; the remaining 16 must be zero). The operations of class OWN are
+ * this device's own; they never borrow Xen numbers.
+ */
+
+#define PVIOMMU_SLOT_SIZE                       64           /* bytes of a slot */
+#define PVIOMMU_PAYLOAD_OFFSET                  16           /* payload within a slot */
+#define PVIOMMU_PAYLOAD_SIZE                    48           /* bytes */
+#define PVIOMMU_PAGE_SHIFT                      12           /* frames and counts are in pages of 4 KiB */
+#define PVIOMMU_DEFAULT_CONTEXT                 0            /* cannot be edited or freed */
+
+/* Whose numbering the operation of a slot belongs to. */
+/* pv_iommu_op of June 2024; the number is in the payload (subop_id), op must be 0 */
+#define PVIOMMU_CLASS_XEN_2024                  1
+/* this device's own operations; the number is in op */
+#define PVIOMMU_CLASS_OWN                       128
+
+/* Flags of a slot; other bits are refused with -EINVAL. */
+/* nobody waits for the result: a failure is reported as an event */
+#define PVIOMMU_SLOT_POSTED                     0x1
+
+/* Sub-operations of pv_iommu_op (IOMMUOP_* of the June 2024 header; 0 has no name there). */
+#define PVIOMMU_XEN2024_NOOP                    0
+#define PVIOMMU_XEN2024_QUERY_CAPABILITIES      1
+#define PVIOMMU_XEN2024_ALLOC_CONTEXT           2
+#define PVIOMMU_XEN2024_FREE_CONTEXT            3
+#define PVIOMMU_XEN2024_REATTACH_DEVICE         4
+#define PVIOMMU_XEN2024_MAP_PAGES               5
+#define PVIOMMU_XEN2024_UNMAP_PAGES             6
+#define PVIOMMU_XEN2024_LOOKUP_PAGE             7
+
+/* Flags of ALLOC_CONTEXT (IOMMU_CREATE_*). */
+/* begin with 1:1 mappings of all guest memory */
+#define PVIOMMU_CREATE_CLONE                    0x1
+
+/* Flags of FREE_CONTEXT (the header leaves the bit unnamed; the hypervisor calls it reattach-to-default). */
+/* move the attached devices to the default context instead of failing with -EBUSY */
+#define PVIOMMU_FREE_REATTACH_DEFAULT           0x1
+
+/* Flags of MAP_PAGES (IOMMU_OP_*). */
+#define PVIOMMU_MAP_READABLE                    0x1
+#define PVIOMMU_MAP_WRITEABLE                   0x2
+
+/* Operations of class OWN. */
+/* tell the device which stream the function at an SBDF is (a vfio-user device never learns its */
+/* address) */
+#define PVIOMMU_OWN_BIND                        1
+/* forget the binding; the endpoint goes back to the default context */
+#define PVIOMMU_OWN_UNBIND                      2
+#define PVIOMMU_OWN_QUERY_ENDPOINT              3            /* stream and context of a bound function */
+#define PVIOMMU_OWN_QUERY_USAGE                 4            /* what is in use */
+
+/**
+ * struct pviommu_slot - Header of a slot
+ * @op_class: class of the operation (PVIOMMU_CLASS_*)
+ * @op: operation of classes that number it here, else 0
+ * @flags: PVIOMMU_SLOT_*
+ * @sequence: chosen by the guest; echoed in completed
+ * @result: OUT: 0 or a negative errno
+ * @completed: OUT: sequence, written once result and payload are in place
+ */
+struct pviommu_slot {
+	__u8	op_class;
+	__u8	op;
+	__le16	flags;
+	__le32	sequence;
+	__le32	result;
+	__le32	completed;
+};
+static_assert(sizeof(struct pviommu_slot) == 16);
+
+/**
+ * struct pviommu_op_head - Common head of pv_iommu_op, for the operations that use nothing else
+ * @subop_id: Xen2024Op
+ * @ctx_no: context; OUT for ALLOC_CONTEXT
+ * @flags: meaning depends on the operation
+ */
+struct pviommu_op_head {
+	__le16	subop_id;
+	__le16	ctx_no;
+	__le32	flags;
+};
+static_assert(sizeof(struct pviommu_op_head) == 8);
+
+/**
+ * struct pviommu_op_query_capabilities - QUERY_CAPABILITIES: everything after flags is OUT
+ * @subop_id: 1
+ * @ctx_no: ignored
+ * @flags: 0
+ * @max_ctx_no: OUT: number of contexts besides the default one; ids are 1 to this
+ * @pad0: 0
+ * @max_nr_pages: OUT: most pages in one map or unmap
+ * @max_iova_addr: OUT: last legal device address, inclusive
+ */
+struct pviommu_op_query_capabilities {
+	__le16	subop_id;
+	__le16	ctx_no;
+	__le32	flags;
+	__le16	max_ctx_no;
+	__le16	pad0;
+	__le32	max_nr_pages;
+	__le64	max_iova_addr;
+};
+static_assert(sizeof(struct pviommu_op_query_capabilities) == 24);
+
+/**
+ * struct pviommu_op_map_pages - MAP_PAGES: map nr_pages pages from gfn at dfn
+ * @subop_id: 5
+ * @ctx_no: context
+ * @flags: MapFlags
+ * @gfn: first guest frame
+ * @dfn: first device frame
+ * @nr_pages: pages to map
+ * @mapped: OUT: pages mapped, also on error
+ */
+struct pviommu_op_map_pages {
+	__le16	subop_id;
+	__le16	ctx_no;
+	__le32	flags;
+	__le64	gfn;
+	__le64	dfn;
+	__le32	nr_pages;
+	__le32	mapped;
+};
+static_assert(sizeof(struct pviommu_op_map_pages) == 32);
+
+/**
+ * struct pviommu_op_unmap_pages - UNMAP_PAGES: note that dfn lies where MAP_PAGES has gfn
+ * @subop_id: 6
+ * @ctx_no: context
+ * @flags: 0
+ * @dfn: first device frame
+ * @nr_pages: pages to unmap
+ * @unmapped: OUT: pages unmapped, also on error
+ */
+struct pviommu_op_unmap_pages {
+	__le16	subop_id;
+	__le16	ctx_no;
+	__le32	flags;
+	__le64	dfn;
+	__le32	nr_pages;
+	__le32	unmapped;
+};
+static_assert(sizeof(struct pviommu_op_unmap_pages) == 24);
+
+/**
+ * struct pviommu_op_reattach_device - REATTACH_DEVICE: move a bound endpoint to ctx_no
+ * @subop_id: 4
+ * @ctx_no: target context, 0 included
+ * @flags: 0
+ * @seg: PCI segment
+ * @bus: PCI bus
+ * @devfn: device << 3 | function
+ */
+struct pviommu_op_reattach_device {
+	__le16	subop_id;
+	__le16	ctx_no;
+	__le32	flags;
+	__le16	seg;
+	__u8	bus;
+	__u8	devfn;
+};
+static_assert(sizeof(struct pviommu_op_reattach_device) == 12);
+
+/**
+ * struct pviommu_op_lookup_page - LOOKUP_PAGE: the gfn comes first
+ * @subop_id: 7
+ * @ctx_no: context
+ * @flags: 0
+ * @gfn: OUT: guest frame; untouched on error
+ * @dfn: device frame
+ */
+struct pviommu_op_lookup_page {
+	__le16	subop_id;
+	__le16	ctx_no;
+	__le32	flags;
+	__le64	gfn;
+	__le64	dfn;
+};
+static_assert(sizeof(struct pviommu_op_lookup_page) == 24);
+
+/**
+ * struct pviommu_op_binding - BIND, UNBIND and QUERY_ENDPOINT
+ * @seg: PCI segment
+ * @bus: PCI bus
+ * @devfn: device << 3 | function
+ * @stream: stream id; IN for BIND, OUT for QUERY_ENDPOINT
+ * @ctx_no: OUT of QUERY_ENDPOINT: the context it is attached to
+ * @blocked: OUT of QUERY_ENDPOINT: 1 while it waits for its reset after one of the IOMMU
+ * @pad0: 0
+ */
+struct pviommu_op_binding {
+	__le16	seg;
+	__u8	bus;
+	__u8	devfn;
+	__le32	stream;
+	__le16	ctx_no;
+	__le16	blocked;
+	__le32	pad0;
+};
+static_assert(sizeof(struct pviommu_op_binding) == 16);
+
+/**
+ * struct pviommu_op_usage - QUERY_USAGE: all fields are OUT
+ * @contexts: contexts allocated, the default one not counted
+ * @bindings: functions bound
+ * @pool_used: page-table pages charged
+ * @pool_total: page-table pages of the pool
+ * @mapped_pages: pages mapped in all contexts
+ * @events_lost: events dropped because the ring was full, since reset
+ */
+struct pviommu_op_usage {
+	__le32	contexts;
+	__le32	bindings;
+	__le32	pool_used;
+	__le32	pool_total;
+	__le64	mapped_pages;
+	__le64	events_lost;
+};
+static_assert(sizeof(struct pviommu_op_usage) == 32);
+
+#endif /* _PVIOMMU_ABI_H */

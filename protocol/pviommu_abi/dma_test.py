@@ -1,0 +1,116 @@
+"""The DMA test engine: registers, descriptors and scatter/gather entries.
+
+BAR 0 (4 KiB) holds trapped registers, BAR 2 (64 KiB, shared memory) the descriptors and the scatter/gather entries,
+BAR 4 the MSI-X
+table (one vector). Descriptors lie in the device and not in guest memory on purpose: what became of a request can be
+read even when the IOMMU lets the device reach nothing.
+
+A descriptor is a request of its own: it is translated over its whole span before a byte moves, and refused whole.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum, IntFlag
+from typing import Annotated
+
+from wire_layout import U8, U16, U32, U64, Record
+
+from .registers import Access, Register
+
+MAGIC = 0x54445650
+"""``PVDT`` in memory order."""
+VERSION = 1
+ENTRIES = 256
+SG_ENTRIES = 2048
+SG_OFFSET = 0x8000
+"""First scatter/gather entry in BAR 2; the descriptors begin at 0."""
+SHARED_BAR_SIZE = 0x10000
+MAX_LENGTH = 4 << 20
+"""Most bytes of one descriptor."""
+MSIX_VECTORS = 1
+
+REGISTERS = (
+    Register("MAGIC", 0x00, Access.RO, "0x54445650"),
+    Register("VERSION", 0x04, Access.RO, "1"),
+    Register("ENTRIES", 0x08, Access.RO, "descriptors of the queue, 256"),
+    Register("SG_ENTRIES", 0x0C, Access.RO, "scatter/gather entries, 2048"),
+    Register("MAX_LENGTH", 0x10, Access.RO, "most bytes of one descriptor, 4 MiB"),
+    Register("CONTROL", 0x14, Access.RW, "PVDT_CONTROL_*"),
+    Register("PRODUCER", 0x18, Access.RW, "descriptors submitted, running freely; writing it starts the engine"),
+    Register("CONSUMER", 0x1C, Access.RO, "descriptors finished, running freely"),
+)
+REGISTER = {register.name: register for register in REGISTERS}
+
+
+class Control(IntFlag):
+    """Bits of CONTROL."""
+
+    ENABLE = 1 << 0
+    RESET = 1 << 1
+    """cancels what is queued and clears PRODUCER and CONSUMER; reads as 0"""
+
+
+class DmaOp(IntEnum):
+    """What a descriptor asks for."""
+
+    COPY = 1
+    """move ``length`` bytes from ``src`` to ``dst``"""
+    FILL = 2
+    """write ``pattern`` over and over to ``dst``"""
+    CHECKSUM = 3
+    """CRC-32 (IEEE 802.3, as zlib has it) of ``src`` into ``checksum``"""
+    VERIFY = 4
+    """compare ``src`` with ``pattern`` over and over"""
+
+
+class DescriptorFlags(IntFlag):
+    """Flags of a descriptor."""
+
+    SRC_SG = 1 << 0
+    """``src`` names scatter/gather entries: index | count << 32"""
+    DST_SG = 1 << 1
+    """``dst`` names scatter/gather entries: index | count << 32"""
+    INTERRUPT = 1 << 2
+    """raise vector 0 when it is finished"""
+
+
+class DescriptorStatus(IntEnum):
+    """What became of a descriptor."""
+
+    PENDING = 0
+    DONE = 1
+    FAULT = 2
+    """refused by the IOMMU, nothing moved; ``detail`` is the first refused address"""
+    INVALID = 3
+    """unknown operation or flags, or a length, index or count past its limit; nothing moved"""
+    MISMATCH = 4
+    """VERIFY found a difference; ``detail`` is its offset in bytes"""
+    CANCELLED = 5
+    """a reset came first"""
+
+
+class Descriptor(Record):
+    """One request."""
+
+    op: Annotated[int, U8, "DmaOp"]
+    flags: Annotated[int, U8, "DescriptorFlags"]
+    pad0: Annotated[int, U16, "0"]
+    length: Annotated[int, U32, "bytes, 1 to MAX_LENGTH"]
+    src: Annotated[int, U64, "device address or scatter/gather entries"]
+    dst: Annotated[int, U64, "device address or scatter/gather entries"]
+    pattern: Annotated[int, U64, "eight bytes, in memory order"]
+    detail: Annotated[int, U64, "OUT: refused address or offset of the difference"] = 0
+    checksum: Annotated[int, U32, "OUT: CRC-32"] = 0
+    reason: Annotated[int, U16, "OUT: EventReason of a fault"] = 0
+    access: Annotated[int, U16, "OUT: EventAccess of a fault"] = 0
+    pad1: Annotated[int, U64, "0"] = 0
+    pad2: Annotated[int, U32, "0"] = 0
+    status: Annotated[int, U32, "OUT: DescriptorStatus, written last"] = 0
+
+
+class SgEntry(Record):
+    """One scatter/gather entry. The lengths of a list must add up to the descriptor's length."""
+
+    address: Annotated[int, U64, "device address"]
+    length: Annotated[int, U32, "bytes, not 0"]
+    pad0: Annotated[int, U32, "0"] = 0

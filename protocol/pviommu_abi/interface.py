@@ -1,0 +1,194 @@
+"""What the C headers and the ABI page are made of: the declarations, in the order in which a reader meets them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum, IntFlag
+
+from wire_layout import Record
+
+from . import dma_test, registers, shared, slots
+from .registers import Register
+
+EnumClass = type[IntEnum] | type[IntFlag]
+
+
+@dataclass(frozen=True)
+class Constant:
+    """A number with a name; ``hexadecimal`` says how to write it."""
+
+    name: str
+    value: int
+    doc: str
+    hexadecimal: bool = True
+
+
+@dataclass(frozen=True)
+class Section:
+    """One chapter: registers, then constants, then enumerations with the prefix of their C names, then records."""
+
+    title: str
+    doc: str
+    registers: tuple[Register, ...] = ()
+    constants: tuple[Constant, ...] = ()
+    enums: tuple[tuple[str, EnumClass], ...] = ()
+    records: tuple[tuple[str, type[Record]], ...] = ()
+
+
+@dataclass(frozen=True)
+class Interface:
+    """Everything behind one C header. C names begin with ``prefix``, in lower or upper case."""
+
+    header: str
+    prefix: str
+    title: str
+    sections: tuple[Section, ...]
+
+
+def _text(module: object) -> str:
+    return (getattr(module, "__doc__", "") or "").strip()
+
+
+PVIOMMU = Interface(
+    "pviommu_abi.h",
+    "pviommu",
+    "The PV-IOMMU function",
+    (
+        Section(
+            "PCI function and registers",
+            _text(registers),
+            registers.REGISTERS,
+            (
+                Constant("VENDOR_ID", registers.VENDOR_ID, "default PCI vendor id"),
+                Constant("DEVICE_ID", registers.IOMMU_DEVICE_ID, "default PCI device id"),
+                Constant("MAGIC", registers.MAGIC, "value of register MAGIC"),
+                Constant("ABI_VERSION", registers.ABI_VERSION, "value of register VERSION", False),
+                Constant("REGISTER_BAR", registers.REGISTER_BAR, "BAR of the registers", False),
+                Constant("REGISTER_BAR_SIZE", registers.REGISTER_BAR_SIZE, "bytes"),
+                Constant("SHARED_BAR", registers.SHARED_BAR, "BAR of the shared memory", False),
+                Constant("MSIX_BAR", registers.MSIX_BAR, "BAR of the MSI-X table", False),
+                Constant("VECTOR_EVENTS", 0, "MSI-X vector of the event ring", False),
+                Constant("VECTOR_RING", 1, "MSI-X vector of ring 0; ring n has the nth after it", False),
+                Constant("DOORBELL_STRIDE", registers.DOORBELL_STRIDE, "bytes from one doorbell to the next", False),
+                Constant("ENDPOINT_SIGNATURE", registers.ENDPOINT_SIGNATURE, "signature of the vendor capability"),
+            ),
+            (
+                ("FEATURE", registers.Feature),
+                ("STATUS", registers.Status),
+                ("PROFILE", registers.Profile),
+                ("RING_TYPE", registers.RingType),
+                ("RING_CONTROL", registers.RingControl),
+                ("RING_STATUS", registers.RingStatus),
+            ),
+            (("endpoint_capability", registers.EndpointCapability),),
+        ),
+        Section(
+            "Shared memory",
+            _text(shared),
+            (),
+            (
+                Constant("SHARED_BAR_SIZE", shared.SHARED_BAR_SIZE, "bytes"),
+                Constant("CACHE_LINE", shared.CACHE_LINE, "from the guest's words to the device's", False),
+                Constant("INDEX_OFFSET", shared.INDEX_OFFSET, "index lines of ring 0"),
+                Constant("RING_INDEX_STRIDE", shared.RING_INDEX_STRIDE, "from one ring's index lines to the next"),
+                Constant("EVENT_INDEX_OFFSET", shared.EVENT_INDEX_OFFSET, "index lines of the event ring"),
+                Constant("CAPABILITY_OFFSET", shared.CAPABILITY_OFFSET, "capability area"),
+                Constant("CAPABILITY_SIZE", shared.CAPABILITY_SIZE, "bytes"),
+                Constant("EVENT_OFFSET", shared.EVENT_OFFSET, "event records"),
+                Constant("EVENT_ENTRIES", shared.EVENT_ENTRIES, "records of the event ring", False),
+                Constant("MAX_RINGS", shared.MAX_RINGS, "rings that the layout has room for", False),
+                Constant("MIN_RING_ENTRIES", shared.MIN_RING_ENTRIES, "fewest slots of a ring", False),
+                Constant("CAPABILITY_MAGIC", shared.CAPABILITY_MAGIC, "magic of the capability area"),
+                Constant("GLOBAL_STREAM", shared.GLOBAL_STREAM, "stream of a region that concerns all"),
+                Constant("SBDF_UNBOUND", shared.SBDF_UNBOUND, "sbdf of an endpoint that is not bound"),
+            ),
+            (
+                ("EVENT", shared.EventReason),
+                ("ACCESS", shared.EventAccess),
+                ("CAP", shared.CapabilityId),
+                ("REGION", shared.RegionKind),
+            ),
+            (
+                ("guest_ring_line", shared.GuestRingLine),
+                ("device_ring_line", shared.DeviceRingLine),
+                ("guest_event_line", shared.GuestEventLine),
+                ("device_event_line", shared.DeviceEventLine),
+                ("event", shared.Event),
+                ("capability_area", shared.CapabilityArea),
+                ("capability_header", shared.CapabilityHeader),
+                ("capability_count", shared.CapabilityCount),
+                ("address_range", shared.AddressRange),
+                ("reserved_region", shared.ReservedRegion),
+                ("limits", shared.Limits),
+                ("endpoint_entry", shared.EndpointEntry),
+            ),
+        ),
+        Section(
+            "Slots and operations",
+            _text(slots),
+            (),
+            (
+                Constant("SLOT_SIZE", slots.SLOT_SIZE, "bytes of a slot", False),
+                Constant("PAYLOAD_OFFSET", slots.PAYLOAD_OFFSET, "payload within a slot", False),
+                Constant("PAYLOAD_SIZE", slots.PAYLOAD_SIZE, "bytes", False),
+                Constant("PAGE_SHIFT", slots.PAGE_SHIFT, "frames and counts are in pages of 4 KiB", False),
+                Constant("DEFAULT_CONTEXT", slots.DEFAULT_CONTEXT, "cannot be edited or freed", False),
+            ),
+            (
+                ("CLASS", slots.OpClass),
+                ("SLOT", slots.SlotFlags),
+                ("XEN2024", slots.Xen2024Op),
+                ("CREATE", slots.CreateFlags),
+                ("FREE", slots.FreeFlags),
+                ("MAP", slots.MapFlags),
+                ("OWN", slots.OwnOp),
+            ),
+            (
+                ("slot", slots.Slot),
+                ("op_head", slots.PvIommuOp),
+                ("op_query_capabilities", slots.QueryCapabilities),
+                ("op_map_pages", slots.MapPages),
+                ("op_unmap_pages", slots.UnmapPages),
+                ("op_reattach_device", slots.ReattachDevice),
+                ("op_lookup_page", slots.LookupPage),
+                ("op_binding", slots.Binding),
+                ("op_usage", slots.Usage),
+            ),
+        ),
+    ),
+)
+
+DMA_TEST = Interface(
+    "pviommu_dma_test.h",
+    "pvdt",
+    "The DMA test engine",
+    (
+        Section(
+            "Registers, descriptors, scatter/gather",
+            _text(dma_test),
+            dma_test.REGISTERS,
+            (
+                Constant("VENDOR_ID", registers.VENDOR_ID, "default PCI vendor id"),
+                Constant("DEVICE_ID", registers.DMA_TEST_DEVICE_ID, "default PCI device id"),
+                Constant("MAGIC", dma_test.MAGIC, "value of register MAGIC"),
+                Constant("VERSION", dma_test.VERSION, "value of register VERSION", False),
+                Constant("REGISTER_BAR", registers.REGISTER_BAR, "BAR of the registers", False),
+                Constant("SHARED_BAR", registers.SHARED_BAR, "BAR of descriptors and entries", False),
+                Constant("SHARED_BAR_SIZE", dma_test.SHARED_BAR_SIZE, "bytes"),
+                Constant("ENTRIES", dma_test.ENTRIES, "descriptors of the queue", False),
+                Constant("SG_ENTRIES", dma_test.SG_ENTRIES, "scatter/gather entries", False),
+                Constant("SG_OFFSET", dma_test.SG_OFFSET, "first scatter/gather entry"),
+                Constant("MAX_LENGTH", dma_test.MAX_LENGTH, "most bytes of one descriptor"),
+            ),
+            (
+                ("CONTROL", dma_test.Control),
+                ("OP", dma_test.DmaOp),
+                ("FLAG", dma_test.DescriptorFlags),
+                ("STATUS", dma_test.DescriptorStatus),
+            ),
+            (("descriptor", dma_test.Descriptor), ("sg_entry", dma_test.SgEntry)),
+        ),
+    ),
+)
+
+INTERFACES = (PVIOMMU, DMA_TEST)

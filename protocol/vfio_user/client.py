@@ -1,0 +1,379 @@
+"""A blocking vfio-user client: what a test, a tool or another VMM needs to drive a server."""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import socket
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import NamedTuple, Self
+
+from . import negotiation, transport
+from .device import DeviceInfo, Irq, IrqAction, IrqKind
+from .errors import ProtocolError, RemoteError
+from .framing import BadFrame, Frame, FrameReader, close_fds
+from .messages import (
+    CapabilityHeader,
+    CapabilityId,
+    Command,
+    DeviceFlags,
+    DmaMap,
+    DmaMapFlags,
+    DmaUnmap,
+    DmaUnmapFlags,
+    GetInfo,
+    GetIrqInfo,
+    GetRegionInfo,
+    Header,
+    HeaderFlags,
+    IrqIndex,
+    IrqInfoFlags,
+    MessageType,
+    RegionAccess,
+    RegionFlags,
+    RegionIndex,
+    SetIrqs,
+    SparseArea,
+    SparseMmap,
+)
+from .negotiation import Capabilities, Limits
+from .server import Outgoing
+
+__all__ = ["Client", "MappedArea", "RegionInfo", "Reply"]
+
+
+class Reply(NamedTuple):
+    """What a server answered. Whoever gets it owns ``fds``."""
+
+    payload: bytes
+    fds: list[int]
+
+
+class MappedArea(NamedTuple):
+    """A mapped part of a region: where it begins, in bytes into the region, and its memory."""
+
+    offset: int
+    memory: mmap.mmap
+
+
+@dataclass(frozen=True)
+class RegionInfo:
+    """A region as the server describes it. The caller closes ``fd``, by :meth:`close` for instance."""
+
+    index: int
+    flags: RegionFlags
+    size: int
+    offset: int
+    """where the region begins in the file of ``fd``, in bytes"""
+    areas: tuple[tuple[int, int], ...]
+    """(offset into the region, size) of what may be mapped; empty although MMAP is set: all of it"""
+    fd: int | None
+
+    def close(self) -> None:
+        """Close the descriptor. Call it once."""
+        if self.fd is not None:
+            os.close(self.fd)
+
+
+class Client:
+    """A connection to a vfio-user server. A context manager; closes its socket.
+
+    Requests raise :class:`RemoteError` if the server refuses, :class:`ProtocolError` if its reply cannot be,
+    ConnectionError if it is gone and TimeoutError if it takes longer than the timeout. After the last three the
+    connection is of no more use.
+    """
+
+    def __init__(self, sock: socket.socket, limits: Limits | None = None) -> None:
+        """Speak on the connected ``sock``, which passes to the client. :meth:`negotiate` comes next."""
+        self.server = Capabilities()
+        """what the server can receive"""
+        self.minor: int | None = None
+        """the version agreed on"""
+        self._sock = sock
+        self._limits = limits or Limits()
+        self._reader = FrameReader(self._limits.max_frame)
+        self._frames: deque[Frame | BadFrame] = deque()
+        self._next_id = 0
+        self._maps: set[tuple[int, int]] = set()
+
+    @classmethod
+    def connect(cls, path: str | os.PathLike[str], timeout: float | None = 5.0, limits: Limits | None = None) -> Self:
+        """Connect to the server at ``path`` and negotiate; ``timeout`` in seconds bounds each wait. OSError."""
+        client = cls(transport.connect(path, timeout), limits)
+        try:
+            client.negotiate()
+        except BaseException:
+            client.close()
+            raise
+        return client
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection. May be called again."""
+        self._sock.close()
+        self._reader.close()
+        while self._frames:
+            frame = self._frames.popleft()
+            if isinstance(frame, Frame):
+                close_fds(frame.fds)
+
+    def negotiate(self, minor: int = 0) -> None:
+        """Exchange VERSION. QEMU proposes ``minor`` 0."""
+        found = negotiation.parse(self._plain(Command.VERSION, negotiation.offer(self._limits, minor)))
+        if found.minor > minor:
+            raise ProtocolError(f"server answers version 0.{found.minor} to 0.{minor}: it may not be above")
+        self.server, self.minor = found.capabilities, found.minor
+
+    def device_info(self) -> DeviceInfo:
+        """What the device is."""
+        payload = self._plain(Command.DEVICE_GET_INFO, GetInfo(GetInfo.SIZE, 0, 0, 0).pack(), GetInfo.SIZE)
+        found = GetInfo.unpack(payload)
+        return DeviceInfo(DeviceFlags(found.flags), found.num_regions, found.num_irqs)
+
+    def region_info(self, index: int) -> RegionInfo:
+        """Region ``index``, its areas and its descriptor: asks again when the areas need room."""
+        found, reply = self._region_info(index, GetRegionInfo.SIZE)
+        if found.argsz > GetRegionInfo.SIZE and not found.flags & RegionFlags.CAPS:
+            close_fds(reply.fds)
+            if found.argsz > self.server.max_data_xfer_size:
+                raise ProtocolError(f"region {index} info of {found.argsz} bytes: larger than any message")
+            found, reply = self._region_info(index, found.argsz)
+        try:
+            areas = _areas(reply.payload, found)
+        except ProtocolError:
+            close_fds(reply.fds)
+            raise
+        close_fds(reply.fds[1:])
+        fd = reply.fds[0] if reply.fds else None
+        return RegionInfo(index, RegionFlags(found.flags), found.size, found.offset, areas, fd)
+
+    def map_region(self, index: int) -> list[MappedArea]:
+        """Map what may be mapped of region ``index``; the memory is shared with the server. Empty if nothing may.
+
+        OSError or ValueError from mmap if an area is not page aligned or not in the file.
+        """
+        info = self.region_info(index)
+        try:
+            if info.fd is None or not info.flags & RegionFlags.MMAP:
+                return []
+            areas = info.areas or ((0, info.size),)
+            return [
+                MappedArea(offset, mmap.mmap(info.fd, size, mmap.MAP_SHARED, offset=info.offset + offset))
+                for offset, size in areas
+            ]
+        finally:
+            info.close()
+
+    def irq_info(self, index: int) -> Irq:
+        """Interrupt index ``index``."""
+        request = GetIrqInfo(GetIrqInfo.SIZE, 0, index, 0).pack()
+        found = GetIrqInfo.unpack(self._plain(Command.DEVICE_GET_IRQ_INFO, request, GetIrqInfo.SIZE))
+        return Irq(found.count, IrqInfoFlags(found.flags))
+
+    def set_irqs(
+        self,
+        index: int,
+        action: IrqAction,
+        kind: IrqKind,
+        start: int = 0,
+        count: int = 0,
+        *,
+        fds: Sequence[int] = (),
+        flags: Iterable[bool] = (),
+    ) -> None:
+        """Send a SET_IRQS, or several if ``fds`` are more than the server takes at once. ``fds`` stay the caller's."""
+        most = max(1, self.server.max_msg_fds)
+        if len(fds) > most:
+            if len(fds) != count:
+                raise ValueError(f"{len(fds)} descriptors for {count} vectors: one each")
+            for first in range(0, count, most):
+                part = fds[first : first + most]
+                self.set_irqs(index, action, kind, start + first, len(part), fds=part)
+            return
+        bools = bytes(flags)
+        request = SetIrqs(SetIrqs.SIZE + len(bools), action | kind, index, start, count)
+        self._plain(Command.DEVICE_SET_IRQS, request.pack() + bools, fds=fds)
+
+    def enable_msix(self, vectors: int) -> list[int]:
+        """Install new eventfds for MSI-X vectors 0 to ``vectors - 1``. The caller closes them."""
+        fds: list[int] = []
+        try:
+            fds.extend(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for _ in range(vectors))
+            self.set_irqs(IrqIndex.MSIX, IrqAction.TRIGGER, IrqKind.EVENTFD, 0, vectors, fds=fds)
+        except BaseException:
+            close_fds(fds)
+            raise
+        return fds
+
+    def disable_irqs(self, index: int) -> None:
+        """Take every eventfd of ``index`` away."""
+        self.set_irqs(index, IrqAction.TRIGGER, IrqKind.NONE)
+
+    def region_read(self, index: int, offset: int, count: int) -> bytes:
+        """Read ``count`` bytes; in several messages if that is more than either side takes at once."""
+        most = min(self.server.max_data_xfer_size, self._limits.max_data_xfer_size)
+        found = bytearray()
+        while len(found) < count:
+            part = RegionAccess(offset + len(found), index, min(most, count - len(found)))
+            size = RegionAccess.SIZE + part.count
+            reply = self._plain(Command.REGION_READ, part.pack(), size)
+            if len(reply) != size or RegionAccess.unpack(reply) != part:
+                text = f"asked to read region {index} {part.offset:#x}+{part.count:#x}"
+                raise ProtocolError(f"{text}, server answers {len(reply)} bytes or another place")
+            found += reply[RegionAccess.SIZE :]
+        return bytes(found)
+
+    def region_write(self, index: int, offset: int, data: bytes, posted: bool = False) -> None:
+        """Write ``data``; in several messages if that is more than the server takes. ``posted``: no reply, no error."""
+        most = self.server.max_data_xfer_size
+        for first in range(0, len(data), most):
+            part = data[first : first + most]
+            request = RegionAccess(offset + first, index, len(part)).pack() + part
+            if posted:
+                self.request(Command.REGION_WRITE, request, no_reply=True)
+            else:
+                self._plain(Command.REGION_WRITE, request, RegionAccess.SIZE)
+
+    def config_read(self, offset: int, size: int) -> int:
+        """The little-endian value of ``size`` bytes of configuration space."""
+        return int.from_bytes(self.region_read(RegionIndex.CONFIG, offset, size), "little")
+
+    def config_write(self, offset: int, size: int, value: int) -> None:
+        """Write ``size`` bytes of configuration space, little-endian."""
+        self.region_write(RegionIndex.CONFIG, offset, value.to_bytes(size, "little"))
+
+    def dma_map(
+        self,
+        address: int,
+        size: int,
+        fd: int | None = None,
+        offset: int = 0,
+        flags: DmaMapFlags = DmaMapFlags.READ | DmaMapFlags.WRITE,
+    ) -> None:
+        """Let the device reach ``size`` bytes at ``address``. ``fd`` stays the caller's. ValueError: too many maps."""
+        key = (address, size)
+        if key not in self._maps and len(self._maps) >= self.server.max_dma_maps:
+            raise ValueError(f"map {address:#x}+{size:#x}: the server takes {self.server.max_dma_maps} at a time")
+        request = DmaMap(DmaMap.SIZE, flags, offset, address, size)
+        self._plain(Command.DMA_MAP, request.pack(), fds=() if fd is None else (fd,))
+        self._maps.add(key)
+
+    def dma_unmap(self, address: int, size: int) -> None:
+        """Undo the map of exactly this range."""
+        self._plain(Command.DMA_UNMAP, DmaUnmap(DmaUnmap.SIZE, 0, address, size).pack())
+        self._maps.discard((address, size))
+
+    def dma_unmap_all(self) -> None:
+        """Undo every map."""
+        self._plain(Command.DMA_UNMAP, DmaUnmap(DmaUnmap.SIZE, DmaUnmapFlags.ALL, 0, 0).pack())
+        self._maps.clear()
+
+    def reset(self) -> None:
+        """Reset the device."""
+        self._plain(Command.DEVICE_RESET)
+
+    def request(
+        self, command: int, payload: bytes = b"", fds: Sequence[int] = (), no_reply: bool = False
+    ) -> Reply | None:
+        """Send any command as it is and wait for its reply; None with ``no_reply``."""
+        number = self._next_id
+        self._next_id = (number + 1) & 0xFFFF
+        flags = MessageType.COMMAND | (HeaderFlags.NO_REPLY if no_reply else 0)
+        header = Header(number, command, Header.SIZE + len(payload), flags, 0)
+        self.send(header.pack() + payload, fds)
+        return None if no_reply else self._await(header)
+
+    def send(self, data: bytes, fds: Sequence[int] = ()) -> None:
+        """Send bytes as they are, for tests of what a server does with them."""
+        if transport.flush(self._sock, deque([Outgoing(data, tuple(fds))])) is transport.Flush.CLOSED:
+            raise ConnectionResetError(errno.ECONNRESET, "the vfio-user server closed the connection")
+
+    def receive(self) -> Frame:
+        """Wait for the next message, whatever it is. The caller owns its descriptors."""
+        while not self._frames:
+            chunk = transport.receive(self._sock)
+            if chunk is None:
+                raise ConnectionResetError(errno.ECONNRESET, "the vfio-user server closed the connection")
+            self._frames.extend(self._reader.feed(*chunk))
+        frame = self._frames.popleft()
+        if isinstance(frame, BadFrame):
+            raise ProtocolError(frame.text)
+        return frame
+
+    def _await(self, sent: Header) -> Reply:
+        name = Command(sent.command).name if sent.command in set(Command) else f"command {sent.command}"
+        while True:
+            frame = self.receive()
+            header = frame.header
+            if header.type == MessageType.COMMAND:
+                self._refuse(frame)
+                continue
+            if (header.id, header.command, header.type) != (sent.id, sent.command, MessageType.REPLY):
+                close_fds(frame.fds)
+                got = f"reply {header.id} to command {header.command}, type {header.type}"
+                raise ProtocolError(f"{got}: waiting for reply {sent.id} to {name}")
+            if header.flags & HeaderFlags.ERROR:
+                close_fds(frame.fds)
+                raise RemoteError(header.error, name)
+            return Reply(frame.payload, frame.fds)
+
+    def _refuse(self, frame: Frame) -> None:
+        """Answer a request of the server: this client serves no message DMA."""
+        close_fds(frame.fds)
+        header = frame.header
+        if not header.no_reply:
+            flags = MessageType.REPLY | HeaderFlags.ERROR
+            self.send(Header(header.id, header.command, Header.SIZE, flags, errno.ENOSYS).pack())
+
+    def _plain(self, command: Command, payload: bytes = b"", least: int = 0, fds: Sequence[int] = ()) -> bytes:
+        """The payload of a reply that carries at least ``least`` bytes and no descriptors."""
+        reply = self.request(command, payload, fds)
+        if reply is None:
+            raise ProtocolError(f"no reply to {command.name}")
+        close_fds(reply.fds)
+        if reply.fds or len(reply.payload) < least:
+            got = f"{len(reply.payload)} bytes and {len(reply.fds)} descriptors"
+            raise ProtocolError(f"{command.name} reply of {got}: at least {least} bytes, no descriptors")
+        return reply.payload
+
+    def _region_info(self, index: int, argsz: int) -> tuple[GetRegionInfo, Reply]:
+        reply = self.request(Command.DEVICE_GET_REGION_INFO, GetRegionInfo(argsz, 0, index, 0, 0, 0).pack())
+        if reply is None or len(reply.payload) < GetRegionInfo.SIZE:
+            close_fds(reply.fds if reply else ())
+            raise ProtocolError(f"region {index} info is shorter than {GetRegionInfo.SIZE} bytes")
+        return GetRegionInfo.unpack(reply.payload), reply
+
+
+def _areas(payload: bytes, info: GetRegionInfo) -> tuple[tuple[int, int], ...]:
+    """The areas of the SPARSE_MMAP capability in a region info reply; none if it has none."""
+    areas: list[tuple[int, int]] = []
+    where = info.cap_offset if info.flags & RegionFlags.CAPS else 0
+    while where:
+        first = where + CapabilityHeader.SIZE
+        if where < GetRegionInfo.SIZE or first > len(payload):
+            raise ProtocolError(f"region {info.index} capability at {where}: the reply has {len(payload)} bytes")
+        header = CapabilityHeader.unpack(payload, where)
+        if header.id == CapabilityId.SPARSE_MMAP and first + SparseMmap.SIZE <= len(payload):
+            count = SparseMmap.unpack(payload, first).nr_areas
+            first += SparseMmap.SIZE
+            if first + count * SparseArea.SIZE > len(payload):
+                raise ProtocolError(f"region {info.index} has {count} areas: the reply has {len(payload)} bytes")
+            for position in range(count):
+                area = SparseArea.unpack(payload, first + position * SparseArea.SIZE)
+                areas.append((area.offset, area.size))
+        # Capabilities that only go forwards end.
+        if header.next and header.next <= where:
+            raise ProtocolError(f"region {info.index} capability at {where} points back to {header.next}")
+        where = header.next
+    return tuple(areas)

@@ -1,0 +1,146 @@
+"""What a server session asks of a device, and the values that pass between them."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import Protocol
+
+from .messages import (
+    IRQ_COUNT,
+    REGION_COUNT,
+    DeviceFlags,
+    DmaMapFlags,
+    IrqInfoFlags,
+    RegionFlags,
+    SetIrqsFlags,
+)
+
+__all__ = ["Device", "DeviceInfo", "DmaMapping", "Irq", "IrqAction", "IrqKind", "IrqRequest", "Region"]
+
+_NO_ACCESS = RegionFlags(0)
+_ANY_MODE = DmaMapFlags(0)
+
+
+@dataclass(frozen=True)
+class DeviceInfo:
+    """The answer to DEVICE_GET_INFO. QEMU wants PCI set, at least 8 regions and at least 3 interrupt indexes."""
+
+    flags: DeviceFlags = DeviceFlags.RESET | DeviceFlags.PCI
+    num_regions: int = REGION_COUNT
+    num_irqs: int = IRQ_COUNT
+
+
+@dataclass(frozen=True)
+class Region:
+    """One region. ``size`` in bytes, 0 absent; QEMU aborts unless the size of a BAR is a power of two.
+
+    With RegionFlags.MMAP a client may map ``fd``: the region begins ``file_offset`` bytes into its file, and only
+    ``areas`` of (offset into the region, size), page aligned and disjoint, may be mapped; no areas means all of
+    it. The device keeps ``fd`` and must leave it open while a client is connected.
+    """
+
+    size: int = 0
+    flags: RegionFlags = _NO_ACCESS
+    areas: tuple[tuple[int, int], ...] = ()
+    fd: int | None = None
+    file_offset: int = 0
+
+
+@dataclass(frozen=True)
+class Irq:
+    """One interrupt index: how many vectors it has."""
+
+    count: int = 0
+    flags: IrqInfoFlags = IrqInfoFlags.EVENTFD
+
+
+class IrqAction(enum.IntEnum):
+    """What SET_IRQS wants done."""
+
+    MASK = SetIrqsFlags.ACTION_MASK
+    UNMASK = SetIrqsFlags.ACTION_UNMASK
+    TRIGGER = SetIrqsFlags.ACTION_TRIGGER
+
+
+class IrqKind(enum.IntEnum):
+    """How SET_IRQS names the vectors that it acts on."""
+
+    NONE = SetIrqsFlags.DATA_NONE
+    BOOL = SetIrqsFlags.DATA_BOOL
+    EVENTFD = SetIrqsFlags.DATA_EVENTFD
+
+
+@dataclass(frozen=True)
+class IrqRequest:
+    """A validated SET_IRQS: vectors ``start`` to ``start + count - 1`` of ``index`` (an IrqIndex).
+
+    ``fds`` is empty or has ``count`` descriptors (EVENTFD only); ``flags`` has ``count`` entries (BOOL only).
+    TRIGGER with NONE and ``count`` 0 disables the whole index; TRIGGER with EVENTFD and no ``fds`` takes the
+    descriptors of these vectors away.
+    """
+
+    index: int
+    start: int
+    count: int
+    action: IrqAction
+    kind: IrqKind
+    fds: tuple[int, ...] = ()
+    flags: tuple[bool, ...] = ()
+
+
+@dataclass(frozen=True)
+class DmaMapping:
+    """A validated DMA_MAP: ``size`` bytes at DMA ``address`` are ``offset`` bytes into the file of ``fd``.
+
+    Without ``fd`` the range is reachable by messages only. ``mode`` holds the MMAP and FILE_IO bits.
+    """
+
+    address: int
+    size: int
+    offset: int
+    readable: bool
+    writable: bool
+    fd: int | None = None
+    mode: DmaMapFlags = _ANY_MODE
+
+
+class Device(Protocol):
+    """A device behind a :class:`~vfio_user.server.Session`.
+
+    Any method may raise :class:`~vfio_user.errors.RequestError`; anything else that it raises is answered with
+    EIO. Bounds, sizes, indexes and flags were checked before it is called.
+    """
+
+    def describe(self) -> DeviceInfo:
+        """Answer DEVICE_GET_INFO. QEMU asks after its first DMA maps; a RequestError here refuses the client."""
+
+    def region(self, index: int) -> Region:
+        """Region ``index``, 0 to 8. Called at every access."""
+
+    def irq(self, index: int) -> Irq:
+        """Interrupt index ``index``, 0 to 4."""
+
+    def region_read(self, index: int, offset: int, count: int) -> bytes:
+        """Exactly ``count`` bytes, ``count`` > 0."""
+
+    def region_write(self, index: int, offset: int, data: bytes) -> None:
+        """Write ``data``, not empty."""
+
+    def set_irqs(self, request: IrqRequest) -> None:
+        """Carry out ``request``. The device owns its descriptors from here on, even if it raises."""
+
+    def dma_map(self, mapping: DmaMapping) -> None:
+        """Make a range reachable. The device owns ``mapping.fd`` from here on, even if it raises."""
+
+    def dma_unmap(self, address: int, size: int) -> None:
+        """Undo the map of exactly this range, else ENOENT. On return no access uses it any more."""
+
+    def dma_unmap_all(self) -> None:
+        """Undo every map."""
+
+    def reset(self) -> None:
+        """Return to the state after power-on; DMA maps stay."""
+
+    def disconnected(self) -> None:
+        """The client is gone. Called exactly once a session."""

@@ -1,0 +1,101 @@
+"""The eventfds by which a device interrupts its client, installed and taken away by SET_IRQS."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import select
+from collections.abc import Iterable, Mapping
+
+from .device import IrqAction, IrqKind, IrqRequest
+from .errors import RequestError
+from .framing import close_fds
+
+__all__ = ["InterruptTable"]
+
+_ONE = (1).to_bytes(8, "little")
+
+
+class InterruptTable:
+    """Owns one eventfd a vector at most. ``counts`` maps an interrupt index to its number of vectors.
+
+    Descriptors are made non-blocking, which their other owners notice; QEMU's are already.
+    """
+
+    def __init__(self, counts: Mapping[int, int]) -> None:
+        self._counts = dict(counts)
+        self._fds: dict[tuple[int, int], int] = {}
+
+    def armed(self, index: int, vector: int) -> bool:
+        """Whether a vector has an eventfd."""
+        return (index, vector) in self._fds
+
+    def set_irqs(self, request: IrqRequest) -> None:
+        """Carry out ``request`` and take its descriptors; RequestError(EINVAL) closes them and changes nothing.
+
+        MASK and UNMASK are accepted without effect: who masks MSI-X does so in the client.
+        """
+        vectors = range(request.start, request.start + request.count)
+        if vectors.stop > self._counts.get(request.index, 0):
+            close_fds(request.fds)
+            text = f"index {request.index} vectors {request.start}+{request.count}"
+            raise RequestError(errno.EINVAL, f"{text}: it has {self._counts.get(request.index, 0)}")
+        if request.action is not IrqAction.TRIGGER:
+            close_fds(request.fds)
+        elif request.kind is IrqKind.EVENTFD:
+            self._install(request, vectors)
+        elif request.count == 0:
+            self._remove([key for key in self._fds if key[0] == request.index])
+        else:
+            for position, vector in enumerate(vectors):
+                if request.kind is IrqKind.NONE or request.flags[position]:
+                    self.trigger(request.index, vector)
+
+    def trigger(self, index: int, vector: int) -> bool:
+        """Interrupt the client. False, and nothing happens, if the vector has no eventfd. Never blocks."""
+        fd = self._fds.get((index, vector))
+        if fd is None:
+            return False
+        # The client shares the open file: it can make it block again and fill the counter to stop this process.
+        if _writable(fd):
+            with contextlib.suppress(BlockingIOError):
+                os.write(fd, _ONE)
+        # A full counter is an interrupt that the client has not taken yet: this one merges with it.
+        return True
+
+    def close(self) -> None:
+        """Close every eventfd."""
+        self._remove(list(self._fds))
+
+    def _install(self, request: IrqRequest, vectors: range) -> None:
+        if not request.fds:
+            self._remove([(request.index, vector) for vector in vectors])
+            return
+        if not all(_is_eventfd(fd) for fd in request.fds):
+            close_fds(request.fds)
+            text = f"index {request.index} vectors {request.start}+{request.count}: not every descriptor is an eventfd"
+            raise RequestError(errno.EINVAL, text)
+        for vector, fd in zip(vectors, request.fds, strict=True):
+            os.set_blocking(fd, False)
+            old = self._fds.get((request.index, vector))
+            self._fds[request.index, vector] = fd
+            if old is not None:
+                os.close(old)
+
+    def _remove(self, keys: Iterable[tuple[int, int]]) -> None:
+        close_fds(fd for key in keys if (fd := self._fds.pop(key, None)) is not None)
+
+
+def _is_eventfd(fd: int) -> bool:
+    """Whether a write of 8 bytes to ``fd`` is an interrupt; of a pipe or file it would be data, and could block."""
+    try:
+        return os.readlink(f"/proc/self/fd/{fd}") == "anon_inode:[eventfd]"
+    except OSError:
+        return False
+
+
+def _writable(fd: int) -> bool:
+    poll = select.poll()
+    poll.register(fd, select.POLLOUT)
+    return bool(poll.poll(0))

@@ -1,0 +1,337 @@
+"""The server side of one connection, without a socket: bytes and descriptors in, bytes and descriptors out.
+
+The caller moves :attr:`Session.outgoing` to its socket and what the socket brings to :meth:`Session.receive`; see
+:mod:`vfio_user.transport`. Everything generic is checked here before the device is asked.
+"""
+
+from __future__ import annotations
+
+import enum
+import errno
+import logging
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from . import negotiation, requests
+from .device import Device, DeviceInfo, DmaMapping, Irq, IrqAction, IrqKind, IrqRequest, Region
+from .errors import ProtocolError, RequestError
+from .framing import BadFrame, Frame, FrameReader, close_fds
+from .messages import (
+    Command,
+    DmaUnmapFlags,
+    GetInfo,
+    GetIrqInfo,
+    GetRegionIoFds,
+    Header,
+    HeaderFlags,
+    MessageType,
+    RegionAccess,
+    WriteMulti,
+)
+from .negotiation import Capabilities, Limits
+
+__all__ = [
+    "Device",
+    "DeviceInfo",
+    "DmaMapping",
+    "Irq",
+    "IrqAction",
+    "IrqKind",
+    "IrqRequest",
+    "Outgoing",
+    "Region",
+    "RequestError",
+    "Session",
+    "State",
+]
+
+logger = logging.getLogger(__name__)
+
+_REPLY = int(MessageType.REPLY)
+_LOUD_REFUSALS = 20  # refusals of a session that are logged as warnings; a hostile client must not fill a log
+
+
+class State(enum.Enum):
+    """How far a session is."""
+
+    NEGOTIATING = "negotiating"
+    RUNNING = "running"
+    CLOSED = "closed"
+
+
+@dataclass(frozen=True)
+class Outgoing:
+    """Bytes to send, with descriptors that ride on the first of them. The descriptors stay the device's."""
+
+    data: bytes
+    fds: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Reply:
+    payload: bytes = b""
+    fds: tuple[int, ...] = ()
+
+
+class Session:
+    """One client of ``device``, from its first byte to its last. Nothing that a client sends raises out of it.
+
+    After :data:`State.CLOSED` send what is left in :attr:`outgoing`, then close the socket: QEMU waits for its
+    full time limit on each access until the server's end is closed.
+    """
+
+    def __init__(self, device: Device, limits: Limits | None = None) -> None:
+        self.outgoing: deque[Outgoing] = deque()
+        self._device = device
+        self._limits = limits or Limits()
+        self._client = Capabilities()
+        self._state = State.NEGOTIATING
+        self._reader = FrameReader(self._limits.max_frame)
+        self._frames: deque[Frame | BadFrame] = deque()
+        self._maps: set[tuple[int, int]] = set()
+        self._queued = 0
+        self._refusals = 0
+        self._handlers: dict[int, Callable[[Frame], _Reply]] = {
+            Command.DMA_MAP: self._dma_map,
+            Command.DMA_UNMAP: self._dma_unmap,
+            Command.DEVICE_GET_INFO: self._get_info,
+            Command.DEVICE_GET_REGION_INFO: self._get_region_info,
+            Command.DEVICE_GET_REGION_IO_FDS: self._get_region_io_fds,
+            Command.DEVICE_GET_IRQ_INFO: self._get_irq_info,
+            Command.DEVICE_SET_IRQS: self._set_irqs,
+            Command.REGION_READ: self._region_read,
+            Command.REGION_WRITE: self._region_write,
+            Command.DEVICE_RESET: self._reset,
+            Command.REGION_WRITE_MULTI: self._write_multi,
+        }
+
+    @property
+    def state(self) -> State:
+        """How far the session is."""
+        return self._state
+
+    @property
+    def client(self) -> Capabilities:
+        """What the client can receive; the protocol's defaults before negotiation."""
+        return self._client
+
+    @property
+    def wanted(self) -> int:
+        """Bytes that complete the message in progress; see :mod:`vfio_user.framing` for when to read just these."""
+        return self._reader.wanted
+
+    @property
+    def paused(self) -> bool:
+        """Whether requests wait because the client does not read its replies: stop reading from it, then resume.
+
+        Two full transfers may be queued in :attr:`outgoing`, so that a client cannot make it grow.
+        """
+        return bool(self._frames)
+
+    def receive(self, data: bytes, fds: list[int]) -> None:
+        """Take a chunk of the stream and the descriptors that came with it (ownership passes), and act on it."""
+        if self._state is State.CLOSED:
+            close_fds(fds)
+            return
+        self._frames.extend(self._reader.feed(data, fds))
+        self.resume()
+
+    def resume(self) -> None:
+        """Go on with requests that waited for :attr:`outgoing` to shrink. Call it after flushing if :attr:`paused`."""
+        while self._frames and self._state is not State.CLOSED and self._has_room():
+            frame = self._frames.popleft()
+            if isinstance(frame, BadFrame):
+                self._refuse(frame.header, errno.EINVAL, frame.text)
+                self.close()
+                return
+            try:
+                self._handle(frame)
+            finally:
+                close_fds(frame.fds)
+
+    def eof(self) -> None:
+        """The client closed its end, at whatever byte. Replies that it did not wait for are dropped."""
+        self.close()
+        self.outgoing.clear()
+
+    def close(self) -> None:
+        """End the session and tell the device, once. :attr:`outgoing` stays, for the last error reply."""
+        if self._state is State.CLOSED:
+            return
+        self._state = State.CLOSED
+        self._reader.close()
+        while self._frames:
+            frame = self._frames.popleft()
+            if isinstance(frame, Frame):
+                close_fds(frame.fds)
+        self._maps.clear()
+        try:
+            self._device.disconnected()
+        except Exception:
+            logger.exception("the device failed at the end of its session")
+
+    def _has_room(self) -> bool:
+        bound = 2 * self._limits.max_frame
+        if self._queued > bound:
+            # The caller takes from outgoing without telling, so this count only ever errs upwards.
+            self._queued = sum(len(item.data) for item in self.outgoing)
+        return self._queued <= bound
+
+    def _send(self, data: bytes, fds: tuple[int, ...] = ()) -> None:
+        self._queued = len(data) + (self._queued if self.outgoing else 0)
+        self.outgoing.append(Outgoing(data, fds))
+
+    def _reply(self, header: Header, reply: _Reply) -> None:
+        if not header.no_reply:
+            size = Header.SIZE + len(reply.payload)
+            # Without a record between: every guest access waits for this.
+            answer = Header.STRUCT.pack(header.id, header.command, size, _REPLY, 0)
+            self._send(answer + reply.payload, reply.fds)
+
+    def _refuse(self, header: Header, number: int, text: str) -> None:
+        self._refusals += 1
+        level = logging.WARNING if self._refusals <= _LOUD_REFUSALS else logging.DEBUG
+        logger.log(level, "request %d refused: %s", header.id, text)
+        if not header.no_reply:
+            flags = MessageType.REPLY | HeaderFlags.ERROR
+            self._send(Header(header.id, header.command, Header.SIZE, flags, number).pack())
+
+    def _handle(self, frame: Frame) -> None:
+        header = frame.header
+        if header.type == MessageType.REPLY and header.command in (Command.DMA_READ, Command.DMA_WRITE):
+            logger.debug("reply %d to no request of ours: ignored", header.id)
+            return
+        try:
+            self._check_frame(frame)
+            if self._state is State.NEGOTIATING:
+                self._reply(header, self._negotiate(frame))
+                return
+            handler = self._handlers.get(header.command)
+            if handler is None:
+                raise RequestError(errno.EINVAL, self._unserved(header.command))
+            reply = handler(frame)
+        except RequestError as error:
+            self._refuse(header, error.errno, error.text)
+            if self._state is State.NEGOTIATING:
+                self.close()
+        except Exception:
+            # A fault of the device must cost the client one access, never the process.
+            logger.exception("the device failed at request %d, command %d", header.id, header.command)
+            self._refuse(header, errno.EIO, f"command {header.command} failed in the device")
+        else:
+            self._reply(header, reply)
+
+    def _check_frame(self, frame: Frame) -> None:
+        limit = self._limits.max_msg_fds
+        if frame.fds_lost or len(frame.fds) > limit:
+            raise RequestError(errno.EINVAL, f"too many descriptors in one message: at most {limit}")
+        if frame.header.type != MessageType.COMMAND:
+            text = f"message of type {frame.header.type}: a client sends commands, of type 0"
+            raise RequestError(errno.EINVAL, text)
+
+    def _unserved(self, command: int) -> str:
+        if command == Command.VERSION:
+            return "VERSION once more: it is negotiated once, first"
+        name = Command(command).name if command in set(Command) else "unknown"
+        return f"command {command} ({name}): this server does not serve it"
+
+    def _negotiate(self, frame: Frame) -> _Reply:
+        if frame.header.command != Command.VERSION:
+            raise RequestError(errno.EINVAL, f"command {frame.header.command} first: VERSION comes first")
+        if frame.fds:
+            raise RequestError(errno.EINVAL, "VERSION with descriptors: it takes none")
+        try:
+            payload, offer = negotiation.accept(frame.payload, self._limits)
+        except ProtocolError as error:
+            raise RequestError(errno.EINVAL, str(error)) from error
+        self._client = offer.capabilities
+        self._state = State.RUNNING
+        logger.info("client speaks %d.%d, %s", offer.major, offer.minor, offer.capabilities)
+        return _Reply(payload)
+
+    def _dma_map(self, frame: Frame) -> _Reply:
+        mapping = requests.dma_map(frame.payload, frame.fds)
+        key = (mapping.address, mapping.size)
+        if key not in self._maps and len(self._maps) >= self._limits.max_dma_maps:
+            text = f"DMA_MAP {key[0]:#x}+{key[1]:#x}: at most {self._limits.max_dma_maps} maps at a time"
+            raise RequestError(errno.ENOSPC, text)
+        frame.fds.clear()  # the device owns it now
+        self._device.dma_map(mapping)
+        self._maps.add(key)
+        return _Reply()
+
+    def _dma_unmap(self, frame: Frame) -> _Reply:
+        request = requests.dma_unmap(frame.payload)
+        if request.flags & DmaUnmapFlags.ALL:
+            self._device.dma_unmap_all()
+            self._maps.clear()
+        else:
+            self._device.dma_unmap(request.address, request.size)
+            self._maps.discard((request.address, request.size))
+        # Cloud Hypervisor waits until all of the echo is there.
+        return _Reply(request.pack())
+
+    def _get_info(self, frame: Frame) -> _Reply:
+        requests.get_info(frame.payload)
+        found = self._device.describe()
+        return _Reply(GetInfo(GetInfo.SIZE, found.flags, found.num_regions, found.num_irqs).pack())
+
+    def _get_region_info(self, frame: Frame) -> _Reply:
+        request = requests.get_region_info(frame.payload)
+        region = self._device.region(request.index)
+        payload, fd = requests.region_info_reply(request, region, self._client.max_msg_fds > 0)
+        return _Reply(payload, () if fd is None else (fd,))
+
+    def _get_region_io_fds(self, frame: Frame) -> _Reply:
+        request = requests.get_region_io_fds(frame.payload)
+        # No region here has any: what a client does not find it traps.
+        return _Reply(GetRegionIoFds(GetRegionIoFds.SIZE, 0, request.index, 0).pack())
+
+    def _get_irq_info(self, frame: Frame) -> _Reply:
+        request = requests.get_irq_info(frame.payload)
+        found = self._device.irq(request.index)
+        return _Reply(GetIrqInfo(GetIrqInfo.SIZE, found.flags, request.index, found.count).pack())
+
+    def _set_irqs(self, frame: Frame) -> _Reply:
+        request = requests.set_irqs(frame.payload, frame.fds, lambda index: self._device.irq(index).count)
+        frame.fds.clear()  # the device owns them now
+        self._device.set_irqs(request)
+        return _Reply()
+
+    def _region_read(self, frame: Frame) -> _Reply:
+        # The reply must fit what the client can receive, too.
+        most = min(self._limits.max_data_xfer_size, self._client.max_data_xfer_size)
+        access = requests.region_read(frame.payload, most)
+        self._check_range(access.region, access.offset, access.count)
+        data = b""
+        if access.count:
+            data = self._device.region_read(access.region, access.offset, access.count)
+        if len(data) != access.count:
+            raise ValueError(f"region {access.region} gave {len(data)} bytes, asked for {access.count}")
+        return _Reply(frame.payload[: RegionAccess.SIZE] + data)
+
+    def _region_write(self, frame: Frame) -> _Reply:
+        access, data = requests.region_write(frame.payload, self._limits.max_data_xfer_size)
+        self._check_range(access.region, access.offset, access.count)
+        if data:
+            self._device.region_write(access.region, access.offset, data)
+        return _Reply(frame.payload[: RegionAccess.SIZE])
+
+    def _write_multi(self, frame: Frame) -> _Reply:
+        if not self._client.write_multiple:
+            raise RequestError(errno.EINVAL, "several writes at once: write_multiple was not negotiated")
+        entries = requests.write_multi(frame.payload)
+        for entry in entries:
+            self._check_range(entry.region, entry.offset, entry.count)
+        for entry in entries:
+            if entry.count:
+                self._device.region_write(entry.region, entry.offset, entry.data[: entry.count])
+        return _Reply(WriteMulti(len(entries)).pack())
+
+    def _reset(self, frame: Frame) -> _Reply:
+        self._device.reset()
+        return _Reply()
+
+    def _check_range(self, index: int, offset: int, count: int) -> None:
+        requests.check_range(self._device.region(index), index, offset, count)

@@ -1,0 +1,175 @@
+"""Unix stream sockets that carry descriptors: the only module here that touches a socket."""
+
+from __future__ import annotations
+
+import array
+import enum
+import errno
+import logging
+import os
+import socket
+import stat
+from collections import deque
+from collections.abc import Sequence
+
+from .framing import FDS_TRUNCATED, MAX_FRAME_FDS, close_fds
+from .server import Outgoing
+
+__all__ = ["Flush", "accept", "connect", "flush", "listen", "receive"]
+
+logger = logging.getLogger(__name__)
+
+_CHUNK = 64 << 10
+_FD_SIZE = array.array("i").itemsize
+_ANCILLARY = socket.CMSG_SPACE(MAX_FRAME_FDS * _FD_SIZE)
+_PATH_LIMIT = 107  # sun_path less its NUL
+_GONE = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.ECONNABORTED)
+
+
+class Flush(enum.Enum):
+    """What became of queued messages. True only for DRAINED."""
+
+    DRAINED = "drained"
+    """all sent"""
+    BLOCKED = "blocked"
+    """the socket is full; try again when it is writable"""
+    CLOSED = "closed"
+    """the peer is gone; close the socket at once"""
+
+    def __bool__(self) -> bool:
+        return self is Flush.DRAINED
+
+
+def receive(sock: socket.socket, size: int = _CHUNK) -> tuple[bytes, list[int]] | None:
+    """Read at most ``size`` bytes and the descriptors that came with them (the caller owns them).
+
+    None if the peer is gone; no bytes if a non-blocking socket has none. If the kernel dropped descriptors, the
+    others are closed and the list is [FDS_TRUNCATED]. TimeoutError if the socket has a timeout that ran out.
+    """
+    try:
+        data, ancillary, flags, _ = sock.recvmsg(size, _ANCILLARY, socket.MSG_CMSG_CLOEXEC)
+    except BlockingIOError:
+        return b"", []
+    except ConnectionError:
+        return None
+    fds: list[int] = []
+    for level, kind, payload in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds.extend(array.array("i", payload[: len(payload) - len(payload) % _FD_SIZE]))
+    if flags & socket.MSG_CTRUNC:
+        close_fds(fds)
+        fds = [FDS_TRUNCATED]
+    if not data:
+        close_fds(fds)
+        return None
+    return data, fds
+
+
+def flush(sock: socket.socket, outgoing: deque[Outgoing]) -> Flush:
+    """Send from the front of ``outgoing`` what the socket takes; what is left, in part or whole, stays there.
+
+    A vanished peer is :data:`Flush.CLOSED`, never an exception or a signal. One ``sendmsg`` a message, so that
+    descriptors ride on the first byte of theirs.
+    """
+    while outgoing:
+        item = outgoing[0]
+        try:
+            sent = _send(sock, item.data, item.fds)
+        except BlockingIOError:
+            return Flush.BLOCKED
+        except TimeoutError:
+            raise
+        except OSError as error:
+            if error.errno not in _GONE:
+                logger.warning("cannot send %d bytes with %d descriptors: %s", len(item.data), len(item.fds), error)
+            return Flush.CLOSED
+        if sent == len(item.data):
+            outgoing.popleft()
+        else:
+            outgoing[0] = Outgoing(item.data[sent:])
+    return Flush.DRAINED
+
+
+def _send(sock: socket.socket, data: bytes, fds: Sequence[int]) -> int:
+    ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+    return sock.sendmsg([data], ancillary, socket.MSG_NOSIGNAL)
+
+
+def listen(path: str | os.PathLike[str], mode: int = 0o600) -> socket.socket:
+    """A non-blocking listening socket at ``path``, whose file has ``mode``. The caller unlinks it in the end.
+
+    A socket file that nobody listens on is replaced. OSError EADDRINUSE if somebody does, or if another kind of
+    file is there; ENAMETOOLONG above 107 bytes. The backlog is the largest, so that a client that comes while
+    another is served waits.
+    """
+    name = os.fspath(path)
+    _check_length(name)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+    try:
+        # The file gets the mode of the unbound socket, so there is no moment in which others may connect.
+        os.fchmod(sock.fileno(), mode)
+        try:
+            sock.bind(name)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise OSError(error.errno, os.strerror(error.errno or 0), name) from error
+            _remove_stale(name)
+            sock.bind(name)
+        os.chmod(name, mode)
+        sock.listen(socket.SOMAXCONN)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def accept(listener: socket.socket) -> socket.socket | None:
+    """The next waiting client, as a non-blocking socket; None if none waits."""
+    try:
+        sock, _ = listener.accept()
+    except (BlockingIOError, ConnectionAbortedError):
+        return None
+    sock.setblocking(False)
+    return sock
+
+
+def connect(path: str | os.PathLike[str], timeout: float | None) -> socket.socket:
+    """A connection to the server at ``path`` whose operations take at most ``timeout`` seconds. OSError."""
+    name = os.fspath(path)
+    _check_length(name)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        sock.settimeout(timeout)
+        sock.connect(name)
+    except OSError as error:
+        sock.close()
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), name) from error
+    return sock
+
+
+def _check_length(name: str) -> None:
+    length = len(os.fsencode(name))
+    if length > _PATH_LIMIT:
+        text = f"a socket path has at most {_PATH_LIMIT} bytes, this one {length}"
+        raise OSError(errno.ENAMETOOLONG, text, name)
+
+
+def _remove_stale(name: str) -> None:
+    """Remove the socket file of a server that is gone; OSError EADDRINUSE if that is not what is there."""
+    try:
+        is_socket = stat.S_ISSOCK(os.lstat(name).st_mode)
+    except FileNotFoundError:
+        return
+    if not is_socket:
+        raise OSError(errno.EADDRINUSE, "a file that is not a socket is in the way", name)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
+        try:
+            probe.connect(name)
+        except ConnectionRefusedError:
+            os.unlink(name)
+            return
+        except BlockingIOError:  # its backlog is full: somebody listens
+            pass
+    raise OSError(errno.EADDRINUSE, "another server listens on this socket", name)

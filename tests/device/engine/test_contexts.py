@@ -1,0 +1,75 @@
+import pytest
+
+from pviommu.engine import Stop
+from pviommu.engine.contexts import Contexts, Endpoints
+from pviommu.engine.pool import Pool
+
+
+def new_contexts(max_contexts=3, pool_pages=16):
+    pool = Pool(pool_pages)
+    return Contexts(max_contexts, pool, 1 << 27), pool
+
+
+def test_the_lowest_free_number_is_used_from_1_on():
+    contexts, _ = new_contexts()
+    assert [contexts.alloc().context for _ in range(3)] == [1, 2, 3]
+
+    contexts.free(2)
+
+    assert contexts.alloc() == (2, None)
+    assert list(contexts) == [1, 2, 3]
+
+
+def test_running_out_of_numbers_recovers_when_one_is_freed():
+    contexts, _ = new_contexts(max_contexts=1)
+    contexts.alloc()
+
+    assert contexts.alloc() == (None, Stop.NO_FREE_CONTEXT)
+    contexts.free(1)
+
+    assert contexts.alloc() == (1, None)
+
+
+def test_a_context_needs_a_pool_page_and_returns_it():
+    contexts, pool = new_contexts(pool_pages=1)
+    contexts.alloc()
+
+    assert contexts.alloc() == (None, Stop.POOL_EXHAUSTED)
+    contexts.free(1)
+
+    assert pool.used == 0
+    assert len(contexts) == 0
+
+
+def test_a_stream_names_one_endpoint():
+    endpoints = Endpoints()
+    endpoints.add(7)
+
+    with pytest.raises(ValueError, match="stream 7 exists already"):
+        endpoints.add(7)
+
+
+def test_reset_blocks_exactly_what_was_outside_the_default_context():
+    endpoints = Endpoints()
+    endpoints.add(1)
+    endpoints.add(2)
+    endpoints.move(2, 9)
+
+    endpoints.reset()
+
+    assert endpoints.view() == {1: 0, 2: 0}
+    assert not endpoints.is_blocked(1)
+    assert endpoints.is_blocked(2)
+
+
+def test_the_view_cannot_be_written_and_follows_moves():
+    endpoints = Endpoints()
+    endpoints.add(1)
+    view = endpoints.view()
+
+    endpoints.move(1, 5)
+
+    assert view[1] == 5
+    assert endpoints.inside(5) == [1]
+    with pytest.raises(TypeError):
+        view[1] = 0

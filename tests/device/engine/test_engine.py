@@ -1,0 +1,560 @@
+import pytest
+
+from pviommu.engine import (
+    Access,
+    DefaultPolicy,
+    Engine,
+    EngineConfig,
+    Fault,
+    Mapping,
+    Outcome,
+    Refusal,
+    Run,
+    Stop,
+    UnmapMode,
+    Usage,
+)
+
+R, W, RW = Access.READ, Access.WRITE, Access.READ | Access.WRITE
+LIMIT = 1 << 27
+STREAM = 7
+
+
+def new_engine(**fields):
+    """An engine with 256 MiB of RAM (gfn 0..0xffff), context 1 and an endpoint in it."""
+    engine = Engine(EngineConfig(**fields))
+    engine.set_ram([(0, 0xFFFF)])
+    engine.add_endpoint(STREAM)
+    engine.alloc_context()
+    engine.attach(STREAM, 1)
+    return engine
+
+
+def dma(engine, dfn, access=R, stream=STREAM):
+    """The gpa that one byte at the beginning of `dfn` reaches, or the refusal."""
+    answer = engine.translate(stream, dfn << 12, 1, access)
+    return answer.refusal if isinstance(answer, Fault) else answer[0].gpa
+
+
+# map
+
+
+def test_mapped_pages_are_reached_and_counted():
+    engine = new_engine()
+
+    assert engine.map(1, 0x100, 0x10, 3, RW) == Outcome(3, None, None)
+
+    assert [dma(engine, dfn) for dfn in (0x100, 0x101, 0x102)] == [0x10000, 0x11000, 0x12000]
+    assert dma(engine, 0x103) is Refusal.NOT_MAPPED
+    assert engine.usage() == Usage(1, 3, 4096, 3)
+
+
+def test_map_over_a_live_page_keeps_the_old_target_and_counts_the_prefix():
+    engine = new_engine()
+    engine.map(1, 0x102, 0x50, 1, RW)
+
+    assert engine.map(1, 0x100, 0x10, 5, RW) == Outcome(2, Stop.MAPPED, 0x102)
+
+    assert dma(engine, 0x101) == 0x11000
+    assert dma(engine, 0x102) == 0x50000
+    assert dma(engine, 0x103) is Refusal.NOT_MAPPED
+
+
+def test_mapping_the_same_page_again_is_refused():
+    engine = new_engine()
+    engine.map(1, 0x100, 0x10, 1, RW)
+
+    assert engine.map(1, 0x100, 0x10, 1, RW) == Outcome(0, Stop.MAPPED, 0x100)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ((0, 0x100, 0x10, 1, RW), Outcome(0, Stop.DEFAULT_CONTEXT, None)),
+        ((9, 0x100, 0x10, 0, RW), Outcome(0, Stop.NO_CONTEXT, None)),
+        ((1, LIMIT, 0x10, 0, Access(0)), Outcome(0, None, None)),
+        ((1, 0x100, 0x10, 1, Access(0)), Outcome(0, Stop.NO_ACCESS, 0x100)),
+        ((1, LIMIT - 1, 0x10, 2, RW), Outcome(0, Stop.OUT_OF_APERTURE, LIMIT)),
+        ((1, LIMIT + 5, 0x10, 1, RW), Outcome(0, Stop.OUT_OF_APERTURE, LIMIT + 5)),
+        ((1, (1 << 64) - 1, 0x10, 2, RW), Outcome(0, Stop.OUT_OF_APERTURE, (1 << 64) - 1)),
+        ((1, 0x100, (1 << 64) - 1, 2, RW), Outcome(0, Stop.NOT_RAM, 0x100)),
+    ],
+)
+def test_a_map_that_is_refused_beforehand_changes_nothing(arguments, expected):
+    engine = new_engine()
+
+    assert engine.map(*arguments) == expected
+
+    assert engine.usage() == Usage(1, 1, 4096, 0)
+
+
+def test_the_last_frame_of_the_aperture_can_be_mapped():
+    engine = new_engine()
+
+    assert engine.map(1, LIMIT - 1, 0x10, 1, RW).ok
+
+    assert dma(engine, LIMIT - 1) == 0x10000
+    assert dma(engine, LIMIT) is Refusal.OUT_OF_APERTURE
+
+
+def test_a_frame_that_is_not_ram_stops_the_map_there():
+    engine = new_engine()
+
+    assert engine.map(1, 0x100, 0xFFFE, 4, RW) == Outcome(2, Stop.NOT_RAM, 0x102)
+
+
+def test_a_frame_that_is_not_ram_outranks_a_reserved_or_mapped_page():
+    engine = new_engine()
+    engine.map(1, 0x101, 0, 1, RW)
+
+    assert engine.map(1, 0x100, 0xFFFF, 2, RW) == Outcome(1, Stop.NOT_RAM, 0x101)
+    assert engine.map(1, 0xFEDFF, 0xFFFF, 2, RW) == Outcome(1, Stop.NOT_RAM, 0xFEE00)
+
+
+def test_frames_that_are_not_ram_can_be_mapped_when_asked():
+    engine = new_engine()
+
+    assert engine.map(1, 0x100, 0xFEC00, 2, RW, ram_only=False).ok
+    assert engine.map(1, 0x200, (1 << 52) - 1, 2, RW, ram_only=False) == Outcome(1, Stop.NOT_RAM, 0x201)
+
+
+def test_a_map_stops_at_the_reserved_window():
+    engine = new_engine()
+
+    assert engine.map(1, 0xFEDFE, 0, 4, RW) == Outcome(2, Stop.RESERVED, 0xFEE00)
+    assert engine.map(1, 0xFEEFF, 0, 1, RW) == Outcome(0, Stop.RESERVED, 0xFEEFF)
+    assert engine.map(1, 0xFEF00, 0, 1, RW).ok
+
+
+def test_pool_exhaustion_stops_at_the_exact_page():
+    engine = new_engine(pool_pages=4)
+
+    assert engine.map(1, 0x1F0, 0x10, 0x1000, RW) == Outcome(0x210, Stop.POOL_EXHAUSTED, 0x400)
+
+    assert dma(engine, 0x3FF) == 0x21F000
+    assert dma(engine, 0x400) is Refusal.NOT_MAPPED
+    assert engine.usage() == Usage(1, 4, 4, 0x210)
+
+
+def test_pool_pages_come_back_with_the_mappings():
+    engine = new_engine(pool_pages=3)
+    engine.map(1, 0, 0, 1, RW)
+    assert engine.map(1, 0x200, 0, 1, RW).stop is Stop.POOL_EXHAUSTED
+
+    engine.unmap(1, 0, 1)
+
+    assert engine.map(1, 0x200, 0, 1, RW).ok
+
+
+# unmap
+
+
+def test_unmap_stops_at_a_hole_and_counts_the_prefix():
+    engine = new_engine()
+    engine.map(1, 0x100, 0x10, 2, RW)
+    engine.map(1, 0x103, 0x13, 2, RW)
+
+    assert engine.unmap(1, 0x100, 5) == Outcome(2, Stop.NOT_MAPPED, 0x102)
+
+    assert [dma(engine, dfn) for dfn in (0x100, 0x101, 0x102)] == [Refusal.NOT_MAPPED] * 3
+    assert [dma(engine, dfn) for dfn in (0x103, 0x104)] == [0x13000, 0x14000]
+
+
+def test_unmap_takes_a_slice_across_two_maps():
+    engine = new_engine()
+    engine.map(1, 0x100, 0x10, 4, RW)
+    engine.map(1, 0x104, 0x20, 4, RW)
+
+    assert engine.unmap(1, 0x102, 4) == Outcome(4, None, None)
+
+    assert list(engine.mappings(1)) == [Mapping(0x100, 0x10, 2, RW, True), Mapping(0x106, 0x22, 2, RW, True)]
+
+
+def test_unmap_invalidates_the_iotlb_before_it_returns():
+    engine = new_engine()
+    engine.map(1, 0x100, 0x10, 4, RW)
+    assert dma(engine, 0x100) == 0x10000
+    assert len(engine.translate(STREAM, 0x101000, 0x3000, R)) == 1
+
+    engine.unmap(1, 0x100, 1)
+    assert dma(engine, 0x100) is Refusal.NOT_MAPPED
+    engine.unmap(1, 0x103, 2)
+
+    assert engine.translate(STREAM, 0x101000, 0x3000, R) == Fault(0x103000, Refusal.NOT_MAPPED, R, STREAM, 1)
+
+
+@pytest.mark.parametrize("mode", list(UnmapMode))
+def test_unmap_invalidates_for_every_endpoint_in_every_mode(mode):
+    engine = new_engine()
+    engine.add_endpoint(8)
+    engine.attach(8, 1)
+    engine.map(1, 0x1FF, 0x10, 2, RW)
+    assert [dma(engine, 0x200, stream=stream) for stream in (7, 8)] == [0x11000, 0x11000]
+
+    engine.unmap(1, 0x1FF, 2, mode)
+
+    assert [dma(engine, 0x200, stream=stream) for stream in (7, 8)] == [Refusal.NOT_MAPPED] * 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ((0, 0x100, 1), Outcome(0, Stop.DEFAULT_CONTEXT, None)),
+        ((9, 0x100, 0), Outcome(0, Stop.NO_CONTEXT, None)),
+        ((1, LIMIT, 0), Outcome(0, None, None)),
+        ((1, 0x100, LIMIT), Outcome(0, Stop.OUT_OF_APERTURE, LIMIT)),
+        ((1, 0x200, 1), Outcome(0, Stop.NOT_MAPPED, 0x200)),
+        ((1, 0xFEE00, 1), Outcome(0, Stop.RESERVED, 0xFEE00)),
+    ],
+)
+def test_an_unmap_that_is_refused_changes_nothing(arguments, expected):
+    engine = new_engine()
+    engine.map(1, 0x100, 0x10, 1, RW)
+
+    assert engine.unmap(*arguments) == expected
+
+    assert dma(engine, 0x100) == 0x10000
+
+
+def test_check_ends_refuses_a_cut_whole_and_passes_over_holes():
+    engine = new_engine()
+    engine.map(1, 0x100, 0x10, 2, RW)
+    engine.map(1, 0x104, 0x14, 4, RW)
+
+    assert engine.unmap(1, 0x101, 7, UnmapMode.CHECK_ENDS) == Outcome(0, Stop.CUT, 0x101)
+    assert engine.unmap(1, 0x100, 6, UnmapMode.CHECK_ENDS) == Outcome(0, Stop.CUT, 0x104)
+    assert engine.usage().mapped_pages == 6
+    assert engine.unmap(1, 0xF0, 0x20, UnmapMode.CHECK_ENDS) == Outcome(6, None, None)
+
+
+def test_until_cut_removes_whole_calls_before_the_one_it_would_cut():
+    engine = new_engine()
+    engine.map(1, 0x100, 0x10, 2, RW)
+    engine.map(1, 0x104, 0x14, 4, RW)
+
+    assert engine.unmap(1, 0x100, 6, UnmapMode.UNTIL_CUT) == Outcome(2, Stop.CUT, 0x104)
+
+    assert list(engine.mappings(1)) == [Mapping(0x104, 0x14, 4, RW, True)]
+
+
+# contexts and endpoints
+
+
+def test_a_context_never_translates_by_another_contexts_pages():
+    engine = new_engine()
+    engine.add_endpoint(8)
+    engine.alloc_context()
+    engine.attach(8, 2)
+    engine.map(1, 0x100, 0x10, 2, RW)
+    assert dma(engine, 0x100) == 0x10000
+    assert dma(engine, 0x101) == 0x11000
+
+    engine.map(2, 0x100, 0x90, 1, RW)
+
+    assert dma(engine, 0x100, stream=8) == 0x90000
+    assert dma(engine, 0x101, stream=8) is Refusal.NOT_MAPPED
+    assert dma(engine, 0x100) == 0x10000
+    engine.attach(STREAM, 2)
+    assert dma(engine, 0x100) == 0x90000
+    assert dma(engine, 0x101) is Refusal.NOT_MAPPED
+
+
+def test_a_number_that_is_used_again_brings_nothing_back():
+    engine = new_engine()
+    engine.map(1, 0x100, 0x10, 1, RW)
+    assert dma(engine, 0x100) == 0x10000
+
+    engine.free_context(1, reattach=True)
+    assert engine.alloc_context() == (1, None)
+    engine.attach(STREAM, 1)
+
+    assert dma(engine, 0x100) is Refusal.NOT_MAPPED
+    assert engine.usage() == Usage(1, 1, 4096, 0)
+
+
+def test_free_with_an_endpoint_attached_changes_nothing_without_reattach():
+    engine = new_engine()
+    engine.map(1, 0x100, 0x10, 1, RW)
+
+    assert engine.free_context(1, reattach=False) is Stop.ENDPOINTS_ATTACHED
+
+    assert dma(engine, 0x100) == 0x10000
+    assert engine.attach(STREAM, 1) is None
+    engine.attach(STREAM, 0)
+    assert engine.free_context(1, reattach=False) is None
+
+
+def test_free_with_reattach_moves_every_endpoint_to_the_default_context():
+    engine = new_engine()
+    engine.add_endpoint(8)
+    engine.attach(8, 1)
+
+    assert engine.free_context(1, reattach=True) is None
+
+    assert engine.endpoints() == {7: 0, 8: 0}
+    assert [dma(engine, 0x100, stream=stream) for stream in (7, 8)] == [0x100000, 0x100000]
+
+
+def test_the_default_and_unknown_contexts_cannot_be_freed():
+    engine = new_engine()
+
+    assert engine.free_context(0, reattach=True) is Stop.DEFAULT_CONTEXT
+    assert engine.free_context(9, reattach=True) is Stop.NO_CONTEXT
+    assert (engine.has_context(0), engine.has_context(1), engine.has_context(9)) == (True, True, False)
+    assert engine.contexts() == (1,)
+
+
+def test_an_unknown_stream_outranks_an_unknown_context():
+    engine = new_engine()
+
+    assert engine.attach(99, 9) is Stop.NO_ENDPOINT
+    assert engine.attach(STREAM, 9) is Stop.NO_CONTEXT
+    assert engine.endpoints() == {STREAM: 1}
+
+
+def test_attaching_again_to_the_same_context_changes_nothing():
+    engine = new_engine()
+    engine.map(1, 0x100, 0x10, 1, RW)
+
+    assert engine.attach(STREAM, 1) is None
+
+    assert dma(engine, 0x100) == 0x10000
+
+
+def test_a_clone_maps_all_ram_but_the_reserved_window_and_what_is_past_the_aperture():
+    engine = Engine(EngineConfig(aperture_bits=32))
+    engine.set_ram([(0, 0x3FFFF), (0xFE000, 0x11FFFF)])
+
+    assert engine.alloc_context(clone=True) == (1, None)
+
+    assert list(engine.mappings(1)) == [
+        Mapping(0, 0, 0x40000, RW, True),
+        Mapping(0xFE000, 0xFE000, 0xE00, RW, True),
+        Mapping(0xFEF00, 0xFEF00, 0x1100, RW, True),
+    ]
+
+
+def test_a_cloned_page_can_be_unmapped():
+    engine = Engine()
+    engine.set_ram([(0, 0x3FFFF)])
+    engine.alloc_context(clone=True)
+
+    assert engine.unmap(1, 0x1234, 1) == Outcome(1, None, None)
+
+    assert engine.lookup(1, 0x1234) is None
+    assert engine.lookup(1, 0x1235) == (0x1235, RW)
+
+
+def test_a_clone_that_exhausts_the_pool_leaves_nothing_behind():
+    engine = new_engine(pool_pages=100)
+
+    assert engine.alloc_context(clone=True) == (None, Stop.POOL_EXHAUSTED)
+
+    assert engine.usage() == Usage(1, 1, 100, 0)
+    assert engine.alloc_context() == (2, None)
+
+
+def test_a_clone_without_ram_is_empty():
+    engine = Engine()
+
+    assert engine.alloc_context(clone=True) == (1, None)
+    assert list(engine.mappings(1)) == []
+
+
+# translation
+
+
+def test_adjacent_frames_come_as_one_run_and_others_apart():
+    engine = new_engine()
+    engine.map(1, 0x1FF, 0x10, 2, RW)
+    engine.map(1, 0x201, 0x12, 1, RW)
+    engine.map(1, 0x202, 0x40, 1, RW)
+
+    assert engine.translate(STREAM, 0x1FF123, 0x3000, RW) == [Run(0x10123, 0x2EDD), Run(0x40000, 0x123)]
+
+
+def test_no_bytes_are_always_allowed():
+    engine = new_engine()
+
+    assert engine.translate(STREAM, 0x1000, 0, RW) == []
+
+
+def test_permission_is_checked_for_every_page_of_the_span():
+    engine = new_engine()
+    engine.map(1, 0x100, 0x10, 1, RW)
+    engine.map(1, 0x101, 0x11, 1, R)
+    engine.map(1, 0x102, 0x12, 1, W)
+    span = (STREAM, 0x100800, 0x2000)
+
+    assert engine.translate(*span, W) == Fault(0x101000, Refusal.NO_PERMISSION, W, STREAM, 1)
+    assert engine.translate(*span, R) == Fault(0x102000, Refusal.NO_PERMISSION, R, STREAM, 1)
+    assert engine.translate(*span, RW) == Fault(0x101000, Refusal.NO_PERMISSION, RW, STREAM, 1)
+    assert engine.translate(STREAM, 0x100800, 0x1000, R) == [Run(0x10800, 0x1000)]
+
+
+def test_one_missing_page_in_the_middle_refuses_the_span_at_its_first_byte():
+    engine = new_engine()
+    engine.map(1, 0x100, 0x10, 2, RW)
+    engine.map(1, 0x103, 0x13, 2, RW)
+
+    assert engine.translate(STREAM, 0x100ABC, 0x4000, R) == Fault(0x102000, Refusal.NOT_MAPPED, R, STREAM, 1)
+
+
+def test_a_refusal_is_not_remembered():
+    engine = new_engine()
+    assert dma(engine, 0x100) is Refusal.NOT_MAPPED
+
+    engine.map(1, 0x100, 0x10, 1, RW)
+
+    assert dma(engine, 0x100) == 0x10000
+
+
+@pytest.mark.parametrize("ctx", [0, 1])
+def test_a_span_that_wraps_is_refused_at_its_first_byte(ctx):
+    engine = new_engine()
+    engine.attach(STREAM, ctx)
+    iova = (1 << 64) - 1
+
+    assert engine.translate(STREAM, iova, 2, R) == Fault(iova, Refusal.OUT_OF_APERTURE, R, STREAM, ctx)
+
+
+def test_a_span_past_the_aperture_is_refused_where_it_leaves():
+    engine = new_engine()
+    engine.map(1, LIMIT - 1, 0x10, 1, RW)
+
+    fault = engine.translate(STREAM, (LIMIT << 12) - 8, 16, R)
+
+    assert fault == Fault(LIMIT << 12, Refusal.OUT_OF_APERTURE, R, STREAM, 1)
+
+
+def test_an_unknown_stream_reaches_nothing():
+    assert new_engine().translate(99, 0, 1, R) == Fault(0, Refusal.NO_ENDPOINT, R, 99, 0)
+
+
+# the default context
+
+
+def test_the_default_context_is_identity_of_ram_only():
+    engine = new_engine()
+    engine.set_ram([(0, 0x9F), (0x100, 0x10FF)])
+    engine.attach(STREAM, 0)
+
+    assert engine.translate(STREAM, 0x1FF800, 0x1000, RW) == [Run(0x1FF800, 0x1000)]
+    assert engine.translate(STREAM, 0x9F800, 0x1000, RW) == Fault(0xA0000, Refusal.NOT_MAPPED, RW, STREAM, 0)
+    assert engine.lookup(0, 0x100) == (0x100, RW)
+    assert engine.lookup(0, 0xA0) is None
+    assert engine.lookup(0, 1 << 60) is None
+    assert list(engine.mappings(0)) == [Mapping(0, 0, 0xA0, RW, True), Mapping(0x100, 0x100, 0x1000, RW, True)]
+
+
+def test_the_default_context_reaches_ram_beyond_the_aperture_of_others():
+    engine = new_engine()
+    engine.set_ram([(LIMIT, LIMIT)])
+    engine.attach(STREAM, 0)
+
+    assert dma(engine, LIMIT) == LIMIT << 12
+
+
+def test_the_reserved_window_is_never_ram():
+    engine = new_engine()
+    engine.set_ram([(0, 0xFFFFF)])
+    engine.attach(STREAM, 0)
+
+    assert dma(engine, 0xFEDFF) == 0xFEDFF000
+    assert engine.translate(STREAM, 0xFEDFF000, 0x2000, W) == Fault(0xFEE00000, Refusal.RESERVED, W, STREAM, 0)
+    engine.attach(STREAM, 1)
+    assert dma(engine, 0xFEE00) is Refusal.RESERVED
+
+
+def test_the_default_context_follows_a_change_of_ram_at_once():
+    engine = new_engine()
+    engine.attach(STREAM, 0)
+    assert dma(engine, 0x100) == 0x100000
+
+    engine.set_ram([(0x8000, 0x8FFF)])
+
+    assert dma(engine, 0x100) is Refusal.NOT_MAPPED
+    assert dma(engine, 0x8000) == 0x8000000
+    assert engine.ram == ((0x8000, 0x8FFF),)
+    assert (engine.is_ram(0x8FFE, 2), engine.is_ram(0x8FFE, 3)) == (True, False)
+
+
+def test_bad_ram_is_refused_and_changes_nothing():
+    engine = new_engine()
+
+    with pytest.raises(ValueError, match="first must not exceed last"):
+        engine.set_ram([(0, 5), (9, 8)])
+
+    assert engine.ram == ((0, 0xFFFF),)
+
+
+def test_a_blocked_default_context_reaches_nothing():
+    engine = new_engine(default_policy=DefaultPolicy.BLOCKED)
+    engine.attach(STREAM, 0)
+
+    assert dma(engine, 0x100) is Refusal.BLOCKED
+    assert engine.lookup(0, 0x100) is None
+    assert list(engine.mappings(0)) == []
+
+
+# block, reset
+
+
+def test_a_blocked_endpoint_reaches_nothing_until_it_is_unblocked_or_attached():
+    engine = new_engine()
+    engine.map(1, 0x100, 0x10, 1, RW)
+
+    for release in (lambda: engine.unblock(STREAM), lambda: engine.attach(STREAM, 1)):
+        assert engine.block(STREAM) is None
+        assert engine.is_blocked(STREAM)
+        assert dma(engine, 0x100) is Refusal.BLOCKED
+        release()
+        assert not engine.is_blocked(STREAM)
+        assert dma(engine, 0x100) == 0x10000
+
+
+def test_an_unknown_endpoint_is_neither_blocked_nor_unblocked():
+    engine = new_engine()
+
+    assert (engine.block(99), engine.unblock(99)) == (Stop.NO_ENDPOINT, Stop.NO_ENDPOINT)
+    assert not engine.is_blocked(99)
+
+
+def test_reset_returns_to_power_on_and_blocks_what_was_outside_the_default_context():
+    engine = new_engine()
+    engine.add_endpoint(8)
+    engine.map(1, 0x100, 0x10, 1, RW)
+    assert dma(engine, 0x100) == 0x10000
+
+    engine.reset()
+
+    assert engine.usage() == Usage(0, 0, 4096, 0)
+    assert engine.endpoints() == {7: 0, 8: 0}
+    assert dma(engine, 0x100) is Refusal.BLOCKED
+    assert dma(engine, 0x100, stream=8) == 0x100000
+    engine.unblock(STREAM)
+    assert dma(engine, 0x100) == 0x100000
+
+
+def test_a_number_that_is_used_again_after_reset_brings_nothing_back():
+    engine = new_engine()
+    engine.map(1, 0x100, 0x10, 1, RW)
+    assert dma(engine, 0x100) == 0x10000
+
+    engine.reset()
+    engine.alloc_context()
+    engine.attach(STREAM, 1)
+
+    assert dma(engine, 0x100) is Refusal.NOT_MAPPED
+
+
+def test_mappings_of_an_unknown_context_are_none():
+    assert list(new_engine().mappings(9)) == []
+
+
+def test_one_map_call_is_one_run_whatever_leaves_hold_it_and_two_calls_are_two():
+    engine = new_engine()
+    engine.map(1, 0x1FF, 0x1FF, 0x202, R)
+    engine.map(1, 0x401, 0x401, 1, R)
+
+    assert list(engine.mappings(1)) == [Mapping(0x1FF, 0x1FF, 0x202, R, True), Mapping(0x401, 0x401, 1, R, True)]

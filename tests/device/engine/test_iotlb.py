@@ -1,0 +1,102 @@
+import pytest
+
+from pviommu.engine.iotlb import Iotlb
+
+
+def test_a_run_is_found_by_its_context_and_first_page_only():
+    iotlb = Iotlb(8)
+    iotlb.put(1, 0x100, (0x10, 4, 3))
+
+    assert iotlb.get(1, 0x100) == (0x10, 4, 3)
+    assert iotlb.get(1, 0x101) is None
+    assert iotlb.get(2, 0x100) is None
+
+
+def test_invalidating_any_page_of_a_run_forgets_it():
+    for page in (0x100, 0x103):
+        iotlb = Iotlb(8)
+        iotlb.put(1, 0x100, (0x10, 4, 3))
+
+        iotlb.invalidate(1, page, 1)
+
+        assert iotlb.get(1, 0x100) is None
+        assert len(iotlb) == 0
+
+
+def test_invalidating_a_range_leaves_other_contexts_and_other_blocks():
+    iotlb = Iotlb(8)
+    for ctx, dfn in ((1, 0x100), (1, 0x300), (1, 0x900), (2, 0x100)):
+        iotlb.put(ctx, dfn, (dfn, 1, 3))
+
+    iotlb.invalidate(1, 0x1FF, 2)
+
+    assert iotlb.get(1, 0x100) is None
+    assert iotlb.get(1, 0x300) is None
+    assert iotlb.get(1, 0x900) is not None
+    assert iotlb.get(2, 0x100) is not None
+
+
+def test_a_range_wider_than_the_cache_is_invalidated_exactly():
+    iotlb = Iotlb(8)
+    for ctx, dfn in ((1, 0x100), (1, 0x900), (2, 0x900)):
+        iotlb.put(ctx, dfn, (dfn, 1, 3))
+
+    iotlb.invalidate(1, 0x200, 1 << 40)
+
+    assert iotlb.get(1, 0x100) is not None
+    assert iotlb.get(1, 0x900) is None
+    assert iotlb.get(2, 0x900) is not None
+
+
+def test_invalidating_no_pages_forgets_nothing():
+    iotlb = Iotlb(8)
+    iotlb.put(1, 0x200, (0, 1, 3))
+
+    iotlb.invalidate(1, 0x200, 0)
+
+    assert len(iotlb) == 1
+
+
+def test_invalidating_a_context_leaves_the_others():
+    iotlb = Iotlb(8)
+    iotlb.put(1, 0x100, (0, 1, 3))
+    iotlb.put(2, 0x100, (0, 1, 3))
+
+    iotlb.invalidate_context(1)
+
+    assert iotlb.get(1, 0x100) is None
+    assert iotlb.get(2, 0x100) is not None
+
+
+def test_the_cache_never_holds_more_than_its_capacity():
+    iotlb = Iotlb(5)
+
+    for dfn in range(0, 0x4000, 0x81):
+        iotlb.put(1, dfn, (dfn, 1, 3))
+        assert len(iotlb) <= 5
+        assert iotlb.get(1, dfn) == (dfn, 1, 3)
+
+
+def test_replacing_a_run_does_not_count_it_twice():
+    iotlb = Iotlb(5)
+    iotlb.put(1, 0x100, (0x10, 1, 3))
+
+    iotlb.put(1, 0x100, (0x10, 4, 3))
+
+    assert len(iotlb) == 1
+    assert iotlb.get(1, 0x100) == (0x10, 4, 3)
+
+
+def test_clear_forgets_everything():
+    iotlb = Iotlb(5)
+    iotlb.put(1, 0x100, (0x10, 1, 3))
+
+    iotlb.clear()
+
+    assert iotlb.get(1, 0x100) is None
+    assert len(iotlb) == 0
+
+
+def test_a_run_that_leaves_its_block_is_refused():
+    with pytest.raises(ValueError, match=r"dfn 0x1ff\+2: a run must stay inside its 2 MiB block"):
+        Iotlb(5).put(1, 0x1FF, (0x10, 2, 3))

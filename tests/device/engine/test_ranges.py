@@ -1,0 +1,36 @@
+import pytest
+
+from pviommu.engine.ranges import FrameRanges
+from pviommu.engine.results import FRAME_LIMIT
+
+
+def test_touching_and_overlapping_ranges_are_merged_in_any_order():
+    ranges = FrameRanges([(0x20, 0x2F), (0, 9), (10, 12), (0x28, 0x3F)])
+
+    assert list(ranges) == [(0, 12), (0x20, 0x3F)]
+
+
+def test_a_frame_is_inside_or_outside_up_to_the_next_boundary():
+    ranges = FrameRanges([(4, 7), (10, 10)])
+
+    assert [ranges.inside(frame) for frame in (3, 4, 7, 8, 10, 11)] == [0, 4, 1, 0, 1, 0]
+    assert [ranges.outside(frame) for frame in (0, 4, 8, 10, 11)] == [4, 0, 2, 0, FRAME_LIMIT - 11]
+
+
+def test_no_ranges_hold_nothing():
+    ranges = FrameRanges()
+
+    assert ranges.inside(0) == 0
+    assert ranges.outside(0) == FRAME_LIMIT
+
+
+@pytest.mark.parametrize("bad", [(5, 4), (-1, 4), (0, FRAME_LIMIT)])
+def test_a_backwards_or_unaddressable_range_is_refused(bad):
+    with pytest.raises(ValueError, match="first must not exceed last"):
+        FrameRanges([bad])
+
+
+def test_without_leaves_out_the_other_set_and_what_is_past_the_limit():
+    ram, reserved = FrameRanges([(0, 9), (20, 40)]), FrameRanges([(0, 1), (5, 6), (9, 22)])
+
+    assert list(ram.without(reserved, 30)) == [(2, 3), (7, 2), (23, 7)]

@@ -1,0 +1,207 @@
+import pytest
+
+from pviommu.engine.pool import Pool
+from pviommu.engine.table import PageTable
+
+RW = 3
+TWO_MIB = 0x200
+ONE_GIB = 0x40000
+
+
+def new_table(pool_pages=4096, bits=39):
+    pool = Pool(pool_pages)
+    return PageTable(pool, 1 << (bits - 12)), pool
+
+
+def leaf_sizes(table):
+    return [leaf[2] for leaf in table.leaves(0, 1 << 36)]
+
+
+def test_a_page_is_found_where_it_was_mapped_and_nowhere_else():
+    table, _ = new_table()
+
+    assert table.map(0x1234, 0x77, 1, 1) == 1
+
+    assert table.lookup(0x1234) == (0x77, 1)
+    assert table.lookup(0x1233) is None
+    assert table.lookup(0x1235) is None
+
+
+def test_a_dfn_beyond_the_limit_never_aliases_a_low_one():
+    table, _ = new_table()
+    table.map(5, 0x77, 1, RW)
+
+    assert table.lookup((1 << 27) + 5) is None
+    assert list(table.leaves((1 << 27) + 5, 1)) == []
+
+
+def test_the_largest_leaves_that_fit_are_chosen():
+    table, _ = new_table()
+
+    table.map(ONE_GIB - TWO_MIB - 1, ONE_GIB - TWO_MIB - 1, 1 + TWO_MIB + ONE_GIB + TWO_MIB + 1, RW)
+
+    assert leaf_sizes(table) == [1, TWO_MIB, ONE_GIB, TWO_MIB, 1]
+
+
+def test_a_misaligned_frame_is_mapped_by_small_leaves():
+    table, _ = new_table()
+
+    table.map(0, 1, TWO_MIB, RW)
+
+    assert leaf_sizes(table) == [1] * TWO_MIB
+    assert table.lookup(0x1FF) == (0x200, RW)
+
+
+def test_no_leaf_spans_two_map_calls():
+    table, _ = new_table()
+
+    table.map(0, 0, TWO_MIB // 2, RW)
+    table.map(TWO_MIB // 2, TWO_MIB // 2, TWO_MIB // 2, RW)
+
+    assert [leaf[0] for leaf in table.leaves(0, ONE_GIB) if leaf[4]] == [0, TWO_MIB // 2]
+
+
+def test_large_leaves_are_charged_what_small_ones_would_be():
+    for gfn in (0, 1):
+        table, pool = new_table()
+
+        table.map(0, gfn, ONE_GIB, RW)
+
+        assert pool.used == 1 + 1 + 512
+
+
+def test_splitting_the_largest_leaf_takes_no_page_from_an_empty_pool():
+    table, pool = new_table(pool_pages=514)
+    table.map(0, 0, ONE_GIB, RW)
+    assert pool.free == 0
+
+    assert table.unmap(0x12345, 1, past_holes=False) == 1
+
+    assert table.lookup(0x12345) is None
+    assert table.lookup(0x12344) == (0x12344, RW)
+    assert table.lookup(ONE_GIB - 1) == (ONE_GIB - 1, RW)
+    assert (table.mapped, pool.free) == (ONE_GIB - 1, 0)
+
+
+def test_removing_a_slice_across_leaves_of_every_size_leaves_both_sides():
+    table, _ = new_table()
+    table.map(0, 0, 2 * ONE_GIB + TWO_MIB + 7, RW)
+
+    assert table.unmap(1, 2 * ONE_GIB + TWO_MIB + 5, past_holes=False) == 2 * ONE_GIB + TWO_MIB + 5
+
+    assert [leaf[:3] for leaf in table.leaves(0, 1 << 27)] == [
+        (0, 0, 1),
+        (2 * ONE_GIB + TWO_MIB + 6, 2 * ONE_GIB + TWO_MIB + 6, 1),
+    ]
+
+
+def test_the_last_page_of_a_region_returns_its_tables():
+    table, pool = new_table()
+    table.map(0x1FF, 0, 2, RW)
+    assert pool.used == 4
+
+    table.unmap(0x1FF, 1, past_holes=False)
+    assert pool.used == 3
+    table.unmap(0x200, 1, past_holes=False)
+
+    assert pool.used == 1
+
+
+def test_release_returns_every_page():
+    table, pool = new_table()
+    table.map(0, 0, ONE_GIB + TWO_MIB + 3, RW)
+    table.unmap(5, 1, past_holes=False)
+
+    table.release()
+
+    assert pool.used == 0
+
+
+def test_a_pool_too_small_for_a_large_leaf_gives_the_same_prefix_as_page_by_page():
+    table, pool = new_table(pool_pages=1 + 1 + 3)
+
+    assert table.map(0, 0, ONE_GIB, RW) == 3 * TWO_MIB
+    assert pool.free == 0
+
+
+def test_a_pool_too_small_for_every_table_on_the_way_is_left_alone():
+    table, pool = new_table(pool_pages=2)
+
+    assert table.map(0, 0, ONE_GIB, RW) == 0
+    assert pool.used == 1
+
+
+def test_a_root_needs_a_page():
+    with pytest.raises(MemoryError, match="no page is left for a root table"):
+        new_table(pool_pages=0)
+
+
+def test_a_48_bit_table_has_one_level_more_and_charges_it():
+    table, pool = new_table(bits=48)
+
+    assert table.map((1 << 36) - ONE_GIB - 1, ONE_GIB - 1, ONE_GIB + 1, RW) == ONE_GIB + 1
+
+    assert table.lookup((1 << 36) - 1) == (2 * ONE_GIB - 1, RW)
+    assert table.lookup((1 << 36) - ONE_GIB - 1) == (ONE_GIB - 1, RW)
+    assert leaf_sizes(table) == [1, ONE_GIB]
+    assert pool.used == 1 + 1 + (1 + 1) + (1 + 512)
+
+
+def test_a_run_joins_leaves_of_adjacent_frames_and_one_access():
+    table, _ = new_table()
+    table.map(0x1FE, 0x1FE, 4, RW)
+    table.map(0x202, 0x202, 2, 1)
+
+    assert table.run(0x1FE, 100) == (0x1FE, 4, RW)
+    assert table.run(0x1FF, 2) == (0x1FF, 2, RW)
+    assert table.run(0x203, 100) == (0x203, 1, 1)
+    assert table.run(0x204, 1) is None
+
+
+def test_a_cut_point_is_named_only_where_a_call_goes_on_past_the_range():
+    table, _ = new_table()
+    table.map(0x1FC, 0x1FC, 8, RW)
+    table.map(0x204, 0x204, 4, RW)
+
+    assert table.cut_point(0x1FC, 12) is None
+    assert table.cut_point(0x1FC, 8) is None
+    assert table.cut_point(0x1FD, 7) == 0x1FD
+    assert table.cut_point(0x1FC, 9) == 0x204
+
+
+def test_a_page_inside_a_large_leaf_is_inside_its_call():
+    table, _ = new_table()
+    table.map(0, 0, TWO_MIB, RW)
+
+    assert table.cut_point(1, TWO_MIB - 1) == 1
+    assert table.cut_point(0, TWO_MIB - 1) == 0
+    assert table.cut_point(0, TWO_MIB) is None
+
+
+def test_what_a_cut_leaves_is_a_call_of_its_own_even_when_the_gap_is_mapped_again():
+    table, _ = new_table()
+    table.map(0, 0, 4, RW)
+    table.unmap(1, 1, past_holes=False)
+    table.map(1, 1, 1, RW)
+
+    assert [leaf[0] for leaf in table.leaves(0, 4) if leaf[4]] == [0, 1, 2]
+
+
+def test_splitting_a_leaf_keeps_where_its_call_begins():
+    table, _ = new_table()
+    table.map(TWO_MIB - 1, TWO_MIB - 1, 1, RW)
+    table.map(TWO_MIB, TWO_MIB, TWO_MIB, RW)
+
+    table.unmap(TWO_MIB + 7, 1, past_holes=False)
+
+    assert table.cut_point(TWO_MIB, 7) is None
+    assert table.cut_point(TWO_MIB + 1, 6) == TWO_MIB + 1
+
+
+def test_holes_of_every_size_are_passed_over_when_asked():
+    table, pool = new_table()
+    for dfn in (0, 3, 5 * TWO_MIB, 7 * ONE_GIB + 1):
+        table.map(dfn, dfn, 1, RW)
+
+    assert table.unmap(0, 1 << 27, past_holes=True) == 4
+    assert (table.mapped, pool.used) == (0, 1)

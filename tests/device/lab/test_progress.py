@@ -1,0 +1,58 @@
+"""Progress lines: few in a log, in place on a terminal."""
+
+from __future__ import annotations
+
+import io
+
+from pviommu.lab.progress import Progress
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def clock() -> float:
+    return 0.0
+
+
+def test_log_gets_a_line_at_every_fifth_of_the_way() -> None:
+    out = io.StringIO()
+    progress = Progress(out, 5, clock=clock)
+    progress.skip(1)
+    progress.step("downloading 155 packages, 150 MB")
+    for percent in range(101):
+        progress.update(percent / 100)
+    progress.done("ok")
+    lines = out.getvalue().splitlines()
+    assert lines[0] == "[2/5] downloading 155 packages, 150 MB ..."
+    assert [line.rpartition(" ... ")[2] for line in lines[1:-1]] == ["20 %", "40 %", "60 %", "80 %", "100 %"]
+    assert lines[-1] == "[2/5] downloading 155 packages, 150 MB ... done in 0.0 s, ok"
+
+
+def test_terminal_line_is_replaced_in_place_and_ended_once() -> None:
+    out = Terminal()
+    progress = Progress(out, 1, clock=clock)
+    progress.step("unpacking")
+    progress.update(0.01)
+    progress.update(0.01)
+    progress.done()
+    assert out.getvalue() == (
+        "\r\x1b[K[1/1] unpacking ...\r\x1b[K[1/1] unpacking ... 1 %\r\x1b[K[1/1] unpacking ... done in 0.0 s\n"
+    )
+
+
+def test_fractions_outside_the_range_are_clamped() -> None:
+    out = io.StringIO()
+    progress = Progress(out, 1, clock=clock)
+    progress.step("x")
+    progress.update(7.0)
+    assert out.getvalue().splitlines()[-1].endswith("100 %")
+
+
+def test_quiet_writes_nothing() -> None:
+    out = io.StringIO()
+    progress = Progress(out, 1, quiet=True)
+    progress.step("x")
+    progress.done()
+    assert out.getvalue() == ""

@@ -1,0 +1,131 @@
+"""Provisioning: the host's QEMU or a private one, roots that are whole or absent, one maker at a time."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from pviommu.lab import provision
+from pviommu.lab.apt import MIRROR_VARIABLE, Package, PrivateApt
+from pviommu.lab.problems import EnvironmentProblem
+from pviommu.lab.processes import Outcome
+from pviommu.lab.progress import Progress
+
+FILES = ("base-files_1_amd64.deb", "linux-image_1_amd64.deb", "qemu_1_amd64.deb")
+
+
+class FakeHost:
+    """A host whose dpkg-deb 'unpacks' a kernel, busybox and QEMU, and whose QEMU has a version."""
+
+    def __init__(self, qemu: str = "11.1.3", *, vfio_user: bool = True, unpack_fails: bool = False) -> None:
+        self.qemu = qemu
+        self.vfio_user = vfio_user
+        self.unpack_fails = unpack_fails
+        self.unpacked: list[str] = []
+
+    def __call__(self, command: Sequence[str]) -> Outcome:
+        if command[0] == "dpkg-deb" and command[1] == "-x":
+            return self._unpack(Path(command[2]), Path(command[3]))
+        if "vfio-user-pci,help" in command:
+            return Outcome(0 if self.vfio_user else 1, "")
+        if command[-1] == "--version" and "qemu" in " ".join(command):
+            return Outcome(0, f"QEMU emulator version {self.qemu} (Debian 1:{self.qemu}+ds-1)\n")
+        return Outcome(0, "")
+
+    def _unpack(self, file: Path, root: Path) -> Outcome:
+        if self.unpack_fails and not file.name.startswith("base-files"):
+            return Outcome(2, "dpkg-deb: error: No space left on device\n")
+        self.unpacked.append(file.name)
+        (root / "boot").mkdir(exist_ok=True)
+        (root / "usr/bin").mkdir(parents=True, exist_ok=True)
+        (root / "boot/vmlinuz-6.12.1-cloud").touch()
+        (root / "usr/bin/busybox").touch()
+        return Outcome(0, "")
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    monkeypatch.setattr(provision.shutil, "which", lambda program: None)
+    monkeypatch.setattr(provision, "require_tools", lambda run, machine: None)
+    monkeypatch.setattr(PrivateApt, "resolve", lambda self, packages: [Package(name, 1) for name in FILES])
+    monkeypatch.setattr(
+        PrivateApt, "download", lambda self, packages, progress: [self.archives / name for name in FILES]
+    )
+    return {"XDG_CACHE_HOME": str(tmp_path), MIRROR_VARIABLE: "http://mirror.example/debian"}
+
+
+def progress() -> Progress:
+    return Progress(io.StringIO(), provision.STEPS)
+
+
+def test_private_root_is_made_once_and_then_found(cache: dict[str, str]) -> None:
+    host = FakeHost()
+    first = provision.provision(progress(), environment=cache, run=host)
+    second = provision.provision(progress(), environment=cache, run=host)
+    assert first == second
+    assert sorted(host.unpacked) == sorted(FILES)
+    assert first.kernel_release == "6.12.1-cloud"
+    assert first.qemu_version == "11.1.3"
+    assert first.qemu_command[0].startswith(str(first.root))
+
+
+def test_base_files_are_unpacked_first(cache: dict[str, str]) -> None:
+    host = FakeHost()
+    provision.provision(progress(), environment=cache, run=host)
+    assert host.unpacked[0] == FILES[0]
+
+
+def test_failed_unpacking_leaves_no_root_behind(cache: dict[str, str]) -> None:
+    with pytest.raises(EnvironmentProblem, match="No space left"):
+        provision.provision(progress(), environment=cache, run=FakeHost(unpack_fails=True))
+    left = sorted(path.name for path in provision.cache_folder(cache).iterdir())
+    assert left == ["lock"]
+
+
+def test_remains_of_a_killed_run_are_removed(cache: dict[str, str]) -> None:
+    remains = provision.cache_folder(cache) / "making-dead/root"
+    remains.mkdir(parents=True)
+    provision.provision(progress(), environment=cache, run=FakeHost())
+    assert not remains.parent.exists()
+
+
+def test_able_qemu_of_the_host_is_used(cache: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(provision.shutil, "which", lambda program: "/usr/bin/qemu-system-x86_64")
+    toolbox = provision.provision(progress(), environment=cache, run=FakeHost("10.1.0"))
+    assert toolbox.qemu_command == ("/usr/bin/qemu-system-x86_64",)
+    assert toolbox.versions == {"qemu": "10.1.0", "kernel": "6.12.1-cloud"}
+
+
+@pytest.mark.parametrize(("version", "vfio_user"), [("7.2.0", True), ("10.0.9", True), ("10.2.0", False)])
+def test_host_qemu_that_is_too_old_or_lacks_the_device_is_passed_over(
+    cache: dict[str, str], monkeypatch: pytest.MonkeyPatch, version: str, vfio_user: bool
+) -> None:
+    monkeypatch.setattr(provision.shutil, "which", lambda program: "/usr/bin/qemu-system-x86_64")
+    toolbox = provision.provision(progress(), environment=cache, run=FakeHost(version, vfio_user=vfio_user))
+    assert toolbox.qemu_command[0].startswith(str(toolbox.root))
+
+
+def test_named_qemu_that_does_not_exist_is_refused(cache: dict[str, str]) -> None:
+    with pytest.raises(EnvironmentProblem, match="--qemu /no/such: no such program"):
+        provision.provision(progress(), qemu="/no/such", environment=cache, run=lambda command: Outcome(127, ""))
+
+
+def test_named_qemu_that_is_unable_is_refused(cache: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(provision.shutil, "which", lambda program: program)
+    with pytest.raises(EnvironmentProblem, match=r"is not a QEMU >= 10\.1 with the device vfio-user-pci"):
+        provision.provision(progress(), qemu="/old/qemu", environment=cache, run=FakeHost("8.0.0"))
+
+
+def test_cache_folder_that_cannot_be_made_is_an_environment_problem(tmp_path: Path, cache: dict[str, str]) -> None:
+    (tmp_path / "pviommu").write_text("a file where the folder should be")
+    with pytest.raises(EnvironmentProblem, match="cannot be filled"):
+        provision.provision(progress(), environment=cache, run=FakeHost())
+
+
+def test_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert provision.cache_folder({}) == Path("/home/someone/.cache/pviommu")
+    assert provision.cache_folder({"XDG_CACHE_HOME": "/big"}) == Path("/big/pviommu")

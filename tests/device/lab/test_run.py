@@ -1,0 +1,262 @@
+"""The whole run with a small QEMU and a small server in place of the real ones: statuses, files, clean-up."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from pviommu.lab import run
+from pviommu.lab.problems import EnvironmentProblem, RunError
+from pviommu.lab.progress import Progress
+from pviommu.lab.provision import Toolbox
+
+SERVER = """
+import json, os, signal, socket, sys
+if "--print-capabilities" in sys.argv:
+    print(json.dumps({"rings": 4}))
+    sys.exit(0)
+folder = sys.argv[sys.argv.index("--socket-dir") + 1]
+kept = socket.socket(socket.AF_UNIX)
+kept.bind(os.path.join(folder, "iommu.sock"))
+def end(number, frame):
+    print(json.dumps({"event": "summary", "ops": {"map_pages": 5}, "pages_mapped": 7, "dma_bytes": 9, "faults": 0}))
+    sys.exit(0)
+signal.signal(signal.SIGTERM, end)
+open(sys.argv[sys.argv.index("--pidfile") + 1], "w").write("1")
+signal.pause()
+"""
+QEMU = """#!/bin/bash
+for word in "$@"; do
+    case $word in
+        socket,id=lab,fd=*) fd=${{word##*=}};;
+        file,id=console,path=*) echo booted >"${{word##*path=}}";;
+    esac
+done
+exec 3>&"$fd"
+{body}
+"""
+PASSING = r"printf 'KTAP version 1\n1..1\nok 1 bind\n# lab: exit 0\n' >&3"
+
+
+@dataclass
+class Lab:
+    """A lab whose guest is a shell script; ``main`` gives the exit status."""
+
+    folder: Path
+    monkeypatch: pytest.MonkeyPatch
+    server: str = SERVER
+    guest: str = PASSING
+
+    def main(self, *options: str) -> tuple[int, str]:
+        (self.folder / "server.py").write_text(self.server)
+        qemu = self.folder / "qemu"
+        qemu.write_text(QEMU.format(body=self.guest))
+        qemu.chmod(0o755)
+        parser = argparse.ArgumentParser()
+        run.add_arguments(parser)
+        out = io.StringIO()
+        args = parser.parse_args(
+            ["--results", str(self.folder / "lab-results"), "--topology", str(self.folder / "lab.toml"), *options]
+        )
+        program = (sys.executable, str(self.folder / "server.py"))
+        return run.main(args, out=out, program=program, provide=self.provide), out.getvalue()
+
+    def provide(self, progress: Progress, *, qemu: str | None, accel: str) -> run.Setup:
+        busybox = self.folder / "busybox"
+        busybox.write_text("#!/bin/sh\necho bin/sh\n")
+        busybox.chmod(0o755)
+        kernel = self.folder / "vmlinuz"
+        toolbox = Toolbox(self.folder, (str(self.folder / "qemu"),), {}, "11.1.3", kernel, "6.12", busybox)
+        return run.Setup(toolbox, [], "tcg")
+
+    def result(self, name: str) -> str:
+        return (self.folder / "lab-results/latest" / name).read_text()
+
+
+@pytest.fixture
+def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lab:
+    (tmp_path / "lab.toml").touch()
+    runtime = tmp_path / "runtime"
+    runtime.mkdir()
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(runtime))
+    monkeypatch.setattr(run, "_LONGEST_SOCKET_PATH", 2 * 4096)
+    return Lab(tmp_path, monkeypatch)
+
+
+def test_passing_guest_ends_with_status_0_and_all_files(lab: Lab) -> None:
+    status, shown = lab.main()
+    assert status == 0
+    results = json.loads(lab.result("results.json"))
+    assert results["verdict"] == "passed"
+    assert results["tests"] == {"passed": 1, "failed": 0, "skipped": 0}
+    assert results["counts"]["ops"] == {"map_pages": 5}
+    assert set(results["versions"]) == {"pviommu", "python", "qemu", "kernel", "accelerator"}
+    assert "testsuite" in lab.result("junit.xml")
+    assert lab.result("console.log") == "booted\n"
+    assert "vfio-user-pci" in lab.result("qemu-command.txt")
+    assert '"summary"' in lab.result("server.jsonl")
+    assert "ok   bind" in shown
+    assert "verdict passed" in shown
+
+
+def test_run_leaves_no_sockets_and_no_runtime_folder(lab: Lab) -> None:
+    lab.main()
+    assert list((lab.folder / "runtime").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("guest", "problem"),
+    [
+        (r"printf 'KTAP version 1\n1..1\nnot ok 1 bind\n# lab: exit 0\n' >&3", "1 of 1 tests failed"),
+        (r"printf 'KTAP version 1\n1..2\nok 1 bind\n# lab: exit 0\n' >&3", "planned 2 tests, 1 reported"),
+        (r"printf 'KTAP version 1\n1..1\nok 1 bind\n' >&3", "crashed or was cut off"),
+        (r"printf 'KTAP version 1\n1..1\nok 1 bind\n# lab: exit 1\n' >&3", "ended with status 1"),
+        (r"printf 'KTAP version 1\n1..0\n# lab: exit 0\n' >&3", "no test ran"),
+        ("true", "no test ran"),
+    ],
+)
+def test_guest_that_did_not_pass_ends_with_status_1_and_the_reason(lab: Lab, guest: str, problem: str) -> None:
+    lab.guest = guest
+    status, shown = lab.main()
+    assert status == 1
+    assert json.loads(lab.result("results.json"))["verdict"] == "failed"
+    assert problem in shown
+
+
+def test_server_that_dies_under_passing_tests_fails_the_run(lab: Lab) -> None:
+    pid = lab.folder / "server.pid"
+    lab.server = SERVER.replace(
+        "signal.pause()", f"open({str(pid)!r}, 'w').write(str(os.getpid()))\nsys.exit('traceback')"
+    )
+    # The guest passes only after the server is dead, so that the order is certain.
+    lab.guest = f"until [[ $(</proc/$(<{pid})/status) == *zombie* ]]; do :; done 2>/dev/null; {PASSING}"
+    status, shown = lab.main()
+    assert status == 1
+    assert "the server ended by itself with status 1: traceback" in shown
+
+
+def test_guest_that_hangs_ends_with_status_124(lab: Lab) -> None:
+    lab.guest = r"printf 'KTAP version 1\n1..2\nok 1 bind\n' >&3; exec sleep 1000"
+    status, shown = lab.main("--timeout", "0.7")
+    assert status == 124
+    results = json.loads(lab.result("results.json"))
+    assert results["verdict"] == "timeout"
+    assert "the guest did not finish within 0.7 s" in results["problems"]
+    assert "verdict timeout" in shown
+
+
+def test_qemu_that_refuses_its_devices_ends_with_status_3_and_its_words(lab: Lab) -> None:
+    lab.guest = "echo 'Failed to connect to iommu.sock' >&2; exit 1"
+    status, shown = lab.main()
+    assert status == 3
+    assert json.loads(lab.result("results.json"))["verdict"] == "error"
+    assert "QEMU ended with status 1: Failed to connect to iommu.sock" in shown
+
+
+def test_refused_topology_ends_with_status_2_and_one_line(lab: Lab, capsys: pytest.CaptureFixture[str]) -> None:
+    lab.server = "import sys; print('lab.toml: unknown key rnigs', file=sys.stderr); sys.exit(2)"
+    assert lab.main()[0] == 2
+    assert capsys.readouterr().err == "pviommu lab: lab.toml: unknown key rnigs\n"
+    assert not (lab.folder / "lab-results").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--memory", "5T"), "--memory 5T"),
+        (("--timeout", "0"), "--timeout 0: give a number of seconds above 0"),
+        (("--vcpus", "0"), "--vcpus 0: give 1 to 64"),
+        (("--topology", "/no/such.toml"), "--topology /no/such.toml: no such file"),
+        (("--results", "/proc/none"), "--results /proc/none: "),
+    ],
+)
+def test_wrong_option_ends_with_status_2_and_says_what_is_allowed(
+    lab: Lab, capsys: pytest.CaptureFixture[str], options: tuple[str, ...], words: str
+) -> None:
+    assert lab.main(*options)[0] == 2
+    assert words in capsys.readouterr().err
+
+
+def test_environment_problem_ends_with_status_3_and_how_to_get_it(
+    lab: Lab, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(progress: Progress, *, qemu: str | None, accel: str) -> run.Setup:
+        raise EnvironmentProblem("apt-get is missing", "install the package apt")
+
+    monkeypatch.setattr(lab, "provide", refuse)
+    assert lab.main()[0] == 3
+    assert capsys.readouterr().err == "pviommu lab: apt-get is missing; install the package apt\n"
+
+
+def test_failed_module_build_ends_with_status_3_and_the_compilers_output(
+    lab: Lab, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(progress: Progress, *, qemu: str | None, accel: str) -> run.Setup:
+        raise RunError("the guest modules do not build", "a.c:1: error")
+
+    monkeypatch.setattr(lab, "provide", fail)
+    assert lab.main()[0] == 3
+    assert capsys.readouterr().err == "a.c:1: error\npviommu lab: the guest modules do not build\n"
+
+
+def test_only_setup_stops_before_the_server(lab: Lab) -> None:
+    lab.server = "raise SystemExit(9)"
+    status, shown = lab.main("--only-setup")
+    assert status == 0
+    assert shown == "ready: QEMU 11.1.3 (tcg)\n"
+    assert not (lab.folder / "lab-results").exists()
+
+
+def test_verbose_shows_diagnostics_of_passing_tests(lab: Lab) -> None:
+    lab.guest = r"printf 'KTAP version 1\n1..1\n# slot 7\nok 1 bind\n# lab: exit 0\n' >&3"
+    assert "slot 7" not in lab.main()[1]
+    assert "slot 7" in lab.main("--verbose")[1]
+
+
+def test_failed_test_is_shown_with_its_diagnostics(lab: Lab) -> None:
+    lab.guest = r"printf 'KTAP version 1\n1..1\n# got 3, expected 4\nnot ok 1 map\n# lab: exit 0\n' >&3"
+    assert "FAIL map\n     # got 3, expected 4\n" in lab.main()[1]
+
+
+def test_termination_ends_the_children_and_removes_the_sockets(lab: Lab) -> None:
+    lab.guest = f"echo $$ >{lab.folder}/guest.pid; kill -TERM {os.getpid()}; exec sleep 1000"
+    status, _ = lab.main("--timeout", "60")
+    assert status == 130
+    assert list((lab.folder / "runtime").iterdir()) == []
+    guest = (lab.folder / "guest.pid").read_text().strip()
+    assert not Path(f"/proc/{guest}").exists()
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_guest_gets_the_servers_capabilities(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, bytes] = {}
+    real = run.guest_image
+
+    def spy(*args: object, files: dict[str, bytes], **options: object) -> bytes:
+        seen.update(files)
+        return real(*args, files=files, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(run, "guest_image", spy)
+    lab.main()
+    assert json.loads(seen["/lab/expect.json"]) == {"rings": 4}
+
+
+def test_short_folder_is_made_under_tmp_when_the_runtime_folder_is_unusable(tmp_path: Path) -> None:
+    with run.short_folder({"XDG_RUNTIME_DIR": str(tmp_path / "missing")}) as folder:
+        assert folder.parent == Path("/tmp")
+        assert folder.stat().st_mode & 0o777 == 0o700
+    assert not folder.exists()
+
+
+def test_guest_init_is_a_valid_shell_script() -> None:
+    init = run.resources.guest_tools() / "image/init"
+    assert subprocess.run(["sh", "-n", str(init)], check=False).returncode == 0

@@ -1,0 +1,94 @@
+"""The server as a child: started, refused, stopped, and its last words."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from pviommu.lab.problems import RunError, UsageError
+from pviommu.lab.server import ServerProcess, capabilities, summary
+
+PRELUDE = """
+import json, os, signal, socket, sys
+folder = sys.argv[sys.argv.index("--socket-dir") + 1]
+pidfile = sys.argv[sys.argv.index("--pidfile") + 1]
+def listen(*names):
+    kept = []
+    for name in names:
+        kept.append(socket.socket(socket.AF_UNIX))
+        kept[-1].bind(os.path.join(folder, name))
+    open(pidfile, "w").write(str(os.getpid()))
+    return kept
+"""
+
+
+def program(tmp_path: Path, body: str, *, prelude: str = PRELUDE) -> tuple[str, ...]:
+    script = tmp_path / "fake_server.py"
+    script.write_text(prelude + body)
+    return (sys.executable, str(script))
+
+
+def server(tmp_path: Path, body: str) -> ServerProcess:
+    return ServerProcess(tmp_path / "lab.toml", tmp_path, tmp_path / "server.jsonl", program(tmp_path, body))
+
+
+def test_sockets_are_given_sorted_once_the_server_listens(tmp_path: Path) -> None:
+    body = 'signal.signal(15, lambda *a: sys.exit(0)); kept = listen("iommu.sock", "dma0.sock"); signal.pause()'
+    with server(tmp_path, body) as child:
+        assert [path.name for path in child.start()] == ["dma0.sock", "iommu.sock"]
+        assert child.stop() == []
+
+
+def test_refused_topology_is_a_usage_error_with_the_servers_words(tmp_path: Path) -> None:
+    body = 'print(json.dumps({"level": "error", "message": "lab.toml: no such key: rnigs"})); sys.exit(2)'
+    with server(tmp_path, body) as child, pytest.raises(UsageError, match="no such key: rnigs"):
+        child.start()
+
+
+def test_early_failure_is_an_error_with_status_and_last_line(tmp_path: Path) -> None:
+    body = 'print("starting"); sys.exit("iommu.sock: address already in use")'
+    with (
+        server(tmp_path, body) as child,
+        pytest.raises(RunError, match=r"status 1: iommu\.sock: address already in use"),
+    ):
+        child.start()
+
+
+def test_server_that_died_during_the_run_is_reported_when_stopped(tmp_path: Path) -> None:
+    with server(tmp_path, 'kept = listen("a.sock"); sys.exit(9)') as child:
+        child.start()
+        assert child._process is not None
+        child._process.wait(30)
+        assert child.stop() == ["the server ended by itself with status 9: it said nothing"]
+
+
+def test_server_that_ends_badly_when_told_to_stop_is_reported(tmp_path: Path) -> None:
+    body = 'kept = listen("a.sock"); signal.pause()'
+    with server(tmp_path, body) as child:
+        child.start()
+        assert child.stop() == ["the server ended with status -15 when told to stop: it said nothing"]
+
+
+def test_capabilities_are_the_standard_output_alone(tmp_path: Path) -> None:
+    body = 'import sys; print("a warning", file=sys.stderr); print("{}")'
+    assert capabilities(tmp_path / "lab.toml", program(tmp_path, body, prelude="")) == b"{}\n"
+
+
+def test_capabilities_of_a_bad_topology_are_a_usage_error(tmp_path: Path) -> None:
+    body = 'import sys; print("lab.toml: line 3: expected =", file=sys.stderr); sys.exit(2)'
+    with pytest.raises(UsageError, match="line 3"):
+        capabilities(tmp_path / "lab.toml", program(tmp_path, body, prelude=""))
+
+
+def test_summary_is_the_last_one_and_survives_lines_that_are_not_json(tmp_path: Path) -> None:
+    log = tmp_path / "server.jsonl"
+    records = [{"event": "summary", "faults": 1}, {"event": "fault"}, {"event": "summary", "faults": 2}]
+    log.write_text("Traceback summary\n" + "".join(json.dumps(record) + "\n" for record in records) + '{"summary"')
+    assert summary(log) == {"faults": 2}
+
+
+def test_summary_of_a_missing_log_is_empty(tmp_path: Path) -> None:
+    assert summary(tmp_path / "none") == {}

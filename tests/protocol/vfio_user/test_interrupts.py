@@ -1,0 +1,133 @@
+"""Eventfds are installed, replaced, taken away and signalled, and never outlive the table."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from vfio_user import InterruptTable, IrqAction, IrqIndex, IrqKind, IrqRequest, RequestError
+
+MSIX = IrqIndex.MSIX
+
+
+@pytest.fixture
+def table(no_fd_leak: None) -> Iterator[InterruptTable]:
+    found = InterruptTable({MSIX: 4, IrqIndex.ERR: 1})
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def events(no_fd_leak: None) -> Iterator[list[int]]:
+    """Four eventfds as the client holds them."""
+    found = [os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for _ in range(4)]
+    yield found
+    for fd in found:
+        os.close(fd)
+
+
+def install(table: InterruptTable, start: int, events: list[int]) -> None:
+    fds = tuple(os.dup(fd) for fd in events)
+    table.set_irqs(IrqRequest(MSIX, start, len(fds), IrqAction.TRIGGER, IrqKind.EVENTFD, fds))
+
+
+def taken(fd: int) -> int:
+    """How often ``fd`` was signalled since the last call."""
+    try:
+        return os.eventfd_read(fd)
+    except BlockingIOError:
+        return 0
+
+
+def test_trigger_signals_just_the_installed_vector(table: InterruptTable, events: list[int]) -> None:
+    install(table, 1, events[:2])
+    assert table.trigger(MSIX, 2)
+    assert [taken(fd) for fd in events] == [0, 1, 0, 0]
+
+
+@pytest.mark.parametrize(("index", "vector"), [(MSIX, 3), (MSIX, 4), (MSIX, -1), (IrqIndex.INTX, 0), (77, 0)])
+def test_trigger_without_eventfd_is_false(table: InterruptTable, index: int, vector: int) -> None:
+    assert not table.trigger(index, vector)
+
+
+def test_replacing_closes_the_old_eventfd(table: InterruptTable, events: list[int]) -> None:
+    install(table, 0, events[:1])
+    install(table, 0, events[1:2])
+    table.trigger(MSIX, 0)
+    assert [taken(fd) for fd in events] == [0, 1, 0, 0]
+
+
+def test_eventfd_without_descriptors_takes_away_just_these_vectors(table: InterruptTable, events: list[int]) -> None:
+    install(table, 0, events)
+    table.set_irqs(IrqRequest(MSIX, 1, 2, IrqAction.TRIGGER, IrqKind.EVENTFD))
+    assert [table.armed(MSIX, vector) for vector in range(4)] == [True, False, False, True]
+
+
+def test_no_vectors_disables_the_index_and_no_other(table: InterruptTable, events: list[int]) -> None:
+    install(table, 0, events[:3])
+    fd = os.dup(events[3])
+    table.set_irqs(IrqRequest(IrqIndex.ERR, 0, 1, IrqAction.TRIGGER, IrqKind.EVENTFD, (fd,)))
+    table.set_irqs(IrqRequest(MSIX, 0, 0, IrqAction.TRIGGER, IrqKind.NONE))
+    assert not any(table.trigger(MSIX, vector) for vector in range(4))
+    assert table.trigger(IrqIndex.ERR, 0)
+
+
+def test_trigger_none_fires_each_vector_once(table: InterruptTable, events: list[int]) -> None:
+    install(table, 0, events)
+    table.set_irqs(IrqRequest(MSIX, 1, 2, IrqAction.TRIGGER, IrqKind.NONE))
+    assert [taken(fd) for fd in events] == [0, 1, 1, 0]
+
+
+def test_trigger_bool_fires_the_marked_vectors_once(table: InterruptTable, events: list[int]) -> None:
+    install(table, 0, events)
+    flags = (True, False, True)
+    table.set_irqs(IrqRequest(MSIX, 1, 3, IrqAction.TRIGGER, IrqKind.BOOL, flags=flags))
+    assert [taken(fd) for fd in events] == [0, 1, 0, 1]
+
+
+@pytest.mark.parametrize("action", [IrqAction.MASK, IrqAction.UNMASK])
+def test_mask_and_unmask_are_accepted_and_close_what_comes(
+    table: InterruptTable, events: list[int], action: IrqAction
+) -> None:
+    install(table, 0, events[:1])
+    table.set_irqs(IrqRequest(MSIX, 0, 1, action, IrqKind.NONE))
+    table.set_irqs(IrqRequest(MSIX, 0, 1, action, IrqKind.EVENTFD, (os.dup(events[1]),)))
+    table.trigger(MSIX, 0)
+    assert [taken(fd) for fd in events] == [1, 0, 0, 0]
+
+
+def test_full_counter_does_not_block_and_counts_as_pending(table: InterruptTable, events: list[int]) -> None:
+    install(table, 0, events[:1])
+    os.eventfd_write(events[0], 2**64 - 2)
+    assert table.trigger(MSIX, 0)
+    os.set_blocking(events[0], True)  # the client shares the open file
+    assert table.trigger(MSIX, 0)
+    assert os.eventfd_read(events[0]) == 2**64 - 2
+
+
+def test_descriptor_that_is_no_eventfd_is_refused_and_nothing_changes(table: InterruptTable, events: list[int]) -> None:
+    install(table, 0, events[:1])
+    reader, writer = os.pipe()
+    os.close(reader)
+    fds = (os.dup(events[1]), writer)
+    with pytest.raises(RequestError, match="not every descriptor is an eventfd"):
+        table.set_irqs(IrqRequest(MSIX, 0, 2, IrqAction.TRIGGER, IrqKind.EVENTFD, fds))
+    table.trigger(MSIX, 0)
+    assert [taken(fd) for fd in events] == [1, 0, 0, 0]
+
+
+@pytest.mark.parametrize(("index", "start"), [(MSIX, 4), (IrqIndex.REQ, 0)])
+def test_vector_out_of_range_is_refused_and_its_descriptor_closed(
+    table: InterruptTable, events: list[int], index: int, start: int
+) -> None:
+    fds = (os.dup(events[0]),)
+    with pytest.raises(RequestError, match=r"it has \d"):
+        table.set_irqs(IrqRequest(index, start, 1, IrqAction.TRIGGER, IrqKind.EVENTFD, fds))
+
+
+def test_close_leaves_nothing_to_fire(table: InterruptTable, events: list[int]) -> None:
+    install(table, 0, events)
+    table.close()
+    assert not table.trigger(MSIX, 0)

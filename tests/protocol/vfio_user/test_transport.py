@@ -1,0 +1,193 @@
+"""Sockets: listening, stale files, descriptors, partial writes, vanished peers."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import stat
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from vfio_user import Outgoing, transport
+from vfio_user.framing import FDS_TRUNCATED, close_fds
+from vfio_user.transport import Flush
+
+
+@pytest.fixture
+def pair(no_fd_leak: None) -> Iterator[tuple[socket.socket, socket.socket]]:
+    one, other = socket.socketpair()
+    one.setblocking(False)
+    other.setblocking(False)
+    with one, other:
+        yield one, other
+
+
+def devnull() -> int:
+    return os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+
+
+def test_receive_returns_bytes_and_descriptors_closed_on_exec(pair: tuple[socket.socket, socket.socket]) -> None:
+    fd = devnull()
+    socket.send_fds(pair[0], [b"data"], [fd, fd])
+    os.close(fd)
+    chunk = transport.receive(pair[1])
+    assert chunk is not None
+    assert (chunk[0], len(chunk[1])) == (b"data", 2)
+    assert not any(os.get_inheritable(received) for received in chunk[1])
+    close_fds(chunk[1])
+
+
+def test_receive_has_room_for_64_descriptors(pair: tuple[socket.socket, socket.socket]) -> None:
+    fd = devnull()
+    socket.send_fds(pair[0], [b"x"], [fd] * 64)
+    os.close(fd)
+    chunk = transport.receive(pair[1])
+    assert chunk is not None
+    assert len(chunk[1]) == 64
+    close_fds(chunk[1])
+
+
+def test_receive_reports_and_closes_descriptors_beyond_its_room(pair: tuple[socket.socket, socket.socket]) -> None:
+    fd = devnull()
+    socket.send_fds(pair[0], [b"x"], [fd] * 67)
+    os.close(fd)
+    assert transport.receive(pair[1]) == (b"x", [FDS_TRUNCATED])
+
+
+def test_receive_of_nothing_is_empty_and_of_a_closed_peer_none(pair: tuple[socket.socket, socket.socket]) -> None:
+    assert transport.receive(pair[1]) == (b"", [])
+    pair[0].close()
+    assert transport.receive(pair[1]) is None
+
+
+def test_receive_after_a_reset_is_none(pair: tuple[socket.socket, socket.socket]) -> None:
+    pair[1].sendall(b"never read")
+    pair[0].close()
+    assert transport.receive(pair[1]) is None
+
+
+def test_flush_sends_each_message_with_its_descriptors(pair: tuple[socket.socket, socket.socket]) -> None:
+    fd = devnull()
+    outgoing = deque([Outgoing(b"one"), Outgoing(b"two", (fd,))])
+    assert transport.flush(pair[0], outgoing)
+    os.close(fd)
+    chunk = transport.receive(pair[1])
+    assert chunk is not None
+    assert (chunk[0], len(chunk[1])) == (b"onetwo", 1)
+    close_fds(chunk[1])
+
+
+def test_flush_keeps_what_a_full_socket_does_not_take(pair: tuple[socket.socket, socket.socket]) -> None:
+    fd = devnull()
+    data = bytes(range(256)) * 16384
+    outgoing = deque([Outgoing(data, (fd,)), Outgoing(b"last")])
+    result = transport.flush(pair[0], outgoing)
+    assert result is Flush.BLOCKED
+    assert not result
+    found, fds = b"", 0
+    while not result:
+        while (chunk := transport.receive(pair[1])) and chunk[0]:
+            found += chunk[0]
+            fds += len(chunk[1])
+            close_fds(chunk[1])
+        result = transport.flush(pair[0], outgoing)
+    os.close(fd)
+    while (chunk := transport.receive(pair[1])) and chunk[0]:
+        found += chunk[0]
+    assert found == data + b"last"
+    assert fds == 1
+    assert not outgoing
+
+
+def test_flush_to_a_vanished_peer_is_closed(pair: tuple[socket.socket, socket.socket]) -> None:
+    pair[1].close()
+    assert transport.flush(pair[0], deque([Outgoing(b"x")])) is Flush.CLOSED
+
+
+def test_flush_that_cannot_pass_a_descriptor_is_closed_and_logged(
+    pair: tuple[socket.socket, socket.socket], caplog: pytest.LogCaptureFixture
+) -> None:
+    assert transport.flush(pair[0], deque([Outgoing(b"x", (999_999,))])) is Flush.CLOSED
+    assert "cannot send 1 bytes with 1 descriptors" in caplog.text
+
+
+def test_listen_makes_a_socket_file_of_its_mode_and_accepts(tmp_path: Path, no_fd_leak: None) -> None:
+    path = tmp_path / "s"
+    with transport.listen(path) as listener:
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        assert transport.accept(listener) is None
+        with transport.connect(path, 1) as client:
+            server = transport.accept(listener)
+            assert server is not None
+            with server:
+                client.sendall(b"x")
+                assert transport.receive(server) == (b"x", [])
+
+
+def test_listen_honours_another_mode(tmp_path: Path) -> None:
+    with transport.listen(tmp_path / "s", 0o666):
+        assert stat.S_IMODE((tmp_path / "s").stat().st_mode) == 0o666
+
+
+def test_listen_replaces_a_stale_socket_file(tmp_path: Path, no_fd_leak: None) -> None:
+    path = tmp_path / "s"
+    transport.listen(path).close()
+    with transport.listen(path), transport.connect(path, 1):
+        assert path.is_socket()
+
+
+def test_listen_refuses_a_live_socket_and_leaves_it(tmp_path: Path, no_fd_leak: None) -> None:
+    path = tmp_path / "s"
+    with transport.listen(path):
+        with pytest.raises(OSError, match="another server listens") as refused:
+            transport.listen(path)
+        assert refused.value.errno == errno.EADDRINUSE
+        transport.connect(path, 1).close()
+
+
+def test_listen_refuses_another_kind_of_file_and_leaves_it(tmp_path: Path, no_fd_leak: None) -> None:
+    path = tmp_path / "s"
+    path.write_text("precious")
+    with pytest.raises(OSError, match="not a socket") as refused:
+        transport.listen(path)
+    assert refused.value.errno == errno.EADDRINUSE
+    assert path.read_text() == "precious"
+
+
+@pytest.mark.parametrize("open_socket", [transport.listen, lambda path: transport.connect(path, 1)])
+def test_too_long_path_is_refused_with_its_limit(tmp_path: Path, open_socket: object) -> None:
+    path = tmp_path / ("x" * 108)
+    with pytest.raises(OSError, match="at most 107 bytes") as refused:
+        open_socket(path)  # type: ignore[operator]
+    assert refused.value.errno == errno.ENAMETOOLONG
+
+
+def test_listen_in_a_missing_folder_names_the_path(tmp_path: Path, no_fd_leak: None) -> None:
+    with pytest.raises(FileNotFoundError, match="missing/s"):
+        transport.listen(tmp_path / "missing" / "s")
+
+
+def test_connect_without_a_server_names_the_path(tmp_path: Path, no_fd_leak: None) -> None:
+    with pytest.raises(FileNotFoundError, match="nobody"):
+        transport.connect(tmp_path / "nobody", 1)
+
+
+def test_second_client_waits_without_disturbing_the_first(tmp_path: Path, no_fd_leak: None) -> None:
+    path = tmp_path / "s"
+    with transport.listen(path) as listener, transport.connect(path, 1) as first:
+        server = transport.accept(listener)
+        assert server is not None
+        with server, transport.connect(path, 1) as second:
+            second.sendall(b"second")
+            first.sendall(b"first")
+            assert transport.receive(server) == (b"first", [])
+            first.close()
+            assert transport.receive(server) is None
+            following = transport.accept(listener)
+            assert following is not None
+            with following:
+                assert transport.receive(following) == (b"second", [])
