@@ -133,7 +133,10 @@ irqreturn_t pv_events_interrupt(int irq, void *data)
 	return IRQ_HANDLED;
 }
 
-/* Called after a reset, before a ring is on: the event ring is empty and begins at index 0. */
+/*
+ * The device is reset and has zeroed the index words: the ring is empty, and the first event raises
+ * an interrupt.
+ */
 void pv_events_init(struct pv_iommu *pv)
 {
 	struct pv_event_ring *ring = &pv->events;
@@ -143,8 +146,6 @@ void pv_events_init(struct pv_iommu *pv)
 	ring->guest = pv->shared + PVIOMMU_EVENT_INDEX_OFFSET;
 	ring->device = (void *)ring->guest + PVIOMMU_CACHE_LINE;
 	ring->records = pv->shared + PVIOMMU_EVENT_OFFSET;
-	WRITE_ONCE(ring->guest->consumer, 0);
-	WRITE_ONCE(ring->guest->arm, 0);
 }
 
 u32 pv_event_position(struct pv_iommu *pv)

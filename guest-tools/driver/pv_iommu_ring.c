@@ -239,11 +239,11 @@ int pv_ring_start(struct pv_iommu *pv)
 	struct pv_ring *ring = &pv->ring;
 	u32 status;
 
-	/* The reset that came before has zeroed the device's own words. */
+	/*
+	 * The reset that came before has zeroed the index words, the guest's as well. A completion
+	 * event of 0 costs one needless interrupt; later values were all passed before they could.
+	 */
 	memset(ring->slots, 0, array_size(ring->entries, PVIOMMU_SLOT_SIZE));
-	WRITE_ONCE(ring->guest->producer, 0);
-	/* a value that is not passed before the indices wrap */
-	WRITE_ONCE(ring->guest->completion_event, cpu_to_le32(U32_MAX));
 
 	writel(0, pv->regs + PVIOMMU_REG_RING_SELECT);
 	writel(PVIOMMU_RING_TYPE_SHARED_BAR, pv->regs + PVIOMMU_REG_RING_TYPE);

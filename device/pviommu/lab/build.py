@@ -30,6 +30,7 @@ mount --rbind /dev "$1/dev"
 mount --rbind /proc "$1/proc"
 root=$1
 shift
+PATH=$PATH:/usr/sbin:/sbin # chroot is there, and an ordinary user does not look there
 exec chroot "$root" "$@"
 """
 _ENVIRONMENT = ("env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C", "HOME=/tmp")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib.metadata
 import os
 import platform
 import shutil
@@ -19,19 +18,23 @@ from pathlib import Path
 from types import FrameType
 from typing import Protocol, TextIO
 
+from pviommu import __version__
 from pviommu.lab import accelerator, build, provision, report, resources
 from pviommu.lab.image import guest_image
 from pviommu.lab.ktap import Event, EventKind, KtapParser, Outcome
 from pviommu.lab.problems import EnvironmentProblem, ExitStatus, RunError, UsageError
 from pviommu.lab.progress import Progress
 from pviommu.lab.provision import Toolbox
-from pviommu.lab.server import PROGRAM, ServerProcess, capabilities, summary
+from pviommu.lab.server import PROGRAM, Capabilities, ServerProcess, capabilities, summary
 from pviommu.lab.vm import GuestTimeoutError, VirtualMachine, VmConfig, parse_memory
 
 __all__ = ["Listener", "Setup", "add_arguments", "main", "prepare", "run_guest", "short_folder"]
 
-EXPECT_PATH = "/lab/expect.json"
-"""Where the guest finds the server's capabilities."""
+PRINTED_PATH = "/lab/expect.json"
+"""Where the guest finds the server's capabilities as the server printed them."""
+
+EXPECTED_PATH = "/lab/capabilities"
+"""Where the guest finds the lines that its driver must show."""
 
 MAX_VCPUS = 64
 
@@ -145,7 +148,7 @@ class _Job:
 
     setup: Setup
     topology: Path
-    expected: bytes
+    capabilities: Capabilities
     memory: int
     vcpus: int
     timeout: float
@@ -167,12 +170,12 @@ def _run(args: argparse.Namespace, stream: TextIO, program: Sequence[str], provi
     topology = args.topology or resources.qemu_configs() / "lab.toml"
     if not topology.is_file():
         raise UsageError(f"--topology {topology}: no such file")
-    expected = capabilities(topology, program)
+    offered = capabilities(topology, program)
     try:
         folder = report.new_results_folder(args.results, datetime.now(UTC))
     except OSError as problem:
         raise UsageError(f"--results {args.results}: {problem.strerror}") from problem
-    job = _Job(setup, topology, expected, memory, args.vcpus, args.timeout, folder, program)
+    job = _Job(setup, topology, offered, memory, args.vcpus, args.timeout, folder, program)
     record = _judged_run(job, Listener(stream, verbose=args.verbose))
     report.write_results(folder, record)
     print(report.summary_text(record, folder), file=stream)
@@ -195,7 +198,7 @@ def _judged_run(job: _Job, listener: Listener) -> report.RunRecord:
     against = report.judge(ktap, listener.exit_status, problems)
     verdict = verdict or ("failed" if against else "passed")
     toolbox = job.setup.toolbox
-    versions = {"pviommu": _version(), "python": platform.python_version(), **toolbox.versions}
+    versions = {"pviommu": __version__, "python": platform.python_version(), **toolbox.versions}
     versions["accelerator"] = job.setup.accelerator
     counts = summary(job.folder / _SERVER_LOG)
     return report.RunRecord(verdict, ktap, against, time.monotonic() - began, versions, counts)
@@ -205,10 +208,12 @@ def _boot(job: _Job, listener: Listener, deadline: float) -> list[str]:
     """Start the server and the guest, listen to its end; returns what was wrong with the server's end."""
     toolbox = job.setup.toolbox
     with short_folder() as short:
-        files = {EXPECT_PATH: job.expected}
+        expected = "".join(f"{line}\n" for line in job.capabilities.driver_lines)
+        files = {PRINTED_PATH: job.capabilities.printed, EXPECTED_PATH: expected.encode()}
         initrd = short / "initrd"
         initrd.write_bytes(guest_image(toolbox, resources.guest_tools(), job.setup.modules, files=files))
         with ServerProcess(job.topology, short, job.folder / _SERVER_LOG, job.program) as server:
+            server.start()
             config = VmConfig(
                 initrd=initrd,
                 console_log=job.folder / "console.log",
@@ -216,7 +221,7 @@ def _boot(job: _Job, listener: Listener, deadline: float) -> list[str]:
                 accelerator=job.setup.accelerator,
                 memory=job.memory,
                 vcpus=job.vcpus,
-                sockets=server.start(),
+                sockets=[short / name for name in job.capabilities.sockets],
             )
             run_guest(toolbox, config, listener, deadline, job.folder / "qemu-command.txt")
             return server.stop()
@@ -263,10 +268,3 @@ def run_guest(
         machine.start()
         for line in machine.lines(deadline):
             listener.line(line)
-
-
-def _version() -> str:
-    try:
-        return importlib.metadata.version("pviommu")
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown"

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -14,16 +15,30 @@ from typing import Any, Self
 from pviommu.lab.problems import RunError, UsageError
 from pviommu.lab.processes import start, stop
 
-__all__ = ["PROGRAM", "ServerProcess", "capabilities", "summary"]
+__all__ = ["PROGRAM", "Capabilities", "ServerProcess", "capabilities", "summary"]
 
 PROGRAM = (sys.executable, "-m", "pviommu")
 _START_SECONDS = 20.0
 _POLL_SECONDS = 0.01
 _USAGE = 2
+_LOG_KEYS = frozenset(("time", "level", "event", "message"))  # of any record of the log
 
 
-def capabilities(topology: Path, program: Sequence[str] = PROGRAM) -> bytes:
-    """What ``pviommu serve --print-capabilities`` says of ``topology`` (JSON).
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What the server says of a topology.
+
+    ``printed`` is its JSON as it came, ``driver_lines`` what the guest's driver must show, ``sockets`` the file
+    name of each function's socket, the IOMMU first.
+    """
+
+    printed: bytes
+    driver_lines: list[str]
+    sockets: list[str]
+
+
+def capabilities(topology: Path, program: Sequence[str] = PROGRAM) -> Capabilities:
+    """Ask ``pviommu serve --print-capabilities`` about ``topology``.
 
     Raises UsageError when the topology is refused, RunError when the server fails otherwise.
     """
@@ -31,7 +46,13 @@ def capabilities(topology: Path, program: Sequence[str] = PROGRAM) -> bytes:
     finished = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
     if finished.returncode != 0:
         raise _refusal(finished.returncode, finished.stderr.decode(errors="replace"))
-    return finished.stdout
+    said = _object(finished.stdout.decode(errors="replace"))
+    try:
+        lines = [str(line) for line in said["driver_capabilities"]]
+        sockets = [str(function["socket"]) for function in said["functions"]]
+    except (KeyError, TypeError) as problem:
+        raise RunError(f"the server's capabilities lack what the lab needs: {problem!r}") from problem
+    return Capabilities(finished.stdout, lines, sockets)
 
 
 class ServerProcess:
@@ -40,7 +61,6 @@ class ServerProcess:
     def __init__(self, topology: Path, folder: Path, log: Path, program: Sequence[str] = PROGRAM) -> None:
         self._log = log
         self._pidfile = folder / "server.pid"
-        self._sockets = folder
         self._command = [
             *(*program, "serve", str(topology), "--socket-dir", str(folder)),
             *("--log-format", "json", "--pidfile", str(self._pidfile)),
@@ -55,8 +75,8 @@ class ServerProcess:
     ) -> None:
         self.stop()
 
-    def start(self) -> list[Path]:
-        """Start the server; returns its sockets, sorted by name, once it listens. Raises UsageError, RunError."""
+    def start(self) -> None:
+        """Start the server; returns once it listens on its sockets. Raises UsageError, RunError."""
         with self._log.open("wb") as log:
             self._process = start(self._command, stdout=log, stderr=log)
         limit = time.monotonic() + _START_SECONDS
@@ -67,7 +87,6 @@ class ServerProcess:
             if time.monotonic() > limit:
                 raise RunError(f"the server did not listen within {_START_SECONDS:.0f} s", self._tail())
             time.sleep(_POLL_SECONDS)
-        return sorted(path for path in self._sockets.iterdir() if path.is_socket())
 
     def stop(self) -> list[str]:
         """End the server with SIGTERM; returns what was wrong with its end (nothing if called before start)."""
@@ -98,7 +117,7 @@ def summary(log: Path) -> dict[str, Any]:
             record = _object(line)
             if record.get("event") == "summary":
                 found = record
-    return {key: value for key, value in found.items() if key != "event"}
+    return {key: value for key, value in found.items() if key not in _LOG_KEYS}
 
 
 def _object(line: str) -> dict[str, Any]:
@@ -118,7 +137,7 @@ def _last_words(text: str) -> str:
     for key in ("message", "error", "event"):
         if isinstance(record.get(key), str):
             return str(record[key])
-    return lines[-1].strip()
+    return lines[-1].strip().removeprefix("pviommu: ")
 
 
 def _refusal(status: int, output: str) -> UsageError | RunError:

@@ -191,8 +191,7 @@ class PciFunction:
     def disconnected(self) -> None:
         """Power-on state, and nothing of the client reachable any more."""
         self.interrupts.close()
-        self.reset()
         self.memory.clear()
         for shared in self._shared.values():
             shared.clear()
-        self.power_on()
+        self.reset()

@@ -22,7 +22,7 @@ from pviommu.lab.provision import Toolbox
 SERVER = """
 import json, os, signal, socket, sys
 if "--print-capabilities" in sys.argv:
-    print(json.dumps({"rings": 4}))
+    print(json.dumps({"driver_capabilities": ["rings 4", "x 1"], "functions": [{"socket": "iommu.sock"}]}))
     sys.exit(0)
 folder = sys.argv[sys.argv.index("--socket-dir") + 1]
 kept = socket.socket(socket.AF_UNIX)
@@ -247,7 +247,8 @@ def test_guest_gets_the_servers_capabilities(lab: Lab, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(run, "guest_image", spy)
     lab.main()
-    assert json.loads(seen["/lab/expect.json"]) == {"rings": 4}
+    assert seen["/lab/capabilities"] == b"rings 4\nx 1\n"
+    assert json.loads(seen["/lab/expect.json"])["functions"] == [{"socket": "iommu.sock"}]
 
 
 def test_short_folder_is_made_under_tmp_when_the_runtime_folder_is_unusable(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from pviommu.lab.problems import RunError, UsageError
+from pviommu.lab.resources import qemu_configs
 from pviommu.lab.server import ServerProcess, capabilities, summary
 
 PRELUDE = """
@@ -35,10 +36,11 @@ def server(tmp_path: Path, body: str) -> ServerProcess:
     return ServerProcess(tmp_path / "lab.toml", tmp_path, tmp_path / "server.jsonl", program(tmp_path, body))
 
 
-def test_sockets_are_given_sorted_once_the_server_listens(tmp_path: Path) -> None:
-    body = 'signal.signal(15, lambda *a: sys.exit(0)); kept = listen("iommu.sock", "dma0.sock"); signal.pause()'
+def test_sockets_exist_once_start_returns(tmp_path: Path) -> None:
+    body = 'signal.signal(15, lambda *a: sys.exit(0)); kept = listen("iommu.sock"); signal.pause()'
     with server(tmp_path, body) as child:
-        assert [path.name for path in child.start()] == ["dma0.sock", "iommu.sock"]
+        child.start()
+        assert (tmp_path / "iommu.sock").is_socket()
         assert child.stop() == []
 
 
@@ -72,9 +74,24 @@ def test_server_that_ends_badly_when_told_to_stop_is_reported(tmp_path: Path) ->
         assert child.stop() == ["the server ended with status -15 when told to stop: it said nothing"]
 
 
-def test_capabilities_are_the_standard_output_alone(tmp_path: Path) -> None:
-    body = 'import sys; print("a warning", file=sys.stderr); print("{}")'
-    assert capabilities(tmp_path / "lab.toml", program(tmp_path, body, prelude="")) == b"{}\n"
+def test_capabilities_come_from_the_standard_output_alone(tmp_path: Path) -> None:
+    said = {"driver_capabilities": ["rings 4"], "functions": [{"socket": "iommu.sock"}, {"socket": "dma0.sock"}]}
+    body = f"import sys; print('a warning', file=sys.stderr); print({json.dumps(said)!r})"
+    offered = capabilities(tmp_path / "lab.toml", program(tmp_path, body, prelude=""))
+    assert json.loads(offered.printed) == said
+    assert offered.driver_lines == ["rings 4"]
+    assert offered.sockets == ["iommu.sock", "dma0.sock"]
+
+
+def test_capabilities_that_lack_a_part_are_an_error(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="lack what the lab needs: KeyError"):
+        capabilities(tmp_path / "lab.toml", program(tmp_path, "print('{}')", prelude=""))
+
+
+def test_the_real_server_offers_what_the_lab_needs() -> None:
+    offered = capabilities(qemu_configs() / "lab.toml")
+    assert offered.sockets[0] == "iommu.sock"
+    assert any(line.startswith("iova_range ") for line in offered.driver_lines)
 
 
 def test_capabilities_of_a_bad_topology_are_a_usage_error(tmp_path: Path) -> None:
@@ -85,7 +102,7 @@ def test_capabilities_of_a_bad_topology_are_a_usage_error(tmp_path: Path) -> Non
 
 def test_summary_is_the_last_one_and_survives_lines_that_are_not_json(tmp_path: Path) -> None:
     log = tmp_path / "server.jsonl"
-    records = [{"event": "summary", "faults": 1}, {"event": "fault"}, {"event": "summary", "faults": 2}]
+    records = [{"event": "summary", "faults": 1}, {"event": "fault"}, {"event": "summary", "time": "", "faults": 2}]
     log.write_text("Traceback summary\n" + "".join(json.dumps(record) + "\n" for record in records) + '{"summary"')
     assert summary(log) == {"faults": 2}
 

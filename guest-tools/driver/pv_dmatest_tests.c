@@ -1,0 +1,463 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/* Tests of DMA through the kernel's DMA API. */
+
+#define pr_fmt(fmt) "pv_dmatest: " fmt
+
+#include <linux/crc32.h>
+#include <linux/mm.h>
+#include <linux/sizes.h>
+#include <linux/slab.h>
+
+#include "pviommu_abi.h"
+#include "pv_dmatest_buffer.h"
+#include "pv_ktap.h"
+
+#define PVDT_PATTERN		0x8877665544332211ULL
+#define PVDT_WRAP_BATCH		200
+#define PVDT_WRAP_BATCHES	3
+
+/* Bytes that differ at every distance that a misplaced copy could have. */
+static void pvdt_scribble(u8 *data, size_t size, u32 seed)
+{
+	u32 state = seed * 2654435761U + 1;
+	size_t i;
+
+	for (i = 0; i < size; i++) {
+		state ^= state << 13;
+		state ^= state >> 17;
+		state ^= state << 5;
+		data[i] = state;
+	}
+}
+
+static bool pvdt_guarded(const u8 *data, size_t size)
+{
+	return !memchr_inv(data, PVDT_GUARD_BYTE, size);
+}
+
+static bool pvdt_expect_done(struct pv_ktap *ktap, struct pvdt *engine, struct pvdt_request *request,
+			     enum pvdt_wait wait)
+{
+	return PV_EXPECT_EQ(ktap, pvdt_run(engine, request, wait), 0) &&
+	       PV_EXPECT_EQ(ktap, request->status, PVDT_STATUS_DONE);
+}
+
+/* Only the bytes from @at on may differ from the guard byte, and those are @data. */
+static void pvdt_expect_placed(struct pv_ktap *ktap, struct pvdt_buffer *buffer, size_t at,
+			       const u8 *data, size_t length)
+{
+	PV_EXPECT(ktap, !memcmp(buffer->cpu + at, data, length));
+	PV_EXPECT(ktap, pvdt_guarded(buffer->cpu, at));
+	PV_EXPECT(ktap, pvdt_guarded(buffer->cpu + at + length, buffer->size - at - length));
+}
+
+/**
+ * struct pvdt_copy - one copy to try
+ * @length: bytes
+ * @from: offset in the source
+ * @to: offset in the destination
+ */
+struct pvdt_copy {
+	size_t length;
+	size_t from;
+	size_t to;
+};
+
+static void pvdt_copy(struct pv_ktap *ktap, struct pvdt *engine, const struct pvdt_copy *copy)
+{
+	struct pvdt_request request = { .op = PVDT_OP_COPY, .length = copy->length };
+	struct pvdt_buffer src, dst;
+
+	if (!PV_EXPECT_EQ(ktap, pvdt_buffer_map(engine, &src, copy->from + copy->length + PAGE_SIZE,
+						DMA_TO_DEVICE), 0))
+		return;
+	if (!PV_EXPECT_EQ(ktap, pvdt_buffer_map(engine, &dst, copy->to + copy->length + PAGE_SIZE,
+						DMA_BIDIRECTIONAL), 0))
+		goto out;
+	pvdt_scribble(src.cpu + copy->from, copy->length, copy->length);
+	pvdt_to_device(engine, &src);
+	pvdt_to_device(engine, &dst);
+	request.src = src.iova + copy->from;
+	request.dst = dst.iova + copy->to;
+	if (pvdt_expect_done(ktap, engine, &request, PVDT_POLL)) {
+		pvdt_to_cpu(engine, &dst);
+		pvdt_expect_placed(ktap, &dst, copy->to, src.cpu + copy->from, copy->length);
+	}
+	pvdt_buffer_unmap(engine, &dst);
+out:
+	pvdt_buffer_unmap(engine, &src);
+}
+
+/* Destinations begin behind a guard page. */
+static void pvdt_test_copy(struct pv_ktap *ktap, void *subject, unsigned long length)
+{
+	struct pvdt_copy copy = { .length = length, .from = 0, .to = PAGE_SIZE };
+
+	pvdt_copy(ktap, subject, &copy);
+}
+
+static void pvdt_test_unaligned(struct pv_ktap *ktap, void *subject, unsigned long length)
+{
+	struct pvdt_copy copy = { .length = length, .from = 13, .to = PAGE_SIZE + 1021 };
+
+	pvdt_copy(ktap, subject, &copy);
+}
+
+static void pvdt_test_page_crossing(struct pv_ktap *ktap, void *subject, unsigned long param)
+{
+	struct pvdt_copy copy = { .length = 2, .from = PAGE_SIZE - 1, .to = 2 * PAGE_SIZE - 1 };
+
+	pvdt_copy(ktap, subject, &copy);
+}
+
+static void pvdt_test_2m_crossing(struct pv_ktap *ktap, void *subject, unsigned long param)
+{
+	struct pvdt_request request = { .op = PVDT_OP_COPY, .length = 8191 };
+	struct pvdt *engine = subject;
+	struct pvdt_buffer buffer;
+	size_t boundary, at;
+
+	if (!PV_EXPECT_EQ(ktap, pvdt_buffer_map(engine, &buffer, SZ_4M, DMA_BIDIRECTIONAL), 0))
+		return;
+	boundary = round_up(buffer.iova + SZ_64K, SZ_2M) - buffer.iova;
+	at = boundary - 4095;
+	pvdt_scribble(buffer.cpu, request.length, 2);
+	pvdt_to_device(engine, &buffer);
+	request.src = buffer.iova;
+	request.dst = buffer.iova + at;
+	PV_EXPECT(ktap, request.dst >> 21 != (request.dst + request.length - 1) >> 21);
+	if (pvdt_expect_done(ktap, engine, &request, PVDT_POLL)) {
+		pvdt_to_cpu(engine, &buffer);
+		PV_EXPECT(ktap, !memcmp(buffer.cpu, buffer.cpu + at, request.length));
+		PV_EXPECT(ktap, pvdt_guarded(buffer.cpu + request.length, at - request.length));
+		PV_EXPECT(ktap, pvdt_guarded(buffer.cpu + at + request.length,
+					     buffer.size - at - request.length));
+	}
+	pvdt_buffer_unmap(engine, &buffer);
+}
+
+static void pvdt_test_coherent(struct pv_ktap *ktap, void *subject, unsigned long size)
+{
+	struct pvdt_request request = { .op = PVDT_OP_COPY, .length = size / 2 };
+	struct pvdt *engine = subject;
+	dma_addr_t iova;
+	u8 *cpu;
+
+	cpu = dma_alloc_coherent(pvdt_dev(engine), size, &iova, GFP_KERNEL);
+	if (!PV_EXPECT(ktap, cpu))
+		return;
+	pvdt_scribble(cpu, size / 2, size);
+	memset(cpu + size / 2, 0, size / 2);
+	request.src = iova;
+	request.dst = iova + size / 2;
+	if (pvdt_expect_done(ktap, engine, &request, PVDT_POLL))
+		PV_EXPECT(ktap, !memcmp(cpu, cpu + size / 2, size / 2));
+	dma_free_coherent(pvdt_dev(engine), size, cpu, iova);
+}
+
+static void pvdt_test_single(struct pv_ktap *ktap, void *subject, unsigned long length)
+{
+	struct pvdt_request request = {
+		.op = PVDT_OP_FILL, .length = length, .pattern = PVDT_PATTERN
+	};
+	struct pvdt *engine = subject;
+	const size_t skip = 3;
+	u64 pattern = PVDT_PATTERN;
+	unsigned int i;
+	u8 *data;
+
+	data = kmalloc(skip + length, GFP_KERNEL);
+	if (!PV_EXPECT(ktap, data))
+		return;
+	memset(data, PVDT_GUARD_BYTE, skip + length);
+	request.dst = dma_map_single(pvdt_dev(engine), data + skip, length, DMA_FROM_DEVICE);
+	if (PV_EXPECT_EQ(ktap, dma_mapping_error(pvdt_dev(engine), request.dst), 0)) {
+		pvdt_expect_done(ktap, engine, &request, PVDT_POLL);
+		dma_unmap_single(pvdt_dev(engine), request.dst, length, DMA_FROM_DEVICE);
+		for (i = 0; i < length; i++)
+			if (data[skip + i] != ((u8 *)&pattern)[i % sizeof(pattern)])
+				break;
+		PV_EXPECT_EQ(ktap, i, length);
+		PV_EXPECT(ktap, pvdt_guarded(data, skip));
+	}
+	kfree(data);
+}
+
+static void pvdt_test_scattered(struct pv_ktap *ktap, void *subject, unsigned long param)
+{
+	struct pvdt *engine = subject;
+	struct pvdt_buffer buffer;
+
+	if (!PV_EXPECT_EQ(ktap, pvdt_buffer_map(engine, &buffer, 8 * PAGE_SIZE, DMA_TO_DEVICE), 0))
+		return;
+	PV_EXPECT(ktap, buffer.sgt.orig_nents > 1);
+	PV_EXPECT_EQ(ktap, buffer.sgt.nents, 1);
+	pvdt_buffer_unmap(engine, &buffer);
+}
+
+static void pvdt_test_high_iova(struct pv_ktap *ktap, void *subject, unsigned long param)
+{
+	struct pvdt_request request = { .op = PVDT_OP_COPY, .length = PAGE_SIZE };
+	struct pvdt *engine = subject;
+	struct pvdt_buffer buffer;
+
+	if (!PV_EXPECT_EQ(ktap, pvdt_buffer_map(engine, &buffer, 2 * PAGE_SIZE, DMA_BIDIRECTIONAL), 0))
+		return;
+	PV_EXPECT(ktap, buffer.iova >= SZ_4G);
+	pvdt_scribble(buffer.cpu, PAGE_SIZE, 4);
+	pvdt_to_device(engine, &buffer);
+	request.src = buffer.iova;
+	request.dst = buffer.iova + PAGE_SIZE;
+	if (pvdt_expect_done(ktap, engine, &request, PVDT_POLL)) {
+		pvdt_to_cpu(engine, &buffer);
+		PV_EXPECT(ktap, !memcmp(buffer.cpu, buffer.cpu + PAGE_SIZE, PAGE_SIZE));
+	}
+	pvdt_buffer_unmap(engine, &buffer);
+}
+
+static void pvdt_test_high_frame(struct pv_ktap *ktap, void *subject, unsigned long param)
+{
+	struct pvdt_copy copy = { .length = PAGE_SIZE, .to = PAGE_SIZE };
+	struct pvdt *engine = subject;
+	struct pvdt_buffer buffer;
+	bool high;
+
+	if (!PV_EXPECT_EQ(ktap, pvdt_buffer_map(engine, &buffer, PAGE_SIZE, DMA_TO_DEVICE), 0))
+		return;
+	high = page_to_phys(buffer.pages[0]) >= SZ_4G;
+	pvdt_buffer_unmap(engine, &buffer);
+	/* the allocator prefers high frames, so the buffers of the copy lie there as well */
+	if (PV_EXPECT(ktap, high))
+		pvdt_copy(ktap, engine, &copy);
+}
+
+static void pvdt_test_checksum(struct pv_ktap *ktap, void *subject, unsigned long length)
+{
+	struct pvdt_request request = { .op = PVDT_OP_CHECKSUM, .length = length };
+	struct pvdt *engine = subject;
+	struct pvdt_buffer buffer;
+
+	if (!PV_EXPECT_EQ(ktap, pvdt_buffer_map(engine, &buffer, length, DMA_TO_DEVICE), 0))
+		return;
+	pvdt_scribble(buffer.cpu, length, 5);
+	pvdt_to_device(engine, &buffer);
+	request.src = buffer.iova;
+	if (pvdt_expect_done(ktap, engine, &request, PVDT_POLL))
+		PV_EXPECT_EQ(ktap, request.checksum, ~crc32_le(~0, buffer.cpu, length) & U32_MAX);
+	pvdt_buffer_unmap(engine, &buffer);
+}
+
+static void pvdt_test_verify(struct pv_ktap *ktap, void *subject, unsigned long planted)
+{
+	struct pvdt_request fill = { .op = PVDT_OP_FILL, .pattern = PVDT_PATTERN };
+	struct pvdt_request verify = { .op = PVDT_OP_VERIFY, .pattern = PVDT_PATTERN };
+	struct pvdt *engine = subject;
+	struct pvdt_buffer buffer;
+
+	if (!PV_EXPECT_EQ(ktap, pvdt_buffer_map(engine, &buffer, SZ_64K, DMA_BIDIRECTIONAL), 0))
+		return;
+	fill.length = SZ_64K;
+	fill.dst = buffer.iova;
+	verify.length = SZ_64K;
+	verify.src = buffer.iova;
+	if (pvdt_expect_done(ktap, engine, &fill, PVDT_POLL) &&
+	    pvdt_expect_done(ktap, engine, &verify, PVDT_POLL)) {
+		pvdt_to_cpu(engine, &buffer);
+		buffer.cpu[planted] ^= 1;
+		pvdt_to_device(engine, &buffer);
+		PV_EXPECT_EQ(ktap, pvdt_run(engine, &verify, PVDT_POLL), 0);
+		PV_EXPECT_EQ(ktap, verify.status, PVDT_STATUS_MISMATCH);
+		PV_EXPECT_EQ(ktap, verify.detail, planted);
+	}
+	pvdt_buffer_unmap(engine, &buffer);
+}
+
+/* Every piece of a list begins in a window of its own, at an odd place. */
+static size_t pvdt_piece(unsigned int i)
+{
+	return i * SZ_16K + 2 * i + 7;
+}
+
+static const u32 pvdt_src_pieces[] = { 1, 4096, 517, 8192 };
+static const u32 pvdt_dst_pieces[] = { 8000, 3, 4097, 706 };
+
+static void pvdt_expect_scattered(struct pv_ktap *ktap, struct pvdt_buffer *src,
+				  struct pvdt_buffer *dst, u32 length)
+{
+	u32 at = 0, end = 0, i;
+	u8 *flat;
+
+	flat = kvmalloc(length, GFP_KERNEL);
+	if (!PV_EXPECT(ktap, flat))
+		return;
+	for (i = 0; i < ARRAY_SIZE(pvdt_src_pieces); i++) {
+		memcpy(flat + at, src->cpu + pvdt_piece(i), pvdt_src_pieces[i]);
+		at += pvdt_src_pieces[i];
+	}
+	for (i = 0, at = 0; i < ARRAY_SIZE(pvdt_dst_pieces); i++) {
+		PV_EXPECT(ktap, !memcmp(dst->cpu + pvdt_piece(i), flat + at, pvdt_dst_pieces[i]));
+		PV_EXPECT(ktap, pvdt_guarded(dst->cpu + end, pvdt_piece(i) - end));
+		at += pvdt_dst_pieces[i];
+		end = pvdt_piece(i) + pvdt_dst_pieces[i];
+	}
+	PV_EXPECT(ktap, pvdt_guarded(dst->cpu + end, dst->size - end));
+	kvfree(flat);
+}
+
+/* Four pieces into four others that are cut elsewhere. */
+static void pvdt_test_scatter_gather(struct pv_ktap *ktap, void *subject, unsigned long param)
+{
+	const unsigned int pieces = ARRAY_SIZE(pvdt_src_pieces);
+	struct pvdt_request request = {
+		.op = PVDT_OP_COPY, .flags = PVDT_FLAG_SRC_SG | PVDT_FLAG_DST_SG,
+		.src = pvdt_sg_list(0, pieces),
+		.dst = pvdt_sg_list(pieces, ARRAY_SIZE(pvdt_dst_pieces)),
+	};
+	struct pvdt *engine = subject;
+	struct pvdt_buffer src, dst;
+	unsigned int i;
+
+	if (!PV_EXPECT_EQ(ktap, pvdt_buffer_map(engine, &src, SZ_64K, DMA_TO_DEVICE), 0))
+		return;
+	if (!PV_EXPECT_EQ(ktap, pvdt_buffer_map(engine, &dst, SZ_64K, DMA_BIDIRECTIONAL), 0))
+		goto out;
+	pvdt_scribble(src.cpu, src.size, 6);
+	pvdt_to_device(engine, &src);
+	pvdt_to_device(engine, &dst);
+	for (i = 0; i < pieces; i++) {
+		pvdt_set_sg(engine, i, src.iova + pvdt_piece(i), pvdt_src_pieces[i]);
+		pvdt_set_sg(engine, pieces + i, dst.iova + pvdt_piece(i), pvdt_dst_pieces[i]);
+		request.length += pvdt_src_pieces[i];
+	}
+	if (pvdt_expect_done(ktap, engine, &request, PVDT_POLL)) {
+		pvdt_to_cpu(engine, &dst);
+		pvdt_expect_scattered(ktap, &src, &dst, request.length);
+	}
+	pvdt_buffer_unmap(engine, &dst);
+out:
+	pvdt_buffer_unmap(engine, &src);
+}
+
+/* More requests than the queue has descriptors. */
+static void pvdt_test_wrap(struct pv_ktap *ktap, void *subject, unsigned long param)
+{
+	struct pvdt *engine = subject;
+	struct pvdt_request *requests;
+	struct pvdt_buffer buffer;
+	unsigned int batch, i;
+
+	requests = kcalloc(PVDT_WRAP_BATCH, sizeof(*requests), GFP_KERNEL);
+	if (!PV_EXPECT(ktap, requests))
+		return;
+	if (!PV_EXPECT_EQ(ktap, pvdt_buffer_map(engine, &buffer, SZ_64K, DMA_TO_DEVICE), 0))
+		goto out;
+	pvdt_scribble(buffer.cpu, buffer.size, 7);
+	pvdt_to_device(engine, &buffer);
+	for (batch = 0; batch < PVDT_WRAP_BATCHES; batch++) {
+		for (i = 0; i < PVDT_WRAP_BATCH; i++) {
+			requests[i].op = PVDT_OP_CHECKSUM;
+			requests[i].length = i + 1;
+			requests[i].src = buffer.iova + batch * SZ_16K + i * 64;
+		}
+		if (!PV_EXPECT_EQ(ktap, pvdt_run_many(engine, requests, PVDT_WRAP_BATCH, PVDT_POLL), 0))
+			break;
+		for (i = 0; i < PVDT_WRAP_BATCH; i++) {
+			u8 *data = buffer.cpu + batch * SZ_16K + i * 64;
+
+			PV_EXPECT_EQ(ktap, requests[i].status, PVDT_STATUS_DONE);
+			PV_EXPECT_EQ(ktap, requests[i].checksum,
+				     ~crc32_le(~0, data, i + 1) & U32_MAX);
+			if (ktap->failed)
+				break;
+		}
+	}
+	pvdt_buffer_unmap(engine, &buffer);
+out:
+	kfree(requests);
+}
+
+static void pvdt_test_interrupt(struct pv_ktap *ktap, void *subject, unsigned long param)
+{
+	struct pvdt_request request = {
+		.op = PVDT_OP_FILL, .length = PAGE_SIZE, .pattern = PVDT_PATTERN
+	};
+	struct pvdt *engine = subject;
+	unsigned int before = pvdt_interrupts(engine);
+	struct pvdt_buffer buffer;
+
+	if (!PV_EXPECT_EQ(ktap, pvdt_buffer_map(engine, &buffer, PAGE_SIZE, DMA_FROM_DEVICE), 0))
+		return;
+	request.dst = buffer.iova;
+	pvdt_expect_done(ktap, engine, &request, PVDT_INTERRUPT);
+	PV_EXPECT_EQ(ktap, pvdt_interrupts(engine), before + 1);
+	pvdt_buffer_unmap(engine, &buffer);
+}
+
+static void pvdt_test_read_only(struct pv_ktap *ktap, void *subject, unsigned long param)
+{
+	struct pvdt_request fill = {
+		.op = PVDT_OP_FILL, .length = 100, .pattern = PVDT_PATTERN
+	};
+	struct pvdt_request checksum = { .op = PVDT_OP_CHECKSUM, .length = 100 };
+	struct pvdt *engine = subject;
+	struct pvdt_buffer buffer;
+
+	if (!PV_EXPECT_EQ(ktap, pvdt_buffer_map(engine, &buffer, PAGE_SIZE, DMA_TO_DEVICE), 0))
+		return;
+	fill.dst = buffer.iova + 40;
+	checksum.src = buffer.iova;
+	PV_EXPECT_EQ(ktap, pvdt_run(engine, &fill, PVDT_POLL), 0);
+	PV_EXPECT_EQ(ktap, fill.status, PVDT_STATUS_FAULT);
+	PV_EXPECT_EQ(ktap, fill.detail, buffer.iova + 40);
+	PV_EXPECT_EQ(ktap, fill.reason, PVIOMMU_EVENT_PERMISSION);
+	PV_EXPECT_EQ(ktap, fill.access, PVIOMMU_ACCESS_WRITE);
+	PV_EXPECT(ktap, pvdt_guarded(buffer.cpu, buffer.size));
+	pvdt_expect_done(ktap, engine, &checksum, PVDT_POLL);
+	pvdt_buffer_unmap(engine, &buffer);
+}
+
+static const struct pv_ktap_case pvdt_cases[] = {
+	{ "copies 1 byte", pvdt_test_copy, 1 },
+	{ "copies 2 bytes", pvdt_test_copy, 2 },
+	{ "copies 3 bytes", pvdt_test_copy, 3 },
+	{ "copies 7 bytes", pvdt_test_copy, 7 },
+	{ "copies 8 bytes", pvdt_test_copy, 8 },
+	{ "copies 63 bytes", pvdt_test_copy, 63 },
+	{ "copies 64 bytes", pvdt_test_copy, 64 },
+	{ "copies 4095 bytes", pvdt_test_copy, 4095 },
+	{ "copies 4096 bytes", pvdt_test_copy, 4096 },
+	{ "copies 4097 bytes", pvdt_test_copy, 4097 },
+	{ "copies 8191 bytes", pvdt_test_copy, 8191 },
+	{ "copies 64 KiB and 3 bytes", pvdt_test_copy, SZ_64K + 3 },
+	{ "copies 2 MiB less 1 byte", pvdt_test_copy, SZ_2M - 1 },
+	{ "copies 2 MiB", pvdt_test_copy, SZ_2M },
+	{ "copies 2 MiB and 1 byte", pvdt_test_copy, SZ_2M + 1 },
+	{ "copies 4 MiB", pvdt_test_copy, SZ_4M },
+	{ "copies 1 byte between unaligned addresses", pvdt_test_unaligned, 1 },
+	{ "copies 4096 bytes between unaligned addresses", pvdt_test_unaligned, 4096 },
+	{ "copies 64 KiB between unaligned addresses", pvdt_test_unaligned, SZ_64K },
+	{ "copies across a page boundary", pvdt_test_page_crossing },
+	{ "copies across a 2 MiB boundary of device addresses", pvdt_test_2m_crossing },
+	{ "reaches a coherent page", pvdt_test_coherent, SZ_4K },
+	{ "reaches 1 MiB of coherent memory", pvdt_test_coherent, SZ_1M },
+	{ "fills an unaligned dma_map_single buffer", pvdt_test_single, 1500 },
+	{ "scattered pages become one run of device addresses", pvdt_test_scattered },
+	{ "reaches memory through a device address above 4 GiB", pvdt_test_high_iova },
+	{ "reaches a guest frame above 4 GiB", pvdt_test_high_frame },
+	{ "checksum of 1 byte is the kernel's", pvdt_test_checksum, 1 },
+	{ "checksum of 64 KiB and 5 bytes is the kernel's", pvdt_test_checksum, SZ_64K + 5 },
+	{ "verify finds a difference in the first byte", pvdt_test_verify, 0 },
+	{ "verify finds a difference in the middle", pvdt_test_verify, 40001 },
+	{ "verify finds a difference in the last byte", pvdt_test_verify, SZ_64K - 1 },
+	{ "scatters and gathers", pvdt_test_scatter_gather },
+	{ "the queue wraps", pvdt_test_wrap },
+	{ "completion comes by interrupt", pvdt_test_interrupt },
+	{ "a DMA_TO_DEVICE mapping cannot be written through", pvdt_test_read_only },
+};
+
+int pvdt_tests_run(struct pv_ktap *ktap)
+{
+	pv_ktap_print(ktap, "KTAP version 1\n1..%zu\n", ARRAY_SIZE(pvdt_cases));
+	pv_ktap_cases(ktap, pvdt_cases, ARRAY_SIZE(pvdt_cases), 1, ktap->context);
+	return 0;
+}

@@ -1,0 +1,165 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * Tests in a module that report KTAP through debugfs, for kernels without KUnit: writing to the
+ * file "run" runs all cases, reading "ktap" gives the report of the last run.
+ */
+#ifndef _PV_KTAP_H
+#define _PV_KTAP_H
+
+#include <linux/debugfs.h>
+#include <linux/fs.h>
+#include <linux/kernel.h>
+#include <linux/mutex.h>
+#include <linux/string.h>
+#include <linux/uaccess.h>
+#include <linux/vmalloc.h>
+
+#define PV_KTAP_SIZE	(128 * 1024)
+
+/**
+ * struct pv_ktap - a report
+ * @lock: one run at a time, and no reader meanwhile
+ * @text: the report
+ * @length: its length; what does not fit is cut off, which a missing result line shows
+ * @failed: whether the current case has failed
+ * @failures: cases that failed
+ * @run: runs all cases into this report
+ * @context: handed to @run
+ */
+struct pv_ktap {
+	struct mutex lock;
+	char *text;
+	size_t length;
+	bool failed;
+	unsigned int failures;
+	int (*run)(struct pv_ktap *ktap);
+	void *context;
+};
+
+/**
+ * struct pv_ktap_case - one test
+ * @name: what it shows
+ * @run: does it, and says with PV_EXPECT_* what is wrong
+ * @param: for tests that come in several sizes
+ */
+struct pv_ktap_case {
+	const char *name;
+	void (*run)(struct pv_ktap *ktap, void *subject, unsigned long param);
+	unsigned long param;
+};
+
+static __printf(2, 3) __maybe_unused
+void pv_ktap_print(struct pv_ktap *ktap, const char *format, ...)
+{
+	va_list args;
+
+	va_start(args, format);
+	ktap->length += vscnprintf(ktap->text + ktap->length, PV_KTAP_SIZE - ktap->length, format,
+				   args);
+	va_end(args);
+}
+
+static __maybe_unused
+bool pv_ktap_expect(struct pv_ktap *ktap, bool holds, const char *what, int line)
+{
+	if (holds)
+		return true;
+	pv_ktap_print(ktap, "# line %d: expected %s\n", line, what);
+	ktap->failed = true;
+	return false;
+}
+
+static __maybe_unused
+bool pv_ktap_expect_eq(struct pv_ktap *ktap, const char *what, s64 got, s64 want, int line)
+{
+	if (got == want)
+		return true;
+	pv_ktap_print(ktap, "# line %d: %s is %lld (%#llx), expected %lld (%#llx)\n", line, what, got,
+		      got, want, want);
+	ktap->failed = true;
+	return false;
+}
+
+/* Both are true when the expectation holds, so that a test can end where going on makes no sense. */
+#define PV_EXPECT(ktap, condition) pv_ktap_expect(ktap, condition, #condition, __LINE__)
+#define PV_EXPECT_EQ(ktap, got, want) \
+	pv_ktap_expect_eq(ktap, #got, (s64)(got), (s64)(want), __LINE__)
+
+static __maybe_unused
+void pv_ktap_cases(struct pv_ktap *ktap, const struct pv_ktap_case *cases, unsigned int count,
+		   unsigned int first, void *subject)
+{
+	unsigned int i;
+
+	for (i = 0; i < count; i++) {
+		ktap->failed = false;
+		cases[i].run(ktap, subject, cases[i].param);
+		ktap->failures += ktap->failed;
+		pv_ktap_print(ktap, "%s %u %s\n", ktap->failed ? "not ok" : "ok", first + i,
+			      cases[i].name);
+		cond_resched();
+	}
+}
+
+static ssize_t pv_ktap_run_write(struct file *file, const char __user *data, size_t size,
+				 loff_t *pos)
+{
+	struct pv_ktap *ktap = file->private_data;
+	int ret;
+
+	mutex_lock(&ktap->lock);
+	ktap->length = 0;
+	ktap->failures = 0;
+	ret = ktap->run(ktap);
+	mutex_unlock(&ktap->lock);
+	return ret ?: size;
+}
+
+static ssize_t pv_ktap_text_read(struct file *file, char __user *data, size_t size, loff_t *pos)
+{
+	struct pv_ktap *ktap = file->private_data;
+	ssize_t ret;
+
+	mutex_lock(&ktap->lock);
+	ret = simple_read_from_buffer(data, size, pos, ktap->text, ktap->length);
+	mutex_unlock(&ktap->lock);
+	return ret;
+}
+
+static const struct file_operations pv_ktap_run_fops = {
+	.owner = THIS_MODULE,
+	.open = simple_open,
+	.write = pv_ktap_run_write,
+};
+
+static const struct file_operations pv_ktap_text_fops = {
+	.owner = THIS_MODULE,
+	.open = simple_open,
+	.read = pv_ktap_text_read,
+};
+
+static __maybe_unused
+int pv_ktap_init(struct pv_ktap *ktap, int (*run)(struct pv_ktap *ktap), void *context)
+{
+	mutex_init(&ktap->lock);
+	ktap->length = 0;
+	ktap->run = run;
+	ktap->context = context;
+	ktap->text = vmalloc(PV_KTAP_SIZE);
+	return ktap->text ? 0 : -ENOMEM;
+}
+
+static __maybe_unused
+void pv_ktap_files(struct pv_ktap *ktap, struct dentry *folder)
+{
+	debugfs_create_file("run", 0200, folder, ktap, &pv_ktap_run_fops);
+	debugfs_create_file("ktap", 0400, folder, ktap, &pv_ktap_text_fops);
+}
+
+static __maybe_unused
+void pv_ktap_free(struct pv_ktap *ktap)
+{
+	vfree(ktap->text);
+}
+
+#endif /* _PV_KTAP_H */
