@@ -127,9 +127,13 @@ class PrivateApt:
             ) as process,
         ):
             assert process.stdout is not None  # asked for above
-            for line in process.stdout:
-                if match := re.match(r"dlstatus:[^:]*:([\d.]+):", line):
-                    progress(float(match[1]) / 100)
+            try:
+                for line in process.stdout:
+                    if match := re.match(r"dlstatus:[^:]*:([\d.]+):", line):
+                        progress(float(match[1]) / 100)
+            except KeyboardInterrupt:
+                process.terminate()  # else leaving the block would wait for the rest of the download
+                raise
         if process.returncode != 0:
             self._refuse("the packages cannot be downloaded", log.read_text(errors="replace"))
         return sorted(self.archives.glob("*.deb"))
@@ -168,7 +172,7 @@ class PrivateApt:
 
     def _refuse(self, what: str, output: str) -> None:
         words = [line.strip() for line in output.splitlines() if line.startswith(("E:", "W:", "Err:"))]
-        how = "check the network and " + _SET_MIRROR
+        how = "check the network, or " + _SET_MIRROR
         if "NO_PUBKEY" in output or "not signed" in output:
             how = "update the package debian-archive-keyring (it must hold the keys of Debian 13)"
-        raise EnvironmentProblem(f"{what}: {' | '.join(words[-3:]) or output.strip()[-300:]}", how)
+        raise EnvironmentProblem(f"{what}: {' | '.join(words[-2:]) or output.strip()[-300:]}", how)

@@ -97,7 +97,7 @@ def build_modules(toolbox: Toolbox, sources: Path, cache: Path, progress: Progre
 
     A warning is an error. Raises RunError with the compiler's output, and EnvironmentProblem.
     """
-    kept = cache / f"modules-{sources_digest(sources, toolbox.kernel_release)}"
+    kept = cache / f"modules-{sources_digest(sources, _kernel_identity(toolbox))}"
     if kept.is_dir():
         progress.skip(STEPS)
     else:
@@ -107,19 +107,34 @@ def build_modules(toolbox: Toolbox, sources: Path, cache: Path, progress: Progre
     return sorted(kept.glob("*.ko"))
 
 
-def _build(toolbox: Toolbox, sources: Path, kept: Path, run: Run) -> None:
+def _kernel_identity(toolbox: Toolbox) -> str:
+    """What modules are built for. A tree of the user's own may have been built again under the same release."""
+    if toolbox.kernel_tree is None:
+        return toolbox.kernel_release
+    symbols = (toolbox.kernel_tree / "Module.symvers").read_bytes()
+    return f"{toolbox.kernel_release} {toolbox.kernel_tree} {hashlib.sha256(symbols).hexdigest()}"
+
+
+def _make_command(toolbox: Toolbox, work: Path, run: Run) -> tuple[list[str], str]:
+    """The command that builds ``work``, and what it calls that folder."""
+    options = [f"-j{os.cpu_count() or 1}", "KCFLAGS=-Werror", "modules"]
+    if toolbox.kernel_tree is not None:  # built by the user's compiler, so are its modules
+        return ["make", "-C", str(toolbox.kernel_tree), f"M={work}", *options], str(work)
+    inside = "/" + str(work.relative_to(toolbox.root))
+    tree = f"/lib/modules/{toolbox.kernel_release}/build"
     sandbox = find_sandbox(toolbox.root, run)
+    return sandbox.command(toolbox.root, ["make", "-C", tree, f"M={inside}", *options]), inside
+
+
+def _build(toolbox: Toolbox, sources: Path, kept: Path, run: Run) -> None:
     work = Path(tempfile.mkdtemp(dir=toolbox.root / "build"))
     try:
         for path in _source_files(sources):
             target = work / path.relative_to(sources)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)
-        inside = "/" + str(work.relative_to(toolbox.root))
-        tree = f"/lib/modules/{toolbox.kernel_release}/build"
-        jobs = f"-j{os.cpu_count() or 1}"
-        make = ["make", jobs, "-C", tree, f"M={inside}", "KCFLAGS=-Werror", "modules"]
-        outcome = run(sandbox.command(toolbox.root, make))
+        make, inside = _make_command(toolbox, work, run)
+        outcome = run(make)
         products = [product for pattern in _PRODUCTS for product in work.rglob(pattern)]
         if outcome.status != 0 or not products:
             raise RunError(f"the guest modules in {sources} do not build", outcome.output.replace(f"{inside}/", ""))

@@ -9,9 +9,10 @@ import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from typing import IO
 
-__all__ = ["Outcome", "Run", "run", "start", "stop"]
+__all__ = ["Child", "Outcome", "Run", "run"]
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_ENDING_SIGNALS = frozenset((signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
@@ -48,42 +49,75 @@ def run(command: Sequence[str]) -> Outcome:
     return Outcome(finished.returncode, finished.stdout)
 
 
-def _die_with_parent() -> None:
-    # A lab that is killed outright cannot clean up; the kernel does it then.
-    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+class Child:
+    """A long-running program in a session of its own (Ctrl-C reaches only the lab), which dies with the lab.
 
-
-def start(
-    command: Sequence[str],
-    *,
-    stdout: int | IO[bytes],
-    stderr: int | IO[bytes],
-    pass_fds: Sequence[int] = (),
-    environment: Mapping[str, str] | None = None,
-) -> subprocess.Popen[bytes]:
-    """Start ``command`` in a session of its own (Ctrl-C reaches only the lab) that dies with the lab.
-
-    Raises OSError when the program cannot be started.
+    The object exists before the program does, so that whoever is interrupted while starting it can still stop it.
     """
-    return subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=stdout,
-        stderr=stderr,
-        pass_fds=tuple(pass_fds),
-        env=None if environment is None else {**os.environ, **environment},
-        start_new_session=True,
-        preexec_fn=_die_with_parent,
-    )
 
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
 
-def stop(process: subprocess.Popen[bytes], *, grace: float = 5.0) -> int:
-    """End ``process`` with SIGTERM, after ``grace`` seconds with SIGKILL; returns its exit status."""
-    if process.poll() is None:
-        process.terminate()
+    @property
+    def started(self) -> bool:
+        """Whether a program was started."""
+        return self._process is not None
+
+    def start(
+        self,
+        command: Sequence[str],
+        *,
+        output: IO[bytes],
+        pass_fds: Sequence[int] = (),
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        """Start ``command``; both its streams go to ``output``. Raises OSError when it cannot be started."""
+        # A signal handler that raises between fork and assignment would lose the child: hold signals back until then.
+        previous = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING_SIGNALS)
+
+        def in_child() -> None:
+            _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # a lab that is killed outright cannot clean up
+            signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+
         try:
-            process.wait(grace)
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                pass_fds=tuple(pass_fds),
+                env=None if environment is None else {**os.environ, **environment},
+                start_new_session=True,
+                preexec_fn=in_child,
+            )
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+
+    def poll(self) -> int | None:
+        """The exit status if the program has ended, else None."""
+        return None if self._process is None else self._process.poll()
+
+    def wait(self, seconds: float) -> int | None:
+        """The exit status once the program ends, None if it did not within ``seconds``."""
+        if self._process is None:
+            return None
+        try:
+            return self._process.wait(seconds)
         except subprocess.TimeoutExpired:
-            # The whole session: what the child started must not outlive it either.
-            os.killpg(process.pid, signal.SIGKILL)
-    return process.wait()
+            return None
+
+    def stop(self, *, grace: float = 5.0) -> int | None:
+        """End the program with SIGTERM, after ``grace`` seconds with SIGKILL.
+
+        Gives its exit status, None if it was never started.
+        """
+        if self._process is None:
+            return None
+        if self._process.poll() is None:
+            self._process.terminate()
+            try:
+                self._process.wait(grace)
+            except subprocess.TimeoutExpired:
+                # The whole session: what the program started must not outlive it either.
+                os.killpg(self._process.pid, signal.SIGKILL)
+        return self._process.wait()

@@ -27,10 +27,12 @@ class Progress:
         self._text = ""
         self._started = 0.0
         self._shown = 0
+        self._open = False
 
     def step(self, text: str) -> None:
         """Begin the next step; ``text`` says what is being done and how much of it there is."""
         self._number += 1
+        self._open = True
         self._text = text
         self._started = self._clock()
         self._shown = 0
@@ -53,6 +55,14 @@ class Progress:
         """Close the open step with its duration and, if given, a detail."""
         seconds = self._clock() - self._started
         self._write(f"... done in {seconds:.1f} s{', ' + detail if detail else ''}", last=True)
+        self._open = False
+
+    def close(self) -> None:
+        """End the line of a step that was left open, so that what follows starts on a line of its own."""
+        if self._open and self._terminal and not self._quiet:
+            self._stream.write("\n")
+            self._stream.flush()
+        self._open = False
 
     def _write(self, tail: str, *, last: bool) -> None:
         if self._quiet:

@@ -54,6 +54,8 @@ class Toolbox:
     kernel_image: Path
     kernel_release: str
     busybox: Path
+    kernel_tree: Path | None = None
+    """build tree of the user's own kernel; None: Debian's, whose headers are in ``root``"""
 
     @property
     def modules(self) -> Path:

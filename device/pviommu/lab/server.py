@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from pviommu.lab.problems import RunError, UsageError
-from pviommu.lab.processes import start, stop
+from pviommu.lab.processes import Child
 
 __all__ = ["PROGRAM", "Capabilities", "ServerProcess", "capabilities", "summary"]
 
@@ -65,7 +65,8 @@ class ServerProcess:
             *(*program, "serve", str(topology), "--socket-dir", str(folder)),
             *("--log-format", "json", "--pidfile", str(self._pidfile)),
         ]
-        self._process: subprocess.Popen[bytes] | None = None
+        self._child = Child()
+        self._stopped = False
 
     def __enter__(self) -> Self:
         return self
@@ -78,10 +79,10 @@ class ServerProcess:
     def start(self) -> None:
         """Start the server; returns once it listens on its sockets. Raises UsageError, RunError."""
         with self._log.open("wb") as log:
-            self._process = start(self._command, stdout=log, stderr=log)
+            self._child.start(self._command, output=log)
         limit = time.monotonic() + _START_SECONDS
         while not self._pidfile.exists():
-            status = self._process.poll()
+            status = self._child.poll()
             if status is not None:
                 raise _refusal(status, self._log.read_text(errors="replace"))
             if time.monotonic() > limit:
@@ -89,12 +90,12 @@ class ServerProcess:
             time.sleep(_POLL_SECONDS)
 
     def stop(self) -> list[str]:
-        """End the server with SIGTERM; returns what was wrong with its end (nothing if called before start)."""
-        if self._process is None:
+        """End the server with SIGTERM; returns what was wrong with its end, the first time it is called."""
+        if self._stopped or not self._child.started:
             return []
-        died = self._process.poll()
-        status = stop(self._process)
-        self._process = None
+        self._stopped = True
+        died = self._child.poll()
+        status = self._child.stop()
         if died is not None:
             return [f"the server ended by itself with status {died}: {_last_words(self._tail())}"]
         if status != 0:

@@ -6,7 +6,6 @@ import json
 import re
 import shlex
 import socket
-import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from types import TracebackType
 from typing import Self
 
 from pviommu.lab.problems import RunError, UsageError
-from pviommu.lab.processes import start, stop
+from pviommu.lab.processes import Child
 from pviommu.lab.provision import Toolbox
 
 __all__ = ["FIRST_SLOT", "PORT_NAME", "GuestTimeoutError", "VirtualMachine", "VmConfig", "compose", "parse_memory"]
@@ -110,7 +109,7 @@ class VirtualMachine:
         self._config = config
         self._buffer = b""
         self._port, self._far_port = socket.socketpair()
-        self._process: subprocess.Popen[bytes] | None = None
+        self._child = Child()
         self.command = compose(toolbox, config, self._far_port.fileno())
 
     def __enter__(self) -> Self:
@@ -131,10 +130,9 @@ class VirtualMachine:
         """Start QEMU. Raises RunError when the program cannot be started."""
         try:
             with self._config.qemu_log.open("wb") as log:
-                self._process = start(
+                self._child.start(
                     self.command,
-                    stdout=log,
-                    stderr=log,
+                    output=log,
                     pass_fds=(self._far_port.fileno(),),
                     environment=self._toolbox.qemu_environment,
                 )
@@ -164,10 +162,16 @@ class VirtualMachine:
                 break
         self._finish(deadline)
 
+    def send(self, line: str) -> None:
+        """Send one line to the guest, over the channel of its report. Raises RunError if QEMU is gone."""
+        try:
+            self._port.sendall(line.encode() + b"\n")
+        except OSError as problem:
+            raise RunError(f"QEMU does not take a line for the guest: {problem.strerror}") from problem
+
     def kill(self) -> None:
         """End QEMU at once, if it still runs, and release what belongs to it."""
-        if self._process is not None:
-            stop(self._process, grace=1.0)
+        self._child.stop(grace=1.0)
         self._port.close()
         self._far_port.close()
 
@@ -181,12 +185,9 @@ class VirtualMachine:
             yield line[:_MAX_LINE].decode(errors="replace")
 
     def _finish(self, deadline: float) -> None:
-        if self._process is None:
-            return
-        try:
-            status = self._process.wait(max(0.0, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            raise GuestTimeoutError from None
+        status = self._child.wait(max(0.0, deadline - time.monotonic()))
+        if status is None:
+            raise GuestTimeoutError
         if status != 0:
             lines = self._config.qemu_log.read_text(errors="replace").strip().splitlines()
             said = lines[-1] if lines else "it said nothing"

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import select
+import signal
 import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
 
-from pviommu.lab.processes import run, start, stop
+import pytest
+
+from pviommu.lab.processes import Child, run
 
 
 def test_output_holds_both_streams_and_the_status() -> None:
@@ -16,20 +24,63 @@ def test_missing_program_has_the_shells_status() -> None:
     assert run(["/no/such/program"]).status == 127
 
 
-def test_stop_ends_a_child_by_sigterm() -> None:
-    child = start(["sleep", "1000"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    assert stop(child) == -15
+@pytest.fixture
+def output(tmp_path: Path) -> Iterator[IO[bytes]]:
+    with (tmp_path / "output").open("w+b") as file:
+        yield file
 
 
-def test_stop_ends_a_child_that_ignores_sigterm() -> None:
-    command = ["sh", "-c", "trap '' TERM; echo ready; while :; do sleep 1000; done"]
-    with start(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as child:
-        assert child.stdout is not None
-        assert child.stdout.readline() == b"ready\n"
-        assert stop(child, grace=0.05) == -9
+def test_stop_ends_a_child_by_sigterm(output: IO[bytes]) -> None:
+    child = Child()
+    child.start(["sleep", "1000"], output=output)
+    assert child.stop() == -15
 
 
-def test_stop_of_an_ended_child_gives_its_status() -> None:
-    child = start(["sh", "-c", "exit 4"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+def test_stop_ends_a_child_that_ignores_sigterm_and_what_it_started() -> None:
+    reading, writing = os.pipe()
+    child = Child()
+    with open(reading) as report, open(writing, "wb") as output:
+        child.start(["sh", "-c", "trap '' TERM; sleep 1000 & echo $!; wait"], output=output)
+        grandchild = os.pidfd_open(int(report.readline()))
+    try:
+        assert child.stop(grace=0.05) == -9
+        assert select.select([grandchild], [], [], 30)[0] == [grandchild]  # readable once it has ended
+    finally:
+        os.close(grandchild)
+
+
+def test_stop_of_an_ended_child_gives_its_status(output: IO[bytes]) -> None:
+    child = Child()
+    child.start(["sh", "-c", "exit 4"], output=output)
+    assert child.wait(30) == 4
+    assert child.stop() == 4
+
+
+def test_child_that_was_never_started_has_nothing_to_stop() -> None:
+    child = Child()
+    assert not child.started
+    assert (child.poll(), child.wait(0), child.stop()) == (None, None, None)
+
+
+def test_child_does_not_inherit_the_signals_held_back_while_it_starts(output: IO[bytes]) -> None:
+    child = Child()
+    child.start(["grep", "SigBlk", "/proc/self/status"], output=output)
     child.wait(30)
-    assert stop(child) == 4
+    assert Path(output.name).read_text() == "SigBlk:\t0000000000000000\n"
+
+
+def test_interruption_during_start_leaves_a_child_that_can_be_stopped(
+    output: IO[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*args: Any, **options: Any) -> Any:
+        process = popen(*args, **options)
+        os.kill(os.getpid(), signal.SIGINT)
+        return process
+
+    popen = subprocess.Popen
+    monkeypatch.setattr("pviommu.lab.processes.subprocess.Popen", interrupted)
+    child = Child()
+    with pytest.raises(KeyboardInterrupt):
+        child.start(["sleep", "1000"], output=output)
+    assert child.started
+    assert child.stop() == -15

@@ -56,3 +56,12 @@ def test_quiet_writes_nothing() -> None:
     progress.step("x")
     progress.done()
     assert out.getvalue() == ""
+
+
+def test_close_ends_the_line_of_an_open_step_only() -> None:
+    out = Terminal()
+    progress = Progress(out, 2, clock=clock)
+    progress.step("unpacking")
+    progress.close()
+    progress.close()
+    assert out.getvalue() == "\r\x1b[K[1/2] unpacking ...\n"

@@ -70,12 +70,12 @@ class Lab:
         program = (sys.executable, str(self.folder / "server.py"))
         return run.main(args, out=out, program=program, provide=self.provide), out.getvalue()
 
-    def provide(self, progress: Progress, *, qemu: str | None, accel: str) -> run.Setup:
+    def provide(self, progress: Progress, *, qemu: str | None, accel: str, kernel: Path | None = None) -> run.Setup:
         busybox = self.folder / "busybox"
         busybox.write_text("#!/bin/sh\necho bin/sh\n")
         busybox.chmod(0o755)
-        kernel = self.folder / "vmlinuz"
-        toolbox = Toolbox(self.folder, (str(self.folder / "qemu"),), {}, "11.1.3", kernel, "6.12", busybox)
+        image = self.folder / "vmlinuz"
+        toolbox = Toolbox(self.folder, (str(self.folder / "qemu"),), {}, "11.1.3", image, "6.12", busybox)
         return run.Setup(toolbox, [], "tcg")
 
     def result(self, name: str) -> str:
@@ -189,7 +189,7 @@ def test_wrong_option_ends_with_status_2_and_says_what_is_allowed(
 def test_environment_problem_ends_with_status_3_and_how_to_get_it(
     lab: Lab, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(progress: Progress, *, qemu: str | None, accel: str) -> run.Setup:
+    def refuse(progress: Progress, *, qemu: str | None, accel: str, kernel: Path | None = None) -> run.Setup:
         raise EnvironmentProblem("apt-get is missing", "install the package apt")
 
     monkeypatch.setattr(lab, "provide", refuse)
@@ -200,7 +200,7 @@ def test_environment_problem_ends_with_status_3_and_how_to_get_it(
 def test_failed_module_build_ends_with_status_3_and_the_compilers_output(
     lab: Lab, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(progress: Progress, *, qemu: str | None, accel: str) -> run.Setup:
+    def fail(progress: Progress, *, qemu: str | None, accel: str, kernel: Path | None = None) -> run.Setup:
         raise RunError("the guest modules do not build", "a.c:1: error")
 
     monkeypatch.setattr(lab, "provide", fail)
@@ -212,7 +212,7 @@ def test_only_setup_stops_before_the_server(lab: Lab) -> None:
     lab.server = "raise SystemExit(9)"
     status, shown = lab.main("--only-setup")
     assert status == 0
-    assert shown == "ready: QEMU 11.1.3 (tcg)\n"
+    assert shown == "ready: QEMU 11.1.3 (tcg), Linux 6.12\n"
     assert not (lab.folder / "lab-results").exists()
 
 

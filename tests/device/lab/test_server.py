@@ -62,8 +62,7 @@ def test_early_failure_is_an_error_with_status_and_last_line(tmp_path: Path) -> 
 def test_server_that_died_during_the_run_is_reported_when_stopped(tmp_path: Path) -> None:
     with server(tmp_path, 'kept = listen("a.sock"); sys.exit(9)') as child:
         child.start()
-        assert child._process is not None
-        child._process.wait(30)
+        child._child.wait(30)
         assert child.stop() == ["the server ended by itself with status 9: it said nothing"]
 
 
