@@ -1,0 +1,66 @@
+"""The wheel works from an empty folder, without the checkout."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+
+def _python(code: str, environment: dict[str, str], folder: Path, command: list[str]) -> str:
+    return subprocess.run(
+        [command[0], "-c", code], env=environment, cwd=folder, capture_output=True, text=True, check=True
+    ).stdout.strip()
+
+
+def test_packages_of_the_wheel_are_typed(installed_wheel: Path) -> None:
+    for package in ("wire_layout", "vfio_user", "pviommu_abi", "pviommu"):
+        assert (installed_wheel / package / "py.typed").is_file(), package
+
+
+def test_wheel_carries_every_guest_tool_and_configuration_of_the_checkout(
+    installed_wheel: Path, checkout: Path
+) -> None:
+    for folder in ("guest-tools", "qemu-configs"):
+        listed = subprocess.run(
+            ["git", "ls-files", "--cached", "--others", "--exclude-standard", folder],
+            cwd=checkout,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.split()
+
+        assert listed
+        for name in listed:
+            assert (installed_wheel / "pviommu/data" / name).read_bytes() == (checkout / name).read_bytes(), name
+
+
+def test_installed_lab_finds_its_files_in_the_wheel(
+    installed_wheel: Path, wheel_environment: dict[str, str], tmp_path: Path, pviommu_command: list[str]
+) -> None:
+    code = "from pviommu.lab import resources; print(resources.guest_tools()); print(resources.qemu_configs())"
+
+    found = _python(code, wheel_environment, tmp_path, pviommu_command).splitlines()
+
+    assert found == [str(installed_wheel / "pviommu/data" / name) for name in ("guest-tools", "qemu-configs")]
+
+
+def test_capabilities_are_printed_without_a_topology(
+    wheel_environment: dict[str, str], tmp_path: Path, pviommu_command: list[str]
+) -> None:
+    shown = subprocess.run(
+        [*pviommu_command, "serve", "--print-capabilities"],
+        env=wheel_environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    assert json.loads(shown.stdout)["type"] == "pviommu"
+
+
+def test_command_is_an_entry_point_of_the_wheel(installed_wheel: Path) -> None:
+    (entry_points,) = installed_wheel.glob("pviommu-*.dist-info/entry_points.txt")
+
+    assert "pviommu = pviommu.cli:main" in entry_points.read_text()
