@@ -20,6 +20,7 @@ import os
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from vfio_user import DmaMapping, RequestError
 
@@ -44,27 +45,33 @@ class GuestMemoryError(Exception):
 
 
 class MemoryFile:
-    """A file with guest memory, however many ranges of it are mapped. ``key`` is its device and inode number."""
+    """A file with guest memory, however many ranges of it are mapped.
+
+    ``key`` is its device and inode number, ``size`` its bytes when it was opened, ``view`` its bytes if they could
+    be mapped safely. A file that was not opened for writing is remembered, but is no RAM.
+    """
 
     def __init__(self, fd: int) -> None:
-        """Takes ownership of ``fd``. Raises :class:`OSError` if it cannot be used as memory."""
+        """Takes ownership of ``fd``, unless it raises :class:`OSError` because that cannot be used as memory."""
         status = os.fstat(fd)
         self.key = (status.st_dev, status.st_ino)
         self.fd = fd
         self.size = status.st_size
         self.users = 0
         self.view: memoryview | None = None
-        if _sealed_against_shrinking(fd) and self.size:
+        self.writable = _is_writable(fd)
+        if self.writable and self.size and _sealed_against_shrinking(fd):
             self._map = mmap.mmap(fd, self.size, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
             self.view = memoryview(self._map)
         else:
             os.pread(fd, 1, 0)  # fails for pipes and the like
-            log.warning(
-                "guest memory file %d:%d is not sealed against shrinking: it is read and written by system calls, "
-                "which is slower (memory-backend-memfd gives sealed files)",
-                *self.key,
-                extra={"event": "memory-not-sealed"},
-            )
+            if self.writable:
+                log.warning(
+                    "guest memory file %d:%d is not sealed against shrinking: it is read and written by system calls, "
+                    "which is slower (memory-backend-memfd gives sealed files)",
+                    *self.key,
+                    extra={"event": "memory-not-sealed"},
+                )
 
     def close(self) -> None:
         """Unmap and close."""
@@ -73,6 +80,10 @@ class MemoryFile:
             self._map.close()
             self.view = None
         os.close(self.fd)
+
+
+def _is_writable(fd: int) -> bool:
+    return fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDWR
 
 
 def _sealed_against_shrinking(fd: int) -> bool:
@@ -101,7 +112,16 @@ class Mapping:
     @property
     def is_ram(self) -> bool:
         """Whether DMA may both read and write it directly."""
-        return self.file is not None and self.readable and self.writable
+        return self.file is not None and self.file.writable and self.readable and self.writable
+
+
+class _Piece(NamedTuple):
+    """A part of an access that lies in one range: ``length`` bytes at ``offset`` of ``file``, which are at ``gpa``."""
+
+    gpa: int
+    file: MemoryFile
+    offset: int
+    length: int
 
 
 class GuestMemory:
@@ -112,7 +132,8 @@ class GuestMemory:
         self.changed = changed
         self._starts: list[int] = []
         self._mappings: list[Mapping] = []
-        self._files: dict[tuple[int, int], MemoryFile] = {}
+        self._files: dict[tuple[tuple[int, int], bool], MemoryFile] = {}
+        """by key, and whether opened for writing"""
 
     # -- what the client says ---------------------------------------------------------------------------------------
 
@@ -145,7 +166,7 @@ class GuestMemory:
         if request.fd is None:
             return None
         status = os.fstat(request.fd)
-        known = self._files.get((status.st_dev, status.st_ino))
+        known = self._files.get(((status.st_dev, status.st_ino), _is_writable(request.fd)))
         if known is not None:
             os.close(request.fd)
             return known
@@ -154,7 +175,7 @@ class GuestMemory:
         except OSError:
             os.close(request.fd)
             raise
-        self._files[file.key] = file
+        self._files[file.key, file.writable] = file
         return file
 
     def _check(self, new: Mapping) -> bool:
@@ -200,8 +221,8 @@ class GuestMemory:
         self._files.clear()
 
     def _drop_unused(self, file: MemoryFile | None) -> None:
-        if file is not None and file.users == 0 and self._files.get(file.key) is file:
-            del self._files[file.key]
+        if file is not None and file.users == 0:
+            del self._files[file.key, file.writable]
             file.close()
 
     # -- what there is ----------------------------------------------------------------------------------------------
@@ -240,28 +261,28 @@ class GuestMemory:
 
     def read(self, runs: Sequence[tuple[int, int]]) -> bytes:
         """The bytes of ``runs``, ``(GPA, length)`` each, one after the other. Raises :class:`GuestMemoryError`."""
-        return b"".join(self._read_piece(*piece) for gpa, length in runs for piece in self._pieces(gpa, length))
+        return b"".join(self._read_piece(piece) for gpa, length in runs for piece in self._pieces(gpa, length))
 
     def write(self, runs: Sequence[tuple[int, int]], data: bytes | bytearray | memoryview) -> None:
-        """Spread ``data`` over ``runs``. Nothing is written if part of them is not RAM (:class:`GuestMemoryError`)."""
+        """Spread ``data`` over ``runs``. Nothing is written if part of them is not RAM (:class:`GuestMemoryError`).
+
+        A file that is not mapped may also refuse in the middle, for want of space or because it was sealed
+        meanwhile; what was written before stays, and the error is the same.
+        """
         pieces = [piece for gpa, length in runs for piece in self._pieces(gpa, length)]
         source, position = memoryview(data), 0
-        for file, offset, length in pieces:
-            part = source[position : position + length]
-            if file.view is not None:
-                file.view[offset : offset + length] = part
-            else:
-                os.pwrite(file.fd, part, offset)
-            position += length
+        for piece in pieces:
+            self._write_piece(piece, source[position : position + piece.length])
+            position += piece.length
 
     def check(self, runs: Sequence[tuple[int, int]]) -> None:
         """Raise :class:`GuestMemoryError` if part of ``runs`` is not RAM."""
         for gpa, length in runs:
             self._pieces(gpa, length)
 
-    def _pieces(self, gpa: int, length: int) -> list[tuple[MemoryFile, int, int]]:
-        """``[gpa, gpa + length)`` as ``(file, offset, length)``, one for each range it crosses."""
-        pieces: list[tuple[MemoryFile, int, int]] = []
+    def _pieces(self, gpa: int, length: int) -> list[_Piece]:
+        """``[gpa, gpa + length)``, one piece for each range it crosses."""
+        pieces: list[_Piece] = []
         end = gpa + length
         place = bisect_right(self._starts, gpa) - 1
         while gpa < end:
@@ -270,16 +291,32 @@ class GuestMemory:
                 raise GuestMemoryError(gpa, "not guest RAM")
             take = min(end, mapping.end) - gpa
             if mapping.file is not None:
-                pieces.append((mapping.file, mapping.offset + gpa - mapping.address, take))
+                pieces.append(_Piece(gpa, mapping.file, mapping.offset + gpa - mapping.address, take))
             gpa += take
             place += 1
         return pieces
 
-    def _read_piece(self, file: MemoryFile, offset: int, length: int) -> bytes:
+    def _read_piece(self, piece: _Piece) -> bytes:
+        gpa, file, offset, length = piece
         if file.view is not None:
             return self._inputs.copy(file.view[offset : offset + length])
-        data = self._inputs.pread(file.fd, length, offset)
+        try:
+            data = self._inputs.pread(file.fd, length, offset)
+        except OSError as error:
+            raise GuestMemoryError(gpa, f"its file cannot be read: {error.strerror}") from error
         return data + bytes(length - len(data))  # a file that shrank reads as zeros, as a hole would
+
+    def _write_piece(self, piece: _Piece, data: memoryview) -> None:
+        gpa, file, offset, length = piece
+        if file.view is not None:
+            file.view[offset : offset + length] = data
+            return
+        done = 0
+        while done < length:
+            try:
+                done += os.pwrite(file.fd, data[done:], offset + done)
+            except OSError as error:
+                raise GuestMemoryError(gpa + done, f"its file cannot be written: {error.strerror}") from error
 
 
 def _range(mapping: Mapping | DmaMapping) -> str:

@@ -43,6 +43,9 @@ ENDPOINTS: dict[str, type[Endpoint]] = {
 }
 """Kinds of endpoint."""
 
+MAX_ENDPOINTS = 256
+"""The capability area must have room to name them all."""
+
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
 _SBDF = re.compile(r"(?:([0-9a-f]{4}):)?([0-9a-f]{2}):([0-9a-f]{2})\.([0-7])")
 
@@ -92,7 +95,7 @@ class EndpointEntry(_Entry, frozen=True):
             return None
         match = _SBDF.fullmatch(self.sbdf)
         if match is None or int(match[3], 16) > 0x1F:
-            raise ValueError(f"sbdf {self.sbdf!r}: must look like 0000:00:05.0")
+            raise ValueError(f"endpoint {self.name}: sbdf {self.sbdf!r} must look like 0000:00:05.0")
         segment, bus, device, function = match.groups()
         return sbdf_of(int(segment or "0", 16), int(bus, 16), int(device, 16) << 3 | int(function))
 
@@ -111,6 +114,8 @@ class Topology(_Entry, frozen=True):
                 raise ValueError(f"name {name!r}: must be 1 to 32 of a-z, 0-9 and -")
             if names.count(name) > 1:
                 raise ValueError(f"name {name!r}: used twice, each names a socket")
+        if len(self.endpoint) > MAX_ENDPOINTS:
+            raise ValueError(f"{len(self.endpoint)} endpoints: at most {MAX_ENDPOINTS} are possible")
         for entry in self.endpoint:
             if entry.kind not in ENDPOINTS:
                 raise ValueError(f"endpoint {entry.name}: kind {entry.kind!r} is none of {', '.join(ENDPOINTS)}")

@@ -1,9 +1,8 @@
 """The DMA test engine: registers, descriptors and scatter/gather entries.
 
 BAR 0 (4 KiB) holds trapped registers, BAR 2 (64 KiB, shared memory) the descriptors and the scatter/gather entries,
-BAR 4 the MSI-X
-table (one vector). Descriptors lie in the device and not in guest memory on purpose: what became of a request can be
-read even when the IOMMU lets the device reach nothing.
+BAR 4 the MSI-X table (one vector). Descriptors lie in the device and not in guest memory on purpose: what became of
+a request can be read even when the IOMMU lets the device reach nothing.
 
 A descriptor is a request of its own: it is translated over its whole span before a byte moves, and refused whole.
 """

@@ -1,10 +1,8 @@
 """Trapped registers and PCI identity of the PV-IOMMU function.
 
 BAR 0 (4 KiB, 32-bit) holds the registers: 32-bit words at multiples of four, other accesses read 0 and write
-nothing. BAR 2 (64-bit,
-prefetchable) is the shared memory of :mod:`pviommu_abi.shared`. BAR 4 (32-bit) holds the MSI-X table and its
-pending bits: vector 0 for
-events, vector 1 + n for ring n.
+nothing. BAR 2 (64-bit, prefetchable) is the shared memory of :mod:`pviommu_abi.shared`. BAR 4 (32-bit) holds the
+MSI-X table and its pending bits: vector 0 for events, vector 1 + n for ring n.
 
 The order of setting up: select a profile while all rings are off, place and enable ring 0, go. Selecting a profile
 resets the device.

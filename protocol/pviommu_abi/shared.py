@@ -1,16 +1,14 @@
 """The shared BAR: index lines, capability area, event ring, command rings.
 
 Everything here lies in one memory object that the device exposes as BAR 2 and that the hypervisor maps into the
-guest, so no access to it
-leaves the guest. All words are little-endian; index words are 32 bits, aligned, and each cache line has one writer.
+guest, so no access to it leaves the guest. All words are little-endian; index words are 32 bits, aligned, and each
+cache line has one writer.
 
 Indices run freely and wrap at 2**32; an entry's place is ``index % entries``. A ring holds ``producer - completed``
-slots (modulo 2**32);
-more than ``entries`` is a broken ring.
+slots (modulo 2**32); more than ``entries`` is a broken ring.
 
 Notifications are suppressed by event index only. ``x`` asks for a notification when an index passes ``x``: the
-other side
-notifies if ``(new - x - 1) % 2**32 < (new - old) % 2**32``.
+other side notifies if ``(new - x - 1) % 2**32 < (new - old) % 2**32``.
 """
 
 from __future__ import annotations

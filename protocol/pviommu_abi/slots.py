@@ -1,13 +1,11 @@
 """Command slots: the 64-byte entries of a ring, and the operations they carry.
 
 A slot is a 16-byte header and a 48-byte payload. The guest fills a slot, the device executes it, writes the OUT
-fields of
-the payload and the result back into the same slot, and then advances the ring's ``completed`` index.
+fields of the payload and the result back into the same slot, and then advances the ring's ``completed`` index.
 
 The payload of class ``XEN_2024`` is ``struct pv_iommu_op`` of the June 2024 header of the Xen PV-IOMMU series, bit
-for bit
-(32 bytes; the remaining 16 must be zero). The operations of class ``OWN`` are this device's own; they never borrow
-Xen numbers.
+for bit (32 bytes; the remaining 16 must be zero). The operations of class ``OWN`` are this device's own; they never
+borrow Xen numbers.
 """
 
 from __future__ import annotations

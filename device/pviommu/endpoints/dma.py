@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from pviommu_abi.shared import EventReason
 
 from ..counters import Counters
-from ..engine import Access, Fault, Run
+from ..engine import Access, Engine, Fault, Run
 from ..memory import GuestMemory, GuestMemoryError
 
-__all__ = ["DmaPort", "DmaRefusedError", "Translator"]
+__all__ = ["DmaPlan", "DmaPort", "DmaRefusedError", "DmaRequest", "Span", "Translator"]
 
 Span = tuple[int, int]
 """Device address and length in bytes."""
+
+DmaRequest = tuple[Sequence[Span], Access]
+"""The spans of one request, in order, and what it does to them."""
 
 
 class Translator(Protocol):
     """What translates: see :class:`pviommu.iommu.function.PvIommu`."""
 
+    @property
+    def engine(self) -> Engine: ...
     def translate(self, stream: int, iova: int, length: int, access: Access) -> list[Run] | Fault: ...
     def report_fault(self, fault: Fault, length: int) -> EventReason: ...
     def report(self, reason: EventReason, access: Access, stream: int, iova: int, length: int) -> EventReason: ...
@@ -35,6 +41,28 @@ class DmaRefusedError(Exception):
         self.iova = iova
         self.access = access
         self.reason = reason
+
+
+@dataclass(frozen=True)
+class DmaPlan:
+    """A translated request: for each span the runs of guest memory that it is. Good for the step it was made in."""
+
+    spans: Sequence[Span]
+    access: Access
+    translations: Sequence[Sequence[Run]]
+
+    def runs(self) -> list[Run]:
+        """All runs in order."""
+        return [run for runs in self.translations for run in runs]
+
+    def locate(self, gpa: int) -> tuple[int, int]:
+        """The device address that was translated to ``gpa``, and the length of the span that it is in."""
+        for (iova, length), runs in zip(self.spans, self.translations, strict=True):
+            for run in runs:
+                if run.gpa <= gpa < run.gpa + run.length:
+                    return iova + gpa - run.gpa, length
+                iova += run.length
+        raise ValueError(f"GPA {gpa:#x} is not part of the request")
 
 
 class DmaPort:
@@ -54,53 +82,72 @@ class DmaPort:
         self._counters = counters
         self._is_bus_master = is_bus_master
 
-    def plan(self, spans: Sequence[Span], access: Access) -> list[Run]:
-        """Translate ``spans`` for ``access``: the runs of guest memory they are, in order.
+    def plan(self, *requests: DmaRequest) -> list[DmaPlan]:
+        """Translate ``requests``, which are carried out together or not at all.
 
         Use the result in the same step: the next operation of the guest may change what it stands for. Raises
         :class:`DmaRefusedError` with the first refused address.
         """
         if not self._is_bus_master():
+            spans, access = requests[0]
             raise DmaRefusedError(spans[0][0], access, None)
-        runs: list[Run] = []
-        for iova, length in spans:
-            result = self._translator.translate(self.stream, iova, length, access)
-            if isinstance(result, Fault):
-                raise DmaRefusedError(result.iova, access, self._translator.report_fault(result, length))
+        plans = self._translate(requests, self._translator.translate)
+        if sum(len(spans) for spans, _ in requests) > 1:
+            # A translation that is refused at first executes what the rings hold, and that may unmap a span
+            # translated before it. Once all are through, the engine alone decides: nothing changes it meanwhile.
+            plans = self._translate(requests, self._translator.engine.translate)
+        for plan in plans:
             try:
-                self._memory.check(result)
+                self._memory.check(plan.runs())
             except GuestMemoryError as error:
-                at = _address_of(error.gpa, result, iova)
-                reason = self._translator.report(EventReason.NOT_RAM, access, self.stream, at, length)
-                raise DmaRefusedError(at, access, reason) from error
-            runs += result
-        self._counters.dma_requests += 1
-        return runs
+                raise self._not_ram(plan, error) from error
+        self._counters.dma_requests += len(plans)
+        return plans
+
+    def _translate(
+        self,
+        requests: Iterable[DmaRequest],
+        translate: Callable[[int, int, int, Access], list[Run] | Fault],
+    ) -> list[DmaPlan]:
+        plans = []
+        for spans, access in requests:
+            translations = []
+            for iova, length in spans:
+                result = translate(self.stream, iova, length, access)
+                if isinstance(result, Fault):
+                    raise DmaRefusedError(result.iova, access, self._translator.report_fault(result, length))
+                translations.append(result)
+            plans.append(DmaPlan(spans, access, translations))
+        return plans
+
+    def _not_ram(self, plan: DmaPlan, error: GuestMemoryError) -> DmaRefusedError:
+        iova, length = plan.locate(error.gpa)
+        reason = self._translator.report(EventReason.NOT_RAM, plan.access, self.stream, iova, length)
+        return DmaRefusedError(iova, plan.access, reason)
 
     def read(self, spans: Sequence[Span]) -> bytes:
         """The bytes of ``spans``, one after the other."""
-        return self.read_runs(self.plan(spans, Access.READ))
+        [plan] = self.plan((spans, Access.READ))
+        return self.read_plan(plan)
 
     def write(self, spans: Sequence[Span], data: bytes | memoryview) -> None:
         """Spread ``data`` over ``spans``, whose lengths add up to its own."""
-        self.write_runs(self.plan(spans, Access.WRITE), data)
+        [plan] = self.plan((spans, Access.WRITE))
+        self.write_plan(plan, data)
 
-    def read_runs(self, runs: Sequence[Run]) -> bytes:
-        """The bytes of runs that :meth:`plan` gave."""
-        data = self._memory.read(runs)
+    def read_plan(self, plan: DmaPlan) -> bytes:
+        """The bytes of a request that :meth:`plan` translated. Raises :class:`DmaRefusedError` if its file fails."""
+        try:
+            data = self._memory.read(plan.runs())
+        except GuestMemoryError as error:
+            raise self._not_ram(plan, error) from error
         self._counters.dma_bytes += len(data)
         return data
 
-    def write_runs(self, runs: Sequence[Run], data: bytes | memoryview) -> None:
-        """Write to runs that :meth:`plan` gave."""
-        self._memory.write(runs, data)
+    def write_plan(self, plan: DmaPlan, data: bytes | memoryview) -> None:
+        """Write to a request that :meth:`plan` translated. Raises :class:`DmaRefusedError` if its file fails."""
+        try:
+            self._memory.write(plan.runs(), data)
+        except GuestMemoryError as error:
+            raise self._not_ram(plan, error) from error
         self._counters.dma_bytes += len(data)
-
-
-def _address_of(gpa: int, runs: Sequence[Run], iova: int) -> int:
-    """The device address that was translated to ``gpa``."""
-    for run in runs:
-        if run.gpa <= gpa < run.gpa + run.length:
-            return iova + gpa - run.gpa
-        iova += run.length
-    return iova

@@ -71,9 +71,7 @@ class DmaTestEngine(Endpoint):
         """Carry out one descriptor. Its length is bounded, so the step is."""
         if not self._queued() or not self._bar["CONTROL"] & Control.ENABLE:
             return False
-        descriptor = Descriptor.unpack(
-            self.inputs.copy(self.shared.view[self._place() : self._place() + Descriptor.SIZE])
-        )
+        descriptor = self._fetch()
         try:
             done = self._carry_out(descriptor)
         except DmaRefusedError as refused:
@@ -99,7 +97,12 @@ class DmaTestEngine(Endpoint):
         return operation(descriptor)
 
     def _place(self) -> int:
+        """Offset in shared memory of the next descriptor to finish."""
         return self._bar["CONSUMER"] % abi.ENTRIES * Descriptor.SIZE
+
+    def _fetch(self) -> Descriptor:
+        place = self._place()
+        return Descriptor.unpack(self.inputs.copy(self.shared.view[place : place + Descriptor.SIZE]))
 
     def _finish(self, descriptor: Descriptor) -> None:
         """Write the descriptor back, its status last, and count it as finished."""
@@ -113,9 +116,7 @@ class DmaTestEngine(Endpoint):
 
     def cancel_dma(self) -> None:
         while self._queued():
-            place = self._place()
-            descriptor = Descriptor.unpack(self.inputs.copy(self.shared.view[place : place + Descriptor.SIZE]))
-            self._finish(replace(descriptor, status=DescriptorStatus.CANCELLED))
+            self._finish(replace(self._fetch(), status=DescriptorStatus.CANCELLED))
 
     def reset_device(self) -> None:
         self.cancel_dma()
@@ -145,9 +146,8 @@ class DmaTestEngine(Endpoint):
 
     def op_copy(self, descriptor: Descriptor) -> Descriptor:
         source, destination = self._source(descriptor), self._destination(descriptor)
-        runs_in = self.dma.plan(source, Access.READ)
-        runs_out = self.dma.plan(destination, Access.WRITE)  # both before a byte moves
-        self.dma.write_runs(runs_out, self.dma.read_runs(runs_in))
+        plan_in, plan_out = self.dma.plan((source, Access.READ), (destination, Access.WRITE))
+        self.dma.write_plan(plan_out, self.dma.read_plan(plan_in))
         return replace(descriptor, status=DescriptorStatus.DONE)
 
     def op_fill(self, descriptor: Descriptor) -> Descriptor:

@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 def _backing(mapping: Mapping) -> tuple[tuple[int, int] | None, int]:
-    """The file behind a range and where its GPA 0 would be: equal for all ranges of one guest's memory in one file."""
+    """The file behind a range and where in it GPA 0 would be: equal for overlapping ranges of one guest's memory."""
     return mapping.file.key if mapping.file else None, mapping.offset - mapping.address
 
 
@@ -43,7 +43,7 @@ class Endpoint(PciFunction):
         return False
 
     def dma_map(self, mapping: DmaMapping) -> None:
-        """DMA_MAP. What backs a guest frame is the PV-IOMMU's connection's to say; a client that disagrees is another VM."""
+        """DMA_MAP. What backs a guest frame is the PV-IOMMU's client's to say; one that disagrees is another VM's."""
         super().dma_map(mapping)
         for mine in self.memory.overlapping(mapping.address, mapping.size):
             for other in self._iommu.memory.overlapping(mine.address, mine.size):

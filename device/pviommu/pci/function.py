@@ -7,7 +7,7 @@ A subclass describes its BARs in ``__init__``, calls :meth:`PciFunction.power_on
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pviommu_abi.registers import Register
 from vfio_user import (
@@ -108,7 +108,7 @@ class PciFunction:
         """The guest allowed or forbade DMA."""
 
     def on_memory_changed(self) -> None:
-        """RAM was added or removed by the client."""
+        """RAM was added or removed by the client, or shared memory cleared: publish there what depends on RAM."""
 
     def check_client(self) -> None:
         """Called when the client has announced its memory; raise :class:`vfio_user.RequestError` to refuse it."""
@@ -191,7 +191,9 @@ class PciFunction:
     def disconnected(self) -> None:
         """Power-on state, and nothing of the client reachable any more."""
         self.interrupts.close()
+        self.reset()  # cancels what is queued, which may say so in shared memory: renew that afterwards
         self.memory.clear()
-        for shared in self._shared.values():
-            shared.clear()
-        self.reset()
+        for index, shared in self._shared.items():
+            shared.renew()  # the client may keep its mapping for as long as it lives
+            self._regions[index] = replace(self._regions[index], fd=shared.fd)
+        self.on_memory_changed()

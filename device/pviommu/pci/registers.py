@@ -59,9 +59,7 @@ class RegisterFile:
         return (value & 0xFFFFFFFF).to_bytes(WORD, "little")
 
     def write(self, offset: int, data: bytes) -> None:
-        """Store ``data`` at ``offset`` and tell the owner. A write method may refuse a value by setting the old
-        one again.
-        """
+        """Write the register at ``offset``. One with a write method holds only what that method makes it hold."""
         register, index = self._places.get(offset, (None, 0))
         if register is None or len(data) != WORD or register.access is Access.RO:
             return

@@ -26,17 +26,32 @@ class SharedMemory:
     """``size`` bytes in a sealed memfd. ``view`` are its bytes, ``words`` its 32-bit words."""
 
     def __init__(self, name: str, size: int) -> None:
+        self._name = name
         self.size = size
-        self.fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        os.truncate(self.fd, size)
-        fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
-        self._map = mmap.mmap(self.fd, size, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
+        self._create()
+
+    def _create(self) -> None:
+        self.fd = os.memfd_create(self._name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        os.truncate(self.fd, self.size)
+        # F_SEAL_SEAL: a client gets the descriptor too, and must not seal the memory against the device's writes
+        seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+        fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, seals)
+        self._map = mmap.mmap(self.fd, self.size, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
         self.view = memoryview(self._map)
         self.words = self.view.cast("I")
 
     def clear(self) -> None:
         """All zeros."""
         self.view[:] = bytes(self.size)
+
+    def renew(self) -> None:
+        """Take other memory, all zeros, with a descriptor of another number: who keeps the old one shares nothing."""
+        fd, mapped, view, words = self.fd, self._map, self.view, self.words
+        self._create()
+        words.release()
+        view.release()
+        mapped.close()
+        os.close(fd)
 
     def close(self) -> None:
         """Give the memory back."""

@@ -1,0 +1,123 @@
+"""A PV-IOMMU with guest memory, ready for endpoints, without sockets."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from pviommu.counters import Counters
+from pviommu.endpoints.endpoint import Endpoint
+from pviommu.engine import Access
+from pviommu.inputs import LiveInputs
+from pviommu.iommu.function import IommuConfig, PvIommu
+from pviommu.pci.function import Environment
+from pviommu_abi.registers import REGISTER
+from pviommu_abi.shared import (
+    CACHE_LINE,
+    EVENT_INDEX_OFFSET,
+    EVENT_OFFSET,
+    RING_AREA_OFFSET,
+    Event,
+)
+from pviommu_abi.slots import PAYLOAD_OFFSET, SLOT_SIZE, OpClass, Slot
+from vfio_user import DmaMapping, IrqAction, IrqIndex, IrqKind, IrqRequest
+from wire_layout import Record
+
+PAGE = 4096
+RAM_SIZE = 16 << 20
+STREAM = 1
+
+
+class Guest:
+    """A virtual machine of 16 MiB whose endpoints stand outside the default context, in an empty one."""
+
+    def __init__(self) -> None:
+        self.counters = Counters()
+        self.environment = Environment(LiveInputs(), self.counters)
+        self.iommu = PvIommu("iommu", IommuConfig(streams=(1, 2)), self.environment)
+        self.ram = os.memfd_create("ram", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        os.ftruncate(self.ram, RAM_SIZE)
+        fcntl.fcntl(self.ram, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+        self.poke(RAM_SIZE - PAGE, b"firmware")  # memory without data is taken for memory that is not shared
+        self.give_memory(self.iommu)
+        self.context = self.iommu.engine.alloc_context().context or 0
+        self.endpoints: list[Endpoint] = []
+        self._events_seen = 0
+        self._slots = 0
+
+    def give_memory(self, function: PvIommu | Endpoint, first: int = 0, size: int = RAM_SIZE) -> None:
+        """What DMA_MAP of this machine's client says."""
+        function.dma_map(DmaMapping(first, size, first, True, True, os.dup(self.ram)))
+
+    def plug(self, endpoint: Endpoint) -> None:
+        """Connect ``endpoint``, attach it to the context and let it do DMA."""
+        self.endpoints.append(endpoint)
+        self.give_memory(endpoint)
+        self.iommu.engine.attach(endpoint.stream, self.context)
+        self.set_bus_master(endpoint, True)
+
+    def set_bus_master(self, endpoint: Endpoint, enabled: bool) -> None:
+        endpoint.region_write(7, 0x04, (0x6 if enabled else 0x2).to_bytes(2, "little"))
+
+    def map(self, dfn: int, gfn: int, nr: int = 1, access: Access = Access.READ | Access.WRITE) -> None:
+        """Map pages in the context."""
+        self.iommu.engine.map(self.context, dfn, gfn, nr, access)
+
+    def poke(self, gpa: int, data: bytes) -> None:
+        os.pwrite(self.ram, data, gpa)
+
+    def peek(self, gpa: int, length: int) -> bytes:
+        return os.pread(self.ram, length, gpa)
+
+    def events(self) -> list[Event]:
+        """Events that came since the last call."""
+        words = self.iommu.shared.words
+        producer = words[(EVENT_INDEX_OFFSET + CACHE_LINE) // 4]
+        new = [Event.unpack(self.iommu.shared.view, EVENT_OFFSET + n * 64) for n in range(self._events_seen, producer)]
+        self._events_seen = producer
+        return new
+
+    def set_up_ring(self) -> None:
+        """Select the profile and turn ring 0 on. This resets the device: contexts are made anew."""
+        for name, value in (
+            ("PROFILE", 1),
+            ("RING_SELECT", 0),
+            ("RING_ENTRIES", 16),
+            ("RING_BASE_LO", RING_AREA_OFFSET),
+            ("RING_CONTROL", 1),
+        ):
+            self.iommu.region_write(0, REGISTER[name].offset, value.to_bytes(4, "little"))
+        self.context = self.iommu.engine.alloc_context().context or 0
+        for endpoint in self.endpoints:
+            self.iommu.engine.attach(endpoint.stream, self.context)
+
+    def submit(self, *operations: Record) -> None:
+        """Put operations into ring 0. Nobody executes them yet."""
+        for operation in operations:
+            place = RING_AREA_OFFSET + self._slots * SLOT_SIZE
+            head = Slot(OpClass.XEN_2024, 0, 0, self._slots).pack()
+            self.iommu.shared.view[place : place + SLOT_SIZE] = (head + operation.pack()).ljust(SLOT_SIZE, b"\0")
+            assert Slot.SIZE == PAYLOAD_OFFSET
+            self._slots += 1
+        self.iommu.shared.words[0] = self._slots
+
+    def arm_interrupt(self, endpoint: Endpoint) -> int:
+        """Give vector 0 an eventfd."""
+        fd = os.eventfd(0, os.EFD_NONBLOCK)
+        endpoint.set_irqs(IrqRequest(IrqIndex.MSIX, 0, 1, IrqAction.TRIGGER, IrqKind.EVENTFD, (os.dup(fd),)))
+        return fd
+
+    def close(self) -> None:
+        for function in (self.iommu, *self.endpoints):
+            function.close()
+        os.close(self.ram)
+
+
+@pytest.fixture
+def guest() -> Iterator[Guest]:
+    guest = Guest()
+    yield guest
+    guest.close()

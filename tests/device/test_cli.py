@@ -1,0 +1,74 @@
+"""The command line: words lead to commands, mistakes to status 2."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from pviommu import __version__
+from pviommu.cli import main
+
+
+@pytest.mark.parametrize(
+    "words", [[], ["dance"], ["lab"], ["lab", "dance"], ["bench"], ["serve", "--dance"], ["--", "serve"]], ids=" ".join
+)
+def test_words_that_are_no_command_exit_with_2_and_the_usage(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(words)
+
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.startswith("usage: pviommu")
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["--help"])
+
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    assert all(word in text for word in ("serve", "lab", "bench"))
+
+
+def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["--version"])
+
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"pviommu {__version__}\n"
+
+
+def test_a_command_runs_with_its_options_and_returns_its_status(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", "--print-capabilities"]) == 0
+
+    assert json.loads(capsys.readouterr().out)["type"] == "pviommu"
+
+
+@pytest.mark.parametrize("words", [["serve", "--help"], ["lab", "run", "--help"]], ids=" ".join)
+def test_a_command_explains_itself(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(words)
+
+    assert caught.value.code == 0
+    assert f"usage: pviommu {' '.join(words[:-1])}" in capsys.readouterr().out
+
+
+def test_serving_does_not_load_the_lab() -> None:
+    program = (
+        "import sys, pviommu.cli; pviommu.cli.main(['serve', '--print-capabilities']); "
+        "sys.exit('pviommu.lab.run' in sys.modules)"
+    )
+
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
+
+    assert done.returncode == 0, done.stderr
+
+
+def test_python_dash_m_is_the_same_command() -> None:
+    done = subprocess.run([sys.executable, "-m", "pviommu", "--version"], capture_output=True, check=True, text=True)
+
+    assert done.stdout == f"pviommu {__version__}\n"

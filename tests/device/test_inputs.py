@@ -1,0 +1,78 @@
+"""The live inputs read the real world."""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+
+from pviommu.inputs import Inputs, LiveInputs
+
+
+def test_live_inputs_are_inputs() -> None:
+    inputs: Inputs = LiveInputs()
+
+    assert inputs.now_ns() <= inputs.now_ns()
+
+
+def test_a_word_is_read_by_its_index() -> None:
+    shared = memoryview(bytearray(b"\1\0\0\0\2\0\0\0")).cast("I")
+
+    assert LiveInputs.word(shared, 1) == 2
+
+
+def test_a_copy_does_not_follow_later_changes() -> None:
+    shared = bytearray(b"before")
+
+    copy = LiveInputs.copy(memoryview(shared))
+    shared[:] = b"after!"
+
+    assert copy == b"before"
+
+
+def test_a_file_is_read_up_to_its_end() -> None:
+    fd = os.memfd_create("file", os.MFD_CLOEXEC)
+    os.write(fd, b"0123456789")
+
+    assert LiveInputs.pread(fd, 100, 4) == b"456789"
+    os.close(fd)
+
+
+def test_blocks_tell_whether_a_file_holds_data() -> None:
+    fd = os.memfd_create("file", os.MFD_CLOEXEC)
+    os.ftruncate(fd, 1 << 20)
+    assert LiveInputs.blocks(fd) == 0
+
+    os.pwrite(fd, b"x", 0)
+
+    assert LiveInputs.blocks(fd) > 0
+    os.close(fd)
+
+
+def test_a_socket_gives_bytes_and_descriptors_and_then_its_end() -> None:
+    ours, theirs = socket.socketpair()
+    reading, writing = os.pipe()
+    with ours:
+        with theirs:
+            socket.send_fds(theirs, [b"hello"], [writing])
+        received = LiveInputs.receive(ours)
+        end = LiveInputs.receive(ours)
+
+    assert received is not None
+    assert (received[0], len(received[1])) == (b"hello", 1)
+    assert end is None
+    for fd in (reading, writing, *received[1]):
+        os.close(fd)
+
+
+def test_waiting_names_the_descriptors_that_are_ready() -> None:
+    reading, writing = os.pipe()
+    poller = select.poll()
+    poller.register(reading, select.POLLIN)
+    assert list(LiveInputs.wait(poller, 0)) == []
+
+    os.write(writing, b"x")
+
+    assert list(LiveInputs.wait(poller, -1)) == [(reading, select.POLLIN)]
+    os.close(reading)
+    os.close(writing)

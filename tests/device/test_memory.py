@@ -1,0 +1,418 @@
+"""Guest memory, on real files."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pviommu.inputs import LiveInputs
+from pviommu.memory import MAX_MAPPING_SIZE, GuestMemory, GuestMemoryError
+from vfio_user import DmaMapping, RequestError
+
+PAGE = 4096
+
+
+def memory_file(size: int, *, sealed: bool = True) -> int:
+    """A memory file of ``size`` bytes, as a memory backend makes it."""
+    fd = os.memfd_create("ram", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.ftruncate(fd, size)
+    if sealed:
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
+    return fd
+
+
+def mapping(
+    address: int,
+    size: int,
+    fd: int | None,
+    *,
+    offset: int = 0,
+    readable: bool = True,
+    writable: bool = True,
+) -> DmaMapping:
+    """A DMA_MAP with a descriptor of its own, as one comes over a socket."""
+    return DmaMapping(address, size, offset, readable, writable, None if fd is None else os.dup(fd))
+
+
+def open_descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+@pytest.fixture
+def memory() -> Iterator[GuestMemory]:
+    memory = GuestMemory(LiveInputs())
+    yield memory
+    memory.clear()
+
+
+@pytest.fixture
+def file() -> Iterator[int]:
+    """Sixteen sealed pages."""
+    fd = memory_file(16 * PAGE)
+    yield fd
+    os.close(fd)
+
+
+@pytest.fixture
+def unsealed() -> Iterator[int]:
+    """Sixteen pages that may shrink."""
+    fd = memory_file(16 * PAGE, sealed=False)
+    yield fd
+    os.close(fd)
+
+
+def refusal(memory: GuestMemory, request: DmaMapping) -> RequestError:
+    """The error that ``request`` gets."""
+    with pytest.raises(RequestError) as caught:
+        memory.map(request)
+    return caught.value
+
+
+# -- map and unmap -----------------------------------------------------------------------------------------------------
+
+
+def test_what_is_written_is_in_the_file_and_read_back(memory: GuestMemory, file: int) -> None:
+    memory.map(mapping(0x10000, 4 * PAGE, file, offset=2 * PAGE))
+
+    memory.write([(0x10FFE, 4)], b"abcd")
+
+    assert os.pread(file, 4, 3 * PAGE - 2) == b"abcd"
+    assert memory.read([(0x10FFE, 4)]) == b"abcd"
+
+
+def test_the_identical_map_again_is_a_success(memory: GuestMemory, file: int) -> None:
+    memory.map(mapping(0, PAGE, file))
+    before = open_descriptors()
+
+    memory.map(mapping(0, PAGE, file))
+
+    assert len(list(memory)) == 1
+    assert open_descriptors() == before
+
+
+@pytest.mark.parametrize(
+    ("address", "size", "offset", "writable"),
+    [
+        (0x4000, 0x4000, 0x1000, True),  # elsewhere in the file
+        (0x4000, 0x4000, 0, False),  # other permissions
+        (0x4000, 0x3000, 0, True),  # shorter
+        (0x3000, 0x2000, 0, True),  # over its start
+        (0x7000, 0x2000, 0, True),  # over its end
+        (0x5000, 0x1000, 0, True),  # inside
+        (0x0000, 0x10000, 0, True),  # around it
+    ],
+)
+def test_any_other_overlap_exists_and_changes_nothing(
+    memory: GuestMemory, file: int, address: int, size: int, offset: int, writable: bool
+) -> None:
+    memory.map(mapping(0x4000, 0x4000, file))
+    before = open_descriptors()
+
+    error = refusal(memory, mapping(address, size, file, offset=offset, writable=writable))
+
+    assert error.errno == errno.EEXIST
+    assert str(error) == f"map [{address:#x}, +{size:#x}): overlaps map [0x4000, +0x4000)"
+    assert memory.ram_ranges() == [(0x4000, 0x7FFF)]
+    assert open_descriptors() == before
+
+
+def test_the_same_range_of_another_file_exists(memory: GuestMemory, file: int, unsealed: int) -> None:
+    memory.map(mapping(0, PAGE, file))
+    before = open_descriptors()
+
+    assert refusal(memory, mapping(0, PAGE, unsealed)).errno == errno.EEXIST
+    assert open_descriptors() == before
+
+
+@pytest.mark.parametrize(("address", "size"), [(0x4000, 0x1000), (0x5000, 0x1000), (0x3000, 0x2000), (0, 0x10000)])
+def test_only_exactly_what_was_mapped_is_unmapped(memory: GuestMemory, file: int, address: int, size: int) -> None:
+    memory.map(mapping(0x4000, 0x2000, file))
+
+    with pytest.raises(RequestError, match="no range was mapped so") as caught:
+        memory.unmap(address, size)
+
+    assert caught.value.errno == errno.ENOENT
+    assert memory.read([(0x4000, 1)]) == b"\0"
+
+
+def test_an_unmapped_range_cannot_be_reached(memory: GuestMemory, file: int) -> None:
+    memory.map(mapping(0, PAGE, file))
+    memory.map(mapping(PAGE, PAGE, file, offset=PAGE))
+
+    memory.unmap(0, PAGE)
+
+    with pytest.raises(GuestMemoryError, match="GPA 0xfff: not guest RAM"):
+        memory.read([(PAGE - 1, 2)])
+    assert memory.read([(PAGE, 2)]) == b"\0\0"
+
+
+@pytest.mark.parametrize(("address", "size", "offset"), [(1, PAGE, 0), (0, PAGE + 1, 0), (0, PAGE, 512)])
+def test_maps_are_whole_pages(memory: GuestMemory, file: int, address: int, size: int, offset: int) -> None:
+    error = refusal(memory, mapping(address, size, file, offset=offset))
+
+    assert error.errno == errno.EINVAL
+    assert "not a multiple of 4096" in str(error)
+
+
+@pytest.mark.parametrize(("size", "offset"), [(17 * PAGE, 0), (PAGE, 16 * PAGE), (2 * PAGE, 15 * PAGE)])
+def test_a_map_past_the_end_of_its_file_is_refused(memory: GuestMemory, file: int, size: int, offset: int) -> None:
+    before = open_descriptors()
+
+    error = refusal(memory, mapping(0, size, file, offset=offset))
+
+    assert error.errno == errno.EINVAL
+    assert "past the end of a file of 65536 bytes" in str(error)
+    assert open_descriptors() == before
+
+
+def test_a_map_of_more_than_8_tib_is_refused(memory: GuestMemory) -> None:
+    error = refusal(memory, mapping(0, MAX_MAPPING_SIZE + PAGE, None))
+
+    assert (error.errno, str(error)) == (errno.ENOSPC, "map [0x0, +0x80000001000): larger than 8 TiB")
+
+
+def test_more_ranges_than_announced_are_refused(memory: GuestMemory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pviommu.memory.MAX_MAPPINGS", 2)
+    memory.map(mapping(0, PAGE, None))
+    memory.map(mapping(PAGE, PAGE, None))
+
+    assert refusal(memory, mapping(2 * PAGE, PAGE, None)).errno == errno.ENOSPC
+    memory.map(mapping(PAGE, PAGE, None))  # known already
+
+
+def test_what_is_no_memory_is_refused_and_closed(memory: GuestMemory, tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    folder = os.open(tmp_path, os.O_RDONLY)
+    event = os.eventfd(0)
+    before = open_descriptors()
+
+    for fd in (reading, writing, folder, event):
+        error = refusal(memory, mapping(0, PAGE, fd))
+        assert error.errno == errno.EINVAL
+        assert "the file descriptor is not memory" in str(error)
+
+    assert open_descriptors() == before
+    for fd in (reading, writing, folder, event):
+        os.close(fd)
+
+
+def test_a_thousand_maps_and_unmaps_leak_no_descriptor(memory: GuestMemory, file: int, unsealed: int) -> None:
+    before = open_descriptors()
+
+    for turn in range(1000):
+        fd = unsealed if turn % 100 == 0 else file
+        memory.map(mapping(0, PAGE, fd))
+        memory.map(mapping(PAGE, PAGE, fd, offset=PAGE))
+        refusal(memory, mapping(0, 3 * PAGE, fd))
+        memory.unmap(0, PAGE)
+        memory.unmap(PAGE, PAGE)
+
+    assert open_descriptors() == before
+
+
+def test_clear_forgets_everything_and_closes_it(memory: GuestMemory, file: int, unsealed: int) -> None:
+    before = open_descriptors()
+    memory.map(mapping(0, PAGE, file))
+    memory.map(mapping(PAGE, PAGE, unsealed))
+
+    memory.clear()
+
+    assert list(memory) == []
+    assert memory.ram_ranges() == []
+    assert open_descriptors() == before
+
+
+# -- what is RAM -------------------------------------------------------------------------------------------------------
+
+
+def test_ram_ranges_are_merged_and_in_order(memory: GuestMemory, file: int) -> None:
+    memory.map(mapping(0x100000, 2 * PAGE, file, offset=PAGE))
+    memory.map(mapping(PAGE, PAGE, file, offset=8 * PAGE))
+    memory.map(mapping(0, PAGE, file))
+    memory.map(mapping(3 * PAGE, PAGE, None))
+
+    assert memory.ram_ranges() == [(0, 2 * PAGE - 1), (0x100000, 0x101FFF)]
+
+
+def test_ranges_that_overlap_an_interval_come_in_order(memory: GuestMemory, file: int) -> None:
+    for page in (1, 2, 5):
+        memory.map(mapping(page * PAGE, PAGE, file, offset=page * PAGE))
+
+    assert [found.address for found in memory.overlapping(2 * PAGE - 1, 3 * PAGE + 1)] == [PAGE, 2 * PAGE]
+    assert [found.address for found in memory.overlapping(0, PAGE)] == []
+    assert [found.address for found in memory.overlapping(5 * PAGE, 1)] == [5 * PAGE]
+
+
+@pytest.mark.parametrize(("readable", "writable"), [(True, False), (False, True), (False, False)])
+def test_a_range_that_is_not_both_readable_and_writable_is_unreachable(
+    memory: GuestMemory, file: int, readable: bool, writable: bool
+) -> None:
+    memory.map(mapping(0, PAGE, file, readable=readable, writable=writable))
+
+    assert memory.ram_ranges() == []
+    with pytest.raises(GuestMemoryError):
+        memory.read([(0, 1)])
+
+
+def test_a_range_without_descriptor_is_unreachable_and_can_be_unmapped(memory: GuestMemory) -> None:
+    memory.map(mapping(0, PAGE, None))
+
+    with pytest.raises(GuestMemoryError):
+        memory.write([(0, 1)], b"x")
+    memory.unmap(0, PAGE)
+    assert list(memory) == []
+
+
+def test_a_file_opened_only_for_reading_is_unreachable(memory: GuestMemory, file: int) -> None:
+    read_only = os.open(f"/proc/self/fd/{file}", os.O_RDONLY)
+    memory.map(mapping(0, PAGE, read_only))
+    os.close(read_only)
+
+    assert memory.ram_ranges() == []
+    memory.map(mapping(PAGE, PAGE, file))
+    assert memory.ram_ranges() == [(PAGE, 2 * PAGE - 1)]
+
+
+def test_every_change_of_ram_is_told_and_no_other(file: int) -> None:
+    seen: list[list[tuple[int, int]]] = []
+    memory = GuestMemory(LiveInputs(), lambda: seen.append(memory.ram_ranges()))
+
+    memory.map(mapping(0, PAGE, file))
+    memory.map(mapping(0, PAGE, file))
+    memory.map(mapping(PAGE, PAGE, None))
+    memory.unmap(PAGE, PAGE)
+    memory.unmap(0, PAGE)
+    memory.clear()
+
+    assert seen == [[(0, PAGE - 1)], []]
+
+
+def test_a_file_without_data_is_not_used_by_the_guest(memory: GuestMemory, file: int) -> None:
+    memory.map(mapping(0, PAGE, file))
+    assert not memory.is_used_by_guest()
+
+    os.pwrite(file, b"guest", 8 * PAGE)
+
+    assert memory.is_used_by_guest()
+
+
+# -- access ------------------------------------------------------------------------------------------------------------
+
+
+def test_one_access_may_span_adjacent_ranges_of_different_files(memory: GuestMemory, file: int, unsealed: int) -> None:
+    memory.map(mapping(0, PAGE, file, offset=5 * PAGE))
+    memory.map(mapping(PAGE, PAGE, unsealed, offset=7 * PAGE))
+
+    memory.write([(PAGE - 3, 6)], b"abcdef")
+
+    assert os.pread(file, 3, 6 * PAGE - 3) == b"abc"
+    assert os.pread(unsealed, 3, 7 * PAGE) == b"def"
+    assert memory.read([(PAGE - 3, 6)]) == b"abcdef"
+
+
+def test_runs_are_read_one_after_the_other(memory: GuestMemory, file: int) -> None:
+    memory.map(mapping(0, 4 * PAGE, file))
+
+    memory.write([(3 * PAGE, 2), (0, 3)], b"abcde")
+
+    assert memory.read([(0, 3), (3 * PAGE, 2)]) == b"cdeab"
+
+
+def test_nothing_is_written_if_a_later_run_is_not_ram(memory: GuestMemory, file: int) -> None:
+    memory.map(mapping(0, PAGE, file))
+
+    with pytest.raises(GuestMemoryError) as caught:
+        memory.write([(0, 4), (PAGE - 2, 4)], b"abcdefgh")
+
+    assert caught.value.gpa == PAGE
+    assert memory.read([(0, PAGE)]) == bytes(PAGE)
+
+
+def test_check_names_the_first_address_that_is_not_ram(memory: GuestMemory, file: int) -> None:
+    memory.map(mapping(0, PAGE, file))
+    memory.map(mapping(2 * PAGE, PAGE, file))
+
+    memory.check([(0, PAGE), (2 * PAGE, PAGE)])
+    with pytest.raises(GuestMemoryError) as caught:
+        memory.check([(2 * PAGE, 16), (8, 3 * PAGE)])
+
+    assert caught.value.gpa == PAGE
+
+
+def test_an_unsealed_file_is_read_and_written_by_system_calls(
+    memory: GuestMemory, unsealed: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        memory.map(mapping(0, PAGE, unsealed, offset=PAGE))
+
+    memory.write([(16, 4)], b"abcd")
+
+    assert memory.read([(15, 6)]) == b"\0abcd\0"
+    assert os.pread(unsealed, 4, PAGE + 16) == b"abcd"
+    assert [getattr(record, "event", None) for record in caplog.records] == ["memory-not-sealed"]
+
+
+def test_an_unsealed_file_that_shrank_reads_as_zeros(memory: GuestMemory, unsealed: int) -> None:
+    memory.map(mapping(0, 2 * PAGE, unsealed))
+    memory.write([(0, 2 * PAGE)], b"x" * 2 * PAGE)
+
+    os.ftruncate(unsealed, PAGE)
+
+    assert memory.read([(PAGE - 2, 4)]) == b"xx\0\0"
+    memory.write([(PAGE, 2)], b"yy")
+    assert memory.read([(PAGE - 2, 4)]) == b"xxyy"
+
+
+def test_a_file_sealed_against_writes_meanwhile_fails_only_the_access(memory: GuestMemory, unsealed: int) -> None:
+    memory.map(mapping(0, PAGE, unsealed))
+    fcntl.fcntl(unsealed, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE)
+
+    with pytest.raises(GuestMemoryError, match="GPA 0x10: its file cannot be written"):
+        memory.write([(16, 4)], b"abcd")
+
+    assert memory.read([(16, 4)]) == bytes(4)
+
+
+def test_a_file_that_cannot_be_read_fails_only_the_access(unsealed: int) -> None:
+    class Broken(LiveInputs):
+        @staticmethod
+        def pread(fd: int, length: int, offset: int) -> bytes:
+            raise OSError(errno.EIO, "Input/output error")
+
+    memory = GuestMemory(Broken())
+    memory.map(mapping(0, PAGE, unsealed))
+
+    with pytest.raises(GuestMemoryError, match="GPA 0x8: its file cannot be read: Input/output error"):
+        memory.read([(8, 4)])
+    memory.clear()
+
+
+@given(st.lists(st.tuples(st.integers(0, 4 * PAGE - 1), st.binary(min_size=1, max_size=3 * PAGE)), max_size=12))
+def test_guest_memory_behaves_as_one_array(writes: list[tuple[int, bytes]]) -> None:
+    sealed, loose = memory_file(4 * PAGE), memory_file(4 * PAGE, sealed=False)
+    memory = GuestMemory(LiveInputs())
+    for page, fd in enumerate((sealed, loose, sealed, loose)):
+        memory.map(mapping(page * PAGE, PAGE, fd, offset=(3 - page) * PAGE))
+    model = bytearray(4 * PAGE)
+
+    for gpa, data in writes:
+        if gpa + len(data) <= len(model):
+            memory.write([(gpa, len(data))], data)
+            model[gpa : gpa + len(data)] = data
+        else:
+            with pytest.raises(GuestMemoryError) as caught:
+                memory.write([(gpa, len(data))], data)
+            assert caught.value.gpa == len(model)
+
+    assert memory.read([(0, len(model))]) == model
+    memory.clear()
+    os.close(sealed)
+    os.close(loose)

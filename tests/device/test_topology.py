@@ -1,0 +1,179 @@
+"""Topology files: what is read from them, and what each mistake is told."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pviommu.counters import Counters
+from pviommu.endpoints.dma_test import DmaTestEngine
+from pviommu.endpoints.template import Template
+from pviommu.engine import DefaultPolicy
+from pviommu.inputs import LiveInputs
+from pviommu.pci.function import Environment
+from pviommu.topology import EndpointEntry, IommuEntry, Machine, Topology, TopologyError, load
+
+CONFIGURATIONS = sorted((Path(__file__).parents[2] / "qemu-configs").glob("*.toml"))
+ENDPOINT = '[[endpoint]]\nname = "dma0"\nkind = "dma-test"\nstream = 1\n'
+
+
+@pytest.fixture
+def environment() -> Environment:
+    return Environment(LiveInputs(), Counters())
+
+
+@pytest.fixture
+def machine(environment: Environment) -> Iterator[Machine]:
+    topology = Topology(
+        endpoint=(EndpointEntry("dma0", "dma-test", 1, "0000:00:05.0"), EndpointEntry("stamp", "template", 2))
+    )
+    machine = Machine.build(topology, environment)
+    yield machine
+    machine.close()
+
+
+def test_an_empty_file_is_a_pv_iommu_without_endpoints(tmp_path: Path) -> None:
+    path = tmp_path / "empty.toml"
+    path.write_text("")
+
+    topology = load(path)
+
+    assert topology == Topology()
+    config = topology.iommu_config()
+    assert (config.instance, config.rings, config.max_nr_pages, config.streams) == (1, 4, 262144, ())
+    assert (config.engine.max_contexts, config.engine.pool_pages, config.engine.aperture_bits) == (255, 4096, 39)
+
+
+def test_every_key_reaches_the_configuration(tmp_path: Path) -> None:
+    path = tmp_path / "full.toml"
+    path.write_text(
+        '[iommu]\nname = "iommu"\ninstance = 7\ncontexts = 3\npool-pages = 64\nmax-pages-per-op = 256\n'
+        'aperture-bits = 48\ndefault-policy = "blocked"\nrings = 2\nvendor-id = 0x1af4\ndevice-id = 0x10ff\n'
+        '[[endpoint]]\nname = "dma0"\nkind = "dma-test"\nstream = 9\nsbdf = "0001:02:1f.7"\n'
+    )
+
+    config = load(path).iommu_config()
+
+    assert (config.instance, config.rings, config.max_nr_pages) == (7, 2, 256)
+    assert (config.engine.max_contexts, config.engine.pool_pages, config.engine.aperture_bits) == (3, 64, 48)
+    assert config.engine.default_policy is DefaultPolicy.BLOCKED
+    assert (config.identity.vendor, config.identity.device) == (0x1AF4, 0x10FF)
+    assert config.streams == (9,)
+    assert dict(config.fixed_bindings) == {9: 0x000102FF}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[iommu\n", "Expected ']'"),
+        ("contexts = 3\n", "unknown field `contexts`"),
+        ("[iommu]\npool_pages = 3\n", "unknown field `pool_pages`"),
+        ('[iommu]\ncontexts = "many"\n', "Expected `int`, got `str`"),
+        ('[iommu]\ndefault-policy = "open"\n', "Invalid enum value 'open'"),
+        ('[[endpoint]]\nname = "dma0"\nstream = 1\n', "missing required field `kind`"),
+        ('[iommu]\nname = "../up"\n', "name '../up': must be 1 to 32 of a-z, 0-9 and -"),
+        (f'[iommu]\nname = "{"a" * 33}"\n', "must be 1 to 32 of a-z, 0-9 and -"),
+        ('[iommu]\nname = "dma0"\n' + ENDPOINT, "name 'dma0': used twice, each names a socket"),
+        (ENDPOINT.replace("dma-test", "gpu"), "endpoint dma0: kind 'gpu' is none of dma-test, template"),
+        (ENDPOINT.replace("= 1", "= -1"), "endpoint dma0: stream -1 must be 0..4294967294"),
+        (ENDPOINT.replace("= 1", "= 0xffffffff"), "endpoint dma0: stream 4294967295 must be 0..4294967294"),
+        (ENDPOINT + ENDPOINT.replace("dma0", "dma1"), "streams (1, 1): each endpoint needs a stream of its own"),
+        (ENDPOINT + 'sbdf = "00:5"\n', "endpoint dma0: sbdf '00:5' must look like 0000:00:05.0"),
+        (ENDPOINT + 'sbdf = "00:20.0"\n', "endpoint dma0: sbdf '00:20.0' must look like 0000:00:05.0"),
+        (
+            ENDPOINT
+            + 'sbdf = "00:05.0"\n'
+            + ENDPOINT.replace("dma0", "dma1").replace("= 1", "= 2")
+            + 'sbdf = "0000:00:05.0"\n',
+            "two endpoints are fixed to one sbdf",
+        ),
+        ("[iommu]\nvendor-id = 0\n", "iommu: vendor-id 0x0 must be 0x1..0xfffe"),
+        ("[iommu]\ndevice-id = 0xffff\n", "iommu: device-id 0xffff must be 0x1..0xfffe"),
+        ("[iommu]\ninstance = -1\n", "iommu: instance -1 must be a 32-bit number"),
+        ("[iommu]\ncontexts = 0\n", "max_contexts 0: must be 1..65535"),
+        ("[iommu]\npool-pages = 0\n", "pool_pages 0: must be at least 1"),
+        ("[iommu]\naperture-bits = 31\n", "aperture_bits 31: must be 32..48"),
+        ("[iommu]\nrings = 9\n", "rings 9: must be 1..8"),
+        ("[iommu]\nmax-pages-per-op = 0\n", "max_nr_pages 0: must be 1..4294967295"),
+    ],
+)
+def test_a_mistake_is_named_with_its_file_and_rule(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "wrong.toml"
+    path.write_text(text)
+
+    with pytest.raises(TopologyError) as caught:
+        load(path)
+
+    assert str(caught.value).startswith(f"topology {path}: ")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_more_endpoints_than_the_capability_area_names_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "many.toml"
+    path.write_text("".join(ENDPOINT.replace("dma0", f"dma{n}").replace("= 1", f"= {n}") for n in range(257)))
+
+    with pytest.raises(TopologyError, match="257 endpoints: at most 256 are possible"):
+        load(path)
+
+
+def test_bytes_that_are_no_text_are_a_topology_error(tmp_path: Path) -> None:
+    path = tmp_path / "binary.toml"
+    path.write_bytes(b"\xff\xfe\x00")
+
+    with pytest.raises(TopologyError, match=f"topology {path}: "):
+        load(path)
+
+
+def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:
+    with pytest.raises(TopologyError, match=f"cannot read topology {tmp_path}/absent: No such file or directory"):
+        load(tmp_path / "absent")
+    with pytest.raises(TopologyError, match=f"cannot read topology {tmp_path}: Is a directory"):
+        load(tmp_path)
+
+
+def test_there_are_configurations_to_load() -> None:
+    assert "lab.toml" in {path.name for path in CONFIGURATIONS}
+
+
+@pytest.mark.parametrize("path", CONFIGURATIONS, ids=lambda path: path.stem)
+def test_every_configuration_of_the_project_powers_on(path: Path, environment: Environment) -> None:
+    topology = load(path)
+
+    machine = Machine.build(topology, environment)
+
+    assert [function.name for function in machine.functions()] == [
+        topology.iommu.name,
+        *(entry.name for entry in topology.endpoint),
+    ]
+    machine.close()
+
+
+def test_a_machine_has_the_kinds_that_were_asked_for(machine: Machine) -> None:
+    assert isinstance(machine.endpoints["dma0"], DmaTestEngine)
+    assert isinstance(machine.endpoints["stamp"], Template)
+    assert [function.name for function in machine.functions()] == ["iommu", "dma0", "stamp"]
+    assert dict(machine.iommu.engine.endpoints()) == {1: 0, 2: 0}
+    assert machine.iommu.bindings.stream(0x28) == 1
+
+
+def test_a_machine_with_nothing_to_do_says_so(machine: Machine) -> None:
+    assert machine.work() is False
+
+
+def test_a_machine_works_every_endpoint_in_one_step(machine: Machine) -> None:
+    stamp = machine.endpoints["stamp"]
+    stamp.region_write(0, 0, bytes(4))
+
+    assert machine.work() is True
+    assert machine.work() is False
+    assert stamp.region_read(0, 8, 4) == (1).to_bytes(4, "little")
+
+
+def test_the_name_of_the_iommu_may_be_chosen(environment: Environment) -> None:
+    machine = Machine.build(Topology(iommu=IommuEntry(name="smmu")), environment)
+
+    assert [function.name for function in machine.functions()] == ["smmu"]
+    machine.close()

@@ -1,0 +1,82 @@
+"""The C headers, as a C compiler sees them."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from pviommu_abi.c_header import c_header, member_docs
+from pviommu_abi.dma_test import DescriptorStatus
+from pviommu_abi.interface import DMA_TEST, INTERFACES, PVIOMMU, Interface
+from pviommu_abi.slots import MapFlags
+
+
+def run_c(folder: Path, interface: Interface, statements: list[str]) -> list[str]:
+    """The lines that ``statements`` print in a program that includes the header of ``interface``."""
+    (folder / interface.header).write_text(c_header(interface))
+    source = folder / "program.c"
+    body = "\n".join(f"\t{statement}" for statement in statements)
+    source.write_text(
+        f'#include <stddef.h>\n#include <stdio.h>\n#include "{interface.header}"\n'
+        f"int main(void)\n{{\n{body}\n\treturn 0;\n}}\n"
+    )
+    program = folder / "program"
+    subprocess.run(
+        ["cc", "-std=c11", "-Wall", "-Wextra", "-Werror", "-o", str(program), str(source)], check=True, text=True
+    )
+    return subprocess.run([str(program)], check=True, capture_output=True, text=True).stdout.splitlines()
+
+
+@pytest.mark.parametrize("interface", INTERFACES, ids=lambda interface: interface.prefix)
+def test_sizes_and_offsets_of_every_field_are_those_of_the_declaration(tmp_path: Path, interface: Interface) -> None:
+    statements, expected = [], []
+    for section in interface.sections:
+        for name, record in section.records:
+            c_name = f"struct {interface.prefix}_{name}"
+            statements.append(f'printf("{name} %zu\\n", sizeof({c_name}));')
+            expected.append(f"{name} {record.SIZE}")
+            for field in record.FIELDS:
+                member = f"(({c_name} *)0)->{field.name}"
+                statements.append(
+                    f'printf("{name}.{field.name} %zu %zu\\n", offsetof({c_name}, {field.name}), sizeof({member}));'
+                )
+                expected.append(f"{name}.{field.name} {field.offset} {field.size}")
+
+    printed = run_c(tmp_path, interface, statements)
+
+    assert printed == expected
+    assert len(expected) > 15
+
+
+@pytest.mark.parametrize("interface", INTERFACES, ids=lambda interface: interface.prefix)
+def test_constants_enumerations_and_registers_have_the_declared_values(tmp_path: Path, interface: Interface) -> None:
+    upper = interface.prefix.upper()
+    values: dict[str, int] = {}
+    for section in interface.sections:
+        values |= {f"{upper}_{constant.name}": constant.value for constant in section.constants}
+        values |= {f"{upper}_REG_{register.name}": register.offset for register in section.registers}
+        for name, enum in section.enums:
+            values |= {f"{upper}_{name}_{member.name}": int(member) for member in enum}
+
+    printed = run_c(tmp_path, interface, [f'printf("%lld\\n", (long long){name});' for name in values])
+
+    assert dict(zip(values, map(int, printed), strict=True)) == values
+
+
+def test_a_header_may_be_included_twice_and_beside_the_other(tmp_path: Path) -> None:
+    (tmp_path / DMA_TEST.header).write_text(c_header(DMA_TEST))
+
+    printed = run_c(
+        tmp_path,
+        PVIOMMU,
+        [f'puts("both");\n#include "{PVIOMMU.header}"\n#include "{DMA_TEST.header}"'],
+    )
+
+    assert printed == ["both"]
+
+
+def test_member_docs_are_the_strings_below_the_members() -> None:
+    assert member_docs(DescriptorStatus)["CANCELLED"] == "a reset came first"
+    assert member_docs(MapFlags) == {}

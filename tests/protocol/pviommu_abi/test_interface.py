@@ -1,0 +1,33 @@
+"""What the generators are given is complete."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import pytest
+
+from pviommu_abi import dma_test, registers, shared, slots
+from pviommu_abi.interface import INTERFACES
+from wire_layout import Record
+
+
+@pytest.mark.parametrize("module", [dma_test, registers, shared, slots], ids=lambda module: module.__name__)
+def test_every_declared_record_reaches_the_headers(module: ModuleType) -> None:
+    published = {record for interface in INTERFACES for section in interface.sections for _, record in section.records}
+    declared = {
+        value
+        for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, Record) and value.__module__ == module.__name__
+    }
+
+    assert declared <= published
+
+
+def test_every_published_declaration_is_explained() -> None:
+    for interface in INTERFACES:
+        for section in interface.sections:
+            assert section.doc
+            for _, declaration in (*section.enums, *section.records):
+                assert declaration.__doc__
+            for _, record in section.records:
+                assert all(field.doc for field in record.FIELDS)

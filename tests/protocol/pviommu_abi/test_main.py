@@ -1,0 +1,35 @@
+"""Generated files are those that the declarations give."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pviommu_abi.__main__ import generated_files
+
+
+def test_two_headers_and_the_page_are_generated() -> None:
+    assert set(generated_files()) == {
+        "guest-tools/driver/pviommu_abi.h",
+        "guest-tools/driver/pviommu_dma_test.h",
+        "docs/abi.md",
+    }
+
+
+@pytest.mark.parametrize("name", sorted(generated_files()))
+def test_the_file_in_the_checkout_is_up_to_date(checkout: Path, name: str) -> None:
+    assert (checkout / name).read_text() == generated_files()[name], "run: python -m pviommu_abi ."
+
+
+def test_the_command_writes_all_files_into_an_empty_folder(tmp_path: Path) -> None:
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+
+    command = [sys.executable, "-m", "pviommu_abi", str(tmp_path)]
+    subprocess.run(command, env=environment, check=True, capture_output=True)
+
+    written = {str(path.relative_to(tmp_path)): path.read_text() for path in tmp_path.rglob("*") if path.is_file()}
+    assert written == generated_files()
