@@ -166,7 +166,7 @@ def main(args: argparse.Namespace) -> int:
     finally:
         usage = machine.iommu.engine.usage()
         server.close()
-        close_all(sockets)
+        close_all(sockets, given)
         machine.close()
         if args.pidfile:
             args.pidfile.unlink(missing_ok=True)

@@ -10,7 +10,7 @@ import select
 import signal
 import socket
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 
@@ -21,7 +21,7 @@ from .inputs import Inputs
 from .pci.function import PciFunction
 from .topology import Machine
 
-__all__ = ["DEFAULT_SPIN_NS", "Server", "listen_all"]
+__all__ = ["DEFAULT_SPIN_NS", "Server", "close_all", "listen_all"]
 
 log = logging.getLogger(__name__)
 
@@ -66,17 +66,17 @@ def listen_all(machine: Machine, folder: Path, given: Mapping[str, int]) -> dict
                 sock = transport.listen(folder / f"{function.name}.sock")
             sockets[function.name] = sock
     except OSError:
-        close_all(sockets)
+        close_all(sockets, given)
         raise
     return sockets
 
 
-def close_all(sockets: Mapping[str, socket.socket]) -> None:
-    """Close listening sockets and remove the files of those that have one."""
-    for sock in sockets.values():
+def close_all(sockets: Mapping[str, socket.socket], given: Container[str] = ()) -> None:
+    """Close sockets and remove their files, but not the files of the ``given`` ones: who made those removes them."""
+    for name, sock in sockets.items():
         path = sock.getsockname() if sock.fileno() >= 0 else ""
         sock.close()
-        if isinstance(path, str) and path.startswith("/"):
+        if name not in given and isinstance(path, str) and path:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
 

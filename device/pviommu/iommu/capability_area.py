@@ -32,12 +32,12 @@ _PAGE = 1 << PAGE_SHIFT
 def iova_ranges(config: EngineConfig) -> list[AddressRange]:
     """The aperture without its reserved regions."""
     ranges: list[AddressRange] = []
-    start = 0
+    start, end = 0, 1 << config.aperture_bits
     for region in sorted(config.reserved):
-        if region.first * _PAGE > start:
-            ranges.append(AddressRange(start, region.first * _PAGE - 1))
+        last = min(region.first * _PAGE, end) - 1
+        if last > start:
+            ranges.append(AddressRange(start, last))
         start = max(start, (region.last + 1) * _PAGE)
-    end = 1 << config.aperture_bits
     if start < end:
         ranges.append(AddressRange(start, end - 1))
     return ranges

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 from pviommu_abi import registers as abi
@@ -26,7 +25,6 @@ from pviommu_abi.registers import (
 )
 from pviommu_abi.shared import (
     MAX_RING_ENTRIES,
-    MAX_RINGS,
     MIN_RING_ENTRIES,
     RING_AREA_OFFSET,
     RING_AREA_SIZE,
@@ -37,32 +35,28 @@ from pviommu_abi.shared import (
     EventReason,
     Limits,
 )
-from pviommu_abi.slots import DEFAULT_CONTEXT, PAYLOAD_OFFSET, SLOT_SIZE, Errno, OpClass, Slot, SlotFlags
+from pviommu_abi.slots import DEFAULT_CONTEXT, SLOT_SIZE
 from vfio_user import RequestError
 
-from ..engine import PAGE_SHIFT, Access, DefaultPolicy, Engine, EngineConfig, Fault, Refusal, Run
+from ..engine import PAGE_SHIFT, Access, DefaultPolicy, Engine, Fault, Refusal, Run
 from ..pci.capabilities import endpoint as endpoint_capability
-from ..pci.config_space import Identity
 from ..pci.function import Environment, PciFunction
-from ..pci.shared_memory import fence
 from .bindings import Bindings, format_sbdf
 from .capability_area import CapabilityPublisher, chain
+from .config import IommuConfig
 from .events import EventRing
+from .execution import Executor
 from .own import OwnOperations
 from .ring import CommandRing
-from .xen_2024 import REFUSED, Reply, Xen2024
+from .xen_2024 import Xen2024
 
 __all__ = ["IommuConfig", "PvIommu", "TranslatedEndpoint"]
 
 log = logging.getLogger(__name__)
 
 VECTOR_EVENTS = 0
-VECTOR_RING = 1
-BATCH = 256
-"""Slots executed before the loop looks at sockets again."""
 RING_PAGE = 4096
 NO_STREAM = 0xFFFFFFFF
-DEFAULT_IDENTITY = Identity(abi.VENDOR_ID, abi.IOMMU_DEVICE_ID, abi.IOMMU_CLASS)
 PAGE_SIZES = 1 << 12 | 1 << 21 | 1 << 30
 
 _REASON = {
@@ -73,28 +67,6 @@ _REASON = {
     Refusal.BLOCKED: EventReason.BLOCKED,
     Refusal.NO_ENDPOINT: EventReason.BLOCKED,
 }
-
-
-@dataclass(frozen=True)
-class IommuConfig:
-    """What a PV-IOMMU is built with."""
-
-    instance: int = 1
-    engine: EngineConfig = field(default_factory=EngineConfig)
-    max_nr_pages: int = 262144
-    rings: int = 4
-    streams: tuple[int, ...] = ()
-    fixed_bindings: Mapping[int, int] = field(default_factory=dict)
-    """stream -> SBDF"""
-    identity: Identity = DEFAULT_IDENTITY
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.rings <= MAX_RINGS:
-            raise ValueError(f"rings {self.rings}: must be 1..{MAX_RINGS}, the shared BAR has room for no more")
-        if not 1 <= self.max_nr_pages < 1 << 32:
-            raise ValueError(f"max_nr_pages {self.max_nr_pages}: must be 1..{(1 << 32) - 1}, it is a 32-bit count")
-        if len(set(self.streams)) != len(self.streams):
-            raise ValueError(f"streams {self.streams}: each endpoint needs a stream of its own")
 
 
 class TranslatedEndpoint(Protocol):
@@ -137,8 +109,13 @@ class PvIommu(PciFunction):
         self.rings = [CommandRing(number, self.shared, self.inputs) for number in range(config.rings)]
         self._setups = [_RingSetup() for _ in self.rings]
         self._capabilities = CapabilityPublisher(self.shared)
-        self._xen_2024 = Xen2024(self.engine, self.bindings, self.counters, config.max_nr_pages)
-        self._own = OwnOperations(self.engine, self.bindings, self.events, self.counters)
+        self._executor = Executor(
+            self.rings,
+            Xen2024(self.engine, self.bindings, self.counters, config.max_nr_pages),
+            OwnOperations(self.engine, self.bindings, self.events, self.counters),
+            environment,
+            self,
+        )
         self._status = Status(0)
         for register, value in (
             ("MAGIC", abi.MAGIC),
@@ -289,6 +266,7 @@ class PvIommu(PciFunction):
             self._accept(True)
         elif value == RingControl.ENABLE and not ring.enabled and self._may_enable(setup, ring):
             ring.enable(setup.base, setup.entries)
+            self._status &= ~Status.MEMORY_NOT_SHARED
             self._accept(True)
         else:
             self._accept(False)
@@ -331,97 +309,24 @@ class PvIommu(PciFunction):
 
     def work(self) -> bool:
         """Execute a bounded number of slots of each ring. Whether there were any."""
-        done = False
-        for ring in self.rings:
-            if ring.entries:
-                count = self._pending(ring)
-                if count:
-                    self._execute(ring, min(count, BATCH))
-                    done = True
-        return done
+        return self._executor.work()
 
     def drain(self) -> None:
-        """Execute what each ring held when this was called; a ring whose operation is in progress is left alone."""
-        for ring in self.rings:
-            if ring.busy:
-                continue
-            count = self._pending(ring)
-            while count > 0 and ring.enabled:
-                count -= self._execute(ring, count)
+        """Execute what each ring held when this was called."""
+        self._executor.drain()
 
     def arm(self) -> bool:
         """Ask for doorbells. Whether the loop may sleep now: no ring got work in the meantime."""
-        for ring in self.rings:
-            if ring.enabled:
-                ring.arm()
-        fence()
-        return not any(self._pending(ring) for ring in self.rings)
+        return self._executor.arm()
 
     def disarm(self) -> None:
         """Doorbells are not needed: the rings are being polled."""
-        for ring in self.rings:
-            if ring.enabled:
-                ring.disarm()
+        self._executor.disarm()
 
     @property
     def is_polled(self) -> bool:
         """Whether there is anything that the loop has to poll."""
         return self._rings_on
-
-    def _pending(self, ring: CommandRing) -> int:
-        was_broken = ring.broken
-        count = ring.pending()
-        if ring.broken and not was_broken:
-            log.warning("%s: ring %d has an impossible producer index and is stopped", self.name, ring.number)
-            self._event(reason=EventReason.RING_BROKEN, slot=ring.number)
-        return count
-
-    def _execute(self, ring: CommandRing, limit: int) -> int:
-        """Execute up to ``limit`` slots, all of them submitted; returns how many."""
-        raw = ring.fetch(limit)
-        count = len(raw) // SLOT_SIZE
-        ring.busy = True
-        unpublished = 0
-        for start in range(0, len(raw), SLOT_SIZE):
-            op_class, op, flags, sequence, _, _ = Slot.STRUCT.unpack_from(raw, start)
-            reply = self._execute_one(op_class, op, flags, raw[start + PAYLOAD_OFFSET : start + SLOT_SIZE])
-            ring.finish(unpublished, reply.result, sequence, reply.payload)
-            unpublished += 1
-            if flags & SlotFlags.POSTED:
-                self.counters.slots_posted += 1
-                if reply.result < 0:
-                    self._event(reason=EventReason.POSTED_FAILED, result=reply.result, slot=sequence)
-            else:  # somebody waits
-                self._publish(ring, unpublished)
-                unpublished = 0
-            if reply.result < 0:
-                self.counters.ops_failed += 1
-        if unpublished:
-            self._publish(ring, unpublished)
-        ring.busy = False
-        self.counters.slots += count
-        return count
-
-    def _publish(self, ring: CommandRing, count: int) -> None:
-        if ring.publish(count):
-            self.interrupt(VECTOR_RING + ring.number)
-
-    def _execute_one(self, op_class: int, op: int, flags: int, payload: bytes) -> Reply:
-        if flags & ~SlotFlags.POSTED:
-            return REFUSED
-        try:
-            if op_class == OpClass.XEN_2024 and op == 0:
-                if self._xen_2024.reorders(payload):
-                    self.drain()
-                return self._xen_2024.execute(payload)
-            if op_class == OpClass.OWN:
-                if self._own.reorders(op):
-                    self.drain()
-                return self._own.execute(op, payload)
-        except Exception:  # one bad request fails alone, whatever it hit
-            log.exception("%s: operation failed: class %d op %d payload %s", self.name, op_class, op, payload.hex())
-            return Reply(-Errno.EIO)
-        return REFUSED
 
     # -- translation ------------------------------------------------------------------------------------------------
 
@@ -460,12 +365,12 @@ class PvIommu(PciFunction):
                 },
             },
         )
-        self._event(
+        self.event(
             reason=reason, access=int(access), stream=stream, sbdf=sbdf, iova=iova, length=length, ctx_no=context
         )
         return reason
 
-    def _event(
+    def event(
         self,
         *,
         reason: EventReason,
@@ -478,6 +383,7 @@ class PvIommu(PciFunction):
         result: int = 0,
         slot: int = 0,
     ) -> None:
+        """Put an event with these fields (:class:`pviommu_abi.shared.Event`) into the event ring."""
         event = Event(
             sequence=self.events.sequence,
             reason=reason,

@@ -55,7 +55,8 @@ class OwnOperations:
         sbdf = sbdf_of(binding.seg, binding.bus, binding.devfn)
         stream = self._bindings.stream(sbdf)
         result = self._bindings.unbind(sbdf)
-        if result == 0 and stream is not None:
+        # one that is in the default context already may be blocked there, and attaching would unblock it
+        if result == 0 and stream is not None and self._engine.endpoints()[stream] != DEFAULT_CONTEXT:
             self._engine.attach(stream, DEFAULT_CONTEXT)
         return Reply(result)
 

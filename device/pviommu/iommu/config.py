@@ -1,0 +1,42 @@
+"""What a PV-IOMMU is built with, checked once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from pviommu_abi import registers as abi
+from pviommu_abi.shared import MAX_RINGS
+
+from ..engine import EngineConfig
+from ..pci.config_space import Identity
+
+__all__ = ["DEFAULT_IDENTITY", "MAX_ENDPOINTS", "IommuConfig"]
+
+DEFAULT_IDENTITY = Identity(abi.VENDOR_ID, abi.IOMMU_DEVICE_ID, abi.IOMMU_CLASS)
+MAX_ENDPOINTS = 256
+"""Endpoints of one PV-IOMMU: half of the capability area lists them, the rest is for RAM ranges."""
+
+
+@dataclass(frozen=True)
+class IommuConfig:
+    """Limits and names of a PV-IOMMU. Raises ValueError naming the field, the value and the rule."""
+
+    instance: int = 1
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    max_nr_pages: int = 262144
+    rings: int = 4
+    streams: tuple[int, ...] = ()
+    fixed_bindings: Mapping[int, int] = field(default_factory=dict)
+    """stream -> SBDF"""
+    identity: Identity = DEFAULT_IDENTITY
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.rings <= MAX_RINGS:
+            raise ValueError(f"rings {self.rings}: must be 1..{MAX_RINGS}, the shared BAR has room for no more")
+        if not 1 <= self.max_nr_pages < 1 << 32:
+            raise ValueError(f"max_nr_pages {self.max_nr_pages}: must be 1..{(1 << 32) - 1}, it is a 32-bit count")
+        if len(self.streams) > MAX_ENDPOINTS:
+            raise ValueError(f"{len(self.streams)} endpoints: at most {MAX_ENDPOINTS}, the capability area lists them")
+        if len(set(self.streams)) != len(self.streams):
+            raise ValueError(f"streams {self.streams}: each endpoint needs a stream of its own")

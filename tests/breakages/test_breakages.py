@@ -1,0 +1,80 @@
+"""Deliberate breakages: each patch of this folder must make the test that it names fail.
+
+A patch begins with comment lines: what it breaks, and ``# test: tests/...::name``.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CHECKOUT = Path(__file__).parents[2]
+PATCHES = sorted(Path(__file__).parent.glob("*.patch"))
+TIMEOUT_S = 60
+FAILED = 1
+"""Exit status of pytest when a test failed; an import error or a missing test has another one."""
+
+
+def named_test(patch):
+    """The test that a patch must make fail."""
+    found = re.findall(r"^# test: (\S+)$", patch.read_text(), re.MULTILINE)
+    assert len(found) == 1, f"{patch.name} names {len(found)} tests, must name one"
+    return found[0]
+
+
+def copy_tree(target):
+    """What the tests need, without what was compiled before."""
+    shutil.copy(CHECKOUT / "pyproject.toml", target)
+    for name in ("protocol", "device", "tests"):
+        ignored = shutil.ignore_patterns("__pycache__", "lab", "bench", "vm", "breakages")
+        shutil.copytree(CHECKOUT / name, target / name, ignore=ignored)
+    return target
+
+
+def run_tests(tree, tests):
+    """pytest on ``tests`` of the copy in ``tree``."""
+    settings = {
+        "PYTHONPATH": f"{tree / 'protocol'}:{tree / 'device'}",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+    }
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-rfE", "--rootdir", tree, *tests],
+        cwd=tree,
+        env=os.environ | settings,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    """All the named tests pass in a copy that nobody broke."""
+    tree = copy_tree(tmp_path_factory.mktemp("unbroken"))
+    process = run_tests(tree, sorted({named_test(patch) for patch in PATCHES}))
+    assert process.returncode == 0, process.stdout + process.stderr
+
+
+def test_there_are_breakages():
+    assert len(PATCHES) >= 6
+
+
+@pytest.mark.usefixtures("unbroken")
+@pytest.mark.parametrize("patch", PATCHES, ids=lambda patch: patch.stem)
+def test_a_breakage_makes_the_named_test_fail(patch, tmp_path):
+    test = named_test(patch)
+    tree = copy_tree(tmp_path)
+    applied = subprocess.run(
+        ["git", "apply", "-C1", patch], cwd=tree, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+    )
+    assert applied.returncode == 0, f"{patch.name} does not fit the tree any more: {applied.stderr}"
+    process = run_tests(tree, [test])
+    assert process.returncode == FAILED, f"{test} does not notice {patch.name}:\n{process.stdout}{process.stderr}"
+    assert f"FAILED {test}" in process.stdout
+    assert "ERROR " not in process.stdout

@@ -1,0 +1,372 @@
+import os
+
+import pytest
+
+from pviommu.endpoints.dma import DmaRefusedError
+from pviommu.iommu import execution
+from pviommu.iommu.execution import BATCH, STEP_NS
+from pviommu.iommu.ring import passed
+from pviommu_abi.registers import RingStatus
+from pviommu_abi.shared import (
+    CACHE_LINE,
+    RING_INDEX_STRIDE,
+    SBDF_UNBOUND,
+    EventReason,
+)
+from pviommu_abi.slots import Errno, MapPages, OpClass, OwnOp, PvIommuOp, ReattachDevice, SlotFlags, Xen2024Op
+
+from ..conftest import DEVFN, ENTRIES
+
+NOOP = PvIommuOp(Xen2024Op.NOOP, 0, 0).pack()
+ALLOC = PvIommuOp(Xen2024Op.ALLOC_CONTEXT, 0, 0).pack()
+
+
+def refusal(driver, name, iova):
+    with pytest.raises(DmaRefusedError) as caught:
+        driver.dma_read(name, iova, 1)
+    return caught.value.reason
+
+
+def map_op(ctx, dfn, gfn, nr=1):
+    return MapPages(Xen2024Op.MAP_PAGES, ctx, 3, gfn, dfn, nr).pack()
+
+
+def doorbell_asked(driver, ring=0):
+    event = driver.words[(ring * RING_INDEX_STRIDE + CACHE_LINE) // 4 + 1]
+    return passed(event, driver.producer[ring] + 1, driver.producer[ring])
+
+
+# -- slots ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("op_class", "op", "flags"),
+    [(0, 0, 0), (2, 0, 0), (0xFF, 0, 0), (OpClass.XEN_2024, 1, 0), (OpClass.XEN_2024, 0, 2), (OpClass.OWN, 4, 0x8000)],
+)
+def test_an_unknown_class_number_or_flag_is_einval(driver, op_class, op, flags):
+    assert driver.call(NOOP, op_class, op, flags=flags)[0] == -Errno.EINVAL
+
+
+def test_the_sequence_is_echoed_as_completed(driver):
+    position = driver.put(ALLOC, sequence=0xDEADBEEF)
+    driver.iommu.work()
+    slot, _ = driver.outcome(position)
+    assert (slot.completed, slot.sequence, slot.result) == (0xDEADBEEF, 0xDEADBEEF, 0)
+
+
+def test_result_and_payload_are_in_place_when_completed_moves(driver, monkeypatch):
+    driver.attached()
+    seen = []
+    publish = driver.iommu.rings[0].publish
+
+    def publish_and_look(count):
+        slot, payload = driver.outcome(position)
+        seen.append((slot.completed, slot.result, PvIommuOp.unpack(payload).ctx_no))
+        return publish(count)
+
+    monkeypatch.setattr(driver.iommu.rings[0], "publish", publish_and_look)
+    position = driver.put(ALLOC, sequence=55)
+    driver.iommu.work()
+    assert seen == [(55, 0, 2)]
+
+
+def test_unmap_is_published_only_when_no_dma_can_use_the_old_translation(driver, monkeypatch):
+    ctx = driver.attached()
+    driver.map(ctx, 0x100, 0x10, 1)
+    driver.dma_read("dma0", 0x100000, 1)  # now it is in the IOTLB
+    seen = []
+    publish = driver.iommu.rings[0].publish
+
+    def try_dma_and_publish(count):
+        seen.append(refusal(driver, "dma0", 0x100000))
+        return publish(count)
+
+    monkeypatch.setattr(driver.iommu.rings[0], "publish", try_dma_and_publish)
+    driver.unmap(ctx, 0x100, 1)
+    assert seen == [EventReason.NOT_MAPPED]
+
+
+def test_a_slot_changed_after_it_was_fetched_has_no_effect(driver):
+    _, ctx = driver.alloc()
+    position = driver.put(map_op(ctx, 0x100, 0x10))
+    at = driver.slot_at(position)
+
+    def change():
+        driver.view[at + 4 : at + 64] = b"\xff" * 60
+
+    driver.inputs.after_copy = change
+    driver.iommu.work()
+    driver.inputs.after_copy = None
+    slot, _ = driver.outcome(position)
+    assert (slot.result, slot.completed) == (0, position + 100)
+    assert driver.lookup(ctx, 0x100) == (0, 0x10)
+
+
+def test_a_slot_changed_while_an_earlier_one_is_executed_has_no_effect(make_driver):
+    driver = make_driver().start(rings=2)
+    _, ctx = driver.alloc()
+    driver.put(ALLOC)  # drains, which looks at ring 1
+    position = driver.put(map_op(ctx, 0x100, 0x10))
+    at = driver.slot_at(position)
+
+    def change(index):
+        if index == RING_INDEX_STRIDE // 4:
+            driver.view[at : at + 64] = b"\xff" * 64
+
+    driver.inputs.before_word = change
+    driver.iommu.work()
+    driver.inputs.before_word = None
+    assert driver.iommu.engine.contexts() == (ctx, ctx + 1)
+    assert driver.lookup(ctx, 0x100) == (0, 0x10)
+
+
+def test_an_operation_that_fails_inside_the_device_fails_alone(driver, monkeypatch, caplog):
+    monkeypatch.setattr(driver.iommu.engine, "usage", lambda: 1 // 0)
+    bad = driver.put(b"", OpClass.OWN, OwnOp.QUERY_USAGE)
+    good = driver.put(NOOP)
+    driver.iommu.work()
+    monkeypatch.undo()
+    assert driver.outcome(bad)[0].result == -Errno.EIO
+    assert driver.outcome(good)[0].result == 0
+    assert "ZeroDivisionError" in caplog.text
+
+
+def test_a_step_is_bounded_and_the_rest_follows(make_driver):
+    driver = make_driver()
+    driver.plug_ram()
+    driver.write("PROFILE", 1)
+    driver.set_up_ring(entries=1024)
+    for _ in range(BATCH + 5):
+        driver.put(NOOP, entries=1024)
+    assert driver.iommu.work()
+    assert driver.completed() == BATCH
+    assert driver.iommu.work()
+    assert driver.completed() == BATCH + 5
+    assert not driver.iommu.work()
+
+
+def test_slots_across_the_end_of_the_ring_are_executed_in_order(driver):
+    for _ in range(ENTRIES - 2):
+        driver.call(NOOP)
+    positions = [driver.put(ALLOC) for _ in range(4)]
+    while driver.iommu.work():
+        pass
+    assert [PvIommuOp.unpack(driver.outcome(position)[1]).ctx_no for position in positions] == [1, 2, 3, 4]
+
+
+# -- posted slots -----------------------------------------------------------------------------------------------------
+
+
+def test_a_posted_failure_is_an_event_with_errno_and_sequence(driver):
+    position = driver.put(map_op(9, 0x100, 0x10), flags=SlotFlags.POSTED, sequence=4711)
+    driver.iommu.work()
+    (event,) = driver.events()
+    assert (event.reason, event.result, event.slot) == (EventReason.POSTED_FAILED, -Errno.EINVAL, 4711)
+    assert driver.outcome(position)[0].completed == 4711
+
+
+def test_a_posted_success_is_silent_and_counted(driver):
+    driver.put(NOOP, flags=SlotFlags.POSTED)
+    driver.iommu.work()
+    assert (driver.events(), driver.completed(), driver.counters.slots_posted) == ([], 1, 1)
+
+
+def test_posted_slots_complete_with_one_interrupt_and_waited_ones_each(driver):
+    fd = driver.msix(1)
+    try:
+        driver.words[1] = 2  # interrupt when completed passes 2
+        for _ in range(4):
+            driver.put(NOOP, flags=SlotFlags.POSTED)
+        driver.iommu.work()
+        assert os.eventfd_read(fd) == 1
+        driver.words[1] = 4
+        driver.put(NOOP)
+        driver.iommu.work()
+        assert os.eventfd_read(fd) == 1
+        driver.put(NOOP)
+        driver.iommu.work()
+        with pytest.raises(BlockingIOError):
+            os.eventfd_read(fd)
+    finally:
+        os.close(fd)
+
+
+def test_a_posted_map_is_seen_by_the_dma_that_needs_it(driver):
+    ctx = driver.attached()
+    driver.ram[0x10000:0x10004] = b"data"
+    driver.put(map_op(ctx, 0x100, 0x10), flags=SlotFlags.POSTED)
+    assert driver.dma_read("dma0", 0x100000, 4) == b"data"
+    assert driver.events() == []
+
+
+# -- order between rings ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("op", ["alloc", "free", "reattach", "unbind"])
+def test_what_moves_endpoints_or_contexts_first_drains_the_other_rings(make_driver, op):
+    driver = make_driver().start(rings=2)
+    ctx = driver.attached()
+    driver.map(ctx, 0x100, 0x10, 1)
+    seen = []
+    engine = driver.iommu.engine
+    payload = {
+        "alloc": ALLOC,
+        "free": PvIommuOp(Xen2024Op.FREE_CONTEXT, ctx, 1).pack(),
+        "reattach": ReattachDevice(Xen2024Op.REATTACH_DEVICE, 0, 0, 0, 0, DEVFN["dma0"]).pack(),
+        "unbind": bytes((0, 0, 0, DEVFN["dma0"])),
+    }[op]
+    later = driver.put(map_op(ctx, 0x200, 0x20), ring=1)
+    sooner = driver.put(payload, *((OpClass.OWN, OwnOp.UNBIND) if op == "unbind" else (OpClass.XEN_2024, 0)), ring=0)
+    publish = driver.iommu.rings[0].publish
+    driver.iommu.rings[0].publish = lambda count: seen.append(driver.completed(ring=1)) or publish(count)
+    driver.iommu.work()
+    assert seen == [1]
+    assert driver.outcome(later, ring=1)[0].result == 0  # with free it would be -EINVAL afterwards
+    assert driver.outcome(sooner)[0].result == 0
+    assert engine.contexts() == {"free": (), "alloc": (ctx, ctx + 1)}.get(op, (ctx,))
+
+
+def test_a_map_does_not_wait_for_the_other_rings(make_driver):
+    driver = make_driver().start(rings=2)
+    _, ctx = driver.alloc()
+    driver.put(NOOP, ring=1)
+    seen = []
+    publish = driver.iommu.rings[0].publish
+    driver.iommu.rings[0].publish = lambda count: seen.append(driver.completed(ring=1)) or publish(count)
+    driver.map(ctx, 0x100, 0x10, 1)
+    assert seen == [0]
+
+
+def test_two_rings_that_drain_each_other_come_to_an_end(make_driver):
+    driver = make_driver().start(rings=2)
+    for ring in (0, 1, 0, 1):
+        driver.put(ALLOC, ring=ring)
+    while driver.iommu.work():
+        pass
+    assert (driver.completed(0), driver.completed(1)) == (2, 2)
+    assert driver.iommu.engine.contexts() == (1, 2, 3, 4)
+
+
+def test_a_drain_ends_at_the_index_it_found(driver):
+    ctx = driver.attached()
+    driver.put(NOOP)
+    added = []
+
+    def add_another():
+        if len(added) < 5:
+            added.append(driver.put(NOOP))
+
+    driver.inputs.after_copy = add_another
+    assert refusal(driver, "dma0", 0x100000) is EventReason.NOT_MAPPED
+    driver.inputs.after_copy = None
+    assert driver.producer[0] - driver.completed() == 1
+    assert ctx == 1
+
+
+# -- broken rings -----------------------------------------------------------------------------------------------------
+
+
+def test_an_impossible_producer_index_stops_the_ring_with_one_event(driver):
+    driver.words[0] = driver.producer[0] + ENTRIES + 1
+    assert not driver.iommu.work()
+    assert not driver.iommu.work()
+    (event,) = driver.events()
+    assert (event.reason, event.slot, event.sbdf) == (EventReason.RING_BROKEN, 0, SBDF_UNBOUND)
+    assert driver.read("RING_STATUS") == RingStatus.ENABLED | RingStatus.BROKEN
+
+
+def test_a_broken_ring_leaves_the_others_and_is_repaired_by_enabling_it_again(make_driver):
+    driver = make_driver().start(rings=2)
+    driver.words[0] = 0x80000000
+    assert driver.call(ALLOC, ring=1)[0] == 0
+    driver.write("RING_SELECT", 0)
+    driver.write("RING_CONTROL", 0)
+    driver.set_up_ring(0)
+    assert driver.read("RING_STATUS") == RingStatus.ENABLED
+    assert driver.call(ALLOC)[0] == 0
+
+
+# -- sleeping ---------------------------------------------------------------------------------------------------------
+
+
+def test_arming_asks_for_doorbells_of_all_rings_and_disarming_for_none(make_driver):
+    driver = make_driver().start(rings=2)
+    assert not doorbell_asked(driver, 0)
+    assert driver.iommu.arm()
+    assert doorbell_asked(driver, 0)
+    assert doorbell_asked(driver, 1)
+    driver.iommu.disarm()
+    assert not doorbell_asked(driver, 0)
+    assert not doorbell_asked(driver, 1)
+
+
+def test_a_slot_published_while_arming_is_found_and_sleep_refused(driver):
+    """The guest's store lands after the device's, before the look that follows: it saw no need for the doorbell."""
+    driver.call(NOOP)
+
+    def publish(index):
+        driver.inputs.before_word = None
+        driver.put(NOOP)
+
+    driver.inputs.before_word = publish
+    assert not driver.iommu.arm()
+    assert driver.iommu.work()
+
+
+def test_a_slot_published_just_before_the_request_for_doorbells_is_found(driver, monkeypatch):
+    """The guest looked at the doorbell index a moment too early: nobody but the look after arming finds its slot."""
+    arm = driver.iommu.rings[0].arm
+
+    def publish_and_arm():
+        driver.put(NOOP)
+        arm()
+
+    monkeypatch.setattr(driver.iommu.rings[0], "arm", publish_and_arm)
+    assert not driver.iommu.arm()
+
+
+def test_a_store_that_only_the_fence_makes_visible_is_found(driver, monkeypatch):
+    """A stand-in for the store buffer: what the guest published becomes visible at the fence and not before."""
+    monkeypatch.setattr(execution, "fence", lambda: driver.put(NOOP))
+    assert not driver.iommu.arm()
+
+
+def test_arming_precedes_its_fence(driver, monkeypatch):
+    asked = []
+    monkeypatch.setattr(execution, "fence", lambda: asked.append(doorbell_asked(driver)))
+    driver.iommu.arm()
+    assert asked == [True]
+
+
+def test_only_a_function_with_rings_on_is_polled(make_driver):
+    driver = make_driver()
+    assert not driver.iommu.is_polled
+    driver.start()
+    assert driver.iommu.is_polled
+
+
+def test_a_step_is_bounded_in_time_and_the_rest_follows(driver):
+    for _ in range(3):
+        driver.put(NOOP)
+
+    def take_long():
+        driver.inputs.time += STEP_NS
+
+    driver.inputs.after_copy = take_long
+    assert driver.iommu.work()
+    assert driver.completed() == 1
+    assert driver.iommu.work()
+    assert driver.completed() == 2
+
+
+def test_a_drain_is_not_cut_short_by_the_bound_of_a_step(driver):
+    driver.attached()
+    for _ in range(3):
+        driver.put(NOOP, flags=SlotFlags.POSTED)
+
+    def take_long():
+        driver.inputs.time += STEP_NS
+
+    driver.inputs.after_copy = take_long
+    assert refusal(driver, "dma0", 0x100000) is EventReason.NOT_MAPPED
+    assert driver.completed() == driver.producer[0]

@@ -1,0 +1,82 @@
+import argparse
+import json
+import platform
+from pathlib import Path
+
+import pytest
+
+from pviommu import serve
+from pviommu.topology import EndpointEntry, IommuEntry, Topology
+
+
+def parse(*arguments: object) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    serve.add_arguments(parser)
+    return parser.parse_args([str(argument) for argument in arguments])
+
+
+def test_capabilities_name_every_function_and_its_socket():
+    topology = Topology(IommuEntry(name="iommu1"), (EndpointEntry("dma7", "dma-test", 7),))
+    assert serve.capabilities(topology)["functions"] == [
+        {"name": "iommu1", "kind": "iommu", "socket": "iommu1.sock"},
+        {"name": "dma7", "kind": "dma-test", "stream": 7, "socket": "dma7.sock"},
+    ]
+
+
+def test_driver_capabilities_follow_the_topology():
+    topology = Topology(
+        IommuEntry(instance=3, contexts=9, pool_pages=77, max_pages_per_op=256, aperture_bits=32, rings=1)
+    )
+    assert serve.driver_capabilities(topology) == [
+        "instance 3",
+        "profile xen-2024",
+        "page_sizes 0x40201000",
+        "max_nr_pages 256",
+        "max_contexts 9",
+        "pool_pages 77",
+        "rings 1",
+        "aperture_bits 32",
+        "default_policy identity",
+        "iova_range 0x0 0xfedfffff",
+        "iova_range 0xfef00000 0xffffffff",
+        "reserved 0xfee00000 0xfeefffff msi global",
+    ]
+
+
+def test_a_blocked_default_policy_is_told():
+    lines = serve.driver_capabilities(Topology(IommuEntry(default_policy="blocked")))
+    assert "default_policy blocked" in lines
+
+
+def test_print_capabilities_prints_json_and_ends_with_0(capsys):
+    assert serve.main(parse("--print-capabilities")) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["type"], told["abi"], told["features"]) == ("pviommu", 1, ["profile_xen_2024", "posted"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["/nonexistent/topology.toml"], "cannot read topology /nonexistent/topology.toml"),
+        (["--fd", "nobody=1"], "--fd nobody=1: must be NAME=N with NAME one of iommu"),
+        (["--fd", "iommu=x"], "--fd iommu=x: must be NAME=N"),
+        (["--fd", "iommu=99999"], "--fd iommu=99999: Bad file descriptor"),
+        (["--spin-us", "-1"], "--spin-us -1: must not be negative"),
+    ],
+)
+def test_a_bad_argument_is_status_2_in_one_line(capsys, arguments, text):
+    assert serve.main(parse(*arguments)) == serve.EXIT_USAGE
+    said = capsys.readouterr().err
+    assert text in said
+    assert said.count("\n") == 1
+
+
+def test_a_host_with_another_memory_order_is_status_3(capsys, monkeypatch):
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    assert serve.main(parse()) == serve.EXIT_ENVIRONMENT
+    assert "aarch64" in capsys.readouterr().err
+
+
+def test_the_defaults_are_the_documented_ones():
+    args = parse()
+    assert (args.topology, args.socket_dir, args.log_format, args.spin_us) == (None, Path("."), "text", 200)

@@ -1,0 +1,373 @@
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from pviommu_abi.dma_test import DescriptorStatus, DmaOp
+from pviommu_abi.registers import Profile
+from pviommu_abi.shared import CapabilityId, EventReason
+from pviommu_abi.slots import PvIommuOp
+from vfio_user import Client, Command, Limits, RemoteError
+from vfio_user.messages import Header
+from vfio_user.negotiation import offer
+from vfio_user.transport import connect
+
+from .guest import PATIENCE_S, DmaEngine, Guest, Iommu, Ram, Serve, command, environment
+
+IOVA = 0x40000000
+NOOP = PvIommuOp(0, 0, 0).pack()
+
+
+@pytest.fixture
+def ram():
+    memory = Ram()
+    yield memory
+    memory.close()
+
+
+def ended(folder, *arguments, fds=()):
+    """Run a server that is expected to give up: its exit status and what it said."""
+    process = subprocess.run(
+        command(*arguments, "--socket-dir", folder, "--pidfile", folder / "pid"),
+        env=environment(),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        pass_fds=fds,
+        check=False,
+    )
+    assert not (folder / "pid").exists()
+    assert process.stdout == ""
+    return process.returncode, process.stderr
+
+
+# -- clients come and go ----------------------------------------------------------------------------------------------
+
+
+def leave_at_once(guest):
+    pass
+
+
+def leave_with_contexts(guest):
+    guest.start()
+    guest.iommu.map(guest.attach("dma0"), IOVA >> 12, 0x100, 300)
+
+
+def leave_with_work_queued(guest):
+    leave_with_contexts(guest)
+    for _ in range(50):
+        guest.iommu.submit(NOOP, ring=False)
+    for _ in range(20):
+        guest.engines["dma0"].put(DmaOp.FILL, 1 << 20, dst=IOVA)
+
+
+def leave_with_a_broken_ring(guest):
+    guest.start()
+    guest.iommu.words[0] = 0x80000000
+    guest.iommu.ring_doorbell()
+
+
+def leave_in_the_middle_of_a_message(guest):
+    leave_with_contexts(guest)
+    guest.iommu.client.send(Header(1, Command.REGION_WRITE, 64, 0, 0).pack() + b"half")
+
+
+@pytest.mark.parametrize(
+    "leave",
+    [
+        leave_at_once,
+        leave_with_contexts,
+        leave_with_work_queued,
+        leave_with_a_broken_ring,
+        leave_in_the_middle_of_a_message,
+    ],
+)
+def test_the_next_client_finds_power_on_state_and_nothing_of_the_last_one(serve, leave):
+    with Guest(serve.folder, "dma0", "dma1") as first:
+        leave(first)
+    with Guest(serve.folder, "dma0", "dma1") as second:
+        iommu, engine = second.iommu, second.engines["dma0"]
+        registers = ("STATUS", "PROFILE", "RING_SELECT", "RING_ENTRIES", "RING_STATUS", "RING_BASE_LO")
+        assert [iommu.read(name) for name in registers] == [0] * len(registers)
+        assert not any(iommu.view[:0x1000])
+        assert not any(iommu.view[0x4000:])
+        assert iommu.capabilities()[CapabilityId.RAM_RANGES][0].start == 0
+        assert [engine.read(name) for name in ("CONTROL", "PRODUCER", "CONSUMER")] == [0, 0, 0]
+        assert not any(engine.view)
+        second.start()
+        usage = iommu.usage()
+        assert (usage.contexts, usage.bindings, usage.pool_used, usage.mapped_pages) == (0, 0, 0, 0)
+        before = second.ram.bytes[:]
+        fault = engine.run(DmaOp.FILL, 8, dst=IOVA)
+        assert (fault.status, fault.reason) == (DescriptorStatus.FAULT, EventReason.NOT_MAPPED)
+        assert second.ram.bytes[:] == before
+        ctx = second.attach("dma0")
+        assert (ctx, iommu.map(ctx, IOVA >> 12, 0x100, 1)) == (1, (0, 1))
+        assert engine.run(DmaOp.FILL, 8, dst=IOVA).status == DescriptorStatus.DONE
+
+
+def test_memory_of_a_client_that_is_gone_is_not_written_any_more(serve, ram):
+    first = Iommu(serve.folder / "iommu.sock", ram)
+    engine = DmaEngine(serve.folder / "dma0.sock", ram).start()
+    engine.run(DmaOp.FILL, 8, dst=0x1000, pattern=1)
+    engine.close()
+    first.close()
+    before = ram.bytes[:]
+    with Guest(serve.folder, "dma0") as second:
+        second.start()
+        assert second.engines["dma0"].run(DmaOp.FILL, 8, dst=0x1000, pattern=2).status == DescriptorStatus.DONE
+        assert second.ram.bytes[0x1000] == 2
+    assert ram.bytes[:] == before
+
+
+def test_a_client_that_keeps_its_mappings_shares_nothing_with_the_next_one(serve, ram):
+    first = Iommu(serve.folder / "iommu.sock", ram).start()
+    first.client.close()
+    second = Iommu(serve.folder / "iommu.sock", ram).start()
+    first.words[0] = 0x80000000  # would break the ring
+    first.view[0x10000:0x10400] = b"\xff" * 0x400
+    assert [second.alloc(), second.alloc()] == [1, 2]
+    assert second.read("RING_STATUS") == 1
+    assert first.completed == 0
+    second.close()
+    first.close()
+
+
+def test_an_engine_that_was_in_a_context_stays_blocked_when_only_the_iommus_client_leaves(serve, ram):
+    iommu = Iommu(serve.folder / "iommu.sock", ram).start()
+    engine = DmaEngine(serve.folder / "dma0.sock", ram).start()
+    assert (iommu.bind("dma0"), iommu.reattach("dma0", iommu.alloc())) == (0, 0)
+    iommu.close()
+    iommu = Iommu(serve.folder / "iommu.sock", ram)
+    fault = engine.run(DmaOp.FILL, 8, dst=0x1000)
+    assert (fault.status, fault.reason) == (DescriptorStatus.FAULT, EventReason.BLOCKED)
+    engine.client.config_write(4, 2, 2)
+    engine.master()
+    assert engine.run(DmaOp.FILL, 8, dst=0x1000).status == DescriptorStatus.DONE
+    engine.close()
+    iommu.close()
+
+
+def test_fifty_clients_leave_no_descriptor_behind(serve):
+    counts = set()
+    for _ in range(50):
+        with Guest(serve.folder, "dma0") as guest:
+            guest.start()
+            guest.iommu.vectors = guest.iommu.client.enable_msix(2)
+            leave_with_contexts_once(guest)
+            counts.add(serve.descriptors())
+    assert len(counts) == 1
+
+
+def leave_with_contexts_once(guest):
+    assert guest.iommu.map(guest.attach("dma0"), IOVA >> 12, 0x100, 1) == (0, 1)
+
+
+def test_a_second_client_waits_until_the_first_is_gone(serve):
+    first = Client.connect(serve.folder / "iommu.sock")
+    sock = connect(serve.folder / "iommu.sock", PATIENCE_S)
+    with Client(sock) as second:
+        payload = offer(Limits(), 0)
+        second.send(Header(0, Command.VERSION, Header.SIZE + len(payload), 0, 0).pack() + payload)
+        for _ in range(5):
+            first.device_info()  # the server has looked at its sockets
+        assert select.select([sock], [], [], 0)[0] == []
+        first.close()
+        assert second.receive().header.command == Command.VERSION
+
+
+def test_another_process_is_refused_while_one_is_connected(serve, ram):
+    iommu = Iommu(serve.folder / "iommu.sock", ram)
+    program = (
+        "import sys; from vfio_user import Client\n"
+        "try: Client.connect(sys.argv[1])\n"
+        "except ConnectionError: sys.exit(42)"
+    )
+    other = subprocess.run(
+        [sys.executable, "-c", program, serve.folder / "dma0.sock"], env=environment(), timeout=PATIENCE_S, check=False
+    )
+    assert other.returncode == 42
+    assert "process" in serve.wait_for("client-refused")["message"]
+    engine = DmaEngine(serve.folder / "dma0.sock", ram)  # the one that was there first is served
+    engine.close()
+    iommu.close()
+
+
+def test_memory_without_descriptors_is_refused_in_one_line(serve):
+    with Client.connect(serve.folder / "iommu.sock") as client:
+        client.dma_map(0, 1 << 20)
+        with pytest.raises(RemoteError):
+            client.device_info()
+    line = serve.wait_for("memory-not-shared")
+    assert "share=on" in line["message"]
+    assert "\n" not in line["message"]
+
+
+def test_an_engine_whose_client_has_other_memory_is_refused(serve, ram):
+    iommu = Iommu(serve.folder / "iommu.sock", ram)
+    other = Ram()
+    try:
+        with Client.connect(serve.folder / "dma0.sock") as client, pytest.raises(RemoteError):
+            client.dma_map(0, other.size, other.fd)
+    finally:
+        other.close()
+        iommu.close()
+
+
+# -- starting ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_stale_socket_file_is_replaced(folder, topology):
+    with socket.socket(socket.AF_UNIX) as stale:
+        stale.bind(str(folder / "iommu.sock"))
+    with Serve(folder, topology), Client.connect(folder / "iommu.sock") as client:
+        assert client.device_info().num_regions == 9
+
+
+def test_a_busy_socket_is_status_3_in_one_line_and_leaves_the_other_server_alone(serve, topology):
+    (serve.folder / "other").mkdir()
+    process = subprocess.run(
+        command(topology, "--socket-dir", serve.folder),
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+    assert (process.returncode, process.stderr.count("\n")) == (3, 1)
+    assert str(serve.folder / "iommu.sock") in process.stderr
+    with Client.connect(serve.folder / "iommu.sock") as client:
+        assert client.device_info().num_regions == 9
+
+
+@pytest.mark.parametrize("text", [None, "[iommu", "[iommu]\ncontexts = 0\n", "[iommu]\ncontext = 1\n"])
+def test_a_bad_topology_is_status_2_in_one_line(folder, text):
+    path = folder / "topology.toml"
+    if text is not None:
+        path.write_text(text)
+    status, said = ended(folder, path)
+    assert (status, said.count("\n")) == (2, 1)
+    assert str(path) in said
+
+
+@pytest.mark.parametrize("option", ["iommu", "iommu=x", "nobody=0", "iommu=999"])
+def test_a_bad_descriptor_option_is_status_2_in_one_line(folder, topology, option):
+    status, said = ended(folder, topology, "--fd", option)
+    assert (status, said.count("\n")) == (2, 1)
+    assert option in said
+
+
+def test_a_descriptor_that_is_no_socket_is_status_3_in_one_line(folder, topology):
+    status, said = ended(folder, topology, "--fd", "dma1=0")
+    assert (status, said.count("\n")) == (3, 1)
+    assert list(folder.iterdir()) == []
+
+
+def test_an_unwritable_pidfile_is_status_3_and_leaves_no_socket(folder, topology):
+    process = subprocess.run(
+        command(topology, "--socket-dir", folder, "--pidfile", folder / "missing" / "pid", "--log-level", "error"),
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+    assert (process.returncode, process.stderr.count("\n")) == (3, 1)
+    assert list(folder.iterdir()) == []
+
+
+def test_a_listening_descriptor_is_served_and_its_file_stays(folder, topology):
+    path = folder / "given.sock"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        with Serve(folder, topology, "--fd", f"iommu={listener.fileno()}", fds=(listener.fileno(),)) as serve:
+            for _ in range(2):
+                with Client.connect(path) as client:
+                    assert client.device_info().num_regions == 9
+            assert not (folder / "iommu.sock").exists()
+            assert serve.stop() == 0
+        assert [entry.name for entry in folder.iterdir()] == ["given.sock"]
+
+
+def test_a_connected_descriptor_is_served(folder, topology, ram):
+    ours, theirs = socket.socketpair()
+    ours.settimeout(PATIENCE_S)
+    with Serve(folder, topology, "--fd", f"iommu={theirs.fileno()}", fds=(theirs.fileno(),)) as serve:
+        theirs.close()
+        client = Client(ours)
+        client.negotiate()
+        iommu = Iommu(client, ram).start()
+        assert iommu.alloc() == 1
+        iommu.close()
+        assert serve.wait_for("disconnected")["function"] == "iommu"
+
+
+# -- ending -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_pidfile_names_the_process_and_appears_when_sockets_listen(serve):
+    assert serve.pidfile.read_text() == f"{serve.process.pid}\n"
+    names = {entry.name for entry in serve.folder.iterdir()}
+    assert names == {"pid", "iommu.sock", "dma0.sock", "dma1.sock"}
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_a_sleeping_server_and_removes_its_files(serve, how):
+    serve.process.send_signal(how)
+    assert serve.process.wait(2) == 0
+    assert list(serve.folder.iterdir()) == []
+
+
+def test_a_signal_ends_a_server_with_clients_and_a_busy_ring(serve, guest):
+    for _ in range(100):
+        guest.iommu.submit(NOOP)
+    serve.process.send_signal(signal.SIGTERM)
+    assert serve.process.wait(2) == 0
+    assert list(serve.folder.iterdir()) == []
+
+
+def test_the_json_log_is_parseable_and_ends_with_the_summary(serve):
+    with Guest(serve.folder, "dma0") as guest:
+        guest.start()
+        guest.iommu.map(guest.attach("dma0"), IOVA >> 12, 0x100, 3)
+        guest.engines["dma0"].run(DmaOp.FILL, 8192, dst=IOVA)
+        guest.engines["dma0"].run(DmaOp.FILL, 8, dst=0)
+    assert {serve.wait_for("disconnected")["function"] for _ in range(2)} == {"iommu", "dma0"}
+    assert serve.stop() == 0
+    assert all({"time", "level", "event", "message"} <= line.keys() for line in serve.lines)
+    summary = serve.lines[-1]
+    assert summary["event"] == "summary"
+    assert (summary["pages_mapped"], summary["dma_bytes"], summary["faults"]) == (3, 8192, 1)
+    assert summary["ops"]["map_pages"] == 1
+    assert (summary["contexts"], summary["pool_pages_used"]) == (0, 0)
+
+
+def test_print_capabilities_is_json_and_starts_nothing(folder, topology):
+    process = subprocess.run(
+        command(topology, "--print-capabilities", "--socket-dir", folder),
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=True,
+    )
+    told = json.loads(process.stdout)
+    assert (told["type"], told["profiles"]) == ("pviommu", ["xen-2024"])
+    assert [function["name"] for function in told["functions"]] == ["iommu", "dma0", "dma1"]
+    assert os.listdir(folder) == []
+
+
+def test_a_profile_of_the_last_client_is_not_selected_for_the_next(serve, ram):
+    first = Iommu(serve.folder / "iommu.sock", ram).start()
+    assert first.read("PROFILE") == Profile.XEN_2024
+    first.close()
+    second = Iommu(serve.folder / "iommu.sock", ram)
+    assert second.read("PROFILE") == Profile.NONE
+    second.close()
