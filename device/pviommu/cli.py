@@ -14,7 +14,7 @@ __all__ = ["main"]
 _COMMANDS = {
     "serve": ("pviommu.serve", "serve a topology to QEMU"),
     "lab run": ("pviommu.lab.run", "boot a guest on it and judge the run"),
-    "bench peers": ("pviommu.lab.peers", "measure it beside QEMU's own IOMMUs"),
+    "bench peers": ("pviommu.bench.peers", "measure it beside QEMU's own IOMMUs"),
 }
 """Command words, the module with ``add_arguments`` and ``main``, and the help line."""
 

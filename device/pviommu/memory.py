@@ -114,6 +114,11 @@ class Mapping:
         """Whether DMA may both read and write it directly."""
         return self.file is not None and self.file.writable and self.readable and self.writable
 
+    @property
+    def backing(self) -> tuple[tuple[int, int], int] | None:
+        """The file and where in it GPA 0 would be: equal for overlapping ranges of one guest's memory."""
+        return None if self.file is None else (self.file.key, self.offset - self.address)
+
 
 class _Piece(NamedTuple):
     """A part of an access that lies in one range: ``length`` bytes at ``offset`` of ``file``, which are at ``gpa``."""
@@ -134,6 +139,12 @@ class GuestMemory:
         self._mappings: list[Mapping] = []
         self._files: dict[tuple[tuple[int, int], bool], MemoryFile] = {}
         """by key, and whether opened for writing"""
+        self._neighbours: list[GuestMemory] = []
+
+    def belongs_with(self, other: GuestMemory) -> None:
+        """Both are views of one guest's memory: neither may map a GPA to something else than the other does."""
+        self._neighbours.append(other)
+        other._neighbours.append(self)
 
     # -- what the client says ---------------------------------------------------------------------------------------
 
@@ -194,7 +205,16 @@ class GuestMemory:
             raise RequestError(errno.EEXIST, f"{_range(new)}: overlaps {_range(old)}")
         if len(self._mappings) >= MAX_MAPPINGS:
             raise RequestError(errno.ENOSPC, f"{_range(new)}: {MAX_MAPPINGS} ranges are mapped already")
+        self._check_neighbours(new)
         return False
+
+    def _check_neighbours(self, new: Mapping) -> None:
+        for neighbour in self._neighbours:
+            for other in neighbour.overlapping(new.address, new.size):
+                if new.file and other.file and new.backing != other.backing:
+                    text = f"{_range(new)}: the client of another function of this machine has other memory there"
+                    log.error("client refused: %s", text, extra={"event": "client-refused"})
+                    raise RequestError(errno.EINVAL, text)
 
     def unmap(self, address: int, size: int) -> None:
         """DMA_UNMAP of exactly one earlier range; anything else is ENOENT (:class:`vfio_user.RequestError`)."""

@@ -164,8 +164,8 @@ def main(args: argparse.Namespace) -> int:
         print(f"pviommu: {error}", file=sys.stderr)
         return EXIT_ENVIRONMENT
     finally:
-        usage = machine.iommu.engine.usage()
         server.close()
+        usage = machine.iommu.engine.usage()  # of a machine without clients: anything left is a leak
         close_all(sockets, given)
         machine.close()
         if args.pidfile:

@@ -25,6 +25,7 @@ from typing import Literal
 import msgspec
 
 from pviommu_abi import registers as abi
+from pviommu_abi.shared import SBDF_UNBOUND
 
 from .endpoints.dma_test import DmaTestEngine
 from .endpoints.endpoint import Endpoint
@@ -97,7 +98,10 @@ class EndpointEntry(_Entry, frozen=True):
         if match is None or int(match[3], 16) > 0x1F:
             raise ValueError(f"endpoint {self.name}: sbdf {self.sbdf!r} must look like 0000:00:05.0")
         segment, bus, device, function = match.groups()
-        return sbdf_of(int(segment or "0", 16), int(bus, 16), int(device, 16) << 3 | int(function))
+        sbdf = sbdf_of(int(segment or "0", 16), int(bus, 16), int(device, 16) << 3 | int(function))
+        if sbdf == SBDF_UNBOUND:
+            raise ValueError(f"endpoint {self.name}: sbdf {self.sbdf!r} stands for no binding at all")
+        return sbdf
 
 
 class Topology(_Entry, frozen=True):

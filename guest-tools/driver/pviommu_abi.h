@@ -219,7 +219,7 @@ static_assert(sizeof(struct pviommu_device_event_line) == 8);
  * @stream: stream id of the endpoint
  * @sbdf: segment << 16 | bus << 8 | devfn, or all ones
  * @iova: first refused device address, exact to the byte
- * @length: bytes of the whole refused request
+ * @length: bytes of the refused request, or of the scatter/gather element with that address
  * @ctx_no: context
  * @pad1: 0
  * @result: POSTED_FAILED: negative errno

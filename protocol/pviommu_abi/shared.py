@@ -110,7 +110,7 @@ class Event(Record):
     stream: Annotated[int, U32, "stream id of the endpoint"] = 0
     sbdf: Annotated[int, U32, "segment << 16 | bus << 8 | devfn, or all ones"] = SBDF_UNBOUND
     iova: Annotated[int, U64, "first refused device address, exact to the byte"] = 0
-    length: Annotated[int, U64, "bytes of the whole refused request"] = 0
+    length: Annotated[int, U64, "bytes of the refused request, or of the scatter/gather element with that address"] = 0
     ctx_no: Annotated[int, U16, "context"] = 0
     pad1: Annotated[int, U16, "0"] = 0
     result: Annotated[int, S32, "POSTED_FAILED: negative errno"] = 0

@@ -71,9 +71,26 @@ def test_a_client_with_other_memory_is_another_machine(guest: Any, caplog: pytes
         endpoint.dma_map(DmaMapping(0, PAGE, 0, True, True, other))
 
     assert caught.value.errno == errno.EINVAL
-    assert str(caught.value) == "map [0x0, +0x1000): the PV-IOMMU's client has other memory there"
+    assert str(caught.value) == (
+        "map [0x0, +0x1000): the client of another function of this machine has other memory there"
+    )
     assert list(endpoint.memory) == []
     assert [record.getMessage().count("\n") for record in caplog.records if record.levelname == "ERROR"] == [0]
+    endpoint.close()
+
+
+def test_the_rule_holds_for_the_iommus_client_too(guest: Any) -> None:
+    endpoint = Template("stamp", 1, guest.iommu, guest.environment)
+    size = sum(mapping.size for mapping in guest.iommu.memory)
+    guest.iommu.dma_unmap_all()
+    guest.give_memory(endpoint, 0, size)
+    other = os.memfd_create("other", os.MFD_CLOEXEC)
+    os.ftruncate(other, PAGE)
+
+    with pytest.raises(RequestError, match="other memory"):
+        guest.iommu.dma_map(DmaMapping(0, PAGE, 0, True, True, other))
+
+    assert list(guest.iommu.memory) == []
     endpoint.close()
 
 

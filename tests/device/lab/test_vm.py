@@ -148,3 +148,21 @@ def test_qemu_that_cannot_be_started_is_an_error(tmp_path: Path) -> None:
 def test_command_line_can_be_pasted_into_a_shell(tmp_path: Path) -> None:
     with VirtualMachine(toolbox(tmp_path, "/a b/qemu"), config(tmp_path)) as machine:
         assert machine.command_line.startswith("'/a b/qemu' -nodefaults")
+
+
+def test_a_line_sent_reaches_the_guest_on_the_channel_of_its_report(tmp_path: Path) -> None:
+    toolbox = fake_qemu(tmp_path, 'echo ready >&3; read -r answer <&3; echo "got $answer" >&3')
+    with VirtualMachine(toolbox, config(tmp_path)) as machine:
+        machine.start()
+        lines = machine.lines(time.monotonic() + 20)
+        assert next(lines) == "ready"
+        machine.send("go")
+        assert list(lines) == ["got go"]
+
+
+def test_a_line_for_a_guest_that_has_ended_is_a_run_error(tmp_path: Path) -> None:
+    with VirtualMachine(fake_qemu(tmp_path, "exit 0"), config(tmp_path)) as machine:
+        machine.start()
+        assert list(machine.lines(time.monotonic() + 20)) == []
+        with pytest.raises(RunError, match="does not take a line"):
+            machine.send("go")

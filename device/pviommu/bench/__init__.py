@@ -1,0 +1,1 @@
+"""Measurements of the PV-IOMMU, by itself and beside others."""

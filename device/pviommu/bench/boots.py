@@ -1,0 +1,111 @@
+"""Boots one configuration and measures in it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pviommu.bench.configurations import ACCESS_EVENTS, Configuration, device_address
+from pviommu.bench.guest import Boot, Conversation, MeasurementError, Plan
+from pviommu.bench.traces import Traces, trace_arguments
+from pviommu.lab import resources
+from pviommu.lab.image import guest_image
+from pviommu.lab.run import Setup, short_folder
+from pviommu.lab.server import PROGRAM, ServerProcess, capabilities, summary
+from pviommu.lab.vm import VirtualMachine, VmConfig
+
+__all__ = ["Bench", "boot", "image_files", "server_counts"]
+
+_SERVER_COUNTS = ("traps", "doorbells", "interrupts")
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """What all boots share. ``memory`` in bytes, ``timeout`` in seconds a boot, ``program`` starts the server."""
+
+    setup: Setup
+    memory: int
+    vcpus: int
+    timeout: float
+    program: Sequence[str] = PROGRAM
+
+
+def image_files(configuration: Configuration, plan: Plan) -> dict[str, bytes]:
+    """The files that make the lab's image one of this benchmark."""
+    script = resources.guest_tools() / "bench/bench.sh"
+    return {
+        "/tests/main.sh": script.read_bytes(),
+        "/lab/bench": plan.settings(device_address(configuration), configuration.modules),
+        "/lab/early-modules": "".join(f"{name}\n" for name in configuration.early_modules).encode(),
+    }
+
+
+def boot(bench: Bench, configuration: Configuration, plan: Plan, folder: Path) -> tuple[Boot, dict[str, Any]]:
+    """Boot ``configuration`` and measure ``plan``; gives the figures and the server's own counts (if it is served).
+
+    Logs go to ``folder``. Raises MeasurementError, GuestTimeoutError, RunError, EnvironmentProblem.
+    """
+    folder.mkdir(parents=True)
+    log = folder / "server.jsonl"
+    with short_folder() as short:
+        if not configuration.served:
+            return _boot_guest(bench, configuration, plan, folder, short, ()), {}
+        topology = resources.qemu_configs() / "lab.toml"
+        sockets = [short / name for name in capabilities(topology, bench.program).sockets]
+        with ServerProcess(topology, short, log, bench.program) as server:
+            server.start()
+            measured = _boot_guest(bench, configuration, plan, folder, short, sockets)
+            problems = server.stop()
+    if problems:
+        raise MeasurementError("; ".join(problems))
+    return measured, summary(log)
+
+
+def _boot_guest(
+    bench: Bench, configuration: Configuration, plan: Plan, folder: Path, short: Path, sockets: Sequence[Path]
+) -> Boot:
+    deadline = time.monotonic() + bench.timeout
+    initrd = short / "initrd"
+    initrd.write_bytes(
+        guest_image(
+            bench.setup.toolbox,
+            resources.guest_tools(),
+            bench.setup.modules,
+            extra_modules=configuration.early_modules,
+            files=image_files(configuration, plan),
+        )
+    )
+    trace_log = folder / "trace.log"
+    config = VmConfig(
+        initrd=initrd,
+        console_log=folder / "console.log",
+        qemu_log=folder / "qemu.log",
+        accelerator=bench.setup.accelerator,
+        memory=bench.memory,
+        vcpus=bench.vcpus,
+        sockets=sockets,
+        kernel_arguments=("iommu.forcedac=1", "loglevel=6", *configuration.kernel_arguments),
+        qmp_socket=short / "qmp",
+        extra_arguments=(*configuration.arguments, *trace_arguments(trace_log)),
+    )
+    traces = Traces(short / "qmp", trace_log, ACCESS_EVENTS)
+    with VirtualMachine(bench.setup.toolbox, config) as machine:
+        (folder / "qemu-command.txt").write_text(machine.command_line + "\n")
+        machine.start()
+        conversation = Conversation(plan, traces.switch, traces.counts, machine.send)
+        for line in machine.lines(deadline):
+            conversation.line(line)
+    return conversation.finish()
+
+
+def server_counts(measured: Mapping[str, Any], empty: Mapping[str, Any], pairs: int) -> dict[str, float]:
+    """The server's counts per pair: those of a boot that measured ``pairs`` less those of one that measured none."""
+    counts: dict[str, float] = {}
+    for name in _SERVER_COUNTS:
+        with_pairs, without = measured.get(name), empty.get(name)
+        if isinstance(with_pairs, int) and isinstance(without, int):
+            counts[name] = (with_pairs - without) / pairs
+    return counts

@@ -1,0 +1,153 @@
+"""The command: order of boots, statuses, outputs, with the boots themselves played."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pviommu.bench import peers
+from pviommu.bench.boots import Bench
+from pviommu.bench.configurations import Configuration
+from pviommu.bench.guest import Boot, MeasurementError, Plan, Round
+from pviommu.lab.problems import EnvironmentProblem, RunError
+from pviommu.lab.progress import Progress
+from pviommu.lab.provision import Toolbox
+from pviommu.lab.run import Setup
+from pviommu.lab.vm import GuestTimeoutError
+
+
+class Played:
+    """Boots that end at once. ``problems`` maps a configuration's name to what its boot raises."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.booted: list[str] = []
+        self.plans: list[Plan] = []
+        self.problems: dict[str, Exception] = {}
+        self.lacking: Exception | None = None
+
+    def boot(self, _: Bench, entry: Configuration, plan: Plan, folder: Path) -> tuple[Boot, dict[str, Any]]:
+        self.booted.append(f"{entry.name}/{folder.name}")
+        self.plans.append(plan)
+        if entry.name in self.problems:
+            raise self.problems[entry.name]
+        pairs = plan.timed_pairs + plan.count_operations
+        counts = {"traps": 10 + 2 * pairs, "doorbells": 5} if entry.served else {}
+        rounds = [Round(100, 110, 50, 60, 150, 170, 40)] * plan.rounds
+        return Boot(rounds, {"group_type": "DMA"}, {}, bool(plan.count_operations), 0), counts
+
+    def provide(self, progress: Progress, *, qemu: str | None, accel: str, kernel: Path | None = None) -> Setup:
+        if self.lacking:
+            raise self.lacking
+        toolbox = Toolbox(self.folder, ("qemu",), {}, "11.1.3", Path("vmlinuz"), "6.12", Path("busybox"))
+        return Setup(toolbox, [], "tcg")
+
+    def main(self, *options: str) -> tuple[int, str]:
+        parser = argparse.ArgumentParser()
+        peers.add_arguments(parser)
+        out = io.StringIO()
+        args = parser.parse_args(["--results", str(self.folder / "results"), *options])
+        return peers.main(args, out=out, provide=self.provide, boot_once=self.boot), out.getvalue()
+
+
+@pytest.fixture
+def played(tmp_path: Path) -> Played:
+    return Played(tmp_path)
+
+
+def test_all_measured_ends_with_status_0_and_files_of_what_was_shown(played: Played) -> None:
+    status, shown = played.main()
+    assert status == 0
+    assert played.booted == [
+        *("none/1", "virtio-iommu/1", "virtio-iommu-strict/1", "intel-iommu/1", "floor/1", "pviommu/1"),
+        *("floor/empty", "pviommu/empty"),
+    ]
+    latest = played.folder / "results/latest"
+    assert (latest / "peers.txt").read_text() in shown
+    assert len(json.loads((latest / "peers.json").read_text())["configurations"]) == 6
+    assert "[8/8] pviommu" in shown
+
+
+def test_every_other_repetition_runs_in_reverse_order(played: Played) -> None:
+    played.main("--only", "none,intel-iommu", "--repeat", "3")
+    names = "none/1 intel-iommu/1 intel-iommu/2 none/2 none/3 intel-iommu/3"
+    assert played.booted == names.split()
+
+
+def test_the_servers_counts_are_taken_against_a_boot_that_measures_nothing(played: Played) -> None:
+    played.main("--only", "pviommu", "--rounds", "2", "--operations", "100", "--json", str(played.folder / "j"))
+    assert played.plans == [Plan(2, 100, 10, 1000), Plan(0, 100, 10, 0)]
+    found = json.loads((played.folder / "j").read_text())
+    assert found["configurations"][0]["server_counts_per_pair"] == {"traps": 2.0, "doorbells": 0.0}
+
+
+def test_json_to_standard_output_stands_there_alone(played: Played, capsys: pytest.CaptureFixture[str]) -> None:
+    _, shown = played.main("--only", "none", "--json", "-")
+    assert json.loads(shown)["plan"]["operations"] == 20000
+    assert "[1/1] none" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("problem", "expected"),
+    [
+        (MeasurementError("no device"), 1),
+        (RunError("QEMU ended with status 1"), 1),
+        (GuestTimeoutError(), 124),
+        (EnvironmentProblem("no module", "get one"), 3),
+    ],
+)
+def test_a_failed_boot_gives_its_status(played: Played, problem: Exception, expected: int) -> None:
+    played.problems["virtio-iommu"] = problem
+    assert played.main()[0] == expected
+
+
+def test_a_failed_boot_does_not_keep_the_others_from_being_measured(played: Played) -> None:
+    played.problems["pviommu"] = MeasurementError("the ring is off")
+    _, shown = played.main()
+    assert "pviommu FAILED: the ring is off" in shown
+    assert "pviommu/empty" not in played.booted
+    assert "floor/empty" in played.booted
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--rounds", "0"], "--rounds 0: give 1 to 1000"),
+        (["--operations", "-1"], "--operations -1: give 1 to"),
+        (["--count-operations", "-1"], "--count-operations -1: give 0 to"),
+        (["--repeat", "0"], "--repeat 0"),
+        (["--vcpus", "65"], "--vcpus 65"),
+        (["--timeout", "0"], "--timeout 0"),
+        (["--memory", "1"], "--memory 1"),
+        (["--only", "x"], "--only x: x is not one of"),
+        (["--only", "none", "--json", "/nowhere/at/all"], "--json /nowhere/at/all: No such file"),
+    ],
+)
+def test_wrong_options_end_with_status_2_and_one_line(
+    played: Played, capsys: pytest.CaptureFixture[str], options: list[str], words: str
+) -> None:
+    assert played.main(*options)[0] == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.count("\n") == 1
+
+
+def test_a_file_that_cannot_be_written_is_found_before_anything_boots(played: Played) -> None:
+    played.main("--json", str(played.folder))
+    assert played.booted == []
+
+
+def test_a_results_folder_that_cannot_be_made_is_usage(played: Played) -> None:
+    (played.folder / "results").write_text("in the way")
+    assert played.main("--only", "none")[0] == 2
+
+
+def test_a_host_that_lacks_something_ends_with_status_3(played: Played, capsys: pytest.CaptureFixture[str]) -> None:
+    played.lacking = EnvironmentProblem("no QEMU", "install one")
+    assert played.main()[0] == 3
+    assert capsys.readouterr().err == "pviommu bench peers: no QEMU; install one\n"
