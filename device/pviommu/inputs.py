@@ -36,9 +36,6 @@ class Inputs(Protocol):
     def pread(self, fd: int, length: int, offset: int) -> bytes:
         """``length`` bytes of a file that is not safe to map; fewer if it has become shorter."""
 
-    def blocks(self, fd: int) -> int:
-        """Blocks of storage that the file behind ``fd`` takes."""
-
     def receive(self, sock: socket.socket) -> tuple[bytes, list[int]] | None:
         """What a socket has to give, with its file descriptors; ``None`` at its end."""
 
@@ -58,10 +55,6 @@ class LiveInputs:
     def word(words: memoryview, index: int) -> int:
         value: int = words[index]
         return value
-
-    @staticmethod
-    def blocks(fd: int) -> int:
-        return os.fstat(fd).st_blocks
 
     @staticmethod
     def wait(poller: select.poll, timeout_ms: int) -> Sequence[tuple[int, int]]:

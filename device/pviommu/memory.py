@@ -34,6 +34,8 @@ PAGE_SIZE = 4096
 MAX_MAPPINGS = 65535
 """Ranges that one connection may have, as announced to the client."""
 MAX_MAPPING_SIZE = 8 << 40
+PROBED_SIZE = 1 << 20
+"""Bytes of each RAM range that are looked at to tell whether the guest uses it."""
 
 
 class GuestMemoryError(Exception):
@@ -272,10 +274,19 @@ class GuestMemory:
         return ranges
 
     def is_used_by_guest(self) -> bool:
-        """Whether any memory file holds data. None does if the hypervisor gave away files that its guest does not
-        use.
+        """Whether there is anything but zeros at the start of some RAM range, where a running guest has written
+        long ago.
+
+        There is nothing if the hypervisor gave away files of which it uses private copies. What the files take
+        of the disk does not tell: reading a hole through a private map fills it with zeros.
         """
-        return any(self._inputs.blocks(file.fd) for file in self._files.values())
+        for first, last in self.ram_ranges():
+            try:
+                if self.read([(first, min(PROBED_SIZE, last + 1 - first))]).strip(b"\0"):
+                    return True
+            except GuestMemoryError:
+                continue
+        return False
 
     # -- access -----------------------------------------------------------------------------------------------------
 

@@ -13,28 +13,32 @@
 
 static void pvdt_free_pages(struct pvdt_buffer *buffer)
 {
-	while (buffer->count)
-		__free_page(buffer->pages[--buffer->count]);
+	unsigned int i;
+
+	for (i = 0; i < buffer->count; i++)
+		if (buffer->pages[i])
+			__free_page(buffer->pages[i]);
 	kvfree(buffer->pages);
 }
 
-/* Neighbouring pages come out of the allocator in rising order, so the list is turned round. */
+/* The allocator tends to give neighbours, so they are dealt out to every other place. */
 static int pvdt_alloc_pages(struct pvdt_buffer *buffer)
 {
-	unsigned int wanted = buffer->size >> PAGE_SHIFT, i;
+	unsigned int half, place, i;
 
-	buffer->pages = kvcalloc(wanted, sizeof(*buffer->pages), GFP_KERNEL);
+	buffer->count = buffer->size >> PAGE_SHIFT;
+	buffer->pages = kvcalloc(buffer->count, sizeof(*buffer->pages), GFP_KERNEL);
 	if (!buffer->pages)
 		return -ENOMEM;
-	for (buffer->count = 0; buffer->count < wanted; buffer->count++) {
-		buffer->pages[buffer->count] = alloc_page(GFP_KERNEL);
-		if (!buffer->pages[buffer->count]) {
+	half = DIV_ROUND_UP(buffer->count, 2);
+	for (i = 0; i < buffer->count; i++) {
+		place = i < half ? 2 * i : 2 * (i - half) + 1;
+		buffer->pages[place] = alloc_page(GFP_KERNEL);
+		if (!buffer->pages[place]) {
 			pvdt_free_pages(buffer);
 			return -ENOMEM;
 		}
 	}
-	for (i = 0; i < wanted / 2; i++)
-		swap(buffer->pages[i], buffer->pages[wanted - 1 - i]);
 	return 0;
 }
 
@@ -91,4 +95,30 @@ void pvdt_to_device(struct pvdt *engine, struct pvdt_buffer *buffer)
 void pvdt_to_cpu(struct pvdt *engine, struct pvdt_buffer *buffer)
 {
 	dma_sync_sgtable_for_cpu(pvdt_dev(engine), &buffer->sgt, buffer->dir);
+}
+
+/* Bytes that differ at every distance that a misplaced copy could have. */
+void pvdt_scribble(u8 *data, size_t size, u32 seed)
+{
+	u32 state = seed * 2654435761U + 1;
+	size_t i;
+
+	for (i = 0; i < size; i++) {
+		state ^= state << 13;
+		state ^= state >> 17;
+		state ^= state << 5;
+		data[i] = state;
+	}
+}
+
+bool pvdt_guarded(const u8 *data, size_t size)
+{
+	return !memchr_inv(data, PVDT_GUARD_BYTE, size);
+}
+
+bool pvdt_expect_done(struct pv_ktap *ktap, struct pvdt *engine,
+		      struct pvdt_request *request, enum pvdt_wait wait)
+{
+	return PV_EXPECT_EQ(ktap, pvdt_run(engine, request, wait), 0) &&
+	       PV_EXPECT_EQ(ktap, request->status, PVDT_STATUS_DONE);
 }

@@ -8,8 +8,10 @@
 #include <linux/scatterlist.h>
 
 #include "pv_dmatest.h"
+#include "pv_ktap.h"
 
 #define PVDT_GUARD_BYTE		0xa5
+#define PVDT_PATTERN		0x8877665544332211ULL
 
 /**
  * struct pvdt_buffer - scattered pages, one after the other for the CPU and for the device
@@ -41,5 +43,17 @@ int pvdt_buffer_map(struct pvdt *engine, struct pvdt_buffer *buffer, size_t size
 void pvdt_buffer_unmap(struct pvdt *engine, struct pvdt_buffer *buffer);
 void pvdt_to_device(struct pvdt *engine, struct pvdt_buffer *buffer);
 void pvdt_to_cpu(struct pvdt *engine, struct pvdt_buffer *buffer);
+void pvdt_scribble(u8 *data, size_t size, u32 seed);
+bool pvdt_guarded(const u8 *data, size_t size);
+bool pvdt_expect_done(struct pv_ktap *ktap, struct pvdt *engine,
+		      struct pvdt_request *request, enum pvdt_wait wait);
+
+/* pv_dmatest_engine.c */
+void pvdt_test_checksum(struct pv_ktap *ktap, void *subject, unsigned long length);
+void pvdt_test_verify(struct pv_ktap *ktap, void *subject, unsigned long planted);
+void pvdt_test_scatter_gather(struct pv_ktap *ktap, void *subject, unsigned long param);
+void pvdt_test_wrap(struct pv_ktap *ktap, void *subject, unsigned long param);
+void pvdt_test_interrupt(struct pv_ktap *ktap, void *subject, unsigned long param);
+void pvdt_test_read_only(struct pv_ktap *ktap, void *subject, unsigned long param);
 
 #endif /* _PV_DMATEST_BUFFER_H */

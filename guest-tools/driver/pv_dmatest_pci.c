@@ -39,7 +39,7 @@ struct pvdt {
 	struct pci_dev *pdev;
 	void __iomem *regs;
 	void *shared;
-	struct mutex lock;
+	struct mutex lock;	/* one batch */
 	u32 producer;
 	unsigned int interrupts;
 	wait_queue_head_t wait;
@@ -229,6 +229,7 @@ const struct pvdt_client_ops pvdt_client_ops = {
 	.run = pvdt_run,
 	.pci_dev = pvdt_pci_dev,
 };
+
 PV_EXPORT(pvdt_client_ops, PV_DMATEST);
 
 static irqreturn_t pvdt_interrupt(int irq, void *data)

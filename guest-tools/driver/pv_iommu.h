@@ -43,7 +43,7 @@
  * @broken: set for good when a command outlived its time
  */
 struct pv_ring {
-	spinlock_t lock;
+	spinlock_t lock;	/* submission */
 	struct pviommu_guest_ring_line *guest;
 	struct pviommu_device_ring_line *device;
 	struct pv_command *slots;
@@ -51,7 +51,7 @@ struct pv_ring {
 	u32 entries;
 	u32 producer;
 	DECLARE_BITMAP(busy, PV_RING_ENTRIES);
-	struct mutex sleeper;
+	struct mutex sleeper;	/* completion_event */
 	wait_queue_head_t wait;
 	bool broken;
 };
@@ -75,7 +75,7 @@ struct pv_event_ring {
 	struct pviommu_event *records;
 	u32 consumer;
 	u32 sequence;
-	spinlock_t lock;
+	spinlock_t lock;	/* the log */
 	struct pviommu_event log[PV_EVENT_LOG_ENTRIES];
 	u32 logged;
 	u32 lost;
@@ -114,7 +114,7 @@ struct pv_iommu {
 	struct pv_ring ring;
 	struct pv_event_ring events;
 	u16 blocked_ctx;
-	struct mutex lock;
+	struct mutex lock;	/* endpoints */
 	struct list_head endpoints;
 	atomic_t nr_endpoints;
 	atomic_t nr_domains;

@@ -13,6 +13,7 @@
 #define PV_CAPABILITY_TRIES	16
 /* more than the area has room for */
 #define PV_CAPABILITY_MOST	(PVIOMMU_CAPABILITY_SIZE / sizeof(struct pviommu_capability_header))
+#define PV_ENDPOINT_FIELD(name)	offsetof(struct pviommu_endpoint_capability, name)
 
 /* Copies the area while the device does not write to it. */
 static int pv_capabilities_copy(struct pv_iommu *pv, void *copy)
@@ -22,12 +23,14 @@ static int pv_capabilities_copy(struct pv_iommu *pv, void *copy)
 	u32 before;
 
 	for (i = 0; i < PV_CAPABILITY_TRIES; i++) {
+		/* the area is read after this ... */
 		before = le32_to_cpu(virt_load_acquire(&area->generation));
 		if (before & 1) {
 			cpu_relax();
 			continue;
 		}
 		memcpy(copy, area, PVIOMMU_CAPABILITY_SIZE);
+		/* ... and before this */
 		virt_rmb();
 		if (le32_to_cpu(READ_ONCE(area->generation)) == before)
 			return 0;
@@ -186,21 +189,14 @@ int pv_endpoint_capability(struct pci_dev *pdev, u32 *instance, u32 *stream)
 	u32 signature;
 
 	for (; pos; pos = pci_find_next_capability(pdev, pos, PCI_CAP_ID_VNDR)) {
-		pci_read_config_byte(pdev, pos + offsetof(struct pviommu_endpoint_capability, length),
-				     &length);
-		pci_read_config_byte(pdev, pos + offsetof(struct pviommu_endpoint_capability, version),
-				     &version);
-		pci_read_config_dword(pdev,
-				      pos + offsetof(struct pviommu_endpoint_capability, signature),
-				      &signature);
+		pci_read_config_byte(pdev, pos + PV_ENDPOINT_FIELD(length), &length);
+		pci_read_config_byte(pdev, pos + PV_ENDPOINT_FIELD(version), &version);
+		pci_read_config_dword(pdev, pos + PV_ENDPOINT_FIELD(signature), &signature);
 		if (length != sizeof(struct pviommu_endpoint_capability) ||
 		    version != PVIOMMU_ABI_VERSION || signature != PVIOMMU_ENDPOINT_SIGNATURE)
 			continue;
-		pci_read_config_dword(pdev,
-				      pos + offsetof(struct pviommu_endpoint_capability, instance),
-				      instance);
-		pci_read_config_dword(pdev, pos + offsetof(struct pviommu_endpoint_capability, stream),
-				      stream);
+		pci_read_config_dword(pdev, pos + PV_ENDPOINT_FIELD(instance), instance);
+		pci_read_config_dword(pdev, pos + PV_ENDPOINT_FIELD(stream), stream);
 		return 0;
 	}
 	return -ENODEV;

@@ -82,6 +82,7 @@ static int events_show(struct seq_file *s, void *unused)
 	struct pv_iommu *pv = s->private;
 	struct pv_event_ring *ring = &pv->events;
 	struct pviommu_event *event;
+	const char *reason;
 	u32 i, count, sbdf;
 
 	spin_lock(&ring->lock);
@@ -89,11 +90,12 @@ static int events_show(struct seq_file *s, void *unused)
 	for (i = ring->logged - count; i != ring->logged; i++) {
 		event = &ring->log[i % PV_EVENT_LOG_ENTRIES];
 		sbdf = le32_to_cpu(event->sbdf);
+		reason = pv_event_reason(le16_to_cpu(event->reason));
 		seq_printf(s, "%u %s %s %u %04x:%02x:%02x.%d %u %#llx\n",
-			   le32_to_cpu(event->sequence), pv_event_reason(le16_to_cpu(event->reason)),
-			   pv_access(event), le32_to_cpu(event->stream), sbdf >> 16,
-			   PCI_BUS_NUM(sbdf), PCI_SLOT(sbdf), PCI_FUNC(sbdf),
-			   le16_to_cpu(event->ctx_no), le64_to_cpu(event->iova));
+			   le32_to_cpu(event->sequence), reason, pv_access(event),
+			   le32_to_cpu(event->stream), sbdf >> 16, PCI_BUS_NUM(sbdf),
+			   PCI_SLOT(sbdf), PCI_FUNC(sbdf), le16_to_cpu(event->ctx_no),
+			   le64_to_cpu(event->iova));
 	}
 	spin_unlock(&ring->lock);
 	return 0;

@@ -34,12 +34,13 @@ static int pv_attach(struct pv_endpoint *ep, struct iommu_domain *domain, u16 ct
 }
 
 #ifdef PV_ATTACH_HAS_OLD
-#define PV_OLD_DOMAIN , struct iommu_domain *old
+#define PV_ATTACH_PARAMETERS \
+	struct iommu_domain *domain, struct device *dev, struct iommu_domain *old
 #else
-#define PV_OLD_DOMAIN
+#define PV_ATTACH_PARAMETERS	struct iommu_domain *domain, struct device *dev
 #endif
 
-static int pv_identity_attach(struct iommu_domain *domain, struct device *dev PV_OLD_DOMAIN)
+static int pv_identity_attach(PV_ATTACH_PARAMETERS)
 {
 	struct pv_endpoint *ep = dev_iommu_priv_get(dev);
 
@@ -49,14 +50,14 @@ static int pv_identity_attach(struct iommu_domain *domain, struct device *dev PV
 	return pv_attach(ep, domain, PVIOMMU_DEFAULT_CONTEXT);
 }
 
-static int pv_blocked_attach(struct iommu_domain *domain, struct device *dev PV_OLD_DOMAIN)
+static int pv_blocked_attach(PV_ATTACH_PARAMETERS)
 {
 	struct pv_endpoint *ep = dev_iommu_priv_get(dev);
 
 	return pv_attach(ep, domain, ep->pv->blocked_ctx);
 }
 
-static int pv_domain_attach(struct iommu_domain *domain, struct device *dev PV_OLD_DOMAIN)
+static int pv_domain_attach(PV_ATTACH_PARAMETERS)
 {
 	struct pv_endpoint *ep = dev_iommu_priv_get(dev);
 	struct pv_domain *own = to_pv_domain(domain);
@@ -112,9 +113,11 @@ static size_t pv_domain_unmap(struct iommu_domain *domain, unsigned long iova, s
 		ret = pv_op_unmap(own->pv, own->ctx, dfn, chunk, &done);
 		pv_table_clear(&own->table, dfn, done);
 		if (done != chunk) {
-			dev_err_ratelimited(pv_dev(own->pv),
-					    "unmap ctx %u dfn %#llx+%u: the device unmapped %u: %pe\n",
-					    own->ctx, dfn, chunk, done, ERR_PTR(ret));
+			/* that the device was given up is logged already */
+			if (ret != -EIO)
+				dev_err_ratelimited(pv_dev(own->pv),
+						    "unmap ctx %u dfn %#llx+%u: unmapped %u: %pe\n",
+						    own->ctx, dfn, chunk, done, ERR_PTR(ret));
 			ret = ret ?: -EIO;
 		}
 		unmapped += (size_t)done << PVIOMMU_PAGE_SHIFT;
@@ -140,7 +143,8 @@ static void pv_domain_free(struct iommu_domain *domain)
 	int ret = pv_op_free_context(own->pv, own->ctx);
 
 	if (ret)
-		dev_err(pv_dev(own->pv), "free of context %u failed: %pe\n", own->ctx, ERR_PTR(ret));
+		dev_err(pv_dev(own->pv), "free of context %u failed: %pe\n", own->ctx,
+			ERR_PTR(ret));
 	pv_table_free(&own->table);
 	atomic_dec(&own->pv->nr_domains);
 	kfree(own);

@@ -85,7 +85,8 @@ static void pv_event_log(struct pv_iommu *pv, const struct pviommu_event *event)
 	spin_unlock(&ring->lock);
 	ring->sequence = sequence + 1;
 	if (missing)
-		dev_warn_ratelimited(pv_dev(pv), "%u events lost before event %u\n", missing, sequence);
+		dev_warn_ratelimited(pv_dev(pv), "%u events lost before event %u\n", missing,
+				     sequence);
 	wake_up_all(&ring->wait);
 }
 
@@ -109,6 +110,7 @@ static void pv_events_drain(struct pv_iommu *pv, u32 producer)
 
 static u32 pv_events_producer(struct pv_event_ring *ring)
 {
+	/* Pairs with the device, which writes a record before it moves the index past it. */
 	return le32_to_cpu(virt_load_acquire(&ring->device->producer));
 }
 
@@ -120,8 +122,8 @@ irqreturn_t pv_events_interrupt(int irq, void *data)
 
 	do {
 		if (producer - ring->consumer > PVIOMMU_EVENT_ENTRIES) {
-			dev_err_ratelimited(pv_dev(pv), "impossible event index %u after %u\n", producer,
-					    ring->consumer);
+			dev_err_ratelimited(pv_dev(pv), "impossible event index %u after %u\n",
+					    producer, ring->consumer);
 			return IRQ_HANDLED;
 		}
 		pv_events_drain(pv, producer);

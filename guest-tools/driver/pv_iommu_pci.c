@@ -269,11 +269,24 @@ err_free:
 	return ret;
 }
 
+/* With the last endpoint go its domain and the tables of that. */
+static void pv_count_leaks(struct pv_iommu *pv)
+{
+	int endpoints = atomic_read(&pv->nr_endpoints);
+	int domains = atomic_read(&pv->nr_domains);
+	int tables = atomic_read(&pv->nr_tables);
+
+	if (endpoints || domains || tables)
+		dev_err(pv_dev(pv), "leak: %d endpoints, %d domains, %d table pages\n", endpoints,
+			domains, tables);
+}
+
 static void pv_remove(struct pci_dev *pdev)
 {
 	struct pv_iommu *pv = pci_get_drvdata(pdev);
 
 	iommu_device_unregister(&pv->iommu);
+	pv_count_leaks(pv);
 	iommu_device_sysfs_remove(&pv->iommu);
 	pv_iommu_unlist(pv);
 	wait_event(pv->idle, pv_iommu_unused(pv));
@@ -296,6 +309,7 @@ static const struct pci_device_id pv_ids[] = {
 	},
 	{}
 };
+
 #ifndef PV_IOMMU_FLOOR
 MODULE_DEVICE_TABLE(pci, pv_ids);
 #endif

@@ -26,4 +26,5 @@ const struct pv_iommu_raw_ops pv_iommu_raw_ops = {
 	.event_position = pv_event_position,
 	.next_event = pv_next_event,
 };
+
 PV_EXPORT(pv_iommu_raw_ops, PV_IOMMU);

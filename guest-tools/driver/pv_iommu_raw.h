@@ -46,6 +46,7 @@ struct pv_command {
 		u8 bytes[PVIOMMU_PAYLOAD_SIZE];
 	} op;
 };
+
 static_assert(sizeof(struct pv_command) == PVIOMMU_SLOT_SIZE);
 
 /**

@@ -106,10 +106,11 @@ static int pv_ring_push(struct pv_iommu *pv, struct pv_command *command, bool po
 	ring->slots[place] = *command;
 	if (!posted)
 		__set_bit(place, ring->busy);
+	/* The slot is there before the index says so. */
 	virt_store_release(&ring->guest->producer, cpu_to_le32(*index + 1));
 	spin_unlock_irqrestore(&ring->lock, flags);
 
-	/* The device publishes its event index, then looks at producer: the mirror image of this. */
+	/* The device publishes its event index, then looks at producer: one of both sees it. */
 	virt_mb();
 	event = le32_to_cpu(READ_ONCE(ring->device->doorbell_event));
 	if (pv_index_passed(event, *index + 1, *index))

@@ -40,7 +40,8 @@ static void pv_table_drop(struct pv_table *table, u64 *page)
 
 int pv_table_init(struct pv_table *table, unsigned int aperture_bits, atomic_t *pages)
 {
-	table->levels = max(1, DIV_ROUND_UP((int)aperture_bits - PVIOMMU_PAGE_SHIFT, PV_LEVEL_BITS));
+	/* apertures of a page or less were refused */
+	table->levels = DIV_ROUND_UP(aperture_bits - PVIOMMU_PAGE_SHIFT, PV_LEVEL_BITS);
 	table->pages = pages;
 	table->root = pv_table_page(table, GFP_KERNEL);
 	return table->root ? 0 : -ENOMEM;

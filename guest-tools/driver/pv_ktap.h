@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
  * Tests in a module that report KTAP through debugfs, for kernels without KUnit: writing to the
- * file "run" runs all cases, reading "ktap" gives the report of the last run.
+ * file "run" runs all cases, writing "quick" a few of them, reading "ktap" gives the last report.
  */
 #ifndef _PV_KTAP_H
 #define _PV_KTAP_H
@@ -21,15 +21,17 @@
  * @lock: one run at a time, and no reader meanwhile
  * @text: the report
  * @length: its length; what does not fit is cut off, which a missing result line shows
+ * @quick: whether only a few cases are asked for
  * @failed: whether the current case has failed
  * @failures: cases that failed
  * @run: runs all cases into this report
  * @context: handed to @run
  */
 struct pv_ktap {
-	struct mutex lock;
+	struct mutex lock;	/* one run */
 	char *text;
 	size_t length;
+	bool quick;
 	bool failed;
 	unsigned int failures;
 	int (*run)(struct pv_ktap *ktap);
@@ -74,13 +76,13 @@ bool pv_ktap_expect_eq(struct pv_ktap *ktap, const char *what, s64 got, s64 want
 {
 	if (got == want)
 		return true;
-	pv_ktap_print(ktap, "# line %d: %s is %lld (%#llx), expected %lld (%#llx)\n", line, what, got,
-		      got, want, want);
+	pv_ktap_print(ktap, "# line %d: %s is %lld (%#llx), expected %lld (%#llx)\n", line, what,
+		      got, got, want, want);
 	ktap->failed = true;
 	return false;
 }
 
-/* Both are true when the expectation holds, so that a test can end where going on makes no sense. */
+/* Both are true when the expectation holds, so that a test can end early when it does not. */
 #define PV_EXPECT(ktap, condition) pv_ktap_expect(ktap, condition, #condition, __LINE__)
 #define PV_EXPECT_EQ(ktap, got, want) \
 	pv_ktap_expect_eq(ktap, #got, (s64)(got), (s64)(want), __LINE__)
@@ -105,9 +107,13 @@ static ssize_t pv_ktap_run_write(struct file *file, const char __user *data, siz
 				 loff_t *pos)
 {
 	struct pv_ktap *ktap = file->private_data;
+	char first;
 	int ret;
 
+	if (!size || get_user(first, data))
+		return -EFAULT;
 	mutex_lock(&ktap->lock);
+	ktap->quick = first == 'q';
 	ktap->length = 0;
 	ktap->failures = 0;
 	ret = ktap->run(ktap);

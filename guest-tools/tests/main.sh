@@ -1,12 +1,42 @@
 #!/bin/sh
-echo KTAP version 1
-echo 1..1
-M=/lib/modules-lab
-insmod $M/pv_iommu.ko
-insmod $M/pv_dmatest.ko
-dmesg | tail -30 >&2
-for d in /sys/kernel/debug/pv_iommu/*/; do head -50 $d/* >&2; done
-cat /sys/kernel/iommu_groups/*/reserved_regions /sys/kernel/iommu_groups/*/type >&2
-for d in /sys/kernel/debug/pv_dmatest/*/; do echo 1 > $d/run; cat $d/ktap >&2; done
-dmesg | tail -30 >&2
-echo ok 1 x
+# SPDX-License-Identifier: MIT
+#
+# The tests of the guest. Standard output is a KTAP report and nothing else; notes go to standard error.
+
+cd "$(dirname "$0")" || exit 1
+. ./lib.sh
+. ./devices.sh
+. ./setup.sh
+. ./traces.sh
+. ./lifecycle.sh
+
+iommu=$(functions "$iommu_id" | head -n 1)
+engines=$(functions "$engine_id")
+
+# set-up, operations and DMA API, traces, life cycle
+plan $((9 + 1 + $(echo "$engines" | wc -l) + 3 + 7))
+
+check "the modules load" load_modules
+check "pv_iommu binds to the PV-IOMMU" same "$(driver_of "$iommu")" pv_iommu
+check "the IOMMU core lists it" test -d "/sys/class/iommu/pv_iommu-$iommu"
+check "its capabilities are those of the server" compare_capabilities
+check "every engine has a driver" engines_have_driver
+check "every engine has a group of its own" engines_have_groups
+check "the groups are of type DMA" groups_are_dma
+check "the groups list the MSI window as reserved and nothing else" groups_list_msi_window
+check "functions that are not behind it have no group" others_have_no_group
+
+trace_faults
+# first, because its DMA stays within pages of its own even where the IOMMU lets too much pass
+run_ktap "$debugfs/pv_iommu_test"
+subtest "operations of the PV-IOMMU" "$report"
+for engine in $engines; do
+	run_ktap "$debugfs/pv_dmatest/$engine"
+	subtest "DMA API of $engine" "$report"
+done
+check "the io_page_fault tracepoint has recorded the faults" trace_has_faults
+check "the event log has the faults" event_log_has_faults
+check "events and completions came by interrupt" interrupts_came
+
+lifecycle_tests
+finish

@@ -38,17 +38,6 @@ def test_a_file_is_read_up_to_its_end() -> None:
     os.close(fd)
 
 
-def test_blocks_tell_whether_a_file_holds_data() -> None:
-    fd = os.memfd_create("file", os.MFD_CLOEXEC)
-    os.ftruncate(fd, 1 << 20)
-    assert LiveInputs.blocks(fd) == 0
-
-    os.pwrite(fd, b"x", 0)
-
-    assert LiveInputs.blocks(fd) > 0
-    os.close(fd)
-
-
 def test_a_socket_gives_bytes_and_descriptors_and_then_its_end() -> None:
     ours, theirs = socket.socketpair()
     reading, writing = os.pipe()

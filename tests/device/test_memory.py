@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import logging
+import mmap
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -295,13 +296,22 @@ def test_every_change_of_ram_is_told_and_no_other(file: int) -> None:
     assert seen == [[(0, PAGE - 1)], []]
 
 
-def test_a_file_without_data_is_not_used_by_the_guest(memory: GuestMemory, file: int) -> None:
+def test_memory_of_zeros_is_not_used_by_the_guest(memory: GuestMemory, file: int) -> None:
     memory.map(mapping(0, PAGE, file))
     assert not memory.is_used_by_guest()
 
-    os.pwrite(file, b"guest", 8 * PAGE)
+    os.pwrite(file, b"guest", 100)
 
     assert memory.is_used_by_guest()
+
+
+def test_a_private_copy_leaves_zeros_even_where_it_was_read(memory: GuestMemory, file: int) -> None:
+    memory.map(mapping(0, PAGE, file))
+    with mmap.mmap(file, PAGE, mmap.MAP_PRIVATE) as private:
+        private[0] = private[100] + 1
+
+        assert os.fstat(file).st_blocks > 0
+        assert not memory.is_used_by_guest()
 
 
 # -- access ------------------------------------------------------------------------------------------------------------

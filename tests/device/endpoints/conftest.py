@@ -41,7 +41,7 @@ class Guest:
         self.ram = os.memfd_create("ram", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(self.ram, RAM_SIZE)
         fcntl.fcntl(self.ram, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
-        self.poke(RAM_SIZE - PAGE, b"firmware")  # memory without data is taken for memory that is not shared
+        self.poke((1 << 20) - PAGE, b"firmware")  # low memory of zeros is taken for memory that is not shared
         self.give_memory(self.iommu)
         self.context = self.iommu.engine.alloc_context().context or 0
         self.endpoints: list[Endpoint] = []

@@ -1,0 +1,308 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/* Tests of the PV-IOMMU: contexts, who is in them, and what runs out. */
+
+#define pr_fmt(fmt) "pv_iommu_test: " fmt
+
+#include "pv_iommu_test.h"
+
+#define PVT_TABLE_PAGES		512	/* pages below one table of the lowest level */
+#define PVT_GIB_PAGES		(PVT_TABLE_PAGES * 512)
+#define PVT_POOL_REST		4
+
+static void pvt_ids_lowest_free(struct pv_ktap *ktap, struct pvt *t, u16 ctx)
+{
+	u16 ids[2] = {}, again = 0;
+	unsigned int i;
+
+	for (i = 0; i < ARRAY_SIZE(ids); i++)
+		PV_EXPECT_EQ(ktap, pvt_alloc(t, 0, &ids[i]), 0);
+	PV_EXPECT(ktap, ids[0] && ids[0] < ids[1]);
+	PV_EXPECT_EQ(ktap, pvt_free(t, ids[0], 0), 0);
+	PV_EXPECT_EQ(ktap, pvt_alloc(t, 0, &again), 0);
+	PV_EXPECT_EQ(ktap, again, ids[0]);
+	for (i = 0; i < ARRAY_SIZE(ids); i++)
+		PV_EXPECT_EQ(ktap, pvt_free(t, ids[i], 0), 0);
+}
+
+static void pvt_free_nothing(struct pv_ktap *ktap, struct pvt *t, u16 ctx)
+{
+	u16 id = 0;
+
+	PV_EXPECT_EQ(ktap, pvt_free(t, PVIOMMU_DEFAULT_CONTEXT, 0), -EINVAL);
+	PV_EXPECT_EQ(ktap, pvt_free(t, PVT_NO_CONTEXT, 0), -ENOENT);
+	PV_EXPECT_EQ(ktap, pvt_alloc(t, 0, &id), 0);
+	PV_EXPECT_EQ(ktap, pvt_free(t, id, 0), 0);
+	PV_EXPECT_EQ(ktap, pvt_free(t, id, 0), -ENOENT);
+}
+
+static void pvt_contexts_run_out(struct pv_ktap *ktap, struct pvt *t, u16 ctx)
+{
+	unsigned int free, count = 0;
+	struct pv_usage usage;
+	u16 *ids, id;
+	int ret;
+
+	if (!PV_EXPECT_EQ(ktap, pv_iommu_raw_ops.usage(t->pv, &usage), 0))
+		return;
+	free = t->caps->max_contexts - usage.contexts;
+	ids = kcalloc(free + 1, sizeof(*ids), GFP_KERNEL);
+	if (!PV_EXPECT(ktap, ids))
+		return;
+	do {
+		id = PVT_NO_CONTEXT;
+		ret = pvt_alloc(t, 0, &id);
+		if (!ret)
+			ids[count++] = id;
+	} while (!ret && count <= free);
+	PV_EXPECT_EQ(ktap, ret, -ENOSPC);
+	PV_EXPECT_EQ(ktap, id, PVT_NO_CONTEXT);
+	PV_EXPECT_EQ(ktap, count, free);
+	while (count)
+		PV_EXPECT_EQ(ktap, pvt_free(t, ids[--count], 0), 0);
+	if (PV_EXPECT_EQ(ktap, pvt_alloc(t, 0, &id), 0))
+		PV_EXPECT_EQ(ktap, pvt_free(t, id, 0), 0);
+	kfree(ids);
+}
+
+static void pvt_two_contexts(struct pv_ktap *ktap, struct pvt *t, u16 ctx)
+{
+	u16 other = 0;
+	u32 done;
+
+	if (!PV_EXPECT(ktap, t->engine[1]) || !PV_EXPECT_EQ(ktap, pvt_alloc(t, 0, &other), 0))
+		return;
+	PV_EXPECT_EQ(ktap, pvt_map(t, ctx, PVT_DFN, t->gfn, 1, PVT_RW, &done), 0);
+	PV_EXPECT_EQ(ktap, pvt_map(t, other, PVT_DFN, t->gfn + 1, 1, PVT_RW, &done), 0);
+	PV_EXPECT_EQ(ktap, pvt_reattach(t, t->sbdf[1], other), 0);
+	pvt_expect_fill(ktap, t, 0, pvt_iova(PVT_DFN), PAGE_SIZE, 0x21);
+	pvt_expect_fill(ktap, t, 1, pvt_iova(PVT_DFN), PAGE_SIZE, 0x22);
+	PV_EXPECT(ktap, pvt_holds(pvt_page(t, 0), 0x21, PAGE_SIZE));
+	PV_EXPECT(ktap, pvt_holds(pvt_page(t, 1), 0x22, PAGE_SIZE));
+	PV_EXPECT_EQ(ktap, pvt_reattach(t, t->sbdf[1], t->home[1]), 0);
+	PV_EXPECT_EQ(ktap, pvt_free(t, other, 0), 0);
+}
+
+static void pvt_one_context(struct pv_ktap *ktap, struct pvt *t, u16 ctx)
+{
+	struct pvdt_request request = pvt_fill(pvt_iova(PVT_DFN), 8, 0x25);
+	u32 done;
+
+	if (!PV_EXPECT(ktap, t->engine[1]))
+		return;
+	PV_EXPECT_EQ(ktap, pvt_reattach(t, t->sbdf[1], ctx), 0);
+	PV_EXPECT_EQ(ktap, pvt_map(t, ctx, PVT_DFN, t->gfn, 1, PVT_RW, &done), 0);
+	pvt_expect_fill(ktap, t, 0, pvt_iova(PVT_DFN), 16, 0x23);
+	pvt_expect_fill(ktap, t, 1, pvt_iova(PVT_DFN) + 16, 16, 0x24);
+	PV_EXPECT(ktap, pvt_holds(pvt_page(t, 0), 0x23, 16));
+	PV_EXPECT(ktap, pvt_holds(pvt_page(t, 0) + 16, 0x24, 16));
+	PV_EXPECT_EQ(ktap, pvt_unmap(t, ctx, PVT_DFN, 1, &done), 0);
+	pvt_expect_fault(ktap, t, 1, &request, pvt_iova(PVT_DFN), PVIOMMU_EVENT_NOT_MAPPED,
+			 PVIOMMU_ACCESS_WRITE, ctx);
+	request = pvt_fill(pvt_iova(PVT_DFN), 8, 0x25);
+	pvt_expect_fault(ktap, t, 0, &request, pvt_iova(PVT_DFN), PVIOMMU_EVENT_NOT_MAPPED,
+			 PVIOMMU_ACCESS_WRITE, ctx);
+	PV_EXPECT_EQ(ktap, pvt_reattach(t, t->sbdf[1], t->home[1]), 0);
+}
+
+static void pvt_reattach_at_once(struct pv_ktap *ktap, struct pvt *t, u16 ctx)
+{
+	u16 other = 0;
+	u32 done;
+
+	if (!PV_EXPECT_EQ(ktap, pvt_alloc(t, 0, &other), 0))
+		return;
+	PV_EXPECT_EQ(ktap, pvt_map(t, ctx, PVT_DFN, t->gfn, 1, PVT_RW, &done), 0);
+	PV_EXPECT_EQ(ktap, pvt_map(t, other, PVT_DFN, t->gfn + 1, 1, PVT_RW, &done), 0);
+	pvt_expect_fill(ktap, t, 0, pvt_iova(PVT_DFN), PAGE_SIZE, 0x31);
+	PV_EXPECT_EQ(ktap, pvt_reattach(t, t->sbdf[0], other), 0);
+	pvt_expect_fill(ktap, t, 0, pvt_iova(PVT_DFN), PAGE_SIZE, 0x32);
+	PV_EXPECT(ktap, pvt_holds(pvt_page(t, 0), 0x31, PAGE_SIZE));
+	PV_EXPECT(ktap, pvt_holds(pvt_page(t, 1), 0x32, PAGE_SIZE));
+	PV_EXPECT_EQ(ktap, pvt_reattach(t, t->sbdf[0], ctx), 0);
+	PV_EXPECT_EQ(ktap, pvt_free(t, other, 0), 0);
+}
+
+static void pvt_reattach_refused(struct pv_ktap *ktap, struct pvt *t, u16 ctx)
+{
+	u32 done, stream;
+	u16 found;
+
+	PV_EXPECT_EQ(ktap, pvt_map(t, ctx, PVT_DFN, t->gfn, 1, PVT_RW, &done), 0);
+	PV_EXPECT_EQ(ktap, pvt_reattach(t, PVT_NO_SBDF, ctx), -ENOENT);
+	PV_EXPECT_EQ(ktap, pvt_reattach(t, t->sbdf[0], PVT_NO_CONTEXT), -ENOENT);
+	PV_EXPECT_EQ(ktap, pvt_endpoint(t, t->sbdf[0], &stream, &found), 0);
+	PV_EXPECT_EQ(ktap, stream, t->stream[0]);
+	PV_EXPECT_EQ(ktap, found, ctx);
+	pvt_expect_fill(ktap, t, 0, pvt_iova(PVT_DFN), PAGE_SIZE, 0x33);
+	PV_EXPECT(ktap, pvt_holds(pvt_page(t, 0), 0x33, PAGE_SIZE));
+}
+
+static void pvt_free_busy(struct pv_ktap *ktap, struct pvt *t, u16 ctx)
+{
+	u32 done;
+
+	PV_EXPECT_EQ(ktap, pvt_map(t, ctx, PVT_DFN, t->gfn, 1, PVT_RW, &done), 0);
+	PV_EXPECT_EQ(ktap, pvt_free(t, ctx, 0), -EBUSY);
+	pvt_expect_mapped(ktap, t, ctx, PVT_DFN, t->gfn, 1);
+	pvt_expect_fill(ktap, t, 0, pvt_iova(PVT_DFN), PAGE_SIZE, 0x34);
+	PV_EXPECT(ktap, pvt_holds(pvt_page(t, 0), 0x34, PAGE_SIZE));
+}
+
+static void pvt_free_to_default(struct pv_ktap *ktap, struct pvt *t, u16 ctx)
+{
+	u16 other = 0, found;
+	u32 done, stream;
+
+	if (!PV_EXPECT_EQ(ktap, pvt_alloc(t, 0, &other), 0))
+		return;
+	PV_EXPECT_EQ(ktap, pvt_map(t, other, PVT_DFN, t->gfn, 1, PVT_RW, &done), 0);
+	PV_EXPECT_EQ(ktap, pvt_reattach(t, t->sbdf[0], other), 0);
+	PV_EXPECT_EQ(ktap, pvt_free(t, other, PVIOMMU_FREE_REATTACH_DEFAULT), 0);
+	PV_EXPECT_EQ(ktap, pvt_endpoint(t, t->sbdf[0], &stream, &found), 0);
+	PV_EXPECT_EQ(ktap, found, PVIOMMU_DEFAULT_CONTEXT);
+	PV_EXPECT_EQ(ktap, pvt_free(t, other, 0), -ENOENT);
+	if (!t->caps->identity_default)
+		return;
+	/* the default context is the identity: the frame is the address */
+	pvt_expect_fill(ktap, t, 0, pvt_iova(t->gfn + 1), PAGE_SIZE, 0x35);
+	PV_EXPECT(ktap, pvt_holds(pvt_page(t, 0), PVT_GUARD, PAGE_SIZE));
+	PV_EXPECT(ktap, pvt_holds(pvt_page(t, 1), 0x35, PAGE_SIZE));
+}
+
+static void pvt_clone(struct pv_ktap *ktap, struct pvt *t, u16 ctx)
+{
+	struct pvdt_request request = pvt_fill(pvt_iova(t->gfn), 8, 0x37);
+	u16 clone = 0;
+	u32 done;
+
+	if (!PV_EXPECT_EQ(ktap, pvt_alloc(t, PVIOMMU_CREATE_CLONE, &clone), 0))
+		return;
+	pvt_expect_mapped(ktap, t, clone, t->gfn, t->gfn, PVT_PAGES);
+	PV_EXPECT_EQ(ktap, pvt_reattach(t, t->sbdf[0], clone), 0);
+	pvt_expect_fill(ktap, t, 0, pvt_iova(t->gfn), PVT_PAGES * PAGE_SIZE, 0x36);
+	PV_EXPECT(ktap, pvt_holds(t->memory, 0x36, PVT_PAGES * PAGE_SIZE));
+	/* and it is a context like any other: it can be edited */
+	PV_EXPECT_EQ(ktap, pvt_unmap(t, clone, t->gfn, 1, &done), 0);
+	pvt_expect_fault(ktap, t, 0, &request, pvt_iova(t->gfn), PVIOMMU_EVENT_NOT_MAPPED,
+			 PVIOMMU_ACCESS_WRITE, clone);
+	pvt_expect_fill(ktap, t, 0, pvt_iova(t->gfn + 1), PAGE_SIZE, 0x38);
+	PV_EXPECT_EQ(ktap, pvt_reattach(t, t->sbdf[0], ctx), 0);
+	PV_EXPECT_EQ(ktap, pvt_free(t, clone, 0), 0);
+}
+
+/* A frame with as many pages of memory behind it, or 0. */
+static u64 pvt_ram_of(struct pvt *t, u64 pages)
+{
+	unsigned int i;
+	u64 gfn;
+
+	for (i = 0; i < t->caps->nr_ram; i++) {
+		gfn = (t->caps->ram[i].start >> PVIOMMU_PAGE_SHIFT) + 1;
+		if (gfn + pages <= t->caps->ram[i].last >> PVIOMMU_PAGE_SHIFT)
+			return gfn;
+	}
+	return 0;
+}
+
+static int pvt_pool_left(struct pvt *t, u32 *left)
+{
+	struct pv_usage usage;
+	int ret = pv_iommu_raw_ops.usage(t->pv, &usage);
+
+	*left = usage.pool_total - usage.pool_used;
+	return ret;
+}
+
+/* Maps in as few calls as max_nr_pages allows; @mapped counts all of them. */
+static int pvt_map_many(struct pvt *t, u16 ctx, u64 dfn, u64 gfn, u32 nr_pages, u32 *mapped)
+{
+	u32 chunk, done;
+	int ret = 0;
+
+	for (*mapped = 0; *mapped < nr_pages && !ret; *mapped += done) {
+		chunk = min(nr_pages - *mapped, t->caps->max_nr_pages);
+		ret = pvt_map(t, ctx, dfn + *mapped, gfn + *mapped, chunk, PVT_RW, &done);
+	}
+	return ret;
+}
+
+static int pvt_unmap_all(struct pvt *t, u16 ctx, u64 dfn, u32 nr_pages)
+{
+	u32 chunk, done;
+	int ret = 0;
+
+	for (; nr_pages && !ret; nr_pages -= done, dfn += done) {
+		chunk = min(nr_pages, t->caps->max_nr_pages);
+		ret = pvt_unmap(t, ctx, dfn, chunk, &done);
+	}
+	return ret;
+}
+
+/*
+ * Pages that are 2 MiB apart cost a table each. When few tables are left, one map over several of
+ * them ends with exactly those it had tables for.
+ */
+static void pvt_pool_runs_out(struct pv_ktap *ktap, struct pvt *t, u16 ctx)
+{
+	u64 gfn = pvt_ram_of(t, (PVT_POOL_REST + 1) * PVT_TABLE_PAGES);
+	u32 done, left, tables;
+	u64 dfn = PVT_GIB_PAGES;
+	int ret;
+
+	if (!PV_EXPECT(ktap, gfn) || !PV_EXPECT_EQ(ktap, pvt_pool_left(t, &left), 0))
+		return;
+	while (left > PVT_POOL_REST) {
+		if (!PV_EXPECT_EQ(ktap, pvt_map(t, ctx, dfn, t->gfn, 1, PVT_RW, &done), 0))
+			return;
+		/* the first page of a GiB costs the table above as well */
+		left -= dfn % PVT_GIB_PAGES ? 1 : 2;
+		dfn += PVT_TABLE_PAGES;
+		if (pvt_iova(dfn) == SZ_2G + SZ_1G)	/* the GiB with the reserved window */
+			dfn += PVT_GIB_PAGES;
+	}
+	PV_EXPECT_EQ(ktap, pvt_pool_left(t, &tables), 0);
+	PV_EXPECT_EQ(ktap, tables, left);
+	dfn = round_up(dfn, PVT_GIB_PAGES);
+	tables = left - 1;
+	ret = pvt_map_many(t, ctx, dfn, gfn, (tables + 1) * PVT_TABLE_PAGES, &done);
+	PV_EXPECT_EQ(ktap, ret, -ENOMEM);
+	PV_EXPECT_EQ(ktap, done, tables * PVT_TABLE_PAGES);
+	pvt_expect_mapped(ktap, t, ctx, dfn + done - 1, gfn + done - 1, 1);
+	pvt_expect_nothing(ktap, t, ctx, dfn + done, 1);
+	PV_EXPECT_EQ(ktap, pvt_unmap_all(t, ctx, dfn, done), 0);
+	PV_EXPECT_EQ(ktap, pvt_map(t, ctx, dfn, gfn, 1, PVT_RW, &done), 0);
+}
+
+static void pvt_bindings(struct pv_ktap *ktap, struct pvt *t, u16 ctx)
+{
+	struct pv_command unknown = pvt_own(PVIOMMU_OWN_BIND, PVT_NO_SBDF, 0xfffffff0);
+	struct pv_command taken = pvt_own(PVIOMMU_OWN_BIND, PVT_NO_SBDF, t->stream[0]);
+	struct pv_command elsewhere = pvt_own(PVIOMMU_OWN_BIND, t->sbdf[0], t->stream[1]);
+	struct pv_command same = pvt_own(PVIOMMU_OWN_BIND, t->sbdf[0], t->stream[0]);
+	struct pv_command unbind = pvt_own(PVIOMMU_OWN_UNBIND, PVT_NO_SBDF, 0);
+	struct pv_command query = pvt_own(PVIOMMU_OWN_QUERY_ENDPOINT, PVT_NO_SBDF, 0);
+
+	PV_EXPECT_EQ(ktap, pvt_submit(t, &unknown), -ENODEV);
+	PV_EXPECT_EQ(ktap, pvt_submit(t, &taken), -EEXIST);
+	PV_EXPECT_EQ(ktap, pvt_submit(t, &elsewhere), -EEXIST);
+	PV_EXPECT_EQ(ktap, pvt_submit(t, &same), 0);
+	PV_EXPECT_EQ(ktap, pvt_submit(t, &unbind), -ENOENT);
+	PV_EXPECT_EQ(ktap, pvt_submit(t, &query), -ENOENT);
+}
+
+const struct pv_ktap_case pvt_context_cases[] = {
+	PVT_CONTEXT("context ids are the lowest free ones", pvt_ids_lowest_free),
+	PVT_CONTEXT("free of context 0, of none and twice is refused", pvt_free_nothing),
+	PVT_CONTEXT("contexts run out with ENOSPC and come back", pvt_contexts_run_out),
+	PVT_ATTACHED("two contexts lead one address to different pages", pvt_two_contexts),
+	PVT_ATTACHED("two engines share a context, its maps and its unmaps", pvt_one_context),
+	PVT_ATTACHED("reattach moves the engine at once", pvt_reattach_at_once),
+	PVT_ATTACHED("a refused reattach leaves the engine where it is", pvt_reattach_refused),
+	PVT_ATTACHED("free with an engine attached is EBUSY and changes nothing", pvt_free_busy),
+	PVT_ATTACHED("free with the flag moves the engine to context 0", pvt_free_to_default),
+	PVT_ATTACHED("a clone maps all guest memory 1:1", pvt_clone),
+	PVT_CONTEXT("the pool runs out with ENOMEM behind the exact prefix", pvt_pool_runs_out),
+	PVT_CONTEXT("wrong bindings are refused", pvt_bindings),
+};
+
+const unsigned int pvt_nr_context_cases = ARRAY_SIZE(pvt_context_cases);

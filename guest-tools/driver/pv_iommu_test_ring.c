@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/* Tests of the PV-IOMMU: posted commands, a full ring, waiting by interrupt. */
+
+#define pr_fmt(fmt) "pv_iommu_test: " fmt
+
+#include "pv_iommu_test.h"
+
+#define PVT_POSTED_ROUNDS	200
+
+static int pvt_noop(struct pvt *t, enum pv_wait wait)
+{
+	struct pv_command command = pvt_xen(PVIOMMU_XEN2024_NOOP, 0, 0);
+
+	return pv_iommu_raw_ops.submit(t->pv, &command, wait);
+}
+
+static int pvt_post_map(struct pvt *t, u16 ctx, u64 dfn, unsigned int page)
+{
+	return pvt_post(t, pvt_map_command(ctx, dfn, t->gfn + page, 1, PVT_RW));
+}
+
+static int pvt_post_unmap(struct pvt *t, u16 ctx, u64 dfn)
+{
+	return pvt_post(t, pvt_unmap_command(ctx, dfn, 1));
+}
+
+/* The map of each round, and the unmap of the one before, are posted right before the DMA. */
+static void pvt_posted_map(struct pv_ktap *ktap, struct pvt *t, u16 ctx)
+{
+	unsigned int round, page;
+	u64 dfn, before;
+
+	for (round = 0; round < PVT_POSTED_ROUNDS && !ktap->failed; round++) {
+		dfn = PVT_DFN + round % 2;
+		before = PVT_DFN + !(round % 2);
+		page = round % PVT_PAGES;
+		if (round)
+			PV_EXPECT_EQ(ktap, pvt_post_unmap(t, ctx, before), 0);
+		PV_EXPECT_EQ(ktap, pvt_post_map(t, ctx, dfn, page), 0);
+		if (pvt_expect_fill(ktap, t, 0, pvt_iova(dfn), PAGE_SIZE, round))
+			PV_EXPECT(ktap, pvt_holds(pvt_page(t, page), round, PAGE_SIZE));
+	}
+	if (ktap->failed)
+		pv_ktap_print(ktap, "# in round %u\n", round - 1);
+}
+
+static void pvt_posted_in_order(struct pv_ktap *ktap, struct pvt *t, u16 ctx)
+{
+	unsigned int page;
+
+	PV_EXPECT_EQ(ktap, pvt_post_map(t, ctx, PVT_DFN, 0), 0);
+	for (page = 1; page < PVT_PAGES && !ktap->failed; page++) {
+		PV_EXPECT_EQ(ktap, pvt_post_unmap(t, ctx, PVT_DFN), 0);
+		PV_EXPECT_EQ(ktap, pvt_post_map(t, ctx, PVT_DFN, page), 0);
+	}
+	PV_EXPECT_EQ(ktap, pvt_noop(t, PV_WAIT_BUSY), 0);
+	pvt_expect_mapped(ktap, t, ctx, PVT_DFN, t->gfn + PVT_PAGES - 1, 1);
+}
+
+static void pvt_posted_fails(struct pv_ktap *ktap, struct pvt *t, u16 ctx)
+{
+	struct pv_command command = pvt_map_command(PVT_NO_CONTEXT, PVT_DFN, t->gfn, 1, PVT_RW);
+	u32 position = pv_iommu_raw_ops.event_position(t->pv);
+	struct pviommu_event event;
+
+	PV_EXPECT_EQ(ktap, pv_iommu_raw_ops.submit(t->pv, &command, PV_POSTED), 0);
+	if (!PV_EXPECT_EQ(ktap, pvt_event(t, &position, &event), 0))
+		return;
+	PV_EXPECT_EQ(ktap, le16_to_cpu(event.reason), PVIOMMU_EVENT_POSTED_FAILED);
+	PV_EXPECT_EQ(ktap, (s32)le32_to_cpu(event.result), -EINVAL);
+	PV_EXPECT_EQ(ktap, le32_to_cpu(event.slot), le32_to_cpu(command.slot.sequence));
+}
+
+static void pvt_ring_full(struct pv_ktap *ktap, struct pvt *t, u16 ctx)
+{
+	u32 slots = 2 * pv_iommu_raw_ops.ring_entries(t->pv), i;
+	struct pv_usage usage;
+
+	for (i = 0; i < slots && !ktap->failed; i++)
+		PV_EXPECT_EQ(ktap, pvt_noop(t, PV_POSTED), 0);
+	PV_EXPECT_EQ(ktap, pvt_noop(t, PV_WAIT_BUSY), 0);
+	PV_EXPECT_EQ(ktap, pv_iommu_raw_ops.usage(t->pv, &usage), 0);
+	PV_EXPECT_EQ(ktap, usage.slots_in_flight, 0);
+}
+
+static void pvt_waits(struct pv_ktap *ktap, struct pvt *t, u16 ctx)
+{
+	unsigned int i;
+
+	for (i = 0; i < 8; i++)
+		PV_EXPECT_EQ(ktap, pvt_noop(t, i % 2 ? PV_WAIT_SLEEP : PV_WAIT_BUSY), 0);
+}
+
+const struct pv_ktap_case pvt_ring_cases[] = {
+	PVT_ATTACHED("a posted map is seen by the DMA that follows it", pvt_posted_map),
+	PVT_CONTEXT("posted commands are carried out in order", pvt_posted_in_order),
+	PVT_CONTEXT("a posted command that fails is an event", pvt_posted_fails),
+	PVT_CONTEXT("a full ring makes room", pvt_ring_full),
+	PVT_CONTEXT("waiting works with and without the interrupt", pvt_waits),
+};
+
+const unsigned int pvt_nr_ring_cases = ARRAY_SIZE(pvt_ring_cases);

@@ -1,0 +1,100 @@
+"""A real guest on the IOMMU: the lab's verdict and what it rests on."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from conftest import LabRun
+
+SHOWN = {
+    "driver and capabilities": (
+        "pv_iommu binds to the PV-IOMMU",
+        "its capabilities are those of the server",
+        "the groups list the MSI window as reserved and nothing else",
+    ),
+    "DMA API": (
+        "the groups are of type DMA",
+        "copies 1 byte",
+        "copies 4 MiB",
+        "copies 1 byte between unaligned addresses",
+        "copies across a page boundary",
+        "copies across a 2 MiB boundary of device addresses",
+        "reaches a coherent page",
+        "scattered pages become one run of device addresses",
+        "reaches memory through a device address above 4 GiB",
+        "reaches a guest frame above 4 GiB",
+    ),
+    "isolation": (
+        "DMA to an address never mapped is refused",
+        "DMA to an address unmapped a moment ago is refused",
+        "a write through a read-only mapping is refused",
+        "one unmapped page in the middle refuses the whole request",
+        "DMA to the MSI window is refused",
+    ),
+    "partial results": (
+        "map over a live page keeps it and counts the prefix",
+        "DMA reaches the prefix and the old target",
+        "unmap stops at a hole and counts",
+    ),
+    "contexts": (
+        "two contexts lead one address to different pages",
+        "reattach moves the engine at once",
+        "free with an engine attached is EBUSY and changes nothing",
+        "free with the flag moves the engine to context 0",
+        "contexts run out with ENOSPC and come back",
+    ),
+    "posted": ("a posted map is seen by the DMA that follows it",),
+    "lifecycle": (
+        "rmmod says that pv_iommu is busy",
+        "20 times unbind, unload, load and bind, with DMA each time",
+        "nothing leaked in 20 cycles",
+        "engines work after remove and rescan",
+        "the kernel has nothing to complain about",
+    ),
+}
+
+
+def test_lab_passes(lab_run: LabRun) -> None:
+    assert lab_run.status == 0, f"{lab_run.output}\n--- end of the console\n{lab_run.console[-3000:]}"
+    assert lab_run.results["verdict"] == "passed"
+    assert lab_run.results["tests"]["failed"] == 0
+    assert lab_run.results["tests"]["skipped"] == 0
+
+
+@pytest.mark.parametrize("topic", SHOWN)
+def test_guest_has_shown(lab_run: LabRun, topic: str) -> None:
+    assert set(SHOWN[topic]) <= lab_run.passed
+
+
+def test_server_counts_what_the_guest_did(lab_run: LabRun) -> None:
+    counts = lab_run.results["counts"]
+
+    for op in ("alloc_context", "free_context", "reattach_device", "map_pages", "unmap_pages", "lookup_page", "bind"):
+        assert counts["ops"][op] > 0, op
+    assert counts["pages_mapped"] >= counts["pages_unmapped"] > 0
+    assert counts["dma_bytes"] > 4 << 20
+    assert counts["faults"] > 0
+    assert counts["slots_posted"] > 0
+    assert counts["interrupts"] > 0
+
+
+def test_server_is_left_with_nothing(lab_run: LabRun) -> None:
+    counts = lab_run.results["counts"]
+
+    assert (counts["contexts"], counts["pool_pages_used"]) == (0, 0)
+
+
+def test_server_reported_no_error_and_no_exception(lab_run: LabRun) -> None:
+    records = [json.loads(line) for line in (lab_run.folder / "server.jsonl").read_text().splitlines()]
+
+    assert [record for record in records if record["level"] in ("error", "critical") or "traceback" in record] == []
+
+
+def test_results_are_complete(lab_run: LabRun) -> None:
+    for name in ("results.json", "junit.xml", "console.log", "server.jsonl", "qemu-command.txt"):
+        assert (lab_run.folder / name).stat().st_size > 0, name
+    assert {"pviommu", "python", "qemu", "kernel", "accelerator"} <= lab_run.results["versions"].keys()

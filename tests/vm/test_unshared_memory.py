@@ -1,0 +1,89 @@
+"""Guest memory that the server cannot share is refused in one clear line, by whoever can see it."""
+
+from __future__ import annotations
+
+import io
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pviommu.lab import resources
+from pviommu.lab.image import guest_image
+from pviommu.lab.progress import Progress
+from pviommu.lab.run import Setup, prepare, short_folder
+from pviommu.lab.server import ServerProcess
+from pviommu.lab.vm import VirtualMachine, VmConfig
+
+SCRIPT = """#!/bin/sh
+insmod /lib/modules-lab/pv_iommu.ko
+dmesg
+"""
+
+
+@pytest.fixture(scope="session")
+def setup() -> Setup:
+    """QEMU, kernel and modules."""
+    return prepare(Progress(io.StringIO(), 5))
+
+
+@pytest.fixture
+def sockets(artefacts: Path) -> Iterator[tuple[Path, Path]]:
+    """A running server of one engine: the folder of its sockets, its log."""
+    log = artefacts / "unshared-server.jsonl"
+    topology = resources.qemu_configs() / "one-engine.toml"
+    with short_folder() as folder, ServerProcess(topology, folder, log) as server:
+        server.start()
+        yield folder, log
+        server.stop()
+
+
+def test_qemu_without_a_shared_backend_ends_and_the_server_says_why(setup: Setup, sockets: tuple[Path, Path]) -> None:
+    folder, log = sockets
+    device = f'{{"driver":"vfio-user-pci","socket":{{"type":"unix","path":"{folder}/iommu.sock"}}}}'
+    command = [*setup.toolbox.qemu_command, "-M", "q35", "-m", "256M", "-nodefaults", "-display", "none"]
+
+    done = subprocess.run(
+        [*command, "-device", device],
+        env=dict(setup.toolbox.qemu_environment),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+    assert done.returncode == 1, done.stderr
+    lines = [line for line in log.read_text().splitlines() if '"memory-not-shared"' in line]
+    assert len(lines) == 1
+    assert "guest memory came without file descriptors" in lines[0]
+    assert "share=on" in lines[0]
+
+
+def test_guest_whose_backend_is_private_is_told_by_its_driver(
+    setup: Setup, sockets: tuple[Path, Path], artefacts: Path, tmp_path: Path
+) -> None:
+    folder, log = sockets
+    tools = tmp_path / "guest-tools"
+    shutil.copytree(resources.guest_tools() / "image", tools / "image")
+    (tools / "tests").mkdir()
+    (tools / "tests/main.sh").write_text(SCRIPT)
+    initrd = tmp_path / "initrd"
+    initrd.write_bytes(guest_image(setup.toolbox, tools, setup.modules))
+    config = VmConfig(
+        initrd=initrd,
+        console_log=artefacts / "private-console.log",
+        qemu_log=artefacts / "private-qemu.log",
+        accelerator=setup.accelerator,
+        memory=512 << 20,
+        sockets=[folder / "iommu.sock", folder / "dma0.sock"],
+    )
+    with VirtualMachine(setup.toolbox, config) as machine:
+        machine.command[:] = [word.replace("share=on", "share=off") for word in machine.command]
+        machine.start()
+        report = list(machine.lines(time.monotonic() + 60))
+
+    assert [line for line in report if "guest memory is not shared with the device: share=on is missing" in line]
+    assert '"memory-not-shared"' in log.read_text()
