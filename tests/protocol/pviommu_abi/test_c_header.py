@@ -2,35 +2,58 @@
 
 from __future__ import annotations
 
-import subprocess
+import io
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from pviommu.lab.build import find_sandbox
+from pviommu.lab.processes import run
+from pviommu.lab.progress import Progress
+from pviommu.lab.provision import STEPS, provision
 from pviommu_abi.c_header import c_header, member_docs
 from pviommu_abi.dma_test import DescriptorStatus
 from pviommu_abi.interface import DMA_TEST, INTERFACES, PVIOMMU, Interface
 from pviommu_abi.slots import MapFlags
 
+RunC = Callable[[Interface, list[str]], list[str]]
 
-def run_c(folder: Path, interface: Interface, statements: list[str]) -> list[str]:
-    """The lines that ``statements`` print in a program that includes the header of ``interface``."""
-    (folder / interface.header).write_text(c_header(interface))
-    source = folder / "program.c"
-    body = "\n".join(f"\t{statement}" for statement in statements)
-    source.write_text(
-        f'#include <stddef.h>\n#include <stdio.h>\n#include "{interface.header}"\n'
-        f"int main(void)\n{{\n{body}\n\treturn 0;\n}}\n"
-    )
-    program = folder / "program"
-    subprocess.run(
-        ["cc", "-std=c11", "-Wall", "-Wextra", "-Werror", "-o", str(program), str(source)], check=True, text=True
-    )
-    return subprocess.run([str(program)], check=True, capture_output=True, text=True).stdout.splitlines()
+
+@pytest.fixture(scope="session")
+def run_c() -> Iterator[RunC]:
+    """The lines that statements print in a C program that includes the header of an interface.
+
+    The compiler is the one that builds the guest's modules, so the host needs none.
+    """
+    toolbox = provision(Progress(io.StringIO(), STEPS))
+    sandbox = find_sandbox(toolbox.root)
+    folder = Path(tempfile.mkdtemp(dir=toolbox.root / "build"))
+    inside = f"/{folder.relative_to(toolbox.root)}"
+
+    def compile_and_run(interface: Interface, statements: list[str]) -> list[str]:
+        for each in INTERFACES:
+            (folder / each.header).write_text(c_header(each))
+        body = "\n".join(f"\t{statement}" for statement in statements)
+        (folder / "program.c").write_text(
+            f'#include <stddef.h>\n#include <stdio.h>\n#include "{interface.header}"\n'
+            f"int main(void)\n{{\n{body}\n\treturn 0;\n}}\n"
+        )
+        options = ["-std=c11", "-Wall", "-Wextra", "-Werror", "-o", f"{inside}/program", f"{inside}/program.c"]
+        compiled = run(sandbox.command(toolbox.root, ["gcc", *options]))
+        assert compiled.status == 0, compiled.output
+        finished = run(sandbox.command(toolbox.root, [f"{inside}/program"]))
+        assert finished.status == 0, finished.output
+        return finished.output.splitlines()
+
+    yield compile_and_run
+    shutil.rmtree(folder)
 
 
 @pytest.mark.parametrize("interface", INTERFACES, ids=lambda interface: interface.prefix)
-def test_sizes_and_offsets_of_every_field_are_those_of_the_declaration(tmp_path: Path, interface: Interface) -> None:
+def test_sizes_and_offsets_of_every_field_are_those_of_the_declaration(run_c: RunC, interface: Interface) -> None:
     statements, expected = [], []
     for section in interface.sections:
         for name, record in section.records:
@@ -44,14 +67,14 @@ def test_sizes_and_offsets_of_every_field_are_those_of_the_declaration(tmp_path:
                 )
                 expected.append(f"{name}.{field.name} {field.offset} {field.size}")
 
-    printed = run_c(tmp_path, interface, statements)
+    printed = run_c(interface, statements)
 
     assert printed == expected
     assert len(expected) > 15
 
 
 @pytest.mark.parametrize("interface", INTERFACES, ids=lambda interface: interface.prefix)
-def test_constants_enumerations_and_registers_have_the_declared_values(tmp_path: Path, interface: Interface) -> None:
+def test_constants_enumerations_and_registers_have_the_declared_values(run_c: RunC, interface: Interface) -> None:
     upper = interface.prefix.upper()
     values: dict[str, int] = {}
     for section in interface.sections:
@@ -60,16 +83,13 @@ def test_constants_enumerations_and_registers_have_the_declared_values(tmp_path:
         for name, enum in section.enums:
             values |= {f"{upper}_{name}_{member.name}": int(member) for member in enum}
 
-    printed = run_c(tmp_path, interface, [f'printf("%lld\\n", (long long){name});' for name in values])
+    printed = run_c(interface, [f'printf("%lld\\n", (long long){name});' for name in values])
 
     assert dict(zip(values, map(int, printed), strict=True)) == values
 
 
-def test_a_header_may_be_included_twice_and_beside_the_other(tmp_path: Path) -> None:
-    (tmp_path / DMA_TEST.header).write_text(c_header(DMA_TEST))
-
+def test_a_header_may_be_included_twice_and_beside_the_other(run_c: RunC) -> None:
     printed = run_c(
-        tmp_path,
         PVIOMMU,
         [f'puts("both");\n#include "{PVIOMMU.header}"\n#include "{DMA_TEST.header}"'],
     )
