@@ -178,6 +178,9 @@ def _run(args: argparse.Namespace, stream: TextIO, program: Sequence[str], provi
         raise UsageError(f"--timeout {args.timeout:g}: give a number of seconds above 0")
     if not 1 <= args.vcpus <= MAX_VCPUS:
         raise UsageError(f"--vcpus {args.vcpus}: give 1 to {MAX_VCPUS}")
+    topology = args.topology or resources.qemu_configs() / "lab.toml"
+    if not topology.is_file():
+        raise UsageError(f"--topology {topology}: no such file")
     progress = Progress(stream, provision.STEPS + build.STEPS + accelerator.STEPS)
     try:
         setup = provide(progress, qemu=args.qemu, accel=args.accel, kernel=args.kernel)
@@ -189,9 +192,6 @@ def _run(args: argparse.Namespace, stream: TextIO, program: Sequence[str], provi
             file=stream,
         )
         return ExitStatus.PASSED
-    topology = args.topology or resources.qemu_configs() / "lab.toml"
-    if not topology.is_file():
-        raise UsageError(f"--topology {topology}: no such file")
     offered = capabilities(topology, program)
     try:
         folder = report.new_results_folder(args.results, datetime.now(UTC))
