@@ -40,5 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             module.add_arguments(inner)
             inner.set_defaults(run=module.main)
     args = parser.parse_args(words_given)
+    if not hasattr(args, "run"):  # newer versions of argparse find a command behind "--", where it is not looked for
+        parser.error(f"{' '.join(words_given)}: a command comes first")
     run: Callable[[argparse.Namespace], int] = args.run
     return run(args)
