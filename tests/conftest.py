@@ -15,7 +15,7 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 
 @pytest.fixture(autouse=True, scope="session")
 def _interruptible() -> None:
-    """A shell starts jobs in the background with SIGINT ignored, which Python then leaves so: tests of Ctrl-C need it."""
+    """Shells start background jobs with SIGINT ignored, and Python leaves it so: tests of Ctrl-C need it."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
