@@ -60,6 +60,8 @@
 /* Bits of FEATURES. */
 #define PVIOMMU_FEATURE_PROFILE_XEN_2024        0x1
 #define PVIOMMU_FEATURE_POSTED                  0x2
+#define PVIOMMU_FEATURE_PROFILE_XEN_V7          0x4
+#define PVIOMMU_FEATURE_BATCH_2014              0x8          /* operations BATCH and CALL */
 
 /* Bits of STATUS. */
 /* the last write to a writable register was refused; the next accepted one clears this */
@@ -71,6 +73,7 @@
 /* Values of PROFILE. */
 #define PVIOMMU_PROFILE_NONE                    0
 #define PVIOMMU_PROFILE_XEN_2024                1
+#define PVIOMMU_PROFILE_XEN_V7                  2
 
 /* Values of RING_TYPE. */
 #define PVIOMMU_RING_TYPE_SHARED_BAR            0
@@ -366,11 +369,15 @@ static_assert(sizeof(struct pviommu_endpoint_entry) == 16);
 #define PVIOMMU_PAYLOAD_OFFSET                  16           /* payload within a slot */
 #define PVIOMMU_PAYLOAD_SIZE                    48           /* bytes */
 #define PVIOMMU_PAGE_SHIFT                      12           /* frames and counts are in pages of 4 KiB */
+#define PVIOMMU_DOMID_SELF                      0x7ff0       /* domid that names the caller */
 #define PVIOMMU_DEFAULT_CONTEXT                 0            /* cannot be edited or freed */
 
 /* Whose numbering the operation of a slot belongs to. */
 /* pv_iommu_op of June 2024; the number is in the payload (subop_id), op must be 0 */
 #define PVIOMMU_CLASS_XEN_2024                  1
+/* versions 4 to 7 of the series; the number is in op, the payload is that operation's */
+/* structure */
+#define PVIOMMU_CLASS_XEN_V7                    2
 /* this device's own operations; the number is in op */
 #define PVIOMMU_CLASS_OWN                       128
 
@@ -400,6 +407,41 @@ static_assert(sizeof(struct pviommu_endpoint_entry) == 16);
 #define PVIOMMU_MAP_READABLE                    0x1
 #define PVIOMMU_MAP_WRITEABLE                   0x2
 
+/* Sub-operations of the series' versions 4 to 7 (IOMMU_*). The numbers differ from those of June 2024. */
+#define PVIOMMU_V7_NOOP                         0
+#define PVIOMMU_V7_QUERY_CAPABILITIES           1
+#define PVIOMMU_V7_INIT                         2
+#define PVIOMMU_V7_ALLOC_CONTEXT                3
+#define PVIOMMU_V7_FREE_CONTEXT                 4
+#define PVIOMMU_V7_REATTACH_DEVICE              5
+#define PVIOMMU_V7_MAP_PAGES                    6
+#define PVIOMMU_V7_UNMAP_PAGES                  7
+#define PVIOMMU_V7_REMOTE_CMD                   8
+#define PVIOMMU_V7_ALLOC_NESTED                 9
+#define PVIOMMU_V7_FLUSH_NESTED                 10
+#define PVIOMMU_V7_ATTACH_PASID                 11
+#define PVIOMMU_V7_DETACH_PASID                 12
+
+/* Bits of cap_flags (IOMMUCAP_*). */
+/* the default context maps all guest memory 1:1 */
+#define PVIOMMU_V7_CAP_DEFAULT_IDENTITY         0x1
+#define PVIOMMU_V7_CAP_CACHE                    0x2
+#define PVIOMMU_V7_CAP_NESTED                   0x4
+#define PVIOMMU_V7_CAP_PASID                    0x8
+#define PVIOMMU_V7_CAP_IDENTITY                 0x10         /* ALLOC_CONTEXT can make identity contexts */
+
+/* Flags of ALLOC_CONTEXT (IOMMU_ALLOC_*). */
+/* begin with 1:1 mappings of all guest memory */
+#define PVIOMMU_V7_ALLOC_IDENTITY               0x1
+
+/* Flags of FREE_CONTEXT (IOMMU_FREE_*). */
+/* move the attached devices to the default context instead of failing with -EBUSY */
+#define PVIOMMU_V7_FREE_REATTACH_DEFAULT        0x1
+
+/* Flags of MAP_PAGES (IOMMU_MAP_*). */
+#define PVIOMMU_V7_MAP_READABLE                 0x1
+#define PVIOMMU_V7_MAP_WRITEABLE                0x2
+
 /* Operations of class OWN. */
 /* tell the device which stream the function at an SBDF is (a vfio-user device never learns its */
 /* address) */
@@ -408,6 +450,16 @@ static_assert(sizeof(struct pviommu_endpoint_entry) == 16);
 #define PVIOMMU_OWN_UNBIND                      2
 #define PVIOMMU_OWN_QUERY_ENDPOINT              3            /* stream and context of a bound function */
 #define PVIOMMU_OWN_QUERY_USAGE                 4            /* what is in use */
+/* map or unmap each element of an array in guest memory, with a status each (the interface of */
+/* 2014) */
+#define PVIOMMU_OWN_BATCH                       5
+/* carry out an operation of the selected profile whose structure lies in guest memory, as a */
+/* hypercall's does */
+#define PVIOMMU_OWN_CALL                        6
+
+/* Flags of BATCH. */
+/* unmap the elements; mfn and flags of each are ignored then */
+#define PVIOMMU_BATCH_UNMAP                     0x1
 
 /**
  * struct pviommu_slot - Header of a slot
@@ -539,6 +591,144 @@ struct pviommu_op_lookup_page {
 static_assert(sizeof(struct pviommu_op_lookup_page) == 24);
 
 /**
+ * struct pviommu_v7_capabilities - QUERY_CAPABILITIES: all fields are OUT
+ * @max_iova_addr: OUT: last legal device address, inclusive
+ * @cap_flags: OUT: V7Capability
+ * @pgsize_mask: OUT: page sizes that pgsize may name
+ * @max_pasid: OUT: 0
+ * @max_ctx_no: OUT: contexts besides the default one; 0 before INIT
+ * @pad0: OUT: 0
+ */
+struct pviommu_v7_capabilities {
+	__le64	max_iova_addr;
+	__le32	cap_flags;
+	__le32	pgsize_mask;
+	__le32	max_pasid;
+	__le16	max_ctx_no;
+	__le16	pad0;
+};
+static_assert(sizeof(struct pviommu_v7_capabilities) == 24);
+
+/**
+ * struct pviommu_v7_init - INIT: once after the profile was selected
+ * @max_ctx_no: contexts besides the default one
+ * @arena_order: binary logarithm of the page-table pages wanted
+ */
+struct pviommu_v7_init {
+	__le32	max_ctx_no;
+	__le32	arena_order;
+};
+static_assert(sizeof(struct pviommu_v7_init) == 8);
+
+/**
+ * struct pviommu_v7_alloc - ALLOC_CONTEXT
+ * @ctx_no: OUT: the context
+ * @pad0: 0
+ * @alloc_flags: V7AllocFlags
+ */
+struct pviommu_v7_alloc {
+	__le16	ctx_no;
+	__le16	pad0;
+	__le32	alloc_flags;
+};
+static_assert(sizeof(struct pviommu_v7_alloc) == 8);
+
+/**
+ * struct pviommu_v7_free - FREE_CONTEXT
+ * @ctx_no: context
+ * @pad0: 0
+ * @free_flags: V7FreeFlags
+ */
+struct pviommu_v7_free {
+	__le16	ctx_no;
+	__le16	pad0;
+	__le32	free_flags;
+};
+static_assert(sizeof(struct pviommu_v7_free) == 8);
+
+/**
+ * struct pviommu_v7_map_pages - MAP_PAGES. mapped is added to, so the guest sets it to 0 first
+ * @ctx_no: context
+ * @pad0: 0
+ * @pad1: 0
+ * @gfn: first guest frame
+ * @dfn: first device frame
+ * @map_flags: V7MapFlags
+ * @pgsize: 4096
+ * @nr_pages: pages to map; no limit
+ * @mapped: INOUT: grows by the pages mapped, also on error
+ */
+struct pviommu_v7_map_pages {
+	__le16	ctx_no;
+	__le16	pad0;
+	__le32	pad1;
+	__le64	gfn;
+	__le64	dfn;
+	__le32	map_flags;
+	__le32	pgsize;
+	__le32	nr_pages;
+	__le32	mapped;
+};
+static_assert(sizeof(struct pviommu_v7_map_pages) == 40);
+
+/**
+ * struct pviommu_v7_unmap_pages - UNMAP_PAGES. unmapped is added to
+ * @ctx_no: context
+ * @pad0: 0
+ * @pad1: 0
+ * @dfn: first device frame
+ * @pgsize: 4096
+ * @nr_pages: pages to unmap; no limit
+ * @unmapped: INOUT: grows by the pages unmapped, also on error
+ * @pad2: 0
+ */
+struct pviommu_v7_unmap_pages {
+	__le16	ctx_no;
+	__le16	pad0;
+	__le32	pad1;
+	__le64	dfn;
+	__le32	pgsize;
+	__le32	nr_pages;
+	__le32	unmapped;
+	__le32	pad2;
+};
+static_assert(sizeof(struct pviommu_v7_unmap_pages) == 32);
+
+/**
+ * struct pviommu_v7_reattach_device - REATTACH_DEVICE
+ * @ctx_no: target context, 0 included
+ * @seg: PCI segment
+ * @bus: PCI bus
+ * @devfn: device << 3 | function
+ * @pad0: 0
+ * @pasid: 0
+ */
+struct pviommu_v7_reattach_device {
+	__le16	ctx_no;
+	__le16	seg;
+	__u8	bus;
+	__u8	devfn;
+	__le16	pad0;
+	__le32	pasid;
+};
+static_assert(sizeof(struct pviommu_v7_reattach_device) == 12);
+
+/**
+ * struct pviommu_v7_remote_cmd - REMOTE_CMD: carry out subop, whose structure lies at guest physical address arg, for domain domid
+ * @domid: 0 or DOMID_SELF
+ * @subop: XenV7Op, but not REMOTE_CMD
+ * @pad0: 0
+ * @arg: guest physical address of the structure
+ */
+struct pviommu_v7_remote_cmd {
+	__le16	domid;
+	__le16	subop;
+	__le32	pad0;
+	__le64	arg;
+};
+static_assert(sizeof(struct pviommu_v7_remote_cmd) == 16);
+
+/**
  * struct pviommu_op_binding - BIND, UNBIND and QUERY_ENDPOINT
  * @seg: PCI segment
  * @bus: PCI bus
@@ -558,6 +748,53 @@ struct pviommu_op_binding {
 	__le32	pad0;
 };
 static_assert(sizeof(struct pviommu_op_binding) == 16);
+
+/**
+ * struct pviommu_op_batch - BATCH: -EFAULT if an element fails or the array is not in guest memory; later elements are not looked at
+ * @address: guest physical address of the array, a multiple of 8
+ * @count: elements of 24 bytes
+ * @flags: BatchFlags
+ * @ctx_no: context
+ * @pad0: 0
+ * @done: OUT: elements carried out before the first that failed
+ */
+struct pviommu_op_batch {
+	__le64	address;
+	__le32	count;
+	__le32	flags;
+	__le16	ctx_no;
+	__le16	pad0;
+	__le32	done;
+};
+static_assert(sizeof(struct pviommu_op_batch) == 24);
+
+/**
+ * struct pviommu_map_op - Element of a batch, iommu_map_op of 2014, one page each
+ * @bfn: device frame
+ * @mfn: guest frame
+ * @flags: MapFlags
+ * @status: OUT: 0 or a negative errno
+ */
+struct pviommu_map_op {
+	__le64	bfn;
+	__le64	mfn;
+	__le32	flags;
+	__le32	status;
+};
+static_assert(sizeof(struct pviommu_map_op) == 24);
+
+/**
+ * struct pviommu_op_call - CALL: -EFAULT if the structure cannot be read, or not be written back; what was done stays done
+ * @address: guest physical address of the structure, a multiple of 8
+ * @op: XenV7Op; 0 under profile xen-2024, whose structure holds its number
+ * @pad0: 0
+ */
+struct pviommu_op_call {
+	__le64	address;
+	__le32	op;
+	__le32	pad0;
+};
+static_assert(sizeof(struct pviommu_op_call) == 16);
 
 /**
  * struct pviommu_op_usage - QUERY_USAGE: all fields are OUT

@@ -93,6 +93,9 @@ class Feature(IntFlag):
 
     PROFILE_XEN_2024 = 1 << 0
     POSTED = 1 << 1
+    PROFILE_XEN_V7 = 1 << 2
+    BATCH_2014 = 1 << 3
+    """operations BATCH and CALL"""
 
 
 class Status(IntFlag):
@@ -110,6 +113,7 @@ class Profile(IntEnum):
 
     NONE = 0
     XEN_2024 = 1
+    XEN_V7 = 2
 
 
 class RingType(IntEnum):

@@ -31,6 +31,8 @@ class OpClass(IntEnum):
 
     XEN_2024 = 1
     """``pv_iommu_op`` of June 2024; the number is in the payload (``subop_id``), ``op`` must be 0"""
+    XEN_V7 = 2
+    """versions 4 to 7 of the series; the number is in ``op``, the payload is that operation's structure"""
     OWN = 0x80
     """this device's own operations; the number is in ``op``"""
 
@@ -50,6 +52,7 @@ class Errno(IntEnum):
     EIO = 5
     E2BIG = 7
     ENOMEM = 12
+    EACCES = 13
     EFAULT = 14
     EBUSY = 16
     EEXIST = 17
@@ -177,6 +180,158 @@ class LookupPage(Record):
 PV_IOMMU_OP_SIZE = 32
 """Bytes of ``pv_iommu_op``."""
 
+# --- class XEN_V7 ---------------------------------------------------------------------------------------------------
+
+
+class XenV7Op(IntEnum):
+    """Sub-operations of the series' versions 4 to 7 (``IOMMU_*``). The numbers differ from those of June 2024."""
+
+    NOOP = 0
+    QUERY_CAPABILITIES = 1
+    INIT = 2
+    ALLOC_CONTEXT = 3
+    FREE_CONTEXT = 4
+    REATTACH_DEVICE = 5
+    MAP_PAGES = 6
+    UNMAP_PAGES = 7
+    REMOTE_CMD = 8
+    ALLOC_NESTED = 9
+    FLUSH_NESTED = 10
+    ATTACH_PASID = 11
+    DETACH_PASID = 12
+
+
+class V7Capability(IntFlag):
+    """Bits of ``cap_flags`` (``IOMMUCAP_*``)."""
+
+    DEFAULT_IDENTITY = 1 << 0
+    """the default context maps all guest memory 1:1"""
+    CACHE = 1 << 1
+    NESTED = 1 << 2
+    PASID = 1 << 3
+    IDENTITY = 1 << 4
+    """ALLOC_CONTEXT can make identity contexts"""
+
+
+class V7AllocFlags(IntFlag):
+    """Flags of ALLOC_CONTEXT (``IOMMU_ALLOC_*``)."""
+
+    IDENTITY = 1 << 0
+    """begin with 1:1 mappings of all guest memory"""
+
+
+class V7FreeFlags(IntFlag):
+    """Flags of FREE_CONTEXT (``IOMMU_FREE_*``)."""
+
+    REATTACH_DEFAULT = 1 << 0
+    """move the attached devices to the default context instead of failing with -EBUSY"""
+
+
+class V7MapFlags(IntFlag):
+    """Flags of MAP_PAGES (``IOMMU_MAP_*``)."""
+
+    READABLE = 1 << 0
+    WRITEABLE = 1 << 1
+
+
+class V7Capabilities(Record):
+    """QUERY_CAPABILITIES: all fields are OUT."""
+
+    max_iova_addr: Annotated[int, U64, "OUT: last legal device address, inclusive"] = 0
+    cap_flags: Annotated[int, U32, "OUT: V7Capability"] = 0
+    pgsize_mask: Annotated[int, U32, "OUT: page sizes that pgsize may name"] = 0
+    max_pasid: Annotated[int, U32, "OUT: 0"] = 0
+    max_ctx_no: Annotated[int, U16, "OUT: contexts besides the default one; 0 before INIT"] = 0
+    pad0: Annotated[int, U16, "OUT: 0"] = 0
+
+
+class V7Init(Record):
+    """INIT: once after the profile was selected."""
+
+    max_ctx_no: Annotated[int, U32, "contexts besides the default one"]
+    arena_order: Annotated[int, U32, "binary logarithm of the page-table pages wanted"]
+
+
+class V7Alloc(Record):
+    """ALLOC_CONTEXT."""
+
+    ctx_no: Annotated[int, U16, "OUT: the context"]
+    pad0: Annotated[int, U16, "0"]
+    alloc_flags: Annotated[int, U32, "V7AllocFlags"]
+
+
+class V7Free(Record):
+    """FREE_CONTEXT."""
+
+    ctx_no: Annotated[int, U16, "context"]
+    pad0: Annotated[int, U16, "0"]
+    free_flags: Annotated[int, U32, "V7FreeFlags"]
+
+
+class V7MapPages(Record):
+    """MAP_PAGES. ``mapped`` is added to, so the guest sets it to 0 first."""
+
+    ctx_no: Annotated[int, U16, "context"]
+    pad0: Annotated[int, U16, "0"]
+    pad1: Annotated[int, U32, "0"]
+    gfn: Annotated[int, U64, "first guest frame"]
+    dfn: Annotated[int, U64, "first device frame"]
+    map_flags: Annotated[int, U32, "V7MapFlags"]
+    pgsize: Annotated[int, U32, "4096"]
+    nr_pages: Annotated[int, U32, "pages to map; no limit"]
+    mapped: Annotated[int, U32, "INOUT: grows by the pages mapped, also on error"]
+
+
+class V7UnmapPages(Record):
+    """UNMAP_PAGES. ``unmapped`` is added to."""
+
+    ctx_no: Annotated[int, U16, "context"]
+    pad0: Annotated[int, U16, "0"]
+    pad1: Annotated[int, U32, "0"]
+    dfn: Annotated[int, U64, "first device frame"]
+    pgsize: Annotated[int, U32, "4096"]
+    nr_pages: Annotated[int, U32, "pages to unmap; no limit"]
+    unmapped: Annotated[int, U32, "INOUT: grows by the pages unmapped, also on error"]
+    pad2: Annotated[int, U32, "0"]
+
+
+class V7ReattachDevice(Record):
+    """REATTACH_DEVICE."""
+
+    ctx_no: Annotated[int, U16, "target context, 0 included"]
+    seg: Annotated[int, U16, "PCI segment"]
+    bus: Annotated[int, U8, "PCI bus"]
+    devfn: Annotated[int, U8, "device << 3 | function"]
+    pad0: Annotated[int, U16, "0"]
+    pasid: Annotated[int, U32, "0"]
+
+
+DOMID_SELF = 0x7FF0
+"""``domid`` of REMOTE_CMD that names the caller; so does 0, the only domain there is."""
+
+
+class V7RemoteCmd(Record):
+    """REMOTE_CMD: carry out ``subop``, whose structure lies at guest physical address ``arg``, for domain ``domid``."""
+
+    domid: Annotated[int, U16, "0 or DOMID_SELF"]
+    subop: Annotated[int, U16, "XenV7Op, but not REMOTE_CMD"]
+    pad0: Annotated[int, U32, "0"]
+    arg: Annotated[int, U64, "guest physical address of the structure"]
+
+
+XEN_V7_RECORDS: dict[XenV7Op, type[Record] | None] = {
+    XenV7Op.NOOP: None,
+    XenV7Op.QUERY_CAPABILITIES: V7Capabilities,
+    XenV7Op.INIT: V7Init,
+    XenV7Op.ALLOC_CONTEXT: V7Alloc,
+    XenV7Op.FREE_CONTEXT: V7Free,
+    XenV7Op.REATTACH_DEVICE: V7ReattachDevice,
+    XenV7Op.MAP_PAGES: V7MapPages,
+    XenV7Op.UNMAP_PAGES: V7UnmapPages,
+    XenV7Op.REMOTE_CMD: V7RemoteCmd,
+}
+"""The structure of each operation that is carried out; the others are -EOPNOTSUPP."""
+
 # --- class OWN -----------------------------------------------------------------------------------------------------
 
 
@@ -191,6 +346,10 @@ class OwnOp(IntEnum):
     """stream and context of a bound function"""
     QUERY_USAGE = 4
     """what is in use"""
+    BATCH = 5
+    """map or unmap each element of an array in guest memory, with a status each (the interface of 2014)"""
+    CALL = 6
+    """carry out an operation of the selected profile whose structure lies in guest memory, as a hypercall's does"""
 
 
 class Binding(Record):
@@ -219,6 +378,41 @@ class Usage(Record):
     pool_total: Annotated[int, U32, "page-table pages of the pool"] = 0
     mapped_pages: Annotated[int, U64, "pages mapped in all contexts"] = 0
     events_lost: Annotated[int, U64, "events dropped because the ring was full, since reset"] = 0
+
+
+class BatchFlags(IntFlag):
+    """Flags of BATCH."""
+
+    UNMAP = 1 << 0
+    """unmap the elements; ``mfn`` and ``flags`` of each are ignored then"""
+
+
+class Batch(Record):
+    """BATCH: -EFAULT if an element fails or the array is not in guest memory; later elements are not looked at."""
+
+    address: Annotated[int, U64, "guest physical address of the array, a multiple of 8"]
+    count: Annotated[int, U32, "elements of 24 bytes"]
+    flags: Annotated[int, U32, "BatchFlags"]
+    ctx_no: Annotated[int, U16, "context"]
+    pad0: Annotated[int, U16, "0"] = 0
+    done: Annotated[int, U32, "OUT: elements carried out before the first that failed"] = 0
+
+
+class MapOp(Record):
+    """Element of a batch, ``iommu_map_op`` of 2014, one page each."""
+
+    bfn: Annotated[int, U64, "device frame"]
+    mfn: Annotated[int, U64, "guest frame"]
+    flags: Annotated[int, U32, "MapFlags"]
+    status: Annotated[int, S32, "OUT: 0 or a negative errno"] = 0
+
+
+class Call(Record):
+    """CALL: -EFAULT if the structure cannot be read, or not be written back; what was done stays done."""
+
+    address: Annotated[int, U64, "guest physical address of the structure, a multiple of 8"]
+    op: Annotated[int, U32, "XenV7Op; 0 under profile xen-2024, whose structure holds its number"]
+    pad0: Annotated[int, U32, "0"] = 0
 
 
 XEN_2024_RECORDS: dict[Xen2024Op, type[Record]] = {

@@ -287,11 +287,7 @@ class Client:
         self, command: int, payload: bytes = b"", fds: Sequence[int] = (), no_reply: bool = False
     ) -> Reply | None:
         """Send any command as it is and wait for its reply; None with ``no_reply``."""
-        number = self._next_id
-        self._next_id = (number + 1) & 0xFFFF
-        flags = MessageType.COMMAND | (HeaderFlags.NO_REPLY if no_reply else 0)
-        header = Header(number, command, Header.SIZE + len(payload), flags, 0)
-        self.send(header.pack() + payload, fds)
+        header = self._post(command, payload, fds, HeaderFlags.NO_REPLY if no_reply else 0)
         return None if no_reply else self._await(header)
 
     def send(self, data: bytes, fds: Sequence[int] = ()) -> None:
@@ -310,6 +306,14 @@ class Client:
         if isinstance(frame, BadFrame):
             raise ProtocolError(frame.text)
         return frame
+
+    def _post(self, command: int, payload: bytes, fds: Sequence[int], flags: int = 0) -> Header:
+        """Send a command; the header that its reply must fit."""
+        number = self._next_id
+        self._next_id = (number + 1) & 0xFFFF
+        header = Header(number, command, Header.SIZE + len(payload), MessageType.COMMAND | flags, 0)
+        self.send(header.pack() + payload, fds)
+        return header
 
     def _await(self, sent: Header) -> Reply:
         name = Command(sent.command).name if sent.command in set(Command) else f"command {sent.command}"
@@ -338,9 +342,7 @@ class Client:
 
     def _plain(self, command: Command, payload: bytes = b"", least: int = 0, fds: Sequence[int] = ()) -> bytes:
         """The payload of a reply that carries at least ``least`` bytes and no descriptors."""
-        reply = self.request(command, payload, fds)
-        if reply is None:
-            raise ProtocolError(f"no reply to {command.name}")
+        reply = self._await(self._post(command, payload, fds))
         close_fds(reply.fds)
         if reply.fds or len(reply.payload) < least:
             got = f"{len(reply.payload)} bytes and {len(reply.fds)} descriptors"
@@ -348,9 +350,10 @@ class Client:
         return reply.payload
 
     def _region_info(self, index: int, argsz: int) -> tuple[GetRegionInfo, Reply]:
-        reply = self.request(Command.DEVICE_GET_REGION_INFO, GetRegionInfo(argsz, 0, index, 0, 0, 0).pack())
-        if reply is None or len(reply.payload) < GetRegionInfo.SIZE:
-            close_fds(reply.fds if reply else ())
+        request = GetRegionInfo(argsz, 0, index, 0, 0, 0).pack()
+        reply = self._await(self._post(Command.DEVICE_GET_REGION_INFO, request, ()))
+        if len(reply.payload) < GetRegionInfo.SIZE:
+            close_fds(reply.fds)
             raise ProtocolError(f"region {index} info is shorter than {GetRegionInfo.SIZE} bytes")
         return GetRegionInfo.unpack(reply.payload), reply
 

@@ -92,19 +92,6 @@ class Session:
         self._maps: set[tuple[int, int]] = set()
         self._queued = 0
         self._refusals = 0
-        self._handlers: dict[int, Callable[[Frame], _Reply]] = {
-            Command.DMA_MAP: self._dma_map,
-            Command.DMA_UNMAP: self._dma_unmap,
-            Command.DEVICE_GET_INFO: self._get_info,
-            Command.DEVICE_GET_REGION_INFO: self._get_region_info,
-            Command.DEVICE_GET_REGION_IO_FDS: self._get_region_io_fds,
-            Command.DEVICE_GET_IRQ_INFO: self._get_irq_info,
-            Command.DEVICE_SET_IRQS: self._set_irqs,
-            Command.REGION_READ: self._region_read,
-            Command.REGION_WRITE: self._region_write,
-            Command.DEVICE_RESET: self._reset,
-            Command.REGION_WRITE_MULTI: self._write_multi,
-        }
 
     @property
     def state(self) -> State:
@@ -207,10 +194,10 @@ class Session:
             if self._state is State.NEGOTIATING:
                 self._reply(header, self._negotiate(frame))
                 return
-            handler = self._handlers.get(header.command)
+            handler = _HANDLERS.get(header.command)
             if handler is None:
                 raise RequestError(errno.EINVAL, self._unserved(header.command))
-            reply = handler(frame)
+            reply = handler(self, frame)
         except RequestError as error:
             self._refuse(header, error.errno, error.text)
             if self._state is State.NEGOTIATING:
@@ -335,3 +322,19 @@ class Session:
 
     def _check_range(self, index: int, offset: int, count: int) -> None:
         requests.check_range(self._device.region(index), index, offset, count)
+
+
+_HANDLERS: dict[int, Callable[[Session, Frame], _Reply]] = {
+    Command.DMA_MAP: Session._dma_map,
+    Command.DMA_UNMAP: Session._dma_unmap,
+    Command.DEVICE_GET_INFO: Session._get_info,
+    Command.DEVICE_GET_REGION_INFO: Session._get_region_info,
+    Command.DEVICE_GET_REGION_IO_FDS: Session._get_region_io_fds,
+    Command.DEVICE_GET_IRQ_INFO: Session._get_irq_info,
+    Command.DEVICE_SET_IRQS: Session._set_irqs,
+    Command.REGION_READ: Session._region_read,
+    Command.REGION_WRITE: Session._region_write,
+    Command.DEVICE_RESET: Session._reset,
+    Command.REGION_WRITE_MULTI: Session._write_multi,
+}
+"""Not of the session: bound methods in it would be a cycle, and a server may collect those seldom or never."""

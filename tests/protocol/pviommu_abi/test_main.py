@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pviommu_abi.__main__ import generated_files
+from pviommu_abi.__main__ import generated_files, main
 
 
 def test_two_headers_and_the_page_are_generated() -> None:
@@ -31,5 +31,22 @@ def test_the_command_writes_all_files_into_an_empty_folder(tmp_path: Path) -> No
     command = [sys.executable, "-m", "pviommu_abi", str(tmp_path)]
     subprocess.run(command, env=environment, check=True, capture_output=True)
 
-    written = {str(path.relative_to(tmp_path)): path.read_text() for path in tmp_path.rglob("*") if path.is_file()}
-    assert written == generated_files()
+    assert files_in(tmp_path) == generated_files()
+
+
+def test_files_of_another_time_are_written_over_and_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["pviommu_abi", str(tmp_path)])
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "abi.md").write_text("old")
+
+    main()
+
+    assert files_in(tmp_path) == generated_files()
+    assert capsys.readouterr().out.splitlines() == [f"wrote {name}" for name in generated_files()]
+
+
+def files_in(folder: Path) -> dict[str, str]:
+    """Path within ``folder`` to text."""
+    return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}

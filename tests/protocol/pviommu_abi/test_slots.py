@@ -11,6 +11,7 @@ from pviommu_abi import slots
 from pviommu_abi.slots import (
     PV_IOMMU_OP_SIZE,
     XEN_2024_RECORDS,
+    XEN_V7_RECORDS,
     Binding,
     CreateFlags,
     Errno,
@@ -23,7 +24,12 @@ from pviommu_abi.slots import (
     Slot,
     UnmapPages,
     Usage,
+    V7AllocFlags,
+    V7Capability,
+    V7FreeFlags,
+    V7MapFlags,
     Xen2024Op,
+    XenV7Op,
 )
 from wire_layout import Record
 
@@ -94,6 +100,57 @@ def test_a_slot_is_a_header_of_16_and_a_payload_of_48() -> None:
     assert (Slot.SIZE, slots.PAYLOAD_OFFSET, slots.PAYLOAD_SIZE, slots.SLOT_SIZE) == (16, 16, 48, 64)
 
 
+def test_sub_operations_have_the_numbers_of_versions_4_to_7() -> None:
+    assert {op.name: op.value for op in XenV7Op} == {
+        "NOOP": 0,
+        "QUERY_CAPABILITIES": 1,
+        "INIT": 2,
+        "ALLOC_CONTEXT": 3,
+        "FREE_CONTEXT": 4,
+        "REATTACH_DEVICE": 5,
+        "MAP_PAGES": 6,
+        "UNMAP_PAGES": 7,
+        "REMOTE_CMD": 8,
+        "ALLOC_NESTED": 9,
+        "FLUSH_NESTED": 10,
+        "ATTACH_PASID": 11,
+        "DETACH_PASID": 12,
+    }
+
+
+def test_flags_have_the_bits_of_versions_4_to_7() -> None:
+    assert [flag.value for flag in V7Capability] == [1, 2, 4, 8, 16]
+    assert (V7AllocFlags.IDENTITY, V7FreeFlags.REATTACH_DEFAULT) == (1, 1)
+    assert (V7MapFlags.READABLE, V7MapFlags.WRITEABLE) == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("record", "size", "layout"),
+    [
+        (slots.V7Capabilities, 24, {"max_iova_addr": 0, "cap_flags": 8, "pgsize_mask": 12, "max_pasid": 16}),
+        (slots.V7Capabilities, 24, {"max_ctx_no": 20, "pad0": 22}),
+        (slots.V7Init, 8, {"max_ctx_no": 0, "arena_order": 4}),
+        (slots.V7Alloc, 8, {"ctx_no": 0, "alloc_flags": 4}),
+        (slots.V7Free, 8, {"ctx_no": 0, "free_flags": 4}),
+        (slots.V7MapPages, 40, {"ctx_no": 0, "gfn": 8, "dfn": 16, "map_flags": 24, "pgsize": 28, "nr_pages": 32}),
+        (slots.V7MapPages, 40, {"mapped": 36}),
+        (slots.V7UnmapPages, 32, {"ctx_no": 0, "dfn": 8, "pgsize": 16, "nr_pages": 20, "unmapped": 24}),
+        (slots.V7ReattachDevice, 12, {"ctx_no": 0, "seg": 2, "bus": 4, "devfn": 5, "pasid": 8}),
+        (slots.V7RemoteCmd, 16, {"domid": 0, "subop": 2, "arg": 8}),
+        (slots.MapOp, 24, {"bfn": 0, "mfn": 8, "flags": 16, "status": 20}),
+    ],
+)
+def test_structures_have_the_compiled_offsets(record: type[Record], size: int, layout: dict[str, int]) -> None:
+    assert size == record.SIZE
+    assert layout.items() <= offsets(record).items()
+
+
+def test_every_structure_of_v7_fits_the_payload_and_aligns_what_is_64_bits_wide() -> None:
+    for record in filter(None, XEN_V7_RECORDS.values()):
+        assert record.SIZE <= slots.PAYLOAD_SIZE
+        assert all(field.offset % field.size == 0 for field in record.FIELDS)
+
+
 def test_own_operations_fit_the_payload_and_are_aligned() -> None:
     assert Binding.SIZE == 16
     assert Usage.SIZE == 32
@@ -113,6 +170,7 @@ def test_errno_values_are_those_of_xen() -> None:
         "EIO": 5,
         "E2BIG": 7,
         "ENOMEM": 12,
+        "EACCES": 13,
         "EFAULT": 14,
         "EBUSY": 16,
         "EEXIST": 17,

@@ -302,6 +302,43 @@ def test_request_of_the_server_is_refused_while_waiting(alone: tuple[Client, soc
     assert Header.unpack(received, 16) == Header(77, Command.DMA_READ, 16, 1 | HeaderFlags.ERROR, errno.ENOSYS)
 
 
+def test_request_of_the_server_without_reply_is_passed_over(alone: tuple[Client, socket.socket]) -> None:
+    client, server = alone
+    server.sendall(reply(77, Command.DMA_WRITE, bytes(16), flags=HeaderFlags.NO_REPLY) + reply(0, Command.DEVICE_RESET))
+    client.reset()
+    assert len(server.recv(4096)) == 16
+
+
+def test_short_region_info_is_a_protocol_error_and_its_descriptor_closed(alone: tuple[Client, socket.socket]) -> None:
+    client, server = alone
+    socket.send_fds(server, [reply(0, Command.DEVICE_GET_REGION_INFO, bytes(31))], [server.fileno()])
+    with pytest.raises(ProtocolError, match="shorter than 32 bytes"):
+        client.region_info(2)
+
+
+def test_region_info_larger_than_any_message_is_a_protocol_error(alone: tuple[Client, socket.socket]) -> None:
+    client, server = alone
+    info = struct.pack("<IIIIQQ", (1 << 20) + 1, 7, 2, 0, 4096, 0)
+    server.sendall(reply(0, Command.DEVICE_GET_REGION_INFO, info))
+    with pytest.raises(ProtocolError, match="larger than any message"):
+        client.region_info(2)
+
+
+def test_closing_closes_the_descriptors_of_messages_that_nobody_took(alone: tuple[Client, socket.socket]) -> None:
+    client, server = alone
+    first = reply(0, Command.DEVICE_RESET)
+    socket.send_fds(server, [first + reply(1, Command.DEVICE_RESET)], [server.fileno()])
+    server.sendall(Header(2, Command.DEVICE_RESET, 0, 1, 0).pack())
+    client.reset()
+    client.close()
+
+
+def test_more_descriptors_than_vectors_are_not_even_sent(client: Client) -> None:
+    fds = [0] * (client.server.max_msg_fds + 1)
+    with pytest.raises(ValueError, match="one each"):
+        client.set_irqs(2, IrqAction.TRIGGER, IrqKind.EVENTFD, 0, 1, fds=fds)
+
+
 def test_vanished_server_is_a_connection_error(alone: tuple[Client, socket.socket]) -> None:
     client, server = alone
     server.shutdown(socket.SHUT_WR)

@@ -38,6 +38,8 @@ def good(frames: list[Frame | BadFrame]) -> list[Frame]:
 
 
 @given(payloads, st.data())
+@pytest.mark.row("defect", "A17")
+@pytest.mark.row("wire", 1)
 def test_any_split_of_any_frames_parses_identically(bodies: list[bytes], data: st.DataObject) -> None:
     stream = b"".join(message(body, number=number) for number, body in enumerate(bodies))
     cuts = data.draw(st.lists(st.integers(0, len(stream)), max_size=12))
@@ -107,6 +109,7 @@ def test_wanted_counts_down_to_the_end_of_header_and_frame() -> None:
 
 
 @pytest.mark.parametrize("size", [0, 15, MAX + 1, 0xFFFFFFFF])
+@pytest.mark.row("wire", 3)
 def test_impossible_size_ends_the_stream_before_the_body_is_gathered(size: int, no_fd_leak: None) -> None:
     reader = FrameReader(MAX)
     frames = reader.feed(message(b"ok") + message(size=size), [devnull()])
@@ -122,6 +125,7 @@ def test_largest_frame_passes(no_fd_leak: None) -> None:
     assert len(frame.payload) == MAX - 16
 
 
+@pytest.mark.row("wire", 12)
 def test_descriptors_beyond_the_bound_are_closed_and_the_frame_marked(no_fd_leak: None) -> None:
     reader = FrameReader(MAX, max_fds=2)
     reader.feed(message(b"body")[:8], [devnull(), devnull()])

@@ -48,10 +48,12 @@ def test_trigger_signals_just_the_installed_vector(table: InterruptTable, events
 
 
 @pytest.mark.parametrize(("index", "vector"), [(MSIX, 3), (MSIX, 4), (MSIX, -1), (IrqIndex.INTX, 0), (77, 0)])
+@pytest.mark.row("wire", 35)
 def test_trigger_without_eventfd_is_false(table: InterruptTable, index: int, vector: int) -> None:
     assert not table.trigger(index, vector)
 
 
+@pytest.mark.row("wire", 30)
 def test_replacing_closes_the_old_eventfd(table: InterruptTable, events: list[int]) -> None:
     install(table, 0, events[:1])
     install(table, 0, events[1:2])
@@ -98,6 +100,8 @@ def test_mask_and_unmask_are_accepted_and_close_what_comes(
     assert [taken(fd) for fd in events] == [1, 0, 0, 0]
 
 
+@pytest.mark.row("defect", "D16")
+@pytest.mark.row("wire", 35)
 def test_full_counter_does_not_block_and_counts_as_pending(table: InterruptTable, events: list[int]) -> None:
     install(table, 0, events[:1])
     os.eventfd_write(events[0], 2**64 - 2)
@@ -118,6 +122,18 @@ def test_descriptor_that_is_no_eventfd_is_refused_and_nothing_changes(table: Int
     assert [taken(fd) for fd in events] == [1, 0, 0, 0]
 
 
+def test_descriptor_of_which_nothing_is_known_is_refused(
+    table: InterruptTable, events: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreadable(_path: str) -> str:
+        raise PermissionError("no /proc here")
+
+    monkeypatch.setattr(os, "readlink", unreadable)
+    with pytest.raises(RequestError, match="not every descriptor is an eventfd"):
+        install(table, 0, events[:1])
+    assert not table.armed(MSIX, 0)
+
+
 @pytest.mark.parametrize(("index", "start"), [(MSIX, 4), (IrqIndex.REQ, 0)])
 def test_vector_out_of_range_is_refused_and_its_descriptor_closed(
     table: InterruptTable, events: list[int], index: int, start: int
@@ -127,6 +143,7 @@ def test_vector_out_of_range_is_refused_and_its_descriptor_closed(
         table.set_irqs(IrqRequest(index, start, 1, IrqAction.TRIGGER, IrqKind.EVENTFD, fds))
 
 
+@pytest.mark.row("wire", 59)
 def test_close_leaves_nothing_to_fire(table: InterruptTable, events: list[int]) -> None:
     install(table, 0, events)
     table.close()

@@ -112,6 +112,7 @@ def test_unknown_capabilities_are_left_alone() -> None:
         (capabilities(write_multiple=1), "write_multiple must be true or false"),
     ],
 )
+@pytest.mark.row("wire", 17)
 def test_malformed_offer_is_refused(payload: bytes, text: str) -> None:
     with pytest.raises(ProtocolError, match=text):
         negotiation.accept(payload, Limits())
@@ -135,6 +136,7 @@ def test_no_bytes_raise_anything_but_protocol_error(text: bytes) -> None:
         {"pgsizes": 0},
     ],
 )
+@pytest.mark.row("wire", 13)
 def test_limits_that_qemu_would_refuse_are_refused_here(wrong: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         Limits(**wrong)

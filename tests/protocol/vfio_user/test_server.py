@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import gc
 import logging
 import os
 import struct
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -126,6 +128,12 @@ def test_version_starts_the_session(fresh: Peer) -> None:
     assert isinstance(reply, bytes)
     assert reply.endswith(b"\0")
     assert fresh.session.state is State.RUNNING
+
+
+def test_session_knows_what_its_client_can_receive(fresh: Peer) -> None:
+    assert fresh.session.client.max_msg_fds == 1
+    fresh.ask(Command.VERSION, b'\0\0\0\0{"capabilities":{"max_msg_fds":7}}\0')
+    assert fresh.session.client.max_msg_fds == 7
 
 
 @pytest.mark.parametrize(
@@ -423,6 +431,8 @@ def test_write_of_nothing_succeeds_without_the_device(peer: Peer, device: Any) -
     assert device.calls == []
 
 
+@pytest.mark.row("wire", 43)
+@pytest.mark.row("defect", "A20")
 def test_several_writes_are_applied_in_order(several: Peer, device: Any) -> None:
     payload = multi((BAR0, 0, b"abcdefgh"), (BAR0, 2, b"XY"), (BAR0, 3, b"Z"), (BAR0, 0, b""))
     assert several.ask(Command.REGION_WRITE_MULTI, payload) == struct.pack("<Q", 4)
@@ -443,11 +453,13 @@ def test_several_writes_are_applied_in_order(several: Peer, device: Any) -> None
         struct.pack("<QQII8s", 1, 0, BAR0, 9, bytes(8)),
     ],
 )
+@pytest.mark.row("wire", 43)
 def test_one_bad_write_of_several_refuses_all(several: Peer, device: Any, payload: bytes) -> None:
     assert several.ask(Command.REGION_WRITE_MULTI, payload) == EINVAL
     assert device.calls == []
 
 
+@pytest.mark.row("wire", 43)
 def test_most_writes_at_once_pass(several: Peer) -> None:
     payload = multi(*[(BAR0, 0, b"a")] * 200)
     assert several.ask(Command.REGION_WRITE_MULTI, payload) == struct.pack("<Q", 200)
@@ -483,6 +495,7 @@ def test_unmap_echoes_its_24_bytes(peer: Peer, device: Any) -> None:
     assert device.maps == {}
 
 
+@pytest.mark.row("defect", "A4")
 def test_unmap_of_nothing_is_enoent(peer: Peer) -> None:
     assert peer.ask(Command.DMA_UNMAP, dma_unmap()) == errno.ENOENT
 
@@ -494,6 +507,7 @@ def test_unmap_all_drops_every_map(peer: Peer, device: Any) -> None:
     assert device.maps == {}
 
 
+@pytest.mark.row("defect", "A3")
 def test_maps_beyond_the_limit_are_enospc_until_one_goes(device: Any, no_fd_leak: None) -> None:
     peer = Peer(device, Limits(max_dma_maps=2))
     peer.ask(Command.VERSION, b"\0\0\0\0")
@@ -549,6 +563,9 @@ def test_harmless_set_irqs_succeeds(peer: Peer, payload: bytes) -> None:
         (Command.DEVICE_RESET, b"", 0),
     ],
 )
+@pytest.mark.row("defect", "A5")
+@pytest.mark.row("defect", "C16")
+@pytest.mark.row("wire", 44)
 def test_device_that_raises_costs_one_request_and_is_logged(
     peer: Peer, device: Any, caplog: pytest.LogCaptureFixture, command: int, payload: bytes, fds: int
 ) -> None:
@@ -575,6 +592,8 @@ def test_device_that_fails_at_the_end_is_logged_only(device: Any, caplog: pytest
 
 
 @pytest.mark.parametrize("cut", range(0, 33, 4))
+@pytest.mark.row("wire", 54)
+@pytest.mark.row("defect", "A12")
 def test_end_at_any_byte_disconnects_once_and_closes_what_came(peer: Peer, device: Any, cut: int) -> None:
     data = Header(1, Command.DMA_MAP, 48, 0, 0).pack() + dma_map()
     peer.session.receive(data[: cut + 1], [devnull()])
@@ -586,6 +605,20 @@ def test_end_at_any_byte_disconnects_once_and_closes_what_came(peer: Peer, devic
     assert not peer.session.outgoing
 
 
+@pytest.mark.row("defect", "A13")
+def test_a_session_that_ended_is_freed_without_the_garbage_collector(device: Any) -> None:
+    session = Session(device)
+    session.receive(Header(1, Command.VERSION, 20, 0, 0).pack() + b"\0\0\0\0", [])
+    session.eof()
+    alive = weakref.ref(session)
+    gc.disable()
+    try:
+        del session
+        assert alive() is None
+    finally:
+        gc.enable()
+
+
 def test_refusals_are_logged_but_not_without_end(peer: Peer, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         for _ in range(100):
@@ -594,6 +627,8 @@ def test_refusals_are_logged_but_not_without_end(peer: Peer, caplog: pytest.LogC
     assert "command 99 (unknown)" in caplog.text
 
 
+@pytest.mark.row("defect", "A3")
+@pytest.mark.row("wire", 58)
 def test_client_that_reads_no_replies_is_paused_and_resumed(peer: Peer, device: Any) -> None:
     device.memory[BAR0] = bytearray(1 << 20)
     request = Header(0, Command.REGION_READ, 32, 0, 0).pack() + access(BAR0, 0, 1 << 20)
@@ -634,6 +669,9 @@ MESSAGES = st.tuples(
     st.binary(max_size=40),
     st.lists(st.tuples(st.integers(1, 90), st.integers(0, 2)), min_size=1, max_size=8),
 )
+@pytest.mark.row("defect", "A5")
+@pytest.mark.row("defect", "A12")
+@pytest.mark.row("defect", "A17")
 def test_no_bytes_raise_or_leak_a_descriptor(
     device: Any,
     no_fd_leak: None,

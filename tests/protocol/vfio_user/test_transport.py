@@ -51,6 +51,8 @@ def test_receive_has_room_for_64_descriptors(pair: tuple[socket.socket, socket.s
     close_fds(chunk[1])
 
 
+@pytest.mark.row("wire", 12)
+@pytest.mark.row("defect", "A12")
 def test_receive_reports_and_closes_descriptors_beyond_its_room(pair: tuple[socket.socket, socket.socket]) -> None:
     fd = devnull()
     socket.send_fds(pair[0], [b"x"], [fd] * 67)
@@ -103,6 +105,7 @@ def test_flush_keeps_what_a_full_socket_does_not_take(pair: tuple[socket.socket,
     assert not outgoing
 
 
+@pytest.mark.row("wire", 55)
 def test_flush_to_a_vanished_peer_is_closed(pair: tuple[socket.socket, socket.socket]) -> None:
     pair[1].close()
     assert transport.flush(pair[0], deque([Outgoing(b"x")])) is Flush.CLOSED
@@ -133,6 +136,7 @@ def test_listen_honours_another_mode(tmp_path: Path) -> None:
         assert stat.S_IMODE((tmp_path / "s").stat().st_mode) == 0o666
 
 
+@pytest.mark.row("wire", 57)
 def test_listen_replaces_a_stale_socket_file(tmp_path: Path, no_fd_leak: None) -> None:
     path = tmp_path / "s"
     transport.listen(path).close()
@@ -191,3 +195,59 @@ def test_second_client_waits_without_disturbing_the_first(tmp_path: Path, no_fd_
             assert following is not None
             with following:
                 assert transport.receive(following) == (b"second", [])
+
+
+def test_nobody_waiting_is_none(tmp_path: Path, no_fd_leak: None) -> None:
+    with transport.listen(tmp_path / "s") as listener:
+        assert transport.accept(listener) is None
+
+
+def test_a_socket_whose_time_runs_out_raises_and_keeps_what_is_left(no_fd_leak: None) -> None:
+    one, other = socket.socketpair()
+    one.settimeout(0.01)
+    outgoing = deque([Outgoing(bytes(1 << 20))] * 8)
+    with one, other, pytest.raises(TimeoutError):
+        transport.flush(one, outgoing)
+    assert outgoing
+
+
+def test_ancillary_data_that_is_no_descriptor_is_passed_over(pair: tuple[socket.socket, socket.socket]) -> None:
+    pair[1].setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+    pair[0].sendall(b"data")
+    assert transport.receive(pair[1]) == (b"data", [])
+
+
+def test_a_connection_that_times_out_says_so(tmp_path: Path, no_fd_leak: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def late(_sock: socket.socket, _address: str) -> None:
+        raise TimeoutError("timed out")
+
+    monkeypatch.setattr(socket.socket, "connect", late)
+    with pytest.raises(TimeoutError, match="timed out"):
+        transport.connect(tmp_path / "s", 0.01)
+
+
+def test_a_stale_file_that_vanishes_meanwhile_is_no_error(
+    tmp_path: Path, no_fd_leak: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "s"
+    path.write_text("in the way for a moment")
+    lstat = os.lstat
+
+    def vanish(name: str) -> os.stat_result:
+        os.unlink(name)
+        return lstat(name)
+
+    monkeypatch.setattr(os, "lstat", vanish)
+    transport.listen(path).close()
+    assert stat.S_ISSOCK(lstat(path).st_mode)
+
+
+def test_a_socket_whose_backlog_is_full_is_busy(tmp_path: Path, no_fd_leak: None) -> None:
+    path = tmp_path / "s"
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as waiting:
+        listener.bind(str(path))
+        listener.listen(0)
+        waiting.connect(str(path))
+        with pytest.raises(OSError, match="another server listens") as caught:
+            transport.listen(path)
+    assert caught.value.errno == errno.EADDRINUSE
