@@ -30,6 +30,8 @@ class Counters:
     config_accesses: int = 0
     doorbells: int = 0
     interrupts: int = 0
+    drains_cut_short: int = 0
+    """times that DMA was refused, or a reset done, though rings held more than half a second's work"""
     sleeps: int = 0
     """times the loop armed its doorbells and slept"""
 

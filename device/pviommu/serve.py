@@ -29,6 +29,7 @@ __all__ = ["add_arguments", "main"]
 
 log = logging.getLogger(__name__)
 
+PROFILES = ("xen-2024", "xen-v7")
 EXIT_USAGE = 2
 EXIT_ENVIRONMENT = 3
 
@@ -50,6 +51,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="NAME=N",
         help="serve function NAME on inherited descriptor N, a listening or a connected socket; may be repeated",
+    )
+    parser.add_argument(
+        "--contexts", type=int, metavar="N", help="contexts besides the default one, whatever the topology says"
+    )
+    parser.add_argument(
+        "--pool-pages", type=int, metavar="N", help="page-table pages of all contexts, whatever the topology says"
     )
     parser.add_argument(
         "--print-capabilities", action="store_true", help="print what this back end and the topology offer, as JSON"
@@ -75,7 +82,7 @@ def capabilities(topology: Topology) -> dict[str, Any]:
         "version": __version__,
         "abi": ABI_VERSION,
         "features": [feature.name.lower() for feature in Feature if feature.name],
-        "profiles": ["xen-2024"],
+        "profiles": list(PROFILES),
         "endpoint_kinds": sorted(ENDPOINTS),
         "functions": [
             {"name": topology.iommu.name, "kind": "iommu", "socket": f"{topology.iommu.name}.sock"},
@@ -93,7 +100,7 @@ def driver_capabilities(topology: Topology) -> list[str]:
     config = topology.iommu_config()
     lines = [
         f"instance {config.instance}",
-        "profile xen-2024",
+        " ".join(("profiles", *PROFILES, "batch-2014")),
         f"page_sizes {PAGE_SIZES:#x}",
         f"max_nr_pages {config.max_nr_pages}",
         f"max_contexts {config.engine.max_contexts}",
@@ -103,7 +110,7 @@ def driver_capabilities(topology: Topology) -> list[str]:
         f"default_policy {'identity' if config.engine.default_policy is DefaultPolicy.IDENTITY else 'blocked'}",
     ]
     lines += [f"iova_range {entry.start:#x} {entry.last:#x}" for entry in iova_ranges(config.engine)]
-    for region in reserved_regions(config.engine):
+    for region in reserved_regions(config.engine, config.reserved):
         whose = "global" if region.stream == GLOBAL_STREAM else f"stream {region.stream}"
         lines.append(f"reserved {region.start:#x} {region.last:#x} {RegionKind(region.kind).name.lower()} {whose}")
     return lines + [f"endpoint {stream}" for stream in config.streams]
@@ -127,6 +134,7 @@ def main(args: argparse.Namespace) -> int:
     """Run ``pviommu serve``; returns its exit status."""
     try:
         topology = load(args.topology) if args.topology else Topology()
+        topology = topology.limited(args.contexts, args.pool_pages)
         names = {topology.iommu.name, *(entry.name for entry in topology.endpoint)}
         given = _given_descriptors(args.fd, names)
         if args.spin_us < 0:

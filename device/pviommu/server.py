@@ -28,7 +28,9 @@ log = logging.getLogger(__name__)
 DEFAULT_SPIN_NS = 200_000
 """How long the rings are polled after the last work."""
 SOCKET_TURNS = 16
-"""Turns of a busy loop between two looks at the sockets."""
+"""Turns of a busy loop between two looks at the sockets, if they are short."""
+LOOK_NS = 1_000_000
+"""Longest time between two looks at the sockets, to which the turn in progress is added."""
 FIRST_SLEEP_MS = 1
 """Bound of the first sleep after arming: if the fence ever let a slot slip by, it waits no longer than this."""
 _READABLE = select.POLLIN | select.POLLHUP | select.POLLERR
@@ -113,6 +115,7 @@ class Server:
         self._armed = False
         self._slept = False
         self._busy_until = 0
+        self._looked_at = inputs.now_ns()
         self._peer: int | None = None
         for name, sock in sockets.items():
             function = self._functions[name]
@@ -168,17 +171,19 @@ class Server:
     def turn(self, *, look_at_sockets: bool = True) -> None:
         """One turn: work; look at sockets or sleep."""
         if self._machine.work():
-            self._wake()
-            if look_at_sockets:
+            now = self._inputs.now_ns()
+            self._wake(now)
+            if look_at_sockets or now - self._looked_at >= LOOK_NS:
                 self._serve_sockets(0)
+                self._looked_at = now
         elif self._inputs.now_ns() < self._busy_until:
             if look_at_sockets:
                 self._serve_sockets(0)
         elif self._may_sleep():
             self._sleep()
 
-    def _wake(self) -> None:
-        self._busy_until = self._inputs.now_ns() + self._spin_ns
+    def _wake(self, now_ns: int) -> None:
+        self._busy_until = now_ns + self._spin_ns
         if self._armed:
             self._machine.iommu.disarm()
             self._armed = False
@@ -218,7 +223,9 @@ class Server:
 
     def _connect(self, sock: socket.socket, function: PciFunction) -> None:
         pid = _peer_process(sock)
-        if self._peer is not None and pid != self._peer and self._connections:
+        if self._peer not in (None, pid):
+            self._close_hung_up()
+        if self._peer not in (None, pid) and self._connections:
             log.error(
                 "%s: client refused: process %d, but this machine is process %d, and one topology is one machine",
                 *(function.name, pid, self._peer),
@@ -236,6 +243,19 @@ class Server:
             function.name,
             extra={"event": "connected", "fields": {"function": function.name, "process": pid}},
         )
+
+    def _close_hung_up(self) -> None:
+        """End the sessions of clients that are gone, without waiting for what they have sent.
+
+        The next client may be seen before the end of the last one: its socket may be looked at first.
+        """
+        poller = select.poll()
+        for connection in self._connections.values():
+            poller.register(connection.sock, 0)  # POLLHUP is told in any case
+        for fd, _ in self._inputs.wait(poller, 0):
+            connection = self._connections[fd]
+            connection.session.eof()
+            self._close(connection)
 
     def _serve(self, connection: _Connection, events: int) -> None:
         session = connection.session

@@ -11,6 +11,10 @@ TOML, for example::
     kind = "dma-test"
     stream = 1
 
+    [[endpoint.reserved]]
+    start = 0x7d000000
+    size = 0x100000
+
 One topology is one virtual machine.
 """
 
@@ -30,13 +34,22 @@ from pviommu_abi.shared import SBDF_UNBOUND
 from .endpoints.dma_test import DmaTestEngine
 from .endpoints.endpoint import Endpoint
 from .endpoints.template import Template
-from .engine import DefaultPolicy, EngineConfig
+from .engine import PAGE_MASK, PAGE_SHIFT, DefaultPolicy, EngineConfig, ReservedRegion
 from .iommu.bindings import sbdf_of
 from .iommu.function import NO_STREAM, IommuConfig, PvIommu
 from .pci.config_space import Identity
 from .pci.function import Environment, PciFunction
 
-__all__ = ["ENDPOINTS", "EndpointEntry", "IommuEntry", "Machine", "Topology", "TopologyError", "load"]
+__all__ = [
+    "ENDPOINTS",
+    "EndpointEntry",
+    "IommuEntry",
+    "Machine",
+    "ReservedEntry",
+    "Topology",
+    "TopologyError",
+    "load",
+]
 
 ENDPOINTS: dict[str, type[Endpoint]] = {
     "dma-test": DmaTestEngine,
@@ -77,8 +90,31 @@ class IommuEntry(_Entry, frozen=True):
     default_policy: Literal["identity", "blocked"] = "identity"
     """what the default context translates to: all guest RAM 1:1, or nothing"""
     rings: int = 4
+    allowed: bool = True
+    """false: every Xen operation is refused, as on a host without IOMMU or for a guest without the right to use it"""
+    remote_cmd: bool = True
+    """whether the guest may use REMOTE_CMD of xen-v7, as a hardware domain may"""
     vendor_id: int = abi.VENDOR_ID
     device_id: int = abi.IOMMU_DEVICE_ID
+
+
+class ReservedEntry(_Entry, frozen=True):
+    """``[[endpoint.reserved]]``: device addresses that are mapped 1:1 wherever the endpoint is attached."""
+
+    start: int
+    """first byte"""
+    size: int
+    """bytes"""
+    kind: Literal["direct"] = "direct"
+
+    def region(self, endpoint: str) -> ReservedRegion:
+        """As frames. Raises :class:`ValueError`."""
+        if self.size <= 0 or (self.start | self.size) & PAGE_MASK:
+            raise ValueError(
+                f"endpoint {endpoint}: reserved start {self.start:#x} size {self.size:#x} must be multiples of 4096, "
+                "and the size not 0"
+            )
+        return ReservedRegion(self.start >> PAGE_SHIFT, (self.start + self.size >> PAGE_SHIFT) - 1, self.kind)
 
 
 class EndpointEntry(_Entry, frozen=True):
@@ -89,6 +125,7 @@ class EndpointEntry(_Entry, frozen=True):
     stream: int
     sbdf: str | None = None
     """fixes the binding, as ``0000:00:05.0``; otherwise the guest driver binds"""
+    reserved: tuple[ReservedEntry, ...] = ()
 
     def fixed_sbdf(self) -> int | None:
         """The fixed binding as a number. Raises :class:`ValueError`."""
@@ -134,6 +171,14 @@ class Topology(_Entry, frozen=True):
         if len(set(fixed)) != len(fixed):
             raise ValueError("two endpoints are fixed to one sbdf")
 
+    def limited(self, contexts: int | None, pool_pages: int | None) -> Topology:
+        """The same with other limits, where given. Raises :class:`ValueError`."""
+        given = {"contexts": contexts, "pool_pages": pool_pages}
+        changes = {name: value for name, value in given.items() if value is not None}
+        topology = msgspec.structs.replace(self, iommu=msgspec.structs.replace(self.iommu, **changes))
+        topology.iommu_config()
+        return topology
+
     def iommu_config(self) -> IommuConfig:
         """What the PV-IOMMU is built with. Raises :class:`ValueError`."""
         entry = self.iommu
@@ -151,6 +196,13 @@ class Topology(_Entry, frozen=True):
             rings=entry.rings,
             streams=tuple(endpoint.stream for endpoint in self.endpoint),
             fixed_bindings={stream: sbdf for stream, sbdf in fixed.items() if sbdf is not None},
+            reserved={
+                endpoint.stream: tuple(entry.region(endpoint.name) for entry in endpoint.reserved)
+                for endpoint in self.endpoint
+                if endpoint.reserved
+            },
+            allowed=entry.allowed,
+            remote_cmd=entry.remote_cmd,
             identity=Identity(entry.vendor_id, entry.device_id, abi.IOMMU_CLASS),
         )
 

@@ -7,7 +7,7 @@ import mmap
 import os
 import select
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -15,7 +15,7 @@ import pytest
 from pviommu.counters import Counters
 from pviommu.inputs import LiveInputs
 from pviommu.pci.function import Environment
-from pviommu.topology import EndpointEntry, IommuEntry, Machine, Topology
+from pviommu.topology import EndpointEntry, IommuEntry, Machine, ReservedEntry, Topology
 from pviommu_abi import registers as abi
 from pviommu_abi.registers import REGISTER, RingControl
 from pviommu_abi.shared import (
@@ -55,13 +55,14 @@ class Inputs(LiveInputs):
 
     def __init__(self) -> None:
         self.time = 0
+        self.time_step = 1000
         self.waits: list[int] = []
         self.on_wait: Callable[[int], None] | None = None
         self.after_copy: Callable[[], None] | None = None
         self.before_word: Callable[[int], None] | None = None
 
     def now_ns(self) -> int:
-        self.time += 1000
+        self.time += self.time_step
         return self.time
 
     def copy(self, view: memoryview) -> bytes:
@@ -85,10 +86,13 @@ class Inputs(LiveInputs):
 class Driver:
     """What a guest does with the PV-IOMMU, written down: registers, rings, operations and events."""
 
-    def __init__(self, **settings: Any) -> None:
+    def __init__(self, reserved: Mapping[str, tuple[ReservedEntry, ...]] | None = None, **settings: Any) -> None:
         self.inputs = Inputs()
         self.counters = Counters()
-        endpoints = tuple(EndpointEntry(name, "dma-test", stream) for name, stream in STREAM.items())
+        endpoints = tuple(
+            EndpointEntry(name, "dma-test", stream, reserved=(reserved or {}).get(name, ()))
+            for name, stream in STREAM.items()
+        )
         topology = Topology(IommuEntry(**settings), endpoints)
         self.machine = Machine.build(topology, Environment(self.inputs, self.counters))
         self.iommu = self.machine.iommu
@@ -110,6 +114,13 @@ class Driver:
     def plug_ram(self) -> None:
         for function in self.machine.functions():
             function.dma_map(DmaMapping(0, RAM_PAGES << 12, 0, True, True, os.dup(self._ram_fd)))
+
+    def more_ram(self, size: int) -> int:
+        """A descriptor of memory that is not plugged yet; whoever maps it closes it."""
+        fd = os.memfd_create("more", os.MFD_ALLOW_SEALING)
+        os.truncate(fd, size)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+        return fd
 
     def msix(self, vector: int) -> int:
         """Set up a vector; the eventfd, a duplicate of which the device has. The caller closes it."""
@@ -144,9 +155,9 @@ class Driver:
         self.write("RING_CONTROL", RingControl.ENABLE)
         return self.read("STATUS")
 
-    def start(self, rings: int = 1) -> Driver:
+    def start(self, rings: int = 1, profile: int = abi.Profile.XEN_2024) -> Driver:
         self.plug_ram()
-        self.write("PROFILE", abi.Profile.XEN_2024)
+        self.write("PROFILE", profile)
         for ring in range(rings):
             self.set_up_ring(ring)
         return self

@@ -89,6 +89,7 @@ def test_what_is_written_is_in_the_file_and_read_back(memory: GuestMemory, file:
     assert memory.read([(0x10FFE, 4)]) == b"abcd"
 
 
+@pytest.mark.row("wire", 45)
 def test_the_identical_map_again_is_a_success(memory: GuestMemory, file: int) -> None:
     memory.map(mapping(0, PAGE, file))
     before = open_descriptors()
@@ -111,6 +112,8 @@ def test_the_identical_map_again_is_a_success(memory: GuestMemory, file: int) ->
         (0x0000, 0x10000, 0, True),  # around it
     ],
 )
+@pytest.mark.row("defect", "C12")
+@pytest.mark.row("wire", 45)
 def test_any_other_overlap_exists_and_changes_nothing(
     memory: GuestMemory, file: int, address: int, size: int, offset: int, writable: bool
 ) -> None:
@@ -134,6 +137,7 @@ def test_the_same_range_of_another_file_exists(memory: GuestMemory, file: int, u
 
 
 @pytest.mark.parametrize(("address", "size"), [(0x4000, 0x1000), (0x5000, 0x1000), (0x3000, 0x2000), (0, 0x10000)])
+@pytest.mark.row("wire", 47)
 def test_only_exactly_what_was_mapped_is_unmapped(memory: GuestMemory, file: int, address: int, size: int) -> None:
     memory.map(mapping(0x4000, 0x2000, file))
 
@@ -156,6 +160,7 @@ def test_an_unmapped_range_cannot_be_reached(memory: GuestMemory, file: int) -> 
 
 
 @pytest.mark.parametrize(("address", "size", "offset"), [(1, PAGE, 0), (0, PAGE + 1, 0), (0, PAGE, 512)])
+@pytest.mark.row("defect", "C12")
 def test_maps_are_whole_pages(memory: GuestMemory, file: int, address: int, size: int, offset: int) -> None:
     error = refusal(memory, mapping(address, size, file, offset=offset))
 
@@ -205,6 +210,8 @@ def test_what_is_no_memory_is_refused_and_closed(memory: GuestMemory, tmp_path: 
         os.close(fd)
 
 
+@pytest.mark.row("defect", "A11")
+@pytest.mark.row("defect", "A12")
 def test_a_thousand_maps_and_unmaps_leak_no_descriptor(memory: GuestMemory, file: int, unsealed: int) -> None:
     before = open_descriptors()
 
@@ -317,6 +324,9 @@ def test_a_private_copy_leaves_zeros_even_where_it_was_read(memory: GuestMemory,
 # -- access ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.row("defect", "A16")
+@pytest.mark.row("defect", "C3")
+@pytest.mark.row("wire", 46)
 def test_one_access_may_span_adjacent_ranges_of_different_files(memory: GuestMemory, file: int, unsealed: int) -> None:
     memory.map(mapping(0, PAGE, file, offset=5 * PAGE))
     memory.map(mapping(PAGE, PAGE, unsealed, offset=7 * PAGE))
@@ -370,6 +380,8 @@ def test_an_unsealed_file_is_read_and_written_by_system_calls(
     assert [getattr(record, "event", None) for record in caplog.records] == ["memory-not-sealed"]
 
 
+@pytest.mark.row("defect", "C17")
+@pytest.mark.row("wire", 48)
 def test_an_unsealed_file_that_shrank_reads_as_zeros(memory: GuestMemory, unsealed: int) -> None:
     memory.map(mapping(0, 2 * PAGE, unsealed))
     memory.write([(0, 2 * PAGE)], b"x" * 2 * PAGE)

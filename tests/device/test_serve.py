@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pviommu import serve
-from pviommu.topology import EndpointEntry, IommuEntry, Topology
+from pviommu.topology import EndpointEntry, IommuEntry, ReservedEntry, Topology
 
 
 def parse(*arguments: object) -> argparse.Namespace:
@@ -29,7 +29,7 @@ def test_driver_capabilities_follow_the_topology():
     )
     assert serve.driver_capabilities(topology) == [
         "instance 3",
-        "profile xen-2024",
+        "profiles xen-2024 xen-v7 batch-2014",
         "page_sizes 0x40201000",
         "max_nr_pages 256",
         "max_contexts 9",
@@ -43,6 +43,22 @@ def test_driver_capabilities_follow_the_topology():
     ]
 
 
+def test_reserved_regions_of_endpoints_are_told_with_their_stream():
+    region = ReservedEntry(0x7D000000, 0x100000)
+    lines = serve.driver_capabilities(Topology(endpoint=(EndpointEntry("dma0", "dma-test", 5, reserved=(region,)),)))
+    assert "reserved 0x7d000000 0x7d0fffff reserved stream 5" in lines
+
+
+def test_limits_of_the_command_line_replace_those_of_the_topology(capsys, tmp_path):
+    path = tmp_path / "small.toml"
+    path.write_text("[iommu]\ncontexts = 4\npool-pages = 64\nrings = 2\n")
+    assert serve.main(parse(path, "--contexts", 9, "--pool-pages", 100, "--print-capabilities")) == 0
+    lines = json.loads(capsys.readouterr().out)["driver_capabilities"]
+    assert {"max_contexts 9", "pool_pages 100", "rings 2"} <= set(lines)
+    assert serve.main(parse(path, "--contexts", 9, "--print-capabilities")) == 0
+    assert "pool_pages 64" in json.loads(capsys.readouterr().out)["driver_capabilities"]
+
+
 def test_a_blocked_default_policy_is_told():
     lines = serve.driver_capabilities(Topology(IommuEntry(default_policy="blocked")))
     assert "default_policy blocked" in lines
@@ -51,7 +67,8 @@ def test_a_blocked_default_policy_is_told():
 def test_print_capabilities_prints_json_and_ends_with_0(capsys):
     assert serve.main(parse("--print-capabilities")) == 0
     told = json.loads(capsys.readouterr().out)
-    assert (told["type"], told["abi"], told["features"]) == ("pviommu", 1, ["profile_xen_2024", "posted"])
+    assert (told["type"], told["abi"], told["profiles"]) == ("pviommu", 1, ["xen-2024", "xen-v7"])
+    assert told["features"] == ["profile_xen_2024", "posted", "profile_xen_v7", "batch_2014"]
 
 
 @pytest.mark.parametrize(
@@ -61,6 +78,8 @@ def test_print_capabilities_prints_json_and_ends_with_0(capsys):
         (["--fd", "nobody=1"], "--fd nobody=1: must be NAME=N with NAME one of iommu"),
         (["--fd", "iommu=x"], "--fd iommu=x: must be NAME=N"),
         (["--fd", "iommu=99999"], "--fd iommu=99999: Bad file descriptor"),
+        (["--contexts", "65536"], "max_contexts 65536: must be 1..65535"),
+        (["--pool-pages", "0"], "pool_pages 0: must be at least 1"),
         (["--spin-us", "-1"], "--spin-us -1: must not be negative"),
     ],
 )

@@ -6,14 +6,18 @@ import socket
 
 import pytest
 
+from pviommu import server as server_module
+from pviommu.iommu.execution import STEP_NS
 from pviommu.iommu.ring import passed
-from pviommu.server import FIRST_SLEEP_MS, Server, close_all, listen_all
+from pviommu.server import FIRST_SLEEP_MS, LOOK_NS, Server, close_all, listen_all
 from pviommu_abi.registers import REGISTER
 from pviommu_abi.shared import CACHE_LINE, DeviceRingLine
 from pviommu_abi.slots import PvIommuOp
 from vfio_user import Client, Command, Limits
 from vfio_user.messages import Header, HeaderFlags, RegionAccess
 from vfio_user.negotiation import offer
+
+from .conftest import ENTRIES
 
 NOOP = PvIommuOp(0, 0, 0).pack()
 FOREVER = -1
@@ -165,6 +169,41 @@ def test_a_busy_server_looks_at_its_sockets_now_and_then(connected):
     assert connected.driver.inputs.waits == [0]
 
 
+@pytest.mark.row("wire", 44)
+@pytest.mark.row("defect", "A19")
+def test_a_long_turn_is_followed_by_a_look_at_the_sockets(connected):
+    driver = connected.driver
+    connected.server.turn()
+
+    def take_long():
+        driver.inputs.time += LOOK_NS
+
+    driver.inputs.after_copy = take_long
+    driver.inputs.waits.clear()
+    for _ in range(3):
+        driver.put(NOOP)
+        connected.server.turn(look_at_sockets=False)
+    assert driver.inputs.waits == [0, 0, 0]
+
+
+@pytest.mark.row("wire", 44)
+@pytest.mark.row("wire", 58)
+@pytest.mark.row("defect", "A19")
+def test_a_request_waits_for_one_step_of_a_full_ring_and_no_more(connected):
+    driver = connected.driver
+    for _ in range(ENTRIES):
+        driver.put(NOOP)
+
+    def take_long():
+        driver.inputs.time += STEP_NS
+
+    driver.inputs.after_copy = take_long
+    connected.ring_doorbell()
+    connected.server.turn(look_at_sockets=False)
+    assert connected.client.receive().header.command == Command.REGION_WRITE
+    assert driver.completed() == 1
+
+
 # -- stopping ---------------------------------------------------------------------------------------------------------
 
 
@@ -192,6 +231,30 @@ def test_a_client_that_hangs_up_is_dropped_and_the_machine_reset(connected):
     connected.turns(1)
     assert connected.driver.iommu.engine.contexts() == ()
     assert connected.server._connections == {}
+
+
+@pytest.mark.row("defect", "A13")
+def test_a_client_seen_before_the_end_of_the_last_one_is_accepted(make_driver, tmp_path, monkeypatch):
+    driver = make_driver()
+    sockets = listen_all(driver.machine, tmp_path, {})
+    server = Server(driver.machine, sockets, driver.inputs, SPIN_NS)
+    processes = iter([100, 100, 200])
+    monkeypatch.setattr(server_module, "_peer_process", lambda _: next(processes))
+    with socket.socket(socket.AF_UNIX) as first, socket.socket(socket.AF_UNIX) as gone:
+        first.connect(str(tmp_path / "dma0.sock"))
+        gone.connect(str(tmp_path / "dma1.sock"))
+        for _ in range(3):
+            server.turn()
+        driver.alloc()
+    with socket.socket(socket.AF_UNIX) as second:
+        second.connect(str(tmp_path / "iommu.sock"))
+        second.settimeout(5)
+        server._accept(sockets["iommu"], driver.iommu)  # before a look at the other sockets
+        (connection,) = server._connections.values()
+        assert connection.function is driver.iommu
+        server.close()
+        assert second.recv(1) == b""
+    close_all(sockets)
 
 
 def test_closing_drops_every_client(connected):

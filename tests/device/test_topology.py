@@ -10,12 +10,13 @@ import pytest
 from pviommu.counters import Counters
 from pviommu.endpoints.dma_test import DmaTestEngine
 from pviommu.endpoints.template import Template
-from pviommu.engine import DefaultPolicy
+from pviommu.engine import DefaultPolicy, ReservedRegion
 from pviommu.inputs import LiveInputs
 from pviommu.pci.function import Environment
 from pviommu.topology import EndpointEntry, IommuEntry, Machine, Topology, TopologyError, load
 
 CONFIGURATIONS = sorted((Path(__file__).parents[2] / "qemu-configs").glob("*.toml"))
+RESERVED = "[[endpoint.reserved]]\nstart = {}\nsize = {}\n"
 ENDPOINT = '[[endpoint]]\nname = "dma0"\nkind = "dma-test"\nstream = 1\n'
 
 
@@ -51,7 +52,9 @@ def test_every_key_reaches_the_configuration(tmp_path: Path) -> None:
     path.write_text(
         '[iommu]\nname = "iommu"\ninstance = 7\ncontexts = 3\npool-pages = 64\nmax-pages-per-op = 256\n'
         'aperture-bits = 48\ndefault-policy = "blocked"\nrings = 2\nvendor-id = 0x1af4\ndevice-id = 0x10ff\n'
+        "allowed = false\nremote-cmd = false\n"
         '[[endpoint]]\nname = "dma0"\nkind = "dma-test"\nstream = 9\nsbdf = "0001:02:1f.7"\n'
+        '[[endpoint.reserved]]\nstart = 0x7d000000\nsize = 0x2000\nkind = "direct"\n'
     )
 
     config = load(path).iommu_config()
@@ -62,6 +65,8 @@ def test_every_key_reaches_the_configuration(tmp_path: Path) -> None:
     assert (config.identity.vendor, config.identity.device) == (0x1AF4, 0x10FF)
     assert config.streams == (9,)
     assert dict(config.fixed_bindings) == {9: 0x000102FF}
+    assert dict(config.reserved) == {9: (ReservedRegion(0x7D000, 0x7D001, "direct"),)}
+    assert (config.allowed, config.remote_cmd) == (False, False)
 
 
 @pytest.mark.parametrize(
@@ -89,6 +94,14 @@ def test_every_key_reaches_the_configuration(tmp_path: Path) -> None:
             + 'sbdf = "0000:00:05.0"\n',
             "two endpoints are fixed to one sbdf",
         ),
+        (ENDPOINT + RESERVED.format(1, 4096), "dma0: reserved start 0x1 size 0x1000 must be multiples of 4096"),
+        (ENDPOINT + RESERVED.format(0, 0), "dma0: reserved start 0x0 size 0x0 must be multiples of 4096"),
+        (ENDPOINT + RESERVED.format(1 << 39, 4096), "both must be frames below the aperture's end"),
+        (ENDPOINT + RESERVED.format(-4096, 4096), "first must not exceed last"),
+        (ENDPOINT + RESERVED.format(0xFEE00000, 4096), "overlaps 0xfee00..0xfeeff (msi)"),
+        (ENDPOINT + RESERVED.format(0, 8192) + RESERVED.format(4096, 4096), "overlaps 0x0..0x1 (direct)"),
+        (ENDPOINT + 65 * RESERVED.format(0, 4096), "reserved regions: at most 64 in all"),
+        (ENDPOINT + RESERVED.format(0, 4096) + 'kind = "soft"\n', "Invalid enum value 'soft'"),
         ("[iommu]\nvendor-id = 0\n", "iommu: vendor-id 0x0 must be 0x1..0xfffe"),
         ("[iommu]\ndevice-id = 0xffff\n", "iommu: device-id 0xffff must be 0x1..0xfffe"),
         ("[iommu]\ninstance = -1\n", "iommu: instance -1 must be a 32-bit number"),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 
 from pviommu_abi.shared import (
     CAPABILITY_MAGIC,
@@ -22,6 +23,7 @@ from pviommu_abi.shared import (
 from wire_layout import Record
 
 from ..engine import PAGE_SHIFT, EngineConfig
+from ..engine import ReservedRegion as EngineRegion
 from ..pci.shared_memory import SharedMemory
 
 __all__ = ["CapabilityPublisher", "chain", "iova_ranges", "reserved_regions"]
@@ -43,17 +45,20 @@ def iova_ranges(config: EngineConfig) -> list[AddressRange]:
     return ranges
 
 
-def reserved_regions(config: EngineConfig) -> list[ReservedRegion]:
-    """Regions that no map may touch."""
-    kinds = {"msi": RegionKind.MSI}
+def reserved_regions(
+    config: EngineConfig, of_endpoints: Mapping[int, Sequence[EngineRegion]] = MappingProxyType({})
+) -> list[ReservedRegion]:
+    """Regions that no map may touch: in every context, and (by stream) in the context of an endpoint."""
+    owned = [(region, GLOBAL_STREAM) for region in sorted(config.reserved)]
+    owned += [(region, stream) for stream, regions in of_endpoints.items() for region in sorted(regions)]
     return [
         ReservedRegion(
             region.first * _PAGE,
             (region.last + 1) * _PAGE - 1,
-            kinds.get(region.kind, RegionKind.RESERVED),
-            GLOBAL_STREAM,
+            RegionKind.MSI if region.kind == "msi" else RegionKind.RESERVED,
+            stream,
         )
-        for region in sorted(config.reserved)
+        for region, stream in owned
     ]
 
 
@@ -63,12 +68,16 @@ def _list(entries: Iterable[Record]) -> bytes:
 
 
 def chain(
-    config: EngineConfig, limits: Limits, ram: Sequence[tuple[int, int]], endpoints: Sequence[EndpointEntry]
+    config: EngineConfig,
+    limits: Limits,
+    ram: Sequence[tuple[int, int]],
+    endpoints: Sequence[EndpointEntry],
+    of_endpoints: Mapping[int, Sequence[EngineRegion]] = MappingProxyType({}),
 ) -> bytes:
     """The area's bytes after its head. ``ram`` are ``(first GPA, last GPA)`` pairs, shortened to what fits the area."""
     bodies = [
         (CapabilityId.IOVA_RANGES, _list(iova_ranges(config))),
-        (CapabilityId.RESERVED_REGIONS, _list(reserved_regions(config))),
+        (CapabilityId.RESERVED_REGIONS, _list(reserved_regions(config, of_endpoints))),
         (CapabilityId.LIMITS, limits.pack()),
         (CapabilityId.ENDPOINTS, _list(endpoints)),
     ]

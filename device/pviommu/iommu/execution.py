@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
 
 from pviommu_abi.shared import EventReason
 from pviommu_abi.slots import PAYLOAD_OFFSET, SLOT_SIZE, Errno, OpClass, Slot, SlotFlags
@@ -13,8 +12,8 @@ from pviommu_abi.slots import PAYLOAD_OFFSET, SLOT_SIZE, Errno, OpClass, Slot, S
 from ..pci.function import Environment
 from ..pci.shared_memory import fence
 from .own import OwnOperations
-from .ring import CommandRing
-from .xen_2024 import REFUSED, Reply, Xen2024
+from .profile import REFUSED, Answer, Reply, Steps, XenProfile
+from .ring import MASK, CommandRing
 
 __all__ = ["Executor", "Notifier"]
 
@@ -23,11 +22,26 @@ log = logging.getLogger(__name__)
 BATCH = 256
 """Most slots of a ring in one step."""
 STEP_NS = 1_000_000
-"""A step ends with the slot that takes it past this: a full ring of the largest maps would take seconds."""
+"""A step ends with the slot or the piece that takes it past this: a full ring of the largest maps takes seconds."""
+DRAIN_NS = 500_000_000
+"""Time for drains between two steps of the rings, all of them together. Full rings of small operations take less."""
 VECTOR_RING = 1
 """MSI-X vector of ring 0; the others follow."""
-_SLOT_FLAGS = int(SlotFlags.POSTED)
-"""A number, because ``~`` of an IntFlag leaves out the bits without a name."""
+_POSTED = int(SlotFlags.POSTED)
+"""A number: ``&`` with an IntFlag costs as much as a map, and ``~`` of one leaves out the bits without a name."""
+_SLOT_FLAGS = _POSTED
+
+
+class _Operation(NamedTuple):
+    """An operation in progress: of the oldest slot of its ring that is not completed."""
+
+    steps: Steps
+    flags: int
+    sequence: int
+
+
+Targets = list[tuple[CommandRing, int]]
+"""Rings, and the index up to which each is to be completed."""
 
 
 class Notifier(Protocol):
@@ -40,42 +54,59 @@ class Notifier(Protocol):
 
 
 class Executor:
-    """The command rings of one PV-IOMMU and the operations that they carry."""
+    """The command rings of one PV-IOMMU and the operations that they carry.
+
+    A long operation is carried out in pieces. Between two of them other rings have their turns, and so do sockets;
+    nothing behind it in its own ring begins before it is complete.
+    """
 
     def __init__(
-        self,
-        rings: Sequence[CommandRing],
-        xen_2024: Xen2024,
-        own: OwnOperations,
-        environment: Environment,
-        notifier: Notifier,
+        self, rings: Sequence[CommandRing], own: OwnOperations, environment: Environment, notifier: Notifier
     ) -> None:
         self._rings = rings
-        self._xen_2024 = xen_2024
         self._own = own
+        self._profile: XenProfile | None = None
+        self._operations: dict[CommandRing, _Operation] = {}
+        self._drain_left_ns = DRAIN_NS
         self._inputs = environment.inputs
         self._counters = environment.counters
         self._notifier = notifier
 
+    def select(self, profile: XenProfile | None) -> None:
+        """Carry out slots of this profile's class from now on, and none of another's."""
+        self._profile = self._own.profile = profile
+
     def work(self) -> bool:
         """Execute a bounded number of slots of each ring, for a bounded time. Whether there were any."""
+        self._drain_left_ns = DRAIN_NS
         done = False
         for ring in self._rings:
             if ring.entries:
                 count = self._pending(ring)
-                if count:
+                if count or ring in self._operations:
                     self._execute(ring, min(count, BATCH), self._inputs.now_ns() + STEP_NS)
                     done = True
         return done
 
     def drain(self) -> None:
-        """Execute what each ring held when this was called; a ring whose operation is in progress is left alone."""
-        for ring in self._rings:
-            if ring.busy:
-                continue
-            count = self._pending(ring)
-            while count > 0 and ring.enabled:
-                count -= self._execute(ring, count, math.inf)
+        """Execute what each ring held when this was called, an operation in progress first.
+
+        Nothing else is served meanwhile, so it ends after :data:`DRAIN_NS`, other drains since the last :meth:`work`
+        included: a guest that fills its rings with large operations harms its own DMA and no one else.
+        """
+        targets = self._targets()
+        if not targets:
+            return
+        start = self._inputs.now_ns()
+        if self._drain_left_ns <= 0 or not self._drain_to(targets, start + self._drain_left_ns):
+            self._counters.drains_cut_short += 1
+        self._drain_left_ns -= self._inputs.now_ns() - start
+
+    def drop(self, ring: CommandRing) -> None:
+        """Forget a ring's operation in progress: what it did stays, what is left of it is never done."""
+        operation = self._operations.pop(ring, None)
+        if operation is not None:
+            operation.steps.close()
 
     def arm(self) -> bool:
         """Ask for doorbells. Whether the loop may sleep now: no ring got work in the meantime."""
@@ -83,7 +114,13 @@ class Executor:
             if ring.enabled:
                 ring.arm()
         fence()
-        return not any(self._pending(ring) for ring in self._rings)
+        return not self._operations and not any(self._pending(ring) for ring in self._rings)
+
+    def reset(self) -> None:
+        """No profile, nothing in progress."""
+        self.select(None)
+        for ring in self._rings:
+            self.drop(ring)
 
     def disarm(self) -> None:
         """Doorbells are not needed: the rings are being polled."""
@@ -99,50 +136,137 @@ class Executor:
             self._notifier.event(reason=EventReason.RING_BROKEN, slot=ring.number)
         return count
 
-    def _execute(self, ring: CommandRing, limit: int, deadline_ns: float) -> int:
-        """Execute up to ``limit`` slots, all of them submitted, until ``deadline_ns``; returns how many, 1 at least."""
-        raw = ring.fetch(limit)
+    # -- other rings first ------------------------------------------------------------------------------------------
+
+    def _targets(self) -> Targets:
+        """Where the rings are to get that hold something now; those whose slots are being executed are left alone."""
+        targets = []
+        for ring in self._rings:
+            count = 0 if ring.busy else self._pending(ring)
+            if count or (ring in self._operations and not ring.busy):
+                targets.append((ring, ring.completed + count & MASK))
+        return targets
+
+    def _drain_to(self, targets: Targets, deadline_ns: float) -> bool:
+        """Execute rings up to ``targets`` and until none has an operation in progress. False if time ran out.
+
+        Something is executed in any case, so repeating this comes to an end.
+        """
+        for ring, target in targets:
+            while count := self._missing(ring, target):
+                self._execute(ring, count, deadline_ns)
+                if self._inputs.now_ns() > deadline_ns:
+                    return not any(self._missing(*each) for each in targets)
+        return True
+
+    def _missing(self, ring: CommandRing, target: int) -> int:
+        """Slots that a ring is short of ``target``, at least 1 while it has an operation in progress."""
+        if ring.busy or not ring.enabled:
+            return 0
+        distance = target - ring.completed & MASK
+        # a ring that was turned off and on since, or whose guest took slots back, has nothing to wait for
+        count = min(distance, self._pending(ring)) if distance <= ring.entries else 0
+        return count or int(ring in self._operations)
+
+    def _in_order(self, call: Callable[[], Answer]) -> Answer:
+        """``call``, once the other rings are where they have to get first."""
+        targets = self._targets()
+        if not targets or self._drain_to(targets, self._inputs.now_ns() + STEP_NS):
+            return call()
+        return self._wait(targets, call)
+
+    def _wait(self, targets: Targets, call: Callable[[], Answer]) -> Steps:
+        yield
+        while not self._drain_to(targets, self._inputs.now_ns() + STEP_NS):
+            yield
+        answer = call()
+        return answer if isinstance(answer, Reply) else (yield from answer)
+
+    # -- one ring ---------------------------------------------------------------------------------------------------
+
+    def _execute(self, ring: CommandRing, limit: int, deadline_ns: float) -> None:
+        """Go on with the ring's operation in progress, then execute up to ``limit`` slots, until ``deadline_ns``."""
         ring.busy = True
-        count = unpublished = 0
+        if ring in self._operations:
+            limit = limit - 1 if self._advance(ring, deadline_ns) and self._may_go_on(ring, deadline_ns) else 0
+        if limit > 0:
+            self._execute_slots(ring, ring.fetch(limit), deadline_ns)
+        ring.busy = False
+
+    def _may_go_on(self, ring: CommandRing, deadline_ns: float) -> bool:
+        return not ring.broken and self._inputs.now_ns() <= deadline_ns
+
+    def _execute_slots(self, ring: CommandRing, raw: bytes, deadline_ns: float) -> None:
+        unpublished = 0
         for start in range(0, len(raw), SLOT_SIZE):
             op_class, op, flags, sequence, _, _ = Slot.STRUCT.unpack_from(raw, start)
             reply = self._execute_one(op_class, op, flags, raw[start + PAYLOAD_OFFSET : start + SLOT_SIZE])
-            ring.finish(unpublished, reply.result, sequence, reply.payload)
-            count += 1
-            unpublished += 1
-            if flags & SlotFlags.POSTED:
-                self._counters.slots_posted += 1
-                if reply.result < 0:
-                    self._notifier.event(reason=EventReason.POSTED_FAILED, result=reply.result, slot=sequence)
-            else:  # somebody waits
-                self._publish(ring, unpublished)
-                unpublished = 0
-            if reply.result < 0:
-                self._counters.ops_failed += 1
+            if not isinstance(reply, Reply):  # a long operation
+                if unpublished:
+                    self._publish(ring, unpublished)
+                    unpublished = 0
+                self._operations[ring] = _Operation(reply, flags, sequence)
+                if not self._advance(ring, deadline_ns):
+                    break
+            else:
+                ring.finish(unpublished, reply.result, sequence, reply.payload)
+                unpublished += 1
+                self._account(flags, sequence, reply.result)
+                if not flags & _POSTED:  # somebody waits
+                    self._publish(ring, unpublished)
+                    unpublished = 0
             if self._inputs.now_ns() > deadline_ns:
                 break
         if unpublished:
             self._publish(ring, unpublished)
-        ring.busy = False
-        self._counters.slots += count
-        return count
+
+    def _advance(self, ring: CommandRing, deadline_ns: float) -> bool:
+        """Carry out the next pieces of the ring's operation in progress, at least one. Whether that completed it."""
+        steps, flags, sequence = self._operations[ring]
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                reply: Reply = end.value
+                break
+            except Exception:  # one bad request fails alone, whatever it hit
+                log.exception("%s: operation in progress failed: slot %d", self._notifier.name, sequence)
+                reply = Reply(-Errno.EIO)
+                break
+            if self._inputs.now_ns() > deadline_ns:
+                return False
+        del self._operations[ring]
+        ring.finish(0, reply.result, sequence, reply.payload)
+        self._account(flags, sequence, reply.result)
+        self._publish(ring, 1)
+        return True
+
+    def _account(self, flags: int, sequence: int, result: int) -> None:
+        self._counters.slots += 1
+        if flags & _POSTED:
+            self._counters.slots_posted += 1
+            if result < 0:
+                self._notifier.event(reason=EventReason.POSTED_FAILED, result=result, slot=sequence)
+        if result < 0:
+            self._counters.ops_failed += 1
 
     def _publish(self, ring: CommandRing, count: int) -> None:
         if ring.publish(count):
             self._notifier.interrupt(VECTOR_RING + ring.number)
 
-    def _execute_one(self, op_class: int, op: int, flags: int, payload: bytes) -> Reply:
+    def _execute_one(self, op_class: int, op: int, flags: int, payload: bytes) -> Answer:
         if flags & ~_SLOT_FLAGS:
             return REFUSED
+        profile, own = self._profile, self._own
         try:
-            if op_class == OpClass.XEN_2024 and op == 0:
-                if self._xen_2024.reorders(payload):
-                    self.drain()
-                return self._xen_2024.execute(payload)
+            if profile is not None and op_class == profile.op_class:
+                if profile.reorders(op, payload):
+                    return self._in_order(lambda: profile.execute(op, payload))
+                return profile.execute(op, payload)
             if op_class == OpClass.OWN:
-                if self._own.reorders(op):
-                    self.drain()
-                return self._own.execute(op, payload)
+                if own.reorders(op):
+                    return self._in_order(lambda: own.execute(op, payload))
+                return own.execute(op, payload)
         except Exception:  # one bad request fails alone, whatever it hit
             log.exception(
                 "%s: operation failed: class %d op %d payload %s", self._notifier.name, op_class, op, payload.hex()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import logging
-from dataclasses import dataclass
 from typing import Protocol
 
 from pviommu_abi import registers as abi
@@ -20,12 +19,10 @@ from pviommu_abi.registers import (
     Profile,
     RingControl,
     RingStatus,
-    RingType,
     Status,
 )
 from pviommu_abi.shared import (
     MAX_RING_ENTRIES,
-    MIN_RING_ENTRIES,
     RING_AREA_OFFSET,
     RING_AREA_SIZE,
     SBDF_UNBOUND,
@@ -35,28 +32,32 @@ from pviommu_abi.shared import (
     EventReason,
     Limits,
 )
-from pviommu_abi.slots import DEFAULT_CONTEXT, SLOT_SIZE
+from pviommu_abi.slots import DEFAULT_CONTEXT
 from vfio_user import RequestError
 
 from ..engine import PAGE_SHIFT, Access, DefaultPolicy, Engine, Fault, Refusal, Run
 from ..pci.capabilities import endpoint as endpoint_capability
 from ..pci.function import Environment, PciFunction
+from .batch import BatchOperations
 from .bindings import Bindings, format_sbdf
 from .capability_area import CapabilityPublisher, chain
 from .config import IommuConfig
 from .events import EventRing
 from .execution import Executor
 from .own import OwnOperations
+from .profile import XenProfile
 from .ring import CommandRing
+from .ring_setup import RingSetup, overlaps
 from .xen_2024 import Xen2024
+from .xen_v7 import XenV7
 
 __all__ = ["IommuConfig", "PvIommu", "TranslatedEndpoint"]
 
 log = logging.getLogger(__name__)
 
 VECTOR_EVENTS = 0
-RING_PAGE = 4096
 NO_STREAM = 0xFFFFFFFF
+FEATURES = int(Feature.PROFILE_XEN_2024 | Feature.POSTED | Feature.PROFILE_XEN_V7 | Feature.BATCH_2014)
 PAGE_SIZES = 1 << 12 | 1 << 21 | 1 << 30
 
 _REASON = {
@@ -76,20 +77,6 @@ class TranslatedEndpoint(Protocol):
         """The translations that queued requests were made for are gone: finish them as cancelled."""
 
 
-@dataclass
-class _RingSetup:
-    """The banked registers of one ring."""
-
-    kind: int = 0
-    entries: int = 0
-    base_low: int = 0
-    base_high: int = 0
-
-    @property
-    def base(self) -> int:
-        return self.base_high << 32 | self.base_low
-
-
 class PvIommu(PciFunction):
     """The function that the guest programs, and the translator that the endpoints go through."""
 
@@ -98,7 +85,7 @@ class PvIommu(PciFunction):
         self.settings = config
         self.engine = Engine(config.engine)
         for stream in config.streams:
-            self.engine.add_endpoint(stream)
+            self.engine.add_endpoint(stream, config.reserved.get(stream, ()))
         self._endpoints: dict[int, TranslatedEndpoint] = {}
         self._bar = self.add_register_bar(REGISTER_BAR, abi.REGISTERS, REGISTER_BAR_SIZE)
         self.shared = self.add_shared_bar(SHARED_BAR, SHARED_BAR_SIZE)
@@ -107,20 +94,21 @@ class PvIommu(PciFunction):
         self.bindings = Bindings(frozenset(config.streams), config.fixed_bindings)
         self.events = EventRing(self.shared, self.inputs)
         self.rings = [CommandRing(number, self.shared, self.inputs) for number in range(config.rings)]
-        self._setups = [_RingSetup() for _ in self.rings]
+        self._setups = [RingSetup() for _ in self.rings]
         self._capabilities = CapabilityPublisher(self.shared)
-        self._executor = Executor(
-            self.rings,
-            Xen2024(self.engine, self.bindings, self.counters, config.max_nr_pages),
-            OwnOperations(self.engine, self.bindings, self.events, self.counters),
-            environment,
-            self,
-        )
+        operands = (self.engine, self.bindings, self.memory, self.counters, config)
+        self._profiles: dict[int, XenProfile] = {
+            Profile.XEN_2024: Xen2024(*operands),
+            Profile.XEN_V7: XenV7(*operands),
+        }
+        batch = BatchOperations(self.engine, self.memory, self.counters)
+        own = OwnOperations(self.engine, self.bindings, self.events, batch, self.counters)
+        self._executor = Executor(self.rings, own, environment, self)
         self._status = Status(0)
         for register, value in (
             ("MAGIC", abi.MAGIC),
             ("VERSION", abi.ABI_VERSION),
-            ("FEATURES", int(Feature.PROFILE_XEN_2024 | Feature.POSTED)),
+            ("FEATURES", FEATURES),
             ("INSTANCE", config.instance),
             ("MAX_RINGS", config.rings),
             ("MAX_RING_ENTRIES", MAX_RING_ENTRIES),
@@ -142,13 +130,16 @@ class PvIommu(PciFunction):
     def on_reset(self) -> None:
         """Power-on state: rings off, only the default context, bindings and profile gone, queued DMA cancelled."""
         lost = [stream for stream, context in self.engine.endpoints().items() if context != DEFAULT_CONTEXT]
+        self._executor.reset()
+        for profile in self._profiles.values():
+            profile.reset()
         for ring in self.rings:
             ring.disable()
         self.engine.reset()
         self.bindings.reset()
         self.shared.clear()
         self.events.reset()
-        self._setups = [_RingSetup() for _ in self.rings]
+        self._setups = [RingSetup() for _ in self.rings]
         self._status = Status(0)
         self._bar.clear(("PROFILE", "RING_SELECT"))
         self._publish_capabilities()
@@ -190,7 +181,8 @@ class PvIommu(PciFunction):
             EndpointEntry(stream, int(stream in fixed), fixed.get(stream, SBDF_UNBOUND))
             for stream in self.settings.streams
         ]
-        self._capabilities.publish(chain(self.settings.engine, self.limits(), self.memory.ram_ranges(), entries))
+        ram = self.memory.ram_ranges()
+        self._capabilities.publish(chain(self.settings.engine, self.limits(), ram, entries, self.settings.reserved))
 
     # -- registers --------------------------------------------------------------------------------------------------
 
@@ -209,9 +201,10 @@ class PvIommu(PciFunction):
         return int(self._status | (Status.RINGS_ON if self._rings_on else 0))
 
     def write_profile(self, _: int, value: int) -> None:
-        accepted = not self._rings_on and value in (Profile.NONE, Profile.XEN_2024)
+        accepted = not self._rings_on and (value == Profile.NONE or value in self._profiles)
         if accepted:
             self.on_reset()
+            self._executor.select(self._profiles.get(value))
             self._bar["PROFILE"] = value
         self._accept(accepted)
 
@@ -263,6 +256,7 @@ class PvIommu(PciFunction):
         ring, setup = self.rings[self._selected], self._setups[self._selected]
         if value == 0:
             ring.disable()
+            self._executor.drop(ring)
             self._accept(True)
         elif value == RingControl.ENABLE and not ring.enabled and self._may_enable(setup, ring):
             ring.enable(setup.base, setup.entries)
@@ -271,21 +265,12 @@ class PvIommu(PciFunction):
         else:
             self._accept(False)
 
-    def _may_enable(self, setup: _RingSetup, ring: CommandRing) -> bool:
-        size = setup.entries * SLOT_SIZE
+    def _may_enable(self, setup: RingSetup, ring: CommandRing) -> bool:
         fits = (
             self._bar["PROFILE"] != Profile.NONE
-            and setup.kind == RingType.SHARED_BAR
-            and MIN_RING_ENTRIES <= setup.entries <= MAX_RING_ENTRIES
-            and setup.entries & (setup.entries - 1) == 0
-            and setup.base % RING_PAGE == 0
-            and setup.base >= RING_AREA_OFFSET
-            and setup.base + size <= RING_AREA_OFFSET + RING_AREA_SIZE
+            and setup.is_legal()
             and ring.is_rewound()
-            and not any(
-                other.enabled and place.base < setup.base + size and setup.base < place.base + other.entries * SLOT_SIZE
-                for other, place in zip(self.rings, self._setups, strict=True)
-            )
+            and not overlaps(setup, self.rings, self._setups)
         )
         if fits and list(self.memory) and not self.memory.is_used_by_guest():
             self._status |= Status.MEMORY_NOT_SHARED
@@ -312,7 +297,7 @@ class PvIommu(PciFunction):
         return self._executor.work()
 
     def drain(self) -> None:
-        """Execute what each ring held when this was called."""
+        """Execute what each ring held when this was called, for half a second at most."""
         self._executor.drain()
 
     def arm(self) -> bool:

@@ -1,40 +1,47 @@
-"""The device's own operations: bindings and what is in use."""
+"""The device's own operations: bindings, what is in use, and Xen operations by way of guest memory."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from pviommu_abi.slots import DEFAULT_CONTEXT, Binding, Errno, OwnOp, Usage
+from pviommu_abi.slots import DEFAULT_CONTEXT, Binding, Call, Errno, OwnOp, Usage
 
 from ..counters import Counters
 from ..engine import Engine
+from .batch import BatchOperations
 from .bindings import Bindings, sbdf_of
 from .events import EventRing
-from .xen_2024 import REFUSED, Reply
+from .profile import REFUSED, Answer, Reply, XenProfile
 
 __all__ = ["OwnOperations"]
 
 _BINDING_IN = Binding.offset_of("ctx_no")
+_CALL_ALIGNMENT = 8
 
 
 class OwnOperations:
     """Executes payloads of class OWN."""
 
-    def __init__(self, engine: Engine, bindings: Bindings, events: EventRing, counters: Counters) -> None:
+    def __init__(
+        self, engine: Engine, bindings: Bindings, events: EventRing, batch: BatchOperations, counters: Counters
+    ) -> None:
+        self.profile: XenProfile | None = None
+        """the one that is selected"""
         self._engine = engine
+        self._batch = batch
         self._bindings = bindings
         self._events = events
         self._counters = counters
-        self._handlers: dict[int, Callable[[bytes], Reply]] = {
+        self._handlers: dict[int, Callable[[bytes], Answer]] = {
             int(op): getattr(self, f"op_{op.name.lower()}") for op in OwnOp
         }
 
     @staticmethod
     def reorders(op: int) -> bool:
-        """Whether the operation must wait for all rings: it moves an endpoint."""
-        return op == OwnOp.UNBIND
+        """Whether the operation must wait for all rings: it moves an endpoint, or (CALL) might do so."""
+        return op in (OwnOp.UNBIND, OwnOp.CALL)
 
-    def execute(self, op: int, payload: bytes) -> Reply:
+    def execute(self, op: int, payload: bytes) -> Answer:
         """Carry out ``op`` with the 48 bytes of ``payload``. Unknown operations are -EOPNOTSUPP."""
         handler = self._handlers.get(op)
         if handler is None:
@@ -84,3 +91,16 @@ class OwnOperations:
             self._events.lost,
         )
         return Reply(0, answer.pack())
+
+    def op_batch(self, payload: bytes) -> Answer:
+        if self.profile is None:
+            return REFUSED
+        if self.profile.denied:
+            return Reply(self.profile.denied)
+        return self._batch.execute(self.profile, payload)
+
+    def op_call(self, payload: bytes) -> Answer:
+        op = Call.unpack(payload)
+        if self.profile is None or op.pad0 or any(payload[Call.SIZE :]) or op.address % _CALL_ALIGNMENT:
+            return REFUSED
+        return self.profile.call(op.op, op.address)

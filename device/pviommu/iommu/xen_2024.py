@@ -9,10 +9,10 @@ really is one.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 from pviommu_abi.slots import (
     DEFAULT_CONTEXT,
+    PV_IOMMU_OP_SIZE,
     XEN_2024_RECORDS,
     CreateFlags,
     Errno,
@@ -20,6 +20,7 @@ from pviommu_abi.slots import (
     LookupPage,
     MapFlags,
     MapPages,
+    OpClass,
     PvIommuOp,
     QueryCapabilities,
     ReattachDevice,
@@ -28,21 +29,15 @@ from pviommu_abi.slots import (
 )
 
 from ..counters import Counters
-from ..engine import Access, Engine, Stop
+from ..engine import Engine, Outcome, Stop
+from ..memory import GuestMemory
 from .bindings import Bindings, sbdf_of
+from .config import IommuConfig
+from .indirect import carry_out
+from .pages import ACCESS, PageOperations
+from .profile import DONE, REFUSED, Answer, Reply
 
-__all__ = ["Reply", "Xen2024"]
-
-
-class Reply(NamedTuple):
-    """The outcome of an operation: 0 or a negative errno, and the first bytes of the payload as they shall read."""
-
-    result: int
-    payload: bytes = b""
-
-
-REFUSED = Reply(-Errno.EINVAL)
-_DONE = Reply(0)
+__all__ = ["Xen2024"]
 
 _MAP_FLAGS = int(MapFlags.READABLE | MapFlags.WRITEABLE)
 _FLAGS_ALLOWED = {
@@ -50,9 +45,6 @@ _FLAGS_ALLOWED = {
     Xen2024Op.FREE_CONTEXT: int(FreeFlags.REATTACH_DEFAULT),
     Xen2024Op.MAP_PAGES: _MAP_FLAGS,
 }
-
-_ACCESS = {int(access): access for access in (Access(0), Access.READ, Access.WRITE, Access.READ | Access.WRITE)}
-"""The header's readable and writeable bits are the engine's READ and WRITE."""
 
 _MAP_ERRNO = {
     Stop.NO_CONTEXT: -Errno.EINVAL,
@@ -78,18 +70,30 @@ _CONTEXT_ERRNO = {
     Stop.ENDPOINTS_ATTACHED: -Errno.EBUSY,
     Stop.NO_FREE_CONTEXT: -Errno.ENOSPC,
     Stop.POOL_EXHAUSTED: -Errno.ENOMEM,
+    Stop.RESERVED_CONFLICT: -Errno.EINVAL,
 }
+_REORDERING = frozenset((Xen2024Op.ALLOC_CONTEXT, Xen2024Op.FREE_CONTEXT, Xen2024Op.REATTACH_DEVICE))
+_NO_CONTEXT = (Stop.NO_CONTEXT, Stop.DEFAULT_CONTEXT)
+_MAPPED = MapPages.offset_of("mapped")
+_UNMAPPED = UnmapPages.offset_of("unmapped")
 
 
 class Xen2024:
     """Executes payloads of class XEN_2024."""
 
-    def __init__(self, engine: Engine, bindings: Bindings, counters: Counters, max_nr_pages: int) -> None:
+    op_class = OpClass.XEN_2024
+
+    def __init__(
+        self, engine: Engine, bindings: Bindings, memory: GuestMemory, counters: Counters, config: IommuConfig
+    ) -> None:
+        self.denied = 0 if config.allowed else -int(Errno.EPERM)
         self._engine = engine
         self._bindings = bindings
+        self._memory = memory
         self._counters = counters
-        self._max_nr_pages = max_nr_pages
-        self._handlers: dict[int, tuple[str, int, int, Callable[[bytes], Reply]]] = {
+        self._max_nr_pages = config.max_nr_pages
+        self._pages = PageOperations(engine, counters)
+        self._handlers: dict[int, tuple[str, int, int, Callable[[bytes], Answer]]] = {
             int(op): (
                 op.name.lower(),
                 XEN_2024_RECORDS[op].SIZE,
@@ -100,27 +104,45 @@ class Xen2024:
             if op is not Xen2024Op.NOOP
         }
 
-    @staticmethod
-    def reorders(payload: bytes) -> bool:
-        """Whether the operation must wait for all rings: it changes contexts or who is in them."""
-        op = payload[0] | payload[1] << 8
-        return op in (Xen2024Op.ALLOC_CONTEXT, Xen2024Op.FREE_CONTEXT, Xen2024Op.REATTACH_DEVICE)
+    def reset(self) -> None:
+        """There is nothing to forget."""
 
-    def execute(self, payload: bytes) -> Reply:
-        """Carry out the operation in the 48 bytes of ``payload``."""
-        op = payload[0] | payload[1] << 8
-        if op == Xen2024Op.NOOP:
-            self._counters.ops["noop"] += 1
-            return _DONE
-        handler = self._handlers.get(op)
-        if handler is None:
+    def reorders(self, op: int, payload: bytes) -> bool:
+        """Whether the operation must wait for all rings: it changes contexts or who is in them."""
+        subop = payload[0] | payload[1] << 8
+        return subop in _REORDERING
+
+    def execute(self, op: int, payload: bytes) -> Answer:
+        """Carry out the operation in the 48 bytes of ``payload``; ``op`` must be 0, the payload has the number."""
+        if self.denied:
+            return Reply(self.denied)
+        if op:
             return REFUSED
+        subop = payload[0] | payload[1] << 8
+        handler = self._handlers.get(subop)
+        if handler is None:
+            if subop != Xen2024Op.NOOP:
+                return REFUSED
+            self._counters.ops["noop"] += 1
+            return DONE
         name, size, flags, call = handler
         self._counters.ops[name] += 1
         given = int.from_bytes(payload[4:8], "little")
         if given & ~flags or any(payload[size:]):
             return REFUSED
         return call(payload)
+
+    def call(self, op: int, address: int) -> Answer:
+        """Carry out the ``pv_iommu_op`` at guest physical ``address``, all of which is read and written back."""
+        return carry_out(self._memory, address, PV_IOMMU_OP_SIZE, lambda data: self.execute(op, data), copied_back=True)
+
+    def map_errno(self, ctx: int, outcome: Outcome) -> int:
+        """0 or a negative errno."""
+        return _MAP_ERRNO[outcome.stop] if outcome.stop else 0
+
+    def unmap_errno(self, outcome: Outcome) -> int:
+        """0 or a negative errno."""
+        return _UNMAP_ERRNO[outcome.stop] if outcome.stop else 0
 
     def op_query_capabilities(self, payload: bytes) -> Reply:
         op = QueryCapabilities.unpack(payload)
@@ -146,7 +168,7 @@ class Xen2024:
     def op_free_context(self, payload: bytes) -> Reply:
         op = PvIommuOp.unpack(payload)
         stop = self._engine.free_context(op.ctx_no, bool(op.flags & FreeFlags.REATTACH_DEFAULT))
-        return _DONE if stop is None else Reply(_CONTEXT_ERRNO[stop])
+        return DONE if stop is None else Reply(_CONTEXT_ERRNO[stop])
 
     def op_reattach_device(self, payload: bytes) -> Reply:
         op = ReattachDevice.unpack(payload)
@@ -154,29 +176,33 @@ class Xen2024:
         if stream is None:  # an unknown device outranks an unknown context
             return Reply(-Errno.ENOENT)
         stop = self._engine.attach(stream, op.ctx_no)
-        return _DONE if stop is None else Reply(_CONTEXT_ERRNO[stop])
+        return DONE if stop is None else Reply(_CONTEXT_ERRNO[stop])
 
-    def op_map_pages(self, payload: bytes) -> Reply:
+    def op_map_pages(self, payload: bytes) -> Answer:
         _, ctx, flags, gfn, dfn, nr, _ = MapPages.STRUCT.unpack_from(payload)
         if nr > self._max_nr_pages:
             return Reply(-Errno.E2BIG)
-        outcome = self._engine.map(ctx, dfn, gfn, nr, _ACCESS[flags])
-        self._counters.pages_mapped += outcome.done
-        result = _MAP_ERRNO[outcome.stop] if outcome.stop else 0
-        if outcome.stop in (Stop.NO_CONTEXT, Stop.DEFAULT_CONTEXT):
-            return Reply(result)
-        return Reply(result, payload[:_MAPPED] + outcome.done.to_bytes(4, "little"))
 
-    def op_unmap_pages(self, payload: bytes) -> Reply:
+        def reply(outcome: Outcome) -> Reply:
+            result = self.map_errno(ctx, outcome)
+            if outcome.stop in _NO_CONTEXT:
+                return Reply(result)
+            return Reply(result, payload[:_MAPPED] + outcome.done.to_bytes(4, "little"))
+
+        return self._pages.map(ctx, dfn, gfn, nr, ACCESS[flags], reply)
+
+    def op_unmap_pages(self, payload: bytes) -> Answer:
         _, ctx, _, dfn, nr, _ = UnmapPages.STRUCT.unpack_from(payload)
         if nr > self._max_nr_pages:
             return Reply(-Errno.E2BIG)
-        outcome = self._engine.unmap(ctx, dfn, nr)
-        self._counters.pages_unmapped += outcome.done
-        result = _UNMAP_ERRNO[outcome.stop] if outcome.stop else 0
-        if outcome.stop in (Stop.NO_CONTEXT, Stop.DEFAULT_CONTEXT):
-            return Reply(result)
-        return Reply(result, payload[:_UNMAPPED] + outcome.done.to_bytes(4, "little"))
+
+        def reply(outcome: Outcome) -> Reply:
+            result = self.unmap_errno(outcome)
+            if outcome.stop in _NO_CONTEXT:
+                return Reply(result)
+            return Reply(result, payload[:_UNMAPPED] + outcome.done.to_bytes(4, "little"))
+
+        return self._pages.unmap(ctx, dfn, nr, reply)
 
     def op_lookup_page(self, payload: bytes) -> Reply:
         op = LookupPage.unpack(payload)
@@ -187,7 +213,3 @@ class Xen2024:
         if found is None:
             return Reply(-Errno.ENOENT)
         return Reply(0, LookupPage(op.subop_id, op.ctx_no, op.flags, found[0], op.dfn).pack())
-
-
-_MAPPED = MapPages.offset_of("mapped")
-_UNMAPPED = UnmapPages.offset_of("unmapped")

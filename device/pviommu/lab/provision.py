@@ -39,7 +39,8 @@ _QEMU_PACKAGES = (
 )
 _GUEST_PACKAGES = (
     *("linux-image-cloud-amd64", "linux-headers-cloud-amd64", "busybox-static"),
-    *("make", "gcc", "libc6-dev", "dash", "bash", "coreutils", "base-files", "libc-bin", "mawk", "sed", "grep", "findutils", "kmod"),
+    *("make", "gcc", "libc6-dev", "dash", "bash", "coreutils", "base-files", "libc-bin"),
+    *("mawk", "sed", "grep", "findutils", "kmod"),
 )
 
 

@@ -93,6 +93,7 @@ def test_the_wrong_access_is_refused(guest: Any, port: DmaPort) -> None:
     assert port.read([(0x100000, 4)]) == bytes(4)
 
 
+@pytest.mark.row("defect", "C17")
 def test_what_the_client_took_away_is_not_ram_at_its_exact_address(guest: Any, port: DmaPort) -> None:
     endpoint = guest.endpoints[0]
     endpoint.dma_unmap_all()
@@ -134,6 +135,7 @@ def test_a_map_on_its_way_is_waited_for(guest: Any, port: DmaPort) -> None:
     assert guest.peek(0x20000, 4) == b"abcd"
 
 
+@pytest.mark.row("defect", "D17")
 def test_an_unmap_seen_while_waiting_for_a_later_span_counts_for_the_earlier_one(guest: Any, port: DmaPort) -> None:
     guest.set_up_ring()
     guest.map(0x100, 0x20)

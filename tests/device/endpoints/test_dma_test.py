@@ -157,6 +157,7 @@ def test_verify_names_the_first_byte_that_differs(driver: Driver, offset: int) -
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50, deadline=None)
 @given(st.data())
+@pytest.mark.row("defect", "A16")
 def test_scatter_gather_on_both_sides_moves_the_bytes_in_order(driver: Driver, data: st.DataObject) -> None:
     length = data.draw(st.integers(1, 3 * PAGE))
 
@@ -291,6 +292,7 @@ def test_without_bus_mastering_the_fault_has_no_reason_and_no_event(driver: Driv
     assert driver.guest.peek(0, 16) == bytes(16)
 
 
+@pytest.mark.row("defect", "D17")
 def test_a_source_unmapped_while_the_destination_is_waited_for_is_not_read(driver: Driver) -> None:
     driver.guest.set_up_ring()
     driver.guest.poke(0x20000, b"freed by the guest")
@@ -337,6 +339,8 @@ def test_the_queue_goes_round(driver: Driver) -> None:
     assert driver.guest.peek((abi.ENTRIES + 2) * 8, 8) == (abi.ENTRIES + 3).to_bytes(8, "little")
 
 
+@pytest.mark.row("defect", "B3")
+@pytest.mark.row("defect", "B4")
 def test_a_producer_further_than_the_queue_is_long_is_ignored(driver: Driver) -> None:
     driver.write("PRODUCER", abi.ENTRIES + 1)
     driver.write("PRODUCER", 0xFFFFFFFF)
@@ -345,6 +349,7 @@ def test_a_producer_further_than_the_queue_is_long_is_ignored(driver: Driver) ->
     assert driver.engine.work() is False
 
 
+@pytest.mark.row("defect", "D11")
 def test_a_full_queue_is_worked_off(driver: Driver) -> None:
     driver.queue(*[descriptor(op=DmaOp.FILL)] * abi.ENTRIES)
 
@@ -355,6 +360,7 @@ def test_a_full_queue_is_worked_off(driver: Driver) -> None:
     assert steps == driver.read("CONSUMER") == abi.ENTRIES
 
 
+@pytest.mark.row("defect", "B2")
 def test_a_descriptor_changed_after_it_was_fetched_changes_nothing(driver: Driver) -> None:
     copy = type(driver.engine.inputs).copy
 
@@ -389,6 +395,7 @@ def test_an_interrupt_comes_only_when_it_was_asked_for(driver: Driver) -> None:
 # -- reset -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.row("defect", "B10")
 def test_a_reset_by_register_cancels_what_is_queued(driver: Driver) -> None:
     driver.run(op=DmaOp.FILL)
     driver.queue(descriptor(op=DmaOp.FILL, pattern=1), descriptor(op=DmaOp.FILL, pattern=1))
@@ -411,6 +418,7 @@ def test_a_reset_of_the_function_cancels_and_turns_it_off(driver: Driver) -> Non
     assert driver.read("MAGIC") == abi.MAGIC
 
 
+@pytest.mark.row("defect", "D14")
 def test_a_reset_of_the_iommu_cancels_what_was_meant_for_the_lost_context(driver: Driver) -> None:
     driver.queue(descriptor(op=DmaOp.FILL, pattern=1))
 

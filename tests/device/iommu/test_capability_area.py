@@ -142,3 +142,23 @@ def test_the_generation_is_odd_while_the_chain_is_written(shared):
     publisher.publish(Body(b"1234"))
     assert 3 in seen
     assert CapabilityArea.unpack(shared.view, CAPABILITY_OFFSET).generation == 4
+
+
+def test_regions_of_endpoints_are_listed_with_their_stream_after_the_global_ones(shared):
+    of_endpoints = {7: (ReservedRegion(0x300, 0x301, "direct"), ReservedRegion(0x100, 0x100, "direct"))}
+    found = walk(published(shared, EngineConfig(), LIMITS, [], [], of_endpoints))
+    assert found[CapabilityId.RESERVED_REGIONS] == [
+        ReservedEntry(0xFEE00000, 0xFEEFFFFF, RegionKind.MSI, GLOBAL_STREAM),
+        ReservedEntry(0x100000, 0x100FFF, RegionKind.RESERVED, 7),
+        ReservedEntry(0x300000, 0x301FFF, RegionKind.RESERVED, 7),
+    ]
+
+
+def test_the_most_endpoints_and_regions_leave_room_for_ram_ranges(shared):
+    region = ReservedRegion(0, 0, "direct")
+    endpoints = [EndpointEntry(stream, 0, SBDF_UNBOUND) for stream in range(256)]
+    of_endpoints = dict.fromkeys(range(64), (region,))
+    found = walk(published(shared, EngineConfig(), LIMITS, [(0, 4095)] * 1000, endpoints, of_endpoints))
+    assert len(found[CapabilityId.RESERVED_REGIONS]) == 65
+    assert len(found[CapabilityId.ENDPOINTS]) == 256
+    assert len(found[CapabilityId.RAM_RANGES]) >= 100

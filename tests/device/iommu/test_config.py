@@ -1,5 +1,6 @@
 import pytest
 
+from pviommu.engine import EngineConfig
 from pviommu.iommu.config import MAX_ENDPOINTS, IommuConfig
 
 
@@ -10,7 +11,9 @@ from pviommu.iommu.config import MAX_ENDPOINTS, IommuConfig
         ({"rings": 9}, "rings 9: must be 1..8"),
         ({"max_nr_pages": 0}, "max_nr_pages 0: must be 1..4294967295"),
         ({"max_nr_pages": 1 << 32}, "max_nr_pages 4294967296"),
+        ({"engine": EngineConfig(pool_pages=1 << 32)}, "pool_pages 4294967296: must be 1..4294967295"),
         ({"streams": (1, 1)}, "a stream of its own"),
+        ({"reserved": {3: ()}}, "reserved regions of stream 3: not one of"),
         ({"streams": tuple(range(MAX_ENDPOINTS + 1))}, "257 endpoints: at most 256"),
     ],
 )

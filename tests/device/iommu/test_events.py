@@ -54,6 +54,7 @@ def test_the_interrupt_is_asked_for_only_when_the_index_passes_the_armed_one(rin
     assert put(ring, 5) == [False, False, True, False, False]
 
 
+@pytest.mark.row("defect", "B5")
 def test_a_full_ring_counts_what_it_loses_and_overwrites_nothing(ring, shared):
     put(ring, EVENT_ENTRIES)
     before = bytes(shared.view[EVENT_OFFSET : EVENT_OFFSET + EVENT_ENTRIES * Event.SIZE])
@@ -72,6 +73,8 @@ def test_a_gap_in_the_sequence_shows_what_was_lost(ring, shared):
 
 
 @pytest.mark.parametrize("nonsense", [1, 0x80000000, 0xFFFFFF00 - 1])
+@pytest.mark.row("defect", "B3")
+@pytest.mark.row("defect", "B5")
 def test_an_impossible_consumer_index_loses_events_and_overwrites_nothing(ring, shared, nonsense):
     shared.words[CONSUMER] = nonsense
     assert put(ring) == [False]

@@ -1,10 +1,11 @@
 import os
+from dataclasses import replace
 
 import pytest
 
 from pviommu.endpoints.dma import DmaRefusedError
 from pviommu.iommu import execution
-from pviommu.iommu.execution import BATCH, STEP_NS
+from pviommu.iommu.execution import BATCH, DRAIN_NS, STEP_NS
 from pviommu.iommu.ring import passed
 from pviommu_abi.registers import RingStatus
 from pviommu_abi.shared import (
@@ -13,12 +14,41 @@ from pviommu_abi.shared import (
     SBDF_UNBOUND,
     EventReason,
 )
-from pviommu_abi.slots import Errno, MapPages, OpClass, OwnOp, PvIommuOp, ReattachDevice, SlotFlags, Xen2024Op
+from pviommu_abi.slots import (
+    Call,
+    Errno,
+    MapPages,
+    OpClass,
+    OwnOp,
+    PvIommuOp,
+    ReattachDevice,
+    SlotFlags,
+    UnmapPages,
+    V7MapPages,
+    V7UnmapPages,
+    Xen2024Op,
+    XenV7Op,
+)
 
 from ..conftest import DEVFN, ENTRIES
 
 NOOP = PvIommuOp(Xen2024Op.NOOP, 0, 0).pack()
 ALLOC = PvIommuOp(Xen2024Op.ALLOC_CONTEXT, 0, 0).pack()
+
+
+@pytest.fixture
+def slow(make_driver):
+    """Two rings, 4 GiB of RAM, a context, and a clock with which a step is over after each piece or slot."""
+    driver = make_driver().start(rings=2)
+    driver.iommu.engine.set_ram([(0, (1 << 20) - 1)])
+    driver.alloc()
+    driver.inputs.time_step = 2 * STEP_NS
+    return driver
+
+
+def finish(driver):
+    while driver.iommu.work():
+        pass
 
 
 def refusal(driver, name, iova):
@@ -41,12 +71,22 @@ def doorbell_asked(driver, ring=0):
 
 @pytest.mark.parametrize(
     ("op_class", "op", "flags"),
-    [(0, 0, 0), (2, 0, 0), (0xFF, 0, 0), (OpClass.XEN_2024, 1, 0), (OpClass.XEN_2024, 0, 2), (OpClass.OWN, 4, 0x8000)],
+    [
+        (0, 0, 0),
+        (OpClass.XEN_V7, 0, 0),
+        (0xFF, 0, 0),
+        (OpClass.XEN_2024, 1, 0),
+        (OpClass.XEN_2024, 0, 2),
+        (OpClass.OWN, 4, 0x8000),
+    ],
 )
+@pytest.mark.row("defect", "C10")
+@pytest.mark.row("defect", "C11")
 def test_an_unknown_class_number_or_flag_is_einval(driver, op_class, op, flags):
     assert driver.call(NOOP, op_class, op, flags=flags)[0] == -Errno.EINVAL
 
 
+@pytest.mark.row("defect", "D10")
 def test_the_sequence_is_echoed_as_completed(driver):
     position = driver.put(ALLOC, sequence=0xDEADBEEF)
     driver.iommu.work()
@@ -54,6 +94,7 @@ def test_the_sequence_is_echoed_as_completed(driver):
     assert (slot.completed, slot.sequence, slot.result) == (0xDEADBEEF, 0xDEADBEEF, 0)
 
 
+@pytest.mark.row("defect", "D10")
 def test_result_and_payload_are_in_place_when_completed_moves(driver, monkeypatch):
     driver.attached()
     seen = []
@@ -70,6 +111,7 @@ def test_result_and_payload_are_in_place_when_completed_moves(driver, monkeypatc
     assert seen == [(55, 0, 2)]
 
 
+@pytest.mark.row("defect", "D3")
 def test_unmap_is_published_only_when_no_dma_can_use_the_old_translation(driver, monkeypatch):
     ctx = driver.attached()
     driver.map(ctx, 0x100, 0x10, 1)
@@ -86,6 +128,7 @@ def test_unmap_is_published_only_when_no_dma_can_use_the_old_translation(driver,
     assert seen == [EventReason.NOT_MAPPED]
 
 
+@pytest.mark.row("defect", "B2")
 def test_a_slot_changed_after_it_was_fetched_has_no_effect(driver):
     _, ctx = driver.alloc()
     position = driver.put(map_op(ctx, 0x100, 0x10))
@@ -102,6 +145,7 @@ def test_a_slot_changed_after_it_was_fetched_has_no_effect(driver):
     assert driver.lookup(ctx, 0x100) == (0, 0x10)
 
 
+@pytest.mark.row("defect", "B2")
 def test_a_slot_changed_while_an_earlier_one_is_executed_has_no_effect(make_driver):
     driver = make_driver().start(rings=2)
     _, ctx = driver.alloc()
@@ -120,6 +164,7 @@ def test_a_slot_changed_while_an_earlier_one_is_executed_has_no_effect(make_driv
     assert driver.lookup(ctx, 0x100) == (0, 0x10)
 
 
+@pytest.mark.row("defect", "C16")
 def test_an_operation_that_fails_inside_the_device_fails_alone(driver, monkeypatch, caplog):
     monkeypatch.setattr(driver.iommu.engine, "usage", lambda: 1 // 0)
     bad = driver.put(b"", OpClass.OWN, OwnOp.QUERY_USAGE)
@@ -203,6 +248,8 @@ def test_a_posted_map_is_seen_by_the_dma_that_needs_it(driver):
 
 
 @pytest.mark.parametrize("op", ["alloc", "free", "reattach", "unbind"])
+@pytest.mark.row("defect", "C7")
+@pytest.mark.row("defect", "D14")
 def test_what_moves_endpoints_or_contexts_first_drains_the_other_rings(make_driver, op):
     driver = make_driver().start(rings=2)
     ctx = driver.attached()
@@ -266,6 +313,8 @@ def test_a_drain_ends_at_the_index_it_found(driver):
 # -- broken rings -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.row("defect", "B3")
+@pytest.mark.row("defect", "B4")
 def test_an_impossible_producer_index_stops_the_ring_with_one_event(driver):
     driver.words[0] = driver.producer[0] + ENTRIES + 1
     assert not driver.iommu.work()
@@ -370,3 +419,283 @@ def test_a_drain_is_not_cut_short_by_the_bound_of_a_step(driver):
     driver.inputs.after_copy = take_long
     assert refusal(driver, "dma0", 0x100000) is EventReason.NOT_MAPPED
     assert driver.completed() == driver.producer[0]
+
+
+# -- long operations --------------------------------------------------------------------------------------------------
+
+LONG = 200000
+"""Pages of a map that takes four pieces, in a way that does not allow large leaves."""
+
+
+def long_map(driver, nr=LONG, **how):
+    return driver.put(map_op(1, 0, 1, nr), **how)
+
+
+@pytest.mark.row("xen", 52)
+def test_a_long_map_lets_the_other_ring_have_its_turns_and_reports_the_total(slow):
+    position = long_map(slow)
+    assert slow.iommu.work()
+    assert (slow.completed(), slow.iommu.engine.usage().mapped_pages) == (position, 65536)
+    assert slow.call(NOOP, ring=1)[0] == 0
+    assert slow.completed() == position
+    finish(slow)
+    slot, answer = slow.outcome(position)
+    assert (slot.result, slot.completed) == (0, position + 100)
+    assert MapPages.unpack(answer) == MapPages(Xen2024Op.MAP_PAGES, 1, 3, 1, 0, LONG, LONG)
+
+
+@pytest.mark.row("xen", 52)
+def test_a_long_unmap_lets_the_other_ring_have_its_turns_and_reports_the_total(slow):
+    long_map(slow)
+    finish(slow)
+    position = slow.put(UnmapPages(Xen2024Op.UNMAP_PAGES, 1, 0, 0, LONG, 9).pack())
+    slow.iommu.work()
+    assert (slow.completed(), slow.iommu.engine.usage().mapped_pages) == (position, LONG - 65536)
+    assert slow.call(NOOP, ring=1)[0] == 0
+    finish(slow)
+    slot, answer = slow.outcome(position)
+    assert (slot.result, UnmapPages.unpack(answer)) == (0, UnmapPages(6, 1, 0, 0, LONG, LONG))
+    assert slow.iommu.engine.usage().pool_pages_used == 1
+
+
+@pytest.mark.row("xen", 52)
+@pytest.mark.row("xen", 53)
+def test_a_long_operation_of_xen_v7_adds_its_total_and_keeps_in_fields(v7):
+    v7.alloc()
+    driver = v7.driver
+    driver.iommu.engine.set_ram([(0, (1 << 20) - 1)])
+    driver.inputs.time_step = 2 * STEP_NS
+    v7.map(1, 150000, 5, 1)
+    given = V7MapPages(1, 0, 0, 1, 0, 3, 4096, LONG, 7)
+    position = driver.put(given.pack(), OpClass.XEN_V7, XenV7Op.MAP_PAGES)
+    driver.iommu.work()
+    assert driver.completed() == position
+    finish(driver)
+    slot, answer = driver.outcome(position)
+    assert (slot.result, V7MapPages.unpack(answer)) == (-Errno.EADDRINUSE, replace(given, mapped=150007))
+    given = V7UnmapPages(1, 0, 0, 0, 4096, LONG, 3, 0)
+    position = driver.put(given.pack(), OpClass.XEN_V7, XenV7Op.UNMAP_PAGES)
+    driver.iommu.work()
+    assert driver.completed() == position
+    finish(driver)
+    slot, answer = driver.outcome(position)
+    assert (slot.result, V7UnmapPages.unpack(answer)) == (-Errno.ENOENT, replace(given, unmapped=150004))
+
+
+@pytest.mark.row("xen", 53)
+@pytest.mark.parametrize("at", [65535, 65536, 150000, LONG - 1])
+def test_a_failure_in_any_piece_of_a_long_map_counts_all_pages_before_it(slow, at):
+    slow.map(1, at, 7, 1)
+    position = long_map(slow)
+    finish(slow)
+    slot, answer = slow.outcome(position)
+    assert (slot.result, MapPages.unpack(answer).mapped) == (-Errno.EADDRINUSE, at)
+    assert slow.lookup(1, at) == (0, 7)
+
+
+def test_slots_behind_a_long_operation_wait_for_its_end(slow):
+    first = slow.put(NOOP, flags=SlotFlags.POSTED)
+    position = long_map(slow)
+    later = slow.put(ALLOC)
+    slow.iommu.work()  # the posted one ends this step
+    slow.iommu.work()
+    assert slow.completed() == position == first + 1
+    assert slow.iommu.engine.contexts() == (1,)
+    finish(slow)
+    assert slow.outcome(later)[0].result == 0
+
+
+def test_a_posted_slot_before_a_long_operation_is_completed_when_that_begins(slow):
+    slow.inputs.time_step = 1
+    slow.put(NOOP, flags=SlotFlags.POSTED)
+    seen = []
+    engine = slow.iommu.engine
+    real, engine.map = engine.map, lambda *a, **k: seen.append(slow.completed()) or real(*a, **k)
+    position = long_map(slow)
+    slow.iommu.work()
+    assert (seen, slow.completed()) == ([position, position, position, position], position + 1)
+
+
+def test_a_long_operation_within_the_time_of_a_step_is_done_in_one(slow):
+    slow.inputs.time_step = 1
+    long_map(slow)
+    slow.put(NOOP)
+    slow.iommu.work()
+    assert slow.completed() == slow.producer[0]
+
+
+def test_a_posted_long_operation_that_fails_is_an_event(slow):
+    slow.map(1, 150000, 7, 1)
+    long_map(slow, flags=SlotFlags.POSTED, sequence=99)
+    finish(slow)
+    (event,) = slow.events()
+    assert (event.reason, event.result, event.slot) == (EventReason.POSTED_FAILED, -Errno.EADDRINUSE, 99)
+
+
+def test_a_long_operation_that_fails_inside_the_device_fails_alone(slow, monkeypatch, caplog):
+    position = long_map(slow)
+    slow.iommu.work()
+    monkeypatch.setattr(slow.iommu.engine, "map", lambda *_, **__: 1 // 0)
+    finish(slow)
+    monkeypatch.undo()
+    assert slow.outcome(position)[0].result == -Errno.EIO
+    assert "ZeroDivisionError" in caplog.text
+    assert slow.call(NOOP)[0] == 0
+
+
+def test_the_device_does_not_sleep_on_a_long_operation_even_if_the_guest_takes_its_slot_back(slow):
+    long_map(slow)
+    slow.iommu.work()
+    slow.words[0] -= 1
+    assert not slow.iommu.arm()
+    finish(slow)
+    assert slow.iommu.engine.usage().mapped_pages == LONG
+
+
+def test_a_long_operation_is_finished_before_dma_is_refused(slow):
+    slow.attached("dma0", 1)
+    position = long_map(slow)
+    slow.iommu.work()
+    slow.inputs.time_step = 1
+    assert slow.dma_read("dma0", 0, 1) == b"\0"
+    assert slow.completed() == position  # what it needed was there
+    assert slow.dma_read("dma0", (0x900) << 12, 1) == b"\0"
+    assert refusal(slow, "dma0", LONG << 12) is EventReason.NOT_MAPPED
+    assert slow.completed() == position + 1
+
+
+@pytest.mark.parametrize("op", ["free", "call"])
+def test_a_long_operation_of_another_ring_is_finished_before_contexts_change(slow, op):
+    """Otherwise the rest would go to whatever gets the context's number next."""
+    position = long_map(slow)
+    slow.iommu.work()
+    free = PvIommuOp(Xen2024Op.FREE_CONTEXT, 1, 0).pack()
+    slow.ram[0x8000:0x8020] = free.ljust(32, b"\0")
+    call = (Call(0x8000, 0).pack(), OpClass.OWN, OwnOp.CALL)
+    freed = slow.put(*(call if op == "call" else (free,)), ring=1)
+    finish(slow)
+    assert MapPages.unpack(slow.outcome(position)[1]).mapped == LONG
+    assert slow.outcome(freed, ring=1)[0].result == 0
+    assert slow.iommu.engine.contexts() == ()
+
+
+def test_what_waits_for_other_rings_lets_them_have_turns_and_is_carried_out_in_the_end(slow):
+    for start in range(3):
+        slow.put(MapPages(Xen2024Op.MAP_PAGES, 1, 3, 1, start * LONG, LONG).pack())
+    alloc = slow.put(ALLOC, ring=1)
+    steps = 0
+    while slow.completed(ring=1) == alloc:
+        assert slow.iommu.work()
+        steps += 1
+        assert slow.iommu.engine.contexts() == ((1,) if slow.completed(ring=1) == alloc else (1, 2))
+    assert (slow.completed() - alloc > 0, steps > 4) == (True, True)
+    assert slow.iommu.engine.usage().mapped_pages == 3 * LONG
+
+
+def test_two_rings_that_wait_for_each_other_come_to_an_end(slow):
+    for ring in (0, 1):
+        slow.put(map_op(1, ring * LONG, 1, LONG), ring=ring)
+        slow.put(ALLOC, ring=ring)
+        slow.put(map_op(1, (2 + ring) * LONG, 1, LONG), ring=ring)
+        slow.put(ALLOC, ring=ring)
+    finish(slow)
+    assert (slow.completed(0), slow.completed(1)) == (slow.producer[0], slow.producer[1])
+    assert slow.iommu.engine.contexts() == (1, 2, 3, 4, 5)
+    assert slow.iommu.engine.usage().mapped_pages == 4 * LONG
+
+
+def test_a_long_operation_that_waits_for_other_rings_first(slow):
+    """A long map by way of memory: it waits, and then it takes pieces itself."""
+    slow.ram[0x8000:0x8020] = map_op(1, LONG, 1, LONG)
+    long_map(slow)
+    position = slow.put(Call(0x8000, 0).pack(), OpClass.OWN, OwnOp.CALL, ring=1)
+    finish(slow)
+    assert slow.outcome(position, ring=1)[0].result == 0
+    assert slow.iommu.engine.usage().mapped_pages == 2 * LONG
+
+
+def test_what_waits_for_a_ring_that_is_turned_off_goes_on(slow):
+    long_map(slow)
+    slow.put(NOOP)
+    alloc = slow.put(ALLOC, ring=1)
+    slow.iommu.work()
+    slow.write("RING_SELECT", 0)
+    slow.write("RING_CONTROL", 0)
+    finish(slow)
+    assert slow.outcome(alloc, ring=1)[0].result == 0
+
+
+@pytest.mark.parametrize("how", ["ring off", "reset", "disconnect"])
+def test_what_is_left_of_a_long_operation_is_dropped_with_its_ring(slow, how):
+    position = long_map(slow)
+    slow.iommu.work()
+    mapped = slow.iommu.engine.usage().mapped_pages
+    assert 0 < mapped < LONG
+    if how == "ring off":
+        slow.write("RING_SELECT", 0)
+        slow.write("RING_CONTROL", 0)
+    elif how == "reset":
+        slow.iommu.reset()
+        mapped = 0
+    else:
+        slow.iommu.disconnected()
+        mapped = 0
+    finish(slow)
+    assert slow.iommu.arm()
+    assert slow.iommu.engine.usage().mapped_pages == mapped
+    if how == "ring off":
+        assert slow.outcome(position)[0].completed == 0
+        slow.set_up_ring(0)
+        assert slow.call(NOOP)[0] == 0
+
+
+def test_the_reset_register_finishes_a_long_operation_first(slow):
+    position = long_map(slow)
+    slow.iommu.work()
+    slow.inputs.time_step = 1
+    pages = slow.counters.pages_mapped
+    slow.write("RESET", 1)
+    assert slow.counters.pages_mapped - pages > LONG // 2
+    assert position == 1
+
+
+def test_a_broken_ring_still_finishes_the_operation_in_progress(slow):
+    long_map(slow)
+    slow.iommu.work()
+    slow.words[0] = 0x80000000
+    finish(slow)
+    assert slow.iommu.engine.usage().mapped_pages == LONG
+    assert slow.read("STATUS")
+
+
+# -- bounds of drains -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.row("wire", 44)
+@pytest.mark.row("defect", "A19")
+def test_a_drain_ends_in_time_and_what_is_left_follows(slow):
+    """DMA is refused then, although what it needs is still in the ring."""
+    slow.attached("dma0", 1)
+    for start in range(4):
+        slow.put(MapPages(Xen2024Op.MAP_PAGES, 1, 3, 1, start * LONG, LONG).pack(), flags=SlotFlags.POSTED)
+    slow.inputs.time_step = DRAIN_NS // 4
+    assert refusal(slow, "dma0", (3 * LONG) << 12) is EventReason.NOT_MAPPED
+    assert slow.counters.drains_cut_short == 1
+    assert 0 < slow.counters.pages_mapped < 2 * LONG
+    before = slow.counters.pages_mapped
+    assert refusal(slow, "dma0", (3 * LONG) << 12) is EventReason.NOT_MAPPED
+    assert slow.counters.pages_mapped == before  # the time was used up
+    finish(slow)
+    assert slow.dma_read("dma0", (3 * LONG) << 12, 1) == b"\0"
+    assert slow.counters.pages_mapped == 4 * LONG
+
+
+def test_a_step_of_the_rings_gives_drains_their_time_back(slow):
+    slow.attached("dma0", 1)
+    slow.inputs.time_step = DRAIN_NS
+    long_map(slow)
+    refusal(slow, "dma0", LONG << 12)
+    slow.iommu.work()
+    slow.inputs.time_step = 1
+    refusal(slow, "dma0", LONG << 12)
+    assert slow.completed() == slow.producer[0]

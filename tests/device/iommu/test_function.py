@@ -18,7 +18,7 @@ from pviommu_abi.shared import (
     Event,
     EventReason,
 )
-from pviommu_abi.slots import MapPages, PvIommuOp, Xen2024Op
+from pviommu_abi.slots import MapPages, OpClass, PvIommuOp, Xen2024Op
 from vfio_user import DmaMapping, RequestError
 
 from ..conftest import DEVFN, ENTRIES
@@ -53,7 +53,8 @@ def test_read_only_registers_tell_what_the_device_is(make_driver):
     driver = make_driver(instance=7, rings=2)
     assert driver.read("MAGIC") == abi.MAGIC
     assert driver.read("VERSION") == abi.ABI_VERSION
-    assert Feature(driver.read("FEATURES")) == Feature.PROFILE_XEN_2024 | Feature.POSTED
+    every = Feature.PROFILE_XEN_2024 | Feature.PROFILE_XEN_V7 | Feature.BATCH_2014 | Feature.POSTED
+    assert Feature(driver.read("FEATURES")) == every
     assert (driver.read("INSTANCE"), driver.read("MAX_RINGS")) == (7, 2)
     assert (driver.read("RING_AREA"), driver.read("RING_AREA_SIZE")) == (RING_AREA_OFFSET, RING_AREA_SIZE)
     driver.write("MAGIC", 0)
@@ -67,11 +68,31 @@ def test_no_profile_is_selected_at_power_on_and_no_ring_can_be_enabled(make_driv
     assert driver.set_up_ring() == Status.REFUSED
 
 
-@pytest.mark.parametrize("value", [2, 0xFFFFFFFF])
+@pytest.mark.parametrize("value", [3, 0xFFFFFFFF])
 def test_an_unknown_profile_is_refused(driver, value):
     driver.write("RING_CONTROL", 0)
     driver.write("PROFILE", value)
     assert (refused(driver), driver.read("PROFILE")) == (True, Profile.XEN_2024)
+
+
+@pytest.mark.parametrize(
+    ("profile", "other"),
+    [(Profile.XEN_2024, OpClass.XEN_V7), (Profile.XEN_V7, OpClass.XEN_2024)],
+    ids=["xen-2024", "xen-v7"],
+)
+def test_slots_of_the_other_profile_are_einval(make_driver, profile, other):
+    driver = make_driver().start(profile=profile)
+    assert driver.read("PROFILE") == profile
+    assert driver.call(NOOP, other)[0] == -errno.EINVAL
+
+
+def test_another_profile_is_selected_with_the_rings_off_and_begins_at_power_on(driver):
+    driver.attached()
+    driver.write("RING_CONTROL", 0)
+    driver.start(profile=Profile.XEN_V7)
+    assert (driver.iommu.engine.contexts(), driver.read("PROFILE")) == ((), Profile.XEN_V7)
+    assert driver.call(NOOP)[0] == -errno.EINVAL
+    assert driver.call(b"", OpClass.XEN_V7)[0] == 0
 
 
 def test_a_profile_is_refused_while_a_ring_is_on(driver):
@@ -130,6 +151,7 @@ def test_ring_registers_are_banked_and_locked_while_the_ring_is_on(driver):
         ("RING_BASE_HI", 1),
     ],
 )
+@pytest.mark.row("defect", "B3")
 def test_a_ring_that_breaks_a_rule_is_not_enabled(driver, register, value):
     driver.write("RING_CONTROL", 0)
     driver.words[0] = 0
@@ -171,6 +193,7 @@ def test_the_doorbell_of_every_ring_is_counted_and_reads_0(driver):
 # -- guest memory -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.row("wire", 50)
 def test_memory_files_without_data_are_not_what_the_guest_uses(make_driver):
     driver = make_driver()
     fd = os.memfd_create("unused", 0)
@@ -269,7 +292,10 @@ def test_reset_returns_to_the_state_after_power_on(make_driver):
     assert struct.unpack_from("<I", driver.view, CAPABILITY_OFFSET) == (CAPABILITY_MAGIC,)
 
 
+@pytest.mark.row("xen", 59)
 @pytest.mark.parametrize("how", ["register", "device", "function-level", "profile"])
+@pytest.mark.row("defect", "B10")
+@pytest.mark.row("defect", "D13")
 def test_every_reset_blocks_endpoints_that_were_outside_the_default_context(driver, how):
     driver.attached("dma0")
     driver.bind("dma1")

@@ -17,7 +17,8 @@ def binding(name="dma0", **fields):
     return Binding(0, 0, DEVFN[name], **({"stream": STREAM[name]} | fields)).pack()
 
 
-@pytest.mark.parametrize("op", [0, 5, 255])
+@pytest.mark.parametrize("op", [0, 7, 255])
+@pytest.mark.row("defect", "C10")
 def test_an_unknown_own_operation_is_eopnotsupp(driver, op):
     assert own(driver, op)[0] == -Errno.EOPNOTSUPP
 
@@ -32,6 +33,7 @@ def test_bind_unknown_stream_bound_elsewhere_and_again(driver):
 
 @pytest.mark.parametrize("op", [OwnOp.BIND, OwnOp.UNBIND])
 @pytest.mark.parametrize("field", ["ctx_no", "blocked", "pad0"])
+@pytest.mark.row("defect", "C11")
 def test_a_field_that_is_not_input_must_be_zero(driver, op, field):
     driver.bind("dma0")
     assert own(driver, op, binding(**{field: 1}))[0] == -Errno.EINVAL
@@ -89,8 +91,8 @@ def test_query_usage_counts_lost_events(driver):
     assert Usage.unpack(own(driver, OwnOp.QUERY_USAGE)[1]).events_lost == 2
 
 
-def test_only_unbind_waits_for_all_rings():
-    assert [op for op in OwnOp if OwnOperations.reorders(op)] == [OwnOp.UNBIND]
+def test_only_what_moves_endpoints_or_may_do_so_waits_for_all_rings():
+    assert [op for op in OwnOp if OwnOperations.reorders(op)] == [OwnOp.UNBIND, OwnOp.CALL]
 
 
 def test_own_operations_are_not_found_under_xen_numbers(driver):

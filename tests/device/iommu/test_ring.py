@@ -68,6 +68,7 @@ def test_a_ring_that_is_off_has_nothing_pending(ring, shared):
     assert (ring.pending(), ring.enabled) == (0, False)
 
 
+@pytest.mark.row("defect", "B3")
 def test_indices_wrap_at_32_bits(ring, shared):
     ring.completed = LAST - 1
     shared.words[PRODUCER] = 2
@@ -82,6 +83,7 @@ def test_indices_wrap_at_32_bits(ring, shared):
     assert [Slot.unpack(second, at).sequence for at in range(0, len(second), SLOT_SIZE)] == [3, 4]
 
 
+@pytest.mark.row("defect", "D11")
 def test_a_full_ring_is_possible(ring, shared):
     shared.words[PRODUCER] = ENTRIES
     assert (ring.pending(), ring.broken) == (ENTRIES, False)
@@ -89,6 +91,8 @@ def test_a_full_ring_is_possible(ring, shared):
 
 
 @pytest.mark.parametrize("producer", [ENTRIES + 1, LAST, 0x80000000])
+@pytest.mark.row("defect", "B3")
+@pytest.mark.row("defect", "B4")
 def test_an_impossible_producer_index_breaks_the_ring_for_good(ring, shared, producer):
     shared.words[PRODUCER] = producer
     assert (ring.pending(), ring.broken) == (0, True)
@@ -107,6 +111,7 @@ def test_enabling_again_repairs_a_broken_ring(ring, shared):
     assert (ring.pending(), ring.broken) == (1, False)
 
 
+@pytest.mark.row("defect", "B2")
 def test_fetched_slots_are_a_copy(ring, shared):
     shared.words[PRODUCER] = 1
     fetched = ring.fetch(1)

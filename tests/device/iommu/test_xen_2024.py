@@ -1,18 +1,23 @@
 import pytest
 
 from pviommu.endpoints.dma import DmaRefusedError
-from pviommu.iommu.xen_2024 import Xen2024
+from pviommu.topology import ReservedEntry
+from pviommu_abi.registers import Profile
 from pviommu_abi.shared import EventReason
 from pviommu_abi.slots import (
+    Binding,
     Errno,
     LookupPage,
     MapPages,
+    OpClass,
+    OwnOp,
     PvIommuOp,
     QueryCapabilities,
     ReattachDevice,
     UnmapPages,
     Xen2024Op,
 )
+from vfio_user import DmaMapping
 
 from ..conftest import UNTOUCHED
 
@@ -36,6 +41,7 @@ def refusal(driver, name, iova, length=1):
 # -- noop, unknown, query ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.row("xen", 1)
 def test_noop_is_0_and_changes_nothing(driver):
     before = driver.iommu.engine.usage()
     assert driver.call(PvIommuOp(Xen2024Op.NOOP, 7, 0).pack())[0] == 0
@@ -43,10 +49,12 @@ def test_noop_is_0_and_changes_nothing(driver):
 
 
 @pytest.mark.parametrize("op", [8, 99, 0xFFFF])
+@pytest.mark.row("xen", 2)
 def test_an_unknown_suboperation_is_einval(driver, op):
     assert driver.call(PvIommuOp(op, 0, 0).pack())[0] == -Errno.EINVAL
 
 
+@pytest.mark.row("xen", 6)
 def test_query_tells_the_limits_and_leaves_ctx_no_and_flags(make_driver):
     driver = make_driver(max_pages_per_op=256).start()
     result, answer = driver.call(QueryCapabilities(Xen2024Op.QUERY_CAPABILITIES, 0x77, 0).pack())
@@ -74,6 +82,8 @@ def test_query_tells_a_configured_aperture_and_context_count(make_driver):
     ],
     ids=lambda payload: type(payload).__name__,
 )
+@pytest.mark.row("xen", 58)
+@pytest.mark.row("defect", "C11")
 def test_an_unknown_flag_is_einval(driver, ctx, payload):
     assert driver.call(payload.pack())[0] == -Errno.EINVAL
     assert driver.iommu.engine.contexts() == (ctx,)
@@ -81,12 +91,15 @@ def test_an_unknown_flag_is_einval(driver, ctx, payload):
 
 @pytest.mark.parametrize("op", [op for op in Xen2024Op if op is not Xen2024Op.NOOP])
 @pytest.mark.parametrize("position", [32, 47])
+@pytest.mark.row("xen", 58)
 def test_payload_past_the_xen_structure_is_einval(driver, ctx, op, position):
     payload = bytearray(PvIommuOp(op, ctx, 0).pack().ljust(48, b"\0"))
     payload[position] = 1
     assert driver.call(bytes(payload))[0] == -Errno.EINVAL
 
 
+@pytest.mark.row("xen", 58)
+@pytest.mark.row("defect", "C11")
 def test_padding_after_a_short_structure_is_einval(driver):
     assert driver.call(PvIommuOp(Xen2024Op.ALLOC_CONTEXT, 0, 0).pack() + b"\1")[0] == -Errno.EINVAL
     assert driver.iommu.engine.contexts() == ()
@@ -95,12 +108,14 @@ def test_padding_after_a_short_structure_is_einval(driver):
 # -- alloc and free ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.row("xen", 10)
 def test_alloc_gives_the_lowest_free_number_from_1_on(driver):
     assert [driver.alloc() for _ in range(3)] == [(0, 1), (0, 2), (0, 3)]
     assert driver.free(2) == 0
     assert driver.alloc() == (0, 2)
 
 
+@pytest.mark.row("xen", 11)
 def test_alloc_beyond_the_last_number_is_enospc_leaves_ctx_no_and_recovers(make_driver):
     driver = make_driver(contexts=2).start()
     driver.alloc(), driver.alloc()
@@ -115,6 +130,7 @@ def test_alloc_without_a_pool_page_is_enomem_and_leaves_ctx_no(make_driver):
     assert driver.alloc() == (-Errno.ENOMEM, UNTOUCHED)
 
 
+@pytest.mark.row("xen", 12)
 def test_a_clone_is_1_to_1_of_all_guest_ram(driver):
     result, ctx = driver.alloc(flags=1)
     assert result == 0
@@ -123,21 +139,26 @@ def test_a_clone_is_1_to_1_of_all_guest_ram(driver):
     assert driver.lookup(ctx, RAM_END)[0] == -Errno.ENOENT
 
 
+@pytest.mark.row("xen", 13)
 def test_dma_in_a_fresh_context_faults(driver):
     driver.attached("dma0")
     assert refusal(driver, "dma0", 0x1000) is EventReason.NOT_MAPPED
 
 
+@pytest.mark.row("xen", 14)
 def test_the_default_context_cannot_be_freed(driver):
     assert driver.free(0) == -Errno.EINVAL
     assert driver.free(0, 1) == -Errno.EINVAL
 
 
 @pytest.mark.parametrize("unknown", [7, 65535])
+@pytest.mark.row("xen", 15)
+@pytest.mark.row("defect", "C13")
 def test_free_of_an_unallocated_context_is_enoent(driver, unknown):
     assert driver.free(unknown) == -Errno.ENOENT
 
 
+@pytest.mark.row("xen", 16)
 def test_free_with_an_endpoint_attached_is_ebusy_and_changes_nothing(driver):
     ctx = driver.attached("dma0")
     driver.map(ctx, 0x100, 0x10, 1)
@@ -147,6 +168,8 @@ def test_free_with_an_endpoint_attached_is_ebusy_and_changes_nothing(driver):
     assert driver.reattach("dma0", ctx) == 0
 
 
+@pytest.mark.row("xen", 17)
+@pytest.mark.row("defect", "D13")
 def test_free_with_the_flag_moves_all_endpoints_to_the_default_context(driver):
     ctx = driver.attached("dma0")
     driver.attached("dma1", ctx)
@@ -158,12 +181,14 @@ def test_free_with_the_flag_moves_all_endpoints_to_the_default_context(driver):
     assert driver.lookup(ctx, 0x100)[0] == -Errno.ENOENT
 
 
+@pytest.mark.row("xen", 18)
 def test_free_returns_the_pool_in_full(driver, ctx):
     driver.map(ctx, 0x100, 0x10, 5)
     assert driver.free(ctx) == 0
     assert driver.iommu.engine.usage().pool_pages_used == 0
 
 
+@pytest.mark.row("xen", 19)
 def test_the_second_free_is_enoent(driver, ctx):
     assert [driver.free(ctx), driver.free(ctx)] == [0, -Errno.ENOENT]
 
@@ -171,10 +196,14 @@ def test_the_second_free_is_enoent(driver, ctx):
 # -- reattach ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.row("xen", 20)
 def test_an_unknown_device_outranks_an_unknown_context(driver):
     assert driver.reattach("dma0", 9) == -Errno.ENOENT
 
 
+@pytest.mark.row("xen", 21)
+@pytest.mark.row("defect", "C13")
+@pytest.mark.row("defect", "C19")
 def test_reattach_to_an_unallocated_context_is_enoent_and_leaves_the_endpoint(driver):
     ctx = driver.attached("dma0")
     driver.map(ctx, 0x100, 0x10, 1)
@@ -183,12 +212,14 @@ def test_reattach_to_an_unallocated_context_is_enoent_and_leaves_the_endpoint(dr
     assert driver.dma_read("dma0", 0x100000, 4) == b"here"
 
 
+@pytest.mark.row("xen", 22)
 def test_reattach_to_the_default_context_is_0(driver):
     driver.attached("dma0")
     assert driver.reattach("dma0", 0) == 0
     assert driver.iommu.engine.endpoints()[1] == 0
 
 
+@pytest.mark.row("xen", 23)
 def test_reattach_to_the_same_context_has_no_effect(driver):
     ctx = driver.attached("dma0")
     driver.map(ctx, 0x100, 0x10, 1)
@@ -197,6 +228,9 @@ def test_reattach_to_the_same_context_has_no_effect(driver):
     assert driver.iommu.engine.endpoints()[1] == ctx
 
 
+@pytest.mark.row("defect", "C19")
+@pytest.mark.row("defect", "C20")
+@pytest.mark.row("defect", "D1")
 def test_reattach_moves_the_endpoint_at_once(driver):
     first = driver.attached("dma0")
     _, second = driver.alloc()
@@ -211,6 +245,7 @@ def test_reattach_moves_the_endpoint_at_once(driver):
 # -- map --------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.row("xen", 25)
 def test_map_counts_its_pages_and_dma_reaches_them(driver):
     ctx = driver.attached("dma0")
     assert driver.map(ctx, 0x100, 0x10, 3) == (0, 3)
@@ -221,10 +256,12 @@ def test_map_counts_its_pages_and_dma_reaches_them(driver):
     assert refusal(driver, "dma0", 0x103000) is EventReason.NOT_MAPPED
 
 
+@pytest.mark.row("xen", 26)
 def test_map_of_no_pages_is_0_and_assigns_the_count(driver, ctx):
     assert driver.map(ctx, 0x100, 0x10, 0) == (0, 0)
 
 
+@pytest.mark.row("xen", 27)
 def test_map_of_the_most_pages_works_and_one_more_is_e2big_with_the_count_untouched(make_driver):
     driver = make_driver(max_pages_per_op=256).start()
     _, ctx = driver.alloc()
@@ -235,17 +272,22 @@ def test_map_of_the_most_pages_works_and_one_more_is_e2big_with_the_count_untouc
     assert driver.unmap(ctx, 0x100, 256) == (0, 256)
 
 
+@pytest.mark.row("xen", 28)
 def test_too_many_pages_outrank_an_unknown_context(make_driver):
     driver = make_driver(max_pages_per_op=256).start()
     assert driver.map(9, 0, 0, 257) == (-Errno.E2BIG, UNTOUCHED)
 
 
 @pytest.mark.parametrize("bad", [0, 9], ids=["default", "unallocated"])
+@pytest.mark.row("xen", 29)
+@pytest.mark.row("xen", 30)
+@pytest.mark.row("defect", "C13")
 def test_editing_the_default_or_an_unallocated_context_is_einval_with_counts_untouched(driver, bad):
     assert driver.map(bad, 0x100, 0x10, 3) == (-Errno.EINVAL, UNTOUCHED)
     assert driver.unmap(bad, 0x100, 3) == (-Errno.EINVAL, UNTOUCHED)
 
 
+@pytest.mark.row("xen", 31)
 def test_map_up_to_a_live_page_is_eaddrinuse_and_keeps_the_prefix(driver, ctx):
     driver.map(ctx, 0x102, 0x99, 1)
     assert driver.map(ctx, 0x100, 0x10, 5) == (-Errno.EADDRINUSE, 2)
@@ -253,21 +295,25 @@ def test_map_up_to_a_live_page_is_eaddrinuse_and_keeps_the_prefix(driver, ctx):
     assert looked_up == [(0, 0x10), (0, 0x11), (0, 0x99), (-Errno.ENOENT, UNTOUCHED)]
 
 
+@pytest.mark.row("xen", 32)
 def test_mapping_the_same_page_again_is_eaddrinuse_with_0_pages(driver, ctx):
     driver.map(ctx, 0x100, 0x10, 1)
     assert driver.map(ctx, 0x100, 0x10, 1) == (-Errno.EADDRINUSE, 0)
 
 
+@pytest.mark.row("xen", 33)
 def test_a_gfn_without_ram_is_eperm_after_the_prefix(driver, ctx):
     assert driver.map(ctx, 0x100, RAM_END - 2, 4) == (-Errno.EPERM, 2)
     assert driver.lookup(ctx, 0x101) == (0, RAM_END - 1)
 
 
+@pytest.mark.row("xen", 34)
 def test_a_gfn_without_ram_outranks_a_live_page(driver, ctx):
     driver.map(ctx, 0x100, 0x10, 1)
     assert driver.map(ctx, 0x100, RAM_END, 1) == (-Errno.EPERM, 0)
 
 
+@pytest.mark.row("xen", 36)
 def test_pool_exhaustion_is_enomem_with_exact_count_and_recovers(make_driver):
     driver = make_driver(pool_pages=3).start()  # root, one table a GiB, one a 2 MiB
     _, ctx = driver.alloc()
@@ -277,6 +323,7 @@ def test_pool_exhaustion_is_enomem_with_exact_count_and_recovers(make_driver):
     assert driver.map(ctx, 0x200, 0x10, 4) == (0, 4)
 
 
+@pytest.mark.row("xen", 37)
 def test_a_read_only_page_refuses_writes_and_a_write_only_one_reads(driver):
     ctx = driver.attached("dma0")
     driver.map(ctx, 0x100, 0x10, 1, flags=1)
@@ -290,6 +337,7 @@ def test_a_read_only_page_refuses_writes_and_a_write_only_one_reads(driver):
     assert driver.ram[0x10000] == 0
 
 
+@pytest.mark.row("xen", 38)
 def test_map_neither_readable_nor_writeable_is_einval_and_maps_nothing(driver, ctx):
     assert driver.map(ctx, 0x100, 0x10, 1, flags=0) == (-Errno.EINVAL, 0)
     assert driver.lookup(ctx, 0x100)[0] == -Errno.ENOENT
@@ -298,20 +346,26 @@ def test_map_neither_readable_nor_writeable_is_einval_and_maps_nothing(driver, c
 @pytest.mark.parametrize(
     "dfn", [(1 << 27) - 1, 1 << 27, (1 << 64) - 1], ids=["crossing the aperture", "outside it", "wrapping"]
 )
+@pytest.mark.row("xen", 39)
+@pytest.mark.row("defect", "C1")
+@pytest.mark.row("defect", "C14")
 def test_a_range_past_the_aperture_is_erange_before_anything_changes(driver, ctx, dfn):
     assert driver.map(ctx, dfn, 0x10, 2) == (-Errno.ERANGE, 0)
     assert driver.unmap(ctx, dfn, 2) == (-Errno.ERANGE, 0)
     assert driver.iommu.engine.usage().mapped_pages == 0
 
 
+@pytest.mark.row("xen", 39)
 def test_the_last_frame_of_the_aperture_can_be_mapped(driver, ctx):
     assert driver.map(ctx, (1 << 27) - 1, 0x10, 1) == (0, 1)
 
 
+@pytest.mark.row("xen", 42)
 def test_the_msi_window_is_eaddrinuse_after_the_prefix(driver, ctx):
     assert driver.map(ctx, 0xFEDFE, 0x10, 4) == (-Errno.EADDRINUSE, 2)
 
 
+@pytest.mark.row("xen", 41)
 def test_the_count_is_assigned_not_added_to(driver, ctx):
     assert driver.map(ctx, 0x100, 0x10, 3)[1] == 3  # submitted as UNTOUCHED
 
@@ -324,6 +378,8 @@ def test_in_fields_of_a_map_read_back_as_submitted(driver, ctx):
 # -- unmap and lookup -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.row("xen", 43)
+@pytest.mark.row("xen", 47)
 def test_unmap_stops_at_a_hole_with_enoent_and_the_prefix_is_gone(driver):
     ctx = driver.attached("dma0")
     driver.map(ctx, 0x100, 0x10, 2)
@@ -334,6 +390,7 @@ def test_unmap_stops_at_a_hole_with_enoent_and_the_prefix_is_gone(driver):
     assert [driver.lookup(ctx, dfn)[0] for dfn in range(0x100, 0x105)] == [-2, -2, -2, 0, 0]
 
 
+@pytest.mark.row("xen", 44)
 def test_unmap_takes_exactly_a_slice_of_two_maps(driver, ctx):
     driver.map(ctx, 0x100, 0x10, 3)
     driver.map(ctx, 0x103, 0x20, 3)
@@ -341,6 +398,7 @@ def test_unmap_takes_exactly_a_slice_of_two_maps(driver, ctx):
     assert [driver.lookup(ctx, dfn)[0] for dfn in range(0x100, 0x106)] == [0, 0, -2, -2, 0, 0]
 
 
+@pytest.mark.row("xen", 45)
 def test_unmap_of_what_is_not_mapped_is_enoent_with_0_pages(driver, ctx):
     assert driver.unmap(ctx, 0x100, 1) == (-Errno.ENOENT, 0)
 
@@ -349,6 +407,7 @@ def test_unmap_of_no_pages_is_0(driver, ctx):
     assert driver.unmap(ctx, 0x100, 0) == (0, 0)
 
 
+@pytest.mark.row("xen", 46)
 def test_unmap_reads_its_dfn_at_byte_8(driver, ctx):
     driver.map(ctx, 0x100, 0x10, 1)
     payload = Xen2024Op.UNMAP_PAGES.to_bytes(2, "little") + ctx.to_bytes(2, "little") + bytes(4)
@@ -357,6 +416,7 @@ def test_unmap_reads_its_dfn_at_byte_8(driver, ctx):
     assert (result, answer[20:24]) == (0, b"\1\0\0\0")
 
 
+@pytest.mark.row("xen", 47)
 def test_unmapped_memory_is_out_of_reach_when_unmap_completes(driver):
     ctx = driver.attached("dma0")
     driver.map(ctx, 0x100, 0x10, 1)
@@ -365,6 +425,7 @@ def test_unmapped_memory_is_out_of_reach_when_unmap_completes(driver):
     assert refusal(driver, "dma0", 0x100000) is EventReason.NOT_MAPPED
 
 
+@pytest.mark.row("xen", 49)
 def test_lookup_gives_the_frame_and_keeps_flags_and_dfn(driver, ctx):
     driver.map(ctx, 0x100, 0x10, 2)
     result, answer = driver.call(LookupPage(7, ctx, 0, 0, 0x101).pack())
@@ -372,21 +433,159 @@ def test_lookup_gives_the_frame_and_keeps_flags_and_dfn(driver, ctx):
 
 
 @pytest.mark.parametrize("dfn", [0x100, 0xFEE00, 1 << 27, (1 << 64) - 1])
+@pytest.mark.row("xen", 50)
+@pytest.mark.row("xen", 51)
 def test_lookup_of_what_is_not_mapped_is_enoent_with_gfn_untouched(driver, ctx, dfn):
     assert driver.lookup(ctx, dfn) == (-Errno.ENOENT, UNTOUCHED)
 
 
+@pytest.mark.row("xen", 50)
+@pytest.mark.row("defect", "C13")
 def test_lookup_in_an_unallocated_context_is_einval_with_gfn_untouched(driver):
     assert driver.lookup(9, 0x100) == (-Errno.EINVAL, UNTOUCHED)
 
 
+@pytest.mark.row("xen", 51)
 def test_lookup_in_the_default_context_is_enoent(driver):
     assert driver.lookup(0, 1) == (-Errno.ENOENT, UNTOUCHED)
+
+
+# -- reserved regions -------------------------------------------------------------------------------------------------
+
+REGION = {"dma0": (ReservedEntry(0x200000, 0x2000),)}
+SHARED_REGION = dict.fromkeys(("dma0", "dma1"), (ReservedEntry(0x200000, 0x2000),))
+
+
+@pytest.mark.row("xen", 13)
+def test_dma_to_a_reserved_region_goes_through_in_a_fresh_context(make_driver):
+    driver = make_driver(reserved=REGION).start()
+    driver.attached("dma0")
+    driver.dma_write("dma0", 0x201FFF, b"x")
+    assert driver.ram[0x201FFF] == ord("x")
+    assert refusal(driver, "dma0", 0x202000) is EventReason.NOT_MAPPED
+
+
+@pytest.mark.row("xen", 24)
+def test_reattach_is_einval_if_another_frame_is_mapped_in_its_region_and_nothing_moves(make_driver):
+    driver = make_driver(reserved=REGION).start()
+    _, ctx = driver.alloc()
+    driver.bind("dma0")
+    driver.map(ctx, 0x201, 0x10, 1)
+    usage = driver.iommu.engine.usage()
+    assert driver.reattach("dma0", ctx) == -Errno.EINVAL
+    assert (driver.iommu.engine.endpoints()[1], driver.iommu.engine.usage()) == (0, usage)
+    assert driver.lookup(ctx, 0x201) == (0, 0x10)
+    assert driver.lookup(ctx, 0x200)[0] == -Errno.ENOENT
+
+
+@pytest.mark.row("xen", "24b")
+def test_a_region_of_two_endpoints_stays_until_the_last_one_leaves(make_driver):
+    driver = make_driver(reserved=SHARED_REGION).start()
+    ctx = driver.attached("dma0")
+    driver.attached("dma1", ctx)
+    driver.reattach("dma0", 0)
+    assert driver.dma_read("dma1", 0x200000, 1) == b"\0"
+    assert driver.map(ctx, 0x200, 0x200, 1) == (-Errno.EADDRINUSE, 0)
+    driver.reattach("dma1", 0)
+    assert driver.map(ctx, 0x200, 0x10, 1) == (0, 1)
+
+
+@pytest.mark.row("xen", 23)
+def test_reattach_to_the_same_context_keeps_the_reserved_region(make_driver):
+    driver = make_driver(reserved=REGION).start()
+    ctx = driver.attached("dma0")
+    assert driver.reattach("dma0", ctx) == 0
+    assert driver.dma_read("dma0", 0x200000, 1) == b"\0"
+
+
+@pytest.mark.row("xen", 42)
+def test_map_and_unmap_stop_at_a_reserved_page_after_the_prefix(make_driver):
+    driver = make_driver(reserved=REGION).start()
+    ctx = driver.attached("dma0")
+    assert driver.map(ctx, 0x1FE, 0x10, 4) == (-Errno.EADDRINUSE, 2)
+    assert driver.unmap(ctx, 0x1FE, 4) == (-Errno.ENOENT, 2)
+    assert driver.dma_read("dma0", 0x200000, 1) == b"\0"
+
+
+def test_a_region_is_charged_and_without_pool_pages_reattach_is_enomem(make_driver):
+    driver = make_driver(reserved=REGION, pool_pages=2).start()
+    _, ctx = driver.alloc()
+    driver.bind("dma0")
+    assert driver.reattach("dma0", ctx) == -Errno.ENOMEM
+    assert driver.iommu.engine.endpoints()[1] == 0
+
+
+# -- what the guest may not do ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.row("xen", 3)
+@pytest.mark.parametrize("op", [*Xen2024Op, 99])
+def test_a_guest_that_is_not_allowed_gets_eperm_for_everything(make_driver, op):
+    driver = make_driver(allowed=False).start()
+    submitted = PvIommuOp(op, 1, 0xFFFFFFFF).pack().ljust(48, b"\1")
+    assert driver.call(submitted) == (-Errno.EPERM, submitted)
+    assert driver.iommu.engine.contexts() == ()
+
+
+@pytest.mark.row("xen", 35)
+def test_the_memory_of_another_device_is_eperm(driver, ctx):
+    driver.iommu.dma_map(DmaMapping(0xE0000000, 0x1000, 0, True, True, None))  # a BAR: without a file
+    assert driver.map(ctx, 0x100, 0xE0000, 1) == (-Errno.EPERM, 0)
+
+
+@pytest.mark.row("xen", 48)
+def test_an_invalidation_that_fails_is_not_a_success(driver, ctx, monkeypatch):
+    driver.map(ctx, 0x100, 0x10, 1)
+    monkeypatch.setattr(type(driver.iommu.engine._iotlb), "invalidate", lambda *_: 1 // 0)
+    assert driver.unmap(ctx, 0x100, 1)[0] == -Errno.EIO
+
+
+@pytest.mark.row("xen", 60)
+def test_a_function_that_is_no_endpoint_has_an_errno(driver, ctx):
+    """The PV-IOMMU's own function, a bridge: nothing with their SBDF is bound, and their stream does not exist."""
+    own = Binding(0, 0, 0x20, 0xFFFFFFFF)
+    assert driver.call(own.pack(), OpClass.OWN, OwnOp.BIND)[0] == -Errno.ENODEV
+    assert driver.call(ReattachDevice(4, ctx, 0, 0, 0, 0x20).pack())[0] == -Errno.ENOENT
+
+
+@pytest.mark.row("xen", 59)
+def test_after_a_reset_contexts_are_gone_and_nothing_translates_as_before(driver):
+    ctx = driver.attached("dma0")
+    driver.map(ctx, 0x100, 0x10, 1)
+    driver.dma_read("dma0", 0x100000, 1)
+    driver.write("RESET", 1)
+    assert (driver.iommu.engine.contexts(), driver.iommu.engine.endpoints()[1]) == ((), 0)
+    assert refusal(driver, "dma0", 0x100000) is EventReason.BLOCKED
+    driver.start()
+    assert driver.alloc() == (0, ctx)
+    assert driver.lookup(ctx, 0x100)[0] == -Errno.ENOENT
+
+
+# -- clones follow memory ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.row("xen", 12)
+def test_a_clone_follows_memory_that_is_added_and_removed(driver):
+    _, ctx = driver.alloc(flags=1)
+    driver.iommu.dma_map(DmaMapping(0x10000000, 0x2000, 0, True, True, driver.more_ram(0x2000)))
+    assert driver.lookup(ctx, 0x10001) == (0, 0x10001)
+    driver.iommu.dma_unmap(0x10000000, 0x2000)
+    assert driver.lookup(ctx, 0x10001)[0] == -Errno.ENOENT
+    assert driver.lookup(ctx, 1) == (0, 1)
+
+
+def test_a_page_that_the_guest_put_into_a_clone_is_not_touched_by_memory_that_comes(driver):
+    _, ctx = driver.alloc(flags=1)
+    driver.map(ctx, 0x10001, 0x10, 1)
+    driver.iommu.dma_map(DmaMapping(0x10000000, 0x2000, 0, True, True, driver.more_ram(0x2000)))
+    assert driver.lookup(ctx, 0x10000) == (0, 0x10000)
+    assert driver.lookup(ctx, 0x10001) == (0, 0x10)
 
 
 # -- isolation --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.row("xen", 54)
 def test_two_contexts_translate_one_dfn_to_their_own_pages(driver):
     first, second = driver.attached("dma0"), driver.attached("dma1")
     driver.map(first, 0x100, 0x10, 1)
@@ -396,6 +595,8 @@ def test_two_contexts_translate_one_dfn_to_their_own_pages(driver):
     assert (driver.ram[0x10000:0x10005], driver.ram[0x20000:0x20005]) == (b"first", b"other")
 
 
+@pytest.mark.row("xen", 55)
+@pytest.mark.row("defect", "C20")
 def test_one_map_serves_two_endpoints_and_its_unmap_ends_both(driver):
     ctx = driver.attached("dma0")
     driver.attached("dma1", ctx)
@@ -408,9 +609,10 @@ def test_one_map_serves_two_endpoints_and_its_unmap_ends_both(driver):
 
 
 @pytest.mark.parametrize("op", list(Xen2024Op))
-def test_only_what_changes_contexts_or_moves_endpoints_reorders(op):
+def test_only_what_changes_contexts_or_moves_endpoints_reorders(driver, op):
     expected = op in (Xen2024Op.ALLOC_CONTEXT, Xen2024Op.FREE_CONTEXT, Xen2024Op.REATTACH_DEVICE)
-    assert Xen2024.reorders(PvIommuOp(op, 0, 0).pack()) is expected
+    profile = driver.iommu._profiles[Profile.XEN_2024]
+    assert profile.reorders(0, PvIommuOp(op, 0, 0).pack()) is expected
 
 
 def test_operations_and_pages_are_counted(driver, ctx):

@@ -126,6 +126,8 @@ def test_reset_brings_the_sealed_state_back(config: ConfigSpace) -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 4095), st.binary(min_size=1, max_size=64)), max_size=20))
+@pytest.mark.row("defect", "C15")
+@pytest.mark.row("wire", 40)
 def test_no_writes_change_what_is_read_only(writes: list[tuple[int, bytes]]) -> None:
     config = ConfigSpace(IDENTITY)
     config.add_bar(2, 0x10000, wide=True, prefetchable=True)

@@ -72,6 +72,8 @@ def test_the_shared_bar_can_be_reached_without_mapping_it(function: Any) -> None
     assert function.region_read(2, 0x122, 5) == b"\0abc\0"
 
 
+@pytest.mark.row("defect", "B9")
+@pytest.mark.row("wire", 41)
 def test_the_msix_bar_reads_zero_and_keeps_nothing(function: Any) -> None:
     function.region_write(4, 0, b"\xff" * 16)
 
