@@ -83,10 +83,38 @@ struct pv_event_ring {
 };
 
 /**
+ * struct pv_profile - an interface of the device: how operations are put into slots
+ * @name: what the module parameter calls it
+ * @number: PVIOMMU_PROFILE_*
+ * @feature: PVIOMMU_FEATURE_* that says whether the device has it
+ * @init: what the device wants to be told before anything else, or NULL
+ * @alloc: allocates an empty context
+ * @free: frees a context to which nothing is attached
+ * @reattach: moves a function to a context
+ * @map: maps pages; @mapped counts them, also on error
+ * @unmap: unmaps pages; @unmapped counts them, also on error
+ *
+ * Each returns 0 or the negative errno of the device. @map and @unmap do not sleep.
+ */
+struct pv_profile {
+	const char *name;
+	u32 number;
+	u32 feature;
+	int (*init)(struct pv_iommu *pv);
+	int (*alloc)(struct pv_iommu *pv, u16 *ctx);
+	int (*free)(struct pv_iommu *pv, u16 ctx);
+	int (*reattach)(struct pv_iommu *pv, u32 sbdf, u16 ctx);
+	int (*map)(struct pv_iommu *pv, u16 ctx, u64 dfn, u64 gfn, u32 nr_pages, u32 flags,
+		   u32 *mapped);
+	int (*unmap)(struct pv_iommu *pv, u16 ctx, u64 dfn, u32 nr_pages, u32 *unmapped);
+};
+
+/**
  * struct pv_iommu - one PV-IOMMU function
  * @iommu: what the IOMMU core knows of it
  * @pdev: its PCI function
  * @list: in the list of all PV-IOMMUs
+ * @profile: the interface that was selected
  * @regs: trapped registers
  * @shared: shared memory
  * @instance: instance number; its endpoints carry the same
@@ -107,6 +135,7 @@ struct pv_iommu {
 	struct iommu_device iommu;
 	struct pci_dev *pdev;
 	struct list_head list;
+	const struct pv_profile *profile;
 	void __iomem *regs;
 	void *shared;
 	u32 instance;
@@ -191,7 +220,13 @@ irqreturn_t pv_ring_interrupt(int irq, void *data);
 u32 pv_ring_in_flight(struct pv_iommu *pv);
 int pv_submit(struct pv_iommu *pv, struct pv_command *command, enum pv_wait wait);
 
+/* pv_iommu_xen_2024.c, pv_iommu_xen_v7.c */
+extern const struct pv_profile pv_xen_2024;
+extern const struct pv_profile pv_xen_v7;
+
 /* pv_iommu_ops.c */
+const struct pv_profile *pv_profile_find(const char *name);
+int pv_op_init(struct pv_iommu *pv);
 int pv_op_alloc_context(struct pv_iommu *pv, u16 *ctx);
 int pv_op_free_context(struct pv_iommu *pv, u16 ctx);
 int pv_op_reattach(struct pv_iommu *pv, u32 sbdf, u16 ctx);

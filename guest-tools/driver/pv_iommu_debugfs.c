@@ -10,6 +10,15 @@
 
 static struct dentry *pv_debugfs_root;
 
+static const struct {
+	u32 feature;
+	const char *name;
+} pv_interfaces[] = {
+	{ PVIOMMU_FEATURE_PROFILE_XEN_2024, "xen-2024" },
+	{ PVIOMMU_FEATURE_PROFILE_XEN_V7, "xen-v7" },
+	{ PVIOMMU_FEATURE_BATCH_2014, "batch-2014" },
+};
+
 static int capabilities_show(struct seq_file *s, void *unused)
 {
 	struct pv_iommu *pv = s->private;
@@ -17,7 +26,11 @@ static int capabilities_show(struct seq_file *s, void *unused)
 	unsigned int i;
 
 	seq_printf(s, "instance %u\n", pv->instance);
-	seq_puts(s, "profile xen-2024\n");
+	seq_puts(s, "profiles");
+	for (i = 0; i < ARRAY_SIZE(pv_interfaces); i++)
+		if (caps->features & pv_interfaces[i].feature)
+			seq_printf(s, " %s", pv_interfaces[i].name);
+	seq_putc(s, '\n');
 	seq_printf(s, "page_sizes %#llx\n", caps->page_sizes);
 	seq_printf(s, "max_nr_pages %u\n", caps->max_nr_pages);
 	seq_printf(s, "max_contexts %u\n", caps->max_contexts);
@@ -35,7 +48,7 @@ static int capabilities_show(struct seq_file *s, void *unused)
 		if (region->stream == PVIOMMU_GLOBAL_STREAM)
 			seq_puts(s, "global\n");
 		else
-			seq_printf(s, "%u\n", region->stream);
+			seq_printf(s, "stream %u\n", region->stream);
 	}
 	for (i = 0; i < caps->nr_endpoints; i++)
 		seq_printf(s, "endpoint %u\n", caps->endpoints[i]);
@@ -45,12 +58,14 @@ DEFINE_SHOW_ATTRIBUTE(capabilities);
 
 static int usage_show(struct seq_file *s, void *unused)
 {
+	struct pv_iommu *pv = s->private;
 	struct pv_usage usage;
 	int ret;
 
-	ret = pv_op_usage(s->private, &usage);
+	ret = pv_op_usage(pv, &usage);
 	if (ret)
 		return ret;
+	seq_printf(s, "profile %s\n", pv->profile->name);
 	seq_printf(s, "contexts %u\n", usage.contexts);
 	seq_printf(s, "bindings %u\n", usage.bindings);
 	seq_printf(s, "pool_used %u\n", usage.pool_used);

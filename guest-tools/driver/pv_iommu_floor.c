@@ -13,6 +13,10 @@
 #undef pr_fmt
 #include "pv_iommu_ops.c"
 #undef pr_fmt
+#include "pv_iommu_xen_2024.c"
+#undef pr_fmt
+#include "pv_iommu_xen_v7.c"
+#undef pr_fmt
 #include "pv_iommu_table.c"
 #undef pr_fmt
 #include "pv_iommu_domain.c"

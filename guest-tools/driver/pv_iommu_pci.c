@@ -15,6 +15,10 @@
 #define PV_CLASS_IOMMU	0x080600
 #define PV_CLASS_MASK	0xffffff
 
+static char *profile = "xen-2024";
+module_param(profile, charp, 0444);
+MODULE_PARM_DESC(profile, "interface of the device to use: xen-2024 or xen-v7");
+
 static LIST_HEAD(pv_iommus);
 static DEFINE_MUTEX(pv_iommus_lock);
 
@@ -110,12 +114,17 @@ static int pv_identify(struct pv_iommu *pv)
 	u32 version = readl(pv->regs + PVIOMMU_REG_VERSION);
 	u32 features = readl(pv->regs + PVIOMMU_REG_FEATURES);
 
-	if (magic != PVIOMMU_MAGIC || version != PVIOMMU_ABI_VERSION ||
-	    !(features & PVIOMMU_FEATURE_PROFILE_XEN_2024)) {
-		dev_err(pv_dev(pv), "not a PV-IOMMU of version %d with profile xen-2024: magic %#x, version %u, features %#x\n",
-			PVIOMMU_ABI_VERSION, magic, version, features);
+	if (magic != PVIOMMU_MAGIC || version != PVIOMMU_ABI_VERSION) {
+		dev_err(pv_dev(pv), "not a PV-IOMMU of version %d: magic %#x, version %u\n",
+			PVIOMMU_ABI_VERSION, magic, version);
 		return -ENODEV;
 	}
+	if (!(features & pv->profile->feature)) {
+		dev_err(pv_dev(pv), "the device does not have profile %s: features %#x\n",
+			pv->profile->name, features);
+		return -ENODEV;
+	}
+	pv->caps.features = features;
 	pv->instance = readl(pv->regs + PVIOMMU_REG_INSTANCE);
 	return 0;
 }
@@ -127,9 +136,9 @@ static int pv_start(struct pv_iommu *pv)
 
 	writel(1, pv->regs + PVIOMMU_REG_RESET);
 	pv_events_init(pv);
-	writel(PVIOMMU_PROFILE_XEN_2024, pv->regs + PVIOMMU_REG_PROFILE);
-	if (readl(pv->regs + PVIOMMU_REG_PROFILE) != PVIOMMU_PROFILE_XEN_2024) {
-		dev_err(pv_dev(pv), "the device refused profile xen-2024\n");
+	writel(pv->profile->number, pv->regs + PVIOMMU_REG_PROFILE);
+	if (readl(pv->regs + PVIOMMU_REG_PROFILE) != pv->profile->number) {
+		dev_err(pv_dev(pv), "the device refused profile %s\n", pv->profile->name);
 		return -EIO;
 	}
 	ret = pv_capabilities_read(pv);
@@ -186,6 +195,12 @@ static int pv_register(struct pv_iommu *pv)
 {
 	int ret;
 
+	ret = pv_op_init(pv);
+	if (ret) {
+		dev_err(pv_dev(pv), "init of profile %s failed: %pe\n", pv->profile->name,
+			ERR_PTR(ret));
+		return ret;
+	}
 	ret = pv_op_alloc_context(pv, &pv->blocked_ctx);
 	if (ret) {
 		dev_err(pv_dev(pv), "no context for the blocked domain: %pe\n", ERR_PTR(ret));
@@ -213,13 +228,19 @@ err_debugfs:
 
 static int pv_probe(struct pci_dev *pdev, const struct pci_device_id *id)
 {
+	const struct pv_profile *chosen = pv_profile_find(profile);
 	struct pv_iommu *pv;
 	int ret;
 
+	if (!chosen) {
+		dev_err(&pdev->dev, "unknown profile %s: give xen-2024 or xen-v7\n", profile);
+		return -EINVAL;
+	}
 	pv = kzalloc(sizeof(*pv), GFP_KERNEL);
 	if (!pv)
 		return -ENOMEM;
 	pv->pdev = pdev;
+	pv->profile = chosen;
 	mutex_init(&pv->lock);
 	INIT_LIST_HEAD(&pv->endpoints);
 	init_waitqueue_head(&pv->idle);
@@ -248,9 +269,9 @@ static int pv_probe(struct pci_dev *pdev, const struct pci_device_id *id)
 	ret = pv_register(pv);
 	if (ret)
 		goto err_irqs;
-	dev_info(&pdev->dev, "PV-IOMMU %u: %u endpoints, %u contexts, %u address bits, ring of %u slots\n",
-		 pv->instance, atomic_read(&pv->nr_endpoints), pv->caps.max_contexts,
-		 pv->caps.aperture_bits, pv->ring.entries);
+	dev_info(&pdev->dev, "PV-IOMMU %u, profile %s: %u endpoints, %u contexts, %u address bits, ring of %u slots\n",
+		 pv->instance, pv->profile->name, atomic_read(&pv->nr_endpoints),
+		 pv->caps.max_contexts, pv->caps.aperture_bits, pv->ring.entries);
 	return 0;
 
 err_irqs:

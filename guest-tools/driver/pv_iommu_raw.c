@@ -6,6 +6,11 @@
 #include "pv_iommu.h"
 #include "pv_namespace.h"
 
+static u32 pv_raw_profile(struct pv_iommu *pv)
+{
+	return pv->profile->number;
+}
+
 static const struct pv_capabilities *pv_raw_capabilities(struct pv_iommu *pv)
 {
 	return &pv->caps;
@@ -21,6 +26,7 @@ const struct pv_iommu_raw_ops pv_iommu_raw_ops = {
 	.put = pv_iommu_put,
 	.submit = pv_submit,
 	.usage = pv_op_usage,
+	.profile = pv_raw_profile,
 	.capabilities = pv_raw_capabilities,
 	.ring_entries = pv_raw_ring_entries,
 	.event_position = pv_event_position,

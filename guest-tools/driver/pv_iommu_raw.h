@@ -41,8 +41,18 @@ struct pv_command {
 		struct pviommu_op_unmap_pages unmap;
 		struct pviommu_op_reattach_device reattach;
 		struct pviommu_op_lookup_page lookup;
+		struct pviommu_v7_capabilities v7_query;
+		struct pviommu_v7_init v7_init;
+		struct pviommu_v7_alloc v7_alloc;
+		struct pviommu_v7_free v7_free;
+		struct pviommu_v7_map_pages v7_map;
+		struct pviommu_v7_unmap_pages v7_unmap;
+		struct pviommu_v7_reattach_device v7_reattach;
+		struct pviommu_v7_remote_cmd v7_remote;
 		struct pviommu_op_binding binding;
 		struct pviommu_op_usage usage;
+		struct pviommu_op_batch batch;
+		struct pviommu_op_call call;
 		u8 bytes[PVIOMMU_PAYLOAD_SIZE];
 	} op;
 };
@@ -73,6 +83,7 @@ struct pv_reserved {
 
 /**
  * struct pv_capabilities - the capability area, copied, checked and in the CPU's byte order
+ * @features: PVIOMMU_FEATURE_*, from the register
  * @page_sizes: bit mask of page sizes
  * @max_nr_pages: most pages in one map or unmap
  * @max_contexts: contexts besides the default one
@@ -90,6 +101,7 @@ struct pv_reserved {
  * @endpoints: streams behind this PV-IOMMU
  */
 struct pv_capabilities {
+	u32 features;
 	u64 page_sizes;
 	u32 max_nr_pages;
 	u32 max_contexts;
@@ -141,6 +153,7 @@ struct pv_usage {
  *	The payload and the sequence are copied back, except that nothing of a posted command is
  *	but the sequence
  * @usage: what is in use
+ * @profile: PVIOMMU_PROFILE_* that was selected
  * @capabilities: the capability area
  * @ring_entries: slots of the ring
  * @event_position: the position that the next event will have
@@ -152,6 +165,7 @@ struct pv_iommu_raw_ops {
 	void (*put)(struct pv_iommu *pv);
 	int (*submit)(struct pv_iommu *pv, struct pv_command *command, enum pv_wait wait);
 	int (*usage)(struct pv_iommu *pv, struct pv_usage *usage);
+	u32 (*profile)(struct pv_iommu *pv);
 	const struct pv_capabilities *(*capabilities)(struct pv_iommu *pv);
 	u32 (*ring_entries)(struct pv_iommu *pv);
 	u32 (*event_position)(struct pv_iommu *pv);

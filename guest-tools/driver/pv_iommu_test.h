@@ -28,8 +28,61 @@
 /* a function that does not exist: 0000:ff:1f.7 */
 #define PVT_NO_SBDF	0xffff
 
+struct pvt;
+
+/**
+ * struct pvt_profile - how the tests speak a profile, and what it answers where profiles differ
+ * @number: PVIOMMU_PROFILE_*
+ * @other_class: PVIOMMU_CLASS_* of the other profile
+ * @unknown_operation: result of an operation that does not exist
+ * @unknown_function: result of reattach of a function that is not bound
+ * @not_ram: result of a map to a frame that is not memory
+ * @reserved: result of a map in a reserved region
+ * @untouched: what @map and @unmap say when the device leaves the count alone
+ * @command: an operation by its number, with nothing in its structure; noop is 0 in all profiles
+ * @map_command: map_pages, with a count of 0
+ * @unmap_command: unmap_pages, with a count of 0
+ * @mapped: the count in a structure of map_pages
+ * @alloc: alloc_context; @ctx is what the OUT field holds before and after
+ * @free: free_context
+ * @reattach: reattach_device
+ * @map: map_pages; @mapped counts the pages
+ * @unmap: unmap_pages; @unmapped counts the pages
+ * @expect_mapped: whether exactly these frames are mapped, readable and writeable
+ * @expect_nothing: whether nothing is mapped
+ * @cases: tests of what only this profile has
+ * @nr_cases: where the file of @cases says how many there are
+ *
+ * Operations return 0 or the device's negative errno.
+ */
+struct pvt_profile {
+	u32 number;
+	u8 other_class;
+	int unknown_operation;
+	int unknown_function;
+	int not_ram;
+	int reserved;
+	u32 untouched;
+	struct pv_command (*command)(u8 op);
+	struct pv_command (*map_command)(u16 ctx, u64 dfn, u64 gfn, u32 nr_pages, u32 flags);
+	struct pv_command (*unmap_command)(u16 ctx, u64 dfn, u32 nr_pages);
+	u32 (*mapped)(const struct pv_command *command);
+	int (*alloc)(struct pvt *t, u32 flags, u16 *ctx);
+	int (*free)(struct pvt *t, u16 ctx, u32 flags);
+	int (*reattach)(struct pvt *t, u32 sbdf, u16 ctx);
+	int (*map)(struct pvt *t, u16 ctx, u64 dfn, u64 gfn, u32 nr_pages, u32 flags, u32 *mapped);
+	int (*unmap)(struct pvt *t, u16 ctx, u64 dfn, u32 nr_pages, u32 *unmapped);
+	bool (*expect_mapped)(struct pv_ktap *ktap, struct pvt *t, u16 ctx, u64 dfn, u64 gfn,
+			      u32 nr_pages);
+	bool (*expect_nothing)(struct pv_ktap *ktap, struct pvt *t, u16 ctx, u64 dfn,
+			       u32 nr_pages);
+	const struct pv_ktap_case *cases;
+	const unsigned int *nr_cases;
+};
+
 /**
  * struct pvt - what the tests work on
+ * @profile: the profile that the driver has selected
  * @pv: the PV-IOMMU
  * @caps: its capabilities
  * @engine: DMA test engines behind it
@@ -41,6 +94,7 @@
  * @before: what was in use when the run began
  */
 struct pvt {
+	const struct pvt_profile *profile;
 	struct pv_iommu *pv;
 	const struct pv_capabilities *caps;
 	struct pvdt *engine[PVT_ENGINES];
@@ -78,26 +132,58 @@ static inline bool pvt_unchanged(struct pvt *t)
 	return pvt_holds(t->memory, PVT_GUARD, PVT_PAGES * PAGE_SIZE);
 }
 
-/* pv_iommu_test_space.c: one function an operation; 0 or the device's negative errno */
-struct pv_command pvt_xen(u16 subop, u16 ctx, u32 flags);
+/* What tests of both profiles do, in the words of the one that is selected. */
+static inline int pvt_alloc(struct pvt *t, u32 flags, u16 *ctx)
+{
+	return t->profile->alloc(t, flags, ctx);
+}
+
+static inline int pvt_free(struct pvt *t, u16 ctx, u32 flags)
+{
+	return t->profile->free(t, ctx, flags);
+}
+
+static inline int pvt_reattach(struct pvt *t, u32 sbdf, u16 ctx)
+{
+	return t->profile->reattach(t, sbdf, ctx);
+}
+
+static inline int pvt_map(struct pvt *t, u16 ctx, u64 dfn, u64 gfn, u32 nr_pages, u32 flags,
+			  u32 *mapped)
+{
+	return t->profile->map(t, ctx, dfn, gfn, nr_pages, flags, mapped);
+}
+
+static inline int pvt_unmap(struct pvt *t, u16 ctx, u64 dfn, u32 nr_pages, u32 *unmapped)
+{
+	return t->profile->unmap(t, ctx, dfn, nr_pages, unmapped);
+}
+
+static inline bool pvt_expect_mapped(struct pv_ktap *ktap, struct pvt *t, u16 ctx, u64 dfn,
+				     u64 gfn, u32 nr_pages)
+{
+	return t->profile->expect_mapped(ktap, t, ctx, dfn, gfn, nr_pages);
+}
+
+static inline bool pvt_expect_nothing(struct pv_ktap *ktap, struct pvt *t, u16 ctx, u64 dfn,
+				      u32 nr_pages)
+{
+	return t->profile->expect_nothing(ktap, t, ctx, dfn, nr_pages);
+}
+
+/* pv_iommu_test_space.c: operations of all profiles; 0 or the device's negative errno */
 struct pv_command pvt_own(u8 op, u32 sbdf, u32 stream);
-struct pv_command pvt_map_command(u16 ctx, u64 dfn, u64 gfn, u32 nr_pages, u32 flags);
-struct pv_command pvt_unmap_command(u16 ctx, u64 dfn, u32 nr_pages);
 int pvt_submit(struct pvt *t, struct pv_command *command);
 int pvt_post(struct pvt *t, struct pv_command command);
-int pvt_alloc(struct pvt *t, u32 flags, u16 *ctx);
-int pvt_free(struct pvt *t, u16 ctx, u32 flags);
-int pvt_reattach(struct pvt *t, u32 sbdf, u16 ctx);
-int pvt_map(struct pvt *t, u16 ctx, u64 dfn, u64 gfn, u32 nr_pages, u32 flags, u32 *mapped);
-int pvt_unmap(struct pvt *t, u16 ctx, u64 dfn, u32 nr_pages, u32 *unmapped);
-int pvt_lookup(struct pvt *t, u16 ctx, u64 dfn, u64 *gfn);
 int pvt_endpoint(struct pvt *t, u32 sbdf, u32 *stream, u16 *ctx);
 int pvt_event(struct pvt *t, u32 *position, struct pviommu_event *event);
 
+/* pv_iommu_test_space.c: places */
+u64 pvt_last_dfn(struct pvt *t);
+u64 pvt_ram_of(struct pvt *t, u64 pages);
+u64 pvt_ram_end(struct pvt *t, u64 pages);
+
 /* pv_iommu_test_space.c: expectations; true when they hold */
-bool pvt_expect_mapped(struct pv_ktap *ktap, struct pvt *t, u16 ctx, u64 dfn, u64 gfn,
-		       u32 nr_pages);
-bool pvt_expect_nothing(struct pv_ktap *ktap, struct pvt *t, u16 ctx, u64 dfn, u32 nr_pages);
 bool pvt_expect_fill(struct pv_ktap *ktap, struct pvt *t, unsigned int engine, u64 iova, u32 length,
 		     u8 byte);
 bool pvt_expect_fault(struct pv_ktap *ktap, struct pvt *t, unsigned int engine,
@@ -109,6 +195,12 @@ struct pvdt_request pvt_read(u64 iova, u32 length);
 void pvt_with_context(struct pv_ktap *ktap, void *subject, unsigned long body);
 void pvt_with_engine(struct pv_ktap *ktap, void *subject, unsigned long body);
 
+extern const struct pvt_profile pvt_xen_2024;
+extern const struct pvt_profile pvt_xen_v7;
+extern const struct pv_ktap_case pvt_v7_cases[];
+extern const unsigned int pvt_nr_v7_cases;
+extern const struct pv_ktap_case pvt_batch_cases[];
+extern const unsigned int pvt_nr_batch_cases;
 extern const struct pv_ktap_case pvt_op_cases[];
 extern const unsigned int pvt_nr_op_cases;
 extern const struct pv_ktap_case pvt_context_cases[];

@@ -128,7 +128,10 @@ static void pvt_reattach_refused(struct pv_ktap *ktap, struct pvt *t, u16 ctx)
 	u16 found;
 
 	PV_EXPECT_EQ(ktap, pvt_map(t, ctx, PVT_DFN, t->gfn, 1, PVT_RW, &done), 0);
-	PV_EXPECT_EQ(ktap, pvt_reattach(t, PVT_NO_SBDF, ctx), -ENOENT);
+	PV_EXPECT_EQ(ktap, pvt_reattach(t, PVT_NO_SBDF, ctx), t->profile->unknown_function);
+	/* also when the context is wrong too */
+	PV_EXPECT_EQ(ktap, pvt_reattach(t, PVT_NO_SBDF, PVT_NO_CONTEXT),
+		     t->profile->unknown_function);
 	PV_EXPECT_EQ(ktap, pvt_reattach(t, t->sbdf[0], PVT_NO_CONTEXT), -ENOENT);
 	PV_EXPECT_EQ(ktap, pvt_endpoint(t, t->sbdf[0], &stream, &found), 0);
 	PV_EXPECT_EQ(ktap, stream, t->stream[0]);
@@ -188,20 +191,6 @@ static void pvt_clone(struct pv_ktap *ktap, struct pvt *t, u16 ctx)
 	pvt_expect_fill(ktap, t, 0, pvt_iova(t->gfn + 1), PAGE_SIZE, 0x38);
 	PV_EXPECT_EQ(ktap, pvt_reattach(t, t->sbdf[0], ctx), 0);
 	PV_EXPECT_EQ(ktap, pvt_free(t, clone, 0), 0);
-}
-
-/* A frame with as many pages of memory behind it, or 0. */
-static u64 pvt_ram_of(struct pvt *t, u64 pages)
-{
-	unsigned int i;
-	u64 gfn;
-
-	for (i = 0; i < t->caps->nr_ram; i++) {
-		gfn = (t->caps->ram[i].start >> PVIOMMU_PAGE_SHIFT) + 1;
-		if (gfn + pages <= t->caps->ram[i].last >> PVIOMMU_PAGE_SHIFT)
-			return gfn;
-	}
-	return 0;
 }
 
 static int pvt_pool_left(struct pvt *t, u32 *left)

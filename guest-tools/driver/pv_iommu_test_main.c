@@ -84,6 +84,18 @@ static void pvt_put_engines(struct pvt *t)
 			pvdt_client_ops.put(t->engine[i]);
 }
 
+static const struct pvt_profile *pvt_find_profile(u32 number)
+{
+	static const struct pvt_profile *const profiles[] = { &pvt_xen_2024, &pvt_xen_v7 };
+	unsigned int i;
+
+	for (i = 0; i < ARRAY_SIZE(profiles); i++)
+		if (profiles[i]->number == number)
+			return profiles[i];
+	pr_err("no tests for profile %u\n", number);
+	return NULL;
+}
+
 static void pvt_run_all(struct pv_ktap *ktap, struct pvt *t)
 {
 	const struct {
@@ -94,6 +106,8 @@ static void pvt_run_all(struct pv_ktap *ktap, struct pvt *t)
 		{ pvt_op_cases, pvt_nr_op_cases },
 		{ pvt_context_cases, pvt_nr_context_cases },
 		{ pvt_ring_cases, pvt_nr_ring_cases },
+		{ pvt_batch_cases, pvt_nr_batch_cases },
+		{ t->profile->cases, *t->profile->nr_cases },
 		{ pvt_last_cases, ARRAY_SIZE(pvt_last_cases) },
 	};
 	unsigned int i, total = 0, first = 1;
@@ -123,6 +137,9 @@ static int pvt_run(struct pv_ktap *ktap)
 		goto out_free;
 	}
 	t->caps = pv_iommu_raw_ops.capabilities(t->pv);
+	t->profile = pvt_find_profile(pv_iommu_raw_ops.profile(t->pv));
+	if (!t->profile)
+		goto out_put;
 	ret = -ENOMEM;
 	pages = alloc_pages(GFP_KERNEL, PVT_ORDER);
 	if (!pages)

@@ -9,19 +9,19 @@
 
 static int pvt_noop(struct pvt *t, enum pv_wait wait)
 {
-	struct pv_command command = pvt_xen(PVIOMMU_XEN2024_NOOP, 0, 0);
+	struct pv_command command = t->profile->command(0);
 
 	return pv_iommu_raw_ops.submit(t->pv, &command, wait);
 }
 
 static int pvt_post_map(struct pvt *t, u16 ctx, u64 dfn, unsigned int page)
 {
-	return pvt_post(t, pvt_map_command(ctx, dfn, t->gfn + page, 1, PVT_RW));
+	return pvt_post(t, t->profile->map_command(ctx, dfn, t->gfn + page, 1, PVT_RW));
 }
 
 static int pvt_post_unmap(struct pvt *t, u16 ctx, u64 dfn)
 {
-	return pvt_post(t, pvt_unmap_command(ctx, dfn, 1));
+	return pvt_post(t, t->profile->unmap_command(ctx, dfn, 1));
 }
 
 /* The map of each round, and the unmap of the one before, are posted right before the DMA. */
@@ -59,10 +59,11 @@ static void pvt_posted_in_order(struct pv_ktap *ktap, struct pvt *t, u16 ctx)
 
 static void pvt_posted_fails(struct pv_ktap *ktap, struct pvt *t, u16 ctx)
 {
-	struct pv_command command = pvt_map_command(PVT_NO_CONTEXT, PVT_DFN, t->gfn, 1, PVT_RW);
+	struct pv_command command;
 	u32 position = pv_iommu_raw_ops.event_position(t->pv);
 	struct pviommu_event event;
 
+	command = t->profile->map_command(PVT_NO_CONTEXT, PVT_DFN, t->gfn, 1, PVT_RW);
 	PV_EXPECT_EQ(ktap, pv_iommu_raw_ops.submit(t->pv, &command, PV_POSTED), 0);
 	if (!PV_EXPECT_EQ(ktap, pvt_event(t, &position, &event), 0))
 		return;

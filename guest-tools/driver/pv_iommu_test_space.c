@@ -5,16 +5,6 @@
 
 #include "pv_iommu_test.h"
 
-struct pv_command pvt_xen(u16 subop, u16 ctx, u32 flags)
-{
-	struct pv_command command = { .slot.op_class = PVIOMMU_CLASS_XEN_2024 };
-
-	command.op.head.subop_id = cpu_to_le16(subop);
-	command.op.head.ctx_no = cpu_to_le16(ctx);
-	command.op.head.flags = cpu_to_le32(flags);
-	return command;
-}
-
 struct pv_command pvt_own(u8 op, u32 sbdf, u32 stream)
 {
 	struct pv_command command = { .slot.op_class = PVIOMMU_CLASS_OWN, .slot.op = op };
@@ -26,25 +16,6 @@ struct pv_command pvt_own(u8 op, u32 sbdf, u32 stream)
 	return command;
 }
 
-struct pv_command pvt_map_command(u16 ctx, u64 dfn, u64 gfn, u32 nr_pages, u32 flags)
-{
-	struct pv_command command = pvt_xen(PVIOMMU_XEN2024_MAP_PAGES, ctx, flags);
-
-	command.op.map.dfn = cpu_to_le64(dfn);
-	command.op.map.gfn = cpu_to_le64(gfn);
-	command.op.map.nr_pages = cpu_to_le32(nr_pages);
-	return command;
-}
-
-struct pv_command pvt_unmap_command(u16 ctx, u64 dfn, u32 nr_pages)
-{
-	struct pv_command command = pvt_xen(PVIOMMU_XEN2024_UNMAP_PAGES, ctx, 0);
-
-	command.op.unmap.dfn = cpu_to_le64(dfn);
-	command.op.unmap.nr_pages = cpu_to_le32(nr_pages);
-	return command;
-}
-
 int pvt_submit(struct pvt *t, struct pv_command *command)
 {
 	return pv_iommu_raw_ops.submit(t->pv, command, PV_WAIT_BUSY);
@@ -53,66 +24,6 @@ int pvt_submit(struct pvt *t, struct pv_command *command)
 int pvt_post(struct pvt *t, struct pv_command command)
 {
 	return pv_iommu_raw_ops.submit(t->pv, &command, PV_POSTED);
-}
-
-int pvt_alloc(struct pvt *t, u32 flags, u16 *ctx)
-{
-	struct pv_command command = pvt_xen(PVIOMMU_XEN2024_ALLOC_CONTEXT, *ctx, flags);
-	int ret = pvt_submit(t, &command);
-
-	*ctx = le16_to_cpu(command.op.head.ctx_no);
-	return ret;
-}
-
-int pvt_free(struct pvt *t, u16 ctx, u32 flags)
-{
-	struct pv_command command = pvt_xen(PVIOMMU_XEN2024_FREE_CONTEXT, ctx, flags);
-
-	return pvt_submit(t, &command);
-}
-
-int pvt_reattach(struct pvt *t, u32 sbdf, u16 ctx)
-{
-	struct pv_command command = pvt_xen(PVIOMMU_XEN2024_REATTACH_DEVICE, ctx, 0);
-
-	command.op.reattach.seg = cpu_to_le16(sbdf >> 16);
-	command.op.reattach.bus = sbdf >> 8;
-	command.op.reattach.devfn = sbdf;
-	return pvt_submit(t, &command);
-}
-
-int pvt_map(struct pvt *t, u16 ctx, u64 dfn, u64 gfn, u32 nr_pages, u32 flags, u32 *mapped)
-{
-	struct pv_command command = pvt_map_command(ctx, dfn, gfn, nr_pages, flags);
-	int ret;
-
-	command.op.map.mapped = cpu_to_le32(PVT_UNTOUCHED);
-	ret = pvt_submit(t, &command);
-	*mapped = le32_to_cpu(command.op.map.mapped);
-	return ret;
-}
-
-int pvt_unmap(struct pvt *t, u16 ctx, u64 dfn, u32 nr_pages, u32 *unmapped)
-{
-	struct pv_command command = pvt_unmap_command(ctx, dfn, nr_pages);
-	int ret;
-
-	command.op.unmap.unmapped = cpu_to_le32(PVT_UNTOUCHED);
-	ret = pvt_submit(t, &command);
-	*unmapped = le32_to_cpu(command.op.unmap.unmapped);
-	return ret;
-}
-
-int pvt_lookup(struct pvt *t, u16 ctx, u64 dfn, u64 *gfn)
-{
-	struct pv_command command = pvt_xen(PVIOMMU_XEN2024_LOOKUP_PAGE, ctx, 0);
-	int ret;
-
-	command.op.lookup.gfn = cpu_to_le64(PVT_UNTOUCHED);
-	command.op.lookup.dfn = cpu_to_le64(dfn);
-	ret = pvt_submit(t, &command);
-	*gfn = le64_to_cpu(command.op.lookup.gfn);
-	return ret;
 }
 
 int pvt_endpoint(struct pvt *t, u32 sbdf, u32 *stream, u16 *ctx)
@@ -130,30 +41,29 @@ int pvt_event(struct pvt *t, u32 *position, struct pviommu_event *event)
 	return pv_iommu_raw_ops.next_event(t->pv, position, event, PVT_EVENT_MS);
 }
 
-/* Whether lookup finds exactly these pages. */
-bool pvt_expect_mapped(struct pv_ktap *ktap, struct pvt *t, u16 ctx, u64 dfn, u64 gfn,
-		       u32 nr_pages)
+u64 pvt_last_dfn(struct pvt *t)
 {
-	bool holds = true;
-	u64 found;
-	u32 i;
-
-	for (i = 0; i < nr_pages; i++) {
-		holds &= PV_EXPECT_EQ(ktap, pvt_lookup(t, ctx, dfn + i, &found), 0) &&
-			 PV_EXPECT_EQ(ktap, found, gfn + i);
-	}
-	return holds;
+	return (1ULL << (t->caps->aperture_bits - PVIOMMU_PAGE_SHIFT)) - 1;
 }
 
-bool pvt_expect_nothing(struct pv_ktap *ktap, struct pvt *t, u16 ctx, u64 dfn, u32 nr_pages)
+/* A frame with as many pages of memory behind it, or 0. */
+u64 pvt_ram_of(struct pvt *t, u64 pages)
 {
-	bool holds = true;
-	u64 found;
-	u32 i;
+	unsigned int i;
+	u64 gfn;
 
-	for (i = 0; i < nr_pages; i++)
-		holds &= PV_EXPECT_EQ(ktap, pvt_lookup(t, ctx, dfn + i, &found), -ENOENT);
-	return holds;
+	for (i = 0; i < t->caps->nr_ram; i++) {
+		gfn = (t->caps->ram[i].start >> PVIOMMU_PAGE_SHIFT) + 1;
+		if (gfn + pages <= t->caps->ram[i].last >> PVIOMMU_PAGE_SHIFT)
+			return gfn;
+	}
+	return 0;
+}
+
+/* The last pages of a range of guest memory, with none behind them. */
+u64 pvt_ram_end(struct pvt *t, u64 pages)
+{
+	return (t->caps->ram[t->caps->nr_ram - 1].last >> PVIOMMU_PAGE_SHIFT) + 1 - pages;
 }
 
 struct pvdt_request pvt_fill(u64 iova, u32 length, u8 byte)

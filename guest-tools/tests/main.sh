@@ -9,12 +9,13 @@ cd "$(dirname "$0")" || exit 1
 . ./setup.sh
 . ./traces.sh
 . ./lifecycle.sh
+. ./profiles.sh
 
 iommu=$(functions "$iommu_id" | head -n 1)
 engines=$(functions "$engine_id")
 
-# set-up, operations and DMA API, traces, life cycle
-plan $((9 + 1 + $(echo "$engines" | wc -l) + 3 + 7))
+# set-up, operations and DMA API, traces, life cycle, the other profile, the kernel log
+plan $((9 + 1 + $(echo "$engines" | wc -l) + 3 + 6 + 4 + $(echo "$engines" | wc -l) + 1))
 
 check "the modules load" load_modules
 check "pv_iommu binds to the PV-IOMMU" same "$(driver_of "$iommu")" pv_iommu
@@ -39,4 +40,6 @@ check "the event log has the faults" event_log_has_faults
 check "events and completions came by interrupt" interrupts_came
 
 lifecycle_tests
+profile_tests
+check "the kernel has nothing to complain about" kernel_is_content
 finish

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,8 +37,16 @@ class LabRun:
     @property
     def passed(self) -> set[str]:
         """Names of the guest's tests that passed."""
-        cases = ElementTree.parse(self.folder / "junit.xml").getroot().iter("testcase")
-        return {case.get("name", "") for case in cases if case.find("failure") is None and case.find("skipped") is None}
+        return {name for _, name in self._passed()}
+
+    def passed_in(self, group: str) -> set[str]:
+        """Names of the tests below ``group`` that passed."""
+        return {name for found, name in self._passed() if found == f"guest.{group}"}
+
+    def _passed(self) -> Iterator[tuple[str, str]]:
+        for case in ElementTree.parse(self.folder / "junit.xml").getroot().iter("testcase"):
+            if case.find("failure") is None and case.find("skipped") is None:
+                yield case.get("classname", ""), case.get("name", "")
 
     @property
     def console(self) -> str:

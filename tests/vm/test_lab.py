@@ -48,6 +48,32 @@ SHOWN = {
         "contexts run out with ENOSPC and come back",
     ),
     "posted": ("a posted map is seen by the DMA that follows it",),
+    "xen-2024": (
+        "more pages than max_nr_pages is E2BIG",
+        "lookup is exact and leaves gfn alone on error",
+    ),
+    "xen-v7": (
+        "an unknown profile is refused",
+        "the driver binds with profile xen-v7",
+        "xen-v7 adds to the counts that it is given",
+        "xen-v7 refuses page sizes but 4096",
+        "xen-v7 init a second time is EACCES and changes nothing",
+        "xen-v7 query agrees with the capability area after init",
+        "xen-v7 maps any number of pages",
+        "xen-v7 unmap of the reserved window is EADDRNOTAVAIL",
+        "xen-v7 remote_cmd works on a structure in memory",
+        "xen-v7 nested and pasid operations are EOPNOTSUPP",
+        "the driver binds with profile xen-2024 again",
+    ),
+    "batch": (
+        "a batch maps each element, and DMA sees it",
+        "a batch stops at the first fault with EFAULT",
+        "a batch unmaps, and stops at a hole",
+        "a batch of many elements is carried out whole",
+        "a posted batch is seen by the DMA that follows it",
+        "a batch outside of memory is EFAULT, a wrong one EINVAL",
+        "call works on a structure in memory",
+    ),
     "lifecycle": (
         "rmmod says that pv_iommu is busy",
         "20 times unbind, unload, load and bind, with DMA each time",
@@ -58,6 +84,7 @@ SHOWN = {
 }
 
 
+@pytest.mark.row("wire", 61)
 def test_lab_passes(lab_run: LabRun) -> None:
     assert lab_run.status == 0, f"{lab_run.output}\n--- end of the console\n{lab_run.console[-3000:]}"
     assert lab_run.results["verdict"] == "passed"
@@ -70,10 +97,18 @@ def test_guest_has_shown(lab_run: LabRun, topic: str) -> None:
     assert set(SHOWN[topic]) <= lab_run.passed
 
 
+@pytest.mark.parametrize("group", ["operations of the PV-IOMMU", "operations of the PV-IOMMU under xen-v7"])
+def test_each_profile_has_shown_what_all_do(lab_run: LabRun, group: str) -> None:
+    shared = ("isolation", "partial results", "contexts", "posted", "batch")
+
+    assert {name for topic in shared for name in SHOWN[topic]} <= lab_run.passed_in(group)
+
+
 def test_server_counts_what_the_guest_did(lab_run: LabRun) -> None:
     counts = lab_run.results["counts"]
 
-    for op in ("alloc_context", "free_context", "reattach_device", "map_pages", "unmap_pages", "lookup_page", "bind"):
+    xen = ("alloc_context", "free_context", "reattach_device", "map_pages", "unmap_pages")
+    for op in (*xen, "lookup_page", "init", "remote_cmd", "bind", "batch", "call"):
         assert counts["ops"][op] > 0, op
     assert counts["pages_mapped"] >= counts["pages_unmapped"] > 0
     assert counts["dma_bytes"] > 4 << 20

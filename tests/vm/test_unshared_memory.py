@@ -41,6 +41,7 @@ def sockets(artefacts: Path) -> Iterator[tuple[Path, Path]]:
         server.stop()
 
 
+@pytest.mark.row("wire", 51)
 def test_qemu_without_a_shared_backend_ends_and_the_server_says_why(setup: Setup, sockets: tuple[Path, Path]) -> None:
     folder, log = sockets
     device = f'{{"driver":"vfio-user-pci","socket":{{"type":"unix","path":"{folder}/iommu.sock"}}}}'
@@ -62,6 +63,7 @@ def test_qemu_without_a_shared_backend_ends_and_the_server_says_why(setup: Setup
     assert "share=on" in lines[0]
 
 
+@pytest.mark.row("wire", 50)
 def test_guest_whose_backend_is_private_is_told_by_its_driver(
     setup: Setup, sockets: tuple[Path, Path], artefacts: Path, tmp_path: Path
 ) -> None:
