@@ -15,6 +15,7 @@ _COMMANDS = {
     "serve": ("pviommu.serve", "serve a topology to QEMU"),
     "lab run": ("pviommu.lab.run", "boot a guest on it and judge the run"),
     "bench peers": ("pviommu.bench.peers", "measure it beside QEMU's own IOMMUs"),
+    "selfcheck": ("pviommu.selfcheck.command", "check engine, ring and wire against a model"),
 }
 """Command words, the module with ``add_arguments`` and ``main``, and the help line."""
 

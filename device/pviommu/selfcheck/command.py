@@ -1,0 +1,130 @@
+"""``pviommu selfcheck``."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import time
+from collections.abc import Sequence
+
+from .checker import PATHS, MakePath, Run, run_history, shortened
+from .operations import Operation
+from .profiles import PROFILES
+from .settings import Setting
+
+__all__ = ["add_arguments", "main"]
+
+EXIT_DIFFERENCE = 1
+EXIT_USAGE = 2
+EPISODE_STEPS = 5000
+"""Operations after which a new machine with other limits begins."""
+WIRE_REPLAYS = 60
+PROGRESS_S = 1.0
+_HEXADECIMAL = ("dfn", "gfn", "iova", "devfn", "pattern")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of ``pviommu selfcheck``."""
+    parser.description = (
+        "Carry out random operations on a small reference model and on the real thing, and compare results, counts, "
+        "tables, quota, events and guest memory after each. Needs no VM. "
+        "Exit status: 0 all agreed, 1 a difference (printed with a short history that reproduces it), 2 bad arguments."
+    )
+    parser.add_argument("--steps", type=int, default=100_000, metavar="N", help="operations to try (%(default)s)")
+    parser.add_argument("--seed", type=int, default=1, metavar="S", help="what the random choices follow (%(default)s)")
+    parser.add_argument(
+        "--through",
+        default="engine,ring",
+        metavar="PATHS",
+        help="engine: its own calls; ring: slots in shared memory; wire: a server process, sockets and shared memory; "
+        "several with commas (%(default)s)",
+    )
+    parser.add_argument("--profile", choices=PROFILES, default=PROFILES[0], help="what the guest speaks (%(default)s)")
+    parser.add_argument(
+        "--episode",
+        type=int,
+        metavar="K",
+        help=f"only the Kth machine of the run, each of which lives for {EPISODE_STEPS} operations",
+    )
+
+
+def main(args: argparse.Namespace) -> int:
+    """Run ``pviommu selfcheck``; returns its exit status."""
+    names = args.through.split(",")
+    if unknown := [name for name in names if name not in PATHS]:
+        return _usage(f"--through {args.through}: {unknown[0]!r} is none of {', '.join(PATHS)}")
+    if args.steps < 1:
+        return _usage(f"--steps {args.steps}: must be at least 1")
+    episodes = -(-args.steps // EPISODE_STEPS)
+    if args.episode is not None and not 0 <= args.episode < episodes:
+        return _usage(f"--episode {args.episode}: must be 0..{episodes - 1} for {args.steps} steps")
+    logging.getLogger("pviommu").setLevel(logging.ERROR)  # refused DMA is what is being tried
+    return check(args, [PATHS[name] for name in names])
+
+
+def _usage(text: str) -> int:
+    print(f"pviommu: {text}", file=sys.stderr)
+    return EXIT_USAGE
+
+
+def check(args: argparse.Namespace, paths: Sequence[MakePath]) -> int:
+    """Run the episodes of ``args`` through ``paths``; returns the exit status."""
+    first, end = 0, -(-args.steps // EPISODE_STEPS)
+    if args.episode is not None:
+        first, end = args.episode, args.episode + 1
+    began = shown = time.monotonic()
+    done = 0
+    for episode in range(first, end):
+        run = Run(f"{args.seed}/{episode}", args.profile)
+        difference = run.check(min(EPISODE_STEPS, args.steps - episode * EPISODE_STEPS), paths)
+        done += len(run.history)
+        if difference is not None:
+            _progress("")
+            _report(args, episode, run, paths)
+            return EXIT_DIFFERENCE
+        if time.monotonic() - shown > PROGRESS_S:
+            shown = time.monotonic()
+            _progress(f"{done} operations, {1e6 * (shown - began) / done:.0f} us each")
+    _progress("")
+    seconds = time.monotonic() - began
+    print(f"{args.profile}: {done} operations through {args.through}: no difference, {seconds:.1f} s, seed {args.seed}")
+    return 0
+
+
+def _report(args: argparse.Namespace, episode: int, run: Run, paths: Sequence[MakePath]) -> None:
+    wire = PATHS["wire"] in paths
+    print(f"pviommu selfcheck: a difference after {len(run.history)} operations; looking for a shorter history")
+    history = shortened(run.setting, run.history, paths, *((WIRE_REPLAYS,) if wire else ()))
+    print_history(run.setting, history, paths)
+    print(
+        f"again: pviommu selfcheck --steps {args.steps} --seed {args.seed} --through {args.through}"
+        f" --profile {args.profile} --episode {episode}"
+    )
+
+
+def print_history(setting: Setting, history: Sequence[Operation], paths: Sequence[MakePath]) -> None:
+    """Print a history and the difference that it leads to."""
+    print(setting)
+    for op in history:
+        print(f"  {_shown(op)}")
+    difference = run_history(setting, history, paths)
+    print(difference or "the difference did not show again: it depends on timing")
+
+
+def _shown(value: object) -> str:
+    """An operation with its addresses and frames as they are read best."""
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        fields = (
+            f"{name}={field:#x}" if name in _HEXADECIMAL else f"{name}={_shown(field)}"
+            for name, field in zip(value._fields, value, strict=True)
+        )
+        return f"{type(value).__name__}({', '.join(fields)})"
+    if isinstance(value, tuple):
+        return f"({', '.join(_shown(each) for each in value)})"
+    return repr(value)
+
+
+def _progress(text: str) -> None:
+    if sys.stderr.isatty():
+        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)

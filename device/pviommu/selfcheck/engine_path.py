@@ -1,0 +1,193 @@
+"""Histories through the engine alone, by its own calls and in its own words."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from ..engine import Access, DefaultPolicy, Engine, EngineConfig, Fault, Outcome, Stop
+from .difference import require
+from .operations import (
+    Alloc,
+    Attach,
+    Batch,
+    Bind,
+    Dma,
+    Free,
+    Lookup,
+    Map,
+    Operation,
+    Plug,
+    Posted,
+    Reset,
+    Revive,
+    Unbind,
+    Unmap,
+)
+from .oracle import BatchOutcome, DmaOutcome, Oracle, Verdict
+from .settings import LARGE_MODULE, RAM, STREAMS
+
+__all__ = ["EnginePath", "compare_pages", "compare_tables", "engine_config"]
+
+_ACCESS = tuple(Access(bits) for bits in range(4))
+_READ, _WRITE = _ACCESS[1], _ACCESS[2]
+
+
+def engine_config(oracle: Oracle) -> EngineConfig:
+    """The limits of the oracle's setting."""
+    setting = oracle.setting
+    return EngineConfig(
+        max_contexts=setting.max_contexts,
+        pool_pages=setting.pool_pages,
+        aperture_bits=setting.aperture_bits,
+        default_policy=DefaultPolicy.IDENTITY if setting.identity else DefaultPolicy.BLOCKED,
+        iotlb_entries=16,
+    )
+
+
+class EnginePath:
+    """An engine of its own."""
+
+    name = "engine"
+
+    def __init__(self, oracle: Oracle, make: Callable[[EngineConfig], Engine] = Engine) -> None:
+        """``make`` builds the engine, or one that is wrong on purpose."""
+        self._oracle = oracle
+        self.engine = make(engine_config(oracle))
+        self._plug(Plug(False))
+        for stream in STREAMS:
+            self.engine.add_endpoint(stream)
+        self._bound: dict[int, int] = {}
+        self._calls: dict[type, Callable[[Any], Any]] = {
+            Alloc: lambda op: self.engine.alloc_context(op.clone),
+            Free: lambda op: self.engine.free_context(op.ctx, op.reattach),
+            Attach: lambda op: self.engine.attach(self._bound.get(op.devfn, 99), op.ctx),
+            Map: lambda op: self.engine.map(op.ctx, op.dfn, op.gfn, op.nr, _ACCESS[op.access]),
+            Unmap: lambda op: self.engine.unmap(op.ctx, op.dfn, op.nr),
+        }
+
+    def run(self, op: Operation, verdict: Verdict) -> None:
+        """Carry out ``op`` and compare what came of it."""
+        if verdict.refused:
+            return
+        outcome = verdict.outcome
+        call = self._calls.get(type(op))
+        if call is not None:
+            require(self.name, f"result of {op}", outcome, _answer(call(op)))
+            return
+        match op:
+            case Dma():
+                self._dma(op, outcome)
+            case Lookup():
+                found = self.engine.lookup(op.ctx, op.dfn) if op.ctx in self._oracle.model.pages else None
+                expected = None if isinstance(outcome, str) or not op.ctx else outcome
+                require(self.name, f"result of {op}", expected, found and (found[0], int(found[1])))
+            case Batch():
+                self._batch(op, outcome)
+            case Posted():
+                for each, expected in zip((*op.operations, op.then), outcome, strict=True):
+                    self.run(each, expected)
+            case _:
+                self._other(op, outcome)
+
+    def _other(self, op: Operation, outcome: Any) -> None:
+        match op:
+            case Bind() if outcome[1] is None:
+                self._bound[op.devfn] = op.stream
+            case Unbind() if outcome[1] is None:
+                stream = self._bound.pop(op.devfn)
+                if self.engine.endpoints()[stream]:
+                    self.engine.attach(stream, 0)
+            case Revive():
+                self.engine.unblock(op.stream)
+            case Reset():
+                self.engine.reset()
+                self._bound.clear()
+            case Plug():
+                self._plug(op)
+
+    def _plug(self, op: Plug) -> None:
+        parts = [*RAM, LARGE_MODULE] if op.present else RAM
+        self.engine.set_ram([(part.start, part.stop - 1) for part in parts])
+
+    def _batch(self, op: Batch, outcome: BatchOutcome) -> None:
+        with self.engine.deferred_invalidation():
+            for (bfn, mfn, access), expected in zip(op.elements, outcome.answers, strict=False):
+                if op.unmap:
+                    found = self.engine.unmap(op.ctx, bfn, 1)
+                elif access & ~3:
+                    continue
+                else:
+                    found = self.engine.map(op.ctx, bfn, mfn, 1, _ACCESS[access])
+                require(self.name, f"element {bfn:#x} of {op}", expected, _answer(found))
+
+    def _dma(self, op: Dma, outcome: DmaOutcome) -> None:
+        found = self.engine.translate(op.stream, op.iova, op.length, _WRITE if op.write else _READ)
+        expected = outcome.translation
+        if isinstance(found, Fault):
+            require(self.name, f"refusal of {op}", expected, (found.iova, found.refusal.name))
+            require(self.name, f"context of {op}", outcome.ctx, found.context)
+        else:
+            merged = _merged(expected) if isinstance(expected, list) else expected
+            require(self.name, f"translation of {op}", merged, [tuple(run) for run in found])
+
+    def compare_touched(self, ctx: int, dfns: Iterable[int]) -> None:
+        """Compare single pages, and the sums."""
+        compare_pages(self.name, self.engine, self._oracle, ctx, dfns)
+
+    def compare_all(self) -> None:
+        """Compare every page of every context."""
+        compare_tables(self.name, self.engine, self._oracle)
+
+    def close(self) -> None:
+        """Nothing to give back."""
+
+
+def compare_pages(name: str, engine: Engine, oracle: Oracle, ctx: int, dfns: Iterable[int]) -> None:
+    """Compare these pages of a context, what is in use, and where the endpoints are."""
+    model = oracle.model
+    pages = model.pages.get(ctx)
+    if pages is not None:
+        for dfn in dfns:
+            found = engine.lookup(ctx, dfn)
+            if pages.get(dfn) != found:  # Access compares as a number
+                require(name, f"context {ctx} dfn {dfn:#x}", pages.get(dfn), found)
+    usage = tuple(engine.usage()[:4])
+    if usage != model.usage():
+        require(name, "contexts, pool pages used, pool pages, pages mapped", model.usage(), usage)
+    if engine.endpoints() != model.attached:
+        require(name, "contexts of the endpoints", model.attached, dict(engine.endpoints()))
+
+
+def compare_tables(name: str, engine: Engine, oracle: Oracle) -> None:
+    """Compare every page of every context, and which there are."""
+    model = oracle.model
+    require(name, "contexts", tuple(sorted(model.pages)), engine.contexts())
+    for ctx, pages in model.pages.items():
+        found: dict[int, tuple[int, int]] = {}
+        for run in engine.mappings(ctx):
+            access = int(run.access)
+            found.update((run.dfn + place, (run.gfn + place, access)) for place in range(run.nr))
+        if found != pages:
+            wrong = min(dfn for dfn in found.keys() | pages.keys() if found.get(dfn) != pages.get(dfn))
+            require(name, f"context {ctx} dfn {wrong:#x}", pages.get(wrong), found.get(wrong))
+    compare_pages(name, engine, oracle, 0, ())
+
+
+def _answer(result: Any) -> tuple[int, str | None, int | None]:
+    if isinstance(result, Outcome):
+        return result.done, result.stop.name if result.stop else None, result.at
+    if result is None or isinstance(result, Stop):
+        return 0, result.name if result else None, None
+    return result.context or 0, result.stop.name if result.stop else None, None
+
+
+def _merged(pieces: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    merged = [pieces[0]]
+    for (before, size), (gpa, length) in itertools.pairwise(pieces):
+        if before + size == gpa:
+            merged[-1] = (merged[-1][0], merged[-1][1] + length)
+        else:
+            merged.append((gpa, length))
+    return merged

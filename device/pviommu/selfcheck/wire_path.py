@@ -1,0 +1,176 @@
+"""Histories over vfio-user: ``pviommu serve`` in a process of its own, sockets, and shared memory between the two."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from pviommu_abi.registers import DOORBELL_STRIDE, REGISTER, REGISTER_BAR, SHARED_BAR
+from pviommu_abi.shared import CACHE_LINE, RING_INDEX_STRIDE
+from vfio_user import Client
+
+from ..pci.shared_memory import fence
+from .difference import Difference, require
+from .guest import ENTRIES, MASK, Guest
+from .operations import Lookup, Usage
+from .oracle import Oracle, Verdict
+from .ring_path import topology
+from .settings import STREAMS
+
+__all__ = ["WirePath"]
+
+PATIENCE_S = 10.0
+"""Bound of every wait; nothing takes that long unless something is broken."""
+_DOORBELL_EVENT = CACHE_LINE // 4 + 1
+
+
+class WirePath(Guest):
+    """A guest in this process, the device in another."""
+
+    name = "wire"
+
+    def __init__(self, oracle: Oracle) -> None:
+        super().__init__(oracle)
+        self._clients: dict[int | None, Client] = {}
+        self._views: dict[int | None, tuple[memoryview, memoryview]] = {}
+        with ExitStack() as stack:
+            stack.callback(super().close)
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pviommu-")))
+            stack.callback(self._stop, self._serve(folder))
+            for stream, name in ((None, "iommu"), *((stream, f"dma{stream}") for stream in STREAMS)):
+                self._connect(stack, stream, folder / f"{name}.sock")
+            self.start()
+            self._stack = stack.pop_all()
+
+    # -- the other process ------------------------------------------------------------------------------------------
+
+    def _serve(self, folder: Path) -> subprocess.Popen[bytes]:
+        file = folder / "topology.toml"
+        file.write_text(_toml(self.oracle))
+        command = [sys.executable, "-m", "pviommu", "serve", str(file), "--socket-dir", str(folder)]
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}  # the same code as here
+        ready = folder / "pid"
+        process = subprocess.Popen(
+            [*command, "--pidfile", str(ready), "--log-level", "error"], env=environment, stdin=subprocess.DEVNULL
+        )
+        try:
+            _spin(lambda: ready.exists() or process.poll() is not None, "the server")
+            if process.poll() is not None:
+                raise Difference(self.name, "the server", "listening", f"ended with {process.returncode}")
+        except BaseException:
+            self._stop(process)
+            raise
+        return process
+
+    @staticmethod
+    def _stop(process: subprocess.Popen[bytes]) -> None:
+        process.terminate()
+        process.wait(PATIENCE_S)
+
+    def _connect(self, stack: ExitStack, stream: int | None, path: Path) -> None:
+        client = self._clients[stream] = stack.enter_context(Client.connect(path, PATIENCE_S))
+        for address, size, offset in self.ram.parts(False):
+            client.dma_map(address, size, self.ram.fd, offset)
+        client.device_info()
+        (area,) = client.map_region(SHARED_BAR)
+        stack.callback(area.memory.close)
+        view = memoryview(area.memory)
+        stack.callback(view.release)
+        words = view.cast("I")
+        stack.callback(words.release)
+        self._views[stream] = view, words
+
+    def close(self) -> None:
+        self._views.clear()
+        self._stack.close()
+
+    # -- how the device is reached ----------------------------------------------------------------------------------
+
+    def views(self, stream: int | None) -> tuple[memoryview, memoryview]:
+        return self._views[stream]
+
+    def write_register(self, stream: int | None, offset: int, value: int) -> None:
+        self._clients[stream].region_write(REGISTER_BAR, offset, value.to_bytes(4, "little"))
+
+    def set_bus_master(self, stream: int, on: bool) -> None:
+        self._clients[stream].config_write(4, 2, 6 if on else 2)
+
+    def wait_for_ring(self, ring: int, position: int) -> None:
+        _spin(lambda: (self.completed(ring) - position) & MASK <= ENTRIES, f"slot {position - 1} of ring {ring}")
+
+    def wait_for_descriptor(self, stream: int, word: int) -> None:
+        _, words = self._views[stream]
+        _spin(lambda: words[word] != 0, f"a descriptor of stream {stream}")
+
+    def plug(self, parts: Sequence[tuple[int, int, int]]) -> None:
+        for address, size, offset in parts:
+            for client in self._clients.values():
+                client.dma_map(address, size, self.ram.fd, offset)  # what is there already may be given again
+
+    def unplug(self, parts: Sequence[tuple[int, int, int]]) -> None:
+        for address, size, _ in parts:
+            for client in self._clients.values():
+                client.dma_unmap(address, size)
+
+    def ring_doorbell(self, ring: int, first: int) -> None:
+        _, words = self._views[None]
+        fence()  # the producer index must be out before the device's wish is read
+        wish = words[ring * RING_INDEX_STRIDE // 4 + _DOORBELL_EVENT]
+        new = words[ring * RING_INDEX_STRIDE // 4]
+        if (new - wish - 1) & MASK < (new - first) & MASK:
+            self.write_register(None, REGISTER["DOORBELL"].offset + ring * DOORBELL_STRIDE, 0)
+
+    # -- comparing --------------------------------------------------------------------------------------------------
+
+    def compare_touched(self, ctx: int, dfns: Iterable[int]) -> None:
+        """The first and the last page, if the profile can look up."""
+        pages = list(dfns)
+        if self._interface.has_lookup and ctx in self.oracle.model.pages:
+            self._look_up(ctx, pages[:2] + pages[-2:])
+
+    def compare_tables(self) -> None:
+        """Every page that must be there, and how many are: so there are no others."""
+        if self._interface.has_lookup:
+            for ctx, pages in self.oracle.model.pages.items():
+                self._look_up(ctx, list(pages))
+        self.run(Usage(), Verdict(0, (0, None, None)))
+
+    def _look_up(self, ctx: int, dfns: list[int]) -> None:
+        """Half a ring at a time: the last of each is waited for."""
+        for start in range(0, len(dfns), ENTRIES // 2):
+            submitted = []
+            for dfn in dfns[start : start + ENTRIES // 2]:
+                submission = self._interface.submission(Lookup(ctx, dfn))
+                submitted.append((Lookup(ctx, dfn), submission.payload, self._put(0, submission)))
+            self.ring_doorbell(0, submitted[0][2])
+            self.wait_for_ring(0, submitted[-1][2] + 1)
+            for op, given, position in submitted:
+                verdict = Verdict(0, self.oracle.model.find(ctx, op.dfn))
+                self._compare(op, verdict, given, self._read(0, position), self._seen())
+
+
+def _toml(oracle: Oracle) -> str:
+    """The oracle's machine as a topology file."""
+    made = topology(oracle)
+    lines = ["[iommu]"]
+    for name in ("contexts", "pool_pages", "max_pages_per_op", "aperture_bits", "default_policy"):
+        value = getattr(made.iommu, name)
+        lines.append(f"{name.replace('_', '-')} = {value!r}")
+    for entry in made.endpoint:
+        lines += ["[[endpoint]]", f"name = {entry.name!r}", f"kind = {entry.kind!r}", f"stream = {entry.stream}"]
+    return "\n".join(lines) + "\n"
+
+
+def _spin(condition: Callable[[], bool], what: str) -> None:
+    """Look until ``condition()`` holds, as a polling driver does. Raises :class:`Difference`."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        if time.monotonic() > deadline:
+            require("wire", what, f"done within {PATIENCE_S:.0f} s", "not done")
+        os.sched_yield()

@@ -1,0 +1,59 @@
+"""Devices that are wrong on purpose, for the self-check to find out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from pviommu.engine import Access, Engine, Fault, Outcome, Run, UnmapMode
+from pviommu.pci.function import Environment
+from pviommu.topology import Machine, Topology
+
+
+class StaleEngine(Engine):
+    """An unmap leaves translations in the IOTLB."""
+
+    def unmap(self, ctx: int, dfn: int, nr: int, mode: UnmapMode = UnmapMode.UNTIL_HOLE) -> Outcome:
+        cached = dict(self._iotlb._blocks)
+        outcome = super().unmap(ctx, dfn, nr, mode)
+        self._iotlb._blocks.update(cached)
+        return outcome
+
+
+class PermissiveEngine(Engine):
+    """Everything is mapped readable and writeable."""
+
+    def map(self, ctx: int, dfn: int, gfn: int, nr: int, access: Access, **how: Any) -> Outcome:
+        return super().map(ctx, dfn, gfn, nr, Access(3) if access else access, **how)
+
+
+class HastyEngine(Engine):
+    """Only the first byte of a DMA is looked at."""
+
+    def translate(self, stream: int, iova: int, length: int, access: Access) -> list[Run] | Fault:
+        found = super().translate(stream, iova, min(length, 1), access)
+        return [Run(found[0].gpa, length)] if isinstance(found, list) and found else found
+
+
+class LeakyEngine(Engine):
+    """A context that is freed keeps its pages."""
+
+    def free_context(self, ctx: int, reattach: bool) -> Any:
+        used = self._pool.free
+        stop = super().free_context(ctx, reattach)
+        self._pool.free = used
+        return stop
+
+
+WRONG = (StaleEngine, PermissiveEngine, HastyEngine, LeakyEngine)
+
+
+def machine_with(engine: type[Engine]) -> Callable[[Topology, Environment], Machine]:
+    """A machine whose engine is wrong: the class of the right one is exchanged, its state stays."""
+
+    def build(topology: Topology, environment: Environment) -> Machine:
+        machine = Machine.build(topology, environment)
+        machine.iommu.engine.__class__ = engine
+        return machine
+
+    return build
