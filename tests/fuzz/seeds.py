@@ -1,0 +1,306 @@
+"""The seeds of the corpus: ``python -m tests.fuzz.seeds`` writes them again. Reproducers lie beside them, named after
+what they showed.
+"""
+
+from __future__ import annotations
+
+import struct
+
+from pviommu_abi.registers import REGISTER, Profile, RingControl
+from pviommu_abi.shared import RING_AREA_OFFSET
+from pviommu_abi.slots import DEFAULT_CONTEXT, BatchFlags, OpClass, OwnOp, PvIommuOp, Slot, Xen2024Op, XenV7Op
+from vfio_user import Command, Header, IrqIndex, RegionIndex
+from vfio_user.messages import (
+    DmaMap,
+    DmaUnmap,
+    GetInfo,
+    GetIrqInfo,
+    GetRegionInfo,
+    RegionAccess,
+    SetIrqsFlags,
+    Version,
+)
+
+from . import dma_maps, irqs, regions
+from .machine import VERSION
+from .rings import STEP
+from .run import CORPUS, NAMES
+
+__all__ = ["main", "seeds"]
+
+_QEMU = (
+    b'{"capabilities": {"max_msg_fds": 8, "max_data_xfer_size": 1048576, "pgsizes": 4096, "max_dma_maps": 65535,'
+    b' "migration": {"pgsize": 4096, "max_bitmap_size": 268435456}, "write_multiple": true}}\0'
+)
+
+
+def seeds(name: str) -> dict[str, bytes]:
+    """The seeds of a target by file name."""
+    return {
+        "frames": _frames,
+        "version": _version,
+        "regions": _regions,
+        "irqs": _irqs,
+        "dma_maps": _dma_maps,
+        "rings": _rings,
+        "topology": _topology,
+    }[name]()
+
+
+def main() -> None:
+    """Write all seeds."""
+    for name in NAMES:
+        folder = CORPUS / name
+        folder.mkdir(parents=True, exist_ok=True)
+        for seed, data in seeds(name).items():
+            (folder / seed).write_bytes(data)
+
+
+def _message(command: int, payload: bytes = b"", fds: int = 0, flags: int = 0) -> bytes:
+    message = Header(command, command, Header.SIZE + len(payload), flags, 0).pack() + payload
+    return struct.pack("<H", len(message) | fds << 12) + message
+
+
+def _frames() -> dict[str, bytes]:
+    talk = (
+        _message(Command.DMA_MAP, DmaMap(32, 3, 0, 0, 1 << 20).pack(), fds=1)
+        + _message(Command.DEVICE_GET_INFO, GetInfo(16, 0, 0, 0).pack())
+        + b"".join(
+            _message(Command.DEVICE_GET_REGION_INFO, GetRegionInfo(64, 0, 2 * n, 0, 0, 0).pack()) for n in (0, 1)
+        )
+        + _message(Command.DEVICE_GET_IRQ_INFO, GetIrqInfo(16, 0, 2, 0).pack())
+        + _message(Command.REGION_READ, RegionAccess(0, 7, 64).pack())
+        + _message(Command.REGION_WRITE, RegionAccess(4, 7, 2).pack() + b"\6\0", flags=0x10)
+        + _message(Command.DMA_UNMAP, DmaUnmap(24, 0, 0, 1 << 20).pack())
+        + _message(Command.DEVICE_RESET)
+    )
+    cut = _message(Command.DEVICE_GET_INFO, GetInfo(16, 0, 0, 0).pack())[2:]
+    pieces = b"".join(struct.pack("<H", 5) + cut[at : at + 5] for at in range(0, len(cut), 5))
+    return {
+        "conversation": b"\1" + talk,
+        "conversation-endpoint": b"\3" + talk,
+        "version-first": b"\0" + _message(Command.VERSION, VERSION) + talk,
+        "cut-everywhere": b"\1" + pieces,
+        "impossible-size": b"\1" + struct.pack("<H", 16) + Header(0, 9, 0xFFFFFFFF, 0, 0).pack(),
+        "too-many-descriptors": b"\1" + _message(Command.DMA_MAP, DmaMap(32, 3, 0, 0, 4096).pack(), fds=15),
+        "multi-write": b"\1" + _message(Command.REGION_WRITE_MULTI, struct.pack("<QQII8s", 1, 4, 7, 2, b"\6")),
+    }
+
+
+def _version() -> dict[str, bytes]:
+    head = Version(0, 0).pack()
+    return {
+        "ours": VERSION,
+        "qemu": head + _QEMU,
+        "no-json": Version(0, 2).pack(),
+        "twin-socket": Version(0, 1).pack() + b'{"capabilities":{"twin_socket":{"supported":true}}}\0',
+        "deep": head + b"[" * 400 + b"\0",
+        "huge-number": head + b'{"capabilities":{"max_msg_fds":1e999}}\0',
+        "no-nul": head + b"{}",
+        "major": Version(1, 0).pack() + b"{}\0",
+    }
+
+
+def _access(what: int, region: int, offset: int, data: bytes | int) -> bytes:
+    count, written = (data, b"") if isinstance(data, int) else (len(data), data)
+    return struct.pack("<BIB", what | region << 4, offset, count) + written
+
+
+def _write_register(name: str, value: int) -> bytes:
+    return _access(regions.WRITE, RegionIndex.BAR0, REGISTER[name].offset, value.to_bytes(4, "little"))
+
+
+def _regions() -> dict[str, bytes]:
+    slot = Slot(OpClass.XEN_2024, 0, 0, 1).pack() + PvIommuOp(Xen2024Op.ALLOC_CONTEXT, 0, 0).pack()
+    started = b"".join(
+        _write_register(name, value)
+        for name, value in (
+            ("PROFILE", Profile.XEN_2024),
+            ("RING_ENTRIES", 16),
+            ("RING_BASE_LO", RING_AREA_OFFSET),
+            ("RING_CONTROL", RingControl.ENABLE),
+        )
+    )
+    submitted = _access(regions.WRITE, 2, RING_AREA_OFFSET, slot) + _access(regions.WRITE, 2, 0, b"\1\0\0\0")
+    work = _access(regions.WORK, 0, 0, 0)
+    return {
+        "ring": b"\0" + started + submitted + work + _access(regions.READ, 2, RING_AREA_OFFSET, 64),
+        "registers": b"\0" + b"".join(_access(regions.READ, 0, 4 * at, 4) for at in range(12)),
+        "odd-accesses": b"\0" + b"".join(_access(regions.READ, at, 3 * at, at) for at in range(10)),
+        "configuration": b"\1"
+        + _access(regions.READ, 7, 0, 255)
+        + _access(regions.WRITE, 7, 4, b"\6\4")
+        + _access(regions.WRITE, 7, 0x10, b"\xff" * 24)
+        + _access(regions.READ, 7, 0x10, 24)
+        + _access(regions.WRITE_INSIDE, 7, 0x48, b"\0\x80")
+        + _access(regions.RESET, 0, 0, 0),
+        "past-the-end": b"\0" + _access(regions.READ, 7, 0xFFF, 2) + _access(regions.WRITE, 0, 0xFFFFFFFF, b"12345678"),
+        "dma-descriptor": b"\1"
+        + _access(regions.WRITE, 7, 4, b"\6\0")
+        + _access(regions.WRITE, 2, 0, struct.pack("<HHIQQQ", 2, 0, 4096, 0, 4096, 0x5A))
+        + _access(regions.WRITE, 0, 0x20, b"\1\0\0\0")
+        + work,
+    }
+
+
+def _set_irqs(flags: int, start: int, count: int, fds: int, index: int = IrqIndex.MSIX, bools: bytes = b"") -> bytes:
+    return struct.pack("<BIBIIBB", irqs.SET, flags, index, start, count, fds, len(bools)) + bools
+
+
+def _irqs() -> dict[str, bytes]:
+    eventfds = int(SetIrqsFlags.DATA_EVENTFD | SetIrqsFlags.ACTION_TRIGGER)
+    none = int(SetIrqsFlags.DATA_NONE | SetIrqsFlags.ACTION_TRIGGER)
+    bools = int(SetIrqsFlags.DATA_BOOL | SetIrqsFlags.ACTION_TRIGGER)
+    armed = _set_irqs(eventfds, 0, 5, 0xF5)
+    return {
+        "armed": armed + _set_irqs(none, 1, 2, 0) + _set_irqs(bools, 0, 3, 0, bools=b"\1\0\1") + bytes([irqs.RESET]),
+        "disabled": armed + _set_irqs(none, 0, 0, 0) + _set_irqs(none, 0, 0, 0, index=IrqIndex.INTX),
+        "taken-away": armed + _set_irqs(eventfds, 2, 2, 0) + armed,
+        "not-eventfds": _set_irqs(eventfds, 0, 3, 0x03),
+        "full-and-blocking": armed + bytes([irqs.FILL, irqs.BLOCKING]) + _set_irqs(none, 0, 5, 0),
+        "error-index": _set_irqs(eventfds, 0, 1, 0xF1, index=IrqIndex.ERR) + _set_irqs(none, 0, 1, 0, IrqIndex.ERR),
+        "too-many": _set_irqs(eventfds, 8, 0xFFFFFFFF, 0xF2) + _set_irqs(eventfds, 7, 3, 0xF3),
+    }
+
+
+def _map(function: int, sort: int | None, page: int, pages: int, at: int = 0, flags: int = 3) -> bytes:
+    head = dma_maps.MAP | function << 4 | (0 if sort is None else sort + 1) << 5
+    return bytes([head, page, pages, at, flags])
+
+
+def _dma_maps() -> dict[str, bytes]:
+    both = _map(0, dma_maps.SEALED, 0, 8) + _map(1, dma_maps.SEALED, 0, 8)
+    read = bytes([dma_maps.READ, 3, dma_maps.READ | 0x10, 9])
+    unmap = bytes([dma_maps.UNMAP, 0, 8])
+    return {
+        "map-read-unmap": both + read + unmap + read + unmap,
+        "again": both + bytes([dma_maps.AGAIN | 0x10, dma_maps.AGAIN]) + unmap + bytes([dma_maps.UNMAP_ALL]),
+        "overlap": both + _map(0, dma_maps.SEALED, 4, 8) + _map(0, dma_maps.SEALED, 8, 8, 8) + read,
+        "other-memory": both + _map(1, dma_maps.UNSEALED, 0, 4) + _map(1, dma_maps.SEALED, 8, 4, 1),
+        "shrunk": _map(0, dma_maps.UNSEALED, 0, 8) + read + bytes([dma_maps.SHRINK]) + read + bytes([dma_maps.RESET]),
+        "sorts": b"".join(_map(0, sort, 8 * sort, 4) for sort in range(5)) + _map(0, None, 64, 4),
+        "read-only": _map(0, dma_maps.READ_ONLY, 0, 4) + _map(1, dma_maps.SEALED, 0, 4, flags=1) + read,
+        "wrong": _map(0, 0, 0, 1, flags=0x13) + b"\1" * 8 + _map(0, 0, 0, 1, flags=0x23) + b"\xff" * 8,
+    }
+
+
+def _frame(low: int, spread: int = 0) -> bytes:
+    return bytes([low, spread])
+
+
+_WORK = bytes([STEP["work"]])
+_ALLOC = bytes([STEP["context_2024"], 0, 0, 0]) + _WORK
+_ATTACH = bytes([STEP["binding"], 0, 0, 1, STEP["attach_2024"], 1, 0]) + _WORK
+
+
+def _map_2024(dfn: bytes, nr: int, how: int = 0, gfn: int = 0, ctx: int = 1) -> bytes:
+    return bytes([STEP["map_2024"], how, ctx, 3]) + _frame(gfn) + dfn + struct.pack("<H", nr)
+
+
+def _unmap_2024(dfn: bytes, nr: int, how: int = 0, ctx: int = 1) -> bytes:
+    return bytes([STEP["unmap_2024"], how, ctx]) + dfn + struct.pack("<H", nr)
+
+
+def _dma(what: int, dfn: bytes, length: int) -> bytes:
+    return bytes([STEP["do_dma"], what]) + dfn + struct.pack("<BI", 0, length - 1)
+
+
+def _rings() -> dict[str, bytes]:
+    start, start_v7 = b"\0\0", b"\0\1"
+    dfn, high = _frame(16), _frame(0xF8, 0x13)
+    init = (
+        bytes([STEP["context_v7"], XenV7Op.INIT, 0, 8, 6, STEP["context_v7"], XenV7Op.ALLOC_CONTEXT, 0, 0, 0]) + _WORK
+    )
+    map_v7 = bytes([STEP["map_v7"], 0, 1, 3]) + _frame(0) + dfn + struct.pack("<IB", 32, 0)
+    unmap_v7 = bytes([STEP["unmap_v7"], 0, 1]) + dfn + struct.pack("<IB", 40, 0)
+    element = _frame(9) + _frame(9) + b"\3"
+    batch = bytes([STEP["batch"], 0, 1, 0, 2]) + struct.pack("<H", 512) + element + _frame(10) + _frame(3) + b"\3"
+    unbatch = bytes([STEP["batch"], 0, 1, int(BatchFlags.UNMAP), 2]) + struct.pack("<H", 512) + element + element
+    noop = PvIommuOp(Xen2024Op.NOOP, DEFAULT_CONTEXT, 0).pack()
+    call = bytes([STEP["call"], 0, 0]) + struct.pack("<HB", 600, len(noop)) + noop
+    meddle = bytes([STEP["meddle"]]) + struct.pack("<IB", RING_AREA_OFFSET, 16) + b"\xff" * 16
+    return {
+        "map-dma-unmap": start
+        + _ALLOC
+        + _ATTACH
+        + _map_2024(dfn, 32)
+        + _dma(1, dfn, 8192)
+        + _unmap_2024(dfn, 32)
+        + _WORK
+        + _dma(0, dfn, 1),
+        "posted": start
+        + _ALLOC
+        + _ATTACH
+        + _map_2024(high, 64, how=3)
+        + _dma(0, high, 5000)
+        + _unmap_2024(_frame(0xFF, 0x13), 4, how=2)
+        + _WORK
+        + _dma(1, high, 65536),
+        "exhaustion": b"\x04\0" + _ALLOC + _map_2024(dfn, 4) + _map_2024(high, 9) + _ALLOC + _WORK,
+        "superpage-cut": b"\x08\0"
+        + _ALLOC
+        + _ATTACH
+        + b"".join(
+            _map_2024(_frame(0, 0x12), 256) + _unmap_2024(_frame(7, 0x12), 3) + _WORK + _dma(0, _frame(0, 0x12), 28672)
+            for _ in range(2)
+        ),
+        "clone": start
+        + bytes([STEP["context_2024"], 0, 0, 1])
+        + _ATTACH
+        + _dma(1, _frame(2), 4096)
+        + bytes([STEP["memory"], 0, 0])
+        + _dma(1, _frame(2), 4096),
+        "impossible-index": start
+        + bytes([STEP["index"], 0])
+        + struct.pack("<I", 17)
+        + _WORK
+        + bytes([STEP["device_line"], 0, 5, 0, 0, 0])
+        + bytes([STEP["restart"], 0])
+        + _ALLOC,
+        "meddled": start + meddle + _ALLOC + _map_2024(dfn, 2) + _WORK,
+        "read-only": start
+        + _ALLOC
+        + _ATTACH
+        + bytes([STEP["map_2024"], 0, 1, 1, *_frame(0), *dfn, 8, 0])
+        + _WORK
+        + _dma(0, dfn, 4096)
+        + _dma(1, dfn, 4096),
+        "reset": start
+        + _ALLOC
+        + _ATTACH
+        + bytes([STEP["reset"], STEP["endpoint"], 0])
+        + _dma(1, dfn, 1)
+        + bytes([STEP["restart"], 1])
+        + init,
+        "v7": start_v7
+        + init
+        + map_v7
+        + _WORK
+        + unmap_v7
+        + _WORK
+        + bytes([STEP["context_v7"], XenV7Op.FREE_CONTEXT, 1, 1, 1]),
+        "batch": start + _ALLOC + batch + _WORK + unbatch + _WORK,
+        "batch-v7": start_v7 + init + batch + _WORK + unbatch + _WORK,
+        "call": start + call + call + bytes([STEP["call"], 1, 9]) + struct.pack("<HB", 0xFFFF, 0) + _WORK,
+        "own": start
+        + b"".join(bytes([STEP["own"], op, 0, 0]) for op in OwnOp)
+        + _WORK
+        + bytes([STEP["any_slot"], 7, 7, 7, STEP["arm"], STEP["drain"]]),
+        "blocked": b"\x80\0" + _ATTACH + _dma(0, dfn, 16) + bytes([STEP["index"], 6, 1, 0, 0, 0, STEP["arm"]]),
+    }
+
+
+def _topology() -> dict[str, bytes]:
+    fixed = b'[[endpoint]]\nname = "a"\nkind = "dma-test"\nstream = 0\nsbdf = "00:05.0"\n'
+    return {
+        "fixed": fixed,
+        "fixed-twice": fixed + fixed.replace(b'"a"', b'"b"').replace(b"= 0", b"= 1"),
+        "name-twice": b'[iommu]\nname = "a"\n' + fixed,
+        "limits": b"[iommu]\ncontexts = 65535\npool-pages = 1\naperture-bits = 48\nrings = 8\nmax-pages-per-op = 1\n",
+        "unknown-key": b"[iommu]\nspeed = 11\n",
+        "no-toml": b"[iommu\n\xff",
+    }
+
+
+if __name__ == "__main__":
+    main()
