@@ -4,7 +4,7 @@
 can be model-checked, fuzzed and replayed.
 """
 
-from pviommu.engine.config import MSI_WINDOW, EngineConfig, ReservedRegion
+from pviommu.engine.config import DIRECT, MSI_WINDOW, EngineConfig, ReservedRegion
 from pviommu.engine.engine import Engine
 from pviommu.engine.results import (
     PAGE_MASK,
@@ -24,6 +24,7 @@ from pviommu.engine.results import (
 )
 
 __all__ = [
+    "DIRECT",
     "MSI_WINDOW",
     "PAGE_MASK",
     "PAGE_SHIFT",

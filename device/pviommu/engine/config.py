@@ -1,5 +1,6 @@
 """What an engine is built with, checked once."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -10,8 +11,15 @@ MIN_APERTURE_BITS = 32
 MAX_APERTURE_BITS = 48
 
 
+DIRECT = "direct"
+
+
 class ReservedRegion(NamedTuple):
-    """DFNs that can be neither mapped nor reached; `last` is inclusive."""
+    """DFNs that no guest can map; `last` is inclusive.
+
+    A region of the configuration is reserved in every context and never reached. One of an endpoint is of kind
+    "direct": mapped 1:1, readable and writeable, in the context (other than the default one) that the endpoint is in.
+    """
 
     first: int
     last: int
@@ -57,6 +65,23 @@ class EngineConfig:
                     f"reserved region {region.first:#x}..{region.last:#x} ({region.kind}):"
                     f" first must not exceed last, and both must be frames below {FRAME_LIMIT:#x}"
                 )
+
+    def check_direct(self, stream: int, regions: Sequence[ReservedRegion]) -> None:
+        """Raises ValueError for regions that an endpoint cannot have, naming endpoint, region and rule."""
+        taken = list(self.reserved)
+        for region in regions:
+            name = f"endpoint {stream}, reserved region {region.first:#x}..{region.last:#x}"
+            if region.kind != DIRECT:
+                raise ValueError(f"{name}: kind {region.kind!r} is not known; an endpoint's regions are {DIRECT!r}")
+            if not 0 <= region.first <= region.last < self.aperture_frames:
+                raise ValueError(
+                    f"{name}: first must not exceed last, and both must be frames below the aperture's end"
+                    f" {self.aperture_frames:#x}"
+                )
+            for other in taken:
+                if other.first <= region.last and region.first <= other.last:
+                    raise ValueError(f"{name}: overlaps {other.first:#x}..{other.last:#x} ({other.kind})")
+            taken.append(region)
 
     @property
     def aperture_frames(self) -> int:

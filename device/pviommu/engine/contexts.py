@@ -1,75 +1,89 @@
 """Which contexts exist, and which one each endpoint is in."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 
+from pviommu.engine.clone import Clone
+from pviommu.engine.config import ReservedRegion
+from pviommu.engine.context import Context
 from pviommu.engine.pool import Pool
+from pviommu.engine.ranges import FrameRanges
 from pviommu.engine.results import AllocResult, Stop
-from pviommu.engine.table import PageTable
 
 DEFAULT_CONTEXT = 0
 
 
 class Contexts:
-    """Contexts 1..max_contexts with their page tables. The default context has none and is not held here."""
+    """Contexts 1..limit. The default context has no page table and is not held here."""
 
-    __slots__ = ("_frames", "_max_contexts", "_pool", "_tables")
+    __slots__ = ("_contexts", "_frames", "_pool", "_reserved", "limit")
 
-    def __init__(self, max_contexts: int, pool: Pool, frames: int) -> None:
-        """`frames`: DFNs of a context are below it."""
-        self._max_contexts = max_contexts
+    def __init__(self, limit: int, pool: Pool, frames: int, reserved: FrameRanges) -> None:
+        """`frames`: DFNs of a context are below it. `reserved`: closed to every context."""
+        self.limit = limit
         self._pool = pool
         self._frames = frames
-        self._tables: dict[int, PageTable] = {}
+        self._reserved = reserved
+        self._contexts: dict[int, Context] = {}
 
     def __len__(self) -> int:
-        return len(self._tables)
+        return len(self._contexts)
 
     def __iter__(self) -> Iterator[int]:
-        return iter(sorted(self._tables))
+        return iter(sorted(self._contexts))
 
-    def get(self, ctx: int) -> PageTable | None:
-        return self._tables.get(ctx)
+    def get(self, ctx: int) -> Context | None:
+        return self._contexts.get(ctx)
+
+    def clones(self) -> list[tuple[int, Clone]]:
+        """(number, clone) of the contexts that are clones, in order."""
+        return [(ctx, context.clone) for ctx, context in sorted(self._contexts.items()) if context.clone]
 
     def mapped_pages(self) -> int:
-        return sum(table.mapped for table in self._tables.values())
+        return sum(context.table.mapped for context in self._contexts.values())
 
     def alloc(self) -> AllocResult:
         """A new empty context under the lowest free number."""
-        ctx = next((ctx for ctx in range(1, self._max_contexts + 1) if ctx not in self._tables), None)
+        ctx = next((ctx for ctx in range(1, self.limit + 1) if ctx not in self._contexts), None)
         if ctx is None:
             return AllocResult(None, Stop.NO_FREE_CONTEXT)
         if not self._pool.free:
             return AllocResult(None, Stop.POOL_EXHAUSTED)
-        self._tables[ctx] = PageTable(self._pool, self._frames)
+        self._contexts[ctx] = Context(self._pool, self._frames, self._reserved)
         return AllocResult(ctx, None)
 
     def free(self, ctx: int) -> None:
         """Drop a context with its mappings. Raises KeyError when there is none."""
-        self._tables.pop(ctx).release()
+        self._contexts.pop(ctx).release()
 
 
 class Endpoints:
     """Every endpoint is in exactly one context; a blocked one translates nothing meanwhile."""
 
-    __slots__ = ("_blocked", "_contexts")
+    __slots__ = ("_blocked", "_contexts", "_regions")
 
     def __init__(self) -> None:
         self._contexts: dict[int, int] = {}
         self._blocked: set[int] = set()
+        self._regions: dict[int, tuple[ReservedRegion, ...]] = {}
 
     def view(self) -> Mapping[int, int]:
         """stream -> context, read only, always current."""
         return MappingProxyType(self._contexts)
 
-    def add(self, stream: int) -> None:
+    def add(self, stream: int, regions: Sequence[ReservedRegion] = ()) -> None:
         """Raises ValueError for a stream that is there already: two endpoints would share their isolation."""
         if stream in self._contexts:
             raise ValueError(f"add endpoint: stream {stream} exists already; a stream names one endpoint")
         self._contexts[stream] = DEFAULT_CONTEXT
+        self._regions[stream] = tuple(regions)
 
     def get(self, stream: int) -> int | None:
         return self._contexts.get(stream)
+
+    def regions(self, stream: int) -> tuple[ReservedRegion, ...]:
+        """The endpoint's direct regions. Raises KeyError for an unknown stream."""
+        return self._regions[stream]
 
     def move(self, stream: int, ctx: int) -> None:
         self._contexts[stream] = ctx

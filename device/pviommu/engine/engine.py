@@ -3,9 +3,11 @@
 Pure and single-threaded: no sockets, files, clock or randomness. It does not know which guest interface called it.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 
-from pviommu.engine.config import EngineConfig
+from pviommu.engine.clone import Clone
+from pviommu.engine.config import EngineConfig, ReservedRegion
 from pviommu.engine.contexts import DEFAULT_CONTEXT, Contexts, Endpoints
 from pviommu.engine.iotlb import BLOCK_PAGES, CachedRun, Iotlb
 from pviommu.engine.pool import Pool
@@ -28,10 +30,9 @@ from pviommu.engine.results import (
     whole,
 )
 from pviommu.engine.results import Mapping as MappedRun
-from pviommu.engine.table import PageTable
+from pviommu.engine.table import ACCESS_MASK
 
 READ_WRITE = Access.READ | Access.WRITE
-_READ_WRITE_BITS = int(READ_WRITE)
 
 
 class Engine:
@@ -47,7 +48,7 @@ class Engine:
         self._ram = FrameRanges()
         self._pool = Pool(self.config.pool_pages)
         self._iotlb = Iotlb(self.config.iotlb_entries)
-        self._contexts = Contexts(self.config.max_contexts, self._pool, self._limit)
+        self._contexts = Contexts(self.config.max_contexts, self._pool, self._limit, self._reserved)
         self._endpoints = Endpoints()
 
     # Guest RAM
@@ -60,11 +61,23 @@ class Engine:
     def set_ram(self, ranges: Sequence[tuple[int, int]]) -> None:
         """Replace guest RAM by (first gfn, last gfn inclusive) ranges, in any order.
 
-        The default context follows at once. What is mapped in other contexts stays: they hold mappings, not RAM.
-        Raises ValueError for a range that is backwards or beyond 64-bit addresses, and then changes nothing.
+        The default context follows at once, and clones do: they lose what they had mapped 1:1 of memory that went, and
+        map memory that came, as far as the pool reaches, where the guest has not edited them. Other mappings stay: they
+        are the guest's. Raises ValueError for a range that is backwards or beyond 64-bit addresses, and then changes
+        nothing.
         """
-        self._ram = FrameRanges(ranges)
-        self._iotlb.invalidate_context(DEFAULT_CONTEXT)
+        before, self._ram = self._ram, FrameRanges(ranges)
+        with self._iotlb.deferred():
+            self._iotlb.invalidate_context(DEFAULT_CONTEXT)
+            gone = list(before.without(self._limit, self._ram))
+            come = list(self._ram.without(self._limit, before, self._reserved))
+            for ctx, clone in self._contexts.clones():
+                for first, count in gone:
+                    self._iotlb.invalidate(ctx, first, count)
+                    clone.remove(first, count)
+            # Only now: what one clone returned to the pool, another may need.
+            for _, clone in self._contexts.clones():
+                _grow(clone, come)
 
     def is_ram(self, gfn: int, nr: int = 1) -> bool:
         """Whether all of gfn..gfn+nr-1 is guest RAM."""
@@ -72,24 +85,43 @@ class Engine:
 
     # Endpoints
 
-    def add_endpoint(self, stream: int) -> None:
-        """A new endpoint, in the default context. Raises ValueError for a stream that exists already."""
-        self._endpoints.add(stream)
+    def add_endpoint(self, stream: int, reserved: Sequence[ReservedRegion] = ()) -> None:
+        """A new endpoint with its direct regions, in the default context.
+
+        Raises ValueError for a stream that exists already, for a region of another kind or outside the aperture, and
+        for one that overlaps another of its own or of the configuration.
+        """
+        self.config.check_direct(stream, reserved)
+        self._endpoints.add(stream, reserved)
 
     def endpoints(self) -> Mapping[int, int]:
         """stream -> context, read only, always current."""
         return self._endpoints.view()
 
     def attach(self, stream: int, ctx: int) -> Stop | None:
-        """Move an endpoint to a context and unblock it. NO_ENDPOINT outranks NO_CONTEXT; neither changes anything.
+        """Move an endpoint with its direct regions to a context and unblock it; into its own context it only unblocks.
 
+        NO_ENDPOINT, NO_CONTEXT, RESERVED_CONFLICT (a region overlaps another one there, or pages that are not mapped
+        1:1 readable and writeable) and POOL_EXHAUSTED (before the old context's regions are returned), in this rank;
+        each changes nothing. A region that two endpoints share goes with the last of them.
         Cached translations are kept by context, so none of the context left can serve the endpoint afterwards.
         """
-        if self._endpoints.get(stream) is None:
+        current = self._endpoints.get(stream)
+        if current is None:
             return Stop.NO_ENDPOINT
         if not self.has_context(ctx):
             return Stop.NO_CONTEXT
-        self._endpoints.move(stream, ctx)
+        if ctx != current:
+            regions = self._endpoints.regions(stream)
+            target, left = self._contexts.get(ctx), self._contexts.get(current)
+            stop = target.enter(regions) if target else None
+            if stop:
+                return stop
+            if left:
+                for region in regions:
+                    self._iotlb.invalidate(current, region.first, region.last - region.first + 1)
+                left.leave(regions)
+            self._endpoints.move(stream, ctx)
         self._endpoints.unblock(stream)
         return None
 
@@ -121,17 +153,17 @@ class Engine:
     def alloc_context(self, clone: bool = False) -> AllocResult:
         """A context under the lowest free number, empty or, with `clone`, mapping all guest RAM 1:1.
 
-        A clone leaves out RAM beyond the aperture and reserved regions. NO_FREE_CONTEXT or POOL_EXHAUSTED leave
-        nothing behind.
+        A clone leaves out RAM beyond the aperture and the configuration's reserved regions, and follows set_ram.
+        NO_FREE_CONTEXT or POOL_EXHAUSTED leave nothing behind.
         """
         result = self._contexts.alloc()
-        table = None if result.context is None else self._contexts.get(result.context)
-        if result.context is None or table is None or not clone:
+        context = None if result.context is None else self._contexts.get(result.context)
+        if result.context is None or context is None or not clone:
             return result
-        for first, count in self._ram.without(self._reserved, self._limit):
-            if table.map(first, first, count, _READ_WRITE_BITS) < count:
-                self._contexts.free(result.context)
-                return AllocResult(None, Stop.POOL_EXHAUSTED)
+        context.clone = Clone(context.table)
+        if not _grow(context.clone, self._ram.without(self._limit, self._reserved)):
+            self._contexts.free(result.context)
+            return AllocResult(None, Stop.POOL_EXHAUSTED)
         return result
 
     def free_context(self, ctx: int, reattach: bool) -> Stop | None:
@@ -154,35 +186,82 @@ class Engine:
         return None
 
     def reset(self) -> None:
-        """Back to power-on: no context but 0, all endpoints in it; those that were outside it are blocked."""
+        """Back to power-on: no context but 0, all endpoints in it; those that were outside it are blocked.
+
+        The limits are the configured ones again. Guest RAM stays.
+        """
         self._iotlb.clear()
         for ctx in self.contexts():
             self._contexts.free(ctx)
         self._endpoints.reset()
+        self.limit(self.config.max_contexts, self.config.pool_pages)
+
+    def limit(self, max_contexts: int, pool_pages: int) -> None:
+        """Set the limits of contexts and of the pool, until reset.
+
+        Raises ValueError, and then changes nothing, for limits beyond the configured ones or below what is in use.
+        """
+        highest = max(self._contexts, default=0)
+        if not highest <= max_contexts <= self.config.max_contexts:
+            raise ValueError(
+                f"limit of {max_contexts} contexts: must be {highest}..{self.config.max_contexts},"
+                " from the highest number in use to what is configured"
+            )
+        if not self._pool.used <= pool_pages <= self.config.pool_pages:
+            raise ValueError(
+                f"limit of {pool_pages} pool pages: must be {self._pool.used}..{self.config.pool_pages},"
+                " from what is in use to what is configured"
+            )
+        self._contexts.limit = max_contexts
+        self._pool.resize(pool_pages)
+
+    def deferred_invalidation(self) -> AbstractContextManager[None]:
+        """Inside it the IOTLB invalidations of all operations are collected; they are done as one at the end.
+
+        Also on an exception. translate() inside is correct, but uses no cache. May be nested: the outermost counts.
+        """
+        return self._iotlb.deferred()
+
+    @property
+    def iotlb_flushes(self) -> int:
+        """IOTLB invalidations carried out so far; those deferred together count once."""
+        return self._iotlb.flushes
 
     # Mappings
 
-    def map(self, ctx: int, dfn: int, gfn: int, nr: int, access: Access, *, ram_only: bool = True) -> Outcome:
+    def map(
+        self,
+        ctx: int,
+        dfn: int,
+        gfn: int,
+        nr: int,
+        access: Access,
+        *,
+        ram_only: bool = True,
+        continues: bool = False,
+    ) -> Outcome:
         """Map dfn..dfn+nr-1 to gfn..gfn+nr-1, page by page until one is refused; the pages before it stay.
 
         Before anything changes: DEFAULT_CONTEXT, NO_CONTEXT, NO_ACCESS (at dfn), OUT_OF_APERTURE (whole range).
         Then for each page NOT_RAM, RESERVED, MAPPED, POOL_EXHAUSTED, in this rank. Without `ram_only`, NOT_RAM is left
-        to frames beyond 64-bit addresses.
+        to frames beyond 64-bit addresses. `continues`: a later piece of one map call, which goes on if the page before
+        dfn still is as the earlier piece left it; a call of its own otherwise.
         """
-        table = self._contexts.get(ctx)
-        if table is None:
+        context = self._contexts.get(ctx)
+        if context is None:
             return self._no_table(ctx)
         if nr < 1:
             return whole(0)
-        bits = int(access) & _READ_WRITE_BITS
+        bits = int(access) & ACCESS_MASK
         if not bits:
             return Outcome(0, Stop.NO_ACCESS, dfn)
         if not 0 <= dfn < dfn + nr <= self._limit:
             return self._out_of_aperture(dfn)
         backed = self._ram.inside(gfn) if ram_only else max(0, FRAME_LIMIT - gfn)
-        clear = self._reserved.outside(dfn)
+        clear = context.closed.outside(dfn)
         possible = min(nr, backed, clear)
-        done = table.map(dfn, gfn, possible, bits)
+        table = context.table
+        done = table.map(dfn, gfn, possible, bits, starts=not (continues and table.joins(dfn, gfn, bits)))
         if done == nr:
             return whole(done)
         if done < possible:
@@ -196,32 +275,24 @@ class Engine:
 
         Before anything changes: DEFAULT_CONTEXT, NO_CONTEXT, OUT_OF_APERTURE (whole range). UNTIL_HOLE stops at a page
         that is RESERVED or NOT_MAPPED; CHECK_ENDS does all or, with CUT, nothing; UNTIL_CUT stops at the first page of
-        the map call that it would CUT. The latter two pass over holes and may end with nothing done and no stop.
+        the map call that it would CUT. The latter two pass over holes and may end with nothing done and no stop; what
+        the guest had mapped beneath a direct region they remove too, the region stays.
         No cached translation of the range outlives the call.
         """
-        table = self._contexts.get(ctx)
-        if table is None:
+        context = self._contexts.get(ctx)
+        if context is None:
             return self._no_table(ctx)
         if nr < 1:
             return whole(0)
         if not 0 <= dfn < dfn + nr <= self._limit:
             return self._out_of_aperture(dfn)
         self._iotlb.invalidate(ctx, dfn, nr)
-        if mode is not UnmapMode.UNTIL_HOLE:
-            return self._unmap_calls(table, dfn, nr, mode)
-        done = table.unmap(dfn, nr, past_holes=False)
-        if done == nr:
-            return whole(done)
-        hole = dfn + done
-        return Outcome(done, Stop.RESERVED if self._reserved.inside(hole) else Stop.NOT_MAPPED, hole)
-
-    def _unmap_calls(self, table: PageTable, dfn: int, nr: int, mode: UnmapMode) -> Outcome:
-        cut = table.cut_point(dfn, nr)
-        if cut is None:
-            return whole(table.unmap(dfn, nr, past_holes=True))
-        if mode is UnmapMode.CHECK_ENDS:
-            return Outcome(0, Stop.CUT, cut)
-        return Outcome(table.unmap(dfn, cut - dfn, past_holes=True), Stop.CUT, cut)
+        pages = mode is UnmapMode.UNTIL_HOLE
+        outcome = context.unmap_pages(dfn, nr) if pages else context.unmap_calls(dfn, nr, mode)
+        if context.clone and outcome.done:
+            for first, count in self._ram.overlap(dfn, nr if outcome.at is None else outcome.at - dfn):
+                context.clone.edit(first, count)
+        return outcome
 
     def lookup(self, ctx: int, dfn: int) -> tuple[int, Access] | None:
         """(gfn, access) of a page; None when it is not mapped or there is no such context (see has_context)."""
@@ -231,28 +302,24 @@ class Engine:
     def mappings(self, ctx: int) -> Iterator[MappedRun]:
         """What a context maps, in order: runs of adjacent frames and one access, each from one map call.
 
-        The default context yields guest RAM as it is reachable, one run a range. Nothing for an unknown context.
+        Direct regions are not among them; see direct(). The default context yields guest RAM as it is reachable, one
+        run a range. Nothing for an unknown context.
         """
-        table = self._contexts.get(ctx)
-        if table is None:
-            if ctx == DEFAULT_CONTEXT and self.config.default_policy is DefaultPolicy.IDENTITY:
-                for first, count in self._ram.without(self._reserved, FRAME_LIMIT):
-                    yield MappedRun(first, first, count, READ_WRITE, True)
-            return
-        held: MappedRun | None = None
-        for dfn, gfn, nr, bits, starts in table.leaves(0, self._limit):
-            if held and not starts and (held.dfn + held.nr, held.gfn + held.nr) == (dfn, gfn):
-                # A leaf that starts no call goes on from the one before it, hence with the same access.
-                held = held._replace(nr=held.nr + nr)
-                continue
-            if held:
-                yield held
-            held = MappedRun(dfn, gfn, nr, Access(bits), starts)
-        if held:
-            yield held
+        context = self._contexts.get(ctx)
+        if context:
+            yield from context.mappings()
+        elif ctx == DEFAULT_CONTEXT and self.config.default_policy is DefaultPolicy.IDENTITY:
+            for first, count in self._ram.without(FRAME_LIMIT, self._reserved):
+                yield MappedRun(first, first, count, READ_WRITE, True)
+
+    def direct(self, ctx: int) -> tuple[tuple[int, int], ...]:
+        """Merged (first dfn, last dfn inclusive) ranges that direct regions map 1:1 in a context, over its mappings."""
+        context = self._contexts.get(ctx)
+        return tuple(context.direct) if context else ()
 
     def usage(self) -> Usage:
-        return Usage(len(self._contexts), self._pool.used, self._pool.total, self._contexts.mapped_pages())
+        contexts, pool = self._contexts, self._pool
+        return Usage(len(contexts), pool.used, pool.total, contexts.mapped_pages(), contexts.limit)
 
     def _no_table(self, ctx: int) -> Outcome:
         return Outcome(0, Stop.DEFAULT_CONTEXT if ctx == DEFAULT_CONTEXT else Stop.NO_CONTEXT, None)
@@ -308,16 +375,29 @@ class Engine:
         return run
 
     def _find_run(self, ctx: int, dfn: int, nr: int) -> CachedRun | Refusal:
-        table = self._contexts.get(ctx)
-        if table is None and (ctx or self.config.default_policy is DefaultPolicy.BLOCKED):
+        context = self._contexts.get(ctx)
+        if context is None:
+            return self._find_default_run(ctx, dfn, nr)
+        if not 0 <= dfn < self._limit:
+            return Refusal.OUT_OF_APERTURE
+        if context.closed.inside(dfn):
+            pages = min(nr, context.direct.inside(dfn))
+            return (dfn, pages, ACCESS_MASK) if pages else Refusal.RESERVED
+        return context.table.run(dfn, nr) or Refusal.NOT_MAPPED
+
+    def _find_default_run(self, ctx: int, dfn: int, nr: int) -> CachedRun | Refusal:
+        """1:1 of guest RAM, whatever the aperture of the other contexts; nothing for a context that is not there."""
+        if ctx != DEFAULT_CONTEXT or self.config.default_policy is DefaultPolicy.BLOCKED:
             return Refusal.BLOCKED
-        if not 0 <= dfn < (FRAME_LIMIT if table is None else self._limit):
+        if not 0 <= dfn < FRAME_LIMIT:
             return Refusal.OUT_OF_APERTURE
         clear = self._reserved.outside(dfn)
         if not clear:
             return Refusal.RESERVED
-        if table is not None:
-            return table.run(dfn, nr) or Refusal.NOT_MAPPED
-        # The default context: 1:1 of guest RAM, whatever the aperture of the others.
         pages = min(nr, clear, self._ram.inside(dfn))
-        return (dfn, pages, _READ_WRITE_BITS) if pages else Refusal.NOT_MAPPED
+        return (dfn, pages, ACCESS_MASK) if pages else Refusal.NOT_MAPPED
+
+
+def _grow(clone: Clone, ranges: Iterable[tuple[int, int]]) -> bool:
+    """Let a clone map (first, count) ranges in order, as far as the pool reaches; whether it reached the end."""
+    return all(clone.add(first, count) for first, count in ranges)

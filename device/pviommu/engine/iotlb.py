@@ -4,35 +4,59 @@ A block holds runs by the DFN they begin at; no run leaves its block, so invalid
 blocks that it touches. Refusals are not cached, hence mapping a page needs no invalidation.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from pviommu.engine.results import FRAME_LIMIT
+
 BLOCK_SHIFT = 9
 BLOCK_PAGES = 1 << BLOCK_SHIFT
+PENDING_LIMIT = 1024
+"""Deferred ranges kept apart; more of them become one invalidation of everything."""
 
 CachedRun = tuple[int, int, int]
 """gfn, pages, access bits."""
+
+Pending = tuple[int | None, int, int]
+"""Context (None: all), first and last dfn."""
+
+EVERYTHING: Pending = (None, 0, FRAME_LIMIT - 1)
 
 
 class Iotlb:
     """A bounded cache; when it is full the block that was filled first goes."""
 
-    __slots__ = ("_blocks", "_capacity", "_entries")
+    __slots__ = ("_blocks", "_capacity", "_deferrals", "_entries", "_pending", "flushes")
 
     def __init__(self, capacity: int) -> None:
         """`capacity`: runs held at most."""
         self._capacity = capacity
         self._entries = 0
         self._blocks: dict[tuple[int, int], dict[int, CachedRun]] = {}
+        self._deferrals = 0
+        self._pending: list[Pending] = []
+        self.flushes = 0
+        """Invalidations carried out; those deferred together count once."""
 
     def __len__(self) -> int:
         return self._entries
 
     def get(self, ctx: int, dfn: int) -> CachedRun | None:
+        """The run at `dfn`; None when it is not known, or when invalidations are being deferred."""
+        if self._deferrals:
+            return None
         block = self._blocks.get((ctx, dfn >> BLOCK_SHIFT))
         return None if block is None else block.get(dfn)
 
     def put(self, ctx: int, dfn: int, run: CachedRun) -> None:
-        """Remember the run at `dfn`. Raises ValueError for a run that leaves its block: it would outlive an unmap."""
+        """Remember the run at `dfn`, unless invalidations are being deferred.
+
+        Raises ValueError for a run that leaves its block: it would outlive an unmap.
+        """
         if (dfn & BLOCK_PAGES - 1) + run[1] > BLOCK_PAGES:
             raise ValueError(f"cache ctx {ctx} dfn {dfn:#x}+{run[1]}: a run must stay inside its 2 MiB block")
+        if self._deferrals:
+            return
         key = (ctx, dfn >> BLOCK_SHIFT)
         if dfn not in self._blocks.get(key, ()):
             if self._entries >= self._capacity:
@@ -42,23 +66,54 @@ class Iotlb:
 
     def invalidate(self, ctx: int, dfn: int, nr: int) -> None:
         """Forget every translation of pages dfn..dfn+nr-1 of a context."""
-        if nr < 1:
+        if nr > 0:
+            self._request((ctx, dfn, dfn + nr - 1))
+
+    def invalidate_context(self, ctx: int) -> None:
+        self._request((ctx, 0, FRAME_LIMIT - 1))
+
+    def clear(self) -> None:
+        self._request(EVERYTHING)
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Collect the invalidations asked for inside and carry them out as one at the end, on an exception too.
+
+        Inside, the cache is passed over, so nothing that waits to be forgotten is found. Nested, the outermost ends it.
+        """
+        self._deferrals += 1
+        try:
+            yield
+        finally:
+            self._deferrals -= 1
+            if self._pending and not self._deferrals:
+                pending, self._pending = self._pending, []
+                self.flushes += 1
+                for request in pending:
+                    self._forget(request)
+
+    def _request(self, request: Pending) -> None:
+        if not self._deferrals:
+            self.flushes += 1
+            self._forget(request)
+        elif request == EVERYTHING or len(self._pending) >= PENDING_LIMIT:
+            self._pending = [EVERYTHING]
+        else:
+            self._pending.append(request)
+
+    def _forget(self, request: Pending) -> None:
+        ctx, first, last = request
+        if ctx is None:
+            self._blocks.clear()
+            self._entries = 0
             return
-        first, last = dfn >> BLOCK_SHIFT, dfn + nr - 1 >> BLOCK_SHIFT
+        first, last = first >> BLOCK_SHIFT, last >> BLOCK_SHIFT
         if last - first < len(self._blocks):
             for block in range(first, last + 1):
                 self._drop((ctx, block))
         else:
             for key in [key for key in self._blocks if key[0] == ctx and first <= key[1] <= last]:
                 self._drop(key)
-
-    def invalidate_context(self, ctx: int) -> None:
-        for key in [key for key in self._blocks if key[0] == ctx]:
-            self._drop(key)
-
-    def clear(self) -> None:
-        self._blocks.clear()
-        self._entries = 0
 
     def _drop(self, key: tuple[int, int]) -> None:
         self._entries -= len(self._blocks.pop(key, ()))

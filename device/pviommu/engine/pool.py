@@ -3,8 +3,10 @@
 A mapping is charged what its 4 KiB form needs: one page a 2 MiB region touched, one a 1 GiB region touched (and one a
 512 GiB region touched where tables have four levels), besides one root a context. That holds whatever leaves the table
 chose, so splitting a large leaf needs no page and unmap cannot fail; and a model can compute the charge from the
-mapped DFNs alone.
+mapped DFNs alone. Direct regions are charged in the same way, in tables of their own without a root.
 """
+
+from collections.abc import Iterable
 
 
 class Pool:
@@ -29,3 +31,22 @@ class Pool:
 
     def give(self, pages: int) -> None:
         self.free += pages
+
+    def resize(self, total: int) -> None:
+        """Have `total` pages from now on. Raises ValueError when more are in use."""
+        if total < self.used:
+            raise ValueError(f"pool of {total} pages: {self.used} are in use; a pool holds at least those")
+        self.free += total - self.total
+        self.total = total
+
+
+def tables_touched(ranges: Iterable[tuple[int, int]], shifts: Iterable[int]) -> int:
+    """Tables below the root that merged (first, last inclusive) ranges need in 4 KiB form; `shifts` of the levels."""
+    held = list(ranges)
+    total = 0
+    for shift in shifts:
+        counted = -1
+        for first, last in held:
+            total += (last >> shift) - max(first >> shift, counted + 1) + 1
+            counted = last >> shift
+    return total

@@ -49,12 +49,21 @@ class FrameRanges:
             return 0
         return (self._firsts[at] if at < len(self._firsts) else FRAME_LIMIT) - frame
 
-    def without(self, other: "FrameRanges", limit: int) -> Iterator[tuple[int, int]]:
-        """(first, count) of what is in this set, not in `other`, and below `limit`, in order."""
+    def overlap(self, first: int, nr: int) -> Iterator[tuple[int, int]]:
+        """(first, count) of what is in this set and among nr frames from `first` on, in order."""
+        frame, end = first, first + nr
+        while frame < end:
+            held = min(self.inside(frame), end - frame)
+            if held:
+                yield frame, held
+            frame += held or self.outside(frame)
+
+    def without(self, limit: int, *others: "FrameRanges") -> Iterator[tuple[int, int]]:
+        """(first, count) of what is in this set, below `limit`, and in none of the others, in order."""
         for first, last in self:
             frame, end = first, min(last + 1, limit)
             while frame < end:
-                clear = min(other.outside(frame), end - frame)
+                clear = min(other.outside(frame) for other in others)
                 if clear:
-                    yield frame, clear
-                frame += clear or other.inside(frame)
+                    yield frame, min(clear, end - frame)
+                frame += clear or max(other.inside(frame) for other in others)

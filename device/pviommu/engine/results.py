@@ -54,6 +54,7 @@ class Stop(Enum):
     NOT_MAPPED = "not mapped"
     NO_ACCESS = "neither read nor write was asked for"
     CUT = "would cut an earlier map call"
+    RESERVED_CONFLICT = "a reserved region of the endpoint is in conflict with the context"
 
 
 class Refusal(Enum):
@@ -127,8 +128,11 @@ class Usage(NamedTuple):
     """Contexts allocated, the default context not counted."""
     pool_pages_used: int
     pool_pages_total: int
+    """The limit in force."""
     mapped_pages: int
-    """Pages mapped in all allocated contexts."""
+    """Pages that map calls and clones mapped in all allocated contexts; direct regions are not counted."""
+    max_contexts: int
+    """The limit in force."""
 
 
 _WHOLE = tuple(Outcome(done, None, None) for done in range(513))

@@ -5,7 +5,7 @@ along that table's slots as far as they go, and only then descends again. Geomet
 
 A slot holds 0 (nothing), a leaf or a lower table. A leaf is one int, so one store publishes it:
 
-    gfn << 3 | START | access          START: a map call begins at this leaf
+    gfn << 4 | CLONE | START | access      START: a map call begins at this leaf; CLONE: see clone.py
 
 A map stores the largest leaves that fit (4 KiB, 2 MiB, 1 GiB), so a leaf never spans two map calls. What a leaf or a
 table is charged is explained in pool.py.
@@ -19,16 +19,18 @@ SLOTS = 512
 LEVEL_BITS = 9
 INDEX_MASK = SLOTS - 1
 
-ACCESS_MASK = 0b011
-START = 0b100
-GFN_SHIFT = 3
+ACCESS_MASK = 0b0011
+START = 0b0100
+CLONE = 0b1000
+KIND_MASK = CLONE | ACCESS_MASK
+GFN_SHIFT = 4
 
 LEAF_CHARGE = {0: 0, 9: 1, 18: 1 + SLOTS}
 """Pool pages a leaf stands for (the tables its 4 KiB form would need), by the shift of its level."""
 LARGEST_LEAF = max(LEAF_CHARGE)
 
 Leaf = tuple[int, int, int, int, bool]
-"""dfn, gfn, pages, access bits, whether a map call begins here."""
+"""dfn, gfn, pages, kind (access bits, perhaps CLONE), whether a map call begins here."""
 
 
 class Table:
@@ -51,14 +53,15 @@ class PageTable:
     Raises MemoryError from the constructor when the pool has no page for the root, and from nowhere else.
     """
 
-    __slots__ = ("_charged", "_limit", "_pool", "_root", "_shifts", "mapped")
+    __slots__ = ("_charged", "_limit", "_pool", "_root", "mapped", "shifts")
 
     def __init__(self, pool: Pool, frames: int) -> None:
         """`frames`: DFNs of this table are below it; it decides the number of levels, three or more."""
         if not pool.take(1):
             raise MemoryError("page pool exhausted: no page is left for a root table")
         levels = max(3, -(-(frames - 1).bit_length() // LEVEL_BITS))
-        self._shifts = tuple(LEVEL_BITS * level for level in range(levels - 1, 0, -1))
+        self.shifts = tuple(LEVEL_BITS * level for level in range(levels - 1, 0, -1))
+        """Of the levels above the lowest: a DFN shifted by one names a table there."""
         self._limit = frames
         self._pool = pool
         self._charged = 1
@@ -69,7 +72,7 @@ class PageTable:
     def _reach(self, dfn: int) -> tuple[Table, int]:
         """The table whose slot holds `dfn`'s leaf or nothing, and the shift of its level."""
         table = self._root
-        for shift in self._shifts:
+        for shift in self.shifts:
             slot = table.slots[dfn >> shift & INDEX_MASK]
             if isinstance(slot, int):
                 return table, shift
@@ -89,11 +92,14 @@ class PageTable:
         leaf, offset = self._leaf_at(dfn)
         return ((leaf >> GFN_SHIFT) + offset, leaf & ACCESS_MASK) if leaf else None
 
-    def map(self, dfn: int, gfn: int, nr: int, access: int) -> int:
-        """Map pages in order until one is mapped already or the pool is exhausted; returns how many were mapped."""
+    def map(self, dfn: int, gfn: int, nr: int, kind: int, *, starts: bool = True) -> int:
+        """Map pages in order until one is mapped already or the pool is exhausted; returns how many were mapped.
+
+        Without `starts` they go on from the call of the page before them, which `joins` has told to be possible.
+        """
         position, end = dfn, dfn + nr
         pool = self._pool
-        flags = START | access
+        flags = START | kind if starts else kind
         while position < end:
             table, shift = self._reach(position)
             slots = table.slots
@@ -116,11 +122,16 @@ class PageTable:
             if shift:
                 self._charge(count * LEAF_CHARGE[shift])
             table.live += count
-            flags = access
+            flags = kind
             position += count << shift
             gfn += count << shift
         self.mapped += position - dfn
         return position - dfn
+
+    def joins(self, dfn: int, gfn: int, kind: int) -> bool:
+        """Whether the page before `dfn` is mapped to the frame before `gfn`, and of the same kind."""
+        leaf, offset = self._leaf_at(dfn - 1) if dfn else (0, 0)
+        return leaf != 0 and (leaf >> GFN_SHIFT) + offset == gfn - 1 and leaf & KIND_MASK == kind
 
     def _large_leaves(self, position: int, gfn: int, end: int, shift: int) -> int:
         """How many leaves of this level a map may store from here on, as far as alignment and pool allow."""
@@ -196,8 +207,20 @@ class PageTable:
                     offset = position & (1 << shift) - 1
                     starts = bool(slot & START) and not offset
                     pages = min(following, end) - position
-                    yield position, (slot >> GFN_SHIFT) + offset, pages, slot & ACCESS_MASK, starts
+                    yield position, (slot >> GFN_SHIFT) + offset, pages, slot & KIND_MASK, starts
                 position = following
+
+    def holes(self, dfn: int, nr: int) -> list[tuple[int, int]]:
+        """(first, count) of what is not mapped in a range, in order."""
+        holes = []
+        position = dfn
+        for first, _, pages, _, _ in self.leaves(dfn, nr):
+            if first > position:
+                holes.append((position, first - position))
+            position = first + pages
+        if position < dfn + nr:
+            holes.append((position, dfn + nr - position))
+        return holes
 
     def run(self, dfn: int, nr: int) -> tuple[int, int, int] | None:
         """(gfn, pages, access bits) of the mapped run at `dfn`: adjacent frames, one access, at most `nr` pages."""
@@ -205,8 +228,8 @@ class PageTable:
         if not leaf:
             return None
         start, access, pages = (leaf >> GFN_SHIFT) + offset, leaf & ACCESS_MASK, 0
-        for position, gfn, count, allowed, _ in self.leaves(dfn, nr):
-            if position != dfn + pages or gfn != start + pages or allowed != access:
+        for position, gfn, count, kind, _ in self.leaves(dfn, nr):
+            if position != dfn + pages or gfn != start + pages or kind & ACCESS_MASK != access:
                 break
             pages += count
         return start, pages, access
@@ -214,8 +237,6 @@ class PageTable:
     def release(self) -> None:
         """Drop every mapping and return all pages, the root's too. The table is not used after that."""
         self._charge(-self._charged)
-        self._root = _empty()
-        self.mapped = 0
 
     def _charge(self, pages: int) -> None:
         self._charged += pages
@@ -226,8 +247,7 @@ class PageTable:
         leaf = table.slots[index]
         if isinstance(leaf, int):
             step = 1 << GFN_SHIFT + shift - LEVEL_BITS
-            flags = leaf & ACCESS_MASK
-            first = leaf >> GFN_SHIFT << GFN_SHIFT | flags
+            first = leaf & ~START
             lower: list[int | Table] = list(range(first, first + SLOTS * step, step))
             lower[0] = leaf
             table.slots[index] = Table(lower, SLOTS)
@@ -236,7 +256,7 @@ class PageTable:
         """Free the empty tables on the way to `dfn`, from the bottom up."""
         path: list[tuple[Table, int]] = []
         table = self._root
-        for shift in self._shifts:
+        for shift in self.shifts:
             index = dfn >> shift & INDEX_MASK
             slot = table.slots[index]
             path.append((table, index))

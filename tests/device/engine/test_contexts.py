@@ -1,13 +1,15 @@
 import pytest
 
-from pviommu.engine import Stop
+from pviommu.engine import ReservedRegion, Stop
+from pviommu.engine.clone import Clone
 from pviommu.engine.contexts import Contexts, Endpoints
 from pviommu.engine.pool import Pool
+from pviommu.engine.ranges import FrameRanges
 
 
 def new_contexts(max_contexts=3, pool_pages=16):
     pool = Pool(pool_pages)
-    return Contexts(max_contexts, pool, 1 << 27), pool
+    return Contexts(max_contexts, pool, 1 << 27, FrameRanges()), pool
 
 
 def test_the_lowest_free_number_is_used_from_1_on():
@@ -20,6 +22,7 @@ def test_the_lowest_free_number_is_used_from_1_on():
     assert list(contexts) == [1, 2, 3]
 
 
+@pytest.mark.row("defect", "C9")
 def test_running_out_of_numbers_recovers_when_one_is_freed():
     contexts, _ = new_contexts(max_contexts=1)
     contexts.alloc()
@@ -73,3 +76,25 @@ def test_the_view_cannot_be_written_and_follows_moves():
     assert endpoints.inside(5) == [1]
     with pytest.raises(TypeError):
         view[1] = 0
+
+
+def test_an_endpoint_keeps_the_regions_that_it_came_with():
+    endpoints = Endpoints()
+    endpoints.add(1, [ReservedRegion(4, 5, "direct")])
+    endpoints.add(2)
+
+    assert endpoints.regions(1) == ((4, 5, "direct"),)
+    assert endpoints.regions(2) == ()
+
+
+def test_clones_are_listed_in_the_order_of_their_numbers():
+    contexts, _ = new_contexts()
+    for _ in range(3):
+        contexts.alloc()
+    contexts.free(1)
+    contexts.alloc()
+    clones = {ctx: Clone(contexts.get(ctx).table) for ctx in (1, 3)}
+    for ctx, clone in clones.items():
+        contexts.get(ctx).clone = clone
+
+    assert contexts.clones() == [(1, clones[1]), (3, clones[3])]

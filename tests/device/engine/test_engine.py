@@ -46,9 +46,11 @@ def test_mapped_pages_are_reached_and_counted():
 
     assert [dma(engine, dfn) for dfn in (0x100, 0x101, 0x102)] == [0x10000, 0x11000, 0x12000]
     assert dma(engine, 0x103) is Refusal.NOT_MAPPED
-    assert engine.usage() == Usage(1, 3, 4096, 3)
+    assert engine.usage() == Usage(1, 3, 4096, 3, 255)
 
 
+@pytest.mark.row("defect", "C6")
+@pytest.mark.row("defect", "C12")
 def test_map_over_a_live_page_keeps_the_old_target_and_counts_the_prefix():
     engine = new_engine()
     engine.map(1, 0x102, 0x50, 1, RW)
@@ -85,7 +87,7 @@ def test_a_map_that_is_refused_beforehand_changes_nothing(arguments, expected):
 
     assert engine.map(*arguments) == expected
 
-    assert engine.usage() == Usage(1, 1, 4096, 0)
+    assert engine.usage() == Usage(1, 1, 4096, 0, 255)
 
 
 def test_the_last_frame_of_the_aperture_can_be_mapped():
@@ -95,6 +97,17 @@ def test_the_last_frame_of_the_aperture_can_be_mapped():
 
     assert dma(engine, LIMIT - 1) == 0x10000
     assert dma(engine, LIMIT) is Refusal.OUT_OF_APERTURE
+    assert engine.unmap(1, LIMIT - 1, 1).ok
+
+
+def test_the_first_frame_can_be_mapped():
+    engine = new_engine()
+
+    assert engine.map(1, 0, 0x10, 1, RW).ok
+
+    assert dma(engine, 0) == 0x10000
+    assert engine.lookup(1, 0) == (0x10, RW)
+    assert engine.unmap(1, 0, 1).ok
 
 
 def test_a_frame_that_is_not_ram_stops_the_map_there():
@@ -116,6 +129,7 @@ def test_frames_that_are_not_ram_can_be_mapped_when_asked():
 
     assert engine.map(1, 0x100, 0xFEC00, 2, RW, ram_only=False).ok
     assert engine.map(1, 0x200, (1 << 52) - 1, 2, RW, ram_only=False) == Outcome(1, Stop.NOT_RAM, 0x201)
+    assert engine.map(1, 0x300, 1 << 52, 1, RW, ram_only=False) == Outcome(0, Stop.NOT_RAM, 0x300)
 
 
 def test_a_map_stops_at_the_reserved_window():
@@ -126,6 +140,10 @@ def test_a_map_stops_at_the_reserved_window():
     assert engine.map(1, 0xFEF00, 0, 1, RW).ok
 
 
+@pytest.mark.row("defect", "C6")
+@pytest.mark.row("defect", "C8")
+@pytest.mark.row("defect", "D8")
+@pytest.mark.row("defect", "D9")
 def test_pool_exhaustion_stops_at_the_exact_page():
     engine = new_engine(pool_pages=4)
 
@@ -133,9 +151,10 @@ def test_pool_exhaustion_stops_at_the_exact_page():
 
     assert dma(engine, 0x3FF) == 0x21F000
     assert dma(engine, 0x400) is Refusal.NOT_MAPPED
-    assert engine.usage() == Usage(1, 4, 4, 0x210)
+    assert engine.usage() == Usage(1, 4, 4, 0x210, 255)
 
 
+@pytest.mark.row("defect", "D18")
 def test_pool_pages_come_back_with_the_mappings():
     engine = new_engine(pool_pages=3)
     engine.map(1, 0, 0, 1, RW)
@@ -160,6 +179,8 @@ def test_unmap_stops_at_a_hole_and_counts_the_prefix():
     assert [dma(engine, dfn) for dfn in (0x103, 0x104)] == [0x13000, 0x14000]
 
 
+@pytest.mark.row("defect", "C4")
+@pytest.mark.row("defect", "C5")
 def test_unmap_takes_a_slice_across_two_maps():
     engine = new_engine()
     engine.map(1, 0x100, 0x10, 4, RW)
@@ -170,6 +191,7 @@ def test_unmap_takes_a_slice_across_two_maps():
     assert list(engine.mappings(1)) == [Mapping(0x100, 0x10, 2, RW, True), Mapping(0x106, 0x22, 2, RW, True)]
 
 
+@pytest.mark.row("defect", "D3")
 def test_unmap_invalidates_the_iotlb_before_it_returns():
     engine = new_engine()
     engine.map(1, 0x100, 0x10, 4, RW)
@@ -184,6 +206,7 @@ def test_unmap_invalidates_the_iotlb_before_it_returns():
 
 
 @pytest.mark.parametrize("mode", list(UnmapMode))
+@pytest.mark.row("defect", "D4")
 def test_unmap_invalidates_for_every_endpoint_in_every_mode(mode):
     engine = new_engine()
     engine.add_endpoint(8)
@@ -203,6 +226,7 @@ def test_unmap_invalidates_for_every_endpoint_in_every_mode(mode):
         ((9, 0x100, 0), Outcome(0, Stop.NO_CONTEXT, None)),
         ((1, LIMIT, 0), Outcome(0, None, None)),
         ((1, 0x100, LIMIT), Outcome(0, Stop.OUT_OF_APERTURE, LIMIT)),
+        ((1, 0, LIMIT + 1), Outcome(0, Stop.OUT_OF_APERTURE, LIMIT)),
         ((1, 0x200, 1), Outcome(0, Stop.NOT_MAPPED, 0x200)),
         ((1, 0xFEE00, 1), Outcome(0, Stop.RESERVED, 0xFEE00)),
     ],
@@ -216,6 +240,7 @@ def test_an_unmap_that_is_refused_changes_nothing(arguments, expected):
     assert dma(engine, 0x100) == 0x10000
 
 
+@pytest.mark.row("defect", "C4")
 def test_check_ends_refuses_a_cut_whole_and_passes_over_holes():
     engine = new_engine()
     engine.map(1, 0x100, 0x10, 2, RW)
@@ -227,9 +252,11 @@ def test_check_ends_refuses_a_cut_whole_and_passes_over_holes():
     assert engine.unmap(1, 0xF0, 0x20, UnmapMode.CHECK_ENDS) == Outcome(6, None, None)
 
 
+@pytest.mark.row("defect", "C4")
 def test_until_cut_removes_whole_calls_before_the_one_it_would_cut():
     engine = new_engine()
-    engine.map(1, 0x100, 0x10, 2, RW)
+    engine.map(1, 0x100, 0x10, 1, RW)
+    engine.map(1, 0x102, 0x10, 1, RW)
     engine.map(1, 0x104, 0x14, 4, RW)
 
     assert engine.unmap(1, 0x100, 6, UnmapMode.UNTIL_CUT) == Outcome(2, Stop.CUT, 0x104)
@@ -240,6 +267,7 @@ def test_until_cut_removes_whole_calls_before_the_one_it_would_cut():
 # contexts and endpoints
 
 
+@pytest.mark.row("defect", "D1")
 def test_a_context_never_translates_by_another_contexts_pages():
     engine = new_engine()
     engine.add_endpoint(8)
@@ -259,6 +287,8 @@ def test_a_context_never_translates_by_another_contexts_pages():
     assert dma(engine, 0x101) is Refusal.NOT_MAPPED
 
 
+@pytest.mark.row("defect", "D12")
+@pytest.mark.row("defect", "D3")
 def test_a_number_that_is_used_again_brings_nothing_back():
     engine = new_engine()
     engine.map(1, 0x100, 0x10, 1, RW)
@@ -269,7 +299,7 @@ def test_a_number_that_is_used_again_brings_nothing_back():
     engine.attach(STREAM, 1)
 
     assert dma(engine, 0x100) is Refusal.NOT_MAPPED
-    assert engine.usage() == Usage(1, 1, 4096, 0)
+    assert engine.usage() == Usage(1, 1, 4096, 0, 255)
 
 
 def test_free_with_an_endpoint_attached_changes_nothing_without_reattach():
@@ -284,6 +314,7 @@ def test_free_with_an_endpoint_attached_changes_nothing_without_reattach():
     assert engine.free_context(1, reattach=False) is None
 
 
+@pytest.mark.row("defect", "D13")
 def test_free_with_reattach_moves_every_endpoint_to_the_default_context():
     engine = new_engine()
     engine.add_endpoint(8)
@@ -345,12 +376,15 @@ def test_a_cloned_page_can_be_unmapped():
     assert engine.lookup(1, 0x1235) == (0x1235, RW)
 
 
+@pytest.mark.row("defect", "D8")
+@pytest.mark.row("defect", "D9")
+@pytest.mark.row("defect", "D18")
 def test_a_clone_that_exhausts_the_pool_leaves_nothing_behind():
     engine = new_engine(pool_pages=100)
 
     assert engine.alloc_context(clone=True) == (None, Stop.POOL_EXHAUSTED)
 
-    assert engine.usage() == Usage(1, 1, 100, 0)
+    assert engine.usage() == Usage(1, 1, 100, 0, 255)
     assert engine.alloc_context() == (2, None)
 
 
@@ -364,6 +398,7 @@ def test_a_clone_without_ram_is_empty():
 # translation
 
 
+@pytest.mark.row("defect", "C3")
 def test_adjacent_frames_come_as_one_run_and_others_apart():
     engine = new_engine()
     engine.map(1, 0x1FF, 0x10, 2, RW)
@@ -379,6 +414,7 @@ def test_no_bytes_are_always_allowed():
     assert engine.translate(STREAM, 0x1000, 0, RW) == []
 
 
+@pytest.mark.row("defect", "C2")
 def test_permission_is_checked_for_every_page_of_the_span():
     engine = new_engine()
     engine.map(1, 0x100, 0x10, 1, RW)
@@ -392,6 +428,7 @@ def test_permission_is_checked_for_every_page_of_the_span():
     assert engine.translate(STREAM, 0x100800, 0x1000, R) == [Run(0x10800, 0x1000)]
 
 
+@pytest.mark.row("defect", "C2")
 def test_one_missing_page_in_the_middle_refuses_the_span_at_its_first_byte():
     engine = new_engine()
     engine.map(1, 0x100, 0x10, 2, RW)
@@ -425,6 +462,14 @@ def test_a_span_past_the_aperture_is_refused_where_it_leaves():
     fault = engine.translate(STREAM, (LIMIT << 12) - 8, 16, R)
 
     assert fault == Fault(LIMIT << 12, Refusal.OUT_OF_APERTURE, R, STREAM, 1)
+
+
+def test_the_last_byte_of_64_bits_is_looked_up_like_any_other():
+    engine = new_engine()
+    engine.attach(STREAM, 0)
+    iova = (1 << 64) - 1
+
+    assert engine.translate(STREAM, iova, 1, R) == Fault(iova, Refusal.NOT_MAPPED, R, STREAM, 0)
 
 
 def test_an_unknown_stream_reaches_nothing():
@@ -477,6 +522,7 @@ def test_the_default_context_follows_a_change_of_ram_at_once():
     assert dma(engine, 0x8000) == 0x8000000
     assert engine.ram == ((0x8000, 0x8FFF),)
     assert (engine.is_ram(0x8FFE, 2), engine.is_ram(0x8FFE, 3)) == (True, False)
+    assert (engine.is_ram(0x8FFF), engine.is_ram(0x9000)) == (True, False)
 
 
 def test_bad_ram_is_refused_and_changes_nothing():
@@ -528,7 +574,7 @@ def test_reset_returns_to_power_on_and_blocks_what_was_outside_the_default_conte
 
     engine.reset()
 
-    assert engine.usage() == Usage(0, 0, 4096, 0)
+    assert engine.usage() == Usage(0, 0, 4096, 0, 255)
     assert engine.endpoints() == {7: 0, 8: 0}
     assert dma(engine, 0x100) is Refusal.BLOCKED
     assert dma(engine, 0x100, stream=8) == 0x100000
@@ -536,6 +582,7 @@ def test_reset_returns_to_power_on_and_blocks_what_was_outside_the_default_conte
     assert dma(engine, 0x100) == 0x100000
 
 
+@pytest.mark.row("defect", "D12")
 def test_a_number_that_is_used_again_after_reset_brings_nothing_back():
     engine = new_engine()
     engine.map(1, 0x100, 0x10, 1, RW)
@@ -558,3 +605,127 @@ def test_one_map_call_is_one_run_whatever_leaves_hold_it_and_two_calls_are_two()
     engine.map(1, 0x401, 0x401, 1, R)
 
     assert list(engine.mappings(1)) == [Mapping(0x1FF, 0x1FF, 0x202, R, True), Mapping(0x401, 0x401, 1, R, True)]
+
+
+# pieces of one call
+
+
+def test_a_later_piece_of_a_map_goes_on_with_its_call():
+    engine = new_engine()
+    engine.map(1, 0x1FF, 0x1FF, 3, RW)
+
+    assert engine.map(1, 0x202, 0x202, 2, RW, continues=True) == Outcome(2, None, None)
+
+    assert list(engine.mappings(1)) == [Mapping(0x1FF, 0x1FF, 5, RW, True)]
+    assert engine.unmap(1, 0x202, 2, UnmapMode.CHECK_ENDS) == Outcome(0, Stop.CUT, 0x202)
+
+
+def test_a_later_piece_begins_a_call_when_the_earlier_one_is_gone():
+    engine = new_engine()
+    engine.map(1, 0x100, 0x100, 2, RW)
+    engine.unmap(1, 0x101, 1)
+
+    engine.map(1, 0x102, 0x102, 2, RW, continues=True)
+    assert engine.unmap(1, 0x102, 2, UnmapMode.CHECK_ENDS) == Outcome(2, None, None)
+    engine.map(1, 0x101, 0x101, 1, R)
+    engine.map(1, 0x102, 0x102, 1, RW, continues=True)
+
+    assert [run.dfn for run in engine.mappings(1) if run.starts_call] == [0x100, 0x101, 0x102]
+
+
+# deferred invalidation
+
+
+def test_one_batch_of_unmaps_is_one_flush_and_leaves_nothing_stale():
+    engine = new_engine()
+    engine.map(1, 0x100, 0x10, 4, RW)
+    engine.translate(STREAM, 0x100000, 0x4000, RW)
+    flushes = engine.iotlb_flushes
+
+    with engine.deferred_invalidation():
+        for dfn in (0x100, 0x102):
+            engine.unmap(1, dfn, 1)
+            assert dma(engine, dfn) is Refusal.NOT_MAPPED
+        assert dma(engine, 0x101) == 0x11000
+        assert engine.iotlb_flushes == flushes
+
+    assert engine.iotlb_flushes == flushes + 1
+    assert [dma(engine, dfn) for dfn in range(0x100, 0x104)] == [
+        Refusal.NOT_MAPPED,
+        0x11000,
+        Refusal.NOT_MAPPED,
+        0x13000,
+    ]
+
+
+def test_a_batch_without_unmaps_flushes_nothing():
+    engine = new_engine()
+    flushes = engine.iotlb_flushes
+
+    with engine.deferred_invalidation():
+        engine.map(1, 0x100, 0x10, 4, RW)
+
+    assert engine.iotlb_flushes == flushes
+
+
+def test_each_unmap_outside_a_batch_is_a_flush():
+    engine = new_engine()
+    engine.map(1, 0x100, 0x10, 2, RW)
+    flushes = engine.iotlb_flushes
+
+    engine.unmap(1, 0x100, 1)
+    engine.unmap(1, 0x101, 1)
+
+    assert engine.iotlb_flushes == flushes + 2
+
+
+# limits
+
+
+def test_lower_limits_are_in_force_and_shown_until_reset():
+    engine = new_engine(max_contexts=3, pool_pages=9)
+
+    engine.limit(2, 5)
+
+    assert engine.usage() == Usage(1, 1, 5, 0, 2)
+    assert engine.map(1, 0, 0, 1, RW).ok
+    assert engine.alloc_context() == (2, None)
+    assert engine.alloc_context() == (None, Stop.NO_FREE_CONTEXT)
+    assert engine.map(2, 0, 0, 1, RW) == Outcome(0, Stop.POOL_EXHAUSTED, 0)
+    engine.reset()
+    assert engine.usage() == Usage(0, 0, 9, 0, 3)
+
+
+def test_limits_can_be_nothing_and_can_be_raised_again_to_what_is_configured():
+    engine = Engine(EngineConfig(max_contexts=3, pool_pages=9))
+
+    engine.limit(0, 0)
+    assert engine.alloc_context() == (None, Stop.NO_FREE_CONTEXT)
+    engine.limit(3, 0)
+    assert engine.alloc_context() == (None, Stop.POOL_EXHAUSTED)
+    engine.limit(3, 9)
+
+    assert engine.usage() == Usage(0, 0, 9, 0, 3)
+
+
+@pytest.mark.parametrize(
+    ("limits", "text"),
+    [
+        ((4, 9), r"limit of 4 contexts: must be 2\.\.3"),
+        ((1, 9), r"limit of 1 contexts: must be 2\.\.3"),
+        ((3, 10), r"limit of 10 pool pages: must be 3\.\.9"),
+        ((2, 2), r"limit of 2 pool pages: must be 3\.\.9"),
+    ],
+)
+def test_limits_beyond_the_configured_ones_or_below_what_is_in_use_are_refused(limits, text):
+    engine = Engine(EngineConfig(max_contexts=3, pool_pages=9))
+    engine.alloc_context()
+    engine.alloc_context()
+    engine.free_context(1, reattach=False)
+    engine.set_ram([(0, 0)])
+    engine.map(2, 0, 0, 1, RW)
+
+    with pytest.raises(ValueError, match=text):
+        engine.limit(*limits)
+
+    assert engine.usage() == Usage(1, 3, 9, 1, 3)

@@ -1,6 +1,6 @@
 import pytest
 
-from pviommu.engine.iotlb import Iotlb
+from pviommu.engine.iotlb import PENDING_LIMIT, Iotlb
 
 
 def test_a_run_is_found_by_its_context_and_first_page_only():
@@ -12,6 +12,7 @@ def test_a_run_is_found_by_its_context_and_first_page_only():
     assert iotlb.get(2, 0x100) is None
 
 
+@pytest.mark.row("defect", "D4")
 def test_invalidating_any_page_of_a_run_forgets_it():
     for page in (0x100, 0x103):
         iotlb = Iotlb(8)
@@ -36,6 +37,7 @@ def test_invalidating_a_range_leaves_other_contexts_and_other_blocks():
     assert iotlb.get(2, 0x100) is not None
 
 
+@pytest.mark.row("defect", "D4")
 def test_a_range_wider_than_the_cache_is_invalidated_exactly():
     iotlb = Iotlb(8)
     for ctx, dfn in ((1, 0x100), (1, 0x900), (2, 0x900)):
@@ -100,3 +102,98 @@ def test_clear_forgets_everything():
 def test_a_run_that_leaves_its_block_is_refused():
     with pytest.raises(ValueError, match=r"dfn 0x1ff\+2: a run must stay inside its 2 MiB block"):
         Iotlb(5).put(1, 0x1FF, (0x10, 2, 3))
+
+
+def test_invalidations_that_are_deferred_are_carried_out_as_one():
+    iotlb = Iotlb(8)
+    for dfn in (0x100, 0x300, 0x500):
+        iotlb.put(1, dfn, (dfn, 1, 3))
+
+    with iotlb.deferred():
+        iotlb.invalidate(1, 0x100, 1)
+        iotlb.invalidate(1, 0x300, 1)
+        assert iotlb.flushes == 0
+        assert len(iotlb) == 3
+
+    assert iotlb.flushes == 1
+    assert [iotlb.get(1, dfn) for dfn in (0x100, 0x300, 0x500)] == [None, None, (0x500, 1, 3)]
+
+
+def test_nothing_is_found_or_remembered_while_invalidations_are_deferred():
+    iotlb = Iotlb(8)
+    iotlb.put(1, 0x100, (1, 1, 3))
+
+    with iotlb.deferred():
+        iotlb.put(1, 0x900, (9, 1, 3))
+        assert iotlb.get(1, 0x100) is None
+
+    assert iotlb.get(1, 0x900) is None
+    assert iotlb.get(1, 0x100) == (1, 1, 3)
+    assert iotlb.flushes == 0
+
+
+def test_an_exception_does_not_keep_deferred_invalidations_back():
+    iotlb = Iotlb(8)
+    iotlb.put(1, 0x100, (1, 1, 3))
+
+    def invalidate_and_fail():
+        with iotlb.deferred():
+            iotlb.invalidate(1, 0x100, 1)
+            iotlb.put(1, 0x1FF, (1, 2, 3))
+
+    with pytest.raises(ValueError, match="must stay inside"):
+        invalidate_and_fail()
+
+    assert iotlb.get(1, 0x100) is None
+    assert iotlb.flushes == 1
+
+
+def test_nested_deferrals_end_with_the_outermost():
+    iotlb = Iotlb(8)
+    iotlb.put(1, 0x100, (1, 1, 3))
+
+    with iotlb.deferred():
+        with iotlb.deferred():
+            iotlb.invalidate_context(1)
+        assert (iotlb.flushes, iotlb.get(1, 0x100)) == (0, None)
+
+    assert (iotlb.flushes, iotlb.get(1, 0x100)) == (1, None)
+
+
+def test_too_many_deferred_invalidations_become_one_of_everything():
+    iotlb = Iotlb(8)
+    iotlb.put(1, 0x100, (1, 1, 3))
+    iotlb.put(2, 0x900, (1, 1, 3))
+
+    with iotlb.deferred():
+        for _ in range(PENDING_LIMIT):
+            iotlb.invalidate(1, 0x100, 1)
+    assert iotlb.get(2, 0x900) == (1, 1, 3)
+    with iotlb.deferred():
+        for _ in range(PENDING_LIMIT + 1):
+            iotlb.invalidate(1, 0x100, 1)
+
+    assert (len(iotlb), iotlb.flushes) == (0, 2)
+
+
+def test_a_deferred_clear_forgets_everything_at_the_end():
+    iotlb = Iotlb(8)
+    iotlb.put(1, 0x100, (1, 1, 3))
+
+    with iotlb.deferred():
+        iotlb.invalidate(2, 0, 1)
+        iotlb.clear()
+        assert len(iotlb) == 1
+
+    assert (len(iotlb), iotlb.flushes) == (0, 1)
+
+
+def test_every_invalidation_outside_a_deferral_counts():
+    iotlb = Iotlb(8)
+
+    iotlb.invalidate(1, 0, 1)
+    iotlb.invalidate(1, 0, 0)
+    iotlb.invalidate_context(1)
+    iotlb.clear()
+
+    assert iotlb.flushes == 3

@@ -33,4 +33,22 @@ def test_a_backwards_or_unaddressable_range_is_refused(bad):
 def test_without_leaves_out_the_other_set_and_what_is_past_the_limit():
     ram, reserved = FrameRanges([(0, 9), (20, 40)]), FrameRanges([(0, 1), (5, 6), (9, 22)])
 
-    assert list(ram.without(reserved, 30)) == [(2, 3), (7, 2), (23, 7)]
+    assert list(ram.without(30, reserved)) == [(2, 3), (7, 2), (23, 7)]
+
+
+def test_without_several_sets_leaves_out_what_any_of_them_holds():
+    ram = FrameRanges([(0, 20)])
+
+    assert list(ram.without(FRAME_LIMIT, FrameRanges([(3, 5)]), FrameRanges([(5, 8), (10, 10)]))) == [
+        (0, 3),
+        (9, 1),
+        (11, 10),
+    ]
+
+
+def test_the_overlap_of_a_span_is_what_the_set_holds_of_it():
+    ranges = FrameRanges([(4, 7), (10, 10), (20, 30)])
+
+    assert list(ranges.overlap(5, 17)) == [(5, 3), (10, 1), (20, 2)]
+    assert list(ranges.overlap(8, 2)) == []
+    assert list(ranges.overlap(10, 1)) == [(10, 1)]

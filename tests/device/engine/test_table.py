@@ -1,7 +1,7 @@
 import pytest
 
 from pviommu.engine.pool import Pool
-from pviommu.engine.table import PageTable
+from pviommu.engine.table import CLONE, PageTable
 
 RW = 3
 TWO_MIB = 0x200
@@ -27,11 +27,14 @@ def test_a_page_is_found_where_it_was_mapped_and_nowhere_else():
     assert table.lookup(0x1235) is None
 
 
+@pytest.mark.row("defect", "C14")
 def test_a_dfn_beyond_the_limit_never_aliases_a_low_one():
     table, _ = new_table()
     table.map(5, 0x77, 1, RW)
+    table.map(0, 0x72, 1, RW)
 
     assert table.lookup((1 << 27) + 5) is None
+    assert table.lookup(1 << 27) is None
     assert list(table.leaves((1 << 27) + 5, 1)) == []
 
 
@@ -124,6 +127,8 @@ def test_a_pool_too_small_for_a_large_leaf_gives_the_same_prefix_as_page_by_page
     assert pool.free == 0
 
 
+@pytest.mark.row("defect", "D8")
+@pytest.mark.row("defect", "D18")
 def test_a_pool_too_small_for_every_table_on_the_way_is_left_alone():
     table, pool = new_table(pool_pages=2)
 
@@ -136,6 +141,7 @@ def test_a_root_needs_a_page():
         new_table(pool_pages=0)
 
 
+@pytest.mark.row("defect", "D7")
 def test_a_48_bit_table_has_one_level_more_and_charges_it():
     table, pool = new_table(bits=48)
 
@@ -205,3 +211,89 @@ def test_holes_of_every_size_are_passed_over_when_asked():
 
     assert table.unmap(0, 1 << 27, past_holes=True) == 4
     assert (table.mapped, pool.used) == (0, 1)
+
+
+def test_a_piece_joins_the_call_before_it_only_as_its_direct_continuation():
+    table, _ = new_table()
+    table.map(0x100, 0x50, 4, RW)
+
+    assert table.joins(0x104, 0x54, RW)
+    assert table.joins(0x102, 0x52, RW)
+    assert not table.joins(0x104, 0x55, RW)
+    assert not table.joins(0x104, 0x54, 1)
+    assert not table.joins(0x104, 0x54, RW | CLONE)
+    assert not table.joins(0x105, 0x55, RW)
+    assert not table.joins(0, 0, RW)
+
+
+def test_a_first_page_joins_nothing_even_when_the_last_slot_is_full():
+    table, _ = new_table()
+    table.map((1 << 27) - 1, 0, 1, RW)
+
+    assert not table.joins(0, 1, RW)
+    assert not table.joins(0, 1, 1)
+
+
+def test_pieces_without_a_start_are_one_call():
+    table, _ = new_table()
+    table.map(0x1FE, 0x1FE, 2, RW)
+
+    table.map(0x200, 0x200, TWO_MIB, RW, starts=False)
+
+    assert [leaf[0] for leaf in table.leaves(0, ONE_GIB) if leaf[4]] == [0x1FE]
+    assert table.cut_point(0x200, TWO_MIB) == 0x200
+
+
+def test_holes_are_what_the_leaves_leave_out():
+    table, _ = new_table()
+    table.map(0, 0, 2, RW)
+    table.map(4, 4, 1, RW)
+    table.map(TWO_MIB, TWO_MIB, TWO_MIB, RW)
+
+    assert table.holes(1, 3) == [(2, 2)]
+    assert table.holes(0, 3 * TWO_MIB) == [(2, 2), (5, TWO_MIB - 5), (2 * TWO_MIB, TWO_MIB)]
+    assert table.holes(TWO_MIB + 3, 5) == []
+    assert table.holes(8, 2) == [(8, 2)]
+
+
+def test_a_clones_mark_survives_a_split_and_is_no_access_bit():
+    table, _ = new_table()
+    table.map(0, 0, TWO_MIB, CLONE | 1)
+
+    table.unmap(7, 1, past_holes=False)
+
+    assert table.lookup(8) == (8, 1)
+    assert table.run(8, 4) == (8, 4, 1)
+    assert {leaf[3] for leaf in table.leaves(0, TWO_MIB)} == {CLONE | 1}
+
+
+def test_a_range_that_begins_inside_a_leaf_and_goes_on_past_it_leaves_the_pages_before():
+    table, _ = new_table()
+    table.map(0, 0, 3 * TWO_MIB, RW)
+
+    assert table.unmap(2, 3 * TWO_MIB - 2, past_holes=False) == 3 * TWO_MIB - 2
+
+    assert [leaf[:3] for leaf in table.leaves(0, ONE_GIB)] == [(0, 0, 1), (1, 1, 1)]
+
+
+def test_leaves_and_tables_side_by_side_are_removed_with_all_that_they_were_charged():
+    table, pool = new_table()
+    table.map(0, 0, 2 * ONE_GIB, RW)
+    table.map(2 * ONE_GIB, 2 * ONE_GIB, TWO_MIB, RW)
+    table.map(2 * ONE_GIB + TWO_MIB, 1, TWO_MIB, RW)
+    pages = 2 * ONE_GIB + 2 * TWO_MIB
+
+    assert table.unmap(0, pages, past_holes=False) == pages
+
+    assert (table.mapped, pool.used) == (0, 1)
+    assert list(table.leaves(0, 1 << 27)) == []
+
+
+def test_a_large_leaf_that_comes_again_is_charged_again():
+    table, pool = new_table()
+
+    for _ in range(2):
+        table.map(0, 0, TWO_MIB, RW)
+        assert pool.used == 3
+        table.unmap(0, TWO_MIB, past_holes=False)
+        assert pool.used == 1

@@ -1,0 +1,102 @@
+"""One context: its page table, and the direct regions of the endpoints inside."""
+
+from collections.abc import Iterator, Sequence
+
+from pviommu.engine.clone import Clone
+from pviommu.engine.config import ReservedRegion
+from pviommu.engine.pool import Pool, tables_touched
+from pviommu.engine.ranges import FrameRanges
+from pviommu.engine.results import Access, Mapping, Outcome, Stop, UnmapMode, whole
+from pviommu.engine.table import ACCESS_MASK, PageTable
+
+
+class Context:
+    """What the guest mapped, and the direct regions of the endpoints that are inside.
+
+    A direct region lies over the page table, in tables of its own as far as the pool is concerned: what the guest had
+    mapped beneath, to the same frames, is there again when the region goes.
+    """
+
+    __slots__ = ("_charged", "_frames", "_pool", "_reserved", "_users", "clone", "closed", "direct", "table")
+
+    def __init__(self, pool: Pool, frames: int, reserved: FrameRanges) -> None:
+        """`reserved`: closed to every context. Raises MemoryError when the pool has no page for the root."""
+        self._pool = pool
+        self._frames = frames
+        self._reserved = reserved
+        self._users: dict[ReservedRegion, int] = {}
+        self._charged = 0
+        self.table = PageTable(pool, frames)
+        self.clone: Clone | None = None
+        self.direct = FrameRanges()
+        """DFNs that the direct regions translate 1:1."""
+        self.closed = reserved
+        """DFNs that the guest may not edit: reserved everywhere, or direct."""
+
+    def enter(self, regions: Sequence[ReservedRegion]) -> Stop | None:
+        """Count a user of each region. RESERVED_CONFLICT or POOL_EXHAUSTED change nothing."""
+        new = [region for region in regions if region not in self._users]
+        if any(self._conflicts(region) for region in new):
+            return Stop.RESERVED_CONFLICT
+        users = {**self._users, **{region: self._users.get(region, 0) + 1 for region in regions}}
+        return None if self._settle(users) else Stop.POOL_EXHAUSTED
+
+    def leave(self, regions: Sequence[ReservedRegion]) -> None:
+        """Count a user of each region less; a region without users goes."""
+        users = {**self._users, **{region: self._users[region] - 1 for region in regions}}
+        self._settle({region: count for region, count in users.items() if count})
+
+    def unmap_pages(self, dfn: int, nr: int) -> Outcome:
+        """UnmapMode.UNTIL_HOLE."""
+        done = self.table.unmap(dfn, min(nr, self.closed.outside(dfn)), past_holes=False)
+        if done == nr:
+            return whole(done)
+        hole = dfn + done
+        return Outcome(done, Stop.RESERVED if self.closed.inside(hole) else Stop.NOT_MAPPED, hole)
+
+    def unmap_calls(self, dfn: int, nr: int, mode: UnmapMode) -> Outcome:
+        """UnmapMode.CHECK_ENDS and UNTIL_CUT."""
+        cut = self.table.cut_point(dfn, nr)
+        if cut is None:
+            return whole(self.table.unmap(dfn, nr, past_holes=True))
+        if mode is UnmapMode.CHECK_ENDS:
+            return Outcome(0, Stop.CUT, cut)
+        return Outcome(self.table.unmap(dfn, cut - dfn, past_holes=True), Stop.CUT, cut)
+
+    def mappings(self) -> Iterator[Mapping]:
+        """Runs of adjacent frames and one access, each from one map call, in order."""
+        held: Mapping | None = None
+        for dfn, gfn, nr, kind, starts in self.table.leaves(0, self._frames):
+            if held and not starts and (held.dfn + held.nr, held.gfn + held.nr) == (dfn, gfn):
+                # A leaf that starts no call goes on from the one before it, hence with the same access.
+                held = held._replace(nr=held.nr + nr)
+                continue
+            if held:
+                yield held
+            held = Mapping(dfn, gfn, nr, Access(kind & ACCESS_MASK), starts)
+        if held:
+            yield held
+
+    def release(self) -> None:
+        """Return every page to the pool. The context is not used after that."""
+        self._settle({})
+        self.table.release()
+
+    def _conflicts(self, region: ReservedRegion) -> bool:
+        """Whether another region is in the way, or a mapping that differs from what the region would be."""
+        if any(other.first <= region.last and region.first <= other.last for other in self._users):
+            return True
+        leaves = self.table.leaves(region.first, region.last - region.first + 1)
+        return any(gfn != dfn or kind & ACCESS_MASK != ACCESS_MASK for dfn, gfn, _, kind, _ in leaves)
+
+    def _settle(self, users: dict[ReservedRegion, int]) -> bool:
+        """Let these be the regions and their numbers of users; False and no change when the pool is exhausted."""
+        direct = FrameRanges((region.first, region.last) for region in users)
+        charge = tables_touched(direct, self.table.shifts)
+        if not self._pool.take(charge - self._charged):
+            return False
+        self._charged = charge
+        self._users = users
+        self.direct = direct
+        self.closed = FrameRanges([*self._reserved, *direct])
+        return True
