@@ -75,19 +75,27 @@ _ENTRY: dict[int, type[Record]] = {
 
 
 class Serve:
-    """``pviommu serve`` as a process of its own that logs JSON. A context manager; stops it."""
+    """``pviommu serve`` as a process of its own that logs JSON. A context manager; stops it.
 
-    def __init__(self, folder: Path, topology: Path, *options: str, fds: tuple[int, ...] = ()) -> None:
+    The log waits in a pipe until it is asked for; with ``silent`` there is none, for runs that would fill the pipe.
+    """
+
+    def __init__(
+        self, folder: Path, topology: Path, *options: str, fds: tuple[int, ...] = (), silent: bool = False
+    ) -> None:
         self.folder = folder
         self.pidfile = folder / "pid"
         self.lines: list[dict[str, Any]] = []
         self.process = subprocess.Popen(
             command(topology, "--socket-dir", folder, "--pidfile", self.pidfile, "--log-format", "json", *options),
             env=environment(),
-            stderr=subprocess.PIPE,
+            stderr=subprocess.DEVNULL if silent else subprocess.PIPE,
             pass_fds=fds,
             text=True,
         )
+        if silent:
+            spin_until(self.pidfile.exists, "the server to listen")
+            return
         assert self.process.stderr is not None
         fcntl.fcntl(self.process.stderr, fcntl.F_SETPIPE_SZ, PIPE_SIZE)  # nobody reads while the test runs
         self.wait_for("listening")
@@ -98,8 +106,8 @@ class Serve:
     def __exit__(self, *_: object) -> None:
         if self.process.poll() is None:
             self.stop()
-        assert self.process.stderr is not None
-        self.process.stderr.close()
+        if self.process.stderr is not None:
+            self.process.stderr.close()
 
     def wait_for(self, event: str) -> dict[str, Any]:
         """Read the log until a line of this kind."""
@@ -113,13 +121,23 @@ class Serve:
     def stop(self) -> int:
         """SIGTERM; the exit status, and the whole log in :attr:`lines`."""
         self.process.send_signal(signal.SIGTERM)
-        assert self.process.stderr is not None
-        self.lines += [json.loads(text) for text in self.process.stderr]
+        self.lines += [json.loads(text) for text in self.process.stderr or ()]
         return self.process.wait(PATIENCE_S)
 
     def descriptors(self) -> int:
         """Open descriptors of the server."""
         return len(os.listdir(f"/proc/{self.process.pid}/fd"))
+
+    def mapped_memory(self) -> list[int]:
+        """Bytes of each mapping of guest RAM in the server."""
+        maps = Path(f"/proc/{self.process.pid}/maps").read_text().splitlines()
+        ranges = [line.split()[0].split("-") for line in maps if "guest-ram" in line]
+        return [int(end, 16) - int(start, 16) for start, end in ranges]
+
+    def resident(self) -> int:
+        """Bytes of the server's memory that are resident and its own."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return 1024 * int(next(line.split()[1] for line in status.splitlines() if line.startswith("RssAnon")))
 
 
 def command(*arguments: str | Path) -> list[str]:
@@ -330,12 +348,15 @@ class DmaEngine(Function):
         self.write("CONTROL", Control.ENABLE)
         return self
 
-    def put(self, op: int, length: int, src: int = 0, dst: int = 0, pattern: int = 0, flags: int = 0) -> int:
-        """Queue a descriptor and start it; its place."""
+    def put(
+        self, op: int, length: int, src: int = 0, dst: int = 0, pattern: int = 0, flags: int = 0, start: bool = True
+    ) -> int:
+        """Queue a descriptor and start it, and all that were put before; its place."""
         place = self.producer % dma_test.ENTRIES * Descriptor.SIZE
         self.view[place : place + Descriptor.SIZE] = Descriptor(op, flags, 0, length, src, dst, pattern).pack()
         self.producer += 1
-        self.write("PRODUCER", self.producer)
+        if start:
+            self.write("PRODUCER", self.producer)
         return place
 
     def run(self, op: int, length: int, **fields: int) -> Descriptor:
@@ -347,14 +368,18 @@ class DmaEngine(Function):
 
 
 class Guest:
-    """A guest with RAM and drivers for the functions that ``folder`` has sockets of. A context manager."""
+    """A guest with RAM and drivers for the functions that ``folder`` has sockets of. A context manager.
 
-    def __init__(self, folder: Path, *engines: str) -> None:
+    ``ram`` that is given stays its owner's.
+    """
+
+    def __init__(self, folder: Path, *engines: str, ram: Ram | None = None) -> None:
         self._stack = contextlib.ExitStack()
         self.engines: dict[str, DmaEngine] = {}
         with self._stack:
-            self.ram = Ram()
-            self._stack.callback(self.ram.close)
+            self.ram = ram or Ram()
+            if ram is None:
+                self._stack.callback(self.ram.close)
             self.iommu = Iommu(folder / "iommu.sock", self.ram)
             self._stack.callback(self.iommu.close)
             for name in engines:

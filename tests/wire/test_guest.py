@@ -42,7 +42,7 @@ def test_the_capability_chain_is_what_print_capabilities_says(guest, topology):
     limits = chain[CapabilityId.LIMITS]
     found = [
         f"instance {guest.iommu.read('INSTANCE')}",
-        "profile xen-2024",
+        "profiles xen-2024 xen-v7 batch-2014",
         f"page_sizes {limits.page_sizes:#x}",
         f"max_nr_pages {limits.max_nr_pages}",
         f"max_contexts {limits.max_contexts}",
@@ -86,6 +86,7 @@ def test_dma_reaches_what_is_mapped_and_faults_once_it_is_unmapped(guest):
     assert (event.iova, event.length) == (IOVA + 0xFF8, 16)
 
 
+@pytest.mark.row("defect", "C2")
 def test_one_missing_page_in_the_middle_moves_nothing(guest):
     ctx, engine = guest.attach("dma0"), guest.engines["dma0"]
     guest.iommu.map(ctx, DFN, GFN, 1)
@@ -117,6 +118,9 @@ def test_two_engines_in_two_contexts_use_one_address_for_their_own_pages(guest):
     assert guest.engines["dma1"].run(DmaOp.CHECKSUM, 8, src=IOVA).status == DescriptorStatus.DONE
 
 
+@pytest.mark.row("defect", "C19")
+@pytest.mark.row("defect", "C20")
+@pytest.mark.row("defect", "D1")
 def test_reattach_moves_an_engine_at_once(guest):
     first, second = guest.attach("dma0"), guest.iommu.alloc()
     guest.iommu.map(first, DFN, GFN, 1)
@@ -127,6 +131,7 @@ def test_reattach_moves_an_engine_at_once(guest):
     assert guest.ram.bytes[GPA + 4096 : GPA + 4104] == PATTERN_BYTES
 
 
+@pytest.mark.row("defect", "C6")
 def test_partial_results_are_counted_and_kept(guest):
     ctx = guest.attach("dma0")
     guest.iommu.map(ctx, DFN + 2, GFN + 9, 1)
@@ -184,6 +189,7 @@ def test_a_busy_server_asks_for_no_doorbell(guest):
 
 
 @pytest.mark.parametrize("length", [1, 4095, 4096, 4097, 1 << 20, 4 << 20])
+@pytest.mark.row("defect", "A8")
 def test_copies_of_every_size_arrive_byte_for_byte(guest, length):
     ctx, engine = guest.attach("dma0"), guest.engines["dma0"]
     pages = (length + 8191) // 4096

@@ -23,13 +23,6 @@ IOVA = 0x40000000
 NOOP = PvIommuOp(0, 0, 0).pack()
 
 
-@pytest.fixture
-def ram():
-    memory = Ram()
-    yield memory
-    memory.close()
-
-
 def ended(folder, *arguments, fds=()):
     """Run a server that is expected to give up: its exit status and what it said."""
     process = subprocess.run(
@@ -88,6 +81,8 @@ def leave_in_the_middle_of_a_message(guest):
         leave_in_the_middle_of_a_message,
     ],
 )
+@pytest.mark.row("wire", 54)
+@pytest.mark.row("defect", "A14")
 def test_the_next_client_finds_power_on_state_and_nothing_of_the_last_one(serve, leave):
     with Guest(serve.folder, "dma0", "dma1") as first:
         leave(first)
@@ -112,6 +107,7 @@ def test_the_next_client_finds_power_on_state_and_nothing_of_the_last_one(serve,
         assert engine.run(DmaOp.FILL, 8, dst=IOVA).status == DescriptorStatus.DONE
 
 
+@pytest.mark.row("defect", "A14")
 def test_memory_of_a_client_that_is_gone_is_not_written_any_more(serve, ram):
     first = Iommu(serve.folder / "iommu.sock", ram)
     engine = DmaEngine(serve.folder / "dma0.sock", ram).start()
@@ -154,6 +150,8 @@ def test_an_engine_that_was_in_a_context_stays_blocked_when_only_the_iommus_clie
     iommu.close()
 
 
+@pytest.mark.row("defect", "A12")
+@pytest.mark.row("defect", "C18")
 def test_fifty_clients_leave_no_descriptor_behind(serve):
     counts = set()
     for _ in range(50):
@@ -169,6 +167,7 @@ def leave_with_contexts_once(guest):
     assert guest.iommu.map(guest.attach("dma0"), IOVA >> 12, 0x100, 1) == (0, 1)
 
 
+@pytest.mark.row("wire", 57)
 def test_a_second_client_waits_until_the_first_is_gone(serve):
     first = Client.connect(serve.folder / "iommu.sock")
     sock = connect(serve.folder / "iommu.sock", PATIENCE_S)
@@ -199,6 +198,7 @@ def test_another_process_is_refused_while_one_is_connected(serve, ram):
     iommu.close()
 
 
+@pytest.mark.row("wire", 51)
 def test_memory_without_descriptors_is_refused_in_one_line(serve):
     with Client.connect(serve.folder / "iommu.sock") as client:
         client.dma_map(0, 1 << 20)
@@ -223,6 +223,7 @@ def test_an_engine_whose_client_has_other_memory_is_refused(serve, ram):
 # -- starting ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.row("wire", 57)
 def test_a_stale_socket_file_is_replaced(folder, topology):
     with socket.socket(socket.AF_UNIX) as stale:
         stale.bind(str(folder / "iommu.sock"))
@@ -359,7 +360,7 @@ def test_print_capabilities_is_json_and_starts_nothing(folder, topology):
         check=True,
     )
     told = json.loads(process.stdout)
-    assert (told["type"], told["profiles"]) == ("pviommu", ["xen-2024"])
+    assert (told["type"], told["profiles"]) == ("pviommu", ["xen-2024", "xen-v7"])
     assert [function["name"] for function in told["functions"]] == ["iommu", "dma0", "dma1"]
     assert os.listdir(folder) == []
 

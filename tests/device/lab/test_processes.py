@@ -6,6 +6,7 @@ import os
 import select
 import signal
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -74,7 +75,7 @@ def test_interruption_during_start_leaves_a_child_that_can_be_stopped(
 ) -> None:
     def interrupted(*args: Any, **options: Any) -> Any:
         process = popen(*args, **options)
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)  # whatever other threads there are
         return process
 
     popen = subprocess.Popen
