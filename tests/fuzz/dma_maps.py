@@ -11,7 +11,7 @@ import os
 from pviommu.memory import GuestMemoryError
 from pviommu.pci.function import PciFunction
 from vfio_user import Command
-from vfio_user.messages import DmaMap, DmaUnmap
+from vfio_user.messages import DmaMap, DmaMapFlags, DmaUnmap
 
 from .feed import Feed
 from .machine import Descriptors, Talk, open_descriptors, sealed_memory, small_machine
@@ -41,8 +41,11 @@ class _Files(Descriptors):
         super().__init__(sealed, unsealed, os.open(f"/proc/self/fd/{sealed}", os.O_RDONLY))
 
 
+PROTECTION = int(DmaMapFlags.READ | DmaMapFlags.WRITE)
+
+
 class _Client:
-    """One function's client and what it mapped: address and size to file sort (None: no file), offset and flags."""
+    """One function's client and what it mapped: address and size to file sort (None: no file), offset, protection."""
 
     def __init__(self, function: PciFunction, files: _Files) -> None:
         self.talk = Talk(function)
@@ -52,7 +55,8 @@ class _Client:
 
     def map(self, sort: int | None, address: int, size: int, offset: int, flags: int) -> None:
         overlapping = [key for key in self.maps if key[0] < address + size and address < sum(key)]
-        again = self.maps.get((address, size)) == (sort, offset, flags)
+        what = (sort, offset, flags & PROTECTION)  # the access mode is a hint and makes no other mapping
+        again = self.maps.get((address, size)) == what
         fds = [] if sort is None else [self.files.send(sort)]
         reply = self.talk.request(Command.DMA_MAP, DmaMap(DmaMap.SIZE, flags, offset, address, size).pack(), fds)
         accepted = reply is not None
@@ -61,7 +65,7 @@ class _Client:
             assert again or not overlapping, f"{address:#x}+{size:#x} overlaps {overlapping}"
             assert size
             assert not (address | size | offset) % PAGE
-            self.maps[address, size] = (sort, offset, flags)
+            self.maps[address, size] = what
         else:
             assert not again, f"{address:#x}+{size:#x} is mapped so already, which is a success"
         self.check()

@@ -59,8 +59,13 @@ def main(args: argparse.Namespace) -> int:
     episodes = -(-args.steps // EPISODE_STEPS)
     if args.episode is not None and not 0 <= args.episode < episodes:
         return _usage(f"--episode {args.episode}: must be 0..{episodes - 1} for {args.steps} steps")
-    logging.getLogger("pviommu").setLevel(logging.ERROR)  # refused DMA is what is being tried
-    return check(args, [PATHS[name] for name in names])
+    logger = logging.getLogger("pviommu")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # refused DMA is what is being tried
+    try:
+        return check(args, [PATHS[name] for name in names])
+    finally:
+        logger.setLevel(level)
 
 
 def _usage(text: str) -> int:

@@ -297,3 +297,14 @@ def test_a_large_leaf_that_comes_again_is_charged_again():
         assert pool.used == 3
         table.unmap(0, TWO_MIB, past_holes=False)
         assert pool.used == 1
+
+
+def test_a_table_between_two_leaves_is_not_taken_for_one():
+    table, pool = new_table()
+    table.map(0, 0, TWO_MIB, RW)
+    table.map(TWO_MIB, 1, 3, RW)
+    table.map(2 * TWO_MIB, 2 * TWO_MIB, TWO_MIB, RW)
+
+    assert table.unmap(0, 3 * TWO_MIB, past_holes=True) == 2 * TWO_MIB + 3
+
+    assert (table.mapped, pool.used) == (0, 1)
