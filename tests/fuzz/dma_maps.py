@@ -45,7 +45,7 @@ PROTECTION = int(DmaMapFlags.READ | DmaMapFlags.WRITE)
 
 
 class _Client:
-    """One function's client and what it mapped: address and size to file sort (None: no file), offset, protection."""
+    """One function's client and what it mapped: address and size to file sort (None: no file), offset, flags."""
 
     def __init__(self, function: PciFunction, files: _Files) -> None:
         self.talk = Talk(function)
@@ -55,17 +55,19 @@ class _Client:
 
     def map(self, sort: int | None, address: int, size: int, offset: int, flags: int) -> None:
         overlapping = [key for key in self.maps if key[0] < address + size and address < sum(key)]
-        what = (sort, offset, flags & PROTECTION)  # the access mode is a hint and makes no other mapping
-        again = self.maps.get((address, size)) == what
+        before = self.maps.get((address, size))
+        again = before == (sort, offset, flags)
+        # the access mode is a hint: it makes no other mapping, but may itself be refused (without a descriptor)
+        same = before is not None and (*before[:2], before[2] & PROTECTION) == (sort, offset, flags & PROTECTION)
         fds = [] if sort is None else [self.files.send(sort)]
         reply = self.talk.request(Command.DMA_MAP, DmaMap(DmaMap.SIZE, flags, offset, address, size).pack(), fds)
         accepted = reply is not None
         assert reply in (b"", None)
         if accepted:
-            assert again or not overlapping, f"{address:#x}+{size:#x} overlaps {overlapping}"
+            assert same or not overlapping, f"{address:#x}+{size:#x} overlaps {overlapping}"
             assert size
             assert not (address | size | offset) % PAGE
-            self.maps[address, size] = what
+            self.maps[address, size] = before if same else (sort, offset, flags)
         else:
             assert not again, f"{address:#x}+{size:#x} is mapped so already, which is a success"
         self.check()

@@ -53,6 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="scripts/fuzz", description=__doc__.splitlines()[0])
     parser.add_argument("name", choices=NAMES)
     parser.add_argument("--seconds", type=int, default=30, help="CPU time (default: 30)")
+    parser.add_argument("--seed", type=int, default=0, help="of the mutations (default 0: another one each time)")
     parser.add_argument("--work", type=Path, help="folder for new inputs and findings (default: a new one)")
     parser.add_argument("--background", action="store_true", help="only with processor time that nobody else wants")
     parser.add_argument("files", nargs="*", type=Path, metavar="FILE", help="run these inputs only")
@@ -66,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{file}: nothing found")
         return 0
     work = given.work or Path(tempfile.mkdtemp(prefix=f"pviommu-fuzz-{given.name}-"))
-    return _fuzz(given.name, given.seconds, work)
+    return _fuzz(given.name, given.seconds, given.seed, work)
 
 
 def _stand_back() -> None:
@@ -76,7 +77,7 @@ def _stand_back() -> None:
         Path("/proc/self/autogroup").write_text("19")
 
 
-def _fuzz(name: str, seconds: int, work: Path) -> int:
+def _fuzz(name: str, seconds: int, seed: int, work: Path) -> int:
     """Never returns once the fuzzer has begun: its library ends the process."""
     try:
         import atheris
@@ -91,6 +92,7 @@ def _fuzz(name: str, seconds: int, work: Path) -> int:
     options = (
         f"-artifact_prefix={work}/",
         f"-dict={tokens}",
+        f"-seed={seed}",
         f"-max_len={MAX_INPUT}",
         "-len_control=0",
         f"-max_total_time={seconds * WALL_FACTOR}",
