@@ -184,5 +184,9 @@ def main(args: argparse.Namespace) -> int:
         "descriptors_open": len(os.listdir("/proc/self/fd")),
         "peak_memory_kib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
     }
-    log.info("summary", extra={"event": "summary", "fields": fields})
+    log.info(
+        "summary: %d slots, %d pages mapped, %d bytes of DMA, %d faults, %d traps",
+        *(counters.slots, counters.pages_mapped, counters.dma_bytes, counters.faults, counters.traps),
+        extra={"event": "summary", "fields": fields},
+    )
     return 0
