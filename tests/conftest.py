@@ -9,6 +9,13 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# How long an example takes says something about the machine only. Under CI the same code meets the same examples.
+settings.register_profile(
+    "pviommu", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize="CI" in os.environ
+)
+settings.load_profile("pviommu")
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 
