@@ -1,14 +1,20 @@
-"""Fuzzers in the background of a test run: two at a time, with what processor time the tests leave over."""
+"""Fuzzers in the background of a test run: two at a time, with what processor time the tests leave over.
+
+They belong to a process of their own, ``python -m tests.fuzz.campaign FOLDER SECONDS NAME...``: tests count the
+descriptors, children and threads of theirs.
+"""
 
 from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +27,8 @@ SEED = 1
 """One for every run, so that the same code meets the same inputs; `scripts/fuzz` takes a new one each time."""
 AT_ONCE = 2
 PATIENCE_S = 900
+STATUS, LOG = "status", "log"
+"""Files of a target in the campaign's folder: its exit status, once it has ended, and what it printed."""
 _FINDINGS = ("crash-*", "timeout-*", "oom-*", "leak-*")
 
 
@@ -43,44 +51,65 @@ class Campaign:
     """Fuzzes each of ``names`` for ``seconds`` of CPU time, from now on."""
 
     def __init__(self, names: Sequence[str], seconds: int = SECONDS) -> None:
-        self._seconds = seconds
-        self._closing = False
-        self._processes: set[subprocess.Popen[str]] = set()
-        self._pool = ThreadPoolExecutor(AT_ONCE)
-        self._futures: dict[str, Future[Outcome]] = {name: self._pool.submit(self._fuzz, name) for name in names}
-
-    def outcome(self, name: str) -> Outcome:
-        """Wait for a fuzzer."""
-        return self._futures[name].result(PATIENCE_S)
-
-    def close(self) -> None:
-        """End the fuzzers that still run, and start no more."""
-        self._closing = True
-        for process in list(self._processes):
-            process.kill()
-        self._pool.shutdown(cancel_futures=True)
-
-    def _fuzz(self, name: str) -> Outcome:
-        work = Path(tempfile.mkdtemp(prefix=f"pviommu-fuzz-{name}-"))
-        command = [sys.executable, "-m", "tests.fuzz.run", name, "--seconds", str(self._seconds)]
+        self._folder = Path(tempfile.mkdtemp(prefix="pviommu-fuzz-"))
         sources = (CHECKOUT, CHECKOUT / "protocol", CHECKOUT / "device")
-        process = subprocess.Popen(
-            [*command, "--seed", str(SEED), "--work", str(work), "--background"],
-            cwd=work,
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.fuzz.campaign", str(self._folder), str(seconds), *names],
+            cwd=self._folder,
             env=os.environ | {"PYTHONPATH": os.pathsep.join(map(str, sources)), "PYTHONHASHSEED": "0"},
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
-        self._processes.add(process)
-        if self._closing:
-            process.kill()
-        output, _ = process.communicate()
-        self._processes.discard(process)
-        findings = tuple(path for pattern in _FINDINGS for path in work.glob(pattern))
-        if not findings:
-            shutil.rmtree(work)
-        return Outcome(name, process.returncode, output, findings)
+
+    def outcome(self, name: str) -> Outcome:
+        """Wait for a fuzzer. Its status is that of the campaign if that ended before it."""
+        status, limit = self._folder / name / STATUS, time.monotonic() + PATIENCE_S
+        while not status.exists() and self._process.poll() is None:
+            if time.monotonic() > limit:
+                raise TimeoutError(f"fuzz target {name} did not end within {PATIENCE_S} s")
+            time.sleep(0.05)
+        log = self._folder / name / LOG
+        return Outcome(
+            name,
+            int(status.read_text()) if status.exists() else int(self._process.wait()),
+            log.read_text(errors="replace") if log.exists() else "",
+            tuple(path for pattern in _FINDINGS for path in (self._folder / name).glob(pattern)),
+        )
+
+    def close(self) -> None:
+        """End the fuzzers that still run; what they found stays."""
+        if self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+        if not any(True for pattern in _FINDINGS for _ in self._folder.glob(f"*/{pattern}")):
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _fuzz(folder: Path, seconds: str, name: str) -> None:
+    work = folder / name
+    work.mkdir()
+    command = [sys.executable, "-m", "tests.fuzz.run", name, "--seconds", seconds, "--seed", str(SEED)]
+    with (work / LOG).open("wb") as log:
+        done = subprocess.run(
+            [*command, "--work", str(work), "--background"],
+            cwd=work,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            check=False,
+        )
+    (work / "ending").write_text(str(done.returncode))
+    (work / "ending").rename(work / STATUS)
+
+
+def main(folder: str, seconds: str, *names: str) -> None:
+    """The campaign's own process."""
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        for outcome in [pool.submit(_fuzz, Path(folder), seconds, name) for name in names]:
+            outcome.result()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

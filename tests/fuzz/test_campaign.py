@@ -1,3 +1,7 @@
+import os
+import signal
+import threading
+
 import pytest
 
 from .campaign import SECONDS, Campaign
@@ -12,9 +16,19 @@ def test_fuzzing_finds_nothing(campaign, fuzzed):
     assert f"inputs in {SECONDS} s of CPU time" in outcome.output, outcome.report()
 
 
-def test_a_campaign_that_is_closed_leaves_no_process_behind():
+def test_a_campaign_that_is_closed_ends_with_its_fuzzers():
     campaign = Campaign(["version"], seconds=600)
 
     campaign.close()
 
-    assert campaign.outcome("version").status < 0
+    assert campaign.outcome("version").status == -signal.SIGKILL
+
+
+def test_a_campaign_shows_in_nothing_that_tests_count():
+    before = len(os.listdir("/proc/self/fd")), threading.active_count()
+
+    campaign = Campaign(["version"], seconds=600)
+    during = len(os.listdir("/proc/self/fd")), threading.active_count()
+    campaign.close()
+
+    assert during == before
