@@ -179,11 +179,8 @@ class XenV7:
         return _MAP_ERRNO[outcome.stop]
 
     def _is_reserved(self, ctx: int, dfn: int) -> bool:
-        regions = list(self._config.engine.reserved)
-        for stream, context in self._engine.endpoints().items():
-            if context == ctx:
-                regions += self._config.reserved.get(stream, ())
-        return any(region.first <= dfn <= region.last for region in regions)
+        everywhere = [(region.first, region.last) for region in self._engine.config.reserved]
+        return any(first <= dfn <= last for first, last in (*everywhere, *self._engine.direct(ctx)))
 
     def unmap_errno(self, outcome: Outcome) -> int:
         """0 or a negative errno."""
