@@ -53,6 +53,7 @@ struct pv_command {
 		struct pviommu_op_usage usage;
 		struct pviommu_op_batch batch;
 		struct pviommu_op_call call;
+		struct pviommu_op_reserve reserve;
 		u8 bytes[PVIOMMU_PAYLOAD_SIZE];
 	} op;
 };

@@ -456,6 +456,9 @@ static_assert(sizeof(struct pviommu_endpoint_entry) == 16);
 /* carry out an operation of the selected profile whose structure lies in guest memory, as a */
 /* hypercall's does */
 #define PVIOMMU_OWN_CALL                        6
+/* set pool pages aside for a context, so that maps which need no more of them cannot fail for */
+/* lack of any */
+#define PVIOMMU_OWN_RESERVE                     7
 
 /* Flags of BATCH. */
 /* unmap the elements; mfn and flags of each are ignored then */
@@ -795,6 +798,19 @@ struct pviommu_op_call {
 	__le32	pad0;
 };
 static_assert(sizeof(struct pviommu_op_call) == 16);
+
+/**
+ * struct pviommu_op_reserve - RESERVE: the context holds at least pages pages of the pool from now on, whatever it has mapped
+ * @ctx_no: context
+ * @pad0: 0
+ * @pages: pool pages, the root's included
+ */
+struct pviommu_op_reserve {
+	__le16	ctx_no;
+	__le16	pad0;
+	__le32	pages;
+};
+static_assert(sizeof(struct pviommu_op_reserve) == 8);
 
 /**
  * struct pviommu_op_usage - QUERY_USAGE: all fields are OUT

@@ -170,6 +170,7 @@ PVIOMMU = Interface(
                 ("op_batch", slots.Batch),
                 ("map_op", slots.MapOp),
                 ("op_call", slots.Call),
+                ("op_reserve", slots.Reserve),
                 ("op_usage", slots.Usage),
             ),
         ),

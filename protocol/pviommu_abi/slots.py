@@ -350,6 +350,8 @@ class OwnOp(IntEnum):
     """map or unmap each element of an array in guest memory, with a status each (the interface of 2014)"""
     CALL = 6
     """carry out an operation of the selected profile whose structure lies in guest memory, as a hypercall's does"""
+    RESERVE = 7
+    """set pool pages aside for a context, so that maps which need no more of them cannot fail for lack of any"""
 
 
 class Binding(Record):
@@ -413,6 +415,18 @@ class Call(Record):
     address: Annotated[int, U64, "guest physical address of the structure, a multiple of 8"]
     op: Annotated[int, U32, "XenV7Op; 0 under profile xen-2024, whose structure holds its number"]
     pad0: Annotated[int, U32, "0"] = 0
+
+
+class Reserve(Record):
+    """RESERVE: the context holds at least ``pages`` pages of the pool from now on, whatever it has mapped.
+
+    A number lower than before gives pages back. Default or unknown context -EINVAL; pool exhausted -ENOMEM, and then
+    nothing changes. The reservation ends with the context.
+    """
+
+    ctx_no: Annotated[int, U16, "context"]
+    pad0: Annotated[int, U16, "0"] = 0
+    pages: Annotated[int, U32, "pool pages, the root's included"] = 0
 
 
 XEN_2024_RECORDS: dict[Xen2024Op, type[Record]] = {

@@ -294,6 +294,16 @@ class Engine:
                 context.clone.edit(first, count)
         return outcome
 
+    def reserve(self, ctx: int, pages: int) -> Stop | None:
+        """Let a context hold at least `pages` pool pages, its root's included, until it is freed.
+
+        DEFAULT_CONTEXT, NO_CONTEXT and POOL_EXHAUSTED change nothing. Direct regions are charged beside it.
+        """
+        context = self._contexts.get(ctx)
+        if context is None:
+            return Stop.DEFAULT_CONTEXT if ctx == DEFAULT_CONTEXT else Stop.NO_CONTEXT
+        return None if context.table.reserve(pages) else Stop.POOL_EXHAUSTED
+
     def lookup(self, ctx: int, dfn: int) -> tuple[int, Access] | None:
         """(gfn, access) of a page; None when it is not mapped or there is no such context (see has_context)."""
         run = self._find_run(ctx, dfn, 1)

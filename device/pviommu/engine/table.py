@@ -53,7 +53,7 @@ class PageTable:
     Raises MemoryError from the constructor when the pool has no page for the root, and from nowhere else.
     """
 
-    __slots__ = ("_charged", "_limit", "_pool", "_root", "mapped", "shifts")
+    __slots__ = ("_charged", "_limit", "_pool", "_reserve", "_root", "mapped", "shifts")
 
     def __init__(self, pool: Pool, frames: int) -> None:
         """`frames`: DFNs of this table are below it; it decides the number of levels, three or more."""
@@ -65,6 +65,7 @@ class PageTable:
         self._limit = frames
         self._pool = pool
         self._charged = 1
+        self._reserve = 0
         self._root = _empty()
         self.mapped = 0
         """Pages mapped."""
@@ -98,7 +99,6 @@ class PageTable:
         Without `starts` they go on from the call of the page before them, which `joins` has told to be possible.
         """
         position, end = dfn, dfn + nr
-        pool = self._pool
         flags = START | kind if starts else kind
         while position < end:
             table, shift = self._reach(position)
@@ -109,7 +109,7 @@ class PageTable:
             count = end - position if not shift else self._large_leaves(position, gfn, end, shift)
             if not count:
                 # All tables below are missing too: take them together or not at all.
-                if pool.free < shift // LEVEL_BITS:
+                if self._free() < shift // LEVEL_BITS:
                     break
                 self._charge(1)
                 slots[index] = _empty()
@@ -137,7 +137,7 @@ class PageTable:
         """How many leaves of this level a map may store from here on, as far as alignment and pool allow."""
         if shift > LARGEST_LEAF or (position | gfn) & (1 << shift) - 1:
             return 0
-        return min((end - position) >> shift, self._pool.free // LEAF_CHARGE[shift])
+        return min((end - position) >> shift, self._free() // LEAF_CHARGE[shift])
 
     def unmap(self, dfn: int, nr: int, *, past_holes: bool) -> int:
         """Remove pages in order, splitting leaves at both ends; returns how many were removed.
@@ -236,11 +236,26 @@ class PageTable:
 
     def release(self) -> None:
         """Drop every mapping and return all pages, the root's too. The table is not used after that."""
+        self.reserve(0)
         self._charge(-self._charged)
 
+    def reserve(self, pages: int) -> bool:
+        """Hold at least `pages` pages from now on, the root's included; False and no change when the pool is
+        exhausted.
+        """
+        if not self._pool.take(max(pages, self._charged) - max(self._reserve, self._charged)):
+            return False
+        self._reserve = pages
+        return True
+
+    def _free(self) -> int:
+        """Pages that this table may still take."""
+        return self._pool.free + max(0, self._reserve - self._charged)
+
     def _charge(self, pages: int) -> None:
+        before = max(self._reserve, self._charged)
         self._charged += pages
-        self._pool.give(-pages)
+        self._pool.give(before - max(self._reserve, self._charged))
 
     def _split(self, table: Table, index: int, shift: int) -> None:
         """Replace a leaf by a table of the next smaller ones. Charges nothing: the leaf stood for that table."""

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from pviommu_abi.slots import DEFAULT_CONTEXT, Binding, Call, Errno, OwnOp, Usage
+from pviommu_abi.slots import DEFAULT_CONTEXT, Binding, Call, Errno, OwnOp, Reserve, Usage
 
 from ..counters import Counters
-from ..engine import Engine
+from ..engine import Engine, Stop
 from .batch import BatchOperations
 from .bindings import Bindings, sbdf_of
 from .events import EventRing
-from .profile import REFUSED, Answer, Reply, XenProfile
+from .profile import DONE, REFUSED, Answer, Reply, XenProfile
 
 __all__ = ["OwnOperations"]
 
@@ -104,3 +104,14 @@ class OwnOperations:
         if self.profile is None or op.pad0 or any(payload[Call.SIZE :]) or op.address % _CALL_ALIGNMENT:
             return REFUSED
         return self.profile.call(op.op, op.address)
+
+    def op_reserve(self, payload: bytes) -> Reply:
+        op = Reserve.unpack(payload)
+        if op.pad0 or any(payload[Reserve.SIZE :]):
+            return REFUSED
+        if self.profile is not None and self.profile.denied:
+            return Reply(self.profile.denied)
+        stop = self._engine.reserve(op.ctx_no, op.pages)
+        if stop is None:
+            return DONE
+        return Reply(-Errno.ENOMEM) if stop is Stop.POOL_EXHAUSTED else REFUSED

@@ -308,3 +308,41 @@ def test_a_table_between_two_leaves_is_not_taken_for_one():
     assert table.unmap(0, 3 * TWO_MIB, past_holes=True) == 2 * TWO_MIB + 3
 
     assert (table.mapped, pool.used) == (0, 1)
+
+
+def test_reserve_holds_pages_that_maps_then_take():
+    table, pool = new_table(8)
+    other = PageTable(pool, 1 << 27)
+
+    assert table.reserve(5)
+    assert (pool.used, pool.free) == (6, 2)
+    other.map(0, 0, 1, RW)
+
+    assert pool.free == 0
+    assert other.map(1 << 18, 0, 1, RW) == 0
+    assert table.map(0, 0, 1, RW) == 1
+    assert table.map(1 << 18, 0, 1, RW) == 1
+    assert pool.used == 8
+    assert table.map(2 << 18, 0, 1, RW) == 0
+
+
+def test_reserve_beyond_the_pool_changes_nothing():
+    table, pool = new_table(8)
+
+    assert table.reserve(4)
+    assert not table.reserve(9)
+    assert pool.used == 4
+
+
+def test_reserve_is_given_back_when_lowered_and_on_release():
+    table, pool = new_table(8)
+    table.reserve(8)
+    table.map(0, 0, 1, RW)
+
+    assert table.reserve(0)
+    assert pool.used == 3
+    table.reserve(8)
+    table.unmap(0, 1, past_holes=False)
+    assert pool.used == 8
+    table.release()
+    assert pool.used == 0

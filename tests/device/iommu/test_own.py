@@ -4,7 +4,7 @@ from pviommu.endpoints.dma import DmaRefusedError
 from pviommu.engine import Access
 from pviommu.iommu.own import OwnOperations
 from pviommu_abi.shared import EventReason
-from pviommu_abi.slots import Binding, Errno, OpClass, OwnOp, PvIommuOp, Usage, Xen2024Op
+from pviommu_abi.slots import Binding, Errno, OpClass, OwnOp, PvIommuOp, Reserve, Usage, Xen2024Op
 
 from ..conftest import DEVFN, STREAM
 
@@ -17,7 +17,7 @@ def binding(name="dma0", **fields):
     return Binding(0, 0, DEVFN[name], **({"stream": STREAM[name]} | fields)).pack()
 
 
-@pytest.mark.parametrize("op", [0, 7, 255])
+@pytest.mark.parametrize("op", [0, 8, 255])
 @pytest.mark.row("defect", "C10")
 def test_an_unknown_own_operation_is_eopnotsupp(driver, op):
     assert own(driver, op)[0] == -Errno.EOPNOTSUPP
@@ -89,6 +89,39 @@ def test_query_usage_counts_lost_events(driver):
     for _ in range(258):
         driver.iommu.report(EventReason.NOT_MAPPED, Access.READ, 1, 0, 1)
     assert Usage.unpack(own(driver, OwnOp.QUERY_USAGE)[1]).events_lost == 2
+
+
+def reserve(driver, ctx, pages):
+    return own(driver, OwnOp.RESERVE, Reserve(ctx, 0, pages).pack())[0]
+
+
+def test_reserve_sets_pool_pages_aside_until_the_context_is_freed(driver):
+    _, ctx = driver.alloc()
+
+    assert reserve(driver, ctx, 4096) == 0
+    assert driver.iommu.engine.usage().pool_pages_used == 4096
+    assert driver.call(PvIommuOp(Xen2024Op.ALLOC_CONTEXT, 0, 0).pack())[0] == -Errno.ENOMEM
+    driver.free(ctx)
+    assert driver.iommu.engine.usage().pool_pages_used == 0
+
+
+def test_reserve_beyond_the_pool_is_enomem_and_changes_nothing(driver):
+    _, ctx = driver.alloc()
+
+    assert reserve(driver, ctx, 4097) == -Errno.ENOMEM
+    assert driver.iommu.engine.usage().pool_pages_used == 1
+
+
+def test_reserve_for_no_context_or_the_default_one_is_einval(driver):
+    assert reserve(driver, 0, 1) == -Errno.EINVAL
+    assert reserve(driver, 7, 1) == -Errno.EINVAL
+
+
+def test_reserve_with_padding_is_einval(driver):
+    _, ctx = driver.alloc()
+
+    assert own(driver, OwnOp.RESERVE, Reserve(ctx, 1, 1).pack())[0] == -Errno.EINVAL
+    assert own(driver, OwnOp.RESERVE, Reserve(ctx, 0, 1).pack() + b"\x01")[0] == -Errno.EINVAL
 
 
 def test_only_what_moves_endpoints_or_may_do_so_waits_for_all_rings():
