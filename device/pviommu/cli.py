@@ -14,7 +14,13 @@ __all__ = ["main"]
 _COMMANDS = {
     "serve": ("pviommu.serve", "serve a topology to QEMU"),
     "lab run": ("pviommu.lab.run", "boot a guest on it and judge the run"),
+    "lab matrix": ("pviommu.lab.matrix", "run every kernel, profile, mode and number of vCPUs, one table"),
+    "doctor": ("pviommu.lab.doctor", "say what this machine can run and what is missing"),
+    "bench engine": ("pviommu.bench.engine", "measure engine, rings and DMA in one process"),
+    "bench ring": ("pviommu.bench.ring", "measure round trips to a server, and what it costs while idle"),
     "bench peers": ("pviommu.bench.peers", "measure it beside QEMU's own IOMMUs"),
+    "bench report": ("pviommu.bench.report", "put measured figures into a document"),
+    "build-core": ("pviommu.native.build", "compile the native core, which makes the device fast"),
     "selfcheck": ("pviommu.selfcheck.command", "check engine, ring and wire against a model"),
 }
 """Command words, the module with ``add_arguments`` and ``main``, and the help line."""

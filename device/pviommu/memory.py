@@ -18,12 +18,13 @@ import logging
 import mmap
 import os
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from vfio_user import DmaMapping, RequestError
 
+from .engine.results import PackedRuns
 from .inputs import Inputs
 
 __all__ = ["GuestMemory", "GuestMemoryError", "Mapping", "MemoryFile"]
@@ -131,6 +132,29 @@ class _Piece(NamedTuple):
     length: int
 
 
+class _Reached(NamedTuple):
+    """A range that was accessed last: its first and its end GPA, the bytes of its file, and where GPA 0 would be."""
+
+    first: int
+    end: int
+    view: memoryview
+    origin: int
+
+
+_NOWHERE = _Reached(0, 0, memoryview(b""), 0)
+
+
+class Copier(Protocol):
+    """What copies requests of many runs, as long as they stay in files that are mapped."""
+
+    def set(self, pieces: Iterable[tuple[int, memoryview]]) -> None:
+        """What is mapped, in order: GPA and bytes. The views stay valid until the next call."""
+
+    def has(self, runs: PackedRuns) -> bool: ...
+    def read(self, runs: PackedRuns) -> bytes | None: ...
+    def write(self, runs: PackedRuns, data: bytes | bytearray | memoryview) -> bool: ...
+
+
 class GuestMemory:
     """The guest memory of one connection. ``changed`` is called after each change of what is RAM."""
 
@@ -142,11 +166,20 @@ class GuestMemory:
         self._files: dict[tuple[tuple[int, int], bool], MemoryFile] = {}
         """by key, and whether opened for writing"""
         self._neighbours: list[GuestMemory] = []
+        self.copier: Copier | None = None
+        """copies without passing the inputs; none has to"""
+        self._copier_knows = False
+        self._last: _Reached = _NOWHERE
 
     def belongs_with(self, other: GuestMemory) -> None:
         """Both are views of one guest's memory: neither may map a GPA to something else than the other does."""
         self._neighbours.append(other)
         other._neighbours.append(self)
+
+    def _changed_maps(self) -> None:
+        """Forget what was derived from the ranges: one came or goes."""
+        self._copier_knows = False
+        self._last = _NOWHERE
 
     # -- what the client says ---------------------------------------------------------------------------------------
 
@@ -168,6 +201,7 @@ class GuestMemory:
             place = bisect_right(self._starts, mapping.address)
             self._starts.insert(place, mapping.address)
             self._mappings.insert(place, mapping)
+            self._changed_maps()
             if file is not None:
                 file.users += 1
         finally:
@@ -224,6 +258,7 @@ class GuestMemory:
         if place < 0 or self._mappings[place].address != address or self._mappings[place].size != size:
             raise RequestError(errno.ENOENT, f"unmap [{address:#x}, +{size:#x}): no range was mapped so")
         mapping = self._mappings.pop(place)
+        self._changed_maps()
         del self._starts[place]
         if mapping.is_ram:
             self.changed()
@@ -236,6 +271,7 @@ class GuestMemory:
         had_ram = any(mapping.is_ram for mapping in self._mappings)
         self._starts.clear()
         self._mappings.clear()
+        self._changed_maps()
         if had_ram:
             self.changed()
         for file in self._files.values():
@@ -292,6 +328,15 @@ class GuestMemory:
 
     def read(self, runs: Sequence[tuple[int, int]]) -> bytes:
         """The bytes of ``runs``, ``(GPA, length)`` each, one after the other. Raises :class:`GuestMemoryError`."""
+        if len(runs) == 1:  # most are, and a megabyte is copied in the time of some lines of Python
+            gpa, length = runs[0]
+            first, end, view, origin = self._last
+            if first <= gpa and gpa + length <= end:
+                return self._inputs.copy(view[gpa + origin : gpa + origin + length])
+        copier = self._copier_for(runs)
+        data = copier.read(runs) if copier and isinstance(runs, PackedRuns) else None
+        if data is not None:
+            return data
         return b"".join(self._read_piece(piece) for gpa, length in runs for piece in self._pieces(gpa, length))
 
     def write(self, runs: Sequence[tuple[int, int]], data: bytes | bytearray | memoryview) -> None:
@@ -300,6 +345,15 @@ class GuestMemory:
         A file that is not mapped may also refuse in the middle, for want of space or because it was sealed
         meanwhile; what was written before stays, and the error is the same.
         """
+        if len(runs) == 1:
+            gpa, length = runs[0]
+            first, end, view, origin = self._last
+            if first <= gpa and gpa + length <= end and len(data) == length:
+                view[gpa + origin : gpa + origin + length] = data
+                return
+        copier = self._copier_for(runs)
+        if copier and isinstance(runs, PackedRuns) and copier.write(runs, data):
+            return
         pieces = [piece for gpa, length in runs for piece in self._pieces(gpa, length)]
         source, position = memoryview(data), 0
         for piece in pieces:
@@ -308,8 +362,24 @@ class GuestMemory:
 
     def check(self, runs: Sequence[tuple[int, int]]) -> None:
         """Raise :class:`GuestMemoryError` if part of ``runs`` is not RAM."""
+        copier = self._copier_for(runs)
+        if copier and isinstance(runs, PackedRuns) and copier.has(runs):
+            return
         for gpa, length in runs:
             self._pieces(gpa, length)
+
+    def _copier_for(self, runs: Sequence[tuple[int, int]]) -> Copier | None:
+        """The copier, if it can do anything with ``runs``; it has been told what is mapped."""
+        if self.copier is None or not isinstance(runs, PackedRuns):
+            return None
+        if not self._copier_knows:
+            self.copier.set(
+                (mapping.address, mapping.file.view[mapping.offset : mapping.offset + mapping.size])
+                for mapping in self._mappings
+                if mapping.is_ram and mapping.file is not None and mapping.file.view is not None
+            )
+            self._copier_knows = True
+        return self.copier
 
     def _pieces(self, gpa: int, length: int) -> list[_Piece]:
         """``[gpa, gpa + length)``, one piece for each range it crosses."""
@@ -322,6 +392,9 @@ class GuestMemory:
                 raise GuestMemoryError(gpa, "not guest RAM")
             take = min(end, mapping.end) - gpa
             if mapping.file is not None:
+                if mapping.file.view is not None:
+                    origin = mapping.offset - mapping.address
+                    self._last = _Reached(mapping.address, mapping.end, mapping.file.view, origin)
                 pieces.append(_Piece(gpa, mapping.file, mapping.offset + gpa - mapping.address, take))
             gpa += take
             place += 1

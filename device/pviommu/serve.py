@@ -21,6 +21,7 @@ from .engine import DefaultPolicy
 from .inputs import LiveInputs
 from .iommu.capability_area import iova_ranges, reserved_regions
 from .iommu.function import PAGE_SIZES
+from .iommu.ring_core import DeviceCore
 from .pci.function import Environment
 from .server import DEFAULT_SPIN_NS, Server, close_all, listen_all
 from .topology import ENDPOINTS, Machine, Topology, TopologyError, load
@@ -30,6 +31,7 @@ __all__ = ["add_arguments", "main"]
 log = logging.getLogger(__name__)
 
 PROFILES = ("xen-2024", "xen-v7")
+CORES = ("auto", "native", "python")
 EXIT_USAGE = 2
 EXIT_ENVIRONMENT = 3
 
@@ -64,6 +66,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pidfile", type=Path, metavar="FILE", help="written once all sockets listen")
     parser.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
     parser.add_argument("--log-format", choices=("text", "json"), default="text", help="json: one object a line")
+    parser.add_argument(
+        "--core",
+        choices=CORES,
+        default=CORES[0],
+        help="what carries out maps, unmaps and translations: the native core, Python, or (auto) the native one if it "
+        "was built, by `pviommu build-core` or the lab",
+    )
     parser.add_argument(
         "--spin-us",
         type=int,
@@ -130,6 +139,12 @@ def _given_descriptors(options: list[str], names: set[str]) -> dict[str, int]:
     return given
 
 
+def _native_core() -> DeviceCore | None:
+    from .native.core import native_core  # only what is asked for costs start-up time
+
+    return native_core()
+
+
 def main(args: argparse.Namespace) -> int:
     """Run ``pviommu serve``; returns its exit status."""
     try:
@@ -154,7 +169,11 @@ def main(args: argparse.Namespace) -> int:
     logs.set_up(args.log_level, args.log_format)
     counters = Counters()
     inputs = LiveInputs()
-    machine = Machine.build(topology, Environment(inputs, counters))
+    core = None if args.core == "python" else _native_core()
+    if core is None and args.core == "native":
+        print("pviommu: --core native: the native core is not built, run: pviommu build-core", file=sys.stderr)
+        return EXIT_ENVIRONMENT
+    machine = Machine.build(topology, Environment(inputs, counters), core)
     try:
         sockets = listen_all(machine, args.socket_dir, given)
     except OSError as error:
@@ -166,7 +185,12 @@ def main(args: argparse.Namespace) -> int:
         with server.stopped_by_signals():
             if args.pidfile:
                 args.pidfile.write_text(f"{os.getpid()}\n")
-            log.info("listening on %s", ", ".join(sorted(sockets)), extra={"event": "listening"})
+            name = machine.iommu.engine.core_name
+            log.info(
+                "listening on %s, %s core",
+                *(", ".join(sorted(sockets)), name),
+                extra={"event": "listening", "fields": {"core": name}},
+            )
             server.run()
     except OSError as error:
         print(f"pviommu: {error}", file=sys.stderr)

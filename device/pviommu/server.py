@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 
 DEFAULT_SPIN_NS = 200_000
 """How long the rings are polled after the last work."""
+CORE_SPIN_NS = 20_000
+"""How long the core polls the rings by itself between two turns; sockets wait that long."""
 SOCKET_TURNS = 16
 """Turns of a busy loop between two looks at the sockets, if they are short."""
 LOOK_NS = 1_000_000
@@ -170,7 +172,12 @@ class Server:
 
     def turn(self, *, look_at_sockets: bool = True) -> None:
         """One turn: work; look at sockets or sleep."""
-        if self._machine.work():
+        iommu = self._machine.iommu
+        look_at_sockets |= iommu.has_core  # whose turns are long
+        worked = self._machine.work()
+        if iommu.has_core and not self._armed and not self._machine.endpoints_busy:
+            worked |= iommu.spin(CORE_SPIN_NS)
+        if worked:
             now = self._inputs.now_ns()
             self._wake(now)
             if look_at_sockets or now - self._looked_at >= LOOK_NS:

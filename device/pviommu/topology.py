@@ -37,6 +37,7 @@ from .endpoints.template import Template
 from .engine import PAGE_MASK, PAGE_SHIFT, DefaultPolicy, EngineConfig, ReservedRegion
 from .iommu.bindings import sbdf_of
 from .iommu.function import NO_STREAM, IommuConfig, PvIommu
+from .iommu.ring_core import DeviceCore
 from .pci.config_space import Identity
 from .pci.function import Environment, PciFunction
 
@@ -226,11 +227,13 @@ class Machine:
 
     iommu: PvIommu
     endpoints: dict[str, Endpoint]
+    endpoints_busy: bool = False
+    """whether endpoints had something to do in the last :meth:`work`"""
 
     @classmethod
-    def build(cls, topology: Topology, environment: Environment) -> Machine:
-        """Power on everything that ``topology`` names."""
-        iommu = PvIommu(topology.iommu.name, topology.iommu_config(), environment)
+    def build(cls, topology: Topology, environment: Environment, core: DeviceCore | None = None) -> Machine:
+        """Power on everything that ``topology`` names. ``core``: one that no other machine has, else Python's."""
+        iommu = PvIommu(topology.iommu.name, topology.iommu_config(), environment, core)
         endpoints = {
             entry.name: ENDPOINTS[entry.kind](entry.name, entry.stream, iommu, environment)
             for entry in topology.endpoint
@@ -245,9 +248,11 @@ class Machine:
     def work(self) -> bool:
         """One bounded step of everything that has something to do. Whether anything had."""
         done = self.iommu.work()
+        busy = False
         for endpoint in self.endpoints.values():
-            done |= endpoint.work()
-        return done
+            busy |= endpoint.work()
+        self.endpoints_busy = busy
+        return done or busy
 
     def close(self) -> None:
         """Give everything back."""

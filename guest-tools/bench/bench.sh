@@ -1,12 +1,14 @@
 #!/bin/sh
 # SPDX-License-Identifier: MIT
 #
-# Measures DMA-API map + unmap of one page with pv_bench.ko, behind whatever IOMMU this machine has. Takes the place of
-# /tests/main.sh. /lab/bench sets: modules, device, operations, rounds, warm_up, count_operations.
+# Measures DMA-API map + unmap with pv_bench.ko, behind whatever IOMMU this machine has. Takes the place of
+# /tests/main.sh. /lab/bench sets: modules, options (their parameters), device, granules (pages of a map), threads,
+# operations, rounds, warm_up, count_operations, witness (1: the kernel's own benchmark, too).
 #
 # Standard output and descriptor 3 are the channel to the host. Lines to the host begin with "bench":
 #   fact NAME VALUE    something to note
 #   round N ...        what pv_bench says of one round
+#   witness ...        what the kernel's own benchmark says
 #   mark NAME          the guest waits until the host answers with a line
 #   failed TEXT        no use going on
 
@@ -25,19 +27,27 @@ mark() {
 	read -r answer <&3 || fail "the host closed the channel at $1"
 }
 
-# run OPERATIONS: leaves the result in $result
+# run OPERATIONS PAGES THREADS: leaves the result in $result
 run() {
-	echo "$1" >"$debugfs/config" || fail "pv_bench refuses $1 operations"
-	result=$(cat "$debugfs/result") || fail "pv_bench does not measure $1 operations"
+	echo "$*" >"$debugfs/config" || fail "pv_bench refuses $1 operations on $2 pages by $3 threads"
+	result=$(cat "$debugfs/result") || fail "pv_bench does not measure $1 operations on $2 pages by $3 threads"
 }
 
-for module in $modules pv_bench; do
-	modprobe "$module" || fail "the module $module does not load"
+# bind DRIVER: the measured device gets this driver
+bind() {
+	[ ! -e "$sysfs/driver" ] || echo "$device" >"$sysfs/driver/unbind"
+	echo "$1" >"$sysfs/driver_override"
+	echo "$device" >/sys/bus/pci/drivers_probe
+	[ -e "$sysfs/driver" ] || fail "$1 does not bind to $device"
+}
+
+for module in $modules; do
+	# shellcheck disable=SC2086 # several parameters
+	modprobe "$module" $options || fail "the module $module does not load with: ${options:-no parameters}"
 done
+modprobe pv_bench || fail "the module pv_bench does not load"
 [ -d "$sysfs" ] || fail "there is no device $device"
-echo pv_bench >"$sysfs/driver_override"
-echo "$device" >/sys/bus/pci/drivers_probe
-[ -e "$sysfs/driver" ] || fail "pv_bench does not bind to $device"
+bind pv_bench
 
 if [ -e "$sysfs/iommu_group" ]; then
 	echo "bench fact group_type $(cat "$sysfs/iommu_group/type")"
@@ -47,18 +57,28 @@ fi
 iommu=$(readlink "$sysfs/iommu") && echo "bench fact iommu ${iommu##*/}"
 
 if [ "$rounds" -gt 0 ]; then
-	run "$warm_up"
-	round=1
-	while [ "$round" -le "$rounds" ]; do
-		run "$operations"
-		echo "bench round $round $result"
-		round=$((round + 1))
+	for granule in $granules; do
+		run "$warm_up" "$granule" "$threads"
+		round=1
+		while [ "$round" -le "$rounds" ]; do
+			run "$operations" "$granule" "$threads"
+			echo "bench round $round $result"
+			round=$((round + 1))
+		done
 	done
 fi
 
 if [ "$count_operations" -gt 0 ]; then
 	mark count-begin
 	mark count-empty
-	run "$count_operations"
+	run "$count_operations" "${granules%% *}" 1
 	mark count-end
+fi
+
+if [ "$witness" = 1 ]; then
+	bind dma_map_benchmark
+	for granule in $granules; do
+		result=$(pv_mapbench "$granule" "$threads" 1) || fail "pv_mapbench does not measure $granule pages"
+		echo "bench witness $result"
+	done
 fi

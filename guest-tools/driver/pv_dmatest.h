@@ -69,12 +69,15 @@ int pvdt_tests_run(struct pv_ktap *ktap);
  *	held, its removal waits
  * @put: gives it back
  * @run: runs one request; 0, or -ETIMEDOUT. The request says what became of it
+ * @run_many: runs as many as PVDT_ENTRIES
  * @pci_dev: its PCI function
  */
 struct pvdt_client_ops {
 	struct pvdt *(*get)(unsigned int number);
 	void (*put)(struct pvdt *engine);
 	int (*run)(struct pvdt *engine, struct pvdt_request *request, enum pvdt_wait wait);
+	int (*run_many)(struct pvdt *engine, struct pvdt_request *requests, unsigned int count,
+			enum pvdt_wait wait);
 	struct pci_dev *(*pci_dev)(struct pvdt *engine);
 };
 

@@ -48,6 +48,30 @@ bool pvdt_guarded(const u8 *data, size_t size);
 bool pvdt_expect_done(struct pv_ktap *ktap, struct pvdt *engine,
 		      struct pvdt_request *request, enum pvdt_wait wait);
 
+/* pv_dmatest_tests.c */
+void pvdt_test_coherent(struct pv_ktap *ktap, void *subject, unsigned long size);
+void pvdt_test_single(struct pv_ktap *ktap, void *subject, unsigned long length);
+extern const struct pv_ktap_case pvdt_all_cases[];
+extern const unsigned int pvdt_nr_all_cases;
+extern const struct pv_ktap_case pvdt_quick_cases[];
+extern const unsigned int pvdt_nr_quick_cases;
+
+/* pv_dmatest_late.c, pv_dmatest_plain.c, pv_dmatest_storm.c, pv_dmatest_lost.c */
+extern const struct pv_ktap_case pvdt_strict_cases[];
+extern const unsigned int pvdt_nr_strict_cases;
+extern const struct pv_ktap_case pvdt_lazy_cases[];
+extern const unsigned int pvdt_nr_lazy_cases;
+extern const struct pv_ktap_case pvdt_plain_cases[];
+extern const unsigned int pvdt_nr_plain_cases;
+extern const struct pv_ktap_case pvdt_storm_cases[];
+extern const unsigned int pvdt_nr_storm_cases;
+extern const struct pv_ktap_case pvdt_long_storm_cases[];
+extern const unsigned int pvdt_nr_long_storm_cases;
+extern const struct pv_ktap_case pvdt_lost_cases[];
+extern const unsigned int pvdt_nr_lost_cases;
+extern const struct pv_ktap_case pvdt_paused_cases[];
+extern const unsigned int pvdt_nr_paused_cases;
+
 /* pv_dmatest_engine.c */
 void pvdt_test_checksum(struct pv_ktap *ktap, void *subject, unsigned long length);
 void pvdt_test_verify(struct pv_ktap *ktap, void *subject, unsigned long planted);

@@ -227,6 +227,7 @@ const struct pvdt_client_ops pvdt_client_ops = {
 	.get = pvdt_get,
 	.put = pvdt_put,
 	.run = pvdt_run,
+	.run_many = pvdt_run_many,
 	.pci_dev = pvdt_pci_dev,
 };
 

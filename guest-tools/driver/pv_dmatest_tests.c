@@ -103,7 +103,7 @@ static void pvdt_test_2m_crossing(struct pv_ktap *ktap, void *subject, unsigned 
 	pvdt_buffer_unmap(engine, &buffer);
 }
 
-static void pvdt_test_coherent(struct pv_ktap *ktap, void *subject, unsigned long size)
+void pvdt_test_coherent(struct pv_ktap *ktap, void *subject, unsigned long size)
 {
 	struct pvdt_request request = { .op = PVDT_OP_COPY, .length = size / 2 };
 	struct pvdt *engine = subject;
@@ -122,7 +122,7 @@ static void pvdt_test_coherent(struct pv_ktap *ktap, void *subject, unsigned lon
 	dma_free_coherent(pvdt_dev(engine), size, cpu, iova);
 }
 
-static void pvdt_test_single(struct pv_ktap *ktap, void *subject, unsigned long length)
+void pvdt_test_single(struct pv_ktap *ktap, void *subject, unsigned long length)
 {
 	struct pvdt_request request = {
 		.op = PVDT_OP_FILL, .length = length, .pattern = PVDT_PATTERN
@@ -198,7 +198,7 @@ static void pvdt_test_high_frame(struct pv_ktap *ktap, void *subject, unsigned l
 		pvdt_copy(ktap, engine, &copy);
 }
 
-static const struct pv_ktap_case pvdt_cases[] = {
+const struct pv_ktap_case pvdt_all_cases[] = {
 	{ "copies 1 byte", pvdt_test_copy, 1 },
 	{ "copies 2 bytes", pvdt_test_copy, 2 },
 	{ "copies 3 bytes", pvdt_test_copy, 3 },
@@ -237,22 +237,12 @@ static const struct pv_ktap_case pvdt_cases[] = {
 	{ "a DMA_TO_DEVICE mapping cannot be written through", pvdt_test_read_only },
 };
 
-static const struct pv_ktap_case pvdt_quick_cases[] = {
+const unsigned int pvdt_nr_all_cases = ARRAY_SIZE(pvdt_all_cases);
+
+const struct pv_ktap_case pvdt_quick_cases[] = {
 	{ "copies 8191 bytes", pvdt_test_copy, 8191 },
 	{ "reaches a coherent page", pvdt_test_coherent, SZ_4K },
 	{ "completion comes by interrupt", pvdt_test_interrupt },
 };
 
-int pvdt_tests_run(struct pv_ktap *ktap)
-{
-	unsigned int count = ARRAY_SIZE(pvdt_cases);
-	const struct pv_ktap_case *cases = pvdt_cases;
-
-	if (ktap->quick) {
-		count = ARRAY_SIZE(pvdt_quick_cases);
-		cases = pvdt_quick_cases;
-	}
-	pv_ktap_print(ktap, "KTAP version 1\n1..%u\n", count);
-	pv_ktap_cases(ktap, cases, count, 1, ktap->context);
-	return 0;
-}
+const unsigned int pvdt_nr_quick_cases = ARRAY_SIZE(pvdt_quick_cases);

@@ -4,11 +4,12 @@
 #define _PV_IOMMU_H
 
 #include <linux/atomic.h>
-#include <linux/bitmap.h>
+#include <linux/cache.h>
 #include <linux/iommu.h>
 #include <linux/list.h>
 #include <linux/mutex.h>
 #include <linux/pci.h>
+#include <linux/sizes.h>
 #include <linux/spinlock.h>
 #include <linux/wait.h>
 
@@ -25,36 +26,68 @@
 #endif
 
 #define PV_RING_ENTRIES		1024
+#define PV_RING_ALIGNMENT	SZ_4K
 #define PV_EVENT_LOG_ENTRIES	256
-#define PV_VECTORS		2	/* events, ring 0 */
+#define PV_PENDING_MAPS		16
+
+/* kinds of entries of a table; the rest of an entry is the guest frame */
+#define PV_ENTRY_MAPPED		BIT_ULL(63)
+#define PV_ENTRY_CLAIMED	BIT_ULL(62)
+#define PV_ENTRY_KIND		(PV_ENTRY_MAPPED | PV_ENTRY_CLAIMED)
 
 /**
- * struct pv_ring - command ring 0
- * @lock: serialises submission and protects @producer and @taken
+ * struct pv_answer - a command whose outcome is taken from its slot
+ * @command: the command, and later its outcome
+ * @index: its index on the ring
+ * @taken: whether @command has the outcome
+ */
+struct pv_answer {
+	struct pv_command command;
+	u32 index;
+	bool taken;
+};
+
+/**
+ * struct pv_ring - a command ring
+ * @lock: serialises submission; protects all fields from @producer to @doorbells
+ * @pv: its PV-IOMMU
  * @guest: index words that the driver writes
  * @device: index words that the device writes
  * @slots: the slots, in the shared BAR
  * @doorbell: register to write when the device asks for it
+ * @place: first byte of @slots in the shared BAR
  * @entries: number of slots, a power of two
+ * @answers: for each slot, who wants its outcome, or NULL
  * @producer: slots submitted; the copy in @guest is never read back
- * @busy: slots whose waiter has not taken the result yet
+ * @completed: slots completed, when the device's word was last read
+ * @notified: slots up to which the device's wish for a doorbell was looked at
+ * @posted: commands sent that nobody waits for
+ * @waited: commands sent whose outcome is waited for
+ * @doorbells: doorbells rung
  * @sleeper: serialises waiters that sleep, because there is one completion_event word
  * @wait: where the sleeping waiter sleeps
- * @broken: set for good when a command outlived its time
+ * @name: name of its interrupt
  */
 struct pv_ring {
 	spinlock_t lock;	/* submission */
+	struct pv_iommu *pv;
 	struct pviommu_guest_ring_line *guest;
 	struct pviommu_device_ring_line *device;
 	struct pv_command *slots;
 	void __iomem *doorbell;
+	u32 place;
 	u32 entries;
+	struct pv_answer **answers;
 	u32 producer;
-	DECLARE_BITMAP(busy, PV_RING_ENTRIES);
+	u32 completed;
+	u32 notified;
+	u64 posted;
+	u64 waited;
+	u64 doorbells;
 	struct mutex sleeper;	/* completion_event */
 	wait_queue_head_t wait;
-	bool broken;
-};
+	char name[sizeof("pv_iommu-ring") + 10];
+} ____cacheline_aligned_in_smp;
 
 /**
  * struct pv_event_ring - the event ring and the log that it is drained to
@@ -91,10 +124,11 @@ struct pv_event_ring {
  * @alloc: allocates an empty context
  * @free: frees a context to which nothing is attached
  * @reattach: moves a function to a context
- * @map: maps pages; @mapped counts them, also on error
- * @unmap: unmaps pages; @unmapped counts them, also on error
+ * @map: makes the command that maps pages
+ * @unmap: makes the command that unmaps pages
+ * @mapped: pages that a map has mapped, from its outcome, also on error
  *
- * Each returns 0 or the negative errno of the device. @map and @unmap do not sleep.
+ * @init, @alloc, @free and @reattach sleep and return 0 or the negative errno of the device.
  */
 struct pv_profile {
 	const char *name;
@@ -104,9 +138,20 @@ struct pv_profile {
 	int (*alloc)(struct pv_iommu *pv, u16 *ctx);
 	int (*free)(struct pv_iommu *pv, u16 ctx);
 	int (*reattach)(struct pv_iommu *pv, u32 sbdf, u16 ctx);
-	int (*map)(struct pv_iommu *pv, u16 ctx, u64 dfn, u64 gfn, u32 nr_pages, u32 flags,
-		   u32 *mapped);
-	int (*unmap)(struct pv_iommu *pv, u16 ctx, u64 dfn, u32 nr_pages, u32 *unmapped);
+	void (*map)(struct pv_command *command, u16 ctx, u64 dfn, u64 gfn, u32 nr_pages,
+		    u32 flags);
+	void (*unmap)(struct pv_command *command, u16 ctx, u64 dfn, u32 nr_pages);
+	u32 (*mapped)(const struct pv_command *command);
+};
+
+/**
+ * struct pv_frames - whole pages within ranges of the capability area
+ * @nr: entries of @ranges
+ * @ranges: frames, the last one included
+ */
+struct pv_frames {
+	unsigned int nr;
+	struct pv_range ranges[PV_MAX_RANGES];
 };
 
 /**
@@ -119,7 +164,12 @@ struct pv_profile {
  * @shared: shared memory
  * @instance: instance number; its endpoints carry the same
  * @caps: its capabilities
- * @ring: command ring
+ * @dfns: device frames that may be mapped
+ * @gfns: guest frames that may be mapped to
+ * @rings: command rings
+ * @nr_rings: how many
+ * @given_up: set for good when a command outlived its time
+ * @no_reserve: whether the device does not know RESERVE
  * @events: event ring
  * @blocked_ctx: the empty context behind the blocked domain
  * @lock: protects @endpoints and the domain of each
@@ -140,7 +190,12 @@ struct pv_iommu {
 	void *shared;
 	u32 instance;
 	struct pv_capabilities caps;
-	struct pv_ring ring;
+	struct pv_frames dfns;
+	struct pv_frames gfns;
+	struct pv_ring *rings;
+	unsigned int nr_rings;
+	bool given_up;
+	bool no_reserve;
 	struct pv_event_ring events;
 	u16 blocked_ctx;
 	struct mutex lock;	/* endpoints */
@@ -175,12 +230,36 @@ struct pv_endpoint {
  * struct pv_table - radix table of a domain, from frames of the device to frames of the guest
  * @root: the table of the highest level
  * @levels: levels, 9 bits each
+ * @nr: its tables
+ * @credit: pages of the device's pool that its context may count on
  * @pages: counts the pages of all tables of the PV-IOMMU
  */
 struct pv_table {
 	u64 *root;
 	unsigned int levels;
+	atomic_t nr;
+	u32 credit;
 	atomic_t *pages;
+};
+
+/**
+ * struct pv_pending - a map whose outcome nobody has asked for yet
+ * @state: what becomes of it
+ * @answer: the command
+ * @dfn: first page
+ * @gfn: first frame
+ * @nr_pages: how many
+ */
+struct pv_pending {
+	enum {
+		PV_PENDING_FREE,
+		PV_PENDING_SENT,
+		PV_PENDING_TAKING,
+	} state;
+	struct pv_answer answer;
+	u64 dfn;
+	u64 gfn;
+	u32 nr_pages;
 };
 
 /**
@@ -188,13 +267,27 @@ struct pv_table {
  * @domain: what the IOMMU core knows of it
  * @pv: its PV-IOMMU
  * @ctx: its context
+ * @ring: the ring of that context
  * @table: what is mapped
+ * @lock: protects the credit of @table and what follows
+ * @asked: pages that the device was asked for last; never less than before
+ * @refused: whether the pool had no pages for the credit
+ * @retry: when to ask for it again, in jiffies
+ * @nr_pending: entries of @pending that are not free
+ * @pending: maps sent, in domains that do not belong to the DMA API
  */
 struct pv_domain {
 	struct iommu_domain domain;
 	struct pv_iommu *pv;
 	u16 ctx;
+	struct pv_ring *ring;
 	struct pv_table table;
+	spinlock_t lock;	/* credit and pending maps */
+	u32 asked;
+	bool refused;
+	unsigned long retry;
+	unsigned int nr_pending;
+	struct pv_pending pending[PV_PENDING_MAPS];
 };
 
 static inline u32 pv_sbdf(struct pci_dev *pdev)
@@ -207,17 +300,40 @@ static inline struct device *pv_dev(struct pv_iommu *pv)
 	return &pv->pdev->dev;
 }
 
+static inline bool pv_given_up(struct pv_iommu *pv)
+{
+	return READ_ONCE(pv->given_up);
+}
+
+/* Whether the device has reserved all the tables that the domain can need for what it has. */
+static inline bool pv_table_covered(const struct pv_table *table)
+{
+	return atomic_read(&table->nr) <= READ_ONCE(table->credit);
+}
+
 /* pv_iommu_pci.c */
 struct pv_iommu *pv_iommu_find(u32 instance);
 struct pv_iommu *pv_iommu_get_first(void);
 void pv_iommu_put(struct pv_iommu *pv);
 
+/* pv_iommu_rings.c */
+int pv_rings_init(struct pv_iommu *pv);
+void pv_rings_free(struct pv_iommu *pv);
+int pv_rings_start(struct pv_iommu *pv);
+void pv_rings_stop(struct pv_iommu *pv);
+void pv_rings_wake(struct pv_iommu *pv);
+void pv_rings_sync(struct pv_iommu *pv);
+struct pv_ring *pv_ring_of(struct pv_iommu *pv, u16 ctx);
+int pv_request_irqs(struct pv_iommu *pv);
+void pv_free_irqs(struct pv_iommu *pv);
+
 /* pv_iommu_ring.c */
-int pv_ring_init(struct pv_iommu *pv);
-int pv_ring_start(struct pv_iommu *pv);
-void pv_ring_stop(struct pv_iommu *pv);
-irqreturn_t pv_ring_interrupt(int irq, void *data);
-u32 pv_ring_in_flight(struct pv_iommu *pv);
+int pv_ring_post(struct pv_ring *ring, struct pv_command *command, const struct pv_table *covered);
+int pv_ring_send(struct pv_ring *ring, struct pv_answer *answer, bool notify);
+int pv_ring_take(struct pv_ring *ring, struct pv_answer *answer, enum pv_wait wait);
+u32 pv_ring_notify(struct pv_ring *ring);
+void pv_ring_sync(struct pv_ring *ring);
+u32 pv_ring_in_flight(struct pv_ring *ring);
 int pv_submit(struct pv_iommu *pv, struct pv_command *command, enum pv_wait wait);
 
 /* pv_iommu_xen_2024.c, pv_iommu_xen_v7.c */
@@ -230,8 +346,14 @@ int pv_op_init(struct pv_iommu *pv);
 int pv_op_alloc_context(struct pv_iommu *pv, u16 *ctx);
 int pv_op_free_context(struct pv_iommu *pv, u16 ctx);
 int pv_op_reattach(struct pv_iommu *pv, u32 sbdf, u16 ctx);
-int pv_op_map(struct pv_iommu *pv, u16 ctx, u64 dfn, u64 gfn, u32 nr_pages, u32 flags, u32 *mapped);
-int pv_op_unmap(struct pv_iommu *pv, u16 ctx, u64 dfn, u32 nr_pages, u32 *unmapped);
+int pv_op_map_post(struct pv_domain *own, u64 dfn, u64 gfn, u32 nr_pages, u32 flags);
+int pv_op_map_send(struct pv_domain *own, struct pv_answer *answer, u64 dfn, u64 gfn,
+		   u32 nr_pages, u32 flags);
+int pv_op_map_take(struct pv_domain *own, struct pv_answer *answer, u32 nr_pages, u32 *mapped);
+void pv_op_unmap_post(struct pv_domain *own, u64 dfn, u32 nr_pages);
+void pv_op_sync(struct pv_domain *own);
+int pv_op_reserve_send(struct pv_domain *own, struct pv_answer *answer, u32 pages);
+int pv_op_reserve_take(struct pv_domain *own, struct pv_answer *answer);
 int pv_op_bind(struct pv_iommu *pv, u32 sbdf, u32 stream);
 int pv_op_unbind(struct pv_iommu *pv, u32 sbdf);
 int pv_op_usage(struct pv_iommu *pv, struct pv_usage *usage);
@@ -240,16 +362,34 @@ int pv_op_usage(struct pv_iommu *pv, struct pv_usage *usage);
 int pv_table_init(struct pv_table *table, unsigned int aperture_bits, atomic_t *pages);
 void pv_table_free(struct pv_table *table);
 int pv_table_prepare(struct pv_table *table, u64 dfn, u64 nr_pages, gfp_t gfp);
-void pv_table_set(struct pv_table *table, u64 dfn, u64 gfn, u64 nr_pages);
+int pv_table_fill(struct pv_table *table, u64 dfn, u64 nr_pages, u64 value, gfp_t gfp);
+void pv_table_set(struct pv_table *table, u64 dfn, u64 nr_pages, u64 value);
 void pv_table_clear(struct pv_table *table, u64 dfn, u64 nr_pages);
+u64 pv_table_clear_run(struct pv_table *table, u64 dfn, u64 nr_pages, u64 *kind);
 bool pv_table_lookup(struct pv_table *table, u64 dfn, u64 *gfn);
-u64 pv_table_run(struct pv_table *table, u64 dfn, u64 nr_pages);
+
+/* pv_iommu_pending.c */
+int pv_pending_map(struct pv_domain *own, u64 dfn, u64 gfn, u32 nr_pages, u32 flags, gfp_t gfp);
+int pv_pending_collect(struct pv_domain *own, u64 dfn, u64 nr_pages);
 
 /* pv_iommu_domain.c */
+struct iommu_domain *pv_domain_alloc_paging(struct device *dev);
+
+/* pv_iommu_device.c */
+#ifdef PV_ATTACH_HAS_OLD
+#define PV_ATTACH_PARAMETERS \
+	struct iommu_domain *domain, struct device *dev, struct iommu_domain *old
+#else
+#define PV_ATTACH_PARAMETERS	struct iommu_domain *domain, struct device *dev
+#endif
 extern const struct iommu_ops pv_iommu_ops;
+extern const struct iommu_domain_ops pv_domain_ops;
+int pv_attach(struct pv_endpoint *ep, struct iommu_domain *domain, u16 ctx);
+void pv_release_drivers(struct pv_iommu *pv);
 
 /* pv_iommu_capabilities.c */
 int pv_capabilities_read(struct pv_iommu *pv);
+bool pv_frames_hold(const struct pv_frames *frames, u64 first, u64 nr_pages);
 int pv_endpoint_capability(struct pci_dev *pdev, u32 *instance, u32 *stream);
 
 /* pv_iommu_events.c */

@@ -144,6 +144,75 @@ static int pv_capabilities_walk(struct pv_capabilities *caps, const void *copy)
 	return at ? -ELOOP : 0;
 }
 
+static void pv_frames_add(struct pv_frames *frames, u64 first, u64 last)
+{
+	if (first > last || frames->nr == PV_MAX_RANGES)
+		return;
+	frames->ranges[frames->nr].start = first;
+	frames->ranges[frames->nr].last = last;
+	frames->nr++;
+}
+
+/* Whole pages of a range of bytes. */
+static void pv_frames_of(struct pv_frames *frames, const struct pv_range *range)
+{
+	u64 first = range->start >> PVIOMMU_PAGE_SHIFT, last = range->last >> PVIOMMU_PAGE_SHIFT;
+
+	if (range->start & (BIT(PVIOMMU_PAGE_SHIFT) - 1))
+		first++;
+	/* a page that ends behind the range; the first one is never one that a map may use */
+	if (~range->last & (BIT(PVIOMMU_PAGE_SHIFT) - 1) && last)
+		last--;
+	pv_frames_add(frames, first, last);
+}
+
+/* Takes the pages that a range of bytes touches out. What there is no room for is left out too. */
+static void pv_frames_cut(struct pv_frames *frames, const struct pv_range *range)
+{
+	u64 first = range->start >> PVIOMMU_PAGE_SHIFT, last = range->last >> PVIOMMU_PAGE_SHIFT;
+	unsigned int i, nr = frames->nr;
+	struct pv_range *part;
+	u64 end;
+
+	for (i = 0; i < nr; i++) {
+		part = &frames->ranges[i];
+		if (part->start > last || part->last < first)
+			continue;
+		end = part->last;
+		pv_frames_add(frames, max(part->start, last + 1), end);
+		/* an empty one holds nothing */
+		part->last = first ? min(end, first - 1) : 0;
+		if (part->start >= first)
+			part->start = U64_MAX;
+	}
+}
+
+/* Whether all pages lie within one of the ranges. */
+bool pv_frames_hold(const struct pv_frames *frames, u64 first, u64 nr_pages)
+{
+	u64 last = first + nr_pages - 1;
+	unsigned int i;
+
+	for (i = 0; i < frames->nr; i++)
+		if (first >= frames->ranges[i].start && last <= frames->ranges[i].last)
+			return last >= first;
+	return false;
+}
+
+/* What a map may use without asking: IOVA ranges but for all reserved regions, and guest memory. */
+static void pv_frames_init(struct pv_iommu *pv)
+{
+	const struct pv_capabilities *caps = &pv->caps;
+	unsigned int i;
+
+	for (i = 0; i < caps->nr_iova; i++)
+		pv_frames_of(&pv->dfns, &caps->iova[i]);
+	for (i = 0; i < caps->nr_reserved; i++)
+		pv_frames_cut(&pv->dfns, &caps->reserved[i].range);
+	for (i = 0; i < caps->nr_ram; i++)
+		pv_frames_of(&pv->gfns, &caps->ram[i]);
+}
+
 /**
  * pv_capabilities_read - reads the capability area
  * @pv: the PV-IOMMU
@@ -171,6 +240,7 @@ int pv_capabilities_read(struct pv_iommu *pv)
 			caps->page_sizes, caps->max_nr_pages, caps->aperture_bits);
 		return -EINVAL;
 	}
+	pv_frames_init(pv);
 	return 0;
 }
 

@@ -76,6 +76,10 @@ static int usage_show(struct seq_file *s, void *unused)
 	seq_printf(s, "table_pages %u\n", usage.table_pages);
 	seq_printf(s, "endpoints %u\n", usage.endpoints);
 	seq_printf(s, "slots_in_flight %u\n", usage.slots_in_flight);
+	seq_printf(s, "rings %u\n", usage.rings);
+	seq_printf(s, "posted %llu\n", usage.posted);
+	seq_printf(s, "waited %llu\n", usage.waited);
+	seq_printf(s, "doorbells %llu\n", usage.doorbells);
 	return 0;
 }
 DEFINE_SHOW_ATTRIBUTE(usage);

@@ -1,70 +1,154 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Paravirtual IOMMU: domains and devices, as the IOMMU core sees them.
+ * Paravirtual IOMMU: paging domains. Each is a context of its own.
  *
- * A paging domain is a context of its own. The identity domain is context 0; the blocked domain is
- * a context that stays empty.
+ * Domains of the DMA API get their addresses from the kernel, so in them a map can be known not to
+ * fail, and is posted then; all others are in pv_iommu_pending.c. What could make a map fail:
+ *
+ * - its pages are mapped already, or its size is more than the device takes: the driver's own table
+ *   and limits tell;
+ * - its addresses are outside the aperture or reserved: it has to lie within one IOVA range and
+ *   outside of all reserved regions, those of other endpoints too;
+ * - its target is not guest memory: it has to lie within one RAM range of the capability area, as
+ *   it was at probe. Memory that came since is mapped with a wait, and memory that went is not
+ *   handed out by the kernel;
+ * - the pool of the device is out of pages: as many as the domain's own tables are, which have the
+ *   device's shape and are never given back, are reserved for its context (RESERVE) before a map
+ *   that needs them is posted.
+ *
+ * What is not certain is waited for and exact. An unmap of pages that are mapped cannot fail and is
+ * always posted; iotlb_sync() and flush_iotlb_all() wait until the device has done it.
  */
 
 #define pr_fmt(fmt) "pv_iommu: " fmt
 
-#include <linux/device.h>
 #include <linux/dma-mapping.h>
+#include <linux/jiffies.h>
+#include <linux/module.h>
 #include <linux/slab.h>
 
 #include "pv_iommu.h"
+
+static bool posted __ro_after_init = true;
+module_param(posted, bool, 0444);
+MODULE_PARM_DESC(posted, "post maps that cannot fail, and unmaps; else wait for each, which is slower");
 
 static struct pv_domain *to_pv_domain(struct iommu_domain *domain)
 {
 	return container_of(domain, struct pv_domain, domain);
 }
 
-static int pv_attach(struct pv_endpoint *ep, struct iommu_domain *domain, u16 ctx)
+/* The core sets the type after domain_alloc_paging(), so it is looked at when it matters. */
+static bool pv_domain_is_dma(const struct pv_domain *own)
 {
-	int ret;
-
-	mutex_lock(&ep->pv->lock);
-	ret = pv_op_reattach(ep->pv, ep->sbdf, ctx);
-	if (!ret)
-		ep->domain = domain;
-	mutex_unlock(&ep->pv->lock);
-	if (ret)
-		dev_err(ep->dev, "reattach to context %u failed: %pe\n", ctx, ERR_PTR(ret));
-	return ret;
-}
-
-#ifdef PV_ATTACH_HAS_OLD
-#define PV_ATTACH_PARAMETERS \
-	struct iommu_domain *domain, struct device *dev, struct iommu_domain *old
-#else
-#define PV_ATTACH_PARAMETERS	struct iommu_domain *domain, struct device *dev
-#endif
-
-static int pv_identity_attach(PV_ATTACH_PARAMETERS)
-{
-	struct pv_endpoint *ep = dev_iommu_priv_get(dev);
-
-	/* where context 0 is configured to block there is no identity */
-	if (!ep->pv->caps.identity_default)
-		return -EINVAL;
-	return pv_attach(ep, domain, PVIOMMU_DEFAULT_CONTEXT);
-}
-
-static int pv_blocked_attach(PV_ATTACH_PARAMETERS)
-{
-	struct pv_endpoint *ep = dev_iommu_priv_get(dev);
-
-	return pv_attach(ep, domain, ep->pv->blocked_ctx);
+	return own->domain.type & __IOMMU_DOMAIN_DMA_API;
 }
 
 static int pv_domain_attach(PV_ATTACH_PARAMETERS)
 {
 	struct pv_endpoint *ep = dev_iommu_priv_get(dev);
 	struct pv_domain *own = to_pv_domain(domain);
+	int ret;
 
 	if (own->pv != ep->pv)
 		return -EINVAL;
-	return pv_attach(ep, domain, own->ctx);
+	ret = pv_attach(ep, domain, own->ctx);
+	/*
+	 * The core goes back to the domain of the DMA API where it cannot bear an error. Behind a
+	 * device that was given up that does no harm: nothing can be mapped in it.
+	 */
+	return ret && pv_given_up(ep->pv) && pv_domain_is_dma(own) ? 0 : ret;
+}
+
+/*
+ * Has the device reserve pages of its pool for all the tables that the domain has. When the pool
+ * has none left, that is asked again after a second at the earliest.
+ */
+static void pv_domain_reserve(struct pv_domain *own)
+{
+	struct pv_answer answer;
+	unsigned long flags;
+	u32 wanted;
+	int ret;
+
+	if (READ_ONCE(own->pv->no_reserve))
+		return;
+	spin_lock_irqsave(&own->lock, flags);
+	if (own->refused && time_before(jiffies, own->retry)) {
+		spin_unlock_irqrestore(&own->lock, flags);
+		return;
+	}
+	/*
+	 * Sent under the lock, and never less than before: the device goes by the last one. A table
+	 * that is made meanwhile is one that the domain is not covered for.
+	 */
+	own->asked = max_t(u32, own->asked, atomic_read(&own->table.nr));
+	wanted = own->asked;
+	ret = pv_op_reserve_send(own, &answer, wanted);
+	spin_unlock_irqrestore(&own->lock, flags);
+	if (ret)
+		return;
+	ret = pv_op_reserve_take(own, &answer);
+
+	spin_lock_irqsave(&own->lock, flags);
+	own->refused = ret;
+	own->retry = jiffies + HZ;
+	if (!ret)
+		WRITE_ONCE(own->table.credit, max(own->table.credit, wanted));
+	spin_unlock_irqrestore(&own->lock, flags);
+	if (ret == -EOPNOTSUPP)
+		WRITE_ONCE(own->pv->no_reserve, true);
+}
+
+/* Posts a map if it cannot fail; -EAGAIN, with nothing changed, if that is not certain. */
+static int pv_map_post(struct pv_domain *own, u64 dfn, u64 gfn, u32 nr_pages, u32 flags, gfp_t gfp)
+{
+	struct pv_iommu *pv = own->pv;
+	int ret;
+
+	if (!posted || !pv_frames_hold(&pv->dfns, dfn, nr_pages) ||
+	    !pv_frames_hold(&pv->gfns, gfn, nr_pages))
+		return -EAGAIN;
+	ret = pv_table_fill(&own->table, dfn, nr_pages, PV_ENTRY_MAPPED | gfn, gfp);
+	if (ret)
+		return ret;
+	if (!PV_FLOOR && unlikely(!pv_table_covered(&own->table)))
+		pv_domain_reserve(own);
+	ret = pv_op_map_post(own, dfn, gfn, nr_pages, flags);
+	if (unlikely(ret))
+		pv_table_clear(&own->table, dfn, nr_pages);
+	return ret;
+}
+
+static int pv_map_wait(struct pv_domain *own, u64 dfn, u64 gfn, u32 nr_pages, u32 flags, gfp_t gfp,
+		       u32 *mapped)
+{
+	struct pv_answer answer;
+	int ret;
+
+	ret = pv_table_prepare(&own->table, dfn, nr_pages, gfp);
+	if (ret)
+		return ret;
+	ret = pv_op_map_send(own, &answer, dfn, gfn, nr_pages, flags);
+	if (ret)
+		return ret;
+	ret = pv_op_map_take(own, &answer, nr_pages, mapped);
+	pv_table_set(&own->table, dfn, *mapped, PV_ENTRY_MAPPED | gfn);
+	return ret;
+}
+
+/* Maps as many pages as the device takes at once; @mapped counts those to report, also on error. */
+static int pv_map(struct pv_domain *own, u64 dfn, u64 gfn, u32 nr_pages, u32 flags, gfp_t gfp,
+		  u32 *mapped)
+{
+	int ret;
+
+	ret = pv_domain_is_dma(own) ? pv_map_post(own, dfn, gfn, nr_pages, flags, gfp) :
+				      pv_pending_map(own, dfn, gfn, nr_pages, flags, gfp);
+	*mapped = ret ? 0 : nr_pages;
+	if (unlikely(ret == -EAGAIN))
+		ret = pv_map_wait(own, dfn, gfn, nr_pages, flags, gfp, mapped);
+	return ret;
 }
 
 static int pv_domain_map(struct iommu_domain *domain, unsigned long iova, phys_addr_t paddr,
@@ -73,7 +157,7 @@ static int pv_domain_map(struct iommu_domain *domain, unsigned long iova, phys_a
 	u64 dfn = iova >> PVIOMMU_PAGE_SHIFT, gfn = paddr >> PVIOMMU_PAGE_SHIFT;
 	u64 left = (u64)pgsize * pgcount >> PVIOMMU_PAGE_SHIFT;
 	struct pv_domain *own = to_pv_domain(domain);
-	u32 flags = 0, chunk, done;
+	u32 flags = 0, done;
 	int ret;
 
 	if (prot & IOMMU_READ)
@@ -82,49 +166,66 @@ static int pv_domain_map(struct iommu_domain *domain, unsigned long iova, phys_a
 		flags |= PVIOMMU_MAP_WRITEABLE;
 	if (!flags)
 		return -EINVAL;
-	ret = pv_table_prepare(&own->table, dfn, left, gfp);
-	while (left && !ret) {
-		chunk = min_t(u64, left, own->pv->caps.max_nr_pages);
-		ret = pv_op_map(own->pv, own->ctx, dfn, gfn, chunk, flags, &done);
-		if (!ret && done != chunk)
-			ret = -EIO;
-		pv_table_set(&own->table, dfn, gfn, done);
+	do {
+		ret = pv_map(own, dfn, gfn, min_t(u64, left, own->pv->caps.max_nr_pages), flags,
+			     gfp, &done);
 		*mapped += (size_t)done << PVIOMMU_PAGE_SHIFT;
 		dfn += done;
 		gfn += done;
 		left -= done;
-	}
+	} while (left && !ret);
 	return ret;
+}
+
+static int pv_domain_sync_map(struct iommu_domain *domain, unsigned long iova, size_t size)
+{
+	u64 nr_pages = (u64)size >> PVIOMMU_PAGE_SHIFT;
+
+	if (!nr_pages)
+		return 0;
+	return pv_pending_collect(to_pv_domain(domain), iova >> PVIOMMU_PAGE_SHIFT, nr_pages);
 }
 
 static size_t pv_domain_unmap(struct iommu_domain *domain, unsigned long iova, size_t pgsize,
 			      size_t pgcount, struct iommu_iotlb_gather *gather)
 {
-	u64 wanted = (u64)pgsize * pgcount >> PVIOMMU_PAGE_SHIFT;
+	u64 wanted = (u64)pgsize * pgcount >> PVIOMMU_PAGE_SHIFT, left = wanted;
 	struct pv_domain *own = to_pv_domain(domain);
-	u64 dfn = iova >> PVIOMMU_PAGE_SHIFT;
-	u64 run = pv_table_run(&own->table, dfn, wanted);
-	size_t unmapped = 0;
-	u32 chunk, done;
-	int ret = 0;
+	u64 dfn = iova >> PVIOMMU_PAGE_SHIFT, run, kind;
+	u32 chunk;
 
-	while (run && !ret) {
-		chunk = min_t(u64, run, own->pv->caps.max_nr_pages);
-		ret = pv_op_unmap(own->pv, own->ctx, dfn, chunk, &done);
-		pv_table_clear(&own->table, dfn, done);
-		if (done != chunk) {
-			/* that the device was given up is logged already */
-			if (ret != -EIO)
-				dev_err_ratelimited(pv_dev(own->pv),
-						    "unmap ctx %u dfn %#llx+%u: unmapped %u: %pe\n",
-						    own->ctx, dfn, chunk, done, ERR_PTR(ret));
-			ret = ret ?: -EIO;
+	/* an error was or will be that of a map */
+	pv_pending_collect(own, dfn, wanted);
+	do {
+		run = pv_table_clear_run(&own->table, dfn, left, &kind);
+		left -= run;
+		if (kind != PV_ENTRY_MAPPED) {
+			dfn += run;
+			continue;
 		}
-		unmapped += (size_t)done << PVIOMMU_PAGE_SHIFT;
-		dfn += done;
-		run -= done;
-	}
-	return unmapped;
+		for (; run; run -= chunk, dfn += chunk) {
+			chunk = min_t(u64, run, own->pv->caps.max_nr_pages);
+			pv_op_unmap_post(own, dfn, chunk);
+		}
+	} while (left && kind);
+	if (!posted)
+		pv_op_sync(own);
+	return (size_t)(wanted - left) << PVIOMMU_PAGE_SHIFT;
+}
+
+/* Strict unmaps: after this no DMA can use what was unmapped. */
+static void pv_domain_sync(struct iommu_domain *domain, struct iommu_iotlb_gather *gather)
+{
+	pv_op_sync(to_pv_domain(domain));
+}
+
+/*
+ * Deferred unmaps, from the flush queue's timer too: on any CPU, for what others have posted. The
+ * queue has seen their entries under a lock that they took after posting.
+ */
+static void pv_domain_flush_all(struct iommu_domain *domain)
+{
+	pv_op_sync(to_pv_domain(domain));
 }
 
 static phys_addr_t pv_domain_iova_to_phys(struct iommu_domain *domain, dma_addr_t iova)
@@ -140,9 +241,12 @@ static phys_addr_t pv_domain_iova_to_phys(struct iommu_domain *domain, dma_addr_
 static void pv_domain_free(struct iommu_domain *domain)
 {
 	struct pv_domain *own = to_pv_domain(domain);
-	int ret = pv_op_free_context(own->pv, own->ctx);
+	int ret;
 
-	if (ret)
+	/* a ring may hold the address of what is freed here */
+	pv_pending_collect(own, 0, U64_MAX);
+	ret = pv_op_free_context(own->pv, own->ctx);
+	if (ret && !pv_given_up(own->pv))
 		dev_err(pv_dev(own->pv), "free of context %u failed: %pe\n", own->ctx,
 			ERR_PTR(ret));
 	pv_table_free(&own->table);
@@ -150,33 +254,18 @@ static void pv_domain_free(struct iommu_domain *domain)
 	kfree(own);
 }
 
-static const struct iommu_domain_ops pv_identity_ops = {
-	.attach_dev = pv_identity_attach,
-};
-
-static const struct iommu_domain_ops pv_blocked_ops = {
-	.attach_dev = pv_blocked_attach,
-};
-
-static const struct iommu_domain_ops pv_domain_ops = {
+const struct iommu_domain_ops pv_domain_ops = {
 	.attach_dev = pv_domain_attach,
 	.map_pages = pv_domain_map,
 	.unmap_pages = pv_domain_unmap,
+	.iotlb_sync_map = pv_domain_sync_map,
+	.iotlb_sync = pv_domain_sync,
+	.flush_iotlb_all = pv_domain_flush_all,
 	.iova_to_phys = pv_domain_iova_to_phys,
 	.free = pv_domain_free,
 };
 
-static struct iommu_domain pv_identity_domain = {
-	.type = IOMMU_DOMAIN_IDENTITY,
-	.ops = &pv_identity_ops,
-};
-
-static struct iommu_domain pv_blocked_domain = {
-	.type = IOMMU_DOMAIN_BLOCKED,
-	.ops = &pv_blocked_ops,
-};
-
-static struct iommu_domain *pv_domain_alloc_paging(struct device *dev)
+struct iommu_domain *pv_domain_alloc_paging(struct device *dev)
 {
 	struct pv_endpoint *ep = dev_iommu_priv_get(dev);
 	struct pv_iommu *pv = ep->pv;
@@ -187,14 +276,17 @@ static struct iommu_domain *pv_domain_alloc_paging(struct device *dev)
 	if (!own)
 		return ERR_PTR(-ENOMEM);
 	own->pv = pv;
+	spin_lock_init(&own->lock);
 	ret = pv_table_init(&own->table, pv->caps.aperture_bits, &pv->nr_tables);
 	if (ret)
 		goto err_free;
 	ret = pv_op_alloc_context(pv, &own->ctx);
 	if (ret) {
-		dev_err(pv_dev(pv), "no context for a domain: %pe\n", ERR_PTR(ret));
+		if (!pv_given_up(pv))
+			dev_err(pv_dev(pv), "no context for a domain: %pe\n", ERR_PTR(ret));
 		goto err_table;
 	}
+	own->ring = pv_ring_of(pv, own->ctx);
 	own->domain.pgsize_bitmap = pv->caps.page_sizes;
 	own->domain.geometry.aperture_start = 0;
 	own->domain.geometry.aperture_end = DMA_BIT_MASK(pv->caps.aperture_bits);
@@ -208,148 +300,3 @@ err_free:
 	kfree(own);
 	return ERR_PTR(ret);
 }
-
-static struct pv_endpoint *pv_endpoint_add(struct pv_iommu *pv, struct pci_dev *pdev, u32 stream)
-{
-	struct pv_endpoint *ep;
-	int ret;
-
-	ep = kzalloc(sizeof(*ep), GFP_KERNEL);
-	if (!ep)
-		return ERR_PTR(-ENOMEM);
-	ep->pv = pv;
-	ep->dev = &pdev->dev;
-	ep->stream = stream;
-	ep->sbdf = pv_sbdf(pdev);
-	ret = pv_op_bind(pv, ep->sbdf, stream);
-	if (ret) {
-		dev_err(&pdev->dev, "bind to stream %u failed: %pe\n", stream, ERR_PTR(ret));
-		kfree(ep);
-		return ERR_PTR(-ENODEV);
-	}
-	mutex_lock(&pv->lock);
-	list_add_tail(&ep->list, &pv->endpoints);
-	mutex_unlock(&pv->lock);
-	atomic_inc(&pv->nr_endpoints);
-	return ep;
-}
-
-/*
- * Anything but -ENODEV makes the registration of the whole IOMMU fail, so that is what devices get
- * that are none of ours.
- */
-static struct iommu_device *pv_probe_device(struct device *dev)
-{
-	struct pv_endpoint *ep;
-	struct pci_dev *pdev;
-	u32 instance, stream;
-	struct pv_iommu *pv;
-
-	if (!dev_is_pci(dev))
-		return ERR_PTR(-ENODEV);
-	pdev = to_pci_dev(dev);
-	if (pv_endpoint_capability(pdev, &instance, &stream))
-		return ERR_PTR(-ENODEV);
-	pv = pv_iommu_find(instance);
-	/* the PV-IOMMU has the capability too, but its own DMA is not translated */
-	if (!pv || pdev == pv->pdev || stream == PVIOMMU_GLOBAL_STREAM)
-		return ERR_PTR(-ENODEV);
-	/*
-	 * A bound driver has untranslated DMA in flight. dev->driver will not do: it is set before
-	 * the bus configures DMA, from where newer kernels may call this function.
-	 */
-	if (device_is_bound(dev)) {
-		dev_warn(dev, "driver %s was bound before the IOMMU came: left untranslated\n",
-			 dev_driver_string(dev));
-		return ERR_PTR(-ENODEV);
-	}
-	ep = pv_endpoint_add(pv, pdev, stream);
-	if (IS_ERR(ep))
-		return ERR_CAST(ep);
-	dev_iommu_priv_set(dev, ep);
-	/*
-	 * The link has the driver core unbind the endpoint's driver before the PV-IOMMU's: without
-	 * it, unbinding the PV-IOMMU would leave a driver with mappings and no domain.
-	 */
-	if (!device_link_add(dev, pv_dev(pv), DL_FLAG_AUTOREMOVE_SUPPLIER))
-		dev_warn(dev, "no device link: unbind this driver before the PV-IOMMU's\n");
-	return &pv->iommu;
-}
-
-static void pv_release_device(struct device *dev)
-{
-	struct pv_endpoint *ep = dev_iommu_priv_get(dev);
-	struct pv_iommu *pv = ep->pv;
-	int ret;
-
-	mutex_lock(&pv->lock);
-	list_del(&ep->list);
-	mutex_unlock(&pv->lock);
-	atomic_dec(&pv->nr_endpoints);
-	ret = pv_op_unbind(pv, ep->sbdf);
-	if (ret)
-		dev_err(dev, "unbind from stream %u failed: %pe\n", ep->stream, ERR_PTR(ret));
-	dev_iommu_priv_set(dev, NULL);
-	kfree(ep);
-}
-
-/*
- * The device tells functions apart by stream, whatever PCI topology the hypervisor shows, and it
- * lets none reach another's BARs: ACS and aliases are of no concern, each function is a group.
- */
-static struct iommu_group *pv_device_group(struct device *dev)
-{
-	return generic_device_group(dev);
-}
-
-static void pv_get_resv_regions(struct device *dev, struct list_head *head)
-{
-	struct pv_endpoint *ep = dev_iommu_priv_get(dev);
-	const struct pv_capabilities *caps = &ep->pv->caps;
-	struct iommu_resv_region *region;
-	unsigned int i;
-
-	for (i = 0; i < caps->nr_reserved; i++) {
-		const struct pv_reserved *entry = &caps->reserved[i];
-		bool msi = entry->kind == PVIOMMU_REGION_MSI;
-
-		if (entry->stream != PVIOMMU_GLOBAL_STREAM && entry->stream != ep->stream)
-			continue;
-		region = iommu_alloc_resv_region(entry->range.start,
-						 entry->range.last - entry->range.start + 1,
-						 msi ? IOMMU_WRITE | IOMMU_NOEXEC | IOMMU_MMIO : 0,
-						 msi ? IOMMU_RESV_MSI : IOMMU_RESV_RESERVED,
-						 GFP_KERNEL);
-		if (!region)
-			return;
-		list_add_tail(&region->list, head);
-	}
-}
-
-/* No deferred flush: an unmap is over only when no DMA can use the old translation. */
-static bool pv_capable(struct device *dev, enum iommu_cap cap)
-{
-	return cap == IOMMU_CAP_CACHE_COHERENCY;
-}
-
-static int pv_def_domain_type(struct device *dev)
-{
-	struct pv_endpoint *ep = dev_iommu_priv_get(dev);
-
-	return ep->pv->caps.identity_default ? 0 : IOMMU_DOMAIN_DMA;
-}
-
-const struct iommu_ops pv_iommu_ops = {
-	.owner = THIS_MODULE,
-	.identity_domain = &pv_identity_domain,
-	.blocked_domain = &pv_blocked_domain,
-	.release_domain = &pv_blocked_domain,
-	.capable = pv_capable,
-	.domain_alloc_paging = pv_domain_alloc_paging,
-	.probe_device = pv_probe_device,
-	.release_device = pv_release_device,
-	.device_group = pv_device_group,
-	.get_resv_regions = pv_get_resv_regions,
-	.def_domain_type = pv_def_domain_type,
-	.default_domain_ops = &pv_domain_ops,
-};

@@ -129,7 +129,7 @@ irqreturn_t pv_events_interrupt(int irq, void *data)
 		pv_events_drain(pv, producer);
 		WRITE_ONCE(ring->guest->arm, cpu_to_le32(ring->consumer));
 		/* The device moves producer, then looks at arm: one side sees the other's store. */
-		virt_mb();
+		mb();
 		producer = pv_events_producer(ring);
 	} while (producer != ring->consumer);
 	return IRQ_HANDLED;

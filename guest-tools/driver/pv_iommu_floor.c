@@ -9,6 +9,8 @@
 
 #include "pv_iommu_pci.c"
 #undef pr_fmt
+#include "pv_iommu_rings.c"
+#undef pr_fmt
 #include "pv_iommu_ring.c"
 #undef pr_fmt
 #include "pv_iommu_ops.c"
@@ -19,7 +21,11 @@
 #undef pr_fmt
 #include "pv_iommu_table.c"
 #undef pr_fmt
+#include "pv_iommu_pending.c"
+#undef pr_fmt
 #include "pv_iommu_domain.c"
+#undef pr_fmt
+#include "pv_iommu_device.c"
 #undef pr_fmt
 #include "pv_iommu_capabilities.c"
 #undef pr_fmt

@@ -40,30 +40,6 @@ int pv_op_reattach(struct pv_iommu *pv, u32 sbdf, u16 ctx)
 	return pv->profile->reattach(pv, sbdf, ctx);
 }
 
-int pv_op_map(struct pv_iommu *pv, u16 ctx, u64 dfn, u64 gfn, u32 nr_pages, u32 flags, u32 *mapped)
-{
-	int ret;
-
-	*mapped = nr_pages;
-	if (PV_FLOOR)
-		return 0;
-	ret = pv->profile->map(pv, ctx, dfn, gfn, nr_pages, flags, mapped);
-	*mapped = min(*mapped, nr_pages);
-	return ret;
-}
-
-int pv_op_unmap(struct pv_iommu *pv, u16 ctx, u64 dfn, u32 nr_pages, u32 *unmapped)
-{
-	int ret;
-
-	*unmapped = nr_pages;
-	if (PV_FLOOR)
-		return 0;
-	ret = pv->profile->unmap(pv, ctx, dfn, nr_pages, unmapped);
-	*unmapped = min(*unmapped, nr_pages);
-	return ret;
-}
-
 static void pv_own_command(struct pv_command *command, u8 op, u32 sbdf)
 {
 	memset(command, 0, sizeof(*command));
@@ -91,12 +67,86 @@ int pv_op_unbind(struct pv_iommu *pv, u32 sbdf)
 	return pv_submit(pv, &command, PV_WAIT_SLEEP);
 }
 
-/* What is in use: the device's counters and the driver's own. */
+/* Sends a map that cannot fail; -EAGAIN if its domain's tables need pages that are not reserved. */
+int pv_op_map_post(struct pv_domain *own, u64 dfn, u64 gfn, u32 nr_pages, u32 flags)
+{
+	struct pv_command command;
+
+	if (PV_FLOOR)
+		return 0;
+	own->pv->profile->map(&command, own->ctx, dfn, gfn, nr_pages, flags);
+	return pv_ring_post(own->ring, &command, &own->table);
+}
+
+/* Sends a map whose outcome pv_op_map_take() gets. */
+int pv_op_map_send(struct pv_domain *own, struct pv_answer *answer, u64 dfn, u64 gfn,
+		   u32 nr_pages, u32 flags)
+{
+	if (PV_FLOOR)
+		return 0;
+	own->pv->profile->map(&answer->command, own->ctx, dfn, gfn, nr_pages, flags);
+	return pv_ring_send(own->ring, answer, false);
+}
+
+/* Waits for a map of @nr_pages; @mapped counts those that are mapped, also on error. */
+int pv_op_map_take(struct pv_domain *own, struct pv_answer *answer, u32 nr_pages, u32 *mapped)
+{
+	int ret;
+
+	*mapped = nr_pages;
+	if (PV_FLOOR)
+		return 0;
+	pv_ring_notify(own->ring);
+	ret = pv_ring_take(own->ring, answer, PV_WAIT_BUSY);
+	*mapped = 0;
+	/* without an answer nobody knows; nothing of the device is used any more */
+	if (!pv_given_up(own->pv))
+		*mapped = min(own->pv->profile->mapped(&answer->command), nr_pages);
+	return !ret && *mapped != nr_pages ? -EIO : ret;
+}
+
+/* Sends an unmap of pages that are mapped, which cannot fail. */
+void pv_op_unmap_post(struct pv_domain *own, u64 dfn, u32 nr_pages)
+{
+	struct pv_command command;
+
+	if (PV_FLOOR)
+		return;
+	own->pv->profile->unmap(&command, own->ctx, dfn, nr_pages);
+	/* a device that was given up translates nothing that anybody may rely on */
+	pv_ring_post(own->ring, &command, NULL);
+}
+
+/* Waits until the device has done all that was sent for a domain. */
+void pv_op_sync(struct pv_domain *own)
+{
+	if (!PV_FLOOR)
+		pv_ring_sync(own->ring);
+}
+
+/* Asks the device to keep @pages pages of its pool for a domain's context. */
+int pv_op_reserve_send(struct pv_domain *own, struct pv_answer *answer, u32 pages)
+{
+	pv_own_command(&answer->command, PVIOMMU_OWN_RESERVE, 0);
+	answer->command.op.reserve.ctx_no = cpu_to_le16(own->ctx);
+	answer->command.op.reserve.pages = cpu_to_le32(pages);
+	return pv_ring_send(own->ring, answer, true);
+}
+
+int pv_op_reserve_take(struct pv_domain *own, struct pv_answer *answer)
+{
+	return pv_ring_take(own->ring, answer, PV_WAIT_BUSY);
+}
+
+/* What is in use, once all that was sent is done: the device's counters and the driver's own. */
 int pv_op_usage(struct pv_iommu *pv, struct pv_usage *usage)
 {
 	struct pv_command command;
+	unsigned int i;
 	int ret;
 
+	/* so that what is posted shows too */
+	pv_rings_sync(pv);
 	pv_own_command(&command, PVIOMMU_OWN_QUERY_USAGE, 0);
 	ret = pv_submit(pv, &command, PV_WAIT_SLEEP);
 	if (ret)
@@ -110,6 +160,16 @@ int pv_op_usage(struct pv_iommu *pv, struct pv_usage *usage)
 	usage->domains = atomic_read(&pv->nr_domains);
 	usage->table_pages = atomic_read(&pv->nr_tables);
 	usage->endpoints = atomic_read(&pv->nr_endpoints);
-	usage->slots_in_flight = pv_ring_in_flight(pv);
+	usage->rings = pv->nr_rings;
+	usage->slots_in_flight = 0;
+	usage->posted = 0;
+	usage->waited = 0;
+	usage->doorbells = 0;
+	for (i = 0; i < pv->nr_rings; i++) {
+		usage->slots_in_flight += pv_ring_in_flight(&pv->rings[i]);
+		usage->posted += READ_ONCE(pv->rings[i].posted);
+		usage->waited += READ_ONCE(pv->rings[i].waited);
+		usage->doorbells += READ_ONCE(pv->rings[i].doorbells);
+	}
 	return 0;
 }

@@ -7,6 +7,7 @@
 #include <linux/io.h>
 #include <linux/module.h>
 #include <linux/pci.h>
+#include <linux/pm.h>
 #include <linux/slab.h>
 
 #include "pv_iommu.h"
@@ -64,11 +65,21 @@ static bool pv_iommu_unused(struct pv_iommu *pv)
 	return unused;
 }
 
-static void pv_iommu_list(struct pv_iommu *pv)
+static int pv_iommu_list(struct pv_iommu *pv)
 {
+	struct pv_iommu *other;
+	int ret = 0;
+
 	mutex_lock(&pv_iommus_lock);
-	list_add_tail(&pv->list, &pv_iommus);
+	list_for_each_entry(other, &pv_iommus, list)
+		if (other->instance == pv->instance)
+			ret = -EEXIST;
+	if (!ret)
+		list_add_tail(&pv->list, &pv_iommus);
 	mutex_unlock(&pv_iommus_lock);
+	if (ret)
+		dev_err(pv_dev(pv), "there is a PV-IOMMU %u already\n", pv->instance);
+	return ret;
 }
 
 static void pv_iommu_unlist(struct pv_iommu *pv)
@@ -129,7 +140,7 @@ static int pv_identify(struct pv_iommu *pv)
 	return 0;
 }
 
-/* From power-on state to a running ring. */
+/* From any state to running rings: whoever had the device before may not have shut it down. */
 static int pv_start(struct pv_iommu *pv)
 {
 	int ret;
@@ -144,50 +155,16 @@ static int pv_start(struct pv_iommu *pv)
 	ret = pv_capabilities_read(pv);
 	if (ret)
 		return ret;
-	ret = pv_ring_init(pv);
+	ret = pv_rings_init(pv);
 	if (ret)
 		return ret;
-	return pv_ring_start(pv);
+	return pv_rings_start(pv);
 }
 
 static void pv_stop(struct pv_iommu *pv)
 {
-	pv_ring_stop(pv);
+	pv_rings_stop(pv);
 	writel(1, pv->regs + PVIOMMU_REG_RESET);
-}
-
-static int pv_request_irqs(struct pv_iommu *pv)
-{
-	struct pci_dev *pdev = pv->pdev;
-	int ret;
-
-	ret = pci_alloc_irq_vectors(pdev, PV_VECTORS, PV_VECTORS, PCI_IRQ_MSIX);
-	if (ret < 0) {
-		dev_err(&pdev->dev, "%d MSI-X vectors wanted: %pe\n", PV_VECTORS, ERR_PTR(ret));
-		return ret;
-	}
-	ret = request_threaded_irq(pci_irq_vector(pdev, PVIOMMU_VECTOR_EVENTS), NULL,
-				   pv_events_interrupt, IRQF_ONESHOT, "pv_iommu-events", pv);
-	if (ret)
-		goto err_vectors;
-	ret = request_irq(pci_irq_vector(pdev, PVIOMMU_VECTOR_RING), pv_ring_interrupt, 0,
-			  "pv_iommu-ring0", pv);
-	if (ret)
-		goto err_events;
-	return 0;
-
-err_events:
-	free_irq(pci_irq_vector(pdev, PVIOMMU_VECTOR_EVENTS), pv);
-err_vectors:
-	pci_free_irq_vectors(pdev);
-	return ret;
-}
-
-static void pv_free_irqs(struct pv_iommu *pv)
-{
-	free_irq(pci_irq_vector(pv->pdev, PVIOMMU_VECTOR_RING), pv);
-	free_irq(pci_irq_vector(pv->pdev, PVIOMMU_VECTOR_EVENTS), pv);
-	pci_free_irq_vectors(pv->pdev);
 }
 
 /* Hands the running device to the IOMMU core, which probes all its endpoints at once. */
@@ -211,7 +188,9 @@ static int pv_register(struct pv_iommu *pv)
 				     pci_name(pv->pdev));
 	if (ret)
 		goto err_debugfs;
-	pv_iommu_list(pv);
+	ret = pv_iommu_list(pv);
+	if (ret)
+		goto err_sysfs;
 	/* No hwdev: the core then uses it for all functions that firmware says nothing about. */
 	ret = iommu_device_register(&pv->iommu, &pv_iommu_ops, NULL);
 	if (ret)
@@ -220,6 +199,7 @@ static int pv_register(struct pv_iommu *pv)
 
 err_unlist:
 	pv_iommu_unlist(pv);
+err_sysfs:
 	iommu_device_sysfs_remove(&pv->iommu);
 err_debugfs:
 	pv_debugfs_remove(pv);
@@ -269,9 +249,10 @@ static int pv_probe(struct pci_dev *pdev, const struct pci_device_id *id)
 	ret = pv_register(pv);
 	if (ret)
 		goto err_irqs;
-	dev_info(&pdev->dev, "PV-IOMMU %u, profile %s: %u endpoints, %u contexts, %u address bits, ring of %u slots\n",
+	dev_info(&pdev->dev, "PV-IOMMU %u, profile %s: %u endpoints, %u contexts, %u address bits, %u rings of %u slots\n",
 		 pv->instance, pv->profile->name, atomic_read(&pv->nr_endpoints),
-		 pv->caps.max_contexts, pv->caps.aperture_bits, pv->ring.entries);
+		 pv->caps.max_contexts, pv->caps.aperture_bits, pv->nr_rings,
+		 pv->rings[0].entries);
 	return 0;
 
 err_irqs:
@@ -279,6 +260,7 @@ err_irqs:
 err_stop:
 	pv_stop(pv);
 	pci_clear_master(pdev);
+	pv_rings_free(pv);
 err_bars:
 	pv_unmap_bars(pv);
 err_regions:
@@ -306,20 +288,50 @@ static void pv_remove(struct pci_dev *pdev)
 {
 	struct pv_iommu *pv = pci_get_drvdata(pdev);
 
+	/* first: registering another PV-IOMMU makes the core probe devices of this one too */
+	pv_iommu_unlist(pv);
+	pv_release_drivers(pv);
 	iommu_device_unregister(&pv->iommu);
 	pv_count_leaks(pv);
 	iommu_device_sysfs_remove(&pv->iommu);
-	pv_iommu_unlist(pv);
 	wait_event(pv->idle, pv_iommu_unused(pv));
 	pv_debugfs_remove(pv);
 	pv_stop(pv);
 	pv_free_irqs(pv);
 	pci_clear_master(pdev);
+	pv_rings_free(pv);
 	pv_unmap_bars(pv);
 	pci_release_regions(pdev);
 	pci_disable_device(pdev);
 	kfree(pv);
 }
+
+/*
+ * Before a reboot or kexec: no DMA of the functions behind the device goes on, because the reset
+ * blocks all that are not in context 0. Drivers that are still at work find no device any more.
+ */
+static void pv_shutdown(struct pci_dev *pdev)
+{
+	struct pv_iommu *pv = pci_get_drvdata(pdev);
+
+	WRITE_ONCE(pv->given_up, true);
+	pv_rings_wake(pv);
+	pv_stop(pv);
+}
+
+/*
+ * The contexts are the device's, and nothing says that it keeps them while the guest sleeps. This
+ * phase comes before any driver has suspended its device, so nothing has to be undone.
+ */
+static int pv_prepare(struct device *dev)
+{
+	dev_warn(dev, "suspend is not supported\n");
+	return -EOPNOTSUPP;
+}
+
+static const struct dev_pm_ops pv_pm_ops = {
+	.prepare = pm_sleep_ptr(pv_prepare),
+};
 
 /* The ids are configurable on the host, so new_id works; the class is checked as well. */
 static const struct pci_device_id pv_ids[] = {
@@ -340,6 +352,8 @@ static struct pci_driver pv_driver = {
 	.id_table = pv_ids,
 	.probe = pv_probe,
 	.remove = pv_remove,
+	.shutdown = pv_shutdown,
+	.driver.pm = pm_sleep_ptr(&pv_pm_ops),
 };
 
 static int __init pv_init(void)

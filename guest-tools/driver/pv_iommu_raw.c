@@ -18,7 +18,7 @@ static const struct pv_capabilities *pv_raw_capabilities(struct pv_iommu *pv)
 
 static u32 pv_raw_ring_entries(struct pv_iommu *pv)
 {
-	return pv->ring.entries;
+	return pv->rings[0].entries;
 }
 
 const struct pv_iommu_raw_ops pv_iommu_raw_ops = {

@@ -132,6 +132,10 @@ struct pv_capabilities {
  * @table_pages: driver: pages of their tables
  * @endpoints: driver: functions that the IOMMU core handed over
  * @slots_in_flight: driver: slots submitted and not completed
+ * @rings: driver: command rings
+ * @posted: driver: commands sent that nobody waited for
+ * @waited: driver: commands sent whose outcome somebody waited for
+ * @doorbells: driver: doorbells rung
  */
 struct pv_usage {
 	u32 contexts;
@@ -144,19 +148,24 @@ struct pv_usage {
 	u32 table_pages;
 	u32 endpoints;
 	u32 slots_in_flight;
+	u32 rings;
+	u64 posted;
+	u64 waited;
+	u64 doorbells;
 };
 
 /**
  * struct pv_iommu_raw_ops - direct access to the first PV-IOMMU
  * @get: a reference to it, or NULL; while one is held, its removal waits
  * @put: gives the reference back
- * @submit: sends a command; 0 or the device's negative errno, or -EIO once the device is given up.
+ * @submit: sends a command through ring 0; 0 or the device's negative errno, or -EIO once the
+ *	device is given up.
  *	The payload and the sequence are copied back, except that nothing of a posted command is
  *	but the sequence
  * @usage: what is in use
  * @profile: PVIOMMU_PROFILE_* that was selected
  * @capabilities: the capability area
- * @ring_entries: slots of the ring
+ * @ring_entries: slots of ring 0
  * @event_position: the position that the next event will have
  * @next_event: the event at a position, which moves on to the one after it; waits for it.
  *	0 or -ETIMEDOUT

@@ -1,18 +1,31 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Paravirtual IOMMU: the command ring.
+ * Paravirtual IOMMU: a command ring at work.
  *
- * Slots and indices lie in memory that the device shares, so sending a command and taking its
- * result are plain memory accesses. Only when the device sleeps does it ask, by its event index,
+ * Slots and indices lie in memory that the device shares, so sending a command and learning that it
+ * is done are plain memory accesses. Only when the device sleeps does it ask, by its event index,
  * for the doorbell, which is a trapped register.
+ *
+ * Whether it asks need not be looked at after each slot. A posted command may lie in the ring of a
+ * sleeping device for any time: who posts a map relies on the DMA that follows, and the device
+ * works off its rings before it refuses a translation; who posts an unmap waits for it later, and
+ * whoever waits looks. So the event index is compared with everything since the last look
+ * (@notified), by each waiter and by whoever finds the ring half full. Nothing is missed: a device
+ * that fell asleep did so at an index that it had completed, that index lies behind every slot that
+ * it has not seen, and it has looked at producer after publishing its event index, as the driver
+ * looks at the event index after publishing producer. A look may start at @completed instead if
+ * that is further on: an event index before it is one that the device has left behind.
+ *
+ * The barrier between the two is mb(), for a device, and not virt_mb(), for another CPU: QEMU's TCG
+ * carries out the locked instruction of the latter as a plain one while the guest has one CPU.
  */
 
 #define pr_fmt(fmt) "pv_iommu: " fmt
 
 #include <linux/interrupt.h>
 #include <linux/io.h>
+#include <linux/jiffies.h>
 #include <linux/ktime.h>
-#include <linux/minmax.h>
 #include <linux/module.h>
 #include <asm/barrier.h>
 
@@ -20,6 +33,8 @@
 
 /* Reading the clock may trap, so a polling waiter looks at it once in so many rounds. */
 #define PV_SPINS_PER_CLOCK	256
+/* A waiter looks again whether the device asks for the doorbell, in case that one got lost. */
+#define PV_LOOK_AGAIN_MS	10
 
 static unsigned int op_timeout_ms = 5000;
 module_param(op_timeout_ms, uint, 0644);
@@ -40,30 +55,27 @@ static u32 pv_completed(struct pv_ring *ring)
 	return le32_to_cpu(virt_load_acquire(&ring->device->completed));
 }
 
-static bool pv_room(struct pv_ring *ring)
+/* Whether all slots before @target are completed. */
+static bool pv_ring_reached(struct pv_ring *ring, u32 target)
 {
-	return ring->producer - pv_completed(ring) < ring->entries &&
-	       !test_bit_acquire(ring->producer & (ring->entries - 1), ring->busy);
-}
-
-static bool pv_broken(struct pv_ring *ring)
-{
-	return READ_ONCE(ring->broken);
+	return (s32)(pv_completed(ring) - target) >= 0;
 }
 
 /* The device has stopped answering. Nothing it may still write to is ever used again. */
-static void pv_ring_break(struct pv_iommu *pv)
+static void pv_give_up(struct pv_ring *ring)
 {
-	struct pv_ring *ring = &pv->ring;
+	struct pv_iommu *pv = ring->pv;
 
-	if (xchg(&ring->broken, true))
+	if (xchg(&pv->given_up, true))
 		return;
-	dev_err(pv_dev(pv), "a command took longer than %u ms: the device is given up\n",
-		op_timeout_ms);
-	wake_up_all(&ring->wait);
+	dev_err(pv_dev(pv), "a command took longer than %u ms: the device is given up (ring %u: %u of %u slots completed, doorbell event %u, looked at up to %u, %llu doorbells rung)\n",
+		op_timeout_ms, (unsigned int)(ring - pv->rings), pv_completed(ring),
+		READ_ONCE(ring->producer), le32_to_cpu(READ_ONCE(ring->device->doorbell_event)),
+		READ_ONCE(ring->notified), READ_ONCE(ring->doorbells));
+	pv_rings_wake(pv);
 }
 
-/* Called in each round of a polling loop; false when the command's time is up. */
+/* Called in each round of a polling loop; false when the time is up. */
 static bool pv_keep_polling(unsigned int *spins, u64 *deadline)
 {
 	u64 now;
@@ -77,198 +89,290 @@ static bool pv_keep_polling(unsigned int *spins, u64 *deadline)
 	return now < *deadline;
 }
 
-/* Fills the next slot and publishes it. Returns with its index, or -EIO. */
-static int pv_ring_push(struct pv_iommu *pv, struct pv_command *command, bool posted, u32 *index)
+/* Copies the outcome of a command to whom it belongs; its slot is free then. Under the lock. */
+static void pv_ring_hand_over(struct pv_ring *ring, struct pv_answer *answer)
 {
-	struct pv_ring *ring = &pv->ring;
-	unsigned int spins = 0;
-	unsigned long flags;
-	u64 deadline = 0;
-	u32 place, event;
+	u32 place = answer->index & (ring->entries - 1);
 
-	for (;;) {
-		spin_lock_irqsave(&ring->lock, flags);
-		if (pv_broken(ring)) {
-			spin_unlock_irqrestore(&ring->lock, flags);
-			return -EIO;
-		}
-		if (pv_room(ring))
-			break;
-		spin_unlock_irqrestore(&ring->lock, flags);
-		if (!pv_keep_polling(&spins, &deadline)) {
-			pv_ring_break(pv);
-			return -EIO;
-		}
+	answer->command = ring->slots[place];
+	answer->taken = true;
+	ring->answers[place] = NULL;
+}
+
+/*
+ * Whether the next slot may be filled. An outcome that lies there untaken is handed over: its owner
+ * may be anyone that this CPU has interrupted, so nobody may have to wait for it.
+ */
+static bool pv_ring_room(struct pv_ring *ring)
+{
+	struct pv_answer *answer;
+
+	if (ring->producer - ring->completed >= ring->entries) {
+		ring->completed = pv_completed(ring);
+		if (ring->producer - ring->completed >= ring->entries)
+			return false;
 	}
-	*index = ring->producer++;
-	place = *index & (ring->entries - 1);
-	command->slot.sequence = cpu_to_le32(*index + 1);
-	ring->slots[place] = *command;
-	if (!posted)
-		__set_bit(place, ring->busy);
-	/* The slot is there before the index says so. */
-	virt_store_release(&ring->guest->producer, cpu_to_le32(*index + 1));
-	spin_unlock_irqrestore(&ring->lock, flags);
+	answer = ring->answers[ring->producer & (ring->entries - 1)];
+	if (unlikely(answer))
+		pv_ring_hand_over(ring, answer);
+	return true;
+}
+
+/* Whether the device wants the doorbell for what came since the last look. Under the lock. */
+static bool pv_ring_asks(struct pv_ring *ring)
+{
+	u32 event, old;
 
 	/* The device publishes its event index, then looks at producer: one of both sees it. */
-	virt_mb();
-	event = le32_to_cpu(READ_ONCE(ring->device->doorbell_event));
-	if (pv_index_passed(event, *index + 1, *index))
-		writel(1, ring->doorbell);
-	return 0;
+	mb();
+	/* Read before completed, so that an event index left behind is seen to be that. */
+	event = le32_to_cpu(virt_load_acquire(&ring->device->doorbell_event));
+	ring->completed = pv_completed(ring);
+	old = (s32)(ring->completed - ring->notified) > 0 ? ring->completed : ring->notified;
+	ring->notified = ring->producer;
+	if (!pv_index_passed(event, ring->producer, old))
+		return false;
+	ring->doorbells++;
+	return true;
 }
 
-static bool pv_ring_done(struct pv_ring *ring, u32 index)
+static bool pv_ring_half_full(struct pv_ring *ring)
 {
-	struct pv_command *slot = &ring->slots[index & (ring->entries - 1)];
-
-	return (s32)(pv_completed(ring) - index) > 0 &&
-	       le32_to_cpu(READ_ONCE(slot->slot.completed)) == index + 1;
+	if (likely(ring->producer - ring->completed < ring->entries / 2))
+		return false;
+	ring->completed = pv_completed(ring);
+	return ring->producer - ring->completed >= ring->entries / 2;
 }
 
-static int pv_ring_poll(struct pv_iommu *pv, u32 index)
+/* Takes the lock when there is room in the ring: 0; or when there is no device any more: -EIO. */
+static int pv_ring_lock(struct pv_ring *ring, unsigned long *flags) __acquires(&ring->lock)
 {
 	unsigned int spins = 0;
 	u64 deadline = 0;
 
-	while (!pv_ring_done(&pv->ring, index)) {
-		if (pv_broken(&pv->ring))
+	for (;;) {
+		spin_lock_irqsave(&ring->lock, *flags);
+		if (unlikely(pv_given_up(ring->pv)))
+			return -EIO;
+		if (likely(pv_ring_room(ring)))
+			return 0;
+		spin_unlock_irqrestore(&ring->lock, *flags);
+		if (!pv_keep_polling(&spins, &deadline))
+			pv_give_up(ring);
+	}
+}
+
+/* Fills the next slot and publishes it. Under the lock; whether the doorbell is to be rung. */
+static bool pv_ring_publish(struct pv_ring *ring, struct pv_command *command, bool notify)
+{
+	u32 index = ring->producer;
+
+	command->slot.sequence = cpu_to_le32(index + 1);
+	ring->slots[index & (ring->entries - 1)] = *command;
+	ring->producer = index + 1;
+	/* The slot is there before the index says so. */
+	virt_store_release(&ring->guest->producer, cpu_to_le32(index + 1));
+	return (notify || pv_ring_half_full(ring)) && pv_ring_asks(ring);
+}
+
+static int pv_ring_push(struct pv_ring *ring, struct pv_command *command,
+			const struct pv_table *covered, bool notify)
+{
+	bool doorbell = false;
+	unsigned long flags;
+	int ret;
+
+	ret = pv_ring_lock(ring, &flags);
+	/*
+	 * Under the lock: a map that needs a table which the device has promised nothing for comes
+	 * after the one that is posted here, or its table is counted already.
+	 */
+	if (covered && !pv_table_covered(covered))
+		ret = ret ?: -EAGAIN;
+	if (likely(!ret)) {
+		ring->posted++;
+		doorbell = pv_ring_publish(ring, command, notify);
+	}
+	spin_unlock_irqrestore(&ring->lock, flags);
+	if (doorbell)
+		writel(1, ring->doorbell);
+	return ret;
+}
+
+/**
+ * pv_ring_post - sends a command that nobody waits for
+ * @ring: the ring
+ * @command: slot to send
+ * @covered: when not NULL, the table whose tables the pool must be reserved for
+ *
+ * Return: 0; -EIO when the device is given up; -EAGAIN, with nothing sent, when @covered is not.
+ */
+int pv_ring_post(struct pv_ring *ring, struct pv_command *command, const struct pv_table *covered)
+{
+	command->slot.flags = cpu_to_le16(PVIOMMU_SLOT_POSTED);
+	return pv_ring_push(ring, command, covered, false);
+}
+
+/**
+ * pv_ring_send - sends a command whose outcome pv_ring_take() will get
+ * @ring: the ring
+ * @answer: holds the command; belongs to the ring until it is taken
+ * @notify: whether the device is to be told now; else pv_ring_notify() must do that
+ *
+ * Return: 0, or -EIO when the device is given up.
+ */
+int pv_ring_send(struct pv_ring *ring, struct pv_answer *answer, bool notify)
+{
+	bool doorbell = false;
+	unsigned long flags;
+	int ret;
+
+	answer->taken = false;
+	ret = pv_ring_lock(ring, &flags);
+	if (likely(!ret)) {
+		answer->index = ring->producer;
+		ring->answers[answer->index & (ring->entries - 1)] = answer;
+		ring->waited++;
+		doorbell = pv_ring_publish(ring, &answer->command, notify);
+	}
+	spin_unlock_irqrestore(&ring->lock, flags);
+	if (doorbell)
+		writel(1, ring->doorbell);
+	return ret;
+}
+
+/* Tells the device of all that was sent, if it wants to know. Returns the index after that. */
+u32 pv_ring_notify(struct pv_ring *ring)
+{
+	bool doorbell = false;
+	unsigned long flags;
+	u32 target;
+
+	spin_lock_irqsave(&ring->lock, flags);
+	target = ring->producer;
+	if (!pv_given_up(ring->pv) && !pv_ring_reached(ring, target))
+		doorbell = pv_ring_asks(ring);
+	spin_unlock_irqrestore(&ring->lock, flags);
+	if (doorbell)
+		writel(1, ring->doorbell);
+	return target;
+}
+
+/* As if nobody had looked at the device's wish yet: costs one needless doorbell at most. */
+static void pv_ring_look_again(struct pv_ring *ring)
+{
+	unsigned long flags;
+
+	spin_lock_irqsave(&ring->lock, flags);
+	ring->notified = pv_completed(ring);
+	spin_unlock_irqrestore(&ring->lock, flags);
+	pv_ring_notify(ring);
+}
+
+static int pv_ring_poll(struct pv_ring *ring, u32 target)
+{
+	u64 deadline = 0, looked = 0, now;
+	unsigned int spins = 0;
+
+	while (!pv_ring_reached(ring, target)) {
+		if (pv_given_up(ring->pv))
 			return -EIO;
 		if (!pv_keep_polling(&spins, &deadline)) {
-			pv_ring_break(pv);
+			pv_give_up(ring);
 			return -EIO;
 		}
+		if (spins % PV_SPINS_PER_CLOCK)
+			continue;
+		now = ktime_get_mono_fast_ns();
+		if (looked && now - looked < PV_LOOK_AGAIN_MS * NSEC_PER_MSEC)
+			continue;
+		if (looked)
+			pv_ring_look_again(ring);
+		looked = now;
 	}
 	return 0;
 }
 
-static int pv_ring_sleep(struct pv_iommu *pv, u32 index)
+static int pv_ring_sleep(struct pv_ring *ring, u32 target)
 {
-	struct pv_ring *ring = &pv->ring;
+	unsigned long deadline;
 
 	mutex_lock(&ring->sleeper);
-	WRITE_ONCE(ring->guest->completion_event, cpu_to_le32(index));
+	WRITE_ONCE(ring->guest->completion_event, cpu_to_le32(target - 1));
 	/* The device moves completed, then looks at the event index. */
-	virt_mb();
-	wait_event_timeout(ring->wait, pv_ring_done(ring, index) || pv_broken(ring),
-			   msecs_to_jiffies(op_timeout_ms));
+	mb();
+	deadline = jiffies + msecs_to_jiffies(op_timeout_ms);
+	while (!wait_event_timeout(ring->wait,
+				   pv_ring_reached(ring, target) || pv_given_up(ring->pv),
+				   msecs_to_jiffies(PV_LOOK_AGAIN_MS)) &&
+	       time_before(jiffies, deadline))
+		pv_ring_look_again(ring);
 	mutex_unlock(&ring->sleeper);
-	if (pv_ring_done(ring, index))
+	if (pv_ring_reached(ring, target))
 		return 0;
-	pv_ring_break(pv);
+	pv_give_up(ring);
 	return -EIO;
 }
 
 /**
- * pv_submit - sends a command to the device
+ * pv_ring_take - waits for the outcome of a command
+ * @ring: the ring
+ * @answer: what was sent; its command has the outcome then
+ * @wait: how to wait
+ *
+ * Return: what the device answered, 0 or a negative errno; -EIO when it did not.
+ */
+int pv_ring_take(struct pv_ring *ring, struct pv_answer *answer, enum pv_wait wait)
+{
+	u32 target = answer->index + 1;
+	unsigned long flags;
+	int ret;
+
+	ret = wait == PV_WAIT_SLEEP ? pv_ring_sleep(ring, target) : pv_ring_poll(ring, target);
+	/* also when there is none: the ring must forget where it would go */
+	spin_lock_irqsave(&ring->lock, flags);
+	if (!answer->taken)
+		pv_ring_hand_over(ring, answer);
+	spin_unlock_irqrestore(&ring->lock, flags);
+	if (ret)
+		return ret;
+	ret = (s32)le32_to_cpu(answer->command.slot.result);
+	return ret <= 0 && ret >= -MAX_ERRNO ? ret : -EIO;
+}
+
+/* Waits until all that was sent before this call is completed. Returns at once without a device. */
+void pv_ring_sync(struct pv_ring *ring)
+{
+	pv_ring_poll(ring, pv_ring_notify(ring));
+}
+
+/* Slots that the device has not completed yet. */
+u32 pv_ring_in_flight(struct pv_ring *ring)
+{
+	return READ_ONCE(ring->producer) - pv_completed(ring);
+}
+
+/**
+ * pv_submit - sends a command to the device, through ring 0
  * @pv: the PV-IOMMU
  * @command: slot to send; sequence, result and payload are filled in
- * @wait: how to wait for the result
+ * @wait: how to wait for the result; the device is told of a posted command too
  *
  * Return: what the device answered, 0 or a negative errno; -EIO when it did not.
  */
 int pv_submit(struct pv_iommu *pv, struct pv_command *command, enum pv_wait wait)
 {
-	struct pv_ring *ring = &pv->ring;
-	u32 index, place;
+	struct pv_ring *ring = &pv->rings[0];
+	struct pv_answer answer;
 	int ret;
 
 	command->slot.flags = cpu_to_le16(wait == PV_POSTED ? PVIOMMU_SLOT_POSTED : 0);
 	command->slot.result = 0;
 	command->slot.completed = 0;
-	ret = pv_ring_push(pv, command, wait == PV_POSTED, &index);
-	if (ret || wait == PV_POSTED)
-		return ret;
-	ret = wait == PV_WAIT_SLEEP ? pv_ring_sleep(pv, index) : pv_ring_poll(pv, index);
-	if (ret)
-		return ret;
-	place = index & (ring->entries - 1);
-	*command = ring->slots[place];
-	clear_bit_unlock(place, ring->busy);
-	ret = (s32)le32_to_cpu(command->slot.result);
-	return ret <= 0 && ret >= -MAX_ERRNO ? ret : -EIO;
-}
-
-irqreturn_t pv_ring_interrupt(int irq, void *data)
-{
-	struct pv_iommu *pv = data;
-
-	wake_up_all(&pv->ring.wait);
-	return IRQ_HANDLED;
-}
-
-/* Slots that the device has not completed yet. */
-u32 pv_ring_in_flight(struct pv_iommu *pv)
-{
-	return READ_ONCE(pv->ring.producer) - pv_completed(&pv->ring);
-}
-
-/* Finds the place of ring 0 in the shared memory. The ring is off. */
-int pv_ring_init(struct pv_iommu *pv)
-{
-	u32 most = readl(pv->regs + PVIOMMU_REG_MAX_RING_ENTRIES);
-	u32 area = readl(pv->regs + PVIOMMU_REG_RING_AREA);
-	u32 size = readl(pv->regs + PVIOMMU_REG_RING_AREA_SIZE);
-	struct pv_ring *ring = &pv->ring;
-
-	spin_lock_init(&ring->lock);
-	mutex_init(&ring->sleeper);
-	init_waitqueue_head(&ring->wait);
-	if (!most || area > PVIOMMU_SHARED_BAR_SIZE || size > PVIOMMU_SHARED_BAR_SIZE - area ||
-	    !IS_ALIGNED(area, PVIOMMU_SLOT_SIZE)) {
-		dev_err(pv_dev(pv), "ring area %#x+%#x for %u slots does not fit the shared BAR\n",
-			area, size, most);
-		return -EINVAL;
-	}
-	ring->entries = min3((u32)PV_RING_ENTRIES, rounddown_pow_of_two(most),
-			     rounddown_pow_of_two(max(size / PVIOMMU_SLOT_SIZE, 1U)));
-	if (ring->entries < PVIOMMU_MIN_RING_ENTRIES) {
-		dev_err(pv_dev(pv), "a ring of %u slots is smaller than the least, %u\n",
-			ring->entries, PVIOMMU_MIN_RING_ENTRIES);
-		return -EINVAL;
-	}
-	ring->guest = pv->shared + PVIOMMU_INDEX_OFFSET;
-	ring->device = (void *)ring->guest + PVIOMMU_CACHE_LINE;
-	ring->slots = pv->shared + area;
-	ring->doorbell = pv->regs + PVIOMMU_REG_DOORBELL;
-	return 0;
-}
-
-int pv_ring_start(struct pv_iommu *pv)
-{
-	u32 area = readl(pv->regs + PVIOMMU_REG_RING_AREA);
-	struct pv_ring *ring = &pv->ring;
-	u32 status;
-
-	/*
-	 * The reset that came before has zeroed the index words, the guest's as well. A completion
-	 * event of 0 costs one needless interrupt; later values were all passed before they could.
-	 */
-	memset(ring->slots, 0, array_size(ring->entries, PVIOMMU_SLOT_SIZE));
-
-	writel(0, pv->regs + PVIOMMU_REG_RING_SELECT);
-	writel(PVIOMMU_RING_TYPE_SHARED_BAR, pv->regs + PVIOMMU_REG_RING_TYPE);
-	writel(ring->entries, pv->regs + PVIOMMU_REG_RING_ENTRIES);
-	writel(area, pv->regs + PVIOMMU_REG_RING_BASE_LO);
-	writel(0, pv->regs + PVIOMMU_REG_RING_BASE_HI);
-	writel(PVIOMMU_RING_CONTROL_ENABLE, pv->regs + PVIOMMU_REG_RING_CONTROL);
-
-	status = readl(pv->regs + PVIOMMU_REG_STATUS);
-	if (status & PVIOMMU_STATUS_MEMORY_NOT_SHARED) {
-		dev_err(pv_dev(pv), "guest memory is not shared with the device: share=on is missing\n");
-		return -ENODEV;
-	}
-	if (status & PVIOMMU_STATUS_REFUSED ||
-	    !(readl(pv->regs + PVIOMMU_REG_RING_STATUS) & PVIOMMU_RING_STATUS_ENABLED)) {
-		dev_err(pv_dev(pv), "the device refused a ring of %u slots at %#x (status %#x)\n",
-			ring->entries, area, status);
-		return -EIO;
-	}
-	return 0;
-}
-
-void pv_ring_stop(struct pv_iommu *pv)
-{
-	writel(0, pv->regs + PVIOMMU_REG_RING_SELECT);
-	writel(0, pv->regs + PVIOMMU_REG_RING_CONTROL);
+	if (wait == PV_POSTED)
+		return pv_ring_push(ring, command, NULL, true);
+	answer.command = *command;
+	ret = pv_ring_send(ring, &answer, true) ?: pv_ring_take(ring, &answer, wait);
+	*command = answer.command;
+	return ret;
 }

@@ -5,10 +5,6 @@
 
 #include "pv_iommu_test.h"
 
-#define PVT_TABLE_PAGES		512	/* pages below one table of the lowest level */
-#define PVT_GIB_PAGES		(PVT_TABLE_PAGES * 512)
-#define PVT_POOL_REST		4
-
 static void pvt_ids_lowest_free(struct pv_ktap *ktap, struct pvt *t, u16 ctx)
 {
 	u16 ids[2] = {}, again = 0;
@@ -193,75 +189,6 @@ static void pvt_clone(struct pv_ktap *ktap, struct pvt *t, u16 ctx)
 	PV_EXPECT_EQ(ktap, pvt_free(t, clone, 0), 0);
 }
 
-static int pvt_pool_left(struct pvt *t, u32 *left)
-{
-	struct pv_usage usage;
-	int ret = pv_iommu_raw_ops.usage(t->pv, &usage);
-
-	*left = usage.pool_total - usage.pool_used;
-	return ret;
-}
-
-/* Maps in as few calls as max_nr_pages allows; @mapped counts all of them. */
-static int pvt_map_many(struct pvt *t, u16 ctx, u64 dfn, u64 gfn, u32 nr_pages, u32 *mapped)
-{
-	u32 chunk, done;
-	int ret = 0;
-
-	for (*mapped = 0; *mapped < nr_pages && !ret; *mapped += done) {
-		chunk = min(nr_pages - *mapped, t->caps->max_nr_pages);
-		ret = pvt_map(t, ctx, dfn + *mapped, gfn + *mapped, chunk, PVT_RW, &done);
-	}
-	return ret;
-}
-
-static int pvt_unmap_all(struct pvt *t, u16 ctx, u64 dfn, u32 nr_pages)
-{
-	u32 chunk, done;
-	int ret = 0;
-
-	for (; nr_pages && !ret; nr_pages -= done, dfn += done) {
-		chunk = min(nr_pages, t->caps->max_nr_pages);
-		ret = pvt_unmap(t, ctx, dfn, chunk, &done);
-	}
-	return ret;
-}
-
-/*
- * Pages that are 2 MiB apart cost a table each. When few tables are left, one map over several of
- * them ends with exactly those it had tables for.
- */
-static void pvt_pool_runs_out(struct pv_ktap *ktap, struct pvt *t, u16 ctx)
-{
-	u64 gfn = pvt_ram_of(t, (PVT_POOL_REST + 1) * PVT_TABLE_PAGES);
-	u32 done, left, tables;
-	u64 dfn = PVT_GIB_PAGES;
-	int ret;
-
-	if (!PV_EXPECT(ktap, gfn) || !PV_EXPECT_EQ(ktap, pvt_pool_left(t, &left), 0))
-		return;
-	while (left > PVT_POOL_REST) {
-		if (!PV_EXPECT_EQ(ktap, pvt_map(t, ctx, dfn, t->gfn, 1, PVT_RW, &done), 0))
-			return;
-		/* the first page of a GiB costs the table above as well */
-		left -= dfn % PVT_GIB_PAGES ? 1 : 2;
-		dfn += PVT_TABLE_PAGES;
-		if (pvt_iova(dfn) == SZ_2G + SZ_1G)	/* the GiB with the reserved window */
-			dfn += PVT_GIB_PAGES;
-	}
-	PV_EXPECT_EQ(ktap, pvt_pool_left(t, &tables), 0);
-	PV_EXPECT_EQ(ktap, tables, left);
-	dfn = round_up(dfn, PVT_GIB_PAGES);
-	tables = left - 1;
-	ret = pvt_map_many(t, ctx, dfn, gfn, (tables + 1) * PVT_TABLE_PAGES, &done);
-	PV_EXPECT_EQ(ktap, ret, -ENOMEM);
-	PV_EXPECT_EQ(ktap, done, tables * PVT_TABLE_PAGES);
-	pvt_expect_mapped(ktap, t, ctx, dfn + done - 1, gfn + done - 1, 1);
-	pvt_expect_nothing(ktap, t, ctx, dfn + done, 1);
-	PV_EXPECT_EQ(ktap, pvt_unmap_all(t, ctx, dfn, done), 0);
-	PV_EXPECT_EQ(ktap, pvt_map(t, ctx, dfn, gfn, 1, PVT_RW, &done), 0);
-}
-
 static void pvt_bindings(struct pv_ktap *ktap, struct pvt *t, u16 ctx)
 {
 	struct pv_command unknown = pvt_own(PVIOMMU_OWN_BIND, PVT_NO_SBDF, 0xfffffff0);
@@ -290,7 +217,6 @@ const struct pv_ktap_case pvt_context_cases[] = {
 	PVT_ATTACHED("free with an engine attached is EBUSY and changes nothing", pvt_free_busy),
 	PVT_ATTACHED("free with the flag moves the engine to context 0", pvt_free_to_default),
 	PVT_ATTACHED("a clone maps all guest memory 1:1", pvt_clone),
-	PVT_CONTEXT("the pool runs out with ENOMEM behind the exact prefix", pvt_pool_runs_out),
 	PVT_CONTEXT("wrong bindings are refused", pvt_bindings),
 };
 

@@ -105,9 +105,11 @@ static void pvt_run_all(struct pv_ktap *ktap, struct pvt *t)
 		{ pvt_fault_cases, pvt_nr_fault_cases },
 		{ pvt_op_cases, pvt_nr_op_cases },
 		{ pvt_context_cases, pvt_nr_context_cases },
+		{ pvt_pool_cases, pvt_nr_pool_cases },
 		{ pvt_ring_cases, pvt_nr_ring_cases },
 		{ pvt_batch_cases, pvt_nr_batch_cases },
 		{ t->profile->cases, *t->profile->nr_cases },
+		{ pvt_storm_cases, pvt_nr_storm_cases },
 		{ pvt_last_cases, ARRAY_SIZE(pvt_last_cases) },
 	};
 	unsigned int i, total = 0, first = 1;

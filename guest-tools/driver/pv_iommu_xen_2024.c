@@ -1,9 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/*
- * Paravirtual IOMMU: profile xen-2024, the operations of the Xen series of June 2024.
- *
- * map and unmap poll, because the IOMMU core calls them in atomic context; the others sleep.
- */
+/* Paravirtual IOMMU: profile xen-2024, the operations of the Xen series of June 2024. */
 
 #define pr_fmt(fmt) "pv_iommu: " fmt
 
@@ -48,33 +44,26 @@ static int pv_2024_reattach(struct pv_iommu *pv, u32 sbdf, u16 ctx)
 	return pv_submit(pv, &command, PV_WAIT_SLEEP);
 }
 
-static int pv_2024_map(struct pv_iommu *pv, u16 ctx, u64 dfn, u64 gfn, u32 nr_pages, u32 flags,
-		       u32 *mapped)
+static void pv_2024_map(struct pv_command *command, u16 ctx, u64 dfn, u64 gfn, u32 nr_pages,
+			u32 flags)
 {
-	struct pv_command command;
-	int ret;
-
-	pv_2024_command(&command, PVIOMMU_XEN2024_MAP_PAGES, ctx);
-	command.op.map.flags = cpu_to_le32(flags);
-	command.op.map.gfn = cpu_to_le64(gfn);
-	command.op.map.dfn = cpu_to_le64(dfn);
-	command.op.map.nr_pages = cpu_to_le32(nr_pages);
-	ret = pv_submit(pv, &command, PV_WAIT_BUSY);
-	*mapped = le32_to_cpu(command.op.map.mapped);
-	return ret;
+	pv_2024_command(command, PVIOMMU_XEN2024_MAP_PAGES, ctx);
+	command->op.map.flags = cpu_to_le32(flags);
+	command->op.map.gfn = cpu_to_le64(gfn);
+	command->op.map.dfn = cpu_to_le64(dfn);
+	command->op.map.nr_pages = cpu_to_le32(nr_pages);
 }
 
-static int pv_2024_unmap(struct pv_iommu *pv, u16 ctx, u64 dfn, u32 nr_pages, u32 *unmapped)
+static void pv_2024_unmap(struct pv_command *command, u16 ctx, u64 dfn, u32 nr_pages)
 {
-	struct pv_command command;
-	int ret;
+	pv_2024_command(command, PVIOMMU_XEN2024_UNMAP_PAGES, ctx);
+	command->op.unmap.dfn = cpu_to_le64(dfn);
+	command->op.unmap.nr_pages = cpu_to_le32(nr_pages);
+}
 
-	pv_2024_command(&command, PVIOMMU_XEN2024_UNMAP_PAGES, ctx);
-	command.op.unmap.dfn = cpu_to_le64(dfn);
-	command.op.unmap.nr_pages = cpu_to_le32(nr_pages);
-	ret = pv_submit(pv, &command, PV_WAIT_BUSY);
-	*unmapped = le32_to_cpu(command.op.unmap.unmapped);
-	return ret;
+static u32 pv_2024_mapped(const struct pv_command *command)
+{
+	return le32_to_cpu(command->op.map.mapped);
 }
 
 const struct pv_profile pv_xen_2024 = {
@@ -86,4 +75,5 @@ const struct pv_profile pv_xen_2024 = {
 	.reattach = pv_2024_reattach,
 	.map = pv_2024_map,
 	.unmap = pv_2024_unmap,
+	.mapped = pv_2024_mapped,
 };

@@ -1,9 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/*
- * Paravirtual IOMMU: profile xen-v7, the operations of versions 4 to 7 of the Xen series.
- *
- * map and unmap poll, because the IOMMU core calls them in atomic context; the others sleep.
- */
+/* Paravirtual IOMMU: profile xen-v7, the operations of versions 4 to 7 of the Xen series. */
 
 #define pr_fmt(fmt) "pv_iommu: " fmt
 
@@ -99,37 +95,30 @@ static int pv_v7_reattach(struct pv_iommu *pv, u32 sbdf, u16 ctx)
 }
 
 /* The device adds to the counts of map and unmap, which begin with 0 here. */
-static int pv_v7_map(struct pv_iommu *pv, u16 ctx, u64 dfn, u64 gfn, u32 nr_pages, u32 flags,
-		     u32 *mapped)
+static void pv_v7_map(struct pv_command *command, u16 ctx, u64 dfn, u64 gfn, u32 nr_pages,
+		      u32 flags)
 {
-	struct pv_command command;
-	int ret;
-
-	pv_v7_command(&command, PVIOMMU_V7_MAP_PAGES);
-	command.op.v7_map.ctx_no = cpu_to_le16(ctx);
-	command.op.v7_map.gfn = cpu_to_le64(gfn);
-	command.op.v7_map.dfn = cpu_to_le64(dfn);
-	command.op.v7_map.map_flags = cpu_to_le32(flags);
-	command.op.v7_map.pgsize = cpu_to_le32(BIT(PVIOMMU_PAGE_SHIFT));
-	command.op.v7_map.nr_pages = cpu_to_le32(nr_pages);
-	ret = pv_submit(pv, &command, PV_WAIT_BUSY);
-	*mapped = le32_to_cpu(command.op.v7_map.mapped);
-	return ret;
+	pv_v7_command(command, PVIOMMU_V7_MAP_PAGES);
+	command->op.v7_map.ctx_no = cpu_to_le16(ctx);
+	command->op.v7_map.gfn = cpu_to_le64(gfn);
+	command->op.v7_map.dfn = cpu_to_le64(dfn);
+	command->op.v7_map.map_flags = cpu_to_le32(flags);
+	command->op.v7_map.pgsize = cpu_to_le32(BIT(PVIOMMU_PAGE_SHIFT));
+	command->op.v7_map.nr_pages = cpu_to_le32(nr_pages);
 }
 
-static int pv_v7_unmap(struct pv_iommu *pv, u16 ctx, u64 dfn, u32 nr_pages, u32 *unmapped)
+static void pv_v7_unmap(struct pv_command *command, u16 ctx, u64 dfn, u32 nr_pages)
 {
-	struct pv_command command;
-	int ret;
+	pv_v7_command(command, PVIOMMU_V7_UNMAP_PAGES);
+	command->op.v7_unmap.ctx_no = cpu_to_le16(ctx);
+	command->op.v7_unmap.dfn = cpu_to_le64(dfn);
+	command->op.v7_unmap.pgsize = cpu_to_le32(BIT(PVIOMMU_PAGE_SHIFT));
+	command->op.v7_unmap.nr_pages = cpu_to_le32(nr_pages);
+}
 
-	pv_v7_command(&command, PVIOMMU_V7_UNMAP_PAGES);
-	command.op.v7_unmap.ctx_no = cpu_to_le16(ctx);
-	command.op.v7_unmap.dfn = cpu_to_le64(dfn);
-	command.op.v7_unmap.pgsize = cpu_to_le32(BIT(PVIOMMU_PAGE_SHIFT));
-	command.op.v7_unmap.nr_pages = cpu_to_le32(nr_pages);
-	ret = pv_submit(pv, &command, PV_WAIT_BUSY);
-	*unmapped = le32_to_cpu(command.op.v7_unmap.unmapped);
-	return ret;
+static u32 pv_v7_mapped(const struct pv_command *command)
+{
+	return le32_to_cpu(command->op.v7_map.mapped);
 }
 
 const struct pv_profile pv_xen_v7 = {
@@ -142,4 +131,5 @@ const struct pv_profile pv_xen_v7 = {
 	.reattach = pv_v7_reattach,
 	.map = pv_v7_map,
 	.unmap = pv_v7_unmap,
+	.mapped = pv_v7_mapped,
 };

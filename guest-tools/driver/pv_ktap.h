@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Tests in a module that report KTAP through debugfs, for kernels without KUnit: writing to the
- * file "run" runs all cases, writing "quick" a few of them, reading "ktap" gives the last report.
+ * Tests in a module that report KTAP through debugfs, for kernels without KUnit: writing the name
+ * of a suite to the file "run" runs it, reading "ktap" gives the last report.
  */
 #ifndef _PV_KTAP_H
 #define _PV_KTAP_H
@@ -15,23 +15,24 @@
 #include <linux/vmalloc.h>
 
 #define PV_KTAP_SIZE	(128 * 1024)
+#define PV_KTAP_SUITE	32	/* bytes of a suite's name, with its end */
 
 /**
  * struct pv_ktap - a report
  * @lock: one run at a time, and no reader meanwhile
  * @text: the report
  * @length: its length; what does not fit is cut off, which a missing result line shows
- * @quick: whether only a few cases are asked for
+ * @suite: what was asked for, as the module names it
  * @failed: whether the current case has failed
  * @failures: cases that failed
- * @run: runs all cases into this report
+ * @run: runs the suite into this report; 0 or a negative errno
  * @context: handed to @run
  */
 struct pv_ktap {
 	struct mutex lock;	/* one run */
 	char *text;
 	size_t length;
-	bool quick;
+	char suite[PV_KTAP_SUITE];
 	bool failed;
 	unsigned int failures;
 	int (*run)(struct pv_ktap *ktap);
@@ -107,13 +108,15 @@ static ssize_t pv_ktap_run_write(struct file *file, const char __user *data, siz
 				 loff_t *pos)
 {
 	struct pv_ktap *ktap = file->private_data;
-	char first;
+	char name[PV_KTAP_SUITE] = {};
 	int ret;
 
-	if (!size || get_user(first, data))
+	if (size >= sizeof(name))
+		return -EINVAL;
+	if (copy_from_user(name, data, size))
 		return -EFAULT;
 	mutex_lock(&ktap->lock);
-	ktap->quick = first == 'q';
+	strscpy(ktap->suite, strim(name), sizeof(ktap->suite));
 	ktap->length = 0;
 	ktap->failures = 0;
 	ret = ktap->run(ktap);

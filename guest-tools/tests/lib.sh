@@ -57,3 +57,37 @@ same() {
 	echo "$2"
 	return 1
 }
+
+# within SECONDS COMMAND...: tries COMMAND until it succeeds, for so long
+within() {
+	tries=$(($1 * 10))
+	shift
+	until "$@"; do
+		tries=$((tries - 1))
+		[ "$tries" -gt 0 ] || return 1
+		usleep 100000
+	done
+}
+
+# request NAME [ARGUMENT]: has the host do something; it answers on the channel of the report
+request() {
+	echo "# lab: request $*" >&3
+	read -r answer <&3 || { echo "the host closed the channel" && return 1; }
+	same "$answer" "done $1"
+}
+
+# kernel_log: everything that the kernel has said since it started, also what its own buffer has dropped since
+log=/tmp/kernel-log
+kernel_log() {
+	dmesg -c >>"$log"
+	cat "$log"
+}
+
+# log_lines: how long that is; log_since LINES: what came after
+log_lines() {
+	kernel_log | wc -l
+}
+
+log_since() {
+	kernel_log | tail -n "+$(($1 + 1))"
+}

@@ -1,38 +1,54 @@
 # SPDX-License-Identifier: MIT
 # shellcheck shell=sh
 #
-# The driver speaks the profile that its parameter names. Begins and ends with the drivers loaded, without that of the raw tests.
+# The driver speaks the profile that its parameter names. Begins and ends with the drivers loaded, without that of the
+# raw tests.
 
-other_profile=xen-v7
+# other_profile: the one that the run did not begin with
+other_profile() {
+	if [ "$profile" = xen-2024 ]; then
+		echo xen-v7
+	else
+		echo xen-2024
+	fi
+}
 
-profile_tests() {
+profiles_plan() {
+	echo $((4 + engine_count))
+}
+
+profiles_tests() {
+	other=$(other_profile)
 	check "an unknown profile is refused" unknown_profile_is_refused
-	check "the driver binds with profile $other_profile" select_profile "$other_profile"
+	check "the driver binds with profile $other" select_profile "$other"
 	insmod "$modules/pv_iommu_test.ko"
 	run_ktap "$debugfs/pv_iommu_test"
-	subtest "operations of the PV-IOMMU under $other_profile" "$report"
+	subtest "operations of the PV-IOMMU under $other" "$report"
 	rmmod pv_iommu_test
 	for engine in $engines; do
+		suite=quick
+		[ "$mode" = passthrough ] && suite=untranslated
 		# where the driver has not bound, nothing would keep DMA in its place
 		: >"$report"
-		[ -n "$(group_of "$engine")" ] && run_ktap "$debugfs/pv_dmatest/$engine" quick
-		subtest "DMA API of $engine under $other_profile" "$report"
+		[ -n "$(group_of "$engine")" ] && run_ktap "$debugfs/pv_dmatest/$engine" "$suite"
+		subtest "DMA API of $engine under $other" "$report"
 	done
-	check "the driver binds with profile xen-2024 again" select_profile xen-2024
+	check "the driver binds with profile $profile again" select_profile "$profile"
 }
 
 unknown_profile_is_refused() {
-	unload_all && insmod "$modules/pv_iommu.ko" profile=xen-2099 || return 1
+	unload_all || return 1
+	before=$(log_lines)
+	insmod "$modules/pv_iommu.ko" profile=xen-2099 || return 1
 	same "$iommu $(driver_of "$iommu")" "$iommu " || return 1
-	said=$(dmesg | grep -A 1 "unknown profile xen-2099")
+	said=$(log_since "$before" | grep -A 1 "unknown profile xen-2099")
 	echo "$said" | grep -q "failed with error -22" || { echo "$said" && return 1; }
 	rmmod pv_iommu && load_all
 }
 
 # select_profile NAME: loads the drivers anew
 select_profile() {
-	unload_all || return 1
-	insmod "$modules/pv_iommu.ko" profile="$1" && insmod "$modules/pv_dmatest.ko" || return 1
+	unload_all && load_all "$1" || return 1
 	same "$iommu $(driver_of "$iommu")" "$iommu pv_iommu" || return 1
 	same "$(usage | grep '^profile ')" "profile $1" || return 1
 	compare_capabilities && dma_works

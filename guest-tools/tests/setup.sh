@@ -3,12 +3,26 @@
 #
 # The driver binds, and Linux sees an ordinary IOMMU.
 
+setup_plan() {
+	echo 9
+}
+
+setup_tests() {
+	check "the modules load" load_modules
+	check "pv_iommu binds to the PV-IOMMU" same "$(driver_of "$iommu")" pv_iommu
+	check "the IOMMU core lists it" test -d "/sys/class/iommu/pv_iommu-$iommu"
+	check "its capabilities are those of the server" compare_capabilities
+	check "every engine has a driver" engines_have_driver
+	check "every engine has a group of its own" engines_have_groups
+	check "the groups are of type $(type_of_mode)" groups_have_type
+	check "the groups list the MSI window as reserved and nothing else" groups_list_msi_window
+	check "functions that are not behind it have no group" others_have_no_group
+}
+
 load_modules() {
 	[ -n "$iommu" ] || { echo "there is no PV-IOMMU ($vendor:$iommu_id)" && return 1; }
 	[ -n "$engines" ] || { echo "there is no DMA test engine ($vendor:$engine_id)" && return 1; }
-	for module in pv_iommu pv_dmatest pv_iommu_test; do
-		insmod "$modules/$module.ko" || return 1
-	done
+	load_all && insmod "$modules/pv_iommu_test.ko"
 }
 
 compare_capabilities() {
@@ -30,9 +44,9 @@ engines_have_groups() {
 	done
 }
 
-groups_are_dma() {
+groups_have_type() {
 	for engine in $engines; do
-		same "$(cat "$(group_of "$engine")/type")" DMA || return 1
+		same "$engine $(type_of "$engine")" "$engine $(type_of_mode)" || return 1
 	done
 }
 
@@ -43,7 +57,7 @@ groups_list_msi_window() {
 	done
 }
 
-# The PV-IOMMU itself is one of them.
+# The PV-IOMMU itself is one of them, and so are the ports above the engines.
 others_have_no_group() {
 	for folder in "$devices"/*; do
 		address=${folder##*/}

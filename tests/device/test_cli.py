@@ -13,7 +13,18 @@ from pviommu.cli import main
 
 
 @pytest.mark.parametrize(
-    "words", [[], ["dance"], ["lab"], ["lab", "dance"], ["bench"], ["serve", "--dance"], ["--", "serve"]], ids=" ".join
+    "words",
+    [
+        [],
+        ["dance"],
+        ["lab"],
+        ["lab", "dance"],
+        ["lab", "matrix", "--kernels"],
+        ["bench"],
+        ["serve", "--dance"],
+        ["--", "serve"],
+    ],
+    ids=" ".join,
 )
 def test_words_that_are_no_command_exit_with_2_and_the_usage(
     words: list[str], capsys: pytest.CaptureFixture[str]
@@ -48,7 +59,11 @@ def test_a_command_runs_with_its_options_and_returns_its_status(capsys: pytest.C
     assert json.loads(capsys.readouterr().out)["type"] == "pviommu"
 
 
-@pytest.mark.parametrize("words", [["serve", "--help"], ["lab", "run", "--help"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "words",
+    [["serve", "--help"], ["lab", "run", "--help"], ["lab", "matrix", "--help"], ["doctor", "--help"]],
+    ids=" ".join,
+)
 def test_a_command_explains_itself(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(words)

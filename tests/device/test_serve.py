@@ -99,3 +99,10 @@ def test_a_host_with_another_memory_order_is_status_3(capsys, monkeypatch):
 def test_the_defaults_are_the_documented_ones():
     args = parse()
     assert (args.topology, args.socket_dir, args.log_format, args.spin_us) == (None, Path("."), "text", 200)
+    assert args.core == "auto"
+
+
+def test_a_native_core_that_is_not_built_is_status_3_and_says_how_to_build_it(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert serve.main(parse("--core", "native")) == serve.EXIT_ENVIRONMENT
+    assert "pviommu build-core" in capsys.readouterr().err

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pviommu.bench.configurations import ACCESS_EVENTS, Configuration, device_address
+from pviommu.bench.configurations import ACCESS_EVENTS, INTERRUPT_EVENTS, Configuration, device_address
 from pviommu.bench.guest import Boot, Conversation, MeasurementError, Plan
 from pviommu.bench.traces import Traces, trace_arguments
 from pviommu.lab import resources
 from pviommu.lab.image import guest_image
 from pviommu.lab.run import Setup, short_folder
 from pviommu.lab.server import PROGRAM, ServerProcess, capabilities, summary
-from pviommu.lab.vm import VirtualMachine, VmConfig
+from pviommu.lab.vm import KERNEL_ARGUMENTS, VirtualMachine, VmConfig
 
 __all__ = ["Bench", "boot", "image_files", "server_counts"]
 
@@ -24,7 +25,10 @@ _SERVER_COUNTS = ("traps", "doorbells", "interrupts")
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """What all boots share. ``memory`` in bytes, ``timeout`` in seconds a boot, ``program`` starts the server."""
+    """What all boots share. ``memory`` in bytes, ``timeout`` in seconds a boot, ``program`` starts the server.
+
+    ``vcpus`` is the least number of processors; as many as a plan has threads there are in any case.
+    """
 
     setup: Setup
     memory: int
@@ -38,7 +42,7 @@ def image_files(configuration: Configuration, plan: Plan) -> dict[str, bytes]:
     script = resources.guest_tools() / "bench/bench.sh"
     return {
         "/tests/main.sh": script.read_bytes(),
-        "/lab/bench": plan.settings(device_address(configuration), configuration.modules),
+        "/lab/bench": plan.settings(device_address(configuration), configuration.modules, configuration.options),
         "/lab/early-modules": "".join(f"{name}\n" for name in configuration.early_modules).encode(),
     }
 
@@ -55,13 +59,23 @@ def boot(bench: Bench, configuration: Configuration, plan: Plan, folder: Path) -
             return _boot_guest(bench, configuration, plan, folder, short, ()), {}
         topology = resources.qemu_configs() / "lab.toml"
         sockets = [short / name for name in capabilities(topology, bench.program).sockets]
-        with ServerProcess(topology, short, log, bench.program) as server:
+        with ServerProcess(topology, short, log, bench.program, configuration.server_options) as server:
             server.start()
             measured = _boot_guest(bench, configuration, plan, folder, short, sockets)
             problems = server.stop()
     if problems:
         raise MeasurementError("; ".join(problems))
+    measured.facts["core"] = _core(log)
     return measured, summary(log)
+
+
+def _core(log: Path) -> str:
+    """Which core the server says that it works with."""
+    with log.open(errors="replace") as lines:
+        for line in lines:
+            if '"listening"' in line:
+                return str(json.loads(line).get("core", "unknown"))
+    return "unknown"
 
 
 def _boot_guest(
@@ -74,6 +88,7 @@ def _boot_guest(
             bench.setup.toolbox,
             resources.guest_tools(),
             bench.setup.modules,
+            programs=bench.setup.programs,
             extra_modules=configuration.early_modules,
             files=image_files(configuration, plan),
         )
@@ -85,13 +100,17 @@ def _boot_guest(
         qemu_log=folder / "qemu.log",
         accelerator=bench.setup.accelerator,
         memory=bench.memory,
-        vcpus=bench.vcpus,
+        vcpus=max(bench.vcpus, plan.threads),
         sockets=sockets,
-        kernel_arguments=("iommu.forcedac=1", "loglevel=6", *configuration.kernel_arguments),
+        kernel_arguments=(
+            *KERNEL_ARGUMENTS,
+            *configuration.kernel_arguments,
+            *bench.setup.toolbox.kernel_arguments,
+        ),
         qmp_socket=short / "qmp",
         extra_arguments=(*configuration.arguments, *trace_arguments(trace_log)),
     )
-    traces = Traces(short / "qmp", trace_log, ACCESS_EVENTS)
+    traces = Traces(short / "qmp", trace_log, (*ACCESS_EVENTS, *INTERRUPT_EVENTS))
     with VirtualMachine(bench.setup.toolbox, config) as machine:
         (folder / "qemu-command.txt").write_text(machine.command_line + "\n")
         machine.start()

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pviommu.lab.problems import UsageError
 
-__all__ = ["ACCESS_EVENTS", "CONFIGURATIONS", "Configuration", "choose", "device_address"]
+__all__ = [
+    "ACCESS_EVENTS",
+    "CONFIGURATIONS",
+    "INTERRUPT_EVENTS",
+    "LEVERS",
+    "Configuration",
+    "choose",
+    "device_address",
+]
 
 DEVICE_SLOT = 0x10
 """Slot of the measured device where QEMU emulates it: a plain one without a driver, which does nothing itself."""
@@ -20,6 +28,10 @@ ACCESS_EVENTS = ("virtio_queue_notify", "vtd_reg_read", "vtd_reg_write", "vfio_r
 the Intel IOMMU, a trapped register of a vfio-user function. They are what differs, also under KVM, where a notification
 never comes by QEMU's memory dispatch."""
 
+INTERRUPT_EVENTS = ("virtio_notify", "vfio_msi_interrupt")
+"""QEMU's trace events of interrupts that it delivers for an IOMMU: of a virtio device, of a vfio-user function. Under
+KVM the latter go past QEMU."""
+
 _PLAIN_DEVICE = ("-device", f"pci-testdev,addr={DEVICE_SLOT:#x}")
 
 
@@ -28,7 +40,10 @@ class Configuration:
     """One machine.
 
     ``early_modules`` are loaded before the guest talks to the host (the kernel puts off all PCI drivers until a
-    virtio-iommu has its own), ``modules`` by the benchmark. ``served`` machines have the server's functions.
+    virtio-iommu has its own), ``modules`` with the parameters ``options`` by the benchmark. ``served`` machines have
+    the functions of the server, which is started with ``server_options``. ``group`` is the type that the device's IOMMU
+    group must have for the figures to mean what the name says. ``lever_of`` names the configuration that this one is
+    with something taken away.
     """
 
     name: str
@@ -37,35 +52,96 @@ class Configuration:
     kernel_arguments: Sequence[str] = ()
     early_modules: Sequence[str] = ()
     modules: Sequence[str] = ()
+    options: Sequence[str] = ()
     served: bool = False
+    server_options: Sequence[str] = ()
+    group: str = ""
+    lever_of: str = ""
 
 
+_LAZY = ("iommu.strict=0",)
+_STRICT = ("iommu.strict=1",)
 _VIRTIO = ("-device", "virtio-iommu-pci,addr=0x2")
 
 CONFIGURATIONS = (
     Configuration("none", "no IOMMU", arguments=_PLAIN_DEVICE),
     Configuration(
+        "floor",
+        "the guest driver with the ring store left out",
+        kernel_arguments=_LAZY,
+        modules=("pv_iommu_floor",),
+        served=True,
+    ),
+    Configuration(
+        "floor-strict",
+        "the same with iommu.strict=1",
+        kernel_arguments=_STRICT,
+        modules=("pv_iommu_floor",),
+        served=True,
+    ),
+    Configuration(
         "virtio-iommu",
         "QEMU's virtio-iommu",
         arguments=(*_VIRTIO, *_PLAIN_DEVICE),
+        kernel_arguments=_LAZY,
         early_modules=("virtio-iommu",),
+        group="DMA-FQ",
     ),
     Configuration(
         "virtio-iommu-strict",
         "QEMU's virtio-iommu, iommu.strict=1",
         arguments=(*_VIRTIO, *_PLAIN_DEVICE),
-        kernel_arguments=("iommu.strict=1",),
+        kernel_arguments=_STRICT,
         early_modules=("virtio-iommu",),
+        group="DMA",
     ),
     Configuration(
         "intel-iommu",
         "QEMU's intel-iommu in caching mode",
         arguments=("-device", "intel-iommu,caching-mode=on", *_PLAIN_DEVICE),
         kernel_arguments=("intel_iommu=on",),
+        group="DMA",
     ),
-    Configuration("floor", "the guest driver with the ring store left out", modules=("pv_iommu_floor",), served=True),
-    Configuration("pviommu", "the PV-IOMMU", modules=("pv_iommu",), served=True),
+    Configuration(
+        "pviommu", "the PV-IOMMU", kernel_arguments=_LAZY, modules=("pv_iommu",), served=True, group="DMA-FQ"
+    ),
+    Configuration(
+        "pviommu-strict",
+        "the PV-IOMMU, iommu.strict=1",
+        kernel_arguments=_STRICT,
+        modules=("pv_iommu",),
+        served=True,
+        group="DMA",
+    ),
 )
+
+_LAZY_PVIOMMU, _STRICT_PVIOMMU = CONFIGURATIONS[-2:]
+
+
+def _without(
+    whole: Configuration, name: str, title: str, *, options: Sequence[str] = (), server_options: Sequence[str] = ()
+) -> Configuration:
+    return replace(
+        whole,
+        name=f"{whole.name}-{name}",
+        title=f"{whole.title}, {title}",
+        options=options,
+        server_options=server_options,
+        lever_of=whole.name,
+    )
+
+
+_PYTHON = ("--core", "python")
+_NO_SPIN = ("--spin-us", "0")
+LEVERS = (
+    _without(_LAZY_PVIOMMU, "python", "its rings and tables in Python", server_options=_PYTHON),
+    _without(_LAZY_PVIOMMU, "waited", "every map and unmap waited for", options=("posted=0",)),
+    _without(_LAZY_PVIOMMU, "no-spin", "its server asleep whenever its rings are empty", server_options=_NO_SPIN),
+    _without(_STRICT_PVIOMMU, "python", "its rings and tables in Python", server_options=_PYTHON),
+    _without(_STRICT_PVIOMMU, "waited", "every map and unmap waited for", options=("posted=0",)),
+    _without(_STRICT_PVIOMMU, "no-spin", "its server asleep whenever its rings are empty", server_options=_NO_SPIN),
+)
+"""What each lever gives: the PV-IOMMU without it, lazy and strict."""
 
 
 def device_address(configuration: Configuration) -> str:
@@ -73,13 +149,17 @@ def device_address(configuration: Configuration) -> str:
     return f"0000:00:{SERVED_DEVICE_SLOT if configuration.served else DEVICE_SLOT:02x}.0"
 
 
-def choose(names: str | None) -> list[Configuration]:
-    """The configurations of a comma-separated list, in their own order; all without one. Raises UsageError."""
+def choose(names: str | None, *, levers: bool = False) -> list[Configuration]:
+    """The configurations of a comma-separated list, in their own order; without one all, ``levers`` if wanted.
+
+    Raises UsageError.
+    """
+    known = (*CONFIGURATIONS, *LEVERS)
     if names is None:
-        return list(CONFIGURATIONS)
+        return [configuration for configuration in known if levers or not configuration.lever_of]
     wanted = {name.strip() for name in names.split(",") if name.strip()}
-    known = {configuration.name for configuration in CONFIGURATIONS}
-    if not wanted or not wanted <= known:
-        unknown = ", ".join(sorted(wanted - known)) or "nothing"
-        raise UsageError(f"--only {names}: {unknown} is not one of {', '.join(c.name for c in CONFIGURATIONS)}")
-    return [configuration for configuration in CONFIGURATIONS if configuration.name in wanted]
+    all_names = [configuration.name for configuration in known]
+    if not wanted or not wanted <= set(all_names):
+        unknown = ", ".join(sorted(wanted - set(all_names))) or "nothing"
+        raise UsageError(f"--only {names}: {unknown} is not one of {', '.join(all_names)}")
+    return [entry for entry in known if entry.name in wanted or (levers and entry.lever_of)]

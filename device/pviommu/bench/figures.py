@@ -1,4 +1,4 @@
-"""Medians, spreads and ratios of what the boots gave, as a table and as JSON."""
+"""Medians, spreads and ratios of what the boots gave, as tables and as JSON."""
 
 from __future__ import annotations
 
@@ -7,9 +7,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from pviommu.bench.guest import Boot, Round
+from pviommu.bench.bars import markdown_table, shown, text_table
+from pviommu.bench.configurations import ACCESS_EVENTS, INTERRUPT_EVENTS
+from pviommu.bench.guest import Boot, Round, Witness
+from pviommu.bench.samples import Figure, figure
 
-__all__ = ["BASES", "Figure", "Measurement", "as_json", "figures", "notes", "ratio", "table"]
+__all__ = [
+    "BASES",
+    "Load",
+    "Measurement",
+    "as_json",
+    "figures",
+    "load_title",
+    "loads",
+    "notes",
+    "ratio",
+    "table",
+    "witness_table",
+    "witnessed",
+]
 
 BASES = ("pviommu", "floor")
 """Configurations that the others are compared with."""
@@ -17,18 +33,30 @@ BASES = ("pviommu", "floor")
 
 @dataclass(slots=True)
 class Measurement:
-    """All boots of one configuration. ``server`` holds the server's own counts per pair; ``problem`` why it failed."""
+    """All boots of one configuration with one number of threads. ``server`` holds the server's own counts per pair;
+    ``problem`` why it failed. ``wanted_group`` is the group type that its name promises, if any.
+    """
 
     name: str
     title: str
+    threads: int = 1
+    wanted_group: str = ""
     boots: list[Boot] = field(default_factory=list)
     server: dict[str, float] = field(default_factory=dict)
     problem: str = ""
 
+    def rounds(self, pages: int) -> list[Round]:
+        """The rounds of all boots with maps of so many pages."""
+        return [entry for boot in self.boots for entry in boot.rounds if entry.pages == pages]
+
+    def witnesses(self, pages: int) -> list[Witness]:
+        """What the kernel's own benchmark said in all boots, of maps of so many pages."""
+        return [entry for boot in self.boots for entry in boot.witnesses if entry.pages == pages]
+
     @property
-    def rounds(self) -> list[Round]:
-        """The rounds of all boots."""
-        return [entry for boot in self.boots for entry in boot.rounds]
+    def pages(self) -> list[int]:
+        """The numbers of pages that were measured."""
+        return sorted({int(entry.pages) for boot in self.boots for entry in boot.rounds})
 
     @property
     def group_type(self) -> str:
@@ -36,137 +64,213 @@ class Measurement:
         return next((boot.facts["group_type"] for boot in self.boots if "group_type" in boot.facts), "?")
 
     @property
+    def is_as_named(self) -> bool:
+        """Whether the device's group is of the type that the configuration's name promises."""
+        return self.wanted_group in ("", self.group_type)
+
+    @property
     def accesses(self) -> float | None:
         """Accesses that left the guest per pair, the median of the boots; None if nothing was counted."""
-        counted = [sum(boot.accesses.values()) for boot in self.boots if boot.counted]
+        return self._counted(ACCESS_EVENTS)
+
+    @property
+    def interrupts(self) -> float | None:
+        """Interrupts that QEMU delivered per pair, in the same way."""
+        return self._counted(INTERRUPT_EVENTS)
+
+    def _counted(self, events: Sequence[str]) -> float | None:
+        counted = [sum(boot.accesses.get(event, 0) for event in events) for boot in self.boots if boot.counted]
         return statistics.median(counted) if counted else None
-
-
-@dataclass(frozen=True, slots=True)
-class Figure:
-    """Nanoseconds: the median over all rounds, and the least and the most of any round."""
-
-    median: float
-    least: float
-    most: float
-
-
-def _figure(values: Sequence[float]) -> Figure:
-    return Figure(statistics.median(values), min(values), max(values))
 
 
 def figures(rounds: Sequence[Round]) -> dict[str, Figure]:
     """``map``, ``unmap``, ``pair`` and ``clock`` (from each round's medians) and ``pair_mean`` (from its means).
 
-    Empty without rounds.
+    Nanoseconds. Empty without rounds.
     """
     if not rounds:
         return {}
     return {
-        "map": _figure([entry.map_ns_median for entry in rounds]),
-        "unmap": _figure([entry.unmap_ns_median for entry in rounds]),
-        "pair": _figure([entry.pair_ns_median for entry in rounds]),
-        "pair_mean": _figure([entry.pair_ns_mean for entry in rounds]),
-        "clock": _figure([entry.clock_ns_median for entry in rounds]),
+        "map": figure([entry.map_ns_median for entry in rounds]),
+        "unmap": figure([entry.unmap_ns_median for entry in rounds]),
+        "pair": figure([entry.pair_ns_median for entry in rounds]),
+        "pair_mean": figure([entry.pair_ns_mean for entry in rounds]),
+        "clock": figure([entry.clock_ns_median for entry in rounds]),
     }
 
 
-def ratio(one: Measurement, base: Measurement | None, kind: str = "pair") -> float | None:
+def ratio(one: Sequence[Round], base: Sequence[Round], kind: str = "pair") -> float | None:
     """How many times ``base`` ``one`` is; None if either has no figures."""
-    if base is None or not one.rounds or not base.rounds:
+    if not one or not base:
         return None
-    below = figures(base.rounds)[kind].median
-    return figures(one.rounds)[kind].median / below if below else None
+    below = figures(base)[kind].median
+    return figures(one)[kind].median / below if below else None
+
+
+Load = tuple[int, int]
+"""Threads, pages of a map."""
+
+
+def loads(measurements: Sequence[Measurement]) -> list[Load]:
+    """What was measured, in order."""
+    return sorted({(one.threads, pages) for one in measurements for pages in one.pages})
+
+
+def load_title(load: Load) -> str:
+    """``16 pages, 2 threads``."""
+    threads, pages = load
+    return f"{pages} page{'s' if pages > 1 else ''}, {threads} thread{'s' if threads > 1 else ''}"
 
 
 _GROUP_TYPES = {"DMA": "DMA, strict", "DMA-FQ": "DMA-FQ, lazy"}
-_HEADINGS = ("", "group", "map", "unmap", "pair", "least-most", "mean", *(f"/{name}" for name in BASES), "traps")
+_HEADINGS = (
+    *("", "group", "map", "unmap", "pair", "least-most", "mean"),
+    *(f"/{name}" for name in BASES),
+    *("traps", "interrupts", "k pairs/s"),
+)
 
 
-def table(measurements: Sequence[Measurement]) -> str:
-    """The readable table; times in nanoseconds a call, traps a pair of map and unmap."""
-    by_name = {measurement.name: measurement for measurement in measurements}
-    rows: list[tuple[str, ...]] = [_HEADINGS]
-    for one in measurements:
-        found = figures(one.rounds)
-        if not found:
-            continue
-        pair = found["pair"]
+def _rows(measurements: Sequence[Measurement], load: Load) -> list[tuple[str, ...]]:
+    threads, pages = load
+    here = [one for one in measurements if one.threads == threads and one.rounds(pages)]
+    by_name = {one.name: one.rounds(pages) for one in here}
+    rows: list[tuple[str, ...]] = []
+    for one in here:
+        rounds = one.rounds(pages)
+        found = figures(rounds)
+        rates = [rate for entry in rounds if (rate := entry.pairs_per_second) is not None]
         rows.append(
             (
                 one.name,
                 _GROUP_TYPES.get(one.group_type, one.group_type),
                 *(f"{found[kind].median:.0f}" for kind in ("map", "unmap", "pair")),
-                f"{pair.least:.0f}-{pair.most:.0f}",
+                f"{found['pair'].least:.0f}-{found['pair'].most:.0f}",
                 f"{found['pair_mean'].median:.0f}",
-                *(_two_places(ratio(one, by_name.get(base))) for base in BASES),
+                *(_two_places(ratio(rounds, by_name.get(base, ()))) for base in BASES),
                 _two_places(one.accesses),
+                _two_places(one.interrupts),
+                shown(round(statistics.median(rates) / 1e3, 1)) if rates else "-",
             )
         )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADINGS))]
-    lines = []
-    for row in rows:
-        cells = (
-            cell.ljust(width) if at < 2 else cell.rjust(width)
-            for at, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
+    return rows
+
+
+def table(measurements: Sequence[Measurement], load: Load, *, markdown: bool = False) -> str:
+    """The table of one load; times in nanoseconds a call, traps and interrupts a pair of map and unmap."""
+    rows = _rows(measurements, load)
+    if markdown:
+        return markdown_table(_HEADINGS, rows, left=(0, 1))
+    return text_table([_HEADINGS, *rows], left=(0, 1))
 
 
 def notes(measurements: Sequence[Measurement], setting: Mapping[str, Any]) -> str:
-    """What a reader needs beside the table: columns, method, what failed, the setting."""
+    """What a reader needs beside the tables: columns, method, what failed, the setting."""
     plan = setting["plan"]
     versions = ", ".join(f"{name} {version}" for name, version in setting["versions"].items())
     lines = [
         f"Nanoseconds: medians over {setting['repeat']} x {plan['rounds']} rounds of each round's median"
-        f" ({plan['operations']} pairs of map and unmap); mean: a pair's, so with rare dear calls.",
+        f" ({plan['operations']} pairs of map and unmap a thread); mean: a pair's, so with rare dear calls.",
         "/NAME: a pair as a multiple of NAME's. Reading the clock"
         f" ({_clock(measurements)}) is contained, in a pair twice.",
-        "traps: accesses to the IOMMU that left the guest in a pair, from QEMU's trace events over"
-        f" {plan['count_operations']} other pairs."
+        "traps, interrupts: accesses to the IOMMU that left the guest, and interrupts that QEMU delivered, in a pair,"
+        f" from QEMU's trace events over {plan['count_operations']} other pairs."
         if plan["count_operations"]
-        else "traps: not counted.",
+        else "traps, interrupts: not counted.",
     ]
+    lines += [f"{core} core: {', '.join(names)}." for core, names in _served(measurements).items()]
     for one in measurements:
         if one.server:
             counts = ", ".join(f"{name} {max(value, 0.0):.4f}" for name, value in one.server.items())
             lines.append(f"{one.name}, the server's own counts a pair, less those of a boot without pairs: {counts}.")
+        lines += [
+            f"{one.name}, {load_title((one.threads, pages))}, {_testimony(witnesses)}."
+            for pages in one.pages
+            if (witnesses := one.witnesses(pages))
+        ]
+        if one.boots and not one.is_as_named:
+            lines.append(f"{one.name}: its group is of type {one.group_type}, not {one.wanted_group}.")
         if one.problem:
-            lines.append(f"{one.name} FAILED: {one.problem}")
-    lines.append(f"{versions}; {setting['vcpus']} vCPU, {setting['seconds']:.0f} s in all, {setting['time']}.")
+            lines.append(f"{one.name}, {one.threads} threads, FAILED: {one.problem}")
+    lines.append(f"{versions}; {setting['seconds']:.0f} s in all, {setting['time']}.")
     return "\n".join(lines)
 
 
+def _served(measurements: Sequence[Measurement]) -> dict[str, list[str]]:
+    """Configurations by the core of the server that they had."""
+    found: dict[str, list[str]] = {}
+    for one in measurements:
+        for core in {boot.facts["core"] for boot in one.boots if "core" in boot.facts}:
+            if one.name not in found.setdefault(core, []):
+                found[core].append(one.name)
+    return found
+
+
+def _testimony(witnesses: Sequence[Witness]) -> str:
+    mapped, unmapped = witnessed(witnesses)
+    return f"the kernel's own benchmark: map {mapped:.0f}, unmap {unmapped:.0f} on average"
+
+
+def witnessed(witnesses: Sequence[Witness]) -> tuple[float, float]:
+    """Nanoseconds of a map and of an unmap, the medians of what was said in each boot."""
+    mapped, unmapped = [one.map_ns for one in witnesses], [one.unmap_ns for one in witnesses]
+    return statistics.median(mapped), statistics.median(unmapped)
+
+
+def witness_table(measurements: Sequence[Measurement]) -> str:
+    """What the kernel's own benchmark says, beside the means of the rounds, as Markdown; empty without a witness."""
+    rows = []
+    for load in loads(measurements):
+        for one in measurements:
+            witnesses = one.witnesses(load[1])
+            rounds = one.rounds(load[1])
+            if one.threads == load[0] and witnesses and rounds:
+                means = ([entry.map_ns_mean for entry in rounds], [entry.unmap_ns_mean for entry in rounds])
+                times = (*witnessed(witnesses), *(statistics.median(values) for values in means))
+                rows.append((load_title(load), one.name, *(f"{value:.0f}" for value in times)))
+    headings = ("load", "", "its map", "its unmap", "our map, mean", "our unmap, mean")
+    return markdown_table(headings, rows, left=(0, 1)) if rows else ""
+
+
 def _clock(measurements: Sequence[Measurement]) -> str:
-    rounds = [entry for one in measurements for entry in one.rounds]
+    rounds = [entry for one in measurements for boot in one.boots for entry in boot.rounds]
     return f"{figures(rounds)['clock'].median:.0f} ns" if rounds else "not measured"
 
 
 def _two_places(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
+    return "-" if value is None else f"{round(value, 2) + 0.0:.2f}"  # never -0.00
 
 
-def as_json(measurements: Sequence[Measurement], setting: Mapping[str, Any]) -> dict[str, Any]:
-    """Everything, ready for JSON: ``setting`` and per configuration the raw rounds, medians, spreads and ratios."""
-    by_name = {measurement.name: measurement for measurement in measurements}
-    return {
-        **setting,
-        "configurations": [
-            {
-                "name": one.name,
-                "title": one.title,
-                "group_type": one.group_type,
-                "problem": one.problem,
-                "figures_ns": {kind: asdict(figure) for kind, figure in figures(one.rounds).items()},
-                "ratios": {
-                    base: {kind: ratio(one, by_name.get(base), kind) for kind in ("pair", "pair_mean")}
-                    for base in BASES
-                },
-                "traps_per_pair": one.accesses,
-                "server_counts_per_pair": one.server,
-                "boots": [asdict(boot) for boot in one.boots],
-            }
-            for one in measurements
-        ],
-    }
+def as_json(measurements: Sequence[Measurement]) -> list[dict[str, Any]]:
+    """Per configuration and number of threads the raw rounds, and by pages medians, spreads and ratios."""
+    by_name = {(one.name, one.threads): one for one in measurements}
+
+    def ratios(one: Measurement, pages: int) -> dict[str, dict[str, float | None]]:
+        found: dict[str, dict[str, float | None]] = {}
+        for name in BASES:
+            base = by_name.get((name, one.threads))
+            beside = base.rounds(pages) if base else ()
+            found[name] = {kind: ratio(one.rounds(pages), beside, kind) for kind in ("pair", "pair_mean")}
+        return found
+
+    return [
+        {
+            "name": one.name,
+            "title": one.title,
+            "threads": one.threads,
+            "group_type": one.group_type,
+            "problem": one.problem,
+            "loads": [
+                {
+                    "pages": pages,
+                    "figures_ns": {kind: asdict(found) for kind, found in figures(one.rounds(pages)).items()},
+                    "ratios": ratios(one, pages),
+                }
+                for pages in one.pages
+            ],
+            "traps_per_pair": one.accesses,
+            "interrupts_per_pair": one.interrupts,
+            "server_counts_per_pair": one.server,
+            "boots": [asdict(boot) for boot in one.boots],
+        }
+        for one in measurements
+    ]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 
 from pviommu.lab.report import exit_line
 
-__all__ = ["ANSWER", "Boot", "Conversation", "MeasurementError", "Plan", "Round", "parse_round"]
+__all__ = ["ANSWER", "Boot", "Conversation", "MeasurementError", "Plan", "Round", "Witness", "parse_round"]
 
 ANSWER = "go"
 """What the guest waits for after a mark."""
@@ -20,25 +20,36 @@ class MeasurementError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How much one boot measures. ``rounds`` of ``operations`` map + unmap pairs each after ``warm_up`` pairs, then
-    ``count_operations`` pairs while trapped accesses are counted (0: none are).
+    """How much one boot measures, for maps of each of ``granules`` pages.
+
+    ``threads`` do ``rounds`` of ``operations`` map + unmap pairs each, after ``warm_up`` pairs; then one of them does
+    ``count_operations`` pairs of the first granule while trapped accesses are counted (0: none are). With ``witness``
+    the kernel's own benchmark measures the same for a second each.
     """
 
     rounds: int
     operations: int
     warm_up: int
     count_operations: int
+    granules: tuple[int, ...] = (1,)
+    threads: int = 1
+    witness: bool = False
 
     @property
     def timed_pairs(self) -> int:
-        """Pairs of map and unmap outside the counting phase."""
-        return self.warm_up + self.rounds * self.operations if self.rounds else 0
+        """Pairs of map and unmap outside the counting phase and the witness, of all threads together."""
+        one = self.warm_up + self.rounds * self.operations if self.rounds else 0
+        return one * self.threads * len(self.granules)
 
-    def settings(self, device: str, modules: Sequence[str]) -> bytes:
-        """The guest's ``/lab/bench``."""
+    def settings(self, device: str, modules: Sequence[str], options: Sequence[str] = ()) -> bytes:
+        """The guest's ``/lab/bench``; ``options`` are parameters of ``modules``."""
         lines = {
             "modules": " ".join(modules),
+            "options": " ".join(options),
             "device": device,
+            "granules": " ".join(map(str, self.granules)),
+            "threads": self.threads,
+            "witness": int(self.witness),
             "operations": self.operations,
             "rounds": self.rounds,
             "warm_up": self.warm_up,
@@ -49,10 +60,11 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """One round, nanoseconds: medians and means over its calls, ``pair`` a map and the unmap after it.
+    """One round of maps of ``pages`` pages by ``threads`` threads at once.
 
-    Means also carry rare dear calls, such as the flush of many unmaps at once. ``clock`` is what reading the clock
-    costs; each of the others contains it, a pair twice.
+    Nanoseconds: medians and means over its calls, ``pair`` a map and the unmap after it. Means also carry rare dear
+    calls, such as the flush of many unmaps at once. ``clock`` is what reading the clock costs; each of the others
+    contains it, a pair twice. ``elapsed_ns`` is the time of all calls, each thread having made ``rounds`` pairs.
     """
 
     map_ns_median: float
@@ -62,6 +74,25 @@ class Round:
     pair_ns_median: float
     pair_ns_mean: float
     clock_ns_median: float
+    pages: float
+    threads: float
+    rounds: float
+    elapsed_ns: float
+
+    @property
+    def pairs_per_second(self) -> float | None:
+        """Of all threads together; None if the guest did not say."""
+        return self.threads * self.rounds * 1e9 / self.elapsed_ns if self.elapsed_ns else None
+
+
+@dataclass(frozen=True, slots=True)
+class Witness:
+    """What the kernel's own benchmark says: nanoseconds of one map and one unmap, to a tenth of a microsecond."""
+
+    pages: float
+    threads: float
+    map_ns: float
+    unmap_ns: float
 
 
 @dataclass(slots=True)
@@ -69,16 +100,26 @@ class Boot:
     """What one boot of one machine gave."""
 
     rounds: list[Round] = field(default_factory=list)
+    witnesses: list[Witness] = field(default_factory=list)
     facts: dict[str, str] = field(default_factory=dict)
     accesses: dict[str, float] = field(default_factory=dict)
-    """accesses that left the guest per pair, by trace event; only those that occurred"""
+    """what was counted per pair, by trace event; only those that occurred"""
     counted: bool = False
     exit_status: int | None = None
 
 
 def parse_round(words: Sequence[str]) -> Round:
     """The figures of a ``NAME=VALUE ...`` list. Raises MeasurementError."""
-    wanted = [entry.name for entry in fields(Round)]
+    return Round(**_values(Round, words))
+
+
+def parse_witness(words: Sequence[str]) -> Witness:
+    """The same, of the kernel's own benchmark. Raises MeasurementError."""
+    return Witness(**_values(Witness, words))
+
+
+def _values(kind: type[Round] | type[Witness], words: Sequence[str]) -> dict[str, float]:
+    wanted = [entry.name for entry in fields(kind)]
     values: dict[str, float] = {}
     for word in words:
         name, _, value = word.partition("=")
@@ -86,8 +127,9 @@ def parse_round(words: Sequence[str]) -> Round:
             values[name] = float(value)
     missing = [name for name in wanted if name not in values]
     if missing:
-        raise MeasurementError(f"the guest's round lacks {', '.join(missing)}: {' '.join(words)[:200]}")
-    return Round(**values)
+        said = " ".join(words)[:200]
+        raise MeasurementError(f"the guest's {kind.__name__.lower()} lacks {', '.join(missing)}: {said}")
+    return values
 
 
 class Conversation:
@@ -116,6 +158,8 @@ class Conversation:
         match line.split():
             case ["bench", "round", _, *words]:
                 self.boot.rounds.append(parse_round(words))
+            case ["bench", "witness", *words]:
+                self.boot.witnesses.append(parse_witness(words))
             case ["bench", "fact", name, *words]:
                 self.boot.facts[name] = " ".join(words)
             case ["bench", "mark", name]:
@@ -133,8 +177,13 @@ class Conversation:
         if boot.exit_status != 0:
             ended = "without its last line" if boot.exit_status is None else f"with status {boot.exit_status}"
             raise MeasurementError(f"the guest ended {ended}")
-        if len(boot.rounds) != self._plan.rounds:
-            raise MeasurementError(f"{self._plan.rounds} rounds were asked for, {len(boot.rounds)} came")
+        for kind, each, came in (
+            ("rounds", self._plan.rounds, len(boot.rounds)),
+            ("witnesses", int(self._plan.witness), len(boot.witnesses)),
+        ):
+            wanted = each * len(self._plan.granules)
+            if came != wanted:
+                raise MeasurementError(f"{wanted} {kind} were asked for, {came} came")
         if self._plan.count_operations and not boot.counted:
             raise MeasurementError("the guest left the counting phase out")
         return boot

@@ -3,34 +3,38 @@
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import sys
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
 
-from pviommu import __version__
-from pviommu.bench.boots import Bench, boot, server_counts
-from pviommu.bench.configurations import CONFIGURATIONS, Configuration, choose
-from pviommu.bench.figures import Measurement, as_json, notes, table
-from pviommu.bench.guest import Boot, MeasurementError, Plan
-from pviommu.lab import accelerator, build, provision
-from pviommu.lab.problems import ExitStatus, RunError, UsageError
-from pviommu.lab.progress import Progress
+from pviommu.bench import bars, peer_bars
+from pviommu.bench.bars import verdict_table
+from pviommu.bench.boots import Bench, boot
+from pviommu.bench.configurations import CONFIGURATIONS, LEVERS, Configuration, choose
+from pviommu.bench.figures import Measurement, as_json, load_title, loads, notes, table, witness_table
+from pviommu.bench.guest import Plan
+from pviommu.bench.output import Document, check_target, give, machine, write
+from pviommu.bench.runs import BootOnce, Request, Runs
+from pviommu.lab.guest_settings import KERNELS, kernel_name
+from pviommu.lab.problems import UsageError
 from pviommu.lab.report import new_results_folder
-from pviommu.lab.run import MAX_VCPUS, Provide, guarded, prepare
-from pviommu.lab.vm import GuestTimeoutError, parse_memory
+from pviommu.lab.run import MAX_VCPUS, Provide, guarded, prepare, set_up
+from pviommu.lab.vm import parse_memory
 
 __all__ = ["add_arguments", "main"]
 
 _NAME = "pviommu bench peers"
 _MOST_OPERATIONS = 1_000_000
+_MOST_SAMPLES = 4_000_000  # of all threads together, as pv_bench.c has it
+_MOST_PAGES = 1024
+_WITNESSED = ("lab", "lab-debug")
 
-BootOnce = Callable[[Bench, Configuration, Plan, Path], tuple[Boot, dict[str, Any]]]
+
+def _names(configurations: Sequence[Configuration]) -> str:
+    return ", ".join(entry.name for entry in configurations)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,7 +52,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--only",
         metavar="NAMES",
-        help="measure only these, separated by commas: " + ", ".join(entry.name for entry in CONFIGURATIONS),
+        help="measure only these, separated by commas: " + _names(CONFIGURATIONS),
+    )
+    parser.add_argument(
+        "--levers", action="store_true", help="also pviommu without each of its levers: " + _names(LEVERS)
+    )
+    parser.add_argument(
+        "--granules", metavar="N,...", default="1,16,512", help="pages of a map, powers of two (%(default)s)"
+    )
+    parser.add_argument(
+        "--threads",
+        metavar="N,...",
+        default="1,2",
+        help="threads that map at the same time, on a processor of the guest each (%(default)s)",
     )
     parser.add_argument(
         "--operations", metavar="N", type=int, default=20_000, help="map + unmap pairs in a round (%(default)s)"
@@ -70,6 +86,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         " (%(default)s)",
     )
     parser.add_argument("--json", metavar="FILE", help="write all figures as JSON; - is standard output")
+    parser.add_argument("--markdown", metavar="FILE", type=Path, help="write the tables as Markdown")
+    parser.add_argument("--plot", metavar="DIR", type=Path, help="write the plots there, besides the results")
     parser.add_argument(
         "--results",
         metavar="DIR",
@@ -84,23 +102,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--accel", choices=("auto", "kvm", "tcg"), default="auto", help="QEMU's accelerator (%(default)s)"
     )
     parser.add_argument("--memory", metavar="SIZE", default="1G", help="guest memory (%(default)s)")
-    parser.add_argument("--vcpus", metavar="N", type=int, default=1, help="guest processors (%(default)s)")
+    parser.add_argument(
+        "--vcpus", metavar="N", type=int, default=1, help="guest processors at least; one a thread (%(default)s)"
+    )
     parser.add_argument("--qemu", metavar="PATH", help="QEMU to use (10.1 or later, with vfio-user-pci)")
+    parser.add_argument(
+        "--kernel",
+        metavar="NAME|PATH",
+        default=KERNELS[0],
+        help=f"{', '.join(KERNELS)}, or your own; on the lab's own kernels their DMA_MAP_BENCHMARK measures, too"
+        " (%(default)s)",
+    )
 
 
-@dataclass(frozen=True, slots=True)
-class _Request:
-    """The options, checked."""
-
-    configurations: Sequence[Configuration]
-    plan: Plan
-    repeat: int
-    memory: int
-    vcpus: int
-    timeout: float
+def _numbers(option: str, text: str, most: int) -> tuple[int, ...]:
+    """The numbers of a comma-separated list, without repetitions. Raises UsageError."""
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isdecimal() and 1 <= int(word) <= most for word in words):
+        raise UsageError(f"{option} {text}: give numbers from 1 to {most}, separated by commas")
+    return tuple(dict.fromkeys(int(word) for word in words))
 
 
-def _request(args: argparse.Namespace) -> _Request:
+def _request(args: argparse.Namespace) -> Request:
     limits = (
         ("--operations", args.operations, 1, _MOST_OPERATIONS),
         ("--count-operations", args.count_operations, 0, 100_000),
@@ -113,9 +136,22 @@ def _request(args: argparse.Namespace) -> _Request:
             raise UsageError(f"{option} {value}: give {least} to {most}")
     if args.timeout <= 0:
         raise UsageError(f"--timeout {args.timeout:g}: give a number of seconds above 0")
-    # A tenth of a round fills the kernel's caches of IOVAs and table pages.
-    plan = Plan(args.rounds, args.operations, max(args.operations // 10, 1), args.count_operations)
-    return _Request(choose(args.only), plan, args.repeat, parse_memory(args.memory), args.vcpus, args.timeout)
+    granules = _numbers("--granules", args.granules, _MOST_PAGES)
+    if any(granule & granule - 1 for granule in granules):
+        raise UsageError(f"--granules {args.granules}: give powers of two")
+    threads = _numbers("--threads", args.threads, MAX_VCPUS)
+    most = _MOST_SAMPLES // max(threads)
+    if args.operations > most:
+        raise UsageError(f"--operations {args.operations}: give at most {most} for {max(threads)} threads")
+    plan = Plan(
+        rounds=args.rounds,
+        operations=args.operations,
+        warm_up=max(args.operations // 10, 1),  # fills the kernel's caches of IOVAs and table pages
+        count_operations=args.count_operations,
+        granules=granules,
+        witness=args.kernel in _WITNESSED,
+    )
+    return Request(choose(args.only, levers=args.levers), threads, plan, args.repeat)
 
 
 def main(
@@ -132,124 +168,81 @@ def main(
 
 def _run(args: argparse.Namespace, out: TextIO, provide: Provide, boot_once: BootOnce) -> int:
     request = _request(args)
-    _check_target(args.json)
+    memory = parse_memory(args.memory)
+    _check_targets(args)
     talk = sys.stderr if args.json == "-" else out
-    progress = Progress(talk, provision.STEPS + build.STEPS + accelerator.STEPS)
-    try:
-        setup = provide(progress, qemu=args.qemu, accel=args.accel)
-    finally:
-        progress.close()
+    setup = set_up(talk, provide, qemu=args.qemu, accel=args.accel, kernel=args.kernel)
     began = datetime.now(UTC)
     try:
         folder = new_results_folder(args.results, began)
     except OSError as problem:
         raise UsageError(f"--results {args.results}: {problem.strerror}") from problem
-    bench = Bench(setup, request.memory, request.vcpus, request.timeout)
-    run = _Run(request, bench, folder, talk, boot_once)
-    run.measure()
-    versions = {"pviommu": __version__, "python": platform.python_version(), **setup.toolbox.versions}
+    runs = Runs(request, Bench(setup, memory, args.vcpus, args.timeout), folder, talk, boot_once)
+    runs.measure()
     setting = {
         "time": began.isoformat(timespec="seconds"),
-        "versions": versions | {"accelerator": setup.accelerator},
-        "vcpus": request.vcpus,
-        "memory": request.memory,
+        "versions": machine() | setup.toolbox.versions | {"accelerator": setup.accelerator},
+        "kernel": args.kernel,
+        "vcpus": args.vcpus,
+        "memory": memory,
         "repeat": request.repeat,
         "plan": asdict(request.plan),
-        "seconds": round(run.seconds, 1),
+        "seconds": round(runs.seconds, 1),
     }
-    printed = f"{table(run.measurements)}\n\n{notes(run.measurements, setting)}"
-    (folder / "peers.txt").write_text(printed + "\n")
-    found = json.dumps(as_json(run.measurements, setting), indent=2) + "\n"
-    (folder / "peers.json").write_text(found)
-    print(f"\n{printed}\nlogs {folder}", file=talk)
-    _give(args.json, found, out)
-    return run.status
+    document = _document(runs.measurements, setting)
+    write("--results", folder / "peers.txt", document.text + "\n")
+    write("--results", folder / "peers.json", document.json())
+    _plot(folder, document)
+    print(f"\n{document.text}\nlogs {folder}", file=talk)
+    give(document, args.json, out)
+    if args.markdown is not None:
+        write("--markdown", args.markdown, "\n\n".join(document.blocks.values()) + "\n")
+    if args.plot is not None:
+        _plot(args.plot, document)
+    return runs.status
 
 
-def _check_target(target: str | None) -> None:
+def _check_targets(args: argparse.Namespace) -> None:
     """Fail before measuring, not after it. Raises UsageError."""
-    if target not in (None, "-"):
-        _write(str(target), "")
-
-
-def _give(target: str | None, found: str, out: TextIO) -> None:
-    if target == "-":
-        out.write(found)
-    elif target is not None:
-        _write(target, found)
-
-
-def _write(target: str, text: str) -> None:
-    try:
-        Path(target).write_text(text)
-    except OSError as problem:
-        raise UsageError(f"--json {target}: {problem.strerror}") from problem
-
-
-class _Run:
-    """All boots of one command."""
-
-    def __init__(self, request: _Request, bench: Bench, folder: Path, talk: TextIO, boot_once: BootOnce) -> None:
-        self.measurements = [Measurement(entry.name, entry.title) for entry in request.configurations]
-        self.status = ExitStatus.PASSED
-        self.seconds = 0.0
-        self._request = request
-        self._bench = bench
-        self._folder = folder
-        self._boot_once = boot_once
-        boots = request.repeat * len(request.configurations) + sum(entry.served for entry in request.configurations)
-        self._progress = Progress(talk, boots)
-
-    def measure(self) -> None:
-        """Boot everything; a configuration that fails is noted and the others go on."""
-        began = time.monotonic()
-        served: dict[str, dict[str, Any]] = {}
-        pairs = list(zip(self._request.configurations, self.measurements, strict=True))
+    check_target("--json", args.json)
+    if args.markdown is not None:
+        check_target("--markdown", str(args.markdown))
+    if args.plot is not None:
         try:
-            for turn in range(self._request.repeat):
-                for configuration, measurement in pairs if turn % 2 == 0 else reversed(pairs):
-                    served[configuration.name] = self._boot(
-                        configuration, measurement, self._request.plan, str(turn + 1)
-                    )
-            for configuration, measurement in pairs:
-                if configuration.served and not served[configuration.name]:
-                    self._progress.skip(1)  # there is nothing to take the empty boot's counts from
-                elif configuration.served:
-                    self._count_at_server(configuration, measurement, served[configuration.name])
-        finally:
-            self._progress.close()
-        self.seconds = time.monotonic() - began
-
-    def _boot(self, configuration: Configuration, measurement: Measurement, plan: Plan, label: str) -> dict[str, Any]:
-        self._progress.step(f"{configuration.name}: {configuration.title}" + ("" if plan.rounds else ", doing nothing"))
-        counts: dict[str, Any] = {}
-        try:
-            folder = self._folder / configuration.name / label
-            measured, counts = self._boot_once(self._bench, configuration, plan, folder)
-            if plan.rounds:
-                measurement.boots.append(measured)
-            self._progress.done(_shown(measured))
-        except GuestTimeoutError:
-            self._failed(
-                measurement, f"the guest did not finish within {self._request.timeout:g} s", ExitStatus.TIMEOUT
-            )
-        except (MeasurementError, RunError) as problem:
-            self._failed(measurement, str(problem), ExitStatus.FAILED)
-        return counts
-
-    def _count_at_server(self, configuration: Configuration, measurement: Measurement, counts: dict[str, Any]) -> None:
-        """What the server counted in the last measuring boot, less what it counts in a boot that does nothing."""
-        plan = self._request.plan
-        nothing = replace(plan, rounds=0, count_operations=0)
-        empty = self._boot(configuration, measurement, nothing, "empty")
-        measurement.server = server_counts(counts, empty, plan.timed_pairs + plan.count_operations)
-
-    def _failed(self, measurement: Measurement, problem: str, status: ExitStatus) -> None:
-        self._progress.done(f"failed: {problem}")
-        measurement.problem = problem
-        self.status = max(self.status, status)
+            args.plot.mkdir(parents=True, exist_ok=True)
+        except OSError as problem:
+            raise UsageError(f"--plot {args.plot}: {problem.strerror}") from problem
 
 
-def _shown(measured: Boot) -> str:
-    pairs = [entry.pair_ns_median for entry in measured.rounds]
-    return f"map + unmap {min(pairs):.0f} to {max(pairs):.0f} ns" if pairs else ""
+def _plot(folder: Path, document: Document) -> None:
+    for name, svg in document.plots.items():
+        write("--plot", folder / name, svg)
+
+
+def _document(measurements: Sequence[Measurement], setting: dict[str, Any]) -> Document:
+    versions = setting["versions"]
+    judgements = peer_bars.judge(measurements, int(versions["cores"]))
+    text = [f"{load_title(load)}\n{table(measurements, load)}" for load in loads(measurements)]
+    if judgements:
+        text.append(verdict_table(judgements))
+    text.append(notes(measurements, setting))
+    name = "peers" if setting["kernel"] == KERNELS[0] else f"peers-{kernel_name(setting['kernel'])}"
+    blocks = {
+        f"{name}-{pages}-{threads}": table(measurements, (threads, pages), markdown=True)
+        for threads, pages in loads(measurements)
+    }
+    blocks |= {
+        f"{name}-bars": verdict_table(judgements, markdown=True) if judgements else "",
+        f"{name}-levers": peer_bars.lever_table(measurements),
+        f"{name}-witness": witness_table(measurements),
+        f"{name}-setting": notes(measurements, setting).replace("\n", "  \n"),
+    }
+    data = {**setting, "bars": bars.as_json(judgements), "configurations": as_json(measurements)}
+    charts = peer_bars.plots(measurements, versions["accelerator"])
+    return Document(
+        _NAME,
+        "\n\n".join(text),
+        data,
+        {key: block for key, block in blocks.items() if block},
+        {f"{name}-{key}.svg": chart for key, chart in charts.items()},
+    )

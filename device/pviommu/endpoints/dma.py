@@ -26,7 +26,7 @@ class Translator(Protocol):
 
     @property
     def engine(self) -> Engine: ...
-    def translate(self, stream: int, iova: int, length: int, access: Access) -> list[Run] | Fault: ...
+    def translate(self, stream: int, iova: int, length: int, access: Access) -> Sequence[Run] | Fault: ...
     def report_fault(self, fault: Fault, length: int) -> EventReason: ...
     def report(self, reason: EventReason, access: Access, stream: int, iova: int, length: int) -> EventReason: ...
 
@@ -51,8 +51,10 @@ class DmaPlan:
     access: Access
     translations: Sequence[Sequence[Run]]
 
-    def runs(self) -> list[Run]:
+    def runs(self) -> Sequence[Run]:
         """All runs in order."""
+        if len(self.translations) == 1:
+            return self.translations[0]
         return [run for runs in self.translations for run in runs]
 
     def locate(self, gpa: int) -> tuple[int, int]:
@@ -88,14 +90,7 @@ class DmaPort:
         Use the result in the same step: the next operation of the guest may change what it stands for. Raises
         :class:`DmaRefusedError` with the first refused address.
         """
-        if not self._is_bus_master():
-            spans, access = requests[0]
-            raise DmaRefusedError(spans[0][0], access, None)
-        plans = self._translate(requests, self._translator.translate)
-        if sum(len(spans) for spans, _ in requests) > 1:
-            # A translation that is refused at first executes what the rings hold, and that may unmap a span
-            # translated before it. Once all are through, the engine alone decides: nothing changes it meanwhile.
-            plans = self._translate(requests, self._translator.engine.translate)
+        plans = self._plan(requests)
         for plan in plans:
             try:
                 self._memory.check(plan.runs())
@@ -104,10 +99,22 @@ class DmaPort:
         self._counters.dma_requests += len(plans)
         return plans
 
+    def _plan(self, requests: Sequence[DmaRequest]) -> list[DmaPlan]:
+        """As :meth:`plan`, but whether it is RAM remains to be seen."""
+        if not self._is_bus_master():
+            spans, access = requests[0]
+            raise DmaRefusedError(spans[0][0], access, None)
+        plans = self._translate(requests, self._translator.translate)
+        if sum(len(spans) for spans, _ in requests) > 1:
+            # A translation that is refused at first executes what the rings hold, and that may unmap a span
+            # translated before it. Once all are through, the engine alone decides: nothing changes it meanwhile.
+            plans = self._translate(requests, self._translator.engine.translate)
+        return plans
+
     def _translate(
         self,
         requests: Iterable[DmaRequest],
-        translate: Callable[[int, int, int, Access], list[Run] | Fault],
+        translate: Callable[[int, int, int, Access], Sequence[Run] | Fault],
     ) -> list[DmaPlan]:
         plans = []
         for spans, access in requests:
@@ -127,13 +134,46 @@ class DmaPort:
 
     def read(self, spans: Sequence[Span]) -> bytes:
         """The bytes of ``spans``, one after the other."""
-        [plan] = self.plan((spans, Access.READ))
-        return self.read_plan(plan)
+        if len(spans) == 1 and self._is_bus_master():
+            return self._read_span(*spans[0])
+        [plan] = self._plan([(spans, Access.READ)])  # reading finds out by itself whether all of it is RAM
+        data = self.read_plan(plan)
+        self._counters.dma_requests += 1
+        return data
+
+    def _read_span(self, iova: int, length: int) -> bytes:
+        """What :meth:`read` comes to for one span, in as few steps."""
+        runs = self._translator.translate(self.stream, iova, length, Access.READ)
+        if isinstance(runs, Fault):
+            raise DmaRefusedError(runs.iova, Access.READ, self._translator.report_fault(runs, length))
+        try:
+            data = self._memory.read(runs)
+        except GuestMemoryError as error:
+            raise self._not_ram(DmaPlan([(iova, length)], Access.READ, [runs]), error) from error
+        self._counters.dma_requests += 1
+        self._counters.dma_bytes += len(data)
+        return data
 
     def write(self, spans: Sequence[Span], data: bytes | memoryview) -> None:
         """Spread ``data`` over ``spans``, whose lengths add up to its own."""
-        [plan] = self.plan((spans, Access.WRITE))
+        if len(spans) == 1 and self._is_bus_master():
+            self._write_span(*spans[0], data)
+            return
+        [plan] = self._plan([(spans, Access.WRITE)])  # writing looks before it begins
         self.write_plan(plan, data)
+        self._counters.dma_requests += 1
+
+    def _write_span(self, iova: int, length: int, data: bytes | memoryview) -> None:
+        """What :meth:`write` comes to for one span, in as few steps."""
+        runs = self._translator.translate(self.stream, iova, length, Access.WRITE)
+        if isinstance(runs, Fault):
+            raise DmaRefusedError(runs.iova, Access.WRITE, self._translator.report_fault(runs, length))
+        try:
+            self._memory.write(runs, data)
+        except GuestMemoryError as error:
+            raise self._not_ram(DmaPlan([(iova, length)], Access.WRITE, [runs]), error) from error
+        self._counters.dma_requests += 1
+        self._counters.dma_bytes += len(data)
 
     def read_plan(self, plan: DmaPlan) -> bytes:
         """The bytes of a request that :meth:`plan` translated. Raises :class:`DmaRefusedError` if its file fails."""

@@ -21,6 +21,7 @@ class Endpoint(PciFunction):
     def __init__(self, name: str, stream: int, iommu: PvIommu, environment: Environment) -> None:
         super().__init__(name, self.IDENTITY, environment)
         self.stream = stream
+        self.memory.copier = iommu.make_copier()
         self._iommu = iommu
         self.dma = DmaPort(stream, iommu, self.memory, self.counters, lambda: self.config.bus_master)
         self.add_capability(endpoint_capability(iommu.settings.instance, stream))

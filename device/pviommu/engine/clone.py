@@ -6,7 +6,8 @@ its memory goes away and comes back, as QEMU lets it do for a moment when it rea
 
 from collections.abc import Iterator
 
-from pviommu.engine.table import ACCESS_MASK, CLONE, LEVEL_BITS, SLOTS, PageTable
+from pviommu.engine.core import ContextTable
+from pviommu.engine.table import ACCESS_MASK, CLONE, LEVEL_BITS, SLOTS
 
 FULL = (1 << SLOTS) - 1
 EDITED_BLOCKS = 1 << 16
@@ -18,7 +19,7 @@ class Clone:
 
     __slots__ = ("_edited", "_grows", "_table")
 
-    def __init__(self, table: PageTable) -> None:
+    def __init__(self, table: ContextTable) -> None:
         self._table = table
         self._edited: dict[int, int] = {}
         self._grows = True

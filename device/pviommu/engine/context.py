@@ -4,10 +4,11 @@ from collections.abc import Iterator, Sequence
 
 from pviommu.engine.clone import Clone
 from pviommu.engine.config import ReservedRegion
-from pviommu.engine.pool import Pool, tables_touched
+from pviommu.engine.core import Core, PagePool
+from pviommu.engine.pool import tables_touched
 from pviommu.engine.ranges import FrameRanges
 from pviommu.engine.results import Access, Mapping, Outcome, Stop, UnmapMode, whole
-from pviommu.engine.table import ACCESS_MASK, PageTable
+from pviommu.engine.table import ACCESS_MASK
 
 
 class Context:
@@ -19,14 +20,14 @@ class Context:
 
     __slots__ = ("_charged", "_frames", "_pool", "_reserved", "_users", "clone", "closed", "direct", "table")
 
-    def __init__(self, pool: Pool, frames: int, reserved: FrameRanges) -> None:
+    def __init__(self, core: Core, pool: PagePool, frames: int, reserved: FrameRanges) -> None:
         """`reserved`: closed to every context. Raises MemoryError when the pool has no page for the root."""
         self._pool = pool
         self._frames = frames
         self._reserved = reserved
         self._users: dict[ReservedRegion, int] = {}
         self._charged = 0
-        self.table = PageTable(pool, frames)
+        self.table = core.table(pool, frames)
         self.clone: Clone | None = None
         self.direct = FrameRanges()
         """DFNs that the direct regions translate 1:1."""

@@ -6,7 +6,7 @@ from types import MappingProxyType
 from pviommu.engine.clone import Clone
 from pviommu.engine.config import ReservedRegion
 from pviommu.engine.context import Context
-from pviommu.engine.pool import Pool
+from pviommu.engine.core import Core, PagePool
 from pviommu.engine.ranges import FrameRanges
 from pviommu.engine.results import AllocResult, Stop
 
@@ -16,11 +16,12 @@ DEFAULT_CONTEXT = 0
 class Contexts:
     """Contexts 1..limit. The default context has no page table and is not held here."""
 
-    __slots__ = ("_contexts", "_frames", "_pool", "_reserved", "limit")
+    __slots__ = ("_contexts", "_core", "_frames", "_pool", "_reserved", "limit")
 
-    def __init__(self, limit: int, pool: Pool, frames: int, reserved: FrameRanges) -> None:
+    def __init__(self, limit: int, core: Core, pool: PagePool, frames: int, reserved: FrameRanges) -> None:
         """`frames`: DFNs of a context are below it. `reserved`: closed to every context."""
         self.limit = limit
+        self._core = core
         self._pool = pool
         self._frames = frames
         self._reserved = reserved
@@ -49,12 +50,20 @@ class Contexts:
             return AllocResult(None, Stop.NO_FREE_CONTEXT)
         if not self._pool.free:
             return AllocResult(None, Stop.POOL_EXHAUSTED)
-        self._contexts[ctx] = Context(self._pool, self._frames, self._reserved)
+        self._contexts[ctx] = Context(self._core, self._pool, self._frames, self._reserved)
+        self.show(ctx)
         return AllocResult(ctx, None)
 
     def free(self, ctx: int) -> None:
         """Drop a context with its mappings. Raises KeyError when there is none."""
-        self._contexts.pop(ctx).release()
+        context = self._contexts.pop(ctx)
+        self._core.hide(ctx)
+        context.release()
+
+    def show(self, ctx: int) -> None:
+        """Tell the core what a context is now. Raises KeyError when there is none."""
+        context = self._contexts[ctx]
+        self._core.show(ctx, context.table, context.direct, context.closed, context.clone is not None)
 
 
 class Endpoints:

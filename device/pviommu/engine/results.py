@@ -4,9 +4,11 @@ The engine knows no errno: a guest interface reads these results and chooses err
 Units: dfn and gfn are frame numbers of 4 KiB pages, iova and gpa are byte addresses.
 """
 
+from array import array
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum, IntFlag
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
 PAGE_SHIFT = 12
 PAGE_SIZE = 1 << PAGE_SHIFT
@@ -96,6 +98,35 @@ class Run(NamedTuple):
 
     gpa: int
     length: int
+
+
+class PackedRuns(Sequence[Run]):
+    """Many runs as C takes them: `address` of pairs of 64-bit numbers (gpa, length), `size` bytes in all."""
+
+    __slots__ = ("_numbers", "address", "size")
+
+    def __init__(self, numbers: "array[int]") -> None:
+        self._numbers = numbers
+        self.address = numbers.buffer_info()[0]
+        self.size = sum(numbers[1::2])
+
+    def __len__(self) -> int:
+        return len(self._numbers) // 2
+
+    @overload
+    def __getitem__(self, place: int) -> Run: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[Run]: ...
+    def __getitem__(self, place: int | slice) -> Run | list[Run]:
+        return list(self)[place]
+
+    def __iter__(self) -> Iterator[Run]:
+        return map(Run, self._numbers[::2], self._numbers[1::2])
+
+    def __eq__(self, other: object) -> bool:
+        return list(self) == list(other) if isinstance(other, PackedRuns | list) else NotImplemented
+
+    __hash__ = None  # type: ignore[assignment]
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,10 @@ table is charged is explained in pool.py.
 """
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from pviommu.engine.pool import Pool
+if TYPE_CHECKING:
+    from pviommu.engine.core import PagePool
 
 SLOTS = 512
 LEVEL_BITS = 9
@@ -55,7 +57,7 @@ class PageTable:
 
     __slots__ = ("_charged", "_limit", "_pool", "_reserve", "_root", "mapped", "shifts")
 
-    def __init__(self, pool: Pool, frames: int) -> None:
+    def __init__(self, pool: "PagePool", frames: int) -> None:
         """`frames`: DFNs of this table are below it; it decides the number of levels, three or more."""
         if not pool.take(1):
             raise MemoryError("page pool exhausted: no page is left for a root table")

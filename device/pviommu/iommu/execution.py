@@ -14,6 +14,7 @@ from ..pci.shared_memory import fence
 from .own import OwnOperations
 from .profile import REFUSED, Answer, Reply, Steps, XenProfile
 from .ring import MASK, CommandRing
+from .ring_core import Reason, Report, RingCore
 
 __all__ = ["Executor", "Notifier"]
 
@@ -61,8 +62,14 @@ class Executor:
     """
 
     def __init__(
-        self, rings: Sequence[CommandRing], own: OwnOperations, environment: Environment, notifier: Notifier
+        self,
+        rings: Sequence[CommandRing],
+        own: OwnOperations,
+        environment: Environment,
+        notifier: Notifier,
+        core: RingCore | None = None,
     ) -> None:
+        """``core``: what made ``rings``, if that carries out slots too."""
         self._rings = rings
         self._own = own
         self._profile: XenProfile | None = None
@@ -71,10 +78,13 @@ class Executor:
         self._inputs = environment.inputs
         self._counters = environment.counters
         self._notifier = notifier
+        self._core = core
 
     def select(self, profile: XenProfile | None) -> None:
         """Carry out slots of this profile's class from now on, and none of another's."""
         self._profile = self._own.profile = profile
+        if self._core is not None:
+            self._core.select(0 if profile is None or profile.denied else profile.op_class)
 
     def work(self) -> bool:
         """Execute a bounded number of slots of each ring, for a bounded time. Whether there were any."""
@@ -87,6 +97,14 @@ class Executor:
                     self._execute(ring, min(count, BATCH), self._inputs.now_ns() + STEP_NS)
                     done = True
         return done
+
+    def spin(self, budget_ns: int) -> bool:
+        """Let the core poll the rings for about ``budget_ns``. Whether it executed anything."""
+        if self._core is None or self._operations:
+            return False
+        report = self._core.spin(budget_ns)
+        self._settle(self._rings[report.ring], report)
+        return report.slots > 0
 
     def drain(self) -> None:
         """Execute what each ring held when this was called, an operation in progress first.
@@ -190,11 +208,47 @@ class Executor:
         if ring in self._operations:
             limit = limit - 1 if self._advance(ring, deadline_ns) and self._may_go_on(ring, deadline_ns) else 0
         if limit > 0:
-            self._execute_slots(ring, ring.fetch(limit), deadline_ns)
+            if self._core is None:
+                self._execute_slots(ring, ring.fetch(limit), deadline_ns)
+            else:
+                self._execute_by_core(self._core, ring, limit, deadline_ns)
         ring.busy = False
 
     def _may_go_on(self, ring: CommandRing, deadline_ns: float) -> bool:
         return not ring.broken and self._inputs.now_ns() <= deadline_ns
+
+    def _execute_by_core(self, core: RingCore, ring: CommandRing, limit: int, deadline_ns: float) -> None:
+        """As :meth:`_execute_slots`, which gets what is not for the core, slot by slot."""
+        while limit > 0 and ring not in self._operations:
+            report = core.execute(ring, limit, int(deadline_ns - self._inputs.now_ns()))
+            limit -= report.slots
+            reason = report.reason  # the report is not good any more once other rings had a turn
+            self._settle(ring, report)
+            if reason == Reason.FOR_PYTHON:
+                self._execute_slots(ring, ring.fetch(1), deadline_ns)
+                limit -= 1
+            if reason == Reason.OVERDUE or self._inputs.now_ns() > deadline_ns:
+                break
+
+    def _settle(self, ring: CommandRing, report: Report) -> None:
+        """Count what a core did, and tell the guest what is left to tell."""
+        if not report.slots:
+            return
+        counters = self._counters
+        counters.slots += report.slots
+        counters.slots_posted += report.posted
+        counters.ops_failed += report.failed
+        counters.pages_mapped += report.pages_mapped
+        counters.pages_unmapped += report.pages_unmapped
+        if report.maps:
+            counters.ops["map_pages"] += report.maps
+        if report.unmaps:
+            counters.ops["unmap_pages"] += report.unmaps
+        if report.interrupt:
+            self._notifier.interrupt(VECTOR_RING + ring.number)
+        if report.reason == Reason.POSTED_FAILED:
+            self._notifier.event(reason=EventReason.POSTED_FAILED, result=report.result, slot=report.sequence)
+            self._publish(ring, report.unpublished)
 
     def _execute_slots(self, ring: CommandRing, raw: bytes, deadline_ns: float) -> None:
         unpublished = 0

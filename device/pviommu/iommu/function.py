@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+from collections.abc import Sequence
 from typing import Protocol
 
 from pviommu_abi import registers as abi
@@ -36,6 +37,7 @@ from pviommu_abi.slots import DEFAULT_CONTEXT
 from vfio_user import RequestError
 
 from ..engine import PAGE_SHIFT, Access, DefaultPolicy, Engine, Fault, Refusal, Run
+from ..memory import Copier
 from ..pci.capabilities import endpoint as endpoint_capability
 from ..pci.function import Environment, PciFunction
 from .batch import BatchOperations
@@ -47,6 +49,7 @@ from .execution import Executor
 from .own import OwnOperations
 from .profile import XenProfile
 from .ring import CommandRing
+from .ring_core import DeviceCore
 from .ring_setup import RingSetup, overlaps
 from .xen_2024 import Xen2024
 from .xen_v7 import XenV7
@@ -80,10 +83,13 @@ class TranslatedEndpoint(Protocol):
 class PvIommu(PciFunction):
     """The function that the guest programs, and the translator that the endpoints go through."""
 
-    def __init__(self, name: str, config: IommuConfig, environment: Environment) -> None:
+    def __init__(
+        self, name: str, config: IommuConfig, environment: Environment, core: DeviceCore | None = None
+    ) -> None:
+        """``core`` carries out what it can; without one Python does everything."""
         super().__init__(name, config.identity, environment)
         self.settings = config
-        self.engine = Engine(config.engine)
+        self.engine = Engine(config.engine, core)
         for stream in config.streams:
             self.engine.add_endpoint(stream, config.reserved.get(stream, ()))
         self._endpoints: dict[int, TranslatedEndpoint] = {}
@@ -93,7 +99,14 @@ class PvIommu(PciFunction):
         self.add_capability(endpoint_capability(config.instance, NO_STREAM))
         self.bindings = Bindings(frozenset(config.streams), config.fixed_bindings)
         self.events = EventRing(self.shared, self.inputs)
-        self.rings = [CommandRing(number, self.shared, self.inputs) for number in range(config.rings)]
+        self._core = core
+        self.has_core = core is not None
+        """whether :meth:`spin` does anything"""
+        ring_core = core.rings(config.rings, self.shared, self.inputs, config.max_nr_pages) if core else None
+        self.rings = [
+            ring_core.ring(number) if ring_core else CommandRing(number, self.shared, self.inputs)
+            for number in range(config.rings)
+        ]
         self._setups = [RingSetup() for _ in self.rings]
         self._capabilities = CapabilityPublisher(self.shared)
         operands = (self.engine, self.bindings, self.memory, self.counters, config)
@@ -103,7 +116,7 @@ class PvIommu(PciFunction):
         }
         batch = BatchOperations(self.engine, self.memory, self.counters)
         own = OwnOperations(self.engine, self.bindings, self.events, batch, self.counters)
-        self._executor = Executor(self.rings, own, environment, self)
+        self._executor = Executor(self.rings, own, environment, self, ring_core)
         self._status = Status(0)
         for register, value in (
             ("MAGIC", abi.MAGIC),
@@ -296,6 +309,14 @@ class PvIommu(PciFunction):
         """Execute a bounded number of slots of each ring. Whether there were any."""
         return self._executor.work()
 
+    def make_copier(self) -> Copier | None:
+        """What copies to and from the memory of one endpoint's connection, if the core has it."""
+        return None if self._core is None else self._core.copier()
+
+    def spin(self, budget_ns: int) -> bool:
+        """Let the core poll the rings for about ``budget_ns``. Whether it executed anything."""
+        return self._executor.spin(budget_ns)
+
     def drain(self) -> None:
         """Execute what each ring held when this was called, for half a second at most."""
         self._executor.drain()
@@ -315,7 +336,7 @@ class PvIommu(PciFunction):
 
     # -- translation ------------------------------------------------------------------------------------------------
 
-    def translate(self, stream: int, iova: int, length: int, access: Access) -> list[Run] | Fault:
+    def translate(self, stream: int, iova: int, length: int, access: Access) -> Sequence[Run] | Fault:
         """Where DMA goes, or why not. A refusal is only believed after all rings are drained: the map may be on
         its way.
         """

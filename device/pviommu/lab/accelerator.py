@@ -14,7 +14,7 @@ from pviommu.lab.progress import Progress
 from pviommu.lab.provision import Toolbox
 from pviommu.lab.vm import GuestTimeoutError, VirtualMachine, VmConfig
 
-__all__ = ["STEPS", "choose_accelerator", "kvm_runs_a_guest"]
+__all__ = ["KVM", "STEPS", "choose_accelerator", "kvm_runs_a_guest", "remembered_trial"]
 
 STEPS = 1
 _PROBE_SECONDS = 8.0
@@ -31,11 +31,11 @@ done
 poweroff -f
 """
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-_KVM = Path("/dev/kvm")
+KVM = Path("/dev/kvm")
 
 
 def choose_accelerator(
-    requested: str, toolbox: Toolbox, cache: Path, progress: Progress, *, device: Path = _KVM, boot_id: Path = _BOOT_ID
+    requested: str, toolbox: Toolbox, cache: Path, progress: Progress, *, device: Path = KVM, boot_id: Path = _BOOT_ID
 ) -> str:
     """``kvm`` or ``tcg`` for ``requested`` (auto, kvm or tcg).
 
@@ -44,7 +44,7 @@ def choose_accelerator(
     """
     if requested == "tcg":
         return "tcg"
-    usable = os.access(device, os.R_OK | os.W_OK) and _remembered_trial(toolbox, cache, progress, boot_id)
+    usable = os.access(device, os.R_OK | os.W_OK) and _trial(toolbox, cache, progress, boot_id)
     if requested == "kvm" and not usable:
         raise EnvironmentProblem(
             f"--accel kvm: {device} cannot run a guest here",
@@ -53,15 +53,26 @@ def choose_accelerator(
     return "kvm" if usable else "tcg"
 
 
-def _remembered_trial(toolbox: Toolbox, cache: Path, progress: Progress, boot_id: Path) -> bool:
+def remembered_trial(toolbox: Toolbox, cache: Path, boot_id: Path = _BOOT_ID) -> bool | None:
+    """What the trial boot said since the host booted; None if there was none."""
+    memory = _memory(toolbox, cache, boot_id)
+    return memory.read_text() == "yes" if memory.is_file() else None
+
+
+def _trial(toolbox: Toolbox, cache: Path, progress: Progress, boot_id: Path) -> bool:
+    known = remembered_trial(toolbox, cache, boot_id)
+    if known is not None:
+        return known
+    progress.step("trying a guest under KVM")
+    answer = kvm_runs_a_guest(toolbox)
+    progress.done("it runs" if answer else "it does not run, TCG is used")
+    _memory(toolbox, cache, boot_id).write_text("yes" if answer else "no")
+    return answer
+
+
+def _memory(toolbox: Toolbox, cache: Path, boot_id: Path) -> Path:
     key = "\n".join((boot_id.read_text().strip(), *toolbox.qemu_command, *toolbox.versions.values()))
-    memory = cache / f"kvm-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
-    if not memory.is_file():
-        progress.step("trying a guest under KVM")
-        answer = kvm_runs_a_guest(toolbox)
-        progress.done("it runs" if answer else "it does not run, TCG is used")
-        memory.write_text("yes" if answer else "no")
-    return memory.read_text() == "yes"
+    return cache / f"kvm-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
 
 
 def kvm_runs_a_guest(toolbox: Toolbox, accelerator: str = "kvm") -> bool:

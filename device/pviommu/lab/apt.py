@@ -11,6 +11,7 @@ import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import unquote
 
 from pviommu.lab.problems import EnvironmentProblem
 from pviommu.lab.processes import Run
@@ -80,6 +81,12 @@ class Package:
     file_name: str
     size: int
 
+    @property
+    def specification(self) -> str:
+        """``name=version`` as apt takes it; a file's name is ``name_version_architecture.deb``, percent-encoded."""
+        name, version, _ = unquote(self.file_name).split("_")
+        return f"{name}={version}"
+
 
 class PrivateApt:
     """Fetches packages with their dependencies into ``folder``; nothing is installed on the host."""
@@ -110,10 +117,11 @@ class PrivateApt:
         found = re.findall(r"^'[^']+' (\S+\.deb) (\d+) ", outcome.output, re.MULTILINE)
         return [Package(name, int(size)) for name, size in found]
 
-    def download(self, packages: Sequence[str], progress: Callable[[float], None]) -> list[Path]:
-        """Download and verify; ``progress`` gets fractions from 0 to 1. Raises EnvironmentProblem."""
+    def download(self, archives: Sequence[Package], progress: Callable[[float], None]) -> list[Path]:
+        """Download and verify ``archives``; ``progress`` gets fractions from 0 to 1. Raises EnvironmentProblem."""
         log = self._folder / "download.log"
-        command = [*self._command("install"), "--download-only", "-qq", "-o", "APT::Status-Fd=1", *packages]
+        wanted = [archive.specification for archive in archives]
+        command = [*self._command("download"), "-qq", "-o", "APT::Status-Fd=1", *wanted]
         with (
             log.open("w") as errors,
             subprocess.Popen(
@@ -124,6 +132,7 @@ class PrivateApt:
                 text=True,
                 errors="replace",
                 env={**os.environ, "LC_ALL": "C"},
+                cwd=self.archives,  # where `apt-get download` writes to
             ) as process,
         ):
             assert process.stdout is not None  # asked for above

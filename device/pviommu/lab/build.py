@@ -14,16 +14,16 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from pviommu.lab.kept import copy_sources, keep, sources_digest
 from pviommu.lab.problems import EnvironmentProblem, RunError
 from pviommu.lab.processes import Run, run
 from pviommu.lab.progress import Progress
 from pviommu.lab.provision import Toolbox
 
-__all__ = ["STEPS", "Sandbox", "build_modules", "find_sandbox", "sources_digest"]
+__all__ = ["STEPS", "Sandbox", "build_modules", "find_sandbox"]
 
 STEPS = 1
 _PRODUCTS = ("*.ko",)
-_GENERATED = (".o", ".ko", ".mod", ".mod.c", ".cmd", "Module.symvers", "modules.order")
 _BIND_AND_ENTER = """
 set -e
 mount --rbind /dev "$1/dev"
@@ -79,19 +79,6 @@ def _make_null_device(root: Path) -> bool:
         return False
 
 
-def sources_digest(sources: Path, kernel_release: str) -> str:
-    """A digest of every source file (names and contents) and of the kernel they are built for."""
-    digest = hashlib.sha256(kernel_release.encode())
-    for path in _source_files(sources):
-        name, content = str(path.relative_to(sources)).encode(), path.read_bytes()
-        digest.update(b"%d:%b%d:%b" % (len(name), name, len(content), content))
-    return digest.hexdigest()[:16]
-
-
-def _source_files(sources: Path) -> list[Path]:
-    return sorted(path for path in sources.rglob("*") if path.is_file() and not path.name.endswith(_GENERATED))
-
-
 def build_modules(toolbox: Toolbox, sources: Path, cache: Path, progress: Progress, run: Run = run) -> list[Path]:
     """The built ``.ko`` files of ``sources``, sorted by name; from ``cache`` if nothing changed.
 
@@ -108,7 +95,7 @@ def build_modules(toolbox: Toolbox, sources: Path, cache: Path, progress: Progre
 
 
 def _kernel_identity(toolbox: Toolbox) -> str:
-    """What modules are built for. A tree of the user's own may have been built again under the same release."""
+    """What modules are built for. A kernel that is no package may have been built again under the same release."""
     if toolbox.kernel_tree is None:
         return toolbox.kernel_release
     symbols = (toolbox.kernel_tree / "Module.symvers").read_bytes()
@@ -118,10 +105,13 @@ def _kernel_identity(toolbox: Toolbox) -> str:
 def _make_command(toolbox: Toolbox, work: Path, run: Run) -> tuple[list[str], str]:
     """The command that builds ``work``, and what it calls that folder."""
     options = [f"-j{os.cpu_count() or 1}", "KCFLAGS=-Werror", "modules"]
-    if toolbox.kernel_tree is not None:  # built by the user's compiler, so are its modules
+    if toolbox.kernel_tree is None:
+        tree = f"/lib/modules/{toolbox.kernel_release}/build"
+    elif toolbox.kernel_tree.is_relative_to(toolbox.root):
+        tree = f"/{toolbox.kernel_tree.relative_to(toolbox.root)}"
+    else:  # built by the user's compiler, so are its modules
         return ["make", "-C", str(toolbox.kernel_tree), f"M={work}", *options], str(work)
     inside = "/" + str(work.relative_to(toolbox.root))
-    tree = f"/lib/modules/{toolbox.kernel_release}/build"
     sandbox = find_sandbox(toolbox.root, run)
     return sandbox.command(toolbox.root, ["make", "-C", tree, f"M={inside}", *options]), inside
 
@@ -129,25 +119,12 @@ def _make_command(toolbox: Toolbox, work: Path, run: Run) -> tuple[list[str], st
 def _build(toolbox: Toolbox, sources: Path, kept: Path, run: Run) -> None:
     work = Path(tempfile.mkdtemp(dir=toolbox.root / "build"))
     try:
-        for path in _source_files(sources):
-            target = work / path.relative_to(sources)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, target)
+        copy_sources(sources, work)
         make, inside = _make_command(toolbox, work, run)
         outcome = run(make)
         products = [product for pattern in _PRODUCTS for product in work.rglob(pattern)]
         if outcome.status != 0 or not products:
             raise RunError(f"the guest modules in {sources} do not build", outcome.output.replace(f"{inside}/", ""))
-        _keep(products, kept)
+        keep(products, kept)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-
-
-def _keep(products: Sequence[Path], kept: Path) -> None:
-    new = Path(tempfile.mkdtemp(prefix="building-modules-", dir=kept.parent))
-    for product in products:
-        shutil.copyfile(product, new / product.name)
-    try:
-        new.rename(kept)
-    except OSError:  # another run was first; both built the same sources
-        shutil.rmtree(new, ignore_errors=True)

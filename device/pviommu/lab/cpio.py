@@ -39,14 +39,15 @@ class Archive:
         """Add a character device node."""
         self._add(path, stat.S_IFCHR | mode, b"", (major, minor))
 
-    def pack(self) -> bytes:
-        """The archive, gzipped. The same entries give the same bytes."""
+    def pack(self, *, compressed: bool = True) -> bytes:
+        """The archive, gzipped unless ``compressed`` is False. The same entries give the same bytes."""
         parts = [
             _entry(number, path.lstrip("/"), mode, content, device)
             for number, (path, (mode, content, device)) in enumerate(self._entries.items(), start=1)
         ]
         parts.append(_entry(0, _TRAILER, 0, b"", (0, 0)))
-        return gzip.compress(b"".join(parts), compresslevel=1, mtime=0)
+        whole = b"".join(parts)
+        return gzip.compress(whole, compresslevel=1, mtime=0) if compressed else whole
 
     def _add(self, path: str, mode: int, content: bytes, device: tuple[int, int] = (0, 0)) -> None:
         if not path.startswith("/") or any(part in ("", ".", "..") for part in path[1:].split("/")):

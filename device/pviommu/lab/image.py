@@ -1,8 +1,8 @@
 """Makes the guest's first root: busybox, the skeleton, the tests, kernel modules and the files of one run.
 
 Inside the guest: ``/init`` and whatever else ``guest-tools/image`` holds, ``/tests`` (``guest-tools/tests``), kernel
-modules in ``/lib/modules/<release>`` (also reachable as ``/lib/modules-lab``) with a ``modules.dep``, so that
-``modprobe`` works.
+modules in ``/lib/modules/<release>`` (also reachable as ``/lib/modules-lab``) with ``modules.dep`` and
+``modules.builtin``, so that ``modprobe`` works.
 """
 
 from __future__ import annotations
@@ -21,14 +21,21 @@ __all__ = ["KernelModules", "base_image", "guest_image"]
 
 
 class KernelModules:
-    """The modules of a kernel package, found by name; ``-`` and ``_`` are the same, as in modprobe."""
+    """The modules of a kernel, found by name; ``-`` and ``_`` are the same, as in modprobe.
+
+    ``folder`` is where they are installed, or a build tree that has them.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._paths = {_module_name(path): path for path in folder.rglob("*.ko*") if path.is_file()}
+        self._paths = {_module_name(path): path for path in _module_files(folder)}
         builtin = folder / "modules.builtin"
-        lines = builtin.read_text().splitlines() if builtin.is_file() else []
-        self._builtin = {_module_name(Path(line)) for line in lines}
+        self.builtin = builtin.read_text().splitlines() if builtin.is_file() else []
+        """What the kernel has built in, as ``kernel/drivers/.../name.ko``."""
+        self._builtin = {_module_name(Path(line)) for line in self.builtin}
+
+    def __contains__(self, name: str) -> bool:
+        return _module_name(Path(name)) in self._paths
 
     def with_dependencies(self, names: Iterable[str]) -> dict[str, bytes]:
         """Decompressed modules by name, each after those it needs. Raises EnvironmentProblem for an unknown name."""
@@ -51,6 +58,16 @@ class KernelModules:
         for needed in dependencies(content):
             self._collect(needed, found, (*above, name))
         found[name] = content
+
+
+def _module_files(folder: Path) -> list[Path]:
+    if not (folder / "Module.symvers").is_file():
+        return [path for path in folder.rglob("*.ko*") if path.is_file()]
+    # A build tree: it is large, and holds leftovers of former configurations. Its list names what belongs to it.
+    order = folder / "modules.order"
+    lines = order.read_text().splitlines() if order.is_file() else []
+    paths = [(folder / line).with_suffix(".ko") for line in lines]
+    return [path for path in paths if path.is_file()]
 
 
 def dependencies(module: bytes) -> list[str]:
@@ -82,22 +99,27 @@ def guest_image(
     guest_tools: Path,
     modules: Sequence[Path],
     *,
+    programs: Sequence[Path] = (),
     extra_modules: Iterable[str] = (),
     files: Mapping[str, bytes] | None = None,
     run: Run = run,
 ) -> bytes:
     """The packed image of one run.
 
-    ``modules`` are built ``.ko`` files, ``extra_modules`` names from the kernel package, ``files`` maps absolute guest
-    paths to contents. Raises EnvironmentProblem.
+    ``modules`` are built ``.ko`` files, ``programs`` built executables for ``/bin``, ``extra_modules`` names of the
+    kernel's own modules (those that it has built in need nothing), ``files`` maps absolute guest paths to contents.
+    Raises EnvironmentProblem.
     """
     archive = base_image(toolbox.busybox, (guest_tools / "image/init").read_bytes(), run)
     _add_tree(archive, guest_tools / "image", "")
     if (guest_tools / "tests").is_dir():
         _add_tree(archive, guest_tools / "tests", "/tests")
-    contents = KernelModules(toolbox.modules).with_dependencies(extra_modules)
+    for program in programs:
+        archive.file(f"/bin/{program.name}", program.read_bytes(), 0o755)
+    own = KernelModules(toolbox.modules)
+    contents = own.with_dependencies(extra_modules)
     contents |= {path.stem: path.read_bytes() for path in modules}
-    _add_modules(archive, toolbox.kernel_release, contents)
+    _add_modules(archive, toolbox.kernel_release, contents, own.builtin)
     for path, content in (files or {}).items():
         archive.file(path, content)
     return archive.pack()
@@ -107,7 +129,7 @@ def _module_name(path: Path) -> str:
     return path.name.partition(".")[0].replace("-", "_")
 
 
-def _add_modules(archive: Archive, release: str, contents: Mapping[str, bytes]) -> None:
+def _add_modules(archive: Archive, release: str, contents: Mapping[str, bytes], builtin: Sequence[str]) -> None:
     folder = f"/lib/modules/{release}"
     archive.folder(folder)
     archive.link("/lib/modules-lab", folder)
@@ -117,6 +139,8 @@ def _add_modules(archive: Archive, release: str, contents: Mapping[str, bytes]) 
         needed = _closure(name, contents)
         lines.append(" ".join([f"{name}.ko:", *(f"{other}.ko" for other in needed)]))
     archive.file(f"{folder}/modules.dep", "".join(f"{line}\n" for line in lines).encode())
+    # With it, modprobe of what is built in succeeds: scripts need not know which kernel has what as a module.
+    archive.file(f"{folder}/modules.builtin", "".join(f"{line}\n" for line in builtin).encode())
 
 
 def _closure(name: str, contents: Mapping[str, bytes]) -> list[str]:

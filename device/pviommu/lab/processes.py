@@ -97,14 +97,39 @@ class Child:
         """The exit status if the program has ended, else None."""
         return None if self._process is None else self._process.poll()
 
-    def wait(self, seconds: float) -> int | None:
-        """The exit status once the program ends, None if it did not within ``seconds``."""
+    def wait(self, seconds: float | None) -> int | None:
+        """The exit status once the program ends; None if it did not within ``seconds``, which may be None for ever."""
         if self._process is None:
             return None
         try:
             return self._process.wait(seconds)
         except subprocess.TimeoutExpired:
             return None
+
+    def pause(self) -> None:
+        """Stop the program (SIGSTOP); returns once none of it runs. Raises ProcessLookupError if it has ended."""
+        process = self._running()
+        process.send_signal(signal.SIGSTOP)
+        # The signal may still be on its way to a thread that runs on another processor.
+        os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+
+    def resume(self) -> None:
+        """Let a stopped program go on (SIGCONT). Raises ProcessLookupError if it has ended."""
+        self._running().send_signal(signal.SIGCONT)
+
+    def kill(self) -> None:
+        """End the program and what it started with SIGKILL; returns once it is dead.
+
+        Raises ProcessLookupError if it has ended already.
+        """
+        process = self._running()
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+    def _running(self) -> subprocess.Popen[bytes]:
+        if self._process is None or self._process.poll() is not None:
+            raise ProcessLookupError("the program is not running")
+        return self._process
 
     def stop(self, *, grace: float = 5.0) -> int | None:
         """End the program with SIGTERM, after ``grace`` seconds with SIGKILL.

@@ -1,40 +1,24 @@
-"""Provides QEMU, a guest kernel with its headers, a compiler and busybox, once, in the user's cache folder.
-
-The packages are unpacked into a private root, named by a digest of what was asked for. It is made under another name
-and renamed when complete, so a killed run leaves no half root; a lock makes the second of two runs wait for the first.
-"""
+"""Provides QEMU, Debian's guest kernel with its headers, a compiler and busybox, once, in the user's cache folder."""
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
-import json
 import os
-import platform
 import re
 import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pviommu.lab.apt import SUITES, PrivateApt, choose_mirror, require_tools
 from pviommu.lab.problems import EnvironmentProblem
 from pviommu.lab.processes import Run, run
 from pviommu.lab.progress import Progress
+from pviommu.lab.roots import BACKPORTS, STEPS, find_root, private_root
 
-__all__ = ["STEPS", "Toolbox", "cache_folder", "find_qemu", "provision"]
-
-STEPS = 3
-"""Progress steps that provisioning may take."""
+__all__ = ["STEPS", "Toolbox", "cache_folder", "find_qemu", "find_toolbox", "provision"]
 
 MINIMUM_QEMU = (10, 1)
-_LAYOUT = "1"  # change it to have every root made anew
-_BACKPORTS = "trixie-backports"
 _QEMU_PACKAGES = (
-    *(f"{name}/{_BACKPORTS}" for name in ("qemu-system-x86", "qemu-system-common", "qemu-system-data", "seabios")),
+    *(f"{name}/{BACKPORTS}" for name in ("qemu-system-x86", "qemu-system-common", "qemu-system-data", "seabios")),
     "ipxe-qemu",
 )
 _GUEST_PACKAGES = (
@@ -56,12 +40,21 @@ class Toolbox:
     kernel_release: str
     busybox: Path
     kernel_tree: Path | None = None
-    """build tree of the user's own kernel; None: Debian's, whose headers are in ``root``"""
+    """build tree of a kernel that is no package; None: Debian's, whose headers are in ``root``. One within ``root``
+    was built by the compiler of that root."""
+    kernel: str = "debian"
+    """the kernel's name among the lab's, or ``own``"""
+    kernel_arguments: tuple[str, ...] = ()
+    """what this kernel is to be booted with"""
+    kernel_modules: Path | None = None
+    """folder of the kernel's own modules: an installed one or a build tree; None: the package's in ``root``"""
+    vmlinux: Path | None = None
+    """the kernel with its symbols, for a debugger, if there is one"""
 
     @property
     def modules(self) -> Path:
-        """The kernel package's own modules."""
-        return self.root / "usr/lib/modules" / self.kernel_release
+        """The kernel's own modules."""
+        return self.kernel_modules or self.root / "usr/lib/modules" / self.kernel_release
 
     @property
     def versions(self) -> dict[str, str]:
@@ -100,23 +93,20 @@ def provision(
     """
     host = _host_qemu(qemu, run)
     packages = _GUEST_PACKAGES if host else (*_QEMU_PACKAGES, *_GUEST_PACKAGES)
-    folder = cache_folder(environment)
-    root = folder / f"root-{_digest(packages)}"
-    if _complete(root):
-        progress.skip(STEPS)
-    else:
-        try:
-            with _locked(folder):
-                if _complete(root):
-                    progress.skip(STEPS)
-                else:
-                    _make_root(root, packages, progress, dict(environment), run)
-        except OSError as problem:
-            raise EnvironmentProblem(
-                f"the cache folder {folder} cannot be filled: {problem}",
-                "give it about 1.5 GB of space, or set XDG_CACHE_HOME to a folder that has it",
-            ) from problem
+    root = private_root(cache_folder(environment), packages, progress, environment, run)
     return _toolbox(root, host or _private_qemu(root, run))
+
+
+def find_toolbox(
+    *, qemu: str | None = None, environment: Mapping[str, str] = os.environ, run: Run = run
+) -> Toolbox | None:
+    """What :func:`provision` would give at once; None if it would have to fetch something.
+
+    Raises EnvironmentProblem.
+    """
+    host = _host_qemu(qemu, run)
+    root = find_root(cache_folder(environment), _GUEST_PACKAGES if host else (*_QEMU_PACKAGES, *_GUEST_PACKAGES))
+    return None if root is None else _toolbox(root, host or _private_qemu(root, run))
 
 
 def _qemu_version(output: str) -> str | None:
@@ -157,85 +147,6 @@ def _private_qemu(root: Path, run: Run) -> _Qemu:
             f"remove {root} to have it made anew, or name your own with --qemu",
         )
     return _Qemu(command, environment, version)
-
-
-def _digest(packages: tuple[str, ...]) -> str:
-    recipe = json.dumps({"layout": _LAYOUT, "packages": packages, "suites": SUITES})
-    return hashlib.sha256(recipe.encode()).hexdigest()[:16]
-
-
-def _complete(root: Path) -> bool:
-    return (root / ".complete").is_file()
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        _remove_leftovers(folder)
-        yield
-
-
-def _remove_leftovers(folder: Path) -> None:
-    # Whoever holds the lock is the only maker, so any unfinished root is a killed run's.
-    for leftover in folder.glob("making-*"):
-        shutil.rmtree(leftover, ignore_errors=True)
-
-
-def _make_root(
-    root: Path, packages: tuple[str, ...], progress: Progress, environment: dict[str, str], run: Run
-) -> None:
-    progress.step("reading the package indices")
-    require_tools(run, platform.machine())
-    mirror = choose_mirror(environment, run)
-    making = Path(tempfile.mkdtemp(prefix="making-", dir=root.parent))
-    try:
-        apt = PrivateApt(making / "apt", mirror, run)
-        apt.update()
-        archives = apt.resolve(packages)
-        progress.done()
-
-        size = sum(archive.size for archive in archives) // 1_000_000
-        progress.step(f"downloading {len(archives)} packages, {size} MB")
-        files = apt.download(packages, progress.update)
-        progress.done()
-
-        progress.step(f"unpacking {len(files)} packages")
-        new = making / "root"
-        new.mkdir()
-        _unpack(files, new, progress, run)
-        progress.done()
-
-        (new / ".complete").write_text("\n".join(archive.file_name for archive in archives) + "\n")
-        shutil.rmtree(root, ignore_errors=True)
-        new.rename(root)
-    finally:
-        shutil.rmtree(making, ignore_errors=True)
-
-
-def _unpack(files: list[Path], root: Path, progress: Progress, run: Run) -> None:
-    # base-files brings the links /bin -> usr/bin and so on; whatever comes before it could make them folders.
-    first = [file for file in files if file.name.startswith("base-files_")]
-    for file in first:
-        _unpack_one(file, root, run)
-    others = [file for file in files if file not in first]
-    with ThreadPoolExecutor(max_workers=2) as pool:
-        for count, _ in enumerate(pool.map(lambda file: _unpack_one(file, root, run), others), start=1):
-            progress.update(count / len(others))
-    awk = root / "usr/bin/awk"  # made by an alternative's script that does not run here
-    if not awk.is_symlink():
-        awk.symlink_to("mawk")
-    for mount_point in ("dev", "proc", "tmp", "build"):
-        (root / mount_point).mkdir(exist_ok=True)
-
-
-def _unpack_one(file: Path, root: Path, run: Run) -> None:
-    outcome = run(["dpkg-deb", "-x", str(file), str(root)])
-    if outcome.status != 0:
-        raise EnvironmentProblem(
-            f"{file.name} cannot be unpacked: {outcome.output.strip()[-200:]}", "check the space in the cache folder"
-        )
 
 
 def _toolbox(root: Path, qemu: _Qemu) -> Toolbox:

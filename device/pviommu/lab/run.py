@@ -4,56 +4,50 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import os
-import platform
-import shutil
 import signal
 import sys
-import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 from typing import Protocol, TextIO
 
-from pviommu import __version__
-from pviommu.lab import accelerator, build, provision, report, resources
-from pviommu.lab.image import guest_image
-from pviommu.lab.kernel import open_tree
-from pviommu.lab.ktap import Event, EventKind, KtapParser, Outcome
+from pviommu.lab import accelerator, build, core, kernels, programs, provision, report, resources
+from pviommu.lab.boot import Job, Setup, judged_run, short_folder
+from pviommu.lab.console import STANDARD, Terminal
+from pviommu.lab.guest_settings import KERNELS, MODES, PROFILES, GuestSettings, kernel_name
+from pviommu.lab.listener import Listener
 from pviommu.lab.problems import EnvironmentProblem, ExitStatus, RunError, UsageError
 from pviommu.lab.progress import Progress
-from pviommu.lab.provision import Toolbox
-from pviommu.lab.server import PROGRAM, Capabilities, ServerProcess, capabilities, summary
-from pviommu.lab.vm import GuestTimeoutError, VirtualMachine, VmConfig, parse_memory
+from pviommu.lab.server import PROGRAM, capabilities
+from pviommu.lab.vm import parse_memory
 
-__all__ = ["Listener", "Setup", "add_arguments", "guarded", "main", "prepare", "run_guest", "short_folder"]
-
-PRINTED_PATH = "/lab/expect.json"
-"""Where the guest finds the server's capabilities as the server printed them."""
-
-EXPECTED_PATH = "/lab/capabilities"
-"""Where the guest finds the lines that its driver must show."""
+__all__ = ["Setup", "add_arguments", "guarded", "main", "prepare", "set_up", "short_folder", "time_limit"]
 
 MAX_VCPUS = 64
 
-_SERVER_LOG = "server.jsonl"
+_SECONDS = 300.0
+_SECONDS_LONG = 900.0
+_DEBUG_FACTOR = 4.0  # lockdep and KASAN under TCG
 _STATUS = {
     "passed": ExitStatus.PASSED,
     "failed": ExitStatus.FAILED,
     "error": ExitStatus.ENVIRONMENT,
     "timeout": ExitStatus.TIMEOUT,
 }
-_LONGEST_SOCKET_PATH = 90  # sun_path holds 108 bytes; sockets are named after endpoints
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``pviommu lab run``."""
     parser.add_argument("--results", metavar="DIR", type=Path, default=Path("lab-results"))
     parser.add_argument(
-        "--timeout", metavar="SECONDS", type=float, default=300.0, help="hard limit for server and guest"
+        "--timeout",
+        metavar="SECONDS",
+        type=float,
+        help=f"hard limit for server and guest; default: {_SECONDS:g}, with --long {_SECONDS_LONG:g}, "
+        f"on lab-debug {_DEBUG_FACTOR:g} times as much",
     )
     parser.add_argument("--accel", choices=("auto", "kvm", "tcg"), default="auto")
     parser.add_argument(
@@ -62,53 +56,52 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--vcpus", metavar="N", type=int, default=1)
     parser.add_argument("--qemu", metavar="PATH", help="QEMU to use (10.1 or later, with vfio-user-pci)")
     parser.add_argument(
-        "--kernel", metavar="TREE", type=Path, help="build tree of your own kernel, with its image; default: Debian's"
+        "--kernel",
+        metavar="NAME|PATH",
+        default=KERNELS[0],
+        help=f"{', '.join(KERNELS)}, or the build tree or bzImage of your own kernel; default: {KERNELS[0]}",
     )
+    parser.add_argument(
+        "--profile", choices=PROFILES, default=PROFILES[0], help="the interface that the driver speaks first"
+    )
+    parser.add_argument("--mode", choices=MODES, default="lazy", help="how the guest's DMA API maps; default: lazy")
+    parser.add_argument("--long", action="store_true", help="also the tests that take more than a few seconds")
     parser.add_argument("--topology", metavar="FILE", type=Path, help="default: qemu-configs/lab.toml")
+    parser.add_argument("--keep", action="store_true", help="after the tests, a shell on the guest's console")
+    parser.add_argument("--gdb", action="store_true", help="the guest waits for a debugger; no time limit")
     parser.add_argument("--only-setup", action="store_true", help="provide everything that a run needs, then stop")
     parser.add_argument("-v", "--verbose", action="store_true", help="show the guest's diagnostics too")
-
-
-@dataclass(frozen=True, slots=True)
-class Setup:
-    """What every run of this host shares."""
-
-    toolbox: Toolbox
-    modules: Sequence[Path]
-    accelerator: str
 
 
 class Provide(Protocol):
     """Makes the set-up of a run; :func:`prepare` is the real one."""
 
-    def __call__(self, progress: Progress, *, qemu: str | None, accel: str, kernel: Path | None = None) -> Setup: ...
+    def __call__(self, progress: Progress, *, qemu: str | None, accel: str, kernel: str = KERNELS[0]) -> Setup: ...
 
 
-def prepare(progress: Progress, *, qemu: str | None = None, accel: str = "auto", kernel: Path | None = None) -> Setup:
-    """Provide QEMU, kernel and modules and choose the accelerator; ``kernel`` is a build tree to use instead of
-    Debian's.
+def prepare(progress: Progress, *, qemu: str | None = None, accel: str = "auto", kernel: str = KERNELS[0]) -> Setup:
+    """Provide QEMU, kernel, modules and programs and choose the accelerator; ``kernel`` is a name or a path.
 
     Raises UsageError, EnvironmentProblem, RunError.
     """
-    tree = None if kernel is None else open_tree(kernel)
+    kernels.open_named_path(kernel)  # a wrong path is said before anything is fetched
     toolbox = provision.provision(progress, qemu=qemu)
-    if tree is not None:
-        toolbox = replace(toolbox, kernel_image=tree.image, kernel_release=tree.release, kernel_tree=tree.tree)
+    toolbox = kernels.with_kernel(toolbox, kernel, resources.guest_tools(), progress)
     cache = provision.cache_folder(os.environ)
     modules = build.build_modules(toolbox, resources.guest_tools() / "driver", cache, progress)
-    return Setup(toolbox, modules, accelerator.choose_accelerator(accel, toolbox, cache, progress))
+    built = programs.build_programs(toolbox, resources.guest_tools() / "programs", cache, progress)
+    core.build_core(toolbox, cache, progress)
+    return Setup(toolbox, modules, accelerator.choose_accelerator(accel, toolbox, cache, progress), built)
 
 
-@contextlib.contextmanager
-def short_folder(environment: dict[str, str] | None = None) -> Iterator[Path]:
-    """A private folder whose path is short enough for sockets; removed with its contents."""
-    runtime = (os.environ if environment is None else environment).get("XDG_RUNTIME_DIR", "")
-    usable = runtime and len(runtime) < _LONGEST_SOCKET_PATH // 2 and os.access(runtime, os.W_OK | os.X_OK)
-    folder = Path(tempfile.mkdtemp(prefix="pviommu-", dir=runtime if usable else "/tmp"))
+def set_up(stream: TextIO, provide: Provide, *, qemu: str | None, accel: str, kernel: str) -> Setup:
+    """What ``provide`` makes, with its progress on ``stream``. Raises what it raises."""
+    steps = provision.STEPS + kernels.steps(kernel) + build.STEPS + programs.STEPS + core.STEPS + accelerator.STEPS
+    progress = Progress(stream, steps)
     try:
-        yield folder
+        return provide(progress, qemu=qemu, accel=accel, kernel=kernel)
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        progress.close()
 
 
 def main(
@@ -117,10 +110,14 @@ def main(
     out: TextIO | None = None,
     program: Sequence[str] = PROGRAM,
     provide: Provide = prepare,
+    terminal: Terminal = STANDARD,
 ) -> int:
-    """Run the lab with parsed options; returns the exit status (see ExitStatus)."""
+    """Run the lab with parsed options; ``terminal`` gets the console of a guest that is kept.
+
+    Returns the exit status (see ExitStatus).
+    """
     stream = sys.stdout if out is None else out
-    return guarded("pviommu lab", lambda: _run(args, stream, program, provide))
+    return guarded("pviommu lab", lambda: _run(args, stream, program, provide, terminal))
 
 
 def guarded(name: str, work: Callable[[], int]) -> int:
@@ -158,34 +155,14 @@ def _terminated_like_interrupted() -> Iterator[None]:
         signal.signal(signal.SIGTERM, previous)
 
 
-@dataclass(frozen=True, slots=True)
-class _Job:
-    """One run, everything settled."""
-
-    setup: Setup
-    topology: Path
-    capabilities: Capabilities
-    memory: int
-    vcpus: int
-    timeout: float
-    folder: Path
-    program: Sequence[str]
-
-
-def _run(args: argparse.Namespace, stream: TextIO, program: Sequence[str], provide: Provide) -> int:
+def _run(args: argparse.Namespace, stream: TextIO, program: Sequence[str], provide: Provide, terminal: Terminal) -> int:
     memory = parse_memory(args.memory)
-    if args.timeout <= 0:
-        raise UsageError(f"--timeout {args.timeout:g}: give a number of seconds above 0")
-    if not 1 <= args.vcpus <= MAX_VCPUS:
-        raise UsageError(f"--vcpus {args.vcpus}: give 1 to {MAX_VCPUS}")
+    settings = _settings(args)
+    timeout = math.inf if args.gdb else time_limit(args.timeout, settings)
     topology = args.topology or resources.qemu_configs() / "lab.toml"
     if not topology.is_file():
         raise UsageError(f"--topology {topology}: no such file")
-    progress = Progress(stream, provision.STEPS + build.STEPS + accelerator.STEPS)
-    try:
-        setup = provide(progress, qemu=args.qemu, accel=args.accel, kernel=args.kernel)
-    finally:
-        progress.close()
+    setup = set_up(stream, provide, qemu=args.qemu, accel=args.accel, kernel=args.kernel)
     if args.only_setup:
         print(
             f"ready: QEMU {setup.toolbox.qemu_version} ({setup.accelerator}), Linux {setup.toolbox.kernel_release}",
@@ -197,97 +174,31 @@ def _run(args: argparse.Namespace, stream: TextIO, program: Sequence[str], provi
         folder = report.new_results_folder(args.results, datetime.now(UTC))
     except OSError as problem:
         raise UsageError(f"--results {args.results}: {problem.strerror}") from problem
-    job = _Job(setup, topology, offered, memory, args.vcpus, args.timeout, folder, program)
-    record = _judged_run(job, Listener(stream, verbose=args.verbose))
-    report.write_results(folder, record)
-    print(report.summary_text(record, folder), file=stream)
+
+    def show(record: report.RunRecord) -> None:
+        report.write_results(folder, record)
+        print(report.summary_text(record, folder), file=stream, flush=True)
+
+    def say(text: str) -> None:
+        print(text, file=stream, flush=True)
+
+    job = Job(setup, topology, offered, settings, memory, timeout, folder, program, args.gdb, terminal, say)
+    record = judged_run(job, Listener(stream, verbose=args.verbose), show)
+    show(record)
     return _STATUS[record.verdict]
 
 
-def _judged_run(job: _Job, listener: Listener) -> report.RunRecord:
-    began = time.monotonic()
-    problems: list[str] = []
-    verdict = ""
-    try:
-        problems += _boot(job, listener, began + job.timeout)
-    except GuestTimeoutError:
-        verdict = "timeout"
-        problems.append(f"the guest did not finish within {job.timeout:g} s")
-    except RunError as problem:
-        verdict = "error"
-        problems.append(problem.what)
-    ktap = listener.parser.finish()
-    if not verdict:  # of a run that was cut off, missing tests and lines say nothing more
-        problems = report.judge(ktap, listener.exit_status, problems)
-        verdict = "failed" if problems else "passed"
-    toolbox = job.setup.toolbox
-    versions = {"pviommu": __version__, "python": platform.python_version(), **toolbox.versions}
-    versions["accelerator"] = job.setup.accelerator
-    counts = summary(job.folder / _SERVER_LOG)
-    return report.RunRecord(verdict, ktap, problems, time.monotonic() - began, versions, counts)
+def _settings(args: argparse.Namespace) -> GuestSettings:
+    if not 1 <= args.vcpus <= MAX_VCPUS:
+        raise UsageError(f"--vcpus {args.vcpus}: give 1 to {MAX_VCPUS}")
+    return GuestSettings(args.profile, args.mode, args.vcpus, kernel_name(args.kernel), args.long, args.keep)
 
 
-def _boot(job: _Job, listener: Listener, deadline: float) -> list[str]:
-    """Start the server and the guest, listen to its end; returns what was wrong with the server's end."""
-    toolbox = job.setup.toolbox
-    with short_folder() as short:
-        expected = "".join(f"{line}\n" for line in job.capabilities.driver_lines)
-        files = {PRINTED_PATH: job.capabilities.printed, EXPECTED_PATH: expected.encode()}
-        initrd = short / "initrd"
-        initrd.write_bytes(guest_image(toolbox, resources.guest_tools(), job.setup.modules, files=files))
-        with ServerProcess(job.topology, short, job.folder / _SERVER_LOG, job.program) as server:
-            server.start()
-            config = VmConfig(
-                initrd=initrd,
-                console_log=job.folder / "console.log",
-                qemu_log=job.folder / "qemu.log",
-                accelerator=job.setup.accelerator,
-                memory=job.memory,
-                vcpus=job.vcpus,
-                sockets=[short / name for name in job.capabilities.sockets],
-            )
-            run_guest(toolbox, config, listener, deadline, job.folder / "qemu-command.txt")
-            return server.stop()
-
-
-class Listener:
-    """Takes the guest's report line by line: parses it and shows results as they come."""
-
-    def __init__(self, stream: TextIO, *, verbose: bool) -> None:
-        self.parser = KtapParser()
-        self.exit_status: int | None = None
-        self._stream = stream
-        self._verbose = verbose
-
-    def line(self, line: str) -> None:
-        """Take one line of the report."""
-        status = report.exit_line(line)
-        if status is not None:
-            self.exit_status = status
-            return
-        self._show(self.parser.feed(line))
-
-    def _show(self, event: Event) -> None:
-        margin = "  " * event.depth
-        if event.kind is EventKind.RESULT and event.result is not None:
-            result = event.result
-            word = {Outcome.PASSED: "ok  ", Outcome.FAILED: "FAIL", Outcome.SKIPPED: "skip"}[result.outcome]
-            tail = f" ({result.reason})" if result.reason else ""
-            print(f"{margin}{word} {result.name}{tail}", file=self._stream, flush=True)
-            if result.outcome is Outcome.FAILED and not self._verbose:
-                for note in result.diagnostics:
-                    print(f"{margin}     {note}", file=self._stream, flush=True)
-        elif event.kind is EventKind.BAIL_OUT or (self._verbose and event.kind is EventKind.DIAGNOSTIC):
-            print(f"{margin}{event.text}", file=self._stream, flush=True)
-
-
-def run_guest(
-    toolbox: Toolbox, config: VmConfig, listener: Listener, deadline: float, command_file: Path | None = None
-) -> None:
-    """Boot one guest and hand each line of its report to ``listener``. Raises GuestTimeoutError, RunError."""
-    with VirtualMachine(toolbox, config) as machine:
-        if command_file is not None:
-            command_file.write_text(machine.command_line + "\n")
-        machine.start()
-        for line in machine.lines(deadline):
-            listener.line(line)
+def time_limit(asked: float | None, settings: GuestSettings) -> float:
+    """Seconds for server and guest: those that were ``asked`` for, else by what is run. Raises UsageError."""
+    if asked is None:
+        usual = _SECONDS_LONG if settings.long else _SECONDS
+        return usual * (_DEBUG_FACTOR if settings.kernel == "lab-debug" else 1.0)
+    if not asked > 0:
+        raise UsageError(f"--timeout {asked:g}: give a number of seconds above 0")
+    return asked

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -56,17 +57,23 @@ def capabilities(topology: Path, program: Sequence[str] = PROGRAM) -> Capabiliti
 
 
 class ServerProcess:
-    """A running server; a context manager that leaves no process behind. Both its streams go to ``log``."""
+    """A running server; a context manager that leaves no process behind. Both its streams go to ``log``.
 
-    def __init__(self, topology: Path, folder: Path, log: Path, program: Sequence[str] = PROGRAM) -> None:
+    ``options`` are further ones of ``pviommu serve``.
+    """
+
+    def __init__(
+        self, topology: Path, folder: Path, log: Path, program: Sequence[str] = PROGRAM, options: Sequence[str] = ()
+    ) -> None:
         self._log = log
         self._pidfile = folder / "server.pid"
         self._command = [
             *(*program, "serve", str(topology), "--socket-dir", str(folder)),
-            *("--log-format", "json", "--pidfile", str(self._pidfile)),
+            *("--log-format", "json", "--pidfile", str(self._pidfile), *options),
         ]
         self._child = Child()
         self._stopped = False
+        self._killed = False
 
     def __enter__(self) -> Self:
         return self
@@ -89,12 +96,34 @@ class ServerProcess:
                 raise RunError(f"the server did not listen within {_START_SECONDS:.0f} s", self._tail())
             time.sleep(_POLL_SECONDS)
 
+    def pause(self) -> None:
+        """Stop the server (SIGSTOP). Raises ProcessLookupError if it is gone."""
+        self._child.pause()
+
+    def resume(self) -> None:
+        """Let a stopped server go on. Raises ProcessLookupError if it is gone."""
+        self._child.resume()
+
+    def kill(self) -> None:
+        """Kill the server, so that its end is no problem; returns once it is dead.
+
+        Raises ProcessLookupError if it is gone already.
+        """
+        self._child.kill()
+        self._killed = True
+
     def stop(self) -> list[str]:
-        """End the server with SIGTERM; returns what was wrong with its end, the first time it is called."""
-        if self._stopped or not self._child.started:
+        """End the server with SIGTERM; returns what was wrong with its end, the first time it is called.
+
+        A stopped one is continued first, since it could not end otherwise.
+        """
+        if self._stopped or self._killed or not self._child.started:
             return []
         self._stopped = True
         died = self._child.poll()
+        if died is None:
+            with contextlib.suppress(ProcessLookupError):  # it ended this moment, as the status will say
+                self._child.resume()
         status = self._child.stop()
         if died is not None:
             return [f"the server ended by itself with status {died}: {_last_words(self._tail())}"]

@@ -3,28 +3,46 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shlex
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 from pviommu.lab.problems import RunError, UsageError
-from pviommu.lab.processes import Child
+from pviommu.lab.processes import Child, Run, run
 from pviommu.lab.provision import Toolbox
 
-__all__ = ["FIRST_SLOT", "PORT_NAME", "GuestTimeoutError", "VirtualMachine", "VmConfig", "compose", "parse_memory"]
+__all__ = [
+    "FIRST_SLOT",
+    "KERNEL_ARGUMENTS",
+    "PORT_NAME",
+    "Alarm",
+    "GuestTimeoutError",
+    "VirtualMachine",
+    "VmConfig",
+    "compose",
+    "nic_backend",
+    "parse_memory",
+]
 
 PORT_NAME = "org.pviommu.lab"
 FIRST_SLOT = 0x10
-"""PCI slot of the first vfio-user device; the others follow in the order of their sockets."""
+"""PCI slot of the first vfio-user device, or of the root port above it; the others follow in the order of their
+sockets.
+"""
+
+KERNEL_ARGUMENTS = ("iommu.forcedac=1", "loglevel=6")
+"""Kernel arguments of a machine that asks for no others: device addresses above 4 GiB first, notices on the console."""
 
 _LAST_SLOT = 0x1E  # q35 has its LPC bridge in 0x1f
 _SERIAL_SLOT = 0x03
+_NIC_SLOT = 0x04
 _MAX_LINE = 4096
 _BASE_KERNEL_ARGUMENTS = ("console=ttyS0", "panic=-1", "no_timer_check", "tsc=reliable", "mitigations=off")
 
@@ -33,9 +51,26 @@ class GuestTimeoutError(Exception):
     """The guest did not finish within its time."""
 
 
+class Alarm(Protocol):
+    """Something to be done at a time, by whoever reads the guest's report."""
+
+    @property
+    def due(self) -> float | None:
+        """When, as a time of ``time.monotonic``; None for never."""
+
+    def ring(self) -> None:
+        """Called once it is due."""
+
+
 @dataclass(frozen=True, slots=True)
 class VmConfig:
-    """One machine. ``memory`` is in bytes; ``sockets`` are vfio-user servers that already listen."""
+    """One machine. ``memory`` is in bytes; ``sockets`` are vfio-user servers that already listen.
+
+    Each socket of ``behind_ports`` gets a PCIe root port of its own, the others are on the root bus. ``nic`` is the
+    back end of a virtio NIC beside them, as :func:`nic_backend` gives it; None: the machine has no NIC. With
+    ``console_socket`` the console can be reached through that socket, besides being logged; with ``gdb_socket`` QEMU
+    waits there for a debugger before the guest's first instruction.
+    """
 
     initrd: Path
     console_log: Path
@@ -44,9 +79,13 @@ class VmConfig:
     memory: int = 5 << 30
     vcpus: int = 1
     sockets: Sequence[Path] = ()
-    kernel_arguments: Sequence[str] = ("iommu.forcedac=1", "loglevel=6")
+    behind_ports: Collection[Path] = ()
+    nic: str | None = None
+    kernel_arguments: Sequence[str] = KERNEL_ARGUMENTS
     machine_options: str = ""
     qmp_socket: Path | None = None
+    console_socket: Path | None = None
+    gdb_socket: Path | None = None
     extra_arguments: Sequence[str] = field(default_factory=tuple)
 
 
@@ -74,7 +113,7 @@ def compose(toolbox: Toolbox, config: VmConfig, port: int) -> list[str]:
         *("-accel", config.accelerator, "-m", f"{config.memory >> 20}M", "-smp", str(config.vcpus)),
         *("-kernel", str(toolbox.kernel_image), "-initrd", str(config.initrd)),
         *("-append", " ".join((*_BASE_KERNEL_ARGUMENTS, *config.kernel_arguments))),
-        *("-chardev", f"file,id=console,path={_escape(config.console_log)}", "-serial", "chardev:console"),
+        *("-chardev", _console(config), "-serial", "chardev:console"),
         *config.extra_arguments,
         *("-chardev", f"socket,id=lab,fd={port}"),
         *("-device", f"virtio-serial-pci,id=serial,addr={_SERIAL_SLOT:#x}"),
@@ -84,14 +123,43 @@ def compose(toolbox: Toolbox, config: VmConfig, port: int) -> list[str]:
         command += ["-cpu", "host"]
     if config.qmp_socket is not None:
         command += ["-qmp", f"unix:{_escape(config.qmp_socket)},server=on,wait=off"]
+    if config.gdb_socket is not None:
+        command += ["-chardev", f"socket,id=gdb,path={_escape(config.gdb_socket)},server=on,wait=off"]
+        command += ["-gdb", "chardev:gdb", "-S"]
+    if config.nic is not None:
+        # Without romfile= QEMU wants a boot ROM that a private root may not have.
+        command += ["-netdev", config.nic]
+        command += ["-device", f"virtio-net-pci,netdev=net,romfile=,addr={_NIC_SLOT:#x}"]
     for slot, path in enumerate(config.sockets, start=FIRST_SLOT):
-        device = {
-            "driver": "vfio-user-pci",
-            "addr": f"{slot:#x}",
-            "socket": {"type": "unix", "path": str(path)},
-        }
-        command += ["-device", json.dumps(device)]
+        command += _function(slot, path, behind_port=path in config.behind_ports)
     return command
+
+
+def nic_backend(toolbox: Toolbox, run: Run = run) -> str:
+    """The back end for the NIC of a machine: QEMU's user network, closed to the outside, where this QEMU has it, else a
+    hub with nothing else on it.
+    """
+    command = ["env", *(f"{name}={value}" for name, value in toolbox.qemu_environment.items()), *toolbox.qemu_command]
+    offered = run([*command, "-netdev", "help"]).output.split()
+    return "user,id=net,restrict=on" if "user" in offered else "hubport,id=net,hubid=0"
+
+
+def _console(config: VmConfig) -> str:
+    log = _escape(config.console_log)
+    if config.console_socket is None:
+        return f"file,id=console,path={log}"
+    return f"socket,id=console,path={_escape(config.console_socket)},server=on,wait=off,logfile={log}"
+
+
+def _function(slot: int, path: Path, *, behind_port: bool) -> list[str]:
+    """The options of one vfio-user device; ``slot`` is its own on the root bus, or that of its root port."""
+    place = {"addr": f"{slot:#x}"}
+    port = []
+    if behind_port:
+        place = {"bus": f"port{slot:x}", "addr": "0x0"}
+        port = ["-device", f"pcie-root-port,id={place['bus']},chassis={slot},slot={slot},addr={slot:#x}"]
+    device = {"driver": "vfio-user-pci", **place, "socket": {"type": "unix", "path": str(path)}}
+    return [*port, "-device", json.dumps(device)]
 
 
 def _escape(path: Path) -> str:
@@ -126,6 +194,11 @@ class VirtualMachine:
         words = [f"{name}={value}" for name, value in self._toolbox.qemu_environment.items()]
         return " ".join([*(shlex.quote(word) for word in words), shlex.join(self.command)])
 
+    @property
+    def report(self) -> int:
+        """Descriptor of the guest's report, for whoever goes on after :meth:`lines`."""
+        return self._port.fileno()
+
     def start(self) -> None:
         """Start QEMU. Raises RunError when the program cannot be started."""
         try:
@@ -141,22 +214,21 @@ class VirtualMachine:
         finally:
             self._far_port.close()
 
-    def lines(self, deadline: float) -> Iterator[str]:
-        """Lines of the guest's report until QEMU ends.
+    def lines(self, deadline: float, alarm: Alarm | None = None) -> Iterator[str]:
+        """Lines of the guest's report until QEMU ends; rings ``alarm`` whenever it is due.
 
         ``deadline`` is a time of ``time.monotonic``. Raises GuestTimeoutError at the deadline, RunError if QEMU fails.
         """
         while True:
-            remaining = deadline - time.monotonic()
-            if remaining <= 0:
-                raise GuestTimeoutError
-            self._port.settimeout(remaining)
-            try:
-                data = self._port.recv(65536)
-            except TimeoutError:
-                raise GuestTimeoutError from None
-            except ConnectionResetError:
-                data = b""
+            due = deadline
+            if alarm is not None and alarm.due is not None:
+                if alarm.due <= time.monotonic():
+                    alarm.ring()
+                    continue
+                due = min(due, alarm.due)
+            data = self._receive(due, deadline)
+            if data is None:
+                continue
             yield from self._split(data)
             if not data:
                 break
@@ -175,6 +247,20 @@ class VirtualMachine:
         self._port.close()
         self._far_port.close()
 
+    def _receive(self, due: float, deadline: float) -> bytes | None:
+        """What came of the report, empty at its end; None if nothing did until ``due``."""
+        now = time.monotonic()
+        if now >= deadline:
+            raise GuestTimeoutError
+        # A due time that passed just now asks for a look at the clock, not for a socket that never waits.
+        self._port.settimeout(max(min(due, deadline) - now, 0.001) if math.isfinite(due) else None)
+        try:
+            return self._port.recv(65536)
+        except TimeoutError:
+            return None
+        except ConnectionResetError:
+            return b""
+
     def _split(self, data: bytes) -> Iterator[str]:
         self._buffer += data
         *whole, self._buffer = self._buffer.split(b"\n")
@@ -185,7 +271,7 @@ class VirtualMachine:
             yield line[:_MAX_LINE].decode(errors="replace")
 
     def _finish(self, deadline: float) -> None:
-        status = self._child.wait(max(0.0, deadline - time.monotonic()))
+        status = self._child.wait(max(0.0, deadline - time.monotonic()) if math.isfinite(deadline) else None)
         if status is None:
             raise GuestTimeoutError
         if status != 0:

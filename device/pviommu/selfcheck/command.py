@@ -7,11 +7,21 @@ import logging
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
 
+from ..engine import Engine
+from ..native.build import find_library
+from ..native.core import NativeCore
+from ..native.library import load
+from ..topology import Machine
 from .checker import PATHS, MakePath, Run, run_history, shortened
+from .engine_path import EnginePath
 from .operations import Operation
 from .profiles import PROFILES
+from .ring_path import RingPath
 from .settings import Setting
+from .wire_path import WirePath
 
 __all__ = ["add_arguments", "main"]
 
@@ -42,6 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--profile", choices=PROFILES, default=PROFILES[0], help="what the guest speaks (%(default)s)")
     parser.add_argument(
+        "--core", choices=("python", "native"), default="python", help="what the device is made of (%(default)s)"
+    )
+    parser.add_argument(
         "--episode",
         type=int,
         metavar="K",
@@ -59,13 +72,29 @@ def main(args: argparse.Namespace) -> int:
     episodes = -(-args.steps // EPISODE_STEPS)
     if args.episode is not None and not 0 <= args.episode < episodes:
         return _usage(f"--episode {args.episode}: must be 0..{episodes - 1} for {args.steps} steps")
+    library = find_library() if args.core == "native" else None
+    if args.core == "native" and library is None:
+        return _usage("--core native: the native core is not built, run: pviommu build-core")
     logger = logging.getLogger("pviommu")
     level = logger.level
     logger.setLevel(logging.ERROR)  # refused DMA is what is being tried
     try:
-        return check(args, [PATHS[name] for name in names])
+        return check(args, [PATHS[name] for name in names] if library is None else native_paths(names, library))
     finally:
         logger.setLevel(level)
+
+
+def native_paths(names: Sequence[str], file: Path) -> list[MakePath]:
+    """The paths with these names, to devices whose native core is the library ``file``."""
+    lib = load(file)
+    made: dict[str, MakePath] = {
+        "engine": partial(EnginePath, make=lambda config: Engine(config, NativeCore(lib))),
+        "ring": partial(
+            RingPath, make=lambda topology, environment: Machine.build(topology, environment, NativeCore(lib))
+        ),
+        "wire": partial(WirePath, core="native"),
+    }
+    return [made[name] for name in names]
 
 
 def _usage(text: str) -> int:
@@ -93,18 +122,21 @@ def check(args: argparse.Namespace, paths: Sequence[MakePath]) -> int:
             _progress(f"{done} operations, {1e6 * (shown - began) / done:.0f} us each")
     _progress("")
     seconds = time.monotonic() - began
-    print(f"{args.profile}: {done} operations through {args.through}: no difference, {seconds:.1f} s, seed {args.seed}")
+    core = ", native core" if args.core == "native" else ""
+    outcome = f"no difference, {seconds:.1f} s, seed {args.seed}"
+    print(f"{args.profile}{core}: {done} operations through {args.through}: {outcome}")
     return 0
 
 
 def _report(args: argparse.Namespace, episode: int, run: Run, paths: Sequence[MakePath]) -> None:
-    wire = PATHS["wire"] in paths
+    wire = "wire" in args.through.split(",")
     print(f"pviommu selfcheck: a difference after {len(run.history)} operations; looking for a shorter history")
     history = shortened(run.setting, run.history, paths, *((WIRE_REPLAYS,) if wire else ()))
     print_history(run.setting, history, paths)
+    core = " --core native" if args.core == "native" else ""
     print(
         f"again: pviommu selfcheck --steps {args.steps} --seed {args.seed} --through {args.through}"
-        f" --profile {args.profile} --episode {episode}"
+        f" --profile {args.profile}{core} --episode {episode}"
     )
 
 

@@ -35,14 +35,15 @@ class WirePath(Guest):
 
     name = "wire"
 
-    def __init__(self, oracle: Oracle) -> None:
+    def __init__(self, oracle: Oracle, core: str = "python") -> None:
+        """``core``: what ``pviommu serve --core`` is told."""
         super().__init__(oracle)
         self._clients: dict[int | None, Client] = {}
         self._views: dict[int | None, tuple[memoryview, memoryview]] = {}
         with ExitStack() as stack:
             stack.callback(super().close)
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pviommu-")))
-            stack.callback(self._stop, self._serve(folder))
+            stack.callback(self._stop, self._serve(folder, core))
             for stream, name in ((None, "iommu"), *((stream, f"dma{stream}") for stream in STREAMS)):
                 self._connect(stack, stream, folder / f"{name}.sock")
             self.start()
@@ -50,14 +51,16 @@ class WirePath(Guest):
 
     # -- the other process ------------------------------------------------------------------------------------------
 
-    def _serve(self, folder: Path) -> subprocess.Popen[bytes]:
+    def _serve(self, folder: Path, core: str) -> subprocess.Popen[bytes]:
         file = folder / "topology.toml"
         file.write_text(_toml(self.oracle))
-        command = [sys.executable, "-m", "pviommu", "serve", str(file), "--socket-dir", str(folder)]
+        command = [sys.executable, "-m", "pviommu", "serve", str(file), "--core", core]
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}  # the same code as here
         ready = folder / "pid"
         process = subprocess.Popen(
-            [*command, "--pidfile", str(ready), "--log-level", "error"], env=environment, stdin=subprocess.DEVNULL
+            [*command, "--socket-dir", str(folder), "--pidfile", str(ready), "--log-level", "error"],
+            env=environment,
+            stdin=subprocess.DEVNULL,
         )
         try:
             _spin(lambda: ready.exists() or process.poll() is not None, "the server")

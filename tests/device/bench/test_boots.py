@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from pviommu.lab.vm import GuestTimeoutError
 
 PLAN = Plan(rounds=1, operations=10, warm_up=1, count_operations=0)
 PLAIN = Configuration("plain", "Plain", arguments=("-device", "plain"), kernel_arguments=("iommu.strict=1",))
-SERVED = Configuration("served", "Served", modules=("pv_iommu",), served=True)
+SERVED = Configuration("served", "Served", modules=("pv_iommu",), served=True, server_options=("--spin-us", "0"))
 QEMU = """#!/bin/bash
 for word in "$@"; do case $word in socket,id=lab,fd=*) fd=${{word##*=}};; esac; done
 exec 3>&"$fd"
@@ -25,7 +26,7 @@ exec 3>&"$fd"
 """
 MEASURES = r"""
 round="map_ns_median=1 map_ns_mean=2 unmap_ns_median=3 unmap_ns_mean=4"
-round="$round pair_ns_median=5 pair_ns_mean=6 clock_ns_median=7"
+round="$round pair_ns_median=5 pair_ns_mean=6 clock_ns_median=7 pages=1 threads=1 rounds=10 elapsed_ns=90"
 printf 'bench round 1 %s\n# lab: exit 0\n' "$round" >&3
 """
 SERVER = """
@@ -34,9 +35,10 @@ if "--print-capabilities" in sys.argv:
     print(json.dumps({"driver_capabilities": [], "functions": [{"socket": "iommu.sock"}, {"socket": "dma0.sock"}]}))
     sys.exit(0)
 def end(number, frame):
-    print(json.dumps({"event": "summary", "traps": 47, "doorbells": 28}))
+    print(json.dumps({"event": "summary", "traps": 47, "doorbells": 28, "options": sys.argv[-2:]}))
     sys.exit(0)
 signal.signal(signal.SIGTERM, end)
+print(json.dumps({"event": "listening", "core": "native"}), flush=True)
 open(sys.argv[sys.argv.index("--pidfile") + 1], "w").write("1")
 signal.pause()
 """
@@ -62,7 +64,7 @@ def qemu(bench: Bench, body: str) -> None:
 def test_a_plain_machine_gives_its_rounds_and_leaves_its_command(bench: Bench, tmp_path: Path) -> None:
     qemu(bench, MEASURES)
     measured, counts = boot(bench, PLAIN, PLAN, tmp_path / "logs")
-    assert measured.rounds == [Round(1, 2, 3, 4, 5, 6, 7)]
+    assert measured.rounds == [Round(1, 2, 3, 4, 5, 6, 7, 1, 1, 10, 90)]
     assert counts == {}
     command = (tmp_path / "logs/qemu-command.txt").read_text()
     assert "-device plain" in command
@@ -72,8 +74,9 @@ def test_a_plain_machine_gives_its_rounds_and_leaves_its_command(bench: Bench, t
 
 def test_a_served_machine_has_the_servers_functions_and_gives_its_counts(bench: Bench, tmp_path: Path) -> None:
     qemu(bench, MEASURES)
-    _, counts = boot(bench, SERVED, PLAN, tmp_path / "logs")
-    assert counts == {"traps": 47, "doorbells": 28}
+    measured, counts = boot(bench, SERVED, PLAN, tmp_path / "logs")
+    assert measured.facts["core"] == "native"
+    assert counts == {"traps": 47, "doorbells": 28, "options": ["--spin-us", "0"]}
     command = (tmp_path / "logs/qemu-command.txt").read_text()
     assert command.index("iommu.sock") < command.index("dma0.sock")
 
@@ -92,6 +95,12 @@ def test_a_guest_that_hangs_is_ended_at_its_limit(bench: Bench, tmp_path: Path) 
         boot(hurried, PLAIN, PLAN, tmp_path / "logs")
     with pytest.raises(ProcessLookupError):
         os.kill(int(pid.read_text()), 0)
+
+
+def test_there_are_as_many_processors_as_threads(bench: Bench, tmp_path: Path) -> None:
+    qemu(bench, MEASURES)
+    boot(bench, PLAIN, replace(PLAN, threads=3), tmp_path / "logs")
+    assert "-smp 3" in (tmp_path / "logs/qemu-command.txt").read_text()
 
 
 def test_the_image_gets_script_settings_and_early_modules() -> None:

@@ -6,28 +6,35 @@ import json
 
 import pytest
 
-from pviommu.bench.figures import Figure, Measurement, as_json, figures, notes, ratio, table
-from pviommu.bench.guest import Boot, Round
+from pviommu.bench.figures import Measurement, as_json, figures, load_title, loads, notes, ratio, table, witness_table
+from pviommu.bench.guest import Boot, Round, Witness
+from pviommu.bench.samples import Figure
 
 SETTING = {
     "plan": {"rounds": 3, "operations": 20000, "count_operations": 1000},
     "versions": {"qemu": "11.1.3", "accelerator": "tcg"},
-    "vcpus": 1,
     "repeat": 1,
     "seconds": 37.04,
     "time": "2026-01-02T03:04:05+00:00",
 }
 
 
-def measured(name: str, *pairs: tuple[float, float], group: str = "DMA", accesses: float | None = 2.0) -> Measurement:
-    rounds = [Round(a, a + 10, b, b + 10, a + b, a + b + 20, 40) for a, b in pairs]
-    boot = Boot(rounds, {"group_type": group}, {"vtd_reg_write": accesses} if accesses else {}, accesses is not None)
-    return Measurement(name, name.title(), [boot])
+def measured(
+    name: str, *pairs: tuple[float, float], group: str = "DMA", accesses: float | None = 2.0, threads: int = 1
+) -> Measurement:
+    rounds = [Round(a, a + 10, b, b + 10, a + b, a + b + 20, 40, 1, threads, 50, 1000000) for a, b in pairs]
+    boot = Boot(rounds, [], {"group_type": group}, {}, accesses is not None)
+    if accesses:
+        boot.accesses = {"vtd_reg_write": accesses, "virtio_notify": 0.5}
+    return Measurement(name, name.title(), threads, boots=[boot])
+
+
+def rounds(*pairs: tuple[float, float]) -> list[Round]:
+    return measured("x", *pairs).rounds(1)
 
 
 def test_figures_are_the_median_and_the_ends_of_all_rounds() -> None:
-    one = measured("x", (100, 30), (300, 10), (200, 20))
-    assert figures(one.rounds) == {
+    assert figures(rounds((100, 30), (300, 10), (200, 20))) == {
         "map": Figure(200, 100, 300),
         "unmap": Figure(20, 10, 30),
         "pair": Figure(220, 130, 310),
@@ -37,7 +44,7 @@ def test_figures_are_the_median_and_the_ends_of_all_rounds() -> None:
 
 
 def test_a_pair_is_the_median_of_pairs_not_the_sum_of_medians() -> None:
-    found = figures(measured("x", (100, 400), (300, 100), (200, 900)).rounds)
+    found = figures(rounds((100, 400), (300, 100), (200, 900)))
     assert found["pair"].median == 500
     assert found["map"].median + found["unmap"].median == 600
 
@@ -46,29 +53,38 @@ def test_no_rounds_give_no_figures() -> None:
     assert figures([]) == {}
 
 
-def test_rounds_of_all_boots_count() -> None:
+def test_rounds_of_all_boots_count_but_only_those_of_the_same_pages() -> None:
     one = measured("x", (1, 1))
-    one.boots.append(Boot([Round(3, 3, 3, 3, 6, 6, 1)]))
-    assert figures(one.rounds)["map"].median == 2
+    one.boots.append(Boot([Round(3, 3, 3, 3, 6, 6, 1, 1, 1, 1, 1), Round(9, 9, 9, 9, 18, 18, 1, 16, 1, 1, 1)]))
+    assert figures(one.rounds(1))["map"].median == 2
+    assert figures(one.rounds(16))["map"].median == 9
+    assert one.pages == [1, 16]
 
 
 def test_a_ratio_is_of_the_pairs_and_none_without_a_base() -> None:
-    base, one = measured("pviommu", (60, 40)), measured("x", (150, 50))
+    base, one = rounds((60, 40)), rounds((150, 50))
     assert ratio(one, base) == 2.0
-    assert ratio(one, None) is None
-    assert ratio(one, Measurement("floor", "Floor")) is None
-    assert ratio(Measurement("x", "X"), base) is None
+    assert ratio(one, []) is None
+    assert ratio([], base) is None
 
 
 def test_a_base_of_zero_gives_no_ratio() -> None:
-    assert ratio(measured("x", (1, 1)), measured("floor", (0, 0))) is None
+    assert ratio(rounds((1, 1)), rounds((0, 0))) is None
+
+
+def test_loads_are_threads_and_pages_in_order() -> None:
+    two = measured("x", (1, 1), threads=2)
+    two.boots.append(Boot([Round(1, 1, 1, 1, 2, 2, 1, 512, 2, 1, 1)]))
+    assert loads([two, measured("y", (1, 1))]) == [(1, 1), (2, 1), (2, 512)]
+    assert [load_title(load) for load in loads([two])] == ["1 page, 2 threads", "512 pages, 2 threads"]
 
 
 def test_accesses_are_the_sum_of_events_and_the_median_of_counted_boots() -> None:
     one = measured("x", (1, 1))
-    one.boots.append(Boot(accesses={"a": 1.0, "b": 3.0}, counted=True))
+    one.boots.append(Boot(accesses={"vtd_reg_read": 1.0, "vtd_reg_write": 3.0, "virtio_notify": 1.5}, counted=True))
     one.boots.append(Boot(accesses={}, counted=False))
     assert one.accesses == 3.0
+    assert one.interrupts == 1.0
     assert Measurement("y", "Y").accesses is None
 
 
@@ -78,18 +94,26 @@ def test_the_table_has_a_row_each_with_ratios_over_both_bases() -> None:
         measured("floor", (600, 400)),
         measured("pviommu", (2000, 3000)),
     ]
-    lines = table(rows).splitlines()
-    assert lines[0].split() == ["group", "map", "unmap", "pair", "least-most", "mean", "/pviommu", "/floor", "traps"]
-    assert lines[1].split(maxsplit=2)[2].split() == ["90", "100", "190", "190-190", "210", "0.04", "0.19", "0.00"]
-    assert " ".join(lines[3].split()) == "pviommu DMA, strict 2000 3000 5000 5000-5000 5020 1.00 5.00 2.00"
+    lines = table(rows, (1, 1)).splitlines()
+    words = "group map unmap pair least-most mean /pviommu /floor traps interrupts k pairs/s"
+    assert lines[0].split() == words.split()
+    assert " ".join(lines[1].split()) == "none none 90 100 190 190-190 210 0.04 0.19 0.00 0.00 50"
+    assert " ".join(lines[3].split()) == "pviommu DMA, strict 2000 3000 5000 5000-5000 5020 1.00 5.00 2.00 0.50 50"
     assert len({len(line) for line in lines}) == 1
+    marked = table(rows, (1, 1), markdown=True).splitlines()
+    assert marked[4].split(" | ")[:3] == ["| pviommu", "DMA, strict", "2000"]
+
+
+def test_a_table_shows_one_load_only() -> None:
+    shown = table([measured("x", (1, 1)), measured("y", (1, 1), threads=2)], (2, 1))
+    assert [line.split()[0] for line in shown.splitlines()[1:]] == ["y"]
 
 
 def test_a_configuration_that_failed_is_left_out_of_the_table_and_named_below() -> None:
     rows = [measured("x", (1, 1), accesses=None), Measurement("pviommu", "P", problem="no device")]
-    assert "pviommu" not in "".join(table(rows).splitlines()[1:])
-    assert table(rows).splitlines()[1].split()[-3:] == ["-", "-", "-"]
-    assert "pviommu FAILED: no device" in notes(rows, SETTING)
+    assert "pviommu" not in "".join(table(rows, (1, 1)).splitlines()[1:])
+    assert table(rows, (1, 1)).splitlines()[1].split()[-5:-1] == ["-"] * 4
+    assert "pviommu, 1 threads, FAILED: no device" in notes(rows, SETTING)
 
 
 def test_notes_state_method_counts_versions_and_accelerator() -> None:
@@ -100,26 +124,49 @@ def test_notes_state_method_counts_versions_and_accelerator() -> None:
     assert "over 1000 other pairs" in text
     assert "the clock (40 ns)" in text
     assert "traps 0.0003, doorbells 0.0000" in text
-    assert "qemu 11.1.3, accelerator tcg; 1 vCPU, 37 s in all, 2026-01-02T03:04:05+00:00" in text
+    assert "qemu 11.1.3, accelerator tcg; 37 s in all, 2026-01-02T03:04:05+00:00" in text
 
 
 def test_notes_say_when_nothing_was_counted() -> None:
     setting = {**SETTING, "plan": {**SETTING["plan"], "count_operations": 0}}  # type: ignore[dict-item]
-    assert "traps: not counted" in notes([], setting)
+    assert "traps, interrupts: not counted" in notes([], setting)
 
 
 @pytest.mark.parametrize(("group", "shown"), [("DMA-FQ", "DMA-FQ, lazy"), ("identity", "identity")])
 def test_the_group_says_strict_or_lazy(group: str, shown: str) -> None:
-    assert shown in table([measured("x", (1, 1), group=group)])
+    assert shown in table([measured("x", (1, 1), group=group)], (1, 1))
+
+
+def test_notes_tell_of_a_group_that_is_not_what_the_name_promises() -> None:
+    one = measured("pviommu", (1, 1))
+    one.wanted_group = "DMA-FQ"
+    assert "pviommu: its group is of type DMA, not DMA-FQ" in notes([one], SETTING)
+    one.wanted_group = "DMA"
+    assert "its group" not in notes([one], SETTING)
+
+
+def test_notes_tell_which_core_served_whom() -> None:
+    rows = [measured(name, (1, 1)) for name in ("floor", "pviommu", "pviommu-python", "none")]
+    for one, core in zip(rows, ("native", "native", "python"), strict=False):
+        one.boots[0].facts["core"] = core
+    text = notes(rows, SETTING)
+    assert "native core: floor, pviommu.\npython core: pviommu-python." in text
+
+
+def test_notes_tell_what_the_kernels_own_benchmark_says() -> None:
+    one = measured("pviommu", (1, 1))
+    one.boots[0].witnesses = [Witness(1, 1, 300, 200), Witness(1, 1, 500, 200), Witness(16, 1, 9, 9)]
+    said = "pviommu, 1 page, 1 thread, the kernel's own benchmark: map 400, unmap 200 on average"
+    assert said in notes([one], SETTING)
+    assert witness_table([one]).splitlines()[2:] == ["| 1 page, 1 thread | pviommu | 400 | 200 | 11 | 11 |"]
+    assert witness_table([measured("none", (1, 1))]) == ""
 
 
 def test_json_has_the_raw_rounds_and_survives_a_round_trip() -> None:
     rows = [measured("floor", (600, 400)), measured("pviommu", (2000, 3000)), Measurement("x", "X", problem="dead")]
-    found = json.loads(json.dumps(as_json(rows, SETTING)))
-    assert found["versions"]["accelerator"] == "tcg"
-    floor, own, dead = found["configurations"]
+    floor, own, dead = json.loads(json.dumps(as_json(rows)))
     assert floor["boots"][0]["rounds"][0]["map_ns_median"] == 600
-    assert floor["ratios"]["pviommu"] == {"pair": 0.2, "pair_mean": pytest.approx(1020 / 5020)}
-    assert own["figures_ns"]["pair"] == {"median": 5000, "least": 5000, "most": 5000}
+    assert floor["loads"][0]["ratios"]["pviommu"] == {"pair": 0.2, "pair_mean": pytest.approx(1020 / 5020)}
+    assert own["loads"][0]["figures_ns"]["pair"] == {"median": 5000, "least": 5000, "most": 5000}
     assert own["traps_per_pair"] == 2.0
-    assert (dead["problem"], dead["figures_ns"], dead["ratios"]["floor"]["pair"]) == ("dead", {}, None)
+    assert (dead["problem"], dead["loads"]) == ("dead", [])

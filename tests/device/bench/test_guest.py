@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
-from pviommu.bench.guest import ANSWER, Conversation, MeasurementError, Plan, Round, parse_round
+from pviommu.bench.guest import ANSWER, Conversation, MeasurementError, Plan, Round, Witness, parse_round
 
 ROUND = (
     "map_ns_median=3905 map_ns_mean=4924.5 unmap_ns_median=2534 unmap_ns_mean=2992 pair_ns_median=6440 "
-    "pair_ns_mean=7916 clock_ns_median=40 clock_ns_mean=44 rounds=20000 pages=1"
+    "pair_ns_mean=7916 clock_ns_median=40 clock_ns_mean=44 rounds=20000 pages=1 threads=2 elapsed_ns=400000000"
 )
-READ = Round(3905, 4924.5, 2534, 2992, 6440, 7916, 40)
+READ = Round(3905, 4924.5, 2534, 2992, 6440, 7916, 40, 1, 2, 20000, 400000000)
 PLAN = Plan(rounds=1, operations=20000, warm_up=2000, count_operations=100)
 
 
@@ -91,11 +92,37 @@ def test_a_guest_that_gives_up_or_is_not_understood_ends_the_measurement(line: s
         Host().hear(line)
 
 
+def test_the_rate_is_that_of_all_threads_together() -> None:
+    assert READ.pairs_per_second == 100_000
+    assert replace(READ, elapsed_ns=0).pairs_per_second is None
+
+
+def test_a_witness_is_kept_and_one_for_each_granule_is_waited_for() -> None:
+    plan = replace(PLAN, count_operations=0, granules=(1, 16), witness=True)
+    host = Host(plan)
+    host.hear(*[f"bench round 1 {ROUND}"] * 2, "bench witness pages=1 threads=1 map_ns=300 unmap_ns=200")
+    conversation = host.hear("# lab: exit 0")
+    assert conversation.boot.witnesses == [Witness(1, 1, 300, 200)]
+    with pytest.raises(MeasurementError, match="2 witnesses were asked for, 1 came"):
+        conversation.finish()
+
+
+def test_each_granule_has_its_rounds() -> None:
+    conversation = Host(replace(PLAN, granules=(1, 16))).hear(f"bench round 1 {ROUND}", "# lab: exit 0")
+    with pytest.raises(MeasurementError, match="2 rounds were asked for, 1 came"):
+        conversation.finish()
+
+
 def test_settings_are_shell_assignments_that_the_script_reads() -> None:
-    text = PLAN.settings("0000:00:10.0", ("a", "b")).decode()
+    plan = replace(PLAN, granules=(1, 512), threads=2, witness=True)
+    text = plan.settings("0000:00:10.0", ("a", "b"), ("posted=0",)).decode()
     assert text.splitlines() == [
         "modules='a b'",
+        "options='posted=0'",
         "device='0000:00:10.0'",
+        "granules='1 512'",
+        "threads='2'",
+        "witness='1'",
         "operations='20000'",
         "rounds='1'",
         "warm_up='2000'",
@@ -105,4 +132,5 @@ def test_settings_are_shell_assignments_that_the_script_reads() -> None:
 
 def test_a_plan_without_rounds_times_no_pairs() -> None:
     assert PLAN.timed_pairs == 22000
+    assert replace(PLAN, granules=(1, 16), threads=2).timed_pairs == 88000
     assert Plan(0, 20000, 2000, 0).timed_pairs == 0

@@ -1,4 +1,4 @@
-"""The command: order of boots, statuses, outputs, with the boots themselves played."""
+"""The command: options, statuses, outputs, with the boots themselves played."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from pviommu.bench import peers
 from pviommu.bench.boots import Bench
 from pviommu.bench.configurations import Configuration
-from pviommu.bench.guest import Boot, MeasurementError, Plan, Round
+from pviommu.bench.guest import Boot, MeasurementError, Plan, Round, Witness
 from pviommu.lab.problems import EnvironmentProblem, RunError
 from pviommu.lab.progress import Progress
 from pviommu.lab.provision import Toolbox
@@ -38,10 +38,16 @@ class Played:
             raise self.problems[entry.name]
         pairs = plan.timed_pairs + plan.count_operations
         counts = {"traps": 10 + 2 * pairs, "doorbells": 5} if entry.served else {}
-        rounds = [Round(100, 110, 50, 60, 150, 170, 40)] * plan.rounds
-        return Boot(rounds, {"group_type": "DMA"}, {}, bool(plan.count_operations), 0), counts
+        rounds = [
+            Round(100, 110, 50, 60, 150, 170, 40, pages, plan.threads, plan.operations, 1e6)
+            for pages in plan.granules
+            for _ in range(plan.rounds)
+        ]
+        witnesses = [Witness(pages, plan.threads, 300, 200) for pages in plan.granules] if plan.witness else []
+        group = {"group_type": entry.group or "none"}
+        return Boot(rounds, witnesses, group, {}, bool(plan.count_operations), 0), counts
 
-    def provide(self, progress: Progress, *, qemu: str | None, accel: str, kernel: Path | None = None) -> Setup:
+    def provide(self, progress: Progress, *, qemu: str | None, accel: str, kernel: str = "debian") -> Setup:
         if self.lacking:
             raise self.lacking
         toolbox = Toolbox(self.folder, ("qemu",), {}, "11.1.3", Path("vmlinuz"), "6.12", Path("busybox"))
@@ -51,7 +57,8 @@ class Played:
         parser = argparse.ArgumentParser()
         peers.add_arguments(parser)
         out = io.StringIO()
-        args = parser.parse_args(["--results", str(self.folder / "results"), *options])
+        least = ["--results", str(self.folder / "results"), "--threads", "1", "--granules", "1"]
+        args = parser.parse_args([*least, *options])
         return peers.main(args, out=out, provide=self.provide, boot_once=self.boot), out.getvalue()
 
 
@@ -64,19 +71,42 @@ def test_all_measured_ends_with_status_0_and_files_of_what_was_shown(played: Pla
     status, shown = played.main()
     assert status == 0
     assert played.booted == [
-        *("none/1", "virtio-iommu/1", "virtio-iommu-strict/1", "intel-iommu/1", "floor/1", "pviommu/1"),
-        *("floor/empty", "pviommu/empty"),
+        *("none/1-1", "floor/1-1", "floor-strict/1-1", "virtio-iommu/1-1", "virtio-iommu-strict/1-1"),
+        *("intel-iommu/1-1", "pviommu/1-1", "pviommu-strict/1-1", "pviommu/1-empty", "pviommu-strict/1-empty"),
     ]
     latest = played.folder / "results/latest"
     assert (latest / "peers.txt").read_text() in shown
-    assert len(json.loads((latest / "peers.json").read_text())["configurations"]) == 6
-    assert "[8/8] pviommu" in shown
+    found = json.loads((latest / "peers.json").read_text())
+    assert len(found["configurations"]) == 8
+    assert found["bars"][0]["verdict"] == "NOT MET"
+    assert "1 page, 1 thread: pviommu" in shown
+    assert (latest / "peers-1-1.svg").read_text() == found["plots"]["peers-1-1.svg"]
+    assert "[10/10] pviommu" in shown
 
 
-def test_every_other_repetition_runs_in_reverse_order(played: Played) -> None:
-    played.main("--only", "none,intel-iommu", "--repeat", "3")
-    names = "none/1 intel-iommu/1 intel-iommu/2 none/2 none/3 intel-iommu/3"
-    assert played.booted == names.split()
+def test_loads_are_measured_and_shown_one_by_one(played: Played) -> None:
+    _, shown = played.main("--only", "none", "--threads", "1,2", "--granules", "1,512", "--rounds", "2")
+    assert [(plan.threads, plan.granules) for plan in played.plans] == [(1, (1, 512)), (2, (1, 512))]
+    assert "\n512 pages, 2 threads\n" in shown
+    assert played.booted == ["none/1-1", "none/2-1"]
+
+
+def test_levers_are_measured_beside_the_whole(played: Played) -> None:
+    markdown = played.folder / "peers.md"
+    played.main("--only", "pviommu", "--levers", "--markdown", str(markdown), "--plot", str(played.folder / "plots"))
+    assert "pviommu-waited/1-1" in played.booted
+    assert "pviommu-waited/1-empty" not in played.booted
+    assert "every map and unmap waited for | 100 | 50 | 150 | 170 | 1.00 | 1.00 |" in markdown.read_text()
+    assert (played.folder / "plots/peers-1-1.svg").is_file()
+
+
+@pytest.mark.parametrize(("kernel", "witness"), [("debian", False), ("lab", True), ("lab-debug", True)])
+def test_the_kernels_own_benchmark_is_asked_where_the_kernel_has_it(played: Played, kernel: str, witness: bool) -> None:
+    played.main("--only", "none", "--kernel", kernel)
+    assert played.plans[0].witness is witness
+    names = set(json.loads((played.folder / "results/latest/peers.json").read_text())["blocks"])
+    prefix = "peers" if kernel == "debian" else f"peers-{kernel}"
+    assert names == {f"{prefix}-1-1", f"{prefix}-setting"} | ({f"{prefix}-witness"} if witness else set())
 
 
 def test_the_servers_counts_are_taken_against_a_boot_that_measures_nothing(played: Played) -> None:
@@ -109,9 +139,9 @@ def test_a_failed_boot_gives_its_status(played: Played, problem: Exception, expe
 def test_a_failed_boot_does_not_keep_the_others_from_being_measured(played: Played) -> None:
     played.problems["pviommu"] = MeasurementError("the ring is off")
     _, shown = played.main()
-    assert "pviommu FAILED: the ring is off" in shown
-    assert "pviommu/empty" not in played.booted
-    assert "floor/empty" in played.booted
+    assert "pviommu, 1 threads, FAILED: the ring is off" in shown
+    assert "pviommu/1-empty" not in played.booted
+    assert "pviommu-strict/1-empty" in played.booted
 
 
 @pytest.mark.parametrize(
@@ -125,7 +155,13 @@ def test_a_failed_boot_does_not_keep_the_others_from_being_measured(played: Play
         (["--timeout", "0"], "--timeout 0"),
         (["--memory", "1"], "--memory 1"),
         (["--only", "x"], "--only x: x is not one of"),
+        (["--granules", "3"], "--granules 3: give powers of two"),
+        (["--granules", "1,x"], "--granules 1,x: give numbers from 1 to 1024"),
+        (["--threads", "0"], "--threads 0: give numbers from 1 to 64"),
+        (["--threads", "8", "--operations", "600000"], "--operations 600000: give at most 500000 for 8 threads"),
         (["--only", "none", "--json", "/nowhere/at/all"], "--json /nowhere/at/all: No such file"),
+        (["--only", "none", "--markdown", "/nowhere/at/all"], "--markdown /nowhere/at/all: No such file"),
+        (["--only", "none", "--plot", "/dev/null/plots"], "--plot /dev/null/plots: Not a directory"),
     ],
 )
 def test_wrong_options_end_with_status_2_and_one_line(

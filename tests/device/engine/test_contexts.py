@@ -3,13 +3,14 @@ import pytest
 from pviommu.engine import ReservedRegion, Stop
 from pviommu.engine.clone import Clone
 from pviommu.engine.contexts import Contexts, Endpoints
+from pviommu.engine.core import PythonCore
 from pviommu.engine.pool import Pool
 from pviommu.engine.ranges import FrameRanges
 
 
 def new_contexts(max_contexts=3, pool_pages=16):
     pool = Pool(pool_pages)
-    return Contexts(max_contexts, pool, 1 << 27, FrameRanges()), pool
+    return Contexts(max_contexts, PythonCore(), pool, 1 << 27, FrameRanges()), pool
 
 
 def test_the_lowest_free_number_is_used_from_1_on():

@@ -729,3 +729,14 @@ def test_limits_beyond_the_configured_ones_or_below_what_is_in_use_are_refused(l
         engine.limit(*limits)
 
     assert engine.usage() == Usage(1, 3, 9, 1, 3)
+
+
+def test_a_context_holds_what_was_reserved_for_it_and_the_default_context_nothing():
+    engine = new_engine(pool_pages=16)
+
+    assert engine.reserve(1, 10) is None
+    assert engine.usage().pool_pages_used == 10
+    assert engine.reserve(1, 17) is Stop.POOL_EXHAUSTED
+    assert engine.reserve(0, 1) is Stop.DEFAULT_CONTEXT
+    assert engine.reserve(9, 1) is Stop.NO_CONTEXT
+    assert engine.usage().pool_pages_used == 10

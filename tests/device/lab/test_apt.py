@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pviommu.lab.apt import MIRROR_VARIABLE, PrivateApt, choose_mirror, require_tools
+from pviommu.lab.apt import MIRROR_VARIABLE, Package, PrivateApt, choose_mirror, require_tools
 from pviommu.lab.problems import EnvironmentProblem
 from pviommu.lab.processes import Outcome
 
@@ -123,17 +123,34 @@ def test_unknown_signature_asks_for_a_newer_keyring(tmp_path: Path) -> None:
         PrivateApt(tmp_path, "http://m", host).update()
 
 
-def test_download_reports_fractions_and_lists_the_archives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("file_name", "specification"),
+    [("gcc_4%3a14.2.0-1_amd64.deb", "gcc=4:14.2.0-1"), ("cpio_2.15+dfsg-2_all.deb", "cpio=2.15+dfsg-2")],
+)
+def test_archive_names_its_package_and_version(file_name: str, specification: str) -> None:
+    assert Package(file_name, 1).specification == specification
+
+
+def test_download_fetches_just_the_archives_and_reports_fractions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fake = tmp_path / "bin/apt-get"
     fake.parent.mkdir()
-    fake.write_text("#!/bin/sh\necho dlstatus:1:25.5:Retrieving\necho dlstatus:2:100:Retrieving\n")
+    fake.write_text(
+        '#!/bin/sh\necho "$@" >../words\ntouch a_1_amd64.deb\n'
+        "echo dlstatus:1:25.5:Retrieving\necho dlstatus:2:100:Retrieving\n"
+    )
     fake.chmod(0o755)
     monkeypatch.setenv("PATH", f"{fake.parent}:/usr/bin:/bin")
     apt = PrivateApt(tmp_path / "apt", "http://m", FakeHost())
-    (apt.archives / "a_1_amd64.deb").touch()
     fractions: list[float] = []
-    assert apt.download(["a"], fractions.append) == [apt.archives / "a_1_amd64.deb"]
+
+    assert apt.download([Package("a_1_amd64.deb", 5)], fractions.append) == [apt.archives / "a_1_amd64.deb"]
+
     assert fractions == [0.255, 1.0]
+    words = (tmp_path / "apt/cache/words").read_text().split()
+    assert "download" in words
+    assert words[-1] == "a=1"
 
 
 def test_failed_download_shows_apts_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,4 +160,4 @@ def test_failed_download_shows_apts_words(tmp_path: Path, monkeypatch: pytest.Mo
     fake.chmod(0o755)
     monkeypatch.setenv("PATH", f"{fake.parent}:/usr/bin:/bin")
     with pytest.raises(EnvironmentProblem, match="cannot be downloaded: E: Hash Sum mismatch"):
-        PrivateApt(tmp_path / "apt", "http://m", FakeHost()).download(["a"], lambda fraction: None)
+        PrivateApt(tmp_path / "apt", "http://m", FakeHost()).download([], lambda fraction: None)

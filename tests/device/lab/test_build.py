@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from pviommu.lab.build import build_modules, find_sandbox, sources_digest
+from pviommu.lab.build import build_modules, find_sandbox
 from pviommu.lab.problems import EnvironmentProblem, RunError
 from pviommu.lab.processes import Outcome
 from pviommu.lab.progress import Progress
@@ -72,6 +73,19 @@ def test_changed_source_is_built_anew(toolbox: Toolbox, sources: Path, tmp_path:
     assert module.read_text() == "int y;"
 
 
+def test_kernel_within_the_root_is_built_against_with_the_compiler_of_the_root(
+    toolbox: Toolbox, sources: Path, tmp_path: Path
+) -> None:
+    kernel = toolbox.root / "kernels/lab-1/build"
+    kernel.mkdir(parents=True)
+    (kernel / "Module.symvers").write_text("a symbol")
+    tree = FakeKernelTree(toolbox.root)
+    build_modules(replace(toolbox, kernel_tree=kernel), sources, tmp_path, progress(), tree)
+    (make,) = tree.makes
+    assert make[make.index("-C") + 1] == "/kernels/lab-1/build"
+    assert str(toolbox.root) in make
+
+
 def test_compilers_words_come_with_the_failure(toolbox: Toolbox, sources: Path, tmp_path: Path) -> None:
     tree = FakeKernelTree(toolbox.root, complaint="pv_iommu.c:3: error: unused variable 'x'\n")
     with pytest.raises(RunError, match="do not build") as caught:
@@ -85,15 +99,6 @@ def test_build_leaves_nothing_in_the_root_and_nothing_beside_the_sources(
     build_modules(toolbox, sources, tmp_path, progress(), FakeKernelTree(toolbox.root))
     assert list((toolbox.root / "build").iterdir()) == []
     assert sorted(path.name for path in sources.iterdir()) == ["Kbuild", "pv_iommu.c"]
-
-
-def test_digest_depends_on_kernel_and_names_but_not_on_products(sources: Path) -> None:
-    before = sources_digest(sources, "6.12")
-    (sources / "pv_iommu.o").touch()
-    assert sources_digest(sources, "6.12") == before
-    assert sources_digest(sources, "6.13") != before
-    (sources / "pv_iommu.c").rename(sources / "other.c")
-    assert sources_digest(sources, "6.12") != before
 
 
 def test_user_without_namespaces_is_told_what_to_allow(tmp_path: Path) -> None:

@@ -71,6 +71,13 @@ def test_image_holds_busybox_applets_skeleton_tests_and_run_files(toolbox: Toolb
     assert found["lab/expect.json"][1] == b"{}"
 
 
+def test_programs_are_executables_in_bin(toolbox: Toolbox, tools: Path, tmp_path: Path) -> None:
+    program = tmp_path / "pv_vfio"
+    program.write_bytes(b"\x7fELF")
+    found = unpack(guest_image(toolbox, tools, [], programs=[program], run=applets))
+    assert found["bin/pv_vfio"] == (stat.S_IFREG | 0o755, b"\x7fELF")
+
+
 def test_scripts_are_executable_even_if_the_source_lost_its_bit(toolbox: Toolbox, tools: Path) -> None:
     found = unpack(guest_image(toolbox, tools, [], run=applets))
     assert found["init"][0] == stat.S_IFREG | 0o755
@@ -97,6 +104,24 @@ def test_modules_dep_lists_what_each_module_needs_and_leaves_out_builtins(
     assert found["lib/modules-lab"][1] == b"/lib/modules/6.12"
 
 
+def test_builtins_are_listed_so_that_modprobe_succeeds_for_them(toolbox: Toolbox, tools: Path) -> None:
+    found = unpack(guest_image(toolbox, tools, [], extra_modules=["irqbypass"], run=applets))
+    assert found["lib/modules/6.12/modules.dep"][1] == b""
+    assert found["lib/modules/6.12/modules.builtin"][1] == b"kernel/virt/lib/irqbypass.ko\n"
+
+
+def test_build_tree_gives_the_modules_that_its_list_names(tmp_path: Path) -> None:
+    for name in ("Module.symvers", "drivers/vfio/vfio.ko", "drivers/old/leftover.ko"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(module(""))
+    (tmp_path / "modules.order").write_text("drivers/vfio/vfio.o\ndrivers/never/built.o\n")
+    modules = KernelModules(tmp_path)
+    assert list(modules.with_dependencies(["vfio"])) == ["vfio"]
+    for absent in ("leftover", "built"):
+        with pytest.raises(EnvironmentProblem, match=f"has no module {absent}"):
+            modules.with_dependencies([absent])
+
+
 def test_unknown_kernel_module_is_named_in_the_refusal(toolbox: Toolbox) -> None:
     with pytest.raises(EnvironmentProblem, match="has no module virtio_iommu"):
         KernelModules(toolbox.modules).with_dependencies(["virtio-iommu"])
@@ -111,3 +136,9 @@ def test_dependencies_are_read_from_the_module_and_normalised() -> None:
 def test_busybox_that_does_not_run_is_an_environment_problem(toolbox: Toolbox) -> None:
     with pytest.raises(EnvironmentProblem, match="does not run here"):
         base_image(toolbox.busybox, b"", lambda command: Outcome(126, "exec format error"))
+
+
+def test_modules_are_known_by_either_spelling_and_built_in_ones_are_no_modules(toolbox: Toolbox) -> None:
+    modules = KernelModules(toolbox.modules)
+
+    assert [name in modules for name in ("vfio_pci", "vfio-pci", "irqbypass", "nvme")] == [True, True, False, False]

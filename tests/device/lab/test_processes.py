@@ -85,3 +85,36 @@ def test_interruption_during_start_leaves_a_child_that_can_be_stopped(
         child.start(["sleep", "1000"], output=output)
     assert child.started
     assert child.stop() == -15
+
+
+def state(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+def test_paused_child_does_not_run_until_it_is_resumed() -> None:
+    reading, writing = os.pipe()
+    child = Child()
+    with open(reading) as report, open(writing, "wb") as output:
+        child.start(["sh", "-c", "echo $$; exec sleep 1000"], output=output)
+        pid = int(report.readline())
+    child.pause()
+    assert state(pid) == "T"
+    child.resume()
+    assert state(pid) != "T"
+    assert child.stop() == -15
+
+
+def test_killed_child_is_dead_when_kill_returns(output: IO[bytes]) -> None:
+    child = Child()
+    child.start(["sh", "-c", "trap '' TERM; sleep 1000"], output=output)
+    child.kill()
+    assert child.poll() == -9
+
+
+def test_child_that_has_ended_can_be_neither_paused_nor_resumed_nor_killed(output: IO[bytes]) -> None:
+    child = Child()
+    child.start(["true"], output=output)
+    child.wait(30)
+    for act in (child.pause, child.resume, child.kill, Child().pause):
+        with pytest.raises(ProcessLookupError):
+            act()

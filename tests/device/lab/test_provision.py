@@ -1,4 +1,4 @@
-"""Provisioning: the host's QEMU or a private one, roots that are whole or absent, one maker at a time."""
+"""Provisioning: the host's QEMU or a private one, and the root that holds what a run needs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pviommu.lab import provision
+from pviommu.lab import provision, roots
 from pviommu.lab.apt import MIRROR_VARIABLE, Package, PrivateApt
 from pviommu.lab.problems import EnvironmentProblem
 from pviommu.lab.processes import Outcome
@@ -20,10 +20,9 @@ FILES = ("base-files_1_amd64.deb", "linux-image_1_amd64.deb", "qemu_1_amd64.deb"
 class FakeHost:
     """A host whose dpkg-deb 'unpacks' a kernel, busybox and QEMU, and whose QEMU has a version."""
 
-    def __init__(self, qemu: str = "11.1.3", *, vfio_user: bool = True, unpack_fails: bool = False) -> None:
+    def __init__(self, qemu: str = "11.1.3", *, vfio_user: bool = True) -> None:
         self.qemu = qemu
         self.vfio_user = vfio_user
-        self.unpack_fails = unpack_fails
         self.unpacked: list[str] = []
 
     def __call__(self, command: Sequence[str]) -> Outcome:
@@ -36,8 +35,6 @@ class FakeHost:
         return Outcome(0, "")
 
     def _unpack(self, file: Path, root: Path) -> Outcome:
-        if self.unpack_fails and not file.name.startswith("base-files"):
-            return Outcome(2, "dpkg-deb: error: No space left on device\n")
         self.unpacked.append(file.name)
         (root / "boot").mkdir(exist_ok=True)
         (root / "usr/bin").mkdir(parents=True, exist_ok=True)
@@ -49,7 +46,7 @@ class FakeHost:
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     monkeypatch.setattr(provision.shutil, "which", lambda program: None)
-    monkeypatch.setattr(provision, "require_tools", lambda run, machine: None)
+    monkeypatch.setattr(roots, "require_tools", lambda run, machine: None)
     monkeypatch.setattr(PrivateApt, "resolve", lambda self, packages: [Package(name, 1) for name in FILES])
     monkeypatch.setattr(
         PrivateApt, "download", lambda self, packages, progress: [self.archives / name for name in FILES]
@@ -72,24 +69,11 @@ def test_private_root_is_made_once_and_then_found(cache: dict[str, str]) -> None
     assert first.qemu_command[0].startswith(str(first.root))
 
 
-def test_base_files_are_unpacked_first(cache: dict[str, str]) -> None:
+def test_find_gives_what_was_provided_and_fetches_nothing(cache: dict[str, str]) -> None:
     host = FakeHost()
-    provision.provision(progress(), environment=cache, run=host)
-    assert host.unpacked[0] == FILES[0]
-
-
-def test_failed_unpacking_leaves_no_root_behind(cache: dict[str, str]) -> None:
-    with pytest.raises(EnvironmentProblem, match="No space left"):
-        provision.provision(progress(), environment=cache, run=FakeHost(unpack_fails=True))
-    left = sorted(path.name for path in provision.cache_folder(cache).iterdir())
-    assert left == ["lock"]
-
-
-def test_remains_of_a_killed_run_are_removed(cache: dict[str, str]) -> None:
-    remains = provision.cache_folder(cache) / "making-dead/root"
-    remains.mkdir(parents=True)
-    provision.provision(progress(), environment=cache, run=FakeHost())
-    assert not remains.parent.exists()
+    assert provision.find_toolbox(environment=cache, run=host) is None
+    provided = provision.provision(progress(), environment=cache, run=host)
+    assert provision.find_toolbox(environment=cache, run=host) == provided
 
 
 def test_able_qemu_of_the_host_is_used(cache: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,12 +101,6 @@ def test_named_qemu_that_is_unable_is_refused(cache: dict[str, str], monkeypatch
     monkeypatch.setattr(provision.shutil, "which", lambda program: program)
     with pytest.raises(EnvironmentProblem, match=r"is not a QEMU >= 10\.1 with the device vfio-user-pci"):
         provision.provision(progress(), qemu="/old/qemu", environment=cache, run=FakeHost("8.0.0"))
-
-
-def test_cache_folder_that_cannot_be_made_is_an_environment_problem(tmp_path: Path, cache: dict[str, str]) -> None:
-    (tmp_path / "pviommu").write_text("a file where the folder should be")
-    with pytest.raises(EnvironmentProblem, match="cannot be filled"):
-        provision.provision(progress(), environment=cache, run=FakeHost())
 
 
 def test_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

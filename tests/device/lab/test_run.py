@@ -2,94 +2,20 @@
 
 from __future__ import annotations
 
-import argparse
-import io
 import json
 import os
 import signal
-import subprocess
-import sys
-from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from pviommu.lab import run
 from pviommu.lab.problems import EnvironmentProblem, RunError
 from pviommu.lab.progress import Progress
-from pviommu.lab.provision import Toolbox
 
-SERVER = """
-import json, os, signal, socket, sys
-if "--print-capabilities" in sys.argv:
-    print(json.dumps({"driver_capabilities": ["rings 4", "x 1"], "functions": [{"socket": "iommu.sock"}]}))
-    sys.exit(0)
-folder = sys.argv[sys.argv.index("--socket-dir") + 1]
-kept = socket.socket(socket.AF_UNIX)
-kept.bind(os.path.join(folder, "iommu.sock"))
-def end(number, frame):
-    print(json.dumps({"event": "summary", "ops": {"map_pages": 5}, "pages_mapped": 7, "dma_bytes": 9, "faults": 0}))
-    sys.exit(0)
-signal.signal(signal.SIGTERM, end)
-open(sys.argv[sys.argv.index("--pidfile") + 1], "w").write("1")
-signal.pause()
-"""
-QEMU = """#!/bin/bash
-for word in "$@"; do
-    case $word in
-        socket,id=lab,fd=*) fd=${{word##*=}};;
-        file,id=console,path=*) echo booted >"${{word##*path=}}";;
-    esac
-done
-exec 3>&"$fd"
-{body}
-"""
-PASSING = r"printf 'KTAP version 1\n1..1\nok 1 bind\n# lab: exit 0\n' >&3"
-
-
-@dataclass
-class Lab:
-    """A lab whose guest is a shell script; ``main`` gives the exit status."""
-
-    folder: Path
-    monkeypatch: pytest.MonkeyPatch
-    server: str = SERVER
-    guest: str = PASSING
-
-    def main(self, *options: str) -> tuple[int, str]:
-        (self.folder / "server.py").write_text(self.server)
-        qemu = self.folder / "qemu"
-        qemu.write_text(QEMU.format(body=self.guest))
-        qemu.chmod(0o755)
-        parser = argparse.ArgumentParser()
-        run.add_arguments(parser)
-        out = io.StringIO()
-        args = parser.parse_args(
-            ["--results", str(self.folder / "lab-results"), "--topology", str(self.folder / "lab.toml"), *options]
-        )
-        program = (sys.executable, str(self.folder / "server.py"))
-        return run.main(args, out=out, program=program, provide=self.provide), out.getvalue()
-
-    def provide(self, progress: Progress, *, qemu: str | None, accel: str, kernel: Path | None = None) -> run.Setup:
-        busybox = self.folder / "busybox"
-        busybox.write_text("#!/bin/sh\necho bin/sh\n")
-        busybox.chmod(0o755)
-        image = self.folder / "vmlinuz"
-        toolbox = Toolbox(self.folder, (str(self.folder / "qemu"),), {}, "11.1.3", image, "6.12", busybox)
-        return run.Setup(toolbox, [], "tcg")
-
-    def result(self, name: str) -> str:
-        return (self.folder / "lab-results/latest" / name).read_text()
-
-
-@pytest.fixture
-def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lab:
-    (tmp_path / "lab.toml").touch()
-    runtime = tmp_path / "runtime"
-    runtime.mkdir()
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(runtime))
-    monkeypatch.setattr(run, "_LONGEST_SOCKET_PATH", 2 * 4096)
-    return Lab(tmp_path, monkeypatch)
+if TYPE_CHECKING:
+    from conftest import Lab
 
 
 def test_passing_guest_ends_with_status_0_and_all_files(lab: Lab) -> None:
@@ -134,11 +60,11 @@ def test_guest_that_did_not_pass_ends_with_status_1_and_the_reason(lab: Lab, gue
 
 def test_server_that_dies_under_passing_tests_fails_the_run(lab: Lab) -> None:
     pid = lab.folder / "server.pid"
-    lab.server = SERVER.replace(
+    lab.server = lab.server.replace(
         "signal.pause()", f"open({str(pid)!r}, 'w').write(str(os.getpid()))\nsys.exit('traceback')"
     )
     # The guest passes only after the server is dead, so that the order is certain.
-    lab.guest = f"until [[ $(</proc/$(<{pid})/status) == *zombie* ]]; do :; done 2>/dev/null; {PASSING}"
+    lab.guest = f"until [[ $(</proc/$(<{pid})/status) == *zombie* ]]; do :; done 2>/dev/null; {lab.guest}"
     status, shown = lab.main()
     assert status == 1
     assert "the server ended by itself with status 1: traceback" in shown
@@ -174,6 +100,7 @@ def test_refused_topology_ends_with_status_2_and_one_line(lab: Lab, capsys: pyte
     [
         (("--memory", "5T"), "--memory 5T"),
         (("--timeout", "0"), "--timeout 0: give a number of seconds above 0"),
+        (("--timeout", "nan"), "--timeout nan: give a number of seconds above 0"),
         (("--vcpus", "0"), "--vcpus 0: give 1 to 64"),
         (("--topology", "/no/such.toml"), "--topology /no/such.toml: no such file"),
         (("--results", "/proc/none"), "--results /proc/none: "),
@@ -189,7 +116,7 @@ def test_wrong_option_ends_with_status_2_and_says_what_is_allowed(
 def test_environment_problem_ends_with_status_3_and_how_to_get_it(
     lab: Lab, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(progress: Progress, *, qemu: str | None, accel: str, kernel: Path | None = None) -> run.Setup:
+    def refuse(progress: Progress, *, qemu: str | None, accel: str, kernel: str = "debian") -> run.Setup:
         raise EnvironmentProblem("apt-get is missing", "install the package apt")
 
     monkeypatch.setattr(lab, "provide", refuse)
@@ -200,7 +127,7 @@ def test_environment_problem_ends_with_status_3_and_how_to_get_it(
 def test_failed_module_build_ends_with_status_3_and_the_compilers_output(
     lab: Lab, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(progress: Progress, *, qemu: str | None, accel: str, kernel: Path | None = None) -> run.Setup:
+    def fail(progress: Progress, *, qemu: str | None, accel: str, kernel: str = "debian") -> run.Setup:
         raise RunError("the guest modules do not build", "a.c:1: error")
 
     monkeypatch.setattr(lab, "provide", fail)
@@ -237,27 +164,31 @@ def test_termination_ends_the_children_and_removes_the_sockets(lab: Lab) -> None
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
-def test_guest_gets_the_servers_capabilities(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: dict[str, bytes] = {}
-    real = run.guest_image
+def test_options_reach_the_guest_and_its_kernel(lab: Lab) -> None:
+    config = lab.image_files("--profile", "xen-v7", "--mode", "strict", "--vcpus", "3")["/lab/config"]
 
-    def spy(*args: object, files: dict[str, bytes], **options: object) -> bytes:
-        seen.update(files)
-        return real(*args, files=files, **options)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(run, "guest_image", spy)
-    lab.main()
-    assert seen["/lab/capabilities"] == b"rings 4\nx 1\n"
-    assert json.loads(seen["/lab/expect.json"])["functions"] == [{"socket": "iommu.sock"}]
+    assert config == b"profile=xen-v7\nmode=strict\nvcpus=3\nkernel=debian\nlong=0\nkeep=0\n"
+    command = lab.result("qemu-command.txt")
+    assert " -smp 3 " in command
+    assert " iommu.strict=1" in command
 
 
-def test_short_folder_is_made_under_tmp_when_the_runtime_folder_is_unusable(tmp_path: Path) -> None:
-    with run.short_folder({"XDG_RUNTIME_DIR": str(tmp_path / "missing")}) as folder:
-        assert folder.parent == Path("/tmp")
-        assert folder.stat().st_mode & 0o777 == 0o700
-    assert not folder.exists()
+@pytest.mark.parametrize(("kernel", "name"), [("lab-debug", "lab-debug"), ("/src/linux", "own")])
+def test_kernel_is_asked_for_as_given_and_named_in_the_guest(lab: Lab, kernel: str, name: str) -> None:
+    config = lab.image_files("--kernel", kernel)["/lab/config"]
+
+    assert lab.kernels == [kernel]
+    assert f"kernel={name}\n".encode() in config
 
 
-def test_guest_init_is_a_valid_shell_script() -> None:
-    init = run.resources.guest_tools() / "image/init"
-    assert subprocess.run(["sh", "-n", str(init)], check=False).returncode == 0
+def test_time_limit_grows_with_what_is_run() -> None:
+    limits = [
+        run.time_limit(None, run.GuestSettings(kernel=kernel, long=long))
+        for kernel, long in (("debian", False), ("lab-debug", False), ("debian", True), ("lab-debug", True))
+    ]
+
+    assert limits == [300, 1200, 900, 3600]
+
+
+def test_time_limit_that_was_asked_for_holds() -> None:
+    assert run.time_limit(7.0, run.GuestSettings(long=True)) == 7.0

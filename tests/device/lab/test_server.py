@@ -66,6 +66,23 @@ def test_server_that_died_during_the_run_is_reported_when_stopped(tmp_path: Path
         assert child.stop() == ["the server ended by itself with status 9: it said nothing"]
 
 
+def test_server_that_was_killed_on_purpose_has_nothing_wrong_with_its_end(tmp_path: Path) -> None:
+    with server(tmp_path, 'kept = listen("a.sock"); signal.pause()') as child:
+        child.start()
+        child.kill()
+        assert child.stop() == []
+        with pytest.raises(ProcessLookupError):
+            child.kill()
+
+
+def test_server_that_is_stopped_is_continued_so_that_it_can_end(tmp_path: Path) -> None:
+    body = 'signal.signal(15, lambda *a: sys.exit(0)); kept = listen("a.sock"); signal.pause()'
+    with server(tmp_path, body) as child:
+        child.start()
+        child.pause()
+        assert child.stop() == []
+
+
 def test_server_that_ends_badly_when_told_to_stop_is_reported(tmp_path: Path) -> None:
     body = 'kept = listen("a.sock"); signal.pause()'
     with server(tmp_path, body) as child:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from pviommu.lab.problems import RunError, UsageError
+from pviommu.lab.processes import Outcome
 from pviommu.lab.provision import Toolbox
-from pviommu.lab.vm import GuestTimeoutError, VirtualMachine, VmConfig, compose, parse_memory
+from pviommu.lab.vm import GuestTimeoutError, VirtualMachine, VmConfig, compose, nic_backend, parse_memory
 
 
 def toolbox(tmp_path: Path, *command: str) -> Toolbox:
@@ -59,6 +62,54 @@ def test_each_server_socket_becomes_a_device_in_the_next_slot(tmp_path: Path) ->
         {"driver": "vfio-user-pci", "addr": "0x10", "socket": {"type": "unix", "path": "/run/a.sock"}},
         {"driver": "vfio-user-pci", "addr": "0x11", "socket": {"type": "unix", "path": "/run/b.sock"}},
     ]
+
+
+def test_socket_behind_a_port_gets_a_root_port_in_the_slot_that_would_be_its_own(tmp_path: Path) -> None:
+    sockets = [Path("/run/a.sock"), Path("/run/b.sock")]
+    command = compose(toolbox(tmp_path), config(tmp_path, sockets=sockets, behind_ports=sockets[1:]), 7)
+    port, device = values(command, "-device")[-2:]
+    assert port == "pcie-root-port,id=port11,chassis=17,slot=17,addr=0x11"
+    assert json.loads(device) == {
+        "driver": "vfio-user-pci",
+        "bus": "port11",
+        "addr": "0x0",
+        "socket": {"type": "unix", "path": "/run/b.sock"},
+    }
+
+
+def test_machine_has_a_nic_only_when_asked_for(tmp_path: Path) -> None:
+    plain = compose(toolbox(tmp_path), config(tmp_path), 7)
+    assert values(plain, "-netdev") == []
+    command = compose(toolbox(tmp_path), config(tmp_path, nic="user,id=net,restrict=on"), 7)
+    assert values(command, "-netdev") == ["user,id=net,restrict=on"]
+    assert "virtio-net-pci,netdev=net,romfile=,addr=0x4" in values(command, "-device")
+
+
+@pytest.mark.parametrize(
+    ("offered", "backend"),
+    [("socket\nhubport\nuser\n", "user,id=net,restrict=on"), ("socket\nvhost-user\n", "hubport,id=net,hubid=0")],
+)
+def test_nic_falls_back_to_a_hub_where_qemu_has_no_user_network(tmp_path: Path, offered: str, backend: str) -> None:
+    def run(command: Sequence[str]) -> Outcome:
+        assert list(command) == ["env", "qemu", "-netdev", "help"]
+        return Outcome(0, f"Available netdev backend types:\n{offered}")
+
+    assert nic_backend(toolbox(tmp_path), run) == backend
+
+
+def test_console_is_logged_whether_or_not_it_can_be_reached(tmp_path: Path) -> None:
+    plain = values(compose(toolbox(tmp_path), config(tmp_path), 7), "-chardev")
+    assert plain[0] == f"file,id=console,path={tmp_path}/console.log"
+    reached = values(compose(toolbox(tmp_path), config(tmp_path, console_socket=Path("/run/a,b")), 7), "-chardev")
+    assert reached[0] == f"socket,id=console,path=/run/a,,b,server=on,wait=off,logfile={tmp_path}/console.log"
+
+
+def test_debugger_is_waited_for_only_when_asked_for(tmp_path: Path) -> None:
+    assert "-S" not in compose(toolbox(tmp_path), config(tmp_path), 7)
+    command = compose(toolbox(tmp_path), config(tmp_path, gdb_socket=Path("/run/gdb")), 7)
+    assert "-S" in command
+    assert values(command, "-gdb") == ["chardev:gdb"]
+    assert "socket,id=gdb,path=/run/gdb,server=on,wait=off" in values(command, "-chardev")
 
 
 def test_report_has_a_serial_port_of_its_own(tmp_path: Path) -> None:
@@ -166,3 +217,36 @@ def test_a_line_for_a_guest_that_has_ended_is_a_run_error(tmp_path: Path) -> Non
         assert list(machine.lines(time.monotonic() + 20)) == []
         with pytest.raises(RunError, match="does not take a line"):
             machine.send("go")
+
+
+class Alarm:
+    """Due from the start; once rung, it lets the guest go on."""
+
+    def __init__(self, machine: VirtualMachine) -> None:
+        self.machine = machine
+        self.rung = 0
+        self.due: float | None = 0.0
+
+    def ring(self) -> None:
+        self.rung += 1
+        self.due = None
+        self.machine.send("go")
+
+
+def test_alarm_is_rung_once_while_the_guest_is_silent(tmp_path: Path) -> None:
+    tools = fake_qemu(tmp_path, 'read -r answer <&3; echo "got $answer" >&3')
+    with VirtualMachine(tools, config(tmp_path)) as machine:
+        alarm = Alarm(machine)
+        machine.start()
+        assert list(machine.lines(time.monotonic() + 20, alarm)) == ["got go"]
+    assert alarm.rung == 1
+
+
+def test_alarm_that_is_due_later_wakes_a_reader_that_has_no_deadline(tmp_path: Path) -> None:
+    tools = fake_qemu(tmp_path, 'read -r answer <&3; echo "got $answer" >&3')
+    with VirtualMachine(tools, config(tmp_path)) as machine:
+        alarm = Alarm(machine)
+        alarm.due = time.monotonic() + 0.05
+        machine.start()
+        assert list(machine.lines(math.inf, alarm)) == ["got go"]
+    assert alarm.rung == 1

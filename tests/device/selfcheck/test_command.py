@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 
 import pytest
 
 from pviommu.cli import main
+from pviommu.native.build import build
 from pviommu.selfcheck import command
 from pviommu.selfcheck.engine_path import EnginePath
 
@@ -65,3 +67,24 @@ def test_arguments_of_the_wrong_kind_end_with_2(arguments: list[str], capsys: py
 
     assert caught.value.code == 2
     assert "usage: pviommu selfcheck" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("profile", ["xen-2024", "xen-v7"])
+def test_the_native_core_agrees_too(
+    profile: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path_factory: pytest.TempPathFactory,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+    build()
+
+    assert main(["selfcheck", "--steps", "1500", "--seed", "4", "--core", "native", "--profile", profile]) == 0
+
+    assert capsys.readouterr().out.startswith(f"{profile}, native core: 150")
+
+
+def test_a_native_core_that_is_not_built_is_status_2(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+    assert main(["selfcheck", "--steps", "3", "--core", "native"]) == command.EXIT_USAGE

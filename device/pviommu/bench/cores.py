@@ -1,0 +1,89 @@
+"""The implementations of engine and rings that can be measured, and what measures them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pviommu.bench.mechanisms import Mechanism, NativeMechanism, PythonMechanism
+from pviommu.engine import Engine, EngineConfig
+from pviommu.lab.problems import EnvironmentProblem
+from pviommu.native.build import BuildError, build
+from pviommu.native.core import NativeCore, native_core
+from pviommu.pci.function import Environment
+from pviommu.topology import Machine, Topology
+
+__all__ = [
+    "NATIVE",
+    "PYTHON",
+    "build_engine",
+    "build_machine",
+    "chosen_cores",
+    "mechanism_of",
+    "serve_options",
+]
+
+NATIVE = "native"
+PYTHON = "python"
+PROBE = Path(__file__).with_name("native")
+"""Sources of the measuring side of a native server."""
+
+
+def build_engine(config: EngineConfig, core: str) -> Engine:
+    """An engine of core ``native`` or ``python``. Raises EnvironmentProblem."""
+    return Engine(config, _new_core(core))
+
+
+def build_machine(topology: Topology, environment: Environment, core: str) -> Machine:
+    """A machine of core ``native`` or ``python``. Raises EnvironmentProblem."""
+    return Machine.build(topology, environment, _new_core(core))
+
+
+def _new_core(core: str) -> NativeCore | None:
+    if core == PYTHON:
+        return None
+    found = native_core(_built())
+    if found is None:
+        raise EnvironmentProblem("the library of the native core does not load", "remove it and build it again")
+    return found
+
+
+def _built() -> Path:
+    """The library of the native core, built if it is not there. Raises EnvironmentProblem."""
+    try:
+        return build()
+    except BuildError as problem:
+        raise EnvironmentProblem(str(problem), "install a C compiler, or choose --core python") from problem
+
+
+def chosen_cores(choice: str) -> list[str]:
+    """What ``--core`` means; ``both`` is Python's alone where the native one cannot be had. Raises
+    EnvironmentProblem.
+    """
+    if choice == PYTHON:
+        return [PYTHON]
+    try:
+        _new_core(NATIVE)
+    except EnvironmentProblem:
+        if choice == NATIVE:
+            raise
+        return [PYTHON]
+    return [NATIVE] if choice == NATIVE else [NATIVE, PYTHON]
+
+
+def serve_options(core: str) -> tuple[str, ...]:
+    """The options of ``pviommu serve`` that select a core."""
+    return ("--core", core)
+
+
+def mechanism_of(core: str) -> tuple[Mechanism, Path | None]:
+    """What measures a server of this core, and the library that it is made of.
+
+    Python, too, where there is no compiler for a native one: both sides of a comparison are then slower.
+    """
+    if core == NATIVE:
+        try:
+            library = build(sources=PROBE)
+        except BuildError:
+            return PythonMechanism(), None
+        return NativeMechanism(library), library
+    return PythonMechanism(), None

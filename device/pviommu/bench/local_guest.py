@@ -1,0 +1,126 @@
+"""A machine in this process, with the guest memory and the shared BAR that a guest would have: no sockets, no VM."""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+import struct
+from time import perf_counter_ns
+from types import TracebackType
+from typing import Self
+
+from pviommu.bench.cores import build_machine
+from pviommu.counters import Counters
+from pviommu.engine import Access
+from pviommu.inputs import LiveInputs
+from pviommu.lab.problems import RunError
+from pviommu.pci.function import Environment
+from pviommu.topology import EndpointEntry, IommuEntry, Topology
+from pviommu_abi.registers import REGISTER, REGISTER_BAR, Profile, RingControl
+from pviommu_abi.shared import CACHE_LINE, MAX_RING_ENTRIES, RING_AREA_OFFSET
+from pviommu_abi.slots import SLOT_SIZE, MapPages, OpClass, Slot, SlotFlags, UnmapPages, Xen2024Op
+from vfio_user import DmaMapping, RegionIndex
+
+__all__ = ["BATCH", "RAM_PAGES", "LocalGuest", "map_slot", "scattered", "unmap_slot"]
+
+RAM_PAGES = 1 << 14
+BATCH = 256
+"""Slots that are submitted together."""
+_STREAM = 1
+_READ_WRITE = Access.READ | Access.WRITE
+_STRIDE = 7919  # a prime: frames of neighbouring pages are far apart, and none comes twice
+_MASK = 0xFFFFFFFF
+_MASTER = (6).to_bytes(2, "little")
+_WORD = struct.Struct("<I")
+_COMPLETED = CACHE_LINE // 4
+
+
+def scattered(count: int, frames: int = RAM_PAGES) -> list[int]:
+    """``count`` frames below ``frames`` (a power of two), no two neighbours of the list adjacent."""
+    return [(number * _STRIDE) % frames for number in range(count)]
+
+
+def map_slot(ctx: int, dfn: int, gfn: int, *, posted: bool) -> bytes:
+    """A slot that maps one page."""
+    return _slot(MapPages(Xen2024Op.MAP_PAGES, ctx, 3, gfn, dfn, 1).pack(), posted)
+
+
+def unmap_slot(ctx: int, dfn: int, *, posted: bool) -> bytes:
+    """A slot that unmaps one page."""
+    return _slot(UnmapPages(Xen2024Op.UNMAP_PAGES, ctx, 0, dfn, 1).pack(), posted)
+
+
+def _slot(payload: bytes, posted: bool) -> bytes:
+    head = Slot(OpClass.XEN_2024, 0, SlotFlags.POSTED if posted else 0, 1)
+    return (head.pack() + payload).ljust(SLOT_SIZE, b"\0")
+
+
+class LocalGuest:
+    """RAM of :data:`RAM_PAGES` at 0, ring 0 turned on, one context with the endpoint inside. A context manager."""
+
+    def __init__(self, core: str) -> None:
+        topology = Topology(IommuEntry(), (EndpointEntry("dma0", "dma-test", _STREAM),))
+        self.machine = build_machine(topology, Environment(LiveInputs(), Counters()), core)
+        self._fd = os.memfd_create("bench-ram", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        os.truncate(self._fd, RAM_PAGES << 12)
+        fcntl.fcntl(self._fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+        self.ram = mmap.mmap(self._fd, RAM_PAGES << 12)
+        self.ram[:] = b"\x5a" * len(self.ram)  # every page is there: none is measured coming into being
+        self.engine = self.machine.iommu.engine
+        self._producer = 0
+        for function in self.machine.functions():
+            function.dma_map(DmaMapping(0, RAM_PAGES << 12, 0, True, True, os.dup(self._fd)))
+        for register, value in (
+            ("PROFILE", Profile.XEN_2024),
+            ("RING_ENTRIES", MAX_RING_ENTRIES),
+            ("RING_BASE_LO", RING_AREA_OFFSET),
+            ("RING_CONTROL", RingControl.ENABLE),
+        ):
+            self.machine.iommu.region_write(REGISTER_BAR, REGISTER[register].offset, _WORD.pack(value))
+        self.endpoint = self.machine.endpoints["dma0"]
+        self.endpoint.region_write(RegionIndex.CONFIG, 4, _MASTER)
+        context = self.engine.alloc_context().context
+        if context is None or self.engine.attach(_STREAM, context) is not None:
+            raise RunError("a new machine has a free context, and its endpoint can be attached")
+        self.context = context
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.machine.close()
+        self.ram.close()
+        os.close(self._fd)
+
+    def map(self, dfn: int, gfn: int, pages: int) -> None:
+        """Map, not through the ring. Raises RunError."""
+        outcome = self.engine.map(self.context, dfn, gfn, pages, _READ_WRITE)
+        if outcome.done != pages:
+            raise RunError(f"map dfn {dfn:#x}+{pages}: {outcome}")
+
+    def submit(self, slots: bytes) -> int:
+        """Put up to a ring full of slots into the ring and have them executed.
+
+        Returns the nanoseconds from the moment they are visible to the moment all are complete.
+        """
+        iommu = self.machine.iommu
+        view, words = iommu.shared.view, iommu.shared.words
+        place = self._producer % MAX_RING_ENTRIES * SLOT_SIZE
+        first = slots[: MAX_RING_ENTRIES * SLOT_SIZE - place]
+        rest = slots[len(first) :]
+        view[RING_AREA_OFFSET + place : RING_AREA_OFFSET + place + len(first)] = first
+        view[RING_AREA_OFFSET : RING_AREA_OFFSET + len(rest)] = rest
+        self._producer = target = self._producer + len(slots) // SLOT_SIZE & _MASK
+        work = iommu.work
+        start = perf_counter_ns()
+        words[0] = target
+        while words[_COMPLETED] != target:
+            work()
+        return perf_counter_ns() - start
+
+    def failed(self) -> int:
+        """Operations that failed so far: a benchmark of refusals would be fast and worthless."""
+        return self.machine.iommu.counters.ops_failed

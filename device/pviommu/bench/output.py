@@ -1,0 +1,93 @@
+"""What a benchmark leaves: text to read, JSON, and the tables and plots that documents take from it."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+from pviommu import __version__
+from pviommu.lab.problems import UsageError
+
+__all__ = ["Document", "check_target", "fill", "give", "machine", "write"]
+
+_BLOCK = re.compile(r"(<!-- begin ([\w-]+) -->\n).*?(<!-- end \2 -->)", re.DOTALL)
+
+
+@dataclass(slots=True)
+class Document:
+    """One run of a benchmark. ``blocks`` are Markdown by name, ``plots`` SVG by file name, ``data`` everything else."""
+
+    command: str
+    text: str
+    data: dict[str, Any]
+    blocks: dict[str, str] = field(default_factory=dict)
+    plots: dict[str, str] = field(default_factory=dict)
+
+    def json(self) -> str:
+        """All of it but the text."""
+        whole = {"command": self.command, **self.data, "blocks": self.blocks, "plots": self.plots}
+        return json.dumps(whole, indent=2) + "\n"
+
+
+def machine() -> dict[str, str]:
+    """What a figure depends on: versions and processors of this host."""
+    return {
+        "pviommu": __version__,
+        "python": platform.python_version(),
+        "host": f"{platform.system()} {platform.release()}",
+        "processor": _processor(),
+        "cores": str(len(os.sched_getaffinity(0))),
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.machine()
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())
+
+
+def check_target(option: str, target: str | None) -> None:
+    """Fail before measuring, not after it. Raises UsageError."""
+    if target not in (None, "-"):
+        write(option, Path(str(target)), "")
+
+
+def give(document: Document, target: str | None, out: TextIO) -> None:
+    """Write the JSON where ``--json`` says: a file, ``-`` for standard output, or nowhere. Raises UsageError."""
+    if target == "-":
+        out.write(document.json())
+    elif target is not None:
+        write("--json", Path(target), document.json())
+
+
+def write(option: str, path: Path, text: str) -> None:
+    """Write a file that ``option`` named. Raises UsageError."""
+    try:
+        path.write_text(text)
+    except OSError as problem:
+        raise UsageError(f"{option} {path}: {problem.strerror}") from problem
+
+
+def fill(text: str, blocks: Mapping[str, str]) -> tuple[str, list[str]]:
+    """``text`` with each block between ``<!-- begin NAME -->`` and ``<!-- end NAME -->`` replaced by the one of that
+    name, and the names that it has places for and ``blocks`` does not.
+    """
+    missing: list[str] = []
+
+    def replaced(match: re.Match[str]) -> str:
+        block = blocks.get(match[2])
+        if block is None:
+            missing.append(match[2])
+            return match[0]
+        return f"{match[1]}{block}\n{match[3]}"
+
+    return _BLOCK.sub(replaced, text), missing

@@ -1,0 +1,101 @@
+"""What ``pviommu bench engine`` measures of a whole machine in this process: rings, and DMA through the tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from time import perf_counter_ns
+
+from pviommu.bench.local_guest import BATCH, LocalGuest, map_slot, scattered, unmap_slot
+from pviommu.bench.samples import Case, Work
+from pviommu.lab.problems import RunError
+
+__all__ = ["DMA_BYTES", "buffers", "dma_cases", "ring_cases"]
+
+DMA_BYTES = 1 << 20
+_PAGES = DMA_BYTES >> 12
+_FAR_DFN = 1 << 20
+_SOURCE_PAGE = 1 << 13  # where buffers() begins; no DMA case reaches that far
+
+
+def ring_cases(guest: LocalGuest) -> list[Case]:
+    """One-page maps and unmaps through ring 0, from the moment that they are visible until they are complete.
+
+    An operation is one slot. The slots are made beforehand: what a guest's driver costs is not contained.
+    """
+    frames = scattered(BATCH)
+
+    def slots(posted: bool) -> tuple[list[bytes], list[bytes]]:
+        ctx = guest.context
+        maps = [map_slot(ctx, dfn, gfn, posted=posted) for dfn, gfn in enumerate(frames)]
+        return maps, [unmap_slot(ctx, dfn, posted=posted) for dfn in range(BATCH)]
+
+    def batches(posted: bool) -> Work:
+        maps, unmaps = (b"".join(part) for part in slots(posted))
+
+        def work(count: int) -> int:
+            failed = guest.failed()
+            taken = sum(guest.submit(maps) + guest.submit(unmaps) for _ in range(count // (2 * BATCH)))
+            return _accepted(guest, failed, taken)
+
+        return work
+
+    def one_by_one(count: int) -> int:
+        maps, unmaps = slots(False)
+        failed = guest.failed()
+        taken = sum(guest.submit(maps[0]) + guest.submit(unmaps[0]) for _ in range(count // 2))
+        return _accepted(guest, failed, taken)
+
+    return [
+        Case("ring, waited, one by one", one_by_one, least_count=2),
+        Case(f"ring, waited, {BATCH} at a time", batches(False), least_count=2 * BATCH),
+        Case(f"ring, posted, {BATCH} at a time", batches(True), least_count=2 * BATCH),
+    ]
+
+
+def _accepted(guest: LocalGuest, failed: int, taken: int) -> int:
+    if guest.failed() != failed:
+        raise RunError(f"{guest.failed() - failed} operations of the measurement failed")
+    return taken
+
+
+def buffers(guest: LocalGuest) -> tuple[memoryview, memoryview]:
+    """A buffer that was written to, and as much guest memory, for a memcpy between the two."""
+    start = _SOURCE_PAGE << 12
+    return memoryview(b"\xa5" * DMA_BYTES), memoryview(guest.ram)[start : start + DMA_BYTES]
+
+
+def dma_cases(guest: LocalGuest) -> list[Case]:
+    """An endpoint's DMA of 1 MiB, an operation each: translated over its whole span, then copied."""
+    data = memoryview(bytes(DMA_BYTES))
+    dma = guest.endpoint.dma
+    cases = []
+    for place, (name, mapped) in enumerate(_layouts().items()):
+        dfn = _FAR_DFN + place * 1024
+        for offset, gfn, pages in mapped:
+            guest.map(dfn + offset, gfn, pages)
+        spans = [(dfn << 12, DMA_BYTES)]
+        cases += [
+            Case(f"DMA write, {name}", _repeated(partial(dma.write, spans, data)), DMA_BYTES, "bytes"),
+            Case(f"DMA read, {name}", _repeated(partial(dma.read, spans)), DMA_BYTES, "bytes"),
+        ]
+    return cases
+
+
+def _repeated(call: Callable[[], object]) -> Work:
+    def work(count: int) -> int:
+        start = perf_counter_ns()
+        for _ in range(count):
+            call()
+        return perf_counter_ns() - start
+
+    return work
+
+
+def _layouts() -> dict[str, list[tuple[int, int, int]]]:
+    """(dfn, gfn, pages) of the maps beneath each DMA, dfns from 0."""
+    return {
+        "4K pages": [(dfn, gfn, 1) for dfn, gfn in enumerate(scattered(_PAGES, _SOURCE_PAGE))],
+        "2M page": [(0, 512, 512)],
+        "contiguous": [(0, 2049, _PAGES)],
+    }

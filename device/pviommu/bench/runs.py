@@ -1,0 +1,124 @@
+"""All boots of one ``pviommu bench peers``, in an order that favours nobody."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TextIO
+
+from pviommu.bench.boots import Bench, server_counts
+from pviommu.bench.configurations import Configuration
+from pviommu.bench.figures import Measurement
+from pviommu.bench.guest import Boot, MeasurementError, Plan
+from pviommu.lab.problems import ExitStatus, RunError
+from pviommu.lab.progress import Progress
+from pviommu.lab.vm import GuestTimeoutError
+
+__all__ = ["BootOnce", "Request", "Runs"]
+
+BootOnce = Callable[[Bench, Configuration, Plan, Path], tuple[Boot, dict[str, Any]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is measured: each of ``configurations`` by each number of ``threads``, ``repeat`` times."""
+
+    configurations: Sequence[Configuration]
+    threads: Sequence[int]
+    plan: Plan
+    repeat: int
+
+
+@dataclass(slots=True)
+class _Job:
+    configuration: Configuration
+    plan: Plan
+    measurement: Measurement
+    served: dict[str, Any]
+    """the server's counts of the last measuring boot; empty if it failed"""
+
+    @property
+    def has_counts(self) -> bool:
+        """Whether the server's counts of this are worth a boot more; how many pairs a witness made nobody knows."""
+        plan, configuration = self.plan, self.configuration
+        whole = configuration.served and bool(configuration.group) and not configuration.lever_of
+        return whole and plan.threads == 1 and not plan.witness
+
+
+class Runs:
+    """Boots everything of ``request``; each boot's logs are in a folder of its own in ``folder``."""
+
+    def __init__(self, request: Request, bench: Bench, folder: Path, talk: TextIO, boot_once: BootOnce) -> None:
+        self.status = ExitStatus.PASSED
+        self.seconds = 0.0
+        self._request = request
+        self._bench = bench
+        self._folder = folder
+        self._boot_once = boot_once
+        self._jobs = [
+            _Job(entry, replace(request.plan, threads=threads), _measurement(entry, threads), {})
+            for threads in request.threads
+            for entry in request.configurations
+        ]
+        boots = request.repeat * len(self._jobs) + sum(job.has_counts for job in self._jobs)
+        self._progress = Progress(talk, boots)
+
+    @property
+    def measurements(self) -> list[Measurement]:
+        """One for each configuration and number of threads."""
+        return [job.measurement for job in self._jobs]
+
+    def measure(self) -> None:
+        """Boot everything; a configuration that fails is noted and the others go on."""
+        began = time.monotonic()
+        try:
+            for turn in range(self._request.repeat):
+                for job in self._jobs if turn % 2 == 0 else reversed(self._jobs):
+                    job.served = self._boot(job, job.plan, str(turn + 1))
+            for job in self._jobs:
+                if job.has_counts and not job.served:
+                    self._progress.skip(1)  # there is nothing to take the empty boot's counts from
+                elif job.has_counts:
+                    self._count_at_server(job)
+        finally:
+            self._progress.close()
+        self.seconds = time.monotonic() - began
+
+    def _boot(self, job: _Job, plan: Plan, label: str) -> dict[str, Any]:
+        threads = f", {plan.threads} threads" if plan.threads > 1 else ""
+        doing = "" if plan.rounds else ", doing nothing"
+        self._progress.step(f"{job.configuration.name}: {job.configuration.title}{threads}{doing}")
+        counts: dict[str, Any] = {}
+        try:
+            folder = self._folder / job.configuration.name / f"{plan.threads}-{label}"
+            measured, counts = self._boot_once(self._bench, job.configuration, plan, folder)
+            if plan.rounds:
+                job.measurement.boots.append(measured)
+            self._progress.done(_shown(measured))
+        except GuestTimeoutError:
+            problem = f"the guest did not finish within {self._bench.timeout:g} s"
+            self._failed(job.measurement, problem, ExitStatus.TIMEOUT)
+        except (MeasurementError, RunError) as problem:
+            self._failed(job.measurement, str(problem), ExitStatus.FAILED)
+        return counts
+
+    def _count_at_server(self, job: _Job) -> None:
+        """What the server counted in the last measuring boot, less what it counts in a boot that does nothing."""
+        empty = self._boot(job, replace(job.plan, rounds=0, count_operations=0), "empty")
+        job.measurement.server = server_counts(job.served, empty, job.plan.timed_pairs + job.plan.count_operations)
+
+    def _failed(self, measurement: Measurement, problem: str, status: ExitStatus) -> None:
+        self._progress.done(f"failed: {problem}")
+        measurement.problem = problem
+        self.status = max(self.status, status)
+
+
+def _measurement(configuration: Configuration, threads: int) -> Measurement:
+    return Measurement(configuration.name, configuration.title, threads, configuration.group)
+
+
+def _shown(measured: Boot) -> str:
+    pairs = [entry.pair_ns_median for entry in measured.rounds]
+    return f"map + unmap {min(pairs):.0f} to {max(pairs):.0f} ns" if pairs else ""

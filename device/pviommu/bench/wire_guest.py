@@ -1,0 +1,216 @@
+"""A guest driver of the PV-IOMMU in this process, over vfio-user, and the server that it talks to."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import subprocess
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack, closing
+from pathlib import Path
+from time import perf_counter_ns
+from types import TracebackType
+from typing import Self
+
+from pviommu.bench.local_guest import map_slot, unmap_slot
+from pviommu.bench.mechanisms import Mechanism, PythonMechanism, RingPlace, RingUse
+from pviommu.lab.problems import RunError
+from pviommu.lab.processes import Child
+from pviommu_abi.registers import REGISTER, REGISTER_BAR, SHARED_BAR, Profile, RingControl
+from pviommu_abi.shared import CACHE_LINE, MAX_RING_ENTRIES, RING_AREA_OFFSET
+from pviommu_abi.slots import PAYLOAD_OFFSET, SLOT_SIZE, OpClass, PvIommuOp, Slot, Xen2024Op
+from vfio_user import Client
+
+__all__ = ["BenchServer", "WireGuest", "capabilities_ns", "processor_time_ns"]
+
+_START_SECONDS = 20.0
+_POLL_SECONDS = 0.0005
+_ASLEEP_SECONDS = 5.0
+_SETTLED_SECONDS = 0.004  # the first sleep after arming is bounded to 1 ms; after that the server sleeps for good
+_RAM_SIZE = 16 << 20
+_PRODUCER = 0
+_COMPLETED = CACHE_LINE // 4
+_DOORBELL_EVENT = _COMPLETED + 1
+_DFN, _GFN = 0x100, 0x80
+
+
+class BenchServer:
+    """``pviommu serve`` in a process of its own. A context manager."""
+
+    def __init__(self, program: Sequence[str], topology: Path, folder: Path, options: Sequence[str] = ()) -> None:
+        self.folder = folder
+        self._log = folder / "server.jsonl"
+        self._pidfile = folder / "server.pid"
+        self._command = [
+            *(*program, "serve", str(topology), "--socket-dir", str(folder), "--log-format", "json"),
+            *("--pidfile", str(self._pidfile), *options),
+        ]
+        self._child = Child()
+        self.start_ns = 0
+        """from starting the program until it listened"""
+
+    def __enter__(self) -> Self:
+        """Start it; returns once it listens. Raises RunError."""
+        begun = time.perf_counter_ns()
+        with self._log.open("wb") as log:
+            self._child.start(self._command, output=log)
+        while not self._pidfile.exists() or not self._pidfile.stat().st_size:
+            if self._child.poll() is not None or time.perf_counter_ns() - begun > _START_SECONDS * 1e9:
+                self._child.stop()
+                said = self._log.read_text(errors="replace").strip()
+                raise RunError("the server did not listen", said)
+            time.sleep(_POLL_SECONDS)
+        self.start_ns = time.perf_counter_ns() - begun
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._child.stop()
+
+    @property
+    def pid(self) -> int:
+        """Its process."""
+        return int(self._pidfile.read_text())
+
+
+def capabilities_ns(program: Sequence[str], topology: Path) -> int:
+    """How long ``serve --print-capabilities`` takes, from start to end. Raises RunError."""
+    begun = time.perf_counter_ns()
+    finished = subprocess.run(
+        [*program, "serve", "--print-capabilities", str(topology)],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        check=False,
+    )
+    if finished.returncode:
+        raise RunError("the server does not print its capabilities", finished.stderr.decode(errors="replace"))
+    return time.perf_counter_ns() - begun
+
+
+def processor_time_ns(pid: int) -> int:
+    """Processor time that a process has used, all its threads together."""
+    # Linux: clock_getcpuclockid() is this arithmetic; 2 asks for the scheduler's own, exact count
+    return time.clock_gettime_ns(~pid << 3 | 2)
+
+
+class WireGuest:
+    """The driver of ring 0, with one context. A context manager."""
+
+    def __init__(self, folder: Path) -> None:
+        self.doorbells = 0
+        self._is_mapped = False
+        with ExitStack() as stack:
+            fd = os.memfd_create("bench-ram", os.MFD_ALLOW_SEALING | os.MFD_CLOEXEC)
+            stack.callback(os.close, fd)
+            os.truncate(fd, _RAM_SIZE)
+            os.pwrite(fd, b"\1", 0)  # memory of nothing but zeros looks like a private copy that was given away
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+            self._client = stack.enter_context(Client.connect(folder / "iommu.sock", _START_SECONDS))
+            self._client.dma_map(0, _RAM_SIZE, fd)
+            self._client.device_info()
+            (area,) = self._client.map_region(SHARED_BAR)
+            stack.callback(area.memory.close)
+            self._memory = memoryview(area.memory)
+            stack.callback(self._memory.release)
+            self._words = self._memory.cast("I")
+            stack.callback(self._words.release)
+            self._write("PROFILE", Profile.XEN_2024)
+            self._ctx = self._alloc()
+            self._stack = stack.pop_all()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    def use(self, mechanism: Mechanism, *, posted: bool = False) -> RingUse:
+        """Turn the ring off and on again, to be filled by ``mechanism`` with maps and unmaps of one page in turn."""
+        unmap = unmap_slot(self._ctx, _DFN, posted=posted)
+        if self._is_mapped:  # the last user stopped after a map
+            with closing(PythonMechanism().ring(self._renewed(unmap * 2))) as ring:
+                self.run(ring, 1)
+            self._is_mapped = False
+        return mechanism.ring(self._renewed(map_slot(self._ctx, _DFN, _GFN, posted=posted) + unmap))
+
+    def run(
+        self, ring: RingUse, target: int, *, posted: bool = False, complete: bool = True, trapped: bool = False
+    ) -> int:
+        """Submit up to index ``target``, ringing the doorbell where asked to, and wait for all of it if ``complete``.
+
+        Returns nanoseconds; those of a wait that is not part of the measurement are not among them. With ``trapped``
+        the doorbell's write is waited for, as a hypervisor does. Otherwise it is not: this process is slower at that
+        than a guest, so slow that the server might be asleep again when the next slot comes.
+        """
+        submit = ring.posted if posted else ring.waited
+        start = perf_counter_ns()
+        while not submit(target):
+            self.ring_doorbell(trapped=trapped)
+        taken = perf_counter_ns() - start
+        while not ring.complete():
+            self.ring_doorbell(trapped=trapped)
+        self._check(target)
+        self._is_mapped = target % 2 == 1
+        return perf_counter_ns() - start if complete else taken
+
+    def ring_doorbell(self, *, trapped: bool) -> None:
+        """A write over the socket, and its answer if it is ``trapped``."""
+        self.doorbells += 1
+        self._client.region_write(REGISTER_BAR, REGISTER["DOORBELL"].offset, bytes(4), posted=not trapped)
+
+    def read_register(self) -> None:
+        """A trapped read of a register that does nothing."""
+        self._client.region_read(REGISTER_BAR, REGISTER["VERSION"].offset, 4)
+
+    def wait_until_asleep(self, ring: RingUse) -> None:
+        """Return when the server sleeps for as long as nobody wakes it. Raises RunError."""
+        deadline = time.monotonic() + _ASLEEP_SECONDS
+        while self._words[_DOORBELL_EVENT] != ring.submitted:
+            if time.monotonic() > deadline:
+                raise RunError(f"the server did not go to sleep within {_ASLEEP_SECONDS:g} s")
+            time.sleep(_POLL_SECONDS)
+        time.sleep(_SETTLED_SECONDS)
+
+    def _renewed(self, templates: bytes) -> RingPlace:
+        """Ring 0, turned off and on again at index 0."""
+        self._write("RING_CONTROL", 0)
+        self._words[_PRODUCER] = 0
+        for register, value in (
+            ("RING_ENTRIES", MAX_RING_ENTRIES),
+            ("RING_BASE_LO", RING_AREA_OFFSET),
+            ("RING_CONTROL", RingControl.ENABLE),
+        ):
+            self._write(register, value)
+        return RingPlace(
+            memory=self._memory,
+            slots=RING_AREA_OFFSET,
+            entries=MAX_RING_ENTRIES,
+            producer=_PRODUCER,
+            completed=_COMPLETED,
+            doorbell_event=_DOORBELL_EVENT,
+            templates=templates,
+        )
+
+    def _alloc(self) -> int:
+        """A new context. Raises RunError."""
+        operation = PvIommuOp(Xen2024Op.ALLOC_CONTEXT, 0, 0).pack()
+        slot = (Slot(OpClass.XEN_2024, 0, 0, 0).pack() + operation).ljust(SLOT_SIZE, b"\0")
+        with closing(PythonMechanism().ring(self._renewed(slot * 2))) as ring:
+            self.run(ring, 1)
+        self._is_mapped = False
+        return PvIommuOp.unpack(self._memory, RING_AREA_OFFSET + PAYLOAD_OFFSET).ctx_no
+
+    def _check(self, target: int) -> None:
+        """The two slots before ``target`` have succeeded. Raises RunError."""
+        for position in range(max(target - 2, 0), target):
+            at = RING_AREA_OFFSET + position % MAX_RING_ENTRIES * SLOT_SIZE
+            slot = Slot.unpack(self._memory, at)
+            if slot.result:
+                raise RunError(f"slot {position} of the measurement has result {slot.result}")
+
+    def _write(self, register: str, value: int) -> None:
+        self._client.region_write(REGISTER_BAR, REGISTER[register].offset, value.to_bytes(4, "little"))

@@ -1,0 +1,101 @@
+"""What does the work for each page: tables, the pool that they draw on, translation. There may be several.
+
+`PythonCore` is the plain one and defines what is right; another one answers every question alike.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+from pviommu.engine.config import EngineConfig
+from pviommu.engine.pool import Pool
+from pviommu.engine.ranges import FrameRanges
+from pviommu.engine.results import Refusal, Run
+from pviommu.engine.table import Leaf, PageTable
+
+
+class PagePool(Protocol):
+    """See `pool.Pool`."""
+
+    total: int
+    free: int
+
+    @property
+    def used(self) -> int: ...
+    def take(self, pages: int) -> bool: ...
+    def give(self, pages: int) -> None: ...
+    def resize(self, total: int) -> None: ...
+
+
+class ContextTable(Protocol):
+    """See `table.PageTable`."""
+
+    @property
+    def shifts(self) -> tuple[int, ...]: ...
+    @property
+    def mapped(self) -> int: ...
+    def lookup(self, dfn: int) -> tuple[int, int] | None: ...
+    def map(self, dfn: int, gfn: int, nr: int, kind: int, *, starts: bool = True) -> int: ...
+    def joins(self, dfn: int, gfn: int, kind: int) -> bool: ...
+    def unmap(self, dfn: int, nr: int, *, past_holes: bool) -> int: ...
+    def cut_point(self, dfn: int, nr: int) -> int | None: ...
+    def leaves(self, dfn: int, nr: int) -> Iterator[Leaf]: ...
+    def holes(self, dfn: int, nr: int) -> list[tuple[int, int]]: ...
+    def run(self, dfn: int, nr: int) -> tuple[int, int, int] | None: ...
+    def release(self) -> None: ...
+    def reserve(self, pages: int) -> bool: ...
+
+
+class Core(Protocol):
+    """The tables of one engine, which says what else there is that decides about pages."""
+
+    name: str
+    walks: bool
+    """Whether `walk` is there; otherwise the engine walks the tables itself and keeps an IOTLB."""
+    hits: dict[tuple[int, int, int], tuple[int, int]]
+    """The engine's: requests that were translated to one run. A core that removes pages by itself clears it."""
+
+    def start(self, config: EngineConfig) -> PagePool:
+        """Called once, first: the pool of the engine with these limits."""
+
+    def table(self, pool: PagePool, frames: int) -> ContextTable:
+        """An empty table for dfns below `frames`. Raises MemoryError when the pool has no page for the root."""
+
+    def set_ram(self, ram: FrameRanges) -> None:
+        """Guest RAM is this from now on."""
+
+    def show(self, ctx: int, table: ContextTable, direct: FrameRanges, closed: FrameRanges, is_clone: bool) -> None:
+        """There is such a context: what lies over its table, what the guest may not edit, whether edits are noted."""
+
+    def hide(self, ctx: int) -> None:
+        """The context is gone."""
+
+    def walk(self, ctx: int, iova: int, end: int, wanted: int) -> Sequence[Run] | tuple[int, Refusal]:
+        """The runs of [iova, end) in a context for these access bits, or the first refused address and why."""
+
+
+class PythonCore:
+    """Tables of Python objects."""
+
+    name = "python"
+    walks = False
+
+    def __init__(self) -> None:
+        self.hits: dict[tuple[int, int, int], tuple[int, int]] = {}
+
+    def start(self, config: EngineConfig) -> PagePool:
+        return Pool(config.pool_pages)
+
+    def table(self, pool: PagePool, frames: int) -> ContextTable:
+        return PageTable(pool, frames)
+
+    def set_ram(self, ram: FrameRanges) -> None:
+        """The engine looks itself."""
+
+    def show(self, ctx: int, table: ContextTable, direct: FrameRanges, closed: FrameRanges, is_clone: bool) -> None:
+        """The engine looks itself."""
+
+    def hide(self, ctx: int) -> None:
+        """The engine looks itself."""
+
+    def walk(self, ctx: int, iova: int, end: int, wanted: int) -> Sequence[Run] | tuple[int, Refusal]:
+        raise NotImplementedError("the engine walks the tables of this core")

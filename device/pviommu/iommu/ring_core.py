@@ -1,0 +1,76 @@
+"""What a core other than Python's does of the rings' work."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Protocol
+
+from ..engine.core import Core
+from ..inputs import Inputs
+from ..memory import Copier
+from ..pci.shared_memory import SharedMemory
+from .ring import CommandRing
+
+__all__ = ["DeviceCore", "Reason", "Report", "RingCore"]
+
+
+class Reason(IntEnum):
+    """Why a core stopped."""
+
+    DONE = 0
+    """as many slots as were asked for, or as there were"""
+    OVERDUE = 1
+    """time is up"""
+    FOR_PYTHON = 2
+    """the next slot is not for the core"""
+    POSTED_FAILED = 3
+    """the last slot was posted and failed; ``unpublished`` ones wait until the event about it is out"""
+    BROKEN = 4
+    """a ring has an impossible producer index"""
+
+
+class Report(Protocol):
+    """What a core did. Slots that carry operations for Python are not among them."""
+
+    slots: int
+    posted: int
+    failed: int
+    maps: int
+    unmaps: int
+    pages_mapped: int
+    pages_unmapped: int
+    reason: int
+    interrupt: int
+    """whether the guest asked to be interrupted"""
+    unpublished: int
+    ring: int
+    """number of the ring that was worked on last"""
+    sequence: int
+    """of the last slot, and its result"""
+    result: int
+
+
+class RingCore(Protocol):
+    """Carries out the common slots of rings that it has made."""
+
+    def ring(self, number: int) -> CommandRing:
+        """Ring ``number``, off."""
+
+    def select(self, op_class: int) -> None:
+        """Slots of this class are carried out from now on; 0: none."""
+
+    def execute(self, ring: CommandRing, limit: int, budget_ns: int) -> Report:
+        """Execute up to ``limit`` slots, which the ring has, for about ``budget_ns``. Good until the next call."""
+
+    def spin(self, budget_ns: int) -> Report:
+        """Poll all rings for about ``budget_ns`` and execute what appears. Good until the next call."""
+
+
+class DeviceCore(Core, Protocol):
+    """A core for an engine, and for the rings that lead to it."""
+
+    def rings(self, count: int, shared: SharedMemory, inputs: Inputs, max_nr_pages: int) -> RingCore:
+        """Called once, after :meth:`start`."""
+
+    def copier(self) -> Copier:
+        """For the guest memory of one connection."""

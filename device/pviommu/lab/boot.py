@@ -1,0 +1,203 @@
+"""One run: the server on its topology, a guest beside it, both ended, and what that was worth."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import platform
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pviommu import __version__
+from pviommu.lab import console, debugger, report, resources
+from pviommu.lab.guest_settings import CONFIG_PATH, GuestSettings
+from pviommu.lab.image import KernelModules, guest_image
+from pviommu.lab.ktap import KtapRun
+from pviommu.lab.listener import Listener
+from pviommu.lab.problems import RunError
+from pviommu.lab.provision import Toolbox
+from pviommu.lab.requests import Requests
+from pviommu.lab.second_boot import with_second_boot
+from pviommu.lab.server import Capabilities, ServerProcess, summary
+from pviommu.lab.vm import KERNEL_ARGUMENTS, GuestTimeoutError, VirtualMachine, VmConfig, nic_backend
+
+__all__ = ["GUEST_MODULES", "Job", "Setup", "judged_run", "short_folder"]
+
+PRINTED_PATH = "/lab/expect.json"
+"""Where the guest finds the server's capabilities as the server printed them."""
+
+EXPECTED_PATH = "/lab/capabilities"
+"""Where the guest finds the lines that its driver must show."""
+
+GUEST_MODULES = ("virtio_net", "vfio_pci", "vfio_iommu_type1")
+"""Modules of the kernel's own that the guest's tests load, where the kernel has them as modules."""
+
+TAKEOVER = "driver/pv-iommu-takeover"
+"""The script for devices whose driver came first. Users have it in their path, and so has the guest."""
+
+_SERVER_LOG = "server.jsonl"
+_LONGEST_SOCKET_PATH = 90  # sun_path holds 108 bytes; sockets are named after endpoints
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What every run of this host shares."""
+
+    toolbox: Toolbox
+    modules: Sequence[Path]
+    accelerator: str
+    programs: Sequence[Path] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One run, everything settled. ``memory`` is in bytes, ``timeout`` in seconds.
+
+    With ``gdb`` the guest waits for a debugger. ``terminal`` gets the console of a guest that is kept.
+    """
+
+    setup: Setup
+    topology: Path
+    capabilities: Capabilities
+    settings: GuestSettings
+    memory: int
+    timeout: float
+    folder: Path
+    program: Sequence[str]
+    gdb: bool = False
+    terminal: console.Terminal = console.STANDARD
+    say: Callable[[str], None] = print
+    """takes what the user must know while the machine runs"""
+
+
+@contextlib.contextmanager
+def short_folder(environment: dict[str, str] | None = None) -> Iterator[Path]:
+    """A private folder whose path is short enough for sockets; removed with its contents."""
+    runtime = (os.environ if environment is None else environment).get("XDG_RUNTIME_DIR", "")
+    usable = runtime and len(runtime) < _LONGEST_SOCKET_PATH // 2 and os.access(runtime, os.W_OK | os.X_OK)
+    folder = Path(tempfile.mkdtemp(prefix="pviommu-", dir=runtime if usable else "/tmp"))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def judged_run(job: Job, listener: Listener, tested: Callable[[report.RunRecord], None]) -> report.RunRecord:
+    """Run ``job`` to its end and judge it.
+
+    If the guest is kept after its tests, ``tested`` gets the record as it is then, without the server's counts. Raises
+    UsageError, EnvironmentProblem; whatever else goes wrong is in the record.
+    """
+    judge = _Judge(job, listener)
+    try:
+        problems = _boot(job, listener, lambda: tested(judge.record([])))
+    except GuestTimeoutError:
+        return judge.record([f"the guest did not finish within {job.timeout:g} s"], "timeout")
+    except RunError as problem:
+        return judge.record([problem.what], "error")
+    return judge.record(problems)
+
+
+class _Judge:
+    """Makes records of one run; its time and its report end when the first one is made."""
+
+    def __init__(self, job: Job, listener: Listener) -> None:
+        self._job = job
+        self._listener = listener
+        self._began = time.monotonic()
+        self._report: tuple[KtapRun, float] | None = None
+
+    def record(self, problems: list[str], verdict: str = "") -> report.RunRecord:
+        """The run with what speaks against it; without a ``verdict`` the report is judged too."""
+        if self._report is None:
+            self._report = self._listener.parser.finish(), time.monotonic() - self._began
+        ktap, seconds = self._report
+        if not verdict:  # of a run that was cut off, missing tests and lines say nothing more
+            problems = report.judge(ktap, self._listener.exit_status, problems)
+            verdict = "failed" if problems else "passed"
+        setup = self._job.setup
+        versions = {"pviommu": __version__, "python": platform.python_version(), **setup.toolbox.versions}
+        versions["accelerator"] = setup.accelerator
+        return report.RunRecord(verdict, ktap, problems, seconds, versions, summary(self._job.folder / _SERVER_LOG))
+
+
+def _boot(job: Job, listener: Listener, tested: Callable[[], None]) -> list[str]:
+    """Start the server and the guest, listen to its end; returns what was wrong with the server's end."""
+    deadline = time.monotonic() + job.timeout
+    with short_folder() as short:
+        (short / "initrd").write_bytes(_image(job))
+        with ServerProcess(job.topology, short, job.folder / _SERVER_LOG, job.program) as server:
+            server.start()
+            config = _machine(job, short)
+            with VirtualMachine(job.setup.toolbox, config) as machine:
+                (job.folder / "qemu-command.txt").write_text(machine.command_line + "\n")
+                machine.start()
+                if config.gdb_socket is not None:
+                    job.say(debugger.instructions(config.gdb_socket, job.setup.toolbox.vmlinux, job.setup.modules))
+                _listen(job, machine, server, listener, deadline)
+                if config.console_socket is not None and listener.exit_status is not None:
+                    tested()
+                    job.say(console.HOW_TO_LEAVE)
+                    # The guest's shell waits for this line: its first prompt would have no reader yet.
+                    joined = functools.partial(machine.send, "console")
+                    console.attach(config.console_socket, machine.report, job.terminal, joined)
+                    job.say("")  # whatever the guest's last line was
+            return server.stop()
+
+
+def _listen(job: Job, machine: VirtualMachine, server: ServerProcess, listener: Listener, deadline: float) -> None:
+    """Take the report to its end, which is its last line where the guest stays, else the end of QEMU."""
+    requests = Requests(server, machine.send)
+    for line in machine.lines(deadline, requests):
+        if not requests.take(line):
+            listener.line(line)
+        if job.settings.keep and listener.exit_status is not None:
+            break
+    requests.finish()
+
+
+def _image(job: Job) -> bytes:
+    toolbox = job.setup.toolbox
+    own = KernelModules(toolbox.modules)
+    files = {
+        PRINTED_PATH: job.capabilities.printed,
+        EXPECTED_PATH: "".join(f"{line}\n" for line in job.capabilities.driver_lines).encode(),
+        CONFIG_PATH: job.settings.config(),
+    }
+    image = guest_image(
+        toolbox,
+        resources.guest_tools(),
+        job.setup.modules,
+        programs=[*job.setup.programs, resources.guest_tools() / TAKEOVER],
+        extra_modules=[name for name in GUEST_MODULES if name in own],
+        files=files,
+    )
+    return with_second_boot(image, toolbox.kernel_image, job.settings) if job.settings.long else image
+
+
+def _machine(job: Job, short: Path) -> VmConfig:
+    sockets = [short / name for name in job.capabilities.sockets]
+    return VmConfig(
+        initrd=short / "initrd",
+        console_log=job.folder / "console.log",
+        qemu_log=job.folder / "qemu.log",
+        accelerator=job.setup.accelerator,
+        memory=job.memory,
+        vcpus=job.settings.vcpus,
+        sockets=sockets,
+        behind_ports=sockets[2::2],  # the IOMMU and the first endpoint, and every second one, are on the root bus
+        nic=nic_backend(job.setup.toolbox),
+        kernel_arguments=_kernel_arguments(job),
+        console_socket=short / "console" if job.settings.keep else None,
+        gdb_socket=short / "gdb" if job.gdb else None,
+    )
+
+
+def _kernel_arguments(job: Job) -> tuple[str, ...]:
+    own = job.setup.toolbox.kernel_arguments
+    return (*KERNEL_ARGUMENTS, *job.settings.kernel_arguments, *own, *(debugger.KERNEL_ARGUMENTS if job.gdb else ()))

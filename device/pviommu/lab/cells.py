@@ -1,0 +1,141 @@
+"""The cells of the lab's matrix: their axes, which of them are meant, and what each came to."""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import itertools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pviommu.lab.guest_settings import KERNELS, PROFILES
+from pviommu.lab.problems import UsageError
+
+__all__ = ["AXES", "Cell", "Outcome", "all_cells", "code_digest", "pick", "read_outcome", "write_outcome"]
+
+AXES: Mapping[str, Sequence[str]] = {
+    "kernel": KERNELS,
+    "profile": PROFILES,
+    "mode": ("lazy", "strict"),
+    "vCPUs": ("1", "2"),
+}
+"""What a cell is made of, in the order of its name."""
+
+_CODE = ("pviommu", "pviommu_abi", "vfio_user", "wire_layout")
+_NOT_OF_A_RUN = frozenset(("bench", "selfcheck", "data", "__pycache__"))
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One combination."""
+
+    kernel: str
+    profile: str
+    mode: str
+    vcpus: int
+
+    @property
+    def name(self) -> str:
+        """``KERNEL/PROFILE/MODE/VCPUS``."""
+        return f"{self.kernel}/{self.profile}/{self.mode}/{self.vcpus}"
+
+    @property
+    def file_name(self) -> str:
+        """The name as one part of a path."""
+        return self.name.replace("/", "_")
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a run of a cell came to. ``inputs`` is a digest of everything that it depends on, ``date`` is UTC."""
+
+    verdict: str
+    passed: int = 0
+    failed: int = 0
+    skipped: int = 0
+    seconds: float = 0.0
+    date: str = ""
+    inputs: str = ""
+    versions: dict[str, str] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of_results(cls, results: Mapping[str, Any], date: str, inputs: str) -> Outcome:
+        """From the content of a ``results.json``. Raises KeyError when it lacks a part."""
+        tests = results["tests"]
+        return cls(
+            verdict=results["verdict"],
+            passed=tests["passed"],
+            failed=tests["failed"],
+            skipped=tests["skipped"],
+            seconds=results["seconds"],
+            date=date,
+            inputs=inputs,
+            versions=results["versions"],
+            problems=results["problems"],
+        )
+
+
+def all_cells(kernels: Sequence[str] = KERNELS) -> list[Cell]:
+    """Every combination with ``kernels``, in the order of the axes. Raises UsageError for a kernel that is none."""
+    for kernel in kernels:
+        if kernel not in KERNELS:
+            raise UsageError(f"--kernels {kernel}: give some of {', '.join(KERNELS)}")
+    axes = (kernels, AXES["profile"], AXES["mode"], AXES["vCPUs"])
+    return [Cell(kernel, profile, mode, int(vcpus)) for kernel, profile, mode, vcpus in itertools.product(*axes)]
+
+
+def pick(cells: Sequence[Cell], patterns: Sequence[str]) -> list[Cell]:
+    """The cells whose names match one of ``patterns`` (those of a shell); all without one.
+
+    Raises UsageError for a pattern that matches none.
+    """
+    for pattern in patterns:
+        if not any(fnmatch.fnmatchcase(cell.name, pattern) for cell in cells):
+            kernels = dict.fromkeys(cell.kernel for cell in cells)
+            axes = " ".join(
+                f"{name}: {', '.join(kernels if name == 'kernel' else values)};" for name, values in AXES.items()
+            )
+            raise UsageError(f"--only {pattern}: matches no cell, whose names are {'/'.join(AXES)} ({axes[:-1]})")
+    wanted = [cell for cell in cells if any(fnmatch.fnmatchcase(cell.name, pattern) for pattern in patterns)]
+    return wanted if patterns else list(cells)
+
+
+def code_digest(package: Path, guest_tools: Path, topology: Path) -> str:
+    """A digest of everything of the project that a run depends on: server, lab, guest driver, tests, topology.
+
+    ``package`` is the folder of the package ``pviommu``; the protocol packages are found beside it, or in the checkout
+    that it is part of.
+    """
+    digest = hashlib.sha256()
+    roots = [package.parent, package.parent.parent / "protocol"]
+    trees = [root / name for root in roots for name in _CODE if (root / name).is_dir()]
+    files = [path for tree in trees for path in _files(tree)]
+    for path in [*files, *_files(guest_tools), topology]:
+        content = path.read_bytes()
+        digest.update(b"%d:%b%d:%b" % (len(path.name), path.name.encode(), len(content), content))
+    return digest.hexdigest()
+
+
+def _files(tree: Path) -> Iterator[Path]:
+    for path in sorted(tree.rglob("*")):
+        if path.is_file() and not _NOT_OF_A_RUN.intersection(path.relative_to(tree).parts[:-1]):
+            yield path
+
+
+def write_outcome(folder: Path, cell: Cell, outcome: Outcome) -> None:
+    """Keep ``outcome`` in ``folder``; a reader sees all of it or none. Raises OSError."""
+    new = folder / f".{cell.file_name}"
+    new.write_text(json.dumps(asdict(outcome), indent=2) + "\n")
+    new.replace(folder / f"{cell.file_name}.json")
+
+
+def read_outcome(folder: Path, cell: Cell) -> Outcome | None:
+    """What was kept for ``cell``; None if nothing was, or something of another form."""
+    try:
+        return Outcome(**json.loads((folder / f"{cell.file_name}.json").read_text()))
+    except (OSError, ValueError, TypeError):
+        return None

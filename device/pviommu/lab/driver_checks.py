@@ -1,0 +1,214 @@
+"""What a kernel developer asks of C code, asked of the guest's: no warning of the compiler, of sparse or of checkpatch.
+
+The modules are compiled against the headers of Debian's kernels (6.12 and 7.x), in a private root that also holds
+sparse, and the kernel source that checkpatch is taken from: no package has it by itself.
+
+Run as a program (``scripts/driver-check``) it checks the checkout's; exit status 1 if anything was complained about.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
+
+from pviommu.lab import provision, resources
+from pviommu.lab.build import Sandbox, find_sandbox
+from pviommu.lab.kept import copy_sources, keep, source_files
+from pviommu.lab.kernels import BUILD_PACKAGES
+from pviommu.lab.problems import EnvironmentProblem, ExitStatus
+from pviommu.lab.processes import Run, run
+from pviommu.lab.progress import Progress
+from pviommu.lab.roots import BACKPORTS, private_root
+from pviommu.lab.roots import STEPS as ROOT_STEPS
+from pviommu.lab.run import guarded
+
+__all__ = ["PACKAGES", "STEPS", "DriverChecks", "main", "prepare_checks", "written_sources"]
+
+PACKAGES = (
+    *("sparse", "dkms", "openssl", "diffutils", "perl", "tar", "xz-utils"),
+    f"linux-headers-cloud-amd64/{BACKPORTS}",
+)
+"""What the root of the checks holds beside what building kernels and modules takes; DKMS is for the packaging's."""
+
+STEPS = 3 * ROOT_STEPS + 1
+"""Progress steps that :func:`prepare_checks` may take."""
+
+_CHECKPATCH = ("checkpatch.pl", "spelling.txt", "const_structs.checkpatch")
+_CHECKPATCH_FOLDER = "usr/src/checkpatch"
+_GENERATED = "Generated from the declarations of pviommu_abi"
+# Debian's sparse 0.6.4 knows neither the operator that Linux 7 takes for granted nor the constant expressions in the
+# static assertions of its MODULE_INFO(). Both are plain C that the compiler has judged already.
+_SPARSE_FLAGS = "-D__typeof_unqual__=__typeof__ '-D_Static_assert(...)='"
+_NOT_IN_6_12 = "ALLOC_WITH_SIZEOF"  # wants kmalloc_obj(), which is younger
+_KERNEL_ONLY = "PREFER_KERNEL_TYPES,PREFER_DEFINED_ATTRIBUTE_MACRO,CAMELCASE,VOLATILE,NAKED_SSCANF"
+"""Advice that means nothing in user space, where such macros and types are missing and devices are mapped volatile."""
+
+_COMPLAINT = re.compile(r"\b(warning|error): ")
+_LAST_LINES = 10
+
+
+class DriverChecks:
+    """The checks, in a root that :func:`prepare_checks` made. A check gives its complaints, one line each."""
+
+    def __init__(self, root: Path, sandbox: Sandbox, run: Run = run) -> None:
+        self.root = root
+        self._sandbox = sandbox
+        self._run = run
+
+    @property
+    def releases(self) -> list[str]:
+        """The kernels whose headers the root has, as ``uname -r`` names them, sorted."""
+        return sorted(link.parent.name for link in (self.root / "usr/lib/modules").glob("*/build"))
+
+    @contextmanager
+    def work_folder(self) -> Iterator[tuple[Path, str]]:
+        """An empty folder in the root, removed at the end: its path here, and as seen from inside."""
+        work = Path(tempfile.mkdtemp(prefix="check-", dir=self.root / "build"))
+        try:
+            yield work, f"/{work.relative_to(self.root)}"
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+
+    def run(self, program: Sequence[str]) -> tuple[int, str]:
+        """Run ``program`` inside the root: its status, and its output with standard error."""
+        outcome = self._run(self._sandbox.command(self.root, program))
+        return outcome.status, outcome.output
+
+    def modules(self, sources: Path, release: str) -> list[str]:
+        """Compile the modules of ``sources`` for ``release`` at W=1, and let sparse look at every file of theirs."""
+        with self.work_folder() as (work, inside):
+            copy_sources(sources, work)
+            status, output = self.run(
+                [
+                    *("make", f"-j{os.cpu_count() or 1}", "-C", f"/lib/modules/{release}/build", f"M={inside}"),
+                    # Not C=2, which asks a script that Debian's headers lack whether sparse is new enough.
+                    *("W=1", "KCFLAGS=-Werror", "KBUILD_CHECKSRC=2", f"CF={_SPARSE_FLAGS}", "modules"),
+                ]
+            )
+        lines = output.replace(f"{inside}/", "").splitlines()
+        complaints = [line for line in lines if _COMPLAINT.search(line)]
+        if status != 0 and not complaints:
+            complaints = [f"make ended with status {status}", *lines[-_LAST_LINES:]]
+        seen = {match[1] for line in lines if (match := re.fullmatch(r"\s+CHECK\s+(\S+)", line))}
+        expected = {path.name for path in source_files(sources) if path.suffix == ".c" and path.parent == sources}
+        unseen = sorted(expected - seen)
+        return complaints or [f"{name}: sparse was not run on it" for name in unseen]
+
+    def style(self, guest_tools: Path) -> list[str]:
+        """Let checkpatch --strict read all C of ``guest_tools`` that was written and not generated."""
+        programs = guest_tools / "programs"
+        sources = written_sources(guest_tools)
+        of_programs = [path for path in sources if path.is_relative_to(programs)]
+        of_kernel = [path for path in sources if path not in of_programs]
+        return [
+            *self._checkpatch(guest_tools, of_kernel, _NOT_IN_6_12),
+            *self._checkpatch(guest_tools, of_programs, f"{_NOT_IN_6_12},{_KERNEL_ONLY}"),
+        ]
+
+    def _checkpatch(self, guest_tools: Path, sources: Sequence[Path], ignored: str) -> list[str]:
+        if not sources:
+            return []
+        with self.work_folder() as (work, inside):
+            shutil.copytree(self.root / _CHECKPATCH_FOLDER, work / "checkpatch")
+            # It looks for names with capitals in the headers of a kernel, and leaves a list of them where it runs.
+            (work / "checkpatch/include").mkdir()
+            names = [str(path.relative_to(guest_tools)) for path in sources]
+            for path, name in zip(sources, names, strict=True):
+                (work / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, work / name)
+            script = ["env", "-C", inside, "perl", "checkpatch/checkpatch.pl", "--no-tree", "--root=checkpatch"]
+            options = ("--strict", "--terse", "--show-types", "--no-summary", "--quiet", "--ignore", ignored)
+            status, output = self.run([*script, *options, "-f", *names])
+        lines = [line for line in output.splitlines() if line.strip()]
+        if status != 0 and not lines:
+            return [f"checkpatch ended with status {status}"]
+        return lines
+
+    def take_checkpatch(self, progress: Progress) -> None:
+        """Take checkpatch out of the kernel source if that was not done yet. Raises EnvironmentProblem."""
+        if (self.root / _CHECKPATCH_FOLDER).is_dir():
+            progress.skip(1)
+            return
+        archives = sorted((self.root / "usr/src").glob("linux-source-*.tar.xz"))
+        if not archives:
+            raise EnvironmentProblem(f"{self.root} holds no kernel source", f"remove {self.root} to have it made anew")
+        progress.step("taking checkpatch out of the kernel source")
+        top = archives[-1].name.removesuffix(".tar.xz")
+        names = [f"{top}/scripts/{name}" for name in _CHECKPATCH]
+        with self.work_folder() as (work, inside):
+            # --occurrence: stop reading after the last of them
+            unpack = ["tar", "-xJf", f"/usr/src/{archives[-1].name}", "-C", inside, "--occurrence=1", *names]
+            status, output = self.run(unpack)
+            if status != 0:
+                raise EnvironmentProblem(
+                    f"checkpatch cannot be taken out of {archives[-1]}: {output.strip()[-200:]}",
+                    f"remove {self.root} to have it made anew",
+                )
+            keep([work / name for name in names], self.root / _CHECKPATCH_FOLDER)
+        progress.done()
+
+
+Provide = Callable[[Progress], DriverChecks]
+"""Makes what the checks need; :func:`prepare_checks` is the real one."""
+
+
+def written_sources(guest_tools: Path) -> list[Path]:
+    """All ``.c`` and ``.h`` files below ``guest_tools`` but the generated ones, sorted."""
+    found = (path for path in source_files(guest_tools) if path.suffix in (".c", ".h"))
+    return [path for path in found if _GENERATED not in path.read_text()]
+
+
+def prepare_checks(progress: Progress, *, environment: Mapping[str, str] = os.environ, run: Run = run) -> DriverChecks:
+    """Provide the root of the checks. Raises EnvironmentProblem."""
+    base = provision.provision(progress, environment=environment, run=run).root
+    folder = provision.cache_folder(environment)
+    # The lab's own kernels are built from the same source package in the same layer: it is fetched once for both.
+    building = private_root(folder, BUILD_PACKAGES, progress, environment, run, base=base)
+    root = private_root(folder, PACKAGES, progress, environment, run, base=building)
+    checks = DriverChecks(root, find_sandbox(root, run), run)
+    checks.take_checkpatch(progress)
+    return checks
+
+
+def main(
+    arguments: Sequence[str] | None = None, *, out: TextIO | None = None, provide: Provide = prepare_checks
+) -> int:
+    """Check the guest's sources; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="scripts/driver-check", description=__doc__)
+    parser.parse_args(arguments)
+    stream = sys.stdout if out is None else out
+    return guarded("driver-check", lambda: _check_all(stream, provide))
+
+
+def _check_all(stream: TextIO, provide: Provide) -> int:
+    progress = Progress(stream, STEPS)
+    try:
+        checks = provide(progress)
+    finally:
+        progress.close()
+    guest_tools = resources.guest_tools()
+    count = 0
+    for release in checks.releases:
+        complaints = checks.modules(guest_tools / "driver", release)
+        count += _show(f"modules for {release}, W=1 and sparse", complaints, stream)
+    count += _show("checkpatch --strict", checks.style(guest_tools), stream)
+    return ExitStatus.FAILED if count else ExitStatus.PASSED
+
+
+def _show(what: str, complaints: Sequence[str], stream: TextIO) -> int:
+    for line in complaints:
+        print(line, file=stream)
+    print(f"{what}: {len(complaints) or 'no'} complaint{'' if len(complaints) == 1 else 's'}", file=stream, flush=True)
+    return len(complaints)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

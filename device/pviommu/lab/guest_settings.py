@@ -1,0 +1,64 @@
+"""What one guest is told: how its IOMMU driver is to be loaded, how its kernel maps, and how much it tests.
+
+The guest's scripts source ``/lab/config``; the mode is also a kernel argument, because the IOMMU core reads it before
+any script runs.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+__all__ = ["CONFIG_PATH", "KERNELS", "MODES", "OWN_KERNEL", "PROFILES", "GuestSettings", "kernel_name"]
+
+CONFIG_PATH = "/lab/config"
+"""Where the guest finds its settings."""
+
+KERNELS = ("debian", "debian-7", "lab", "lab-debug")
+"""Kernels that the lab provides by name."""
+
+OWN_KERNEL = "own"
+"""What a kernel that was given by its path is called in the guest."""
+
+PROFILES = ("xen-2024", "xen-v7")
+
+MODES = {"lazy": "iommu.strict=0", "strict": "iommu.strict=1", "passthrough": "iommu.passthrough=1"}
+"""How the DMA API maps (Documentation/admin-guide/kernel-parameters.txt, iommu.strict and iommu.passthrough)."""
+
+
+def kernel_name(kernel: str) -> str:
+    """The name of ``kernel``, an argument of ``--kernel``."""
+    return kernel if kernel in KERNELS else OWN_KERNEL
+
+
+@dataclass(frozen=True, slots=True)
+class GuestSettings:
+    """One choice for each of the lab's axes. ``long`` adds the tests that take more than a few seconds; with ``keep``
+    the guest ends in a shell on its console instead of powering off.
+    """
+
+    profile: str = PROFILES[0]
+    mode: str = "lazy"
+    vcpus: int = 1
+    kernel: str = KERNELS[0]
+    long: bool = False
+    keep: bool = False
+
+    @property
+    def kernel_arguments(self) -> tuple[str, ...]:
+        """The arguments that make the kernel map as ``mode`` says."""
+        return (MODES[self.mode],)
+
+    def config(self, more: Mapping[str, str] | None = None) -> bytes:
+        """The text of ``/lab/config``: assignments of a POSIX shell, ``more`` behind the settings."""
+        values = {
+            "profile": self.profile,
+            "mode": self.mode,
+            "vcpus": str(self.vcpus),
+            "kernel": self.kernel,
+            "long": str(int(self.long)),
+            "keep": str(int(self.keep)),
+            **(more or {}),
+        }
+        return "".join(f"{name}={shlex.quote(value)}\n" for name, value in values.items()).encode()

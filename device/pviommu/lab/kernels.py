@@ -1,0 +1,128 @@
+"""The guest's kernel by name: Debian's, a newer one of Debian's, two built for the lab, or the user's own by its path.
+
+What a name needs beyond the common root is a layer of its own upon that root, fetched only when it is asked for.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pviommu.lab import kernel_build
+from pviommu.lab.guest_settings import KERNELS, OWN_KERNEL
+from pviommu.lab.kernel import KernelTree, open_kernel, open_tree
+from pviommu.lab.kernel_build import SOURCE_PACKAGES, Follow, build_kernel, find_kernel, follow
+from pviommu.lab.problems import EnvironmentProblem
+from pviommu.lab.processes import Run, run
+from pviommu.lab.progress import Progress
+from pviommu.lab.provision import Toolbox, cache_folder
+from pviommu.lab.roots import BACKPORTS, find_root, private_root
+from pviommu.lab.roots import STEPS as ROOT_STEPS
+
+__all__ = ["BUILD_PACKAGES", "has_kernel", "open_named_path", "steps", "with_kernel"]
+
+DEBIAN, DEBIAN_7 = KERNELS[:2]
+
+_DEBIAN_7_PACKAGES = tuple(f"linux-{part}-cloud-amd64/{BACKPORTS}" for part in ("image", "headers"))
+BUILD_PACKAGES = (f"{SOURCE_PACKAGES[0]}/{BACKPORTS}", *SOURCE_PACKAGES[1:])
+"""Packages of the layer in which kernels are built, the newest source among them."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Flavour:
+    """A kernel of the lab's own: its fragments in ``guest-tools/kernel``, and what it is booted with."""
+
+    fragments: tuple[str, ...]
+    arguments: tuple[str, ...] = ()
+
+
+_ARGUMENTS = ("printk.time=1",)  # as on Debian's kernels
+_FLAVOURS: Mapping[str, _Flavour] = {
+    "lab": _Flavour(("lab.config",), _ARGUMENTS),
+    # Any warning ends the run; the last argument turns on the check of IOMMU_DEBUG_PAGEALLOC.
+    "lab-debug": _Flavour(
+        ("lab.config", "lab-debug.config"), (*_ARGUMENTS, "panic_on_warn=1", "iommu.debug_pagealloc=1")
+    ),
+}
+
+
+def steps(kernel: str) -> int:
+    """Progress steps that :func:`with_kernel` may take."""
+    if kernel == DEBIAN_7:
+        return ROOT_STEPS
+    return ROOT_STEPS + kernel_build.STEPS if kernel in _FLAVOURS else 0
+
+
+def open_named_path(kernel: str) -> KernelTree | None:
+    """The user's own kernel that ``kernel`` is the path of, checked; None for a name. Cheap: ask it first.
+
+    Raises UsageError, EnvironmentProblem.
+    """
+    return None if kernel in KERNELS else open_kernel(Path(kernel))
+
+
+def with_kernel(
+    toolbox: Toolbox,
+    kernel: str,
+    guest_tools: Path,
+    progress: Progress,
+    *,
+    environment: Mapping[str, str] = os.environ,
+    run: Run = run,
+    follow: Follow = follow,
+) -> Toolbox:
+    """``toolbox``, which has Debian's kernel, with the kernel of that name or path; what is missing is made.
+
+    Raises UsageError, EnvironmentProblem, RunError.
+    """
+    if kernel == DEBIAN:
+        return toolbox
+    own = open_named_path(kernel)
+    if own is not None:
+        return _with_tree(replace(toolbox, kernel=OWN_KERNEL), own)
+    folder = cache_folder(environment)
+    if kernel == DEBIAN_7:
+        root = private_root(folder, _DEBIAN_7_PACKAGES, progress, environment, run, base=toolbox.root)
+        return _with_package(replace(toolbox, root=root, kernel=kernel))
+    flavour = _FLAVOURS[kernel]
+    root = private_root(folder, BUILD_PACKAGES, progress, environment, run, base=toolbox.root)
+    fragments = [guest_tools / "kernel" / name for name in flavour.fragments]
+    built = build_kernel(kernel, root, fragments, progress, run, follow)
+    tree = replace(open_tree(built.tree), modules=built.modules)
+    return _with_tree(replace(toolbox, root=root, kernel=kernel, kernel_arguments=flavour.arguments), tree)
+
+
+def has_kernel(
+    toolbox: Toolbox, kernel: str, guest_tools: Path, *, environment: Mapping[str, str] = os.environ
+) -> bool:
+    """Whether :func:`with_kernel` would give the kernel of that name without making anything."""
+    if kernel == DEBIAN:
+        return True
+    packages = _DEBIAN_7_PACKAGES if kernel == DEBIAN_7 else BUILD_PACKAGES
+    root = find_root(cache_folder(environment), packages, base=toolbox.root)
+    if root is None or kernel == DEBIAN_7:
+        return root is not None
+    fragments = [guest_tools / "kernel" / name for name in _FLAVOURS[kernel].fragments]
+    return find_kernel(kernel, root, fragments) is not None
+
+
+def _with_tree(toolbox: Toolbox, tree: KernelTree) -> Toolbox:
+    return replace(
+        toolbox,
+        kernel_image=tree.image,
+        kernel_release=tree.release,
+        kernel_tree=tree.tree,
+        kernel_modules=tree.modules,
+        vmlinux=tree.vmlinux,
+    )
+
+
+def _with_package(toolbox: Toolbox) -> Toolbox:
+    """``toolbox`` with the kernel that the layer ``toolbox.root`` adds to the one of its base."""
+    # Packages of Linux 7 put the image beside its modules; /boot is filled by a script that does not run here.
+    images = sorted(toolbox.root.glob("usr/lib/modules/*/vmlinuz"))
+    if not images:
+        raise EnvironmentProblem(f"{toolbox.root} holds no kernel image", f"remove {toolbox.root} to have it made anew")
+    return replace(toolbox, kernel_image=images[-1], kernel_release=images[-1].parent.name)

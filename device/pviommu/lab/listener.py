@@ -1,0 +1,41 @@
+"""Takes the report of a guest line by line: parses it and shows results as they come."""
+
+from __future__ import annotations
+
+from typing import TextIO
+
+from pviommu.lab import report
+from pviommu.lab.ktap import Event, EventKind, KtapParser, Outcome
+
+__all__ = ["Listener"]
+
+
+class Listener:
+    """One guest's report; that of a second kernel, started by kexec, goes on with the same numbers and one plan."""
+
+    def __init__(self, stream: TextIO, *, verbose: bool) -> None:
+        self.parser = KtapParser()
+        self.exit_status: int | None = None
+        self._stream = stream
+        self._verbose = verbose
+
+    def line(self, line: str) -> None:
+        """Take one line of the report."""
+        status = report.exit_line(line)
+        if status is not None:
+            self.exit_status = status
+            return
+        self._show(self.parser.feed(line))
+
+    def _show(self, event: Event) -> None:
+        margin = "  " * event.depth
+        if event.kind is EventKind.RESULT and event.result is not None:
+            result = event.result
+            word = {Outcome.PASSED: "ok  ", Outcome.FAILED: "FAIL", Outcome.SKIPPED: "skip"}[result.outcome]
+            tail = f" ({result.reason})" if result.reason else ""
+            print(f"{margin}{word} {result.name}{tail}", file=self._stream, flush=True)
+            if result.outcome is Outcome.FAILED and not self._verbose:
+                for note in result.diagnostics:
+                    print(f"{margin}     {note}", file=self._stream, flush=True)
+        elif event.kind is EventKind.BAIL_OUT or (self._verbose and event.kind is EventKind.DIAGNOSTIC):
+            print(f"{margin}{event.text}", file=self._stream, flush=True)

@@ -1,0 +1,187 @@
+"""``pviommu lab matrix``: kernels x profiles x lazy and strict x vCPUs, each a long run of its own, one table at the
+end.
+
+Each cell is a ``pviommu lab run`` in a process of its own, so that none can spoil the next. What a cell came to is kept
+at once; the next matrix runs only what did not pass, or passed with other code or another kernel.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TextIO
+
+from pviommu.lab import cells, resources, table
+from pviommu.lab.boot import Setup
+from pviommu.lab.cells import Cell, Outcome
+from pviommu.lab.guest_settings import KERNELS, GuestSettings
+from pviommu.lab.problems import EnvironmentProblem, ExitStatus, RunError, UsageError
+from pviommu.lab.processes import Child
+from pviommu.lab.run import Provide, guarded, prepare, set_up, time_limit
+from pviommu.lab.server import PROGRAM
+
+__all__ = ["add_arguments", "main"]
+
+_GRACE = 60.0
+"""Seconds that a run may need beyond its own limit, to end and to report."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of ``pviommu lab matrix``."""
+    parser.add_argument(
+        "--only",
+        metavar="PATTERN",
+        action="append",
+        default=[],
+        help=f"only cells whose name ({'/'.join(cells.AXES)}) matches, as in a shell; can be given several times",
+    )
+    parser.add_argument("--kernels", metavar="NAME", nargs="+", default=list(KERNELS), help="default: all of them")
+    parser.add_argument("--results", metavar="DIR", type=Path, default=Path("lab-results/matrix"))
+    again = parser.add_mutually_exclusive_group()
+    again.add_argument(
+        "--resume", action="store_true", help="keep what passed with the same code and kernel (the default)"
+    )
+    again.add_argument("--fresh", action="store_true", help="run every cell again")
+    parser.add_argument("--timeout", metavar="SECONDS", type=float, help="hard limit of a cell; default: by its kernel")
+    parser.add_argument("--accel", choices=("auto", "kvm", "tcg"), default="auto")
+    parser.add_argument("--qemu", metavar="PATH", help="QEMU to use (10.1 or later, with vfio-user-pci)")
+
+
+def main(
+    args: argparse.Namespace,
+    *,
+    out: TextIO | None = None,
+    program: Sequence[str] = PROGRAM,
+    provide: Provide = prepare,
+    now: Callable[[], datetime] = lambda: datetime.now(UTC),
+) -> int:
+    """Run the matrix with parsed options; returns the exit status: 1 if a cell did not pass."""
+    stream = sys.stdout if out is None else out
+    return guarded("pviommu lab matrix", lambda: _run(args, stream, program, provide, now))
+
+
+@dataclass(frozen=True, slots=True)
+class _Matrix:
+    """What all cells share."""
+
+    args: argparse.Namespace
+    stream: TextIO
+    program: Sequence[str]
+    provide: Provide
+    now: Callable[[], datetime]
+    code: str
+
+    @property
+    def kept(self) -> Path:
+        return Path(self.args.results) / "cells"
+
+    def date(self) -> str:
+        return self.now().strftime("%Y-%m-%d %H:%M")
+
+
+def _run(
+    args: argparse.Namespace,
+    stream: TextIO,
+    program: Sequence[str],
+    provide: Provide,
+    now: Callable[[], datetime],
+) -> int:
+    wanted = cells.pick(cells.all_cells(list(dict.fromkeys(args.kernels))), args.only)
+    time_limit(args.timeout, GuestSettings())
+    package = Path(resources.__file__).resolve().parent.parent
+    code = cells.code_digest(package, resources.guest_tools(), resources.qemu_configs() / "lab.toml")
+    matrix = _Matrix(args, stream, program, provide, now, code)
+    try:
+        matrix.kept.mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        raise UsageError(f"--results {args.results}: {problem.strerror}") from problem
+    outcomes: dict[Cell, Outcome] = {}
+    for cell, outcome in _outcomes(matrix, wanted):
+        outcomes[cell] = outcome
+        table.write_table(args.results, outcomes, matrix.date())
+    print(f"\n{table.as_text(outcomes)}\ntable   {args.results / 'matrix.md'}", file=stream)
+    passed = all(outcome.verdict == "passed" for outcome in outcomes.values())
+    return ExitStatus.PASSED if passed else ExitStatus.FAILED
+
+
+def _outcomes(matrix: _Matrix, wanted: Sequence[Cell]) -> Iterator[tuple[Cell, Outcome]]:
+    """Each cell with what it came to, as it comes; one line a cell."""
+    ready: dict[str, Setup | Outcome] = {}
+    for number, cell in enumerate(wanted, start=1):
+        if cell.kernel not in ready:
+            ready[cell.kernel] = _kernel_ready(matrix, cell.kernel)
+        setup = ready[cell.kernel]
+        note = ""
+        if isinstance(setup, Outcome):
+            outcome = setup
+        else:
+            inputs = _inputs(matrix, setup, cell)
+            known = cells.read_outcome(matrix.kept, cell)
+            if known is not None and not matrix.args.fresh and (known.verdict, known.inputs) == ("passed", inputs):
+                outcome, note = known, f", kept from {known.date}"
+            else:
+                outcome = _run_cell(matrix, setup, cell, inputs)
+                cells.write_outcome(matrix.kept, cell, outcome)
+        print(f"[{number}/{len(wanted)}] {_line(cell, outcome)}{note}", file=matrix.stream, flush=True)
+        yield cell, outcome
+
+
+def _line(cell: Cell, outcome: Outcome) -> str:
+    if outcome.verdict == "passed":
+        return f"{cell.name} passed, {outcome.passed} tests in {outcome.seconds:.1f} s"
+    return f"{cell.name} {outcome.verdict.upper()}: {'; '.join(outcome.problems)}"
+
+
+def _kernel_ready(matrix: _Matrix, kernel: str) -> Setup | Outcome:
+    """Everything that runs with ``kernel`` need; what prevents it is the outcome of each of them."""
+    args = matrix.args
+    try:
+        return set_up(matrix.stream, matrix.provide, qemu=args.qemu, accel=args.accel, kernel=kernel)
+    except (EnvironmentProblem, RunError) as problem:
+        return Outcome("error", date=matrix.date(), problems=[str(problem)])
+
+
+def _inputs(matrix: _Matrix, setup: Setup, cell: Cell) -> str:
+    """A digest of what the outcome of ``cell`` depends on."""
+    toolbox = setup.toolbox
+    parts = [matrix.code, cell.name, setup.accelerator, *toolbox.qemu_command, *toolbox.versions.values()]
+    parts.append(hashlib.sha256(toolbox.kernel_image.read_bytes()).hexdigest())
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _run_cell(matrix: _Matrix, setup: Setup, cell: Cell, inputs: str) -> Outcome:
+    folder = Path(matrix.args.results) / "runs" / cell.file_name
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    limit = time_limit(matrix.args.timeout, GuestSettings(kernel=cell.kernel, long=True))
+    command = [*matrix.program, "lab", "run", *_options(matrix, setup, cell), "--results", str(folder)]
+    date = matrix.date()
+    child = Child()
+    log = folder / "output.txt"
+    try:
+        with log.open("wb") as output:
+            child.start([*command, "--timeout", f"{limit:g}"], output=output)
+        status = child.wait(limit + _GRACE)
+    finally:
+        child.stop(grace=10.0)
+    if status is None:
+        return Outcome("timeout", date=date, inputs=inputs, problems=[f"the run did not end within {limit:g} s"])
+    try:
+        return Outcome.of_results(json.loads((folder / "latest/results.json").read_text()), date, inputs)
+    except (OSError, ValueError, KeyError, TypeError):
+        said = log.read_text(errors="replace").strip().splitlines() or ["it said nothing"]
+        problem = f"the run ended with status {status} and no results: {said[-1]}"
+        return Outcome("error", date=date, inputs=inputs, problems=[problem])
+
+
+def _options(matrix: _Matrix, setup: Setup, cell: Cell) -> list[str]:
+    options = ["--long", "--kernel", cell.kernel, "--profile", cell.profile, "--mode", cell.mode]
+    options += ["--vcpus", str(cell.vcpus), "--accel", setup.accelerator]
+    return options if matrix.args.qemu is None else [*options, "--qemu", matrix.args.qemu]

@@ -1,0 +1,110 @@
+"""What the guest may ask of the host while its tests run: to stop, or to kill, the server that it depends on.
+
+A request is the line ``# lab: request NAME [ARGUMENT]`` of the guest's report; the answer, ``done NAME`` or
+``failed NAME reason``, goes back on the same channel:
+
+=====================  ==================================================================================
+``stop-server``        the server is stopped (SIGSTOP) before the answer, and continued SECONDS after it
+``kill-server``        the server is dead (SIGKILL) before the answer; that it is gone is no problem of the run
+=====================  ==================================================================================
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+__all__ = ["LONGEST_STOP", "Requests", "Target"]
+
+LONGEST_STOP = 60.0
+"""Seconds for which a guest may have the server stopped."""
+
+_REQUEST = re.compile(r"# lab: request(?:\s+(\S+))?(?:\s+(.*?))?\s*$")
+_LONGEST_QUOTE = 80
+
+
+class Target(Protocol):
+    """The server, as far as requests reach it; each method raises ProcessLookupError when it is gone."""
+
+    def pause(self) -> None: ...
+
+    def resume(self) -> None: ...
+
+    def kill(self) -> None: ...
+
+
+class _RefusedError(Exception):
+    """A request that is not carried out, with the reason that the guest is told."""
+
+
+class Requests:
+    """Carries out one guest's requests and remembers what is still to be done for them.
+
+    Whoever reads the guest's report hands each line to :meth:`take`, and calls :meth:`ring` once :attr:`due` has come.
+    """
+
+    def __init__(
+        self, server: Target, answer: Callable[[str], None], *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._server = server
+        self._answer = answer
+        self._clock = clock
+        self._due: float | None = None
+
+    @property
+    def due(self) -> float | None:
+        """When :meth:`ring` wants to be called, on the clock; None while nothing is pending."""
+        return self._due
+
+    def take(self, line: str) -> bool:
+        """Carry ``line`` out and answer it if it is a request; whether it is one."""
+        match = _REQUEST.match(line.strip())
+        if match is None:
+            return False
+        name, argument = (match[1] or "")[:_LONGEST_QUOTE], (match[2] or "")[:_LONGEST_QUOTE]
+        try:
+            self._carry_out(name, argument)
+        except _RefusedError as refusal:
+            self._answer(f"failed {name or '?'} {refusal}")
+        except ProcessLookupError:
+            self._answer(f"failed {name} the server is not running")
+        else:
+            self._answer(f"done {name}")
+        return True
+
+    def ring(self) -> None:
+        """Continue the server if its time has come."""
+        if self._due is not None and self._clock() >= self._due:
+            self.finish()
+
+    def finish(self) -> None:
+        """Do at once what is pending: continue a server that is still stopped."""
+        if self._due is not None:
+            self._due = None
+            try:
+                self._server.resume()
+            except ProcessLookupError:
+                return  # it ended meanwhile, which whoever stops it reports
+
+    def _carry_out(self, name: str, argument: str) -> None:
+        if name == "stop-server":
+            seconds = _seconds(argument)
+            self._server.pause()
+            self._due = self._clock() + seconds
+        elif name == "kill-server":
+            if argument:
+                raise _RefusedError(f"it takes no argument, not {argument}")
+            self._server.kill()
+            self._due = None
+        else:
+            raise _RefusedError("no such request: stop-server SECONDS, kill-server")
+
+
+def _seconds(argument: str) -> float:
+    match = re.fullmatch(r"\d{1,4}(\.\d{1,3})?", argument)
+    seconds = float(match[0]) if match else 0.0
+    if not 0 < seconds <= LONGEST_STOP:
+        raise _RefusedError(f"seconds {argument or 'missing'}: give a number above 0, at most {LONGEST_STOP:g}")
+    return seconds

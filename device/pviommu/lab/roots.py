@@ -1,0 +1,180 @@
+"""Private roots: folders that hold unpacked Debian packages, made once in the user's cache folder.
+
+A root is named by a digest of what was asked for. It is made under another name and renamed when complete, so a killed
+run leaves no half root; a lock makes the second of two runs wait for the first. A layer is a root that begins as a copy
+of another one, by hard links, and gets only the packages which that one lacks: it costs no more than its own packages.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+from pviommu.lab.apt import SUITES, PrivateApt, choose_mirror, require_tools
+from pviommu.lab.problems import EnvironmentProblem
+from pviommu.lab.processes import Run
+from pviommu.lab.progress import Progress
+
+__all__ = ["BACKPORTS", "STEPS", "archives_in", "find_root", "locked", "private_root"]
+
+STEPS = 3
+"""Progress steps that making a root takes."""
+
+BACKPORTS = "trixie-backports"
+"""The suite of what is newer than Debian 13 itself."""
+
+_LAYOUT = "1"  # change it to have every root made anew
+_COMPLETE = ".complete"
+_MOUNT_POINTS = ("dev", "proc", "tmp", "build")
+_DOCUMENTS = tuple(f"usr/share/{name}" for name in ("bug", "doc", "info", "lintian", "locale", "man"))
+
+
+def private_root(
+    folder: Path,
+    packages: Sequence[str],
+    progress: Progress,
+    environment: Mapping[str, str],
+    run: Run,
+    *,
+    base: Path | None = None,
+) -> Path:
+    """The root in ``folder`` that holds ``packages`` and what they need; with ``base``, a layer upon that root.
+
+    It is made if it is missing. Raises EnvironmentProblem.
+    """
+    root = folder / f"root-{_digest(packages, base)}"
+    if _is_complete(root):
+        progress.skip(STEPS)
+        return root
+    try:
+        with locked(folder):
+            if _is_complete(root):
+                progress.skip(STEPS)
+            else:
+                _make(root, packages, progress, dict(environment), run, base)
+    except OSError as problem:
+        raise EnvironmentProblem(
+            f"the cache folder {folder} cannot be filled: {problem}",
+            "give it about 1.5 GB of space, or set XDG_CACHE_HOME to a folder that has it",
+        ) from problem
+    return root
+
+
+def find_root(folder: Path, packages: Sequence[str], *, base: Path | None = None) -> Path | None:
+    """What :func:`private_root` would give at once; None if it would have to make it."""
+    root = folder / f"root-{_digest(packages, base)}"
+    return root if _is_complete(root) else None
+
+
+def archives_in(root: Path) -> list[str]:
+    """File names of the package archives that were unpacked in ``root``, those of a layer's base included."""
+    return (root / _COMPLETE).read_text().splitlines()
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Be the only maker in ``folder``, which is created if missing; a killed maker's ``making-*`` are removed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        # Whoever holds the lock is the only maker, so anything unfinished is a killed run's.
+        for leftover in folder.glob("making-*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        yield
+
+
+def _digest(packages: Sequence[str], base: Path | None) -> str:
+    recipe: dict[str, object] = {"layout": _LAYOUT, "packages": packages, "suites": SUITES}
+    if base is not None:
+        recipe["base"] = base.name
+    return hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:16]
+
+
+def _is_complete(root: Path) -> bool:
+    return (root / _COMPLETE).is_file()
+
+
+def _make(
+    root: Path,
+    packages: Sequence[str],
+    progress: Progress,
+    environment: dict[str, str],
+    run: Run,
+    base: Path | None,
+) -> None:
+    progress.step("reading the package indices")
+    require_tools(run, platform.machine())
+    mirror = choose_mirror(environment, run)
+    present = [] if base is None else archives_in(base)
+    making = Path(tempfile.mkdtemp(prefix="making-", dir=root.parent))
+    try:
+        apt = PrivateApt(making / "apt", mirror, run)
+        apt.update()
+        wanted = [archive for archive in apt.resolve(packages) if archive.file_name not in present]
+        progress.done()
+
+        size = sum(archive.size for archive in wanted) // 1_000_000
+        progress.step(f"downloading {len(wanted)} packages, {size} MB")
+        files = apt.download(wanted, progress.update)
+        progress.done()
+
+        progress.step(f"unpacking {len(files)} packages")
+        new = making / "root"
+        _begin(new, base)
+        _unpack(files, new, progress, run)
+        progress.done()
+
+        names = [*present, *(archive.file_name for archive in wanted)]
+        (new / _COMPLETE).write_text("\n".join(names) + "\n")
+        shutil.rmtree(root, ignore_errors=True)
+        new.rename(root)
+    finally:
+        shutil.rmtree(making, ignore_errors=True)
+
+
+def _begin(new: Path, base: Path | None) -> None:
+    if base is None:
+        new.mkdir()
+        return
+    # What runs write to, and the list of packages, is the base's own; the rest is never changed in place. Documents are
+    # of no use, and a newer version of a package may have a link where the older one has a folder.
+    own = {base / name for name in (_COMPLETE, *_MOUNT_POINTS, *_DOCUMENTS)}
+
+    def skipped(folder: str, names: list[str]) -> set[str]:
+        return {name for name in names if Path(folder, name) in own}
+
+    shutil.copytree(base, new, symlinks=True, copy_function=os.link, ignore=skipped)
+
+
+def _unpack(files: list[Path], root: Path, progress: Progress, run: Run) -> None:
+    # base-files brings the links /bin -> usr/bin and so on; whatever comes before it could make them folders.
+    first = [file for file in files if file.name.startswith("base-files_")]
+    for file in first:
+        _unpack_one(file, root, run)
+    others = [file for file in files if file not in first]
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        for count, _ in enumerate(pool.map(lambda file: _unpack_one(file, root, run), others), start=1):
+            progress.update(count / len(others))
+    awk = root / "usr/bin/awk"  # made by an alternative's script that does not run here
+    if not awk.is_symlink():
+        awk.symlink_to("mawk")
+    for mount_point in _MOUNT_POINTS:
+        (root / mount_point).mkdir(exist_ok=True)
+
+
+def _unpack_one(file: Path, root: Path, run: Run) -> None:
+    # tar, which does the work, removes a file before it writes one of that name: a base's file stays as it is.
+    outcome = run(["dpkg-deb", "-x", str(file), str(root)])
+    if outcome.status != 0:
+        raise EnvironmentProblem(
+            f"{file.name} cannot be unpacked: {outcome.output.strip()[-200:]}", "check the space in the cache folder"
+        )

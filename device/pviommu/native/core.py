@@ -1,0 +1,128 @@
+"""The native core of an engine: see :class:`pviommu.engine.core.Core`, whose Python twin says what is right."""
+
+from __future__ import annotations
+
+import weakref
+from array import array
+from collections.abc import Iterable, Sequence
+from ctypes import addressof, c_uint32, c_uint64
+from pathlib import Path
+from typing import Any
+
+from ..engine import EngineConfig, Refusal, Run
+from ..engine.core import ContextTable, PagePool
+from ..engine.ranges import FrameRanges
+from ..engine.results import DefaultPolicy, PackedRuns
+from ..inputs import Inputs
+from ..pci.shared_memory import SharedMemory
+from . import library
+from .build import find_library
+from .memory import NativeCopier
+from .ring import NativeRings
+from .table import NativePool, NativeTable
+
+__all__ = ["NativeCore", "native_core"]
+
+_ROOM = 1024
+"""Runs that one call finds."""
+_REFUSALS = {
+    1: Refusal.NOT_MAPPED,
+    2: Refusal.NO_PERMISSION,
+    3: Refusal.OUT_OF_APERTURE,
+    4: Refusal.RESERVED,
+    5: Refusal.BLOCKED,
+}
+"""By the numbers of ``enum pv_refusal``."""
+
+
+def native_core(path: Path | None = None) -> NativeCore | None:
+    """A core from the library at ``path``, or from the one that was built; ``None`` if there is none that loads."""
+    found = path or find_library()
+    if found is None:
+        return None
+    try:
+        return NativeCore(library.load(found))
+    except OSError:  # built for another C library
+        return None
+
+
+class NativeCore:
+    """Tables in C, which the rings in C reach too. A :class:`pviommu.iommu.ring_core.DeviceCore`."""
+
+    name = "native"
+    walks = True
+
+    def __init__(self, lib: library.Library) -> None:
+        self.hits: dict[tuple[int, int, int], tuple[int, int]] = {}
+        self.lib = lib
+        self.address = 0
+        self._position = c_uint64()
+        self._done = c_uint32()
+        self._runs = (c_uint64 * (2 * _ROOM))()
+        self._run_bytes = memoryview(self._runs).cast("B")
+        self._places = addressof(self._position), addressof(self._runs), addressof(self._done)
+        self._shown: dict[int, ContextTable] = {}
+        """by context: C holds their addresses"""
+
+    def start(self, config: EngineConfig) -> PagePool:
+        """Raises MemoryError."""
+        if self.address:
+            raise ValueError("a native core serves one engine, and this one has one already")
+        identity = config.default_policy is DefaultPolicy.IDENTITY
+        self.address = self.lib.pv_core_create(config.aperture_frames, identity) or 0
+        if not self.address:
+            raise MemoryError("no memory for the native core")
+        self._finalizer = weakref.finalize(self, self.lib.pv_core_destroy, self.address)
+        reserved = FrameRanges((region.first, region.last) for region in config.reserved)
+        self._check(self.lib.pv_core_set_reserved(self.address, *_bounds(reserved)))
+        return NativePool(self.lib, config.pool_pages)
+
+    def table(self, pool: PagePool, frames: int) -> ContextTable:
+        if not isinstance(pool, NativePool):
+            raise TypeError("a native table draws on a native pool")
+        return NativeTable(pool, frames)
+
+    def set_ram(self, ram: FrameRanges) -> None:
+        self._check(self.lib.pv_core_set_ram(self.address, *_bounds(ram)))
+
+    def show(self, ctx: int, table: ContextTable, direct: FrameRanges, closed: FrameRanges, is_clone: bool) -> None:
+        if not isinstance(table, NativeTable):
+            raise TypeError("a native core has native tables")
+        self._shown[ctx] = table
+        result = self.lib.pv_core_show(self.address, ctx, table.address, *_bounds(direct), *_bounds(closed), is_clone)
+        self._check(result)
+
+    def hide(self, ctx: int) -> None:
+        self.lib.pv_core_hide(self.address, ctx)
+        del self._shown[ctx]
+
+    def walk(self, ctx: int, iova: int, end: int, wanted: int) -> Sequence[Run] | tuple[int, Refusal]:
+        self._position.value = iova
+        at, room, done = self._places
+        found = array("Q")
+        while True:
+            count = self.lib.pv_core_walk(self.address, ctx, at, end - 1, wanted, room, _ROOM, done)
+            if count < 0:
+                return self._position.value, _REFUSALS[-count]
+            found.frombytes(self._run_bytes[: 16 * count])
+            if self._done.value:
+                break
+        return [Run(*found)] if len(found) == 2 else PackedRuns(found)
+
+    def rings(self, count: int, shared: SharedMemory, inputs: Inputs, max_nr_pages: int) -> NativeRings:
+        self.lib.pv_core_set_max_nr_pages(self.address, max_nr_pages)
+        return NativeRings(self.lib, self.address, count, shared, inputs, self.hits.clear)
+
+    def copier(self) -> NativeCopier:
+        return NativeCopier(self.lib)
+
+    @staticmethod
+    def _check(result: int) -> None:
+        if result:
+            raise MemoryError("no memory for the native core")
+
+
+def _bounds(ranges: Iterable[tuple[int, int]]) -> tuple[Any, int]:
+    """Ranges as C takes them: the numbers, and how many ranges."""
+    numbers = [bound for pair in ranges for bound in pair]
+    return (c_uint64 * len(numbers))(*numbers), len(numbers) // 2

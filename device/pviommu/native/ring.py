@@ -1,0 +1,106 @@
+"""Command rings whose common slots are carried out in C: see :mod:`pviommu.iommu.ring_core`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from ctypes import addressof, c_char, memset, sizeof
+from typing import Any
+
+from pviommu_abi.shared import CACHE_LINE, INDEX_OFFSET, RING_INDEX_STRIDE
+
+from ..inputs import Inputs
+from ..iommu.ring import CommandRing
+from ..iommu.ring_core import Report
+from ..pci.shared_memory import SharedMemory
+from . import library
+
+__all__ = ["NativeRing", "NativeRings"]
+
+
+class NativeRing(CommandRing):
+    """A ring whose indices C and Python share. C reaches its memory only while it is on."""
+
+    def __init__(self, state: Any, number: int, shared: SharedMemory, inputs: Inputs) -> None:
+        """``state``: the :class:`.library.Ring` of this ring."""
+        self.state = state
+        state.number = number
+        super().__init__(number, shared, inputs)
+
+    @property
+    def entries(self) -> int:
+        return int(self.state.entries)
+
+    @entries.setter
+    def entries(self, value: int) -> None:
+        self.state.entries = value
+
+    @property
+    def completed(self) -> int:
+        return int(self.state.completed)
+
+    @completed.setter
+    def completed(self, value: int) -> None:
+        self.state.completed = value
+
+    @property
+    def broken(self) -> bool:
+        return bool(self.state.broken)
+
+    @broken.setter
+    def broken(self, value: bool) -> None:
+        self.state.broken = value
+
+    def enable(self, base: int, entries: int) -> None:
+        memory = addressof(c_char.from_buffer(self._shared.view))  # other memory may have been taken since
+        line = memory + INDEX_OFFSET + self.number * RING_INDEX_STRIDE
+        self.state.slots = memory + base
+        self.state.guest_line = line
+        self.state.device_line = line + CACHE_LINE
+        super().enable(base, entries)
+
+
+class NativeRings:
+    """The rings of one device: see :class:`pviommu.iommu.ring_core.RingCore`."""
+
+    def __init__(
+        self,
+        lib: library.Library,
+        core: int,
+        count: int,
+        shared: SharedMemory,
+        inputs: Inputs,
+        removed: Callable[[], object],
+    ) -> None:
+        """``core``: address of the ``struct pv_core``. ``removed`` is called after pages were unmapped."""
+        self._lib = lib
+        self._core = core
+        self._shared = shared
+        self._inputs = inputs
+        self._count = count
+        self._removed = removed
+        self._states = (library.Ring * count)()
+        self._first = addressof(self._states)
+        self._report = library.Report()
+        self._report_at = addressof(self._report)
+
+    def ring(self, number: int) -> NativeRing:
+        return NativeRing(self._states[number], number, self._shared, self._inputs)
+
+    def select(self, op_class: int) -> None:
+        self._lib.pv_core_select(self._core, op_class)
+
+    def execute(self, ring: CommandRing, limit: int, budget_ns: int) -> Report:
+        memset(self._report_at, 0, sizeof(self._report))
+        place = self._first + ring.number * sizeof(library.Ring)
+        self._lib.pv_ring_execute(self._core, place, limit, max(0, budget_ns), self._report_at)
+        return self._done()
+
+    def spin(self, budget_ns: int) -> Report:
+        memset(self._report_at, 0, sizeof(self._report))
+        self._lib.pv_spin(self._core, self._first, self._count, budget_ns, self._report_at)
+        return self._done()
+
+    def _done(self) -> Report:
+        if self._report.pages_unmapped:
+            self._removed()  # before anybody can ask for a translation
+        return self._report

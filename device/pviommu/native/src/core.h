@@ -1,0 +1,169 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The native core: what device/pviommu/engine and device/pviommu/iommu do for each page and each slot, in C.
+ *
+ * Every function has a twin in Python that defines what is right; tests compare the two. Nothing here allocates except
+ * table nodes, nothing loops without a bound, and everything that comes from a guest is checked before it is used.
+ */
+#ifndef PVIOMMU_CORE_H
+#define PVIOMMU_CORE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#define PV_EXPORT __attribute__((visibility("default")))
+
+#define PV_PAGE_SHIFT	12
+#define PV_PAGE_MASK	((1ull << PV_PAGE_SHIFT) - 1)
+#define PV_FRAME_LIMIT	(1ull << (64 - PV_PAGE_SHIFT))
+
+/* ---- sets of frames (twin: engine/ranges.py) ---- */
+
+/* Merged ranges in order; bounds[2 * i] is the first frame of one, bounds[2 * i + 1] the last. */
+struct pv_ranges {
+	uint64_t count;
+	uint64_t *bounds;
+};
+
+int pv_ranges_set(struct pv_ranges *ranges, const uint64_t *bounds, uint64_t count);
+uint64_t pv_inside(const struct pv_ranges *ranges, uint64_t frame);
+uint64_t pv_outside(const struct pv_ranges *ranges, uint64_t frame);
+
+/* ---- page tables (twins: engine/pool.py, engine/table.py) ---- */
+
+#define PV_LEVEL_BITS	9
+#define PV_SLOTS	512u
+
+#define PV_ACCESS	3ull
+#define PV_START	4ull
+#define PV_CLONE	8ull
+#define PV_KIND		(PV_CLONE | PV_ACCESS)
+#define PV_GFN_SHIFT	4
+/* A slot with this bit holds a lower table; a frame number shifted by four never has it. */
+#define PV_TABLE	(1ull << 63)
+
+struct pv_node {
+	uint64_t slots[PV_SLOTS];
+	uint64_t live;
+};
+
+/* The first two fields are read and written from Python. Spare nodes are all zeros but for slots[0], their link. */
+struct pv_pool {
+	int64_t free;
+	int64_t total;
+	uint64_t out_of_memory;
+	uint64_t spares;
+	struct pv_node *spare;
+};
+
+struct pv_table {
+	uint64_t mapped;
+	struct pv_pool *pool;
+	uint64_t limit;
+	int64_t charged;
+	int64_t reserve;
+	uint64_t top;	/* shift of the root's level */
+	struct pv_node *root;
+};
+
+/* What was found at a dfn. pages == 0: nothing. */
+struct pv_leaf {
+	uint64_t gfn;
+	uint64_t pages;
+	uint64_t flags;
+	uint64_t offset;	/* of the dfn inside the leaf */
+};
+
+struct pv_leaf pv_leaf_at(const struct pv_table *table, uint64_t dfn);
+uint64_t pv_table_map(struct pv_table *table, uint64_t dfn, uint64_t gfn, uint64_t nr, uint64_t kind, uint32_t starts);
+uint64_t pv_table_unmap(struct pv_table *table, uint64_t dfn, uint64_t nr, uint32_t past_holes);
+
+/* ---- contexts and translation (twin: engine/engine.py) ---- */
+
+#define PV_CONTEXTS 65536u
+
+struct pv_context {
+	struct pv_table *table;
+	struct pv_ranges direct;
+	struct pv_ranges closed;
+	uint32_t is_clone;
+};
+
+enum pv_refusal {
+	PV_NOT_MAPPED = 1,
+	PV_NO_PERMISSION,
+	PV_OUT_OF_APERTURE,
+	PV_RESERVED,
+	PV_BLOCKED,
+};
+
+enum pv_stop {
+	PV_WHOLE,
+	PV_STOP_NO_ACCESS,
+	PV_STOP_OUT_OF_APERTURE,
+	PV_STOP_NOT_RAM,
+	PV_STOP_RESERVED,
+	PV_STOP_MAPPED,
+	PV_STOP_POOL_EXHAUSTED,
+	PV_STOP_NOT_MAPPED,
+	PV_STOP_OUT_OF_MEMORY,	/* of the process: has no twin but MemoryError */
+};
+
+struct pv_outcome {
+	uint64_t done;
+	uint64_t at;
+	enum pv_stop stop;
+};
+
+struct pv_core {
+	uint64_t limit;		/* dfns of a context are below it */
+	uint64_t identity;	/* whether the default context maps RAM 1:1 */
+	uint64_t profile;	/* class of the slots that are carried out here; 0: none */
+	uint64_t max_nr_pages;
+	struct pv_ranges ram;
+	struct pv_ranges reserved;
+	struct pv_context *contexts[PV_CONTEXTS];
+};
+
+struct pv_outcome pv_map(const struct pv_core *core, const struct pv_context *context, uint64_t dfn, uint64_t gfn,
+			 uint64_t nr, uint64_t access);
+struct pv_outcome pv_unmap(const struct pv_core *core, const struct pv_context *context, uint64_t dfn, uint64_t nr);
+
+/* ---- rings (twins: iommu/ring.py, iommu/execution.py) ---- */
+
+/* Both fields of a cache line that one side writes; see protocol/pviommu_abi/shared.py. */
+struct pv_ring {
+	uint8_t *slots;
+	const volatile uint32_t *guest_line;	/* producer, completion_event */
+	volatile uint32_t *device_line;		/* completed, doorbell_event */
+	uint32_t entries;			/* a power of two; 0: off */
+	uint32_t completed;
+	uint32_t broken;
+	uint32_t number;
+};
+
+enum pv_reason {
+	PV_DONE,		/* as many slots as were asked for, or as there were */
+	PV_OVERDUE,		/* time is up */
+	PV_FOR_PYTHON,		/* the next slot is not for this core */
+	PV_POSTED_FAILED,	/* `unpublished` slots wait until the event about the last one is out */
+	PV_BROKEN,		/* an impossible producer index */
+};
+
+struct pv_report {
+	uint64_t slots;
+	uint64_t posted;
+	uint64_t failed;
+	uint64_t maps;
+	uint64_t unmaps;
+	uint64_t pages_mapped;
+	uint64_t pages_unmapped;
+	uint32_t reason;
+	uint32_t interrupt;	/* whether the guest asked to be interrupted */
+	uint32_t unpublished;
+	uint32_t ring;		/* the last one worked on */
+	uint32_t sequence;	/* of the slot that failed, and its result */
+	int32_t result;
+};
+
+#endif

@@ -1,0 +1,243 @@
+// SPDX-License-Identifier: MIT
+/* Contexts, and what an endpoint reaches through them: engine/engine.py in C. */
+
+#include <stdlib.h>
+
+#include "core.h"
+
+static uint64_t min64(uint64_t a, uint64_t b)
+{
+	return a < b ? a : b;
+}
+
+/* A core for dfns below `limit` whose default context maps RAM 1:1 or nothing; NULL without memory. */
+PV_EXPORT struct pv_core *pv_core_create(uint64_t limit, uint32_t identity)
+{
+	struct pv_core *core = calloc(1, sizeof(*core));
+
+	if (core) {
+		core->limit = limit;
+		core->identity = identity;
+	}
+	return core;
+}
+
+static void context_free(struct pv_context *context)
+{
+	free(context->direct.bounds);
+	free(context->closed.bounds);
+	free(context);
+}
+
+PV_EXPORT void pv_core_destroy(struct pv_core *core)
+{
+	for (uint32_t ctx = 0; ctx < PV_CONTEXTS; ctx++)
+		if (core->contexts[ctx])
+			context_free(core->contexts[ctx]);
+	free(core->ram.bounds);
+	free(core->reserved.bounds);
+	free(core);
+}
+
+/* Replace guest RAM and what no context translates; -1 without memory. */
+PV_EXPORT int pv_core_set_ram(struct pv_core *core, const uint64_t *bounds, uint64_t count)
+{
+	return pv_ranges_set(&core->ram, bounds, count);
+}
+
+PV_EXPORT int pv_core_set_reserved(struct pv_core *core, const uint64_t *bounds, uint64_t count)
+{
+	return pv_ranges_set(&core->reserved, bounds, count);
+}
+
+PV_EXPORT void pv_core_hide(struct pv_core *core, uint32_t ctx)
+{
+	if (ctx < PV_CONTEXTS && core->contexts[ctx]) {
+		context_free(core->contexts[ctx]);
+		core->contexts[ctx] = NULL;
+	}
+}
+
+/* Slots of this class are carried out from now on; 0: none. */
+PV_EXPORT void pv_core_select(struct pv_core *core, uint64_t op_class)
+{
+	core->profile = op_class;
+}
+
+PV_EXPORT void pv_core_set_max_nr_pages(struct pv_core *core, uint64_t pages)
+{
+	core->max_nr_pages = pages;
+}
+
+/* There is such a context, with this table; -1 without memory, and then there is none. */
+PV_EXPORT int pv_core_show(struct pv_core *core, uint32_t ctx, struct pv_table *table, const uint64_t *direct,
+			   uint64_t directs, const uint64_t *closed, uint64_t closeds, uint32_t is_clone)
+{
+	struct pv_context *context;
+
+	if (ctx >= PV_CONTEXTS)
+		return -1;
+	context = core->contexts[ctx];
+	if (!context)
+		context = core->contexts[ctx] = calloc(1, sizeof(*context));
+	if (!context)
+		return -1;
+	context->table = table;
+	context->is_clone = is_clone;
+	if (pv_ranges_set(&context->direct, direct, directs) || pv_ranges_set(&context->closed, closed, closeds)) {
+		pv_core_hide(core, ctx);
+		return -1;
+	}
+	return 0;
+}
+
+static struct pv_outcome stopped(uint64_t done, enum pv_stop stop, uint64_t at)
+{
+	struct pv_outcome outcome = { done, at, stop };
+
+	return outcome;
+}
+
+/* Engine.map of RAM into a context that there is. */
+struct pv_outcome pv_map(const struct pv_core *core, const struct pv_context *context, uint64_t dfn, uint64_t gfn,
+			 uint64_t nr, uint64_t access)
+{
+	struct pv_table *table = context->table;
+	uint64_t backed, clear, possible, done;
+
+	if (!nr)
+		return stopped(0, PV_WHOLE, 0);
+	if (!(access & PV_ACCESS))
+		return stopped(0, PV_STOP_NO_ACCESS, dfn);
+	if (dfn >= core->limit || nr > core->limit - dfn)
+		return stopped(0, PV_STOP_OUT_OF_APERTURE, dfn < core->limit ? core->limit : dfn);
+	backed = pv_inside(&core->ram, gfn);
+	clear = pv_outside(&context->closed, dfn);
+	possible = min64(nr, min64(backed, clear));
+	done = possible ? pv_table_map(table, dfn, gfn, possible, access & PV_ACCESS, 1) : 0;
+	if (done == nr)
+		return stopped(done, PV_WHOLE, 0);
+	if (done == possible)
+		return stopped(done, backed <= clear ? PV_STOP_NOT_RAM : PV_STOP_RESERVED, dfn + done);
+	if (pv_leaf_at(table, dfn + done).pages)
+		return stopped(done, PV_STOP_MAPPED, dfn + done);
+	if (table->pool->out_of_memory) {
+		table->pool->out_of_memory = 0;
+		return stopped(done, PV_STOP_OUT_OF_MEMORY, dfn + done);
+	}
+	return stopped(done, PV_STOP_POOL_EXHAUSTED, dfn + done);
+}
+
+/* Engine.unmap, page by page until a hole, of a context that there is and that is no clone. */
+struct pv_outcome pv_unmap(const struct pv_core *core, const struct pv_context *context, uint64_t dfn, uint64_t nr)
+{
+	struct pv_table *table = context->table;
+	uint64_t possible, done;
+
+	if (!nr)
+		return stopped(0, PV_WHOLE, 0);
+	if (dfn >= core->limit || nr > core->limit - dfn)
+		return stopped(0, PV_STOP_OUT_OF_APERTURE, dfn < core->limit ? core->limit : dfn);
+	possible = min64(nr, pv_outside(&context->closed, dfn));
+	done = possible ? pv_table_unmap(table, dfn, possible, 0) : 0;
+	if (done == nr)
+		return stopped(done, PV_WHOLE, 0);
+	if (table->pool->out_of_memory) {
+		table->pool->out_of_memory = 0;
+		return stopped(done, PV_STOP_OUT_OF_MEMORY, dfn + done);
+	}
+	return stopped(done, pv_inside(&context->closed, dfn + done) ? PV_STOP_RESERVED : PV_STOP_NOT_MAPPED,
+		       dfn + done);
+}
+
+/* What a dfn of the default context reaches: pages of 1:1, or 0 and the refusal. */
+static uint64_t default_pages(const struct pv_core *core, uint32_t ctx, uint64_t dfn, enum pv_refusal *refusal)
+{
+	uint64_t clear, pages;
+
+	if (ctx || !core->identity) {
+		*refusal = PV_BLOCKED;
+		return 0;
+	}
+	if (dfn >= PV_FRAME_LIMIT) {
+		*refusal = PV_OUT_OF_APERTURE;
+		return 0;
+	}
+	clear = pv_outside(&core->reserved, dfn);
+	if (!clear) {
+		*refusal = PV_RESERVED;
+		return 0;
+	}
+	pages = min64(clear, pv_inside(&core->ram, dfn));
+	*refusal = PV_NOT_MAPPED;
+	return pages;
+}
+
+/* The pages that one leaf, direct region or piece of RAM gives at `dfn`; `*gfn` and `*access` of the first. */
+static uint64_t pages_at(const struct pv_core *core, uint32_t ctx, uint64_t dfn, uint64_t *gfn, uint64_t *access,
+			 enum pv_refusal *refusal)
+{
+	const struct pv_context *context = ctx < PV_CONTEXTS ? core->contexts[ctx] : NULL;
+	struct pv_leaf leaf;
+
+	*gfn = dfn;
+	*access = PV_ACCESS;
+	if (!context)
+		return default_pages(core, ctx, dfn, refusal);
+	if (dfn >= core->limit) {
+		*refusal = PV_OUT_OF_APERTURE;
+		return 0;
+	}
+	if (context->closed.count && pv_inside(&context->closed, dfn)) {
+		*refusal = PV_RESERVED;
+		return pv_inside(&context->direct, dfn);
+	}
+	leaf = pv_leaf_at(context->table, dfn);
+	*gfn = leaf.gfn;
+	*access = leaf.flags & PV_ACCESS;
+	*refusal = PV_NOT_MAPPED;
+	return leaf.pages;
+}
+
+/*
+ * Where the bytes from *position to `last` (inclusive) go: up to `room` runs of (gpa, length) in `runs`, adjacent ones
+ * joined. Returns how many, sets *done if they are all and otherwise moves *position behind them; or minus a pv_refusal,
+ * with *position at the first refused byte.
+ */
+PV_EXPORT int64_t pv_core_walk(const struct pv_core *core, uint32_t ctx, uint64_t *position, uint64_t last,
+			       uint64_t wanted, uint64_t *runs, uint64_t room, uint32_t *done)
+{
+	uint64_t count = 0, at = *position;
+
+	*done = 0;
+	for (;;) {
+		uint64_t dfn = at >> PV_PAGE_SHIFT, gfn, access, gpa, size, pages;
+		int is_last;
+		enum pv_refusal refusal;
+
+		pages = pages_at(core, ctx, dfn, &gfn, &access, &refusal);
+		*position = at;
+		if (!pages)
+			return -(int64_t)refusal;
+		if (wanted & ~access)
+			return -(int64_t)PV_NO_PERMISSION;
+		gpa = gfn << PV_PAGE_SHIFT | (at & PV_PAGE_MASK);
+		is_last = pages > (last >> PV_PAGE_SHIFT) - dfn;
+		size = is_last ? last - at + 1 : (pages << PV_PAGE_SHIFT) - (at & PV_PAGE_MASK);
+		/* Nothing goes on at 0, though the end of the highest page looks so. */
+		if (count && gpa && runs[2 * count - 2] + runs[2 * count - 1] == gpa) {
+			runs[2 * count - 1] += size;
+		} else {
+			if (count == room)
+				return (int64_t)count;
+			runs[2 * count] = gpa;
+			runs[2 * count + 1] = size;
+			count++;
+		}
+		if (is_last) {
+			*done = 1;
+			return (int64_t)count;
+		}
+		at += size;
+	}
+}

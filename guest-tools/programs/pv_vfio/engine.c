@@ -1,0 +1,215 @@
+// SPDX-License-Identifier: MIT
+/* The DMA test engine, driven from user space: its BARs, its interrupt, its descriptors. */
+#include <errno.h>
+#include <inttypes.h>
+#include <linux/pci_regs.h>
+#include <linux/vfio.h>
+#include <poll.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "engine.h"
+#include "ktap.h"
+
+#define TIMEOUT_MS	10000
+#define REGISTERS_SIZE	4096
+
+static void *map_bar(int device, unsigned int bar, size_t size)
+{
+	struct vfio_region_info info = { .argsz = sizeof(info), .index = bar };
+	void *mapped;
+
+	if (ioctl(device, VFIO_DEVICE_GET_REGION_INFO, &info) || info.size < size ||
+	    !(info.flags & VFIO_REGION_INFO_FLAG_MMAP))
+		return NULL;
+	mapped = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, device, info.offset);
+	return mapped == MAP_FAILED ? NULL : mapped;
+}
+
+/* VFIO hands a device over with bus mastering off. */
+static bool enable(int device)
+{
+	struct vfio_region_info info = {
+		.argsz = sizeof(info), .index = VFIO_PCI_CONFIG_REGION_INDEX,
+	};
+	uint16_t command;
+	off_t place;
+
+	if (ioctl(device, VFIO_DEVICE_GET_REGION_INFO, &info))
+		return false;
+	place = info.offset + PCI_COMMAND;
+	if (pread(device, &command, sizeof(command), place) != sizeof(command))
+		return false;
+	command |= PCI_COMMAND_MEMORY | PCI_COMMAND_MASTER;
+	return pwrite(device, &command, sizeof(command), place) == sizeof(command);
+}
+
+static bool arm_interrupt(int device, int eventfd)
+{
+	struct {
+		struct vfio_irq_set head;
+		int32_t eventfd;
+	} set = {
+		.head = {
+			.argsz = sizeof(set),
+			.flags = VFIO_IRQ_SET_DATA_EVENTFD | VFIO_IRQ_SET_ACTION_TRIGGER,
+			.index = VFIO_PCI_MSIX_IRQ_INDEX,
+			.count = 1,
+		},
+		.eventfd = eventfd,
+	};
+
+	return !ioctl(device, VFIO_DEVICE_SET_IRQS, &set);
+}
+
+static uint32_t read_register(struct engine *engine, unsigned int offset)
+{
+	return __atomic_load_n(&engine->registers[offset / 4], __ATOMIC_ACQUIRE);
+}
+
+/* Release: what was stored before, also into shared memory, is there when the device looks. */
+static void write_register(struct engine *engine, unsigned int offset, uint32_t value)
+{
+	__atomic_store_n(&engine->registers[offset / 4], value, __ATOMIC_RELEASE);
+}
+
+static bool identify(struct engine *engine)
+{
+	return same("register MAGIC", read_register(engine, PVDT_REG_MAGIC), PVDT_MAGIC) &&
+	       same("register VERSION", read_register(engine, PVDT_REG_VERSION), PVDT_VERSION);
+}
+
+static bool set_up(struct engine *engine)
+{
+	int device = engine->attachment.device;
+
+	engine->registers = map_bar(device, PVDT_REGISTER_BAR, REGISTERS_SIZE);
+	engine->shared = map_bar(device, PVDT_SHARED_BAR, PVDT_SHARED_BAR_SIZE);
+	if (!engine->registers || !engine->shared)
+		return complain("the BARs of %s cannot be mapped", engine->address);
+	if (!enable(device))
+		return complain("bus mastering of %s cannot be turned on", engine->address);
+	engine->interrupt = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	if (engine->interrupt < 0 || !arm_interrupt(device, engine->interrupt))
+		return complain("the interrupt of %s: %s", engine->address, strerror(errno));
+	if (!identify(engine))
+		return false;
+	write_register(engine, PVDT_REG_CONTROL, PVDT_CONTROL_RESET);
+	write_register(engine, PVDT_REG_CONTROL, PVDT_CONTROL_ENABLE);
+	return true;
+}
+
+int engine_open(struct engine *engine, struct space *space, const char *address)
+{
+	int result;
+
+	*engine = (struct engine){ .address = address, .interrupt = -1 };
+	result = space->ops->attach(space, address, &engine->attachment);
+	if (result) {
+		complain("%s does not attach: %s", address, strerrorname_np(-result));
+		return result;
+	}
+	if (!set_up(engine)) {
+		engine_close(engine);
+		return -ENODEV;
+	}
+	return 0;
+}
+
+void engine_close(struct engine *engine)
+{
+	if (engine->registers)
+		munmap(engine->registers, REGISTERS_SIZE);
+	if (engine->shared)
+		munmap(engine->shared, PVDT_SHARED_BAR_SIZE);
+	if (engine->interrupt >= 0)
+		close(engine->interrupt);
+	attachment_close(&engine->attachment);
+	*engine = (struct engine){ .attachment = { -1, -1 }, .interrupt = -1 };
+}
+
+static bool wait_for_interrupt(struct engine *engine)
+{
+	struct pollfd wait = { .fd = engine->interrupt, .events = POLLIN };
+	uint64_t count;
+
+	return poll(&wait, 1, TIMEOUT_MS) == 1 &&
+	       read(engine->interrupt, &count, sizeof(count)) == sizeof(count) && count == 1;
+}
+
+bool engine_run(struct engine *engine, struct pvdt_descriptor request, struct outcome *outcome)
+{
+	struct pvdt_descriptor *place = engine->shared;
+
+	place += engine->producer % PVDT_ENTRIES;
+	request.flags |= PVDT_FLAG_INTERRUPT;
+	request.status = PVDT_STATUS_PENDING;
+	*place = request;
+	write_register(engine, PVDT_REG_PRODUCER, ++engine->producer);
+	outcome->interrupted = wait_for_interrupt(engine);
+	outcome->status = __atomic_load_n(&place->status, __ATOMIC_ACQUIRE);
+	outcome->detail = place->detail;
+	outcome->checksum = place->checksum;
+	if (!outcome->interrupted)
+		return complain("%s: no interrupt within %d ms, status %u", engine->address,
+				TIMEOUT_MS, outcome->status);
+	return true;
+}
+
+static bool succeeds(struct engine *engine, const struct pvdt_descriptor *request)
+{
+	struct outcome outcome;
+
+	if (!engine_run(engine, *request, &outcome))
+		return false;
+	if (outcome.status == PVDT_STATUS_DONE)
+		return true;
+	return complain("%s: operation %u, length %#x, src %#" PRIx64 ", dst %#" PRIx64
+			": status %u, detail %#" PRIx64,
+			engine->address, request->op, request->length, (uint64_t)request->src,
+			(uint64_t)request->dst, outcome.status, outcome.detail);
+}
+
+static bool faults(struct engine *engine, const struct pvdt_descriptor *request, uint64_t refused)
+{
+	struct outcome outcome;
+
+	return engine_run(engine, *request, &outcome) &&
+	       same("status", outcome.status, PVDT_STATUS_FAULT) &&
+	       same("refused address", outcome.detail, refused);
+}
+
+bool engine_copies(struct engine *engine, uint64_t dst, uint64_t src, uint32_t length)
+{
+	struct pvdt_descriptor request = {
+		.op = PVDT_OP_COPY, .src = src, .dst = dst, .length = length,
+	};
+
+	return succeeds(engine, &request);
+}
+
+bool engine_fills(struct engine *engine, uint64_t dst, uint64_t pattern, uint32_t length)
+{
+	struct pvdt_descriptor request = {
+		.op = PVDT_OP_FILL, .dst = dst, .pattern = pattern, .length = length,
+	};
+
+	return succeeds(engine, &request);
+}
+
+bool engine_write_faults(struct engine *engine, uint64_t dst, uint32_t length, uint64_t refused)
+{
+	struct pvdt_descriptor request = { .op = PVDT_OP_FILL, .dst = dst, .length = length };
+
+	return faults(engine, &request, refused);
+}
+
+bool engine_read_faults(struct engine *engine, uint64_t src, uint32_t length, uint64_t refused)
+{
+	struct pvdt_descriptor request = { .op = PVDT_OP_CHECKSUM, .src = src, .length = length };
+
+	return faults(engine, &request, refused);
+}

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: MIT
+# shellcheck shell=sh
+#
+# The server stops answering for a while, or for good. Part of long runs only: what ends is a wait.
+#
+# While the server is stopped, a trapped access (a doorbell, a register) keeps its CPU inside QEMU, for five seconds at
+# most. If the server goes on in time, nothing is lost. If not, QEMU takes the late answer for a broken connection, and
+# the function is gone for good, as if the server had been killed. A server that is stopped while it polls is not asked
+# by trapped access: then it is the driver's own limit that ends the wait.
+
+moment_seconds=3
+stopped_seconds=6
+timeout_ms=1000
+timeout_parameter=/sys/module/pv_iommu/parameters/op_timeout_ms
+
+paused_plan() {
+	echo 7
+}
+
+paused_tests() {
+	before=$(log_lines)
+	check "the server is stopped for a moment" request stop-server "$moment_seconds"
+	check "DMA goes on after that moment" dma_works
+	check "nothing was given up for it" is_not_given_up
+	echo "$timeout_ms" >"$timeout_parameter"
+	lost_suite paused &
+	check "the server is stopped while it works" stop_busy_server
+	wait $!
+	subtest "the DMA API while the server is stopped" "$report"
+	check "the driver gives the device up once or not at all" is_given_up_at_most_once
+	check "after a reload of the drivers everything works again" works_again
+}
+
+# The last ones of a second kernel, whose groups are not translated by default.
+stopped_plan() {
+	echo 6
+}
+
+stopped_tests() {
+	lose_device "the server is stopped for longer than QEMU waits" stop-server "$stopped_seconds"
+}
+
+killed_plan() {
+	echo 6
+}
+
+killed_tests() {
+	lose_device "the server is killed" kill-server
+}
+
+# lose_device NAME REQUEST...
+lose_device() {
+	before=$(log_lines)
+	echo "$timeout_ms" >"$timeout_parameter"
+	subject=$(echo "$engines" | head -n 1)
+	check "a group is translated for the last tests" change_type DMA strict
+	name=$1
+	shift
+	check "$name" request "$@"
+	lost_suite lost
+	subtest "the DMA API of a device that is lost" "$report"
+	check "the driver gives the lost device up once" is_given_up_once
+	check "the drivers of a lost device can be unloaded" unload_all
+	check "no driver binds to a lost device" lost_device_is_refused
+}
+
+# lost_suite NAME: maps and unmaps. DMA is left out: registers of the engine do not answer either.
+lost_suite() {
+	run_ktap "$debugfs/pv_dmatest/$(echo "$engines" | head -n 1)" "$1"
+}
+
+# commands: how many the driver has sent
+commands() {
+	usage | awk '/^(posted|waited) / { sum += $2 } END { print sum }'
+}
+
+is_busy() {
+	[ "$(commands)" -gt $((idle + 1000)) ]
+}
+
+stop_busy_server() {
+	idle=$(commands)
+	within 10 is_busy || { echo "the storm does not begin" && return 1; }
+	request stop-server "$moment_seconds"
+}
+
+times_given_up() {
+	log_since "$before" | grep -c "is given up"
+}
+
+is_quiet() {
+	! log_since "$before" | grep -E "$complaints"
+}
+
+is_not_given_up() {
+	same "$(times_given_up)" 0 && is_quiet
+}
+
+is_given_up_once() {
+	same "$(times_given_up)" 1 && is_quiet
+}
+
+is_given_up_at_most_once() {
+	[ "$(times_given_up)" -le 1 ] && is_quiet
+}
+
+works_again() {
+	unload_all && load_all && dma_works && engines_have_groups
+}
+
+lost_device_is_refused() {
+	insmod "$modules/pv_iommu.ko" || return 1
+	same "$iommu $(driver_of "$iommu")" "$iommu " || return 1
+	rmmod pv_iommu && is_quiet
+}

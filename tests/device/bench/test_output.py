@@ -1,0 +1,57 @@
+"""Documents, where they are written, and places in other documents."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+
+from pviommu.bench.output import Document, check_target, fill, give, machine
+from pviommu.lab.problems import UsageError
+
+DOCUMENT = Document("pviommu bench x", "text", {"time": "now"}, {"x-bars": "| a |"}, {"x.svg": "<svg/>"})
+
+
+def test_json_holds_data_tables_and_plots() -> None:
+    assert json.loads(DOCUMENT.json()) == {
+        "command": "pviommu bench x",
+        "time": "now",
+        "blocks": {"x-bars": "| a |"},
+        "plots": {"x.svg": "<svg/>"},
+    }
+
+
+def test_json_goes_where_it_is_wanted(tmp_path: Path) -> None:
+    out = io.StringIO()
+    give(DOCUMENT, None, out)
+    assert out.getvalue() == ""
+    give(DOCUMENT, str(tmp_path / "x.json"), out)
+    give(DOCUMENT, "-", out)
+    assert out.getvalue() == (tmp_path / "x.json").read_text() == DOCUMENT.json()
+
+
+def test_a_target_that_cannot_be_written_is_named_with_its_option(tmp_path: Path) -> None:
+    check_target("--json", None)
+    check_target("--json", "-")
+    with pytest.raises(UsageError, match=f"--json {tmp_path}: Is a directory"):
+        check_target("--json", str(tmp_path))
+
+
+def test_a_place_gets_its_block_and_others_stay() -> None:
+    text = "a\n<!-- begin one -->\nold\n<!-- end one -->\nb\n<!-- begin two -->\nkept\n<!-- end two -->\n"
+    filled, missing = fill(text, {"one": "new\nlines", "three": "unused"})
+    assert filled == text.replace("old\n", "new\nlines\n")
+    assert missing == ["two"]
+    assert fill(filled, {"one": "new\nlines"})[0] == filled
+
+
+def test_a_place_without_an_end_is_none() -> None:
+    assert fill("<!-- begin one -->\nx\n", {"one": "new"}) == ("<!-- begin one -->\nx\n", [])
+
+
+def test_the_machine_says_versions_and_cores() -> None:
+    found = machine()
+    assert int(found["cores"]) >= 1
+    assert {"pviommu", "python", "host", "processor"} <= set(found)

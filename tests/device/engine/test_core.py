@@ -1,0 +1,153 @@
+import pytest
+
+from pviommu.engine import Access, Engine, EngineConfig, Fault, Refusal, ReservedRegion, Run
+from pviommu.engine.core import PythonCore
+
+R = Access.READ
+STREAM = 7
+
+
+class WalkingCore(PythonCore):
+    """One that translates by itself, to one frame or not at all, and remembers what it was told."""
+
+    name = "walking"
+    walks = True
+
+    def __init__(self):
+        super().__init__()
+        self.told = []
+        self.answer = [Run(0x5000, 0x10)]
+
+    def set_ram(self, ram):
+        self.told.append(("ram", list(ram)))
+
+    def show(self, ctx, table, direct, closed, is_clone):
+        self.told.append(("show", ctx, list(direct), list(closed), is_clone))
+
+    def hide(self, ctx):
+        self.told.append(("hide", ctx))
+
+    def walk(self, ctx, iova, end, wanted):
+        self.told.append(("walk", ctx, iova, end, wanted))
+        return self.answer
+
+
+@pytest.fixture
+def core():
+    return WalkingCore()
+
+
+@pytest.fixture
+def engine(core):
+    made = Engine(EngineConfig(reserved=()), core)
+    made.set_ram([(0, 0xFF)])
+    made.add_endpoint(STREAM, [ReservedRegion(0x20, 0x2F, "direct")])
+    made.alloc_context()
+    core.told.clear()
+    return made
+
+
+def test_the_engine_says_which_core_it_has(engine):
+    assert (engine.core_name, Engine().core_name) == ("walking", "python")
+
+
+def test_a_core_that_walks_is_asked_once_for_a_request_that_comes_again(engine, core):
+    engine.attach(STREAM, 1)
+    core.told.clear()
+
+    for _ in range(2):
+        assert engine.translate(STREAM, 0x1000, 0x10, R) == [Run(0x5000, 0x10)]
+
+    assert core.told == [("walk", 1, 0x1000, 0x1010, 1)]
+
+
+def test_what_a_core_refuses_is_a_fault_and_not_remembered(engine, core):
+    core.answer = (0x1008, Refusal.NOT_MAPPED)
+
+    for _ in range(2):
+        assert engine.translate(STREAM, 0x1000, 0x10, R) == Fault(0x1008, Refusal.NOT_MAPPED, R, STREAM, 0)
+
+    assert len(core.told) == 2
+
+
+def test_a_core_is_told_of_contexts_and_what_lies_over_them(engine, core):
+    engine.alloc_context(clone=True)
+    engine.attach(STREAM, 2)
+    engine.attach(STREAM, 1)
+    engine.free_context(2, False)
+
+    region = [(0x20, 0x2F)]
+    assert core.told == [
+        ("show", 2, [], [], False),
+        ("show", 2, [], [], True),
+        ("show", 2, region, region, True),
+        ("show", 1, region, region, False),
+        ("show", 2, [], [], True),
+        ("hide", 2),
+    ]
+
+
+def test_a_core_is_told_of_ram(engine, core):
+    engine.set_ram([(4, 5), (6, 7)])
+
+    assert core.told == [("ram", [(4, 7)])]
+
+
+def change(engine, name):
+    if name == "unmap":
+        engine.unmap(1, 0x100, 1)
+    elif name == "attach":
+        engine.attach(STREAM, 0)
+    elif name == "block":
+        engine.block(STREAM)
+    elif name == "set_ram":
+        engine.set_ram([(0, 0xFF)])
+    elif name == "free":
+        engine.free_context(1, True)
+    else:
+        engine.reset()
+
+
+@pytest.mark.parametrize("name", ["unmap", "attach", "block", "set_ram", "free", "reset"])
+def test_after_a_change_no_request_is_answered_from_memory(engine, core, name):
+    engine.attach(STREAM, 1)
+    engine.translate(STREAM, 0x1000, 0x10, R)
+    assert core.hits
+
+    change(engine, name)
+
+    assert not core.hits
+
+
+def test_requests_are_remembered_by_endpoint_page_and_access_and_never_longer_than_they_were():
+    engine = Engine()
+    engine.set_ram([(0, 0xFF)])
+    for stream in (1, 2):
+        engine.add_endpoint(stream)
+        engine.alloc_context()
+        engine.attach(stream, stream)
+    engine.map(1, 0x10, 0x50, 1, R)
+    engine.map(2, 0x10, 0x60, 1, R)
+
+    assert engine.translate(1, 0x10008, 8, R) == [Run(0x50008, 8)]
+    assert engine.translate(1, 0x10FF8, 8, R) == [Run(0x50FF8, 8)]
+    assert engine.translate(2, 0x10008, 8, R) == [Run(0x60008, 8)]
+    assert engine.translate(1, 0x10008, 8, Access.WRITE).refusal is Refusal.NO_PERMISSION
+    assert engine.translate(1, 0x10008, 4096, R).iova == 0x11000
+    assert engine.translate(1, 0x10008, 0, R) == []
+
+
+def test_so_many_requests_are_remembered_as_the_iotlb_has_entries():
+    core = PythonCore()
+    engine = Engine(EngineConfig(iotlb_entries=4), core)
+    engine.set_ram([(0, 0xFF)])
+    engine.add_endpoint(STREAM)
+
+    for dfn in range(20):
+        engine.translate(STREAM, dfn << 12, 1, R)
+        assert 1 <= len(core.hits) <= 4
+
+
+def test_the_plain_core_leaves_walking_to_the_engine():
+    with pytest.raises(NotImplementedError, match="the engine walks the tables of this core"):
+        PythonCore().walk(1, 0, 1, 1)

@@ -1,0 +1,111 @@
+"""Cells of the matrix: their names, picking them, what is kept of them, what they depend on."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from pviommu.lab.cells import Cell, Outcome, all_cells, code_digest, pick, read_outcome, write_outcome
+from pviommu.lab.problems import UsageError
+
+
+def test_matrix_is_every_combination_once() -> None:
+    cells = all_cells()
+
+    assert len(cells) == len({cell.name for cell in cells}) == 4 * 2 * 2 * 2
+    assert cells[0].name == "debian/xen-2024/lazy/1"
+    assert cells[-1].name == "lab-debug/xen-v7/strict/2"
+
+
+def test_kernels_narrow_the_matrix() -> None:
+    assert {cell.kernel for cell in all_cells(["lab"])} == {"lab"}
+
+
+def test_unknown_kernel_is_a_usage_error() -> None:
+    with pytest.raises(UsageError, match="--kernels lap: give some of debian, debian-7, lab, lab-debug"):
+        all_cells(["lap"])
+
+
+def test_patterns_add_up_in_the_order_of_the_matrix() -> None:
+    names = [cell.name for cell in pick(all_cells(), ["lab/*/strict/2", "debian/xen-2024/*/2", "lab/xen-v7/*/2"])]
+
+    assert names == [
+        *("debian/xen-2024/lazy/2", "debian/xen-2024/strict/2"),
+        *("lab/xen-2024/strict/2", "lab/xen-v7/lazy/2", "lab/xen-v7/strict/2"),
+    ]
+
+
+def test_without_a_pattern_all_are_meant() -> None:
+    assert pick(all_cells(["lab"]), []) == all_cells(["lab"])
+
+
+def test_pattern_that_matches_nothing_lists_the_axes() -> None:
+    with pytest.raises(UsageError) as caught:
+        pick(all_cells(["debian", "lab"]), ["lab/*", "lab-debug/*"])
+
+    text = str(caught.value)
+    assert text.startswith("--only lab-debug/*: matches no cell, whose names are kernel/profile/mode/vCPUs")
+    assert "(kernel: debian, lab; profile: xen-2024, xen-v7; mode: lazy, strict; vCPUs: 1, 2)" in text
+
+
+def test_outcome_comes_back_as_it_was_kept(tmp_path: Path) -> None:
+    cell = Cell("lab", "xen-v7", "strict", 2)
+    outcome = Outcome("failed", 3, 1, 0, 12.5, "2026-11-21 10:00", "ab", {"kernel": "7.3"}, ["1 of 4 tests failed"])
+    write_outcome(tmp_path, cell, outcome)
+
+    assert read_outcome(tmp_path, cell) == outcome
+    assert [path.name for path in tmp_path.iterdir()] == ["lab_xen-v7_strict_2.json"]
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"verdict": "passed", "colour": 3}', "{"])
+def test_file_of_another_form_is_as_good_as_none(tmp_path: Path, text: str) -> None:
+    cell = Cell("lab", "xen-v7", "strict", 2)
+    assert read_outcome(tmp_path, cell) is None
+    (tmp_path / f"{cell.file_name}.json").write_text(text)
+
+    assert read_outcome(tmp_path, cell) is None
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    for name in (
+        *("device/pviommu/server.py", "device/pviommu/bench/peers.py", "protocol/vfio_user/framing.py"),
+        *("guest-tools/driver/pv_iommu.c", "qemu-configs/lab.toml", "device/pviommu/__pycache__/server.pyc"),
+    ):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(name)
+    return tmp_path
+
+
+def digest(project: Path) -> str:
+    return code_digest(project / "device/pviommu", project / "guest-tools", project / "qemu-configs/lab.toml")
+
+
+@pytest.mark.parametrize(
+    ("name", "matters"),
+    [
+        ("device/pviommu/server.py", True),
+        ("protocol/vfio_user/framing.py", True),
+        ("guest-tools/driver/pv_iommu.c", True),
+        ("qemu-configs/lab.toml", True),
+        ("device/pviommu/bench/peers.py", False),
+        ("device/pviommu/__pycache__/server.pyc", False),
+    ],
+)
+def test_digest_changes_with_what_a_run_depends_on(project: Path, name: str, matters: bool) -> None:
+    before = digest(project)
+    (project / name).write_text("changed")
+
+    assert (digest(project) != before) == matters
+
+
+def test_digest_is_the_same_for_the_same_files_elsewhere(
+    project: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    copy = tmp_path_factory.mktemp("copy") / "project"
+    shutil.copytree(project, copy)
+
+    assert digest(copy) == digest(project)

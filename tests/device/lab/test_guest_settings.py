@@ -1,0 +1,34 @@
+"""What a guest is told: a shell can read it, and the kernel hears of the mode."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from pviommu.lab.guest_settings import KERNELS, GuestSettings, kernel_name
+
+
+def test_a_shell_reads_the_settings_as_they_are(tmp_path: Path) -> None:
+    settings = GuestSettings(profile="xen-v7", mode="strict", vcpus=2, kernel="lab", long=True)
+    (tmp_path / "config").write_bytes(settings.config({"boot_kernel": "/a b/$kernel"}))
+    script = '. "$1"; echo "$profile $mode $vcpus $kernel $long $keep $boot_kernel"'
+
+    done = subprocess.run(
+        ["sh", "-euc", script, "sh", str(tmp_path / "config")], capture_output=True, text=True, check=True
+    )
+
+    assert done.stdout == "xen-v7 strict 2 lab 1 0 /a b/$kernel\n"
+
+
+@pytest.mark.parametrize(
+    ("mode", "argument"),
+    [("lazy", "iommu.strict=0"), ("strict", "iommu.strict=1"), ("passthrough", "iommu.passthrough=1")],
+)
+def test_mode_is_a_kernel_argument(mode: str, argument: str) -> None:
+    assert GuestSettings(mode=mode).kernel_arguments == (argument,)
+
+
+def test_kernel_given_by_its_path_is_called_own() -> None:
+    assert [kernel_name(kernel) for kernel in (*KERNELS, "./debian")] == [*KERNELS, "own"]

@@ -1,0 +1,179 @@
+"""The guest's kernel by name or path: what each name fetches and builds, and what the toolbox says of it."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from pviommu.lab import kernel, kernel_build, kernels
+from pviommu.lab.kernel_build import BuiltKernel
+from pviommu.lab.problems import EnvironmentProblem, UsageError
+from pviommu.lab.progress import Progress
+from pviommu.lab.provision import Toolbox
+
+HEADER = "struct iommu_ops { x (*domain_alloc_paging)(y); z *release_domain; z *blocked_domain; };\n"
+
+
+def write_tree(tree: Path, release: str) -> Path:
+    """A build tree that has all that a run looks for."""
+    for name, text in {
+        "arch/x86/boot/bzImage": "image",
+        "include/config/kernel.release": f"{release}\n",
+        "include/config/auto.conf": "".join(f"CONFIG_{option}=y\n" for option in (*kernel.BUILT_IN, *kernel.PRESENT)),
+        "include/linux/iommu.h": HEADER,
+        "Module.symvers": "",
+        "vmlinux": "symbols",
+    }.items():
+        path = tree / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return tree
+
+
+@dataclass
+class Made:
+    """What was asked of the root maker and of the kernel builder, and the layer that it got."""
+
+    layer: Path
+    packages: Sequence[str] = ()
+    base: Path | None = None
+    fragments: Sequence[str] = ()
+
+
+@pytest.fixture
+def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Made:
+    made = Made(tmp_path / "layer")
+    made.layer.mkdir()
+
+    def private_root(
+        folder: Path, packages: Sequence[str], progress: object, environment: object, run: object, *, base: Path
+    ) -> Path:
+        made.packages, made.base = packages, base
+        return made.layer
+
+    def build_kernel(
+        name: str, root: Path, fragments: Sequence[Path], progress: object, run: object, follow: object
+    ) -> BuiltKernel:
+        made.fragments = [fragment.name for fragment in fragments]
+        write_tree(root / "kernels/it/build", f"7.3.4-{name}")
+        return BuiltKernel(root / "kernels/it")
+
+    monkeypatch.setattr(kernels, "private_root", private_root)
+    monkeypatch.setattr(kernels, "build_kernel", build_kernel)
+    return made
+
+
+@pytest.fixture
+def toolbox(tmp_path: Path) -> Toolbox:
+    return Toolbox(tmp_path / "root", ("qemu",), {}, "11.1", tmp_path / "k", "6.12.1-cloud", tmp_path / "b")
+
+
+@pytest.fixture
+def choose(toolbox: Toolbox, checkout: Path) -> Callable[[str], Toolbox]:
+    """Gives the toolbox with the kernel of that name, by the checkout's own fragments."""
+    progress = Progress(io.StringIO(), 6)
+    return lambda name: kernels.with_kernel(toolbox, name, checkout / "guest-tools", progress, environment={})
+
+
+def test_debian_is_what_the_toolbox_has(made: Made, toolbox: Toolbox, choose: Callable[[str], Toolbox]) -> None:
+    assert choose("debian") is toolbox
+    assert made.packages == ()
+
+
+def test_debian_7_is_a_layer_with_newer_packages(
+    made: Made, toolbox: Toolbox, choose: Callable[[str], Toolbox]
+) -> None:
+    for release in ("7.2.9+deb13-cloud", "7.3.4+deb13-cloud"):
+        (made.layer / "usr/lib/modules" / release).mkdir(parents=True)
+        (made.layer / "usr/lib/modules" / release / "vmlinuz").touch()
+    found = choose("debian-7")
+
+    assert made.base == toolbox.root
+    assert all(package.endswith("-cloud-amd64/trixie-backports") for package in made.packages)
+    assert (found.kernel, found.kernel_release, found.root) == ("debian-7", "7.3.4+deb13-cloud", made.layer)
+    assert found.kernel_image == made.layer / "usr/lib/modules/7.3.4+deb13-cloud/vmlinuz"
+    assert found.modules == made.layer / "usr/lib/modules/7.3.4+deb13-cloud"
+    assert found.qemu_command == toolbox.qemu_command
+
+
+def test_layer_without_an_image_is_named(made: Made, choose: Callable[[str], Toolbox]) -> None:
+    with pytest.raises(EnvironmentProblem, match=f"{made.layer} holds no kernel image"):
+        choose("debian-7")
+
+
+@pytest.mark.parametrize(
+    ("name", "fragments", "arguments"),
+    [
+        ("lab", ["lab.config"], ("printk.time=1",)),
+        (
+            "lab-debug",
+            ["lab.config", "lab-debug.config"],
+            ("printk.time=1", "panic_on_warn=1", "iommu.debug_pagealloc=1"),
+        ),
+    ],
+)
+def test_labs_own_kernels_are_built_in_a_layer(
+    made: Made, choose: Callable[[str], Toolbox], name: str, fragments: list[str], arguments: tuple[str, ...]
+) -> None:
+    found = choose(name)
+
+    assert made.packages[0] == "linux-source/trixie-backports"
+    assert made.fragments == fragments
+    tree = made.layer / "kernels/it/build"
+    assert (found.kernel, found.kernel_release, found.kernel_arguments) == (name, f"7.3.4-{name}", arguments)
+    assert (found.kernel_tree, found.vmlinux) == (tree, tree / "vmlinux")
+    assert found.modules == made.layer / f"kernels/it/lib/modules/7.3.4-{name}"
+    assert found.root == made.layer
+
+
+def test_kernel_is_there_once_its_layer_is_and_it_is_built(
+    made: Made, toolbox: Toolbox, checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there: dict[str, object] = {}
+    monkeypatch.setattr(kernels, "find_root", lambda folder, packages, *, base: there.get("root"))
+    monkeypatch.setattr(kernels, "find_kernel", lambda name, root, fragments: there.get("kernel"))
+
+    def has() -> list[str]:
+        names = ("debian", "debian-7", "lab")
+        return [name for name in names if kernels.has_kernel(toolbox, name, checkout / "guest-tools", environment={})]
+
+    assert has() == ["debian"]
+    there["root"] = made.layer
+    assert has() == ["debian", "debian-7"]
+    there["kernel"] = BuiltKernel(made.layer)
+    assert has() == ["debian", "debian-7", "lab"]
+
+
+def test_path_of_a_tree_is_the_users_own_kernel(
+    made: Made, toolbox: Toolbox, choose: Callable[[str], Toolbox], tmp_path: Path
+) -> None:
+    tree = write_tree(tmp_path / "linux", "7.0.0-mine")
+    found = choose(str(tree))
+
+    assert (found.kernel, found.kernel_release, found.kernel_tree) == ("own", "7.0.0-mine", tree)
+    assert found.modules == tree
+    assert found.root == toolbox.root
+    assert made.packages == ()
+
+
+def test_unknown_name_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no kernel of the lab is called so"):
+        kernels.open_named_path("debian-8")
+    assert kernels.open_named_path("lab") is None
+
+
+def test_steps_are_those_of_the_layer_and_of_the_build() -> None:
+    assert kernels.steps("debian") == kernels.steps("/some/tree") == 0
+    assert kernels.steps("debian-7") == 3
+    assert kernels.steps("lab") == kernels.steps("lab-debug") == 3 + kernel_build.STEPS
+
+
+def test_fragments_of_the_lab_have_what_a_users_kernel_is_asked_for(checkout: Path) -> None:
+    lab = kernel_build.options((checkout / "guest-tools/kernel/lab.config").read_text())
+    selected = {"IOMMU_API", "IOMMU_DMA"}  # by IOMMU_SUPPORT on x86: they cannot be asked for
+    assert {option for option in kernel.BUILT_IN if lab.get(option) != "y"} == selected
+    assert all(lab.get(option) in ("y", "m") for option in kernel.PRESENT)

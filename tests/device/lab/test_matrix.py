@@ -1,0 +1,196 @@
+"""The matrix with a small program in place of each run: what runs, what is kept, what one failure does to the rest."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import sys
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from pviommu.lab import matrix
+from pviommu.lab.boot import Setup
+from pviommu.lab.problems import EnvironmentProblem
+from pviommu.lab.progress import Progress
+from pviommu.lab.provision import Toolbox
+
+RUN = """
+import json, os, sys
+options = dict(zip(sys.argv[3:], sys.argv[4:]))
+name = "/".join(options[key] for key in ("--kernel", "--profile", "--mode", "--vcpus"))
+with open({log!r}, "a") as log:
+    log.write(name + (" --long" if "--long" in sys.argv else "") + "\\n")
+{body}
+verdict = "failed" if name in {failing!r} else "passed"
+tests = {{"passed": 7, "failed": int(verdict == "failed"), "skipped": 0}}
+results = {{"verdict": verdict, "tests": tests, "seconds": 1.5,
+    "versions": {{"kernel": "6.12"}}, "problems": [] if verdict == "passed" else ["1 of 8 tests failed"]}}
+os.makedirs(options["--results"] + "/latest")
+json.dump(results, open(options["--results"] + "/latest/results.json", "w"))
+sys.exit(verdict == "failed")
+"""
+
+
+@dataclass
+class Runs:
+    """A matrix whose cells are run by a script that writes down what it was asked for."""
+
+    folder: Path
+    failing: tuple[str, ...] = ()
+    body: str = ""
+    broken_kernels: tuple[str, ...] = ()
+    kernel_image: bytes = b"a kernel"
+    date: datetime = datetime(2026, 11, 21, 10, 0, tzinfo=UTC)
+    prepared: list[str] = field(default_factory=list)
+
+    def main(self, *options: str) -> tuple[int, str]:
+        log = self.folder / "log"
+        log.write_text("")
+        script = self.folder / "run.py"
+        script.write_text(RUN.format(log=str(log), failing=self.failing, body=self.body))
+        parser = argparse.ArgumentParser()
+        matrix.add_arguments(parser)
+        args = parser.parse_args(["--results", str(self.folder / "results"), *options])
+        out = io.StringIO()
+        program = (sys.executable, str(script))
+        status = matrix.main(args, out=out, program=program, provide=self.provide, now=lambda: self.date)
+        return status, out.getvalue()
+
+    def provide(self, progress: Progress, *, qemu: str | None, accel: str, kernel: str = "debian") -> Setup:
+        self.prepared.append(kernel)
+        if kernel in self.broken_kernels:
+            raise EnvironmentProblem("no space left", "give it some")
+        image = self.folder / "vmlinuz"
+        image.write_bytes(self.kernel_image)
+        return Setup(Toolbox(self.folder, ("qemu",), {}, "11.1", image, "6.12", self.folder / "busybox"), [], "tcg")
+
+    @property
+    def ran(self) -> list[str]:
+        """Cells that were run by the last :meth:`main`, in their order."""
+        return (self.folder / "log").read_text().splitlines()
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Runs:
+    return Runs(tmp_path)
+
+
+def test_each_cell_is_a_long_run_and_the_table_comes_last(runs: Runs) -> None:
+    status, shown = runs.main("--kernels", "lab", "--only", "*/xen-v7/*/2")
+
+    assert status == 0
+    assert runs.ran == ["lab/xen-v7/lazy/2 --long", "lab/xen-v7/strict/2 --long"]
+    assert shown.splitlines()[:3] == [
+        "[1/2] lab/xen-v7/lazy/2 passed, 7 tests in 1.5 s",
+        "[2/2] lab/xen-v7/strict/2 passed, 7 tests in 1.5 s",
+        "",
+    ]
+    assert "2 of 2 cells passed, with 14 tests" in shown
+    cells = json.loads((runs.folder / "results/matrix.json").read_text())["cells"]
+    assert [cell["verdict"] for cell in cells] == ["passed", "passed"]
+    assert (runs.folder / "results/matrix.md").is_file()
+
+
+def test_kernels_are_prepared_once_each(runs: Runs) -> None:
+    runs.main("--kernels", "debian", "lab", "--only", "*/2")
+
+    assert runs.prepared == ["debian", "lab"]
+
+
+def test_failing_cell_does_not_stop_the_others_and_fails_the_matrix(runs: Runs) -> None:
+    runs.failing = ("lab/xen-v7/lazy/2",)
+    status, shown = runs.main("--only", "lab/xen-v7/*/2")
+
+    assert status == 1
+    assert len(runs.ran) == 2
+    assert "[1/2] lab/xen-v7/lazy/2 FAILED: 1 of 8 tests failed\n" in shown
+
+
+def test_next_matrix_runs_only_what_did_not_pass(runs: Runs) -> None:
+    runs.failing = ("lab/xen-v7/lazy/2",)
+    runs.main("--only", "lab/xen-v7/*/2")
+    runs.failing = ()
+    runs.date = datetime(2026, 11, 22, 9, 30, tzinfo=UTC)
+    status, shown = runs.main("--only", "lab/xen-v7/*/2", "--resume")
+
+    assert status == 0
+    assert runs.ran == ["lab/xen-v7/lazy/2 --long"]
+    assert "[2/2] lab/xen-v7/strict/2 passed, 7 tests in 1.5 s, kept from 2026-11-21 10:00\n" in shown
+
+
+def test_fresh_runs_what_passed_too(runs: Runs) -> None:
+    runs.main("--only", "lab/xen-v7/lazy/2")
+    runs.main("--only", "lab/xen-v7/lazy/2", "--fresh")
+
+    assert runs.ran == ["lab/xen-v7/lazy/2 --long"]
+
+
+def test_another_kernel_of_the_same_name_is_run_again(runs: Runs) -> None:
+    runs.main("--only", "lab/xen-v7/lazy/2")
+    runs.kernel_image = b"built anew"
+    runs.main("--only", "lab/xen-v7/lazy/2")
+
+    assert runs.ran == ["lab/xen-v7/lazy/2 --long"]
+
+
+def test_other_code_is_run_again(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs.main("--only", "lab/xen-v7/lazy/2")
+    monkeypatch.setattr(matrix.cells, "code_digest", lambda *folders: "other")
+    runs.main("--only", "lab/xen-v7/lazy/2")
+
+    assert runs.ran == ["lab/xen-v7/lazy/2 --long"]
+
+
+def test_kernel_that_cannot_be_provided_fails_its_cells_and_no_others(runs: Runs) -> None:
+    runs.broken_kernels = ("debian",)
+    status, shown = runs.main("--kernels", "debian", "lab", "--only", "*/xen-v7/lazy/2")
+
+    assert status == 1
+    assert runs.ran == ["lab/xen-v7/lazy/2 --long"]
+    assert "[1/2] debian/xen-v7/lazy/2 ERROR: no space left; give it some\n" in shown
+
+
+def test_run_that_ends_without_results_is_an_error_with_its_last_words(runs: Runs) -> None:
+    runs.body = "sys.exit('Traceback: lost')"
+    status, shown = runs.main("--only", "lab/xen-v7/lazy/2")
+
+    assert status == 1
+    assert "ERROR: the run ended with status 1 and no results: Traceback: lost" in shown
+
+
+def test_results_of_an_earlier_run_are_not_taken_for_those_of_one_that_broke(runs: Runs) -> None:
+    runs.main("--only", "lab/xen-v7/lazy/2")
+    runs.body = "sys.exit(3)"
+    status, shown = runs.main("--only", "lab/xen-v7/lazy/2", "--fresh")
+
+    assert (status, "no results" in shown) == (1, True)
+
+
+def test_run_that_hangs_is_ended_at_its_hard_limit(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(matrix, "_GRACE", 0.1)
+    runs.body = "import signal; signal.pause()"
+    status, shown = runs.main("--only", "lab/xen-v7/lazy/2", "--timeout", "0.2")
+
+    assert status == 1
+    assert "TIMEOUT: the run did not end within 0.2 s" in shown
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--only", "lap/*"), "--only lap/*: matches no cell"),
+        (("--kernels", "lap"), "--kernels lap: give some of debian"),
+        (("--timeout", "-1"), "--timeout -1: give a number of seconds above 0"),
+        (("--results", "/proc/none"), "--results /proc/none: "),
+    ],
+)
+def test_wrong_option_is_a_usage_error(
+    runs: Runs, capsys: pytest.CaptureFixture[str], options: tuple[str, ...], words: str
+) -> None:
+    assert runs.main(*options)[0] == 2
+    assert words in capsys.readouterr().err
+    assert runs.prepared == []

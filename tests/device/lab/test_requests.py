@@ -1,0 +1,132 @@
+"""What the guest may ask of the host: done before it is answered, refused with a reason, undone in time."""
+
+from __future__ import annotations
+
+import pytest
+
+from pviommu.lab.requests import Requests
+
+
+class Server:
+    """A server that writes down what is done to it; ``gone`` makes each attempt fail."""
+
+    def __init__(self) -> None:
+        self.done: list[str] = []
+        self.gone = False
+
+    def pause(self) -> None:
+        self._do("pause")
+
+    def resume(self) -> None:
+        self._do("resume")
+
+    def kill(self) -> None:
+        self._do("kill")
+        self.gone = True
+
+    def _do(self, what: str) -> None:
+        if self.gone:
+            raise ProcessLookupError
+        self.done.append(what)
+
+
+class Host:
+    """Requests of one guest, with a clock that stands still until it is moved."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+        self.server = Server()
+        self.events = self.server.done
+        self.requests = Requests(self.server, lambda line: self.events.append(f"answer {line}"), clock=lambda: self.now)
+
+    def take(self, line: str) -> list[str]:
+        """What happened, in its order, when the guest wrote ``line``."""
+        self.events.clear()
+        assert self.requests.take(line)
+        return list(self.events)
+
+
+@pytest.fixture
+def host() -> Host:
+    return Host()
+
+
+@pytest.mark.parametrize("line", ["ok 1 bind", "# lab: exit 0", "# a note", "", "# lab: requested kill-server"])
+def test_other_lines_are_left_to_others(host: Host, line: str) -> None:
+    assert not host.requests.take(line)
+    assert host.events == []
+
+
+def test_server_is_stopped_before_the_answer_and_continued_when_its_time_has_come(host: Host) -> None:
+    assert host.take("# lab: request stop-server 6") == ["pause", "answer done stop-server"]
+    assert host.requests.due == 106.0
+
+    host.now = 105.9
+    host.requests.ring()
+    assert host.events == ["pause", "answer done stop-server"]
+    host.now = 106.0
+    host.requests.ring()
+    assert host.events[-1] == "resume"
+    assert host.requests.due is None
+
+
+def test_second_stop_begins_its_time_anew(host: Host) -> None:
+    host.take("# lab: request stop-server 6")
+    host.now = 103.0
+    host.take("# lab: request stop-server 6")
+
+    assert host.requests.due == 109.0
+
+
+def test_server_is_killed_before_the_answer_and_not_continued(host: Host) -> None:
+    host.take("# lab: request stop-server 6")
+
+    assert host.take("# lab: request kill-server") == ["kill", "answer done kill-server"]
+    assert host.requests.due is None
+
+
+def test_end_of_the_run_continues_a_stopped_server_once(host: Host) -> None:
+    host.take("# lab: request stop-server 6")
+    host.requests.finish()
+    host.requests.finish()
+
+    assert host.events.count("resume") == 1
+
+
+def test_server_that_ended_while_stopped_is_left_to_whoever_stops_it(host: Host) -> None:
+    host.take("# lab: request stop-server 6")
+    host.server.gone = True
+    host.requests.finish()
+
+    assert "resume" not in host.events
+
+
+@pytest.mark.parametrize(
+    ("request_text", "answer"),
+    [
+        ("dance", "failed dance no such request: stop-server SECONDS, kill-server"),
+        ("", "failed ? no such request: stop-server SECONDS, kill-server"),
+        ("stop-server", "failed stop-server seconds missing: give a number above 0, at most 60"),
+        ("stop-server 0", "failed stop-server seconds 0: give a number above 0, at most 60"),
+        ("stop-server 61", "failed stop-server seconds 61: give a number above 0, at most 60"),
+        ("stop-server -1", "failed stop-server seconds -1: give a number above 0, at most 60"),
+        ("stop-server soon", "failed stop-server seconds soon: give a number above 0, at most 60"),
+        ("kill-server now", "failed kill-server it takes no argument, not now"),
+    ],
+)
+def test_wrong_request_is_answered_with_its_rule_and_does_nothing(host: Host, request_text: str, answer: str) -> None:
+    assert host.take(f"# lab: request {request_text}") == [f"answer {answer}"]
+
+
+@pytest.mark.parametrize("request_text", ["stop-server 1", "kill-server"])
+def test_request_after_the_servers_end_is_answered(host: Host, request_text: str) -> None:
+    host.server.gone = True
+
+    name = request_text.split()[0]
+    assert host.take(f"# lab: request {request_text}") == [f"answer failed {name} the server is not running"]
+
+
+def test_long_request_is_quoted_short(host: Host) -> None:
+    answer = host.take(f"# lab: request {'x' * 4000}")[0]
+
+    assert len(answer) < 200

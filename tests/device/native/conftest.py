@@ -1,0 +1,67 @@
+"""The native core, built once for the tests of this folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from pviommu.engine import Engine
+from pviommu.native import build, library
+from pviommu.native.core import NativeCore
+from pviommu.topology import Machine
+
+from .. import conftest as machines
+from ..conftest import Driver
+from ..iommu.conftest import make_v7, v7
+
+__all__ = ["make_v7", "v7"]
+
+
+def make_library(folder: Path) -> library.Library:
+    """The library, from the sources as they are."""
+    return library.load(build.build(os.environ | {"XDG_CACHE_HOME": str(folder)}))
+
+
+@pytest.fixture(scope="session")
+def native_library(tmp_path_factory: pytest.TempPathFactory) -> library.Library:
+    return make_library(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="module")
+def native_engines(native_library: library.Library, request: pytest.FixtureRequest) -> Iterator[None]:
+    """Engines that the tests of module ``ORIGINAL`` make have a native core."""
+    tests: ModuleType = request.module.ORIGINAL
+
+    class NativeEngine(Engine):
+        def __init__(self, config=None):  # type: ignore[no-untyped-def]
+            super().__init__(config, NativeCore(native_library))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tests, "Engine", NativeEngine)
+        yield
+
+
+@pytest.fixture
+def make_driver(native_library: library.Library, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Driver]]:
+    """As the one of the folder above, but the machines have a native core."""
+
+    class NativeMachine(Machine):
+        @classmethod
+        def build(cls, topology, environment, core=None):  # type: ignore[no-untyped-def]
+            return Machine.build(topology, environment, core or NativeCore(native_library))
+
+    monkeypatch.setattr(machines, "Machine", NativeMachine)
+    made: list[Driver] = []
+
+    def make(**settings: Any) -> Driver:
+        made.append(Driver(**settings))
+        return made[-1]
+
+    yield make
+    for driver in made:
+        driver.close()

@@ -1,0 +1,104 @@
+"""Building the library: where it goes, what the compiler says, what a missing one means."""
+
+import argparse
+import os
+import shutil
+import subprocess
+
+import pytest
+
+from pviommu.native import build, library
+
+
+def environment(folder):
+    return {"XDG_CACHE_HOME": str(folder), "PATH": os.environ["PATH"]}
+
+
+def test_what_was_built_is_found_and_loads(tmp_path):
+    assert build.find_library(environment(tmp_path)) is None
+
+    made = build.build(environment(tmp_path))
+
+    assert made == build.find_library(environment(tmp_path))
+    assert [path.name for path in made.parent.iterdir()] == [made.name]
+    assert library.Library(made)
+
+
+def test_it_is_built_once(tmp_path):
+    def must_not_run(arguments, folder):
+        raise AssertionError(arguments)
+
+    made = build.build(environment(tmp_path))
+
+    assert build.build(environment(tmp_path), compile_with=must_not_run) == made
+
+
+def test_other_sources_are_another_library(tmp_path):
+    sources = tmp_path / "src"
+    shutil.copytree(build.SOURCES, sources)
+    before = build.library_path(environment(tmp_path), sources)
+    (sources / "ranges.c").write_text((sources / "ranges.c").read_text() + "\n")
+
+    assert before.name == build.library_path(environment(tmp_path)).name
+    assert build.library_path(environment(tmp_path), sources) != before
+
+
+def test_sources_that_do_not_compile_leave_nothing_behind_but_what_the_compiler_said(tmp_path):
+    sources = tmp_path / "src"
+    shutil.copytree(build.SOURCES, sources)
+    (sources / "ranges.c").write_text("int missing(void) { return nowhere; }\n")
+
+    with pytest.raises(build.BuildError, match="nowhere"):
+        build.build(environment(tmp_path / "cache"), sources=sources)
+
+    assert list((tmp_path / "cache/pviommu").iterdir()) == []
+
+
+def test_a_machine_without_compiler_is_told_so(tmp_path):
+    with pytest.raises(build.BuildError, match="none of cc, gcc, clang is in PATH"):
+        build.build({"XDG_CACHE_HOME": str(tmp_path), "PATH": str(tmp_path)})
+
+
+def test_a_compiler_can_be_named(tmp_path):
+    compiler = tmp_path / "mycc"
+    compiler.write_text("#!/bin/sh\n")
+    compiler.chmod(0o755)
+
+    assert build.find_compiler({"CC": "mycc", "PATH": str(tmp_path)}) == str(compiler)
+
+
+def test_a_compiler_elsewhere_gets_all_sources_and_the_options(tmp_path):
+    seen = []
+
+    def elsewhere(arguments, folder):
+        seen.extend(arguments)
+        assert (folder / "core.h").is_file()
+        (folder / "core.so").write_text("made elsewhere")
+        return subprocess.CompletedProcess(list(arguments), 0, "", "")
+
+    made = build.build(environment(tmp_path), compile_with=elsewhere)
+
+    assert made.read_text() == "made elsewhere"
+    assert {"-Wall", "-Wextra", "-Werror", "ring.c", "table.c"} <= set(seen)
+
+
+def test_a_cache_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "pviommu").write_text("a file")
+
+    with pytest.raises(build.BuildError, match=f"cannot be built in {tmp_path / 'pviommu'}"):
+        build.build(environment(tmp_path))
+
+
+def test_the_command_prints_the_path_or_the_reason(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    parser = argparse.ArgumentParser()
+    build.add_arguments(parser)
+
+    assert build.main(parser.parse_args([])) == 0
+    assert capsys.readouterr().out.strip() == str(build.find_library())
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    assert build.main(parser.parse_args([])) == build.EXIT_ENVIRONMENT
+    assert "no C compiler" in capsys.readouterr().err

@@ -1,0 +1,110 @@
+"""Copies of many runs in C, beside those in Python."""
+
+import os
+import random
+
+import pytest
+
+from pviommu.endpoints.dma import DmaRefusedError
+from pviommu.engine import Access, Run
+from pviommu.engine.results import PackedRuns
+from pviommu.inputs import LiveInputs
+from pviommu.memory import GuestMemory
+from pviommu.native.memory import NativeCopier
+from pviommu_abi.shared import EventReason
+from vfio_user import DmaMapping
+
+from ..conftest import RAM_PAGES
+
+RW = Access.READ | Access.WRITE
+PAGES = 40
+
+
+@pytest.fixture
+def scattered(make_driver):
+    """An endpoint, and PAGES pages of its context that lie all over RAM."""
+    driver = make_driver().start()
+    ctx = driver.attached()
+    driver.frames = random.Random(1).sample(range(1, RAM_PAGES), PAGES)
+    for place, frame in enumerate(driver.frames):
+        driver.iommu.engine.map(ctx, 0x100 + place, frame, 1, RW)
+    return driver
+
+
+def test_a_write_over_many_pages_reaches_each_and_a_read_gives_it_back(scattered):
+    data = os.urandom(PAGES * 4096 - 300)
+
+    scattered.dma_write("dma0", 0x100064, data)
+
+    assert scattered.dma_read("dma0", 0x100064, len(data)) == data
+    first, last = scattered.frames[0] << 12, scattered.frames[-1] << 12
+    assert scattered.ram[first + 0x64 : first + 4096] == data[: 4096 - 0x64]
+    assert scattered.ram[last : last + 4096 - 200] == data[-(4096 - 200) :]
+
+
+def test_many_runs_are_what_they_would_be_one_by_one(scattered):
+    runs = scattered.iommu.engine.translate(1, 0x100000, 3 * 4096, Access.READ)
+
+    assert isinstance(runs, PackedRuns)
+    assert runs == [Run(frame << 12, 4096) for frame in scattered.frames[:3]]
+    assert (len(runs), runs.size, runs[1]) == (3, 3 * 4096, Run(scattered.frames[1] << 12, 4096))
+
+
+def test_more_runs_than_one_call_finds_come_all(make_driver):
+    driver = make_driver().start()
+    ctx = driver.attached()
+    pages = 2500
+    for place in range(pages):
+        driver.iommu.engine.map(ctx, 0x1000 + place, pages - place, 1, RW)
+
+    runs = driver.iommu.engine.translate(1, 0x1000000, pages << 12, Access.READ)
+
+    assert runs == [Run(pages - place << 12, 4096) for place in range(pages)]
+
+
+def test_memory_that_went_is_refused_and_nothing_is_written(scattered):
+    size = RAM_PAGES << 12
+    scattered.machine.endpoints["dma0"].dma_unmap(0, size)
+    before = scattered.ram[:]
+
+    with pytest.raises(DmaRefusedError) as caught:
+        scattered.dma_write("dma0", 0x100000, bytes(PAGES << 12))
+
+    assert (caught.value.iova, caught.value.reason) == (0x100000, EventReason.NOT_RAM)
+    assert scattered.ram[:] == before
+
+
+def test_files_that_are_not_mapped_are_read_and_written_by_system_calls(scattered, native_library, tmp_path):
+    size = RAM_PAGES << 12
+    path = tmp_path / "ram"
+    path.write_bytes(bytes(size))
+    memory = GuestMemory(LiveInputs())
+    memory.copier = NativeCopier(native_library)
+    memory.map(DmaMapping(0, size, 0, True, True, os.open(path, os.O_RDWR)))
+    runs = scattered.iommu.engine.translate(1, 0x100000, PAGES << 12, RW)
+    data = os.urandom(PAGES << 12)
+
+    memory.check(runs)
+    memory.write(runs, data)
+
+    assert memory.read(runs) == data
+    assert path.read_bytes()[scattered.frames[0] << 12 :][:4096] == data[:4096]
+    memory.clear()
+
+
+def test_runs_across_two_ranges_of_memory(make_driver):
+    driver = make_driver().start()
+    ctx = driver.attached()
+    size = 1 << 20
+    fd = driver.more_ram(size)
+    for function in driver.machine.functions():
+        function.dma_map(DmaMapping(RAM_PAGES << 12, size, 0, True, True, os.dup(fd)))
+    driver.iommu.engine.map(ctx, 0x100, RAM_PAGES - 2, 4, RW)
+    driver.iommu.engine.map(ctx, 0x104, 5, 1, RW)
+    data = os.urandom(5 << 12)
+
+    driver.dma_write("dma0", 0x100000, data)
+
+    assert driver.dma_read("dma0", 0x100000, 5 << 12) == data
+    assert os.pread(fd, 8192, 0) == data[2 << 12 : 4 << 12]
+    os.close(fd)

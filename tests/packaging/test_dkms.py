@@ -1,0 +1,120 @@
+"""The driver by DKMS and by hand: built for each of Debian's kernels, put where modprobe finds it, taken out again."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from pviommu import __version__
+from pviommu.lab.driver_checks import DriverChecks
+from pviommu.lab.kept import copy_sources
+
+
+@dataclass(frozen=True)
+class Installation:
+    """The driver's Makefile for one kernel, with all that it writes to in a folder of the private root."""
+
+    checks: DriverChecks
+    folder: Path
+    inside: str
+    release: str
+
+    def run(self, *program: str) -> str:
+        """What ``program`` says; it must succeed."""
+        status, output = self.checks.run(program)
+        assert status == 0, output
+        return output
+
+    def make(self, *words: str) -> str:
+        """What ``make`` says in the folder of the driver."""
+        return self.run(
+            *("make", "-C", f"{self.inside}/driver", f"KDIR=/lib/modules/{self.release}/build"),
+            *(f"INSTALL_MOD_PATH={self.inside}/by-hand", f"SRCTREE={self.inside}/src"),
+            *(f"DKMSFLAGS={' '.join(self.dkms_options)}", *words),
+        )
+
+    @property
+    def dkms_options(self) -> list[str]:
+        """What keeps dkms within the folder."""
+        places = {"--dkmstree": "tree", "--sourcetree": "src", "--installtree": "modules"}
+        return [word for option, name in places.items() for word in (option, f"{self.inside}/{name}")]
+
+    def module(self, path: str) -> dict[str, str]:
+        """The fields of a module below the folder, as modinfo shows them."""
+        lines = self.run("modinfo", f"{self.inside}/{path}").splitlines()
+        return {match[1]: match[2] for line in lines if (match := re.match(r"(\w+):\s+(.*)", line))}
+
+    def files(self, *folders: str) -> list[str]:
+        """What is in ``folders`` and no folder itself, sorted."""
+        found = (path for name in folders for path in (self.folder / name).rglob("*") if not path.is_dir())
+        return sorted(str(path.relative_to(self.folder)) for path in found)
+
+
+@pytest.fixture
+def installation(checks: DriverChecks, release: str, checkout: Path) -> Iterator[Installation]:
+    with checks.work_folder() as (folder, inside):
+        copy_sources(checkout / "guest-tools/driver", folder / "driver")
+        for name in ("tree", "src", f"modules/{release}", f"by-hand/lib/modules/{release}"):
+            (folder / name).mkdir(parents=True)
+        # As in /lib/modules, where dkms looks for the headers.
+        (folder / f"modules/{release}/build").symlink_to(f"/lib/modules/{release}/build")
+        for name in ("modules.order", "modules.builtin", "modules.builtin.modinfo"):
+            (folder / f"by-hand/lib/modules/{release}/{name}").touch()
+        yield Installation(checks, folder, inside, release)
+
+
+def conf(checkout: Path) -> dict[str, str]:
+    """The assignments of dkms.conf."""
+    text = (checkout / "guest-tools/driver/dkms.conf").read_text()
+    return dict(re.findall(r'^([A-Z_]+(?:\[0\])?)="(.*)"$', text, re.MULTILINE))
+
+
+def test_version_of_the_dkms_package_is_that_of_pviommu(checkout: Path) -> None:
+    assert conf(checkout)["PACKAGE_VERSION"] == __version__
+
+
+def test_every_new_kernel_gets_the_driver(checkout: Path) -> None:
+    assert conf(checkout)["AUTOINSTALL"] == "yes"
+
+
+def test_dkms_installs_the_driver_alone_signed_and_for_that_kernel_and_removal_leaves_nothing(
+    installation: Installation,
+) -> None:
+    release = installation.release
+
+    installation.make("dkms-install")
+
+    modules = [name for name in installation.files("modules") if "/build" not in name]
+    assert [name.partition(".ko")[0] for name in modules] == [f"modules/{release}/updates/dkms/pv_iommu"]
+    fields = installation.module(modules[0])
+    assert fields["vermagic"].split()[0] == release
+    assert fields["signer"] == "DKMS module signing key"
+    status = installation.run("dkms", "status", *installation.dkms_options)
+    assert status == f"pviommu/{__version__}, {release}, x86_64: installed\n"
+
+    installation.make("dkms-remove")
+
+    assert installation.files("tree", "src", "modules") == [f"modules/{release}/build"]
+    assert installation.run("dkms", "status", *installation.dkms_options) == ""
+
+
+@pytest.mark.parametrize("release", ["6.12"], indirect=True)
+def test_driver_installed_by_hand_is_found_by_its_device_and_can_be_taken_out(installation: Installation) -> None:
+    folder = f"by-hand/lib/modules/{installation.release}"
+
+    installation.make("install")
+
+    assert installation.module(f"{folder}/updates/pv_iommu.ko")["vermagic"].split()[0] == installation.release
+    lines = (installation.folder / folder / "modules.alias").read_text().splitlines()
+    assert [line for line in lines if line.startswith("alias pci:v00001234d00005056")]
+
+    installation.make("uninstall")
+    installation.make("clean")
+
+    assert not [name for name in installation.files("by-hand") if "pv_iommu" in name]
+    assert "pv_iommu" not in (installation.folder / folder / "modules.alias").read_text()
+    assert not list((installation.folder / "driver").glob("*.ko"))
