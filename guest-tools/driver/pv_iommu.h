@@ -233,6 +233,7 @@ struct pv_endpoint {
  * @nr: its tables
  * @credit: pages of the device's pool that its context may count on
  * @pages: counts the pages of all tables of the PV-IOMMU
+ * @lock: taken to change how a lowest table is kept, see pv_iommu_table.c
  */
 struct pv_table {
 	u64 *root;
@@ -240,6 +241,7 @@ struct pv_table {
 	atomic_t nr;
 	u32 credit;
 	atomic_t *pages;
+	spinlock_t lock;	/* see above */
 };
 
 /**
@@ -311,6 +313,34 @@ static inline bool pv_table_covered(const struct pv_table *table)
 	return atomic_read(&table->nr) <= READ_ONCE(table->credit);
 }
 
+/* By hand, because what compilers make of memset() takes longer for so few words. */
+static inline void pv_command_clear(struct pv_command *command)
+{
+	u64 *word = (u64 *)command;
+
+	BUILD_BUG_ON(sizeof(*command) != 8 * sizeof(*word));
+	word[0] = 0;
+	word[1] = 0;
+	word[2] = 0;
+	word[3] = 0;
+	word[4] = 0;
+	word[5] = 0;
+	word[6] = 0;
+	word[7] = 0;
+}
+
+/* Whether all pages lie within one of the ranges. */
+static inline bool pv_frames_hold(const struct pv_frames *frames, u64 first, u64 nr_pages)
+{
+	u64 last = first + nr_pages - 1;
+	unsigned int i;
+
+	for (i = 0; i < frames->nr; i++)
+		if (first >= frames->ranges[i].start && last <= frames->ranges[i].last)
+			return last >= first;
+	return false;
+}
+
 /* pv_iommu_pci.c */
 struct pv_iommu *pv_iommu_find(u32 instance);
 struct pv_iommu *pv_iommu_get_first(void);
@@ -328,7 +358,8 @@ int pv_request_irqs(struct pv_iommu *pv);
 void pv_free_irqs(struct pv_iommu *pv);
 
 /* pv_iommu_ring.c */
-int pv_ring_post(struct pv_ring *ring, struct pv_command *command, const struct pv_table *covered);
+int pv_ring_post_map(struct pv_domain *own, u64 dfn, u64 gfn, u32 nr_pages, u32 flags);
+int pv_ring_post_unmap(struct pv_domain *own, u64 dfn, u32 nr_pages);
 int pv_ring_send(struct pv_ring *ring, struct pv_answer *answer, bool notify);
 int pv_ring_take(struct pv_ring *ring, struct pv_answer *answer, enum pv_wait wait);
 u32 pv_ring_notify(struct pv_ring *ring);
@@ -346,11 +377,9 @@ int pv_op_init(struct pv_iommu *pv);
 int pv_op_alloc_context(struct pv_iommu *pv, u16 *ctx);
 int pv_op_free_context(struct pv_iommu *pv, u16 ctx);
 int pv_op_reattach(struct pv_iommu *pv, u32 sbdf, u16 ctx);
-int pv_op_map_post(struct pv_domain *own, u64 dfn, u64 gfn, u32 nr_pages, u32 flags);
 int pv_op_map_send(struct pv_domain *own, struct pv_answer *answer, u64 dfn, u64 gfn,
 		   u32 nr_pages, u32 flags);
 int pv_op_map_take(struct pv_domain *own, struct pv_answer *answer, u32 nr_pages, u32 *mapped);
-void pv_op_unmap_post(struct pv_domain *own, u64 dfn, u32 nr_pages);
 void pv_op_sync(struct pv_domain *own);
 int pv_op_reserve_send(struct pv_domain *own, struct pv_answer *answer, u32 pages);
 int pv_op_reserve_take(struct pv_domain *own, struct pv_answer *answer);
@@ -389,7 +418,6 @@ void pv_release_drivers(struct pv_iommu *pv);
 
 /* pv_iommu_capabilities.c */
 int pv_capabilities_read(struct pv_iommu *pv);
-bool pv_frames_hold(const struct pv_frames *frames, u64 first, u64 nr_pages);
 int pv_endpoint_capability(struct pci_dev *pdev, u32 *instance, u32 *stream);
 
 /* pv_iommu_events.c */

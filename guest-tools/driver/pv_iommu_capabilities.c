@@ -187,18 +187,6 @@ static void pv_frames_cut(struct pv_frames *frames, const struct pv_range *range
 	}
 }
 
-/* Whether all pages lie within one of the ranges. */
-bool pv_frames_hold(const struct pv_frames *frames, u64 first, u64 nr_pages)
-{
-	u64 last = first + nr_pages - 1;
-	unsigned int i;
-
-	for (i = 0; i < frames->nr; i++)
-		if (first >= frames->ranges[i].start && last <= frames->ranges[i].last)
-			return last >= first;
-	return false;
-}
-
 /* What a map may use without asking: IOVA ranges but for all reserved regions, and guest memory. */
 static void pv_frames_init(struct pv_iommu *pv)
 {

@@ -114,14 +114,15 @@ static int pv_map_post(struct pv_domain *own, u64 dfn, u64 gfn, u32 nr_pages, u3
 		return ret;
 	if (!PV_FLOOR && unlikely(!pv_table_covered(&own->table)))
 		pv_domain_reserve(own);
-	ret = pv_op_map_post(own, dfn, gfn, nr_pages, flags);
+	ret = PV_FLOOR ? 0 : pv_ring_post_map(own, dfn, gfn, nr_pages, flags);
 	if (unlikely(ret))
 		pv_table_clear(&own->table, dfn, nr_pages);
 	return ret;
 }
 
-static int pv_map_wait(struct pv_domain *own, u64 dfn, u64 gfn, u32 nr_pages, u32 flags, gfp_t gfp,
-		       u32 *mapped)
+/* not inline: what it has on the stack would be cleared for posted maps as well */
+static noinline int pv_map_wait(struct pv_domain *own, u64 dfn, u64 gfn, u32 nr_pages, u32 flags,
+				gfp_t gfp, u32 *mapped)
 {
 	struct pv_answer answer;
 	int ret;
@@ -195,7 +196,8 @@ static size_t pv_domain_unmap(struct iommu_domain *domain, unsigned long iova, s
 	u32 chunk;
 
 	/* an error was or will be that of a map */
-	pv_pending_collect(own, dfn, wanted);
+	if (unlikely(READ_ONCE(own->nr_pending)))
+		pv_pending_collect(own, dfn, wanted);
 	do {
 		run = pv_table_clear_run(&own->table, dfn, left, &kind);
 		left -= run;
@@ -205,7 +207,9 @@ static size_t pv_domain_unmap(struct iommu_domain *domain, unsigned long iova, s
 		}
 		for (; run; run -= chunk, dfn += chunk) {
 			chunk = min_t(u64, run, own->pv->caps.max_nr_pages);
-			pv_op_unmap_post(own, dfn, chunk);
+			/* when the device is given up it translates nothing that anybody may rely on */
+			if (!PV_FLOOR)
+				pv_ring_post_unmap(own, dfn, chunk);
 		}
 	} while (left && kind);
 	if (!posted)

@@ -42,7 +42,7 @@ int pv_op_reattach(struct pv_iommu *pv, u32 sbdf, u16 ctx)
 
 static void pv_own_command(struct pv_command *command, u8 op, u32 sbdf)
 {
-	memset(command, 0, sizeof(*command));
+	pv_command_clear(command);
 	command->slot.op_class = PVIOMMU_CLASS_OWN;
 	command->slot.op = op;
 	command->op.binding.seg = cpu_to_le16(sbdf >> 16);
@@ -65,17 +65,6 @@ int pv_op_unbind(struct pv_iommu *pv, u32 sbdf)
 
 	pv_own_command(&command, PVIOMMU_OWN_UNBIND, sbdf);
 	return pv_submit(pv, &command, PV_WAIT_SLEEP);
-}
-
-/* Sends a map that cannot fail; -EAGAIN if its domain's tables need pages that are not reserved. */
-int pv_op_map_post(struct pv_domain *own, u64 dfn, u64 gfn, u32 nr_pages, u32 flags)
-{
-	struct pv_command command;
-
-	if (PV_FLOOR)
-		return 0;
-	own->pv->profile->map(&command, own->ctx, dfn, gfn, nr_pages, flags);
-	return pv_ring_post(own->ring, &command, &own->table);
 }
 
 /* Sends a map whose outcome pv_op_map_take() gets. */
@@ -103,18 +92,6 @@ int pv_op_map_take(struct pv_domain *own, struct pv_answer *answer, u32 nr_pages
 	if (!pv_given_up(own->pv))
 		*mapped = min(own->pv->profile->mapped(&answer->command), nr_pages);
 	return !ret && *mapped != nr_pages ? -EIO : ret;
-}
-
-/* Sends an unmap of pages that are mapped, which cannot fail. */
-void pv_op_unmap_post(struct pv_domain *own, u64 dfn, u32 nr_pages)
-{
-	struct pv_command command;
-
-	if (PV_FLOOR)
-		return;
-	own->pv->profile->unmap(&command, own->ctx, dfn, nr_pages);
-	/* a device that was given up translates nothing that anybody may rely on */
-	pv_ring_post(own->ring, &command, NULL);
 }
 
 /* Waits until the device has done all that was sent for a domain. */

@@ -162,36 +162,34 @@ static int pv_ring_lock(struct pv_ring *ring, unsigned long *flags) __acquires(&
 	}
 }
 
-/* Fills the next slot and publishes it. Under the lock; whether the doorbell is to be rung. */
-static bool pv_ring_publish(struct pv_ring *ring, struct pv_command *command, bool notify)
+/* The slot that is to be filled next. Under the lock. */
+static struct pv_command *pv_ring_next(struct pv_ring *ring)
+{
+	return &ring->slots[ring->producer & (ring->entries - 1)];
+}
+
+/* Publishes the next slot, which is filled. Under the lock; whether the doorbell is to be rung. */
+static bool pv_ring_publish(struct pv_ring *ring, bool notify)
 {
 	u32 index = ring->producer;
 
-	command->slot.sequence = cpu_to_le32(index + 1);
-	ring->slots[index & (ring->entries - 1)] = *command;
+	pv_ring_next(ring)->slot.sequence = cpu_to_le32(index + 1);
 	ring->producer = index + 1;
 	/* The slot is there before the index says so. */
 	virt_store_release(&ring->guest->producer, cpu_to_le32(index + 1));
 	return (notify || pv_ring_half_full(ring)) && pv_ring_asks(ring);
 }
 
-static int pv_ring_push(struct pv_ring *ring, struct pv_command *command,
-			const struct pv_table *covered, bool notify)
+/* Ends what pv_ring_lock() began: publishes the next slot unless @ret is an error. */
+static int pv_ring_unlock_post(struct pv_ring *ring, unsigned long flags, int ret, bool notify)
+	__releases(&ring->lock)
 {
 	bool doorbell = false;
-	unsigned long flags;
-	int ret;
 
-	ret = pv_ring_lock(ring, &flags);
-	/*
-	 * Under the lock: a map that needs a table which the device has promised nothing for comes
-	 * after the one that is posted here, or its table is counted already.
-	 */
-	if (covered && !pv_table_covered(covered))
-		ret = ret ?: -EAGAIN;
 	if (likely(!ret)) {
+		pv_ring_next(ring)->slot.flags = cpu_to_le16(PVIOMMU_SLOT_POSTED);
 		ring->posted++;
-		doorbell = pv_ring_publish(ring, command, notify);
+		doorbell = pv_ring_publish(ring, notify);
 	}
 	spin_unlock_irqrestore(&ring->lock, flags);
 	if (doorbell)
@@ -200,17 +198,63 @@ static int pv_ring_push(struct pv_ring *ring, struct pv_command *command,
 }
 
 /**
- * pv_ring_post - sends a command that nobody waits for
- * @ring: the ring
- * @command: slot to send
- * @covered: when not NULL, the table whose tables the pool must be reserved for
+ * pv_ring_post_map - sends a map that nobody waits for
+ * @own: the domain
+ * @dfn: first page
+ * @gfn: first frame
+ * @nr_pages: how many
+ * @flags: PVIOMMU_MAP_*
  *
- * Return: 0; -EIO when the device is given up; -EAGAIN, with nothing sent, when @covered is not.
+ * Return: 0; -EIO when the device is given up; -EAGAIN, with nothing sent, when the domain has
+ * tables that the device has promised no pages for.
  */
-int pv_ring_post(struct pv_ring *ring, struct pv_command *command, const struct pv_table *covered)
+int pv_ring_post_map(struct pv_domain *own, u64 dfn, u64 gfn, u32 nr_pages, u32 flags)
 {
-	command->slot.flags = cpu_to_le16(PVIOMMU_SLOT_POSTED);
-	return pv_ring_push(ring, command, covered, false);
+	struct pv_ring *ring = own->ring;
+	unsigned long irq;
+	int ret;
+
+	ret = pv_ring_lock(ring, &irq);
+	/*
+	 * Under the lock: a map that needs a table which the device has promised nothing for comes
+	 * after the one that is posted here, or its table is counted already.
+	 */
+	if (unlikely(!pv_table_covered(&own->table)))
+		ret = ret ?: -EAGAIN;
+	/* Made in its place: the device does not look at it before it is published. */
+	if (likely(!ret))
+		own->pv->profile->map(pv_ring_next(ring), own->ctx, dfn, gfn, nr_pages, flags);
+	return pv_ring_unlock_post(ring, irq, ret, false);
+}
+
+/* Sends an unmap that nobody waits for: 0, or -EIO when the device is given up. */
+int pv_ring_post_unmap(struct pv_domain *own, u64 dfn, u32 nr_pages)
+{
+	struct pv_ring *ring = own->ring;
+	unsigned long irq;
+	int ret;
+
+	ret = pv_ring_lock(ring, &irq);
+	if (likely(!ret))
+		own->pv->profile->unmap(pv_ring_next(ring), own->ctx, dfn, nr_pages);
+	return pv_ring_unlock_post(ring, irq, ret, false);
+}
+
+/*
+ * Sends a command that nobody waits for, and tells the device: 0, or -EIO when it is given up. The
+ * command gets the sequence that an event would name.
+ */
+static int pv_ring_post(struct pv_ring *ring, struct pv_command *command)
+{
+	unsigned long irq;
+	int ret;
+
+	ret = pv_ring_lock(ring, &irq);
+	if (likely(!ret)) {
+		command->slot.sequence = cpu_to_le32(ring->producer + 1);
+		*pv_ring_next(ring) = *command;
+	}
+	return pv_ring_unlock_post(ring, irq, ret, true);
 }
 
 /**
@@ -233,7 +277,8 @@ int pv_ring_send(struct pv_ring *ring, struct pv_answer *answer, bool notify)
 		answer->index = ring->producer;
 		ring->answers[answer->index & (ring->entries - 1)] = answer;
 		ring->waited++;
-		doorbell = pv_ring_publish(ring, &answer->command, notify);
+		*pv_ring_next(ring) = answer->command;
+		doorbell = pv_ring_publish(ring, notify);
 	}
 	spin_unlock_irqrestore(&ring->lock, flags);
 	if (doorbell)
@@ -366,11 +411,11 @@ int pv_submit(struct pv_iommu *pv, struct pv_command *command, enum pv_wait wait
 	struct pv_answer answer;
 	int ret;
 
-	command->slot.flags = cpu_to_le16(wait == PV_POSTED ? PVIOMMU_SLOT_POSTED : 0);
+	command->slot.flags = 0;
 	command->slot.result = 0;
 	command->slot.completed = 0;
 	if (wait == PV_POSTED)
-		return pv_ring_push(ring, command, NULL, true);
+		return pv_ring_post(ring, command);
 	answer.command = *command;
 	ret = pv_ring_send(ring, &answer, true) ?: pv_ring_take(ring, &answer, wait);
 	*command = answer.command;

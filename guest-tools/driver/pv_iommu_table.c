@@ -13,11 +13,18 @@
  *
  * The shape is the one that the device charges its pool for, so the number of tables here is what
  * its tables can need at most.
+ *
+ * A lowest table (2 MiB) is in one of three states, which its pointer in the table above carries:
+ * empty; one run, where only its first entry is kept, for a map and an unmap of 2 MiB cost no more
+ * than those of a page then; or mixed, where all entries are. It becomes mixed when something
+ * smaller is noted in it, or when a part of the run goes, and that needs no memory.
  */
 
 #define pr_fmt(fmt) "pv_iommu: " fmt
 
 #include <linux/gfp.h>
+#include <linux/minmax.h>
+#include <linux/spinlock.h>
 
 #include "pv_iommu.h"
 
@@ -25,6 +32,16 @@
 #define PV_TABLE_ENTRIES	BIT(PV_LEVEL_BITS)
 /* the device's tables have as many levels at least, however small the aperture */
 #define PV_LEAST_LEVELS		3U
+
+/* in a pointer to a lowest table; with neither it is empty */
+#define PV_TABLE_RUN		BIT_ULL(0)
+#define PV_TABLE_MIXED		BIT_ULL(1)
+#define PV_TABLE_STATE		(PV_TABLE_RUN | PV_TABLE_MIXED)
+
+static u64 *pv_table_of(u64 slot)
+{
+	return (u64 *)(uintptr_t)(slot & ~PV_TABLE_STATE);
+}
 
 static unsigned int pv_table_index(u64 dfn, unsigned int level)
 {
@@ -55,6 +72,7 @@ int pv_table_init(struct pv_table *table, unsigned int aperture_bits, atomic_t *
 	table->levels = max(DIV_ROUND_UP(aperture_bits - PVIOMMU_PAGE_SHIFT, PV_LEVEL_BITS),
 			    PV_LEAST_LEVELS);
 	table->pages = pages;
+	spin_lock_init(&table->lock);
 	/* the root, which a context is charged when it is allocated */
 	table->credit = 1;
 	table->root = pv_table_page(table, GFP_KERNEL);
@@ -67,7 +85,7 @@ static void pv_table_free_level(struct pv_table *table, u64 *page, unsigned int 
 
 	for (i = 0; level && i < PV_TABLE_ENTRIES; i++)
 		if (page[i])
-			pv_table_free_level(table, (u64 *)(uintptr_t)page[i], level - 1);
+			pv_table_free_level(table, pv_table_of(page[i]), level - 1);
 	pv_table_drop(table, page);
 }
 
@@ -78,20 +96,22 @@ void pv_table_free(struct pv_table *table)
 	table->root = NULL;
 }
 
-/* The entry of @dfn in a table of the lowest level, or NULL when there is no such table. */
-static u64 *pv_table_entry(struct pv_table *table, u64 dfn)
+/* Where the pointer to the lowest table of @dfn is, or NULL when there is no such table. */
+static u64 *pv_table_slot(struct pv_table *table, u64 dfn)
 {
-	u64 *page = table->root;
+	u64 *page = table->root, *slot;
 	unsigned int level;
 
 	if (dfn >> (PV_LEVEL_BITS * table->levels))
 		return NULL;
-	for (level = table->levels - 1; level; level--) {
-		page = (u64 *)(uintptr_t)READ_ONCE(page[pv_table_index(dfn, level)]);
+	for (level = table->levels - 1;; level--) {
+		slot = &page[pv_table_index(dfn, level)];
+		page = pv_table_of(READ_ONCE(*slot));
 		if (!page)
 			return NULL;
+		if (level == 1)
+			return slot;
 	}
-	return &page[pv_table_index(dfn, 0)];
 }
 
 static int pv_table_grow(struct pv_table *table, u64 dfn, gfp_t gfp)
@@ -101,7 +121,7 @@ static int pv_table_grow(struct pv_table *table, u64 dfn, gfp_t gfp)
 
 	for (level = table->levels - 1; level; level--) {
 		entry = &page[pv_table_index(dfn, level)];
-		next = (u64 *)(uintptr_t)READ_ONCE(*entry);
+		next = pv_table_of(READ_ONCE(*entry));
 		if (!next) {
 			next = pv_table_page(table, gfp);
 			if (!next)
@@ -109,7 +129,7 @@ static int pv_table_grow(struct pv_table *table, u64 dfn, gfp_t gfp)
 			/* Another address below the same entry may be mapped right now. */
 			if (cmpxchg(entry, 0ULL, (u64)(uintptr_t)next)) {
 				pv_table_drop(table, next);
-				next = (u64 *)(uintptr_t)READ_ONCE(*entry);
+				next = pv_table_of(READ_ONCE(*entry));
 			}
 		}
 		page = next;
@@ -124,14 +144,14 @@ static bool pv_table_holds(struct pv_table *table, u64 dfn, u64 nr_pages)
 	return nr_pages && last >= dfn && !(last >> (PV_LEVEL_BITS * table->levels));
 }
 
-/* The entry of @dfn, whose table is made if need be, or NULL. */
+/* As pv_table_slot(), but the table is made if need be; NULL when there is no memory. */
 static u64 *pv_table_make(struct pv_table *table, u64 dfn, gfp_t gfp)
 {
-	u64 *entry = pv_table_entry(table, dfn);
+	u64 *slot = pv_table_slot(table, dfn);
 
-	if (likely(entry))
-		return entry;
-	return pv_table_grow(table, dfn, gfp) ? NULL : pv_table_entry(table, dfn);
+	if (likely(slot))
+		return slot;
+	return pv_table_grow(table, dfn, gfp) ? NULL : pv_table_slot(table, dfn);
 }
 
 /* Makes the tables for @nr_pages pages from @dfn. */
@@ -150,6 +170,68 @@ int pv_table_prepare(struct pv_table *table, u64 dfn, u64 nr_pages, gfp_t gfp)
 	return 0;
 }
 
+/* How many of @nr_pages pages from @dfn are in the lowest table of @dfn. */
+static u64 pv_table_piece(u64 dfn, u64 nr_pages)
+{
+	return min(nr_pages, PV_TABLE_ENTRIES - pv_table_index(dfn, 0));
+}
+
+/* From empty or one run to mixed. Two sides may want that of one table, for different addresses. */
+static void pv_table_mix(struct pv_table *table, u64 *slot)
+{
+	unsigned long flags;
+	u64 *page, value;
+	unsigned int i;
+
+	spin_lock_irqsave(&table->lock, flags);
+	value = READ_ONCE(*slot);
+	page = pv_table_of(value);
+	if (value & PV_TABLE_RUN)
+		for (i = 1; i < PV_TABLE_ENTRIES; i++)
+			WRITE_ONCE(page[i], page[0] + i);
+	/* Entries are there before the state says so. */
+	if (!(value & PV_TABLE_MIXED))
+		smp_store_release(slot, (u64)(uintptr_t)page | PV_TABLE_MIXED);
+	spin_unlock_irqrestore(&table->lock, flags);
+}
+
+/* The entry of @dfn in a mixed table. */
+static u64 *pv_table_entry(struct pv_table *table, u64 *slot, u64 dfn)
+{
+	if (unlikely(!(READ_ONCE(*slot) & PV_TABLE_MIXED)))
+		pv_table_mix(table, slot);
+	return &pv_table_of(READ_ONCE(*slot))[pv_table_index(dfn, 0)];
+}
+
+/* Makes a whole table one run, or empty when @value is 0. All its addresses are the caller's. */
+static void pv_table_set_run(u64 *slot, u64 value)
+{
+	u64 *page = pv_table_of(READ_ONCE(*slot));
+
+	if (!value && READ_ONCE(*slot) & PV_TABLE_MIXED)
+		memset(page, 0, PV_TABLE_ENTRIES * sizeof(*page));
+	WRITE_ONCE(page[0], value);
+	smp_store_release(slot, (u64)(uintptr_t)page | (value ? PV_TABLE_RUN : 0));
+}
+
+/* Makes entries of one table; how many, less than @nr_pages when one is not free. */
+static u64 pv_table_fill_one(struct pv_table *table, u64 *slot, u64 dfn, u64 nr_pages, u64 value)
+{
+	u64 state = READ_ONCE(*slot) & PV_TABLE_STATE, done;
+	u64 *entry;
+
+	if (state == PV_TABLE_RUN)
+		return 0;
+	if (nr_pages == PV_TABLE_ENTRIES && !state) {
+		pv_table_set_run(slot, value);
+		return nr_pages;
+	}
+	entry = pv_table_entry(table, slot, dfn);
+	for (done = 0; done < nr_pages && !READ_ONCE(entry[done]); done++)
+		WRITE_ONCE(entry[done], value + done);
+	return done;
+}
+
 /**
  * pv_table_fill - makes entries of free pages, and the tables for them
  * @table: the table
@@ -162,51 +244,89 @@ int pv_table_prepare(struct pv_table *table, u64 dfn, u64 nr_pages, gfp_t gfp)
  */
 int pv_table_fill(struct pv_table *table, u64 dfn, u64 nr_pages, u64 value, gfp_t gfp)
 {
-	u64 *entry = NULL;
-	int ret = -EAGAIN;
-	u64 done;
+	u64 done = 0, piece, filled, *slot;
+	int ret = 0;
 
 	if (!pv_table_holds(table, dfn, nr_pages))
 		return -ERANGE;
-	for (done = 0; done < nr_pages; done++, entry++) {
-		if (!entry || !pv_table_index(dfn + done, 0))
-			entry = pv_table_make(table, dfn + done, gfp);
-		if (!entry) {
+	while (done < nr_pages && !ret) {
+		slot = pv_table_make(table, dfn + done, gfp);
+		if (!slot) {
 			ret = -ENOMEM;
 			break;
 		}
-		if (READ_ONCE(*entry))
-			break;
-		WRITE_ONCE(*entry, value + done);
+		piece = pv_table_piece(dfn + done, nr_pages - done);
+		filled = pv_table_fill_one(table, slot, dfn + done, piece, value + done);
+		done += filled;
+		if (filled != piece)
+			ret = -EAGAIN;
 	}
-	if (likely(done == nr_pages))
-		return 0;
-	pv_table_clear(table, dfn, done);
+	if (unlikely(ret))
+		pv_table_clear(table, dfn, done);
 	return ret;
 }
 
 /* Notes @nr_pages pages from @dfn, whatever was there. The tables were prepared. */
 void pv_table_set(struct pv_table *table, u64 dfn, u64 nr_pages, u64 value)
 {
-	u64 *entry = NULL;
+	u64 *slot, *entry, piece, i;
 
-	for (; nr_pages; nr_pages--, dfn++, value++, entry++) {
-		if (!entry || !pv_table_index(dfn, 0))
-			entry = pv_table_entry(table, dfn);
-		WRITE_ONCE(*entry, value);
+	for (; nr_pages; nr_pages -= piece, dfn += piece, value += piece) {
+		slot = pv_table_slot(table, dfn);
+		piece = pv_table_piece(dfn, nr_pages);
+		if (piece == PV_TABLE_ENTRIES) {
+			pv_table_set_run(slot, value);
+			continue;
+		}
+		entry = pv_table_entry(table, slot, dfn);
+		for (i = 0; i < piece; i++)
+			WRITE_ONCE(entry[i], value + i);
 	}
 }
 
 /* Forgets @nr_pages pages from @dfn, all of which have tables. */
 void pv_table_clear(struct pv_table *table, u64 dfn, u64 nr_pages)
 {
-	u64 *entry = NULL;
+	u64 *slot, *entry, piece, i;
 
-	for (; nr_pages; nr_pages--, dfn++, entry++) {
-		if (!entry || !pv_table_index(dfn, 0))
-			entry = pv_table_entry(table, dfn);
-		WRITE_ONCE(*entry, 0);
+	for (; nr_pages; nr_pages -= piece, dfn += piece) {
+		slot = pv_table_slot(table, dfn);
+		piece = pv_table_piece(dfn, nr_pages);
+		if (piece == PV_TABLE_ENTRIES) {
+			pv_table_set_run(slot, 0);
+			continue;
+		}
+		entry = pv_table_entry(table, slot, dfn);
+		for (i = 0; i < piece; i++)
+			WRITE_ONCE(entry[i], 0);
 	}
+}
+
+/* Forgets pages of @kind in one table, up to the first that is not; @kind 0 takes the first's. */
+static u64 pv_table_clear_one(struct pv_table *table, u64 *slot, u64 dfn, u64 nr_pages, u64 *kind)
+{
+	u64 state = READ_ONCE(*slot) & PV_TABLE_STATE, found, run;
+	u64 *entry;
+
+	if (!state)
+		return 0;
+	if (state == PV_TABLE_RUN && nr_pages == PV_TABLE_ENTRIES) {
+		found = READ_ONCE(pv_table_of(READ_ONCE(*slot))[0]) & PV_ENTRY_KIND;
+		*kind = *kind ?: found;
+		if (found != *kind)
+			return 0;
+		pv_table_set_run(slot, 0);
+		return nr_pages;
+	}
+	entry = pv_table_entry(table, slot, dfn);
+	*kind = *kind ?: READ_ONCE(entry[0]) & PV_ENTRY_KIND;
+	for (run = 0; run < nr_pages; run++) {
+		found = READ_ONCE(entry[run]) & PV_ENTRY_KIND;
+		if (!found || found != *kind)
+			break;
+		WRITE_ONCE(entry[run], 0);
+	}
+	return run;
 }
 
 /**
@@ -214,25 +334,24 @@ void pv_table_clear(struct pv_table *table, u64 dfn, u64 nr_pages)
  * @table: the table
  * @dfn: first page
  * @nr_pages: how many at most
- * @kind: PV_ENTRY_* of the pages that were forgotten
+ * @kind: PV_ENTRY_* of the pages that were forgotten, 0 when @dfn is free
  *
  * Return: how many, 0 when @dfn is free.
  */
 u64 pv_table_clear_run(struct pv_table *table, u64 dfn, u64 nr_pages, u64 *kind)
 {
-	u64 *entry = NULL;
-	u64 run, found;
+	u64 run = 0, piece, cleared, *slot;
 
 	*kind = 0;
-	for (run = 0; run < nr_pages; run++, entry++) {
-		if (!entry || !pv_table_index(dfn + run, 0))
-			entry = pv_table_entry(table, dfn + run);
-		found = entry ? READ_ONCE(*entry) & PV_ENTRY_KIND : 0;
-		if (!run)
-			*kind = found;
-		if (!found || found != *kind)
+	while (run < nr_pages) {
+		slot = pv_table_slot(table, dfn + run);
+		if (!slot)
 			break;
-		WRITE_ONCE(*entry, 0);
+		piece = pv_table_piece(dfn + run, nr_pages - run);
+		cleared = pv_table_clear_one(table, slot, dfn + run, piece, kind);
+		run += cleared;
+		if (cleared != piece)
+			break;
 	}
 	return run;
 }
@@ -240,9 +359,24 @@ u64 pv_table_clear_run(struct pv_table *table, u64 dfn, u64 nr_pages, u64 *kind)
 /* The frame that @dfn leads to as far as the core was told: claimed pages are found as well. */
 bool pv_table_lookup(struct pv_table *table, u64 dfn, u64 *gfn)
 {
-	u64 *entry = pv_table_entry(table, dfn);
-	u64 value = entry ? READ_ONCE(*entry) : 0;
+	u64 *slot = pv_table_slot(table, dfn);
+	u64 state, value;
 
+	*gfn = 0;
+	if (!slot)
+		return false;
+	do {
+		/* Pairs with the releases above: what the state speaks of is there. */
+		state = smp_load_acquire(slot);
+		if (state & PV_TABLE_RUN)
+			value = READ_ONCE(pv_table_of(state)[0]) + pv_table_index(dfn, 0);
+		else if (state & PV_TABLE_MIXED)
+			value = READ_ONCE(pv_table_of(state)[pv_table_index(dfn, 0)]);
+		else
+			value = 0;
+		/* A part of the run may have gone meanwhile. */
+		smp_rmb();
+	} while (READ_ONCE(*slot) != state);
 	*gfn = value & ~PV_ENTRY_KIND;
 	return value & PV_ENTRY_KIND;
 }

@@ -7,7 +7,7 @@
 
 static void pv_2024_command(struct pv_command *command, u16 subop, u16 ctx)
 {
-	memset(command, 0, sizeof(*command));
+	pv_command_clear(command);
 	command->slot.op_class = PVIOMMU_CLASS_XEN_2024;
 	command->op.head.subop_id = cpu_to_le16(subop);
 	command->op.head.ctx_no = cpu_to_le16(ctx);

@@ -16,7 +16,7 @@ static_assert(PVIOMMU_V7_MAP_WRITEABLE == PVIOMMU_MAP_WRITEABLE);
 
 static void pv_v7_command(struct pv_command *command, u8 op)
 {
-	memset(command, 0, sizeof(*command));
+	pv_command_clear(command);
 	command->slot.op_class = PVIOMMU_CLASS_XEN_V7;
 	command->slot.op = op;
 }
