@@ -4,8 +4,8 @@
  *
  * Binds to any PCI function, by driver_override only; the function does no DMA. Writing
  * "<rounds> <pages> <threads>" to /sys/kernel/debug/pv_bench/config measures, reading "result" then
- * gives one line of NAME=VALUE. Each thread has a CPU and a buffer of its own and does all rounds. The
- * first rounds fill caches of addresses and tables: throw one measurement away.
+ * gives one line of NAME=VALUE. Each thread has a CPU and a buffer of its own and does all rounds.
+ * The first rounds fill caches of addresses and tables: throw one measurement away.
  */
 
 #define pr_fmt(fmt) "pv_bench: " fmt

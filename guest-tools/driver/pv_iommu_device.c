@@ -145,8 +145,8 @@ static struct device *pv_next_bound(struct pv_iommu *pv)
 }
 
 /*
- * Unbinds the drivers of all functions behind the PV-IOMMU, which would be left with mappings and no
- * domain. A device link would have the driver core do it, but that writes to a link of
+ * Unbinds the drivers of all functions behind the PV-IOMMU, which would be left with mappings and
+ * no domain. A device link would have the driver core do it, but that writes to a link of
  * DL_FLAG_AUTOREMOVE_SUPPLIER after dropping it.
  */
 void pv_release_drivers(struct pv_iommu *pv)

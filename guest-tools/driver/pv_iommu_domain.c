@@ -207,7 +207,7 @@ static size_t pv_domain_unmap(struct iommu_domain *domain, unsigned long iova, s
 		}
 		for (; run; run -= chunk, dfn += chunk) {
 			chunk = min_t(u64, run, own->pv->caps.max_nr_pages);
-			/* when the device is given up it translates nothing that anybody may rely on */
+			/* what a device that was given up translates, nobody may rely on */
 			if (!PV_FLOOR)
 				pv_ring_post_unmap(own, dfn, chunk);
 		}

@@ -189,8 +189,8 @@ static void pv_table_mix(struct pv_table *table, u64 *slot)
 	if (value & PV_TABLE_RUN)
 		for (i = 1; i < PV_TABLE_ENTRIES; i++)
 			WRITE_ONCE(page[i], page[0] + i);
-	/* Entries are there before the state says so. */
 	if (!(value & PV_TABLE_MIXED))
+		/* Entries are there before the state says so. */
 		smp_store_release(slot, (u64)(uintptr_t)page | PV_TABLE_MIXED);
 	spin_unlock_irqrestore(&table->lock, flags);
 }
@@ -211,6 +211,7 @@ static void pv_table_set_run(u64 *slot, u64 value)
 	if (!value && READ_ONCE(*slot) & PV_TABLE_MIXED)
 		memset(page, 0, PV_TABLE_ENTRIES * sizeof(*page));
 	WRITE_ONCE(page[0], value);
+	/* The entry is there before the state says so. */
 	smp_store_release(slot, (u64)(uintptr_t)page | (value ? PV_TABLE_RUN : 0));
 }
 
