@@ -6,6 +6,8 @@
 
 #define pr_fmt(fmt) "pv_dmatest: " fmt
 
+#include <linux/delay.h>
+#include <linux/kthread.h>
 #include <linux/ktime.h>
 
 #include "pviommu_abi.h"
@@ -14,6 +16,7 @@
 #define PVDT_STRICT_ROUNDS	64
 #define PVDT_LAZY_ROUNDS	16
 #define PVDT_REUSE_ROUNDS	600
+#define PVDT_HAMMER_ROUNDS	64
 /*
  * A flush queue is flushed 10 ms after its first entry. The rest is for a machine that is busy with
  * something else: what is shown is that the time is bounded.
@@ -108,6 +111,84 @@ static void pvdt_test_refused_at_once(struct pv_ktap *ktap, void *subject, unsig
 	}
 }
 
+/**
+ * struct pvdt_hammer - a thread that has an engine write to an address without end
+ * @engine: the engine
+ * @iova: where to
+ * @written: requests that were carried out
+ * @refused: requests that were refused
+ * @failed: a request came to something else
+ */
+struct pvdt_hammer {
+	struct pvdt *engine;
+	dma_addr_t iova;
+	unsigned long written;
+	unsigned long refused;
+	bool failed;
+};
+
+static int pvdt_hammer(void *data)
+{
+	struct pvdt_hammer *hammer = data;
+	struct pvdt_request request;
+
+	while (!kthread_should_stop()) {
+		request = pvdt_write_to(READ_ONCE(hammer->iova));
+		if (pvdt_run(hammer->engine, &request, PVDT_POLL))
+			WRITE_ONCE(hammer->failed, true);
+		else if (request.status == PVDT_STATUS_FAULT)
+			WRITE_ONCE(hammer->refused, hammer->refused + 1);
+		else
+			WRITE_ONCE(hammer->written, hammer->written + 1);
+		cond_resched();
+	}
+	return 0;
+}
+
+/* Waits until a count of the thread has grown by two: one request has begun after this call. */
+static bool pvdt_hammer_goes_on(struct pvdt_hammer *hammer, unsigned long *count)
+{
+	unsigned long target = READ_ONCE(*count) + 2;
+	ktime_t begin = ktime_get();
+
+	while (READ_ONCE(*count) < target) {
+		if (READ_ONCE(hammer->failed) ||
+		    ktime_ms_delta(ktime_get(), begin) > PVDT_FLUSH_LIMIT_MS)
+			return false;
+		usleep_range(20, 100);
+	}
+	return true;
+}
+
+/* Unmaps from one side while the other has the engine write: after unmap not one byte changes. */
+static void pvdt_test_hammered(struct pv_ktap *ktap, void *subject, unsigned long rounds)
+{
+	struct pvdt_hammer hammer = { .engine = subject };
+	struct task_struct *task;
+	struct pvdt_page own;
+
+	while (rounds-- && !ktap->failed) {
+		if (!pvdt_page_map(ktap, subject, &own, 0))
+			return;
+		hammer.iova = own.iova;
+		task = kthread_run(pvdt_hammer, &hammer, "pv_dmatest-hammer");
+		if (!PV_EXPECT(ktap, !IS_ERR(task))) {
+			pvdt_page_unmap(subject, &own);
+			__free_page(own.page);
+			return;
+		}
+		PV_EXPECT(ktap, pvdt_hammer_goes_on(&hammer, &hammer.written));
+		pvdt_page_unmap(subject, &own);
+		memset(own.cpu, PVDT_GUARD_BYTE, PAGE_SIZE);
+		PV_EXPECT(ktap, pvdt_hammer_goes_on(&hammer, &hammer.refused));
+		kthread_stop(task);
+		PV_EXPECT(ktap, pvdt_guarded(own.cpu, PAGE_SIZE));
+		__free_page(own.page);
+	}
+	pv_ktap_print(ktap, "# %lu writes before unmap, %lu refused after it\n", hammer.written,
+		      hammer.refused);
+}
+
 /* Reads until that is refused; microseconds, or -ETIME. */
 static s64 pvdt_time_to_refusal(struct pv_ktap *ktap, struct pvdt *engine, dma_addr_t iova)
 {
@@ -179,6 +260,8 @@ static void pvdt_test_reuse(struct pv_ktap *ktap, void *subject, unsigned long r
 
 const struct pv_ktap_case pvdt_strict_cases[] = {
 	{ "DMA after unmap is refused at once", pvdt_test_refused_at_once, PVDT_STRICT_ROUNDS },
+	{ "nothing is written after unmap while the engine never stops writing",
+	  pvdt_test_hammered, PVDT_HAMMER_ROUNDS },
 	{ "an address that is handed out again leads to the new page only", pvdt_test_reuse,
 	  PVDT_REUSE_ROUNDS },
 };
