@@ -43,6 +43,11 @@ class Cell:
         return f"{self.kernel}/{self.profile}/{self.mode}/{self.vcpus}"
 
     @property
+    def is_long(self) -> bool:
+        """Whether the tests that take long are run as well: with one vCPU they would show nothing more."""
+        return self.vcpus > 1
+
+    @property
     def file_name(self) -> str:
         """The name as one part of a path."""
         return self.name.replace("/", "_")

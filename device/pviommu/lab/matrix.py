@@ -1,5 +1,5 @@
-"""``pviommu lab matrix``: kernels x profiles x lazy and strict x vCPUs, each a long run of its own, one table at the
-end.
+"""``pviommu lab matrix``: kernels x profiles x lazy and strict x vCPUs, each a run of its own, those with several vCPUs
+a long one; one table at the end.
 
 Each cell is a ``pviommu lab run`` in a process of its own, so that none can spoil the next. What a cell came to is kept
 at once; the next matrix runs only what did not pass, or passed with other code or another kernel.
@@ -160,7 +160,7 @@ def _run_cell(matrix: _Matrix, setup: Setup, cell: Cell, inputs: str) -> Outcome
     folder = Path(matrix.args.results) / "runs" / cell.file_name
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    limit = time_limit(matrix.args.timeout, GuestSettings(kernel=cell.kernel, long=True))
+    limit = time_limit(matrix.args.timeout, GuestSettings(kernel=cell.kernel, long=cell.is_long))
     command = [*matrix.program, "lab", "run", *_options(matrix, setup, cell), "--results", str(folder)]
     date = matrix.date()
     child = Child()
@@ -182,6 +182,7 @@ def _run_cell(matrix: _Matrix, setup: Setup, cell: Cell, inputs: str) -> Outcome
 
 
 def _options(matrix: _Matrix, setup: Setup, cell: Cell) -> list[str]:
-    options = ["--long", "--kernel", cell.kernel, "--profile", cell.profile, "--mode", cell.mode]
+    options = ["--long"] if cell.is_long else []
+    options += ["--kernel", cell.kernel, "--profile", cell.profile, "--mode", cell.mode]
     options += ["--vcpus", str(cell.vcpus), "--accel", setup.accelerator]
     return options if matrix.args.qemu is None else [*options, "--qemu", matrix.args.qemu]

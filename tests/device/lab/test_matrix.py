@@ -79,7 +79,7 @@ def runs(tmp_path: Path) -> Runs:
     return Runs(tmp_path)
 
 
-def test_each_cell_is_a_long_run_and_the_table_comes_last(runs: Runs) -> None:
+def test_each_cell_with_two_vcpus_is_a_long_run_and_the_table_comes_last(runs: Runs) -> None:
     status, shown = runs.main("--kernels", "lab", "--only", "*/xen-v7/*/2")
 
     assert status == 0
@@ -93,6 +93,12 @@ def test_each_cell_is_a_long_run_and_the_table_comes_last(runs: Runs) -> None:
     cells = json.loads((runs.folder / "results/matrix.json").read_text())["cells"]
     assert [cell["verdict"] for cell in cells] == ["passed", "passed"]
     assert (runs.folder / "results/matrix.md").is_file()
+
+
+def test_a_cell_with_one_vcpu_runs_no_long_tests(runs: Runs) -> None:
+    runs.main("--kernels", "lab", "--only", "*/xen-v7/lazy/1")
+
+    assert runs.ran == ["lab/xen-v7/lazy/1"]
 
 
 def test_kernels_are_prepared_once_each(runs: Runs) -> None:
