@@ -183,17 +183,20 @@ def main(
 ) -> int:
     """Check the guest's sources; returns the exit status."""
     parser = argparse.ArgumentParser(prog="scripts/driver-check", description=__doc__)
-    parser.parse_args(arguments)
+    parser.add_argument("--only-setup", action="store_true", help="provide everything that the checks need, then stop")
+    args = parser.parse_args(arguments)
     stream = sys.stdout if out is None else out
-    return guarded("driver-check", lambda: _check_all(stream, provide))
+    return guarded("driver-check", lambda: _check_all(stream, provide, only_setup=args.only_setup))
 
 
-def _check_all(stream: TextIO, provide: Provide) -> int:
+def _check_all(stream: TextIO, provide: Provide, *, only_setup: bool) -> int:
     progress = Progress(stream, STEPS)
     try:
         checks = provide(progress)
     finally:
         progress.close()
+    if only_setup:
+        return ExitStatus.PASSED
     guest_tools = resources.guest_tools()
     count = 0
     for release in checks.releases:

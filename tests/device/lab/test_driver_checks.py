@@ -211,6 +211,14 @@ def test_status_says_whether_anything_was_complained_about(root: Path, complaint
     assert said[-1] == "checkpatch --strict: no complaints"
 
 
+def test_only_setup_checks_nothing(root: Path) -> None:
+    out = io.StringIO()
+
+    status = driver_checks.main(["--only-setup"], out=out, provide=lambda progress: Complaining(root, ["bad"]))
+
+    assert (status, out.getvalue()) == (0, "")
+
+
 def test_host_that_lacks_something_is_told_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     def provide(progress: Progress) -> DriverChecks:
         raise EnvironmentProblem("apt is missing", "install it")
