@@ -33,7 +33,9 @@ class Counters:
     drains_cut_short: int = 0
     """times that DMA was refused, or a reset done, though rings held more than half a second's work"""
     sleeps: int = 0
-    """times the loop armed its doorbells and slept"""
+    """times the loop slept, its doorbells armed"""
+    spins_grown: int = 0
+    """times a doorbell came so soon after the loop had slept that it polls longer since"""
 
     def report(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""

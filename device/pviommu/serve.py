@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import os
 import platform
-import resource
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,19 +14,14 @@ from pviommu_abi.registers import ABI_VERSION, Feature
 from pviommu_abi.shared import GLOBAL_STREAM, RegionKind
 
 from . import __version__, logs
-from .counters import Counters
+from .endpoints import ENDPOINTS
 from .engine import DefaultPolicy
-from .inputs import LiveInputs
 from .iommu.capability_area import iova_ranges, reserved_regions
-from .iommu.function import PAGE_SIZES
-from .iommu.ring_core import DeviceCore
-from .pci.function import Environment
-from .server import DEFAULT_SPIN_NS, Server, close_all, listen_all
-from .topology import ENDPOINTS, Machine, Topology, TopologyError, load
+from .iommu.config import PAGE_SIZES
+from .pacing import DEFAULT_SPIN_LIMIT_NS, DEFAULT_SPIN_NS, Pace
+from .topology import Topology, TopologyError, load
 
 __all__ = ["add_arguments", "main"]
-
-log = logging.getLogger(__name__)
 
 PROFILES = ("xen-2024", "xen-v7")
 CORES = ("auto", "native", "python")
@@ -78,7 +71,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=DEFAULT_SPIN_NS // 1000,
         metavar="N",
-        help="poll the rings for N microseconds after the last work before sleeping (%(default)s)",
+        help="poll the rings for N microseconds after the last work before sleeping (%(default)s); 0: never poll",
+    )
+    parser.add_argument(
+        "--spin-limit-us",
+        type=int,
+        default=DEFAULT_SPIN_LIMIT_NS // 1000,
+        metavar="N",
+        help="poll for up to N microseconds while operations keep coming soon after the loop went to sleep "
+        "(%(default)s)",
     )
 
 
@@ -139,12 +140,6 @@ def _given_descriptors(options: list[str], names: set[str]) -> dict[str, int]:
     return given
 
 
-def _native_core() -> DeviceCore | None:
-    from .native.core import native_core  # only what is asked for costs start-up time
-
-    return native_core()
-
-
 def main(args: argparse.Namespace) -> int:
     """Run ``pviommu serve``; returns its exit status."""
     try:
@@ -152,8 +147,9 @@ def main(args: argparse.Namespace) -> int:
         topology = topology.limited(args.contexts, args.pool_pages)
         names = {topology.iommu.name, *(entry.name for entry in topology.endpoint)}
         given = _given_descriptors(args.fd, names)
-        if args.spin_us < 0:
-            raise ValueError(f"--spin-us {args.spin_us}: must not be negative")
+        for option, value in (("--spin-us", args.spin_us), ("--spin-limit-us", args.spin_limit_us)):
+            if value < 0:
+                raise ValueError(f"{option} {value}: must not be negative")
     except (TopologyError, ValueError) as error:
         print(f"pviommu: {error}", file=sys.stderr)
         return EXIT_USAGE
@@ -166,51 +162,13 @@ def main(args: argparse.Namespace) -> int:
             file=sys.stderr,
         )
         return EXIT_ENVIRONMENT
+    from .backend import BackendError, Settings, run  # only what is asked for costs start-up time
+
     logs.set_up(args.log_level, args.log_format)
-    counters = Counters()
-    inputs = LiveInputs()
-    core = None if args.core == "python" else _native_core()
-    if core is None and args.core == "native":
-        print("pviommu: --core native: the native core is not built, run: pviommu build-core", file=sys.stderr)
-        return EXIT_ENVIRONMENT
-    machine = Machine.build(topology, Environment(inputs, counters), core)
+    pace = Pace(args.spin_us * 1000, args.spin_limit_us * 1000)
     try:
-        sockets = listen_all(machine, args.socket_dir, given)
-    except OSError as error:
-        print(f"pviommu: cannot listen on {error.filename or 'a socket'}: {error.strerror}", file=sys.stderr)
-        machine.close()
-        return EXIT_ENVIRONMENT
-    server = Server(machine, sockets, inputs, args.spin_us * 1000)
-    try:
-        with server.stopped_by_signals():
-            if args.pidfile:
-                args.pidfile.write_text(f"{os.getpid()}\n")
-            name = machine.iommu.engine.core_name
-            log.info(
-                "listening on %s, %s core",
-                *(", ".join(sorted(sockets)), name),
-                extra={"event": "listening", "fields": {"core": name}},
-            )
-            server.run()
-    except OSError as error:
+        run(topology, Settings(args.socket_dir, given, args.core, pace, args.pidfile))
+    except BackendError as error:
         print(f"pviommu: {error}", file=sys.stderr)
         return EXIT_ENVIRONMENT
-    finally:
-        server.close()
-        usage = machine.iommu.engine.usage()  # of a machine without clients: anything left is a leak
-        close_all(sockets, given)
-        machine.close()
-        if args.pidfile:
-            args.pidfile.unlink(missing_ok=True)
-    fields = counters.report() | {
-        "contexts": usage.contexts,
-        "pool_pages_used": usage.pool_pages_used,
-        "descriptors_open": len(os.listdir("/proc/self/fd")),
-        "peak_memory_kib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
-    }
-    log.info(
-        "summary: %d slots, %d pages mapped, %d bytes of DMA, %d faults, %d traps",
-        *(counters.slots, counters.pages_mapped, counters.dma_bytes, counters.faults, counters.traps),
-        extra={"event": "summary", "fields": fields},
-    )
     return 0

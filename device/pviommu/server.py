@@ -18,23 +18,20 @@ from vfio_user import Session, State, transport
 from vfio_user.transport import Flush
 
 from .inputs import Inputs
+from .machine import Machine
+from .pacing import FOREVER, Pace
 from .pci.function import PciFunction
-from .topology import Machine
 
-__all__ = ["DEFAULT_SPIN_NS", "Server", "close_all", "listen_all"]
+__all__ = ["Server", "close_all", "listen_all"]
 
 log = logging.getLogger(__name__)
 
-DEFAULT_SPIN_NS = 200_000
-"""How long the rings are polled after the last work."""
 CORE_SPIN_NS = 20_000
 """How long the core polls the rings by itself between two turns; sockets wait that long."""
 SOCKET_TURNS = 16
 """Turns of a busy loop between two looks at the sockets, if they are short."""
 LOOK_NS = 1_000_000
 """Longest time between two looks at the sockets, to which the turn in progress is added."""
-FIRST_SLEEP_MS = 1
-"""Bound of the first sleep after arming: if the fence ever let a slot slip by, it waits no longer than this."""
 _READABLE = select.POLLIN | select.POLLHUP | select.POLLERR
 _CREDENTIALS = struct.Struct("3i")
 
@@ -104,19 +101,18 @@ class Server:
         machine: Machine,
         sockets: Mapping[str, socket.socket],
         inputs: Inputs,
-        spin_ns: int = DEFAULT_SPIN_NS,
+        pace: Pace | None = None,
     ) -> None:
+        """``pace``: one with the default windows if not given."""
         self._machine = machine
         self._inputs = inputs
-        self._spin_ns = spin_ns
+        self._pace = pace or Pace()
         self._poller = select.poll()
         self._functions = {function.name: function for function in machine.functions()}
         self._listeners: dict[int, tuple[socket.socket, PciFunction]] = {}
         self._connections: dict[int, _Connection] = {}
         self._stopping = False
         self._armed = False
-        self._slept = False
-        self._busy_until = 0
         self._looked_at = inputs.now_ns()
         self._peer: int | None = None
         for name, sock in sockets.items():
@@ -183,14 +179,15 @@ class Server:
             if look_at_sockets or now - self._looked_at >= LOOK_NS:
                 self._serve_sockets(0)
                 self._looked_at = now
-        elif self._inputs.now_ns() < self._busy_until:
+        elif self._pace.idle(self._inputs.now_ns()):
             if look_at_sockets:
                 self._serve_sockets(0)
         elif self._may_sleep():
             self._sleep()
 
     def _wake(self, now_ns: int) -> None:
-        self._busy_until = now_ns + self._spin_ns
+        if self._pace.worked(now_ns, rings=not self._machine.endpoints_busy):
+            self._machine.iommu.counters.spins_grown += 1
         if self._armed:
             self._machine.iommu.disarm()
             self._armed = False
@@ -199,17 +196,17 @@ class Server:
         """Ask for doorbells and look once more. Whether there is still nothing to do."""
         if not self._armed:
             self._armed = True
-            self._slept = False
+            self._pace.armed()
             return self._machine.iommu.arm()
         return True
 
     def _sleep(self) -> None:
         self._machine.iommu.counters.sleeps += 1
-        bounded = self._machine.iommu.is_polled and not self._slept
-        self._slept = True
-        if not bounded:
+        timeout_ms = self._pace.sleep_ms() if self._machine.iommu.is_polled else FOREVER
+        if timeout_ms == FOREVER:
             gc.collect(0)
-        self._serve_sockets(FIRST_SLEEP_MS if bounded else -1)
+        self._serve_sockets(timeout_ms)
+        self._pace.woke(self._inputs.now_ns())
 
     # -- sockets ----------------------------------------------------------------------------------------------------
 

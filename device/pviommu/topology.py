@@ -21,8 +21,6 @@ One topology is one virtual machine.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -31,32 +29,20 @@ import msgspec
 from pviommu_abi import registers as abi
 from pviommu_abi.shared import SBDF_UNBOUND
 
-from .endpoints.dma_test import DmaTestEngine
-from .endpoints.endpoint import Endpoint
-from .endpoints.template import Template
+from .endpoints import ENDPOINTS
 from .engine import PAGE_MASK, PAGE_SHIFT, DefaultPolicy, EngineConfig, ReservedRegion
 from .iommu.bindings import sbdf_of
-from .iommu.function import NO_STREAM, IommuConfig, PvIommu
-from .iommu.ring_core import DeviceCore
+from .iommu.config import NO_STREAM, IommuConfig
 from .pci.config_space import Identity
-from .pci.function import Environment, PciFunction
 
 __all__ = [
-    "ENDPOINTS",
     "EndpointEntry",
     "IommuEntry",
-    "Machine",
     "ReservedEntry",
     "Topology",
     "TopologyError",
     "load",
 ]
-
-ENDPOINTS: dict[str, type[Endpoint]] = {
-    "dma-test": DmaTestEngine,
-    "template": Template,
-}
-"""Kinds of endpoint."""
 
 MAX_ENDPOINTS = 256
 """The capability area must have room to name them all."""
@@ -219,42 +205,3 @@ def load(path: Path) -> Topology:
     except (msgspec.DecodeError, ValueError) as error:  # ValidationError is a DecodeError
         raise TopologyError(f"topology {path}: {error}") from error
     return topology
-
-
-@dataclass
-class Machine:
-    """The functions of one virtual machine."""
-
-    iommu: PvIommu
-    endpoints: dict[str, Endpoint]
-    endpoints_busy: bool = False
-    """whether endpoints had something to do in the last :meth:`work`"""
-
-    @classmethod
-    def build(cls, topology: Topology, environment: Environment, core: DeviceCore | None = None) -> Machine:
-        """Power on everything that ``topology`` names. ``core``: one that no other machine has, else Python's."""
-        iommu = PvIommu(topology.iommu.name, topology.iommu_config(), environment, core)
-        endpoints = {
-            entry.name: ENDPOINTS[entry.kind](entry.name, entry.stream, iommu, environment)
-            for entry in topology.endpoint
-        }
-        return cls(iommu, endpoints)
-
-    def functions(self) -> Iterator[PciFunction]:
-        """All of them, the PV-IOMMU first."""
-        yield self.iommu
-        yield from self.endpoints.values()
-
-    def work(self) -> bool:
-        """One bounded step of everything that has something to do. Whether anything had."""
-        done = self.iommu.work()
-        busy = False
-        for endpoint in self.endpoints.values():
-            busy |= endpoint.work()
-        self.endpoints_busy = busy
-        return done or busy
-
-    def close(self) -> None:
-        """Give everything back."""
-        for function in self.functions():
-            function.close()

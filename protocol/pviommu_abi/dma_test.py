@@ -7,8 +7,6 @@ a request can be read even when the IOMMU lets the device reach nothing.
 A descriptor is a request of its own: it is translated over its whole span before a byte moves, and refused whole.
 """
 
-from __future__ import annotations
-
 from enum import IntEnum, IntFlag
 from typing import Annotated
 

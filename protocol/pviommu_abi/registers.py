@@ -8,8 +8,6 @@ The order of setting up: select a profile while all rings are off, place and ena
 resets the device.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from enum import Enum, IntEnum, IntFlag
 from typing import Annotated

@@ -11,8 +11,6 @@ Notifications are suppressed by event index only. ``x`` asks for a notification 
 other side notifies if ``(new - x - 1) % 2**32 < (new - old) % 2**32``.
 """
 
-from __future__ import annotations
-
 from enum import IntEnum, IntFlag
 from typing import Annotated
 

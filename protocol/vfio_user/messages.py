@@ -5,14 +5,10 @@ takes to be little-endian. ``argsz`` is the size in bytes of a structure includi
 the most that the sender accepts in the reply, in a reply what the complete answer needs.
 """
 
-from __future__ import annotations
-
 import enum
 from typing import Annotated
 
-import construct
-
-from wire_layout import U16, U32, U64, Record
+from wire_layout import U16, U32, U64, Record, run_of_bytes
 
 __all__ = [
     "IRQ_COUNT",
@@ -325,7 +321,7 @@ class WriteMultiEntry(Record):
     offset: Annotated[int, U64, "bytes into the region"]
     region: Annotated[int, U32, "RegionIndex"]
     count: Annotated[int, U32, "bytes of data, at most 8"]
-    data: Annotated[bytes, construct.Bytes(WRITE_MULTI_DATA_BYTES), "the first count bytes are written"]
+    data: Annotated[bytes, run_of_bytes(WRITE_MULTI_DATA_BYTES), "the first count bytes are written"]
 
 
 class DmaAccess(Record):

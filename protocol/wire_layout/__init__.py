@@ -13,46 +13,76 @@ The declaration is the single source for
 * ``Record.unpack`` and ``Record.pack`` (a compiled :class:`struct.Struct`, for the data path and for untrusted bytes),
 * ``Record.construct()`` (a construct ``Struct``, for offline decoding and for generating inputs),
 * the C header and the documentation of the guest-visible interface.
+
+Programs declare many records and use few, so declaring one is cheap: it becomes a dataclass when the first of its kind
+is made, and construct is imported when it is asked for. A module of records does without ``from __future__ import
+annotations``, whose strings would be compiled one by one.
 """
 
 from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Self, dataclass_transform, get_args, get_origin, get_type_hints
+from typing import (
+    Annotated,
+    Any,
+    ClassVar,
+    NamedTuple,
+    Self,
+    dataclass_transform,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
-import construct
-
-__all__ = ["S32", "U8", "U16", "U32", "U64", "Field", "Record", "bits"]
-
-U8 = construct.Int8ul
-U16 = construct.Int16ul
-U32 = construct.Int32ul
-U64 = construct.Int64ul
-S32 = construct.Int32sl
+__all__ = ["S32", "U8", "U16", "U32", "U64", "Field", "FieldType", "Record", "bits", "run_of_bytes"]
 
 
-@dataclass(frozen=True)
-class Field:
-    """One field of a record: its place, its construct type and what it means."""
+class FieldType(NamedTuple):
+    """What a field holds."""
+
+    format: str
+    """the :mod:`struct` character, or ``Ns`` for a run of bytes"""
+    size: int
+    """bytes"""
+
+    def construct(self) -> Any:
+        """The same as a construct type."""
+        import construct
+
+        return construct.Bytes(self.size) if self.format[-1] == "s" else construct.FormatField("<", self.format)
+
+
+U8 = FieldType("B", 1)
+U16 = FieldType("H", 2)
+U32 = FieldType("L", 4)
+U64 = FieldType("Q", 8)
+S32 = FieldType("l", 4)
+
+
+def run_of_bytes(size: int) -> FieldType:
+    """``size`` bytes, whatever they hold."""
+    return FieldType(f"{size}s", size)
+
+
+class Field(NamedTuple):
+    """One field of a record: its place, its type and what it means."""
 
     name: str
     offset: int
     """bytes from the start of the record"""
-    subcon: Any
+    type: FieldType
     doc: str
 
     @property
     def format(self) -> str:
         """The :mod:`struct` character of this field, or ``Ns`` for a run of bytes."""
-        if isinstance(self.subcon, construct.FormatField):
-            return str(self.subcon.fmtstr)[-1]
-        return f"{self.subcon.sizeof()}s"
+        return self.type.format
 
     @property
     def size(self) -> int:
         """Bytes that this field takes."""
-        return int(self.subcon.sizeof())
+        return self.type.size
 
 
 @dataclass_transform(frozen_default=True)
@@ -65,18 +95,27 @@ class Record:
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        dataclass(frozen=True)(cls)
+        if cls.__bases__ != (Record,):
+            raise TypeError(f"{cls.__name__}: a record is not derived from another one")
+        hints: dict[str, Any] = cls.__annotations__
+        if any(isinstance(hint, str) for hint in hints.values()):
+            hints = get_type_hints(cls, include_extras=True)
         fields: list[Field] = []
         offset = 0
-        for name, hint in get_type_hints(cls, include_extras=True).items():
+        for name, hint in hints.items():
             if get_origin(hint) is not Annotated:
                 continue
-            _, subcon, doc = get_args(hint)
-            fields.append(Field(name, offset, subcon, doc))
-            offset += fields[-1].size
+            _, field_type, doc = get_args(hint)
+            fields.append(Field(name, offset, field_type, doc))
+            offset += field_type.size
         cls.FIELDS = tuple(fields)
         cls.STRUCT = struct.Struct("<" + "".join(field.format for field in fields))
         cls.SIZE = cls.STRUCT.size
+
+    def __init__(self, *values: Any, **named: Any) -> None:
+        """The first record of a class: from now on the class is a dataclass, with a constructor of its own."""
+        dataclass(frozen=True)(type(self))
+        type(self).__init__(self, *values, **named)
 
     @classmethod
     def unpack(cls, buffer: bytes | bytearray | memoryview, offset: int = 0) -> Self:
@@ -101,7 +140,9 @@ class Record:
     @classmethod
     def construct(cls) -> Any:
         """The same layout as a construct ``Struct``: slow, but it decodes with names and builds from dictionaries."""
-        return construct.Struct(*(field.name / field.subcon for field in cls.FIELDS))
+        import construct
+
+        return construct.Struct(*(field.name / field.type.construct() for field in cls.FIELDS))
 
 
 def bits(low: int, high: int | None = None) -> int:

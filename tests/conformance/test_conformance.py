@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -57,3 +58,28 @@ def test_a_row_shows_its_tests_once_its_deviation_and_its_reason() -> None:
     )
     assert "| 24b | shared<br>**deviation:** because | `a.py::a`<br>`a.py::b` |\n" in page
     assert "| D5 | pieces | does not apply: one thread |\n" in page
+
+
+def test_a_test_that_another_file_repeats_is_named_once_where_it_is_declared(tmp_path: Path) -> None:
+    (tmp_path / "test_declared.py").write_text(
+        "import pytest\n@pytest.mark.row('xen', 1)\n@pytest.mark.parametrize('case', [1, 2])\ndef test_it(case): ...\n"
+    )
+    (tmp_path / "test_again.py").write_text("from test_declared import *\n")
+    program = (
+        "import pytest; from conformance.page import Collector, Row, render; "
+        "rows = {('xen', '1'): Row('what')}; "
+        "pytest.main(['--collect-only', '-qqq', '-p', 'no:cacheprovider', '-c', '/dev/null', '.'], [Collector(rows)]); "
+        "print(rows['xen', '1'].tests, rows['xen', '1'].repeated, render(rows))"
+    )
+
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    assert "{'test_declared.py::test_it': 2} {'test_declared.py::test_it'}" in done.stdout
+    assert "| 1 | what | `test_declared.py::test_it` *+* |\n" in done.stdout

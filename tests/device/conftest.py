@@ -14,9 +14,11 @@ import pytest
 
 from pviommu.counters import Counters
 from pviommu.inputs import LiveInputs
+from pviommu.machine import Machine
 from pviommu.pci.function import Environment
-from pviommu.topology import EndpointEntry, IommuEntry, Machine, ReservedEntry, Topology
+from pviommu.topology import EndpointEntry, IommuEntry, ReservedEntry, Topology
 from pviommu_abi import registers as abi
+from pviommu_abi.own import Binding, OwnOp
 from pviommu_abi.registers import REGISTER, RingControl
 from pviommu_abi.shared import (
     CACHE_LINE,
@@ -26,20 +28,8 @@ from pviommu_abi.shared import (
     RING_INDEX_STRIDE,
     Event,
 )
-from pviommu_abi.slots import (
-    PAYLOAD_OFFSET,
-    SLOT_SIZE,
-    Binding,
-    LookupPage,
-    MapPages,
-    OpClass,
-    OwnOp,
-    PvIommuOp,
-    ReattachDevice,
-    Slot,
-    UnmapPages,
-    Xen2024Op,
-)
+from pviommu_abi.slots import PAYLOAD_OFFSET, SLOT_SIZE, OpClass, Slot
+from pviommu_abi.xen_2024 import LookupPage, MapPages, PvIommuOp, ReattachDevice, UnmapPages, Xen2024Op
 from vfio_user import DmaMapping, IrqAction, IrqIndex, IrqKind, IrqRequest
 
 RAM_PAGES = 0x1000

@@ -1,6 +1,8 @@
 import argparse
 import json
 import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -81,6 +83,7 @@ def test_print_capabilities_prints_json_and_ends_with_0(capsys):
         (["--contexts", "65536"], "max_contexts 65536: must be 1..65535"),
         (["--pool-pages", "0"], "pool_pages 0: must be at least 1"),
         (["--spin-us", "-1"], "--spin-us -1: must not be negative"),
+        (["--spin-limit-us", "-1"], "--spin-limit-us -1: must not be negative"),
     ],
 )
 def test_a_bad_argument_is_status_2_in_one_line(capsys, arguments, text):
@@ -98,7 +101,8 @@ def test_a_host_with_another_memory_order_is_status_3(capsys, monkeypatch):
 
 def test_the_defaults_are_the_documented_ones():
     args = parse()
-    assert (args.topology, args.socket_dir, args.log_format, args.spin_us) == (None, Path("."), "text", 200)
+    assert (args.topology, args.socket_dir, args.log_format) == (None, Path("."), "text")
+    assert (args.spin_us, args.spin_limit_us) == (200, 2000)
     assert args.core == "auto"
 
 
@@ -106,3 +110,13 @@ def test_a_native_core_that_is_not_built_is_status_3_and_says_how_to_build_it(ca
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert serve.main(parse("--core", "native")) == serve.EXIT_ENVIRONMENT
     assert "pviommu build-core" in capsys.readouterr().err
+
+
+def test_printing_capabilities_loads_neither_the_device_nor_the_protocol():
+    program = (
+        "import sys; from pviommu.cli import main; status = main(['serve', '--print-capabilities']); "
+        "loaded = {'pviommu.iommu.function', 'pviommu.server', 'vfio_user', 'construct'} & set(sys.modules); "
+        "sys.exit(status or ' '.join(sorted(loaded)) or 0)"
+    )
+    finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (finished.returncode, finished.stderr) == (0, "")

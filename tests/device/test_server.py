@@ -9,10 +9,11 @@ import pytest
 from pviommu import server as server_module
 from pviommu.iommu.execution import STEP_NS
 from pviommu.iommu.ring import passed
-from pviommu.server import FIRST_SLEEP_MS, LOOK_NS, Server, close_all, listen_all
+from pviommu.pacing import FOREVER, SLEEPS_MS, Pace
+from pviommu.server import LOOK_NS, Server, close_all, listen_all
 from pviommu_abi.registers import REGISTER
 from pviommu_abi.shared import CACHE_LINE, DeviceRingLine
-from pviommu_abi.slots import PvIommuOp
+from pviommu_abi.xen_2024 import PvIommuOp
 from vfio_user import Client, Command, Limits
 from vfio_user.messages import Header, HeaderFlags, RegionAccess
 from vfio_user.negotiation import offer
@@ -20,8 +21,8 @@ from vfio_user.negotiation import offer
 from .conftest import ENTRIES
 
 NOOP = PvIommuOp(0, 0, 0).pack()
-FOREVER = -1
 SPIN_NS = 5000
+SPIN_LIMIT_NS = 50_000
 DOORBELL_EVENT = DeviceRingLine.offset_of("doorbell_event") // 4
 DOORBELL = RegionAccess(REGISTER["DOORBELL"].offset, 0, 4).pack() + bytes(4)
 
@@ -36,7 +37,7 @@ class Connected:
         self.driver = driver
         self.sock = ours
         self.client = Client(ours)
-        self.server = Server(driver.machine, {"iommu": theirs}, driver.inputs, SPIN_NS)
+        self.server = Server(driver.machine, {"iommu": theirs}, driver.inputs, Pace(SPIN_NS, SPIN_LIMIT_NS))
         payload = offer(Limits(), 0)
         self.client.send(Header(0, Command.VERSION, Header.SIZE + len(payload), 0, 0).pack() + payload)
         self.server.turn()
@@ -81,14 +82,25 @@ def test_after_work_the_rings_are_polled_before_the_server_sleeps(connected):
     assert set(driver.inputs.waits) == {0}
 
 
-def test_the_first_sleep_is_bounded_and_the_next_is_not(connected):
+def test_the_sleeps_after_arming_grow_before_there_is_one_without_a_bound(connected):
+    slept_before = connected.driver.counters.sleeps
     connected.fall_asleep()
-    assert [timeout for timeout in connected.driver.inputs.waits if timeout] == [FIRST_SLEEP_MS, FOREVER]
+    assert [timeout for timeout in connected.driver.inputs.waits if timeout] == [*SLEEPS_MS, FOREVER]
+    assert connected.driver.counters.sleeps - slept_before == len(SLEEPS_MS) + 1
+
+
+def test_the_sleeps_begin_anew_after_work(connected):
+    connected.fall_asleep()
+    connected.driver.put(NOOP)
+    connected.turns(1)
+    connected.driver.inputs.waits.clear()
+    connected.fall_asleep()
+    assert [timeout for timeout in connected.driver.inputs.waits if timeout] == [*SLEEPS_MS, FOREVER]
 
 
 def test_a_server_without_rings_sleeps_without_a_bound_at_once(make_driver):
     driver = make_driver()
-    server = Server(driver.machine, {}, driver.inputs, SPIN_NS)
+    server = Server(driver.machine, {}, driver.inputs)
     server.turn()
     assert driver.inputs.waits == [FOREVER]
 
@@ -145,17 +157,19 @@ def test_a_slot_published_while_arming_keeps_the_server_awake(connected):
     assert driver.completed() == 1
 
 
-def test_work_found_in_the_first_sleep_ends_the_asking_for_doorbells(connected):
+@pytest.mark.parametrize("bound", SLEEPS_MS)
+def test_a_slot_whose_doorbell_got_lost_is_found_after_a_bounded_sleep(connected, bound):
     driver = connected.driver
 
     def submit(timeout):
-        if timeout == FIRST_SLEEP_MS:
+        if timeout == bound:
             driver.inputs.on_wait = None
             driver.put(NOOP)
 
     driver.inputs.on_wait = submit
     while driver.completed() == 0:
         connected.turns(1)
+    assert FOREVER not in driver.inputs.waits
     asked_at = driver.words[CACHE_LINE // 4 + DOORBELL_EVENT]
     assert not passed(asked_at, driver.producer[0] + 1, driver.producer[0])
 
@@ -204,6 +218,73 @@ def test_a_request_waits_for_one_step_of_a_full_ring_and_no_more(connected):
     assert driver.completed() == 1
 
 
+# -- how long it polls -------------------------------------------------------------------------------------------------
+
+
+class Guest:
+    """Operations with ``gap`` ns in between, each with a doorbell if it was asked for. Waiting takes time here."""
+
+    def __init__(self, connected, gap):
+        self.connected = connected
+        self.driver = connected.driver
+        self.gap = gap
+        self.next_at = 0
+        self.doorbells = 0
+        self.driver.inputs.on_wait = self.wait
+
+    def wait(self, timeout_ms):
+        inputs = self.driver.inputs
+        if timeout_ms:
+            inputs.time = self.next_at if timeout_ms < 0 else min(self.next_at, inputs.time + timeout_ms * 1_000_000)
+        if timeout_ms and inputs.time == self.next_at:
+            self.submit()
+
+    def submit(self):
+        before = self.driver.producer[0]
+        self.driver.put(NOOP)
+        if passed(self.driver.words[CACHE_LINE // 4 + DOORBELL_EVENT], before + 1, before):
+            self.doorbells += 1
+            self.connected.ring_doorbell()
+
+    def run(self, operations):
+        done = self.driver.completed()
+        for _ in range(operations):
+            self.next_at = self.driver.inputs.time + self.gap
+            submitted = self.driver.producer[0]
+            while self.driver.completed() == done:
+                if self.driver.inputs.time >= self.next_at and self.driver.producer[0] == submitted:
+                    self.submit()
+                self.connected.turns(1)
+            done = self.driver.completed()
+
+
+def test_a_guest_slower_than_the_spin_window_rings_no_more_once_the_window_has_grown(connected):
+    guest = Guest(connected, 3 * SPIN_NS)
+    guest.run(2)
+    assert guest.doorbells == connected.driver.counters.spins_grown == 2
+    guest.run(64)
+    assert guest.doorbells == connected.driver.counters.doorbells == 2
+
+
+def test_a_guest_with_long_pauses_finds_the_server_asleep_and_its_window_unchanged(connected):
+    guest = Guest(connected, 10 * SPIN_LIMIT_NS)
+    guest.run(20)
+    assert guest.doorbells == 20
+    assert connected.driver.counters.spins_grown == 0
+
+
+def test_after_a_grown_window_an_idle_server_still_sleeps_for_good(connected):
+    Guest(connected, 3 * SPIN_NS).run(10)
+    driver = connected.driver
+    slept_at = []
+    driver.inputs.waits.clear()
+    driver.inputs.on_wait = lambda timeout: slept_at.append(driver.inputs.time) if timeout else None
+    idle_since = driver.inputs.time
+    connected.fall_asleep()
+    assert slept_at[0] - idle_since <= SPIN_LIMIT_NS + 10 * driver.inputs.time_step
+    assert [timeout for timeout in driver.inputs.waits if timeout] == [*SLEEPS_MS, FOREVER]
+
+
 # -- stopping ---------------------------------------------------------------------------------------------------------
 
 
@@ -237,7 +318,7 @@ def test_a_client_that_hangs_up_is_dropped_and_the_machine_reset(connected):
 def test_a_client_seen_before_the_end_of_the_last_one_is_accepted(make_driver, tmp_path, monkeypatch):
     driver = make_driver()
     sockets = listen_all(driver.machine, tmp_path, {})
-    server = Server(driver.machine, sockets, driver.inputs, SPIN_NS)
+    server = Server(driver.machine, sockets, driver.inputs)
     processes = iter([100, 100, 200])
     monkeypatch.setattr(server_module, "_peer_process", lambda _: next(processes))
     with socket.socket(socket.AF_UNIX) as first, socket.socket(socket.AF_UNIX) as gone:
@@ -286,7 +367,7 @@ def test_a_client_that_does_not_read_is_not_read_from(connected):
 def test_a_second_client_is_accepted_when_the_first_is_gone(make_driver, tmp_path):
     driver = make_driver()
     sockets = listen_all(driver.machine, tmp_path, {})
-    server = Server(driver.machine, sockets, driver.inputs, SPIN_NS)
+    server = Server(driver.machine, sockets, driver.inputs)
     path = str(tmp_path / "iommu.sock")
     with socket.socket(socket.AF_UNIX) as first, socket.socket(socket.AF_UNIX) as second:
         first.connect(path)

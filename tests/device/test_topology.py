@@ -2,37 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from pviommu.counters import Counters
-from pviommu.endpoints.dma_test import DmaTestEngine
-from pviommu.endpoints.template import Template
 from pviommu.engine import DefaultPolicy, ReservedRegion
-from pviommu.inputs import LiveInputs
-from pviommu.pci.function import Environment
-from pviommu.topology import EndpointEntry, IommuEntry, Machine, Topology, TopologyError, load
+from pviommu.topology import Topology, TopologyError, load
 
 CONFIGURATIONS = sorted((Path(__file__).parents[2] / "qemu-configs").glob("*.toml"))
 RESERVED = "[[endpoint.reserved]]\nstart = {}\nsize = {}\n"
 ENDPOINT = '[[endpoint]]\nname = "dma0"\nkind = "dma-test"\nstream = 1\n'
-
-
-@pytest.fixture
-def environment() -> Environment:
-    return Environment(LiveInputs(), Counters())
-
-
-@pytest.fixture
-def machine(environment: Environment) -> Iterator[Machine]:
-    topology = Topology(
-        endpoint=(EndpointEntry("dma0", "dma-test", 1, "0000:00:05.0"), EndpointEntry("stamp", "template", 2))
-    )
-    machine = Machine.build(topology, environment)
-    yield machine
-    machine.close()
 
 
 def test_an_empty_file_is_a_pv_iommu_without_endpoints(tmp_path: Path) -> None:
@@ -145,48 +124,3 @@ def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:
         load(tmp_path / "absent")
     with pytest.raises(TopologyError, match=f"cannot read topology {tmp_path}: Is a directory"):
         load(tmp_path)
-
-
-def test_there_are_configurations_to_load() -> None:
-    assert "lab.toml" in {path.name for path in CONFIGURATIONS}
-
-
-@pytest.mark.parametrize("path", CONFIGURATIONS, ids=lambda path: path.stem)
-def test_every_configuration_of_the_project_powers_on(path: Path, environment: Environment) -> None:
-    topology = load(path)
-
-    machine = Machine.build(topology, environment)
-
-    assert [function.name for function in machine.functions()] == [
-        topology.iommu.name,
-        *(entry.name for entry in topology.endpoint),
-    ]
-    machine.close()
-
-
-def test_a_machine_has_the_kinds_that_were_asked_for(machine: Machine) -> None:
-    assert isinstance(machine.endpoints["dma0"], DmaTestEngine)
-    assert isinstance(machine.endpoints["stamp"], Template)
-    assert [function.name for function in machine.functions()] == ["iommu", "dma0", "stamp"]
-    assert dict(machine.iommu.engine.endpoints()) == {1: 0, 2: 0}
-    assert machine.iommu.bindings.stream(0x28) == 1
-
-
-def test_a_machine_with_nothing_to_do_says_so(machine: Machine) -> None:
-    assert machine.work() is False
-
-
-def test_a_machine_works_every_endpoint_in_one_step(machine: Machine) -> None:
-    stamp = machine.endpoints["stamp"]
-    stamp.region_write(0, 0, bytes(4))
-
-    assert machine.work() is True
-    assert machine.work() is False
-    assert stamp.region_read(0, 8, 4) == (1).to_bytes(4, "little")
-
-
-def test_the_name_of_the_iommu_may_be_chosen(environment: Environment) -> None:
-    machine = Machine.build(Topology(iommu=IommuEntry(name="smmu")), environment)
-
-    assert [function.name for function in machine.functions()] == ["smmu"]
-    machine.close()

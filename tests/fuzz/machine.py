@@ -13,10 +13,11 @@ from collections.abc import Iterator, Sequence
 from pviommu.counters import Counters
 from pviommu.engine import Access, Engine
 from pviommu.inputs import LiveInputs
+from pviommu.machine import Machine
 from pviommu.memory import PROBED_SIZE
 from pviommu.pci.config_space import Identity
 from pviommu.pci.function import Environment, PciFunction
-from pviommu.topology import EndpointEntry, IommuEntry, Machine, ReservedEntry, Topology
+from pviommu.topology import EndpointEntry, IommuEntry, ReservedEntry, Topology
 from vfio_user import Command, DmaMapping, Frame, FrameReader, Header, HeaderFlags, Limits, Outgoing, Session, State
 from vfio_user.messages import MessageType
 from vfio_user.negotiation import offer
@@ -218,7 +219,8 @@ def check_engine(engine: Engine) -> None:
         mapped = [(run.dfn, run.nr, run.gfn, run.access) for run in engine.mappings(context)]
         direct = [(first, last - first + 1, first, READ_WRITE) for first, last in engine.direct(context)]
         if context:
-            charged += 1 + _tables(engine, mapped) + _tables(engine, direct)
+            table = engine._contexts.get(context).table
+            charged += max(table._reserve, 1 + _tables(engine, mapped)) + _tables(engine, direct)
             pages += sum(nr for _, nr, _, _ in mapped)
         for run in cached.pop(context, []):
             _check_cached(f"IOTLB: context {context} dfn {run[0]:#x}", mapped + direct, run)

@@ -12,11 +12,15 @@ from collections.abc import Callable
 
 from pviommu.endpoints.dma import DmaRefusedError
 from pviommu.engine import Access
-from pviommu.topology import IommuEntry, Machine, ReservedEntry
-from pviommu_abi import slots as abi
+from pviommu.machine import Machine
+from pviommu.topology import IommuEntry, ReservedEntry
+from pviommu_abi import own, xen_2024, xen_v7
+from pviommu_abi.own import OwnOp
 from pviommu_abi.registers import REGISTER, REGISTER_BAR, REGISTERS, Profile, RingControl
 from pviommu_abi.shared import CACHE_LINE, EVENT_INDEX_OFFSET, RING_AREA_OFFSET, RING_INDEX_STRIDE
-from pviommu_abi.slots import PAYLOAD_SIZE, SLOT_SIZE, OpClass, OwnOp, Slot, SlotFlags, Xen2024Op, XenV7Op
+from pviommu_abi.slots import PAYLOAD_SIZE, SLOT_SIZE, OpClass, Slot, SlotFlags
+from pviommu_abi.xen_2024 import Xen2024Op
+from pviommu_abi.xen_v7 import XenV7Op
 from vfio_user import DmaMapping, RequestError
 
 from .feed import Feed
@@ -137,53 +141,53 @@ class _Guest:
 
     def context_2024(self, feed: Feed) -> None:
         op = feed.pick((Xen2024Op.ALLOC_CONTEXT, Xen2024Op.FREE_CONTEXT, Xen2024Op.QUERY_CAPABILITIES, Xen2024Op.NOOP))
-        self._put(OpClass.XEN_2024, 0, feed.u8(), abi.PvIommuOp(op, feed.u8(), feed.u8()).pack())
+        self._put(OpClass.XEN_2024, 0, feed.u8(), xen_2024.PvIommuOp(op, feed.u8(), feed.u8()).pack())
 
     def attach_2024(self, feed: Feed) -> None:
-        payload = abi.ReattachDevice(Xen2024Op.REATTACH_DEVICE, feed.u8(), 0, 0, 0, DEVFN).pack()
+        payload = xen_2024.ReattachDevice(Xen2024Op.REATTACH_DEVICE, feed.u8(), 0, 0, 0, DEVFN).pack()
         self._put(OpClass.XEN_2024, 0, feed.u8(), payload)
 
     def map_2024(self, feed: Feed) -> None:
         how, ctx, flags, gfn, dfn, nr = feed.u8(), feed.u8(), feed.u8(), _frame(feed), _frame(feed), feed.u16()
-        payload = abi.MapPages(Xen2024Op.MAP_PAGES, ctx, flags, gfn, dfn, nr).pack()
+        payload = xen_2024.MapPages(Xen2024Op.MAP_PAGES, ctx, flags, gfn, dfn, nr).pack()
         self._put(OpClass.XEN_2024, 0, how, payload)
 
     def unmap_2024(self, feed: Feed) -> None:
         how, ctx, dfn, nr = feed.u8(), feed.u8(), _frame(feed), feed.u16()
-        self._put(OpClass.XEN_2024, 0, how, abi.UnmapPages(Xen2024Op.UNMAP_PAGES, ctx, 0, dfn, nr).pack())
+        self._put(OpClass.XEN_2024, 0, how, xen_2024.UnmapPages(Xen2024Op.UNMAP_PAGES, ctx, 0, dfn, nr).pack())
 
     def lookup_2024(self, feed: Feed) -> None:
-        payload = abi.LookupPage(Xen2024Op.LOOKUP_PAGE, feed.u8(), 0, 0, _frame(feed)).pack()
+        payload = xen_2024.LookupPage(Xen2024Op.LOOKUP_PAGE, feed.u8(), 0, 0, _frame(feed)).pack()
         self._put(OpClass.XEN_2024, 0, feed.u8(), payload)
 
     def context_v7(self, feed: Feed) -> None:
         """INIT, ALLOC, FREE, REATTACH, or any other operation with the bytes of the input."""
         op, how, ctx, flags = feed.u8() % (len(XenV7Op) + 1), feed.u8(), feed.u8(), feed.u8()
         if op == XenV7Op.INIT:
-            payload = abi.V7Init(ctx, flags).pack()
+            payload = xen_v7.V7Init(ctx, flags).pack()
         elif op == XenV7Op.ALLOC_CONTEXT:
-            payload = abi.V7Alloc(0, 0, flags).pack()
+            payload = xen_v7.V7Alloc(0, 0, flags).pack()
         elif op == XenV7Op.FREE_CONTEXT:
-            payload = abi.V7Free(ctx, 0, flags).pack()
+            payload = xen_v7.V7Free(ctx, 0, flags).pack()
         elif op == XenV7Op.REATTACH_DEVICE:
-            payload = abi.V7ReattachDevice(ctx, 0, 0, DEVFN, 0, 0).pack()
+            payload = xen_v7.V7ReattachDevice(ctx, 0, 0, DEVFN, 0, 0).pack()
         else:
             payload = feed.take(flags)
         self._put(OpClass.XEN_V7, op, how, payload)
 
     def map_v7(self, feed: Feed) -> None:
         how, ctx, flags, gfn, dfn, nr = feed.u8(), feed.u8(), feed.u8(), _frame(feed), _frame(feed), feed.u32()
-        payload = abi.V7MapPages(ctx, 0, 0, gfn, dfn, flags, 4096, nr, feed.u8()).pack()
+        payload = xen_v7.V7MapPages(ctx, 0, 0, gfn, dfn, flags, 4096, nr, feed.u8()).pack()
         self._put(OpClass.XEN_V7, XenV7Op.MAP_PAGES, how, payload)
 
     def unmap_v7(self, feed: Feed) -> None:
         how, ctx, dfn, nr = feed.u8(), feed.u8(), _frame(feed), feed.u32()
-        payload = abi.V7UnmapPages(ctx, 0, 0, dfn, 4096, nr, feed.u8(), 0).pack()
+        payload = xen_v7.V7UnmapPages(ctx, 0, 0, dfn, 4096, nr, feed.u8(), 0).pack()
         self._put(OpClass.XEN_V7, XenV7Op.UNMAP_PAGES, how, payload)
 
     def binding(self, feed: Feed) -> None:
         op, how, stream = feed.pick((OwnOp.BIND, OwnOp.UNBIND, OwnOp.QUERY_ENDPOINT)), feed.u8(), feed.u8()
-        self._put(OpClass.OWN, op, how, abi.Binding(0, 0, DEVFN, STREAM if stream & 1 else stream).pack())
+        self._put(OpClass.OWN, op, how, own.Binding(0, 0, DEVFN, STREAM if stream & 1 else stream).pack())
 
     def own(self, feed: Feed) -> None:
         op, how = feed.u8(), feed.u8()
@@ -194,16 +198,16 @@ class _Guest:
         how, ctx, flags, count = feed.u8(), feed.u8(), feed.u8(), feed.u8()
         address = feed.u16() << 3
         elements = b"".join(
-            abi.MapOp(_frame(feed), _frame(feed), feed.u8(), 0).pack() for _ in range(min(count, 16)) if feed
+            own.MapOp(_frame(feed), _frame(feed), feed.u8(), 0).pack() for _ in range(min(count, 16)) if feed
         )
         os.pwrite(self.ram, elements[: max(0, RAM_SIZE - address)], address)
-        self._put(OpClass.OWN, OwnOp.BATCH, how, abi.Batch(address, count, flags, ctx).pack())
+        self._put(OpClass.OWN, OwnOp.BATCH, how, own.Batch(address, count, flags, ctx).pack())
 
     def call(self, feed: Feed) -> None:
         """Write a structure to guest memory, then the slot that names it."""
         how, op, address = feed.u8(), feed.u8(), feed.u16() << 3
         os.pwrite(self.ram, feed.take(feed.u8())[: max(0, RAM_SIZE - address)], address)
-        self._put(OpClass.OWN, OwnOp.CALL, how, abi.Call(address, op).pack())
+        self._put(OpClass.OWN, OwnOp.CALL, how, own.Call(address, op).pack())
 
     # -- everything else that a guest can do ------------------------------------------------------------------------
 

@@ -6,9 +6,12 @@ from __future__ import annotations
 
 import struct
 
+from pviommu_abi.own import BatchFlags, OwnOp, Reserve
 from pviommu_abi.registers import REGISTER, Profile, RingControl
 from pviommu_abi.shared import RING_AREA_OFFSET
-from pviommu_abi.slots import DEFAULT_CONTEXT, BatchFlags, OpClass, OwnOp, PvIommuOp, Slot, Xen2024Op, XenV7Op
+from pviommu_abi.slots import DEFAULT_CONTEXT, OpClass, Slot
+from pviommu_abi.xen_2024 import PvIommuOp, Xen2024Op
+from pviommu_abi.xen_v7 import XenV7Op
 from vfio_user import Command, Header, IrqIndex, RegionIndex
 from vfio_user.messages import (
     DmaMap,
@@ -201,6 +204,11 @@ def _unmap_2024(dfn: bytes, nr: int, how: int = 0, ctx: int = 1) -> bytes:
     return bytes([STEP["unmap_2024"], how, ctx]) + dfn + struct.pack("<H", nr)
 
 
+def _reserve(pages: int, how: int = 0, ctx: int = 1) -> bytes:
+    payload = Reserve(ctx, 0, pages).pack()
+    return bytes([STEP["own"], OwnOp.RESERVE, how, len(payload)]) + payload
+
+
 def _dma(what: int, dfn: bytes, length: int) -> bytes:
     return bytes([STEP["do_dma"], what]) + dfn + struct.pack("<BI", 0, length - 1)
 
@@ -237,6 +245,20 @@ def _rings() -> dict[str, bytes]:
         + _WORK
         + _dma(1, high, 65536),
         "exhaustion": b"\x04\0" + _ALLOC + _map_2024(dfn, 4) + _map_2024(high, 9) + _ALLOC + _WORK,
+        "reserved": start
+        + _ALLOC
+        + _ALLOC
+        + _ATTACH
+        + _reserve(5)
+        + _WORK
+        + _map_2024(dfn, 4, ctx=2)
+        + _map_2024(high, 9, how=2)
+        + _reserve(1000)
+        + _reserve(0, how=2)
+        + _WORK
+        + _map_2024(high, 9, ctx=2)
+        + _WORK
+        + _dma(0, high, 4096),
         "superpage-cut": b"\x08\0"
         + _ALLOC
         + _ATTACH

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import msgspec
 
-from pviommu.topology import ENDPOINTS, EndpointEntry, IommuEntry, ReservedEntry, TopologyError, load
+from pviommu.endpoints import ENDPOINTS
+from pviommu.topology import EndpointEntry, IommuEntry, ReservedEntry, TopologyError, load
 
 from .machine import build, check_engine, nothing_raised, open_descriptors
 

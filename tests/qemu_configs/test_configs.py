@@ -11,8 +11,9 @@ import pytest
 from pviommu.counters import Counters
 from pviommu.inputs import LiveInputs
 from pviommu.lab.vm import FIRST_SLOT
+from pviommu.machine import Machine
 from pviommu.pci.function import Environment
-from pviommu.topology import Machine, load
+from pviommu.topology import load
 
 CONFIGS = Path(__file__).resolve().parents[2] / "qemu-configs"
 TOPOLOGIES = sorted(CONFIGS.glob("*.toml"))

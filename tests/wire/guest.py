@@ -21,6 +21,7 @@ from typing import Any
 
 from pviommu_abi import dma_test
 from pviommu_abi.dma_test import Control, Descriptor, DescriptorStatus
+from pviommu_abi.own import Binding, OwnOp, Usage
 from pviommu_abi.registers import REGISTER, Profile, Register
 from pviommu_abi.shared import (
     CACHE_LINE,
@@ -39,21 +40,8 @@ from pviommu_abi.shared import (
     Limits,
     ReservedRegion,
 )
-from pviommu_abi.slots import (
-    PAYLOAD_OFFSET,
-    SLOT_SIZE,
-    Binding,
-    MapPages,
-    OpClass,
-    OwnOp,
-    PvIommuOp,
-    ReattachDevice,
-    Slot,
-    SlotFlags,
-    UnmapPages,
-    Usage,
-    Xen2024Op,
-)
+from pviommu_abi.slots import PAYLOAD_OFFSET, SLOT_SIZE, OpClass, Slot, SlotFlags
+from pviommu_abi.xen_2024 import MapPages, PvIommuOp, ReattachDevice, UnmapPages, Xen2024Op
 from vfio_user import Client
 from wire_layout import Record
 

@@ -13,7 +13,8 @@ from pviommu_abi.shared import (
     EventReason,
     RegionKind,
 )
-from pviommu_abi.slots import Errno, PvIommuOp
+from pviommu_abi.slots import Errno
+from pviommu_abi.xen_2024 import PvIommuOp
 
 from .guest import DEVFN, RAM_SIZE, command, environment, spin_until
 

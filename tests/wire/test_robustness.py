@@ -12,9 +12,11 @@ import traceback
 import pytest
 
 from pviommu_abi.dma_test import DescriptorStatus, DmaOp
+from pviommu_abi.own import Batch, Call, OwnOp
 from pviommu_abi.registers import REGISTER, RingStatus
 from pviommu_abi.shared import EVENT_ENTRIES, RING_AREA_OFFSET, EventReason
-from pviommu_abi.slots import SLOT_SIZE, Batch, Call, Errno, OpClass, OwnOp, PvIommuOp, Xen2024Op
+from pviommu_abi.slots import SLOT_SIZE, Errno, OpClass
+from pviommu_abi.xen_2024 import PvIommuOp, Xen2024Op
 from vfio_user import Client, Command
 from vfio_user.messages import Header
 

@@ -11,7 +11,7 @@ import pytest
 from pviommu_abi.dma_test import DescriptorStatus, DmaOp
 from pviommu_abi.registers import Profile
 from pviommu_abi.shared import CapabilityId, EventReason
-from pviommu_abi.slots import PvIommuOp
+from pviommu_abi.xen_2024 import PvIommuOp
 from vfio_user import Client, Command, Limits, RemoteError
 from vfio_user.messages import Header
 from vfio_user.negotiation import offer

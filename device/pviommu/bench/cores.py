@@ -7,10 +7,11 @@ from pathlib import Path
 from pviommu.bench.mechanisms import Mechanism, NativeMechanism, PythonMechanism
 from pviommu.engine import Engine, EngineConfig
 from pviommu.lab.problems import EnvironmentProblem
+from pviommu.machine import Machine
 from pviommu.native.build import BuildError, build
 from pviommu.native.core import NativeCore, native_core
 from pviommu.pci.function import Environment
-from pviommu.topology import Machine, Topology
+from pviommu.topology import Topology
 
 __all__ = [
     "NATIVE",

@@ -19,7 +19,8 @@ from pviommu.pci.function import Environment
 from pviommu.topology import EndpointEntry, IommuEntry, Topology
 from pviommu_abi.registers import REGISTER, REGISTER_BAR, Profile, RingControl
 from pviommu_abi.shared import CACHE_LINE, MAX_RING_ENTRIES, RING_AREA_OFFSET
-from pviommu_abi.slots import SLOT_SIZE, MapPages, OpClass, Slot, SlotFlags, UnmapPages, Xen2024Op
+from pviommu_abi.slots import SLOT_SIZE, OpClass, Slot, SlotFlags
+from pviommu_abi.xen_2024 import MapPages, UnmapPages, Xen2024Op
 from vfio_user import DmaMapping, RegionIndex
 
 __all__ = ["BATCH", "RAM_PAGES", "LocalGuest", "map_slot", "scattered", "unmap_slot"]

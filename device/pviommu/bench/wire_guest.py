@@ -19,7 +19,8 @@ from pviommu.lab.problems import RunError
 from pviommu.lab.processes import Child
 from pviommu_abi.registers import REGISTER, REGISTER_BAR, SHARED_BAR, Profile, RingControl
 from pviommu_abi.shared import CACHE_LINE, MAX_RING_ENTRIES, RING_AREA_OFFSET
-from pviommu_abi.slots import PAYLOAD_OFFSET, SLOT_SIZE, OpClass, PvIommuOp, Slot, Xen2024Op
+from pviommu_abi.slots import PAYLOAD_OFFSET, SLOT_SIZE, OpClass, Slot
+from pviommu_abi.xen_2024 import PvIommuOp, Xen2024Op
 from vfio_user import Client
 
 __all__ = ["BenchServer", "WireGuest", "capabilities_ns", "processor_time_ns"]

@@ -2,7 +2,7 @@
 
 The device stamps: writing an address to STAMP_AT makes it write a counter there by DMA and interrupt the guest.
 To add a device: put its class into a file of this folder, its name into ``ENDPOINTS`` of
-:mod:`pviommu.topology`, and ``kind = "..."`` into a topology.
+:mod:`pviommu.endpoints`, and ``kind = "..."`` into a topology.
 """
 
 from __future__ import annotations

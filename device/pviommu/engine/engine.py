@@ -3,72 +3,34 @@
 Pure and single-threaded: no sockets, files, clock or randomness. It does not know which guest interface called it.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 
 from pviommu.engine.clone import Clone
-from pviommu.engine.config import EngineConfig, ReservedRegion
-from pviommu.engine.contexts import DEFAULT_CONTEXT, Contexts, Endpoints
-from pviommu.engine.core import Core, PythonCore
-from pviommu.engine.iotlb import BLOCK_PAGES, CachedRun, Iotlb
+from pviommu.engine.config import ReservedRegion
+from pviommu.engine.contexts import DEFAULT_CONTEXT
 from pviommu.engine.ranges import FrameRanges
 from pviommu.engine.results import (
-    ADDRESS_LIMIT,
     FRAME_LIMIT,
-    PAGE_MASK,
-    PAGE_SHIFT,
-    PAGE_SIZE,
     Access,
     AllocResult,
-    DefaultPolicy,
-    Fault,
     Outcome,
-    Refusal,
-    Run,
     Stop,
     UnmapMode,
-    Usage,
     whole,
 )
-from pviommu.engine.results import Mapping as MappedRun
 from pviommu.engine.table import ACCESS_MASK
-
-READ_WRITE = Access.READ | Access.WRITE
-_new_tuple = tuple.__new__
-"""Makes a Run in half the time that Run() takes."""
+from pviommu.engine.translation import Translation
 
 
-class Engine:
+class Engine(Translation):
     """Contexts 1..max_contexts, the default context 0, and the endpoints attached to them.
 
-    Frame numbers and counts are in 4 KiB pages, from 0; `iova`, `gpa` and `length` are in bytes.
+    Frame numbers and counts are in 4 KiB pages, from 0; `iova`, `gpa` and `length` are in bytes. What only looks is in
+    the base class, what changes something is here.
     """
 
-    def __init__(self, config: EngineConfig | None = None, core: Core | None = None) -> None:
-        """`core`: one that no other engine has; Python's if none is given."""
-        self.config = config or EngineConfig()
-        self._limit = self.config.aperture_frames
-        self._reserved = FrameRanges((region.first, region.last) for region in self.config.reserved)
-        self._ram = FrameRanges()
-        self._core = core or PythonCore()
-        self._hits = self._core.hits
-        """(stream, dfn, access bits): gpa of the page, bytes from there on. Empty after any change but a map."""
-        self._pool = self._core.start(self.config)
-        self._iotlb = Iotlb(self.config.iotlb_entries)
-        self._contexts = Contexts(self.config.max_contexts, self._core, self._pool, self._limit, self._reserved)
-        self._endpoints = Endpoints()
-
-    @property
-    def core_name(self) -> str:
-        """Of what does the work for each page."""
-        return self._core.name
-
     # Guest RAM
-
-    @property
-    def ram(self) -> tuple[tuple[int, int], ...]:
-        """Guest RAM as merged (first gfn, last gfn inclusive) ranges."""
-        return tuple(self._ram)
 
     def set_ram(self, ranges: Sequence[tuple[int, int]]) -> None:
         """Replace guest RAM by (first gfn, last gfn inclusive) ranges, in any order.
@@ -93,10 +55,6 @@ class Engine:
             for _, clone in self._contexts.clones():
                 _grow(clone, come)
 
-    def is_ram(self, gfn: int, nr: int = 1) -> bool:
-        """Whether all of gfn..gfn+nr-1 is guest RAM."""
-        return self._ram.inside(gfn) >= nr
-
     # Endpoints
 
     def add_endpoint(self, stream: int, reserved: Sequence[ReservedRegion] = ()) -> None:
@@ -107,10 +65,6 @@ class Engine:
         """
         self.config.check_direct(stream, reserved)
         self._endpoints.add(stream, reserved)
-
-    def endpoints(self) -> Mapping[int, int]:
-        """stream -> context, read only, always current."""
-        return self._endpoints.view()
 
     def attach(self, stream: int, ctx: int) -> Stop | None:
         """Move an endpoint with its direct regions to a context and unblock it; into its own context it only unblocks.
@@ -157,17 +111,7 @@ class Engine:
         self._endpoints.unblock(stream)
         return None
 
-    def is_blocked(self, stream: int) -> bool:
-        return self._endpoints.is_blocked(stream)
-
     # Contexts
-
-    def has_context(self, ctx: int) -> bool:
-        return ctx == DEFAULT_CONTEXT or self._contexts.get(ctx) is not None
-
-    def contexts(self) -> tuple[int, ...]:
-        """Numbers of the allocated contexts in order, the default context not among them."""
-        return tuple(self._contexts)
 
     def alloc_context(self, clone: bool = False) -> AllocResult:
         """A context under the lowest free number, empty or, with `clone`, mapping all guest RAM 1:1.
@@ -243,11 +187,6 @@ class Engine:
         Also on an exception. translate() inside is correct, but uses no cache. May be nested: the outermost counts.
         """
         return self._iotlb.deferred()
-
-    @property
-    def iotlb_flushes(self) -> int:
-        """IOTLB invalidations carried out so far; those deferred together count once."""
-        return self._iotlb.flushes
 
     # Mappings
 
@@ -327,126 +266,11 @@ class Engine:
             return Stop.DEFAULT_CONTEXT if ctx == DEFAULT_CONTEXT else Stop.NO_CONTEXT
         return None if context.table.reserve(pages) else Stop.POOL_EXHAUSTED
 
-    def lookup(self, ctx: int, dfn: int) -> tuple[int, Access] | None:
-        """(gfn, access) of a page; None when it is not mapped or there is no such context (see has_context)."""
-        run = self._find_run(ctx, dfn, 1)
-        return None if isinstance(run, Refusal) else (run[0], Access(run[2]))
-
-    def mappings(self, ctx: int) -> Iterator[MappedRun]:
-        """What a context maps, in order: runs of adjacent frames and one access, each from one map call.
-
-        Direct regions are not among them; see direct(). The default context yields guest RAM as it is reachable, one
-        run a range. Nothing for an unknown context.
-        """
-        context = self._contexts.get(ctx)
-        if context:
-            yield from context.mappings()
-        elif ctx == DEFAULT_CONTEXT and self.config.default_policy is DefaultPolicy.IDENTITY:
-            for first, count in self._ram.without(FRAME_LIMIT, self._reserved):
-                yield MappedRun(first, first, count, READ_WRITE, True)
-
-    def direct(self, ctx: int) -> tuple[tuple[int, int], ...]:
-        """Merged (first dfn, last dfn inclusive) ranges that direct regions map 1:1 in a context, over its mappings."""
-        context = self._contexts.get(ctx)
-        return tuple(context.direct) if context else ()
-
-    def usage(self) -> Usage:
-        contexts, pool = self._contexts, self._pool
-        return Usage(len(contexts), pool.used, pool.total, contexts.mapped_pages(), contexts.limit)
-
     def _no_table(self, ctx: int) -> Outcome:
         return Outcome(0, Stop.DEFAULT_CONTEXT if ctx == DEFAULT_CONTEXT else Stop.NO_CONTEXT, None)
 
     def _out_of_aperture(self, dfn: int) -> Outcome:
         return Outcome(0, Stop.OUT_OF_APERTURE, self._limit if 0 <= dfn < self._limit else dfn)
-
-    # Translation
-
-    def translate(self, stream: int, iova: int, length: int, access: Access) -> Sequence[Run] | Fault:
-        """Where an endpoint's DMA of `length` bytes at `iova` goes: runs in order, or the first byte refused.
-
-        The whole span is checked: one refused page refuses all. Adjacent frames come as one run; length 0 is [].
-        A span that wraps past 64 bits is refused at its first byte. Cost grows with the leaves in the span, so the
-        caller bounds `length`.
-        """
-        key = (stream, iova >> PAGE_SHIFT, access._value_)  # int() takes three times as long
-        offset = iova & PAGE_MASK
-        hit = self._hits.get(key)
-        if hit is not None and 0 < length <= hit[1] - offset:
-            return [_new_tuple(Run, (hit[0] + offset, length))]
-        runs = self._translate(stream, iova, length, access)
-        if not isinstance(runs, Fault) and len(runs) == 1:
-            if len(self._hits) >= self.config.iotlb_entries:
-                self._hits.clear()
-            self._hits[key] = (runs[0].gpa - offset, -(-(offset + length) // PAGE_SIZE) * PAGE_SIZE)
-        return runs
-
-    def _translate(self, stream: int, iova: int, length: int, access: Access) -> Sequence[Run] | Fault:
-        ctx = self._endpoints.get(stream)
-        if ctx is None:
-            return Fault(iova, Refusal.NO_ENDPOINT, access, stream, DEFAULT_CONTEXT)
-        if length < 1:
-            return []
-        if self._endpoints.is_blocked(stream):
-            return Fault(iova, Refusal.BLOCKED, access, stream, ctx)
-        end = iova + length
-        if iova < 0 or end > ADDRESS_LIMIT:
-            return Fault(iova, Refusal.OUT_OF_APERTURE, access, stream, ctx)
-        wanted = int(access)
-        last_dfn = end - 1 >> PAGE_SHIFT
-        if self._core.walks:
-            walked = self._core.walk(ctx, iova, end, wanted)
-            if isinstance(walked, tuple):
-                return Fault(walked[0], walked[1], access, stream, ctx)
-            return walked
-        runs: list[Run] = []
-        position = iova
-        while position < end:
-            dfn = position >> PAGE_SHIFT
-            found = self._iotlb.get(ctx, dfn) or self._fill(ctx, dfn, last_dfn)
-            if isinstance(found, Refusal):
-                return Fault(position, found, access, stream, ctx)
-            gfn, pages, allowed = found
-            if wanted & ~allowed:
-                return Fault(position, Refusal.NO_PERMISSION, access, stream, ctx)
-            gpa = gfn << PAGE_SHIFT | position & PAGE_MASK
-            size = min(end, dfn + pages << PAGE_SHIFT) - position
-            if runs and sum(runs[-1]) == gpa:
-                runs[-1] = Run(runs[-1].gpa, runs[-1].length + size)
-            else:
-                runs.append(Run(gpa, size))
-            position += size
-        return runs
-
-    def _fill(self, ctx: int, dfn: int, last_dfn: int) -> CachedRun | Refusal:
-        """Find the run at `dfn`, up to `last_dfn` and inside its 2 MiB block, and cache it; refusals are not cached."""
-        run = self._find_run(ctx, dfn, min(last_dfn, dfn | BLOCK_PAGES - 1) - dfn + 1)
-        if not isinstance(run, Refusal):
-            self._iotlb.put(ctx, dfn, run)
-        return run
-
-    def _find_run(self, ctx: int, dfn: int, nr: int) -> CachedRun | Refusal:
-        context = self._contexts.get(ctx)
-        if context is None:
-            return self._find_default_run(ctx, dfn, nr)
-        if not 0 <= dfn < self._limit:
-            return Refusal.OUT_OF_APERTURE
-        if context.closed.inside(dfn):
-            pages = min(nr, context.direct.inside(dfn))
-            return (dfn, pages, ACCESS_MASK) if pages else Refusal.RESERVED
-        return context.table.run(dfn, nr) or Refusal.NOT_MAPPED
-
-    def _find_default_run(self, ctx: int, dfn: int, nr: int) -> CachedRun | Refusal:
-        """1:1 of guest RAM, whatever the aperture of the other contexts; nothing for a context that is not there."""
-        if ctx != DEFAULT_CONTEXT or self.config.default_policy is DefaultPolicy.BLOCKED:
-            return Refusal.BLOCKED
-        if not 0 <= dfn < FRAME_LIMIT:
-            return Refusal.OUT_OF_APERTURE
-        clear = self._reserved.outside(dfn)
-        if not clear:
-            return Refusal.RESERVED
-        pages = min(nr, clear, self._ram.inside(dfn))
-        return (dfn, pages, ACCESS_MASK) if pages else Refusal.NOT_MAPPED
 
 
 def _grow(clone: Clone, ranges: Iterable[tuple[int, int]]) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pviommu_abi.slots import DEFAULT_CONTEXT, Batch, BatchFlags, Errno, MapFlags, MapOp
+from pviommu_abi.own import Batch, BatchFlags, MapOp
+from pviommu_abi.slots import DEFAULT_CONTEXT, Errno
+from pviommu_abi.xen_2024 import MapFlags
 
 from ..counters import Counters
 from ..engine import Engine

@@ -11,11 +11,17 @@ from pviommu_abi.shared import MAX_RINGS
 from ..engine import EngineConfig, ReservedRegion
 from ..pci.config_space import Identity
 
-__all__ = ["DEFAULT_IDENTITY", "MAX_ENDPOINTS", "MAX_RESERVED", "IommuConfig"]
+__all__ = ["DEFAULT_IDENTITY", "MAX_ENDPOINTS", "MAX_RESERVED", "NO_STREAM", "PAGE_SIZES", "IommuConfig"]
 
 DEFAULT_IDENTITY = Identity(abi.VENDOR_ID, abi.IOMMU_DEVICE_ID, abi.IOMMU_CLASS)
 MAX_ENDPOINTS = 256
 """Endpoints of one PV-IOMMU: half of the capability area lists them, the rest is for RAM ranges."""
+
+NO_STREAM = 0xFFFFFFFF
+"""Stands for no endpoint."""
+
+PAGE_SIZES = 1 << 12 | 1 << 21 | 1 << 30
+"""Sizes that a leaf of the page tables may have, a bit each."""
 
 MAX_RESERVED = 64
 """Reserved regions of all endpoints together, which the capability area lists too."""

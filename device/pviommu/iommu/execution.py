@@ -46,7 +46,7 @@ Targets = list[tuple[CommandRing, int]]
 
 
 class Notifier(Protocol):
-    """How the guest is told: see :class:`pviommu.iommu.function.PvIommu`."""
+    """How the guest is told: see :class:`pviommu.iommu.reporting.Reporter`."""
 
     name: str
 

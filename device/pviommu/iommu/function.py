@@ -29,25 +29,25 @@ from pviommu_abi.shared import (
     SBDF_UNBOUND,
     SHARED_BAR_SIZE,
     EndpointEntry,
-    Event,
     EventReason,
     Limits,
 )
 from pviommu_abi.slots import DEFAULT_CONTEXT
 from vfio_user import RequestError
 
-from ..engine import PAGE_SHIFT, Access, DefaultPolicy, Engine, Fault, Refusal, Run
+from ..engine import PAGE_SHIFT, Access, DefaultPolicy, Engine, Fault, Run
 from ..memory import Copier
 from ..pci.capabilities import endpoint as endpoint_capability
 from ..pci.function import Environment, PciFunction
 from .batch import BatchOperations
-from .bindings import Bindings, format_sbdf
+from .bindings import Bindings
 from .capability_area import CapabilityPublisher, chain
-from .config import IommuConfig
+from .config import NO_STREAM, PAGE_SIZES, IommuConfig
 from .events import EventRing
 from .execution import Executor
 from .own import OwnOperations
 from .profile import XenProfile
+from .reporting import Reporter
 from .ring import CommandRing
 from .ring_core import DeviceCore
 from .ring_setup import RingSetup, overlaps
@@ -58,19 +58,7 @@ __all__ = ["IommuConfig", "PvIommu", "TranslatedEndpoint"]
 
 log = logging.getLogger(__name__)
 
-VECTOR_EVENTS = 0
-NO_STREAM = 0xFFFFFFFF
 FEATURES = int(Feature.PROFILE_XEN_2024 | Feature.POSTED | Feature.PROFILE_XEN_V7 | Feature.BATCH_2014)
-PAGE_SIZES = 1 << 12 | 1 << 21 | 1 << 30
-
-_REASON = {
-    Refusal.NOT_MAPPED: EventReason.NOT_MAPPED,
-    Refusal.NO_PERMISSION: EventReason.PERMISSION,
-    Refusal.OUT_OF_APERTURE: EventReason.OUT_OF_APERTURE,
-    Refusal.RESERVED: EventReason.RESERVED,
-    Refusal.BLOCKED: EventReason.BLOCKED,
-    Refusal.NO_ENDPOINT: EventReason.BLOCKED,
-}
 
 
 class TranslatedEndpoint(Protocol):
@@ -99,6 +87,7 @@ class PvIommu(PciFunction):
         self.add_capability(endpoint_capability(config.instance, NO_STREAM))
         self.bindings = Bindings(frozenset(config.streams), config.fixed_bindings)
         self.events = EventRing(self.shared, self.inputs)
+        self._reporter = Reporter(self.engine, self.bindings, self.events, environment, self)
         self._core = core
         self.has_core = core is not None
         """whether :meth:`spin` does anything"""
@@ -116,7 +105,7 @@ class PvIommu(PciFunction):
         }
         batch = BatchOperations(self.engine, self.memory, self.counters)
         own = OwnOperations(self.engine, self.bindings, self.events, batch, self.counters)
-        self._executor = Executor(self.rings, own, environment, self, ring_core)
+        self._executor = Executor(self.rings, own, environment, self._reporter, ring_core)
         self._status = Status(0)
         for register, value in (
             ("MAGIC", abi.MAGIC),
@@ -348,66 +337,11 @@ class PvIommu(PciFunction):
 
     def report_fault(self, fault: Fault, length: int) -> EventReason:
         """Tell the guest of a refused request of ``length`` bytes. Returns the reason it was given."""
-        return self.report(_REASON[fault.refusal], fault.access, fault.stream, fault.iova, length)
+        return self._reporter.fault(fault, length)
 
     def report(self, reason: EventReason, access: Access, stream: int, iova: int, length: int) -> EventReason:
-        """Tell the guest of DMA of ``stream`` that was refused at ``iova``."""
-        self.counters.faults += 1
-        context = self.engine.endpoints().get(stream, DEFAULT_CONTEXT)
-        sbdf = self.bindings.sbdf(stream)
-        log.info(
-            "fault: stream %d (%s) context %d %s of %d bytes refused at %#x: %s",
-            *(stream, format_sbdf(sbdf), context, access.name, length, iova, reason.name),
-            extra={
-                "event": "fault",
-                "fields": {
-                    "stream": stream,
-                    "sbdf": format_sbdf(sbdf),
-                    "context": context,
-                    "iova": iova,
-                    "access": access.name,
-                    "reason": reason.name,
-                    "length": length,
-                },
-            },
-        )
-        self.event(
-            reason=reason, access=int(access), stream=stream, sbdf=sbdf, iova=iova, length=length, ctx_no=context
-        )
-        return reason
-
-    def event(
-        self,
-        *,
-        reason: EventReason,
-        access: int = 0,
-        stream: int = NO_STREAM,
-        sbdf: int = SBDF_UNBOUND,
-        iova: int = 0,
-        length: int = 0,
-        ctx_no: int = 0,
-        result: int = 0,
-        slot: int = 0,
-    ) -> None:
-        """Put an event with these fields (:class:`pviommu_abi.shared.Event`) into the event ring."""
-        event = Event(
-            sequence=self.events.sequence,
-            reason=reason,
-            access=access,
-            stream=stream,
-            sbdf=sbdf,
-            iova=iova,
-            length=length,
-            ctx_no=ctx_no,
-            result=result,
-            slot=slot,
-            time_ns=self.inputs.now_ns(),
-        )
-        lost = self.events.lost
-        self.counters.events += 1
-        if self.events.put(event):
-            self.interrupt(VECTOR_EVENTS)
-        self.counters.events_lost += self.events.lost - lost
+        """Tell the guest of DMA of ``stream`` that was refused at ``iova``. Returns ``reason``."""
+        return self._reporter.refusal(reason, access, stream, iova, length)
 
     def unblock(self, stream: int) -> None:
         """The endpoint was reset, or its bus mastering turned on: it begins anew in its context."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from pviommu_abi.slots import DEFAULT_CONTEXT, Binding, Call, Errno, OwnOp, Reserve, Usage
+from pviommu_abi.own import Binding, Call, OwnOp, Reserve, Usage
+from pviommu_abi.slots import DEFAULT_CONTEXT, Errno
 
 from ..counters import Counters
 from ..engine import Engine, Stop

@@ -10,17 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from pviommu_abi.slots import (
-    DEFAULT_CONTEXT,
+from pviommu_abi.slots import DEFAULT_CONTEXT, Errno, OpClass
+from pviommu_abi.xen_2024 import (
     PV_IOMMU_OP_SIZE,
     XEN_2024_RECORDS,
     CreateFlags,
-    Errno,
     FreeFlags,
     LookupPage,
     MapFlags,
     MapPages,
-    OpClass,
     PvIommuOp,
     QueryCapabilities,
     ReattachDevice,

@@ -11,11 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from pviommu_abi.slots import (
+from pviommu_abi.slots import Errno, OpClass
+from pviommu_abi.xen_v7 import (
     DOMID_SELF,
     XEN_V7_RECORDS,
-    Errno,
-    OpClass,
     V7Alloc,
     V7AllocFlags,
     V7Capabilities,

@@ -1,5 +1,5 @@
-"""``pviommu lab matrix``: kernels x profiles x lazy and strict x vCPUs, each a run of its own, those with several vCPUs
-a long one; one table at the end.
+"""``pviommu lab matrix``: kernels x profiles x lazy and strict x vCPUs, each a run of its own, two of
+each kernel long ones; one table at the end.
 
 Each cell is a ``pviommu lab run`` in a process of its own, so that none can spoil the next. What a cell came to is kept
 at once; the next matrix runs only what did not pass, or passed with other code or another kernel.

@@ -11,10 +11,10 @@ from functools import partial
 from pathlib import Path
 
 from ..engine import Engine
+from ..machine import Machine
 from ..native.build import find_library
 from ..native.core import NativeCore
 from ..native.library import load
-from ..topology import Machine
 from .checker import PATHS, MakePath, Run, run_history, shortened
 from .engine_path import EnginePath
 from .operations import Operation

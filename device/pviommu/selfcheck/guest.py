@@ -14,8 +14,9 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 
-from pviommu_abi import dma_test, slots
+from pviommu_abi import dma_test, own, slots
 from pviommu_abi.dma_test import Control, Descriptor, DescriptorStatus, DmaOp
+from pviommu_abi.own import MapOp, OwnOp
 from pviommu_abi.registers import REGISTER, RingControl
 from pviommu_abi.shared import (
     CACHE_LINE,
@@ -29,7 +30,7 @@ from pviommu_abi.shared import (
     Event,
     EventReason,
 )
-from pviommu_abi.slots import PAYLOAD_OFFSET, PAYLOAD_SIZE, SLOT_SIZE, MapOp, OpClass, OwnOp, SlotFlags
+from pviommu_abi.slots import PAYLOAD_OFFSET, PAYLOAD_SIZE, SLOT_SIZE, OpClass, SlotFlags
 
 from .difference import require
 from .operations import Alloc, Attach, Batch, Dma, Free, Operation, Plug, Posted, Reset, Revive, SlotOperation
@@ -289,7 +290,7 @@ class Guest(ABC):
         array = b"".join(MapOp(bfn, mfn, access, UNTOUCHED_STATUS).pack() for bfn, mfn, access in op.elements)
         address = BATCH_PAGE << 12
         self.ram.bytes[address : address + len(array)] = array
-        record = slots.Batch(address, len(op.elements), int(op.unmap), op.ctx, 0, UNTOUCHED_STATUS).pack()
+        record = own.Batch(address, len(op.elements), int(op.unmap), op.ctx, 0, UNTOUCHED_STATUS).pack()
         payload = record.ljust(PAYLOAD_SIZE, b"\0")
         found = self.call(Submission(OpClass.OWN, OwnOp.BATCH, 0, payload))
         self._compare(op, verdict, payload, found, self._seen())

@@ -1,7 +1,7 @@
 """What a guest must see: each profile's slots, errno values and OUT fields, written down a second time.
 
 Nothing here comes from the device's own profiles: a wrong errno there is a difference here. The layouts are those of
-:mod:`pviommu_abi.slots`.
+the modules of :mod:`pviommu_abi`.
 """
 
 from __future__ import annotations
@@ -10,8 +10,11 @@ import struct
 from collections.abc import Callable, Container
 from typing import Any, NamedTuple, Protocol
 
-from pviommu_abi import registers, slots
-from pviommu_abi.slots import Errno, OpClass, OwnOp, Xen2024Op, XenV7Op
+from pviommu_abi import own, registers, slots, xen_2024, xen_v7
+from pviommu_abi.own import OwnOp
+from pviommu_abi.slots import Errno, OpClass
+from pviommu_abi.xen_2024 import Xen2024Op
+from pviommu_abi.xen_v7 import XenV7Op
 
 from .model import Answer
 from .operations import (
@@ -111,8 +114,8 @@ _MALFORMED = (
     _bad(OpClass.OWN, OwnOp.QUERY_USAGE, bytes(47) + b"\1"),
     _bad(OpClass.OWN, 0x77, errno=Errno.EOPNOTSUPP),
 )
-_MAP_2024, _UNMAP_2024 = slots.MapPages.STRUCT.pack, slots.UnmapPages.STRUCT.pack
-_MAP_V7, _UNMAP_V7 = slots.V7MapPages.STRUCT.pack, slots.V7UnmapPages.STRUCT.pack
+_MAP_2024, _UNMAP_2024 = xen_2024.MapPages.STRUCT.pack, xen_2024.UnmapPages.STRUCT.pack
+_MAP_V7, _UNMAP_V7 = xen_v7.V7MapPages.STRUCT.pack, xen_v7.V7UnmapPages.STRUCT.pack
 _MSI_WINDOW = range(0xFEE00, 0xFEF00)
 
 
@@ -160,10 +163,10 @@ class _Common:
             case Malformed():
                 return Submission(op.op_class, op.op, op.flags, op.payload)
             case Bind():
-                payload = slots.Binding(0, 0, op.devfn, op.stream).pack()
+                payload = own.Binding(0, 0, op.devfn, op.stream).pack()
                 return Submission(OpClass.OWN, OwnOp.BIND, 0, _padded(payload))
             case Unbind():
-                return Submission(OpClass.OWN, OwnOp.UNBIND, 0, _padded(slots.Binding(0, 0, op.devfn).pack()))
+                return Submission(OpClass.OWN, OwnOp.UNBIND, 0, _padded(own.Binding(0, 0, op.devfn).pack()))
         return Submission(OpClass.OWN, OwnOp.QUERY_USAGE, 0, bytes(slots.PAYLOAD_SIZE))
 
     def own_expected(
@@ -180,10 +183,10 @@ class _Common:
                 done = sum(answer[1] is None for answer in outcome.answers)
                 return (0 if done == len(op.elements) else -Errno.EFAULT), _put(given, _BATCH_DONE, "I", done)
         contexts, used, total, mapped = seen.usage()
-        return 0, _padded(slots.Usage(contexts, seen.bound, used, total, mapped, 0).pack())
+        return 0, _padded(own.Usage(contexts, seen.bound, used, total, mapped, 0).pack())
 
 
-_BATCH_DONE = slots.Batch.offset_of("done")
+_BATCH_DONE = own.Batch.offset_of("done")
 _NO_TABLE = ("NO_CONTEXT", "DEFAULT_CONTEXT")
 
 
@@ -228,13 +231,13 @@ class Xen2024Interface(_Common):
             case Unmap():
                 record = _UNMAP_2024(Xen2024Op.UNMAP_PAGES, op.ctx, 0, op.dfn, op.nr, UNTOUCHED)
             case Lookup():
-                record = slots.LookupPage(Xen2024Op.LOOKUP_PAGE, op.ctx, 0, UNTOUCHED, op.dfn).pack()
+                record = xen_2024.LookupPage(Xen2024Op.LOOKUP_PAGE, op.ctx, 0, UNTOUCHED, op.dfn).pack()
             case Alloc():
-                record = slots.PvIommuOp(Xen2024Op.ALLOC_CONTEXT, UNTOUCHED, int(op.clone)).pack()
+                record = xen_2024.PvIommuOp(Xen2024Op.ALLOC_CONTEXT, UNTOUCHED, int(op.clone)).pack()
             case Free():
-                record = slots.PvIommuOp(Xen2024Op.FREE_CONTEXT, op.ctx, int(op.reattach)).pack()
+                record = xen_2024.PvIommuOp(Xen2024Op.FREE_CONTEXT, op.ctx, int(op.reattach)).pack()
             case Attach():
-                record = slots.ReattachDevice(Xen2024Op.REATTACH_DEVICE, op.ctx, 0, 0, 0, op.devfn).pack()
+                record = xen_2024.ReattachDevice(Xen2024Op.REATTACH_DEVICE, op.ctx, 0, 0, 0, op.devfn).pack()
             case _:
                 return self.own_submission(op)
         return Submission(OpClass.XEN_2024, 0, 0, _padded(record))
@@ -278,14 +281,14 @@ class XenV7Interface(_Common):
         _bad(OpClass.XEN_V7, XenV7Op.INIT, b"\1", errno=Errno.EACCES),
         _bad(OpClass.XEN_V7, XenV7Op.ALLOC_CONTEXT, b"\0\0\1"),
         _bad(OpClass.XEN_V7, XenV7Op.ALLOC_CONTEXT, b"\0\0\0\0\2"),
-        _bad(OpClass.XEN_V7, XenV7Op.MAP_PAGES, slots.V7MapPages(1, 0, 0, 0, 0x200, 3, 8192, 1, 5).pack()),
-        _bad(OpClass.XEN_V7, XenV7Op.UNMAP_PAGES, slots.V7UnmapPages(1, 0, 0, 0x200, 0, 1, 5, 0).pack()),
+        _bad(OpClass.XEN_V7, XenV7Op.MAP_PAGES, xen_v7.V7MapPages(1, 0, 0, 0, 0x200, 3, 8192, 1, 5).pack()),
+        _bad(OpClass.XEN_V7, XenV7Op.UNMAP_PAGES, xen_v7.V7UnmapPages(1, 0, 0, 0x200, 0, 1, 5, 0).pack()),
         _bad(OpClass.XEN_V7, XenV7Op.REATTACH_DEVICE, bytes(8) + b"\1", errno=Errno.EOPNOTSUPP),
     )
 
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
-        init = slots.V7Init(setting.max_contexts, setting.pool_pages.bit_length() - 1).pack()
+        init = xen_v7.V7Init(setting.max_contexts, setting.pool_pages.bit_length() - 1).pack()
         self.set_up = (Submission(OpClass.XEN_V7, XenV7Op.INIT, 0, _padded(init)),)
 
     def refuses(self, op: Operation) -> int:
@@ -306,11 +309,11 @@ class XenV7Interface(_Common):
             case Unmap():
                 number, record = XenV7Op.UNMAP_PAGES, _UNMAP_V7(op.ctx, 0, 0, op.dfn, 4096, op.nr, UNTOUCHED, 0)
             case Alloc():
-                number, record = XenV7Op.ALLOC_CONTEXT, slots.V7Alloc(UNTOUCHED, 0, int(op.clone)).pack()
+                number, record = XenV7Op.ALLOC_CONTEXT, xen_v7.V7Alloc(UNTOUCHED, 0, int(op.clone)).pack()
             case Free():
-                number, record = XenV7Op.FREE_CONTEXT, slots.V7Free(op.ctx, 0, int(op.reattach)).pack()
+                number, record = XenV7Op.FREE_CONTEXT, xen_v7.V7Free(op.ctx, 0, int(op.reattach)).pack()
             case Attach():
-                record = slots.V7ReattachDevice(op.ctx, 0, 0, op.devfn, 0, 0).pack()
+                record = xen_v7.V7ReattachDevice(op.ctx, 0, 0, op.devfn, 0, 0).pack()
                 number = XenV7Op.REATTACH_DEVICE
             case _:
                 return self.own_submission(op)

@@ -12,8 +12,9 @@ from vfio_user import DmaMapping, RegionIndex
 from ..counters import Counters
 from ..endpoints.dma_test import DmaTestEngine
 from ..inputs import LiveInputs
+from ..machine import Machine
 from ..pci.function import Environment, PciFunction
-from ..topology import EndpointEntry, IommuEntry, Machine, Topology
+from ..topology import EndpointEntry, IommuEntry, Topology
 from .difference import Difference
 from .engine_path import compare_pages, compare_tables
 from .guest import Guest

@@ -12,7 +12,7 @@ from pviommu.endpoints.dma import DmaPlan, DmaPort, DmaRefusedError
 from pviommu.endpoints.template import Template
 from pviommu.engine import Access, Run
 from pviommu_abi.shared import EventAccess, EventReason
-from pviommu_abi.slots import MapPages, UnmapPages, Xen2024Op
+from pviommu_abi.xen_2024 import MapPages, UnmapPages, Xen2024Op
 from vfio_user import DmaMapping
 
 PAGE = 4096

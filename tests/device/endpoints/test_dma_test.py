@@ -18,7 +18,7 @@ from pviommu_abi import dma_test as abi
 from pviommu_abi.dma_test import Control, Descriptor, DescriptorFlags, DescriptorStatus, DmaOp, SgEntry
 from pviommu_abi.registers import REGISTER as IOMMU_REGISTER
 from pviommu_abi.shared import EventAccess, EventReason
-from pviommu_abi.slots import MapPages, UnmapPages, Xen2024Op
+from pviommu_abi.xen_2024 import MapPages, UnmapPages, Xen2024Op
 
 PAGE = 4096
 IOVA = 0x10000000

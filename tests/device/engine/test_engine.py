@@ -2,14 +2,12 @@ import pytest
 
 from pviommu.engine import (
     Access,
-    DefaultPolicy,
     Engine,
     EngineConfig,
     Fault,
     Mapping,
     Outcome,
     Refusal,
-    Run,
     Stop,
     UnmapMode,
     Usage,
@@ -395,134 +393,7 @@ def test_a_clone_without_ram_is_empty():
     assert list(engine.mappings(1)) == []
 
 
-# translation
-
-
-@pytest.mark.row("defect", "C3")
-def test_adjacent_frames_come_as_one_run_and_others_apart():
-    engine = new_engine()
-    engine.map(1, 0x1FF, 0x10, 2, RW)
-    engine.map(1, 0x201, 0x12, 1, RW)
-    engine.map(1, 0x202, 0x40, 1, RW)
-
-    assert engine.translate(STREAM, 0x1FF123, 0x3000, RW) == [Run(0x10123, 0x2EDD), Run(0x40000, 0x123)]
-
-
-def test_no_bytes_are_always_allowed():
-    engine = new_engine()
-
-    assert engine.translate(STREAM, 0x1000, 0, RW) == []
-
-
-@pytest.mark.row("defect", "C2")
-def test_permission_is_checked_for_every_page_of_the_span():
-    engine = new_engine()
-    engine.map(1, 0x100, 0x10, 1, RW)
-    engine.map(1, 0x101, 0x11, 1, R)
-    engine.map(1, 0x102, 0x12, 1, W)
-    span = (STREAM, 0x100800, 0x2000)
-
-    assert engine.translate(*span, W) == Fault(0x101000, Refusal.NO_PERMISSION, W, STREAM, 1)
-    assert engine.translate(*span, R) == Fault(0x102000, Refusal.NO_PERMISSION, R, STREAM, 1)
-    assert engine.translate(*span, RW) == Fault(0x101000, Refusal.NO_PERMISSION, RW, STREAM, 1)
-    assert engine.translate(STREAM, 0x100800, 0x1000, R) == [Run(0x10800, 0x1000)]
-
-
-@pytest.mark.row("defect", "C2")
-def test_one_missing_page_in_the_middle_refuses_the_span_at_its_first_byte():
-    engine = new_engine()
-    engine.map(1, 0x100, 0x10, 2, RW)
-    engine.map(1, 0x103, 0x13, 2, RW)
-
-    assert engine.translate(STREAM, 0x100ABC, 0x4000, R) == Fault(0x102000, Refusal.NOT_MAPPED, R, STREAM, 1)
-
-
-def test_a_refusal_is_not_remembered():
-    engine = new_engine()
-    assert dma(engine, 0x100) is Refusal.NOT_MAPPED
-
-    engine.map(1, 0x100, 0x10, 1, RW)
-
-    assert dma(engine, 0x100) == 0x10000
-
-
-@pytest.mark.parametrize("ctx", [0, 1])
-def test_a_span_that_wraps_is_refused_at_its_first_byte(ctx):
-    engine = new_engine()
-    engine.attach(STREAM, ctx)
-    iova = (1 << 64) - 1
-
-    assert engine.translate(STREAM, iova, 2, R) == Fault(iova, Refusal.OUT_OF_APERTURE, R, STREAM, ctx)
-
-
-def test_a_span_past_the_aperture_is_refused_where_it_leaves():
-    engine = new_engine()
-    engine.map(1, LIMIT - 1, 0x10, 1, RW)
-
-    fault = engine.translate(STREAM, (LIMIT << 12) - 8, 16, R)
-
-    assert fault == Fault(LIMIT << 12, Refusal.OUT_OF_APERTURE, R, STREAM, 1)
-
-
-def test_the_last_byte_of_64_bits_is_looked_up_like_any_other():
-    engine = new_engine()
-    engine.attach(STREAM, 0)
-    iova = (1 << 64) - 1
-
-    assert engine.translate(STREAM, iova, 1, R) == Fault(iova, Refusal.NOT_MAPPED, R, STREAM, 0)
-
-
-def test_an_unknown_stream_reaches_nothing():
-    assert new_engine().translate(99, 0, 1, R) == Fault(0, Refusal.NO_ENDPOINT, R, 99, 0)
-
-
-# the default context
-
-
-def test_the_default_context_is_identity_of_ram_only():
-    engine = new_engine()
-    engine.set_ram([(0, 0x9F), (0x100, 0x10FF)])
-    engine.attach(STREAM, 0)
-
-    assert engine.translate(STREAM, 0x1FF800, 0x1000, RW) == [Run(0x1FF800, 0x1000)]
-    assert engine.translate(STREAM, 0x9F800, 0x1000, RW) == Fault(0xA0000, Refusal.NOT_MAPPED, RW, STREAM, 0)
-    assert engine.lookup(0, 0x100) == (0x100, RW)
-    assert engine.lookup(0, 0xA0) is None
-    assert engine.lookup(0, 1 << 60) is None
-    assert list(engine.mappings(0)) == [Mapping(0, 0, 0xA0, RW, True), Mapping(0x100, 0x100, 0x1000, RW, True)]
-
-
-def test_the_default_context_reaches_ram_beyond_the_aperture_of_others():
-    engine = new_engine()
-    engine.set_ram([(LIMIT, LIMIT)])
-    engine.attach(STREAM, 0)
-
-    assert dma(engine, LIMIT) == LIMIT << 12
-
-
-def test_the_reserved_window_is_never_ram():
-    engine = new_engine()
-    engine.set_ram([(0, 0xFFFFF)])
-    engine.attach(STREAM, 0)
-
-    assert dma(engine, 0xFEDFF) == 0xFEDFF000
-    assert engine.translate(STREAM, 0xFEDFF000, 0x2000, W) == Fault(0xFEE00000, Refusal.RESERVED, W, STREAM, 0)
-    engine.attach(STREAM, 1)
-    assert dma(engine, 0xFEE00) is Refusal.RESERVED
-
-
-def test_the_default_context_follows_a_change_of_ram_at_once():
-    engine = new_engine()
-    engine.attach(STREAM, 0)
-    assert dma(engine, 0x100) == 0x100000
-
-    engine.set_ram([(0x8000, 0x8FFF)])
-
-    assert dma(engine, 0x100) is Refusal.NOT_MAPPED
-    assert dma(engine, 0x8000) == 0x8000000
-    assert engine.ram == ((0x8000, 0x8FFF),)
-    assert (engine.is_ram(0x8FFE, 2), engine.is_ram(0x8FFE, 3)) == (True, False)
-    assert (engine.is_ram(0x8FFF), engine.is_ram(0x9000)) == (True, False)
+# RAM, block, reset
 
 
 def test_bad_ram_is_refused_and_changes_nothing():
@@ -532,18 +403,6 @@ def test_bad_ram_is_refused_and_changes_nothing():
         engine.set_ram([(0, 5), (9, 8)])
 
     assert engine.ram == ((0, 0xFFFF),)
-
-
-def test_a_blocked_default_context_reaches_nothing():
-    engine = new_engine(default_policy=DefaultPolicy.BLOCKED)
-    engine.attach(STREAM, 0)
-
-    assert dma(engine, 0x100) is Refusal.BLOCKED
-    assert engine.lookup(0, 0x100) is None
-    assert list(engine.mappings(0)) == []
-
-
-# block, reset
 
 
 def test_a_blocked_endpoint_reaches_nothing_until_it_is_unblocked_or_attached():

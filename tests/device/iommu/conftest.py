@@ -7,13 +7,10 @@ from typing import Any
 
 import pytest
 
+from pviommu_abi.own import Batch, Call, MapOp, OwnOp
 from pviommu_abi.registers import Profile
-from pviommu_abi.slots import (
-    Batch,
-    Call,
-    MapOp,
-    OpClass,
-    OwnOp,
+from pviommu_abi.slots import OpClass
+from pviommu_abi.xen_v7 import (
     V7Alloc,
     V7Capabilities,
     V7Free,

@@ -7,8 +7,9 @@ import pytest
 
 from pviommu.endpoints.dma import DmaRefusedError
 from pviommu.iommu.batch import ELEMENTS
+from pviommu_abi.own import Batch, BatchFlags, MapOp, OwnOp
 from pviommu_abi.shared import EventReason
-from pviommu_abi.slots import Batch, BatchFlags, Errno, MapOp, OpClass, OwnOp
+from pviommu_abi.slots import Errno, OpClass
 from vfio_user import DmaMapping
 
 from .conftest import PLACE, Memory

@@ -7,6 +7,7 @@ from pviommu.endpoints.dma import DmaRefusedError
 from pviommu.iommu import execution
 from pviommu.iommu.execution import BATCH, DRAIN_NS, STEP_NS
 from pviommu.iommu.ring import passed
+from pviommu_abi.own import Call, OwnOp
 from pviommu_abi.registers import RingStatus
 from pviommu_abi.shared import (
     CACHE_LINE,
@@ -14,21 +15,9 @@ from pviommu_abi.shared import (
     SBDF_UNBOUND,
     EventReason,
 )
-from pviommu_abi.slots import (
-    Call,
-    Errno,
-    MapPages,
-    OpClass,
-    OwnOp,
-    PvIommuOp,
-    ReattachDevice,
-    SlotFlags,
-    UnmapPages,
-    V7MapPages,
-    V7UnmapPages,
-    Xen2024Op,
-    XenV7Op,
-)
+from pviommu_abi.slots import Errno, OpClass, SlotFlags
+from pviommu_abi.xen_2024 import MapPages, PvIommuOp, ReattachDevice, UnmapPages, Xen2024Op
+from pviommu_abi.xen_v7 import V7MapPages, V7UnmapPages, XenV7Op
 
 from ..conftest import DEVFN, ENTRIES
 

@@ -18,7 +18,8 @@ from pviommu_abi.shared import (
     Event,
     EventReason,
 )
-from pviommu_abi.slots import MapPages, OpClass, PvIommuOp, Xen2024Op
+from pviommu_abi.slots import OpClass
+from pviommu_abi.xen_2024 import MapPages, PvIommuOp, Xen2024Op
 from vfio_user import DmaMapping, RequestError
 
 from ..conftest import DEVFN, ENTRIES

@@ -5,23 +5,11 @@ import os
 
 import pytest
 
+from pviommu_abi.own import Call, OwnOp
 from pviommu_abi.registers import Profile
-from pviommu_abi.slots import (
-    Call,
-    Errno,
-    LookupPage,
-    MapPages,
-    OpClass,
-    OwnOp,
-    PvIommuOp,
-    QueryCapabilities,
-    V7Alloc,
-    V7Free,
-    V7MapPages,
-    V7RemoteCmd,
-    Xen2024Op,
-    XenV7Op,
-)
+from pviommu_abi.slots import Errno, OpClass
+from pviommu_abi.xen_2024 import LookupPage, MapPages, PvIommuOp, QueryCapabilities, Xen2024Op
+from pviommu_abi.xen_v7 import V7Alloc, V7Free, V7MapPages, V7RemoteCmd, XenV7Op
 from vfio_user import DmaMapping
 
 from ..conftest import UNTOUCHED

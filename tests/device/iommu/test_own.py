@@ -3,8 +3,10 @@ import pytest
 from pviommu.endpoints.dma import DmaRefusedError
 from pviommu.engine import Access
 from pviommu.iommu.own import OwnOperations
+from pviommu_abi.own import Binding, OwnOp, Reserve, Usage
 from pviommu_abi.shared import EventReason
-from pviommu_abi.slots import Binding, Errno, OpClass, OwnOp, PvIommuOp, Reserve, Usage, Xen2024Op
+from pviommu_abi.slots import Errno, OpClass
+from pviommu_abi.xen_2024 import PvIommuOp, Xen2024Op
 
 from ..conftest import DEVFN, STREAM
 

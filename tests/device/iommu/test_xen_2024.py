@@ -2,15 +2,13 @@ import pytest
 
 from pviommu.endpoints.dma import DmaRefusedError
 from pviommu.topology import ReservedEntry
+from pviommu_abi.own import Binding, OwnOp
 from pviommu_abi.registers import Profile
 from pviommu_abi.shared import EventReason
-from pviommu_abi.slots import (
-    Binding,
-    Errno,
+from pviommu_abi.slots import Errno, OpClass
+from pviommu_abi.xen_2024 import (
     LookupPage,
     MapPages,
-    OpClass,
-    OwnOp,
     PvIommuOp,
     QueryCapabilities,
     ReattachDevice,

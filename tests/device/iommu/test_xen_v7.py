@@ -2,15 +2,13 @@ import pytest
 
 from pviommu.endpoints.dma import DmaRefusedError
 from pviommu.topology import ReservedEntry
+from pviommu_abi.own import Binding, OwnOp
 from pviommu_abi.registers import Profile
 from pviommu_abi.shared import EventReason
-from pviommu_abi.slots import (
+from pviommu_abi.slots import Errno, OpClass
+from pviommu_abi.xen_v7 import (
     DOMID_SELF,
     XEN_V7_RECORDS,
-    Binding,
-    Errno,
-    OpClass,
-    OwnOp,
     V7Alloc,
     V7Capabilities,
     V7Capability,

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from pviommu.engine import Engine
+from pviommu.machine import Machine
 from pviommu.native import build, library
 from pviommu.native.core import NativeCore
-from pviommu.topology import Machine
 
 from .. import conftest as machines
 from ..conftest import Driver

@@ -7,26 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pviommu.endpoints.dma import DmaRefusedError
+from pviommu.machine import Machine
 from pviommu.native.core import NativeCore
-from pviommu.topology import Machine
 from pviommu_abi.registers import Profile
 from pviommu_abi.shared import RING_INDEX_STRIDE, EventReason
-from pviommu_abi.slots import (
-    SLOT_SIZE,
-    CreateFlags,
-    Errno,
-    MapPages,
-    OpClass,
-    PvIommuOp,
-    Slot,
-    SlotFlags,
-    UnmapPages,
-    V7AllocFlags,
-    V7MapPages,
-    V7UnmapPages,
-    Xen2024Op,
-    XenV7Op,
-)
+from pviommu_abi.slots import SLOT_SIZE, Errno, OpClass, Slot, SlotFlags
+from pviommu_abi.xen_2024 import CreateFlags, MapPages, PvIommuOp, UnmapPages, Xen2024Op
+from pviommu_abi.xen_v7 import V7AllocFlags, V7MapPages, V7UnmapPages, XenV7Op
 
 from .. import conftest as machines
 from ..conftest import ENTRIES, RAM_PAGES, Driver

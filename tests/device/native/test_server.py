@@ -3,7 +3,7 @@
 import pytest
 
 from pviommu.server import CORE_SPIN_NS
-from pviommu_abi.slots import MapPages, Xen2024Op
+from pviommu_abi.xen_2024 import MapPages, Xen2024Op
 
 from .. import test_server
 from ..test_server import *  # noqa: F403

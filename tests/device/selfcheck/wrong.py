@@ -6,8 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 from pviommu.engine import Access, Engine, Fault, Outcome, Run, UnmapMode
+from pviommu.machine import Machine
 from pviommu.pci.function import Environment
-from pviommu.topology import Machine, Topology
+from pviommu.topology import Topology
 
 
 class StaleEngine(Engine):

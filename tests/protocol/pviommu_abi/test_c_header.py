@@ -17,7 +17,7 @@ from pviommu.lab.provision import STEPS, provision
 from pviommu_abi.c_header import c_header, member_docs
 from pviommu_abi.dma_test import DescriptorStatus
 from pviommu_abi.interface import DMA_TEST, INTERFACES, PVIOMMU, Interface
-from pviommu_abi.slots import MapFlags
+from pviommu_abi.xen_2024 import MapFlags
 
 RunC = Callable[[Interface, list[str]], list[str]]
 

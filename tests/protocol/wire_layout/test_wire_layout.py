@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import struct
+import subprocess
+import sys
 from dataclasses import FrozenInstanceError
 from types import ModuleType
 from typing import Annotated
 
-import construct
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pviommu_abi import dma_test, registers, shared, slots
+from pviommu_abi import dma_test, own, registers, shared, slots, xen_2024, xen_v7
 from vfio_user import messages
-from wire_layout import S32, U8, U16, U32, U64, Field, Record, bits
+from wire_layout import S32, U8, U16, U32, U64, Field, Record, bits, run_of_bytes
 
 
 class Sample(Record):
@@ -37,7 +38,7 @@ def records_of(*modules: ModuleType) -> list[type[Record]]:
     ]
 
 
-ALL_RECORDS = records_of(dma_test, registers, shared, slots, messages)
+ALL_RECORDS = records_of(dma_test, own, registers, shared, slots, xen_2024, xen_v7, messages)
 
 
 def values_of(field: Field) -> st.SearchStrategy[int] | st.SearchStrategy[bytes]:
@@ -86,6 +87,45 @@ def test_records_cannot_be_changed() -> None:
         Sample(1, 2, 3).small = 4  # type: ignore[misc]
 
 
+def test_the_first_record_may_be_made_by_name_and_is_like_those_that_follow() -> None:
+    class Fresh(Record):
+        """A record that nothing was made of yet."""
+
+        first: Annotated[int, U8, "required"]
+        second: Annotated[int, U8, "optional"] = 7
+
+    made = [Fresh(first=1), Fresh(1), Fresh.unpack(b"\1\7")]
+
+    assert made[0] == made[1] == made[2]
+    assert len({hash(record) for record in made}) == 1
+    assert repr(made[0]).endswith("Fresh(first=1, second=7)")
+
+
+def test_the_first_record_too_needs_all_its_values() -> None:
+    class Fresh(Record):
+        """A record that nothing was made of yet."""
+
+        first: Annotated[int, U8, "required"]
+
+    with pytest.raises(TypeError, match="'first'"):
+        Fresh()  # type: ignore[call-arg]
+
+
+def test_a_record_is_not_derived_from_another() -> None:
+    with pytest.raises(TypeError, match="Longer: a record is not derived from another"):
+
+        class Longer(Sample):
+            """One more field."""
+
+            more: Annotated[int, U8, "too much"] = 0
+
+
+def test_construct_is_imported_when_it_is_asked_for_and_not_before() -> None:
+    program = "import sys, vfio_user, pviommu_abi.interface as i; sys.exit('construct' in sys.modules)"
+
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
 def test_offset_of_an_unknown_field_names_it() -> None:
     with pytest.raises(KeyError, match="Sample has no field 'colour'"):
         Sample.offset_of("colour")
@@ -95,7 +135,7 @@ def test_a_run_of_bytes_is_a_field_too() -> None:
     class Named(Record):
         """A record with a name of four bytes."""
 
-        name: Annotated[bytes, construct.Bytes(4), "four bytes"]
+        name: Annotated[bytes, run_of_bytes(4), "four bytes"]
 
     assert Named.unpack(b"name and more") == Named(b"name")
     assert Named.SIZE == 4

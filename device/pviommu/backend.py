@@ -1,0 +1,107 @@
+"""The process behind ``pviommu serve``: a machine, its sockets and the loop, from start to summary."""
+
+from __future__ import annotations
+
+import logging
+import os
+import resource
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from .counters import Counters
+from .inputs import LiveInputs
+from .iommu.ring_core import DeviceCore
+from .machine import Machine
+from .pacing import Pace
+from .pci.function import Environment
+from .server import Server, close_all, listen_all
+from .topology import Topology
+
+__all__ = ["BackendError", "Settings", "run"]
+
+log = logging.getLogger(__name__)
+
+
+class BackendError(Exception):
+    """The environment does not allow it; the text says why."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to serve a topology."""
+
+    socket_dir: Path
+    given: Mapping[str, int]
+    """descriptors of sockets by name of function; the others get one in ``socket_dir``"""
+    core: str
+    """``native``, ``python``, or ``auto`` for the native one if it was built"""
+    pace: Pace
+    pidfile: Path | None
+    """written once all sockets listen, removed at the end"""
+
+
+def run(topology: Topology, settings: Settings) -> None:
+    """Serve ``topology`` until SIGTERM or SIGINT. Raises :class:`BackendError`."""
+    core = _core(settings.core)
+    counters, inputs = Counters(), LiveInputs()
+    machine = Machine.build(topology, Environment(inputs, counters), core)
+    try:
+        sockets = listen_all(machine, settings.socket_dir, settings.given)
+    except OSError as error:
+        machine.close()
+        raise BackendError(f"cannot listen on {error.filename or 'a socket'}: {error.strerror}") from error
+    server = Server(machine, sockets, inputs, settings.pace)
+    try:
+        _serve(server, machine, sockets, settings.pidfile)
+    except OSError as error:
+        raise BackendError(str(error)) from error
+    finally:
+        server.close()
+        usage = machine.iommu.engine.usage()  # of a machine without clients: anything left is a leak
+        close_all(sockets, settings.given)
+        machine.close()
+        if settings.pidfile:
+            settings.pidfile.unlink(missing_ok=True)
+    _log_summary(counters, {"contexts": usage.contexts, "pool_pages_used": usage.pool_pages_used})
+
+
+def _core(name: str) -> DeviceCore | None:
+    """A core by name, ``None`` for Python's. Raises :class:`BackendError`."""
+    if name == "python":
+        return None
+    from .native.core import native_core  # only what is asked for costs start-up time
+
+    core = native_core()
+    if core is None and name == "native":
+        raise BackendError("--core native: the native core is not built, run: pviommu build-core")
+    return core
+
+
+def _serve(server: Server, machine: Machine, sockets: Mapping[str, socket.socket], pidfile: Path | None) -> None:
+    with server.stopped_by_signals():
+        if pidfile:
+            pidfile.write_text(f"{os.getpid()}\n")
+        name = machine.iommu.engine.core_name
+        log.info(
+            "listening on %s, %s core",
+            *(", ".join(sorted(sockets)), name),
+            extra={"event": "listening", "fields": {"core": name}},
+        )
+        server.run()
+
+
+def _log_summary(counters: Counters, left: Mapping[str, int]) -> None:
+    """``left``: what the engine still holds."""
+    fields = {
+        **counters.report(),
+        **left,
+        "descriptors_open": len(os.listdir("/proc/self/fd")),
+        "peak_memory_kib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+    }
+    log.info(
+        "summary: %d slots, %d pages mapped, %d bytes of DMA, %d faults, %d traps",
+        *(counters.slots, counters.pages_mapped, counters.dma_bytes, counters.faults, counters.traps),
+        extra={"event": "summary", "fields": fields},
+    )

@@ -1,0 +1,62 @@
+"""The machine that a topology describes."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from . import endpoints
+from .endpoints.endpoint import Endpoint
+from .iommu.function import PvIommu
+from .iommu.ring_core import DeviceCore
+from .pci.function import Environment, PciFunction
+from .topology import Topology
+
+__all__ = ["Machine", "endpoint_class"]
+
+
+def endpoint_class(kind: str) -> type[Endpoint]:
+    """The class of one of :data:`pviommu.endpoints.ENDPOINTS`."""
+    module, _, name = endpoints.ENDPOINTS[kind].partition(".")
+    found: type[Endpoint] = getattr(importlib.import_module(f"{endpoints.__name__}.{module}"), name)
+    return found
+
+
+@dataclass
+class Machine:
+    """The functions of one virtual machine."""
+
+    iommu: PvIommu
+    endpoints: dict[str, Endpoint]
+    endpoints_busy: bool = False
+    """whether endpoints had something to do in the last :meth:`work`"""
+
+    @classmethod
+    def build(cls, topology: Topology, environment: Environment, core: DeviceCore | None = None) -> Machine:
+        """Power on everything that ``topology`` names. ``core``: one that no other machine has, else Python's."""
+        iommu = PvIommu(topology.iommu.name, topology.iommu_config(), environment, core)
+        endpoints = {
+            entry.name: endpoint_class(entry.kind)(entry.name, entry.stream, iommu, environment)
+            for entry in topology.endpoint
+        }
+        return cls(iommu, endpoints)
+
+    def functions(self) -> Iterator[PciFunction]:
+        """All of them, the PV-IOMMU first."""
+        yield self.iommu
+        yield from self.endpoints.values()
+
+    def work(self) -> bool:
+        """One bounded step of everything that has something to do. Whether anything had."""
+        done = self.iommu.work()
+        busy = False
+        for endpoint in self.endpoints.values():
+            busy |= endpoint.work()
+        self.endpoints_busy = busy
+        return done or busy
+
+    def close(self) -> None:
+        """Give everything back."""
+        for function in self.functions():
+            function.close()
