@@ -33,7 +33,8 @@ _NAME = "pviommu bench ring"
 _POSTED_AT_ONCE = 256
 _WAKE_UPS = 8
 _IDLE_SECONDS = 1.0
-_SETTLED_SECONDS = 0.2
+_SETTLED_SECONDS = 0.6
+"""After which the bounded sleeps that follow arming are over."""
 _RATES = (1000, 100)
 """Operations a second of a guest that works now and then."""
 
