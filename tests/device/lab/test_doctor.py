@@ -35,7 +35,7 @@ class Machine:
         if any(word in self.fails for word in command):
             return Outcome(1, "refused")
         if "indextargets" in command:
-            return Outcome(0, "Packages http://deb.debian.org/debian trixie Debian\n")
+            return Outcome(0, "Packages http://mirror.example/debian trixie Debian\n")
         return Outcome(0, f"Available netdev backend types:\n{self.backends}\n")
 
     @property
@@ -86,7 +86,7 @@ def test_fresh_debian_lacks_nothing_and_fetches_the_rest(machine: Machine) -> No
     assert machine.missing == set()
     later = {subject for subject, finding in findings.items() if finding.status is Status.LATER}
     assert {"QEMU", "packages", "compiler", "kernel debian", "kernel lab-debug"} <= later
-    assert findings["packages"].text == "about 150 MB from http://deb.debian.org/debian"
+    assert findings["packages"].text == "about 150 MB from http://mirror.example/debian"
     assert findings["kernel lab"].how == "pviommu lab run --kernel lab --only-setup"
 
 
@@ -177,7 +177,7 @@ def test_network_is_asked_only_when_told_to(machine: Machine) -> None:
     machine.open_url = asked.append
 
     assert machine.findings["mirror"].status is Status.OK
-    assert asked == ["http://deb.debian.org/debian/dists/trixie/InRelease"]
+    assert asked == ["http://mirror.example/debian/dists/trixie/InRelease"]
 
 
 def test_mirror_that_does_not_answer_is_missing_while_there_is_something_to_fetch(machine: Machine) -> None:
