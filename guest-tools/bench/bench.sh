@@ -1,20 +1,20 @@
 #!/bin/sh
 # SPDX-License-Identifier: MIT
 #
-# Measures DMA-API map + unmap with pv_bench.ko, behind whatever IOMMU this machine has. Takes the place of
+# Measures DMA-API map + unmap with pviommu_bench.ko, behind whatever IOMMU this machine has. Takes the place of
 # /tests/main.sh. /lab/bench sets: modules, options (their parameters), device, granules (pages of a map), threads,
 # operations, rounds, warm_up, count_operations, witness (1: the kernel's own benchmark, too).
 #
 # Standard output and descriptor 3 are the channel to the host. Lines to the host begin with "bench":
 #   fact NAME VALUE    something to note
-#   round N ...        what pv_bench says of one round
+#   round N ...        what pviommu_bench says of one round
 #   witness ...        what the kernel's own benchmark says
 #   mark NAME          the guest waits until the host answers with a line
 #   failed TEXT        no use going on
 
 . /lab/bench
 
-debugfs=/sys/kernel/debug/pv_bench
+debugfs=/sys/kernel/debug/pviommu_bench
 sysfs=/sys/bus/pci/devices/$device
 
 fail() {
@@ -29,8 +29,8 @@ mark() {
 
 # run OPERATIONS PAGES THREADS: leaves the result in $result
 run() {
-	echo "$*" >"$debugfs/config" || fail "pv_bench refuses $1 operations on $2 pages by $3 threads"
-	result=$(cat "$debugfs/result") || fail "pv_bench does not measure $1 operations on $2 pages by $3 threads"
+	echo "$*" >"$debugfs/config" || fail "pviommu_bench refuses $1 operations on $2 pages by $3 threads"
+	result=$(cat "$debugfs/result") || fail "pviommu_bench does not measure $1 operations on $2 pages by $3 threads"
 }
 
 # bind DRIVER: the measured device gets this driver
@@ -45,9 +45,9 @@ for module in $modules; do
 	# shellcheck disable=SC2086 # several parameters
 	modprobe "$module" $options || fail "the module $module does not load with: ${options:-no parameters}"
 done
-modprobe pv_bench || fail "the module pv_bench does not load"
+modprobe pviommu_bench || fail "the module pviommu_bench does not load"
 [ -d "$sysfs" ] || fail "there is no device $device"
-bind pv_bench
+bind pviommu_bench
 
 if [ -e "$sysfs/iommu_group" ]; then
 	echo "bench fact group_type $(cat "$sysfs/iommu_group/type")"
@@ -78,7 +78,7 @@ fi
 if [ "$witness" = 1 ]; then
 	bind dma_map_benchmark
 	for granule in $granules; do
-		result=$(pv_mapbench "$granule" "$threads" 1) || fail "pv_mapbench does not measure $granule pages"
+		result=$(pviommu_mapbench "$granule" "$threads" 1) || fail "pviommu_mapbench does not measure $granule pages"
 		echo "bench witness $result"
 	done
 fi

@@ -54,7 +54,7 @@ type_of_mode() {
 
 # usage: what is in use on both sides
 usage() {
-	cat "$debugfs/pv_iommu/$iommu/usage"
+	cat "$debugfs/pviommu/$iommu/usage"
 }
 
 # held: the part of it that is given back with time; the rest counts what has happened
@@ -71,7 +71,7 @@ run_ktap() {
 
 # suite_passes ENGINE SUITE
 suite_passes() {
-	run_ktap "$debugfs/pv_dmatest/$1" "$2" || return 1
+	run_ktap "$debugfs/pviommu_dmatest/$1" "$2" || return 1
 	grep -q '^1\.\.[1-9]' "$report" && ! grep -q '^not ok' "$report" && return 0
 	cat "$report"
 	return 1
@@ -97,13 +97,13 @@ engine_works() {
 
 unload_all() {
 	for engine in $engines; do
-		[ -z "$(driver_of "$engine")" ] || echo "$engine" >"$drivers/pv_dmatest/unbind" || return 1
+		[ -z "$(driver_of "$engine")" ] || echo "$engine" >"$drivers/pviommu_dmatest/unbind" || return 1
 	done
-	[ -z "$(driver_of "$iommu")" ] || echo "$iommu" >"$drivers/pv_iommu/unbind" || return 1
-	rmmod pv_dmatest && rmmod pv_iommu
+	[ -z "$(driver_of "$iommu")" ] || echo "$iommu" >"$drivers/pviommu/unbind" || return 1
+	rmmod pviommu_dmatest && rmmod pviommu
 }
 
 # load_all [PROFILE]
 load_all() {
-	insmod "$modules/pv_iommu.ko" profile="${1:-$profile}" && insmod "$modules/pv_dmatest.ko"
+	insmod "$modules/pviommu.ko" profile="${1:-$profile}" && insmod "$modules/pviommu_dmatest.ko"
 }

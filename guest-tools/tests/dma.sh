@@ -14,12 +14,12 @@ dma_plan() {
 dma_tests() {
 	for engine in $engines; do
 		if [ "$mode" = passthrough ]; then
-			run_ktap "$debugfs/pv_dmatest/$engine" untranslated
+			run_ktap "$debugfs/pviommu_dmatest/$engine" untranslated
 			subtest "DMA API of $engine without translation" "$report"
 		else
-			run_ktap "$debugfs/pv_dmatest/$engine"
+			run_ktap "$debugfs/pviommu_dmatest/$engine"
 			subtest "DMA API of $engine" "$report"
-			run_ktap "$debugfs/pv_dmatest/$engine" "$mode"
+			run_ktap "$debugfs/pviommu_dmatest/$engine" "$mode"
 			subtest "DMA of $engine after unmap" "$report"
 		fi
 	done
@@ -32,7 +32,7 @@ storm() {
 	suite=storm
 	[ "$long" = 1 ] && suite=long-storm
 	usage >/tmp/usage.calm
-	run_ktap "$debugfs/pv_dmatest/$(echo "$engines" | head -n 1)" "$suite"
+	run_ktap "$debugfs/pviommu_dmatest/$(echo "$engines" | head -n 1)" "$suite"
 	usage >/tmp/usage.storm
 	subtest "maps, DMA and unmaps on all CPUs at once" "$report"
 }

@@ -27,7 +27,7 @@ has_kmemleak() {
 }
 
 kernel_is_content() {
-	! kernel_log | grep -E "$complaints|: leak: |is given up|pv_[a-z]+ .*failed: -E"
+	! kernel_log | grep -E "$complaints|: leak: |is given up|pviommu_[a-z]+ .*failed: -E"
 }
 
 # The first look marks, the second one reports what is still unreferenced.

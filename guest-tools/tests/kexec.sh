@@ -11,7 +11,7 @@ kexec_plan() {
 # Returns only when it fails; then the tests of the second kernel are missing.
 kexec_tests() {
 	command_line=$(sed 's/ *iommu\.[a-z]*=[^ ]*//g; s/ *lab\.[a-z]*=[^ ]*//g' /proc/cmdline)
-	pv_kexec "$boot_kernel" "$boot_initrd" "$command_line iommu.forcedac=1 iommu.passthrough=1 \
+	pviommu_kexec "$boot_kernel" "$boot_initrd" "$command_line iommu.forcedac=1 iommu.passthrough=1 \
 lab.stage=2 lab.number=$number lab.failures=$failures" >&2
 }
 

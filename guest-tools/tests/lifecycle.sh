@@ -11,7 +11,7 @@ lifecycle_tests() {
 	cycles=20
 	# each takes seconds where KASAN looks on
 	[ "$long" = 1 ] && [ "$stage" != 2 ] && [ "$kernel" != lab-debug ] && cycles=100
-	check "rmmod says that pv_iommu is busy" rmmod_is_busy
+	check "rmmod says that pviommu is busy" rmmod_is_busy
 	check "$cycles times unbind, unload, load and bind, with DMA each time" cycle_drivers
 	check "nothing leaked in $cycles cycles" same "$(cat /tmp/held.last)" "$(cat /tmp/held.first)"
 	check "unbinding the PV-IOMMU first takes the engines' drivers along" unbind_in_wrong_order
@@ -19,9 +19,9 @@ lifecycle_tests() {
 }
 
 rmmod_is_busy() {
-	rmmod pv_iommu_test || return 1
-	said=$(rmmod pv_iommu 2>&1) && echo "rmmod succeeded" && return 1
-	[ -d /sys/module/pv_iommu ] && echo "$said" | grep -Ei "busy|in use|temporarily unavailable"
+	rmmod pviommu_test || return 1
+	said=$(rmmod pviommu 2>&1) && echo "rmmod succeeded" && return 1
+	[ -d /sys/module/pviommu ] && echo "$said" | grep -Ei "busy|in use|temporarily unavailable"
 }
 
 cycle_drivers() {
@@ -39,14 +39,14 @@ cycle_drivers() {
 }
 
 unbind_in_wrong_order() {
-	echo "$iommu" >"$drivers/pv_iommu/unbind" || return 1
+	echo "$iommu" >"$drivers/pviommu/unbind" || return 1
 	for engine in $engines; do
 		same "$engine $(driver_of "$engine")" "$engine " || return 1
 		[ -z "$(group_of "$engine")" ] || { echo "$engine still has a group" && return 1; }
 	done
-	echo "$iommu" >"$drivers/pv_iommu/bind" || return 1
+	echo "$iommu" >"$drivers/pviommu/bind" || return 1
 	for engine in $engines; do
-		[ -n "$(driver_of "$engine")" ] || echo "$engine" >"$drivers/pv_dmatest/bind" || return 1
+		[ -n "$(driver_of "$engine")" ] || echo "$engine" >"$drivers/pviommu_dmatest/bind" || return 1
 	done
 	dma_works
 }

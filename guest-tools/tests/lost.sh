@@ -11,7 +11,7 @@
 moment_seconds=3
 stopped_seconds=6
 timeout_ms=1000
-timeout_parameter=/sys/module/pv_iommu/parameters/op_timeout_ms
+timeout_parameter=/sys/module/pviommu/parameters/op_timeout_ms
 
 paused_plan() {
 	echo 7
@@ -66,7 +66,7 @@ lose_device() {
 
 # lost_suite NAME: maps and unmaps. DMA is left out: registers of the engine do not answer either.
 lost_suite() {
-	run_ktap "$debugfs/pv_dmatest/$(echo "$engines" | head -n 1)" "$1"
+	run_ktap "$debugfs/pviommu_dmatest/$(echo "$engines" | head -n 1)" "$1"
 }
 
 # commands: how many the driver has sent
@@ -109,7 +109,7 @@ works_again() {
 }
 
 lost_device_is_refused() {
-	insmod "$modules/pv_iommu.ko" || return 1
+	insmod "$modules/pviommu.ko" || return 1
 	same "$iommu $(driver_of "$iommu")" "$iommu " || return 1
-	rmmod pv_iommu && is_quiet
+	rmmod pviommu && is_quiet
 }

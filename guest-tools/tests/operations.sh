@@ -15,7 +15,7 @@ operations_plan() {
 
 operations_tests() {
 	echo 1 >"$tracing/events/iommu/io_page_fault/enable"
-	run_ktap "$debugfs/pv_iommu_test"
+	run_ktap "$debugfs/pviommu_test"
 	subtest "operations of the PV-IOMMU" "$report"
 	check "the io_page_fault tracepoint has recorded the faults" trace_has_faults
 	check "the event log has the faults" event_log_has_faults
@@ -31,8 +31,8 @@ trace_has_faults() {
 
 event_log_has_faults() {
 	first=$(echo "$engines" | head -n 1)
-	grep -E "^[0-9]+ not-mapped write [0-9]+ $first [0-9]+ 0x$last_fault\$" "$debugfs/pv_iommu/$iommu/events" ||
-		{ cat "$debugfs/pv_iommu/$iommu/events" && return 1; }
+	grep -E "^[0-9]+ not-mapped write [0-9]+ $first [0-9]+ 0x$last_fault\$" "$debugfs/pviommu/$iommu/events" ||
+		{ cat "$debugfs/pviommu/$iommu/events" && return 1; }
 }
 
 # Thousands of requests are refused, of which the driver sees some hundreds.
@@ -45,7 +45,7 @@ faults_are_rate_limited() {
 
 # Without its interrupt a sleeping wait ends as well, but only when its time is up.
 interrupts_came() {
-	for name in pv_iommu-events pv_iommu-ring0; do
+	for name in pviommu-events pviommu-ring0; do
 		awk -v name="$name" '
 			$NF == name { for (cpu = 2; $cpu ~ /^[0-9]+$/; cpu++) taken += $cpu }
 			END { exit !taken }' /proc/interrupts ||

@@ -41,5 +41,5 @@ port_is_apart() {
 
 faults_name_the_bus() {
 	suite_passes "$below" "$mode" || return 1
-	tail -n 1 "$debugfs/pv_iommu/$iommu/events" | grep -E "^[0-9]+ not-mapped (read|write) [0-9]+ $below "
+	tail -n 1 "$debugfs/pviommu/$iommu/events" | grep -E "^[0-9]+ not-mapped (read|write) [0-9]+ $below "
 }

@@ -24,6 +24,6 @@ suspend_is_refused() {
 	before=$(log_lines)
 	said=$(sh -c 'echo freeze >/sys/power/state' 2>&1) && echo "the machine was suspended" && return 1
 	echo "$said" | grep -Ei "busy|not supported|not permitted|invalid" || { echo "$said" && return 1; }
-	same "$(log_since "$before" | grep -c "pv_iommu $iommu: .*suspend")" 1 || { log_since "$before" && return 1; }
+	same "$(log_since "$before" | grep -c "pviommu $iommu: .*suspend")" 1 || { log_since "$before" && return 1; }
 	dma_works
 }

@@ -21,16 +21,16 @@ profiles_tests() {
 	other=$(other_profile)
 	check "an unknown profile is refused" unknown_profile_is_refused
 	check "the driver binds with profile $other" select_profile "$other"
-	insmod "$modules/pv_iommu_test.ko"
-	run_ktap "$debugfs/pv_iommu_test"
+	insmod "$modules/pviommu_test.ko"
+	run_ktap "$debugfs/pviommu_test"
 	subtest "operations of the PV-IOMMU under $other" "$report"
-	rmmod pv_iommu_test
+	rmmod pviommu_test
 	for engine in $engines; do
 		suite=quick
 		[ "$mode" = passthrough ] && suite=untranslated
 		# where the driver has not bound, nothing would keep DMA in its place
 		: >"$report"
-		[ -n "$(group_of "$engine")" ] && run_ktap "$debugfs/pv_dmatest/$engine" "$suite"
+		[ -n "$(group_of "$engine")" ] && run_ktap "$debugfs/pviommu_dmatest/$engine" "$suite"
 		subtest "DMA API of $engine under $other" "$report"
 	done
 	check "the driver binds with profile $profile again" select_profile "$profile"
@@ -39,17 +39,17 @@ profiles_tests() {
 unknown_profile_is_refused() {
 	unload_all || return 1
 	before=$(log_lines)
-	insmod "$modules/pv_iommu.ko" profile=xen-2099 || return 1
+	insmod "$modules/pviommu.ko" profile=xen-2099 || return 1
 	same "$iommu $(driver_of "$iommu")" "$iommu " || return 1
 	said=$(log_since "$before" | grep -A 1 "unknown profile xen-2099")
 	echo "$said" | grep -q "failed with error -22" || { echo "$said" && return 1; }
-	rmmod pv_iommu && load_all
+	rmmod pviommu && load_all
 }
 
 # select_profile NAME: loads the drivers anew
 select_profile() {
 	unload_all && load_all "$1" || return 1
-	same "$iommu $(driver_of "$iommu")" "$iommu pv_iommu" || return 1
+	same "$iommu $(driver_of "$iommu")" "$iommu pviommu" || return 1
 	same "$(usage | grep '^profile ')" "profile $1" || return 1
 	compare_capabilities && dma_works
 }

@@ -9,8 +9,8 @@ setup_plan() {
 
 setup_tests() {
 	check "the modules load" load_modules
-	check "pv_iommu binds to the PV-IOMMU" same "$(driver_of "$iommu")" pv_iommu
-	check "the IOMMU core lists it" test -d "/sys/class/iommu/pv_iommu-$iommu"
+	check "pviommu binds to the PV-IOMMU" same "$(driver_of "$iommu")" pviommu
+	check "the IOMMU core lists it" test -d "/sys/class/iommu/pviommu-$iommu"
 	check "its capabilities are those of the server" compare_capabilities
 	check "every engine has a driver" engines_have_driver
 	check "every engine has a group of its own" engines_have_groups
@@ -22,17 +22,17 @@ setup_tests() {
 load_modules() {
 	[ -n "$iommu" ] || { echo "there is no PV-IOMMU ($vendor:$iommu_id)" && return 1; }
 	[ -n "$engines" ] || { echo "there is no DMA test engine ($vendor:$engine_id)" && return 1; }
-	load_all && insmod "$modules/pv_iommu_test.ko"
+	load_all && insmod "$modules/pviommu_test.ko"
 }
 
 compare_capabilities() {
-	cat "$debugfs/pv_iommu/$iommu/capabilities" >/tmp/capabilities
+	cat "$debugfs/pviommu/$iommu/capabilities" >/tmp/capabilities
 	diff -u /lab/capabilities /tmp/capabilities
 }
 
 engines_have_driver() {
 	for engine in $engines; do
-		same "$engine $(driver_of "$engine")" "$engine pv_dmatest" || return 1
+		same "$engine $(driver_of "$engine")" "$engine pviommu_dmatest" || return 1
 	done
 }
 

@@ -9,51 +9,51 @@ takeover_plan() {
 
 takeover_tests() {
 	check "a function whose driver came first stays untranslated" driver_came_first
-	check "pv-iommu-takeover --dry-run names them and changes nothing" takeover_names
-	check "pv-iommu-takeover has them translated" takeover_works
-	check "pv-iommu-takeover finds nothing more to do" takeover_is_done
-	check "pv-iommu-takeover refuses what it cannot take over" takeover_refuses
+	check "pviommu-takeover --dry-run names them and changes nothing" takeover_names
+	check "pviommu-takeover has them translated" takeover_works
+	check "pviommu-takeover finds nothing more to do" takeover_is_done
+	check "pviommu-takeover refuses what it cannot take over" takeover_refuses
 }
 
 driver_came_first() {
-	unload_all && insmod "$modules/pv_dmatest.ko" || return 1
+	unload_all && insmod "$modules/pviommu_dmatest.ko" || return 1
 	before=$(log_lines)
-	insmod "$modules/pv_iommu.ko" profile="$profile" || return 1
+	insmod "$modules/pviommu.ko" profile="$profile" || return 1
 	for engine in $engines; do
-		same "$engine $(driver_of "$engine")" "$engine pv_dmatest" || return 1
+		same "$engine $(driver_of "$engine")" "$engine pviommu_dmatest" || return 1
 		[ -z "$(group_of "$engine")" ] || { echo "$engine has a group" && return 1; }
-		lines=$(log_since "$before" | grep -c "$engine: driver pv_dmatest was bound before the IOMMU came")
+		lines=$(log_since "$before" | grep -c "$engine: driver pviommu_dmatest was bound before the IOMMU came")
 		same "$engine $lines" "$engine 1" || return 1
 	done
 }
 
 takeover_names() {
-	said=$(pv-iommu-takeover --dry-run) || { echo "$said" && return 1; }
+	said=$(pviommu-takeover --dry-run) || { echo "$said" && return 1; }
 	for engine in $engines; do
-		echo "$said" | grep -q "^$engine: .*pv_dmatest" || { echo "$said" && return 1; }
+		echo "$said" | grep -q "^$engine: .*pviommu_dmatest" || { echo "$said" && return 1; }
 		[ -z "$(group_of "$engine")" ] || { echo "$engine has a group" && return 1; }
 	done
 }
 
 takeover_works() {
-	pv-iommu-takeover -v || return 1
+	pviommu-takeover -v || return 1
 	for engine in $engines; do
-		same "$engine $(driver_of "$engine")" "$engine pv_dmatest" || return 1
+		same "$engine $(driver_of "$engine")" "$engine pviommu_dmatest" || return 1
 	done
 	dma_works
 }
 
 takeover_is_done() {
-	same "$(pv-iommu-takeover)" "nothing to do: no device behind a PV-IOMMU is untranslated" || return 1
+	same "$(pviommu-takeover)" "nothing to do: no device behind a PV-IOMMU is untranslated" || return 1
 	for engine in $engines; do
-		pv-iommu-takeover "$engine" || return 1
+		pviommu-takeover "$engine" || return 1
 	done
 }
 
 takeover_refuses() {
-	pv-iommu-takeover 0000:ff:1f.7 && return 1
-	pv-iommu-takeover --no-such-option && return 1
+	pviommu-takeover 0000:ff:1f.7 && return 1
+	pviommu-takeover --no-such-option && return 1
 	# the PV-IOMMU itself is not behind one
-	pv-iommu-takeover "$iommu" && return 1
+	pviommu-takeover "$iommu" && return 1
 	dma_works
 }

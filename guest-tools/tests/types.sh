@@ -28,10 +28,10 @@ type_is_kept() {
 
 # set_type TYPE
 set_type() {
-	echo "$subject" >"$drivers/pv_dmatest/unbind" || return 1
+	echo "$subject" >"$drivers/pviommu_dmatest/unbind" || return 1
 	echo "$1" >"$(group_of "$subject")/type" || return 1
 	same "$(type_of "$subject")" "$1" || return 1
-	echo "$subject" >"$drivers/pv_dmatest/bind"
+	echo "$subject" >"$drivers/pviommu_dmatest/bind"
 }
 
 # change_type TYPE [SUITE]

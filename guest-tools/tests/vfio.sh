@@ -2,7 +2,7 @@
 # shellcheck shell=sh
 #
 # VFIO: programs in user space take the engines, by each interface that this kernel has. Begins and ends with the drivers loaded
-# and the engines with pv_dmatest.
+# and the engines with pviommu_dmatest.
 
 vfio_driver=$drivers/vfio-pci
 
@@ -30,11 +30,11 @@ vfio_tests() {
 		check "without interrupt remapping, $interface asks for a decision" vfio_refuses_unsafe "$interface"
 		vfio_allow "$interface" Y
 		# shellcheck disable=SC2046 # one word an engine
-		pv_vfio "--$interface" --huge $(echo "$engines" | head -n 2) >"$report"
+		pviommu_vfio "--$interface" --huge $(echo "$engines" | head -n 2) >"$report"
 		subtest "VFIO by $interface" "$report"
 		vfio_allow "$interface" N
 	done
-	check "the engines go back to pv_dmatest, and the DMA API works" vfio_give_engines_back
+	check "the engines go back to pviommu_dmatest, and the DMA API works" vfio_give_engines_back
 	check "nothing is left of VFIO" same "$(usage_held)" "$(cat /tmp/usage.vfio)"
 }
 
@@ -60,7 +60,7 @@ vfio_load() {
 vfio_without_driver() {
 	for engine in $engines; do
 		for interface in $(vfio_interfaces); do
-			same "$engine $interface $(pv_vfio "--$interface" --attach "$engine")" "$engine $interface ENOENT" || return 1
+			same "$engine $interface $(pviommu_vfio "--$interface" --attach "$engine")" "$engine $interface ENOENT" || return 1
 		done
 	done
 }
@@ -93,11 +93,11 @@ vfio_allow() {
 vfio_refuses_unsafe() {
 	vfio_allow "$1" N || return 1
 	for engine in $engines; do
-		same "$engine $(pv_vfio "--$1" --attach "$engine")" "$engine EPERM" || return 1
+		same "$engine $(pviommu_vfio "--$1" --attach "$engine")" "$engine EPERM" || return 1
 	done
 }
 
 vfio_give_engines_back() {
 	echo 0 >/proc/sys/vm/nr_hugepages
-	vfio_bind pv_dmatest "" && dma_works
+	vfio_bind pviommu_dmatest "" && dma_works
 }

@@ -14,7 +14,7 @@ RESERVED = "[[endpoint.reserved]]\nstart = {}\nsize = {}\n"
 ENDPOINT = '[[endpoint]]\nname = "dma0"\nkind = "dma-test"\nstream = 1\n'
 
 
-def test_an_empty_file_is_a_pv_iommu_without_endpoints(tmp_path: Path) -> None:
+def test_an_empty_file_is_a_pviommu_without_endpoints(tmp_path: Path) -> None:
     path = tmp_path / "empty.toml"
     path.write_text("")
 

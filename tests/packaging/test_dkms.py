@@ -89,7 +89,7 @@ def test_dkms_installs_the_driver_alone_signed_and_for_that_kernel_and_removal_l
     installation.make("dkms-install")
 
     modules = [name for name in installation.files("modules") if "/build" not in name]
-    assert [name.partition(".ko")[0] for name in modules] == [f"modules/{release}/updates/dkms/pv_iommu"]
+    assert [name.partition(".ko")[0] for name in modules] == [f"modules/{release}/updates/dkms/pviommu"]
     fields = installation.module(modules[0])
     assert fields["vermagic"].split()[0] == release
     assert fields["signer"] == "DKMS module signing key"
@@ -108,13 +108,13 @@ def test_driver_installed_by_hand_is_found_by_its_device_and_can_be_taken_out(in
 
     installation.make("install")
 
-    assert installation.module(f"{folder}/updates/pv_iommu.ko")["vermagic"].split()[0] == installation.release
+    assert installation.module(f"{folder}/updates/pviommu.ko")["vermagic"].split()[0] == installation.release
     lines = (installation.folder / folder / "modules.alias").read_text().splitlines()
     assert [line for line in lines if line.startswith("alias pci:v00001234d00005056")]
 
     installation.make("uninstall")
     installation.make("clean")
 
-    assert not [name for name in installation.files("by-hand") if "pv_iommu" in name]
-    assert "pv_iommu" not in (installation.folder / folder / "modules.alias").read_text()
+    assert not [name for name in installation.files("by-hand") if "pviommu" in name]
+    assert "pviommu" not in (installation.folder / folder / "modules.alias").read_text()
     assert not list((installation.folder / "driver").glob("*.ko"))

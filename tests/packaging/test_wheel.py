@@ -38,9 +38,14 @@ def test_wheel_carries_every_guest_tool_and_configuration_of_the_checkout(
 def test_wheel_carries_what_installs_the_driver_and_what_the_lab_builds(installed_wheel: Path) -> None:
     tools = installed_wheel / "pviommu/data/guest-tools"
 
-    for name in ("Kbuild", "Makefile", "dkms.conf", "pv_iommu_pci.c", "pv-iommu-takeover", "probes/control.c"):
+    for name in ("Kbuild", "Makefile", "dkms.conf", "pviommu_pci.c", "pviommu-takeover", "probes/control.c"):
         assert (tools / "driver" / name).is_file(), name
-    for name in ("programs/pv_kexec.c", "programs/pv_vfio/main.c", "kernel/lab.config", "kernel/lab-debug.config"):
+    for name in (
+        "programs/pviommu_kexec.c",
+        "programs/pviommu_vfio/main.c",
+        "kernel/lab.config",
+        "kernel/lab-debug.config",
+    ):
         assert (tools / name).is_file(), name
 
 

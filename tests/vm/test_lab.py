@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 SHOWN = {
     "driver and capabilities": (
-        "pv_iommu binds to the PV-IOMMU",
+        "pviommu binds to the PV-IOMMU",
         "its capabilities are those of the server",
         "the groups list the MSI window as reserved and nothing else",
     ),
@@ -60,10 +60,10 @@ SHOWN = {
     ),
     "takeover": (
         "a function whose driver came first stays untranslated",
-        "pv-iommu-takeover --dry-run names them and changes nothing",
-        "pv-iommu-takeover has them translated",
-        "pv-iommu-takeover finds nothing more to do",
-        "pv-iommu-takeover refuses what it cannot take over",
+        "pviommu-takeover --dry-run names them and changes nothing",
+        "pviommu-takeover has them translated",
+        "pviommu-takeover finds nothing more to do",
+        "pviommu-takeover refuses what it cannot take over",
     ),
     "partial results": (
         "map over a live page keeps it and counts the prefix",
@@ -113,7 +113,7 @@ SHOWN = {
         "call works on a structure in memory",
     ),
     "lifecycle": (
-        "rmmod says that pv_iommu is busy",
+        "rmmod says that pviommu is busy",
         "20 times unbind, unload, load and bind, with DMA each time",
         "nothing leaked in 20 cycles",
         "engines work after remove and rescan",

@@ -19,7 +19,7 @@ from pviommu.lab.server import ServerProcess
 from pviommu.lab.vm import VirtualMachine, VmConfig
 
 SCRIPT = """#!/bin/sh
-insmod /lib/modules-lab/pv_iommu.ko
+insmod /lib/modules-lab/pviommu.ko
 dmesg
 """
 

@@ -69,14 +69,14 @@ CONFIGURATIONS = (
         "floor",
         "the guest driver with the ring store left out",
         kernel_arguments=_LAZY,
-        modules=("pv_iommu_floor",),
+        modules=("pviommu_floor",),
         served=True,
     ),
     Configuration(
         "floor-strict",
         "the same with iommu.strict=1",
         kernel_arguments=_STRICT,
-        modules=("pv_iommu_floor",),
+        modules=("pviommu_floor",),
         served=True,
     ),
     Configuration(
@@ -102,14 +102,12 @@ CONFIGURATIONS = (
         kernel_arguments=("intel_iommu=on",),
         group="DMA",
     ),
-    Configuration(
-        "pviommu", "the PV-IOMMU", kernel_arguments=_LAZY, modules=("pv_iommu",), served=True, group="DMA-FQ"
-    ),
+    Configuration("pviommu", "the PV-IOMMU", kernel_arguments=_LAZY, modules=("pviommu",), served=True, group="DMA-FQ"),
     Configuration(
         "pviommu-strict",
         "the PV-IOMMU, iommu.strict=1",
         kernel_arguments=_STRICT,
-        modules=("pv_iommu",),
+        modules=("pviommu",),
         served=True,
         group="DMA",
     ),

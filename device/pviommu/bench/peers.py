@@ -28,7 +28,7 @@ __all__ = ["add_arguments", "main"]
 
 _NAME = "pviommu bench peers"
 _MOST_OPERATIONS = 1_000_000
-_MOST_SAMPLES = 4_000_000  # of all threads together, as pv_bench.c has it
+_MOST_SAMPLES = 4_000_000  # of all threads together, as pviommu_bench.c has it
 _MOST_PAGES = 1024
 _WITNESSED = ("lab", "lab-debug")
 

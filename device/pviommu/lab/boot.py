@@ -37,7 +37,7 @@ EXPECTED_PATH = "/lab/capabilities"
 GUEST_MODULES = ("virtio_net", "vfio_pci", "vfio_iommu_type1")
 """Modules of the kernel's own that the guest's tests load, where the kernel has them as modules."""
 
-TAKEOVER = "driver/pv-iommu-takeover"
+TAKEOVER = "driver/pviommu-takeover"
 """The script for devices whose driver came first. Users have it in their path, and so has the guest."""
 
 _SERVER_LOG = "server.jsonl"

@@ -2,4 +2,4 @@
 /* Names of symbol namespaces are identifiers. */
 #include <linux/module.h>
 
-MODULE_IMPORT_NS(PV_PROBE);
+MODULE_IMPORT_NS(PVIOMMU_PROBE);

@@ -18,7 +18,7 @@ from pviommu.lab.vm import GuestTimeoutError
 
 PLAN = Plan(rounds=1, operations=10, warm_up=1, count_operations=0)
 PLAIN = Configuration("plain", "Plain", arguments=("-device", "plain"), kernel_arguments=("iommu.strict=1",))
-SERVED = Configuration("served", "Served", modules=("pv_iommu",), served=True, server_options=("--spin-us", "0"))
+SERVED = Configuration("served", "Served", modules=("pviommu",), served=True, server_options=("--spin-us", "0"))
 QEMU = """#!/bin/bash
 for word in "$@"; do case $word in socket,id=lab,fd=*) fd=${{word##*=}};; esac; done
 exec 3>&"$fd"

@@ -40,7 +40,7 @@ def test_guest_has_the_takeover_script_in_its_path(lab: Lab) -> None:
     programs = lab.image_options()["programs"]
 
     assert isinstance(programs, list)
-    assert [path.name for path in programs if path.is_file()] == ["pv-iommu-takeover"]
+    assert [path.name for path in programs if path.is_file()] == ["pviommu-takeover"]
 
 
 @pytest.mark.parametrize("options", [(), ("--long",)])

@@ -46,8 +46,8 @@ def toolbox(tmp_path: Path) -> Toolbox:
 def sources(tmp_path: Path) -> Path:
     folder = tmp_path / "driver"
     folder.mkdir()
-    (folder / "pv_iommu.c").write_text("int x;")
-    (folder / "Kbuild").write_text("obj-m := pv_iommu.o")
+    (folder / "pviommu.c").write_text("int x;")
+    (folder / "Kbuild").write_text("obj-m := pviommu.o")
     return folder
 
 
@@ -60,7 +60,7 @@ def test_second_build_of_the_same_sources_comes_from_the_cache(toolbox: Toolbox,
     first = build_modules(toolbox, sources, tmp_path, progress(), tree)
     second = build_modules(toolbox, sources, tmp_path, progress(), tree)
     assert first == second
-    assert [path.name for path in first] == ["pv_iommu.ko"]
+    assert [path.name for path in first] == ["pviommu.ko"]
     assert len(tree.makes) == 1
     assert "KCFLAGS=-Werror" in tree.makes[0]
 
@@ -68,7 +68,7 @@ def test_second_build_of_the_same_sources_comes_from_the_cache(toolbox: Toolbox,
 def test_changed_source_is_built_anew(toolbox: Toolbox, sources: Path, tmp_path: Path) -> None:
     tree = FakeKernelTree(toolbox.root)
     build_modules(toolbox, sources, tmp_path, progress(), tree)
-    (sources / "pv_iommu.c").write_text("int y;")
+    (sources / "pviommu.c").write_text("int y;")
     (module,) = build_modules(toolbox, sources, tmp_path, progress(), tree)
     assert module.read_text() == "int y;"
 
@@ -87,7 +87,7 @@ def test_kernel_within_the_root_is_built_against_with_the_compiler_of_the_root(
 
 
 def test_compilers_words_come_with_the_failure(toolbox: Toolbox, sources: Path, tmp_path: Path) -> None:
-    tree = FakeKernelTree(toolbox.root, complaint="pv_iommu.c:3: error: unused variable 'x'\n")
+    tree = FakeKernelTree(toolbox.root, complaint="pviommu.c:3: error: unused variable 'x'\n")
     with pytest.raises(RunError, match="do not build") as caught:
         build_modules(toolbox, sources, tmp_path, progress(), tree)
     assert "unused variable" in caught.value.detail
@@ -98,7 +98,7 @@ def test_build_leaves_nothing_in_the_root_and_nothing_beside_the_sources(
 ) -> None:
     build_modules(toolbox, sources, tmp_path, progress(), FakeKernelTree(toolbox.root))
     assert list((toolbox.root / "build").iterdir()) == []
-    assert sorted(path.name for path in sources.iterdir()) == ["Kbuild", "pv_iommu.c"]
+    assert sorted(path.name for path in sources.iterdir()) == ["Kbuild", "pviommu.c"]
 
 
 def test_user_without_namespaces_is_told_what_to_allow(tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def test_file_of_another_form_is_as_good_as_none(tmp_path: Path, text: str) -> N
 def project(tmp_path: Path) -> Path:
     for name in (
         *("device/pviommu/server.py", "device/pviommu/bench/peers.py", "protocol/vfio_user/framing.py"),
-        *("guest-tools/driver/pv_iommu.c", "qemu-configs/lab.toml", "device/pviommu/__pycache__/server.pyc"),
+        *("guest-tools/driver/pviommu.c", "qemu-configs/lab.toml", "device/pviommu/__pycache__/server.pyc"),
     ):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -89,7 +89,7 @@ def digest(project: Path) -> str:
     [
         ("device/pviommu/server.py", True),
         ("protocol/vfio_user/framing.py", True),
-        ("guest-tools/driver/pv_iommu.c", True),
+        ("guest-tools/driver/pviommu.c", True),
         ("qemu-configs/lab.toml", True),
         ("device/pviommu/bench/peers.py", False),
         ("device/pviommu/__pycache__/server.pyc", False),

@@ -23,9 +23,9 @@ def test_kernel_without_symbols_says_which_have_them() -> None:
 
 
 def test_modules_are_named_with_their_files(tmp_path: Path) -> None:
-    text = instructions(Path("/run/gdb"), None, [tmp_path / "pv_iommu.ko"])
+    text = instructions(Path("/run/gdb"), None, [tmp_path / "pviommu.ko"])
 
-    assert f"add-symbol-file {tmp_path}/pv_iommu.ko ADDRESS" in text
+    assert f"add-symbol-file {tmp_path}/pviommu.ko ADDRESS" in text
 
 
 def test_kernels_own_gdb_scripts_are_used_where_they_are(tmp_path: Path) -> None:

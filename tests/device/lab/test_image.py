@@ -72,10 +72,10 @@ def test_image_holds_busybox_applets_skeleton_tests_and_run_files(toolbox: Toolb
 
 
 def test_programs_are_executables_in_bin(toolbox: Toolbox, tools: Path, tmp_path: Path) -> None:
-    program = tmp_path / "pv_vfio"
+    program = tmp_path / "pviommu_vfio"
     program.write_bytes(b"\x7fELF")
     found = unpack(guest_image(toolbox, tools, [], programs=[program], run=applets))
-    assert found["bin/pv_vfio"] == (stat.S_IFREG | 0o755, b"\x7fELF")
+    assert found["bin/pviommu_vfio"] == (stat.S_IFREG | 0o755, b"\x7fELF")
 
 
 def test_scripts_are_executable_even_if_the_source_lost_its_bit(toolbox: Toolbox, tools: Path) -> None:
@@ -88,17 +88,17 @@ def test_scripts_are_executable_even_if_the_source_lost_its_bit(toolbox: Toolbox
 def test_modules_dep_lists_what_each_module_needs_and_leaves_out_builtins(
     toolbox: Toolbox, tools: Path, tmp_path: Path
 ) -> None:
-    ours = tmp_path / "pv_iommu.ko"
+    ours = tmp_path / "pviommu.ko"
     ours.write_bytes(module(""))
-    test = tmp_path / "pv_iommu_test.ko"
-    test.write_bytes(module("pv_iommu"))
+    test = tmp_path / "pviommu_test.ko"
+    test.write_bytes(module("pviommu"))
     found = unpack(guest_image(toolbox, tools, [ours, test], extra_modules=["vfio-pci"], run=applets))
     assert found["lib/modules/6.12/modules.dep"][1].decode().splitlines() == [
         "vfio.ko:",
         "vfio_pci_core.ko: vfio.ko",
         "vfio_pci.ko: vfio_pci_core.ko vfio.ko",
-        "pv_iommu.ko:",
-        "pv_iommu_test.ko: pv_iommu.ko",
+        "pviommu.ko:",
+        "pviommu_test.ko: pviommu.ko",
     ]
     assert found["lib/modules/6.12/vfio_pci.ko"][1] == module("vfio-pci-core")
     assert found["lib/modules-lab"][1] == b"/lib/modules/6.12"

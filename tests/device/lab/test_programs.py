@@ -117,4 +117,4 @@ def test_build_leaves_nothing_in_the_root(toolbox: Toolbox, sources: Path, tmp_p
 
 
 def test_guest_tools_have_the_vfio_program() -> None:
-    assert "pv_vfio" in [program.name for program in find_programs(resources.guest_tools() / "programs")]
+    assert "pviommu_vfio" in [program.name for program in find_programs(resources.guest_tools() / "programs")]

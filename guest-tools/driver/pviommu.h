@@ -1,0 +1,440 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* Paravirtual IOMMU: what the parts of the driver share. */
+#ifndef _PVIOMMU_IOMMU_H
+#define _PVIOMMU_IOMMU_H
+
+#include <linux/atomic.h>
+#include <linux/cache.h>
+#include <linux/iommu.h>
+#include <linux/list.h>
+#include <linux/mutex.h>
+#include <linux/pci.h>
+#include <linux/sizes.h>
+#include <linux/spinlock.h>
+#include <linux/wait.h>
+
+#include "pviommu_raw.h"
+
+/*
+ * The floor variant shows what the kernel itself costs: it maps and unmaps in its own tables and
+ * leaves the ring store out. DMA does not work with it.
+ */
+#ifdef PVIOMMU_FLOOR_BUILD
+#define PVIOMMU_FLOOR	true
+#else
+#define PVIOMMU_FLOOR	false
+#endif
+
+#define PVIOMMU_RING_ENTRIES		1024
+#define PVIOMMU_RING_ALIGNMENT	SZ_4K
+#define PVIOMMU_EVENT_LOG_ENTRIES	256
+#define PVIOMMU_PENDING_MAPS		16
+
+/* kinds of entries of a table; the rest of an entry is the guest frame */
+#define PVIOMMU_ENTRY_MAPPED		BIT_ULL(63)
+#define PVIOMMU_ENTRY_CLAIMED	BIT_ULL(62)
+#define PVIOMMU_ENTRY_KIND		(PVIOMMU_ENTRY_MAPPED | PVIOMMU_ENTRY_CLAIMED)
+
+/**
+ * struct pviommu_answer - a command whose outcome is taken from its slot
+ * @command: the command, and later its outcome
+ * @index: its index on the ring
+ * @taken: whether @command has the outcome
+ */
+struct pviommu_answer {
+	struct pviommu_command command;
+	u32 index;
+	bool taken;
+};
+
+/**
+ * struct pviommu_ring - a command ring
+ * @lock: serialises submission; protects all fields from @producer to @doorbells
+ * @pv: its PV-IOMMU
+ * @guest: index words that the driver writes
+ * @device: index words that the device writes
+ * @slots: the slots, in the shared BAR
+ * @doorbell: register to write when the device asks for it
+ * @place: first byte of @slots in the shared BAR
+ * @entries: number of slots, a power of two
+ * @answers: for each slot, who wants its outcome, or NULL
+ * @producer: slots submitted; the copy in @guest is never read back
+ * @completed: slots completed, when the device's word was last read
+ * @notified: slots up to which the device's wish for a doorbell was looked at
+ * @posted: commands sent that nobody waits for
+ * @waited: commands sent whose outcome is waited for
+ * @doorbells: doorbells rung
+ * @sleeper: serialises waiters that sleep, because there is one completion_event word
+ * @wait: where the sleeping waiter sleeps
+ * @name: name of its interrupt
+ */
+struct pviommu_ring {
+	spinlock_t lock;	/* submission */
+	struct pviommu *pv;
+	struct pviommu_guest_ring_line *guest;
+	struct pviommu_device_ring_line *device;
+	struct pviommu_command *slots;
+	void __iomem *doorbell;
+	u32 place;
+	u32 entries;
+	struct pviommu_answer **answers;
+	u32 producer;
+	u32 completed;
+	u32 notified;
+	u64 posted;
+	u64 waited;
+	u64 doorbells;
+	struct mutex sleeper;	/* completion_event */
+	wait_queue_head_t wait;
+	char name[sizeof("pviommu-ring") + 10];
+} ____cacheline_aligned_in_smp;
+
+/**
+ * struct pviommu_event_ring - the event ring and the log that it is drained to
+ * @guest: index words that the driver writes
+ * @device: index words that the device writes
+ * @records: the records, in the shared BAR
+ * @consumer: events taken
+ * @sequence: sequence that the next event should have
+ * @lock: protects the log
+ * @log: the last events
+ * @logged: events logged since probe; also the position of the next one
+ * @lost: events that a gap of the sequence showed to be missing
+ * @wait: woken after each event
+ */
+struct pviommu_event_ring {
+	struct pviommu_guest_event_line *guest;
+	struct pviommu_device_event_line *device;
+	struct pviommu_event *records;
+	u32 consumer;
+	u32 sequence;
+	spinlock_t lock;	/* the log */
+	struct pviommu_event log[PVIOMMU_EVENT_LOG_ENTRIES];
+	u32 logged;
+	u32 lost;
+	wait_queue_head_t wait;
+};
+
+/**
+ * struct pviommu_profile - an interface of the device: how operations are put into slots
+ * @name: what the module parameter calls it
+ * @number: PVIOMMU_PROFILE_*
+ * @feature: PVIOMMU_FEATURE_* that says whether the device has it
+ * @init: what the device wants to be told before anything else, or NULL
+ * @alloc: allocates an empty context
+ * @free: frees a context to which nothing is attached
+ * @reattach: moves a function to a context
+ * @map: makes the command that maps pages
+ * @unmap: makes the command that unmaps pages
+ * @mapped: pages that a map has mapped, from its outcome, also on error
+ *
+ * @init, @alloc, @free and @reattach sleep and return 0 or the negative errno of the device.
+ */
+struct pviommu_profile {
+	const char *name;
+	u32 number;
+	u32 feature;
+	int (*init)(struct pviommu *pv);
+	int (*alloc)(struct pviommu *pv, u16 *ctx);
+	int (*free)(struct pviommu *pv, u16 ctx);
+	int (*reattach)(struct pviommu *pv, u32 sbdf, u16 ctx);
+	void (*map)(struct pviommu_command *command, u16 ctx, u64 dfn, u64 gfn, u32 nr_pages,
+		    u32 flags);
+	void (*unmap)(struct pviommu_command *command, u16 ctx, u64 dfn, u32 nr_pages);
+	u32 (*mapped)(const struct pviommu_command *command);
+};
+
+/**
+ * struct pviommu_frames - whole pages within ranges of the capability area
+ * @nr: entries of @ranges
+ * @ranges: frames, the last one included
+ */
+struct pviommu_frames {
+	unsigned int nr;
+	struct pviommu_range ranges[PVIOMMU_MAX_RANGES];
+};
+
+/**
+ * struct pviommu - one PV-IOMMU function
+ * @iommu: what the IOMMU core knows of it
+ * @pdev: its PCI function
+ * @list: in the list of all PV-IOMMUs
+ * @profile: the interface that was selected
+ * @regs: trapped registers
+ * @shared: shared memory
+ * @instance: instance number; its endpoints carry the same
+ * @caps: its capabilities
+ * @dfns: device frames that may be mapped
+ * @gfns: guest frames that may be mapped to
+ * @rings: command rings
+ * @nr_rings: how many
+ * @given_up: set for good when a command outlived its time
+ * @no_reserve: whether the device does not know RESERVE
+ * @events: event ring
+ * @blocked_ctx: the empty context behind the blocked domain
+ * @lock: protects @endpoints and the domain of each
+ * @endpoints: functions that the IOMMU core handed over
+ * @nr_endpoints: how many
+ * @nr_domains: paging domains
+ * @nr_tables: pages of their tables
+ * @users: references that the raw operations hold
+ * @idle: woken when @users falls to 0
+ * @debugfs: its debugfs folder
+ */
+struct pviommu {
+	struct iommu_device iommu;
+	struct pci_dev *pdev;
+	struct list_head list;
+	const struct pviommu_profile *profile;
+	void __iomem *regs;
+	void *shared;
+	u32 instance;
+	struct pviommu_capabilities caps;
+	struct pviommu_frames dfns;
+	struct pviommu_frames gfns;
+	struct pviommu_ring *rings;
+	unsigned int nr_rings;
+	bool given_up;
+	bool no_reserve;
+	struct pviommu_event_ring events;
+	u16 blocked_ctx;
+	struct mutex lock;	/* endpoints */
+	struct list_head endpoints;
+	atomic_t nr_endpoints;
+	atomic_t nr_domains;
+	atomic_t nr_tables;
+	unsigned int users;
+	wait_queue_head_t idle;
+	struct dentry *debugfs;
+};
+
+/**
+ * struct pviommu_endpoint - a PCI function behind the PV-IOMMU
+ * @list: in the list of its PV-IOMMU
+ * @pv: its PV-IOMMU
+ * @dev: the function
+ * @stream: stream id from its vendor capability
+ * @sbdf: segment, bus, device and function
+ * @domain: the domain it is attached to, or NULL
+ */
+struct pviommu_endpoint {
+	struct list_head list;
+	struct pviommu *pv;
+	struct device *dev;
+	u32 stream;
+	u32 sbdf;
+	struct iommu_domain *domain;
+};
+
+/**
+ * struct pviommu_table - radix table of a domain, from frames of the device to frames of the guest
+ * @root: the table of the highest level
+ * @levels: levels, 9 bits each
+ * @nr: its tables
+ * @credit: pages of the device's pool that its context may count on
+ * @pages: counts the pages of all tables of the PV-IOMMU
+ * @lock: taken to change how a lowest table is kept, see pviommu_table.c
+ */
+struct pviommu_table {
+	u64 *root;
+	unsigned int levels;
+	atomic_t nr;
+	u32 credit;
+	atomic_t *pages;
+	spinlock_t lock;	/* see above */
+};
+
+/**
+ * struct pviommu_pending - a map whose outcome nobody has asked for yet
+ * @state: what becomes of it
+ * @answer: the command
+ * @dfn: first page
+ * @gfn: first frame
+ * @nr_pages: how many
+ */
+struct pviommu_pending {
+	enum {
+		PVIOMMU_PENDING_FREE,
+		PVIOMMU_PENDING_SENT,
+		PVIOMMU_PENDING_TAKING,
+	} state;
+	struct pviommu_answer answer;
+	u64 dfn;
+	u64 gfn;
+	u32 nr_pages;
+};
+
+/**
+ * struct pviommu_domain - a paging domain
+ * @domain: what the IOMMU core knows of it
+ * @pv: its PV-IOMMU
+ * @ctx: its context
+ * @ring: the ring of that context
+ * @table: what is mapped
+ * @lock: protects the credit of @table and what follows
+ * @asked: pages that the device was asked for last; never less than before
+ * @refused: whether the pool had no pages for the credit
+ * @retry: when to ask for it again, in jiffies
+ * @nr_pending: entries of @pending that are not free
+ * @pending: maps sent, in domains that do not belong to the DMA API
+ */
+struct pviommu_domain {
+	struct iommu_domain domain;
+	struct pviommu *pv;
+	u16 ctx;
+	struct pviommu_ring *ring;
+	struct pviommu_table table;
+	spinlock_t lock;	/* credit and pending maps */
+	u32 asked;
+	bool refused;
+	unsigned long retry;
+	unsigned int nr_pending;
+	struct pviommu_pending pending[PVIOMMU_PENDING_MAPS];
+};
+
+static inline u32 pviommu_sbdf(struct pci_dev *pdev)
+{
+	return (u32)pci_domain_nr(pdev->bus) << 16 | pci_dev_id(pdev);
+}
+
+static inline struct device *pviommu_dev(struct pviommu *pv)
+{
+	return &pv->pdev->dev;
+}
+
+static inline bool pviommu_given_up(struct pviommu *pv)
+{
+	return READ_ONCE(pv->given_up);
+}
+
+/* Whether the device has reserved all the tables that the domain can need for what it has. */
+static inline bool pviommu_table_covered(const struct pviommu_table *table)
+{
+	return atomic_read(&table->nr) <= READ_ONCE(table->credit);
+}
+
+/* By hand, because what compilers make of memset() takes longer for so few words. */
+static inline void pviommu_command_clear(struct pviommu_command *command)
+{
+	u64 *word = (u64 *)command;
+
+	BUILD_BUG_ON(sizeof(*command) != 8 * sizeof(*word));
+	word[0] = 0;
+	word[1] = 0;
+	word[2] = 0;
+	word[3] = 0;
+	word[4] = 0;
+	word[5] = 0;
+	word[6] = 0;
+	word[7] = 0;
+}
+
+/* Whether all pages lie within one of the ranges. */
+static inline bool pviommu_frames_hold(const struct pviommu_frames *frames, u64 first, u64 nr_pages)
+{
+	u64 last = first + nr_pages - 1;
+	unsigned int i;
+
+	for (i = 0; i < frames->nr; i++)
+		if (first >= frames->ranges[i].start && last <= frames->ranges[i].last)
+			return last >= first;
+	return false;
+}
+
+/* pviommu_pci.c */
+struct pviommu *pviommu_find(u32 instance);
+struct pviommu *pviommu_get_first(void);
+void pviommu_put(struct pviommu *pv);
+
+/* pviommu_rings.c */
+int pviommu_rings_init(struct pviommu *pv);
+void pviommu_rings_free(struct pviommu *pv);
+int pviommu_rings_start(struct pviommu *pv);
+void pviommu_rings_stop(struct pviommu *pv);
+void pviommu_rings_wake(struct pviommu *pv);
+void pviommu_rings_sync(struct pviommu *pv);
+struct pviommu_ring *pviommu_ring_of(struct pviommu *pv, u16 ctx);
+int pviommu_request_irqs(struct pviommu *pv);
+void pviommu_free_irqs(struct pviommu *pv);
+
+/* pviommu_ring.c */
+int pviommu_ring_post_map(struct pviommu_domain *own, u64 dfn, u64 gfn, u32 nr_pages, u32 flags);
+int pviommu_ring_post_unmap(struct pviommu_domain *own, u64 dfn, u32 nr_pages);
+int pviommu_ring_send(struct pviommu_ring *ring, struct pviommu_answer *answer, bool notify);
+int pviommu_ring_take(struct pviommu_ring *ring, struct pviommu_answer *answer,
+		      enum pviommu_wait wait);
+u32 pviommu_ring_notify(struct pviommu_ring *ring);
+void pviommu_ring_sync(struct pviommu_ring *ring);
+u32 pviommu_ring_in_flight(struct pviommu_ring *ring);
+int pviommu_submit(struct pviommu *pv, struct pviommu_command *command, enum pviommu_wait wait);
+
+/* pviommu_xen_2024.c, pviommu_xen_v7.c */
+extern const struct pviommu_profile pviommu_xen_2024;
+extern const struct pviommu_profile pviommu_xen_v7;
+
+/* pviommu_ops.c */
+const struct pviommu_profile *pviommu_profile_find(const char *name);
+int pviommu_op_init(struct pviommu *pv);
+int pviommu_op_alloc_context(struct pviommu *pv, u16 *ctx);
+int pviommu_op_free_context(struct pviommu *pv, u16 ctx);
+int pviommu_op_reattach(struct pviommu *pv, u32 sbdf, u16 ctx);
+int pviommu_op_map_send(struct pviommu_domain *own, struct pviommu_answer *answer, u64 dfn, u64 gfn,
+			u32 nr_pages, u32 flags);
+int pviommu_op_map_take(struct pviommu_domain *own, struct pviommu_answer *answer, u32 nr_pages,
+			u32 *mapped);
+void pviommu_op_sync(struct pviommu_domain *own);
+int pviommu_op_reserve_send(struct pviommu_domain *own, struct pviommu_answer *answer, u32 pages);
+int pviommu_op_reserve_take(struct pviommu_domain *own, struct pviommu_answer *answer);
+int pviommu_op_bind(struct pviommu *pv, u32 sbdf, u32 stream);
+int pviommu_op_unbind(struct pviommu *pv, u32 sbdf);
+int pviommu_op_usage(struct pviommu *pv, struct pviommu_usage *usage);
+
+/* pviommu_table.c */
+int pviommu_table_init(struct pviommu_table *table, unsigned int aperture_bits, atomic_t *pages);
+void pviommu_table_free(struct pviommu_table *table);
+int pviommu_table_prepare(struct pviommu_table *table, u64 dfn, u64 nr_pages, gfp_t gfp);
+int pviommu_table_fill(struct pviommu_table *table, u64 dfn, u64 nr_pages, u64 value, gfp_t gfp);
+void pviommu_table_set(struct pviommu_table *table, u64 dfn, u64 nr_pages, u64 value);
+void pviommu_table_clear(struct pviommu_table *table, u64 dfn, u64 nr_pages);
+u64 pviommu_table_clear_run(struct pviommu_table *table, u64 dfn, u64 nr_pages, u64 *kind);
+bool pviommu_table_lookup(struct pviommu_table *table, u64 dfn, u64 *gfn);
+
+/* pviommu_pending.c */
+int pviommu_pending_map(struct pviommu_domain *own, u64 dfn, u64 gfn, u32 nr_pages, u32 flags,
+			gfp_t gfp);
+int pviommu_pending_collect(struct pviommu_domain *own, u64 dfn, u64 nr_pages);
+
+/* pviommu_domain.c */
+struct iommu_domain *pviommu_domain_alloc_paging(struct device *dev);
+
+/* pviommu_device.c */
+#ifdef PVIOMMU_ATTACH_HAS_OLD
+#define PVIOMMU_ATTACH_PARAMETERS \
+	struct iommu_domain *domain, struct device *dev, struct iommu_domain *old
+#else
+#define PVIOMMU_ATTACH_PARAMETERS	struct iommu_domain *domain, struct device *dev
+#endif
+extern const struct iommu_ops pviommu_ops;
+extern const struct iommu_domain_ops pviommu_domain_ops;
+int pviommu_attach(struct pviommu_endpoint *ep, struct iommu_domain *domain, u16 ctx);
+void pviommu_release_drivers(struct pviommu *pv);
+
+/* pviommu_capabilities.c */
+int pviommu_capabilities_read(struct pviommu *pv);
+int pviommu_endpoint_capability(struct pci_dev *pdev, u32 *instance, u32 *stream);
+
+/* pviommu_events.c */
+void pviommu_events_init(struct pviommu *pv);
+irqreturn_t pviommu_events_interrupt(int irq, void *data);
+u32 pviommu_event_position(struct pviommu *pv);
+int pviommu_next_event(struct pviommu *pv, u32 *position, struct pviommu_event *event,
+		       unsigned int timeout_ms);
+const char *pviommu_event_reason(u16 reason);
+
+/* pviommu_debugfs.c */
+void pviommu_debugfs_init(void);
+void pviommu_debugfs_exit(void);
+void pviommu_debugfs_add(struct pviommu *pv);
+void pviommu_debugfs_remove(struct pviommu *pv);
+
+#endif /* _PVIOMMU_IOMMU_H */

@@ -1,0 +1,265 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Paravirtual IOMMU: the capability area of the shared memory, and the PCI capability that tells
+ * which functions are behind a PV-IOMMU.
+ */
+
+#define pr_fmt(fmt) "pviommu: " fmt
+
+#include <linux/slab.h>
+
+#include "pviommu.h"
+
+#define PVIOMMU_CAPABILITY_TRIES	16
+/* more than the area has room for */
+#define PVIOMMU_CAPABILITY_MOST \
+	(PVIOMMU_CAPABILITY_SIZE / sizeof(struct pviommu_capability_header))
+#define PVIOMMU_ENDPOINT_FIELD(name)	offsetof(struct pviommu_endpoint_capability, name)
+
+/* Copies the area while the device does not write to it. */
+static int pviommu_capabilities_copy(struct pviommu *pv, void *copy)
+{
+	struct pviommu_capability_area *area = pv->shared + PVIOMMU_CAPABILITY_OFFSET;
+	unsigned int i;
+	u32 before;
+
+	for (i = 0; i < PVIOMMU_CAPABILITY_TRIES; i++) {
+		/* the area is read after this ... */
+		before = le32_to_cpu(virt_load_acquire(&area->generation));
+		if (before & 1) {
+			cpu_relax();
+			continue;
+		}
+		memcpy(copy, area, PVIOMMU_CAPABILITY_SIZE);
+		/* ... and before this */
+		virt_rmb();
+		if (le32_to_cpu(READ_ONCE(area->generation)) == before)
+			return 0;
+	}
+	return -EAGAIN;
+}
+
+static void pviommu_read_limits(struct pviommu_capabilities *caps,
+				const struct pviommu_limits *limits)
+{
+	caps->page_sizes = le64_to_cpu(limits->page_sizes);
+	caps->max_nr_pages = le32_to_cpu(limits->max_nr_pages);
+	caps->max_contexts = le32_to_cpu(limits->max_contexts);
+	caps->pool_pages = le32_to_cpu(limits->pool_pages);
+	caps->rings = le32_to_cpu(limits->rings);
+	caps->aperture_bits = le32_to_cpu(limits->aperture_bits);
+	caps->identity_default = le32_to_cpu(limits->default_policy);
+}
+
+static void pviommu_read_entry(struct pviommu_capabilities *caps, u16 id, unsigned int i,
+			       const void *entry)
+{
+	const struct pviommu_address_range *range = entry;
+	const struct pviommu_reserved_region *region = entry;
+	const struct pviommu_endpoint_entry *endpoint = entry;
+	struct pviommu_range *out = id == PVIOMMU_CAP_IOVA_RANGES ? &caps->iova[i] : &caps->ram[i];
+
+	switch (id) {
+	case PVIOMMU_CAP_IOVA_RANGES:
+	case PVIOMMU_CAP_RAM_RANGES:
+		out->start = le64_to_cpu(range->start);
+		out->last = le64_to_cpu(range->last);
+		break;
+	case PVIOMMU_CAP_RESERVED_REGIONS:
+		caps->reserved[i].range.start = le64_to_cpu(region->start);
+		caps->reserved[i].range.last = le64_to_cpu(region->last);
+		caps->reserved[i].kind = le32_to_cpu(region->kind);
+		caps->reserved[i].stream = le32_to_cpu(region->stream);
+		break;
+	case PVIOMMU_CAP_ENDPOINTS:
+		caps->endpoints[i] = le32_to_cpu(endpoint->stream);
+		break;
+	}
+}
+
+static unsigned int *pviommu_list_of(struct pviommu_capabilities *caps, u16 id, size_t *entry_size)
+{
+	switch (id) {
+	case PVIOMMU_CAP_IOVA_RANGES:
+		*entry_size = sizeof(struct pviommu_address_range);
+		return &caps->nr_iova;
+	case PVIOMMU_CAP_RAM_RANGES:
+		*entry_size = sizeof(struct pviommu_address_range);
+		return &caps->nr_ram;
+	case PVIOMMU_CAP_RESERVED_REGIONS:
+		*entry_size = sizeof(struct pviommu_reserved_region);
+		return &caps->nr_reserved;
+	case PVIOMMU_CAP_ENDPOINTS:
+		*entry_size = sizeof(struct pviommu_endpoint_entry);
+		return &caps->nr_endpoints;
+	default:
+		return NULL;
+	}
+}
+
+/* Reads one capability whose body is @room bytes at @body; unknown ones are passed over. */
+static int pviommu_read_capability(struct pviommu_capabilities *caps, u16 id, const void *body,
+				   size_t room)
+{
+	const struct pviommu_capability_count *count = body;
+	unsigned int *length, i, entries;
+	size_t size;
+
+	if (id == PVIOMMU_CAP_LIMITS) {
+		if (room < sizeof(struct pviommu_limits))
+			return -EINVAL;
+		pviommu_read_limits(caps, body);
+		return 0;
+	}
+	length = pviommu_list_of(caps, id, &size);
+	if (!length)
+		return 0;
+	if (room < sizeof(*count))
+		return -EINVAL;
+	entries = le32_to_cpu(count->count);
+	if (entries > (room - sizeof(*count)) / size)
+		return -EINVAL;
+	*length = min_t(unsigned int, entries, PVIOMMU_MAX_RANGES);
+	for (i = 0; i < *length; i++)
+		pviommu_read_entry(caps, id, i, body + sizeof(*count) + i * size);
+	return entries > PVIOMMU_MAX_RANGES ? -E2BIG : 0;
+}
+
+static int pviommu_capabilities_walk(struct pviommu_capabilities *caps, const void *copy)
+{
+	const struct pviommu_capability_area *area = copy;
+	const struct pviommu_capability_header *header;
+	u32 at = le32_to_cpu(area->first);
+	unsigned int i;
+	int ret;
+
+	if (le32_to_cpu(area->magic) != PVIOMMU_CAPABILITY_MAGIC)
+		return -EINVAL;
+	for (i = 0; at && i < PVIOMMU_CAPABILITY_MOST; i++) {
+		if (at > PVIOMMU_CAPABILITY_SIZE - sizeof(*header) || !IS_ALIGNED(at, sizeof(u32)))
+			return -EINVAL;
+		header = copy + at;
+		ret = pviommu_read_capability(caps, le16_to_cpu(header->cap_id), header + 1,
+					      PVIOMMU_CAPABILITY_SIZE - sizeof(*header) - at);
+		if (ret)
+			return ret;
+		at = le32_to_cpu(header->next);
+	}
+	return at ? -ELOOP : 0;
+}
+
+static void pviommu_frames_add(struct pviommu_frames *frames, u64 first, u64 last)
+{
+	if (first > last || frames->nr == PVIOMMU_MAX_RANGES)
+		return;
+	frames->ranges[frames->nr].start = first;
+	frames->ranges[frames->nr].last = last;
+	frames->nr++;
+}
+
+/* Whole pages of a range of bytes. */
+static void pviommu_frames_of(struct pviommu_frames *frames, const struct pviommu_range *range)
+{
+	u64 first = range->start >> PVIOMMU_PAGE_SHIFT, last = range->last >> PVIOMMU_PAGE_SHIFT;
+
+	if (range->start & (BIT(PVIOMMU_PAGE_SHIFT) - 1))
+		first++;
+	/* a page that ends behind the range; the first one is never one that a map may use */
+	if (~range->last & (BIT(PVIOMMU_PAGE_SHIFT) - 1) && last)
+		last--;
+	pviommu_frames_add(frames, first, last);
+}
+
+/* Takes the pages that a range of bytes touches out. What there is no room for is left out too. */
+static void pviommu_frames_cut(struct pviommu_frames *frames, const struct pviommu_range *range)
+{
+	u64 first = range->start >> PVIOMMU_PAGE_SHIFT, last = range->last >> PVIOMMU_PAGE_SHIFT;
+	unsigned int i, nr = frames->nr;
+	struct pviommu_range *part;
+	u64 end;
+
+	for (i = 0; i < nr; i++) {
+		part = &frames->ranges[i];
+		if (part->start > last || part->last < first)
+			continue;
+		end = part->last;
+		pviommu_frames_add(frames, max(part->start, last + 1), end);
+		/* an empty one holds nothing */
+		part->last = first ? min(end, first - 1) : 0;
+		if (part->start >= first)
+			part->start = U64_MAX;
+	}
+}
+
+/* What a map may use without asking: IOVA ranges but for all reserved regions, and guest memory. */
+static void pviommu_frames_init(struct pviommu *pv)
+{
+	const struct pviommu_capabilities *caps = &pv->caps;
+	unsigned int i;
+
+	for (i = 0; i < caps->nr_iova; i++)
+		pviommu_frames_of(&pv->dfns, &caps->iova[i]);
+	for (i = 0; i < caps->nr_reserved; i++)
+		pviommu_frames_cut(&pv->dfns, &caps->reserved[i].range);
+	for (i = 0; i < caps->nr_ram; i++)
+		pviommu_frames_of(&pv->gfns, &caps->ram[i]);
+}
+
+/**
+ * pviommu_capabilities_read - reads the capability area
+ * @pv: the PV-IOMMU
+ *
+ * Return: 0, or a negative errno after one line that says so.
+ */
+int pviommu_capabilities_read(struct pviommu *pv)
+{
+	struct pviommu_capabilities *caps = &pv->caps;
+	void *copy;
+	int ret;
+
+	copy = kmalloc(PVIOMMU_CAPABILITY_SIZE, GFP_KERNEL);
+	if (!copy)
+		return -ENOMEM;
+	ret = pviommu_capabilities_copy(pv, copy) ?: pviommu_capabilities_walk(caps, copy);
+	kfree(copy);
+	if (ret) {
+		dev_err(pviommu_dev(pv), "the capability area cannot be read: %pe\n", ERR_PTR(ret));
+		return ret;
+	}
+	if (!(caps->page_sizes & BIT(PVIOMMU_PAGE_SHIFT)) || !caps->max_nr_pages ||
+	    caps->aperture_bits <= PVIOMMU_PAGE_SHIFT || caps->aperture_bits > 64) {
+		dev_err(pviommu_dev(pv), "unusable limits: page sizes %#llx, %u pages, %u address bits\n",
+			caps->page_sizes, caps->max_nr_pages, caps->aperture_bits);
+		return -EINVAL;
+	}
+	pviommu_frames_init(pv);
+	return 0;
+}
+
+/**
+ * pviommu_endpoint_capability - finds the capability that all functions behind a PV-IOMMU carry
+ * @pdev: the function
+ * @instance: instance of its PV-IOMMU
+ * @stream: its stream id
+ *
+ * Return: 0, or -ENODEV when it has none.
+ */
+int pviommu_endpoint_capability(struct pci_dev *pdev, u32 *instance, u32 *stream)
+{
+	u8 pos = pci_find_capability(pdev, PCI_CAP_ID_VNDR);
+	u8 length, version;
+	u32 signature;
+
+	for (; pos; pos = pci_find_next_capability(pdev, pos, PCI_CAP_ID_VNDR)) {
+		pci_read_config_byte(pdev, pos + PVIOMMU_ENDPOINT_FIELD(length), &length);
+		pci_read_config_byte(pdev, pos + PVIOMMU_ENDPOINT_FIELD(version), &version);
+		pci_read_config_dword(pdev, pos + PVIOMMU_ENDPOINT_FIELD(signature), &signature);
+		if (length != sizeof(struct pviommu_endpoint_capability) ||
+		    version != PVIOMMU_ABI_VERSION || signature != PVIOMMU_ENDPOINT_SIGNATURE)
+			continue;
+		pci_read_config_dword(pdev, pos + PVIOMMU_ENDPOINT_FIELD(instance), instance);
+		pci_read_config_dword(pdev, pos + PVIOMMU_ENDPOINT_FIELD(stream), stream);
+		return 0;
+	}
+	return -ENODEV;
+}

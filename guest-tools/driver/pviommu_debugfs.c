@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/* Paravirtual IOMMU: /sys/kernel/debug/pviommu/<PCI address>/{capabilities,usage,events} */
+
+#define pr_fmt(fmt) "pviommu: " fmt
+
+#include <linux/debugfs.h>
+#include <linux/seq_file.h>
+
+#include "pviommu.h"
+
+static struct dentry *pviommu_debugfs_root;
+
+static const struct {
+	u32 feature;
+	const char *name;
+} pviommu_interfaces[] = {
+	{ PVIOMMU_FEATURE_PROFILE_XEN_2024, "xen-2024" },
+	{ PVIOMMU_FEATURE_PROFILE_XEN_V7, "xen-v7" },
+	{ PVIOMMU_FEATURE_BATCH_2014, "batch-2014" },
+};
+
+static int capabilities_show(struct seq_file *s, void *unused)
+{
+	struct pviommu *pv = s->private;
+	const struct pviommu_capabilities *caps = &pv->caps;
+	unsigned int i;
+
+	seq_printf(s, "instance %u\n", pv->instance);
+	seq_puts(s, "profiles");
+	for (i = 0; i < ARRAY_SIZE(pviommu_interfaces); i++)
+		if (caps->features & pviommu_interfaces[i].feature)
+			seq_printf(s, " %s", pviommu_interfaces[i].name);
+	seq_putc(s, '\n');
+	seq_printf(s, "page_sizes %#llx\n", caps->page_sizes);
+	seq_printf(s, "max_nr_pages %u\n", caps->max_nr_pages);
+	seq_printf(s, "max_contexts %u\n", caps->max_contexts);
+	seq_printf(s, "pool_pages %u\n", caps->pool_pages);
+	seq_printf(s, "rings %u\n", caps->rings);
+	seq_printf(s, "aperture_bits %u\n", caps->aperture_bits);
+	seq_printf(s, "default_policy %s\n", caps->identity_default ? "identity" : "blocked");
+	for (i = 0; i < caps->nr_iova; i++)
+		seq_printf(s, "iova_range %#llx %#llx\n", caps->iova[i].start, caps->iova[i].last);
+	for (i = 0; i < caps->nr_reserved; i++) {
+		const struct pviommu_reserved *region = &caps->reserved[i];
+
+		seq_printf(s, "reserved %#llx %#llx %s ", region->range.start, region->range.last,
+			   region->kind == PVIOMMU_REGION_MSI ? "msi" : "reserved");
+		if (region->stream == PVIOMMU_GLOBAL_STREAM)
+			seq_puts(s, "global\n");
+		else
+			seq_printf(s, "stream %u\n", region->stream);
+	}
+	for (i = 0; i < caps->nr_endpoints; i++)
+		seq_printf(s, "endpoint %u\n", caps->endpoints[i]);
+	return 0;
+}
+DEFINE_SHOW_ATTRIBUTE(capabilities);
+
+static int usage_show(struct seq_file *s, void *unused)
+{
+	struct pviommu *pv = s->private;
+	struct pviommu_usage usage;
+	int ret;
+
+	ret = pviommu_op_usage(pv, &usage);
+	if (ret)
+		return ret;
+	seq_printf(s, "profile %s\n", pv->profile->name);
+	seq_printf(s, "contexts %u\n", usage.contexts);
+	seq_printf(s, "bindings %u\n", usage.bindings);
+	seq_printf(s, "pool_used %u\n", usage.pool_used);
+	seq_printf(s, "pool_total %u\n", usage.pool_total);
+	seq_printf(s, "mapped_pages %llu\n", usage.mapped_pages);
+	seq_printf(s, "events_lost %llu\n", usage.events_lost);
+	seq_printf(s, "domains %u\n", usage.domains);
+	seq_printf(s, "table_pages %u\n", usage.table_pages);
+	seq_printf(s, "endpoints %u\n", usage.endpoints);
+	seq_printf(s, "slots_in_flight %u\n", usage.slots_in_flight);
+	seq_printf(s, "rings %u\n", usage.rings);
+	seq_printf(s, "posted %llu\n", usage.posted);
+	seq_printf(s, "waited %llu\n", usage.waited);
+	seq_printf(s, "doorbells %llu\n", usage.doorbells);
+	return 0;
+}
+DEFINE_SHOW_ATTRIBUTE(usage);
+
+static const char *pviommu_access(const struct pviommu_event *event)
+{
+	switch (event->access) {
+	case PVIOMMU_ACCESS_READ:
+		return "read";
+	case PVIOMMU_ACCESS_WRITE:
+		return "write";
+	default:
+		return "none";
+	}
+}
+
+static int events_show(struct seq_file *s, void *unused)
+{
+	struct pviommu *pv = s->private;
+	struct pviommu_event_ring *ring = &pv->events;
+	struct pviommu_event *event;
+	const char *reason;
+	u32 i, count, sbdf;
+
+	spin_lock(&ring->lock);
+	count = min_t(u32, ring->logged, PVIOMMU_EVENT_LOG_ENTRIES);
+	for (i = ring->logged - count; i != ring->logged; i++) {
+		event = &ring->log[i % PVIOMMU_EVENT_LOG_ENTRIES];
+		sbdf = le32_to_cpu(event->sbdf);
+		reason = pviommu_event_reason(le16_to_cpu(event->reason));
+		seq_printf(s, "%u %s %s %u %04x:%02x:%02x.%d %u %#llx\n",
+			   le32_to_cpu(event->sequence), reason, pviommu_access(event),
+			   le32_to_cpu(event->stream), sbdf >> 16, PCI_BUS_NUM(sbdf),
+			   PCI_SLOT(sbdf), PCI_FUNC(sbdf), le16_to_cpu(event->ctx_no),
+			   le64_to_cpu(event->iova));
+	}
+	spin_unlock(&ring->lock);
+	return 0;
+}
+DEFINE_SHOW_ATTRIBUTE(events);
+
+void pviommu_debugfs_init(void)
+{
+	pviommu_debugfs_root = debugfs_create_dir(KBUILD_MODNAME, NULL);
+}
+
+void pviommu_debugfs_exit(void)
+{
+	debugfs_remove(pviommu_debugfs_root);
+}
+
+void pviommu_debugfs_add(struct pviommu *pv)
+{
+	pv->debugfs = debugfs_create_dir(pci_name(pv->pdev), pviommu_debugfs_root);
+	debugfs_create_file("capabilities", 0400, pv->debugfs, pv, &capabilities_fops);
+	debugfs_create_file("usage", 0400, pv->debugfs, pv, &usage_fops);
+	debugfs_create_file("events", 0400, pv->debugfs, pv, &events_fops);
+}
+
+void pviommu_debugfs_remove(struct pviommu *pv)
+{
+	debugfs_remove_recursive(pv->debugfs);
+}

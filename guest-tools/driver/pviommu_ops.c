@@ -1,0 +1,154 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Paravirtual IOMMU: one function for each operation that the driver uses. What the profiles do
+ * differently is in a table of each; the operations of the device's own are the same under all.
+ */
+
+#define pr_fmt(fmt) "pviommu: " fmt
+
+#include "pviommu.h"
+
+static const struct pviommu_profile *const pviommu_profiles[] = { &pviommu_xen_2024,
+								  &pviommu_xen_v7 };
+
+const struct pviommu_profile *pviommu_profile_find(const char *name)
+{
+	unsigned int i;
+
+	for (i = 0; i < ARRAY_SIZE(pviommu_profiles); i++)
+		if (!strcmp(pviommu_profiles[i]->name, name))
+			return pviommu_profiles[i];
+	return NULL;
+}
+
+int pviommu_op_init(struct pviommu *pv)
+{
+	return pv->profile->init ? pv->profile->init(pv) : 0;
+}
+
+int pviommu_op_alloc_context(struct pviommu *pv, u16 *ctx)
+{
+	return pv->profile->alloc(pv, ctx);
+}
+
+int pviommu_op_free_context(struct pviommu *pv, u16 ctx)
+{
+	return pv->profile->free(pv, ctx);
+}
+
+int pviommu_op_reattach(struct pviommu *pv, u32 sbdf, u16 ctx)
+{
+	return pv->profile->reattach(pv, sbdf, ctx);
+}
+
+static void pviommu_own_command(struct pviommu_command *command, u8 op, u32 sbdf)
+{
+	pviommu_command_clear(command);
+	command->slot.op_class = PVIOMMU_CLASS_OWN;
+	command->slot.op = op;
+	command->op.binding.seg = cpu_to_le16(sbdf >> 16);
+	command->op.binding.bus = PCI_BUS_NUM(sbdf);
+	command->op.binding.devfn = sbdf & 0xff;
+}
+
+int pviommu_op_bind(struct pviommu *pv, u32 sbdf, u32 stream)
+{
+	struct pviommu_command command;
+
+	pviommu_own_command(&command, PVIOMMU_OWN_BIND, sbdf);
+	command.op.binding.stream = cpu_to_le32(stream);
+	return pviommu_submit(pv, &command, PVIOMMU_WAIT_SLEEP);
+}
+
+int pviommu_op_unbind(struct pviommu *pv, u32 sbdf)
+{
+	struct pviommu_command command;
+
+	pviommu_own_command(&command, PVIOMMU_OWN_UNBIND, sbdf);
+	return pviommu_submit(pv, &command, PVIOMMU_WAIT_SLEEP);
+}
+
+/* Sends a map whose outcome pviommu_op_map_take() gets. */
+int pviommu_op_map_send(struct pviommu_domain *own, struct pviommu_answer *answer, u64 dfn, u64 gfn,
+			u32 nr_pages, u32 flags)
+{
+	if (PVIOMMU_FLOOR)
+		return 0;
+	own->pv->profile->map(&answer->command, own->ctx, dfn, gfn, nr_pages, flags);
+	return pviommu_ring_send(own->ring, answer, false);
+}
+
+/* Waits for a map of @nr_pages; @mapped counts those that are mapped, also on error. */
+int pviommu_op_map_take(struct pviommu_domain *own, struct pviommu_answer *answer, u32 nr_pages,
+			u32 *mapped)
+{
+	int ret;
+
+	*mapped = nr_pages;
+	if (PVIOMMU_FLOOR)
+		return 0;
+	pviommu_ring_notify(own->ring);
+	ret = pviommu_ring_take(own->ring, answer, PVIOMMU_WAIT_BUSY);
+	*mapped = 0;
+	/* without an answer nobody knows; nothing of the device is used any more */
+	if (!pviommu_given_up(own->pv))
+		*mapped = min(own->pv->profile->mapped(&answer->command), nr_pages);
+	return !ret && *mapped != nr_pages ? -EIO : ret;
+}
+
+/* Waits until the device has done all that was sent for a domain. */
+void pviommu_op_sync(struct pviommu_domain *own)
+{
+	if (!PVIOMMU_FLOOR)
+		pviommu_ring_sync(own->ring);
+}
+
+/* Asks the device to keep @pages pages of its pool for a domain's context. */
+int pviommu_op_reserve_send(struct pviommu_domain *own, struct pviommu_answer *answer, u32 pages)
+{
+	pviommu_own_command(&answer->command, PVIOMMU_OWN_RESERVE, 0);
+	answer->command.op.reserve.ctx_no = cpu_to_le16(own->ctx);
+	answer->command.op.reserve.pages = cpu_to_le32(pages);
+	return pviommu_ring_send(own->ring, answer, true);
+}
+
+int pviommu_op_reserve_take(struct pviommu_domain *own, struct pviommu_answer *answer)
+{
+	return pviommu_ring_take(own->ring, answer, PVIOMMU_WAIT_BUSY);
+}
+
+/* What is in use, once all that was sent is done: the device's counters and the driver's own. */
+int pviommu_op_usage(struct pviommu *pv, struct pviommu_usage *usage)
+{
+	struct pviommu_command command;
+	unsigned int i;
+	int ret;
+
+	/* so that what is posted shows too */
+	pviommu_rings_sync(pv);
+	pviommu_own_command(&command, PVIOMMU_OWN_QUERY_USAGE, 0);
+	ret = pviommu_submit(pv, &command, PVIOMMU_WAIT_SLEEP);
+	if (ret)
+		return ret;
+	usage->contexts = le32_to_cpu(command.op.usage.contexts);
+	usage->bindings = le32_to_cpu(command.op.usage.bindings);
+	usage->pool_used = le32_to_cpu(command.op.usage.pool_used);
+	usage->pool_total = le32_to_cpu(command.op.usage.pool_total);
+	usage->mapped_pages = le64_to_cpu(command.op.usage.mapped_pages);
+	usage->events_lost = le64_to_cpu(command.op.usage.events_lost);
+	usage->domains = atomic_read(&pv->nr_domains);
+	usage->table_pages = atomic_read(&pv->nr_tables);
+	usage->endpoints = atomic_read(&pv->nr_endpoints);
+	usage->rings = pv->nr_rings;
+	usage->slots_in_flight = 0;
+	usage->posted = 0;
+	usage->waited = 0;
+	usage->doorbells = 0;
+	for (i = 0; i < pv->nr_rings; i++) {
+		usage->slots_in_flight += pviommu_ring_in_flight(&pv->rings[i]);
+		usage->posted += READ_ONCE(pv->rings[i].posted);
+		usage->waited += READ_ONCE(pv->rings[i].waited);
+		usage->doorbells += READ_ONCE(pv->rings[i].doorbells);
+	}
+	return 0;
+}

@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Paravirtual IOMMU: maps in domains that do not belong to the DMA API (VFIO, iommufd).
+ *
+ * Their users give addresses of their own choice and want the exact error of the map that failed.
+ * map_pages() therefore sends the command and remembers it, and iotlb_sync_map(), which the core
+ * calls once after all map_pages() of an iommu_map() or iommu_map_sg(), takes the outcomes.
+ *
+ * What the core relies on, and how it is kept:
+ *
+ * - It will unmap exactly what map_pages() reported, from the first page on and until an
+ *   unmap_pages() returns 0, in pieces cut by size and alignment of what is left, not by what was
+ *   mapped. When a later map_pages() of the same call fails, it does so without iotlb_sync_map();
+ *   when iotlb_sync_map() fails, it unmaps the whole range of that call.
+ * - So a page that was reported is an entry of the table from then on: first claimed, mapped once
+ *   the device has said so, and still claimed when the device has refused it. unmap_pages() counts
+ *   both kinds and asks the device for the mapped ones only. A refused page in the middle therefore
+ *   neither stops the core's unmap before the pages after it nor makes the device unmap what it
+ *   lacks.
+ * - unmap_pages() takes the outcomes of what lies in its range first, whole commands even when
+ *   only a part of one does, because it must not look at claimed pages that may turn out mapped.
+ * - Nobody works on the same address from two sides, so an outcome is taken by one caller only;
+ *   other addresses of the domain may be mapped at the same time, hence the lock.
+ */
+
+#define pr_fmt(fmt) "pviommu: " fmt
+
+#include "pviommu.h"
+
+/* A free place to remember a map in, or NULL. */
+static struct pviommu_pending *pviommu_pending_get(struct pviommu_domain *own)
+{
+	struct pviommu_pending *found = NULL;
+	unsigned long flags;
+	unsigned int i;
+
+	spin_lock_irqsave(&own->lock, flags);
+	for (i = 0; i < PVIOMMU_PENDING_MAPS && !found; i++)
+		if (own->pending[i].state == PVIOMMU_PENDING_FREE)
+			found = &own->pending[i];
+	if (found) {
+		/* whoever gets it sends it; nobody looks for it meanwhile */
+		found->state = PVIOMMU_PENDING_TAKING;
+		WRITE_ONCE(own->nr_pending, own->nr_pending + 1);
+	}
+	spin_unlock_irqrestore(&own->lock, flags);
+	return found;
+}
+
+static void pviommu_pending_put(struct pviommu_domain *own, struct pviommu_pending *map, bool sent)
+{
+	unsigned long flags;
+
+	spin_lock_irqsave(&own->lock, flags);
+	map->state = sent ? PVIOMMU_PENDING_SENT : PVIOMMU_PENDING_FREE;
+	if (!sent)
+		WRITE_ONCE(own->nr_pending, own->nr_pending - 1);
+	spin_unlock_irqrestore(&own->lock, flags);
+}
+
+/* A map that was sent for pages from @dfn to @last and whose outcome nobody takes yet, or NULL. */
+static struct pviommu_pending *pviommu_pending_next(struct pviommu_domain *own, u64 dfn, u64 last)
+{
+	struct pviommu_pending *found = NULL, *map;
+	unsigned long flags;
+	unsigned int i;
+
+	spin_lock_irqsave(&own->lock, flags);
+	for (i = 0; i < PVIOMMU_PENDING_MAPS; i++) {
+		map = &own->pending[i];
+		if (map->state != PVIOMMU_PENDING_SENT || map->dfn > last ||
+		    map->dfn + map->nr_pages - 1 < dfn)
+			continue;
+		/* the oldest one, so that the first error is that of the first map that failed */
+		if (!found || (s32)(map->answer.index - found->answer.index) < 0)
+			found = map;
+	}
+	if (found)
+		found->state = PVIOMMU_PENDING_TAKING;
+	spin_unlock_irqrestore(&own->lock, flags);
+	return found;
+}
+
+/**
+ * pviommu_pending_map - sends a map and remembers it
+ * @own: the domain
+ * @dfn: first page
+ * @gfn: first frame
+ * @nr_pages: how many, no more than the device takes at once
+ * @flags: PVIOMMU_MAP_*
+ * @gfp: for tables
+ *
+ * Return: 0 when all pages are claimed; -EAGAIN when it has to be waited for, because a page is
+ * not free or too many maps are remembered already; -ERANGE, -ENOMEM, -EIO. An error changes
+ * nothing.
+ */
+int pviommu_pending_map(struct pviommu_domain *own, u64 dfn, u64 gfn, u32 nr_pages, u32 flags,
+			gfp_t gfp)
+{
+	struct pviommu_pending *map = pviommu_pending_get(own);
+	int ret;
+
+	if (!map)
+		return -EAGAIN;
+	ret = pviommu_table_fill(&own->table, dfn, nr_pages, PVIOMMU_ENTRY_CLAIMED | gfn, gfp);
+	if (ret)
+		goto err_put;
+	map->dfn = dfn;
+	map->gfn = gfn;
+	map->nr_pages = nr_pages;
+	ret = pviommu_op_map_send(own, &map->answer, dfn, gfn, nr_pages, flags);
+	if (ret)
+		goto err_clear;
+	pviommu_pending_put(own, map, true);
+	return 0;
+
+err_clear:
+	pviommu_table_clear(&own->table, dfn, nr_pages);
+err_put:
+	pviommu_pending_put(own, map, false);
+	return ret;
+}
+
+/**
+ * pviommu_pending_collect - takes the outcomes of remembered maps
+ * @own: the domain
+ * @dfn: first page
+ * @nr_pages: how many, not 0
+ *
+ * Return: the error of the first map among those pages that failed, or 0.
+ */
+int pviommu_pending_collect(struct pviommu_domain *own, u64 dfn, u64 nr_pages)
+{
+	u64 last = dfn + nr_pages - 1;
+	struct pviommu_pending *map;
+	int ret = 0, error;
+	u32 mapped;
+
+	if (likely(!READ_ONCE(own->nr_pending)))
+		return 0;
+	while ((map = pviommu_pending_next(own, dfn, last))) {
+		error = pviommu_op_map_take(own, &map->answer, map->nr_pages, &mapped);
+		pviommu_table_set(&own->table, map->dfn, mapped, PVIOMMU_ENTRY_MAPPED | map->gfn);
+		pviommu_pending_put(own, map, false);
+		ret = ret ?: error;
+	}
+	return ret;
+}

@@ -1,0 +1,33 @@
+/* SPDX-License-Identifier: MIT */
+/* What the driver of the PV-IOMMU shows in debugfs. */
+#ifndef PVIOMMU_VFIO_DRIVER_H
+#define PVIOMMU_VFIO_DRIVER_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "space.h"
+
+struct capabilities {
+	struct range ranges[MAX_RANGES];
+	unsigned int nr_ranges;
+	uint64_t page_sizes;
+	uint64_t pool_pages;
+};
+
+/* What is held on both sides; counters that only grow are left out. */
+struct usage {
+	uint64_t contexts, bindings, pool_used, mapped_pages, domains, table_pages, endpoints;
+};
+
+bool read_capabilities(struct capabilities *capabilities);
+bool read_usage(struct usage *usage);
+/* Whether two usages are the same, with a complaint for each line that is not. */
+bool same_usage(const struct usage *got, const struct usage *want);
+/*
+ * Whether the event log has, or gets within two seconds, this access of function @address at
+ * exactly @iova.
+ */
+bool event_is_logged(const char *reason, const char *access, const char *address, uint64_t iova);
+
+#endif

@@ -1,0 +1,211 @@
+// SPDX-License-Identifier: MIT
+/*
+ * pviommu_vfio: takes DMA test engines through VFIO and tests what a driver in user space relies
+ * on. Prints a KTAP report.
+ *
+ * Exit status: 0 all passed, 1 a test failed or the engine does not attach, 2 wrong arguments.
+ */
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "ktap.h"
+#include "memory.h"
+#include "tests.h"
+
+#define MAX_LISTS	8
+
+static const char usage_text[] =
+	"usage: pviommu_vfio [--type1|--iommufd] [--huge] ADDRESS [OTHER_ADDRESS]\n"
+	"       pviommu_vfio [--type1|--iommufd] --attach ADDRESS\n"
+	"\n"
+	"  --type1    the container of VFIO (default)\n"
+	"  --iommufd  /dev/iommu and the devices' own files\n"
+	"  --huge     with huge pages too; /proc/sys/vm/nr_hugepages must have set two aside\n"
+	"  --attach   only attach: prints \"attached\" or the name of the error\n"
+	"\n"
+	"ADDRESS: PCI function of a DMA test engine that is bound to vfio-pci, as 0000:00:11.0\n";
+
+struct options {
+	const struct space_ops *ops;
+	const char *addresses[2];
+	unsigned int nr_addresses;
+	bool huge, attach;
+};
+
+static bool parse(int argc, char **argv, struct options *options)
+{
+	int i;
+
+	*options = (struct options){ .ops = &type1_ops };
+	for (i = 1; i < argc; i++) {
+		if (argv[i][0] != '-' && options->nr_addresses < 2)
+			options->addresses[options->nr_addresses++] = argv[i];
+		else if (!strcmp(argv[i], "--type1"))
+			options->ops = &type1_ops;
+		else if (!strcmp(argv[i], "--iommufd"))
+			options->ops = &iommufd_ops;
+		else if (!strcmp(argv[i], "--huge"))
+			options->huge = true;
+		else if (!strcmp(argv[i], "--attach"))
+			options->attach = true;
+		else
+			return false;
+	}
+	return options->nr_addresses && !(options->attach && options->nr_addresses > 1);
+}
+
+static int attach_only(const struct options *options)
+{
+	struct attachment attachment;
+	struct space space;
+	int result = space_open(&space, options->ops);
+
+	if (!result) {
+		result = options->ops->attach(&space, options->addresses[0], &attachment);
+		if (!result)
+			attachment_close(&attachment);
+		space_close(&space);
+	}
+	printf("%s\n", result ? strerrorname_np(-result) : "attached");
+	return result ? 1 : 0;
+}
+
+bool maps(struct fixture *f, const void *memory, uint64_t iova, uint64_t size, unsigned int access)
+{
+	int result = f->ops->map(&f->space, memory, iova, size, access);
+
+	if (!result)
+		return true;
+	complain("map at %#" PRIx64 " of %#" PRIx64 " bytes:", iova, size);
+	return gives("map", result, 0);
+}
+
+bool unmaps(struct fixture *f, uint64_t iova, uint64_t size)
+{
+	uint64_t unmapped = 0;
+
+	return gives("unmap", f->ops->unmap(&f->space, iova, size, &unmapped), 0) &&
+	       same("bytes unmapped", unmapped, size);
+}
+
+bool mapped_pages_are(struct fixture *f, uint64_t more)
+{
+	struct usage now;
+
+	return read_usage(&now) &&
+	       same("mapped_pages", now.mapped_pages, f->attached.mapped_pages + more);
+}
+
+static bool open_one(struct fixture *f, struct space *space, struct engine *engine,
+		     const char *address)
+{
+	int result = space_open(space, f->ops);
+
+	if (result)
+		return complain("no %s address space: %s", f->ops->name, strerrorname_np(-result));
+	return !engine_open(engine, space, address);
+}
+
+bool fixture_open(struct fixture *f)
+{
+	return open_one(f, &f->space, &f->engine, f->addresses[0]) &&
+	       (!f->addresses[1] ||
+		open_one(f, &f->other_space, &f->other_engine, f->addresses[1])) &&
+	       read_usage(&f->attached);
+}
+
+void fixture_close(struct fixture *f)
+{
+	engine_close(&f->engine);
+	engine_close(&f->other_engine);
+	space_close(&f->space);
+	space_close(&f->other_space);
+}
+
+/* With nothing open and nothing mapped. */
+static bool fixture_init(struct fixture *f, const struct options *options)
+{
+	const struct attachment none = { -1, -1 };
+
+	*f = (struct fixture){
+		.ops = options->ops,
+		.addresses = { options->addresses[0], options->addresses[1] },
+		.huge = options->huge,
+		.space.fd = -1,
+		.other_space.fd = -1,
+		.engine = { .attachment = none, .interrupt = -1 },
+		.other_engine = { .attachment = none, .interrupt = -1 },
+		.memory = memory_get_scattered(MEMORY_SIZE),
+	};
+	return f->memory && read_capabilities(&f->capabilities) && read_usage(&f->before);
+}
+
+static bool nothing_is_mapped(struct fixture *f)
+{
+	return gives("unmap of all", f->ops->unmap_all(&f->space), 0) &&
+	       (!f->addresses[1] ||
+		gives("unmap of all", f->ops->unmap_all(&f->other_space), 0)) &&
+	       mapped_pages_are(f, 0);
+}
+
+static unsigned int length(const struct test *tests)
+{
+	unsigned int count = 0;
+
+	while (tests[count].name)
+		count++;
+	return count;
+}
+
+static void run_attached(struct fixture *f, const struct test *tests, bool attached)
+{
+	bool passed;
+
+	for (; tests->name; tests++) {
+		passed = attached && tests->run(f);
+		/* the next one begins with nothing mapped, whatever became of this one */
+		if (attached && !nothing_is_mapped(f))
+			passed = false;
+		ktap_result(passed, tests->name);
+	}
+}
+
+static void run_all(struct fixture *f, const struct options *options)
+{
+	const struct test *lists[MAX_LISTS] = { ranges_tests, dma_tests, map_tests, pool_tests };
+	unsigned int nr_lists = 4, total = length(lifetime_tests), i;
+	bool attached;
+
+	if (options->huge)
+		lists[nr_lists++] = huge_tests;
+	if (options->nr_addresses == 2)
+		lists[nr_lists++] = isolation_tests;
+	for (i = 0; i < nr_lists; i++)
+		total += length(lists[i]);
+	ktap_plan(total);
+	attached = fixture_init(f, options) && fixture_open(f);
+	for (i = 0; i < nr_lists; i++)
+		run_attached(f, lists[i], attached);
+	for (i = 0; lifetime_tests[i].name; i++) {
+		ktap_result(attached && lifetime_tests[i].run(f), lifetime_tests[i].name);
+		fixture_close(f);
+		/* one engine will do for those that open again: each open and close resets it */
+		f->addresses[1] = NULL;
+	}
+}
+
+int main(int argc, char **argv)
+{
+	struct options options;
+	struct fixture fixture;
+
+	if (!parse(argc, argv, &options)) {
+		fputs(usage_text, stderr);
+		return 2;
+	}
+	if (options.attach)
+		return attach_only(&options);
+	run_all(&fixture, &options);
+	return ktap_failures() ? 1 : 0;
+}

@@ -1,0 +1,31 @@
+/* SPDX-License-Identifier: MIT */
+/* Memory of this process that is mapped for DMA, and what is in it. */
+#ifndef PVIOMMU_VFIO_MEMORY_H
+#define PVIOMMU_VFIO_MEMORY_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define PAGE	((size_t)4096)
+#define HUGE	((size_t)2 << 20)
+
+/*
+ * Zeroed memory in huge pages, every page present; NULL with a complaint. They must have been set
+ * aside in the system.
+ */
+unsigned char *memory_get_huge(size_t size);
+/*
+ * The same in small pages, touched out of order: neighbours are no neighbours in physical memory.
+ */
+unsigned char *memory_get_scattered(size_t size);
+void memory_put(unsigned char *memory, size_t size);
+
+/* Writes bytes that differ from page to page, and with @seed. */
+void memory_write(unsigned char *memory, size_t size, uint32_t seed);
+/* Whether all bytes are what they must be; complains about the first that is not. */
+bool memory_equals(const unsigned char *memory, const unsigned char *want, size_t size);
+bool memory_has(const unsigned char *memory, size_t size, uint32_t seed);
+bool memory_is(const unsigned char *memory, size_t size, unsigned char value);
+
+#endif

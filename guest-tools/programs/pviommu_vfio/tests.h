@@ -1,0 +1,66 @@
+/* SPDX-License-Identifier: MIT */
+/* The tests, and what they are given. */
+#ifndef PVIOMMU_VFIO_TESTS_H
+#define PVIOMMU_VFIO_TESTS_H
+
+#include "driver.h"
+#include "engine.h"
+#include "space.h"
+
+#define GIB		((uint64_t)1 << 30)
+#define MEMORY_SIZE	((size_t)8 << 20)
+
+/*
+ * @ops: the interface that is tested
+ * @addresses: the engines' PCI functions; the second is NULL if there is none
+ * @huge: whether huge pages were set aside
+ * @capabilities: what the device offers
+ * @before: usage before anything was opened
+ * @attached: usage with everything attached and nothing mapped
+ * @space, @engine: the first engine and its address space
+ * @other_space, @other_engine: those of the second
+ * @memory: MEMORY_SIZE bytes of small pages, scattered in physical memory
+ */
+struct fixture {
+	const struct space_ops *ops;
+	const char *addresses[2];
+	bool huge;
+	struct capabilities capabilities;
+	struct usage before, attached;
+	struct space space, other_space;
+	struct engine engine, other_engine;
+	unsigned char *memory;
+};
+
+struct test {
+	const char *name;
+	bool (*run)(struct fixture *fixture);
+};
+
+/*
+ * Each list ends with an entry without a name. They expect everything attached and nothing mapped,
+ * and need not unmap what they map.
+ */
+extern const struct test ranges_tests[];
+extern const struct test dma_tests[];
+extern const struct test huge_tests[];
+extern const struct test map_tests[];
+extern const struct test pool_tests[];
+/* need two engines */
+extern const struct test isolation_tests[];
+/* come last, in this order: the first closes what is open, the others begin with all closed */
+extern const struct test lifetime_tests[];
+
+/* Opens the address spaces and attaches the engines; false with a complaint. */
+bool fixture_open(struct fixture *fixture);
+void fixture_close(struct fixture *fixture);
+
+/* Maps @size bytes at @memory for the first engine, and complains if that fails. */
+bool maps(struct fixture *fixture, const void *memory, uint64_t iova, uint64_t size,
+	  unsigned int access);
+/* Unmaps what is mapped there, and complains if that fails or unmaps something else. */
+bool unmaps(struct fixture *fixture, uint64_t iova, uint64_t size);
+/* Whether as many pages are mapped as with nothing of the tests mapped, and @more. */
+bool mapped_pages_are(struct fixture *fixture, uint64_t more);
+
+#endif
