@@ -166,19 +166,24 @@ static_assert(sizeof(struct pviommu_endpoint_capability) == 16);
 #define PVIOMMU_CAP_ENDPOINTS                   5
 
 /* Kinds of reserved region. */
-#define PVIOMMU_REGION_RESERVED                 1
+#define PVIOMMU_REGION_RESERVED                 1            /* no map may touch it */
+/* writes to it are interrupts and never translated */
 #define PVIOMMU_REGION_MSI                      2
+/* mapped 1:1 in whatever context the endpoint is attached to, as an RMRR or IVMD asks for */
+#define PVIOMMU_REGION_DIRECT                   3
 
 /**
  * struct pviommu_guest_ring_line - Words of a command ring that the guest writes
  * @producer: slots submitted
  * @completion_event: interrupt me when completed passes this
+ * @awaited: somebody polls until completed is this; no wait is over before it is reached
  */
 struct pviommu_guest_ring_line {
 	__le32	producer;
 	__le32	completion_event;
+	__le32	awaited;
 };
-static_assert(sizeof(struct pviommu_guest_ring_line) == 8);
+static_assert(sizeof(struct pviommu_guest_ring_line) == 12);
 
 /**
  * struct pviommu_device_ring_line - Words of a command ring that the device writes, one cache line further on
@@ -446,7 +451,7 @@ static_assert(sizeof(struct pviommu_endpoint_entry) == 16);
 /* tell the device which stream the function at an SBDF is (a vfio-user device never learns its */
 /* address) */
 #define PVIOMMU_OWN_BIND                        1
-/* forget the binding; the endpoint goes back to the default context */
+/* forget the binding; the endpoint reaches nothing until it is bound and attached again */
 #define PVIOMMU_OWN_UNBIND                      2
 #define PVIOMMU_OWN_QUERY_ENDPOINT              3            /* stream and context of a bound function */
 #define PVIOMMU_OWN_QUERY_USAGE                 4            /* what is in use */
@@ -459,6 +464,9 @@ static_assert(sizeof(struct pviommu_endpoint_entry) == 16);
 /* set pool pages aside for a context, so that maps which need no more of them cannot fail for */
 /* lack of any */
 #define PVIOMMU_OWN_RESERVE                     7
+/* take the function out of its context; it reaches nothing, no direct region either, until it */
+/* is attached again */
+#define PVIOMMU_OWN_BLOCK                       8
 
 /* Flags of BATCH. */
 /* unmap the elements; mfn and flags of each are ignored then */
@@ -732,13 +740,13 @@ struct pviommu_v7_remote_cmd {
 static_assert(sizeof(struct pviommu_v7_remote_cmd) == 16);
 
 /**
- * struct pviommu_op_binding - BIND, UNBIND and QUERY_ENDPOINT
+ * struct pviommu_op_binding - BIND, UNBIND, QUERY_ENDPOINT and BLOCK
  * @seg: PCI segment
  * @bus: PCI bus
  * @devfn: device << 3 | function
  * @stream: stream id; IN for BIND, OUT for QUERY_ENDPOINT
  * @ctx_no: OUT of QUERY_ENDPOINT: the context it is attached to
- * @blocked: OUT of QUERY_ENDPOINT: 1 while it waits for its reset after one of the IOMMU
+ * @blocked: OUT of QUERY_ENDPOINT: 1 while it reaches nothing, whatever the context
  * @pad0: 0
  */
 struct pviommu_op_binding {

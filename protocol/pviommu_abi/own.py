@@ -12,7 +12,7 @@ class OwnOp(IntEnum):
     BIND = 1
     """tell the device which stream the function at an SBDF is (a vfio-user device never learns its address)"""
     UNBIND = 2
-    """forget the binding; the endpoint goes back to the default context"""
+    """forget the binding; the endpoint reaches nothing until it is bound and attached again"""
     QUERY_ENDPOINT = 3
     """stream and context of a bound function"""
     QUERY_USAGE = 4
@@ -23,14 +23,16 @@ class OwnOp(IntEnum):
     """carry out an operation of the selected profile whose structure lies in guest memory, as a hypercall's does"""
     RESERVE = 7
     """set pool pages aside for a context, so that maps which need no more of them cannot fail for lack of any"""
+    BLOCK = 8
+    """take the function out of its context; it reaches nothing, no direct region either, until it is attached again"""
 
 
 class Binding(Record):
-    """BIND, UNBIND and QUERY_ENDPOINT.
+    """BIND, UNBIND, QUERY_ENDPOINT and BLOCK.
 
     BIND: unknown stream -ENODEV; SBDF or stream bound elsewhere -EEXIST; fixed by the configuration -EPERM; the
     same binding again 0.
-    UNBIND and QUERY_ENDPOINT: not bound -ENOENT.
+    UNBIND, QUERY_ENDPOINT and BLOCK: not bound -ENOENT.
     """
 
     seg: Annotated[int, U16, "PCI segment"]
@@ -38,7 +40,7 @@ class Binding(Record):
     devfn: Annotated[int, U8, "device << 3 | function"]
     stream: Annotated[int, U32, "stream id; IN for BIND, OUT for QUERY_ENDPOINT"] = 0
     ctx_no: Annotated[int, U16, "OUT of QUERY_ENDPOINT: the context it is attached to"] = 0
-    blocked: Annotated[int, U16, "OUT of QUERY_ENDPOINT: 1 while it waits for its reset after one of the IOMMU"] = 0
+    blocked: Annotated[int, U16, "OUT of QUERY_ENDPOINT: 1 while it reaches nothing, whatever the context"] = 0
     pad0: Annotated[int, U32, "0"] = 0
 
 

@@ -43,6 +43,7 @@ class GuestRingLine(Record):
 
     producer: Annotated[int, U32, "slots submitted"]
     completion_event: Annotated[int, U32, "interrupt me when completed passes this"]
+    awaited: Annotated[int, U32, "somebody polls until completed is this; no wait is over before it is reached"]
 
 
 class DeviceRingLine(Record):
@@ -174,7 +175,11 @@ class RegionKind(IntEnum):
     """Kinds of reserved region."""
 
     RESERVED = 1
+    """no map may touch it"""
     MSI = 2
+    """writes to it are interrupts and never translated"""
+    DIRECT = 3
+    """mapped 1:1 in whatever context the endpoint is attached to, as an RMRR or IVMD asks for"""
 
 
 class ReservedRegion(Record):

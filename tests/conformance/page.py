@@ -25,6 +25,7 @@ KINDS = {
     "xen": "Xen PV-IOMMU",
     "wire": "vfio-user",
     "defect": "Defects of others",
+    "driver": "The guest driver",
 }
 MAX_DEVIATIONS = 8
 """Rows of the Xen profiles in which the device may do something else, safely and for a reason."""
@@ -63,7 +64,7 @@ def load(path: Path = ROWS) -> dict[Key, Row]:
     return {
         (kind, number): Row(title, reasons.get(f"{kind} {number}", ""))
         for kind in KINDS
-        for number, title in document[kind].items()
+        for number, title in document.get(kind, {}).items()
     }
 
 

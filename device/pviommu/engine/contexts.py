@@ -67,13 +67,17 @@ class Contexts:
 
 
 class Endpoints:
-    """Every endpoint is in exactly one context; a blocked one translates nothing meanwhile."""
+    """Every endpoint is in exactly one context; a blocked one translates nothing meanwhile.
 
-    __slots__ = ("_blocked", "_contexts", "_regions")
+    One that is held is blocked until it is attached: its own reset does not unblock it.
+    """
+
+    __slots__ = ("_blocked", "_contexts", "_held", "_regions")
 
     def __init__(self) -> None:
         self._contexts: dict[int, int] = {}
         self._blocked: set[int] = set()
+        self._held: set[int] = set()
         self._regions: dict[int, tuple[ReservedRegion, ...]] = {}
 
     def view(self) -> Mapping[int, int]:
@@ -108,10 +112,26 @@ class Endpoints:
         self._blocked.add(stream)
 
     def unblock(self, stream: int) -> None:
+        """Without effect on one that is held."""
+        if stream not in self._held:
+            self._blocked.discard(stream)
+
+    def hold(self, stream: int) -> None:
+        """Block it until :meth:`let_go`."""
+        self._held.add(stream)
+        self._blocked.add(stream)
+
+    def let_go(self, stream: int) -> None:
+        """Unblock it, held or not."""
+        self._held.discard(stream)
         self._blocked.discard(stream)
 
     def reset(self) -> None:
-        """All into the default context; what was outside it is blocked, lest a stale IOVA is read as physical."""
+        """All into the default context; what was outside it is blocked, lest a stale IOVA is read as physical.
+
+        What was held stays blocked, but its own reset unblocks it from now on.
+        """
+        self._held.clear()
         for stream, ctx in self._contexts.items():
             if ctx != DEFAULT_CONTEXT:
                 self._blocked.add(stream)

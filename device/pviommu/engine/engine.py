@@ -94,7 +94,7 @@ class Engine(Translation):
                 if regions and self._contexts.get(changed):
                     self._contexts.show(changed)
             self._endpoints.move(stream, ctx)
-        self._endpoints.unblock(stream)
+        self._endpoints.let_go(stream)
         return None
 
     def block(self, stream: int) -> Stop | None:
@@ -105,7 +105,17 @@ class Engine(Translation):
         self._endpoints.block(stream)
         return None
 
+    def hold(self, stream: int) -> Stop | None:
+        """Take an endpoint out of its context, with its direct regions, and refuse every translation until it is
+        attached again; :meth:`unblock` does not end that. NO_ENDPOINT if unknown; nothing else can fail.
+        """
+        stop = self.attach(stream, DEFAULT_CONTEXT)
+        if stop is None:
+            self._endpoints.hold(stream)
+        return stop
+
     def unblock(self, stream: int) -> Stop | None:
+        """End what :meth:`block` or a reset began, but not :meth:`hold`; NO_ENDPOINT if unknown."""
         if self._endpoints.get(stream) is None:
             return Stop.NO_ENDPOINT
         self._endpoints.unblock(stream)

@@ -29,6 +29,7 @@ from ..pci.shared_memory import SharedMemory
 __all__ = ["CapabilityPublisher", "chain", "iova_ranges", "reserved_regions"]
 
 _PAGE = 1 << PAGE_SHIFT
+_KINDS = {"msi": RegionKind.MSI, "direct": RegionKind.DIRECT}
 
 
 def iova_ranges(config: EngineConfig) -> list[AddressRange]:
@@ -55,7 +56,7 @@ def reserved_regions(
         ReservedRegion(
             region.first * _PAGE,
             (region.last + 1) * _PAGE - 1,
-            RegionKind.MSI if region.kind == "msi" else RegionKind.RESERVED,
+            _KINDS.get(region.kind, RegionKind.RESERVED),
             stream,
         )
         for region, stream in owned

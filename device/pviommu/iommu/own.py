@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from pviommu_abi.own import Binding, Call, OwnOp, Reserve, Usage
-from pviommu_abi.slots import DEFAULT_CONTEXT, Errno
+from pviommu_abi.slots import Errno
 
 from ..counters import Counters
 from ..engine import Engine, Stop
@@ -40,7 +40,7 @@ class OwnOperations:
     @staticmethod
     def reorders(op: int) -> bool:
         """Whether the operation must wait for all rings: it moves an endpoint, or (CALL) might do so."""
-        return op in (OwnOp.UNBIND, OwnOp.CALL)
+        return op in (OwnOp.UNBIND, OwnOp.BLOCK, OwnOp.CALL)
 
     def execute(self, op: int, payload: bytes) -> Answer:
         """Carry out ``op`` with the 48 bytes of ``payload``. Unknown operations are -EOPNOTSUPP."""
@@ -63,10 +63,19 @@ class OwnOperations:
         sbdf = sbdf_of(binding.seg, binding.bus, binding.devfn)
         stream = self._bindings.stream(sbdf)
         result = self._bindings.unbind(sbdf)
-        # one that is in the default context already may be blocked there, and attaching would unblock it
-        if result == 0 and stream is not None and self._engine.endpoints()[stream] != DEFAULT_CONTEXT:
-            self._engine.attach(stream, DEFAULT_CONTEXT)
+        if result == 0 and stream is not None:
+            self._engine.hold(stream)
         return Reply(result)
+
+    def op_block(self, payload: bytes) -> Reply:
+        if any(payload[_BINDING_IN:]):
+            return REFUSED
+        given = Binding.unpack(payload)
+        stream = self._bindings.stream(sbdf_of(given.seg, given.bus, given.devfn))
+        if stream is None:
+            return Reply(-Errno.ENOENT)
+        self._engine.hold(stream)
+        return DONE
 
     def op_query_endpoint(self, payload: bytes) -> Reply:
         if any(payload[Binding.SIZE :]):
