@@ -139,6 +139,7 @@ struct pviommu_capabilities {
  * @waited: driver: commands sent whose outcome somebody waited for
  * @doorbells: driver: doorbells rung
  * @rescues: driver: doorbells rung for whoever waited in vain for a lost one
+ * @device_doorbells: device: doorbells rung since it was started, by any driver
  */
 struct pviommu_usage {
 	u32 contexts;
@@ -156,6 +157,7 @@ struct pviommu_usage {
 	u64 waited;
 	u64 doorbells;
 	u64 rescues;
+	u32 device_doorbells;
 };
 
 /**
