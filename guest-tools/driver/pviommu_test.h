@@ -213,5 +213,7 @@ extern const struct ktap_case pvt_fault_cases[];
 extern const unsigned int pvt_nr_fault_cases;
 extern const struct ktap_case pvt_ring_cases[];
 extern const unsigned int pvt_nr_ring_cases;
+extern const struct ktap_case pvt_doorbell_cases[];
+extern const unsigned int pvt_nr_doorbell_cases;
 
 #endif /* _PVIOMMU_IOMMU_TEST_H */
