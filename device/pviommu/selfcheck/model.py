@@ -10,7 +10,7 @@ class Model:
         self.levels = (9, 18) if aperture_bits <= 39 else (9, 18, 27)  # tables of a page, the root left out
         self.pages: dict[int, dict[int, tuple[int, int]]] = {}  # context: {dfn: (gfn, access bits)}
         self.tables: dict[int, dict[tuple[int, int], int]] = {}  # context: {(level, place): pages mapped through it}
-        self.attached, self.blocked = dict[int, int](), set[int]()  # stream: context; streams
+        self.attached, self.blocked, self.held = dict[int, int](), set[int](), set[int]()  # stream: context; streams
 
     def usage(self) -> tuple[int, int, int, int]:
         used = len(self.pages) + sum(map(len, self.tables.values()))
@@ -37,11 +37,19 @@ class Model:
     def attach(self, stream: int, ctx: int) -> Answer:
         if stream not in self.attached or (ctx and ctx not in self.pages):
             return 0, "NO_CONTEXT" if stream in self.attached else "NO_ENDPOINT", None
-        self.attached[stream], self.blocked = ctx, self.blocked - {stream}
+        self.attached[stream], self.blocked, self.held = ctx, self.blocked - {stream}, self.held - {stream}
         return 0, None, None
 
+    def hold(self, stream: int) -> Answer:
+        if not (answer := self.attach(stream, 0))[1]:
+            self.blocked, self.held = self.blocked | {stream}, self.held | {stream}
+        return answer
+
+    def unblock(self, stream: int) -> None:
+        self.blocked -= {stream} - self.held
+
     def reset(self) -> None:
-        self.blocked |= {stream for stream, ctx in self.attached.items() if ctx}
+        self.blocked, self.held = self.blocked | {stream for stream, ctx in self.attached.items() if ctx}, set()
         self.attached, self.pages, self.tables = dict.fromkeys(self.attached, 0), {}, {}
 
     def refused(self, ctx: int, dfn: int, nr: int, access: int = 3) -> Answer | None:

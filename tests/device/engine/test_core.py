@@ -100,6 +100,8 @@ def change(engine, name):
         engine.attach(STREAM, 0)
     elif name == "block":
         engine.block(STREAM)
+    elif name == "hold":
+        engine.hold(STREAM)
     elif name == "set_ram":
         engine.set_ram([(0, 0xFF)])
     elif name == "free":
@@ -108,7 +110,7 @@ def change(engine, name):
         engine.reset()
 
 
-@pytest.mark.parametrize("name", ["unmap", "attach", "block", "set_ram", "free", "reset"])
+@pytest.mark.parametrize("name", ["unmap", "attach", "block", "hold", "set_ram", "free", "reset"])
 def test_after_a_change_no_request_is_answered_from_memory(engine, core, name):
     engine.attach(STREAM, 1)
     engine.translate(STREAM, 0x1000, 0x10, R)

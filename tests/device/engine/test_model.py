@@ -90,6 +90,16 @@ class EngineHistory(RuleBasedStateMachine):
         self.engine.block(stream)
         self.model.blocked.add(stream)
 
+    @rule(stream=st.integers(1, 5))
+    def hold(self, stream):
+        stop = self.engine.hold(stream)
+        assert (stop and stop.name) == self.model.hold(stream)[1]
+
+    @rule(stream=st.integers(1, 4))
+    def unblock(self, stream):
+        self.engine.unblock(stream)
+        self.model.unblock(stream)
+
     @rule(ram=st.sampled_from(RAM))
     def set_ram(self, ram):
         self.engine.set_ram(ram)
@@ -194,6 +204,7 @@ class EngineHistory(RuleBasedStateMachine):
     def usage_agrees(self):
         assert self.engine.usage() == Usage(*self.model.usage(), self.model.max_contexts)
         assert self.engine.endpoints() == self.model.attached
+        assert {stream for stream in self.model.attached if self.engine.is_blocked(stream)} == self.model.blocked
         assert self.engine.contexts() == tuple(sorted(self.model.pages))
 
     @invariant()
