@@ -105,6 +105,11 @@ class EngineHistory(RuleBasedStateMachine):
         self.engine.set_ram(ram)
         self.model.set_ram(ranges(ram))
 
+    @rule(mmio=st.sampled_from([[], [(0x600, 0x601)], [(0x5FE, 0x603), (0x1FF, 0x1FF)], [(0x40000, 0x40FFF)]]))
+    def set_mmio(self, mmio):
+        self.engine.set_mmio(mmio)
+        self.model.mmio = ranges(mmio)
+
     @rule(less_contexts=st.integers(0, 1), less_pages=st.integers(0, 5))
     def limit(self, less_contexts, less_pages):
         model, config = self.model, self.engine.config
