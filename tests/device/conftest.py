@@ -76,11 +76,16 @@ class Inputs(LiveInputs):
 class Driver:
     """What a guest does with the PV-IOMMU, written down: registers, rings, operations and events."""
 
-    def __init__(self, reserved: Mapping[str, tuple[ReservedEntry, ...]] | None = None, **settings: Any) -> None:
+    def __init__(
+        self,
+        reserved: Mapping[str, tuple[ReservedEntry, ...]] | None = None,
+        fixed: Mapping[str, str] | None = None,
+        **settings: Any,
+    ) -> None:
         self.inputs = Inputs()
         self.counters = Counters()
         endpoints = tuple(
-            EndpointEntry(name, "dma-test", stream, reserved=(reserved or {}).get(name, ()))
+            EndpointEntry(name, "dma-test", stream, (fixed or {}).get(name), (reserved or {}).get(name, ()))
             for name, stream in STREAM.items()
         )
         topology = Topology(IommuEntry(**settings), endpoints)

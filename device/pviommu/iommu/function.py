@@ -134,7 +134,12 @@ class PvIommu(PciFunction):
 
     def on_reset(self) -> None:
         """Power-on state: rings off, only the default context, bindings and profile gone, queued DMA cancelled."""
-        lost = [stream for stream, context in self.engine.endpoints().items() if context != DEFAULT_CONTEXT]
+        # what was queued while an endpoint was blocked was not meant for the default context either
+        lost = [
+            stream
+            for stream, context in self.engine.endpoints().items()
+            if context != DEFAULT_CONTEXT or self.engine.is_blocked(stream)
+        ]
         self._executor.reset()
         for profile in self._profiles.values():
             profile.reset()

@@ -102,7 +102,7 @@ _FUNCTIONS: dict[str, tuple[Any, ...]] = {
     "pv_table_leaf": (c_int, c_void_p, c_uint64, c_void_p),
     "pv_core_create": (c_void_p, c_uint64, c_uint32),
     "pv_core_destroy": (None, c_void_p),
-    "pv_core_set_ram": (c_int, c_void_p, c_void_p, c_uint64),
+    "pv_core_set_backed": (c_int, c_void_p, c_void_p, c_uint64),
     "pv_core_set_reserved": (c_int, c_void_p, c_void_p, c_uint64),
     "pv_core_hide": (None, c_void_p, c_uint32),
     "pv_core_show": (c_int, c_void_p, c_uint32, c_void_p, c_void_p, c_uint64, c_void_p, c_uint64, c_uint32),

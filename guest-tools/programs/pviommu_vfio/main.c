@@ -177,6 +177,7 @@ static void run_all(struct fixture *f, const struct options *options)
 	unsigned int nr_lists = 4, total = length(lifetime_tests), i;
 	bool attached;
 
+	lists[nr_lists++] = options->ops->maps_bars ? bar_tests : no_bar_tests;
 	if (options->huge)
 		lists[nr_lists++] = huge_tests;
 	if (options->nr_addresses == 2)

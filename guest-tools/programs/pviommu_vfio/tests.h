@@ -46,6 +46,9 @@ extern const struct test dma_tests[];
 extern const struct test huge_tests[];
 extern const struct test map_tests[];
 extern const struct test pool_tests[];
+/* where BARs can be mapped by their address, and where not */
+extern const struct test bar_tests[];
+extern const struct test no_bar_tests[];
 /* need two engines */
 extern const struct test isolation_tests[];
 /* come last, in this order: the first closes what is open, the others begin with all closed */

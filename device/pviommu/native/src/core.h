@@ -120,7 +120,7 @@ struct pv_core {
 	uint64_t identity;	/* whether the default context maps RAM 1:1 */
 	uint64_t profile;	/* class of the slots that are carried out here; 0: none */
 	uint64_t max_nr_pages;
-	struct pv_ranges ram;
+	struct pv_ranges backed; /* RAM, and other frames that may be mapped */
 	struct pv_ranges reserved;
 	struct pv_context *contexts[PV_CONTEXTS];
 };
