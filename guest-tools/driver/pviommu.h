@@ -14,6 +14,7 @@
 #include <linux/wait.h>
 
 #include "pviommu_raw.h"
+#include "pviommu_table.h"
 
 /*
  * The floor variant shows what the kernel itself costs: it maps and unmaps in its own tables and
@@ -29,11 +30,6 @@
 #define PVIOMMU_RING_ALIGNMENT	SZ_4K
 #define PVIOMMU_EVENT_LOG_ENTRIES	256
 #define PVIOMMU_PENDING_MAPS		16
-
-/* kinds of entries of a table; the rest of an entry is the guest frame */
-#define PVIOMMU_ENTRY_MAPPED		BIT_ULL(63)
-#define PVIOMMU_ENTRY_CLAIMED	BIT_ULL(62)
-#define PVIOMMU_ENTRY_KIND		(PVIOMMU_ENTRY_MAPPED | PVIOMMU_ENTRY_CLAIMED)
 
 /**
  * struct pviommu_answer - a command whose outcome is taken from its slot
@@ -227,24 +223,6 @@ struct pviommu_endpoint {
 };
 
 /**
- * struct pviommu_table - radix table of a domain, from frames of the device to frames of the guest
- * @root: the table of the highest level
- * @levels: levels, 9 bits each
- * @nr: its tables
- * @credit: pages of the device's pool that its context may count on
- * @pages: counts the pages of all tables of the PV-IOMMU
- * @lock: taken to change how a lowest table is kept, see pviommu_table.c
- */
-struct pviommu_table {
-	u64 *root;
-	unsigned int levels;
-	atomic_t nr;
-	u32 credit;
-	atomic_t *pages;
-	spinlock_t lock;	/* see above */
-};
-
-/**
  * struct pviommu_pending - a map whose outcome nobody has asked for yet
  * @state: what becomes of it
  * @answer: the command
@@ -305,12 +283,6 @@ static inline struct device *pviommu_dev(struct pviommu *pv)
 static inline bool pviommu_given_up(struct pviommu *pv)
 {
 	return READ_ONCE(pv->given_up);
-}
-
-/* Whether the device has reserved all the tables that the domain can need for what it has. */
-static inline bool pviommu_table_covered(const struct pviommu_table *table)
-{
-	return atomic_read(&table->nr) <= READ_ONCE(table->credit);
 }
 
 /* By hand, because what compilers make of memset() takes longer for so few words. */
@@ -388,16 +360,6 @@ int pviommu_op_reserve_take(struct pviommu_domain *own, struct pviommu_answer *a
 int pviommu_op_bind(struct pviommu *pv, u32 sbdf, u32 stream);
 int pviommu_op_unbind(struct pviommu *pv, u32 sbdf);
 int pviommu_op_usage(struct pviommu *pv, struct pviommu_usage *usage);
-
-/* pviommu_table.c */
-int pviommu_table_init(struct pviommu_table *table, unsigned int aperture_bits, atomic_t *pages);
-void pviommu_table_free(struct pviommu_table *table);
-int pviommu_table_prepare(struct pviommu_table *table, u64 dfn, u64 nr_pages, gfp_t gfp);
-int pviommu_table_fill(struct pviommu_table *table, u64 dfn, u64 nr_pages, u64 value, gfp_t gfp);
-void pviommu_table_set(struct pviommu_table *table, u64 dfn, u64 nr_pages, u64 value);
-void pviommu_table_clear(struct pviommu_table *table, u64 dfn, u64 nr_pages);
-u64 pviommu_table_clear_run(struct pviommu_table *table, u64 dfn, u64 nr_pages, u64 *kind);
-bool pviommu_table_lookup(struct pviommu_table *table, u64 dfn, u64 *gfn);
 
 /* pviommu_pending.c */
 int pviommu_pending_map(struct pviommu_domain *own, u64 dfn, u64 gfn, u32 nr_pages, u32 flags,
