@@ -12,19 +12,10 @@
 #include <linux/sizes.h>
 #include <linux/spinlock.h>
 #include <linux/wait.h>
+#include <linux/workqueue.h>
 
 #include "pviommu_raw.h"
 #include "pviommu_table.h"
-
-/*
- * The floor variant shows what the kernel itself costs: it maps and unmaps in its own tables and
- * leaves the ring store out. DMA does not work with it.
- */
-#ifdef PVIOMMU_FLOOR_BUILD
-#define PVIOMMU_FLOOR	true
-#else
-#define PVIOMMU_FLOOR	false
-#endif
 
 #define PVIOMMU_RING_ENTRIES		1024
 #define PVIOMMU_RING_ALIGNMENT	SZ_4K
@@ -45,7 +36,7 @@ struct pviommu_answer {
 
 /**
  * struct pviommu_ring - a command ring
- * @lock: serialises submission; protects all fields from @producer to @doorbells
+ * @lock: serialises submission; protects all fields from @producer to @rescues
  * @pv: its PV-IOMMU
  * @guest: index words that the driver writes
  * @device: index words that the device writes
@@ -56,10 +47,14 @@ struct pviommu_answer {
  * @answers: for each slot, who wants its outcome, or NULL
  * @producer: slots submitted; the copy in @guest is never read back
  * @completed: slots completed, when the device's word was last read
- * @notified: slots up to which the device's wish for a doorbell was looked at
+ * @rung: the event index that a doorbell was rung for last, if it lies before @producer and not
+ *	before @completed
+ * @awaited: what the device was told last that somebody polls for
  * @posted: commands sent that nobody waits for
  * @waited: commands sent whose outcome is waited for
  * @doorbells: doorbells rung
+ * @rescues: doorbells rung for whoever waited in vain for a lost one
+ * @usual: rounds that a wait polls usually; written without the lock, since it is a guess only
  * @sleeper: serialises waiters that sleep, because there is one completion_event word
  * @wait: where the sleeping waiter sleeps
  * @name: name of its interrupt
@@ -76,10 +71,13 @@ struct pviommu_ring {
 	struct pviommu_answer **answers;
 	u32 producer;
 	u32 completed;
-	u32 notified;
+	u32 rung;
+	u32 awaited;
 	u64 posted;
 	u64 waited;
 	u64 doorbells;
+	u64 rescues;
+	u32 usual;
 	struct mutex sleeper;	/* completion_event */
 	wait_queue_head_t wait;
 	char name[sizeof("pviommu-ring") + 10];
@@ -165,6 +163,8 @@ struct pviommu_frames {
  * @rings: command rings
  * @nr_rings: how many
  * @given_up: set for good when a command outlived its time
+ * @reset: set when the device was reset after that, so that no DMA goes on
+ * @reset_work: resets it
  * @no_reserve: whether the device does not know RESERVE
  * @events: event ring
  * @blocked_ctx: the empty context behind the blocked domain
@@ -191,6 +191,8 @@ struct pviommu {
 	struct pviommu_ring *rings;
 	unsigned int nr_rings;
 	bool given_up;
+	bool reset;
+	struct work_struct reset_work;
 	bool no_reserve;
 	struct pviommu_event_ring events;
 	u16 blocked_ctx;
@@ -212,6 +214,8 @@ struct pviommu {
  * @stream: stream id from its vendor capability
  * @sbdf: segment, bus, device and function
  * @domain: the domain it is attached to, or NULL
+ * @confined: whether a reset of the device is sure to leave it blocked, since it is in a context
+ *	other than 0
  */
 struct pviommu_endpoint {
 	struct list_head list;
@@ -220,6 +224,7 @@ struct pviommu_endpoint {
 	u32 stream;
 	u32 sbdf;
 	struct iommu_domain *domain;
+	bool confined;
 };
 
 /**
@@ -249,8 +254,8 @@ struct pviommu_pending {
  * @ctx: its context
  * @ring: the ring of that context
  * @table: what is mapped
+ * @asked: pages that the device was asked for last; never less than before. Under the ring's lock
  * @lock: protects the credit of @table and what follows
- * @asked: pages that the device was asked for last; never less than before
  * @refused: whether the pool had no pages for the credit
  * @retry: when to ask for it again, in jiffies
  * @nr_pending: entries of @pending that are not free
@@ -262,8 +267,8 @@ struct pviommu_domain {
 	u16 ctx;
 	struct pviommu_ring *ring;
 	struct pviommu_table table;
-	spinlock_t lock;	/* credit and pending maps */
 	u32 asked;
+	spinlock_t lock;	/* credit and pending maps */
 	bool refused;
 	unsigned long retry;
 	unsigned int nr_pending;
@@ -313,6 +318,10 @@ static inline bool pviommu_frames_hold(const struct pviommu_frames *frames, u64 
 	return false;
 }
 
+/* Waits for a map of @nr_pages by polling; @mapped counts those that are mapped, also on error. */
+#define pviommu_op_map_take(own, answer, nr_pages, mapped) \
+	pviommu_op_map_wait(own, answer, nr_pages, mapped, PVIOMMU_WAIT_BUSY)
+
 /* pviommu_pci.c */
 struct pviommu *pviommu_find(u32 instance);
 struct pviommu *pviommu_get_first(void);
@@ -329,13 +338,29 @@ struct pviommu_ring *pviommu_ring_of(struct pviommu *pv, u16 ctx);
 int pviommu_request_irqs(struct pviommu *pv);
 void pviommu_free_irqs(struct pviommu *pv);
 
-/* pviommu_ring.c */
+/* pviommu_send.c */
 int pviommu_ring_post_map(struct pviommu_domain *own, u64 dfn, u64 gfn, u32 nr_pages, u32 flags);
 int pviommu_ring_post_unmap(struct pviommu_domain *own, u64 dfn, u32 nr_pages);
-int pviommu_ring_send(struct pviommu_ring *ring, struct pviommu_answer *answer, bool notify);
+int pviommu_op_map_send(struct pviommu_domain *own, struct pviommu_answer *answer, u64 dfn, u64 gfn,
+			u32 nr_pages, u32 flags);
+int pviommu_op_map_wait(struct pviommu_domain *own, struct pviommu_answer *answer, u32 nr_pages,
+			u32 *mapped, enum pviommu_wait wait);
+void pviommu_op_sync(struct pviommu_domain *own);
+int pviommu_op_reserve_send(struct pviommu_domain *own, struct pviommu_answer *answer, u32 *pages);
+int pviommu_op_reserve_take(struct pviommu_domain *own, struct pviommu_answer *answer,
+			    enum pviommu_wait wait);
+
+/* pviommu_giveup.c */
+void pviommu_give_up_init(struct pviommu *pv);
+bool pviommu_give_up(struct pviommu *pv);
+void pviommu_give_up_reset(struct pviommu *pv);
+void pviommu_give_up_finish(struct pviommu *pv);
+int pviommu_attach_given_up(struct pviommu_endpoint *ep, struct iommu_domain *domain);
+
+/* pviommu_ring.c */
+int pviommu_ring_send(struct pviommu_ring *ring, struct pviommu_answer *answer);
 int pviommu_ring_take(struct pviommu_ring *ring, struct pviommu_answer *answer,
 		      enum pviommu_wait wait);
-u32 pviommu_ring_notify(struct pviommu_ring *ring);
 void pviommu_ring_sync(struct pviommu_ring *ring);
 u32 pviommu_ring_in_flight(struct pviommu_ring *ring);
 int pviommu_submit(struct pviommu *pv, struct pviommu_command *command, enum pviommu_wait wait);
@@ -350,13 +375,6 @@ int pviommu_op_init(struct pviommu *pv);
 int pviommu_op_alloc_context(struct pviommu *pv, u16 *ctx);
 int pviommu_op_free_context(struct pviommu *pv, u16 ctx);
 int pviommu_op_reattach(struct pviommu *pv, u32 sbdf, u16 ctx);
-int pviommu_op_map_send(struct pviommu_domain *own, struct pviommu_answer *answer, u64 dfn, u64 gfn,
-			u32 nr_pages, u32 flags);
-int pviommu_op_map_take(struct pviommu_domain *own, struct pviommu_answer *answer, u32 nr_pages,
-			u32 *mapped);
-void pviommu_op_sync(struct pviommu_domain *own);
-int pviommu_op_reserve_send(struct pviommu_domain *own, struct pviommu_answer *answer, u32 pages);
-int pviommu_op_reserve_take(struct pviommu_domain *own, struct pviommu_answer *answer);
 int pviommu_op_bind(struct pviommu *pv, u32 sbdf, u32 stream);
 int pviommu_op_unbind(struct pviommu *pv, u32 sbdf);
 int pviommu_op_usage(struct pviommu *pv, struct pviommu_usage *usage);
@@ -379,6 +397,7 @@ struct iommu_domain *pviommu_domain_alloc_paging(struct device *dev);
 extern const struct iommu_ops pviommu_ops;
 extern const struct iommu_domain_ops pviommu_domain_ops;
 int pviommu_attach(struct pviommu_endpoint *ep, struct iommu_domain *domain, u16 ctx);
+void pviommu_forget_domain(struct pviommu *pv, struct iommu_domain *domain);
 void pviommu_release_drivers(struct pviommu *pv);
 
 /* pviommu_capabilities.c */

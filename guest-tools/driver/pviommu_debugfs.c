@@ -80,6 +80,7 @@ static int usage_show(struct seq_file *s, void *unused)
 	seq_printf(s, "posted %llu\n", usage.posted);
 	seq_printf(s, "waited %llu\n", usage.waited);
 	seq_printf(s, "doorbells %llu\n", usage.doorbells);
+	seq_printf(s, "rescues %llu\n", usage.rescues);
 	return 0;
 }
 DEFINE_SHOW_ATTRIBUTE(usage);

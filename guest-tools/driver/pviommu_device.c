@@ -13,19 +13,54 @@
 
 #include "pviommu.h"
 
+/* The error of an attach, of those that the core documents, for one of the device. */
+static int pviommu_attach_error(int error)
+{
+	switch (error) {
+	case -EINVAL:
+	case -ENOMEM:
+	case -ENOSPC:
+	case -EBUSY:
+		return error;
+	case -EADDRINUSE:
+		/* a reserved region of the function is mapped to something else */
+		return -EINVAL;
+	default:
+		return -ENODEV;
+	}
+}
+
 /* Moves a function to a context. Why it failed is logged, but once only for a device given up. */
 int pviommu_attach(struct pviommu_endpoint *ep, struct iommu_domain *domain, u16 ctx)
 {
 	int ret;
 
 	mutex_lock(&ep->pv->lock);
+	/* if it fails, it may have moved or not */
+	ep->confined = ep->confined && ctx != PVIOMMU_DEFAULT_CONTEXT;
 	ret = pviommu_op_reattach(ep->pv, ep->sbdf, ctx);
-	if (!ret)
+	if (!ret) {
 		ep->domain = domain;
+		ep->confined = ctx != PVIOMMU_DEFAULT_CONTEXT;
+	}
 	mutex_unlock(&ep->pv->lock);
-	if (ret && !pviommu_given_up(ep->pv))
+	if (!ret)
+		return 0;
+	if (!pviommu_given_up(ep->pv))
 		dev_err(ep->dev, "reattach to context %u failed: %pe\n", ctx, ERR_PTR(ret));
-	return ret;
+	return pviommu_attach_error(ret);
+}
+
+/* A domain is about to be freed: no event is reported to it any more. */
+void pviommu_forget_domain(struct pviommu *pv, struct iommu_domain *domain)
+{
+	struct pviommu_endpoint *ep;
+
+	mutex_lock(&pv->lock);
+	list_for_each_entry(ep, &pv->endpoints, list)
+		if (ep->domain == domain)
+			ep->domain = NULL;
+	mutex_unlock(&pv->lock);
 }
 
 static int pviommu_identity_attach(PVIOMMU_ATTACH_PARAMETERS)
@@ -44,8 +79,7 @@ static int pviommu_blocked_attach(PVIOMMU_ATTACH_PARAMETERS)
 	struct pviommu_endpoint *ep = dev_iommu_priv_get(dev);
 	int ret = pviommu_attach(ep, domain, ep->pv->blocked_ctx);
 
-	/* the core has nowhere else to go, and nobody will hand this device memory again */
-	return ret && pviommu_given_up(ep->pv) ? 0 : ret;
+	return ret && pviommu_given_up(ep->pv) ? pviommu_attach_given_up(ep, domain) : ret;
 }
 
 static const struct iommu_domain_ops pviommu_identity_ops = {

@@ -23,6 +23,7 @@
 #define pr_fmt(fmt) "pviommu: " fmt
 
 #include <linux/dma-mapping.h>
+#include <linux/gfp.h>
 #include <linux/jiffies.h>
 #include <linux/module.h>
 #include <linux/slab.h>
@@ -44,6 +45,11 @@ static bool pviommu_domain_is_dma(const struct pviommu_domain *own)
 	return own->domain.type & __IOMMU_DOMAIN_DMA_API;
 }
 
+static enum pviommu_wait pviommu_wait_of(gfp_t gfp)
+{
+	return gfpflags_allow_blocking(gfp) ? PVIOMMU_WAIT_YIELD : PVIOMMU_WAIT_BUSY;
+}
+
 static int pviommu_domain_attach(PVIOMMU_ATTACH_PARAMETERS)
 {
 	struct pviommu_endpoint *ep = dev_iommu_priv_get(dev);
@@ -53,42 +59,32 @@ static int pviommu_domain_attach(PVIOMMU_ATTACH_PARAMETERS)
 	if (own->pv != ep->pv)
 		return -EINVAL;
 	ret = pviommu_attach(ep, domain, own->ctx);
-	/*
-	 * The core goes back to the domain of the DMA API where it cannot bear an error. Behind a
-	 * device that was given up that does no harm: nothing can be mapped in it.
-	 */
-	return ret && pviommu_given_up(ep->pv) && pviommu_domain_is_dma(own) ? 0 : ret;
+	/* the core goes back to the domain of the DMA API where it cannot bear an error */
+	if (ret && pviommu_given_up(ep->pv) && pviommu_domain_is_dma(own))
+		return pviommu_attach_given_up(ep, domain);
+	return ret;
 }
 
 /*
  * Has the device reserve pages of its pool for all the tables that the domain has. When the pool
  * has none left, that is asked again after a second at the earliest.
  */
-static void pviommu_domain_reserve(struct pviommu_domain *own)
+static void pviommu_domain_reserve(struct pviommu_domain *own, enum pviommu_wait wait)
 {
 	struct pviommu_answer answer;
 	unsigned long flags;
+	bool wants;
 	u32 wanted;
 	int ret;
 
 	if (READ_ONCE(own->pv->no_reserve))
 		return;
 	spin_lock_irqsave(&own->lock, flags);
-	if (own->refused && time_before(jiffies, own->retry)) {
-		spin_unlock_irqrestore(&own->lock, flags);
-		return;
-	}
-	/*
-	 * Sent under the lock, and never less than before: the device goes by the last one. A table
-	 * that is made meanwhile is one that the domain is not covered for.
-	 */
-	own->asked = max_t(u32, own->asked, atomic_read(&own->table.nr));
-	wanted = own->asked;
-	ret = pviommu_op_reserve_send(own, &answer, wanted);
+	wants = !own->refused || time_after_eq(jiffies, own->retry);
 	spin_unlock_irqrestore(&own->lock, flags);
-	if (ret)
+	if (!wants || pviommu_op_reserve_send(own, &answer, &wanted))
 		return;
-	ret = pviommu_op_reserve_take(own, &answer);
+	ret = pviommu_op_reserve_take(own, &answer, wait);
 
 	spin_lock_irqsave(&own->lock, flags);
 	own->refused = ret;
@@ -113,9 +109,9 @@ static int pviommu_map_post(struct pviommu_domain *own, u64 dfn, u64 gfn, u32 nr
 	ret = pviommu_table_fill(&own->table, dfn, nr_pages, PVIOMMU_ENTRY_MAPPED | gfn, gfp);
 	if (ret)
 		return ret;
-	if (!PVIOMMU_FLOOR && unlikely(!pviommu_table_covered(&own->table)))
-		pviommu_domain_reserve(own);
-	ret = PVIOMMU_FLOOR ? 0 : pviommu_ring_post_map(own, dfn, gfn, nr_pages, flags);
+	if (unlikely(!pviommu_table_covered(&own->table)))
+		pviommu_domain_reserve(own, pviommu_wait_of(gfp));
+	ret = pviommu_ring_post_map(own, dfn, gfn, nr_pages, flags);
 	if (unlikely(ret))
 		pviommu_table_clear(&own->table, dfn, nr_pages);
 	return ret;
@@ -134,7 +130,7 @@ static noinline int pviommu_map_wait(struct pviommu_domain *own, u64 dfn, u64 gf
 	ret = pviommu_op_map_send(own, &answer, dfn, gfn, nr_pages, flags);
 	if (ret)
 		return ret;
-	ret = pviommu_op_map_take(own, &answer, nr_pages, mapped);
+	ret = pviommu_op_map_wait(own, &answer, nr_pages, mapped, pviommu_wait_of(gfp));
 	pviommu_table_set(&own->table, dfn, *mapped, PVIOMMU_ENTRY_MAPPED | gfn);
 	return ret;
 }
@@ -209,9 +205,8 @@ static size_t pviommu_domain_unmap(struct iommu_domain *domain, unsigned long io
 		}
 		for (; run; run -= chunk, dfn += chunk) {
 			chunk = min_t(u64, run, own->pv->caps.max_nr_pages);
-			/* what a device that was given up translates, nobody may rely on */
-			if (!PVIOMMU_FLOOR)
-				pviommu_ring_post_unmap(own, dfn, chunk);
+			/* the reset of a device that was given up ends all DMA */
+			pviommu_ring_post_unmap(own, dfn, chunk);
 		}
 	} while (left && kind);
 	if (!posted)
@@ -249,6 +244,7 @@ static void pviommu_domain_free(struct iommu_domain *domain)
 	struct pviommu_domain *own = to_pviommu_domain(domain);
 	int ret;
 
+	pviommu_forget_domain(own->pv, domain);
 	/* a ring may hold the address of what is freed here */
 	pviommu_pending_collect(own, 0, U64_MAX);
 	ret = pviommu_op_free_context(own->pv, own->ctx);

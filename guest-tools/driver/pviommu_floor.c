@@ -2,16 +2,25 @@
 /*
  * The PV-IOMMU driver without the store to the ring in map and unmap: what the kernel itself costs.
  * DMA does not work with it; it is for measurements only. One unit, because the same sources make
- * the real driver.
+ * the real driver: all of them but pviommu_send.c, which is replaced here.
  */
 
-#define PVIOMMU_FLOOR_BUILD
+#define pr_fmt(fmt) "pviommu: " fmt
 
+#include <linux/module.h>
+
+/* Nothing may load it by itself. */
+#undef MODULE_DEVICE_TABLE
+#define MODULE_DEVICE_TABLE(type, name)
+
+#undef pr_fmt
 #include "pviommu_pci.c"
 #undef pr_fmt
 #include "pviommu_rings.c"
 #undef pr_fmt
 #include "pviommu_ring.c"
+#undef pr_fmt
+#include "pviommu_giveup.c"
 #undef pr_fmt
 #include "pviommu_ops.c"
 #undef pr_fmt
@@ -32,3 +41,42 @@
 #include "pviommu_events.c"
 #undef pr_fmt
 #include "pviommu_debugfs.c"
+
+int pviommu_ring_post_map(struct pviommu_domain *own, u64 dfn, u64 gfn, u32 nr_pages, u32 flags)
+{
+	return 0;
+}
+
+int pviommu_ring_post_unmap(struct pviommu_domain *own, u64 dfn, u32 nr_pages)
+{
+	return 0;
+}
+
+int pviommu_op_map_send(struct pviommu_domain *own, struct pviommu_answer *answer, u64 dfn, u64 gfn,
+			u32 nr_pages, u32 flags)
+{
+	return 0;
+}
+
+int pviommu_op_map_wait(struct pviommu_domain *own, struct pviommu_answer *answer, u32 nr_pages,
+			u32 *mapped, enum pviommu_wait wait)
+{
+	*mapped = nr_pages;
+	return 0;
+}
+
+void pviommu_op_sync(struct pviommu_domain *own)
+{
+}
+
+int pviommu_op_reserve_send(struct pviommu_domain *own, struct pviommu_answer *answer, u32 *pages)
+{
+	*pages = atomic_read(&own->table.nr);
+	return 0;
+}
+
+int pviommu_op_reserve_take(struct pviommu_domain *own, struct pviommu_answer *answer,
+			    enum pviommu_wait wait)
+{
+	return 0;
+}

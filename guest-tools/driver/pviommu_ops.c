@@ -68,55 +68,6 @@ int pviommu_op_unbind(struct pviommu *pv, u32 sbdf)
 	return pviommu_submit(pv, &command, PVIOMMU_WAIT_SLEEP);
 }
 
-/* Sends a map whose outcome pviommu_op_map_take() gets. */
-int pviommu_op_map_send(struct pviommu_domain *own, struct pviommu_answer *answer, u64 dfn, u64 gfn,
-			u32 nr_pages, u32 flags)
-{
-	if (PVIOMMU_FLOOR)
-		return 0;
-	own->pv->profile->map(&answer->command, own->ctx, dfn, gfn, nr_pages, flags);
-	return pviommu_ring_send(own->ring, answer, false);
-}
-
-/* Waits for a map of @nr_pages; @mapped counts those that are mapped, also on error. */
-int pviommu_op_map_take(struct pviommu_domain *own, struct pviommu_answer *answer, u32 nr_pages,
-			u32 *mapped)
-{
-	int ret;
-
-	*mapped = nr_pages;
-	if (PVIOMMU_FLOOR)
-		return 0;
-	pviommu_ring_notify(own->ring);
-	ret = pviommu_ring_take(own->ring, answer, PVIOMMU_WAIT_BUSY);
-	*mapped = 0;
-	/* without an answer nobody knows; nothing of the device is used any more */
-	if (!pviommu_given_up(own->pv))
-		*mapped = min(own->pv->profile->mapped(&answer->command), nr_pages);
-	return !ret && *mapped != nr_pages ? -EIO : ret;
-}
-
-/* Waits until the device has done all that was sent for a domain. */
-void pviommu_op_sync(struct pviommu_domain *own)
-{
-	if (!PVIOMMU_FLOOR)
-		pviommu_ring_sync(own->ring);
-}
-
-/* Asks the device to keep @pages pages of its pool for a domain's context. */
-int pviommu_op_reserve_send(struct pviommu_domain *own, struct pviommu_answer *answer, u32 pages)
-{
-	pviommu_own_command(&answer->command, PVIOMMU_OWN_RESERVE, 0);
-	answer->command.op.reserve.ctx_no = cpu_to_le16(own->ctx);
-	answer->command.op.reserve.pages = cpu_to_le32(pages);
-	return pviommu_ring_send(own->ring, answer, true);
-}
-
-int pviommu_op_reserve_take(struct pviommu_domain *own, struct pviommu_answer *answer)
-{
-	return pviommu_ring_take(own->ring, answer, PVIOMMU_WAIT_BUSY);
-}
-
 /* What is in use, once all that was sent is done: the device's counters and the driver's own. */
 int pviommu_op_usage(struct pviommu *pv, struct pviommu_usage *usage)
 {
@@ -144,11 +95,13 @@ int pviommu_op_usage(struct pviommu *pv, struct pviommu_usage *usage)
 	usage->posted = 0;
 	usage->waited = 0;
 	usage->doorbells = 0;
+	usage->rescues = 0;
 	for (i = 0; i < pv->nr_rings; i++) {
 		usage->slots_in_flight += pviommu_ring_in_flight(&pv->rings[i]);
 		usage->posted += READ_ONCE(pv->rings[i].posted);
 		usage->waited += READ_ONCE(pv->rings[i].waited);
 		usage->doorbells += READ_ONCE(pv->rings[i].doorbells);
+		usage->rescues += READ_ONCE(pv->rings[i].rescues);
 	}
 	return 0;
 }

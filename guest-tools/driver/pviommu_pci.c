@@ -163,6 +163,7 @@ static int pviommu_start(struct pviommu *pv)
 
 static void pviommu_stop(struct pviommu *pv)
 {
+	pviommu_give_up_finish(pv);
 	pviommu_rings_stop(pv);
 	writel(1, pv->regs + PVIOMMU_REG_RESET);
 }
@@ -223,6 +224,7 @@ static int pviommu_probe(struct pci_dev *pdev, const struct pci_device_id *id)
 	pv->profile = chosen;
 	mutex_init(&pv->lock);
 	INIT_LIST_HEAD(&pv->endpoints);
+	pviommu_give_up_init(pv);
 	init_waitqueue_head(&pv->idle);
 
 	ret = pci_enable_device_mem(pdev);
@@ -314,8 +316,7 @@ static void pviommu_shutdown(struct pci_dev *pdev)
 {
 	struct pviommu *pv = pci_get_drvdata(pdev);
 
-	WRITE_ONCE(pv->given_up, true);
-	pviommu_rings_wake(pv);
+	pviommu_give_up_reset(pv);
 	pviommu_stop(pv);
 }
 
@@ -343,9 +344,7 @@ static const struct pci_device_id pviommu_ids[] = {
 	{}
 };
 
-#ifndef PVIOMMU_FLOOR_BUILD
 MODULE_DEVICE_TABLE(pci, pviommu_ids);
-#endif
 
 static struct pci_driver pviommu_driver = {
 	.name = KBUILD_MODNAME,

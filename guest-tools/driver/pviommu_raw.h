@@ -18,11 +18,13 @@ struct pviommu;
 /**
  * enum pviommu_wait - how the sender of a command learns its result
  * @PVIOMMU_WAIT_BUSY: polls; allowed in atomic context
+ * @PVIOMMU_WAIT_YIELD: polls as long as that usually helps, then sleeps
  * @PVIOMMU_WAIT_SLEEP: sleeps until the completion interrupt
  * @PVIOMMU_POSTED: not at all; a failure comes as an event
  */
 enum pviommu_wait {
 	PVIOMMU_WAIT_BUSY,
+	PVIOMMU_WAIT_YIELD,
 	PVIOMMU_WAIT_SLEEP,
 	PVIOMMU_POSTED,
 };
@@ -136,6 +138,7 @@ struct pviommu_capabilities {
  * @posted: driver: commands sent that nobody waited for
  * @waited: driver: commands sent whose outcome somebody waited for
  * @doorbells: driver: doorbells rung
+ * @rescues: driver: doorbells rung for whoever waited in vain for a lost one
  */
 struct pviommu_usage {
 	u32 contexts;
@@ -152,6 +155,7 @@ struct pviommu_usage {
 	u64 posted;
 	u64 waited;
 	u64 doorbells;
+	u64 rescues;
 };
 
 /**

@@ -1,363 +1,342 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Paravirtual IOMMU: a command ring at work.
+ * Paravirtual IOMMU: a command ring at work: doorbells and waiting.
  *
  * Slots and indices lie in memory that the device shares, so sending a command and learning that it
  * is done are plain memory accesses. Only when the device sleeps does it ask, by its event index,
  * for the doorbell, which is a trapped register.
  *
- * Whether it asks need not be looked at after each slot. A posted command may lie in the ring of a
- * sleeping device for any time: who posts a map relies on the DMA that follows, and the device
- * works off its rings before it refuses a translation; who posts an unmap waits for it later, and
- * whoever waits looks. So the event index is compared with everything since the last look
- * (@notified), by each waiter and by whoever finds the ring half full. Nothing is missed: a device
- * that fell asleep did so at an index that it had completed, that index lies behind every slot that
- * it has not seen, and it has looked at producer after publishing its event index, as the driver
- * looks at the event index after publishing producer. A look may start at @completed instead if
- * that is further on: an event index before it is one that the device has left behind.
+ * The rule: a device that sleeps has published, as its event index, the number of slots that it had
+ * completed, and has looked at producer once more after that. So a doorbell is due if and only if
+ * the event index lies between completed and producer (completed included), and one doorbell for an
+ * event index is enough, since the device looks at producer when it wakes. An event index before
+ * completed is one that the device has left behind. Whoever looks does so after publishing its
+ * slot, with a barrier between: the device sees the slot, or the looker the event index.
  *
- * The barrier between the two is mb(), for a device, and not virt_mb(), for another CPU: QEMU's TCG
- * carries out the locked instruction of the latter as a plain one while the guest has one CPU.
+ * Looking, ringing and noting what was rung for (@rung) are one step under the ring's lock, with
+ * interrupts off. Nobody can come between and find a doorbell noted that is not yet rung: such a
+ * one would wait for a device that nobody has woken, on the CPU that was about to wake it.
+ *
+ * Whether the device asks need not be looked at after each slot. A posted command may lie in the
+ * ring of a sleeping device for any time: who posts a map relies on the DMA that follows, and the
+ * device works off its rings before it refuses a translation; who posts an unmap waits for it
+ * later. So those look who are about to wait, for a slot or for room, and who find the ring half
+ * full.
+ *
+ * The barrier is mb(), for a device, and not virt_mb(), for another CPU: QEMU's TCG carries out the
+ * locked instruction of the latter as a plain one while the guest has one CPU.
  */
 
 #define pr_fmt(fmt) "pviommu: " fmt
 
-#include <linux/interrupt.h>
+#include <linux/delay.h>
 #include <linux/io.h>
 #include <linux/jiffies.h>
 #include <linux/ktime.h>
+#include <linux/minmax.h>
 #include <linux/module.h>
-#include <asm/barrier.h>
 
 #include "pviommu.h"
+#include "pviommu_ring.h"
 
-/* Reading the clock may trap, so a polling waiter looks at it once in so many rounds. */
-#define PVIOMMU_SPINS_PER_CLOCK	256
-/* A waiter looks again whether the device asks for the doorbell, in case that one got lost. */
+/* Whoever waits looks again this often; by the rule above that never finds a doorbell due. */
 #define PVIOMMU_LOOK_AGAIN_MS	10
+#define PVIOMMU_LOOK_AGAIN_NS	((u64)PVIOMMU_LOOK_AGAIN_MS * NSEC_PER_MSEC)
+/* Rounds of polling before a wait gives way: at least, at most, and times what they usually are. */
+#define PVIOMMU_LEAST_ROUNDS	64
+#define PVIOMMU_MOST_ROUNDS	4096
+#define PVIOMMU_USUAL_TIMES	4
+/* A wait that gave way and was over as soon as this would have been polled for better. */
+#define PVIOMMU_SHORT_NS	(50 * NSEC_PER_USEC)
+/* The weight of one wait in what is usual, as a power of two. */
+#define PVIOMMU_USUAL_SHIFT	3
+#define PVIOMMU_MOST_DELAY_US	50000
 
 static unsigned int op_timeout_ms = 5000;
 module_param(op_timeout_ms, uint, 0644);
 MODULE_PARM_DESC(op_timeout_ms, "time that a command may take before the device is given up");
 
-/*
- * The event index rule of the interface: whether going from @old to @new passes @event.
- * All three wrap.
- */
-static bool pviommu_index_passed(u32 event, u32 new, u32 old)
-{
-	return new - event - 1 < new - old;
-}
+static unsigned int debug_doorbell_us;
+module_param(debug_doorbell_us, uint, 0644);
+MODULE_PARM_DESC(debug_doorbell_us, "for tests: time between the decision to ring and the doorbell");
 
-static u32 pviommu_completed(struct pviommu_ring *ring)
-{
-	/* Pairs with the device, which writes a slot before it moves the index past it. */
-	return le32_to_cpu(virt_load_acquire(&ring->device->completed));
-}
+/**
+ * struct pviommu_patience - how long somebody has been waiting
+ * @seen: when that was last reckoned, 0 for never
+ * @ran: time in which the waiter ran; what it was kept from running counts as a look at most
+ * @looked: @ran at the last look
+ * @event: event index that was found not rung for at the last look
+ * @completed: slots that were completed then
+ * @suspects: whether one was found
+ */
+struct pviommu_patience {
+	u64 seen;
+	u64 ran;
+	u64 looked;
+	u32 event;
+	u32 completed;
+	bool suspects;
+};
 
 /* Whether all slots before @target are completed. */
 static bool pviommu_ring_reached(struct pviommu_ring *ring, u32 target)
 {
-	return (s32)(pviommu_completed(ring) - target) >= 0;
-}
-
-/* The device has stopped answering. Nothing it may still write to is ever used again. */
-static void pviommu_give_up(struct pviommu_ring *ring)
-{
-	struct pviommu *pv = ring->pv;
-
-	if (xchg(&pv->given_up, true))
-		return;
-	dev_err(pviommu_dev(pv), "a command took longer than %u ms: the device is given up (ring %u: %u of %u slots completed, doorbell event %u, looked at up to %u, %llu doorbells rung)\n",
-		op_timeout_ms, (unsigned int)(ring - pv->rings), pviommu_completed(ring),
-		READ_ONCE(ring->producer), le32_to_cpu(READ_ONCE(ring->device->doorbell_event)),
-		READ_ONCE(ring->notified), READ_ONCE(ring->doorbells));
-	pviommu_rings_wake(pv);
-}
-
-/* Called in each round of a polling loop; false when the time is up. */
-static bool pviommu_keep_polling(unsigned int *spins, u64 *deadline)
-{
-	u64 now;
-
-	cpu_relax();
-	if (++*spins % PVIOMMU_SPINS_PER_CLOCK)
-		return true;
-	now = ktime_get_mono_fast_ns();
-	if (!*deadline)
-		*deadline = now + (u64)op_timeout_ms * NSEC_PER_MSEC;
-	return now < *deadline;
+	return (s32)(pviommu_ring_completed(ring) - target) >= 0;
 }
 
 /* Copies the outcome of a command to whom it belongs; its slot is free then. Under the lock. */
-static void pviommu_ring_hand_over(struct pviommu_ring *ring, struct pviommu_answer *answer)
+void pviommu_ring_hand_over(struct pviommu_ring *ring, struct pviommu_answer *answer)
 {
-	u32 place = answer->index & (ring->entries - 1);
+	u32 place = pviommu_ring_place(ring, answer->index);
 
 	answer->command = ring->slots[place];
 	answer->taken = true;
 	ring->answers[place] = NULL;
 }
 
-/*
- * Whether the next slot may be filled. An outcome that lies there untaken is handed over: its owner
- * may be anyone that this CPU has interrupted, so nobody may have to wait for it.
- */
-static bool pviommu_ring_room(struct pviommu_ring *ring)
+/* Whether the device asks for a doorbell that it did not get yet. Under the lock. */
+static bool pviommu_ring_asks(struct pviommu_ring *ring, u32 *event)
 {
-	struct pviommu_answer *answer;
-
-	if (ring->producer - ring->completed >= ring->entries) {
-		ring->completed = pviommu_completed(ring);
-		if (ring->producer - ring->completed >= ring->entries)
-			return false;
-	}
-	answer = ring->answers[ring->producer & (ring->entries - 1)];
-	if (unlikely(answer))
-		pviommu_ring_hand_over(ring, answer);
-	return true;
-}
-
-/* Whether the device wants the doorbell for what came since the last look. Under the lock. */
-static bool pviommu_ring_asks(struct pviommu_ring *ring)
-{
-	u32 event, old;
+	u32 in_flight;
 
 	/* The device publishes its event index, then looks at producer: one of both sees it. */
 	mb();
 	/* Read before completed, so that an event index left behind is seen to be that. */
-	event = le32_to_cpu(virt_load_acquire(&ring->device->doorbell_event));
-	ring->completed = pviommu_completed(ring);
-	old = (s32)(ring->completed - ring->notified) > 0 ? ring->completed : ring->notified;
-	ring->notified = ring->producer;
-	if (!pviommu_index_passed(event, ring->producer, old))
-		return false;
+	*event = le32_to_cpu(virt_load_acquire(&ring->device->doorbell_event));
+	ring->completed = pviommu_ring_completed(ring);
+	in_flight = ring->producer - ring->completed;
+	/* Kept just out of the way when it is left behind: an index that wraps never meets it. */
+	if (ring->rung - ring->completed >= in_flight)
+		ring->rung = ring->completed - 1;
+	return *event - ring->completed < in_flight && *event != ring->rung;
+}
+
+/* Rings the doorbell for an event index. Under the lock. */
+static void pviommu_ring_doorbell(struct pviommu_ring *ring, u32 event)
+{
+	unsigned int delay = READ_ONCE(debug_doorbell_us);
+
+	if (unlikely(delay)) {
+		delay = min(delay, PVIOMMU_MOST_DELAY_US);
+		mdelay(delay / USEC_PER_MSEC);
+		udelay(delay % USEC_PER_MSEC);
+	}
+	ring->rung = event;
 	ring->doorbells++;
-	return true;
+	writel(1, ring->doorbell);
 }
 
-static bool pviommu_ring_half_full(struct pviommu_ring *ring)
+/* Tells the device of all that was sent, if it asks for that. Under the lock. */
+void pviommu_ring_look(struct pviommu_ring *ring)
 {
-	if (likely(ring->producer - ring->completed < ring->entries / 2))
-		return false;
-	ring->completed = pviommu_completed(ring);
-	return ring->producer - ring->completed >= ring->entries / 2;
-}
+	u32 event;
 
-/* Takes the lock when there is room in the ring: 0; or when there is no device any more: -EIO. */
-static int pviommu_ring_lock(struct pviommu_ring *ring, unsigned long *flags)
-	__acquires(&ring->lock)
-{
-	unsigned int spins = 0;
-	u64 deadline = 0;
-
-	for (;;) {
-		spin_lock_irqsave(&ring->lock, *flags);
-		if (unlikely(pviommu_given_up(ring->pv)))
-			return -EIO;
-		if (likely(pviommu_ring_room(ring)))
-			return 0;
-		spin_unlock_irqrestore(&ring->lock, *flags);
-		if (!pviommu_keep_polling(&spins, &deadline))
-			pviommu_give_up(ring);
-	}
-}
-
-/* The slot that is to be filled next. Under the lock. */
-static struct pviommu_command *pviommu_ring_next(struct pviommu_ring *ring)
-{
-	return &ring->slots[ring->producer & (ring->entries - 1)];
-}
-
-/* Publishes the next slot, which is filled. Under the lock; whether the doorbell is to be rung. */
-static bool pviommu_ring_publish(struct pviommu_ring *ring, bool notify)
-{
-	u32 index = ring->producer;
-
-	pviommu_ring_next(ring)->slot.sequence = cpu_to_le32(index + 1);
-	ring->producer = index + 1;
-	/* The slot is there before the index says so. */
-	virt_store_release(&ring->guest->producer, cpu_to_le32(index + 1));
-	return (notify || pviommu_ring_half_full(ring)) && pviommu_ring_asks(ring);
-}
-
-/* Ends what pviommu_ring_lock() began: publishes the next slot unless @ret is an error. */
-static int pviommu_ring_unlock_post(struct pviommu_ring *ring, unsigned long flags, int ret,
-				    bool notify) __releases(&ring->lock)
-{
-	bool doorbell = false;
-
-	if (likely(!ret)) {
-		pviommu_ring_next(ring)->slot.flags = cpu_to_le16(PVIOMMU_SLOT_POSTED);
-		ring->posted++;
-		doorbell = pviommu_ring_publish(ring, notify);
-	}
-	spin_unlock_irqrestore(&ring->lock, flags);
-	if (doorbell)
-		writel(1, ring->doorbell);
-	return ret;
-}
-
-/**
- * pviommu_ring_post_map - sends a map that nobody waits for
- * @own: the domain
- * @dfn: first page
- * @gfn: first frame
- * @nr_pages: how many
- * @flags: PVIOMMU_MAP_*
- *
- * Return: 0; -EIO when the device is given up; -EAGAIN, with nothing sent, when the domain has
- * tables that the device has promised no pages for.
- */
-int pviommu_ring_post_map(struct pviommu_domain *own, u64 dfn, u64 gfn, u32 nr_pages, u32 flags)
-{
-	struct pviommu_ring *ring = own->ring;
-	unsigned long irq;
-	int ret;
-
-	ret = pviommu_ring_lock(ring, &irq);
-	/*
-	 * Under the lock: a map that needs a table which the device has promised nothing for comes
-	 * after the one that is posted here, or its table is counted already.
-	 */
-	if (unlikely(!pviommu_table_covered(&own->table)))
-		ret = ret ?: -EAGAIN;
-	/* Made in its place: the device does not look at it before it is published. */
-	if (likely(!ret))
-		own->pv->profile->map(pviommu_ring_next(ring), own->ctx, dfn, gfn, nr_pages, flags);
-	return pviommu_ring_unlock_post(ring, irq, ret, false);
-}
-
-/* Sends an unmap that nobody waits for: 0, or -EIO when the device is given up. */
-int pviommu_ring_post_unmap(struct pviommu_domain *own, u64 dfn, u32 nr_pages)
-{
-	struct pviommu_ring *ring = own->ring;
-	unsigned long irq;
-	int ret;
-
-	ret = pviommu_ring_lock(ring, &irq);
-	if (likely(!ret))
-		own->pv->profile->unmap(pviommu_ring_next(ring), own->ctx, dfn, nr_pages);
-	return pviommu_ring_unlock_post(ring, irq, ret, false);
+	/* the access to one that does not answer may take seconds */
+	if (likely(!pviommu_given_up(ring->pv)) && pviommu_ring_asks(ring, &event))
+		pviommu_ring_doorbell(ring, event);
 }
 
 /*
- * Sends a command that nobody waits for, and tells the device: 0, or -EIO when it is given up. The
- * command gets the sequence that an event would name.
+ * Somebody polls until all slots before @target are completed, which the device is told: while
+ * nobody does, it need not hurry. Of several the furthest counts. Under the lock.
  */
-static int pviommu_ring_post(struct pviommu_ring *ring, struct pviommu_command *command)
+static void pviommu_ring_await(struct pviommu_ring *ring, u32 target)
 {
-	unsigned long irq;
-	int ret;
-
-	ret = pviommu_ring_lock(ring, &irq);
-	if (likely(!ret)) {
-		command->slot.sequence = cpu_to_le32(ring->producer + 1);
-		*pviommu_ring_next(ring) = *command;
+	/* an earlier wait that is still on lies between the two, even when indices wrap */
+	if (ring->awaited - target > ring->producer - target) {
+		ring->awaited = target;
+		WRITE_ONCE(ring->guest->awaited, cpu_to_le32(target));
 	}
-	return pviommu_ring_unlock_post(ring, irq, ret, true);
+	pviommu_ring_look(ring);
 }
 
-/**
- * pviommu_ring_send - sends a command whose outcome pviommu_ring_take() will get
- * @ring: the ring
- * @answer: holds the command; belongs to the ring until it is taken
- * @notify: whether the device is to be told now; else pviommu_ring_notify() must do that
- *
- * Return: 0, or -EIO when the device is given up.
+/*
+ * A doorbell that is due although somebody looked. A device between publishing its event index and
+ * looking at producer is in that state too, for a moment; so only one found twice is a lost one.
  */
-int pviommu_ring_send(struct pviommu_ring *ring, struct pviommu_answer *answer, bool notify)
+static void pviommu_ring_look_again(struct pviommu_ring *ring, struct pviommu_patience *patience)
 {
-	bool doorbell = false;
+	bool lost = false;
 	unsigned long flags;
-	int ret;
-
-	answer->taken = false;
-	ret = pviommu_ring_lock(ring, &flags);
-	if (likely(!ret)) {
-		answer->index = ring->producer;
-		ring->answers[answer->index & (ring->entries - 1)] = answer;
-		ring->waited++;
-		*pviommu_ring_next(ring) = answer->command;
-		doorbell = pviommu_ring_publish(ring, notify);
-	}
-	spin_unlock_irqrestore(&ring->lock, flags);
-	if (doorbell)
-		writel(1, ring->doorbell);
-	return ret;
-}
-
-/* Tells the device of all that was sent, if it wants to know. Returns the index after that. */
-u32 pviommu_ring_notify(struct pviommu_ring *ring)
-{
-	bool doorbell = false;
-	unsigned long flags;
-	u32 target;
+	u32 event = 0;
 
 	spin_lock_irqsave(&ring->lock, flags);
-	target = ring->producer;
-	if (!pviommu_given_up(ring->pv) && !pviommu_ring_reached(ring, target))
-		doorbell = pviommu_ring_asks(ring);
+	if (!pviommu_given_up(ring->pv) && pviommu_ring_asks(ring, &event)) {
+		lost = patience->suspects && patience->event == event &&
+		       patience->completed == ring->completed;
+		patience->suspects = true;
+		patience->event = event;
+		patience->completed = ring->completed;
+	} else {
+		patience->suspects = false;
+	}
+	if (lost) {
+		ring->rescues++;
+		pviommu_ring_doorbell(ring, event);
+	}
 	spin_unlock_irqrestore(&ring->lock, flags);
-	if (doorbell)
-		writel(1, ring->doorbell);
-	return target;
+	if (lost)
+		dev_warn_ratelimited(pviommu_dev(ring->pv), "ring %u: a doorbell for slot %u was lost\n",
+				     (unsigned int)(ring - ring->pv->rings), event);
 }
 
-/* As if nobody had looked at the device's wish yet: costs one needless doorbell at most. */
-static void pviommu_ring_look_again(struct pviommu_ring *ring)
+/*
+ * Reckons the time and looks again when it is due for that. False when the time is up: time in
+ * which the guest or its CPU stood still is no time that the device had.
+ */
+static bool pviommu_ring_patient(struct pviommu_ring *ring, struct pviommu_patience *patience)
 {
-	unsigned long flags;
+	u64 now = ktime_get_mono_fast_ns();
 
-	spin_lock_irqsave(&ring->lock, flags);
-	ring->notified = pviommu_completed(ring);
-	spin_unlock_irqrestore(&ring->lock, flags);
-	pviommu_ring_notify(ring);
+	if (patience->seen)
+		patience->ran += min(now - patience->seen, PVIOMMU_LOOK_AGAIN_NS);
+	patience->seen = now;
+	if (patience->ran - patience->looked >= PVIOMMU_LOOK_AGAIN_NS) {
+		patience->looked = patience->ran;
+		pviommu_ring_look_again(ring, patience);
+	}
+	return patience->ran < (u64)READ_ONCE(op_timeout_ms) * NSEC_PER_MSEC;
 }
 
+static void pviommu_ring_give_up(struct pviommu_ring *ring)
+{
+	if (!pviommu_give_up(ring->pv))
+		return;
+	dev_err(pviommu_dev(ring->pv), "a command took longer than %u ms: the device is given up (ring %u: %u of %u slots completed, doorbell event %u, rung for %u, %llu doorbells rung)\n",
+		op_timeout_ms, (unsigned int)(ring - ring->pv->rings), pviommu_ring_completed(ring),
+		READ_ONCE(ring->producer), le32_to_cpu(READ_ONCE(ring->device->doorbell_event)),
+		READ_ONCE(ring->rung), READ_ONCE(ring->doorbells));
+}
+
+/*
+ * After a round of a wait: 0 when it is over, -EAGAIN to go on, -EIO without a device. That all is
+ * completed is looked at last, so also once more when the time is up.
+ */
+static int pviommu_ring_wait_on(struct pviommu_ring *ring, u32 target,
+				struct pviommu_patience *patience)
+{
+	bool patient = pviommu_ring_patient(ring, patience);
+
+	if (pviommu_ring_reached(ring, target))
+		return 0;
+	if (!patient)
+		pviommu_ring_give_up(ring);
+	return pviommu_given_up(ring->pv) ? -EIO : -EAGAIN;
+}
+
+/* Polls for as long as that usually helps; whether it did. */
+static bool pviommu_ring_spin(struct pviommu_ring *ring, u32 target)
+{
+	u32 usual = READ_ONCE(ring->usual), rounds, bound;
+
+	bound = clamp_t(u32, PVIOMMU_USUAL_TIMES * usual, PVIOMMU_LEAST_ROUNDS,
+			PVIOMMU_MOST_ROUNDS);
+	for (rounds = 0; rounds < bound; rounds++) {
+		if (pviommu_ring_reached(ring, target))
+			break;
+		cpu_relax();
+	}
+	/* polling in vain is not worth repeating, so that makes it shorter */
+	usual -= usual >> PVIOMMU_USUAL_SHIFT;
+	if (rounds < bound)
+		usual += rounds >> PVIOMMU_USUAL_SHIFT;
+	WRITE_ONCE(ring->usual, usual);
+	return rounds < bound;
+}
+
+/* After a wait that gave way to something else than polling. */
+static void pviommu_ring_gave_way(struct pviommu_ring *ring, struct pviommu_patience *patience)
+{
+	u32 usual = READ_ONCE(ring->usual);
+
+	if (patience->ran < PVIOMMU_SHORT_NS)
+		WRITE_ONCE(ring->usual, min(2 * usual + PVIOMMU_LEAST_ROUNDS,
+					    PVIOMMU_MOST_ROUNDS / PVIOMMU_USUAL_TIMES));
+}
+
+/* For waiters that may not sleep. The delay waits as cheaply as the processor can (TPAUSE). */
 static int pviommu_ring_poll(struct pviommu_ring *ring, u32 target)
 {
-	u64 deadline = 0, looked = 0, now;
-	unsigned int spins = 0;
+	struct pviommu_patience patience = {};
+	int ret;
 
-	while (!pviommu_ring_reached(ring, target)) {
-		if (pviommu_given_up(ring->pv))
-			return -EIO;
-		if (!pviommu_keep_polling(&spins, &deadline)) {
-			pviommu_give_up(ring);
-			return -EIO;
-		}
-		if (spins % PVIOMMU_SPINS_PER_CLOCK)
-			continue;
-		now = ktime_get_mono_fast_ns();
-		if (looked && now - looked < PVIOMMU_LOOK_AGAIN_MS * NSEC_PER_MSEC)
-			continue;
-		if (looked)
-			pviommu_ring_look_again(ring);
-		looked = now;
-	}
-	return 0;
+	if (likely(pviommu_ring_spin(ring, target)))
+		return 0;
+	while ((ret = pviommu_ring_wait_on(ring, target, &patience)) == -EAGAIN)
+		udelay(1);
+	pviommu_ring_gave_way(ring, &patience);
+	return ret;
 }
 
 static int pviommu_ring_sleep(struct pviommu_ring *ring, u32 target)
 {
-	unsigned long deadline;
+	struct pviommu_patience patience = {};
+	int ret;
 
 	mutex_lock(&ring->sleeper);
 	WRITE_ONCE(ring->guest->completion_event, cpu_to_le32(target - 1));
 	/* The device moves completed, then looks at the event index. */
 	mb();
-	deadline = jiffies + msecs_to_jiffies(op_timeout_ms);
-	while (!wait_event_timeout(ring->wait,
-				   pviommu_ring_reached(ring, target) || pviommu_given_up(ring->pv),
-				   msecs_to_jiffies(PVIOMMU_LOOK_AGAIN_MS)) &&
-	       time_before(jiffies, deadline))
-		pviommu_ring_look_again(ring);
+	while ((ret = pviommu_ring_wait_on(ring, target, &patience)) == -EAGAIN)
+		wait_event_timeout(ring->wait, pviommu_ring_reached(ring, target) ||
+				   pviommu_given_up(ring->pv),
+				   msecs_to_jiffies(PVIOMMU_LOOK_AGAIN_MS));
 	mutex_unlock(&ring->sleeper);
+	pviommu_ring_gave_way(ring, &patience);
+	return ret;
+}
+
+/* Waits until all slots before @target are completed: 0, or -EIO without a device. */
+static int pviommu_ring_wait(struct pviommu_ring *ring, u32 target, enum pviommu_wait wait)
+{
+	unsigned long flags;
+
 	if (pviommu_ring_reached(ring, target))
 		return 0;
-	pviommu_give_up(ring);
-	return -EIO;
+	spin_lock_irqsave(&ring->lock, flags);
+	if (wait == PVIOMMU_WAIT_SLEEP)
+		pviommu_ring_look(ring);
+	else
+		pviommu_ring_await(ring, target);
+	spin_unlock_irqrestore(&ring->lock, flags);
+	if (pviommu_given_up(ring->pv))
+		return -EIO;
+	if (wait == PVIOMMU_WAIT_BUSY)
+		return pviommu_ring_poll(ring, target);
+	if (wait == PVIOMMU_WAIT_YIELD && pviommu_ring_spin(ring, target))
+		return 0;
+	return pviommu_ring_sleep(ring, target);
+}
+
+/* Waits for room, with the lock released meanwhile: 0, or -EIO without a device. */
+int pviommu_ring_make_room(struct pviommu_ring *ring, unsigned long *flags)
+{
+	u32 target;
+
+	for (;;) {
+		if (pviommu_given_up(ring->pv))
+			return -EIO;
+		if (pviommu_ring_has_room(ring))
+			return 0;
+		target = ring->producer - ring->entries + 1;
+		pviommu_ring_await(ring, target);
+		spin_unlock_irqrestore(&ring->lock, *flags);
+		pviommu_ring_poll(ring, target);
+		spin_lock_irqsave(&ring->lock, *flags);
+	}
+}
+
+/* Sends a command whose outcome pviommu_ring_take() gets: 0, or -EIO without a device. */
+int pviommu_ring_send(struct pviommu_ring *ring, struct pviommu_answer *answer)
+{
+	unsigned long flags;
+	int ret;
+
+	ret = pviommu_ring_begin(ring, &flags);
+	if (likely(!ret))
+		pviommu_ring_put(ring, answer);
+	pviommu_ring_end(ring, flags);
+	return ret;
 }
 
 /**
@@ -371,12 +350,10 @@ static int pviommu_ring_sleep(struct pviommu_ring *ring, u32 target)
 int pviommu_ring_take(struct pviommu_ring *ring, struct pviommu_answer *answer,
 		      enum pviommu_wait wait)
 {
-	u32 target = answer->index + 1;
 	unsigned long flags;
 	int ret;
 
-	ret = wait == PVIOMMU_WAIT_SLEEP ? pviommu_ring_sleep(ring, target)
-					 : pviommu_ring_poll(ring, target);
+	ret = pviommu_ring_wait(ring, answer->index + 1, wait);
 	/* also when there is none: the ring must forget where it would go */
 	spin_lock_irqsave(&ring->lock, flags);
 	if (!answer->taken)
@@ -391,13 +368,44 @@ int pviommu_ring_take(struct pviommu_ring *ring, struct pviommu_answer *answer,
 /* Waits until all that was sent before this call is completed. Returns at once without a device. */
 void pviommu_ring_sync(struct pviommu_ring *ring)
 {
-	pviommu_ring_poll(ring, pviommu_ring_notify(ring));
+	unsigned long flags;
+	bool waits;
+	u32 target;
+
+	spin_lock_irqsave(&ring->lock, flags);
+	target = ring->producer;
+	waits = !pviommu_given_up(ring->pv) && !pviommu_ring_reached(ring, target);
+	if (waits)
+		pviommu_ring_await(ring, target);
+	spin_unlock_irqrestore(&ring->lock, flags);
+	if (waits)
+		pviommu_ring_poll(ring, target);
 }
 
 /* Slots that the device has not completed yet. */
 u32 pviommu_ring_in_flight(struct pviommu_ring *ring)
 {
-	return READ_ONCE(ring->producer) - pviommu_completed(ring);
+	return READ_ONCE(ring->producer) - pviommu_ring_completed(ring);
+}
+
+/*
+ * Sends a command that nobody waits for, and tells the device: 0, or -EIO when it is given up. The
+ * command gets the sequence that an event would name.
+ */
+static int pviommu_ring_submit_posted(struct pviommu_ring *ring, struct pviommu_command *command)
+{
+	unsigned long flags;
+	int ret;
+
+	ret = pviommu_ring_begin(ring, &flags);
+	if (likely(!ret)) {
+		command->slot.sequence = cpu_to_le32(ring->producer + 1);
+		*pviommu_ring_next(ring) = *command;
+		pviommu_ring_post(ring);
+		pviommu_ring_look(ring);
+	}
+	pviommu_ring_end(ring, flags);
+	return ret;
 }
 
 /**
@@ -418,9 +426,9 @@ int pviommu_submit(struct pviommu *pv, struct pviommu_command *command, enum pvi
 	command->slot.result = 0;
 	command->slot.completed = 0;
 	if (wait == PVIOMMU_POSTED)
-		return pviommu_ring_post(ring, command);
+		return pviommu_ring_submit_posted(ring, command);
 	answer.command = *command;
-	ret = pviommu_ring_send(ring, &answer, true) ?: pviommu_ring_take(ring, &answer, wait);
+	ret = pviommu_ring_send(ring, &answer) ?: pviommu_ring_take(ring, &answer, wait);
 	*command = answer.command;
 	return ret;
 }

@@ -1,0 +1,136 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Paravirtual IOMMU: what a domain sends to the ring of its context: maps, unmaps, reserves, and
+ * the wait for them.
+ */
+
+#define pr_fmt(fmt) "pviommu: " fmt
+
+#include "pviommu.h"
+#include "pviommu_ring.h"
+
+/**
+ * pviommu_ring_post_map - sends a map that nobody waits for
+ * @own: the domain
+ * @dfn: first page
+ * @gfn: first frame
+ * @nr_pages: how many
+ * @flags: PVIOMMU_MAP_*
+ *
+ * Return: 0; -EIO when the device is given up; -EAGAIN, with nothing sent, when the domain has
+ * tables that the device has promised no pages for.
+ */
+int pviommu_ring_post_map(struct pviommu_domain *own, u64 dfn, u64 gfn, u32 nr_pages, u32 flags)
+{
+	struct pviommu_ring *ring = own->ring;
+	unsigned long irq;
+	int ret;
+
+	ret = pviommu_ring_begin(ring, &irq);
+	/*
+	 * Under the lock: a map that needs a table which the device has promised nothing for comes
+	 * after the one that is posted here, or its table is counted already.
+	 */
+	if (unlikely(!pviommu_table_covered(&own->table)))
+		ret = ret ?: -EAGAIN;
+	if (likely(!ret)) {
+		/* Made in its place: the device does not look at it before it is published. */
+		own->pv->profile->map(pviommu_ring_next(ring), own->ctx, dfn, gfn, nr_pages, flags);
+		pviommu_ring_post(ring);
+	}
+	pviommu_ring_end(ring, irq);
+	return ret;
+}
+
+/**
+ * pviommu_ring_post_unmap - sends an unmap that nobody waits for
+ * @own: the domain
+ * @dfn: first page
+ * @nr_pages: how many
+ *
+ * It is sent to a device that was given up as well, as long as its ring has room: should that go
+ * on, then it works its rings off before any DMA.
+ *
+ * Return: 0, or -EIO when the device is given up.
+ */
+int pviommu_ring_post_unmap(struct pviommu_domain *own, u64 dfn, u32 nr_pages)
+{
+	struct pviommu_ring *ring = own->ring;
+	unsigned long irq;
+	int ret;
+
+	ret = pviommu_ring_begin(ring, &irq);
+	if (likely(!ret) || (!READ_ONCE(own->pv->reset) && pviommu_ring_has_room(ring))) {
+		own->pv->profile->unmap(pviommu_ring_next(ring), own->ctx, dfn, nr_pages);
+		pviommu_ring_post(ring);
+	}
+	pviommu_ring_end(ring, irq);
+	return ret;
+}
+
+/* Sends a map whose outcome pviommu_op_map_take() gets: 0, or -EIO. */
+int pviommu_op_map_send(struct pviommu_domain *own, struct pviommu_answer *answer, u64 dfn, u64 gfn,
+			u32 nr_pages, u32 flags)
+{
+	own->pv->profile->map(&answer->command, own->ctx, dfn, gfn, nr_pages, flags);
+	return pviommu_ring_send(own->ring, answer);
+}
+
+/* Waits for a map of @nr_pages; @mapped counts those that are mapped, also on error. */
+int pviommu_op_map_wait(struct pviommu_domain *own, struct pviommu_answer *answer, u32 nr_pages,
+			u32 *mapped, enum pviommu_wait wait)
+{
+	int ret = pviommu_ring_take(own->ring, answer, wait);
+
+	*mapped = 0;
+	/* without an answer nobody knows; nothing of the device is used any more */
+	if (!pviommu_given_up(own->pv))
+		*mapped = min(own->pv->profile->mapped(&answer->command), nr_pages);
+	return !ret && *mapped != nr_pages ? -EIO : ret;
+}
+
+/* Waits until the device has done all that was sent for a domain. */
+void pviommu_op_sync(struct pviommu_domain *own)
+{
+	pviommu_ring_sync(own->ring);
+}
+
+/**
+ * pviommu_op_reserve_send - asks the device to keep pages of its pool for all tables of a domain
+ * @own: the domain
+ * @answer: for pviommu_op_reserve_take()
+ * @pages: how many pages that is
+ *
+ * Return: 0, or -EIO when the device is given up.
+ */
+int pviommu_op_reserve_send(struct pviommu_domain *own, struct pviommu_answer *answer, u32 *pages)
+{
+	struct pviommu_command *command = &answer->command;
+	struct pviommu_ring *ring = own->ring;
+	unsigned long irq;
+	int ret;
+
+	pviommu_command_clear(command);
+	command->slot.op_class = PVIOMMU_CLASS_OWN;
+	command->slot.op = PVIOMMU_OWN_RESERVE;
+	command->op.reserve.ctx_no = cpu_to_le16(own->ctx);
+	ret = pviommu_ring_begin(ring, &irq);
+	if (likely(!ret)) {
+		/*
+		 * Under the lock, and never less than before: the device goes by the last one. A
+		 * table that is made meanwhile is one that the domain is not covered for.
+		 */
+		own->asked = max_t(u32, own->asked, atomic_read(&own->table.nr));
+		*pages = own->asked;
+		command->op.reserve.pages = cpu_to_le32(own->asked);
+		pviommu_ring_put(ring, answer);
+	}
+	pviommu_ring_end(ring, irq);
+	return ret;
+}
+
+int pviommu_op_reserve_take(struct pviommu_domain *own, struct pviommu_answer *answer,
+			    enum pviommu_wait wait)
+{
+	return pviommu_ring_take(own->ring, answer, wait);
+}
