@@ -20,7 +20,6 @@
 #define PVIOMMU_RING_ENTRIES		1024
 #define PVIOMMU_RING_ALIGNMENT	SZ_4K
 #define PVIOMMU_EVENT_LOG_ENTRIES	256
-#define PVIOMMU_PENDING_MAPS		16
 
 /**
  * struct pviommu_answer - a command whose outcome is taken from its slot
@@ -172,6 +171,8 @@ struct pviommu_frames {
  * @endpoints: functions that the IOMMU core handed over
  * @nr_endpoints: how many
  * @nr_domains: paging domains
+ * @domains_lock: protects @domains; taken for a look only
+ * @domains: paging domains
  * @nr_tables: pages of their tables
  * @users: references that the raw operations hold
  * @idle: woken when @users falls to 0
@@ -200,6 +201,8 @@ struct pviommu {
 	struct list_head endpoints;
 	atomic_t nr_endpoints;
 	atomic_t nr_domains;
+	spinlock_t domains_lock;	/* domains */
+	struct list_head domains;
 	atomic_t nr_tables;
 	unsigned int users;
 	wait_queue_head_t idle;
@@ -227,35 +230,22 @@ struct pviommu_endpoint {
 	bool confined;
 };
 
-/**
- * struct pviommu_pending - a map whose outcome nobody has asked for yet
- * @state: what becomes of it
- * @answer: the command
- * @dfn: first page
- * @gfn: first frame
- * @nr_pages: how many
- */
-struct pviommu_pending {
-	enum {
-		PVIOMMU_PENDING_FREE,
-		PVIOMMU_PENDING_SENT,
-		PVIOMMU_PENDING_TAKING,
-	} state;
-	struct pviommu_answer answer;
-	u64 dfn;
-	u64 gfn;
-	u32 nr_pages;
-};
+#include "pviommu_pending.h"
 
 /**
  * struct pviommu_domain - a paging domain
  * @domain: what the IOMMU core knows of it
+ * @list: in the list of its PV-IOMMU
+ * @pins: others that have taken it from there; it is not freed meanwhile
  * @pv: its PV-IOMMU
  * @ctx: its context
  * @ring: the ring of that context
  * @table: what is mapped
- * @asked: pages that the device was asked for last; never less than before. Under the ring's lock
- * @lock: protects the credit of @table and what follows
+ * @asked: pages of the pool that the device was asked for last, and @asked_at the command's index;
+ *	these and the credit of @table are under the ring's lock
+ * @reported: pages that are mapped as far as the core was told, in domains that do not belong to
+ *	the DMA API
+ * @lock: protects what follows
  * @refused: whether the pool had no pages for the credit
  * @retry: when to ask for it again, in jiffies
  * @nr_pending: entries of @pending that are not free
@@ -263,12 +253,16 @@ struct pviommu_pending {
  */
 struct pviommu_domain {
 	struct iommu_domain domain;
+	struct list_head list;
+	atomic_t pins;
 	struct pviommu *pv;
 	u16 ctx;
 	struct pviommu_ring *ring;
 	struct pviommu_table table;
 	u32 asked;
-	spinlock_t lock;	/* credit and pending maps */
+	u32 asked_at;
+	atomic64_t reported;
+	spinlock_t lock;	/* what follows */
 	bool refused;
 	unsigned long retry;
 	unsigned int nr_pending;
@@ -347,8 +341,9 @@ int pviommu_op_map_wait(struct pviommu_domain *own, struct pviommu_answer *answe
 			u32 *mapped, enum pviommu_wait wait);
 void pviommu_op_sync(struct pviommu_domain *own);
 int pviommu_op_reserve_send(struct pviommu_domain *own, struct pviommu_answer *answer, u32 *pages);
-int pviommu_op_reserve_take(struct pviommu_domain *own, struct pviommu_answer *answer,
+int pviommu_op_reserve_take(struct pviommu_domain *own, struct pviommu_answer *answer, u32 pages,
 			    enum pviommu_wait wait);
+void pviommu_op_unreserve(struct pviommu_domain *own);
 
 /* pviommu_giveup.c */
 void pviommu_give_up_init(struct pviommu *pv);
@@ -378,11 +373,6 @@ int pviommu_op_reattach(struct pviommu *pv, u32 sbdf, u16 ctx);
 int pviommu_op_bind(struct pviommu *pv, u32 sbdf, u32 stream);
 int pviommu_op_unbind(struct pviommu *pv, u32 sbdf);
 int pviommu_op_usage(struct pviommu *pv, struct pviommu_usage *usage);
-
-/* pviommu_pending.c */
-int pviommu_pending_map(struct pviommu_domain *own, u64 dfn, u64 gfn, u32 nr_pages, u32 flags,
-			gfp_t gfp);
-int pviommu_pending_collect(struct pviommu_domain *own, u64 dfn, u64 nr_pages);
 
 /* pviommu_domain.c */
 struct iommu_domain *pviommu_domain_alloc_paging(struct device *dev);
