@@ -15,16 +15,11 @@
 #include <linux/workqueue.h>
 
 #include "pviommu_raw.h"
+#include "pviommu_table.h"
 
 #define PVIOMMU_RING_ENTRIES		1024
 #define PVIOMMU_RING_ALIGNMENT	SZ_4K
 #define PVIOMMU_EVENT_LOG_ENTRIES	256
-#define PVIOMMU_PENDING_MAPS		16
-
-/* kinds of entries of a table; the rest of an entry is the guest frame */
-#define PVIOMMU_ENTRY_MAPPED		BIT_ULL(63)
-#define PVIOMMU_ENTRY_CLAIMED	BIT_ULL(62)
-#define PVIOMMU_ENTRY_KIND		(PVIOMMU_ENTRY_MAPPED | PVIOMMU_ENTRY_CLAIMED)
 
 /**
  * struct pviommu_answer - a command whose outcome is taken from its slot
@@ -178,6 +173,8 @@ struct pviommu_frames {
  * @endpoints: functions that the IOMMU core handed over
  * @nr_endpoints: how many
  * @nr_domains: paging domains
+ * @domains_lock: protects @domains; taken for a look only
+ * @domains: paging domains
  * @nr_tables: pages of their tables
  * @users: references that the raw operations hold
  * @idle: woken when @users falls to 0
@@ -206,6 +203,8 @@ struct pviommu {
 	struct list_head endpoints;
 	atomic_t nr_endpoints;
 	atomic_t nr_domains;
+	spinlock_t domains_lock;	/* domains */
+	struct list_head domains;
 	atomic_t nr_tables;
 	unsigned int users;
 	wait_queue_head_t idle;
@@ -233,53 +232,22 @@ struct pviommu_endpoint {
 	bool confined;
 };
 
-/**
- * struct pviommu_table - radix table of a domain, from frames of the device to frames of the guest
- * @root: the table of the highest level
- * @levels: levels, 9 bits each
- * @nr: its tables
- * @credit: pages of the device's pool that its context may count on
- * @pages: counts the pages of all tables of the PV-IOMMU
- * @lock: taken to change how a lowest table is kept, see pviommu_table.c
- */
-struct pviommu_table {
-	u64 *root;
-	unsigned int levels;
-	atomic_t nr;
-	u32 credit;
-	atomic_t *pages;
-	spinlock_t lock;	/* see above */
-};
-
-/**
- * struct pviommu_pending - a map whose outcome nobody has asked for yet
- * @state: what becomes of it
- * @answer: the command
- * @dfn: first page
- * @gfn: first frame
- * @nr_pages: how many
- */
-struct pviommu_pending {
-	enum {
-		PVIOMMU_PENDING_FREE,
-		PVIOMMU_PENDING_SENT,
-		PVIOMMU_PENDING_TAKING,
-	} state;
-	struct pviommu_answer answer;
-	u64 dfn;
-	u64 gfn;
-	u32 nr_pages;
-};
+#include "pviommu_pending.h"
 
 /**
  * struct pviommu_domain - a paging domain
  * @domain: what the IOMMU core knows of it
+ * @list: in the list of its PV-IOMMU
+ * @pins: others that have taken it from there; it is not freed meanwhile
  * @pv: its PV-IOMMU
  * @ctx: its context
  * @ring: the ring of that context
  * @table: what is mapped
- * @asked: pages that the device was asked for last; never less than before. Under the ring's lock
- * @lock: protects the credit of @table and what follows
+ * @asked: pages of the pool that the device was asked for last, and @asked_at the command's index;
+ *	these and the credit of @table are under the ring's lock
+ * @reported: pages that are mapped as far as the core was told, in domains that do not belong to
+ *	the DMA API
+ * @lock: protects what follows
  * @refused: whether the pool had no pages for the credit
  * @retry: when to ask for it again, in jiffies
  * @nr_pending: entries of @pending that are not free
@@ -287,12 +255,16 @@ struct pviommu_pending {
  */
 struct pviommu_domain {
 	struct iommu_domain domain;
+	struct list_head list;
+	atomic_t pins;
 	struct pviommu *pv;
 	u16 ctx;
 	struct pviommu_ring *ring;
 	struct pviommu_table table;
 	u32 asked;
-	spinlock_t lock;	/* credit and pending maps */
+	u32 asked_at;
+	atomic64_t reported;
+	spinlock_t lock;	/* what follows */
 	bool refused;
 	unsigned long retry;
 	unsigned int nr_pending;
@@ -312,12 +284,6 @@ static inline struct device *pviommu_dev(struct pviommu *pv)
 static inline bool pviommu_given_up(struct pviommu *pv)
 {
 	return READ_ONCE(pv->given_up);
-}
-
-/* Whether the device has reserved all the tables that the domain can need for what it has. */
-static inline bool pviommu_table_covered(const struct pviommu_table *table)
-{
-	return atomic_read(&table->nr) <= READ_ONCE(table->credit);
 }
 
 /* By hand, because what compilers make of memset() takes longer for so few words. */
@@ -377,8 +343,9 @@ int pviommu_op_map_wait(struct pviommu_domain *own, struct pviommu_answer *answe
 			u32 *mapped, enum pviommu_wait wait);
 void pviommu_op_sync(struct pviommu_domain *own);
 int pviommu_op_reserve_send(struct pviommu_domain *own, struct pviommu_answer *answer, u32 *pages);
-int pviommu_op_reserve_take(struct pviommu_domain *own, struct pviommu_answer *answer,
+int pviommu_op_reserve_take(struct pviommu_domain *own, struct pviommu_answer *answer, u32 pages,
 			    enum pviommu_wait wait);
+void pviommu_op_unreserve(struct pviommu_domain *own);
 
 /* pviommu_giveup.c */
 void pviommu_give_up_init(struct pviommu *pv);
@@ -408,21 +375,6 @@ int pviommu_op_reattach(struct pviommu *pv, u32 sbdf, u16 ctx);
 int pviommu_op_bind(struct pviommu *pv, u32 sbdf, u32 stream);
 int pviommu_op_unbind(struct pviommu *pv, u32 sbdf);
 int pviommu_op_usage(struct pviommu *pv, struct pviommu_usage *usage);
-
-/* pviommu_table.c */
-int pviommu_table_init(struct pviommu_table *table, unsigned int aperture_bits, atomic_t *pages);
-void pviommu_table_free(struct pviommu_table *table);
-int pviommu_table_prepare(struct pviommu_table *table, u64 dfn, u64 nr_pages, gfp_t gfp);
-int pviommu_table_fill(struct pviommu_table *table, u64 dfn, u64 nr_pages, u64 value, gfp_t gfp);
-void pviommu_table_set(struct pviommu_table *table, u64 dfn, u64 nr_pages, u64 value);
-void pviommu_table_clear(struct pviommu_table *table, u64 dfn, u64 nr_pages);
-u64 pviommu_table_clear_run(struct pviommu_table *table, u64 dfn, u64 nr_pages, u64 *kind);
-bool pviommu_table_lookup(struct pviommu_table *table, u64 dfn, u64 *gfn);
-
-/* pviommu_pending.c */
-int pviommu_pending_map(struct pviommu_domain *own, u64 dfn, u64 gfn, u32 nr_pages, u32 flags,
-			gfp_t gfp);
-int pviommu_pending_collect(struct pviommu_domain *own, u64 dfn, u64 nr_pages);
 
 /* pviommu_domain.c */
 struct iommu_domain *pviommu_domain_alloc_paging(struct device *dev);

@@ -2,8 +2,7 @@
 /*
  * Paravirtual IOMMU: paging domains. Each is a context of its own.
  *
- * Domains of the DMA API get their addresses from the kernel, so in them a map can be known not to
- * fail, and is posted then; all others are in pviommu_pending.c. What could make a map fail:
+ * A map that is known not to fail is posted. What could make one fail:
  *
  * - its pages are mapped already, or its size is more than the device takes: the driver's own table
  *   and limits tell;
@@ -16,8 +15,17 @@
  *   device's shape and are never given back, are reserved for its context (RESERVE) before a map
  *   that needs them is posted.
  *
- * What is not certain is waited for and exact. An unmap of pages that are mapped cannot fail and is
- * always posted; iotlb_sync() and flush_iotlb_all() wait until the device has done it.
+ * What is not certain is waited for and exact: at once in domains of the DMA API, see
+ * pviommu_pending.c for the others. An unmap of pages that are mapped cannot fail and is always
+ * posted; iotlb_sync() and flush_iotlb_all() wait until the device has done it.
+ *
+ * The users of VFIO and iommufd share the pool among themselves and with the kernel. Their domains
+ * give back what is reserved for them when nothing is mapped in them any more, and when the pool
+ * has nothing for another domain. What they have mapped keeps its pages.
+ *
+ * They may also map addresses that are reserved for all devices before they attach one, which is
+ * what iommufd then refuses. No context holds a translation of those, so such pages are noted in
+ * the driver's own table and the device is not asked for them.
  */
 
 #define pr_fmt(fmt) "pviommu: " fmt
@@ -27,6 +35,7 @@
 #include <linux/jiffies.h>
 #include <linux/module.h>
 #include <linux/slab.h>
+#include <linux/wait_bit.h>
 
 #include "pviommu.h"
 
@@ -65,16 +74,67 @@ static int pviommu_domain_attach(PVIOMMU_ATTACH_PARAMETERS)
 	return ret;
 }
 
+/* Another domain that has pages of the pool reserved and could do without, pinned; or NULL. */
+static struct pviommu_domain *pviommu_domain_with_spare(struct pviommu_domain *own)
+{
+	struct pviommu_domain *found = NULL, *other;
+	struct pviommu *pv = own->pv;
+	unsigned long flags;
+
+	spin_lock_irqsave(&pv->domains_lock, flags);
+	list_for_each_entry(other, &pv->domains, list) {
+		if (other == own || pviommu_domain_is_dma(other) ||
+		    READ_ONCE(other->table.credit) <= 1)
+			continue;
+		atomic_inc(&other->pins);
+		found = other;
+		break;
+	}
+	spin_unlock_irqrestore(&pv->domains_lock, flags);
+	return found;
+}
+
+static void pviommu_domain_unpin(struct pviommu_domain *own)
+{
+	if (atomic_dec_and_test(&own->pins))
+		wake_up_var(&own->pins);
+}
+
+/* Has the others give back what they have reserved and may not need; whether there was anything. */
+static bool pviommu_domain_press(struct pviommu_domain *own)
+{
+	int left = atomic_read(&own->pv->nr_domains);
+	struct pviommu_domain *other;
+	bool any = false;
+
+	/* those that ask again meanwhile may get it */
+	for (; left > 0 && (other = pviommu_domain_with_spare(own)); left--) {
+		pviommu_op_unreserve(other);
+		/* it may be on another ring than the one that asks */
+		pviommu_op_sync(other);
+		pviommu_domain_unpin(other);
+		any = true;
+	}
+	return any;
+}
+
+static int pviommu_domain_reserve_once(struct pviommu_domain *own, enum pviommu_wait wait)
+{
+	struct pviommu_answer answer;
+	u32 wanted;
+
+	return pviommu_op_reserve_send(own, &answer, &wanted) ?:
+	       pviommu_op_reserve_take(own, &answer, wanted, wait);
+}
+
 /*
  * Has the device reserve pages of its pool for all the tables that the domain has. When the pool
  * has none left, that is asked again after a second at the earliest.
  */
 static void pviommu_domain_reserve(struct pviommu_domain *own, enum pviommu_wait wait)
 {
-	struct pviommu_answer answer;
 	unsigned long flags;
 	bool wants;
-	u32 wanted;
 	int ret;
 
 	if (READ_ONCE(own->pv->no_reserve))
@@ -82,15 +142,17 @@ static void pviommu_domain_reserve(struct pviommu_domain *own, enum pviommu_wait
 	spin_lock_irqsave(&own->lock, flags);
 	wants = !own->refused || time_after_eq(jiffies, own->retry);
 	spin_unlock_irqrestore(&own->lock, flags);
-	if (!wants || pviommu_op_reserve_send(own, &answer, &wanted))
+	if (!wants)
 		return;
-	ret = pviommu_op_reserve_take(own, &answer, wait);
+	ret = pviommu_domain_reserve_once(own, wait);
+	if (ret == -ENOMEM && pviommu_domain_press(own))
+		ret = pviommu_domain_reserve_once(own, wait);
+	if (pviommu_given_up(own->pv))
+		return;
 
 	spin_lock_irqsave(&own->lock, flags);
 	own->refused = ret;
 	own->retry = jiffies + HZ;
-	if (!ret)
-		WRITE_ONCE(own->table.credit, max(own->table.credit, wanted));
 	spin_unlock_irqrestore(&own->lock, flags);
 	if (ret == -EOPNOTSUPP)
 		WRITE_ONCE(own->pv->no_reserve, true);
@@ -141,21 +203,64 @@ static int pviommu_map(struct pviommu_domain *own, u64 dfn, u64 gfn, u32 nr_page
 {
 	int ret;
 
-	ret = pviommu_domain_is_dma(own) ? pviommu_map_post(own, dfn, gfn, nr_pages, flags, gfp) :
-				      pviommu_pending_map(own, dfn, gfn, nr_pages, flags, gfp);
+	ret = pviommu_map_post(own, dfn, gfn, nr_pages, flags, gfp);
+	if (unlikely(ret == -EAGAIN) && !pviommu_domain_is_dma(own))
+		ret = pviommu_pending_map(own, dfn, gfn, nr_pages, flags, gfp);
 	*mapped = ret ? 0 : nr_pages;
 	if (unlikely(ret == -EAGAIN))
 		ret = pviommu_map_wait(own, dfn, gfn, nr_pages, flags, gfp, mapped);
 	return ret;
 }
 
+/* How many of @nr_pages pages from @dfn are reserved for all devices, or are not, like the first */
+static u32 pviommu_map_piece(const struct pviommu_capabilities *caps, u64 dfn, u32 nr_pages,
+			     bool *reserved)
+{
+	u64 end = dfn + nr_pages, start, last;
+	unsigned int i;
+
+	for (i = 0; i < caps->nr_reserved; i++) {
+		start = caps->reserved[i].range.start >> PVIOMMU_PAGE_SHIFT;
+		last = caps->reserved[i].range.last >> PVIOMMU_PAGE_SHIFT;
+		if (caps->reserved[i].stream != PVIOMMU_GLOBAL_STREAM || last < dfn || start >= end)
+			continue;
+		if (start <= dfn) {
+			*reserved = true;
+			return min(end, last + 1) - dfn;
+		}
+		end = start;
+	}
+	*reserved = false;
+	return end - dfn;
+}
+
+/*
+ * As pviommu_map(), for addresses that users choose: pages that no context can map are noted, and
+ * for @mapped as many as are alike count.
+ */
+static int pviommu_map_anywhere(struct pviommu_domain *own, u64 dfn, u64 gfn, u32 nr_pages,
+				u32 flags, gfp_t gfp, u32 *mapped)
+{
+	bool reserved = false;
+	int ret;
+
+	if (unlikely(!pviommu_frames_hold(&own->pv->dfns, dfn, nr_pages)))
+		nr_pages = pviommu_map_piece(&own->pv->caps, dfn, nr_pages, &reserved);
+	if (likely(!reserved))
+		return pviommu_map(own, dfn, gfn, nr_pages, flags, gfp, mapped);
+	ret = pviommu_table_fill(&own->table, dfn, nr_pages, PVIOMMU_ENTRY_CLAIMED | gfn, gfp);
+	*mapped = ret ? 0 : nr_pages;
+	return ret == -EAGAIN ? -EADDRINUSE : ret;
+}
+
 static int pviommu_domain_map(struct iommu_domain *domain, unsigned long iova, phys_addr_t paddr,
 			      size_t pgsize, size_t pgcount, int prot, gfp_t gfp, size_t *mapped)
 {
 	u64 dfn = iova >> PVIOMMU_PAGE_SHIFT, gfn = paddr >> PVIOMMU_PAGE_SHIFT;
-	u64 left = (u64)pgsize * pgcount >> PVIOMMU_PAGE_SHIFT;
+	u64 wanted = (u64)pgsize * pgcount >> PVIOMMU_PAGE_SHIFT, left = wanted;
 	struct pviommu_domain *own = to_pviommu_domain(domain);
-	u32 flags = 0, done;
+	bool is_dma = pviommu_domain_is_dma(own);
+	u32 flags = 0, done, chunk;
 	int ret;
 
 	if (prot & IOMMU_READ)
@@ -165,13 +270,16 @@ static int pviommu_domain_map(struct iommu_domain *domain, unsigned long iova, p
 	if (!flags)
 		return -EINVAL;
 	do {
-		ret = pviommu_map(own, dfn, gfn, min_t(u64, left, own->pv->caps.max_nr_pages),
-				  flags, gfp, &done);
-		*mapped += (size_t)done << PVIOMMU_PAGE_SHIFT;
+		chunk = min_t(u64, left, own->pv->caps.max_nr_pages);
+		ret = is_dma ? pviommu_map(own, dfn, gfn, chunk, flags, gfp, &done) :
+			       pviommu_map_anywhere(own, dfn, gfn, chunk, flags, gfp, &done);
 		dfn += done;
 		gfn += done;
 		left -= done;
 	} while (left && !ret);
+	*mapped += (size_t)(wanted - left) << PVIOMMU_PAGE_SHIFT;
+	if (!is_dma)
+		atomic64_add(wanted - left, &own->reported);
 	return ret;
 }
 
@@ -211,6 +319,8 @@ static size_t pviommu_domain_unmap(struct iommu_domain *domain, unsigned long io
 	} while (left && kind);
 	if (!posted)
 		pviommu_op_sync(own);
+	if (!pviommu_domain_is_dma(own) && !atomic64_sub_return(wanted - left, &own->reported))
+		pviommu_op_unreserve(own);
 	return (size_t)(wanted - left) << PVIOMMU_PAGE_SHIFT;
 }
 
@@ -242,9 +352,14 @@ static phys_addr_t pviommu_domain_iova_to_phys(struct iommu_domain *domain, dma_
 static void pviommu_domain_free(struct iommu_domain *domain)
 {
 	struct pviommu_domain *own = to_pviommu_domain(domain);
+	unsigned long flags;
 	int ret;
 
 	pviommu_forget_domain(own->pv, domain);
+	spin_lock_irqsave(&own->pv->domains_lock, flags);
+	list_del(&own->list);
+	spin_unlock_irqrestore(&own->pv->domains_lock, flags);
+	wait_var_event(&own->pins, !atomic_read(&own->pins));
 	/* a ring may hold the address of what is freed here */
 	pviommu_pending_collect(own, 0, U64_MAX);
 	ret = pviommu_op_free_context(own->pv, own->ctx);
@@ -272,6 +387,7 @@ struct iommu_domain *pviommu_domain_alloc_paging(struct device *dev)
 	struct pviommu_endpoint *ep = dev_iommu_priv_get(dev);
 	struct pviommu *pv = ep->pv;
 	struct pviommu_domain *own;
+	unsigned long flags;
 	int ret;
 
 	own = kzalloc(sizeof(*own), GFP_KERNEL);
@@ -294,6 +410,9 @@ struct iommu_domain *pviommu_domain_alloc_paging(struct device *dev)
 	own->domain.geometry.aperture_end = DMA_BIT_MASK(pv->caps.aperture_bits);
 	own->domain.geometry.force_aperture = true;
 	atomic_inc(&pv->nr_domains);
+	spin_lock_irqsave(&pv->domains_lock, flags);
+	list_add_tail(&own->list, &pv->domains);
+	spin_unlock_irqrestore(&pv->domains_lock, flags);
 	return &own->domain;
 
 err_table:

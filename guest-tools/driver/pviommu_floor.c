@@ -75,8 +75,13 @@ int pviommu_op_reserve_send(struct pviommu_domain *own, struct pviommu_answer *a
 	return 0;
 }
 
-int pviommu_op_reserve_take(struct pviommu_domain *own, struct pviommu_answer *answer,
+int pviommu_op_reserve_take(struct pviommu_domain *own, struct pviommu_answer *answer, u32 pages,
 			    enum pviommu_wait wait)
 {
+	WRITE_ONCE(own->table.credit, pages);
 	return 0;
+}
+
+void pviommu_op_unreserve(struct pviommu_domain *own)
+{
 }

@@ -224,6 +224,8 @@ static int pviommu_probe(struct pci_dev *pdev, const struct pci_device_id *id)
 	pv->profile = chosen;
 	mutex_init(&pv->lock);
 	INIT_LIST_HEAD(&pv->endpoints);
+	spin_lock_init(&pv->domains_lock);
+	INIT_LIST_HEAD(&pv->domains);
 	pviommu_give_up_init(pv);
 	init_waitqueue_head(&pv->idle);
 

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Paravirtual IOMMU: maps in domains that do not belong to the DMA API (VFIO, iommufd).
+ * Paravirtual IOMMU: maps that may fail, in domains that do not belong to the DMA API (VFIO,
+ * iommufd).
  *
- * Their users give addresses of their own choice and want the exact error of the map that failed.
- * map_pages() therefore sends the command and remembers it, and iotlb_sync_map(), which the core
- * calls once after all map_pages() of an iommu_map() or iommu_map_sg(), takes the outcomes.
+ * Their users want the exact error of the map that failed. map_pages() therefore sends the command
+ * and remembers it, and iotlb_sync_map(), which the core calls once after all map_pages() of an
+ * iommu_map() or iommu_map_sg(), takes the outcomes.
  *
  * What the core relies on, and how it is kept:
  *
@@ -21,9 +22,15 @@
  *   only a part of one does, because it must not look at claimed pages that may turn out mapped.
  * - Nobody works on the same address from two sides, so an outcome is taken by one caller only;
  *   other addresses of the domain may be mapped at the same time, hence the lock.
+ * - When there is no place to remember one more, the oldest one's outcome is taken while the others
+ *   stay with the device. Only one of the same task's is: its addresses belong to no other side.
+ *   If it failed it keeps its place, with the error, for the iotlb_sync_map() or the unmap_pages()
+ *   that is to come.
  */
 
 #define pr_fmt(fmt) "pviommu: " fmt
+
+#include <linux/sched.h>
 
 #include "pviommu.h"
 
@@ -47,19 +54,28 @@ static struct pviommu_pending *pviommu_pending_get(struct pviommu_domain *own)
 	return found;
 }
 
-static void pviommu_pending_put(struct pviommu_domain *own, struct pviommu_pending *map, bool sent)
+static void pviommu_pending_put(struct pviommu_domain *own, struct pviommu_pending *map, int state)
 {
 	unsigned long flags;
 
 	spin_lock_irqsave(&own->lock, flags);
-	map->state = sent ? PVIOMMU_PENDING_SENT : PVIOMMU_PENDING_FREE;
-	if (!sent)
+	map->state = state;
+	if (state == PVIOMMU_PENDING_FREE)
 		WRITE_ONCE(own->nr_pending, own->nr_pending - 1);
 	spin_unlock_irqrestore(&own->lock, flags);
 }
 
-/* A map that was sent for pages from @dfn to @last and whose outcome nobody takes yet, or NULL. */
-static struct pviommu_pending *pviommu_pending_next(struct pviommu_domain *own, u64 dfn, u64 last)
+static bool pviommu_pending_touches(const struct pviommu_pending *map, u64 dfn, u64 last)
+{
+	return map->dfn <= last && map->dfn + map->nr_pages - 1 >= dfn;
+}
+
+/*
+ * The oldest map that was sent for pages from @dfn to @last and whose outcome nobody takes yet, or
+ * NULL. With an @owner it is one of that task's which has not failed yet.
+ */
+static struct pviommu_pending *pviommu_pending_next(struct pviommu_domain *own, u64 dfn, u64 last,
+						    const struct task_struct *owner)
 {
 	struct pviommu_pending *found = NULL, *map;
 	unsigned long flags;
@@ -68,8 +84,10 @@ static struct pviommu_pending *pviommu_pending_next(struct pviommu_domain *own, 
 	spin_lock_irqsave(&own->lock, flags);
 	for (i = 0; i < PVIOMMU_PENDING_MAPS; i++) {
 		map = &own->pending[i];
-		if (map->state != PVIOMMU_PENDING_SENT || map->dfn > last ||
-		    map->dfn + map->nr_pages - 1 < dfn)
+		if (map->state != PVIOMMU_PENDING_SENT &&
+		    (owner || map->state != PVIOMMU_PENDING_FAILED))
+			continue;
+		if ((owner && map->owner != owner) || !pviommu_pending_touches(map, dfn, last))
 			continue;
 		/* the oldest one, so that the first error is that of the first map that failed */
 		if (!found || (s32)(map->answer.index - found->answer.index) < 0)
@@ -79,6 +97,31 @@ static struct pviommu_pending *pviommu_pending_next(struct pviommu_domain *own, 
 		found->state = PVIOMMU_PENDING_TAKING;
 	spin_unlock_irqrestore(&own->lock, flags);
 	return found;
+}
+
+/* Waits for a map; its error, which is remembered, or 0. */
+static int pviommu_pending_take(struct pviommu_domain *own, struct pviommu_pending *map)
+{
+	u32 mapped;
+
+	if (map->error == -EINPROGRESS) {
+		map->error = pviommu_op_map_take(own, &map->answer, map->nr_pages, &mapped);
+		pviommu_table_set(&own->table, map->dfn, mapped, PVIOMMU_ENTRY_MAPPED | map->gfn);
+	}
+	return map->error;
+}
+
+/* A place whose map's outcome is taken now, or NULL when none of this task's is to be had. */
+static struct pviommu_pending *pviommu_pending_make_room(struct pviommu_domain *own)
+{
+	struct pviommu_pending *map;
+
+	while ((map = pviommu_pending_next(own, 0, U64_MAX, current))) {
+		if (!pviommu_pending_take(own, map))
+			return map;
+		pviommu_pending_put(own, map, PVIOMMU_PENDING_FAILED);
+	}
+	return NULL;
 }
 
 /**
@@ -91,13 +134,13 @@ static struct pviommu_pending *pviommu_pending_next(struct pviommu_domain *own, 
  * @gfp: for tables
  *
  * Return: 0 when all pages are claimed; -EAGAIN when it has to be waited for, because a page is
- * not free or too many maps are remembered already; -ERANGE, -ENOMEM, -EIO. An error changes
- * nothing.
+ * not free, or because all places are taken by other tasks or by maps that have failed; -ERANGE,
+ * -ENOMEM, -EIO. An error changes nothing.
  */
 int pviommu_pending_map(struct pviommu_domain *own, u64 dfn, u64 gfn, u32 nr_pages, u32 flags,
 			gfp_t gfp)
 {
-	struct pviommu_pending *map = pviommu_pending_get(own);
+	struct pviommu_pending *map = pviommu_pending_get(own) ?: pviommu_pending_make_room(own);
 	int ret;
 
 	if (!map)
@@ -108,16 +151,19 @@ int pviommu_pending_map(struct pviommu_domain *own, u64 dfn, u64 gfn, u32 nr_pag
 	map->dfn = dfn;
 	map->gfn = gfn;
 	map->nr_pages = nr_pages;
+	map->owner = current;
+	/* until the outcome is taken */
+	map->error = -EINPROGRESS;
 	ret = pviommu_op_map_send(own, &map->answer, dfn, gfn, nr_pages, flags);
 	if (ret)
 		goto err_clear;
-	pviommu_pending_put(own, map, true);
+	pviommu_pending_put(own, map, PVIOMMU_PENDING_SENT);
 	return 0;
 
 err_clear:
 	pviommu_table_clear(&own->table, dfn, nr_pages);
 err_put:
-	pviommu_pending_put(own, map, false);
+	pviommu_pending_put(own, map, PVIOMMU_PENDING_FREE);
 	return ret;
 }
 
@@ -134,14 +180,12 @@ int pviommu_pending_collect(struct pviommu_domain *own, u64 dfn, u64 nr_pages)
 	u64 last = dfn + nr_pages - 1;
 	struct pviommu_pending *map;
 	int ret = 0, error;
-	u32 mapped;
 
 	if (likely(!READ_ONCE(own->nr_pending)))
 		return 0;
-	while ((map = pviommu_pending_next(own, dfn, last))) {
-		error = pviommu_op_map_take(own, &map->answer, map->nr_pages, &mapped);
-		pviommu_table_set(&own->table, map->dfn, mapped, PVIOMMU_ENTRY_MAPPED | map->gfn);
-		pviommu_pending_put(own, map, false);
+	while ((map = pviommu_pending_next(own, dfn, last, NULL))) {
+		error = pviommu_pending_take(own, map);
+		pviommu_pending_put(own, map, PVIOMMU_PENDING_FREE);
 		ret = ret ?: error;
 	}
 	return ret;

@@ -98,6 +98,17 @@ void pviommu_op_sync(struct pviommu_domain *own)
 	pviommu_ring_sync(own->ring);
 }
 
+static void pviommu_reserve_command(struct pviommu_domain *own, struct pviommu_command *command)
+{
+	pviommu_command_clear(command);
+	command->slot.op_class = PVIOMMU_CLASS_OWN;
+	command->slot.op = PVIOMMU_OWN_RESERVE;
+	command->op.reserve.ctx_no = cpu_to_le16(own->ctx);
+	command->op.reserve.pages = cpu_to_le32(own->asked);
+	/* the device goes by the last one that it did */
+	own->asked_at = own->ring->producer;
+}
+
 /**
  * pviommu_op_reserve_send - asks the device to keep pages of its pool for all tables of a domain
  * @own: the domain
@@ -108,32 +119,68 @@ void pviommu_op_sync(struct pviommu_domain *own)
  */
 int pviommu_op_reserve_send(struct pviommu_domain *own, struct pviommu_answer *answer, u32 *pages)
 {
-	struct pviommu_command *command = &answer->command;
 	struct pviommu_ring *ring = own->ring;
 	unsigned long irq;
 	int ret;
 
-	pviommu_command_clear(command);
-	command->slot.op_class = PVIOMMU_CLASS_OWN;
-	command->slot.op = PVIOMMU_OWN_RESERVE;
-	command->op.reserve.ctx_no = cpu_to_le16(own->ctx);
 	ret = pviommu_ring_begin(ring, &irq);
 	if (likely(!ret)) {
 		/*
-		 * Under the lock, and never less than before: the device goes by the last one. A
-		 * table that is made meanwhile is one that the domain is not covered for.
+		 * Under the lock, and never less than another who waits has asked for. A table that
+		 * is made meanwhile is one that the domain is not covered for.
 		 */
 		own->asked = max_t(u32, own->asked, atomic_read(&own->table.nr));
 		*pages = own->asked;
-		command->op.reserve.pages = cpu_to_le32(own->asked);
+		pviommu_reserve_command(own, &answer->command);
 		pviommu_ring_put(ring, answer);
 	}
 	pviommu_ring_end(ring, irq);
 	return ret;
 }
 
-int pviommu_op_reserve_take(struct pviommu_domain *own, struct pviommu_answer *answer,
+/**
+ * pviommu_op_reserve_take - waits for what pviommu_op_reserve_send() has asked for
+ * @own: the domain
+ * @answer: what was sent
+ * @pages: how many pages it asked for, which the domain may count on then
+ * @wait: how to wait
+ *
+ * Return: 0, or what the device answered.
+ */
+int pviommu_op_reserve_take(struct pviommu_domain *own, struct pviommu_answer *answer, u32 pages,
 			    enum pviommu_wait wait)
 {
-	return pviommu_ring_take(own->ring, answer, wait);
+	struct pviommu_ring *ring = own->ring;
+	unsigned long flags;
+	int ret;
+
+	ret = pviommu_ring_take(ring, answer, wait);
+	spin_lock_irqsave(&ring->lock, flags);
+	/* whoever has sent one since says what there is: the pages may have been given back */
+	if (!ret && own->asked_at == answer->index)
+		WRITE_ONCE(own->table.credit, max(own->table.credit, pages));
+	spin_unlock_irqrestore(&ring->lock, flags);
+	return ret;
+}
+
+/*
+ * Gives back what is reserved for a domain, all but the root of its context. Posted, because that
+ * cannot fail. Maps that were posted before are carried out before, those after it ask again.
+ */
+void pviommu_op_unreserve(struct pviommu_domain *own)
+{
+	struct pviommu_ring *ring = own->ring;
+	unsigned long irq;
+	int ret;
+
+	if (READ_ONCE(own->table.credit) <= 1)
+		return;
+	ret = pviommu_ring_begin(ring, &irq);
+	if (!ret && own->table.credit > 1) {
+		own->asked = 1;
+		WRITE_ONCE(own->table.credit, 1);
+		pviommu_reserve_command(own, pviommu_ring_next(ring));
+		pviommu_ring_post(ring);
+	}
+	pviommu_ring_end(ring, irq);
 }

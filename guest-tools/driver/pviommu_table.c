@@ -18,15 +18,21 @@
  * empty; one run, where only its first entry is kept, for a map and an unmap of 2 MiB cost no more
  * than those of a page then; or mixed, where all entries are. It becomes mixed when something
  * smaller is noted in it, or when a part of the run goes, and that needs no memory.
+ *
+ * Entries that the state does not speak of are 0: all of an empty table, all but the first of a
+ * run. So what becomes mixed has nothing in it from the last time that it was, and whoever ends
+ * that state empties the entries. Only an owner of all 2 MiB does; the others, who may be at work
+ * on other addresses of one table at the same time, only ever make it mixed.
  */
 
 #define pr_fmt(fmt) "pviommu: " fmt
 
 #include <linux/gfp.h>
 #include <linux/minmax.h>
-#include <linux/spinlock.h>
+#include <linux/string.h>
 
-#include "pviommu.h"
+#include "pviommu_abi.h"
+#include "pviommu_table.h"
 
 #define PVIOMMU_LEVEL_BITS		9
 #define PVIOMMU_TABLE_ENTRIES	BIT(PVIOMMU_LEVEL_BITS)
@@ -176,7 +182,10 @@ static u64 pviommu_table_piece(u64 dfn, u64 nr_pages)
 	return min(nr_pages, PVIOMMU_TABLE_ENTRIES - pviommu_table_index(dfn, 0));
 }
 
-/* From empty or one run to mixed. Two sides may want that of one table, for different addresses. */
+/*
+ * From empty or one run to mixed. Two sides may want that of one table, for different addresses.
+ * An empty one has no entries to write: see above.
+ */
 static void pviommu_table_mix(struct pviommu_table *table, u64 *slot)
 {
 	unsigned long flags;
@@ -192,6 +201,8 @@ static void pviommu_table_mix(struct pviommu_table *table, u64 *slot)
 	if (!(value & PVIOMMU_TABLE_MIXED))
 		/* Entries are there before the state says so. */
 		smp_store_release(slot, (u64)(uintptr_t)page | PVIOMMU_TABLE_MIXED);
+	/* Pairs with the lookup: it is no run any more before the caller changes the first entry. */
+	smp_wmb();
 	spin_unlock_irqrestore(&table->lock, flags);
 }
 
@@ -208,7 +219,7 @@ static void pviommu_table_set_run(u64 *slot, u64 value)
 {
 	u64 *page = pviommu_table_of(READ_ONCE(*slot));
 
-	if (!value && READ_ONCE(*slot) & PVIOMMU_TABLE_MIXED)
+	if (READ_ONCE(*slot) & PVIOMMU_TABLE_MIXED)
 		memset(page, 0, PVIOMMU_TABLE_ENTRIES * sizeof(*page));
 	WRITE_ONCE(page[0], value);
 	/* The entry is there before the state says so. */

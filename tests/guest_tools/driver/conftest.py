@@ -1,0 +1,55 @@
+"""The sources of the driver that need no kernel around them, compiled as they are for user space."""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import subprocess
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from pviommu.native.build import find_compiler
+
+SHIM = Path(__file__).with_name("src")
+OPTIONS = ("-std=gnu11", "-O2", "-g", "-Wall", "-Werror", "-pthread")
+INCLUDE = re.compile(r"^#include <(?:linux|asm)/([a-z_]+\.h)>$", re.MULTILINE)
+
+Compile = Callable[..., Path]
+
+
+def make_headers(driver: Path, folder: Path) -> None:
+    """Empty ones for all that the driver includes and user space lacks: ``kernel.h`` has what is needed of them."""
+    for source in driver.glob("*.[ch]"):
+        for name in INCLUDE.findall(source.read_text()):
+            for place in ("linux", "asm"):
+                (folder / place).mkdir(parents=True, exist_ok=True)
+                (folder / place / name).touch()
+
+
+@pytest.fixture(scope="session")
+def compile_driver(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Compile:
+    """``compile_driver(name, *options)``: a source of ``src`` as a program or library, whose path it returns."""
+    compiler = find_compiler()
+    assert compiler, "these tests need a C compiler"
+    driver = checkout / "guest-tools" / "driver"
+    headers = tmp_path_factory.mktemp("headers")
+    make_headers(driver, headers)
+
+    def build(name: str, options: Sequence[str] = ()) -> Path:
+        target = tmp_path_factory.mktemp("built") / name.removesuffix(".c")
+        command = [compiler, *OPTIONS, *options, f"-I{SHIM}", f"-I{driver}", "-idirafter", str(headers)]
+        done = subprocess.run(
+            [*command, "-o", str(target), str(SHIM / name)], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return target
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def load_driver(compile_driver: Compile) -> Callable[[str], ctypes.CDLL]:
+    """``load_driver(name)``: a source of ``src`` as a loaded library."""
+    return lambda name: ctypes.CDLL(str(compile_driver(name, ("-shared", "-fPIC"))))
