@@ -26,8 +26,8 @@ __all__ = ["BUILD_PACKAGES", "has_kernel", "open_named_path", "steps", "with_ker
 DEBIAN, DEBIAN_7 = KERNELS[:2]
 
 _DEBIAN_7_PACKAGES = tuple(f"linux-{part}-cloud-amd64/{BACKPORTS}" for part in ("image", "headers"))
-BUILD_PACKAGES = (f"{SOURCE_PACKAGES[0]}/{BACKPORTS}", *SOURCE_PACKAGES[1:])
-"""Packages of the layer in which kernels are built, the newest source among them."""
+BUILD_PACKAGES = (f"{SOURCE_PACKAGES[0]}/{BACKPORTS}", *SOURCE_PACKAGES[1:], "uuid-dev")
+"""Packages of the layer in which kernels are built, the newest source among them, and what its own tests need."""
 
 
 @dataclass(frozen=True, slots=True)
