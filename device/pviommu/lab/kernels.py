@@ -21,7 +21,7 @@ from pviommu.lab.provision import Toolbox, cache_folder
 from pviommu.lab.roots import BACKPORTS, find_root, private_root
 from pviommu.lab.roots import STEPS as ROOT_STEPS
 
-__all__ = ["BUILD_PACKAGES", "has_kernel", "open_named_path", "steps", "with_kernel"]
+__all__ = ["BUILD_PACKAGES", "build_layer", "has_kernel", "open_named_path", "steps", "with_kernel"]
 
 DEBIAN, DEBIAN_7 = KERNELS[:2]
 
@@ -63,6 +63,14 @@ def open_named_path(kernel: str) -> KernelTree | None:
     return None if kernel in KERNELS else open_kernel(Path(kernel))
 
 
+def build_layer(base: Path, progress: Progress, *, environment: Mapping[str, str] = os.environ, run: Run = run) -> Path:
+    """The layer upon the root ``base`` that has the kernel's source and what builds it; made if it is missing.
+
+    Raises EnvironmentProblem.
+    """
+    return private_root(cache_folder(environment), BUILD_PACKAGES, progress, environment, run, base=base)
+
+
 def with_kernel(
     toolbox: Toolbox,
     kernel: str,
@@ -87,7 +95,7 @@ def with_kernel(
         root = private_root(folder, _DEBIAN_7_PACKAGES, progress, environment, run, base=toolbox.root)
         return _with_package(replace(toolbox, root=root, kernel=kernel))
     flavour = _FLAVOURS[kernel]
-    root = private_root(folder, BUILD_PACKAGES, progress, environment, run, base=toolbox.root)
+    root = build_layer(toolbox.root, progress, environment=environment, run=run)
     fragments = [guest_tools / "kernel" / name for name in flavour.fragments]
     built = build_kernel(kernel, root, fragments, progress, run, follow)
     tree = replace(open_tree(built.tree), modules=built.modules)
