@@ -7,7 +7,7 @@
 # configuration of the run. What a configuration cannot do is not in its list of topics.
 
 cd "$(dirname "$0")" || exit 1
-for part in lib devices setup operations dma types network lifecycle ports takeover profiles vfio power lost \
+for part in lib devices setup operations dma types network lifecycle ports takeover profiles vfio inject power lost \
 	kernel_log kexec program suite; do
 	. "./$part.sh"
 done
@@ -47,7 +47,9 @@ topics() {
 		fi
 		return
 	fi
-	echo setup operations dma types network lifecycle ports takeover profiles vfio power kernel_log
+	echo setup operations dma types network lifecycle ports takeover profiles vfio
+	has_injection && echo inject
+	echo power kernel_log
 	if [ "$long" = 1 ]; then
 		[ "$mode" = passthrough ] || echo paused
 		echo kexec
