@@ -3,10 +3,13 @@
  * pviommu_vfio: takes DMA test engines through VFIO and tests what a driver in user space relies
  * on. Prints a KTAP report.
  *
- * Exit status: 0 all passed, 1 a test failed or the engine does not attach, 2 wrong arguments.
+ * Exit status: 0 all passed, 1 a test failed, the engine does not attach or the page is not mapped,
+ * 2 wrong arguments.
  */
+#include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "ktap.h"
@@ -14,15 +17,18 @@
 #include "tests.h"
 
 #define MAX_LISTS	8
+#define PAGE_SIZE	4096
+#define ANY_IOVA	0x10000000
 
 static const char usage_text[] =
 	"usage: pviommu_vfio [--type1|--iommufd] [--huge] ADDRESS [OTHER_ADDRESS]\n"
-	"       pviommu_vfio [--type1|--iommufd] --attach ADDRESS\n"
+	"       pviommu_vfio [--type1|--iommufd] --attach|--map ADDRESS\n"
 	"\n"
 	"  --type1    the container of VFIO (default)\n"
 	"  --iommufd  /dev/iommu and the devices' own files\n"
 	"  --huge     with huge pages too; /proc/sys/vm/nr_hugepages must have set two aside\n"
 	"  --attach   only attach: prints \"attached\" or the name of the error\n"
+	"  --map      only attach and map a page: prints \"mapped\" or the name of the error\n"
 	"\n"
 	"ADDRESS: PCI function of a DMA test engine that is bound to vfio-pci, as 0000:00:11.0\n";
 
@@ -30,7 +36,7 @@ struct options {
 	const struct space_ops *ops;
 	const char *addresses[2];
 	unsigned int nr_addresses;
-	bool huge, attach;
+	bool huge, attach, map;
 };
 
 static bool parse(int argc, char **argv, struct options *options)
@@ -49,25 +55,45 @@ static bool parse(int argc, char **argv, struct options *options)
 			options->huge = true;
 		else if (!strcmp(argv[i], "--attach"))
 			options->attach = true;
+		else if (!strcmp(argv[i], "--map"))
+			options->map = true;
 		else
 			return false;
 	}
-	return options->nr_addresses && !(options->attach && options->nr_addresses > 1);
+	if (options->attach && options->map)
+		return false;
+	return options->nr_addresses == 1 ||
+	       (options->nr_addresses && !options->attach && !options->map);
+}
+
+static int map_one_page(struct space *space)
+{
+	void *page = aligned_alloc(PAGE_SIZE, PAGE_SIZE);
+	int result = -ENOMEM;
+
+	if (page)
+		result = space->ops->map(space, page, ANY_IOVA, PAGE_SIZE, SPACE_READ | SPACE_WRITE);
+	free(page);
+	return result;
 }
 
 static int attach_only(const struct options *options)
 {
+	const char *done = options->map ? "mapped" : "attached";
 	struct attachment attachment;
 	struct space space;
 	int result = space_open(&space, options->ops);
 
 	if (!result) {
 		result = options->ops->attach(&space, options->addresses[0], &attachment);
-		if (!result)
+		if (!result) {
+			if (options->map)
+				result = map_one_page(&space);
 			attachment_close(&attachment);
+		}
 		space_close(&space);
 	}
-	printf("%s\n", result ? strerrorname_np(-result) : "attached");
+	printf("%s\n", result ? strerrorname_np(-result) : done);
 	return result ? 1 : 0;
 }
 
@@ -205,7 +231,7 @@ int main(int argc, char **argv)
 		fputs(usage_text, stderr);
 		return 2;
 	}
-	if (options.attach)
+	if (options.attach || options.map)
 		return attach_only(&options);
 	run_all(&fixture, &options);
 	return ktap_failures() ? 1 : 0;

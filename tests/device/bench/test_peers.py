@@ -47,7 +47,9 @@ class Played:
         group = {"group_type": entry.group or "none"}
         return Boot(rounds, witnesses, group, {}, bool(plan.count_operations), 0), counts
 
-    def provide(self, progress: Progress, *, qemu: str | None, accel: str, kernel: str = "debian") -> Setup:
+    def provide(
+        self, progress: Progress, *, qemu: str | None, accel: str, kernel: str = "debian", suite: str | None = None
+    ) -> Setup:
         if self.lacking:
             raise self.lacking
         toolbox = Toolbox(self.folder, ("qemu",), {}, "11.1.3", Path("vmlinuz"), "6.12", Path("busybox"))
