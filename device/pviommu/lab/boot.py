@@ -152,7 +152,7 @@ def _boot(job: Job, listener: Listener, tested: Callable[[], None]) -> list[str]
 
 def _listen(job: Job, machine: VirtualMachine, server: ServerProcess, listener: Listener, deadline: float) -> None:
     """Take the report to its end, which is its last line where the guest stays, else the end of QEMU."""
-    requests = Requests(server, machine.send)
+    requests = Requests(server, machine, machine.send)
     for line in machine.lines(deadline, requests):
         if not requests.take(line):
             listener.line(line)
