@@ -39,7 +39,7 @@ frozen() {
 	subject=$(echo "$engines" | head -n 1)
 	check "a group is strict, so that many wait" set_type DMA
 	echo "$timeout_ms" >"$timeout_parameter"
-	lost_suite storm &
+	lost_suite long-storm &
 	check "guest and server are stopped together" freeze_in_storm
 	wait $!
 	subtest "a storm in a guest that stood still" "$report"
