@@ -10,7 +10,7 @@
 #include <linux/string.h>
 
 #include "pviommu_dmatest.h"
-#include "pviommu_raw.h"
+#include "pviommu_raw_ops.h"
 #include "ktap.h"
 
 #define PVT_ORDER	4

@@ -11,7 +11,7 @@
 #include "pviommu_test.h"
 
 #define PVT_POSTED_ROUNDS	200
-#define PVT_SLEEPER_ROUNDS	8
+#define PVT_SLEEPER_ROUNDS	4
 /* after this the device sleeps until its doorbell rings, and not for a bounded time */
 #define PVT_SLEEPER_MS		600
 

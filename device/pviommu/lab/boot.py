@@ -167,7 +167,7 @@ def _boot(job: Job, listener: Listener, tested: Callable[[], None]) -> list[str]
                 if config.gdb_socket is not None:
                     job.say(debugger.instructions(config.gdb_socket, job.setup.toolbox.vmlinux, job.setup.modules))
                 came = None if output is None else functools.partial(output.wait_for, deadline=deadline)
-                _listen(job, machine, Requests(server, machine.send, output_came=came), listener, deadline)
+                _listen(job, machine, Requests(server, machine, machine.send, output_came=came), listener, deadline)
                 if config.console_socket is not None and listener.exit_status is not None:
                     tested()
                     job.say(console.HOW_TO_LEAVE)
