@@ -327,7 +327,10 @@ def _rings() -> dict[str, bytes]:
         + _bar(12, _frame(0xFF, 0x18))
         + _dma(0, high, 65536)
         + _WORK,
-        "bar-in-identity": start + _bar(14, _frame(0, 0x18)) + _dma(1, _frame(0, 0x18), 70000),
+        "bar-in-identity": start
+        + _bar(14, _frame(0, 0x18))
+        + _dma(1, _frame(0, 0x18), 60000)
+        + _dma(0, _frame(1, 0x18), 5000),
         "reset": start
         + _ALLOC
         + _ATTACH
