@@ -14,8 +14,8 @@
 #include <linux/wait.h>
 #include <linux/workqueue.h>
 
-#include "pviommu_raw.h"
 #include "pviommu_table.h"
+#include "pviommu_types.h"
 
 #define PVIOMMU_RING_ENTRIES		1024
 #define PVIOMMU_RING_ALIGNMENT	SZ_4K

@@ -35,6 +35,7 @@
 #define PVIOMMU_REG_MAX_RING_ENTRIES            0x020
 #define PVIOMMU_REG_RING_AREA                   0x024
 #define PVIOMMU_REG_RING_AREA_SIZE              0x028
+#define PVIOMMU_REG_DOORBELLS                   0x02c
 #define PVIOMMU_REG_RING_SELECT                 0x080
 #define PVIOMMU_REG_RING_TYPE                   0x084
 #define PVIOMMU_REG_RING_ENTRIES                0x088

@@ -81,6 +81,7 @@ static int usage_show(struct seq_file *s, void *unused)
 	seq_printf(s, "waited %llu\n", usage.waited);
 	seq_printf(s, "doorbells %llu\n", usage.doorbells);
 	seq_printf(s, "rescues %llu\n", usage.rescues);
+	seq_printf(s, "device_doorbells %u\n", usage.device_doorbells);
 	return 0;
 }
 DEFINE_SHOW_ATTRIBUTE(usage);

@@ -21,6 +21,7 @@ static const struct {
 	{ "storm", pvdt_storm_cases, &pvdt_nr_storm_cases },
 	{ "long-storm", pvdt_long_storm_cases, &pvdt_nr_long_storm_cases },
 	{ "paused", pvdt_paused_cases, &pvdt_nr_paused_cases },
+	{ "queued", pvdt_queued_cases, &pvdt_nr_queued_cases },
 	{ "lost", pvdt_lost_cases, &pvdt_nr_lost_cases },
 };
 

@@ -6,6 +6,8 @@
 
 #define pr_fmt(fmt) "pviommu: " fmt
 
+#include <linux/io.h>
+
 #include "pviommu.h"
 
 static const struct pviommu_profile *const pviommu_profiles[] = { &pviommu_xen_2024,
@@ -103,5 +105,6 @@ int pviommu_op_usage(struct pviommu *pv, struct pviommu_usage *usage)
 		usage->doorbells += READ_ONCE(pv->rings[i].doorbells);
 		usage->rescues += READ_ONCE(pv->rings[i].rescues);
 	}
+	usage->device_doorbells = readl(pv->regs + PVIOMMU_REG_DOORBELLS);
 	return 0;
 }

@@ -5,6 +5,7 @@
 
 #include "pviommu.h"
 #include "pviommu_namespace.h"
+#include "pviommu_raw_ops.h"
 
 static u32 pviommu_raw_profile(struct pviommu *pv)
 {

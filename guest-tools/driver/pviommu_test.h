@@ -10,7 +10,7 @@
 #include <linux/string.h>
 
 #include "pviommu_dmatest.h"
-#include "pviommu_raw.h"
+#include "pviommu_raw_ops.h"
 #include "ktap.h"
 
 #define PVT_ORDER	4
@@ -215,5 +215,7 @@ extern const struct ktap_case pvt_fault_cases[];
 extern const unsigned int pvt_nr_fault_cases;
 extern const struct ktap_case pvt_ring_cases[];
 extern const unsigned int pvt_nr_ring_cases;
+extern const struct ktap_case pvt_doorbell_cases[];
+extern const unsigned int pvt_nr_doorbell_cases;
 
 #endif /* _PVIOMMU_IOMMU_TEST_H */

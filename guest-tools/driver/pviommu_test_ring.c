@@ -3,9 +3,17 @@
 
 #define pr_fmt(fmt) "pviommu_test: " fmt
 
+#include <linux/delay.h>
+#include <linux/jiffies.h>
+#include <linux/preempt.h>
+#include <linux/timer.h>
+
 #include "pviommu_test.h"
 
 #define PVT_POSTED_ROUNDS	200
+#define PVT_SLEEPER_ROUNDS	4
+/* after this the device sleeps until its doorbell rings, and not for a bounded time */
+#define PVT_SLEEPER_MS		600
 
 static int pvt_noop(struct pvt *t, enum pviommu_wait wait)
 {
@@ -91,6 +99,71 @@ static void pvt_waits(struct ktap *ktap, struct pvt *t, u16 ctx)
 	for (i = 0; i < 8; i++)
 		EXPECT_EQ(ktap, pvt_noop(t, i % 2 ? PVIOMMU_WAIT_SLEEP : PVIOMMU_WAIT_BUSY), 0);
 }
+
+/**
+ * struct pvt_interrupter - sends a command in the midst of somebody else's
+ * @timer: when
+ * @t: what it sends to
+ * @ran: whether it did
+ * @ret: what came of it
+ */
+struct pvt_interrupter {
+	struct timer_list timer;
+	struct pvt *t;
+	bool ran;
+	int ret;
+};
+
+static void pvt_interrupt(struct timer_list *timer)
+{
+	struct pvt_interrupter *own = container_of(timer, struct pvt_interrupter, timer);
+
+	own->ret = pvt_noop(own->t, PVIOMMU_WAIT_BUSY);
+	own->ran = true;
+}
+
+/*
+ * Whoever finds the device asleep rings. It is interrupted meanwhile, where the doorbell is slow
+ * (debug_doorbell_us) between the decision and the ring, by somebody who waits for the device too.
+ */
+static void pvt_interrupted_doorbell(struct ktap *ktap, void *subject, unsigned long rounds)
+{
+	struct pviommu_usage before, after;
+	struct pvt_interrupter *own;
+	struct pvt *t = subject;
+	int ret;
+
+	own = kzalloc(sizeof(*own), GFP_KERNEL);
+	if (!EXPECT(ktap, own))
+		return;
+	own->t = t;
+	timer_setup(&own->timer, pvt_interrupt, TIMER_PINNED);
+	EXPECT_EQ(ktap, pviommu_raw_ops.usage(t->pv, &before), 0);
+	while (rounds-- && !ktap->failed) {
+		msleep(PVT_SLEEPER_MS);
+		own->ran = false;
+		preempt_disable();
+		mod_timer(&own->timer, jiffies + 1);
+		ret = pvt_noop(own->t, PVIOMMU_WAIT_BUSY);
+		preempt_enable();
+		EXPECT_EQ(ktap, ret, 0);
+		msleep(PVT_SLEEPER_MS / 10);
+		EXPECT(ktap, own->ran);
+		EXPECT_EQ(ktap, own->ret, 0);
+	}
+	timer_delete_sync(&own->timer);
+	kfree(own);
+	EXPECT_EQ(ktap, pviommu_raw_ops.usage(t->pv, &after), 0);
+	EXPECT(ktap, after.doorbells - before.doorbells >= PVT_SLEEPER_ROUNDS);
+	EXPECT_EQ(ktap, after.rescues, before.rescues);
+}
+
+const struct ktap_case pvt_doorbell_cases[] = {
+	{ "no doorbell is lost to who interrupts the one who rings", pvt_interrupted_doorbell,
+	  PVT_SLEEPER_ROUNDS },
+};
+
+const unsigned int pvt_nr_doorbell_cases = ARRAY_SIZE(pvt_doorbell_cases);
 
 const struct ktap_case pvt_ring_cases[] = {
 	PVT_ATTACHED("a posted map is seen by the DMA that follows it", pvt_posted_map),

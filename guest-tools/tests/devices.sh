@@ -59,7 +59,7 @@ usage() {
 
 # held: the part of it that is given back with time; the rest counts what has happened
 held() {
-	usage | grep -vE "^(events_lost|rings|posted|waited|doorbells) "
+	usage | grep -vE "^(events_lost|rings|posted|waited|doorbells|rescues|device_doorbells) "
 }
 
 # run_ktap FOLDER [SUITE]: runs the tests of a module, or a suite of them; the report is in $report

@@ -14,7 +14,7 @@ timeout_ms=1000
 timeout_parameter=/sys/module/pviommu/parameters/op_timeout_ms
 
 paused_plan() {
-	echo 7
+	echo 13
 }
 
 paused_tests() {
@@ -29,6 +29,22 @@ paused_tests() {
 	subtest "the DMA API while the server is stopped" "$report"
 	check "the driver gives the device up once or not at all" is_given_up_at_most_once
 	check "after a reload of the drivers everything works again" works_again
+	give_up_in_dma
+}
+
+# The server goes on: what it was to do for memory that is not mapped any more must not happen.
+give_up_in_dma() {
+	before=$(log_lines)
+	subject=$(echo "$engines" | head -n 1)
+	check "a group is strict for DMA that is queued" set_type DMA
+	echo "$timeout_ms" >"$timeout_parameter"
+	lost_suite queued &
+	check "the server is stopped while DMA is queued" stop_server_in_dma
+	wait $!
+	subtest "DMA that was queued when the device was given up" "$report"
+	check "the device is given up once, and DMA is stopped by a reset" is_given_up_and_reset
+	check "after unbind and bind, without a reload, DMA works" works_after_rebind
+	check "a group is back at its type" type_is_set_back
 }
 
 # The last ones of a second kernel, whose groups are not translated by default.
@@ -82,6 +98,29 @@ stop_busy_server() {
 	idle=$(commands)
 	within 10 is_busy || { echo "the storm does not begin" && return 1; }
 	request stop-server "$moment_seconds"
+}
+
+stop_server_in_dma() {
+	sleep 2
+	request stop-server "$moment_seconds"
+}
+
+is_given_up_and_reset() {
+	is_given_up_once || return 1
+	same "$(log_since "$before" | grep -c "is stopped by a reset")" 1
+}
+
+works_after_rebind() {
+	echo "$iommu" >"$drivers/pviommu/unbind" && echo "$iommu" >"$drivers/pviommu/bind" || return 1
+	for engine in $engines; do
+		[ -n "$(driver_of "$engine")" ] || echo "$engine" >"$drivers/pviommu_dmatest/bind" || return 1
+	done
+	dma_works
+}
+
+type_is_set_back() {
+	[ "$(type_of "$subject")" = "$(type_of_mode)" ] || set_type "$(type_of_mode)" || return 1
+	dma_works && is_quiet
 }
 
 times_given_up() {

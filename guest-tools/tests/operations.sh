@@ -10,7 +10,7 @@ first_fault=12345123
 last_fault=12346000
 
 operations_plan() {
-	echo 5
+	echo 6
 }
 
 operations_tests() {
@@ -21,6 +21,15 @@ operations_tests() {
 	check "the event log has the faults" event_log_has_faults
 	check "lines of faults are rate-limited, and lost events are one line" faults_are_rate_limited
 	check "events and completions came by interrupt" interrupts_came
+	slow_doorbells
+}
+
+# Interrupts come while somebody is about to ring: each doorbell takes longer than two ticks of the timer.
+slow_doorbells() {
+	echo 15000 >/sys/module/pviommu/parameters/debug_doorbell_us
+	run_ktap "$debugfs/pviommu_test" doorbell
+	echo 0 >/sys/module/pviommu/parameters/debug_doorbell_us
+	subtest "doorbells that take long" "$report"
 }
 
 trace_has_faults() {

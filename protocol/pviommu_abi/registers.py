@@ -73,6 +73,7 @@ REGISTERS = (
     Register("MAX_RING_ENTRIES", 0x020, Access.RO, "largest RING_ENTRIES"),
     Register("RING_AREA", 0x024, Access.RO, "first byte of BAR 2 at which a ring may lie"),
     Register("RING_AREA_SIZE", 0x028, Access.RO, "bytes of BAR 2 in which rings may lie"),
+    Register("DOORBELLS", 0x02C, Access.RO, "doorbells rung since the device was started, modulo 2**32"),
     Register("RING_SELECT", 0x080, Access.RW, "the ring that the registers below belong to"),
     Register("RING_TYPE", 0x084, Access.RW, "PVIOMMU_RING_TYPE_*: what RING_BASE counts from"),
     Register("RING_ENTRIES", 0x088, Access.RW, "slots, a power of two from 16 to MAX_RING_ENTRIES"),

@@ -48,7 +48,7 @@ from .execution import Executor
 from .own import OwnOperations
 from .profile import XenProfile
 from .reporting import Reporter
-from .ring import CommandRing
+from .ring import MASK, CommandRing
 from .ring_core import DeviceCore
 from .ring_setup import RingSetup, overlaps
 from .xen_2024 import Xen2024
@@ -58,6 +58,8 @@ __all__ = ["IommuConfig", "PvIommu", "TranslatedEndpoint"]
 
 log = logging.getLogger(__name__)
 
+LONG_AGO_NS = 50_000_000
+"""A driver waits far longer than this before it gives the device up and uses unmapped memory again."""
 FEATURES = int(Feature.PROFILE_XEN_2024 | Feature.POSTED | Feature.PROFILE_XEN_V7 | Feature.BATCH_2014)
 
 
@@ -107,6 +109,7 @@ class PvIommu(PciFunction):
         own = OwnOperations(self.engine, self.bindings, self.events, batch, self.counters)
         self._executor = Executor(self.rings, own, environment, self._reporter, ring_core)
         self._status = Status(0)
+        self._translated_at = self.inputs.now_ns()
         for register, value in (
             ("MAGIC", abi.MAGIC),
             ("VERSION", abi.ABI_VERSION),
@@ -201,6 +204,9 @@ class PvIommu(PciFunction):
 
     def read_status(self, _: int) -> int:
         return int(self._status | (Status.RINGS_ON if self._rings_on else 0))
+
+    def read_doorbells(self, _: int) -> int:
+        return self.counters.doorbells & MASK
 
     def write_profile(self, _: int, value: int) -> None:
         accepted = not self._rings_on and (value == Profile.NONE or value in self._profiles)
@@ -327,8 +333,13 @@ class PvIommu(PciFunction):
 
     def translate(self, stream: int, iova: int, length: int, access: Access) -> Sequence[Run] | Fault:
         """Where DMA goes, or why not. A refusal is only believed after all rings are drained: the map may be on
-        its way.
+        its way. They are drained first if it has been a while: the process may have been stopped, and the guest have
+        given it up and unmapped what DMA in progress goes to.
         """
+        now = self.inputs.now_ns()
+        if now - self._translated_at > LONG_AGO_NS:
+            self.drain()
+        self._translated_at = now
         result = self.engine.translate(stream, iova, length, access)
         if isinstance(result, Fault):
             self.drain()

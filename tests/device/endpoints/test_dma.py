@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from pviommu.endpoints.dma import DmaPlan, DmaPort, DmaRefusedError
 from pviommu.endpoints.template import Template
 from pviommu.engine import Access, Run
+from pviommu.iommu.function import LONG_AGO_NS
 from pviommu_abi.shared import EventAccess, EventReason
 from pviommu_abi.xen_2024 import MapPages, UnmapPages, Xen2024Op
 from vfio_user import DmaMapping
@@ -169,3 +171,34 @@ def test_a_plan_knows_the_device_address_of_a_guest_address() -> None:
     assert plan.locate(0x70F) == (0x900F, 0x10)
     with pytest.raises(ValueError, match="GPA 0x710 is not part of the request"):
         plan.locate(0x710)
+
+
+@pytest.mark.row("driver", 5)
+def test_after_a_stop_of_the_process_rings_are_worked_off_before_any_translation(
+    guest: Any, port: DmaPort, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guest.set_up_ring()
+    guest.map(0x100, 0x20, 4)
+    port.read([(0x100000, 4)])
+    guest.submit(*(UnmapPages(Xen2024Op.UNMAP_PAGES, guest.context, 0, dfn=0x100 + n, nr_pages=1) for n in range(4)))
+    late = time.monotonic_ns() + 2 * LONG_AGO_NS
+    monkeypatch.setattr(guest.iommu.inputs, "now_ns", lambda: late, raising=False)
+
+    error = refused(port, ([(0x103000, 4)], Access.WRITE))
+
+    assert error.reason == EventReason.NOT_MAPPED
+
+
+def test_without_a_stop_dma_does_not_wait_for_the_rings(
+    guest: Any, port: DmaPort, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = time.monotonic_ns()
+    monkeypatch.setattr(guest.iommu.inputs, "now_ns", lambda: now, raising=False)
+    guest.set_up_ring()
+    guest.map(0x100, 0x20)
+    port.read([(0x100000, 4)])
+    guest.submit(UnmapPages(Xen2024Op.UNMAP_PAGES, guest.context, 0, dfn=0x100, nr_pages=1))
+
+    port.write([(0x100000, 4)], b"abcd")
+
+    assert guest.peek(0x20000, 4) == b"abcd"

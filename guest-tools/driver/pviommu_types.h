@@ -1,11 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/*
- * What the PV-IOMMU driver lends to its test module: commands on the ring, events, capabilities.
- *
- * Commands that are sent this way bypass the IOMMU core, so a user keeps to contexts of its own.
- */
-#ifndef _PVIOMMU_IOMMU_RAW_H
-#define _PVIOMMU_IOMMU_RAW_H
+/* Paravirtual IOMMU: commands and what the driver knows of the device, also for the test module. */
+#ifndef _PVIOMMU_TYPES_H
+#define _PVIOMMU_TYPES_H
 
 #include <linux/types.h>
 
@@ -139,6 +135,7 @@ struct pviommu_capabilities {
  * @waited: driver: commands sent whose outcome somebody waited for
  * @doorbells: driver: doorbells rung
  * @rescues: driver: doorbells rung for whoever waited in vain for a lost one
+ * @device_doorbells: device: doorbells rung since it was started, by any driver
  */
 struct pviommu_usage {
 	u32 contexts;
@@ -156,37 +153,7 @@ struct pviommu_usage {
 	u64 waited;
 	u64 doorbells;
 	u64 rescues;
+	u32 device_doorbells;
 };
 
-/**
- * struct pviommu_raw_ops - direct access to the first PV-IOMMU
- * @get: a reference to it, or NULL; while one is held, its removal waits
- * @put: gives the reference back
- * @submit: sends a command through ring 0; 0 or the device's negative errno, or -EIO once the
- *	device is given up.
- *	The payload and the sequence are copied back, except that nothing of a posted command is
- *	but the sequence
- * @usage: what is in use
- * @profile: PVIOMMU_PROFILE_* that was selected
- * @capabilities: the capability area
- * @ring_entries: slots of ring 0
- * @event_position: the position that the next event will have
- * @next_event: the event at a position, which moves on to the one after it; waits for it.
- *	0 or -ETIMEDOUT
- */
-struct pviommu_raw_ops {
-	struct pviommu *(*get)(void);
-	void (*put)(struct pviommu *pv);
-	int (*submit)(struct pviommu *pv, struct pviommu_command *command, enum pviommu_wait wait);
-	int (*usage)(struct pviommu *pv, struct pviommu_usage *usage);
-	u32 (*profile)(struct pviommu *pv);
-	const struct pviommu_capabilities *(*capabilities)(struct pviommu *pv);
-	u32 (*ring_entries)(struct pviommu *pv);
-	u32 (*event_position)(struct pviommu *pv);
-	int (*next_event)(struct pviommu *pv, u32 *position, struct pviommu_event *event,
-			  unsigned int timeout_ms);
-};
-
-extern const struct pviommu_raw_ops pviommu_raw_ops;
-
-#endif /* _PVIOMMU_IOMMU_RAW_H */
+#endif /* _PVIOMMU_TYPES_H */
