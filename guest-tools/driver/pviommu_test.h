@@ -205,6 +205,8 @@ extern const struct ktap_case pvt_op_cases[];
 extern const unsigned int pvt_nr_op_cases;
 extern const struct ktap_case pvt_context_cases[];
 extern const unsigned int pvt_nr_context_cases;
+extern const struct ktap_case pvt_domain_cases[];
+extern const unsigned int pvt_nr_domain_cases;
 extern const struct ktap_case pvt_table_cases[];
 extern const unsigned int pvt_nr_table_cases;
 extern const struct ktap_case pvt_pool_cases[];

@@ -227,6 +227,16 @@ def test_maps_for_user_space_are_posted_or_exact(lab_run: LabRun, name: str) -> 
     assert name in lab_run.passed_in("VFIO by type1")
 
 
+@pytest.mark.row("driver", 54)
+def test_a_map_that_fails_half_way_is_undone(lab_run: LabRun) -> None:
+    assert "a map from memory into what is none is undone whole" in lab_run.passed
+
+
+@pytest.mark.row("driver", 56)
+def test_pages_of_the_reserved_window_are_noted_only(lab_run: LabRun) -> None:
+    assert "a domain notes pages of the reserved window and maps those beside it" in lab_run.passed
+
+
 @pytest.mark.row("driver", 55)
 @pytest.mark.parametrize(
     "name",
