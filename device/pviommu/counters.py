@@ -34,8 +34,10 @@ class Counters:
     """times that DMA was refused, or a reset done, though rings held more than half a second's work"""
     sleeps: int = 0
     """times the loop slept, its doorbells armed"""
-    spins_grown: int = 0
-    """times a doorbell came so soon after the loop had slept that it polls longer since"""
+    naps: int = 0
+    """times the loop slept a moment without asking for doorbells, since nobody waited for its work"""
+    waits: int = 0
+    """times somebody in the guest was seen to wait for a completion"""
 
     def report(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""

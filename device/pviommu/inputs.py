@@ -18,6 +18,9 @@ from vfio_user import transport
 
 __all__ = ["Inputs", "LiveInputs"]
 
+_MOST_SELECTED = 1024
+"""Descriptors below this can be waited for with select()."""
+
 
 class Inputs(Protocol):
     """What the device reads. All sizes are in bytes, all times in nanoseconds of a monotonic clock."""
@@ -39,7 +42,7 @@ class Inputs(Protocol):
     def receive(self, sock: socket.socket) -> tuple[bytes, list[int]] | None:
         """What a socket has to give, with its file descriptors; ``None`` at its end."""
 
-    def wait(self, poller: select.poll, timeout_ms: int) -> Sequence[tuple[int, int]]:
+    def wait(self, poller: select.epoll, timeout_ms: float) -> Sequence[tuple[int, int]]:
         """The descriptors that are ready: ``(fd, events)`` pairs, after at most ``timeout_ms`` (-1: no limit)."""
 
 
@@ -57,5 +60,8 @@ class LiveInputs:
         return value
 
     @staticmethod
-    def wait(poller: select.poll, timeout_ms: int) -> Sequence[tuple[int, int]]:
-        return poller.poll(timeout_ms)
+    def wait(poller: select.epoll, timeout_ms: float) -> Sequence[tuple[int, int]]:
+        if 0 < timeout_ms < 1 and poller.fileno() < _MOST_SELECTED:  # the poller itself counts whole milliseconds
+            select.select((poller,), (), (), timeout_ms / 1000)
+            timeout_ms = 0
+        return poller.poll(None if timeout_ms < 0 else timeout_ms / 1000)

@@ -4,6 +4,8 @@ A :class:`GuestMemory` belongs to one connection. It holds the ranges of guest p
 the client announced and gives access to those that came with a file descriptor. Ranges without one (ROMs, BARs
 of other devices) are remembered, because they must be unmapped exactly as they were mapped, but they cannot be
 reached.
+
+Beside it, DMA of an endpoint reaches what :attr:`GuestMemory.windows` has: BARs of its machine's functions.
 """
 
 from __future__ import annotations
@@ -21,8 +23,9 @@ from vfio_user import DmaMapping, RequestError
 from .engine.results import PackedRuns
 from .inputs import Inputs
 from .memory_file import MemoryFile, is_writable
+from .windows import MAX_REGISTER_BYTES, Place, Windows
 
-__all__ = ["GuestMemory", "GuestMemoryError", "Mapping"]
+__all__ = ["AbortedAccessError", "GuestMemory", "GuestMemoryError", "Mapping"]
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +43,10 @@ class GuestMemoryError(Exception):
     def __init__(self, gpa: int, text: str) -> None:
         super().__init__(f"GPA {gpa:#x}: {text}")
         self.gpa = gpa
+
+
+class AbortedAccessError(GuestMemoryError):
+    """An access that the BAR which it leads to does not allow."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +82,14 @@ class _Piece(NamedTuple):
     gpa: int
     file: MemoryFile
     offset: int
+    length: int
+
+
+class _PeerPiece(NamedTuple):
+    """A part of an access that lies in a BAR: ``length`` bytes, which are at ``gpa``."""
+
+    gpa: int
+    place: Place
     length: int
 
 
@@ -116,6 +131,8 @@ class GuestMemory:
         """copies without passing the inputs; none has to"""
         self._copier_knows = False
         self._last: _Reached = _NOWHERE
+        self.windows: Windows | None = None
+        """what is reached where there is no RAM"""
 
     def belongs_with(self, other: GuestMemory) -> None:
         """Both are views of one guest's memory: neither may map a GPA to something else than the other does."""
@@ -283,10 +300,12 @@ class GuestMemory:
         data = copier.read(runs) if copier and isinstance(runs, PackedRuns) else None
         if data is not None:
             return data
-        return b"".join(self._read_piece(piece) for gpa, length in runs for piece in self._pieces(gpa, length))
+        return b"".join([self._read_piece(piece) for piece in self._pieces_of(runs, MAX_REGISTER_BYTES)])
 
     def write(self, runs: Sequence[tuple[int, int]], data: bytes | bytearray | memoryview) -> None:
         """Spread ``data`` over ``runs``. Nothing is written if part of them is not RAM (:class:`GuestMemoryError`).
+
+        Registers of BARs are written by :meth:`.windows.Windows.deliver`, after everything else.
 
         A file that is not mapped may also refuse in the middle, for want of space or because it was sealed
         meanwhile; what was written before stays, and the error is the same.
@@ -300,7 +319,7 @@ class GuestMemory:
         copier = self._copier_for(runs)
         if copier and isinstance(runs, PackedRuns) and copier.write(runs, data):
             return
-        pieces = [piece for gpa, length in runs for piece in self._pieces(gpa, length)]
+        pieces = self._pieces_of(runs, self.windows.room() if self.windows else 0)
         source, position = memoryview(data), 0
         for piece in pieces:
             self._write_piece(piece, source[position : position + piece.length])
@@ -311,8 +330,7 @@ class GuestMemory:
         copier = self._copier_for(runs)
         if copier and isinstance(runs, PackedRuns) and copier.has(runs):
             return
-        for gpa, length in runs:
-            self._pieces(gpa, length)
+        self._pieces_of(runs, MAX_REGISTER_BYTES)
 
     def _copier_for(self, runs: Sequence[tuple[int, int]]) -> Copier | None:
         """The copier, if it can do anything with ``runs``; it has been told what is mapped."""
@@ -327,15 +345,38 @@ class GuestMemory:
             self._copier_knows = True
         return self.copier
 
-    def _pieces(self, gpa: int, length: int) -> list[_Piece]:
+    def _pieces_of(self, runs: Sequence[tuple[int, int]], register_bytes: int) -> list[_Piece | _PeerPiece]:
+        """All of ``runs``; no more than ``register_bytes`` of them may be registers."""
+        pieces = [piece for gpa, length in runs for piece in self._pieces(gpa, length)]
+        registers = [piece for piece in pieces if isinstance(piece, _PeerPiece) and not piece.place.window.is_memory]
+        if sum(piece.length for piece in registers) > register_bytes:
+            raise AbortedAccessError(registers[0].gpa, f"more than {MAX_REGISTER_BYTES} bytes of registers at once")
+        return pieces
+
+    def _peer_piece(self, gpa: int, end: int, next_mapping: int) -> _PeerPiece:
+        """What is at ``gpa``, which is not RAM, as far as there is none and at most up to ``end``."""
+        place = self.windows.find(gpa, end) if self.windows else None
+        if place is None:
+            raise GuestMemoryError(gpa, "not guest RAM")
+        while next_mapping < len(self._mappings) and self._starts[next_mapping] < gpa + place.length:
+            if self._mappings[next_mapping].is_ram:
+                place = place._replace(length=self._starts[next_mapping] - gpa)
+            next_mapping += 1
+        return _PeerPiece(gpa, place, place.length)
+
+    def _pieces(self, gpa: int, length: int) -> list[_Piece | _PeerPiece]:
         """``[gpa, gpa + length)``, one piece for each range it crosses."""
-        pieces: list[_Piece] = []
+        pieces: list[_Piece | _PeerPiece] = []
         end = gpa + length
         place = bisect_right(self._starts, gpa) - 1
         while gpa < end:
             mapping = self._mappings[place] if 0 <= place < len(self._mappings) else None
             if mapping is None or not mapping.address <= gpa < mapping.end or not mapping.is_ram:
-                raise GuestMemoryError(gpa, "not guest RAM")
+                peer = self._peer_piece(gpa, end, bisect_right(self._starts, gpa))
+                pieces.append(peer)
+                gpa += peer.length
+                place = bisect_right(self._starts, gpa) - 1
+                continue
             take = min(end, mapping.end) - gpa
             if mapping.file is not None:
                 if mapping.file.view is not None:
@@ -346,7 +387,9 @@ class GuestMemory:
             place += 1
         return pieces
 
-    def _read_piece(self, piece: _Piece) -> bytes:
+    def _read_piece(self, piece: _Piece | _PeerPiece) -> bytes:
+        if isinstance(piece, _PeerPiece):
+            return piece.place.read()
         gpa, file, offset, length = piece
         if file.view is not None:
             return self._inputs.copy(file.view[offset : offset + length])
@@ -356,7 +399,11 @@ class GuestMemory:
             raise GuestMemoryError(gpa, f"its file cannot be read: {error.strerror}") from error
         return data + bytes(length - len(data))  # a file that shrank reads as zeros, as a hole would
 
-    def _write_piece(self, piece: _Piece, data: memoryview) -> None:
+    def _write_piece(self, piece: _Piece | _PeerPiece, data: memoryview) -> None:
+        if isinstance(piece, _PeerPiece):
+            if self.windows:
+                self.windows.write(piece.place, bytes(data))
+            return
         gpa, file, offset, length = piece
         if file.view is not None:
             file.view[offset : offset + length] = data

@@ -1,24 +1,28 @@
-"""How long the loop polls after its last work, and how long it sleeps when that was in vain."""
+"""How long the loop polls for a guest that waits, and how long it sleeps otherwise."""
 
 from __future__ import annotations
 
-__all__ = ["DEFAULT_SPIN_LIMIT_NS", "DEFAULT_SPIN_NS", "FOREVER", "SLEEPS_MS", "Pace"]
+__all__ = ["DEFAULT_SPIN_NS", "FOREVER", "NAP_MS", "SLEEPS_MS", "Pace"]
 
-DEFAULT_SPIN_NS = 200_000
-"""How long the rings are polled after the last work, at first and at least."""
-DEFAULT_SPIN_LIMIT_NS = 2_000_000
-"""How long at most, for a guest whose operations have come a little later than that."""
-NEAR = 4
-"""Work that comes within this many windows of the last work was worth waiting for."""
+DEFAULT_SPIN_NS = 100_000
+"""How long the rings are polled at most for the next wait: what a doorbell and waking up cost together, or more."""
+LEAST_NS = 10_000
+"""How long at least, if at all."""
+GAPS = 4
+"""The rings are polled for so many times the usual gap between two waits."""
+SMOOTHING = 8
+"""Waits that it takes until the usual gap is about that of the latest ones."""
+WAKE_NS = 200_000
+"""A wait that a sleeping loop learns of may have begun so much earlier."""
 CREDIT = 16
-"""Of a grown window: each time that it was long enough earns 1 of this."""
+"""Of a guest that is polled for: each wait that came in time earns 1 of this."""
 FIRST_CREDIT = 12
 MISS = 4
-"""What it costs a grown window that work came only after its end. Without credit there is no grown window."""
+"""What it costs when a wait came too late to have been polled for. Without credit there is no polling."""
 FEWEST_CHANCES, MOST_CHANCES = 16, 1024
-"""Chances to grow that are let go after a grown window failed; twice as many each time that it fails anew."""
-STOLEN_NS = 500_000
-"""A loop that polls looks at the clock far more often; if it has not for so long, it did not have its processor."""
+"""Chances to begin that are let go after polling was in vain; twice as many each time that it is anew."""
+NAP_MS = 0.1
+"""The sleep after work that nobody waits for, with no doorbell asked for."""
 SLEEPS_MS = (1, 4, 16, 64, 256)
 """Bounds of the sleeps after arming, one after the other. Should a doorbell get lost, the slot waits no longer."""
 FOREVER = -1
@@ -28,54 +32,59 @@ FOREVER = -1
 class Pace:
     """The polling and sleeping of one loop. All times come from the caller, in nanoseconds of one clock.
 
-    A doorbell is a trapped access, and on a busy machine it may take the guest longer than the spin window: the loop
-    is asleep again before the next operation, which therefore pays a doorbell too, and so on for good. So the window
-    doubles when work of the rings comes after its end, but within :data:`NEAR` windows of the last work and within the
-    limit. It falls back to the least one when that did not help: the work came later still, several times in a row or
-    in more than a fifth of all cases. Where guest and loop have to share one processor it never helps, since the guest
-    stands still while the loop polls; so the next attempt is put off, longer and longer until one succeeds. Nor does it
-    help where others want the processor: who polls loses it, who is woken gets it. Losing it counts like work too late.
-    Work within the least window says nothing about a longer one.
+    Polling is for guests that wait again and again, each time only a moment after the last: without it each wait would
+    cost a doorbell, which is a trapped access, and the waking of a process. Posted work needs none, and polling has its
+    price too: on a processor whose hardware threads share a core it slows the guest down.
+
+    So the loop polls after a wait if waits have been coming within ``limit_ns`` of each other, for a few times the gap
+    that is usual between them. Where they come later several times in a row, or in more than a fifth of all cases, it
+    stops, and the next attempt is put off, longer and longer until one succeeds. That is also what happens where
+    guest and loop have to share one processor, since the guest stands still while the loop polls.
+
+    After other work it takes a nap if the guest tells when it waits, and so finds what was posted meanwhile all at
+    once; after a nap in vain, and for other guests at once, it asks for doorbells and sleeps.
     """
 
-    def __init__(self, spin_ns: int = DEFAULT_SPIN_NS, limit_ns: int = DEFAULT_SPIN_LIMIT_NS) -> None:
-        """``spin_ns``: the least window; 0 never polls, whatever ``limit_ns``, the largest window."""
-        self.window_ns = spin_ns
-        """how long the rings are polled after the last work"""
-        self._least_ns = spin_ns
-        self._limit_ns = max(spin_ns, limit_ns)
-        self._worked_at = 0
-        self._idle_until = 0
+    def __init__(self, limit_ns: int = DEFAULT_SPIN_NS) -> None:
+        """``limit_ns``: how long to poll at most; 0 never polls."""
+        self.window_ns = 0
+        """how long the rings are polled after a wait"""
+        self._limit_ns = limit_ns
+        self._usual_gap_ns = 0.0
+        self._waited_at = 0
         self._poll_until = 0
         self._credit = 0
         self._chances_to_skip = 0
         self._penalty = 0
+        self._tired = False
         self._sleeps = 0
 
-    def worked(self, now_ns: int, *, rings: bool = True) -> bool:
-        """There was work until ``now_ns``; whether the window grew for it.
-
-        ``rings`` is false for work that need not be polled for, because an access to a register began it.
-        """
-        grown = self._judge(self._idle_until - self._worked_at) if rings else False
-        self._worked_at = self._idle_until = now_ns
+    def waited(self, now_ns: int, times: int = 1) -> None:
+        """The guest has waited since the last call, so many ``times``, the last of them at about ``now_ns``."""
+        gap_ns = (now_ns - self._waited_at) / times
+        self._waited_at = now_ns
+        if self.window_ns:
+            self._judge(gap_ns, times)
+        elif gap_ns <= self._limit_ns + WAKE_NS:
+            self._consider()
         self._poll_until = now_ns + self.window_ns
-        return grown
 
-    def idle(self, now_ns: int) -> bool:
-        """There was no work until ``now_ns``. Whether to go on polling."""
-        if now_ns - self._idle_until > STOLEN_NS and self.window_ns > self._least_ns:
-            self._miss(is_near=False)
-        self._idle_until = now_ns
-        return now_ns < self._poll_until
+    def left_ns(self, now_ns: int) -> int:
+        """For how long to go on polling; 0: not at all."""
+        return max(0, self._poll_until - now_ns)
+
+    def worked(self) -> None:
+        """There was something to do."""
+        self._tired = True
+
+    def takes_nap(self) -> bool:
+        """Whether a nap is due, instead of a sleep with doorbells: one after each work."""
+        tired, self._tired = self._tired, False
+        return tired
 
     def armed(self) -> None:
         """Doorbells are asked for from now on: the sleeps begin with the shortest."""
         self._sleeps = 0
-
-    def woke(self, now_ns: int) -> None:
-        """A sleep ended at ``now_ns``."""
-        self._idle_until = now_ns
 
     def sleep_ms(self) -> int:
         """The bound of the next sleep in milliseconds, or :data:`FOREVER`."""
@@ -84,36 +93,29 @@ class Pace:
         self._sleeps += 1
         return SLEEPS_MS[self._sleeps - 1]
 
-    def _judge(self, idle_ns: int) -> bool:
-        """Learn from work that came ``idle_ns`` after the last work. Whether the window grew."""
-        if idle_ns <= self._least_ns:
-            return False
-        if idle_ns <= self.window_ns:
-            self._credit = min(self._credit + 1, CREDIT)
-            if self._credit == CREDIT:
-                self._penalty = 0
-            return False
-        is_near = idle_ns <= min(NEAR * self.window_ns, self._limit_ns)
-        return self._begin(is_near) if self.window_ns == self._least_ns else self._miss(is_near)
+    def _judge(self, gap_ns: float, times: int) -> None:
+        """Learn from ``times`` waits, each ``gap_ns`` after the one before, of a guest that is polled for."""
+        if gap_ns > self._limit_ns:
+            self._credit -= MISS
+            if self._credit <= 0:
+                self._give_up()
+            return
+        self._credit = min(self._credit + times, CREDIT)
+        if self._credit == CREDIT:
+            self._penalty = 0
+        self._usual_gap_ns += (gap_ns - self._usual_gap_ns) * min(1, times / SMOOTHING)
+        self.window_ns = min(max(int(GAPS * self._usual_gap_ns), LEAST_NS), self._limit_ns)
 
-    def _begin(self, is_near: bool) -> bool:
-        if not is_near:
-            return False
+    def _consider(self) -> None:
+        """Begin to poll, unless that is put off: nobody knows when exactly a wait began that woke the loop."""
         if self._chances_to_skip:
             self._chances_to_skip -= 1
-            return False
+            return
         self._credit = FIRST_CREDIT
-        return self._grow()
+        self._usual_gap_ns = self._limit_ns / GAPS
+        self.window_ns = self._limit_ns
 
-    def _miss(self, is_near: bool) -> bool:
-        self._credit -= MISS
-        if self._credit <= 0:
-            self.window_ns = self._least_ns
-            self._penalty = min(max(2 * self._penalty, FEWEST_CHANCES), MOST_CHANCES)
-            self._chances_to_skip = self._penalty
-            return False
-        return is_near and self._grow()
-
-    def _grow(self) -> bool:
-        before, self.window_ns = self.window_ns, min(2 * self.window_ns, self._limit_ns)
-        return self.window_ns > before
+    def _give_up(self) -> None:
+        self.window_ns = 0
+        self._penalty = min(max(2 * self._penalty, FEWEST_CHANCES), MOST_CHANCES)
+        self._chances_to_skip = self._penalty

@@ -18,7 +18,7 @@ from .endpoints import ENDPOINTS
 from .engine import DefaultPolicy
 from .iommu.capability_area import iova_ranges, reserved_regions
 from .iommu.config import PAGE_SIZES
-from .pacing import DEFAULT_SPIN_LIMIT_NS, DEFAULT_SPIN_NS, Pace
+from .pacing import DEFAULT_SPIN_NS, Pace
 from .topology import Topology, TopologyError, load
 
 __all__ = ["add_arguments", "main"]
@@ -71,15 +71,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=DEFAULT_SPIN_NS // 1000,
         metavar="N",
-        help="poll the rings for N microseconds after the last work before sleeping (%(default)s); 0: never poll",
-    )
-    parser.add_argument(
-        "--spin-limit-us",
-        type=int,
-        default=DEFAULT_SPIN_LIMIT_NS // 1000,
-        metavar="N",
-        help="poll for up to N microseconds while operations keep coming soon after the loop went to sleep "
-        "(%(default)s)",
+        help="poll the rings for up to N microseconds after the guest has waited, if its waits come so close together "
+        "(%(default)s); 0: never poll",
     )
 
 
@@ -147,9 +140,8 @@ def main(args: argparse.Namespace) -> int:
         topology = topology.limited(args.contexts, args.pool_pages)
         names = {topology.iommu.name, *(entry.name for entry in topology.endpoint)}
         given = _given_descriptors(args.fd, names)
-        for option, value in (("--spin-us", args.spin_us), ("--spin-limit-us", args.spin_limit_us)):
-            if value < 0:
-                raise ValueError(f"{option} {value}: must not be negative")
+        if args.spin_us < 0:
+            raise ValueError(f"--spin-us {args.spin_us}: must not be negative")
     except (TopologyError, ValueError) as error:
         print(f"pviommu: {error}", file=sys.stderr)
         return EXIT_USAGE
@@ -165,7 +157,7 @@ def main(args: argparse.Namespace) -> int:
     from .backend import BackendError, Settings, run  # only what is asked for costs start-up time
 
     logs.set_up(args.log_level, args.log_format)
-    pace = Pace(args.spin_us * 1000, args.spin_limit_us * 1000)
+    pace = Pace(args.spin_us * 1000)
     try:
         run(topology, Settings(args.socket_dir, given, args.core, pace, args.pidfile))
     except BackendError as error:

@@ -1,4 +1,4 @@
-"""The one loop: sockets in, rings polled while busy, asleep when nothing is to do."""
+"""The one loop: sockets in, rings polled while the guest waits again and again, asleep otherwise."""
 
 from __future__ import annotations
 
@@ -18,21 +18,22 @@ from vfio_user import Session, State, transport
 from vfio_user.transport import Flush
 
 from .inputs import Inputs
+from .iommu.ring_core import Poll
 from .machine import Machine
-from .pacing import FOREVER, Pace
+from .pacing import FOREVER, NAP_MS, Pace
 from .pci.function import PciFunction
 
 __all__ = ["Server", "close_all", "listen_all"]
 
 log = logging.getLogger(__name__)
 
-CORE_SPIN_NS = 20_000
-"""How long the core polls the rings by itself between two turns; sockets wait that long."""
+CORE_SPIN_NS = 200_000
+"""How long the core polls the rings by itself between two turns. Sockets end that early."""
 SOCKET_TURNS = 16
 """Turns of a busy loop between two looks at the sockets, if they are short."""
 LOOK_NS = 1_000_000
 """Longest time between two looks at the sockets, to which the turn in progress is added."""
-_READABLE = select.POLLIN | select.POLLHUP | select.POLLERR
+_READABLE = select.EPOLLIN | select.EPOLLHUP | select.EPOLLERR
 _CREDENTIALS = struct.Struct("3i")
 
 
@@ -43,13 +44,13 @@ class _Connection:
         self.sock = sock
         self.function = function
         self.session = Session(function)
-        self.events = select.POLLIN
+        self.events = select.EPOLLIN
 
     @property
     def wanted_events(self) -> int:
         """What the connection waits for: nothing to read while the client does not take its replies."""
-        reading = 0 if self.session.paused else select.POLLIN
-        return reading | (select.POLLOUT if self.session.outgoing else 0)
+        reading = 0 if self.session.paused else select.EPOLLIN
+        return reading | (select.EPOLLOUT if self.session.outgoing else 0)
 
 
 def listen_all(machine: Machine, folder: Path, given: Mapping[str, int]) -> dict[str, socket.socket]:
@@ -107,7 +108,7 @@ class Server:
         self._machine = machine
         self._inputs = inputs
         self._pace = pace or Pace()
-        self._poller = select.poll()
+        self._poller = select.epoll()
         self._functions = {function.name: function for function in machine.functions()}
         self._listeners: dict[int, tuple[socket.socket, PciFunction]] = {}
         self._connections: dict[int, _Connection] = {}
@@ -119,7 +120,7 @@ class Server:
             function = self._functions[name]
             if _is_listening(sock):
                 self._listeners[sock.fileno()] = (sock, function)
-                self._poller.register(sock, select.POLLIN)
+                self._poller.register(sock, select.EPOLLIN)
             else:
                 self._connect(sock, function)
 
@@ -141,7 +142,7 @@ class Server:
 
         before = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
         wakeup = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
-        self._poller.register(reader, select.POLLIN)
+        self._poller.register(reader, select.EPOLLIN)
         try:
             yield
         finally:
@@ -171,23 +172,34 @@ class Server:
         iommu = self._machine.iommu
         look_at_sockets |= iommu.has_core  # whose turns are long
         worked = self._machine.work()
-        if iommu.has_core and not self._armed and not self._machine.endpoints_busy:
-            worked |= iommu.spin(CORE_SPIN_NS)
-        if worked:
+        now = self._inputs.now_ns()
+        self._learn(now, worked)
+        left = self._pace.left_ns(now)
+        if left and iommu.has_core and not self._armed and not self._machine.endpoints_busy:
+            worked |= iommu.spin(Poll(CORE_SPIN_NS, left, self._pace.window_ns, self._poller.fileno()))
             now = self._inputs.now_ns()
-            self._wake(now)
+            self._learn(now, worked)
+        if worked:
             if look_at_sockets or now - self._looked_at >= LOOK_NS:
                 self._serve_sockets(0)
                 self._looked_at = now
-        elif self._pace.idle(self._inputs.now_ns()):
+        elif self._pace.left_ns(now):
             if look_at_sockets:
                 self._serve_sockets(0)
+        elif not self._armed and iommu.is_told_of_waits and self._pace.takes_nap():
+            iommu.counters.naps += 1
+            self._serve_sockets(NAP_MS)
         elif self._may_sleep():
             self._sleep()
 
-    def _wake(self, now_ns: int) -> None:
-        if self._pace.worked(now_ns, rings=not self._machine.endpoints_busy):
-            self._machine.iommu.counters.spins_grown += 1
+    def _learn(self, now_ns: int, worked: bool) -> None:
+        """There was work until ``now_ns``, or none."""
+        if not worked:
+            return
+        waits = self._machine.iommu.waits()
+        if waits:
+            self._pace.waited(now_ns, waits)
+        self._pace.worked()
         if self._armed:
             self._machine.iommu.disarm()
             self._armed = False
@@ -206,11 +218,10 @@ class Server:
         if timeout_ms == FOREVER:
             gc.collect(0)
         self._serve_sockets(timeout_ms)
-        self._pace.woke(self._inputs.now_ns())
 
     # -- sockets ----------------------------------------------------------------------------------------------------
 
-    def _serve_sockets(self, timeout_ms: int) -> None:
+    def _serve_sockets(self, timeout_ms: float) -> None:
         for fd, events in self._inputs.wait(self._poller, timeout_ms):
             self._armed = False  # a ring may have been turned on, or its doorbell rung
             if fd in self._connections:
@@ -253,10 +264,11 @@ class Server:
 
         The next client may be seen before the end of the last one: its socket may be looked at first.
         """
-        poller = select.poll()
-        for connection in self._connections.values():
-            poller.register(connection.sock, 0)  # POLLHUP is told in any case
-        for fd, _ in self._inputs.wait(poller, 0):
+        with select.epoll() as poller:
+            for connection in self._connections.values():
+                poller.register(connection.sock, 0)  # that it hung up is told in any case
+            hung_up = self._inputs.wait(poller, 0)
+        for fd, _ in hung_up:
             connection = self._connections[fd]
             connection.session.eof()
             self._close(connection)
@@ -295,10 +307,11 @@ class Server:
     def _listen_again(self, function: PciFunction) -> None:
         for listener, served in self._listeners.values():
             if served is function:
-                self._poller.register(listener, select.POLLIN)
+                self._poller.register(listener, select.EPOLLIN)
 
     def close(self) -> None:
         """Drop every client."""
         for connection in list(self._connections.values()):
             connection.session.eof()
             self._close(connection)
+        self._poller.close()

@@ -3,12 +3,14 @@
 #
 # Measures DMA-API map + unmap with pviommu_bench.ko, behind whatever IOMMU this machine has. Takes the place of
 # /tests/main.sh. /lab/bench sets: modules, options (their parameters), device, granules (pages of a map), threads,
-# operations, rounds, warm_up, count_operations, witness (1: the kernel's own benchmark, too).
+# operations, rounds, warm_up, count_operations, witness (1: the kernel's own benchmark, too), vfio_mib (how much is
+# mapped through VFIO; 0: nothing).
 #
 # Standard output and descriptor 3 are the channel to the host. Lines to the host begin with "bench":
 #   fact NAME VALUE    something to note
 #   round N ...        what pviommu_bench says of one round
 #   witness ...        what the kernel's own benchmark says
+#   vfio ...           what pviommu_vfiobench says
 #   mark NAME          the guest waits until the host answers with a line
 #   failed TEXT        no use going on
 
@@ -59,12 +61,15 @@ iommu=$(readlink "$sysfs/iommu") && echo "bench fact iommu ${iommu##*/}"
 if [ "$rounds" -gt 0 ]; then
 	for granule in $granules; do
 		run "$warm_up" "$granule" "$threads"
-		round=1
-		while [ "$round" -le "$rounds" ]; do
+	done
+	# Granules take turns, so that a host that grows slower or faster does not favour one.
+	round=1
+	while [ "$round" -le "$rounds" ]; do
+		for granule in $granules; do
 			run "$operations" "$granule" "$threads"
 			echo "bench round $round $result"
-			round=$((round + 1))
 		done
+		round=$((round + 1))
 	done
 fi
 
@@ -73,6 +78,19 @@ if [ "$count_operations" -gt 0 ]; then
 	mark count-empty
 	run "$count_operations" "${granules%% *}" 1
 	mark count-end
+fi
+
+if [ "$vfio_mib" -gt 0 ]; then
+	parameters=/sys/module/vfio_iommu_type1/parameters
+	for module in vfio_iommu_type1 vfio_pci; do
+		modprobe "$module" || fail "the module $module does not load"
+	done
+	# The device does no DMA; how many maps a container may have is a limit of its own.
+	echo Y >"$parameters/allow_unsafe_interrupts" && echo 4294967295 >"$parameters/dma_entry_limit" ||
+		fail "vfio_iommu_type1 does not take its parameters"
+	bind vfio-pci
+	result=$(pviommu_vfiobench "$device" "$vfio_mib" 2>&1) || fail "$result"
+	echo "bench vfio $result"
 fi
 
 if [ "$witness" = 1 ]; then

@@ -120,6 +120,7 @@ struct pviommu_event_ring {
  * @map: makes the command that maps pages
  * @unmap: makes the command that unmaps pages
  * @mapped: pages that a map has mapped, from its outcome, also on error
+ * @not_backed: the errno of a map of frames that no device may reach
  *
  * @init, @alloc, @free and @reattach sleep and return 0 or the negative errno of the device.
  */
@@ -135,6 +136,7 @@ struct pviommu_profile {
 		    u32 flags);
 	void (*unmap)(struct pviommu_command *command, u16 ctx, u64 dfn, u32 nr_pages);
 	u32 (*mapped)(const struct pviommu_command *command);
+	int not_backed;
 };
 
 /**

@@ -148,8 +148,11 @@ static_assert(sizeof(struct pviommu_endpoint_capability) == 16);
 #define PVIOMMU_EVENT_RESERVED                  4
 /* DMA of an endpoint that waits for its reset after one of the IOMMU */
 #define PVIOMMU_EVENT_BLOCKED                   5
-/* the translation leads to what is not guest memory any more, or never was */
+/* the translation leads to what is neither guest memory nor a BAR that may be reached, any */
+/* more or at all */
 #define PVIOMMU_EVENT_NOT_RAM                   6
+/* the translation leads to registers of a BAR, and to more of them than one request may touch */
+#define PVIOMMU_EVENT_ABORTED                   7
 /* a posted slot failed: result and slot tell which */
 #define PVIOMMU_EVENT_POSTED_FAILED             16
 /* the producer index of ring slot is impossible; the ring is stopped */

@@ -82,4 +82,9 @@ void pvdt_test_wrap(struct ktap *ktap, void *subject, unsigned long param);
 void pvdt_test_interrupt(struct ktap *ktap, void *subject, unsigned long param);
 void pvdt_test_read_only(struct ktap *ktap, void *subject, unsigned long param);
 
+/* pviommu_dmatest_peer.c */
+void pvdt_test_peer_shared(struct ktap *ktap, void *subject, unsigned long param);
+void pvdt_test_peer_registers(struct ktap *ktap, void *subject, unsigned long param);
+void pvdt_test_no_peer(struct ktap *ktap, void *subject, unsigned long param);
+
 #endif /* _PVIOMMU_DMATEST_BUFFER_H */

@@ -32,6 +32,8 @@ const struct ktap_case pvdt_plain_cases[] = {
 	{ "reaches 1 MiB of coherent memory untranslated", pvdt_test_coherent, SZ_1M },
 	{ "fills an unaligned dma_map_single buffer untranslated", pvdt_test_single, 1500 },
 	{ "completion comes by interrupt untranslated", pvdt_test_interrupt },
+	{ "reaches shared memory of another engine untranslated", pvdt_test_peer_shared },
+	{ "reaches registers of another engine untranslated", pvdt_test_peer_registers },
 };
 
 const unsigned int pvdt_nr_plain_cases = ARRAY_SIZE(pvdt_plain_cases);

@@ -235,6 +235,10 @@ const struct ktap_case pvdt_all_cases[] = {
 	{ "the queue wraps", pvdt_test_wrap },
 	{ "completion comes by interrupt", pvdt_test_interrupt },
 	{ "a DMA_TO_DEVICE mapping cannot be written through", pvdt_test_read_only },
+	{ "reaches shared memory of another engine", pvdt_test_peer_shared },
+	{ "reaches registers of another engine", pvdt_test_peer_registers },
+	{ "what is neither memory nor a BAR of an engine cannot be mapped: EFAULT",
+	  pvdt_test_no_peer },
 };
 
 const unsigned int pvdt_nr_all_cases = ARRAY_SIZE(pvdt_all_cases);

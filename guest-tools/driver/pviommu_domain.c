@@ -31,6 +31,7 @@
 #define pr_fmt(fmt) "pviommu: " fmt
 
 #include <linux/dma-mapping.h>
+#include <linux/error-injection.h>
 #include <linux/gfp.h>
 #include <linux/jiffies.h>
 #include <linux/module.h>
@@ -370,6 +371,11 @@ static void pviommu_domain_free(struct iommu_domain *domain)
 	atomic_dec(&own->pv->nr_domains);
 	kfree(own);
 }
+
+/* Errors that these are made to give (Documentation/fault-injection) have to reach the caller. */
+ALLOW_ERROR_INJECTION(pviommu_domain_attach, ERRNO);
+ALLOW_ERROR_INJECTION(pviommu_domain_map, ERRNO);
+ALLOW_ERROR_INJECTION(pviommu_domain_sync_map, ERRNO);
 
 const struct iommu_domain_ops pviommu_domain_ops = {
 	.attach_dev = pviommu_domain_attach,

@@ -26,6 +26,8 @@ const char *pviommu_event_reason(u16 reason)
 		return "blocked";
 	case PVIOMMU_EVENT_NOT_RAM:
 		return "not-ram";
+	case PVIOMMU_EVENT_ABORTED:
+		return "aborted";
 	case PVIOMMU_EVENT_POSTED_FAILED:
 		return "posted-failed";
 	case PVIOMMU_EVENT_RING_BROKEN:

@@ -86,6 +86,9 @@ int pviommu_op_map_wait(struct pviommu_domain *own, struct pviommu_answer *answe
 	/* without an answer nobody knows; nothing of the device is used any more */
 	if (!pviommu_given_up(own->pv))
 		*mapped = min(own->pv->profile->mapped(&answer->command), nr_pages);
+	/* User space learns the errno of the device, and must not have to know its profile. */
+	if (ret == own->pv->profile->not_backed)
+		ret = -EFAULT;
 	return !ret && *mapped != nr_pages ? -EIO : ret;
 }
 

@@ -76,4 +76,5 @@ const struct pviommu_profile pviommu_xen_2024 = {
 	.map = pviommu_2024_map,
 	.unmap = pviommu_2024_unmap,
 	.mapped = pviommu_2024_mapped,
+	.not_backed = -EPERM,
 };

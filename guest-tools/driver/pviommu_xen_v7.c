@@ -133,4 +133,5 @@ const struct pviommu_profile pviommu_xen_v7 = {
 	.map = pviommu_v7_map,
 	.unmap = pviommu_v7_unmap,
 	.mapped = pviommu_v7_mapped,
+	.not_backed = -ENOENT,
 };

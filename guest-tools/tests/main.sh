@@ -7,8 +7,8 @@
 # configuration of the run. What a configuration cannot do is not in its list of topics.
 
 cd "$(dirname "$0")" || exit 1
-for part in lib devices setup operations dma types network lifecycle ports takeover profiles vfio power lost \
-	kernel_log kexec; do
+for part in lib devices setup operations dma types network lifecycle ports takeover profiles vfio inject power lost \
+	kernel_log kexec program suite; do
 	. "./$part.sh"
 done
 
@@ -16,6 +16,8 @@ profile=xen-2024
 mode=lazy
 kernel=debian
 long=0
+program=
+suite=
 [ -f /lab/config ] && . /lab/config
 
 iommu=$(functions "$iommu_id" | head -n 1)
@@ -33,6 +35,8 @@ fi
 
 # topics: those of this stage, in their order
 topics() {
+	[ -n "$program" ] && echo program && return
+	[ -n "$suite" ] && echo setup suite kernel_log && return
 	if [ "$stage" = 2 ]; then
 		echo setup second dma network lifecycle ports kernel_log
 		# either is the end of the device
@@ -43,7 +47,9 @@ topics() {
 		fi
 		return
 	fi
-	echo setup operations dma types network lifecycle ports takeover profiles vfio power kernel_log
+	echo setup operations dma types network lifecycle ports takeover profiles vfio
+	has_injection && echo inject
+	echo power kernel_log
 	if [ "$long" = 1 ]; then
 		[ "$mode" = passthrough ] || echo paused
 		echo kexec

@@ -81,7 +81,9 @@ class EventReason(IntEnum):
     BLOCKED = 5
     """DMA of an endpoint that waits for its reset after one of the IOMMU"""
     NOT_RAM = 6
-    """the translation leads to what is not guest memory any more, or never was"""
+    """the translation leads to what is neither guest memory nor a BAR that may be reached, any more or at all"""
+    ABORTED = 7
+    """the translation leads to registers of a BAR, and to more of them than one request may touch"""
     POSTED_FAILED = 16
     """a posted slot failed: ``result`` and ``slot`` tell which"""
     RING_BROKEN = 17

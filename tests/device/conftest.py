@@ -46,8 +46,8 @@ class Inputs(LiveInputs):
     def __init__(self) -> None:
         self.time = 0
         self.time_step = 1000
-        self.waits: list[int] = []
-        self.on_wait: Callable[[int], None] | None = None
+        self.waits: list[float] = []
+        self.on_wait: Callable[[float], None] | None = None
         self.after_copy: Callable[[], None] | None = None
         self.before_word: Callable[[int], None] | None = None
 
@@ -66,7 +66,7 @@ class Inputs(LiveInputs):
             self.before_word(index)
         return words[index]
 
-    def wait(self, poller: select.poll, timeout_ms: int) -> Sequence[tuple[int, int]]:
+    def wait(self, poller: select.epoll, timeout_ms: float) -> Sequence[tuple[int, int]]:
         self.waits.append(timeout_ms)
         if self.on_wait:
             self.on_wait(timeout_ms)
@@ -76,11 +76,16 @@ class Inputs(LiveInputs):
 class Driver:
     """What a guest does with the PV-IOMMU, written down: registers, rings, operations and events."""
 
-    def __init__(self, reserved: Mapping[str, tuple[ReservedEntry, ...]] | None = None, **settings: Any) -> None:
+    def __init__(
+        self,
+        reserved: Mapping[str, tuple[ReservedEntry, ...]] | None = None,
+        fixed: Mapping[str, str] | None = None,
+        **settings: Any,
+    ) -> None:
         self.inputs = Inputs()
         self.counters = Counters()
         endpoints = tuple(
-            EndpointEntry(name, "dma-test", stream, reserved=(reserved or {}).get(name, ()))
+            EndpointEntry(name, "dma-test", stream, (fixed or {}).get(name), (reserved or {}).get(name, ()))
             for name, stream in STREAM.items()
         )
         topology = Topology(IommuEntry(**settings), endpoints)

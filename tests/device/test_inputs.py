@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import select
 import socket
+import time
 
 from pviommu.inputs import Inputs, LiveInputs
 
@@ -56,12 +57,26 @@ def test_a_socket_gives_bytes_and_descriptors_and_then_its_end() -> None:
 
 def test_waiting_names_the_descriptors_that_are_ready() -> None:
     reading, writing = os.pipe()
-    poller = select.poll()
-    poller.register(reading, select.POLLIN)
+    poller = select.epoll()
+    poller.register(reading, select.EPOLLIN)
     assert list(LiveInputs.wait(poller, 0)) == []
 
     os.write(writing, b"x")
 
-    assert list(LiveInputs.wait(poller, -1)) == [(reading, select.POLLIN)]
+    assert list(LiveInputs.wait(poller, -1)) == [(reading, select.EPOLLIN)]
+    assert list(LiveInputs.wait(poller, 0.1)) == [(reading, select.EPOLLIN)]
     os.close(reading)
     os.close(writing)
+    poller.close()
+
+
+def test_a_wait_of_less_than_a_millisecond_is_one() -> None:
+    poller = select.epoll()
+    taken = []
+    for _ in range(20):
+        start = time.monotonic_ns()
+        assert list(LiveInputs.wait(poller, 0.1)) == []
+        taken.append(time.monotonic_ns() - start)
+    assert min(taken) >= 100_000
+    assert min(taken) < 900_000  # a busy machine may make any one of them long
+    poller.close()

@@ -1,215 +1,190 @@
 import pytest
 
-from pviommu.pacing import CREDIT, FEWEST_CHANCES, FIRST_CREDIT, FOREVER, MISS, MOST_CHANCES, SLEEPS_MS, STOLEN_NS, Pace
+from pviommu.pacing import (
+    CREDIT,
+    FEWEST_CHANCES,
+    FIRST_CREDIT,
+    FOREVER,
+    GAPS,
+    LEAST_NS,
+    MISS,
+    MOST_CHANCES,
+    SLEEPS_MS,
+    WAKE_NS,
+    Pace,
+)
 
-LEAST = 200_000
-LIMIT = 2_000_000
+LIMIT = 100_000
 MS = 1_000_000
+DOORBELL = 80_000
+"""What a doorbell takes the guest, and waking up the loop."""
 
 
 class Loop:
-    """The loop that a pace is for: polls with a step of the clock, then sleeps until the guest has work."""
+    """The loop that a pace is for, and a guest that waits: for as long as a doorbell takes, if it has to ring."""
 
-    STEP = 10_000
-
-    def __init__(self, least=LEAST, limit=LIMIT):
-        self.pace = Pace(least, limit)
+    def __init__(self, limit=LIMIT):
+        self.pace = Pace(limit)
         self.now = 1_000_000_000
-        self.pace.worked(self.now)
         self.doorbells = 0
         self.polled = 0
+        self.pace.waited(self.now)
 
-    def operation_after(self, gap):
-        """The guest's next operation comes ``gap`` ns after the last; whether it had to ring."""
-        came_at, polling_since = self.now + gap, self.now
-        while self.pace.idle(self.now) and self.now < came_at:
-            self.now += self.STEP
-        self.polled += min(self.now, came_at) - polling_since
-        rung = self.now < came_at
-        if rung:
-            self.doorbells += 1
-            self.pace.woke(came_at)
-        self.now = came_at
-        self.pace.worked(self.now)
-        return rung
+    def wait_after(self, gap):
+        """The guest waits ``gap`` ns after its last wait was over; whether it had to ring."""
+        left = self.pace.left_ns(self.now)
+        rings = left < gap
+        self.polled += min(left, gap)
+        self.doorbells += rings
+        self.now += gap + DOORBELL * rings
+        self.pace.waited(self.now)
+        return rings
+
+    def waits(self, count, gap):
+        return [self.wait_after(gap) for _ in range(count)]
 
 
-def test_a_guest_that_takes_longer_than_the_window_soon_needs_no_doorbells():
+@pytest.mark.row("driver", 70)
+@pytest.mark.parametrize("gap", [500, 2000, 20_000, 90_000])
+def test_a_guest_that_waits_again_and_again_soon_needs_no_doorbells(gap):
+    assert Loop().waits(64, gap) == [True] + [False] * 63
+
+
+@pytest.mark.row("driver", 70)
+@pytest.mark.parametrize("gap", [LIMIT + WAKE_NS, 500_000, 10 * MS])
+def test_a_guest_that_waits_now_and_then_is_not_polled_for(gap):
     loop = Loop()
-    assert [loop.operation_after(300_000) for _ in range(64)] == [True] + [False] * 63
+    assert all(loop.waits(100, gap))
+    assert loop.polled == 0
 
 
-def test_the_window_doubles_until_it_is_long_enough():
+def test_a_guest_that_always_comes_a_little_late_is_hardly_polled_for():
     loop = Loop()
-    windows = []
-    for _ in range(4):
-        loop.operation_after(790_000)
-        windows.append(loop.pace.window_ns)
-    assert windows == [2 * LEAST, 4 * LEAST, 4 * LEAST, 4 * LEAST]
+    loop.waits(4000, LIMIT + 20_000)
+    polled = loop.polled
+    loop.waits(4000, LIMIT + 20_000)
+    assert loop.polled - polled < 4000 * LIMIT / 100
 
 
-def test_the_window_never_exceeds_its_limit():
+@pytest.mark.parametrize(("gap", "window"), [(500, LEAST_NS), (5000, GAPS * 5000), (50_000, LIMIT)])
+def test_the_loop_learns_for_how_long_to_poll(gap, window):
     loop = Loop()
-    for gap in (700_000, 1_500_000, 2_000_000):
-        loop.operation_after(gap)
-        for _ in range(CREDIT):
-            loop.operation_after(300_000)
-    loop.operation_after(2_000_000)
-    assert loop.pace.window_ns == LIMIT
+    loop.waits(100, gap)
+    assert loop.pace.window_ns == pytest.approx(window, rel=0.01)
 
 
-@pytest.mark.parametrize("gap", [810_000, 1_990_000, 10 * MS])
-def test_a_guest_that_does_something_now_and_then_is_not_waited_for(gap):
+def test_many_waits_in_one_poll_teach_as_much_as_one_by_one():
+    pace = Pace(LIMIT)
+    pace.waited(MS)
+    pace.waited(MS + 1000)
+    pace.waited(MS + 201_000, 100)
+    assert pace.window_ns == LEAST_NS
+    pace.waited(MS + 251_000, 10)
+    assert pace.window_ns == GAPS * 5000
+
+
+def test_a_guest_whose_waits_become_rarer_is_still_polled_for():
     loop = Loop()
-    rung = [loop.operation_after(gap) for _ in range(100)]
-    assert all(rung)
-    assert loop.pace.window_ns == LEAST
-    assert loop.polled <= 100 * (LEAST + Loop.STEP)
+    loop.waits(100, 2000)
+    rung = loop.waits(100, 60_000)
+    assert rung[0]
+    assert not any(rung[-50:])
 
 
-def proven(gap=300_000):
-    """A loop whose window has grown for a guest with this gap, and has proved of use."""
+def test_polling_goes_on_for_the_window_and_no_longer():
     loop = Loop()
-    for _ in range(2 + CREDIT):
-        loop.operation_after(gap)
-    return loop
+    loop.waits(100, 5000)
+    window = loop.pace.window_ns
+    assert loop.pace.left_ns(loop.now) == window
+    assert loop.pace.left_ns(loop.now + window - 1) == 1
+    assert loop.pace.left_ns(loop.now + window) == loop.pace.left_ns(loop.now + 10 * MS) == 0
 
 
-def test_a_grown_window_that_was_too_short_several_times_in_a_row_is_given_up():
-    loop = proven()
+def test_polling_that_was_in_vain_several_times_in_a_row_is_given_up():
+    loop = Loop()
+    loop.waits(1 + CREDIT, 2000)
     windows = []
     for _ in range(CREDIT // MISS):
-        loop.operation_after(10 * MS)
+        loop.wait_after(10 * MS)
         windows.append(loop.pace.window_ns)
-    assert windows == [2 * LEAST] * (CREDIT // MISS - 1) + [LEAST]
+    assert all(windows[:-1])
+    assert windows[-1] == 0
 
 
-def test_a_window_just_grown_is_given_up_earlier():
+def test_polling_just_begun_is_given_up_earlier():
     loop = Loop()
-    loop.operation_after(300_000)
+    loop.wait_after(2000)
     for _ in range(FIRST_CREDIT // MISS):
-        assert loop.pace.window_ns == 2 * LEAST
-        loop.operation_after(10 * MS)
-    assert loop.pace.window_ns == LEAST
+        assert loop.pace.window_ns
+        loop.wait_after(10 * MS)
+    assert loop.pace.window_ns == 0
 
 
-def test_bursts_far_apart_do_not_keep_a_grown_window():
-    loop = proven()
-    for _ in range(CREDIT // MISS):
-        for _ in range(10):
-            loop.operation_after(2000)
-        loop.operation_after(50 * MS)
-    assert loop.pace.window_ns == LEAST
-
-
-def test_a_window_that_is_mostly_of_use_is_kept():
-    loop = proven()
-    for _ in range(50):
-        loop.operation_after(50 * MS)
-        for _ in range(MISS):
-            assert not loop.operation_after(300_000)
-
-
-def test_a_window_that_is_seldom_of_use_is_given_up():
-    loop = proven()
-    for _ in range(CREDIT // 2):
-        loop.operation_after(50 * MS)
-        loop.operation_after(300_000)
-        loop.operation_after(300_000)
-    assert loop.pace.window_ns == LEAST
-
-
-def stand_still_while_the_loop_polls(loop, operations):
-    """Operations of a guest on the loop's own processor; how long the loop polled per operation, in nanoseconds."""
-    before = loop.polled
-    for _ in range(operations):
-        loop.operation_after(loop.pace.window_ns + 50_000)
-    return (loop.polled - before) / operations
-
-
-def test_a_guest_that_stands_still_while_the_loop_polls_soon_has_the_least_window_for_good():
+def test_bursts_of_waits_keep_being_polled_for():
     loop = Loop()
-    assert stand_still_while_the_loop_polls(loop, 2000) < 1.1 * LEAST
-    assert stand_still_while_the_loop_polls(loop, 2000) < 1.02 * LEAST
+    for _ in range(50):
+        loop.wait_after(50 * MS)
+        loop.waits(2 * MISS, 2000)
+    doorbells = loop.doorbells
+    loop.wait_after(50 * MS)
+    loop.waits(100, 2000)
+    assert loop.doorbells == doorbells + 1
 
 
-def test_a_loop_that_loses_its_processor_while_it_polls_gives_its_window_up():
-    loop = proven(700_000)
-    assert loop.pace.window_ns == 4 * LEAST
+def test_polling_that_is_seldom_of_use_is_given_up():
+    loop = Loop()
+    loop.waits(1 + CREDIT, 2000)
     for _ in range(CREDIT // 2):
-        loop.pace.worked(loop.now)
-        loop.now += STOLEN_NS + 1
-        loop.pace.idle(loop.now)
-    assert loop.pace.window_ns == LEAST
+        loop.wait_after(50 * MS)
+        loop.waits(2, 2000)
+    assert loop.pace.window_ns == 0
 
 
-def test_a_long_sleep_is_no_loss_of_the_processor():
-    loop = proven()
-    loop.pace.armed()
-    for _ in range(CREDIT):
-        loop.now += 50 * MS
-        loop.pace.woke(loop.now)
-        assert not loop.pace.idle(loop.now + 10)
-    assert loop.pace.window_ns == 2 * LEAST
+def stand_still_while_the_loop_polls(loop, waits):
+    """Waits of a guest on the loop's own processor; how long the loop polled for each, in nanoseconds."""
+    before = loop.polled
+    for _ in range(waits):
+        loop.wait_after(loop.pace.left_ns(loop.now) + 5000)
+    return (loop.polled - before) / waits
+
+
+def test_a_guest_that_stands_still_while_the_loop_polls_is_soon_not_polled_for():
+    loop = Loop()
+    assert stand_still_while_the_loop_polls(loop, 2000) < LIMIT / 20
+    assert stand_still_while_the_loop_polls(loop, 2000) < LIMIT / 200
 
 
 def test_after_failures_a_guest_that_profits_is_found_again():
     loop = Loop()
     stand_still_while_the_loop_polls(loop, 4000)
-    rung = [loop.operation_after(300_000) for _ in range(MOST_CHANCES + 2)]
-    assert not rung[-1]
+    assert not loop.waits(MOST_CHANCES + 2, 2000)[-1]
 
 
 def test_a_success_ends_the_putting_off():
     loop = Loop()
     stand_still_while_the_loop_polls(loop, 4000)
-    for _ in range(MOST_CHANCES + 2 + CREDIT):
-        loop.operation_after(300_000)
-    for _ in range(CREDIT // MISS):
-        loop.operation_after(50 * MS)
-    rung = [loop.operation_after(300_000) for _ in range(FEWEST_CHANCES + 2)]
-    assert rung == [True] * (FEWEST_CHANCES + 1) + [False]
+    loop.waits(MOST_CHANCES + 2 + CREDIT, 2000)
+    loop.waits(CREDIT // MISS, 50 * MS)
+    assert loop.waits(FEWEST_CHANCES + 2, 2000) == [True] * (FEWEST_CHANCES + 1) + [False]
 
 
-def test_growing_is_reported_once_each_time():
-    pace = Pace(LEAST, LIMIT)
-    pace.worked(10 * MS)
-    pace.woke(10 * MS + 300_000)
-    assert pace.worked(10 * MS + 300_000)
-    assert not pace.worked(10 * MS + 300_001)
-
-
-def test_work_that_takes_long_is_no_idle_time():
-    pace = Pace(LEAST, LIMIT)
-    pace.worked(10 * MS)
-    pace.idle(10 * MS + 1000)
-    assert not pace.worked(10 * MS + 300_000)
-    assert pace.window_ns == LEAST
-
-
-def test_work_of_endpoints_says_nothing_about_the_window():
-    pace = Pace(LEAST, LIMIT)
-    pace.worked(10 * MS)
-    pace.idle(10 * MS + 300_000)
-    assert not pace.worked(10 * MS + 300_000, rings=False)
-    assert pace.idle(10 * MS + 300_000 + LEAST - 1)
-    assert not pace.idle(10 * MS + 300_000 + LEAST)
-
-
-def test_a_window_of_zero_never_polls_and_never_grows():
-    loop = Loop(least=0)
-    assert all(loop.operation_after(gap) for gap in (1000, 1000, 1000))
+def test_a_limit_of_zero_never_polls():
+    loop = Loop(limit=0)
+    assert all(loop.waits(100, 500))
     assert (loop.pace.window_ns, loop.polled) == (0, 0)
 
 
-def test_a_limit_below_the_least_window_means_a_fixed_window():
-    loop = Loop(limit=0)
-    assert all(loop.operation_after(300_000) for _ in range(5))
-    assert loop.pace.window_ns == LEAST
+def test_there_is_one_nap_after_work():
+    pace = Pace(LIMIT)
+    assert not pace.takes_nap()
+    pace.worked()
+    pace.worked()
+    assert pace.takes_nap()
+    assert not pace.takes_nap()
 
 
 def test_sleeps_grow_after_arming_and_then_have_no_bound():
-    pace = Pace(LEAST, LIMIT)
+    pace = Pace(LIMIT)
     for _ in range(2):
         pace.armed()
         assert [pace.sleep_ms() for _ in range(len(SLEEPS_MS) + 2)] == [*SLEEPS_MS, FOREVER, FOREVER]

@@ -83,7 +83,6 @@ def test_print_capabilities_prints_json_and_ends_with_0(capsys):
         (["--contexts", "65536"], "max_contexts 65536: must be 1..65535"),
         (["--pool-pages", "0"], "pool_pages 0: must be at least 1"),
         (["--spin-us", "-1"], "--spin-us -1: must not be negative"),
-        (["--spin-limit-us", "-1"], "--spin-limit-us -1: must not be negative"),
     ],
 )
 def test_a_bad_argument_is_status_2_in_one_line(capsys, arguments, text):
@@ -102,7 +101,7 @@ def test_a_host_with_another_memory_order_is_status_3(capsys, monkeypatch):
 def test_the_defaults_are_the_documented_ones():
     args = parse()
     assert (args.topology, args.socket_dir, args.log_format) == (None, Path("."), "text")
-    assert (args.spin_us, args.spin_limit_us) == (200, 2000)
+    assert args.spin_us == 100
     assert args.core == "auto"
 
 

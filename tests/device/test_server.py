@@ -9,10 +9,11 @@ import pytest
 from pviommu import server as server_module
 from pviommu.iommu.execution import STEP_NS
 from pviommu.iommu.ring import passed
-from pviommu.pacing import FOREVER, SLEEPS_MS, Pace
+from pviommu.pacing import FOREVER, NAP_MS, SLEEPS_MS, Pace
 from pviommu.server import LOOK_NS, Server, close_all, listen_all
 from pviommu_abi.registers import REGISTER
-from pviommu_abi.shared import CACHE_LINE, DeviceRingLine
+from pviommu_abi.shared import CACHE_LINE, DeviceRingLine, GuestRingLine
+from pviommu_abi.slots import SlotFlags
 from pviommu_abi.xen_2024 import PvIommuOp
 from vfio_user import Client, Command, Limits
 from vfio_user.messages import Header, HeaderFlags, RegionAccess
@@ -21,8 +22,10 @@ from vfio_user.negotiation import offer
 from .conftest import ENTRIES
 
 NOOP = PvIommuOp(0, 0, 0).pack()
-SPIN_NS = 5000
-SPIN_LIMIT_NS = 50_000
+SPIN_NS = 100_000
+TICK = 1000
+"""What reading the clock takes here."""
+AWAITED = GuestRingLine.offset_of("awaited") // 4
 DOORBELL_EVENT = DeviceRingLine.offset_of("doorbell_event") // 4
 DOORBELL = RegionAccess(REGISTER["DOORBELL"].offset, 0, 4).pack() + bytes(4)
 
@@ -37,7 +40,7 @@ class Connected:
         self.driver = driver
         self.sock = ours
         self.client = Client(ours)
-        self.server = Server(driver.machine, {"iommu": theirs}, driver.inputs, Pace(SPIN_NS, SPIN_LIMIT_NS))
+        self.server = Server(driver.machine, {"iommu": theirs}, driver.inputs, Pace(SPIN_NS))
         payload = offer(Limits(), 0)
         self.client.send(Header(0, Command.VERSION, Header.SIZE + len(payload), 0, 0).pack() + payload)
         self.server.turn()
@@ -73,12 +76,14 @@ def connected(make_driver):
 # -- sleeping ---------------------------------------------------------------------------------------------------------
 
 
-def test_after_work_the_rings_are_polled_before_the_server_sleeps(connected):
+def test_after_waits_the_rings_are_polled_before_the_server_sleeps(connected):
     driver = connected.driver
-    driver.put(NOOP)
-    connected.turns(1)
-    assert driver.completed() == 1
-    connected.turns(2)  # within SPIN_NS of the last work
+    for _ in range(2):
+        driver.put(NOOP)
+        connected.turns(1)
+    assert driver.completed() == 2
+    driver.inputs.waits.clear()
+    connected.turns(2)  # within SPIN_NS of the last wait
     assert set(driver.inputs.waits) == {0}
 
 
@@ -222,67 +227,146 @@ def test_a_request_waits_for_one_step_of_a_full_ring_and_no_more(connected):
 
 
 class Guest:
-    """Operations with ``gap`` ns in between, each with a doorbell if it was asked for. Waiting takes time here."""
+    """Waits ``gap`` ns after the last wait was over, with a doorbell if it is asked for. Sleeping takes time here.
 
-    def __init__(self, connected, gap):
+    ``tells``: it says when it waits, and what it has the device do is posted.
+    """
+
+    def __init__(self, connected, gap, *, tells=True):
         self.connected = connected
         self.driver = connected.driver
         self.gap = gap
-        self.next_at = 0
+        self.tells = tells
+        self.next_at = None
+        self.waited_ns = 0
         self.doorbells = 0
-        self.driver.inputs.on_wait = self.wait
+        self.driver.inputs.on_wait = self.sleep
 
-    def wait(self, timeout_ms):
+    def sleep(self, timeout_ms):
         inputs = self.driver.inputs
-        if timeout_ms:
-            inputs.time = self.next_at if timeout_ms < 0 else min(self.next_at, inputs.time + timeout_ms * 1_000_000)
-        if timeout_ms and inputs.time == self.next_at:
-            self.submit()
+        if timeout_ms and self.next_at is not None:
+            ends_at = inputs.time + timeout_ms * 1_000_000
+            if ends_at < self.next_at and timeout_ms != FOREVER:
+                inputs.time = int(ends_at)
+                return
+            inputs.time = max(self.next_at, inputs.time)
+            if not self.wait() and timeout_ms != FOREVER:
+                inputs.time = max(inputs.time, int(ends_at))
 
-    def submit(self):
+    def wait(self):
+        """Begin to wait for one more slot; whether the doorbell was rung."""
         before = self.driver.producer[0]
-        self.driver.put(NOOP)
-        if passed(self.driver.words[CACHE_LINE // 4 + DOORBELL_EVENT], before + 1, before):
+        self.next_at = None
+        self.driver.put(NOOP, flags=SlotFlags.POSTED if self.tells else 0)
+        if self.tells:
+            self.driver.words[AWAITED] = before + 1
+        rings = passed(self.driver.words[CACHE_LINE // 4 + DOORBELL_EVENT], before + 1, before)
+        if rings:
             self.doorbells += 1
             self.connected.ring_doorbell()
+        return rings
 
-    def run(self, operations):
-        done = self.driver.completed()
-        for _ in range(operations):
-            self.next_at = self.driver.inputs.time + self.gap
-            submitted = self.driver.producer[0]
-            while self.driver.completed() == done:
-                if self.driver.inputs.time >= self.next_at and self.driver.producer[0] == submitted:
-                    self.submit()
+    def run(self, waits):
+        inputs = self.driver.inputs
+        for _ in range(waits):
+            target = self.driver.completed() + 1
+            self.next_at = next_at = inputs.time + self.gap
+            while self.driver.completed() != target:
+                if self.next_at is not None and inputs.time >= self.next_at:
+                    self.wait()
                 self.connected.turns(1)
-            done = self.driver.completed()
+            self.waited_ns += inputs.time - next_at
 
 
-def test_a_guest_slower_than_the_spin_window_rings_no_more_once_the_window_has_grown(connected):
-    guest = Guest(connected, 3 * SPIN_NS)
-    guest.run(2)
-    assert guest.doorbells == connected.driver.counters.spins_grown == 2
+@pytest.mark.row("driver", 70)
+@pytest.mark.row("driver", 72)
+@pytest.mark.parametrize("tells", [True, False])
+def test_a_guest_that_waits_again_and_again_needs_no_doorbells(connected, tells):
+    guest = Guest(connected, 2 * TICK, tells=tells)
+    guest.run(3)
+    guest.doorbells = slept = 0
+    slept = connected.driver.counters.sleeps
     guest.run(64)
-    assert guest.doorbells == connected.driver.counters.doorbells == 2
+    assert (guest.doorbells, connected.driver.counters.sleeps - slept) == (0, 0)
 
 
-def test_a_guest_with_long_pauses_finds_the_server_asleep_and_its_window_unchanged(connected):
-    guest = Guest(connected, 10 * SPIN_LIMIT_NS)
+@pytest.mark.row("driver", 70)
+@pytest.mark.parametrize("tells", [True, False])
+def test_a_guest_that_waits_now_and_then_finds_the_server_asleep(connected, tells):
+    guest = Guest(connected, 10_000_000, tells=tells)
     guest.run(20)
-    assert guest.doorbells == 20
-    assert connected.driver.counters.spins_grown == 0
+    assert guest.doorbells == connected.driver.counters.doorbells == 20
+    assert connected.server._pace.window_ns == 0
 
 
-def test_after_a_grown_window_an_idle_server_still_sleeps_for_good(connected):
-    Guest(connected, 3 * SPIN_NS).run(10)
+@pytest.mark.row("driver", 73)
+def test_a_wait_that_begins_during_a_nap_is_over_a_moment_later_without_a_doorbell(connected):
+    nap = int(NAP_MS * 1_000_000)
+    connected.server._pace = Pace(0)  # no polling: naps only
+    guest = Guest(connected, 10_000_000)
+    guest.run(2)
+    guest.doorbells = guest.waited_ns = 0
+    guest.gap = nap // 2
+    guest.run(1)
+    assert guest.doorbells == 0
+    assert nap // 4 < guest.waited_ns < nap
+
+
+@pytest.mark.row("driver", 71)
+def test_posted_work_that_nobody_waits_for_is_found_without_doorbells_and_not_polled_for(connected):
+    driver = connected.driver
+    Guest(connected, 10_000_000).run(2)
+    driver.inputs.waits.clear()
+    posted = []
+
+    def post(timeout_ms):
+        if timeout_ms and len(posted) < 20:
+            driver.inputs.time += 100_000
+            posted.append(driver.put(NOOP, flags=SlotFlags.POSTED))
+
+    driver.inputs.on_wait = post
+    doorbells = driver.counters.doorbells
+    while len(posted) < 20 or driver.completed() != driver.producer[0]:
+        connected.turns(1)
+    assert driver.counters.doorbells == doorbells
+    slept = [timeout for timeout in driver.inputs.waits if timeout]
+    # each time: the work, at most a nap later; no polling in between
+    assert len(driver.inputs.waits) <= 2 * len(slept) + 2
+    assert connected.server._pace.left_ns(driver.inputs.time) == 0
+    assert set(slept) <= {NAP_MS, SLEEPS_MS[0]}
+
+
+@pytest.mark.row("driver", 71)
+def test_after_a_nap_in_vain_doorbells_are_asked_for(connected):
+    guest = Guest(connected, 10_000_000)
+    guest.run(2)
+    driver = connected.driver
+    driver.inputs.on_wait = None
+    driver.put(NOOP, flags=SlotFlags.POSTED)
+    driver.inputs.waits.clear()
+    connected.fall_asleep()
+    assert [timeout for timeout in driver.inputs.waits if timeout] == [NAP_MS, *SLEEPS_MS, FOREVER]
+
+
+@pytest.mark.row("driver", 72)
+def test_for_a_guest_that_does_not_say_when_it_waits_doorbells_are_asked_for_at_once(connected):
+    driver = connected.driver
+    driver.put(NOOP, flags=SlotFlags.POSTED)
+    driver.inputs.waits.clear()
+    connected.fall_asleep()
+    assert NAP_MS not in driver.inputs.waits
+
+
+def test_when_the_waits_have_ended_the_server_sleeps_for_good(connected):
+    Guest(connected, 2 * TICK).run(10)
     driver = connected.driver
     slept_at = []
     driver.inputs.waits.clear()
     driver.inputs.on_wait = lambda timeout: slept_at.append(driver.inputs.time) if timeout else None
     idle_since = driver.inputs.time
     connected.fall_asleep()
-    assert slept_at[0] - idle_since <= SPIN_LIMIT_NS + 10 * driver.inputs.time_step
-    assert [timeout for timeout in driver.inputs.waits if timeout] == [*SLEEPS_MS, FOREVER]
+    assert slept_at[0] - idle_since <= SPIN_NS + 10 * TICK
+    assert [timeout for timeout in driver.inputs.waits if timeout] == [NAP_MS, *SLEEPS_MS, FOREVER]
 
 
 # -- stopping ---------------------------------------------------------------------------------------------------------

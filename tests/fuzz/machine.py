@@ -62,7 +62,7 @@ class Bounded(LiveInputs):
         assert self._time < MAX_TIME_READS, "the machine does not come to an end"
         return self._time * 1000
 
-    def wait(self, poller: select.poll, timeout_ms: int) -> Sequence[tuple[int, int]]:
+    def wait(self, poller: select.epoll, timeout_ms: float) -> Sequence[tuple[int, int]]:
         raise AssertionError("a target has no loop that waits")
 
 

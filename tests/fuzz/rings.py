@@ -186,7 +186,8 @@ class _Guest:
         self._put(OpClass.XEN_V7, XenV7Op.UNMAP_PAGES, how, payload)
 
     def binding(self, feed: Feed) -> None:
-        op, how, stream = feed.pick((OwnOp.BIND, OwnOp.UNBIND, OwnOp.QUERY_ENDPOINT)), feed.u8(), feed.u8()
+        ops = (OwnOp.BIND, OwnOp.UNBIND, OwnOp.QUERY_ENDPOINT, OwnOp.BLOCK)
+        op, how, stream = feed.pick(ops), feed.u8(), feed.u8()
         self._put(OpClass.OWN, op, how, own.Binding(0, 0, DEVFN, STREAM if stream & 1 else stream).pack())
 
     def own(self, feed: Feed) -> None:
@@ -310,10 +311,12 @@ class _Guest:
 
     def endpoint(self, feed: Feed) -> None:
         """Reset of the endpoint, or its bus mastering off and on."""
+        held = STREAM in self.iommu.engine._endpoints._held
         if feed.u8() & 1:
             self.dma.reset()
         self.dma.region_write(7, 4, b"\0\0")
         self.dma.region_write(7, 4, b"\x06\0")
+        assert self.iommu.engine.is_blocked(STREAM) is held
 
 
 _STEPS: tuple[Callable[[_Guest, Feed], None], ...] = (

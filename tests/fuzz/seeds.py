@@ -196,6 +196,11 @@ _ALLOC = bytes([STEP["context_2024"], 0, 0, 0]) + _WORK
 _ATTACH = bytes([STEP["binding"], 0, 0, 1, STEP["attach_2024"], 1, 0]) + _WORK
 
 
+def _bind(which: int) -> bytes:
+    """BIND, UNBIND, QUERY_ENDPOINT or BLOCK of the endpoint."""
+    return bytes([STEP["binding"], which, 0, 1]) + _WORK
+
+
 def _map_2024(dfn: bytes, nr: int, how: int = 0, gfn: int = 0, ctx: int = 1) -> bytes:
     return bytes([STEP["map_2024"], how, ctx, 3]) + _frame(gfn) + dfn + struct.pack("<H", nr)
 
@@ -287,6 +292,23 @@ def _rings() -> dict[str, bytes]:
         + _WORK
         + _dma(0, dfn, 4096)
         + _dma(1, dfn, 4096),
+        "held": start
+        + _ALLOC
+        + _ATTACH
+        + _map_2024(dfn, 2)
+        + _bind(3)
+        + _dma(0, dfn, 1)
+        + bytes([STEP["endpoint"], 1])
+        + _dma(0, dfn, 1)
+        + _bind(1)
+        + _bind(0)
+        + bytes([STEP["endpoint"], 0])
+        + _dma(1, _frame(0), 1)
+        + _ATTACH
+        + _dma(1, dfn, 1)
+        + _bind(3)
+        + bytes([STEP["reset"], STEP["endpoint"], 0])
+        + _dma(1, _frame(0), 1),
         "reset": start
         + _ALLOC
         + _ATTACH

@@ -5,22 +5,27 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 
 import pytest
 
+from pviommu.bench.wire_guest import processor_time_ns
+from pviommu.native.build import build
+from pviommu.pacing import SLEEPS_MS
 from pviommu_abi.dma_test import DescriptorStatus, DmaOp
 from pviommu_abi.registers import Profile
-from pviommu_abi.shared import CapabilityId, EventReason
+from pviommu_abi.shared import CapabilityId, EventReason, GuestRingLine
 from pviommu_abi.xen_2024 import PvIommuOp
 from vfio_user import Client, Command, Limits, RemoteError
 from vfio_user.messages import Header
 from vfio_user.negotiation import offer
 from vfio_user.transport import connect
 
-from .guest import PATIENCE_S, DmaEngine, Guest, Iommu, Ram, Serve, command, environment
+from .guest import ENTRIES, PATIENCE_S, DmaEngine, Guest, Iommu, Ram, Serve, command, environment
 
 IOVA = 0x40000000
 NOOP = PvIommuOp(0, 0, 0).pack()
+AWAITED = GuestRingLine.offset_of("awaited") // 4
 
 
 def ended(folder, *arguments, fds=()):
@@ -308,6 +313,59 @@ def test_a_connected_descriptor_is_served(folder, topology, ram):
         assert iommu.alloc() == 1
         iommu.close()
         assert serve.wait_for("disconnected")["function"] == "iommu"
+
+
+# -- at rest ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["python", "native"])
+def core(request):
+    if request.param == "native":
+        build()
+    return request.param
+
+
+def say_who_waits(iommu):
+    """As the guest's driver does before it polls."""
+    iommu.words[AWAITED] = iommu.producer
+
+
+@pytest.mark.row("driver", 74)
+@pytest.mark.parametrize("tells", [False, True])
+def test_a_server_whose_guest_has_nothing_to_do_takes_no_processor_time(folder, topology, ram, core, tells):
+    with Serve(folder, topology, "--core", core) as serve:
+        iommu = Iommu(folder / "iommu.sock", ram).start()
+        for _ in range(100):
+            position = iommu.submit(NOOP, posted=tells)
+            if tells:
+                say_who_waits(iommu)
+            iommu.wait(position)
+        time.sleep(2 * sum(SLEEPS_MS) / 1000)
+        before = processor_time_ns(serve.process.pid)
+        time.sleep(0.5)
+        assert processor_time_ns(serve.process.pid) == before
+        iommu.close()
+
+
+@pytest.mark.row("driver", 71)
+def test_a_server_whose_guest_posts_now_and_then_and_never_waits_hardly_takes_any(folder, topology, ram, core):
+    with Serve(folder, topology, "--core", core) as serve:
+        iommu = Iommu(folder / "iommu.sock", ram).start()
+        for _ in range(2):
+            position = iommu.submit(NOOP, posted=True)
+            say_who_waits(iommu)
+            iommu.wait(position)
+        before, began = processor_time_ns(serve.process.pid), time.monotonic_ns()
+        for _ in range(ENTRIES - 10):
+            iommu.submit(NOOP, posted=True, ring=False)
+            time.sleep(0.002)
+        taken = time.monotonic_ns() - began
+        assert processor_time_ns(serve.process.pid) - before < taken / 4
+        position = iommu.submit(NOOP, posted=True, ring=False)
+        say_who_waits(iommu)
+        iommu.ring_doorbell()
+        iommu.wait(position)
+        iommu.close()
 
 
 # -- ending -----------------------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from pviommu.lab.vm import KERNEL_ARGUMENTS, VirtualMachine, VmConfig
 
 __all__ = ["Bench", "boot", "image_files", "server_counts"]
 
+_VFIO_MODULES = ("vfio_pci", "vfio_iommu_type1")
 _SERVER_COUNTS = ("traps", "doorbells", "interrupts")
 
 
@@ -89,7 +90,7 @@ def _boot_guest(
             resources.guest_tools(),
             bench.setup.modules,
             programs=bench.setup.programs,
-            extra_modules=configuration.early_modules,
+            extra_modules=(*configuration.early_modules, *(_VFIO_MODULES if plan.vfio_mib else ())),
             files=image_files(configuration, plan),
         )
     )

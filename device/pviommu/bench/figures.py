@@ -9,7 +9,7 @@ from typing import Any
 
 from pviommu.bench.bars import markdown_table, shown, text_table
 from pviommu.bench.configurations import ACCESS_EVENTS, INTERRUPT_EVENTS
-from pviommu.bench.guest import Boot, Round, Witness
+from pviommu.bench.guest import Boot, Round, VfioMaps, Witness
 from pviommu.bench.samples import Figure, figure
 
 __all__ = [
@@ -21,8 +21,11 @@ __all__ = [
     "load_title",
     "loads",
     "notes",
+    "quotient",
     "ratio",
     "table",
+    "vfio_table",
+    "with_spread",
     "witness_table",
     "witnessed",
 ]
@@ -48,6 +51,11 @@ class Measurement:
     def rounds(self, pages: int) -> list[Round]:
         """The rounds of all boots with maps of so many pages."""
         return [entry for boot in self.boots for entry in boot.rounds if entry.pages == pages]
+
+    @property
+    def vfio(self) -> list[VfioMaps]:
+        """What maps through VFIO took, in all boots that measured it."""
+        return [entry for boot in self.boots for entry in boot.vfio]
 
     def witnesses(self, pages: int) -> list[Witness]:
         """What the kernel's own benchmark said in all boots, of maps of so many pages."""
@@ -83,6 +91,15 @@ class Measurement:
         return statistics.median(counted) if counted else None
 
 
+_KINDS = {
+    "map": "map_ns_median",
+    "unmap": "unmap_ns_median",
+    "pair": "pair_ns_median",
+    "pair_mean": "pair_ns_mean",
+    "clock": "clock_ns_median",
+}
+
+
 def figures(rounds: Sequence[Round]) -> dict[str, Figure]:
     """``map``, ``unmap``, ``pair`` and ``clock`` (from each round's medians) and ``pair_mean`` (from its means).
 
@@ -90,21 +107,34 @@ def figures(rounds: Sequence[Round]) -> dict[str, Figure]:
     """
     if not rounds:
         return {}
-    return {
-        "map": figure([entry.map_ns_median for entry in rounds]),
-        "unmap": figure([entry.unmap_ns_median for entry in rounds]),
-        "pair": figure([entry.pair_ns_median for entry in rounds]),
-        "pair_mean": figure([entry.pair_ns_mean for entry in rounds]),
-        "clock": figure([entry.clock_ns_median for entry in rounds]),
-    }
+    return {kind: figure(_values(rounds, kind)) for kind in _KINDS}
 
 
-def ratio(one: Sequence[Round], base: Sequence[Round], kind: str = "pair") -> float | None:
-    """How many times ``base`` ``one`` is; None if either has no figures."""
-    if not one or not base:
+def ratio(one: Sequence[Round], base: Sequence[Round], kind: str = "pair") -> Figure | None:
+    """How many times ``base`` ``one`` is; None if either has no figures.
+
+    By the medians over all rounds. Least and most are those of rounds that belong together: the first of either, the
+    second and so on, each pair of them measured within a few minutes.
+    """
+    return quotient(_values(one, kind), _values(base, kind))
+
+
+def quotient(above: Sequence[float], below: Sequence[float]) -> Figure | None:
+    """The same of plain numbers."""
+    if not above or not below or not all(below):
         return None
-    below = figures(base)[kind].median
-    return figures(one)[kind].median / below if below else None
+    each = [one / other for one, other in zip(above, below, strict=False)]
+    return Figure(statistics.median(above) / statistics.median(below), min(each), max(each))
+
+
+def _values(rounds: Sequence[Round], kind: str) -> list[float]:
+    attribute = _KINDS[kind]
+    return [getattr(entry, attribute) for entry in rounds]
+
+
+def with_spread(found: Figure | None) -> str:
+    """``0.50 (0.47-0.55)``."""
+    return "-" if found is None else f"{found.median:.2f} ({found.least:.2f}-{found.most:.2f})"
 
 
 Load = tuple[int, int]
@@ -124,7 +154,7 @@ def load_title(load: Load) -> str:
 
 _GROUP_TYPES = {"DMA": "DMA, strict", "DMA-FQ": "DMA-FQ, lazy"}
 _HEADINGS = (
-    *("", "group", "map", "unmap", "pair", "least-most", "mean"),
+    *("", "group", "map", "unmap", "pair", "least-most", "mean", "least-most"),
     *(f"/{name}" for name in BASES),
     *("traps", "interrupts", "k pairs/s"),
 )
@@ -144,15 +174,47 @@ def _rows(measurements: Sequence[Measurement], load: Load) -> list[tuple[str, ..
                 one.name,
                 _GROUP_TYPES.get(one.group_type, one.group_type),
                 *(f"{found[kind].median:.0f}" for kind in ("map", "unmap", "pair")),
-                f"{found['pair'].least:.0f}-{found['pair'].most:.0f}",
+                _ends(found["pair"]),
                 f"{found['pair_mean'].median:.0f}",
-                *(_two_places(ratio(rounds, by_name.get(base, ()))) for base in BASES),
+                _ends(found["pair_mean"]),
+                *(with_spread(ratio(rounds, by_name.get(base, ()))) for base in BASES),
                 _two_places(one.accesses),
                 _two_places(one.interrupts),
                 shown(round(statistics.median(rates) / 1e3, 1)) if rates else "-",
             )
         )
     return rows
+
+
+def _ends(found: Figure) -> str:
+    return f"{found.least:.0f}-{found.most:.0f}"
+
+
+_VFIO_HEADINGS = ("", "map", "least-most", "mean", "unmap", "all maps, s", "/virtio-iommu")
+
+
+def vfio_table(measurements: Sequence[Measurement], *, markdown: bool = False) -> str:
+    """What a page takes that is mapped through VFIO, in nanoseconds; empty if nobody measured that."""
+    base = [entry.map_ns for one in measurements if one.name == "virtio-iommu" for entry in one.vfio]
+    rows = []
+    for one in measurements:
+        if one.vfio:
+            maps = [entry.map_ns for entry in one.vfio]
+            found = figure(maps)
+            rows.append(
+                (
+                    one.name,
+                    f"{found.median:.0f}",
+                    _ends(found),
+                    f"{statistics.mean(maps):.0f}",
+                    f"{statistics.median(entry.unmap_ns for entry in one.vfio):.0f}",
+                    f"{found.median * one.vfio[0].pages / 1e9:.1f}",
+                    with_spread(quotient(maps, base)),
+                )
+            )
+    if not rows:
+        return ""
+    return markdown_table(_VFIO_HEADINGS, rows) if markdown else text_table([_VFIO_HEADINGS, *rows])
 
 
 def table(measurements: Sequence[Measurement], load: Load, *, markdown: bool = False) -> str:
@@ -170,13 +232,15 @@ def notes(measurements: Sequence[Measurement], setting: Mapping[str, Any]) -> st
     lines = [
         f"Nanoseconds: medians over {setting['repeat']} x {plan['rounds']} rounds of each round's median"
         f" ({plan['operations']} pairs of map and unmap a thread); mean: a pair's, so with rare dear calls.",
-        "/NAME: a pair as a multiple of NAME's. Reading the clock"
+        "/NAME: a pair as a multiple of NAME's by medians, with the least and the most of rounds that belong together."
+        " Reading the clock"
         f" ({_clock(measurements)}) is contained, in a pair twice.",
         "traps, interrupts: accesses to the IOMMU that left the guest, and interrupts that QEMU delivered, in a pair,"
         f" from QEMU's trace events over {plan['count_operations']} other pairs."
         if plan["count_operations"]
         else "traps, interrupts: not counted.",
     ]
+    lines.append(_busy(setting))
     lines += [f"{core} core: {', '.join(names)}." for core, names in _served(measurements).items()]
     for one in measurements:
         if one.server:
@@ -193,6 +257,12 @@ def notes(measurements: Sequence[Measurement], setting: Mapping[str, Any]) -> st
             lines.append(f"{one.name}, {one.threads} threads, FAILED: {one.problem}")
     lines.append(f"{versions}; {setting['seconds']:.0f} s in all, {setting['time']}.")
     return "\n".join(lines)
+
+
+def _busy(setting: Mapping[str, Any]) -> str:
+    hogs = setting["hogs"]
+    busy = f"{hogs} processes that spin" if hogs > 1 else f"{'1' if hogs else 'no'} process that spins"
+    return f"Beside: {busy}. Boots of all configurations take turns, and so do the loads within a boot."
 
 
 def _served(measurements: Sequence[Measurement]) -> dict[str, list[str]]:
@@ -244,12 +314,13 @@ def as_json(measurements: Sequence[Measurement]) -> list[dict[str, Any]]:
     """Per configuration and number of threads the raw rounds, and by pages medians, spreads and ratios."""
     by_name = {(one.name, one.threads): one for one in measurements}
 
-    def ratios(one: Measurement, pages: int) -> dict[str, dict[str, float | None]]:
-        found: dict[str, dict[str, float | None]] = {}
+    def ratios(one: Measurement, pages: int) -> dict[str, dict[str, dict[str, float] | None]]:
+        found: dict[str, dict[str, dict[str, float] | None]] = {}
         for name in BASES:
             base = by_name.get((name, one.threads))
             beside = base.rounds(pages) if base else ()
-            found[name] = {kind: ratio(one.rounds(pages), beside, kind) for kind in ("pair", "pair_mean")}
+            each = {kind: ratio(one.rounds(pages), beside, kind) for kind in ("pair", "pair_mean")}
+            found[name] = {kind: None if value is None else asdict(value) for kind, value in each.items()}
         return found
 
     return [
@@ -270,6 +341,7 @@ def as_json(measurements: Sequence[Measurement]) -> list[dict[str, Any]]:
             "traps_per_pair": one.accesses,
             "interrupts_per_pair": one.interrupts,
             "server_counts_per_pair": one.server,
+            "vfio_ns_per_page": [asdict(entry) for entry in one.vfio],
             "boots": [asdict(boot) for boot in one.boots],
         }
         for one in measurements

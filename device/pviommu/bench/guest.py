@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 
 from pviommu.lab.report import exit_line
 
-__all__ = ["ANSWER", "Boot", "Conversation", "MeasurementError", "Plan", "Round", "Witness", "parse_round"]
+__all__ = ["ANSWER", "Boot", "Conversation", "MeasurementError", "Plan", "Round", "VfioMaps", "Witness", "parse_round"]
 
 ANSWER = "go"
 """What the guest waits for after a mark."""
@@ -24,7 +24,7 @@ class Plan:
 
     ``threads`` do ``rounds`` of ``operations`` map + unmap pairs each, after ``warm_up`` pairs; then one of them does
     ``count_operations`` pairs of the first granule while trapped accesses are counted (0: none are). With ``witness``
-    the kernel's own benchmark measures the same for a second each.
+    the kernel's own benchmark measures the same for a second each. ``vfio_mib`` are mapped through VFIO page by page.
     """
 
     rounds: int
@@ -34,6 +34,7 @@ class Plan:
     granules: tuple[int, ...] = (1,)
     threads: int = 1
     witness: bool = False
+    vfio_mib: int = 0
 
     @property
     def timed_pairs(self) -> int:
@@ -50,6 +51,7 @@ class Plan:
             "granules": " ".join(map(str, self.granules)),
             "threads": self.threads,
             "witness": int(self.witness),
+            "vfio_mib": self.vfio_mib,
             "operations": self.operations,
             "rounds": self.rounds,
             "warm_up": self.warm_up,
@@ -95,6 +97,15 @@ class Witness:
     unmap_ns: float
 
 
+@dataclass(frozen=True, slots=True)
+class VfioMaps:
+    """Nanoseconds a page of mapping ``pages`` through VFIO's type1 interface, one call each, and of unmapping them."""
+
+    pages: float
+    map_ns: float
+    unmap_ns: float
+
+
 @dataclass(slots=True)
 class Boot:
     """What one boot of one machine gave."""
@@ -106,6 +117,7 @@ class Boot:
     """what was counted per pair, by trace event; only those that occurred"""
     counted: bool = False
     exit_status: int | None = None
+    vfio: list[VfioMaps] = field(default_factory=list)
 
 
 def parse_round(words: Sequence[str]) -> Round:
@@ -118,7 +130,12 @@ def parse_witness(words: Sequence[str]) -> Witness:
     return Witness(**_values(Witness, words))
 
 
-def _values(kind: type[Round] | type[Witness], words: Sequence[str]) -> dict[str, float]:
+def parse_vfio(words: Sequence[str]) -> VfioMaps:
+    """The same, of maps through VFIO. Raises MeasurementError."""
+    return VfioMaps(**_values(VfioMaps, words))
+
+
+def _values(kind: type[Round] | type[Witness] | type[VfioMaps], words: Sequence[str]) -> dict[str, float]:
     wanted = [entry.name for entry in fields(kind)]
     values: dict[str, float] = {}
     for word in words:
@@ -160,6 +177,8 @@ class Conversation:
                 self.boot.rounds.append(parse_round(words))
             case ["bench", "witness", *words]:
                 self.boot.witnesses.append(parse_witness(words))
+            case ["bench", "vfio", *words]:
+                self.boot.vfio.append(parse_vfio(words))
             case ["bench", "fact", name, *words]:
                 self.boot.facts[name] = " ".join(words)
             case ["bench", "mark", name]:
@@ -177,11 +196,11 @@ class Conversation:
         if boot.exit_status != 0:
             ended = "without its last line" if boot.exit_status is None else f"with status {boot.exit_status}"
             raise MeasurementError(f"the guest ended {ended}")
-        for kind, each, came in (
-            ("rounds", self._plan.rounds, len(boot.rounds)),
-            ("witnesses", int(self._plan.witness), len(boot.witnesses)),
+        for kind, wanted, came in (
+            ("rounds", self._plan.rounds * len(self._plan.granules), len(boot.rounds)),
+            ("witnesses", self._plan.witness * len(self._plan.granules), len(boot.witnesses)),
+            ("maps through VFIO", int(self._plan.vfio_mib > 0), len(boot.vfio)),
         ):
-            wanted = each * len(self._plan.granules)
             if came != wanted:
                 raise MeasurementError(f"{wanted} {kind} were asked for, {came} came")
         if self._plan.count_operations and not boot.counted:

@@ -14,7 +14,7 @@ from typing import Any, TextIO
 from pviommu import __version__
 from pviommu.lab.problems import UsageError
 
-__all__ = ["Document", "check_target", "fill", "give", "machine", "write"]
+__all__ = ["Document", "check_target", "fill", "give", "machine", "siblings", "write"]
 
 _BLOCK = re.compile(r"(<!-- begin ([\w-]+) -->\n).*?(<!-- end \2 -->)", re.DOTALL)
 
@@ -43,7 +43,21 @@ def machine() -> dict[str, str]:
         "host": f"{platform.system()} {platform.release()}",
         "processor": _processor(),
         "cores": str(len(os.sched_getaffinity(0))),
+        "siblings": siblings(Path("/sys/devices/system/cpu")),
+        "pinning": _pinning(),
     }
+
+
+def siblings(processors: Path) -> str:
+    """Which processors are hardware threads of one core: ``0-1 2-3``; ``none`` where each has a core of its own."""
+    lists = (path.read_text().strip() for path in processors.glob("cpu[0-9]*/topology/thread_siblings_list"))
+    return " ".join(sorted({each for each in lists if not each.isdecimal()})) or "none"
+
+
+def _pinning() -> str:
+    """Nothing is pinned by a benchmark of guests; whoever starts it may pin all of it."""
+    allowed = sorted(os.sched_getaffinity(0))
+    return "none" if len(allowed) == os.cpu_count() else f"to {','.join(map(str, allowed))}"
 
 
 def _processor() -> str:

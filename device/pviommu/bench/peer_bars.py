@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 
 from pviommu.bench.bars import Bar, Judgement, markdown_table
 from pviommu.bench.configurations import LEVERS
-from pviommu.bench.figures import Load, Measurement, figures, load_title, loads, ratio
+from pviommu.bench.figures import Load, Measurement, figures, load_title, loads, quotient, ratio, with_spread
 from pviommu.bench.plot import ChartBar, bar_chart
+from pviommu.bench.samples import Figure
 
 __all__ = ["judge", "lever_table", "plots"]
 
@@ -19,6 +21,7 @@ _LIMITS = (
 )
 """A pair of the first as a multiple of one of the second, at most; Linux drives intel-iommu strictly either way."""
 
+_VFIO_PEER, _VFIO_LIMIT = "virtio-iommu", 1.0
 _TRAPS = Bar("traps a pair while busy", 1 / 64)
 _CORES_A_THREAD = 2  # one for the processor of the guest, one for the server or QEMU
 
@@ -30,7 +33,8 @@ def judge(measurements: Sequence[Measurement], cores: int) -> list[Judgement]:
         for name, peer, limit in _LIMITS:
             one, other = _find(measurements, name, load), _find(measurements, peer, load)
             if one is not None and other is not None:
-                judgements.append(_judge_pair(one, other, limit, load, cores))
+                judgements += _judge_pair(one, other, limit, load, cores)
+    judgements += _judge_vfio(measurements)
     for one in measurements:
         if one.name in {name for name, _, _ in _LIMITS} and one.threads == 1 and one.accesses is not None:
             # The server counts over all rounds, so it sees what happens now and then; the events are of a short phase.
@@ -41,20 +45,44 @@ def judge(measurements: Sequence[Measurement], cores: int) -> list[Judgement]:
     return judgements
 
 
-def _judge_pair(one: Measurement, other: Measurement, limit: float, load: Load, cores: int) -> Judgement:
+def _judge_pair(one: Measurement, other: Measurement, limit: float, load: Load, cores: int) -> list[Judgement]:
+    """By medians, and by means: those also carry what happens rarely, and what other processes do to a guest."""
     threads, pages = load
-    bar = Bar(f"{load_title(load)}: {one.name}", limit, f"x {other.name}")
-    found = ratio(one.rounds(pages), other.rounds(pages))
-    means = ratio(one.rounds(pages), other.rounds(pages), "pair_mean")
-    note = "" if means is None else f"means: {means:.2f}"
-    for each in (one, other):
-        if not each.is_as_named:
-            return bar.unjudged(found, f"the group of {each.name} is of type {each.group_type}; {note}")
+    reasons = [
+        f"the group of {each.name} is of type {each.group_type}" for each in (one, other) if not each.is_as_named
+    ]
     if threads > 1 and cores < threads * _CORES_A_THREAD:
-        return bar.unjudged(
-            found, f"{threads} threads need {threads * _CORES_A_THREAD} cores, here are {cores}; {note}"
+        reasons.append(f"{threads} threads need {threads * _CORES_A_THREAD} cores, here are {cores}")
+    title = f"{load_title(load)}: {one.name}"
+    return [
+        _judge(
+            Bar(f"{title}, {by}", limit, f"x {other.name}"),
+            ratio(one.rounds(pages), other.rounds(pages), kind),
+            reasons,
         )
-    return bar.judge(found, note)
+        for by, kind in (("median", "pair"), ("mean", "pair_mean"))
+    ]
+
+
+def _judge(bar: Bar, found: Figure | None, reasons: Sequence[str] = ()) -> Judgement:
+    """``reasons`` not to."""
+    if found is None:
+        return bar.judge(None)
+    spread = f"{found.least:.2f}-{found.most:.2f}"
+    return bar.unjudged(found.median, "; ".join([spread, *reasons])) if reasons else bar.judge(found.median, spread)
+
+
+def _judge_vfio(measurements: Sequence[Measurement]) -> list[Judgement]:
+    maps = {one.name: [entry.map_ns for entry in one.vfio] for one in measurements if one.vfio}
+    own, peer = maps.get("pviommu"), maps.get(_VFIO_PEER)
+    found = quotient(own or (), peer or ())
+    if found is None or own is None or peer is None:
+        return []
+    means = Figure(statistics.mean(own) / statistics.mean(peer), found.least, found.most)
+    return [
+        _judge(Bar(f"a map of 1 page through VFIO: pviommu, {by}", _VFIO_LIMIT, f"x {_VFIO_PEER}"), value)
+        for by, value in (("median", found), ("mean", means))
+    ]
 
 
 def _find(measurements: Sequence[Measurement], name: str, load: Load) -> Measurement | None:
@@ -84,7 +112,7 @@ def _lever_row(one: Measurement, base: Measurement, load: Load) -> tuple[str, ..
         load_title(load),
         one.title,
         *(f"{found[kind].median:.0f}" for kind in ("map", "unmap", "pair", "pair_mean")),
-        *("-" if multiple is None else f"{multiple:.2f}" for multiple in multiples),
+        *(with_spread(multiple) for multiple in multiples),
     )
 
 

@@ -14,8 +14,9 @@ from pviommu.bench import bars, peer_bars
 from pviommu.bench.bars import verdict_table
 from pviommu.bench.boots import Bench, boot
 from pviommu.bench.configurations import CONFIGURATIONS, LEVERS, Configuration, choose
-from pviommu.bench.figures import Measurement, as_json, load_title, loads, notes, table, witness_table
+from pviommu.bench.figures import Measurement, as_json, load_title, loads, notes, table, vfio_table, witness_table
 from pviommu.bench.guest import Plan
+from pviommu.bench.kept import check_setting
 from pviommu.bench.output import Document, check_target, give, machine, write
 from pviommu.bench.runs import BootOnce, Request, Runs
 from pviommu.lab.guest_settings import KERNELS, kernel_name
@@ -30,6 +31,8 @@ _NAME = "pviommu bench peers"
 _MOST_OPERATIONS = 1_000_000
 _MOST_SAMPLES = 4_000_000  # of all threads together, as pviommu_bench.c has it
 _MOST_PAGES = 1024
+_MOST_HOGS = 1024
+_MOST_VFIO_MIB = 16384  # as pviommu_vfiobench.c has it
 _WITNESSED = ("lab", "lab-debug")
 
 
@@ -67,15 +70,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="threads that map at the same time, on a processor of the guest each (%(default)s)",
     )
     parser.add_argument(
-        "--operations", metavar="N", type=int, default=20_000, help="map + unmap pairs in a round (%(default)s)"
+        "--operations", metavar="N", type=int, default=10_000, help="map + unmap pairs in a round (%(default)s)"
     )
-    parser.add_argument("--rounds", metavar="N", type=int, default=3, help="rounds in a boot (%(default)s)")
+    parser.add_argument(
+        "--rounds",
+        metavar="N",
+        type=int,
+        default=5,
+        help="rounds in a boot, in each of which the granules take turns (%(default)s)",
+    )
+    parser.add_argument("--hogs", metavar="N", type=int, default=0, help="let N processes spin beside it (%(default)s)")
+    parser.add_argument(
+        "--vfio-mib",
+        metavar="N",
+        type=int,
+        default=1024,
+        help="map so much page by page through VFIO's type1 interface as well, in boots of their own; 0: do not"
+        " (%(default)s)",
+    )
     parser.add_argument(
         "--repeat",
         metavar="N",
         type=int,
-        default=1,
-        help="boot each configuration N times; every other time in reverse order (%(default)s)",
+        default=3,
+        help="boot each configuration N times, all of them in turn; every other time in reverse order (%(default)s)",
     )
     parser.add_argument(
         "--count-operations",
@@ -96,7 +114,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder that gets a new folder with each boot's logs (%(default)s)",
     )
     parser.add_argument(
-        "--timeout", metavar="SECONDS", type=float, default=90.0, help="hard limit of one boot (%(default)s)"
+        "--resume",
+        metavar="DIR",
+        type=Path,
+        help="go on in this folder of an earlier run, with the same options: boots that were finished are not repeated",
+    )
+    parser.add_argument(
+        "--timeout", metavar="SECONDS", type=float, default=180.0, help="hard limit of one boot (%(default)s)"
     )
     parser.add_argument(
         "--accel", choices=("auto", "kvm", "tcg"), default="auto", help="QEMU's accelerator (%(default)s)"
@@ -130,6 +154,8 @@ def _request(args: argparse.Namespace) -> Request:
         ("--rounds", args.rounds, 1, 1000),
         ("--repeat", args.repeat, 1, 100),
         ("--vcpus", args.vcpus, 1, MAX_VCPUS),
+        ("--hogs", args.hogs, 0, _MOST_HOGS),
+        ("--vfio-mib", args.vfio_mib, 0, _MOST_VFIO_MIB),
     )
     for option, value, least, most in limits:
         if not least <= value <= most:
@@ -150,8 +176,9 @@ def _request(args: argparse.Namespace) -> Request:
         count_operations=args.count_operations,
         granules=granules,
         witness=args.kernel in _WITNESSED,
+        vfio_mib=args.vfio_mib,
     )
-    return Request(choose(args.only, levers=args.levers), threads, plan, args.repeat)
+    return Request(choose(args.only, levers=args.levers), threads, plan, args.repeat, args.hogs)
 
 
 def main(
@@ -173,22 +200,20 @@ def _run(args: argparse.Namespace, out: TextIO, provide: Provide, boot_once: Boo
     talk = sys.stderr if args.json == "-" else out
     setup = set_up(talk, provide, qemu=args.qemu, accel=args.accel, kernel=args.kernel)
     began = datetime.now(UTC)
-    try:
-        folder = new_results_folder(args.results, began)
-    except OSError as problem:
-        raise UsageError(f"--results {args.results}: {problem.strerror}") from problem
-    runs = Runs(request, Bench(setup, memory, args.vcpus, args.timeout), folder, talk, boot_once)
-    runs.measure()
     setting = {
-        "time": began.isoformat(timespec="seconds"),
         "versions": machine() | setup.toolbox.versions | {"accelerator": setup.accelerator},
         "kernel": args.kernel,
         "vcpus": args.vcpus,
         "memory": memory,
         "repeat": request.repeat,
+        "hogs": request.hogs,
         "plan": asdict(request.plan),
-        "seconds": round(runs.seconds, 1),
     }
+    folder = _folder(args, began)
+    check_setting(folder, {name: value for name, value in setting.items() if name != "repeat"})  # may be more now
+    runs = Runs(request, Bench(setup, memory, args.vcpus, args.timeout), folder, talk, boot_once)
+    runs.measure()
+    setting |= {"time": began.isoformat(timespec="seconds"), "seconds": round(runs.seconds, 1)}
     document = _document(runs.measurements, setting)
     write("--results", folder / "peers.txt", document.text + "\n")
     write("--results", folder / "peers.json", document.json())
@@ -200,6 +225,18 @@ def _run(args: argparse.Namespace, out: TextIO, provide: Provide, boot_once: Boo
     if args.plot is not None:
         _plot(args.plot, document)
     return runs.status
+
+
+def _folder(args: argparse.Namespace, began: datetime) -> Path:
+    """Where the boots' logs go. Raises UsageError."""
+    if args.resume is not None:
+        if not args.resume.is_dir():
+            raise UsageError(f"--resume {args.resume}: no such folder")
+        return Path(args.resume)
+    try:
+        return new_results_folder(args.results, began)
+    except OSError as problem:
+        raise UsageError(f"--results {args.results}: {problem.strerror}") from problem
 
 
 def _check_targets(args: argparse.Namespace) -> None:
@@ -223,16 +260,20 @@ def _document(measurements: Sequence[Measurement], setting: dict[str, Any]) -> D
     versions = setting["versions"]
     judgements = peer_bars.judge(measurements, int(versions["cores"]))
     text = [f"{load_title(load)}\n{table(measurements, load)}" for load in loads(measurements)]
+    if vfio := vfio_table(measurements):
+        text.append(f"maps through VFIO, page by page\n{vfio}")
     if judgements:
         text.append(verdict_table(judgements))
     text.append(notes(measurements, setting))
     name = "peers" if setting["kernel"] == KERNELS[0] else f"peers-{kernel_name(setting['kernel'])}"
+    name += "-hogs" if setting["hogs"] else ""
     blocks = {
         f"{name}-{pages}-{threads}": table(measurements, (threads, pages), markdown=True)
         for threads, pages in loads(measurements)
     }
     blocks |= {
         f"{name}-bars": verdict_table(judgements, markdown=True) if judgements else "",
+        f"{name}-vfio": vfio_table(measurements, markdown=True),
         f"{name}-levers": peer_bars.lever_table(measurements),
         f"{name}-witness": witness_table(measurements),
         f"{name}-setting": notes(measurements, setting).replace("\n", "  \n"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +13,8 @@ from pviommu.bench.boots import Bench, server_counts
 from pviommu.bench.configurations import Configuration
 from pviommu.bench.figures import Measurement
 from pviommu.bench.guest import Boot, MeasurementError, Plan
+from pviommu.bench.hogs import hogs
+from pviommu.bench.kept import keep, kept
 from pviommu.lab.problems import ExitStatus, RunError
 from pviommu.lab.progress import Progress
 from pviommu.lab.vm import GuestTimeoutError
@@ -23,12 +26,15 @@ BootOnce = Callable[[Bench, Configuration, Plan, Path], tuple[Boot, dict[str, An
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What is measured: each of ``configurations`` by each number of ``threads``, ``repeat`` times."""
+    """What is measured: each of ``configurations`` by each number of ``threads``, ``repeat`` times, while ``hogs``
+    processes spin. What a plan says of VFIO is done in boots of its own, of the configurations that are for it.
+    """
 
     configurations: Sequence[Configuration]
     threads: Sequence[int]
     plan: Plan
     repeat: int
+    hogs: int = 0
 
 
 @dataclass(slots=True)
@@ -36,6 +42,8 @@ class _Job:
     configuration: Configuration
     plan: Plan
     measurement: Measurement
+    label: str
+    """of its boots, with their number"""
     served: dict[str, Any]
     """the server's counts of the last measuring boot; empty if it failed"""
 
@@ -44,7 +52,7 @@ class _Job:
         """Whether the server's counts of this are worth a boot more; how many pairs a witness made nobody knows."""
         plan, configuration = self.plan, self.configuration
         whole = configuration.served and bool(configuration.group) and not configuration.lever_of
-        return whole and plan.threads == 1 and not plan.witness
+        return whole and plan.threads == 1 and plan.rounds > 0 and not plan.witness
 
 
 class Runs:
@@ -57,26 +65,45 @@ class Runs:
         self._bench = bench
         self._folder = folder
         self._boot_once = boot_once
+        dma_plan = replace(request.plan, vfio_mib=0)
         self._jobs = [
-            _Job(entry, replace(request.plan, threads=threads), _measurement(entry, threads), {})
+            _Job(entry, replace(dma_plan, threads=threads), _measurement(entry, threads), str(threads), {})
             for threads in request.threads
             for entry in request.configurations
         ]
+        self._jobs += self._vfio_jobs(request)
         boots = request.repeat * len(self._jobs) + sum(job.has_counts for job in self._jobs)
         self._progress = Progress(talk, boots)
 
     @property
     def measurements(self) -> list[Measurement]:
         """One for each configuration and number of threads."""
-        return [job.measurement for job in self._jobs]
+        return [job.measurement for job in self._jobs if job.plan.rounds]
+
+    def _vfio_jobs(self, request: Request) -> list[_Job]:
+        if not request.plan.vfio_mib:
+            return []
+        plan = replace(request.plan, rounds=0, count_operations=0, witness=False)
+        first = {job.configuration.name: job for job in reversed(self._jobs)}
+        return [
+            _Job(entry, plan, first[entry.name].measurement, "vfio", {})
+            for entry in request.configurations
+            if entry.vfio
+        ]
 
     def measure(self) -> None:
-        """Boot everything; a configuration that fails is noted and the others go on."""
+        """Boot everything that is not kept from an earlier run; a configuration that fails is noted and the others
+        go on.
+        """
+        with hogs(self._request.hogs):
+            self._measure()
+
+    def _measure(self) -> None:
         began = time.monotonic()
         try:
             for turn in range(self._request.repeat):
                 for job in self._jobs if turn % 2 == 0 else reversed(self._jobs):
-                    job.served = self._boot(job, job.plan, str(turn + 1))
+                    job.served = self._boot(job, job.plan, f"{job.label}-{turn + 1}")
             for job in self._jobs:
                 if job.has_counts and not job.served:
                     self._progress.skip(1)  # there is nothing to take the empty boot's counts from
@@ -88,13 +115,14 @@ class Runs:
 
     def _boot(self, job: _Job, plan: Plan, label: str) -> dict[str, Any]:
         threads = f", {plan.threads} threads" if plan.threads > 1 else ""
-        doing = "" if plan.rounds else ", doing nothing"
+        doing = "" if plan.rounds else f", {plan.vfio_mib} MiB through VFIO" if plan.vfio_mib else ", doing nothing"
         self._progress.step(f"{job.configuration.name}: {job.configuration.title}{threads}{doing}")
         counts: dict[str, Any] = {}
         try:
-            folder = self._folder / job.configuration.name / f"{plan.threads}-{label}"
-            measured, counts = self._boot_once(self._bench, job.configuration, plan, folder)
-            if plan.rounds:
+            measured, counts = self._boot_or_recall(
+                job.configuration, plan, self._folder / job.configuration.name / label
+            )
+            if plan.rounds or plan.vfio_mib:
                 job.measurement.boots.append(measured)
             self._progress.done(_shown(measured))
         except GuestTimeoutError:
@@ -104,9 +132,17 @@ class Runs:
             self._failed(job.measurement, str(problem), ExitStatus.FAILED)
         return counts
 
+    def _boot_or_recall(self, entry: Configuration, plan: Plan, folder: Path) -> tuple[Boot, dict[str, Any]]:
+        found = kept(folder)
+        if found is None:
+            shutil.rmtree(folder, ignore_errors=True)  # of a boot that was interrupted
+            found = self._boot_once(self._bench, entry, plan, folder)
+            keep(folder, *found)
+        return found
+
     def _count_at_server(self, job: _Job) -> None:
         """What the server counted in the last measuring boot, less what it counts in a boot that does nothing."""
-        empty = self._boot(job, replace(job.plan, rounds=0, count_operations=0), "empty")
+        empty = self._boot(job, replace(job.plan, rounds=0, count_operations=0), f"{job.label}-empty")
         job.measurement.server = server_counts(job.served, empty, job.plan.timed_pairs + job.plan.count_operations)
 
     def _failed(self, measurement: Measurement, problem: str, status: ExitStatus) -> None:
@@ -121,4 +157,5 @@ def _measurement(configuration: Configuration, threads: int) -> Measurement:
 
 def _shown(measured: Boot) -> str:
     pairs = [entry.pair_ns_median for entry in measured.rounds]
-    return f"map + unmap {min(pairs):.0f} to {max(pairs):.0f} ns" if pairs else ""
+    said = [f"map + unmap {min(pairs):.0f} to {max(pairs):.0f} ns"] if pairs else []
+    return ", ".join(said + [f"a map through VFIO {entry.map_ns:.0f} ns" for entry in measured.vfio])

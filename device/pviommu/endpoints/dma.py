@@ -10,7 +10,7 @@ from pviommu_abi.shared import EventReason
 
 from ..counters import Counters
 from ..engine import Access, Engine, Fault, Run
-from ..memory import GuestMemory, GuestMemoryError
+from ..memory import AbortedAccessError, GuestMemory, GuestMemoryError
 
 __all__ = ["DmaPlan", "DmaPort", "DmaRefusedError", "DmaRequest", "Span", "Translator"]
 
@@ -95,7 +95,7 @@ class DmaPort:
             try:
                 self._memory.check(plan.runs())
             except GuestMemoryError as error:
-                raise self._not_ram(plan, error) from error
+                raise self._refused(plan, error) from error
         self._counters.dma_requests += len(plans)
         return plans
 
@@ -127,9 +127,10 @@ class DmaPort:
             plans.append(DmaPlan(spans, access, translations))
         return plans
 
-    def _not_ram(self, plan: DmaPlan, error: GuestMemoryError) -> DmaRefusedError:
+    def _refused(self, plan: DmaPlan, error: GuestMemoryError) -> DmaRefusedError:
         iova, length = plan.locate(error.gpa)
-        reason = self._translator.report(EventReason.NOT_RAM, plan.access, self.stream, iova, length)
+        reason = EventReason.ABORTED if isinstance(error, AbortedAccessError) else EventReason.NOT_RAM
+        self._translator.report(reason, plan.access, self.stream, iova, length)
         return DmaRefusedError(iova, plan.access, reason)
 
     def read(self, spans: Sequence[Span]) -> bytes:
@@ -149,7 +150,7 @@ class DmaPort:
         try:
             data = self._memory.read(runs)
         except GuestMemoryError as error:
-            raise self._not_ram(DmaPlan([(iova, length)], Access.READ, [runs]), error) from error
+            raise self._refused(DmaPlan([(iova, length)], Access.READ, [runs]), error) from error
         self._counters.dma_requests += 1
         self._counters.dma_bytes += len(data)
         return data
@@ -171,7 +172,7 @@ class DmaPort:
         try:
             self._memory.write(runs, data)
         except GuestMemoryError as error:
-            raise self._not_ram(DmaPlan([(iova, length)], Access.WRITE, [runs]), error) from error
+            raise self._refused(DmaPlan([(iova, length)], Access.WRITE, [runs]), error) from error
         self._counters.dma_requests += 1
         self._counters.dma_bytes += len(data)
 
@@ -180,7 +181,7 @@ class DmaPort:
         try:
             data = self._memory.read(plan.runs())
         except GuestMemoryError as error:
-            raise self._not_ram(plan, error) from error
+            raise self._refused(plan, error) from error
         self._counters.dma_bytes += len(data)
         return data
 
@@ -189,5 +190,5 @@ class DmaPort:
         try:
             self._memory.write(plan.runs(), data)
         except GuestMemoryError as error:
-            raise self._not_ram(plan, error) from error
+            raise self._refused(plan, error) from error
         self._counters.dma_bytes += len(data)

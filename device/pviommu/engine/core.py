@@ -60,8 +60,8 @@ class Core(Protocol):
     def table(self, pool: PagePool, frames: int) -> ContextTable:
         """An empty table for dfns below `frames`. Raises MemoryError when the pool has no page for the root."""
 
-    def set_ram(self, ram: FrameRanges) -> None:
-        """Guest RAM is this from now on."""
+    def set_backed(self, backed: FrameRanges) -> None:
+        """What may be mapped, RAM or not, and what the default context reaches, is this from now on."""
 
     def show(self, ctx: int, table: ContextTable, direct: FrameRanges, closed: FrameRanges, is_clone: bool) -> None:
         """There is such a context: what lies over its table, what the guest may not edit, whether edits are noted."""
@@ -88,7 +88,7 @@ class PythonCore:
     def table(self, pool: PagePool, frames: int) -> ContextTable:
         return PageTable(pool, frames)
 
-    def set_ram(self, ram: FrameRanges) -> None:
+    def set_backed(self, backed: FrameRanges) -> None:
         """The engine looks itself."""
 
     def show(self, ctx: int, table: ContextTable, direct: FrameRanges, closed: FrameRanges, is_clone: bool) -> None:

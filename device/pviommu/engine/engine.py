@@ -41,10 +41,8 @@ class Engine(Translation):
         nothing.
         """
         before, self._ram = self._ram, FrameRanges(ranges)
-        self._core.set_ram(self._ram)
-        self._hits.clear()
         with self._iotlb.deferred():
-            self._iotlb.invalidate_context(DEFAULT_CONTEXT)
+            self._back()
             gone = list(before.without(self._limit, self._ram))
             come = list(self._ram.without(self._limit, before, self._reserved))
             for ctx, clone in self._contexts.clones():
@@ -54,6 +52,22 @@ class Engine(Translation):
             # Only now: what one clone returned to the pool, another may need.
             for _, clone in self._contexts.clones():
                 _grow(clone, come)
+
+    def set_mmio(self, ranges: Sequence[tuple[int, int]]) -> None:
+        """Replace the frames beside RAM that may be mapped: (first gfn, last gfn inclusive) ranges, in any order.
+
+        The default context follows at once; clones are of RAM only. Mappings stay, whether their frames are there or
+        not: they are the guest's. Raises ValueError as set_ram() does.
+        """
+        self._mmio = FrameRanges(ranges)
+        self._back()
+
+    def _back(self) -> None:
+        """RAM or MMIO is another."""
+        self._backed = FrameRanges((*self._ram, *self._mmio))
+        self._core.set_backed(self._backed)
+        self._hits.clear()
+        self._iotlb.invalidate_context(DEFAULT_CONTEXT)
 
     # Endpoints
 
@@ -228,7 +242,7 @@ class Engine(Translation):
             return Outcome(0, Stop.NO_ACCESS, dfn)
         if not 0 <= dfn < dfn + nr <= self._limit:
             return self._out_of_aperture(dfn)
-        backed = self._ram.inside(gfn) if ram_only else max(0, FRAME_LIMIT - gfn)
+        backed = self._backed.inside(gfn) if ram_only else max(0, FRAME_LIMIT - gfn)
         clear = context.closed.outside(dfn)
         possible = min(nr, backed, clear)
         table = context.table

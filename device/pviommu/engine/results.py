@@ -28,7 +28,7 @@ class Access(IntFlag):
 class DefaultPolicy(Enum):
     """What the default context (0) translates to."""
 
-    IDENTITY = "identity"  # 1:1 of guest RAM
+    IDENTITY = "identity"  # 1:1 of guest RAM and MMIO
     BLOCKED = "blocked"  # nothing
 
 
@@ -51,7 +51,7 @@ class Stop(Enum):
     NO_ENDPOINT = "no such endpoint"
     OUT_OF_APERTURE = "outside the aperture"
     RESERVED = "inside a reserved region"
-    NOT_RAM = "the guest frame is not RAM"
+    NOT_RAM = "the guest frame is neither RAM nor MMIO that may be mapped"
     MAPPED = "already mapped"
     NOT_MAPPED = "not mapped"
     NO_ACCESS = "neither read nor write was asked for"

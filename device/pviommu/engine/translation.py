@@ -40,6 +40,9 @@ class Translation:
         self._limit = self.config.aperture_frames
         self._reserved = FrameRanges((region.first, region.last) for region in self.config.reserved)
         self._ram = FrameRanges()
+        self._mmio = FrameRanges()
+        self._backed = FrameRanges()
+        """Both: what may be mapped, and what the default context reaches."""
         self._core = core or PythonCore()
         self._hits = self._core.hits
         """(stream, dfn, access bits): gpa of the page, bytes from there on. Empty after any change but a map."""
@@ -61,6 +64,11 @@ class Translation:
     def is_ram(self, gfn: int, nr: int = 1) -> bool:
         """Whether all of gfn..gfn+nr-1 is guest RAM."""
         return self._ram.inside(gfn) >= nr
+
+    @property
+    def mmio(self) -> tuple[tuple[int, int], ...]:
+        """Other frames that may be mapped, as merged (first gfn, last gfn inclusive) ranges."""
+        return tuple(self._mmio)
 
     def endpoints(self) -> Mapping[int, int]:
         """stream -> context, read only, always current."""
@@ -93,14 +101,14 @@ class Translation:
     def mappings(self, ctx: int) -> Iterator[MappedRun]:
         """What a context maps, in order: runs of adjacent frames and one access, each from one map call.
 
-        Direct regions are not among them; see direct(). The default context yields guest RAM as it is reachable, one
-        run a range. Nothing for an unknown context.
+        Direct regions are not among them; see direct(). The default context yields what is reachable, one run a range.
+        Nothing for an unknown context.
         """
         context = self._contexts.get(ctx)
         if context:
             yield from context.mappings()
         elif ctx == DEFAULT_CONTEXT and self.config.default_policy is DefaultPolicy.IDENTITY:
-            for first, count in self._ram.without(FRAME_LIMIT, self._reserved):
+            for first, count in self._backed.without(FRAME_LIMIT, self._reserved):
                 yield MappedRun(first, first, count, READ_WRITE, True)
 
     def direct(self, ctx: int) -> tuple[tuple[int, int], ...]:
@@ -183,7 +191,7 @@ class Translation:
         return context.table.run(dfn, nr) or Refusal.NOT_MAPPED
 
     def _find_default_run(self, ctx: int, dfn: int, nr: int) -> CachedRun | Refusal:
-        """1:1 of guest RAM, whatever the aperture of the other contexts; nothing for a context that is not there."""
+        """1:1 of RAM and MMIO, whatever the aperture of the other contexts; nothing for a context that is not there."""
         if ctx != DEFAULT_CONTEXT or self.config.default_policy is DefaultPolicy.BLOCKED:
             return Refusal.BLOCKED
         if not 0 <= dfn < FRAME_LIMIT:
@@ -191,5 +199,5 @@ class Translation:
         clear = self._reserved.outside(dfn)
         if not clear:
             return Refusal.RESERVED
-        pages = min(nr, clear, self._ram.inside(dfn))
+        pages = min(nr, clear, self._backed.inside(dfn))
         return (dfn, pages, ACCESS_MASK) if pages else Refusal.NOT_MAPPED

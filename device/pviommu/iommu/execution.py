@@ -14,7 +14,7 @@ from ..pci.shared_memory import fence
 from .own import OwnOperations
 from .profile import REFUSED, Answer, Reply, Steps, XenProfile
 from .ring import MASK, CommandRing
-from .ring_core import Reason, Report, RingCore
+from .ring_core import Poll, Reason, Report, RingCore
 
 __all__ = ["Executor", "Notifier"]
 
@@ -79,6 +79,10 @@ class Executor:
         self._counters = environment.counters
         self._notifier = notifier
         self._core = core
+        self._waits = 0
+        self._rung = False
+        self.is_told_of_waits = False
+        """whether the guest says when it polls; one that does not is believed to wait for all but posted slots"""
 
     def select(self, profile: XenProfile | None) -> None:
         """Carry out slots of this profile's class from now on, and none of another's."""
@@ -98,13 +102,30 @@ class Executor:
                     done = True
         return done
 
-    def spin(self, budget_ns: int) -> bool:
-        """Let the core poll the rings for about ``budget_ns``. Whether it executed anything."""
+    def spin(self, poll: Poll) -> bool:
+        """Let the core poll the rings. Whether it executed anything."""
         if self._core is None or self._operations:
             return False
-        report = self._core.spin(budget_ns)
+        report = self._core.spin(poll)
+        if report.waits:
+            self._waits += report.waits
+            self.is_told_of_waits = True
         self._settle(self._rings[report.ring], report)
         return report.slots > 0
+
+    def waits(self) -> int:
+        """How many times somebody in the guest began to wait since the last call, as far as that can be told."""
+        anew = sum(ring.is_awaited_anew() for ring in self._rings if ring.enabled)
+        if anew:
+            self.is_told_of_waits = True
+        count, self._waits = self._waits + anew or int(self._rung), 0
+        self._rung = False
+        self._counters.waits += count
+        return count
+
+    def rung(self) -> None:
+        """A doorbell was rung: by somebody who waits, unless the guest says when it does."""
+        self._rung = not self.is_told_of_waits
 
     def drain(self) -> None:
         """Execute what each ring held when this was called, an operation in progress first.
@@ -137,6 +158,9 @@ class Executor:
     def reset(self) -> None:
         """No profile, nothing in progress."""
         self.select(None)
+        self._waits = 0
+        self._rung = False
+        self.is_told_of_waits = False
         for ring in self._rings:
             self.drop(ring)
 
@@ -237,6 +261,8 @@ class Executor:
         counters = self._counters
         counters.slots += report.slots
         counters.slots_posted += report.posted
+        if not self.is_told_of_waits:
+            self._waits += report.slots - report.posted
         counters.ops_failed += report.failed
         counters.pages_mapped += report.pages_mapped
         counters.pages_unmapped += report.pages_unmapped
@@ -301,6 +327,8 @@ class Executor:
             self._counters.slots_posted += 1
             if result < 0:
                 self._notifier.event(reason=EventReason.POSTED_FAILED, result=result, slot=sequence)
+        elif not self.is_told_of_waits:
+            self._waits += 1
         if result < 0:
             self._counters.ops_failed += 1
 

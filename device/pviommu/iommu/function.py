@@ -49,7 +49,7 @@ from .own import OwnOperations
 from .profile import XenProfile
 from .reporting import Reporter
 from .ring import MASK, CommandRing
-from .ring_core import DeviceCore
+from .ring_core import DeviceCore, Poll
 from .ring_setup import RingSetup, overlaps
 from .xen_2024 import Xen2024
 from .xen_v7 import XenV7
@@ -134,7 +134,12 @@ class PvIommu(PciFunction):
 
     def on_reset(self) -> None:
         """Power-on state: rings off, only the default context, bindings and profile gone, queued DMA cancelled."""
-        lost = [stream for stream, context in self.engine.endpoints().items() if context != DEFAULT_CONTEXT]
+        # what was queued while an endpoint was blocked was not meant for the default context either
+        lost = [
+            stream
+            for stream, context in self.engine.endpoints().items()
+            if context != DEFAULT_CONTEXT or self.engine.is_blocked(stream)
+        ]
         self._executor.reset()
         for profile in self._profiles.values():
             profile.reset()
@@ -296,6 +301,7 @@ class PvIommu(PciFunction):
         return int((RingStatus.ENABLED if ring.enabled else 0) | (RingStatus.BROKEN if ring.broken else 0))
 
     def write_doorbell(self, _: int, __: int) -> None:
+        self._executor.rung()
         self.counters.doorbells += 1  # that it was rung has woken the loop; the rings say what there is to do
 
     # -- rings ------------------------------------------------------------------------------------------------------
@@ -308,9 +314,18 @@ class PvIommu(PciFunction):
         """What copies to and from the memory of one endpoint's connection, if the core has it."""
         return None if self._core is None else self._core.copier()
 
-    def spin(self, budget_ns: int) -> bool:
-        """Let the core poll the rings for about ``budget_ns``. Whether it executed anything."""
-        return self._executor.spin(budget_ns)
+    def spin(self, poll: Poll) -> bool:
+        """Let the core poll the rings. Whether it executed anything."""
+        return self._executor.spin(poll)
+
+    def waits(self) -> int:
+        """How many times somebody in the guest began to wait since the last call, as far as that can be told."""
+        return self._executor.waits()
+
+    @property
+    def is_told_of_waits(self) -> bool:
+        """Whether the guest says when it polls for a completion."""
+        return self._executor.is_told_of_waits
 
     def drain(self) -> None:
         """Execute what each ring held when this was called, for half a second at most."""

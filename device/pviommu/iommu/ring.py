@@ -45,6 +45,7 @@ class CommandRing:
         self._inputs = inputs
         self._producer_word = (base + GuestRingLine.offset_of("producer")) // 4
         self._event_word = (base + GuestRingLine.offset_of("completion_event")) // 4
+        self._awaited_word = (base + GuestRingLine.offset_of("awaited")) // 4
         self._completed_word = (base + CACHE_LINE + DeviceRingLine.offset_of("completed")) // 4
         self._doorbell_word = (base + CACHE_LINE + DeviceRingLine.offset_of("doorbell_event")) // 4
         self._base = 0
@@ -54,6 +55,8 @@ class CommandRing:
         self.busy = False
         """whether slots of this ring are being executed"""
         self.completed = 0
+        self.awaited = 0
+        """the index that was last seen to be polled for"""
 
     @property
     def enabled(self) -> bool:
@@ -68,7 +71,7 @@ class CommandRing:
         """Turn the ring on: ``entries`` slots (a power of two) at byte ``base`` of the shared memory."""
         self._base, self.entries = base, entries
         self.broken = False
-        self.completed = 0
+        self.completed = self.awaited = 0
         words = self._shared.words
         words[self._completed_word] = 0
         self.disarm()
@@ -87,6 +90,14 @@ class CommandRing:
             self.broken = True
             return 0
         return distance
+
+    def is_awaited_anew(self) -> bool:
+        """Whether somebody in the guest has begun to poll for an index since the last call.
+
+        An index that was completed meanwhile counts as well: who had to wait a moment only will do so again.
+        """
+        before, self.awaited = self.awaited, self._inputs.word(self._shared.words, self._awaited_word)
+        return self.awaited != before
 
     def fetch(self, limit: int) -> bytes:
         """A private copy of the next slots: at most ``limit`` of them, none past the end of the ring's memory."""

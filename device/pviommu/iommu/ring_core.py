@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from ..engine.core import Core
 from ..inputs import Inputs
@@ -11,7 +11,7 @@ from ..memory import Copier
 from ..pci.shared_memory import SharedMemory
 from .ring import CommandRing
 
-__all__ = ["DeviceCore", "Reason", "Report", "RingCore"]
+__all__ = ["DeviceCore", "Poll", "Reason", "Report", "RingCore"]
 
 
 class Reason(IntEnum):
@@ -29,6 +29,19 @@ class Reason(IntEnum):
     """a ring has an impossible producer index"""
 
 
+class Poll(NamedTuple):
+    """How long a core is to poll the rings: in nanoseconds, all of them about."""
+
+    budget_ns: int
+    """at most"""
+    left_ns: int
+    """if nobody waits"""
+    window_ns: int
+    """each time that somebody has begun to wait, so much longer"""
+    fd: int = -1
+    """something to read here ends it early; -1: there is no such thing"""
+
+
 class Report(Protocol):
     """What a core did. Slots that carry operations for Python are not among them."""
 
@@ -39,6 +52,8 @@ class Report(Protocol):
     unmaps: int
     pages_mapped: int
     pages_unmapped: int
+    waits: int
+    """of polls: times that somebody in the guest began to wait"""
     reason: int
     interrupt: int
     """whether the guest asked to be interrupted"""
@@ -62,8 +77,8 @@ class RingCore(Protocol):
     def execute(self, ring: CommandRing, limit: int, budget_ns: int) -> Report:
         """Execute up to ``limit`` slots, which the ring has, for about ``budget_ns``. Good until the next call."""
 
-    def spin(self, budget_ns: int) -> Report:
-        """Poll all rings for about ``budget_ns`` and execute what appears. Good until the next call."""
+    def spin(self, poll: Poll) -> Report:
+        """Poll all rings and execute what appears. Good until the next call."""
 
 
 class DeviceCore(Core, Protocol):

@@ -10,15 +10,16 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pviommu import __version__
-from pviommu.lab import console, debugger, report, resources
+from pviommu.lab import added, console, debugger, report, resources
 from pviommu.lab.guest_settings import CONFIG_PATH, GuestSettings
 from pviommu.lab.image import KernelModules, guest_image
 from pviommu.lab.ktap import KtapRun
 from pviommu.lab.listener import Listener
+from pviommu.lab.output import GuestOutput
 from pviommu.lab.problems import RunError
 from pviommu.lab.provision import Toolbox
 from pviommu.lab.requests import Requests
@@ -40,7 +41,12 @@ GUEST_MODULES = ("virtio_net", "vfio_pci", "vfio_iommu_type1")
 TAKEOVER = "driver/pviommu-takeover"
 """The script for devices whose driver came first. Users have it in their path, and so has the guest."""
 
+SUITE = "/lab/suite"
+"""Where the guest finds the programs of a suite."""
+
 _SERVER_LOG = "server.jsonl"
+_PROGRAM_OUTPUT = "program.out"
+_PAGES_OF_1_GIB = ("-cpu", "qemu64,pdpe1gb=on")  # which TCG's usual processor has not; a suite maps one
 _LONGEST_SOCKET_PATH = 90  # sun_path holds 108 bytes; sockets are named after endpoints
 
 
@@ -52,13 +58,16 @@ class Setup:
     modules: Sequence[Path]
     accelerator: str
     programs: Sequence[Path] = ()
+    suite: Sequence[Path] = ()
+    """programs of a suite that the guest is to run"""
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
     """One run, everything settled. ``memory`` is in bytes, ``timeout`` in seconds.
 
-    With ``gdb`` the guest waits for a debugger. ``terminal`` gets the console of a guest that is kept.
+    With ``gdb`` the guest waits for a debugger. ``terminal`` gets what the user's program writes, and the console of a
+    guest that is kept.
     """
 
     setup: Setup
@@ -73,6 +82,8 @@ class Job:
     terminal: console.Terminal = console.STANDARD
     say: Callable[[str], None] = print
     """takes what the user must know while the machine runs"""
+    added: added.Added = field(default_factory=added.Added)
+    """files of the user's"""
 
 
 @contextlib.contextmanager
@@ -118,12 +129,23 @@ class _Judge:
             self._report = self._listener.parser.finish(), time.monotonic() - self._began
         ktap, seconds = self._report
         if not verdict:  # of a run that was cut off, missing tests and lines say nothing more
+            program, status = self._job.settings.program, self._listener.program_status
+            if program and status:
+                problems = [*problems, f"{program} ended with status {status}"]
             problems = report.judge(ktap, self._listener.exit_status, problems)
             verdict = "failed" if problems else "passed"
         setup = self._job.setup
         versions = {"pviommu": __version__, "python": platform.python_version(), **setup.toolbox.versions}
         versions["accelerator"] = setup.accelerator
-        return report.RunRecord(verdict, ktap, problems, seconds, versions, summary(self._job.folder / _SERVER_LOG))
+        counts = summary(self._job.folder / _SERVER_LOG)
+        suite = self._job.settings.suite
+        return report.RunRecord(verdict, ktap, problems, seconds, versions, counts, self._program(), suite)
+
+    def _program(self) -> report.ProgramRecord | None:
+        name = self._job.settings.program
+        output = self._job.folder / _PROGRAM_OUTPUT
+        size = output.stat().st_size if output.is_file() else 0
+        return report.ProgramRecord(name, self._listener.program_status, output.name, size) if name else None
 
 
 def _boot(job: Job, listener: Listener, tested: Callable[[], None]) -> list[str]:
@@ -131,15 +153,21 @@ def _boot(job: Job, listener: Listener, tested: Callable[[], None]) -> list[str]
     deadline = time.monotonic() + job.timeout
     with short_folder() as short:
         (short / "initrd").write_bytes(_image(job))
-        with ServerProcess(job.topology, short, job.folder / _SERVER_LOG, job.program) as server:
+        with (
+            ServerProcess(job.topology, short, job.folder / _SERVER_LOG, job.program) as server,
+            _output(job) as output,
+        ):
             server.start()
-            config = _machine(job, short)
+            config = _machine(job, short, output)
             with VirtualMachine(job.setup.toolbox, config) as machine:
                 (job.folder / "qemu-command.txt").write_text(machine.command_line + "\n")
                 machine.start()
+                if output is not None:
+                    output.far.close()  # so that the end of the machine is the end of the output
                 if config.gdb_socket is not None:
                     job.say(debugger.instructions(config.gdb_socket, job.setup.toolbox.vmlinux, job.setup.modules))
-                _listen(job, machine, server, listener, deadline)
+                came = None if output is None else functools.partial(output.wait_for, deadline=deadline)
+                _listen(job, machine, Requests(server, machine.send, output_came=came), listener, deadline)
                 if config.console_socket is not None and listener.exit_status is not None:
                     tested()
                     job.say(console.HOW_TO_LEAVE)
@@ -150,9 +178,14 @@ def _boot(job: Job, listener: Listener, tested: Callable[[], None]) -> list[str]
             return server.stop()
 
 
-def _listen(job: Job, machine: VirtualMachine, server: ServerProcess, listener: Listener, deadline: float) -> None:
+def _output(job: Job) -> contextlib.AbstractContextManager[GuestOutput | None]:
+    if not job.settings.program:
+        return contextlib.nullcontext()
+    return GuestOutput(job.folder / _PROGRAM_OUTPUT, job.terminal.writes)
+
+
+def _listen(job: Job, machine: VirtualMachine, requests: Requests, listener: Listener, deadline: float) -> None:
     """Take the report to its end, which is its last line where the guest stays, else the end of QEMU."""
-    requests = Requests(server, machine.send)
     for line in machine.lines(deadline, requests):
         if not requests.take(line):
             listener.line(line)
@@ -169,6 +202,9 @@ def _image(job: Job) -> bytes:
         EXPECTED_PATH: "".join(f"{line}\n" for line in job.capabilities.driver_lines).encode(),
         CONFIG_PATH: job.settings.config(),
     }
+    executables = {f"{SUITE}/{path.name}": path.read_bytes() for path in job.setup.suite}
+    for place, path in job.added.files.items():
+        (executables if place in job.added.executable else files)[place] = path.read_bytes()
     image = guest_image(
         toolbox,
         resources.guest_tools(),
@@ -176,11 +212,12 @@ def _image(job: Job) -> bytes:
         programs=[*job.setup.programs, resources.guest_tools() / TAKEOVER],
         extra_modules=[name for name in GUEST_MODULES if name in own],
         files=files,
+        executables=executables,
     )
     return with_second_boot(image, toolbox.kernel_image, job.settings) if job.settings.long else image
 
 
-def _machine(job: Job, short: Path) -> VmConfig:
+def _machine(job: Job, short: Path, output: GuestOutput | None) -> VmConfig:
     sockets = [short / name for name in job.capabilities.sockets]
     return VmConfig(
         initrd=short / "initrd",
@@ -195,6 +232,8 @@ def _machine(job: Job, short: Path) -> VmConfig:
         kernel_arguments=_kernel_arguments(job),
         console_socket=short / "console" if job.settings.keep else None,
         gdb_socket=short / "gdb" if job.gdb else None,
+        output=None if output is None else output.far.fileno(),
+        extra_arguments=_PAGES_OF_1_GIB if job.settings.suite and job.setup.accelerator == "tcg" else (),
     )
 
 

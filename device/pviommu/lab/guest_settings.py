@@ -10,7 +10,7 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-__all__ = ["CONFIG_PATH", "KERNELS", "MODES", "OWN_KERNEL", "PROFILES", "GuestSettings", "kernel_name"]
+__all__ = ["CONFIG_PATH", "KERNELS", "MODES", "OWN_KERNEL", "PROFILES", "SUITES", "GuestSettings", "kernel_name"]
 
 CONFIG_PATH = "/lab/config"
 """Where the guest finds its settings."""
@@ -22,6 +22,9 @@ OWN_KERNEL = "own"
 """What a kernel that was given by its path is called in the guest."""
 
 PROFILES = ("xen-2024", "xen-v7")
+
+SUITES = ("vfio",)
+"""Tests by others that the guest can run instead of its own: the kernel's tools/testing/selftests/NAME."""
 
 MODES = {"lazy": "iommu.strict=0", "strict": "iommu.strict=1", "passthrough": "iommu.passthrough=1"}
 """How the DMA API maps (Documentation/admin-guide/kernel-parameters.txt, iommu.strict and iommu.passthrough)."""
@@ -35,7 +38,8 @@ def kernel_name(kernel: str) -> str:
 @dataclass(frozen=True, slots=True)
 class GuestSettings:
     """One choice for each of the lab's axes. ``long`` adds the tests that take more than a few seconds; with ``keep``
-    the guest ends in a shell on its console instead of powering off.
+    the guest ends in a shell on its console instead of powering off. With ``program``, the name of a file that the user
+    brought along, or with ``suite``, that is run instead of the guest's own tests.
     """
 
     profile: str = PROFILES[0]
@@ -44,6 +48,8 @@ class GuestSettings:
     kernel: str = KERNELS[0]
     long: bool = False
     keep: bool = False
+    program: str = ""
+    suite: str = ""
 
     @property
     def kernel_arguments(self) -> tuple[str, ...]:
@@ -59,6 +65,8 @@ class GuestSettings:
             "kernel": self.kernel,
             "long": str(int(self.long)),
             "keep": str(int(self.keep)),
+            "program": self.program,
+            "suite": self.suite,
             **(more or {}),
         }
         return "".join(f"{name}={shlex.quote(value)}\n" for name, value in values.items()).encode()

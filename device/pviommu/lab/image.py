@@ -102,13 +102,14 @@ def guest_image(
     programs: Sequence[Path] = (),
     extra_modules: Iterable[str] = (),
     files: Mapping[str, bytes] | None = None,
+    executables: Mapping[str, bytes] | None = None,
     run: Run = run,
 ) -> bytes:
     """The packed image of one run.
 
     ``modules`` are built ``.ko`` files, ``programs`` built executables for ``/bin``, ``extra_modules`` names of the
-    kernel's own modules (those that it has built in need nothing), ``files`` maps absolute guest paths to contents.
-    Raises EnvironmentProblem.
+    kernel's own modules (those that it has built in need nothing), ``files`` and ``executables`` map absolute guest
+    paths to contents. Raises EnvironmentProblem.
     """
     archive = base_image(toolbox.busybox, (guest_tools / "image/init").read_bytes(), run)
     _add_tree(archive, guest_tools / "image", "")
@@ -122,6 +123,8 @@ def guest_image(
     _add_modules(archive, toolbox.kernel_release, contents, own.builtin)
     for path, content in (files or {}).items():
         archive.file(path, content)
+    for path, content in (executables or {}).items():
+        archive.file(path, content, 0o755)
     return archive.pack()
 
 

@@ -23,7 +23,17 @@ from pviommu.lab.processes import Run, run
 from pviommu.lab.progress import Progress
 from pviommu.lab.roots import archives_in, locked
 
-__all__ = ["SOURCE_PACKAGES", "STEPS", "BuiltKernel", "Follow", "build_kernel", "find_kernel", "follow"]
+__all__ = [
+    "SOURCE_PACKAGES",
+    "STEPS",
+    "BuiltKernel",
+    "Follow",
+    "build_kernel",
+    "find_kernel",
+    "follow",
+    "source_archive",
+    "source_version",
+]
 
 STEPS = 3
 """Progress steps that building a kernel may take."""
@@ -101,7 +111,7 @@ def build_kernel(
                 progress.skip(STEPS)
             else:
                 build = _Build(name, root, find_sandbox(root, run), progress, follow)
-                build.make(_source_archive(root), _text(fragments), kept)
+                build.make(source_archive(root), _text(fragments), kept)
     except OSError as problem:
         raise EnvironmentProblem(
             f"the kernel {name} cannot be built in {kept.parent}: {problem}",
@@ -117,25 +127,30 @@ def find_kernel(name: str, root: Path, fragments: Sequence[Path]) -> BuiltKernel
 
 
 def _place(name: str, root: Path, fragments: Sequence[Path]) -> Path:
-    return root / "kernels" / f"{name}-{_digest(_source_archive(root), _text(fragments))}"
+    return root / "kernels" / f"{name}-{_digest(root, _text(fragments))}"
 
 
 def _text(fragments: Sequence[Path]) -> str:
     return "\n".join(fragment.read_text() for fragment in fragments)
 
 
-def _source_archive(root: Path) -> Path:
+def source_archive(root: Path) -> Path:
+    """The kernel source that ``root`` holds. Raises EnvironmentProblem if it holds none."""
     archives = sorted((root / "usr/src").glob("linux-source-*.tar.xz"))
     if not archives:
         raise EnvironmentProblem(f"{root} holds no kernel source", f"remove {root} to have it made anew")
     return archives[-1]
 
 
-def _digest(source: Path, fragments: str) -> str:
+def source_version(root: Path) -> str:
+    """What tells the kernel source of ``root`` from others: its package's file name. Raises EnvironmentProblem."""
     # The source's own name has only two numbers of the version; the package's has all of it.
-    stem = source.name.removesuffix(".tar.xz")
-    packages = [name for name in archives_in(source.parents[2]) if name.startswith(f"{stem}_")]
-    recipe = "\n".join([_LAYOUT, *packages, fragments])
+    stem = source_archive(root).name.removesuffix(".tar.xz")
+    return "\n".join(name for name in archives_in(root) if name.startswith(f"{stem}_"))
+
+
+def _digest(root: Path, fragments: str) -> str:
+    recipe = "\n".join([_LAYOUT, source_version(root), fragments])
     return hashlib.sha256(recipe.encode()).hexdigest()[:16]
 
 

@@ -21,13 +21,13 @@ from pviommu.lab.provision import Toolbox, cache_folder
 from pviommu.lab.roots import BACKPORTS, find_root, private_root
 from pviommu.lab.roots import STEPS as ROOT_STEPS
 
-__all__ = ["BUILD_PACKAGES", "has_kernel", "open_named_path", "steps", "with_kernel"]
+__all__ = ["BUILD_PACKAGES", "build_layer", "has_kernel", "open_named_path", "steps", "with_kernel"]
 
 DEBIAN, DEBIAN_7 = KERNELS[:2]
 
 _DEBIAN_7_PACKAGES = tuple(f"linux-{part}-cloud-amd64/{BACKPORTS}" for part in ("image", "headers"))
-BUILD_PACKAGES = (f"{SOURCE_PACKAGES[0]}/{BACKPORTS}", *SOURCE_PACKAGES[1:])
-"""Packages of the layer in which kernels are built, the newest source among them."""
+BUILD_PACKAGES = (f"{SOURCE_PACKAGES[0]}/{BACKPORTS}", *SOURCE_PACKAGES[1:], "uuid-dev")
+"""Packages of the layer in which kernels are built, the newest source among them, and what its own tests need."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +63,14 @@ def open_named_path(kernel: str) -> KernelTree | None:
     return None if kernel in KERNELS else open_kernel(Path(kernel))
 
 
+def build_layer(base: Path, progress: Progress, *, environment: Mapping[str, str] = os.environ, run: Run = run) -> Path:
+    """The layer upon the root ``base`` that has the kernel's source and what builds it; made if it is missing.
+
+    Raises EnvironmentProblem.
+    """
+    return private_root(cache_folder(environment), BUILD_PACKAGES, progress, environment, run, base=base)
+
+
 def with_kernel(
     toolbox: Toolbox,
     kernel: str,
@@ -87,7 +95,7 @@ def with_kernel(
         root = private_root(folder, _DEBIAN_7_PACKAGES, progress, environment, run, base=toolbox.root)
         return _with_package(replace(toolbox, root=root, kernel=kernel))
     flavour = _FLAVOURS[kernel]
-    root = private_root(folder, BUILD_PACKAGES, progress, environment, run, base=toolbox.root)
+    root = build_layer(toolbox.root, progress, environment=environment, run=run)
     fragments = [guest_tools / "kernel" / name for name in flavour.fragments]
     built = build_kernel(kernel, root, fragments, progress, run, follow)
     tree = replace(open_tree(built.tree), modules=built.modules)

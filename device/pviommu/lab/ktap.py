@@ -89,9 +89,11 @@ class KtapRun:
         for test in self.tests:
             yield from test.leaves()
 
-    def counts(self) -> Counts:
-        """How many tests passed, failed and were skipped."""
-        outcomes = [result.outcome for _, result in self.leaves()]
+    def counts(self, below: str | None = None) -> Counts:
+        """How many tests passed, failed and were skipped, of all or of those ``below`` an outermost test."""
+        outcomes = [
+            result.outcome for path, result in self.leaves() if below is None or (path[0] == below and path[1:])
+        ]
         return Counts(*(outcomes.count(kind) for kind in (Outcome.PASSED, Outcome.FAILED, Outcome.SKIPPED)))
 
 

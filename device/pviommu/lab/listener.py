@@ -16,6 +16,8 @@ class Listener:
     def __init__(self, stream: TextIO, *, verbose: bool) -> None:
         self.parser = KtapParser()
         self.exit_status: int | None = None
+        self.program_status: int | None = None
+        """what the user's program ended with"""
         self._stream = stream
         self._verbose = verbose
 
@@ -24,6 +26,10 @@ class Listener:
         status = report.exit_line(line)
         if status is not None:
             self.exit_status = status
+            return
+        status = report.program_line(line)
+        if status is not None:
+            self.program_status = status
             return
         self._show(self.parser.feed(line))
 

@@ -2,7 +2,9 @@
 
 ``results.json`` holds ``verdict`` (passed, failed, timeout or error), ``tests`` (numbers passed, failed, skipped),
 ``seconds``, ``versions``, ``counts`` (the server's own summary) and ``problems`` (sentences; empty after a run that
-passed).
+passed). A run of the user's own program has ``program`` too: its ``name``, its ``status`` (null if it did not end), and
+``output``, the ``file`` and the ``bytes`` in it. A run of a suite has ``suite``: its ``name`` and the numbers of its
+own tests.
 """
 
 from __future__ import annotations
@@ -11,17 +13,41 @@ import json
 import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from pviommu.lab.ktap import KtapRun, Outcome, TestResult
+from pviommu.lab.ktap import Counts, KtapRun, Outcome, TestResult
 
-__all__ = ["RunRecord", "exit_line", "judge", "new_results_folder", "summary_text", "write_results"]
+__all__ = [
+    "SUITE_PREFIX",
+    "ProgramRecord",
+    "RunRecord",
+    "exit_line",
+    "judge",
+    "new_results_folder",
+    "program_line",
+    "summary_text",
+    "write_results",
+]
 
+SUITE_PREFIX = "selftests/"
+"""What the name of a suite is put behind, as the test that all of it is below."""
+
+_PROGRAM_LINE = re.compile(r"# lab: program (\d{1,3})$")
 _EXIT_LINE = re.compile(r"# lab: exit (\d{1,3})$")
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+
+@dataclass(frozen=True, slots=True)
+class ProgramRecord:
+    """What became of the user's program: ``status`` None means that it did not end; ``output`` is a file's name."""
+
+    name: str
+    status: int | None
+    output: str
+    size: int
 
 
 @dataclass(slots=True)
@@ -34,11 +60,23 @@ class RunRecord:
     seconds: float
     versions: dict[str, str]
     counts: dict[str, Any] = field(default_factory=dict)
+    program: ProgramRecord | None = None
+    suite: str = ""
+
+    def suite_counts(self) -> Counts:
+        """How many tests of the suite passed, failed and were skipped."""
+        return self.ktap.counts(f"{SUITE_PREFIX}{self.suite}")
 
 
 def exit_line(line: str) -> int | None:
     """The status of a ``# lab: exit N`` line, which the guest's init writes last; None for any other line."""
     match = _EXIT_LINE.match(line.strip())
+    return int(match[1]) if match else None
+
+
+def program_line(line: str) -> int | None:
+    """The status of a ``# lab: program N`` line, which tells what the user's program ended with; None for others."""
+    match = _PROGRAM_LINE.match(line.strip())
     return int(match[1]) if match else None
 
 
@@ -76,15 +114,20 @@ def new_results_folder(base: Path, now: datetime) -> Path:
 
 def write_results(folder: Path, record: RunRecord) -> None:
     """Write ``results.json`` and ``junit.xml``. Raises OSError."""
-    counts = record.ktap.counts()
-    results = {
+    results: dict[str, Any] = {
         "verdict": record.verdict,
-        "tests": {"passed": counts.passed, "failed": counts.failed, "skipped": counts.skipped},
+        "tests": asdict(record.ktap.counts()),
         "seconds": round(record.seconds, 3),
         "versions": record.versions,
         "counts": record.counts,
         "problems": record.problems,
     }
+    if record.program is not None:
+        program = record.program
+        output = {"file": program.output, "bytes": program.size}
+        results["program"] = {"name": program.name, "status": program.status, "output": output}
+    if record.suite:
+        results["suite"] = {"name": record.suite, **asdict(record.suite_counts())}
     (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
     tree = ElementTree.ElementTree(_junit(record))
     ElementTree.indent(tree)
@@ -141,6 +184,13 @@ def summary_text(record: RunRecord, folder: Path) -> str:
     """The closing lines for a reader: tests, ops by kind, pages mapped, DMA bytes, faults, problems, the folder."""
     counts = record.ktap.counts()
     lines = [f"tests   {counts.passed} passed, {counts.failed} failed, {counts.skipped} skipped"]
+    if record.suite:
+        suite = record.suite_counts()
+        lines.append(f"suite   {record.suite}: {suite.passed} passed, {suite.failed} failed, {suite.skipped} skipped")
+    if record.program is not None:
+        program = record.program
+        ended = "did not end" if program.status is None else f"ended with status {program.status}"
+        lines.append(f"program {program.name} {ended}; {_number(program.size)} bytes of output in {program.output}")
     ops = record.counts.get("ops")
     if isinstance(ops, dict):
         lines.append("ops     " + (", ".join(f"{name} {count}" for name, count in sorted(ops.items())) or "none"))

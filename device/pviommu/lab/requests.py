@@ -6,6 +6,7 @@ A request is the line ``# lab: request NAME [ARGUMENT]`` of the guest's report; 
 =====================  ==================================================================================
 ``stop-server``        the server is stopped (SIGSTOP) before the answer, and continued SECONDS after it
 ``kill-server``        the server is dead (SIGKILL) before the answer; that it is gone is no problem of the run
+``output-end``         all BYTES that the user's program wrote have come before the answer
 =====================  ==================================================================================
 """
 
@@ -42,15 +43,23 @@ class _RefusedError(Exception):
 class Requests:
     """Carries out one guest's requests and remembers what is still to be done for them.
 
+    ``output_came`` waits for so many bytes of the user's program and says whether they came; None: there is no program.
+
     Whoever reads the guest's report hands each line to :meth:`take`, and calls :meth:`ring` once :attr:`due` has come.
     """
 
     def __init__(
-        self, server: Target, answer: Callable[[str], None], *, clock: Callable[[], float] = time.monotonic
+        self,
+        server: Target,
+        answer: Callable[[str], None],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        output_came: Callable[[int], bool] | None = None,
     ) -> None:
         self._server = server
         self._answer = answer
         self._clock = clock
+        self._output_came = output_came
         self._due: float | None = None
 
     @property
@@ -98,8 +107,17 @@ class Requests:
                 raise _RefusedError(f"it takes no argument, not {argument}")
             self._server.kill()
             self._due = None
+        elif name == "output-end" and self._output_came is not None:
+            if not self._output_came(_bytes(argument)):
+                raise _RefusedError(f"not all of {argument} bytes came")
         else:
             raise _RefusedError("no such request: stop-server SECONDS, kill-server")
+
+
+def _bytes(argument: str) -> int:
+    if re.fullmatch(r"\d{1,18}", argument) is None:
+        raise _RefusedError(f"bytes {argument or 'missing'}: give a number")
+    return int(argument)
 
 
 def _seconds(argument: str) -> float:

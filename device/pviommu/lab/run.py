@@ -14,10 +14,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Protocol, TextIO
 
-from pviommu.lab import accelerator, build, core, kernels, programs, provision, report, resources
+from pviommu.lab import accelerator, added, build, core, kernels, programs, provision, report, resources, roots, suites
 from pviommu.lab.boot import Job, Setup, judged_run, short_folder
 from pviommu.lab.console import STANDARD, Terminal
-from pviommu.lab.guest_settings import KERNELS, MODES, PROFILES, GuestSettings, kernel_name
+from pviommu.lab.guest_settings import KERNELS, MODES, PROFILES, SUITES, GuestSettings, kernel_name
 from pviommu.lab.listener import Listener
 from pviommu.lab.problems import EnvironmentProblem, ExitStatus, RunError, UsageError
 from pviommu.lab.progress import Progress
@@ -58,14 +58,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--kernel",
         metavar="NAME|PATH",
-        default=KERNELS[0],
-        help=f"{', '.join(KERNELS)}, or the build tree or bzImage of your own kernel; default: {KERNELS[0]}",
+        help=f"{', '.join(KERNELS)}, or the build tree or bzImage of your own kernel; "
+        f"default: {KERNELS[0]}, with --suite {suites.KERNELS[0]}",
     )
     parser.add_argument(
         "--profile", choices=PROFILES, default=PROFILES[0], help="the interface that the driver speaks first"
     )
     parser.add_argument("--mode", choices=MODES, default="lazy", help="how the guest's DMA API maps; default: lazy")
     parser.add_argument("--long", action="store_true", help="also the tests that take more than a few seconds")
+    parser.add_argument(
+        "--add",
+        metavar="FILE",
+        type=Path,
+        nargs="+",
+        action="extend",
+        default=[],
+        help=f"your own files, which the guest finds in {added.FOLDER}; dynamic programs bring their libraries",
+    )
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument(
+        "--run",
+        metavar="SCRIPT",
+        type=Path,
+        dest="program",
+        help="run this script or program in the guest instead of the tests: its output comes here, "
+        "and the run has passed if it ends with status 0",
+    )
+    instead.add_argument(
+        "--suite", choices=SUITES, help="run the kernel's own tools/testing/selftests/SUITE in the guest instead"
+    )
     parser.add_argument("--topology", metavar="FILE", type=Path, help="default: qemu-configs/lab.toml")
     parser.add_argument("--keep", action="store_true", help="after the tests, a shell on the guest's console")
     parser.add_argument("--gdb", action="store_true", help="the guest waits for a debugger; no time limit")
@@ -76,30 +97,49 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 class Provide(Protocol):
     """Makes the set-up of a run; :func:`prepare` is the real one."""
 
-    def __call__(self, progress: Progress, *, qemu: str | None, accel: str, kernel: str = KERNELS[0]) -> Setup: ...
+    def __call__(
+        self, progress: Progress, *, qemu: str | None, accel: str, kernel: str = KERNELS[0], suite: str | None = None
+    ) -> Setup: ...
 
 
-def prepare(progress: Progress, *, qemu: str | None = None, accel: str = "auto", kernel: str = KERNELS[0]) -> Setup:
+def prepare(
+    progress: Progress,
+    *,
+    qemu: str | None = None,
+    accel: str = "auto",
+    kernel: str = KERNELS[0],
+    suite: str | None = None,
+) -> Setup:
     """Provide QEMU, kernel, modules and programs and choose the accelerator; ``kernel`` is a name or a path.
 
-    Raises UsageError, EnvironmentProblem, RunError.
+    With ``suite`` the programs of that suite are built too. Raises UsageError, EnvironmentProblem, RunError.
     """
     kernels.open_named_path(kernel)  # a wrong path is said before anything is fetched
     toolbox = provision.provision(progress, qemu=qemu)
+    base = toolbox.root
     toolbox = kernels.with_kernel(toolbox, kernel, resources.guest_tools(), progress)
     cache = provision.cache_folder(os.environ)
     modules = build.build_modules(toolbox, resources.guest_tools() / "driver", cache, progress)
     built = programs.build_programs(toolbox, resources.guest_tools() / "programs", cache, progress)
     core.build_core(toolbox, cache, progress)
-    return Setup(toolbox, modules, accelerator.choose_accelerator(accel, toolbox, cache, progress), built)
+    chosen = accelerator.choose_accelerator(accel, toolbox, cache, progress)
+    tests: Sequence[Path] = ()
+    if suite is not None:
+        layer = kernels.build_layer(base, progress)
+        tests = suites.build_suite(suite, layer, resources.guest_tools(), cache, progress)
+    return Setup(toolbox, modules, chosen, built, tests)
 
 
-def set_up(stream: TextIO, provide: Provide, *, qemu: str | None, accel: str, kernel: str) -> Setup:
+def set_up(
+    stream: TextIO, provide: Provide, *, qemu: str | None, accel: str, kernel: str, suite: str | None = None
+) -> Setup:
     """What ``provide`` makes, with its progress on ``stream``. Raises what it raises."""
     steps = provision.STEPS + kernels.steps(kernel) + build.STEPS + programs.STEPS + core.STEPS + accelerator.STEPS
+    if suite is not None:
+        steps += roots.STEPS + suites.STEPS
     progress = Progress(stream, steps)
     try:
-        return provide(progress, qemu=qemu, accel=accel, kernel=kernel)
+        return provide(progress, qemu=qemu, accel=accel, kernel=kernel, suite=suite)
     finally:
         progress.close()
 
@@ -159,10 +199,18 @@ def _run(args: argparse.Namespace, stream: TextIO, program: Sequence[str], provi
     memory = parse_memory(args.memory)
     settings = _settings(args)
     timeout = math.inf if args.gdb else time_limit(args.timeout, settings)
+    brought = added.collect(args.add, args.program)
+    if brought.size > memory // 4:
+        raise UsageError(
+            f"--add: {brought.size >> 20} MB in all; the guest's memory holds it twice at its start, give --memory"
+            f" at least {brought.size * 4 >> 20}M"
+        )
     topology = args.topology or resources.qemu_configs() / "lab.toml"
     if not topology.is_file():
         raise UsageError(f"--topology {topology}: no such file")
-    setup = set_up(stream, provide, qemu=args.qemu, accel=args.accel, kernel=args.kernel)
+    kernel = args.kernel or _usual_kernel(args.suite)
+    setup = set_up(stream, provide, qemu=args.qemu, accel=args.accel, kernel=kernel, suite=args.suite)
+    added.check_interpreter(brought, added.applets(setup.toolbox.busybox))
     if args.only_setup:
         print(
             f"ready: QEMU {setup.toolbox.qemu_version} ({setup.accelerator}), Linux {setup.toolbox.kernel_release}",
@@ -182,7 +230,7 @@ def _run(args: argparse.Namespace, stream: TextIO, program: Sequence[str], provi
     def say(text: str) -> None:
         print(text, file=stream, flush=True)
 
-    job = Job(setup, topology, offered, settings, memory, timeout, folder, program, args.gdb, terminal, say)
+    job = Job(setup, topology, offered, settings, memory, timeout, folder, program, args.gdb, terminal, say, brought)
     record = judged_run(job, Listener(stream, verbose=args.verbose), show)
     show(record)
     return _STATUS[record.verdict]
@@ -191,13 +239,24 @@ def _run(args: argparse.Namespace, stream: TextIO, program: Sequence[str], provi
 def _settings(args: argparse.Namespace) -> GuestSettings:
     if not 1 <= args.vcpus <= MAX_VCPUS:
         raise UsageError(f"--vcpus {args.vcpus}: give 1 to {MAX_VCPUS}")
-    return GuestSettings(args.profile, args.mode, args.vcpus, kernel_name(args.kernel), args.long, args.keep)
+    kernel = kernel_name(args.kernel or _usual_kernel(args.suite))
+    for option, value in (("--run", args.program), ("--suite", args.suite)):
+        if value is not None and args.long:
+            raise UsageError(f"{option} and --long: there are no long tests, {option} takes the place of all of them")
+    if args.suite is not None and kernel not in suites.KERNELS:
+        raise UsageError(f"--suite {args.suite} needs iommufd, which {kernel} lacks: give --kernel lab, or your own")
+    program = args.program.name if args.program is not None else ""
+    return GuestSettings(args.profile, args.mode, args.vcpus, kernel, args.long, args.keep, program, args.suite or "")
+
+
+def _usual_kernel(suite: str | None) -> str:
+    return KERNELS[0] if suite is None else suites.KERNELS[0]
 
 
 def time_limit(asked: float | None, settings: GuestSettings) -> float:
     """Seconds for server and guest: those that were ``asked`` for, else by what is run. Raises UsageError."""
     if asked is None:
-        usual = _SECONDS_LONG if settings.long else _SECONDS
+        usual = _SECONDS_LONG if settings.long or settings.suite else _SECONDS
         return usual * (_DEBUG_FACTOR if settings.kernel == "lab-debug" else 1.0)
     if not asked > 0:
         raise UsageError(f"--timeout {asked:g}: give a number of seconds above 0")

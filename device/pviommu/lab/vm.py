@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
+from pviommu.lab.output import PORT_NAME as OUTPUT_PORT_NAME
 from pviommu.lab.problems import RunError, UsageError
 from pviommu.lab.processes import Child, Run, run
 from pviommu.lab.provision import Toolbox
@@ -69,7 +70,8 @@ class VmConfig:
     Each socket of ``behind_ports`` gets a PCIe root port of its own, the others are on the root bus. ``nic`` is the
     back end of a virtio NIC beside them, as :func:`nic_backend` gives it; None: the machine has no NIC. With
     ``console_socket`` the console can be reached through that socket, besides being logged; with ``gdb_socket`` QEMU
-    waits there for a debugger before the guest's first instruction.
+    waits there for a debugger before the guest's first instruction. ``output`` is the descriptor of a connected socket
+    that gets what a program in the guest writes to a port of its own.
     """
 
     initrd: Path
@@ -86,6 +88,7 @@ class VmConfig:
     qmp_socket: Path | None = None
     console_socket: Path | None = None
     gdb_socket: Path | None = None
+    output: int | None = None
     extra_arguments: Sequence[str] = field(default_factory=tuple)
 
 
@@ -119,6 +122,9 @@ def compose(toolbox: Toolbox, config: VmConfig, port: int) -> list[str]:
         *("-device", f"virtio-serial-pci,id=serial,addr={_SERIAL_SLOT:#x}"),
         *("-device", f"virtserialport,bus=serial.0,chardev=lab,name={PORT_NAME}"),
     ]
+    if config.output is not None:
+        command += ["-chardev", f"socket,id=output,fd={config.output}"]
+        command += ["-device", f"virtserialport,bus=serial.0,chardev=output,name={OUTPUT_PORT_NAME}"]
     if config.accelerator == "kvm":
         command += ["-cpu", "host"]
     if config.qmp_socket is not None:
@@ -206,7 +212,7 @@ class VirtualMachine:
                 self._child.start(
                     self.command,
                     output=log,
-                    pass_fds=(self._far_port.fileno(),),
+                    pass_fds=[port for port in (self._far_port.fileno(), self._config.output) if port is not None],
                     environment=self._toolbox.qemu_environment,
                 )
         except OSError as problem:

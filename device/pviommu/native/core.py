@@ -82,8 +82,8 @@ class NativeCore:
             raise TypeError("a native table draws on a native pool")
         return NativeTable(pool, frames)
 
-    def set_ram(self, ram: FrameRanges) -> None:
-        self._check(self.lib.pv_core_set_ram(self.address, *_bounds(ram)))
+    def set_backed(self, backed: FrameRanges) -> None:
+        self._check(self.lib.pv_core_set_backed(self.address, *_bounds(backed)))
 
     def show(self, ctx: int, table: ContextTable, direct: FrameRanges, closed: FrameRanges, is_clone: bool) -> None:
         if not isinstance(table, NativeTable):

@@ -51,6 +51,7 @@ class Ring(Structure):
         ("completed", c_uint32),
         ("broken", c_uint32),
         ("number", c_uint32),
+        ("awaited", c_uint32),
     )
 
 
@@ -64,6 +65,7 @@ class Report(Structure):
     unmaps: int
     pages_mapped: int
     pages_unmapped: int
+    waits: int
     reason: int
     interrupt: int
     unpublished: int
@@ -78,6 +80,7 @@ class Report(Structure):
         ("unmaps", c_uint64),
         ("pages_mapped", c_uint64),
         ("pages_unmapped", c_uint64),
+        ("waits", c_uint64),
         ("reason", c_uint32),
         ("interrupt", c_uint32),
         ("unpublished", c_uint32),
@@ -102,14 +105,14 @@ _FUNCTIONS: dict[str, tuple[Any, ...]] = {
     "pv_table_leaf": (c_int, c_void_p, c_uint64, c_void_p),
     "pv_core_create": (c_void_p, c_uint64, c_uint32),
     "pv_core_destroy": (None, c_void_p),
-    "pv_core_set_ram": (c_int, c_void_p, c_void_p, c_uint64),
+    "pv_core_set_backed": (c_int, c_void_p, c_void_p, c_uint64),
     "pv_core_set_reserved": (c_int, c_void_p, c_void_p, c_uint64),
     "pv_core_hide": (None, c_void_p, c_uint32),
     "pv_core_show": (c_int, c_void_p, c_uint32, c_void_p, c_void_p, c_uint64, c_void_p, c_uint64, c_uint32),
     "pv_core_select": (None, c_void_p, c_uint64),
     "pv_core_set_max_nr_pages": (None, c_void_p, c_uint64),
     "pv_ring_execute": (None, c_void_p, c_void_p, c_uint32, c_uint64, c_void_p),
-    "pv_spin": (None, c_void_p, c_void_p, c_uint32, c_uint64, c_void_p),
+    "pv_spin": (None, c_void_p, c_void_p, c_uint32, c_uint64, c_uint64, c_uint64, c_int, c_void_p),
     "pv_memory_create": (c_void_p,),
     "pv_memory_destroy": (None, c_void_p),
     "pv_memory_set": (c_int, c_void_p, c_void_p, c_uint64),

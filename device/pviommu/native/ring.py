@@ -10,7 +10,7 @@ from pviommu_abi.shared import CACHE_LINE, INDEX_OFFSET, RING_INDEX_STRIDE
 
 from ..inputs import Inputs
 from ..iommu.ring import CommandRing
-from ..iommu.ring_core import Report
+from ..iommu.ring_core import Poll, Report
 from ..pci.shared_memory import SharedMemory
 from . import library
 
@@ -49,6 +49,14 @@ class NativeRing(CommandRing):
     @broken.setter
     def broken(self, value: bool) -> None:
         self.state.broken = value
+
+    @property
+    def awaited(self) -> int:
+        return int(self.state.awaited)
+
+    @awaited.setter
+    def awaited(self, value: int) -> None:
+        self.state.awaited = value
 
     def enable(self, base: int, entries: int) -> None:
         memory = addressof(c_char.from_buffer(self._shared.view))  # other memory may have been taken since
@@ -95,9 +103,9 @@ class NativeRings:
         self._lib.pv_ring_execute(self._core, place, limit, max(0, budget_ns), self._report_at)
         return self._done()
 
-    def spin(self, budget_ns: int) -> Report:
+    def spin(self, poll: Poll) -> Report:
         memset(self._report_at, 0, sizeof(self._report))
-        self._lib.pv_spin(self._core, self._first, self._count, budget_ns, self._report_at)
+        self._lib.pv_spin(self._core, self._first, self._count, *poll, self._report_at)
         return self._done()
 
     def _done(self) -> Report:

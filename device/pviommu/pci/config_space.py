@@ -15,6 +15,8 @@ CONFIG_SIZE = 4096
 COMMAND = 0x04
 STATUS = 0x06
 BAR0 = 0x10
+_BARS_END = 0x28
+_BAR_FLAGS = 0xF
 CAPABILITIES_POINTER = 0x34
 _STANDARD_HEADER_END = 0x40
 _CONVENTIONAL_END = 0x100
@@ -51,6 +53,8 @@ class ConfigSpace:
         self._writable = bytearray(CONFIG_SIZE)
         self._clear_on_one = bytearray(CONFIG_SIZE)
         self._power_on: bytes | None = None
+        self._bars: list[tuple[int, int, bool]] = []
+        """index, size, whether it is wide"""
         self._next_capability = _STANDARD_HEADER_END
         self._last_link = CAPABILITIES_POINTER
         self.set(0x00, identity.vendor, 2)
@@ -79,6 +83,7 @@ class ConfigSpace:
             raise ValueError(f"BAR {index} of {size:#x} bytes: the size must be a power of two from 4096")
         flags = (0x4 if wide else 0) | (0x8 if prefetchable else 0)
         width = 8 if wide else 4
+        self._bars.append((index, size, wide))
         self.set(BAR0 + 4 * index, flags, width)
         self.allow(BAR0 + 4 * index, ((1 << 8 * width) - 1) & ~(size - 1), width)
 
@@ -105,10 +110,13 @@ class ConfigSpace:
 
     # -- running ----------------------------------------------------------------------------------------------------
 
-    def reset(self) -> None:
-        """Back to power-on."""
+    def reset(self, *, keep_bars: bool = False) -> None:
+        """Back to power-on, with ``keep_bars`` but for the addresses of BARs."""
         if self._power_on is not None:
+            bars = self._bytes[BAR0:_BARS_END]
             self._bytes[:] = self._power_on
+            if keep_bars:
+                self._bytes[BAR0:_BARS_END] = bars
 
     def read(self, offset: int, count: int) -> bytes:
         """``count`` bytes; the caller has checked the bounds."""
@@ -124,6 +132,22 @@ class ConfigSpace:
     def get(self, offset: int, size: int) -> int:
         """A register as a number."""
         return int.from_bytes(self._bytes[offset : offset + size], "little")
+
+    def decoded(self) -> list[tuple[int, int, int]]:
+        """(index, address, size) of each BAR that answers to addresses.
+
+        Address 0 and what reaches the end of the BAR's address space mean that nothing was written there, or that the
+        guest is asking for the size.
+        """
+        if not self.get(COMMAND, 2) & CommandBits.MEMORY:
+            return []
+        found = []
+        for index, size, wide in self._bars:
+            width = 8 if wide else 4
+            address = self.get(BAR0 + 4 * index, width) & ~_BAR_FLAGS
+            if address and address + size < 1 << 8 * width:
+                found.append((index, address, size))
+        return found
 
     @property
     def bus_master(self) -> bool:

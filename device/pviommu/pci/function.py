@@ -6,8 +6,9 @@ A subclass describes its BARs in ``__init__``, calls :meth:`PciFunction.power_on
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from pviommu_abi.registers import Register
 from vfio_user import (
@@ -25,6 +26,7 @@ from vfio_user import (
 from ..counters import Counters
 from ..inputs import Inputs
 from ..memory import GuestMemory
+from ..windows import Window
 from .capabilities import MSIX_ENTRY_SIZE, PCIE_DEVICE_CONTROL, PCIE_FLR, Capability, msix, pcie
 from .config_space import CONFIG_SIZE, ConfigSpace, Identity
 from .registers import RegisterFile
@@ -54,6 +56,9 @@ class PciFunction:
         self.config = ConfigSpace(identity)
         self.memory = GuestMemory(self.inputs, self.on_memory_changed)
         self.interrupts = InterruptTable({})
+        self.on_bars: Callable[[], None] = lambda: None
+        """called after each change of what :meth:`windows` gives"""
+        self._decoded: list[tuple[int, int, int]] = []
         self._vectors = 0
         self._regions: dict[int, Region] = {
             RegionIndex.CONFIG: Region(CONFIG_SIZE, _READ_WRITE),
@@ -145,10 +150,13 @@ class PciFunction:
             self.counters.config_accesses += 1
             return self.config.read(offset, count)
         self.counters.traps += 1
+        return self._bar_read(index, offset, count)
+
+    def _bar_read(self, index: int, offset: int, count: int) -> bytes:
         if index in self._registers:
             return self._registers[index].read(offset, count)
         if index in self._shared:
-            return bytes(self._shared[index].view[offset : offset + count])
+            return self.inputs.copy(self._shared[index].view[offset : offset + count])
         return bytes(count)  # the MSI-X BAR: nothing is ever pending here
 
     def region_write(self, index: int, offset: int, data: bytes) -> None:
@@ -157,6 +165,9 @@ class PciFunction:
             self._config_write(offset, data)
             return
         self.counters.traps += 1
+        self._bar_write(index, offset, data)
+
+    def _bar_write(self, index: int, offset: int, data: bytes) -> None:
         if index in self._registers:
             self._registers[index].write(offset, data)
         elif index in self._shared:
@@ -167,9 +178,26 @@ class PciFunction:
         self.config.write(offset, data)
         high = self._pcie + PCIE_DEVICE_CONTROL + 1 - offset  # the byte of Device Control with the reset bit
         if 0 <= high < len(data) and data[high] & PCIE_FLR >> 8:
-            self.reset()
+            # The BARs stay where they are: the hypervisor answers reads of them itself, and a guest that finds there
+            # what it saved before the reset does not write it again.
+            self.config.reset(keep_bars=True)
+            self.on_reset()
         elif self.config.bus_master != was_master:
             self.on_bus_master(self.config.bus_master)
+        self._decode()
+
+    def _decode(self) -> None:
+        """Tell of BARs that came, moved or went."""
+        decoded = self.config.decoded()
+        if decoded != self._decoded:
+            self._decoded = decoded
+            self.on_bars()
+
+    def windows(self) -> Iterator[Window]:
+        """Where the guest finds the BARs now; none while memory decoding is off."""
+        for index, address, size in self._decoded:
+            read, write = partial(self._bar_read, index), partial(self._bar_write, index)
+            yield Window(address, size, index in self._shared, read, write)
 
     def set_irqs(self, request: IrqRequest) -> None:
         self.interrupts.set_irqs(request)
@@ -187,6 +215,7 @@ class PciFunction:
         """Registers and configuration space as at power-on; the client's memory maps stay."""
         self.config.reset()
         self.on_reset()
+        self._decode()
 
     def disconnected(self) -> None:
         """Power-on state, and nothing of the client reachable any more."""

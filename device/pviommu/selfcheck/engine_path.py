@@ -13,6 +13,7 @@ from .operations import (
     Attach,
     Batch,
     Bind,
+    Block,
     Dma,
     Free,
     Lookup,
@@ -96,9 +97,9 @@ class EnginePath:
             case Bind() if outcome[1] is None:
                 self._bound[op.devfn] = op.stream
             case Unbind() if outcome[1] is None:
-                stream = self._bound.pop(op.devfn)
-                if self.engine.endpoints()[stream]:
-                    self.engine.attach(stream, 0)
+                self.engine.hold(self._bound.pop(op.devfn))
+            case Block() if outcome[1] is None:
+                self.engine.hold(self._bound[op.devfn])
             case Revive():
                 self.engine.unblock(op.stream)
             case Reset():
@@ -158,6 +159,9 @@ def compare_pages(name: str, engine: Engine, oracle: Oracle, ctx: int, dfns: Ite
         require(name, "contexts, pool pages used, pool pages, pages mapped", model.usage(), usage)
     if engine.endpoints() != model.attached:
         require(name, "contexts of the endpoints", model.attached, dict(engine.endpoints()))
+    blocked = {stream for stream in model.attached if engine.is_blocked(stream)}
+    if blocked != model.blocked:
+        require(name, "blocked endpoints", model.blocked, blocked)
 
 
 def compare_tables(name: str, engine: Engine, oracle: Oracle) -> None:

@@ -33,7 +33,7 @@ from pviommu_abi.shared import (
 from pviommu_abi.slots import PAYLOAD_OFFSET, PAYLOAD_SIZE, SLOT_SIZE, OpClass, SlotFlags
 
 from .difference import require
-from .operations import Alloc, Attach, Batch, Dma, Free, Operation, Plug, Posted, Reset, Revive, SlotOperation
+from .operations import Alloc, Attach, Batch, Block, Dma, Free, Operation, Plug, Posted, Reset, Revive, SlotOperation
 from .oracle import BatchOutcome, DmaOutcome, Oracle, Verdict
 from .profiles import Seen, Submission
 from .settings import LARGE_MODULE, RAM, SHADOWED_BYTES, STREAMS
@@ -257,7 +257,7 @@ class Guest(ABC):
         """All slots at once. What moves endpoints or contexts goes into the other ring, and waits for the posted."""
         waited = None if isinstance(op.then, Dma) else op.then
         ring = 1
-        other = 0 if isinstance(waited, Alloc | Free | Attach) else 1
+        other = 0 if isinstance(waited, Alloc | Free | Attach | Block) else 1
         submitted = []
         for each in op.operations:
             submission = self._interface.submission(each)

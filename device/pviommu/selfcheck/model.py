@@ -6,11 +6,12 @@ Answer = tuple[int, str | None, int | None]  # pages done or the new context; wh
 class Model:
     def __init__(self, max_contexts: int, pool_pages: int, ram: list[range], aperture_bits: int, identity: bool):
         self.max_contexts, self.pool_pages, self.ram, self.identity = max_contexts, pool_pages, ram, identity
+        self.mmio: list[range] = []
         self.limit, self.reserved = 1 << aperture_bits - 12, range(0xFEE00, 0xFEF00)
         self.levels = (9, 18) if aperture_bits <= 39 else (9, 18, 27)  # tables of a page, the root left out
         self.pages: dict[int, dict[int, tuple[int, int]]] = {}  # context: {dfn: (gfn, access bits)}
         self.tables: dict[int, dict[tuple[int, int], int]] = {}  # context: {(level, place): pages mapped through it}
-        self.attached, self.blocked = dict[int, int](), set[int]()  # stream: context; streams
+        self.attached, self.blocked, self.held = dict[int, int](), set[int](), set[int]()  # stream: context; streams
 
     def usage(self) -> tuple[int, int, int, int]:
         used = len(self.pages) + sum(map(len, self.tables.values()))
@@ -37,11 +38,19 @@ class Model:
     def attach(self, stream: int, ctx: int) -> Answer:
         if stream not in self.attached or (ctx and ctx not in self.pages):
             return 0, "NO_CONTEXT" if stream in self.attached else "NO_ENDPOINT", None
-        self.attached[stream], self.blocked = ctx, self.blocked - {stream}
+        self.attached[stream], self.blocked, self.held = ctx, self.blocked - {stream}, self.held - {stream}
         return 0, None, None
 
+    def hold(self, stream: int) -> Answer:
+        if not (answer := self.attach(stream, 0))[1]:
+            self.blocked, self.held = self.blocked | {stream}, self.held | {stream}
+        return answer
+
+    def unblock(self, stream: int) -> None:
+        self.blocked -= {stream} - self.held
+
     def reset(self) -> None:
-        self.blocked |= {stream for stream, ctx in self.attached.items() if ctx}
+        self.blocked, self.held = self.blocked | {stream for stream, ctx in self.attached.items() if ctx}, set()
         self.attached, self.pages, self.tables = dict.fromkeys(self.attached, 0), {}, {}
 
     def refused(self, ctx: int, dfn: int, nr: int, access: int = 3) -> Answer | None:
@@ -55,7 +64,7 @@ class Model:
         pages, tables = self.pages[ctx], self.tables[ctx]
         for at in range(dfn, dfn + nr):
             needed, stop = [(level, at >> level) for level in self.levels], None
-            if (ram_only and not any(gfn in part for part in self.ram)) or gfn >= 1 << 52:
+            if (ram_only and not any(gfn in part for part in (*self.ram, *self.mmio))) or gfn >= 1 << 52:
                 stop = "NOT_RAM"
             elif at in self.reserved or at in pages:
                 stop = "RESERVED" if at in self.reserved else "MAPPED"
@@ -84,8 +93,8 @@ class Model:
     def find(self, ctx: int, dfn: int) -> tuple[int, int] | str:  # gfn and access bits, or why there is no page
         if (ctx and dfn >= self.limit) or (not ctx and not self.identity):
             return "OUT_OF_APERTURE" if ctx else "BLOCKED"
-        ram = not ctx and any(dfn in part for part in self.ram)
-        found = (dfn, 3) if ram else self.pages.get(ctx, {}).get(dfn, "NOT_MAPPED")
+        identity = not ctx and any(dfn in part for part in (*self.ram, *self.mmio))
+        found = (dfn, 3) if identity else self.pages.get(ctx, {}).get(dfn, "NOT_MAPPED")
         return "RESERVED" if dfn in self.reserved else found
 
     def translate(self, stream: int, iova: int, length: int, want: int) -> list[tuple[int, int]] | tuple[int, str]:

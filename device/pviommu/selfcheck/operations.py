@@ -9,6 +9,7 @@ __all__ = [
     "Attach",
     "Batch",
     "Bind",
+    "Block",
     "Dma",
     "Free",
     "Lookup",
@@ -48,6 +49,12 @@ class Bind(NamedTuple):
 
 class Unbind(NamedTuple):
     """Forget the binding."""
+
+    devfn: int
+
+
+class Block(NamedTuple):
+    """Take the function at ``devfn`` out of its context, so that it reaches nothing until it is attached."""
 
     devfn: int
 
@@ -106,7 +113,7 @@ class Malformed(NamedTuple):
     errno: int
 
 
-SlotOperation = Alloc | Free | Bind | Unbind | Attach | Map | Unmap | Lookup | Usage | Batch | Malformed
+SlotOperation = Alloc | Free | Bind | Unbind | Block | Attach | Map | Unmap | Lookup | Usage | Batch | Malformed
 """What travels in a slot."""
 
 

@@ -14,6 +14,7 @@ from .operations import (
     Attach,
     Batch,
     Bind,
+    Block,
     Dma,
     Free,
     Lookup,
@@ -88,10 +89,11 @@ class Oracle:
             Attach: lambda op: self.model.attach(self.bound.get(op.devfn, -1), op.ctx),
             Bind: self._bind,
             Unbind: self._unbind,
+            Block: self._block,
             Batch: self._batch,
             Dma: self._dma,
             Posted: self._posted,
-            Revive: lambda op: self.model.blocked.discard(op.stream),
+            Revive: lambda op: self.model.unblock(op.stream),
             Reset: self._reset,
             Plug: self._plug,
         }
@@ -121,9 +123,12 @@ class Oracle:
         stream = self.bound.pop(op.devfn, None)
         if stream is None:
             return 0, "NOT_BOUND", None
-        if self.model.attached[stream]:
-            self.model.attach(stream, 0)
-        return _DONE
+        return self.model.hold(stream)
+
+    def _block(self, op: Block) -> Answer:
+        if op.devfn not in self.bound:
+            return 0, "NOT_BOUND", None
+        return self.model.hold(self.bound[op.devfn])
 
     def _batch(self, op: Batch) -> BatchOutcome:
         answers: list[Answer] = []

@@ -22,6 +22,7 @@ from .operations import (
     Attach,
     Batch,
     Bind,
+    Block,
     Free,
     Lookup,
     Malformed,
@@ -49,6 +50,7 @@ _CONTEXTS = {
 _BINDINGS = {
     "bind": {"NO_ENDPOINT": Errno.ENODEV, "BOUND": Errno.EEXIST},
     "unbind": {"NOT_BOUND": Errno.ENOENT},
+    "block": {"NOT_BOUND": Errno.ENOENT},
 }
 ERRNO: dict[str, dict[str, dict[str, Errno]]] = {
     "xen-2024": {
@@ -167,6 +169,8 @@ class _Common:
                 return Submission(OpClass.OWN, OwnOp.BIND, 0, _padded(payload))
             case Unbind():
                 return Submission(OpClass.OWN, OwnOp.UNBIND, 0, _padded(own.Binding(0, 0, op.devfn).pack()))
+            case Block():
+                return Submission(OpClass.OWN, OwnOp.BLOCK, 0, _padded(own.Binding(0, 0, op.devfn).pack()))
         return Submission(OpClass.OWN, OwnOp.QUERY_USAGE, 0, bytes(slots.PAYLOAD_SIZE))
 
     def own_expected(
@@ -179,6 +183,8 @@ class _Common:
                 return self.errno("bind", outcome), given
             case Unbind():
                 return self.errno("unbind", outcome), given
+            case Block():
+                return self.errno("block", outcome), given
             case Batch():
                 done = sum(answer[1] is None for answer in outcome.answers)
                 return (0 if done == len(op.elements) else -Errno.EFAULT), _put(given, _BATCH_DONE, "I", done)

@@ -16,6 +16,7 @@ from .operations import (
     Attach,
     Batch,
     Bind,
+    Block,
     Dma,
     Free,
     Lookup,
@@ -48,6 +49,7 @@ WEIGHTS = {
     "attach": 45,
     "bind": 40,
     "unbind": 3,
+    "block": 3,
     "usage": 5,
     "malformed": 10,
     "revive": 5,
@@ -205,6 +207,7 @@ class Rules:
         then: SlotOperation = self._unmap()
         if choice > 0.7:
             then = random.choice((Alloc(), Free(self._context(), True), Attach(self._devfn(), self._context())))
+            then = Block(self._devfn()) if self._often(0.1) else then
         return (Posted(operations, then),)
 
     def rule_batch(self) -> Sequence[Operation]:
@@ -237,6 +240,16 @@ class Rules:
 
     def rule_unbind(self) -> Sequence[Operation]:
         return (Unbind(self._devfn()),)
+
+    def rule_block(self) -> Sequence[Operation]:
+        """Alone, or before what does not unblock, or does, and the DMA that shows it."""
+        stream = self.random.choice(STREAMS)
+        devfn = DEVFNS[stream]
+        if self._often(0.4):
+            return (Block(self._devfn()),)
+        then = self.random.choice((Revive(stream), Reset(), Bind(devfn, stream), Attach(devfn, self._context())))
+        dma = self._dma()._replace(stream=stream)
+        return (Bind(devfn, stream), self.random.choice((Block(devfn), Unbind(devfn))), dma, then, dma)
 
     def rule_usage(self) -> Sequence[Operation]:
         return (Usage(),)

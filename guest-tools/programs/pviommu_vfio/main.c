@@ -3,8 +3,10 @@
  * pviommu_vfio: takes DMA test engines through VFIO and tests what a driver in user space relies
  * on. Prints a KTAP report.
  *
- * Exit status: 0 all passed, 1 a test failed or the engine does not attach, 2 wrong arguments.
+ * Exit status: 0 all passed, 1 a test failed, the engine does not attach or the page is not mapped,
+ * 2 wrong arguments.
  */
+#include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -16,19 +18,32 @@
 #include "timing.h"
 
 #define MAX_LISTS	8
+<<<<<<< HEAD
 #define MAX_MIB		(1 << 18)
 
 static const char usage_text[] =
 	"usage: pviommu_vfio [--type1|--iommufd] [--huge] ADDRESS [OTHER_ADDRESS]\n"
 	"       pviommu_vfio [--type1|--iommufd] --attach ADDRESS\n"
 	"       pviommu_vfio [--type1|--iommufd|--compat] --time-maps MIB ADDRESS\n"
+=======
+#define PAGE_SIZE	4096
+#define ANY_IOVA	0x10000000
+
+static const char usage_text[] =
+	"usage: pviommu_vfio [--type1|--iommufd] [--huge] ADDRESS [OTHER_ADDRESS]\n"
+	"       pviommu_vfio [--type1|--iommufd] --attach|--map ADDRESS\n"
+>>>>>>> c141194546ec8fb3c0c905e7b726fe693acc2e93
 	"\n"
 	"  --type1    the container of VFIO (default)\n"
 	"  --iommufd  /dev/iommu and the devices' own files\n"
 	"  --compat   /dev/iommu as a container of type1, for --time-maps only\n"
 	"  --huge     with huge pages too; /proc/sys/vm/nr_hugepages must have set two aside\n"
 	"  --attach   only attach: prints \"attached\" or the name of the error\n"
+<<<<<<< HEAD
 	"  --time-maps  only map so much, a multiple of 8, page by page, and unmap it: prints seconds\n"
+=======
+	"  --map      only attach and map a page: prints \"mapped\" or the name of the error\n"
+>>>>>>> c141194546ec8fb3c0c905e7b726fe693acc2e93
 	"\n"
 	"ADDRESS: PCI function of a DMA test engine that is bound to vfio-pci, as 0000:00:11.0\n";
 
@@ -36,8 +51,12 @@ struct options {
 	const struct space_ops *ops;
 	const char *addresses[2];
 	unsigned int nr_addresses;
+<<<<<<< HEAD
 	bool huge, attach;
 	uint64_t mib;
+=======
+	bool huge, attach, map;
+>>>>>>> c141194546ec8fb3c0c905e7b726fe693acc2e93
 };
 
 static bool parse_mib(const char *text, uint64_t *mib)
@@ -70,28 +89,52 @@ static bool parse(int argc, char **argv, struct options *options)
 			options->huge = true;
 		else if (!strcmp(argv[i], "--attach"))
 			options->attach = true;
+		else if (!strcmp(argv[i], "--map"))
+			options->map = true;
 		else
 			return false;
 	}
+<<<<<<< HEAD
 	if (options->ops == &compat_ops && !options->mib)
 		return false;
 	return options->nr_addresses == 1 ||
 	       (options->nr_addresses == 2 && !options->attach && !options->mib);
+=======
+	if (options->attach && options->map)
+		return false;
+	return options->nr_addresses == 1 ||
+	       (options->nr_addresses && !options->attach && !options->map);
+}
+
+static int map_one_page(struct space *space)
+{
+	void *page = aligned_alloc(PAGE_SIZE, PAGE_SIZE);
+	int result = -ENOMEM;
+
+	if (page)
+		result = space->ops->map(space, page, ANY_IOVA, PAGE_SIZE, SPACE_READ | SPACE_WRITE);
+	free(page);
+	return result;
+>>>>>>> c141194546ec8fb3c0c905e7b726fe693acc2e93
 }
 
 static int attach_only(const struct options *options)
 {
+	const char *done = options->map ? "mapped" : "attached";
 	struct attachment attachment;
 	struct space space;
 	int result = space_open(&space, options->ops);
 
 	if (!result) {
 		result = options->ops->attach(&space, options->addresses[0], &attachment);
-		if (!result)
+		if (!result) {
+			if (options->map)
+				result = map_one_page(&space);
 			attachment_close(&attachment);
+		}
 		space_close(&space);
 	}
-	printf("%s\n", result ? strerrorname_np(-result) : "attached");
+	printf("%s\n", result ? strerrorname_np(-result) : done);
 	return result ? 1 : 0;
 }
 
@@ -212,6 +255,7 @@ static void run_all(struct fixture *f, const struct options *options)
 	unsigned int nr_lists = 5, total = length(lifetime_tests), i;
 	bool attached;
 
+	lists[nr_lists++] = options->ops->maps_bars ? bar_tests : no_bar_tests;
 	if (options->huge)
 		lists[nr_lists++] = huge_tests;
 	if (options->nr_addresses == 2) {
@@ -240,7 +284,7 @@ int main(int argc, char **argv)
 		fputs(usage_text, stderr);
 		return 2;
 	}
-	if (options.attach)
+	if (options.attach || options.map)
 		return attach_only(&options);
 	if (options.mib)
 		return time_maps(options.ops, options.addresses[0], options.mib);

@@ -34,12 +34,14 @@ struct space;
  * @bisect_error: of an unmap that would cut a mapping
  * @hole_error: of an unmap where nothing is mapped
  * @second_open_error: of taking a device that is taken already
+ * @maps_bars: whether BARs that the program has mapped count as its memory
  */
 struct space_ops {
 	const char *name;
 	int bisect_error;
 	int hole_error;
 	int second_open_error;
+	bool maps_bars;
 	int (*open)(struct space *space);
 	int (*attach)(struct space *space, const char *address,
 		      struct attachment *attachment);

@@ -47,6 +47,9 @@ extern const struct test huge_tests[];
 extern const struct test map_tests[];
 extern const struct test posting_tests[];
 extern const struct test pool_tests[];
+/* where BARs can be mapped by their address, and where not */
+extern const struct test bar_tests[];
+extern const struct test no_bar_tests[];
 /* need two engines */
 extern const struct test isolation_tests[];
 extern const struct test sharing_tests[];

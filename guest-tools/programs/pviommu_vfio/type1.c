@@ -241,6 +241,7 @@ const struct space_ops type1_ops = {
 	.bisect_error = -EINVAL,
 	.hole_error = 0,
 	.second_open_error = -EBUSY,
+	.maps_bars = true,
 	.open = type1_open,
 	.attach = type1_attach,
 	.map = type1_map,

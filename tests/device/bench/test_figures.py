@@ -6,14 +6,27 @@ import json
 
 import pytest
 
-from pviommu.bench.figures import Measurement, as_json, figures, load_title, loads, notes, ratio, table, witness_table
-from pviommu.bench.guest import Boot, Round, Witness
+from pviommu.bench.figures import (
+    Measurement,
+    as_json,
+    figures,
+    load_title,
+    loads,
+    notes,
+    ratio,
+    table,
+    vfio_table,
+    with_spread,
+    witness_table,
+)
+from pviommu.bench.guest import Boot, Round, VfioMaps, Witness
 from pviommu.bench.samples import Figure
 
 SETTING = {
     "plan": {"rounds": 3, "operations": 20000, "count_operations": 1000},
     "versions": {"qemu": "11.1.3", "accelerator": "tcg"},
     "repeat": 1,
+    "hogs": 0,
     "seconds": 37.04,
     "time": "2026-01-02T03:04:05+00:00",
 }
@@ -63,9 +76,19 @@ def test_rounds_of_all_boots_count_but_only_those_of_the_same_pages() -> None:
 
 def test_a_ratio_is_of_the_pairs_and_none_without_a_base() -> None:
     base, one = rounds((60, 40)), rounds((150, 50))
-    assert ratio(one, base) == 2.0
+    assert ratio(one, base) == Figure(2.0, 2.0, 2.0)
     assert ratio(one, []) is None
     assert ratio([], base) is None
+
+
+def test_a_ratio_is_by_medians_and_its_ends_are_of_rounds_that_belong_together() -> None:
+    base, one = rounds((60, 40), (100, 100), (150, 150)), rounds((50, 50), (80, 80), (100, 110))
+    found = ratio(one, base)
+    assert found == Figure(160 / 200, 210 / 300, 100 / 100)
+    assert with_spread(found) == "0.80 (0.70-1.00)"
+    means = ratio(one, base, "pair_mean")
+    assert means == Figure(180 / 220, 230 / 320, 120 / 120)
+    assert with_spread(None) == "-"
 
 
 def test_a_base_of_zero_gives_no_ratio() -> None:
@@ -95,10 +118,14 @@ def test_the_table_has_a_row_each_with_ratios_over_both_bases() -> None:
         measured("pviommu", (2000, 3000)),
     ]
     lines = table(rows, (1, 1)).splitlines()
-    words = "group map unmap pair least-most mean /pviommu /floor traps interrupts k pairs/s"
+    words = "group map unmap pair least-most mean least-most /pviommu /floor traps interrupts k pairs/s"
     assert lines[0].split() == words.split()
-    assert " ".join(lines[1].split()) == "none none 90 100 190 190-190 210 0.04 0.19 0.00 0.00 50"
-    assert " ".join(lines[3].split()) == "pviommu DMA, strict 2000 3000 5000 5000-5000 5020 1.00 5.00 2.00 0.50 50"
+    assert " ".join(lines[1].split()) == (
+        "none none 90 100 190 190-190 210 210-210 0.04 (0.04-0.04) 0.19 (0.19-0.19) 0.00 0.00 50"
+    )
+    assert " ".join(lines[3].split()) == (
+        "pviommu DMA, strict 2000 3000 5000 5000-5000 5020 5020-5020 1.00 (1.00-1.00) 5.00 (5.00-5.00) 2.00 0.50 50"
+    )
     assert len({len(line) for line in lines}) == 1
     marked = table(rows, (1, 1), markdown=True).splitlines()
     assert marked[4].split(" | ")[:3] == ["| pviommu", "DMA, strict", "2000"]
@@ -162,11 +189,32 @@ def test_notes_tell_what_the_kernels_own_benchmark_says() -> None:
     assert witness_table([measured("none", (1, 1))]) == ""
 
 
+@pytest.mark.row("driver", 77)
+def test_maps_through_vfio_have_a_table_beside_virtio_iommu() -> None:
+    rows = [measured(name, (1, 1)) for name in ("none", "virtio-iommu", "pviommu")]
+    assert vfio_table(rows) == ""
+    for one, times in zip(rows[1:], ((8000, 10000, 12000), (4000, 6000, 11000)), strict=True):
+        one.boots = [Boot(vfio=[VfioMaps(262144, time, 700)]) for time in times]
+    lines = vfio_table(rows).splitlines()
+    assert " ".join(lines[0].split()) == "map least-most mean unmap all maps, s /virtio-iommu"
+    assert lines[2].split() == ["pviommu", "6000", "4000-11000", "7000", "700", "1.6", "0.60", "(0.50-0.92)"]
+    assert vfio_table(rows, markdown=True).count("\n") == 3
+
+
+@pytest.mark.parametrize(
+    ("hogs", "said"), [(0, "no process that spins"), (1, "1 process that spins"), (2, "2 processes")]
+)
+def test_notes_tell_what_ran_beside(hogs: int, said: str) -> None:
+    assert f"Beside: {said}" in notes([], {**SETTING, "hogs": hogs})
+
+
 def test_json_has_the_raw_rounds_and_survives_a_round_trip() -> None:
     rows = [measured("floor", (600, 400)), measured("pviommu", (2000, 3000)), Measurement("x", "X", problem="dead")]
     floor, own, dead = json.loads(json.dumps(as_json(rows)))
     assert floor["boots"][0]["rounds"][0]["map_ns_median"] == 600
-    assert floor["loads"][0]["ratios"]["pviommu"] == {"pair": 0.2, "pair_mean": pytest.approx(1020 / 5020)}
+    ratios = floor["loads"][0]["ratios"]["pviommu"]
+    assert ratios["pair"] == {"median": 0.2, "least": 0.2, "most": 0.2}
+    assert ratios["pair_mean"]["median"] == pytest.approx(1020 / 5020)
     assert own["loads"][0]["figures_ns"]["pair"] == {"median": 5000, "least": 5000, "most": 5000}
     assert own["traps_per_pair"] == 2.0
     assert (dead["problem"], dead["loads"]) == ("dead", [])

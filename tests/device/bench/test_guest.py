@@ -123,6 +123,7 @@ def test_settings_are_shell_assignments_that_the_script_reads() -> None:
         "granules='1 512'",
         "threads='2'",
         "witness='1'",
+        "vfio_mib='0'",
         "operations='20000'",
         "rounds='1'",
         "warm_up='2000'",

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from pathlib import Path
 
 import pytest
 
-from pviommu.bench.output import Document, check_target, fill, give, machine
+from pviommu.bench.output import Document, check_target, fill, give, machine, siblings
 from pviommu.lab.problems import UsageError
 
 DOCUMENT = Document("pviommu bench x", "text", {"time": "now"}, {"x-bars": "| a |"}, {"x.svg": "<svg/>"})
@@ -54,4 +55,25 @@ def test_a_place_without_an_end_is_none() -> None:
 def test_the_machine_says_versions_and_cores() -> None:
     found = machine()
     assert int(found["cores"]) >= 1
-    assert {"pviommu", "python", "host", "processor"} <= set(found)
+    assert {"pviommu", "python", "host", "processor", "siblings", "pinning"} <= set(found)
+
+
+@pytest.mark.parametrize(
+    ("lists", "said"),
+    [(["0", "1"], "none"), (["0-1", "0-1"], "0-1"), (["0,2", "1,3", "0,2", "1,3"], "0,2 1,3"), ([], "none")],
+)
+def test_the_machine_says_which_processors_share_a_core(tmp_path: Path, lists: list[str], said: str) -> None:
+    for number, text in enumerate(lists):
+        folder = tmp_path / f"cpu{number}/topology"
+        folder.mkdir(parents=True)
+        (folder / "thread_siblings_list").write_text(text + "\n")
+    assert siblings(tmp_path) == said
+
+
+def test_the_machine_says_to_what_processors_it_is_pinned() -> None:
+    allowed = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(allowed)})
+        assert machine()["pinning"] == ("none" if os.cpu_count() == 1 else f"to {min(allowed)}")
+    finally:
+        os.sched_setaffinity(0, allowed)

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import pytest
 
+from pviommu.bench.bars import verdict_table
 from pviommu.bench.figures import Measurement
-from pviommu.bench.guest import Boot, Round
+from pviommu.bench.guest import Boot, Round, VfioMaps
 from pviommu.bench.peer_bars import judge, lever_table, plots
 
 GROUPS = {"pviommu": "DMA-FQ", "virtio-iommu": "DMA-FQ"}
 
 
-def measured(name: str, pair: float, threads: int = 1, pages: int = 1, accesses: float = 0.0) -> Measurement:
+def measured(
+    name: str, pair: float, threads: int = 1, pages: int = 1, accesses: float = 0.0, mean: float | None = None
+) -> Measurement:
     group = GROUPS.get(name, "DMA")
-    rounds = [Round(pair / 2, pair, pair / 2, pair, pair, 2 * pair, 40, pages, threads, 50, 1000000)]
+    mean = 2 * pair if mean is None else mean
+    rounds = [Round(pair / 2, pair, pair / 2, pair, pair, mean, 40, pages, threads, 50, 1000000)]
     boot = Boot(rounds, [], {"group_type": group}, {"vfio_region_write": accesses}, True)
     return Measurement(name, f"the {name}", threads, group, [boot])
 
@@ -30,27 +34,64 @@ def test_each_mode_is_judged_beside_the_peer_of_its_own_mode() -> None:
         measured("pviommu", 2000),
         measured("pviommu-strict", 4001),
     )
+    pairs = {
+        "pviommu, {} / x virtio-iommu": "met",
+        "pviommu, {} / x intel-iommu": "met",
+        "pviommu-strict, {} / x virtio-iommu-strict": "NOT MET",
+        "pviommu-strict, {} / x intel-iommu": "NOT MET",
+    }
     assert found == {
-        "1 page, 1 thread: pviommu / x virtio-iommu": "met",
-        "1 page, 1 thread: pviommu / x intel-iommu": "met",
-        "1 page, 1 thread: pviommu-strict / x virtio-iommu-strict": "NOT MET",
-        "1 page, 1 thread: pviommu-strict / x intel-iommu": "NOT MET",
+        f"1 page, 1 thread: {name.format(by)}": verdict for name, verdict in pairs.items() for by in ("median", "mean")
+    } | {
         "traps a pair while busy, pviommu / ": "met",
         "traps a pair while busy, pviommu-strict / ": "met",
     }
 
 
-def test_the_mean_stands_beside_the_median_that_is_judged() -> None:
-    one, *_ = judge([measured("virtio-iommu", 6000), measured("pviommu", 3000)], 2)
-    assert (one.value, one.note) == (0.5, "means: 0.50")
+@pytest.mark.row("driver", 76)
+@pytest.mark.parametrize(
+    ("pair", "mean", "words"),
+    [(1900, 3900, ["met", "met"]), (1900, 4100, ["met", "NOT MET"]), (2100, 3900, ["NOT MET", "met"])],
+)
+def test_medians_and_means_are_judged_each_by_itself(pair: float, mean: float, words: list[str]) -> None:
+    found = judge([measured("virtio-iommu", 6000), measured("pviommu", pair, mean=mean)], 2)
+    assert [one.word for one in found[:2]] == words
+    assert [one.value for one in found[:2]] == [pair / 6000, mean / 12000]
+
+
+@pytest.mark.row("driver", 76)
+def test_each_ratio_has_its_spread_beside_it() -> None:
+    peer, own = measured("virtio-iommu", 6000), measured("pviommu", 3000)
+    peer.boots += measured("virtio-iommu", 5000).boots
+    own.boots += measured("pviommu", 1000).boots
+    median, mean, *_ = judge([peer, own], 2)
+    assert (median.note, mean.note) == ("0.20-0.50", "0.20-0.50")
+    assert "0.20-0.50" in verdict_table([median])
+
+
+@pytest.mark.row("driver", 77)
+@pytest.mark.parametrize(
+    ("times", "words"), [((9000, 10000, 10500), ["met", "met"]), ((9000, 10000, 40000), ["met", "NOT MET"])]
+)
+def test_maps_through_vfio_must_not_cost_more_than_virtio_iommus(times: tuple[float, ...], words: list[str]) -> None:
+    peer, own = (Measurement(name, name, 1) for name in ("virtio-iommu", "pviommu"))
+    peer.boots = [Boot(vfio=[VfioMaps(262144, 10000, 1)])] * 3
+    own.boots = [Boot(vfio=[VfioMaps(262144, time, 1)]) for time in times]
+    found = judge([peer, own], 2)
+    assert [one.measure for one in found] == [
+        f"a map of 1 page through VFIO: pviommu, {by}" for by in ("median", "mean")
+    ]
+    assert [one.word for one in found] == words
+    assert found[0].limit == 1
+    assert judge([own], 2) == judge([peer], 2) == []
 
 
 @pytest.mark.parametrize(("cores", "word"), [(3, "reported"), (4, "met")])
 def test_two_threads_are_judged_only_where_there_are_four_cores(cores: int, word: str) -> None:
     pair = [measured("virtio-iommu", 6000, threads=2), measured("pviommu", 1000, threads=2)]
-    [one] = judge(pair, cores)
-    assert one.word == word
-    assert ("two" in one.note or "2 threads need 4 cores" in one.note) == (word == "reported")
+    found = judge(pair, cores)
+    assert [one.word for one in found] == [word, word]
+    assert all(("2 threads need 4 cores" in one.note) == (word == "reported") for one in found)
 
 
 def test_a_group_of_another_type_is_reported_and_not_judged() -> None:
@@ -81,8 +122,8 @@ def test_levers_are_shown_as_multiples_of_the_whole() -> None:
         [measured("pviommu", 1000), measured("pviommu-strict", 2000), measured("pviommu-strict-no-spin", 5000)]
     ).splitlines()
     assert lines[2:] == [
-        "| 1 page, 1 thread | the pviommu-strict | 1000 | 1000 | 2000 | 4000 | 1.00 | 1.00 |",
-        "| 1 page, 1 thread | the pviommu-strict-no-spin | 2500 | 2500 | 5000 | 10000 | 2.50 | 2.50 |",
+        "| 1 page, 1 thread | the pviommu-strict | 1000 | 1000 | 2000 | 4000 | 1.00 (1.00-1.00) | 1.00 (1.00-1.00) |",
+        "| 1 page, 1 thread | the pviommu-strict-no-spin | 2500 | 2500 | 5000 | 10000 | 2.50 (2.50-2.50) | 2.50 (2.50-2.50) |",
     ]
     assert lever_table([measured("pviommu", 1000)]) == ""
     assert lever_table([measured("pviommu-no-spin", 1000)]) == ""

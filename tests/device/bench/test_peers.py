@@ -13,7 +13,7 @@ import pytest
 from pviommu.bench import peers
 from pviommu.bench.boots import Bench
 from pviommu.bench.configurations import Configuration
-from pviommu.bench.guest import Boot, MeasurementError, Plan, Round, Witness
+from pviommu.bench.guest import Boot, MeasurementError, Plan, Round, VfioMaps, Witness
 from pviommu.lab.problems import EnvironmentProblem, RunError
 from pviommu.lab.progress import Progress
 from pviommu.lab.provision import Toolbox
@@ -45,9 +45,12 @@ class Played:
         ]
         witnesses = [Witness(pages, plan.threads, 300, 200) for pages in plan.granules] if plan.witness else []
         group = {"group_type": entry.group or "none"}
-        return Boot(rounds, witnesses, group, {}, bool(plan.count_operations), 0), counts
+        vfio = [VfioMaps(plan.vfio_mib << 8, 5000, 700)] if plan.vfio_mib else []
+        return Boot(rounds, witnesses, group, {}, bool(plan.count_operations), 0, vfio), counts
 
-    def provide(self, progress: Progress, *, qemu: str | None, accel: str, kernel: str = "debian") -> Setup:
+    def provide(
+        self, progress: Progress, *, qemu: str | None, accel: str, kernel: str = "debian", suite: str | None = None
+    ) -> Setup:
         if self.lacking:
             raise self.lacking
         toolbox = Toolbox(self.folder, ("qemu",), {}, "11.1.3", Path("vmlinuz"), "6.12", Path("busybox"))
@@ -57,7 +60,8 @@ class Played:
         parser = argparse.ArgumentParser()
         peers.add_arguments(parser)
         out = io.StringIO()
-        least = ["--results", str(self.folder / "results"), "--threads", "1", "--granules", "1"]
+        least = ["--threads", "1", "--granules", "1", "--repeat", "1", "--vfio-mib", "0"]
+        least += ["--results", str(self.folder / "results")]
         args = parser.parse_args([*least, *options])
         return peers.main(args, out=out, provide=self.provide, boot_once=self.boot), out.getvalue()
 
@@ -96,7 +100,10 @@ def test_levers_are_measured_beside_the_whole(played: Played) -> None:
     played.main("--only", "pviommu", "--levers", "--markdown", str(markdown), "--plot", str(played.folder / "plots"))
     assert "pviommu-waited/1-1" in played.booted
     assert "pviommu-waited/1-empty" not in played.booted
-    assert "every map and unmap waited for | 100 | 50 | 150 | 170 | 1.00 | 1.00 |" in markdown.read_text()
+    assert (
+        "every map and unmap waited for | 100 | 50 | 150 | 170 | 1.00 (1.00-1.00) | 1.00 (1.00-1.00) |"
+        in markdown.read_text()
+    )
     assert (played.folder / "plots/peers-1-1.svg").is_file()
 
 
@@ -118,8 +125,60 @@ def test_the_servers_counts_are_taken_against_a_boot_that_measures_nothing(playe
 
 def test_json_to_standard_output_stands_there_alone(played: Played, capsys: pytest.CaptureFixture[str]) -> None:
     _, shown = played.main("--only", "none", "--json", "-")
-    assert json.loads(shown)["plan"]["operations"] == 20000
+    assert json.loads(shown)["plan"]["operations"] == 10000
     assert "[1/1] none" in capsys.readouterr().err
+
+
+@pytest.mark.row("driver", 77)
+def test_maps_through_vfio_are_measured_in_boots_of_their_own_behind_each_iommu_and_judged(played: Played) -> None:
+    status, shown = played.main("--vfio-mib", "64", "--repeat", "2", "--threads", "1,2")
+    assert status == 0
+    vfio = [name for name in played.booted if "/vfio-" in name]
+    names = ("virtio-iommu", "intel-iommu", "pviommu")
+    assert vfio == [f"{name}/vfio-1" for name in names] + [f"{name}/vfio-2" for name in reversed(names)]
+    plans = [plan for plan in played.plans if plan.vfio_mib]
+    assert {(plan.rounds, plan.count_operations, plan.vfio_mib) for plan in plans} == {(0, 0, 64)}
+    assert "a map of 1 page through VFIO: pviommu, mean" in shown
+    found = json.loads((played.folder / "results/latest/peers.json").read_text())
+    assert "| pviommu | 5000 |" in found["blocks"]["peers-vfio"]
+
+
+def test_tables_of_runs_beside_busy_processes_have_names_of_their_own(played: Played) -> None:
+    _, shown = played.main("--only", "none", "--hogs", "1")
+    found = json.loads((played.folder / "results/latest/peers.json").read_text())
+    assert set(found["blocks"]) == {"peers-hogs-1-1", "peers-hogs-setting"}
+    assert "1 process that spins" in shown
+    assert found["hogs"] == 1
+
+
+def test_a_run_is_resumed_with_the_boots_that_are_missing(played: Played) -> None:
+    options = ("--only", "none,intel-iommu", "--json", str(played.folder / "j"))
+    played.problems["intel-iommu"] = MeasurementError("interrupted")
+    assert played.main(*options)[0] == 1
+    folder = (played.folder / "results/latest").resolve()
+    played.problems.clear()
+    played.booted.clear()
+
+    assert played.main(*options, "--resume", str(folder))[0] == 0
+
+    assert played.booted == ["intel-iommu/1-1"]
+    found = json.loads((played.folder / "j").read_text())
+    assert [len(one["boots"]) for one in found["configurations"]] == [1, 1]
+    played.booted.clear()
+    played.main(*options, "--resume", str(folder), "--repeat", "2")
+    assert played.booted == ["intel-iommu/1-2", "none/1-2"]
+
+
+@pytest.mark.parametrize("options", [("--operations", "7"), ("--hogs", "1")])
+def test_another_measurement_is_not_resumed(
+    played: Played, capsys: pytest.CaptureFixture[str], options: tuple[str, str]
+) -> None:
+    played.main("--only", "none")
+    folder = (played.folder / "results/latest").resolve()
+    assert played.main("--only", "none", "--resume", str(folder), *options)[0] == 2
+    assert (
+        f"--resume {folder}: measured with another {'plan' if options[1] == '7' else 'hogs'}" in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize(
@@ -153,6 +212,9 @@ def test_a_failed_boot_does_not_keep_the_others_from_being_measured(played: Play
         (["--repeat", "0"], "--repeat 0"),
         (["--vcpus", "65"], "--vcpus 65"),
         (["--timeout", "0"], "--timeout 0"),
+        (["--hogs", "-1"], "--hogs -1: give 0 to 1024"),
+        (["--vfio-mib", "-1"], "--vfio-mib -1: give 0 to 16384"),
+        (["--resume", "/nowhere"], "--resume /nowhere: no such folder"),
         (["--memory", "1"], "--memory 1"),
         (["--only", "x"], "--only x: x is not one of"),
         (["--granules", "3"], "--granules 3: give powers of two"),

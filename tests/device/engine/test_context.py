@@ -177,6 +177,45 @@ def test_a_refused_attachment_leaves_the_old_context_and_a_block_in_place():
     assert dma(engine, 0x500) == 0x500000
 
 
+@pytest.mark.row("driver", 40)
+def test_what_is_held_leaves_its_context_with_its_regions_which_are_mapped_nowhere():
+    engine = new_engine()
+    engine.attach(1, 1)
+
+    assert engine.hold(1) is None
+
+    assert (engine.endpoints()[1], engine.direct(0), engine.direct(1)) == (0, (), ())
+    assert dma(engine, 0x500) is Refusal.BLOCKED
+    engine.unblock(1)
+    assert dma(engine, 0x500) is Refusal.BLOCKED
+
+
+def test_two_endpoints_whose_regions_are_in_conflict_can_both_be_held():
+    engine = new_engine((REGION,), (ReservedRegion(0x503, 0x504, "direct"),))
+    engine.attach(1, 1)
+    engine.attach(2, 2)
+
+    assert (engine.hold(1), engine.hold(2)) == (None, None)
+
+    assert engine.usage().pool_pages_used == 2
+
+
+def test_a_hold_ends_with_an_attachment_that_succeeds():
+    engine = new_engine()
+    engine.map(2, 0x503, 0x10, 1, RW)
+    engine.hold(1)
+
+    assert engine.attach(1, 2) is Stop.RESERVED_CONFLICT
+    assert engine.is_blocked(1)
+
+    assert engine.attach(1, 1) is None
+    assert dma(engine, 0x500) == 0x500000
+
+
+def test_no_unknown_endpoint_is_held():
+    assert new_engine().hold(9) is Stop.NO_ENDPOINT
+
+
 @pytest.mark.parametrize(
     ("first", "last", "conflict"), [(0x503, 0x504, True), (0x4FE, 0x500, True), (0x504, 0x504, False)]
 )

@@ -66,6 +66,33 @@ def test_reset_blocks_exactly_what_was_outside_the_default_context():
     assert endpoints.is_blocked(2)
 
 
+def test_what_is_held_is_unblocked_by_letting_it_go_only():
+    endpoints = Endpoints()
+    endpoints.add(1)
+    endpoints.hold(1)
+
+    endpoints.unblock(1)
+    assert endpoints.is_blocked(1)
+
+    endpoints.let_go(1)
+    assert not endpoints.is_blocked(1)
+    endpoints.block(1)
+    endpoints.unblock(1)
+    assert not endpoints.is_blocked(1)
+
+
+def test_reset_makes_a_hold_a_block():
+    endpoints = Endpoints()
+    endpoints.add(1)
+    endpoints.hold(1)
+
+    endpoints.reset()
+
+    assert endpoints.is_blocked(1)
+    endpoints.unblock(1)
+    assert not endpoints.is_blocked(1)
+
+
 def test_the_view_cannot_be_written_and_follows_moves():
     endpoints = Endpoints()
     endpoints.add(1)

@@ -18,8 +18,8 @@ class WalkingCore(PythonCore):
         self.told = []
         self.answer = [Run(0x5000, 0x10)]
 
-    def set_ram(self, ram):
-        self.told.append(("ram", list(ram)))
+    def set_backed(self, backed):
+        self.told.append(("backed", list(backed)))
 
     def show(self, ctx, table, direct, closed, is_clone):
         self.told.append(("show", ctx, list(direct), list(closed), is_clone))
@@ -87,10 +87,16 @@ def test_a_core_is_told_of_contexts_and_what_lies_over_them(engine, core):
     ]
 
 
-def test_a_core_is_told_of_ram(engine, core):
+def test_a_core_is_told_of_ram_and_mmio_together(engine, core):
     engine.set_ram([(4, 5), (6, 7)])
+    engine.set_mmio([(0x20, 0x21), (7, 9)])
+    engine.set_ram([])
 
-    assert core.told == [("ram", [(4, 7)])]
+    assert core.told == [
+        ("backed", [(4, 7)]),
+        ("backed", [(4, 9), (0x20, 0x21)]),
+        ("backed", [(7, 9), (0x20, 0x21)]),
+    ]
 
 
 def change(engine, name):
@@ -100,15 +106,19 @@ def change(engine, name):
         engine.attach(STREAM, 0)
     elif name == "block":
         engine.block(STREAM)
+    elif name == "hold":
+        engine.hold(STREAM)
     elif name == "set_ram":
         engine.set_ram([(0, 0xFF)])
+    elif name == "set_mmio":
+        engine.set_mmio([(0x100, 0x1FF)])
     elif name == "free":
         engine.free_context(1, True)
     else:
         engine.reset()
 
 
-@pytest.mark.parametrize("name", ["unmap", "attach", "block", "set_ram", "free", "reset"])
+@pytest.mark.parametrize("name", ["unmap", "attach", "block", "hold", "set_ram", "set_mmio", "free", "reset"])
 def test_after_a_change_no_request_is_answered_from_memory(engine, core, name):
     engine.attach(STREAM, 1)
     engine.translate(STREAM, 0x1000, 0x10, R)

@@ -599,3 +599,31 @@ def test_a_context_holds_what_was_reserved_for_it_and_the_default_context_nothin
     assert engine.reserve(0, 1) is Stop.DEFAULT_CONTEXT
     assert engine.reserve(9, 1) is Stop.NO_CONTEXT
     assert engine.usage().pool_pages_used == 10
+
+
+def test_mmio_can_be_mapped_as_ram_can_and_is_in_no_clone():
+    engine = new_engine()
+    engine.set_mmio([(0x20000, 0x20003)])
+    assert engine.mmio == ((0x20000, 0x20003),)
+    assert engine.map(1, 0x100, 0x20000, 5, RW) == Outcome(4, Stop.NOT_RAM, 0x104)
+    clone = engine.alloc_context(clone=True).context
+    assert engine.lookup(clone, 0x20000) is None
+    assert not engine.is_ram(0x20000)
+
+
+def test_what_is_mapped_stays_mapped_when_mmio_goes_and_the_default_context_follows():
+    engine = new_engine()
+    engine.set_mmio([(0x20000, 0x20003)])
+    engine.map(1, 0x100, 0x20000, 1, RW)
+    assert engine.lookup(0, 0x20000) == (0x20000, RW)
+    engine.set_mmio([])
+    assert engine.lookup(1, 0x100) == (0x20000, RW)
+    assert engine.lookup(0, 0x20000) is None
+
+
+def test_mmio_beside_ram_is_one_run_with_it():
+    engine = new_engine()
+    engine.set_ram([(0, 0xFFF)])
+    engine.set_mmio([(0x1000, 0x1003), (0xFF0, 0xFF1)])
+    assert engine.map(1, 0x100, 0xFFE, 4, RW).done == 4
+    assert [tuple(run[:3]) for run in engine.mappings(0)] == [(0, 0, 0x1004)]

@@ -90,10 +90,25 @@ class EngineHistory(RuleBasedStateMachine):
         self.engine.block(stream)
         self.model.blocked.add(stream)
 
+    @rule(stream=st.integers(1, 5))
+    def hold(self, stream):
+        stop = self.engine.hold(stream)
+        assert (stop and stop.name) == self.model.hold(stream)[1]
+
+    @rule(stream=st.integers(1, 4))
+    def unblock(self, stream):
+        self.engine.unblock(stream)
+        self.model.unblock(stream)
+
     @rule(ram=st.sampled_from(RAM))
     def set_ram(self, ram):
         self.engine.set_ram(ram)
         self.model.set_ram(ranges(ram))
+
+    @rule(mmio=st.sampled_from([[], [(0x600, 0x601)], [(0x5FE, 0x603), (0x1FF, 0x1FF)], [(0x40000, 0x40FFF)]]))
+    def set_mmio(self, mmio):
+        self.engine.set_mmio(mmio)
+        self.model.mmio = ranges(mmio)
 
     @rule(less_contexts=st.integers(0, 1), less_pages=st.integers(0, 5))
     def limit(self, less_contexts, less_pages):
@@ -194,6 +209,7 @@ class EngineHistory(RuleBasedStateMachine):
     def usage_agrees(self):
         assert self.engine.usage() == Usage(*self.model.usage(), self.model.max_contexts)
         assert self.engine.endpoints() == self.model.attached
+        assert {stream for stream in self.model.attached if self.engine.is_blocked(stream)} == self.model.blocked
         assert self.engine.contexts() == tuple(sorted(self.model.pages))
 
     @invariant()

@@ -149,8 +149,8 @@ def test_regions_of_endpoints_are_listed_with_their_stream_after_the_global_ones
     found = walk(published(shared, EngineConfig(), LIMITS, [], [], of_endpoints))
     assert found[CapabilityId.RESERVED_REGIONS] == [
         ReservedEntry(0xFEE00000, 0xFEEFFFFF, RegionKind.MSI, GLOBAL_STREAM),
-        ReservedEntry(0x100000, 0x100FFF, RegionKind.RESERVED, 7),
-        ReservedEntry(0x300000, 0x301FFF, RegionKind.RESERVED, 7),
+        ReservedEntry(0x100000, 0x100FFF, RegionKind.DIRECT, 7),
+        ReservedEntry(0x300000, 0x301FFF, RegionKind.DIRECT, 7),
     ]
 
 

@@ -14,6 +14,7 @@ from pviommu_abi.shared import (
     RING_INDEX_STRIDE,
     SBDF_UNBOUND,
     EventReason,
+    GuestRingLine,
 )
 from pviommu_abi.slots import Errno, OpClass, SlotFlags
 from pviommu_abi.xen_2024 import MapPages, PvIommuOp, ReattachDevice, UnmapPages, Xen2024Op
@@ -408,6 +409,68 @@ def test_a_drain_is_not_cut_short_by_the_bound_of_a_step(driver):
     driver.inputs.after_copy = take_long
     assert refusal(driver, "dma0", 0x100000) is EventReason.NOT_MAPPED
     assert driver.completed() == driver.producer[0]
+
+
+# -- who waits --------------------------------------------------------------------------------------------------------
+
+AWAITED = GuestRingLine.offset_of("awaited") // 4
+
+
+def await_slots(driver, index, ring=0):
+    """Say on the ring that somebody polls until ``index`` slots are completed."""
+    driver.words[ring * RING_INDEX_STRIDE // 4 + AWAITED] = index
+
+
+@pytest.mark.row("driver", 72)
+def test_a_guest_that_says_nothing_waits_for_all_but_posted_slots(driver):
+    driver.iommu.waits()
+    driver.put(NOOP)
+    driver.put(NOOP, flags=SlotFlags.POSTED)
+    driver.put(NOOP)
+    driver.iommu.work()
+    assert (driver.iommu.waits(), driver.iommu.waits()) == (2, 0)
+    assert not driver.iommu.is_told_of_waits
+
+
+@pytest.mark.row("driver", 72)
+def test_a_guest_that_says_nothing_waits_if_it_rings(driver):
+    driver.iommu.waits()
+    driver.write("DOORBELL", 1)
+    driver.put(NOOP, flags=SlotFlags.POSTED)
+    driver.iommu.work()
+    assert (driver.iommu.waits(), driver.iommu.waits()) == (1, 0)
+
+
+@pytest.mark.row("driver", 70)
+def test_a_guest_that_says_when_it_waits_does_so_at_no_other_time(driver):
+    await_slots(driver, 1)
+    driver.iommu.waits()
+    driver.write("DOORBELL", 1)
+    driver.call(NOOP)
+    assert driver.iommu.waits() == 0
+    await_slots(driver, 2)
+    assert (driver.iommu.waits(), driver.iommu.waits()) == (1, 0)
+    assert driver.counters.waits >= 2
+
+
+@pytest.mark.row("driver", 73)
+def test_waits_on_every_ring_are_seen(make_driver):
+    driver = make_driver().start(rings=3)
+    driver.iommu.waits()
+    for ring in range(3):
+        await_slots(driver, 1, ring)
+    assert driver.iommu.waits() == 3
+
+
+def test_after_a_reset_nothing_is_known_of_waits(driver):
+    await_slots(driver, 1)
+    driver.put(NOOP)
+    driver.iommu.work()
+    driver.iommu.waits()
+    driver.write("DOORBELL", 1)
+    driver.iommu.reset()
+    driver.start()
+    assert (driver.iommu.waits(), driver.iommu.is_told_of_waits) == (0, False)
 
 
 # -- long operations --------------------------------------------------------------------------------------------------

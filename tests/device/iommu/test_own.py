@@ -3,6 +3,8 @@ import pytest
 from pviommu.endpoints.dma import DmaRefusedError
 from pviommu.engine import Access
 from pviommu.iommu.own import OwnOperations
+from pviommu_abi.dma_test import REGISTER as DMA_REGISTER
+from pviommu_abi.dma_test import Descriptor, DescriptorStatus
 from pviommu_abi.own import Binding, OwnOp, Reserve, Usage
 from pviommu_abi.shared import EventReason
 from pviommu_abi.slots import Errno, OpClass
@@ -19,7 +21,7 @@ def binding(name="dma0", **fields):
     return Binding(0, 0, DEVFN[name], **({"stream": STREAM[name]} | fields)).pack()
 
 
-@pytest.mark.parametrize("op", [0, 8, 255])
+@pytest.mark.parametrize("op", [0, 9, 255])
 @pytest.mark.row("defect", "C10")
 def test_an_unknown_own_operation_is_eopnotsupp(driver, op):
     assert own(driver, op)[0] == -Errno.EOPNOTSUPP
@@ -33,13 +35,14 @@ def test_bind_unknown_stream_bound_elsewhere_and_again(driver):
     assert own(driver, OwnOp.BIND, binding("dma1", stream=1))[0] == -Errno.EEXIST
 
 
-@pytest.mark.parametrize("op", [OwnOp.BIND, OwnOp.UNBIND])
+@pytest.mark.parametrize("op", [OwnOp.BIND, OwnOp.UNBIND, OwnOp.BLOCK])
 @pytest.mark.parametrize("field", ["ctx_no", "blocked", "pad0"])
 @pytest.mark.row("defect", "C11")
 def test_a_field_that_is_not_input_must_be_zero(driver, op, field):
     driver.bind("dma0")
     assert own(driver, op, binding(**{field: 1}))[0] == -Errno.EINVAL
     assert len(driver.iommu.bindings) == 1
+    assert not driver.iommu.engine.is_blocked(1)
 
 
 @pytest.mark.parametrize(("op", "size"), [(OwnOp.QUERY_ENDPOINT, Binding.SIZE), (OwnOp.QUERY_USAGE, Usage.SIZE)])
@@ -47,12 +50,128 @@ def test_payload_past_a_query_must_be_zero(driver, op, size):
     assert own(driver, op, bytes(size) + b"\1")[0] == -Errno.EINVAL
 
 
-def test_unbind_takes_the_endpoint_to_the_default_context(driver):
+def refused(driver):
+    """Why DMA to RAM, which the default context would let through, is refused; None if it is not."""
+    try:
+        driver.dma_read("dma0", 0, 1)
+    except DmaRefusedError as error:
+        return error.reason
+    return None
+
+
+def query(driver):
+    result, answer = own(driver, OwnOp.QUERY_ENDPOINT, binding(stream=0))
+    return result or Binding.unpack(answer)
+
+
+LEAVE = pytest.mark.parametrize("leave", [OwnOp.UNBIND, OwnOp.BLOCK])
+
+
+@LEAVE
+@pytest.mark.row("driver", 40)
+def test_what_is_unbound_or_blocked_leaves_its_context_and_reaches_nothing(driver, leave):
     ctx = driver.attached("dma0")
-    assert own(driver, OwnOp.UNBIND, binding())[0] == 0
+    assert own(driver, leave, binding())[0] == 0
     assert driver.iommu.engine.endpoints()[1] == 0
     assert driver.free(ctx) == 0
-    assert own(driver, OwnOp.UNBIND, binding())[0] == -Errno.ENOENT
+    assert refused(driver) is EventReason.BLOCKED
+
+
+@LEAVE
+@pytest.mark.row("driver", 40)
+def test_what_never_was_in_a_context_reaches_nothing_either_after_it(driver, leave):
+    driver.bind("dma0")
+    driver.master("dma0")
+    assert refused(driver) is None
+    assert own(driver, leave, binding())[0] == 0
+    assert refused(driver) is EventReason.BLOCKED
+
+
+@LEAVE
+@pytest.mark.parametrize("how", ["reset", "bus master", "bind"])
+@pytest.mark.row("driver", 41)
+def test_only_a_reattach_ends_it(driver, leave, how):
+    driver.attached("dma0")
+    endpoint = driver.machine.endpoints["dma0"]
+    own(driver, leave, binding())
+    if how == "reset":
+        endpoint.reset()
+    elif how == "bus master":
+        endpoint.region_write(7, 4, bytes(2))
+    else:
+        assert driver.bind("dma0") == 0
+        assert query(driver) == Binding(0, 0, DEVFN["dma0"], 1, 0, 1)
+    driver.master("dma0")
+    assert refused(driver) is EventReason.BLOCKED
+
+    assert (driver.bind("dma0"), driver.reattach("dma0", 0)) == (0, 0)
+    assert query(driver) == Binding(0, 0, DEVFN["dma0"], 1, 0, 0)
+    assert refused(driver) is None
+
+
+@LEAVE
+@pytest.mark.row("driver", 41)
+def test_a_refused_reattach_does_not_end_it(driver, leave):
+    driver.attached("dma0")
+    own(driver, leave, binding())
+    driver.bind("dma0")
+    assert driver.reattach("dma0", 7) == -Errno.ENOENT
+    assert refused(driver) is EventReason.BLOCKED
+
+
+@LEAVE
+@pytest.mark.row("driver", 42)
+def test_a_reset_of_the_iommu_makes_it_the_block_that_the_endpoints_own_reset_ends(driver, leave):
+    driver.attached("dma0")
+    own(driver, leave, binding())
+    driver.write("RESET", 1)
+    assert refused(driver) is EventReason.BLOCKED
+    driver.machine.endpoints["dma0"].reset()
+    driver.master("dma0")
+    assert refused(driver) is None
+
+
+@LEAVE
+@pytest.mark.row("driver", 42)
+def test_what_was_queued_while_it_reached_nothing_is_cancelled_by_a_reset_of_the_iommu(driver, leave):
+    driver.attached("dma0")
+    endpoint = driver.machine.endpoints["dma0"]
+    own(driver, leave, binding())
+    endpoint.region_write(0, DMA_REGISTER["CONTROL"].offset, (1).to_bytes(4, "little"))
+    endpoint.region_write(0, DMA_REGISTER["PRODUCER"].offset, (1).to_bytes(4, "little"))
+    driver.write("RESET", 1)
+    assert Descriptor.unpack(endpoint.shared.view).status == DescriptorStatus.CANCELLED
+
+
+def test_free_that_moves_endpoints_to_the_default_context_leaves_held_ones_held_and_unblocks_none(driver):
+    ctx = driver.attached("dma0")
+    driver.bind("dma1")
+    driver.master("dma1")
+    assert driver.reattach("dma1", ctx) == 0
+    own(driver, OwnOp.BLOCK, binding())
+    assert driver.free(ctx, 1) == 0
+    assert refused(driver) is EventReason.BLOCKED
+    assert driver.dma_read("dma1", 0, 1) == b"\1"
+
+
+def test_block_again_changes_nothing(driver):
+    driver.attached("dma0")
+    assert [own(driver, OwnOp.BLOCK, binding())[0] for _ in range(2)] == [0, 0]
+    assert refused(driver) is EventReason.BLOCKED
+
+
+@LEAVE
+def test_what_is_not_bound_cannot_be_unbound_or_blocked(driver, leave):
+    assert own(driver, leave, binding())[0] == -Errno.ENOENT
+    assert not driver.iommu.engine.is_blocked(1)
+
+
+def test_what_the_topology_binds_can_be_blocked_but_not_unbound(make_driver):
+    driver = make_driver(fixed={"dma0": "00:05.0"}).start()
+    assert own(driver, OwnOp.UNBIND, binding())[0] == -Errno.EPERM
+    assert not driver.iommu.engine.is_blocked(1)
+    assert own(driver, OwnOp.BLOCK, binding())[0] == 0
+    assert driver.iommu.engine.is_blocked(1)
 
 
 def test_unbind_does_not_unblock_an_endpoint_that_waits_for_its_reset(driver):
@@ -61,9 +180,7 @@ def test_unbind_does_not_unblock_an_endpoint_that_waits_for_its_reset(driver):
     driver.start()
     driver.bind("dma0")
     assert own(driver, OwnOp.UNBIND, binding())[0] == 0
-    with pytest.raises(DmaRefusedError) as caught:
-        driver.dma_read("dma0", 0, 1)
-    assert caught.value.reason is EventReason.BLOCKED
+    assert refused(driver) is EventReason.BLOCKED
 
 
 def test_query_endpoint_tells_stream_context_and_whether_it_is_blocked(driver):
@@ -127,7 +244,7 @@ def test_reserve_with_padding_is_einval(driver):
 
 
 def test_only_what_moves_endpoints_or_may_do_so_waits_for_all_rings():
-    assert [op for op in OwnOp if OwnOperations.reorders(op)] == [OwnOp.UNBIND, OwnOp.CALL]
+    assert [op for op in OwnOp if OwnOperations.reorders(op)] == [OwnOp.UNBIND, OwnOp.CALL, OwnOp.BLOCK]
 
 
 def test_own_operations_are_not_found_under_xen_numbers(driver):

@@ -35,6 +35,7 @@ QEMU = """#!/bin/bash
 for word in "$@"; do
     case $word in
         socket,id=lab,fd=*) fd=${{word##*=}};;
+        socket,id=output,fd=*) output=${{word##*=}};;
         socket,id=console,path=*) console=${{word#*path=}}; console=${{console%%,*}};;
         */initrd) initrd=$word;;
         file,id=console,path=*) echo booted >"${{word##*path=}}";;
@@ -73,15 +74,21 @@ class Lab:
         status = run.main(args, out=out, program=program, provide=self.provide, terminal=self.terminal)
         return status, out.getvalue()
 
-    def provide(self, progress: Progress, *, qemu: str | None, accel: str, kernel: str = "debian") -> run.Setup:
+    def provide(
+        self, progress: Progress, *, qemu: str | None, accel: str, kernel: str = "debian", suite: str | None = None
+    ) -> run.Setup:
         self.kernels.append(kernel)
+        tests = []
+        if suite is not None:
+            tests = [self.folder / "vfio_a_test"]
+            tests[0].write_text("a program")
         busybox = self.folder / "busybox"
         busybox.write_text("#!/bin/sh\necho bin/sh\n")
         busybox.chmod(0o755)
         image = self.folder / "vmlinuz"
         image.write_bytes(b"a kernel")
         toolbox = Toolbox(self.folder, (str(self.folder / "qemu"),), {}, "11.1.3", image, "6.12", busybox)
-        return run.Setup(toolbox, [], "tcg")
+        return run.Setup(toolbox, [], "tcg", suite=tests)
 
     def image_options(self, *options: str) -> dict[str, object]:
         """What the image of one guest was asked to hold, in a run with ``options``."""

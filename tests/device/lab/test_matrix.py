@@ -60,7 +60,9 @@ class Runs:
         status = matrix.main(args, out=out, program=program, provide=self.provide, now=lambda: self.date)
         return status, out.getvalue()
 
-    def provide(self, progress: Progress, *, qemu: str | None, accel: str, kernel: str = "debian") -> Setup:
+    def provide(
+        self, progress: Progress, *, qemu: str | None, accel: str, kernel: str = "debian", suite: str | None = None
+    ) -> Setup:
         self.prepared.append(kernel)
         if kernel in self.broken_kernels:
             raise EnvironmentProblem("no space left", "give it some")

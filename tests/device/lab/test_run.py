@@ -116,7 +116,9 @@ def test_wrong_option_ends_with_status_2_and_says_what_is_allowed(
 def test_environment_problem_ends_with_status_3_and_how_to_get_it(
     lab: Lab, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(progress: Progress, *, qemu: str | None, accel: str, kernel: str = "debian") -> run.Setup:
+    def refuse(
+        progress: Progress, *, qemu: str | None, accel: str, kernel: str = "debian", suite: str | None = None
+    ) -> run.Setup:
         raise EnvironmentProblem("apt-get is missing", "install the package apt")
 
     monkeypatch.setattr(lab, "provide", refuse)
@@ -127,7 +129,9 @@ def test_environment_problem_ends_with_status_3_and_how_to_get_it(
 def test_failed_module_build_ends_with_status_3_and_the_compilers_output(
     lab: Lab, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(progress: Progress, *, qemu: str | None, accel: str, kernel: str = "debian") -> run.Setup:
+    def fail(
+        progress: Progress, *, qemu: str | None, accel: str, kernel: str = "debian", suite: str | None = None
+    ) -> run.Setup:
         raise RunError("the guest modules do not build", "a.c:1: error")
 
     monkeypatch.setattr(lab, "provide", fail)

@@ -1,16 +1,18 @@
 """Rings in C beside rings in Python: the same slots must leave the same bytes, counts, events and tables."""
 
 import os
+import time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pviommu.endpoints.dma import DmaRefusedError
+from pviommu.iommu.ring_core import Poll
 from pviommu.machine import Machine
 from pviommu.native.core import NativeCore
 from pviommu_abi.registers import Profile
-from pviommu_abi.shared import RING_INDEX_STRIDE, EventReason
+from pviommu_abi.shared import RING_INDEX_STRIDE, EventReason, GuestRingLine
 from pviommu_abi.slots import SLOT_SIZE, Errno, OpClass, Slot, SlotFlags
 from pviommu_abi.xen_2024 import CreateFlags, MapPages, PvIommuOp, UnmapPages, Xen2024Op
 from pviommu_abi.xen_v7 import V7AllocFlags, V7MapPages, V7UnmapPages, XenV7Op
@@ -20,8 +22,7 @@ from ..conftest import ENTRIES, RAM_PAGES, Driver
 
 CONTEXTS = 3  # 1 and 2 exist, 2 is a clone; 0 and 3 are errors
 NOOP = PvIommuOp(Xen2024Op.NOOP, 0, 0).pack()
-ROUND = 20_000
-"""Nanoseconds of a poll."""
+ROUND = Poll(20_000, 20_000, 20_000)
 
 
 def map_op(ctx, dfn, gfn, nr=1, flags=3):
@@ -284,6 +285,48 @@ def test_a_device_of_python_does_not_poll_by_itself():
         assert not driver.iommu.spin(ROUND)
     finally:
         driver.close()
+
+
+AWAITED = GuestRingLine.offset_of("awaited") // 4
+
+
+@pytest.mark.row("driver", 75)
+@pytest.mark.parametrize("polls", [False, True])
+def test_waits_are_counted_alike_by_polls_and_by_python(native, polls):
+    counts = []
+    for awaited, flags in ((0, 0), (0, SlotFlags.POSTED), (5, SlotFlags.POSTED), (5, SlotFlags.POSTED), (0, 0), (7, 0)):
+        native.iommu.waits()
+        native.words[AWAITED] = awaited
+        native.put(map_op(1, 0x100 + len(counts), 0x10), flags=flags)
+        assert native.iommu.spin(ROUND) if polls else native.iommu.work()
+        counts.append(native.iommu.waits())
+
+    assert counts == [1, 0, 1, 0, 1, 1]
+    assert native.iommu.is_told_of_waits
+
+
+@pytest.mark.row("driver", 75)
+@pytest.mark.parametrize("awaited", [0, 1])
+def test_a_poll_goes_on_after_a_wait_and_not_after_posted_work(native, awaited):
+    """A wait is worth a window; where nobody waits the time that was left is all there is."""
+    native.words[AWAITED] = awaited
+    native.put(map_op(1, 0x100, 0x10), flags=SlotFlags.POSTED)
+    start = time.monotonic_ns()
+
+    native.iommu.spin(Poll(1_000_000_000, 1000, 20_000_000))
+
+    assert (time.monotonic_ns() - start >= 20_000_000) == bool(awaited)
+
+
+@pytest.mark.row("driver", 75)
+def test_a_poll_ends_after_its_budget_however_often_somebody_waits(native):
+    start = time.monotonic_ns()
+    native.words[AWAITED] = 1
+    native.put(map_op(1, 0x100, 0x10))
+
+    native.iommu.spin(Poll(1_000_000, 1_000_000, 10_000_000_000))
+
+    assert 1_000_000 <= time.monotonic_ns() - start < 1_000_000_000
 
 
 def test_memory_that_was_renewed_is_where_the_ring_is(native):

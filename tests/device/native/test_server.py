@@ -1,12 +1,17 @@
 """The server's tests on a machine with the native core, and the polling that only such a machine does."""
 
+import time
+
 import pytest
 
+from pviommu.iommu.ring_core import Poll
 from pviommu.server import CORE_SPIN_NS
+from pviommu_abi.slots import SlotFlags
 from pviommu_abi.xen_2024 import MapPages, Xen2024Op
 
 from .. import test_server
 from ..test_server import *  # noqa: F403
+from ..test_server import SPIN_NS
 
 # Its turns are long, so it looks at the sockets in each.
 globals().pop(test_server.test_a_busy_server_looks_at_its_sockets_now_and_then.__name__)
@@ -14,20 +19,52 @@ globals().pop(test_server.test_a_busy_server_looks_at_its_sockets_now_and_then._
 
 @pytest.fixture
 def polls(connected, monkeypatch):
-    """The times for which the rings were polled."""
+    """How long the rings were to be polled, each time."""
     seen = []
     spin = connected.driver.iommu.spin
-    monkeypatch.setattr(connected.driver.iommu, "spin", lambda budget: seen.append(budget) or spin(budget))
+    monkeypatch.setattr(connected.driver.iommu, "spin", lambda poll: seen.append(poll) or spin(poll))
     return seen
 
 
-def test_while_rings_are_busy_they_are_polled_between_two_looks_at_the_sockets(connected, polls):
-    connected.driver.put(test_server.NOOP)
+def wait_twice(connected):
+    """Now there is a guest to poll for."""
+    for _ in range(2):
+        connected.driver.put(test_server.NOOP)
+        connected.server.turn()
+    connected.driver.inputs.waits.clear()
+
+
+def test_for_a_guest_that_waits_rings_are_polled_between_two_looks_at_the_sockets(connected, polls):
+    wait_twice(connected)
+    polls.clear()
 
     connected.turns(2)
 
-    assert polls == [CORE_SPIN_NS, CORE_SPIN_NS]
+    assert [poll.budget_ns for poll in polls] == [CORE_SPIN_NS, CORE_SPIN_NS]
+    assert all(0 < poll.left_ns < poll.window_ns <= SPIN_NS for poll in polls)
     assert connected.driver.inputs.waits == [0, 0]
+
+
+@pytest.mark.row("driver", 75)
+def test_a_poll_ends_when_there_is_something_to_read(connected, polls):
+    wait_twice(connected)
+    connected.turns(1)
+    (fd,) = {poll.fd for poll in polls}
+    second = 1_000_000_000
+
+    connected.ring_doorbell()
+    start = time.monotonic_ns()
+    connected.driver.iommu.spin(Poll(second, second, second, fd))
+
+    assert time.monotonic_ns() - start < second // 2
+
+
+def test_work_that_nobody_waits_for_is_not_polled_for(connected, polls):
+    for _ in range(5):
+        connected.driver.put(test_server.NOOP, flags=SlotFlags.POSTED)
+        connected.turns(1)
+
+    assert polls == []
 
 
 def test_a_server_that_sleeps_does_not_poll(connected, polls):
@@ -42,10 +79,8 @@ def test_a_server_that_sleeps_does_not_poll(connected, polls):
 def test_what_a_poll_finds_keeps_the_server_awake(connected, monkeypatch):
     driver = connected.driver
     assert driver.alloc() == (0, 1)
+    wait_twice(connected)
     monkeypatch.setattr(driver.machine, "work", lambda: False)
-    connected.fall_asleep()
-    driver.inputs.waits.clear()
-    connected.server._wake(driver.inputs.time)
     driver.put(MapPages(Xen2024Op.MAP_PAGES, 1, 3, 5, 6, 1).pack())
 
     connected.turns(1)
@@ -55,6 +90,8 @@ def test_what_a_poll_finds_keeps_the_server_awake(connected, monkeypatch):
 
 
 def test_endpoints_with_work_are_not_kept_waiting_by_polls(connected, polls, monkeypatch):
+    wait_twice(connected)
+    polls.clear()
     monkeypatch.setattr(connected.driver.machine, "endpoints_busy", True)
     monkeypatch.setattr(connected.driver.machine, "work", lambda: True)
 

@@ -142,3 +142,54 @@ def test_no_writes_change_what_is_read_only(writes: list[tuple[int, bytes]]) -> 
     assert config.get(0x18, 2) == 0x000C
     assert config.read(0x40, 4) == b"\x09\x00\x04\x01"
     assert config.read(0x100, 3840) == bytes(3840)
+
+
+def config_with_bars() -> ConfigSpace:
+    config = ConfigSpace(IDENTITY)
+    config.add_bar(0, 0x1000, wide=False, prefetchable=False)
+    config.add_bar(2, 0x10000, wide=True, prefetchable=True)
+    config.seal()
+    return config
+
+
+def test_bars_answer_where_they_were_put_while_decoding_is_on() -> None:
+    config = config_with_bars()
+    config.write(0x10, (0xE0000000).to_bytes(4, "little"))
+    config.write(0x18, (0x8_0001_0000).to_bytes(8, "little"))
+    assert config.decoded() == []
+
+    config.write(0x04, b"\x02")
+    assert config.decoded() == [(0, 0xE0000000, 0x1000), (2, 0x8_0001_0000, 0x10000)]
+
+    config.write(0x04, b"\x00")
+    assert config.decoded() == []
+
+
+@pytest.mark.parametrize("value", [0, 0xFFFFFFFF, 0xFFFFF000])
+def test_a_narrow_bar_without_an_address_or_being_sized_answers_nowhere(value: int) -> None:
+    config = config_with_bars()
+    config.write(0x04, b"\x02")
+    config.write(0x10, value.to_bytes(4, "little"))
+
+    assert config.decoded() == []
+
+
+@pytest.mark.parametrize(("low", "high", "address"), [(0, 1, 1 << 32), (0xFFFFFFFF, 0, 0xFFFF0000), (-1, -1, None)])
+def test_a_wide_bar_has_64_bits_of_address(low: int, high: int, address: int | None) -> None:
+    config = config_with_bars()
+    config.write(0x04, b"\x02")
+    config.write(0x18, (low & 0xFFFFFFFF).to_bytes(4, "little") + (high & 0xFFFFFFFF).to_bytes(4, "little"))
+
+    assert config.decoded() == ([] if address is None else [(2, address, 0x10000)])
+
+
+def test_a_reset_may_keep_the_addresses_of_bars_and_nothing_else() -> None:
+    config = config_with_bars()
+    config.write(0x04, b"\x06")
+    config.write(0x18, (0x8_0001_0000).to_bytes(8, "little"))
+
+    config.reset(keep_bars=True)
+    assert (config.get(0x18, 8), config.get(0x04, 2)) == (0x8_0001_000C, 0)
+
+    config.reset()
+    assert config.get(0x18, 8) == 0xC

@@ -9,6 +9,7 @@ from pviommu.selfcheck.operations import (
     Attach,
     Batch,
     Bind,
+    Block,
     Dma,
     Map,
     Operation,
@@ -51,6 +52,31 @@ def test_an_endpoint_whose_binding_is_forgotten_is_in_the_default_context(oracle
     assert stop(oracle, Unbind(0x28)) is None
 
     assert oracle.model.attached == {1: 0, 2: 0}
+
+
+@pytest.mark.parametrize("leave", [Unbind(0x28), Block(0x28)])
+def test_what_is_unbound_or_blocked_is_held_until_it_is_attached_or_the_iommu_is_reset(
+    oracle: Oracle, leave: Operation
+) -> None:
+    dma = Dma(1, 0, 1, False, 0)
+    oracle.apply(leave)
+    oracle.apply(Revive(1))
+    assert oracle.apply(dma).outcome.translation == (0, "BLOCKED")
+
+    oracle.apply(Bind(0x28, 1))
+    oracle.apply(Attach(0x28, 0))
+    assert oracle.apply(dma).outcome.translation == [(0, 1)]
+
+    oracle.apply(leave)
+    oracle.apply(Reset())
+    assert oracle.apply(dma).outcome.translation == (0, "BLOCKED")
+    oracle.apply(Revive(1))
+    assert oracle.apply(dma).outcome.translation == [(0, 1)]
+
+
+def test_what_is_not_bound_is_not_blocked(oracle: Oracle) -> None:
+    assert stop(oracle, Block(0x30)) == "NOT_BOUND"
+    assert oracle.model.blocked == set()
 
 
 def test_what_the_profile_refuses_changes_nothing(oracle: Oracle) -> None:

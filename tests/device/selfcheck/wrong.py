@@ -46,7 +46,15 @@ class LeakyEngine(Engine):
         return stop
 
 
-WRONG = (StaleEngine, PermissiveEngine, HastyEngine, LeakyEngine)
+class ForgivingEngine(Engine):
+    """Whatever unblocks an endpoint ends a hold too."""
+
+    def unblock(self, stream: int) -> Any:
+        self._endpoints._held.discard(stream)
+        return super().unblock(stream)
+
+
+WRONG = (StaleEngine, PermissiveEngine, HastyEngine, LeakyEngine, ForgivingEngine)
 
 
 def machine_with(engine: type[Engine]) -> Callable[[Topology, Environment], Machine]:

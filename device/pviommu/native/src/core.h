@@ -120,7 +120,7 @@ struct pv_core {
 	uint64_t identity;	/* whether the default context maps RAM 1:1 */
 	uint64_t profile;	/* class of the slots that are carried out here; 0: none */
 	uint64_t max_nr_pages;
-	struct pv_ranges ram;
+	struct pv_ranges backed; /* RAM, and other frames that may be mapped */
 	struct pv_ranges reserved;
 	struct pv_context *contexts[PV_CONTEXTS];
 };
@@ -131,15 +131,16 @@ struct pv_outcome pv_unmap(const struct pv_core *core, const struct pv_context *
 
 /* ---- rings (twins: iommu/ring.py, iommu/execution.py) ---- */
 
-/* Both fields of a cache line that one side writes; see protocol/pviommu_abi/shared.py. */
+/* The lines are what each side writes; see protocol/pviommu_abi/shared.py. */
 struct pv_ring {
 	uint8_t *slots;
-	const volatile uint32_t *guest_line;	/* producer, completion_event */
+	const volatile uint32_t *guest_line;	/* producer, completion_event, awaited */
 	volatile uint32_t *device_line;		/* completed, doorbell_event */
 	uint32_t entries;			/* a power of two; 0: off */
 	uint32_t completed;
 	uint32_t broken;
 	uint32_t number;
+	uint32_t awaited;			/* as last seen */
 };
 
 enum pv_reason {
@@ -158,6 +159,7 @@ struct pv_report {
 	uint64_t unmaps;
 	uint64_t pages_mapped;
 	uint64_t pages_unmapped;
+	uint64_t waits;		/* seen while polling: times that somebody in the guest began to wait */
 	uint32_t reason;
 	uint32_t interrupt;	/* whether the guest asked to be interrupted */
 	uint32_t unpublished;

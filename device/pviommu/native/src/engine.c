@@ -34,15 +34,15 @@ PV_EXPORT void pv_core_destroy(struct pv_core *core)
 	for (uint32_t ctx = 0; ctx < PV_CONTEXTS; ctx++)
 		if (core->contexts[ctx])
 			context_free(core->contexts[ctx]);
-	free(core->ram.bounds);
+	free(core->backed.bounds);
 	free(core->reserved.bounds);
 	free(core);
 }
 
-/* Replace guest RAM and what no context translates; -1 without memory. */
-PV_EXPORT int pv_core_set_ram(struct pv_core *core, const uint64_t *bounds, uint64_t count)
+/* Replace what may be mapped, and what no context translates; -1 without memory. */
+PV_EXPORT int pv_core_set_backed(struct pv_core *core, const uint64_t *bounds, uint64_t count)
 {
-	return pv_ranges_set(&core->ram, bounds, count);
+	return pv_ranges_set(&core->backed, bounds, count);
 }
 
 PV_EXPORT int pv_core_set_reserved(struct pv_core *core, const uint64_t *bounds, uint64_t count)
@@ -111,7 +111,7 @@ struct pv_outcome pv_map(const struct pv_core *core, const struct pv_context *co
 		return stopped(0, PV_STOP_NO_ACCESS, dfn);
 	if (dfn >= core->limit || nr > core->limit - dfn)
 		return stopped(0, PV_STOP_OUT_OF_APERTURE, dfn < core->limit ? core->limit : dfn);
-	backed = pv_inside(&core->ram, gfn);
+	backed = pv_inside(&core->backed, gfn);
 	clear = pv_outside(&context->closed, dfn);
 	possible = min64(nr, min64(backed, clear));
 	done = possible ? pv_table_map(table, dfn, gfn, possible, access & PV_ACCESS, 1) : 0;
@@ -168,7 +168,7 @@ static uint64_t default_pages(const struct pv_core *core, uint32_t ctx, uint64_t
 		*refusal = PV_RESERVED;
 		return 0;
 	}
-	pages = min64(clear, pv_inside(&core->ram, dfn));
+	pages = min64(clear, pv_inside(&core->backed, dfn));
 	*refusal = PV_NOT_MAPPED;
 	return pages;
 }

@@ -6,6 +6,7 @@
  * guest can write the shared memory at any time: a slot is read once, into registers, and indices are never read back.
  */
 
+#include <poll.h>
 #include <time.h>
 
 #include "core.h"
@@ -31,6 +32,9 @@
 /* How much work goes by between two looks at the clock. */
 #define CLOCK_SLOTS	16
 #define CLOCK_PAGES	1024
+
+/* How long a poll of the rings goes on between two looks at the descriptor that may end it: each is a system call. */
+#define LOOK_NS		20000u
 
 #define EPERM		1
 #define ENOENT		2
@@ -271,16 +275,44 @@ PV_EXPORT void pv_ring_execute(const struct pv_core *core, struct pv_ring *ring,
 	execute(core, ring, limit < BATCH ? limit : BATCH, now_ns() + budget_ns, report);
 }
 
+/* Whether somebody began to wait since the last look. Twin: CommandRing.is_awaited_anew() of iommu/ring.py. */
+static uint32_t awaited_anew(struct pv_ring *ring)
+{
+	uint32_t before = ring->awaited;
+
+	ring->awaited = ring->guest_line[2];
+	return ring->awaited != before;
+}
+
+/* Times that somebody waited; a guest that does not tell waits for all but posted slots. */
+static uint64_t waits_of(const struct pv_report *report)
+{
+	return report->waits ? report->waits : report->slots - report->posted;
+}
+
+static int is_readable(int fd)
+{
+	struct pollfd polled = { .fd = fd, .events = POLLIN };
+
+	return poll(&polled, 1, 0) > 0;	/* never of a negative one */
+}
+
 /*
- * Poll `count` rings for about `budget_ns` and execute what appears, as far as it is for this core. Ends early when
- * there is something for Python to do.
+ * Poll `count` rings and execute what appears, as far as it is for this core: for about `left_ns`, and for `window_ns`
+ * after each time that somebody began to wait, for `budget_ns` in all. Ends early when there is something for Python
+ * to do, or to read from `fd`.
  */
 PV_EXPORT void pv_spin(const struct pv_core *core, struct pv_ring *rings, uint32_t count, uint64_t budget_ns,
-		       struct pv_report *report)
+		       uint64_t left_ns, uint64_t window_ns, int fd, struct pv_report *report)
 {
-	uint64_t deadline = now_ns() + budget_ns;
+	uint64_t now = now_ns(), deadline = now + budget_ns, until = now + left_ns, look = now + LOOK_NS, waits = 0;
 
 	do {
+		if (now >= look) {
+			if (is_readable(fd))
+				return;
+			look = now + LOOK_NS;
+		}
 		for (uint32_t turn = 0; turn < CLOCK_SLOTS; turn++) {
 			for (uint32_t i = 0; i < count; i++) {
 				struct pv_ring *ring = &rings[i];
@@ -296,10 +328,16 @@ PV_EXPORT void pv_spin(const struct pv_core *core, struct pv_ring *rings, uint32
 					return;
 				}
 				execute(core, ring, pending < BATCH ? pending : BATCH, deadline, report);
+				report->waits += awaited_anew(ring);
 				if (report->reason != PV_DONE || report->interrupt)
 					return;
 			}
 			__builtin_ia32_pause();
 		}
-	} while (now_ns() < deadline);
+		now = now_ns();
+		if (waits != waits_of(report)) {
+			waits = waits_of(report);
+			until = now + window_ns;
+		}
+	} while (now < until && now < deadline);
 }

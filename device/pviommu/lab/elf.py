@@ -1,0 +1,46 @@
+"""The little of an ELF file that tells what it takes to run it."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+__all__ = ["X86_64", "ElfProgram", "read_elf"]
+
+X86_64 = 62
+"""Machine number (EM_X86_64)."""
+
+_MAGIC = b"\x7fELF"
+_CLASS_64, _LITTLE_ENDIAN = 2, 1
+_HEADER = struct.Struct("<16sHHIQQQIHHHHHH")
+_SEGMENT = struct.Struct("<IIQQQQQQ")
+_EXECUTABLE, _SHARED = 2, 3  # file types; a program that can be loaded anywhere is of the second
+_INTERPRETER = 3  # a segment of the type PT_INTERP
+
+
+@dataclass(frozen=True, slots=True)
+class ElfProgram:
+    """What an ELF file is for. ``loader`` is the path of what loads a dynamic program; None: it needs none."""
+
+    machine: int
+    is_program: bool
+    loader: str | None = None
+
+
+def read_elf(content: bytes) -> ElfProgram | None:
+    """What ``content`` is if it is an ELF file; None if it is none. A file that is cut off is no program."""
+    if not content.startswith(_MAGIC):
+        return None
+    if len(content) < _HEADER.size or content[4:6] != bytes((_CLASS_64, _LITTLE_ENDIAN)):
+        return ElfProgram(0, is_program=False)
+    fields = _HEADER.unpack_from(content)
+    kind, machine, entry, start, size, count = fields[1], fields[2], fields[4], fields[5], fields[9], fields[10]
+    loader = None
+    for number in range(count):
+        place = start + number * size
+        if place + _SEGMENT.size > len(content):
+            return ElfProgram(machine, is_program=False)
+        segment = _SEGMENT.unpack_from(content, place)
+        if segment[0] == _INTERPRETER:
+            loader = content[segment[2] : segment[2] + segment[5]].rstrip(b"\0").decode(errors="replace")
+    return ElfProgram(machine, kind == _EXECUTABLE or (kind == _SHARED and entry != 0), loader)

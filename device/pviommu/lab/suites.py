@@ -1,0 +1,116 @@
+"""Builds tests that others wrote, for the guest to run: of the kernel's own ones, those of VFIO.
+
+They are built from the kernel source of the private root as they are, statically, with the compiler of that root. What
+the lab adds lies in ``guest-tools/suites`` and comes in at link time. Results are kept by a digest of all that.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from pviommu.lab.build import find_sandbox
+from pviommu.lab.guest_settings import SUITES
+from pviommu.lab.kept import keep, sources_digest
+from pviommu.lab.kernel_build import source_archive, source_version
+from pviommu.lab.problems import RunError
+from pviommu.lab.processes import Run, run
+from pviommu.lab.progress import Progress
+
+__all__ = ["KERNELS", "STEPS", "build_suite"]
+
+STEPS = 2
+"""Progress steps that building a suite may take."""
+
+KERNELS = ("lab", "lab-debug", "own")
+"""Kernels that a suite can run on: it takes what the lab's own kernels have."""
+
+_LAYOUT = "1"  # change it to have every suite built anew
+_TESTS = "tools/testing/selftests"
+_PARTS = (
+    # what `make headers` reads, and the headers that programs outside of the kernel may use
+    *("Makefile", "Kbuild", "scripts", "include", "usr", "arch/x86/Makefile*", "arch/x86/include"),
+    *("arch/x86/entry/syscalls", "arch/x86/tools", "tools/include", "tools/arch/x86/include"),
+    *(f"{_TESTS}/{name}" for name in ("*.h", "lib.mk", "kselftest", "vfio")),
+    # what links in the tests of VFIO lead to
+    *("drivers/dma/ioat/*.h", "drivers/dma/idxd/*.h", "drivers/net/ethernet/intel/igb/*.h"),
+)
+_DRIVER = "pviommu_dma_test"
+_COMPILE = ("gcc", "-std=gnu11", "-O2", "-Wall", "-Werror", "-D_GNU_SOURCE=")
+
+
+def build_suite(
+    name: str, root: Path, guest_tools: Path, cache: Path, progress: Progress, run: Run = run
+) -> list[Path]:
+    """The programs of the suite ``name``, sorted by name; from ``cache`` if nothing changed.
+
+    ``root`` has a kernel source and what builds it. Raises RunError with the compiler's output, and EnvironmentProblem.
+    """
+    assert name in SUITES
+    added = guest_tools / "suites" / name
+    header = guest_tools / "driver" / f"{_DRIVER}.h"
+    kept = cache / f"suite-{name}-{_digest(root, added, header)}"
+    if kept.is_dir():
+        progress.skip(STEPS)
+    else:
+        work = Path(tempfile.mkdtemp(dir=root / "build"))
+        try:
+            progress.step(f"unpacking the tests of {source_archive(root).name.removesuffix('.tar.xz')}")
+            _Build(root, work, run).unpack(_PARTS)
+            progress.done()
+            progress.step(f"building the suite {name}")
+            _Build(root, work, run).make([added / f"{_DRIVER}.c", header], kept)
+            progress.done()
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+    return sorted(kept.iterdir())
+
+
+def _digest(root: Path, added: Path, header: Path) -> str:
+    """The source's version stands for its text, the root's name for compiler and C library."""
+    header_digest = hashlib.sha256(header.read_bytes()).hexdigest()
+    return sources_digest(added, " ".join((_LAYOUT, root.name, source_version(root), header_digest, *_COMPILE)))
+
+
+class _Build:
+    """One build in the folder ``work`` of ``root``."""
+
+    def __init__(self, root: Path, work: Path, run: Run) -> None:
+        self._root = root
+        self._work = work
+        self._run = run
+        self._sandbox = find_sandbox(root, run)
+        self._inside = f"/{work.relative_to(root)}"
+
+    def unpack(self, parts: Sequence[str]) -> None:
+        archive = source_archive(self._root)
+        top = archive.name.removesuffix(".tar.xz")
+        names = [f"{top}/{part}" for part in parts]
+        inside = f"/{archive.relative_to(self._root)}"
+        options = ["-xf", inside, "-C", self._inside, "--strip-components=1", "--wildcards"]
+        self._do(["tar", *options, *names], "unpacked")
+
+    def make(self, added: Sequence[Path], kept: Path) -> None:
+        for path in added:
+            shutil.copyfile(path, self._work / path.name)
+        (self._work / "out").mkdir()
+        inside = self._inside
+        self._do(["make", "-C", inside, "headers"], "given the kernel's headers")
+        includes = [f"-I{inside}/{path}" for path in ("tools/include", _TESTS, f"{_TESTS}/vfio/lib/include")]
+        driver = f"{inside}/{_DRIVER}.o"
+        source = f"{inside}/{_DRIVER}.c"
+        words = ["-isystem", f"{inside}/usr/include", *includes, "-c", source, "-o", driver]
+        self._do([*_COMPILE, *words], "given the engine's driver")
+        link = f"USERLDFLAGS=-static -Wl,--wrap=vfio_pci_driver_probe {driver}"
+        self._do(["make", "-C", f"{inside}/{_TESTS}/vfio", f"OUTPUT={inside}/out", link], "built")
+        programs = [path for path in sorted((self._work / "out").iterdir()) if path.is_file() and not path.suffix]
+        keep(programs, kept, mode=0o755)
+
+    def _do(self, program: Sequence[str], what: str) -> None:
+        outcome = self._run(self._sandbox.command(self._root, program))
+        if outcome.status != 0:
+            said = outcome.output.replace(f"{self._inside}/", "")
+            raise RunError(f"the suite cannot be {what}", "\n".join(said.splitlines()[-40:]))

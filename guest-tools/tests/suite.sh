@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: MIT
+# shellcheck shell=sh
+#
+# Tests by others instead of those of the lab: the kernel's tools/testing/selftests/vfio, on the engines. Each program's report is
+# a test below that of the suite; a program that says that it has nothing to test here is a test that was skipped.
+
+suites=/lab/suite
+huge_1g=/sys/kernel/mm/hugepages/hugepages-1048576kB/nr_hugepages
+
+suite_plan() {
+	echo 6
+}
+
+suite_tests() {
+	usage_held >/tmp/usage.vfio
+	check "vfio-pci is there" vfio_load
+	check "there is a huge page of 1 GiB" suite_reserves
+	check "the engines go to vfio-pci" vfio_take_engines
+	for interface in $(vfio_interfaces); do
+		vfio_allow "$interface" Y
+	done
+	suite_programs | sed -u 's/^/  /'
+	suite_passed
+	verdict $? "selftests/$suite"
+	check "the engines go back to pviommu_dmatest, and the DMA API works" suite_gives_back
+	check "nothing is left of VFIO" same "$(usage_held)" "$(cat /tmp/usage.vfio)"
+}
+
+# A program may find only what is there when it asks.
+suite_reserves() {
+	[ "$(cat "$huge_1g")" -ge 1 ] && return 0
+	echo 1 >/proc/sys/vm/compact_memory
+	echo 1 >"$huge_1g" && [ "$(cat "$huge_1g")" -ge 1 ]
+}
+
+suite_gives_back() {
+	echo 0 >"$huge_1g"
+	for interface in $(vfio_interfaces); do
+		vfio_allow "$interface" N
+	done
+	vfio_give_engines_back
+}
+
+# suite_programs: the report of the suite; failures are counted in a file, since this runs in a pipe
+suite_programs() {
+	: >/tmp/suite-failures
+	plan "$(find "$suites" -type f | wc -l)"
+	count=0
+	for path in "$suites"/*; do
+		count=$((count + 1))
+		suite_program "$path" 2>&1 | tee "$report" | sed -u 's/^/  /'
+		suite_verdict "$count" "${path##*/}"
+	done
+}
+
+# suite_program PATH: with one engine, or with two if it tests several at a time
+suite_program() {
+	case "$1" in
+	*_init_perf_test) wanted=2 ;;
+	*) wanted=1 ;;
+	esac
+	# shellcheck disable=SC2046 # one word an engine
+	"$1" $(echo "$engines" | head -n "$wanted")
+}
+
+# suite_verdict NUMBER NAME: of the program whose report is in $report
+suite_verdict() {
+	if reason=$(grep '^1\.\.0 # SKIP' "$report"); then
+		echo "ok $1 $2 # SKIP ${reason#*# SKIP }"
+	elif grep -q '^1\.\.[1-9]' "$report" && ! grep -q '^not ok' "$report"; then
+		echo "ok $1 $2"
+	else
+		echo "not ok $1 $2"
+		echo "$2" >>/tmp/suite-failures
+	fi
+}
+
+suite_passed() {
+	[ ! -s /tmp/suite-failures ]
+}
