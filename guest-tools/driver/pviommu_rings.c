@@ -56,6 +56,8 @@ static int pviommu_ring_init(struct pviommu *pv, unsigned int number, u32 place,
 	ring->pv = pv;
 	ring->entries = entries;
 	ring->place = place;
+	/* a device may sleep at the first slot: none was rung for yet */
+	ring->rung = U32_MAX;
 	ring->guest = pv->shared + PVIOMMU_INDEX_OFFSET + number * PVIOMMU_RING_INDEX_STRIDE;
 	ring->device = (void *)ring->guest + PVIOMMU_CACHE_LINE;
 	ring->slots = pv->shared + place;

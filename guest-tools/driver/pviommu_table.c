@@ -8,8 +8,9 @@
  * need no lock. The IOMMU core never works on one address from two sides at a time.
  *
  * An entry is free (0), mapped, or claimed: pages that map reported to the IOMMU core although the
- * device has not answered yet, or has refused them. The core will unmap those as well, so they
- * count as unmapped then, but the device is not asked.
+ * device has not answered yet, or has refused them, or was not asked for them because no context
+ * can map them. The core will unmap those as well, so they count as unmapped then, but the device
+ * is not asked.
  *
  * The shape is the one that the device charges its pool for, so the number of tables here is what
  * its tables can need at most.
@@ -201,7 +202,7 @@ static void pviommu_table_mix(struct pviommu_table *table, u64 *slot)
 	if (!(value & PVIOMMU_TABLE_MIXED))
 		/* Entries are there before the state says so. */
 		smp_store_release(slot, (u64)(uintptr_t)page | PVIOMMU_TABLE_MIXED);
-	/* Pairs with the lookup: it is no run any more before the caller changes the first entry. */
+	/* Pairs with the lookup: it is no run any more before a caller changes its first entry. */
 	smp_wmb();
 	spin_unlock_irqrestore(&table->lock, flags);
 }

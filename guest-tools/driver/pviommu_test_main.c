@@ -112,6 +112,8 @@ static void pvt_run_all(struct ktap *ktap, struct pvt *t)
 		{ pvt_fault_cases, pvt_nr_fault_cases },
 		{ pvt_op_cases, pvt_nr_op_cases },
 		{ pvt_context_cases, pvt_nr_context_cases },
+		{ pvt_table_cases, pvt_nr_table_cases },
+		{ pvt_domain_cases, pvt_nr_domain_cases },
 		{ pvt_pool_cases, pvt_nr_pool_cases },
 		{ pvt_ring_cases, pvt_nr_ring_cases },
 		{ pvt_batch_cases, pvt_nr_batch_cases },

@@ -202,6 +202,53 @@ def test_each_profile_has_shown_what_all_do(lab_run: LabRun, group: str) -> None
     assert {name for topic in shared for name in SHOWN[topic]} <= lab_run.passed_in(group)
 
 
+TABLE = (
+    *(f"the driver's table is what an array of its pages is, seed {seed}" for seed in (1, 2, 3)),
+    "the driver's table refuses what it cannot hold",
+)
+
+
+@pytest.mark.row("driver", 50)
+@pytest.mark.parametrize("name", TABLE)
+def test_table_of_the_driver_is_right_in_the_guest_too(lab_run: LabRun, name: str) -> None:
+    assert name in lab_run.passed
+
+
+@pytest.mark.row("driver", 54)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "a map that cannot fail is not waited for, and DMA sees it",
+        "a map over a live one is EEXIST and changes nothing",
+        "a map past the page pool is ENOMEM and leaves nothing, and unmapping makes room",
+    ],
+)
+def test_maps_for_user_space_are_posted_or_exact(lab_run: LabRun, name: str) -> None:
+    assert name in lab_run.passed_in("VFIO by type1")
+
+
+@pytest.mark.row("driver", 54)
+def test_a_map_that_fails_half_way_is_undone(lab_run: LabRun) -> None:
+    assert "a map from memory into what is none is undone whole" in lab_run.passed
+
+
+@pytest.mark.row("driver", 56)
+def test_pages_of_the_reserved_window_are_noted_only(lab_run: LabRun) -> None:
+    assert "a domain notes pages of the reserved window and maps those beside it" in lab_run.passed
+
+
+@pytest.mark.row("driver", 55)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "unmapping everything gives all pages of the pool back",
+        "pool pages that one address space does not need any more are there for another",
+    ],
+)
+def test_pool_pages_of_user_space_come_back(lab_run: LabRun, name: str) -> None:
+    assert name in lab_run.passed_in("VFIO by type1")
+
+
 def test_server_counts_what_the_guest_did(lab_run: LabRun) -> None:
     counts = lab_run.results["counts"]
 

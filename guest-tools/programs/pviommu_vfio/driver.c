@@ -57,7 +57,8 @@ bool read_usage(struct usage *usage)
 		{ "contexts", &usage->contexts },	 { "bindings", &usage->bindings },
 		{ "pool_used", &usage->pool_used },	 { "mapped_pages", &usage->mapped_pages },
 		{ "domains", &usage->domains },		 { "table_pages", &usage->table_pages },
-		{ "endpoints", &usage->endpoints },
+		{ "endpoints", &usage->endpoints },	 { "posted", &usage->posted },
+		{ "waited", &usage->waited },
 	};
 	const unsigned int nr_fields = sizeof(fields) / sizeof(*fields);
 	FILE *file = open_file("usage");

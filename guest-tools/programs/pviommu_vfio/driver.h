@@ -15,9 +15,10 @@ struct capabilities {
 	uint64_t pool_pages;
 };
 
-/* What is held on both sides; counters that only grow are left out. */
+/* What is held on both sides; and commands sent so far, which same_usage() leaves out. */
 struct usage {
 	uint64_t contexts, bindings, pool_used, mapped_pages, domains, table_pages, endpoints;
+	uint64_t posted, waited;
 };
 
 bool read_capabilities(struct capabilities *capabilities);

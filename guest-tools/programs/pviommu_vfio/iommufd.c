@@ -31,7 +31,7 @@ static int iommufd_open(struct space *space)
 	return 0;
 }
 
-static int open_cdev(const char *address)
+int open_cdev(const char *address)
 {
 	char path[PATH_MAX];
 	struct dirent *entry;

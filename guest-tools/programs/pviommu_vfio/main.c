@@ -15,20 +15,35 @@
 #include "ktap.h"
 #include "memory.h"
 #include "tests.h"
+#include "timing.h"
 
 #define MAX_LISTS	8
+<<<<<<< HEAD
+#define MAX_MIB		(1 << 18)
+
+static const char usage_text[] =
+	"usage: pviommu_vfio [--type1|--iommufd] [--huge] ADDRESS [OTHER_ADDRESS]\n"
+	"       pviommu_vfio [--type1|--iommufd] --attach ADDRESS\n"
+	"       pviommu_vfio [--type1|--iommufd|--compat] --time-maps MIB ADDRESS\n"
+=======
 #define PAGE_SIZE	4096
 #define ANY_IOVA	0x10000000
 
 static const char usage_text[] =
 	"usage: pviommu_vfio [--type1|--iommufd] [--huge] ADDRESS [OTHER_ADDRESS]\n"
 	"       pviommu_vfio [--type1|--iommufd] --attach|--map ADDRESS\n"
+>>>>>>> c141194546ec8fb3c0c905e7b726fe693acc2e93
 	"\n"
 	"  --type1    the container of VFIO (default)\n"
 	"  --iommufd  /dev/iommu and the devices' own files\n"
+	"  --compat   /dev/iommu as a container of type1, for --time-maps only\n"
 	"  --huge     with huge pages too; /proc/sys/vm/nr_hugepages must have set two aside\n"
 	"  --attach   only attach: prints \"attached\" or the name of the error\n"
+<<<<<<< HEAD
+	"  --time-maps  only map so much, a multiple of 8, page by page, and unmap it: prints seconds\n"
+=======
 	"  --map      only attach and map a page: prints \"mapped\" or the name of the error\n"
+>>>>>>> c141194546ec8fb3c0c905e7b726fe693acc2e93
 	"\n"
 	"ADDRESS: PCI function of a DMA test engine that is bound to vfio-pci, as 0000:00:11.0\n";
 
@@ -36,8 +51,23 @@ struct options {
 	const struct space_ops *ops;
 	const char *addresses[2];
 	unsigned int nr_addresses;
+<<<<<<< HEAD
+	bool huge, attach;
+	uint64_t mib;
+=======
 	bool huge, attach, map;
+>>>>>>> c141194546ec8fb3c0c905e7b726fe693acc2e93
 };
+
+static bool parse_mib(const char *text, uint64_t *mib)
+{
+	char *end;
+
+	if (!text)
+		return false;
+	*mib = strtoull(text, &end, 10);
+	return *text >= '0' && *text <= '9' && !*end && *mib && *mib <= MAX_MIB && *mib % 8 == 0;
+}
 
 static bool parse(int argc, char **argv, struct options *options)
 {
@@ -51,6 +81,10 @@ static bool parse(int argc, char **argv, struct options *options)
 			options->ops = &type1_ops;
 		else if (!strcmp(argv[i], "--iommufd"))
 			options->ops = &iommufd_ops;
+		else if (!strcmp(argv[i], "--compat"))
+			options->ops = &compat_ops;
+		else if (!strcmp(argv[i], "--time-maps") && parse_mib(argv[i + 1], &options->mib))
+			i++;
 		else if (!strcmp(argv[i], "--huge"))
 			options->huge = true;
 		else if (!strcmp(argv[i], "--attach"))
@@ -60,6 +94,12 @@ static bool parse(int argc, char **argv, struct options *options)
 		else
 			return false;
 	}
+<<<<<<< HEAD
+	if (options->ops == &compat_ops && !options->mib)
+		return false;
+	return options->nr_addresses == 1 ||
+	       (options->nr_addresses == 2 && !options->attach && !options->mib);
+=======
 	if (options->attach && options->map)
 		return false;
 	return options->nr_addresses == 1 ||
@@ -75,6 +115,7 @@ static int map_one_page(struct space *space)
 		result = space->ops->map(space, page, ANY_IOVA, PAGE_SIZE, SPACE_READ | SPACE_WRITE);
 	free(page);
 	return result;
+>>>>>>> c141194546ec8fb3c0c905e7b726fe693acc2e93
 }
 
 static int attach_only(const struct options *options)
@@ -197,29 +238,41 @@ static void run_attached(struct fixture *f, const struct test *tests, bool attac
 	}
 }
 
+static void run_closing(struct fixture *f, const struct test *tests, bool attached)
+{
+	for (; tests->name; tests++) {
+		ktap_result(attached && tests->run(f), tests->name);
+		fixture_close(f);
+		/* one engine will do for those that open again: each open and close resets it */
+		f->addresses[1] = NULL;
+	}
+}
+
 static void run_all(struct fixture *f, const struct options *options)
 {
-	const struct test *lists[MAX_LISTS] = { ranges_tests, dma_tests, map_tests, pool_tests };
-	unsigned int nr_lists = 4, total = length(lifetime_tests), i;
+	const struct test *lists[MAX_LISTS] = { ranges_tests, dma_tests, map_tests, posting_tests,
+						pool_tests };
+	unsigned int nr_lists = 5, total = length(lifetime_tests), i;
 	bool attached;
 
 	lists[nr_lists++] = options->ops->maps_bars ? bar_tests : no_bar_tests;
 	if (options->huge)
 		lists[nr_lists++] = huge_tests;
-	if (options->nr_addresses == 2)
+	if (options->nr_addresses == 2) {
 		lists[nr_lists++] = isolation_tests;
+		lists[nr_lists++] = sharing_tests;
+	}
+	if (options->ops == &iommufd_ops)
+		total += length(iommufd_tests);
 	for (i = 0; i < nr_lists; i++)
 		total += length(lists[i]);
 	ktap_plan(total);
 	attached = fixture_init(f, options) && fixture_open(f);
 	for (i = 0; i < nr_lists; i++)
 		run_attached(f, lists[i], attached);
-	for (i = 0; lifetime_tests[i].name; i++) {
-		ktap_result(attached && lifetime_tests[i].run(f), lifetime_tests[i].name);
-		fixture_close(f);
-		/* one engine will do for those that open again: each open and close resets it */
-		f->addresses[1] = NULL;
-	}
+	run_closing(f, lifetime_tests, attached);
+	if (options->ops == &iommufd_ops)
+		run_closing(f, iommufd_tests, attached);
 }
 
 int main(int argc, char **argv)
@@ -233,6 +286,8 @@ int main(int argc, char **argv)
 	}
 	if (options.attach || options.map)
 		return attach_only(&options);
+	if (options.mib)
+		return time_maps(options.ops, options.addresses[0], options.mib);
 	run_all(&fixture, &options);
 	return ktap_failures() ? 1 : 0;
 }

@@ -45,14 +45,18 @@ extern const struct test ranges_tests[];
 extern const struct test dma_tests[];
 extern const struct test huge_tests[];
 extern const struct test map_tests[];
+extern const struct test posting_tests[];
 extern const struct test pool_tests[];
 /* where BARs can be mapped by their address, and where not */
 extern const struct test bar_tests[];
 extern const struct test no_bar_tests[];
 /* need two engines */
 extern const struct test isolation_tests[];
+extern const struct test sharing_tests[];
 /* come last, in this order: the first closes what is open, the others begin with all closed */
 extern const struct test lifetime_tests[];
+/* what only iommufd has; they begin with all closed */
+extern const struct test iommufd_tests[];
 
 /* Opens the address spaces and attaches the engines; false with a complaint. */
 bool fixture_open(struct fixture *fixture);

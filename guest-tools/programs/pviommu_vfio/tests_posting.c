@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: MIT
+/* Maps that cannot fail are not waited for, and what the device keeps for them goes back. */
+#include <string.h>
+
+#include "ktap.h"
+#include "memory.h"
+#include "tests.h"
+
+#define RW		(SPACE_READ | SPACE_WRITE)
+#define MAPS		256
+/* the pool is asked for pages a few times, and reading the usage asks too */
+#define FEW		8
+#define TABLES		64
+
+static bool few_waits(const struct usage *before, const struct usage *after)
+{
+	uint64_t waits = after->waited - before->waited, posts = after->posted - before->posted;
+
+	return (waits <= FEW || complain("%lu waits for %u maps", (unsigned long)waits, MAPS)) &&
+	       (posts >= MAPS || complain("%lu of %u were posted", (unsigned long)posts, MAPS));
+}
+
+static bool maps_are_posted(struct fixture *f)
+{
+	struct usage before, after;
+	unsigned int i;
+
+	memset(f->memory, 0, MAPS * PAGE);
+	if (!read_usage(&before))
+		return false;
+	for (i = 0; i < MAPS; i++)
+		if (!maps(f, f->memory + i * PAGE, GIB + 2 * i * PAGE, PAGE, RW))
+			return false;
+	return engine_fills(&f->engine, GIB + 2 * (MAPS - 1) * PAGE, 0x1111111111111111, PAGE) &&
+	       memory_is(f->memory + (MAPS - 1) * PAGE, PAGE, 0x11) && read_usage(&after) &&
+	       few_waits(&before, &after) && mapped_pages_are(f, MAPS);
+}
+
+/* Far apart, so that each page needs a table of its own. */
+static bool map_tables(struct fixture *f, struct space *space, unsigned int first,
+		       unsigned int count)
+{
+	unsigned int i;
+
+	for (i = first; i < first + count; i++)
+		if (!gives("map", f->ops->map(space, f->memory, 8 * GIB + i * HUGE, PAGE, RW), 0))
+			return complain("that was table %u", i);
+	return true;
+}
+
+static bool pool_is_given_back(struct fixture *f)
+{
+	struct usage with, without;
+
+	return map_tables(f, &f->space, 0, TABLES) && read_usage(&with) &&
+	       (with.pool_used >= f->attached.pool_used + TABLES ||
+		complain("tables are not charged")) &&
+	       gives("unmap", f->ops->unmap_all(&f->space), 0) && read_usage(&without) &&
+	       same("pool pages used", without.pool_used, f->attached.pool_used) &&
+	       maps(f, f->memory, 8 * GIB, PAGE, RW) &&
+	       engine_fills(&f->engine, 8 * GIB, 0, PAGE);
+}
+
+/*
+ * One space had most of the pool and unmapped all but a page. Whatever was kept for it, the other
+ * one can have as much.
+ */
+static bool pool_goes_where_it_is_needed(struct fixture *f)
+{
+	unsigned int count = f->capabilities.pool_pages / 8 * 5;
+	uint64_t unmapped;
+
+	return map_tables(f, &f->space, 0, count) &&
+	       gives("unmap", f->ops->unmap(&f->space, 8 * GIB + HUGE, (count - 1) * HUGE,
+					    &unmapped), 0) &&
+	       map_tables(f, &f->other_space, 0, count) &&
+	       engine_fills(&f->engine, 8 * GIB, 0x4444444444444444, PAGE) &&
+	       engine_fills(&f->other_engine, 8 * GIB + (count - 1) * HUGE, 0, PAGE) &&
+	       mapped_pages_are(f, 1 + count);
+}
+
+const struct test posting_tests[] = {
+	{ "a map that cannot fail is not waited for, and DMA sees it", maps_are_posted },
+	{ "unmapping everything gives all pages of the pool back", pool_is_given_back },
+	{}
+};
+
+const struct test sharing_tests[] = {
+	{ "pool pages that one address space does not need any more are there for another",
+	  pool_goes_where_it_is_needed },
+	{}
+};
