@@ -132,7 +132,7 @@ class _Judge:
             program, status = self._job.settings.program, self._listener.program_status
             if program and status:
                 problems = [*problems, f"{program} ended with status {status}"]
-            problems = report.judge(ktap, self._listener.exit_status, problems)
+            problems = report.judge(ktap, self._listener.exit_status, problems, self._job.settings.suite)
             verdict = "failed" if problems else "passed"
         setup = self._job.setup
         versions = {"pviommu": __version__, "python": platform.python_version(), **setup.toolbox.versions}
