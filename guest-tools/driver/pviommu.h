@@ -5,10 +5,12 @@
 
 #include <linux/atomic.h>
 #include <linux/cache.h>
+#include <linux/completion.h>
 #include <linux/iommu.h>
 #include <linux/list.h>
 #include <linux/mutex.h>
 #include <linux/pci.h>
+#include <linux/refcount.h>
 #include <linux/sizes.h>
 #include <linux/spinlock.h>
 #include <linux/wait.h>
@@ -147,11 +149,13 @@ struct pviommu_profile {
 /**
  * struct pviommu_frames - whole pages within ranges of the capability area
  * @nr: entries of @ranges
+ * @room: entries that there is room for
  * @ranges: frames, the last one included
  */
 struct pviommu_frames {
 	unsigned int nr;
-	struct pviommu_range ranges[PVIOMMU_MAX_RANGES];
+	unsigned int room;
+	struct pviommu_range *ranges;
 };
 
 /**
@@ -171,14 +175,15 @@ struct pviommu_frames {
  * @given_up: set for good when a command outlived its time
  * @no_reserve: whether the device does not know RESERVE
  * @events: event ring
- * @blocked_ctx: the empty context behind the blocked domain
  * @lock: protects @endpoints and the domain of each
  * @endpoints: functions that the IOMMU core handed over
  * @nr_endpoints: how many
  * @nr_domains: paging domains
  * @nr_tables: pages of their tables
- * @users: references that the raw operations hold
- * @idle: woken when @users falls to 0
+ * @registered: whether the IOMMU core has it
+ * @users: references: one while it is listed, one of each function that the IOMMU core is probing,
+ *	those of the raw operations
+ * @unused: completed when @users falls to 0
  * @debugfs: its debugfs folder
  */
 struct pviommu {
@@ -197,14 +202,14 @@ struct pviommu {
 	bool given_up;
 	bool no_reserve;
 	struct pviommu_event_ring events;
-	u16 blocked_ctx;
 	struct mutex lock;	/* endpoints */
 	struct list_head endpoints;
 	atomic_t nr_endpoints;
 	atomic_t nr_domains;
 	atomic_t nr_tables;
-	unsigned int users;
-	wait_queue_head_t idle;
+	bool registered;
+	refcount_t users;
+	struct completion unused;
 	struct dentry *debugfs;
 };
 
@@ -216,6 +221,8 @@ struct pviommu {
  * @stream: stream id from its vendor capability
  * @sbdf: segment, bus, device and function
  * @domain: the domain it is attached to, or NULL
+ * @link: makes the driver core unbind and shut down its driver before that of the PV-IOMMU
+ * @probing: whether the IOMMU core is still probing it, for which it holds a reference to @pv
  */
 struct pviommu_endpoint {
 	struct list_head list;
@@ -224,6 +231,8 @@ struct pviommu_endpoint {
 	u32 stream;
 	u32 sbdf;
 	struct iommu_domain *domain;
+	struct device_link *link;
+	unsigned long probing;
 };
 
 /**
@@ -342,7 +351,7 @@ static inline bool pviommu_frames_hold(const struct pviommu_frames *frames, u64 
 }
 
 /* pviommu_pci.c */
-struct pviommu *pviommu_find(u32 instance);
+struct pviommu *pviommu_get(u32 instance);
 struct pviommu *pviommu_get_first(void);
 void pviommu_put(struct pviommu *pv);
 
@@ -351,6 +360,7 @@ int pviommu_rings_init(struct pviommu *pv);
 void pviommu_rings_free(struct pviommu *pv);
 int pviommu_rings_start(struct pviommu *pv);
 void pviommu_rings_stop(struct pviommu *pv);
+void pviommu_rings_settle(struct pviommu *pv);
 void pviommu_rings_wake(struct pviommu *pv);
 void pviommu_rings_sync(struct pviommu *pv);
 struct pviommu_ring *pviommu_ring_of(struct pviommu *pv, u16 ctx);
@@ -387,6 +397,7 @@ int pviommu_op_reserve_send(struct pviommu_domain *own, struct pviommu_answer *a
 int pviommu_op_reserve_take(struct pviommu_domain *own, struct pviommu_answer *answer);
 int pviommu_op_bind(struct pviommu *pv, u32 sbdf, u32 stream);
 int pviommu_op_unbind(struct pviommu *pv, u32 sbdf);
+int pviommu_op_block(struct pviommu *pv, u32 sbdf);
 int pviommu_op_usage(struct pviommu *pv, struct pviommu_usage *usage);
 
 /* pviommu_table.c */
@@ -417,10 +428,10 @@ struct iommu_domain *pviommu_domain_alloc_paging(struct device *dev);
 extern const struct iommu_ops pviommu_ops;
 extern const struct iommu_domain_ops pviommu_domain_ops;
 int pviommu_attach(struct pviommu_endpoint *ep, struct iommu_domain *domain, u16 ctx);
-void pviommu_release_drivers(struct pviommu *pv);
 
 /* pviommu_capabilities.c */
 int pviommu_capabilities_read(struct pviommu *pv);
+void pviommu_capabilities_free(struct pviommu *pv);
 int pviommu_endpoint_capability(struct pci_dev *pdev, u32 *instance, u32 *stream);
 
 /* pviommu_events.c */

@@ -2,8 +2,9 @@
 /*
  * Paravirtual IOMMU: the functions behind it, as the IOMMU core sees them.
  *
- * The identity domain is context 0; the blocked domain, also that of released devices, is a context
- * that stays empty and was allocated when the driver bound, so attaching either allocates nothing.
+ * The identity domain is context 0. In the blocked domain, also that of released devices, a function
+ * is in no context and reaches nothing, no direct region either. Neither allocates anything, nor can
+ * it be refused for what other functions have.
  */
 
 #define pr_fmt(fmt) "pviommu: " fmt
@@ -28,6 +29,21 @@ int pviommu_attach(struct pviommu_endpoint *ep, struct iommu_domain *domain, u16
 	return ret;
 }
 
+/* Has a function reach nothing until it is attached again. */
+static int pviommu_block(struct pviommu_endpoint *ep, struct iommu_domain *domain)
+{
+	int ret;
+
+	mutex_lock(&ep->pv->lock);
+	ret = pviommu_op_block(ep->pv, ep->sbdf);
+	if (!ret)
+		ep->domain = domain;
+	mutex_unlock(&ep->pv->lock);
+	if (ret && !pviommu_given_up(ep->pv))
+		dev_err(ep->dev, "block failed: %pe\n", ERR_PTR(ret));
+	return ret;
+}
+
 static int pviommu_identity_attach(PVIOMMU_ATTACH_PARAMETERS)
 {
 	struct pviommu_endpoint *ep = dev_iommu_priv_get(dev);
@@ -42,7 +58,7 @@ static int pviommu_identity_attach(PVIOMMU_ATTACH_PARAMETERS)
 static int pviommu_blocked_attach(PVIOMMU_ATTACH_PARAMETERS)
 {
 	struct pviommu_endpoint *ep = dev_iommu_priv_get(dev);
-	int ret = pviommu_attach(ep, domain, ep->pv->blocked_ctx);
+	int ret = pviommu_block(ep, domain);
 
 	/* the core has nowhere else to go, and nobody will hand this device memory again */
 	return ret && pviommu_given_up(ep->pv) ? 0 : ret;
@@ -66,6 +82,44 @@ static struct iommu_domain pviommu_blocked_domain = {
 	.ops = &pviommu_blocked_ops,
 };
 
+/*
+ * Where a function leaves the IOMMU. Not the one above: the core knows that that one has no direct
+ * regions, and would put a function that has some into identity instead.
+ */
+static struct iommu_domain pviommu_release_domain = {
+	.type = IOMMU_DOMAIN_BLOCKED,
+	.ops = &pviommu_blocked_ops,
+};
+
+/*
+ * Has the driver core unbind, and shut down, the function's driver before that of the PV-IOMMU, and
+ * bind none meanwhile.
+ *
+ * When it unbinds a supplier it gives the link back and writes to it after that, so the link needs
+ * one more reference. Nobody can tell when to give that back: it goes with either device. Until
+ * then it means nothing but the order, and the next managed link is the same one.
+ */
+static int pviommu_link(struct pviommu_endpoint *ep)
+{
+	struct device *supplier = pviommu_dev(ep->pv);
+
+	ep->link = device_link_add(ep->dev, supplier, DL_FLAG_AUTOREMOVE_SUPPLIER);
+	if (!ep->link)
+		return -ENOMEM;
+	if (kref_read(&ep->link->kref) == 1)
+		device_link_add(ep->dev, supplier, DL_FLAG_STATELESS);
+	return 0;
+}
+
+/* A link to a PV-IOMMU whose driver does not bind after all would keep other drivers away. */
+static void pviommu_unlink(struct pviommu_endpoint *ep)
+{
+	unsigned int references = kref_read(&ep->link->kref);
+
+	while (references--)
+		device_link_del(ep->link);
+}
+
 static struct pviommu_endpoint *pviommu_endpoint_add(struct pviommu *pv, struct pci_dev *pdev,
 						     u32 stream)
 {
@@ -85,6 +139,13 @@ static struct pviommu_endpoint *pviommu_endpoint_add(struct pviommu *pv, struct 
 		kfree(ep);
 		return ERR_PTR(-ENODEV);
 	}
+	ret = pviommu_link(ep);
+	if (ret) {
+		pviommu_op_unbind(pv, ep->sbdf);
+		kfree(ep);
+		return ERR_PTR(ret);
+	}
+	__set_bit(0, &ep->probing);
 	mutex_lock(&pv->lock);
 	list_add_tail(&ep->list, &pv->endpoints);
 	mutex_unlock(&pv->lock);
@@ -108,9 +169,8 @@ static struct iommu_device *pviommu_probe_device(struct device *dev)
 	pdev = to_pci_dev(dev);
 	if (pviommu_endpoint_capability(pdev, &instance, &stream))
 		return ERR_PTR(-ENODEV);
-	pv = pviommu_find(instance);
 	/* the PV-IOMMU has the capability too, but its own DMA is not translated */
-	if (!pv || pdev == pv->pdev || stream == PVIOMMU_GLOBAL_STREAM)
+	if (stream == PVIOMMU_GLOBAL_STREAM)
 		return ERR_PTR(-ENODEV);
 	/*
 	 * A bound driver has untranslated DMA in flight. dev->driver will not do: it is set before
@@ -121,43 +181,29 @@ static struct iommu_device *pviommu_probe_device(struct device *dev)
 			 dev_driver_string(dev));
 		return ERR_PTR(-ENODEV);
 	}
-	ep = pviommu_endpoint_add(pv, pdev, stream);
-	if (IS_ERR(ep))
+	pv = pviommu_get(instance);
+	if (!pv)
+		return ERR_PTR(-ENODEV);
+	ep = pdev == pv->pdev ? ERR_PTR(-ENODEV) : pviommu_endpoint_add(pv, pdev, stream);
+	if (IS_ERR(ep)) {
+		pviommu_put(pv);
 		return ERR_CAST(ep);
+	}
 	dev_iommu_priv_set(dev, ep);
 	return &pv->iommu;
 }
 
-/* A function behind the PV-IOMMU that has a driver, or NULL; to be given back with put_device(). */
-static struct device *pviommu_next_bound(struct pviommu *pv)
+/* The core has the function, or has given it up: it would find it when the PV-IOMMU goes. */
+static void pviommu_probed(struct pviommu_endpoint *ep)
 {
-	struct device *found = NULL;
-	struct pviommu_endpoint *ep;
-
-	mutex_lock(&pv->lock);
-	list_for_each_entry(ep, &pv->endpoints, list) {
-		if (device_is_bound(ep->dev)) {
-			found = get_device(ep->dev);
-			break;
-		}
-	}
-	mutex_unlock(&pv->lock);
-	return found;
+	if (test_and_clear_bit(0, &ep->probing))
+		pviommu_put(ep->pv);
 }
 
-/*
- * Unbinds the drivers of all functions behind the PV-IOMMU, which would be left with mappings and
- * no domain. A device link would have the driver core do it, but that writes to a link of
- * DL_FLAG_AUTOREMOVE_SUPPLIER after dropping it.
- */
-void pviommu_release_drivers(struct pviommu *pv)
+/* Also called for functions that were probed before. */
+static void pviommu_probe_finalize(struct device *dev)
 {
-	struct device *dev;
-
-	while ((dev = pviommu_next_bound(pv))) {
-		device_release_driver(dev);
-		put_device(dev);
-	}
+	pviommu_probed(dev_iommu_priv_get(dev));
 }
 
 static void pviommu_release_device(struct device *dev)
@@ -173,6 +219,9 @@ static void pviommu_release_device(struct device *dev)
 	ret = pviommu_op_unbind(pv, ep->sbdf);
 	if (ret && !pviommu_given_up(pv))
 		dev_err(dev, "unbind from stream %u failed: %pe\n", ep->stream, ERR_PTR(ret));
+	if (!pv->registered)
+		pviommu_unlink(ep);
+	pviommu_probed(ep);
 	kfree(ep);
 }
 
@@ -185,27 +234,36 @@ static struct iommu_group *pviommu_device_group(struct device *dev)
 	return generic_device_group(dev);
 }
 
+/* There is no way to say that memory is short, and half a list would pass for the whole. */
+static struct iommu_resv_region *pviommu_resv_region(const struct pviommu_reserved *entry)
+{
+	enum iommu_resv_type type = IOMMU_RESV_RESERVED;
+	int prot = 0;
+
+	if (entry->kind == PVIOMMU_REGION_MSI) {
+		type = IOMMU_RESV_MSI;
+		prot = IOMMU_WRITE | IOMMU_NOEXEC | IOMMU_MMIO;
+	} else if (entry->kind == PVIOMMU_REGION_DIRECT) {
+		type = IOMMU_RESV_DIRECT;
+		prot = IOMMU_READ | IOMMU_WRITE;
+	}
+	return iommu_alloc_resv_region(entry->range.start,
+				       entry->range.last - entry->range.start + 1, prot, type,
+				       GFP_KERNEL | __GFP_NOFAIL);
+}
+
 static void pviommu_get_resv_regions(struct device *dev, struct list_head *head)
 {
 	struct pviommu_endpoint *ep = dev_iommu_priv_get(dev);
 	const struct pviommu_capabilities *caps = &ep->pv->caps;
-	struct iommu_resv_region *region;
 	unsigned int i;
 
 	for (i = 0; i < caps->nr_reserved; i++) {
 		const struct pviommu_reserved *entry = &caps->reserved[i];
-		bool msi = entry->kind == PVIOMMU_REGION_MSI;
 
 		if (entry->stream != PVIOMMU_GLOBAL_STREAM && entry->stream != ep->stream)
 			continue;
-		region = iommu_alloc_resv_region(entry->range.start,
-						 entry->range.last - entry->range.start + 1,
-						 msi ? IOMMU_WRITE | IOMMU_NOEXEC | IOMMU_MMIO : 0,
-						 msi ? IOMMU_RESV_MSI : IOMMU_RESV_RESERVED,
-						 GFP_KERNEL);
-		if (!region)
-			return;
-		list_add_tail(&region->list, head);
+		list_add_tail(&pviommu_resv_region(entry)->list, head);
 	}
 }
 
@@ -225,10 +283,11 @@ const struct iommu_ops pviommu_ops = {
 	.owner = THIS_MODULE,
 	.identity_domain = &pviommu_identity_domain,
 	.blocked_domain = &pviommu_blocked_domain,
-	.release_domain = &pviommu_blocked_domain,
+	.release_domain = &pviommu_release_domain,
 	.capable = pviommu_capable,
 	.domain_alloc_paging = pviommu_domain_alloc_paging,
 	.probe_device = pviommu_probe_device,
+	.probe_finalize = pviommu_probe_finalize,
 	.release_device = pviommu_release_device,
 	.device_group = pviommu_device_group,
 	.get_resv_regions = pviommu_get_resv_regions,

@@ -68,6 +68,15 @@ int pviommu_op_unbind(struct pviommu *pv, u32 sbdf)
 	return pviommu_submit(pv, &command, PVIOMMU_WAIT_SLEEP);
 }
 
+/* Lets a function reach nothing until it is attached again. */
+int pviommu_op_block(struct pviommu *pv, u32 sbdf)
+{
+	struct pviommu_command command;
+
+	pviommu_own_command(&command, PVIOMMU_OWN_BLOCK, sbdf);
+	return pviommu_submit(pv, &command, PVIOMMU_WAIT_SLEEP);
+}
+
 /* Sends a map whose outcome pviommu_op_map_take() gets. */
 int pviommu_op_map_send(struct pviommu_domain *own, struct pviommu_answer *answer, u64 dfn, u64 gfn,
 			u32 nr_pages, u32 flags)

@@ -23,7 +23,8 @@ MODULE_PARM_DESC(profile, "interface of the device to use: xen-2024 or xen-v7");
 static LIST_HEAD(pviommus);
 static DEFINE_MUTEX(pviommus_lock);
 
-struct pviommu *pviommu_find(u32 instance)
+/* A reference to a PV-IOMMU, or NULL. While one is held its removal waits. */
+struct pviommu *pviommu_get(u32 instance)
 {
 	struct pviommu *pv, *found = NULL;
 
@@ -31,6 +32,8 @@ struct pviommu *pviommu_find(u32 instance)
 	list_for_each_entry(pv, &pviommus, list)
 		if (pv->instance == instance)
 			found = pv;
+	if (found)
+		refcount_inc(&found->users);
 	mutex_unlock(&pviommus_lock);
 	return found;
 }
@@ -42,27 +45,15 @@ struct pviommu *pviommu_get_first(void)
 	mutex_lock(&pviommus_lock);
 	pv = list_first_entry_or_null(&pviommus, struct pviommu, list);
 	if (pv)
-		pv->users++;
+		refcount_inc(&pv->users);
 	mutex_unlock(&pviommus_lock);
 	return pv;
 }
 
 void pviommu_put(struct pviommu *pv)
 {
-	mutex_lock(&pviommus_lock);
-	if (!--pv->users)
-		wake_up_all(&pv->idle);
-	mutex_unlock(&pviommus_lock);
-}
-
-static bool pviommu_unused(struct pviommu *pv)
-{
-	bool unused;
-
-	mutex_lock(&pviommus_lock);
-	unused = !pv->users;
-	mutex_unlock(&pviommus_lock);
-	return unused;
+	if (refcount_dec_and_test(&pv->users))
+		complete(&pv->unused);
 }
 
 static int pviommu_list(struct pviommu *pv)
@@ -82,11 +73,14 @@ static int pviommu_list(struct pviommu *pv)
 	return ret;
 }
 
+/* Nobody finds it any more, and nobody who did is still at it. */
 static void pviommu_unlist(struct pviommu *pv)
 {
 	mutex_lock(&pviommus_lock);
 	list_del(&pv->list);
 	mutex_unlock(&pviommus_lock);
+	pviommu_put(pv);
+	wait_for_completion(&pv->unused);
 }
 
 /* Maps the registers and the shared memory. */
@@ -178,11 +172,6 @@ static int pviommu_register(struct pviommu *pv)
 			ERR_PTR(ret));
 		return ret;
 	}
-	ret = pviommu_op_alloc_context(pv, &pv->blocked_ctx);
-	if (ret) {
-		dev_err(pviommu_dev(pv), "no context for the blocked domain: %pe\n", ERR_PTR(ret));
-		return ret;
-	}
 	pviommu_debugfs_add(pv);
 	ret = iommu_device_sysfs_add(&pv->iommu, pviommu_dev(pv), NULL, "%s-%s", KBUILD_MODNAME,
 				     pci_name(pv->pdev));
@@ -195,6 +184,7 @@ static int pviommu_register(struct pviommu *pv)
 	ret = iommu_device_register(&pv->iommu, &pviommu_ops, NULL);
 	if (ret)
 		goto err_unlist;
+	pv->registered = true;
 	return 0;
 
 err_unlist:
@@ -223,7 +213,8 @@ static int pviommu_probe(struct pci_dev *pdev, const struct pci_device_id *id)
 	pv->profile = chosen;
 	mutex_init(&pv->lock);
 	INIT_LIST_HEAD(&pv->endpoints);
-	init_waitqueue_head(&pv->idle);
+	refcount_set(&pv->users, 1);
+	init_completion(&pv->unused);
 
 	ret = pci_enable_device_mem(pdev);
 	if (ret)
@@ -261,6 +252,7 @@ err_stop:
 	pviommu_stop(pv);
 	pci_clear_master(pdev);
 	pviommu_rings_free(pv);
+	pviommu_capabilities_free(pv);
 err_bars:
 	pviommu_unmap_bars(pv);
 err_regions:
@@ -288,22 +280,32 @@ static void pviommu_remove(struct pci_dev *pdev)
 {
 	struct pviommu *pv = pci_get_drvdata(pdev);
 
-	/* first: registering another PV-IOMMU makes the core probe devices of this one too */
+	/*
+	 * First: a rescan, or the registration of another PV-IOMMU, makes the core probe functions
+	 * of this one too, and it finds those that it has, not those that it is about to have.
+	 */
 	pviommu_unlist(pv);
-	pviommu_release_drivers(pv);
 	iommu_device_unregister(&pv->iommu);
 	pviommu_count_leaks(pv);
 	iommu_device_sysfs_remove(&pv->iommu);
-	wait_event(pv->idle, pviommu_unused(pv));
 	pviommu_debugfs_remove(pv);
 	pviommu_stop(pv);
 	pviommu_free_irqs(pv);
 	pci_clear_master(pdev);
 	pviommu_rings_free(pv);
+	pviommu_capabilities_free(pv);
 	pviommu_unmap_bars(pv);
 	pci_release_regions(pdev);
 	pci_disable_device(pdev);
 	kfree(pv);
+}
+
+/* Who is still at work finds no device any more, and who waits for one waits no longer. */
+static void pviommu_quiesce(struct pviommu *pv)
+{
+	WRITE_ONCE(pv->given_up, true);
+	pviommu_rings_wake(pv);
+	pviommu_rings_settle(pv);
 }
 
 /*
@@ -314,10 +316,31 @@ static void pviommu_shutdown(struct pci_dev *pdev)
 {
 	struct pviommu *pv = pci_get_drvdata(pdev);
 
-	WRITE_ONCE(pv->given_up, true);
-	pviommu_rings_wake(pv);
+	pviommu_quiesce(pv);
 	pviommu_stop(pv);
 }
+
+/*
+ * A reset behind the driver's back: contexts, bindings and rings are gone afterwards. Nothing is
+ * sent from here on, so nobody waits for an answer that cannot come.
+ */
+static void pviommu_reset_prepare(struct pci_dev *pdev)
+{
+	struct pviommu *pv = pci_get_drvdata(pdev);
+
+	pviommu_quiesce(pv);
+	pviommu_rings_stop(pv);
+}
+
+static void pviommu_reset_done(struct pci_dev *pdev)
+{
+	dev_err(&pdev->dev, "the PV-IOMMU was reset: what is behind it cannot map any more until the driver is bound again\n");
+}
+
+static const struct pci_error_handlers pviommu_error_handlers = {
+	.reset_prepare = pviommu_reset_prepare,
+	.reset_done = pviommu_reset_done,
+};
 
 /*
  * The contexts are the device's, and nothing says that it keeps them while the guest sleeps. This
@@ -353,6 +376,7 @@ static struct pci_driver pviommu_driver = {
 	.probe = pviommu_probe,
 	.remove = pviommu_remove,
 	.shutdown = pviommu_shutdown,
+	.err_handler = &pviommu_error_handlers,
 	.driver.pm = pm_sleep_ptr(&pviommu_pm_ops),
 };
 

@@ -11,8 +11,6 @@
 
 #include "pviommu_abi.h"
 
-#define PVIOMMU_MAX_RANGES	32
-
 struct pviommu;
 
 /**
@@ -114,10 +112,10 @@ struct pviommu_capabilities {
 	unsigned int nr_reserved;
 	unsigned int nr_ram;
 	unsigned int nr_endpoints;
-	struct pviommu_range iova[PVIOMMU_MAX_RANGES];
-	struct pviommu_reserved reserved[PVIOMMU_MAX_RANGES];
-	struct pviommu_range ram[PVIOMMU_MAX_RANGES];
-	u32 endpoints[PVIOMMU_MAX_RANGES];
+	struct pviommu_range *iova;
+	struct pviommu_reserved *reserved;
+	struct pviommu_range *ram;
+	u32 *endpoints;
 };
 
 /**
