@@ -180,9 +180,10 @@ struct pviommu_frames {
  * @nr_endpoints: how many
  * @nr_domains: paging domains
  * @nr_tables: pages of their tables
- * @registered: whether the IOMMU core has it
- * @users: references: one while it is listed, one of each function that the IOMMU core is probing,
- *	those of the raw operations
+ * @nr_probing: functions that the IOMMU core is probing
+ * @probed: woken when @nr_probing falls to 0
+ * @users: references: its driver's, one for each endpoint, each domain and each function that is
+ *	being probed, those of the raw operations
  * @unused: completed when @users falls to 0
  * @debugfs: its debugfs folder
  */
@@ -207,7 +208,8 @@ struct pviommu {
 	atomic_t nr_endpoints;
 	atomic_t nr_domains;
 	atomic_t nr_tables;
-	bool registered;
+	atomic_t nr_probing;
+	wait_queue_head_t probed;
 	refcount_t users;
 	struct completion unused;
 	struct dentry *debugfs;
@@ -216,13 +218,13 @@ struct pviommu {
 /**
  * struct pviommu_endpoint - a PCI function behind the PV-IOMMU
  * @list: in the list of its PV-IOMMU
- * @pv: its PV-IOMMU
+ * @pv: its PV-IOMMU, to which it has a reference
  * @dev: the function
  * @stream: stream id from its vendor capability
  * @sbdf: segment, bus, device and function
  * @domain: the domain it is attached to, or NULL
- * @link: makes the driver core unbind and shut down its driver before that of the PV-IOMMU
- * @probing: whether the IOMMU core is still probing it, for which it holds a reference to @pv
+ * @locked: in the list of those that are locked until they are endpoints no more, or empty
+ * @probing: bit 0 is set while the IOMMU core is probing it
  */
 struct pviommu_endpoint {
 	struct list_head list;
@@ -231,7 +233,7 @@ struct pviommu_endpoint {
 	u32 stream;
 	u32 sbdf;
 	struct iommu_domain *domain;
-	struct device_link *link;
+	struct list_head locked;
 	unsigned long probing;
 };
 
@@ -276,7 +278,7 @@ struct pviommu_pending {
 /**
  * struct pviommu_domain - a paging domain
  * @domain: what the IOMMU core knows of it
- * @pv: its PV-IOMMU
+ * @pv: its PV-IOMMU, to which it has a reference
  * @ctx: its context
  * @ring: the ring of that context
  * @table: what is mapped
@@ -351,7 +353,8 @@ static inline bool pviommu_frames_hold(const struct pviommu_frames *frames, u64 
 }
 
 /* pviommu_pci.c */
-struct pviommu *pviommu_get(u32 instance);
+struct pviommu *pviommu_probe_begin(u32 instance);
+void pviommu_probe_end(struct pviommu *pv);
 struct pviommu *pviommu_get_first(void);
 void pviommu_put(struct pviommu *pv);
 
@@ -428,6 +431,8 @@ struct iommu_domain *pviommu_domain_alloc_paging(struct device *dev);
 extern const struct iommu_ops pviommu_ops;
 extern const struct iommu_domain_ops pviommu_domain_ops;
 int pviommu_attach(struct pviommu_endpoint *ep, struct iommu_domain *domain, u16 ctx);
+void pviommu_lock_endpoints(struct pviommu *pv, struct list_head *locked);
+void pviommu_unlock_endpoints(struct list_head *locked);
 
 /* pviommu_capabilities.c */
 int pviommu_capabilities_read(struct pviommu *pv);

@@ -9,10 +9,13 @@
 
 #define pr_fmt(fmt) "pviommu: " fmt
 
+#include <linux/delay.h>
 #include <linux/device.h>
 #include <linux/slab.h>
 
 #include "pviommu.h"
+
+#define PVIOMMU_LOCK_AGAIN_MS	1
 
 /* Moves a function to a context. Why it failed is logged, but once only for a device given up. */
 int pviommu_attach(struct pviommu_endpoint *ep, struct iommu_domain *domain, u16 ctx)
@@ -91,35 +94,6 @@ static struct iommu_domain pviommu_release_domain = {
 	.ops = &pviommu_blocked_ops,
 };
 
-/*
- * Has the driver core unbind, and shut down, the function's driver before that of the PV-IOMMU, and
- * bind none meanwhile.
- *
- * When it unbinds a supplier it gives the link back and writes to it after that, so the link needs
- * one more reference. Nobody can tell when to give that back: it goes with either device. Until
- * then it means nothing but the order, and the next managed link is the same one.
- */
-static int pviommu_link(struct pviommu_endpoint *ep)
-{
-	struct device *supplier = pviommu_dev(ep->pv);
-
-	ep->link = device_link_add(ep->dev, supplier, DL_FLAG_AUTOREMOVE_SUPPLIER);
-	if (!ep->link)
-		return -ENOMEM;
-	if (kref_read(&ep->link->kref) == 1)
-		device_link_add(ep->dev, supplier, DL_FLAG_STATELESS);
-	return 0;
-}
-
-/* A link to a PV-IOMMU whose driver does not bind after all would keep other drivers away. */
-static void pviommu_unlink(struct pviommu_endpoint *ep)
-{
-	unsigned int references = kref_read(&ep->link->kref);
-
-	while (references--)
-		device_link_del(ep->link);
-}
-
 static struct pviommu_endpoint *pviommu_endpoint_add(struct pviommu *pv, struct pci_dev *pdev,
 						     u32 stream)
 {
@@ -139,13 +113,15 @@ static struct pviommu_endpoint *pviommu_endpoint_add(struct pviommu *pv, struct 
 		kfree(ep);
 		return ERR_PTR(-ENODEV);
 	}
-	ret = pviommu_link(ep);
-	if (ret) {
+	/* its driver is shut down first, whichever of the two functions was found first */
+	if (!device_link_add(&pdev->dev, pviommu_dev(pv), DL_FLAG_STATELESS)) {
 		pviommu_op_unbind(pv, ep->sbdf);
 		kfree(ep);
-		return ERR_PTR(ret);
+		return ERR_PTR(-ENOMEM);
 	}
+	refcount_inc(&pv->users);
 	__set_bit(0, &ep->probing);
+	INIT_LIST_HEAD(&ep->locked);
 	mutex_lock(&pv->lock);
 	list_add_tail(&ep->list, &pv->endpoints);
 	mutex_unlock(&pv->lock);
@@ -181,23 +157,23 @@ static struct iommu_device *pviommu_probe_device(struct device *dev)
 			 dev_driver_string(dev));
 		return ERR_PTR(-ENODEV);
 	}
-	pv = pviommu_get(instance);
+	pv = pviommu_probe_begin(instance);
 	if (!pv)
 		return ERR_PTR(-ENODEV);
 	ep = pdev == pv->pdev ? ERR_PTR(-ENODEV) : pviommu_endpoint_add(pv, pdev, stream);
 	if (IS_ERR(ep)) {
-		pviommu_put(pv);
+		pviommu_probe_end(pv);
 		return ERR_CAST(ep);
 	}
 	dev_iommu_priv_set(dev, ep);
 	return &pv->iommu;
 }
 
-/* The core has the function, or has given it up: it would find it when the PV-IOMMU goes. */
+/* The core has the function, or has given it up. */
 static void pviommu_probed(struct pviommu_endpoint *ep)
 {
 	if (test_and_clear_bit(0, &ep->probing))
-		pviommu_put(ep->pv);
+		pviommu_probe_end(ep->pv);
 }
 
 /* Also called for functions that were probed before. */
@@ -206,23 +182,103 @@ static void pviommu_probe_finalize(struct device *dev)
 	pviommu_probed(dev_iommu_priv_get(dev));
 }
 
+/* One that is not locked, or still has a driver, is the last entry of @locked. */
+static bool pviommu_try_lock(struct pviommu *pv, struct list_head *locked)
+{
+	struct pviommu_endpoint *ep;
+
+	list_for_each_entry(ep, &pv->endpoints, list) {
+		if (!device_trylock(ep->dev))
+			return false;
+		list_add_tail(&ep->locked, locked);
+		if (device_is_bound(ep->dev))
+			return false;
+	}
+	return true;
+}
+
+/* Unlocks all; returns one that has a driver, to be given back with put_device(), or NULL. */
+static struct device *pviommu_unlock_bound(struct list_head *locked)
+{
+	struct pviommu_endpoint *ep, *next;
+	struct device *bound = NULL;
+
+	list_for_each_entry_safe(ep, next, locked, locked) {
+		if (device_is_bound(ep->dev))
+			bound = get_device(ep->dev);
+		list_del_init(&ep->locked);
+		device_unlock(ep->dev);
+	}
+	return bound;
+}
+
+/**
+ * pviommu_lock_endpoints - unbinds the drivers of all functions behind the PV-IOMMU
+ * @pv: the PV-IOMMU, which finds no more functions
+ * @locked: gets the functions
+ *
+ * A driver would be left with mappings and no domain. The functions stay locked, so that no driver
+ * binds before the IOMMU core has let go of them. Managed device links would do that too, but after
+ * a driver that the driver core has put off for such a link the next one waits for it forever.
+ */
+void pviommu_lock_endpoints(struct pviommu *pv, struct list_head *locked)
+{
+	struct pviommu_endpoint *ep;
+	struct device *bound;
+	bool done;
+
+	do {
+		bound = NULL;
+		mutex_lock(&pv->lock);
+		done = pviommu_try_lock(pv, locked);
+		if (!done)
+			bound = pviommu_unlock_bound(locked);
+		mutex_unlock(&pv->lock);
+		if (bound) {
+			device_release_driver(bound);
+			put_device(bound);
+		} else if (!done) {
+			/* somebody else has locked one, maybe all of a bus and this one as well */
+			msleep(PVIOMMU_LOCK_AGAIN_MS);
+		}
+	} while (!done);
+	list_for_each_entry(ep, locked, locked)
+		get_device(ep->dev);
+}
+
+/* Ends what pviommu_lock_endpoints() began. They are endpoints no more. */
+void pviommu_unlock_endpoints(struct list_head *locked)
+{
+	struct pviommu_endpoint *ep, *next;
+
+	list_for_each_entry_safe(ep, next, locked, locked) {
+		device_unlock(ep->dev);
+		put_device(ep->dev);
+		kfree(ep);
+	}
+}
+
 static void pviommu_release_device(struct device *dev)
 {
 	struct pviommu_endpoint *ep = dev_iommu_priv_get(dev);
 	struct pviommu *pv = ep->pv;
+	bool locked;
 	int ret;
 
 	mutex_lock(&pv->lock);
 	list_del(&ep->list);
+	locked = !list_empty(&ep->locked);
 	mutex_unlock(&pv->lock);
 	atomic_dec(&pv->nr_endpoints);
 	ret = pviommu_op_unbind(pv, ep->sbdf);
 	if (ret && !pviommu_given_up(pv))
 		dev_err(dev, "unbind from stream %u failed: %pe\n", ep->stream, ERR_PTR(ret));
-	if (!pv->registered)
-		pviommu_unlink(ep);
+	/* by name: the link of a function that is being removed is gone already */
+	device_link_remove(dev, pviommu_dev(pv));
 	pviommu_probed(ep);
-	kfree(ep);
+	if (!locked)
+		kfree(ep);
+	pviommu_put(pv);
 }
 
 /*

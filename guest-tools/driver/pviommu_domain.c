@@ -257,6 +257,7 @@ static void pviommu_domain_free(struct iommu_domain *domain)
 			ERR_PTR(ret));
 	pviommu_table_free(&own->table);
 	atomic_dec(&own->pv->nr_domains);
+	pviommu_put(own->pv);
 	kfree(own);
 }
 
@@ -298,6 +299,7 @@ struct iommu_domain *pviommu_domain_alloc_paging(struct device *dev)
 	own->domain.geometry.aperture_end = DMA_BIT_MASK(pv->caps.aperture_bits);
 	own->domain.geometry.force_aperture = true;
 	atomic_inc(&pv->nr_domains);
+	refcount_inc(&pv->users);
 	return &own->domain;
 
 err_table:

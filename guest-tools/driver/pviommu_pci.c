@@ -23,8 +23,17 @@ MODULE_PARM_DESC(profile, "interface of the device to use: xen-2024 or xen-v7");
 static LIST_HEAD(pviommus);
 static DEFINE_MUTEX(pviommus_lock);
 
-/* A reference to a PV-IOMMU, or NULL. While one is held its removal waits. */
-struct pviommu *pviommu_get(u32 instance)
+void pviommu_put(struct pviommu *pv)
+{
+	if (refcount_dec_and_test(&pv->users))
+		complete(&pv->unused);
+}
+
+/*
+ * The PV-IOMMU of a function that the IOMMU core is probing, or NULL. The core would not find the
+ * function yet when it is told that the PV-IOMMU goes, so that waits for pviommu_probe_end().
+ */
+struct pviommu *pviommu_probe_begin(u32 instance)
 {
 	struct pviommu *pv, *found = NULL;
 
@@ -32,10 +41,19 @@ struct pviommu *pviommu_get(u32 instance)
 	list_for_each_entry(pv, &pviommus, list)
 		if (pv->instance == instance)
 			found = pv;
-	if (found)
+	if (found) {
 		refcount_inc(&found->users);
+		atomic_inc(&found->nr_probing);
+	}
 	mutex_unlock(&pviommus_lock);
 	return found;
+}
+
+void pviommu_probe_end(struct pviommu *pv)
+{
+	if (atomic_dec_and_test(&pv->nr_probing))
+		wake_up_all(&pv->probed);
+	pviommu_put(pv);
 }
 
 struct pviommu *pviommu_get_first(void)
@@ -48,12 +66,6 @@ struct pviommu *pviommu_get_first(void)
 		refcount_inc(&pv->users);
 	mutex_unlock(&pviommus_lock);
 	return pv;
-}
-
-void pviommu_put(struct pviommu *pv)
-{
-	if (refcount_dec_and_test(&pv->users))
-		complete(&pv->unused);
 }
 
 static int pviommu_list(struct pviommu *pv)
@@ -73,12 +85,18 @@ static int pviommu_list(struct pviommu *pv)
 	return ret;
 }
 
-/* Nobody finds it any more, and nobody who did is still at it. */
+/* Nobody finds it any more, and no function is half probed. */
 static void pviommu_unlist(struct pviommu *pv)
 {
 	mutex_lock(&pviommus_lock);
 	list_del(&pv->list);
 	mutex_unlock(&pviommus_lock);
+	wait_event(pv->probed, !atomic_read(&pv->nr_probing));
+}
+
+/* Gives the driver's reference back, and waits for all others. */
+static void pviommu_wait_unused(struct pviommu *pv)
+{
 	pviommu_put(pv);
 	wait_for_completion(&pv->unused);
 }
@@ -184,11 +202,11 @@ static int pviommu_register(struct pviommu *pv)
 	ret = iommu_device_register(&pv->iommu, &pviommu_ops, NULL);
 	if (ret)
 		goto err_unlist;
-	pv->registered = true;
 	return 0;
 
 err_unlist:
 	pviommu_unlist(pv);
+	pviommu_wait_unused(pv);
 err_sysfs:
 	iommu_device_sysfs_remove(&pv->iommu);
 err_debugfs:
@@ -215,6 +233,7 @@ static int pviommu_probe(struct pci_dev *pdev, const struct pci_device_id *id)
 	INIT_LIST_HEAD(&pv->endpoints);
 	refcount_set(&pv->users, 1);
 	init_completion(&pv->unused);
+	init_waitqueue_head(&pv->probed);
 
 	ret = pci_enable_device_mem(pdev);
 	if (ret)
@@ -279,13 +298,18 @@ static void pviommu_count_leaks(struct pviommu *pv)
 static void pviommu_remove(struct pci_dev *pdev)
 {
 	struct pviommu *pv = pci_get_drvdata(pdev);
+	LIST_HEAD(locked);
 
 	/*
 	 * First: a rescan, or the registration of another PV-IOMMU, makes the core probe functions
 	 * of this one too, and it finds those that it has, not those that it is about to have.
 	 */
 	pviommu_unlist(pv);
+	pviommu_lock_endpoints(pv, &locked);
 	iommu_device_unregister(&pv->iommu);
+	/* the core leaves a function that is being removed, and its domain, to who removes it */
+	pviommu_wait_unused(pv);
+	pviommu_unlock_endpoints(&locked);
 	pviommu_count_leaks(pv);
 	iommu_device_sysfs_remove(&pv->iommu);
 	pviommu_debugfs_remove(pv);

@@ -89,10 +89,7 @@ rescan_while_unbinding() {
 		beside find_again "$found"
 		usleep 50000
 		echo "$iommu" >"$drivers/pviommu/unbind"
-		usleep 50000
-		echo "$iommu" >"$drivers/pviommu/bind"
 		calm
-		echo "$iommu" >"$drivers/pviommu/unbind"
 		unbind_engines
 		bind_all || return 1
 	done
