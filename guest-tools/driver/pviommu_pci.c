@@ -214,6 +214,27 @@ err_debugfs:
 	return ret;
 }
 
+/*
+ * Where another IOMMU translates for the whole bus, the IOMMU core asks that one for every function
+ * and this one for none. A hypervisor that has both is to leave the other one out.
+ */
+static int pviommu_check_alone(struct pviommu *pv)
+{
+	struct pci_dev *pdev = NULL;
+	u32 instance, stream;
+
+	if (device_iommu_mapped(pviommu_dev(pv))) {
+		dev_err(pviommu_dev(pv), "another IOMMU is in front of this one: not used\n");
+		return -ENODEV;
+	}
+	for_each_pci_dev(pdev)
+		if (device_iommu_mapped(&pdev->dev) &&
+		    !pviommu_endpoint_capability(pdev, &instance, &stream) &&
+		    instance == pv->instance)
+			dev_warn(&pdev->dev, "another IOMMU has this function: left to it\n");
+	return 0;
+}
+
 static int pviommu_probe(struct pci_dev *pdev, const struct pci_device_id *id)
 {
 	const struct pviommu_profile *chosen = pviommu_profile_find(profile);
@@ -244,7 +265,7 @@ static int pviommu_probe(struct pci_dev *pdev, const struct pci_device_id *id)
 	ret = pviommu_map_bars(pv);
 	if (ret)
 		goto err_regions;
-	ret = pviommu_identify(pv);
+	ret = pviommu_identify(pv) ?: pviommu_check_alone(pv);
 	if (ret)
 		goto err_bars;
 	/* interrupts are messages, and those need bus mastering */

@@ -33,7 +33,6 @@ fi
 
 # topics: those of this stage, in their order
 topics() {
-	echo setup lifecycle kernel_log; return # TEMPORARY
 	if [ "$stage" = 2 ]; then
 		echo setup second dma network lifecycle ports kernel_log
 		# either is the end of the device
