@@ -5,10 +5,12 @@
 
 #include <linux/atomic.h>
 #include <linux/cache.h>
+#include <linux/completion.h>
 #include <linux/iommu.h>
 #include <linux/list.h>
 #include <linux/mutex.h>
 #include <linux/pci.h>
+#include <linux/refcount.h>
 #include <linux/sizes.h>
 #include <linux/spinlock.h>
 #include <linux/wait.h>
@@ -142,11 +144,13 @@ struct pviommu_profile {
 /**
  * struct pviommu_frames - whole pages within ranges of the capability area
  * @nr: entries of @ranges
+ * @room: entries that there is room for
  * @ranges: frames, the last one included
  */
 struct pviommu_frames {
 	unsigned int nr;
-	struct pviommu_range ranges[PVIOMMU_MAX_RANGES];
+	unsigned int room;
+	struct pviommu_range *ranges;
 };
 
 /**
@@ -168,7 +172,6 @@ struct pviommu_frames {
  * @reset_work: resets it
  * @no_reserve: whether the device does not know RESERVE
  * @events: event ring
- * @blocked_ctx: the empty context behind the blocked domain
  * @lock: protects @endpoints and the domain of each
  * @endpoints: functions that the IOMMU core handed over
  * @nr_endpoints: how many
@@ -176,8 +179,11 @@ struct pviommu_frames {
  * @domains_lock: protects @domains; taken for a look only
  * @domains: paging domains
  * @nr_tables: pages of their tables
- * @users: references that the raw operations hold
- * @idle: woken when @users falls to 0
+ * @nr_probing: functions that the IOMMU core is probing
+ * @probed: woken when @nr_probing falls to 0
+ * @users: references: its driver's, one for each endpoint, each domain and each function that is
+ *	being probed, those of the raw operations
+ * @unused: completed when @users falls to 0
  * @debugfs: its debugfs folder
  */
 struct pviommu {
@@ -198,7 +204,6 @@ struct pviommu {
 	struct work_struct reset_work;
 	bool no_reserve;
 	struct pviommu_event_ring events;
-	u16 blocked_ctx;
 	struct mutex lock;	/* endpoints */
 	struct list_head endpoints;
 	atomic_t nr_endpoints;
@@ -206,21 +211,25 @@ struct pviommu {
 	spinlock_t domains_lock;	/* domains */
 	struct list_head domains;
 	atomic_t nr_tables;
-	unsigned int users;
-	wait_queue_head_t idle;
+	atomic_t nr_probing;
+	wait_queue_head_t probed;
+	refcount_t users;
+	struct completion unused;
 	struct dentry *debugfs;
 };
 
 /**
  * struct pviommu_endpoint - a PCI function behind the PV-IOMMU
  * @list: in the list of its PV-IOMMU
- * @pv: its PV-IOMMU
+ * @pv: its PV-IOMMU, to which it has a reference
  * @dev: the function
  * @stream: stream id from its vendor capability
  * @sbdf: segment, bus, device and function
  * @domain: the domain it is attached to, or NULL
  * @confined: whether a reset of the device is sure to leave it blocked, since it is in a context
- *	other than 0
+ *	other than 0, or blocked already
+ * @locked: in the list of those that are locked until they are endpoints no more, or empty
+ * @probing: bit 0 is set while the IOMMU core is probing it
  */
 struct pviommu_endpoint {
 	struct list_head list;
@@ -230,6 +239,8 @@ struct pviommu_endpoint {
 	u32 sbdf;
 	struct iommu_domain *domain;
 	bool confined;
+	struct list_head locked;
+	unsigned long probing;
 };
 
 #include "pviommu_pending.h"
@@ -239,7 +250,7 @@ struct pviommu_endpoint {
  * @domain: what the IOMMU core knows of it
  * @list: in the list of its PV-IOMMU
  * @pins: others that have taken it from there; it is not freed meanwhile
- * @pv: its PV-IOMMU
+ * @pv: its PV-IOMMU, to which it has a reference
  * @ctx: its context
  * @ring: the ring of that context
  * @table: what is mapped
@@ -319,7 +330,8 @@ static inline bool pviommu_frames_hold(const struct pviommu_frames *frames, u64 
 	pviommu_op_map_wait(own, answer, nr_pages, mapped, PVIOMMU_WAIT_BUSY)
 
 /* pviommu_pci.c */
-struct pviommu *pviommu_find(u32 instance);
+struct pviommu *pviommu_probe_begin(u32 instance);
+void pviommu_probe_end(struct pviommu *pv);
 struct pviommu *pviommu_get_first(void);
 void pviommu_put(struct pviommu *pv);
 
@@ -328,6 +340,7 @@ int pviommu_rings_init(struct pviommu *pv);
 void pviommu_rings_free(struct pviommu *pv);
 int pviommu_rings_start(struct pviommu *pv);
 void pviommu_rings_stop(struct pviommu *pv);
+void pviommu_rings_settle(struct pviommu *pv);
 void pviommu_rings_wake(struct pviommu *pv);
 void pviommu_rings_sync(struct pviommu *pv);
 struct pviommu_ring *pviommu_ring_of(struct pviommu *pv, u16 ctx);
@@ -374,6 +387,7 @@ int pviommu_op_free_context(struct pviommu *pv, u16 ctx);
 int pviommu_op_reattach(struct pviommu *pv, u32 sbdf, u16 ctx);
 int pviommu_op_bind(struct pviommu *pv, u32 sbdf, u32 stream);
 int pviommu_op_unbind(struct pviommu *pv, u32 sbdf);
+int pviommu_op_block(struct pviommu *pv, u32 sbdf);
 int pviommu_op_usage(struct pviommu *pv, struct pviommu_usage *usage);
 
 /* pviommu_domain.c */
@@ -390,10 +404,12 @@ extern const struct iommu_ops pviommu_ops;
 extern const struct iommu_domain_ops pviommu_domain_ops;
 int pviommu_attach(struct pviommu_endpoint *ep, struct iommu_domain *domain, u16 ctx);
 void pviommu_forget_domain(struct pviommu *pv, struct iommu_domain *domain);
-void pviommu_release_drivers(struct pviommu *pv);
+void pviommu_lock_endpoints(struct pviommu *pv, struct list_head *locked);
+void pviommu_unlock_endpoints(struct list_head *locked);
 
 /* pviommu_capabilities.c */
 int pviommu_capabilities_read(struct pviommu *pv);
+void pviommu_capabilities_free(struct pviommu *pv);
 int pviommu_endpoint_capability(struct pci_dev *pdev, u32 *instance, u32 *stream);
 
 /* pviommu_events.c */

@@ -97,12 +97,32 @@ static unsigned int *pviommu_list_of(struct pviommu_capabilities *caps, u16 id, 
 	}
 }
 
+/* Allocates a list that has no entries yet. */
+static int pviommu_alloc_list(struct pviommu_capabilities *caps, u16 id, unsigned int entries)
+{
+	switch (id) {
+	case PVIOMMU_CAP_IOVA_RANGES:
+		caps->iova = kcalloc(entries, sizeof(*caps->iova), GFP_KERNEL);
+		return caps->iova ? 0 : -ENOMEM;
+	case PVIOMMU_CAP_RAM_RANGES:
+		caps->ram = kcalloc(entries, sizeof(*caps->ram), GFP_KERNEL);
+		return caps->ram ? 0 : -ENOMEM;
+	case PVIOMMU_CAP_RESERVED_REGIONS:
+		caps->reserved = kcalloc(entries, sizeof(*caps->reserved), GFP_KERNEL);
+		return caps->reserved ? 0 : -ENOMEM;
+	default:
+		caps->endpoints = kcalloc(entries, sizeof(*caps->endpoints), GFP_KERNEL);
+		return caps->endpoints ? 0 : -ENOMEM;
+	}
+}
+
 /* Reads one capability whose body is @room bytes at @body; unknown ones are passed over. */
 static int pviommu_read_capability(struct pviommu_capabilities *caps, u16 id, const void *body,
 				   size_t room)
 {
 	const struct pviommu_capability_count *count = body;
-	unsigned int *length, i, entries;
+	unsigned int *length, i;
+	u32 entries;
 	size_t size;
 
 	if (id == PVIOMMU_CAP_LIMITS) {
@@ -119,10 +139,17 @@ static int pviommu_read_capability(struct pviommu_capabilities *caps, u16 id, co
 	entries = le32_to_cpu(count->count);
 	if (entries > (room - sizeof(*count)) / size)
 		return -EINVAL;
-	*length = min_t(unsigned int, entries, PVIOMMU_MAX_RANGES);
-	for (i = 0; i < *length; i++)
+	/* a second list of a kind would have to be added to the first one */
+	if (*length)
+		return -EINVAL;
+	if (!entries)
+		return 0;
+	if (pviommu_alloc_list(caps, id, entries))
+		return -ENOMEM;
+	*length = entries;
+	for (i = 0; i < entries; i++)
 		pviommu_read_entry(caps, id, i, body + sizeof(*count) + i * size);
-	return entries > PVIOMMU_MAX_RANGES ? -E2BIG : 0;
+	return 0;
 }
 
 static int pviommu_capabilities_walk(struct pviommu_capabilities *caps, const void *copy)
@@ -150,7 +177,7 @@ static int pviommu_capabilities_walk(struct pviommu_capabilities *caps, const vo
 
 static void pviommu_frames_add(struct pviommu_frames *frames, u64 first, u64 last)
 {
-	if (first > last || frames->nr == PVIOMMU_MAX_RANGES)
+	if (first > last || frames->nr == frames->room)
 		return;
 	frames->ranges[frames->nr].start = first;
 	frames->ranges[frames->nr].last = last;
@@ -170,7 +197,10 @@ static void pviommu_frames_of(struct pviommu_frames *frames, const struct pviomm
 	pviommu_frames_add(frames, first, last);
 }
 
-/* Takes the pages that a range of bytes touches out. What there is no room for is left out too. */
+/*
+ * Takes the pages that a range of bytes touches out. That makes one range more at most, unless the
+ * device's ranges overlap; what there is no room for then is left out too.
+ */
 static void pviommu_frames_cut(struct pviommu_frames *frames, const struct pviommu_range *range)
 {
 	u64 first = range->start >> PVIOMMU_PAGE_SHIFT, last = range->last >> PVIOMMU_PAGE_SHIFT;
@@ -192,17 +222,35 @@ static void pviommu_frames_cut(struct pviommu_frames *frames, const struct pviom
 }
 
 /* What a map may use without asking: IOVA ranges but for all reserved regions, and guest memory. */
-static void pviommu_frames_init(struct pviommu *pv)
+static int pviommu_frames_init(struct pviommu *pv)
 {
 	const struct pviommu_capabilities *caps = &pv->caps;
 	unsigned int i;
 
+	pv->dfns.room = caps->nr_iova + caps->nr_reserved;
+	pv->dfns.ranges = kcalloc(pv->dfns.room, sizeof(*pv->dfns.ranges), GFP_KERNEL);
+	pv->gfns.room = caps->nr_ram;
+	pv->gfns.ranges = kcalloc(pv->gfns.room, sizeof(*pv->gfns.ranges), GFP_KERNEL);
+	if (!pv->dfns.ranges || !pv->gfns.ranges)
+		return -ENOMEM;
 	for (i = 0; i < caps->nr_iova; i++)
 		pviommu_frames_of(&pv->dfns, &caps->iova[i]);
 	for (i = 0; i < caps->nr_reserved; i++)
 		pviommu_frames_cut(&pv->dfns, &caps->reserved[i].range);
 	for (i = 0; i < caps->nr_ram; i++)
 		pviommu_frames_of(&pv->gfns, &caps->ram[i]);
+	return 0;
+}
+
+/* Also after an error of pviommu_capabilities_read(). */
+void pviommu_capabilities_free(struct pviommu *pv)
+{
+	kfree(pv->gfns.ranges);
+	kfree(pv->dfns.ranges);
+	kfree(pv->caps.endpoints);
+	kfree(pv->caps.ram);
+	kfree(pv->caps.reserved);
+	kfree(pv->caps.iova);
 }
 
 /**
@@ -232,8 +280,7 @@ int pviommu_capabilities_read(struct pviommu *pv)
 			caps->page_sizes, caps->max_nr_pages, caps->aperture_bits);
 		return -EINVAL;
 	}
-	pviommu_frames_init(pv);
-	return 0;
+	return pviommu_frames_init(pv);
 }
 
 /**

@@ -19,6 +19,18 @@ static const struct {
 	{ PVIOMMU_FEATURE_BATCH_2014, "batch-2014" },
 };
 
+static const char *pviommu_region_kind(u32 kind)
+{
+	switch (kind) {
+	case PVIOMMU_REGION_MSI:
+		return "msi";
+	case PVIOMMU_REGION_DIRECT:
+		return "direct";
+	default:
+		return "reserved";
+	}
+}
+
 static int capabilities_show(struct seq_file *s, void *unused)
 {
 	struct pviommu *pv = s->private;
@@ -44,7 +56,7 @@ static int capabilities_show(struct seq_file *s, void *unused)
 		const struct pviommu_reserved *region = &caps->reserved[i];
 
 		seq_printf(s, "reserved %#llx %#llx %s ", region->range.start, region->range.last,
-			   region->kind == PVIOMMU_REGION_MSI ? "msi" : "reserved");
+			   pviommu_region_kind(region->kind));
 		if (region->stream == PVIOMMU_GLOBAL_STREAM)
 			seq_puts(s, "global\n");
 		else

@@ -71,6 +71,7 @@ int pvdt_tests_run(struct ktap *ktap);
  * @run: runs one request; 0, or -ETIMEDOUT. The request says what became of it
  * @run_many: runs as many as PVDT_ENTRIES
  * @pci_dev: its PCI function
+ * @reset: resets the function; 0 or a negative errno
  */
 struct pvdt_client_ops {
 	struct pvdt *(*get)(unsigned int number);
@@ -79,6 +80,7 @@ struct pvdt_client_ops {
 	int (*run_many)(struct pvdt *engine, struct pvdt_request *requests, unsigned int count,
 			enum pvdt_wait wait);
 	struct pci_dev *(*pci_dev)(struct pvdt *engine);
+	int (*reset)(struct pvdt *engine);
 };
 
 extern const struct pvdt_client_ops pvdt_client_ops;

@@ -223,12 +223,25 @@ static bool pvdt_unused(struct pvdt *engine)
 	return unused;
 }
 
+/* Tries only: whoever removes the engine has locked it and waits for who holds it. */
+static int pvdt_reset_function(struct pvdt *engine)
+{
+	int ret;
+
+	mutex_lock(&engine->lock);
+	ret = pci_try_reset_function(engine->pdev);
+	pvdt_reset(engine);
+	mutex_unlock(&engine->lock);
+	return ret;
+}
+
 const struct pvdt_client_ops pvdt_client_ops = {
 	.get = pvdt_get,
 	.put = pvdt_put,
 	.run = pvdt_run,
 	.run_many = pvdt_run_many,
 	.pci_dev = pvdt_pci_dev,
+	.reset = pvdt_reset_function,
 };
 
 PVIOMMU_EXPORT(pvdt_client_ops, PVIOMMU_DMATEST);
@@ -377,6 +390,25 @@ static void pvdt_remove(struct pci_dev *pdev)
 	kfree(engine);
 }
 
+/* A driver may have to tell its device something by DMA when the machine goes down. */
+static void pvdt_shutdown(struct pci_dev *pdev)
+{
+	struct pvdt_request request = { .op = PVDT_OP_FILL, .length = PAGE_SIZE };
+	struct pvdt *engine = pci_get_drvdata(pdev);
+	dma_addr_t iova;
+	void *page;
+
+	page = dma_alloc_coherent(&pdev->dev, PAGE_SIZE, &iova, GFP_KERNEL);
+	if (page) {
+		request.dst = iova;
+		pvdt_run(engine, &request, PVDT_POLL);
+		dma_free_coherent(&pdev->dev, PAGE_SIZE, page, iova);
+	}
+	pci_notice(pdev, "DMA at shutdown %s\n",
+		   request.status == PVDT_STATUS_DONE ? "works" : "fails");
+	writel(PVDT_CONTROL_RESET, engine->regs + PVDT_REG_CONTROL);
+}
+
 static const struct pci_device_id pvdt_ids[] = {
 	{ PCI_DEVICE(PVDT_VENDOR_ID, PVDT_DEVICE_ID) },
 	{}
@@ -388,6 +420,7 @@ static struct pci_driver pvdt_driver = {
 	.id_table = pvdt_ids,
 	.probe = pvdt_probe,
 	.remove = pvdt_remove,
+	.shutdown = pvdt_shutdown,
 };
 
 static int __init pvdt_init(void)

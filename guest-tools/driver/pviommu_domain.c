@@ -369,6 +369,7 @@ static void pviommu_domain_free(struct iommu_domain *domain)
 			ERR_PTR(ret));
 	pviommu_table_free(&own->table);
 	atomic_dec(&own->pv->nr_domains);
+	pviommu_put(own->pv);
 	kfree(own);
 }
 
@@ -419,6 +420,7 @@ struct iommu_domain *pviommu_domain_alloc_paging(struct device *dev)
 	spin_lock_irqsave(&pv->domains_lock, flags);
 	list_add_tail(&own->list, &pv->domains);
 	spin_unlock_irqrestore(&pv->domains_lock, flags);
+	refcount_inc(&pv->users);
 	return &own->domain;
 
 err_table:

@@ -70,6 +70,15 @@ int pviommu_op_unbind(struct pviommu *pv, u32 sbdf)
 	return pviommu_submit(pv, &command, PVIOMMU_WAIT_SLEEP);
 }
 
+/* Lets a function reach nothing until it is attached again. */
+int pviommu_op_block(struct pviommu *pv, u32 sbdf)
+{
+	struct pviommu_command command;
+
+	pviommu_own_command(&command, PVIOMMU_OWN_BLOCK, sbdf);
+	return pviommu_submit(pv, &command, PVIOMMU_WAIT_SLEEP);
+}
+
 /* What is in use, once all that was sent is done: the device's counters and the driver's own. */
 int pviommu_op_usage(struct pviommu *pv, struct pviommu_usage *usage)
 {

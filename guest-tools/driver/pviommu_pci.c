@@ -23,7 +23,17 @@ MODULE_PARM_DESC(profile, "interface of the device to use: xen-2024 or xen-v7");
 static LIST_HEAD(pviommus);
 static DEFINE_MUTEX(pviommus_lock);
 
-struct pviommu *pviommu_find(u32 instance)
+void pviommu_put(struct pviommu *pv)
+{
+	if (refcount_dec_and_test(&pv->users))
+		complete(&pv->unused);
+}
+
+/*
+ * The PV-IOMMU of a function that the IOMMU core is probing, or NULL. The core would not find the
+ * function yet when it is told that the PV-IOMMU goes, so that waits for pviommu_probe_end().
+ */
+struct pviommu *pviommu_probe_begin(u32 instance)
 {
 	struct pviommu *pv, *found = NULL;
 
@@ -31,8 +41,19 @@ struct pviommu *pviommu_find(u32 instance)
 	list_for_each_entry(pv, &pviommus, list)
 		if (pv->instance == instance)
 			found = pv;
+	if (found) {
+		refcount_inc(&found->users);
+		atomic_inc(&found->nr_probing);
+	}
 	mutex_unlock(&pviommus_lock);
 	return found;
+}
+
+void pviommu_probe_end(struct pviommu *pv)
+{
+	if (atomic_dec_and_test(&pv->nr_probing))
+		wake_up_all(&pv->probed);
+	pviommu_put(pv);
 }
 
 struct pviommu *pviommu_get_first(void)
@@ -42,27 +63,9 @@ struct pviommu *pviommu_get_first(void)
 	mutex_lock(&pviommus_lock);
 	pv = list_first_entry_or_null(&pviommus, struct pviommu, list);
 	if (pv)
-		pv->users++;
+		refcount_inc(&pv->users);
 	mutex_unlock(&pviommus_lock);
 	return pv;
-}
-
-void pviommu_put(struct pviommu *pv)
-{
-	mutex_lock(&pviommus_lock);
-	if (!--pv->users)
-		wake_up_all(&pv->idle);
-	mutex_unlock(&pviommus_lock);
-}
-
-static bool pviommu_unused(struct pviommu *pv)
-{
-	bool unused;
-
-	mutex_lock(&pviommus_lock);
-	unused = !pv->users;
-	mutex_unlock(&pviommus_lock);
-	return unused;
 }
 
 static int pviommu_list(struct pviommu *pv)
@@ -82,11 +85,20 @@ static int pviommu_list(struct pviommu *pv)
 	return ret;
 }
 
+/* Nobody finds it any more, and no function is half probed. */
 static void pviommu_unlist(struct pviommu *pv)
 {
 	mutex_lock(&pviommus_lock);
 	list_del(&pv->list);
 	mutex_unlock(&pviommus_lock);
+	wait_event(pv->probed, !atomic_read(&pv->nr_probing));
+}
+
+/* Gives the driver's reference back, and waits for all others. */
+static void pviommu_wait_unused(struct pviommu *pv)
+{
+	pviommu_put(pv);
+	wait_for_completion(&pv->unused);
 }
 
 /* Maps the registers and the shared memory. */
@@ -179,11 +191,6 @@ static int pviommu_register(struct pviommu *pv)
 			ERR_PTR(ret));
 		return ret;
 	}
-	ret = pviommu_op_alloc_context(pv, &pv->blocked_ctx);
-	if (ret) {
-		dev_err(pviommu_dev(pv), "no context for the blocked domain: %pe\n", ERR_PTR(ret));
-		return ret;
-	}
 	pviommu_debugfs_add(pv);
 	ret = iommu_device_sysfs_add(&pv->iommu, pviommu_dev(pv), NULL, "%s-%s", KBUILD_MODNAME,
 				     pci_name(pv->pdev));
@@ -200,11 +207,33 @@ static int pviommu_register(struct pviommu *pv)
 
 err_unlist:
 	pviommu_unlist(pv);
+	pviommu_wait_unused(pv);
 err_sysfs:
 	iommu_device_sysfs_remove(&pv->iommu);
 err_debugfs:
 	pviommu_debugfs_remove(pv);
 	return ret;
+}
+
+/*
+ * Where another IOMMU translates for the whole bus, the IOMMU core asks that one for every function
+ * and this one for none. A hypervisor that has both is to leave the other one out.
+ */
+static int pviommu_check_alone(struct pviommu *pv)
+{
+	struct pci_dev *pdev = NULL;
+	u32 instance, stream;
+
+	if (device_iommu_mapped(pviommu_dev(pv))) {
+		dev_err(pviommu_dev(pv), "another IOMMU is in front of this one: not used\n");
+		return -ENODEV;
+	}
+	for_each_pci_dev(pdev)
+		if (device_iommu_mapped(&pdev->dev) &&
+		    !pviommu_endpoint_capability(pdev, &instance, &stream) &&
+		    instance == pv->instance)
+			dev_warn(&pdev->dev, "another IOMMU has this function: left to it\n");
+	return 0;
 }
 
 static int pviommu_probe(struct pci_dev *pdev, const struct pci_device_id *id)
@@ -227,7 +256,9 @@ static int pviommu_probe(struct pci_dev *pdev, const struct pci_device_id *id)
 	spin_lock_init(&pv->domains_lock);
 	INIT_LIST_HEAD(&pv->domains);
 	pviommu_give_up_init(pv);
-	init_waitqueue_head(&pv->idle);
+	refcount_set(&pv->users, 1);
+	init_completion(&pv->unused);
+	init_waitqueue_head(&pv->probed);
 
 	ret = pci_enable_device_mem(pdev);
 	if (ret)
@@ -238,7 +269,7 @@ static int pviommu_probe(struct pci_dev *pdev, const struct pci_device_id *id)
 	ret = pviommu_map_bars(pv);
 	if (ret)
 		goto err_regions;
-	ret = pviommu_identify(pv);
+	ret = pviommu_identify(pv) ?: pviommu_check_alone(pv);
 	if (ret)
 		goto err_bars;
 	/* interrupts are messages, and those need bus mastering */
@@ -265,6 +296,7 @@ err_stop:
 	pviommu_stop(pv);
 	pci_clear_master(pdev);
 	pviommu_rings_free(pv);
+	pviommu_capabilities_free(pv);
 err_bars:
 	pviommu_unmap_bars(pv);
 err_regions:
@@ -291,23 +323,37 @@ static void pviommu_count_leaks(struct pviommu *pv)
 static void pviommu_remove(struct pci_dev *pdev)
 {
 	struct pviommu *pv = pci_get_drvdata(pdev);
+	LIST_HEAD(locked);
 
-	/* first: registering another PV-IOMMU makes the core probe devices of this one too */
+	/*
+	 * First: a rescan, or the registration of another PV-IOMMU, makes the core probe functions
+	 * of this one too, and it finds those that it has, not those that it is about to have.
+	 */
 	pviommu_unlist(pv);
-	pviommu_release_drivers(pv);
+	pviommu_lock_endpoints(pv, &locked);
 	iommu_device_unregister(&pv->iommu);
+	/* the core leaves a function that is being removed, and its domain, to who removes it */
+	pviommu_wait_unused(pv);
+	pviommu_unlock_endpoints(&locked);
 	pviommu_count_leaks(pv);
 	iommu_device_sysfs_remove(&pv->iommu);
-	wait_event(pv->idle, pviommu_unused(pv));
 	pviommu_debugfs_remove(pv);
 	pviommu_stop(pv);
 	pviommu_free_irqs(pv);
 	pci_clear_master(pdev);
 	pviommu_rings_free(pv);
+	pviommu_capabilities_free(pv);
 	pviommu_unmap_bars(pv);
 	pci_release_regions(pdev);
 	pci_disable_device(pdev);
 	kfree(pv);
+}
+
+/* Who is still at work finds no device any more, and who waits for one waits no longer. */
+static void pviommu_quiesce(struct pviommu *pv)
+{
+	pviommu_give_up_reset(pv);
+	pviommu_rings_settle(pv);
 }
 
 /*
@@ -318,9 +364,31 @@ static void pviommu_shutdown(struct pci_dev *pdev)
 {
 	struct pviommu *pv = pci_get_drvdata(pdev);
 
-	pviommu_give_up_reset(pv);
+	pviommu_quiesce(pv);
 	pviommu_stop(pv);
 }
+
+/*
+ * A reset behind the driver's back: contexts, bindings and rings are gone afterwards. Nothing is
+ * sent from here on, so nobody waits for an answer that cannot come.
+ */
+static void pviommu_reset_prepare(struct pci_dev *pdev)
+{
+	struct pviommu *pv = pci_get_drvdata(pdev);
+
+	pviommu_quiesce(pv);
+	pviommu_rings_stop(pv);
+}
+
+static void pviommu_reset_done(struct pci_dev *pdev)
+{
+	dev_err(&pdev->dev, "the PV-IOMMU was reset: what is behind it cannot map any more until the driver is bound again\n");
+}
+
+static const struct pci_error_handlers pviommu_error_handlers = {
+	.reset_prepare = pviommu_reset_prepare,
+	.reset_done = pviommu_reset_done,
+};
 
 /*
  * The contexts are the device's, and nothing says that it keeps them while the guest sleeps. This
@@ -354,6 +422,7 @@ static struct pci_driver pviommu_driver = {
 	.probe = pviommu_probe,
 	.remove = pviommu_remove,
 	.shutdown = pviommu_shutdown,
+	.err_handler = &pviommu_error_handlers,
 	.driver.pm = pm_sleep_ptr(&pviommu_pm_ops),
 };
 

@@ -167,6 +167,18 @@ void pviommu_rings_stop(struct pviommu *pv)
 	}
 }
 
+/* After this nobody fills a slot any more, if the device was given up before. */
+void pviommu_rings_settle(struct pviommu *pv)
+{
+	unsigned long flags;
+	unsigned int i;
+
+	for (i = 0; i < pv->nr_rings; i++) {
+		spin_lock_irqsave(&pv->rings[i].lock, flags);
+		spin_unlock_irqrestore(&pv->rings[i].lock, flags);
+	}
+}
+
 static irqreturn_t pviommu_ring_interrupt(int irq, void *data)
 {
 	struct pviommu_ring *ring = data;

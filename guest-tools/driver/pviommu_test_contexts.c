@@ -3,6 +3,8 @@
 
 #define pr_fmt(fmt) "pviommu_test: " fmt
 
+#include <linux/pci.h>
+
 #include "pviommu_test.h"
 
 static void pvt_ids_lowest_free(struct ktap *ktap, struct pvt *t, u16 ctx)
@@ -206,6 +208,62 @@ static void pvt_bindings(struct ktap *ktap, struct pvt *t, u16 ctx)
 	EXPECT_EQ(ktap, pvt_submit(t, &query), -ENOENT);
 }
 
+/* Nothing passes, and the reason is that the engine is blocked. */
+static void pvt_expect_blocked(struct ktap *ktap, struct pvt *t)
+{
+	struct pvdt_request request = pvt_fill(pvt_iova(PVT_DFN), 8, 0x3a);
+
+	EXPECT_EQ(ktap, pvdt_client_ops.run(t->engine[0], &request, PVDT_POLL), 0);
+	EXPECT_EQ(ktap, request.status, PVDT_STATUS_FAULT);
+	EXPECT_EQ(ktap, request.reason, PVIOMMU_EVENT_BLOCKED);
+	EXPECT(ktap, pvt_holds(pvt_page(t, 0), 0x39, PAGE_SIZE));
+}
+
+/* What unblocks an engine after a reset of the IOMMU: nothing of that does here. */
+static void pvt_expect_held(struct ktap *ktap, struct pvt *t)
+{
+	struct pci_dev *pdev = pvdt_client_ops.pci_dev(t->engine[0]);
+
+	pvt_expect_blocked(ktap, t);
+	EXPECT_EQ(ktap, pvdt_client_ops.reset(t->engine[0]), 0);
+	pvt_expect_blocked(ktap, t);
+	pci_clear_master(pdev);
+	pci_set_master(pdev);
+	pvt_expect_blocked(ktap, t);
+}
+
+static void pvt_block(struct ktap *ktap, struct pvt *t, u16 ctx)
+{
+	struct pviommu_command block = pvt_own(PVIOMMU_OWN_BLOCK, t->sbdf[0], 0);
+	u32 done;
+
+	EXPECT_EQ(ktap, pvt_map(t, ctx, PVT_DFN, t->gfn, 1, PVT_RW, &done), 0);
+	pvt_expect_fill(ktap, t, 0, pvt_iova(PVT_DFN), PAGE_SIZE, 0x39);
+	EXPECT_EQ(ktap, pvt_submit(t, &block), 0);
+	pvt_expect_held(ktap, t);
+	EXPECT_EQ(ktap, pvt_reattach(t, t->sbdf[0], ctx), 0);
+	pvt_expect_fill(ktap, t, 0, pvt_iova(PVT_DFN), PAGE_SIZE, 0x3b);
+	EXPECT(ktap, pvt_holds(pvt_page(t, 0), 0x3b, PAGE_SIZE));
+}
+
+static void pvt_unbind(struct ktap *ktap, struct pvt *t, u16 ctx)
+{
+	struct pviommu_command unbind = pvt_own(PVIOMMU_OWN_UNBIND, t->sbdf[0], 0);
+	struct pviommu_command bind = pvt_own(PVIOMMU_OWN_BIND, t->sbdf[0], t->stream[0]);
+	u32 done;
+
+	EXPECT_EQ(ktap, pvt_map(t, ctx, PVT_DFN, t->gfn, 1, PVT_RW, &done), 0);
+	pvt_expect_fill(ktap, t, 0, pvt_iova(PVT_DFN), PAGE_SIZE, 0x39);
+	EXPECT_EQ(ktap, pvt_submit(t, &unbind), 0);
+	pvt_expect_held(ktap, t);
+	/* to be known again is not to be attached */
+	EXPECT_EQ(ktap, pvt_submit(t, &bind), 0);
+	pvt_expect_blocked(ktap, t);
+	EXPECT_EQ(ktap, pvt_reattach(t, t->sbdf[0], ctx), 0);
+	pvt_expect_fill(ktap, t, 0, pvt_iova(PVT_DFN), PAGE_SIZE, 0x3b);
+	EXPECT(ktap, pvt_holds(pvt_page(t, 0), 0x3b, PAGE_SIZE));
+}
+
 const struct ktap_case pvt_context_cases[] = {
 	PVT_CONTEXT("context ids are the lowest free ones", pvt_ids_lowest_free),
 	PVT_CONTEXT("free of context 0, of none and twice is refused", pvt_free_nothing),
@@ -218,6 +276,8 @@ const struct ktap_case pvt_context_cases[] = {
 	PVT_ATTACHED("free with the flag moves the engine to context 0", pvt_free_to_default),
 	PVT_ATTACHED("a clone maps all guest memory 1:1", pvt_clone),
 	PVT_CONTEXT("wrong bindings are refused", pvt_bindings),
+	PVT_ATTACHED("a blocked engine reaches nothing until it is attached", pvt_block),
+	PVT_ATTACHED("an unbound engine reaches nothing until it is bound and attached", pvt_unbind),
 };
 
 const unsigned int pvt_nr_context_cases = ARRAY_SIZE(pvt_context_cases);

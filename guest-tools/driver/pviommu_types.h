@@ -7,8 +7,6 @@
 
 #include "pviommu_abi.h"
 
-#define PVIOMMU_MAX_RANGES	32
-
 struct pviommu;
 
 /**
@@ -112,10 +110,10 @@ struct pviommu_capabilities {
 	unsigned int nr_reserved;
 	unsigned int nr_ram;
 	unsigned int nr_endpoints;
-	struct pviommu_range iova[PVIOMMU_MAX_RANGES];
-	struct pviommu_reserved reserved[PVIOMMU_MAX_RANGES];
-	struct pviommu_range ram[PVIOMMU_MAX_RANGES];
-	u32 endpoints[PVIOMMU_MAX_RANGES];
+	struct pviommu_range *iova;
+	struct pviommu_reserved *reserved;
+	struct pviommu_range *ram;
+	u32 *endpoints;
 };
 
 /**

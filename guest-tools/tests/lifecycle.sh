@@ -4,7 +4,11 @@
 # Drivers come and go: nothing leaks on either side, and DMA works again every time.
 
 lifecycle_plan() {
-	echo 5
+	if [ "$engine_count" -lt 2 ]; then
+		echo 8
+	else
+		echo 9
+	fi
 }
 
 lifecycle_tests() {
@@ -16,6 +20,103 @@ lifecycle_tests() {
 	check "nothing leaked in $cycles cycles" same "$(cat /tmp/held.last)" "$(cat /tmp/held.first)"
 	check "unbinding the PV-IOMMU first takes the engines' drivers along" unbind_in_wrong_order
 	check "engines work after remove and rescan" remove_and_rescan
+	check "drivers that bind while the PV-IOMMU is unbound find it there or gone" bind_while_unbinding
+	[ "$engine_count" -lt 2 ] || check "functions that are found while the PV-IOMMU is unbound do no harm" rescan_while_unbinding
+	check "a reset behind the driver's back is one line, and nothing hangs" reset_behind
+	check "engines that were there before the PV-IOMMU work behind it" iommu_found_last
+}
+
+# bind_all: the PV-IOMMU's driver, then those of the engines; the driver core may be quicker for one that it has put off
+bind_all() {
+	echo "$iommu" >"$drivers/pviommu/bind" || return 1
+	for engine in $engines; do
+		[ -n "$(driver_of "$engine")" ] || echo "$engine" >"$drivers/pviommu_dmatest/bind" ||
+			[ -n "$(driver_of "$engine")" ] || return 1
+	done
+}
+
+# unbind_engines: those that have a driver
+unbind_engines() {
+	for engine in $engines; do
+		[ -z "$(driver_of "$engine")" ] || echo "$engine" >"$drivers/pviommu_dmatest/unbind"
+	done
+}
+
+# beside COMMAND...: does it again and again in the background, until calm
+beside() {
+	rm -f /tmp/calm
+	{
+		while [ ! -e /tmp/calm ]; do
+			"$@"
+		done
+	} >/dev/null 2>&1 &
+	other=$!
+}
+
+calm() {
+	touch /tmp/calm
+	wait "$other"
+}
+
+bind_engines() {
+	for engine in $engines; do
+		echo "$engine" >"$drivers/pviommu_dmatest/bind"
+	done
+}
+
+bind_while_unbinding() {
+	before=$(log_lines)
+	for _ in 1 2 3 4 5 6 7 8; do
+		beside bind_engines
+		echo "$iommu" >"$drivers/pviommu/unbind"
+		calm
+		unbind_engines
+		bind_all || return 1
+	done
+	dma_works && is_quiet
+}
+
+# find_again ENGINE
+find_again() {
+	echo 1 >"$devices/$1/remove"
+	echo 1 >/sys/bus/pci/rescan
+}
+
+rescan_while_unbinding() {
+	before=$(log_lines)
+	found=$(echo "$engines" | tail -n 1)
+	for _ in 1 2 3 4 5 6 7 8; do
+		beside find_again "$found"
+		usleep 50000
+		echo "$iommu" >"$drivers/pviommu/unbind"
+		calm
+		unbind_engines
+		bind_all || return 1
+	done
+	dma_works && is_quiet
+}
+
+reset_behind() {
+	before=$(log_lines)
+	echo 1 >"$devices/$iommu/reset" || return 1
+	same "$(log_since "$before" | grep -c "$iommu: the PV-IOMMU was reset: ")" 1 || return 1
+	[ "$mode" = passthrough ] || suite_passes "$(echo "$engines" | head -n 1)" lost || return 1
+	echo "$iommu" >"$drivers/pviommu/unbind" || return 1
+	bind_all && dma_works && is_quiet
+}
+
+# The kernel shuts devices down in the reverse of the order in which they came, but for links between them.
+iommu_found_last() {
+	before=$(log_lines)
+	echo 1 >"$devices/$iommu/remove" || return 1
+	for engine in $engines; do
+		same "$engine $(driver_of "$engine")" "$engine " || return 1
+	done
+	echo 1 >/sys/bus/pci/rescan
+	[ -e "$devices/$iommu" ] || { echo "$iommu has not come back" && return 1; }
+	[ -n "$(driver_of "$iommu")" ] || echo "$iommu" >"$drivers/pviommu/bind" || return 1
+	bind_engines 2>/dev/null
+	dma_works && is_quiet
 }
 
 rmmod_is_busy() {

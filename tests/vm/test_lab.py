@@ -76,6 +76,8 @@ SHOWN = {
         "free with an engine attached is EBUSY and changes nothing",
         "free with the flag moves the engine to context 0",
         "contexts run out with ENOSPC and come back",
+        "a blocked engine reaches nothing until it is attached",
+        "an unbound engine reaches nothing until it is bound and attached",
     ),
     "pool": (
         "the pool runs out with ENOMEM behind the exact prefix",
@@ -117,6 +119,10 @@ SHOWN = {
         "20 times unbind, unload, load and bind, with DMA each time",
         "nothing leaked in 20 cycles",
         "engines work after remove and rescan",
+        "drivers that bind while the PV-IOMMU is unbound find it there or gone",
+        "functions that are found while the PV-IOMMU is unbound do no harm",
+        "a reset behind the driver's back is one line, and nothing hangs",
+        "engines that were there before the PV-IOMMU work behind it",
         "suspend is refused, and DMA works afterwards",
         "the kernel has nothing to complain about",
     ),
@@ -161,6 +167,22 @@ STRICT_SHOWN = {
         "no driver binds to a lost device",
     ),
 }
+
+DRIVER_ROWS = (
+    pytest.param(
+        "an unbound engine reaches nothing until it is bound and attached", marks=pytest.mark.row("driver", 20)
+    ),
+    pytest.param("a blocked engine reaches nothing until it is attached", marks=pytest.mark.row("driver", 21)),
+    pytest.param(
+        "drivers that bind while the PV-IOMMU is unbound find it there or gone", marks=pytest.mark.row("driver", 24)
+    ),
+    pytest.param(
+        "functions that are found while the PV-IOMMU is unbound do no harm", marks=pytest.mark.row("driver", 25)
+    ),
+    pytest.param(
+        "a reset behind the driver's back is one line, and nothing hangs", marks=pytest.mark.row("driver", 26)
+    ),
+)
 
 FAULT_STORMS = 2
 """One for each profile."""
@@ -247,6 +269,19 @@ def test_pages_of_the_reserved_window_are_noted_only(lab_run: LabRun) -> None:
 )
 def test_pool_pages_of_user_space_come_back(lab_run: LabRun, name: str) -> None:
     assert name in lab_run.passed_in("VFIO by type1")
+
+
+@pytest.mark.parametrize("name", DRIVER_ROWS)
+def test_guest_has_shown_a_row_of_the_driver(lab_run: LabRun, name: str) -> None:
+    assert name in lab_run.passed
+
+
+@pytest.mark.row("driver", 23)
+def test_endpoints_are_shut_down_before_a_pv_iommu_that_was_found_after_them(lab_run: LabRun) -> None:
+    """A test has the PV-IOMMU found last; the engines' driver tells what came of its DMA when the machine goes down."""
+    assert "engines that were there before the PV-IOMMU work behind it" in lab_run.passed
+    said = [line for line in lab_run.console.splitlines() if "DMA at shutdown" in line]
+    assert [line.rsplit(" ", 1)[1] for line in said] == ["works", "works"], said
 
 
 def test_server_counts_what_the_guest_did(lab_run: LabRun) -> None:

@@ -1,0 +1,28 @@
+"""The capability area has room for all that a topology may have, and says of RAM what still fits."""
+
+from __future__ import annotations
+
+import pytest
+
+from pviommu.engine import EngineConfig, ReservedRegion
+from pviommu.iommu.capability_area import chain
+from pviommu.iommu.config import MAX_ENDPOINTS, MAX_RESERVED
+from pviommu_abi.shared import CAPABILITY_SIZE, SBDF_UNBOUND, AddressRange, CapabilityArea, EndpointEntry, Limits
+
+LEAST_RAM_RANGES = 64
+
+
+@pytest.mark.row("driver", 27)
+def test_all_endpoints_and_regions_fit_and_ram_ranges_besides() -> None:
+    endpoints = [EndpointEntry(stream, 0, SBDF_UNBOUND) for stream in range(MAX_ENDPOINTS)]
+    regions = {
+        stream: (ReservedRegion(0x10000 + 2 * stream, 0x10000 + 2 * stream, "direct"),)
+        for stream in range(MAX_RESERVED)
+    }
+    limits = Limits(1 << 12, 1, 1, 1, 1, 39, 1)
+    ram = [(first << 20, (first << 20) + 0xFFF) for first in range(1000)]
+
+    without = CapabilityArea.SIZE + len(chain(EngineConfig(), limits, [], endpoints, regions))
+    full = CapabilityArea.SIZE + len(chain(EngineConfig(), limits, ram, endpoints, regions))
+
+    assert without + LEAST_RAM_RANGES * AddressRange.SIZE <= full <= CAPABILITY_SIZE
