@@ -17,7 +17,7 @@
 #include "tests.h"
 #include "timing.h"
 
-#define MAX_LISTS	8
+#define MAX_LISTS	10
 <<<<<<< HEAD
 #define MAX_MIB		(1 << 18)
 
