@@ -5,13 +5,9 @@ from __future__ import annotations
 __all__ = ["DEFAULT_SPIN_NS", "FOREVER", "NAP_MS", "SLEEPS_MS", "Pace"]
 
 DEFAULT_SPIN_NS = 100_000
-"""How long the rings are polled at most for the next wait: what a doorbell and waking up cost together, or more."""
-LEAST_NS = 10_000
-"""How long at least, if at all."""
-GAPS = 4
-"""The rings are polled for so many times the usual gap between two waits."""
-SMOOTHING = 8
-"""Waits that it takes until the usual gap is about that of the latest ones."""
+"""How long the rings are polled after a wait, if at all: about what a doorbell and waking up cost together, so that
+polling in vain costs the host no more than not polling costs the guest.
+"""
 WAKE_NS = 200_000
 """A wait that a sleeping loop learns of may have begun so much earlier."""
 CREDIT = 16
@@ -36,21 +32,20 @@ class Pace:
     cost a doorbell, which is a trapped access, and the waking of a process. Posted work needs none, and polling has its
     price too: on a processor whose hardware threads share a core it slows the guest down.
 
-    So the loop polls after a wait if waits have been coming within ``limit_ns`` of each other, for a few times the gap
-    that is usual between them. Where they come later several times in a row, or in more than a fifth of all cases, it
-    stops, and the next attempt is put off, longer and longer until one succeeds. That is also what happens where
-    guest and loop have to share one processor, since the guest stands still while the loop polls.
+    So the loop polls for ``spin_ns`` after a wait if waits have been coming within that time of each other. Where they
+    come later several times in a row, or in more than a fifth of all cases, it stops, and the next attempt is put off,
+    longer and longer until one succeeds. That is also what happens where guest and loop have to share one processor,
+    since the guest stands still while the loop polls.
 
     After other work it takes a nap if the guest tells when it waits, and so finds what was posted meanwhile all at
     once; after a nap in vain, and for other guests at once, it asks for doorbells and sleeps.
     """
 
-    def __init__(self, limit_ns: int = DEFAULT_SPIN_NS) -> None:
-        """``limit_ns``: how long to poll at most; 0 never polls."""
+    def __init__(self, spin_ns: int = DEFAULT_SPIN_NS) -> None:
+        """``spin_ns``: how long to poll; 0 never polls."""
         self.window_ns = 0
-        """how long the rings are polled after a wait"""
-        self._limit_ns = limit_ns
-        self._usual_gap_ns = 0.0
+        """how long the rings are polled after a wait as things are: ``spin_ns`` or 0"""
+        self._spin_ns = spin_ns
         self._waited_at = 0
         self._poll_until = 0
         self._credit = 0
@@ -65,7 +60,7 @@ class Pace:
         self._waited_at = now_ns
         if self.window_ns:
             self._judge(gap_ns, times)
-        elif gap_ns <= self._limit_ns + WAKE_NS:
+        elif gap_ns <= self._spin_ns + WAKE_NS:
             self._consider()
         self._poll_until = now_ns + self.window_ns
 
@@ -95,7 +90,7 @@ class Pace:
 
     def _judge(self, gap_ns: float, times: int) -> None:
         """Learn from ``times`` waits, each ``gap_ns`` after the one before, of a guest that is polled for."""
-        if gap_ns > self._limit_ns:
+        if gap_ns > self._spin_ns:
             self._credit -= MISS
             if self._credit <= 0:
                 self._give_up()
@@ -103,8 +98,6 @@ class Pace:
         self._credit = min(self._credit + times, CREDIT)
         if self._credit == CREDIT:
             self._penalty = 0
-        self._usual_gap_ns += (gap_ns - self._usual_gap_ns) * min(1, times / SMOOTHING)
-        self.window_ns = min(max(int(GAPS * self._usual_gap_ns), LEAST_NS), self._limit_ns)
 
     def _consider(self) -> None:
         """Begin to poll, unless that is put off: nobody knows when exactly a wait began that woke the loop."""
@@ -112,8 +105,7 @@ class Pace:
             self._chances_to_skip -= 1
             return
         self._credit = FIRST_CREDIT
-        self._usual_gap_ns = self._limit_ns / GAPS
-        self.window_ns = self._limit_ns
+        self.window_ns = self._spin_ns
 
     def _give_up(self) -> None:
         self.window_ns = 0

@@ -71,7 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=DEFAULT_SPIN_NS // 1000,
         metavar="N",
-        help="poll the rings for up to N microseconds after the guest has waited, if its waits come so close together "
+        help="poll the rings for N microseconds after the guest has waited, if its waits come so close together "
         "(%(default)s); 0: never poll",
     )
 

@@ -14,7 +14,7 @@ timeout_ms=1000
 timeout_parameter=/sys/module/pviommu/parameters/op_timeout_ms
 
 paused_plan() {
-	echo 13
+	echo 16
 }
 
 paused_tests() {
@@ -29,15 +29,31 @@ paused_tests() {
 	subtest "the DMA API while the server is stopped" "$report"
 	check "the driver gives the device up once or not at all" is_given_up_at_most_once
 	check "after a reload of the drivers everything works again" works_again
+	frozen
 	give_up_in_dma
+}
+
+# Neither runs, so no time passes that the device could have used.
+frozen() {
+	before=$(log_lines)
+	subject=$(echo "$engines" | head -n 1)
+	check "a group is strict, so that many wait" set_type DMA
+	echo "$timeout_ms" >"$timeout_parameter"
+	lost_suite long-storm &
+	check "guest and server are stopped together" freeze_in_storm
+	wait $!
+	subtest "a storm in a guest that stood still" "$report"
+	check "nothing is given up after standing still together" is_not_given_up
+}
+
+freeze_in_storm() {
+	sleep 1
+	request freeze "$moment_seconds"
 }
 
 # The server goes on: what it was to do for memory that is not mapped any more must not happen.
 give_up_in_dma() {
 	before=$(log_lines)
-	subject=$(echo "$engines" | head -n 1)
-	check "a group is strict for DMA that is queued" set_type DMA
-	echo "$timeout_ms" >"$timeout_parameter"
 	lost_suite queued &
 	check "the server is stopped while DMA is queued" stop_server_in_dma
 	wait $!

@@ -48,7 +48,7 @@ def test_driver_capabilities_follow_the_topology():
 def test_reserved_regions_of_endpoints_are_told_with_their_stream():
     region = ReservedEntry(0x7D000000, 0x100000)
     lines = serve.driver_capabilities(Topology(endpoint=(EndpointEntry("dma0", "dma-test", 5, reserved=(region,)),)))
-    assert "reserved 0x7d000000 0x7d0fffff reserved stream 5" in lines
+    assert "reserved 0x7d000000 0x7d0fffff direct stream 5" in lines
 
 
 def test_limits_of_the_command_line_replace_those_of_the_topology(capsys, tmp_path):

@@ -14,7 +14,8 @@ from pviommu.endpoints.dma import DmaRefusedError
 from pviommu.engine import Access
 from pviommu.machine import Machine
 from pviommu.topology import IommuEntry, ReservedEntry
-from pviommu_abi import own, xen_2024, xen_v7
+from pviommu.windows import MAX_REGISTER_BYTES
+from pviommu_abi import dma_test, own, xen_2024, xen_v7
 from pviommu_abi.own import OwnOp
 from pviommu_abi.registers import REGISTER, REGISTER_BAR, REGISTERS, Profile, RingControl
 from pviommu_abi.shared import CACHE_LINE, EVENT_INDEX_OFFSET, RING_AREA_OFFSET, RING_INDEX_STRIDE
@@ -34,6 +35,7 @@ ENTRIES = 16
 DEVFN = 0x28
 RAM_PAGES = RAM_SIZE >> 12
 DMA_LIMIT = 0x40000
+MSI = (0xFEE00, 0xFEEFF)
 DIRECT = (ReservedEntry(0x10000, 0x4000), ReservedEntry(0x7FFFF000, 0x2000))
 _SPREAD = (0, 0, 8, 9, 17, 18, 20, 27, 51, 56)
 _MASK = 0xFFFFFFFF
@@ -264,6 +266,36 @@ class _Guest:
             assert found is not None, f"DMA through dfn {dfn:#x}, which context {context} does not map"
             assert found[1] & access, f"{access.name} through dfn {dfn:#x}, which is {found[1]!r}"
 
+    def bar(self, feed: Feed) -> None:
+        """A BAR of the endpoint goes anywhere, to memory or into another one too, or its decoding off and on."""
+        which, address = feed.u8(), _frame(feed) << 12 & _MASK_64
+        if which & 4:
+            self.dma.region_write(7, 4, bytes((6 if which & 8 else 4, 0)))
+        self.dma.region_write(7, 0x10 + 4 * (which & 3), address.to_bytes(8, "little")[: 8 if which & 3 == 2 else 4])
+        for first, last in self.iommu.engine.mmio:
+            assert last < MSI[0] or first > MSI[1], "a BAR in the MSI window is reached"
+
+    def descriptor(self, feed: Feed) -> None:
+        """The endpoint gets a descriptor, carries it out and what it leads to: it may lead to the endpoint itself."""
+        op, flags, src, dst = feed.u8() % 6, feed.u8(), _frame(feed) << 12, _frame(feed) << 12
+        length, pattern = feed.u32() % DMA_LIMIT, feed.u64()
+        consumer = int.from_bytes(self.dma.region_read(0, dma_test.REGISTER["CONSUMER"].offset, 4), "little")
+        at = consumer % dma_test.ENTRIES * dma_test.Descriptor.SIZE
+        packed = dma_test.Descriptor(op, flags & 7, 0, length, src & _MASK_64, dst & _MASK_64, pattern).pack()
+        self.dma.shared.view[at : at + len(packed)] = packed
+        for name, value in (("CONTROL", 1), ("PRODUCER", consumer + 1)):
+            self.dma.region_write(0, dma_test.REGISTER[name].offset, (value & _MASK).to_bytes(4, "little"))
+        self.machine.work()
+        self._check_queue()
+
+    def _check_queue(self) -> None:
+        producer, consumer = (
+            int.from_bytes(self.dma.region_read(0, dma_test.REGISTER[name].offset, 4), "little")
+            for name in ("PRODUCER", "CONSUMER")
+        )
+        assert producer - consumer & _MASK <= dma_test.ENTRIES, "the queue holds more than fits"
+        assert self.machine.windows.room() == MAX_REGISTER_BYTES, "a register is still to be written"
+
     def memory(self, feed: Feed) -> None:
         """The hypervisor adds or removes guest memory."""
         page, pages = feed.u8() % (2 * RAM_PAGES), feed.u8()
@@ -346,6 +378,8 @@ _STEPS: tuple[Callable[[_Guest, Feed], None], ...] = (
     _Guest.reset,
     _Guest.restart,
     _Guest.endpoint,
+    _Guest.bar,
+    _Guest.descriptor,
 )
 STEP = {step.__name__: number for number, step in enumerate(_STEPS)}
 """The byte of each step, for seeds."""

@@ -309,6 +309,28 @@ def _rings() -> dict[str, bytes]:
         + _bind(3)
         + bytes([STEP["reset"], STEP["endpoint"], 0])
         + _dma(1, _frame(0), 1),
+        "bars": start
+        + _bar(12, _frame(1, 0x15))
+        + _bar(2, _frame(0, 0x18))
+        + _ALLOC
+        + _ATTACH
+        + bytes([STEP["map_2024"], 0, 1, 3, *_frame(1, 0x15), *dfn, 1, 0])
+        + bytes([STEP["map_2024"], 0, 1, 3, *_frame(0, 0x18), *high, 16, 0])
+        + _WORK
+        + _descriptor(1, high, dfn, 64)
+        + _descriptor(2, dfn, high, 4096, 3)
+        + _descriptor(2, dfn, dfn, 4096, 0x0000000200000003)
+        + _dma(0, dfn, 5000)
+        + _bar(8, _frame(0))
+        + _dma(1, dfn, 100)
+        + _bar(12, _frame(0))
+        + _bar(12, _frame(0xFF, 0x18))
+        + _dma(0, high, 65536)
+        + _WORK,
+        "bar-in-identity": start
+        + _bar(14, _frame(0, 0x18))
+        + _dma(1, _frame(0, 0x18), 60000)
+        + _dma(0, _frame(1, 0x18), 5000),
         "reset": start
         + _ALLOC
         + _ATTACH
@@ -332,6 +354,15 @@ def _rings() -> dict[str, bytes]:
         + bytes([STEP["any_slot"], 7, 7, 7, STEP["arm"], STEP["drain"]]),
         "blocked": b"\x80\0" + _ATTACH + _dma(0, dfn, 16) + bytes([STEP["index"], 6, 1, 0, 0, 0, STEP["arm"]]),
     }
+
+
+def _bar(which: int, frame: bytes) -> bytes:
+    """BAR ``which & 3`` to a frame, with ``which & 12`` decoding on."""
+    return bytes([STEP["bar"], which, *frame])
+
+
+def _descriptor(op: int, src: bytes, dst: bytes, length: int, pattern: int = 0) -> bytes:
+    return bytes([STEP["descriptor"], op, 0, *src, *dst]) + struct.pack("<IQ", length, pattern)
 
 
 def _topology() -> dict[str, bytes]:

@@ -77,7 +77,7 @@ class Command:
     environment: dict[str, str]
     folder: Path
 
-    def run(self, results: Path, limit: int, *options: str) -> LabRun:
+    def run(self, results: Path, limit: int, *options: str, encoding: str = "utf-8") -> LabRun:
         """One run, whose files stay in ``results``. Raises TimeoutExpired when its own limit did not end it."""
         command = [*self.words, "lab", "run", "--results", str(results), "--timeout", str(limit), *options]
         done = subprocess.run(
@@ -88,8 +88,13 @@ class Command:
             text=True,
             timeout=limit + GRACE,
             check=False,
+            encoding=encoding,
         )
         return LabRun(done.returncode, done.stdout + done.stderr, (results / "latest").resolve())
+
+    def run_binary(self, results: Path, limit: int, *options: str) -> LabRun:
+        """The same for a run that writes any bytes: its output has a character for each byte (Latin-1)."""
+        return self.run(results, limit, *options, encoding="latin-1")
 
 
 @pytest.fixture(scope="session")

@@ -35,3 +35,8 @@ def test_queued_dma_does_not_reach_memory_of_a_device_given_up(strict_run: LabRu
 @pytest.mark.row("driver", 4)
 def test_a_device_given_up_works_after_unbind_and_bind(strict_run: LabRun) -> None:
     assert "after unbind and bind, without a reload, DMA works" in strict_run.passed
+
+
+@pytest.mark.row("driver", 6)
+def test_a_guest_that_stood_still_with_its_server_gives_nothing_up(strict_run: LabRun) -> None:
+    assert "nothing is given up after standing still together" in strict_run.passed

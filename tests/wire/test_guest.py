@@ -3,7 +3,8 @@ import subprocess
 
 import pytest
 
-from pviommu_abi.dma_test import DescriptorFlags, DescriptorStatus, DmaOp
+from pviommu_abi.dma_test import REGISTER as DMA_REGISTER
+from pviommu_abi.dma_test import Descriptor, DescriptorFlags, DescriptorStatus, DmaOp
 from pviommu_abi.registers import ENDPOINT_SIGNATURE, EndpointCapability
 from pviommu_abi.shared import (
     EVENT_INDEX_OFFSET,
@@ -205,3 +206,49 @@ def test_copies_of_every_size_arrive_byte_for_byte(guest, length):
     start = GPA + (0x500 << 12) + 3
     assert guest.ram.bytes[start : start + length] == source
     assert (guest.ram.bytes[start - 1], guest.ram.bytes[start + length]) == (0, 0)
+
+
+def put_bar(function, bar, address):
+    """What QEMU sends when a guest places a 64-bit BAR."""
+    function.client.config_write(4, 2, 4)
+    function.client.config_write(0x10 + 4 * bar, 4, address & 0xFFFFFFFF)
+    function.client.config_write(0x14 + 4 * bar, 4, address >> 32)
+    function.client.config_write(4, 2, 6)
+
+
+@pytest.mark.row("driver", 44)
+@pytest.mark.row("driver", 45)
+def test_an_engine_reaches_the_bar_of_another_until_it_moves(guest):
+    first, second = guest.engines["dma0"], guest.engines["dma1"]
+    bar, scratch = 0x8_0000_0000, 0x8000
+    put_bar(second, 2, bar)
+    ctx = guest.attach("dma0")
+    assert guest.iommu.map(ctx, DFN, bar + scratch >> 12, 2) == (0, 2)
+    assert guest.iommu.map(ctx, DFN + 2, GFN, 1) == (0, 1)
+
+    assert first.run(DmaOp.FILL, 8192, dst=IOVA, pattern=PATTERN).status == DescriptorStatus.DONE
+    assert bytes(second.view[scratch : scratch + 8192]) == PATTERN_BYTES * 1024
+    assert first.run(DmaOp.COPY, 4096, src=IOVA + 4096, dst=IOVA + 8192).status == DescriptorStatus.DONE
+    assert guest.ram.bytes[GPA : GPA + 4096] == PATTERN_BYTES * 512
+
+    put_bar(second, 2, bar + 0x1000_0000)
+    fault = first.run(DmaOp.FILL, 8, dst=IOVA, pattern=0)
+    assert (fault.status, fault.reason, fault.detail) == (DescriptorStatus.FAULT, EventReason.NOT_RAM, IOVA)
+    assert guest.iommu.map(ctx, DFN + 3, bar >> 12, 1) == (-Errno.EPERM, 0)
+
+
+@pytest.mark.row("driver", 46)
+def test_an_engine_rings_the_doorbell_of_another_by_dma(guest):
+    first, second = guest.engines["dma0"], guest.engines["dma1"]
+    registers = 0xE0000000
+    second.client.config_write(0x10, 4, registers)
+    ctx, other = guest.attach("dma0"), guest.attach("dma1")
+    assert guest.iommu.map(ctx, DFN, registers >> 12, 1) == (0, 1)
+    assert guest.iommu.map(other, DFN, GFN, 1) == (0, 1)
+    place = second.put(DmaOp.FILL, 8, dst=IOVA, pattern=PATTERN, start=False)
+
+    done = first.run(DmaOp.FILL, 4, dst=IOVA + DMA_REGISTER["PRODUCER"].offset, pattern=second.producer)
+
+    assert done.status == DescriptorStatus.DONE
+    spin_until(lambda: Descriptor.unpack(second.view, place).status == DescriptorStatus.DONE, "the other descriptor")
+    assert guest.ram.bytes[GPA : GPA + 8] == PATTERN_BYTES

@@ -132,7 +132,7 @@ class _Judge:
             program, status = self._job.settings.program, self._listener.program_status
             if program and status:
                 problems = [*problems, f"{program} ended with status {status}"]
-            problems = report.judge(ktap, self._listener.exit_status, problems)
+            problems = report.judge(ktap, self._listener.exit_status, problems, self._job.settings.suite)
             verdict = "failed" if problems else "passed"
         setup = self._job.setup
         versions = {"pviommu": __version__, "python": platform.python_version(), **setup.toolbox.versions}
@@ -167,7 +167,7 @@ def _boot(job: Job, listener: Listener, tested: Callable[[], None]) -> list[str]
                 if config.gdb_socket is not None:
                     job.say(debugger.instructions(config.gdb_socket, job.setup.toolbox.vmlinux, job.setup.modules))
                 came = None if output is None else functools.partial(output.wait_for, deadline=deadline)
-                _listen(job, machine, Requests(server, machine.send, output_came=came), listener, deadline)
+                _listen(job, machine, Requests(server, machine, machine.send, output_came=came), listener, deadline)
                 if config.console_socket is not None and listener.exit_status is not None:
                     tested()
                     job.say(console.HOW_TO_LEAVE)

@@ -26,28 +26,38 @@ AXES: Mapping[str, Sequence[str]] = {
 
 _LONG = (("xen-2024", "lazy", 2), ("xen-v7", "strict", 2))
 """Where the tests that take long are run: a stopped server ends the first, a killed one the second."""
+_SUITES = (("lab", "vfio"),)
+"""Kernels and the suites that they run, each in a cell of its own."""
+_SUITE_PLACE = ("xen-2024", "lazy", 2)
 _CODE = ("pviommu", "pviommu_abi", "vfio_user", "wire_layout")
 _NOT_OF_A_RUN = frozenset(("bench", "selfcheck", "data", "__pycache__"))
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One combination."""
+    """One combination; with ``suite`` that is run there instead of the lab's own tests."""
 
     kernel: str
     profile: str
     mode: str
     vcpus: int
+    suite: str = ""
 
     @property
     def name(self) -> str:
-        """``KERNEL/PROFILE/MODE/VCPUS``."""
-        return f"{self.kernel}/{self.profile}/{self.mode}/{self.vcpus}"
+        """``KERNEL/PROFILE/MODE/VCPUS``, with ``/SUITE`` behind it."""
+        place = f"{self.kernel}/{self.profile}/{self.mode}/{self.vcpus}"
+        return f"{place}/{self.suite}" if self.suite else place
 
     @property
     def is_long(self) -> bool:
         """Whether the tests that take long are run as well, as in two cells of each kernel."""
-        return (self.profile, self.mode, self.vcpus) in _LONG
+        return not self.suite and (self.profile, self.mode, self.vcpus) in _LONG
+
+    @property
+    def tests(self) -> str:
+        """Which tests are run, in a word: ``own``, ``long`` or the name of a suite."""
+        return self.suite or ("long" if self.is_long else "own")
 
     @property
     def file_name(self) -> str:
@@ -87,12 +97,16 @@ class Outcome:
 
 
 def all_cells(kernels: Sequence[str] = KERNELS) -> list[Cell]:
-    """Every combination with ``kernels``, in the order of the axes. Raises UsageError for a kernel that is none."""
+    """Every combination with ``kernels``, in the order of the axes, then their suites.
+
+    Raises UsageError for a kernel that is none.
+    """
     for kernel in kernels:
         if kernel not in KERNELS:
             raise UsageError(f"--kernels {kernel}: give some of {', '.join(KERNELS)}")
     axes = (kernels, AXES["profile"], AXES["mode"], AXES["vCPUs"])
-    return [Cell(kernel, profile, mode, int(vcpus)) for kernel, profile, mode, vcpus in itertools.product(*axes)]
+    cells = [Cell(kernel, profile, mode, int(vcpus)) for kernel, profile, mode, vcpus in itertools.product(*axes)]
+    return [*cells, *(Cell(kernel, *_SUITE_PLACE, suite) for kernel, suite in _SUITES if kernel in kernels)]
 
 
 def pick(cells: Sequence[Cell], patterns: Sequence[str]) -> list[Cell]:

@@ -65,8 +65,7 @@ class GuestSettings:
             "kernel": self.kernel,
             "long": str(int(self.long)),
             "keep": str(int(self.keep)),
-            "program": self.program,
-            "suite": self.suite,
+            **{name: value for name, value in (("program", self.program), ("suite", self.suite)) if value},
             **(more or {}),
         }
         return "".join(f"{name}={shlex.quote(value)}\n" for name, value in values.items()).encode()

@@ -49,8 +49,10 @@ Follow = Callable[[Sequence[str], Callable[[str], None]], int]
 
 _LAYOUT = "1"  # change it to have every kernel built anew
 _LAST_LINES = 40
-_OBJECTS = 1850  # what either kernel compiles, about; it only scales the percentage
+# what make says of a file that it compiles, in a build and in one that only tells what it would do
+_COMPILES = re.compile(r"(?:^|echo ')\s+(?:CC|AS)(?: \[M\])?\s+(\S+\.o)\b")
 _EXPORT_TREE = "$(srctree)/scripts/package/install-extmod-build"
+_DRY = ("-n", "-k", "all")
 _KEPT_FILES = (".config", "vmlinux", "System.map", "arch/x86/boot/bzImage")
 
 
@@ -213,16 +215,30 @@ class _Build:
     def _compile(self, making: Path) -> None:
         processors = os.cpu_count() or 1
         self._progress.step(f"building the kernel {self._name} on {processors} processors")
-        compiled = 0
+        self._make(making, [f"-j{processors}", "prepare"], "prepared")
+        missing = self._would_compile(making)
+        total = len(missing)
 
         def count(line: str) -> None:
-            nonlocal compiled
-            if re.match(r"\s+(CC|AS|AR|HOSTCC)\b", line):
-                compiled += 1
-                self._progress.update(min(compiled / _OBJECTS, 0.99))
+            match = _COMPILES.match(line)
+            if match and match[1] in missing:
+                missing.remove(match[1])
+                self._progress.count(total - len(missing), total, "files")
 
         self._make(making, [f"-j{processors}", "all"], "built", count)
-        self._progress.done()
+        self._progress.done(f"{total} files")
+
+    def _would_compile(self, making: Path) -> set[str]:
+        """The files that a build will compile. It cannot tell what is made from what is not there yet: a few more."""
+        found = set()
+
+        def take(line: str) -> None:
+            if match := _COMPILES.search(line):
+                found.add(match[1])
+
+        # -k: it misses what it would have made; that is no error
+        self._follow(self._sandbox.command(self._root, ["make", "-C", self._inside(making / "source"), *_DRY]), take)
+        return found
 
     def _keep(self, making: Path) -> None:
         self._progress.step(f"installing the kernel {self._name}")

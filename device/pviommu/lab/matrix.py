@@ -1,5 +1,5 @@
 """``pviommu lab matrix``: kernels x profiles x lazy and strict x vCPUs, each a run of its own, two of
-each kernel long ones; one table at the end.
+each kernel long ones, and the kernel's own tests; one table at the end.
 
 Each cell is a ``pviommu lab run`` in a process of its own, so that none can spoil the next. What a cell came to is kept
 at once; the next matrix runs only what did not pass, or passed with other code or another kernel.
@@ -113,11 +113,12 @@ def _run(
 
 def _outcomes(matrix: _Matrix, wanted: Sequence[Cell]) -> Iterator[tuple[Cell, Outcome]]:
     """Each cell with what it came to, as it comes; one line a cell."""
-    ready: dict[str, Setup | Outcome] = {}
+    ready: dict[tuple[str, str], Setup | Outcome] = {}
     for number, cell in enumerate(wanted, start=1):
-        if cell.kernel not in ready:
-            ready[cell.kernel] = _kernel_ready(matrix, cell.kernel)
-        setup = ready[cell.kernel]
+        needs = (cell.kernel, cell.suite)
+        if needs not in ready:
+            ready[needs] = _made_ready(matrix, *needs)
+        setup = ready[needs]
         note = ""
         if isinstance(setup, Outcome):
             outcome = setup
@@ -139,11 +140,12 @@ def _line(cell: Cell, outcome: Outcome) -> str:
     return f"{cell.name} {outcome.verdict.upper()}: {'; '.join(outcome.problems)}"
 
 
-def _kernel_ready(matrix: _Matrix, kernel: str) -> Setup | Outcome:
-    """Everything that runs with ``kernel`` need; what prevents it is the outcome of each of them."""
+def _made_ready(matrix: _Matrix, kernel: str, suite: str) -> Setup | Outcome:
+    """Everything that runs with ``kernel`` and ``suite`` need; what prevents it is the outcome of each of them."""
     args = matrix.args
     try:
-        return set_up(matrix.stream, matrix.provide, qemu=args.qemu, accel=args.accel, kernel=kernel)
+        asked = {"qemu": args.qemu, "accel": args.accel, "suite": suite or None}
+        return set_up(matrix.stream, matrix.provide, kernel=kernel, **asked)
     except (EnvironmentProblem, RunError) as problem:
         return Outcome("error", date=matrix.date(), problems=[str(problem)])
 
@@ -160,7 +162,7 @@ def _run_cell(matrix: _Matrix, setup: Setup, cell: Cell, inputs: str) -> Outcome
     folder = Path(matrix.args.results) / "runs" / cell.file_name
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    limit = time_limit(matrix.args.timeout, GuestSettings(kernel=cell.kernel, long=cell.is_long))
+    limit = time_limit(matrix.args.timeout, GuestSettings(kernel=cell.kernel, long=cell.is_long, suite=cell.suite))
     command = [*matrix.program, "lab", "run", *_options(matrix, setup, cell), "--results", str(folder)]
     date = matrix.date()
     child = Child()
@@ -182,7 +184,7 @@ def _run_cell(matrix: _Matrix, setup: Setup, cell: Cell, inputs: str) -> Outcome
 
 
 def _options(matrix: _Matrix, setup: Setup, cell: Cell) -> list[str]:
-    options = ["--long"] if cell.is_long else []
+    options = ["--long"] if cell.is_long else ["--suite", cell.suite] if cell.suite else []
     options += ["--kernel", cell.kernel, "--profile", cell.profile, "--mode", cell.mode]
     options += ["--vcpus", str(cell.vcpus), "--accel", setup.accelerator]
     return options if matrix.args.qemu is None else [*options, "--qemu", matrix.args.qemu]

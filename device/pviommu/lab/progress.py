@@ -12,7 +12,8 @@ __all__ = ["Progress"]
 class Progress:
     """Writes ``[2/5] downloading 155 packages, 150 MB ... 40 %`` to ``stream``.
 
-    A step is opened with :meth:`step`, moved with :meth:`update` (a fraction, 0 to 1) and closed with :meth:`done`.
+    A step is opened with :meth:`step`, moved with :meth:`update` (a fraction, 0 to 1) or :meth:`count`, and closed with
+    :meth:`done`.
     """
 
     def __init__(
@@ -44,12 +45,20 @@ class Progress:
 
     def update(self, fraction: float) -> None:
         """Show how far the open step is. Cheap to call often: only visible changes are written."""
+        self._show(fraction, "")
+
+    def _show(self, fraction: float, detail: str) -> None:
         percent = int(100 * min(max(fraction, 0.0), 1.0))
         grain = 1 if self._terminal else 20
         if percent // grain <= self._shown // grain:
             return
         self._shown = percent
-        self._write(f"... {percent} %", last=not self._terminal)
+        self._write(f"... {percent} %{detail}", last=not self._terminal)
+
+    def count(self, done: int, total: int, what: str) -> None:
+        """Show how many of ``total`` are done, and about how long the others will take; else as :meth:`update`."""
+        left = (self._clock() - self._started) * (total - done) / max(done, 1)
+        self._show(done / max(total, 1), f", {done} of {total} {what}, about {_duration(left)} left")
 
     def done(self, detail: str = "") -> None:
         """Close the open step with its duration and, if given, a detail."""
@@ -71,3 +80,8 @@ class Progress:
         prefix, end = ("\r\x1b[K", "\n" if last else "") if self._terminal else ("", "\n")
         self._stream.write(f"{prefix}{line}{end}")
         self._stream.flush()
+
+
+def _duration(seconds: float) -> str:
+    """In the unit that a reader can use."""
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"

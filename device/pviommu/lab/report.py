@@ -80,10 +80,12 @@ def program_line(line: str) -> int | None:
     return int(match[1]) if match else None
 
 
-def judge(ktap: KtapRun, exit_status: int | None, problems: Sequence[str]) -> list[str]:
+def judge(ktap: KtapRun, exit_status: int | None, problems: Sequence[str], suite: str = "") -> list[str]:
     """Everything that speaks against the run, as sentences; empty means that it passed."""
     against = [*problems, *ktap.problems]
     counts = ktap.counts()
+    if suite and not ktap.counts(f"{SUITE_PREFIX}{suite}").passed:
+        against.append(f"no test of the suite {suite} passed")
     if counts.passed + counts.failed == 0:
         against.append("no test ran")
     if counts.failed:

@@ -1,10 +1,12 @@
-"""What the guest may ask of the host while its tests run: to stop, or to kill, the server that it depends on.
+"""What the guest may ask of the host while its tests run: to stop, or to kill, what it depends on.
 
 A request is the line ``# lab: request NAME [ARGUMENT]`` of the guest's report; the answer, ``done NAME`` or
 ``failed NAME reason``, goes back on the same channel:
 
 =====================  ==================================================================================
 ``stop-server``        the server is stopped (SIGSTOP) before the answer, and continued SECONDS after it
+``freeze``             the server and then the guest itself are stopped; SECONDS later the guest is continued, and the
+                       server :data:`HEAD_START` after it. The guest reads the answer when it goes on
 ``kill-server``        the server is dead (SIGKILL) before the answer; that it is gone is no problem of the run
 ``output-end``         all BYTES that the user's program wrote have come before the answer
 =====================  ==================================================================================
@@ -12,26 +14,34 @@ A request is the line ``# lab: request NAME [ARGUMENT]`` of the guest's report; 
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
 from collections.abc import Callable
 from typing import Protocol
 
-__all__ = ["LONGEST_STOP", "Requests", "Target"]
+__all__ = ["HEAD_START", "LONGEST_STOP", "Requests", "Target"]
 
 LONGEST_STOP = 60.0
 """Seconds for which a guest may have the server stopped."""
+
+HEAD_START = 0.3
+"""Seconds in which a guest that was frozen runs alone."""
 
 _REQUEST = re.compile(r"# lab: request(?:\s+(\S+))?(?:\s+(.*?))?\s*$")
 _LONGEST_QUOTE = 80
 
 
-class Target(Protocol):
-    """The server, as far as requests reach it; each method raises ProcessLookupError when it is gone."""
+class Pausable(Protocol):
+    """The guest, as far as requests reach it; each method raises ProcessLookupError when it is gone."""
 
     def pause(self) -> None: ...
 
     def resume(self) -> None: ...
+
+
+class Target(Pausable, Protocol):
+    """The server, likewise."""
 
     def kill(self) -> None: ...
 
@@ -51,12 +61,15 @@ class Requests:
     def __init__(
         self,
         server: Target,
+        guest: Pausable,
         answer: Callable[[str], None],
         *,
         clock: Callable[[], float] = time.monotonic,
         output_came: Callable[[int], bool] | None = None,
     ) -> None:
         self._server = server
+        self._guest = guest
+        self._frozen = False
         self._answer = answer
         self._clock = clock
         self._output_came = output_came
@@ -84,12 +97,18 @@ class Requests:
         return True
 
     def ring(self) -> None:
-        """Continue the server if its time has come."""
-        if self._due is not None and self._clock() >= self._due:
+        """Continue guest or server if its time has come."""
+        if self._due is None or self._clock() < self._due:
+            return
+        if self._frozen:
+            self._thaw()
+            self._due = self._clock() + HEAD_START
+        else:
             self.finish()
 
     def finish(self) -> None:
-        """Do at once what is pending: continue a server that is still stopped."""
+        """Do at once what is pending: continue who is still stopped."""
+        self._thaw()
         if self._due is not None:
             self._due = None
             try:
@@ -97,10 +116,22 @@ class Requests:
             except ProcessLookupError:
                 return  # it ended meanwhile, which whoever stops it reports
 
+    def _thaw(self) -> None:
+        if self._frozen:
+            self._frozen = False
+            with contextlib.suppress(ProcessLookupError):  # it ended meanwhile, which whoever reads its report sees
+                self._guest.resume()
+
     def _carry_out(self, name: str, argument: str) -> None:
         if name == "stop-server":
             seconds = _seconds(argument)
             self._server.pause()
+            self._due = self._clock() + seconds
+        elif name == "freeze":
+            seconds = _seconds(argument)
+            self._server.pause()
+            self._guest.pause()
+            self._frozen = True
             self._due = self._clock() + seconds
         elif name == "kill-server":
             if argument:
@@ -111,7 +142,7 @@ class Requests:
             if not self._output_came(_bytes(argument)):
                 raise _RefusedError(f"not all of {argument} bytes came")
         else:
-            raise _RefusedError("no such request: stop-server SECONDS, kill-server")
+            raise _RefusedError("no such request: stop-server SECONDS, freeze SECONDS, kill-server")
 
 
 def _bytes(argument: str) -> int:

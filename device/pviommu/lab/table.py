@@ -11,8 +11,20 @@ from pviommu.lab.cells import Cell, Outcome
 
 __all__ = ["as_markdown", "as_text", "write_table"]
 
-_HEADINGS = ("kernel", "profile", "mode", "vCPUs", "verdict", "passed", "failed", "skipped", "seconds", "date (UTC)")
-_FIRST_NUMBER = 5  # columns from here on, but the last, are set to the right
+_HEADINGS = (
+    "kernel",
+    "profile",
+    "mode",
+    "vCPUs",
+    "tests",
+    "verdict",
+    "passed",
+    "failed",
+    "skipped",
+    "seconds",
+    "date (UTC)",
+)
+_FIRST_NUMBER = 6  # columns from here on, but the last, are set to the right
 _LEVELS = ("pviommu", "python", "qemu", "accelerator")
 
 
@@ -43,7 +55,7 @@ def write_table(folder: Path, outcomes: Mapping[Cell, Outcome], date: str) -> No
 
 def _row(cell: Cell, outcome: Outcome) -> tuple[str, ...]:
     counts = (outcome.passed, outcome.failed, outcome.skipped)
-    place = (cell.kernel, cell.profile, cell.mode, str(cell.vcpus))
+    place = (cell.kernel, cell.profile, cell.mode, str(cell.vcpus), cell.tests)
     return (*place, outcome.verdict, *map(str, counts), f"{outcome.seconds:.1f}", outcome.date)
 
 

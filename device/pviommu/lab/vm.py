@@ -247,6 +247,14 @@ class VirtualMachine:
         except OSError as problem:
             raise RunError(f"QEMU does not take a line for the guest: {problem.strerror}") from problem
 
+    def pause(self) -> None:
+        """Stop QEMU, all of it (SIGSTOP). Raises ProcessLookupError if it is gone."""
+        self._child.pause()
+
+    def resume(self) -> None:
+        """Let a stopped QEMU go on. Raises ProcessLookupError if it is gone."""
+        self._child.resume()
+
     def kill(self) -> None:
         """End QEMU at once, if it still runs, and release what belongs to it."""
         self._child.stop(grace=1.0)

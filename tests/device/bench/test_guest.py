@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from pviommu.bench.guest import ANSWER, Conversation, MeasurementError, Plan, Round, Witness, parse_round
+from pviommu.bench.guest import ANSWER, Conversation, MeasurementError, Plan, Round, VfioMaps, Witness, parse_round
 
 ROUND = (
     "map_ns_median=3905 map_ns_mean=4924.5 unmap_ns_median=2534 unmap_ns_mean=2992 pair_ns_median=6440 "
@@ -105,6 +105,15 @@ def test_a_witness_is_kept_and_one_for_each_granule_is_waited_for() -> None:
     assert conversation.boot.witnesses == [Witness(1, 1, 300, 200)]
     with pytest.raises(MeasurementError, match="2 witnesses were asked for, 1 came"):
         conversation.finish()
+
+
+@pytest.mark.row("driver", 77)
+def test_maps_through_vfio_are_kept_and_waited_for() -> None:
+    plan = replace(PLAN, rounds=0, count_operations=0, vfio_mib=4)
+    conversation = Host(plan).hear("bench vfio pages=1024 map_ns=5000 unmap_ns=700", "# lab: exit 0")
+    assert conversation.finish().vfio == [VfioMaps(1024, 5000, 700)]
+    with pytest.raises(MeasurementError, match="1 maps through VFIO were asked for, 0 came"):
+        Host(plan).hear("# lab: exit 0").finish()
 
 
 def test_each_granule_has_its_rounds() -> None:

@@ -122,8 +122,8 @@ def test_levers_are_shown_as_multiples_of_the_whole() -> None:
         [measured("pviommu", 1000), measured("pviommu-strict", 2000), measured("pviommu-strict-no-spin", 5000)]
     ).splitlines()
     assert lines[2:] == [
-        "| 1 page, 1 thread | the pviommu-strict | 1000 | 1000 | 2000 | 4000 | 1.00 (1.00-1.00) | 1.00 (1.00-1.00) |",
-        "| 1 page, 1 thread | the pviommu-strict-no-spin | 2500 | 2500 | 5000 | 10000 | 2.50 (2.50-2.50) | 2.50 (2.50-2.50) |",
+        f"| 1 page, 1 thread | the pviommu-strict | 1000 | 1000 | 2000 | 4000 |{2 * ' 1.00 (1.00-1.00) |'}",
+        f"| 1 page, 1 thread | the pviommu-strict-no-spin | 2500 | 2500 | 5000 | 10000 |{2 * ' 2.50 (2.50-2.50) |'}",
     ]
     assert lever_table([measured("pviommu", 1000)]) == ""
     assert lever_table([measured("pviommu-no-spin", 1000)]) == ""

@@ -12,11 +12,18 @@ from pviommu.lab.problems import UsageError
 
 
 def test_matrix_is_every_combination_once() -> None:
-    cells = all_cells()
+    cells = [cell for cell in all_cells() if not cell.suite]
 
     assert len(cells) == len({cell.name for cell in cells}) == 4 * 2 * 2 * 2
     assert cells[0].name == "debian/xen-2024/lazy/1"
     assert cells[-1].name == "lab-debug/xen-v7/strict/2"
+
+
+def test_suite_has_a_cell_of_its_own_behind_the_others() -> None:
+    cells = all_cells(["debian", "lab"])
+
+    assert [cell.name for cell in cells if cell.suite] == [cells[-1].name] == ["lab/xen-2024/lazy/2/vfio"]
+    assert [cell.tests for cell in cells[-9:]] == ["own", "long", *["own"] * 5, "long", "vfio"]
 
 
 def test_kernels_narrow_the_matrix() -> None:

@@ -13,6 +13,9 @@ from pviommu.lab.problems import EnvironmentProblem, RunError
 from pviommu.lab.processes import Outcome
 from pviommu.lab.progress import Progress
 
+DRY_COMPILED = (*(f"drivers/{number}.o" for number in range(98)), "drivers/nvme.o", "arch/x86/entry.o")
+COMPILED = (*(f"CC      {name}" for name in DRY_COMPILED[:98]), "CC [M]  drivers/nvme.o", "AS      arch/x86/entry.o")
+
 
 class FakeMake:
     """Stands in for tar and make inside the root: does to the folders what each step is relied on for."""
@@ -29,6 +32,12 @@ class FakeMake:
             return 0
         words = command[command.index("make") :]
         source = self.root / words[2].lstrip("/")
+        if "-n" in words:
+            self.steps.append("dry")
+            for name in DRY_COMPILED:
+                line(f"set -e;  echo '  CC      {name}'; gcc -o {name}")
+            line("echo '  AR      drivers/built-in.a'; ar")
+            return 2  # it misses what it would have made
         step = next(word for word in words[3:] if "=" not in word and not word.startswith("-"))
         self.steps.append(step)
         if step == self.broken:
@@ -43,12 +52,16 @@ class FakeMake:
         known = {name: value for name, value in options(wanted).items() if name in self.known}
         (source / ".config").write_text("".join(f"CONFIG_{name}={value}\n" for name, value in known.items()))
 
+    def _prepare(self, source: Path, variables: dict[str, str], line: Callable[[str], None]) -> None:
+        line("  CC      kernel/bounds.s")
+
     def _all(self, source: Path, variables: dict[str, str], line: Callable[[str], None]) -> None:
         for name in ("vmlinux", "System.map", "arch/x86/boot/bzImage"):
             (source / name).parent.mkdir(parents=True, exist_ok=True)
             (source / name).write_text(name)
-        for number in range(1150):
-            line(f"  CC      drivers/{number}.o")
+        for name in COMPILED:
+            line(f"  {name}")
+        line("  CC      arch/x86/boot/edd.o")  # which nobody knew of
 
     def _modules_install(self, source: Path, variables: dict[str, str], line: Callable[[str], None]) -> None:
         folder = self.root / variables["INSTALL_MOD_PATH"].lstrip("/") / "lib/modules/7.3.4-lab"
@@ -94,7 +107,7 @@ def test_kernel_is_built_once_and_then_found(root: Path, fragment: Path) -> None
     second = build(root, [fragment], make)
 
     assert first.folder == second.folder
-    assert make.steps == ["tar", "allnoconfig", "all", "modules_install", "run-command"]
+    assert make.steps == ["tar", "allnoconfig", "prepare", "dry", "all", "modules_install", "run-command"]
 
 
 def test_find_gives_a_built_kernel_and_builds_none(root: Path, fragment: Path) -> None:
@@ -160,12 +173,15 @@ def test_failing_step_leaves_its_words_and_nothing_else(root: Path, fragment: Pa
     assert [path.name for path in (root / "kernels").iterdir()] == ["lock"]
 
 
-def test_compiled_objects_move_the_percentage(root: Path, fragment: Path) -> None:
+def test_files_are_counted_beforehand_and_the_last_one_is_the_end(root: Path, fragment: Path) -> None:
     stream = io.StringIO()
     build(root, [fragment], FakeMake(root), stream)
 
-    assert "building the kernel lab on" in stream.getvalue()
-    assert "... 40 %" in stream.getvalue()
+    shown = [line for line in stream.getvalue().splitlines() if "building the kernel lab on" in line]
+    assert [line.partition(" ... ")[2] for line in shown[1:-1]] == [
+        f"{number} %, {number} of 100 files, about 0 s left" for number in (20, 40, 60, 80, 100)
+    ]
+    assert shown[-1].endswith(", 100 files")
 
 
 def test_root_without_a_source_is_an_environment_problem(tmp_path: Path, fragment: Path) -> None:

@@ -23,7 +23,8 @@ import json, os, sys
 options = dict(zip(sys.argv[3:], sys.argv[4:]))
 name = "/".join(options[key] for key in ("--kernel", "--profile", "--mode", "--vcpus"))
 with open({log!r}, "a") as log:
-    log.write(name + (" --long" if "--long" in sys.argv else "") + "\\n")
+    suite = " --suite " + options["--suite"] if "--suite" in sys.argv else ""
+    log.write(name + (" --long" if "--long" in sys.argv else "") + suite + "\\n")
 {body}
 verdict = "failed" if name in {failing!r} else "passed"
 tests = {{"passed": 7, "failed": int(verdict == "failed"), "skipped": 0}}
@@ -63,7 +64,7 @@ class Runs:
     def provide(
         self, progress: Progress, *, qemu: str | None, accel: str, kernel: str = "debian", suite: str | None = None
     ) -> Setup:
-        self.prepared.append(kernel)
+        self.prepared.append(f"{kernel} {suite}" if suite else kernel)
         if kernel in self.broken_kernels:
             raise EnvironmentProblem("no space left", "give it some")
         image = self.folder / "vmlinuz"
@@ -104,7 +105,16 @@ def test_two_cells_of_a_kernel_are_long_ones(runs: Runs) -> None:
         "lab/xen-2024/lazy/2 --long",
         "lab/xen-v7/strict/2 --long",
     ]
-    assert len(runs.ran) == 8
+    assert len(runs.ran) == 9
+
+
+def test_suite_is_prepared_and_run_in_its_cell(runs: Runs) -> None:
+    status, shown = runs.main("--only", "*/vfio")
+
+    assert status == 0
+    assert runs.ran == ["lab/xen-2024/lazy/2 --suite vfio"]
+    assert runs.prepared == ["lab vfio"]
+    assert "[1/1] lab/xen-2024/lazy/2/vfio passed, 7 tests in 1.5 s" in shown
 
 
 def test_kernels_are_prepared_once_each(runs: Runs) -> None:

@@ -65,3 +65,24 @@ def test_close_ends_the_line_of_an_open_step_only() -> None:
     progress.close()
     progress.close()
     assert out.getvalue() == "\r\x1b[K[1/2] unpacking ...\n"
+
+
+def test_count_tells_how_many_and_how_long_the_others_will_take() -> None:
+    out = io.StringIO()
+    times = iter((0.0, 6.0, 300.0, 900.0, 1000.0))
+    progress = Progress(out, 1, clock=lambda: next(times))
+    progress.step("building")
+    for done in (1, 200, 900, 1000):
+        progress.count(done, 1000, "files")
+    lines = [line.partition(" ... ")[2] for line in out.getvalue().splitlines()]
+    assert lines[1:] == [
+        "20 %, 200 of 1000 files, about 20 min left",
+        "90 %, 900 of 1000 files, about 2 min left",
+        "100 %, 1000 of 1000 files, about 0 s left",
+    ]
+
+
+def test_count_of_nothing_is_no_division_by_zero() -> None:
+    progress = Progress(io.StringIO(), 1, clock=clock)
+    progress.step("building")
+    progress.count(0, 0, "files")

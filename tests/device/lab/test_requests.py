@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pviommu.lab.requests import Requests
+from pviommu.lab.requests import HEAD_START, Requests
 
 
 class Server:
@@ -30,6 +30,19 @@ class Server:
         self.done.append(what)
 
 
+class Guest:
+    """A guest that writes down what is done to it."""
+
+    def __init__(self, done: list[str]) -> None:
+        self.done = done
+
+    def pause(self) -> None:
+        self.done.append("pause guest")
+
+    def resume(self) -> None:
+        self.done.append("resume guest")
+
+
 class Host:
     """Requests of one guest, with a clock that stands still until it is moved."""
 
@@ -37,7 +50,12 @@ class Host:
         self.now = 100.0
         self.server = Server()
         self.events = self.server.done
-        self.requests = Requests(self.server, lambda line: self.events.append(f"answer {line}"), clock=lambda: self.now)
+        self.requests = Requests(
+            self.server,
+            Guest(self.events),
+            lambda line: self.events.append(f"answer {line}"),
+            clock=lambda: self.now,
+        )
 
     def take(self, line: str) -> list[str]:
         """What happened, in its order, when the guest wrote ``line``."""
@@ -104,8 +122,8 @@ def test_server_that_ended_while_stopped_is_left_to_whoever_stops_it(host: Host)
 @pytest.mark.parametrize(
     ("request_text", "answer"),
     [
-        ("dance", "failed dance no such request: stop-server SECONDS, kill-server"),
-        ("", "failed ? no such request: stop-server SECONDS, kill-server"),
+        ("dance", "failed dance no such request: stop-server SECONDS, freeze SECONDS, kill-server"),
+        ("", "failed ? no such request: stop-server SECONDS, freeze SECONDS, kill-server"),
         ("stop-server", "failed stop-server seconds missing: give a number above 0, at most 60"),
         ("stop-server 0", "failed stop-server seconds 0: give a number above 0, at most 60"),
         ("stop-server 61", "failed stop-server seconds 61: give a number above 0, at most 60"),
@@ -116,6 +134,30 @@ def test_server_that_ended_while_stopped_is_left_to_whoever_stops_it(host: Host)
 )
 def test_wrong_request_is_answered_with_its_rule_and_does_nothing(host: Host, request_text: str, answer: str) -> None:
     assert host.take(f"# lab: request {request_text}") == [f"answer {answer}"]
+
+
+def test_a_frozen_guest_goes_on_a_little_before_its_server(host: Host) -> None:
+    assert host.take("# lab: request freeze 3") == ["pause", "pause guest", "answer done freeze"]
+    host.events.clear()
+
+    host.now += 3
+    host.requests.ring()
+    assert host.events == ["resume guest"]
+    assert host.requests.due == pytest.approx(host.now + HEAD_START)
+
+    host.now += HEAD_START
+    host.requests.ring()
+    assert host.events == ["resume guest", "resume"]
+    assert host.requests.due is None
+
+
+def test_who_is_frozen_at_the_end_goes_on_at_once(host: Host) -> None:
+    host.take("# lab: request freeze 3")
+    host.events.clear()
+
+    host.requests.finish()
+
+    assert host.events == ["resume guest", "resume"]
 
 
 @pytest.mark.parametrize("request_text", ["stop-server 1", "kill-server"])

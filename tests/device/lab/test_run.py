@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pviommu.lab import run
+from pviommu.lab.console import Terminal
 from pviommu.lab.problems import EnvironmentProblem, RunError
 from pviommu.lab.progress import Progress
 
@@ -196,3 +197,136 @@ def test_time_limit_grows_with_what_is_run() -> None:
 
 def test_time_limit_that_was_asked_for_holds() -> None:
     assert run.time_limit(7.0, run.GuestSettings(long=True)) == 7.0
+
+
+PROGRAM = r"""printf 'KTAP version 1\n1..1\n# lab: program %s\n' {status} >&3
+printf '%s' 'its output' >&"$output"
+printf '# lab: request output-end 10\n' >&3
+read -r answer <&3
+[ "$answer" = 'done output-end' ] && printf '{result} 1 go.sh\n# lab: exit {status}\n' >&3"""
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Path:
+    path = tmp_path / "go.sh"
+    path.write_text("#!/bin/sh\n")
+    path.chmod(0o755)
+    return path
+
+
+@pytest.mark.parametrize(("status", "result"), [(0, "ok"), (7, "not ok")])
+def test_status_of_the_users_program_is_the_verdict(lab: Lab, script: Path, status: int, result: str) -> None:
+    lab.guest = PROGRAM.format(status=status, result=result)
+    with (lab.folder / "shown").open("wb") as shown:
+        lab.terminal = Terminal(0, shown.fileno())
+        ended, summary = lab.main("--run", str(script))
+
+    assert ended == (1 if status else 0), summary
+    results = json.loads(lab.result("results.json"))
+    assert results["program"] == {
+        "name": "go.sh",
+        "status": status,
+        "output": {"file": "program.out", "bytes": 10},
+    }
+    assert (f"go.sh ended with status {status}" in results["problems"]) == bool(status)
+    assert lab.result("program.out") == "its output"
+    assert (lab.folder / "shown").read_text() == "its output"
+    assert f"program go.sh ended with status {status}; 10 bytes of output in program.out" in summary
+
+
+def test_program_that_hangs_ends_with_status_124_and_keeps_its_output(lab: Lab, script: Path) -> None:
+    lab.guest = r"""printf 'its output' >&"$output"; exec sleep 1000"""
+    assert lab.main("--run", str(script), "--timeout", "0.7")[0] == 124
+    results = json.loads(lab.result("results.json"))
+    assert results["program"]["status"] is None
+    assert lab.result("program.out") == "its output"
+
+
+def test_output_that_did_not_come_whole_fails_the_run(lab: Lab, script: Path) -> None:
+    lab.guest = PROGRAM.format(status=0, result="ok").replace("output-end 10", "output-end 11")
+    lab.guest = lab.guest.replace("[ ", "printf '# %s\\n' \"$answer\" >&3; [ ")
+    assert lab.main("--run", str(script), "--timeout", "0.7")[0] == 124
+
+
+def test_guest_gets_the_users_files(lab: Lab, script: Path) -> None:
+    data = lab.folder / "data"
+    data.write_bytes(b"\0\xff")
+    options = lab.image_options("--add", str(data), "--run", str(script))
+
+    assert isinstance(options["files"], dict)
+    assert options["files"]["/lab/add/data"] == b"\0\xff"
+    assert b"program=go.sh\n" in options["files"]["/lab/config"]
+    assert options["executables"] == {"/lab/add/go.sh": b"#!/bin/sh\n"}
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--add", "/no/such"), "--add /no/such: no such file or directory"),
+        (("--add", "/dev"), "--add /dev: a folder"),
+        (("--run", "/etc/passwd"), "--run /etc/passwd: not executable"),
+        (
+            ("--suite", "vfio", "--kernel", "debian"),
+            "--suite vfio needs iommufd, which debian lacks: give --kernel lab",
+        ),
+        (("--suite", "vfio", "--long"), "--suite and --long: there are no long tests"),
+    ],
+)
+def test_wrong_file_or_suite_ends_with_status_2(
+    lab: Lab, capsys: pytest.CaptureFixture[str], options: tuple[str, ...], words: str
+) -> None:
+    assert lab.main(*options)[0] == 2
+    assert words in capsys.readouterr().err
+    assert not (lab.folder / "lab-results").exists()
+
+
+def test_script_for_an_interpreter_that_the_guest_lacks_is_refused(
+    lab: Lab, script: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script.write_text("#!/usr/bin/python3\n")
+    assert lab.main("--run", str(script))[0] == 2
+    assert "its first line asks for /usr/bin/python3, which the guest does not have" in capsys.readouterr().err
+
+
+def test_files_that_the_guests_memory_cannot_hold_are_refused(lab: Lab, capsys: pytest.CaptureFixture[str]) -> None:
+    large = lab.folder / "large"
+    with large.open("wb") as file:
+        file.truncate(40 << 20)
+    assert lab.main("--add", str(large), "--memory", "128M")[0] == 2
+    assert "--add: 40 MB in all; the guest's memory holds it twice at its start, give --memory at least 160M" in (
+        capsys.readouterr().err
+    )
+
+
+SUITE = r"""printf 'KTAP version 1\n1..2\nok 1 bind\n  KTAP version 1\n  1..1\n    TAP version 13\n    1..3\n' >&3
+printf '    ok 1 a\n    ok 2 b # SKIP none\n    {c} 3 c\n  {c} 1 vfio_a_test\n' >&3
+printf '{c} 2 selftests/vfio\n# lab: exit 0\n' >&3"""
+
+
+@pytest.mark.parametrize("result", ["ok", "not ok"])
+def test_cases_of_a_suite_are_counted_by_themselves_too(lab: Lab, result: str) -> None:
+    lab.guest = SUITE.format(c=result)
+    status, shown = lab.main("--suite", "vfio")
+
+    good = result == "ok"
+    assert status == (0 if good else 1), shown
+    assert lab.kernels == ["lab"]
+    results = json.loads(lab.result("results.json"))
+    counts = {"passed": 1 + good, "failed": 1 - good, "skipped": 1}
+    assert results["suite"] == {"name": "vfio", **counts}
+    assert results["tests"] == {**counts, "passed": 2 + good}
+    assert f"suite   vfio: {1 + good} passed, {1 - good} failed, 1 skipped" in shown
+
+
+def test_guest_of_a_suite_gets_its_programs_and_huge_pages(lab: Lab) -> None:
+    options = lab.image_options("--suite", "vfio")
+    assert options["executables"] == {"/lab/suite/vfio_a_test": b"a program"}
+    assert "pdpe1gb=on" in lab.result("qemu-command.txt")
+
+
+def test_suite_of_which_nothing_ran_has_not_passed(lab: Lab) -> None:
+    lab.guest = r"printf 'KTAP version 1\n1..1\nok 1 selftests/vfio\n# lab: exit 0\n' >&3"
+    status, shown = lab.main("--suite", "vfio")
+
+    assert status == 1
+    assert "no test of the suite vfio passed" in shown

@@ -23,9 +23,34 @@ def test_text_has_aligned_columns_and_the_reasons() -> None:
     lines = as_text(OUTCOMES).splitlines()
 
     assert lines[0].split() == [
-        *("kernel", "profile", "mode", "vCPUs", "verdict", "passed", "failed", "skipped", "seconds", "date", "(UTC)")
+        *(
+            "kernel",
+            "profile",
+            "mode",
+            "vCPUs",
+            "tests",
+            "verdict",
+            "passed",
+            "failed",
+            "skipped",
+            "seconds",
+            "date",
+            "(UTC)",
+        )
     ]
-    assert lines[1].split() == ["debian", "xen-2024", "lazy", "1", "passed", "245", "0", "0", "14.3", *DATE.split()]
+    assert lines[1].split() == [
+        "debian",
+        "xen-2024",
+        "lazy",
+        "1",
+        "own",
+        "passed",
+        "245",
+        "0",
+        "0",
+        "14.3",
+        *DATE.split(),
+    ]
     assert len({line.index(DATE) for line in lines[1:4]}) == 1
     assert lines[4:] == [
         "lab/xen-v7/strict/2: 2 of 102 tests failed; a leak",
@@ -42,8 +67,8 @@ def test_markdown_has_date_versions_and_a_row_a_cell() -> None:
     assert "- kernel debian: Linux 6.12.107\n- kernel lab: Linux 7.3.4\n" in page
     rows = [line for line in page.splitlines() if line.startswith("|")]
     assert len(rows) == 2 + len(OUTCOMES)
-    assert {row.count("|") for row in rows} == {11}
-    assert "| lab | xen-v7 | strict | 2 | failed | 99 | 2 | 1 | 8.0 |" in page
+    assert {row.count("|") for row in rows} == {12}
+    assert "| lab | xen-v7 | strict | 2 | long | failed | 99 | 2 | 1 | 8.0 |" in page
 
 
 def test_files_hold_every_cell(tmp_path: Path) -> None:
