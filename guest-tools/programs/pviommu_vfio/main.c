@@ -17,33 +17,22 @@
 #include "tests.h"
 #include "timing.h"
 
-#define MAX_LISTS	8
-<<<<<<< HEAD
+#define MAX_LISTS	10
 #define MAX_MIB		(1 << 18)
-
-static const char usage_text[] =
-	"usage: pviommu_vfio [--type1|--iommufd] [--huge] ADDRESS [OTHER_ADDRESS]\n"
-	"       pviommu_vfio [--type1|--iommufd] --attach ADDRESS\n"
-	"       pviommu_vfio [--type1|--iommufd|--compat] --time-maps MIB ADDRESS\n"
-=======
-#define PAGE_SIZE	4096
 #define ANY_IOVA	0x10000000
 
 static const char usage_text[] =
 	"usage: pviommu_vfio [--type1|--iommufd] [--huge] ADDRESS [OTHER_ADDRESS]\n"
 	"       pviommu_vfio [--type1|--iommufd] --attach|--map ADDRESS\n"
->>>>>>> c141194546ec8fb3c0c905e7b726fe693acc2e93
+	"       pviommu_vfio [--type1|--iommufd|--compat] --time-maps MIB ADDRESS\n"
 	"\n"
 	"  --type1    the container of VFIO (default)\n"
 	"  --iommufd  /dev/iommu and the devices' own files\n"
 	"  --compat   /dev/iommu as a container of type1, for --time-maps only\n"
 	"  --huge     with huge pages too; /proc/sys/vm/nr_hugepages must have set two aside\n"
 	"  --attach   only attach: prints \"attached\" or the name of the error\n"
-<<<<<<< HEAD
-	"  --time-maps  only map so much, a multiple of 8, page by page, and unmap it: prints seconds\n"
-=======
 	"  --map      only attach and map a page: prints \"mapped\" or the name of the error\n"
->>>>>>> c141194546ec8fb3c0c905e7b726fe693acc2e93
+	"  --time-maps  only map so much, a multiple of 8, page by page, and unmap it: prints seconds\n"
 	"\n"
 	"ADDRESS: PCI function of a DMA test engine that is bound to vfio-pci, as 0000:00:11.0\n";
 
@@ -51,12 +40,8 @@ struct options {
 	const struct space_ops *ops;
 	const char *addresses[2];
 	unsigned int nr_addresses;
-<<<<<<< HEAD
-	bool huge, attach;
-	uint64_t mib;
-=======
 	bool huge, attach, map;
->>>>>>> c141194546ec8fb3c0c905e7b726fe693acc2e93
+	uint64_t mib;
 };
 
 static bool parse_mib(const char *text, uint64_t *mib)
@@ -94,28 +79,22 @@ static bool parse(int argc, char **argv, struct options *options)
 		else
 			return false;
 	}
-<<<<<<< HEAD
-	if (options->ops == &compat_ops && !options->mib)
+	if (options->attach + options->map + !!options->mib > 1 ||
+	    (options->ops == &compat_ops && !options->mib))
 		return false;
 	return options->nr_addresses == 1 ||
-	       (options->nr_addresses == 2 && !options->attach && !options->mib);
-=======
-	if (options->attach && options->map)
-		return false;
-	return options->nr_addresses == 1 ||
-	       (options->nr_addresses && !options->attach && !options->map);
+	       (options->nr_addresses && !options->attach && !options->map && !options->mib);
 }
 
 static int map_one_page(struct space *space)
 {
-	void *page = aligned_alloc(PAGE_SIZE, PAGE_SIZE);
+	void *page = aligned_alloc(PAGE, PAGE);
 	int result = -ENOMEM;
 
 	if (page)
-		result = space->ops->map(space, page, ANY_IOVA, PAGE_SIZE, SPACE_READ | SPACE_WRITE);
+		result = space->ops->map(space, page, ANY_IOVA, PAGE, SPACE_READ | SPACE_WRITE);
 	free(page);
 	return result;
->>>>>>> c141194546ec8fb3c0c905e7b726fe693acc2e93
 }
 
 static int attach_only(const struct options *options)
