@@ -208,19 +208,10 @@ static struct pvdt *pvdt_get(unsigned int number)
 static void pvdt_put(struct pvdt *engine)
 {
 	mutex_lock(&pvdt_engines_lock);
-	if (!--engine->users)
+	WRITE_ONCE(engine->users, engine->users - 1);
+	if (!engine->users)
 		wake_up_all(&engine->idle);
 	mutex_unlock(&pvdt_engines_lock);
-}
-
-static bool pvdt_unused(struct pvdt *engine)
-{
-	bool unused;
-
-	mutex_lock(&pvdt_engines_lock);
-	unused = !engine->users;
-	mutex_unlock(&pvdt_engines_lock);
-	return unused;
 }
 
 /* Tries only: whoever removes the engine has locked it and waits for who holds it. */
@@ -377,7 +368,11 @@ static void pvdt_remove(struct pci_dev *pdev)
 	mutex_lock(&pvdt_engines_lock);
 	list_del(&engine->list);
 	mutex_unlock(&pvdt_engines_lock);
-	wait_event(engine->idle, pvdt_unused(engine));
+	/* nobody finds it any more, so this only falls */
+	wait_event(engine->idle, !READ_ONCE(engine->users));
+	/* who gave the last reference back holds the lock until it is done with the engine */
+	mutex_lock(&pvdt_engines_lock);
+	mutex_unlock(&pvdt_engines_lock);
 	debugfs_remove_recursive(engine->debugfs);
 	writel(PVDT_CONTROL_RESET, engine->regs + PVDT_REG_CONTROL);
 	free_irq(pci_irq_vector(pdev, 0), engine);
