@@ -131,6 +131,8 @@ works_after_rebind() {
 	for engine in $engines; do
 		[ -n "$(driver_of "$engine")" ] || echo "$engine" >"$drivers/pviommu_dmatest/bind" || return 1
 	done
+	# the device sleeps by then, and asks for the first doorbell of each ring
+	sleep 1
 	dma_works
 }
 

@@ -109,11 +109,11 @@ def test_msix_control_keeps_enable_and_mask_however_it_is_written(config):
 
 
 @row("wire", 40)
-def test_a_function_level_reset_brings_configuration_and_registers_back(config):
+def test_a_function_level_reset_brings_configuration_and_registers_back_and_bars_stay(config):
     at = config.capability(PCIE)
+    config.set(BAR0, 0xFEB00000)
     before = config.peer.read(CONFIG, 0, 4096)
     config.set(COMMAND, 6, 2)
-    config.set(BAR0, 0xFEB00000)
     config.set(at + 8, config.get(at + 8, 2) | 0x8000, 2)
     assert config.peer.read(CONFIG, 0, 4096) == before
 

@@ -50,6 +50,14 @@ def test_an_endpoint_of_an_unknown_stream_is_refused(driver):
 # -- registers --------------------------------------------------------------------------------------------------------
 
 
+def test_doorbells_are_counted_for_as_long_as_the_device_runs(driver):
+    before = driver.read("DOORBELLS")
+    driver.write("DOORBELL", 1)
+    driver.write("RESET", 1)
+    driver.write("DOORBELL", 1)
+    assert driver.read("DOORBELLS") == before + 2
+
+
 def test_read_only_registers_tell_what_the_device_is(make_driver):
     driver = make_driver(instance=7, rings=2)
     assert driver.read("MAGIC") == abi.MAGIC
