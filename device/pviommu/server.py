@@ -179,18 +179,25 @@ class Server:
             worked |= iommu.spin(Poll(CORE_SPIN_NS, left, self._pace.window_ns, self._poller.fileno()))
             now = self._inputs.now_ns()
             self._learn(now, worked)
-        if worked:
+        if self._is_nap_due(now):
+            iommu.counters.naps += 1
+            self._serve_sockets(NAP_MS)
+        elif worked:
             if look_at_sockets or now - self._looked_at >= LOOK_NS:
                 self._serve_sockets(0)
                 self._looked_at = now
         elif self._pace.left_ns(now):
             if look_at_sockets:
                 self._serve_sockets(0)
-        elif not self._armed and iommu.is_told_of_waits and self._pace.takes_nap():
-            iommu.counters.naps += 1
-            self._serve_sockets(NAP_MS)
         elif self._may_sleep():
             self._sleep()
+
+    def _is_nap_due(self, now_ns: int) -> bool:
+        """Whether to let posted work gather for a moment. Doorbells are not asked for, so none can get lost."""
+        iommu = self._machine.iommu
+        if self._armed or not iommu.is_told_of_waits or self._machine.endpoints_busy or self._pace.left_ns(now_ns):
+            return False
+        return not iommu.is_pressed() and self._pace.takes_nap()
 
     def _learn(self, now_ns: int, worked: bool) -> None:
         """There was work until ``now_ns``, or none."""

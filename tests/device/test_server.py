@@ -238,25 +238,37 @@ class Guest:
         self.gap = gap
         self.tells = tells
         self.next_at = None
+        self.began_at = None
         self.waited_ns = 0
         self.doorbells = 0
         self.driver.inputs.on_wait = self.sleep
 
-    def sleep(self, timeout_ms):
+    def notice(self):
+        """See that a wait is over, and when the next one is due."""
         inputs = self.driver.inputs
-        if timeout_ms and self.next_at is not None:
-            ends_at = inputs.time + timeout_ms * 1_000_000
-            if ends_at < self.next_at and timeout_ms != FOREVER:
-                inputs.time = int(ends_at)
-                return
-            inputs.time = max(self.next_at, inputs.time)
-            if not self.wait() and timeout_ms != FOREVER:
-                inputs.time = max(inputs.time, int(ends_at))
+        if self.began_at is not None and self.driver.completed() == self.driver.producer[0]:
+            self.waited_ns += inputs.time - self.began_at
+            self.began_at = None
+        if self.began_at is None and self.next_at is None:
+            self.next_at = inputs.time + self.gap
+
+    def sleep(self, timeout_ms):
+        self.notice()
+        inputs = self.driver.inputs
+        if not timeout_ms or self.next_at is None:
+            return
+        ends_at = inputs.time + timeout_ms * 1_000_000
+        if ends_at < self.next_at and timeout_ms != FOREVER:
+            inputs.time = int(ends_at)
+            return
+        inputs.time = max(self.next_at, inputs.time)
+        if not self.wait() and timeout_ms != FOREVER:
+            inputs.time = max(inputs.time, int(ends_at))
 
     def wait(self):
         """Begin to wait for one more slot; whether the doorbell was rung."""
         before = self.driver.producer[0]
-        self.next_at = None
+        self.began_at, self.next_at = self.next_at, None
         self.driver.put(NOOP, flags=SlotFlags.POSTED if self.tells else 0)
         if self.tells:
             self.driver.words[AWAITED] = before + 1
@@ -267,15 +279,15 @@ class Guest:
         return rings
 
     def run(self, waits):
+        """Until so many more are over."""
         inputs = self.driver.inputs
-        for _ in range(waits):
-            target = self.driver.completed() + 1
-            self.next_at = next_at = inputs.time + self.gap
-            while self.driver.completed() != target:
-                if self.next_at is not None and inputs.time >= self.next_at:
-                    self.wait()
-                self.connected.turns(1)
-            self.waited_ns += inputs.time - next_at
+        target = self.driver.completed() + waits
+        self.notice()
+        while self.driver.completed() != target:
+            if self.next_at is not None and inputs.time >= self.next_at:
+                self.wait()
+            self.connected.turns(1)
+            self.notice()
 
 
 @pytest.mark.row("driver", 70)
@@ -304,9 +316,10 @@ def test_a_wait_that_begins_during_a_nap_is_over_a_moment_later_without_a_doorbe
     nap = int(NAP_MS * 1_000_000)
     connected.server._pace = Pace(0)  # no polling: naps only
     guest = Guest(connected, 10_000_000)
-    guest.run(2)
-    guest.doorbells = guest.waited_ns = 0
+    guest.run(1)
     guest.gap = nap // 2
+    guest.run(1)
+    guest.doorbells = guest.waited_ns = 0
     guest.run(1)
     assert guest.doorbells == 0
     assert nap // 4 < guest.waited_ns < nap
@@ -334,6 +347,37 @@ def test_posted_work_that_nobody_waits_for_is_found_without_doorbells_and_not_po
     assert len(driver.inputs.waits) <= 2 * len(slept) + 2
     assert connected.server._pace.left_ns(driver.inputs.time) == 0
     assert set(slept) <= {NAP_MS, SLEEPS_MS[0]}
+
+
+@pytest.mark.row("driver", 71)
+def test_posted_work_that_never_ends_is_gathered_during_naps(connected):
+    """A guest that is faster than a turn of the loop: there is always one more slot."""
+    driver = connected.driver
+    connected.server._pace = Pace(0)
+    Guest(connected, 10_000_000).run(2)
+    driver.inputs.on_wait = None
+    driver.inputs.waits.clear()
+    for _ in range(20):
+        driver.put(NOOP, flags=SlotFlags.POSTED)
+        connected.server.turn(look_at_sockets=False)
+    assert driver.inputs.waits == [NAP_MS] * 20
+    assert driver.completed() == driver.producer[0]
+
+
+@pytest.mark.row("driver", 73)
+def test_there_is_no_nap_while_somebody_waits_or_more_than_a_step_of_work_is_left(connected):
+    driver = connected.driver
+    connected.server._pace = Pace(0)
+    Guest(connected, 10_000_000).run(2)
+    driver.inputs.on_wait = None
+    driver.inputs.waits.clear()
+    driver.put(NOOP, flags=SlotFlags.POSTED)
+    driver.words[AWAITED] = driver.producer[0] + 1  # of a slot that comes in a moment
+    connected.server.turn(look_at_sockets=False)
+    assert NAP_MS not in driver.inputs.waits
+    driver.put(NOOP, flags=SlotFlags.POSTED)
+    connected.server.turn(look_at_sockets=False)
+    assert driver.inputs.waits[-1] == NAP_MS
 
 
 @pytest.mark.row("driver", 71)

@@ -123,6 +123,12 @@ class Executor:
         self._counters.waits += count
         return count
 
+    def is_pressed(self) -> bool:
+        """Whether there is work that cannot wait a moment: somebody polls for it, or it is more than one step's."""
+        return bool(self._operations) or any(
+            ring.is_awaited() or self._pending(ring) >= BATCH for ring in self._rings if ring.enabled
+        )
+
     def rung(self) -> None:
         """A doorbell was rung: by somebody who waits, unless the guest says when it does."""
         self._rung = not self.is_told_of_waits

@@ -322,6 +322,10 @@ class PvIommu(PciFunction):
         """How many times somebody in the guest began to wait since the last call, as far as that can be told."""
         return self._executor.waits()
 
+    def is_pressed(self) -> bool:
+        """Whether there is work that cannot wait a moment: somebody polls for it, or it is more than one step's."""
+        return self._executor.is_pressed()
+
     @property
     def is_told_of_waits(self) -> bool:
         """Whether the guest says when it polls for a completion."""

@@ -99,6 +99,11 @@ class CommandRing:
         before, self.awaited = self.awaited, self._inputs.word(self._shared.words, self._awaited_word)
         return self.awaited != before
 
+    def is_awaited(self) -> bool:
+        """Whether somebody in the guest polls for an index that is not completed yet."""
+        awaited = self._inputs.word(self._shared.words, self._awaited_word)
+        return 0 < (awaited - self.completed) & MASK <= self.entries
+
     def fetch(self, limit: int) -> bytes:
         """A private copy of the next slots: at most ``limit`` of them, none past the end of the ring's memory."""
         place = self.completed & (self.entries - 1)
