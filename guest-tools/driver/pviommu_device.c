@@ -2,9 +2,9 @@
 /*
  * Paravirtual IOMMU: the functions behind it, as the IOMMU core sees them.
  *
- * The identity domain is context 0. In the blocked domain, also that of released devices, a function
- * is in no context and reaches nothing, no direct region either. Neither allocates anything, nor can
- * it be refused for what other functions have.
+ * The identity domain is context 0. In the blocked domain, also that of released devices, a
+ * function is in no context and reaches nothing, no direct region either. Neither allocates
+ * anything, nor can it be refused for what other functions have.
  */
 
 #define pr_fmt(fmt) "pviommu: " fmt
@@ -122,8 +122,8 @@ static struct iommu_domain pviommu_blocked_domain = {
 };
 
 /*
- * Where a function leaves the IOMMU. Not the one above: the core knows that that one has no direct
- * regions, and would put a function that has some into identity instead.
+ * Where a function leaves the IOMMU. Not the domain above: the core knows that one to have no
+ * direct regions, and would put a function that has some into identity instead.
  */
 static struct iommu_domain pviommu_release_domain = {
 	.type = IOMMU_DOMAIN_BLOCKED,

@@ -277,7 +277,8 @@ const struct ktap_case pvt_context_cases[] = {
 	PVT_ATTACHED("a clone maps all guest memory 1:1", pvt_clone),
 	PVT_CONTEXT("wrong bindings are refused", pvt_bindings),
 	PVT_ATTACHED("a blocked engine reaches nothing until it is attached", pvt_block),
-	PVT_ATTACHED("an unbound engine reaches nothing until it is bound and attached", pvt_unbind),
+	PVT_ATTACHED("an unbound engine reaches nothing until it is bound and attached",
+		     pvt_unbind),
 };
 
 const unsigned int pvt_nr_context_cases = ARRAY_SIZE(pvt_context_cases);
