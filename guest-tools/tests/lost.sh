@@ -54,9 +54,7 @@ freeze_in_storm() {
 # The server goes on: what it was to do for memory that is not mapped any more must not happen.
 give_up_in_dma() {
 	before=$(log_lines)
-	lost_suite queued &
 	check "the server is stopped while DMA is queued" stop_server_in_dma
-	wait $!
 	subtest "DMA that was queued when the device was given up" "$report"
 	check "the device is given up once, and DMA is stopped by a reset" is_given_up_and_reset
 	check "after unbind and bind, without a reload, DMA works" works_after_rebind
@@ -116,9 +114,17 @@ stop_busy_server() {
 	request stop-server "$moment_seconds"
 }
 
+# A server that is stopped while it sleeps keeps whoever rings inside QEMU, and then goes on: nothing is given up.
 stop_server_in_dma() {
-	sleep 2
-	request stop-server "$moment_seconds"
+	tries=5
+	while [ "$(times_given_up)" = 0 ]; do
+		[ "$tries" -gt 0 ] || { echo "the device was never given up" && return 1; }
+		tries=$((tries - 1))
+		lost_suite queued &
+		sleep 2
+		request stop-server "$moment_seconds" || return 1
+		wait $!
+	done
 }
 
 is_given_up_and_reset() {

@@ -5,8 +5,8 @@ A request is the line ``# lab: request NAME [ARGUMENT]`` of the guest's report; 
 
 =====================  ==================================================================================
 ``stop-server``        the server is stopped (SIGSTOP) before the answer, and continued SECONDS after it
-``freeze``             the server and then the guest itself are stopped; SECONDS later the guest is continued, and the
-                       server :data:`HEAD_START` after it. The guest reads the answer when it goes on
+``freeze``             the server and, :data:`LAG` later, the guest itself are stopped; SECONDS later the guest
+                       goes on, and reads the answer then; the server goes on :data:`HEAD_START` after it
 ``kill-server``        the server is dead (SIGKILL) before the answer; that it is gone is no problem of the run
 ``output-end``         all BYTES that the user's program wrote have come before the answer
 =====================  ==================================================================================
@@ -27,6 +27,9 @@ LONGEST_STOP = 60.0
 
 HEAD_START = 0.3
 """Seconds in which a guest that was frozen runs alone."""
+
+LAG = 0.1
+"""Seconds in which a guest that is to be frozen finds its server stopped: so that somebody waits for it."""
 
 _REQUEST = re.compile(r"# lab: request(?:\s+(\S+))?(?:\s+(.*?))?\s*$")
 _LONGEST_QUOTE = 80
@@ -130,6 +133,7 @@ class Requests:
         elif name == "freeze":
             seconds = _seconds(argument)
             self._server.pause()
+            time.sleep(LAG)
             self._guest.pause()
             self._frozen = True
             self._due = self._clock() + seconds
