@@ -18,7 +18,7 @@
 #include "timing.h"
 
 #define MAX_LISTS	10
-#define MAX_MIB		(1 << 18)
+#define MAX_MIB		262144
 #define ANY_IOVA	0x10000000
 
 static const char usage_text[] =
