@@ -72,7 +72,8 @@ static int map_one_page(struct space *space)
 	int result = -ENOMEM;
 
 	if (page)
-		result = space->ops->map(space, page, ANY_IOVA, PAGE_SIZE, SPACE_READ | SPACE_WRITE);
+		result = space->ops->map(space, page, ANY_IOVA, PAGE_SIZE,
+					 SPACE_READ | SPACE_WRITE);
 	free(page);
 	return result;
 }
