@@ -85,12 +85,11 @@ class Command:
             cwd=self.folder,
             env=self.environment,
             capture_output=True,
-            text=True,
             timeout=limit + GRACE,
             check=False,
-            encoding=encoding,
         )
-        return LabRun(done.returncode, done.stdout + done.stderr, (results / "latest").resolve())
+        output = (done.stdout + done.stderr).decode(encoding)
+        return LabRun(done.returncode, output, (results / "latest").resolve())
 
     def run_binary(self, results: Path, limit: int, *options: str) -> LabRun:
         """The same for a run that writes any bytes: its output has a character for each byte (Latin-1)."""

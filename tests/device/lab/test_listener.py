@@ -48,3 +48,9 @@ def test_second_kernel_that_begins_a_report_of_its_own_is_a_problem() -> None:
     listener, _ = shown("KTAP version 1", "1..2", "ok 1 binds", "KTAP version 1", "1..2", "ok 2 works")
 
     assert listener.parser.finish().problems == ["second plan at level 0: 1..2"]
+
+
+def test_status_of_the_users_program_is_kept_and_not_shown() -> None:
+    listener, text = shown("# lab: program 7", "# lab: program 1000", "# lab: exit 1")
+
+    assert (listener.program_status, listener.exit_status, text) == (7, 1, "")

@@ -172,3 +172,27 @@ def test_long_request_is_quoted_short(host: Host) -> None:
     answer = host.take(f"# lab: request {'x' * 4000}")[0]
 
     assert len(answer) < 200
+
+
+@pytest.mark.parametrize(
+    ("line", "answer"),
+    [
+        ("output-end 10", "done output-end"),
+        ("output-end 11", "failed output-end not all of 11 bytes came"),
+        ("output-end", "failed output-end bytes missing: give a number"),
+        ("output-end -1", "failed output-end bytes -1: give a number"),
+        (f"output-end {10**18}", f"failed output-end bytes {10**18}: give a number"),
+    ],
+)
+def test_end_of_the_programs_output_is_answered_when_all_of_it_came(line: str, answer: str) -> None:
+    answers: list[str] = []
+    requests = Requests(Server(), answers.append, output_came=lambda count: count <= 10)
+
+    assert requests.take(f"# lab: request {line}")
+    assert answers == [answer]
+
+
+def test_without_a_program_there_is_no_output_to_wait_for(host: Host) -> None:
+    assert host.take("# lab: request output-end 0") == [
+        "answer failed output-end no such request: stop-server SECONDS, kill-server"
+    ]

@@ -118,6 +118,15 @@ def test_report_has_a_serial_port_of_its_own(tmp_path: Path) -> None:
     assert "virtserialport,bus=serial.0,chardev=lab,name=org.pviommu.lab" in values(command, "-device")
 
 
+def test_users_program_has_a_serial_port_of_its_own_only_when_there_is_one(tmp_path: Path) -> None:
+    port = "virtserialport,bus=serial.0,chardev=output,name=org.pviommu.output"
+
+    assert port not in compose(toolbox(tmp_path), config(tmp_path), 7)
+    command = compose(toolbox(tmp_path), config(tmp_path, output=9), 7)
+    assert port in command
+    assert "socket,id=output,fd=9" in command
+
+
 def test_extra_arguments_come_before_the_devices_so_that_they_may_add_an_iommu(tmp_path: Path) -> None:
     command = compose(toolbox(tmp_path), config(tmp_path, extra_arguments=("-device", "intel-iommu")), 7)
     assert values(command, "-device")[0] == "intel-iommu"
