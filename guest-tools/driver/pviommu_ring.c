@@ -138,16 +138,21 @@ void pviommu_ring_look(struct pviommu_ring *ring)
 
 /*
  * Somebody polls until all slots before @target are completed, which the device is told: while
- * nobody does, it need not hurry. Of several the furthest counts. Under the lock.
+ * nobody does, it need not hurry. One that was faster is told as well, or it would take the next
+ * wait for the first. Of several the furthest counts. Under the lock; whether there is still
+ * something to wait for.
  */
-static void pviommu_ring_await(struct pviommu_ring *ring, u32 target)
+static bool pviommu_ring_await(struct pviommu_ring *ring, u32 target)
 {
 	/* an earlier wait that is still on lies between the two, even when indices wrap */
 	if (ring->awaited - target > ring->producer - target) {
 		ring->awaited = target;
 		WRITE_ONCE(ring->guest->awaited, cpu_to_le32(target));
 	}
+	if (pviommu_ring_reached(ring, target))
+		return false;
 	pviommu_ring_look(ring);
+	return true;
 }
 
 /*
@@ -290,15 +295,18 @@ static int pviommu_ring_sleep(struct pviommu_ring *ring, u32 target)
 static int pviommu_ring_wait(struct pviommu_ring *ring, u32 target, enum pviommu_wait wait)
 {
 	unsigned long flags;
+	bool waits = true;
 
-	if (pviommu_ring_reached(ring, target))
-		return 0;
 	spin_lock_irqsave(&ring->lock, flags);
-	if (wait == PVIOMMU_WAIT_SLEEP)
+	if (wait != PVIOMMU_WAIT_SLEEP)
+		waits = pviommu_ring_await(ring, target);
+	else if (!pviommu_ring_reached(ring, target))
 		pviommu_ring_look(ring);
 	else
-		pviommu_ring_await(ring, target);
+		waits = false;
 	spin_unlock_irqrestore(&ring->lock, flags);
+	if (!waits)
+		return 0;
 	if (pviommu_given_up(ring->pv))
 		return -EIO;
 	if (wait == PVIOMMU_WAIT_BUSY)
@@ -374,9 +382,7 @@ void pviommu_ring_sync(struct pviommu_ring *ring)
 
 	spin_lock_irqsave(&ring->lock, flags);
 	target = ring->producer;
-	waits = !pviommu_given_up(ring->pv) && !pviommu_ring_reached(ring, target);
-	if (waits)
-		pviommu_ring_await(ring, target);
+	waits = !pviommu_given_up(ring->pv) && pviommu_ring_await(ring, target);
 	spin_unlock_irqrestore(&ring->lock, flags);
 	if (waits)
 		pviommu_ring_poll(ring, target);
