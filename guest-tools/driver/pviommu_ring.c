@@ -42,6 +42,8 @@
 /* Whoever waits looks again this often; by the rule above that never finds a doorbell due. */
 #define PVIOMMU_LOOK_AGAIN_MS	10
 #define PVIOMMU_LOOK_AGAIN_NS	((u64)PVIOMMU_LOOK_AGAIN_MS * NSEC_PER_MSEC)
+/* Looks in a row that find the same doorbell due before it is held to be lost. */
+#define PVIOMMU_LOST_LOOKS	10
 /* Rounds of polling before a wait gives way: at least, at most, and times what they usually are. */
 #define PVIOMMU_LEAST_ROUNDS	64
 #define PVIOMMU_MOST_ROUNDS	4096
@@ -67,7 +69,7 @@ MODULE_PARM_DESC(debug_doorbell_us, "for tests: time between the decision to rin
  * @looked: @ran at the last look
  * @event: event index that was found not rung for at the last look
  * @completed: slots that were completed then
- * @suspects: whether one was found
+ * @suspects: looks in a row that found this
  */
 struct pviommu_patience {
 	u64 seen;
@@ -75,7 +77,7 @@ struct pviommu_patience {
 	u64 looked;
 	u32 event;
 	u32 completed;
-	bool suspects;
+	unsigned int suspects;
 };
 
 /* Whether all slots before @target are completed. */
@@ -157,7 +159,8 @@ static bool pviommu_ring_await(struct pviommu_ring *ring, u32 target)
 
 /*
  * A doorbell that is due although somebody looked. A device between publishing its event index and
- * looking at producer is in that state too, for a moment; so only one found twice is a lost one.
+ * looking at producer is in that state too: for a moment, but on a busy host that can take long. So
+ * only one that is found time and again is a lost one.
  */
 static void pviommu_ring_look_again(struct pviommu_ring *ring, struct pviommu_patience *patience)
 {
@@ -167,13 +170,13 @@ static void pviommu_ring_look_again(struct pviommu_ring *ring, struct pviommu_pa
 
 	spin_lock_irqsave(&ring->lock, flags);
 	if (!pviommu_given_up(ring->pv) && pviommu_ring_asks(ring, &event)) {
-		lost = patience->suspects && patience->event == event &&
-		       patience->completed == ring->completed;
-		patience->suspects = true;
+		if (patience->event != event || patience->completed != ring->completed)
+			patience->suspects = 0;
+		lost = ++patience->suspects >= PVIOMMU_LOST_LOOKS;
 		patience->event = event;
 		patience->completed = ring->completed;
 	} else {
-		patience->suspects = false;
+		patience->suspects = 0;
 	}
 	if (lost) {
 		ring->rescues++;
