@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pviommu.lab.build import find_sandbox
 from pviommu.lab.guest_settings import SUITES
-from pviommu.lab.kept import keep, sources_digest
+from pviommu.lab.kept import keep, source_files, sources_digest
 from pviommu.lab.kernel_build import source_archive, source_version
 from pviommu.lab.problems import RunError
 from pviommu.lab.processes import Run, run
@@ -62,7 +62,7 @@ def build_suite(
             _Build(root, work, run).unpack(_PARTS)
             progress.done()
             progress.step(f"building the suite {name}")
-            _Build(root, work, run).make([added / f"{_DRIVER}.c", header], kept)
+            _Build(root, work, run).make([*source_files(added), header], kept)
             progress.done()
         finally:
             shutil.rmtree(work, ignore_errors=True)

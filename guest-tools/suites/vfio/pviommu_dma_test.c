@@ -15,6 +15,7 @@
 
 #include <libvfio.h>
 
+#include "libvfio_wrap.h"
 #include "pviommu_dma_test.h"
 
 #define POLL_US		50
@@ -148,10 +149,6 @@ static const struct vfio_pci_driver_ops engine_ops = {
 	.memcpy_wait = engine_memcpy_wait,
 	.send_msi = engine_send_msi,
 };
-
-/* The linker's names: calls go to __wrap_, and what they went to before is __real_. */
-void __real_vfio_pci_driver_probe(struct vfio_pci_device *device);
-void __wrap_vfio_pci_driver_probe(struct vfio_pci_device *device);
 
 void __wrap_vfio_pci_driver_probe(struct vfio_pci_device *device)
 {

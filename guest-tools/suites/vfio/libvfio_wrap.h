@@ -1,0 +1,11 @@
+/* SPDX-License-Identifier: MIT */
+/* The linker's names for --wrap: calls go to __wrap_, and what they went to before is __real_. */
+#ifndef LIBVFIO_WRAP_H
+#define LIBVFIO_WRAP_H
+
+struct vfio_pci_device;
+
+void __real_vfio_pci_driver_probe(struct vfio_pci_device *device);
+void __wrap_vfio_pci_driver_probe(struct vfio_pci_device *device);
+
+#endif
