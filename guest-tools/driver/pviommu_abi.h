@@ -76,6 +76,13 @@
 #define PVIOMMU_PROFILE_XEN_2024                1
 #define PVIOMMU_PROFILE_XEN_V7                  2
 
+/* Values for RESET. Functions outside context 0 are blocked by either. */
+/* a function's own reset, or its bus mastering turned on anew, unblocks it */
+#define PVIOMMU_RESET_POWER_ON                  1
+/* only attaching unblocks them: whoever owns them may reset them, and nobody translates for */
+/* them any more */
+#define PVIOMMU_RESET_BLOCKED                   2
+
 /* Values of RING_TYPE. */
 #define PVIOMMU_RING_TYPE_SHARED_BAR            0
 

@@ -4,7 +4,7 @@
  *
  * Whoever unmapped something cannot be told that it failed, and will use the memory again. So the
  * DMA of all functions behind the device has to end, and that is what a reset does: it blocks every
- * function that was outside context 0. It is a write to a trapped register, which may take seconds
+ * function that was outside context 0, whatever resets it afterwards. It is a write to a trapped register, which may take seconds
  * and sleeps in no way, but is not for a caller with interrupts off; hence the work. Until it is
  * done unmaps are still sent: a device that goes on works its rings off before any DMA.
  *
@@ -25,7 +25,7 @@ static void pviommu_reset_work(struct work_struct *work)
 	struct pviommu *pv = container_of(work, struct pviommu, reset_work);
 	u32 selected;
 
-	writel(1, pv->regs + PVIOMMU_REG_RESET);
+	writel(PVIOMMU_RESET_BLOCKED, pv->regs + PVIOMMU_REG_RESET);
 	selected = readl(pv->regs + PVIOMMU_REG_PROFILE);
 	/* all ones: the hypervisor has closed the function, which resets it as well */
 	if (selected != PVIOMMU_PROFILE_NONE && !PCI_POSSIBLE_ERROR(selected)) {

@@ -157,7 +157,7 @@ static int pviommu_start(struct pviommu *pv)
 {
 	int ret;
 
-	writel(1, pv->regs + PVIOMMU_REG_RESET);
+	writel(PVIOMMU_RESET_POWER_ON, pv->regs + PVIOMMU_REG_RESET);
 	pviommu_events_init(pv);
 	writel(pv->profile->number, pv->regs + PVIOMMU_REG_PROFILE);
 	if (readl(pv->regs + PVIOMMU_REG_PROFILE) != pv->profile->number) {
@@ -177,7 +177,7 @@ static void pviommu_stop(struct pviommu *pv)
 {
 	pviommu_give_up_finish(pv);
 	pviommu_rings_stop(pv);
-	writel(1, pv->regs + PVIOMMU_REG_RESET);
+	writel(PVIOMMU_RESET_POWER_ON, pv->regs + PVIOMMU_REG_RESET);
 }
 
 /* Hands the running device to the IOMMU core, which probes all its endpoints at once. */
@@ -382,6 +382,10 @@ static void pviommu_reset_prepare(struct pci_dev *pdev)
 
 static void pviommu_reset_done(struct pci_dev *pdev)
 {
+	struct pviommu *pv = pci_get_drvdata(pdev);
+
+	/* a reset of the bus lets functions behind it leave their block, one of this function not */
+	writel(PVIOMMU_RESET_BLOCKED, pv->regs + PVIOMMU_REG_RESET);
 	dev_err(&pdev->dev, "the PV-IOMMU was reset: what is behind it cannot map any more until the driver is bound again\n");
 }
 

@@ -76,6 +76,7 @@ PVIOMMU = Interface(
                 ("FEATURE", registers.Feature),
                 ("STATUS", registers.Status),
                 ("PROFILE", registers.Profile),
+                ("RESET", registers.Reset),
                 ("RING_TYPE", registers.RingType),
                 ("RING_CONTROL", registers.RingControl),
                 ("RING_STATUS", registers.RingStatus),

@@ -68,7 +68,7 @@ REGISTERS = (
         Access.RW,
         "PVIOMMU_PROFILE_*; writable while all rings are off, and resets; 0 after reset",
     ),
-    Register("RESET", 0x018, Access.WO, "writing 1 brings the device to its power-on state"),
+    Register("RESET", 0x018, Access.WO, "PVIOMMU_RESET_*: brings the device to its power-on state"),
     Register("MAX_RINGS", 0x01C, Access.RO, "rings of this device"),
     Register("MAX_RING_ENTRIES", 0x020, Access.RO, "largest RING_ENTRIES"),
     Register("RING_AREA", 0x024, Access.RO, "first byte of BAR 2 at which a ring may lie"),
@@ -105,6 +105,15 @@ class Status(IntFlag):
     RINGS_ON = 1 << 1
     MEMORY_NOT_SHARED = 1 << 2
     """the memory that the hypervisor handed over is not what the guest uses (``share=on`` is missing)"""
+
+
+class Reset(IntEnum):
+    """Values for RESET. Functions outside context 0 are blocked by either."""
+
+    POWER_ON = 1
+    """a function's own reset, or its bus mastering turned on anew, unblocks it"""
+    BLOCKED = 2
+    """only attaching unblocks them: whoever owns them may reset them, and nobody translates for them any more"""
 
 
 class Profile(IntEnum):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from pviommu_abi import registers as abi
@@ -18,6 +18,7 @@ from pviommu_abi.registers import (
     SHARED_BAR,
     Feature,
     Profile,
+    Reset,
     RingControl,
     RingStatus,
     Status,
@@ -132,14 +133,33 @@ class PvIommu(PciFunction):
 
     # -- PCI hooks --------------------------------------------------------------------------------------------------
 
-    def on_reset(self) -> None:
-        """Power-on state: rings off, only the default context, bindings and profile gone, queued DMA cancelled."""
-        # what was queued while an endpoint was blocked was not meant for the default context either
-        lost = [
+    def _outside(self) -> list[int]:
+        """Streams whose DMA is not for the default context: in another one, or blocked."""
+        return [
             stream
             for stream, context in self.engine.endpoints().items()
             if context != DEFAULT_CONTEXT or self.engine.is_blocked(stream)
         ]
+
+    def _reset_and_hold(self, reset: Callable[[], None]) -> None:
+        """``reset``, but what it leaves blocked stays so until it is attached: nobody translates for it any more."""
+        outside = self._outside()
+        reset()
+        for stream in outside:
+            self.engine.hold(stream)
+
+    def disconnected(self) -> None:
+        """As for every function; a function behind this one cannot leave its block by a reset then."""
+        self._reset_and_hold(super().disconnected)
+
+    def on_function_reset(self) -> None:
+        """As :meth:`disconnected`: the driver, if there is one, has lost what it had told the device."""
+        self._reset_and_hold(self.on_reset)
+
+    def on_reset(self) -> None:
+        """Power-on state: rings off, only the default context, bindings and profile gone, queued DMA cancelled."""
+        # what was queued while an endpoint was blocked was not meant for the default context either
+        lost = self._outside()
         self._executor.reset()
         for profile in self._profiles.values():
             profile.reset()
@@ -222,10 +242,13 @@ class PvIommu(PciFunction):
         self._accept(accepted)
 
     def write_reset(self, _: int, value: int) -> None:
-        if value == 1:
+        if value == Reset.POWER_ON:
             self.drain()
             self.on_reset()
-        self._accept(value == 1)
+        elif value == Reset.BLOCKED:
+            self.drain()
+            self._reset_and_hold(self.on_reset)
+        self._accept(value in list(Reset))
 
     def write_ring_select(self, _: int, value: int) -> None:
         self._accept(value < len(self.rings))
@@ -356,11 +379,12 @@ class PvIommu(PciFunction):
         given it up and unmapped what DMA in progress goes to.
         """
         now = self.inputs.now_ns()
-        if now - self._translated_at > LONG_AGO_NS:
+        is_drained = now - self._translated_at > LONG_AGO_NS
+        if is_drained:
             self.drain()
         self._translated_at = now
         result = self.engine.translate(stream, iova, length, access)
-        if isinstance(result, Fault):
+        if isinstance(result, Fault) and not is_drained:
             self.drain()
             result = self.engine.translate(stream, iova, length, access)
         return result

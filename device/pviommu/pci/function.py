@@ -109,6 +109,10 @@ class PciFunction:
     def on_reset(self) -> None:
         """The function is reset: device reset, function-level reset, or the client is gone."""
 
+    def on_function_reset(self) -> None:
+        """The function was reset by its own PCI Express capability; as :meth:`on_reset` unless it matters by whom."""
+        self.on_reset()
+
     def on_bus_master(self, enabled: bool) -> None:
         """The guest allowed or forbade DMA."""
 
@@ -181,7 +185,7 @@ class PciFunction:
             # The BARs stay where they are: the hypervisor answers reads of them itself, and a guest that finds there
             # what it saved before the reset does not write it again.
             self.config.reset(keep_bars=True)
-            self.on_reset()
+            self.on_function_reset()
         elif self.config.bus_master != was_master:
             self.on_bus_master(self.config.bus_master)
         self._decode()

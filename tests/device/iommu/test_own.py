@@ -7,6 +7,7 @@ from pviommu_abi.dma_test import REGISTER as DMA_REGISTER
 from pviommu_abi.dma_test import Descriptor, DescriptorStatus
 from pviommu_abi.own import Binding, OwnOp, Reserve, Usage
 from pviommu_abi.shared import EventReason
+from pviommu_abi.registers import Reset, Status
 from pviommu_abi.slots import Errno, OpClass
 from pviommu_abi.xen_2024 import PvIommuOp, Xen2024Op
 
@@ -250,3 +251,43 @@ def test_only_what_moves_endpoints_or_may_do_so_waits_for_all_rings():
 def test_own_operations_are_not_found_under_xen_numbers(driver):
     assert driver.call(PvIommuOp(Xen2024Op.ALLOC_CONTEXT, 0, 0).pack(), OpClass.OWN, OwnOp.UNBIND)[0] != 0
     assert driver.iommu.engine.contexts() == ()
+
+
+def _blocked_twice(driver, end):
+    """Attach dma0, let ``end`` take the IOMMU's state away, then reset dma0 itself. Whether it is blocked before and
+    after its own reset."""
+    driver.attached("dma0", 1)
+    stream = driver.iommu.settings.streams[0]
+    end()
+    before = driver.iommu.engine.is_blocked(stream)
+    driver.machine.endpoints["dma0"].reset()
+    return before, driver.iommu.engine.is_blocked(stream)
+
+
+@pytest.mark.row("driver", 7)
+def test_after_a_reset_that_blocks_no_reset_of_its_own_lets_a_function_reach_memory(driver):
+    assert _blocked_twice(driver, lambda: driver.write("RESET", Reset.BLOCKED)) == (True, True)
+
+
+@pytest.mark.row("driver", 7)
+def test_after_the_loss_of_the_client_no_reset_of_its_own_lets_a_function_reach_memory(driver):
+    assert _blocked_twice(driver, driver.iommu.disconnected) == (True, True)
+
+
+@pytest.mark.row("driver", 7)
+def test_after_a_function_level_reset_no_reset_of_its_own_lets_a_function_reach_memory(driver):
+    assert _blocked_twice(driver, driver.iommu.on_function_reset) == (True, True)
+
+
+def test_after_a_reset_to_power_on_its_own_reset_unblocks_a_function(driver):
+    assert _blocked_twice(driver, lambda: driver.write("RESET", Reset.POWER_ON)) == (True, False)
+
+
+def test_the_next_reset_to_power_on_ends_the_hold(driver):
+    driver.write("RESET", Reset.BLOCKED)
+    assert _blocked_twice(driver, lambda: driver.write("RESET", Reset.POWER_ON)) == (True, False)
+
+
+def test_another_value_of_reset_is_refused(driver):
+    driver.write("RESET", 3)
+    assert driver.read("STATUS") & Status.REFUSED

@@ -186,7 +186,7 @@ def test_long_request_is_quoted_short(host: Host) -> None:
 )
 def test_end_of_the_programs_output_is_answered_when_all_of_it_came(line: str, answer: str) -> None:
     answers: list[str] = []
-    requests = Requests(Server(), answers.append, output_came=lambda count: count <= 10)
+    requests = Requests(Server(), Guest([]), answers.append, output_came=lambda count: count <= 10)
 
     assert requests.take(f"# lab: request {line}")
     assert answers == [answer]
@@ -194,5 +194,5 @@ def test_end_of_the_programs_output_is_answered_when_all_of_it_came(line: str, a
 
 def test_without_a_program_there_is_no_output_to_wait_for(host: Host) -> None:
     assert host.take("# lab: request output-end 0") == [
-        "answer failed output-end no such request: stop-server SECONDS, kill-server"
+        "answer failed output-end no such request: stop-server SECONDS, freeze SECONDS, kill-server"
     ]
