@@ -214,12 +214,12 @@ class Server:
     def _may_sleep(self) -> bool:
         """Ask for doorbells and look once more. Whether there is still nothing to do."""
         if not self._armed:
-            if not self._machine.iommu.arm():
-                self._machine.iommu.disarm()  # at once: a guest may be looking at what is asked for
-                return False
             self._armed = True
             self._pace.armed()
-        return True
+            if not self._machine.iommu.arm():
+                self._machine.iommu.disarm()  # at once: a guest may be looking at what is asked for
+                self._armed = False
+        return self._armed
 
     def _sleep(self) -> None:
         self._machine.iommu.counters.sleeps += 1

@@ -150,6 +150,10 @@ def test_an_engine_that_was_in_a_context_stays_blocked_when_only_the_iommus_clie
     assert (fault.status, fault.reason) == (DescriptorStatus.FAULT, EventReason.BLOCKED)
     engine.client.config_write(4, 2, 2)
     engine.master()
+    assert engine.run(DmaOp.FILL, 8, dst=0x1000).reason == EventReason.BLOCKED  # nobody can attach it yet
+    iommu.client.reset()
+    engine.client.config_write(4, 2, 2)
+    engine.master()
     assert engine.run(DmaOp.FILL, 8, dst=0x1000).status == DescriptorStatus.DONE
     engine.close()
     iommu.close()

@@ -127,8 +127,8 @@ def test_the_next_accepted_write_clears_refused(driver):
     assert not refused(driver)
 
 
-def test_reset_takes_only_1(driver):
-    driver.write("RESET", 2)
+def test_reset_takes_no_other_value(driver):
+    driver.write("RESET", 3)
     assert (refused(driver), driver.read("RING_CONTROL")) == (True, 1)
     assert driver.read("RESET") == 0
 
