@@ -6,8 +6,8 @@ from pviommu.iommu.own import OwnOperations
 from pviommu_abi.dma_test import REGISTER as DMA_REGISTER
 from pviommu_abi.dma_test import Descriptor, DescriptorStatus
 from pviommu_abi.own import Binding, OwnOp, Reserve, Usage
-from pviommu_abi.shared import EventReason
 from pviommu_abi.registers import Reset
+from pviommu_abi.shared import EventReason
 from pviommu_abi.slots import Errno, OpClass
 from pviommu_abi.xen_2024 import PvIommuOp, Xen2024Op
 
