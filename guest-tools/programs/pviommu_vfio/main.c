@@ -15,24 +15,19 @@
 #include "ktap.h"
 #include "memory.h"
 #include "tests.h"
-#include "timing.h"
 
 #define MAX_LISTS	10
-#define MAX_MIB		262144
 #define ANY_IOVA	0x10000000
 
 static const char usage_text[] =
 	"usage: pviommu_vfio [--type1|--iommufd] [--huge] ADDRESS [OTHER_ADDRESS]\n"
 	"       pviommu_vfio [--type1|--iommufd] --attach|--map ADDRESS\n"
-	"       pviommu_vfio [--type1|--iommufd|--compat] --time-maps MIB ADDRESS\n"
 	"\n"
 	"  --type1    the container of VFIO (default)\n"
 	"  --iommufd  /dev/iommu and the devices' own files\n"
-	"  --compat   /dev/iommu as a container of type1, for --time-maps only\n"
 	"  --huge     with huge pages too; /proc/sys/vm/nr_hugepages must have set two aside\n"
 	"  --attach   only attach: prints \"attached\" or the name of the error\n"
 	"  --map      only attach and map a page: prints \"mapped\" or the name of the error\n"
-	"  --time-maps  only map so much, a multiple of 8, page by page, and unmap it: prints seconds\n"
 	"\n"
 	"ADDRESS: PCI function of a DMA test engine that is bound to vfio-pci, as 0000:00:11.0\n";
 
@@ -41,18 +36,7 @@ struct options {
 	const char *addresses[2];
 	unsigned int nr_addresses;
 	bool huge, attach, map;
-	uint64_t mib;
 };
-
-static bool parse_mib(const char *text, uint64_t *mib)
-{
-	char *end;
-
-	if (!text)
-		return false;
-	*mib = strtoull(text, &end, 10);
-	return *text >= '0' && *text <= '9' && !*end && *mib && *mib <= MAX_MIB && *mib % 8 == 0;
-}
 
 static bool parse(int argc, char **argv, struct options *options)
 {
@@ -66,10 +50,6 @@ static bool parse(int argc, char **argv, struct options *options)
 			options->ops = &type1_ops;
 		else if (!strcmp(argv[i], "--iommufd"))
 			options->ops = &iommufd_ops;
-		else if (!strcmp(argv[i], "--compat"))
-			options->ops = &compat_ops;
-		else if (!strcmp(argv[i], "--time-maps") && parse_mib(argv[i + 1], &options->mib))
-			i++;
 		else if (!strcmp(argv[i], "--huge"))
 			options->huge = true;
 		else if (!strcmp(argv[i], "--attach"))
@@ -79,11 +59,10 @@ static bool parse(int argc, char **argv, struct options *options)
 		else
 			return false;
 	}
-	if (options->attach + options->map + !!options->mib > 1 ||
-	    (options->ops == &compat_ops && !options->mib))
+	if (options->attach && options->map)
 		return false;
 	return options->nr_addresses == 1 ||
-	       (options->nr_addresses && !options->attach && !options->map && !options->mib);
+	       (options->nr_addresses && !options->attach && !options->map);
 }
 
 static int map_one_page(struct space *space)
@@ -265,8 +244,6 @@ int main(int argc, char **argv)
 	}
 	if (options.attach || options.map)
 		return attach_only(&options);
-	if (options.mib)
-		return time_maps(options.ops, options.addresses[0], options.mib);
 	run_all(&fixture, &options);
 	return ktap_failures() ? 1 : 0;
 }

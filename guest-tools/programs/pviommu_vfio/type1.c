@@ -17,27 +17,17 @@
 /* up to and with iova_pgsizes, which the first kernels with this call already had */
 #define INFO_MINIMUM	16
 
-static int open_as(struct space *space, const char *path, int type)
+static int type1_open(struct space *space)
 {
-	space->fd = open(path, O_RDWR | O_CLOEXEC);
+	space->fd = open("/dev/vfio/vfio", O_RDWR | O_CLOEXEC);
 	if (space->fd < 0)
 		return -errno;
 	if (ioctl(space->fd, VFIO_GET_API_VERSION) != VFIO_API_VERSION ||
-	    ioctl(space->fd, VFIO_CHECK_EXTENSION, type) != 1) {
+	    ioctl(space->fd, VFIO_CHECK_EXTENSION, VFIO_TYPE1v2_IOMMU) != 1) {
 		space_close(space);
 		return -EOPNOTSUPP;
 	}
 	return 0;
-}
-
-static int type1_open(struct space *space)
-{
-	return open_as(space, "/dev/vfio/vfio", VFIO_TYPE1v2_IOMMU);
-}
-
-static int compat_open(struct space *space)
-{
-	return open_as(space, "/dev/iommu", VFIO_TYPE1_IOMMU);
 }
 
 static int open_group(const char *address)
@@ -64,8 +54,7 @@ static int open_group(const char *address)
 	return group;
 }
 
-static int attach_as(struct space *space, const char *address, struct attachment *attachment,
-		     int type)
+static int type1_attach(struct space *space, const char *address, struct attachment *attachment)
 {
 	int error;
 
@@ -75,7 +64,7 @@ static int attach_as(struct space *space, const char *address, struct attachment
 	if (ioctl(attachment->group, VFIO_GROUP_SET_CONTAINER, &space->fd))
 		goto fail;
 	/* only a container with a group can be given its type, and only once */
-	if (!space->typed && ioctl(space->fd, VFIO_SET_IOMMU, type))
+	if (!space->typed && ioctl(space->fd, VFIO_SET_IOMMU, VFIO_TYPE1v2_IOMMU))
 		goto fail;
 	space->typed = true;
 	attachment->device = ioctl(attachment->group, VFIO_GROUP_GET_DEVICE_FD, address);
@@ -87,16 +76,6 @@ fail:
 	error = -errno;
 	attachment_close(attachment);
 	return error;
-}
-
-static int type1_attach(struct space *space, const char *address, struct attachment *attachment)
-{
-	return attach_as(space, address, attachment, VFIO_TYPE1v2_IOMMU);
-}
-
-static int compat_attach(struct space *space, const char *address, struct attachment *attachment)
-{
-	return attach_as(space, address, attachment, VFIO_TYPE1_IOMMU);
 }
 
 static int type1_map(struct space *space, const void *memory, uint64_t iova, uint64_t size,
@@ -251,14 +230,4 @@ const struct space_ops type1_ops = {
 	.queries_keep_their_rules = type1_queries_keep_their_rules,
 	.page_sizes = type1_page_sizes,
 	.tells_all_page_sizes = true,
-};
-
-/* for measurements: the errors of this mode are others */
-const struct space_ops compat_ops = {
-	.name = "compat",
-	.open = compat_open,
-	.attach = compat_attach,
-	.map = type1_map,
-	.unmap = type1_unmap,
-	.unmap_all = type1_unmap_all,
 };
