@@ -33,6 +33,8 @@ SOCKET_TURNS = 16
 """Turns of a busy loop between two looks at the sockets, if they are short."""
 LOOK_NS = 1_000_000
 """Longest time between two looks at the sockets, to which the turn in progress is added."""
+STOPPED_NS = 50_000_000
+"""A loop between two turns of which this passed was stopped: what a client asked for meanwhile comes before any DMA."""
 _READABLE = select.EPOLLIN | select.EPOLLHUP | select.EPOLLERR
 _CREDENTIALS = struct.Struct("3i")
 
@@ -114,7 +116,7 @@ class Server:
         self._connections: dict[int, _Connection] = {}
         self._stopping = False
         self._armed = False
-        self._looked_at = inputs.now_ns()
+        self._looked_at = self._turned_at = inputs.now_ns()
         self._peer: int | None = None
         for name, sock in sockets.items():
             function = self._functions[name]
@@ -169,8 +171,14 @@ class Server:
 
     def turn(self, *, look_at_sockets: bool = True) -> None:
         """One turn: work; look at sockets or sleep."""
+        look_at_sockets |= self._machine.iommu.has_core  # whose turns are long
+        if self._inputs.now_ns() - self._turned_at > STOPPED_NS:
+            self._serve_sockets(0)  # a guest that gave the IOMMU up has reset it
+        self._turn(look_at_sockets)
+        self._turned_at = self._inputs.now_ns()
+
+    def _turn(self, look_at_sockets: bool) -> None:
         iommu = self._machine.iommu
-        look_at_sockets |= iommu.has_core  # whose turns are long
         worked = self._machine.work()
         now = self._inputs.now_ns()
         self._learn(now, worked)

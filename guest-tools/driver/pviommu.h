@@ -169,6 +169,7 @@ struct pviommu_frames {
  * @nr_rings: how many
  * @given_up: set for good when a command outlived its time
  * @reset: set when the device was reset after that, so that no DMA goes on
+ * @closed: set when the hypervisor has closed the function: it is reset when the device goes on
  * @reset_work: resets it
  * @no_reserve: whether the device does not know RESERVE
  * @events: event ring
@@ -201,6 +202,7 @@ struct pviommu {
 	unsigned int nr_rings;
 	bool given_up;
 	bool reset;
+	bool closed;
 	struct work_struct reset_work;
 	bool no_reserve;
 	struct pviommu_event_ring events;
@@ -297,6 +299,12 @@ static inline bool pviommu_given_up(struct pviommu *pv)
 	return READ_ONCE(pv->given_up);
 }
 
+/* Whether nothing that was mapped is reached any more, now or when the device goes on. */
+static inline bool pviommu_is_reset(struct pviommu *pv)
+{
+	return READ_ONCE(pv->reset) || READ_ONCE(pv->closed);
+}
+
 /* By hand, because what compilers make of memset() takes longer for so few words. */
 static inline void pviommu_command_clear(struct pviommu_command *command)
 {
@@ -363,7 +371,7 @@ void pviommu_op_unreserve(struct pviommu_domain *own);
 /* pviommu_giveup.c */
 void pviommu_give_up_init(struct pviommu *pv);
 bool pviommu_give_up(struct pviommu *pv);
-void pviommu_give_up_reset(struct pviommu *pv);
+bool pviommu_reset(struct pviommu *pv, u32 how);
 void pviommu_give_up_finish(struct pviommu *pv);
 int pviommu_attach_given_up(struct pviommu_endpoint *ep, struct iommu_domain *domain);
 
@@ -405,7 +413,8 @@ extern const struct iommu_domain_ops pviommu_domain_ops;
 int pviommu_attach(struct pviommu_endpoint *ep, struct iommu_domain *domain, u16 ctx);
 void pviommu_forget_domain(struct pviommu *pv, struct iommu_domain *domain);
 void pviommu_lock_endpoints(struct pviommu *pv, struct list_head *locked);
-void pviommu_unlock_endpoints(struct list_head *locked);
+void pviommu_unlock_endpoints(struct pviommu *pv, struct list_head *locked);
+void pviommu_free_endpoints(struct list_head *locked);
 
 /* pviommu_capabilities.c */
 int pviommu_capabilities_read(struct pviommu *pv);

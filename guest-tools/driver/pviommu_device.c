@@ -9,13 +9,10 @@
 
 #define pr_fmt(fmt) "pviommu: " fmt
 
-#include <linux/delay.h>
 #include <linux/device.h>
 #include <linux/slab.h>
 
 #include "pviommu.h"
-
-#define PVIOMMU_LOCK_AGAIN_MS	1
 
 /* The error of an attach, of those that the core documents, for one of the device. */
 static int pviommu_attach_error(int error)
@@ -50,9 +47,11 @@ int pviommu_attach(struct pviommu_endpoint *ep, struct iommu_domain *domain, u16
 	mutex_unlock(&ep->pv->lock);
 	if (!ret)
 		return 0;
-	if (!pviommu_given_up(ep->pv))
-		dev_err(ep->dev, "reattach to context %u failed: %pe\n", ctx, ERR_PTR(ret));
-	return pviommu_attach_error(ret);
+	ret = pviommu_attach_error(ret);
+	/* what a caller may try and be refused is no matter for the log */
+	if (ret == -ENODEV && !pviommu_given_up(ep->pv))
+		dev_err(ep->dev, "reattach to context %u failed\n", ctx);
+	return ret;
 }
 
 /* A domain is about to be freed: no event is reported to it any more. */
@@ -218,34 +217,39 @@ static void pviommu_probe_finalize(struct device *dev)
 	pviommu_probed(dev_iommu_priv_get(dev));
 }
 
-/* One that is not locked, or still has a driver, is the last entry of @locked. */
-static bool pviommu_try_lock(struct pviommu *pv, struct list_head *locked)
+/* A function that is not locked yet, to be given back with put_device(), or NULL. */
+static struct device *pviommu_next_unlocked(struct pviommu *pv)
 {
+	struct device *found = NULL;
 	struct pviommu_endpoint *ep;
 
+	mutex_lock(&pv->lock);
 	list_for_each_entry(ep, &pv->endpoints, list) {
-		if (!device_trylock(ep->dev))
-			return false;
-		list_add_tail(&ep->locked, locked);
-		if (device_is_bound(ep->dev))
-			return false;
+		if (list_empty(&ep->locked)) {
+			found = get_device(ep->dev);
+			break;
+		}
 	}
-	return true;
+	mutex_unlock(&pv->lock);
+	return found;
 }
 
-/* Unlocks all; returns one that has a driver, to be given back with put_device(), or NULL. */
-static struct device *pviommu_unlock_bound(struct list_head *locked)
+/* Notes that a function is locked; false if it is no endpoint any more. */
+static bool pviommu_note_locked(struct pviommu *pv, struct device *dev, struct list_head *locked)
 {
-	struct pviommu_endpoint *ep, *next;
-	struct device *bound = NULL;
+	struct pviommu_endpoint *ep;
+	bool found = false;
 
-	list_for_each_entry_safe(ep, next, locked, locked) {
-		if (device_is_bound(ep->dev))
-			bound = get_device(ep->dev);
-		list_del_init(&ep->locked);
-		device_unlock(ep->dev);
+	mutex_lock(&pv->lock);
+	list_for_each_entry(ep, &pv->endpoints, list) {
+		if (ep->dev == dev) {
+			list_add_tail(&ep->locked, locked);
+			found = true;
+			break;
+		}
 	}
-	return bound;
+	mutex_unlock(&pv->lock);
+	return found;
 }
 
 /**
@@ -256,42 +260,52 @@ static struct device *pviommu_unlock_bound(struct list_head *locked)
  * A driver would be left with mappings and no domain. The functions stay locked, so that no driver
  * binds before the IOMMU core has let go of them. Managed device links would do that too, but after
  * a driver that the driver core has put off for such a link the next one waits for it forever.
+ *
+ * Each lock is waited for: who binds drivers again and again would win against one who only tries.
  */
 void pviommu_lock_endpoints(struct pviommu *pv, struct list_head *locked)
 {
-	struct pviommu_endpoint *ep;
-	struct device *bound;
-	bool done;
+	struct device *dev;
 
-	do {
-		bound = NULL;
-		mutex_lock(&pv->lock);
-		done = pviommu_try_lock(pv, locked);
-		if (!done)
-			bound = pviommu_unlock_bound(locked);
-		mutex_unlock(&pv->lock);
-		if (bound) {
-			device_release_driver(bound);
-			put_device(bound);
-		} else if (!done) {
-			/* somebody else has locked one, maybe all of a bus and this one as well */
-			msleep(PVIOMMU_LOCK_AGAIN_MS);
-		}
-	} while (!done);
-	list_for_each_entry(ep, locked, locked)
-		get_device(ep->dev);
+	while ((dev = pviommu_next_unlocked(pv))) {
+		device_lock(dev);
+		if (!device_is_bound(dev) && pviommu_note_locked(pv, dev, locked))
+			continue;
+		device_unlock(dev);
+		device_release_driver(dev);
+		put_device(dev);
+	}
 }
 
-/* Ends what pviommu_lock_endpoints() began. They are endpoints no more. */
-void pviommu_unlock_endpoints(struct list_head *locked)
+/**
+ * pviommu_unlock_endpoints - ends what pviommu_lock_endpoints() began
+ * @pv: the PV-IOMMU, of which the IOMMU core has let go
+ * @locked: keeps those that are no endpoints any more, for pviommu_free_endpoints()
+ *
+ * One that is left is being removed: the core has left it to who removes it, who may wait for the
+ * lock, and no driver binds to it any more.
+ */
+void pviommu_unlock_endpoints(struct pviommu *pv, struct list_head *locked)
 {
 	struct pviommu_endpoint *ep, *next;
 
+	mutex_lock(&pv->lock);
 	list_for_each_entry_safe(ep, next, locked, locked) {
+		if (!list_empty(&ep->list))
+			list_del_init(&ep->locked);
 		device_unlock(ep->dev);
 		put_device(ep->dev);
-		kfree(ep);
 	}
+	mutex_unlock(&pv->lock);
+}
+
+/* Frees what pviommu_unlock_endpoints() kept. Nobody has a reference to the PV-IOMMU any more. */
+void pviommu_free_endpoints(struct list_head *locked)
+{
+	struct pviommu_endpoint *ep, *next;
+
+	list_for_each_entry_safe(ep, next, locked, locked)
+		kfree(ep);
 }
 
 static void pviommu_release_device(struct device *dev)
@@ -302,7 +316,7 @@ static void pviommu_release_device(struct device *dev)
 	int ret;
 
 	mutex_lock(&pv->lock);
-	list_del(&ep->list);
+	list_del_init(&ep->list);
 	locked = !list_empty(&ep->locked);
 	mutex_unlock(&pv->lock);
 	atomic_dec(&pv->nr_endpoints);
@@ -318,8 +332,9 @@ static void pviommu_release_device(struct device *dev)
 }
 
 /*
- * The device tells functions apart by stream, whatever PCI topology the hypervisor shows, and it
- * lets none reach another's BARs: ACS and aliases are of no concern, each function is a group.
+ * The device tells functions apart by stream, whatever PCI topology the hypervisor shows, and every
+ * request is translated before it is routed, also to another function's BAR: ACS and aliases are of
+ * no concern, each function is a group.
  */
 static struct iommu_group *pviommu_device_group(struct device *dev)
 {

@@ -85,7 +85,7 @@ static struct pviommu_domain *pviommu_domain_with_spare(struct pviommu_domain *o
 	spin_lock_irqsave(&pv->domains_lock, flags);
 	list_for_each_entry(other, &pv->domains, list) {
 		if (other == own || pviommu_domain_is_dma(other) ||
-		    READ_ONCE(other->table.credit) <= 1)
+		    READ_ONCE(other->asked) <= 1)
 			continue;
 		atomic_inc(&other->pins);
 		found = other;
@@ -407,7 +407,7 @@ struct iommu_domain *pviommu_domain_alloc_paging(struct device *dev)
 		goto err_free;
 	ret = pviommu_op_alloc_context(pv, &own->ctx);
 	if (ret) {
-		if (!pviommu_given_up(pv))
+		if (ret != -ENOSPC && ret != -ENOMEM && !pviommu_given_up(pv))
 			dev_err(pviommu_dev(pv), "no context for a domain: %pe\n", ERR_PTR(ret));
 		goto err_table;
 	}

@@ -15,6 +15,7 @@
 /* base system peripheral, IOMMU; linux/pci_ids.h has no name for it */
 #define PVIOMMU_CLASS_IOMMU	0x080600
 #define PVIOMMU_CLASS_MASK	0xffffff
+#define PVIOMMU_PROBE_TIMEOUT	(10 * HZ)
 
 static char *profile = "xen-2024";
 module_param(profile, charp, 0444);
@@ -91,7 +92,8 @@ static void pviommu_unlist(struct pviommu *pv)
 	mutex_lock(&pviommus_lock);
 	list_del(&pv->list);
 	mutex_unlock(&pviommus_lock);
-	wait_event(pv->probed, !atomic_read(&pv->nr_probing));
+	/* where the core fails to register another one, it forgets to finalize what it has probed */
+	wait_event_timeout(pv->probed, !atomic_read(&pv->nr_probing), PVIOMMU_PROBE_TIMEOUT);
 }
 
 /* Gives the driver's reference back, and waits for all others. */
@@ -332,9 +334,10 @@ static void pviommu_remove(struct pci_dev *pdev)
 	pviommu_unlist(pv);
 	pviommu_lock_endpoints(pv, &locked);
 	iommu_device_unregister(&pv->iommu);
+	pviommu_unlock_endpoints(pv, &locked);
 	/* the core leaves a function that is being removed, and its domain, to who removes it */
 	pviommu_wait_unused(pv);
-	pviommu_unlock_endpoints(&locked);
+	pviommu_free_endpoints(&locked);
 	pviommu_count_leaks(pv);
 	iommu_device_sysfs_remove(&pv->iommu);
 	pviommu_debugfs_remove(pv);
@@ -349,11 +352,17 @@ static void pviommu_remove(struct pci_dev *pdev)
 	kfree(pv);
 }
 
-/* Who is still at work finds no device any more, and who waits for one waits no longer. */
-static void pviommu_quiesce(struct pviommu *pv)
+/*
+ * Who is still at work finds no device any more, and who waits for one waits no longer. What was
+ * unmapped until then is posted, and the reset carries that out before it stops all DMA.
+ */
+static void pviommu_quiesce(struct pviommu *pv, u32 reset)
 {
-	pviommu_give_up_reset(pv);
+	WRITE_ONCE(pv->given_up, true);
+	pviommu_rings_wake(pv);
 	pviommu_rings_settle(pv);
+	pviommu_give_up_finish(pv);
+	pviommu_reset(pv, reset);
 }
 
 /*
@@ -362,10 +371,7 @@ static void pviommu_quiesce(struct pviommu *pv)
  */
 static void pviommu_shutdown(struct pci_dev *pdev)
 {
-	struct pviommu *pv = pci_get_drvdata(pdev);
-
-	pviommu_quiesce(pv);
-	pviommu_stop(pv);
+	pviommu_quiesce(pci_get_drvdata(pdev), PVIOMMU_RESET_POWER_ON);
 }
 
 /*
@@ -374,10 +380,7 @@ static void pviommu_shutdown(struct pci_dev *pdev)
  */
 static void pviommu_reset_prepare(struct pci_dev *pdev)
 {
-	struct pviommu *pv = pci_get_drvdata(pdev);
-
-	pviommu_quiesce(pv);
-	pviommu_rings_stop(pv);
+	pviommu_quiesce(pci_get_drvdata(pdev), PVIOMMU_RESET_BLOCKED);
 }
 
 static void pviommu_reset_done(struct pci_dev *pdev)

@@ -203,7 +203,8 @@ static bool pviommu_ring_patient(struct pviommu_ring *ring, struct pviommu_patie
 		patience->looked = patience->ran;
 		pviommu_ring_look_again(ring, patience);
 	}
-	return patience->ran < (u64)READ_ONCE(op_timeout_ms) * NSEC_PER_MSEC;
+	return patience->ran < PVIOMMU_LOOK_AGAIN_NS +
+			       (u64)READ_ONCE(op_timeout_ms) * NSEC_PER_MSEC;
 }
 
 static void pviommu_ring_give_up(struct pviommu_ring *ring)
@@ -329,6 +330,13 @@ int pviommu_ring_make_room(struct pviommu_ring *ring, unsigned long *flags)
 			return -EIO;
 		if (pviommu_ring_has_room(ring))
 			return 0;
+		if (ring->producer - ring->completed > ring->entries) {
+			dev_err(pviommu_dev(ring->pv), "ring %u: impossible index %u completed of %u\n",
+				(unsigned int)(ring - ring->pv->rings), ring->completed,
+				ring->producer);
+			pviommu_give_up(ring->pv);
+			return -EIO;
+		}
 		target = ring->producer - ring->entries + 1;
 		pviommu_ring_await(ring, target);
 		spin_unlock_irqrestore(&ring->lock, *flags);
@@ -370,8 +378,9 @@ int pviommu_ring_take(struct pviommu_ring *ring, struct pviommu_answer *answer,
 	if (!answer->taken)
 		pviommu_ring_hand_over(ring, answer);
 	spin_unlock_irqrestore(&ring->lock, flags);
-	if (ret)
-		return ret;
+	/* a reset zeroes slots and indices, and that would pass for success */
+	if (ret || pviommu_given_up(ring->pv))
+		return -EIO;
 	ret = (s32)le32_to_cpu(answer->command.slot.result);
 	return ret <= 0 && ret >= -MAX_ERRNO ? ret : -EIO;
 }

@@ -55,8 +55,6 @@ static int pviommu_ring_init(struct pviommu *pv, unsigned int number, u32 place,
 	init_waitqueue_head(&ring->wait);
 	ring->pv = pv;
 	ring->entries = entries;
-	/* for no event index: that of a new ring is 0 */
-	ring->rung = ring->producer - 1;
 	ring->place = place;
 	/* a device may sleep at the first slot: none was rung for yet */
 	ring->rung = U32_MAX;

@@ -129,7 +129,7 @@ int pviommu_op_reserve_send(struct pviommu_domain *own, struct pviommu_answer *a
 		 * Under the lock, and never less than another who waits has asked for. A table that
 		 * is made meanwhile is one that the domain is not covered for.
 		 */
-		own->asked = max_t(u32, own->asked, atomic_read(&own->table.nr));
+		WRITE_ONCE(own->asked, max_t(u32, own->asked, atomic_read(&own->table.nr)));
 		*pages = own->asked;
 		pviommu_reserve_command(own, &answer->command);
 		pviommu_ring_put(ring, answer);
@@ -173,11 +173,11 @@ void pviommu_op_unreserve(struct pviommu_domain *own)
 	unsigned long irq;
 	int ret;
 
-	if (READ_ONCE(own->table.credit) <= 1)
+	if (READ_ONCE(own->asked) <= 1)
 		return;
 	ret = pviommu_ring_begin(ring, &irq);
-	if (!ret && own->table.credit > 1) {
-		own->asked = 1;
+	if (!ret && own->asked > 1) {
+		WRITE_ONCE(own->asked, 1);
 		WRITE_ONCE(own->table.credit, 1);
 		pviommu_reserve_command(own, pviommu_ring_next(ring));
 		pviommu_ring_post(ring);
