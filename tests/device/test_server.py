@@ -162,6 +162,19 @@ def test_a_slot_published_while_arming_keeps_the_server_awake(connected):
     assert driver.completed() == 1
 
 
+@pytest.mark.row("driver", 5)
+def test_after_a_stop_what_clients_asked_for_comes_before_any_work(connected):
+    """A guest that gave the IOMMU up has reset it meanwhile, and what endpoints have queued is not to be carried out."""
+    seen = []
+    machine = connected.driver.machine
+    machine.work = lambda: seen.append(connected.driver.read("DOORBELLS"))  # its type has no slots
+    before = connected.driver.read("DOORBELLS")
+    connected.ring_doorbell()
+    connected.driver.inputs.now += STOPPED_NS + 1
+    connected.turns(1)
+    assert seen == [before + 1]
+
+
 @pytest.mark.parametrize("bound", SLEEPS_MS)
 def test_a_slot_whose_doorbell_got_lost_is_found_after_a_bounded_sleep(connected, bound):
     driver = connected.driver
