@@ -10,7 +10,7 @@ from pviommu import server as server_module
 from pviommu.iommu.execution import STEP_NS
 from pviommu.iommu.ring import passed
 from pviommu.pacing import FOREVER, NAP_MS, SLEEPS_MS, Pace
-from pviommu.server import LOOK_NS, Server, close_all, listen_all
+from pviommu.server import LOOK_NS, STOPPED_NS, Server, close_all, listen_all
 from pviommu_abi.registers import REGISTER
 from pviommu_abi.shared import CACHE_LINE, DeviceRingLine, GuestRingLine
 from pviommu_abi.slots import SlotFlags
@@ -170,7 +170,7 @@ def test_after_a_stop_what_clients_asked_for_comes_before_any_work(connected):
     machine.work = lambda: seen.append(connected.driver.read("DOORBELLS"))  # its type has no slots
     before = connected.driver.read("DOORBELLS")
     connected.ring_doorbell()
-    connected.driver.inputs.now += STOPPED_NS + 1
+    connected.driver.inputs.time += STOPPED_NS
     connected.turns(1)
     assert seen == [before + 1]
 
