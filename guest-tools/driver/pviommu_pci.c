@@ -92,7 +92,7 @@ static void pviommu_unlist(struct pviommu *pv)
 	mutex_lock(&pviommus_lock);
 	list_del(&pv->list);
 	mutex_unlock(&pviommus_lock);
-	/* where the core fails to register another one, it forgets to finalize what it has probed */
+	/* where the core fails to register another one, it does not finalize all that it probed */
 	wait_event_timeout(pv->probed, !atomic_read(&pv->nr_probing), PVIOMMU_PROBE_TIMEOUT);
 }
 
@@ -387,7 +387,7 @@ static void pviommu_reset_done(struct pci_dev *pdev)
 {
 	struct pviommu *pv = pci_get_drvdata(pdev);
 
-	/* a reset of the bus lets functions behind it leave their block, one of this function not */
+	/* after a reset of the bus, unlike one of this function, others could end their block */
 	writel(PVIOMMU_RESET_BLOCKED, pv->regs + PVIOMMU_REG_RESET);
 	dev_err(&pdev->dev, "the PV-IOMMU was reset: what is behind it cannot map any more until the driver is bound again\n");
 }

@@ -22,7 +22,7 @@
 #include <unistd.h>
 
 #define PAGE_BYTES	4096ul
-#define MIB		(1ul << 20)
+#define MIB		1048576ul
 #define MOST_MIB	16384
 /* Mapped again and again: memory is not what is measured. */
 #define BUFFER_BYTES	(16 * MIB)
@@ -127,7 +127,8 @@ int main(int argc, char **argv)
 	int container;
 
 	if (!mib || mib > MOST_MIB) {
-		fprintf(stderr, "usage: pviommu_vfiobench ADDRESS MIB, at most %u of them\n", MOST_MIB);
+		fprintf(stderr, "usage: pviommu_vfiobench ADDRESS MIB, at most %u of them\n",
+			MOST_MIB);
 		return USAGE;
 	}
 	container = open_container(argv[1]);
