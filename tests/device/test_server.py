@@ -164,7 +164,7 @@ def test_a_slot_published_while_arming_keeps_the_server_awake(connected):
 
 @pytest.mark.row("driver", 5)
 def test_after_a_stop_what_clients_asked_for_comes_before_any_work(connected):
-    """A guest that gave the IOMMU up has reset it meanwhile, and what endpoints have queued is not to be carried out."""
+    """A guest that gave the IOMMU up has reset it meanwhile: what endpoints have queued is not to be carried out."""
     seen = []
     machine = connected.driver.machine
     machine.work = lambda: seen.append(connected.driver.read("DOORBELLS"))  # its type has no slots
