@@ -18,6 +18,7 @@ from vfio_user import Session, State, transport
 from vfio_user.transport import Flush
 
 from .inputs import Inputs
+from .iommu.function import STOPPED_NS
 from .iommu.ring_core import Poll
 from .machine import Machine
 from .pacing import FOREVER, NAP_MS, Pace
@@ -33,8 +34,6 @@ SOCKET_TURNS = 16
 """Turns of a busy loop between two looks at the sockets, if they are short."""
 LOOK_NS = 1_000_000
 """Longest time between two looks at the sockets, to which the turn in progress is added."""
-STOPPED_NS = 50_000_000
-"""A loop between two turns of which this passed was stopped: what a client asked for meanwhile comes before any DMA."""
 _READABLE = select.EPOLLIN | select.EPOLLHUP | select.EPOLLERR
 _CREDENTIALS = struct.Struct("3i")
 
@@ -173,7 +172,7 @@ class Server:
         """One turn: work; look at sockets or sleep."""
         look_at_sockets |= self._machine.iommu.has_core  # whose turns are long
         if self._inputs.now_ns() - self._turned_at > STOPPED_NS:
-            self._serve_sockets(0)  # a guest that gave the IOMMU up has reset it
+            self._serve_sockets(0)  # before any DMA: a guest that gave the IOMMU up has reset it
         self._turn(look_at_sockets)
         self._turned_at = self._inputs.now_ns()
 

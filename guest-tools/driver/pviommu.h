@@ -333,10 +333,6 @@ static inline bool pviommu_frames_hold(const struct pviommu_frames *frames, u64 
 	return false;
 }
 
-/* Waits for a map of @nr_pages by polling; @mapped counts those that are mapped, also on error. */
-#define pviommu_op_map_take(own, answer, nr_pages, mapped) \
-	pviommu_op_map_wait(own, answer, nr_pages, mapped, PVIOMMU_WAIT_BUSY)
-
 /* pviommu_pci.c */
 struct pviommu *pviommu_probe_begin(u32 instance);
 void pviommu_probe_end(struct pviommu *pv);

@@ -105,7 +105,8 @@ static int pviommu_pending_take(struct pviommu_domain *own, struct pviommu_pendi
 	u32 mapped;
 
 	if (map->error == -EINPROGRESS) {
-		map->error = pviommu_op_map_take(own, &map->answer, map->nr_pages, &mapped);
+		map->error = pviommu_op_map_wait(own, &map->answer, map->nr_pages, &mapped,
+						 PVIOMMU_WAIT_BUSY);
 		pviommu_table_set(&own->table, map->dfn, mapped, PVIOMMU_ENTRY_MAPPED | map->gfn);
 	}
 	return map->error;

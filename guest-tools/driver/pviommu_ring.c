@@ -139,15 +139,14 @@ void pviommu_ring_look(struct pviommu_ring *ring)
 }
 
 /*
- * Somebody polls until all slots before @target are completed, which the device is told: while
- * nobody does, it need not hurry. One that was faster is told as well, or it would take the next
- * wait for the first. Of several the furthest counts. Under the lock; whether there is still
- * something to wait for.
+ * Begins to wait until all slots before @target are completed; false when they are. The device is
+ * told of who polls: while nobody does, it need not hurry. One that was faster is told as well, or
+ * it would take the next wait for the first. Of several the furthest counts. Under the lock.
  */
-static bool pviommu_ring_await(struct pviommu_ring *ring, u32 target)
+static bool pviommu_ring_await(struct pviommu_ring *ring, u32 target, bool polls)
 {
 	/* an earlier wait that is still on lies between the two, even when indices wrap */
-	if (ring->awaited - target > ring->producer - target) {
+	if (polls && ring->awaited - target > ring->producer - target) {
 		ring->awaited = target;
 		WRITE_ONCE(ring->guest->awaited, cpu_to_le32(target));
 	}
@@ -203,6 +202,7 @@ static bool pviommu_ring_patient(struct pviommu_ring *ring, struct pviommu_patie
 		patience->looked = patience->ran;
 		pviommu_ring_look_again(ring, patience);
 	}
+	/* one look more, lest no time at all gives up before the first */
 	return patience->ran < PVIOMMU_LOOK_AGAIN_NS +
 			       (u64)READ_ONCE(op_timeout_ms) * NSEC_PER_MSEC;
 }
@@ -299,15 +299,10 @@ static int pviommu_ring_sleep(struct pviommu_ring *ring, u32 target)
 static int pviommu_ring_wait(struct pviommu_ring *ring, u32 target, enum pviommu_wait wait)
 {
 	unsigned long flags;
-	bool waits = true;
+	bool waits;
 
 	spin_lock_irqsave(&ring->lock, flags);
-	if (wait != PVIOMMU_WAIT_SLEEP)
-		waits = pviommu_ring_await(ring, target);
-	else if (!pviommu_ring_reached(ring, target))
-		pviommu_ring_look(ring);
-	else
-		waits = false;
+	waits = pviommu_ring_await(ring, target, wait != PVIOMMU_WAIT_SLEEP);
 	spin_unlock_irqrestore(&ring->lock, flags);
 	if (!waits)
 		return 0;
@@ -338,7 +333,7 @@ int pviommu_ring_make_room(struct pviommu_ring *ring, unsigned long *flags)
 			return -EIO;
 		}
 		target = ring->producer - ring->entries + 1;
-		pviommu_ring_await(ring, target);
+		pviommu_ring_await(ring, target, true);
 		spin_unlock_irqrestore(&ring->lock, *flags);
 		pviommu_ring_poll(ring, target);
 		spin_lock_irqsave(&ring->lock, *flags);
@@ -394,7 +389,7 @@ void pviommu_ring_sync(struct pviommu_ring *ring)
 
 	spin_lock_irqsave(&ring->lock, flags);
 	target = ring->producer;
-	waits = !pviommu_given_up(ring->pv) && pviommu_ring_await(ring, target);
+	waits = !pviommu_given_up(ring->pv) && pviommu_ring_await(ring, target, true);
 	spin_unlock_irqrestore(&ring->lock, flags);
 	if (waits)
 		pviommu_ring_poll(ring, target);

@@ -68,7 +68,7 @@ int pviommu_ring_post_unmap(struct pviommu_domain *own, u64 dfn, u32 nr_pages)
 	return ret;
 }
 
-/* Sends a map whose outcome pviommu_op_map_take() gets: 0, or -EIO. */
+/* Sends a map whose outcome pviommu_op_map_wait() gets: 0, or -EIO. */
 int pviommu_op_map_send(struct pviommu_domain *own, struct pviommu_answer *answer, u64 dfn, u64 gfn,
 			u32 nr_pages, u32 flags)
 {

@@ -64,14 +64,19 @@ bind_engines() {
 	done
 }
 
+# unbind_beside: unbinds the PV-IOMMU while something else goes on beside it, and binds all again
+unbind_beside() {
+	echo "$iommu" >"$drivers/pviommu/unbind"
+	calm
+	unbind_engines
+	bind_all
+}
+
 bind_while_unbinding() {
 	before=$(log_lines)
 	for _ in 1 2 3 4 5 6 7 8; do
 		beside bind_engines
-		echo "$iommu" >"$drivers/pviommu/unbind"
-		calm
-		unbind_engines
-		bind_all || return 1
+		unbind_beside || return 1
 	done
 	dma_works && is_quiet
 }
@@ -88,10 +93,7 @@ rescan_while_unbinding() {
 	for _ in 1 2 3 4 5 6 7 8; do
 		beside find_again "$found"
 		usleep 50000
-		echo "$iommu" >"$drivers/pviommu/unbind"
-		calm
-		unbind_engines
-		bind_all || return 1
+		unbind_beside || return 1
 	done
 	dma_works && is_quiet
 }

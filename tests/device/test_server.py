@@ -8,9 +8,10 @@ import pytest
 
 from pviommu import server as server_module
 from pviommu.iommu.execution import STEP_NS
+from pviommu.iommu.function import STOPPED_NS
 from pviommu.iommu.ring import passed
 from pviommu.pacing import FOREVER, NAP_MS, SLEEPS_MS, Pace
-from pviommu.server import LOOK_NS, STOPPED_NS, Server, close_all, listen_all
+from pviommu.server import LOOK_NS, Server, close_all, listen_all
 from pviommu_abi.registers import REGISTER
 from pviommu_abi.shared import CACHE_LINE, DeviceRingLine, GuestRingLine
 from pviommu_abi.slots import SlotFlags

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 from pviommu_abi import registers as abi
@@ -59,8 +59,9 @@ __all__ = ["IommuConfig", "PvIommu", "TranslatedEndpoint"]
 
 log = logging.getLogger(__name__)
 
-LONG_AGO_NS = 50_000_000
-"""A driver waits far longer than this before it gives the device up and uses unmapped memory again."""
+STOPPED_NS = 50_000_000
+"""A process that did nothing for so long may have been stopped, and the guest have given the device up and be using
+again what it unmapped. A driver waits far longer before it does that."""
 FEATURES = int(Feature.PROFILE_XEN_2024 | Feature.POSTED | Feature.PROFILE_XEN_V7 | Feature.BATCH_2014)
 
 
@@ -133,33 +134,30 @@ class PvIommu(PciFunction):
 
     # -- PCI hooks --------------------------------------------------------------------------------------------------
 
-    def _outside(self) -> list[int]:
-        """Streams whose DMA is not for the default context: in another one, or blocked."""
-        return [
-            stream
-            for stream, context in self.engine.endpoints().items()
-            if context != DEFAULT_CONTEXT or self.engine.is_blocked(stream)
-        ]
-
-    def _reset_and_hold(self, reset: Callable[[], None]) -> None:
-        """``reset``, but what it leaves blocked stays so until it is attached: nobody translates for it any more."""
-        outside = self._outside()
-        reset()
-        for stream in outside:
-            self.engine.hold(stream)
+    def _hold_blocked(self) -> None:
+        """After a reset: what it left blocked stays so until it is attached: nobody translates for it any more."""
+        for stream in self.engine.endpoints():
+            if self.engine.is_blocked(stream):
+                self.engine.hold(stream)
 
     def disconnected(self) -> None:
         """As for every function; a function behind this one cannot leave its block by a reset then."""
-        self._reset_and_hold(super().disconnected)
+        super().disconnected()
+        self._hold_blocked()
 
     def on_function_reset(self) -> None:
         """As :meth:`disconnected`: the driver, if there is one, has lost what it had told the device."""
-        self._reset_and_hold(self.on_reset)
+        self.on_reset()
+        self._hold_blocked()
 
     def on_reset(self) -> None:
         """Power-on state: rings off, only the default context, bindings and profile gone, queued DMA cancelled."""
         # what was queued while an endpoint was blocked was not meant for the default context either
-        lost = self._outside()
+        lost = [
+            stream
+            for stream, context in self.engine.endpoints().items()
+            if context != DEFAULT_CONTEXT or self.engine.is_blocked(stream)
+        ]
         self._executor.reset()
         for profile in self._profiles.values():
             profile.reset()
@@ -242,13 +240,14 @@ class PvIommu(PciFunction):
         self._accept(accepted)
 
     def write_reset(self, _: int, value: int) -> None:
-        if value == Reset.POWER_ON:
+        accepted = value in list(Reset)
+        if accepted:
             self.drain()
-            self.on_reset()
-        elif value == Reset.BLOCKED:
-            self.drain()
-            self._reset_and_hold(self.on_reset)
-        self._accept(value in list(Reset))
+            if value == Reset.BLOCKED:
+                self.on_function_reset()
+            else:
+                self.on_reset()
+        self._accept(accepted)
 
     def write_ring_select(self, _: int, value: int) -> None:
         self._accept(value < len(self.rings))
@@ -379,7 +378,7 @@ class PvIommu(PciFunction):
         given it up and unmapped what DMA in progress goes to.
         """
         now = self.inputs.now_ns()
-        is_drained = now - self._translated_at > LONG_AGO_NS
+        is_drained = now - self._translated_at > STOPPED_NS
         if is_drained:
             self.drain()
         self._translated_at = now

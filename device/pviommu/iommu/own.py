@@ -54,13 +54,13 @@ class OwnOperations:
         if any(payload[_BINDING_IN:]):
             return REFUSED
         binding = Binding.unpack(payload)
-        return Reply(self._bindings.bind(sbdf_of(binding.seg, binding.bus, binding.devfn), binding.stream))
+        return Reply(self._bindings.bind(_sbdf(binding), binding.stream))
 
     def op_unbind(self, payload: bytes) -> Reply:
         if any(payload[_BINDING_IN:]):
             return REFUSED
         binding = Binding.unpack(payload)
-        sbdf = sbdf_of(binding.seg, binding.bus, binding.devfn)
+        sbdf = _sbdf(binding)
         stream = self._bindings.stream(sbdf)
         result = self._bindings.unbind(sbdf)
         if result == 0 and stream is not None:
@@ -71,7 +71,7 @@ class OwnOperations:
         if any(payload[_BINDING_IN:]):
             return REFUSED
         given = Binding.unpack(payload)
-        stream = self._bindings.stream(sbdf_of(given.seg, given.bus, given.devfn))
+        stream = self._bindings.stream(_sbdf(given))
         if stream is None:
             return Reply(-Errno.ENOENT)
         self._engine.hold(stream)
@@ -81,7 +81,7 @@ class OwnOperations:
         if any(payload[Binding.SIZE :]):
             return REFUSED
         given = Binding.unpack(payload)
-        stream = self._bindings.stream(sbdf_of(given.seg, given.bus, given.devfn))
+        stream = self._bindings.stream(_sbdf(given))
         if stream is None:
             return Reply(-Errno.ENOENT)
         blocked = int(self._engine.is_blocked(stream))
@@ -125,3 +125,7 @@ class OwnOperations:
         if stop is None:
             return DONE
         return Reply(-Errno.ENOMEM) if stop is Stop.POOL_EXHAUSTED else REFUSED
+
+
+def _sbdf(binding: Binding) -> int:
+    return sbdf_of(binding.seg, binding.bus, binding.devfn)

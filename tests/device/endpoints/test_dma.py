@@ -12,7 +12,7 @@ import pytest
 from pviommu.endpoints.dma import DmaPlan, DmaPort, DmaRefusedError
 from pviommu.endpoints.template import Template
 from pviommu.engine import Access, Run
-from pviommu.iommu.function import LONG_AGO_NS
+from pviommu.iommu.function import STOPPED_NS
 from pviommu_abi.shared import EventAccess, EventReason
 from pviommu_abi.xen_2024 import MapPages, UnmapPages, Xen2024Op
 from vfio_user import DmaMapping
@@ -181,7 +181,7 @@ def test_after_a_stop_of_the_process_rings_are_worked_off_before_any_translation
     guest.map(0x100, 0x20, 4)
     port.read([(0x100000, 4)])
     guest.submit(*(UnmapPages(Xen2024Op.UNMAP_PAGES, guest.context, 0, dfn=0x100 + n, nr_pages=1) for n in range(4)))
-    late = time.monotonic_ns() + 2 * LONG_AGO_NS
+    late = time.monotonic_ns() + 2 * STOPPED_NS
     monkeypatch.setattr(guest.iommu.inputs, "now_ns", lambda: late, raising=False)
 
     error = refused(port, ([(0x103000, 4)], Access.WRITE))

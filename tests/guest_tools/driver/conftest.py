@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
 
 from pviommu.native.build import find_compiler
 
@@ -53,3 +55,14 @@ def compile_driver(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 def load_driver(compile_driver: Compile) -> Callable[[str], ctypes.CDLL]:
     """``load_driver(name)``: a source of ``src`` as a loaded library."""
     return lambda name: ctypes.CDLL(str(compile_driver(name, ("-shared", "-fPIC"))))
+
+
+@pytest.fixture(scope="session")
+def run_histories() -> Callable[[type[RuleBasedStateMachine], ctypes.CDLL], None]:
+    """``run_histories(machine, library)``: random histories of a machine whose class attribute is the library."""
+
+    def run(machine: type[RuleBasedStateMachine], library: ctypes.CDLL) -> None:
+        bound = type(machine.__name__, (machine,), {"library": library})
+        run_state_machine_as_test(bound, settings=settings(max_examples=150, stateful_step_count=30))  # type: ignore[no-untyped-call]
+
+    return run

@@ -9,9 +9,8 @@ from ctypes import POINTER, byref, c_bool, c_int, c_uint32, c_uint64, c_void_p
 from dataclasses import dataclass, field
 
 import pytest
-from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 PLACES = 16
 MAPPED = 1 << 63
@@ -170,12 +169,10 @@ def library(load_driver: Callable[[str], ctypes.CDLL]) -> ctypes.CDLL:
 
 
 @pytest.mark.row("driver", 53)
-def test_each_call_gets_its_first_error_and_the_device_unmaps_what_it_has(library: ctypes.CDLL) -> None:
-    class OfLibrary(Histories):
-        pass
-
-    OfLibrary.library = library
-    run_state_machine_as_test(OfLibrary, settings=settings(max_examples=150, stateful_step_count=30))  # type: ignore[no-untyped-call]
+def test_each_call_gets_its_first_error_and_the_device_unmaps_what_it_has(
+    library: ctypes.CDLL, run_histories: Callable[[type[RuleBasedStateMachine], ctypes.CDLL], None]
+) -> None:
+    run_histories(Histories, library)
 
 
 @pytest.mark.row("driver", 52)

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 ENTRIES = 512
 LEVELS = 3
@@ -213,12 +212,10 @@ def library(load_driver: Callable[[str], ctypes.CDLL]) -> ctypes.CDLL:
 
 
 @pytest.mark.row("driver", 50)
-def test_table_is_what_a_dictionary_of_its_pages_is(library: ctypes.CDLL) -> None:
-    class OfLibrary(Histories):
-        pass
-
-    OfLibrary.library = library
-    run_state_machine_as_test(OfLibrary, settings=settings(max_examples=150, stateful_step_count=30))  # type: ignore[no-untyped-call]
+def test_table_is_what_a_dictionary_of_its_pages_is(
+    library: ctypes.CDLL, run_histories: Callable[[type[RuleBasedStateMachine], ctypes.CDLL], None]
+) -> None:
+    run_histories(Histories, library)
 
 
 @pytest.mark.row("driver", 50)

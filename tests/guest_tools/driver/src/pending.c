@@ -24,6 +24,8 @@ struct pviommu_answer {
 #include "pviommu_table.h"
 #include "pviommu_pending.h"
 
+enum pviommu_wait { PVIOMMU_WAIT_BUSY };
+
 struct pviommu_domain {
 	struct pviommu_table table;
 	spinlock_t lock;
@@ -33,8 +35,8 @@ struct pviommu_domain {
 
 static int pviommu_op_map_send(struct pviommu_domain *own, struct pviommu_answer *answer, u64 dfn,
 			       u64 gfn, u32 nr_pages, u32 flags);
-static int pviommu_op_map_take(struct pviommu_domain *own, struct pviommu_answer *answer,
-			       u32 nr_pages, u32 *mapped);
+static int pviommu_op_map_wait(struct pviommu_domain *own, struct pviommu_answer *answer,
+			       u32 nr_pages, u32 *mapped, enum pviommu_wait wait);
 
 #include "pviommu_table.c"
 #include "pviommu_pending.c"
@@ -57,8 +59,8 @@ static int pviommu_op_map_send(struct pviommu_domain *own, struct pviommu_answer
 	return 0;
 }
 
-static int pviommu_op_map_take(struct pviommu_domain *own, struct pviommu_answer *answer,
-			       u32 nr_pages, u32 *mapped)
+static int pviommu_op_map_wait(struct pviommu_domain *own, struct pviommu_answer *answer,
+			       u32 nr_pages, u32 *mapped, enum pviommu_wait wait)
 {
 	if (answer->taken)
 		abort();
@@ -122,7 +124,7 @@ int domain_map(struct pviommu_domain *own, int task, u64 dfn, u64 gfn, u32 nr_pa
 	ret = pviommu_table_prepare(&own->table, dfn, nr_pages, GFP_KERNEL);
 	if (ret || pviommu_op_map_send(own, &answer, dfn, gfn, nr_pages, 0))
 		abort();
-	ret = pviommu_op_map_take(own, &answer, nr_pages, &mapped);
+	ret = pviommu_op_map_wait(own, &answer, nr_pages, &mapped, PVIOMMU_WAIT_BUSY);
 	pviommu_table_set(&own->table, dfn, mapped, PVIOMMU_ENTRY_MAPPED | gfn);
 	return ret;
 }
