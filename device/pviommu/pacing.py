@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-__all__ = ["DEFAULT_SPIN_NS", "FOREVER", "NAP_MS", "SLEEPS_MS", "Pace"]
+import contextlib
+from pathlib import Path
+
+__all__ = ["DEFAULT_SPIN_NS", "FOREVER", "NAP_MS", "SLEEPS_MS", "TIMER_SLACK_NS", "Pace", "naps_end_in_time"]
 
 DEFAULT_SPIN_NS = 100_000
 """How long the rings are polled after a wait, if at all: about what a doorbell and waking up cost together, so that
@@ -19,10 +22,18 @@ FEWEST_CHANCES, MOST_CHANCES = 16, 1024
 """Chances to begin that are let go after polling was in vain; twice as many each time that it is anew."""
 NAP_MS = 0.1
 """The sleep after work that nobody waits for, with no doorbell asked for."""
+TIMER_SLACK_NS = 1_000
+"""By how much the kernel may lengthen a nap; its default is half of one."""
 SLEEPS_MS = (1, 4, 16, 64, 256)
 """Bounds of the sleeps after arming, one after the other. Should a doorbell get lost, the slot waits no longer."""
 FOREVER = -1
 """The bound of the sleeps after those: none."""
+
+
+def naps_end_in_time() -> None:
+    """Have this process's sleeps last no longer than :data:`TIMER_SLACK_NS` more than asked for, if the host allows."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/timerslack_ns").write_text(str(TIMER_SLACK_NS), encoding="ascii")
 
 
 class Pace:

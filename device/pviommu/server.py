@@ -21,7 +21,7 @@ from .inputs import Inputs
 from .iommu.function import STOPPED_NS
 from .iommu.ring_core import Poll
 from .machine import Machine
-from .pacing import FOREVER, NAP_MS, Pace
+from .pacing import FOREVER, NAP_MS, Pace, naps_end_in_time
 from .pci.function import PciFunction
 
 __all__ = ["Server", "close_all", "listen_all"]
@@ -156,6 +156,7 @@ class Server:
 
     def run(self) -> None:
         """Serve until :meth:`stop`."""
+        naps_end_in_time()
         gc.collect()
         gc.freeze()
         gc.disable()  # collected when idle, never while a guest waits

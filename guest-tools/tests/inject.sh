@@ -24,7 +24,7 @@ injected_functions() {
 }
 
 inject_plan() {
-	echo $((2 + 3 * $(vfio_interfaces | wc -l)))
+	echo $((3 + 3 * $(vfio_interfaces | wc -l)))
 }
 
 inject_tests() {
@@ -36,6 +36,7 @@ inject_tests() {
 			check "errors of $function reach user space by $interface as they are" injected "$interface" "$function" "$option" "$done"
 		done </tmp/injected
 	done
+	check "whichever allocation fails, an attach or a map is ENOMEM or whole, and so are its reserved regions" starved
 	check "failed calls leave nothing behind, and the DMA API works" inject_ends
 }
 
@@ -74,4 +75,15 @@ fails_once() {
 	echo 0 >"$fail_function/verbose"
 	echo 1 >"$fail_function/times"
 	echo 100 >"$fail_function/probability"
+}
+
+# starved: allocations that may wait fail too, without a line in the log
+starved() {
+	for kind in failslab fail_page_alloc; do
+		echo 0 >"$debugfs/$kind/verbose" && echo N >"$debugfs/$kind/ignore-gfp-wait" || return 1
+	done
+	echo 0 >"$debugfs/fail_page_alloc/min-order" || return 1
+	count=$(pviommu_vfio --starve "$(echo "$engines" | head -n 1)") || { echo "$count" && return 1; }
+	# a domain, its table, and what type1 keeps of both
+	[ "$count" -ge 10 ] || { echo "only $count allocations failed" && return 1; }
 }

@@ -35,6 +35,12 @@ def test_injected_errors_reach_user_space(lab_kernel_run: LabRun, interface: str
     )
 
 
+@pytest.mark.row("driver", 28)
+def test_memory_that_runs_short_leaves_no_half(lab_kernel_run: LabRun) -> None:
+    name = "whichever allocation fails, an attach or a map is ENOMEM or whole, and so are its reserved regions"
+    assert name in lab_kernel_run.passed, lab_kernel_run.output
+
+
 @pytest.mark.row("driver", 61)
 def test_kernels_own_tests_of_vfio_pass(suite_run: LabRun) -> None:
     assert suite_run.status == 0, suite_run.output

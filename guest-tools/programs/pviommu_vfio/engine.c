@@ -13,6 +13,7 @@
 
 #include "engine.h"
 #include "ktap.h"
+#include "memory.h"
 
 #define TIMEOUT_MS	10000
 #define REGISTERS_SIZE	4096
@@ -212,4 +213,17 @@ bool engine_read_faults(struct engine *engine, uint64_t src, uint32_t length, ui
 	struct pvdt_descriptor request = { .op = PVDT_OP_CHECKSUM, .src = src, .length = length };
 
 	return faults(engine, &request, refused);
+}
+
+void engine_queue_writes(struct engine *engine, uint64_t dst, unsigned int count)
+{
+	struct pvdt_descriptor *places = engine->shared;
+	unsigned int i;
+
+	for (i = 0; i < count; i++)
+		places[(engine->producer + i) % PVDT_ENTRIES] = (struct pvdt_descriptor){
+			.op = PVDT_OP_FILL, .dst = dst + i * PAGE, .length = 8,
+		};
+	engine->producer += count;
+	write_register(engine, PVDT_REG_PRODUCER, engine->producer);
 }

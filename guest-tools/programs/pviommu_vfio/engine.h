@@ -56,5 +56,7 @@ bool engine_fills(struct engine *engine, uint64_t dst, uint64_t pattern, uint32_
  */
 bool engine_write_faults(struct engine *engine, uint64_t dst, uint32_t length, uint64_t refused);
 bool engine_read_faults(struct engine *engine, uint64_t src, uint32_t length, uint64_t refused);
+/* Queues @count writes of eight bytes at @dst and the pages after it, and waits for none. */
+void engine_queue_writes(struct engine *engine, uint64_t dst, unsigned int count);
 
 #endif

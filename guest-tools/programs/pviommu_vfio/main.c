@@ -14,6 +14,7 @@
 
 #include "ktap.h"
 #include "memory.h"
+#include "starve.h"
 #include "tests.h"
 
 #define MAX_LISTS	10
@@ -22,12 +23,15 @@
 static const char usage_text[] =
 	"usage: pviommu_vfio [--type1|--iommufd] [--huge] ADDRESS [OTHER_ADDRESS]\n"
 	"       pviommu_vfio [--type1|--iommufd] --attach|--map ADDRESS\n"
+	"       pviommu_vfio --starve ADDRESS\n"
 	"\n"
 	"  --type1    the container of VFIO (default)\n"
 	"  --iommufd  /dev/iommu and the devices' own files\n"
 	"  --huge     with huge pages too; /proc/sys/vm/nr_hugepages must have set two aside\n"
 	"  --attach   only attach: prints \"attached\" or the name of the error\n"
 	"  --map      only attach and map a page: prints \"mapped\" or the name of the error\n"
+	"  --starve   attach to a container and map a page, while one allocation of the kernel\n"
+	"             after the other fails: prints how many did, or what went wrong\n"
 	"\n"
 	"ADDRESS: PCI function of a DMA test engine that is bound to vfio-pci, as 0000:00:11.0\n";
 
@@ -35,11 +39,12 @@ struct options {
 	const struct space_ops *ops;
 	const char *addresses[2];
 	unsigned int nr_addresses;
-	bool huge, attach, map;
+	bool huge, attach, map, starve;
 };
 
 static bool parse(int argc, char **argv, struct options *options)
 {
+	unsigned int single;
 	int i;
 
 	*options = (struct options){ .ops = &type1_ops };
@@ -56,13 +61,15 @@ static bool parse(int argc, char **argv, struct options *options)
 			options->attach = true;
 		else if (!strcmp(argv[i], "--map"))
 			options->map = true;
+		else if (!strcmp(argv[i], "--starve"))
+			options->starve = true;
 		else
 			return false;
 	}
-	if (options->attach && options->map)
+	single = options->attach + options->map + options->starve;
+	if (single > 1 || (options->starve && options->ops != &type1_ops))
 		return false;
-	return options->nr_addresses == 1 ||
-	       (options->nr_addresses && !options->attach && !options->map);
+	return options->nr_addresses == 1 || (options->nr_addresses && !single);
 }
 
 static int map_one_page(struct space *space)
@@ -94,6 +101,16 @@ static int attach_only(const struct options *options)
 	}
 	printf("%s\n", result ? strerrorname_np(-result) : done);
 	return result ? 1 : 0;
+}
+
+static int starve_only(const struct options *options)
+{
+	int failed = starve(options->addresses[0]);
+
+	if (failed < 0)
+		return 1;
+	printf("%d\n", failed);
+	return 0;
 }
 
 bool maps(struct fixture *f, const void *memory, uint64_t iova, uint64_t size, unsigned int access)
@@ -244,6 +261,8 @@ int main(int argc, char **argv)
 	}
 	if (options.attach || options.map)
 		return attach_only(&options);
+	if (options.starve)
+		return starve_only(&options);
 	run_all(&fixture, &options);
 	return ktap_failures() ? 1 : 0;
 }

@@ -72,8 +72,9 @@ struct space {
 
 extern const struct space_ops type1_ops;
 extern const struct space_ops iommufd_ops;
-/* iommufd as a type1 container: the kernel maps page by page then, whatever lies together */
 
+/* The descriptor of the device's group, or a negative errno. */
+int type1_open_group(const char *address);
 /* The descriptor of the device's own file, or a negative errno; it is not bound to anything. */
 int open_cdev(const char *address);
 

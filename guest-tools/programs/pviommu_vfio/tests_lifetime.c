@@ -13,6 +13,8 @@
 #define RW	(SPACE_READ | SPACE_WRITE)
 #define PAGES	256
 #define STRIDES	8
+#define CLOSINGS	8
+#define FAULTS	64
 
 static bool nothing_is_left(struct fixture *f)
 {
@@ -81,9 +83,27 @@ static bool killing(struct fixture *f)
 	       (used || complain("the child's mappings are not to be seen")) && nothing_is_left(f);
 }
 
+/* The driver reports faults to the domain, which goes at the same time. */
+static bool closing_under_faults(struct fixture *f)
+{
+	unsigned int i;
+
+	for (i = 0; i < CLOSINGS; i++) {
+		if (!fixture_open(f))
+			return false;
+		engine_queue_writes(&f->engine, GIB, FAULTS);
+		if (!engine_write_faults(&f->engine, 2 * GIB, 8, 2 * GIB))
+			return false;
+		engine_queue_writes(&f->engine, GIB, FAULTS);
+		fixture_close(f);
+	}
+	return nothing_is_left(f);
+}
+
 const struct test lifetime_tests[] = {
 	{ "closing the descriptors leaves nothing behind", closing },
 	{ "an address space without an engine keeps nothing", engine_closed_first },
+	{ "closing while faults are reported does no harm", closing_under_faults },
 	{ "a killed process leaves nothing behind", killing },
 	{}
 };

@@ -30,7 +30,7 @@ static int type1_open(struct space *space)
 	return 0;
 }
 
-static int open_group(const char *address)
+int type1_open_group(const char *address)
 {
 	char link[PATH_MAX], target[PATH_MAX], path[PATH_MAX];
 	struct vfio_group_status status = { .argsz = sizeof(status) };
@@ -58,7 +58,7 @@ static int type1_attach(struct space *space, const char *address, struct attachm
 {
 	int error;
 
-	*attachment = (struct attachment){ .device = -1, .group = open_group(address) };
+	*attachment = (struct attachment){ .device = -1, .group = type1_open_group(address) };
 	if (attachment->group < 0)
 		return attachment->group;
 	if (ioctl(attachment->group, VFIO_GROUP_SET_CONTAINER, &space->fd))
