@@ -44,7 +44,7 @@ class _Connection:
     def __init__(self, sock: socket.socket, function: PciFunction) -> None:
         self.sock = sock
         self.function = function
-        self.session = Session(function)
+        self.session = Session(function, name=function.name)
         self.events = select.EPOLLIN
 
     @property
