@@ -42,7 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Exit status: 0 stopped, 1 a fault of the server, 2 bad arguments or topology, "
         "3 the environment does not allow it."
     )
-    parser.add_argument("topology", type=Path, nargs="?", help="topology file (TOML); the default has no endpoints")
+    parser.add_argument(
+        "topology", type=Path, nargs="?", help="topology file (TOML); default: a PV-IOMMU without endpoints"
+    )
     parser.add_argument("--socket-dir", type=Path, default=Path("."), metavar="DIR", help="folder of the sockets")
     parser.add_argument(
         "--fd",
@@ -102,7 +104,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=DEFAULT_SPIN_NS // 1000,
         metavar="N",
         help="poll the rings for N microseconds after the guest has waited, if its waits come so close together; "
-        "0: never poll (default: %(default)s)",
+        "0: never poll",
     )
 
 
