@@ -6,7 +6,7 @@ import logging
 import os
 import resource
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,9 @@ from .iommu.ring_core import DeviceCore
 from .machine import Machine
 from .pacing import Pace
 from .pci.function import Environment
+from .pidfile import PidFile, PidFileError
 from .server import Server, close_all, listen_all
+from .service_manager import notify
 from .topology import Topology
 
 __all__ = ["BackendError", "Settings", "run"]
@@ -39,7 +41,13 @@ class Settings:
     """``native``, ``python``, or ``auto`` for the native one if it was built"""
     pace: Pace
     pidfile: Path | None
-    """written once all sockets listen, removed at the end"""
+    """there once all sockets listen, removed at the end"""
+    socket_mode: int = 0o600
+    """permissions of the sockets in ``socket_dir``"""
+    socket_group: int | None = None
+    """their group's number; the process's own if not given"""
+    on_hangup: Callable[[], None] | None = None
+    """what SIGHUP does; without one it ends the server"""
 
 
 def run(topology: Topology, settings: Settings) -> None:
@@ -48,22 +56,23 @@ def run(topology: Topology, settings: Settings) -> None:
     counters, inputs = Counters(), LiveInputs()
     machine = Machine.build(topology, Environment(inputs, counters), core)
     try:
-        sockets = listen_all(machine, settings.socket_dir, settings.given)
+        sockets = listen_all(machine, settings.socket_dir, settings.given, settings.socket_mode, settings.socket_group)
     except OSError as error:
         machine.close()
         raise BackendError(f"cannot listen on {error.filename or 'a socket'}: {error.strerror}") from error
     server = Server(machine, sockets, inputs, settings.pace)
+    pidfile = PidFile(settings.pidfile) if settings.pidfile else None
     try:
-        _serve(server, machine, sockets, settings.pidfile)
-    except OSError as error:
+        _serve(server, machine, sockets, pidfile, settings.on_hangup)
+    except PidFileError as error:
         raise BackendError(str(error)) from error
     finally:
         server.close()
         usage = machine.iommu.engine.usage()  # of a machine without clients: anything left is a leak
-        close_all(sockets, settings.given)
+        close_all(sockets)
         machine.close()
-        if settings.pidfile:
-            settings.pidfile.unlink(missing_ok=True)
+        if pidfile:
+            pidfile.remove()
     _log_summary(counters, {"contexts": usage.contexts, "pool_pages_used": usage.pool_pages_used})
 
 
@@ -79,17 +88,24 @@ def _core(name: str) -> DeviceCore | None:
     return core
 
 
-def _serve(server: Server, machine: Machine, sockets: Mapping[str, socket.socket], pidfile: Path | None) -> None:
-    with server.stopped_by_signals():
+def _serve(
+    server: Server,
+    machine: Machine,
+    sockets: Mapping[str, socket.socket],
+    pidfile: PidFile | None,
+    on_hangup: Callable[[], None] | None,
+) -> None:
+    with server.stopped_by_signals(on_hangup):
         if pidfile:
-            pidfile.write_text(f"{os.getpid()}\n")
+            pidfile.make()
         name = machine.iommu.engine.core_name
-        log.info(
-            "listening on %s, %s core",
-            *(", ".join(sorted(sockets)), name),
-            extra={"event": "listening", "fields": {"core": name}},
-        )
-        server.run()
+        text = f"listening on {', '.join(sorted(sockets))}, {name} core"
+        log.info("%s", text, extra={"event": "listening", "fields": {"core": name}})
+        notify("READY=1", f"STATUS={text}")
+        try:
+            server.run()
+        finally:
+            notify("STOPPING=1", "STATUS=stopping")
 
 
 def _log_summary(counters: Counters, left: Mapping[str, int]) -> None:

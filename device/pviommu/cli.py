@@ -26,6 +26,16 @@ _COMMANDS = {
 """Command words, the module with ``add_arguments`` and ``main``, and the help line."""
 
 
+class _Help(argparse.HelpFormatter):
+    """Tells the default of every option that takes a value, unless its text does."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        takes_value = action.nargs != 0 and action.default not in (None, argparse.SUPPRESS)
+        if takes_value and action.help and "default" not in action.help.lower():
+            return f"{action.help} (default: %(default)s)"
+        return action.help
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse ``argv`` and run the command; returns the exit status. Bad arguments exit with 2."""
     words_given = list(sys.argv[1:] if argv is None else argv)
@@ -41,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if verb and group not in groups:
             outer = commands.add_parser(group, help=text)
             groups[group] = outer.add_subparsers(dest=group, required=True, metavar="COMMAND")
-        inner = (groups[group] if verb else commands).add_parser(verb or group, help=text)
+        inner = (groups[group] if verb else commands).add_parser(verb or group, help=text, formatter_class=_Help)
         if words_given[: len(words.split())] == words.split():  # only what is asked for costs start-up time
             module = importlib.import_module(module_name)
             module.add_arguments(inner)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import grp
 import json
-import os
 import platform
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from pviommu_abi.registers import ABI_VERSION, Feature
 from pviommu_abi.shared import GLOBAL_STREAM, RegionKind
 
 from . import __version__, logs
+from .activation import given_sockets
 from .endpoints import ENDPOINTS
 from .engine import DefaultPolicy
 from .iommu.capability_area import iova_ranges, reserved_regions
@@ -27,6 +29,7 @@ PROFILES = ("xen-2024", "xen-v7")
 CORES = ("auto", "native", "python")
 EXIT_USAGE = 2
 EXIT_ENVIRONMENT = 3
+_NO_GROUP = (1 << 32) - 1
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,29 +39,58 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "QEMU "
         'attaches with -device \'{"driver":"vfio-user-pci","socket":{"type":"unix","path":"DIR/NAME.sock"}}\'. '
         "The process stays in the foreground and ends at SIGTERM. "
-        "Exit status: 0 stopped, 2 bad arguments or topology, 3 the environment does not allow it."
+        "Exit status: 0 stopped, 1 a fault of the server, 2 bad arguments or topology, "
+        "3 the environment does not allow it."
     )
-    parser.add_argument("topology", type=Path, nargs="?", help="topology file (TOML); the default has no endpoints")
+    parser.add_argument(
+        "topology", type=Path, nargs="?", help="topology file (TOML); default: a PV-IOMMU without endpoints"
+    )
     parser.add_argument("--socket-dir", type=Path, default=Path("."), metavar="DIR", help="folder of the sockets")
     parser.add_argument(
         "--fd",
         action="append",
         default=[],
         metavar="NAME=N",
-        help="serve function NAME on inherited descriptor N, a listening or a connected socket; may be repeated",
+        help="serve function NAME on inherited descriptor N, a Unix stream socket that listens or is connected; may be "
+        "repeated. Sockets that systemd hands over (LISTEN_FDS) are served without it. Default: sockets in DIR",
     )
     parser.add_argument(
-        "--contexts", type=int, metavar="N", help="contexts besides the default one, whatever the topology says"
+        "--socket-mode", type=_mode, default="600", metavar="MODE", help="permissions of the sockets in DIR, octal"
     )
     parser.add_argument(
-        "--pool-pages", type=int, metavar="N", help="page-table pages of all contexts, whatever the topology says"
+        "--socket-group",
+        type=_group,
+        metavar="GROUP",
+        help="group of the sockets in DIR, by name or number; default: that of the process",
+    )
+    parser.add_argument(
+        "--contexts", type=int, metavar="N", help="contexts besides the default one; default: what the topology says"
+    )
+    parser.add_argument(
+        "--pool-pages", type=int, metavar="N", help="page-table pages of all contexts; default: what the topology says"
     )
     parser.add_argument(
         "--print-capabilities", action="store_true", help="print what this back end and the topology offer, as JSON"
     )
-    parser.add_argument("--pidfile", type=Path, metavar="FILE", help="written once all sockets listen")
-    parser.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
+    parser.add_argument(
+        "--pidfile",
+        type=Path,
+        metavar="FILE",
+        help="there while all sockets listen; that of a running server is not replaced. Default: none",
+    )
+    parser.add_argument(
+        "--log-level",
+        choices=("debug", "info", "warning", "error"),
+        default="info",
+        help="what is logged: from this on. debug: every vfio-user message, and repeated lines are not summed up",
+    )
     parser.add_argument("--log-format", choices=("text", "json"), default="text", help="json: one object a line")
+    parser.add_argument(
+        "--log-file",
+        type=Path,
+        metavar="FILE",
+        help="append the log to FILE, which SIGHUP opens anew; default: standard error, and SIGHUP ends the server",
+    )
     parser.add_argument(
         "--core",
         choices=CORES,
@@ -71,8 +103,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=DEFAULT_SPIN_NS // 1000,
         metavar="N",
-        help="poll the rings for N microseconds after the guest has waited, if its waits come so close together "
-        "(%(default)s); 0: never poll",
+        help="poll the rings for N microseconds after the guest has waited, if its waits come so close together; "
+        "0: never poll",
     )
 
 
@@ -119,18 +151,23 @@ def driver_capabilities(topology: Topology) -> list[str]:
     return lines + [f"endpoint {stream}" for stream in config.streams]
 
 
-def _given_descriptors(options: list[str], names: set[str]) -> dict[str, int]:
-    given: dict[str, int] = {}
-    for option in options:
-        name, _, number = option.partition("=")
-        if name not in names or not number.isdecimal():
-            raise ValueError(f"--fd {option}: must be NAME=N with NAME one of {', '.join(sorted(names))}")
-        try:
-            os.fstat(int(number))
-        except OSError as error:
-            raise ValueError(f"--fd {option}: {error.strerror}") from error
-        given[name] = int(number)
-    return given
+def _mode(text: str) -> int:
+    try:
+        mode = int(text, 8)
+    except ValueError:
+        mode = -1
+    if not 0 <= mode <= 0o777:
+        raise argparse.ArgumentTypeError(f"{text}: must be permissions in octal, 0 to 777")
+    return mode
+
+
+def _group(text: str) -> int:
+    try:
+        return grp.getgrnam(text).gr_gid
+    except KeyError:
+        if text.isascii() and text.isdecimal() and int(text) < _NO_GROUP:
+            return int(text)
+        raise argparse.ArgumentTypeError(f"{text}: there is no such group") from None
 
 
 def main(args: argparse.Namespace) -> int:
@@ -138,8 +175,8 @@ def main(args: argparse.Namespace) -> int:
     try:
         topology = load(args.topology) if args.topology else Topology()
         topology = topology.limited(args.contexts, args.pool_pages)
-        names = {topology.iommu.name, *(entry.name for entry in topology.endpoint)}
-        given = _given_descriptors(args.fd, names)
+        names = [topology.iommu.name, *(entry.name for entry in topology.endpoint)]
+        given = given_sockets(args.fd, names)
         if args.spin_us < 0:
             raise ValueError(f"--spin-us {args.spin_us}: must not be negative")
     except (TopologyError, ValueError) as error:
@@ -156,11 +193,25 @@ def main(args: argparse.Namespace) -> int:
         return EXIT_ENVIRONMENT
     from .backend import BackendError, Settings, run  # only what is asked for costs start-up time
 
-    logs.set_up(args.log_level, args.log_format)
-    pace = Pace(args.spin_us * 1000)
-    try:
-        run(topology, Settings(args.socket_dir, given, args.core, pace, args.pidfile))
-    except BackendError as error:
-        print(f"pviommu: {error}", file=sys.stderr)
-        return EXIT_ENVIRONMENT
+    with contextlib.ExitStack() as stack:
+        try:
+            log = stack.enter_context(logs.writing(args.log_level, args.log_format, args.log_file))
+        except OSError as error:
+            print(f"pviommu: --log-file {args.log_file}: {error.strerror}", file=sys.stderr)
+            return EXIT_ENVIRONMENT
+        settings = Settings(
+            args.socket_dir,
+            given,
+            args.core,
+            Pace(args.spin_us * 1000),
+            args.pidfile,
+            args.socket_mode,
+            args.socket_group,
+            log.reopen if args.log_file else None,
+        )
+        try:
+            run(topology, settings)
+        except BackendError as error:
+            log.fail(str(error))
+            return EXIT_ENVIRONMENT
     return 0

@@ -5,12 +5,11 @@ from __future__ import annotations
 import contextlib
 import gc
 import logging
-import os
 import select
 import signal
 import socket
 import struct
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 
@@ -35,6 +34,7 @@ SOCKET_TURNS = 16
 LOOK_NS = 1_000_000
 """Longest time between two looks at the sockets, to which the turn in progress is added."""
 _READABLE = select.EPOLLIN | select.EPOLLHUP | select.EPOLLERR
+_MOST_SIGNALS = 4096
 _CREDENTIALS = struct.Struct("3i")
 
 
@@ -44,7 +44,7 @@ class _Connection:
     def __init__(self, sock: socket.socket, function: PciFunction) -> None:
         self.sock = sock
         self.function = function
-        self.session = Session(function)
+        self.session = Session(function, name=function.name)
         self.events = select.EPOLLIN
 
     @property
@@ -54,9 +54,12 @@ class _Connection:
         return reading | (select.EPOLLOUT if self.session.outgoing else 0)
 
 
-def listen_all(machine: Machine, folder: Path, given: Mapping[str, int]) -> dict[str, socket.socket]:
+def listen_all(
+    machine: Machine, folder: Path, given: Mapping[str, int], mode: int = 0o600, group: int | None = None
+) -> dict[str, socket.socket]:
     """A socket for each function, by name: ``given`` descriptors, otherwise ``folder/NAME.sock``.
 
+    Their files have ``mode`` and the group of number ``group``, if given.
     Raises :class:`OSError` for a path that cannot be listened on, after closing and removing what was made.
     """
     sockets: dict[str, socket.socket] = {}
@@ -66,22 +69,21 @@ def listen_all(machine: Machine, folder: Path, given: Mapping[str, int]) -> dict
                 sock = socket.socket(fileno=given[function.name])
                 sock.setblocking(False)
             else:
-                sock = transport.listen(folder / f"{function.name}.sock")
+                sock = transport.listen(folder / f"{function.name}.sock", mode, group)
             sockets[function.name] = sock
     except OSError:
-        close_all(sockets, given)
+        close_all(sockets)
         raise
     return sockets
 
 
-def close_all(sockets: Mapping[str, socket.socket], given: Container[str] = ()) -> None:
-    """Close sockets and remove their files, but not the files of the ``given`` ones: who made those removes them."""
-    for name, sock in sockets.items():
-        path = sock.getsockname() if sock.fileno() >= 0 else ""
-        sock.close()
-        if name not in given and isinstance(path, str) and path:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
+def close_all(sockets: Mapping[str, socket.socket]) -> None:
+    """Close sockets and remove the files that :func:`listen_all` made; who made those of given sockets removes them."""
+    for sock in sockets.values():
+        if isinstance(sock, transport.Listener):
+            sock.remove()
+        else:
+            sock.close()
 
 
 def _is_listening(sock: socket.socket) -> bool:
@@ -117,6 +119,7 @@ class Server:
         self._armed = False
         self._looked_at = self._turned_at = inputs.now_ns()
         self._peer: int | None = None
+        self._signals: socket.socket | None = None
         for name, sock in sockets.items():
             function = self._functions[name]
             if _is_listening(sock):
@@ -132,21 +135,32 @@ class Server:
         self._stopping = True
 
     @contextlib.contextmanager
-    def stopped_by_signals(self) -> Iterator[None]:
-        """Within this, SIGTERM and SIGINT stop the server, even while it sleeps."""
+    def stopped_by_signals(self, on_hangup: Callable[[], None] | None = None) -> Iterator[None]:
+        """Within this, SIGTERM and SIGINT stop the server, even while it sleeps.
+
+        SIGHUP calls ``on_hangup``; without one it stops the server too, unless it was ignored (nohup).
+        """
         reader, writer = socket.socketpair()
         reader.setblocking(False)
         writer.setblocking(False)
 
-        def on_signal(_number: int, _frame: FrameType | None) -> None:
-            self.stop()
+        def on_signal(number: int, _frame: FrameType | None) -> None:
+            if number == signal.SIGHUP and on_hangup:
+                on_hangup()
+            else:
+                self.stop()
 
-        before = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+        numbers = [signal.SIGTERM, signal.SIGINT]
+        if on_hangup or signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            numbers.append(signal.SIGHUP)
+        before = {number: signal.signal(number, on_signal) for number in numbers}
         wakeup = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
         self._poller.register(reader, select.EPOLLIN)
+        self._signals = reader
         try:
             yield
         finally:
+            self._signals = None
             self._poller.unregister(reader)
             signal.set_wakeup_fd(wakeup)
             for number, handler in before.items():
@@ -245,6 +259,8 @@ class Server:
                 self._serve(self._connections[fd], events)
             elif fd in self._listeners:
                 self._accept(*self._listeners[fd])
+            elif self._signals and fd == self._signals.fileno():
+                self._signals.recv(_MOST_SIGNALS)  # or it would be ready for ever
 
     def _accept(self, listener: socket.socket, function: PciFunction) -> None:
         sock = transport.accept(listener)

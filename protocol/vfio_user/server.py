@@ -81,7 +81,8 @@ class Session:
     full time limit on each access until the server's end is closed.
     """
 
-    def __init__(self, device: Device, limits: Limits | None = None) -> None:
+    def __init__(self, device: Device, limits: Limits | None = None, name: str = "client") -> None:
+        """``name`` is what the log calls it."""
         self.outgoing: deque[Outgoing] = deque()
         self._device = device
         self._limits = limits or Limits()
@@ -92,6 +93,7 @@ class Session:
         self._maps: set[tuple[int, int]] = set()
         self._queued = 0
         self._refusals = 0
+        self._name = name
 
     @property
     def state(self) -> State:
@@ -175,6 +177,8 @@ class Session:
             # Without a record between: every guest access waits for this.
             answer = Header.STRUCT.pack(header.id, header.command, size, _REPLY, 0)
             self._send(answer + reply.payload, reply.fds)
+            if logger.isEnabledFor(logging.DEBUG):
+                self._trace(Header.unpack(answer), reply.payload, len(reply.fds))
 
     def _refuse(self, header: Header, number: int, text: str) -> None:
         self._refusals += 1
@@ -182,10 +186,22 @@ class Session:
         logger.log(level, "request %d refused: %s", header.id, text)
         if not header.no_reply:
             flags = MessageType.REPLY | HeaderFlags.ERROR
-            self._send(Header(header.id, header.command, Header.SIZE, flags, number).pack())
+            answer = Header(header.id, header.command, Header.SIZE, flags, number)
+            self._send(answer.pack())
+            if logger.isEnabledFor(logging.DEBUG):
+                self._trace(answer, b"", 0)
+
+    def _trace(self, header: Header, payload: bytes, descriptors: int) -> None:
+        from . import describe  # only what is asked for costs start-up time
+
+        found = describe.fields(header, payload, descriptors)
+        extra = {"event": "vfio-user", "fields": {"function": self._name, **found}}
+        logger.debug("%s: %s", self._name, describe.text(found), extra=extra)
 
     def _handle(self, frame: Frame) -> None:
         header = frame.header
+        if logger.isEnabledFor(logging.DEBUG):
+            self._trace(header, frame.payload, len(frame.fds))
         if header.type == MessageType.REPLY and header.command in (Command.DMA_READ, Command.DMA_WRITE):
             logger.debug("reply %d to no request of ours: ignored", header.id)
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import contextlib
 import enum
 import errno
 import logging
@@ -15,7 +16,7 @@ from collections.abc import Sequence
 from .framing import FDS_TRUNCATED, MAX_FRAME_FDS, close_fds
 from .server import Outgoing
 
-__all__ = ["Flush", "accept", "connect", "flush", "listen", "receive"]
+__all__ = ["Flush", "Listener", "accept", "connect", "flush", "listen", "receive"]
 
 logger = logging.getLogger(__name__)
 
@@ -95,8 +96,36 @@ def _send(sock: socket.socket, data: bytes, fds: Sequence[int]) -> int:
     return sock.sendmsg([data], ancillary, socket.MSG_NOSIGNAL)
 
 
-def listen(path: str | os.PathLike[str], mode: int = 0o600) -> socket.socket:
-    """A non-blocking listening socket at ``path``, whose file has ``mode``. The caller unlinks it in the end.
+class Listener(socket.socket):
+    """A listening socket that knows which file is its own."""
+
+    def __init__(self) -> None:
+        super().__init__(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+        self._path = ""
+        self._identity = (0, 0)
+
+    def bind_file(self, name: str) -> None:
+        """Bind to ``name``, whose file is this socket's from now on."""
+        self.bind(name)
+        self._path, self._identity = name, _identity(name)
+
+    def remove(self) -> None:
+        """Unlink its file, unless there is another one in its place, and close."""
+        with contextlib.suppress(FileNotFoundError):
+            if self._path and _identity(self._path) == self._identity:
+                os.unlink(self._path)
+        self.close()
+
+
+def _identity(name: str) -> tuple[int, int]:
+    status = os.lstat(name)
+    return status.st_dev, status.st_ino
+
+
+def listen(path: str | os.PathLike[str], mode: int = 0o600, group: int | None = None) -> Listener:
+    """A non-blocking listening socket at ``path``, whose file has ``mode`` and, if given, the group of that number.
+
+    :meth:`Listener.remove` ends it.
 
     A socket file that nobody listens on is replaced. OSError EADDRINUSE if somebody does, or if another kind of
     file is there; ENAMETOOLONG above 107 bytes. The backlog is the largest, so that a client that comes while
@@ -104,21 +133,23 @@ def listen(path: str | os.PathLike[str], mode: int = 0o600) -> socket.socket:
     """
     name = os.fspath(path)
     _check_length(name)
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+    sock = Listener()
     try:
         # The file gets the mode of the unbound socket, so there is no moment in which others may connect.
-        os.fchmod(sock.fileno(), mode)
+        os.fchmod(sock.fileno(), mode if group is None else 0)
         try:
-            sock.bind(name)
+            sock.bind_file(name)
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
                 raise OSError(error.errno, os.strerror(error.errno or 0), name) from error
             _remove_stale(name)
-            sock.bind(name)
+            sock.bind_file(name)
+        if group is not None:
+            _give_to(name, group)
         os.chmod(name, mode)
         sock.listen(socket.SOMAXCONN)
     except BaseException:
-        sock.close()
+        sock.remove()
         raise
     return sock
 
@@ -147,6 +178,14 @@ def connect(path: str | os.PathLike[str], timeout: float | None) -> socket.socke
             raise
         raise OSError(error.errno, os.strerror(error.errno), name) from error
     return sock
+
+
+def _give_to(name: str, group: int) -> None:
+    try:
+        os.chown(name, -1, group, follow_symlinks=False)
+    except OSError as error:
+        text = f"cannot give it to group {group}: {os.strerror(error.errno or 0)}"
+        raise OSError(error.errno, text, name) from error
 
 
 def _check_length(name: str) -> None:

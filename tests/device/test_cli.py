@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 
 import pytest
 
-from pviommu import __version__
+from pviommu import __version__, cli
 from pviommu.cli import main
 
 
@@ -87,3 +88,26 @@ def test_python_dash_m_is_the_same_command() -> None:
     done = subprocess.run([sys.executable, "-m", "pviommu", "--version"], capture_output=True, check=True, text=True)
 
     assert done.stdout == f"pviommu {__version__}\n"
+
+
+COMMANDS = ["serve", "lab run", "lab matrix", "doctor", "bench engine", "bench ring", "bench peers", "bench report"]
+COMMANDS += ["build-core", "selfcheck"]
+
+
+def test_these_are_all_commands() -> None:
+    assert set(COMMANDS) == set(cli._COMMANDS)
+
+
+@pytest.mark.row("server", 92)
+@pytest.mark.parametrize("words", COMMANDS)
+def test_help_tells_what_each_option_is_and_its_default(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([*words.split(), "--help"])
+    text = capsys.readouterr().out
+    options = re.split(r"\n  (?=-)", text.partition("\noptions:")[2].partition("\n\n")[0])[1:]
+    assert options
+    for option in options:
+        spelling, _, explanation = re.sub(r"\n {10,}", "  ", option).partition("  ")
+        assert explanation.strip(), f"{spelling}: no explanation"
+        if len(spelling.split()) > 1 and not spelling.startswith(("-h,", "-v,")):  # it takes a value
+            assert re.search(r"[Dd]efault: *\S", explanation), f"{spelling}: no default"

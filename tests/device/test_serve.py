@@ -105,10 +105,10 @@ def test_the_defaults_are_the_documented_ones():
     assert args.core == "auto"
 
 
-def test_a_native_core_that_is_not_built_is_status_3_and_says_how_to_build_it(capsys, monkeypatch, tmp_path):
+def test_a_native_core_that_is_not_built_is_status_3_and_says_how_to_build_it(capfd, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert serve.main(parse("--core", "native")) == serve.EXIT_ENVIRONMENT
-    assert "pviommu build-core" in capsys.readouterr().err
+    assert "pviommu build-core" in capfd.readouterr().err
 
 
 def test_printing_capabilities_loads_neither_the_device_nor_the_protocol():

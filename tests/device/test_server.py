@@ -554,5 +554,16 @@ def test_the_file_of_a_given_socket_is_left_to_its_maker(make_driver, tmp_path):
     given.listen()
     descriptors = {"iommu": given.detach()}
     sockets = listen_all(make_driver().machine, tmp_path, descriptors)
-    close_all(sockets, descriptors)
+    close_all(sockets)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.row("server", 85)
+def test_the_file_of_another_server_in_the_place_of_ours_stays(make_driver, tmp_path):
+    sockets = listen_all(make_driver().machine, tmp_path, {})
+    path = tmp_path / "iommu.sock"
+    path.unlink()
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(str(path))
+        close_all(sockets)
     assert list(tmp_path.iterdir()) == [path]

@@ -274,9 +274,10 @@ def test_a_bad_descriptor_option_is_status_2_in_one_line(folder, topology, optio
     assert option in said
 
 
-def test_a_descriptor_that_is_no_socket_is_status_3_in_one_line(folder, topology):
+@pytest.mark.row("server", 87)
+def test_a_descriptor_that_is_no_socket_is_status_2_in_one_line(folder, topology):
     status, said = ended(folder, topology, "--fd", "dma1=0")
-    assert (status, said.count("\n")) == (3, 1)
+    assert (status, said.count("\n")) == (2, 1)
     assert list(folder.iterdir()) == []
 
 

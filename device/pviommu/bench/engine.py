@@ -51,20 +51,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Exit status: 0 everything was measured, whether bars are met or not; 2 usage; 3 it could not be measured."
     )
     parser.add_argument(
-        "--core", choices=("native", "python", "both"), default="both", help="implementation (%(default)s, as built)"
+        "--core", choices=("native", "python", "both"), default="both", help="implementation, as it was built"
     )
     parser.add_argument(
         "--only",
         action="append",
         metavar="PATTERN",
-        help="measure only what this shell pattern matches, such as 'ring*'; may be repeated",
+        help="measure only what this shell pattern matches, such as 'ring*'; may be repeated; default: all",
     )
-    parser.add_argument("--repeat", metavar="N", type=int, default=7, help="samples of each figure (%(default)s)")
+    parser.add_argument("--repeat", metavar="N", type=int, default=7, help="samples of each figure")
+    parser.add_argument("--sample-ms", metavar="N", type=float, default=40.0, help="length of a sample in ms")
     parser.add_argument(
-        "--sample-ms", metavar="N", type=float, default=40.0, help="length of a sample in ms (%(default)g)"
+        "--json", metavar="FILE", help="write all figures as JSON, - to standard output; default: do not"
     )
-    parser.add_argument("--json", metavar="FILE", help="write all figures as JSON; - is standard output")
-    parser.add_argument("--markdown", metavar="FILE", type=Path, help="write the tables as Markdown")
+    parser.add_argument("--markdown", metavar="FILE", type=Path, help="write the tables as Markdown; default: do not")
 
 
 def main(args: argparse.Namespace, *, out: TextIO | None = None) -> int:

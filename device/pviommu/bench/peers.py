@@ -55,87 +55,83 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--only",
         metavar="NAMES",
-        help="measure only these, separated by commas: " + _names(CONFIGURATIONS),
+        help="measure only these, separated by commas; default: " + _names(CONFIGURATIONS),
     )
     parser.add_argument(
         "--levers", action="store_true", help="also pviommu without each of its levers: " + _names(LEVERS)
     )
-    parser.add_argument(
-        "--granules", metavar="N,...", default="1,16,512", help="pages of a map, powers of two (%(default)s)"
-    )
+    parser.add_argument("--granules", metavar="N,...", default="1,16,512", help="pages of a map, powers of two")
     parser.add_argument(
         "--threads",
         metavar="N,...",
         default="1,2",
-        help="threads that map at the same time, on a processor of the guest each (%(default)s)",
+        help="threads that map at the same time, on a processor of the guest each",
     )
-    parser.add_argument(
-        "--operations", metavar="N", type=int, default=10_000, help="map + unmap pairs in a round (%(default)s)"
-    )
+    parser.add_argument("--operations", metavar="N", type=int, default=10_000, help="map + unmap pairs in a round")
     parser.add_argument(
         "--rounds",
         metavar="N",
         type=int,
         default=5,
-        help="rounds in a boot, in each of which the granules take turns (%(default)s)",
+        help="rounds in a boot, in each of which the granules take turns",
     )
-    parser.add_argument("--hogs", metavar="N", type=int, default=0, help="let N processes spin beside it (%(default)s)")
+    parser.add_argument("--hogs", metavar="N", type=int, default=0, help="let N processes spin beside it")
     parser.add_argument(
         "--vfio-mib",
         metavar="N",
         type=int,
         default=1024,
-        help="map so much page by page through VFIO's type1 interface as well, in boots of their own; 0: do not"
-        " (%(default)s)",
+        help="map so much page by page through VFIO's type1 interface as well, in boots of their own; 0: do not",
     )
     parser.add_argument(
         "--repeat",
         metavar="N",
         type=int,
         default=3,
-        help="boot each configuration N times, all of them in turn; every other time in reverse order (%(default)s)",
+        help="boot each configuration N times, all of them in turn; every other time in reverse order",
     )
     parser.add_argument(
         "--count-operations",
         metavar="N",
         type=int,
         default=1000,
-        help="pairs during which accesses that leave the guest are counted, apart from the timed ones; 0: count none"
-        " (%(default)s)",
+        help="pairs during which accesses that leave the guest are counted, apart from the timed ones; 0: count none",
     )
-    parser.add_argument("--json", metavar="FILE", help="write all figures as JSON; - is standard output")
-    parser.add_argument("--markdown", metavar="FILE", type=Path, help="write the tables as Markdown")
-    parser.add_argument("--plot", metavar="DIR", type=Path, help="write the plots there, besides the results")
+    parser.add_argument(
+        "--json", metavar="FILE", help="write all figures as JSON, - to standard output; default: do not"
+    )
+    parser.add_argument("--markdown", metavar="FILE", type=Path, help="write the tables as Markdown; default: do not")
+    parser.add_argument(
+        "--plot", metavar="DIR", type=Path, help="write the plots there, besides the results; default: do not"
+    )
     parser.add_argument(
         "--results",
         metavar="DIR",
         type=Path,
         default=Path("bench-results"),
-        help="folder that gets a new folder with each boot's logs (%(default)s)",
+        help="folder that gets a new folder with each boot's logs",
     )
     parser.add_argument(
         "--resume",
         metavar="DIR",
         type=Path,
-        help="go on in this folder of an earlier run, with the same options: boots that were finished are not repeated",
+        help="go on in this folder of an earlier run, with the same options: boots that were finished are not repeated"
+        "; default: begin a new one",
     )
+    parser.add_argument("--timeout", metavar="SECONDS", type=float, default=180.0, help="hard limit of one boot")
+    parser.add_argument("--accel", choices=("auto", "kvm", "tcg"), default="auto", help="QEMU's accelerator")
+    parser.add_argument("--memory", metavar="SIZE", default="1G", help="guest memory")
+    parser.add_argument("--vcpus", metavar="N", type=int, default=1, help="guest processors at least; one a thread")
     parser.add_argument(
-        "--timeout", metavar="SECONDS", type=float, default=180.0, help="hard limit of one boot (%(default)s)"
+        "--qemu",
+        metavar="PATH",
+        help="QEMU to use (10.1 or later, with vfio-user-pci); default: the host's own if it will do, else Debian's",
     )
-    parser.add_argument(
-        "--accel", choices=("auto", "kvm", "tcg"), default="auto", help="QEMU's accelerator (%(default)s)"
-    )
-    parser.add_argument("--memory", metavar="SIZE", default="1G", help="guest memory (%(default)s)")
-    parser.add_argument(
-        "--vcpus", metavar="N", type=int, default=1, help="guest processors at least; one a thread (%(default)s)"
-    )
-    parser.add_argument("--qemu", metavar="PATH", help="QEMU to use (10.1 or later, with vfio-user-pci)")
     parser.add_argument(
         "--kernel",
         metavar="NAME|PATH",
         default=KERNELS[0],
-        help=f"{', '.join(KERNELS)}, or your own; on the lab's own kernels their DMA_MAP_BENCHMARK measures, too"
-        " (%(default)s)",
+        help=f"{', '.join(KERNELS)}, or your own; on the lab's own kernels their DMA_MAP_BENCHMARK measures, too",
     )
 
 

@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("document", type=Path, help="Markdown file to change in place, docs/performance.md for one")
     parser.add_argument("results", type=Path, nargs="+", metavar="JSON", help="what --json wrote")
-    parser.add_argument("--plots", type=Path, metavar="DIR", help="write the plots there, too")
+    parser.add_argument("--plots", type=Path, metavar="DIR", help="write the plots there, too; default: do not")
 
 
 def main(args: argparse.Namespace, *, out: TextIO | None = None) -> int:

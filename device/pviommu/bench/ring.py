@@ -64,15 +64,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.epilog = "Exit status: 0 everything was measured, whether bars are met or not; 2 usage; 3 it was not."
     parser.add_argument(
-        "--core", choices=("native", "python", "both"), default="both", help="implementation (%(default)s, as built)"
+        "--core", choices=("native", "python", "both"), default="both", help="implementation, as it was built"
     )
-    parser.add_argument("--repeat", metavar="N", type=int, default=7, help="samples of each figure (%(default)s)")
+    parser.add_argument("--repeat", metavar="N", type=int, default=7, help="samples of each figure")
+    parser.add_argument("--sample-ms", metavar="N", type=float, default=40.0, help="length of a sample in ms")
     parser.add_argument(
-        "--sample-ms", metavar="N", type=float, default=40.0, help="length of a sample in ms (%(default)g)"
+        "--spin-us", metavar="N", type=int, help="how long the server polls before it sleeps; default: the server's own"
     )
-    parser.add_argument("--spin-us", metavar="N", type=int, help="how long the server polls before it sleeps")
-    parser.add_argument("--json", metavar="FILE", help="write all figures as JSON; - is standard output")
-    parser.add_argument("--markdown", metavar="FILE", type=Path, help="write the tables as Markdown")
+    parser.add_argument(
+        "--json", metavar="FILE", help="write all figures as JSON, - to standard output; default: do not"
+    )
+    parser.add_argument("--markdown", metavar="FILE", type=Path, help="write the tables as Markdown; default: do not")
 
 
 def main(args: argparse.Namespace, *, out: TextIO | None = None, program: Sequence[str] = PROGRAM) -> int:

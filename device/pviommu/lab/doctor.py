@@ -77,7 +77,11 @@ class Host:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``pviommu doctor``."""
     parser.add_argument("--network", action="store_true", help="also ask the Debian mirror whether it answers")
-    parser.add_argument("--qemu", metavar="PATH", help="the QEMU that would be used")
+    parser.add_argument(
+        "--qemu",
+        metavar="PATH",
+        help="the QEMU that would be used; default: the host's own if it will do, else Debian's",
+    )
 
 
 def main(args: argparse.Namespace, *, out: TextIO | None = None, host: Host | None = None) -> int:

@@ -40,18 +40,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PATTERN",
         action="append",
         default=[],
-        help=f"only cells whose name ({'/'.join(cells.AXES)}) matches, as in a shell; can be given several times",
+        help=f"only cells whose name ({'/'.join(cells.AXES)}) matches, as in a shell; can be given several times; "
+        "default: all",
     )
-    parser.add_argument("--kernels", metavar="NAME", nargs="+", default=list(KERNELS), help="default: all of them")
-    parser.add_argument("--results", metavar="DIR", type=Path, default=Path("lab-results/matrix"))
+    parser.add_argument(
+        "--kernels", metavar="NAME", nargs="+", default=list(KERNELS), help="kernels that run; default: all of them"
+    )
+    parser.add_argument(
+        "--results", metavar="DIR", type=Path, default=Path("lab-results/matrix"), help="folder of the results"
+    )
     again = parser.add_mutually_exclusive_group()
     again.add_argument(
         "--resume", action="store_true", help="keep what passed with the same code and kernel (the default)"
     )
     again.add_argument("--fresh", action="store_true", help="run every cell again")
     parser.add_argument("--timeout", metavar="SECONDS", type=float, help="hard limit of a cell; default: by its kernel")
-    parser.add_argument("--accel", choices=("auto", "kvm", "tcg"), default="auto")
-    parser.add_argument("--qemu", metavar="PATH", help="QEMU to use (10.1 or later, with vfio-user-pci)")
+    parser.add_argument("--accel", choices=("auto", "kvm", "tcg"), default="auto", help="QEMU's accelerator")
+    parser.add_argument(
+        "--qemu",
+        metavar="PATH",
+        help="QEMU to use (10.1 or later, with vfio-user-pci); default: the host's own if it will do, else Debian's",
+    )
 
 
 def main(

@@ -41,7 +41,9 @@ _STATUS = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``pviommu lab run``."""
-    parser.add_argument("--results", metavar="DIR", type=Path, default=Path("lab-results"))
+    parser.add_argument(
+        "--results", metavar="DIR", type=Path, default=Path("lab-results"), help="folder of the results"
+    )
     parser.add_argument(
         "--timeout",
         metavar="SECONDS",
@@ -49,12 +51,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"hard limit for server and guest; default: {_SECONDS:g}, with --long {_SECONDS_LONG:g}, "
         f"on lab-debug {_DEBUG_FACTOR:g} times as much",
     )
-    parser.add_argument("--accel", choices=("auto", "kvm", "tcg"), default="auto")
+    parser.add_argument("--accel", choices=("auto", "kvm", "tcg"), default="auto", help="QEMU's accelerator")
     parser.add_argument(
         "--memory", metavar="SIZE", default="5G", help="guest memory; more than 4G has frames above 4 GiB"
     )
-    parser.add_argument("--vcpus", metavar="N", type=int, default=1)
-    parser.add_argument("--qemu", metavar="PATH", help="QEMU to use (10.1 or later, with vfio-user-pci)")
+    parser.add_argument("--vcpus", metavar="N", type=int, default=1, help="guest processors")
+    parser.add_argument(
+        "--qemu",
+        metavar="PATH",
+        help="QEMU to use (10.1 or later, with vfio-user-pci); default: the host's own if it will do, else Debian's",
+    )
     parser.add_argument(
         "--kernel",
         metavar="NAME|PATH",
@@ -64,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--profile", choices=PROFILES, default=PROFILES[0], help="the interface that the driver speaks first"
     )
-    parser.add_argument("--mode", choices=MODES, default="lazy", help="how the guest's DMA API maps; default: lazy")
+    parser.add_argument("--mode", choices=MODES, default="lazy", help="how the guest's DMA API maps")
     parser.add_argument("--long", action="store_true", help="also the tests that take more than a few seconds")
     parser.add_argument(
         "--add",
@@ -73,7 +79,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         action="extend",
         default=[],
-        help=f"your own files, which the guest finds in {added.FOLDER}; dynamic programs bring their libraries",
+        help=f"your own files, which the guest finds in {added.FOLDER}; dynamic programs bring their libraries; "
+        "default: none",
     )
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument(
@@ -82,12 +89,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         dest="program",
         help="run this script or program in the guest instead of the tests: its output comes here, "
-        "and the run has passed if it ends with status 0",
+        "and the run has passed if it ends with status 0; default: the tests",
     )
     instead.add_argument(
-        "--suite", choices=SUITES, help="run the kernel's own tools/testing/selftests/SUITE in the guest instead"
+        "--suite",
+        choices=SUITES,
+        help="run the kernel's own tools/testing/selftests/SUITE in the guest instead; default: the tests",
     )
-    parser.add_argument("--topology", metavar="FILE", type=Path, help="default: qemu-configs/lab.toml")
+    parser.add_argument("--topology", metavar="FILE", type=Path, help="topology file; default: qemu-configs/lab.toml")
     parser.add_argument("--keep", action="store_true", help="after the tests, a shell on the guest's console")
     parser.add_argument("--gdb", action="store_true", help="the guest waits for a debugger; no time limit")
     parser.add_argument("--only-setup", action="store_true", help="provide everything that a run needs, then stop")
@@ -177,22 +186,29 @@ def guarded(name: str, work: Callable[[], int]) -> int:
         print(f"{name}: {problem.what}", file=sys.stderr)
         return ExitStatus.ENVIRONMENT
     except KeyboardInterrupt:
-        print(f"{name}: interrupted", file=sys.stderr)
+        with contextlib.suppress(OSError):  # the terminal may be gone, which is why it ends
+            print(f"{name}: interrupted", file=sys.stderr)
         return ExitStatus.INTERRUPTED
 
 
 @contextlib.contextmanager
 def _terminated_like_interrupted() -> Iterator[None]:
-    """Make SIGTERM unwind like Ctrl-C, so that children end and folders go."""
+    """Make SIGTERM and SIGHUP unwind like Ctrl-C, so that children end and folders go."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGHUP:  # a shell and the kernel each send it when a terminal closes: unwind once
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
         raise KeyboardInterrupt
 
-    previous = signal.signal(signal.SIGTERM, interrupt)
+    numbers = [signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup
+        numbers.append(signal.SIGHUP)
+    previous = {number: signal.signal(number, interrupt) for number in numbers}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def _run(args: argparse.Namespace, stream: TextIO, program: Sequence[str], provide: Provide, terminal: Terminal) -> int:

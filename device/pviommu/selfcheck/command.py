@@ -41,24 +41,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "tables, quota, events and guest memory after each. Needs no VM. "
         "Exit status: 0 all agreed, 1 a difference (printed with a short history that reproduces it), 2 bad arguments."
     )
-    parser.add_argument("--steps", type=int, default=100_000, metavar="N", help="operations to try (%(default)s)")
-    parser.add_argument("--seed", type=int, default=1, metavar="S", help="what the random choices follow (%(default)s)")
+    parser.add_argument("--steps", type=int, default=100_000, metavar="N", help="operations to try")
+    parser.add_argument("--seed", type=int, default=1, metavar="S", help="what the random choices follow")
     parser.add_argument(
         "--through",
         default="engine,ring",
         metavar="PATHS",
         help="engine: its own calls; ring: slots in shared memory; wire: a server process, sockets and shared memory; "
-        "several with commas (%(default)s)",
+        "several with commas",
     )
-    parser.add_argument("--profile", choices=PROFILES, default=PROFILES[0], help="what the guest speaks (%(default)s)")
-    parser.add_argument(
-        "--core", choices=("python", "native"), default="python", help="what the device is made of (%(default)s)"
-    )
+    parser.add_argument("--profile", choices=PROFILES, default=PROFILES[0], help="what the guest speaks")
+    parser.add_argument("--core", choices=("python", "native"), default="python", help="what the device is made of")
     parser.add_argument(
         "--episode",
         type=int,
         metavar="K",
-        help=f"only the Kth machine of the run, each of which lives for {EPISODE_STEPS} operations",
+        help=f"only the Kth machine of the run, each of which lives for {EPISODE_STEPS} operations; default: all",
     )
 
 

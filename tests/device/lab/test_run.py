@@ -14,6 +14,7 @@ from pviommu.lab import run
 from pviommu.lab.console import Terminal
 from pviommu.lab.problems import EnvironmentProblem, RunError
 from pviommu.lab.progress import Progress
+from pviommu.lab.run import guarded
 
 if TYPE_CHECKING:
     from conftest import Lab
@@ -159,14 +160,41 @@ def test_failed_test_is_shown_with_its_diagnostics(lab: Lab) -> None:
     assert "FAIL map\n     # got 3, expected 4\n" in lab.main()[1]
 
 
-def test_termination_ends_the_children_and_removes_the_sockets(lab: Lab) -> None:
-    lab.guest = f"echo $$ >{lab.folder}/guest.pid; kill -TERM {os.getpid()}; exec sleep 1000"
+@pytest.mark.row("server", 93)
+@pytest.mark.parametrize("name", ["TERM", "HUP"])
+def test_termination_ends_the_children_and_removes_the_sockets(lab: Lab, name: str) -> None:
+    lab.guest = f"echo $$ >{lab.folder}/guest.pid; kill -{name} {os.getpid()}; exec sleep 1000"
     status, _ = lab.main("--timeout", "60")
     assert status == 130
     assert list((lab.folder / "runtime").iterdir()) == []
     guest = (lab.folder / "guest.pid").read_text().strip()
     assert not Path(f"/proc/{guest}").exists()
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) is signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
+
+
+@pytest.mark.row("server", 93)
+def test_a_second_hangup_does_not_interrupt_the_cleaning_up() -> None:
+    cleaned = []
+
+    def work() -> int:
+        try:
+            signal.raise_signal(signal.SIGHUP)
+        finally:
+            signal.raise_signal(signal.SIGHUP)
+            cleaned.append(True)
+        return 0
+
+    assert guarded("lab", work) == 130
+    assert cleaned == [True]
+
+
+@pytest.mark.row("server", 93)
+def test_under_nohup_a_hangup_is_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert guarded("lab", lambda: signal.raise_signal(signal.SIGHUP) or 0) == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_options_reach_the_guest_and_its_kernel(lab: Lab) -> None:

@@ -695,3 +695,49 @@ def test_no_bytes_raise_or_leak_a_descriptor(
             stream = stream[size:]
     peer.session.eof()
     assert device.calls.count("disconnected") == 1
+
+
+# --- the log ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.row("server", 80)
+def test_at_level_debug_each_request_and_its_reply_are_logged_in_turn(
+    device: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    peer = Peer(device)
+    caplog.set_level(logging.DEBUG)
+    peer.ask(Command.VERSION, b"\0\0\0\0")
+    peer.ask(Command.REGION_READ, access(BAR0, 0, 4))
+    peer.ask(Command.DMA_UNMAP, dma_unmap(flags=64))
+    peer.send(Command.REGION_WRITE, access(BAR0, 0, 1, b"x"), HeaderFlags.NO_REPLY)
+    peer.session.eof()
+    found = [record.fields for record in caplog.records if getattr(record, "event", "") == "vfio-user"]
+    assert [(entry["direction"], entry["command"], entry.get("error")) for entry in found] == [
+        ("request", "VERSION", None),
+        ("reply", "VERSION", None),
+        ("request", "REGION_READ", None),
+        ("reply", "REGION_READ", None),
+        ("request", "DMA_UNMAP", None),
+        ("reply", "DMA_UNMAP", "EINVAL"),
+        ("request", "REGION_WRITE", None),
+    ]
+    assert found[3]["data"] == "00000000"
+    assert all(entry["function"] == "client" for entry in found)
+
+
+@pytest.mark.row("server", 80)
+def test_at_other_levels_no_message_is_decoded(
+    device: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[object] = []
+    monkeypatch.setattr(Session, "_trace", lambda *message: calls.append(message))
+    caplog.set_level(logging.INFO)
+    peer = Peer(device)
+    peer.ask(Command.VERSION, b"\0\0\0\0")
+    peer.ask(Command.REGION_READ, access(BAR0, 0, 4))
+    peer.ask(Command.DMA_UNMAP, dma_unmap(flags=64))
+    assert calls == []
+    caplog.set_level(logging.DEBUG)
+    peer.ask(Command.REGION_READ, access(BAR0, 0, 4))
+    assert len(calls) == 2
+    peer.session.eof()
