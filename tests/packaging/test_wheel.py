@@ -52,7 +52,7 @@ def test_wheel_carries_what_installs_the_driver_and_what_the_lab_builds(installe
 def test_installed_lab_finds_its_files_in_the_wheel(
     installed_wheel: Path, wheel_environment: dict[str, str], tmp_path: Path, pviommu_command: list[str]
 ) -> None:
-    code = "from pviommu.lab import resources; print(resources.guest_tools()); print(resources.qemu_configs())"
+    code = "from pviommu import resources; print(resources.guest_tools()); print(resources.qemu_configs())"
 
     found = _python(code, wheel_environment, tmp_path, pviommu_command).splitlines()
 

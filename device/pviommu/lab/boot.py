@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pviommu import __version__
-from pviommu.lab import added, console, debugger, report, resources
+from pviommu import __version__, resources
+from pviommu.lab import added, console, debugger, report
 from pviommu.lab.guest_settings import CONFIG_PATH, GuestSettings
 from pviommu.lab.image import KernelModules, guest_image
 from pviommu.lab.ktap import KtapRun

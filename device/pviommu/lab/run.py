@@ -14,7 +14,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Protocol, TextIO
 
-from pviommu.lab import accelerator, added, build, core, kernels, programs, provision, report, resources, roots, suites
+from pviommu import resources
+from pviommu.lab import accelerator, added, build, core, kernels, programs, provision, report, roots, suites
 from pviommu.lab.boot import Job, Setup, judged_run, short_folder
 from pviommu.lab.console import STANDARD, Terminal
 from pviommu.lab.guest_settings import KERNELS, MODES, PROFILES, SUITES, GuestSettings, kernel_name

@@ -15,7 +15,8 @@ def environment(folder):
 
 
 def test_what_was_built_is_found_and_loads(tmp_path):
-    assert build.find_library(environment(tmp_path)) is None
+    with pytest.raises(build.NotBuiltError):
+        build.find_library(environment(tmp_path))
 
     made = build.build(environment(tmp_path))
 
@@ -36,11 +37,13 @@ def test_it_is_built_once(tmp_path):
 def test_other_sources_are_another_library(tmp_path):
     sources = tmp_path / "src"
     shutil.copytree(build.SOURCES, sources)
-    before = build.library_path(environment(tmp_path), sources)
+    made = build.build(environment(tmp_path), sources=sources)
+    assert build.find_library(environment(tmp_path)) == made
+
     (sources / "ranges.c").write_text((sources / "ranges.c").read_text() + "\n")
 
-    assert before.name == build.library_path(environment(tmp_path)).name
-    assert build.library_path(environment(tmp_path), sources) != before
+    with pytest.raises(build.NotBuiltError):
+        build.find_library(environment(tmp_path), sources)
 
 
 def test_sources_that_do_not_compile_leave_nothing_behind_but_what_the_compiler_said(tmp_path):
@@ -85,7 +88,9 @@ def test_a_compiler_elsewhere_gets_all_sources_and_the_options(tmp_path):
 def test_a_cache_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "pviommu").write_text("a file")
 
-    with pytest.raises(build.BuildError, match=f"cannot be built in {tmp_path / 'pviommu'}"):
+    with pytest.raises(
+        build.BuildError, match=f"cannot be built: the cache folder {tmp_path / 'pviommu'} is no folder"
+    ):
         build.build(environment(tmp_path))
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 __all__ = ["guest_tools", "qemu_configs"]
 
-_PACKAGE = Path(__file__).resolve().parent.parent
+_PACKAGE = Path(__file__).resolve().parent
 
 
 def guest_tools(package: Path = _PACKAGE) -> Path:
