@@ -14,6 +14,10 @@ __all__ = ["COMMANDS", "main"]
 
 COMMANDS = {
     "serve": ("pviommu.serve", "serve a topology to QEMU"),
+    "topology check": ("pviommu.topologies.check", "say what is wrong with topology files"),
+    "topology list": ("pviommu.topologies.listing", "list the topologies that come with pviommu"),
+    "topology show": ("pviommu.topologies.show", "print one of them"),
+    "schema": ("pviommu.schemas.command", "print the JSON Schema of a file or of an output"),
     "lab run": ("pviommu.lab.run", "boot a guest on it and judge the run"),
     "lab matrix": ("pviommu.lab.matrix", "run every kernel, profile, mode and number of vCPUs, one table"),
     "doctor": ("pviommu.lab.doctor", "say what this machine can run and what is missing"),

@@ -38,7 +38,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "The process stays in the foreground and ends at SIGTERM. "
         "Exit status: 0 stopped, 2 bad arguments or topology, 3 the environment does not allow it."
     )
-    parser.add_argument("topology", type=Path, nargs="?", help="topology file (TOML); the default has no endpoints")
+    parser.add_argument(
+        "topology",
+        type=Path,
+        nargs="?",
+        help="topology file (TOML), or a name of `pviommu topology list`; the default has no endpoints",
+    )
     parser.add_argument("--socket-dir", type=Path, default=Path("."), metavar="DIR", help="folder of the sockets")
     parser.add_argument(
         "--fd",
@@ -138,8 +143,7 @@ def main(args: argparse.Namespace) -> int:
     try:
         topology = load(args.topology) if args.topology else Topology()
         topology = topology.limited(args.contexts, args.pool_pages)
-        names = {topology.iommu.name, *(entry.name for entry in topology.endpoint)}
-        given = _given_descriptors(args.fd, names)
+        given = _given_descriptors(args.fd, set(topology.names()))
         if args.spin_us < 0:
             raise ValueError(f"--spin-us {args.spin_us}: must not be negative")
     except (TopologyError, ValueError) as error:

@@ -24,6 +24,7 @@ from pviommu.lab.problems import EnvironmentProblem, ExitStatus, RunError, Usage
 from pviommu.lab.progress import Progress
 from pviommu.lab.server import PROGRAM, capabilities
 from pviommu.lab.vm import parse_memory
+from pviommu.topology import find
 
 __all__ = ["Setup", "add_arguments", "guarded", "main", "prepare", "set_up", "short_folder", "time_limit"]
 
@@ -88,7 +89,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     instead.add_argument(
         "--suite", choices=SUITES, help="run the kernel's own tools/testing/selftests/SUITE in the guest instead"
     )
-    parser.add_argument("--topology", metavar="FILE", type=Path, help="default: qemu-configs/lab.toml")
+    parser.add_argument("--topology", metavar="FILE", type=Path, help="a file or a shipped name; default: lab")
     parser.add_argument("--keep", action="store_true", help="after the tests, a shell on the guest's console")
     parser.add_argument("--gdb", action="store_true", help="the guest waits for a debugger; no time limit")
     parser.add_argument("--only-setup", action="store_true", help="provide everything that a run needs, then stop")
@@ -206,7 +207,7 @@ def _run(args: argparse.Namespace, stream: TextIO, program: Sequence[str], provi
             f"--add: {brought.size >> 20} MB in all; the guest's memory holds it twice at its start, give --memory"
             f" at least {brought.size * 4 >> 20}M"
         )
-    topology = args.topology or resources.qemu_configs() / "lab.toml"
+    topology = find(args.topology or Path("lab"))
     if not topology.is_file():
         raise UsageError(f"--topology {topology}: no such file")
     kernel = args.kernel or _usual_kernel(args.suite)
