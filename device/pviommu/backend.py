@@ -79,8 +79,8 @@ def _core(name: str) -> DeviceCore | None:
     except LibraryError as error:
         if name == "native":
             raise BackendError(f"--core native: {error}") from error
-        level = logging.INFO if isinstance(error, NotBuiltError) else logging.WARNING
-        log.log(level, "the slower Python core is used: %s", error, extra={"event": "slower-core"})
+        if not isinstance(error, NotBuiltError):  # of that, the line that says "listening" is enough
+            log.warning("the slower Python core is used: %s", error, extra={"event": "slower-core"})
         return None
 
 

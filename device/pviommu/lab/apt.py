@@ -5,8 +5,10 @@ Packages come from a Debian mirror and apt verifies the signature of every index
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
+import signal
 import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -76,10 +78,11 @@ def require_tools(run: Run, machine: str, keyring: Path = KEYRING) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Package:
-    """A package archive to download: its file name and its size in bytes."""
+    """A package archive to download: its file name, size in bytes and SHA-256, as the signed indices have them."""
 
     file_name: str
     size: int
+    sha256: str = ""
 
     @property
     def specification(self) -> str:
@@ -88,8 +91,16 @@ class Package:
         return f"{name}={version}"
 
 
+def _sha256(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
 class PrivateApt:
-    """Fetches packages with their dependencies into ``folder``; nothing is installed on the host."""
+    """Fetches packages with their dependencies into ``folder``; nothing is installed on the host.
+
+    What an interrupted download left in ``folder`` is used.
+    """
 
     def __init__(self, folder: Path, mirror: str, run: Run, *, keyring: Path = KEYRING) -> None:
         self._folder = folder
@@ -114,12 +125,13 @@ class PrivateApt:
         outcome = self._run([*self._command("install"), "--print-uris", "-qq", *packages])
         if outcome.status != 0:
             self._refuse("the packages cannot be resolved", outcome.output)
-        found = re.findall(r"^'[^']+' (\S+\.deb) (\d+) ", outcome.output, re.MULTILINE)
-        return [Package(name, int(size)) for name, size in found]
+        found = re.findall(r"^'[^']+' (\S+\.deb) (\d+) (?:SHA256:(\w+))?", outcome.output, re.MULTILINE)
+        return [Package(name, int(size), digest) for name, size, digest in found]
 
     def download(self, archives: Sequence[Package], progress: Callable[[float], None]) -> list[Path]:
         """Download and verify ``archives``; ``progress`` gets fractions from 0 to 1. Raises EnvironmentProblem."""
         log = self._folder / "download.log"
+        self._discard(archives)
         wanted = [archive.specification for archive in archives]
         command = [*self._command("download"), "-qq", "-o", "APT::Status-Fd=1", *wanted]
         with (
@@ -133,6 +145,7 @@ class PrivateApt:
                 errors="replace",
                 env={**os.environ, "LC_ALL": "C"},
                 cwd=self.archives,  # where `apt-get download` writes to
+                process_group=0,
             ) as process,
         ):
             assert process.stdout is not None  # asked for above
@@ -141,11 +154,21 @@ class PrivateApt:
                     if match := re.match(r"dlstatus:[^:]*:([\d.]+):", line):
                         progress(float(match[1]) / 100)
             except KeyboardInterrupt:
-                process.terminate()  # else leaving the block would wait for the rest of the download
+                # Else leaving the block would wait for the rest. What apt started must hear it too: it notes then how
+                # old its unfinished file is, without which a mirror does not go on with it.
+                os.killpg(process.pid, signal.SIGTERM)
                 raise
         if process.returncode != 0:
             self._refuse("the packages cannot be downloaded", log.read_text(errors="replace"))
         return sorted(self.archives.glob("*.deb"))
+
+    def _discard(self, archives: Sequence[Package]) -> None:
+        """Remove archives that are not wanted, and those that apt would take for complete though they are damaged."""
+        wanted = {unquote(archive.file_name): archive for archive in archives}
+        for file in self.archives.glob("*.deb"):
+            archive = wanted.get(unquote(file.name))
+            if archive is None or (file.stat().st_size >= archive.size and _sha256(file) != archive.sha256):
+                file.unlink()
 
     def _command(self, verb: str) -> list[str]:
         return ["apt-get", "-c", str(self._configuration), "-y", verb]

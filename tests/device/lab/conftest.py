@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import argparse
 import io
+import json
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import jsonschema
 import pytest
 
+from pviommu import schemas
 from pviommu.lab import boot, run
 from pviommu.lab.console import STANDARD, Terminal
 from pviommu.lab.progress import Progress
 from pviommu.lab.provision import Toolbox
 
+RESULTS = json.loads(schemas.paths()["results"].read_text())
 SERVER = """
 import json, os, signal, socket, sys
 if "--print-capabilities" in sys.argv:
@@ -72,6 +76,8 @@ class Lab:
         )
         program = (sys.executable, str(self.folder / "server.py"))
         status = run.main(args, out=out, program=program, provide=self.provide, terminal=self.terminal)
+        for path in (self.folder / "lab-results").glob("*/results.json"):
+            jsonschema.validate(json.loads(path.read_text()), RESULTS)
         return status, out.getvalue()
 
     def provide(

@@ -8,6 +8,7 @@ import subprocess
 import pytest
 
 from pviommu.native import build, library
+from pviommu.native.core import native_core
 
 
 def environment(folder):
@@ -107,3 +108,48 @@ def test_the_command_prints_the_path_or_the_reason(tmp_path, monkeypatch, capsys
     monkeypatch.delenv("CC", raising=False)
     assert build.main(parser.parse_args([])) == build.EXIT_ENVIRONMENT
     assert "no C compiler" in capsys.readouterr().err
+
+
+@pytest.mark.row("server", 113)
+@pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"", lambda data: data[::-1]])
+def test_a_library_that_is_not_what_was_built_is_not_loaded_and_built_anew(tmp_path, damage):
+    made = build.build(environment(tmp_path))
+    whole = made.read_bytes()
+    made.write_bytes(damage(whole))
+
+    with pytest.raises(build.LibraryError, match=f"{made.name} is damaged.*build it anew: pviommu build-core"):
+        build.find_library(environment(tmp_path))
+
+    again = build.build(environment(tmp_path))
+    assert again.read_bytes() == whole
+    assert list(again.parent.iterdir()) == [again]
+
+
+@pytest.mark.row("server", 111)
+def test_a_library_of_another_user_or_one_that_everybody_can_write_is_not_loaded(tmp_path, monkeypatch):
+    made = build.build(environment(tmp_path))
+    made.chmod(0o666)
+    with pytest.raises(build.LibraryError, match="can be written by everybody"):
+        build.find_library(environment(tmp_path))
+
+    made.chmod(0o644)
+    if os.geteuid() == 0:
+        os.chown(made, 65534, 65534)
+    else:
+        owner = os.geteuid()
+        monkeypatch.setattr(build, "check_folder", lambda folder: None)
+        monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
+    with pytest.raises(build.LibraryError, match="belongs to user"):
+        build.find_library(environment(tmp_path))
+
+
+@pytest.mark.row("server", 113)
+def test_a_library_for_something_else_is_an_error_and_no_core(tmp_path):
+    def elsewhere(arguments, folder):
+        (folder / "core.so").write_text("for another machine")
+        return subprocess.CompletedProcess(list(arguments), 0, "", "")
+
+    made = build.build(environment(tmp_path), compile_with=elsewhere)
+
+    with pytest.raises(build.LibraryError, match=r"the native core does not load: .*core-"):
+        native_core(made)
