@@ -5,16 +5,15 @@ Packages come from a Debian mirror and apt verifies the signature of every index
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
-import signal
 import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
 
+from pviommu.lab.continued import continue_download, sha256_of
 from pviommu.lab.problems import EnvironmentProblem
 from pviommu.lab.processes import Run
 
@@ -83,17 +82,13 @@ class Package:
     file_name: str
     size: int
     sha256: str = ""
+    address: str = ""
 
     @property
     def specification(self) -> str:
         """``name=version`` as apt takes it; a file's name is ``name_version_architecture.deb``, percent-encoded."""
         name, version, _ = unquote(self.file_name).split("_")
         return f"{name}={version}"
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 class PrivateApt:
@@ -105,8 +100,9 @@ class PrivateApt:
     def __init__(self, folder: Path, mirror: str, run: Run, *, keyring: Path = KEYRING) -> None:
         self._folder = folder
         self._run = run
-        self.archives = folder / "cache/archives"
-        for part in ("state/lists/partial", "cache/archives/partial"):
+        # Not where apt itself would look for archives: it does not name those that it has already.
+        self.archives = folder / "archives"
+        for part in ("state/lists/partial", "cache/archives/partial", "archives"):
             (folder / part).mkdir(parents=True, exist_ok=True)
         (folder / "status").touch()
         sources = (f"deb [signed-by={keyring} arch=amd64] {mirror} {suite} main\n" for suite in SUITES)
@@ -125,13 +121,13 @@ class PrivateApt:
         outcome = self._run([*self._command("install"), "--print-uris", "-qq", *packages])
         if outcome.status != 0:
             self._refuse("the packages cannot be resolved", outcome.output)
-        found = re.findall(r"^'[^']+' (\S+\.deb) (\d+) (?:SHA256:(\w+))?", outcome.output, re.MULTILINE)
-        return [Package(name, int(size), digest) for name, size, digest in found]
+        found = re.findall(r"^'([^']+)' (\S+\.deb) (\d+) (?:SHA256:(\w+))?", outcome.output, re.MULTILINE)
+        return [Package(name, int(size), digest, address) for address, name, size, digest in found]
 
     def download(self, archives: Sequence[Package], progress: Callable[[float], None]) -> list[Path]:
         """Download and verify ``archives``; ``progress`` gets fractions from 0 to 1. Raises EnvironmentProblem."""
         log = self._folder / "download.log"
-        self._discard(archives)
+        self._use_what_is_there(archives, progress)
         wanted = [archive.specification for archive in archives]
         command = [*self._command("download"), "-qq", "-o", "APT::Status-Fd=1", *wanted]
         with (
@@ -145,7 +141,6 @@ class PrivateApt:
                 errors="replace",
                 env={**os.environ, "LC_ALL": "C"},
                 cwd=self.archives,  # where `apt-get download` writes to
-                process_group=0,
             ) as process,
         ):
             assert process.stdout is not None  # asked for above
@@ -154,20 +149,23 @@ class PrivateApt:
                     if match := re.match(r"dlstatus:[^:]*:([\d.]+):", line):
                         progress(float(match[1]) / 100)
             except KeyboardInterrupt:
-                # Else leaving the block would wait for the rest. What apt started must hear it too: it notes then how
-                # old its unfinished file is, without which a mirror does not go on with it.
-                os.killpg(process.pid, signal.SIGTERM)
+                process.terminate()  # else leaving the block would wait for the rest of the download
                 raise
         if process.returncode != 0:
             self._refuse("the packages cannot be downloaded", log.read_text(errors="replace"))
         return sorted(self.archives.glob("*.deb"))
 
-    def _discard(self, archives: Sequence[Package]) -> None:
-        """Remove archives that are not wanted, and those that apt would take for complete though they are damaged."""
+    def _use_what_is_there(self, archives: Sequence[Package], progress: Callable[[float], None]) -> None:
+        """Complete what an interrupted download left. Whatever is not wanted, or is damaged, goes.
+
+        apt would take a file of the right size for complete.
+        """
         wanted = {unquote(archive.file_name): archive for archive in archives}
         for file in self.archives.glob("*.deb"):
             archive = wanted.get(unquote(file.name))
-            if archive is None or (file.stat().st_size >= archive.size and _sha256(file) != archive.sha256):
+            if archive is not None:
+                continue_download(archive.address, file, archive.size, progress)
+            if archive is None or (file.stat().st_size >= archive.size and sha256_of(file) != archive.sha256):
                 file.unlink()
 
     def _command(self, verb: str) -> list[str]:
@@ -179,7 +177,7 @@ class PrivateApt:
             "Dir::State": folder / "state",
             "Dir::State::status": folder / "status",
             "Dir::Cache": folder / "cache",
-            "Dir::Cache::archives": self.archives,
+            "Dir::Cache::archives": folder / "cache/archives",
             "Dir::Etc::sourcelist": folder / "sources.list",
             "Dir::Etc::sourceparts": "-",
             "Dir::Etc::preferences": "/dev/null",
@@ -190,6 +188,7 @@ class PrivateApt:
             "APT::Install-Suggests": "false",
             "APT::Get::AllowUnauthenticated": "false",
             "Acquire::AllowInsecureRepositories": "false",
+            "Acquire::ForceHash": "SHA256",  # of what --print-uris shows
             "Acquire::Languages": "none",
             "Acquire::Retries": "3",
         }
