@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import importlib
 import sys
 from collections.abc import Callable, Sequence
 
+from .host_errors import is_host_error, named
 from .streams import Streams
 
 __all__ = ["COMMANDS", "main"]
@@ -34,15 +34,6 @@ COMMANDS = {
 EXIT_ENVIRONMENT = 3
 EXIT_INTERRUPTED = 130
 
-_ENVIRONMENT = frozenset(
-    (
-        *(errno.EACCES, errno.EPERM, errno.EROFS),
-        *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO),
-        *(errno.EMFILE, errno.ENFILE, errno.ENOMEM),
-    )
-)
-"""What a machine answers that does not allow something or has no more of it. Other errors are this program's own."""
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse ``argv`` and run the command; returns the exit status. Bad arguments exit with 2.
@@ -58,15 +49,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             print("pviommu: interrupted", file=sys.stderr)
             status = EXIT_INTERRUPTED
         except OSError as error:
-            if error.errno not in _ENVIRONMENT:
+            if not is_host_error(error):
                 raise
-            print(f"pviommu: {_named(error)}", file=sys.stderr)
+            print(f"pviommu: {named(error)}", file=sys.stderr)
             status = EXIT_ENVIRONMENT
         return streams.status(status)
-
-
-def _named(error: OSError) -> str:
-    return f"{error.filename}: {error.strerror}" if error.filename is not None else str(error.strerror)
 
 
 def _run(words: list[str]) -> int:

@@ -15,6 +15,7 @@ from types import FrameType
 from typing import Protocol, TextIO
 
 from pviommu import resources
+from pviommu.host_errors import is_lack_of_room, named
 from pviommu.lab import accelerator, added, build, core, kernels, programs, provision, report, roots, suites
 from pviommu.lab.boot import Job, Setup, judged_run, short_folder
 from pviommu.lab.console import STANDARD, Terminal
@@ -223,10 +224,17 @@ def _run(args: argparse.Namespace, stream: TextIO, program: Sequence[str], provi
     try:
         folder = report.new_results_folder(args.results, datetime.now(UTC))
     except OSError as problem:
+        if is_lack_of_room(problem):
+            raise EnvironmentProblem(f"--results {args.results}: {problem.strerror}", "free some space") from problem
         raise UsageError(f"--results {args.results}: {problem.strerror}") from problem
 
+    lost: list[str] = []
+
     def show(record: report.RunRecord) -> None:
-        report.write_results(folder, record)
+        try:
+            report.write_results(folder, record)
+        except OSError as problem:
+            lost.append(named(problem))
         print(report.summary_text(record, folder), file=stream, flush=True)
 
     def say(text: str) -> None:
@@ -235,6 +243,9 @@ def _run(args: argparse.Namespace, stream: TextIO, program: Sequence[str], provi
     job = Job(setup, topology, offered, settings, memory, timeout, folder, program, args.gdb, terminal, say, brought)
     record = judged_run(job, Listener(stream, verbose=args.verbose), show)
     show(record)
+    if lost:  # the verdict holds, but who looks for it in the folder does not find it
+        print(f"pviommu lab: the results are not whole: {lost[-1]}", file=sys.stderr)
+        return _STATUS[record.verdict] or ExitStatus.ENVIRONMENT
     return _STATUS[record.verdict]
 
 
