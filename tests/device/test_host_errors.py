@@ -46,7 +46,8 @@ def test_a_core_for_which_there_is_no_room_is_one_line_and_status_3(
     assert main(["build-core"]) == 3
 
     said = capsys.readouterr().err
-    assert said == f"pviommu: the native core cannot be built in {tmp_path}/pviommu: File too large\n"
+    what = f"the native core cannot be built in {tmp_path}/pviommu: File too large"
+    assert said == f"pviommu: {what}; set XDG_CACHE_HOME to a folder of your own\n"
     assert list((tmp_path / "pviommu").iterdir()) == []
 
 

@@ -139,7 +139,7 @@ def build(
             if path != target:
                 path.unlink(missing_ok=True)
     except OSError as error:
-        raise BuildError(f"the native core cannot be built in {folder}: {error.strerror}") from error
+        raise BuildError(f"the native core cannot be built in {folder}: {error.strerror}; {HOW}") from error
     return target
 
 

@@ -15,6 +15,7 @@ from pviommu.lab import run
 from pviommu.lab.console import Terminal
 from pviommu.lab.problems import EnvironmentProblem, RunError
 from pviommu.lab.progress import Progress
+from pviommu.resources import topologies
 from pviommu.streams import Streams
 
 if TYPE_CHECKING:
@@ -115,6 +116,15 @@ def test_wrong_option_ends_with_status_2_and_says_what_is_allowed(
 ) -> None:
     assert lab.main(*options)[0] == 2
     assert words in capsys.readouterr().err
+
+
+@pytest.mark.row("server", 125)
+def test_a_shipped_topology_is_taken_by_its_name(lab: Lab) -> None:
+    lab.server = lab.server.replace("signal.pause()", "print(sys.argv[2], file=sys.stderr, flush=True)\nsignal.pause()")
+
+    assert lab.main("--topology", "reserved")[0] == 0
+
+    assert str(topologies()["reserved"]) in lab.result("server.jsonl")
 
 
 def test_environment_problem_ends_with_status_3_and_how_to_get_it(
