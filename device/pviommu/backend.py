@@ -80,12 +80,17 @@ def _core(name: str) -> DeviceCore | None:
     """A core by name, ``None`` for Python's. Raises :class:`BackendError`."""
     if name == "python":
         return None
-    from .native.core import native_core  # only what is asked for costs start-up time
+    from .native.build import LibraryError, NotBuiltError  # only what is asked for costs start-up time
+    from .native.core import native_core
 
-    core = native_core()
-    if core is None and name == "native":
-        raise BackendError("--core native: the native core is not built, run: pviommu build-core")
-    return core
+    try:
+        return native_core()
+    except LibraryError as error:
+        if name == "native":
+            raise BackendError(f"--core native: {error}") from error
+        if not isinstance(error, NotBuiltError):  # of that, the line that says "listening" is enough
+            log.warning("the slower Python core is used: %s", error, extra={"event": "slower-core"})
+        return None
 
 
 def _serve(

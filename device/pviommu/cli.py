@@ -7,12 +7,17 @@ import importlib
 import sys
 from collections.abc import Callable, Sequence
 
-from . import __version__
+from .host_errors import is_host_error, named
+from .streams import Streams
 
-__all__ = ["main"]
+__all__ = ["COMMANDS", "main"]
 
-_COMMANDS = {
+COMMANDS = {
     "serve": ("pviommu.serve", "serve a topology to QEMU"),
+    "topology check": ("pviommu.topologies.check", "say what is wrong with topology files"),
+    "topology list": ("pviommu.topologies.listing", "list the topologies that come with pviommu"),
+    "topology show": ("pviommu.topologies.show", "print one of them"),
+    "schema": ("pviommu.schemas.command", "print the JSON Schema of a file or of an output"),
     "lab run": ("pviommu.lab.run", "boot a guest on it and judge the run"),
     "lab matrix": ("pviommu.lab.matrix", "run every kernel, profile, mode and number of vCPUs, one table"),
     "doctor": ("pviommu.lab.doctor", "say what this machine can run and what is missing"),
@@ -26,6 +31,10 @@ _COMMANDS = {
 """Command words, the module with ``add_arguments`` and ``main``, and the help line."""
 
 
+EXIT_ENVIRONMENT = 3
+EXIT_INTERRUPTED = 130
+
+
 class _Help(argparse.HelpFormatter):
     """Tells the default of every option that takes a value, unless its text does."""
 
@@ -37,16 +46,47 @@ class _Help(argparse.HelpFormatter):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse ``argv`` and run the command; returns the exit status. Bad arguments exit with 2."""
-    words_given = list(sys.argv[1:] if argv is None else argv)
+    """Parse ``argv`` and run the command; returns the exit status. Bad arguments exit with 2.
+
+    Output that cannot be written ends no command: it is told in the end, with status 3 where it would be 0.
+    """
+    with Streams() as streams:
+        try:
+            status = _run(list(sys.argv[1:] if argv is None else argv))
+        except SystemExit as ended:
+            raise SystemExit(streams.status(ended.code) if isinstance(ended.code, int) else ended.code) from None
+        except KeyboardInterrupt:
+            print("pviommu: interrupted", file=sys.stderr)
+            status = EXIT_INTERRUPTED
+        except OSError as error:
+            if not is_host_error(error):
+                raise
+            print(f"pviommu: {named(error)}", file=sys.stderr)
+            status = EXIT_ENVIRONMENT
+        return streams.status(status)
+
+
+def _run(words: list[str]) -> int:
+    parser = _parser(words)
+    args, unknown = parser.parse_known_args(words)
+    if not hasattr(args, "run"):  # newer versions of argparse find a command behind "--", where it is not looked for
+        parser.error(f"{' '.join(words)}: a command comes first")
+    if unknown:
+        args.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    run: Callable[[argparse.Namespace], int] = args.run
+    return run(args)
+
+
+def _parser(words_given: list[str]) -> argparse.ArgumentParser:
+    """What reads ``words_given``; of other commands it knows the names only."""
     parser = argparse.ArgumentParser(
         prog="pviommu",
         description="A paravirtual IOMMU for virtual machines that one can see inside and break on purpose.",
     )
-    parser.add_argument("--version", action="version", version=f"pviommu {__version__}")
+    parser.add_argument("--version", action=_Version, nargs=0, help="print version, ABI, profiles and core")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     groups: dict[str, argparse._SubParsersAction[argparse.ArgumentParser]] = {}
-    for words, (module_name, text) in _COMMANDS.items():
+    for words, (module_name, text) in COMMANDS.items():
         group, _, verb = words.partition(" ")
         if verb and group not in groups:
             outer = commands.add_parser(group, help=text)
@@ -55,9 +95,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         if words_given[: len(words.split())] == words.split():  # only what is asked for costs start-up time
             module = importlib.import_module(module_name)
             module.add_arguments(inner)
-            inner.set_defaults(run=module.main)
-    args = parser.parse_args(words_given)
-    if not hasattr(args, "run"):  # newer versions of argparse find a command behind "--", where it is not looked for
-        parser.error(f"{' '.join(words_given)}: a command comes first")
-    run: Callable[[argparse.Namespace], int] = args.run
-    return run(args)
+            inner.set_defaults(run=module.main, parser=inner)
+    return parser
+
+
+class _Version(argparse.Action):
+    """``--version``: what a guest's driver must fit, and what would carry its operations out."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *unused: object) -> None:
+        from .version import describe
+
+        print(describe())
+        parser.exit()

@@ -78,5 +78,5 @@ def _sum(window: _Window, last: logging.LogRecord, now: float) -> logging.LogRec
     record = logging.LogRecord(
         last.name, last.levelno, last.pathname, last.lineno, text, (window.left_out, seconds, last.getMessage()), None
     )
-    record.event, record.fields = "repeated", fields
+    vars(record).update({"event": "repeated", "fields": fields})
     return record

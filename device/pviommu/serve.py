@@ -43,7 +43,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "3 the environment does not allow it."
     )
     parser.add_argument(
-        "topology", type=Path, nargs="?", help="topology file (TOML); default: a PV-IOMMU without endpoints"
+        "topology",
+        type=Path,
+        nargs="?",
+        help="topology file (TOML), or a name of `pviommu topology list`; default: a PV-IOMMU without endpoints",
     )
     parser.add_argument("--socket-dir", type=Path, default=Path("."), metavar="DIR", help="folder of the sockets")
     parser.add_argument(
@@ -175,8 +178,7 @@ def main(args: argparse.Namespace) -> int:
     try:
         topology = load(args.topology) if args.topology else Topology()
         topology = topology.limited(args.contexts, args.pool_pages)
-        names = [topology.iommu.name, *(entry.name for entry in topology.endpoint)]
-        given = given_sockets(args.fd, names)
+        given = given_sockets(args.fd, topology.names())
         if args.spin_us < 0:
             raise ValueError(f"--spin-us {args.spin_us}: must not be negative")
     except (TopologyError, ValueError) as error:

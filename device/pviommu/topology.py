@@ -20,19 +20,24 @@ One topology is one virtual machine.
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
+from msgspec import Meta
 
 from pviommu_abi import registers as abi
-from pviommu_abi.shared import SBDF_UNBOUND
+from pviommu_abi.shared import MAX_RINGS, SBDF_UNBOUND
 
+from . import documents, resources, toml_places
+from .documents import WrongValueError
 from .endpoints import ENDPOINTS
 from .engine import PAGE_MASK, PAGE_SHIFT, DefaultPolicy, EngineConfig, ReservedRegion
+from .engine.config import MAX_APERTURE_BITS, MAX_CONTEXT, MIN_APERTURE_BITS
 from .iommu.bindings import sbdf_of
-from .iommu.config import NO_STREAM, IommuConfig
+from .iommu.config import MAX_ENDPOINTS, NO_STREAM, IommuConfig
 from .pci.config_space import Identity
 
 __all__ = [
@@ -41,14 +46,18 @@ __all__ = [
     "ReservedEntry",
     "Topology",
     "TopologyError",
+    "find",
     "load",
+    "schema",
 ]
 
-MAX_ENDPOINTS = 256
-"""The capability area must have room to name them all."""
-
-_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
-_SBDF = re.compile(r"(?:([0-9a-f]{4}):)?([0-9a-f]{2}):([0-9a-f]{2})\.([0-7])")
+_NAME = re.compile(r"^[a-z0-9][a-z0-9-]{0,31}$")
+_SBDF = re.compile(r"^(?:([0-9a-f]{4}):)?([0-9a-f]{2}):([01][0-9a-f])\.([0-7])$")
+_NAME_RULE = "1 to 32 of a-z, 0-9 and -, the first of which is no -"
+_SBDF_RULE = "segment (may be left out), bus, device and function as 0000:00:05.0, in small hexadecimal digits"
+_MAX_32 = (1 << 32) - 1
+_MAX_ID = 0xFFFE  # a function of 0 or 0xffff is none
+_END = 1 << MAX_APERTURE_BITS
 
 
 class TopologyError(Exception):
@@ -59,40 +68,55 @@ class _Entry(msgspec.Struct, forbid_unknown_fields=True, rename="kebab", frozen=
     pass
 
 
-class IommuEntry(_Entry, frozen=True):
-    """``[iommu]``."""
+def _named(description: str) -> Meta:
+    return Meta(pattern=_NAME.pattern, description=description, extra_json_schema={"$comment": _NAME_RULE})
 
-    name: str = "iommu"
-    """of its socket: NAME.sock"""
-    instance: int = 1
-    """tells several PV-IOMMUs of one guest apart"""
-    contexts: int = 255
-    """contexts besides the default one"""
-    pool_pages: int = 4096
-    """4 KiB pages of page tables that all contexts share"""
-    max_pages_per_op: int = 262144
-    """most pages in one map or unmap"""
-    aperture_bits: int = 39
-    """bits of a device address"""
-    default_policy: Literal["identity", "blocked"] = "identity"
-    """what the default context translates to: all guest RAM 1:1, or nothing"""
-    rings: int = 4
-    allowed: bool = True
-    """false: every Xen operation is refused, as on a host without IOMMU or for a guest without the right to use it"""
-    remote_cmd: bool = True
-    """whether the guest may use REMOTE_CMD of xen-v7, as a hardware domain may"""
-    vendor_id: int = abi.VENDOR_ID
-    device_id: int = abi.IOMMU_DEVICE_ID
+
+def _identity(description: str) -> Meta:
+    words = {"$comment": f"a whole number, 0x1 to {_MAX_ID:#x}"}
+    return Meta(ge=1, le=_MAX_ID, description=description, extra_json_schema=words)
+
+
+class IommuEntry(_Entry, frozen=True):
+    """``[iommu]``: the PV-IOMMU."""
+
+    name: Annotated[str, _named("of its socket: NAME.sock")] = "iommu"
+    instance: Annotated[int, Meta(ge=0, le=_MAX_32, description="tells several PV-IOMMUs of one guest apart")] = 1
+    contexts: Annotated[int, Meta(ge=1, le=MAX_CONTEXT, description="contexts besides the default one")] = 255
+    pool_pages: Annotated[
+        int, Meta(ge=1, le=_MAX_32, description="page-table pages of 4 KiB that all contexts share")
+    ] = 4096
+    max_pages_per_op: Annotated[int, Meta(ge=1, le=_MAX_32, description="most 4 KiB pages in one map or unmap")] = (
+        262144
+    )
+    aperture_bits: Annotated[
+        int, Meta(ge=MIN_APERTURE_BITS, le=MAX_APERTURE_BITS, description="bits of a device address")
+    ] = 39
+    default_policy: Annotated[
+        Literal["identity", "blocked"],
+        Meta(description="what the default context translates to: all guest RAM 1:1, or nothing"),
+    ] = "identity"
+    rings: Annotated[int, Meta(ge=1, le=MAX_RINGS, description="command rings")] = 4
+    allowed: Annotated[
+        bool,
+        Meta(
+            description="false: every Xen operation is refused, as on a host without IOMMU or for a guest without the "
+            "right to use it"
+        ),
+    ] = True
+    remote_cmd: Annotated[
+        bool, Meta(description="whether the guest may use REMOTE_CMD of xen-v7, as a hardware domain may")
+    ] = True
+    vendor_id: Annotated[int, _identity("PCI vendor ID")] = abi.VENDOR_ID
+    device_id: Annotated[int, _identity("PCI device ID")] = abi.IOMMU_DEVICE_ID
 
 
 class ReservedEntry(_Entry, frozen=True):
     """``[[endpoint.reserved]]``: device addresses that are mapped 1:1 wherever the endpoint is attached."""
 
-    start: int
-    """first byte"""
-    size: int
-    """bytes"""
-    kind: Literal["direct"] = "direct"
+    start: Annotated[int, Meta(ge=0, lt=_END, multiple_of=PAGE_MASK + 1, description="address of its first byte")]
+    size: Annotated[int, Meta(ge=1, le=_END, multiple_of=PAGE_MASK + 1, description="bytes")]
+    kind: Annotated[Literal["direct"], Meta(description="mapped 1:1, readable and writeable")] = "direct"
 
     def region(self, endpoint: str) -> ReservedRegion:
         """As frames. Raises :class:`ValueError`."""
@@ -105,13 +129,22 @@ class ReservedEntry(_Entry, frozen=True):
 
 
 class EndpointEntry(_Entry, frozen=True):
-    """``[[endpoint]]``."""
+    """``[[endpoint]]``: an emulated device behind the PV-IOMMU."""
 
-    name: str
-    kind: str
-    stream: int
-    sbdf: str | None = None
-    """fixes the binding, as ``0000:00:05.0``; otherwise the guest driver binds"""
+    name: Annotated[str, _named("of its socket: NAME.sock")]
+    kind: Annotated[str, Meta(description="what it is", extra_json_schema={"enum": sorted(ENDPOINTS)})]
+    stream: Annotated[int, Meta(ge=0, lt=NO_STREAM, description="names it to the PV-IOMMU; of no other endpoint")]
+    sbdf: (
+        Annotated[
+            str,
+            Meta(
+                pattern=_SBDF.pattern,
+                description="fixes its place among the PCI functions; without it the guest's driver says where it is",
+                extra_json_schema={"$comment": _SBDF_RULE},
+            ),
+        ]
+        | None
+    ) = None
     reserved: tuple[ReservedEntry, ...] = ()
 
     def fixed_sbdf(self) -> int | None:
@@ -119,8 +152,8 @@ class EndpointEntry(_Entry, frozen=True):
         if self.sbdf is None:
             return None
         match = _SBDF.fullmatch(self.sbdf)
-        if match is None or int(match[3], 16) > 0x1F:
-            raise ValueError(f"endpoint {self.name}: sbdf {self.sbdf!r} must look like 0000:00:05.0")
+        if match is None:
+            raise ValueError(f"endpoint {self.name}: sbdf {self.sbdf!r} must be {_SBDF_RULE}")
         segment, bus, device, function = match.groups()
         sbdf = sbdf_of(int(segment or "0", 16), int(bus, 16), int(device, 16) << 3 | int(function))
         if sbdf == SBDF_UNBOUND:
@@ -129,34 +162,42 @@ class EndpointEntry(_Entry, frozen=True):
 
 
 class Topology(_Entry, frozen=True):
-    """A whole file."""
+    """A pviommu topology: the functions of one virtual machine."""
 
     iommu: IommuEntry = msgspec.field(default_factory=IommuEntry)
-    endpoint: tuple[EndpointEntry, ...] = ()
+    endpoint: Annotated[tuple[EndpointEntry, ...], Meta(max_length=MAX_ENDPOINTS)] = ()
+
+    def names(self) -> list[str]:
+        """Of all functions, the PV-IOMMU first."""
+        return [self.iommu.name, *(entry.name for entry in self.endpoint)]
 
     def check(self) -> None:
         """Raise :class:`ValueError` for what the types alone do not exclude."""
-        names = [self.iommu.name, *(entry.name for entry in self.endpoint)]
-        for name in names:
-            if not _NAME.fullmatch(name):
-                raise ValueError(f"name {name!r}: must be 1 to 32 of a-z, 0-9 and -")
-            if names.count(name) > 1:
-                raise ValueError(f"name {name!r}: used twice, each names a socket")
-        if len(self.endpoint) > MAX_ENDPOINTS:
-            raise ValueError(f"{len(self.endpoint)} endpoints: at most {MAX_ENDPOINTS} are possible")
-        for entry in self.endpoint:
+        names = {self.iommu.name}
+        streams: dict[int, str] = {}
+        places: dict[int, str] = {}
+        if not _NAME.fullmatch(self.iommu.name):
+            raise WrongValueError(("iommu", "name"), f"name {self.iommu.name!r}: must be {_NAME_RULE}")
+        for number, entry in enumerate(self.endpoint):
+            at = ("endpoint", number)
+            who = f"endpoint {entry.name}"
+            if not _NAME.fullmatch(entry.name):
+                raise WrongValueError((*at, "name"), f"name {entry.name!r}: must be {_NAME_RULE}")
+            if entry.name in names:
+                raise WrongValueError((*at, "name"), f"name {entry.name!r}: used twice, each names a socket")
+            names.add(entry.name)
             if entry.kind not in ENDPOINTS:
-                raise ValueError(f"endpoint {entry.name}: kind {entry.kind!r} is none of {', '.join(ENDPOINTS)}")
-            if not 0 <= entry.stream < NO_STREAM:
-                raise ValueError(f"endpoint {entry.name}: stream {entry.stream} must be 0..{NO_STREAM - 1}")
-        for field, value in (("vendor-id", self.iommu.vendor_id), ("device-id", self.iommu.device_id)):
-            if not 0 < value < 0xFFFF:
-                raise ValueError(f"iommu: {field} {value:#x} must be 0x1..0xfffe")
-        if not 0 <= self.iommu.instance < 1 << 32:
-            raise ValueError(f"iommu: instance {self.iommu.instance} must be a 32-bit number")
-        fixed = [entry.fixed_sbdf() for entry in self.endpoint if entry.sbdf is not None]
-        if len(set(fixed)) != len(fixed):
-            raise ValueError("two endpoints are fixed to one sbdf")
+                raise WrongValueError((*at, "kind"), f"{who}: kind {entry.kind!r} is none of {', '.join(ENDPOINTS)}")
+            if (other := streams.setdefault(entry.stream, entry.name)) != entry.name:
+                raise WrongValueError(
+                    (*at, "stream"), f"{who}: stream {entry.stream} is that of {other}, each needs its own"
+                )
+            try:
+                sbdf = entry.fixed_sbdf()
+            except ValueError as error:
+                raise WrongValueError((*at, "sbdf"), str(error)) from error
+            if sbdf is not None and places.setdefault(sbdf, entry.name) != entry.name:
+                raise WrongValueError((*at, "sbdf"), f"{who}: sbdf {entry.sbdf} is that of {places[sbdf]}")
 
     def limited(self, contexts: int | None, pool_pages: int | None) -> Topology:
         """The same with other limits, where given. Raises :class:`ValueError`."""
@@ -194,14 +235,35 @@ class Topology(_Entry, frozen=True):
         )
 
 
-def load(path: Path) -> Topology:
-    """Read a topology file. Raises :class:`TopologyError`."""
+def find(given: Path) -> Path:
+    """The file that is meant: ``given`` if it is a file, else the shipped topology of that name, else ``given``."""
+    return given if os.path.isfile(given) else resources.topologies().get(str(given), given)
+
+
+def load(given: Path) -> Topology:
+    """Read a topology file, or a shipped one by its name. Raises :class:`TopologyError`."""
+    path = find(given)
     try:
-        topology = msgspec.toml.decode(path.read_bytes(), type=Topology)
+        data = path.read_bytes()
+    except OSError as error:
+        hint = "" if given.suffix or given.parent.name else f"; shipped are {', '.join(resources.topologies())}"
+        raise TopologyError(f"cannot read topology {path}: {error.strerror}{hint}") from error
+    try:
+        topology = documents.convert(msgspec.toml.decode(data), Topology)
         topology.check()
         topology.iommu_config()
-    except OSError as error:
-        raise TopologyError(f"cannot read topology {path}: {error.strerror}") from error
-    except (msgspec.DecodeError, ValueError) as error:  # ValidationError is a DecodeError
+    except WrongValueError as error:
+        line = toml_places.line_of(data.decode(), error.place)
+        raise TopologyError(f"topology {path}: {_line(line)}{error}") from error
+    except (msgspec.DecodeError, ValueError) as error:
         raise TopologyError(f"topology {path}: {error}") from error
     return topology
+
+
+def _line(number: int | None) -> str:
+    return "" if number is None else f"line {number}: "
+
+
+def schema() -> dict[str, Any]:
+    """The JSON Schema of a topology file."""
+    return documents.schema(Topology, "pviommu topology")

@@ -6,6 +6,7 @@ import socket
 import pytest
 
 from pviommu.backend import BackendError, Settings, run
+from pviommu.native.build import build
 from pviommu.pacing import Pace
 from pviommu.server import Server
 from pviommu.topology import Topology
@@ -81,3 +82,23 @@ def test_only_who_insists_on_the_native_core_is_refused_without_it(
         with caplog.at_level(logging.INFO):
             run(Topology(), settings(tmp_path, core=core))
         assert "python core" in caplog.text
+
+
+@pytest.mark.row("server", 110)
+@pytest.mark.row("server", 113)
+@pytest.mark.parametrize("trouble", ["damaged", "unusable"])
+def test_a_core_that_cannot_be_used_is_one_warning_and_pythons_serves(
+    serves_briefly, tmp_path, monkeypatch, caplog, trouble
+):
+    serves_briefly["path"] = tmp_path / "pid"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    if trouble == "damaged":
+        build().write_bytes(b"")
+    else:
+        (tmp_path / "cache").write_text("a file")
+
+    run(Topology(), settings(tmp_path, core="auto"))
+
+    [warning] = [record for record in caplog.records if record.levelno == logging.WARNING]
+    assert warning.event == "slower-core"
+    assert warning.getMessage().startswith("the slower Python core is used: ")

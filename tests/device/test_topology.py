@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from pviommu.engine import DefaultPolicy, ReservedRegion
+from pviommu.toml_places import line_of
 from pviommu.topology import Topology, TopologyError, load
 
 CONFIGURATIONS = sorted((Path(__file__).parents[2] / "qemu-configs").glob("*.toml"))
@@ -48,47 +49,63 @@ def test_every_key_reaches_the_configuration(tmp_path: Path) -> None:
     assert (config.allowed, config.remote_cmd) == (False, False)
 
 
+@pytest.mark.row("server", 124)
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[iommu\n", "Expected ']'"),
-        ("contexts = 3\n", "unknown field `contexts`"),
-        ("[iommu]\npool_pages = 3\n", "unknown field `pool_pages`"),
-        ('[iommu]\ncontexts = "many"\n', "Expected `int`, got `str`"),
-        ('[iommu]\ndefault-policy = "open"\n', "Invalid enum value 'open'"),
-        ('[[endpoint]]\nname = "dma0"\nstream = 1\n', "missing required field `kind`"),
-        ('[iommu]\nname = "../up"\n', "name '../up': must be 1 to 32 of a-z, 0-9 and -"),
+        ("[iommu\n", "Expected ']' at the end of a table declaration (at line 1, column 7)"),
+        ("contexts = 3\n", "line 1: there is no key contexts, but iommu, endpoint"),
+        ("[iommu]\n\npool_pages = 3\n", "line 3: iommu: there is no key pool_pages, but name, instance, contexts,"),
+        ('[iommu]\ncontexts = "many"\n', "line 2: iommu.contexts = 'many': must be a whole number, 1 to 65535"),
+        ("[iommu]\ncontexts = 0\n", "line 2: iommu.contexts = 0: must be a whole number, 1 to 65535"),
+        ("iommu.contexts = 0\n", "line 1: iommu.contexts = 0: must be a whole number, 1 to 65535"),
+        ("iommu = { rings = 2, contexts = 0 }\n", "line 1: iommu.contexts = 0: must be a whole number, 1 to 65535"),
+        ('[iommu]\nname = """a\nb"""\n', "iommu.name = 'a\\nb': must be 1 to 32 of a-z"),
+        ("iommu = 3\n", "line 1: iommu: Expected `object`, got `int`"),
+        ("endpoint = 3\n", "line 1: endpoint = 3: must be at most 256 tables"),
+        ('[iommu]\ndefault-policy = "open"\n', 'iommu.default-policy = \'open\': must be "blocked" or "identity"'),
+        ("[iommu]\nallowed = 1\n", "line 2: iommu.allowed = 1: must be true or false"),
+        ('# two\n[[endpoint]]\nname = "dma0"\nstream = 1\n', "line 2: endpoint[0]: the key kind is missing"),
+        ('[iommu]\nname = "../up"\n', "line 2: iommu.name = '../up': must be 1 to 32 of a-z, 0-9 and -"),
         (f'[iommu]\nname = "{"a" * 33}"\n', "must be 1 to 32 of a-z, 0-9 and -"),
-        ('[iommu]\nname = "dma0"\n' + ENDPOINT, "name 'dma0': used twice, each names a socket"),
-        (ENDPOINT.replace("dma-test", "gpu"), "endpoint dma0: kind 'gpu' is none of dma-test, template"),
-        (ENDPOINT.replace("= 1", "= -1"), "endpoint dma0: stream -1 must be 0..4294967294"),
-        (ENDPOINT.replace("= 1", "= 0xffffffff"), "endpoint dma0: stream 4294967295 must be 0..4294967294"),
-        (ENDPOINT + ENDPOINT.replace("dma0", "dma1"), "streams (1, 1): each endpoint needs a stream of its own"),
-        (ENDPOINT + 'sbdf = "00:5"\n', "endpoint dma0: sbdf '00:5' must look like 0000:00:05.0"),
-        (ENDPOINT + 'sbdf = "00:20.0"\n', "endpoint dma0: sbdf '00:20.0' must look like 0000:00:05.0"),
+        ('[iommu]\nname = "a\\n"\n', "name 'a\\n': must be 1 to 32 of a-z, 0-9 and -"),
+        ('[iommu]\nname = "dma0"\n' + ENDPOINT, "line 4: name 'dma0': used twice, each names a socket"),
+        (ENDPOINT.replace("dma-test", "gpu"), "line 3: endpoint dma0: kind 'gpu' is none of dma-test, template"),
+        (ENDPOINT.replace("= 1", "= -1"), "line 4: endpoint[0].stream = -1: must be a whole number, 0 to 4294967294"),
+        (ENDPOINT.replace("= 1", "= 0xffffffff"), "stream = 4294967295 (0xffffffff): must be a whole number, 0 to"),
+        (
+            ENDPOINT + ENDPOINT.replace("dma0", "dma1"),
+            "line 8: endpoint dma1: stream 1 is that of dma0, each needs its own",
+        ),
+        (ENDPOINT + 'sbdf = "00:5"\n', "line 5: endpoint[0].sbdf = '00:5': must be segment (may be left out), bus,"),
+        (ENDPOINT + 'sbdf = "00:20.0"\n', "endpoint[0].sbdf = '00:20.0': must be segment (may be left out), bus,"),
+        (ENDPOINT + 'sbdf = "ffff:ff:1f.7"\n', "line 5: endpoint dma0: sbdf 'ffff:ff:1f.7' stands for no binding"),
         (
             ENDPOINT
             + 'sbdf = "00:05.0"\n'
             + ENDPOINT.replace("dma0", "dma1").replace("= 1", "= 2")
             + 'sbdf = "0000:00:05.0"\n',
-            "two endpoints are fixed to one sbdf",
+            "line 10: endpoint dma1: sbdf 0000:00:05.0 is that of dma0",
         ),
-        (ENDPOINT + RESERVED.format(1, 4096), "dma0: reserved start 0x1 size 0x1000 must be multiples of 4096"),
-        (ENDPOINT + RESERVED.format(0, 0), "dma0: reserved start 0x0 size 0x0 must be multiples of 4096"),
+        (ENDPOINT + RESERVED.format(1, 4096), "line 6: endpoint[0].reserved[0].start = 1: must be a multiple of 4096"),
+        (ENDPOINT + RESERVED.format(0, 0), "line 7: endpoint[0].reserved[0].size = 0: must be a multiple of 4096"),
+        (
+            ENDPOINT + ENDPOINT.replace("dma0", "dma1").replace("= 1", "= 2") + 2 * RESERVED.format(0, 1),
+            "line 11: endpoint[1].reserved[0].size = 1: must be a multiple of 4096, 0x1000 to 0x1000000000000",
+        ),
         (ENDPOINT + RESERVED.format(1 << 39, 4096), "both must be frames below the aperture's end"),
-        (ENDPOINT + RESERVED.format(-4096, 4096), "first must not exceed last"),
+        (ENDPOINT + RESERVED.format(-4096, 4096), "line 6: endpoint[0].reserved[0].start = -4096: must be a multiple"),
         (ENDPOINT + RESERVED.format(0xFEE00000, 4096), "overlaps 0xfee00..0xfeeff (msi)"),
         (ENDPOINT + RESERVED.format(0, 8192) + RESERVED.format(4096, 4096), "overlaps 0x0..0x1 (direct)"),
         (ENDPOINT + 65 * RESERVED.format(0, 4096), "reserved regions: at most 64 in all"),
-        (ENDPOINT + RESERVED.format(0, 4096) + 'kind = "soft"\n', "Invalid enum value 'soft'"),
-        ("[iommu]\nvendor-id = 0\n", "iommu: vendor-id 0x0 must be 0x1..0xfffe"),
-        ("[iommu]\ndevice-id = 0xffff\n", "iommu: device-id 0xffff must be 0x1..0xfffe"),
-        ("[iommu]\ninstance = -1\n", "iommu: instance -1 must be a 32-bit number"),
-        ("[iommu]\ncontexts = 0\n", "max_contexts 0: must be 1..65535"),
-        ("[iommu]\npool-pages = 0\n", "pool_pages 0: must be at least 1"),
-        ("[iommu]\naperture-bits = 31\n", "aperture_bits 31: must be 32..48"),
-        ("[iommu]\nrings = 9\n", "rings 9: must be 1..8"),
-        ("[iommu]\nmax-pages-per-op = 0\n", "max_nr_pages 0: must be 1..4294967295"),
+        (ENDPOINT + RESERVED.format(0, 4096) + 'kind = "soft"\n', "reserved[0].kind = 'soft': must be \"direct\""),
+        ("[iommu]\nvendor-id = 0\n", "line 2: iommu.vendor-id = 0: must be a whole number, 0x1 to 0xfffe"),
+        ("[iommu]\ndevice-id = 0xffff\n", "iommu.device-id = 65535 (0xffff): must be a whole number, 0x1 to 0xfffe"),
+        ("[iommu]\ninstance = -1\n", "iommu.instance = -1: must be a whole number, 0 to 4294967295"),
+        ("[iommu]\npool-pages = 0\n", "iommu.pool-pages = 0: must be a whole number, 1 to 4294967295"),
+        ("[iommu]\naperture-bits = 31\n", "iommu.aperture-bits = 31: must be a whole number, 32 to 48"),
+        ("[iommu]\nrings = 9\n", "iommu.rings = 9: must be a whole number, 1 to 8"),
+        ("[iommu]\nmax-pages-per-op = 0\n", "iommu.max-pages-per-op = 0: must be a whole number, 1 to 4294967295"),
     ],
 )
 def test_a_mistake_is_named_with_its_file_and_rule(tmp_path: Path, text: str, message: str) -> None:
@@ -107,7 +124,7 @@ def test_more_endpoints_than_the_capability_area_names_are_refused(tmp_path: Pat
     path = tmp_path / "many.toml"
     path.write_text("".join(ENDPOINT.replace("dma0", f"dma{n}").replace("= 1", f"= {n}") for n in range(257)))
 
-    with pytest.raises(TopologyError, match="257 endpoints: at most 256 are possible"):
+    with pytest.raises(TopologyError, match="line 1: endpoint = an array of 257: must be at most 256 tables"):
         load(path)
 
 
@@ -124,3 +141,26 @@ def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:
         load(tmp_path / "absent")
     with pytest.raises(TopologyError, match=f"cannot read topology {tmp_path}: Is a directory"):
         load(tmp_path)
+
+
+@pytest.mark.row("server", 125)
+def test_a_shipped_topology_is_found_by_its_name_wherever_one_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lab").mkdir()
+    for path in CONFIGURATIONS:
+        assert load(Path(path.stem)) == load(path)
+
+    (tmp_path / "blocked").write_text("[iommu]\nrings = 1\n")
+    assert load(Path("blocked")).iommu.rings == 1  # the user's own file comes first
+    with pytest.raises(TopologyError, match="no-such: No such file or directory; shipped are blocked, lab, one-engine"):
+        load(Path("no-such"))
+
+
+def test_lines_within_arrays_of_arrays_are_those_of_the_last_element() -> None:
+    text = "[[a]]\n[[a.b]]\nx = 1\n[[a.b]]\nx = 2\n[[a]]\n[[a.b]]\n'x' = 3\n[a.c]\ny.z = 4\n"
+
+    places = {("a", 0, "b", 1, "x"): 5, ("a", 1, "b", 0, "x"): 8, ("a", 1, "c", "y", "z"): 10, ("a", 1, "nothing"): 6}
+    assert {place: line_of(text, place) for place in places} == places
+    assert line_of(text, ("nothing",)) is None

@@ -6,6 +6,8 @@ import json
 import subprocess
 from pathlib import Path
 
+import pytest
+
 
 def _python(code: str, environment: dict[str, str], folder: Path, command: list[str]) -> str:
     return subprocess.run(
@@ -52,7 +54,7 @@ def test_wheel_carries_what_installs_the_driver_and_what_the_lab_builds(installe
 def test_installed_lab_finds_its_files_in_the_wheel(
     installed_wheel: Path, wheel_environment: dict[str, str], tmp_path: Path, pviommu_command: list[str]
 ) -> None:
-    code = "from pviommu.lab import resources; print(resources.guest_tools()); print(resources.qemu_configs())"
+    code = "from pviommu import resources; print(resources.guest_tools()); print(resources.qemu_configs())"
 
     found = _python(code, wheel_environment, tmp_path, pviommu_command).splitlines()
 
@@ -72,6 +74,29 @@ def test_capabilities_are_printed_without_a_topology(
     )
 
     assert json.loads(shown.stdout)["type"] == "pviommu"
+
+
+@pytest.mark.row("server", 125)
+def test_shipped_topologies_are_listed_shown_checked_and_served_by_name(
+    wheel_environment: dict[str, str], tmp_path: Path, pviommu_command: list[str], checkout: Path
+) -> None:
+    def said(*words: str) -> str:
+        return subprocess.run(
+            [*pviommu_command, *words], env=wheel_environment, cwd=tmp_path, capture_output=True, text=True, check=True
+        ).stdout
+
+    assert "one-engine" in said("topology", "list")
+    assert said("topology", "show", "lab") == (checkout / "qemu-configs/lab.toml").read_text()
+    assert said("topology", "check", "reserved") == "reserved: right, iommu, dma0\n"
+    functions = json.loads(said("serve", "lab", "--print-capabilities"))["functions"]
+    assert [function["name"] for function in functions] == ["iommu", "dma0", "dma1"]
+
+
+@pytest.mark.row("server", 126)
+def test_wheel_carries_the_schemas(installed_wheel: Path, checkout: Path) -> None:
+    for name in ("topology", "results", "capabilities", "log"):
+        path = f"pviommu/schemas/{name}.schema.json"
+        assert (installed_wheel / path).read_bytes() == (checkout / "device" / path).read_bytes()
 
 
 def test_command_is_an_entry_point_of_the_wheel(installed_wheel: Path) -> None:

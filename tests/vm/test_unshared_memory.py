@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pviommu.lab import resources
+from pviommu import resources
 from pviommu.lab.image import guest_image
 from pviommu.lab.progress import Progress
 from pviommu.lab.run import Setup, prepare, short_folder

@@ -19,6 +19,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+import jsonschema
+
+from pviommu import schemas
 from pviommu_abi import dma_test
 from pviommu_abi.dma_test import Control, Descriptor, DescriptorStatus
 from pviommu_abi.own import Binding, OwnOp, Usage
@@ -101,7 +104,7 @@ class Serve:
         """Read the log until a line of this kind."""
         assert self.process.stderr is not None
         for text in self.process.stderr:
-            self.lines.append(json.loads(text))
+            self.lines.append(_record(text))
             if self.lines[-1]["event"] == event:
                 return self.lines[-1]
         raise AssertionError(f"the server ended before {event!r}: {self.lines}")
@@ -109,7 +112,7 @@ class Serve:
     def stop(self) -> int:
         """SIGTERM; the exit status, and the whole log in :attr:`lines`."""
         self.process.send_signal(signal.SIGTERM)
-        self.lines += [json.loads(text) for text in self.process.stderr or ()]
+        self.lines += [_record(text) for text in self.process.stderr or ()]
         return self.process.wait(PATIENCE_S)
 
     def descriptors(self) -> int:
@@ -126,6 +129,16 @@ class Serve:
         """Bytes of the server's memory that are resident and its own."""
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         return 1024 * int(next(line.split()[1] for line in status.splitlines() if line.startswith("RssAnon")))
+
+
+_LOG = jsonschema.Draft202012Validator(json.loads(schemas.paths()["log"].read_text()))
+
+
+def _record(text: str) -> dict[str, Any]:
+    """A line of the log, which is what the log's schema says."""
+    record: dict[str, Any] = json.loads(text)
+    _LOG.validate(record)
+    return record
 
 
 def command(*arguments: str | Path) -> list[str]:

@@ -405,6 +405,7 @@ def test_a_signal_ends_a_server_with_clients_and_a_busy_ring(serve, guest):
     assert list(serve.folder.iterdir()) == []
 
 
+@pytest.mark.row("server", 126)  # each line is held against the schema as it is read
 def test_the_json_log_is_parseable_and_ends_with_the_summary(serve):
     with Guest(serve.folder, "dma0") as guest:
         guest.start()

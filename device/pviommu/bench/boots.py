@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pviommu import resources
 from pviommu.bench.configurations import ACCESS_EVENTS, INTERRUPT_EVENTS, Configuration, device_address
 from pviommu.bench.guest import Boot, Conversation, MeasurementError, Plan
 from pviommu.bench.traces import Traces, trace_arguments
-from pviommu.lab import resources
 from pviommu.lab.image import guest_image
 from pviommu.lab.run import Setup, short_folder
 from pviommu.lab.server import PROGRAM, ServerProcess, capabilities, summary

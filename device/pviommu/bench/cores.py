@@ -8,7 +8,7 @@ from pviommu.bench.mechanisms import Mechanism, NativeMechanism, PythonMechanism
 from pviommu.engine import Engine, EngineConfig
 from pviommu.lab.problems import EnvironmentProblem
 from pviommu.machine import Machine
-from pviommu.native.build import BuildError, build
+from pviommu.native.build import BuildError, LibraryError, build
 from pviommu.native.core import NativeCore, native_core
 from pviommu.pci.function import Environment
 from pviommu.topology import Topology
@@ -42,10 +42,10 @@ def build_machine(topology: Topology, environment: Environment, core: str) -> Ma
 def _new_core(core: str) -> NativeCore | None:
     if core == PYTHON:
         return None
-    found = native_core(_built())
-    if found is None:
-        raise EnvironmentProblem("the library of the native core does not load", "remove it and build it again")
-    return found
+    try:
+        return native_core(_built())
+    except LibraryError as problem:
+        raise EnvironmentProblem(str(problem), "remove it and build it again") from problem
 
 
 def _built() -> Path:

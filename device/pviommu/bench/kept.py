@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pviommu.bench.guest import Boot, Round, VfioMaps, Witness
+from pviommu.host_errors import write_whole
 from pviommu.lab.problems import UsageError
 
 __all__ = ["check_setting", "keep", "kept"]
@@ -20,9 +21,7 @@ _SETTING = "setting.json"
 def keep(folder: Path, boot: Boot, counts: Mapping[str, Any]) -> None:
     """Write down what the boot in ``folder`` gave, and the server's own counts."""
     folder.mkdir(parents=True, exist_ok=True)
-    unfinished = folder / f"{_BOOT}.new"
-    unfinished.write_text(json.dumps({"boot": asdict(boot), "counts": dict(counts)}) + "\n")
-    unfinished.rename(folder / _BOOT)
+    write_whole(folder / _BOOT, json.dumps({"boot": asdict(boot), "counts": dict(counts)}) + "\n")
 
 
 def kept(folder: Path) -> tuple[Boot, dict[str, Any]] | None:
@@ -43,7 +42,7 @@ def check_setting(folder: Path, setting: Mapping[str, Any]) -> None:
     path = folder / _SETTING
     text = json.dumps(setting, indent=2, sort_keys=True) + "\n"
     if not path.exists():
-        path.write_text(text)
+        write_whole(path, text)
         return
     before, now = json.loads(path.read_text()), json.loads(text)
     different = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from pviommu import __version__
-from pviommu.lab.problems import UsageError
+from pviommu.host_errors import is_lack_of_room
+from pviommu.lab.problems import EnvironmentProblem, UsageError
 
 __all__ = ["Document", "check_target", "fill", "give", "machine", "siblings", "write"]
 
@@ -84,10 +85,13 @@ def give(document: Document, target: str | None, out: TextIO) -> None:
 
 
 def write(option: str, path: Path, text: str) -> None:
-    """Write a file that ``option`` named. Raises UsageError."""
+    """Write a file that ``option`` named. Raises UsageError, or EnvironmentProblem if there is no room for it."""
     try:
         path.write_text(text)
     except OSError as problem:
+        if is_lack_of_room(problem):
+            what = f"{option} {path}: {problem.strerror}"
+            raise EnvironmentProblem(what, "free some space, or name another place") from problem
         raise UsageError(f"{option} {path}: {problem.strerror}") from problem
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from time import perf_counter_ns
 from typing import TextIO
 
+from pviommu import resources
 from pviommu.bench import bars
 from pviommu.bench.bare import bare_echo, bare_words
 from pviommu.bench.bars import Bar, Judgement, markdown_table, shown, text_table, verdict_table
@@ -22,7 +23,6 @@ from pviommu.bench.output import Document, check_target, give, machine, write
 from pviommu.bench.processors import apart_from_children
 from pviommu.bench.samples import Case, Effort, Figure, Series, figure, measure
 from pviommu.bench.wire_guest import BenchServer, WireGuest, capabilities_ns, processor_time_ns
-from pviommu.lab import resources
 from pviommu.lab.problems import ExitStatus, UsageError
 from pviommu.lab.run import guarded, short_folder
 from pviommu.lab.server import PROGRAM

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
 
+from pviommu.lab.continued import continue_download, sha256_of
 from pviommu.lab.problems import EnvironmentProblem
 from pviommu.lab.processes import Run
 
@@ -76,10 +77,12 @@ def require_tools(run: Run, machine: str, keyring: Path = KEYRING) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Package:
-    """A package archive to download: its file name and its size in bytes."""
+    """A package archive to download: its file name, size in bytes and SHA-256, as the signed indices have them."""
 
     file_name: str
     size: int
+    sha256: str = ""
+    address: str = ""
 
     @property
     def specification(self) -> str:
@@ -89,13 +92,17 @@ class Package:
 
 
 class PrivateApt:
-    """Fetches packages with their dependencies into ``folder``; nothing is installed on the host."""
+    """Fetches packages with their dependencies into ``folder``; nothing is installed on the host.
+
+    What an interrupted download left in ``folder`` is used.
+    """
 
     def __init__(self, folder: Path, mirror: str, run: Run, *, keyring: Path = KEYRING) -> None:
         self._folder = folder
         self._run = run
-        self.archives = folder / "cache/archives"
-        for part in ("state/lists/partial", "cache/archives/partial"):
+        # Not where apt itself would look for archives: it does not name those that it has already.
+        self.archives = folder / "archives"
+        for part in ("state/lists/partial", "cache/archives/partial", "archives"):
             (folder / part).mkdir(parents=True, exist_ok=True)
         (folder / "status").touch()
         sources = (f"deb [signed-by={keyring} arch=amd64] {mirror} {suite} main\n" for suite in SUITES)
@@ -114,12 +121,13 @@ class PrivateApt:
         outcome = self._run([*self._command("install"), "--print-uris", "-qq", *packages])
         if outcome.status != 0:
             self._refuse("the packages cannot be resolved", outcome.output)
-        found = re.findall(r"^'[^']+' (\S+\.deb) (\d+) ", outcome.output, re.MULTILINE)
-        return [Package(name, int(size)) for name, size in found]
+        found = re.findall(r"^'([^']+)' (\S+\.deb) (\d+) (?:SHA256:(\w+))?", outcome.output, re.MULTILINE)
+        return [Package(name, int(size), digest, address) for address, name, size, digest in found]
 
     def download(self, archives: Sequence[Package], progress: Callable[[float], None]) -> list[Path]:
         """Download and verify ``archives``; ``progress`` gets fractions from 0 to 1. Raises EnvironmentProblem."""
         log = self._folder / "download.log"
+        self._use_what_is_there(archives, progress)
         wanted = [archive.specification for archive in archives]
         command = [*self._command("download"), "-qq", "-o", "APT::Status-Fd=1", *wanted]
         with (
@@ -147,6 +155,19 @@ class PrivateApt:
             self._refuse("the packages cannot be downloaded", log.read_text(errors="replace"))
         return sorted(self.archives.glob("*.deb"))
 
+    def _use_what_is_there(self, archives: Sequence[Package], progress: Callable[[float], None]) -> None:
+        """Complete what an interrupted download left. Whatever is not wanted, or is damaged, goes.
+
+        apt would take a file of the right size for complete.
+        """
+        wanted = {unquote(archive.file_name): archive for archive in archives}
+        for file in self.archives.glob("*.deb"):
+            archive = wanted.get(unquote(file.name))
+            if archive is not None:
+                continue_download(archive.address, file, archive.size, progress)
+            if archive is None or (file.stat().st_size >= archive.size and sha256_of(file) != archive.sha256):
+                file.unlink()
+
     def _command(self, verb: str) -> list[str]:
         return ["apt-get", "-c", str(self._configuration), "-y", verb]
 
@@ -156,7 +177,7 @@ class PrivateApt:
             "Dir::State": folder / "state",
             "Dir::State::status": folder / "status",
             "Dir::Cache": folder / "cache",
-            "Dir::Cache::archives": self.archives,
+            "Dir::Cache::archives": folder / "cache/archives",
             "Dir::Etc::sourcelist": folder / "sources.list",
             "Dir::Etc::sourceparts": "-",
             "Dir::Etc::preferences": "/dev/null",
@@ -167,6 +188,7 @@ class PrivateApt:
             "APT::Install-Suggests": "false",
             "APT::Get::AllowUnauthenticated": "false",
             "Acquire::AllowInsecureRepositories": "false",
+            "Acquire::ForceHash": "SHA256",  # of what --print-uris shows
             "Acquire::Languages": "none",
             "Acquire::Retries": "3",
         }

@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pviommu import __version__
-from pviommu.lab import added, console, debugger, report, resources
+from pviommu import __version__, resources
+from pviommu.host_errors import is_host_error, named, write_whole
+from pviommu.lab import added, console, debugger, report
 from pviommu.lab.guest_settings import CONFIG_PATH, GuestSettings
 from pviommu.lab.image import KernelModules, guest_image
 from pviommu.lab.ktap import KtapRun
@@ -111,6 +112,10 @@ def judged_run(job: Job, listener: Listener, tested: Callable[[report.RunRecord]
         return judge.record([f"the guest did not finish within {job.timeout:g} s"], "timeout")
     except RunError as problem:
         return judge.record([problem.what], "error")
+    except OSError as problem:
+        if not is_host_error(problem):
+            raise
+        return judge.record([named(problem)], "error")
     return judge.record(problems)
 
 
@@ -152,7 +157,7 @@ def _boot(job: Job, listener: Listener, tested: Callable[[], None]) -> list[str]
     """Start the server and the guest, listen to its end; returns what was wrong with the server's end."""
     deadline = time.monotonic() + job.timeout
     with short_folder() as short:
-        (short / "initrd").write_bytes(_image(job))
+        write_whole(short / "initrd", _image(job))
         with (
             ServerProcess(job.topology, short, job.folder / _SERVER_LOG, job.program) as server,
             _output(job) as output,
@@ -160,7 +165,7 @@ def _boot(job: Job, listener: Listener, tested: Callable[[], None]) -> list[str]
             server.start()
             config = _machine(job, short, output)
             with VirtualMachine(job.setup.toolbox, config) as machine:
-                (job.folder / "qemu-command.txt").write_text(machine.command_line + "\n")
+                write_whole(job.folder / "qemu-command.txt", machine.command_line + "\n")
                 machine.start()
                 if output is not None:
                     output.far.close()  # so that the end of the machine is the end of the output
@@ -175,7 +180,7 @@ def _boot(job: Job, listener: Listener, tested: Callable[[], None]) -> list[str]
                     joined = functools.partial(machine.send, "console")
                     console.attach(config.console_socket, machine.report, job.terminal, joined)
                     job.say("")  # whatever the guest's last line was
-            return server.stop()
+            return [*server.stop(), *(output.problems if output is not None else ())]
 
 
 def _output(job: Job) -> contextlib.AbstractContextManager[GuestOutput | None]:

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pviommu.host_errors import write_whole
 from pviommu.lab.guest_settings import KERNELS, PROFILES
 from pviommu.lab.problems import UsageError
 
@@ -149,9 +150,7 @@ def _files(tree: Path) -> Iterator[Path]:
 
 def write_outcome(folder: Path, cell: Cell, outcome: Outcome) -> None:
     """Keep ``outcome`` in ``folder``; a reader sees all of it or none. Raises OSError."""
-    new = folder / f".{cell.file_name}"
-    new.write_text(json.dumps(asdict(outcome), indent=2) + "\n")
-    new.replace(folder / f"{cell.file_name}.json")
+    write_whole(folder / f"{cell.file_name}.json", json.dumps(asdict(outcome), indent=2) + "\n")
 
 
 def read_outcome(folder: Path, cell: Cell) -> Outcome | None:

@@ -130,7 +130,7 @@ class _Joint:
                 return bool(data)
         except BlockingIOError:
             return True
-        except (ConnectionResetError, BrokenPipeError):
+        except OSError:  # the console ended, or nothing can be written on the terminal any more
             return False
         return True
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -31,8 +32,8 @@ def build_core(
 ) -> Path:
     """The library, from ``cache`` if nothing changed. Raises RunError with the compiler's output."""
     places = {**environment, "XDG_CACHE_HOME": str(cache.parent)}
-    kept = build.find_library(places)
-    if kept is not None:
+    with contextlib.suppress(build.LibraryError):
+        kept = build.find_library(places)
         progress.skip(STEPS)
         return kept
     progress.step("building the native core")

@@ -17,7 +17,8 @@ from enum import Enum
 from pathlib import Path
 from typing import TextIO
 
-from pviommu.lab import accelerator, kernels, resources
+from pviommu import resources
+from pviommu.lab import accelerator, kernels
 from pviommu.lab.apt import choose_mirror, require_tools
 from pviommu.lab.build import find_sandbox
 from pviommu.lab.guest_settings import KERNELS
@@ -70,7 +71,7 @@ class Host:
 
     @property
     def cache(self) -> Path:
-        """The lab's cache folder."""
+        """The lab's cache folder. Raises EnvironmentProblem."""
         return cache_folder(self.environment)
 
 
@@ -106,6 +107,12 @@ def examine(host: Host) -> Iterator[Finding]:
     yield _machine(host)
     yield _python()
     try:
+        _ = host.cache
+    except EnvironmentProblem as problem:  # whatever else there is, nothing can be kept
+        yield _missing("cache", problem)
+        yield from _of_the_machine(host)
+        return
+    try:
         toolbox = find_toolbox(qemu=host.qemu, environment=host.environment, run=host.run)
     except EnvironmentProblem as problem:
         yield _missing("QEMU", problem)
@@ -118,6 +125,10 @@ def examine(host: Host) -> Iterator[Finding]:
     yield _compiler(toolbox)
     yield from _kernels(host, toolbox)
     yield _accelerator(host, toolbox)
+    yield from _of_the_machine(host)
+
+
+def _of_the_machine(host: Host) -> Iterator[Finding]:
     yield _cores()
     yield _memory(host)
     yield _shared_memory()

@@ -19,7 +19,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
-from pviommu.lab import provision, resources
+from pviommu import resources
+from pviommu.lab import provision
 from pviommu.lab.build import Sandbox, find_sandbox
 from pviommu.lab.kept import copy_sources, keep, source_files
 from pviommu.lab.kernels import BUILD_PACKAGES

@@ -6,6 +6,7 @@ a time the first one's stays.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import shutil
 import tempfile
@@ -42,10 +43,11 @@ def copy_sources(sources: Path, target: Path) -> None:
 def keep(products: Iterable[Path], kept: Path, *, mode: int = 0o644) -> None:
     """Put copies of ``products`` into the new folder ``kept``, all or nothing."""
     new = Path(tempfile.mkdtemp(prefix="building-", dir=kept.parent))
-    for product in products:
-        shutil.copyfile(product, new / product.name)
-        (new / product.name).chmod(mode)
     try:
-        new.rename(kept)
-    except OSError:  # another run was first; both built the same sources
-        shutil.rmtree(new, ignore_errors=True)
+        for product in products:
+            shutil.copyfile(product, new / product.name)
+            (new / product.name).chmod(mode)
+        with contextlib.suppress(OSError):  # another run was first; both built the same sources
+            new.rename(kept)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)  # there is none any more if it was renamed

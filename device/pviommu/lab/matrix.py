@@ -18,7 +18,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TextIO
 
-from pviommu.lab import cells, resources, table
+from pviommu import resources
+from pviommu.lab import cells, table
 from pviommu.lab.boot import Setup
 from pviommu.lab.cells import Cell, Outcome
 from pviommu.lab.guest_settings import KERNELS, GuestSettings
@@ -104,7 +105,7 @@ def _run(
 ) -> int:
     wanted = cells.pick(cells.all_cells(list(dict.fromkeys(args.kernels))), args.only)
     time_limit(args.timeout, GuestSettings())
-    package = Path(resources.__file__).resolve().parent.parent
+    package = Path(resources.__file__).resolve().parent
     code = cells.code_digest(package, resources.guest_tools(), resources.qemu_configs() / "lab.toml")
     matrix = _Matrix(args, stream, program, provide, now, code)
     try:

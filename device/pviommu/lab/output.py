@@ -35,6 +35,8 @@ class GuestOutput:
         self._near, self.far = socket.socketpair()
         self._path = path
         self._terminal: int | None = terminal
+        self.problems: list[str] = []
+        """why the file is not whole; the program is not held up by that"""
         self._count = 0
         self._ended = False
         self._moved = threading.Condition()
@@ -83,7 +85,11 @@ class GuestOutput:
             self._moved.notify_all()
 
     def _take(self, data: bytes) -> None:
-        _write_all(self._file.fileno(), data)
+        if not self.problems:
+            try:
+                _write_all(self._file.fileno(), data)
+            except OSError as problem:
+                self.problems.append(f"{self._path.name} is not whole: {problem.strerror}")
         if self._terminal is not None:
             try:
                 _write_all(self._terminal, data)

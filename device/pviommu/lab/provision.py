@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from pviommu import cache
 from pviommu.lab.problems import EnvironmentProblem
 from pviommu.lab.processes import Run, run
 from pviommu.lab.progress import Progress
@@ -70,9 +71,13 @@ class _Qemu:
 
 
 def cache_folder(environment: Mapping[str, str]) -> Path:
-    """``$XDG_CACHE_HOME/pviommu``, else ``~/.cache/pviommu``."""
-    base = environment.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(base).resolve() / "pviommu"
+    """The lab's cache folder, which need not exist. Raises EnvironmentProblem if nothing can be run from it."""
+    try:
+        folder = cache.cache_folder(environment)
+        cache.check_folder(folder)
+    except cache.CacheError as problem:
+        raise EnvironmentProblem(str(problem), cache.HOW) from problem
+    return folder
 
 
 def find_qemu(program: str, run: Run = run) -> str | None:

@@ -18,6 +18,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from pviommu.host_errors import write_whole
 from pviommu.lab.ktap import Counts, KtapRun, Outcome, TestResult
 
 __all__ = [
@@ -115,7 +116,7 @@ def new_results_folder(base: Path, now: datetime) -> Path:
 
 
 def write_results(folder: Path, record: RunRecord) -> None:
-    """Write ``results.json`` and ``junit.xml``. Raises OSError."""
+    """Write ``results.json`` and ``junit.xml``, each whole or not at all. Raises OSError."""
     results: dict[str, Any] = {
         "verdict": record.verdict,
         "tests": asdict(record.ktap.counts()),
@@ -130,10 +131,13 @@ def write_results(folder: Path, record: RunRecord) -> None:
         results["program"] = {"name": program.name, "status": program.status, "output": output}
     if record.suite:
         results["suite"] = {"name": record.suite, **asdict(record.suite_counts())}
-    (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-    tree = ElementTree.ElementTree(_junit(record))
+    tree = _junit(record)
     ElementTree.indent(tree)
-    tree.write(folder / "junit.xml", encoding="utf-8", xml_declaration=True)
+    junit: bytes = ElementTree.tostring(tree, encoding="utf-8", xml_declaration=True)
+    try:
+        write_whole(folder / "results.json", json.dumps(results, indent=2) + "\n")
+    finally:  # there may be room for one of them
+        write_whole(folder / "junit.xml", junit)
 
 
 def _junit(record: RunRecord) -> ElementTree.Element:

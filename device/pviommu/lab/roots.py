@@ -1,7 +1,8 @@
 """Private roots: folders that hold unpacked Debian packages, made once in the user's cache folder.
 
 A root is named by a digest of what was asked for. It is made under another name and renamed when complete, so a killed
-run leaves no half root; a lock makes the second of two runs wait for the first. A layer is a root that begins as a copy
+run leaves no half root; a lock makes the second of two runs wait for the first. What was downloaded stays until the
+root is complete, and the next run goes on with it. A layer is a root that begins as a copy
 of another one, by hard links, and gets only the packages which that one lacks: it costs no more than its own packages.
 """
 
@@ -34,6 +35,7 @@ BACKPORTS = "trixie-backports"
 
 _LAYOUT = "1"  # change it to have every root made anew
 _COMPLETE = ".complete"
+_DOWNLOADS = "downloads"
 _MOUNT_POINTS = ("dev", "proc", "tmp", "build")
 _DOCUMENTS = tuple(f"usr/share/{name}" for name in ("bug", "doc", "info", "lintian", "locale", "man"))
 
@@ -115,9 +117,10 @@ def _make(
     require_tools(run, platform.machine())
     mirror = choose_mirror(environment, run)
     present = [] if base is None else archives_in(base)
+    downloads = root.parent / _DOWNLOADS
     making = Path(tempfile.mkdtemp(prefix="making-", dir=root.parent))
     try:
-        apt = PrivateApt(making / "apt", mirror, run)
+        apt = PrivateApt(downloads, mirror, run)
         apt.update()
         wanted = [archive for archive in apt.resolve(packages) if archive.file_name not in present]
         progress.done()
@@ -137,6 +140,7 @@ def _make(
         (new / _COMPLETE).write_text("\n".join(names) + "\n")
         shutil.rmtree(root, ignore_errors=True)
         new.rename(root)
+        shutil.rmtree(downloads, ignore_errors=True)
     finally:
         shutil.rmtree(making, ignore_errors=True)
 

@@ -14,7 +14,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Protocol, TextIO
 
-from pviommu.lab import accelerator, added, build, core, kernels, programs, provision, report, resources, roots, suites
+from pviommu import resources
+from pviommu.host_errors import is_lack_of_room, named
+from pviommu.lab import accelerator, added, build, core, kernels, programs, provision, report, roots, suites
 from pviommu.lab.boot import Job, Setup, judged_run, short_folder
 from pviommu.lab.console import STANDARD, Terminal
 from pviommu.lab.guest_settings import KERNELS, MODES, PROFILES, SUITES, GuestSettings, kernel_name
@@ -23,6 +25,7 @@ from pviommu.lab.problems import EnvironmentProblem, ExitStatus, RunError, Usage
 from pviommu.lab.progress import Progress
 from pviommu.lab.server import PROGRAM, capabilities
 from pviommu.lab.vm import parse_memory
+from pviommu.topology import find
 
 __all__ = ["Setup", "add_arguments", "guarded", "main", "prepare", "set_up", "short_folder", "time_limit"]
 
@@ -96,7 +99,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=SUITES,
         help="run the kernel's own tools/testing/selftests/SUITE in the guest instead; default: the tests",
     )
-    parser.add_argument("--topology", metavar="FILE", type=Path, help="topology file; default: qemu-configs/lab.toml")
+    parser.add_argument("--topology", metavar="FILE", type=Path, help="a file or a shipped name; default: lab")
     parser.add_argument("--keep", action="store_true", help="after the tests, a shell on the guest's console")
     parser.add_argument("--gdb", action="store_true", help="the guest waits for a debugger; no time limit")
     parser.add_argument("--only-setup", action="store_true", help="provide everything that a run needs, then stop")
@@ -221,7 +224,7 @@ def _run(args: argparse.Namespace, stream: TextIO, program: Sequence[str], provi
             f"--add: {brought.size >> 20} MB in all; the guest's memory holds it twice at its start, give --memory"
             f" at least {brought.size * 4 >> 20}M"
         )
-    topology = args.topology or resources.qemu_configs() / "lab.toml"
+    topology = find(args.topology or Path("lab"))
     if not topology.is_file():
         raise UsageError(f"--topology {topology}: no such file")
     kernel = args.kernel or _usual_kernel(args.suite)
@@ -237,10 +240,17 @@ def _run(args: argparse.Namespace, stream: TextIO, program: Sequence[str], provi
     try:
         folder = report.new_results_folder(args.results, datetime.now(UTC))
     except OSError as problem:
+        if is_lack_of_room(problem):
+            raise EnvironmentProblem(f"--results {args.results}: {problem.strerror}", "free some space") from problem
         raise UsageError(f"--results {args.results}: {problem.strerror}") from problem
 
+    lost: list[str] = []
+
     def show(record: report.RunRecord) -> None:
-        report.write_results(folder, record)
+        try:
+            report.write_results(folder, record)
+        except OSError as problem:
+            lost.append(named(problem))
         print(report.summary_text(record, folder), file=stream, flush=True)
 
     def say(text: str) -> None:
@@ -249,6 +259,9 @@ def _run(args: argparse.Namespace, stream: TextIO, program: Sequence[str], provi
     job = Job(setup, topology, offered, settings, memory, timeout, folder, program, args.gdb, terminal, say, brought)
     record = judged_run(job, Listener(stream, verbose=args.verbose), show)
     show(record)
+    if lost:  # the verdict holds, but who looks for it in the folder does not find it
+        print(f"pviommu lab: the results are not whole: {lost[-1]}", file=sys.stderr)
+        return _STATUS[record.verdict] or ExitStatus.ENVIRONMENT
     return _STATUS[record.verdict]
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from pviommu.host_errors import write_whole
 from pviommu.lab.cells import Cell, Outcome
 
 __all__ = ["as_markdown", "as_text", "write_table"]
@@ -49,8 +50,8 @@ def as_markdown(outcomes: Mapping[Cell, Outcome], date: str) -> str:
 def write_table(folder: Path, outcomes: Mapping[Cell, Outcome], date: str) -> None:
     """Write ``matrix.json`` and ``matrix.md``. Raises OSError."""
     cells = [{"cell": cell.name, **asdict(cell), **asdict(outcome)} for cell, outcome in outcomes.items()]
-    (folder / "matrix.json").write_text(json.dumps({"date": date, "cells": cells}, indent=2) + "\n")
-    (folder / "matrix.md").write_text(as_markdown(outcomes, date))
+    write_whole(folder / "matrix.json", json.dumps({"date": date, "cells": cells}, indent=2) + "\n")
+    write_whole(folder / "matrix.md", as_markdown(outcomes, date))
 
 
 def _row(cell: Cell, outcome: Outcome) -> tuple[str, ...]:

@@ -1,11 +1,14 @@
 """Builds the native core's library with whatever C compiler there is, once for each version of its sources.
 
-It lies in the user's cache folder under a digest of the sources, the options and the platform.
+It lies in the user's cache folder, named by two digests: one of the sources, the options and the platform, and one of
+its own content, which is compared before it is loaded: a library that was cut short or comes from elsewhere would not
+fail to load, but end the process.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import os
 import platform
@@ -16,16 +19,19 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from ..cache import HOW, CacheError, cache_folder, check_folder, owner_problem
+
 __all__ = [
     "OPTIONS",
     "SOURCES",
     "BuildError",
     "Compile",
+    "LibraryError",
+    "NotBuiltError",
     "add_arguments",
     "build",
     "find_compiler",
     "find_library",
-    "library_path",
     "main",
 ]
 
@@ -46,16 +52,54 @@ class BuildError(Exception):
     """The library cannot be built; the text has what the compiler said, or that there is none."""
 
 
-def library_path(environment: Mapping[str, str] = os.environ, sources: Path = SOURCES) -> Path:
-    """Where the library of these sources is, if it was built."""
-    base = environment.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(base).resolve() / "pviommu" / f"core-{_digest(sources)}.so"
+class LibraryError(Exception):
+    """There is no library that could be loaded; the text says why and what to do."""
 
 
-def find_library(environment: Mapping[str, str] = os.environ, sources: Path = SOURCES) -> Path | None:
-    """The library of these sources, if it was built."""
-    path = library_path(environment, sources)
-    return path if path.is_file() else None
+class NotBuiltError(LibraryError):
+    """Nobody has built one yet."""
+
+
+def find_library(environment: Mapping[str, str] = os.environ, sources: Path = SOURCES) -> Path:
+    """The library of these sources, whole and safe to load. Raises :class:`LibraryError`."""
+    try:
+        folder = cache_folder(environment)
+        check_folder(folder)
+        found = _built(folder, sources)
+        problems = [_problem(path) for path in found]
+    except CacheError as error:
+        raise LibraryError(f"{error}; {HOW}") from error
+    except OSError as error:
+        raise LibraryError(f"{error.filename} cannot be read: {error.strerror}; {HOW}") from error
+    whole = (path for path, problem in zip(found, problems, strict=True) if not problem)
+    if (path := next(whole, None)) is not None:
+        return path
+    if found:
+        raise LibraryError(f"{found[0]} {problems[0]}; build it anew: pviommu build-core")
+    raise NotBuiltError("the native core is not built, run: pviommu build-core")
+
+
+def _built(folder: Path, sources: Path) -> list[Path]:
+    """Every library of these sources. Raises OSError."""
+    beginning = f"core-{_digest(sources)}-"
+    try:
+        with os.scandir(folder) as entries:
+            names = [entry.name for entry in entries]
+    except FileNotFoundError:
+        return []
+    return [folder / name for name in sorted(names) if name.startswith(beginning) and name.endswith(".so")]
+
+
+def _problem(path: Path) -> str:
+    """Why a library must not be loaded, as the end of a sentence; empty if it may be. Raises OSError."""
+    with path.open("rb") as file:
+        if problem := owner_problem(os.fstat(file.fileno())):
+            return problem
+        return "" if path.stem.endswith(_content(file.read())) else "is damaged: its content is not what was built"
+
+
+def _content(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:32]
 
 
 def find_compiler(environment: Mapping[str, str] = os.environ) -> str | None:
@@ -77,16 +121,25 @@ def build(
     ``compile_with`` runs a compiler that is not the host's, one in another root for instance; ``options`` are added
     to :data:`OPTIONS`, and do not count for the name. Raises :class:`BuildError`.
     """
-    target = library_path(environment, sources)
-    if target.is_file():
-        return target
+    with contextlib.suppress(LibraryError):
+        return find_library(environment, sources)
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix="building-core-", dir=target.parent) as folder:
-            made = compile_sources(Path(folder), compile_with or _host_compiler(environment), sources, options)
-            made.rename(target)  # at once or not at all; two builds make the same
+        folder = cache_folder(environment)
+        check_folder(folder)
+    except CacheError as error:
+        raise BuildError(f"the native core cannot be built: {error}; {HOW}") from error
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        damaged = _built(folder, sources)
+        with tempfile.TemporaryDirectory(prefix="building-core-", dir=folder) as work:
+            made = compile_sources(Path(work), compile_with or _host_compiler(environment), sources, options)
+            target = folder / f"core-{_digest(sources)}-{_content(made.read_bytes())}.so"
+            made.rename(target)  # at once or not at all
+        for path in damaged:
+            if path != target:
+                path.unlink(missing_ok=True)
     except OSError as error:
-        raise BuildError(f"the native core cannot be built in {target.parent}: {error.strerror}") from error
+        raise BuildError(f"the native core cannot be built in {folder}: {error.strerror}; {HOW}") from error
     return target
 
 

@@ -16,7 +16,7 @@ from ..engine.results import DefaultPolicy, PackedRuns
 from ..inputs import Inputs
 from ..pci.shared_memory import SharedMemory
 from . import library
-from .build import find_library
+from .build import LibraryError, find_library
 from .memory import NativeCopier
 from .ring import NativeRings
 from .table import NativePool, NativeTable
@@ -35,15 +35,13 @@ _REFUSALS = {
 """By the numbers of ``enum pv_refusal``."""
 
 
-def native_core(path: Path | None = None) -> NativeCore | None:
-    """A core from the library at ``path``, or from the one that was built; ``None`` if there is none that loads."""
+def native_core(path: Path | None = None) -> NativeCore:
+    """A core from the library at ``path``, or from the one that was built. Raises :class:`LibraryError`."""
     found = path or find_library()
-    if found is None:
-        return None
     try:
         return NativeCore(library.load(found))
-    except OSError:  # built for another C library
-        return None
+    except (OSError, AttributeError) as error:  # built for another C library, or no library of ours
+        raise LibraryError(f"the native core does not load: {error}") from error
 
 
 class NativeCore:

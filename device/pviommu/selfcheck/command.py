@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..engine import Engine
 from ..machine import Machine
-from ..native.build import find_library
+from ..native.build import LibraryError, find_library
 from ..native.core import NativeCore
 from ..native.library import load
 from .checker import PATHS, MakePath, Run, run_history, shortened
@@ -27,6 +27,7 @@ __all__ = ["add_arguments", "main"]
 
 EXIT_DIFFERENCE = 1
 EXIT_USAGE = 2
+EXIT_ENVIRONMENT = 3
 EPISODE_STEPS = 5000
 """Operations after which a new machine with other limits begins."""
 WIRE_REPLAYS = 60
@@ -39,7 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Carry out random operations on a small reference model and on the real thing, and compare results, counts, "
         "tables, quota, events and guest memory after each. Needs no VM. "
-        "Exit status: 0 all agreed, 1 a difference (printed with a short history that reproduces it), 2 bad arguments."
+        "Exit status: 0 all agreed, 1 a difference (printed with a short history that reproduces it), 2 bad arguments, "
+        "3 the native core that was asked for is not built."
     )
     parser.add_argument("--steps", type=int, default=100_000, metavar="N", help="operations to try")
     parser.add_argument("--seed", type=int, default=1, metavar="S", help="what the random choices follow")
@@ -70,9 +72,11 @@ def main(args: argparse.Namespace) -> int:
     episodes = -(-args.steps // EPISODE_STEPS)
     if args.episode is not None and not 0 <= args.episode < episodes:
         return _usage(f"--episode {args.episode}: must be 0..{episodes - 1} for {args.steps} steps")
-    library = find_library() if args.core == "native" else None
-    if args.core == "native" and library is None:
-        return _usage("--core native: the native core is not built, run: pviommu build-core")
+    try:
+        library = find_library() if args.core == "native" else None
+    except LibraryError as error:
+        print(f"pviommu: --core native: {error}", file=sys.stderr)
+        return EXIT_ENVIRONMENT
     logger = logging.getLogger("pviommu")
     level = logger.level
     logger.setLevel(logging.ERROR)  # refused DMA is what is being tried

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from pviommu import resources
 from pviommu.bench.mechanisms import PythonMechanism
 from pviommu.bench.wire_guest import BenchServer, WireGuest, capabilities_ns, processor_time_ns
-from pviommu.lab import resources
 from pviommu.lab.problems import RunError
 from pviommu.lab.server import PROGRAM
 

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import argparse
 import io
+import json
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TextIO
 
+import jsonschema
 import pytest
 
+from pviommu import schemas
 from pviommu.lab import boot, run
 from pviommu.lab.console import STANDARD, Terminal
 from pviommu.lab.progress import Progress
 from pviommu.lab.provision import Toolbox
 
+RESULTS = json.loads(schemas.paths()["results"].read_text())
 SERVER = """
 import json, os, signal, socket, sys
 if "--print-capabilities" in sys.argv:
@@ -59,20 +64,22 @@ class Lab:
     kernels: list[str] = field(default_factory=list)
     """kernels that were asked for"""
 
-    def main(self, *options: str) -> tuple[int, str]:
+    def main(self, *options: str, shown: TextIO | None = None) -> tuple[int, str]:
         (self.folder / "server.py").write_text(self.server)
         qemu = self.folder / "qemu"
         qemu.write_text(QEMU.format(body=self.guest))
         qemu.chmod(0o755)
         parser = argparse.ArgumentParser()
         run.add_arguments(parser)
-        out = io.StringIO()
+        out = io.StringIO() if shown is None else shown
         args = parser.parse_args(
             ["--results", str(self.folder / "lab-results"), "--topology", str(self.folder / "lab.toml"), *options]
         )
         program = (sys.executable, str(self.folder / "server.py"))
         status = run.main(args, out=out, program=program, provide=self.provide, terminal=self.terminal)
-        return status, out.getvalue()
+        for path in (self.folder / "lab-results").glob("*/results.json"):
+            jsonschema.validate(json.loads(path.read_text()), RESULTS)
+        return status, out.getvalue() if isinstance(out, io.StringIO) else ""
 
     def provide(
         self, progress: Progress, *, qemu: str | None, accel: str, kernel: str = "debian", suite: str | None = None

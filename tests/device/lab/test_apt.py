@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -103,9 +104,9 @@ def test_resolve_gives_names_and_sizes_of_the_archives(tmp_path: Path) -> None:
         )
     )
     found = PrivateApt(tmp_path, "http://m", host).resolve(["a", "b"])
-    assert [(archive.file_name, archive.size) for archive in found] == [
-        ("a_1%2b2_amd64.deb", 1000),
-        ("b_1_all.deb", 24),
+    assert found == [
+        Package("a_1%2b2_amd64.deb", 1000, "ab", "http://m/pool/a_1%2b2_amd64.deb"),
+        Package("b_1_all.deb", 24, "cd", "http://m/pool/b_1_all.deb"),
     ]
     assert "--print-uris" in host.commands[0]
     assert host.commands[0][-2:] == ["a", "b"]
@@ -148,7 +149,7 @@ def test_download_fetches_just_the_archives_and_reports_fractions(
     assert apt.download([Package("a_1_amd64.deb", 5)], fractions.append) == [apt.archives / "a_1_amd64.deb"]
 
     assert fractions == [0.255, 1.0]
-    words = (tmp_path / "apt/cache/words").read_text().split()
+    words = (tmp_path / "apt/words").read_text().split()
     assert "download" in words
     assert words[-1] == "a=1"
 
@@ -161,3 +162,31 @@ def test_failed_download_shows_apts_words(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("PATH", f"{fake.parent}:/usr/bin:/bin")
     with pytest.raises(EnvironmentProblem, match="cannot be downloaded: E: Hash Sum mismatch"):
         PrivateApt(tmp_path / "apt", "http://m", FakeHost()).download([], lambda fraction: None)
+
+
+@pytest.mark.row("server", 114)
+def test_what_is_there_is_kept_if_it_is_whole_or_can_be_continued_and_nothing_damaged_or_foreign_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = tmp_path / "bin/apt-get"
+    fake.parent.mkdir()
+    fake.write_text("#!/bin/sh\nexec ls >../found\n")
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{fake.parent}:/usr/bin:/bin")
+    apt = PrivateApt(tmp_path / "apt", "http://m", FakeHost())
+    digest = hashlib.sha256(b"whole").hexdigest()
+    contents = {
+        "whole_1%2b2": b"whole",
+        "begun_1": b"wh",
+        "damaged_1": b"WHOLE",
+        "long_1": b"whole and more",
+        "other_1": b"",
+    }
+    for name, content in contents.items():
+        (apt.archives / f"{name}_all.deb").write_bytes(content)
+    wanted = [Package(f"{name}_all.deb", 5, digest) for name in ("whole_1+2", "begun_1", "damaged_1", "long_1")]
+
+    apt.download(wanted, lambda fraction: None)
+
+    found = (tmp_path / "apt/found").read_text().split()
+    assert found == ["begun_1_all.deb", "whole_1%2b2_all.deb"]

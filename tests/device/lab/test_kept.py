@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
 
+from pviommu.lab import kept
 from pviommu.lab.kept import copy_sources, keep, source_files, sources_digest
 
 
@@ -56,3 +59,19 @@ def test_second_of_two_runs_leaves_the_first_ones_result(sources: Path, tmp_path
 def test_mode_is_that_asked_for(sources: Path, tmp_path: Path) -> None:
     keep([sources / "pviommu.c"], tmp_path / "kept", mode=0o755)
     assert (tmp_path / "kept/pviommu.c").stat().st_mode & 0o777 == 0o755
+
+
+@pytest.mark.row("server", 115)
+def test_products_for_which_there_is_no_room_leave_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(source: Path, target: Path) -> None:
+        Path(target).write_bytes(b"a part")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
+
+    monkeypatch.setattr(kept.shutil, "copyfile", full)
+
+    with pytest.raises(OSError, match="No space left on device"):
+        kept.keep([tmp_path / "a.ko"], tmp_path / "modules-1")
+
+    assert list(tmp_path.iterdir()) == []

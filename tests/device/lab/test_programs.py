@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pviommu.lab import resources
+from pviommu import resources
 from pviommu.lab.problems import RunError
 from pviommu.lab.processes import Outcome
 from pviommu.lab.programs import build_programs, find_programs

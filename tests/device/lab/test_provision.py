@@ -103,7 +103,6 @@ def test_named_qemu_that_is_unable_is_refused(cache: dict[str, str], monkeypatch
         provision.provision(progress(), qemu="/old/qemu", environment=cache, run=FakeHost("8.0.0"))
 
 
-def test_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", "/home/someone")
-    assert provision.cache_folder({}) == Path("/home/someone/.cache/pviommu")
+def test_cache_folder_follows_the_environment() -> None:
+    assert provision.cache_folder({"HOME": "/home/someone"}) == Path("/home/someone/.cache/pviommu")
     assert provision.cache_folder({"XDG_CACHE_HOME": "/big"}) == Path("/big/pviommu")

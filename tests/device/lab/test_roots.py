@@ -23,6 +23,8 @@ class FakeHost:
     def __init__(self) -> None:
         self.unpacked: list[str] = []
         self.unpack_fails = False
+        self.interrupted = False
+        self.downloaded: list[str] = []
 
     def __call__(self, command: Sequence[str]) -> Outcome:
         if list(command[:2]) != ["dpkg-deb", "-x"]:
@@ -43,12 +45,20 @@ def host(monkeypatch: pytest.MonkeyPatch) -> FakeHost:
         return [Package(f"{name}_1_amd64.deb", 1) for name in ("libc6", *packages)]
 
     def download(apt: PrivateApt, archives: Sequence[Package], progress: object) -> list[Path]:
+        for archive in archives:
+            if not (apt.archives / archive.file_name).exists():
+                (apt.archives / archive.file_name).write_text(archive.file_name)
+                fake.downloaded.append(archive.file_name)
+                if fake.interrupted:
+                    raise KeyboardInterrupt
         return [apt.archives / archive.file_name for archive in archives]
+
+    fake = FakeHost()
 
     monkeypatch.setattr(roots, "require_tools", lambda run, machine: None)
     monkeypatch.setattr(PrivateApt, "resolve", resolve)
     monkeypatch.setattr(PrivateApt, "download", download)
-    return FakeHost()
+    return fake
 
 
 def make(folder: Path, host: FakeHost, *packages: str, base: Path | None = None) -> Path:
@@ -75,7 +85,7 @@ def test_failed_unpacking_leaves_no_root_behind(tmp_path: Path, host: FakeHost) 
     with pytest.raises(EnvironmentProblem, match="No space left"):
         make(tmp_path, host, "gcc")
 
-    assert [path.name for path in tmp_path.iterdir()] == ["lock"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["downloads", "lock"]
 
 
 def test_remains_of_a_killed_run_are_removed(tmp_path: Path, host: FakeHost) -> None:
@@ -84,6 +94,22 @@ def test_remains_of_a_killed_run_are_removed(tmp_path: Path, host: FakeHost) -> 
     make(tmp_path, host, "gcc")
 
     assert not remains.parent.exists()
+
+
+@pytest.mark.row("server", 114)
+def test_an_interrupted_download_goes_on_where_it_was_and_leaves_nothing_once_the_root_is_complete(
+    tmp_path: Path, host: FakeHost
+) -> None:
+    host.interrupted = True
+    with pytest.raises(KeyboardInterrupt):
+        make(tmp_path, host, "gcc")
+    assert host.downloaded == ["libc6_1_amd64.deb"]
+
+    host.interrupted = False
+    root = make(tmp_path, host, "gcc")
+
+    assert host.downloaded == ["libc6_1_amd64.deb", "gcc_1_amd64.deb"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["lock", root.name]
 
 
 def test_cache_folder_that_cannot_be_made_is_an_environment_problem(tmp_path: Path, host: FakeHost) -> None:

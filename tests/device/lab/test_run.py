@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,11 +16,14 @@ from pviommu.lab.console import Terminal
 from pviommu.lab.problems import EnvironmentProblem, RunError
 from pviommu.lab.progress import Progress
 from pviommu.lab.run import guarded
+from pviommu.resources import topologies
+from pviommu.streams import Streams
 
 if TYPE_CHECKING:
     from conftest import Lab
 
 
+@pytest.mark.row("server", 126)  # of every run of this file, results.json is held against the schema
 def test_passing_guest_ends_with_status_0_and_all_files(lab: Lab) -> None:
     status, shown = lab.main()
     assert status == 0
@@ -113,6 +117,15 @@ def test_wrong_option_ends_with_status_2_and_says_what_is_allowed(
 ) -> None:
     assert lab.main(*options)[0] == 2
     assert words in capsys.readouterr().err
+
+
+@pytest.mark.row("server", 125)
+def test_a_shipped_topology_is_taken_by_its_name(lab: Lab) -> None:
+    lab.server = lab.server.replace("signal.pause()", "print(sys.argv[2], file=sys.stderr, flush=True)\nsignal.pause()")
+
+    assert lab.main("--topology", "reserved")[0] == 0
+
+    assert str(topologies()["reserved"]) in lab.result("server.jsonl")
 
 
 def test_environment_problem_ends_with_status_3_and_how_to_get_it(
@@ -358,3 +371,77 @@ def test_suite_of_which_nothing_ran_has_not_passed(lab: Lab) -> None:
 
     assert status == 1
     assert "no test of the suite vfio passed" in shown
+
+
+@pytest.mark.row("server", 116)
+def test_a_run_whose_output_is_lost_is_judged_and_leaves_its_results(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        with Streams() as streams:
+            assert lab.main(shown=sys.stdout)[0] == 0
+            assert streams.status(0) == 3
+
+    assert json.loads(lab.result("results.json"))["verdict"] == "passed"
+    assert "testsuite" in lab.result("junit.xml")
+    assert capfd.readouterr().err == "pviommu: standard output cannot be written: No space left on device\n"
+
+
+@pytest.mark.row("server", 116)
+@pytest.mark.parametrize(("passes", "status"), [(True, 3), (False, 1)])
+def test_results_that_cannot_be_written_are_told_and_the_verdict_is_shown(
+    lab: Lab, capsys: pytest.CaptureFixture[str], passes: bool, status: int
+) -> None:
+    full = (
+        f"ln -s /dev/full {lab.folder}/lab-results/latest/.results.json.new"  # where it is written before it is whole
+    )
+    lab.guest = f"{full}; {lab.guest if passes else lab.guest.replace('ok 1', 'not ok 1')}"
+
+    ended, shown = lab.main()
+
+    assert ended == status
+    assert f"verdict {'passed' if passes else 'failed'}" in shown
+    said = capsys.readouterr().err
+    assert said.startswith("pviommu lab: the results are not whole: ")
+    assert said.endswith("/results.json: No space left on device\n")
+    assert not (lab.folder / "lab-results/latest/results.json").exists()
+    assert "testsuite" in lab.result("junit.xml")
+
+
+@pytest.mark.row("server", 115)
+def test_a_file_of_the_run_for_which_there_is_no_room_is_an_error_and_leaves_results(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Path.write_bytes
+
+    def full(path: Path, data: bytes) -> int:
+        return real(Path("/dev/full") if "initrd" in path.name else path, data)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+
+    status, shown = lab.main()
+
+    assert status == 3
+    assert "/initrd: No space left on device" in shown
+    assert json.loads(lab.result("results.json"))["verdict"] == "error"
+
+
+@pytest.mark.row("server", 117)
+def test_output_of_a_program_for_which_there_is_no_room_fails_the_run_and_holds_nobody_up(
+    lab: Lab, script: Path
+) -> None:
+    lab.guest = PROGRAM.format(status=0, result="ok")
+    with (lab.folder / "shown").open("wb") as shown:
+        lab.terminal = Terminal(0, shown.fileno())
+        real = Path.open
+
+        def open_full(path: Path, *args: object, **others: object) -> object:
+            return real(Path("/dev/full") if path.name == "program.out" else path, *args, **others)  # type: ignore[call-overload]
+
+        lab.monkeypatch.setattr(Path, "open", open_full)
+        status, summary = lab.main("--run", str(script))
+
+    assert status == 1
+    assert (lab.folder / "shown").read_text() == "its output"
+    assert "problem program.out is not whole: No space left on device" in summary

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from pviommu.lab.problems import RunError, UsageError
-from pviommu.lab.resources import qemu_configs
 from pviommu.lab.server import ServerProcess, capabilities, summary
+from pviommu.resources import qemu_configs
 
 PRELUDE = """
 import json, os, signal, socket, sys

@@ -8,6 +8,7 @@ import subprocess
 import pytest
 
 from pviommu.native import build, library
+from pviommu.native.core import native_core
 
 
 def environment(folder):
@@ -15,7 +16,8 @@ def environment(folder):
 
 
 def test_what_was_built_is_found_and_loads(tmp_path):
-    assert build.find_library(environment(tmp_path)) is None
+    with pytest.raises(build.NotBuiltError):
+        build.find_library(environment(tmp_path))
 
     made = build.build(environment(tmp_path))
 
@@ -36,11 +38,13 @@ def test_it_is_built_once(tmp_path):
 def test_other_sources_are_another_library(tmp_path):
     sources = tmp_path / "src"
     shutil.copytree(build.SOURCES, sources)
-    before = build.library_path(environment(tmp_path), sources)
+    made = build.build(environment(tmp_path), sources=sources)
+    assert build.find_library(environment(tmp_path)) == made
+
     (sources / "ranges.c").write_text((sources / "ranges.c").read_text() + "\n")
 
-    assert before.name == build.library_path(environment(tmp_path)).name
-    assert build.library_path(environment(tmp_path), sources) != before
+    with pytest.raises(build.NotBuiltError):
+        build.find_library(environment(tmp_path), sources)
 
 
 def test_sources_that_do_not_compile_leave_nothing_behind_but_what_the_compiler_said(tmp_path):
@@ -85,7 +89,9 @@ def test_a_compiler_elsewhere_gets_all_sources_and_the_options(tmp_path):
 def test_a_cache_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "pviommu").write_text("a file")
 
-    with pytest.raises(build.BuildError, match=f"cannot be built in {tmp_path / 'pviommu'}"):
+    with pytest.raises(
+        build.BuildError, match=f"cannot be built: the cache folder {tmp_path / 'pviommu'} is no folder"
+    ):
         build.build(environment(tmp_path))
 
 
@@ -102,3 +108,48 @@ def test_the_command_prints_the_path_or_the_reason(tmp_path, monkeypatch, capsys
     monkeypatch.delenv("CC", raising=False)
     assert build.main(parser.parse_args([])) == build.EXIT_ENVIRONMENT
     assert "no C compiler" in capsys.readouterr().err
+
+
+@pytest.mark.row("server", 113)
+@pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"", lambda data: data[::-1]])
+def test_a_library_that_is_not_what_was_built_is_not_loaded_and_built_anew(tmp_path, damage):
+    made = build.build(environment(tmp_path))
+    whole = made.read_bytes()
+    made.write_bytes(damage(whole))
+
+    with pytest.raises(build.LibraryError, match=f"{made.name} is damaged.*build it anew: pviommu build-core"):
+        build.find_library(environment(tmp_path))
+
+    again = build.build(environment(tmp_path))
+    assert again.read_bytes() == whole
+    assert list(again.parent.iterdir()) == [again]
+
+
+@pytest.mark.row("server", 111)
+def test_a_library_of_another_user_or_one_that_everybody_can_write_is_not_loaded(tmp_path, monkeypatch):
+    made = build.build(environment(tmp_path))
+    made.chmod(0o666)
+    with pytest.raises(build.LibraryError, match="can be written by everybody"):
+        build.find_library(environment(tmp_path))
+
+    made.chmod(0o644)
+    if os.geteuid() == 0:
+        os.chown(made, 65534, 65534)
+    else:
+        owner = os.geteuid()
+        monkeypatch.setattr(build, "check_folder", lambda folder: None)
+        monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
+    with pytest.raises(build.LibraryError, match="belongs to user"):
+        build.find_library(environment(tmp_path))
+
+
+@pytest.mark.row("server", 113)
+def test_a_library_for_something_else_is_an_error_and_no_core(tmp_path):
+    def elsewhere(arguments, folder):
+        (folder / "core.so").write_text("for another machine")
+        return subprocess.CompletedProcess(list(arguments), 0, "", "")
+
+    made = build.build(environment(tmp_path), compile_with=elsewhere)
+
+    with pytest.raises(build.LibraryError, match=r"the native core does not load: .*core-"):
+        native_core(made)

@@ -84,7 +84,7 @@ def test_the_native_core_agrees_too(
     assert capsys.readouterr().out.startswith(f"{profile}, native core: 150")
 
 
-def test_a_native_core_that_is_not_built_is_status_2(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_native_core_that_is_not_built_is_status_3(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
 
-    assert main(["selfcheck", "--steps", "3", "--core", "native"]) == command.EXIT_USAGE
+    assert main(["selfcheck", "--steps", "3", "--core", "native"]) == command.EXIT_ENVIRONMENT

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["guest_tools", "qemu_configs"]
+__all__ = ["guest_tools", "qemu_configs", "topologies"]
 
-_PACKAGE = Path(__file__).resolve().parent.parent
+_PACKAGE = Path(__file__).resolve().parent
 
 
 def guest_tools(package: Path = _PACKAGE) -> Path:
@@ -17,6 +17,11 @@ def guest_tools(package: Path = _PACKAGE) -> Path:
 def qemu_configs(package: Path = _PACKAGE) -> Path:
     """The folder with topologies and QEMU configuration files. Raises FileNotFoundError."""
     return _find(package, "qemu-configs")
+
+
+def topologies() -> dict[str, Path]:
+    """The topologies that travel with the package, by name."""
+    return {path.stem: path for path in sorted(qemu_configs().glob("*.toml"))}
 
 
 def _find(package: Path, name: str) -> Path:

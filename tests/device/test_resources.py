@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pviommu.lab import resources
+from pviommu import resources
 
 
 def test_checkout_is_preferred(tmp_path: Path) -> None:

@@ -1,0 +1,87 @@
+"""Documents whose form :mod:`msgspec` types declare: their schema, and mistakes in words that users can act on."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, TypeVar
+
+import msgspec
+
+from .toml_places import Place, place_of, shown, spelled
+
+__all__ = ["WrongValueError", "convert", "rule", "schema"]
+
+_Document = TypeVar("_Document")
+
+
+class WrongValueError(ValueError):
+    """A value that breaks a rule; ``place`` is where it is."""
+
+    def __init__(self, place: Place, text: str) -> None:
+        super().__init__(text)
+        self.place = place
+
+
+def convert(document: Any, kind: type[_Document]) -> _Document:
+    """``document`` as a ``kind``. Raises :class:`WrongValueError` naming key, value and rule."""
+    try:
+        return msgspec.convert(document, kind)
+    except msgspec.ValidationError as error:
+        raise _wrong(document, schema(kind, ""), str(error)) from error
+
+
+def schema(kind: type, title: str) -> dict[str, Any]:
+    """The JSON Schema of ``kind``."""
+    made = msgspec.json.schema(kind)
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": title, **made}
+
+
+def _wrong(document: Any, whole: dict[str, Any], said: str) -> WrongValueError:
+    text, place = place_of(said)
+    node = _node(whole, place)
+    if place and node is not None and "properties" not in node:
+        return WrongValueError(place, f"{spelled(place)} = {shown(document, place)}: must be {rule(node)}")
+    where = f"{spelled(place)}: " if place else ""
+    if match := re.search("unknown field `(.*)`", text):
+        keys = ", ".join(node["properties"]) if node else ""
+        return WrongValueError((*place, match[1]), f"{where}there is no key {match[1]}, but {keys}")
+    if match := re.search("missing required field `(.*)`", text):
+        return WrongValueError(place, f"{where}the key {match[1]} is missing")
+    return WrongValueError(place, f"{where}{text}")
+
+
+def _node(whole: dict[str, Any], place: Place) -> dict[str, Any] | None:
+    """What the schema says of a place."""
+    node: dict[str, Any] | None = whole
+    for step in place:
+        node = _followed(whole, node or {})
+        node = node.get("items") if isinstance(step, int) else node.get("properties", {}).get(step)
+    return None if node is None else _followed(whole, node)
+
+
+def _followed(whole: dict[str, Any], node: dict[str, Any]) -> dict[str, Any]:
+    """The definition that ``node`` refers to, or the choice in it that is not null, or ``node``."""
+    for choice in node.get("anyOf", ()):
+        if choice.get("type") != "null":
+            return {**node, **choice}
+    return whole["$defs"][node["$ref"].rsplit("/", 1)[-1]] if "$ref" in node else node
+
+
+def rule(node: dict[str, Any]) -> str:
+    """What a node of a schema demands, in words."""
+    if "$comment" in node:
+        return str(node["$comment"])
+    if "enum" in node:
+        return " or ".join(f'"{value}"' for value in node["enum"])
+    if node["type"] == "boolean":
+        return "true or false"
+    if node["type"] == "array":
+        return f"at most {node['maxItems']} tables" if "maxItems" in node else "tables"
+    if node["type"] != "integer":
+        return f"a {node['type']}"
+    least = node["minimum"]
+    most = node["maximum"] if "maximum" in node else node["exclusiveMaximum"] - 1
+    if "multipleOf" in node:
+        size = node["multipleOf"]
+        return f"a multiple of {size}, {-(-least // size) * size:#x} to {most // size * size:#x}"
+    return f"a whole number, {least} to {most}"

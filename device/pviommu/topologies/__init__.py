@@ -1,0 +1,1 @@
+"""``pviommu topology``: checks, lists and shows topology files; see :mod:`pviommu.topology`."""
