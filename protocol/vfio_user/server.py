@@ -194,7 +194,8 @@ class Session:
 
     def _refuse(self, header: Header, number: int, text: str) -> None:
         self._refusals += 1
-        level = logging.WARNING if self._refusals <= _LOUD_REFUSALS else logging.DEBUG
+        is_loud = self._refusals <= _LOUD_REFUSALS and not self._refusal  # who refuses a whole client says so
+        level = logging.WARNING if is_loud else logging.DEBUG
         logger.log(level, "request %d refused: %s", header.id, text)
         if not header.no_reply:
             flags = MessageType.REPLY | HeaderFlags.ERROR

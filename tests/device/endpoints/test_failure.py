@@ -237,7 +237,9 @@ def test_a_client_that_leaves_a_broken_endpoint_leaves_no_memory_in_it(broken: B
 
 
 @pytest.mark.row("server", 5)
-def test_the_iommu_is_reset_and_the_others_work_although_one_raises(guest: Any, broken: Broken, sound: Template) -> None:
+def test_the_iommu_is_reset_and_the_others_work_although_one_raises(
+    guest: Any, broken: Broken, sound: Template
+) -> None:
     machine = Machine(guest.iommu, {"broken": broken, "sound": sound})
     guest.map(0x100, 0x20)
     stamp(sound)

@@ -113,10 +113,15 @@ def test_files_that_somebody_else_serves_are_not_looked_at(
     told = status(opened[0])._replace(device=(0, 77))
     monkeypatch.setattr(foreign, "status", lambda _: told)
     monkeypatch.setattr(foreign, "_file_system", lambda _: kind)
-    with monkeypatch.context() as nothing, pytest.raises(RequestError, match=text):
+    refused = None
+    with monkeypatch.context() as nothing:
         for name in ("fstat", "pread", "read", "fstatvfs"):
             nothing.setattr(os, name, None)
-        check_memory(opened[0], "a map")
+        try:
+            check_memory(opened[0], "a map")
+        except RequestError as error:
+            refused = error
+    assert text in str(refused)
 
 
 def test_the_file_system_of_a_mounted_file_is_known() -> None:
