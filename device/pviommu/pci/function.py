@@ -6,6 +6,7 @@ A subclass describes its BARs in ``__init__``, calls :meth:`PciFunction.power_on
 
 from __future__ import annotations
 
+import errno
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -23,11 +24,12 @@ from vfio_user import (
     Region,
     RegionFlags,
     RegionIndex,
+    RequestError,
 )
 
 from ..counters import Counters
 from ..inputs import Inputs
-from ..memory import GuestMemory
+from ..memory import ForeignMemoryError, GuestMemory
 from ..windows import Window
 from .capabilities import MSIX_ENTRY_SIZE, PCIE_DEVICE_CONTROL, PCIE_FLR, Capability, msix, pcie
 from .config_space import CONFIG_SIZE, ConfigSpace, Identity
@@ -67,6 +69,7 @@ class PciFunction:
         """called after each change of what :meth:`windows` gives"""
         self._decoded: list[tuple[int, int, int]] = []
         self._vectors = 0
+        self._foreign = ""
         self._not_renewed: set[int] = set()
         self._regions: dict[int, Region] = {
             RegionIndex.CONFIG: Region(CONFIG_SIZE, _READ_WRITE),
@@ -161,6 +164,8 @@ class PciFunction:
     # -- vfio_user.Device -------------------------------------------------------------------------------------------
 
     def describe(self) -> DeviceInfo:
+        if self._foreign:
+            raise RequestError(errno.EBUSY, f"{self.name}: {self._foreign}")
         self.check_client()
         return DeviceInfo()
 
@@ -230,7 +235,17 @@ class PciFunction:
         self.interrupts.set_irqs(request)
 
     def dma_map(self, mapping: DmaMapping) -> None:
-        self.memory.map(mapping)
+        try:
+            self.memory.map(mapping)
+        except ForeignMemoryError as error:
+            if not self._foreign:  # once a client: it asks what the device is next, and is refused as a whole
+                self._foreign = error.text
+                log.error(
+                    "%s: client refused: %s, and one topology is one machine: start a server for each QEMU",
+                    *(self.name, error.text),
+                    extra={"event": "client-refused", "fields": {"function": self.name}},
+                )
+            raise
 
     def dma_unmap(self, address: int, size: int) -> None:
         self.memory.unmap(address, size)
@@ -250,6 +265,7 @@ class PciFunction:
     def disconnected(self) -> None:
         """Power-on state, and nothing of the client reachable any more."""
         self.interrupts.close()
+        self._foreign = ""
         try:
             self.reset()  # cancels what is queued, which may say so in shared memory: renew that afterwards
         finally:
