@@ -50,6 +50,15 @@ class Listeners:
     def __contains__(self, fd: int) -> bool:
         return fd in self._sockets
 
+    def function(self, fd: int) -> PciFunction:
+        """What clients of the socket with descriptor ``fd`` want."""
+        return self._sockets[fd][1]
+
+    def rest(self, fd: int) -> None:
+        """Do not look at a socket for :data:`REST_NS`: whoever waits there cannot be served yet."""
+        self._poller.unregister(fd)
+        self._rest_until[fd] = self._now_ns() + REST_NS
+
     def accept(self, fd: int) -> tuple[socket.socket, PciFunction] | None:
         """The client that waits at the socket with descriptor ``fd``, if there is one and the system allows it."""
         sock, function = self._sockets[fd]
@@ -74,8 +83,7 @@ class Listeners:
                 extra={"event": "accept-failed", "fields": {"function": function.name, "errno": number}},
             )
         if not refused:
-            self._poller.unregister(sock)
-            self._rest_until[fd] = self._now_ns() + REST_NS
+            self.rest(fd)
 
     def _hang_up(self, sock: socket.socket, function: PciFunction) -> bool:
         """Accept a client and drop it. False if there was no room even for that."""

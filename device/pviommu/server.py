@@ -37,7 +37,8 @@ SOCKET_TURNS = 16
 """Turns of a busy loop between two looks at the sockets, if they are short."""
 LOOK_NS = 1_000_000
 """Longest time between two looks at the sockets, to which the turn in progress is added."""
-_READABLE = select.EPOLLIN | select.EPOLLHUP | select.EPOLLERR
+_HUNG_UP = select.EPOLLHUP | select.EPOLLERR
+_READABLE = select.EPOLLIN | _HUNG_UP
 MOST_REFUSED = 8
 """Clients that are refused, and have not yet said anything that this could be the answer to."""
 
@@ -57,8 +58,8 @@ class _Connection:
 
     @property
     def is_read(self) -> bool:
-        """Not while the client does not take its replies, or what it sent before is still to be closed."""
-        return not self.session.paused and not self.closer.busy
+        """Not while the client does not take its replies, or what was sent before is still being closed."""
+        return not self.session.paused and (self.is_refused or not self.closer.busy)
 
     @property
     def wanted_events(self) -> int:
@@ -272,6 +273,9 @@ class Server:
     # -- clients come -----------------------------------------------------------------------------------------------
 
     def _accept(self, fd: int) -> None:
+        if self._closers[self._listeners.function(fd).name].full:
+            self._listeners.rest(fd)
+            return
         accepted = self._listeners.accept(fd)
         if accepted is None:
             return
@@ -312,8 +316,6 @@ class Server:
             )
         if any(connection.function is function for connection in self._connections.values()):
             return RequestError(errno.EBUSY, f"it is {peer}, and the function has a client already")
-        if self._closers[function.name].busy:
-            return RequestError(errno.EBUSY, "what the last client sent is still being closed")
         if not function.is_ready():
             return RequestError(errno.ENOMEM, "there is no memory to share with it, or no descriptor left for it")
         return None
@@ -374,6 +376,8 @@ class Server:
                 session.eof()
             else:
                 session.receive(*received)
+        elif events & _HUNG_UP and not session.paused:  # nothing to be read, and told again and again
+            session.eof()
         if session.outgoing and transport.flush(connection.sock, session.outgoing) is Flush.CLOSED:
             session.eof()
         while session.paused and not session.outgoing:

@@ -58,6 +58,10 @@ def is_memory_file(fd: int) -> bool:
     return True
 
 
+MOST_LEFT = 64
+"""Closes that wait for another one before a peer is to be kept out."""
+
+
 class Status(NamedTuple):
     """What statx tells of a file without asking the one who serves its file system."""
 
@@ -141,6 +145,11 @@ class Closer:
     def busy(self) -> bool:
         """Whether something waits to be closed. Take no more descriptors from this peer meanwhile."""
         return self._is_running
+
+    @property
+    def full(self) -> bool:
+        """Whether so much waits that this peer should not even connect anew."""
+        return len(self._left) >= MOST_LEFT
 
     def close(self, fds: Iterable[int]) -> None:
         """Close descriptors; negative numbers, which stand for none, are passed over."""

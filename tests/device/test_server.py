@@ -21,6 +21,7 @@ from pviommu_abi.shared import CACHE_LINE, DeviceRingLine, GuestRingLine
 from pviommu_abi.slots import SlotFlags
 from pviommu_abi.xen_2024 import PvIommuOp
 from vfio_user import Client, Command, Limits
+from vfio_user.foreign import MOST_LEFT
 from vfio_user.messages import Header, HeaderFlags, RegionAccess
 from vfio_user.negotiation import offer
 
@@ -728,37 +729,95 @@ def test_an_exception_in_a_session_ends_that_one_and_no_other(listening, monkeyp
     assert listening.answer(listening.connect("dma0")) == 0
 
 
-@pytest.mark.row("server", 9)
-def test_a_client_whose_descriptors_are_being_closed_is_not_read_and_goes_on_afterwards(listening, monkeypatch):
+@pytest.fixture
+def lingering(monkeypatch):
+    """Descriptors take as long to close as one likes: until the event that this is."""
     may_close = threading.Event()
-    close = os.close
-    reader, writer = os.pipe()
+    close, closing = os.close, socket.socket.close
 
-    def lingers(fd):
+    def linger():
         if threading.current_thread().name == "closer":
             may_close.wait(10)
-        close(fd)
 
-    monkeypatch.setattr(os, "close", lingers)
+    monkeypatch.setattr(os, "close", lambda fd: (linger(), close(fd)))
+    monkeypatch.setattr(socket.socket, "close", lambda sock: (linger(), closing(sock)))
+    yield may_close
+    may_close.set()
+    wait_for_closers()
+
+
+def wait_for_closers():
+    for thread in threading.enumerate():
+        if thread.name == "closer":
+            thread.join(10)
+
+
+@pytest.mark.row("server", 9)
+def test_who_comes_while_the_last_client_s_descriptors_are_being_closed_waits_for_that(listening, lingering):
+    first = listening.connect("dma0")
+    listening.answer(first)
+    with open(os.devnull) as kept:
+        socket.send_fds(first, [Header(8, Command.DEVICE_RESET, Header.SIZE, 0, 0).pack()], [kept.fileno()])
+        listening.turns(2)
+    first.close()
+    listening.turns(2)
+    second = listening.connect("dma0")
+    listening.say(second)
+    listening.turns(3)
+    second.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        second.recv(1)
+    lingering.set()
+    wait_for_closers()
+    listening.turns(2)
+    assert Header.unpack(second.recv(Header.SIZE)).error == 0
+
+
+@pytest.mark.row("server", 9)
+def test_a_client_that_comes_and_goes_while_its_descriptors_linger_is_kept_out(listening, lingering):
+    """What waits to be closed is bounded, however often it comes."""
+    closer = listening.server._closers["dma0"]
+    first = listening.connect("dma0")
+    with open(os.devnull) as kept:
+        socket.send_fds(first, [b"x"], [kept.fileno()])
+        listening.turns(2)
+    first.close()
+    listening.turns(1)
+    for _ in range(3 * MOST_LEFT):
+        sock = listening.connect("dma0")
+        sock.sendall(b"never read")
+        listening.turns(1)
+        sock.close()
+        listening.turns(1)
+    assert closer.full
+    assert len(closer._left) <= MOST_LEFT + 1
+    assert listening.answer(listening.connect("iommu")) == 0, "nobody else waits"
+    lingering.set()
+    wait_for_closers()
+    for _ in range(3 * MOST_LEFT):
+        listening.driver.inputs.time += REST_NS
+        listening.turns(1)
+    assert listening.answer(listening.connect("dma0")) == 0
+
+
+@pytest.mark.row("server", 9)
+def test_a_client_whose_descriptors_are_being_closed_is_not_read_and_goes_on_afterwards(listening, lingering):
     sock, other = listening.connect("dma0"), listening.connect("iommu")
     assert listening.answer(sock) == 0
     header = Header(8, Command.DEVICE_RESET, Header.SIZE, 0, 0).pack()
-    socket.send_fds(sock, [header], [reader])
-    listening.turns(2)
+    with open(os.devnull) as kept:
+        socket.send_fds(sock, [header], [kept.fileno()])
+        listening.turns(2)
     assert len(sock.recv(Header.SIZE)) == Header.SIZE
     sock.sendall(header)
     assert listening.answer(other) == 0, "nobody else waits"
     sock.setblocking(False)
     with pytest.raises(BlockingIOError):
         sock.recv(1)
-    may_close.set()
-    for thread in threading.enumerate():
-        if thread.name == "closer":
-            thread.join(10)
+    lingering.set()
+    wait_for_closers()
     listening.turns(3)
     assert len(sock.recv(Header.SIZE)) == Header.SIZE
-    close(reader)
-    close(writer)
 
 
 # -- sockets ----------------------------------------------------------------------------------------------------------
