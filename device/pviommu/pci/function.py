@@ -255,6 +255,9 @@ class PciFunction:
 
     def reset(self) -> None:
         """Registers and configuration space as at power-on; the client's memory maps stay."""
+        self._power_cycle()
+
+    def _power_cycle(self) -> None:
         self.config.reset()
         self._reset_by(self.on_reset)
         self._decode()
@@ -267,7 +270,7 @@ class PciFunction:
         self.interrupts.close()
         self._foreign = ""
         try:
-            self.reset()  # cancels what is queued, which may say so in shared memory: renew that afterwards
+            self._power_cycle()  # cancels what is queued, which may say so in shared memory: renew that afterwards
         finally:
             self.memory.clear()
             self._renew(list(self._shared))

@@ -255,6 +255,27 @@ def test_the_iommu_is_reset_and_the_others_work_although_one_raises(
 
 
 @pytest.mark.row("server", 5)
+@pytest.mark.parametrize("method", ["read_stamps", "write_stamp_at"])
+def test_dma_of_another_function_to_its_registers_fails_the_one_that_raises(
+    guest: Any, broken: Broken, sound: Template, method: str
+) -> None:
+    machine = Machine(guest.iommu, {"broken": broken, "sound": sound})
+    bar, dfn = 0xF0000000, 0x300
+    broken.region_write(7, 0x10, bar.to_bytes(4, "little"))
+    guest.set_bus_master(broken, True)  # and memory decoding
+    guest.map(dfn, bar >> 12)
+    broken.broken = {method}
+
+    if method == "read_stamps":
+        assert sound.dma.read([(dfn * PAGE + OFFSET["STAMPS"], 4)]) == b"\xff" * 4
+    else:
+        stamp(sound, dfn * PAGE + OFFSET["STAMP_AT"])
+        assert machine.work() is True
+
+    assert (broken.failed, sound.failed) == (True, False)
+
+
+@pytest.mark.row("server", 5)
 def test_it_is_logged_once_however_often_it_is_asked(broken: Broken, caplog: pytest.LogCaptureFixture) -> None:
     broken.broken = {"work"}
     for _ in range(100):
