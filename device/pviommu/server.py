@@ -39,6 +39,8 @@ LOOK_NS = 1_000_000
 """Longest time between two looks at the sockets, to which the turn in progress is added."""
 _HUNG_UP = select.EPOLLHUP | select.EPOLLERR
 _READABLE = select.EPOLLIN | _HUNG_UP
+LAST_PATIENCE_S = 0.5
+"""How long the end of the process waits for its sockets to be closed, in which lies what clients may have sent."""
 MOST_REFUSED = 8
 """Clients that are refused, and have not yet said anything that this could be the answer to."""
 
@@ -90,12 +92,16 @@ def listen_all(machine: Machine, folder: Path, given: Mapping[str, int]) -> dict
 
 def close_all(sockets: Mapping[str, socket.socket], given: Container[str] = ()) -> None:
     """Close sockets and remove their files, but not the files of the ``given`` ones: who made those removes them."""
+    closer = Closer()
     for name, sock in sockets.items():
-        path = sock.getsockname() if sock.fileno() >= 0 else ""
-        sock.close()
+        if sock.fileno() < 0:
+            continue
+        path = sock.getsockname()
+        closer.close_socket(sock)
         if name not in given and isinstance(path, str) and path:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
+    closer.wait(LAST_PATIENCE_S)
 
 
 def _is_listening(sock: socket.socket) -> bool:

@@ -92,11 +92,10 @@ def status(fd: int) -> Status:
 def _file_system(device: tuple[int, int]) -> str | None:
     """Type of the file system with this device number; ``None`` if it is not mounted where this process sees it."""
     wanted = f"{device[0]}:{device[1]}"
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/mountinfo").read_text(errors="replace").splitlines():
-            fields = line.split()
-            if fields[2] == wanted:
-                return fields[fields.index("-", 6) + 1]
+    for line in Path("/proc/self/mountinfo").read_text(errors="replace").splitlines():
+        fields = line.split()
+        if fields[2] == wanted:
+            return fields[fields.index("-", 6) + 1]
     return None
 
 
@@ -118,7 +117,10 @@ def check_memory(fd: int, what: str) -> None:
     name = describe(fd)
     if not stat.S_ISREG(found.mode):
         raise RequestError(errno.EINVAL, f"{what}: the file descriptor is not memory: it is {name}")
-    kind = _file_system(found.device)
+    try:
+        kind = _file_system(found.device)
+    except OSError as error:
+        raise RequestError(error.errno or errno.EIO, f"{what}: {name} cannot be looked at: {error.strerror}") from error
     if kind is None and found.device[0] == 0:
         text = f"{name} is on a file system that is not mounted here, so that it may stand still at any access"
         raise RequestError(errno.EINVAL, f"{what}: the file descriptor is not memory: {text}")
@@ -140,6 +142,7 @@ class Closer:
         self._left: deque[Callable[[], object]] = deque()
         self._lock = threading.Lock()
         self._is_running = False
+        self._thread: threading.Thread | None = None
 
     @property
     def busy(self) -> bool:
@@ -170,13 +173,21 @@ class Closer:
         else:
             sock.close()
 
+    def wait(self, seconds: float) -> bool:
+        """Wait at most so long for what is left to be closed; whether nothing is."""
+        thread = self._thread
+        if thread is not None:
+            thread.join(seconds)
+        return not self._is_running
+
     def _later(self, close: Callable[[], object]) -> None:
         with self._lock:
             self._left.append(close)
             if self._is_running:
                 return
             self._is_running = True
-        threading.Thread(target=self._work, name="closer", daemon=True).start()
+            self._thread = threading.Thread(target=self._work, name="closer", daemon=True)
+            self._thread.start()
 
     def _work(self) -> None:
         while True:
@@ -192,5 +203,7 @@ class Closer:
 
 
 def _has_unread(sock: socket.socket) -> bool:
-    unread = fcntl.ioctl(sock, termios.FIONREAD, bytes(4))
-    return any(unread)
+    try:
+        return any(fcntl.ioctl(sock, termios.FIONREAD, bytes(4)))
+    except OSError:  # it listens: those who wait to be accepted may have sent anything
+        return True

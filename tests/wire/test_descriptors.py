@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import resource
+import signal
 import socket
 import struct
 import subprocess
@@ -59,6 +60,20 @@ def test_a_socket_that_lingers_stops_nobody(serve, way):
         next_one.negotiate()
         assert next_one.is_alive()
     assert serve.stop() == 0
+    other_end.close()
+
+
+@row("server", 9)
+def test_what_lies_in_a_queue_of_clients_does_not_hold_up_the_end(serve):
+    """The server is stopped, a client connects and sends, and then it is to end: nobody has accepted that client."""
+    sent, other_end = lingering()
+    serve.process.send_signal(signal.SIGSTOP)
+    with Raw(serve.folder / "dma0.sock") as client:
+        client.send(raw.GET_INFO, raw.info(), fds=[sent.fileno()])
+        sent.close()
+        serve.process.send_signal(signal.SIGTERM)
+        serve.process.send_signal(signal.SIGCONT)
+        assert serve.process.wait(PATIENCE_S) == 0
     other_end.close()
 
 

@@ -63,7 +63,13 @@ class Endpoint(PciFunction):
 
     def step(self) -> bool:
         """:meth:`work`, unless it has failed; raises nothing. Whether there was anything to do."""
-        return bool(self.attempt("its work", self.work))
+        if self.failed:
+            return False
+        try:  # not by attempt(), which costs more: this is done at each turn, for each endpoint
+            return self.work()
+        except Exception as error:
+            self._raised("its work", error)
+            return False
 
     def cancel(self) -> None:
         """:meth:`cancel_dma`, unless it has failed; raises nothing."""
@@ -74,14 +80,16 @@ class Endpoint(PciFunction):
             return None
         try:
             return hook(*arguments, **named)
-        except DmaRefusedError as refused:
-            log.info("%s: %s ended by refused DMA, what is queued is cancelled: %s", self.name, what, refused)
-            self.cancel()
-        except Exception:
-            self._fail(what)
-        return None
+        except Exception as error:
+            self._raised(what, error)
+            return None
 
-    def _fail(self, what: str) -> None:
+    def _raised(self, what: str, error: Exception) -> None:
+        """Called where ``error``, which ended ``what``, was caught."""
+        if isinstance(error, DmaRefusedError):
+            log.info("%s: %s ended by refused DMA, what is queued is cancelled: %s", self.name, what, error)
+            self.cancel()
+            return
         self.failed = True
         log.exception(
             "%s: failed in %s, and is stopped until its reset",

@@ -185,7 +185,7 @@ class PciFunction:
 
     def _bar_read(self, index: int, offset: int, count: int) -> bytes:
         if index in self._registers:
-            data = self.attempt(f"a read of BAR {index} {offset:#x}", self._registers[index].read, offset, count)
+            data = self.attempt("a read of its registers", self._registers[index].read, offset, count)
             return b"\xff" * count if data is None else data
         if index in self._shared:
             return self.inputs.copy(self._shared[index].view[offset : offset + count])
@@ -201,7 +201,7 @@ class PciFunction:
 
     def _bar_write(self, index: int, offset: int, data: bytes) -> None:
         if index in self._registers:
-            self.attempt(f"a write to BAR {index} {offset:#x}", self._registers[index].write, offset, data)
+            self.attempt("a write to its registers", self._registers[index].write, offset, data)
         elif index in self._shared:
             self._shared[index].view[offset : offset + len(data)] = data
 
