@@ -37,9 +37,9 @@ _REMOTE = ("fuse", "nfs", "cifs", "smb", "9p", "ceph", "afs", "virtiofs", "gfs2"
 
 
 def describe(fd: int) -> str:
-    """What /proc calls it, for messages: ``socket:[1]``, ``/a/file``."""
+    """What /proc calls it, for messages: ``socket:[1]``, ``/a/file``. What no line should hold is escaped."""
     try:
-        return os.readlink(f"/proc/self/fd/{fd}")
+        return os.readlink(f"/proc/self/fd/{fd}").encode("unicode_escape").decode()
     except OSError:
         return "a descriptor of which nothing is known"
 

@@ -74,6 +74,12 @@ def test_kinds_are_told_apart(opened: list[int], tmp_path: Path) -> None:
     assert [is_memory_file(fd) for fd in (memory, event)] == [True, False]
 
 
+def test_no_name_breaks_a_line(opened: list[int]) -> None:
+    opened.append(os.memfd_create("one\ntwo\udcff"))
+    assert foreign.describe(opened[0]) == "/memfd:one\\ntwo\\udcff (deleted)"
+    assert "\n" not in foreign.describe(-1)
+
+
 @pytest.mark.row("server", 10)
 def test_a_status_is_what_fstat_says(opened: list[int], tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(bytes(12345))
