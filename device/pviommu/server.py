@@ -288,7 +288,7 @@ class Server:
         sock, function = accepted
         try:
             self._connect(sock, function)
-        except OSError:
+        except Exception:
             log.exception("%s: a client cannot be served", function.name)
             self._connections.pop(sock.fileno(), None)
             self._refused.pop(sock.fileno(), None)

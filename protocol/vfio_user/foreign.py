@@ -147,7 +147,9 @@ class Closer:
     @property
     def busy(self) -> bool:
         """Whether something waits to be closed. Take no more descriptors from this peer meanwhile."""
-        return self._is_running
+        if self._left and not self._is_running:
+            self._start()
+        return self._is_running or bool(self._left)
 
     @property
     def full(self) -> bool:
@@ -178,16 +180,24 @@ class Closer:
         thread = self._thread
         if thread is not None:
             thread.join(seconds)
-        return not self._is_running
+        return not self.busy
 
     def _later(self, close: Callable[[], object]) -> None:
         with self._lock:
             self._left.append(close)
+        self._start()
+
+    def _start(self) -> None:
+        """See that the thread runs. If there can be none now, it is tried again whenever somebody asks."""
+        with self._lock:
             if self._is_running:
                 return
-            self._is_running = True
-            self._thread = threading.Thread(target=self._work, name="closer", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._work, name="closer", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:
+                return
+            self._thread, self._is_running = thread, True
 
     def _work(self) -> None:
         while True:

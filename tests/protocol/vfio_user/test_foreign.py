@@ -186,6 +186,25 @@ def test_a_connection_with_nothing_unread_is_closed_at_once(no_fd_leak: None) ->
     theirs.close()
 
 
+@pytest.mark.row("server", 9)
+def test_without_a_thread_nothing_is_closed_until_there_is_one(
+    no_fd_leak: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_more(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    closed = Closed()
+    reader, writer = os.pipe()
+    with monkeypatch.context() as full:
+        full.setattr(threading.Thread, "start", no_more)
+        closed.closer.close([reader, writer])
+        assert closed.closer.busy
+        assert is_open(reader)
+    assert closed.closer.busy  # asking is what tries again
+    closed.wait()
+    assert not closed.closer.busy
+
+
 def test_a_closer_works_again_after_it_was_done(no_fd_leak: None) -> None:
     for _ in range(3):
         closed = Closed()
