@@ -10,6 +10,7 @@ import os
 import select
 import signal
 import socket
+import threading
 from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
@@ -127,6 +128,7 @@ class Server:
         self._connections: dict[int, _Connection] = {}
         self._refused: dict[int, _Connection] = {}
         self._closed_something = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._end = threading.Lock()
         self._poller.register(self._closed_something, select.EPOLLIN)
         self._closers = {name: Closer(self._look_again) for name in self._functions}
         self._listeners = Listeners(
@@ -273,8 +275,9 @@ class Server:
 
     def _look_again(self) -> None:
         """From another thread: a client's descriptors are closed, so that it may send more."""
-        with contextlib.suppress(OSError):  # the server is closed, too
-            os.eventfd_write(self._closed_something, 1)
+        with self._end:
+            if self._closed_something >= 0:
+                os.eventfd_write(self._closed_something, 1)
 
     # -- clients come -----------------------------------------------------------------------------------------------
 
@@ -415,6 +418,7 @@ class Server:
             self._close(connection)
         self._listeners.close()
         self._poller.close()
-        if self._closed_something >= 0:
-            os.close(self._closed_something)
-            self._closed_something = -1
+        with self._end:  # nobody may write to what has its number next
+            if self._closed_something >= 0:
+                os.close(self._closed_something)
+                self._closed_something = -1

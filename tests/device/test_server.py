@@ -639,6 +639,26 @@ def test_nobody_is_served_while_shared_memory_cannot_be_made_anew(listening, mon
     assert os.fstat(listening.driver.iommu.shared.fd).st_ino != inode
 
 
+@pytest.mark.row("server", 9)
+def test_what_is_closed_after_the_server_wakes_nobody(listening, lingering):
+    sock = listening.connect("dma0")
+    listening.answer(sock)
+    with open(os.devnull) as kept:
+        socket.send_fds(sock, [b"x"], [kept.fileno()])
+        listening.turns(1)
+    waker = listening.server._closed_something
+    reader, writer = os.pipe()
+    listening.server.close()
+    os.dup2(writer, waker)
+    os.set_blocking(reader, False)
+    lingering.set()
+    wait_for_closers()
+    with pytest.raises(BlockingIOError):
+        os.read(reader, 8)
+    for fd in (reader, writer, waker):
+        os.close(fd)
+
+
 # -- the system has no room for a client ------------------------------------------------------------------------------
 
 
