@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .counters import Counters
+from .descriptors import DescriptorsError, check_count, raise_limit, share_out
 from .inputs import LiveInputs
 from .iommu.ring_core import DeviceCore
 from .machine import Machine
@@ -54,7 +55,7 @@ def run(topology: Topology, settings: Settings) -> None:
     """Serve ``topology`` until SIGTERM or SIGINT. Raises :class:`BackendError`."""
     core = _core(settings.core)
     counters, inputs = Counters(), LiveInputs()
-    machine = Machine.build(topology, Environment(inputs, counters), core)
+    machine = _build(topology, Environment(inputs, counters), core)
     try:
         sockets = listen_all(machine, settings.socket_dir, settings.given, settings.socket_mode, settings.socket_group)
     except OSError as error:
@@ -74,6 +75,23 @@ def run(topology: Topology, settings: Settings) -> None:
         if pidfile:
             pidfile.remove()
     _log_summary(counters, {"contexts": usage.contexts, "pool_pages_used": usage.pool_pages_used})
+
+
+def _build(topology: Topology, environment: Environment, core: DeviceCore | None) -> Machine:
+    """The machine, whose clients may open no more files than there are. Raises :class:`BackendError`."""
+    try:
+        limit = raise_limit()
+        check_count(1 + len(topology.endpoint), limit)
+        machine = Machine.build(topology, environment, core)
+        functions = list(machine.functions())
+        files = share_out(functions, limit)
+    except DescriptorsError as error:
+        raise BackendError(str(error)) from error
+    except OSError as error:
+        raise BackendError(f"the functions of the topology cannot be made: {error.strerror}") from error
+    for function in functions:
+        function.memory.max_files = files
+    return machine
 
 
 def _core(name: str) -> DeviceCore | None:

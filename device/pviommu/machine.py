@@ -72,7 +72,7 @@ class Machine:
         done = self.iommu.work()
         busy = False
         for endpoint in self.endpoints.values():
-            busy |= endpoint.work()
+            busy |= endpoint.step()
             self.windows.deliver()
         self.endpoints_busy = busy
         return done or busy

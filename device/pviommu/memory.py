@@ -25,7 +25,7 @@ from .inputs import Inputs
 from .memory_file import MemoryFile, is_writable
 from .windows import MAX_REGISTER_BYTES, Place, Windows
 
-__all__ = ["AbortedAccessError", "GuestMemory", "GuestMemoryError", "Mapping"]
+__all__ = ["AbortedAccessError", "ForeignMemoryError", "GuestMemory", "GuestMemoryError", "Mapping"]
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +33,10 @@ PAGE_SIZE = 4096
 MAX_MAPPINGS = 65535
 """Ranges that one connection may have, as announced to the client."""
 MAX_MAPPING_SIZE = 8 << 40
+MAX_FILES = 1024
+"""Files in which one connection's ranges may lie, unless :attr:`GuestMemory.max_files` says otherwise."""
+_NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EAGAIN, errno.EACCES, errno.EPERM)
+"""Why a file that is memory cannot be mapped."""
 PROBED_SIZE = 1 << 20
 """Bytes of each RAM range that are looked at to tell whether the guest uses it."""
 
@@ -47,6 +51,10 @@ class GuestMemoryError(Exception):
 
 class AbortedAccessError(GuestMemoryError):
     """An access that the BAR which it leads to does not allow."""
+
+
+class ForeignMemoryError(RequestError):
+    """A map of other memory than another function of this machine has there: its client is of another machine."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +134,8 @@ class GuestMemory:
         self._mappings: list[Mapping] = []
         self._files: dict[tuple[tuple[int, int], bool], MemoryFile] = {}
         """by key, and whether opened for writing"""
+        self.max_files = MAX_FILES
+        """files that may be open at a time; ranges of a file that is open already cost nothing"""
         self._neighbours: list[GuestMemory] = []
         self.copier: Copier | None = None
         """copies without passing the inputs; none has to"""
@@ -154,6 +164,8 @@ class GuestMemory:
         try:
             file = self._open(request)
         except OSError as error:
+            if error.errno in _NO_ROOM:
+                raise RequestError(error.errno, f"{_range(request)}: cannot be mapped: {error.strerror}") from error
             raise RequestError(
                 errno.EINVAL, f"{_range(request)}: the file descriptor is not memory: {error}"
             ) from error
@@ -181,8 +193,11 @@ class GuestMemory:
             os.close(request.fd)
             return known
         try:
+            if len(self._files) >= self.max_files:
+                text = f"{_range(request)}: its file is one too many: this client has {self.max_files} already"
+                raise RequestError(errno.EMFILE, text)
             file = MemoryFile(request.fd)
-        except OSError:
+        except (OSError, RequestError):
             os.close(request.fd)
             raise
         self._files[file.key, file.writable] = file
@@ -212,8 +227,7 @@ class GuestMemory:
             for other in neighbour.overlapping(new.address, new.size):
                 if new.file and other.file and new.backing != other.backing:
                     text = f"{_range(new)}: the client of another function of this machine has other memory there"
-                    log.error("client refused: %s", text, extra={"event": "client-refused"})
-                    raise RequestError(errno.EINVAL, text)
+                    raise ForeignMemoryError(errno.EINVAL, text)
 
     def unmap(self, address: int, size: int) -> None:
         """DMA_UNMAP of exactly one earlier range; anything else is ENOENT (:class:`vfio_user.RequestError`)."""

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import logging
+import os
 import select
 import signal
 import socket
-import struct
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 
-from vfio_user import Session, State, transport
+from vfio_user import RequestError, Session, State, transport
+from vfio_user.foreign import Closer
 from vfio_user.transport import Flush
 
 from .inputs import Inputs
 from .iommu.function import STOPPED_NS
 from .iommu.ring_core import Poll
+from .listening import Listeners
 from .machine import Machine
 from .pacing import FOREVER, NAP_MS, Pace, naps_end_in_time
 from .pci.function import PciFunction
+from .peers import Peer, peer_of
 
 __all__ = ["Server", "close_all", "listen_all"]
 
@@ -33,24 +38,37 @@ SOCKET_TURNS = 16
 """Turns of a busy loop between two looks at the sockets, if they are short."""
 LOOK_NS = 1_000_000
 """Longest time between two looks at the sockets, to which the turn in progress is added."""
-_READABLE = select.EPOLLIN | select.EPOLLHUP | select.EPOLLERR
+_HUNG_UP = select.EPOLLHUP | select.EPOLLERR
+_READABLE = select.EPOLLIN | _HUNG_UP
 _MOST_SIGNALS = 4096
-_CREDENTIALS = struct.Struct("3i")
+LAST_PATIENCE_S = 0.5
+"""How long the end of the process waits for its sockets to be closed, in which lies what clients may have sent."""
+MOST_REFUSED = 8
+"""Clients that are refused, and have not yet said anything that this could be the answer to."""
 
 
 class _Connection:
-    """A client of one function."""
+    """A client of one function, or one that is refused as such."""
 
-    def __init__(self, sock: socket.socket, function: PciFunction) -> None:
+    def __init__(
+        self, sock: socket.socket, function: PciFunction, closer: Closer, refusal: RequestError | None = None
+    ) -> None:
         self.sock = sock
         self.function = function
-        self.session = Session(function, name=function.name)
+        self.closer = closer
+        self.is_refused = refusal is not None
+        self.session = Session(function, name=function.name, closer=closer, refusal=refusal)
         self.events = select.EPOLLIN
 
     @property
+    def is_read(self) -> bool:
+        """Not while the client does not take its replies, or what was sent before is still being closed."""
+        return not self.session.paused and (self.is_refused or not self.closer.busy)
+
+    @property
     def wanted_events(self) -> int:
-        """What the connection waits for: nothing to read while the client does not take its replies."""
-        reading = 0 if self.session.paused else select.EPOLLIN
+        """What the connection waits for."""
+        reading = select.EPOLLIN if self.is_read else 0
         return reading | (select.EPOLLOUT if self.session.outgoing else 0)
 
 
@@ -79,22 +97,18 @@ def listen_all(
 
 def close_all(sockets: Mapping[str, socket.socket]) -> None:
     """Close sockets and remove the files that :func:`listen_all` made; who made those of given sockets removes them."""
+    closer = Closer()
     for sock in sockets.values():
+        if sock.fileno() < 0:
+            continue
         if isinstance(sock, transport.Listener):
-            sock.remove()
-        else:
-            sock.close()
+            sock.remove_file()
+        closer.close_socket(sock)
+    closer.wait(LAST_PATIENCE_S)
 
 
 def _is_listening(sock: socket.socket) -> bool:
     return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
-
-
-def _peer_process(sock: socket.socket) -> int:
-    """The process id of a socket's other end."""
-    credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-    pid: int = _CREDENTIALS.unpack(credentials)[0]
-    return pid
 
 
 class Server:
@@ -113,18 +127,24 @@ class Server:
         self._pace = pace or Pace()
         self._poller = select.epoll()
         self._functions = {function.name: function for function in machine.functions()}
-        self._listeners: dict[int, tuple[socket.socket, PciFunction]] = {}
         self._connections: dict[int, _Connection] = {}
+        self._refused: dict[int, _Connection] = {}
+        self._closed_something = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._end = threading.Lock()
+        self._poller.register(self._closed_something, select.EPOLLIN)
+        self._closers = {name: Closer(self._look_again) for name in self._functions}
+        self._listeners = Listeners(
+            self._poller, inputs.now_ns, lambda sock, function: self._closers[function.name].close_socket(sock)
+        )
         self._stopping = False
         self._armed = False
         self._looked_at = self._turned_at = inputs.now_ns()
-        self._peer: int | None = None
+        self._peer: Peer | None = None
         self._signals: socket.socket | None = None
         for name, sock in sockets.items():
             function = self._functions[name]
             if _is_listening(sock):
-                self._listeners[sock.fileno()] = (sock, function)
-                self._poller.register(sock, select.EPOLLIN)
+                self._listeners.add(sock, function)
             else:
                 self._connect(sock, function)
 
@@ -253,47 +273,97 @@ class Server:
     # -- sockets ----------------------------------------------------------------------------------------------------
 
     def _serve_sockets(self, timeout_ms: float) -> None:
+        wake_ms = self._listeners.wake_ms()
+        if wake_ms is not None:
+            timeout_ms = wake_ms if timeout_ms == FOREVER else min(timeout_ms, wake_ms)
         for fd, events in self._inputs.wait(self._poller, timeout_ms):
             self._armed = False  # a ring may have been turned on, or its doorbell rung
-            if fd in self._connections:
-                self._serve(self._connections[fd], events)
+            connection = self._connections.get(fd) or self._refused.get(fd)
+            if connection is not None:
+                self._serve(connection, events)
             elif fd in self._listeners:
-                self._accept(*self._listeners[fd])
+                self._accept(fd)
             elif self._signals and fd == self._signals.fileno():
                 self._signals.recv(_MOST_SIGNALS)  # or it would be ready for ever
+            elif fd == self._closed_something:
+                os.eventfd_read(fd)
+                for waiting in [*self._connections.values(), *self._refused.values()]:
+                    self._wait_for(waiting)
 
-    def _accept(self, listener: socket.socket, function: PciFunction) -> None:
-        sock = transport.accept(listener)
-        if sock is None:
+    def _look_again(self) -> None:
+        """From another thread: a client's descriptors are closed, so that it may send more."""
+        with self._end:
+            if self._closed_something >= 0:
+                os.eventfd_write(self._closed_something, 1)
+
+    # -- clients come -----------------------------------------------------------------------------------------------
+
+    def _accept(self, fd: int) -> None:
+        if self._closers[self._listeners.function(fd).name].full:
+            self._listeners.rest(fd)
             return
-        self._poller.unregister(listener)  # the next client waits until this one is gone
-        self._connect(sock, function)
+        accepted = self._listeners.accept(fd)
+        if accepted is None:
+            return
+        sock, function = accepted
+        try:
+            self._connect(sock, function)
+        except Exception:
+            log.exception("%s: a client cannot be served", function.name)
+            self._connections.pop(sock.fileno(), None)
+            self._refused.pop(sock.fileno(), None)
+            self._closers[function.name].close_socket(sock)
 
     def _connect(self, sock: socket.socket, function: PciFunction) -> None:
-        pid = _peer_process(sock)
-        if self._peer not in (None, pid):
-            self._close_hung_up()
-        if self._peer not in (None, pid) and self._connections:
-            log.error(
-                "%s: client refused: process %d, but this machine is process %d, and one topology is one machine",
-                *(function.name, pid, self._peer),
-                extra={"event": "client-refused"},
-            )
-            sock.close()
-            self._listen_again(function)
+        peer = peer_of(sock)
+        refusal = self._why_not(function, peer)
+        if refusal and self._close_hung_up():
+            refusal = self._why_not(function, peer)
+        if refusal:
+            self._refuse(sock, function, refusal, peer)
             return
-        self._peer = pid
-        connection = _Connection(sock, function)
+        self._peer = peer
+        connection = _Connection(sock, function, self._closers[function.name])
         self._connections[sock.fileno()] = connection
         self._poller.register(sock, connection.events)
         log.info(
             "%s: client connected",
             function.name,
-            extra={"event": "connected", "fields": {"function": function.name, "process": pid}},
+            extra={"event": "connected", "fields": {"function": function.name, "process": peer.pid}},
         )
 
-    def _close_hung_up(self) -> None:
-        """End the sessions of clients that are gone, without waiting for what they have sent.
+    def _why_not(self, function: PciFunction, peer: Peer) -> RequestError | None:
+        """Why a client of ``function`` is to be refused, if it is."""
+        if self._connections and self._peer and not peer.may_be(self._peer):
+            return RequestError(
+                errno.EBUSY,
+                f"it is {peer}, but this machine is {self._peer}, and one topology is one machine: start a server "
+                "for each QEMU, also for one that goes on where a saved one stopped",
+            )
+        if any(connection.function is function for connection in self._connections.values()):
+            return RequestError(errno.EBUSY, f"it is {peer}, and the function has a client already")
+        if not function.is_ready():
+            return RequestError(errno.ENOMEM, "there is no memory to share with it, or no descriptor left for it")
+        return None
+
+    def _refuse(self, sock: socket.socket, function: PciFunction, refusal: RequestError, peer: Peer) -> None:
+        """Answer the client's first request with the reason: QEMU tells its user then, and waits for nothing."""
+        log.error(
+            "%s: client refused: %s",
+            *(function.name, refusal.text),
+            extra={
+                "event": "client-refused",
+                "fields": {"function": function.name, "process": peer.pid, "user": peer.user, "errno": refusal.errno},
+            },
+        )
+        if len(self._refused) == MOST_REFUSED:
+            self._close(next(iter(self._refused.values())))
+        connection = _Connection(sock, function, self._closers[function.name], refusal)
+        self._refused[sock.fileno()] = connection
+        self._poller.register(sock, connection.events)
+
+    def _close_hung_up(self) -> bool:
+        """End the sessions of clients that are gone, without waiting for what they have sent. Whether any was.
 
         The next client may be seen before the end of the last one: its socket may be looked at first.
         """
@@ -305,46 +375,67 @@ class Server:
             connection = self._connections[fd]
             connection.session.eof()
             self._close(connection)
+        return bool(hung_up)
+
+    # -- clients are served, and go ---------------------------------------------------------------------------------
 
     def _serve(self, connection: _Connection, events: int) -> None:
+        try:
+            self._exchange(connection, events)
+        except Exception:
+            log.exception(
+                "%s: the session failed, its client is hung up on",
+                connection.function.name,
+                extra={"event": "session-failed", "fields": {"function": connection.function.name}},
+            )
+            connection.session.eof()
+        if connection.session.state is State.CLOSED:
+            self._close(connection)
+        else:
+            self._wait_for(connection)
+
+    def _exchange(self, connection: _Connection, events: int) -> None:
         session = connection.session
-        if events & _READABLE and not session.paused:
+        if events & _READABLE and connection.is_read:
             received = self._inputs.receive(connection.sock)
             if received is None:
                 session.eof()
             else:
                 session.receive(*received)
+        elif events & _HUNG_UP and not session.paused:  # nothing to be read, and told again and again
+            session.eof()
         if session.outgoing and transport.flush(connection.sock, session.outgoing) is Flush.CLOSED:
             session.eof()
         while session.paused and not session.outgoing:
             session.resume()
             if transport.flush(connection.sock, session.outgoing) is Flush.CLOSED:
                 session.eof()
-        if session.state is State.CLOSED:
-            self._close(connection)
-        elif connection.events != connection.wanted_events:
+
+    def _wait_for(self, connection: _Connection) -> None:
+        if connection.events != connection.wanted_events:
             connection.events = connection.wanted_events
             self._poller.modify(connection.sock, connection.events)
 
     def _close(self, connection: _Connection) -> None:
-        del self._connections[connection.sock.fileno()]
+        among = self._refused if connection.is_refused else self._connections
+        del among[connection.sock.fileno()]
         self._poller.unregister(connection.sock)
-        connection.sock.close()
-        log.info(
-            "%s: client gone",
-            connection.function.name,
-            extra={"event": "disconnected", "fields": {"function": connection.function.name}},
-        )
-        self._listen_again(connection.function)
-
-    def _listen_again(self, function: PciFunction) -> None:
-        for listener, served in self._listeners.values():
-            if served is function:
-                self._poller.register(listener, select.EPOLLIN)
+        connection.closer.close_socket(connection.sock)
+        if not connection.is_refused:
+            log.info(
+                "%s: client gone",
+                connection.function.name,
+                extra={"event": "disconnected", "fields": {"function": connection.function.name}},
+            )
 
     def close(self) -> None:
         """Drop every client."""
-        for connection in list(self._connections.values()):
+        for connection in [*self._connections.values(), *self._refused.values()]:
             connection.session.eof()
             self._close(connection)
+        self._listeners.close()
         self._poller.close()
+        with self._end:  # nobody may write to what has its number next
+            if self._closed_something >= 0:
+                os.close(self._closed_something)
+                self._closed_something = -1

@@ -153,7 +153,7 @@ static_assert(sizeof(struct pviommu_endpoint_capability) == 16);
 #define PVIOMMU_EVENT_OUT_OF_APERTURE           3            /* DMA past the last legal device address */
 /* DMA to a reserved region, the MSI window for one */
 #define PVIOMMU_EVENT_RESERVED                  4
-/* DMA of an endpoint that waits for its reset after one of the IOMMU */
+/* DMA of an endpoint that waits for its reset, after the IOMMU's or a failure (no access then) */
 #define PVIOMMU_EVENT_BLOCKED                   5
 /* the translation leads to what is neither guest memory nor a BAR that may be reached, any */
 /* more or at all */

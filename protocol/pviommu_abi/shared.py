@@ -79,7 +79,7 @@ class EventReason(IntEnum):
     RESERVED = 4
     """DMA to a reserved region, the MSI window for one"""
     BLOCKED = 5
-    """DMA of an endpoint that waits for its reset after one of the IOMMU"""
+    """DMA of an endpoint that waits for its reset, after the IOMMU's or a failure (no access then)"""
     NOT_RAM = 6
     """the translation leads to what is neither guest memory nor a BAR that may be reached, any more or at all"""
     ABORTED = 7

@@ -12,23 +12,25 @@ crosses the end of a frame: read at most :attr:`FrameReader.wanted` bytes at a t
 
 from __future__ import annotations
 
+import errno
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from .messages import Header
 
 __all__ = ["FDS_TRUNCATED", "MAX_FRAME_FDS", "BadFrame", "Frame", "FrameReader", "close_fds"]
 
-FDS_TRUNCATED = -1
-"""stands in a list of descriptors for those that the kernel dropped (MSG_CTRUNC)"""
+FDS_TRUNCATED = -errno.EINVAL
+"""stands in a list of descriptors for those that there was no room for; any negative errno stands for some that the
+kernel kept back (MSG_CTRUNC), and why"""
 
 MAX_FRAME_FDS = 64
 """descriptors that one frame may gather; more are closed and the frame is marked"""
 
 
 def close_fds(fds: Iterable[int]) -> None:
-    """Close each descriptor; :data:`FDS_TRUNCATED` is passed over."""
+    """Close each descriptor; negative numbers (:data:`FDS_TRUNCATED`) are passed over."""
     for fd in fds:
         if fd >= 0:
             os.close(fd)
@@ -41,8 +43,8 @@ class Frame:
     header: Header
     payload: bytes
     fds: list[int] = field(default_factory=list)
-    fds_lost: bool = False
-    """descriptors came with it that there was no room for; ``fds`` is empty then"""
+    fds_lost: int = 0
+    """the errno for which descriptors that came with it were dropped, ``fds`` is empty then; EINVAL: too many"""
 
 
 @dataclass
@@ -57,15 +59,18 @@ class FrameReader:
     """Cuts a stream into frames, however it was split or coalesced on the way.
 
     ``max_size`` bounds a whole message in bytes and is enforced as soon as its header is there; nothing larger is
-    gathered. ``max_fds`` bounds the descriptors of one message.
+    gathered. ``max_fds`` bounds the descriptors of one message. ``close`` closes those that it drops.
     """
 
-    def __init__(self, max_size: int, max_fds: int = MAX_FRAME_FDS) -> None:
+    def __init__(
+        self, max_size: int, max_fds: int = MAX_FRAME_FDS, close: Callable[[Iterable[int]], None] = close_fds
+    ) -> None:
         self._max_size = max_size
         self._max_fds = max_fds
+        self._close_fds = close
         self._buffer = bytearray()
         self._fds: list[int] = []
-        self._fds_lost = False
+        self._fds_lost = 0
         self._ended = False
 
     @property
@@ -82,7 +87,7 @@ class FrameReader:
         A :class:`BadFrame` is the last that a reader ever returns; later chunks are dropped, descriptors closed.
         """
         if self._ended or not data:
-            close_fds(fds)
+            self._close_fds(fds)
             return []
         self._buffer += data
         frames: list[Frame | BadFrame] = []
@@ -91,7 +96,7 @@ class FrameReader:
             header = Header.unpack(self._buffer, start)
             if not Header.SIZE <= header.size <= self._max_size:
                 frames.append(BadFrame(header, self._size_text(header)))
-                close_fds(fds)
+                self._close_fds(fds)
                 self.close()
                 return frames
             end = start + header.size
@@ -102,7 +107,7 @@ class FrameReader:
                 fds = ()
             payload = bytes(self._buffer[start + Header.SIZE : end])
             frames.append(Frame(header, payload, self._fds, self._fds_lost))
-            self._fds, self._fds_lost = [], False
+            self._fds, self._fds_lost = [], 0
             start = end
         del self._buffer[:start]
         self._own(fds)
@@ -110,7 +115,7 @@ class FrameReader:
 
     def close(self) -> None:
         """Drop what was gathered, close its descriptors, and end the stream."""
-        close_fds(self._fds)
+        self._close_fds(self._fds)
         self._fds = []
         self._buffer.clear()
         self._ended = True
@@ -118,10 +123,12 @@ class FrameReader:
     def _own(self, fds: Sequence[int]) -> None:
         """Give ``fds`` to the frame in progress, or drop all of its descriptors if they are too many."""
         self._fds.extend(fds)
-        if self._fds_lost or FDS_TRUNCATED in self._fds or len(self._fds) > self._max_fds:
-            close_fds(self._fds)
+        if not self._fds_lost:
+            kept_back = [-fd for fd in self._fds if fd < 0]
+            self._fds_lost = kept_back[0] if kept_back else errno.EINVAL * (len(self._fds) > self._max_fds)
+        if self._fds_lost:
+            self._close_fds(self._fds)
             self._fds = []
-            self._fds_lost = True
 
     def _size_text(self, header: Header) -> str:
         rule = f"a message is {Header.SIZE} to {self._max_size} bytes"

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
-import select
 from collections.abc import Iterable, Mapping
 
 from .device import IrqAction, IrqKind, IrqRequest
 from .errors import RequestError
+from .foreign import is_eventfd
 from .framing import close_fds
+from .signals import signal
 
 __all__ = ["InterruptTable"]
 
-_ONE = (1).to_bytes(8, "little")
-
 
 class InterruptTable:
-    """Owns one eventfd a vector at most. ``counts`` maps an interrupt index to its number of vectors.
-
-    Descriptors are made non-blocking, which their other owners notice; QEMU's are already.
-    """
+    """Owns one eventfd a vector at most. ``counts`` maps an interrupt index to its number of vectors."""
 
     def __init__(self, counts: Mapping[int, int]) -> None:
         self._counts = dict(counts)
@@ -57,11 +52,7 @@ class InterruptTable:
         fd = self._fds.get((index, vector))
         if fd is None:
             return False
-        # The client shares the open file: it can make it block again and fill the counter to stop this process.
-        if _writable(fd):
-            with contextlib.suppress(BlockingIOError):
-                os.write(fd, _ONE)
-        # A full counter is an interrupt that the client has not taken yet: this one merges with it.
+        signal(fd)
         return True
 
     def close(self) -> None:
@@ -72,12 +63,11 @@ class InterruptTable:
         if not request.fds:
             self._remove([(request.index, vector) for vector in vectors])
             return
-        if not all(_is_eventfd(fd) for fd in request.fds):
+        if not all(is_eventfd(fd) for fd in request.fds):
             close_fds(request.fds)
             text = f"index {request.index} vectors {request.start}+{request.count}: not every descriptor is an eventfd"
             raise RequestError(errno.EINVAL, text)
         for vector, fd in zip(vectors, request.fds, strict=True):
-            os.set_blocking(fd, False)
             old = self._fds.get((request.index, vector))
             self._fds[request.index, vector] = fd
             if old is not None:
@@ -85,17 +75,3 @@ class InterruptTable:
 
     def _remove(self, keys: Iterable[tuple[int, int]]) -> None:
         close_fds(fd for key in keys if (fd := self._fds.pop(key, None)) is not None)
-
-
-def _is_eventfd(fd: int) -> bool:
-    """Whether a write of 8 bytes to ``fd`` is an interrupt; of a pipe or file it would be data, and could block."""
-    try:
-        return os.readlink(f"/proc/self/fd/{fd}") == "anon_inode:[eventfd]"
-    except OSError:
-        return False
-
-
-def _writable(fd: int) -> bool:
-    poll = select.poll()
-    poll.register(fd, select.POLLOUT)
-    return bool(poll.poll(0))

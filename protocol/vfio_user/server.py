@@ -9,14 +9,16 @@ from __future__ import annotations
 import enum
 import errno
 import logging
+import os
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from . import negotiation, requests
+from . import foreign, negotiation, requests
 from .device import Device, DeviceInfo, DmaMapping, Irq, IrqAction, IrqKind, IrqRequest, Region
 from .errors import ProtocolError, RequestError
-from .framing import BadFrame, Frame, FrameReader, close_fds
+from .foreign import Closer
+from .framing import BadFrame, Frame, FrameReader
 from .messages import (
     Command,
     DmaUnmapFlags,
@@ -77,18 +79,31 @@ class _Reply:
 class Session:
     """One client of ``device``, from its first byte to its last. Nothing that a client sends raises out of it.
 
+    ``closer`` closes the descriptors that are not wanted; it has its own if none is given. With ``refusal`` the client
+    is answered that to whatever it says first, and that is the end of it: the device never learns of it.
+
     After :data:`State.CLOSED` send what is left in :attr:`outgoing`, then close the socket: QEMU waits for its
     full time limit on each access until the server's end is closed.
     """
 
-    def __init__(self, device: Device, limits: Limits | None = None, name: str = "client") -> None:
+    def __init__(
+        self,
+        device: Device,
+        limits: Limits | None = None,
+        name: str = "client",
+        *,
+        closer: Closer | None = None,
+        refusal: RequestError | None = None,
+    ) -> None:
         """``name`` is what the log calls it."""
         self.outgoing: deque[Outgoing] = deque()
         self._device = device
         self._limits = limits or Limits()
         self._client = Capabilities()
         self._state = State.NEGOTIATING
-        self._reader = FrameReader(self._limits.max_frame)
+        self._refusal = refusal
+        self._closer = closer or Closer()
+        self._reader = FrameReader(self._limits.max_frame, close=self._closer.close)
         self._frames: deque[Frame | BadFrame] = deque()
         self._maps: set[tuple[int, int]] = set()
         self._queued = 0
@@ -121,7 +136,7 @@ class Session:
     def receive(self, data: bytes, fds: list[int]) -> None:
         """Take a chunk of the stream and the descriptors that came with it (ownership passes), and act on it."""
         if self._state is State.CLOSED:
-            close_fds(fds)
+            self._closer.close(fds)
             return
         self._frames.extend(self._reader.feed(data, fds))
         self.resume()
@@ -137,7 +152,7 @@ class Session:
             try:
                 self._handle(frame)
             finally:
-                close_fds(frame.fds)
+                self._closer.close(frame.fds)
 
     def eof(self) -> None:
         """The client closed its end, at whatever byte. Replies that it did not wait for are dropped."""
@@ -153,8 +168,10 @@ class Session:
         while self._frames:
             frame = self._frames.popleft()
             if isinstance(frame, Frame):
-                close_fds(frame.fds)
+                self._closer.close(frame.fds)
         self._maps.clear()
+        if self._refusal:
+            return
         try:
             self._device.disconnected()
         except Exception:
@@ -182,7 +199,8 @@ class Session:
 
     def _refuse(self, header: Header, number: int, text: str) -> None:
         self._refusals += 1
-        level = logging.WARNING if self._refusals <= _LOUD_REFUSALS else logging.DEBUG
+        is_loud = self._refusals <= _LOUD_REFUSALS and not self._refusal  # who refuses a whole client says so
+        level = logging.WARNING if is_loud else logging.DEBUG
         logger.log(level, "request %d refused: %s", header.id, text)
         if not header.no_reply:
             flags = MessageType.REPLY | HeaderFlags.ERROR
@@ -206,6 +224,8 @@ class Session:
             logger.debug("reply %d to no request of ours: ignored", header.id)
             return
         try:
+            if self._refusal:
+                raise self._refusal
             self._check_frame(frame)
             if self._state is State.NEGOTIATING:
                 self._reply(header, self._negotiate(frame))
@@ -227,6 +247,9 @@ class Session:
 
     def _check_frame(self, frame: Frame) -> None:
         limit = self._limits.max_msg_fds
+        if frame.fds_lost not in (0, errno.EINVAL):
+            text = f"the kernel kept descriptors of this message back: {os.strerror(frame.fds_lost)}"
+            raise RequestError(frame.fds_lost, text)
         if frame.fds_lost or len(frame.fds) > limit:
             raise RequestError(errno.EINVAL, f"too many descriptors in one message: at most {limit}")
         if frame.header.type != MessageType.COMMAND:
@@ -259,6 +282,8 @@ class Session:
         if key not in self._maps and len(self._maps) >= self._limits.max_dma_maps:
             text = f"DMA_MAP {key[0]:#x}+{key[1]:#x}: at most {self._limits.max_dma_maps} maps at a time"
             raise RequestError(errno.ENOSPC, text)
+        if mapping.fd is not None:
+            foreign.check_memory(mapping.fd, f"DMA_MAP {key[0]:#x}+{key[1]:#x}")
         frame.fds.clear()  # the device owns it now
         self._device.dma_map(mapping)
         self._maps.add(key)
@@ -298,6 +323,9 @@ class Session:
 
     def _set_irqs(self, frame: Frame) -> _Reply:
         request = requests.set_irqs(frame.payload, frame.fds, lambda index: self._device.irq(index).count)
+        if not all(foreign.is_eventfd(fd) for fd in frame.fds):
+            text = f"SET_IRQS index {request.index} vectors {request.start}+{request.count}"
+            raise RequestError(errno.EINVAL, f"{text}: not every descriptor is an eventfd")
         frame.fds.clear()  # the device owns them now
         self._device.set_irqs(request)
         return _Reply()

@@ -13,7 +13,7 @@ import stat
 from collections import deque
 from collections.abc import Sequence
 
-from .framing import FDS_TRUNCATED, MAX_FRAME_FDS, close_fds
+from .framing import FDS_TRUNCATED, close_fds
 from .server import Outgoing
 
 __all__ = ["Flush", "Listener", "accept", "connect", "flush", "listen", "receive"]
@@ -22,7 +22,8 @@ logger = logging.getLogger(__name__)
 
 _CHUNK = 64 << 10
 _FD_SIZE = array.array("i").itemsize
-_ANCILLARY = socket.CMSG_SPACE(MAX_FRAME_FDS * _FD_SIZE)
+# As many as Linux passes at once, SCM_MAX_FD: any that it has to drop, it would close here and now.
+_ANCILLARY = socket.CMSG_SPACE(253 * _FD_SIZE)
 _PATH_LIMIT = 107  # sun_path less its NUL
 _GONE = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.ECONNABORTED)
 
@@ -44,8 +45,8 @@ class Flush(enum.Enum):
 def receive(sock: socket.socket, size: int = _CHUNK) -> tuple[bytes, list[int]] | None:
     """Read at most ``size`` bytes and the descriptors that came with them (the caller owns them).
 
-    None if the peer is gone; no bytes if a non-blocking socket has none. If the kernel dropped descriptors, the
-    others are closed and the list is [FDS_TRUNCATED]. TimeoutError if the socket has a timeout that ran out.
+    None if the peer is gone; no bytes if a non-blocking socket has none. If the kernel kept descriptors back, the
+    list ends in a negative errno that says why. TimeoutError if the socket has a timeout that ran out.
     """
     try:
         data, ancillary, flags, _ = sock.recvmsg(size, _ANCILLARY, socket.MSG_CMSG_CLOEXEC)
@@ -58,12 +59,20 @@ def receive(sock: socket.socket, size: int = _CHUNK) -> tuple[bytes, list[int]] 
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             fds.extend(array.array("i", payload[: len(payload) - len(payload) % _FD_SIZE]))
     if flags & socket.MSG_CTRUNC:
-        close_fds(fds)
-        fds = [FDS_TRUNCATED]
+        fds.append(_why_kept_back(sock))
     if not data:
         close_fds(fds)
         return None
     return data, fds
+
+
+def _why_kept_back(sock: socket.socket) -> int:
+    """Why the kernel did not hand over descriptors, as a negative errno: it does not tell."""
+    try:
+        os.close(os.dup(sock.fileno()))
+    except OSError as error:
+        return -error.errno if error.errno else FDS_TRUNCATED
+    return -errno.EACCES  # a security module
 
 
 def flush(sock: socket.socket, outgoing: deque[Outgoing]) -> Flush:
@@ -109,11 +118,15 @@ class Listener(socket.socket):
         self.bind(name)
         self._path, self._identity = name, _identity(name)
 
-    def remove(self) -> None:
-        """Unlink its file, unless there is another one in its place, and close."""
+    def remove_file(self) -> None:
+        """Unlink its file, unless there is another one in its place."""
         with contextlib.suppress(FileNotFoundError):
             if self._path and _identity(self._path) == self._identity:
                 os.unlink(self._path)
+
+    def remove(self) -> None:
+        """:meth:`remove_file`, and close."""
+        self.remove_file()
         self.close()
 
 
@@ -155,7 +168,7 @@ def listen(path: str | os.PathLike[str], mode: int = 0o600, group: int | None = 
 
 
 def accept(listener: socket.socket) -> socket.socket | None:
-    """The next waiting client, as a non-blocking socket; None if none waits."""
+    """The next waiting client, as a non-blocking socket; None if none waits. OSError if the system refuses."""
     try:
         sock, _ = listener.accept()
     except (BlockingIOError, ConnectionAbortedError):

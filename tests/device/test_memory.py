@@ -210,6 +210,44 @@ def test_what_is_no_memory_is_refused_and_closed(memory: GuestMemory, tmp_path: 
         os.close(fd)
 
 
+@pytest.mark.row("server", 3)
+def test_files_are_bounded_and_ranges_of_one_file_are_not(memory: GuestMemory) -> None:
+    files = [memory_file(64 * PAGE) for _ in range(3)]
+    memory.max_files = 2
+    before = open_descriptors()
+    for page in range(64):
+        memory.map(mapping(page * PAGE, PAGE, files[0], offset=page * PAGE))
+    memory.map(mapping(64 * PAGE, PAGE, files[1]))
+
+    error = refusal(memory, mapping(65 * PAGE, PAGE, files[2]))
+
+    assert error.errno == errno.EMFILE
+    assert "its file is one too many: this client has 2 already" in str(error)
+    assert open_descriptors() == before + 4
+    memory.unmap(64 * PAGE, PAGE)
+    memory.map(mapping(65 * PAGE, PAGE, files[2]))
+    for fd in files:
+        os.close(fd)
+
+
+@pytest.mark.row("server", 4)
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EPERM])
+def test_memory_that_cannot_be_mapped_is_not_called_something_else(
+    memory: GuestMemory, file: int, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def fails(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    before = open_descriptors()
+    with monkeypatch.context() as full:
+        full.setattr(mmap, "mmap", fails)
+        error = refusal(memory, mapping(0, PAGE, file))
+    assert error.errno == number
+    assert str(error) == f"map [0x0, +0x1000): cannot be mapped: {os.strerror(number)}"
+    assert open_descriptors() == before
+    memory.map(mapping(0, PAGE, file))
+
+
 @pytest.mark.row("defect", "A11")
 @pytest.mark.row("defect", "A12")
 def test_a_thousand_maps_and_unmaps_leak_no_descriptor(memory: GuestMemory, file: int, unsealed: int) -> None:

@@ -1,8 +1,10 @@
 import errno
 import gc
 import os
+import resource
 import signal
 import socket
+import threading
 
 import pytest
 
@@ -10,13 +12,16 @@ from pviommu import server as server_module
 from pviommu.iommu.execution import STEP_NS
 from pviommu.iommu.function import STOPPED_NS
 from pviommu.iommu.ring import passed
+from pviommu.listening import REST_NS
 from pviommu.pacing import FOREVER, NAP_MS, SLEEPS_MS, Pace
-from pviommu.server import LOOK_NS, Server, close_all, listen_all
+from pviommu.peers import Peer, peer_of
+from pviommu.server import LOOK_NS, MOST_REFUSED, Server, close_all, listen_all
 from pviommu_abi.registers import REGISTER
 from pviommu_abi.shared import CACHE_LINE, DeviceRingLine, GuestRingLine
 from pviommu_abi.slots import SlotFlags
 from pviommu_abi.xen_2024 import PvIommuOp
 from vfio_user import Client, Command, Limits
+from vfio_user.foreign import MOST_LEFT
 from vfio_user.messages import Header, HeaderFlags, RegionAccess
 from vfio_user.negotiation import offer
 
@@ -462,7 +467,7 @@ def test_a_client_seen_before_the_end_of_the_last_one_is_accepted(make_driver, t
     sockets = listen_all(driver.machine, tmp_path, {})
     server = Server(driver.machine, sockets, driver.inputs)
     processes = iter([100, 100, 200])
-    monkeypatch.setattr(server_module, "_peer_process", lambda _: next(processes))
+    monkeypatch.setattr(server_module, "peer_of", lambda _: Peer(next(processes), 0, 0))
     with socket.socket(socket.AF_UNIX) as first, socket.socket(socket.AF_UNIX) as gone:
         first.connect(str(tmp_path / "dma0.sock"))
         gone.connect(str(tmp_path / "dma1.sock"))
@@ -472,7 +477,7 @@ def test_a_client_seen_before_the_end_of_the_last_one_is_accepted(make_driver, t
     with socket.socket(socket.AF_UNIX) as second:
         second.connect(str(tmp_path / "iommu.sock"))
         second.settimeout(5)
-        server._accept(sockets["iommu"], driver.iommu)  # before a look at the other sockets
+        server._accept(sockets["iommu"].fileno())  # before a look at the other sockets
         (connection,) = server._connections.values()
         assert connection.function is driver.iommu
         server.close()
@@ -506,26 +511,333 @@ def test_a_client_that_does_not_read_is_not_read_from(connected):
     assert not connection.session.paused
 
 
-def test_a_second_client_is_accepted_when_the_first_is_gone(make_driver, tmp_path):
-    driver = make_driver()
-    sockets = listen_all(driver.machine, tmp_path, {})
-    server = Server(driver.machine, sockets, driver.inputs)
-    path = str(tmp_path / "iommu.sock")
-    with socket.socket(socket.AF_UNIX) as first, socket.socket(socket.AF_UNIX) as second:
-        first.connect(path)
-        second.connect(path)
-        for _ in range(3):
-            server.turn()
-        assert len(server._connections) == 1
+class Listening:
+    """A server of a driver's machine that listens, and turns when it is told to."""
+
+    def __init__(self, driver, folder):
+        self.driver = driver
+        self.sockets = listen_all(driver.machine, folder, {})
+        self.server = Server(driver.machine, self.sockets, driver.inputs)
+        self.folder = folder
+        self.clients = []
+
+    def connect(self, name="iommu"):
+        sock = socket.socket(socket.AF_UNIX)
+        sock.settimeout(5)
+        sock.connect(str(self.folder / f"{name}.sock"))
+        self.clients.append(sock)
+        return sock
+
+    def turns(self, count):
+        for _ in range(count):
+            self.server.turn()
+
+    def say(self, sock):
+        payload = offer(Limits(), 0)
+        sock.sendall(Header(7, Command.VERSION, Header.SIZE + len(payload), 0, 0).pack() + payload)
+
+    def answer(self, sock):
+        """The errno of the answer to VERSION; 0 if the client is welcome."""
+        self.say(sock)
+        self.turns(3)
+        header = Header.unpack(sock.recv(Header.SIZE))
+        assert (header.id, header.command) == (7, Command.VERSION)
+        if header.size > Header.SIZE:
+            sock.recv(header.size - Header.SIZE)
+        return header.error
+
+    def close(self):
+        self.server.close()
+        close_all(self.sockets)
+        for sock in self.clients:
+            sock.close()
+
+
+@pytest.fixture
+def listening(make_driver, tmp_path):
+    made = Listening(make_driver(), tmp_path)
+    yield made
+    made.close()
+
+
+@pytest.mark.row("server", 11)
+def test_a_second_client_is_told_at_once_that_the_function_is_in_use(listening, caplog):
+    first, second = listening.connect(), listening.connect()
+    assert listening.answer(first) == 0
+    assert listening.answer(second) == errno.EBUSY
+    assert second.recv(1) == b""
+    assert caplog.text.count("iommu: client refused: ") == 1
+    assert f"process {os.getpid()}" in caplog.text
+    assert len(listening.server._connections) == 1
+    assert listening.server._refused == {}
+
+
+@pytest.mark.row("server", 11)
+def test_a_client_that_comes_when_the_first_is_gone_is_served(listening):
+    listening.answer(listening.connect())
+    listening.clients[0].close()
+    assert listening.answer(listening.connect()) == 0
+
+
+@pytest.mark.row("server", 11)
+def test_the_silent_refused_ones_do_not_gather(listening):
+    listening.answer(listening.connect())
+    for _ in range(3 * MOST_REFUSED):
+        listening.connect("iommu")
+    listening.turns(3 * MOST_REFUSED + 1)
+    assert len(listening.server._refused) == MOST_REFUSED
+    assert listening.answer(listening.connect("dma0")) == 0
+
+
+@pytest.mark.row("server", 11)
+@pytest.mark.row("server", 12)
+@pytest.mark.parametrize(
+    ("one", "other", "refused"),
+    [
+        (Peer(100, 0, 0), Peer(200, 0, 0), True),
+        (Peer(100, 0, 0, 1), Peer(200, 0, 0, 2), True),
+        (Peer(0, 107, 107, 1), Peer(0, 107, 107, 2), True),  # in pid namespaces of their own
+        (Peer(0, 107, 107, 1), Peer(0, 107, 107, 1), False),
+        (Peer(100, 0, 0, 1), Peer(100, 0, 0, 2), True),  # the number was given away anew
+        (Peer(0, 107, 107), Peer(0, 108, 108), True),
+        (Peer(0, 107, 107), Peer(0, 107, 107), False),  # an old kernel: their memory tells
+    ],
+)
+def test_machines_are_told_apart_by_process(listening, monkeypatch, caplog, one, other, refused):
+    peers = iter([one, other])
+    monkeypatch.setattr(server_module, "peer_of", lambda _: next(peers))
+    assert listening.answer(listening.connect("iommu")) == 0
+    assert listening.answer(listening.connect("dma0")) == (errno.EBUSY if refused else 0)
+    assert caplog.text.count("one topology is one machine") == int(refused)
+
+
+@pytest.mark.row("server", 12)
+def test_the_process_at_the_other_end_is_known():
+    one, other = socket.socketpair()
+    again = peer_of(one)
+    assert (again.pid, again.user) == (os.getpid(), os.getuid())
+    assert again == peer_of(other)
+    assert again.may_be(peer_of(other))
+    one.close()
+    other.close()
+
+
+@pytest.mark.row("server", 13)
+def test_nobody_is_served_while_shared_memory_cannot_be_made_anew(listening, monkeypatch):
+    def no_room(*_):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    first = listening.connect()
+    listening.answer(first)
+    inode = os.fstat(listening.driver.iommu.shared.fd).st_ino
+    with monkeypatch.context() as full:
+        full.setattr(os, "memfd_create", no_room)
         first.close()
-        for _ in range(3):
-            server.turn()
-        assert len(server._connections) == 1
-        second.close()
-        server.turn()
-        assert len(server._connections) == 0
-    server.close()
-    close_all(sockets)
+        listening.turns(2)
+        assert listening.answer(listening.connect()) == errno.ENOMEM
+    assert listening.answer(listening.connect()) == 0
+    assert os.fstat(listening.driver.iommu.shared.fd).st_ino != inode
+
+
+@pytest.mark.row("server", 9)
+def test_what_is_closed_after_the_server_wakes_nobody(listening, lingering):
+    sock = listening.connect("dma0")
+    listening.answer(sock)
+    with open(os.devnull) as kept:
+        socket.send_fds(sock, [b"x"], [kept.fileno()])
+        listening.turns(1)
+    waker = listening.server._closed_something
+    reader, writer = os.pipe()
+    listening.server.close()
+    os.dup2(writer, waker)
+    os.set_blocking(reader, False)
+    lingering.set()
+    wait_for_closers()
+    with pytest.raises(BlockingIOError):
+        os.read(reader, 8)
+    for fd in (reader, writer, waker):
+        os.close(fd)
+
+
+# -- the system has no room for a client ------------------------------------------------------------------------------
+
+
+def full(monkeypatch, *numbers):
+    """Let the next accepts fail with these errnos."""
+    accept, left = server_module.transport.accept, list(numbers)
+
+    def fails(listener):
+        if left:
+            number = left.pop(0)
+            raise OSError(number, os.strerror(number))
+        return accept(listener)
+
+    monkeypatch.setattr(server_module.transport, "accept", fails)
+    return left
+
+
+@pytest.mark.row("server", 2)
+@pytest.mark.parametrize("number", [errno.ENOMEM, errno.ENOBUFS, errno.EPERM, errno.EACCES, errno.ENFILE])
+def test_a_client_that_cannot_be_accepted_is_looked_for_after_a_rest(listening, monkeypatch, caplog, number):
+    left = full(monkeypatch, number, number, number, number)
+    sock = listening.connect()
+    listening.turns(50)
+    assert len(left) >= 2, "the queue is not looked at again and again"
+    assert caplog.text.count("no client can be accepted") == 1
+    while left:
+        listening.driver.inputs.time += REST_NS
+        listening.turns(1)
+    listening.driver.inputs.time += REST_NS
+    assert listening.answer(sock) == 0
+
+
+@pytest.mark.row("server", 2)
+def test_an_idle_server_looks_again_at_the_end_of_a_rest(listening, monkeypatch):
+    full(monkeypatch, errno.ENOMEM)
+    listening.connect()
+    listening.turns(1)
+    listening.driver.inputs.waits.clear()
+    listening.turns(1)
+    assert 0 < listening.driver.inputs.waits[0] <= REST_NS / 1e6
+    listening.driver.inputs.time += REST_NS
+    listening.turns(2)
+    assert listening.driver.inputs.waits[-1] == FOREVER
+    assert len(listening.server._connections) == 1
+
+
+@pytest.mark.row("server", 2)
+def test_without_a_descriptor_left_clients_are_hung_up_on_and_the_others_served(listening, caplog):
+    first = listening.connect()
+    assert listening.answer(first) == 0
+    waiting = [listening.connect("dma0") for _ in range(3)]
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = max(int(name) for name in os.listdir("/proc/self/fd"))
+    taken = [os.eventfd(0) for _ in range(highest)]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(taken), limits[1]))
+    while len(taken) > 1:  # all below the limit are taken
+        try:
+            taken.append(os.dup(0))
+        except OSError:
+            break
+    try:
+        listening.turns(5)
+        assert [sock.recv(1) for sock in waiting] == [b""] * 3
+        assert caplog.text.count("no client can be accepted: Too many open files") == 1
+        listening.say(first)  # once too often: refused, but served
+        listening.turns(2)
+        assert first.recv(Header.SIZE)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        for fd in taken:
+            os.close(fd)
+    assert listening.answer(listening.connect("dma0")) == 0
+
+
+@pytest.mark.row("server", 7)
+def test_an_exception_in_a_session_ends_that_one_and_no_other(listening, monkeypatch, caplog):
+    first, second = listening.connect("iommu"), listening.connect("dma0")
+    assert (listening.answer(first), listening.answer(second)) == (0, 0)
+    connection = next(c for c in listening.server._connections.values() if c.function.name == "dma0")
+    monkeypatch.setattr(connection.session, "receive", lambda *_: 1 // 0)
+    second.sendall(b"x")
+    listening.turns(2)
+    second.settimeout(5)
+    while second.recv(1 << 16):
+        pass
+    assert "ZeroDivisionError" in caplog.text
+    assert [c.function.name for c in listening.server._connections.values()] == ["iommu"]
+    assert listening.answer(listening.connect("dma0")) == 0
+
+
+@pytest.fixture
+def lingering(monkeypatch):
+    """Descriptors take as long to close as one likes: until the event that this is."""
+    may_close = threading.Event()
+    close, closing = os.close, socket.socket.close
+
+    def linger():
+        if threading.current_thread().name == "closer":
+            may_close.wait(10)
+
+    monkeypatch.setattr(os, "close", lambda fd: (linger(), close(fd)))
+    monkeypatch.setattr(socket.socket, "close", lambda sock: (linger(), closing(sock)))
+    yield may_close
+    may_close.set()
+    wait_for_closers()
+
+
+def wait_for_closers():
+    for thread in threading.enumerate():
+        if thread.name == "closer":
+            thread.join(10)
+
+
+@pytest.mark.row("server", 9)
+def test_who_comes_while_the_last_client_s_descriptors_are_being_closed_waits_for_that(listening, lingering):
+    first = listening.connect("dma0")
+    listening.answer(first)
+    with open(os.devnull) as kept:
+        socket.send_fds(first, [Header(8, Command.DEVICE_RESET, Header.SIZE, 0, 0).pack()], [kept.fileno()])
+        listening.turns(2)
+    first.close()
+    listening.turns(2)
+    second = listening.connect("dma0")
+    listening.say(second)
+    listening.turns(3)
+    second.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        second.recv(1)
+    lingering.set()
+    wait_for_closers()
+    listening.turns(2)
+    assert Header.unpack(second.recv(Header.SIZE)).error == 0
+
+
+@pytest.mark.row("server", 9)
+def test_a_client_that_comes_and_goes_while_its_descriptors_linger_is_kept_out(listening, lingering):
+    """What waits to be closed is bounded, however often it comes."""
+    closer = listening.server._closers["dma0"]
+    first = listening.connect("dma0")
+    with open(os.devnull) as kept:
+        socket.send_fds(first, [b"x"], [kept.fileno()])
+        listening.turns(2)
+    first.close()
+    listening.turns(1)
+    for _ in range(3 * MOST_LEFT):
+        sock = listening.connect("dma0")
+        sock.sendall(b"never read")
+        listening.turns(1)
+        sock.close()
+        listening.turns(1)
+    assert closer.full
+    assert len(closer._left) <= MOST_LEFT + 1
+    assert listening.answer(listening.connect("iommu")) == 0, "nobody else waits"
+    lingering.set()
+    for _ in range(10 * MOST_LEFT):  # works off those that came and went
+        wait_for_closers()
+        listening.driver.inputs.time += REST_NS
+        listening.turns(1)
+    assert listening.answer(listening.connect("dma0")) == 0
+
+
+@pytest.mark.row("server", 9)
+def test_a_client_whose_descriptors_are_being_closed_is_not_read_and_goes_on_afterwards(listening, lingering):
+    sock, other = listening.connect("dma0"), listening.connect("iommu")
+    assert listening.answer(sock) == 0
+    header = Header(8, Command.DEVICE_RESET, Header.SIZE, 0, 0).pack()
+    with open(os.devnull) as kept:
+        socket.send_fds(sock, [header], [kept.fileno()])
+        listening.turns(2)
+    assert len(sock.recv(Header.SIZE)) == Header.SIZE
+    sock.sendall(header)
+    assert listening.answer(other) == 0, "nobody else waits"
+    sock.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        sock.recv(1)
+    lingering.set()
+    wait_for_closers()
+    listening.turns(3)
+    assert len(sock.recv(Header.SIZE)) == Header.SIZE
 
 
 # -- sockets ----------------------------------------------------------------------------------------------------------

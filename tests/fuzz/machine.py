@@ -7,6 +7,7 @@ import fcntl
 import logging
 import os
 import select
+import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 
@@ -95,7 +96,10 @@ def nothing_raised() -> Iterator[None]:
 
 
 def open_descriptors() -> int:
-    """Descriptors that this process has open."""
+    """Descriptors that this process has open, and will have open: those on their way to be closed do not count."""
+    for thread in threading.enumerate():
+        if thread.name == "closer":
+            thread.join(10)
     return len(os.listdir("/proc/self/fd"))
 
 

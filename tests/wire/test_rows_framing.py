@@ -318,14 +318,12 @@ def test_an_error_number_past_31_bits_is_as_good_as_any(peer, error):
 
 
 @row("wire", 57)
-def test_a_second_client_waits_and_disturbs_nobody(back_end, peer):
+def test_a_second_client_is_refused_at_once_and_disturbs_nobody(back_end, peer):
     with Raw(back_end.folder / "iommu.sock") as second:
-        second.send(raw.VERSION, version(0, 0, None))
-        assert peer.is_alive()
-        second.sock.setblocking(False)
-        with pytest.raises(BlockingIOError):
-            second.sock.recv(1)
-        peer.sock.close()
-        second.sock.settimeout(raw.PATIENCE_S)
-        assert second.receive().command == raw.VERSION
-        assert second.is_alive()
+        assert second.ask(raw.VERSION, version(0, 0, None)) == errno.EBUSY
+        assert second.has_ended()
+    assert peer.is_alive()
+    peer.sock.close()
+    with Raw(back_end.folder / "iommu.sock") as third:
+        third.negotiate()
+        assert third.is_alive()

@@ -1,35 +1,56 @@
-"""What every endpoint behind the PV-IOMMU has: a stream, a way to memory, and its part in resets."""
+"""What every endpoint behind the PV-IOMMU has: a stream, a way to memory, its part in resets, and its failures."""
 
 from __future__ import annotations
 
-from typing import ClassVar
+import logging
+from collections.abc import Callable
+from typing import ClassVar, ParamSpec, TypeVar
 
 from ..iommu.function import PvIommu
 from ..pci.capabilities import endpoint as endpoint_capability
 from ..pci.config_space import Identity
 from ..pci.function import Environment, PciFunction
-from .dma import DmaPort
+from .dma import DmaPort, DmaRefusedError
 
 __all__ = ["Endpoint"]
 
+log = logging.getLogger(__name__)
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
 
 class Endpoint(PciFunction):
-    """A PCI function that does DMA. Subclasses set ``IDENTITY``, describe their BARs and end with ``power_on()``."""
+    """A PCI function that does DMA. Subclasses set ``IDENTITY``, describe their BARs and end with ``power_on()``.
+
+    An exception of a subclass, in whatever method, fails this endpoint and nothing else: until it is reset it does
+    nothing, no DMA and no interrupt, its BARs read all ones where they are not mapped into the guest, and writes to
+    them are ignored. Its configuration space goes on, so that the guest can reset it.
+    """
 
     IDENTITY: ClassVar[Identity]
 
     def __init__(self, name: str, stream: int, iommu: PvIommu, environment: Environment) -> None:
         super().__init__(name, self.IDENTITY, environment)
         self.stream = stream
+        self.failed = False
+        """whether it raised an exception since its last reset"""
         self.memory.copier = iommu.make_copier()
         self._iommu = iommu
-        self.dma = DmaPort(stream, iommu, self.memory, self.counters, lambda: self.config.bus_master)
+        self.dma = DmaPort(
+            stream, iommu, self.memory, self.counters, lambda: self.config.bus_master and not self.failed
+        )
         self.add_capability(endpoint_capability(iommu.settings.instance, stream))
         iommu.add_endpoint(stream, self)
         self.memory.belongs_with(iommu.memory)
 
+    # -- what a subclass does ---------------------------------------------------------------------------------------
+
     def work(self) -> bool:
-        """Do one bounded step of what is queued. Whether there was anything."""
+        """Do one bounded step of what is queued. Whether there was anything.
+
+        A :class:`DmaRefusedError` that it does not catch is no failure: everything queued is cancelled.
+        """
         return False
 
     def cancel_dma(self) -> None:
@@ -37,6 +58,60 @@ class Endpoint(PciFunction):
 
     def reset_device(self) -> None:
         """Registers and queues as at power-on."""
+
+    # -- what is asked of it ----------------------------------------------------------------------------------------
+
+    def step(self) -> bool:
+        """:meth:`work`, unless it has failed; raises nothing. Whether there was anything to do."""
+        if self.failed:
+            return False
+        try:  # not by attempt(), which costs more: this is done at each turn, for each endpoint
+            return self.work()
+        except Exception as error:
+            self._raised("its work", error)
+            return False
+
+    def cancel(self) -> None:
+        """:meth:`cancel_dma`, unless it has failed; raises nothing."""
+        self.attempt("cancelling its DMA", self.cancel_dma)
+
+    def attempt(self, what: str, hook: Callable[_P, _R], *arguments: _P.args, **named: _P.kwargs) -> _R | None:
+        if self.failed:
+            return None
+        try:
+            return hook(*arguments, **named)
+        except Exception as error:
+            self._raised(what, error)
+            return None
+
+    def _raised(self, what: str, error: Exception) -> None:
+        """Called where ``error``, which ended ``what``, was caught."""
+        if isinstance(error, DmaRefusedError):
+            log.info("%s: %s ended by refused DMA, what is queued is cancelled: %s", self.name, what, error)
+            self.cancel()
+            return
+        self.failed = True
+        log.exception(
+            "%s: failed in %s, and is stopped until its reset",
+            *(self.name, what),
+            extra={"event": "endpoint-failed", "fields": {"function": self.name, "stream": self.stream, "in": what}},
+        )
+        self._iommu.report_stopped(self.stream)
+
+    def _reset_by(self, hook: Callable[[], None]) -> None:
+        self.failed = False
+        super()._reset_by(hook)
+
+    def _bar_read(self, index: int, offset: int, count: int) -> bytes:
+        return b"\xff" * count if self.failed else super()._bar_read(index, offset, count)
+
+    def _bar_write(self, index: int, offset: int, data: bytes) -> None:
+        if not self.failed:
+            super()._bar_write(index, offset, data)
+
+    def interrupt(self, vector: int) -> None:
+        if not self.failed:
+            super().interrupt(vector)
 
     def on_reset(self) -> None:
         self.reset_device()

@@ -68,8 +68,8 @@ FEATURES = int(Feature.PROFILE_XEN_2024 | Feature.POSTED | Feature.PROFILE_XEN_V
 class TranslatedEndpoint(Protocol):
     """What the PV-IOMMU asks of the endpoints behind it."""
 
-    def cancel_dma(self) -> None:
-        """The translations that queued requests were made for are gone: finish them as cancelled."""
+    def cancel(self) -> None:
+        """The translations that queued requests were made for are gone: finish them as cancelled. Raises nothing."""
 
 
 class PvIommu(PciFunction):
@@ -134,6 +134,17 @@ class PvIommu(PciFunction):
 
     # -- PCI hooks --------------------------------------------------------------------------------------------------
 
+    def reset(self) -> None:
+        """As for every function. A client does this at a reboot, and the guest's driver has stopped before."""
+        if self._rings_on:
+            log.info(
+                "%s: reset by the client while rings were on: the guest was reset, or a saved state was loaded, which "
+                "this device does not survive: bind its driver anew then",
+                self.name,
+                extra={"event": "reset-in-use", "fields": {"function": self.name}},
+            )
+        super().reset()
+
     def _hold_blocked(self) -> None:
         """After a reset: what it left blocked stays so until it is attached: nobody translates for it any more."""
         for stream in self.engine.endpoints():
@@ -173,7 +184,7 @@ class PvIommu(PciFunction):
         self._publish_capabilities()
         for stream in lost:
             if stream in self._endpoints:
-                self._endpoints[stream].cancel_dma()
+                self._endpoints[stream].cancel()
 
     def on_memory_changed(self) -> None:
         self.engine.set_ram([(first >> PAGE_SHIFT, last >> PAGE_SHIFT) for first, last in self.memory.ram_ranges()])
@@ -395,6 +406,10 @@ class PvIommu(PciFunction):
     def report(self, reason: EventReason, access: Access, stream: int, iova: int, length: int) -> EventReason:
         """Tell the guest of DMA of ``stream`` that was refused at ``iova``. Returns ``reason``."""
         return self._reporter.refusal(reason, access, stream, iova, length)
+
+    def report_stopped(self, stream: int) -> None:
+        """Tell the guest that the endpoint of ``stream`` failed, and does no DMA until its reset."""
+        self._reporter.stopped(stream)
 
     def unblock(self, stream: int) -> None:
         """The endpoint was reset, or its bus mastering turned on: it begins anew in its context."""

@@ -86,6 +86,11 @@ class Reporter:
         )
         return reason
 
+    def stopped(self, stream: int) -> None:
+        """Tell the guest that an endpoint failed: all its DMA is blocked until its reset. No request was refused."""
+        context = self._engine.endpoints().get(stream, DEFAULT_CONTEXT)
+        self.event(reason=EventReason.BLOCKED, stream=stream, sbdf=self._bindings.sbdf(stream), ctx_no=context)
+
     def event(
         self,
         *,

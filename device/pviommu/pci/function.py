@@ -6,9 +6,12 @@ A subclass describes its BARs in ``__init__``, calls :meth:`PciFunction.power_on
 
 from __future__ import annotations
 
+import errno
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import ParamSpec, TypeVar
 
 from pviommu_abi.registers import Register
 from vfio_user import (
@@ -21,11 +24,12 @@ from vfio_user import (
     Region,
     RegionFlags,
     RegionIndex,
+    RequestError,
 )
 
 from ..counters import Counters
 from ..inputs import Inputs
-from ..memory import GuestMemory
+from ..memory import ForeignMemoryError, GuestMemory
 from ..windows import Window
 from .capabilities import MSIX_ENTRY_SIZE, PCIE_DEVICE_CONTROL, PCIE_FLR, Capability, msix, pcie
 from .config_space import CONFIG_SIZE, ConfigSpace, Identity
@@ -33,6 +37,11 @@ from .registers import RegisterFile
 from .shared_memory import SharedMemory
 
 __all__ = ["Environment", "PciFunction"]
+
+log = logging.getLogger(__name__)
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 _ABSENT = Region()
 _READ_WRITE = RegionFlags.READ | RegionFlags.WRITE
@@ -54,12 +63,14 @@ class PciFunction:
         self.inputs = environment.inputs
         self.counters = environment.counters
         self.config = ConfigSpace(identity)
-        self.memory = GuestMemory(self.inputs, self.on_memory_changed)
+        self.memory = GuestMemory(self.inputs, lambda: self.attempt("a change of its memory", self.on_memory_changed))
         self.interrupts = InterruptTable({})
         self.on_bars: Callable[[], None] = lambda: None
         """called after each change of what :meth:`windows` gives"""
         self._decoded: list[tuple[int, int, int]] = []
         self._vectors = 0
+        self._foreign = ""
+        self._not_renewed: set[int] = set()
         self._regions: dict[int, Region] = {
             RegionIndex.CONFIG: Region(CONFIG_SIZE, _READ_WRITE),
         }
@@ -104,7 +115,21 @@ class PciFunction:
             {IrqIndex.INTX: 0, IrqIndex.MSI: 0, IrqIndex.MSIX: self._vectors, IrqIndex.ERR: 1, IrqIndex.REQ: 1}
         )
 
+    @property
+    def descriptors(self) -> int:
+        """Files that this function may have open, but for its sockets and the client's memory."""
+        shared = 2 * len(self._shared)  # a mapping keeps a duplicate
+        return shared + sum(self.irq(index).count for index in IrqIndex)
+
     # -- hooks ------------------------------------------------------------------------------------------------------
+
+    def attempt(self, what: str, hook: Callable[_P, _R], *arguments: _P.args, **named: _P.kwargs) -> _R | None:
+        """Call ``hook``, which a subclass may have written; every call of such code goes through here.
+
+        ``what`` it is, for logs. A subclass may decide what an exception means, and not to call anything: the result
+        is None then.
+        """
+        return hook(*arguments, **named)
 
     def on_reset(self) -> None:
         """The function is reset: device reset, function-level reset, or the client is gone."""
@@ -139,6 +164,8 @@ class PciFunction:
     # -- vfio_user.Device -------------------------------------------------------------------------------------------
 
     def describe(self) -> DeviceInfo:
+        if self._foreign:
+            raise RequestError(errno.EBUSY, f"{self.name}: {self._foreign}")
         self.check_client()
         return DeviceInfo()
 
@@ -158,7 +185,8 @@ class PciFunction:
 
     def _bar_read(self, index: int, offset: int, count: int) -> bytes:
         if index in self._registers:
-            return self._registers[index].read(offset, count)
+            data = self.attempt("a read of its registers", self._registers[index].read, offset, count)
+            return b"\xff" * count if data is None else data
         if index in self._shared:
             return self.inputs.copy(self._shared[index].view[offset : offset + count])
         return bytes(count)  # the MSI-X BAR: nothing is ever pending here
@@ -173,7 +201,7 @@ class PciFunction:
 
     def _bar_write(self, index: int, offset: int, data: bytes) -> None:
         if index in self._registers:
-            self._registers[index].write(offset, data)
+            self.attempt("a write to its registers", self._registers[index].write, offset, data)
         elif index in self._shared:
             self._shared[index].view[offset : offset + len(data)] = data
 
@@ -185,9 +213,9 @@ class PciFunction:
             # The BARs stay where they are: the hypervisor answers reads of them itself, and a guest that finds there
             # what it saved before the reset does not write it again.
             self.config.reset(keep_bars=True)
-            self.on_function_reset()
+            self._reset_by(self.on_function_reset)
         elif self.config.bus_master != was_master:
-            self.on_bus_master(self.config.bus_master)
+            self.attempt("a change of bus mastering", self.on_bus_master, self.config.bus_master)
         self._decode()
 
     def _decode(self) -> None:
@@ -207,7 +235,17 @@ class PciFunction:
         self.interrupts.set_irqs(request)
 
     def dma_map(self, mapping: DmaMapping) -> None:
-        self.memory.map(mapping)
+        try:
+            self.memory.map(mapping)
+        except ForeignMemoryError as error:
+            if not self._foreign:  # once a client: it asks what the device is next, and is refused as a whole
+                self._foreign = error.text
+                log.error(
+                    "%s: client refused: %s, and one topology is one machine: start a server for each QEMU",
+                    *(self.name, error.text),
+                    extra={"event": "client-refused", "fields": {"function": self.name}},
+                )
+            raise
 
     def dma_unmap(self, address: int, size: int) -> None:
         self.memory.unmap(address, size)
@@ -217,16 +255,43 @@ class PciFunction:
 
     def reset(self) -> None:
         """Registers and configuration space as at power-on; the client's memory maps stay."""
+        self._power_cycle()
+
+    def _power_cycle(self) -> None:
         self.config.reset()
-        self.on_reset()
+        self._reset_by(self.on_reset)
         self._decode()
+
+    def _reset_by(self, hook: Callable[[], None]) -> None:
+        self.attempt("its reset", hook)
 
     def disconnected(self) -> None:
         """Power-on state, and nothing of the client reachable any more."""
         self.interrupts.close()
-        self.reset()  # cancels what is queued, which may say so in shared memory: renew that afterwards
-        self.memory.clear()
-        for index, shared in self._shared.items():
-            shared.renew()  # the client may keep its mapping for as long as it lives
-            self._regions[index] = replace(self._regions[index], fd=shared.fd)
-        self.on_memory_changed()
+        self._foreign = ""
+        try:
+            self._power_cycle()  # cancels what is queued, which may say so in shared memory: renew that afterwards
+        finally:
+            self.memory.clear()
+            self._renew(list(self._shared))
+            self.attempt("a change of its memory", self.on_memory_changed)
+
+    def _renew(self, bars: Sequence[int]) -> None:
+        """Take other shared memory: the client may keep its mapping for as long as it lives."""
+        for index in bars:
+            shared = self._shared[index]
+            try:
+                shared.renew()
+            except OSError as error:
+                log.warning("%s: no new shared memory for BAR %d yet: %s", self.name, index, error)
+                self._not_renewed.add(index)
+            else:
+                self._regions[index] = replace(self._regions[index], fd=shared.fd)
+                self._not_renewed.discard(index)
+
+    def is_ready(self) -> bool:
+        """Whether the next client may come: it must not share memory with the last one, even if there was no other."""
+        if self._not_renewed:
+            self._renew(sorted(self._not_renewed))
+            self.attempt("a change of its memory", self.on_memory_changed)
+        return not self._not_renewed

@@ -28,16 +28,24 @@ class SharedMemory:
     def __init__(self, name: str, size: int) -> None:
         self._name = name
         self.size = size
-        self._create()
+        self._use(*self._create())
 
-    def _create(self) -> None:
-        self.fd = os.memfd_create(self._name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        os.truncate(self.fd, self.size)
-        # F_SEAL_SEAL: a client gets the descriptor too, and must not seal the memory against the device's writes
-        seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
-        fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, seals)
-        self._map = mmap.mmap(self.fd, self.size, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
-        self.view = memoryview(self._map)
+    def _create(self) -> tuple[int, mmap.mmap]:
+        fd = os.memfd_create(self._name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:
+            os.truncate(fd, self.size)
+            # F_SEAL_SEAL: a client gets the descriptor too, and must not seal the memory against the device's writes
+            seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
+            return fd, mmap.mmap(fd, self.size, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
+        except OSError:
+            os.close(fd)
+            raise
+
+    def _use(self, fd: int, mapped: mmap.mmap) -> None:
+        self.fd = fd
+        self._map = mapped
+        self.view = memoryview(mapped)
         self.words = self.view.cast("I")
 
     def clear(self) -> None:
@@ -45,9 +53,12 @@ class SharedMemory:
         self.view[:] = bytes(self.size)
 
     def renew(self) -> None:
-        """Take other memory, all zeros, with a descriptor of another number: who keeps the old one shares nothing."""
+        """Take other memory, all zeros, with a descriptor of another number: who keeps the old one shares nothing.
+
+        Raises :class:`OSError` if there is none to be had; the old one stays then.
+        """
         fd, mapped, view, words = self.fd, self._map, self.view, self.words
-        self._create()
+        self._use(*self._create())
         words.release()
         view.release()
         mapped.close()

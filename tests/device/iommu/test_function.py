@@ -353,6 +353,24 @@ def test_reset_cancels_the_queued_dma_of_endpoints_that_were_outside_the_default
     assert driver.ram[0x3000] == 0
 
 
+@pytest.mark.row("server", 14)
+def test_a_reset_by_the_client_while_rings_are_on_is_one_line_and_any_other_is_none(make_driver, caplog):
+    caplog.set_level("INFO")
+    driver = make_driver()
+    driver.iommu.reset()
+    driver.start()
+    driver.write("RESET", 1)
+    driver.set_up_ring()
+    driver.write("PROFILE", abi.Profile.XEN_2024)
+    driver.set_up_ring()
+    driver.iommu.disconnected()
+    assert "reset by the client" not in caplog.text
+    driver.start()
+    driver.iommu.reset()
+    driver.iommu.reset()
+    assert caplog.text.count("reset by the client while rings were on: the guest was reset, or a saved state") == 1
+
+
 def test_reset_first_drains_the_rings(driver):
     driver.put(NOOP)
     driver.write("RESET", 1)

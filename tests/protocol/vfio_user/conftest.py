@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -121,4 +122,7 @@ def no_fd_leak() -> Iterator[None]:
     """Fails the test if it leaves more or fewer descriptors open than it found. Name it before what opens some."""
     before = sorted(os.listdir("/proc/self/fd"))
     yield
+    for thread in threading.enumerate():
+        if thread.name == "closer":
+            thread.join(10)
     assert sorted(os.listdir("/proc/self/fd")) == before

@@ -116,6 +116,10 @@ def eventfd() -> int:
     return os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
 
 
+def memfd() -> int:
+    return os.memfd_create("ram", os.MFD_CLOEXEC)
+
+
 def devnull() -> int:
     return os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
 
@@ -475,7 +479,7 @@ def test_reset_reaches_the_device_and_ignores_its_payload(peer: Peer, device: An
 
 
 def test_map_reaches_the_device_before_info_with_and_without_descriptor(peer: Peer, device: Any) -> None:
-    assert peer.ask(Command.DMA_MAP, dma_map(offset=0x2000), fds=(devnull(),)) == b""
+    assert peer.ask(Command.DMA_MAP, dma_map(offset=0x2000), fds=(memfd(),)) == b""
     assert peer.ask(Command.DMA_MAP, dma_map(flags=1, address=0xFFFC0000)) == b""
     first, second = device.maps.values()
     assert (first.address, first.size, first.offset, first.readable, first.writable) == (
@@ -570,7 +574,8 @@ def test_device_that_raises_costs_one_request_and_is_logged(
     peer: Peer, device: Any, caplog: pytest.LogCaptureFixture, command: int, payload: bytes, fds: int
 ) -> None:
     device.failure = ZeroDivisionError("a bug")
-    assert peer.ask(command, payload, fds=tuple(eventfd() for _ in range(fds))) == errno.EIO
+    make = memfd if command == Command.DMA_MAP else eventfd
+    assert peer.ask(command, payload, fds=tuple(make() for _ in range(fds))) == errno.EIO
     assert "ZeroDivisionError: a bug" in caplog.text
     device.failure = None
     assert isinstance(peer.ask(Command.DEVICE_GET_INFO, four()), bytes)

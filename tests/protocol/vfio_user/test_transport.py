@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import socket
 import stat
 from collections import deque
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from vfio_user import Outgoing, transport
-from vfio_user.framing import FDS_TRUNCATED, close_fds
+from vfio_user.framing import close_fds
 from vfio_user.transport import Flush
 
 
@@ -41,23 +42,32 @@ def test_receive_returns_bytes_and_descriptors_closed_on_exec(pair: tuple[socket
     close_fds(chunk[1])
 
 
-def test_receive_has_room_for_64_descriptors(pair: tuple[socket.socket, socket.socket]) -> None:
+def test_receive_has_room_for_as_many_descriptors_as_linux_passes(pair: tuple[socket.socket, socket.socket]) -> None:
     fd = devnull()
-    socket.send_fds(pair[0], [b"x"], [fd] * 64)
+    socket.send_fds(pair[0], [b"x"], [fd] * 253)
     os.close(fd)
     chunk = transport.receive(pair[1])
     assert chunk is not None
-    assert len(chunk[1]) == 64
+    assert len(chunk[1]) == 253
     close_fds(chunk[1])
 
 
+@pytest.mark.row("server", 4)
 @pytest.mark.row("wire", 12)
 @pytest.mark.row("defect", "A12")
-def test_receive_reports_and_closes_descriptors_beyond_its_room(pair: tuple[socket.socket, socket.socket]) -> None:
+def test_descriptors_that_this_process_has_no_room_for_are_reported(pair: tuple[socket.socket, socket.socket]) -> None:
     fd = devnull()
-    socket.send_fds(pair[0], [b"x"], [fd] * 67)
+    socket.send_fds(pair[0], [b"x"], [fd] * 10)
     os.close(fd)
-    assert transport.receive(pair[1]) == (b"x", [FDS_TRUNCATED])
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (pair[1].fileno() + 4, limits[1]))
+    try:
+        chunk = transport.receive(pair[1])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert chunk is not None
+    assert (chunk[0], len(chunk[1]), chunk[1][-1]) == (b"x", 4, -errno.EMFILE)
+    close_fds(chunk[1])
 
 
 def test_receive_of_nothing_is_empty_and_of_a_closed_peer_none(pair: tuple[socket.socket, socket.socket]) -> None:

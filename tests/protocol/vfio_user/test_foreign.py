@@ -1,0 +1,214 @@
+"""What a peer sends is told by kind, and closed where nobody waits."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import struct
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from vfio_user import RequestError, foreign
+from vfio_user.foreign import Closer, check_memory, is_eventfd, is_memory_file, status
+
+PATIENCE_S = 10
+LINGER_S = 3
+
+
+@pytest.fixture
+def opened(no_fd_leak: None) -> Iterator[list[int]]:
+    """Descriptors that are closed in the end."""
+    fds: list[int] = []
+    yield fds
+    for fd in fds:
+        os.close(fd)
+
+
+def lingering() -> tuple[int, socket.socket, socket.socket]:
+    """A descriptor whose close waits LINGER_S, since its other end takes no data; what that needs."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    client = socket.create_connection(listener.getsockname())
+    other, _ = listener.accept()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, LINGER_S))
+    client.setblocking(False)
+    try:
+        while True:
+            client.send(bytes(1 << 16))
+    except BlockingIOError:
+        pass
+    client.setblocking(True)
+    return client.detach(), other, listener
+
+
+class Closed:
+    """Tells that a closer has nothing left."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+        self.closer = Closer(self._event.set)
+
+    def wait(self) -> None:
+        assert self._event.wait(PATIENCE_S)
+
+
+def is_open(fd: int) -> bool:
+    try:
+        os.fstat(fd)
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.row("server", 10)
+def test_kinds_are_told_apart(opened: list[int], tmp_path: Path) -> None:
+    memory, event = os.memfd_create("ram"), os.eventfd(0)
+    on_disk = os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT)
+    named = os.open(tmp_path / "anon_inode:[eventfd]", os.O_RDWR | os.O_CREAT)
+    opened += [memory, event, on_disk, named, *os.pipe()]
+    assert [is_eventfd(fd) for fd in opened] == [False, True, False, False, False, False]
+    assert [is_memory_file(fd) for fd in (memory, event)] == [True, False]
+
+
+def test_no_name_breaks_a_line(opened: list[int]) -> None:
+    opened.append(os.memfd_create("one\ntwo\udcff"))
+    assert foreign.describe(opened[0]) == "/memfd:one\\ntwo\\udcff (deleted)"
+    assert "\n" not in foreign.describe(-1)
+
+
+@pytest.mark.row("server", 10)
+def test_a_status_is_what_fstat_says(opened: list[int], tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(bytes(12345))
+    opened += [os.open(tmp_path / "file", os.O_RDONLY), os.memfd_create("ram"), os.open("/dev/null", os.O_RDONLY)]
+    for fd in opened:
+        told = os.fstat(fd)
+        device = (os.major(told.st_dev), os.minor(told.st_dev))
+        assert status(fd) == (told.st_mode, told.st_ino, told.st_size, device)
+
+
+@pytest.mark.row("server", 10)
+def test_what_may_be_memory_passes(opened: list[int], tmp_path: Path) -> None:
+    opened += [os.memfd_create("ram"), os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT)]
+    for fd in opened:
+        check_memory(fd, "a map")
+
+
+@pytest.mark.row("server", 10)
+def test_what_cannot_be_memory_is_refused_by_its_kind(opened: list[int], tmp_path: Path) -> None:
+    opened += [os.eventfd(0), os.open(tmp_path, os.O_RDONLY), *os.pipe(), os.open("/dev/null", os.O_RDWR)]
+    one, other = socket.socketpair()
+    opened += [one.detach(), other.detach()]
+    for fd in opened:
+        with pytest.raises(RequestError, match="a map: the file descriptor is not memory: it is ") as refused:
+            check_memory(fd, "a map")
+        assert refused.value.errno == errno.EINVAL
+
+
+@pytest.mark.row("server", 10)
+@pytest.mark.parametrize(
+    ("kind", "text"), [("fuse.sshfs", "on fuse.sshfs"), ("nfs4", "on nfs4"), (None, "not mounted here")]
+)
+def test_files_that_somebody_else_serves_are_not_looked_at(
+    opened: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str | None, text: str
+) -> None:
+    opened.append(os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT))
+    told = status(opened[0])._replace(device=(0, 77))
+    monkeypatch.setattr(foreign, "status", lambda _: told)
+    monkeypatch.setattr(foreign, "_file_system", lambda _: kind)
+    refused = None
+    with monkeypatch.context() as nothing:
+        for name in ("fstat", "pread", "read", "fstatvfs"):
+            nothing.setattr(os, name, None)
+        try:
+            check_memory(opened[0], "a map")
+        except RequestError as error:
+            refused = error
+    assert text in str(refused)
+
+
+def test_the_file_system_of_a_mounted_file_is_known() -> None:
+    told = os.stat("/proc/self/status")
+    assert foreign._file_system((os.major(told.st_dev), os.minor(told.st_dev))) == "proc"
+    assert foreign._file_system((0, 0xFFFFF)) is None
+
+
+@pytest.mark.row("server", 9)
+def test_memory_and_eventfds_are_closed_at_once(no_fd_leak: None) -> None:
+    fds = [os.memfd_create("ram"), os.eventfd(0)]
+    closer = Closer()
+    closer.close([*fds, -1])
+    assert not closer.busy
+    assert not any(is_open(fd) for fd in fds)
+
+
+@pytest.mark.row("server", 9)
+def test_a_descriptor_that_lingers_is_closed_elsewhere(no_fd_leak: None) -> None:
+    fd, other, listener = lingering()
+    closed = Closed()
+    closed.closer.close([fd])
+    assert closed.closer.busy  # the close itself takes LINGER_S
+    other.close()  # resets the connection: nothing to wait for any more
+    listener.close()
+    closed.wait()
+    assert not closed.closer.busy
+    assert not is_open(fd)
+
+
+@pytest.mark.row("server", 9)
+def test_what_lies_unread_in_a_connection_is_closed_elsewhere_and_its_peer_sees_the_end_at_once(
+    no_fd_leak: None,
+) -> None:
+    fd, other, listener = lingering()
+    ours, theirs = socket.socketpair()
+    socket.send_fds(theirs, [b"x"], [fd])
+    os.close(fd)
+    closed = Closed()
+    closed.closer.close_socket(ours)
+    assert closed.closer.busy
+    with contextlib.suppress(ConnectionResetError):  # the other way to tell the end
+        assert theirs.recv(1) == b""
+    other.close()
+    listener.close()
+    closed.wait()
+    theirs.close()
+
+
+def test_a_connection_with_nothing_unread_is_closed_at_once(no_fd_leak: None) -> None:
+    ours, theirs = socket.socketpair()
+    closer = Closer()
+    closer.close_socket(ours)
+    assert not closer.busy
+    assert ours.fileno() == -1
+    theirs.close()
+
+
+@pytest.mark.row("server", 9)
+def test_without_a_thread_nothing_is_closed_until_there_is_one(
+    no_fd_leak: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_more(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    closed = Closed()
+    reader, writer = os.pipe()
+    with monkeypatch.context() as full:
+        full.setattr(threading.Thread, "start", no_more)
+        closed.closer.close([reader, writer])
+        assert closed.closer.busy
+        assert is_open(reader)
+    assert closed.closer.busy  # asking is what tries again
+    closed.wait()
+    assert not closed.closer.busy
+
+
+def test_a_closer_works_again_after_it_was_done(no_fd_leak: None) -> None:
+    for _ in range(3):
+        closed = Closed()
+        reader, writer = os.pipe()
+        closed.closer.close([reader])
+        closed.closer.close([writer])
+        closed.wait()
