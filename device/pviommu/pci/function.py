@@ -243,7 +243,7 @@ class PciFunction:
                 log.error(
                     "%s: client refused: %s, and one topology is one machine: start a server for each QEMU",
                     *(self.name, error.text),
-                    extra={"event": "client-refused", "fields": {"function": self.name}},
+                    extra={"event": "client-refused", "fields": {"function": self.name, "errno": error.errno}},
                 )
             raise
 
