@@ -36,13 +36,14 @@ from pviommu_abi.shared import (
 from pviommu_abi.slots import DEFAULT_CONTEXT
 from vfio_user import RequestError
 
-from ..engine import PAGE_SHIFT, Access, DefaultPolicy, Engine, Fault, Run
+from ..engine import Access, DefaultPolicy, Engine, Fault, Run
+from ..engine.ranges import FrameRanges
 from ..memory import Copier
 from ..pci.capabilities import endpoint as endpoint_capability
 from ..pci.function import Environment, PciFunction
 from .batch import BatchOperations
 from .bindings import Bindings
-from .capability_area import CapabilityPublisher, chain
+from .capability_area import CapabilityPublisher, Chain
 from .config import NO_STREAM, PAGE_SIZES, IommuConfig
 from .events import EventRing
 from .execution import Executor
@@ -81,9 +82,11 @@ class PvIommu(PciFunction):
         """``core`` carries out what it can; without one Python does everything."""
         super().__init__(name, config.identity, environment)
         self.settings = config
-        self.engine = Engine(config.engine, core)
+        self._engine = Engine(config.engine, core)
+        self._changed_ram = FrameRanges()
+        """in which the engine and the capability area do not yet have what is RAM"""
         for stream in config.streams:
-            self.engine.add_endpoint(stream, config.reserved.get(stream, ()))
+            self._engine.add_endpoint(stream, config.reserved.get(stream, ()))
         self._endpoints: dict[int, TranslatedEndpoint] = {}
         self._bar = self.add_register_bar(REGISTER_BAR, abi.REGISTERS, REGISTER_BAR_SIZE)
         self.shared = self.add_shared_bar(SHARED_BAR, SHARED_BAR_SIZE)
@@ -102,6 +105,7 @@ class PvIommu(PciFunction):
         ]
         self._setups = [RingSetup() for _ in self.rings]
         self._capabilities = CapabilityPublisher(self.shared)
+        self._chain = Chain(config.engine, self.limits(), self._endpoint_entries(), config.reserved)
         operands = (self.engine, self.bindings, self.memory, self.counters, config)
         self._profiles: dict[int, XenProfile] = {
             Profile.XEN_2024: Xen2024(*operands),
@@ -175,8 +179,26 @@ class PvIommu(PciFunction):
             if stream in self._endpoints:
                 self._endpoints[stream].cancel_dma()
 
-    def on_memory_changed(self) -> None:
-        self.engine.set_ram([(first >> PAGE_SHIFT, last >> PAGE_SHIFT) for first, last in self.memory.ram_ranges()])
+    @property
+    def engine(self) -> Engine:
+        """The engine. It knows of all RAM."""
+        self.settle()
+        return self._engine
+
+    def on_ram_changed(self, first: int, nr: int) -> None:
+        self._changed_ram.add(first, nr)
+
+    def settle(self) -> None:
+        """Tell the engine and the guest of RAM that came or went since the last call: once for all changes of a turn,
+        and before anything that depends on it.
+        """
+        if self._changed_ram:
+            spans = [(first, last + 1 - first) for first, last in self._changed_ram]
+            self._changed_ram = FrameRanges()
+            self._engine.change_ram(self.memory.ram, spans)
+            self._publish_capabilities()
+
+    def on_shared_renewed(self) -> None:
         self._publish_capabilities()
 
     def check_client(self) -> None:
@@ -203,14 +225,15 @@ class PvIommu(PciFunction):
             default_policy=int(config.default_policy is DefaultPolicy.IDENTITY),
         )
 
-    def _publish_capabilities(self) -> None:
+    def _endpoint_entries(self) -> list[EndpointEntry]:
         fixed = self.settings.fixed_bindings
-        entries = [
+        return [
             EndpointEntry(stream, int(stream in fixed), fixed.get(stream, SBDF_UNBOUND))
             for stream in self.settings.streams
         ]
-        ram = self.memory.ram_ranges()
-        self._capabilities.publish(chain(self.settings.engine, self.limits(), ram, entries, self.settings.reserved))
+
+    def _publish_capabilities(self) -> None:
+        self._capabilities.publish(self._chain.with_ram(self.memory.ram))
 
     # -- registers --------------------------------------------------------------------------------------------------
 
@@ -330,6 +353,7 @@ class PvIommu(PciFunction):
 
     def work(self) -> bool:
         """Execute a bounded number of slots of each ring. Whether there were any."""
+        self.settle()
         return self._executor.work()
 
     def make_copier(self) -> Copier | None:
@@ -338,6 +362,7 @@ class PvIommu(PciFunction):
 
     def spin(self, poll: Poll) -> bool:
         """Let the core poll the rings. Whether it executed anything."""
+        self.settle()
         return self._executor.spin(poll)
 
     def waits(self) -> int:
@@ -355,6 +380,7 @@ class PvIommu(PciFunction):
 
     def drain(self) -> None:
         """Execute what each ring held when this was called, for half a second at most."""
+        self.settle()
         self._executor.drain()
 
     def arm(self) -> bool:
@@ -377,15 +403,16 @@ class PvIommu(PciFunction):
         its way. They are drained first if it has been a while: the process may have been stopped, and the guest have
         given it up and unmapped what DMA in progress goes to.
         """
+        self.settle()
         now = self.inputs.now_ns()
         is_drained = now - self._translated_at > STOPPED_NS
         if is_drained:
             self.drain()
         self._translated_at = now
-        result = self.engine.translate(stream, iova, length, access)
+        result = self._engine.translate(stream, iova, length, access)
         if isinstance(result, Fault) and not is_drained:
             self.drain()
-            result = self.engine.translate(stream, iova, length, access)
+            result = self._engine.translate(stream, iova, length, access)
         return result
 
     def report_fault(self, fault: Fault, length: int) -> EventReason:

@@ -7,7 +7,7 @@ A subclass describes its BARs in ``__init__``, calls :meth:`PciFunction.power_on
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from pviommu_abi.registers import Register
@@ -26,6 +26,7 @@ from vfio_user import (
 from ..counters import Counters
 from ..inputs import Inputs
 from ..memory import GuestMemory
+from ..memory_file import MemoryFiles
 from ..windows import Window
 from .capabilities import MSIX_ENTRY_SIZE, PCIE_DEVICE_CONTROL, PCIE_FLR, Capability, msix, pcie
 from .config_space import CONFIG_SIZE, ConfigSpace, Identity
@@ -44,6 +45,8 @@ class Environment:
 
     inputs: Inputs
     counters: Counters
+    files: MemoryFiles = field(default_factory=MemoryFiles)
+    """of guest memory, shared by the functions of a machine"""
 
 
 class PciFunction:
@@ -54,7 +57,8 @@ class PciFunction:
         self.inputs = environment.inputs
         self.counters = environment.counters
         self.config = ConfigSpace(identity)
-        self.memory = GuestMemory(self.inputs, self.on_memory_changed)
+        self._files = environment.files
+        self.memory = GuestMemory(self.inputs, self.on_ram_changed, self._files)
         self.interrupts = InterruptTable({})
         self.on_bars: Callable[[], None] = lambda: None
         """called after each change of what :meth:`windows` gives"""
@@ -116,8 +120,14 @@ class PciFunction:
     def on_bus_master(self, enabled: bool) -> None:
         """The guest allowed or forbade DMA."""
 
-    def on_memory_changed(self) -> None:
-        """RAM was added or removed by the client, or shared memory cleared: publish there what depends on RAM."""
+    def on_ram_changed(self, first: int, nr: int) -> None:
+        """RAM came or went among ``nr`` frames from ``first`` on, by a request of the client."""
+
+    def settle(self) -> None:
+        """Requests that came together are done, and their replies are not sent yet."""
+
+    def on_shared_renewed(self) -> None:
+        """Shared memory is zeros again: publish there what there is."""
 
     def check_client(self) -> None:
         """Called when the client has announced its memory; raise :class:`vfio_user.RequestError` to refuse it."""
@@ -206,11 +216,11 @@ class PciFunction:
     def set_irqs(self, request: IrqRequest) -> None:
         self.interrupts.set_irqs(request)
 
-    def dma_map(self, mapping: DmaMapping) -> None:
-        self.memory.map(mapping)
+    def dma_map(self, mapping: DmaMapping) -> bool:
+        return self.memory.map(mapping)
 
-    def dma_unmap(self, address: int, size: int) -> None:
-        self.memory.unmap(address, size)
+    def dma_unmap(self, address: int, size: int) -> int:
+        return self.memory.unmap(address, size)
 
     def dma_unmap_all(self) -> None:
         self.memory.clear()
@@ -226,7 +236,8 @@ class PciFunction:
         self.interrupts.close()
         self.reset()  # cancels what is queued, which may say so in shared memory: renew that afterwards
         self.memory.clear()
+        self._files.disconnected()
         for index, shared in self._shared.items():
             shared.renew()  # the client may keep its mapping for as long as it lives
             self._regions[index] = replace(self._regions[index], fd=shared.fd)
-        self.on_memory_changed()
+        self.on_shared_renewed()

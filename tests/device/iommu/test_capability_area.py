@@ -2,7 +2,7 @@ import pytest
 
 from pviommu.engine import EngineConfig
 from pviommu.engine.config import MSI_WINDOW, ReservedRegion
-from pviommu.iommu.capability_area import CapabilityPublisher, chain, iova_ranges, reserved_regions
+from pviommu.iommu.capability_area import CapabilityPublisher, Chain, iova_ranges, reserved_regions
 from pviommu.pci.shared_memory import SharedMemory
 from pviommu_abi.shared import (
     CAPABILITY_MAGIC,
