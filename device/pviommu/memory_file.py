@@ -1,8 +1,8 @@
-"""Files that hold guest memory. Each is open once and mapped once, however many functions of a machine it is announced to.
+"""Files that hold guest memory: each open once and mapped once, however many functions of a machine share it.
 
-Reading past the end of a file that shrank under a mapping is a SIGBUS, which a process does not survive by itself. So a
-file that is sealed against shrinking is mapped and used as memory. Others are read and written by system calls, which is
-slower. Files in huge pages cannot be written so: they are mapped, and copied by a :class:`Guard`.
+Reading past the end of a file that shrank under a mapping is a SIGBUS, which a process does not survive by itself. So
+only a file that is sealed against shrinking is mapped and used as memory. Others are read and written by system calls,
+which is slower. Files in huge pages cannot be written so: they are mapped, and copied by a :class:`Guard`.
 """
 
 from __future__ import annotations
@@ -122,8 +122,8 @@ class MemoryFiles:
     def open(self, fd: int, to_write: bool) -> MemoryFile:
         """The file of ``fd``, which passes to it, also when this raises. :meth:`release` it, if it gets no users.
 
-        Raises :class:`NotMemoryError` for a descriptor that cannot be memory to read from and, if ``to_write``, to write
-        to, and :class:`OSError`.
+        Raises :class:`NotMemoryError` for what cannot be memory to read from and, if ``to_write``, to write to, and
+        :class:`OSError`.
         """
         try:
             kind = kind_of(fd, to_write)

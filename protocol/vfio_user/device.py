@@ -131,8 +131,8 @@ class Device(Protocol):
         """Carry out ``request``. The device owns its descriptors from here on, even if it raises."""
 
     def dma_map(self, mapping: DmaMapping) -> bool:
-        """Make a range reachable. The device owns ``mapping.fd`` from here on, even if it raises. Whether it is new: the
-        identical map again is none.
+        """Make a range reachable. The device owns ``mapping.fd`` from here on, even if it raises. Whether it is new:
+        the identical map again is not.
         """
 
     def dma_unmap(self, address: int, size: int) -> int:
@@ -147,8 +147,8 @@ class Device(Protocol):
         """Return to the state after power-on; DMA maps stay."""
 
     def settle(self) -> None:
-        """Requests that came together were carried out; their replies are not sent yet. What is derived from DMA maps can
-        be brought up to date here, once for all of them.
+        """Requests that came together were carried out; their replies are not sent yet. What is derived from DMA maps
+        can be brought up to date here, once for all of them.
         """
 
     def disconnected(self) -> None:

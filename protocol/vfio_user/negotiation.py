@@ -1,8 +1,8 @@
 """The VERSION exchange: what each side can receive. Both directions, no sockets.
 
 Source: QEMU 11.1 ``docs/interop/vfio-user.rst`` and what its client accepts. On the wire QEMU speaks 0.0, rust-vmm
-and SPDK 0.1, libvfio-user 0.2 in its own repository and 0.1 in the copy that Debian builds with QEMU; a reply carries the
-smaller minor, because QEMU refuses one above its own.
+and SPDK 0.1, libvfio-user 0.2 in its own repository and 0.1 in the copy that Debian builds with QEMU; a reply carries
+the smaller minor, because QEMU refuses one above its own.
 """
 
 from __future__ import annotations
@@ -118,8 +118,8 @@ def _message(minor: int, capabilities: Mapping[str, int | bool]) -> bytes:
 def accept(payload: bytes, limits: Limits) -> tuple[bytes, Offer]:
     """Answer a client's VERSION payload: the reply payload, and the client's offer with the minor agreed on.
 
-    ``write_multiple`` in the returned offer and in the reply is true only if both sides have it. The reply names what the
-    client did not propose only where the limit is below what the client then assumes: it would go beyond it.
+    ``write_multiple`` in the returned offer and in the reply is true only if both sides have it. The reply names what
+    the client did not propose only where the limit is below what the client then assumes: it would go beyond it.
     :class:`ProtocolError` if the offer is malformed.
     """
     proposed = parse(payload)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from types import MappingProxyType
 
 from pviommu_abi.shared import (
@@ -94,11 +95,15 @@ class Chain:
         self._fixed = b"".join(parts)
         used = CapabilityArea.SIZE + len(self._fixed) + CapabilityCount.SIZE
         self._room = (CAPABILITY_SIZE - used) // AddressRange.SIZE
+        self._last: tuple[array[int], bytes] = (array(BOUND), b"")
 
     def with_ram(self, ram: FrameRanges) -> bytes:
-        """All of it; of ``ram`` the first ranges, as many as fit."""
+        """All of it; of ``ram`` the first ranges, as many as fit. The same object as before if it is the same."""
         bounds = ram.bounds[: 2 * self._room]
-        return self._fixed + CapabilityCount(len(bounds) // 2).pack() + _address_ranges(bounds)
+        if bounds != self._last[0] or not self._last[1]:
+            body = self._fixed + CapabilityCount(len(bounds) // 2).pack() + _address_ranges(bounds)
+            self._last = bounds, body
+        return self._last[1]
 
 
 def _address_ranges(bounds: array[int]) -> bytes:
@@ -107,8 +112,12 @@ def _address_ranges(bounds: array[int]) -> bytes:
     It is done at each change of RAM, so in one go, as one number whose 64-bit digits are the bounds.
     """
     digits = int.from_bytes(bounds.tobytes(), "little") << PAGE_SHIFT
-    ends_to_lasts = int.from_bytes(array(BOUND, (0, 1) * (len(bounds) // 2)).tobytes(), "little")
-    return (digits - ends_to_lasts).to_bytes(AddressRange.SIZE * len(bounds) // 2, "little")
+    return (digits - _ends_to_lasts(len(bounds))).to_bytes(AddressRange.SIZE * len(bounds) // 2, "little")
+
+
+@lru_cache(maxsize=8)
+def _ends_to_lasts(bounds: int) -> int:
+    return int.from_bytes(array(BOUND, (0, 1) * (bounds // 2)).tobytes(), "little")
 
 
 class CapabilityPublisher:

@@ -34,9 +34,9 @@ from pviommu_abi.shared import (
     Limits,
 )
 from pviommu_abi.slots import DEFAULT_CONTEXT
-from vfio_user import RequestError
+from vfio_user import DmaMapping, RequestError
 
-from ..engine import Access, DefaultPolicy, Engine, Fault, Run
+from ..engine import PAGE_SHIFT, Access, DefaultPolicy, Engine, Fault, Run
 from ..engine.ranges import FrameRanges
 from ..memory import Copier
 from ..pci.capabilities import endpoint as endpoint_capability
@@ -63,6 +63,8 @@ log = logging.getLogger(__name__)
 STOPPED_NS = 50_000_000
 """A process that did nothing for so long may have been stopped, and the guest have given the device up and be using
 again what it unmapped. A driver waits far longer before it does that."""
+LEAST_DIMM, ABOVE_LOW_BARS = 16 << 20, 1 << 32
+MAX_TOLD = 64
 FEATURES = int(Feature.PROFILE_XEN_2024 | Feature.POSTED | Feature.PROFILE_XEN_V7 | Feature.BATCH_2014)
 
 
@@ -88,6 +90,8 @@ class PvIommu(PciFunction):
         for stream in config.streams:
             self._engine.add_endpoint(stream, config.reserved.get(stream, ()))
         self._endpoints: dict[int, TranslatedEndpoint] = {}
+        self._told: set[tuple[int, int]] = set()
+        """ranges that were said to be no shared memory"""
         self._bar = self.add_register_bar(REGISTER_BAR, abi.REGISTERS, REGISTER_BAR_SIZE)
         self.shared = self.add_shared_bar(SHARED_BAR, SHARED_BAR_SIZE)
         self.add_msix_bar(MSIX_BAR, MSIX_VECTORS, MSIX_BAR_SIZE, MSIX_PBA_OFFSET)
@@ -105,6 +109,7 @@ class PvIommu(PciFunction):
         ]
         self._setups = [RingSetup() for _ in self.rings]
         self._capabilities = CapabilityPublisher(self.shared)
+        self._published = b""
         self._chain = Chain(config.engine, self.limits(), self._endpoint_entries(), config.reserved)
         operands = (self.engine, self.bindings, self.memory, self.counters, config)
         self._profiles: dict[int, XenProfile] = {
@@ -147,6 +152,7 @@ class PvIommu(PciFunction):
     def disconnected(self) -> None:
         """As for every function; a function behind this one cannot leave its block by a reset then."""
         super().disconnected()
+        self._told.clear()
         self._hold_blocked()
 
     def on_function_reset(self) -> None:
@@ -196,10 +202,39 @@ class PvIommu(PciFunction):
             spans = [(first, last + 1 - first) for first, last in self._changed_ram]
             self._changed_ram = FrameRanges()
             self._engine.change_ram(self.memory.ram, spans)
-            self._publish_capabilities()
+            if self._chain.with_ram(self.memory.ram) is not self._published:
+                self._publish_capabilities()
 
     def on_shared_renewed(self) -> None:
         self._publish_capabilities()
+
+    def dma_map(self, mapping: DmaMapping) -> bool:
+        is_new = super().dma_map(mapping)
+        if is_new and mapping.fd is None and mapping.readable and mapping.writable:
+            self._look_at_unshared(mapping)
+        return is_new
+
+    def _look_at_unshared(self, mapping: DmaMapping) -> None:
+        """Say once of memory that came beside shared memory, as a DIMM does that is plugged in, that DMA will not reach
+        it. BARs of this machine are announced so, too, and small or low ranges are other devices'.
+        """
+        place = (mapping.address, mapping.size)
+        if mapping.size < LEAST_DIMM or mapping.address < ABOVE_LOW_BARS or not self.memory.ram or place in self._told:
+            return
+        end = mapping.address + mapping.size
+        own = ((window.first, window.first + window.size) for window in self.windows())
+        others = ((first << PAGE_SHIFT, last + 1 << PAGE_SHIFT) for first, last in self.engine.mmio)
+        if len(self._told) >= MAX_TOLD or any(
+            first < end and mapping.address < after for first, after in (*own, *others)
+        ):
+            return
+        self._told.add(place)
+        log.warning(
+            "%s: %#x bytes at %#x came without a file descriptor, so no DMA reaches them: if this is a DIMM, its "
+            "memory backend needs share=on (a BAR of another device needs nothing)",
+            *(self.name, mapping.size, mapping.address),
+            extra={"event": "memory-not-shared"},
+        )
 
     def check_client(self) -> None:
         """Refuse a client whose memory cannot be reached."""
@@ -233,7 +268,8 @@ class PvIommu(PciFunction):
         ]
 
     def _publish_capabilities(self) -> None:
-        self._capabilities.publish(self._chain.with_ram(self.memory.ram))
+        self._published = self._chain.with_ram(self.memory.ram)
+        self._capabilities.publish(self._published)
 
     # -- registers --------------------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ from array import array
 from collections.abc import Sequence
 from ctypes import addressof, c_uint32, c_uint64
 from pathlib import Path
+
 from ..engine import EngineConfig, Refusal, Run
 from ..engine.core import ContextTable, PagePool
 from ..engine.ranges import FrameRanges

@@ -67,11 +67,12 @@ def test_a_file_that_shrinks_and_grows_under_copies_ends_none_but_those(library:
     outcome = run(
         library,
         """
-        child = os.fork()
+        parent, child = os.getpid(), os.fork()
         if not child:
-            while True:
+            while os.getppid() == parent:
                 os.ftruncate(fd, 0)
                 os.ftruncate(fd, SIZE)
+            os._exit(0)
         whole = ended = 0
         for _ in range(2_000_000):
             if guard.read(address, SIZE)[1] == SIZE:
@@ -102,7 +103,9 @@ def test_a_signal_that_somebody_sent_ends_the_process_as_ever(library: Path) -> 
 
 @row("server", 58)
 @pytest.mark.parametrize("again", ["", "guard.read(address, 1)"])
-@pytest.mark.parametrize("order", ["faulthandler.enable(); guard.read(address, 1)", "guard.read(address, 1); faulthandler.enable()"])
+@pytest.mark.parametrize(
+    "order", ["faulthandler.enable(); guard.read(address, 1)", "guard.read(address, 1); faulthandler.enable()"]
+)
 def test_another_handler_still_hears_of_faults_elsewhere(library: Path, order: str, again: str) -> None:
     """Whichever was installed first, and whether or not this one was installed a second time over it."""
     outcome = run(library, f"{order}\n{again}\nos.ftruncate(fd, 0)\nmapped[0]")

@@ -126,7 +126,7 @@ def test_a_file_in_huge_pages_that_shrinks_fails_only_the_access(memory: GuestMe
 def test_without_the_native_core_an_unsealed_one_is_refused_and_says_what_helps() -> None:
     fd = huge_file()
     memory = GuestMemory(LiveInputs())
-    with pytest.raises(RequestError, match="in huge pages and not sealed against shrinking.*build-core") as caught:
+    with pytest.raises(RequestError, match=r"in huge pages and not sealed against shrinking.*build-core") as caught:
         memory.map(mapping(fd))
     assert caught.value.errno == errno.EINVAL
     assert list(memory) == []

@@ -444,7 +444,9 @@ def test_maps_are_counted_by_what_an_unmap_took(fresh: Peer) -> None:
     for address in (0x1000, 0x2000, 0x2000):
         assert fresh.ask(Command.DMA_MAP, dma_map(address=address)) == b""
     assert fresh.ask(Command.DMA_MAP, dma_map(address=0x3000)) == errno.ENOSPC
-    assert fresh.ask(Command.DMA_UNMAP, dma_unmap(address=0x1000, size=0x2000)) == dma_unmap(address=0x1000, size=0x2000)
+    assert fresh.ask(Command.DMA_UNMAP, dma_unmap(address=0x1000, size=0x2000)) == dma_unmap(
+        address=0x1000, size=0x2000
+    )
     for address in (0x3000, 0x4000):
         assert fresh.ask(Command.DMA_MAP, dma_map(address=address)) == b""
     assert fresh.ask(Command.DMA_MAP, dma_map(address=0x1000)) == errno.ENOSPC
