@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from pviommu.engine import Access
 from pviommu.engine.results import PackedRuns
 from pviommu.inputs import LiveInputs
 from pviommu.memory import GuestMemory, GuestMemoryError
@@ -142,3 +143,19 @@ def test_without_the_native_core_a_sealed_one_is_read_and_written() -> None:
     assert memory.read([(HUGE - 2, 4)]) == b"abcd"
     memory.clear()
     os.close(fd)
+
+
+@row("server", 55)
+def test_an_endpoint_of_a_machine_with_the_native_core_reaches_huge_pages(make_driver, huge: int) -> None:
+    driver = make_driver().start()
+    ctx = driver.attached()
+    frame = 1 << 20
+    for function in driver.machine.functions():
+        function.dma_map(mapping(huge, frame << 12))
+    driver.iommu.engine.map(ctx, 0x100, frame, SIZE >> 12, Access.READ | Access.WRITE)
+
+    driver.dma_write("dma0", 0x100000 + HUGE - 2, b"abcd")
+
+    assert driver.dma_read("dma0", 0x100000 + HUGE - 3, 6) == b"\0abcd\0"
+    with mmap.mmap(huge, SIZE) as own:
+        assert own[HUGE - 2 : HUGE + 2] == b"abcd"
