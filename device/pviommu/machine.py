@@ -44,6 +44,8 @@ class Machine:
     @classmethod
     def build(cls, topology: Topology, environment: Environment, core: DeviceCore | None = None) -> Machine:
         """Power on everything that ``topology`` names. ``core``: one that no other machine has, else Python's."""
+        if core:
+            environment.files.guard = core.guard()
         iommu = PvIommu(topology.iommu.name, topology.iommu_config(), environment, core)
         endpoints = {
             entry.name: endpoint_class(entry.kind)(entry.name, entry.stream, iommu, environment)

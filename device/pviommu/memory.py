@@ -13,32 +13,36 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from array import array
+from bisect import bisect_left, bisect_right
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from vfio_user import DmaMapping, RequestError
+from vfio_user.memory_kind import NotMemoryError
 
-from .engine.results import PackedRuns
+from .engine.ranges import FrameRanges
+from .engine.results import ADDRESS_LIMIT, PAGE_SHIFT, PAGE_SIZE, PackedRuns
 from .inputs import Inputs
-from .memory_file import MemoryFile, is_writable
+from .memory_file import Area, MemoryFile, MemoryFiles
 from .windows import MAX_REGISTER_BYTES, Place, Windows
 
 __all__ = ["AbortedAccessError", "ForeignMemoryError", "GuestMemory", "GuestMemoryError", "Mapping"]
 
 log = logging.getLogger(__name__)
 
-PAGE_SIZE = 4096
+MAX_ADDRESS = ADDRESS_LIMIT - 1
 MAX_MAPPINGS = 65535
 """Ranges that one connection may have, as announced to the client."""
 MAX_MAPPING_SIZE = 8 << 40
 MAX_FILES = 1024
 """Files in which one connection's ranges may lie, unless :attr:`GuestMemory.max_files` says otherwise."""
-_NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EAGAIN, errno.EACCES, errno.EPERM)
-"""Why a file that is memory cannot be mapped."""
 PROBED_SIZE = 1 << 20
 """Bytes of each RAM range that are looked at to tell whether the guest uses it."""
+
+GONE = "its file has become shorter, or the machine has no page for it"
 
 
 class GuestMemoryError(Exception):
@@ -57,7 +61,7 @@ class ForeignMemoryError(RequestError):
     """A map of other memory than another function of this machine has there: its client is of another machine."""
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Mapping:
     """One DMA_MAP: ``size`` bytes at GPA ``address`` lie at ``offset`` of ``file``, or nowhere reachable."""
 
@@ -67,6 +71,8 @@ class Mapping:
     readable: bool
     writable: bool
     file: MemoryFile | None
+    area: Area | None = field(default=None, compare=False)
+    """the file's bytes, if they are mapped"""
 
     @property
     def end(self) -> int:
@@ -76,7 +82,7 @@ class Mapping:
     @property
     def is_ram(self) -> bool:
         """Whether DMA may both read and write it directly."""
-        return self.file is not None and self.file.writable and self.readable and self.writable
+        return self.file is not None and self.readable and self.writable
 
     @property
     def backing(self) -> tuple[tuple[int, int], int] | None:
@@ -85,10 +91,13 @@ class Mapping:
 
 
 class _Piece(NamedTuple):
-    """A part of an access that lies in one range: ``length`` bytes at ``offset`` of ``file``, which are at ``gpa``."""
+    """A part of an access that lies in one range: ``length`` bytes at ``offset`` of ``file``, which are at ``gpa``.
+    ``area`` is the file's, if it is mapped.
+    """
 
     gpa: int
     file: MemoryFile
+    area: Area | None
     offset: int
     length: int
 
@@ -116,8 +125,11 @@ _NOWHERE = _Reached(0, 0, memoryview(b""), 0)
 class Copier(Protocol):
     """What copies requests of many runs, as long as they stay in files that are mapped."""
 
-    def set(self, pieces: Iterable[tuple[int, memoryview]]) -> None:
-        """What is mapped, in order: GPA and bytes. The views stay valid until the next call."""
+    def add(self, gpa: int, size: int, address: int) -> None:
+        """The ``size`` bytes at ``gpa`` are at ``address`` of this process, and stay there until they are removed."""
+
+    def remove(self, gpa: int, size: int) -> None:
+        """Forget what was added from ``gpa`` on, for ``size`` bytes. Nothing that was added is cut."""
 
     def has(self, runs: PackedRuns) -> bool: ...
     def read(self, runs: PackedRuns) -> bytes | None: ...
@@ -125,21 +137,35 @@ class Copier(Protocol):
 
 
 class GuestMemory:
-    """The guest memory of one connection. ``changed`` is called after each change of what is RAM."""
+    """The guest memory of one connection.
 
-    def __init__(self, inputs: Inputs, changed: Callable[[], None] = lambda: None) -> None:
+    A request costs two searches and the move of what follows in a few arrays, whatever the number of ranges; what is
+    derived from them (RAM, the copier's ranges) is told what changed and never made anew.
+    """
+
+    def __init__(
+        self,
+        inputs: Inputs,
+        changed: Callable[[int, int], None] = lambda _first, _nr: None,
+        files: MemoryFiles | None = None,
+    ) -> None:
+        """``changed`` is called after each change of what is RAM: it lies among so many frames from the first on.
+        ``files``: those of the machine; otherwise no other function shares them.
+        """
         self._inputs = inputs
-        self.changed = changed
-        self._starts: list[int] = []
+        self._changed = changed
+        self._files = MemoryFiles() if files is None else files
+        self._starts = array("Q")
         self._mappings: list[Mapping] = []
-        self._files: dict[tuple[tuple[int, int], bool], MemoryFile] = {}
-        """by key, and whether opened for writing"""
+        self.ram = FrameRanges()
+        """frames that DMA may both read and write"""
         self.max_files = MAX_FILES
-        """files that may be open at a time; ranges of a file that is open already cost nothing"""
+        """files in which ranges may lie at a time; ranges of a file that is known already cost nothing"""
+        self._ranges_in: Counter[MemoryFile] = Counter()
+        """ranges by their file"""
         self._neighbours: list[GuestMemory] = []
         self.copier: Copier | None = None
-        """copies without passing the inputs; none has to"""
-        self._copier_knows = False
+        """copies without passing the inputs; none has to. Set it before anything is mapped."""
         self._last: _Reached = _NOWHERE
         self.windows: Windows | None = None
         """what is reached where there is no RAM"""
@@ -149,59 +175,57 @@ class GuestMemory:
         self._neighbours.append(other)
         other._neighbours.append(self)
 
-    def _changed_maps(self) -> None:
-        """Forget what was derived from the ranges: one came or goes."""
-        self._copier_knows = False
-        self._last = _NOWHERE
-
     # -- what the client says ---------------------------------------------------------------------------------------
 
-    def map(self, request: DmaMapping) -> None:
-        """DMA_MAP. Takes ownership of ``request.fd``, also when it raises.
+    def map(self, request: DmaMapping) -> bool:
+        """DMA_MAP. Takes ownership of ``request.fd``, also when it raises. Whether the range is new.
 
         The identical range again is a success; any other overlap is EEXIST. Raises :class:`vfio_user.RequestError`.
         """
+        file = self._open(request)
         try:
-            file = self._open(request)
-        except OSError as error:
-            if error.errno in _NO_ROOM:
-                raise RequestError(error.errno, f"{_range(request)}: cannot be mapped: {error.strerror}") from error
-            raise RequestError(
-                errno.EINVAL, f"{_range(request)}: the file descriptor is not memory: {error}"
-            ) from error
-        try:
-            mapping = Mapping(request.address, request.size, request.offset, request.readable, request.writable, file)
-            if self._check(mapping):
-                return
-            place = bisect_right(self._starts, mapping.address)
-            self._starts.insert(place, mapping.address)
-            self._mappings.insert(place, mapping)
-            self._changed_maps()
-            if file is not None:
-                file.users += 1
+            new = Mapping(request.address, request.size, request.offset, request.readable, request.writable, file)
+            if self._check(new):
+                return False
+            if new.is_ram:
+                self._make_ram(new)
+            if new.file is not None:
+                new.file.users += 1
+                self._ranges_in[new.file] += 1
         finally:
-            self._drop_unused(file)
-        if mapping.is_ram:
-            self.changed()
+            if file is not None:
+                self._files.release(file)
+        place = bisect_right(self._starts, new.address)
+        self._starts.insert(place, new.address)
+        self._mappings.insert(place, new)
+        return True
 
     def _open(self, request: DmaMapping) -> MemoryFile | None:
         if request.fd is None:
             return None
-        status = os.fstat(request.fd)
-        known = self._files.get(((status.st_dev, status.st_ino), is_writable(request.fd)))
-        if known is not None:
-            os.close(request.fd)
-            return known
         try:
-            if len(self._files) >= self.max_files:
-                text = f"{_range(request)}: its file is one too many: this client has {self.max_files} already"
-                raise RequestError(errno.EMFILE, text)
-            file = MemoryFile(request.fd)
-        except (OSError, RequestError):
-            os.close(request.fd)
-            raise
-        self._files[file.key, file.writable] = file
-        return file
+            return self._files.open(request.fd, request.writable)
+        except NotMemoryError as error:
+            text = f"{_range(request)}: the file descriptor is not memory: {error}"
+            raise RequestError(errno.EINVAL, text) from error
+        except OSError as error:
+            text = f"{_range(request)}: the file descriptor cannot be looked at: {error.strerror}"
+            raise RequestError(error.errno or errno.EINVAL, text) from error
+
+    def _make_ram(self, new: Mapping) -> None:
+        if new.file is None:
+            return
+        try:
+            new.area = self._files.area(new.file)
+        except NotMemoryError as error:
+            raise RequestError(errno.EINVAL, f"{_range(new)}: the file cannot be used as memory: {error}") from error
+        except OSError as error:
+            text = f"{_range(new)}: the file cannot be mapped: {error.strerror or error}"
+            raise RequestError(error.errno or errno.EINVAL, text) from error
+        if self.copier and new.area:
+            self.copier.add(new.address, new.size, new.area.address + new.offset)
+        self.ram.add(*_frames(new.address, new.size))
+        self._changed(*_frames(new.address, new.size))
 
     def _check(self, new: Mapping) -> bool:
         """Whether ``new`` is there already; raises :class:`vfio_user.RequestError` if it cannot be added."""
@@ -219,6 +243,9 @@ class GuestMemory:
             raise RequestError(errno.EEXIST, f"{_range(new)}: overlaps {_range(old)}")
         if len(self._mappings) >= MAX_MAPPINGS:
             raise RequestError(errno.ENOSPC, f"{_range(new)}: {MAX_MAPPINGS} ranges are mapped already")
+        if new.file and new.file not in self._ranges_in and len(self._ranges_in) >= self.max_files:
+            text = f"{_range(new)}: its file is one too many: this client has {self.max_files} already"
+            raise RequestError(errno.EMFILE, text)
         self._check_neighbours(new)
         return False
 
@@ -229,36 +256,51 @@ class GuestMemory:
                     text = f"{_range(new)}: the client of another function of this machine has other memory there"
                     raise ForeignMemoryError(errno.EINVAL, text)
 
-    def unmap(self, address: int, size: int) -> None:
-        """DMA_UNMAP of exactly one earlier range; anything else is ENOENT (:class:`vfio_user.RequestError`)."""
-        place = bisect_right(self._starts, address) - 1
-        if place < 0 or self._mappings[place].address != address or self._mappings[place].size != size:
-            raise RequestError(errno.ENOENT, f"unmap [{address:#x}, +{size:#x}): no range was mapped so")
-        mapping = self._mappings.pop(place)
-        self._changed_maps()
-        del self._starts[place]
-        if mapping.is_ram:
-            self.changed()
-        if mapping.file is not None:
-            mapping.file.users -= 1
-        self._drop_unused(mapping.file)
+    def unmap(self, address: int, size: int) -> int:
+        """DMA_UNMAP: every range inside ``[address, address + size)`` goes. How many these were.
+
+        Raises :class:`vfio_user.RequestError`, and then nothing has changed: EINVAL if a range would be cut, ENOENT if
+        there is none. The protocol asks for one range exactly as it was mapped, but QEMU maps in pieces what it then
+        unmaps at once (virtio-mem), and takes no refusal for an answer.
+        """
+        what = f"unmap [{address:#x}, +{size:#x})"
+        end = address + size
+        first = bisect_left(self._starts, address)
+        last = bisect_left(self._starts, end) if end <= MAX_ADDRESS else len(self._starts)
+        edges = (first - 1, last - 1) if size else ()
+        for place in edges:
+            cut = self._mappings[place] if place >= 0 else None
+            if cut and cut.end > address and (cut.address < address or cut.end > end):
+                raise RequestError(errno.EINVAL, f"{what}: it would cut {_range(cut)}, and ranges go whole")
+        if first >= last:
+            raise RequestError(errno.ENOENT, f"{what}: no range was mapped so")
+        self._remove(first, last)
+        return last - first
 
     def clear(self) -> None:
-        """Forget everything and close every file."""
-        had_ram = any(mapping.is_ram for mapping in self._mappings)
-        self._starts.clear()
-        self._mappings.clear()
-        self._changed_maps()
-        if had_ram:
-            self.changed()
-        for file in self._files.values():
-            file.close()
-        self._files.clear()
+        """Forget everything and close every file that no other function uses."""
+        if self._mappings:
+            self._remove(0, len(self._mappings))
 
-    def _drop_unused(self, file: MemoryFile | None) -> None:
-        if file is not None and file.users == 0:
-            del self._files[file.key, file.writable]
-            file.close()
+    def _remove(self, first: int, last: int) -> None:
+        """Forget the ranges from place ``first`` to before ``last``."""
+        gone = self._mappings[first:last]
+        address, size = gone[0].address, gone[-1].end - gone[0].address
+        del self._mappings[first:last]
+        del self._starts[first:last]
+        self._last = _NOWHERE
+        if self.copier:
+            self.copier.remove(address, min(size, MAX_ADDRESS))
+        frames = _frames(address, size)
+        if self.ram.within(*frames):
+            self.ram.remove(*frames)
+            self._changed(*frames)
+        for file, ranges in Counter(map(_file_of, gone)).items():
+            if file is not None:
+                self._ranges_in[file] -= ranges
+                if not self._ranges_in[file]:
+                    del self._ranges_in[file]
+                self._files.release(file, ranges)
 
     # -- what there is ----------------------------------------------------------------------------------------------
 
@@ -267,8 +309,8 @@ class GuestMemory:
 
     def overlapping(self, address: int, size: int) -> Iterator[Mapping]:
         """The ranges that share an address with ``[address, address + size)``, in order."""
-        place = max(bisect_right(self._starts, address) - 1, 0)
-        for mapping in self._mappings[place:]:
+        for place in range(max(bisect_right(self._starts, address) - 1, 0), len(self._mappings)):
+            mapping = self._mappings[place]
             if mapping.address >= address + size:
                 return
             if mapping.end > address:
@@ -276,15 +318,7 @@ class GuestMemory:
 
     def ram_ranges(self) -> list[tuple[int, int]]:
         """RAM as ``(first GPA, last GPA)``, inclusive, merged and in order."""
-        ranges: list[tuple[int, int]] = []
-        for mapping in self._mappings:
-            if not mapping.is_ram:
-                continue
-            if ranges and ranges[-1][1] + 1 == mapping.address:
-                ranges[-1] = (ranges[-1][0], mapping.end - 1)
-            else:
-                ranges.append((mapping.address, mapping.end - 1))
-        return ranges
+        return [(first << PAGE_SHIFT, (last + 1 << PAGE_SHIFT) - 1) for first, last in self.ram]
 
     def is_used_by_guest(self) -> bool:
         """Whether there is anything but zeros at the start of some RAM range, where a running guest has written
@@ -310,8 +344,7 @@ class GuestMemory:
             first, end, view, origin = self._last
             if first <= gpa and gpa + length <= end:
                 return self._inputs.copy(view[gpa + origin : gpa + origin + length])
-        copier = self._copier_for(runs)
-        data = copier.read(runs) if copier and isinstance(runs, PackedRuns) else None
+        data = self.copier.read(runs) if self.copier and isinstance(runs, PackedRuns) else None
         if data is not None:
             return data
         return b"".join([self._read_piece(piece) for piece in self._pieces_of(runs, MAX_REGISTER_BYTES)])
@@ -330,8 +363,7 @@ class GuestMemory:
             if first <= gpa and gpa + length <= end and len(data) == length:
                 view[gpa + origin : gpa + origin + length] = data
                 return
-        copier = self._copier_for(runs)
-        if copier and isinstance(runs, PackedRuns) and copier.write(runs, data):
+        if self.copier and isinstance(runs, PackedRuns) and self.copier.write(runs, data):
             return
         pieces = self._pieces_of(runs, self.windows.room() if self.windows else 0)
         source, position = memoryview(data), 0
@@ -341,23 +373,9 @@ class GuestMemory:
 
     def check(self, runs: Sequence[tuple[int, int]]) -> None:
         """Raise :class:`GuestMemoryError` if part of ``runs`` is not RAM."""
-        copier = self._copier_for(runs)
-        if copier and isinstance(runs, PackedRuns) and copier.has(runs):
+        if self.copier and isinstance(runs, PackedRuns) and self.copier.has(runs):
             return
         self._pieces_of(runs, MAX_REGISTER_BYTES)
-
-    def _copier_for(self, runs: Sequence[tuple[int, int]]) -> Copier | None:
-        """The copier, if it can do anything with ``runs``; it has been told what is mapped."""
-        if self.copier is None or not isinstance(runs, PackedRuns):
-            return None
-        if not self._copier_knows:
-            self.copier.set(
-                (mapping.address, mapping.file.view[mapping.offset : mapping.offset + mapping.size])
-                for mapping in self._mappings
-                if mapping.is_ram and mapping.file is not None and mapping.file.view is not None
-            )
-            self._copier_knows = True
-        return self.copier
 
     def _pieces_of(self, runs: Sequence[tuple[int, int]], register_bytes: int) -> list[_Piece | _PeerPiece]:
         """All of ``runs``; no more than ``register_bytes`` of them may be registers."""
@@ -393,10 +411,10 @@ class GuestMemory:
                 continue
             take = min(end, mapping.end) - gpa
             if mapping.file is not None:
-                if mapping.file.view is not None:
-                    origin = mapping.offset - mapping.address
-                    self._last = _Reached(mapping.address, mapping.end, mapping.file.view, origin)
-                pieces.append(_Piece(gpa, mapping.file, mapping.offset + gpa - mapping.address, take))
+                area, origin = mapping.area, mapping.offset - mapping.address
+                if area is not None and area.guard is None:
+                    self._last = _Reached(mapping.address, mapping.end, area.view, origin)
+                pieces.append(_Piece(gpa, mapping.file, area, origin + gpa, take))
             gpa += take
             place += 1
         return pieces
@@ -404,9 +422,14 @@ class GuestMemory:
     def _read_piece(self, piece: _Piece | _PeerPiece) -> bytes:
         if isinstance(piece, _PeerPiece):
             return piece.place.read()
-        gpa, file, offset, length = piece
-        if file.view is not None:
-            return self._inputs.copy(file.view[offset : offset + length])
+        gpa, file, area, offset, length = piece
+        if area is not None and area.guard is not None:
+            data, there = area.guard.read(area.address + offset, length)
+            if there < length:
+                raise GuestMemoryError(gpa + there, GONE)
+            return data
+        if area is not None:
+            return self._inputs.copy(area.view[offset : offset + length])
         try:
             data = self._inputs.pread(file.fd, length, offset)
         except OSError as error:
@@ -418,9 +441,14 @@ class GuestMemory:
             if self.windows:
                 self.windows.write(piece.place, bytes(data))
             return
-        gpa, file, offset, length = piece
-        if file.view is not None:
-            file.view[offset : offset + length] = data
+        gpa, file, area, offset, length = piece
+        if area is not None and area.guard is not None:
+            written = area.guard.write(area.address + offset, data)
+            if written < length:
+                raise GuestMemoryError(gpa + written, GONE)
+            return
+        if area is not None:
+            area.view[offset : offset + length] = data
             return
         done = 0
         while done < length:
@@ -428,6 +456,15 @@ class GuestMemory:
                 done += os.pwrite(file.fd, data[done:], offset + done)
             except OSError as error:
                 raise GuestMemoryError(gpa + done, f"its file cannot be written: {error.strerror}") from error
+
+
+def _file_of(mapping: Mapping) -> MemoryFile | None:
+    return mapping.file
+
+
+def _frames(address: int, size: int) -> tuple[int, int]:
+    """(first frame, frames) of whole pages."""
+    return address >> PAGE_SHIFT, size >> PAGE_SHIFT
 
 
 def _range(mapping: Mapping | DmaMapping) -> str:

@@ -270,9 +270,12 @@ class Client:
         self._maps.add(key)
 
     def dma_unmap(self, address: int, size: int) -> None:
-        """Undo the map of exactly this range."""
+        """Undo the map of exactly this range, or, where the server goes beyond the protocol, all maps inside it."""
         self._plain(Command.DMA_UNMAP, DmaUnmap(DmaUnmap.SIZE, 0, address, size).pack())
-        self._maps.discard((address, size))
+        if (address, size) in self._maps:
+            self._maps.remove((address, size))
+        else:
+            self._maps -= {key for key in self._maps if address <= key[0] and sum(key) <= address + size}
 
     def dma_unmap_all(self) -> None:
         """Undo every map."""

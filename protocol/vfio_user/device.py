@@ -130,17 +130,26 @@ class Device(Protocol):
     def set_irqs(self, request: IrqRequest) -> None:
         """Carry out ``request``. The device owns its descriptors from here on, even if it raises."""
 
-    def dma_map(self, mapping: DmaMapping) -> None:
-        """Make a range reachable. The device owns ``mapping.fd`` from here on, even if it raises."""
+    def dma_map(self, mapping: DmaMapping) -> bool:
+        """Make a range reachable. The device owns ``mapping.fd`` from here on, even if it raises. Whether it is new:
+        the identical map again is not.
+        """
 
-    def dma_unmap(self, address: int, size: int) -> None:
-        """Undo the map of exactly this range, else ENOENT. On return no access uses it any more."""
+    def dma_unmap(self, address: int, size: int) -> int:
+        """Undo every map in this range; how many there were. EINVAL if one would be cut, ENOENT if there is none, and
+        then nothing has changed. On return no access uses the range any more.
+        """
 
     def dma_unmap_all(self) -> None:
         """Undo every map."""
 
     def reset(self) -> None:
         """Return to the state after power-on; DMA maps stay."""
+
+    def settle(self) -> None:
+        """Requests that came together were carried out; their replies are not sent yet. What is derived from DMA maps
+        can be brought up to date here, once for all of them.
+        """
 
     def disconnected(self) -> None:
         """The client is gone. Called exactly once a session."""

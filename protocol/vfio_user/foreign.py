@@ -8,32 +8,16 @@ others wait.
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import errno
 import fcntl
-import functools
 import os
 import socket
-import stat
-import struct
 import termios
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
 from functools import partial
-from pathlib import Path
-from typing import NamedTuple
 
-from .errors import RequestError
-
-__all__ = ["Closer", "Status", "check_memory", "describe", "is_eventfd", "is_memory_file", "status"]
-
-_AT_EMPTY_PATH, _AT_STATX_DONT_SYNC = 0x1000, 0x4000
-_STATX_BASIC_STATS = 0x7FF
-_STATX = struct.Struct("<28xH2xQQ80xIIII")
-_STATX_SIZE = 256
-_REMOTE = ("fuse", "nfs", "cifs", "smb", "9p", "ceph", "afs", "virtiofs", "gfs2", "ocfs2", "lustre", "coda")
-"""How names of file systems begin that wait for another process or machine."""
+__all__ = ["Closer", "describe", "is_eventfd", "is_memory_file"]
 
 
 def describe(fd: int) -> str:
@@ -60,73 +44,6 @@ def is_memory_file(fd: int) -> bool:
 
 MOST_LEFT = 64
 """Closes that wait for another one before a peer is to be kept out."""
-
-
-class Status(NamedTuple):
-    """What statx tells of a file without asking the one who serves its file system."""
-
-    mode: int
-    inode: int
-    size: int
-    """bytes; 0 for devices"""
-    device: tuple[int, int]
-    """major and minor number of its file system"""
-
-
-@functools.cache
-def _statx() -> Callable[..., int]:
-    function: Callable[..., int] = ctypes.CDLL(None, use_errno=True).statx
-    return function
-
-
-def status(fd: int) -> Status:
-    """As :func:`os.fstat`, from what the kernel has at hand. Raises :class:`OSError`."""
-    buffer = ctypes.create_string_buffer(_STATX_SIZE)
-    if _statx()(fd, b"", _AT_EMPTY_PATH | _AT_STATX_DONT_SYNC, _STATX_BASIC_STATS, buffer):
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
-    mode, inode, size, _, _, major, minor = _STATX.unpack_from(buffer.raw)
-    return Status(mode, inode, size, (major, minor))
-
-
-def _file_system(device: tuple[int, int]) -> str | None:
-    """Type of the file system with this device number; ``None`` if it is not mounted where this process sees it."""
-    wanted = f"{device[0]}:{device[1]}"
-    for line in Path("/proc/self/mountinfo").read_text(errors="replace").splitlines():
-        fields = line.split()
-        if fields[2] == wanted:
-            return fields[fields.index("-", 6) + 1]
-    return None
-
-
-def check_memory(fd: int, what: str) -> None:
-    """Refuse what cannot be memory, or cannot be looked at without waiting for somebody else. ``what`` wants it.
-
-    Accepted are regular files and block devices, but not those of file systems that another process or machine
-    serves. One without a block device that is not mounted here either may be such a one. Raises
-    :class:`RequestError` (EINVAL).
-    """
-    if is_memory_file(fd):
-        return
-    try:
-        found = status(fd)
-    except OSError as error:
-        raise RequestError(errno.EINVAL, f"{what}: the file descriptor is not memory: {error.strerror}") from error
-    if stat.S_ISBLK(found.mode):
-        return
-    name = describe(fd)
-    if not stat.S_ISREG(found.mode):
-        raise RequestError(errno.EINVAL, f"{what}: the file descriptor is not memory: it is {name}")
-    try:
-        kind = _file_system(found.device)
-    except OSError as error:
-        raise RequestError(error.errno or errno.EIO, f"{what}: {name} cannot be looked at: {error.strerror}") from error
-    if kind is None and found.device[0] == 0:
-        text = f"{name} is on a file system that is not mounted here, so that it may stand still at any access"
-        raise RequestError(errno.EINVAL, f"{what}: the file descriptor is not memory: {text}")
-    if kind is not None and kind.startswith(_REMOTE):
-        text = f"{name} is on {kind}, which may stand still at any access"
-        raise RequestError(errno.EINVAL, f"{what}: the file descriptor is not memory: {text}")
 
 
 class Closer:

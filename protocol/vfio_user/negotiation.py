@@ -1,12 +1,14 @@
 """The VERSION exchange: what each side can receive. Both directions, no sockets.
 
 Source: QEMU 11.1 ``docs/interop/vfio-user.rst`` and what its client accepts. On the wire QEMU speaks 0.0, rust-vmm
-and SPDK 0.1, libvfio-user 0.2; a reply carries the smaller minor, because QEMU refuses one above its own.
+and SPDK 0.1, libvfio-user 0.2 in its own repository and 0.1 in the copy that Debian builds with QEMU; a reply carries
+the smaller minor, because QEMU refuses one above its own.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,6 +89,8 @@ class Offer:
     major: int
     minor: int
     capabilities: Capabilities
+    named: frozenset[str] = frozenset()
+    """the capabilities that the message has; of others the defaults count"""
 
 
 def parse(payload: bytes) -> Offer:
@@ -97,36 +101,52 @@ def parse(payload: bytes) -> Offer:
     if version.major != MAJOR:
         raise ProtocolError(f"VERSION {version.major}.{version.minor}: only major {MAJOR} is spoken here")
     text = payload[Version.SIZE :]
-    return Offer(version.major, version.minor, _capabilities(text) if text else Capabilities())
+    found = _capabilities_object(text) if text else {}
+    return Offer(version.major, version.minor, _capabilities(found), frozenset(found))
 
 
 def offer(limits: Limits, minor: int = MINOR) -> bytes:
     """The payload of a VERSION message that announces ``limits``."""
-    text = json.dumps({"capabilities": limits.to_json()}, separators=(",", ":"))
+    return _message(minor, limits.to_json())
+
+
+def _message(minor: int, capabilities: Mapping[str, int | bool]) -> bytes:
+    text = json.dumps({"capabilities": capabilities}, separators=(",", ":"))
     return Version(MAJOR, minor).pack() + text.encode() + b"\0"
 
 
 def accept(payload: bytes, limits: Limits) -> tuple[bytes, Offer]:
     """Answer a client's VERSION payload: the reply payload, and the client's offer with the minor agreed on.
 
-    ``write_multiple`` in the returned offer and in the reply is true only if both sides have it.
+    ``write_multiple`` in the returned offer and in the reply is true only if both sides have it. The reply names what
+    the client did not propose only where the limit is below what the client then assumes: it would go beyond it.
     :class:`ProtocolError` if the offer is malformed.
     """
     proposed = parse(payload)
     agreed = proposed.capabilities.write_multiple and limits.write_multiple
     minor = min(proposed.minor, MINOR)
-    reply = offer(_with_write_multiple(limits, agreed), minor)
+    named = {
+        name: value
+        for name, value in _with_write_multiple(limits, agreed).to_json().items()
+        if name in proposed.named or _is_below_default(name, value)
+    }
+    reply = _message(minor, named)
     found = proposed.capabilities
     capabilities = Capabilities(found.max_msg_fds, found.max_data_xfer_size, found.max_dma_maps, found.pgsizes, agreed)
-    return reply, Offer(MAJOR, minor, capabilities)
+    return reply, Offer(MAJOR, minor, capabilities, proposed.named)
+
+
+def _is_below_default(name: str, value: int | bool) -> bool:
+    default = getattr(Capabilities, name)
+    return bool(default & ~value if name == "pgsizes" else value < default)
 
 
 def _with_write_multiple(limits: Limits, on: bool) -> Limits:
     return Limits(limits.max_msg_fds, limits.max_data_xfer_size, limits.max_dma_maps, limits.pgsizes, on)
 
 
-def _capabilities(text: bytes) -> Capabilities:
-    """Decode the JSON of a VERSION message; unknown keys are left alone, as QEMU does."""
+def _capabilities_object(text: bytes) -> dict[str, Any]:
+    """The capabilities in the JSON of a VERSION message, unchecked."""
     if text[-1] != 0:
         raise ProtocolError("VERSION JSON must end in NUL")
     try:
@@ -138,6 +158,11 @@ def _capabilities(text: bytes) -> Capabilities:
     found = document.get("capabilities", {})
     if not isinstance(found, dict):
         raise ProtocolError("VERSION capabilities must be an object")
+    return found
+
+
+def _capabilities(found: dict[str, Any]) -> Capabilities:
+    """Decode them; unknown keys are left alone, as QEMU does."""
     for name in ("migration", "twin_socket"):
         if not isinstance(found.get(name, {}), dict):
             raise ProtocolError(f"VERSION capability {name} must be an object")

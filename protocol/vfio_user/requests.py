@@ -58,6 +58,9 @@ _MAX_ARGSZ = 1 << 20
 _MAX_MAP = 8 << 40  # libvfio-user's bound
 _ADDRESS_SPACE = 1 << 64
 _MAX_FILE = (1 << 63) - 1
+# Numbers: an operation on an enumeration takes longer than all the rest of a check.
+_READ, _WRITE = int(DmaMapFlags.READ), int(DmaMapFlags.WRITE)
+_MODES = int(DmaMapFlags.MMAP | DmaMapFlags.FILE_IO)
 
 _R = TypeVar("_R", bound=Record)
 
@@ -92,8 +95,7 @@ def dma_map(payload: bytes, fds: list[int]) -> DmaMapping:
     _check_argsz(DmaMap, request.argsz)
     if request.flags & ~0xF:
         raise _invalid(f"{what} flags {request.flags:#x}: only bits 0 to 3 are known")
-    flags = DmaMapFlags(request.flags)
-    mode = flags & (DmaMapFlags.MMAP | DmaMapFlags.FILE_IO)
+    mode = request.flags & _MODES
     if len(fds) > 1:
         raise _invalid(f"{what} with {len(fds)} descriptors: at most one")
     if mode and not fds:
@@ -108,10 +110,10 @@ def dma_map(payload: bytes, fds: list[int]) -> DmaMapping:
         address=request.address,
         size=request.size,
         offset=request.offset,
-        readable=bool(flags & DmaMapFlags.READ),
-        writable=bool(flags & DmaMapFlags.WRITE),
+        readable=bool(request.flags & _READ),
+        writable=bool(request.flags & _WRITE),
         fd=fds[0] if fds else None,
-        mode=mode,
+        mode=DmaMapFlags(mode),
     )
 
 

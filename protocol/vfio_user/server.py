@@ -14,11 +14,12 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from . import foreign, negotiation, requests
+from . import negotiation, requests
 from .device import Device, DeviceInfo, DmaMapping, Irq, IrqAction, IrqKind, IrqRequest, Region
 from .errors import ProtocolError, RequestError
-from .foreign import Closer
+from .foreign import Closer, is_eventfd
 from .framing import BadFrame, Frame, FrameReader
+from .memory_kind import check_memory
 from .messages import (
     Command,
     DmaUnmapFlags,
@@ -105,7 +106,7 @@ class Session:
         self._closer = closer or Closer()
         self._reader = FrameReader(self._limits.max_frame, close=self._closer.close)
         self._frames: deque[Frame | BadFrame] = deque()
-        self._maps: set[tuple[int, int]] = set()
+        self._maps = 0
         self._queued = 0
         self._refusals = 0
         self._name = name
@@ -153,6 +154,10 @@ class Session:
                 self._handle(frame)
             finally:
                 self._closer.close(frame.fds)
+        try:
+            self._device.settle()
+        except Exception:
+            logger.exception("the device failed after requests of its client")
 
     def eof(self) -> None:
         """The client closed its end, at whatever byte. Replies that it did not wait for are dropped."""
@@ -169,7 +174,7 @@ class Session:
             frame = self._frames.popleft()
             if isinstance(frame, Frame):
                 self._closer.close(frame.fds)
-        self._maps.clear()
+        self._maps = 0
         if self._refusal:
             return
         try:
@@ -278,25 +283,23 @@ class Session:
 
     def _dma_map(self, frame: Frame) -> _Reply:
         mapping = requests.dma_map(frame.payload, frame.fds)
-        key = (mapping.address, mapping.size)
-        if key not in self._maps and len(self._maps) >= self._limits.max_dma_maps:
-            text = f"DMA_MAP {key[0]:#x}+{key[1]:#x}: at most {self._limits.max_dma_maps} maps at a time"
-            raise RequestError(errno.ENOSPC, text)
         if mapping.fd is not None:
-            foreign.check_memory(mapping.fd, f"DMA_MAP {key[0]:#x}+{key[1]:#x}")
+            check_memory(mapping.fd, mapping.writable, f"DMA_MAP {mapping.address:#x}+{mapping.size:#x}")
         frame.fds.clear()  # the device owns it now
-        self._device.dma_map(mapping)
-        self._maps.add(key)
+        self._maps += self._device.dma_map(mapping)
+        if self._maps > self._limits.max_dma_maps:
+            self._maps -= self._device.dma_unmap(mapping.address, mapping.size)
+            what = f"DMA_MAP {mapping.address:#x}+{mapping.size:#x}"
+            raise RequestError(errno.ENOSPC, f"{what}: at most {self._limits.max_dma_maps} maps at a time")
         return _Reply()
 
     def _dma_unmap(self, frame: Frame) -> _Reply:
         request = requests.dma_unmap(frame.payload)
         if request.flags & DmaUnmapFlags.ALL:
             self._device.dma_unmap_all()
-            self._maps.clear()
+            self._maps = 0
         else:
-            self._device.dma_unmap(request.address, request.size)
-            self._maps.discard((request.address, request.size))
+            self._maps -= self._device.dma_unmap(request.address, request.size)
         # Cloud Hypervisor waits until all of the echo is there.
         return _Reply(request.pack())
 
@@ -323,7 +326,7 @@ class Session:
 
     def _set_irqs(self, frame: Frame) -> _Reply:
         request = requests.set_irqs(frame.payload, frame.fds, lambda index: self._device.irq(index).count)
-        if not all(foreign.is_eventfd(fd) for fd in frame.fds):
+        if not all(is_eventfd(fd) for fd in frame.fds):
             text = f"SET_IRQS index {request.index} vectors {request.start}+{request.count}"
             raise RequestError(errno.EINVAL, f"{text}: not every descriptor is an eventfd")
         frame.fds.clear()  # the device owns them now
@@ -331,9 +334,8 @@ class Session:
         return _Reply()
 
     def _region_read(self, frame: Frame) -> _Reply:
-        # The reply must fit what the client can receive, too.
-        most = min(self._limits.max_data_xfer_size, self._client.max_data_xfer_size)
-        access = requests.region_read(frame.payload, most)
+        # The limit of the side that is asked, in both directions; a client asks for no more than it can receive.
+        access = requests.region_read(frame.payload, self._limits.max_data_xfer_size)
         self._check_range(access.region, access.offset, access.count)
         data = b""
         if access.count:

@@ -136,16 +136,122 @@ def test_the_same_range_of_another_file_exists(memory: GuestMemory, file: int, u
     assert open_descriptors() == before
 
 
-@pytest.mark.parametrize(("address", "size"), [(0x4000, 0x1000), (0x5000, 0x1000), (0x3000, 0x2000), (0, 0x10000)])
+@pytest.mark.parametrize(
+    ("address", "size"),
+    [
+        (0x4000, 0x1000),  # its beginning
+        (0x5000, 0x1000),  # its end
+        (0x4800, 0x800),  # inside
+        (0x3000, 0x2000),  # over its beginning
+        (0x5000, 0x8000),  # over its end, and all of the next
+        (0, 0xB000),  # all of it, and part of the next
+        (0x4FFF, 0x6001),
+        (0x5000, 1 << 64),
+    ],
+)
 @pytest.mark.row("wire", 47)
-def test_only_exactly_what_was_mapped_is_unmapped(memory: GuestMemory, file: int, address: int, size: int) -> None:
+@pytest.mark.row("server", 53)
+@pytest.mark.row("defect", "C4")
+def test_an_unmap_that_would_cut_a_range_changes_nothing(
+    memory: GuestMemory, file: int, address: int, size: int
+) -> None:
     memory.map(mapping(0x4000, 0x2000, file))
+    memory.map(mapping(0xA000, 0x2000, file))
+
+    with pytest.raises(RequestError, match=r"it would cut map \[0x[4a]000, \+0x2000\)") as caught:
+        memory.unmap(address, size)
+
+    assert caught.value.errno == errno.EINVAL
+    assert memory.ram_ranges() == [(0x4000, 0x5FFF), (0xA000, 0xBFFF)]
+    assert memory.read([(0x4000, 1), (0xBFFF, 1)]) == b"\0\0"
+
+
+@pytest.mark.parametrize(
+    ("address", "size"), [(0x4000, 0), (0x5000, 0), (0x6000, 0x4000), (0, 0x4000), (0xC000, 1 << 64)]
+)
+@pytest.mark.row("wire", 47)
+def test_an_unmap_where_nothing_is_mapped_is_told_so(memory: GuestMemory, file: int, address: int, size: int) -> None:
+    memory.map(mapping(0x4000, 0x2000, file))
+    memory.map(mapping(0xA000, 0x2000, file))
 
     with pytest.raises(RequestError, match="no range was mapped so") as caught:
         memory.unmap(address, size)
 
     assert caught.value.errno == errno.ENOENT
-    assert memory.read([(0x4000, 1)]) == b"\0"
+    assert len(list(memory)) == 2
+
+
+@pytest.mark.row("server", 53)
+@pytest.mark.row("defect", "C5")
+def test_an_unmap_takes_every_range_inside_it(memory: GuestMemory, file: int, unsealed: int) -> None:
+    before = open_descriptors()
+    for page in range(8):
+        memory.map(mapping(0x10000 + 2 * page * PAGE, PAGE, unsealed if page == 5 else file, offset=page * PAGE))
+    memory.map(mapping(0x30000, PAGE, None))
+    memory.map(mapping(0, PAGE, file))
+    memory.map(mapping((1 << 64) - PAGE, PAGE, file))
+
+    assert memory.unmap(0x1000, 0x40000) == 9
+
+    assert [held.address for held in memory] == [0, (1 << 64) - PAGE]
+    assert memory.ram_ranges() == [(0, PAGE - 1), ((1 << 64) - PAGE, (1 << 64) - 1)]
+    for page in range(8):
+        with pytest.raises(GuestMemoryError):
+            memory.read([(0x10000 + 2 * page * PAGE, 1)])
+    assert memory.unmap(0, 1 << 64) == 2
+    assert open_descriptors() == before
+
+
+@pytest.mark.row("server", 53)
+def test_a_range_of_a_file_that_has_grown_is_accepted(memory: GuestMemory, unsealed: int) -> None:
+    memory.map(mapping(0, PAGE, unsealed))
+    os.ftruncate(unsealed, 32 * PAGE)
+
+    memory.map(mapping(PAGE, 16 * PAGE, unsealed, offset=16 * PAGE))
+    memory.write([(17 * PAGE - 4, 4)], b"last")
+
+    assert os.pread(unsealed, 4, 32 * PAGE - 4) == b"last"
+
+
+@given(
+    st.lists(
+        st.tuples(st.booleans(), st.integers(0, 40), st.integers(1, 12)),
+        max_size=60,
+    )
+)
+@pytest.mark.row("server", 50)
+def test_what_is_ram_follows_every_map_and_unmap(requests: list[tuple[bool, int, int]]) -> None:
+    fd = memory_file(64 * PAGE)
+    changed: set[int] = set()
+    memory = GuestMemory(LiveInputs(), lambda first, nr: changed.update(range(first, first + nr)))
+    model: dict[int, int] = {}
+
+    for is_map, first, pages in requests:
+        before = {frame for start, count in model.items() for frame in range(start, start + count)}
+        span = set(range(first, first + pages))
+        changed.clear()
+        inside = [start for start, count in model.items() if {*range(start, start + count)} <= span]
+        cut = [start for start, count in model.items() if {*range(start, start + count)} & span and start not in inside]
+        try:
+            if is_map:
+                memory.map(mapping(first * PAGE, pages * PAGE, fd, offset=first * PAGE))
+                assert not before & span or model.get(first) == pages
+                model[first] = pages
+            else:
+                assert memory.unmap(first * PAGE, pages * PAGE) == len(inside) > 0
+                assert not cut
+                for start in inside:
+                    del model[start]
+        except RequestError:
+            assert (before & span) if is_map else (cut or not inside)
+        after = {frame for start, count in model.items() for frame in range(start, start + count)}
+        assert {frame for low, high in memory.ram for frame in range(low, high + 1)} == after
+        assert before ^ after <= changed
+        assert [(held.address, held.size) for held in memory] == [
+            (start * PAGE, count * PAGE) for start, count in sorted(model.items())
+        ]
+    memory.clear()
+    os.close(fd)
 
 
 def test_an_unmapped_range_cannot_be_reached(memory: GuestMemory, file: int) -> None:
@@ -243,7 +349,7 @@ def test_memory_that_cannot_be_mapped_is_not_called_something_else(
         full.setattr(mmap, "mmap", fails)
         error = refusal(memory, mapping(0, PAGE, file))
     assert error.errno == number
-    assert str(error) == f"map [0x0, +0x1000): cannot be mapped: {os.strerror(number)}"
+    assert str(error) == f"map [0x0, +0x1000): the file cannot be mapped: {os.strerror(number)}"
     assert open_descriptors() == before
     memory.map(mapping(0, PAGE, file))
 
@@ -319,7 +425,10 @@ def test_a_range_without_descriptor_is_unreachable_and_can_be_unmapped(memory: G
 
 def test_a_file_opened_only_for_reading_is_unreachable(memory: GuestMemory, file: int) -> None:
     read_only = os.open(f"/proc/self/fd/{file}", os.O_RDONLY)
-    memory.map(mapping(0, PAGE, read_only))
+    memory.map(mapping(0, PAGE, read_only, writable=False))
+    assert "opened for reading only, and the range is one to write to" in str(
+        refusal(memory, mapping(PAGE, PAGE, read_only))
+    )
     os.close(read_only)
 
     assert memory.ram_ranges() == []
@@ -328,8 +437,8 @@ def test_a_file_opened_only_for_reading_is_unreachable(memory: GuestMemory, file
 
 
 def test_every_change_of_ram_is_told_and_no_other(file: int) -> None:
-    seen: list[list[tuple[int, int]]] = []
-    memory = GuestMemory(LiveInputs(), lambda: seen.append(memory.ram_ranges()))
+    seen: list[tuple[int, int, list[tuple[int, int]]]] = []
+    memory = GuestMemory(LiveInputs(), lambda first, nr: seen.append((first, nr, memory.ram_ranges())))
 
     memory.map(mapping(0, PAGE, file))
     memory.map(mapping(0, PAGE, file))
@@ -338,7 +447,7 @@ def test_every_change_of_ram_is_told_and_no_other(file: int) -> None:
     memory.unmap(0, PAGE)
     memory.clear()
 
-    assert seen == [[(0, PAGE - 1)], []]
+    assert seen == [(0, 1, [(0, PAGE - 1)]), (0, 1, [])]
 
 
 def test_memory_of_zeros_is_not_used_by_the_guest(memory: GuestMemory, file: int) -> None:

@@ -3,6 +3,9 @@
 `PythonCore` is the plain one and defines what is right; another one answers every question alike.
 """
 
+from __future__ import annotations
+
+from array import array
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
@@ -60,8 +63,10 @@ class Core(Protocol):
     def table(self, pool: PagePool, frames: int) -> ContextTable:
         """An empty table for dfns below `frames`. Raises MemoryError when the pool has no page for the root."""
 
-    def set_backed(self, backed: FrameRanges) -> None:
-        """What may be mapped, RAM or not, and what the default context reaches, is this from now on."""
+    def change_backed(self, first: int, nr: int, backed: array[int]) -> None:
+        """Of the nr frames from `first` on those in `backed` may be mapped, RAM or not, from now on, and the default
+        context reaches them. They come as FrameRanges.within() gives them.
+        """
 
     def show(self, ctx: int, table: ContextTable, direct: FrameRanges, closed: FrameRanges, is_clone: bool) -> None:
         """There is such a context: what lies over its table, what the guest may not edit, whether edits are noted."""
@@ -88,7 +93,7 @@ class PythonCore:
     def table(self, pool: PagePool, frames: int) -> ContextTable:
         return PageTable(pool, frames)
 
-    def set_backed(self, backed: FrameRanges) -> None:
+    def change_backed(self, first: int, nr: int, backed: array[int]) -> None:
         """The engine looks itself."""
 
     def show(self, ctx: int, table: ContextTable, direct: FrameRanges, closed: FrameRanges, is_clone: bool) -> None:

@@ -3,6 +3,9 @@
 Pure and single-threaded: no sockets, files, clock or randomness. It does not know which guest interface called it.
 """
 
+from __future__ import annotations
+
+from array import array
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 
@@ -40,17 +43,31 @@ class Engine(Translation):
         are the guest's. Raises ValueError for a range that is backwards or beyond 64-bit addresses, and then changes
         nothing.
         """
-        before, self._ram = self._ram, FrameRanges(ranges)
+        self.change_ram(FrameRanges(ranges), [(0, FRAME_LIMIT)])
+
+    def change_ram(self, ram: FrameRanges, spans: Iterable[tuple[int, int]]) -> None:
+        """As set_ram(), but only of the `spans`, (first gfn, frames) each, RAM is what `ram` says.
+
+        Without clones the cost is that of the spans, whatever else is RAM.
+        """
         with self._iotlb.deferred():
-            self._back()
-            gone = list(before.without(self._limit, self._ram))
-            come = list(self._ram.without(self._limit, before, self._reserved))
-            for ctx, clone in self._contexts.clones():
+            clones = self._contexts.clones()
+            gone: list[tuple[int, int]] = []
+            come: list[tuple[int, int]] = []
+            for first, nr in spans:
+                inside = ram.within(first, nr)
+                if clones:
+                    before, after = _set_of(self._ram.within(first, nr)), _set_of(inside)
+                    gone += before.without(self._limit, after)
+                    come += after.without(self._limit, before, self._reserved)
+                self._ram.replace(first, nr, inside)
+                self._back(first, nr)
+            for ctx, clone in clones:
                 for first, count in gone:
                     self._iotlb.invalidate(ctx, first, count)
                     clone.remove(first, count)
             # Only now: what one clone returned to the pool, another may need.
-            for _, clone in self._contexts.clones():
+            for _, clone in clones:
                 _grow(clone, come)
 
     def set_mmio(self, ranges: Sequence[tuple[int, int]]) -> None:
@@ -60,12 +77,14 @@ class Engine(Translation):
         not: they are the guest's. Raises ValueError as set_ram() does.
         """
         self._mmio = FrameRanges(ranges)
-        self._back()
+        self._back(0, FRAME_LIMIT)
 
-    def _back(self) -> None:
-        """RAM or MMIO is another."""
-        self._backed = FrameRanges((*self._ram, *self._mmio))
-        self._core.set_backed(self._backed)
+    def _back(self, first: int, nr: int) -> None:
+        """RAM or MMIO is another among these frames."""
+        self._backed.replace(first, nr, self._ram.within(first, nr))
+        for begin, count in self._mmio.overlap(first, nr):
+            self._backed.add(begin, count)
+        self._core.change_backed(first, nr, self._backed.within(first, nr))
         self._hits.clear()
         self._iotlb.invalidate_context(DEFAULT_CONTEXT)
 
@@ -295,6 +314,12 @@ class Engine(Translation):
 
     def _out_of_aperture(self, dfn: int) -> Outcome:
         return Outcome(0, Stop.OUT_OF_APERTURE, self._limit if 0 <= dfn < self._limit else dfn)
+
+
+def _set_of(bounds: array[int]) -> FrameRanges:
+    found = FrameRanges()
+    found.bounds = bounds
+    return found
 
 
 def _grow(clone: Clone, ranges: Iterable[tuple[int, int]]) -> bool:

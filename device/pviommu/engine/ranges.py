@@ -1,64 +1,98 @@
 """Sets of frames as sorted ranges: guest RAM, reserved regions."""
 
-from bisect import bisect_right
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
 
 from pviommu.engine.results import FRAME_LIMIT
 
+BOUND = "Q"
+"""Type code of a bound."""
+
 
 class FrameRanges:
-    """An unchanging set of frame numbers, kept as merged ranges."""
+    """A set of frame numbers, kept as merged ranges: the frame that begins one, the frame after its end, and so on.
 
-    __slots__ = ("_firsts", "_lasts")
+    The bounds rise strictly, so the place of a frame among them tells by its parity whether the frame is in the set.
+    A change costs two searches and the move of what follows, whatever the number of ranges.
+    """
+
+    __slots__ = ("bounds",)
 
     def __init__(self, ranges: Iterable[tuple[int, int]] = ()) -> None:
         """`ranges` are (first, last inclusive), in any order; touching and overlapping ones are merged.
 
         Raises ValueError for a range that is backwards or does not fit 64-bit addresses.
         """
-        firsts: list[int] = []
-        lasts: list[int] = []
+        bounds: list[int] = []
         for first, last in sorted(ranges):
-            if not 0 <= first <= last < FRAME_LIMIT:
-                raise ValueError(
-                    f"range {first:#x}..{last:#x}: first must not exceed last,"
-                    f" and both must be frames below {FRAME_LIMIT:#x}"
-                )
-            if lasts and first <= lasts[-1] + 1:
-                lasts[-1] = max(lasts[-1], last)
+            _check(first, last + 1)
+            if bounds and first <= bounds[-1]:
+                bounds[-1] = max(bounds[-1], last + 1)
             else:
-                firsts.append(first)
-                lasts.append(last)
-        self._firsts = firsts
-        self._lasts = lasts
+                bounds += (first, last + 1)
+        self.bounds = array(BOUND, bounds)
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        return zip(self._firsts, self._lasts, strict=True)
+        """(first, last inclusive) of each range."""
+        return zip(self.bounds[::2], (end - 1 for end in self.bounds[1::2]), strict=True)
+
+    def __bool__(self) -> bool:
+        return bool(self.bounds)
+
+    # Changes
+
+    def add(self, first: int, nr: int) -> None:
+        """The nr frames from `first` on belong to the set. Raises ValueError as the constructor does."""
+        _check(first, first + nr)
+        self.replace(first, nr, array(BOUND, (first, first + nr)))
+
+    def remove(self, first: int, nr: int) -> None:
+        """They do not belong to it. Raises ValueError as the constructor does."""
+        _check(first, first + nr)
+        self.replace(first, nr, array(BOUND))
+
+    def replace(self, first: int, nr: int, inside: array[int]) -> None:
+        """Of the nr frames from `first` on those belong to the set that are in `inside`, as `within` gives them."""
+        end = first + nr
+        at, following = bisect_left(self.bounds, first), bisect_right(self.bounds, end)
+        edges = _toggled(array(BOUND, (first,) if at % 2 else ()), inside)
+        self.bounds[at:following] = _toggled(edges, array(BOUND, (end,) if following % 2 else ()))
+
+    # Questions
+
+    def within(self, first: int, nr: int) -> array[int]:
+        """The bounds of what is in the set and among nr frames from `first` on."""
+        end = first + nr
+        at, following = bisect_right(self.bounds, first), bisect_left(self.bounds, end)
+        found = self.bounds[at:following]
+        if at % 2:
+            found.insert(0, first)
+        if following % 2:
+            found.append(end)
+        return found
 
     def inside(self, frame: int) -> int:
         """Frames from `frame` on that belong to the set without a gap; 0 when `frame` does not."""
-        at = bisect_right(self._firsts, frame) - 1
-        if at < 0 or self._lasts[at] < frame:
-            return 0
-        return self._lasts[at] - frame + 1
+        at = bisect_right(self.bounds, frame)
+        return self.bounds[at] - frame if at % 2 else 0
 
     def outside(self, frame: int) -> int:
         """Frames from `frame` on that do not belong to the set; 0 when `frame` does."""
-        at = bisect_right(self._firsts, frame)
-        if at and frame <= self._lasts[at - 1]:
+        at = bisect_right(self.bounds, frame)
+        if at % 2:
             return 0
-        return (self._firsts[at] if at < len(self._firsts) else FRAME_LIMIT) - frame
+        return (self.bounds[at] if at < len(self.bounds) else FRAME_LIMIT) - frame
 
     def overlap(self, first: int, nr: int) -> Iterator[tuple[int, int]]:
         """(first, count) of what is in this set and among nr frames from `first` on, in order."""
-        frame, end = first, first + nr
-        while frame < end:
-            held = min(self.inside(frame), end - frame)
-            if held:
-                yield frame, held
-            frame += held or self.outside(frame)
+        found = self.within(first, nr)
+        for at in range(0, len(found), 2):
+            yield found[at], found[at + 1] - found[at]
 
-    def without(self, limit: int, *others: "FrameRanges") -> Iterator[tuple[int, int]]:
+    def without(self, limit: int, *others: FrameRanges) -> Iterator[tuple[int, int]]:
         """(first, count) of what is in this set, below `limit`, and in none of the others, in order."""
         for first, last in self:
             frame, end = first, min(last + 1, limit)
@@ -67,3 +101,18 @@ class FrameRanges:
                 if clear:
                     yield frame, min(clear, end - frame)
                 frame += clear or max(other.inside(frame) for other in others)
+
+
+def _check(first: int, end: int) -> None:
+    if not 0 <= first < end <= FRAME_LIMIT:
+        raise ValueError(
+            f"range {first:#x}..{end - 1:#x}: first must not exceed last,"
+            f" and both must be frames below {FRAME_LIMIT:#x}"
+        )
+
+
+def _toggled(left: array[int], right: array[int]) -> array[int]:
+    """Bounds one after the other. A range that ends where the next one begins goes on: both bounds vanish."""
+    if left and right and left[-1] == right[0]:
+        return left[:-1] + right[1:]
+    return left + right

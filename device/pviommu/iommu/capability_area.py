@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from types import MappingProxyType
 
 from pviommu_abi.shared import (
@@ -24,9 +26,10 @@ from wire_layout import Record
 
 from ..engine import PAGE_SHIFT, EngineConfig
 from ..engine import ReservedRegion as EngineRegion
+from ..engine.ranges import BOUND, FrameRanges
 from ..pci.shared_memory import SharedMemory
 
-__all__ = ["CapabilityPublisher", "chain", "iova_ranges", "reserved_regions"]
+__all__ = ["CapabilityPublisher", "Chain", "iova_ranges", "reserved_regions"]
 
 _PAGE = 1 << PAGE_SHIFT
 _KINDS = {"msi": RegionKind.MSI, "direct": RegionKind.DIRECT}
@@ -68,29 +71,53 @@ def _list(entries: Iterable[Record]) -> bytes:
     return CapabilityCount(len(packed)).pack() + b"".join(packed)
 
 
-def chain(
-    config: EngineConfig,
-    limits: Limits,
-    ram: Sequence[tuple[int, int]],
-    endpoints: Sequence[EndpointEntry],
-    of_endpoints: Mapping[int, Sequence[EngineRegion]] = MappingProxyType({}),
-) -> bytes:
-    """The area's bytes after its head. ``ram`` are ``(first GPA, last GPA)`` pairs, shortened to what fits the area."""
-    bodies = [
-        (CapabilityId.IOVA_RANGES, _list(iova_ranges(config))),
-        (CapabilityId.RESERVED_REGIONS, _list(reserved_regions(config, of_endpoints))),
-        (CapabilityId.LIMITS, limits.pack()),
-        (CapabilityId.ENDPOINTS, _list(endpoints)),
-    ]
-    used = CapabilityArea.SIZE + sum(CapabilityHeader.SIZE + len(body) for _, body in bodies)
-    room = (CAPABILITY_SIZE - used - CapabilityHeader.SIZE - CapabilityCount.SIZE) // AddressRange.SIZE
-    bodies.append((CapabilityId.RAM_RANGES, _list(AddressRange(*pair) for pair in ram[:room])))
-    offset, parts = CapabilityArea.SIZE, []
-    for place, (kind, body) in enumerate(bodies):
-        offset += CapabilityHeader.SIZE + len(body)
-        following = offset if place + 1 < len(bodies) else 0
-        parts.append(CapabilityHeader(kind, 1, following).pack() + body)
-    return b"".join(parts)
+class Chain:
+    """The area's bytes after its head: records that stay as they are, and last that of guest RAM, which does not."""
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        limits: Limits,
+        endpoints: Sequence[EndpointEntry],
+        of_endpoints: Mapping[int, Sequence[EngineRegion]] = MappingProxyType({}),
+    ) -> None:
+        bodies = [
+            (CapabilityId.IOVA_RANGES, _list(iova_ranges(config))),
+            (CapabilityId.RESERVED_REGIONS, _list(reserved_regions(config, of_endpoints))),
+            (CapabilityId.LIMITS, limits.pack()),
+            (CapabilityId.ENDPOINTS, _list(endpoints)),
+        ]
+        offset, parts = CapabilityArea.SIZE, []
+        for kind, body in bodies:
+            offset += CapabilityHeader.SIZE + len(body)
+            parts.append(CapabilityHeader(kind, 1, offset).pack() + body)
+        parts.append(CapabilityHeader(CapabilityId.RAM_RANGES, 1, 0).pack())
+        self._fixed = b"".join(parts)
+        used = CapabilityArea.SIZE + len(self._fixed) + CapabilityCount.SIZE
+        self._room = (CAPABILITY_SIZE - used) // AddressRange.SIZE
+        self._last: tuple[array[int], bytes] = (array(BOUND), b"")
+
+    def with_ram(self, ram: FrameRanges) -> bytes:
+        """All of it; of ``ram`` the first ranges, as many as fit. The same object as before if it is the same."""
+        bounds = ram.bounds[: 2 * self._room]
+        if bounds != self._last[0] or not self._last[1]:
+            body = self._fixed + CapabilityCount(len(bounds) // 2).pack() + _address_ranges(bounds)
+            self._last = bounds, body
+        return self._last[1]
+
+
+def _address_ranges(bounds: array[int]) -> bytes:
+    """Records of :class:`AddressRange`: first and last byte of each range of frames.
+
+    It is done at each change of RAM, so in one go, as one number whose 64-bit digits are the bounds.
+    """
+    digits = int.from_bytes(bounds.tobytes(), "little") << PAGE_SHIFT
+    return (digits - _ends_to_lasts(len(bounds))).to_bytes(AddressRange.SIZE * len(bounds) // 2, "little")
+
+
+@lru_cache(maxsize=8)
+def _ends_to_lasts(bounds: int) -> int:
+    return int.from_bytes(array(BOUND, (0, 1) * (bounds // 2)).tobytes(), "little")
 
 
 class CapabilityPublisher:

@@ -34,15 +34,16 @@ from pviommu_abi.shared import (
     Limits,
 )
 from pviommu_abi.slots import DEFAULT_CONTEXT
-from vfio_user import RequestError
+from vfio_user import DmaMapping, RequestError
 
 from ..engine import PAGE_SHIFT, Access, DefaultPolicy, Engine, Fault, Run
+from ..engine.ranges import FrameRanges
 from ..memory import Copier
 from ..pci.capabilities import endpoint as endpoint_capability
 from ..pci.function import Environment, PciFunction
 from .batch import BatchOperations
 from .bindings import Bindings
-from .capability_area import CapabilityPublisher, chain
+from .capability_area import CapabilityPublisher, Chain
 from .config import NO_STREAM, PAGE_SIZES, IommuConfig
 from .events import EventRing
 from .execution import Executor
@@ -62,6 +63,8 @@ log = logging.getLogger(__name__)
 STOPPED_NS = 50_000_000
 """A process that did nothing for so long may have been stopped, and the guest have given the device up and be using
 again what it unmapped. A driver waits far longer before it does that."""
+LEAST_DIMM, ABOVE_LOW_BARS = 16 << 20, 1 << 32
+MAX_TOLD = 64
 FEATURES = int(Feature.PROFILE_XEN_2024 | Feature.POSTED | Feature.PROFILE_XEN_V7 | Feature.BATCH_2014)
 
 
@@ -81,10 +84,14 @@ class PvIommu(PciFunction):
         """``core`` carries out what it can; without one Python does everything."""
         super().__init__(name, config.identity, environment)
         self.settings = config
-        self.engine = Engine(config.engine, core)
+        self._engine = Engine(config.engine, core)
+        self._changed_ram = FrameRanges()
+        """in which the engine and the capability area do not yet have what is RAM"""
         for stream in config.streams:
-            self.engine.add_endpoint(stream, config.reserved.get(stream, ()))
+            self._engine.add_endpoint(stream, config.reserved.get(stream, ()))
         self._endpoints: dict[int, TranslatedEndpoint] = {}
+        self._told: set[tuple[int, int]] = set()
+        """ranges that were said to be no shared memory"""
         self._bar = self.add_register_bar(REGISTER_BAR, abi.REGISTERS, REGISTER_BAR_SIZE)
         self.shared = self.add_shared_bar(SHARED_BAR, SHARED_BAR_SIZE)
         self.add_msix_bar(MSIX_BAR, MSIX_VECTORS, MSIX_BAR_SIZE, MSIX_PBA_OFFSET)
@@ -102,6 +109,8 @@ class PvIommu(PciFunction):
         ]
         self._setups = [RingSetup() for _ in self.rings]
         self._capabilities = CapabilityPublisher(self.shared)
+        self._published = b""
+        self._chain = Chain(config.engine, self.limits(), self._endpoint_entries(), config.reserved)
         operands = (self.engine, self.bindings, self.memory, self.counters, config)
         self._profiles: dict[int, XenProfile] = {
             Profile.XEN_2024: Xen2024(*operands),
@@ -154,6 +163,7 @@ class PvIommu(PciFunction):
     def disconnected(self) -> None:
         """As for every function; a function behind this one cannot leave its block by a reset then."""
         super().disconnected()
+        self._told.clear()
         self._hold_blocked()
 
     def on_function_reset(self) -> None:
@@ -186,9 +196,56 @@ class PvIommu(PciFunction):
             if stream in self._endpoints:
                 self._endpoints[stream].cancel()
 
-    def on_memory_changed(self) -> None:
-        self.engine.set_ram([(first >> PAGE_SHIFT, last >> PAGE_SHIFT) for first, last in self.memory.ram_ranges()])
+    @property
+    def engine(self) -> Engine:
+        """The engine. It knows of all RAM."""
+        self.settle()
+        return self._engine
+
+    def on_ram_changed(self, first: int, nr: int) -> None:
+        self._changed_ram.add(first, nr)
+
+    def settle(self) -> None:
+        """Tell the engine and the guest of RAM that came or went since the last call: once for all changes of a turn,
+        and before anything that depends on it.
+        """
+        if self._changed_ram:
+            spans = [(first, last + 1 - first) for first, last in self._changed_ram]
+            self._changed_ram = FrameRanges()
+            self._engine.change_ram(self.memory.ram, spans)
+            if self._chain.with_ram(self.memory.ram) is not self._published:
+                self._publish_capabilities()
+
+    def on_shared_renewed(self) -> None:
         self._publish_capabilities()
+
+    def dma_map(self, mapping: DmaMapping) -> bool:
+        is_new = super().dma_map(mapping)
+        if is_new and mapping.fd is None and mapping.readable and mapping.writable:
+            self._look_at_unshared(mapping)
+        return is_new
+
+    def _look_at_unshared(self, mapping: DmaMapping) -> None:
+        """Say once of memory that came beside shared memory, as a DIMM does that is plugged in, that DMA will not reach
+        it. BARs of this machine are announced so, too, and small or low ranges are other devices'.
+        """
+        place = (mapping.address, mapping.size)
+        if mapping.size < LEAST_DIMM or mapping.address < ABOVE_LOW_BARS or not self.memory.ram or place in self._told:
+            return
+        end = mapping.address + mapping.size
+        own = ((window.first, window.first + window.size) for window in self.windows())
+        others = ((first << PAGE_SHIFT, last + 1 << PAGE_SHIFT) for first, last in self.engine.mmio)
+        if len(self._told) >= MAX_TOLD or any(
+            first < end and mapping.address < after for first, after in (*own, *others)
+        ):
+            return
+        self._told.add(place)
+        log.warning(
+            "%s: %#x bytes at %#x came without a file descriptor, so no DMA reaches them: if this is a DIMM, its "
+            "memory backend needs share=on (a BAR of another device needs nothing)",
+            *(self.name, mapping.size, mapping.address),
+            extra={"event": "memory-not-shared"},
+        )
 
     def check_client(self) -> None:
         """Refuse a client whose memory cannot be reached."""
@@ -214,14 +271,16 @@ class PvIommu(PciFunction):
             default_policy=int(config.default_policy is DefaultPolicy.IDENTITY),
         )
 
-    def _publish_capabilities(self) -> None:
+    def _endpoint_entries(self) -> list[EndpointEntry]:
         fixed = self.settings.fixed_bindings
-        entries = [
+        return [
             EndpointEntry(stream, int(stream in fixed), fixed.get(stream, SBDF_UNBOUND))
             for stream in self.settings.streams
         ]
-        ram = self.memory.ram_ranges()
-        self._capabilities.publish(chain(self.settings.engine, self.limits(), ram, entries, self.settings.reserved))
+
+    def _publish_capabilities(self) -> None:
+        self._published = self._chain.with_ram(self.memory.ram)
+        self._capabilities.publish(self._published)
 
     # -- registers --------------------------------------------------------------------------------------------------
 
@@ -341,6 +400,7 @@ class PvIommu(PciFunction):
 
     def work(self) -> bool:
         """Execute a bounded number of slots of each ring. Whether there were any."""
+        self.settle()
         return self._executor.work()
 
     def make_copier(self) -> Copier | None:
@@ -349,6 +409,7 @@ class PvIommu(PciFunction):
 
     def spin(self, poll: Poll) -> bool:
         """Let the core poll the rings. Whether it executed anything."""
+        self.settle()
         return self._executor.spin(poll)
 
     def waits(self) -> int:
@@ -366,6 +427,7 @@ class PvIommu(PciFunction):
 
     def drain(self) -> None:
         """Execute what each ring held when this was called, for half a second at most."""
+        self.settle()
         self._executor.drain()
 
     def arm(self) -> bool:
@@ -388,15 +450,16 @@ class PvIommu(PciFunction):
         its way. They are drained first if it has been a while: the process may have been stopped, and the guest have
         given it up and unmapped what DMA in progress goes to.
         """
+        self.settle()
         now = self.inputs.now_ns()
         is_drained = now - self._translated_at > STOPPED_NS
         if is_drained:
             self.drain()
         self._translated_at = now
-        result = self.engine.translate(stream, iova, length, access)
+        result = self._engine.translate(stream, iova, length, access)
         if isinstance(result, Fault) and not is_drained:
             self.drain()
-            result = self.engine.translate(stream, iova, length, access)
+            result = self._engine.translate(stream, iova, length, access)
         return result
 
     def report_fault(self, fault: Fault, length: int) -> EventReason:

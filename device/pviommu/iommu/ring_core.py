@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol
 from ..engine.core import Core
 from ..inputs import Inputs
 from ..memory import Copier
+from ..memory_file import Guard
 from ..pci.shared_memory import SharedMemory
 from .ring import CommandRing
 
@@ -89,3 +90,6 @@ class DeviceCore(Core, Protocol):
 
     def copier(self) -> Copier:
         """For the guest memory of one connection."""
+
+    def guard(self) -> Guard:
+        """For guest memory that may go while it is copied."""

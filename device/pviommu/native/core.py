@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import weakref
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from ctypes import addressof, c_uint32, c_uint64
 from pathlib import Path
-from typing import Any
 
 from ..engine import EngineConfig, Refusal, Run
 from ..engine.core import ContextTable, PagePool
@@ -17,7 +16,7 @@ from ..inputs import Inputs
 from ..pci.shared_memory import SharedMemory
 from . import library
 from .build import LibraryError, find_library
-from .memory import NativeCopier
+from .memory import NativeCopier, NativeGuard
 from .ring import NativeRings
 from .table import NativePool, NativeTable
 
@@ -72,7 +71,7 @@ class NativeCore:
             raise MemoryError("no memory for the native core")
         self._finalizer = weakref.finalize(self, self.lib.pv_core_destroy, self.address)
         reserved = FrameRanges((region.first, region.last) for region in config.reserved)
-        self._check(self.lib.pv_core_set_reserved(self.address, *_bounds(reserved)))
+        self._check(self.lib.pv_core_set_reserved(self.address, *_place(reserved.bounds)))
         return NativePool(self.lib, config.pool_pages)
 
     def table(self, pool: PagePool, frames: int) -> ContextTable:
@@ -80,15 +79,15 @@ class NativeCore:
             raise TypeError("a native table draws on a native pool")
         return NativeTable(pool, frames)
 
-    def set_backed(self, backed: FrameRanges) -> None:
-        self._check(self.lib.pv_core_set_backed(self.address, *_bounds(backed)))
+    def change_backed(self, first: int, nr: int, backed: array[int]) -> None:
+        self._check(self.lib.pv_core_change_backed(self.address, first, first + nr, *_place(backed)))
 
     def show(self, ctx: int, table: ContextTable, direct: FrameRanges, closed: FrameRanges, is_clone: bool) -> None:
         if not isinstance(table, NativeTable):
             raise TypeError("a native core has native tables")
         self._shown[ctx] = table
-        result = self.lib.pv_core_show(self.address, ctx, table.address, *_bounds(direct), *_bounds(closed), is_clone)
-        self._check(result)
+        regions = (*_place(direct.bounds), *_place(closed.bounds))
+        self._check(self.lib.pv_core_show(self.address, ctx, table.address, *regions, is_clone))
 
     def hide(self, ctx: int) -> None:
         self.lib.pv_core_hide(self.address, ctx)
@@ -114,13 +113,15 @@ class NativeCore:
     def copier(self) -> NativeCopier:
         return NativeCopier(self.lib)
 
+    def guard(self) -> NativeGuard:
+        return NativeGuard(self.lib)
+
     @staticmethod
     def _check(result: int) -> None:
         if result:
             raise MemoryError("no memory for the native core")
 
 
-def _bounds(ranges: Iterable[tuple[int, int]]) -> tuple[Any, int]:
-    """Ranges as C takes them: the numbers, and how many ranges."""
-    numbers = [bound for pair in ranges for bound in pair]
-    return (c_uint64 * len(numbers))(*numbers), len(numbers) // 2
+def _place(bounds: array[int]) -> tuple[int, int]:
+    """Bounds as C takes them: where they are, and how many. The array must live until the call returns."""
+    return bounds.buffer_info()

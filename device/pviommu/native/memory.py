@@ -1,20 +1,38 @@
-"""Copies to and from guest memory, many runs by one call: see :class:`pviommu.memory.Copier`."""
+"""Copies to and from guest memory: many runs by one call (see :class:`pviommu.memory.Copier`), and such that survive
+memory that goes while it is copied (see :class:`pviommu.memory_file.Guard`).
+"""
 
 from __future__ import annotations
 
 import ctypes
 import weakref
-from collections.abc import Iterable
-from ctypes import addressof, c_char, c_size_t, c_uint64, c_void_p, py_object
+from ctypes import c_size_t, c_void_p, py_object
 
 from ..engine.results import PackedRuns
 from .library import Library
 
-__all__ = ["NativeCopier"]
+__all__ = ["NativeCopier", "NativeGuard"]
 
 _new_bytes = ctypes.PYFUNCTYPE(py_object, c_void_p, c_size_t)(("PyBytes_FromStringAndSize", ctypes.pythonapi))
 _address_of_bytes = ctypes.PYFUNCTYPE(c_void_p, py_object)(("PyBytes_AsString", ctypes.pythonapi))
 """Of the C API: bytes without contents may be filled by whoever has just made them."""
+
+
+class NativeGuard:
+    """Single copies. A SIGBUS in one ends it; elsewhere it does what it would have done."""
+
+    def __init__(self, lib: Library) -> None:
+        self._lib = lib
+
+    def read(self, address: int, length: int) -> tuple[bytes, int]:
+        """``length`` bytes from ``address`` on, and how many of them are there."""
+        data: bytes = _new_bytes(None, length)
+        return data, int(self._lib.pv_guarded_copy(_address_of_bytes(data), address, length))
+
+    def write(self, address: int, data: bytes | bytearray | memoryview) -> int:
+        """Write ``data``. How many bytes come before the first that could not be written."""
+        source = data if isinstance(data, bytes) else bytes(data)
+        return int(self._lib.pv_guarded_copy(address, _address_of_bytes(source), len(source)))
 
 
 class NativeCopier:
@@ -27,13 +45,14 @@ class NativeCopier:
             raise MemoryError("no memory for the native core")
         self._finalizer = weakref.finalize(self, lib.pv_memory_destroy, self._memory)
 
-    def set(self, pieces: Iterable[tuple[int, memoryview]]) -> None:
-        """What there is, in order: GPA and bytes. The views stay valid until the next call."""
-        numbers: list[int] = []
-        for gpa, view in pieces:
-            numbers += (gpa, gpa + len(view), addressof(c_char.from_buffer(view)))
-        if self._lib.pv_memory_set(self._memory, (c_uint64 * len(numbers))(*numbers), len(numbers) // 3):
+    def add(self, gpa: int, size: int, address: int) -> None:
+        """The ``size`` bytes at ``gpa`` are at ``address`` of this process, and stay there until they are removed."""
+        if self._lib.pv_memory_add(self._memory, gpa, size, address):
             raise MemoryError("no memory for the native core")
+
+    def remove(self, gpa: int, size: int) -> None:
+        """Forget what was added from ``gpa`` on, for ``size`` bytes. Nothing that was added is cut."""
+        self._lib.pv_memory_remove(self._memory, gpa, size)
 
     def has(self, runs: PackedRuns) -> bool:
         """Whether all of ``runs`` are there."""
@@ -44,13 +63,17 @@ class NativeCopier:
         if not self.has(runs):
             return None
         data: bytes = _new_bytes(None, runs.size)
-        self._lib.pv_memory_copy(self._memory, runs.address, len(runs), _address_of_bytes(data), runs.size, 0)
-        return data
+        address = _address_of_bytes(data)
+        copied = self._lib.pv_memory_copy(self._memory, runs.address, len(runs), address, runs.size, 0)
+        return data if copied == runs.size else None
 
     def write(self, runs: PackedRuns, data: bytes | bytearray | memoryview) -> bool:
-        """Spread ``data`` over ``runs``. False, and nothing is written, if they are not all there."""
+        """Spread ``data`` over ``runs``. False if they are not all there, and then nothing is written, unless memory
+        went meanwhile.
+        """
         if not self.has(runs):
             return False
         source = data if isinstance(data, bytes) else bytes(data)
-        self._lib.pv_memory_copy(self._memory, runs.address, len(runs), _address_of_bytes(source), len(source), 1)
-        return True
+        address = _address_of_bytes(source)
+        copied = self._lib.pv_memory_copy(self._memory, runs.address, len(runs), address, len(source), 1)
+        return bool(copied == len(source))

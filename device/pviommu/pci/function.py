@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import ParamSpec, TypeVar
 
@@ -30,6 +30,7 @@ from vfio_user import (
 from ..counters import Counters
 from ..inputs import Inputs
 from ..memory import ForeignMemoryError, GuestMemory
+from ..memory_file import MemoryFiles
 from ..windows import Window
 from .capabilities import MSIX_ENTRY_SIZE, PCIE_DEVICE_CONTROL, PCIE_FLR, Capability, msix, pcie
 from .config_space import CONFIG_SIZE, ConfigSpace, Identity
@@ -53,6 +54,8 @@ class Environment:
 
     inputs: Inputs
     counters: Counters
+    files: MemoryFiles = field(default_factory=MemoryFiles)
+    """of guest memory, shared by the functions of a machine"""
 
 
 class PciFunction:
@@ -63,7 +66,8 @@ class PciFunction:
         self.inputs = environment.inputs
         self.counters = environment.counters
         self.config = ConfigSpace(identity)
-        self.memory = GuestMemory(self.inputs, lambda: self.attempt("a change of its memory", self.on_memory_changed))
+        self._files = environment.files
+        self.memory = GuestMemory(self.inputs, self._ram_changed, self._files)
         self.interrupts = InterruptTable({})
         self.on_bars: Callable[[], None] = lambda: None
         """called after each change of what :meth:`windows` gives"""
@@ -141,8 +145,14 @@ class PciFunction:
     def on_bus_master(self, enabled: bool) -> None:
         """The guest allowed or forbade DMA."""
 
-    def on_memory_changed(self) -> None:
-        """RAM was added or removed by the client, or shared memory cleared: publish there what depends on RAM."""
+    def on_ram_changed(self, first: int, nr: int) -> None:
+        """RAM came or went among ``nr`` frames from ``first`` on, by a request of the client."""
+
+    def settle(self) -> None:
+        """Requests that came together are done, and their replies are not sent yet."""
+
+    def on_shared_renewed(self) -> None:
+        """Shared memory is zeros again: publish there what there is."""
 
     def check_client(self) -> None:
         """Called when the client has announced its memory; raise :class:`vfio_user.RequestError` to refuse it."""
@@ -234,9 +244,9 @@ class PciFunction:
     def set_irqs(self, request: IrqRequest) -> None:
         self.interrupts.set_irqs(request)
 
-    def dma_map(self, mapping: DmaMapping) -> None:
+    def dma_map(self, mapping: DmaMapping) -> bool:
         try:
-            self.memory.map(mapping)
+            return self.memory.map(mapping)
         except ForeignMemoryError as error:
             if not self._foreign:  # once a client: it asks what the device is next, and is refused as a whole
                 self._foreign = error.text
@@ -247,8 +257,11 @@ class PciFunction:
                 )
             raise
 
-    def dma_unmap(self, address: int, size: int) -> None:
-        self.memory.unmap(address, size)
+    def _ram_changed(self, first: int, nr: int) -> None:
+        self.attempt("a change of its memory", self.on_ram_changed, first, nr)
+
+    def dma_unmap(self, address: int, size: int) -> int:
+        return self.memory.unmap(address, size)
 
     def dma_unmap_all(self) -> None:
         self.memory.clear()
@@ -273,8 +286,9 @@ class PciFunction:
             self._power_cycle()  # cancels what is queued, which may say so in shared memory: renew that afterwards
         finally:
             self.memory.clear()
+            self._files.disconnected()
             self._renew(list(self._shared))
-            self.attempt("a change of its memory", self.on_memory_changed)
+            self.attempt("its new shared memory", self.on_shared_renewed)
 
     def _renew(self, bars: Sequence[int]) -> None:
         """Take other shared memory: the client may keep its mapping for as long as it lives."""
@@ -293,5 +307,5 @@ class PciFunction:
         """Whether the next client may come: it must not share memory with the last one, even if there was no other."""
         if self._not_renewed:
             self._renew(sorted(self._not_renewed))
-            self.attempt("a change of its memory", self.on_memory_changed)
+            self.attempt("its new shared memory", self.on_shared_renewed)
         return not self._not_renewed

@@ -51,8 +51,8 @@ class Broken(Template):
         self._may_raise("on_bus_master")
         super().on_bus_master(enabled)
 
-    def on_memory_changed(self) -> None:
-        self._may_raise("on_memory_changed")
+    def on_ram_changed(self, first: int, nr: int) -> None:
+        self._may_raise("on_ram_changed")
 
     def write_stamp_at(self, index: int, value: int) -> None:
         self._may_raise("write_stamp_at")
@@ -152,7 +152,7 @@ PROVOKED = {
     "on_bus_master": provoke_bus_master,
     "reset_device": provoke_reset,
     "cancel_dma": provoke_cancel,
-    "on_memory_changed": provoke_memory,
+    "on_ram_changed": provoke_memory,
 }
 
 

@@ -2,6 +2,8 @@ import pytest
 
 from pviommu.engine import Access, Engine, EngineConfig, Fault, Refusal, ReservedRegion, Run
 from pviommu.engine.core import PythonCore
+from pviommu.engine.ranges import FrameRanges
+from pviommu.engine.results import FRAME_LIMIT
 
 R = Access.READ
 STREAM = 7
@@ -18,8 +20,8 @@ class WalkingCore(PythonCore):
         self.told = []
         self.answer = [Run(0x5000, 0x10)]
 
-    def set_backed(self, backed):
-        self.told.append(("backed", list(backed)))
+    def change_backed(self, first, nr, backed):
+        self.told.append(("backed", first, nr, list(backed)))
 
     def show(self, ctx, table, direct, closed, is_clone):
         self.told.append(("show", ctx, list(direct), list(closed), is_clone))
@@ -92,11 +94,30 @@ def test_a_core_is_told_of_ram_and_mmio_together(engine, core):
     engine.set_mmio([(0x20, 0x21), (7, 9)])
     engine.set_ram([])
 
+    everything = (0, FRAME_LIMIT)
     assert core.told == [
-        ("backed", [(4, 7)]),
-        ("backed", [(4, 9), (0x20, 0x21)]),
-        ("backed", [(7, 9), (0x20, 0x21)]),
+        ("backed", *everything, [4, 8]),
+        ("backed", *everything, [4, 10, 0x20, 0x22]),
+        ("backed", *everything, [7, 10, 0x20, 0x22]),
     ]
+
+
+@pytest.mark.row("server", 50)
+def test_of_a_change_of_ram_a_core_is_told_no_more_than_that(engine, core):
+    engine.set_ram([(page, page) for page in range(0, 2000, 2)])
+    engine.set_mmio([(0x10, 0x10), (0x1000, 0x1FFF)])
+    core.told.clear()
+
+    engine.change_ram(FrameRanges([(0x11, 0x11)]), [(0x11, 1)])
+    engine.change_ram(FrameRanges(), [(0x10, 4), (0x20, 1)])
+
+    assert core.told == [
+        ("backed", 0x11, 1, [0x11, 0x12]),
+        ("backed", 0x10, 4, [0x10, 0x11]),
+        ("backed", 0x20, 1, []),
+    ]
+    assert (0x21, 0x21) not in engine.ram
+    assert engine.is_ram(0x22)
 
 
 def change(engine, name):

@@ -1,4 +1,6 @@
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pviommu.engine.ranges import FrameRanges
 from pviommu.engine.results import FRAME_LIMIT
@@ -52,3 +54,37 @@ def test_the_overlap_of_a_span_is_what_the_set_holds_of_it():
     assert list(ranges.overlap(5, 17)) == [(5, 3), (10, 1), (20, 2)]
     assert list(ranges.overlap(8, 2)) == []
     assert list(ranges.overlap(10, 1)) == [(10, 1)]
+
+
+@pytest.mark.row("server", 50)
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["add", "remove", "replace"]), st.integers(0, 60), st.integers(1, 20)), max_size=40
+    ),
+    st.sets(st.integers(0, 80)),
+)
+def test_changes_leave_what_a_set_of_numbers_would_hold(changes, others):
+    ranges, model = FrameRanges(), set()
+    other = FrameRanges((frame, frame) for frame in others)
+    for what, first, nr in changes:
+        span = set(range(first, first + nr))
+        if what == "replace":
+            ranges.replace(first, nr, other.within(first, nr))
+            model = model - span | others & span
+        elif what == "add":
+            ranges.add(first, nr)
+            model |= span
+        else:
+            ranges.remove(first, nr)
+            model -= span
+        assert {frame for low, high in ranges for frame in range(low, high + 1)} == model
+        assert list(ranges) == list(FrameRanges((frame, frame) for frame in model))
+        assert {frame for low, count in ranges.overlap(first, nr) for frame in range(low, low + count)} == model & span
+
+
+@pytest.mark.parametrize("method", ["add", "remove"])
+def test_a_change_that_is_no_range_is_refused(method):
+    with pytest.raises(ValueError, match="first must not exceed last"):
+        getattr(FrameRanges(), method)(5, 0)
+    with pytest.raises(ValueError, match="both must be frames below"):
+        getattr(FrameRanges(), method)(FRAME_LIMIT - 1, 2)

@@ -2,7 +2,8 @@ import pytest
 
 from pviommu.engine import EngineConfig
 from pviommu.engine.config import MSI_WINDOW, ReservedRegion
-from pviommu.iommu.capability_area import CapabilityPublisher, chain, iova_ranges, reserved_regions
+from pviommu.engine.ranges import FrameRanges
+from pviommu.iommu.capability_area import CapabilityPublisher, Chain, iova_ranges, reserved_regions
 from pviommu.pci.shared_memory import SharedMemory
 from pviommu_abi.shared import (
     CAPABILITY_MAGIC,
@@ -55,8 +56,10 @@ def walk(area):
     return found
 
 
-def published(shared, *arguments):
-    CapabilityPublisher(shared).publish(chain(*arguments))
+def published(shared, config, limits, ram, *others):
+    """``ram``: (first GPA, last GPA) pairs."""
+    frames = FrameRanges((first >> 12, last >> 12) for first, last in ram)
+    CapabilityPublisher(shared).publish(Chain(config, limits, *others).with_ram(frames))
     return bytes(shared.view[CAPABILITY_OFFSET : CAPABILITY_OFFSET + CAPABILITY_SIZE])
 
 
@@ -158,7 +161,16 @@ def test_the_most_endpoints_and_regions_leave_room_for_ram_ranges(shared):
     region = ReservedRegion(0, 0, "direct")
     endpoints = [EndpointEntry(stream, 0, SBDF_UNBOUND) for stream in range(256)]
     of_endpoints = dict.fromkeys(range(64), (region,))
-    found = walk(published(shared, EngineConfig(), LIMITS, [(0, 4095)] * 1000, endpoints, of_endpoints))
+    found = walk(
+        published(
+            shared,
+            EngineConfig(),
+            LIMITS,
+            [(place << 13, (place << 13) + 4095) for place in range(1000)],
+            endpoints,
+            of_endpoints,
+        )
+    )
     assert len(found[CapabilityId.RESERVED_REGIONS]) == 65
     assert len(found[CapabilityId.ENDPOINTS]) == 256
     assert len(found[CapabilityId.RAM_RANGES]) >= 100

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from pviommu.engine import EngineConfig, ReservedRegion
-from pviommu.iommu.capability_area import chain
+from pviommu.engine.ranges import FrameRanges
+from pviommu.iommu.capability_area import Chain
 from pviommu.iommu.config import MAX_ENDPOINTS, MAX_RESERVED
 from pviommu_abi.shared import CAPABILITY_SIZE, SBDF_UNBOUND, AddressRange, CapabilityArea, EndpointEntry, Limits
 
@@ -20,9 +21,10 @@ def test_all_endpoints_and_regions_fit_and_ram_ranges_besides() -> None:
         for stream in range(MAX_RESERVED)
     }
     limits = Limits(1 << 12, 1, 1, 1, 1, 39, 1)
-    ram = [(first << 20, (first << 20) + 0xFFF) for first in range(1000)]
+    ram = FrameRanges([(first << 8, first << 8) for first in range(1000)])
 
-    without = CapabilityArea.SIZE + len(chain(EngineConfig(), limits, [], endpoints, regions))
-    full = CapabilityArea.SIZE + len(chain(EngineConfig(), limits, ram, endpoints, regions))
+    chain = Chain(EngineConfig(), limits, endpoints, regions)
+    without = CapabilityArea.SIZE + len(chain.with_ram(FrameRanges()))
+    full = CapabilityArea.SIZE + len(chain.with_ram(ram))
 
     assert without + LEAST_RAM_RANGES * AddressRange.SIZE <= full <= CAPABILITY_SIZE

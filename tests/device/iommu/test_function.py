@@ -210,7 +210,8 @@ def test_memory_files_without_data_are_not_what_the_guest_uses(make_driver):
     driver.iommu.dma_map(DmaMapping(0, 1 << 20, 0, True, True, fd))
     driver.write("PROFILE", Profile.XEN_2024)
     assert driver.set_up_ring() == Status.REFUSED | Status.MEMORY_NOT_SHARED
-    os.pwrite(driver.iommu.memory._files[next(iter(driver.iommu.memory._files))].fd, b"boot", 0)
+    [mapped] = driver.iommu.memory
+    os.pwrite(mapped.file.fd, b"boot", 0)
     assert driver.set_up_ring() == Status.RINGS_ON
 
 

@@ -1,15 +1,20 @@
 """Copies of many runs in C, beside those in Python."""
 
+import ctypes
 import os
 import random
+from array import array
 
 import pytest
 
 from pviommu.endpoints.dma import DmaRefusedError
-from pviommu.engine import Access, Run
+from pviommu.engine import Access, Engine, EngineConfig, Run
+from pviommu.engine.core import PythonCore
+from pviommu.engine.ranges import FrameRanges
 from pviommu.engine.results import PackedRuns
 from pviommu.inputs import LiveInputs
 from pviommu.memory import GuestMemory
+from pviommu.native.core import NativeCore
 from pviommu.native.memory import NativeCopier
 from pviommu_abi.shared import EventReason
 from vfio_user import DmaMapping
@@ -108,3 +113,45 @@ def test_runs_across_two_ranges_of_memory(make_driver):
     assert driver.dma_read("dma0", 0x100000, 5 << 12) == data
     assert os.pread(fd, 8192, 0) == data[2 << 12 : 4 << 12]
     os.close(fd)
+
+
+@pytest.mark.row("server", 50)
+def test_what_is_ram_follows_changes_as_in_python(native_library):
+    chance = random.Random(3)
+    engines = [Engine(EngineConfig(reserved=()), core) for core in (NativeCore(native_library), PythonCore())]
+    for engine in engines:
+        engine.add_endpoint(1)
+        engine.set_mmio([(30, 33), (50, 50)])
+
+    for _ in range(300):
+        first, nr = chance.randrange(60), chance.randrange(1, 20)
+        ram = FrameRanges((frame, frame) for frame in chance.sample(range(80), chance.randrange(60)))
+        for engine in engines:
+            engine.change_ram(ram, [(first, nr)])
+        found = [[engine.translate(1, gfn << 12, 4096, RW) for gfn in range(82)] for engine in engines]
+        assert found[0] == found[1]
+        assert engines[0].ram == engines[1].ram
+
+
+@pytest.mark.row("server", 50)
+def test_a_copier_reaches_what_was_added_and_not_removed(native_library):
+    chance = random.Random(4)
+    copier = NativeCopier(native_library)
+    room = ctypes.create_string_buffer(64 * 4096)
+    held: set[int] = set()
+    for _ in range(500):
+        first, nr = chance.randrange(60), chance.randrange(1, 6)
+        span = set(range(first, first + nr))
+        if chance.random() < 0.6:
+            for page in span - held:
+                copier.add(page << 12, 4096, ctypes.addressof(room) + (page << 12))
+            held |= span
+        else:
+            copier.remove(first << 12, nr << 12)
+            held -= span
+        assert {page for page in range(66) if copier.has(PackedRuns(array("Q", [page << 12, 4096])))} == held
+    top = (1 << 64) - 4096
+    copier.add(top, 4096, ctypes.addressof(room))
+    assert copier.read(PackedRuns(array("Q", [top, 4096]))) == room.raw[:4096]
+    copier.remove(0, (1 << 64) - 1)
+    assert not copier.has(PackedRuns(array("Q", [top, 1])))

@@ -40,8 +40,11 @@ class SmallFunction(PciFunction):
     def on_bus_master(self, enabled: bool) -> None:
         self.happened.append(f"bus master {enabled}")
 
-    def on_memory_changed(self) -> None:
-        self.happened.append(f"memory {len(self.memory.ram_ranges())}")
+    def on_ram_changed(self, first: int, nr: int) -> None:
+        self.happened.append(f"memory {len(self.memory.ram_ranges())} at {first}+{nr}")
+
+    def on_shared_renewed(self) -> None:
+        self.happened.append("shared memory renewed")
 
 
 @pytest.fixture

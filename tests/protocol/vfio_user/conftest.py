@@ -82,16 +82,22 @@ class MemoryDevice:
         self.interrupts.set_irqs(request)
         self._called("set_irqs")
 
-    def dma_map(self, mapping: DmaMapping) -> None:
+    def dma_map(self, mapping: DmaMapping) -> bool:
         if mapping.fd is not None:
             os.close(mapping.fd)
         self._called("dma_map")
+        is_new = (mapping.address, mapping.size) not in self.maps
         self.maps[mapping.address, mapping.size] = mapping
+        return is_new
 
-    def dma_unmap(self, address: int, size: int) -> None:
+    def dma_unmap(self, address: int, size: int) -> int:
         self._called("dma_unmap")
-        if self.maps.pop((address, size), None) is None:
+        inside = [key for key in self.maps if address <= key[0] and sum(key) <= address + size]
+        if not inside:
             raise RequestError(errno.ENOENT, f"no map at {address:#x}+{size:#x}")
+        for key in inside:
+            del self.maps[key]
+        return len(inside)
 
     def dma_unmap_all(self) -> None:
         self._called("dma_unmap_all")
@@ -99,6 +105,9 @@ class MemoryDevice:
 
     def reset(self) -> None:
         self._called("reset")
+
+    def settle(self) -> None:
+        pass
 
     def disconnected(self) -> None:
         self.calls.append("disconnected")

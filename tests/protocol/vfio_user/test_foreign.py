@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import socket
 import struct
@@ -13,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from vfio_user import RequestError, foreign
-from vfio_user.foreign import Closer, check_memory, is_eventfd, is_memory_file, status
+from vfio_user import foreign
+from vfio_user.foreign import Closer, is_eventfd, is_memory_file
 
 PATIENCE_S = 10
 LINGER_S = 3
@@ -78,62 +77,6 @@ def test_no_name_breaks_a_line(opened: list[int]) -> None:
     opened.append(os.memfd_create("one\ntwo\udcff"))
     assert foreign.describe(opened[0]) == "/memfd:one\\ntwo\\udcff (deleted)"
     assert "\n" not in foreign.describe(-1)
-
-
-@pytest.mark.row("server", 10)
-def test_a_status_is_what_fstat_says(opened: list[int], tmp_path: Path) -> None:
-    (tmp_path / "file").write_bytes(bytes(12345))
-    opened += [os.open(tmp_path / "file", os.O_RDONLY), os.memfd_create("ram"), os.open("/dev/null", os.O_RDONLY)]
-    for fd in opened:
-        told = os.fstat(fd)
-        device = (os.major(told.st_dev), os.minor(told.st_dev))
-        assert status(fd) == (told.st_mode, told.st_ino, told.st_size, device)
-
-
-@pytest.mark.row("server", 10)
-def test_what_may_be_memory_passes(opened: list[int], tmp_path: Path) -> None:
-    opened += [os.memfd_create("ram"), os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT)]
-    for fd in opened:
-        check_memory(fd, "a map")
-
-
-@pytest.mark.row("server", 10)
-def test_what_cannot_be_memory_is_refused_by_its_kind(opened: list[int], tmp_path: Path) -> None:
-    opened += [os.eventfd(0), os.open(tmp_path, os.O_RDONLY), *os.pipe(), os.open("/dev/null", os.O_RDWR)]
-    one, other = socket.socketpair()
-    opened += [one.detach(), other.detach()]
-    for fd in opened:
-        with pytest.raises(RequestError, match="a map: the file descriptor is not memory: it is ") as refused:
-            check_memory(fd, "a map")
-        assert refused.value.errno == errno.EINVAL
-
-
-@pytest.mark.row("server", 10)
-@pytest.mark.parametrize(
-    ("kind", "text"), [("fuse.sshfs", "on fuse.sshfs"), ("nfs4", "on nfs4"), (None, "not mounted here")]
-)
-def test_files_that_somebody_else_serves_are_not_looked_at(
-    opened: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str | None, text: str
-) -> None:
-    opened.append(os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT))
-    told = status(opened[0])._replace(device=(0, 77))
-    monkeypatch.setattr(foreign, "status", lambda _: told)
-    monkeypatch.setattr(foreign, "_file_system", lambda _: kind)
-    refused = None
-    with monkeypatch.context() as nothing:
-        for name in ("fstat", "pread", "read", "fstatvfs"):
-            nothing.setattr(os, name, None)
-        try:
-            check_memory(opened[0], "a map")
-        except RequestError as error:
-            refused = error
-    assert text in str(refused)
-
-
-def test_the_file_system_of_a_mounted_file_is_known() -> None:
-    told = os.stat("/proc/self/status")
-    assert foreign._file_system((os.major(told.st_dev), os.minor(told.st_dev))) == "proc"
-    assert foreign._file_system((0, 0xFFFFF)) is None
 
 
 @pytest.mark.row("server", 9)

@@ -62,6 +62,20 @@ def test_absent_capabilities_take_the_defaults_of_the_specification(document: An
     assert found.capabilities == Capabilities(1, 1 << 20, 65535, 4096, False)
 
 
+@pytest.mark.row("server", 54)
+def test_a_reply_has_no_capability_that_was_not_proposed() -> None:
+    assert answer(version())[1] == answer(version({}))[1] == {}
+    assert answer(capabilities(pgsizes=8192, unheard_of=1))[1] == {"pgsizes": 4096}
+
+
+@pytest.mark.row(
+    "server", 54, deviation="a limit below the protocol's default is named unasked: the client would go beyond it"
+)
+def test_but_the_limits_that_a_client_would_otherwise_exceed() -> None:
+    limits = Limits(max_msg_fds=0, max_data_xfer_size=8192, max_dma_maps=9)
+    assert answer(version(), limits)[1] == {"max_msg_fds": 0, "max_data_xfer_size": 8192, "max_dma_maps": 9}
+
+
 def test_client_limits_are_read() -> None:
     payload = capabilities(max_msg_fds=3, max_data_xfer_size=1024, max_dma_maps=5, pgsizes=8192)
     assert negotiation.parse(payload).capabilities == Capabilities(3, 1024, 5, 8192)

@@ -418,10 +418,42 @@ def test_read_gives_exactly_the_bytes_asked_for(peer: Peer, device: Any, count: 
     assert peer.ask(Command.REGION_READ, access(CONFIG, 0, count)) == access(CONFIG, 0, count, data)
 
 
-def test_read_larger_than_the_client_takes_is_refused(fresh: Peer) -> None:
+@pytest.mark.row("server", 54)
+def test_reads_are_bounded_by_what_the_server_takes_as_writes_are(fresh: Peer) -> None:
     fresh.ask(Command.VERSION, b'\0\0\0\0{"capabilities":{"max_data_xfer_size":1024}}\0')
-    assert isinstance(fresh.ask(Command.REGION_READ, access(CONFIG, 0, 1024)), bytes)
-    assert fresh.ask(Command.REGION_READ, access(CONFIG, 0, 1025)) == EINVAL
+    for count in (1024, 1025, 4096):
+        assert isinstance(fresh.ask(Command.REGION_READ, access(CONFIG, 0, count)), bytes)
+    assert fresh.ask(Command.REGION_READ, access(CONFIG, 0, (1 << 20) + 1)) == EINVAL
+
+
+def test_what_requests_have_changed_is_settled_before_they_are_answered(peer: Peer, device: Any) -> None:
+    seen: list[tuple[int, int]] = []
+    device.settle = lambda: seen.append((len(device.maps), len(peer.session.outgoing)))
+    peer.ask(Command.DMA_MAP, dma_map())
+    assert seen == [(1, 1)]
+
+
+def test_a_device_that_fails_to_settle_ends_nothing(peer: Peer, device: Any, caplog: pytest.LogCaptureFixture) -> None:
+    def fail() -> None:
+        raise RuntimeError("no")
+
+    device.settle = fail
+    assert peer.ask(Command.DMA_MAP, dma_map()) == b""
+    assert "the device failed after requests of its client" in caplog.text
+
+
+def test_maps_are_counted_by_what_an_unmap_took(fresh: Peer) -> None:
+    fresh.session._limits = Limits(max_dma_maps=2)
+    fresh.ask(Command.VERSION, b"\0\0\0\0")
+    for address in (0x1000, 0x2000, 0x2000):
+        assert fresh.ask(Command.DMA_MAP, dma_map(address=address)) == b""
+    assert fresh.ask(Command.DMA_MAP, dma_map(address=0x3000)) == errno.ENOSPC
+    assert fresh.ask(Command.DMA_UNMAP, dma_unmap(address=0x1000, size=0x2000)) == dma_unmap(
+        address=0x1000, size=0x2000
+    )
+    for address in (0x3000, 0x4000):
+        assert fresh.ask(Command.DMA_MAP, dma_map(address=address)) == b""
+    assert fresh.ask(Command.DMA_MAP, dma_map(address=0x1000)) == errno.ENOSPC
 
 
 def test_write_is_echoed_and_posted_writes_are_seen_by_the_next_read(peer: Peer) -> None:

@@ -19,15 +19,22 @@
 
 /* ---- sets of frames (twin: engine/ranges.py) ---- */
 
-/* Merged ranges in order; bounds[2 * i] is the first frame of one, bounds[2 * i + 1] the last. */
+/* Merged ranges in order: the frame that begins one, the frame after its end, and so on; `count` of these bounds. */
 struct pv_ranges {
 	uint64_t count;
+	uint64_t room;
 	uint64_t *bounds;
 };
 
 int pv_ranges_set(struct pv_ranges *ranges, const uint64_t *bounds, uint64_t count);
+int pv_ranges_replace(struct pv_ranges *ranges, uint64_t first, uint64_t end, const uint64_t *bounds, uint64_t count);
 uint64_t pv_inside(const struct pv_ranges *ranges, uint64_t frame);
 uint64_t pv_outside(const struct pv_ranges *ranges, uint64_t frame);
+
+/* ---- copies that survive memory that goes ---- */
+
+void pv_guard_install(void);
+uint64_t pv_copy(uint8_t *to, const uint8_t *from, uint64_t size);
 
 /* ---- page tables (twins: engine/pool.py, engine/table.py) ---- */
 

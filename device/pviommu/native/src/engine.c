@@ -39,12 +39,14 @@ PV_EXPORT void pv_core_destroy(struct pv_core *core)
 	free(core);
 }
 
-/* Replace what may be mapped, and what no context translates; -1 without memory. */
-PV_EXPORT int pv_core_set_backed(struct pv_core *core, const uint64_t *bounds, uint64_t count)
+/* Of the frames in [first, end) those may be mapped that are within these bounds; -1 without memory. */
+PV_EXPORT int pv_core_change_backed(struct pv_core *core, uint64_t first, uint64_t end, const uint64_t *bounds,
+				    uint64_t count)
 {
-	return pv_ranges_set(&core->backed, bounds, count);
+	return pv_ranges_replace(&core->backed, first, end, bounds, count);
 }
 
+/* Replace what no context translates; -1 without memory. */
 PV_EXPORT int pv_core_set_reserved(struct pv_core *core, const uint64_t *bounds, uint64_t count)
 {
 	return pv_ranges_set(&core->reserved, bounds, count);

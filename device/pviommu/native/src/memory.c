@@ -15,6 +15,7 @@ struct piece {
 
 struct pv_memory {
 	uint64_t count;
+	uint64_t room;
 	struct piece *pieces;	/* in order, none overlaps another */
 };
 
@@ -29,24 +30,8 @@ PV_EXPORT void pv_memory_destroy(struct pv_memory *memory)
 	free(memory);
 }
 
-/* Replace all by `count` pieces of three numbers each; -1 without memory, and then there is nothing. */
-PV_EXPORT int pv_memory_set(struct pv_memory *memory, const uint64_t *numbers, uint64_t count)
-{
-	free(memory->pieces);
-	memory->count = 0;
-	memory->pieces = NULL;
-	if (!count)
-		return 0;
-	memory->pieces = malloc(count * sizeof(*memory->pieces));
-	if (!memory->pieces)
-		return -1;
-	memcpy(memory->pieces, numbers, count * sizeof(*memory->pieces));
-	memory->count = count;
-	return 0;
-}
-
-/* The piece that holds `gpa`, or NULL. */
-static const struct piece *piece_at(const struct pv_memory *memory, uint64_t gpa)
+/* How many pieces begin at `gpa` or before it. */
+static uint64_t begun(const struct pv_memory *memory, uint64_t gpa)
 {
 	uint64_t low = 0, high = memory->count;
 
@@ -58,7 +43,50 @@ static const struct piece *piece_at(const struct pv_memory *memory, uint64_t gpa
 		else
 			high = middle;
 	}
-	return low && gpa < memory->pieces[low - 1].end ? &memory->pieces[low - 1] : NULL;
+	return low;
+}
+
+/* A piece that overlaps none; -1 without memory, and then it is not there. */
+PV_EXPORT int pv_memory_add(struct pv_memory *memory, uint64_t first, uint64_t size, uint8_t *host)
+{
+	uint64_t at = begun(memory, first);
+
+	if (memory->count == memory->room) {
+		uint64_t room = memory->room ? 2 * memory->room : 16;
+		struct piece *pieces = realloc(memory->pieces, room * sizeof(*pieces));
+
+		if (!pieces)
+			return -1;
+		memory->pieces = pieces;
+		memory->room = room;
+	}
+	memmove(&memory->pieces[at + 1], &memory->pieces[at], (memory->count - at) * sizeof(*memory->pieces));
+	memory->pieces[at] = (struct piece){ first, first + size, host };
+	memory->count++;
+	return 0;
+}
+
+/* Forget the pieces that begin among `size` bytes from `first` on. */
+PV_EXPORT void pv_memory_remove(struct pv_memory *memory, uint64_t first, uint64_t size)
+{
+	uint64_t at, end;
+
+	if (!memory->count || !size)
+		return;
+	at = first ? begun(memory, first - 1) : 0;
+	end = begun(memory, first + (size - 1));
+	memmove(&memory->pieces[at], &memory->pieces[end], (memory->count - end) * sizeof(*memory->pieces));
+	memory->count -= end - at;
+}
+
+/* The piece that holds `gpa`, or NULL. */
+static const struct piece *piece_at(const struct pv_memory *memory, uint64_t gpa)
+{
+	uint64_t at = begun(memory, gpa);
+
+	return at && gpa - memory->pieces[at - 1].first < memory->pieces[at - 1].end - memory->pieces[at - 1].first
+		       ? &memory->pieces[at - 1]
+		       : NULL;
 }
 
 /* Whether all of `count` runs of (gpa, length) are there. */
@@ -84,19 +112,21 @@ PV_EXPORT int pv_memory_has(const struct pv_memory *memory, const uint64_t *runs
 
 /*
  * Copy `count` runs, which pv_memory_has() has found to be there, one after the other to `buffer`, or from it.
- * `room`: bytes of the buffer. Returns the bytes copied.
+ * `room`: bytes of the buffer. Returns the bytes copied; fewer if memory behind a mapping has gone.
  */
 PV_EXPORT uint64_t pv_memory_copy(const struct pv_memory *memory, const uint64_t *runs, uint64_t count,
 				  uint8_t *buffer, uint64_t room, uint32_t to_guest)
 {
 	uint64_t done = 0;
 
+	pv_guard_install();
 	for (uint64_t i = 0; i < count; i++) {
 		uint64_t gpa = runs[2 * i], left = runs[2 * i + 1];
 
 		while (left) {
 			const struct piece *piece = piece_at(memory, gpa);
-			uint64_t size;
+			uint64_t size, copied;
+			uint8_t *host;
 
 			if (!piece)
 				return done;
@@ -104,11 +134,12 @@ PV_EXPORT uint64_t pv_memory_copy(const struct pv_memory *memory, const uint64_t
 			size = left < size ? left : size;
 			if (size > room - done)
 				return done;
-			if (to_guest)
-				memcpy(piece->host + (gpa - piece->first), buffer + done, size);
-			else
-				memcpy(buffer + done, piece->host + (gpa - piece->first), size);
-			done += size;
+			host = piece->host + (gpa - piece->first);
+			copied = to_guest ? pv_copy(host, buffer + done, size) :
+					    pv_copy(buffer + done, host, size);
+			done += copied;
+			if (copied < size)
+				return done;
 			gpa += size;
 			left -= size;
 		}
