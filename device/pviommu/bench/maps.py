@@ -66,9 +66,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = "Exit status: 0 everything was measured, whether bars are met or not; 2 usage; 3 it was not."
     parser.add_argument("--core", choices=("native", "python", "both"), default="both", help="implementation")
     parser.add_argument(
-        "--ranges", metavar="N", type=int, default=_MOST, help="ranges (%(default)s, the most there are)"
+        "--ranges", metavar="N", type=int, default=_MOST, help="ranges; at most, and by default: %(default)s"
     )
-    parser.add_argument("--json", metavar="FILE", help="write all figures as JSON; - is standard output")
+    parser.add_argument(
+        "--json", metavar="FILE", help="write all figures as JSON; - is standard output; default: do not"
+    )
 
 
 def main(args: argparse.Namespace, *, out: TextIO | None = None, program: Sequence[str] = PROGRAM) -> int:
