@@ -39,8 +39,8 @@ class Inputs(Protocol):
     def pread(self, fd: int, length: int, offset: int) -> bytes:
         """``length`` bytes of a file that is not safe to map; fewer if it has become shorter."""
 
-    def receive(self, sock: socket.socket) -> tuple[bytes, list[int]] | None:
-        """What a socket has to give, with its file descriptors; ``None`` at its end."""
+    def receive(self, sock: socket.socket, size: int) -> tuple[bytes, list[int]] | None:
+        """What a socket has to give, at most ``size`` bytes, with its file descriptors; ``None`` at its end."""
 
     def wait(self, poller: select.epoll, timeout_ms: float) -> Sequence[tuple[int, int]]:
         """The descriptors that are ready: ``(fd, events)`` pairs, after at most ``timeout_ms`` (-1: no limit)."""

@@ -17,6 +17,7 @@ from types import FrameType
 from vfio_user import Session, State, transport
 from vfio_user.transport import Flush
 
+from .fairness import Fairness
 from .inputs import Inputs
 from .iommu.function import STOPPED_NS
 from .iommu.ring_core import Poll
@@ -34,6 +35,13 @@ SOCKET_TURNS = 16
 """Turns of a busy loop between two looks at the sockets, if they are short."""
 LOOK_NS = 1_000_000
 """Longest time between two looks at the sockets, to which the turn in progress is added."""
+SOCKETS_NS = 1_000_000
+"""A look at the sockets ends with the request, or the step of one, that takes it past this."""
+AFTER_STOP_NS = 5_000_000
+"""The same of the looks that precede all work after the process was stopped."""
+_CHUNK, _LARGEST_CHUNK = 4 << 10, 64 << 10
+"""Most bytes that are read from a client at a time, whose messages all wait from then on; but of one large message
+more."""
 _READABLE = select.EPOLLIN | select.EPOLLHUP | select.EPOLLERR
 _CREDENTIALS = struct.Struct("3i")
 
@@ -46,6 +54,11 @@ class _Connection:
         self.function = function
         self.session = Session(function)
         self.events = select.EPOLLIN
+
+    @property
+    def has_more(self) -> bool:
+        """Whether the session can go on without anything from the client."""
+        return self.session.paused and not self.session.outgoing
 
     @property
     def wanted_events(self) -> int:
@@ -113,6 +126,9 @@ class Server:
         self._functions = {function.name: function for function in machine.functions()}
         self._listeners: dict[int, tuple[socket.socket, PciFunction]] = {}
         self._connections: dict[int, _Connection] = {}
+        self._fairness: Fairness[int] = Fairness()
+        self._unfinished: set[int] = set()
+        """connections whose requests had to wait for a turn of others"""
         self._stopping = False
         self._armed = False
         self._looked_at = self._turned_at = inputs.now_ns()
@@ -170,11 +186,18 @@ class Server:
 
     def turn(self, *, look_at_sockets: bool = True) -> None:
         """One turn: work; look at sockets or sleep."""
-        look_at_sockets |= self._machine.iommu.has_core  # whose turns are long
-        if self._inputs.now_ns() - self._turned_at > STOPPED_NS:
-            self._serve_sockets(0)  # before any DMA: a guest that gave the IOMMU up has reset it
+        look_at_sockets |= self._machine.iommu.has_core or bool(self._unfinished)  # turns with a core are long
+        now = self._inputs.now_ns()
+        if now - self._turned_at > STOPPED_NS:
+            self._catch_up(now + AFTER_STOP_NS)
         self._turn(look_at_sockets)
         self._turned_at = self._inputs.now_ns()
+
+    def _catch_up(self, deadline_ns: int) -> None:
+        """Serve the sockets before there is any DMA: a guest that gave the IOMMU up has reset it."""
+        self._serve_sockets(0)
+        while self._unfinished and self._inputs.now_ns() < deadline_ns:
+            self._serve_sockets(0)
 
     def _turn(self, look_at_sockets: bool) -> None:
         iommu = self._machine.iommu
@@ -182,7 +205,7 @@ class Server:
         now = self._inputs.now_ns()
         self._learn(now, worked)
         left = self._pace.left_ns(now)
-        if left and iommu.has_core and not self._armed and not self._machine.endpoints_busy:
+        if left and iommu.has_core and not (self._armed or self._machine.endpoints_busy or self._unfinished):
             worked |= iommu.spin(Poll(CORE_SPIN_NS, left, self._pace.window_ns, self._poller.fileno()))
             now = self._inputs.now_ns()
             self._learn(now, worked)
@@ -238,12 +261,24 @@ class Server:
     # -- sockets ----------------------------------------------------------------------------------------------------
 
     def _serve_sockets(self, timeout_ms: float) -> None:
-        for fd, events in self._inputs.wait(self._poller, timeout_ms):
-            self._armed = False  # a ring may have been turned on, or its doorbell rung
+        """Serve whoever is ready, until :data:`SOCKETS_NS` are over. The next look finds those that are left."""
+        ready = dict.fromkeys(self._unfinished, 0)
+        ready.update(self._inputs.wait(self._poller, 0 if ready else timeout_ms))
+        if not ready:
+            return
+        self._armed = False  # a ring may have been turned on, or its doorbell rung
+        begun = self._inputs.now_ns()
+        deadline = begun + SOCKETS_NS
+        for fd in self._fairness.order(ready) if len(ready) > 1 else ready:
             if fd in self._connections:
-                self._serve(self._connections[fd], events)
+                self._serve(self._connections[fd], ready[fd], deadline)
             elif fd in self._listeners:
                 self._accept(*self._listeners[fd])
+            now = self._inputs.now_ns()
+            self._fairness.charge(fd, now - begun)
+            begun = now
+            if now > deadline or self._stopping:
+                break
 
     def _accept(self, listener: socket.socket, function: PciFunction) -> None:
         sock = transport.accept(listener)
@@ -289,28 +324,41 @@ class Server:
             connection.session.eof()
             self._close(connection)
 
-    def _serve(self, connection: _Connection, events: int) -> None:
+    def _serve(self, connection: _Connection, events: int, deadline_ns: int) -> None:
         session = connection.session
-        if events & _READABLE and not session.paused:
-            received = self._inputs.receive(connection.sock)
+
+        def may_go_on() -> bool:
+            return self._inputs.now_ns() <= deadline_ns and not self._stopping
+
+        if connection.has_more:
+            session.resume(may_go_on)
+        elif events & _READABLE and not session.paused:
+            received = self._inputs.receive(connection.sock, min(max(session.wanted, _CHUNK), _LARGEST_CHUNK))
             if received is None:
                 session.eof()
             else:
-                session.receive(*received)
+                session.receive(*received, may_go_on)
         if session.outgoing and transport.flush(connection.sock, session.outgoing) is Flush.CLOSED:
             session.eof()
-        while session.paused and not session.outgoing:
-            session.resume()
+        while connection.has_more and may_go_on():
+            session.resume(may_go_on)
             if transport.flush(connection.sock, session.outgoing) is Flush.CLOSED:
                 session.eof()
         if session.state is State.CLOSED:
             self._close(connection)
-        elif connection.events != connection.wanted_events:
+            return
+        if connection.has_more:
+            self._unfinished.add(connection.sock.fileno())
+        else:
+            self._unfinished.discard(connection.sock.fileno())
+        if connection.events != connection.wanted_events:
             connection.events = connection.wanted_events
             self._poller.modify(connection.sock, connection.events)
 
     def _close(self, connection: _Connection) -> None:
         del self._connections[connection.sock.fileno()]
+        self._unfinished.discard(connection.sock.fileno())
+        self._fairness.forget(connection.sock.fileno())
         self._poller.unregister(connection.sock)
         connection.sock.close()
         log.info(
