@@ -9,13 +9,18 @@ from dataclasses import dataclass, field
 from . import endpoints
 from .endpoints.endpoint import Endpoint
 from .engine import PAGE_SHIFT
+from .fairness import Fairness
 from .iommu.function import PvIommu
+from .iommu.patience import DmaPendingError
 from .iommu.ring_core import DeviceCore
 from .pci.function import Environment, PciFunction
 from .topology import Topology
 from .windows import Window, Windows
 
-__all__ = ["Machine", "endpoint_class"]
+__all__ = ["ENDPOINTS_NS", "Machine", "endpoint_class"]
+
+ENDPOINTS_NS = 1_000_000
+"""The endpoints' part of a turn ends with the step that takes it past this. The next turn goes on with others."""
 
 
 def endpoint_class(kind: str) -> type[Endpoint]:
@@ -37,6 +42,9 @@ class Machine:
     """the endpoints' BARs, for their DMA"""
 
     def __post_init__(self) -> None:
+        self._inputs = self.iommu.inputs
+        self._fairness: Fairness[Endpoint] = Fairness()
+        self._turns = list(self.endpoints.values())
         for endpoint in self.endpoints.values():
             endpoint.memory.windows = self.windows
             endpoint.on_bars = self._follow_bars
@@ -68,14 +76,43 @@ class Machine:
         yield from self.endpoints.values()
 
     def work(self) -> bool:
-        """One bounded step of everything that has something to do. Whether anything had."""
+        """One bounded step of the rings, and of the endpoints that have something to do as far as there is time; those
+        that used least come first. Whether there was anything to do.
+        """
         done = self.iommu.work()
+        self.endpoints_busy = self._work_endpoints()
+        return done or self.endpoints_busy
+
+    def _work_endpoints(self) -> bool:
+        begun = self._inputs.now_ns()
+        deadline = begun + ENDPOINTS_NS
+        if not self._deliver(deadline):
+            return True
         busy = False
-        for endpoint in self.endpoints.values():
-            busy |= endpoint.work()
-            self.windows.deliver()
-        self.endpoints_busy = busy
-        return done or busy
+        for endpoint in self._turns:
+            if not self._work(endpoint):
+                continue
+            busy = True
+            is_delivered = self._deliver(deadline)
+            now = self._inputs.now_ns()
+            self._fairness.charge(endpoint, now - begun)
+            begun = now
+            if not is_delivered or now > deadline:
+                break
+        if busy:
+            self._turns = self._fairness.order(self._turns)
+        return busy
+
+    @staticmethod
+    def _work(endpoint: Endpoint) -> bool:
+        try:
+            return endpoint.work()
+        except DmaPendingError:  # its request is still there
+            return True
+
+    def _deliver(self, deadline_ns: int) -> bool:
+        """Write registers that DMA has written to. Whether all are written: before that no endpoint does anything."""
+        return self.windows.deliver(lambda: self._inputs.now_ns() <= deadline_ns)
 
     def close(self) -> None:
         """Give everything back."""

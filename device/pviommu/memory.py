@@ -13,8 +13,8 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -35,6 +35,7 @@ MAX_MAPPINGS = 65535
 MAX_MAPPING_SIZE = 8 << 40
 PROBED_SIZE = 1 << 20
 """Bytes of each RAM range that are looked at to tell whether the guest uses it."""
+_ZEROS = bytes(PROBED_SIZE)
 
 
 class GuestMemoryError(Exception):
@@ -272,20 +273,41 @@ class GuestMemory:
                 ranges.append((mapping.address, mapping.end - 1))
         return ranges
 
-    def is_used_by_guest(self) -> bool:
+    def is_used_by_guest(self, step_ns: int) -> Generator[None, None, bool]:
         """Whether there is anything but zeros at the start of some RAM range, where a running guest has written
-        long ago.
+        long ago; also if there is no range at all. Yields each time that ``step_ns`` are over.
 
         There is nothing if the hypervisor gave away files of which it uses private copies. What the files take
-        of the disk does not tell: reading a hole through a private map fills it with zeros.
+        of the disk does not tell: reading a hole through a private map fills it with zeros. So the files are read, not
+        their shared maps: a look must not fill holes either.
         """
-        for first, last in self.ram_ranges():
-            try:
-                if self.read([(first, min(PROBED_SIZE, last + 1 - first))]).strip(b"\0"):
+        if not self._mappings:
+            return True
+        deadline = self._inputs.now_ns() + step_ns
+        next_start, end, left = 0, -1, 0
+        while (place := bisect_left(self._starts, next_start)) < len(self._mappings):  # they may change between steps
+            mapping = self._mappings[place]
+            next_start = mapping.address + 1
+            if mapping.is_ram:
+                if mapping.address != end:
+                    left = PROBED_SIZE
+                end, length = mapping.end, min(left, mapping.size)
+                left -= length
+                if length and self._holds_data(mapping, length):
                     return True
-            except GuestMemoryError:
-                continue
+            if self._inputs.now_ns() > deadline:
+                yield
+                deadline = self._inputs.now_ns() + step_ns
         return False
+
+    def _holds_data(self, mapping: Mapping, length: int) -> bool:
+        """Whether there is anything but zeros in the first bytes of a range."""
+        if mapping.file is None:
+            return False
+        try:
+            return not _ZEROS.startswith(self._inputs.pread(mapping.file.fd, length, mapping.offset))
+        except OSError:
+            return False
 
     # -- access -----------------------------------------------------------------------------------------------------
 
@@ -327,10 +349,17 @@ class GuestMemory:
 
     def check(self, runs: Sequence[tuple[int, int]]) -> None:
         """Raise :class:`GuestMemoryError` if part of ``runs`` is not RAM."""
+        count, first = self.find_registers(runs)
+        _check_registers(count, first, MAX_REGISTER_BYTES)
+
+    def find_registers(self, runs: Sequence[tuple[int, int]]) -> tuple[int, int]:
+        """Bytes of registers among ``runs``, and the GPA of the first. Raises :class:`GuestMemoryError` if part of
+        them is neither RAM nor in a BAR.
+        """
         copier = self._copier_for(runs)
         if copier and isinstance(runs, PackedRuns) and copier.has(runs):
-            return
-        self._pieces_of(runs, MAX_REGISTER_BYTES)
+            return 0, 0
+        return _registers([piece for gpa, length in runs for piece in self._pieces(gpa, length)])
 
     def _copier_for(self, runs: Sequence[tuple[int, int]]) -> Copier | None:
         """The copier, if it can do anything with ``runs``; it has been told what is mapped."""
@@ -348,9 +377,7 @@ class GuestMemory:
     def _pieces_of(self, runs: Sequence[tuple[int, int]], register_bytes: int) -> list[_Piece | _PeerPiece]:
         """All of ``runs``; no more than ``register_bytes`` of them may be registers."""
         pieces = [piece for gpa, length in runs for piece in self._pieces(gpa, length)]
-        registers = [piece for piece in pieces if isinstance(piece, _PeerPiece) and not piece.place.window.is_memory]
-        if sum(piece.length for piece in registers) > register_bytes:
-            raise AbortedAccessError(registers[0].gpa, f"more than {MAX_REGISTER_BYTES} bytes of registers at once")
+        _check_registers(*_registers(pieces), register_bytes)
         return pieces
 
     def _peer_piece(self, gpa: int, end: int, next_mapping: int) -> _PeerPiece:
@@ -414,6 +441,17 @@ class GuestMemory:
                 done += os.pwrite(file.fd, data[done:], offset + done)
             except OSError as error:
                 raise GuestMemoryError(gpa + done, f"its file cannot be written: {error.strerror}") from error
+
+
+def _registers(pieces: Iterable[_Piece | _PeerPiece]) -> tuple[int, int]:
+    """Bytes of registers, and the GPA of the first."""
+    found = [piece for piece in pieces if isinstance(piece, _PeerPiece) and not piece.place.window.is_memory]
+    return sum(piece.length for piece in found), found[0].gpa if found else 0
+
+
+def _check_registers(count: int, first: int, most: int) -> None:
+    if count > most:
+        raise AbortedAccessError(first, f"more than {MAX_REGISTER_BYTES} bytes of registers at once")
 
 
 def _range(mapping: Mapping | DmaMapping) -> str:

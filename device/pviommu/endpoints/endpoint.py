@@ -29,7 +29,11 @@ class Endpoint(PciFunction):
         self.memory.belongs_with(iommu.memory)
 
     def work(self) -> bool:
-        """Do one bounded step of what is queued. Whether there was anything."""
+        """Do one bounded step of what is queued, a millisecond at most. Whether there was anything.
+
+        :class:`.dma.DmaPendingError`, which any DMA may raise, may be let through if the request stays queued: nothing
+        of it has happened, and this is called again.
+        """
         return False
 
     def cancel_dma(self) -> None:
@@ -39,6 +43,7 @@ class Endpoint(PciFunction):
         """Registers and queues as at power-on."""
 
     def on_reset(self) -> None:
+        self.dma.give_up()
         self.reset_device()
         self._iommu.unblock(self.stream)
 
