@@ -18,6 +18,7 @@ _COMMANDS = {
     "doctor": ("pviommu.lab.doctor", "say what this machine can run and what is missing"),
     "bench engine": ("pviommu.bench.engine", "measure engine, rings and DMA in one process"),
     "bench ring": ("pviommu.bench.ring", "measure round trips to a server, and what it costs while idle"),
+    "bench delays": ("pviommu.bench.delays", "measure how long others wait while a client or guest abuses the server"),
     "bench peers": ("pviommu.bench.peers", "measure it beside QEMU's own IOMMUs"),
     "bench report": ("pviommu.bench.report", "put measured figures into a document"),
     "build-core": ("pviommu.native.build", "compile the native core, which makes the device fast"),
