@@ -28,6 +28,9 @@ class Inputs(Protocol):
     def now_ns(self) -> int:
         """The time."""
 
+    def worked_ns(self) -> int:
+        """Processor time of this thread, which unlike the time does not go on while others have the processor."""
+
     def word(self, words: memoryview, index: int) -> int:
         """The 32-bit word ``index`` of shared memory (``words`` has format ``I``), read once."""
 
@@ -50,6 +53,7 @@ class LiveInputs:
     """The real world."""
 
     now_ns = staticmethod(time.monotonic_ns)
+    worked_ns = staticmethod(time.thread_time_ns)
     pread = staticmethod(os.pread)
     receive = staticmethod(transport.receive)
     copy = staticmethod(bytes)

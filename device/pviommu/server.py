@@ -267,17 +267,16 @@ class Server:
         if not ready:
             return
         self._armed = False  # a ring may have been turned on, or its doorbell rung
-        begun = self._inputs.now_ns()
-        deadline = begun + SOCKETS_NS
+        deadline = self._inputs.now_ns() + SOCKETS_NS
+        worked = self._inputs.worked_ns()
         for fd in self._fairness.order(ready) if len(ready) > 1 else ready:
             if fd in self._connections:
                 self._serve(self._connections[fd], ready[fd], deadline)
             elif fd in self._listeners:
                 self._accept(*self._listeners[fd])
-            now = self._inputs.now_ns()
-            self._fairness.charge(fd, now - begun)
-            begun = now
-            if now > deadline or self._stopping:
+            before, worked = worked, self._inputs.worked_ns()
+            self._fairness.charge(fd, worked - before)
+            if self._inputs.now_ns() > deadline or self._stopping:
                 break
 
     def _accept(self, listener: socket.socket, function: PciFunction) -> None:

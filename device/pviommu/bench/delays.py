@@ -6,7 +6,7 @@ import argparse
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -60,9 +60,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``pviommu bench delays``."""
     parser.description = (
         "Start the server, abuse it as a hostile guest and hostile clients do, one way at a time, and measure how long "
-        "an honest operation takes meanwhile: an operation of ring 0, a read of a register, DMA of another function; by "
-        "the clock, and in processor time of the server, which a busy host does not falsify. Then how long SIGTERM takes. "
-        "The longest time of each is shown."
+        "an honest operation takes meanwhile: an operation of ring 0, a read of a register, DMA of another function; "
+        "by the clock, and in processor time of the server, which a busy host does not falsify; then how long SIGTERM "
+        "takes. The longest time of each is shown."
     )
     parser.epilog = "Exit status: 0 everything was measured, whether bars are met or not; 2 usage; 3 it was not."
     parser.add_argument(
@@ -114,8 +114,9 @@ def _chosen(names: Sequence[str] | None) -> list[type[Abuse]]:
 
 def _measure(kind: type[Abuse], engines: int, rounds: int, program: Sequence[str], options: Sequence[str]) -> Found:
     found = Found(kind.name)
-    with _scene(kind, engines, program, options) as (server, scene, abuse):
-        honest = _Honest(scene, server.pid)
+    with ExitStack() as stack:
+        server, scene, abuse = stack.enter_context(_scene(kind, engines, program, options))
+        honest = stack.enter_context(closing(_Honest(scene, server.pid)))
         for name in OPERATIONS if kind.leaves_ring_0 else OPERATIONS[1:]:
             found.delays[name] = delay = Delay()
             honest.take(name)  # what is done for the first time takes longer
@@ -153,6 +154,11 @@ class _Honest:
         self._scene = scene
         self._pid = pid
         self._ring = scene.guest.use(PythonMechanism()) if scene.guest else None
+
+    def close(self) -> None:
+        """Let go of the ring's memory."""
+        if self._ring:
+            self._ring.close()
 
     def take(self, name: str) -> tuple[int, int]:
         """Do it once: nanoseconds by the clock, and of the server's processor time."""

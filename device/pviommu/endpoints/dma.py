@@ -28,7 +28,7 @@ __all__ = [
     "Translator",
 ]
 
-PIECE_SPANS = 16
+PIECE_SPANS = 8
 PIECE_BYTES = 64 << 10
 """What a request in steps does at once. One that is no larger is carried out in one step."""
 _REGISTER_SPANS = 64
@@ -256,7 +256,7 @@ class DmaPort:
 
     # -- in steps ---------------------------------------------------------------------------------------------------
 
-    def read_in_steps(self, spans: Sequence[Span]) -> DmaSteps[bytes]:
+    def read_in_steps(self, spans: Sequence[Span]) -> DmaSteps[bytes | bytearray]:
         """The bytes of ``spans``, one after the other."""
         if _is_short(spans):
             return (yield from _patiently(partial(self.read, spans)))
@@ -311,18 +311,21 @@ class DmaPort:
                 raise self._refused_at(*found.first)
         self._counters.dma_requests += len(requests)
 
-    def _gather(self, spans: Sequence[Span]) -> DmaSteps[bytes]:
-        parts = []
+    def _gather(self, spans: Sequence[Span]) -> DmaSteps[bytearray]:
+        data = bytearray(sum(length for _, length in spans))
+        position = 0
         for piece in _pieces(spans):
-            parts.append((yield from _patiently(partial(self._read_piece, piece))))
+            part = yield from _patiently(partial(self._read_piece, piece))
+            data[position : position + len(part)] = part
+            position += len(part)
             yield True
-        return b"".join(parts)
+        return data
 
     def _read_piece(self, spans: Sequence[Span]) -> bytes:
         [plan] = self._plan([(spans, Access.READ)])
         return self.read_plan(plan)
 
-    def _scatter(self, spans: Sequence[Span], data: bytes | memoryview) -> DmaSteps[None]:
+    def _scatter(self, spans: Sequence[Span], data: bytes | bytearray | memoryview) -> DmaSteps[None]:
         """Registers come last, as in any request: what is written to them may start something that needs the rest."""
         registers: list[tuple[Span, memoryview]] = []
         rest = memoryview(data)

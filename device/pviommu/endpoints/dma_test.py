@@ -13,7 +13,7 @@ from pviommu_abi.registers import DMA_TEST_DEVICE_ID, OTHER_SYSTEM_CLASS, VENDOR
 from ..iommu.function import PvIommu
 from ..pci.config_space import Identity
 from ..pci.function import Environment
-from .dma import PIECE_BYTES, DmaRefusedError, DmaSteps, Span
+from .dma import PIECE_BYTES, PIECE_SPANS, DmaRefusedError, DmaSteps, Span
 from .endpoint import Endpoint
 
 __all__ = ["DmaTestEngine"]
@@ -23,8 +23,9 @@ _KNOWN_FLAGS = int(DescriptorFlags.SRC_SG | DescriptorFlags.DST_SG | DescriptorF
 _STATUS = Descriptor.offset_of("status")
 _INTERRUPT = int(DescriptorFlags.INTERRUPT)
 _FLAGS = Descriptor.offset_of("flags")
-STEP_NS = 500_000
-"""A step ends with the piece of a descriptor that takes it past this."""
+_ADDRESS, _LENGTH = SgEntry.offset_of("address"), SgEntry.offset_of("length")
+STEP_NS = 100_000
+"""A step ends with the piece of a descriptor that takes it past this: there may be many engines."""
 
 
 class InvalidDescriptorError(Exception):
@@ -72,6 +73,10 @@ class DmaTestEngine(Endpoint):
     def _queued(self) -> int:
         return (self._bar["PRODUCER"] - self._bar["CONSUMER"]) & _MASK
 
+    @property
+    def is_in_progress(self) -> bool:
+        return self._running is not None
+
     def work(self) -> bool:
         """Carry out one descriptor, or as much of it as a step has time for."""
         if not self._queued() or not self._bar["CONTROL"] & Control.ENABLE:
@@ -109,7 +114,9 @@ class DmaTestEngine(Endpoint):
             raise InvalidDescriptorError
         if not 1 <= descriptor.length <= abi.MAX_LENGTH:
             raise InvalidDescriptorError
-        return operation(descriptor)
+        if _is_long(descriptor):
+            yield False  # those of other engines that are not come first
+        return (yield from operation(descriptor))
 
     def _place(self) -> int:
         """Offset in shared memory of the next descriptor to finish."""
@@ -158,10 +165,11 @@ class DmaTestEngine(Endpoint):
             raise InvalidDescriptorError
         start = abi.SG_OFFSET + first * SgEntry.SIZE
         table = self.inputs.copy(self.shared.view[start : start + count * SgEntry.SIZE])
-        spans = [(iova, length) for iova, length, _ in SgEntry.STRUCT.iter_unpack(table)]
-        if any(length == 0 for _, length in spans) or sum(length for _, length in spans) != descriptor.length:
+        addresses = memoryview(table).cast("Q")[_ADDRESS // 8 :: SgEntry.SIZE // 8].tolist()
+        lengths = memoryview(table).cast("I")[_LENGTH // 4 :: SgEntry.SIZE // 4].tolist()
+        if 0 in lengths or sum(lengths) != descriptor.length:
             raise InvalidDescriptorError
-        return spans
+        return list(zip(addresses, lengths, strict=True))
 
     def _source(self, descriptor: Descriptor) -> list[Span]:
         return self._spans(descriptor, descriptor.src, DescriptorFlags.SRC_SG)
@@ -197,7 +205,17 @@ class DmaTestEngine(Endpoint):
         return replace(descriptor, status=DescriptorStatus.DONE)
 
 
-def _first_difference(data: bytes, expected: bytes) -> int | None:
+def _is_long(descriptor: Descriptor) -> bool:
+    """Whether it takes several steps."""
+    lists = (
+        address >> 32
+        for address, flag in ((descriptor.src, DescriptorFlags.SRC_SG), (descriptor.dst, DescriptorFlags.DST_SG))
+        if descriptor.flags & flag
+    )
+    return descriptor.length > PIECE_BYTES or max(lists, default=1) > PIECE_SPANS
+
+
+def _first_difference(data: bytes | bytearray, expected: bytes) -> int | None:
     """Where ``data`` is not as the beginning of ``expected``."""
     if expected.startswith(data):
         return None

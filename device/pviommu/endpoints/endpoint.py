@@ -28,8 +28,13 @@ class Endpoint(PciFunction):
         iommu.add_endpoint(stream, self)
         self.memory.belongs_with(iommu.memory)
 
+    @property
+    def is_in_progress(self) -> bool:
+        """Whether a request has begun that takes several steps. Those of other endpoints that begin come first then."""
+        return False
+
     def work(self) -> bool:
-        """Do one bounded step of what is queued, a millisecond at most. Whether there was anything.
+        """Do one bounded step of what is queued, a tenth of a millisecond or so. Whether there was anything.
 
         :class:`.dma.DmaPendingError`, which any DMA may raise, may be let through if the request stays queued: nothing
         of it has happened, and this is called again.
