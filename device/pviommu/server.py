@@ -264,6 +264,8 @@ class Server:
         """Serve whoever is ready, until :data:`SOCKETS_NS` are over. The next look finds those that are left."""
         ready = dict.fromkeys(self._unfinished, 0)
         ready.update(self._inputs.wait(self._poller, 0 if ready else timeout_ms))
+        if timeout_ms:
+            self._machine.iommu.rested()
         if not ready:
             return
         self._armed = False  # a ring may have been turned on, or its doorbell rung

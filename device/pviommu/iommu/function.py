@@ -114,9 +114,9 @@ class PvIommu(PciFunction):
         own = OwnOperations(self.engine, self.bindings, self.events, batch, self.counters)
         self._executor = Executor(self.rings, own, environment, self._reporter, ring_core)
         self._status = Status(0)
-        self._translated_at = self.inputs.now_ns()
+        self._worked_at = self.inputs.now_ns()
         self._missed: Backlog | None = None
-        """what the rings held when there was DMA again after a while"""
+        """what the rings held when the process went on after a stop"""
         for register, value in (
             ("MAGIC", abi.MAGIC),
             ("VERSION", abi.ABI_VERSION),
@@ -344,7 +344,18 @@ class PvIommu(PciFunction):
 
     def work(self) -> bool:
         """Execute a bounded number of slots of each ring. Whether there were any."""
+        self._look_for_stop()
         return self._executor.work()
+
+    def rested(self) -> None:
+        """The loop has slept: that was no stop of the process."""
+        self._worked_at = self.inputs.now_ns()
+
+    def _look_for_stop(self) -> None:
+        now = self.inputs.now_ns()
+        if now - self._worked_at > STOPPED_NS:
+            self._missed = self._executor.backlog()
+        self._worked_at = now
 
     def make_copier(self) -> Copier | None:
         """What copies to and from the memory of one endpoint's connection, if the core has it."""
@@ -390,15 +401,12 @@ class PvIommu(PciFunction):
         self, stream: int, iova: int, length: int, access: Access, patience: Patience
     ) -> Sequence[Run] | Fault:
         """Where DMA goes, or why not. A refusal is only believed after all rings are drained: the map may be on
-        its way. They are drained first if it has been a while: the process may have been stopped, and the guest have
-        given it up and unmapped what DMA in progress goes to. ``patience`` is that of the request.
+        its way. They are drained first if the process was stopped meanwhile: the guest may have given it up and
+        unmapped what DMA in progress goes to. ``patience`` is that of the request.
 
         Raises :class:`DmaPendingError` if draining takes longer than a turn has time for.
         """
-        now = self.inputs.now_ns()
-        if now - self._translated_at > STOPPED_NS:
-            self._missed = self._executor.backlog()
-        self._translated_at = now
+        self._look_for_stop()
         if self._missed is not None:
             self._drain(self._missed)
             self._missed = None
