@@ -60,9 +60,9 @@ __all__ = ["IommuConfig", "PvIommu", "TranslatedEndpoint"]
 
 log = logging.getLogger(__name__)
 
-STOPPED_NS = 50_000_000
+STOPPED_NS = 200_000_000
 """A process that did nothing for so long may have been stopped, and the guest have given the device up and be using
-again what it unmapped. A driver waits far longer before it does that."""
+again what it unmapped. A driver waits longer before it does that. A busy host may take the processor away for less."""
 LOOK_NS = 1_000_000
 """How long a look for memory that the guest uses goes on before others have a turn."""
 FEATURES = int(Feature.PROFILE_XEN_2024 | Feature.POSTED | Feature.PROFILE_XEN_V7 | Feature.BATCH_2014)
