@@ -24,6 +24,7 @@ COMMANDS = {
     "bench engine": ("pviommu.bench.engine", "measure engine, rings and DMA in one process"),
     "bench ring": ("pviommu.bench.ring", "measure round trips to a server, and what it costs while idle"),
     "bench maps": ("pviommu.bench.maps", "measure what a range of guest memory costs, up to 65535 of them"),
+    "bench delays": ("pviommu.bench.delays", "measure how long others wait while a client or guest abuses the server"),
     "bench peers": ("pviommu.bench.peers", "measure it beside QEMU's own IOMMUs"),
     "bench report": ("pviommu.bench.report", "put measured figures into a document"),
     "build-core": ("pviommu.native.build", "compile the native core, which makes the device fast"),

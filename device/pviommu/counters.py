@@ -30,8 +30,8 @@ class Counters:
     config_accesses: int = 0
     doorbells: int = 0
     interrupts: int = 0
-    drains_cut_short: int = 0
-    """times that DMA was refused, or a reset done, though rings held more than half a second's work"""
+    drains_continued: int = 0
+    """times that DMA or a reset had to wait for a later turn, since rings held more work than one has time for"""
     sleeps: int = 0
     """times the loop slept, its doorbells armed"""
     naps: int = 0

@@ -28,6 +28,9 @@ class Inputs(Protocol):
     def now_ns(self) -> int:
         """The time."""
 
+    def worked_ns(self) -> int:
+        """Processor time of this thread, which unlike the time does not go on while others have the processor."""
+
     def word(self, words: memoryview, index: int) -> int:
         """The 32-bit word ``index`` of shared memory (``words`` has format ``I``), read once."""
 
@@ -39,8 +42,8 @@ class Inputs(Protocol):
     def pread(self, fd: int, length: int, offset: int) -> bytes:
         """``length`` bytes of a file that is not safe to map; fewer if it has become shorter."""
 
-    def receive(self, sock: socket.socket) -> tuple[bytes, list[int]] | None:
-        """What a socket has to give, with its file descriptors; ``None`` at its end."""
+    def receive(self, sock: socket.socket, size: int) -> tuple[bytes, list[int]] | None:
+        """What a socket has to give, at most ``size`` bytes, with its file descriptors; ``None`` at its end."""
 
     def wait(self, poller: select.epoll, timeout_ms: float) -> Sequence[tuple[int, int]]:
         """The descriptors that are ready: ``(fd, events)`` pairs, after at most ``timeout_ms`` (-1: no limit)."""
@@ -50,6 +53,7 @@ class LiveInputs:
     """The real world."""
 
     now_ns = staticmethod(time.monotonic_ns)
+    worked_ns = staticmethod(time.thread_time_ns)
     pread = staticmethod(os.pread)
     receive = staticmethod(transport.receive)
     copy = staticmethod(bytes)

@@ -9,13 +9,17 @@ from dataclasses import dataclass, field
 from . import endpoints
 from .endpoints.endpoint import Endpoint
 from .engine import PAGE_SHIFT
+from .fairness import Fairness
 from .iommu.function import PvIommu
 from .iommu.ring_core import DeviceCore
 from .pci.function import Environment, PciFunction
 from .topology import Topology
 from .windows import Window, Windows
 
-__all__ = ["Machine", "endpoint_class"]
+__all__ = ["ENDPOINTS_NS", "Machine", "endpoint_class"]
+
+ENDPOINTS_NS = 1_000_000
+"""The endpoints' part of a turn ends with the step that takes it past this. The next turn goes on with others."""
 
 
 def endpoint_class(kind: str) -> type[Endpoint]:
@@ -37,6 +41,9 @@ class Machine:
     """the endpoints' BARs, for their DMA"""
 
     def __post_init__(self) -> None:
+        self._inputs = self.iommu.inputs
+        self._fairness: Fairness[Endpoint] = Fairness()
+        self._turns = list(self.endpoints.values())
         for endpoint in self.endpoints.values():
             endpoint.memory.windows = self.windows
             endpoint.on_bars = self._follow_bars
@@ -70,14 +77,48 @@ class Machine:
         yield from self.endpoints.values()
 
     def work(self) -> bool:
-        """One bounded step of everything that has something to do. Whether anything had."""
+        """One bounded step of the rings, and of the endpoints that have something to do as far as there is time; those
+        that used least come first. Whether there was anything to do.
+        """
         done = self.iommu.work()
+        self.endpoints_busy = self._work_endpoints()
+        return done or self.endpoints_busy
+
+    def _work_endpoints(self) -> bool:
+        """Requests that begin come before those that are in progress, which have half of the time to themselves."""
+        begun = self._inputs.now_ns()
+        if not self._deliver(begun + ENDPOINTS_NS):
+            return True
+        going_on = [endpoint for endpoint in self._turns if endpoint.goes_on()]
+        if not going_on:
+            return self._work_in_turn(self._turns, begun + ENDPOINTS_NS)
+        beginning = [endpoint for endpoint in self._turns if endpoint not in going_on]
+        self._work_in_turn(beginning, begun + ENDPOINTS_NS // 2)
+        if self._deliver(begun + ENDPOINTS_NS):
+            self._work_in_turn(going_on, begun + ENDPOINTS_NS)
+        return True
+
+    def _work_in_turn(self, endpoints: list[Endpoint], deadline_ns: int) -> bool:
+        """A step of each, until the deadline. Whether there was anything to do; those that used least come first."""
         busy = False
-        for endpoint in self.endpoints.values():
-            busy |= endpoint.step()
-            self.windows.deliver()
-        self.endpoints_busy = busy
-        return done or busy
+        worked = self._inputs.worked_ns() if self.endpoints_busy else None
+        for endpoint in endpoints:
+            if not endpoint.step():
+                continue
+            busy = True
+            is_delivered = self._deliver(deadline_ns)
+            before, worked = worked, self._inputs.worked_ns()
+            # the first step after a while, whose begin is not known, costs nothing
+            self._fairness.charge(endpoint, 0 if before is None else worked - before)
+            if not is_delivered or self._inputs.now_ns() > deadline_ns:
+                break
+        if busy:
+            self._turns = self._fairness.order(self._turns)
+        return busy
+
+    def _deliver(self, deadline_ns: int) -> bool:
+        """Write registers that DMA has written to. Whether all are written: before that no endpoint does anything."""
+        return self.windows.deliver(lambda: self._inputs.now_ns() <= deadline_ns)
 
     def close(self) -> None:
         """Give everything back."""

@@ -16,7 +16,7 @@ import os
 from array import array
 from bisect import bisect_left, bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -41,6 +41,7 @@ MAX_FILES = 1024
 """Files in which one connection's ranges may lie, unless :attr:`GuestMemory.max_files` says otherwise."""
 PROBED_SIZE = 1 << 20
 """Bytes of each RAM range that are looked at to tell whether the guest uses it."""
+_ZEROS = bytes(PROBED_SIZE)
 
 GONE = "its file has become shorter, or the machine has no page for it"
 
@@ -320,20 +321,41 @@ class GuestMemory:
         """RAM as ``(first GPA, last GPA)``, inclusive, merged and in order."""
         return [(first << PAGE_SHIFT, (last + 1 << PAGE_SHIFT) - 1) for first, last in self.ram]
 
-    def is_used_by_guest(self) -> bool:
+    def is_used_by_guest(self, step_ns: int) -> Generator[None, None, bool]:
         """Whether there is anything but zeros at the start of some RAM range, where a running guest has written
-        long ago.
+        long ago; also if there is no range at all. Yields each time that ``step_ns`` are over.
 
         There is nothing if the hypervisor gave away files of which it uses private copies. What the files take
-        of the disk does not tell: reading a hole through a private map fills it with zeros.
+        of the disk does not tell: reading a hole through a private map fills it with zeros. So the files are read, not
+        their shared maps: a look must not fill holes either.
         """
-        for first, last in self.ram_ranges():
-            try:
-                if self.read([(first, min(PROBED_SIZE, last + 1 - first))]).strip(b"\0"):
+        if not self._mappings:
+            return True
+        deadline = self._inputs.now_ns() + step_ns
+        next_start, end, left = 0, -1, 0
+        while (place := bisect_left(self._starts, next_start)) < len(self._mappings):  # they may change between steps
+            mapping = self._mappings[place]
+            next_start = mapping.address + 1
+            if mapping.is_ram:
+                if mapping.address != end:
+                    left = PROBED_SIZE
+                end, length = mapping.end, min(left, mapping.size)
+                left -= length
+                if length and self._holds_data(mapping, length):
                     return True
-            except GuestMemoryError:
-                continue
+            if self._inputs.now_ns() > deadline:
+                yield
+                deadline = self._inputs.now_ns() + step_ns
         return False
+
+    def _holds_data(self, mapping: Mapping, length: int) -> bool:
+        """Whether there is anything but zeros in the first bytes of a range."""
+        if mapping.file is None:
+            return False
+        try:
+            return not _ZEROS.startswith(self._inputs.pread(mapping.file.fd, length, mapping.offset))
+        except OSError:
+            return False
 
     # -- access -----------------------------------------------------------------------------------------------------
 
@@ -373,16 +395,21 @@ class GuestMemory:
 
     def check(self, runs: Sequence[tuple[int, int]]) -> None:
         """Raise :class:`GuestMemoryError` if part of ``runs`` is not RAM."""
+        count, first = self.find_registers(runs)
+        _check_registers(count, first, MAX_REGISTER_BYTES)
+
+    def find_registers(self, runs: Sequence[tuple[int, int]]) -> tuple[int, int]:
+        """Bytes of registers among ``runs``, and the GPA of the first. Raises :class:`GuestMemoryError` if part of
+        them is neither RAM nor in a BAR.
+        """
         if self.copier and isinstance(runs, PackedRuns) and self.copier.has(runs):
-            return
-        self._pieces_of(runs, MAX_REGISTER_BYTES)
+            return 0, 0
+        return _registers([piece for gpa, length in runs for piece in self._pieces(gpa, length)])
 
     def _pieces_of(self, runs: Sequence[tuple[int, int]], register_bytes: int) -> list[_Piece | _PeerPiece]:
         """All of ``runs``; no more than ``register_bytes`` of them may be registers."""
         pieces = [piece for gpa, length in runs for piece in self._pieces(gpa, length)]
-        registers = [piece for piece in pieces if isinstance(piece, _PeerPiece) and not piece.place.window.is_memory]
-        if sum(piece.length for piece in registers) > register_bytes:
-            raise AbortedAccessError(registers[0].gpa, f"more than {MAX_REGISTER_BYTES} bytes of registers at once")
+        _check_registers(*_registers(pieces), register_bytes)
         return pieces
 
     def _peer_piece(self, gpa: int, end: int, next_mapping: int) -> _PeerPiece:
@@ -465,6 +492,17 @@ def _file_of(mapping: Mapping) -> MemoryFile | None:
 def _frames(address: int, size: int) -> tuple[int, int]:
     """(first frame, frames) of whole pages."""
     return address >> PAGE_SHIFT, size >> PAGE_SHIFT
+
+
+def _registers(pieces: Iterable[_Piece | _PeerPiece]) -> tuple[int, int]:
+    """Bytes of registers, and the GPA of the first."""
+    found = [piece for piece in pieces if isinstance(piece, _PeerPiece) and not piece.place.window.is_memory]
+    return sum(piece.length for piece in found), found[0].gpa if found else 0
+
+
+def _check_registers(count: int, first: int, most: int) -> None:
+    if count > most:
+        raise AbortedAccessError(first, f"more than {MAX_REGISTER_BYTES} bytes of registers at once")
 
 
 def _range(mapping: Mapping | DmaMapping) -> str:

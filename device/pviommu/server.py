@@ -19,6 +19,7 @@ from vfio_user import RequestError, Session, State, transport
 from vfio_user.foreign import Closer
 from vfio_user.transport import Flush
 
+from .fairness import Fairness
 from .inputs import Inputs
 from .iommu.function import STOPPED_NS
 from .iommu.ring_core import Poll
@@ -45,6 +46,13 @@ LAST_PATIENCE_S = 0.5
 """How long the end of the process waits for its sockets to be closed, in which lies what clients may have sent."""
 MOST_REFUSED = 8
 """Clients that are refused, and have not yet said anything that this could be the answer to."""
+SOCKETS_NS = 1_000_000
+"""A look at the sockets ends with the request, or the step of one, that takes it past this."""
+AFTER_STOP_NS = 5_000_000
+"""The same of the looks that precede all work after the process was stopped."""
+_CHUNK, _LARGEST_CHUNK = 4 << 10, 64 << 10
+"""Most bytes that are read from a client at a time, whose messages all wait from then on; but of one large message
+more."""
 
 
 class _Connection:
@@ -64,6 +72,11 @@ class _Connection:
     def is_read(self) -> bool:
         """Not while the client does not take its replies, or what was sent before is still being closed."""
         return not self.session.paused and (self.is_refused or not self.closer.busy)
+
+    @property
+    def has_more(self) -> bool:
+        """Whether the session can go on without anything from the client."""
+        return self.session.paused and not self.session.outgoing
 
     @property
     def wanted_events(self) -> int:
@@ -136,6 +149,9 @@ class Server:
         self._listeners = Listeners(
             self._poller, inputs.now_ns, lambda sock, function: self._closers[function.name].close_socket(sock)
         )
+        self._fairness: Fairness[int] = Fairness()
+        self._unfinished: set[int] = set()
+        """connections whose requests had to wait for a turn of others"""
         self._stopping = False
         self._armed = False
         self._looked_at = self._turned_at = inputs.now_ns()
@@ -205,11 +221,18 @@ class Server:
 
     def turn(self, *, look_at_sockets: bool = True) -> None:
         """One turn: work; look at sockets or sleep."""
-        look_at_sockets |= self._machine.iommu.has_core  # whose turns are long
-        if self._inputs.now_ns() - self._turned_at > STOPPED_NS:
-            self._serve_sockets(0)  # before any DMA: a guest that gave the IOMMU up has reset it
+        look_at_sockets |= self._machine.iommu.has_core or bool(self._unfinished)  # turns with a core are long
+        now = self._inputs.now_ns()
+        if now - self._turned_at > STOPPED_NS:
+            self._catch_up(now + AFTER_STOP_NS)
         self._turn(look_at_sockets)
         self._turned_at = self._inputs.now_ns()
+
+    def _catch_up(self, deadline_ns: int) -> None:
+        """Serve the sockets before there is any DMA: a guest that gave the IOMMU up has reset it."""
+        self._serve_sockets(0)
+        while self._unfinished and self._inputs.now_ns() < deadline_ns:
+            self._serve_sockets(0)
 
     def _turn(self, look_at_sockets: bool) -> None:
         iommu = self._machine.iommu
@@ -217,7 +240,7 @@ class Server:
         now = self._inputs.now_ns()
         self._learn(now, worked)
         left = self._pace.left_ns(now)
-        if left and iommu.has_core and not self._armed and not self._machine.endpoints_busy:
+        if left and iommu.has_core and not (self._armed or self._machine.endpoints_busy or self._unfinished):
             worked |= iommu.spin(Poll(CORE_SPIN_NS, left, self._pace.window_ns, self._poller.fileno()))
             now = self._inputs.now_ns()
             self._learn(now, worked)
@@ -273,22 +296,37 @@ class Server:
     # -- sockets ----------------------------------------------------------------------------------------------------
 
     def _serve_sockets(self, timeout_ms: float) -> None:
+        """Serve whoever is ready, until :data:`SOCKETS_NS` are over. The next look finds those that are left."""
+        ready = dict.fromkeys(self._unfinished, 0)
         wake_ms = self._listeners.wake_ms()
-        if wake_ms is not None:
-            timeout_ms = wake_ms if timeout_ms == FOREVER else min(timeout_ms, wake_ms)
-        for fd, events in self._inputs.wait(self._poller, timeout_ms):
-            self._armed = False  # a ring may have been turned on, or its doorbell rung
-            connection = self._connections.get(fd) or self._refused.get(fd)
-            if connection is not None:
-                self._serve(connection, events)
-            elif fd in self._listeners:
-                self._accept(fd)
-            elif self._signals and fd == self._signals.fileno():
-                self._signals.recv(_MOST_SIGNALS)  # or it would be ready for ever
-            elif fd == self._closed_something:
-                os.eventfd_read(fd)
-                for waiting in [*self._connections.values(), *self._refused.values()]:
-                    self._wait_for(waiting)
+        limit_ms = timeout_ms if wake_ms is None else wake_ms if timeout_ms == FOREVER else min(timeout_ms, wake_ms)
+        ready.update(self._inputs.wait(self._poller, 0 if ready else limit_ms))
+        if timeout_ms:
+            self._machine.iommu.rested()
+        if not ready:
+            return
+        self._armed = False  # a ring may have been turned on, or its doorbell rung
+        deadline = self._inputs.now_ns() + SOCKETS_NS
+        worked = self._inputs.worked_ns()
+        for fd in self._fairness.order(ready) if len(ready) > 1 else ready:
+            self._serve_one(fd, ready[fd], deadline)
+            before, worked = worked, self._inputs.worked_ns()
+            self._fairness.charge(fd, worked - before)
+            if self._inputs.now_ns() > deadline or self._stopping:
+                break
+
+    def _serve_one(self, fd: int, events: int, deadline_ns: int) -> None:
+        connection = self._connections.get(fd) or self._refused.get(fd)
+        if connection is not None:
+            self._serve(connection, events, deadline_ns)
+        elif fd in self._listeners:
+            self._accept(fd)
+        elif self._signals and fd == self._signals.fileno():
+            self._signals.recv(_MOST_SIGNALS)  # or it would be ready for ever
+        elif fd == self._closed_something:
+            os.eventfd_read(fd)
+            for waiting in [*self._connections.values(), *self._refused.values()]:
+                self._wait_for(waiting)
 
     def _look_again(self) -> None:
         """From another thread: a client's descriptors are closed, so that it may send more."""
@@ -379,9 +417,9 @@ class Server:
 
     # -- clients are served, and go ---------------------------------------------------------------------------------
 
-    def _serve(self, connection: _Connection, events: int) -> None:
+    def _serve(self, connection: _Connection, events: int, deadline_ns: int) -> None:
         try:
-            self._exchange(connection, events)
+            self._exchange(connection, events, deadline_ns)
         except Exception:
             log.exception(
                 "%s: the session failed, its client is hung up on",
@@ -394,24 +432,34 @@ class Server:
         else:
             self._wait_for(connection)
 
-    def _exchange(self, connection: _Connection, events: int) -> None:
+    def _exchange(self, connection: _Connection, events: int, deadline_ns: int) -> None:
         session = connection.session
-        if events & _READABLE and connection.is_read:
-            received = self._inputs.receive(connection.sock)
+
+        def may_go_on() -> bool:
+            return self._inputs.now_ns() <= deadline_ns and not self._stopping
+
+        if connection.has_more:
+            session.resume(may_go_on)
+        elif events & _READABLE and connection.is_read:
+            received = self._inputs.receive(connection.sock, min(max(session.wanted, _CHUNK), _LARGEST_CHUNK))
             if received is None:
                 session.eof()
             else:
-                session.receive(*received)
+                session.receive(*received, may_go_on)
         elif events & _HUNG_UP and not session.paused:  # nothing to be read, and told again and again
             session.eof()
         if session.outgoing and transport.flush(connection.sock, session.outgoing) is Flush.CLOSED:
             session.eof()
-        while session.paused and not session.outgoing:
-            session.resume()
+        while connection.has_more and may_go_on():
+            session.resume(may_go_on)
             if transport.flush(connection.sock, session.outgoing) is Flush.CLOSED:
                 session.eof()
 
     def _wait_for(self, connection: _Connection) -> None:
+        if connection.has_more:
+            self._unfinished.add(connection.sock.fileno())
+        else:
+            self._unfinished.discard(connection.sock.fileno())
         if connection.events != connection.wanted_events:
             connection.events = connection.wanted_events
             self._poller.modify(connection.sock, connection.events)
@@ -419,6 +467,8 @@ class Server:
     def _close(self, connection: _Connection) -> None:
         among = self._refused if connection.is_refused else self._connections
         del among[connection.sock.fileno()]
+        self._unfinished.discard(connection.sock.fileno())
+        self._fairness.forget(connection.sock.fileno())
         self._poller.unregister(connection.sock)
         connection.closer.close_socket(connection.sock)
         if not connection.is_refused:

@@ -12,6 +12,8 @@ from bisect import bisect_right, insort
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
+from vfio_user import Steps
+
 from .engine.results import PAGE_SHIFT
 
 __all__ = ["MAX_REGISTER_BYTES", "Place", "Window", "Windows"]
@@ -31,8 +33,8 @@ class Window(NamedTuple):
     """whether any bytes of it can be read and written at once; registers otherwise"""
     read: Callable[[int, int], bytes]
     """offset, bytes"""
-    write: Callable[[int, bytes], None]
-    """offset, data"""
+    write: Callable[[int, bytes], Steps | None]
+    """offset, data; what is left to do in steps"""
 
 
 class _Part(NamedTuple):
@@ -65,6 +67,7 @@ class Windows:
         self._parts: list[_Part] = []
         self._posted: list[tuple[Place, bytes]] = []
         self._posted_bytes = 0
+        self._delivery: Steps | None = None
 
     def replace(self, windows: Iterable[Window]) -> None:
         """These are the windows from now on. Where two overlap, the earlier one is reached."""
@@ -117,14 +120,31 @@ class Windows:
             self._posted.append((place, data))
             self._posted_bytes += len(data)
 
-    def deliver(self) -> None:
-        """Write what was posted, in order; of it, what is not a whole aligned word changes nothing."""
-        if not self._posted:
-            return
-        posted, self._posted, self._posted_bytes = self._posted, [], 0
+    def deliver(self, may_go_on: Callable[[], bool] = lambda: True) -> bool:
+        """Write what was posted, in order; of it, what is not a whole aligned word changes nothing.
+
+        ``may_go_on`` is asked after each word. Returns whether everything is written; what is not is left for the next
+        call, before which nobody else may write.
+        """
+        if self._delivery is None:
+            if not self._posted:
+                return True
+            posted, self._posted, self._posted_bytes = self._posted, [], 0
+            self._delivery = self._write_words(posted)
+        for _ in self._delivery:
+            if not may_go_on():
+                return False
+        self._delivery = None
+        return True
+
+    @staticmethod
+    def _write_words(posted: list[tuple[Place, bytes]]) -> Steps:
         for (window, offset, length), data in posted:
             for at, size in _words(offset, length):
-                window.write(at, data[at - offset : at - offset + size])
+                steps = window.write(at, data[at - offset : at - offset + size])
+                if steps is not None:
+                    yield from steps
+                yield
 
 
 def _first(part: _Part) -> int:

@@ -30,6 +30,7 @@ from __future__ import annotations
 
 from . import transport
 from .client import Client, MappedArea, RegionInfo, Reply
+from .device import Steps
 from .errors import ProtocolError, RemoteError, RequestError
 from .framing import Frame, FrameReader
 from .interrupts import InterruptTable
@@ -92,5 +93,6 @@ __all__ = [
     "RequestError",
     "Session",
     "State",
+    "Steps",
     "transport",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,10 +17,13 @@ from .messages import (
     SetIrqsFlags,
 )
 
-__all__ = ["Device", "DeviceInfo", "DmaMapping", "Irq", "IrqAction", "IrqKind", "IrqRequest", "Region"]
+__all__ = ["Device", "DeviceInfo", "DmaMapping", "Irq", "IrqAction", "IrqKind", "IrqRequest", "Region", "Steps"]
 
 _NO_ACCESS = RegionFlags(0)
 _ANY_MODE = DmaMapFlags(0)
+
+Steps = Iterator[None]
+"""What is left of a request: each item is a step of it, and others may have a turn before the next."""
 
 
 @dataclass(frozen=True)
@@ -124,8 +128,10 @@ class Device(Protocol):
     def region_read(self, index: int, offset: int, count: int) -> bytes:
         """Exactly ``count`` bytes, ``count`` > 0."""
 
-    def region_write(self, index: int, offset: int, data: bytes) -> None:
-        """Write ``data``, not empty."""
+    def region_write(self, index: int, offset: int, data: bytes) -> Steps | None:
+        """Write ``data``, not empty. What takes long is begun, and the steps that are left are returned; the reply
+        waits for the last one. They are closed early if the client goes.
+        """
 
     def set_irqs(self, request: IrqRequest) -> None:
         """Carry out ``request``. The device owns its descriptors from here on, even if it raises."""

@@ -11,11 +11,11 @@ import errno
 import logging
 import os
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 
 from . import negotiation, requests
-from .device import Device, DeviceInfo, DmaMapping, Irq, IrqAction, IrqKind, IrqRequest, Region
+from .device import Device, DeviceInfo, DmaMapping, Irq, IrqAction, IrqKind, IrqRequest, Region, Steps
 from .errors import ProtocolError, RequestError
 from .foreign import Closer, is_eventfd
 from .framing import BadFrame, Frame, FrameReader
@@ -31,6 +31,7 @@ from .messages import (
     MessageType,
     RegionAccess,
     WriteMulti,
+    WriteMultiEntry,
 )
 from .negotiation import Capabilities, Limits
 
@@ -77,6 +78,14 @@ class _Reply:
     fds: tuple[int, ...] = ()
 
 
+_Answer = _Reply | Generator[None, None, _Reply]
+"""A reply, or what has to be carried out in steps before there is one."""
+
+
+def _always() -> bool:
+    return True
+
+
 class Session:
     """One client of ``device``, from its first byte to its last. Nothing that a client sends raises out of it.
 
@@ -106,6 +115,7 @@ class Session:
         self._closer = closer or Closer()
         self._reader = FrameReader(self._limits.max_frame, close=self._closer.close)
         self._frames: deque[Frame | BadFrame] = deque()
+        self._unfinished: tuple[Header, Generator[None, None, _Reply]] | None = None
         self._maps = 0
         self._queued = 0
         self._refusals = 0
@@ -128,36 +138,60 @@ class Session:
 
     @property
     def paused(self) -> bool:
-        """Whether requests wait because the client does not read its replies: stop reading from it, then resume.
+        """Whether requests wait: stop reading from the client, then resume.
 
-        Two full transfers may be queued in :attr:`outgoing`, so that a client cannot make it grow.
+        They wait because the client does not read its replies (two full transfers may be queued in :attr:`outgoing`,
+        so that a client cannot make it grow), or because others had to have a turn.
         """
-        return bool(self._frames)
+        return bool(self._frames) or self._unfinished is not None
 
-    def receive(self, data: bytes, fds: list[int]) -> None:
-        """Take a chunk of the stream and the descriptors that came with it (ownership passes), and act on it."""
+    def receive(self, data: bytes, fds: list[int], may_go_on: Callable[[], bool] = _always) -> None:
+        """Take a chunk of the stream and the descriptors that came with it (ownership passes), and act on it.
+
+        ``may_go_on`` is asked after each request, and after each step of one that takes long. Once it is False the
+        rest waits for :meth:`resume`, so that a client's requests keep nobody else from being served.
+        """
         if self._state is State.CLOSED:
             self._closer.close(fds)
             return
         self._frames.extend(self._reader.feed(data, fds))
-        self.resume()
+        self.resume(may_go_on)
 
-    def resume(self) -> None:
-        """Go on with requests that waited for :attr:`outgoing` to shrink. Call it after flushing if :attr:`paused`."""
-        while self._frames and self._state is not State.CLOSED and self._has_room():
-            frame = self._frames.popleft()
-            if isinstance(frame, BadFrame):
-                self._refuse(frame.header, errno.EINVAL, frame.text)
-                self.close()
-                return
-            try:
-                self._handle(frame)
-            finally:
-                self._closer.close(frame.fds)
+    def resume(self, may_go_on: Callable[[], bool] = _always) -> None:
+        """Go on with requests that waited, by at least one step. Call it, after flushing, if :attr:`paused`."""
+        while self.paused and self._state is not State.CLOSED and self._has_room():
+            if self._unfinished is not None:
+                self._go_on(*self._unfinished)
+            else:
+                self._begin(self._frames.popleft())
+            if not may_go_on():
+                break
         try:
             self._device.settle()
         except Exception:
             logger.exception("the device failed after requests of its client")
+
+    def _begin(self, frame: Frame | BadFrame) -> None:
+        if isinstance(frame, BadFrame):
+            self._refuse(frame.header, errno.EINVAL, frame.text)
+            self.close()
+            return
+        try:
+            self._handle(frame)
+        finally:
+            self._closer.close(frame.fds)
+
+    def _go_on(self, header: Header, steps: Generator[None, None, _Reply]) -> None:
+        """Carry out the next step of a request; its reply comes after the last."""
+        self._unfinished = header, steps
+        try:
+            next(steps)
+        except StopIteration as end:
+            self._unfinished = None
+            self._reply(header, end.value)
+        except Exception as error:
+            self._unfinished = None
+            self._fail(header, error)
 
     def eof(self) -> None:
         """The client closed its end, at whatever byte. Replies that it did not wait for are dropped."""
@@ -170,6 +204,9 @@ class Session:
             return
         self._state = State.CLOSED
         self._reader.close()
+        if self._unfinished is not None:
+            self._unfinished[1].close()
+            self._unfinished = None
         while self._frames:
             frame = self._frames.popleft()
             if isinstance(frame, Frame):
@@ -238,17 +275,24 @@ class Session:
             handler = _HANDLERS.get(header.command)
             if handler is None:
                 raise RequestError(errno.EINVAL, self._unserved(header.command))
-            reply = handler(self, frame)
-        except RequestError as error:
+            answer = handler(self, frame)
+        except Exception as error:
+            self._fail(header, error)
+        else:
+            if isinstance(answer, _Reply):
+                self._reply(header, answer)
+            else:
+                self._go_on(header, answer)
+
+    def _fail(self, header: Header, error: Exception) -> None:
+        """A fault of the device must cost the client one access, never the process."""
+        if isinstance(error, RequestError):
             self._refuse(header, error.errno, error.text)
             if self._state is State.NEGOTIATING:
                 self.close()
-        except Exception:
-            # A fault of the device must cost the client one access, never the process.
-            logger.exception("the device failed at request %d, command %d", header.id, header.command)
-            self._refuse(header, errno.EIO, f"command {header.command} failed in the device")
-        else:
-            self._reply(header, reply)
+            return
+        logger.error("the device failed at request %d, command %d", header.id, header.command, exc_info=error)
+        self._refuse(header, errno.EIO, f"command {header.command} failed in the device")
 
     def _check_frame(self, frame: Frame) -> None:
         limit = self._limits.max_msg_fds
@@ -344,23 +388,34 @@ class Session:
             raise ValueError(f"region {access.region} gave {len(data)} bytes, asked for {access.count}")
         return _Reply(frame.payload[: RegionAccess.SIZE] + data)
 
-    def _region_write(self, frame: Frame) -> _Reply:
+    def _region_write(self, frame: Frame) -> _Answer:
         access, data = requests.region_write(frame.payload, self._limits.max_data_xfer_size)
         self._check_range(access.region, access.offset, access.count)
-        if data:
-            self._device.region_write(access.region, access.offset, data)
-        return _Reply(frame.payload[: RegionAccess.SIZE])
+        reply = _Reply(frame.payload[: RegionAccess.SIZE])
+        steps = self._device.region_write(access.region, access.offset, data) if data else None
+        return reply if steps is None else _after(steps, reply)
 
-    def _write_multi(self, frame: Frame) -> _Reply:
+    def _write_multi(self, frame: Frame) -> _Answer:
         if not self._client.write_multiple:
             raise RequestError(errno.EINVAL, "several writes at once: write_multiple was not negotiated")
         entries = requests.write_multi(frame.payload)
         for entry in entries:
             self._check_range(entry.region, entry.offset, entry.count)
-        for entry in entries:
-            if entry.count:
-                self._device.region_write(entry.region, entry.offset, entry.data[: entry.count])
+        return self._write_each(entries)
+
+    def _write_each(self, entries: list[WriteMultiEntry]) -> Generator[None, None, _Reply]:
+        """One write a step."""
+        for entry in entries[:-1]:
+            yield from self._write_entry(entry)
+            yield
+        yield from self._write_entry(entries[-1])
         return _Reply(WriteMulti(len(entries)).pack())
+
+    def _write_entry(self, entry: WriteMultiEntry) -> Steps:
+        steps = None
+        if entry.count:
+            steps = self._device.region_write(entry.region, entry.offset, entry.data[: entry.count])
+        return iter(()) if steps is None else steps
 
     def _reset(self, frame: Frame) -> _Reply:
         self._device.reset()
@@ -370,7 +425,12 @@ class Session:
         requests.check_range(self._device.region(index), index, offset, count)
 
 
-_HANDLERS: dict[int, Callable[[Session, Frame], _Reply]] = {
+def _after(steps: Steps, reply: _Reply) -> Generator[None, None, _Reply]:
+    yield from steps
+    return reply
+
+
+_HANDLERS: dict[int, Callable[[Session, Frame], _Answer]] = {
     Command.DMA_MAP: Session._dma_map,
     Command.DMA_UNMAP: Session._dma_unmap,
     Command.DEVICE_GET_INFO: Session._get_info,

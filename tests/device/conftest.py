@@ -125,9 +125,10 @@ class Driver:
 
     # -- registers and words ----------------------------------------------------------------------------------------
 
-    def write(self, name: str, value: int, index: int = 0) -> None:
+    def write(self, name: str, value: int, index: int = 0) -> Iterator[None] | None:
+        """What is left to do in steps, if there is."""
         offset = REGISTER[name].offset + 4 * index
-        self.iommu.region_write(abi.REGISTER_BAR, offset, struct.pack("<I", value))
+        return self.iommu.region_write(abi.REGISTER_BAR, offset, struct.pack("<I", value))
 
     def read(self, name: str) -> int:
         return int(struct.unpack("<I", self.iommu.region_read(abi.REGISTER_BAR, REGISTER[name].offset, 4))[0])

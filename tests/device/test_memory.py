@@ -7,7 +7,7 @@ import fcntl
 import logging
 import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pviommu.inputs import LiveInputs
-from pviommu.memory import MAX_MAPPING_SIZE, GuestMemory, GuestMemoryError
+from pviommu.memory import MAX_MAPPING_SIZE, PROBED_SIZE, GuestMemory, GuestMemoryError
 from vfio_user import DmaMapping, RequestError
 
 PAGE = 4096
@@ -68,6 +68,21 @@ def unsealed() -> Iterator[int]:
     fd = memory_file(16 * PAGE, sealed=False)
     yield fd
     os.close(fd)
+
+
+def outcome(steps: Generator[None, None, bool]) -> tuple[bool, int]:
+    """What steps come to, and how many there were before the last."""
+    count = 0
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value, count
+        count += 1
+
+
+def is_used(memory: GuestMemory) -> bool:
+    return outcome(memory.is_used_by_guest(10**9))[0]
 
 
 def refusal(memory: GuestMemory, request: DmaMapping) -> RequestError:
@@ -452,11 +467,11 @@ def test_every_change_of_ram_is_told_and_no_other(file: int) -> None:
 
 def test_memory_of_zeros_is_not_used_by_the_guest(memory: GuestMemory, file: int) -> None:
     memory.map(mapping(0, PAGE, file))
-    assert not memory.is_used_by_guest()
+    assert not is_used(memory)
 
     os.pwrite(file, b"guest", 100)
 
-    assert memory.is_used_by_guest()
+    assert is_used(memory)
 
 
 def test_a_private_copy_leaves_zeros_even_where_it_was_read(memory: GuestMemory, file: int) -> None:
@@ -465,7 +480,50 @@ def test_a_private_copy_leaves_zeros_even_where_it_was_read(memory: GuestMemory,
         private[0] = private[100] + 1
 
         assert os.fstat(file).st_blocks > 0
-        assert not memory.is_used_by_guest()
+        assert not is_used(memory)
+
+
+@pytest.mark.row("server", 38)
+def test_looking_for_use_leaves_the_holes_of_a_file(memory: GuestMemory, file: int) -> None:
+    memory.map(mapping(0, 16 * PAGE, file))
+
+    assert not is_used(memory)
+
+    assert os.fstat(file).st_blocks == 0
+
+
+@pytest.mark.row("server", 38)
+def test_looking_for_use_takes_a_step_for_each_range_if_that_is_its_time(memory: GuestMemory, file: int) -> None:
+    for place in range(5):
+        memory.map(mapping(2 * place * PAGE, PAGE, file, offset=place * PAGE))
+    os.pwrite(file, b"guest", 3 * PAGE)
+
+    assert outcome(memory.is_used_by_guest(-1)) == (True, 3)
+
+
+@pytest.mark.row("server", 38)
+def test_looking_for_use_goes_on_though_ranges_go_and_come(memory: GuestMemory, file: int) -> None:
+    for place in range(5):
+        memory.map(mapping(2 * place * PAGE, PAGE, file, offset=place * PAGE))
+    steps = memory.is_used_by_guest(-1)
+    next(steps)
+    memory.unmap(0, PAGE)
+    memory.unmap(2 * PAGE, PAGE)
+    memory.map(mapping(0, PAGE, file))
+    os.pwrite(file, b"guest", 4 * PAGE)
+
+    assert outcome(steps)[0]
+
+
+def test_of_adjacent_ranges_the_first_bytes_of_all_together_are_looked_at(memory: GuestMemory, tmp_path: Path) -> None:
+    with open(tmp_path / "ram", "w+b") as ram:
+        ram.truncate(3 * PROBED_SIZE)
+        for first, size in ((0, PAGE), (PAGE, 2 * PROBED_SIZE)):
+            memory.map(DmaMapping(first, size, first, True, True, os.dup(ram.fileno())))
+        os.pwrite(ram.fileno(), b"far", PROBED_SIZE)
+        assert not is_used(memory)
+        os.pwrite(ram.fileno(), b"near", PROBED_SIZE - 4)
+        assert is_used(memory)
 
 
 # -- access ------------------------------------------------------------------------------------------------------------

@@ -42,7 +42,8 @@ def target(data: bytes) -> None:
                     break
                 if _access(talk, function, feed) == WORK:
                     machine.work()
-            machine.iommu.drain()
+            for _ in machine.iommu.drain():
+                pass
             assert talk.request(Command.REGION_READ, RegionAccess(0, RegionIndex.CONFIG, 4).pack()) == identity
             assert machine.iommu.region_read(0, REGISTER["MAGIC"].offset, 4) == MAGIC.to_bytes(4, "little")
             talk.close()

@@ -319,7 +319,8 @@ class _Guest:
         self.iommu.disarm()
 
     def drain(self, _: Feed) -> None:
-        self.iommu.drain()
+        for _ in self.iommu.drain():
+            pass
 
     def meddle(self, feed: Feed) -> None:
         """From now on the guest changes what the device has just copied."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import fcntl
 import os
+import select
+import signal
 import subprocess
 import time
 from collections.abc import Sequence
@@ -29,7 +31,7 @@ _START_SECONDS = 20.0
 _POLL_SECONDS = 0.0005
 _ASLEEP_SECONDS = 5.0
 _SETTLED_SECONDS = 0.004  # past the first bounded sleep after arming; a doorbell ends the later ones at once
-_RAM_SIZE = 16 << 20
+RAM_SIZE = 16 << 20
 _PRODUCER = 0
 _COMPLETED = CACHE_LINE // 4
 _DOORBELL_EVENT = _COMPLETED + 1
@@ -75,6 +77,18 @@ class BenchServer:
         """Its process."""
         return int(self._pidfile.read_text())
 
+    def stop_ns(self, seconds: float) -> int:
+        """End it by SIGTERM; how long that takes. Raises RunError after ``seconds``."""
+        process = os.pidfd_open(self.pid)
+        try:
+            begun = time.perf_counter_ns()
+            signal.pidfd_send_signal(process, signal.SIGTERM)
+            if not select.select([process], [], [], seconds)[0]:
+                raise RunError(f"the server did not end within {seconds:g} s of SIGTERM")
+            return time.perf_counter_ns() - begun
+        finally:
+            os.close(process)
+
 
 def capabilities_ns(program: Sequence[str], topology: Path) -> int:
     """How long ``serve --print-capabilities`` takes, from start to end. Raises RunError."""
@@ -99,26 +113,30 @@ def processor_time_ns(pid: int) -> int:
 class WireGuest:
     """The driver of ring 0, with one context. A context manager."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, ram_size: int = RAM_SIZE) -> None:
+        """``ram_size``: bytes of guest memory, of which almost nothing is touched."""
         self.doorbells = 0
         self._is_mapped = False
         with ExitStack() as stack:
             fd = os.memfd_create("bench-ram", os.MFD_ALLOW_SEALING | os.MFD_CLOEXEC)
             stack.callback(os.close, fd)
-            os.truncate(fd, _RAM_SIZE)
+            self.ram = fd
+            """file of the guest memory"""
+            os.truncate(fd, ram_size)
             os.pwrite(fd, b"\1", 0)  # memory of nothing but zeros looks like a private copy that was given away
             fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
             self._client = stack.enter_context(Client.connect(folder / "iommu.sock", _START_SECONDS))
-            self._client.dma_map(0, _RAM_SIZE, fd)
+            self._client.dma_map(0, ram_size, fd)
             self._client.device_info()
             (area,) = self._client.map_region(SHARED_BAR)
             stack.callback(area.memory.close)
-            self._memory = memoryview(area.memory)
-            stack.callback(self._memory.release)
-            self._words = self._memory.cast("I")
-            stack.callback(self._words.release)
-            self._write("PROFILE", Profile.XEN_2024)
-            self._ctx = self._alloc()
+            self.memory = memoryview(area.memory)
+            """the shared BAR"""
+            stack.callback(self.memory.release)
+            self.words = self.memory.cast("I")
+            stack.callback(self.words.release)
+            self.write("PROFILE", Profile.XEN_2024)
+            self.context = self._alloc()
             self._stack = stack.pop_all()
 
     def __enter__(self) -> Self:
@@ -131,12 +149,12 @@ class WireGuest:
 
     def use(self, mechanism: Mechanism, *, posted: bool = False) -> RingUse:
         """Turn the ring off and on again, to be filled by ``mechanism`` with maps and unmaps of one page in turn."""
-        unmap = unmap_slot(self._ctx, _DFN, posted=posted)
+        unmap = unmap_slot(self.context, _DFN, posted=posted)
         if self._is_mapped:  # the last user stopped after a map
             with closing(PythonMechanism().ring(self._renewed(unmap * 2))) as ring:
                 self.run(ring, 1)
             self._is_mapped = False
-        return mechanism.ring(self._renewed(map_slot(self._ctx, _DFN, _GFN, posted=posted) + unmap))
+        return mechanism.ring(self._renewed(map_slot(self.context, _DFN, _GFN, posted=posted) + unmap))
 
     def run(
         self, ring: RingUse, target: int, *, posted: bool = False, complete: bool = True, trapped: bool = False
@@ -170,7 +188,7 @@ class WireGuest:
     def wait_until_asleep(self, ring: RingUse) -> None:
         """Return when the server sleeps for as long as nobody wakes it. Raises RunError."""
         deadline = time.monotonic() + _ASLEEP_SECONDS
-        while self._words[_DOORBELL_EVENT] != ring.submitted:
+        while self.words[_DOORBELL_EVENT] != ring.submitted:
             if time.monotonic() > deadline:
                 raise RunError(f"the server did not go to sleep within {_ASLEEP_SECONDS:g} s")
             time.sleep(_POLL_SECONDS)
@@ -178,16 +196,16 @@ class WireGuest:
 
     def _renewed(self, templates: bytes) -> RingPlace:
         """Ring 0, turned off and on again at index 0."""
-        self._write("RING_CONTROL", 0)
-        self._words[_PRODUCER] = 0
+        self.write("RING_CONTROL", 0)
+        self.words[_PRODUCER] = 0
         for register, value in (
             ("RING_ENTRIES", MAX_RING_ENTRIES),
             ("RING_BASE_LO", RING_AREA_OFFSET),
             ("RING_CONTROL", RingControl.ENABLE),
         ):
-            self._write(register, value)
+            self.write(register, value)
         return RingPlace(
-            memory=self._memory,
+            memory=self.memory,
             slots=RING_AREA_OFFSET,
             entries=MAX_RING_ENTRIES,
             producer=_PRODUCER,
@@ -203,15 +221,16 @@ class WireGuest:
         with closing(PythonMechanism().ring(self._renewed(slot * 2))) as ring:
             self.run(ring, 1)
         self._is_mapped = False
-        return PvIommuOp.unpack(self._memory, RING_AREA_OFFSET + PAYLOAD_OFFSET).ctx_no
+        return PvIommuOp.unpack(self.memory, RING_AREA_OFFSET + PAYLOAD_OFFSET).ctx_no
 
     def _check(self, target: int) -> None:
         """The two slots before ``target`` have succeeded. Raises RunError."""
         for position in range(max(target - 2, 0), target):
             at = RING_AREA_OFFSET + position % MAX_RING_ENTRIES * SLOT_SIZE
-            slot = Slot.unpack(self._memory, at)
+            slot = Slot.unpack(self.memory, at)
             if slot.result:
                 raise RunError(f"slot {position} of the measurement has result {slot.result}")
 
-    def _write(self, register: str, value: int) -> None:
-        self._client.region_write(REGISTER_BAR, REGISTER[register].offset, value.to_bytes(4, "little"))
+    def write(self, register: str, value: int, *, posted: bool = False) -> None:
+        """A register of the PV-IOMMU; without waiting for the answer if ``posted``."""
+        self._client.region_write(REGISTER_BAR, REGISTER[register].offset, value.to_bytes(4, "little"), posted=posted)

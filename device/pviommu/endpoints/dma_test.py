@@ -10,11 +10,10 @@ from pviommu_abi import dma_test as abi
 from pviommu_abi.dma_test import Control, Descriptor, DescriptorFlags, DescriptorStatus, DmaOp, SgEntry
 from pviommu_abi.registers import DMA_TEST_DEVICE_ID, OTHER_SYSTEM_CLASS, VENDOR_ID
 
-from ..engine import Access
 from ..iommu.function import PvIommu
 from ..pci.config_space import Identity
 from ..pci.function import Environment
-from .dma import DmaRefusedError, Span
+from .dma import PIECE_BYTES, PIECE_SPANS, DmaRefusedError, DmaSteps, Span
 from .endpoint import Endpoint
 
 __all__ = ["DmaTestEngine"]
@@ -22,6 +21,11 @@ __all__ = ["DmaTestEngine"]
 _MASK = 0xFFFFFFFF
 _KNOWN_FLAGS = int(DescriptorFlags.SRC_SG | DescriptorFlags.DST_SG | DescriptorFlags.INTERRUPT)
 _STATUS = Descriptor.offset_of("status")
+_INTERRUPT = int(DescriptorFlags.INTERRUPT)
+_FLAGS = Descriptor.offset_of("flags")
+_ADDRESS, _LENGTH = SgEntry.offset_of("address"), SgEntry.offset_of("length")
+STEP_NS = 100_000
+"""A step ends with the piece of a descriptor that takes it past this: there may be many engines."""
 
 
 class InvalidDescriptorError(Exception):
@@ -29,7 +33,7 @@ class InvalidDescriptorError(Exception):
 
 
 class DmaTestEngine(Endpoint):
-    """A queue of descriptors in shared memory, worked off one a step."""
+    """A queue of descriptors in shared memory, worked off one after the other; a long one takes several steps."""
 
     IDENTITY = Identity(VENDOR_ID, DMA_TEST_DEVICE_ID, OTHER_SYSTEM_CLASS)
 
@@ -46,7 +50,9 @@ class DmaTestEngine(Endpoint):
             ("MAX_LENGTH", abi.MAX_LENGTH),
         ):
             self._bar[register] = value
-        self._operations: dict[int, Callable[[Descriptor], Descriptor]] = {
+        self._running: DmaSteps[Descriptor] | None = None
+        """the descriptor that is next to finish, if it has begun"""
+        self._operations: dict[int, Callable[[Descriptor], DmaSteps[Descriptor]]] = {
             int(op): getattr(self, f"op_{op.name.lower()}") for op in DmaOp
         }
         self.power_on()
@@ -67,16 +73,32 @@ class DmaTestEngine(Endpoint):
     def _queued(self) -> int:
         return (self._bar["PRODUCER"] - self._bar["CONSUMER"]) & _MASK
 
+    @property
+    def is_in_progress(self) -> bool:
+        return self._running is not None
+
     def work(self) -> bool:
-        """Carry out one descriptor. Its length is bounded, so the step is."""
+        """Carry out one descriptor, or as much of it as a step has time for."""
         if not self._queued() or not self._bar["CONTROL"] & Control.ENABLE:
             return False
-        descriptor = self._fetch()
+        if self._running is None:
+            self._running = self._outcome(self._fetch())
+        deadline = self.inputs.now_ns() + STEP_NS
         try:
-            done = self._carry_out(descriptor)
+            while next(self._running) and self.inputs.now_ns() <= deadline:
+                pass
+        except StopIteration as end:
+            self._running = None
+            self._finish(end.value)
+        return True
+
+    def _outcome(self, descriptor: Descriptor) -> DmaSteps[Descriptor]:
+        """The descriptor as it is when it has been carried out, or refused."""
+        try:
+            return (yield from self._carry_out(descriptor))
         except DmaRefusedError as refused:
             reason = int(refused.reason) if refused.reason else 0
-            done = replace(
+            return replace(
                 descriptor,
                 status=DescriptorStatus.FAULT,
                 detail=refused.iova,
@@ -84,17 +106,17 @@ class DmaTestEngine(Endpoint):
                 access=int(refused.access),
             )
         except InvalidDescriptorError:
-            done = replace(descriptor, status=DescriptorStatus.INVALID)
-        self._finish(done)
-        return True
+            return replace(descriptor, status=DescriptorStatus.INVALID)
 
-    def _carry_out(self, descriptor: Descriptor) -> Descriptor:
+    def _carry_out(self, descriptor: Descriptor) -> DmaSteps[Descriptor]:
         operation = self._operations.get(descriptor.op)
         if operation is None or descriptor.flags & ~_KNOWN_FLAGS or descriptor.pad0:
             raise InvalidDescriptorError
         if not 1 <= descriptor.length <= abi.MAX_LENGTH:
             raise InvalidDescriptorError
-        return operation(descriptor)
+        if _is_long(descriptor):
+            yield False  # those of other engines that are not come first
+        return (yield from operation(descriptor))
 
     def _place(self) -> int:
         """Offset in shared memory of the next descriptor to finish."""
@@ -110,13 +132,23 @@ class DmaTestEngine(Endpoint):
         packed = descriptor.pack()
         self.shared.view[place : place + _STATUS] = packed[:_STATUS]
         self.shared.words[(place + _STATUS) // 4] = descriptor.status
+        self._count_finished(descriptor.flags)
+
+    def _count_finished(self, flags: int) -> None:
         self._bar["CONSUMER"] = (self._bar["CONSUMER"] + 1) & _MASK
-        if descriptor.flags & DescriptorFlags.INTERRUPT:
+        if flags & _INTERRUPT:
             self.interrupt(0)
 
     def cancel_dma(self) -> None:
+        if self._running is not None:
+            self._running.close()
+            self._running = None
+        self.dma.give_up()
+        flags = self.inputs.copy(self.shared.view[: abi.ENTRIES * Descriptor.SIZE])[_FLAGS :: Descriptor.SIZE]
         while self._queued():
-            self._finish(replace(self._fetch(), status=DescriptorStatus.CANCELLED))
+            place = self._place()
+            self.shared.words[(place + _STATUS) // 4] = DescriptorStatus.CANCELLED
+            self._count_finished(flags[place // Descriptor.SIZE])
 
     def reset_device(self) -> None:
         self.cancel_dma()
@@ -133,10 +165,11 @@ class DmaTestEngine(Endpoint):
             raise InvalidDescriptorError
         start = abi.SG_OFFSET + first * SgEntry.SIZE
         table = self.inputs.copy(self.shared.view[start : start + count * SgEntry.SIZE])
-        spans = [(iova, length) for iova, length, _ in SgEntry.STRUCT.iter_unpack(table)]
-        if any(length == 0 for _, length in spans) or sum(length for _, length in spans) != descriptor.length:
+        addresses = memoryview(table).cast("Q")[_ADDRESS // 8 :: SgEntry.SIZE // 8].tolist()
+        lengths = memoryview(table).cast("I")[_LENGTH // 4 :: SgEntry.SIZE // 4].tolist()
+        if 0 in lengths or sum(lengths) != descriptor.length:
             raise InvalidDescriptorError
-        return spans
+        return list(zip(addresses, lengths, strict=True))
 
     def _source(self, descriptor: Descriptor) -> list[Span]:
         return self._spans(descriptor, descriptor.src, DescriptorFlags.SRC_SG)
@@ -144,28 +177,50 @@ class DmaTestEngine(Endpoint):
     def _destination(self, descriptor: Descriptor) -> list[Span]:
         return self._spans(descriptor, descriptor.dst, DescriptorFlags.DST_SG)
 
-    def op_copy(self, descriptor: Descriptor) -> Descriptor:
-        source, destination = self._source(descriptor), self._destination(descriptor)
-        plan_in, plan_out = self.dma.plan((source, Access.READ), (destination, Access.WRITE))
-        self.dma.write_plan(plan_out, self.dma.read_plan(plan_in))
+    def op_copy(self, descriptor: Descriptor) -> DmaSteps[Descriptor]:
+        yield from self.dma.copy_in_steps(self._source(descriptor), self._destination(descriptor))
         return replace(descriptor, status=DescriptorStatus.DONE)
 
-    def op_fill(self, descriptor: Descriptor) -> Descriptor:
-        self.dma.write(self._destination(descriptor), _repeated(descriptor.pattern, descriptor.length))
+    def op_fill(self, descriptor: Descriptor) -> DmaSteps[Descriptor]:
+        data = _repeated(descriptor.pattern, descriptor.length)
+        yield from self.dma.write_in_steps(self._destination(descriptor), data)
         return replace(descriptor, status=DescriptorStatus.DONE)
 
-    def op_checksum(self, descriptor: Descriptor) -> Descriptor:
-        checksum = zlib.crc32(self.dma.read(self._source(descriptor)))
+    def op_checksum(self, descriptor: Descriptor) -> DmaSteps[Descriptor]:
+        data = yield from self.dma.read_in_steps(self._source(descriptor))
+        checksum = 0
+        for start in range(0, len(data), PIECE_BYTES):
+            checksum = zlib.crc32(data[start : start + PIECE_BYTES], checksum)
+            yield True
         return replace(descriptor, status=DescriptorStatus.DONE, checksum=checksum)
 
-    def op_verify(self, descriptor: Descriptor) -> Descriptor:
-        data = self.dma.read(self._source(descriptor))
-        expected = _repeated(descriptor.pattern, descriptor.length)
-        if data == expected:
-            return replace(descriptor, status=DescriptorStatus.DONE)
-        difference = int.from_bytes(data, "little") ^ int.from_bytes(expected, "little")
-        offset = ((difference & -difference).bit_length() - 1) // 8  # the lowest set bit is in the first different byte
-        return replace(descriptor, status=DescriptorStatus.MISMATCH, detail=offset)
+    def op_verify(self, descriptor: Descriptor) -> DmaSteps[Descriptor]:
+        data = yield from self.dma.read_in_steps(self._source(descriptor))
+        expected = _repeated(descriptor.pattern, min(descriptor.length, PIECE_BYTES))
+        for start in range(0, len(data), PIECE_BYTES):
+            offset = _first_difference(data[start : start + PIECE_BYTES], expected)
+            if offset is not None:
+                return replace(descriptor, status=DescriptorStatus.MISMATCH, detail=start + offset)
+            yield True
+        return replace(descriptor, status=DescriptorStatus.DONE)
+
+
+def _is_long(descriptor: Descriptor) -> bool:
+    """Whether it takes several steps."""
+    lists = (
+        address >> 32
+        for address, flag in ((descriptor.src, DescriptorFlags.SRC_SG), (descriptor.dst, DescriptorFlags.DST_SG))
+        if descriptor.flags & flag
+    )
+    return descriptor.length > PIECE_BYTES or max(lists, default=1) > PIECE_SPANS
+
+
+def _first_difference(data: bytes | bytearray, expected: bytes) -> int | None:
+    """Where ``data`` is not as the beginning of ``expected``."""
+    if expected.startswith(data):
+        return None
+    difference = int.from_bytes(data, "little") ^ int.from_bytes(expected[: len(data)], "little")
+    return ((difference & -difference).bit_length() - 1) // 8  # the lowest set bit is in the first different byte
 
 
 def _repeated(pattern: int, length: int) -> bytes:

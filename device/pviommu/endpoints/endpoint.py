@@ -6,7 +6,10 @@ import logging
 from collections.abc import Callable
 from typing import ClassVar, ParamSpec, TypeVar
 
+from vfio_user import Steps
+
 from ..iommu.function import PvIommu
+from ..iommu.patience import DmaPendingError
 from ..pci.capabilities import endpoint as endpoint_capability
 from ..pci.config_space import Identity
 from ..pci.function import Environment, PciFunction
@@ -46,10 +49,17 @@ class Endpoint(PciFunction):
 
     # -- what a subclass does ---------------------------------------------------------------------------------------
 
-    def work(self) -> bool:
-        """Do one bounded step of what is queued. Whether there was anything.
+    @property
+    def is_in_progress(self) -> bool:
+        """Whether a request has begun that takes several steps. Those of other endpoints that begin come first then."""
+        return False
 
-        A :class:`DmaRefusedError` that it does not catch is no failure: everything queued is cancelled.
+    def work(self) -> bool:
+        """Do one bounded step of what is queued, a tenth of a millisecond or so. Whether there was anything.
+
+        :class:`.dma.DmaPendingError`, which any DMA may raise, may be let through if the request stays queued: nothing
+        of it has happened, and this is called again. A :class:`DmaRefusedError` that it does not catch is no failure:
+        everything queued is cancelled.
         """
         return False
 
@@ -67,8 +77,20 @@ class Endpoint(PciFunction):
             return False
         try:  # not by attempt(), which costs more: this is done at each turn, for each endpoint
             return self.work()
+        except DmaPendingError:  # its request is still there
+            return True
         except Exception as error:
             self._raised("its work", error)
+            return False
+
+    def goes_on(self) -> bool:
+        """:attr:`is_in_progress`, unless it has failed; raises nothing."""
+        if self.failed:
+            return False
+        try:
+            return self.is_in_progress
+        except Exception as error:
+            self._raised("telling what it is at", error)
             return False
 
     def cancel(self) -> None:
@@ -105,15 +127,15 @@ class Endpoint(PciFunction):
     def _bar_read(self, index: int, offset: int, count: int) -> bytes:
         return b"\xff" * count if self.failed else super()._bar_read(index, offset, count)
 
-    def _bar_write(self, index: int, offset: int, data: bytes) -> None:
-        if not self.failed:
-            super()._bar_write(index, offset, data)
+    def _bar_write(self, index: int, offset: int, data: bytes) -> Steps | None:
+        return None if self.failed else super()._bar_write(index, offset, data)
 
     def interrupt(self, vector: int) -> None:
         if not self.failed:
             super().interrupt(vector)
 
     def on_reset(self) -> None:
+        self.dma.give_up()
         self.reset_device()
         self._iommu.unblock(self.stream)
 

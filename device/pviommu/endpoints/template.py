@@ -43,12 +43,12 @@ class Template(Endpoint):
         """One stamp a step: DMA happens here, never in a register handler, while the guest waits for an answer."""
         if not self._queue:
             return False
-        address = self._queue.pop(0)
-        try:
-            self.dma.write([(address, 4)], (self.registers["STAMPS"] + 1).to_bytes(4, "little"))
+        try:  # an address stays queued until it is known what becomes of it: DMA that has to wait raises, too
+            self.dma.write([(self._queue[0], 4)], (self.registers["STAMPS"] + 1).to_bytes(4, "little"))
             self.registers["STAMPS"] += 1
         except DmaRefusedError:  # the event is already in the PV-IOMMU's event ring
             self.registers["REFUSED"] += 1
+        del self._queue[0]
         self.interrupt(0)
         return True
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 from pviommu_abi.shared import EventReason
@@ -16,16 +16,17 @@ from .profile import REFUSED, Answer, Reply, Steps, XenProfile
 from .ring import MASK, CommandRing
 from .ring_core import Poll, Reason, Report, RingCore
 
-__all__ = ["Executor", "Notifier"]
+__all__ = ["Backlog", "Executor", "Notifier"]
 
 log = logging.getLogger(__name__)
 
 BATCH = 256
 """Most slots of a ring in one step."""
 STEP_NS = 1_000_000
-"""A step ends with the slot or the piece that takes it past this: a full ring of the largest maps takes seconds."""
-DRAIN_NS = 500_000_000
-"""Time for drains between two steps of the rings, all of them together. Full rings of small operations take less."""
+"""A step of all rings together, each of which ends with the slot or the piece that takes it past its share: a full ring
+of the largest maps takes seconds."""
+DRAIN_NS = 1_000_000
+"""Time for drains between two steps of the rings, all of them together. What is left is for the steps that follow."""
 VECTOR_RING = 1
 """MSI-X vector of ring 0; the others follow."""
 _POSTED = int(SlotFlags.POSTED)
@@ -43,6 +44,13 @@ class _Operation(NamedTuple):
 
 Targets = list[tuple[CommandRing, int]]
 """Rings, and the index up to which each is to be completed."""
+
+
+class Backlog(NamedTuple):
+    """What the rings held at one time. Of no meaning any more after a reset, which is ``era``'s end."""
+
+    targets: Targets
+    era: int
 
 
 class Notifier(Protocol):
@@ -75,6 +83,9 @@ class Executor:
         self._profile: XenProfile | None = None
         self._operations: dict[CommandRing, _Operation] = {}
         self._drain_left_ns = DRAIN_NS
+        self._busy_rings = 1
+        """of the last step that found any"""
+        self._era = 0
         self._inputs = environment.inputs
         self._counters = environment.counters
         self._notifier = notifier
@@ -93,14 +104,16 @@ class Executor:
     def work(self) -> bool:
         """Execute a bounded number of slots of each ring, for a bounded time. Whether there were any."""
         self._drain_left_ns = DRAIN_NS
-        done = False
+        busy = 0
+        share = STEP_NS // self._busy_rings
         for ring in self._rings:
             if ring.entries:
                 count = self._pending(ring)
                 if count or ring in self._operations:
-                    self._execute(ring, min(count, BATCH), self._inputs.now_ns() + STEP_NS)
-                    done = True
-        return done
+                    self._execute(ring, min(count, BATCH), self._inputs.now_ns() + share)
+                    busy += 1
+        self._busy_rings = busy or 1
+        return busy > 0
 
     def spin(self, poll: Poll) -> bool:
         """Let the core poll the rings. Whether it executed anything."""
@@ -133,19 +146,38 @@ class Executor:
         """A doorbell was rung: by somebody who waits, unless the guest says when it does."""
         self._rung = not self.is_told_of_waits
 
-    def drain(self) -> None:
-        """Execute what each ring held when this was called, an operation in progress first.
+    def backlog(self) -> Backlog:
+        """What each ring holds now, with an operation in progress."""
+        return Backlog(self._targets(), self._era)
 
-        Nothing else is served meanwhile, so it ends after :data:`DRAIN_NS`, other drains since the last :meth:`work`
-        included: a guest that fills its rings with large operations harms its own DMA and no one else.
+    def is_current(self, backlog: Backlog) -> bool:
+        """Whether there was no reset since ``backlog`` was taken."""
+        return backlog.era == self._era
+
+    def drain(self, backlog: Backlog) -> bool:
+        """Execute what a backlog has, as far as the time for drains reaches. Whether all of it is done.
+
+        What is left is done by the steps of the rings; whoever needs it asks again after the next one. So a guest that
+        fills its rings with large operations delays its own DMA and no one else.
         """
-        targets = self._targets()
-        if not targets:
-            return
-        start = self._inputs.now_ns()
-        if self._drain_left_ns <= 0 or not self._drain_to(targets, start + self._drain_left_ns):
-            self._counters.drains_cut_short += 1
-        self._drain_left_ns -= self._inputs.now_ns() - start
+        if not self.is_current(backlog) or not self._is_missing(backlog.targets):
+            return True
+        if self._drain_left_ns > 0:
+            start = self._inputs.now_ns()
+            self._drain_to(backlog.targets, start + self._drain_left_ns, awaits_all=False)
+            self._drain_left_ns -= self._inputs.now_ns() - start
+        done = not self._is_missing(backlog.targets)
+        if not done:
+            self._counters.drains_continued += 1
+        return done
+
+    def drain_in_steps(self, backlog: Backlog) -> Iterator[None]:
+        """As :meth:`drain`, for about :data:`DRAIN_NS` a step, to the end."""
+        while self.is_current(backlog) and self._is_missing(backlog.targets):
+            self._drain_to(backlog.targets, self._inputs.now_ns() + DRAIN_NS, awaits_all=False)
+            if self._is_missing(backlog.targets):
+                self._counters.drains_continued += 1
+                yield
 
     def drop(self, ring: CommandRing) -> None:
         """Forget a ring's operation in progress: what it did stays, what is left of it is never done."""
@@ -163,6 +195,7 @@ class Executor:
 
     def reset(self) -> None:
         """No profile, nothing in progress."""
+        self._era += 1
         self.select(None)
         self._waits = 0
         self._rung = False
@@ -191,30 +224,39 @@ class Executor:
         targets = []
         for ring in self._rings:
             count = 0 if ring.busy else self._pending(ring)
-            if count or (ring in self._operations and not ring.busy):
+            if ring in self._operations and not ring.busy:
+                count = max(count, 1)  # it is that of a slot, though the guest may have taken slots back
+            if count:
                 targets.append((ring, ring.completed + count & MASK))
         return targets
 
-    def _drain_to(self, targets: Targets, deadline_ns: float) -> bool:
-        """Execute rings up to ``targets`` and until none has an operation in progress. False if time ran out.
+    def _drain_to(self, targets: Targets, deadline_ns: float, *, awaits_all: bool = True) -> bool:
+        """Execute rings up to ``targets`` and, with ``awaits_all``, until none has an operation in progress, of
+        whatever slot. False if time ran out.
 
         Something is executed in any case, so repeating this comes to an end.
         """
         for ring, target in targets:
-            while count := self._missing(ring, target):
+            while count := self._missing(ring, target, awaits_all=awaits_all):
                 self._execute(ring, count, deadline_ns)
                 if self._inputs.now_ns() > deadline_ns:
-                    return not any(self._missing(*each) for each in targets)
+                    return not self._is_missing(targets, awaits_all=awaits_all)
         return True
 
-    def _missing(self, ring: CommandRing, target: int) -> int:
-        """Slots that a ring is short of ``target``, at least 1 while it has an operation in progress."""
+    def _is_missing(self, targets: Targets, *, awaits_all: bool = False) -> bool:
+        return any(self._missing(*each, awaits_all=awaits_all) for each in targets)
+
+    def _missing(self, ring: CommandRing, target: int, *, awaits_all: bool) -> int:
+        """Slots that a ring is short of ``target``, at least 1 while one of them has an operation in progress, or any
+        slot with ``awaits_all``.
+        """
         if ring.busy or not ring.enabled:
             return 0
         distance = target - ring.completed & MASK
+        is_short = 0 < distance <= ring.entries
         # a ring that was turned off and on since, or whose guest took slots back, has nothing to wait for
-        count = min(distance, self._pending(ring)) if distance <= ring.entries else 0
-        return count or int(ring in self._operations)
+        count = min(distance, self._pending(ring)) if is_short else 0
+        return count or int((is_short or awaits_all) and ring in self._operations)
 
     def _in_order(self, call: Callable[[], Answer]) -> Answer:
         """``call``, once the other rings are where they have to get first."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 from pviommu_abi import registers as abi
@@ -34,7 +34,7 @@ from pviommu_abi.shared import (
     Limits,
 )
 from pviommu_abi.slots import DEFAULT_CONTEXT
-from vfio_user import DmaMapping, RequestError
+from vfio_user import DmaMapping, RequestError, Steps
 
 from ..engine import PAGE_SHIFT, Access, DefaultPolicy, Engine, Fault, Run
 from ..engine.ranges import FrameRanges
@@ -46,8 +46,9 @@ from .bindings import Bindings
 from .capability_area import CapabilityPublisher, Chain
 from .config import NO_STREAM, PAGE_SIZES, IommuConfig
 from .events import EventRing
-from .execution import Executor
+from .execution import Backlog, Executor
 from .own import OwnOperations
+from .patience import DmaPendingError, Patience
 from .profile import XenProfile
 from .reporting import Reporter
 from .ring import MASK, CommandRing
@@ -60,11 +61,13 @@ __all__ = ["IommuConfig", "PvIommu", "TranslatedEndpoint"]
 
 log = logging.getLogger(__name__)
 
-STOPPED_NS = 50_000_000
+STOPPED_NS = 200_000_000
 """A process that did nothing for so long may have been stopped, and the guest have given the device up and be using
-again what it unmapped. A driver waits far longer before it does that."""
+again what it unmapped. A driver waits longer before it does that. A busy host may take the processor away for less."""
 LEAST_DIMM, ABOVE_LOW_BARS = 16 << 20, 1 << 32
 MAX_TOLD = 64
+LOOK_NS = 1_000_000
+"""How long a look for memory that the guest uses goes on before others have a turn."""
 FEATURES = int(Feature.PROFILE_XEN_2024 | Feature.POSTED | Feature.PROFILE_XEN_V7 | Feature.BATCH_2014)
 
 
@@ -120,7 +123,9 @@ class PvIommu(PciFunction):
         own = OwnOperations(self.engine, self.bindings, self.events, batch, self.counters)
         self._executor = Executor(self.rings, own, environment, self._reporter, ring_core)
         self._status = Status(0)
-        self._translated_at = self.inputs.now_ns()
+        self._worked_at = self.inputs.now_ns()
+        self._missed: Backlog | None = None
+        """what the rings held when the process went on after a stop"""
         for register, value in (
             ("MAGIC", abi.MAGIC),
             ("VERSION", abi.ABI_VERSION),
@@ -309,15 +314,19 @@ class PvIommu(PciFunction):
             self._bar["PROFILE"] = value
         self._accept(accepted)
 
-    def write_reset(self, _: int, value: int) -> None:
-        accepted = value in list(Reset)
-        if accepted:
-            self.drain()
-            if value == Reset.BLOCKED:
-                self.on_function_reset()
-            else:
-                self.on_reset()
-        self._accept(accepted)
+    def write_reset(self, _: int, value: int) -> Steps | None:
+        if value not in list(Reset):
+            self._accept(False)
+            return None
+        return _begun(self._reset_after_drain(value))
+
+    def _reset_after_drain(self, value: int) -> Iterator[None]:
+        yield from self.drain()
+        if value == Reset.BLOCKED:
+            self.on_function_reset()
+        else:
+            self.on_reset()
+        self._accept(True)
 
     def write_ring_select(self, _: int, value: int) -> None:
         self._accept(value < len(self.rings))
@@ -357,27 +366,33 @@ class PvIommu(PciFunction):
     def read_ring_control(self, _: int) -> int:
         return int(RingControl.ENABLE) if self.rings[self._selected].enabled else 0
 
-    def write_ring_control(self, _: int, value: int) -> None:
+    def write_ring_control(self, _: int, value: int) -> Steps | None:
         ring, setup = self.rings[self._selected], self._setups[self._selected]
         if value == 0:
             ring.disable()
             self._executor.drop(ring)
             self._accept(True)
         elif value == RingControl.ENABLE and not ring.enabled and self._may_enable(setup, ring):
-            ring.enable(setup.base, setup.entries)
-            self._status &= ~Status.MEMORY_NOT_SHARED
-            self._accept(True)
+            return _begun(self._enable_in_used_memory(setup, ring))
         else:
             self._accept(False)
+        return None
 
     def _may_enable(self, setup: RingSetup, ring: CommandRing) -> bool:
-        fits = (
+        return (
             self._bar["PROFILE"] != Profile.NONE
             and setup.is_legal()
             and ring.is_rewound()
             and not overlaps(setup, self.rings, self._setups)
         )
-        if fits and list(self.memory) and not self.memory.is_used_by_guest():
+
+    def _enable_in_used_memory(self, setup: RingSetup, ring: CommandRing) -> Iterator[None]:
+        """Turn a ring on, unless the guest uses other memory than what came from its hypervisor."""
+        is_used = yield from self.memory.is_used_by_guest(LOOK_NS)
+        if is_used:
+            ring.enable(setup.base, setup.entries)
+            self._status &= ~Status.MEMORY_NOT_SHARED
+        else:
             self._status |= Status.MEMORY_NOT_SHARED
             log.error(
                 "%s: the memory files that QEMU handed over hold no data, so the guest uses other memory: "
@@ -385,8 +400,7 @@ class PvIommu(PciFunction):
                 self.name,
                 extra={"event": "memory-not-shared"},
             )
-            return False
-        return fits
+        self._accept(is_used)
 
     def read_ring_status(self, _: int) -> int:
         ring = self.rings[self._selected]
@@ -401,7 +415,18 @@ class PvIommu(PciFunction):
     def work(self) -> bool:
         """Execute a bounded number of slots of each ring. Whether there were any."""
         self.settle()
+        self._look_for_stop()
         return self._executor.work()
+
+    def rested(self) -> None:
+        """The loop has slept: that was no stop of the process."""
+        self._worked_at = self.inputs.now_ns()
+
+    def _look_for_stop(self) -> None:
+        now = self.inputs.now_ns()
+        if now - self._worked_at > STOPPED_NS:
+            self._missed = self._executor.backlog()
+        self._worked_at = now
 
     def make_copier(self) -> Copier | None:
         """What copies to and from the memory of one endpoint's connection, if the core has it."""
@@ -425,10 +450,10 @@ class PvIommu(PciFunction):
         """Whether the guest says when it polls for a completion."""
         return self._executor.is_told_of_waits
 
-    def drain(self) -> None:
-        """Execute what each ring held when this was called, for half a second at most."""
+    def drain(self) -> Iterator[None]:
+        """Execute what each ring holds now, a millisecond a step."""
         self.settle()
-        self._executor.drain()
+        return self._executor.drain_in_steps(self._executor.backlog())
 
     def arm(self) -> bool:
         """Ask for doorbells. Whether the loop may sleep now: no ring got work in the meantime."""
@@ -445,22 +470,38 @@ class PvIommu(PciFunction):
 
     # -- translation ------------------------------------------------------------------------------------------------
 
-    def translate(self, stream: int, iova: int, length: int, access: Access) -> Sequence[Run] | Fault:
+    def translate(
+        self, stream: int, iova: int, length: int, access: Access, patience: Patience
+    ) -> Sequence[Run] | Fault:
         """Where DMA goes, or why not. A refusal is only believed after all rings are drained: the map may be on
-        its way. They are drained first if it has been a while: the process may have been stopped, and the guest have
-        given it up and unmapped what DMA in progress goes to.
+        its way. They are drained first if the process was stopped meanwhile: the guest may have given it up and
+        unmapped what DMA in progress goes to. ``patience`` is that of the request.
+
+        Raises :class:`DmaPendingError` if draining takes longer than a turn has time for.
         """
-        self.settle()
-        now = self.inputs.now_ns()
-        is_drained = now - self._translated_at > STOPPED_NS
-        if is_drained:
-            self.drain()
-        self._translated_at = now
-        result = self._engine.translate(stream, iova, length, access)
-        if isinstance(result, Fault) and not is_drained:
-            self.drain()
-            result = self._engine.translate(stream, iova, length, access)
+        self._look_for_stop()
+        if self._missed is not None:
+            self._drain(self._missed)
+            self._missed = None
+        result = self.engine.translate(stream, iova, length, access)
+        if isinstance(result, Fault):
+            self.catch_up(patience)
+            result = self.engine.translate(stream, iova, length, access)
         return result
+
+    def catch_up(self, patience: Patience) -> None:
+        """Execute what the rings held when this was called first for the request that ``patience`` belongs to.
+
+        Raises :class:`DmaPendingError` if that takes longer than a turn has time for.
+        """
+        if patience.backlog is None or not self._executor.is_current(patience.backlog):
+            patience.backlog = self._executor.backlog()
+        self._drain(patience.backlog)
+
+    def _drain(self, backlog: Backlog) -> None:
+        self.settle()
+        if not self._executor.drain(backlog):
+            raise DmaPendingError
 
     def report_fault(self, fault: Fault, length: int) -> EventReason:
         """Tell the guest of a refused request of ``length`` bytes. Returns the reason it was given."""
@@ -477,3 +518,12 @@ class PvIommu(PciFunction):
     def unblock(self, stream: int) -> None:
         """The endpoint was reset, or its bus mastering turned on: it begins anew in its context."""
         self.engine.unblock(stream)
+
+
+def _begun(steps: Iterator[None]) -> Steps | None:
+    """Take the first step. What is left, if there is more."""
+    try:
+        next(steps)
+    except StopIteration:
+        return None
+    return steps

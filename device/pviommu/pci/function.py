@@ -25,6 +25,7 @@ from vfio_user import (
     RegionFlags,
     RegionIndex,
     RequestError,
+    Steps,
 )
 
 from ..counters import Counters
@@ -201,19 +202,20 @@ class PciFunction:
             return self.inputs.copy(self._shared[index].view[offset : offset + count])
         return bytes(count)  # the MSI-X BAR: nothing is ever pending here
 
-    def region_write(self, index: int, offset: int, data: bytes) -> None:
+    def region_write(self, index: int, offset: int, data: bytes) -> Steps | None:
         if index == RegionIndex.CONFIG:
             self.counters.config_accesses += 1
             self._config_write(offset, data)
-            return
+            return None
         self.counters.traps += 1
-        self._bar_write(index, offset, data)
+        return self._bar_write(index, offset, data)
 
-    def _bar_write(self, index: int, offset: int, data: bytes) -> None:
+    def _bar_write(self, index: int, offset: int, data: bytes) -> Steps | None:
         if index in self._registers:
-            self.attempt("a write to its registers", self._registers[index].write, offset, data)
-        elif index in self._shared:
+            return self.attempt("a write to its registers", self._registers[index].write, offset, data)
+        if index in self._shared:
             self._shared[index].view[offset : offset + len(data)] = data
+        return None
 
     def _config_write(self, offset: int, data: bytes) -> None:
         was_master = self.config.bus_master

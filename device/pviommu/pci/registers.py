@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from pviommu_abi.registers import Access, Register
+from vfio_user import Steps
 
 __all__ = ["RegisterFile"]
 
@@ -26,7 +27,7 @@ class RegisterFile:
         self._values = {register.name: [0] * register.count for register in registers}
         self._places: dict[int, tuple[Register, int]] = {}
         self._readers: dict[str, Callable[[int], int]] = {}
-        self._writers: dict[str, Callable[[int, int], None]] = {}
+        self._writers: dict[str, Callable[[int, int], Steps | None]] = {}
         for register in registers:
             for index in range(register.count):
                 self._places[register.offset + WORD * index] = (register, index)
@@ -58,14 +59,16 @@ class RegisterFile:
         value = reader(index) if reader is not None else self._values[register.name][index]
         return (value & 0xFFFFFFFF).to_bytes(WORD, "little")
 
-    def write(self, offset: int, data: bytes) -> None:
-        """Write the register at ``offset``. One with a write method holds only what that method makes it hold."""
+    def write(self, offset: int, data: bytes) -> Steps | None:
+        """Write the register at ``offset``. One with a write method holds only what that method makes it hold.
+
+        Returns what that method returns: None, or what is left to do in steps.
+        """
         register, index = self._places.get(offset, (None, 0))
         if register is None or len(data) != WORD or register.access is Access.RO:
-            return
+            return None
         value = int.from_bytes(data, "little")
         writer = self._writers.get(register.name)
         if register.access is Access.RW and writer is None:
             self._values[register.name][index] = value
-        if writer is not None:
-            writer(index, value)
+        return None if writer is None else writer(index, value)

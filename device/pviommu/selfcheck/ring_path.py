@@ -86,6 +86,8 @@ class RingPath(Guest):
         while not self._views[stream][1][word]:
             if not self._endpoints[stream].work():
                 raise Difference(self.name, f"descriptors of stream {stream}", "a completed one", "a pending one")
+            if not self._views[stream][1][word]:  # it takes another turn, in which rings come first
+                self._iommu.work()
 
     def plug(self, parts: Sequence[tuple[int, int, int]]) -> None:
         for address, size, offset in parts:

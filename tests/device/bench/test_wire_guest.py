@@ -79,6 +79,11 @@ def test_capabilities_take_time() -> None:
     assert capabilities_ns(PROGRAM, TOPOLOGY) > 0
 
 
+def test_the_time_that_a_stop_takes_is_measured(tmp_path: Path) -> None:
+    with BenchServer(PROGRAM, TOPOLOGY, tmp_path) as server:
+        assert 0 < server.stop_ns(20) < 20e9
+
+
 def test_a_server_that_does_not_start_is_told_with_its_last_words(tmp_path: Path) -> None:
     with pytest.raises(RunError) as caught:
         with BenchServer(PROGRAM, tmp_path / "none.toml", tmp_path):

@@ -691,6 +691,98 @@ def test_end_while_paused_closes_the_descriptors_of_waiting_requests(peer: Peer,
     assert device.maps == {}
 
 
+# --- turns of others -------------------------------------------------------------------------------------------------
+
+
+def write(offset: int, data: bytes) -> bytes:
+    payload = access(BAR0, offset, len(data)) + data
+    return Header(offset, Command.REGION_WRITE, Header.SIZE + len(payload), 0, 0).pack() + payload
+
+
+def taken_ids(peer: Peer) -> list[int]:
+    """Ids of the replies, which are taken."""
+    found = [Header.unpack(item.data).id for item in peer.session.outgoing]
+    peer.session.outgoing.clear()
+    return found
+
+
+@pytest.mark.row("server", 34)
+def test_requests_wait_for_turns_of_others_and_none_is_lost_or_done_twice(peer: Peer, device: Any) -> None:
+    peer.session.receive(b"".join(write(n, bytes([n])) for n in range(1, 6)), [], lambda: False)
+    seen = [taken_ids(peer)]
+    while peer.session.paused:
+        peer.session.resume(lambda: False)
+        seen.append(taken_ids(peer))
+    assert seen == [[1], [2], [3], [4], [5]]
+    assert device.calls.count("region_write") == 5
+    assert device.memory[BAR0][:6] == bytes(range(6))
+
+
+@pytest.mark.row("server", 34)
+def test_the_end_drops_requests_that_wait_for_a_turn(peer: Peer, device: Any) -> None:
+    peer.session.receive(write(1, b"1") + write(2, b"2"), [], lambda: False)
+    peer.session.eof()
+    assert not peer.session.paused
+    assert device.memory[BAR0][:3] == b"\0" + b"1" + b"\0"
+
+
+class Stepping:
+    """Writes of a device that take three steps, as ``region_write``; ``error`` ends the second."""
+
+    def __init__(self, device: Any, error: Exception | None = None) -> None:
+        self._write = device.region_write
+        self._error = error
+        self.closed = 0
+
+    def __call__(self, index: int, offset: int, data: bytes) -> Any:
+        return self._steps(index, offset, data)
+
+    def _steps(self, index: int, offset: int, data: bytes) -> Any:
+        try:
+            yield
+            if self._error is not None:
+                raise self._error
+            yield
+            self._write(index, offset, data)
+        except GeneratorExit:
+            self.closed += 1
+            raise
+
+
+@pytest.mark.row("server", 35)
+def test_a_write_in_steps_is_answered_after_the_last_and_what_follows_waits(peer: Peer, device: Any) -> None:
+    device.region_write = Stepping(device)
+    peer.session.receive(write(1, b"1") + write(2, b"2"), [], lambda: False)
+    steps = 1
+    while not peer.session.outgoing:
+        assert device.memory[BAR0][1] == 0
+        peer.session.resume(lambda: False)
+        steps += 1
+    assert (steps, taken_ids(peer), device.memory[BAR0][1:3]) == (3, [1], b"1\0")
+    peer.session.resume()
+    assert (taken_ids(peer), device.memory[BAR0][1:3], peer.session.paused) == ([2], b"12", False)
+
+
+@pytest.mark.row("server", 35)
+@pytest.mark.parametrize(
+    ("error", "number"), [(RequestError(errno.EBUSY, "no"), errno.EBUSY), (ValueError("oops"), errno.EIO)]
+)
+def test_a_step_that_fails_costs_one_request(peer: Peer, device: Any, error: Exception, number: int) -> None:
+    device.region_write = Stepping(device, error)
+    peer.session.receive(write(1, b"1"), [])
+    (reply,) = peer.session.outgoing
+    assert Header.unpack(reply.data).error == number
+    assert not peer.session.paused
+
+
+@pytest.mark.row("server", 35)
+def test_steps_of_a_client_that_is_gone_are_closed(peer: Peer, device: Any) -> None:
+    device.region_write = stepping = Stepping(device)
+    peer.session.receive(write(1, b"1"), [], lambda: False)
+    peer.session.eof()
+    assert (stepping.closed, device.memory[BAR0][1], peer.session.paused) == (1, 0, False)
+
+
 # --- anything at all -------------------------------------------------------------------------------------------------
 
 PAYLOADS = st.one_of(st.binary(max_size=64), st.sampled_from([payload for _, payload in REFUSED.values()]))
