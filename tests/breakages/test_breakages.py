@@ -77,4 +77,4 @@ def test_a_breakage_makes_the_named_test_fail(patch, tmp_path):
     process = run_tests(tree, [test])
     assert process.returncode == FAILED, f"{test} does not notice {patch.name}:\n{process.stdout}{process.stderr}"
     assert f"FAILED {test}" in process.stdout
-    assert "ERROR " not in process.stdout
+    assert "ERROR tests/" not in process.stdout  # in the set-up of a test, which a line of a log is not
