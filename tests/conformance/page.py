@@ -25,6 +25,7 @@ KINDS = {
     "xen": "Xen PV-IOMMU",
     "wire": "vfio-user",
     "defect": "Defects of others",
+    "server": "The server",
     "driver": "The guest driver",
 }
 MAX_DEVIATIONS = 8
