@@ -18,8 +18,12 @@ from .windows import Window, Windows
 
 __all__ = ["ENDPOINTS_NS", "Machine", "endpoint_class"]
 
-ENDPOINTS_NS = 1_000_000
-"""The endpoints' part of a turn ends with the step that takes it past this. The next turn goes on with others."""
+ENDPOINTS_NS = 3_000_000
+"""The endpoints' part of a turn ends with the step that takes it past this: one of each of many, if they are short. The
+next turn goes on with others.
+"""
+GOING_ON_NS = 1_000_000
+"""The same for what comes after it: steps of requests that are in progress."""
 
 
 def endpoint_class(kind: str) -> type[Endpoint]:
@@ -85,7 +89,7 @@ class Machine:
         return done or self.endpoints_busy
 
     def _work_endpoints(self) -> bool:
-        """Requests that begin come before those that are in progress, which have half of the time to themselves."""
+        """Requests that begin come before those that are in progress, which have time of their own."""
         begun = self._inputs.now_ns()
         if not self._deliver(begun + ENDPOINTS_NS):
             return True
@@ -93,9 +97,10 @@ class Machine:
         if not going_on:
             return self._work_in_turn(self._turns, begun + ENDPOINTS_NS)
         beginning = [endpoint for endpoint in self._turns if endpoint not in going_on]
-        self._work_in_turn(beginning, begun + ENDPOINTS_NS // 2)
-        if self._deliver(begun + ENDPOINTS_NS):
-            self._work_in_turn(going_on, begun + ENDPOINTS_NS)
+        self._work_in_turn(beginning, begun + ENDPOINTS_NS)
+        deadline = self._inputs.now_ns() + GOING_ON_NS
+        if self._deliver(deadline):
+            self._work_in_turn(going_on, deadline)
         return True
 
     def _work_in_turn(self, endpoints: list[Endpoint], deadline_ns: int) -> bool:

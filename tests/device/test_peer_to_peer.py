@@ -297,6 +297,65 @@ def test_an_engine_that_submits_to_itself_goes_on_with_that(driver, peer):
     assert driver.ram[0x40000:0x40008] == b"abcdefgh"
 
 
+# -- requests in steps ------------------------------------------------------------------------------------------------
+
+
+def put_list(engine, spans):
+    """Scatter/gather entries; what ``src`` or ``dst`` has to be, and the length."""
+    packed = b"".join(abi.SgEntry(*span).pack() for span in spans)
+    engine.shared.view[abi.SG_OFFSET : abi.SG_OFFSET + len(packed)] = packed
+    return len(spans) << 32, sum(length for _, length in spans)
+
+
+def run_list(driver, engine, op, spans, pattern=0):
+    """Carry out a descriptor with ``spans`` as source and destination."""
+    place, length = put_list(engine, spans)
+    flags = int(abi.DescriptorFlags.SRC_SG | abi.DescriptorFlags.DST_SG)
+    engine.shared.view[: Descriptor.SIZE] = Descriptor(op, flags, 0, length, place, place, pattern).pack()
+    write_register(engine, "CONTROL", Control.ENABLE)
+    write_register(engine, "PRODUCER", 1)
+    while register(engine, "CONSUMER") == 0:
+        driver.machine.work()
+    return Descriptor.unpack(engine.shared.view)
+
+
+@pytest.mark.row("driver", 46)
+@pytest.mark.row("server", 37)
+@pytest.mark.parametrize("op", [DmaOp.FILL, DmaOp.CHECKSUM])
+def test_a_request_in_steps_may_touch_4096_bytes_of_registers_in_all(driver, peer, op):
+    mapped(driver, REGISTERS)
+    mapped(driver, 0x40000, 1, 0x200)
+    engine = driver.machine.endpoints["dma0"]
+    spans = [(0x200_000 + 8 * n, 8) for n in range(20)] + [(IOVA + 0x800, 256) for _ in range(17)]
+    done = run_list(driver, engine, op, spans, pattern=0x55)
+    assert (done.status, done.detail, done.reason) == (DescriptorStatus.FAULT, IOVA + 0x800, EventReason.ABORTED)
+    assert [(event.reason, event.length) for event in driver.events()] == [(EventReason.ABORTED, 256)]
+    assert not any(driver.ram[0x40000:0x41000])
+    engine.reset_device()
+    driver.master("dma0")
+    assert run_list(driver, engine, op, spans[:-1], pattern=0x55).status == DescriptorStatus.DONE
+
+
+@pytest.mark.row("driver", 46)
+@pytest.mark.row("server", 37)
+def test_registers_are_written_after_all_the_rest_of_a_request_in_steps(driver, peer, monkeypatch):
+    """Wherever they are in it: what is written there may start something that needs the rest."""
+    monkeypatch.setattr("pviommu.endpoints.dma_test.STEP_NS", -1)
+    mapped(driver, REGISTERS)
+    mapped(driver, 0x40000, 1, 0x200)
+    control = IOVA + abi.REGISTER["CONTROL"].offset
+    seen = []
+    write = peer._registers[0].write
+    monkeypatch.setattr(
+        peer._registers[0], "write", lambda *given: seen.append(driver.ram[0x40000 : 0x40000 + 8 * 30]) or write(*given)
+    )
+    spans = [(control, 4)] + [(0x200_000 + 8 * n, 8) for n in range(30)]
+    pattern = int(Control.ENABLE) | int(Control.ENABLE) << 32
+    done = run_list(driver, driver.machine.endpoints["dma0"], DmaOp.FILL, spans, pattern=pattern)
+    assert (done.status, register(peer, "CONTROL")) == (DescriptorStatus.DONE, Control.ENABLE)
+    assert seen == [pattern.to_bytes(8, "little") * 30]
+
+
 # -- BARs that move ---------------------------------------------------------------------------------------------------
 
 

@@ -15,7 +15,7 @@ from pviommu.iommu.ring import passed
 from pviommu.listening import REST_NS
 from pviommu.pacing import FOREVER, NAP_MS, SLEEPS_MS, Pace
 from pviommu.peers import Peer, peer_of
-from pviommu.server import LOOK_NS, MOST_REFUSED, Server, close_all, listen_all
+from pviommu.server import LOOK_NS, MOST_REFUSED, SOCKETS_NS, Server, close_all, listen_all
 from pviommu_abi.registers import REGISTER
 from pviommu_abi.shared import CACHE_LINE, DeviceRingLine, GuestRingLine
 from pviommu_abi.slots import SlotFlags
@@ -430,6 +430,149 @@ def test_when_the_waits_have_ended_the_server_sleeps_for_good(connected):
     connected.fall_asleep()
     assert slept_at[0] - idle_since <= SPIN_NS + 10 * TICK
     assert [timeout for timeout in driver.inputs.waits if timeout] == [NAP_MS, *SLEEPS_MS, FOREVER]
+
+
+# -- turns of others --------------------------------------------------------------------------------------------------
+
+
+class Clients:
+    """A server with a client of each function, all in this thread. Reading a register takes :attr:`cost` there."""
+
+    def __init__(self, driver):
+        self.driver = driver
+        self.cost = 0
+        self.sockets = {}
+        self.clients = {}
+        sockets = {}
+        for function in driver.machine.functions():
+            ours, theirs = socket.socketpair()
+            theirs.setblocking(False)
+            self.sockets[function.name] = ours
+            self.clients[function.name] = Client(ours)
+            sockets[function.name] = theirs
+            function.region_read = self.slowly(function.region_read)
+        driver.inputs.worked_ns = lambda: driver.inputs.time
+        self.server = Server(driver.machine, sockets, driver.inputs, Pace(SPIN_NS))
+        payload = offer(Limits(), 0)
+        for client in self.clients.values():
+            client.send(Header(0, Command.VERSION, Header.SIZE + len(payload), 0, 0).pack() + payload)
+        for _ in range(3):
+            self.server.turn()
+        for client in self.clients.values():
+            client.receive()
+
+    def slowly(self, read):
+        def slow_read(*given):
+            self.driver.inputs.time += self.cost
+            return read(*given)
+
+        return slow_read
+
+    def ask(self, name, count=1, first=1):
+        """Reads of a register, pipelined, with ids from ``first`` on."""
+        size = Header.SIZE + RegionAccess.SIZE
+        payload = RegionAccess(0, 0, 4).pack()
+        requests = [Header(first + n, Command.REGION_READ, size, 0, 0).pack() + payload for n in range(count)]
+        self.clients[name].send(b"".join(requests))
+
+    def answers(self, name):
+        """Ids of the replies that are there."""
+        try:
+            data = self.sockets[name].recv(1 << 16, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return []
+        size = Header.SIZE + RegionAccess.SIZE + 4
+        return [Header.unpack(data, at).id for at in range(0, len(data), size)]
+
+    def close(self):
+        self.server.close()
+        for client in self.clients.values():
+            client.close()
+
+
+@pytest.fixture
+def clients(make_driver):
+    made = Clients(make_driver())
+    yield made
+    made.close()
+
+
+@pytest.mark.row("server", 34)
+def test_pipelined_requests_end_with_the_time_of_a_look_and_go_on_in_the_next(clients):
+    clients.cost = SOCKETS_NS // 3
+    clients.ask("dma0", 12)
+    seen = []
+    while len(seen) < 12:
+        clients.server.turn()
+        found = clients.answers("dma0")
+        assert len(found) <= 4
+        seen += found
+    assert seen == list(range(1, 13))
+
+
+@pytest.mark.row("server", 34)
+def test_a_client_that_asks_little_comes_before_one_that_asks_without_end(clients):
+    clients.cost = SOCKETS_NS
+    clients.ask("dma0", 50)
+    clients.ask("dma1", 50)
+    for turn in range(5):
+        clients.server.turn()
+        clients.server.turn()
+        clients.ask("iommu", first=turn + 1)
+        clients.server.turn()
+        assert clients.answers("iommu") == [turn + 1]
+    assert len(clients.answers("dma0")) > 1
+    assert len(clients.answers("dma1")) > 1
+
+
+@pytest.mark.row("server", 34)
+def test_a_loop_whose_clients_wait_for_a_turn_does_not_sleep(clients):
+    clients.cost = 2 * SOCKETS_NS
+    clients.ask("dma0", 3)
+    clients.driver.inputs.waits.clear()
+    for _ in range(3):
+        clients.server.turn()
+    assert clients.answers("dma0") == [1, 2, 3]
+    assert set(clients.driver.inputs.waits[1:]) == {0}
+
+
+@pytest.mark.row("server", 39)
+def test_a_stop_is_heard_between_two_requests_of_a_client(clients):
+    clients.cost = 1
+    read = clients.driver.machine.endpoints["dma0"].region_read
+
+    def read_and_stop(*given):
+        clients.server.stop()
+        return read(*given)
+
+    clients.driver.machine.endpoints["dma0"].region_read = read_and_stop
+    clients.ask("dma0", 50)
+    clients.server.run()
+    assert clients.answers("dma0") == [1]
+
+
+@pytest.mark.row("driver", 5)
+@pytest.mark.row("server", 31)
+def test_dma_after_a_sleep_of_the_loop_does_not_wait_for_the_rings(connected):
+    """As it does after a stop of the process: nobody has given up a device that only had nothing to do."""
+    driver = connected.driver
+    ctx = driver.attached()
+    driver.map(ctx, 0x100, 0x10, 1)
+    driver.dma_read("dma0", 0x100000, 1)
+
+    def sleep_long(timeout_ms):
+        if timeout_ms:
+            driver.inputs.time += 10 * STOPPED_NS
+
+    driver.inputs.on_wait = sleep_long
+    connected.fall_asleep()
+    driver.put(NOOP)
+    before = driver.completed()
+    driver.dma_read("dma0", 0x100000, 1)
+    assert driver.completed() == before
+    driver.inputs.time += 10 * STOPPED_NS
+    driver.dma_read("dma0", 0x100000, 1)
+    assert driver.completed() == before + 1
 
 
 # -- stopping ---------------------------------------------------------------------------------------------------------

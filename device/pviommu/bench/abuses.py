@@ -40,6 +40,8 @@ _ARRAY = 16 * _MIB
 _ELEMENTS = 1 << 15
 _LARGEST = 1 << 16
 """Pages of a map that a ring carries out in one go."""
+_RESET_ENTRIES = 32
+"""Of the ring that a reset waits for: some tenths of a second."""
 _NOWHERE = 1 << 38
 """An address that no RAM is at."""
 _MASK = 0xFFFFFFFF
@@ -303,12 +305,12 @@ class _Rings(Abuse):
         self.guest.ring_doorbell(trapped=False)
 
 
-def _turn_on(guest: WireGuest, ring: int) -> None:
-    """With the largest number of entries; ring 0 is selected afterwards."""
+def _turn_on(guest: WireGuest, ring: int, entries: int = MAX_RING_ENTRIES) -> None:
+    """Ring 0 is selected afterwards."""
     guest.words[ring * RING_INDEX_STRIDE // 4] = 0
     for register, value in (
         ("RING_SELECT", ring),
-        ("RING_ENTRIES", MAX_RING_ENTRIES),
+        ("RING_ENTRIES", entries),
         ("RING_BASE_LO", _ring_base(ring)),
         ("RING_CONTROL", RingControl.ENABLE),
         ("RING_SELECT", 0),
@@ -320,15 +322,17 @@ def _ring_base(ring: int) -> int:
     return RING_AREA_OFFSET + ring * MAX_RING_ENTRIES * SLOT_SIZE
 
 
-def _fill_ring(guest: WireGuest, ring: int, slots: Sequence[bytes], submitted: int) -> int:
+def _fill_ring(
+    guest: WireGuest, ring: int, slots: Sequence[bytes], submitted: int, entries: int = MAX_RING_ENTRIES
+) -> int:
     """Put ``slots`` in turn where there is room, after ``submitted`` ones; how many are submitted now."""
     producer = ring * RING_INDEX_STRIDE // 4
     completed = guest.words[producer + CACHE_LINE // 4]
-    for position in range(submitted, completed + MAX_RING_ENTRIES):
-        at = _ring_base(ring) + position % MAX_RING_ENTRIES * SLOT_SIZE
+    for position in range(submitted, completed + entries):
+        at = _ring_base(ring) + position % entries * SLOT_SIZE
         guest.memory[at : at + SLOT_SIZE] = slots[position % len(slots)]
-    guest.words[producer] = completed + MAX_RING_ENTRIES & _MASK
-    return int(completed) + MAX_RING_ENTRIES
+    guest.words[producer] = completed + entries & _MASK
+    return int(completed) + entries
 
 
 def _slot(op_class: int, op: int, payload: bytes) -> bytes:
@@ -385,9 +389,9 @@ class _ResetBehindRings(Abuse):
     def go_on(self) -> None:
         guest = self.guest
         guest.write("PROFILE", Profile.XEN_2024)  # answered when the last reset is over
-        _turn_on(guest, 1)
+        _turn_on(guest, 1, _RESET_ENTRIES)
         alloc = _slot(OpClass.XEN_2024, 0, PvIommuOp(Xen2024Op.ALLOC_CONTEXT, 0, 0).pack())
-        _fill_ring(guest, 1, [alloc, *_large_maps(1, 1) * 100], 0)
+        _fill_ring(guest, 1, [alloc, *_large_maps(1, 1) * _RESET_ENTRIES], 0, _RESET_ENTRIES)
         guest.write("RESET", Reset.POWER_ON, posted=True)
 
 

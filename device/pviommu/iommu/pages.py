@@ -10,8 +10,8 @@ from .profile import Answer, Reply, Steps
 
 __all__ = ["ACCESS", "PIECE", "PageOperations"]
 
-PIECE = 1 << 14
-"""Pages after which an operation lets others have a turn: a millisecond, if each page needs an entry of its own."""
+PIECE = 1 << 12
+"""Pages after which an operation lets others have a turn: part of a millisecond, if each needs an entry of its own."""
 _TABLE = 1 << 9
 _GIB = 1 << 18
 """Pages of 2 MiB and of 1 GiB. Pieces end at such multiples, lest large leaves are cut where nobody asked for it."""

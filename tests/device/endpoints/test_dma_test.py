@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pviommu.endpoints import dma_test
 from pviommu.endpoints.dma_test import DmaTestEngine
 from pviommu.engine import Access
 from pviommu_abi import dma_test as abi
@@ -306,6 +307,121 @@ def test_a_source_unmapped_while_the_destination_is_waited_for_is_not_read(drive
 
     assert (done.status, done.detail, done.access) == (FAULT, 0x100000, EventAccess.READ)
     assert driver.guest.peek(0x21000, 16) == bytes(16)
+
+
+# -- in steps ----------------------------------------------------------------------------------------------------------
+
+
+def many_pages(driver: Driver, first: int = 0, count: int = 64) -> int:
+    """A list of pages, not in the order of their addresses."""
+    return driver.entries(first, [(IOVA + (n * 7) % count * PAGE, PAGE) for n in range(count)])
+
+
+@pytest.mark.row("server", 37)
+def test_a_long_request_takes_steps_and_the_queue_waits_for_it(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dma_test, "STEP_NS", -1)
+    data = random.Random(1).randbytes(64 * PAGE)
+    driver.guest.poke(0, data)
+    lists = {
+        "src": many_pages(driver),
+        "dst": driver.entries(64, [(IOVA + (1024 + n) * PAGE, PAGE) for n in range(64)]),
+    }
+    driver.queue(
+        descriptor(op=DmaOp.COPY, flags=SRC_SG | DST_SG, length=64 * PAGE, **lists), descriptor(op=DmaOp.FILL, length=8)
+    )
+    steps = 0
+    while driver.read("CONSUMER") == 0:
+        assert driver.engine.work() is True
+        steps += 1
+    assert steps > 64
+    assert driver.result(1).status == DescriptorStatus.PENDING
+    driver.engine.work()
+
+    expected = b"".join(data[n * 7 % 64 * PAGE :][:PAGE] for n in range(64))
+    assert [driver.result(place).status for place in (0, 1)] == [DONE, DONE]
+    assert driver.guest.peek(1024 * PAGE, 64 * PAGE) == expected
+    assert (driver.guest.counters.dma_requests, driver.guest.counters.dma_bytes) == (3, 2 * 64 * PAGE + 8)
+    assert driver.guest.events() == []
+
+
+@pytest.mark.row("server", 37)
+@pytest.mark.parametrize("op", list(DmaOp))
+@pytest.mark.parametrize("hole", [0, 1, 40, 63])
+def test_one_page_that_is_not_mapped_refuses_a_long_request_whole(driver: Driver, op: DmaOp, hole: int) -> None:
+    for n in range(64):
+        driver.guest.map(0x100 + n, 0x400 + n)
+    driver.guest.iommu.engine.unmap(driver.guest.context, 0x100 + hole, 1)
+    entries = driver.entries(0, [(0x100000 + n * PAGE, PAGE) for n in range(64)])
+
+    done = driver.run(op=op, flags=SRC_SG | DST_SG, length=64 * PAGE, src=entries, dst=entries, pattern=0x55)
+
+    assert (done.status, done.detail) == (FAULT, 0x100000 + hole * PAGE)
+    (event,) = driver.guest.events()
+    assert (event.reason, event.iova, event.length) == (EventReason.NOT_MAPPED, 0x100000 + hole * PAGE, PAGE)
+    assert driver.guest.peek(0x400 * PAGE, 64 * PAGE) == bytes(64 * PAGE)
+    assert (driver.guest.counters.dma_requests, driver.guest.counters.dma_bytes) == (0, 0)
+
+
+@pytest.mark.row("server", 37)
+def test_the_event_of_a_long_span_tells_all_of_its_length(driver: Driver) -> None:
+    driver.guest.map(0x100, 0x400, 100)
+
+    done = driver.run(op=DmaOp.FILL, length=1 << 20, dst=0x100000)
+
+    assert (done.status, done.detail) == (FAULT, 0x100000 + 100 * PAGE)
+    assert [event.length for event in driver.guest.events()] == [1 << 20]
+
+
+@pytest.mark.row("server", 37)
+def test_what_a_long_request_finds_unmapped_later_stops_it_there(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A guest that unmaps what DMA in progress goes to: nothing is written after the unmap is complete."""
+    monkeypatch.setattr(dma_test, "STEP_NS", -1)
+    for n in range(64):
+        driver.guest.map(0x100 + n, 0x400 + n)
+    entries = driver.entries(0, [(0x100000 + n * PAGE, PAGE) for n in range(64)])
+    driver.queue(descriptor(op=DmaOp.FILL, flags=DST_SG, length=64 * PAGE, dst=entries, pattern=0x5555555555555555))
+    while not any(driver.guest.peek(0x400 * PAGE, PAGE)):
+        driver.engine.work()
+    driver.guest.iommu.engine.unmap(driver.guest.context, 0x130, 1)
+    while driver.read("CONSUMER") == 0:
+        driver.engine.work()
+
+    assert (driver.result(0).status, driver.result(0).detail) == (FAULT, 0x130000)
+    assert not any(driver.guest.peek(0x430 * PAGE, 16 * PAGE))
+    assert len(driver.guest.events()) == 1
+
+
+@pytest.mark.row("server", 37)
+def test_what_was_submitted_before_a_long_request_is_done_before_it_begins(driver: Driver) -> None:
+    driver.guest.set_up_ring()
+    driver.guest.map(0x100, 0x400, 64)
+    driver.guest.submit(UnmapPages(Xen2024Op.UNMAP_PAGES, driver.guest.context, 0, dfn=0x13F, nr_pages=1))
+
+    done = driver.run(op=DmaOp.FILL, length=64 * PAGE, dst=0x100000, pattern=1)
+
+    assert (done.status, done.detail) == (FAULT, 0x13F000)
+    assert driver.guest.peek(0x400 * PAGE, 64 * PAGE) == bytes(64 * PAGE)
+
+
+@pytest.mark.row("server", 37)
+@pytest.mark.parametrize("how", ["register", "function", "iommu"])
+def test_a_reset_cancels_a_request_in_progress(driver: Driver, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    monkeypatch.setattr(dma_test, "STEP_NS", -1)
+    driver.queue(descriptor(op=DmaOp.FILL, length=64 * PAGE, pattern=0x5555555555555555), descriptor(op=DmaOp.FILL))
+    while not driver.guest.peek(0, 1)[0]:
+        driver.engine.work()
+    {
+        "register": lambda: driver.write("CONTROL", Control.RESET),
+        "function": driver.engine.reset,
+        "iommu": driver.guest.iommu.reset,
+    }[how]()
+
+    assert [driver.result(place).status for place in (0, 1)] == [CANCELLED, CANCELLED]
+    assert driver.engine.work() is False
+    assert not driver.engine.is_in_progress
+    assert not any(driver.guest.peek(63 * PAGE, PAGE))
 
 
 # -- the queue ---------------------------------------------------------------------------------------------------------

@@ -1,0 +1,76 @@
+"""The command: one abuse against a real server, and bars from figures made up here."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+from pathlib import Path
+
+import pytest
+
+from pviommu.bench import delays
+from pviommu.bench.abuses import ABUSES, NOTHING
+from pviommu.bench.delays import DMA, OPERATIONS, REGISTER, RING, Delay, Found, judge
+
+pytestmark = pytest.mark.row("server", 40)
+QUICK = ("--rounds", "1", "--engines", "3", "--core", "python")
+
+
+def run(*options: str) -> tuple[int, str]:
+    parser = argparse.ArgumentParser()
+    delays.add_arguments(parser)
+    out = io.StringIO()
+    return delays.main(parser.parse_args([*QUICK, *options]), out=out), out.getvalue()
+
+
+@pytest.mark.parametrize("abuse", list(ABUSES))
+def test_every_abuse_is_measured_against_a_server(tmp_path: Path, abuse: str) -> None:
+    target = tmp_path / "delays.json"
+    status, shown = run("--json", str(target), "--only", abuse)
+    assert status == 0
+    document = json.loads(target.read_text())
+    [core] = document["cores"]
+    [found] = core["abuses"]
+    assert found["abuse"] == abuse
+    assert set(found["delays"]) == set(OPERATIONS if ABUSES[abuse].leaves_ring_0 else OPERATIONS[1:])
+    assert all(delay["wall_ns"] > 0 for delay in found["delays"].values())
+    assert found["stop_ns"] > 0
+    assert set(document["blocks"]) == {"delays", "delays-python-bars", "delays-setting"}
+    assert abuse in shown
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--rounds", "0"], "--rounds 0: give 1 to 10000"),
+        (["--engines", "1"], "--engines 1: give 2 to 256"),
+        (["--only", "kindness"], "--only kindness: there are nothing, pipelined"),
+        (["--json", "/nowhere/x"], "--json /nowhere/x: No such file"),
+    ],
+)
+def test_wrong_options_end_with_status_2(capsys: pytest.CaptureFixture[str], options: list[str], words: str) -> None:
+    assert run(*options)[0] == 2
+    assert words in capsys.readouterr().err
+
+
+def found(abuse: str, milliseconds: float, stop: float = 1000) -> Found:
+    delay = Delay(int(9e9), int(milliseconds * 1e6))
+    return Found(abuse, {RING: delay, REGISTER: delay, DMA: delay}, int(stop * 1e6))
+
+
+def test_bars_judge_the_processor_time_of_the_worst_abuse() -> None:
+    judgements = judge([found(NOTHING, 1), found("worst", 10), found("other", 5)])
+    assert [one.word for one in judgements] == ["met"] * 4
+    assert judgements[0].note == "worst"
+
+
+def test_figures_past_their_bars_do_not_meet_them() -> None:
+    judgements = judge([found(NOTHING, 1), found("worst", 10.1, stop=1001)])
+    assert [one.word for one in judgements] == ["NOT MET"] * 4
+
+
+def test_an_operation_that_no_abuse_leaves_is_not_judged() -> None:
+    only = found("x", 1)
+    del only.delays[RING]
+    assert len(judge([only])) == 3
