@@ -344,7 +344,10 @@ class PvIommu(PciFunction):
 
     def work(self) -> bool:
         """Execute a bounded number of slots of each ring. Whether there were any."""
-        self._look_for_stop()
+        now = self.inputs.now_ns()
+        if now - self._worked_at > STOPPED_NS:
+            self._look_for_stop()
+        self._worked_at = now
         return self._executor.work()
 
     def rested(self) -> None:
