@@ -91,7 +91,7 @@ class Machine:
 
     def _work_endpoints(self) -> bool:
         """Requests that begin come before those that are in progress, which have time of their own."""
-        if not self.endpoints_busy:  # so there is nothing in progress
+        if not self.endpoints_busy and not self.windows.are_waiting:  # so there is nothing in progress
             return self._work_in_turn(self._turns)
         begun = self._inputs.now_ns()
         if not self._deliver(begun + ENDPOINTS_NS):
