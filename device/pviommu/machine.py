@@ -24,6 +24,8 @@ next turn goes on with others.
 """
 GOING_ON_NS = 1_000_000
 """The same for what comes after it: steps of requests that are in progress."""
+_UNKNOWN_NS = 100_000
+"""What the first step after an idle turn is charged: a look at the clock before it would cost all idle turns time."""
 
 
 def endpoint_class(kind: str) -> type[Endpoint]:
@@ -90,31 +92,35 @@ class Machine:
 
     def _work_endpoints(self) -> bool:
         """Requests that begin come before those that are in progress, which have time of their own."""
+        if not self.endpoints_busy and not self.windows.are_waiting:  # so there is nothing in progress
+            return self._work_in_turn(self._turns)
         begun = self._inputs.now_ns()
         if not self._deliver(begun + ENDPOINTS_NS):
             return True
         going_on = [endpoint for endpoint in self._turns if endpoint.goes_on()]
         if not going_on:
-            return self._work_in_turn(self._turns, begun + ENDPOINTS_NS)
-        beginning = [endpoint for endpoint in self._turns if endpoint not in going_on]
-        self._work_in_turn(beginning, begun + ENDPOINTS_NS)
+            return self._work_in_turn(self._turns)
+        self._work_in_turn([endpoint for endpoint in self._turns if endpoint not in going_on])
         deadline = self._inputs.now_ns() + GOING_ON_NS
         if self._deliver(deadline):
             self._work_in_turn(going_on, deadline)
         return True
 
-    def _work_in_turn(self, endpoints: list[Endpoint], deadline_ns: int) -> bool:
-        """A step of each, until the deadline. Whether there was anything to do; those that used least come first."""
+    def _work_in_turn(self, endpoints: list[Endpoint], deadline_ns: int | None = None) -> bool:
+        """A step of each, until the deadline, or for :data:`ENDPOINTS_NS`. Whether there was anything to do; those that
+        used least come first.
+        """
         busy = False
         worked = self._inputs.worked_ns() if self.endpoints_busy else None
         for endpoint in endpoints:
             if not endpoint.step():
                 continue
             busy = True
+            if deadline_ns is None:
+                deadline_ns = self._inputs.now_ns() + ENDPOINTS_NS
             is_delivered = self._deliver(deadline_ns)
             before, worked = worked, self._inputs.worked_ns()
-            # the first step after a while, whose begin is not known, costs nothing
-            self._fairness.charge(endpoint, 0 if before is None else worked - before)
+            self._fairness.charge(endpoint, _UNKNOWN_NS if before is None else worked - before)
             if not is_delivered or self._inputs.now_ns() > deadline_ns:
                 break
         if busy:

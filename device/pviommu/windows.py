@@ -120,6 +120,11 @@ class Windows:
             self._posted.append((place, data))
             self._posted_bytes += len(data)
 
+    @property
+    def are_waiting(self) -> bool:
+        """Whether there is something to :meth:`deliver`."""
+        return bool(self._posted) or self._delivery is not None
+
     def deliver(self, may_go_on: Callable[[], bool] = lambda: True) -> bool:
         """Write what was posted, in order; of it, what is not a whole aligned word changes nothing.
 
