@@ -14,7 +14,7 @@
 #define PAGES	256
 #define STRIDES	8
 #define CLOSINGS	8
-#define FAULTS	64
+#define FAULTS	16
 
 static bool nothing_is_left(struct fixture *f)
 {
