@@ -66,6 +66,10 @@ STOPPED_NS = 200_000_000
 again what it unmapped. A driver waits longer before it does that. A busy host may take the processor away for less."""
 LEAST_DIMM, ABOVE_LOW_BARS = 16 << 20, 1 << 32
 MAX_TOLD = 64
+CATCH_UP_NS = 500_000_000
+"""How long DMA waits for the rings after a stop: full rings of small operations take less. A guest that had filled them
+with large ones harms its own DMA.
+"""
 LOOK_NS = 1_000_000
 """How long a look for memory that the guest uses goes on before others have a turn."""
 FEATURES = int(Feature.PROFILE_XEN_2024 | Feature.POSTED | Feature.PROFILE_XEN_V7 | Feature.BATCH_2014)
@@ -126,6 +130,7 @@ class PvIommu(PciFunction):
         self._worked_at = self.inputs.now_ns()
         self._missed: Backlog | None = None
         """what the rings held when the process went on after a stop"""
+        self._catch_up_until = 0
         for register, value in (
             ("MAGIC", abi.MAGIC),
             ("VERSION", abi.ABI_VERSION),
@@ -426,6 +431,7 @@ class PvIommu(PciFunction):
         now = self.inputs.now_ns()
         if now - self._worked_at > STOPPED_NS:
             self._missed = self._executor.backlog()
+            self._catch_up_until = now + CATCH_UP_NS
         self._worked_at = now
 
     def make_copier(self) -> Copier | None:
@@ -481,7 +487,8 @@ class PvIommu(PciFunction):
         """
         self._look_for_stop()
         if self._missed is not None:
-            self._drain(self._missed)
+            if self._worked_at < self._catch_up_until:
+                self._drain(self._missed)
             self._missed = None
         result = self.engine.translate(stream, iova, length, access)
         if isinstance(result, Fault):

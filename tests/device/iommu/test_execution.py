@@ -6,6 +6,7 @@ import pytest
 from pviommu.endpoints.dma import DmaRefusedError
 from pviommu.iommu import execution
 from pviommu.iommu.execution import BATCH, DRAIN_NS, STEP_NS
+from pviommu.iommu.function import CATCH_UP_NS, STOPPED_NS
 from pviommu.iommu.pages import PIECE
 from pviommu.iommu.patience import DmaPendingError
 from pviommu.iommu.ring import passed
@@ -784,6 +785,23 @@ def test_dma_waits_for_what_the_rings_held_when_it_was_refused_and_for_no_more(s
     with pytest.raises(DmaRefusedError):
         turns_of_dma(slow, 0x100000, put_more)
     assert held <= slow.completed() <= held + 1
+    assert slow.completed() < slow.producer[0]
+
+
+@pytest.mark.row("driver", 5)
+@pytest.mark.row("server", 31)
+def test_dma_after_a_stop_waits_for_full_rings_but_not_for_as_long_as_those_take(slow):
+    slow.attached("dma0", 1)
+    slow.map(1, LONG, 1, 1)
+    put_long_maps(slow, 1)
+    slow.inputs.time += 2 * STOPPED_NS
+    pending(slow, "dma0", LONG << 12)
+    slow.inputs.time += CATCH_UP_NS // 2 - STOPPED_NS
+    slow.iommu.rested()
+    pending(slow, "dma0", LONG << 12)
+    slow.inputs.time += CATCH_UP_NS // 2 + STOPPED_NS
+    slow.iommu.rested()
+    assert slow.dma_read("dma0", LONG << 12, 1) == b"\0"
     assert slow.completed() < slow.producer[0]
 
 
