@@ -18,7 +18,7 @@ from typing import TextIO
 from pviommu import resources
 from pviommu.bench.bars import Bar, Judgement, markdown_table, shown, text_table, verdict_table
 from pviommu.bench.cores import chosen_cores, serve_options
-from pviommu.bench.output import Document, check_target, give, machine
+from pviommu.bench.output import Document, add_targets, check_targets, give, machine
 from pviommu.bench.wire_guest import BenchServer, processor_time_ns
 from pviommu.lab.problems import ExitStatus, UsageError
 from pviommu.lab.run import guarded, short_folder
@@ -68,9 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ranges", metavar="N", type=int, default=_MOST, help="ranges; at most, and by default: %(default)s"
     )
-    parser.add_argument(
-        "--json", metavar="FILE", help="write all figures as JSON; - is standard output; default: do not"
-    )
+    add_targets(parser)
 
 
 def main(args: argparse.Namespace, *, out: TextIO | None = None, program: Sequence[str] = PROGRAM) -> int:
@@ -81,11 +79,11 @@ def main(args: argparse.Namespace, *, out: TextIO | None = None, program: Sequen
 def _run(args: argparse.Namespace, out: TextIO, program: Sequence[str]) -> int:
     if not _PIECES <= args.ranges <= _MOST:
         raise UsageError(f"--ranges {args.ranges}: give {_PIECES} to {_MOST}")
-    check_target("--json", args.json)
+    check_targets(args)
     found = [_measure(core, args.ranges, program) for core in chosen_cores(args.core)]
     document = _document(found)
     print(document.text, file=sys.stderr if args.json == "-" else out)
-    give(document, args.json, out)
+    give(document, args, out)
     return ExitStatus.PASSED
 
 
@@ -175,9 +173,9 @@ def _document(found: Sequence[Measured]) -> Document:
         for one in found
     ]
     texts = [text_table([_HEADINGS, *rows])]
-    blocks = {"maps": markdown_table(_HEADINGS, rows) + "\n"}
+    blocks = {"maps": markdown_table(_HEADINGS, rows)}
     for one in found:
         texts.append(f"{one.core}, {one.ranges} ranges\n{verdict_table(judge(one))}")
-        blocks[f"maps-{one.core}-bars"] = verdict_table(judge(one), markdown=True) + "\n"
+        blocks[f"maps-{one.core}-bars"] = verdict_table(judge(one), markdown=True)
     data = {"machine": machine(), "cores": [asdict(one) for one in found]}
     return Document(_NAME, "\n\n".join(texts), data, blocks)
