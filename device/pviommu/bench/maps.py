@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import fcntl
-import os
 import random
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -19,7 +17,7 @@ from pviommu import resources
 from pviommu.bench.bars import Bar, Judgement, markdown_table, shown, text_table, verdict_table
 from pviommu.bench.cores import chosen_cores, serve_options
 from pviommu.bench.output import Document, add_targets, check_targets, give, machine
-from pviommu.bench.wire_guest import BenchServer, processor_time_ns
+from pviommu.bench.wire_guest import BenchServer, memory_file, processor_time_ns
 from pviommu.lab.problems import ExitStatus, UsageError
 from pviommu.lab.run import guarded, short_folder
 from pviommu.lab.server import PROGRAM
@@ -100,7 +98,7 @@ def _measure(core: str, ranges: int, program: Sequence[str]) -> Measured:
     with (
         short_folder() as folder,
         BenchServer(program, topology, folder, serve_options(core)) as server,
-        _memory(2 * ranges * _PAGE) as ram,
+        memory_file(2 * ranges * _PAGE) as ram,
         closing(Client.connect(folder / "iommu.sock")) as client,
     ):
         client.dma_map(0, _PAGE, ram)  # what the first one needs, no other does
@@ -135,18 +133,6 @@ def _timed(places: Sequence[int], request: Callable[[int], None]) -> float:
     for place in places:
         request(place)
     return (perf_counter_ns() - begun) / 1e9
-
-
-@contextmanager
-def _memory(size: int) -> Iterator[int]:
-    """A memory file as memory-backend-memfd makes it."""
-    fd = os.memfd_create("ram", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    try:
-        os.ftruncate(fd, size)
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
-        yield fd
-    finally:
-        os.close(fd)
 
 
 def _resident(pid: int) -> int:
