@@ -6,10 +6,10 @@ Source of the variables: ``sd_listen_fds(3)``. The first descriptor is 3; ``LIST
 from __future__ import annotations
 
 import os
-import socket
 import stat
 from collections.abc import Iterable, MutableMapping, Sequence
 from pathlib import PurePath
+from typing import Any
 
 __all__ = ["given_sockets"]
 
@@ -29,7 +29,7 @@ def given_sockets(
     given: dict[str, int] = {}
     sockets: dict[int, str] = {}
     for what, name, fd in (*_of_options(options, names), *_of_systemd(names, environment)):
-        inode = _check_socket(what, fd)
+        inode, _ = _look_at(what, fd)
         if name in given:
             raise ValueError(f"{what}: function {name} has a socket already, descriptor {given[name]}")
         if inode in sockets:
@@ -59,14 +59,12 @@ def _of_systemd(names: Sequence[str], environment: MutableMapping[str, str]) -> 
         fd = _FIRST + place
         label = called[place] if place < len(called) else ""
         what = f"descriptor {fd} of LISTEN_FDS"
-        _check_socket(what, fd)
-        yield what, label if label in names else _name_of_path(what, label, fd, names), fd
+        _, address = _look_at(what, fd)
+        yield what, label if label in names else _name_of_path(what, label, address, names), fd
 
 
-def _name_of_path(what: str, label: str, fd: int, names: Sequence[str]) -> str:
-    """The function whose socket has the file name of ``fd``."""
-    with socket.socket(fileno=os.dup(fd)) as sock:
-        address = sock.getsockname()
+def _name_of_path(what: str, label: str, address: Any, names: Sequence[str]) -> str:
+    """The function whose socket has the file name of ``address``."""
     path = PurePath(address) if isinstance(address, str) else PurePath()
     if path.suffix == ".sock" and path.stem in names:
         return path.stem
@@ -76,8 +74,10 @@ def _name_of_path(what: str, label: str, fd: int, names: Sequence[str]) -> str:
     )
 
 
-def _check_socket(what: str, fd: int) -> int:
-    """The inode of a Unix stream socket that listens or is connected; ValueError if ``fd`` is anything else."""
+def _look_at(what: str, fd: int) -> tuple[int, Any]:
+    """Inode and address of a Unix stream socket that listens or is connected; ValueError if ``fd`` is anything else."""
+    import socket  # only what is asked for costs start-up time
+
     try:
         status = os.fstat(fd)
     except (OSError, OverflowError) as error:
@@ -93,4 +93,4 @@ def _check_socket(what: str, fd: int) -> int:
                 sock.getpeername()
             except OSError as error:
                 raise ValueError(f"{what}: the socket neither listens nor is connected") from error
-    return status.st_ino
+        return status.st_ino, sock.getsockname()

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from .host_errors import is_host_error, named
-from .streams import Streams
+from .streams import EXIT_ENVIRONMENT, Streams
 
 __all__ = ["COMMANDS", "main"]
 
@@ -32,8 +32,6 @@ COMMANDS = {
 }
 """Command words, the module with ``add_arguments`` and ``main``, and the help line."""
 
-
-EXIT_ENVIRONMENT = 3
 EXIT_INTERRUPTED = 130
 
 

@@ -23,6 +23,7 @@ from typing import NamedTuple, Protocol
 from vfio_user import DmaMapping, RequestError
 from vfio_user.memory_kind import NotMemoryError
 
+from .descriptors import MOST_FILES
 from .engine.ranges import FrameRanges
 from .engine.results import ADDRESS_LIMIT, PAGE_SHIFT, PAGE_SIZE, PackedRuns
 from .inputs import Inputs
@@ -37,8 +38,6 @@ MAX_ADDRESS = ADDRESS_LIMIT - 1
 MAX_MAPPINGS = 65535
 """Ranges that one connection may have, as announced to the client."""
 MAX_MAPPING_SIZE = 8 << 40
-MAX_FILES = 1024
-"""Files in which one connection's ranges may lie, unless :attr:`GuestMemory.max_files` says otherwise."""
 PROBED_SIZE = 1 << 20
 """Bytes of each RAM range that are looked at to tell whether the guest uses it."""
 _ZEROS = bytes(PROBED_SIZE)
@@ -160,7 +159,7 @@ class GuestMemory:
         self._mappings: list[Mapping] = []
         self.ram = FrameRanges()
         """frames that DMA may both read and write"""
-        self.max_files = MAX_FILES
+        self.max_files = MOST_FILES
         """files in which ranges may lie at a time; ranges of a file that is known already cost nothing"""
         self._ranges_in: Counter[MemoryFile] = Counter()
         """ranges by their file"""

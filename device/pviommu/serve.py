@@ -14,7 +14,7 @@ from typing import Any
 from pviommu_abi.registers import ABI_VERSION, Feature
 from pviommu_abi.shared import GLOBAL_STREAM, RegionKind
 
-from . import __version__, logs
+from . import __version__
 from .activation import given_sockets
 from .endpoints import ENDPOINTS
 from .engine import DefaultPolicy
@@ -36,8 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``pviommu serve``."""
     parser.description = (
         "Serve the functions of a topology over vfio-user. Each function NAME has a socket of its own, to which one "
-        "QEMU "
-        'attaches with -device \'{"driver":"vfio-user-pci","socket":{"type":"unix","path":"DIR/NAME.sock"}}\'. '
+        'QEMU attaches with -device \'{"driver":"vfio-user-pci","socket":{"type":"unix","path":"DIR/NAME.sock"}}\'. '
         "The process stays in the foreground and ends at SIGTERM. "
         "Exit status: 0 stopped, 1 a fault of the server, 2 bad arguments or topology, "
         "3 the environment does not allow it."
@@ -193,7 +192,8 @@ def main(args: argparse.Namespace) -> int:
             file=sys.stderr,
         )
         return EXIT_ENVIRONMENT
-    from .backend import BackendError, Settings, run  # only what is asked for costs start-up time
+    from . import logs  # only what is asked for costs start-up time
+    from .backend import BackendError, Settings, run
 
     with contextlib.ExitStack() as stack:
         try:
@@ -202,14 +202,14 @@ def main(args: argparse.Namespace) -> int:
             print(f"pviommu: --log-file {args.log_file}: {error.strerror}", file=sys.stderr)
             return EXIT_ENVIRONMENT
         settings = Settings(
-            args.socket_dir,
-            given,
-            args.core,
-            Pace(args.spin_us * 1000),
-            args.pidfile,
-            args.socket_mode,
-            args.socket_group,
-            log.reopen if args.log_file else None,
+            socket_dir=args.socket_dir,
+            given=given,
+            core=args.core,
+            pace=Pace(args.spin_us * 1000),
+            pidfile=args.pidfile,
+            socket_mode=args.socket_mode,
+            socket_group=args.socket_group,
+            on_hangup=log.reopen if args.log_file else None,
         )
         try:
             run(topology, settings)

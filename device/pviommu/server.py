@@ -51,7 +51,7 @@ SOCKETS_NS = 1_000_000
 AFTER_STOP_NS = 5_000_000
 """The same of the looks that precede all work after the process was stopped."""
 _CHUNK, _LARGEST_CHUNK = 4 << 10, 64 << 10
-"""Most bytes that are read from a client at a time, whose messages all wait from then on; but of one large message
+"""Most bytes to read from a client at a time: few, since the messages in them wait in the session; of one large message
 more."""
 
 

@@ -10,7 +10,7 @@ import sys
 from types import TracebackType
 from typing import Any, Self, TextIO
 
-__all__ = ["Streams"]
+__all__ = ["EXIT_ENVIRONMENT", "Streams"]
 
 EXIT_ENVIRONMENT = 3
 

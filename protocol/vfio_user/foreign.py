@@ -17,10 +17,13 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from functools import partial
 
-__all__ = ["Closer", "describe", "is_eventfd", "is_memory_file"]
+__all__ = ["MOST_LEFT", "Closer", "is_eventfd", "is_memory_file", "name_of", "seals_of"]
+
+MOST_LEFT = 64
+"""Closes that wait for another one before a peer is to be kept out."""
 
 
-def describe(fd: int) -> str:
+def name_of(fd: int) -> str:
     """What /proc calls it, for messages: ``socket:[1]``, ``/a/file``. What no line should hold is escaped."""
     try:
         return os.readlink(f"/proc/self/fd/{fd}").encode("unicode_escape").decode()
@@ -30,20 +33,19 @@ def describe(fd: int) -> str:
 
 def is_eventfd(fd: int) -> bool:
     """Whether it is an eventfd. No file can have that name: those of files begin with a slash."""
-    return describe(fd) == "anon_inode:[eventfd]"
+    return name_of(fd) == "anon_inode:[eventfd]"
+
+
+def seals_of(fd: int) -> int | None:
+    """Its ``F_SEAL_*`` bits; None for what has none. Files of tmpfs and hugetlbfs do, whoever made them."""
+    with contextlib.suppress(OSError):
+        return fcntl.fcntl(fd, fcntl.F_GET_SEALS)
+    return None
 
 
 def is_memory_file(fd: int) -> bool:
-    """Whether it is a file of tmpfs or hugetlbfs, a memfd for one: only those have seals."""
-    try:
-        fcntl.fcntl(fd, fcntl.F_GET_SEALS)
-    except OSError:
-        return False
-    return True
-
-
-MOST_LEFT = 64
-"""Closes that wait for another one before a peer is to be kept out."""
+    """Whether it is a file of tmpfs or hugetlbfs, a memfd for one."""
+    return seals_of(fd) is not None
 
 
 class Closer:

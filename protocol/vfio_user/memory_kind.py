@@ -12,11 +12,10 @@ import mmap
 import os
 import stat
 import struct
-from contextlib import suppress
 from dataclasses import dataclass
 
 from .errors import RequestError
-from .foreign import describe
+from .foreign import name_of, seals_of
 
 __all__ = ["Kind", "NotMemoryError", "check_memory", "kind_of"]
 
@@ -55,12 +54,12 @@ def kind_of(fd: int, to_write: bool) -> Kind:
     flags = fcntl.fcntl(fd, fcntl.F_GETFL)
     if flags & os.O_PATH:
         raise NotMemoryError("it was opened as a mere path (O_PATH)")
-    seals = _seals(fd)
+    seals = seals_of(fd)
     if seals is None:
         _check_file_system(fd)
     status = os.fstat(fd)
     if not (stat.S_ISREG(status.st_mode) or stat.S_ISBLK(status.st_mode)):
-        raise NotMemoryError(f"{describe(fd)} is neither a file nor a block device")
+        raise NotMemoryError(f"{name_of(fd)} is neither a file nor a block device")
     _check_flags(flags, seals or 0, to_write)
     writable = flags & os.O_ACCMODE == os.O_RDWR and not (seals or 0) & _NO_WRITES
     is_device = stat.S_ISBLK(status.st_mode)
@@ -83,13 +82,6 @@ def check_memory(fd: int, to_write: bool, what: str) -> None:
         raise RequestError(error.errno or errno.EINVAL, text) from error
 
 
-def _seals(fd: int) -> int | None:
-    """None for what has none; files of tmpfs and hugetlbfs do, whoever made them."""
-    with suppress(OSError):
-        return fcntl.fcntl(fd, fcntl.F_GET_SEALS)
-    return None
-
-
 def _check_flags(flags: int, seals: int, to_write: bool) -> None:
     mode = flags & os.O_ACCMODE
     if mode == os.O_WRONLY:
@@ -105,7 +97,7 @@ def _check_flags(flags: int, seals: int, to_write: bool) -> None:
 
 
 def _check_file_system(fd: int) -> None:
-    name = describe(fd)
+    name = name_of(fd)
     if not name.startswith("/"):
         raise NotMemoryError(f"it is {name}")
     kind = _file_system(_mount_of(fd))

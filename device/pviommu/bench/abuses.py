@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import time
 from collections.abc import Sequence
@@ -11,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import ClassVar, Self
 
-from pviommu.bench.wire_guest import WireGuest
+from pviommu.bench.wire_guest import WireGuest, map_words, memory_file
 from pviommu.lab.problems import RunError
 from pviommu_abi import dma_test
 from pviommu_abi.dma_test import Control, Descriptor, DescriptorFlags, DescriptorStatus, DmaOp, SgEntry
@@ -59,12 +58,7 @@ class Engine:
             self.client.negotiate()
             self.client.dma_map(0, size, ram)
             self.client.device_info()
-            (area,) = self.client.map_region(_SHARED_BAR)
-            stack.callback(area.memory.close)
-            self._memory = memoryview(area.memory)
-            stack.callback(self._memory.release)
-            self._words = self._memory.cast("I")
-            stack.callback(self._words.release)
+            self._memory, self._words = stack.enter_context(map_words(self.client, _SHARED_BAR))
             self.client.region_write(_CONFIG, _COMMAND, _MEMORY_AND_MASTER)
             self._write("CONTROL", Control.ENABLE)
             self._stack = stack.pop_all()
@@ -138,10 +132,7 @@ class Scene:
                 self.guest = stack.enter_context(WireGuest(folder, _RAM_SIZE))
                 ram, size = self.guest.ram, _RAM_SIZE
             else:
-                ram = os.memfd_create("bench-ram", os.MFD_ALLOW_SEALING | os.MFD_CLOEXEC)
-                stack.callback(os.close, ram)
-                os.truncate(ram, _HOLE_RANGES * _MIB)
-                fcntl.fcntl(ram, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+                ram = stack.enter_context(memory_file(_HOLE_RANGES * _MIB))
                 self.iommu = stack.enter_context(Client.connect(folder / "iommu.sock", _PATIENCE_S))
                 for number in range(_HOLE_RANGES):
                     self.iommu.dma_map(2 * number * _MIB, _MIB, ram, number * _MIB)

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TextIO
 
 from pviommu.bench import bars
@@ -17,7 +16,7 @@ from pviommu.bench.abuses import ABUSES, NOTHING, Abuse, Scene
 from pviommu.bench.bars import Bar, Judgement, markdown_table, shown, text_table, verdict_table
 from pviommu.bench.cores import chosen_cores, serve_options
 from pviommu.bench.mechanisms import PythonMechanism
-from pviommu.bench.output import Document, check_target, give, machine, write
+from pviommu.bench.output import Document, add_targets, check_targets, give, machine
 from pviommu.bench.wire_guest import BenchServer, processor_time_ns
 from pviommu.lab.problems import ExitStatus, UsageError
 from pviommu.lab.run import guarded, short_folder
@@ -71,10 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--only", metavar="ABUSE", action="append", help="only this abuse; may be repeated; default: all"
     )
-    parser.add_argument(
-        "--json", metavar="FILE", help="write all figures as JSON; - is standard output; default: do not"
-    )
-    parser.add_argument("--markdown", metavar="FILE", type=Path, help="write the tables as Markdown; default: do not")
+    add_targets(parser)
 
 
 def main(args: argparse.Namespace, *, out: TextIO | None = None, program: Sequence[str] = PROGRAM) -> int:
@@ -88,9 +84,7 @@ def _run(args: argparse.Namespace, out: TextIO, program: Sequence[str]) -> int:
     if not 2 <= args.engines <= _MOST_ENGINES:
         raise UsageError(f"--engines {args.engines}: give 2 to {_MOST_ENGINES}, one of which is the honest one")
     abuses = _chosen(args.only)
-    check_target("--json", args.json)
-    if args.markdown is not None:
-        check_target("--markdown", str(args.markdown))
+    check_targets(args)
     began = datetime.now(UTC)
     found = {}
     for core in chosen_cores(args.core):
@@ -98,9 +92,7 @@ def _run(args: argparse.Namespace, out: TextIO, program: Sequence[str]) -> int:
         found[core] = [_measure(abuse, args.engines, args.rounds, program, options) for abuse in abuses]
     document = _document(began, args.rounds, args.engines, found)
     print(document.text, file=sys.stderr if args.json == "-" else out)
-    give(document, args.json, out)
-    if args.markdown is not None:
-        write("--markdown", args.markdown, "\n\n".join(document.blocks.values()) + "\n")
+    give(document, args, out)
     return ExitStatus.PASSED
 
 

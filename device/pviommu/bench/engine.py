@@ -9,7 +9,6 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from functools import partial
-from pathlib import Path
 from typing import TextIO
 
 from pviommu.bench import bars
@@ -24,7 +23,7 @@ from pviommu.bench.engine_cases import (
     translate_cases,
 )
 from pviommu.bench.local_guest import BATCH, LocalGuest
-from pviommu.bench.output import Document, check_target, give, machine, write
+from pviommu.bench.output import Document, add_targets, check_targets, give, machine
 from pviommu.bench.ring_cases import buffers, dma_cases, ring_cases
 from pviommu.bench.samples import Case, Effort, Series, measure
 from pviommu.lab.problems import ExitStatus, UsageError
@@ -61,10 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--repeat", metavar="N", type=int, default=7, help="samples of each figure")
     parser.add_argument("--sample-ms", metavar="N", type=float, default=40.0, help="length of a sample in ms")
-    parser.add_argument(
-        "--json", metavar="FILE", help="write all figures as JSON, - to standard output; default: do not"
-    )
-    parser.add_argument("--markdown", metavar="FILE", type=Path, help="write the tables as Markdown; default: do not")
+    add_targets(parser)
 
 
 def main(args: argparse.Namespace, *, out: TextIO | None = None) -> int:
@@ -79,9 +75,7 @@ def _run(args: argparse.Namespace, out: TextIO) -> int:
         raise UsageError(f"--sample-ms {args.sample_ms:g}: give a number above 0, up to 10000")
     effort = Effort(args.repeat, int(args.sample_ms * 1e6))
     cores = chosen_cores(args.core)
-    check_target("--json", args.json)
-    if args.markdown is not None:
-        check_target("--markdown", str(args.markdown))
+    check_targets(args)
     began = datetime.now(UTC)
     measured: dict[str, list[Series]] = {}
     memory: dict[str, dict[str, float]] = {}
@@ -92,9 +86,7 @@ def _run(args: argparse.Namespace, out: TextIO) -> int:
         raise UsageError(f"--only {' '.join(args.only)}: matches nothing, see pviommu bench engine for all names")
     document = _document(began, effort, measured, memory)
     print(document.text, file=sys.stderr if args.json == "-" else out)
-    give(document, args.json, out)
-    if args.markdown is not None:
-        write("--markdown", args.markdown, "\n\n".join(document.blocks.values()) + "\n")
+    give(document, args, out)
     return ExitStatus.PASSED
 
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import fcntl
-import os
 import random
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -18,8 +16,8 @@ from typing import TextIO
 from pviommu import resources
 from pviommu.bench.bars import Bar, Judgement, markdown_table, shown, text_table, verdict_table
 from pviommu.bench.cores import chosen_cores, serve_options
-from pviommu.bench.output import Document, check_target, give, machine
-from pviommu.bench.wire_guest import BenchServer, processor_time_ns
+from pviommu.bench.output import Document, add_targets, check_targets, give, machine
+from pviommu.bench.wire_guest import BenchServer, memory_file, processor_time_ns
 from pviommu.lab.problems import ExitStatus, UsageError
 from pviommu.lab.run import guarded, short_folder
 from pviommu.lab.server import PROGRAM
@@ -68,9 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ranges", metavar="N", type=int, default=_MOST, help="ranges; at most, and by default: %(default)s"
     )
-    parser.add_argument(
-        "--json", metavar="FILE", help="write all figures as JSON; - is standard output; default: do not"
-    )
+    add_targets(parser)
 
 
 def main(args: argparse.Namespace, *, out: TextIO | None = None, program: Sequence[str] = PROGRAM) -> int:
@@ -81,11 +77,11 @@ def main(args: argparse.Namespace, *, out: TextIO | None = None, program: Sequen
 def _run(args: argparse.Namespace, out: TextIO, program: Sequence[str]) -> int:
     if not _PIECES <= args.ranges <= _MOST:
         raise UsageError(f"--ranges {args.ranges}: give {_PIECES} to {_MOST}")
-    check_target("--json", args.json)
+    check_targets(args)
     found = [_measure(core, args.ranges, program) for core in chosen_cores(args.core)]
     document = _document(found)
     print(document.text, file=sys.stderr if args.json == "-" else out)
-    give(document, args.json, out)
+    give(document, args, out)
     return ExitStatus.PASSED
 
 
@@ -102,7 +98,7 @@ def _measure(core: str, ranges: int, program: Sequence[str]) -> Measured:
     with (
         short_folder() as folder,
         BenchServer(program, topology, folder, serve_options(core)) as server,
-        _memory(2 * ranges * _PAGE) as ram,
+        memory_file(2 * ranges * _PAGE) as ram,
         closing(Client.connect(folder / "iommu.sock")) as client,
     ):
         client.dma_map(0, _PAGE, ram)  # what the first one needs, no other does
@@ -139,18 +135,6 @@ def _timed(places: Sequence[int], request: Callable[[int], None]) -> float:
     return (perf_counter_ns() - begun) / 1e9
 
 
-@contextmanager
-def _memory(size: int) -> Iterator[int]:
-    """A memory file as memory-backend-memfd makes it."""
-    fd = os.memfd_create("ram", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    try:
-        os.ftruncate(fd, size)
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
-        yield fd
-    finally:
-        os.close(fd)
-
-
 def _resident(pid: int) -> int:
     """Bytes of a process's own memory: what it shares with the guest does not count."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
@@ -175,9 +159,9 @@ def _document(found: Sequence[Measured]) -> Document:
         for one in found
     ]
     texts = [text_table([_HEADINGS, *rows])]
-    blocks = {"maps": markdown_table(_HEADINGS, rows) + "\n"}
+    blocks = {"maps": markdown_table(_HEADINGS, rows)}
     for one in found:
         texts.append(f"{one.core}, {one.ranges} ranges\n{verdict_table(judge(one))}")
-        blocks[f"maps-{one.core}-bars"] = verdict_table(judge(one), markdown=True) + "\n"
+        blocks[f"maps-{one.core}-bars"] = verdict_table(judge(one), markdown=True)
     data = {"machine": machine(), "cores": [asdict(one) for one in found]}
     return Document(_NAME, "\n\n".join(texts), data, blocks)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -15,7 +16,7 @@ from pviommu import __version__
 from pviommu.host_errors import is_lack_of_room
 from pviommu.lab.problems import EnvironmentProblem, UsageError
 
-__all__ = ["Document", "check_target", "fill", "give", "machine", "siblings", "write"]
+__all__ = ["Document", "add_targets", "check_targets", "fill", "give", "machine", "siblings", "write"]
 
 _BLOCK = re.compile(r"(<!-- begin ([\w-]+) -->\n).*?(<!-- end \2 -->)", re.DOTALL)
 
@@ -70,18 +71,30 @@ def _processor() -> str:
     return next(names, platform.machine())
 
 
-def check_target(option: str, target: str | None) -> None:
+def add_targets(parser: argparse.ArgumentParser) -> None:
+    """The options ``--json`` and ``--markdown`` of a measurement."""
+    parser.add_argument(
+        "--json", metavar="FILE", help="write all figures as JSON, - to standard output; default: do not"
+    )
+    parser.add_argument("--markdown", metavar="FILE", type=Path, help="write the tables as Markdown; default: do not")
+
+
+def check_targets(args: argparse.Namespace) -> None:
     """Fail before measuring, not after it. Raises UsageError."""
-    if target not in (None, "-"):
-        write(option, Path(str(target)), "")
+    if args.json not in (None, "-"):
+        write("--json", Path(args.json), "")
+    if args.markdown is not None:
+        write("--markdown", args.markdown, "")
 
 
-def give(document: Document, target: str | None, out: TextIO) -> None:
-    """Write the JSON where ``--json`` says: a file, ``-`` for standard output, or nowhere. Raises UsageError."""
-    if target == "-":
+def give(document: Document, args: argparse.Namespace, out: TextIO) -> None:
+    """Write what the options of :func:`add_targets` ask for. Raises UsageError."""
+    if args.json == "-":
         out.write(document.json())
-    elif target is not None:
-        write("--json", Path(target), document.json())
+    elif args.json is not None:
+        write("--json", Path(args.json), document.json())
+    if args.markdown is not None:
+        write("--markdown", args.markdown, "\n\n".join(document.blocks.values()) + "\n")
 
 
 def write(option: str, path: Path, text: str) -> None:

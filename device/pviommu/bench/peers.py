@@ -17,7 +17,7 @@ from pviommu.bench.configurations import CONFIGURATIONS, LEVERS, Configuration, 
 from pviommu.bench.figures import Measurement, as_json, load_title, loads, notes, table, vfio_table, witness_table
 from pviommu.bench.guest import Plan
 from pviommu.bench.kept import check_setting
-from pviommu.bench.output import Document, check_target, give, machine, write
+from pviommu.bench.output import Document, add_targets, check_targets, give, machine, write
 from pviommu.bench.runs import BootOnce, Request, Runs
 from pviommu.lab.guest_settings import KERNELS, kernel_name
 from pviommu.lab.problems import UsageError
@@ -97,10 +97,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=1000,
         help="pairs during which accesses that leave the guest are counted, apart from the timed ones; 0: count none",
     )
-    parser.add_argument(
-        "--json", metavar="FILE", help="write all figures as JSON, - to standard output; default: do not"
-    )
-    parser.add_argument("--markdown", metavar="FILE", type=Path, help="write the tables as Markdown; default: do not")
+    add_targets(parser)
     parser.add_argument(
         "--plot", metavar="DIR", type=Path, help="write the plots there, besides the results; default: do not"
     )
@@ -215,9 +212,7 @@ def _run(args: argparse.Namespace, out: TextIO, provide: Provide, boot_once: Boo
     write("--results", folder / "peers.json", document.json())
     _plot(folder, document)
     print(f"\n{document.text}\nlogs {folder}", file=talk)
-    give(document, args.json, out)
-    if args.markdown is not None:
-        write("--markdown", args.markdown, "\n\n".join(document.blocks.values()) + "\n")
+    give(document, args, out)
     if args.plot is not None:
         _plot(args.plot, document)
     return runs.status
@@ -237,9 +232,7 @@ def _folder(args: argparse.Namespace, began: datetime) -> Path:
 
 def _check_targets(args: argparse.Namespace) -> None:
     """Fail before measuring, not after it. Raises UsageError."""
-    check_target("--json", args.json)
-    if args.markdown is not None:
-        check_target("--markdown", str(args.markdown))
+    check_targets(args)
     if args.plot is not None:
         try:
             args.plot.mkdir(parents=True, exist_ok=True)

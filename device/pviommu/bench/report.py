@@ -19,8 +19,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``pviommu bench report``."""
     parser.description = (
         "Replace what stands between <!-- begin NAME --> and <!-- end NAME --> in a document by the table of that name "
-        "from the JSON of bench engine, ring, delays and peers, and write their plots, so that no figure is copied "
-        "by hand. A place that none of the files has a table for keeps what it holds."
+        "from the JSON of bench engine, ring, maps, delays and peers, and write their plots, so that no figure is "
+        "copied by hand. A place that none of the files has a table for keeps what it holds."
     )
     parser.add_argument("document", type=Path, help="Markdown file to change in place, docs/performance.md for one")
     parser.add_argument("results", type=Path, nargs="+", metavar="JSON", help="what --json wrote")

@@ -19,7 +19,7 @@ from pviommu.bench.bare import bare_echo, bare_words
 from pviommu.bench.bars import Bar, Judgement, markdown_table, shown, text_table, verdict_table
 from pviommu.bench.cores import chosen_cores, mechanism_of, serve_options
 from pviommu.bench.mechanisms import Mechanism, RingUse
-from pviommu.bench.output import Document, check_target, give, machine, write
+from pviommu.bench.output import Document, add_targets, check_targets, give, machine
 from pviommu.bench.processors import apart_from_children
 from pviommu.bench.samples import Case, Effort, Figure, Series, figure, measure
 from pviommu.bench.wire_guest import BenchServer, WireGuest, capabilities_ns, processor_time_ns
@@ -71,10 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--spin-us", metavar="N", type=int, help="how long the server polls before it sleeps; default: the server's own"
     )
-    parser.add_argument(
-        "--json", metavar="FILE", help="write all figures as JSON, - to standard output; default: do not"
-    )
-    parser.add_argument("--markdown", metavar="FILE", type=Path, help="write the tables as Markdown; default: do not")
+    add_targets(parser)
 
 
 def main(args: argparse.Namespace, *, out: TextIO | None = None, program: Sequence[str] = PROGRAM) -> int:
@@ -91,17 +88,13 @@ def _run(args: argparse.Namespace, out: TextIO, program: Sequence[str]) -> int:
         raise UsageError(f"--spin-us {args.spin_us}: must not be negative")
     effort = Effort(args.repeat, int(args.sample_ms * 1e6))
     cores = chosen_cores(args.core)
-    check_target("--json", args.json)
-    if args.markdown is not None:
-        check_target("--markdown", str(args.markdown))
+    check_targets(args)
     began = datetime.now(UTC)
     spin = () if args.spin_us is None else ("--spin-us", str(args.spin_us))
     measured = {core: _measure(core, effort, program, (*serve_options(core), *spin)) for core in cores}
     document = _document(began, effort, measured)
     print(document.text, file=sys.stderr if args.json == "-" else out)
-    give(document, args.json, out)
-    if args.markdown is not None:
-        write("--markdown", args.markdown, "\n\n".join(document.blocks.values()) + "\n")
+    give(document, args, out)
     return ExitStatus.PASSED
 
 

@@ -8,8 +8,8 @@ import select
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from time import perf_counter_ns
 from types import TracebackType
@@ -25,7 +25,7 @@ from pviommu_abi.slots import PAYLOAD_OFFSET, SLOT_SIZE, OpClass, Slot
 from pviommu_abi.xen_2024 import PvIommuOp, Xen2024Op
 from vfio_user import Client
 
-__all__ = ["BenchServer", "WireGuest", "capabilities_ns", "processor_time_ns"]
+__all__ = ["BenchServer", "WireGuest", "capabilities_ns", "map_words", "memory_file", "processor_time_ns"]
 
 _START_SECONDS = 20.0
 _POLL_SECONDS = 0.0005
@@ -110,6 +110,26 @@ def processor_time_ns(pid: int) -> int:
     return time.clock_gettime_ns(~pid << 3 | 2)
 
 
+@contextmanager
+def memory_file(size: int) -> Iterator[int]:
+    """The descriptor of a file as memory-backend-memfd makes it."""
+    fd = os.memfd_create("bench-ram", os.MFD_ALLOW_SEALING | os.MFD_CLOEXEC)
+    try:
+        os.truncate(fd, size)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+        yield fd
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def map_words(client: Client, bar: int) -> Iterator[tuple[memoryview, memoryview]]:
+    """The bytes of a shared BAR, and its 32-bit words."""
+    (area,) = client.map_region(bar)
+    with closing(area.memory), memoryview(area.memory) as memory, memory.cast("I") as words:
+        yield memory, words
+
+
 class WireGuest:
     """The driver of ring 0, with one context. A context manager."""
 
@@ -118,23 +138,14 @@ class WireGuest:
         self.doorbells = 0
         self._is_mapped = False
         with ExitStack() as stack:
-            fd = os.memfd_create("bench-ram", os.MFD_ALLOW_SEALING | os.MFD_CLOEXEC)
-            stack.callback(os.close, fd)
-            self.ram = fd
+            self.ram = stack.enter_context(memory_file(ram_size))
             """file of the guest memory"""
-            os.truncate(fd, ram_size)
-            os.pwrite(fd, b"\1", 0)  # memory of nothing but zeros looks like a private copy that was given away
-            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+            os.pwrite(self.ram, b"\1", 0)  # memory of nothing but zeros looks like a private copy that was given away
             self._client = stack.enter_context(Client.connect(folder / "iommu.sock", _START_SECONDS))
-            self._client.dma_map(0, ram_size, fd)
+            self._client.dma_map(0, ram_size, self.ram)
             self._client.device_info()
-            (area,) = self._client.map_region(SHARED_BAR)
-            stack.callback(area.memory.close)
-            self.memory = memoryview(area.memory)
+            self.memory, self.words = stack.enter_context(map_words(self._client, SHARED_BAR))
             """the shared BAR"""
-            stack.callback(self.memory.release)
-            self.words = self.memory.cast("I")
-            stack.callback(self.words.release)
             self.write("PROFILE", Profile.XEN_2024)
             self.context = self._alloc()
             self._stack = stack.pop_all()

@@ -60,8 +60,9 @@ class Translator(Protocol):
 
 
 class DmaRefusedError(Exception):
-    """A DMA request that was refused whole. ``reason`` is ``None`` if bus mastering is off: no request left the
-    function.
+    """A DMA request that was refused: whole, unless it was in steps and the guest unmapped part of it meanwhile.
+
+    ``reason`` is ``None`` if bus mastering is off: no request left the function.
     """
 
     def __init__(self, iova: int, access: Access, reason: EventReason | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
 import os
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pviommu.bench.output import Document, check_target, fill, give, machine, siblings
+from pviommu.bench.output import Document, add_targets, check_targets, fill, give, machine, siblings
 from pviommu.lab.problems import UsageError
 
 DOCUMENT = Document("pviommu bench x", "text", {"time": "now"}, {"x-bars": "| a |"}, {"x.svg": "<svg/>"})
@@ -24,20 +25,32 @@ def test_json_holds_data_tables_and_plots() -> None:
     }
 
 
+def targets(*options: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    add_targets(parser)
+    return parser.parse_args(options)
+
+
+def test_tables_go_where_they_are_wanted(tmp_path: Path) -> None:
+    give(DOCUMENT, targets("--markdown", str(tmp_path / "x.md")), io.StringIO())
+    assert (tmp_path / "x.md").read_text() == "| a |\n"
+
+
 def test_json_goes_where_it_is_wanted(tmp_path: Path) -> None:
     out = io.StringIO()
-    give(DOCUMENT, None, out)
+    give(DOCUMENT, targets(), out)
     assert out.getvalue() == ""
-    give(DOCUMENT, str(tmp_path / "x.json"), out)
-    give(DOCUMENT, "-", out)
+    give(DOCUMENT, targets("--json", str(tmp_path / "x.json")), out)
+    give(DOCUMENT, targets("--json", "-"), out)
     assert out.getvalue() == (tmp_path / "x.json").read_text() == DOCUMENT.json()
 
 
 def test_a_target_that_cannot_be_written_is_named_with_its_option(tmp_path: Path) -> None:
-    check_target("--json", None)
-    check_target("--json", "-")
-    with pytest.raises(UsageError, match=f"--json {tmp_path}: Is a directory"):
-        check_target("--json", str(tmp_path))
+    check_targets(targets())
+    check_targets(targets("--json", "-"))
+    for option in ("--json", "--markdown"):
+        with pytest.raises(UsageError, match=f"{option} {tmp_path}: Is a directory"):
+            check_targets(targets(option, str(tmp_path)))
 
 
 def test_a_place_gets_its_block_and_others_stay() -> None:

@@ -56,7 +56,7 @@ def test_features_and_profiles_are_those_of_the_code() -> None:
 
 
 def events_of_the_code(package: Path) -> set[str]:
-    """Every ``"event": NAME`` that a record of the server's log is given."""
+    """Every ``"event": NAME`` that a record of the server's log is given, or ``record.event = NAME``."""
     found = set()
     for path in package.rglob("*.py"):
         if path.relative_to(package).parts[0] in ("lab", "bench", "selfcheck"):
@@ -68,6 +68,12 @@ def events_of_the_code(package: Path) -> set[str]:
                     value.value
                     for key, value in pairs
                     if isinstance(key, ast.Constant) and key.value == "event" and isinstance(value, ast.Constant)
+                }
+            elif isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):
+                found |= {
+                    node.value.value
+                    for target in node.targets
+                    if isinstance(target, ast.Attribute) and target.attr == "event"
                 }
     return found
 

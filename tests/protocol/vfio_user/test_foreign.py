@@ -75,8 +75,8 @@ def test_kinds_are_told_apart(opened: list[int], tmp_path: Path) -> None:
 
 def test_no_name_breaks_a_line(opened: list[int]) -> None:
     opened.append(os.memfd_create("one\ntwo\udcff"))
-    assert foreign.describe(opened[0]) == "/memfd:one\\ntwo\\udcff (deleted)"
-    assert "\n" not in foreign.describe(-1)
+    assert foreign.name_of(opened[0]) == "/memfd:one\\ntwo\\udcff (deleted)"
+    assert "\n" not in foreign.name_of(-1)
 
 
 @pytest.mark.row("server", 9)
