@@ -85,7 +85,7 @@ class Machine:
         that used least come first. Whether there was anything to do.
         """
         done = self.iommu.work()
-        self.endpoints_busy = self._work_endpoints()
+        self.endpoints_busy = self._work_endpoints() or self.windows.is_waiting
         return done or self.endpoints_busy
 
     def _work_endpoints(self) -> bool:
