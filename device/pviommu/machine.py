@@ -87,12 +87,12 @@ class Machine:
         that used least come first. Whether there was anything to do.
         """
         done = self.iommu.work()
-        self.endpoints_busy = self._work_endpoints()
+        self.endpoints_busy = self._work_endpoints() or self.windows.is_waiting
         return done or self.endpoints_busy
 
     def _work_endpoints(self) -> bool:
         """Requests that begin come before those that are in progress, which have time of their own."""
-        if not self.endpoints_busy and not self.windows.are_waiting:  # so there is nothing in progress
+        if not self.endpoints_busy and not self.windows.is_waiting:  # so there is nothing in progress
             return self._work_in_turn(self._turns)
         begun = self._inputs.now_ns()
         if not self._deliver(begun + ENDPOINTS_NS):

@@ -51,6 +51,8 @@ def _process_of(sock: socket.socket) -> int | None:
         return None
     try:
         return os.fstat(fd).st_ino if _pidfds_have_inodes() else None
+    except OSError:  # no descriptor left to find out
+        return None
     finally:
         os.close(fd)
 

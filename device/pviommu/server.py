@@ -23,7 +23,7 @@ from .fairness import Fairness
 from .inputs import Inputs
 from .iommu.function import STOPPED_NS
 from .iommu.ring_core import Poll
-from .listening import Listeners
+from .listening import REST_NS, Listeners
 from .machine import Machine
 from .pacing import FOREVER, NAP_MS, Pace, naps_end_in_time
 from .pci.function import PciFunction
@@ -152,6 +152,8 @@ class Server:
         self._fairness: Fairness[int] = Fairness()
         self._unfinished: set[int] = set()
         """connections whose requests had to wait for a turn of others"""
+        self._closed: set[int] = set()
+        """numbers of connections that were closed in this look at the sockets: they may be others' already"""
         self._stopping = False
         self._armed = False
         self._looked_at = self._turned_at = inputs.now_ns()
@@ -298,22 +300,33 @@ class Server:
     def _serve_sockets(self, timeout_ms: float) -> None:
         """Serve whoever is ready, until :data:`SOCKETS_NS` are over. The next look finds those that are left."""
         ready = dict.fromkeys(self._unfinished, 0)
-        wake_ms = self._listeners.wake_ms()
-        limit_ms = timeout_ms if wake_ms is None else wake_ms if timeout_ms == FOREVER else min(timeout_ms, wake_ms)
-        ready.update(self._inputs.wait(self._poller, 0 if ready else limit_ms))
+        ready.update(self._inputs.wait(self._poller, 0 if ready else self._limited_ms(timeout_ms)))
         if timeout_ms:
             self._machine.iommu.rested()
         if not ready:
             return
         self._armed = False  # a ring may have been turned on, or its doorbell rung
+        self._closed.clear()
         deadline = self._inputs.now_ns() + SOCKETS_NS
         worked = self._inputs.worked_ns()
         for fd in self._fairness.order(ready) if len(ready) > 1 else ready:
-            self._serve_one(fd, ready[fd], deadline)
+            if fd not in self._closed:
+                self._serve_one(fd, ready[fd], deadline)
             before, worked = worked, self._inputs.worked_ns()
-            self._fairness.charge(fd, worked - before)
+            if fd not in self._closed:
+                self._fairness.charge(fd, worked - before)
             if self._inputs.now_ns() > deadline or self._stopping:
                 break
+
+    def _limited_ms(self, timeout_ms: float) -> float:
+        """How long to sleep if there is something to look at before ``timeout_ms``, which may be FOREVER, are over."""
+        limits = [timeout_ms] if timeout_ms != FOREVER else []
+        wake_ms = self._listeners.wake_ms()
+        if wake_ms is not None:
+            limits.append(wake_ms)
+        if timeout_ms and any(closer.is_stuck for closer in self._closers.values()):
+            limits.append(REST_NS / 1e6)
+        return min(limits, default=FOREVER)
 
     def _serve_one(self, fd: int, events: int, deadline_ns: int) -> None:
         connection = self._connections.get(fd) or self._refused.get(fd)
@@ -405,12 +418,9 @@ class Server:
 
         The next client may be seen before the end of the last one: its socket may be looked at first.
         """
-        with select.epoll() as poller:
-            for connection in self._connections.values():
-                poller.register(connection.sock, 0)  # that it hung up is told in any case
-            hung_up = self._inputs.wait(poller, 0)
-        for fd, _ in hung_up:
-            connection = self._connections[fd]
+        seen = self._inputs.wait(self._poller, 0)
+        hung_up = [self._connections[fd] for fd, events in seen if events & _HUNG_UP and fd in self._connections]
+        for connection in hung_up:
             connection.session.eof()
             self._close(connection)
         return bool(hung_up)
@@ -467,6 +477,7 @@ class Server:
     def _close(self, connection: _Connection) -> None:
         among = self._refused if connection.is_refused else self._connections
         del among[connection.sock.fileno()]
+        self._closed.add(connection.sock.fileno())
         self._unfinished.discard(connection.sock.fileno())
         self._fairness.forget(connection.sock.fileno())
         self._poller.unregister(connection.sock)

@@ -121,12 +121,13 @@ class Windows:
             self._posted_bytes += len(data)
 
     @property
-    def are_waiting(self) -> bool:
-        """Whether there is something to :meth:`deliver`."""
+    def is_waiting(self) -> bool:
+        """Whether something is left for :meth:`deliver`: register handlers may post, too."""
         return bool(self._posted) or self._delivery is not None
 
     def deliver(self, may_go_on: Callable[[], bool] = lambda: True) -> bool:
-        """Write what was posted, in order; of it, what is not a whole aligned word changes nothing.
+        """Write what was posted, in order; of it, what is not a whole aligned word changes nothing, nor what is for
+        where no registers are any more.
 
         ``may_go_on`` is asked after each word. Returns whether everything is written; what is not is left for the next
         call, before which nobody else may write.
@@ -142,11 +143,14 @@ class Windows:
         self._delivery = None
         return True
 
-    @staticmethod
-    def _write_words(posted: list[tuple[Place, bytes]]) -> Steps:
+    def _write_words(self, posted: list[tuple[Place, bytes]]) -> Steps:
         for (window, offset, length), data in posted:
             for at, size in _words(offset, length):
-                steps = window.write(at, data[at - offset : at - offset + size])
+                # a reset or a new client since then took the BAR away, and must not find what is of the time before
+                place = self.find(window.first + at, window.first + at + size)
+                if place is None or place.window.is_memory or place.length < size:
+                    continue
+                steps = place.window.write(place.offset, data[at - offset : at - offset + size])
                 if steps is not None:
                     yield from steps
                 yield

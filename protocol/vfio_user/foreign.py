@@ -71,6 +71,11 @@ class Closer:
         return self._is_running or bool(self._left)
 
     @property
+    def is_stuck(self) -> bool:
+        """Whether something waits and there was no thread to be had for it, not now either: ask again later."""
+        return bool(self._left) and not self._start()
+
+    @property
     def full(self) -> bool:
         """Whether so much waits that this peer should not even connect anew."""
         return len(self._left) >= MOST_LEFT
@@ -106,17 +111,20 @@ class Closer:
             self._left.append(close)
         self._start()
 
-    def _start(self) -> None:
-        """See that the thread runs. If there can be none now, it is tried again whenever somebody asks."""
+    def _start(self) -> bool:
+        """See that the thread runs; whether it does. If there can be none now, it is tried again whenever somebody
+        asks.
+        """
         with self._lock:
             if self._is_running:
-                return
+                return True
             thread = threading.Thread(target=self._work, name="closer", daemon=True)
             try:
                 thread.start()
             except RuntimeError:
-                return
+                return False
             self._thread, self._is_running = thread, True
+            return True
 
     def _work(self) -> None:
         while True:

@@ -8,6 +8,7 @@ import threading
 
 import pytest
 
+from pviommu import peers
 from pviommu import server as server_module
 from pviommu.iommu.execution import STEP_NS
 from pviommu.iommu.function import STOPPED_NS
@@ -1022,3 +1023,143 @@ def test_the_file_of_another_server_in_the_place_of_ours_stays(make_driver, tmp_
         other.bind(str(path))
         close_all(sockets)
     assert list(tmp_path.iterdir()) == [path]
+
+
+# -- numbers of descriptors that come back ----------------------------------------------------------------------------
+
+
+def served_by(listening, name):
+    """The number of the descriptor by which the client of a function is served."""
+    return next(fd for fd, served in listening.server._connections.items() if served.function.name == name)
+
+
+@pytest.fixture
+def fill_below():
+    """Take all numbers of descriptors below one."""
+    taken = []
+
+    def fill(number):
+        while not taken or taken[-1] < number:
+            taken.append(os.eventfd(0))
+        os.close(taken.pop())
+
+    yield fill
+    for fd in taken:
+        os.close(fd)
+
+
+@pytest.mark.row("server", 34)
+def test_what_the_end_of_a_client_takes_is_no_debt_of_the_next_one(listening, fill_below, monkeypatch):
+    """Who connects next gets the number of the last one's descriptor, and nothing else of it."""
+    inputs, device = listening.driver.inputs, listening.driver.machine.endpoints["dma0"]
+    disconnected, received = device.disconnected, []
+
+    def take_long():
+        inputs.time += 300_000_000
+        disconnected()
+
+    monkeypatch.setattr(inputs, "worked_ns", lambda: inputs.time)
+    monkeypatch.setattr(device, "disconnected", take_long)
+    busy, first, second = listening.connect("iommu"), listening.connect("dma0"), socket.socket(socket.AF_UNIX)
+    assert (listening.answer(busy), listening.answer(first)) == (0, 0)
+    number = served_by(listening, "dma0")
+    first.shutdown(socket.SHUT_RDWR)
+    listening.turns(2)
+    fill_below(number)
+    second.connect(str(listening.folder / "dma0.sock"))
+    listening.turns(2)
+    assert served_by(listening, "dma0") == number
+
+    receive = inputs.receive
+    monkeypatch.setattr(inputs, "receive", lambda sock, size: received.append(sock.fileno()) or receive(sock, size))
+    inputs.time_step = SOCKETS_NS // 20
+    busy.sendall(Header(8, Command.DEVICE_RESET, Header.SIZE, HeaderFlags.NO_REPLY, 0).pack() * 200)
+    listening.say(second)
+    listening.turns(3)
+    assert number in received
+    second.close()
+
+
+@pytest.mark.row("server", 7)
+def test_what_was_seen_of_a_client_that_is_closed_is_not_taken_for_the_next_one_s(
+    listening, lingering, fill_below, monkeypatch
+):
+    """In one look at the sockets: a client is closed, another gets its number, and then what was seen comes up."""
+    gone, first = listening.connect("dma1"), listening.connect("dma0")
+    again, second = socket.socket(socket.AF_UNIX), socket.socket(socket.AF_UNIX)
+    assert (listening.answer(gone), listening.answer(first)) == (0, 0)
+    number = served_by(listening, "dma1")
+    with open(os.devnull) as kept:
+        socket.send_fds(first, [Header(8, Command.DEVICE_RESET, Header.SIZE, 0, 0).pack()], [kept.fileno()])
+        listening.turns(2)
+    first.shutdown(socket.SHUT_RDWR)  # what it has sent is still being closed
+    listening.turns(2)
+    fill_below(number)
+    monkeypatch.setattr(listening.driver.machine.endpoints["dma1"], "disconnected", lambda: None)  # takes numbers, too
+    gone.shutdown(socket.SHUT_RDWR)
+    again.connect(str(listening.folder / "dma1.sock"))
+    second.connect(str(listening.folder / "dma0.sock"))
+    listeners = [listening.sockets[name].fileno() for name in ("dma1", "dma0")]
+    monkeypatch.setattr(
+        listening.server._fairness, "order", lambda ready: sorted(ready, key=[*listeners, number].index)
+    )
+    listening.turns(1)
+    assert served_by(listening, "dma0") == number
+    lingering.set()
+    wait_for_closers()
+    monkeypatch.undo()
+    assert listening.answer(second) == 0
+    for sock in (again, second):
+        sock.close()
+
+
+# -- more that the system does not give --------------------------------------------------------------------------------
+
+
+@pytest.mark.row("server", 2)
+def test_to_find_out_who_hung_up_no_descriptor_is_needed(listening, monkeypatch):
+    first = listening.connect("dma0")
+    assert listening.answer(first) == 0
+
+    def no_room():
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(server_module.select, "epoll", no_room)
+    second = listening.connect("dma0")
+    assert listening.answer(second) == errno.EBUSY
+    first.shutdown(socket.SHUT_RDWR)
+    assert listening.answer(listening.connect("dma0")) == 0
+
+
+@pytest.mark.row("server", 2)
+def test_clients_are_served_although_no_descriptor_is_left_to_tell_their_processes_apart(listening, monkeypatch):
+    def no_room(*_):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    peers._pidfds_have_inodes.cache_clear()
+    with monkeypatch.context() as full:
+        full.setattr(os, "pidfd_open", no_room)
+        assert listening.answer(listening.connect("dma0")) == 0
+    assert listening.answer(listening.connect("dma1")) == 0
+
+
+@pytest.mark.row("server", 9)
+def test_closing_that_cannot_begin_for_want_of_a_thread_is_tried_again(listening, monkeypatch):
+    def no_thread(_):
+        raise RuntimeError("can't start new thread")
+
+    sock = listening.connect("dma0")
+    assert listening.answer(sock) == 0
+    request = Header(8, Command.DEVICE_RESET, Header.SIZE, 0, 0).pack()
+    with open(os.devnull) as kept, monkeypatch.context() as full:
+        full.setattr(threading.Thread, "start", no_thread)
+        socket.send_fds(sock, [request], [kept.fileno()])
+        listening.turns(3)
+        sock.sendall(request)
+        listening.driver.inputs.waits.clear()
+        listening.turns(3)
+        assert set(listening.driver.inputs.waits) == {REST_NS / 1e6}, "it neither sleeps for ever nor not at all"
+    listening.turns(1)
+    wait_for_closers()
+    listening.turns(2)
+    assert len(sock.recv(3 * Header.SIZE)) == 2 * Header.SIZE

@@ -126,6 +126,25 @@ def test_what_a_delivery_writes_waits_for_the_next_one() -> None:
     assert seen == [0, 4]
 
 
+@pytest.mark.row("driver", 46)
+def test_what_waits_for_a_bar_that_goes_away_is_not_written_and_what_moved_in_is_spared() -> None:
+    """A reset takes the BAR away; its next driver must not find what the last one had on its way."""
+    bar, other, memory = Bar(0x10000), Bar(0x20000), Bar(0x10000, is_memory=True)
+    windows = windows_with(bar, other)
+    for first in (0x10000, 0x20000):
+        place = windows.find(first, first + 8)
+        assert place is not None
+        windows.write(place, b"abcdefgh")
+
+    assert windows.deliver(lambda: False) is False
+    windows.replace([memory.window, other.window])
+    assert windows.deliver() is True
+
+    assert bar.seen == [("write", 0, b"abcd")]
+    assert memory.seen == []
+    assert other.seen == [("write", 0, b"abcd"), ("write", 4, b"efgh")]
+
+
 @pytest.mark.parametrize("gpa", [0, 0xFFFF_FFFF_FFFF_F000])
 def test_without_windows_there_is_nothing(gpa: int) -> None:
     assert Windows().find(gpa, gpa + 1) is None

@@ -19,6 +19,7 @@ __all__ = ["Endpoint"]
 
 log = logging.getLogger(__name__)
 
+_CANCELLING = "cancelling its DMA"
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
@@ -38,6 +39,7 @@ class Endpoint(PciFunction):
         self.stream = stream
         self.failed = False
         """whether it raised an exception since its last reset"""
+        self._resets = 0
         self.memory.copier = iommu.make_copier()
         self._iommu = iommu
         self.dma = DmaPort(
@@ -64,7 +66,7 @@ class Endpoint(PciFunction):
         return False
 
     def cancel_dma(self) -> None:
-        """Finish queued requests as cancelled."""
+        """Finish queued requests as cancelled, without DMA: if that is refused, the endpoint fails."""
 
     def reset_device(self) -> None:
         """Registers and queues as at power-on."""
@@ -95,7 +97,7 @@ class Endpoint(PciFunction):
 
     def cancel(self) -> None:
         """:meth:`cancel_dma`, unless it has failed; raises nothing."""
-        self.attempt("cancelling its DMA", self.cancel_dma)
+        self.attempt(_CANCELLING, self.cancel_dma)
 
     def attempt(self, what: str, hook: Callable[_P, _R], *arguments: _P.args, **named: _P.kwargs) -> _R | None:
         if self.failed:
@@ -108,7 +110,7 @@ class Endpoint(PciFunction):
 
     def _raised(self, what: str, error: Exception) -> None:
         """Called where ``error``, which ended ``what``, was caught."""
-        if isinstance(error, DmaRefusedError):
+        if isinstance(error, DmaRefusedError) and what != _CANCELLING:
             log.info("%s: %s ended by refused DMA, what is queued is cancelled: %s", self.name, what, error)
             self.cancel()
             return
@@ -122,13 +124,21 @@ class Endpoint(PciFunction):
 
     def _reset_by(self, hook: Callable[[], None]) -> None:
         self.failed = False
+        self._resets += 1
         super()._reset_by(hook)
 
     def _bar_read(self, index: int, offset: int, count: int) -> bytes:
         return b"\xff" * count if self.failed else super()._bar_read(index, offset, count)
 
     def _bar_write(self, index: int, offset: int, data: bytes) -> Steps | None:
-        return None if self.failed else super()._bar_write(index, offset, data)
+        steps = None if self.failed else super()._bar_write(index, offset, data)
+        return None if steps is None else self._attempt_each(steps)
+
+    def _attempt_each(self, steps: Steps) -> Steps:
+        """``steps`` of a register write, until it fails or is reset."""
+        resets = self._resets
+        while self._resets == resets and self.attempt("a step of a write to its registers", _is_left, steps):
+            yield
 
     def interrupt(self, vector: int) -> None:
         if not self.failed:
@@ -136,9 +146,16 @@ class Endpoint(PciFunction):
 
     def on_reset(self) -> None:
         self.dma.give_up()
-        self.reset_device()
-        self._iommu.unblock(self.stream)
+        try:
+            self.reset_device()
+        finally:
+            self._iommu.unblock(self.stream)
 
     def on_bus_master(self, enabled: bool) -> None:
         if enabled:
             self._iommu.unblock(self.stream)
+
+
+def _is_left(steps: Steps) -> bool:
+    """Take the next step. Whether there was one."""
+    return next(steps, _is_left) is None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -72,6 +73,30 @@ class Careless(Template):
         self.dma.write([(self._queue[0], 4)], b"mark")
         self._queue.pop(0)
         return True
+
+
+class Stubborn(Careless):
+    """Tells by DMA, too, that its queue was cancelled, and does not catch that this is refused."""
+
+    def cancel_dma(self) -> None:
+        self.dma.write([(0x300000, 4)], b"gone")
+        super().cancel_dma()
+
+
+class Stepwise(Template):
+    """Writes to its register are carried out in steps, the second of which raises; or by DMA to another function."""
+
+    to: int | None = None
+
+    def write_stamp_at(self, _: int, value: int) -> Any:
+        if self.to is not None:
+            self.dma.write([(self.to, 4)], value.to_bytes(4, "little"))
+            return None
+        return self._steps()
+
+    def _steps(self) -> Iterator[None]:
+        yield
+        raise ZeroDivisionError("a bug in a step")
 
 
 @pytest.fixture
@@ -301,3 +326,103 @@ def test_refused_dma_that_nobody_catches_cancels_what_is_queued(guest: Any, capl
     stamp(device)
     assert device.step() is True
     assert guest.peek(0x20000, 4) == b"mark"
+
+
+@pytest.mark.row("server", 6)
+def test_dma_that_is_refused_while_the_queue_is_cancelled_fails_the_endpoint(
+    guest: Any, sound: Template, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    device = Stubborn("stubborn", 1, guest.iommu, guest.environment)
+    guest.plug(device)
+    machine = Machine(guest.iommu, {"stubborn": device, "sound": sound})
+    guest.map(0x100, 0x20)
+    guest.events()
+    stamp(device, 0x200000)
+    stamp(sound)
+
+    assert machine.work() is True
+
+    assert (device.failed, sound.failed) == (True, False)
+    assert [event.iova for event in guest.events()][:2] == [0x200000, 0x300000]
+    assert len([record for record in caplog.records if "ended by refused DMA" in record.message]) == 1
+    assert guest.peek(0x20000, 4) == b"\1\0\0\0"
+
+
+@pytest.mark.row("server", 6)
+def test_an_endpoint_whose_reset_is_ended_by_refused_dma_leaves_its_block_all_the_same(guest: Any) -> None:
+    class Impolite(Careless):
+        def reset_device(self) -> None:
+            self.dma.write([(0x300000, 4)], b"gone")
+
+    device = Impolite("impolite", 1, guest.iommu, guest.environment)
+    guest.plug(device)
+    guest.map(0x100, 0x20)
+    guest.iommu.engine.block(1)
+
+    function_reset(device)
+
+    assert not guest.iommu.engine.is_blocked(1)
+
+
+@pytest.fixture
+def stepwise(guest: Any) -> Stepwise:
+    device = Stepwise("stepwise", 1, guest.iommu, guest.environment)
+    guest.plug(device)
+    guest.map(0x100, 0x20)
+    return device
+
+
+def reach_by_dma(guest: Any, device: Template, bar: int, dfn: int) -> int:
+    """Give BAR 0 an address; the device address of STAMP_AT."""
+    device.region_write(7, 0x10, bar.to_bytes(4, "little"))
+    guest.set_bus_master(device, True)  # and memory decoding
+    guest.map(dfn, bar >> 12)
+    return dfn * PAGE + OFFSET["STAMP_AT"]
+
+
+@pytest.mark.row("server", 5)
+def test_a_later_step_of_a_register_write_that_raises_fails_the_endpoint(guest: Any, stepwise: Stepwise) -> None:
+    steps = stepwise.region_write(0, OFFSET["STAMP_AT"], bytes(4))
+    assert steps is not None
+    assert list(steps) == [None]
+    assert stepwise.failed
+
+
+@pytest.mark.row("server", 5)
+def test_steps_of_a_register_write_end_with_the_failure_of_the_endpoint(guest: Any, stepwise: Stepwise) -> None:
+    steps = stepwise.region_write(0, OFFSET["STAMP_AT"], bytes(4))
+    assert steps is not None
+    next(steps)
+    stepwise.attempt("something else", lambda: 1 // 0)
+    function_reset(stepwise)
+    assert list(steps) == [], "they are of the time before the reset"
+    assert not stepwise.failed
+
+
+@pytest.mark.row("server", 5)
+def test_a_later_step_of_what_dma_has_written_fails_the_endpoint_and_nothing_else(
+    guest: Any, stepwise: Stepwise, sound: Template
+) -> None:
+    machine = Machine(guest.iommu, {"stepwise": stepwise, "sound": sound})
+    stamp(sound, reach_by_dma(guest, stepwise, 0xF0000000, 0x300))
+    assert machine.work() is True
+    assert (stepwise.failed, sound.failed) == (True, False)
+    stamp(sound)
+    assert machine.work() is True
+    assert guest.peek(0x20000, 4) == b"\2\0\0\0"
+
+
+@pytest.mark.row("driver", 46)
+def test_what_a_register_handler_writes_by_dma_arrives_although_nobody_else_has_work(
+    guest: Any, stepwise: Stepwise, sound: Template
+) -> None:
+    machine = Machine(guest.iommu, {"stepwise": stepwise, "sound": sound})
+    here = reach_by_dma(guest, stepwise, 0xF0000000, 0x300)
+    stepwise.to = reach_by_dma(guest, sound, 0xF0001000, 0x301)
+    place = machine.windows.find(0xF0000000 + here % PAGE, 0xF0000000 + here % PAGE + 4)
+    assert place is not None
+    machine.windows.write(place, 0x100000.to_bytes(4, "little"))
+    while machine.work():  # as the server does before it sleeps
+        pass
+    assert register(sound, "STAMPS") == 1
