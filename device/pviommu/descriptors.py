@@ -10,7 +10,16 @@ import resource
 from collections.abc import Sequence
 from typing import Protocol
 
-__all__ = ["FEWEST_FILES", "MOST_FILES", "RESERVE", "DescriptorsError", "check_count", "raise_limit", "share_out"]
+__all__ = [
+    "FEWEST_FILES",
+    "MOST_FILES",
+    "PER_FILE",
+    "RESERVE",
+    "DescriptorsError",
+    "check_count",
+    "raise_limit",
+    "share_out",
+]
 
 FEWEST_FILES, MOST_FILES = 8, 1024
 """Files of guest memory that a client may have mapped ranges of, however many: at least and at most."""

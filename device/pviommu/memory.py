@@ -23,7 +23,7 @@ from typing import NamedTuple, Protocol
 from vfio_user import DmaMapping, RequestError
 from vfio_user.memory_kind import NotMemoryError
 
-from .descriptors import MOST_FILES
+from .descriptors import MOST_FILES, PER_FILE
 from .engine.ranges import FrameRanges
 from .engine.results import ADDRESS_LIMIT, PAGE_SHIFT, PAGE_SIZE, PackedRuns
 from .inputs import Inputs
@@ -246,6 +246,11 @@ class GuestMemory:
         if new.file and new.file not in self._ranges_in and len(self._ranges_in) >= self.max_files:
             text = f"{_range(new)}: its file is one too many: this client has {self.max_files} already"
             raise RequestError(errno.EMFILE, text)
+        if new.is_ram and new.file and new.file.has_outgrown:
+            held = sum(file.descriptors for file in self._ranges_in)
+            if held >= PER_FILE * self.max_files:
+                text = f"{_range(new)}: its file has grown, and this client has {held} descriptors in use already"
+                raise RequestError(errno.EMFILE, text)
         self._check_neighbours(new)
         return False
 

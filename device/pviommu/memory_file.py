@@ -77,6 +77,16 @@ class MemoryFile:
         """Device and inode number."""
         return self.kind.key
 
+    @property
+    def descriptors(self) -> int:
+        """Its own, and that of each mapping."""
+        return 1 + len(self._areas)
+
+    @property
+    def has_outgrown(self) -> bool:
+        """Whether it is mapped, but has grown since, so that :meth:`area` maps it anew."""
+        return bool(self._areas) and self._areas[-1].size < self.size
+
     def area(self, guard: Guard | None) -> Area | None:
         """All of it as memory; None if it is to be read and written by system calls. Raises :class:`OSError`, and
         :class:`NotMemoryError` if neither can be done.

@@ -376,12 +376,12 @@ class Server:
         self._peer = peer
         connection = _Connection(sock, function, self._closers[function.name])
         self._connections[sock.fileno()] = connection
-        self._poller.register(sock, connection.events)
         log.info(
             "%s: client connected",
             function.name,
             extra={"event": "connected", "fields": {"function": function.name, "process": peer.pid}},
         )
+        self._poller.register(sock, connection.events)  # last: whoever cannot be served is not waited for
 
     def _why_not(self, function: PciFunction, peer: Peer) -> RequestError | None:
         """Why a client of ``function`` is to be refused, if it is."""

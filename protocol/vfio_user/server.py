@@ -166,6 +166,8 @@ class Session:
                 self._begin(self._frames.popleft())
             if not may_go_on():
                 break
+        if self._refusal:
+            return
         try:
             self._device.settle()
         except Exception:

@@ -351,6 +351,27 @@ def test_files_are_bounded_and_ranges_of_one_file_are_not(memory: GuestMemory) -
         os.close(fd)
 
 
+@pytest.mark.row("server", 3)
+def test_a_file_that_grows_and_grows_takes_no_descriptors_of_others(memory: GuestMemory) -> None:
+    file = os.memfd_create("ram", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    fcntl.fcntl(file, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+    memory.max_files = 2
+    before = open_descriptors()
+    for page in range(3):
+        os.ftruncate(file, (page + 1) * PAGE)
+        memory.map(mapping(page * PAGE, PAGE, file, offset=page * PAGE))
+    os.ftruncate(file, 4 * PAGE)
+
+    error = refusal(memory, mapping(3 * PAGE, PAGE, file, offset=3 * PAGE))
+
+    assert error.errno == errno.EMFILE
+    assert "its file has grown, and this client has 4 descriptors in use already" in str(error)
+    assert open_descriptors() == before + 4
+    memory.unmap(0, 3 * PAGE)
+    memory.map(mapping(0, 4 * PAGE, file))
+    os.close(file)
+
+
 @pytest.mark.row("server", 4)
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EPERM])
 def test_memory_that_cannot_be_mapped_is_not_called_something_else(
