@@ -86,8 +86,12 @@ class LogWriter:
             self._changed.notify()
 
     def close(self, grace_s: float = GRACE_S) -> None:
-        """Write what waits, for at most ``grace_s``; a thread whose reader does not read is left behind."""
+        """Write what waits, for at most ``grace_s``; a thread whose reader does not read is left behind. Once: the
+        interpreter's end closes handlers of logs anew.
+        """
         with self._changed:
+            if self._closing:
+                return
             self._closing = True
             self._changed.notify()
         self._thread.join(grace_s)
