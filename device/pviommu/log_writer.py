@@ -86,16 +86,13 @@ class LogWriter:
             self._changed.notify()
 
     def close(self, grace_s: float = GRACE_S) -> None:
-        """Write what waits, for at most ``grace_s``; a thread whose reader does not read is left behind. Once: the
-        interpreter's end closes handlers of logs anew.
-        """
+        """Write what waits, for at most ``grace_s``; a thread whose reader does not read is left behind."""
         with self._changed:
-            if self._closing:
-                return
             self._closing = True
             self._changed.notify()
         self._thread.join(grace_s)
         if self._path and not self._thread.is_alive():
+            self._path = None  # its number may be another file's at the next call
             os.close(self._fd)
 
     # -- the thread -------------------------------------------------------------------------------------------------

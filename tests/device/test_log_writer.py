@@ -93,22 +93,6 @@ def test_closing_leaves_a_reader_behind_who_does_not_read(pipe: Pipe) -> None:
 
 
 @pytest.mark.row("server", 82)
-def test_closing_again_waits_for_no_reader_again(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As the logging library does at the end of the interpreter, which has to come within a second."""
-    writer = LogWriter(pipe.writer, notice)
-    for _ in range(100):
-        writer.put(b"x" * 99 + b"\n")
-    writer.close(0)
-    waited = []
-    join = threading.Thread.join
-    monkeypatch.setattr(threading.Thread, "join", lambda *arguments: waited.append(arguments) or join(*arguments))
-    writer.close(0)
-    assert waited == []
-    os.close(pipe.writer)
-    pipe.read_all()
-
-
-@pytest.mark.row("server", 82)
 def test_closing_again_closes_nothing_else(tmp_path: Path) -> None:
     writer = LogWriter(tmp_path / "log", notice)
     writer.close()
