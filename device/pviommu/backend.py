@@ -63,17 +63,18 @@ def run(topology: Topology, settings: Settings) -> None:
         raise BackendError(f"cannot listen on {error.filename or 'a socket'}: {error.strerror}") from error
     server = Server(machine, sockets, inputs, settings.pace)
     pidfile = PidFile(settings.pidfile) if settings.pidfile else None
-    try:
-        _serve(server, machine, sockets, pidfile, settings.on_hangup)
-    except PidFileError as error:
-        raise BackendError(str(error)) from error
-    finally:
-        server.close()
-        usage = machine.iommu.engine.usage()  # of a machine without clients: anything left is a leak
-        close_all(sockets)
-        machine.close()
-        if pidfile:
-            pidfile.remove()
+    with server.stopped_by_signals(settings.on_hangup):  # to the end: a second signal must not leave files behind
+        try:
+            _serve(server, machine, sockets, pidfile)
+        except PidFileError as error:
+            raise BackendError(str(error)) from error
+        finally:
+            server.close()
+            usage = machine.iommu.engine.usage()  # of a machine without clients: anything left is a leak
+            close_all(sockets)
+            machine.close()
+            if pidfile:
+                pidfile.remove()
     _log_summary(counters, {"contexts": usage.contexts, "pool_pages_used": usage.pool_pages_used})
 
 
@@ -116,19 +117,17 @@ def _serve(
     machine: Machine,
     sockets: Mapping[str, socket.socket],
     pidfile: PidFile | None,
-    on_hangup: Callable[[], None] | None,
 ) -> None:
-    with server.stopped_by_signals(on_hangup):
-        if pidfile:
-            pidfile.make()
-        name = machine.iommu.engine.core_name
-        text = f"listening on {', '.join(sorted(sockets))}, {name} core"
-        log.info("%s", text, extra={"event": "listening", "fields": {"core": name}})
-        notify("READY=1", f"STATUS={text}")
-        try:
-            server.run()
-        finally:
-            notify("STOPPING=1", "STATUS=stopping")
+    if pidfile:
+        pidfile.make()
+    name = machine.iommu.engine.core_name
+    text = f"listening on {', '.join(sorted(sockets))}, {name} core"
+    log.info("%s", text, extra={"event": "listening", "fields": {"core": name}})
+    notify("READY=1", f"STATUS={text}")
+    try:
+        server.run()
+    finally:
+        notify("STOPPING=1", "STATUS=stopping")
 
 
 def _log_summary(counters: Counters, left: Mapping[str, int]) -> None:

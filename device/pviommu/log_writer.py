@@ -92,6 +92,7 @@ class LogWriter:
             self._changed.notify()
         self._thread.join(grace_s)
         if self._path and not self._thread.is_alive():
+            self._path = None  # its number may be another file's at the next call
             os.close(self._fd)
 
     # -- the thread -------------------------------------------------------------------------------------------------

@@ -63,6 +63,7 @@ class Log(logging.Handler):
             JsonFormatter() if self._json else logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
         )
         self._limiter = limiter
+        self._has_ended = False
         self._to_file = isinstance(target, Path)
         self._writer = LogWriter(target, self._notice, self._sum_up)
 
@@ -89,7 +90,12 @@ class Log(logging.Handler):
                 writer.close()
 
     def close(self) -> None:
-        """Sum up what was left out, and write all that a reader takes in a moment."""
+        """Sum up what was left out, and write all that a reader takes in a moment. Once: the interpreter's end closes
+        the handlers of logs anew.
+        """
+        if self._has_ended:
+            return
+        self._has_ended = True
         if self._limiter:
             for record in self._limiter.due(at_the_end=True):
                 self._writer.put(self._line(record))

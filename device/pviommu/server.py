@@ -174,7 +174,7 @@ class Server:
 
     @contextlib.contextmanager
     def stopped_by_signals(self, on_hangup: Callable[[], None] | None = None) -> Iterator[None]:
-        """Within this, SIGTERM and SIGINT stop the server, even while it sleeps.
+        """Within this, SIGTERM and SIGINT stop the server, even while it sleeps. It may be closed within.
 
         SIGHUP calls ``on_hangup``; without one it stops the server too, unless it was ignored (nohup).
         """
@@ -199,7 +199,8 @@ class Server:
             yield
         finally:
             self._signals = None
-            self._poller.unregister(reader)
+            if not self._poller.closed:
+                self._poller.unregister(reader)
             signal.set_wakeup_fd(wakeup)
             for number, handler in before.items():
                 signal.signal(number, handler)

@@ -93,6 +93,16 @@ def test_closing_leaves_a_reader_behind_who_does_not_read(pipe: Pipe) -> None:
 
 
 @pytest.mark.row("server", 82)
+def test_closing_again_closes_nothing_else(tmp_path: Path) -> None:
+    writer = LogWriter(tmp_path / "log", notice)
+    writer.close()
+    others = os.open(tmp_path / "log", os.O_RDONLY)  # has the number of the first one now
+    writer.close()
+    os.fstat(others)
+    os.close(others)
+
+
+@pytest.mark.row("server", 82)
 def test_the_flags_of_a_descriptor_that_others_share_stay_and_a_non_blocking_one_loses_nothing(pipe: Pipe) -> None:
     before = fcntl.fcntl(pipe.writer, fcntl.F_GETFL)
     blocking = LogWriter(pipe.writer, notice)

@@ -171,3 +171,15 @@ def test_a_closed_standard_error_is_no_place_for_another_file(tmp_path: Path) ->
     done = subprocess.run(["sh", "-c", 'exec "$0" -c "$1" 2>&-', sys.executable, program], check=False, timeout=30)
     assert done.returncode == 0
     assert (tmp_path / "precious").read_bytes() == b""
+
+
+@pytest.mark.row("server", 82)
+def test_the_end_of_the_interpreter_waits_for_no_reader_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The logging library closes all handlers then; a server has to end within a second of a stop."""
+    closed: list[logs.LogWriter] = []
+    close = logs.LogWriter.close
+    monkeypatch.setattr(logs.LogWriter, "close", lambda writer: closed.append(writer) or close(writer))
+    with logs.writing("info", "text") as log:
+        pass
+    log.close()
+    assert len(closed) == 1

@@ -18,7 +18,7 @@ from pviommu_abi.dma_test import DescriptorFlags, DescriptorStatus, DmaOp
 from vfio_user import IrqAction, IrqIndex, IrqKind
 
 from . import raw
-from .guest import ENTRIES, PATIENCE_S, Guest, Serve, environment
+from .guest import ENTRIES, PATIENCE_S, Guest, Serve, environment, spin_until
 from .raw import Raw
 
 row = pytest.mark.row
@@ -74,6 +74,24 @@ def test_what_lies_in_a_queue_of_clients_does_not_hold_up_the_end(serve):
         serve.process.send_signal(signal.SIGTERM)
         serve.process.send_signal(signal.SIGCONT)
         assert serve.process.wait(PATIENCE_S) == 0
+    other_end.close()
+
+
+@row("server", 39)
+def test_a_second_stop_while_the_first_one_is_obeyed_leaves_nothing_behind(serve):
+    """The end takes a while: the server waits for what lies in its queue to be closed."""
+    sent, other_end = lingering()
+    serve.process.send_signal(signal.SIGSTOP)
+    with Raw(serve.folder / "dma0.sock") as client:
+        client.send(raw.GET_INFO, raw.info(), fds=[sent.fileno()])
+        sent.close()
+        serve.process.send_signal(signal.SIGTERM)
+        serve.process.send_signal(signal.SIGCONT)
+        spin_until(lambda: not (serve.folder / "dma1.sock").exists(), "the sockets to go")
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            serve.process.send_signal(number)
+        assert serve.process.wait(PATIENCE_S) == 0
+    assert os.listdir(serve.folder) == []
     other_end.close()
 
 
