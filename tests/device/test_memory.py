@@ -351,6 +351,16 @@ def test_files_are_bounded_and_ranges_of_one_file_are_not(memory: GuestMemory) -
         os.close(fd)
 
 
+@pytest.mark.row("wire", 45)
+def test_the_identical_map_again_is_a_success_though_its_file_has_shrunk(memory: GuestMemory) -> None:
+    file = memory_file(4 * PAGE, sealed=False)
+    assert memory.map(mapping(0, 4 * PAGE, file))
+    os.ftruncate(file, PAGE)
+    assert not memory.map(mapping(0, 4 * PAGE, file))
+    assert refusal(memory, mapping(4 * PAGE, 4 * PAGE, file)).errno == errno.EINVAL
+    os.close(file)
+
+
 @pytest.mark.row("server", 3)
 def test_a_file_that_grows_and_grows_takes_no_descriptors_of_others(memory: GuestMemory) -> None:
     file = os.memfd_create("ram", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)

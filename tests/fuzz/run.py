@@ -41,7 +41,7 @@ NO_ATHERIS = (
 
 def seeds_of(name: str) -> list[Path]:
     """The corpus of a target, in order."""
-    return sorted(file for folder in _folders(name) for file in folder.iterdir())
+    return sorted(file for folder in _folders(name) for file in folder.iterdir() if file.is_file())
 
 
 def _folders(name: str) -> list[Path]:
