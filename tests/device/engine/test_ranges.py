@@ -24,6 +24,15 @@ def test_no_ranges_hold_nothing():
 
     assert ranges.inside(0) == 0
     assert ranges.outside(0) == FRAME_LIMIT
+    assert not ranges
+
+
+def test_ranges_are_true_as_long_as_they_hold_a_frame():
+    ranges = FrameRanges([(0, 0)])
+    assert ranges
+
+    ranges.remove(0, 1)
+    assert not ranges
 
 
 @pytest.mark.parametrize("bad", [(5, 4), (-1, 4), (0, FRAME_LIMIT)])

@@ -187,6 +187,18 @@ def test_more_maps_than_the_server_takes_are_not_even_sent(connected: Callable[.
     assert device.calls == ["dma_map"]
 
 
+def test_an_unmap_over_several_maps_makes_room_for_as_many(connected: Callable[..., Client], device: Any) -> None:
+    client = connected(Limits(max_dma_maps=3))
+    for address in (0x1000, 0x2000, 0x3000):
+        client.dma_map(address, 0x1000)
+    client.dma_unmap(0x1000, 0x2000)
+    assert list(device.maps) == [(0x3000, 0x1000)]
+    for address in (0x4000, 0x5000):
+        client.dma_map(address, 0x1000)
+    with pytest.raises(ValueError, match="3 at a time"):
+        client.dma_map(0x6000, 0x1000)
+
+
 def test_refusal_is_a_remote_error_and_the_connection_survives(client: Client, device: Any) -> None:
     with pytest.raises(RemoteError, match="DMA_UNMAP refused") as refused:
         client.dma_unmap(0, 4096)
@@ -331,6 +343,15 @@ def test_closing_closes_the_descriptors_of_messages_that_nobody_took(alone: tupl
     server.sendall(Header(2, Command.DEVICE_RESET, 0, 1, 0).pack())
     client.reset()
     client.close()
+
+
+def test_closing_passes_over_an_impossible_message_that_nobody_took(alone: tuple[Client, socket.socket]) -> None:
+    client, server = alone
+    server.sendall(reply(0, Command.DEVICE_RESET) + Header(1, Command.DEVICE_RESET, 0, 1, 0).pack())
+    client.reset()
+    client.close()
+    assert len(server.recv(4096)) == 16
+    assert server.recv(4096) == b""
 
 
 def test_more_descriptors_than_vectors_are_not_even_sent(client: Client) -> None:

@@ -77,6 +77,22 @@ def said(command: int, payload: bytes = b"", flags: int = 0, descriptors: int = 
             "cap_offset 0x20 size 0x4000 offset 0x0 areas ['0x0+0x1000', '0x2000+0x1000']",
         ),
         (
+            Command.DEVICE_GET_REGION_INFO,
+            GetRegionInfo(48, 11, 2, 32, 0x4000, 0).pack() + CapabilityHeader(9, 1, 0).pack() + bytes(8),
+            REPLY,
+            0,
+            "reply 7 DEVICE_GET_REGION_INFO argsz 48 flags READ|WRITE|CAPS index BAR2 "
+            "cap_offset 0x20 size 0x4000 offset 0x0 areas []",
+        ),
+        (
+            Command.DEVICE_GET_REGION_INFO,
+            GetRegionInfo(39, 11, 2, 32, 0x4000, 0).pack() + CapabilityHeader(1, 1, 0).pack()[:-1],
+            REPLY,
+            0,
+            "reply 7 DEVICE_GET_REGION_INFO argsz 39 flags READ|WRITE|CAPS index BAR2 "
+            "cap_offset 0x20 size 0x4000 offset 0x0 areas []",
+        ),
+        (
             Command.DEVICE_GET_IRQ_INFO,
             GetIrqInfo(16, 1, 2, 9).pack(),
             REPLY,

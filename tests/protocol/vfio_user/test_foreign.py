@@ -129,13 +129,43 @@ def test_a_connection_with_nothing_unread_is_closed_at_once(no_fd_leak: None) ->
     theirs.close()
 
 
+def test_a_listener_is_closed_elsewhere_and_who_waited_sees_the_end(tmp_path: Path, no_fd_leak: None) -> None:
+    """Those who wait to be accepted may have sent anything."""
+    closed = Closed()
+    listener, client = socket.socket(socket.AF_UNIX), socket.socket(socket.AF_UNIX)
+    listener.bind(str(tmp_path / "s"))
+    listener.listen()
+    client.connect(str(tmp_path / "s"))
+    closed.closer.close_socket(listener)
+    closed.wait()  # what is closed at once does not tell
+    assert listener.fileno() == -1
+    with contextlib.suppress(ConnectionResetError):
+        assert client.recv(1) == b""
+    client.close()
+
+
+@pytest.mark.row("server", 9)
+def test_a_wait_for_what_is_left_ends_with_it_or_with_its_time(no_fd_leak: None) -> None:
+    closer = Closer()
+    assert closer.wait(0)
+    fd, other, listener = lingering()
+    closer.close([fd])
+    assert not closer.wait(0.01)
+    other.close()
+    listener.close()
+    assert closer.wait(PATIENCE_S)
+    assert not is_open(fd)
+
+
+def no_more(_: threading.Thread) -> None:
+    """``Thread.start`` where there can be no further thread."""
+    raise RuntimeError("can't start new thread")
+
+
 @pytest.mark.row("server", 9)
 def test_without_a_thread_nothing_is_closed_until_there_is_one(
     no_fd_leak: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def no_more(_: threading.Thread) -> None:
-        raise RuntimeError("can't start new thread")
-
     closed = Closed()
     reader, writer = os.pipe()
     with monkeypatch.context() as full:
@@ -146,6 +176,33 @@ def test_without_a_thread_nothing_is_closed_until_there_is_one(
     assert closed.closer.busy  # asking is what tries again
     closed.wait()
     assert not closed.closer.busy
+
+
+def test_a_closer_is_stuck_as_long_as_there_is_no_thread_for_it(
+    no_fd_leak: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed = Closed()
+    assert not closed.closer.is_stuck
+    with monkeypatch.context() as none_left:
+        none_left.setattr(threading.Thread, "start", no_more)
+        closed.closer.close(os.pipe())
+        assert closed.closer.is_stuck
+    assert not closed.closer.is_stuck  # asking is what tries again
+    closed.wait()
+
+
+def test_a_closer_is_full_until_it_gets_to_close(no_fd_leak: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    closer = Closer()
+    reader, writer = os.pipe()
+    with monkeypatch.context() as none_left:
+        none_left.setattr(threading.Thread, "start", no_more)
+        closer.close([writer, *(os.dup(reader) for _ in range(foreign.MOST_LEFT - 2))])
+        assert not closer.full
+        closer.close([reader])
+        assert closer.full
+    assert closer.busy  # asking is what tries again
+    assert closer.wait(PATIENCE_S)
+    assert not closer.full
 
 
 def test_a_closer_works_again_after_it_was_done(no_fd_leak: None) -> None:

@@ -62,8 +62,8 @@ def multi(*entries: tuple[int, int, bytes], count: int | None = None) -> bytes:
 class Peer:
     """A client of one session, without sockets."""
 
-    def __init__(self, device: Any, limits: Limits | None = None) -> None:
-        self.session = Session(device, limits)
+    def __init__(self, device: Any, limits: Limits | None = None, refusal: RequestError | None = None) -> None:
+        self.session = Session(device, limits, refusal=refusal)
         self.fds: tuple[int, ...] = ()
         self._id = 0x4242
 
@@ -168,6 +168,22 @@ def test_second_version_is_refused_and_changes_nothing(peer: Peer) -> None:
     assert peer.ask(Command.VERSION, b"\0\0\0\0") == EINVAL
     assert peer.session.state is State.RUNNING
     assert isinstance(peer.ask(Command.DEVICE_GET_INFO, four()), bytes)
+
+
+@pytest.mark.row("server", 11)
+@pytest.mark.parametrize(
+    ("command", "payload"), [(Command.VERSION, b"\0\0\0\0"), (Command.DEVICE_GET_INFO, four()), (999, b"")]
+)
+def test_a_client_to_be_refused_is_answered_that_at_once_and_the_device_never_learns_of_it(
+    device: Any, no_fd_leak: None, caplog: pytest.LogCaptureFixture, command: int, payload: bytes
+) -> None:
+    device.settle = lambda: device.calls.append("settle")
+    peer = Peer(device, refusal=RequestError(errno.EBUSY, "another client is served"))
+    assert peer.ask(command, payload, fds=(devnull(),)) == errno.EBUSY
+    assert peer.session.state is State.CLOSED
+    peer.session.eof()
+    assert device.calls == []
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]  # left to who refuses
 
 
 # --- framing and headers ---------------------------------------------------------------------------------------------
@@ -343,6 +359,25 @@ def test_more_descriptors_than_announced_are_refused_and_closed(device: Any, no_
     fds = tuple(eventfd() for _ in range(3))
     assert peer.ask(Command.DEVICE_SET_IRQS, set_irqs(EVENTFD | TRIGGER, count=3), fds=fds) == EINVAL
     assert peer.session.state is State.RUNNING
+
+
+@pytest.mark.row("server", 4)
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EACCES])
+def test_descriptors_that_the_kernel_kept_back_are_answered_with_its_reason(
+    peer: Peer, device: Any, number: int
+) -> None:
+    assert peer.ask(Command.DMA_MAP, dma_map(), fds=(memfd(), -number)) == number
+    assert device.calls == []
+    assert peer.ask(Command.DMA_MAP, dma_map(), fds=(memfd(),)) == b""
+
+
+@pytest.mark.row("server", 10)
+@pytest.mark.parametrize("action", [TRIGGER, UNMASK])
+def test_set_irqs_with_a_descriptor_that_is_no_eventfd_is_refused(peer: Peer, device: Any, action: int) -> None:
+    fds = (eventfd(), devnull())
+    assert peer.ask(Command.DEVICE_SET_IRQS, set_irqs(EVENTFD | action, count=2), fds=fds) == EINVAL
+    assert device.calls == []
+    assert not device.interrupts.armed(MSIX, 0)
 
 
 @pytest.mark.parametrize(
@@ -724,6 +759,15 @@ def test_the_end_drops_requests_that_wait_for_a_turn(peer: Peer, device: Any) ->
     peer.session.eof()
     assert not peer.session.paused
     assert device.memory[BAR0][:3] == b"\0" + b"1" + b"\0"
+
+
+@pytest.mark.row("server", 34)
+def test_the_end_drops_an_impossible_message_that_waits_for_its_turn(peer: Peer, device: Any) -> None:
+    peer.session.receive(write(1, b"1") + Header(2, Command.REGION_WRITE, 0, 0, 0).pack(), [], lambda: False)
+    assert peer.session.paused
+    peer.session.eof()
+    assert not peer.session.paused
+    assert device.calls == ["region_write", "disconnected"]
 
 
 class Stepping:

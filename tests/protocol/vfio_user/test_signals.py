@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import platform
 import signal as signals_of_the_process
 from collections.abc import Iterator
 
@@ -95,3 +96,24 @@ def test_without_asynchronous_io_signals_are_written_and_one_line_says_so(
     assert os.eventfd_read(event) == 3
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "fs.aio-max-nr" in caplog.text
+
+
+def test_a_full_eventfd_is_not_written_to(event: int, no_patience: None) -> None:
+    """Without asynchronous I/O."""
+    os.eventfd_write(event, 2**64 - 2)
+    signals._write(event)
+    assert os.eventfd_read(event) == 2**64 - 2
+
+
+def test_a_machine_whose_calls_have_no_known_numbers_has_no_asynchronous_io(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "vax")
+    with pytest.raises(OSError, match="no numbers of system calls for vax") as refused:
+        AsynchronousSignals()
+    assert refused.value.errno == errno.ENOSYS
+
+
+def test_a_kernel_without_asynchronous_io_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    no_such_call = -1
+    monkeypatch.setitem(signals._CALLS, platform.machine(), (no_such_call,) * 3)
+    with pytest.raises(OSError, match="io_setup"):
+        AsynchronousSignals()

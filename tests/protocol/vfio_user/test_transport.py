@@ -70,6 +70,20 @@ def test_descriptors_that_this_process_has_no_room_for_are_reported(pair: tuple[
     close_fds(chunk[1])
 
 
+def test_descriptors_kept_back_although_there_is_room_were_not_allowed(
+    pair: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by a security module; here it is room in the message that is missing."""
+    monkeypatch.setattr(transport, "_ANCILLARY", socket.CMSG_SPACE(1))
+    fd = devnull()
+    socket.send_fds(pair[0], [b"x"], [fd] * 10)
+    os.close(fd)
+    chunk = transport.receive(pair[1])
+    assert chunk is not None
+    assert (chunk[0], chunk[1][-1]) == (b"x", -errno.EACCES)
+    close_fds(chunk[1])
+
+
 def test_receive_of_nothing_is_empty_and_of_a_closed_peer_none(pair: tuple[socket.socket, socket.socket]) -> None:
     assert transport.receive(pair[1]) == (b"", [])
     pair[0].close()
@@ -144,6 +158,53 @@ def test_listen_makes_a_socket_file_of_its_mode_and_accepts(tmp_path: Path, no_f
 def test_listen_honours_another_mode(tmp_path: Path) -> None:
     with transport.listen(tmp_path / "s", 0o666):
         assert stat.S_IMODE((tmp_path / "s").stat().st_mode) == 0o666
+
+
+def test_listen_gives_the_file_to_a_group(tmp_path: Path, no_fd_leak: None) -> None:
+    path = tmp_path / "s"
+    group = os.getgroups()[-1] if os.getgroups() else os.getgid()
+    with transport.listen(path, 0o660, group), transport.connect(path, 1):
+        assert (path.stat().st_gid, stat.S_IMODE(path.stat().st_mode)) == (group, 0o660)
+
+
+def test_listen_that_may_not_give_the_file_to_its_group_says_so_and_leaves_none(
+    tmp_path: Path, no_fd_leak: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    path = tmp_path / "s"
+    with monkeypatch.context() as not_allowed:
+        not_allowed.setattr(os, "chown", refuse)
+        with pytest.raises(PermissionError, match=f"cannot give it to group 4711: .*{path}"):
+            transport.listen(path, 0o660, 4711)
+    assert not path.exists()
+
+
+@pytest.mark.row("server", 85)
+def test_a_removed_listener_takes_its_own_file_along(tmp_path: Path, no_fd_leak: None) -> None:
+    listener = transport.listen(tmp_path / "s")
+    listener.remove()
+    assert not (tmp_path / "s").exists()
+    assert listener.fileno() == -1
+
+
+@pytest.mark.row("server", 85)
+def test_a_removed_listener_leaves_what_took_the_place_of_its_file(tmp_path: Path, no_fd_leak: None) -> None:
+    path = tmp_path / "s"
+    listener = transport.listen(path)
+    path.rename(tmp_path / "moved")  # which keeps the number of the file in use
+    path.write_text("precious")
+    listener.remove()
+    assert path.read_text() == "precious"
+
+
+@pytest.mark.row("server", 85)
+def test_a_listener_whose_file_is_gone_is_removed_all_the_same(tmp_path: Path, no_fd_leak: None) -> None:
+    listener = transport.listen(tmp_path / "s")
+    (tmp_path / "s").unlink()
+    listener.remove()
+    assert listener.fileno() == -1
 
 
 @pytest.mark.row("wire", 57)
