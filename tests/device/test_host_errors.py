@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import resource
@@ -15,21 +16,23 @@ from pviommu.cli import main
 from pviommu.host_errors import write_whole
 
 
-@pytest.fixture
+@contextlib.contextmanager
 def no_room() -> Iterator[None]:
-    """No file can grow beyond 4 KiB, as on a full disk."""
+    """No file can grow beyond 4 KiB, as on a full disk: for one call, as the report of the tests may be a file."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.row("server", 116)
-def test_a_file_for_which_there_is_no_room_stays_as_it_was_and_is_named(tmp_path: Path, no_room: None) -> None:
+def test_a_file_for_which_there_is_no_room_stays_as_it_was_and_is_named(tmp_path: Path) -> None:
     path = tmp_path / "results.json"
     write_whole(path, "before")
 
-    with pytest.raises(OSError, match="File too large") as caught:
+    with no_room(), pytest.raises(OSError, match="File too large") as caught:
         write_whole(path, "x" * 8192)
 
     assert caught.value.filename == str(path)
@@ -39,11 +42,12 @@ def test_a_file_for_which_there_is_no_room_stays_as_it_was_and_is_named(tmp_path
 
 @pytest.mark.row("server", 115)
 def test_a_core_for_which_there_is_no_room_is_one_line_and_status_3(
-    tmp_path: Path, no_room: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
 
-    assert main(["build-core"]) == 3
+    with no_room():
+        assert main(["build-core"]) == 3
 
     said = capsys.readouterr().err
     what = f"the native core cannot be built in {tmp_path}/pviommu: File too large"
