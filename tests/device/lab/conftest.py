@@ -21,7 +21,10 @@ from pviommu.lab.provision import Toolbox
 
 RESULTS = json.loads(schemas.paths()["results"].read_text())
 SERVER = """
-import json, os, signal, socket, sys
+import json, os, signal, socket, sys, time
+def sleep_for_ever():
+    while True:
+        time.sleep(0.05)  # not for longer: a signal that comes just before a pause would not end it
 if "--print-capabilities" in sys.argv:
     print(json.dumps({"driver_capabilities": ["rings 4", "x 1"], "functions": [{"socket": "iommu.sock"}]}))
     sys.exit(0)
@@ -33,7 +36,7 @@ def end(number, frame):
     sys.exit(0)
 signal.signal(signal.SIGTERM, end)
 open(sys.argv[sys.argv.index("--pidfile") + 1], "w").write("1")
-signal.pause()
+sleep_for_ever()
 """
 QEMU = """#!/bin/bash
 [[ $1 = -netdev ]] && echo user && exit

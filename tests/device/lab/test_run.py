@@ -67,7 +67,7 @@ def test_guest_that_did_not_pass_ends_with_status_1_and_the_reason(lab: Lab, gue
 def test_server_that_dies_under_passing_tests_fails_the_run(lab: Lab) -> None:
     pid = lab.folder / "server.pid"
     lab.server = lab.server.replace(
-        "signal.pause()", f"open({str(pid)!r}, 'w').write(str(os.getpid()))\nsys.exit('traceback')"
+        "\nsleep_for_ever()", f"\nopen({str(pid)!r}, 'w').write(str(os.getpid()))\nsys.exit('traceback')"
     )
     # The guest passes only after the server is dead, so that the order is certain.
     lab.guest = f"until [[ $(</proc/$(<{pid})/status) == *zombie* ]]; do :; done 2>/dev/null; {lab.guest}"
@@ -121,7 +121,8 @@ def test_wrong_option_ends_with_status_2_and_says_what_is_allowed(
 
 @pytest.mark.row("server", 125)
 def test_a_shipped_topology_is_taken_by_its_name(lab: Lab) -> None:
-    lab.server = lab.server.replace("signal.pause()", "print(sys.argv[2], file=sys.stderr, flush=True)\nsignal.pause()")
+    say = "print(sys.argv[2], file=sys.stderr, flush=True)"
+    lab.server = lab.server.replace("\nsleep_for_ever()", f"\n{say}\nsleep_for_ever()")
 
     assert lab.main("--topology", "reserved")[0] == 0
 

@@ -13,7 +13,10 @@ from pviommu.lab.server import ServerProcess, capabilities, summary
 from pviommu.resources import qemu_configs
 
 PRELUDE = """
-import json, os, signal, socket, sys
+import json, os, signal, socket, sys, time
+def sleep_for_ever():
+    while True:
+        time.sleep(0.05)  # not for longer: a signal that comes just before a pause would not end it
 folder = sys.argv[sys.argv.index("--socket-dir") + 1]
 pidfile = sys.argv[sys.argv.index("--pidfile") + 1]
 def listen(*names):
@@ -37,7 +40,7 @@ def server(tmp_path: Path, body: str) -> ServerProcess:
 
 
 def test_sockets_exist_once_start_returns(tmp_path: Path) -> None:
-    body = 'signal.signal(15, lambda *a: sys.exit(0)); kept = listen("iommu.sock"); signal.pause()'
+    body = 'signal.signal(15, lambda *a: sys.exit(0)); kept = listen("iommu.sock"); sleep_for_ever()'
     with server(tmp_path, body) as child:
         child.start()
         assert (tmp_path / "iommu.sock").is_socket()
@@ -67,7 +70,7 @@ def test_server_that_died_during_the_run_is_reported_when_stopped(tmp_path: Path
 
 
 def test_server_that_was_killed_on_purpose_has_nothing_wrong_with_its_end(tmp_path: Path) -> None:
-    with server(tmp_path, 'kept = listen("a.sock"); signal.pause()') as child:
+    with server(tmp_path, 'kept = listen("a.sock"); sleep_for_ever()') as child:
         child.start()
         child.kill()
         assert child.stop() == []
@@ -76,7 +79,7 @@ def test_server_that_was_killed_on_purpose_has_nothing_wrong_with_its_end(tmp_pa
 
 
 def test_server_that_is_stopped_is_continued_so_that_it_can_end(tmp_path: Path) -> None:
-    body = 'signal.signal(15, lambda *a: sys.exit(0)); kept = listen("a.sock"); signal.pause()'
+    body = 'signal.signal(15, lambda *a: sys.exit(0)); kept = listen("a.sock"); sleep_for_ever()'
     with server(tmp_path, body) as child:
         child.start()
         child.pause()
@@ -84,7 +87,7 @@ def test_server_that_is_stopped_is_continued_so_that_it_can_end(tmp_path: Path) 
 
 
 def test_server_that_ends_badly_when_told_to_stop_is_reported(tmp_path: Path) -> None:
-    body = 'kept = listen("a.sock"); signal.pause()'
+    body = 'kept = listen("a.sock"); sleep_for_ever()'
     with server(tmp_path, body) as child:
         child.start()
         assert child.stop() == ["the server ended with status -15 when told to stop: it said nothing"]
