@@ -7,8 +7,9 @@ import importlib
 import sys
 from collections.abc import Callable, Sequence
 
+from .exit_status import ExitStatus
 from .host_errors import is_host_error, named
-from .streams import EXIT_ENVIRONMENT, Streams
+from .streams import Streams
 
 __all__ = ["COMMANDS", "main"]
 
@@ -31,8 +32,6 @@ COMMANDS = {
     "selfcheck": ("pviommu.selfcheck.command", "check engine, ring and wire against a model"),
 }
 """Command words, the module with ``add_arguments`` and ``main``, and the help line."""
-
-EXIT_INTERRUPTED = 130
 
 
 class _Help(argparse.HelpFormatter):
@@ -57,12 +56,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise SystemExit(streams.status(ended.code) if isinstance(ended.code, int) else ended.code) from None
         except KeyboardInterrupt:
             print("pviommu: interrupted", file=sys.stderr)
-            status = EXIT_INTERRUPTED
+            status = ExitStatus.INTERRUPTED
         except OSError as error:
             if not is_host_error(error):
                 raise
             print(f"pviommu: {named(error)}", file=sys.stderr)
-            status = EXIT_ENVIRONMENT
+            status = ExitStatus.ENVIRONMENT
         return streams.status(status)
 
 

@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .exit_status import ExitStatus
 from .log_limits import Limiter
 from .log_writer import LogWriter
 
@@ -28,9 +29,6 @@ log = logging.getLogger(__name__)
 
 _STDERR = 2
 _CRASH = {"event": "crash"}
-CRASHED = 1
-"""Exit status after an exception that nobody caught, as Python's."""
-INTERRUPTED = 130
 
 
 class JsonFormatter(logging.Formatter):
@@ -140,10 +138,10 @@ def writing(level: str, form: str, path: Path | None = None) -> Iterator[Log]:
     try:
         yield handler
     except KeyboardInterrupt:
-        raise SystemExit(INTERRUPTED) from None
+        raise SystemExit(ExitStatus.INTERRUPTED) from None
     except Exception:
         log.critical("the server failed", exc_info=True, extra=_CRASH)
-        raise SystemExit(CRASHED) from None
+        raise SystemExit(ExitStatus.FAILED) from None
     finally:
         logging.captureWarnings(False)
         root.handlers[:], level_before, threading.excepthook, sys.unraisablehook = before

@@ -18,6 +18,7 @@ from . import __version__
 from .activation import given_sockets
 from .endpoints import ENDPOINTS
 from .engine import DefaultPolicy
+from .exit_status import ExitStatus
 from .iommu.capability_area import iova_ranges, reserved_regions
 from .iommu.config import PAGE_SIZES
 from .pacing import DEFAULT_SPIN_NS, Pace
@@ -27,8 +28,6 @@ __all__ = ["add_arguments", "main"]
 
 PROFILES = ("xen-2024", "xen-v7")
 CORES = ("auto", "native", "python")
-EXIT_USAGE = 2
-EXIT_ENVIRONMENT = 3
 _NO_GROUP = (1 << 32) - 1
 
 
@@ -182,7 +181,7 @@ def main(args: argparse.Namespace) -> int:
             raise ValueError(f"--spin-us {args.spin_us}: must not be negative")
     except (TopologyError, ValueError) as error:
         print(f"pviommu: {error}", file=sys.stderr)
-        return EXIT_USAGE
+        return ExitStatus.USAGE
     if args.print_capabilities:
         print(json.dumps(capabilities(topology), indent=2))
         return 0
@@ -191,7 +190,7 @@ def main(args: argparse.Namespace) -> int:
             f"pviommu: host architecture {platform.machine()}: the rings need x86's memory order, run this on x86-64",
             file=sys.stderr,
         )
-        return EXIT_ENVIRONMENT
+        return ExitStatus.ENVIRONMENT
     from . import logs  # only what is asked for costs start-up time
     from .backend import BackendError, Settings, run
 
@@ -200,7 +199,7 @@ def main(args: argparse.Namespace) -> int:
             log = stack.enter_context(logs.writing(args.log_level, args.log_format, args.log_file))
         except OSError as error:
             print(f"pviommu: --log-file {args.log_file}: {error.strerror}", file=sys.stderr)
-            return EXIT_ENVIRONMENT
+            return ExitStatus.ENVIRONMENT
         settings = Settings(
             socket_dir=args.socket_dir,
             given=given,
@@ -215,5 +214,5 @@ def main(args: argparse.Namespace) -> int:
             run(topology, settings)
         except BackendError as error:
             log.fail(str(error))
-            return EXIT_ENVIRONMENT
+            return ExitStatus.ENVIRONMENT
     return 0

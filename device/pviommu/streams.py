@@ -10,9 +10,9 @@ import sys
 from types import TracebackType
 from typing import Any, Self, TextIO
 
-__all__ = ["EXIT_ENVIRONMENT", "Streams"]
+from .exit_status import ExitStatus
 
-EXIT_ENVIRONMENT = 3
+__all__ = ["Streams"]
 
 
 class Streams:
@@ -46,7 +46,7 @@ class Streams:
         if problem is None:
             return status
         print(f"pviommu: standard output cannot be written: {problem.strerror}", file=sys.stderr, flush=True)
-        return status or EXIT_ENVIRONMENT
+        return status or ExitStatus.ENVIRONMENT
 
     @staticmethod
     def _flush() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from pviommu import serve
+from pviommu.exit_status import ExitStatus
 from pviommu.topology import EndpointEntry, IommuEntry, ReservedEntry, Topology
 
 
@@ -86,7 +87,7 @@ def test_print_capabilities_prints_json_and_ends_with_0(capsys):
     ],
 )
 def test_a_bad_argument_is_status_2_in_one_line(capsys, arguments, text):
-    assert serve.main(parse(*arguments)) == serve.EXIT_USAGE
+    assert serve.main(parse(*arguments)) == ExitStatus.USAGE
     said = capsys.readouterr().err
     assert text in said
     assert said.count("\n") == 1
@@ -94,7 +95,7 @@ def test_a_bad_argument_is_status_2_in_one_line(capsys, arguments, text):
 
 def test_a_host_with_another_memory_order_is_status_3(capsys, monkeypatch):
     monkeypatch.setattr(platform, "machine", lambda: "aarch64")
-    assert serve.main(parse()) == serve.EXIT_ENVIRONMENT
+    assert serve.main(parse()) == ExitStatus.ENVIRONMENT
     assert "aarch64" in capsys.readouterr().err
 
 
@@ -107,7 +108,7 @@ def test_the_defaults_are_the_documented_ones():
 
 def test_a_native_core_that_is_not_built_is_status_3_and_says_how_to_build_it(capfd, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert serve.main(parse("--core", "native")) == serve.EXIT_ENVIRONMENT
+    assert serve.main(parse("--core", "native")) == ExitStatus.ENVIRONMENT
     assert "pviommu build-core" in capfd.readouterr().err
 
 

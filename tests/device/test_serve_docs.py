@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from pviommu import serve
+from pviommu.exit_status import ExitStatus
 
 pytestmark = pytest.mark.row("server", 92)
 
@@ -57,6 +58,6 @@ def test_each_exit_status_is_there() -> None:
     parser = argparse.ArgumentParser()
     serve.add_arguments(parser)
     assert parser.description is not None
-    for status in (0, 1, serve.EXIT_USAGE, serve.EXIT_ENVIRONMENT):
+    for status in (0, 1, ExitStatus.USAGE, ExitStatus.ENVIRONMENT):
         assert re.search(rf"Exit status:.*\b{status} ", parser.description)
         assert re.search(rf"Exit status:.*\b{status} ", PAGE.read_text())

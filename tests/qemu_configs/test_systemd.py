@@ -12,6 +12,7 @@ from pathlib import Path, PurePath
 import pytest
 
 from pviommu import serve
+from pviommu.exit_status import ExitStatus
 from pviommu.topology import load
 
 pytestmark = pytest.mark.row("server", 90)
@@ -45,7 +46,7 @@ def test_every_function_of_the_topology_has_a_socket_of_its_name() -> None:
 def test_the_manager_is_told_and_mistakes_are_not_repeated() -> None:
     assert values("pviommu@.service", "Type") == ["notify"]
     [statuses] = values("pviommu@.service", "RestartPreventExitStatus")
-    assert statuses.split() == [str(serve.EXIT_USAGE), str(serve.EXIT_ENVIRONMENT)]
+    assert statuses.split() == [str(ExitStatus.USAGE), str(ExitStatus.ENVIRONMENT)]
 
 
 @pytest.fixture

@@ -18,7 +18,8 @@ from pviommu.bench.cores import chosen_cores, serve_options
 from pviommu.bench.mechanisms import PythonMechanism
 from pviommu.bench.output import Document, add_targets, check_targets, give, machine
 from pviommu.bench.wire_guest import BenchServer, processor_time_ns
-from pviommu.lab.problems import ExitStatus, UsageError
+from pviommu.exit_status import ExitStatus
+from pviommu.lab.problems import UsageError
 from pviommu.lab.run import guarded, short_folder
 from pviommu.lab.server import PROGRAM
 

@@ -26,7 +26,8 @@ from pviommu.bench.local_guest import BATCH, LocalGuest
 from pviommu.bench.output import Document, add_targets, check_targets, give, machine
 from pviommu.bench.ring_cases import buffers, dma_cases, ring_cases
 from pviommu.bench.samples import Case, Effort, Series, measure
-from pviommu.lab.problems import ExitStatus, UsageError
+from pviommu.exit_status import ExitStatus
+from pviommu.lab.problems import UsageError
 from pviommu.lab.run import guarded
 
 __all__ = ["add_arguments", "judge", "main"]

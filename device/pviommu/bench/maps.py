@@ -18,7 +18,8 @@ from pviommu.bench.bars import Bar, Judgement, markdown_table, shown, text_table
 from pviommu.bench.cores import chosen_cores, serve_options
 from pviommu.bench.output import Document, add_targets, check_targets, give, machine
 from pviommu.bench.wire_guest import BenchServer, memory_file, processor_time_ns
-from pviommu.lab.problems import ExitStatus, UsageError
+from pviommu.exit_status import ExitStatus
+from pviommu.lab.problems import UsageError
 from pviommu.lab.run import guarded, short_folder
 from pviommu.lab.server import PROGRAM
 from vfio_user import Client, Command

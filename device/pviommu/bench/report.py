@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from pviommu.bench.output import fill, write
-from pviommu.lab.problems import ExitStatus, UsageError
+from pviommu.exit_status import ExitStatus
+from pviommu.lab.problems import UsageError
 from pviommu.lab.run import guarded
 
 __all__ = ["add_arguments", "main"]

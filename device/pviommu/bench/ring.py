@@ -23,7 +23,8 @@ from pviommu.bench.output import Document, add_targets, check_targets, give, mac
 from pviommu.bench.processors import apart_from_children
 from pviommu.bench.samples import Case, Effort, Figure, Series, figure, measure
 from pviommu.bench.wire_guest import BenchServer, WireGuest, capabilities_ns, processor_time_ns
-from pviommu.lab.problems import ExitStatus, UsageError
+from pviommu.exit_status import ExitStatus
+from pviommu.lab.problems import UsageError
 from pviommu.lab.run import guarded, short_folder
 from pviommu.lab.server import PROGRAM
 

@@ -15,7 +15,8 @@ from pviommu.bench.figures import Measurement
 from pviommu.bench.guest import Boot, MeasurementError, Plan
 from pviommu.bench.hogs import hogs
 from pviommu.bench.kept import keep, kept
-from pviommu.lab.problems import ExitStatus, RunError
+from pviommu.exit_status import ExitStatus
+from pviommu.lab.problems import RunError
 from pviommu.lab.progress import Progress
 from pviommu.lab.vm import GuestTimeoutError
 

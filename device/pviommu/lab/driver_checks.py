@@ -20,11 +20,12 @@ from pathlib import Path
 from typing import TextIO
 
 from pviommu import resources
+from pviommu.exit_status import ExitStatus
 from pviommu.lab import provision
 from pviommu.lab.build import Sandbox, find_sandbox
 from pviommu.lab.kept import copy_sources, keep, source_files
 from pviommu.lab.kernels import BUILD_PACKAGES
-from pviommu.lab.problems import EnvironmentProblem, ExitStatus
+from pviommu.lab.problems import EnvironmentProblem
 from pviommu.lab.processes import Run, run
 from pviommu.lab.progress import Progress
 from pviommu.lab.roots import BACKPORTS, private_root

@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import TextIO
 
 from pviommu import resources
+from pviommu.exit_status import ExitStatus
 from pviommu.lab import cells, table
 from pviommu.lab.boot import Setup
 from pviommu.lab.cells import Cell, Outcome
 from pviommu.lab.guest_settings import KERNELS, GuestSettings
-from pviommu.lab.problems import EnvironmentProblem, ExitStatus, RunError, UsageError
+from pviommu.lab.problems import EnvironmentProblem, RunError, UsageError
 from pviommu.lab.processes import Child
 from pviommu.lab.run import Provide, guarded, prepare, set_up, time_limit
 from pviommu.lab.server import PROGRAM

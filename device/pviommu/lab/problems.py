@@ -2,20 +2,7 @@
 
 from __future__ import annotations
 
-from enum import IntEnum
-
-__all__ = ["EnvironmentProblem", "ExitStatus", "RunError", "UsageError"]
-
-
-class ExitStatus(IntEnum):
-    """Exit statuses of ``pviommu lab run``."""
-
-    PASSED = 0
-    FAILED = 1
-    USAGE = 2
-    ENVIRONMENT = 3
-    TIMEOUT = 124
-    INTERRUPTED = 130
+__all__ = ["EnvironmentProblem", "RunError", "UsageError"]
 
 
 class EnvironmentProblem(Exception):  # noqa: N818 - EnvironmentError is taken by Python

@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from ..cache import HOW, CacheError, cache_folder, check_folder, owner_problem
+from ..exit_status import ExitStatus
 
 __all__ = [
     "OPTIONS",
@@ -42,7 +43,6 @@ OPTIONS = (
 )
 """No stack protector and no fortified functions: a library built beside a newer C library loads with an older one."""
 COMPILERS = ("cc", "gcc", "clang")
-EXIT_ENVIRONMENT = 3
 
 Compile = Callable[[Sequence[str], Path], subprocess.CompletedProcess[str]]
 """Runs a compiler with these arguments in a folder that holds the sources, and returns what it said."""
@@ -194,5 +194,5 @@ def main(args: argparse.Namespace) -> int:
         print(build())
     except BuildError as error:
         print(f"pviommu: {error}", file=sys.stderr)
-        return EXIT_ENVIRONMENT
+        return ExitStatus.ENVIRONMENT
     return 0

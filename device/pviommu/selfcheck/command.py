@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from ..engine import Engine
+from ..exit_status import ExitStatus
 from ..machine import Machine
 from ..native.build import LibraryError, find_library
 from ..native.core import NativeCore
@@ -25,9 +26,6 @@ from .wire_path import WirePath
 
 __all__ = ["add_arguments", "main"]
 
-EXIT_DIFFERENCE = 1
-EXIT_USAGE = 2
-EXIT_ENVIRONMENT = 3
 EPISODE_STEPS = 5000
 """Operations after which a new machine with other limits begins."""
 WIRE_REPLAYS = 60
@@ -76,7 +74,7 @@ def main(args: argparse.Namespace) -> int:
         library = find_library() if args.core == "native" else None
     except LibraryError as error:
         print(f"pviommu: --core native: {error}", file=sys.stderr)
-        return EXIT_ENVIRONMENT
+        return ExitStatus.ENVIRONMENT
     logger = logging.getLogger("pviommu")
     level = logger.level
     logger.setLevel(logging.ERROR)  # refused DMA is what is being tried
@@ -101,7 +99,7 @@ def native_paths(names: Sequence[str], file: Path) -> list[MakePath]:
 
 def _usage(text: str) -> int:
     print(f"pviommu: {text}", file=sys.stderr)
-    return EXIT_USAGE
+    return ExitStatus.USAGE
 
 
 def check(args: argparse.Namespace, paths: Sequence[MakePath]) -> int:
@@ -118,7 +116,7 @@ def check(args: argparse.Namespace, paths: Sequence[MakePath]) -> int:
         if difference is not None:
             _progress("")
             _report(args, episode, run, paths)
-            return EXIT_DIFFERENCE
+            return ExitStatus.FAILED
         if time.monotonic() - shown > PROGRESS_S:
             shown = time.monotonic()
             _progress(f"{done} operations, {1e6 * (shown - began) / done:.0f} us each")

@@ -6,11 +6,10 @@ import argparse
 import sys
 from pathlib import Path
 
+from ..exit_status import ExitStatus
 from ..topology import TopologyError, load
 
 __all__ = ["add_arguments", "main"]
-
-EXIT_USAGE = 2
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,7 +26,7 @@ def main(args: argparse.Namespace) -> int:
             topology = load(given)
         except TopologyError as error:
             print(f"pviommu: {error}", file=sys.stderr)
-            status = EXIT_USAGE
+            status = ExitStatus.USAGE
         else:
             print(f"{given}: right, {', '.join(topology.names())}")
     return status

@@ -12,7 +12,7 @@ from pviommu.bench.boots import Bench
 from pviommu.bench.configurations import Configuration, choose
 from pviommu.bench.guest import Boot, MeasurementError, Plan, Round
 from pviommu.bench.runs import Request, Runs
-from pviommu.lab.problems import ExitStatus
+from pviommu.exit_status import ExitStatus
 from pviommu.lab.provision import Toolbox
 from pviommu.lab.run import Setup
 from pviommu.lab.vm import GuestTimeoutError

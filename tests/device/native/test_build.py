@@ -7,6 +7,7 @@ import subprocess
 
 import pytest
 
+from pviommu.exit_status import ExitStatus
 from pviommu.native import build, library
 from pviommu.native.core import native_core
 
@@ -106,7 +107,7 @@ def test_the_command_prints_the_path_or_the_reason(tmp_path, monkeypatch, capsys
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CC", raising=False)
-    assert build.main(parser.parse_args([])) == build.EXIT_ENVIRONMENT
+    assert build.main(parser.parse_args([])) == ExitStatus.ENVIRONMENT
     assert "no C compiler" in capsys.readouterr().err
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from pviommu.cli import main
+from pviommu.exit_status import ExitStatus
 from pviommu.native.build import build
 from pviommu.selfcheck import command
 from pviommu.selfcheck.engine_path import EnginePath
@@ -87,4 +88,4 @@ def test_the_native_core_agrees_too(
 def test_a_native_core_that_is_not_built_is_status_3(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
 
-    assert main(["selfcheck", "--steps", "3", "--core", "native"]) == command.EXIT_ENVIRONMENT
+    assert main(["selfcheck", "--steps", "3", "--core", "native"]) == ExitStatus.ENVIRONMENT

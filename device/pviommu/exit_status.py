@@ -1,0 +1,20 @@
+"""How the commands end."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+__all__ = ["ExitStatus"]
+
+
+class ExitStatus(IntEnum):
+    """Exit statuses of ``pviommu``. What they mean for a command is in its help."""
+
+    PASSED = 0
+    FAILED = 1
+    """something was tested or compared and is not right, or the program itself failed"""
+    USAGE = 2
+    ENVIRONMENT = 3
+    """the host lacks something, or refuses it"""
+    TIMEOUT = 124
+    INTERRUPTED = 130
