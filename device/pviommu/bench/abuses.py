@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import ClassVar, Self
 
-from pviommu.bench.wire_guest import WireGuest, map_words, memory_file
+from pviommu.bench.wire_guest import Opened, WireGuest, map_words, memory_file
 from pviommu.lab.problems import RunError
 from pviommu_abi import dma_test
 from pviommu_abi.dma_test import Control, Descriptor, DescriptorFlags, DescriptorStatus, DmaOp, SgEntry
@@ -46,7 +46,7 @@ _NOWHERE = 1 << 38
 _MASK = 0xFFFFFFFF
 
 
-class Engine:
+class Engine(Opened):
     """The driver of a DMA test engine. A context manager."""
 
     def __init__(self, folder: Path, name: str, ram: int, size: int) -> None:
@@ -62,14 +62,6 @@ class Engine:
             self.client.region_write(_CONFIG, _COMMAND, _MEMORY_AND_MASTER)
             self._write("CONTROL", Control.ENABLE)
             self._stack = stack.pop_all()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stack.close()
 
     def _write(self, register: str, value: int, *, posted: bool = False) -> None:
         offset = dma_test.REGISTER[register].offset
@@ -119,7 +111,7 @@ class Engine:
         return self._status_word(self._submitted - 1)
 
 
-class Scene:
+class Scene(Opened):
     """The guest of one server with its engines, the last of which is the honest one's. A context manager."""
 
     def __init__(self, folder: Path, engines: int, *, is_memory_used: bool) -> None:
@@ -140,14 +132,6 @@ class Scene:
             connected = [stack.enter_context(Engine(folder, f"dma{n}", ram, size)) for n in range(engines)]
             self.engines, self.honest = connected[:-1], connected[-1]
             self._stack = stack.pop_all()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stack.close()
 
 
 class Abuse:
@@ -274,24 +258,21 @@ class _Copies(_Engines):
 
 
 class _Rings(Abuse):
-    """All rings but 0, full of the same two slots in turn."""
+    """Rings from 1 up, full of the same two slots in turn."""
+
+    numbers: ClassVar[range] = range(1, 4)
 
     def __init__(self, scene: Scene) -> None:
         super().__init__(scene)
-        self._numbers = range(1, self.rings())
-        self._submitted = dict.fromkeys(self._numbers, 0)
-        for number in self._numbers:
+        self._submitted = dict.fromkeys(self.numbers, 0)
+        for number in self.numbers:
             _turn_on(self.guest, number)
-
-    def rings(self) -> int:
-        """How many the device has."""
-        return 4
 
     def slots(self, ring: int) -> Sequence[bytes]:
         raise NotImplementedError
 
     def go_on(self) -> None:
-        for number in self._numbers:
+        for number in self.numbers:
             self._submitted[number] = _fill_ring(self.guest, number, self.slots(number), self._submitted[number])
         self.guest.ring_doorbell(trapped=False)
 
@@ -348,14 +329,12 @@ class _LargeMaps(_Rings):
 
 class _Batches(_Rings):
     name = "BATCH of 32768 elements"
+    numbers = range(1, 2)
 
     def __init__(self, scene: Scene) -> None:
         super().__init__(scene)
         elements = b"".join(MapOp((1 << 20) + number, number % 4096, 3).pack() for number in range(_ELEMENTS))
         os.pwrite(self.guest.ram, elements, _ARRAY)
-
-    def rings(self) -> int:
-        return 2
 
     def slots(self, ring: int) -> Sequence[bytes]:
         return [

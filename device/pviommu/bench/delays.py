@@ -16,7 +16,7 @@ from pviommu.bench.abuses import ABUSES, NOTHING, Abuse, Scene
 from pviommu.bench.bars import Bar, Judgement, markdown_table, shown, text_table, verdict_table
 from pviommu.bench.cores import chosen_cores, serve_options
 from pviommu.bench.mechanisms import PythonMechanism
-from pviommu.bench.output import Document, add_targets, check_targets, give, machine
+from pviommu.bench.output import Document, add_targets, check_targets, machine, show
 from pviommu.bench.wire_guest import BenchServer, processor_time_ns
 from pviommu.exit_status import ExitStatus
 from pviommu.lab.problems import UsageError
@@ -92,8 +92,7 @@ def _run(args: argparse.Namespace, out: TextIO, program: Sequence[str]) -> int:
         options = (*serve_options(core), "--log-level", "error")
         found[core] = [_measure(abuse, args.engines, args.rounds, program, options) for abuse in abuses]
     document = _document(began, args.rounds, args.engines, found)
-    print(document.text, file=sys.stderr if args.json == "-" else out)
-    give(document, args, out)
+    show(document, args, out)
     return ExitStatus.PASSED
 
 

@@ -23,7 +23,7 @@ from pviommu.bench.engine_cases import (
     translate_cases,
 )
 from pviommu.bench.local_guest import BATCH, LocalGuest
-from pviommu.bench.output import Document, add_targets, check_targets, give, machine
+from pviommu.bench.output import Document, add_targets, check_targets, machine, show
 from pviommu.bench.ring_cases import buffers, dma_cases, ring_cases
 from pviommu.bench.samples import Case, Effort, Series, measure
 from pviommu.exit_status import ExitStatus
@@ -86,8 +86,7 @@ def _run(args: argparse.Namespace, out: TextIO) -> int:
     if not any(measured.values()) and not any(memory.values()):
         raise UsageError(f"--only {' '.join(args.only)}: matches nothing, see pviommu bench engine for all names")
     document = _document(began, effort, measured, memory)
-    print(document.text, file=sys.stderr if args.json == "-" else out)
-    give(document, args, out)
+    show(document, args, out)
     return ExitStatus.PASSED
 
 

@@ -16,7 +16,7 @@ from typing import TextIO
 from pviommu import resources
 from pviommu.bench.bars import Bar, Judgement, markdown_table, shown, text_table, verdict_table
 from pviommu.bench.cores import chosen_cores, serve_options
-from pviommu.bench.output import Document, add_targets, check_targets, give, machine
+from pviommu.bench.output import Document, add_targets, check_targets, machine, show
 from pviommu.bench.wire_guest import BenchServer, memory_file, processor_time_ns
 from pviommu.exit_status import ExitStatus
 from pviommu.lab.problems import UsageError
@@ -81,8 +81,7 @@ def _run(args: argparse.Namespace, out: TextIO, program: Sequence[str]) -> int:
     check_targets(args)
     found = [_measure(core, args.ranges, program) for core in chosen_cores(args.core)]
     document = _document(found)
-    print(document.text, file=sys.stderr if args.json == "-" else out)
-    give(document, args, out)
+    show(document, args, out)
     return ExitStatus.PASSED
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ from pviommu import __version__
 from pviommu.host_errors import is_lack_of_room
 from pviommu.lab.problems import EnvironmentProblem, UsageError
 
-__all__ = ["Document", "add_targets", "check_targets", "fill", "give", "machine", "siblings", "write"]
+__all__ = ["Document", "add_targets", "check_targets", "fill", "give", "machine", "show", "siblings", "write"]
 
 _BLOCK = re.compile(r"(<!-- begin ([\w-]+) -->\n).*?(<!-- end \2 -->)", re.DOTALL)
 
@@ -95,6 +96,12 @@ def give(document: Document, args: argparse.Namespace, out: TextIO) -> None:
         write("--json", Path(args.json), document.json())
     if args.markdown is not None:
         write("--markdown", args.markdown, "\n\n".join(document.blocks.values()) + "\n")
+
+
+def show(document: Document, args: argparse.Namespace, out: TextIO) -> None:
+    """Print the text, beside ``out`` if that is for JSON, and :func:`give` the rest. Raises UsageError."""
+    print(document.text, file=sys.stderr if args.json == "-" else out)
+    give(document, args, out)
 
 
 def write(option: str, path: Path, text: str) -> None:

@@ -19,7 +19,7 @@ from pviommu.bench.bare import bare_echo, bare_words
 from pviommu.bench.bars import Bar, Judgement, markdown_table, shown, text_table, verdict_table
 from pviommu.bench.cores import chosen_cores, mechanism_of, serve_options
 from pviommu.bench.mechanisms import Mechanism, RingUse
-from pviommu.bench.output import Document, add_targets, check_targets, give, machine
+from pviommu.bench.output import Document, add_targets, check_targets, machine, show
 from pviommu.bench.processors import apart_from_children
 from pviommu.bench.samples import Case, Effort, Figure, Series, figure, measure
 from pviommu.bench.wire_guest import BenchServer, WireGuest, capabilities_ns, processor_time_ns
@@ -94,8 +94,7 @@ def _run(args: argparse.Namespace, out: TextIO, program: Sequence[str]) -> int:
     spin = () if args.spin_us is None else ("--spin-us", str(args.spin_us))
     measured = {core: _measure(core, effort, program, (*serve_options(core), *spin)) for core in cores}
     document = _document(began, effort, measured)
-    print(document.text, file=sys.stderr if args.json == "-" else out)
-    give(document, args, out)
+    show(document, args, out)
     return ExitStatus.PASSED
 
 

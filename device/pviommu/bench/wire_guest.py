@@ -25,7 +25,7 @@ from pviommu_abi.slots import PAYLOAD_OFFSET, SLOT_SIZE, OpClass, Slot
 from pviommu_abi.xen_2024 import PvIommuOp, Xen2024Op
 from vfio_user import Client
 
-__all__ = ["BenchServer", "WireGuest", "capabilities_ns", "map_words", "memory_file", "processor_time_ns"]
+__all__ = ["BenchServer", "Opened", "WireGuest", "capabilities_ns", "map_words", "memory_file", "processor_time_ns"]
 
 _START_SECONDS = 20.0
 _POLL_SECONDS = 0.0005
@@ -130,7 +130,21 @@ def map_words(client: Client, bar: int) -> Iterator[tuple[memoryview, memoryview
         yield memory, words
 
 
-class WireGuest:
+class Opened:
+    """What its constructor opened on :attr:`_stack` is closed with it. A context manager."""
+
+    _stack: ExitStack
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+
+class WireGuest(Opened):
     """The driver of ring 0, with one context. A context manager."""
 
     def __init__(self, folder: Path, ram_size: int = RAM_SIZE) -> None:
@@ -149,14 +163,6 @@ class WireGuest:
             self.write("PROFILE", Profile.XEN_2024)
             self.context = self._alloc()
             self._stack = stack.pop_all()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stack.close()
 
     def use(self, mechanism: Mechanism, *, posted: bool = False) -> RingUse:
         """Turn the ring off and on again, to be filled by ``mechanism`` with maps and unmaps of one page in turn."""
