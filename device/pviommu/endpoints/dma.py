@@ -148,9 +148,7 @@ class DmaPort:
 
     def _plan(self, requests: Sequence[DmaRequest]) -> list[DmaPlan]:
         """As :meth:`plan`, but whether it is RAM remains to be seen."""
-        if not self._is_bus_master():
-            spans, access = requests[0]
-            raise DmaRefusedError(spans[0][0], access, None)
+        self._check_bus_master(requests)
         plans = self._translate(requests, self._translate_span)
         if sum(len(spans) for spans, _ in requests) > 1:
             # A translation that is refused at first executes what the rings hold, and that may unmap a span
@@ -158,6 +156,11 @@ class DmaPort:
             plans = self._translate(requests, self._translator.engine.translate)
         self._patience.end()
         return plans
+
+    def _check_bus_master(self, requests: Sequence[DmaRequest]) -> None:
+        if not self._is_bus_master():
+            spans, access = requests[0]
+            raise DmaRefusedError(spans[0][0], access, None)
 
     def _translate_span(self, stream: int, iova: int, length: int, access: Access) -> Sequence[Run] | Fault:
         return self._translator.translate(stream, iova, length, access, self._patience)
@@ -292,9 +295,7 @@ class DmaPort:
         What the rings held when the request began is done first. Only if the guest unmaps something later, before the
         request is over, may a piece be refused then, and what came before it has moved.
         """
-        if not self._is_bus_master():
-            spans, access = requests[0]
-            raise DmaRefusedError(spans[0][0], access, None)
+        self._check_bus_master(requests)
         yield from _patiently(partial(self._translator.catch_up, self._patience))
         objections = [_Objections() for _ in requests]
         for (spans, access), found in zip(requests, objections, strict=True):
