@@ -160,22 +160,22 @@ class Executor:
         What is left is done by the steps of the rings; whoever needs it asks again after the next one. So a guest that
         fills its rings with large operations delays its own DMA and no one else.
         """
-        if not self.is_current(backlog) or not self._is_missing(backlog.targets):
+        if not self.is_current(backlog) or not self._is_missing(backlog.targets, awaits_all=False):
             return True
         if self._drain_left_ns > 0:
             start = self._inputs.now_ns()
             self._drain_to(backlog.targets, start + self._drain_left_ns, awaits_all=False)
             self._drain_left_ns -= self._inputs.now_ns() - start
-        done = not self._is_missing(backlog.targets)
+        done = not self._is_missing(backlog.targets, awaits_all=False)
         if not done:
             self._counters.drains_continued += 1
         return done
 
     def drain_in_steps(self, backlog: Backlog) -> Iterator[None]:
         """As :meth:`drain`, for about :data:`DRAIN_NS` a step, to the end."""
-        while self.is_current(backlog) and self._is_missing(backlog.targets):
+        while self.is_current(backlog) and self._is_missing(backlog.targets, awaits_all=False):
             self._drain_to(backlog.targets, self._inputs.now_ns() + DRAIN_NS, awaits_all=False)
-            if self._is_missing(backlog.targets):
+            if self._is_missing(backlog.targets, awaits_all=False):
                 self._counters.drains_continued += 1
                 yield
 
@@ -230,7 +230,7 @@ class Executor:
                 targets.append((ring, ring.completed + count & MASK))
         return targets
 
-    def _drain_to(self, targets: Targets, deadline_ns: float, *, awaits_all: bool = True) -> bool:
+    def _drain_to(self, targets: Targets, deadline_ns: float, *, awaits_all: bool) -> bool:
         """Execute rings up to ``targets`` and, with ``awaits_all``, until none has an operation in progress, of
         whatever slot. False if time ran out.
 
@@ -243,7 +243,7 @@ class Executor:
                     return not self._is_missing(targets, awaits_all=awaits_all)
         return True
 
-    def _is_missing(self, targets: Targets, *, awaits_all: bool = False) -> bool:
+    def _is_missing(self, targets: Targets, *, awaits_all: bool) -> bool:
         return any(self._missing(*each, awaits_all=awaits_all) for each in targets)
 
     def _missing(self, ring: CommandRing, target: int, *, awaits_all: bool) -> int:
@@ -261,13 +261,13 @@ class Executor:
     def _in_order(self, call: Callable[[], Answer]) -> Answer:
         """``call``, once the other rings are where they have to get first."""
         targets = self._targets()
-        if not targets or self._drain_to(targets, self._inputs.now_ns() + STEP_NS):
+        if not targets or self._drain_to(targets, self._inputs.now_ns() + STEP_NS, awaits_all=True):
             return call()
         return self._wait(targets, call)
 
     def _wait(self, targets: Targets, call: Callable[[], Answer]) -> Steps:
         yield
-        while not self._drain_to(targets, self._inputs.now_ns() + STEP_NS):
+        while not self._drain_to(targets, self._inputs.now_ns() + STEP_NS, awaits_all=True):
             yield
         answer = call()
         return answer if isinstance(answer, Reply) else (yield from answer)
