@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from vfio_user import DmaMapping, RequestError
-from vfio_user.memory_kind import NotMemoryError
+from vfio_user.memory_kind import NotMemoryError, check_memory
 
 from .descriptors import MOST_FILES, PER_FILE
 from .engine.ranges import FrameRanges
@@ -204,13 +204,11 @@ class GuestMemory:
         if request.fd is None:
             return None
         try:
-            return self._files.open(request.fd, request.writable)
-        except NotMemoryError as error:
-            text = f"{_range(request)}: the file descriptor is not memory: {error}"
-            raise RequestError(errno.EINVAL, text) from error
-        except OSError as error:
-            text = f"{_range(request)}: the file descriptor cannot be looked at: {error.strerror}"
-            raise RequestError(error.errno or errno.EINVAL, text) from error
+            kind = request.kind or check_memory(request.fd, request.writable, _range(request))
+        except BaseException:
+            os.close(request.fd)
+            raise
+        return self._files.open(request.fd, request.writable, kind)
 
     def _make_ram(self, new: Mapping) -> None:
         if new.file is None:

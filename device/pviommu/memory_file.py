@@ -129,14 +129,15 @@ class MemoryFiles:
     def __len__(self) -> int:
         return len(self._files)
 
-    def open(self, fd: int, to_write: bool) -> MemoryFile:
+    def open(self, fd: int, to_write: bool, kind: Kind | None = None) -> MemoryFile:
         """The file of ``fd``, which passes to it, also when this raises. :meth:`release` it, if it gets no users.
+        ``kind``: what :func:`kind_of` has just told of it, if that was asked.
 
         Raises :class:`NotMemoryError` for what cannot be memory to read from and, if ``to_write``, to write to, and
         :class:`OSError`.
         """
         try:
-            kind = kind_of(fd, to_write)
+            kind = kind or kind_of(fd, to_write)
         except BaseException:
             os.close(fd)
             raise

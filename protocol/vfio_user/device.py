@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
+from .memory_kind import Kind
 from .messages import (
     IRQ_COUNT,
     REGION_COUNT,
@@ -97,7 +98,8 @@ class IrqRequest:
 class DmaMapping:
     """A validated DMA_MAP: ``size`` bytes at DMA ``address`` are ``offset`` bytes into the file of ``fd``.
 
-    Without ``fd`` the range is reachable by messages only. ``mode`` holds the MMAP and FILE_IO bits.
+    Without ``fd`` the range is reachable by messages only. ``mode`` holds the MMAP and FILE_IO bits. ``kind`` is what
+    ``fd`` was found to be, if anybody has looked: a session does.
     """
 
     address: int
@@ -107,6 +109,7 @@ class DmaMapping:
     writable: bool
     fd: int | None = None
     mode: DmaMapFlags = _ANY_MODE
+    kind: Kind | None = None
 
 
 class Device(Protocol):

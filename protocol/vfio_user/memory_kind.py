@@ -69,12 +69,12 @@ def kind_of(fd: int, to_write: bool) -> Kind:
     return Kind((status.st_dev, status.st_ino), size, writable, may_shrink, is_huge, is_device)
 
 
-def check_memory(fd: int, to_write: bool, what: str) -> None:
+def check_memory(fd: int, to_write: bool, what: str) -> Kind:
     """As :func:`kind_of`, for ``what`` a client asked: raises :class:`RequestError` with EINVAL for what cannot be
     memory, or with the errno of what kept it from being looked at.
     """
     try:
-        kind_of(fd, to_write)
+        return kind_of(fd, to_write)
     except NotMemoryError as error:
         raise RequestError(errno.EINVAL, f"{what}: the file descriptor is not memory: {error}") from error
     except OSError as error:

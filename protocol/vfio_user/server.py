@@ -12,7 +12,7 @@ import logging
 import os
 from collections import deque
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from . import negotiation, requests
 from .device import Device, DeviceInfo, DmaMapping, Irq, IrqAction, IrqKind, IrqRequest, Region, Steps
@@ -330,7 +330,8 @@ class Session:
     def _dma_map(self, frame: Frame) -> _Reply:
         mapping = requests.dma_map(frame.payload, frame.fds)
         if mapping.fd is not None:
-            check_memory(mapping.fd, mapping.writable, f"DMA_MAP {mapping.address:#x}+{mapping.size:#x}")
+            what = f"DMA_MAP {mapping.address:#x}+{mapping.size:#x}"
+            mapping = replace(mapping, kind=check_memory(mapping.fd, mapping.writable, what))
         frame.fds.clear()  # the device owns it now
         self._maps += self._device.dma_map(mapping)
         if self._maps > self._limits.max_dma_maps:
