@@ -146,6 +146,20 @@ def command(*arguments: str | Path) -> list[str]:
     return [sys.executable, "-m", "pviommu", "serve", *map(str, arguments)]
 
 
+def run(*arguments: str | Path, fds: tuple[int, ...] = ()) -> subprocess.CompletedProcess[str]:
+    """``pviommu serve`` that is expected to end by itself: its exit status and what it said."""
+    return subprocess.run(
+        command(*arguments),
+        env=environment(),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        pass_fds=fds,
+        check=False,
+    )
+
+
 def environment() -> dict[str, str]:
     """The environment in which ``pviommu`` is found."""
     return os.environ | {"PYTHONPATH": f"{CHECKOUT / 'protocol'}:{CHECKOUT / 'device'}"}

@@ -63,9 +63,11 @@ def test_a_socket_that_lingers_stops_nobody(serve, way):
     other_end.close()
 
 
-@row("server", 9)
-def test_what_lies_in_a_queue_of_clients_does_not_hold_up_the_end(serve):
-    """The server is stopped, a client connects and sends, and then it is to end: nobody has accepted that client."""
+@contextlib.contextmanager
+def told_to_end(serve):
+    """The server is stopped, a client connects and sends what lingers, and then the server is to end and goes on:
+    nobody has accepted that client.
+    """
     sent, other_end = lingering()
     serve.process.send_signal(signal.SIGSTOP)
     with Raw(serve.folder / "dma0.sock") as client:
@@ -73,26 +75,25 @@ def test_what_lies_in_a_queue_of_clients_does_not_hold_up_the_end(serve):
         sent.close()
         serve.process.send_signal(signal.SIGTERM)
         serve.process.send_signal(signal.SIGCONT)
+        yield
         assert serve.process.wait(PATIENCE_S) == 0
     other_end.close()
+
+
+@row("server", 9)
+def test_what_lies_in_a_queue_of_clients_does_not_hold_up_the_end(serve):
+    with told_to_end(serve):
+        pass
 
 
 @row("server", 39)
 def test_a_second_stop_while_the_first_one_is_obeyed_leaves_nothing_behind(serve):
     """The end takes a while: the server waits for what lies in its queue to be closed."""
-    sent, other_end = lingering()
-    serve.process.send_signal(signal.SIGSTOP)
-    with Raw(serve.folder / "dma0.sock") as client:
-        client.send(raw.GET_INFO, raw.info(), fds=[sent.fileno()])
-        sent.close()
-        serve.process.send_signal(signal.SIGTERM)
-        serve.process.send_signal(signal.SIGCONT)
+    with told_to_end(serve):
         spin_until(lambda: not (serve.folder / "dma1.sock").exists(), "the sockets to go")
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             serve.process.send_signal(number)
-        assert serve.process.wait(PATIENCE_S) == 0
     assert os.listdir(serve.folder) == []
-    other_end.close()
 
 
 FLIPPER = """

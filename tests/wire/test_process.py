@@ -23,7 +23,7 @@ from pviommu.bench.wire_guest import processor_time_ns
 from pviommu.log_limits import MOST
 from vfio_user import Client
 
-from .guest import PATIENCE_S, Serve, command, environment
+from .guest import PATIENCE_S, Serve, command, environment, run
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -183,14 +183,7 @@ def test_a_log_file_that_cannot_be_one_is_status_3_in_one_line(folder: Path, top
         os.mkfifo(path)
     else:
         path = folder / "none" / "log"
-    done = subprocess.run(
-        command(topology, "--socket-dir", folder, "--log-file", path),
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_S,
-        check=False,
-    )
+    done = run(topology, "--socket-dir", folder, "--log-file", path)
     assert (done.returncode, done.stderr.count("\n")) == (3, 1)
     assert f"--log-file {path}: " in done.stderr
     assert not (folder / "iommu.sock").exists()
@@ -203,14 +196,7 @@ def test_a_log_file_that_cannot_be_one_is_status_3_in_one_line(folder: Path, top
 def test_a_second_server_with_the_same_pidfile_is_refused_and_harms_nothing(serve: Serve, topology: Path) -> None:
     other = serve.folder / "other"
     other.mkdir()
-    done = subprocess.run(
-        command(topology, "--socket-dir", other, "--pidfile", serve.pidfile, "--log-level", "error"),
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_S,
-        check=False,
-    )
+    done = run(topology, "--socket-dir", other, "--pidfile", serve.pidfile, "--log-level", "error")
     assert (done.returncode, done.stderr.count("\n")) == (3, 1)
     assert f"--pidfile {serve.pidfile}: belongs to a running server, process {serve.process.pid}" in done.stderr
     assert serve.pidfile.read_text() == f"{serve.process.pid}\n"
@@ -294,14 +280,6 @@ def test_a_socket_of_systemd_is_served_and_the_manager_told(folder: Path, topolo
 @pytest.mark.parametrize("kind", [socket.SOCK_DGRAM, socket.SOCK_STREAM])
 def test_a_descriptor_that_cannot_be_served_is_status_2_in_one_line(folder: Path, topology: Path, kind: int) -> None:
     with socket.socket(socket.AF_UNIX, kind) as sock:
-        done = subprocess.run(
-            command(topology, "--socket-dir", folder, "--fd", f"iommu={sock.fileno()}"),
-            env=environment(),
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE_S,
-            pass_fds=(sock.fileno(),),
-            check=False,
-        )
+        done = run(topology, "--socket-dir", folder, "--fd", f"iommu={sock.fileno()}", fds=(sock.fileno(),))
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert list(folder.iterdir()) == []

@@ -20,7 +20,7 @@ from pviommu_abi.xen_2024 import PvIommuOp
 from vfio_user import Client, Command, RemoteError
 from vfio_user.messages import Header
 
-from .guest import ENTRIES, PATIENCE_S, DmaEngine, Guest, Iommu, Ram, Serve, command, environment
+from .guest import ENTRIES, PATIENCE_S, DmaEngine, Guest, Iommu, Ram, Serve, environment, run
 
 IOVA = 0x40000000
 NOOP = PvIommuOp(0, 0, 0).pack()
@@ -29,16 +29,7 @@ AWAITED = GuestRingLine.offset_of("awaited") // 4
 
 def ended(folder, *arguments, fds=()):
     """Run a server that is expected to give up: its exit status and what it said."""
-    process = subprocess.run(
-        command(*arguments, "--socket-dir", folder, "--pidfile", folder / "pid"),
-        env=environment(),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_S,
-        pass_fds=fds,
-        check=False,
-    )
+    process = run(*arguments, "--socket-dir", folder, "--pidfile", folder / "pid", fds=fds)
     assert not (folder / "pid").exists()
     assert process.stdout == ""
     return process.returncode, process.stderr
@@ -239,14 +230,7 @@ def test_a_stale_socket_file_is_replaced(folder, topology):
 
 def test_a_busy_socket_is_status_3_in_one_line_and_leaves_the_other_server_alone(serve, topology):
     (serve.folder / "other").mkdir()
-    process = subprocess.run(
-        command(topology, "--socket-dir", serve.folder),
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_S,
-        check=False,
-    )
+    process = run(topology, "--socket-dir", serve.folder)
     assert (process.returncode, process.stderr.count("\n")) == (3, 1)
     assert str(serve.folder / "iommu.sock") in process.stderr
     with Client.connect(serve.folder / "iommu.sock") as client:
@@ -278,14 +262,7 @@ def test_a_descriptor_that_is_no_socket_is_status_2_in_one_line(folder, topology
 
 
 def test_an_unwritable_pidfile_is_status_3_and_leaves_no_socket(folder, topology):
-    process = subprocess.run(
-        command(topology, "--socket-dir", folder, "--pidfile", folder / "missing" / "pid", "--log-level", "error"),
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_S,
-        check=False,
-    )
+    process = run(topology, "--socket-dir", folder, "--pidfile", folder / "missing" / "pid", "--log-level", "error")
     assert (process.returncode, process.stderr.count("\n")) == (3, 1)
     assert list(folder.iterdir()) == []
 
@@ -419,14 +396,8 @@ def test_the_json_log_is_parseable_and_ends_with_the_summary(serve):
 
 
 def test_print_capabilities_is_json_and_starts_nothing(folder, topology):
-    process = subprocess.run(
-        command(topology, "--print-capabilities", "--socket-dir", folder),
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_S,
-        check=True,
-    )
+    process = run(topology, "--print-capabilities", "--socket-dir", folder)
+    assert process.returncode == 0
     told = json.loads(process.stdout)
     assert (told["type"], told["profiles"]) == ("pviommu", ["xen-2024", "xen-v7"])
     assert [function["name"] for function in told["functions"]] == ["iommu", "dma0", "dma1"]
