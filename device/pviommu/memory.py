@@ -187,11 +187,11 @@ class GuestMemory:
             new = Mapping(request.address, request.size, request.offset, request.readable, request.writable, file)
             if self._check(new):
                 return False
-            if new.is_ram:
-                self._make_ram(new)
-            if new.file is not None:
-                new.file.users += 1
-                self._ranges_in[new.file] += 1
+            if file is not None:
+                if new.is_ram:
+                    self._make_ram(new, file)
+                file.users += 1
+                self._ranges_in[file] += 1
         finally:
             if file is not None:
                 self._files.release(file)
@@ -210,11 +210,9 @@ class GuestMemory:
             raise
         return self._files.open(request.fd, request.writable, kind)
 
-    def _make_ram(self, new: Mapping) -> None:
-        if new.file is None:
-            return
+    def _make_ram(self, new: Mapping, file: MemoryFile) -> None:
         try:
-            new.area = self._files.area(new.file)
+            new.area = self._files.area(file)
         except NotMemoryError as error:
             raise RequestError(errno.EINVAL, f"{_range(new)}: the file cannot be used as memory: {error}") from error
         except OSError as error:
