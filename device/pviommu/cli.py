@@ -14,7 +14,7 @@ from .streams import Streams
 __all__ = ["COMMANDS", "main"]
 
 COMMANDS = {
-    "serve": ("pviommu.serve", "serve a topology to QEMU"),
+    "serve": ("pviommu.process.serve", "serve a topology to QEMU"),
     "topology check": ("pviommu.topologies.check", "say what is wrong with topology files"),
     "topology list": ("pviommu.topologies.listing", "list the topologies that come with pviommu"),
     "topology show": ("pviommu.topologies.show", "print one of them"),

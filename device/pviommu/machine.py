@@ -7,14 +7,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from . import endpoints
+from .dma.windows import Window, Windows
 from .endpoints.endpoint import Endpoint
 from .engine import PAGE_SHIFT
-from .fairness import Fairness
-from .iommu.function import PvIommu
-from .iommu.ring_core import DeviceCore
+from .host.fairness import Fairness
+from .interfaces.pv.function import PvIommu
+from .interfaces.pv.ring_core import DeviceCore
 from .pci.function import Environment, PciFunction
 from .topology import Topology
-from .windows import Window, Windows
 
 __all__ = ["ENDPOINTS_NS", "Machine", "endpoint_class"]
 

@@ -36,8 +36,8 @@ from .documents import WrongValueError
 from .endpoints import ENDPOINTS
 from .engine import PAGE_MASK, PAGE_SHIFT, DefaultPolicy, EngineConfig, ReservedRegion
 from .engine.config import MAX_APERTURE_BITS, MAX_CONTEXT, MIN_APERTURE_BITS
-from .iommu.bindings import sbdf_of
-from .iommu.config import MAX_ENDPOINTS, NO_STREAM, IommuConfig
+from .interfaces.pv.bindings import sbdf_of
+from .interfaces.pv.config import MAX_ENDPOINTS, NO_STREAM, IommuConfig
 from .pci.config_space import Identity
 
 __all__ = [

@@ -6,7 +6,7 @@ from pviommu_abi.registers import ABI_VERSION
 
 from . import __version__
 from .native.build import LibraryError, find_library
-from .serve import PROFILES
+from .process.serve import PROFILES
 
 __all__ = ["describe"]
 

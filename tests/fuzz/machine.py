@@ -12,10 +12,10 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 
 from pviommu.counters import Counters
+from pviommu.dma.memory import PROBED_SIZE
 from pviommu.engine import Access, Engine
 from pviommu.inputs import LiveInputs
 from pviommu.machine import Machine
-from pviommu.memory import PROBED_SIZE
 from pviommu.pci.config_space import Identity
 from pviommu.pci.function import Environment, PciFunction
 from pviommu.topology import EndpointEntry, IommuEntry, ReservedEntry, Topology

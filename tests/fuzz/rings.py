@@ -10,11 +10,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
-from pviommu.endpoints.dma import DmaRefusedError
+from pviommu.dma.port import DmaRefusedError
+from pviommu.dma.windows import MAX_REGISTER_BYTES
 from pviommu.engine import Access
 from pviommu.machine import Machine
 from pviommu.topology import IommuEntry, ReservedEntry
-from pviommu.windows import MAX_REGISTER_BYTES
 from pviommu_abi import dma_test, own, xen_2024, xen_v7
 from pviommu_abi.own import OwnOp
 from pviommu_abi.registers import REGISTER, REGISTER_BAR, REGISTERS, Profile, RingControl

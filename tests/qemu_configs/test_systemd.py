@@ -11,8 +11,8 @@ from pathlib import Path, PurePath
 
 import pytest
 
-from pviommu import serve
 from pviommu.exit_status import ExitStatus
+from pviommu.process import serve
 from pviommu.topology import load
 
 pytestmark = pytest.mark.row("server", 90)

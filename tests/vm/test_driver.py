@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pviommu import resources
-from pviommu.iommu.config import MAX_ENDPOINTS, MAX_RESERVED
+from pviommu.interfaces.pv.config import MAX_ENDPOINTS, MAX_RESERVED
 from pviommu.lab.boot import EXPECTED_PATH, GUEST_MODULES
 from pviommu.lab.image import KernelModules, guest_image
 from pviommu.lab.progress import Progress

@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from pviommu.bench.wire_guest import processor_time_ns
-from pviommu.log_limits import MOST
+from pviommu.process.log_limits import MOST
 from vfio_user import Client
 
 from .guest import PATIENCE_S, Serve, command, environment, run

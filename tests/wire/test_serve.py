@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from pviommu.bench.wire_guest import processor_time_ns
+from pviommu.host.pacing import NAP_MS, SLEEPS_MS, TIMER_SLACK_NS
 from pviommu.native.build import build
-from pviommu.pacing import NAP_MS, SLEEPS_MS, TIMER_SLACK_NS
 from pviommu_abi.dma_test import DescriptorStatus, DmaOp
 from pviommu_abi.registers import Profile
 from pviommu_abi.shared import CapabilityId, EventReason, GuestRingLine

@@ -10,10 +10,10 @@ from pviommu_abi import dma_test as abi
 from pviommu_abi.dma_test import Control, Descriptor, DescriptorFlags, DescriptorStatus, DmaOp, SgEntry
 from pviommu_abi.registers import DMA_TEST_DEVICE_ID, OTHER_SYSTEM_CLASS, VENDOR_ID
 
-from ..iommu.function import PvIommu
+from ..dma.port import PIECE_BYTES, PIECE_SPANS, DmaRefusedError, DmaSteps, Span
+from ..interfaces.pv.function import PvIommu
 from ..pci.config_space import Identity
 from ..pci.function import Environment
-from .dma import PIECE_BYTES, PIECE_SPANS, DmaRefusedError, DmaSteps, Span
 from .endpoint import Endpoint
 
 __all__ = ["DmaTestEngine"]

@@ -8,12 +8,12 @@ from typing import ClassVar, ParamSpec, TypeVar
 
 from vfio_user import Steps
 
-from ..iommu.function import PvIommu
-from ..iommu.patience import DmaPendingError
+from ..dma.patience import DmaPendingError
+from ..dma.port import DmaPort, DmaRefusedError
+from ..interfaces.pv.function import PvIommu
 from ..pci.capabilities import endpoint as endpoint_capability
 from ..pci.config_space import Identity
 from ..pci.function import Environment, PciFunction
-from .dma import DmaPort, DmaRefusedError
 
 __all__ = ["Endpoint"]
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from pviommu_abi.registers import OTHER_SYSTEM_CLASS, TEMPLATE_DEVICE_ID, VENDOR_ID, Access, Register
 
-from ..iommu.function import PvIommu
+from ..dma.port import DmaRefusedError
+from ..interfaces.pv.function import PvIommu
 from ..pci.config_space import Identity
 from ..pci.function import Environment
-from .dma import DmaRefusedError
 from .endpoint import Endpoint
 
 # Each register once: name, offset, how it behaves, what it means.

@@ -44,7 +44,7 @@ def native_core(path: Path | None = None) -> NativeCore:
 
 
 class NativeCore:
-    """Tables in C, which the rings in C reach too. A :class:`pviommu.iommu.ring_core.DeviceCore`."""
+    """Tables in C, which the rings in C reach too. A :class:`pviommu.interfaces.pv.ring_core.DeviceCore`."""
 
     name = "native"
     walks = True

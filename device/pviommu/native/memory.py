@@ -1,5 +1,5 @@
-"""Copies to and from guest memory: many runs by one call (see :class:`pviommu.memory.Copier`), and such that survive
-memory that goes while it is copied (see :class:`pviommu.memory_file.Guard`).
+"""Copies to and from guest memory: many runs by one call (see :class:`pviommu.dma.memory.Copier`), and such that
+survive memory that goes while it is copied (see :class:`pviommu.dma.memory_file.Guard`).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Command rings whose common slots are carried out in C: see :mod:`pviommu.iommu.ring_core`."""
+"""Command rings whose common slots are carried out in C: see :mod:`pviommu.interfaces.pv.ring_core`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 from pviommu_abi.shared import CACHE_LINE, INDEX_OFFSET, RING_INDEX_STRIDE
 
 from ..inputs import Inputs
-from ..iommu.ring import CommandRing
-from ..iommu.ring_core import Poll, Report
+from ..interfaces.pv.ring import CommandRing
+from ..interfaces.pv.ring_core import Poll, Report
 from ..pci.shared_memory import SharedMemory
 from . import library
 
@@ -68,7 +68,7 @@ class NativeRing(CommandRing):
 
 
 class NativeRings:
-    """The rings of one device: see :class:`pviommu.iommu.ring_core.RingCore`."""
+    """The rings of one device: see :class:`pviommu.interfaces.pv.ring_core.RingCore`."""
 
     def __init__(
         self,

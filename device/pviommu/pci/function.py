@@ -29,10 +29,10 @@ from vfio_user import (
 )
 
 from ..counters import Counters
+from ..dma.memory import ForeignMemoryError, GuestMemory
+from ..dma.memory_file import MemoryFiles
+from ..dma.windows import Window
 from ..inputs import Inputs
-from ..memory import ForeignMemoryError, GuestMemory
-from ..memory_file import MemoryFiles
-from ..windows import Window
 from .capabilities import MSIX_ENTRY_SIZE, PCIE_DEVICE_CONTROL, PCIE_FLR, Capability, msix, pcie
 from .config_space import CONFIG_SIZE, ConfigSpace, Identity
 from .registers import RegisterFile

@@ -12,7 +12,7 @@ from pviommu.counters import Counters
 from pviommu.endpoints.endpoint import Endpoint
 from pviommu.engine import Access
 from pviommu.inputs import LiveInputs
-from pviommu.iommu.function import IommuConfig, PvIommu
+from pviommu.interfaces.pv.function import IommuConfig, PvIommu
 from pviommu.pci.function import Environment
 from pviommu_abi.registers import REGISTER
 from pviommu_abi.shared import (

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from pviommu import logs
-from pviommu.endpoints.dma import DmaRefusedError
+from pviommu.dma.port import DmaRefusedError
 from pviommu.endpoints.template import REGISTERS, Template
 from pviommu.machine import Machine
+from pviommu.process import logs
 from pviommu_abi.registers import REGISTER
 from pviommu_abi.shared import EventReason
 

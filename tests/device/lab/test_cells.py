@@ -78,7 +78,7 @@ def test_file_of_another_form_is_as_good_as_none(tmp_path: Path, text: str) -> N
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     for name in (
-        *("device/pviommu/server.py", "device/pviommu/bench/peers.py", "protocol/vfio_user/framing.py"),
+        *("device/pviommu/host/server.py", "device/pviommu/bench/peers.py", "protocol/vfio_user/framing.py"),
         *("guest-tools/driver/pviommu.c", "qemu-configs/lab.toml", "device/pviommu/__pycache__/server.pyc"),
     ):
         path = tmp_path / name
@@ -94,7 +94,7 @@ def digest(project: Path) -> str:
 @pytest.mark.parametrize(
     ("name", "matters"),
     [
-        ("device/pviommu/server.py", True),
+        ("device/pviommu/host/server.py", True),
         ("protocol/vfio_user/framing.py", True),
         ("guest-tools/driver/pviommu.c", True),
         ("qemu-configs/lab.toml", True),

@@ -17,7 +17,7 @@ from pviommu.native.core import NativeCore
 
 from .. import conftest as machines
 from ..conftest import Driver
-from ..iommu.conftest import make_v7, v7
+from ..interfaces.pv.conftest import make_v7, v7
 
 __all__ = ["make_v7", "v7"]
 

@@ -1,3 +1,3 @@
 """The tests of iommu/test_batch.py, on a device with the native core."""
 
-from ..iommu.test_batch import *  # noqa: F403
+from ..interfaces.pv.test_batch import *  # noqa: F403

@@ -1,7 +1,7 @@
 """The tests of iommu/test_execution.py, on a device with the native core."""
 
-from ..iommu import test_execution
-from ..iommu.test_execution import *  # noqa: F403
+from ..interfaces.pv import test_execution
+from ..interfaces.pv.test_execution import *  # noqa: F403
 
 # These step in at places that only the Python core has: where slots are copied, and CommandRing.publish.
 globals().pop(test_execution.test_unmap_is_published_only_when_no_dma_can_use_the_old_translation.__name__)

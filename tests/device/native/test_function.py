@@ -1,3 +1,3 @@
 """The tests of iommu/test_function.py, on a device with the native core."""
 
-from ..iommu.test_function import *  # noqa: F403
+from ..interfaces.pv.test_function import *  # noqa: F403

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from pviommu.dma.memory import GuestMemory, GuestMemoryError
+from pviommu.dma.memory_file import MemoryFiles
 from pviommu.engine import Access
 from pviommu.engine.results import PackedRuns
 from pviommu.inputs import LiveInputs
-from pviommu.memory import GuestMemory, GuestMemoryError
-from pviommu.memory_file import MemoryFiles
 from pviommu.native.library import Library
 from pviommu.native.memory import NativeCopier, NativeGuard
 from vfio_user import DmaMapping, RequestError

@@ -1,3 +1,3 @@
 """The tests of iommu/test_indirect.py, on a device with the native core."""
 
-from ..iommu.test_indirect import *  # noqa: F403
+from ..interfaces.pv.test_indirect import *  # noqa: F403

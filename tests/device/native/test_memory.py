@@ -7,13 +7,13 @@ from array import array
 
 import pytest
 
-from pviommu.endpoints.dma import DmaRefusedError
+from pviommu.dma.memory import GuestMemory
+from pviommu.dma.port import DmaRefusedError
 from pviommu.engine import Access, Engine, EngineConfig, Run
 from pviommu.engine.core import PythonCore
 from pviommu.engine.ranges import FrameRanges
 from pviommu.engine.results import PackedRuns
 from pviommu.inputs import LiveInputs
-from pviommu.memory import GuestMemory
 from pviommu.native.core import NativeCore
 from pviommu.native.memory import NativeCopier
 from pviommu_abi.shared import EventReason

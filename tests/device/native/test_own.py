@@ -1,3 +1,3 @@
 """The tests of iommu/test_own.py, on a device with the native core."""
 
-from ..iommu.test_own import *  # noqa: F403
+from ..interfaces.pv.test_own import *  # noqa: F403

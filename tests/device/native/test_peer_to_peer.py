@@ -1,3 +1,3 @@
 """The tests of test_peer_to_peer.py, on a device with the native core and its copier."""
 
-from ..test_peer_to_peer import *  # noqa: F403
+from ..dma.test_peer_to_peer import *  # noqa: F403

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pviommu.endpoints.dma import DmaRefusedError
-from pviommu.iommu.ring_core import Poll
+from pviommu.dma.port import DmaRefusedError
+from pviommu.interfaces.pv.ring_core import Poll
 from pviommu.machine import Machine
 from pviommu.native.core import NativeCore
 from pviommu_abi.registers import Profile

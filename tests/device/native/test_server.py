@@ -4,14 +4,14 @@ import time
 
 import pytest
 
-from pviommu.iommu.ring_core import Poll
-from pviommu.server import CORE_SPIN_NS
+from pviommu.host.server import CORE_SPIN_NS
+from pviommu.interfaces.pv.ring_core import Poll
 from pviommu_abi.slots import SlotFlags
 from pviommu_abi.xen_2024 import MapPages, Xen2024Op
 
-from .. import test_server
-from ..test_server import *  # noqa: F403
-from ..test_server import SPIN_NS
+from ..host import test_server
+from ..host.test_server import *  # noqa: F403
+from ..host.test_server import SPIN_NS
 
 # Its turns are long, so it looks at the sockets in each.
 globals().pop(test_server.test_a_busy_server_looks_at_its_sockets_now_and_then.__name__)

@@ -1,7 +1,7 @@
 """The tests of iommu/test_xen_v7.py, on a device with the native core."""
 
-from ..iommu import test_xen_v7
-from ..iommu.test_xen_v7 import *  # noqa: F403
+from ..interfaces.pv import test_xen_v7
+from ..interfaces.pv.test_xen_v7 import *  # noqa: F403
 
 # It makes the IOTLB fail, which the native core does not have.
 globals().pop(test_xen_v7.test_an_invalidation_that_fails_is_not_a_success.__name__)

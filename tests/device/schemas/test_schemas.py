@@ -13,9 +13,9 @@ import pytest
 from pviommu.cli import main
 from pviommu.counters import Counters
 from pviommu.endpoints import ENDPOINTS
+from pviommu.process.serve import PROFILES
 from pviommu.resources import topologies
 from pviommu.schemas import paths
-from pviommu.serve import PROFILES
 from pviommu_abi.registers import Feature
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pviommu.memory_file import MemoryFiles
+from pviommu.dma.memory_file import MemoryFiles
 from vfio_user import RequestError, memory_kind
 from vfio_user.memory_kind import NotMemoryError, check_memory, kind_of
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * The native core: what device/pviommu/engine and device/pviommu/iommu do for each page and each slot, in C.
+ * The native core: what device/pviommu/engine and device/pviommu/interfaces/pv do for each page and each slot, in C.
  *
  * Every function has a twin in Python that defines what is right; tests compare the two. Nothing here allocates except
  * table nodes, nothing loops without a bound, and everything that comes from a guest is checked before it is used.
@@ -136,7 +136,7 @@ struct pv_outcome pv_map(const struct pv_core *core, const struct pv_context *co
 			 uint64_t nr, uint64_t access);
 struct pv_outcome pv_unmap(const struct pv_core *core, const struct pv_context *context, uint64_t dfn, uint64_t nr);
 
-/* ---- rings (twins: iommu/ring.py, iommu/execution.py) ---- */
+/* ---- rings (twins: pv/ring.py, pv/execution.py) ---- */
 
 /* The lines are what each side writes; see protocol/pviommu_abi/shared.py. */
 struct pv_ring {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/* Guest memory that is mapped into this process: memory.py, for requests of many runs. */
+/* Guest memory that is mapped into this process: dma/memory.py, for requests of many runs. */
 
 #include <stdlib.h>
 #include <string.h>

@@ -275,7 +275,7 @@ PV_EXPORT void pv_ring_execute(const struct pv_core *core, struct pv_ring *ring,
 	execute(core, ring, limit < BATCH ? limit : BATCH, now_ns() + budget_ns, report);
 }
 
-/* Whether somebody began to wait since the last look. Twin: CommandRing.is_awaited_anew() of iommu/ring.py. */
+/* Whether somebody began to wait since the last look. Twin: CommandRing.is_awaited_anew() of pv/ring.py. */
 static uint32_t awaited_anew(struct pv_ring *ring)
 {
 	uint32_t before = ring->awaited;

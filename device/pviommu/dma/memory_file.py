@@ -1,0 +1,182 @@
+"""Files that hold guest memory: each open once and mapped once, however many functions of a machine share it.
+
+Reading past the end of a file that shrank under a mapping is a SIGBUS, which a process does not survive by itself. So
+only a file that is sealed against shrinking is mapped and used as memory. Others are read and written by system calls,
+which is slower. Files in huge pages cannot be written so: they are mapped, and copied by a :class:`Guard`.
+"""
+
+from __future__ import annotations
+
+import logging
+import mmap
+import os
+from typing import Protocol
+
+from vfio_user.memory_kind import Kind, NotMemoryError, kind_of
+
+__all__ = ["MOST_FILES", "PER_FILE", "Area", "Guard", "MemoryFile", "MemoryFiles"]
+
+log = logging.getLogger(__name__)
+
+MOST_FILES = 1024
+"""Files that one client may have mapped ranges of, at most."""
+PER_FILE = 2
+"""Descriptors of a file: its mapping keeps a duplicate."""
+MAX_AREAS = 8
+"""Mappings of one file: one, and one more each time that it has grown."""
+_MAP_NORESERVE = 0x4000
+_MAX_TOLD = 1024
+
+
+class Guard(Protocol):
+    """Copies that survive a SIGBUS."""
+
+    def read(self, address: int, length: int) -> tuple[bytes, int]:
+        """``length`` bytes from ``address`` of this process on, and how many of them are there."""
+
+    def write(self, address: int, data: bytes | bytearray | memoryview) -> int:
+        """How many bytes of ``data`` come before the first that could not be written."""
+
+
+class Area:
+    """The first ``size`` bytes of a file, mapped. It stays where it is until it is closed."""
+
+    def __init__(self, fd: int, size: int, guard: Guard | None) -> None:
+        """``guard``: what copies, if the memory may go. Raises :class:`OSError`."""
+        self.size = size
+        self.guard = guard
+        flags = mmap.MAP_SHARED | (_MAP_NORESERVE if guard else 0)
+        try:
+            self._map = mmap.mmap(fd, size, flags, mmap.PROT_READ | mmap.PROT_WRITE)
+        except ValueError as error:  # it has shrunk just now
+            raise OSError(str(error)) from error
+        self.view = memoryview(self._map)
+
+    @property
+    def address(self) -> int:
+        """Where it is in this process."""
+        from ctypes import addressof, c_char  # only what copies in C needs addresses
+
+        return addressof(c_char.from_buffer(self._map))
+
+    def close(self) -> None:
+        """Unmap it."""
+        self.view.release()
+        self._map.close()
+
+
+class MemoryFile:
+    """A file with guest memory. ``users`` are the ranges of all functions that lie in it."""
+
+    def __init__(self, fd: int, kind: Kind) -> None:
+        """Takes ownership of ``fd``."""
+        self.fd = fd
+        self.kind = kind
+        self.size = kind.size
+        self.users = 0
+        self._areas: list[Area] = []
+
+    @property
+    def key(self) -> tuple[int, int]:
+        """Device and inode number."""
+        return self.kind.key
+
+    @property
+    def descriptors(self) -> int:
+        """Its own, and that of each mapping."""
+        return 1 + len(self._areas)
+
+    @property
+    def has_outgrown(self) -> bool:
+        """Whether it is mapped, but has grown since, so that :meth:`area` maps it anew."""
+        return bool(self._areas) and self._areas[-1].size < self.size
+
+    def area(self, guard: Guard | None) -> Area | None:
+        """All of it as memory; None if it is to be read and written by system calls. Raises :class:`OSError`, and
+        :class:`NotMemoryError` if neither can be done.
+        """
+        if self._areas and self._areas[-1].size >= self.size:
+            return self._areas[-1]
+        if self.kind.is_huge:
+            if self.kind.may_shrink and guard is None:
+                raise NotMemoryError(
+                    "it is in huge pages and not sealed against shrinking: only the native core can use it (pviommu "
+                    "build-core), or give QEMU memory-backend-memfd with hugetlb=on, which seals it"
+                )
+        elif self.kind.may_shrink or self.kind.is_device:
+            return None
+        else:
+            guard = None
+        if len(self._areas) == MAX_AREAS:
+            raise NotMemoryError(f"it has grown {MAX_AREAS} times while it was in use")
+        self._areas.append(Area(self.fd, self.size, guard))
+        return self._areas[-1]
+
+    def close(self) -> None:
+        """Unmap and close."""
+        for area in self._areas:
+            area.close()
+        self._areas.clear()
+        os.close(self.fd)
+
+
+class MemoryFiles:
+    """The files of one machine's memory."""
+
+    def __init__(self) -> None:
+        self.guard: Guard | None = None
+        """for files whose memory may go; without one such files are refused"""
+        self._files: dict[tuple[tuple[int, int], bool], MemoryFile] = {}
+        """by key, and whether writable"""
+        self._told: set[tuple[int, int]] = set()
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def open(self, fd: int, to_write: bool, kind: Kind | None = None) -> MemoryFile:
+        """The file of ``fd``, which passes to it, also when this raises. :meth:`release` it, if it gets no users.
+        ``kind``: what :func:`kind_of` has just told of it, if that was asked.
+
+        Raises :class:`NotMemoryError` for what cannot be memory to read from and, if ``to_write``, to write to, and
+        :class:`OSError`.
+        """
+        try:
+            kind = kind or kind_of(fd, to_write)
+        except BaseException:
+            os.close(fd)
+            raise
+        known = self._files.get((kind.key, kind.writable))
+        if known is None:
+            known = self._files[kind.key, kind.writable] = MemoryFile(fd, kind)
+        else:
+            os.close(fd)
+            known.size = kind.size  # it may have grown
+        return known
+
+    def release(self, file: MemoryFile, ranges: int = 0) -> None:
+        """So many ranges of ``file`` are gone; it is closed with the last one."""
+        file.users -= ranges
+        if not file.users:
+            del self._files[file.key, file.kind.writable]
+            file.close()
+
+    def area(self, file: MemoryFile) -> Area | None:
+        """As :meth:`MemoryFile.area`; says once of a file that it is slow."""
+        area = file.area(self.guard)
+        if area is None and file.key not in self._told:
+            if len(self._told) >= _MAX_TOLD:
+                self._told.clear()
+            self._told.add(file.key)
+            why = "is a block device" if file.kind.is_device else "is not sealed against shrinking"
+            log.warning(
+                "guest memory file %d:%d %s: it is read and written by system calls, which is slower "
+                "(memory-backend-memfd gives sealed files)",
+                *(*file.key, why),
+                extra={"event": "memory-not-sealed"},
+            )
+        return area
+
+    def disconnected(self) -> None:
+        """A client is gone. After the last one what the next one brings is new."""
+        if not self._files:
+            self._told.clear()

@@ -1,0 +1,1 @@
+"""What a guest programs an IOMMU by, a package each."""

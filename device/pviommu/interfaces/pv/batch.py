@@ -1,0 +1,103 @@
+"""Operation BATCH: the interface of 2014, an array of elements in guest memory with a status each."""
+
+from __future__ import annotations
+
+from pviommu_abi.own import Batch, BatchFlags, MapOp
+from pviommu_abi.slots import DEFAULT_CONTEXT, Errno
+from pviommu_abi.xen_2024 import MapFlags
+
+from ...counters import Counters
+from ...dma.memory import GuestMemory, GuestMemoryError
+from ...engine import Engine
+from .indirect import FAULT
+from .pages import ACCESS
+from .profile import REFUSED, Answer, Reply, Steps, XenProfile
+
+__all__ = ["ELEMENTS", "BatchOperations"]
+
+ELEMENTS = 16
+"""Elements that are read, carried out and answered in one piece: most of a millisecond."""
+_ALIGNMENT = 8
+_FLAGS = int(BatchFlags.UNMAP)
+_MAP_FLAGS = int(MapFlags.READABLE | MapFlags.WRITEABLE)
+_DONE = Batch.offset_of("done")
+_STATUS = MapOp.offset_of("status")
+_STATUS_SIZE = 4
+
+
+class BatchOperations:
+    """Executes BATCH, with the errno values of the profile that is selected."""
+
+    def __init__(self, engine: Engine, memory: GuestMemory, counters: Counters) -> None:
+        self._engine = engine
+        self._memory = memory
+        self._counters = counters
+
+    def execute(self, profile: XenProfile, payload: bytes) -> Answer:
+        """Carry out the operation in ``payload``, in pieces of :data:`ELEMENTS`.
+
+        The whole array must be in guest memory, otherwise nothing happens. It is read, and the statuses written, piece
+        by piece; what another CPU of the guest changes meanwhile in elements not read yet is its own affair.
+        """
+        op = Batch.unpack(payload)
+        if op.flags & ~_FLAGS or op.pad0 or any(payload[Batch.SIZE :]) or op.address % _ALIGNMENT:
+            return REFUSED
+        if op.ctx_no == DEFAULT_CONTEXT or not self._engine.has_context(op.ctx_no):
+            return REFUSED
+        try:
+            self._memory.check([(op.address, op.count * MapOp.SIZE)])
+        except GuestMemoryError:
+            return _reply(payload, FAULT.result, 0)
+        if op.count > ELEMENTS:
+            return self._in_pieces(profile, op, payload)
+        result, done = self._piece(profile, op, 0)
+        return _reply(payload, result, done)
+
+    def _in_pieces(self, profile: XenProfile, op: Batch, payload: bytes) -> Steps:
+        done = 0
+        while True:
+            result, count = self._piece(profile, op, done)
+            done += count
+            if result or done == op.count:
+                return _reply(payload, result, done)
+            yield
+
+    def _piece(self, profile: XenProfile, op: Batch, first: int) -> tuple[int, int]:
+        """Carry out elements from ``first`` on: the result, and how many succeeded. One IOTLB flush for all."""
+        address = op.address + first * MapOp.SIZE
+        count = min(ELEMENTS, op.count - first)
+        try:
+            raw = self._memory.read([(address, count * MapOp.SIZE)])
+        except GuestMemoryError:  # there when the operation began
+            return FAULT.result, 0
+        statuses: list[int] = []
+        unmap = bool(op.flags & BatchFlags.UNMAP)
+        with self._engine.deferred_invalidation():
+            for bfn, mfn, flags, _ in MapOp.STRUCT.iter_unpack(raw):
+                status = self._unmap(profile, op.ctx_no, bfn) if unmap else self._map(profile, op, bfn, mfn, flags)
+                statuses.append(status)
+                if status:
+                    break
+        done = statuses.count(0)
+        runs = [(address + place * MapOp.SIZE + _STATUS, _STATUS_SIZE) for place in range(len(statuses))]
+        try:
+            self._memory.write(runs, b"".join(status.to_bytes(4, "little", signed=True) for status in statuses))
+        except GuestMemoryError:  # its file refuses
+            return FAULT.result, done
+        return (FAULT.result if done < len(statuses) else 0), done
+
+    def _map(self, profile: XenProfile, op: Batch, bfn: int, mfn: int, flags: int) -> int:
+        if flags & ~_MAP_FLAGS:
+            return -Errno.EINVAL
+        outcome = self._engine.map(op.ctx_no, bfn, mfn, 1, ACCESS[flags])
+        self._counters.pages_mapped += outcome.done
+        return profile.map_errno(op.ctx_no, outcome)
+
+    def _unmap(self, profile: XenProfile, ctx: int, bfn: int) -> int:
+        outcome = self._engine.unmap(ctx, bfn, 1)
+        self._counters.pages_unmapped += outcome.done
+        return profile.unmap_errno(outcome)
+
+
+def _reply(payload: bytes, result: int, done: int) -> Reply:
+    return Reply(result, payload[:_DONE] + done.to_bytes(4, "little"))

@@ -1,0 +1,69 @@
+"""What a PV-IOMMU is built with, checked once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from pviommu_abi import registers as abi
+from pviommu_abi.shared import MAX_RINGS
+
+from ...engine import EngineConfig, ReservedRegion
+from ...pci.config_space import Identity
+
+__all__ = ["DEFAULT_IDENTITY", "MAX_ENDPOINTS", "MAX_RESERVED", "NO_STREAM", "PAGE_SIZES", "IommuConfig"]
+
+DEFAULT_IDENTITY = Identity(abi.VENDOR_ID, abi.IOMMU_DEVICE_ID, abi.IOMMU_CLASS)
+MAX_ENDPOINTS = 256
+"""Endpoints of one PV-IOMMU: half of the capability area lists them, the rest is for RAM ranges."""
+
+NO_STREAM = 0xFFFFFFFF
+"""Stands for no endpoint."""
+
+PAGE_SIZES = 1 << 12 | 1 << 21 | 1 << 30
+"""Sizes that a leaf of the page tables may have, a bit each."""
+
+MAX_RESERVED = 64
+"""Reserved regions of all endpoints together, which the capability area lists too."""
+
+
+@dataclass(frozen=True)
+class IommuConfig:
+    """Limits and names of a PV-IOMMU. Raises ValueError naming the field, the value and the rule."""
+
+    instance: int = 1
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    max_nr_pages: int = 262144
+    rings: int = 4
+    streams: tuple[int, ...] = ()
+    fixed_bindings: Mapping[int, int] = field(default_factory=dict)
+    """stream -> SBDF"""
+    reserved: Mapping[int, tuple[ReservedRegion, ...]] = field(default_factory=dict)
+    """stream -> regions that are mapped 1:1 in the context of that endpoint, and that its guest cannot edit"""
+    allowed: bool = True
+    """whether the guest may use the IOMMU at all; otherwise every Xen operation is refused"""
+    remote_cmd: bool = True
+    """whether the guest may use REMOTE_CMD, as a hardware domain may"""
+    identity: Identity = DEFAULT_IDENTITY
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.rings <= MAX_RINGS:
+            raise ValueError(f"rings {self.rings}: must be 1..{MAX_RINGS}, the shared BAR has room for no more")
+        if not 1 <= self.max_nr_pages < 1 << 32:
+            raise ValueError(f"max_nr_pages {self.max_nr_pages}: must be 1..{(1 << 32) - 1}, it is a 32-bit count")
+        if self.engine.pool_pages >= 1 << 32:
+            pages = self.engine.pool_pages
+            raise ValueError(f"pool_pages {pages}: must be 1..{(1 << 32) - 1}, the guest is told in 32 bits")
+        if len(self.streams) > MAX_ENDPOINTS:
+            raise ValueError(f"{len(self.streams)} endpoints: at most {MAX_ENDPOINTS}, the capability area lists them")
+        if len(set(self.streams)) != len(self.streams):
+            raise ValueError(f"streams {self.streams}: each endpoint needs a stream of its own")
+        self._check_reserved()
+
+    def _check_reserved(self) -> None:
+        if sum(len(regions) for regions in self.reserved.values()) > MAX_RESERVED:
+            raise ValueError(f"reserved regions: at most {MAX_RESERVED} in all, the capability area lists them")
+        for stream, regions in self.reserved.items():
+            if stream not in self.streams:
+                raise ValueError(f"reserved regions of stream {stream}: not one of {self.streams}")
+            self.engine.check_direct(stream, regions)

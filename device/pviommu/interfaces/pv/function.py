@@ -1,0 +1,536 @@
+"""The PV-IOMMU's PCI function: registers, rings and the translation of its endpoints' DMA."""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+from pviommu_abi import registers as abi
+from pviommu_abi.registers import (
+    MSIX_BAR,
+    MSIX_BAR_SIZE,
+    MSIX_PBA_OFFSET,
+    MSIX_VECTORS,
+    REGISTER_BAR,
+    REGISTER_BAR_SIZE,
+    SHARED_BAR,
+    Feature,
+    Profile,
+    Reset,
+    RingControl,
+    RingStatus,
+    Status,
+)
+from pviommu_abi.shared import (
+    MAX_RING_ENTRIES,
+    RING_AREA_OFFSET,
+    RING_AREA_SIZE,
+    SBDF_UNBOUND,
+    SHARED_BAR_SIZE,
+    EndpointEntry,
+    EventReason,
+    Limits,
+)
+from pviommu_abi.slots import DEFAULT_CONTEXT
+from vfio_user import DmaMapping, RequestError, Steps
+
+from ...dma.memory import Copier
+from ...dma.patience import DmaPendingError, Patience
+from ...engine import PAGE_SHIFT, Access, DefaultPolicy, Engine, Fault, Run
+from ...engine.ranges import FrameRanges
+from ...pci.capabilities import endpoint as endpoint_capability
+from ...pci.function import Environment, PciFunction
+from .batch import BatchOperations
+from .bindings import Bindings
+from .capability_area import CapabilityPublisher, Chain
+from .config import NO_STREAM, PAGE_SIZES, IommuConfig
+from .events import EventRing
+from .execution import Backlog, Executor
+from .own import OwnOperations
+from .profile import XenProfile
+from .reporting import Reporter
+from .ring import MASK, CommandRing
+from .ring_core import DeviceCore, Poll
+from .ring_setup import RingSetup, overlaps
+from .xen_2024 import Xen2024
+from .xen_v7 import XenV7
+
+__all__ = ["IommuConfig", "PvIommu", "TranslatedEndpoint"]
+
+log = logging.getLogger(__name__)
+
+STOPPED_NS = 200_000_000
+"""A process that did nothing for so long may have been stopped, and the guest have given the device up and be using
+again what it unmapped. A driver waits longer before it does that. A busy host may take the processor away for less."""
+LEAST_DIMM, ABOVE_LOW_BARS = 16 << 20, 1 << 32
+MAX_TOLD = 64
+CATCH_UP_NS = 500_000_000
+"""How long DMA waits for the rings after a stop: full rings of small operations take less. A guest that had filled them
+with large ones harms its own DMA.
+"""
+LOOK_NS = 1_000_000
+"""How long a look for memory that the guest uses goes on before others have a turn."""
+FEATURES = int(Feature.PROFILE_XEN_2024 | Feature.POSTED | Feature.PROFILE_XEN_V7 | Feature.BATCH_2014)
+
+
+class TranslatedEndpoint(Protocol):
+    """What the PV-IOMMU asks of the endpoints behind it."""
+
+    def cancel(self) -> None:
+        """The translations that queued requests were made for are gone: finish them as cancelled. Raises nothing."""
+
+
+class PvIommu(PciFunction):
+    """The function that the guest programs, and the translator that the endpoints go through."""
+
+    def __init__(
+        self, name: str, config: IommuConfig, environment: Environment, core: DeviceCore | None = None
+    ) -> None:
+        """``core`` carries out what it can; without one Python does everything."""
+        super().__init__(name, config.identity, environment)
+        self.settings = config
+        self._engine = Engine(config.engine, core)
+        self._changed_ram = FrameRanges()
+        """in which the engine and the capability area do not yet have what is RAM"""
+        for stream in config.streams:
+            self._engine.add_endpoint(stream, config.reserved.get(stream, ()))
+        self._endpoints: dict[int, TranslatedEndpoint] = {}
+        self._told: set[tuple[int, int]] = set()
+        """ranges that were said to be no shared memory"""
+        self._bar = self.add_register_bar(REGISTER_BAR, abi.REGISTERS, REGISTER_BAR_SIZE)
+        self.shared = self.add_shared_bar(SHARED_BAR, SHARED_BAR_SIZE)
+        self.add_msix_bar(MSIX_BAR, MSIX_VECTORS, MSIX_BAR_SIZE, MSIX_PBA_OFFSET)
+        self.add_capability(endpoint_capability(config.instance, NO_STREAM))
+        self.bindings = Bindings(frozenset(config.streams), config.fixed_bindings)
+        self.events = EventRing(self.shared, self.inputs)
+        self._reporter = Reporter(self.engine, self.bindings, self.events, environment, self)
+        self._core = core
+        self.has_core = core is not None
+        """whether :meth:`spin` does anything"""
+        ring_core = core.rings(config.rings, self.shared, self.inputs, config.max_nr_pages) if core else None
+        self.rings = [
+            ring_core.ring(number) if ring_core else CommandRing(number, self.shared, self.inputs)
+            for number in range(config.rings)
+        ]
+        self._setups = [RingSetup() for _ in self.rings]
+        self._capabilities = CapabilityPublisher(self.shared)
+        self._published = b""
+        self._chain = Chain(config.engine, self.limits(), self._endpoint_entries(), config.reserved)
+        operands = (self.engine, self.bindings, self.memory, self.counters, config)
+        self._profiles: dict[int, XenProfile] = {
+            Profile.XEN_2024: Xen2024(*operands),
+            Profile.XEN_V7: XenV7(*operands),
+        }
+        batch = BatchOperations(self.engine, self.memory, self.counters)
+        own = OwnOperations(self.engine, self.bindings, self.events, batch, self.counters)
+        self._executor = Executor(self.rings, own, environment, self._reporter, ring_core)
+        self._status = Status(0)
+        self._worked_at = self.inputs.now_ns()
+        self._missed: Backlog | None = None
+        """what the rings held when the process went on after a stop"""
+        self._catch_up_until = 0
+        for register, value in (
+            ("MAGIC", abi.MAGIC),
+            ("VERSION", abi.ABI_VERSION),
+            ("FEATURES", FEATURES),
+            ("INSTANCE", config.instance),
+            ("MAX_RINGS", config.rings),
+            ("MAX_RING_ENTRIES", MAX_RING_ENTRIES),
+            ("RING_AREA", RING_AREA_OFFSET),
+            ("RING_AREA_SIZE", RING_AREA_SIZE),
+        ):
+            self._bar[register] = value
+        self._publish_capabilities()
+        self.power_on()
+
+    def add_endpoint(self, stream: int, endpoint: TranslatedEndpoint) -> None:
+        """Name the function that is ``stream``, one of the configured streams."""
+        if stream not in self.settings.streams:
+            raise ValueError(f"stream {stream}: not one of {self.settings.streams}")
+        self._endpoints[stream] = endpoint
+
+    # -- PCI hooks --------------------------------------------------------------------------------------------------
+
+    def reset(self) -> None:
+        """As for every function. A client does this at a reboot, and the guest's driver has stopped before."""
+        if self._rings_on:
+            log.info(
+                "%s: reset by the client while rings were on: the guest was reset, or a saved state was loaded, which "
+                "this device does not survive: bind its driver anew then",
+                self.name,
+                extra={"event": "reset-in-use", "fields": {"function": self.name}},
+            )
+        super().reset()
+
+    def _hold_blocked(self) -> None:
+        """After a reset: what it left blocked stays so until it is attached: nobody translates for it any more."""
+        for stream in self.engine.endpoints():
+            if self.engine.is_blocked(stream):
+                self.engine.hold(stream)
+
+    def disconnected(self) -> None:
+        """As for every function; a function behind this one cannot leave its block by a reset then."""
+        super().disconnected()
+        self._told.clear()
+        self._hold_blocked()
+
+    def on_function_reset(self) -> None:
+        """As :meth:`disconnected`: the driver, if there is one, has lost what it had told the device."""
+        self.on_reset()
+        self._hold_blocked()
+
+    def on_reset(self) -> None:
+        """Power-on state: rings off, only the default context, bindings and profile gone, queued DMA cancelled."""
+        # what was queued while an endpoint was blocked was not meant for the default context either
+        lost = [
+            stream
+            for stream, context in self.engine.endpoints().items()
+            if context != DEFAULT_CONTEXT or self.engine.is_blocked(stream)
+        ]
+        self._executor.reset()
+        for profile in self._profiles.values():
+            profile.reset()
+        for ring in self.rings:
+            ring.disable()
+        self.engine.reset()
+        self.bindings.reset()
+        self.shared.clear()
+        self.events.reset()
+        self._setups = [RingSetup() for _ in self.rings]
+        self._status = Status(0)
+        self._bar.clear(("PROFILE", "RING_SELECT"))
+        self._publish_capabilities()
+        for stream in lost:
+            if stream in self._endpoints:
+                self._endpoints[stream].cancel()
+
+    @property
+    def engine(self) -> Engine:
+        """The engine. It knows of all RAM."""
+        self.settle()
+        return self._engine
+
+    def on_ram_changed(self, first: int, nr: int) -> None:
+        self._changed_ram.add(first, nr)
+
+    def settle(self) -> None:
+        """Tell the engine and the guest of RAM that came or went since the last call: once for all changes of a turn,
+        and before anything that depends on it.
+        """
+        if self._changed_ram:
+            spans = [(first, last + 1 - first) for first, last in self._changed_ram]
+            self._changed_ram = FrameRanges()
+            self._engine.change_ram(self.memory.ram, spans)
+            if self._chain.with_ram(self.memory.ram) is not self._published:
+                self._publish_capabilities()
+
+    def on_shared_renewed(self) -> None:
+        self._publish_capabilities()
+
+    def dma_map(self, mapping: DmaMapping) -> bool:
+        is_new = super().dma_map(mapping)
+        if is_new and mapping.fd is None and mapping.readable and mapping.writable:
+            self._look_at_unshared(mapping)
+        return is_new
+
+    def _look_at_unshared(self, mapping: DmaMapping) -> None:
+        """Say once of memory that came beside shared memory, as a DIMM does that is plugged in, that DMA will not reach
+        it. BARs of this machine are announced so, too, and small or low ranges are other devices'.
+        """
+        place = (mapping.address, mapping.size)
+        if mapping.size < LEAST_DIMM or mapping.address < ABOVE_LOW_BARS or not self.memory.ram or place in self._told:
+            return
+        end = mapping.address + mapping.size
+        own = ((window.first, window.first + window.size) for window in self.windows())
+        others = ((first << PAGE_SHIFT, last + 1 << PAGE_SHIFT) for first, last in self.engine.mmio)
+        if len(self._told) >= MAX_TOLD or any(
+            first < end and mapping.address < after for first, after in (*own, *others)
+        ):
+            return
+        self._told.add(place)
+        log.warning(
+            "%s: %#x bytes at %#x came without a file descriptor, so no DMA reaches them: if this is a DIMM, its "
+            "memory backend needs share=on (a BAR of another device needs nothing)",
+            *(self.name, mapping.size, mapping.address),
+            extra={"event": "memory-not-shared"},
+        )
+
+    def check_client(self) -> None:
+        """Refuse a client whose memory cannot be reached."""
+        mappings = list(self.memory)
+        if mappings and not any(mapping.file for mapping in mappings):
+            text = (
+                "guest memory came without file descriptors: give QEMU "
+                "-object memory-backend-memfd,id=ram,size=SIZE,share=on -machine memory-backend=ram"
+            )
+            log.error("%s: client refused: %s", self.name, text, extra={"event": "memory-not-shared"})
+            raise RequestError(errno.EINVAL, text)
+
+    def limits(self) -> Limits:
+        """The LIMITS capability."""
+        config = self.settings.engine
+        return Limits(
+            page_sizes=PAGE_SIZES,
+            max_nr_pages=self.settings.max_nr_pages,
+            max_contexts=config.max_contexts,
+            pool_pages=config.pool_pages,
+            rings=self.settings.rings,
+            aperture_bits=config.aperture_bits,
+            default_policy=int(config.default_policy is DefaultPolicy.IDENTITY),
+        )
+
+    def _endpoint_entries(self) -> list[EndpointEntry]:
+        fixed = self.settings.fixed_bindings
+        return [
+            EndpointEntry(stream, int(stream in fixed), fixed.get(stream, SBDF_UNBOUND))
+            for stream in self.settings.streams
+        ]
+
+    def _publish_capabilities(self) -> None:
+        self._published = self._chain.with_ram(self.memory.ram)
+        self._capabilities.publish(self._published)
+
+    # -- registers --------------------------------------------------------------------------------------------------
+
+    def _accept(self, accepted: bool) -> None:
+        self._status = self._status & ~Status.REFUSED if accepted else self._status | Status.REFUSED
+
+    @property
+    def _rings_on(self) -> bool:
+        return any(ring.enabled for ring in self.rings)
+
+    @property
+    def _selected(self) -> int:
+        return self._bar["RING_SELECT"]
+
+    def read_status(self, _: int) -> int:
+        return int(self._status | (Status.RINGS_ON if self._rings_on else 0))
+
+    def read_doorbells(self, _: int) -> int:
+        return self.counters.doorbells & MASK
+
+    def write_profile(self, _: int, value: int) -> None:
+        accepted = not self._rings_on and (value == Profile.NONE or value in self._profiles)
+        if accepted:
+            self.on_reset()
+            self._executor.select(self._profiles.get(value))
+            self._bar["PROFILE"] = value
+        self._accept(accepted)
+
+    def write_reset(self, _: int, value: int) -> Steps | None:
+        if value not in list(Reset):
+            self._accept(False)
+            return None
+        return _begun(self._reset_after_drain(value))
+
+    def _reset_after_drain(self, value: int) -> Iterator[None]:
+        yield from self.drain()
+        if value == Reset.BLOCKED:
+            self.on_function_reset()
+        else:
+            self.on_reset()
+        self._accept(True)
+
+    def write_ring_select(self, _: int, value: int) -> None:
+        self._accept(value < len(self.rings))
+        if value < len(self.rings):
+            self._bar["RING_SELECT"] = value
+
+    def _set_up(self, name: str, value: int) -> None:
+        accepted = not self.rings[self._selected].enabled
+        if accepted:
+            setattr(self._setups[self._selected], name, value)
+        self._accept(accepted)
+
+    def read_ring_type(self, _: int) -> int:
+        return self._setups[self._selected].kind
+
+    def write_ring_type(self, _: int, value: int) -> None:
+        self._set_up("kind", value)
+
+    def read_ring_entries(self, _: int) -> int:
+        return self._setups[self._selected].entries
+
+    def write_ring_entries(self, _: int, value: int) -> None:
+        self._set_up("entries", value)
+
+    def read_ring_base_lo(self, _: int) -> int:
+        return self._setups[self._selected].base_low
+
+    def write_ring_base_lo(self, _: int, value: int) -> None:
+        self._set_up("base_low", value)
+
+    def read_ring_base_hi(self, _: int) -> int:
+        return self._setups[self._selected].base_high
+
+    def write_ring_base_hi(self, _: int, value: int) -> None:
+        self._set_up("base_high", value)
+
+    def read_ring_control(self, _: int) -> int:
+        return int(RingControl.ENABLE) if self.rings[self._selected].enabled else 0
+
+    def write_ring_control(self, _: int, value: int) -> Steps | None:
+        ring, setup = self.rings[self._selected], self._setups[self._selected]
+        if value == 0:
+            ring.disable()
+            self._executor.drop(ring)
+            self._accept(True)
+        elif value == RingControl.ENABLE and not ring.enabled and self._may_enable(setup, ring):
+            return _begun(self._enable_in_used_memory(setup, ring))
+        else:
+            self._accept(False)
+        return None
+
+    def _may_enable(self, setup: RingSetup, ring: CommandRing) -> bool:
+        return (
+            self._bar["PROFILE"] != Profile.NONE
+            and setup.is_legal()
+            and ring.is_rewound()
+            and not overlaps(setup, self.rings, self._setups)
+        )
+
+    def _enable_in_used_memory(self, setup: RingSetup, ring: CommandRing) -> Iterator[None]:
+        """Turn a ring on, unless the guest uses other memory than what came from its hypervisor."""
+        is_used = yield from self.memory.is_used_by_guest(LOOK_NS)
+        if is_used:
+            ring.enable(setup.base, setup.entries)
+            self._status &= ~Status.MEMORY_NOT_SHARED
+        else:
+            self._status |= Status.MEMORY_NOT_SHARED
+            log.error(
+                "%s: the memory files that QEMU handed over hold no data, so the guest uses other memory: "
+                "the memory backend needs share=on",
+                self.name,
+                extra={"event": "memory-not-shared"},
+            )
+        self._accept(is_used)
+
+    def read_ring_status(self, _: int) -> int:
+        ring = self.rings[self._selected]
+        return int((RingStatus.ENABLED if ring.enabled else 0) | (RingStatus.BROKEN if ring.broken else 0))
+
+    def write_doorbell(self, _: int, __: int) -> None:
+        self._executor.rung()
+        self.counters.doorbells += 1  # that it was rung has woken the loop; the rings say what there is to do
+
+    # -- rings ------------------------------------------------------------------------------------------------------
+
+    def work(self) -> bool:
+        """Execute a bounded number of slots of each ring. Whether there were any."""
+        self.settle()
+        self._look_for_stop()
+        return self._executor.work()
+
+    def rested(self) -> None:
+        """The loop has slept: that was no stop of the process."""
+        self._worked_at = self.inputs.now_ns()
+
+    def _look_for_stop(self) -> None:
+        now = self.inputs.now_ns()
+        if now - self._worked_at > STOPPED_NS:
+            self._missed = self._executor.backlog()
+            self._catch_up_until = now + CATCH_UP_NS
+        self._worked_at = now
+
+    def make_copier(self) -> Copier | None:
+        """What copies to and from the memory of one endpoint's connection, if the core has it."""
+        return None if self._core is None else self._core.copier()
+
+    def spin(self, poll: Poll) -> bool:
+        """Let the core poll the rings. Whether it executed anything."""
+        self.settle()
+        return self._executor.spin(poll)
+
+    def waits(self) -> int:
+        """How many times somebody in the guest began to wait since the last call, as far as that can be told."""
+        return self._executor.waits()
+
+    def is_pressed(self) -> bool:
+        """Whether there is work that cannot wait a moment: somebody polls for it, or it is more than one step's."""
+        return self._executor.is_pressed()
+
+    @property
+    def is_told_of_waits(self) -> bool:
+        """Whether the guest says when it polls for a completion."""
+        return self._executor.is_told_of_waits
+
+    def drain(self) -> Iterator[None]:
+        """Execute what each ring holds now, a millisecond a step."""
+        self.settle()
+        return self._executor.drain_in_steps(self._executor.backlog())
+
+    def arm(self) -> bool:
+        """Ask for doorbells. Whether the loop may sleep now: no ring got work in the meantime."""
+        return self._executor.arm()
+
+    def disarm(self) -> None:
+        """Doorbells are not needed: the rings are being polled."""
+        self._executor.disarm()
+
+    @property
+    def is_polled(self) -> bool:
+        """Whether there is anything that the loop has to poll."""
+        return self._rings_on
+
+    # -- translation ------------------------------------------------------------------------------------------------
+
+    def translate(
+        self, stream: int, iova: int, length: int, access: Access, patience: Patience
+    ) -> Sequence[Run] | Fault:
+        """Where DMA goes, or why not. A refusal is only believed after all rings are drained: the map may be on
+        its way. They are drained first if the process was stopped meanwhile: the guest may have given it up and
+        unmapped what DMA in progress goes to. ``patience`` is that of the request.
+
+        Raises :class:`DmaPendingError` if draining takes longer than a turn has time for.
+        """
+        self._look_for_stop()
+        if self._missed is not None:
+            if self._worked_at < self._catch_up_until:
+                self._drain(self._missed)
+            self._missed = None
+        result = self.engine.translate(stream, iova, length, access)
+        if isinstance(result, Fault):
+            self.catch_up(patience)
+            result = self.engine.translate(stream, iova, length, access)
+        return result
+
+    def catch_up(self, patience: Patience) -> None:
+        """Execute what the rings held when this was called first for the request that ``patience`` belongs to.
+
+        Raises :class:`DmaPendingError` if that takes longer than a turn has time for.
+        """
+        if patience.backlog is None or not self._executor.is_current(patience.backlog):
+            patience.backlog = self._executor.backlog()
+        self._drain(patience.backlog)
+
+    def _drain(self, backlog: Backlog) -> None:
+        self.settle()
+        if not self._executor.drain(backlog):
+            raise DmaPendingError
+
+    def report_fault(self, fault: Fault, length: int) -> EventReason:
+        """Tell the guest of a refused request of ``length`` bytes. Returns the reason it was given."""
+        return self._reporter.fault(fault, length)
+
+    def report(self, reason: EventReason, access: Access, stream: int, iova: int, length: int) -> EventReason:
+        """Tell the guest of DMA of ``stream`` that was refused at ``iova``. Returns ``reason``."""
+        return self._reporter.refusal(reason, access, stream, iova, length)
+
+    def report_stopped(self, stream: int) -> None:
+        """Tell the guest that the endpoint of ``stream`` failed, and does no DMA until its reset."""
+        self._reporter.stopped(stream)
+
+    def unblock(self, stream: int) -> None:
+        """The endpoint was reset, or its bus mastering turned on: it begins anew in its context."""
+        self.engine.unblock(stream)
+
+
+def _begun(steps: Iterator[None]) -> Steps | None:
+    """Take the first step. What is left, if there is more."""
+    try:
+        next(steps)
+    except StopIteration:
+        return None
+    return steps

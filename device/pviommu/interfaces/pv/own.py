@@ -1,0 +1,131 @@
+"""The device's own operations: bindings, what is in use, and Xen operations by way of guest memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from pviommu_abi.own import Binding, Call, OwnOp, Reserve, Usage
+from pviommu_abi.slots import Errno
+
+from ...counters import Counters
+from ...engine import Engine, Stop
+from .batch import BatchOperations
+from .bindings import Bindings, sbdf_of
+from .events import EventRing
+from .profile import DONE, REFUSED, Answer, Reply, XenProfile
+
+__all__ = ["OwnOperations"]
+
+_BINDING_IN = Binding.offset_of("ctx_no")
+_CALL_ALIGNMENT = 8
+
+
+class OwnOperations:
+    """Executes payloads of class OWN."""
+
+    def __init__(
+        self, engine: Engine, bindings: Bindings, events: EventRing, batch: BatchOperations, counters: Counters
+    ) -> None:
+        self.profile: XenProfile | None = None
+        """the one that is selected"""
+        self._engine = engine
+        self._batch = batch
+        self._bindings = bindings
+        self._events = events
+        self._counters = counters
+        self._handlers: dict[int, Callable[[bytes], Answer]] = {
+            int(op): getattr(self, f"op_{op.name.lower()}") for op in OwnOp
+        }
+
+    @staticmethod
+    def reorders(op: int) -> bool:
+        """Whether the operation must wait for all rings: it moves an endpoint, or (CALL) might do so."""
+        return op in (OwnOp.UNBIND, OwnOp.BLOCK, OwnOp.CALL)
+
+    def execute(self, op: int, payload: bytes) -> Answer:
+        """Carry out ``op`` with the 48 bytes of ``payload``. Unknown operations are -EOPNOTSUPP."""
+        handler = self._handlers.get(op)
+        if handler is None:
+            return Reply(-Errno.EOPNOTSUPP)
+        self._counters.ops[OwnOp(op).name.lower()] += 1
+        return handler(payload)
+
+    def op_bind(self, payload: bytes) -> Reply:
+        if any(payload[_BINDING_IN:]):
+            return REFUSED
+        binding = Binding.unpack(payload)
+        return Reply(self._bindings.bind(_sbdf(binding), binding.stream))
+
+    def op_unbind(self, payload: bytes) -> Reply:
+        if any(payload[_BINDING_IN:]):
+            return REFUSED
+        binding = Binding.unpack(payload)
+        sbdf = _sbdf(binding)
+        stream = self._bindings.stream(sbdf)
+        result = self._bindings.unbind(sbdf)
+        if result == 0 and stream is not None:
+            self._engine.hold(stream)
+        return Reply(result)
+
+    def op_block(self, payload: bytes) -> Reply:
+        if any(payload[_BINDING_IN:]):
+            return REFUSED
+        given = Binding.unpack(payload)
+        stream = self._bindings.stream(_sbdf(given))
+        if stream is None:
+            return Reply(-Errno.ENOENT)
+        self._engine.hold(stream)
+        return DONE
+
+    def op_query_endpoint(self, payload: bytes) -> Reply:
+        if any(payload[Binding.SIZE :]):
+            return REFUSED
+        given = Binding.unpack(payload)
+        stream = self._bindings.stream(_sbdf(given))
+        if stream is None:
+            return Reply(-Errno.ENOENT)
+        blocked = int(self._engine.is_blocked(stream))
+        context = self._engine.endpoints()[stream]
+        return Reply(0, Binding(given.seg, given.bus, given.devfn, stream, context, blocked).pack())
+
+    def op_query_usage(self, payload: bytes) -> Reply:
+        if any(payload[Usage.SIZE :]):
+            return REFUSED
+        usage = self._engine.usage()
+        answer = Usage(
+            usage.contexts,
+            len(self._bindings),
+            usage.pool_pages_used,
+            usage.pool_pages_total,
+            usage.mapped_pages,
+            self._events.lost,
+        )
+        return Reply(0, answer.pack())
+
+    def op_batch(self, payload: bytes) -> Answer:
+        if self.profile is None:
+            return REFUSED
+        if self.profile.denied:
+            return Reply(self.profile.denied)
+        return self._batch.execute(self.profile, payload)
+
+    def op_call(self, payload: bytes) -> Answer:
+        op = Call.unpack(payload)
+        if self.profile is None or op.pad0 or any(payload[Call.SIZE :]) or op.address % _CALL_ALIGNMENT:
+            return REFUSED
+        return self.profile.call(op.op, op.address)
+
+    def op_reserve(self, payload: bytes) -> Reply:
+        op = Reserve.unpack(payload)
+        if op.pad0 or any(payload[Reserve.SIZE :]):
+            return REFUSED
+        if self.profile is not None and self.profile.denied:
+            return Reply(self.profile.denied)
+        stop = self._engine.reserve(op.ctx_no, op.pages)
+        if stop is None:
+            return DONE
+        return Reply(-Errno.ENOMEM) if stop is Stop.POOL_EXHAUSTED else REFUSED
+
+
+def _sbdf(binding: Binding) -> int:
+    return sbdf_of(binding.seg, binding.bus, binding.devfn)

@@ -1,0 +1,74 @@
+"""Mapping and unmapping for the profiles: any number of pages, in pieces that leave the loop time for others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ...counters import Counters
+from ...engine import Access, Engine, Outcome
+from .profile import Answer, Reply, Steps
+
+__all__ = ["ACCESS", "PIECE", "PageOperations"]
+
+PIECE = 1 << 12
+"""Pages after which an operation lets others have a turn: part of a millisecond, if each needs an entry of its own."""
+_TABLE = 1 << 9
+_GIB = 1 << 18
+"""Pages of 2 MiB and of 1 GiB. Pieces end at such multiples, lest large leaves are cut where nobody asked for it."""
+
+ACCESS = {int(access): access for access in (Access(0), Access.READ, Access.WRITE, Access.READ | Access.WRITE)}
+"""Access by the readable and writeable bits of both profiles, which are the engine's READ and WRITE."""
+
+
+def _piece(dfn: int, nr: int, grain: int) -> int:
+    """Pages of the next piece of the ``nr`` from ``dfn`` on."""
+    end = -(-(dfn + PIECE) // grain) * grain
+    return min(nr, end - dfn)
+
+
+class PageOperations:
+    """Maps and unmaps; ``reply`` turns the engine's outcome, summed over all pieces, into a profile's reply."""
+
+    def __init__(self, engine: Engine, counters: Counters) -> None:
+        self._engine = engine
+        self._counters = counters
+
+    def map(self, ctx: int, dfn: int, gfn: int, nr: int, access: Access, reply: Callable[[Outcome], Reply]) -> Answer:
+        """Map ``nr`` pages from ``gfn`` at ``dfn``. A range outside the aperture is refused before anything changes."""
+        if nr <= PIECE or dfn + nr > self._engine.config.aperture_frames:
+            outcome = self._engine.map(ctx, dfn, gfn, nr, access)
+            self._counters.pages_mapped += outcome.done
+            return reply(outcome)
+        return self._map_in_pieces(ctx, dfn, gfn, nr, access, reply)
+
+    def _map_in_pieces(
+        self, ctx: int, dfn: int, gfn: int, nr: int, access: Access, reply: Callable[[Outcome], Reply]
+    ) -> Steps:
+        grain = _TABLE if (dfn ^ gfn) % _GIB else _GIB
+        done = 0
+        while True:
+            count = _piece(dfn + done, nr - done, grain)
+            outcome = self._engine.map(ctx, dfn + done, gfn + done, count, access, continues=done > 0)
+            self._counters.pages_mapped += outcome.done
+            done += outcome.done
+            if outcome.stop or done == nr:
+                return reply(Outcome(done, outcome.stop, outcome.at))
+            yield
+
+    def unmap(self, ctx: int, dfn: int, nr: int, reply: Callable[[Outcome], Reply]) -> Answer:
+        """Unmap ``nr`` pages from ``dfn`` on, until one that is not mapped."""
+        if nr <= PIECE or dfn + nr > self._engine.config.aperture_frames:
+            outcome = self._engine.unmap(ctx, dfn, nr)
+            self._counters.pages_unmapped += outcome.done
+            return reply(outcome)
+        return self._unmap_in_pieces(ctx, dfn, nr, reply)
+
+    def _unmap_in_pieces(self, ctx: int, dfn: int, nr: int, reply: Callable[[Outcome], Reply]) -> Steps:
+        done = 0
+        while True:
+            outcome = self._engine.unmap(ctx, dfn + done, _piece(dfn + done, nr - done, _TABLE))
+            self._counters.pages_unmapped += outcome.done
+            done += outcome.done
+            if outcome.stop or done == nr:
+                return reply(Outcome(done, outcome.stop, outcome.at))
+            yield

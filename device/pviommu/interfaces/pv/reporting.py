@@ -1,0 +1,125 @@
+"""What the guest is told without having asked: refused DMA and failures, in the log and in the event ring."""
+
+from __future__ import annotations
+
+import logging
+from typing import Protocol
+
+from pviommu_abi.shared import SBDF_UNBOUND, Event, EventReason
+from pviommu_abi.slots import DEFAULT_CONTEXT
+
+from ...engine import Access, Engine, Fault, Refusal
+from ...pci.function import Environment
+from .bindings import Bindings, format_sbdf
+from .config import NO_STREAM
+from .events import EventRing
+
+__all__ = ["Reporter"]
+
+log = logging.getLogger(__name__)
+
+VECTOR_EVENTS = 0
+
+_REASON = {
+    Refusal.NOT_MAPPED: EventReason.NOT_MAPPED,
+    Refusal.NO_PERMISSION: EventReason.PERMISSION,
+    Refusal.OUT_OF_APERTURE: EventReason.OUT_OF_APERTURE,
+    Refusal.RESERVED: EventReason.RESERVED,
+    Refusal.BLOCKED: EventReason.BLOCKED,
+    Refusal.NO_ENDPOINT: EventReason.BLOCKED,
+}
+
+
+class InterruptSource(Protocol):
+    """See :class:`pviommu.pci.function.PciFunction`."""
+
+    name: str
+
+    def interrupt(self, vector: int) -> None: ...
+
+
+class Reporter:
+    """The reports of one PV-IOMMU, which is ``source``."""
+
+    def __init__(
+        self, engine: Engine, bindings: Bindings, events: EventRing, environment: Environment, source: InterruptSource
+    ) -> None:
+        self.name = source.name
+        self._engine = engine
+        self._bindings = bindings
+        self._events = events
+        self._inputs = environment.inputs
+        self._counters = environment.counters
+        self._source = source
+
+    def interrupt(self, vector: int) -> None:
+        """Raise MSI-X ``vector``, if the guest has set it up."""
+        self._source.interrupt(vector)
+
+    def fault(self, fault: Fault, length: int) -> EventReason:
+        """Tell the guest of a refused request of ``length`` bytes. Returns the reason it was given."""
+        return self.refusal(_REASON[fault.refusal], fault.access, fault.stream, fault.iova, length)
+
+    def refusal(self, reason: EventReason, access: Access, stream: int, iova: int, length: int) -> EventReason:
+        """Tell the guest of DMA of ``stream`` that was refused at ``iova``. Returns ``reason``."""
+        self._counters.faults += 1
+        context = self._engine.endpoints().get(stream, DEFAULT_CONTEXT)
+        sbdf = self._bindings.sbdf(stream)
+        log.info(
+            "fault: stream %d (%s) context %d %s of %d bytes refused at %#x: %s",
+            *(stream, format_sbdf(sbdf), context, access.name, length, iova, reason.name),
+            extra={
+                "event": "fault",
+                "fields": {
+                    "stream": stream,
+                    "sbdf": format_sbdf(sbdf),
+                    "context": context,
+                    "iova": iova,
+                    "access": access.name,
+                    "reason": reason.name,
+                    "length": length,
+                },
+            },
+        )
+        self.event(
+            reason=reason, access=int(access), stream=stream, sbdf=sbdf, iova=iova, length=length, ctx_no=context
+        )
+        return reason
+
+    def stopped(self, stream: int) -> None:
+        """Tell the guest that an endpoint failed: all its DMA is blocked until its reset. No request was refused."""
+        context = self._engine.endpoints().get(stream, DEFAULT_CONTEXT)
+        self.event(reason=EventReason.BLOCKED, stream=stream, sbdf=self._bindings.sbdf(stream), ctx_no=context)
+
+    def event(
+        self,
+        *,
+        reason: EventReason,
+        access: int = 0,
+        stream: int = NO_STREAM,
+        sbdf: int = SBDF_UNBOUND,
+        iova: int = 0,
+        length: int = 0,
+        ctx_no: int = 0,
+        result: int = 0,
+        slot: int = 0,
+    ) -> None:
+        """Put an event with these fields (:class:`pviommu_abi.shared.Event`) into the event ring."""
+        event = Event(
+            sequence=self._events.sequence,
+            reason=reason,
+            access=access,
+            stream=stream,
+            sbdf=sbdf,
+            iova=iova,
+            length=length,
+            ctx_no=ctx_no,
+            result=result,
+            slot=slot,
+            time_ns=self._inputs.now_ns(),
+        )
+        lost = self._events.lost
+        self._counters.events += 1
+        if self._events.put(event):
+            self.interrupt(VECTOR_EVENTS)
+        self._counters.events_lost += self._events.lost - lost

@@ -1,0 +1,95 @@
+"""What a core other than Python's does of the rings' work."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import NamedTuple, Protocol
+
+from ...dma.memory import Copier
+from ...dma.memory_file import Guard
+from ...engine.core import Core
+from ...inputs import Inputs
+from ...pci.shared_memory import SharedMemory
+from .ring import CommandRing
+
+__all__ = ["DeviceCore", "Poll", "Reason", "Report", "RingCore"]
+
+
+class Reason(IntEnum):
+    """Why a core stopped."""
+
+    DONE = 0
+    """as many slots as were asked for, or as there were"""
+    OVERDUE = 1
+    """time is up"""
+    FOR_PYTHON = 2
+    """the next slot is not for the core"""
+    POSTED_FAILED = 3
+    """the last slot was posted and failed; ``unpublished`` ones wait until the event about it is out"""
+    BROKEN = 4
+    """a ring has an impossible producer index"""
+
+
+class Poll(NamedTuple):
+    """How long a core is to poll the rings: in nanoseconds, all of them about."""
+
+    budget_ns: int
+    """at most"""
+    left_ns: int
+    """if nobody waits"""
+    window_ns: int
+    """each time that somebody has begun to wait, so much longer"""
+    fd: int = -1
+    """something to read here ends it early; -1: there is no such thing"""
+
+
+class Report(Protocol):
+    """What a core did. Slots that carry operations for Python are not among them."""
+
+    slots: int
+    posted: int
+    failed: int
+    maps: int
+    unmaps: int
+    pages_mapped: int
+    pages_unmapped: int
+    waits: int
+    """of polls: times that somebody in the guest began to wait"""
+    reason: int
+    interrupt: int
+    """whether the guest asked to be interrupted"""
+    unpublished: int
+    ring: int
+    """number of the ring that was worked on last"""
+    sequence: int
+    """of the last slot, and its result"""
+    result: int
+
+
+class RingCore(Protocol):
+    """Carries out the common slots of rings that it has made."""
+
+    def ring(self, number: int) -> CommandRing:
+        """Ring ``number``, off."""
+
+    def select(self, op_class: int) -> None:
+        """Slots of this class are carried out from now on; 0: none."""
+
+    def execute(self, ring: CommandRing, limit: int, budget_ns: int) -> Report:
+        """Execute up to ``limit`` slots, which the ring has, for about ``budget_ns``. Good until the next call."""
+
+    def spin(self, poll: Poll) -> Report:
+        """Poll all rings and execute what appears. Good until the next call."""
+
+
+class DeviceCore(Core, Protocol):
+    """A core for an engine, and for the rings that lead to it."""
+
+    def rings(self, count: int, shared: SharedMemory, inputs: Inputs, max_nr_pages: int) -> RingCore:
+        """Called once, after :meth:`start`."""
+
+    def copier(self) -> Copier:
+        """For the guest memory of one connection."""
+
+    def guard(self) -> Guard:
+        """For guest memory that may go while it is copied."""

@@ -1,0 +1,145 @@
+"""The process behind ``pviommu serve``: a machine, its sockets and the loop, from start to summary."""
+
+from __future__ import annotations
+
+import logging
+import os
+import resource
+import socket
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..counters import Counters
+from ..host.descriptors import DescriptorsError, check_count, raise_limit, share_out
+from ..host.pacing import Pace
+from ..host.server import Server, close_all, listen_all
+from ..inputs import LiveInputs
+from ..interfaces.pv.ring_core import DeviceCore
+from ..machine import Machine
+from ..pci.function import Environment
+from ..topology import Topology
+from .pidfile import PidFile, PidFileError
+from .service_manager import notify
+
+__all__ = ["BackendError", "Settings", "run"]
+
+log = logging.getLogger(__name__)
+
+
+class BackendError(Exception):
+    """The environment does not allow it; the text says why."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to serve a topology."""
+
+    socket_dir: Path
+    given: Mapping[str, int]
+    """descriptors of sockets by name of function; the others get one in ``socket_dir``"""
+    core: str
+    """``native``, ``python``, or ``auto`` for the native one if it was built"""
+    pace: Pace
+    pidfile: Path | None
+    """there once all sockets listen, removed at the end"""
+    socket_mode: int = 0o600
+    """permissions of the sockets in ``socket_dir``"""
+    socket_group: int | None = None
+    """their group's number; the process's own if not given"""
+    on_hangup: Callable[[], None] | None = None
+    """what SIGHUP does; without one it ends the server"""
+
+
+def run(topology: Topology, settings: Settings) -> None:
+    """Serve ``topology`` until SIGTERM or SIGINT. Raises :class:`BackendError`."""
+    core = _core(settings.core)
+    counters, inputs = Counters(), LiveInputs()
+    machine = _build(topology, Environment(inputs, counters), core)
+    try:
+        sockets = listen_all(machine, settings.socket_dir, settings.given, settings.socket_mode, settings.socket_group)
+    except OSError as error:
+        machine.close()
+        raise BackendError(f"cannot listen on {error.filename or 'a socket'}: {error.strerror}") from error
+    server = Server(machine, sockets, inputs, settings.pace)
+    pidfile = PidFile(settings.pidfile) if settings.pidfile else None
+    with server.stopped_by_signals(settings.on_hangup):  # to the end: a second signal must not leave files behind
+        try:
+            _serve(server, machine, sockets, pidfile)
+        except PidFileError as error:
+            raise BackendError(str(error)) from error
+        finally:
+            server.close()
+            usage = machine.iommu.engine.usage()  # of a machine without clients: anything left is a leak
+            close_all(sockets)
+            machine.close()
+            if pidfile:
+                pidfile.remove()
+    _log_summary(counters, {"contexts": usage.contexts, "pool_pages_used": usage.pool_pages_used})
+
+
+def _build(topology: Topology, environment: Environment, core: DeviceCore | None) -> Machine:
+    """The machine, whose clients may open no more files than there are. Raises :class:`BackendError`."""
+    try:
+        limit = raise_limit()
+        check_count(1 + len(topology.endpoint), limit)
+        machine = Machine.build(topology, environment, core)
+        functions = list(machine.functions())
+        files = share_out(functions, limit)
+    except DescriptorsError as error:
+        raise BackendError(str(error)) from error
+    except OSError as error:
+        raise BackendError(f"the functions of the topology cannot be made: {error.strerror}") from error
+    for function in functions:
+        function.memory.max_files = files
+    return machine
+
+
+def _core(name: str) -> DeviceCore | None:
+    """A core by name, ``None`` for Python's. Raises :class:`BackendError`."""
+    if name == "python":
+        return None
+    from ..native.build import LibraryError, NotBuiltError  # only what is asked for costs start-up time
+    from ..native.core import native_core
+
+    try:
+        return native_core()
+    except LibraryError as error:
+        if name == "native":
+            raise BackendError(f"--core native: {error}") from error
+        if not isinstance(error, NotBuiltError):  # of that, the line that says "listening" is enough
+            log.warning("the slower Python core is used: %s", error, extra={"event": "slower-core"})
+        return None
+
+
+def _serve(
+    server: Server,
+    machine: Machine,
+    sockets: Mapping[str, socket.socket],
+    pidfile: PidFile | None,
+) -> None:
+    if pidfile:
+        pidfile.make()
+    name = machine.iommu.engine.core_name
+    text = f"listening on {', '.join(sorted(sockets))}, {name} core"
+    log.info("%s", text, extra={"event": "listening", "fields": {"core": name}})
+    notify("READY=1", f"STATUS={text}")
+    try:
+        server.run()
+    finally:
+        notify("STOPPING=1", "STATUS=stopping")
+
+
+def _log_summary(counters: Counters, left: Mapping[str, int]) -> None:
+    """``left``: what the engine still holds."""
+    fields = {
+        **counters.report(),
+        **left,
+        "descriptors_open": len(os.listdir("/proc/self/fd")),
+        "peak_memory_kib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+    }
+    log.info(
+        "summary: %d slots, %d pages mapped, %d bytes of DMA, %d faults, %d traps",
+        *(counters.slots, counters.pages_mapped, counters.dma_bytes, counters.faults, counters.traps),
+        extra={"event": "summary", "fields": fields},
+    )

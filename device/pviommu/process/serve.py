@@ -1,0 +1,218 @@
+"""``pviommu serve``: the back end beside a QEMU."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import grp
+import json
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+from pviommu_abi.registers import ABI_VERSION, Feature
+from pviommu_abi.shared import GLOBAL_STREAM, RegionKind
+
+from .. import __version__
+from ..endpoints import ENDPOINTS
+from ..engine import DefaultPolicy
+from ..exit_status import ExitStatus
+from ..host.pacing import DEFAULT_SPIN_NS, Pace
+from ..interfaces.pv.capability_area import iova_ranges, reserved_regions
+from ..interfaces.pv.config import PAGE_SIZES
+from ..topology import Topology, TopologyError, load
+from .activation import given_sockets
+
+__all__ = ["add_arguments", "main"]
+
+PROFILES = ("xen-2024", "xen-v7")
+CORES = ("auto", "native", "python")
+_NO_GROUP = (1 << 32) - 1
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of ``pviommu serve``."""
+    parser.description = (
+        "Serve the functions of a topology over vfio-user. Each function NAME has a socket of its own, to which one "
+        'QEMU attaches with -device \'{"driver":"vfio-user-pci","socket":{"type":"unix","path":"DIR/NAME.sock"}}\'. '
+        "The process stays in the foreground and ends at SIGTERM. "
+        "Exit status: 0 stopped, 1 a fault of the server, 2 bad arguments or topology, "
+        "3 the environment does not allow it."
+    )
+    parser.add_argument(
+        "topology",
+        type=Path,
+        nargs="?",
+        help="topology file (TOML), or a name of `pviommu topology list`; default: a PV-IOMMU without endpoints",
+    )
+    parser.add_argument("--socket-dir", type=Path, default=Path("."), metavar="DIR", help="folder of the sockets")
+    parser.add_argument(
+        "--fd",
+        action="append",
+        default=[],
+        metavar="NAME=N",
+        help="serve function NAME on inherited descriptor N, a Unix stream socket that listens or is connected; may be "
+        "repeated. Sockets that systemd hands over (LISTEN_FDS) are served without it. Default: sockets in DIR",
+    )
+    parser.add_argument(
+        "--socket-mode", type=_mode, default="600", metavar="MODE", help="permissions of the sockets in DIR, octal"
+    )
+    parser.add_argument(
+        "--socket-group",
+        type=_group,
+        metavar="GROUP",
+        help="group of the sockets in DIR, by name or number; default: that of the process",
+    )
+    parser.add_argument(
+        "--contexts", type=int, metavar="N", help="contexts besides the default one; default: what the topology says"
+    )
+    parser.add_argument(
+        "--pool-pages", type=int, metavar="N", help="page-table pages of all contexts; default: what the topology says"
+    )
+    parser.add_argument(
+        "--print-capabilities", action="store_true", help="print what this back end and the topology offer, as JSON"
+    )
+    parser.add_argument(
+        "--pidfile",
+        type=Path,
+        metavar="FILE",
+        help="there while all sockets listen; that of a running server is not replaced. Default: none",
+    )
+    parser.add_argument(
+        "--log-level",
+        choices=("debug", "info", "warning", "error"),
+        default="info",
+        help="what is logged: from this on. debug: every vfio-user message, and repeated lines are not summed up",
+    )
+    parser.add_argument("--log-format", choices=("text", "json"), default="text", help="json: one object a line")
+    parser.add_argument(
+        "--log-file",
+        type=Path,
+        metavar="FILE",
+        help="append the log to FILE, which SIGHUP opens anew; default: standard error, and SIGHUP ends the server",
+    )
+    parser.add_argument(
+        "--core",
+        choices=CORES,
+        default=CORES[0],
+        help="what carries out maps, unmaps and translations: the native core, Python, or (auto) the native one if it "
+        "was built, by `pviommu build-core` or the lab",
+    )
+    parser.add_argument(
+        "--spin-us",
+        type=int,
+        default=DEFAULT_SPIN_NS // 1000,
+        metavar="N",
+        help="poll the rings for N microseconds after the guest has waited, if its waits come so close together; "
+        "0: never poll",
+    )
+
+
+def capabilities(topology: Topology) -> dict[str, Any]:
+    """What ``--print-capabilities`` prints. ``driver_capabilities`` are the lines of the guest driver's debugfs
+    file.
+    """
+    return {
+        "type": "pviommu",
+        "version": __version__,
+        "abi": ABI_VERSION,
+        "features": [feature.name.lower() for feature in Feature if feature.name],
+        "profiles": list(PROFILES),
+        "endpoint_kinds": sorted(ENDPOINTS),
+        "functions": [
+            {"name": topology.iommu.name, "kind": "iommu", "socket": f"{topology.iommu.name}.sock"},
+            *(
+                {"name": entry.name, "kind": entry.kind, "stream": entry.stream, "socket": f"{entry.name}.sock"}
+                for entry in topology.endpoint
+            ),
+        ],
+        "driver_capabilities": driver_capabilities(topology),
+    }
+
+
+def driver_capabilities(topology: Topology) -> list[str]:
+    """What a guest must find, in the words of its driver."""
+    config = topology.iommu_config()
+    lines = [
+        f"instance {config.instance}",
+        " ".join(("profiles", *PROFILES, "batch-2014")),
+        f"page_sizes {PAGE_SIZES:#x}",
+        f"max_nr_pages {config.max_nr_pages}",
+        f"max_contexts {config.engine.max_contexts}",
+        f"pool_pages {config.engine.pool_pages}",
+        f"rings {config.rings}",
+        f"aperture_bits {config.engine.aperture_bits}",
+        f"default_policy {'identity' if config.engine.default_policy is DefaultPolicy.IDENTITY else 'blocked'}",
+    ]
+    lines += [f"iova_range {entry.start:#x} {entry.last:#x}" for entry in iova_ranges(config.engine)]
+    for region in reserved_regions(config.engine, config.reserved):
+        whose = "global" if region.stream == GLOBAL_STREAM else f"stream {region.stream}"
+        lines.append(f"reserved {region.start:#x} {region.last:#x} {RegionKind(region.kind).name.lower()} {whose}")
+    return lines + [f"endpoint {stream}" for stream in config.streams]
+
+
+def _mode(text: str) -> int:
+    try:
+        mode = int(text, 8)
+    except ValueError:
+        mode = -1
+    if not 0 <= mode <= 0o777:
+        raise argparse.ArgumentTypeError(f"{text}: must be permissions in octal, 0 to 777")
+    return mode
+
+
+def _group(text: str) -> int:
+    try:
+        return grp.getgrnam(text).gr_gid
+    except KeyError:
+        if text.isascii() and text.isdecimal() and int(text) < _NO_GROUP:
+            return int(text)
+        raise argparse.ArgumentTypeError(f"{text}: there is no such group") from None
+
+
+def main(args: argparse.Namespace) -> int:
+    """Run ``pviommu serve``; returns its exit status."""
+    try:
+        topology = load(args.topology) if args.topology else Topology()
+        topology = topology.limited(args.contexts, args.pool_pages)
+        given = given_sockets(args.fd, topology.names())
+        if args.spin_us < 0:
+            raise ValueError(f"--spin-us {args.spin_us}: must not be negative")
+    except (TopologyError, ValueError) as error:
+        print(f"pviommu: {error}", file=sys.stderr)
+        return ExitStatus.USAGE
+    if args.print_capabilities:
+        print(json.dumps(capabilities(topology), indent=2))
+        return 0
+    if platform.machine() not in ("x86_64", "AMD64"):
+        print(
+            f"pviommu: host architecture {platform.machine()}: the rings need x86's memory order, run this on x86-64",
+            file=sys.stderr,
+        )
+        return ExitStatus.ENVIRONMENT
+    from . import logs  # only what is asked for costs start-up time
+    from .backend import BackendError, Settings, run
+
+    with contextlib.ExitStack() as stack:
+        try:
+            log = stack.enter_context(logs.writing(args.log_level, args.log_format, args.log_file))
+        except OSError as error:
+            print(f"pviommu: --log-file {args.log_file}: {error.strerror}", file=sys.stderr)
+            return ExitStatus.ENVIRONMENT
+        settings = Settings(
+            socket_dir=args.socket_dir,
+            given=given,
+            core=args.core,
+            pace=Pace(args.spin_us * 1000),
+            pidfile=args.pidfile,
+            socket_mode=args.socket_mode,
+            socket_group=args.socket_group,
+            on_hangup=log.reopen if args.log_file else None,
+        )
+        try:
+            run(topology, settings)
+        except BackendError as error:
+            log.fail(str(error))
+            return ExitStatus.ENVIRONMENT
+    return 0

@@ -1,0 +1,65 @@
+"""The walls of ``docs/layout.md``: which part of the device may import which."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2] / "device" / "pviommu"
+
+MAY_IMPORT = {
+    "engine": set(),
+    "dma": {"engine", "inputs", "counters"},
+    "pci": {"dma", "inputs", "counters"},
+    "endpoints": {"dma", "pci"},
+    "interfaces": {"engine", "dma", "pci", "inputs", "counters"},
+    "native": {"engine", "interfaces", "pci", "inputs", "cache", "exit_status"},
+    "host": {"machine", "dma", "pci", "inputs"},
+    "machine": {"endpoints", "interfaces", "engine", "dma", "pci", "topology"},
+}
+"""Packages and modules of the device, and which others each of them may use."""
+
+NOT_YET = {
+    ("dma", "interfaces"),
+    ("endpoints", "interfaces"),
+    ("host", "interfaces"),
+    ("machine", "host"),
+}
+"""Walls that still have a hole."""
+
+
+def imported(file: Path) -> Iterator[str]:
+    """The parts of ``pviommu`` that a file imports."""
+    package = ("pviommu", *file.relative_to(ROOT).parent.parts)
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            modules = [alias.name.split(".") for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = list(package[: len(package) - node.level + 1]) if node.level else []
+            module = [*base, *(node.module.split(".") if node.module else [])]
+            modules = [[*module, alias.name] for alias in node.names]
+        else:
+            continue
+        yield from (module[1] for module in modules if module[0] == "pviommu" and len(module) > 1)
+
+
+def uses(part: str) -> set[str]:
+    files = (ROOT / part).rglob("*.py") if (ROOT / part).is_dir() else [ROOT / f"{part}.py"]
+    return {name for file in files for name in imported(file)} - {part}
+
+
+@pytest.mark.parametrize("part", MAY_IMPORT)
+def test_a_part_imports_only_what_it_may(part: str) -> None:
+    holes = {used for user, used in NOT_YET if user == part}
+
+    assert uses(part) - MAY_IMPORT[part] == holes
+
+
+def test_every_package_of_the_device_has_its_walls() -> None:
+    tools = {"bench", "lab", "process", "schemas", "selfcheck", "topologies"}
+
+    packages = {file.parent.name for file in ROOT.glob("*/__init__.py")}
+    assert packages - tools <= set(MAY_IMPORT)
