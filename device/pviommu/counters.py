@@ -21,6 +21,7 @@ class Counters:
     pages_mapped: int = 0
     pages_unmapped: int = 0
     dma_requests: int = 0
+    """requests that were translated"""
     dma_bytes: int = 0
     faults: int = 0
     events: int = 0

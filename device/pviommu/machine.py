@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from . import endpoints
 from .dma.windows import Window, Windows
 from .endpoints.endpoint import Endpoint
+from .endpoints.surroundings import Surroundings
 from .engine import PAGE_SHIFT
 from .host.fairness import Fairness
 from .interfaces.pv.function import PvIommu
 from .interfaces.pv.ring_core import DeviceCore
+from .pci.capabilities import endpoint as endpoint_capability
 from .pci.function import Environment, PciFunction
 from .topology import Topology
 
-__all__ = ["ENDPOINTS_NS", "Machine", "endpoint_class"]
+__all__ = ["ENDPOINTS_NS", "Machine", "build_endpoint", "endpoint_class"]
+
+AnyEndpoint = TypeVar("AnyEndpoint", bound=Endpoint)
 
 ENDPOINTS_NS = 3_000_000
 """The endpoints' part of a turn ends with the step that takes it past this: one of each of many, if they are short. The
@@ -33,6 +38,28 @@ def endpoint_class(kind: str) -> type[Endpoint]:
     module, _, name = endpoints.ENDPOINTS[kind].partition(".")
     found: type[Endpoint] = getattr(importlib.import_module(f"{endpoints.__name__}.{module}"), name)
     return found
+
+
+def build_endpoint(
+    kind: Callable[[Surroundings], AnyEndpoint],
+    name: str,
+    stream: int,
+    iommu: PvIommu,
+    environment: Environment,
+    core: DeviceCore | None = None,
+) -> AnyEndpoint:
+    """Put an endpoint behind a PV-IOMMU. Raises ValueError if that has no such stream."""
+    surroundings = Surroundings(
+        name,
+        stream,
+        iommu.stream(stream),
+        environment,
+        [endpoint_capability(iommu.settings.instance, stream)],
+        core.copier() if core else None,
+    )
+    endpoint = kind(surroundings)
+    endpoint.memory.belongs_with(iommu.memory)
+    return endpoint
 
 
 @dataclass
@@ -61,7 +88,7 @@ class Machine:
             environment.files.guard = core.guard()
         iommu = PvIommu(topology.iommu.name, topology.iommu_config(), environment, core)
         endpoints = {
-            entry.name: endpoint_class(entry.kind)(entry.name, entry.stream, iommu, environment)
+            entry.name: build_endpoint(endpoint_class(entry.kind), entry.name, entry.stream, iommu, environment, core)
             for entry in topology.endpoint
         }
         return cls(iommu, endpoints)

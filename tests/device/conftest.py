@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 
 from pviommu.counters import Counters
+from pviommu.dma.fault import DmaRefusedError
 from pviommu.inputs import LiveInputs
+from pviommu.interfaces.pv.reporting import REASON
 from pviommu.machine import Machine
 from pviommu.pci.function import Environment
 from pviommu.topology import EndpointEntry, IommuEntry, ReservedEntry, Topology
@@ -27,6 +29,7 @@ from pviommu_abi.shared import (
     RING_AREA_OFFSET,
     RING_INDEX_STRIDE,
     Event,
+    EventReason,
 )
 from pviommu_abi.slots import PAYLOAD_OFFSET, SLOT_SIZE, OpClass, Slot
 from pviommu_abi.xen_2024 import LookupPage, MapPages, PvIommuOp, ReattachDevice, UnmapPages, Xen2024Op
@@ -38,6 +41,11 @@ DEVFN = {"dma0": 0x28, "dma1": 0x30}
 STREAM = {"dma0": 1, "dma1": 2}
 UNTOUCHED = 0xAAAA
 """What OUT fields hold when they are submitted."""
+
+
+def reason_of(refused: DmaRefusedError) -> EventReason | None:
+    """What the guest is told of refused DMA."""
+    return REASON.get(refused.fault.kind)
 
 
 class Inputs(LiveInputs):

@@ -23,8 +23,6 @@ MAY_IMPORT = {
 """Packages and modules of the device, and which others each of them may use."""
 
 NOT_YET = {
-    ("dma", "interfaces"),
-    ("endpoints", "interfaces"),
     ("host", "interfaces"),
     ("machine", "host"),
 }

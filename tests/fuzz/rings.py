@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
-from pviommu.dma.port import DmaRefusedError
+from pviommu.dma.fault import DmaRefusedError
 from pviommu.dma.windows import MAX_REGISTER_BYTES
 from pviommu.engine import Access
 from pviommu.machine import Machine
@@ -250,7 +250,7 @@ class _Guest:
             else:
                 assert len(self.dma.dma.read([(iova, length), (iova, 1)])) == length + 1
         except DmaRefusedError as refused:
-            first = refused.iova
+            first = refused.fault.iova
         else:
             first = iova
             self._check_allowed(iova, length, Access.WRITE if what & 1 else Access.READ)

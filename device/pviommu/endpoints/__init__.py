@@ -1,4 +1,4 @@
-"""Emulated PCI functions whose DMA the PV-IOMMU translates: one file a device."""
+"""Emulated PCI functions that do DMA: one file a device. They know nothing of what translates it."""
 
 ENDPOINTS = {
     "dma-test": "dma_test.DmaTestEngine",

@@ -9,12 +9,14 @@ from dataclasses import replace
 from pviommu_abi import dma_test as abi
 from pviommu_abi.dma_test import Control, Descriptor, DescriptorFlags, DescriptorStatus, DmaOp, SgEntry
 from pviommu_abi.registers import DMA_TEST_DEVICE_ID, OTHER_SYSTEM_CLASS, VENDOR_ID
+from pviommu_abi.shared import EventReason
 
-from ..dma.port import PIECE_BYTES, PIECE_SPANS, DmaRefusedError, DmaSteps, Span
-from ..interfaces.pv.function import PvIommu
+from ..dma.fault import DmaRefusedError, FaultKind
+from ..dma.plan import Span
+from ..dma.port import PIECE_BYTES, PIECE_SPANS, DmaSteps
 from ..pci.config_space import Identity
-from ..pci.function import Environment
 from .endpoint import Endpoint
+from .surroundings import Surroundings
 
 __all__ = ["DmaTestEngine"]
 
@@ -24,6 +26,16 @@ _STATUS = Descriptor.offset_of("status")
 _INTERRUPT = int(DescriptorFlags.INTERRUPT)
 _FLAGS = Descriptor.offset_of("flags")
 _ADDRESS, _LENGTH = SgEntry.offset_of("address"), SgEntry.offset_of("length")
+_REASON = {
+    FaultKind.NOT_MAPPED: EventReason.NOT_MAPPED,
+    FaultKind.PERMISSION: EventReason.PERMISSION,
+    FaultKind.OUT_OF_APERTURE: EventReason.OUT_OF_APERTURE,
+    FaultKind.RESERVED: EventReason.RESERVED,
+    FaultKind.BLOCKED: EventReason.BLOCKED,
+    FaultKind.NOT_RAM: EventReason.NOT_RAM,
+    FaultKind.ABORTED: EventReason.ABORTED,
+}
+"""How a descriptor tells of a fault; 0 if it did not leave the function."""
 STEP_NS = 100_000
 """A step ends with the piece of a descriptor that takes it past this: there may be many engines."""
 
@@ -37,8 +49,8 @@ class DmaTestEngine(Endpoint):
 
     IDENTITY = Identity(VENDOR_ID, DMA_TEST_DEVICE_ID, OTHER_SYSTEM_CLASS)
 
-    def __init__(self, name: str, stream: int, iommu: PvIommu, environment: Environment) -> None:
-        super().__init__(name, stream, iommu, environment)
+    def __init__(self, surroundings: Surroundings) -> None:
+        super().__init__(surroundings)
         self._bar = self.add_register_bar(0, abi.REGISTERS)
         self.shared = self.add_shared_bar(2, abi.SHARED_BAR_SIZE)
         self.add_msix_bar(4, vectors=abi.MSIX_VECTORS, size=4096, pba_offset=0x800)
@@ -97,13 +109,13 @@ class DmaTestEngine(Endpoint):
         try:
             return (yield from self._carry_out(descriptor))
         except DmaRefusedError as refused:
-            reason = int(refused.reason) if refused.reason else 0
+            fault = refused.fault
             return replace(
                 descriptor,
                 status=DescriptorStatus.FAULT,
-                detail=refused.iova,
-                reason=reason,
-                access=int(refused.access),
+                detail=fault.iova,
+                reason=_REASON.get(fault.kind, 0),
+                access=int(fault.access),
             )
         except InvalidDescriptorError:
             return replace(descriptor, status=DescriptorStatus.INVALID)

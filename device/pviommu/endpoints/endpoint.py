@@ -1,4 +1,4 @@
-"""What every endpoint behind the PV-IOMMU has: a stream, a way to memory, its part in resets, and its failures."""
+"""What every endpoint has: a stream, a way to memory, its part in resets, and its failures."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ from typing import ClassVar, ParamSpec, TypeVar
 
 from vfio_user import Steps
 
-from ..dma.patience import DmaPendingError
-from ..dma.port import DmaPort, DmaRefusedError
-from ..interfaces.pv.function import PvIommu
-from ..pci.capabilities import endpoint as endpoint_capability
+from ..dma.fault import DmaPendingError, DmaRefusedError
+from ..dma.port import DmaPort
 from ..pci.config_space import Identity
-from ..pci.function import Environment, PciFunction
+from ..pci.function import PciFunction
+from .surroundings import Surroundings
 
 __all__ = ["Endpoint"]
 
@@ -34,20 +33,21 @@ class Endpoint(PciFunction):
 
     IDENTITY: ClassVar[Identity]
 
-    def __init__(self, name: str, stream: int, iommu: PvIommu, environment: Environment) -> None:
-        super().__init__(name, self.IDENTITY, environment)
-        self.stream = stream
+    def __init__(self, surroundings: Surroundings) -> None:
+        super().__init__(surroundings.name, self.IDENTITY, surroundings.environment)
+        self.stream = surroundings.stream
         self.failed = False
         """whether it raised an exception since its last reset"""
         self._resets = 0
-        self.memory.copier = iommu.make_copier()
-        self._iommu = iommu
+        self._translator = surroundings.translator
+        self.memory.copier = surroundings.copier
         self.dma = DmaPort(
-            stream, iommu, self.memory, self.counters, lambda: self.config.bus_master and not self.failed
+            self.stream,
+            *(self._translator, self.memory, self.counters, lambda: self.config.bus_master and not self.failed),
         )
-        self.add_capability(endpoint_capability(iommu.settings.instance, stream))
-        iommu.add_endpoint(stream, self)
-        self.memory.belongs_with(iommu.memory)
+        for capability in surroundings.capabilities:
+            self.add_capability(capability)
+        self._translator.on_lost(self.cancel)
 
     # -- what a subclass does ---------------------------------------------------------------------------------------
 
@@ -59,8 +59,8 @@ class Endpoint(PciFunction):
     def work(self) -> bool:
         """Do one bounded step of what is queued, a tenth of a millisecond or so. Whether there was anything.
 
-        :class:`.dma.DmaPendingError`, which any DMA may raise, may be let through if the request stays queued: nothing
-        of it has happened, and this is called again. A :class:`DmaRefusedError` that it does not catch is no failure:
+        :class:`DmaPendingError`, which any DMA may raise, may be let through if the request stays queued: nothing of it
+        has happened, and this is called again. A :class:`DmaRefusedError` that it does not catch is no failure:
         everything queued is cancelled.
         """
         return False
@@ -120,7 +120,7 @@ class Endpoint(PciFunction):
             *(self.name, what),
             extra={"event": "endpoint-failed", "fields": {"function": self.name, "stream": self.stream, "in": what}},
         )
-        self._iommu.report_stopped(self.stream)
+        self._translator.endpoint_failed()
 
     def _reset_by(self, hook: Callable[[], None]) -> None:
         self.failed = False
@@ -149,11 +149,11 @@ class Endpoint(PciFunction):
         try:
             self.reset_device()
         finally:
-            self._iommu.unblock(self.stream)
+            self._translator.endpoint_begins()
 
     def on_bus_master(self, enabled: bool) -> None:
         if enabled:
-            self._iommu.unblock(self.stream)
+            self._translator.endpoint_begins()
 
 
 def _is_left(steps: Steps) -> bool:

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 from pviommu_abi.registers import OTHER_SYSTEM_CLASS, TEMPLATE_DEVICE_ID, VENDOR_ID, Access, Register
 
-from ..dma.port import DmaRefusedError
-from ..interfaces.pv.function import PvIommu
+from ..dma.fault import DmaRefusedError
 from ..pci.config_space import Identity
-from ..pci.function import Environment
 from .endpoint import Endpoint
+from .surroundings import Surroundings
 
 # Each register once: name, offset, how it behaves, what it means.
 REGISTERS = (
@@ -28,8 +27,8 @@ class Template(Endpoint):
 
     IDENTITY = Identity(VENDOR_ID, TEMPLATE_DEVICE_ID, OTHER_SYSTEM_CLASS)
 
-    def __init__(self, name: str, stream: int, iommu: PvIommu, environment: Environment) -> None:
-        super().__init__(name, stream, iommu, environment)
+    def __init__(self, surroundings: Surroundings) -> None:
+        super().__init__(surroundings)
         self.registers = self.add_register_bar(0, REGISTERS)  # BAR 0; handlers are found by name below
         self.add_msix_bar(4, vectors=1, size=4096, pba_offset=0x800)
         self._queue: list[int] = []
@@ -46,7 +45,7 @@ class Template(Endpoint):
         try:  # an address stays queued until it is known what becomes of it: DMA that has to wait raises, too
             self.dma.write([(self._queue[0], 4)], (self.registers["STAMPS"] + 1).to_bytes(4, "little"))
             self.registers["STAMPS"] += 1
-        except DmaRefusedError:  # the event is already in the PV-IOMMU's event ring
+        except DmaRefusedError:  # the guest has been told
             self.registers["REFUSED"] += 1
         del self._queue[0]
         self.interrupt(0)

@@ -152,4 +152,4 @@ class ConfigSpace:
     @property
     def bus_master(self) -> bool:
         """Whether the guest lets the function do DMA."""
-        return bool(self.get(COMMAND, 2) & CommandBits.BUS_MASTER)
+        return bool(self._bytes[COMMAND] & CommandBits.BUS_MASTER)  # one byte, since each DMA asks

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from pviommu.dma.port import DmaRefusedError
+from pviommu.dma.fault import DmaRefusedError
 from pviommu.dma.windows import MAX_REGISTER_BYTES
 from pviommu_abi import dma_test as abi
 from pviommu_abi.dma_test import Control, Descriptor, DescriptorStatus, DmaOp
@@ -13,7 +13,7 @@ from pviommu_abi.shared import EventReason
 from pviommu_abi.slots import Errno
 from vfio_user import DmaMapping
 
-from ..conftest import RAM_PAGES
+from ..conftest import RAM_PAGES, reason_of
 
 SHARED = 0x8_0000_0000
 """Where the guest puts BAR 2 of dma1, and BAR 0."""
@@ -46,7 +46,7 @@ def refusal(driver, iova, length=4, write=False):
     """(reason, address) of refused DMA of dma0."""
     with pytest.raises(DmaRefusedError) as caught:
         driver.dma_write("dma0", iova, bytes(length)) if write else driver.dma_read("dma0", iova, length)
-    return caught.value.reason, caught.value.iova
+    return reason_of(caught.value), caught.value.fault.iova
 
 
 @pytest.fixture

@@ -9,13 +9,17 @@ from typing import Any
 
 import pytest
 
-from pviommu.dma.port import DmaPlan, DmaPort, DmaRefusedError
+from pviommu.dma.fault import DmaRefusedError
+from pviommu.dma.plan import DmaPlan
+from pviommu.dma.port import DmaPort
 from pviommu.endpoints.template import Template
 from pviommu.engine import Access, Run
-from pviommu.interfaces.pv.function import STOPPED_NS
+from pviommu.interfaces.pv.patience import STOPPED_NS
 from pviommu_abi.shared import EventAccess, EventReason
 from pviommu_abi.xen_2024 import MapPages, UnmapPages, Xen2024Op
 from vfio_user import DmaMapping
+
+from ..conftest import reason_of
 
 PAGE = 4096
 RW = 3
@@ -23,7 +27,7 @@ RW = 3
 
 @pytest.fixture
 def port(guest: Any) -> DmaPort:
-    endpoint = Template("stamp", 1, guest.iommu, guest.environment)
+    endpoint = guest.make(Template, "stamp", 1)
     guest.plug(endpoint)
     return endpoint.dma
 
@@ -60,7 +64,7 @@ def test_without_bus_mastering_no_request_leaves_the_function(guest: Any, port: 
 
     error = refused(port, ([(0x100008, 4)], Access.WRITE))
 
-    assert (error.iova, error.access, error.reason) == (0x100008, Access.WRITE, None)
+    assert (error.fault.iova, error.fault.access, reason_of(error)) == (0x100008, Access.WRITE, None)
     assert str(error) == "WRITE at 0x100008: bus mastering is off"
     assert guest.events() == []
 
@@ -91,7 +95,7 @@ def test_one_refused_span_moves_nothing_of_the_others(guest: Any, port: DmaPort)
 def test_the_wrong_access_is_refused(guest: Any, port: DmaPort) -> None:
     guest.map(0x100, 0x20, access=Access.READ)
 
-    assert refused(port, ([(0x100000, 4)], Access.WRITE)).reason is EventReason.PERMISSION
+    assert reason_of(refused(port, ([(0x100000, 4)], Access.WRITE))) is EventReason.PERMISSION
     assert port.read([(0x100000, 4)]) == bytes(4)
 
 
@@ -105,10 +109,10 @@ def test_what_the_client_took_away_is_not_ram_at_its_exact_address(guest: Any, p
 
     error = refused(port, ([(0x101010, 4), (0x101FF0, 0x20)], Access.READ))
 
-    assert (error.iova, error.reason) == (0x102000, EventReason.NOT_RAM)
+    assert (error.fault.iova, reason_of(error)) == (0x102000, EventReason.NOT_RAM)
     [event] = guest.events()
     assert (event.reason, event.iova, event.length) == (EventReason.NOT_RAM, 0x102000, 0x20)
-    assert refused(port, ([(0x100123, 1)], Access.READ)).iova == 0x100123
+    assert refused(port, ([(0x100123, 1)], Access.READ)).fault.iova == 0x100123
 
 
 def test_a_file_that_fails_refuses_the_request(guest: Any, port: DmaPort) -> None:
@@ -148,7 +152,7 @@ def test_an_unmap_seen_while_waiting_for_a_later_span_counts_for_the_earlier_one
 
     error = refused(port, ([(0x100000, 4)], Access.READ), ([(0x101000, 4)], Access.WRITE))
 
-    assert (error.iova, error.access, error.reason) == (0x100000, Access.READ, EventReason.NOT_MAPPED)
+    assert (error.fault.iova, error.fault.access, reason_of(error)) == (0x100000, Access.READ, EventReason.NOT_MAPPED)
 
 
 def test_several_requests_are_planned_together(guest: Any, port: DmaPort) -> None:
@@ -186,7 +190,7 @@ def test_after_a_stop_of_the_process_rings_are_worked_off_before_any_translation
 
     error = refused(port, ([(0x103000, 4)], Access.WRITE))
 
-    assert error.reason == EventReason.NOT_MAPPED
+    assert reason_of(error) == EventReason.NOT_MAPPED
 
 
 def test_without_a_stop_dma_does_not_wait_for_the_rings(

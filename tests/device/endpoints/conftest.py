@@ -13,6 +13,7 @@ from pviommu.endpoints.endpoint import Endpoint
 from pviommu.engine import Access
 from pviommu.inputs import LiveInputs
 from pviommu.interfaces.pv.function import IommuConfig, PvIommu
+from pviommu.machine import AnyEndpoint, build_endpoint
 from pviommu.pci.function import Environment
 from pviommu_abi.registers import REGISTER
 from pviommu_abi.shared import (
@@ -51,6 +52,10 @@ class Guest:
     def give_memory(self, function: PvIommu | Endpoint, first: int = 0, size: int = RAM_SIZE) -> None:
         """What DMA_MAP of this machine's client says."""
         function.dma_map(DmaMapping(first, size, first, True, True, os.dup(self.ram)))
+
+    def make(self, kind: type[AnyEndpoint], name: str, stream: int) -> AnyEndpoint:
+        """An endpoint of this machine. Its client has not announced memory yet, and it may do no DMA: see `plug`."""
+        return build_endpoint(kind, name, stream, self.iommu, self.environment)
 
     def plug(self, endpoint: Endpoint) -> None:
         """Connect ``endpoint``, attach it to the context and let it do DMA."""

@@ -34,7 +34,7 @@ class Driver:
 
     def __init__(self, guest: Any) -> None:
         self.guest = guest
-        self.engine = DmaTestEngine("dma0", 1, guest.iommu, guest.environment)
+        self.engine = guest.make(DmaTestEngine, "dma0", 1)
         guest.plug(self.engine)
         guest.map(IOVA >> 12, 0, 2048)
         self.producer = 0

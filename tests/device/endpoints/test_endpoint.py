@@ -17,7 +17,7 @@ PAGE = 4096
 
 @pytest.fixture
 def endpoint(guest: Any) -> Template:
-    endpoint = Template("stamp", 1, guest.iommu, guest.environment)
+    endpoint = guest.make(Template, "stamp", 1)
     guest.plug(endpoint)
     return endpoint
 
@@ -39,7 +39,7 @@ def test_the_capability_names_stream_and_instance(endpoint: Template) -> None:
 
 def test_an_unknown_stream_is_refused(guest: Any) -> None:
     with pytest.raises(ValueError, match=r"stream 3: not one of \(1, 2\)"):
-        Template("stamp", 3, guest.iommu, guest.environment)
+        guest.make(Template, "stamp", 3)
 
 
 def test_after_a_reset_of_the_iommu_it_is_blocked_until_its_own_reset(guest: Any, endpoint: Template) -> None:
@@ -63,7 +63,7 @@ def test_only_turning_bus_mastering_on_unblocks(guest: Any, endpoint: Template) 
 
 
 def test_a_client_with_other_memory_is_another_machine(guest: Any, caplog: pytest.LogCaptureFixture) -> None:
-    endpoint = Template("stamp", 1, guest.iommu, guest.environment)
+    endpoint = guest.make(Template, "stamp", 1)
     other = os.memfd_create("other", os.MFD_CLOEXEC)
     os.ftruncate(other, PAGE)
 
@@ -80,7 +80,7 @@ def test_a_client_with_other_memory_is_another_machine(guest: Any, caplog: pytes
 
 
 def test_the_rule_holds_for_the_iommus_client_too(guest: Any) -> None:
-    endpoint = Template("stamp", 1, guest.iommu, guest.environment)
+    endpoint = guest.make(Template, "stamp", 1)
     size = sum(mapping.size for mapping in guest.iommu.memory)
     guest.iommu.dma_unmap_all()
     guest.give_memory(endpoint, 0, size)
@@ -95,7 +95,7 @@ def test_the_rule_holds_for_the_iommus_client_too(guest: Any) -> None:
 
 
 def test_another_offset_of_the_same_file_is_other_memory(guest: Any) -> None:
-    endpoint = Template("stamp", 1, guest.iommu, guest.environment)
+    endpoint = guest.make(Template, "stamp", 1)
 
     with pytest.raises(RequestError, match="other memory"):
         endpoint.dma_map(DmaMapping(0, PAGE, PAGE, True, True, os.dup(guest.ram)))

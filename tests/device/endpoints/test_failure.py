@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from pviommu.dma.port import DmaRefusedError
+from pviommu.dma.fault import DmaRefusedError
+from pviommu.endpoints.surroundings import Surroundings
 from pviommu.endpoints.template import REGISTERS, Template
 from pviommu.machine import Machine
 from pviommu.process import logs
@@ -26,10 +27,10 @@ FUNCTION_RESET = 0x8000
 class Broken(Template):
     """A template whose methods raise while they are named in ``broken``."""
 
-    def __init__(self, *arguments: Any) -> None:
+    def __init__(self, surroundings: Surroundings) -> None:
         self.broken: set[str] = set()
         self.worked = 0
-        super().__init__(*arguments)
+        super().__init__(surroundings)
 
     def _may_raise(self, name: str) -> None:
         if name in self.broken:
@@ -101,7 +102,7 @@ class Stepwise(Template):
 
 @pytest.fixture
 def broken(guest: Any) -> Broken:
-    device = Broken("broken", 1, guest.iommu, guest.environment)
+    device = guest.make(Broken, "broken", 1)
     guest.plug(device)
     guest.map(0x100, 0x20)
     guest.events()
@@ -110,7 +111,7 @@ def broken(guest: Any) -> Broken:
 
 @pytest.fixture
 def sound(guest: Any) -> Template:
-    device = Template("sound", 2, guest.iommu, guest.environment)
+    device = guest.make(Template, "sound", 2)
     guest.plug(device)
     return device
 
@@ -310,7 +311,7 @@ def test_it_is_logged_once_however_often_it_is_asked(broken: Broken, caplog: pyt
 
 @pytest.mark.row("server", 6)
 def test_refused_dma_that_nobody_catches_cancels_what_is_queued(guest: Any, caplog: pytest.LogCaptureFixture) -> None:
-    device = Careless("careless", 1, guest.iommu, guest.environment)
+    device = guest.make(Careless, "careless", 1)
     guest.plug(device)
     guest.map(0x100, 0x20)
     for address in (0x200000, 0x100000):
@@ -333,7 +334,7 @@ def test_dma_that_is_refused_while_the_queue_is_cancelled_fails_the_endpoint(
     guest: Any, sound: Template, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    device = Stubborn("stubborn", 1, guest.iommu, guest.environment)
+    device = guest.make(Stubborn, "stubborn", 1)
     guest.plug(device)
     machine = Machine(guest.iommu, {"stubborn": device, "sound": sound})
     guest.map(0x100, 0x20)
@@ -355,7 +356,7 @@ def test_an_endpoint_whose_reset_is_ended_by_refused_dma_leaves_its_block_all_th
         def reset_device(self) -> None:
             self.dma.write([(0x300000, 4)], b"gone")
 
-    device = Impolite("impolite", 1, guest.iommu, guest.environment)
+    device = guest.make(Impolite, "impolite", 1)
     guest.plug(device)
     guest.map(0x100, 0x20)
     guest.iommu.engine.block(1)
@@ -367,7 +368,7 @@ def test_an_endpoint_whose_reset_is_ended_by_refused_dma_leaves_its_block_all_th
 
 @pytest.fixture
 def stepwise(guest: Any) -> Stepwise:
-    device = Stepwise("stepwise", 1, guest.iommu, guest.environment)
+    device = guest.make(Stepwise, "stepwise", 1)
     guest.plug(device)
     guest.map(0x100, 0x20)
     return device

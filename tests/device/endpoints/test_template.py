@@ -16,7 +16,7 @@ OFFSET = {register.name: register.offset for register in REGISTERS}
 
 @pytest.fixture
 def device(guest: Any) -> Template:
-    device = Template("stamp", 1, guest.iommu, guest.environment)
+    device = guest.make(Template, "stamp", 1)
     guest.plug(device)
     guest.map(0x100, 0x20)
     return device

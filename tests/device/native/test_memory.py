@@ -7,8 +7,8 @@ from array import array
 
 import pytest
 
+from pviommu.dma.fault import DmaRefusedError
 from pviommu.dma.memory import GuestMemory
-from pviommu.dma.port import DmaRefusedError
 from pviommu.engine import Access, Engine, EngineConfig, Run
 from pviommu.engine.core import PythonCore
 from pviommu.engine.ranges import FrameRanges
@@ -19,7 +19,7 @@ from pviommu.native.memory import NativeCopier
 from pviommu_abi.shared import EventReason
 from vfio_user import DmaMapping
 
-from ..conftest import RAM_PAGES
+from ..conftest import RAM_PAGES, reason_of
 
 RW = Access.READ | Access.WRITE
 PAGES = 40
@@ -75,7 +75,7 @@ def test_memory_that_went_is_refused_and_nothing_is_written(scattered):
     with pytest.raises(DmaRefusedError) as caught:
         scattered.dma_write("dma0", 0x100000, bytes(PAGES << 12))
 
-    assert (caught.value.iova, caught.value.reason) == (0x100000, EventReason.NOT_RAM)
+    assert (caught.value.fault.iova, reason_of(caught.value)) == (0x100000, EventReason.NOT_RAM)
     assert scattered.ram[:] == before
 
 

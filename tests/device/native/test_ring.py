@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pviommu.dma.port import DmaRefusedError
+from pviommu.dma.fault import DmaRefusedError
 from pviommu.interfaces.pv.ring_core import Poll
 from pviommu.machine import Machine
 from pviommu.native.core import NativeCore

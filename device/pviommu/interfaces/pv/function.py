@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Iterator, Sequence
-from typing import Protocol
+from collections.abc import Iterator
 
 from pviommu_abi import registers as abi
 from pviommu_abi.registers import (
@@ -30,15 +29,12 @@ from pviommu_abi.shared import (
     SBDF_UNBOUND,
     SHARED_BAR_SIZE,
     EndpointEntry,
-    EventReason,
     Limits,
 )
 from pviommu_abi.slots import DEFAULT_CONTEXT
 from vfio_user import DmaMapping, RequestError, Steps
 
-from ...dma.memory import Copier
-from ...dma.patience import DmaPendingError, Patience
-from ...engine import PAGE_SHIFT, Access, DefaultPolicy, Engine, Fault, Run
+from ...engine import PAGE_SHIFT, DefaultPolicy, Engine
 from ...engine.ranges import FrameRanges
 from ...pci.capabilities import endpoint as endpoint_capability
 from ...pci.function import Environment, PciFunction
@@ -47,43 +43,31 @@ from .bindings import Bindings
 from .capability_area import CapabilityPublisher, Chain
 from .config import NO_STREAM, PAGE_SIZES, IommuConfig
 from .events import EventRing
-from .execution import Backlog, Executor
+from .execution import Executor
 from .own import OwnOperations
+from .patience import STOPPED_NS, Patience
 from .profile import XenProfile
 from .reporting import Reporter
 from .ring import MASK, CommandRing
 from .ring_core import DeviceCore, Poll
 from .ring_setup import RingSetup, overlaps
+from .stream import PvStream
 from .xen_2024 import Xen2024
 from .xen_v7 import XenV7
 
-__all__ = ["IommuConfig", "PvIommu", "TranslatedEndpoint"]
+__all__ = ["STOPPED_NS", "IommuConfig", "PvIommu"]
 
 log = logging.getLogger(__name__)
 
-STOPPED_NS = 200_000_000
-"""A process that did nothing for so long may have been stopped, and the guest have given the device up and be using
-again what it unmapped. A driver waits longer before it does that. A busy host may take the processor away for less."""
 LEAST_DIMM, ABOVE_LOW_BARS = 16 << 20, 1 << 32
 MAX_TOLD = 64
-CATCH_UP_NS = 500_000_000
-"""How long DMA waits for the rings after a stop: full rings of small operations take less. A guest that had filled them
-with large ones harms its own DMA.
-"""
 LOOK_NS = 1_000_000
 """How long a look for memory that the guest uses goes on before others have a turn."""
 FEATURES = int(Feature.PROFILE_XEN_2024 | Feature.POSTED | Feature.PROFILE_XEN_V7 | Feature.BATCH_2014)
 
 
-class TranslatedEndpoint(Protocol):
-    """What the PV-IOMMU asks of the endpoints behind it."""
-
-    def cancel(self) -> None:
-        """The translations that queued requests were made for are gone: finish them as cancelled. Raises nothing."""
-
-
 class PvIommu(PciFunction):
-    """The function that the guest programs, and the translator that the endpoints go through."""
+    """The function that the guest programs. Each of its streams translates for the endpoint that is this stream."""
 
     def __init__(
         self, name: str, config: IommuConfig, environment: Environment, core: DeviceCore | None = None
@@ -92,11 +76,10 @@ class PvIommu(PciFunction):
         super().__init__(name, config.identity, environment)
         self.settings = config
         self._engine = Engine(config.engine, core)
-        self._changed_ram = FrameRanges()
+        self._changed_ram: FrameRanges | None = None
         """in which the engine and the capability area do not yet have what is RAM"""
         for stream in config.streams:
             self._engine.add_endpoint(stream, config.reserved.get(stream, ()))
-        self._endpoints: dict[int, TranslatedEndpoint] = {}
         self._told: set[tuple[int, int]] = set()
         """ranges that were said to be no shared memory"""
         self._bar = self.add_register_bar(REGISTER_BAR, abi.REGISTERS, REGISTER_BAR_SIZE)
@@ -106,7 +89,6 @@ class PvIommu(PciFunction):
         self.bindings = Bindings(frozenset(config.streams), config.fixed_bindings)
         self.events = EventRing(self.shared, self.inputs)
         self._reporter = Reporter(self.engine, self.bindings, self.events, environment, self)
-        self._core = core
         self.has_core = core is not None
         """whether :meth:`spin` does anything"""
         ring_core = core.rings(config.rings, self.shared, self.inputs, config.max_nr_pages) if core else None
@@ -127,10 +109,11 @@ class PvIommu(PciFunction):
         own = OwnOperations(self.engine, self.bindings, self.events, batch, self.counters)
         self._executor = Executor(self.rings, own, environment, self._reporter, ring_core)
         self._status = Status(0)
-        self._worked_at = self.inputs.now_ns()
-        self._missed: Backlog | None = None
-        """what the rings held when the process went on after a stop"""
-        self._catch_up_until = 0
+        self._patience = Patience(self._executor, self.settle, self.inputs)
+        self._streams = {
+            stream: PvStream(stream, self.engine, self.settle, self._patience, self._reporter)
+            for stream in config.streams
+        }
         for register, value in (
             ("MAGIC", abi.MAGIC),
             ("VERSION", abi.ABI_VERSION),
@@ -145,11 +128,11 @@ class PvIommu(PciFunction):
         self._publish_capabilities()
         self.power_on()
 
-    def add_endpoint(self, stream: int, endpoint: TranslatedEndpoint) -> None:
-        """Name the function that is ``stream``, one of the configured streams."""
-        if stream not in self.settings.streams:
+    def stream(self, stream: int) -> PvStream:
+        """What translates for the endpoint that is ``stream``, one of the configured streams. Raises ValueError."""
+        if stream not in self._streams:
             raise ValueError(f"stream {stream}: not one of {self.settings.streams}")
-        self._endpoints[stream] = endpoint
+        return self._streams[stream]
 
     # -- PCI hooks --------------------------------------------------------------------------------------------------
 
@@ -203,8 +186,7 @@ class PvIommu(PciFunction):
         self._bar.clear(("PROFILE", "RING_SELECT"))
         self._publish_capabilities()
         for stream in lost:
-            if stream in self._endpoints:
-                self._endpoints[stream].cancel()
+            self._streams[stream].cancel()
 
     @property
     def engine(self) -> Engine:
@@ -213,15 +195,16 @@ class PvIommu(PciFunction):
         return self._engine
 
     def on_ram_changed(self, first: int, nr: int) -> None:
+        self._changed_ram = self._changed_ram or FrameRanges()
         self._changed_ram.add(first, nr)
 
     def settle(self) -> None:
         """Tell the engine and the guest of RAM that came or went since the last call: once for all changes of a turn,
         and before anything that depends on it.
         """
-        if self._changed_ram:
+        if self._changed_ram is not None:  # this is asked at each translation
             spans = [(first, last + 1 - first) for first, last in self._changed_ram]
-            self._changed_ram = FrameRanges()
+            self._changed_ram = None
             self._engine.change_ram(self.memory.ram, spans)
             if self._chain.with_ram(self.memory.ram) is not self._published:
                 self._publish_capabilities()
@@ -420,23 +403,12 @@ class PvIommu(PciFunction):
     def work(self) -> bool:
         """Execute a bounded number of slots of each ring. Whether there were any."""
         self.settle()
-        self._look_for_stop()
+        self._patience.look_for_stop()
         return self._executor.work()
 
     def rested(self) -> None:
         """The loop has slept: that was no stop of the process."""
-        self._worked_at = self.inputs.now_ns()
-
-    def _look_for_stop(self) -> None:
-        now = self.inputs.now_ns()
-        if now - self._worked_at > STOPPED_NS:
-            self._missed = self._executor.backlog()
-            self._catch_up_until = now + CATCH_UP_NS
-        self._worked_at = now
-
-    def make_copier(self) -> Copier | None:
-        """What copies to and from the memory of one endpoint's connection, if the core has it."""
-        return None if self._core is None else self._core.copier()
+        self._patience.rested()
 
     def spin(self, poll: Poll) -> bool:
         """Let the core poll the rings. Whether it executed anything."""
@@ -473,58 +445,6 @@ class PvIommu(PciFunction):
     def is_polled(self) -> bool:
         """Whether there is anything that the loop has to poll."""
         return self._rings_on
-
-    # -- translation ------------------------------------------------------------------------------------------------
-
-    def translate(
-        self, stream: int, iova: int, length: int, access: Access, patience: Patience
-    ) -> Sequence[Run] | Fault:
-        """Where DMA goes, or why not. A refusal is only believed after all rings are drained: the map may be on
-        its way. They are drained first if the process was stopped meanwhile: the guest may have given it up and
-        unmapped what DMA in progress goes to. ``patience`` is that of the request.
-
-        Raises :class:`DmaPendingError` if draining takes longer than a turn has time for.
-        """
-        self._look_for_stop()
-        if self._missed is not None:
-            if self._worked_at < self._catch_up_until:
-                self._drain(self._missed)
-            self._missed = None
-        result = self.engine.translate(stream, iova, length, access)
-        if isinstance(result, Fault):
-            self.catch_up(patience)
-            result = self.engine.translate(stream, iova, length, access)
-        return result
-
-    def catch_up(self, patience: Patience) -> None:
-        """Execute what the rings held when this was called first for the request that ``patience`` belongs to.
-
-        Raises :class:`DmaPendingError` if that takes longer than a turn has time for.
-        """
-        if patience.backlog is None or not self._executor.is_current(patience.backlog):
-            patience.backlog = self._executor.backlog()
-        self._drain(patience.backlog)
-
-    def _drain(self, backlog: Backlog) -> None:
-        self.settle()
-        if not self._executor.drain(backlog):
-            raise DmaPendingError
-
-    def report_fault(self, fault: Fault, length: int) -> EventReason:
-        """Tell the guest of a refused request of ``length`` bytes. Returns the reason it was given."""
-        return self._reporter.fault(fault, length)
-
-    def report(self, reason: EventReason, access: Access, stream: int, iova: int, length: int) -> EventReason:
-        """Tell the guest of DMA of ``stream`` that was refused at ``iova``. Returns ``reason``."""
-        return self._reporter.refusal(reason, access, stream, iova, length)
-
-    def report_stopped(self, stream: int) -> None:
-        """Tell the guest that the endpoint of ``stream`` failed, and does no DMA until its reset."""
-        self._reporter.stopped(stream)
-
-    def unblock(self, stream: int) -> None:
-        """The endpoint was reset, or its bus mastering turned on: it begins anew in its context."""
-        self.engine.unblock(stream)
 
 
 def _begun(steps: Iterator[None]) -> Steps | None:

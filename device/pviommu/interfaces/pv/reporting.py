@@ -8,26 +8,29 @@ from typing import Protocol
 from pviommu_abi.shared import SBDF_UNBOUND, Event, EventReason
 from pviommu_abi.slots import DEFAULT_CONTEXT
 
-from ...engine import Access, Engine, Fault, Refusal
+from ...dma.fault import Fault, FaultKind
+from ...engine import Engine
 from ...pci.function import Environment
 from .bindings import Bindings, format_sbdf
 from .config import NO_STREAM
 from .events import EventRing
 
-__all__ = ["Reporter"]
+__all__ = ["REASON", "Reporter"]
 
 log = logging.getLogger(__name__)
 
 VECTOR_EVENTS = 0
 
-_REASON = {
-    Refusal.NOT_MAPPED: EventReason.NOT_MAPPED,
-    Refusal.NO_PERMISSION: EventReason.PERMISSION,
-    Refusal.OUT_OF_APERTURE: EventReason.OUT_OF_APERTURE,
-    Refusal.RESERVED: EventReason.RESERVED,
-    Refusal.BLOCKED: EventReason.BLOCKED,
-    Refusal.NO_ENDPOINT: EventReason.BLOCKED,
+REASON = {
+    FaultKind.NOT_MAPPED: EventReason.NOT_MAPPED,
+    FaultKind.PERMISSION: EventReason.PERMISSION,
+    FaultKind.OUT_OF_APERTURE: EventReason.OUT_OF_APERTURE,
+    FaultKind.RESERVED: EventReason.RESERVED,
+    FaultKind.BLOCKED: EventReason.BLOCKED,
+    FaultKind.NOT_RAM: EventReason.NOT_RAM,
+    FaultKind.ABORTED: EventReason.ABORTED,
 }
+"""What the guest is told of a fault; of the other kinds nothing."""
 
 
 class InterruptSource(Protocol):
@@ -56,35 +59,37 @@ class Reporter:
         """Raise MSI-X ``vector``, if the guest has set it up."""
         self._source.interrupt(vector)
 
-    def fault(self, fault: Fault, length: int) -> EventReason:
-        """Tell the guest of a refused request of ``length`` bytes. Returns the reason it was given."""
-        return self.refusal(_REASON[fault.refusal], fault.access, fault.stream, fault.iova, length)
-
-    def refusal(self, reason: EventReason, access: Access, stream: int, iova: int, length: int) -> EventReason:
-        """Tell the guest of DMA of ``stream`` that was refused at ``iova``. Returns ``reason``."""
+    def fault(self, fault: Fault) -> None:
+        """Tell the guest of a refused request, of a kind that is in :data:`REASON`."""
         self._counters.faults += 1
-        context = self._engine.endpoints().get(stream, DEFAULT_CONTEXT)
-        sbdf = self._bindings.sbdf(stream)
+        reason = REASON[fault.kind]
+        context = self._engine.endpoints().get(fault.stream, DEFAULT_CONTEXT)
+        sbdf = self._bindings.sbdf(fault.stream)
         log.info(
             "fault: stream %d (%s) context %d %s of %d bytes refused at %#x: %s",
-            *(stream, format_sbdf(sbdf), context, access.name, length, iova, reason.name),
+            *(fault.stream, format_sbdf(sbdf), context, fault.access.name, fault.length, fault.iova, reason.name),
             extra={
                 "event": "fault",
                 "fields": {
-                    "stream": stream,
+                    "stream": fault.stream,
                     "sbdf": format_sbdf(sbdf),
                     "context": context,
-                    "iova": iova,
-                    "access": access.name,
+                    "iova": fault.iova,
+                    "access": fault.access.name,
                     "reason": reason.name,
-                    "length": length,
+                    "length": fault.length,
                 },
             },
         )
         self.event(
-            reason=reason, access=int(access), stream=stream, sbdf=sbdf, iova=iova, length=length, ctx_no=context
+            reason=reason,
+            access=int(fault.access),
+            stream=fault.stream,
+            sbdf=sbdf,
+            iova=fault.iova,
+            length=fault.length,
+            ctx_no=context,
         )
-        return reason
 
     def stopped(self, stream: int) -> None:
         """Tell the guest that an endpoint failed: all its DMA is blocked until its reset. No request was refused."""

@@ -5,13 +5,14 @@ import os
 
 import pytest
 
-from pviommu.dma.port import DmaRefusedError
+from pviommu.dma.fault import DmaRefusedError
 from pviommu.interfaces.pv.batch import ELEMENTS
 from pviommu_abi.own import Batch, BatchFlags, MapOp, OwnOp
 from pviommu_abi.shared import EventReason
 from pviommu_abi.slots import Errno, OpClass
 from vfio_user import DmaMapping
 
+from ...conftest import reason_of
 from .conftest import PLACE, Memory
 
 UNSET = 77
@@ -178,7 +179,7 @@ def test_one_flush_a_batch_and_no_old_translation_afterwards(driver):
     for page in range(5):
         with pytest.raises(DmaRefusedError) as caught:
             driver.dma_read("dma0", 0x100000 + page * 4096, 1)
-        assert caught.value.reason is EventReason.NOT_MAPPED
+        assert reason_of(caught.value) is EventReason.NOT_MAPPED
     assert driver.dma_read("dma0", 0x105000, 1) == b"\0"
 
 

@@ -2,6 +2,7 @@ import os
 
 import pytest
 
+from pviommu.dma.fault import Fault, FaultKind
 from pviommu.engine import Access
 from pviommu.interfaces.pv.events import EventRing
 from pviommu.pci.shared_memory import SharedMemory
@@ -93,10 +94,10 @@ def test_the_event_vector_is_raised_only_when_the_guest_armed_for_it(driver):
     fd = driver.msix(0)
     try:
         driver.words[ARM] = 1
-        driver.iommu.report(EventReason.NOT_MAPPED, Access.READ, 1, 0x1000, 1)
+        driver.iommu.stream(1).report(Fault(FaultKind.NOT_MAPPED, 1, 0x1000, Access.READ, 1))
         with pytest.raises(BlockingIOError):
             os.eventfd_read(fd)
-        driver.iommu.report(EventReason.NOT_MAPPED, Access.READ, 1, 0x1000, 1)
+        driver.iommu.stream(1).report(Fault(FaultKind.NOT_MAPPED, 1, 0x1000, Access.READ, 1))
         assert os.eventfd_read(fd) == 1
     finally:
         os.close(fd)

@@ -3,12 +3,11 @@ from dataclasses import replace
 
 import pytest
 
-from pviommu.dma.patience import DmaPendingError
-from pviommu.dma.port import DmaRefusedError
+from pviommu.dma.fault import DmaPendingError, DmaRefusedError
 from pviommu.interfaces.pv import execution
 from pviommu.interfaces.pv.execution import BATCH, DRAIN_NS, STEP_NS
-from pviommu.interfaces.pv.function import CATCH_UP_NS, STOPPED_NS
 from pviommu.interfaces.pv.pages import PIECE
+from pviommu.interfaces.pv.patience import CATCH_UP_NS, STOPPED_NS
 from pviommu.interfaces.pv.ring import passed
 from pviommu_abi.own import Call, OwnOp
 from pviommu_abi.registers import RingStatus
@@ -23,7 +22,7 @@ from pviommu_abi.slots import Errno, OpClass, SlotFlags
 from pviommu_abi.xen_2024 import MapPages, PvIommuOp, ReattachDevice, UnmapPages, Xen2024Op
 from pviommu_abi.xen_v7 import V7MapPages, V7UnmapPages, XenV7Op
 
-from ...conftest import DEVFN, ENTRIES
+from ...conftest import DEVFN, ENTRIES, reason_of
 
 NOOP = PvIommuOp(Xen2024Op.NOOP, 0, 0).pack()
 ALLOC = PvIommuOp(Xen2024Op.ALLOC_CONTEXT, 0, 0).pack()
@@ -47,7 +46,7 @@ def finish(driver):
 def refusal(driver, name, iova):
     with pytest.raises(DmaRefusedError) as caught:
         driver.dma_read(name, iova, 1)
-    return caught.value.reason
+    return reason_of(caught.value)
 
 
 def map_op(ctx, dfn, gfn, nr=1):

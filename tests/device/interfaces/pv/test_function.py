@@ -4,7 +4,7 @@ import struct
 
 import pytest
 
-from pviommu.dma.port import DmaRefusedError
+from pviommu.dma.fault import DmaRefusedError
 from pviommu.engine import Access
 from pviommu_abi import registers as abi
 from pviommu_abi.dma_test import Descriptor, DescriptorStatus, DmaOp
@@ -22,7 +22,7 @@ from pviommu_abi.slots import OpClass
 from pviommu_abi.xen_2024 import MapPages, PvIommuOp, Xen2024Op
 from vfio_user import DmaMapping, RequestError
 
-from ...conftest import DEVFN, ENTRIES
+from ...conftest import DEVFN, ENTRIES, reason_of
 
 NOOP = PvIommuOp(Xen2024Op.NOOP, 0, 0).pack()
 ALLOC = PvIommuOp(Xen2024Op.ALLOC_CONTEXT, 0, 0).pack()
@@ -35,7 +35,7 @@ def refused(driver):
 def refusal(driver, name, iova):
     with pytest.raises(DmaRefusedError) as caught:
         driver.dma_read(name, iova, 1)
-    return caught.value.reason
+    return reason_of(caught.value)
 
 
 def map_op(ctx, dfn, gfn, nr=1):
@@ -44,7 +44,7 @@ def map_op(ctx, dfn, gfn, nr=1):
 
 def test_an_endpoint_of_an_unknown_stream_is_refused(driver):
     with pytest.raises(ValueError, match="stream 9"):
-        driver.iommu.add_endpoint(9, driver.machine.endpoints["dma0"])
+        driver.iommu.stream(9)
 
 
 # -- registers --------------------------------------------------------------------------------------------------------

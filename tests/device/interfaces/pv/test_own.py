@@ -1,6 +1,6 @@
 import pytest
 
-from pviommu.dma.port import DmaRefusedError
+from pviommu.dma.fault import DmaRefusedError, Fault, FaultKind
 from pviommu.engine import Access
 from pviommu.interfaces.pv.own import OwnOperations
 from pviommu_abi.dma_test import REGISTER as DMA_REGISTER
@@ -11,7 +11,7 @@ from pviommu_abi.shared import EventReason
 from pviommu_abi.slots import Errno, OpClass
 from pviommu_abi.xen_2024 import PvIommuOp, Xen2024Op
 
-from ...conftest import DEVFN, STREAM
+from ...conftest import DEVFN, STREAM, reason_of
 
 
 def own(driver, op, payload=b""):
@@ -56,7 +56,7 @@ def refused(driver):
     try:
         driver.dma_read("dma0", 0, 1)
     except DmaRefusedError as error:
-        return error.reason
+        return reason_of(error)
     return None
 
 
@@ -207,7 +207,7 @@ def test_query_usage_counts_what_is_in_use(driver):
 
 def test_query_usage_counts_lost_events(driver):
     for _ in range(258):
-        driver.iommu.report(EventReason.NOT_MAPPED, Access.READ, 1, 0, 1)
+        driver.iommu.stream(1).report(Fault(FaultKind.NOT_MAPPED, 1, 0, Access.READ, 1))
     assert Usage.unpack(own(driver, OwnOp.QUERY_USAGE)[1]).events_lost == 2
 
 

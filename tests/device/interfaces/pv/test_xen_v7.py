@@ -1,6 +1,6 @@
 import pytest
 
-from pviommu.dma.port import DmaRefusedError
+from pviommu.dma.fault import DmaRefusedError
 from pviommu.topology import ReservedEntry
 from pviommu_abi.own import Binding, OwnOp
 from pviommu_abi.registers import Profile
@@ -20,7 +20,7 @@ from pviommu_abi.xen_v7 import (
 )
 from vfio_user import DmaMapping
 
-from ...conftest import UNTOUCHED
+from ...conftest import UNTOUCHED, reason_of
 from .conftest import PLACE
 
 RAM_END = 0x1000
@@ -38,7 +38,7 @@ def ctx(v7):
 def refusal(v7, name, iova, length=1):
     with pytest.raises(DmaRefusedError) as caught:
         v7.driver.dma_read(name, iova, length)
-    return caught.value.reason
+    return reason_of(caught.value)
 
 
 # -- noop, unknown, query ---------------------------------------------------------------------------------------------
@@ -458,7 +458,7 @@ def test_a_read_only_page_refuses_writes_and_a_write_only_one_reads(v7):
     v7.driver.dma_write("dma0", 0x101000, b"w")
     with pytest.raises(DmaRefusedError) as caught:
         v7.driver.dma_write("dma0", 0x100000, b"w")
-    assert caught.value.reason is EventReason.PERMISSION
+    assert reason_of(caught.value) is EventReason.PERMISSION
     assert refusal(v7, "dma0", 0x101000) is EventReason.PERMISSION
 
 

@@ -1,0 +1,53 @@
+"""Refused DMA, as data: whoever translates for a stream reports it in its own way."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from ..engine import Access
+
+__all__ = ["DmaPendingError", "DmaRefusedError", "Fault", "FaultKind"]
+
+
+class FaultKind(Enum):
+    """Why DMA was refused."""
+
+    NOT_MAPPED = "the address is not mapped"
+    PERMISSION = "the mapping does not allow this access"
+    OUT_OF_APERTURE = "the address is outside of what can be mapped"
+    RESERVED = "the address is reserved"
+    BLOCKED = "the stream, or where it is attached, is blocked"
+    NOT_RAM = "the address leads to what is neither guest RAM nor a BAR of this machine"
+    ABORTED = "the address leads to a BAR, which does not allow this"
+    NO_BUS_MASTER = "bus mastering is off"
+    """no request left the function, so nobody is told but the endpoint"""
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """A refused request."""
+
+    kind: FaultKind
+    stream: int
+    iova: int
+    """device address of the first byte refused"""
+    access: Access
+    """what was asked for"""
+    length: int
+    """bytes of the span that the address is in"""
+    gpa: int | None = None
+    """where the address leads, if that is what refused it"""
+
+
+class DmaRefusedError(Exception):
+    """A DMA request that was refused: whole, unless it was in steps and the guest unmapped part of it meanwhile."""
+
+    def __init__(self, fault: Fault) -> None:
+        why = fault.kind.value if fault.kind is FaultKind.NO_BUS_MASTER else fault.kind.name
+        super().__init__(f"{fault.access.name} at {fault.iova:#x}: {why}")
+        self.fault = fault
+
+
+class DmaPendingError(Exception):
+    """Whether DMA is refused will be known in a later step. Nothing has happened."""

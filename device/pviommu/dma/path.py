@@ -1,0 +1,115 @@
+"""The one way that DMA takes: translation, refusal, accounting."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from ..counters import Counters
+from ..engine import Access
+from .fault import DmaPendingError, DmaRefusedError, Fault, FaultKind
+from .memory import AbortedAccessError, GuestMemory, GuestMemoryError
+from .plan import DmaPlan, DmaRequest, Span
+from .translator import PENDING, Translator
+
+__all__ = ["DmaPath"]
+
+
+class DmaPath:
+    """DMA of one stream, carried out at once. Every request is translated over its whole span before a byte moves.
+
+    Any of it may raise :class:`.fault.DmaRefusedError`, after the guest was told, or :class:`.fault.DmaPendingError`:
+    then nothing has happened, and the same request is made again in a later step.
+    """
+
+    def __init__(
+        self,
+        stream: int,
+        translator: Translator,
+        memory: GuestMemory,
+        counters: Counters,
+        is_bus_master: Callable[[], bool],
+    ) -> None:
+        self.stream = stream
+        self._translator = translator
+        self._memory = memory
+        self._counters = counters
+        self._is_bus_master = is_bus_master
+
+    def give_up(self) -> None:
+        """A request that raised :class:`.fault.DmaPendingError`, or is not at its last step, is not made again."""
+        self._translator.give_up()
+
+    def plan(self, *requests: DmaRequest) -> list[DmaPlan]:
+        """Translate ``requests``, which are carried out together or not at all.
+
+        Use the result in the same step: the next operation of the guest may change what it stands for.
+        """
+        plans = self._begin(requests)
+        for plan in plans:
+            try:
+                self._memory.check(plan.runs())
+            except GuestMemoryError as error:
+                raise self._refused(self._objection(plan, error)) from error
+        return plans
+
+    def read_plan(self, plan: DmaPlan) -> bytes:
+        """The bytes of a request that :meth:`plan` translated. Refused if its file fails."""
+        try:
+            data = self._memory.read(plan.runs())
+        except GuestMemoryError as error:
+            raise self._refused(self._objection(plan, error)) from error
+        self._counters.dma_bytes += len(data)
+        return data
+
+    def write_plan(self, plan: DmaPlan, data: bytes | memoryview) -> None:
+        """Write to a request that :meth:`plan` translated. Refused if its file fails."""
+        try:
+            self._memory.write(plan.runs(), data)
+        except GuestMemoryError as error:
+            raise self._refused(self._objection(plan, error)) from error
+        self._counters.dma_bytes += len(data)
+
+    def read(self, spans: Sequence[Span]) -> bytes:
+        """The bytes of ``spans``, one after the other."""
+        return self.read_plan(self._begin(((spans, Access.READ),))[0])  # which looks whether all of it is memory
+
+    def write(self, spans: Sequence[Span], data: bytes | memoryview) -> None:
+        """Spread ``data`` over ``spans``, whose lengths add up to its own."""
+        self.write_plan(self._begin(((spans, Access.WRITE),))[0], data)  # which looks before it begins
+
+    # -- what all of it is made of ----------------------------------------------------------------------------------
+
+    def _begin(self, requests: Sequence[DmaRequest]) -> list[DmaPlan]:
+        plans = self._translate(requests)
+        self._counters.dma_requests += len(plans)
+        return plans
+
+    def _translate(self, requests: Sequence[DmaRequest], span_length: int = 0) -> list[DmaPlan]:
+        """Plans for this step; whether they lead to memory remains to be seen. ``span_length``: of the span that all of
+        it is a piece of.
+        """
+        if not self._is_bus_master():
+            [(iova, length), *_], access = requests[0]
+            raise self._refused(Fault(FaultKind.NO_BUS_MASTER, self.stream, iova, access, length))
+        found = self._translator.translate(requests)
+        if found is PENDING:
+            raise DmaPendingError
+        if isinstance(found, Fault):
+            raise self._refused(replace(found, length=span_length) if span_length else found)
+        return found
+
+    def _refused(self, fault: Fault) -> DmaRefusedError:
+        """Tell the guest; what to raise."""
+        if fault.kind is not FaultKind.NO_BUS_MASTER:
+            self._translator.report(fault)
+        return DmaRefusedError(fault)
+
+    def _objection(self, plan: DmaPlan, error: GuestMemoryError) -> Fault:
+        """What guest memory has against a plan."""
+        kind = FaultKind.ABORTED if isinstance(error, AbortedAccessError) else FaultKind.NOT_RAM
+        return self._fault_at(plan, error.gpa, kind)
+
+    def _fault_at(self, plan: DmaPlan, gpa: int, kind: FaultKind) -> Fault:
+        iova, length = plan.locate(gpa)
+        return Fault(kind, self.stream, iova, plan.access, length, gpa)

@@ -1,0 +1,60 @@
+"""DMA requests, and what their device addresses were translated to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from ..engine import Access, Fault, Run
+
+_new_tuple = tuple.__new__
+"""Makes a plan in half the time that DmaPlan() takes."""
+
+__all__ = ["DmaPlan", "DmaRequest", "Span", "translate_each"]
+
+Span = tuple[int, int]
+"""Device address and length in bytes."""
+
+DmaRequest = tuple[Sequence[Span], Access]
+"""The spans of one request, in order, and what it does to them."""
+
+
+class DmaPlan(NamedTuple):
+    """A translated request: for each span the runs of guest memory that it is. Good for the step it was made in."""
+
+    spans: Sequence[Span]
+    access: Access
+    translations: Sequence[Sequence[Run]]
+
+    def runs(self) -> Sequence[Run]:
+        """All runs in order."""
+        if len(self.translations) == 1:
+            return self.translations[0]
+        return [run for runs in self.translations for run in runs]
+
+    def locate(self, gpa: int) -> tuple[int, int]:
+        """The device address that was translated to ``gpa``, and the length of the span that it is in."""
+        for (iova, length), runs in zip(self.spans, self.translations, strict=True):
+            for run in runs:
+                if run.gpa <= gpa < run.gpa + run.length:
+                    return iova + gpa - run.gpa, length
+                iova += run.length
+        raise ValueError(f"GPA {gpa:#x} is not part of the request")
+
+
+def translate_each(
+    requests: Sequence[DmaRequest], translate: Callable[[int, int, Access], Sequence[Run] | Fault]
+) -> list[DmaPlan] | tuple[Fault, int]:
+    """Plans of ``requests``, for all of whose spans ``translate(iova, length, access)``, an engine's, gave runs; or the
+    first refusal that it gave, and the length of the span.
+    """
+    plans = []
+    for spans, access in requests:
+        translations: list[Sequence[Run]] = []
+        for iova, length in spans:
+            found = translate(iova, length, access)
+            if isinstance(found, Fault):
+                return found, length
+            translations.append(found)
+        plans.append(_new_tuple(DmaPlan, (spans, access, translations)))
+    return plans

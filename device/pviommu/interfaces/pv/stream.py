@@ -1,0 +1,83 @@
+"""The translator of one endpoint behind the PV-IOMMU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from ...dma.fault import Fault, FaultKind
+from ...dma.plan import DmaPlan, DmaRequest, translate_each
+from ...dma.translator import PENDING, Pending, Translator
+from ...engine import Engine, Refusal
+from .execution import Backlog
+from .patience import Patience
+from .reporting import Reporter
+
+__all__ = ["PvStream"]
+
+_KIND = {
+    Refusal.NOT_MAPPED: FaultKind.NOT_MAPPED,
+    Refusal.NO_PERMISSION: FaultKind.PERMISSION,
+    Refusal.OUT_OF_APERTURE: FaultKind.OUT_OF_APERTURE,
+    Refusal.RESERVED: FaultKind.RESERVED,
+    Refusal.BLOCKED: FaultKind.BLOCKED,
+    Refusal.NO_ENDPOINT: FaultKind.BLOCKED,
+}
+
+
+class PvStream(Translator):
+    """Translates by the context that the stream is attached to.
+
+    A refusal is only believed after all rings are drained: the map may be on its way.
+    """
+
+    def __init__(
+        self, stream: int, engine: Engine, settle: Callable[[], None], patience: Patience, reporter: Reporter
+    ) -> None:
+        """``settle`` is called before ``engine`` is asked."""
+        self.stream = stream
+        self._engine = engine
+        self._settle = settle
+        self._patience = patience
+        self._reporter = reporter
+        self._translate = partial(engine.translate, stream)
+        self._backlog: Backlog | None = None
+        """what the rings held when the request in progress was refused first"""
+        self.cancel: Callable[[], None] = lambda: None
+        """finishes what the endpoint has queued as cancelled"""
+
+    def translate(self, requests: Sequence[DmaRequest]) -> list[DmaPlan] | Fault | Pending:
+        if not self._patience.has_caught_up():
+            return PENDING
+        self._settle()
+        found = translate_each(requests, self._translate)
+        if isinstance(found, tuple):
+            if not self.catch_up():
+                return PENDING
+            # all of it anew: what was executed meanwhile may have unmapped a span that was translated before
+            found = translate_each(requests, self._translate)
+        self._backlog = None
+        if isinstance(found, tuple):
+            refused, length = found
+            return Fault(_KIND[refused.refusal], self.stream, refused.iova, refused.access, length)
+        return found
+
+    def report(self, fault: Fault) -> None:
+        self._reporter.fault(fault)
+
+    def catch_up(self) -> bool:
+        self._backlog = self._patience.drained(self._backlog)
+        return self._backlog is None
+
+    def give_up(self) -> None:
+        self._backlog = None
+
+    def on_lost(self, cancel: Callable[[], None]) -> None:
+        self.cancel = cancel
+
+    def endpoint_failed(self) -> None:
+        self._reporter.stopped(self.stream)
+
+    def endpoint_begins(self) -> None:
+        self._settle()
+        self._engine.unblock(self.stream)
