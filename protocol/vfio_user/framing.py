@@ -81,6 +81,11 @@ class FrameReader:
             return Header.SIZE - have
         return Header.unpack(self._buffer).size - have
 
+    @property
+    def keeps_descriptors(self) -> bool:
+        """Whether the beginning of a frame has come with descriptors, and its end is still to come."""
+        return bool(self._fds)
+
     def feed(self, data: bytes, fds: Sequence[int] = ()) -> list[Frame | BadFrame]:
         """Take a chunk and the descriptors that came with it (ownership passes); return the frames it completes.
 

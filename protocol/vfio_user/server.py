@@ -145,6 +145,14 @@ class Session:
         """
         return bool(self._frames) or self._unfinished is not None
 
+    @property
+    def may_keep_descriptors(self) -> bool:
+        """Whether what the client has sent waits for something that only it can do: to take its replies, or to send
+        the rest of a message that came with descriptors. One of them may be its own end of the connection, whose end
+        is then never seen.
+        """
+        return self._reader.keeps_descriptors or (self.paused and bool(self.outgoing))
+
     def receive(self, data: bytes, fds: list[int], may_go_on: Callable[[], bool] = _always) -> None:
         """Take a chunk of the stream and the descriptors that came with it (ownership passes), and act on it.
 

@@ -63,6 +63,61 @@ def test_a_socket_that_lingers_stops_nobody(serve, way):
     other_end.close()
 
 
+def unread_replies(client, count):
+    """Ask for more than the socket takes, each time with the client's own end, and read nothing of it."""
+    client.sock.setblocking(False)
+    with contextlib.suppress(BlockingIOError):
+        for _ in range(count):
+            client.send(raw.REGION_READ, raw.access(2, 0, 1 << 18), fds=[client.sock.fileno()])
+
+
+def in_requests_that_wait(client):
+    unread_replies(client, 12)
+
+
+def unread_in_the_queue(client):
+    unread_replies(client, 1000)
+
+
+def with_half_a_message(client):
+    whole = raw.HEADER.pack(1, raw.REGION_READ, raw.HEADER.size + 16, 0, 0)
+    client.send_bytes(whole, fds=[client.sock.fileno()])
+
+
+def is_served(serve):
+    """Whether the next client is."""
+    with Raw(serve.folder / "iommu.sock") as client:
+        return client.ask(raw.VERSION, raw.version(0, 0, raw.QEMU_OFFER)) != errno.EBUSY
+
+
+@row("server", 15)
+@pytest.mark.parametrize("keep", [in_requests_that_wait, unread_in_the_queue, with_half_a_message])
+def test_a_client_that_went_and_left_its_own_end_with_the_server_makes_room_for_the_next(serve, keep):
+    """The server has what keeps the connection open, so that it never sees the end of it."""
+    before = serve.descriptors()
+    pid = os.fork()
+    if pid == 0:
+        with contextlib.suppress(BaseException), Raw(serve.folder / "iommu.sock") as client:
+            client.negotiate()
+            keep(client)
+            os._exit(0)
+        os._exit(1)
+    assert os.waitpid(pid, 0) == (pid, 0)
+    spin_until(lambda: is_served(serve), "the next client to be served")
+    spin_until(lambda: serve.descriptors() == before, "what the client left to be closed")
+    assert serve.stop() == 0
+
+
+@row("server", 15)
+def test_a_client_that_takes_no_replies_stays_while_its_process_lives(serve):
+    with Raw(serve.folder / "iommu.sock") as client:
+        client.negotiate()
+        in_requests_that_wait(client)
+        assert not any(is_served(serve) for _ in range(20))
+        client.sock.settimeout(PATIENCE_S)
+        assert len(client.receive().payload) == 16 + (1 << 18)
+
+
 @contextlib.contextmanager
 def told_to_end(serve):
     """The server is stopped, a client connects and sends what lingers, and then the server is to end and goes on:

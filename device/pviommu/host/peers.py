@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
+import select
 import socket
 import struct
 from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
 
-__all__ = ["Peer", "peer_of"]
+__all__ = ["Peer", "is_gone", "peer_of"]
 
 _CREDENTIALS = struct.Struct("3i")
 _SO_PEERPIDFD = 77  # since Linux 6.5; Python has no name for it
@@ -24,6 +28,8 @@ class Peer:
     group: int
     process: int | None = None
     """a number that no other process has or had; None if this kernel does not give any (before 6.9)"""
+    started: int | None = None
+    """when, in clock ticks after the start of the host; None if that cannot be told"""
 
     def may_be(self, other: Peer) -> bool:
         """Whether both may be one process. Without :attr:`process`, users and groups must do across namespaces."""
@@ -41,12 +47,69 @@ def peer_of(sock: socket.socket) -> Peer:
     """The other end of a connected Unix socket."""
     packed = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
     pid, user, group = _CREDENTIALS.unpack(packed)
-    return Peer(pid, user, group, _process_of(sock))
+    status = _status_of(pid)
+    return Peer(pid, user, group, _process_of(sock), status.started if status else None)
+
+
+def is_gone(sock: socket.socket, peer: Peer) -> bool:
+    """Whether the process that connected ``sock``, ``peer`` at that time, has ended. False if that cannot be told.
+
+    The connection may go on without it: others may have been given the socket.
+    """
+    try:
+        fd = _pidfd_of(sock)
+    except OSError as error:
+        return error.errno == errno.ESRCH or _has_gone(peer)
+    try:
+        poller = select.poll()
+        poller.register(fd, select.POLLIN)
+        return bool(poller.poll(0))
+    finally:
+        os.close(fd)
+
+
+def _has_gone(peer: Peer) -> bool:
+    """As :func:`is_gone`, by number and time of start: this kernel gives no pidfd (before 6.5), or none is left."""
+    if not peer.pid:
+        return False
+    try:
+        os.kill(peer.pid, 0)
+    except ProcessLookupError:
+        return True
+    except OSError:  # another user's
+        pass
+    status = _status_of(peer.pid)
+    return status is not None and (status.has_ended or peer.started not in (None, status.started))
+
+
+class _Status(NamedTuple):
+    """What /proc says of a process."""
+
+    has_ended: bool
+    """whether all its threads have, and only its parent has not heard of it"""
+    started: int
+
+
+def _status_of(pid: int) -> _Status | None:
+    """None if nothing is to be found out. The format: proc_pid_stat(5)."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+    except OSError:
+        return None
+    return _Status(has_ended=fields[0] in (b"Z", b"X") and int(fields[17]) <= 1, started=int(fields[19]))
+
+
+def _pidfd_of(sock: socket.socket) -> int:
+    """A descriptor of the process that connected ``sock``; the caller closes it. Raises :class:`OSError`.
+
+    ESRCH: the process is gone. Newer kernels give a descriptor then, too.
+    """
+    return sock.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD)
 
 
 def _process_of(sock: socket.socket) -> int | None:
     try:
-        fd = sock.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD)
+        fd = _pidfd_of(sock)
     except OSError:  # an older kernel, a process that is gone, or no descriptor left
         return None
     try:

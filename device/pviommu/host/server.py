@@ -27,7 +27,7 @@ from ..pci.function import PciFunction
 from .fairness import Fairness
 from .listening import REST_NS, Listeners
 from .pacing import FOREVER, NAP_MS, Pace, naps_end_in_time
-from .peers import Peer, peer_of
+from .peers import Peer, is_gone, peer_of
 
 __all__ = ["Server", "close_all", "listen_all"]
 
@@ -59,9 +59,15 @@ class _Connection:
     """A client of one function, or one that is refused as such."""
 
     def __init__(
-        self, sock: socket.socket, function: PciFunction, closer: Closer, refusal: RequestError | None = None
+        self,
+        sock: socket.socket,
+        function: PciFunction,
+        closer: Closer,
+        peer: Peer,
+        refusal: RequestError | None = None,
     ) -> None:
         self.sock = sock
+        self.peer = peer
         self.function = function
         self.closer = closer
         self.is_refused = refusal is not None
@@ -72,6 +78,11 @@ class _Connection:
     def is_read(self) -> bool:
         """Not while the client does not take its replies, or what was sent before is still being closed."""
         return not self.session.paused and (self.is_refused or not self.closer.busy)
+
+    @property
+    def is_abandoned(self) -> bool:
+        """Whether its process is gone, and something that it has sent may be what keeps its end open."""
+        return self.session.may_keep_descriptors and is_gone(self.sock, self.peer)
 
     @property
     def has_more(self) -> bool:
@@ -369,13 +380,13 @@ class Server:
     def _connect(self, sock: socket.socket, function: PciFunction) -> None:
         peer = peer_of(sock)
         refusal = self._why_not(function, peer)
-        if refusal and self._close_hung_up():
+        if refusal and self._close_gone():
             refusal = self._why_not(function, peer)
         if refusal:
             self._refuse(sock, function, refusal, peer)
             return
         self._peer = peer
-        connection = _Connection(sock, function, self._closers[function.name])
+        connection = _Connection(sock, function, self._closers[function.name], peer)
         self._connections[sock.fileno()] = connection
         log.info(
             "%s: client connected",
@@ -410,21 +421,25 @@ class Server:
         )
         if len(self._refused) == MOST_REFUSED:
             self._close(next(iter(self._refused.values())))
-        connection = _Connection(sock, function, self._closers[function.name], refusal)
+        connection = _Connection(sock, function, self._closers[function.name], peer, refusal)
         self._refused[sock.fileno()] = connection
         self._poller.register(sock, connection.events)
 
-    def _close_hung_up(self) -> bool:
+    def _close_gone(self) -> bool:
         """End the sessions of clients that are gone, without waiting for what they have sent. Whether any was.
 
         The next client may be seen before the end of the last one: its socket may be looked at first.
         """
-        seen = self._inputs.wait(self._poller, 0)
-        hung_up = [self._connections[fd] for fd, events in seen if events & _HUNG_UP and fd in self._connections]
-        for connection in hung_up:
+        hung_up = {fd for fd, events in self._inputs.wait(self._poller, 0) if events & _HUNG_UP}
+        gone = [
+            connection
+            for fd, connection in (self._connections | self._refused).items()
+            if fd in hung_up or connection.is_abandoned
+        ]
+        for connection in gone:
             connection.session.eof()
             self._close(connection)
-        return bool(hung_up)
+        return bool(gone)
 
     # -- clients are served, and go ---------------------------------------------------------------------------------
 
