@@ -7,9 +7,13 @@ import signal
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from .fuzz import background
+from .workers import Once, is_worker, number_of_workers, rank, unit_of
 
 # How long an example takes says something about the machine only. Under CI the same code meets the same examples.
 settings.register_profile(
@@ -18,6 +22,32 @@ settings.register_profile(
 settings.load_profile("pviommu")
 
 CHECKOUT = Path(__file__).resolve().parent.parent
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(background)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    return number_of_workers(config)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Units(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return unit_of(nodeid)
+
+    config.option.loadscopereorder = False  # by number of tests: the longest have only one
+    return Units(config, log)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if is_worker(config):
+        items.sort(key=lambda item: rank(item.nodeid))
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -33,16 +63,24 @@ def checkout() -> Path:
 
 
 @pytest.fixture(scope="session")
-def installed_wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel of this checkout, built and unpacked as an installer would: a folder for ``PYTHONPATH``."""
+def once(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Once:
+    """``once(name, make)``: a folder that ``make(folder)`` has filled, one for all processes of this run."""
+    own = tmp_path_factory.getbasetemp()
+    return Once((own.parent if is_worker(pytestconfig) else own) / "once")
+
+
+def _build_wheel(target: Path) -> None:
     from hatchling.builders.wheel import WheelBuilder
 
-    target = tmp_path_factory.mktemp("wheel")
     (built,) = WheelBuilder(str(CHECKOUT)).build(directory=str(target), versions=["standard"])
-    site = target / "site"
     with zipfile.ZipFile(built) as archive:
-        archive.extractall(site)
-    return site
+        archive.extractall(target / "site")
+
+
+@pytest.fixture(scope="session")
+def installed_wheel(once: Once) -> Path:
+    """The wheel of this checkout, built and unpacked as an installer would: a folder for ``PYTHONPATH``."""
+    return once("wheel", _build_wheel) / "site"
 
 
 @pytest.fixture(scope="session")

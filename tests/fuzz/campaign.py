@@ -7,11 +7,11 @@ descriptors, children and threads of theirs.
 from __future__ import annotations
 
 import os
+import select
 import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +27,10 @@ SEED = 1
 """One for every run, so that the same code meets the same inputs; `scripts/fuzz` takes a new one each time."""
 AT_ONCE = 2
 PATIENCE_S = 900
+PID = "pid"
+"""File of a campaign's folder: its process."""
+NOT_TOLD = -1
+"""Exit status of a campaign for a process that did not start it."""
 STATUS, LOG = "status", "log"
 """Files of a target in the campaign's folder: its exit status, once it has ended, and what it printed."""
 _FINDINGS = ("crash-*", "timeout-*", "oom-*", "leak-*")
@@ -48,43 +52,66 @@ class Outcome:
 
 
 class Campaign:
-    """Fuzzes each of ``names`` for ``seconds`` of CPU time, from now on."""
+    """Fuzzers in the background, which leave what becomes of them in a folder: whoever knows that may wait for them."""
 
-    def __init__(self, names: Sequence[str], seconds: int = SECONDS) -> None:
-        self._folder = Path(tempfile.mkdtemp(prefix="pviommu-fuzz-"))
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def is_started(self) -> bool:
+        """Whether it was started from here."""
+        return self._process is not None
+
+    def start(self, names: Sequence[str], seconds: int = SECONDS) -> None:
+        """Fuzz each of ``names`` for ``seconds`` of CPU time, from now on. Once, and by whoever closes it."""
         sources = (CHECKOUT, CHECKOUT / "protocol", CHECKOUT / "device")
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.fuzz.campaign", str(self._folder), str(seconds), *names],
-            cwd=self._folder,
+            [sys.executable, "-m", "tests.fuzz.campaign", str(self.folder), str(seconds), *names],
+            cwd=self.folder,
             env=os.environ | {"PYTHONPATH": os.pathsep.join(map(str, sources)), "PYTHONHASHSEED": "0"},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
+        (self.folder / PID).write_text(str(self._process.pid))
 
     def outcome(self, name: str) -> Outcome:
         """Wait for a fuzzer. Its status is that of the campaign if that ended before it."""
-        status, limit = self._folder / name / STATUS, time.monotonic() + PATIENCE_S
-        while not status.exists() and self._process.poll() is None:
+        status, limit = self.folder / name / STATUS, time.monotonic() + PATIENCE_S
+        while not status.exists() and (ended := self._ended()) is None:
             if time.monotonic() > limit:
                 raise TimeoutError(f"fuzz target {name} did not end within {PATIENCE_S} s")
             time.sleep(0.05)
-        log = self._folder / name / LOG
+        log = self.folder / name / LOG
         return Outcome(
             name,
-            int(status.read_text()) if status.exists() else int(self._process.wait()),
+            int(status.read_text()) if status.exists() else ended,
             log.read_text(errors="replace") if log.exists() else "",
-            tuple(path for pattern in _FINDINGS for path in (self._folder / name).glob(pattern)),
+            tuple(path for pattern in _FINDINGS for path in (self.folder / name).glob(pattern)),
         )
 
+    def _ended(self) -> int | None:
+        """None while the campaign runs; then its exit status, which only the process that started it is told."""
+        if self._process is not None:
+            return self._process.poll()
+        try:
+            watched = os.pidfd_open(int((self.folder / PID).read_text()))
+        except ProcessLookupError:
+            return NOT_TOLD
+        try:
+            return NOT_TOLD if select.select([watched], [], [], 0)[0] else None
+        finally:
+            os.close(watched)
+
     def close(self) -> None:
-        """End the fuzzers that still run; what they found stays."""
-        if self._process.poll() is None:
+        """End the fuzzers that were started from here and still run; what they found stays."""
+        if self._process is not None and self._process.poll() is None:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
-        if not any(True for pattern in _FINDINGS for _ in self._folder.glob(f"*/{pattern}")):
-            shutil.rmtree(self._folder, ignore_errors=True)
+        if not any(True for pattern in _FINDINGS for _ in self.folder.glob(f"*/{pattern}")):
+            shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def _fuzz(folder: Path, seconds: str, name: str) -> None:

@@ -16,6 +16,8 @@ from xml.etree import ElementTree
 
 import pytest
 
+from ..workers import Once
+
 TIME_LIMIT = 180
 """Seconds for server and guest of the lab's defaults, as the lab counts them."""
 
@@ -61,11 +63,15 @@ class LabRun:
 
 
 @pytest.fixture(scope="session")
-def artefacts(checkout: Path) -> Path:
+def artefacts(checkout: Path, once: Once) -> Path:
     """Where the files of machines that tests boot stay, emptied at the start."""
     folder = checkout / "lab-results" / "tests"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+
+    def empty(_: Path) -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+
+    once("artefacts", empty)
     return folder
 
 

@@ -7,6 +7,7 @@ not taken from the package under test.
 from __future__ import annotations
 
 import array
+import contextlib
 import json
 import os
 import socket
@@ -67,6 +68,8 @@ class Raw:
         return self
 
     def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(OSError):  # the server may have been first
+            self.sock.shutdown(socket.SHUT_RDWR)  # also for a duplicate that the server was given and still holds
         self.sock.close()
 
     def send(
