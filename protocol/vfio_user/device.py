@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from .memory_kind import Kind
 from .messages import (
@@ -94,8 +94,7 @@ class IrqRequest:
     flags: tuple[bool, ...] = ()
 
 
-@dataclass(frozen=True)
-class DmaMapping:
+class DmaMapping(NamedTuple):
     """A validated DMA_MAP: ``size`` bytes at DMA ``address`` are ``offset`` bytes into the file of ``fd``.
 
     Without ``fd`` the range is reachable by messages only. ``mode`` holds the MMAP and FILE_IO bits. ``kind`` is what

@@ -36,7 +36,7 @@ def close_fds(fds: Iterable[int]) -> None:
             os.close(fd)
 
 
-@dataclass
+@dataclass(slots=True)
 class Frame:
     """One message. Whoever receives it owns ``fds``."""
 
@@ -47,7 +47,7 @@ class Frame:
     """the errno for which descriptors that came with it were dropped, ``fds`` is empty then; EINVAL: too many"""
 
 
-@dataclass
+@dataclass(slots=True)
 class BadFrame:
     """A header with an impossible size. It ends the stream: what follows cannot be told apart."""
 
@@ -94,28 +94,35 @@ class FrameReader:
         if self._ended or not data:
             self._close_fds(fds)
             return []
-        self._buffer += data
+        stream: bytes | bytearray = data  # most chunks are one message, which is copied only once then
+        if self._buffer:
+            self._buffer += data
+            stream = self._buffer
         frames: list[Frame | BadFrame] = []
         start = 0
-        while len(self._buffer) - start >= Header.SIZE:
-            header = Header.unpack(self._buffer, start)
+        while len(stream) - start >= Header.SIZE:
+            header = Header.unpack(stream, start)
             if not Header.SIZE <= header.size <= self._max_size:
                 frames.append(BadFrame(header, self._size_text(header)))
                 self._close_fds(fds)
                 self.close()
                 return frames
             end = start + header.size
-            if end > len(self._buffer):
+            if end > len(stream):
                 break
-            if end == len(self._buffer):
+            if fds and end == len(stream):
                 self._own(fds)
                 fds = ()
-            payload = bytes(self._buffer[start + Header.SIZE : end])
+            payload = bytes(stream[start + Header.SIZE : end])
             frames.append(Frame(header, payload, self._fds, self._fds_lost))
             self._fds, self._fds_lost = [], 0
             start = end
-        del self._buffer[:start]
-        self._own(fds)
+        if self._buffer:
+            del self._buffer[:start]
+        else:
+            self._buffer += stream[start:]
+        if fds:
+            self._own(fds)
         return frames
 
     def close(self) -> None:

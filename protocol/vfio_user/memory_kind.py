@@ -12,7 +12,7 @@ import mmap
 import os
 import stat
 import struct
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from .errors import RequestError
 from .foreign import name_of, seals_of
@@ -30,8 +30,7 @@ class NotMemoryError(Exception):
     """A descriptor that cannot be guest memory; the text says what it is."""
 
 
-@dataclass(frozen=True, slots=True)
-class Kind:
+class Kind(NamedTuple):
     """A descriptor that can be guest memory."""
 
     key: tuple[int, int]

@@ -12,7 +12,7 @@ import logging
 import os
 from collections import deque
 from collections.abc import Callable, Generator
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from . import negotiation, requests
 from .device import Device, DeviceInfo, DmaMapping, Irq, IrqAction, IrqKind, IrqRequest, Region, Steps
@@ -64,16 +64,14 @@ class State(enum.Enum):
     CLOSED = "closed"
 
 
-@dataclass(frozen=True)
-class Outgoing:
+class Outgoing(NamedTuple):
     """Bytes to send, with descriptors that ride on the first of them. The descriptors stay the device's."""
 
     data: bytes
     fds: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True)
-class _Reply:
+class _Reply(NamedTuple):
     payload: bytes = b""
     fds: tuple[int, ...] = ()
 
@@ -339,7 +337,7 @@ class Session:
         mapping = requests.dma_map(frame.payload, frame.fds)
         if mapping.fd is not None:
             what = f"DMA_MAP {mapping.address:#x}+{mapping.size:#x}"
-            mapping = replace(mapping, kind=check_memory(mapping.fd, mapping.writable, what))
+            mapping = mapping._replace(kind=check_memory(mapping.fd, mapping.writable, what))
         frame.fds.clear()  # the device owns it now
         self._maps += self._device.dma_map(mapping)
         if self._maps > self._limits.max_dma_maps:

@@ -219,8 +219,9 @@ class GuestMemory:
             raise RequestError(error.errno or errno.EINVAL, text) from error
         if self.copier and new.area:
             self.copier.add(new.address, new.size, new.area.address + new.offset)
-        self.ram.add(*_frames(new.address, new.size))
-        self._changed(*_frames(new.address, new.size))
+        frames = _frames(new.address, new.size)
+        self.ram.add(*frames)
+        self._changed(*frames)
 
     def _check(self, new: Mapping) -> bool:
         """Whether ``new`` is there already; raises :class:`vfio_user.RequestError` if it cannot be added."""
@@ -309,14 +310,13 @@ class GuestMemory:
     def __iter__(self) -> Iterator[Mapping]:
         return iter(self._mappings)
 
-    def overlapping(self, address: int, size: int) -> Iterator[Mapping]:
+    def overlapping(self, address: int, size: int) -> Sequence[Mapping]:
         """The ranges that share an address with ``[address, address + size)``, in order."""
-        for place in range(max(bisect_right(self._starts, address) - 1, 0), len(self._mappings)):
-            mapping = self._mappings[place]
-            if mapping.address >= address + size:
-                return
-            if mapping.end > address:
-                yield mapping
+        first = bisect_right(self._starts, address)
+        last = bisect_left(self._starts, address + size, first)
+        if first and self._mappings[first - 1].end > address:
+            first -= 1
+        return self._mappings[first:last]
 
     def ram_ranges(self) -> list[tuple[int, int]]:
         """RAM as ``(first GPA, last GPA)``, inclusive, merged and in order."""

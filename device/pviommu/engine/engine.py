@@ -50,7 +50,9 @@ class Engine(Translation):
 
         Without clones the cost is that of the spans, whatever else is RAM.
         """
+        self._hits.clear()
         with self._iotlb.deferred():
+            self._iotlb.invalidate_context(DEFAULT_CONTEXT)
             clones = self._contexts.clones()
             gone: list[tuple[int, int]] = []
             come: list[tuple[int, int]] = []
@@ -61,7 +63,7 @@ class Engine(Translation):
                     gone += before.without(self._limit, after)
                     come += after.without(self._limit, before, self._reserved)
                 self._ram.replace(first, nr, inside)
-                self._back(first, nr)
+                self._back(first, nr, inside)
             for ctx, clone in clones:
                 for first, count in gone:
                     self._iotlb.invalidate(ctx, first, count)
@@ -77,16 +79,19 @@ class Engine(Translation):
         not: they are the guest's. Raises ValueError as set_ram() does.
         """
         self._mmio = FrameRanges(ranges)
-        self._back(0, FRAME_LIMIT)
-
-    def _back(self, first: int, nr: int) -> None:
-        """RAM or MMIO is another among these frames."""
-        self._backed.replace(first, nr, self._ram.within(first, nr))
-        for begin, count in self._mmio.overlap(first, nr):
-            self._backed.add(begin, count)
-        self._core.change_backed(first, nr, self._backed.within(first, nr))
+        self._backed = FrameRanges() if self._mmio else self._ram
+        self._back(0, FRAME_LIMIT, self._ram.bounds)
         self._hits.clear()
         self._iotlb.invalidate_context(DEFAULT_CONTEXT)
+
+    def _back(self, first: int, nr: int, ram: array[int]) -> None:
+        """RAM, which lies within these bounds now, or MMIO is another among these frames."""
+        if self._mmio:
+            self._backed.replace(first, nr, ram)
+            for begin, count in self._mmio.overlap(first, nr):
+                self._backed.add(begin, count)
+            ram = self._backed.within(first, nr)
+        self._core.change_backed(first, nr, ram)
 
     # Endpoints
 

@@ -39,6 +39,11 @@ class FrameRanges:
         """(first, last inclusive) of each range."""
         return zip(self.bounds[::2], (end - 1 for end in self.bounds[1::2]), strict=True)
 
+    def spans(self) -> Iterator[tuple[int, int]]:
+        """(first, count) of each range."""
+        for at in range(0, len(self.bounds), 2):
+            yield self.bounds[at], self.bounds[at + 1] - self.bounds[at]
+
     def __bool__(self) -> bool:
         return bool(self.bounds)
 
@@ -58,8 +63,11 @@ class FrameRanges:
         """Of the nr frames from `first` on those belong to the set that are in `inside`, as `within` gives them."""
         end = first + nr
         at, following = bisect_left(self.bounds, first), bisect_right(self.bounds, end)
-        edges = _toggled(array(BOUND, (first,) if at % 2 else ()), inside)
-        self.bounds[at:following] = _toggled(edges, array(BOUND, (end,) if following % 2 else ()))
+        if at % 2:
+            inside = _toggled(array(BOUND, (first,)), inside)
+        if following % 2:
+            inside = _toggled(inside, array(BOUND, (end,)))
+        self.bounds[at:following] = inside
 
     # Questions
 
@@ -88,9 +96,9 @@ class FrameRanges:
 
     def overlap(self, first: int, nr: int) -> Iterator[tuple[int, int]]:
         """(first, count) of what is in this set and among nr frames from `first` on, in order."""
-        found = self.within(first, nr)
-        for at in range(0, len(found), 2):
-            yield found[at], found[at + 1] - found[at]
+        found = FrameRanges()
+        found.bounds = self.within(first, nr)
+        yield from found.spans()
 
     def without(self, limit: int, *others: FrameRanges) -> Iterator[tuple[int, int]]:
         """(first, count) of what is in this set, below `limit`, and in none of the others, in order."""

@@ -41,8 +41,8 @@ class Translation:
         self._reserved = FrameRanges((region.first, region.last) for region in self.config.reserved)
         self._ram = FrameRanges()
         self._mmio = FrameRanges()
-        self._backed = FrameRanges()
-        """Both: what may be mapped, and what the default context reaches."""
+        self._backed = self._ram
+        """Both: what may be mapped, and what the default context reaches. The same set as RAM while there is no MMIO."""
         self._core = core or PythonCore()
         self._hits = self._core.hits
         """(stream, dfn, access bits): gpa of the page, bytes from there on. Empty after any change but a map."""

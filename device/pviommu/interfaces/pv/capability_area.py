@@ -97,6 +97,11 @@ class Chain:
         self._room = (CAPABILITY_SIZE - used) // AddressRange.SIZE
         self._last: tuple[array[int], bytes] = (array(BOUND), b"")
 
+    def reaches(self, first: int) -> bool:
+        """Whether it may be another once RAM has changed from frame ``first`` on."""
+        bounds = self._last[0]
+        return len(bounds) < 2 * self._room or first <= bounds[-1]
+
     def with_ram(self, ram: FrameRanges) -> bytes:
         """All of it; of ``ram`` the first ranges, as many as fit. The same object as before if it is the same."""
         bounds = ram.bounds[: 2 * self._room]

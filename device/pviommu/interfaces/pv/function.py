@@ -203,10 +203,10 @@ class PvIommu(PciFunction):
         and before anything that depends on it.
         """
         if self._changed_ram is not None:  # this is asked at each translation
-            spans = [(first, last + 1 - first) for first, last in self._changed_ram]
-            self._changed_ram = None
-            self._engine.change_ram(self.memory.ram, spans)
-            if self._chain.with_ram(self.memory.ram) is not self._published:
+            changed, self._changed_ram = self._changed_ram, None
+            ram = self.memory.ram
+            self._engine.change_ram(ram, changed.spans())
+            if self._chain.reaches(changed.bounds[0]) and self._chain.with_ram(ram) is not self._published:
                 self._publish_capabilities()
 
     def on_shared_renewed(self) -> None:
