@@ -4,8 +4,7 @@ A block holds runs by the DFN they begin at; no run leaves its block, so invalid
 blocks that it touches. Refusals are not cached, hence mapping a page needs no invalidation.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 
 from pviommu.engine.results import FRAME_LIMIT
 
@@ -75,22 +74,23 @@ class Iotlb:
     def clear(self) -> None:
         self._request(EVERYTHING)
 
-    @contextmanager
-    def deferred(self) -> Iterator[None]:
+    def deferred(self) -> AbstractContextManager[None]:
         """Collect the invalidations asked for inside and carry them out as one at the end, on an exception too.
 
         Inside, the cache is passed over, so nothing that waits to be forgotten is found. Nested, the outermost ends it.
         """
+        return self
+
+    def __enter__(self) -> None:
         self._deferrals += 1
-        try:
-            yield
-        finally:
-            self._deferrals -= 1
-            if self._pending and not self._deferrals:
-                pending, self._pending = self._pending, []
-                self.flushes += 1
-                for request in pending:
-                    self._forget(request)
+
+    def __exit__(self, *_: object) -> None:
+        self._deferrals -= 1
+        if self._pending and not self._deferrals:
+            pending, self._pending = self._pending, []
+            self.flushes += 1
+            for request in pending:
+                self._forget(request)
 
     def _request(self, request: Pending) -> None:
         if not self._deferrals:

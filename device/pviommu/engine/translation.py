@@ -42,7 +42,7 @@ class Translation:
         self._ram = FrameRanges()
         self._mmio = FrameRanges()
         self._backed = self._ram
-        """Both: what may be mapped, and what the default context reaches. The same set as RAM while there is no MMIO."""
+        """Both: what may be mapped, and what the default context reaches. While there is no MMIO, it is RAM itself."""
         self._core = core or PythonCore()
         self._hits = self._core.hits
         """(stream, dfn, access bits): gpa of the page, bytes from there on. Empty after any change but a map."""

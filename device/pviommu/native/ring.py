@@ -27,14 +27,6 @@ class NativeRing(CommandRing):
         super().__init__(number, shared, inputs)
 
     @property
-    def entries(self) -> int:
-        return int(self.state.entries)
-
-    @entries.setter
-    def entries(self, value: int) -> None:
-        self.state.entries = value
-
-    @property
     def completed(self) -> int:
         return int(self.state.completed)
 
@@ -65,6 +57,11 @@ class NativeRing(CommandRing):
         self.state.guest_line = line
         self.state.device_line = line + CACHE_LINE
         super().enable(base, entries)
+        self.state.entries = entries
+
+    def disable(self) -> None:
+        super().disable()
+        self.state.entries = 0
 
 
 class NativeRings:

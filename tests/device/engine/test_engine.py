@@ -627,3 +627,14 @@ def test_mmio_beside_ram_is_one_run_with_it():
     engine.set_mmio([(0x1000, 0x1003), (0xFF0, 0xFF1)])
     assert engine.map(1, 0x100, 0xFFE, 4, RW).done == 4
     assert [tuple(run[:3]) for run in engine.mappings(0)] == [(0, 0, 0x1004)]
+
+
+def test_ram_that_changes_while_there_is_mmio_and_once_it_is_gone_may_be_mapped_at_once():
+    engine = new_engine()
+    engine.set_mmio([(0x20000, 0x20003)])
+    engine.set_ram([(0, 9)])
+    assert (engine.lookup(0, 9), engine.lookup(0, 0x20000)) == ((9, RW), (0x20000, RW))
+    engine.set_mmio([])
+    assert (engine.lookup(0, 9), engine.lookup(0, 0x20000)) == ((9, RW), None)
+    engine.set_ram([(5, 19)])
+    assert (engine.lookup(0, 4), engine.lookup(0, 19)) == (None, (19, RW))

@@ -63,6 +63,7 @@ def test_the_overlap_of_a_span_is_what_the_set_holds_of_it():
     assert list(ranges.overlap(5, 17)) == [(5, 3), (10, 1), (20, 2)]
     assert list(ranges.overlap(8, 2)) == []
     assert list(ranges.overlap(10, 1)) == [(10, 1)]
+    assert list(ranges.spans()) == [(4, 4), (10, 1), (20, 11)]
 
 
 @pytest.mark.row("server", 50)

@@ -187,11 +187,11 @@ class Executor:
 
     def arm(self) -> bool:
         """Ask for doorbells. Whether the loop may sleep now: no ring got work in the meantime."""
-        for ring in self._rings:
-            if ring.enabled:
-                ring.arm()
+        rings = [ring for ring in self._rings if ring.enabled]
+        for ring in rings:
+            ring.arm()
         fence()
-        return not self._operations and not any(self._pending(ring) for ring in self._rings)
+        return not self._operations and not any(self._pending(ring) for ring in rings)
 
     def reset(self) -> None:
         """No profile, nothing in progress."""

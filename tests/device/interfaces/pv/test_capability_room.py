@@ -28,3 +28,18 @@ def test_all_endpoints_and_regions_fit_and_ram_ranges_besides() -> None:
     full = CapabilityArea.SIZE + len(chain.with_ram(ram))
 
     assert without + LEAST_RAM_RANGES * AddressRange.SIZE <= full <= CAPABILITY_SIZE
+
+
+@pytest.mark.row("server", 50)
+def test_a_change_that_is_said_not_to_reach_the_area_leaves_it_as_it_is() -> None:
+    arguments = (EngineConfig(), Limits(1 << 12, 1, 1, 1, 1, 39, 1), [])
+    ranges = [(first, first) for first in range(0, 2000, 2)]
+    chain, other = Chain(*arguments), Chain(*arguments)
+    assert chain.reaches(2000)
+    area = chain.with_ram(FrameRanges(ranges))
+    assert not chain.reaches(1999)
+
+    for frame in range(2000):
+        changed = FrameRanges(ranges)
+        (changed.add if frame % 2 else changed.remove)(frame, 1)
+        assert chain.reaches(frame) == (other.with_ram(changed) != area)
