@@ -38,9 +38,10 @@ def is_eventfd(fd: int) -> bool:
 
 def seals_of(fd: int) -> int | None:
     """Its ``F_SEAL_*`` bits; None for what has none. Files of tmpfs and hugetlbfs do, whoever made them."""
-    with contextlib.suppress(OSError):
+    try:
         return fcntl.fcntl(fd, fcntl.F_GET_SEALS)
-    return None
+    except OSError:
+        return None
 
 
 def is_memory_file(fd: int) -> bool:

@@ -24,6 +24,7 @@ _CHUNK = 64 << 10
 _FD_SIZE = array.array("i").itemsize
 # As many as Linux passes at once, SCM_MAX_FD: any that it has to drop, it would close here and now.
 _ANCILLARY = socket.CMSG_SPACE(253 * _FD_SIZE)
+_CUT_SHORT = int(socket.MSG_CTRUNC)  # IntFlag arithmetic takes a microsecond, and every message needs it
 _PATH_LIMIT = 107  # sun_path less its NUL
 _GONE = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.ECONNABORTED)
 
@@ -58,7 +59,7 @@ def receive(sock: socket.socket, size: int = _CHUNK) -> tuple[bytes, list[int]] 
     for level, kind, payload in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             fds.extend(array.array("i", payload[: len(payload) - len(payload) % _FD_SIZE]))
-    if flags & socket.MSG_CTRUNC:
+    if flags & _CUT_SHORT:
         fds.append(_why_kept_back(sock))
     if not data:
         close_fds(fds)
@@ -101,7 +102,9 @@ def flush(sock: socket.socket, outgoing: deque[Outgoing]) -> Flush:
 
 
 def _send(sock: socket.socket, data: bytes, fds: Sequence[int]) -> int:
-    ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+    if not fds:
+        return sock.send(data, socket.MSG_NOSIGNAL)
+    ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))]
     return sock.sendmsg([data], ancillary, socket.MSG_NOSIGNAL)
 
 
