@@ -22,12 +22,14 @@ class WrongValueError(ValueError):
         self.place = place
 
 
-def convert(document: Any, kind: type[_Document]) -> _Document:
-    """``document`` as a ``kind``. Raises :class:`WrongValueError` naming key, value and rule."""
+def convert(document: Any, kind: type[_Document], whole: Any = None, place: Place = ()) -> _Document:
+    """``document``, which is at ``place`` of ``whole`` or all of it, as a ``kind``. Raises :class:`WrongValueError`
+    naming key, value and rule.
+    """
     try:
         return msgspec.convert(document, kind)
     except msgspec.ValidationError as error:
-        raise _wrong(document, schema(kind, ""), str(error)) from error
+        raise _wrong(whole if place else document, schema(kind, ""), str(error), place) from error
 
 
 def schema(kind: type, title: str) -> dict[str, Any]:
@@ -36,9 +38,10 @@ def schema(kind: type, title: str) -> dict[str, Any]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": title, **made}
 
 
-def _wrong(document: Any, whole: dict[str, Any], said: str) -> WrongValueError:
-    text, place = place_of(said)
-    node = _node(whole, place)
+def _wrong(document: Any, whole: dict[str, Any], said: str, outer: Place) -> WrongValueError:
+    text, inner = place_of(said)
+    node = _node(whole, inner)
+    place = (*outer, *inner)
     if place and node is not None and "properties" not in node:
         return WrongValueError(place, f"{spelled(place)} = {shown(document, place)}: must be {rule(node)}")
     where = f"{spelled(place)}: " if place else ""
@@ -79,6 +82,8 @@ def rule(node: dict[str, Any]) -> str:
         return f"at most {node['maxItems']} tables" if "maxItems" in node else "tables"
     if node["type"] != "integer":
         return f"a {node['type']}"
+    if "minimum" not in node:
+        return "a whole number"
     least = node["minimum"]
     most = node["maximum"] if "maximum" in node else node["exclusiveMaximum"] - 1
     if "multipleOf" in node:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from . import endpoints
 from .dma.windows import Window, Windows
+from .endpoints import endpoint_class
 from .endpoints.endpoint import Endpoint
 from .endpoints.surroundings import Surroundings
 from .engine import PAGE_SHIFT
@@ -17,9 +16,9 @@ from .interfaces.pv.function import PvIommu
 from .interfaces.pv.ring_core import DeviceCore
 from .pci.capabilities import endpoint as endpoint_capability
 from .pci.function import Environment, PciFunction
-from .topology import Topology
+from .topology import EndpointEntry, Topology
 
-__all__ = ["ENDPOINTS_NS", "Machine", "build_endpoint", "endpoint_class"]
+__all__ = ["ENDPOINTS_NS", "Machine", "build_endpoint"]
 
 AnyEndpoint = TypeVar("AnyEndpoint", bound=Endpoint)
 
@@ -33,28 +32,21 @@ _UNKNOWN_NS = 100_000
 """What the first step after an idle turn is charged: a look at the clock before it would cost all idle turns time."""
 
 
-def endpoint_class(kind: str) -> type[Endpoint]:
-    """The class of one of :data:`pviommu.endpoints.ENDPOINTS`."""
-    module, _, name = endpoints.ENDPOINTS[kind].partition(".")
-    found: type[Endpoint] = getattr(importlib.import_module(f"{endpoints.__name__}.{module}"), name)
-    return found
-
-
 def build_endpoint(
-    kind: Callable[[Surroundings], AnyEndpoint],
-    name: str,
-    stream: int,
+    kind: type[AnyEndpoint],
+    entry: EndpointEntry,
     iommu: PvIommu,
     environment: Environment,
     core: DeviceCore | None = None,
 ) -> AnyEndpoint:
     """Put an endpoint behind a PV-IOMMU. Raises ValueError if that has no such stream."""
     surroundings = Surroundings(
-        name,
-        stream,
-        iommu.stream(stream),
+        entry.name,
+        entry.stream,
+        iommu.stream(entry.stream),
         environment,
-        [endpoint_capability(iommu.settings.instance, stream)],
+        entry.options or kind.OPTIONS(),
+        [endpoint_capability(iommu.settings.instance, entry.stream)],
         core.copier() if core else None,
     )
     endpoint = kind(surroundings)
@@ -88,7 +80,7 @@ class Machine:
             environment.files.guard = core.guard()
         iommu = PvIommu(topology.iommu.name, topology.iommu_config(), environment, core)
         endpoints = {
-            entry.name: build_endpoint(endpoint_class(entry.kind), entry.name, entry.stream, iommu, environment, core)
+            entry.name: build_endpoint(endpoint_class(entry.kind), entry, iommu, environment, core)
             for entry in topology.endpoint
         }
         return cls(iommu, endpoints)

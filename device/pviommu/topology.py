@@ -33,7 +33,7 @@ from pviommu_abi.shared import MAX_RINGS, SBDF_UNBOUND
 
 from . import documents, resources, toml_places
 from .documents import WrongValueError
-from .endpoints import ENDPOINTS
+from .endpoints import ENDPOINTS, endpoint_class
 from .engine import PAGE_MASK, PAGE_SHIFT, DefaultPolicy, EngineConfig, ReservedRegion
 from .engine.config import MAX_APERTURE_BITS, MAX_CONTEXT, MIN_APERTURE_BITS
 from .interfaces.pv.bindings import sbdf_of
@@ -146,6 +146,9 @@ class EndpointEntry(_Entry, frozen=True):
         | None
     ) = None
     reserved: tuple[ReservedEntry, ...] = ()
+    options: Any = None
+    """those of its kind, an :class:`.endpoints.options.Options`, or None for their defaults. They are no table of their
+    own in a file, but keys beside the others."""
 
     def fixed_sbdf(self) -> int | None:
         """The fixed binding as a number. Raises :class:`ValueError`."""
@@ -199,6 +202,23 @@ class Topology(_Entry, frozen=True):
             if sbdf is not None and places.setdefault(sbdf, entry.name) != entry.name:
                 raise WrongValueError((*at, "sbdf"), f"{who}: sbdf {entry.sbdf} is that of {places[sbdf]}")
 
+    def with_options(self, document: dict[str, Any]) -> Topology:
+        """The same with the options of its endpoints as their kinds' types, from the document that it was read from.
+
+        Raises :class:`.documents.WrongValueError`.
+        """
+        entries = []
+        for number, entry in enumerate(self.endpoint):
+            kind = endpoint_class(entry.kind).OPTIONS
+            known = [*_ENDPOINT_KEYS, *(field.encode_name for field in msgspec.structs.fields(kind))]
+            for key in entry.options:
+                if key not in known:
+                    text = f"endpoint[{number}]: there is no key {key}, but {', '.join(known)}"
+                    raise WrongValueError(("endpoint", number, key), text)
+            options = documents.convert(entry.options, kind, document, ("endpoint", number))
+            entries.append(msgspec.structs.replace(entry, options=options))
+        return msgspec.structs.replace(self, endpoint=tuple(entries))
+
     def limited(self, contexts: int | None, pool_pages: int | None) -> Topology:
         """The same with other limits, where given. Raises :class:`ValueError`."""
         given = {"contexts": contexts, "pool_pages": pool_pages}
@@ -235,6 +255,24 @@ class Topology(_Entry, frozen=True):
         )
 
 
+_ENDPOINT_KEYS = [field.encode_name for field in msgspec.structs.fields(EndpointEntry) if field.name != "options"]
+
+
+def _apart(document: dict[str, Any]) -> dict[str, Any]:
+    """The document with what may be options of an endpoint in a table of their own."""
+    entries = document.get("endpoint")
+    if not isinstance(entries, list):
+        return document
+    return {**document, "endpoint": [_entry_apart(entry) for entry in entries]}
+
+
+def _entry_apart(entry: Any) -> Any:
+    if not isinstance(entry, dict):
+        return entry
+    options = {key: value for key, value in entry.items() if key not in _ENDPOINT_KEYS}
+    return {**{key: value for key, value in entry.items() if key in _ENDPOINT_KEYS}, "options": options}
+
+
 def find(given: Path) -> Path:
     """The file that is meant: ``given`` if it is a file, else the shipped topology of that name, else ``given``."""
     return given if os.path.isfile(given) else resources.topologies().get(str(given), given)
@@ -249,8 +287,10 @@ def load(given: Path) -> Topology:
         hint = "" if given.suffix or given.parent.name else f"; shipped are {', '.join(resources.topologies())}"
         raise TopologyError(f"cannot read topology {path}: {error.strerror}{hint}") from error
     try:
-        topology = documents.convert(msgspec.toml.decode(data), Topology)
+        document = msgspec.toml.decode(data)
+        topology = documents.convert(_apart(document), Topology)
         topology.check()
+        topology = topology.with_options(document)
         topology.iommu_config()
     except WrongValueError as error:
         line = toml_places.line_of(data.decode(), error.place)
@@ -266,4 +306,21 @@ def _line(number: int | None) -> str:
 
 def schema() -> dict[str, Any]:
     """The JSON Schema of a topology file."""
-    return documents.schema(Topology, "pviommu topology")
+    made = documents.schema(Topology, "pviommu topology")
+    entry = made["$defs"]["EndpointEntry"]
+    del entry["properties"]["options"]
+    of_kinds = [_schema_of_options(kind) for kind in ENDPOINTS]
+    entry["allOf"] = [options for options in of_kinds if options]
+    del entry["additionalProperties"]  # which would not see those of the kinds
+    entry["unevaluatedProperties"] = False
+    return made
+
+
+def _schema_of_options(kind: str) -> dict[str, Any] | None:
+    """What holds for an endpoint of ``kind`` besides what holds for all, if it has options."""
+    made = msgspec.json.schema(endpoint_class(kind).OPTIONS)
+    [definition] = made["$defs"].values()
+    if not definition["properties"]:
+        return None
+    rules = {key: definition[key] for key in ("properties", "required")}
+    return {"if": {"properties": {"kind": {"const": kind}}, "required": ["kind"]}, "then": rules}

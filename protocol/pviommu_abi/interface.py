@@ -7,7 +7,7 @@ from enum import IntEnum, IntFlag
 
 from wire_layout import Record
 
-from . import dma_test, own, registers, shared, slots, xen_2024, xen_v7
+from . import dma_test, own, registers, shared, slots, xen_2024, xen_v7, xor
 from .registers import Register
 
 EnumClass = type[IntEnum] | type[IntFlag]
@@ -211,4 +211,24 @@ DMA_TEST = Interface(
     ),
 )
 
-INTERFACES = (PVIOMMU, DMA_TEST)
+XOR = Interface(
+    "pviommu_xor.h",
+    "pvxor",
+    "The XOR endpoint",
+    (
+        Section(
+            "Registers",
+            _text(xor),
+            xor.REGISTERS,
+            (
+                Constant("VENDOR_ID", registers.VENDOR_ID, "PCI vendor id"),
+                Constant("DEVICE_ID", registers.XOR_DEVICE_ID, "PCI device id"),
+                Constant("REGISTER_BAR", registers.REGISTER_BAR, "BAR of the registers", False),
+                Constant("MAX_LENGTH", xor.MAX_LENGTH, "most bytes of a buffer"),
+            ),
+            (("STATUS", xor.Status),),
+        ),
+    ),
+)
+
+INTERFACES = (PVIOMMU, DMA_TEST, XOR)

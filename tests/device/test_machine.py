@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from pviommu.counters import Counters
-from pviommu.endpoints import ENDPOINTS
+from pviommu.endpoints import ENDPOINTS, endpoint_class
 from pviommu.endpoints.dma_test import DmaTestEngine
 from pviommu.endpoints.endpoint import Endpoint
 from pviommu.endpoints.template import Template
 from pviommu.inputs import LiveInputs
-from pviommu.machine import ENDPOINTS_NS, Machine, endpoint_class
+from pviommu.machine import ENDPOINTS_NS, Machine
 from pviommu.pci.function import Environment
 from pviommu.topology import EndpointEntry, IommuEntry, Topology, load
 

@@ -6,13 +6,20 @@ from pathlib import Path
 
 import pytest
 
+from pviommu.counters import Counters
+from pviommu.endpoints.options import Options
+from pviommu.endpoints.xor import Xor, XorOptions
 from pviommu.engine import DefaultPolicy, ReservedRegion
+from pviommu.inputs import LiveInputs
+from pviommu.machine import Machine
+from pviommu.pci.function import Environment
 from pviommu.toml_places import line_of
 from pviommu.topology import Topology, TopologyError, load
 
 CONFIGURATIONS = sorted((Path(__file__).parents[2] / "qemu-configs").glob("*.toml"))
 RESERVED = "[[endpoint.reserved]]\nstart = {}\nsize = {}\n"
 ENDPOINT = '[[endpoint]]\nname = "dma0"\nkind = "dma-test"\nstream = 1\n'
+XOR = '[[endpoint]]\nname = "x"\nkind = "xor"\nstream = 1\n'
 
 
 def test_an_empty_file_is_a_pviommu_without_endpoints(tmp_path: Path) -> None:
@@ -47,6 +54,49 @@ def test_every_key_reaches_the_configuration(tmp_path: Path) -> None:
     assert dict(config.fixed_bindings) == {9: 0x000102FF}
     assert dict(config.reserved) == {9: (ReservedRegion(0x7D000, 0x7D001, "direct"),)}
     assert (config.allowed, config.remote_cmd) == (False, False)
+
+
+@pytest.mark.parametrize(("line", "key"), [("key = 7\n", 7), ("", 0x5A)])
+def test_options_of_an_endpoint_reach_it(tmp_path: Path, line: str, key: int) -> None:
+    path = tmp_path / "options.toml"
+    path.write_text(ENDPOINT + XOR.replace("= 1", "= 2") + line)
+
+    topology = load(path)
+
+    assert topology.endpoint[1].options == XorOptions(key=key)
+    machine = Machine.build(topology, Environment(LiveInputs(), Counters()))
+    assert machine.endpoints["x"].region_read(0, 0, 4) == key.to_bytes(4, "little")
+    machine.close()
+
+
+class Wanting(Options, frozen=True, kw_only=True):
+    """One option that must be given, of any whole number."""
+
+    block_size: int
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("", "line 1: endpoint[0]: the key block-size is missing"),
+        ("block-size = 1.5\n", "line 5: endpoint[0].block-size = 1.5: must be a whole number"),
+        (
+            "block_size = 1\n",
+            "line 5: endpoint[0]: there is no key block_size, but name, kind, stream, sbdf,",
+        ),
+    ],
+)
+def test_an_option_without_a_default_must_be_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str, message: str
+) -> None:
+    path = tmp_path / "wanting.toml"
+    path.write_text(XOR + line)
+    monkeypatch.setattr(Xor, "OPTIONS", Wanting)
+
+    with pytest.raises(TopologyError) as caught:
+        load(path)
+
+    assert message in str(caught.value)
 
 
 @pytest.mark.row("server", 124)
@@ -99,6 +149,17 @@ def test_every_key_reaches_the_configuration(tmp_path: Path) -> None:
         (ENDPOINT + RESERVED.format(0, 8192) + RESERVED.format(4096, 4096), "overlaps 0x0..0x1 (direct)"),
         (ENDPOINT + 65 * RESERVED.format(0, 4096), "reserved regions: at most 64 in all"),
         (ENDPOINT + RESERVED.format(0, 4096) + 'kind = "soft"\n', "reserved[0].kind = 'soft': must be \"direct\""),
+        (XOR + "key = 256\n", "line 5: endpoint[0].key = 256: must be a whole number, 0 to 255"),
+        (XOR + 'key = "7"\n', "line 5: endpoint[0].key = '7': must be a whole number, 0 to 255"),
+        (XOR + "keys = 7\n", "line 5: endpoint[0]: there is no key keys, but name, kind, stream, sbdf, reserved, key"),
+        (XOR + "options = { key = 7 }\n", "line 5: endpoint[0]: there is no key options, but name, kind, stream,"),
+        (ENDPOINT + XOR.replace("= 1", "= 2") + "key = true\n", "line 9: endpoint[1].key = true: must be a whole"),
+        (ENDPOINT + "key = 7\n", "line 5: endpoint[0]: there is no key key, but name, kind, stream, sbdf, reserved"),
+        ('[[endpoint]]\nname = "x"\nstream = 1\nkey = 7\n', "line 1: endpoint[0]: the key kind is missing"),
+        (
+            XOR.replace('"xor"', '"gpu"') + "key = 7\n",
+            "line 3: endpoint x: kind 'gpu' is none of dma-test, template, xor",
+        ),
         ("[iommu]\nvendor-id = 0\n", "line 2: iommu.vendor-id = 0: must be a whole number, 0x1 to 0xfffe"),
         ("[iommu]\ndevice-id = 0xffff\n", "iommu.device-id = 65535 (0xffff): must be a whole number, 0x1 to 0xfffe"),
         ("[iommu]\ninstance = -1\n", "iommu.instance = -1: must be a whole number, 0 to 4294967295"),

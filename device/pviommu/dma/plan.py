@@ -10,7 +10,7 @@ from ..engine import Access, Fault, Run
 _new_tuple = tuple.__new__
 """Makes a plan in half the time that DmaPlan() takes."""
 
-__all__ = ["DmaPlan", "DmaRequest", "Span", "translate_each"]
+__all__ = ["Access", "DmaPlan", "DmaRequest", "Span", "translate_each"]
 
 Span = tuple[int, int]
 """Device address and length in bytes."""

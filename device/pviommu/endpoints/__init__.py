@@ -1,7 +1,25 @@
 """Emulated PCI functions that do DMA: one file a device. They know nothing of what translates it."""
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .endpoint import Endpoint
+
+__all__ = ["ENDPOINTS", "endpoint_class"]
+
 ENDPOINTS = {
     "dma-test": "dma_test.DmaTestEngine",
     "template": "template.Template",
+    "xor": "xor.Xor",
 }
 """Kinds of endpoint: file of this folder and class, which are imported when a machine has such an endpoint."""
+
+
+def endpoint_class(kind: str) -> type[Endpoint]:
+    """The class of one of :data:`ENDPOINTS`."""
+    module, _, name = ENDPOINTS[kind].partition(".")
+    found: type[Endpoint] = getattr(importlib.import_module(f"{__name__}.{module}"), name)
+    return found

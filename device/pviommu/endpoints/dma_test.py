@@ -15,8 +15,7 @@ from ..dma.fault import DmaRefusedError, FaultKind
 from ..dma.plan import Span
 from ..dma.port import PIECE_BYTES, PIECE_SPANS, DmaSteps
 from ..pci.config_space import Identity
-from .endpoint import Endpoint
-from .surroundings import Surroundings
+from .endpoint import Endpoint, Surroundings
 
 __all__ = ["DmaTestEngine"]
 

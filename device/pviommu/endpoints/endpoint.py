@@ -12,9 +12,10 @@ from ..dma.fault import DmaPendingError, DmaRefusedError
 from ..dma.port import DmaPort
 from ..pci.config_space import Identity
 from ..pci.function import PciFunction
+from .options import Options
 from .surroundings import Surroundings
 
-__all__ = ["Endpoint"]
+__all__ = ["Endpoint", "Options", "Surroundings"]
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +33,8 @@ class Endpoint(PciFunction):
     """
 
     IDENTITY: ClassVar[Identity]
+    OPTIONS: ClassVar[type[Options]] = Options
+    """what a topology may set, if there is anything; :attr:`.surroundings.Surroundings.options` is one"""
 
     def __init__(self, surroundings: Surroundings) -> None:
         super().__init__(surroundings.name, self.IDENTITY, surroundings.environment)

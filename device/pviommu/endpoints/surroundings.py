@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ..dma.memory import Copier
 from ..dma.translator import Translator
 from ..pci.capabilities import Capability
 from ..pci.function import Environment
+from .options import Options
 
 __all__ = ["Surroundings"]
 
@@ -24,6 +26,8 @@ class Surroundings:
     translator: Translator
     environment: Environment
     """the clock and other inputs, the counters"""
+    options: Any = Options()
+    """of the type that the endpoint's class says"""
     capabilities: Sequence[Capability] = ()
     """of its configuration space: how the guest's driver finds out what translates for it"""
     copier: Copier | None = None

@@ -11,8 +11,7 @@ from pviommu_abi.registers import OTHER_SYSTEM_CLASS, TEMPLATE_DEVICE_ID, VENDOR
 
 from ..dma.fault import DmaRefusedError
 from ..pci.config_space import Identity
-from .endpoint import Endpoint
-from .surroundings import Surroundings
+from .endpoint import Endpoint, Surroundings
 
 # Each register once: name, offset, how it behaves, what it means.
 REGISTERS = (

@@ -19,11 +19,12 @@ from pviommu.lab.problems import RunError
 from pviommu.lab.processes import Run, run
 from pviommu.lab.progress import Progress
 from pviommu.lab.provision import Toolbox
+from pviommu_abi.interface import INTERFACES
 
 __all__ = ["STEPS", "Program", "build_programs", "find_programs"]
 
 STEPS = 1
-_HEADERS = ("pviommu_abi.h", "pviommu_dma_test.h")
+_HEADERS = tuple(interface.header for interface in INTERFACES)
 _COMPILE = ("gcc", "-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-static", "-D_GNU_SOURCE")
 
 

@@ -15,6 +15,7 @@ from pviommu.inputs import LiveInputs
 from pviommu.interfaces.pv.function import IommuConfig, PvIommu
 from pviommu.machine import AnyEndpoint, build_endpoint
 from pviommu.pci.function import Environment
+from pviommu.topology import EndpointEntry
 from pviommu_abi.registers import REGISTER
 from pviommu_abi.shared import (
     CACHE_LINE,
@@ -55,7 +56,7 @@ class Guest:
 
     def make(self, kind: type[AnyEndpoint], name: str, stream: int) -> AnyEndpoint:
         """An endpoint of this machine. Its client has not announced memory yet, and it may do no DMA: see `plug`."""
-        return build_endpoint(kind, name, stream, self.iommu, self.environment)
+        return build_endpoint(kind, EndpointEntry(name, "", stream), self.iommu, self.environment)
 
     def plug(self, endpoint: Endpoint) -> None:
         """Connect ``endpoint``, attach it to the context and let it do DMA."""

@@ -13,6 +13,7 @@ import pytest
 
 from pviommu import resources
 from pviommu.documents import rule
+from pviommu.endpoints import ENDPOINTS, endpoint_class
 from pviommu.schemas import paths
 from pviommu.topology import EndpointEntry, IommuEntry, ReservedEntry, load, schema
 
@@ -21,7 +22,15 @@ TABLES = {"[iommu]": IommuEntry, "[[endpoint]]": EndpointEntry, "[[endpoint.rese
 
 def rows_of_the_code(kind: type[msgspec.Struct]) -> list[tuple[str, ...]]:
     """Key, rule, default and meaning of every field that is no table of its own."""
-    definition = schema()["$defs"][kind.__name__]
+    return rows_of(schema()["$defs"][kind.__name__])
+
+
+def rows_of_options(kind: str) -> list[tuple[str, ...]]:
+    [definition] = msgspec.json.schema(endpoint_class(kind).OPTIONS)["$defs"].values()
+    return rows_of(definition)
+
+
+def rows_of(definition: dict[str, Any]) -> list[tuple[str, ...]]:
     rows = []
     for key, node in definition["properties"].items():
         if node.get("type") == "array":
@@ -74,6 +83,17 @@ def test_shipped_topologies_are_right_by_the_schema(name: str) -> None:
     jsonschema.validate(document, schema())
 
 
+def test_the_schema_accepts_options_of_the_kind() -> None:
+    jsonschema.validate({"endpoint": [{"name": "xor0", "kind": "xor", "stream": 1, "key": 7}]}, schema())
+
+
+@pytest.mark.parametrize("kind", [kind for kind in ENDPOINTS if rows_of_options(kind)])
+def test_the_page_has_the_options_of_every_kind(kind: str, checkout: Path) -> None:
+    page = (checkout / "docs/topology.md").read_text()
+
+    assert rows_of_the_page(page, f'kind = "{kind}"') == rows_of_options(kind)
+
+
 @pytest.mark.row("server", 126)
 @pytest.mark.parametrize(
     "document",
@@ -83,6 +103,9 @@ def test_shipped_topologies_are_right_by_the_schema(name: str) -> None:
         {"endpoint": [{"name": "dma0", "kind": "dma-test"}]},
         {"endpoint": [{"name": "dma0", "kind": "gpu", "stream": 1}]},
         {"endpoint": [{"name": "dma0", "kind": "dma-test", "stream": 1, "sbdf": "00:5"}]},
+        {"endpoint": [{"name": "dma0", "kind": "dma-test", "stream": 1, "key": 7}]},
+        {"endpoint": [{"name": "xor0", "kind": "xor", "stream": 1, "key": 256}]},
+        {"endpoint": [{"name": "xor0", "kind": "xor", "stream": 1, "keys": 7}]},
         {"endpoint": [{"name": "dma0", "kind": "dma-test", "stream": 1, "reserved": [{"start": 1, "size": 4096}]}]},
     ],
 )

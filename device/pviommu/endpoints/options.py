@@ -1,0 +1,13 @@
+"""Options of an endpoint: keys of its ``[[endpoint]]`` in a topology, beside those that all endpoints have."""
+
+from __future__ import annotations
+
+import msgspec
+
+__all__ = ["Options"]
+
+
+class Options(msgspec.Struct, forbid_unknown_fields=True, rename="kebab", frozen=True):
+    """None. A subclass declares each as a field, whose type may be an ``Annotated[int, msgspec.Meta(...)]`` with the
+    least and the greatest value, and a description for the schema.
+    """

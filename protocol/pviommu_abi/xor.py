@@ -1,0 +1,33 @@
+"""The XOR endpoint, an example of a device: it XORs every byte of a buffer with a key.
+
+BAR 0 (4 KiB) holds trapped registers, BAR 4 the MSI-X table (one vector). ADDRESS and LENGTH say where the buffer is, a
+write to START begins. Vector 0 is raised when STATUS is no longer BUSY, before which nothing should be written.
+"""
+
+from enum import IntEnum
+
+from .registers import Access, Register
+
+MAX_LENGTH = 64 << 10
+"""Most bytes of a buffer."""
+REGISTERS = (
+    Register("KEY", 0x00, Access.RO, "what every byte is XORed with; the topology says it"),
+    Register("ADDRESS_LO", 0x04, Access.RW, "device address of the buffer, low half"),
+    Register("ADDRESS_HI", 0x08, Access.RW, "device address of the buffer, high half"),
+    Register("LENGTH", 0x0C, Access.RW, "bytes of the buffer, 1 to PVXOR_MAX_LENGTH"),
+    Register("START", 0x10, Access.WO, "any value begins, if LENGTH is right; STATUS is BUSY then"),
+    Register("STATUS", 0x14, Access.RO, "PVXOR_STATUS_*"),
+)
+REGISTER = {register.name: register for register in REGISTERS}
+
+
+class Status(IntEnum):
+    """Values of STATUS."""
+
+    IDLE = 0
+    BUSY = 1
+    DONE = 2
+    REFUSED = 3
+    """by the IOMMU: the buffer is as it was"""
+    CANCELLED = 4
+    """the IOMMU was reset first"""
