@@ -31,7 +31,8 @@
 #define READ_ONLY_IOVA	(6ull << 30)
 #define NOWHERE_IOVA	(7ull << 30)
 #define PCI_COMMAND	4
-#define PCI_COMMAND_BUS_MASTER	(1 << 2 | 1 << 1)
+/* Memory decoding and bus mastering. */
+#define PCI_COMMAND_ON	6
 #define WAIT_MS		5000
 
 enum { FAILED = 1, USAGE = 2 };
@@ -41,7 +42,6 @@ struct function {
 	int device;
 	int interrupt;		/* an eventfd */
 	off_t registers;
-	off_t configuration;
 };
 
 static void fail(const char *what)
@@ -104,9 +104,10 @@ static int set_up_interrupt(int device)
 
 static struct function open_function(const char *address)
 {
-	uint16_t command = PCI_COMMAND_BUS_MASTER;
+	uint16_t command = PCI_COMMAND_ON;
 	struct function function;
 	int group;
+	off_t at;
 
 	function.container = open("/dev/vfio/vfio", O_RDWR | O_CLOEXEC);
 	if (function.container < 0)
@@ -119,10 +120,10 @@ static struct function open_function(const char *address)
 	function.device = ioctl(group, VFIO_GROUP_GET_DEVICE_FD, address);
 	if (function.device < 0)
 		fail("VFIO_GROUP_GET_DEVICE_FD");
-	function.registers = region(function.device, VFIO_PCI_BAR0_REGION_INDEX + PVXOR_REGISTER_BAR);
-	function.configuration = region(function.device, VFIO_PCI_CONFIG_REGION_INDEX);
-	if (pwrite(function.device, &command, sizeof(command), function.configuration + PCI_COMMAND) !=
-	    sizeof(command))
+	function.registers = region(function.device,
+				    VFIO_PCI_BAR0_REGION_INDEX + PVXOR_REGISTER_BAR);
+	at = region(function.device, VFIO_PCI_CONFIG_REGION_INDEX) + PCI_COMMAND;
+	if (pwrite(function.device, &command, sizeof(command), at) != sizeof(command))
 		fail("bus mastering");
 	function.interrupt = set_up_interrupt(function.device);
 	return function;
@@ -144,16 +145,19 @@ static void map(const struct function *function, void *buffer, uint64_t iova, ui
 
 static uint32_t get(const struct function *function, unsigned int offset)
 {
+	off_t at = function->registers + offset;
 	uint32_t value;
 
-	if (pread(function->device, &value, sizeof(value), function->registers + offset) != sizeof(value))
+	if (pread(function->device, &value, sizeof(value), at) != sizeof(value))
 		fail("a register");
 	return value;
 }
 
 static void set(const struct function *function, unsigned int offset, uint32_t value)
 {
-	if (pwrite(function->device, &value, sizeof(value), function->registers + offset) != sizeof(value))
+	off_t at = function->registers + offset;
+
+	if (pwrite(function->device, &value, sizeof(value), at) != sizeof(value))
 		fail("a register");
 }
 
@@ -199,10 +203,12 @@ int main(int argc, char **argv)
 
 	check(xored(&function, IOVA) == PVXOR_STATUS_DONE, "the device interrupts when it is done");
 	check(!memcmp(buffer, expected, LENGTH), "every byte is XORed with the key");
-	check(xored(&function, IOVA + 1) == PVXOR_STATUS_REFUSED, "a buffer that ends outside is refused");
+	check(xored(&function, IOVA + 1) == PVXOR_STATUS_REFUSED,
+	      "a buffer that ends outside is refused");
 	check(xored(&function, READ_ONLY_IOVA) == PVXOR_STATUS_REFUSED,
 	      "one that may only be read is refused");
-	check(xored(&function, NOWHERE_IOVA) == PVXOR_STATUS_REFUSED, "one that is not mapped is refused");
+	check(xored(&function, NOWHERE_IOVA) == PVXOR_STATUS_REFUSED,
+	      "one that is not mapped is refused");
 	check(!memcmp(buffer, expected, LENGTH), "and none of its bytes has changed");
 	check(xored(&function, IOVA) == PVXOR_STATUS_DONE && !memcmp(buffer, before, LENGTH),
 	      "the same again gives back what was there");

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from pviommu.dma.memory import GuestMemoryError
+from pviommu.dma.access import GuestMemoryError
 from pviommu.pci.function import PciFunction
 from vfio_user import Command
 from vfio_user.messages import DmaMap, DmaMapFlags, DmaUnmap

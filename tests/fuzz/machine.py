@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 
 from pviommu.counters import Counters
-from pviommu.dma.memory import PROBED_SIZE
+from pviommu.dma.usage import PROBED_SIZE
 from pviommu.engine import Access, Engine
 from pviommu.inputs import LiveInputs
 from pviommu.machine import Machine

@@ -7,8 +7,9 @@ from dataclasses import replace
 
 from ..counters import Counters
 from ..engine import Access
+from .access import AbortedAccessError, GuestMemoryError
 from .fault import DmaPendingError, DmaRefusedError, Fault, FaultKind
-from .memory import AbortedAccessError, GuestMemory, GuestMemoryError
+from .memory import GuestMemory
 from .plan import DmaPlan, DmaRequest, Span
 from .translator import PENDING, Translator
 

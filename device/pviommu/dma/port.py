@@ -8,8 +8,9 @@ from functools import partial
 from typing import TypeVar
 
 from ..engine import Access
+from .access import GuestMemoryError
 from .fault import DmaPendingError, Fault, FaultKind
-from .memory import GuestMemory, GuestMemoryError
+from .memory import GuestMemory
 from .path import DmaPath
 from .plan import DmaPlan, DmaRequest, Span
 from .windows import MAX_REGISTER_BYTES

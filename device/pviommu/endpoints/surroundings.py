@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from ..dma.memory import Copier
+from ..dma.access import Copier
 from ..dma.translator import Translator
 from ..pci.capabilities import Capability
 from ..pci.function import Environment
@@ -26,7 +26,7 @@ class Surroundings:
     translator: Translator
     environment: Environment
     """the clock and other inputs, the counters"""
-    options: Any = Options()
+    options: Any = field(default_factory=Options)
     """of the type that the endpoint's class says"""
     capabilities: Sequence[Capability] = ()
     """of its configuration space: how the guest's driver finds out what translates for it"""

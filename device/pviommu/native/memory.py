@@ -1,4 +1,4 @@
-"""Copies to and from guest memory: many runs by one call (see :class:`pviommu.dma.memory.Copier`), and such that
+"""Copies to and from guest memory: many runs by one call (see :class:`pviommu.dma.access.Copier`), and such that
 survive memory that goes while it is copied (see :class:`pviommu.dma.memory_file.Guard`).
 """
 

@@ -29,8 +29,9 @@ from vfio_user import (
 )
 
 from ..counters import Counters
-from ..dma.memory import ForeignMemoryError, GuestMemory
+from ..dma.memory import GuestMemory
 from ..dma.memory_file import MemoryFiles
+from ..dma.policy import ForeignMemoryError
 from ..dma.windows import Window
 from ..inputs import Inputs
 from .capabilities import MSIX_ENTRY_SIZE, PCIE_DEVICE_CONTROL, PCIE_FLR, Capability, msix, pcie

@@ -91,7 +91,7 @@ def _build(topology: Topology, environment: Environment, core: DeviceCore | None
     except OSError as error:
         raise BackendError(f"the functions of the topology cannot be made: {error.strerror}") from error
     for function in functions:
-        function.memory.max_files = files
+        function.memory.policy.max_files = files
     return machine
 
 

@@ -14,7 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pviommu.dma.memory import MAX_MAPPING_SIZE, PROBED_SIZE, GuestMemory, GuestMemoryError
+from pviommu.dma.access import GuestMemoryError
+from pviommu.dma.memory import GuestMemory
+from pviommu.dma.policy import MAX_MAPPING_SIZE
+from pviommu.dma.usage import PROBED_SIZE
 from pviommu.inputs import LiveInputs
 from vfio_user import DmaMapping, RequestError
 
@@ -307,7 +310,7 @@ def test_a_map_of_more_than_8_tib_is_refused(memory: GuestMemory) -> None:
 
 
 def test_more_ranges_than_announced_are_refused(memory: GuestMemory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pviommu.dma.memory.MAX_MAPPINGS", 2)
+    monkeypatch.setattr("pviommu.dma.policy.MAX_MAPPINGS", 2)
     memory.map(mapping(0, PAGE, None))
     memory.map(mapping(PAGE, PAGE, None))
 
@@ -334,7 +337,7 @@ def test_what_is_no_memory_is_refused_and_closed(memory: GuestMemory, tmp_path: 
 @pytest.mark.row("server", 3)
 def test_files_are_bounded_and_ranges_of_one_file_are_not(memory: GuestMemory) -> None:
     files = [memory_file(64 * PAGE) for _ in range(3)]
-    memory.max_files = 2
+    memory.policy.max_files = 2
     before = open_descriptors()
     for page in range(64):
         memory.map(mapping(page * PAGE, PAGE, files[0], offset=page * PAGE))
@@ -365,7 +368,7 @@ def test_the_identical_map_again_is_a_success_though_its_file_has_shrunk(memory:
 def test_a_file_that_grows_and_grows_takes_no_descriptors_of_others(memory: GuestMemory) -> None:
     file = os.memfd_create("ram", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     fcntl.fcntl(file, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
-    memory.max_files = 2
+    memory.policy.max_files = 2
     before = open_descriptors()
     for page in range(3):
         os.ftruncate(file, (page + 1) * PAGE)

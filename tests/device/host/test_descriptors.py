@@ -96,7 +96,7 @@ def test_the_back_end_hands_out_what_is_left():
     machine = built(3)
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     expected = share_out(list(machine.functions()), hard)
-    assert {function.memory.max_files for function in machine.functions()} == {expected}
+    assert {function.memory.policy.max_files for function in machine.functions()} == {expected}
     machine.close()
 
 

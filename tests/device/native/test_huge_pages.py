@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from pviommu.dma.memory import GuestMemory, GuestMemoryError
+from pviommu.dma.access import GuestMemoryError
+from pviommu.dma.memory import GuestMemory
 from pviommu.dma.memory_file import MemoryFiles
 from pviommu.engine import Access
 from pviommu.engine.results import PackedRuns

@@ -7,7 +7,8 @@ from pviommu_abi.slots import DEFAULT_CONTEXT, Errno
 from pviommu_abi.xen_2024 import MapFlags
 
 from ...counters import Counters
-from ...dma.memory import GuestMemory, GuestMemoryError
+from ...dma.access import GuestMemoryError
+from ...dma.memory import GuestMemory
 from ...engine import Engine
 from .indirect import FAULT
 from .pages import ACCESS

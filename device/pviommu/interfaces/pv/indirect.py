@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 from pviommu_abi.slots import PAYLOAD_SIZE, Errno
 
-from ...dma.memory import GuestMemory, GuestMemoryError
+from ...dma.access import GuestMemoryError
+from ...dma.memory import GuestMemory
 from .profile import Answer, Reply, Steps
 
 __all__ = ["FAULT", "carry_out"]

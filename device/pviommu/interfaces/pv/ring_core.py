@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import NamedTuple, Protocol
 
-from ...dma.memory import Copier
+from ...dma.access import Copier
 from ...dma.memory_file import Guard
 from ...engine.core import Core
 from ...inputs import Inputs

@@ -1,0 +1,51 @@
+"""Whether a running guest uses the memory that its client announced."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+
+from ..inputs import Inputs
+from .mappings import Mapping, Mappings
+
+__all__ = ["PROBED_SIZE", "is_used_by_guest"]
+
+PROBED_SIZE = 1 << 20
+"""Bytes of each RAM range that are looked at to tell whether the guest uses it."""
+_ZEROS = bytes(PROBED_SIZE)
+
+
+def is_used_by_guest(mappings: Mappings, inputs: Inputs, step_ns: int) -> Generator[None, None, bool]:
+    """Whether there is anything but zeros at the start of some RAM range, where a running guest has written
+    long ago; also if there is no range at all. Yields each time that ``step_ns`` are over.
+
+    There is nothing if the hypervisor gave away files of which it uses private copies. What the files take
+    of the disk does not tell: reading a hole through a private map fills it with zeros. So the files are read, not
+    their shared maps: a look must not fill holes either.
+    """
+    if not mappings:
+        return True
+    deadline = inputs.now_ns() + step_ns
+    next_start, end, left = 0, -1, 0
+    while (mapping := mappings.next_from(next_start)) is not None:  # they may change between steps
+        next_start = mapping.address + 1
+        if mapping.is_ram:
+            if mapping.address != end:
+                left = PROBED_SIZE
+            end, length = mapping.end, min(left, mapping.size)
+            left -= length
+            if length and _holds_data(mapping, length, inputs):
+                return True
+        if inputs.now_ns() > deadline:
+            yield
+            deadline = inputs.now_ns() + step_ns
+    return False
+
+
+def _holds_data(mapping: Mapping, length: int, inputs: Inputs) -> bool:
+    """Whether there is anything but zeros in the first bytes of a range."""
+    if mapping.file is None:
+        return False
+    try:
+        return not _ZEROS.startswith(inputs.pread(mapping.file.fd, length, mapping.offset))
+    except OSError:
+        return False
