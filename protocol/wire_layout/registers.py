@@ -1,0 +1,287 @@
+"""Registers and their bit fields, declared once.
+
+A word that is divided into bit fields is a class::
+
+    class Control(BitFields):
+        \"\"\"Bits of CONTROL.\"\"\"
+
+        ENABLE = BitField(0, doc="turns the engine on")
+        MODE = BitField(4, 7, doc="how it moves data", values=Mode)
+        RESET = BitField(31, access=Access.WO, doc="cancels what is queued")
+
+``Control.MODE`` is a number, the mask of its bits, and knows more: ``Control.MODE.low``, ``.doc``. In a word of the
+class it is the field's value: ``Control(0x21).MODE`` is 2, ``Control(MODE=2, ENABLE=1)`` is 0x21.
+
+Registers place such words in a BAR::
+
+    REGISTERS = RegisterMap(
+        Register("MAGIC", 0x00, Access.RO, "a constant", reset=0x1234),
+        Register("CONTROL", 0x04, Access.RW, "PREFIX_CONTROL_*", holds=Control),
+        Register("ADDRESS", 0x08, Access.RW, "where to", width=64),
+    )
+
+The declaration is the single source for encoding and decoding, for what an access does (:class:`Access`), for C
+constants and documentation (:mod:`wire_layout.register_text`), and for what tests generate
+(:mod:`wire_layout.strategies`, which needs hypothesis). A mistake in it raises :class:`ValueError` where it is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum, IntEnum
+from itertools import pairwise
+from typing import Any, ClassVar, Self, overload
+
+from . import bits
+
+__all__ = ["Access", "BitField", "BitFields", "Register", "RegisterMap"]
+
+WIDTHS = (8, 16, 32, 64)
+
+
+class Access(Enum):
+    """What reads and writes of a register, or of one of its fields, do."""
+
+    RO = "read only; writes are ignored"
+    RW = "reads back what was written"
+    WO = "reads as 0"
+    RW1C = "each 1 that is written clears its bit, each 0 leaves it"
+    RW1S = "each 1 that is written sets its bit, each 0 leaves it"
+    RES0 = "reserved: reads as 0, writes are ignored"
+
+
+class BitField(int):
+    """Bits ``low`` to ``high`` inclusive, or bit ``low``, of a word: as a number, their mask.
+
+    ``access`` is that of the register unless it is given; ``reset`` is the field's value after a reset, and ``values``
+    are the names of the values it may have.
+    """
+
+    name: str
+    low: int
+    high: int
+    access: Access | None
+    doc: str
+    reset: int
+    values: type[IntEnum] | None
+
+    def __new__(
+        cls,
+        low: int,
+        high: int | None = None,
+        *,
+        access: Access | None = None,
+        doc: str = "",
+        reset: int = 0,
+        values: type[IntEnum] | None = None,
+    ) -> Self:
+        top = low if high is None else high
+        if not 0 <= low <= top:
+            raise ValueError(f"a bit field of bits {top}:{low}: the lowest comes first and is not negative")
+        self = super().__new__(cls, bits(low, top))
+        self.name, self.low, self.high, self.access = "", low, top, access
+        self.doc, self.reset, self.values = doc, reset, values
+        for value in (reset, *(values or ())):
+            if not 0 <= value <= self.most:
+                raise ValueError(f"{value} does not fit a bit field of {self.place}")
+        return self
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    @overload
+    def __get__(self, word: None, owner: type) -> Self: ...
+    @overload
+    def __get__(self, word: BitFields, owner: type) -> int: ...
+    def __get__(self, word: BitFields | None, owner: type) -> int:
+        return self if word is None else (word & self) >> self.low
+
+    @property
+    def most(self) -> int:
+        """The largest value."""
+        return int(self) >> self.low
+
+    @property
+    def place(self) -> str:
+        """Which bits, in words."""
+        return f"bit {self.low}" if self.low == self.high else f"bits {self.high}:{self.low}"
+
+
+class _Body(dict[str, Any]):
+    """What a class declares; a bit field may not be declared twice."""
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        before = self.get(name)
+        if isinstance(before, BitField):
+            places = " and ".join(each.place if isinstance(each, BitField) else repr(each) for each in (before, value))
+            raise ValueError(f"{self['__qualname__']}: two fields are named {name}: {places}")
+        super().__setitem__(name, value)
+
+
+class _FieldsType(type):
+    """Classes of words: iterating over one gives its fields, the lowest first."""
+
+    FIELDS: tuple[BitField, ...]
+
+    @classmethod
+    def __prepare__(cls, name: str, bases: tuple[type, ...], /, **options: Any) -> _Body:
+        return _Body()
+
+    def __iter__(cls) -> Iterator[BitField]:
+        return iter(cls.FIELDS)
+
+
+class BitFields(int, metaclass=_FieldsType):
+    """A word that is divided into bit fields; see the module text for how to declare one. Bits without a field are
+    reserved.
+
+    ``width``, a keyword of the class, is 8, 16, 32 or 64 bits; it is 32 unless it is given.
+    """
+
+    FIELDS: ClassVar[tuple[BitField, ...]] = ()
+    WIDTH: ClassVar[int] = 32
+
+    def __init_subclass__(cls, width: int = 32) -> None:
+        super().__init_subclass__()
+        if cls.__bases__ != (BitFields,):
+            raise ValueError(f"{cls.__name__}: words are not derived from {cls.__bases__[0].__name__}")
+        if width not in WIDTHS:
+            raise ValueError(f"{cls.__name__} of {width} bits: a word has 8, 16, 32 or 64")
+        fields = [value for value in vars(cls).values() if isinstance(value, BitField)]
+        fields.sort(key=lambda field: field.low)
+        for field in fields:
+            if hasattr(BitFields, field.name):
+                raise ValueError(f"{cls.__name__}: a field cannot be named {field.name}, which words have already")
+            if field.high >= width:
+                raise ValueError(f"{cls.__name__}: {field.name}, {field.place}, is outside its {width} bits")
+        for one, other in pairwise(fields):
+            if other.low <= one.high:
+                text = f"{one.name}, {one.place}, and {other.name}, {other.place}"
+                raise ValueError(f"{cls.__name__}: {text}, overlap")
+        cls.FIELDS, cls.WIDTH = tuple(fields), width
+
+    def __new__(cls, value: int = 0, /, **fields: int) -> Self:
+        """``value`` with ``fields`` set in it. Raises :class:`ValueError` for what does not fit, and for what is no
+        field.
+        """
+        if not 0 <= value < 1 << cls.WIDTH:
+            raise ValueError(f"{value:#x} does not fit the {cls.WIDTH} bits of {cls.__name__}")
+        named = {field.name: field for field in cls.FIELDS} if fields else {}
+        for name, part in fields.items():
+            field = named.get(name)
+            if field is None:
+                raise ValueError(f"{cls.__name__} has no field {name}")
+            if not 0 <= part <= field.most:
+                raise ValueError(f"{cls.__name__}: {part:#x} does not fit {name}, {field.place}")
+            value = value & ~field | part << field.low
+        return super().__new__(cls, value)
+
+    def replace(self, **fields: int) -> Self:
+        """This word with other values of ``fields``; raises as the constructor does."""
+        return type(self)(int(self), **fields)
+
+    def decode(self) -> dict[str, int]:
+        """The value of each field by its name; a value that has a name is a member of the field's ``values``."""
+        return {field.name: _named(self & field, field) for field in self.FIELDS}
+
+    def __repr__(self) -> str:
+        decoded = (f"{name}={value}" for name, value in self.decode().items() if value)
+        return f"{type(self).__name__}({', '.join(decoded)})"
+
+
+def _named(word: int, field: BitField) -> int:
+    value = word >> field.low
+    return field.values(value) if field.values and value in list(field.values) else value
+
+
+@dataclass(frozen=True)
+class Register:
+    """One register, or ``count`` of them, ``stride`` bytes apart: byte offset in its BAR, access kind, meaning."""
+
+    name: str
+    offset: int
+    access: Access
+    doc: str
+    count: int = 1
+    width: int = 32
+    """bits: 8, 16, 32 or 64"""
+    holds: type[BitFields] | type[IntEnum] | None = None
+    """its bit fields, or the names of its values"""
+    reset: int | None = 0
+    """value after a reset; None if it depends on the device. With bit fields, those say it."""
+    stride: int = 0
+    """bytes from one register of an array to the next; ``size`` if it is not given"""
+    prefix: str = ""
+    """what C constants of ``holds`` begin with; ``name`` if it is not given"""
+
+    def __post_init__(self) -> None:
+        if self.width not in WIDTHS:
+            raise ValueError(f"{self.name} of {self.width} bits: a register has 8, 16, 32 or 64")
+        object.__setattr__(self, "stride", self.stride or self.size)
+        object.__setattr__(self, "prefix", self.prefix or self.name)
+        if self.offset < 0 or self.offset % self.size or self.stride % self.size or self.stride < self.size:
+            text = f"{self.name} at {self.offset:#x}, {self.stride} bytes apart"
+            raise ValueError(f"{text}: both must be multiples of its {self.size} bytes")
+        if self.count < 1:
+            raise ValueError(f"{self.name}: {self.count} registers")
+        if self.holds is not None and issubclass(self.holds, BitFields):
+            if self.width != self.holds.WIDTH:
+                raise ValueError(f"{self.name} has {self.width} bits, {self.holds.__name__} has {self.holds.WIDTH}")
+            if self.reset:
+                raise ValueError(f"{self.name}: {self.holds.__name__} says what its fields are after a reset")
+            if self.reset is not None:
+                object.__setattr__(self, "reset", sum(field.reset << field.low for field in self.holds.FIELDS))
+        names = self.holds if self.holds is not None and issubclass(self.holds, IntEnum) else ()
+        for value in (self.reset or 0, *names):
+            if not 0 <= value < 1 << self.width:
+                raise ValueError(f"{self.name}: {int(value):#x} does not fit its {self.width} bits")
+
+    @property
+    def size(self) -> int:
+        """Bytes of one register."""
+        return self.width // 8
+
+    @property
+    def fields(self) -> tuple[BitField, ...]:
+        """Its bit fields, the lowest first; none if it is not divided."""
+        return self.holds.FIELDS if self.holds is not None and issubclass(self.holds, BitFields) else ()
+
+    @property
+    def places(self) -> range:
+        """The byte offset of each register of an array, in order."""
+        return range(self.offset, self.offset + self.stride * self.count, self.stride)
+
+    def mask(self, *kinds: Access) -> int:
+        """The bits whose access is one of ``kinds``; bits without a field are :attr:`Access.RES0`."""
+        whole = bits(0, self.width - 1)
+        if not self.fields:
+            return whole if self.access in kinds else 0
+        found = sum(field for field in self.fields if (field.access or self.access) in kinds)
+        return found | (whole & ~sum(self.fields) if Access.RES0 in kinds else 0)
+
+
+class RegisterMap(tuple[Register, ...]):
+    """The registers of one BAR, in the order of their declaration."""
+
+    by_name: dict[str, Register]
+
+    def __new__(cls, *registers: Register) -> Self:
+        """Raises :class:`ValueError` if two registers share a byte or a name."""
+        self = super().__new__(cls, registers)
+        self.by_name = {}
+        for register in registers:
+            other = self.by_name.setdefault(register.name, register)
+            if other is not register:
+                text = f"at {other.offset:#x} and at {register.offset:#x}"
+                raise ValueError(f"two registers are named {register.name}, {text}")
+        taken = sorted((place, place + each.size, each.name) for each in registers for place in each.places)
+        for (one, end, name), (other_place, _, other_name) in pairwise(taken):
+            if other_place < end:
+                raise ValueError(f"registers {name} at {one:#x} and {other_name} at {other_place:#x} overlap")
+        return self
+
+    @property
+    def end(self) -> int:
+        """The first byte after the last register."""
+        return max((each.places[-1] + each.size for each in self), default=0)
