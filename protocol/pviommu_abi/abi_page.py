@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Sequence
-from enum import IntFlag
+from collections.abc import Iterable, Sequence
 
 from wire_layout import Record
+from wire_layout.register_text import CConstant, bit_diagram, c_constants, field_rows, register_rows
+from wire_layout.registers import Access, Register
 
-from .c_header import c_type, member_docs
-from .interface import INTERFACES, EnumClass, Section
+from .c_header import c_type, enum_constants
+from .interface import INTERFACES, Section
 
 
 def _plain(text: str) -> str:
@@ -30,33 +31,42 @@ def _record(prefix: str, name: str, record: type[Record]) -> list[str]:
     return [title, "", doc, "", *_table(("offset", "bytes", "type", "field", "meaning"), rows)]
 
 
-def _enum(prefix: str, name: str, enum: EnumClass) -> list[str]:
-    docs = member_docs(enum)
-    form = "{:#x}" if issubclass(enum, IntFlag) else "{}"
-    rows = [
-        (
-            f"`{prefix.upper()}_{name}_{member.name}`",
-            form.format(int(member)),
-            _plain(docs.get(member.name or "", "")),
-        )
-        for member in enum
-    ]
-    doc = _plain(inspect.cleandoc(enum.__doc__ or ""))
-    return [f"### {prefix.upper()}_{name}_*", "", doc, "", *_table(("name", "value", "meaning"), rows)]
+def _enum(title: str, doc: str, constants: Iterable[CConstant]) -> list[str]:
+    rows = [(f"`{name}`", value, _plain(doc)) for name, value, doc in constants]
+    return [f"### {title}_*", "", _plain(inspect.cleandoc(doc)), "", *_table(("name", "value", "meaning"), rows)]
+
+
+def _fields(prefix: str, register: Register) -> list[str]:
+    """The bit fields of a register, or the names of its values."""
+    holds, title = register.holds, f"{prefix}_{register.prefix}"
+    if holds is None:
+        return []
+    doc = holds.__doc__ or register.doc
+    if not register.fields:
+        return _enum(title, doc, c_constants(title, holds))
+    rows = [tuple(map(_plain, row)) for row in field_rows(title, register)]
+    diagram = [f"    {line}" for line in bit_diagram(register)]
+    lines = [f"### {title}_*", "", _plain(inspect.cleandoc(doc)), "", *diagram, ""]
+    return lines + _table(("name", "bits", "mask", "access", "after reset", "meaning"), rows)
 
 
 def _section(prefix: str, section: Section) -> list[str]:
     lines = [f"## {section.title}", "", _plain(inspect.cleandoc(section.doc)), ""]
     if section.registers:
-        rows = [(f"{r.offset:#05x}", r.access.name, f"`{r.name}`", _plain(r.doc)) for r in section.registers]
-        lines += _table(("offset", "access", "register", "meaning"), rows)
+        rows = [tuple(map(_plain, row)) for row in register_rows(section.registers)]
+        lines += _table(("offset", "access", "register", "bits", "after reset", "meaning"), rows)
+        kinds = [kind for kind in Access if any(register.mask(kind) for register in section.registers)]
+        lines += _table(("access", "meaning"), [(kind.name, kind.value) for kind in kinds])
     constants = [
         (f"`{prefix.upper()}_{c.name}`", f"{c.value:#x}" if c.hexadecimal else str(c.value), _plain(c.doc))
         for c in section.constants
     ]
     lines += _table(("constant", "value", "meaning"), constants)
+    for register in section.registers:
+        lines += _fields(prefix.upper(), register)
     for name, enum in section.enums:
-        lines += _enum(prefix, name, enum)
+        title = f"{prefix.upper()}_{name}"
+        lines += _enum(title, enum.__doc__ or "", enum_constants(title, enum))
     for name, record in section.records:
         lines += _record(prefix, name, record)
     return lines

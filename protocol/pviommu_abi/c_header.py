@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import inspect
 import textwrap
+from collections.abc import Iterable, Iterator
 from enum import IntFlag
 
 from wire_layout import Field, Record
+from wire_layout.register_text import CConstant, c_constants, member_docs
 
 from .interface import Constant, EnumClass, Interface, Section
 
@@ -30,30 +32,24 @@ def _constant(prefix: str, constant: Constant) -> str:
     return _define(f"{prefix}_{constant.name}", value, constant.doc)
 
 
-def member_docs(enum: EnumClass) -> dict[str, str]:
-    """The string literal below each member of ``enum``, by member name; members without one are left out."""
-    docs: dict[str, str] = {}
-    last = ""
-    for line in inspect.getsource(enum).splitlines()[1:]:
-        text = line.strip()
-        if text.startswith('"""') and text.endswith('"""') and last in enum.__members__:
-            docs[last] = text.strip('"')
-        last = text.split(" = ")[0]
-    return docs
-
-
-def _enum(prefix: str, name: str, enum: EnumClass) -> list[str]:
-    docs = member_docs(enum)
-    lines = [f"/* {inspect.cleandoc(enum.__doc__ or '').splitlines()[0].replace('``', '')} */"]
-    for member in enum:
-        value = f"{int(member):#x}" if issubclass(enum, IntFlag) else str(int(member))
-        doc = docs.get(member.name or "", "").replace("``", "")
-        full = f"{prefix}_{name}_{member.name}"
+def _constants(title: str, constants: Iterable[CConstant]) -> list[str]:
+    """What a word or an enumeration is made of, below the first line of its documentation."""
+    lines = [f"/* {inspect.cleandoc(title).splitlines()[0].replace('``', '')} */"]
+    for full, value, documented in constants:
+        doc = documented.replace("``", "")
         if len(doc) > 40:
             lines += [f"/* {line} */" for line in textwrap.wrap(doc, 92)]
             doc = ""
         lines.append(_define(full, value, doc))
     return [*lines, ""]
+
+
+def enum_constants(prefix: str, enum: EnumClass) -> Iterator[CConstant]:
+    """The C constants of an enumeration; those of flags are hexadecimal."""
+    docs = member_docs(enum)
+    form = "{:#x}" if issubclass(enum, IntFlag) else "{}"
+    for member in enum:
+        yield CConstant(f"{prefix}_{member.name}", form.format(int(member)), docs.get(member.name or "", ""))
 
 
 def _record(prefix: str, name: str, record: type[Record]) -> list[str]:
@@ -79,8 +75,12 @@ def _section(prefix: str, section: Section) -> list[str]:
     if section.registers:
         lines.append("")
     lines += [_constant(upper, constant) for constant in section.constants] + [""]
+    for register in section.registers:
+        if register.holds is not None:
+            constants = c_constants(f"{upper}_{register.prefix}", register.holds)
+            lines += _constants(register.holds.__doc__ or register.doc, constants)
     for name, enum in section.enums:
-        lines += _enum(upper, name, enum)
+        lines += _constants(enum.__doc__ or "", enum_constants(f"{upper}_{name}", enum))
     for name, record in section.records:
         lines += _record(prefix, name, record)
     return lines

@@ -11,8 +11,7 @@ from enum import IntEnum, IntFlag
 from typing import Annotated
 
 from wire_layout import U8, U16, U32, U64, Record
-
-from .registers import Access, Register
+from wire_layout.registers import Access, BitField, BitFields, Register, RegisterMap
 
 MAGIC = 0x54445650
 """``PVDT`` in memory order."""
@@ -26,25 +25,27 @@ MAX_LENGTH = 4 << 20
 """Most bytes of one descriptor."""
 MSIX_VECTORS = 1
 
-REGISTERS = (
-    Register("MAGIC", 0x00, Access.RO, "0x54445650"),
-    Register("VERSION", 0x04, Access.RO, "1"),
-    Register("ENTRIES", 0x08, Access.RO, "descriptors of the queue, 256"),
-    Register("SG_ENTRIES", 0x0C, Access.RO, "scatter/gather entries, 2048"),
-    Register("MAX_LENGTH", 0x10, Access.RO, "most bytes of one descriptor, 4 MiB"),
-    Register("CONTROL", 0x14, Access.RW, "PVDT_CONTROL_*"),
-    Register("PRODUCER", 0x18, Access.RW, "descriptors submitted, running freely; writing it starts the engine"),
-    Register("CONSUMER", 0x1C, Access.RO, "descriptors finished, running freely"),
-)
-REGISTER = {register.name: register for register in REGISTERS}
 
-
-class Control(IntFlag):
+class Control(BitFields):
     """Bits of CONTROL."""
 
-    ENABLE = 1 << 0
-    RESET = 1 << 1
-    """cancels what is queued and clears PRODUCER and CONSUMER; reads as 0"""
+    ENABLE = BitField(0)
+    RESET = BitField(1, access=Access.WO, doc="cancels what is queued and clears PRODUCER and CONSUMER; reads as 0")
+
+
+RO, RW = Access.RO, Access.RW
+
+REGISTERS = RegisterMap(
+    Register("MAGIC", 0x00, RO, "``PVDT`` in memory order", reset=MAGIC),
+    Register("VERSION", 0x04, RO, "version of this interface", reset=VERSION),
+    Register("ENTRIES", 0x08, RO, "descriptors of the queue", reset=ENTRIES),
+    Register("SG_ENTRIES", 0x0C, RO, "scatter/gather entries", reset=SG_ENTRIES),
+    Register("MAX_LENGTH", 0x10, RO, "most bytes of one descriptor, 4 MiB", reset=MAX_LENGTH),
+    Register("CONTROL", 0x14, RW, "PVDT_CONTROL_*", holds=Control),
+    Register("PRODUCER", 0x18, RW, "descriptors submitted, running freely; writing it starts the engine"),
+    Register("CONSUMER", 0x1C, RO, "descriptors finished, running freely"),
+)
+REGISTER = REGISTERS.by_name
 
 
 class DmaOp(IntEnum):

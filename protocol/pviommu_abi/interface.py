@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 
 from wire_layout import Record
+from wire_layout.registers import Register
 
 from . import dma_test, own, registers, shared, slots, xen_2024, xen_v7, xor
-from .registers import Register
 
 EnumClass = type[IntEnum] | type[IntFlag]
 
@@ -25,7 +25,9 @@ class Constant:
 
 @dataclass(frozen=True)
 class Section:
-    """One chapter: registers, then constants, then enumerations with the prefix of their C names, then records."""
+    """One chapter: registers, then constants, then what registers hold, then enumerations with the prefix of their C
+    names, then records.
+    """
 
     title: str
     doc: str
@@ -72,15 +74,7 @@ PVIOMMU = Interface(
                 Constant("DOORBELL_STRIDE", registers.DOORBELL_STRIDE, "bytes from one doorbell to the next", False),
                 Constant("ENDPOINT_SIGNATURE", registers.ENDPOINT_SIGNATURE, "signature of the vendor capability"),
             ),
-            (
-                ("FEATURE", registers.Feature),
-                ("STATUS", registers.Status),
-                ("PROFILE", registers.Profile),
-                ("RESET", registers.Reset),
-                ("RING_TYPE", registers.RingType),
-                ("RING_CONTROL", registers.RingControl),
-                ("RING_STATUS", registers.RingStatus),
-            ),
+            (),
             (("endpoint_capability", registers.EndpointCapability),),
         ),
         Section(
@@ -201,7 +195,6 @@ DMA_TEST = Interface(
                 Constant("MAX_LENGTH", dma_test.MAX_LENGTH, "most bytes of one descriptor"),
             ),
             (
-                ("CONTROL", dma_test.Control),
                 ("OP", dma_test.DmaOp),
                 ("FLAG", dma_test.DescriptorFlags),
                 ("STATUS", dma_test.DescriptorStatus),
@@ -226,7 +219,6 @@ XOR = Interface(
                 Constant("REGISTER_BAR", registers.REGISTER_BAR, "BAR of the registers", False),
                 Constant("MAX_LENGTH", xor.MAX_LENGTH, "most bytes of a buffer"),
             ),
-            (("STATUS", xor.Status),),
         ),
     ),
 )

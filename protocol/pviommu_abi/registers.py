@@ -8,13 +8,13 @@ The order of setting up: select a profile while all rings are off, place and ena
 resets the device.
 """
 
-from dataclasses import dataclass
-from enum import Enum, IntEnum, IntFlag
+from enum import IntEnum
 from typing import Annotated
 
 from wire_layout import U8, U32, Record
+from wire_layout.registers import Access, BitField, BitFields, Register, RegisterMap
 
-from .shared import MAX_RINGS
+from .shared import MAX_RING_ENTRIES, MAX_RINGS, RING_AREA_OFFSET, RING_AREA_SIZE
 
 VENDOR_ID = 0x1234
 """Default PCI vendor id: the unregistered one that QEMU's teaching and test devices use."""
@@ -38,74 +38,31 @@ MAGIC = 0x4D495650
 ABI_VERSION = 1
 
 
-class Access(Enum):
-    """How a register behaves."""
-
-    RO = "read only; writes are ignored"
-    RW = "reads back what was written"
-    WO = "reads as 0"
-
-
-@dataclass(frozen=True)
-class Register:
-    """One 32-bit register, or ``count`` of them in a row: byte offset in BAR 0, access kind, meaning."""
-
-    name: str
-    offset: int
-    access: Access
-    doc: str
-    count: int = 1
-
-
-REGISTERS = (
-    Register("MAGIC", 0x000, Access.RO, "0x4d495650"),
-    Register("VERSION", 0x004, Access.RO, "ABI version, 1"),
-    Register("FEATURES", 0x008, Access.RO, "PVIOMMU_FEATURE_*"),
-    Register("INSTANCE", 0x00C, Access.RO, "which PV-IOMMU this is; endpoints carry the same number"),
-    Register("STATUS", 0x010, Access.RO, "PVIOMMU_STATUS_*"),
-    Register(
-        "PROFILE",
-        0x014,
-        Access.RW,
-        "PVIOMMU_PROFILE_*; writable while all rings are off, and resets; 0 after reset",
-    ),
-    Register("RESET", 0x018, Access.WO, "PVIOMMU_RESET_*: brings the device to its power-on state"),
-    Register("MAX_RINGS", 0x01C, Access.RO, "rings of this device"),
-    Register("MAX_RING_ENTRIES", 0x020, Access.RO, "largest RING_ENTRIES"),
-    Register("RING_AREA", 0x024, Access.RO, "first byte of BAR 2 at which a ring may lie"),
-    Register("RING_AREA_SIZE", 0x028, Access.RO, "bytes of BAR 2 in which rings may lie"),
-    Register("DOORBELLS", 0x02C, Access.RO, "doorbells rung since the device was started, modulo 2**32"),
-    Register("RING_SELECT", 0x080, Access.RW, "the ring that the registers below belong to"),
-    Register("RING_TYPE", 0x084, Access.RW, "PVIOMMU_RING_TYPE_*: what RING_BASE counts from"),
-    Register("RING_ENTRIES", 0x088, Access.RW, "slots, a power of two from 16 to MAX_RING_ENTRIES"),
-    Register("RING_BASE_LO", 0x08C, Access.RW, "place of slot 0, low half; a multiple of 4096"),
-    Register("RING_BASE_HI", 0x090, Access.RW, "place of slot 0, high half"),
-    Register("RING_CONTROL", 0x094, Access.RW, "bit 0 turns the ring on; its index words must be 0 then"),
-    Register("RING_STATUS", 0x098, Access.RO, "PVIOMMU_RING_STATUS_*"),
-    Register("DOORBELL", 0x100, Access.WO, "doorbell of ring n at 0x100 + 4 * n; the value is ignored", MAX_RINGS),
-)
-REGISTER = {register.name: register for register in REGISTERS}
-DOORBELL_STRIDE = 4
-
-
-class Feature(IntFlag):
+class Feature(BitFields):
     """Bits of FEATURES."""
 
-    PROFILE_XEN_2024 = 1 << 0
-    POSTED = 1 << 1
-    PROFILE_XEN_V7 = 1 << 2
-    BATCH_2014 = 1 << 3
-    """operations BATCH and CALL"""
+    PROFILE_XEN_2024 = BitField(0)
+    POSTED = BitField(1)
+    PROFILE_XEN_V7 = BitField(2)
+    BATCH_2014 = BitField(3, doc="operations BATCH and CALL")
 
 
-class Status(IntFlag):
+class Status(BitFields):
     """Bits of STATUS."""
 
-    REFUSED = 1 << 0
-    """the last write to a writable register was refused; the next accepted one clears this"""
-    RINGS_ON = 1 << 1
-    MEMORY_NOT_SHARED = 1 << 2
-    """the memory that the hypervisor handed over is not what the guest uses (``share=on`` is missing)"""
+    REFUSED = BitField(0, doc="the last write to a writable register was refused; the next accepted one clears this")
+    RINGS_ON = BitField(1)
+    MEMORY_NOT_SHARED = BitField(
+        2, doc="the memory that the hypervisor handed over is not what the guest uses (``share=on`` is missing)"
+    )
+
+
+class Profile(IntEnum):
+    """Values of PROFILE."""
+
+    NONE = 0
+    XEN_2024 = 1
+    XEN_V7 = 2
 
 
 class Reset(IntEnum):
@@ -117,32 +74,63 @@ class Reset(IntEnum):
     """only attaching unblocks them: whoever owns them may reset them, and nobody translates for them any more"""
 
 
-class Profile(IntEnum):
-    """Values of PROFILE."""
-
-    NONE = 0
-    XEN_2024 = 1
-    XEN_V7 = 2
-
-
 class RingType(IntEnum):
     """Values of RING_TYPE."""
 
     SHARED_BAR = 0
 
 
-class RingControl(IntFlag):
+class RingControl(BitFields):
     """Bits of RING_CONTROL."""
 
-    ENABLE = 1 << 0
+    ENABLE = BitField(0)
 
 
-class RingStatus(IntFlag):
+class RingStatus(BitFields):
     """Bits of RING_STATUS."""
 
-    ENABLED = 1 << 0
-    BROKEN = 1 << 1
-    """the producer index was impossible; off and on again repairs it"""
+    ENABLED = BitField(0)
+    BROKEN = BitField(1, doc="the producer index was impossible; off and on again repairs it")
+
+
+RO, RW, WO = Access.RO, Access.RW, Access.WO
+
+REGISTERS = RegisterMap(
+    Register("MAGIC", 0x000, RO, "``PVIM`` in memory order", reset=MAGIC),
+    Register("VERSION", 0x004, RO, "ABI version", reset=ABI_VERSION),
+    Register("FEATURES", 0x008, RO, "PVIOMMU_FEATURE_*", holds=Feature, reset=None, prefix="FEATURE"),
+    Register("INSTANCE", 0x00C, RO, "which PV-IOMMU this is; endpoints carry the same number", reset=None),
+    Register("STATUS", 0x010, RO, "PVIOMMU_STATUS_*", holds=Status),
+    Register(
+        "PROFILE",
+        0x014,
+        RW,
+        "PVIOMMU_PROFILE_*; writable while all rings are off, and resets",
+        holds=Profile,
+    ),
+    Register("RESET", 0x018, WO, "PVIOMMU_RESET_*: brings the device to its power-on state", holds=Reset),
+    Register("MAX_RINGS", 0x01C, RO, "rings of this device", reset=None),
+    Register("MAX_RING_ENTRIES", 0x020, RO, "largest RING_ENTRIES", reset=MAX_RING_ENTRIES),
+    Register("RING_AREA", 0x024, RO, "first byte of BAR 2 at which a ring may lie", reset=RING_AREA_OFFSET),
+    Register("RING_AREA_SIZE", 0x028, RO, "bytes of BAR 2 in which rings may lie", reset=RING_AREA_SIZE),
+    Register("DOORBELLS", 0x02C, RO, "doorbells rung since the device was started, modulo 2**32", reset=None),
+    Register("RING_SELECT", 0x080, RW, "the ring that the registers below belong to"),
+    Register("RING_TYPE", 0x084, RW, "PVIOMMU_RING_TYPE_*: what RING_BASE counts from", holds=RingType),
+    Register("RING_ENTRIES", 0x088, RW, "slots, a power of two from 16 to MAX_RING_ENTRIES"),
+    Register("RING_BASE_LO", 0x08C, RW, "place of slot 0, low half; a multiple of 4096"),
+    Register("RING_BASE_HI", 0x090, RW, "place of slot 0, high half"),
+    Register(
+        "RING_CONTROL",
+        0x094,
+        RW,
+        "bit 0 turns the ring on; its index words must be 0 then; a write with another bit is refused",
+        holds=RingControl,
+    ),
+    Register("RING_STATUS", 0x098, RO, "PVIOMMU_RING_STATUS_*", holds=RingStatus),
+    Register("DOORBELL", 0x100, WO, "doorbell of ring n at 0x100 + 4 * n; the value is ignored", MAX_RINGS),
+)
+REGISTER = REGISTERS.by_name
+DOORBELL_STRIDE = REGISTER["DOORBELL"].stride
 
 
 ENDPOINT_SIGNATURE = 0x55495650

@@ -6,19 +6,10 @@ write to START begins. Vector 0 is raised when STATUS is no longer BUSY, before 
 
 from enum import IntEnum
 
-from .registers import Access, Register
+from wire_layout.registers import Access, Register, RegisterMap
 
 MAX_LENGTH = 64 << 10
 """Most bytes of a buffer."""
-REGISTERS = (
-    Register("KEY", 0x00, Access.RO, "what every byte is XORed with; the topology says it"),
-    Register("ADDRESS_LO", 0x04, Access.RW, "device address of the buffer, low half"),
-    Register("ADDRESS_HI", 0x08, Access.RW, "device address of the buffer, high half"),
-    Register("LENGTH", 0x0C, Access.RW, "bytes of the buffer, 1 to PVXOR_MAX_LENGTH"),
-    Register("START", 0x10, Access.WO, "any value begins, if LENGTH is right; STATUS is BUSY then"),
-    Register("STATUS", 0x14, Access.RO, "PVXOR_STATUS_*"),
-)
-REGISTER = {register.name: register for register in REGISTERS}
 
 
 class Status(IntEnum):
@@ -31,3 +22,14 @@ class Status(IntEnum):
     """by the IOMMU: the buffer is as it was"""
     CANCELLED = 4
     """the IOMMU was reset first"""
+
+
+REGISTERS = RegisterMap(
+    Register("KEY", 0x00, Access.RO, "what every byte is XORed with; the topology says it", reset=None),
+    Register("ADDRESS_LO", 0x04, Access.RW, "device address of the buffer, low half"),
+    Register("ADDRESS_HI", 0x08, Access.RW, "device address of the buffer, high half"),
+    Register("LENGTH", 0x0C, Access.RW, "bytes of the buffer, 1 to PVXOR_MAX_LENGTH"),
+    Register("START", 0x10, Access.WO, "any value begins, if LENGTH is right; STATUS is BUSY then"),
+    Register("STATUS", 0x14, Access.RO, "PVXOR_STATUS_*", holds=Status),
+)
+REGISTER = REGISTERS.by_name

@@ -53,14 +53,6 @@ class DmaTestEngine(Endpoint):
         self._bar = self.add_register_bar(0, abi.REGISTERS)
         self.shared = self.add_shared_bar(2, abi.SHARED_BAR_SIZE)
         self.add_msix_bar(4, vectors=abi.MSIX_VECTORS, size=4096, pba_offset=0x800)
-        for register, value in (
-            ("MAGIC", abi.MAGIC),
-            ("VERSION", abi.VERSION),
-            ("ENTRIES", abi.ENTRIES),
-            ("SG_ENTRIES", abi.SG_ENTRIES),
-            ("MAX_LENGTH", abi.MAX_LENGTH),
-        ):
-            self._bar[register] = value
         self._running: DmaSteps[Descriptor] | None = None
         """the descriptor that is next to finish, if it has begun"""
         self._operations: dict[int, Callable[[Descriptor], DmaSteps[Descriptor]]] = {
@@ -72,12 +64,11 @@ class DmaTestEngine(Endpoint):
 
     def write_control(self, _: int, value: int) -> None:
         if value & Control.RESET:
-            self.reset_device()
-        self._bar["CONTROL"] = value & Control.ENABLE
+            self.cancel_dma()
+            self._bar.reset("PRODUCER", "CONSUMER")
 
-    def write_producer(self, _: int, value: int) -> None:
-        if (value - self._bar["CONSUMER"]) & _MASK <= abi.ENTRIES:  # more than the queue holds cannot be meant
-            self._bar["PRODUCER"] = value
+    def accept_producer(self, _: int, value: int) -> bool:
+        return (value - self._bar["CONSUMER"]) & _MASK <= abi.ENTRIES  # more than the queue holds cannot be meant
 
     # -- queue ------------------------------------------------------------------------------------------------------
 
@@ -163,7 +154,7 @@ class DmaTestEngine(Endpoint):
 
     def reset_device(self) -> None:
         self.cancel_dma()
-        self._bar.clear(("CONTROL", "PRODUCER", "CONSUMER"))
+        self._bar.reset()
 
     # -- operations -------------------------------------------------------------------------------------------------
 

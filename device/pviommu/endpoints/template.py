@@ -7,14 +7,15 @@ To add a device: put its class into a file of this folder, its name into ``ENDPO
 
 from __future__ import annotations
 
-from pviommu_abi.registers import OTHER_SYSTEM_CLASS, TEMPLATE_DEVICE_ID, VENDOR_ID, Access, Register
+from pviommu_abi.registers import OTHER_SYSTEM_CLASS, TEMPLATE_DEVICE_ID, VENDOR_ID
+from wire_layout.registers import Access, Register, RegisterMap
 
 from ..dma.fault import DmaRefusedError
 from ..pci.config_space import Identity
 from .endpoint import Endpoint, Surroundings
 
 # Each register once: name, offset, how it behaves, what it means.
-REGISTERS = (
+REGISTERS = RegisterMap(
     Register("STAMP_AT", 0x00, Access.WO, "device address to stamp; writing it queues the stamp"),
     Register("STAMPS", 0x04, Access.RO, "stamps written"),
     Register("REFUSED", 0x08, Access.RO, "stamps that the IOMMU refused"),
@@ -55,4 +56,4 @@ class Template(Endpoint):
 
     def reset_device(self) -> None:
         self._queue.clear()
-        self.registers.clear(("STAMPS", "REFUSED"))
+        self.registers.reset()

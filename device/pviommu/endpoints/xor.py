@@ -56,4 +56,4 @@ class Xor(Endpoint):
             self._finish(Status.CANCELLED)
 
     def reset_device(self) -> None:
-        self.registers.clear(("ADDRESS_LO", "ADDRESS_HI", "LENGTH", "STATUS"))
+        self.registers.reset()

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import ParamSpec, TypeVar
 
-from pviommu_abi.registers import Register
 from vfio_user import (
     DeviceInfo,
     DmaMapping,
@@ -27,6 +26,7 @@ from vfio_user import (
     RequestError,
     Steps,
 )
+from wire_layout.registers import Register
 
 from ..counters import Counters
 from ..dma.memory import GuestMemory
@@ -36,7 +36,7 @@ from ..dma.windows import Window
 from ..inputs import Inputs
 from .capabilities import MSIX_ENTRY_SIZE, PCIE_DEVICE_CONTROL, PCIE_FLR, Capability, msix, pcie
 from .config_space import CONFIG_SIZE, ConfigSpace, Identity
-from .registers import RegisterFile
+from .registers import RegisterFile, check_handlers
 from .shared_memory import SharedMemory
 
 __all__ = ["Environment", "PciFunction"]
@@ -80,8 +80,11 @@ class PciFunction:
         self._regions: dict[int, Region] = {
             RegionIndex.CONFIG: Region(CONFIG_SIZE, _READ_WRITE),
         }
+        self._described: dict[int, RegisterFile] = {}
+        """register files, until :meth:`power_on` has looked at their handlers"""
         self._registers: dict[int, RegisterFile] = {}
         self._shared: dict[int, SharedMemory] = {}
+        self._is_on = False
         self._pcie = self.add_capability(pcie())
 
     # -- describing a function --------------------------------------------------------------------------------------
@@ -90,12 +93,20 @@ class PciFunction:
         """Append a conventional capability; returns its offset."""
         return self.config.add_capability(capability.body, capability.writable)
 
-    def add_register_bar(self, index: int, registers: Sequence[Register], size: int = 4096) -> RegisterFile:
+    def add_register_bar(self, index: int, registers: Iterable[Register], size: int = 4096) -> RegisterFile:
         """A 32-bit BAR of trapped registers, whose handlers are methods of this object."""
+        file = RegisterFile(registers, self)
+        self.add_register_file(index, file, size)
+        return file
+
+    def add_register_file(self, index: int, file: RegisterFile, size: int = 4096) -> None:
+        """The same for registers whose handlers are methods of another object."""
+        end = file.registers.end
+        if end > size:
+            raise ValueError(f"{self.name}: the registers of BAR {index} end at {end:#x}, past its {size:#x} bytes")
         self.config.add_bar(index, size, wide=False, prefetchable=False)
         self._regions[index] = Region(size, _READ_WRITE)
-        file = self._registers[index] = RegisterFile(registers, self)
-        return file
+        self._described[index] = file
 
     def add_shared_bar(self, index: int, size: int) -> SharedMemory:
         """A 64-bit prefetchable BAR that the hypervisor maps into the guest; takes ``index`` and the next one."""
@@ -115,15 +126,30 @@ class PciFunction:
         self.add_capability(msix(vectors, index, pba_offset))
 
     def power_on(self) -> None:
-        """The description is complete: take it as the state after power-on."""
+        """The description is complete: take it as the state after power-on.
+
+        Raises :class:`ValueError` for a handler that fits no register.
+        """
+        check_handlers(self._described.values())
+        for file in self._described.values():
+            file.seal()
+        self._registers = self._described  # an access that finds no registers asks whether this was forgotten
+        self._is_on = True
         self.config.seal()
         self.interrupts = InterruptTable(
             {IrqIndex.INTX: 0, IrqIndex.MSI: 0, IrqIndex.MSIX: self._vectors, IrqIndex.ERR: 1, IrqIndex.REQ: 1}
         )
 
+    def _forgotten(self) -> RuntimeError:
+        """What using a function raises that is not powered on."""
+        what = f"{self.name} is used before it was powered on"
+        return RuntimeError(f"{what}: {type(self).__name__}.__init__ must end with self.power_on()")
+
     @property
     def descriptors(self) -> int:
         """Files that this function may have open, but for its sockets and the client's memory."""
+        if not self._is_on:
+            raise self._forgotten()
         shared = 2 * len(self._shared)  # a mapping keeps a duplicate
         return shared + sum(self.irq(index).count for index in IrqIndex)
 
@@ -178,6 +204,8 @@ class PciFunction:
     def describe(self) -> DeviceInfo:
         if self._foreign:
             raise RequestError(errno.EBUSY, f"{self.name}: {self._foreign}")
+        if not self._is_on:
+            raise self._forgotten()
         self.check_client()
         return DeviceInfo()
 
@@ -190,6 +218,8 @@ class PciFunction:
 
     def region_read(self, index: int, offset: int, count: int) -> bytes:
         if index == RegionIndex.CONFIG:
+            if not self._is_on:
+                raise self._forgotten()
             self.counters.config_accesses += 1
             return self.config.read(offset, count)
         self.counters.traps += 1
@@ -199,6 +229,8 @@ class PciFunction:
         if index in self._registers:
             data = self.attempt("a read of its registers", self._registers[index].read, offset, count)
             return b"\xff" * count if data is None else data
+        if not self._is_on:
+            raise self._forgotten()
         if index in self._shared:
             return self.inputs.copy(self._shared[index].view[offset : offset + count])
         return bytes(count)  # the MSI-X BAR: nothing is ever pending here
@@ -214,11 +246,15 @@ class PciFunction:
     def _bar_write(self, index: int, offset: int, data: bytes) -> Steps | None:
         if index in self._registers:
             return self.attempt("a write to its registers", self._registers[index].write, offset, data)
+        if not self._is_on:
+            raise self._forgotten()
         if index in self._shared:
             self._shared[index].view[offset : offset + len(data)] = data
         return None
 
     def _config_write(self, offset: int, data: bytes) -> None:
+        if not self._is_on:
+            raise self._forgotten()
         was_master = self.config.bus_master
         self.config.write(offset, data)
         high = self._pcie + PCIE_DEVICE_CONTROL + 1 - offset  # the byte of Device Control with the reset bit
@@ -274,6 +310,8 @@ class PciFunction:
         self._power_cycle()
 
     def _power_cycle(self) -> None:
+        if not self._is_on:
+            raise self._forgotten()
         self.config.reset()
         self._reset_by(self.on_reset)
         self._decode()

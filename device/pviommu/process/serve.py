@@ -117,7 +117,7 @@ def capabilities(topology: Topology) -> dict[str, Any]:
         "type": "pviommu",
         "version": __version__,
         "abi": ABI_VERSION,
-        "features": [feature.name.lower() for feature in Feature if feature.name],
+        "features": [feature.name.lower() for feature in Feature],
         "profiles": list(PROFILES),
         "endpoint_kinds": sorted(ENDPOINTS),
         "functions": [

@@ -10,7 +10,7 @@ from pviommu.counters import Counters
 from pviommu.inputs import LiveInputs
 from pviommu.pci.config_space import Identity
 from pviommu.pci.function import Environment, PciFunction
-from pviommu_abi.registers import Access, Register
+from wire_layout.registers import Access, Register
 
 REGISTERS = (
     Register("MAGIC", 0x00, Access.RO, "a constant"),

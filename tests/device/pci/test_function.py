@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from pviommu.inputs import LiveInputs
 from pviommu.pci.config_space import Identity
 from pviommu.pci.function import Environment, PciFunction
 from vfio_user import DmaMapping, IrqAction, IrqIndex, IrqKind, IrqRequest, RegionFlags, RegionIndex, RequestError
+from wire_layout.registers import Access, Register
 
 CONFIG = RegionIndex.CONFIG
 COMMAND = 0x04
@@ -193,3 +195,62 @@ def test_a_table_that_runs_into_its_pending_bits_is_refused() -> None:
 
     with pytest.raises(ValueError, match="129 vectors: table and pending bits do not fit 0x1000 bytes"):
         function.add_msix_bar(4, vectors=129, size=4096, pba_offset=0x800)
+
+
+class Forgetful(PciFunction):
+    """Its constructor ends too early."""
+
+    def __init__(self) -> None:
+        super().__init__("lamp", Identity(1, 2, 3), Environment(LiveInputs(), Counters()))
+        self.registers = self.add_register_bar(0, (Register("LIGHT", 0, Access.RW, "on or off"),))
+        self.add_shared_bar(2, 0x1000)
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda function: function.describe(),
+        lambda function: function.descriptors,
+        lambda function: function.region_read(0, 0, 4),
+        lambda function: function.region_write(0, 0, bytes(4)),
+        lambda function: function.region_read(2, 0, 4),
+        lambda function: function.region_read(CONFIG, 0, 4),
+        lambda function: function.region_write(CONFIG, COMMAND, b"\x06\x00"),
+        lambda function: function.reset(),
+    ],
+)
+def test_a_function_that_was_not_powered_on_says_so_when_it_is_used(use: Callable[[PciFunction], object]) -> None:
+    function = Forgetful()
+
+    with pytest.raises(RuntimeError) as caught:
+        use(function)
+
+    text = "lamp is used before it was powered on: Forgetful.__init__ must end with self.power_on()"
+    assert str(caught.value) == text
+    function.close()
+
+
+class Misspelt(PciFunction):
+    """One handler has no register, in either of two BARs."""
+
+    def __init__(self) -> None:
+        super().__init__("lamp", Identity(1, 2, 3), Environment(LiveInputs(), Counters()))
+        self.add_register_bar(0, (Register("LIGHT", 0, Access.RW, "on or off"),))
+        self.add_register_bar(1, (Register("COLOUR", 0, Access.RW, "red, green, blue"),))
+        self.power_on()
+
+    def write_colour(self, _: int, value: int) -> None: ...
+
+    def write_ligth(self, _: int, value: int) -> None: ...
+
+
+def test_a_misspelt_handler_is_an_error_when_the_function_is_powered_on() -> None:
+    with pytest.raises(ValueError, match=r"Misspelt\.write_ligth fits no register; the nearest .* is write_light"):
+        Misspelt()
+
+
+def test_registers_that_do_not_fit_their_bar_are_refused() -> None:
+    function = PciFunction("lamp", Identity(1, 2, 3), Environment(LiveInputs(), Counters()))
+
+    with pytest.raises(ValueError, match="lamp: the registers of BAR 0 end at 0x1008, past its 0x1000 bytes"):
+        function.add_register_bar(0, (Register("FAR", 0xFF8, Access.RW, "two", count=2, width=64),))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pviommu_abi.abi_page import abi_page
 from pviommu_abi.interface import INTERFACES
+from pviommu_abi.registers import Profile
 
 
 def test_every_record_field_is_in_the_page_with_its_offset() -> None:
@@ -26,6 +27,28 @@ def test_every_register_is_in_the_page() -> None:
         for section in interface.sections:
             for register in section.registers:
                 assert f"| {register.offset:#05x} | {register.access.name} | `{register.name}` |" in page
+
+
+def test_every_bit_field_is_in_the_page_with_its_bits_and_in_a_diagram() -> None:
+    page = abi_page()
+
+    fields = 0
+    for interface in INTERFACES:
+        for section in interface.sections:
+            for register in section.registers:
+                for field in register.fields:
+                    name = f"{interface.prefix.upper()}_{register.prefix}_{field.name}"
+                    assert f"| `{name}` | {field.low} | {int(field):#x} | " in page
+                    assert f" {field.name} |" in page.split(f"### {interface.prefix.upper()}_{register.prefix}_*")[1]
+                    fields += 1
+    assert fields == 12
+
+
+def test_named_values_of_registers_are_in_the_page() -> None:
+    page = abi_page()
+
+    for member in Profile:
+        assert f"| `PVIOMMU_PROFILE_{member.name}` | {int(member)} | " in page
 
 
 def test_no_markup_of_another_language_is_left() -> None:

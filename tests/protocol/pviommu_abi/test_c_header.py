@@ -6,6 +6,7 @@ import io
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from enum import IntEnum
 from pathlib import Path
 
 import pytest
@@ -14,10 +15,12 @@ from pviommu.lab.build import find_sandbox
 from pviommu.lab.processes import run
 from pviommu.lab.progress import Progress
 from pviommu.lab.provision import STEPS, provision
-from pviommu_abi.c_header import c_header, member_docs
+from pviommu_abi.c_header import c_header
 from pviommu_abi.dma_test import DescriptorStatus
-from pviommu_abi.interface import DMA_TEST, INTERFACES, PVIOMMU, Interface
+from pviommu_abi.interface import DMA_TEST, INTERFACES, PVIOMMU, Interface, Section
 from pviommu_abi.xen_2024 import MapFlags
+from wire_layout.register_text import member_docs
+from wire_layout.registers import Access, BitField, BitFields, Register
 
 RunC = Callable[[Interface, list[str]], list[str]]
 
@@ -34,7 +37,7 @@ def run_c() -> Iterator[RunC]:
     inside = f"/{folder.relative_to(toolbox.root)}"
 
     def compile_and_run(interface: Interface, statements: list[str]) -> list[str]:
-        for each in INTERFACES:
+        for each in (interface, *INTERFACES):
             (folder / each.header).write_text(c_header(each))
         body = "\n".join(f"\t{statement}" for statement in statements)
         (folder / "program.c").write_text(
@@ -80,12 +83,49 @@ def test_constants_enumerations_and_registers_have_the_declared_values(run_c: Ru
     for section in interface.sections:
         values |= {f"{upper}_{constant.name}": constant.value for constant in section.constants}
         values |= {f"{upper}_REG_{register.name}": register.offset for register in section.registers}
+        for register in section.registers:
+            parts = register.holds or ()
+            values |= {f"{upper}_{register.prefix}_{part.name}": int(part) for part in parts}
         for name, enum in section.enums:
             values |= {f"{upper}_{name}_{member.name}": int(member) for member in enum}
 
     printed = run_c(interface, [f'printf("%lld\\n", (long long){name});' for name in values])
 
     assert dict(zip(values, map(int, printed), strict=True)) == values
+
+
+class Mode(IntEnum):
+    """How fast."""
+
+    SLOW = 1
+    FAST = 2
+
+
+class Command(BitFields, width=64):
+    """Bits of COMMAND."""
+
+    GO = BitField(0, doc="starts it")
+    MODE = BitField(4, 7, doc="how fast", values=Mode)
+    COUNT = BitField(32, 63)
+
+
+WIDE = Interface(
+    "wide.h",
+    "wide",
+    "Wide registers",
+    (Section("Registers", "Some.", (Register("COMMAND", 0x8, Access.RW, "what to do", width=64, holds=Command),)),),
+)
+
+
+def test_fields_of_several_bits_have_a_mask_a_shift_and_values(run_c: RunC) -> None:
+    statements = [
+        'printf("%llx %llx %llx\\n", WIDE_COMMAND_GO, WIDE_COMMAND_MODE_MASK, WIDE_COMMAND_COUNT_MASK);',
+        'printf("%d %d\\n", WIDE_COMMAND_MODE_SHIFT, WIDE_COMMAND_COUNT_SHIFT);',
+        'printf("%llx\\n", ~WIDE_COMMAND_MODE_MASK);',
+        'printf("%d %x\\n", WIDE_COMMAND_MODE_FAST, WIDE_REG_COMMAND);',
+    ]
+
+    assert run_c(WIDE, statements) == ["1 f0 ffffffff00000000", "4 32", "ffffffffffffff0f", "2 8"]
 
 
 def test_a_header_may_be_included_twice_and_beside_the_other(run_c: RunC) -> None:

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import pytest
 
 from pviommu_abi import dma_test, registers
-from pviommu_abi.registers import EndpointCapability, Register
+from pviommu_abi.registers import EndpointCapability
+from wire_layout.registers import Register
 
 
 @pytest.mark.parametrize("declared", [registers.REGISTERS, dma_test.REGISTERS], ids=["pviommu", "dma_test"])

@@ -1,4 +1,4 @@
-"""The PV-IOMMU's PCI function: registers, rings and the translation of its endpoints' DMA."""
+"""The PV-IOMMU's PCI function: rings, and the translation of its endpoints' DMA."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import errno
 import logging
 from collections.abc import Iterator
 
-from pviommu_abi import registers as abi
 from pviommu_abi.registers import (
     MSIX_BAR,
     MSIX_BAR_SIZE,
@@ -15,24 +14,16 @@ from pviommu_abi.registers import (
     REGISTER_BAR,
     REGISTER_BAR_SIZE,
     SHARED_BAR,
-    Feature,
     Profile,
-    Reset,
-    RingControl,
-    RingStatus,
-    Status,
 )
 from pviommu_abi.shared import (
-    MAX_RING_ENTRIES,
-    RING_AREA_OFFSET,
-    RING_AREA_SIZE,
     SBDF_UNBOUND,
     SHARED_BAR_SIZE,
     EndpointEntry,
     Limits,
 )
 from pviommu_abi.slots import DEFAULT_CONTEXT
-from vfio_user import DmaMapping, RequestError, Steps
+from vfio_user import DmaMapping, RequestError
 
 from ...engine import PAGE_SHIFT, DefaultPolicy, Engine
 from ...engine.ranges import FrameRanges
@@ -47,10 +38,10 @@ from .execution import Executor
 from .own import OwnOperations
 from .patience import STOPPED_NS, Patience
 from .profile import XenProfile
+from .registers import PvRegisters
 from .reporting import Reporter
-from .ring import MASK, CommandRing
+from .ring import CommandRing
 from .ring_core import DeviceCore, Poll
-from .ring_setup import RingSetup, overlaps
 from .stream import PvStream
 from .xen_2024 import Xen2024
 from .xen_v7 import XenV7
@@ -61,9 +52,6 @@ log = logging.getLogger(__name__)
 
 LEAST_DIMM, ABOVE_LOW_BARS = 16 << 20, 1 << 32
 MAX_TOLD = 64
-LOOK_NS = 1_000_000
-"""How long a look for memory that the guest uses goes on before others have a turn."""
-FEATURES = int(Feature.PROFILE_XEN_2024 | Feature.POSTED | Feature.PROFILE_XEN_V7 | Feature.BATCH_2014)
 
 
 class PvIommu(PciFunction):
@@ -82,7 +70,6 @@ class PvIommu(PciFunction):
             self._engine.add_endpoint(stream, config.reserved.get(stream, ()))
         self._told: set[tuple[int, int]] = set()
         """ranges that were said to be no shared memory"""
-        self._bar = self.add_register_bar(REGISTER_BAR, abi.REGISTERS, REGISTER_BAR_SIZE)
         self.shared = self.add_shared_bar(SHARED_BAR, SHARED_BAR_SIZE)
         self.add_msix_bar(MSIX_BAR, MSIX_VECTORS, MSIX_BAR_SIZE, MSIX_PBA_OFFSET)
         self.add_capability(endpoint_capability(config.instance, NO_STREAM))
@@ -96,7 +83,6 @@ class PvIommu(PciFunction):
             ring_core.ring(number) if ring_core else CommandRing(number, self.shared, self.inputs)
             for number in range(config.rings)
         ]
-        self._setups = [RingSetup() for _ in self.rings]
         self._capabilities = CapabilityPublisher(self.shared)
         self._published = b""
         self._chain = Chain(config.engine, self.limits(), self._endpoint_entries(), config.reserved)
@@ -108,23 +94,13 @@ class PvIommu(PciFunction):
         batch = BatchOperations(self.engine, self.memory, self.counters)
         own = OwnOperations(self.engine, self.bindings, self.events, batch, self.counters)
         self._executor = Executor(self.rings, own, environment, self._reporter, ring_core)
-        self._status = Status(0)
+        self.registers = PvRegisters(self, config.instance, self.rings, self._executor, self._profiles)
+        self.add_register_file(REGISTER_BAR, self.registers.file, REGISTER_BAR_SIZE)
         self._patience = Patience(self._executor, self.settle, self.inputs)
         self._streams = {
             stream: PvStream(stream, self.engine, self.settle, self._patience, self._reporter)
             for stream in config.streams
         }
-        for register, value in (
-            ("MAGIC", abi.MAGIC),
-            ("VERSION", abi.ABI_VERSION),
-            ("FEATURES", FEATURES),
-            ("INSTANCE", config.instance),
-            ("MAX_RINGS", config.rings),
-            ("MAX_RING_ENTRIES", MAX_RING_ENTRIES),
-            ("RING_AREA", RING_AREA_OFFSET),
-            ("RING_AREA_SIZE", RING_AREA_SIZE),
-        ):
-            self._bar[register] = value
         self._publish_capabilities()
         self.power_on()
 
@@ -138,7 +114,7 @@ class PvIommu(PciFunction):
 
     def reset(self) -> None:
         """As for every function. A client does this at a reboot, and the guest's driver has stopped before."""
-        if self._rings_on:
+        if self.registers.rings_on:
             log.info(
                 "%s: reset by the client while rings were on: the guest was reset, or a saved state was loaded, which "
                 "this device does not survive: bind its driver anew then",
@@ -181,9 +157,7 @@ class PvIommu(PciFunction):
         self.bindings.reset()
         self.shared.clear()
         self.events.reset()
-        self._setups = [RingSetup() for _ in self.rings]
-        self._status = Status(0)
-        self._bar.clear(("PROFILE", "RING_SELECT"))
+        self.registers.reset()
         self._publish_capabilities()
         for stream in lost:
             self._streams[stream].cancel()
@@ -275,129 +249,6 @@ class PvIommu(PciFunction):
         self._published = self._chain.with_ram(self.memory.ram)
         self._capabilities.publish(self._published)
 
-    # -- registers --------------------------------------------------------------------------------------------------
-
-    def _accept(self, accepted: bool) -> None:
-        self._status = self._status & ~Status.REFUSED if accepted else self._status | Status.REFUSED
-
-    @property
-    def _rings_on(self) -> bool:
-        return any(ring.enabled for ring in self.rings)
-
-    @property
-    def _selected(self) -> int:
-        return self._bar["RING_SELECT"]
-
-    def read_status(self, _: int) -> int:
-        return int(self._status | (Status.RINGS_ON if self._rings_on else 0))
-
-    def read_doorbells(self, _: int) -> int:
-        return self.counters.doorbells & MASK
-
-    def write_profile(self, _: int, value: int) -> None:
-        accepted = not self._rings_on and (value == Profile.NONE or value in self._profiles)
-        if accepted:
-            self.on_reset()
-            self._executor.select(self._profiles.get(value))
-            self._bar["PROFILE"] = value
-        self._accept(accepted)
-
-    def write_reset(self, _: int, value: int) -> Steps | None:
-        if value not in list(Reset):
-            self._accept(False)
-            return None
-        return _begun(self._reset_after_drain(value))
-
-    def _reset_after_drain(self, value: int) -> Iterator[None]:
-        yield from self.drain()
-        if value == Reset.BLOCKED:
-            self.on_function_reset()
-        else:
-            self.on_reset()
-        self._accept(True)
-
-    def write_ring_select(self, _: int, value: int) -> None:
-        self._accept(value < len(self.rings))
-        if value < len(self.rings):
-            self._bar["RING_SELECT"] = value
-
-    def _set_up(self, name: str, value: int) -> None:
-        accepted = not self.rings[self._selected].enabled
-        if accepted:
-            setattr(self._setups[self._selected], name, value)
-        self._accept(accepted)
-
-    def read_ring_type(self, _: int) -> int:
-        return self._setups[self._selected].kind
-
-    def write_ring_type(self, _: int, value: int) -> None:
-        self._set_up("kind", value)
-
-    def read_ring_entries(self, _: int) -> int:
-        return self._setups[self._selected].entries
-
-    def write_ring_entries(self, _: int, value: int) -> None:
-        self._set_up("entries", value)
-
-    def read_ring_base_lo(self, _: int) -> int:
-        return self._setups[self._selected].base_low
-
-    def write_ring_base_lo(self, _: int, value: int) -> None:
-        self._set_up("base_low", value)
-
-    def read_ring_base_hi(self, _: int) -> int:
-        return self._setups[self._selected].base_high
-
-    def write_ring_base_hi(self, _: int, value: int) -> None:
-        self._set_up("base_high", value)
-
-    def read_ring_control(self, _: int) -> int:
-        return int(RingControl.ENABLE) if self.rings[self._selected].enabled else 0
-
-    def write_ring_control(self, _: int, value: int) -> Steps | None:
-        ring, setup = self.rings[self._selected], self._setups[self._selected]
-        if value == 0:
-            ring.disable()
-            self._executor.drop(ring)
-            self._accept(True)
-        elif value == RingControl.ENABLE and not ring.enabled and self._may_enable(setup, ring):
-            return _begun(self._enable_in_used_memory(setup, ring))
-        else:
-            self._accept(False)
-        return None
-
-    def _may_enable(self, setup: RingSetup, ring: CommandRing) -> bool:
-        return (
-            self._bar["PROFILE"] != Profile.NONE
-            and setup.is_legal()
-            and ring.is_rewound()
-            and not overlaps(setup, self.rings, self._setups)
-        )
-
-    def _enable_in_used_memory(self, setup: RingSetup, ring: CommandRing) -> Iterator[None]:
-        """Turn a ring on, unless the guest uses other memory than what came from its hypervisor."""
-        is_used = yield from self.memory.is_used_by_guest(LOOK_NS)
-        if is_used:
-            ring.enable(setup.base, setup.entries)
-            self._status &= ~Status.MEMORY_NOT_SHARED
-        else:
-            self._status |= Status.MEMORY_NOT_SHARED
-            log.error(
-                "%s: the memory files that QEMU handed over hold no data, so the guest uses other memory: "
-                "the memory backend needs share=on",
-                self.name,
-                extra={"event": "memory-not-shared"},
-            )
-        self._accept(is_used)
-
-    def read_ring_status(self, _: int) -> int:
-        ring = self.rings[self._selected]
-        return int((RingStatus.ENABLED if ring.enabled else 0) | (RingStatus.BROKEN if ring.broken else 0))
-
-    def write_doorbell(self, _: int, __: int) -> None:
-        self._executor.rung()
-        self.counters.doorbells += 1  # that it was rung has woken the loop; the rings say what there is to do
-
     # -- rings ------------------------------------------------------------------------------------------------------
 
     def work(self) -> bool:
@@ -444,13 +295,4 @@ class PvIommu(PciFunction):
     @property
     def is_polled(self) -> bool:
         """Whether there is anything that the loop has to poll."""
-        return self._rings_on
-
-
-def _begun(steps: Iterator[None]) -> Steps | None:
-    """Take the first step. What is left, if there is more."""
-    try:
-        next(steps)
-    except StopIteration:
-        return None
-    return steps
+        return self.registers.rings_on
