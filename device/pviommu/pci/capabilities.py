@@ -2,33 +2,98 @@
 
 from __future__ import annotations
 
-import struct
+from functools import cache
 from typing import NamedTuple
 
 from pviommu_abi.registers import ENDPOINT_SIGNATURE, EndpointCapability
+from wire_layout.registers import Access, BitField, BitFields, Register, RegisterMap
 
 __all__ = ["MSIX_ENTRY_SIZE", "PCIE_DEVICE_CONTROL", "PCIE_FLR", "Capability", "endpoint", "msix", "pcie"]
 
 CAP_ID_VENDOR = 0x09
-CAP_ID_PCIE = 0x10
-CAP_ID_MSIX = 0x11
-
-PCIE_DEVICE_CONTROL = 0x08
-"""Offset of Device Control within the PCI Express capability."""
-PCIE_FLR = 1 << 15
-"""Initiate Function Level Reset, in Device Control; reads as 0."""
-_PCIE_SIZE = 0x3C
-_PCIE_VERSION_2 = 2
-_PORT_TYPE_ENDPOINT = 0
-_DEVCAP_ROLE_BASED_ERRORS = 1 << 15
-_DEVCAP_FLR = 1 << 28
-_DEVICE_CONTROL_WRITABLE = 0x7FFF
-_LINK_GEN1_X1 = 0x11
-
 MSIX_ENTRY_SIZE = 16
-_MSIX_CONTROL_WRITABLE = 0xC000
-"""Enable and function mask."""
 MSIX_MAX_VECTORS = 2048
+
+
+class PcieCapabilities(BitFields, width=16):
+    """PCI Express Capabilities."""
+
+    VERSION = BitField(0, 3, reset=2)
+    PORT_TYPE = BitField(4, 7, doc="0: PCI Express endpoint")
+
+
+class DeviceCapabilities(BitFields):
+    """Device Capabilities."""
+
+    ROLE_BASED_ERRORS = BitField(15, reset=1)
+    FLR = BitField(28, reset=1, doc="Function Level Reset")
+
+
+class DeviceControl(BitFields, width=16):
+    """Device Control. Nothing but the reset has an effect here, but a guest finds what it wrote."""
+
+    ERROR_REPORTING = BitField(0, 3)
+    RELAXED_ORDERING = BitField(4)
+    MAX_PAYLOAD_SIZE = BitField(5, 7)
+    EXTENDED_TAG = BitField(8)
+    PHANTOM_FUNCTIONS = BitField(9)
+    AUX_POWER = BitField(10)
+    NO_SNOOP = BitField(11)
+    MAX_READ_REQUEST_SIZE = BitField(12, 14)
+    INITIATE_FLR = BitField(15, access=Access.WO)
+
+
+class LinkCapabilities(BitFields):
+    """Link Capabilities."""
+
+    MAX_LINK_SPEED = BitField(0, 3, reset=1, doc="1: 2.5 GT/s")
+    MAX_LINK_WIDTH = BitField(4, 9, reset=1, doc="lanes")
+
+
+class LinkStatus(BitFields, width=16):
+    """Link Status."""
+
+    CURRENT_LINK_SPEED = BitField(0, 3, reset=1)
+    NEGOTIATED_LINK_WIDTH = BitField(4, 9, reset=1)
+
+
+PCIE = RegisterMap(
+    Register("CAP_ID", 0x00, Access.RO, "PCI Express", width=8, reset=0x10),
+    Register("NEXT", 0x01, Access.RO, "the next capability", width=8, reset=None),
+    Register("CAPABILITIES", 0x02, Access.RO, "version and kind", width=16, holds=PcieCapabilities),
+    Register("DEVICE_CAPABILITIES", 0x04, Access.RO, "what the function can", holds=DeviceCapabilities),
+    Register("DEVICE_CONTROL", 0x08, Access.RW, "what it shall", width=16, holds=DeviceControl),
+    Register("LINK_CAPABILITIES", 0x0C, Access.RO, "what its link can", holds=LinkCapabilities),
+    Register("LINK_STATUS", 0x12, Access.RO, "what its link does", width=16, holds=LinkStatus),
+    Register("LATER", 0x14, Access.RES0, "slot, root, and second registers: an endpoint has none", 10),
+)
+PCIE_DEVICE_CONTROL = PCIE.by_name["DEVICE_CONTROL"].offset
+"""Offset of Device Control within the PCI Express capability."""
+PCIE_FLR = int(DeviceControl.INITIATE_FLR)
+
+
+class MsixControl(BitFields, width=16):
+    """Message Control of MSI-X."""
+
+    TABLE_SIZE = BitField(0, 10, access=Access.RO, doc="vectors less one")
+    FUNCTION_MASK = BitField(14)
+    ENABLE = BitField(15)
+
+
+class MsixPlace(BitFields):
+    """Where the table, or the pending bits, are."""
+
+    BIR = BitField(0, 2, doc="BAR")
+    OFFSET = BitField(3, 31, doc="in units of eight bytes")
+
+
+MSIX = RegisterMap(
+    Register("CAP_ID", 0x00, Access.RO, "MSI-X", width=8, reset=0x11),
+    Register("NEXT", 0x01, Access.RO, "the next capability", width=8, reset=None),
+    Register("CONTROL", 0x02, Access.RW, "Message Control", width=16, holds=MsixControl),
+    Register("TABLE", 0x04, Access.RO, "vectors", holds=MsixPlace, reset=None),
+    Register("PBA", 0x08, Access.RO, "pending bits", holds=MsixPlace, reset=None),
+)
 
 
 class Capability(NamedTuple):
@@ -38,24 +103,32 @@ class Capability(NamedTuple):
     writable: bytes
 
 
-def pcie() -> Capability:
-    """PCI Express capability, version 2, of an endpoint with function-level reset."""
-    body = bytearray(_PCIE_SIZE)
-    struct.pack_into("<BBH", body, 0, CAP_ID_PCIE, 0, _PCIE_VERSION_2 | _PORT_TYPE_ENDPOINT << 4)
-    struct.pack_into("<I", body, 4, _DEVCAP_ROLE_BASED_ERRORS | _DEVCAP_FLR)
-    struct.pack_into("<I", body, 0x0C, _LINK_GEN1_X1)
-    struct.pack_into("<H", body, 0x12, _LINK_GEN1_X1)
-    writable = bytearray(_PCIE_SIZE)
-    struct.pack_into("<H", writable, PCIE_DEVICE_CONTROL, _DEVICE_CONTROL_WRITABLE)
+def _capability(registers: RegisterMap, **values: int) -> Capability:
+    """A capability after a reset, with other ``values`` of some registers."""
+    body, writable = bytearray(registers.end), bytearray(registers.end)
+    for register in registers:
+        place = slice(register.offset, register.offset + register.size)
+        value = values.get(register.name, register.reset or 0)
+        if register.count == 1:
+            body[place] = value.to_bytes(register.size, "little")
+            writable[place] = register.mask(Access.RW).to_bytes(register.size, "little")
     return Capability(bytes(body), bytes(writable))
 
 
+@cache
+def pcie() -> Capability:
+    """PCI Express capability, version 2, of an endpoint with function-level reset."""
+    return _capability(PCIE)
+
+
+@cache
 def msix(vectors: int, bar: int, pba_offset: int) -> Capability:
     """MSI-X capability: the table at offset 0 of ``bar``, the pending bits at ``pba_offset`` of it."""
     if not 1 <= vectors <= MSIX_MAX_VECTORS:
         raise ValueError(f"{vectors} MSI-X vectors: 1 to {MSIX_MAX_VECTORS} are possible")
-    body = struct.pack("<BBHII", CAP_ID_MSIX, 0, vectors - 1, bar, pba_offset | bar)
-    return Capability(body, struct.pack("<BBHII", 0, 0, _MSIX_CONTROL_WRITABLE, 0, 0))
+    control = MsixControl(TABLE_SIZE=vectors - 1)
+    table, pending = MsixPlace(BIR=bar), MsixPlace(BIR=bar, OFFSET=pba_offset >> 3)
+    return _capability(MSIX, CONTROL=control, TABLE=table, PBA=pending)
 
 
 def endpoint(instance: int, stream: int) -> Capability:

@@ -7,32 +7,76 @@ write to read-only registers all the time.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
-__all__ = ["CommandBits", "ConfigSpace", "Identity"]
+from wire_layout.registers import Access, BitField, BitFields, Register, RegisterMap
+
+__all__ = ["Command", "ConfigSpace", "Identity", "Status"]
 
 CONFIG_SIZE = 4096
 """Bytes of a PCI Express function's configuration space."""
-COMMAND = 0x04
-STATUS = 0x06
-BAR0 = 0x10
-_BARS_END = 0x28
-_BAR_FLAGS = 0xF
-CAPABILITIES_POINTER = 0x34
 _STANDARD_HEADER_END = 0x40
 _CONVENTIONAL_END = 0x100
 
-STATUS_CAPABILITY_LIST = 1 << 4
-_STATUS_W1C = 0xF900
-"""Error bits of the status register: writing 1 clears them."""
+
+class Command(BitFields, width=16):
+    """The command register; what these functions do not implement reads as 0."""
+
+    MEMORY = BitField(1, doc="Memory Space Enable: BARs answer to addresses")
+    BUS_MASTER = BitField(2, doc="Bus Master Enable: the function may do DMA")
+    INTX_DISABLE = BitField(10, doc="Interrupt Disable")
 
 
-class CommandBits:
-    """Bits of the command register that these functions implement."""
+class Status(BitFields, width=16):
+    """The status register."""
 
-    MEMORY = 1 << 1
-    BUS_MASTER = 1 << 2
-    INTX_DISABLE = 1 << 10
-    WRITABLE = MEMORY | BUS_MASTER | INTX_DISABLE
+    CAPABILITIES_LIST = BitField(4, access=Access.RO, doc="set with the first capability")
+    MASTER_DATA_PARITY_ERROR = BitField(8)
+    SIGNALED_TARGET_ABORT = BitField(11)
+    RECEIVED_TARGET_ABORT = BitField(12)
+    RECEIVED_MASTER_ABORT = BitField(13)
+    SIGNALED_SYSTEM_ERROR = BitField(14)
+    DETECTED_PARITY_ERROR = BitField(15)
+
+
+class RevisionAndClass(BitFields):
+    """What the function is."""
+
+    REVISION_ID = BitField(0, 7)
+    CLASS_CODE = BitField(8, 31, doc="base class, subclass, programming interface")
+
+
+HEADER = RegisterMap(
+    Register("VENDOR_ID", 0x00, Access.RO, "of its maker", width=16, reset=None),
+    Register("DEVICE_ID", 0x02, Access.RO, "of the device, by its maker", width=16, reset=None),
+    Register("COMMAND", 0x04, Access.RW, "what the function may do", width=16, holds=Command),
+    Register("STATUS", 0x06, Access.RW1C, "what it has, and errors", width=16, holds=Status),
+    Register("CLASS", 0x08, Access.RO, "what it is", holds=RevisionAndClass, reset=None),
+    Register("CACHE_LINE_SIZE", 0x0C, Access.RW, "no effect", width=8),
+    Register("BAR", 0x10, Access.RO, "base addresses; each BAR has its own writable bits", 6),
+    Register("SUBSYSTEM_VENDOR_ID", 0x2C, Access.RO, "as VENDOR_ID", width=16, reset=None),
+    Register("SUBSYSTEM_ID", 0x2E, Access.RO, "as DEVICE_ID", width=16, reset=None),
+    Register("CAPABILITIES_POINTER", 0x34, Access.RO, "offset of the first capability", width=8, reset=None),
+    Register("INTERRUPT_LINE", 0x3C, Access.RW, "software's own", width=8),
+    Register("INTERRUPT_PIN", 0x3D, Access.RO, "0: there is no INTx", width=8),
+)
+"""The header of type 0 (PCI Express Base Specification, section 7.5.1)."""
+COMMAND, STATUS, CAPABILITIES_POINTER = (
+    HEADER.by_name[name].offset for name in ("COMMAND", "STATUS", "CAPABILITIES_POINTER")
+)
+BARS = HEADER.by_name["BAR"].places
+_BAR_FLAGS = 0xF
+_MEMORY, _BUS_MASTER = int(Command.MEMORY), int(Command.BUS_MASTER)
+
+
+@cache
+def _header_mask(kind: Access) -> bytes:
+    """The bits of the header that are of a kind."""
+    masks = bytearray(_STANDARD_HEADER_END)
+    for register in HEADER:
+        for place in register.places:
+            masks[place : place + register.size] = register.mask(kind).to_bytes(register.size, "little")
+    return bytes(masks)
 
 
 @dataclass(frozen=True)
@@ -50,22 +94,21 @@ class ConfigSpace:
 
     def __init__(self, identity: Identity) -> None:
         self._bytes = bytearray(CONFIG_SIZE)
-        self._writable = bytearray(CONFIG_SIZE)
-        self._clear_on_one = bytearray(CONFIG_SIZE)
+        self._writable = bytearray(_header_mask(Access.RW).ljust(CONFIG_SIZE, b"\0"))
+        self._clear_on_one = _header_mask(Access.RW1C).ljust(CONFIG_SIZE, b"\0")
         self._power_on: bytes | None = None
         self._bars: list[tuple[int, int, bool]] = []
         """index, size, whether it is wide"""
         self._next_capability = _STANDARD_HEADER_END
         self._last_link = CAPABILITIES_POINTER
-        self.set(0x00, identity.vendor, 2)
-        self.set(0x02, identity.device, 2)
-        self.set(0x08, identity.revision | identity.class_code << 8, 4)
-        self.set(0x2C, identity.vendor, 2)
-        self.set(0x2E, identity.device, 2)
-        self.allow(COMMAND, CommandBits.WRITABLE, 2)
-        self._clear_on_one[STATUS : STATUS + 2] = _STATUS_W1C.to_bytes(2, "little")
-        self.allow(0x0C, 0xFF, 1)  # cache line size
-        self.allow(0x3C, 0xFF, 1)  # interrupt line; the interrupt pin stays 0: there is no INTx
+        for name, value in (
+            ("VENDOR_ID", identity.vendor),
+            ("DEVICE_ID", identity.device),
+            ("CLASS", RevisionAndClass(REVISION_ID=identity.revision, CLASS_CODE=identity.class_code)),
+            ("SUBSYSTEM_VENDOR_ID", identity.vendor),
+            ("SUBSYSTEM_ID", identity.device),
+        ):
+            self.set(HEADER.by_name[name].offset, value, HEADER.by_name[name].size)
 
     # -- building ---------------------------------------------------------------------------------------------------
 
@@ -84,8 +127,8 @@ class ConfigSpace:
         flags = (0x4 if wide else 0) | (0x8 if prefetchable else 0)
         width = 8 if wide else 4
         self._bars.append((index, size, wide))
-        self.set(BAR0 + 4 * index, flags, width)
-        self.allow(BAR0 + 4 * index, ((1 << 8 * width) - 1) & ~(size - 1), width)
+        self.set(BARS[index], flags, width)
+        self.allow(BARS[index], ((1 << 8 * width) - 1) & ~(size - 1), width)
 
     def add_capability(self, body: bytes, writable: bytes = b"") -> int:
         """Append a conventional capability and return its offset.
@@ -101,7 +144,7 @@ class ConfigSpace:
         self._bytes[self._last_link] = offset
         self._last_link = offset + 1
         self._next_capability = (offset + len(body) + 3) & ~3
-        self.set(STATUS, STATUS_CAPABILITY_LIST, 2)
+        self.set(STATUS, Status.CAPABILITIES_LIST, 2)
         return offset
 
     def seal(self) -> None:
@@ -113,10 +156,10 @@ class ConfigSpace:
     def reset(self, *, keep_bars: bool = False) -> None:
         """Back to power-on, with ``keep_bars`` but for the addresses of BARs."""
         if self._power_on is not None:
-            bars = self._bytes[BAR0:_BARS_END]
+            bars = self._bytes[BARS.start : BARS.stop]
             self._bytes[:] = self._power_on
             if keep_bars:
-                self._bytes[BAR0:_BARS_END] = bars
+                self._bytes[BARS.start : BARS.stop] = bars
 
     def read(self, offset: int, count: int) -> bytes:
         """``count`` bytes; the caller has checked the bounds."""
@@ -139,12 +182,12 @@ class ConfigSpace:
         Address 0 and what reaches the end of the BAR's address space mean that nothing was written there, or that the
         guest is asking for the size.
         """
-        if not self.get(COMMAND, 2) & CommandBits.MEMORY:
+        if not self.get(COMMAND, 2) & _MEMORY:
             return []
         found = []
         for index, size, wide in self._bars:
             width = 8 if wide else 4
-            address = self.get(BAR0 + 4 * index, width) & ~_BAR_FLAGS
+            address = self.get(BARS[index], width) & ~_BAR_FLAGS
             if address and address + size < 1 << 8 * width:
                 found.append((index, address, size))
         return found
@@ -152,4 +195,4 @@ class ConfigSpace:
     @property
     def bus_master(self) -> bool:
         """Whether the guest lets the function do DMA."""
-        return bool(self._bytes[COMMAND] & CommandBits.BUS_MASTER)  # one byte, since each DMA asks
+        return bool(self._bytes[COMMAND] & _BUS_MASTER)  # one byte, since each DMA asks
