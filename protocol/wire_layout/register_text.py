@@ -43,8 +43,8 @@ def c_constants(prefix: str, holds: type[BitFields] | type[IntEnum]) -> Iterator
     if issubclass(holds, IntEnum):
         yield from _values(prefix, holds)
         return
-    suffix = "ULL" if holds.WIDTH == 64 else ""
-    for field in holds.FIELDS:
+    suffix = "ULL" if holds.width == 64 else ""
+    for field in holds.fields:
         name, mask = f"{prefix}_{field.name}", f"{int(field):#x}{suffix}"
         if field.access is Access.RES0:
             continue

@@ -27,8 +27,7 @@ constants and documentation (:mod:`wire_layout.register_text`), and for what tes
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from enum import Enum, IntEnum
 from itertools import pairwise
 from typing import Any, ClassVar, Self, overload
@@ -122,14 +121,14 @@ class _Body(dict[str, Any]):
 class _FieldsType(type):
     """Classes of words: iterating over one gives its fields, the lowest first."""
 
-    FIELDS: tuple[BitField, ...]
+    fields: tuple[BitField, ...]
 
     @classmethod
     def __prepare__(cls, name: str, bases: tuple[type, ...], /, **options: Any) -> _Body:
         return _Body()
 
     def __iter__(cls) -> Iterator[BitField]:
-        return iter(cls.FIELDS)
+        return iter(cls.fields)
 
 
 class BitFields(int, metaclass=_FieldsType):
@@ -139,8 +138,8 @@ class BitFields(int, metaclass=_FieldsType):
     ``width``, a keyword of the class, is 8, 16, 32 or 64 bits; it is 32 unless it is given.
     """
 
-    FIELDS: ClassVar[tuple[BitField, ...]] = ()
-    WIDTH: ClassVar[int] = 32
+    fields: ClassVar[tuple[BitField, ...]] = ()
+    width: ClassVar[int] = 32
 
     def __init_subclass__(cls, width: int = 32) -> None:
         super().__init_subclass__()
@@ -159,15 +158,15 @@ class BitFields(int, metaclass=_FieldsType):
             if other.low <= one.high:
                 text = f"{one.name}, {one.place}, and {other.name}, {other.place}"
                 raise ValueError(f"{cls.__name__}: {text}, overlap")
-        cls.FIELDS, cls.WIDTH = tuple(fields), width
+        cls.fields, cls.width = tuple(fields), width
 
     def __new__(cls, value: int = 0, /, **fields: int) -> Self:
         """``value`` with ``fields`` set in it. Raises :class:`ValueError` for what does not fit, and for what is no
         field.
         """
-        if not 0 <= value < 1 << cls.WIDTH:
-            raise ValueError(f"{value:#x} does not fit the {cls.WIDTH} bits of {cls.__name__}")
-        named = {field.name: field for field in cls.FIELDS} if fields else {}
+        if not 0 <= value < 1 << cls.width:
+            raise ValueError(f"{value:#x} does not fit the {cls.width} bits of {cls.__name__}")
+        named = {field.name: field for field in cls.fields} if fields else {}
         for name, part in fields.items():
             field = named.get(name)
             if field is None:
@@ -183,7 +182,7 @@ class BitFields(int, metaclass=_FieldsType):
 
     def decode(self) -> dict[str, int]:
         """The value of each field by its name; a value that has a name is a member of the field's ``values``."""
-        return {field.name: _named(self & field, field) for field in self.FIELDS}
+        return {field.name: _named(self & field, field) for field in self.fields}
 
     def __repr__(self) -> str:
         decoded = (f"{name}={value}" for name, value in self.decode().items() if value)
@@ -195,57 +194,56 @@ def _named(word: int, field: BitField) -> int:
     return field.values(value) if field.values and value in list(field.values) else value
 
 
-@dataclass(frozen=True)
 class Register:
-    """One register, or ``count`` of them, ``stride`` bytes apart: byte offset in its BAR, access kind, meaning."""
+    """One register, or ``count`` of them, ``stride`` bytes apart: byte offset in its BAR, access kind, meaning.
 
-    name: str
-    offset: int
-    access: Access
-    doc: str
-    count: int = 1
-    width: int = 32
-    """bits: 8, 16, 32 or 64"""
-    holds: type[BitFields] | type[IntEnum] | None = None
-    """its bit fields, or the names of its values"""
-    reset: int | None = 0
-    """value after a reset; None if it depends on the device. With bit fields, those say it."""
-    stride: int = 0
-    """bytes from one register of an array to the next; ``size`` if it is not given"""
-    prefix: str = ""
-    """what C constants of ``holds`` begin with; ``name`` if it is not given"""
+    ``width`` is 8, 16, 32 or 64 bits. ``holds`` are its bit fields, or the names of its values; C constants of these
+    begin with ``prefix``. ``reset`` is its value after a reset, None if that depends on the device; bit fields say
+    theirs. ``stride`` is the register's size, and ``prefix`` its name, unless they are given.
+    """
 
-    def __post_init__(self) -> None:
-        if self.width not in WIDTHS:
-            raise ValueError(f"{self.name} of {self.width} bits: a register has 8, 16, 32 or 64")
-        object.__setattr__(self, "stride", self.stride or self.size)
-        object.__setattr__(self, "prefix", self.prefix or self.name)
-        if self.offset < 0 or self.offset % self.size or self.stride % self.size or self.stride < self.size:
-            text = f"{self.name} at {self.offset:#x}, {self.stride} bytes apart"
+    def __init__(
+        self,
+        name: str,
+        offset: int,
+        access: Access,
+        doc: str,
+        count: int = 1,
+        *,
+        width: int = 32,
+        holds: type[BitFields] | type[IntEnum] | None = None,
+        reset: int | None = 0,
+        stride: int = 0,
+        prefix: str = "",
+    ) -> None:
+        self.name, self.offset, self.access, self.doc, self.count = name, offset, access, doc, count
+        self.width, self.holds, self.reset = width, holds, reset
+        if width not in WIDTHS:
+            raise ValueError(f"{name} of {width} bits: a register has 8, 16, 32 or 64")
+        self.size = width // 8
+        """bytes of one register"""
+        self.stride, self.prefix = stride or self.size, prefix or name
+        if offset < 0 or offset % self.size or self.stride % self.size or self.stride < self.size:
+            text = f"{name} at {offset:#x}, {self.stride} bytes apart"
             raise ValueError(f"{text}: both must be multiples of its {self.size} bytes")
-        if self.count < 1:
-            raise ValueError(f"{self.name}: {self.count} registers")
-        if self.holds is not None and issubclass(self.holds, BitFields):
-            if self.width != self.holds.WIDTH:
-                raise ValueError(f"{self.name} has {self.width} bits, {self.holds.__name__} has {self.holds.WIDTH}")
-            if self.reset:
-                raise ValueError(f"{self.name}: {self.holds.__name__} says what its fields are after a reset")
-            if self.reset is not None:
-                object.__setattr__(self, "reset", sum(field.reset << field.low for field in self.holds.FIELDS))
-        names = self.holds if self.holds is not None and issubclass(self.holds, IntEnum) else ()
-        for value in (self.reset or 0, *names):
-            if not 0 <= value < 1 << self.width:
-                raise ValueError(f"{self.name}: {int(value):#x} does not fit its {self.width} bits")
-
-    @property
-    def size(self) -> int:
-        """Bytes of one register."""
-        return self.width // 8
-
-    @property
-    def fields(self) -> tuple[BitField, ...]:
-        """Its bit fields, the lowest first; none if it is not divided."""
-        return self.holds.FIELDS if self.holds is not None and issubclass(self.holds, BitFields) else ()
+        if count < 1:
+            raise ValueError(f"{name}: {count} registers")
+        self.fields: tuple[BitField, ...] = ()
+        """its bit fields, the lowest first; none if it is not divided"""
+        values: Iterable[int] = ()
+        if holds is not None and issubclass(holds, BitFields):
+            self.fields = holds.fields
+            if width != holds.width:
+                raise ValueError(f"{name} has {width} bits, {holds.__name__} has {holds.width}")
+            if reset:
+                raise ValueError(f"{name}: {holds.__name__} says what its fields are after a reset")
+            if reset is not None:
+                self.reset = sum(field.reset << field.low for field in self.fields)
+        elif holds is not None:
+            values = holds
+        for value in (self.reset or 0, *values):
+            if not 0 <= value < 1 << width:
+                raise ValueError(f"{name}: {int(value):#x} does not fit its {width} bits")
 
     @property
     def places(self) -> range:

@@ -23,7 +23,7 @@ class RegisterAccess(NamedTuple):
 
 def words(declared: type[_W]) -> st.SearchStrategy[_W]:
     """Words of ``declared`` with any value in each field, and reserved bits 0."""
-    fields = {field.name: st.integers(0, field.most) for field in declared.FIELDS}
+    fields = {field.name: st.integers(0, field.most) for field in declared.fields}
     return st.fixed_dictionaries(fields).map(lambda values: declared(0, **values))
 
 

@@ -14,53 +14,33 @@ ones do something.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from functools import lru_cache
 
 from vfio_user import Steps
 from wire_layout.registers import Access, Register, RegisterMap
 
 __all__ = ["RegisterFile", "check_handlers"]
 
-_KINDS = ("read", "accept", "write")
 _READABLE = (Access.RO, Access.RW, Access.RW1C, Access.RW1S)
 _WRITABLE = (Access.RW, Access.WO, Access.RW1C, Access.RW1S)
 
 
-class _Read(NamedTuple):
-    """What a read of one place and size does."""
-
-    values: list[int]
-    element: int
-    handler: Callable[[int], int] | None
-    mask: int
-    shift: int
-
-
-class _Masks(NamedTuple):
-    """What a write does to the bits of a register, unless it just replaces all of them."""
-
-    shift: int
-    """of the written bytes' lowest bit"""
-    other_half: int
-    """bits that are not written, whose value a handler gets with those that are"""
-    kept: int
-    """bits that writing does not replace"""
-    clears: int
-    """bits that writing 1 clears"""
-    stores: int
-    """bits that are replaced, or that writing 1 sets"""
-
-
-class _Write(NamedTuple):
-    """What a write of one place and size does."""
-
-    values: list[int]
-    element: int
-    accept: Callable[[int, int], bool] | None
-    handler: Callable[[int, int], Steps | None] | None
-    masks: _Masks | None
+_Read = tuple[list[int], int, Callable[[int], int] | None, int, int]
+"""What a read of one place and size does: values held and which of them it is, the read method, the bits that are read,
+and the number of the lowest one.
+"""
+_Masks = tuple[int, int, int, int, int]
+"""What a write does to a register's bits: the number of the lowest one that is written; those that are not written,
+whose value handlers get with the others; those that stay; those that writing 1 clears; those that are replaced or that
+writing 1 sets.
+"""
+_Accept = Callable[[int, int], bool]
+_Told = Callable[[int, int], Steps | None]
+_Write = tuple[list[int], int, _Accept | None, _Told | None, _Masks | None]
+"""What a write of one place and size does: values held and which of them it is, the accept and the write method, and
+the masks; there are none if what is written replaces what is held.
+"""
 
 
 class RegisterFile:
@@ -76,22 +56,15 @@ class RegisterFile:
         self._reads: dict[tuple[int, int], _Read] = {}
         self._writes: dict[tuple[int, int], _Write] = {}
         for register in self.registers:
-            for index, place in enumerate(register.places):
-                self._add(register, index, place, register.size, 0)
-                if register.size == 8:
-                    self._add(register, index, place, 4, 0)
-                    self._add(register, index, place + 4, 4, 32)
+            values = self._values[register.name]
+            read, accept, write = (getattr(handlers, name, None) for name in _handlers(register))
+            for size, start, readable, shift, writable, masks in _accesses(register):
+                for index, place in enumerate(register.places):
+                    if readable:
+                        self._reads[place + start, size] = values, index, read, readable, shift
+                    if writable:
+                        self._writes[place + start, size] = values, index, accept, write, masks
         self.seal()
-
-    def _add(self, register: Register, index: int, place: int, size: int, shift: int) -> None:
-        """Say what accesses of ``size`` bytes at ``place`` do, which begin at bit ``shift`` of a register."""
-        reader, accept, writer = (getattr(self.handlers, f"{kind}_{register.name.lower()}", None) for kind in _KINDS)
-        values = self._values[register.name]
-        part = (1 << 8 * size) - 1 << shift
-        if register.mask(*_READABLE):
-            self._reads[place, size] = _Read(values, index, reader, register.mask(*_READABLE) & part, shift)
-        if register.mask(*_WRITABLE):
-            self._writes[place, size] = _Write(values, index, accept, writer, _masks(register, part, shift))
 
     def __getitem__(self, name: str) -> int:
         """What register ``name`` holds, the first one of an array."""
@@ -128,14 +101,36 @@ class RegisterFile:
         values, element, accept, handler, masks = found
         value = int.from_bytes(data, "little")
         if masks is not None:
-            value = value << masks.shift | values[element] & masks.other_half
+            shift, other_half, kept, clears, stores = masks
+            value = value << shift | values[element] & other_half
         if accept is not None and not accept(element, value):
             return None
         if masks is None:
             values[element] = value
         else:
-            values[element] = values[element] & masks.kept & ~(value & masks.clears) | value & masks.stores
+            values[element] = values[element] & kept & ~(value & clears) | value & stores
         return None if handler is None else handler(element, value)
+
+
+def _handlers(register: Register) -> tuple[str, str, str]:
+    """The names of the methods that read, accept and write."""
+    name = register.name.lower()
+    return f"read_{name}", f"accept_{name}", f"write_{name}"
+
+
+@lru_cache(maxsize=1024)
+def _accesses(register: Register) -> tuple[tuple[int, int, int, int, bool, _Masks | None], ...]:
+    """The accesses that a register takes: how many bytes, from which of its bytes on; which bits are read, and the
+    number of the lowest one; whether there is anything to write, and what that does.
+    """
+    parts = [(register.size, 0)] + ([(4, 0), (4, 4)] if register.size == 8 else [])
+    found = []
+    for size, start in parts:
+        shift = 8 * start
+        part = (1 << 8 * size) - 1 << shift
+        writable = bool(register.mask(*_WRITABLE) & part)
+        found.append((size, start, register.mask(*_READABLE) & part, shift, writable, _masks(register, part, shift)))
+    return tuple(found)
 
 
 def _masks(register: Register, part: int, shift: int) -> _Masks | None:
@@ -144,30 +139,39 @@ def _masks(register: Register, part: int, shift: int) -> _Masks | None:
     if replaced == part:
         return None
     clears, sets = register.mask(Access.RW1C), register.mask(Access.RW1S)
-    return _Masks(shift, replaced & ~part, ~(replaced & part), clears & part, (replaced | sets) & part)
+    return shift, replaced & ~part, ~(replaced & part), clears & part, (replaced | sets) & part
 
 
 def check_handlers(files: Iterable[RegisterFile]) -> None:
     """Raise :class:`ValueError` for a handler of these files that is never called: its name fits no register, or the
     register is not read or written at all. An object may handle several files.
     """
-    known: dict[int, tuple[object, set[str], set[str]]] = {}
+    of: dict[int, tuple[type, list[RegisterMap]]] = {}
     for file in files:
-        _, every, used = known.setdefault(id(file.handlers), (file.handlers, set(), set()))
-        for register in file.registers:
-            every.update(f"{kind}_{register.name.lower()}" for kind in _KINDS)
-            if register.mask(*_READABLE):
-                used.add(f"read_{register.name.lower()}")
-            if register.mask(*_WRITABLE):
-                used.update(f"{kind}_{register.name.lower()}" for kind in ("accept", "write"))
-    for handlers, every, used in known.values():
-        for name in dir(type(handlers)):  # dir() of the object itself would make its attributes slow in Python 3.11
-            if not name.startswith(tuple(f"{kind}_" for kind in _KINDS)) or name in used:
-                continue
-            whose = f"{type(handlers).__name__}.{name}"
-            if name in every:
-                done = "read" if name.startswith("read_") else "written"
-                raise ValueError(f"{whose} would never be called: its register is not {done}, by its access kind")
-            nearest = difflib.get_close_matches(name, sorted(used), 1, 0)
-            advice = f"; the nearest name that does is {nearest[0]}" if nearest else ""
-            raise ValueError(f"{whose} fits no register{advice} (begin other methods with an underscore)")
+        of.setdefault(id(file.handlers), (type(file.handlers), []))[1].append(file.registers)
+    for kind, maps in of.values():
+        _check_names(kind, tuple(maps))
+
+
+@lru_cache(maxsize=64)
+def _check_names(kind: type, maps: tuple[RegisterMap, ...]) -> None:
+    every: set[str] = set()
+    called: set[str] = set()
+    for register in (register for each in maps for register in each):
+        read, accept, write = _handlers(register)
+        every |= {read, accept, write}
+        called |= {read} if register.mask(*_READABLE) else set()
+        called |= {accept, write} if register.mask(*_WRITABLE) else set()
+    for name in dir(kind):  # dir() of an object would make its attributes slow in Python 3.11
+        if not name.startswith(("read_", "accept_", "write_")) or name in called:
+            continue
+        if name in every:
+            done = "read" if name.startswith("read_") else "written"
+            raise ValueError(
+                f"{kind.__name__}.{name} would never be called: by its access kind, its register is not {done}"
+            )
+        import difflib  # only a mistake costs this
+
+        nearest = difflib.get_close_matches(name, sorted(called), 1, 0)
+        advice = f"; the nearest name that does is {nearest[0]}" if nearest else ""
+        raise ValueError(f"{kind.__name__}.{name} fits no register{advice} (begin other methods with an underscore)")

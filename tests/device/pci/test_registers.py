@@ -320,9 +320,9 @@ def handlers(name: str) -> Any:
         ("write_scrach", "Misspelt.write_scrach fits no register; the nearest name that does is write_scratch"),
         ("read_lives", "Misspelt.read_lives fits no register; the nearest name that does is read_live"),
         ("accept_check", "Misspelt.accept_check fits no register; the nearest name that does is accept_checked"),
-        ("write_magic", "Misspelt.write_magic would never be called: its register is not written, by its access kind"),
-        ("accept_live", "Misspelt.accept_live would never be called: its register is not written, by its access kind"),
-        ("read_kick", "Misspelt.read_kick would never be called: its register is not read, by its access kind"),
+        ("write_magic", "Misspelt.write_magic would never be called: by its access kind, its register is not written"),
+        ("accept_live", "Misspelt.accept_live would never be called: by its access kind, its register is not written"),
+        ("read_kick", "Misspelt.read_kick would never be called: by its access kind, its register is not read"),
     ],
 )
 def test_a_handler_that_would_never_be_called_is_refused(name: str, message: str) -> None:

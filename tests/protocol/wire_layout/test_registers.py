@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import textwrap
 from collections.abc import Callable
 from enum import IntEnum
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pviommu_abi import dma_test, registers
+from wire_layout import registers as declarations
 from wire_layout.registers import Access, BitField, BitFields, Register, RegisterMap
 from wire_layout.strategies import words
 
@@ -76,7 +79,7 @@ def test_every_word_is_its_fields(declared: type[BitFields], data: st.DataObject
     word = data.draw(words(declared))
 
     assert declared(0, **word.decode()) == word
-    assert word & ~sum(declared.FIELDS) == 0
+    assert word & ~sum(declared.fields) == 0
     assert {name: getattr(word, name) for name in word.decode()} == word.decode()
 
 
@@ -217,6 +220,18 @@ def test_its_value_after_a_reset_is_that_of_its_fields() -> None:
     assert register("CONTROL", 0, holds=Sample).reset == Mode.SLOW << 4
     assert register("CONTROL", 0, holds=Sample, reset=None).reset is None
     assert register("PLAIN", 0, reset=7).reset == 7
+
+
+def test_the_example_of_the_documentation_is_one() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "add-an-endpoint.md").read_text(encoding="utf-8")
+    lines = page.split("    class Control(BitFields):\n")[1].split("\nAll of it is imported from")[0]
+    names = dict(vars(declarations)) | {"Mode": Mode}
+
+    exec(textwrap.dedent(f"    class Control(BitFields):\n{lines}"), names)
+
+    control = names["REGISTERS"].by_name["CONTROL"]
+    assert control.mask(Access.RES0) == 0x7FFFFF0E
+    assert [register.size for register in names["REGISTERS"]] == [4, 4, 8, 2, 4]
 
 
 def test_declaring_needs_nothing_of_this_project_and_no_hypothesis() -> None:
