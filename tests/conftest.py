@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import sys
 import zipfile
@@ -31,6 +32,12 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     return number_of_workers(config)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes() -> None:
+    # one for all, so that tests whose parameters are a set are found in the same order everywhere
+    os.environ.setdefault("PYTHONHASHSEED", str(random.getrandbits(32)))
 
 
 @pytest.hookimpl(optionalhook=True)

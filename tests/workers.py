@@ -1,8 +1,8 @@
 """How the tests are spread over processes that run side by side (pytest-xdist).
 
-``scripts/test`` asks for ``-n auto``, which is :data:`WORKERS` processes for everything or for whole folders, and this one
-alone for files or single tests. A file is the unit that a process takes, but for :data:`TOGETHER`, which share a machine, and
-:data:`APART`, whose tests take long and share nothing. What takes long begins first.
+``scripts/test`` asks for ``-n auto``, which is :data:`WORKERS` processes for everything or for whole folders, and one
+for files or single tests. A file is the unit that a process takes, but for :data:`TOGETHER`, which share a machine,
+and :data:`APART`, whose tests take long and share nothing. What takes long begins first.
 
 What all processes need once is made by the fixture ``once``; nothing else may be shared between tests of two files.
 """
@@ -73,7 +73,7 @@ def number_of_workers(config: pytest.Config) -> int:
 
 
 class Once:
-    """``once(name, make)``: a folder that ``make`` has filled, for all processes of a test run: the first one makes it."""
+    """``once(name, make)``: a folder that ``make`` has filled, for all processes: the first one makes it."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

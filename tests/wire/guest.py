@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-import mmap
 import os
 import select
 import signal
@@ -22,31 +21,19 @@ from typing import Any
 import jsonschema
 
 from pviommu import schemas
+from pviommu.guest.capabilities import capabilities
+from pviommu.guest.dma_test import DescriptorRing
+from pviommu.guest.events import EventRing
+from pviommu.guest.memory import GuestRam
+from pviommu.guest.ring import Ring
+from pviommu.guest.wire import WireFunction
+from pviommu.guest.xen_2024 import Xen2024
 from pviommu_abi import dma_test
-from pviommu_abi.dma_test import Control, Descriptor, DescriptorStatus
-from pviommu_abi.own import Binding, OwnOp, Usage
+from pviommu_abi.dma_test import Descriptor
 from pviommu_abi.registers import REGISTER, Profile, Register
-from pviommu_abi.shared import (
-    CACHE_LINE,
-    CAPABILITY_OFFSET,
-    EVENT_ENTRIES,
-    EVENT_INDEX_OFFSET,
-    EVENT_OFFSET,
-    RING_AREA_OFFSET,
-    AddressRange,
-    CapabilityArea,
-    CapabilityCount,
-    CapabilityHeader,
-    CapabilityId,
-    EndpointEntry,
-    Event,
-    Limits,
-    ReservedRegion,
-)
-from pviommu_abi.slots import PAYLOAD_OFFSET, SLOT_SIZE, OpClass, Slot, SlotFlags
-from pviommu_abi.xen_2024 import MapPages, PvIommuOp, ReattachDevice, UnmapPages, Xen2024Op
+from pviommu_abi.shared import Event
+from pviommu_abi.slots import OpClass, SlotFlags
 from vfio_user import Client
-from wire_layout import Record
 
 CHECKOUT = Path(__file__).parents[2]
 ENTRIES = 256
@@ -56,13 +43,6 @@ STREAM = {"dma0": 1, "dma1": 2}
 PATIENCE_S = 10.0
 """Bound of every wait; nothing waits that long unless something is broken."""
 PIPE_SIZE = 1 << 20
-
-_ENTRY: dict[int, type[Record]] = {
-    CapabilityId.IOVA_RANGES: AddressRange,
-    CapabilityId.RESERVED_REGIONS: ReservedRegion,
-    CapabilityId.RAM_RANGES: AddressRange,
-    CapabilityId.ENDPOINTS: EndpointEntry,
-}
 
 
 class Serve:
@@ -165,56 +145,30 @@ def environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": f"{CHECKOUT / 'protocol'}:{CHECKOUT / 'device'}"}
 
 
-class Ram:
+class Ram(GuestRam):
     """Guest memory that can be given away."""
 
     def __init__(self, size: int = RAM_SIZE) -> None:
-        self.size = size
-        self.fd = os.memfd_create("guest-ram", os.MFD_ALLOW_SEALING | os.MFD_CLOEXEC)
-        os.truncate(self.fd, size)
-        fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
-        self.bytes = mmap.mmap(self.fd, size)
-        self.bytes[0] = 1  # firmware ran: the memory is in use
-
-    def close(self) -> None:
-        self.bytes.close()
-        os.close(self.fd)
+        super().__init__(size)
 
 
-class Function:
-    """A PCI function: its registers in BAR 0 and its shared memory in BAR 2."""
+class Function(WireFunction):
+    """A PCI function with its interrupts."""
 
     def __init__(self, path: Path | Client, ram: Ram | None, registers: dict[str, Register]) -> None:
-        self.client = path if isinstance(path, Client) else Client.connect(path, PATIENCE_S)
-        self._registers = registers
-        if ram is not None:
-            self.client.dma_map(0, ram.size, ram.fd)
-        self.client.device_info()
-        (area,) = self.client.map_region(2)
-        self._memory = area.memory
-        self.view = memoryview(self._memory)
-        self.words = self.view.cast("I")
+        client = path if isinstance(path, Client) else Client.connect(path, PATIENCE_S)
+        super().__init__(client, registers, () if ram is None else [(0, ram.size, ram.fd, 0)])
         self.vectors: list[int] = []
 
     def close(self) -> None:
-        """Go away without a word, as a killed VM does."""
-        self.client.close()
-        self.words.release()
-        self.view.release()
-        self._memory.close()
+        super().close()
         for fd in self.vectors:
             os.close(fd)
         self.vectors = []
 
-    def write(self, register: str, value: int) -> None:
-        self.client.region_write(0, self._registers[register].offset, value.to_bytes(4, "little"))
-
-    def read(self, register: str) -> int:
-        return int.from_bytes(self.client.region_read(0, self._registers[register].offset, 4), "little")
-
     def master(self) -> None:
         """Allow memory accesses and DMA."""
-        self.client.config_write(4, 2, 6)
+        self.set_bus_master(True)
 
     def interrupted(self, vector: int) -> bool:
         """Wait for an interrupt; whether it came."""
@@ -222,21 +176,19 @@ class Function:
         return bool(ready) and os.eventfd_read(self.vectors[vector]) > 0
 
 
-class Iommu(Function):
+class Iommu(Function, Xen2024):
     """The guest driver of the PV-IOMMU, ring 0."""
 
     def __init__(self, path: Path | Client, ram: Ram | None) -> None:
         super().__init__(path, ram, REGISTER)
-        self.producer = 0
+        self.ring = Ring(self, entries=ENTRIES)
+        self.event_ring = EventRing(self)
         self.doorbells = 0
-        self.consumer = 0
 
     def start(self) -> Iommu:
         """Select the profile and turn ring 0 on."""
         self.write("PROFILE", Profile.XEN_2024)
-        self.write("RING_ENTRIES", ENTRIES)
-        self.write("RING_BASE_LO", RING_AREA_OFFSET)
-        self.write("RING_CONTROL", 1)
+        self.ring.turn_on()
         assert self.read("RING_STATUS") == 1
         return self
 
@@ -252,35 +204,37 @@ class Iommu(Function):
         ring: bool = True,
     ) -> int:
         """Put a slot into the ring and, if asked for, ring the doorbell; the position of the slot."""
-        position = self.producer
-        at = RING_AREA_OFFSET + position % ENTRIES * SLOT_SIZE
-        head = Slot(op_class, op, SlotFlags.POSTED if posted else 0, position)
-        self.view[at : at + SLOT_SIZE] = (head.pack() + payload).ljust(SLOT_SIZE, b"\0")
-        self.producer = (position + 1) & 0xFFFFFFFF
-        self.words[0] = self.producer
+        position = self.ring.put(op_class, op, SlotFlags.POSTED if posted else 0, payload)
         if ring and self.doorbell_wanted():
             self.ring_doorbell()
         return position
 
     def doorbell_wanted(self) -> bool:
         """Whether the device asked to be told of the slot put last."""
-        return self.words[CACHE_LINE // 4 + 1] == (self.producer - 1) & 0xFFFFFFFF
+        return self.ring.doorbell_wanted(self.ring.producer - 1)
 
     def ring_doorbell(self) -> None:
         self.doorbells += 1
-        self.write("DOORBELL", 0)
+        self.ring.ring_doorbell()
+
+    @property
+    def producer(self) -> int:
+        return self.ring.producer
+
+    @producer.setter
+    def producer(self, value: int) -> None:
+        self.ring.producer = value
 
     @property
     def completed(self) -> int:
-        return int(self.words[CACHE_LINE // 4])
+        return self.ring.completed
 
     def wait(self, position: int) -> tuple[int, bytes]:
         """Wait for a slot: its result and payload."""
-        spin_until(lambda: (self.completed - position - 1) & 0xFFFFFFFF < ENTRIES, f"slot {position}")
-        at = RING_AREA_OFFSET + position % ENTRIES * SLOT_SIZE
-        slot = Slot.unpack(self.view, at)
-        assert slot.completed == position
-        return slot.result, bytes(self.view[at + PAYLOAD_OFFSET : at + SLOT_SIZE])
+        spin_until(lambda: self.ring.is_complete(position), f"slot {position}")
+        result, sequence, payload = self.ring.result(position)
+        assert sequence == position
+        return result, payload
 
     def call(self, payload: bytes, op_class: int = OpClass.XEN_2024, op: int = 0) -> tuple[int, bytes]:
         return self.wait(self.submit(payload, op_class, op))
@@ -289,66 +243,25 @@ class Iommu(Function):
 
     def alloc(self) -> int:
         """A new context."""
-        result, answer = self.call(PvIommuOp(Xen2024Op.ALLOC_CONTEXT, 0, 0).pack())
+        result, ctx = self.alloc_context()
         assert result == 0
-        return PvIommuOp.unpack(answer).ctx_no
-
-    def free(self, ctx: int, flags: int = 0) -> int:
-        return self.call(PvIommuOp(Xen2024Op.FREE_CONTEXT, ctx, flags).pack())[0]
-
-    @staticmethod
-    def map_payload(ctx: int, dfn: int, gfn: int, nr: int, flags: int = 3) -> bytes:
-        return MapPages(Xen2024Op.MAP_PAGES, ctx, flags, gfn, dfn, nr).pack()
-
-    def map(self, ctx: int, dfn: int, gfn: int, nr: int, flags: int = 3) -> tuple[int, int]:
-        """Result and pages mapped."""
-        result, answer = self.call(self.map_payload(ctx, dfn, gfn, nr, flags))
-        return result, MapPages.unpack(answer).mapped
-
-    def unmap(self, ctx: int, dfn: int, nr: int) -> tuple[int, int]:
-        """Result and pages unmapped."""
-        result, answer = self.call(UnmapPages(Xen2024Op.UNMAP_PAGES, ctx, 0, dfn, nr).pack())
-        return result, UnmapPages.unpack(answer).unmapped
+        return ctx
 
     def bind(self, name: str) -> int:
-        return self.call(Binding(0, 0, DEVFN[name], STREAM[name]).pack(), OpClass.OWN, OwnOp.BIND)[0]
+        return self.bind_stream(DEVFN[name], STREAM[name])
 
     def reattach(self, name: str, ctx: int) -> int:
-        return self.call(ReattachDevice(Xen2024Op.REATTACH_DEVICE, ctx, 0, 0, 0, DEVFN[name]).pack())[0]
-
-    def usage(self) -> Usage:
-        return Usage.unpack(self.call(b"", OpClass.OWN, OwnOp.QUERY_USAGE)[1])
+        return self.reattach_device(DEVFN[name], ctx)
 
     # -- events and capabilities ------------------------------------------------------------------------------------
 
     def events(self) -> list[Event]:
         """Take what is in the event ring."""
-        line = EVENT_INDEX_OFFSET // 4
-        found = []
-        while self.consumer != self.words[line + CACHE_LINE // 4]:
-            found.append(Event.unpack(self.view, EVENT_OFFSET + self.consumer % EVENT_ENTRIES * Event.SIZE))
-            self.consumer = (self.consumer + 1) & 0xFFFFFFFF
-        self.words[line] = self.consumer
-        return found
+        return self.event_ring.take()
 
     def capabilities(self) -> dict[int, Any]:
         """The capability chain: id -> entries, or the record of LIMITS."""
-        area = self.view[CAPABILITY_OFFSET:]
-        head = CapabilityArea.unpack(area)
-        assert head.generation % 2 == 0
-        found: dict[int, Any] = {}
-        offset = head.first
-        while offset:
-            header = CapabilityHeader.unpack(area, offset)
-            at = offset + CapabilityHeader.SIZE
-            if header.cap_id == CapabilityId.LIMITS:
-                found[header.cap_id] = Limits.unpack(area, at)
-            else:
-                count, kind = CapabilityCount.unpack(area, at).count, _ENTRY[header.cap_id]
-                at += CapabilityCount.SIZE
-                found[header.cap_id] = [kind.unpack(area, at + place * kind.SIZE) for place in range(count)]
-            offset = header.next
-        return found
+        return capabilities(self.view)
 
 
 class DmaEngine(Function):
@@ -356,30 +269,26 @@ class DmaEngine(Function):
 
     def __init__(self, path: Path | Client, ram: Ram | None) -> None:
         super().__init__(path, ram, dma_test.REGISTER)
-        self.producer = 0
+        self.descriptors = DescriptorRing(self)
 
     def start(self) -> DmaEngine:
-        self.master()
-        self.write("CONTROL", Control.ENABLE)
+        self.descriptors.turn_on()
         return self
 
     def put(
         self, op: int, length: int, src: int = 0, dst: int = 0, pattern: int = 0, flags: int = 0, start: bool = True
     ) -> int:
         """Queue a descriptor and start it, and all that were put before; its place."""
-        place = self.producer % dma_test.ENTRIES * Descriptor.SIZE
-        self.view[place : place + Descriptor.SIZE] = Descriptor(op, flags, 0, length, src, dst, pattern).pack()
-        self.producer += 1
+        place = self.descriptors.put(op, length, src, dst, pattern, flags)
         if start:
-            self.write("PRODUCER", self.producer)
+            self.descriptors.start()
         return place
 
     def run(self, op: int, length: int, **fields: int) -> Descriptor:
         """Queue a descriptor and wait for it."""
         place = self.put(op, length, **fields)
-        status = (place + Descriptor.offset_of("status")) // 4
-        spin_until(lambda: self.words[status] != DescriptorStatus.PENDING, "descriptor")
-        return Descriptor.unpack(self.view, place)
+        spin_until(lambda: self.descriptors.is_done(place), "descriptor")
+        return self.descriptors.descriptor(place)
 
 
 class Guest:

@@ -247,7 +247,7 @@ def test_an_engine_rings_the_doorbell_of_another_by_dma(guest):
     assert guest.iommu.map(other, DFN, GFN, 1) == (0, 1)
     place = second.put(DmaOp.FILL, 8, dst=IOVA, pattern=PATTERN, start=False)
 
-    done = first.run(DmaOp.FILL, 4, dst=IOVA + DMA_REGISTER["PRODUCER"].offset, pattern=second.producer)
+    done = first.run(DmaOp.FILL, 4, dst=IOVA + DMA_REGISTER["PRODUCER"].offset, pattern=second.descriptors.producer)
 
     assert done.status == DescriptorStatus.DONE
     spin_until(lambda: Descriptor.unpack(second.view, place).status == DescriptorStatus.DONE, "the other descriptor")

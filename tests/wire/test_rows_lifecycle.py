@@ -111,7 +111,7 @@ def test_an_interrupt_taken_away_or_reset_is_not_raised(back_end):
             engine.put(DmaOp.FILL, 1 << 20, dst=0x100000)
         engine.client.reset()
         assert [engine.read(name) for name in ("CONTROL", "PRODUCER", "CONSUMER")] == [0, 0, 0]
-        engine.producer = 0
+        engine.descriptors.producer = 0
         engine.start()
         assert engine.run(DmaOp.FILL, **fill).status == DescriptorStatus.DONE, "memory maps outlive a reset"
 

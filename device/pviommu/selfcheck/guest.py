@@ -1,56 +1,41 @@
 """A guest: its drivers of the PV-IOMMU and of the DMA test engines, as far as a self-check needs them.
 
-How the guest reaches a device (calls, or sockets and shared memory) is left to a subclass; what it writes into shared
-memory and what it finds there is the same.
+Its parts are those of :mod:`pviommu.guest`. How it waits for a device (by calls, or by looking at shared memory) is
+left to a subclass; what it submits and what it compares is the same.
 """
 
 from __future__ import annotations
 
-import fcntl
-import mmap
 import os
-import struct
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
-from pviommu_abi import dma_test, own, slots
-from pviommu_abi.dma_test import Control, Descriptor, DescriptorStatus, DmaOp
+from pviommu_abi import own
+from pviommu_abi.dma_test import DescriptorStatus, DmaOp
 from pviommu_abi.own import MapOp, OwnOp
-from pviommu_abi.registers import REGISTER, RingControl
-from pviommu_abi.shared import (
-    CACHE_LINE,
-    EVENT_ENTRIES,
-    EVENT_INDEX_OFFSET,
-    EVENT_OFFSET,
-    RING_AREA_OFFSET,
-    RING_INDEX_STRIDE,
-    SBDF_UNBOUND,
-    DeviceEventLine,
-    Event,
-    EventReason,
-)
-from pviommu_abi.slots import PAYLOAD_OFFSET, PAYLOAD_SIZE, SLOT_SIZE, OpClass, SlotFlags
+from pviommu_abi.shared import RING_AREA_OFFSET, SBDF_UNBOUND, EventReason
+from pviommu_abi.slots import PAYLOAD_SIZE, SLOT_SIZE, OpClass, SlotFlags
 
+from ..guest.dma_test import DescriptorRing
+from ..guest.events import EventRing
+from ..guest.function import Function
+from ..guest.memory import GuestRam
+from ..guest.ring import MASK, Ring
 from .difference import require
 from .operations import Alloc, Attach, Batch, Block, Dma, Free, Operation, Plug, Posted, Reset, Revive, SlotOperation
 from .oracle import BatchOutcome, DmaOutcome, Oracle, Verdict
 from .profiles import Seen, Submission
 from .settings import LARGE_MODULE, RAM, SHADOWED_BYTES, STREAMS
 
-__all__ = ["BATCH_PAGE", "ENTRIES", "Guest", "GuestRam"]
+__all__ = ["BATCH_PAGE", "ENTRIES", "Guest", "ModularRam"]
 
 ENTRIES = 64
 RINGS = 2
-MASK = 0xFFFFFFFF
 BATCH_PAGE = 0xFFF
 """Guest frame of the arrays that batches are made of. It is cleared after each, so no DMA meets what is left."""
 _NO_STREAM = 0xFFFFFFFF
 UNTOUCHED_STATUS = 0x5555
-_HEAD = struct.Struct("<BBHI8x")
-_DESCRIPTOR = struct.Struct("<BBHIQQQ")
-_TAIL = struct.Struct("<iI")
-_RESULT = slots.Slot.offset_of("result")
 _PAGE = 4096
 _ZEROS = bytes(_PAGE)
 _REASON = {
@@ -65,19 +50,11 @@ SeenEvent = tuple[int, int, int, int, int, int, int, int, int]
 """reason, access, stream, sbdf, iova, length, context, result, slot"""
 
 
-class GuestRam:
-    """A sealed file: the RAM that is always there at its own offset, and behind it the module that comes and goes."""
+class ModularRam(GuestRam):
+    """The RAM that is always there at its own offset of the file, and behind it the module that comes and goes."""
 
     def __init__(self) -> None:
-        self.fd = os.memfd_create("selfcheck-ram", os.MFD_ALLOW_SEALING | os.MFD_CLOEXEC)
-        os.truncate(self.fd, SHADOWED_BYTES + (len(LARGE_MODULE) << 12))
-        fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
-        self.bytes = mmap.mmap(self.fd, SHADOWED_BYTES)
-        self.bytes[0] = 1  # a guest without any data looks like one whose memory is elsewhere
-
-    def close(self) -> None:
-        self.bytes.close()
-        os.close(self.fd)
+        super().__init__(SHADOWED_BYTES + (len(LARGE_MODULE) << 12), SHADOWED_BYTES)
 
     @staticmethod
     def parts(present: bool) -> list[tuple[int, int, int]]:
@@ -98,42 +75,28 @@ class Guest(ABC):
 
     def __init__(self, oracle: Oracle) -> None:
         self.oracle = oracle
-        self.ram = GuestRam()
+        self.ram = ModularRam()
         self._interface = oracle.interface
-        self._producer = [0] * RINGS
-        self._descriptors = dict.fromkeys(STREAMS, 0)
-        self._events = 0
         self._module = False
 
-    # -- how the device is reached ----------------------------------------------------------------------------------
+    def drive(self, functions: dict[int | None, Function]) -> None:
+        """Begin to drive a machine's functions: the endpoints by stream, the PV-IOMMU by None."""
+        self.functions = functions
+        self.iommu = functions[None]
+        slots = ENTRIES * SLOT_SIZE
+        self.rings = [Ring(self.iommu, number, ENTRIES, RING_AREA_OFFSET + number * slots) for number in range(RINGS)]
+        self._engines = {stream: DescriptorRing(functions[stream]) for stream in STREAMS}
+        self._set_up_all()
 
-    @abstractmethod
-    def views(self, stream: int | None) -> tuple[memoryview, memoryview]:
-        """Bytes and 32-bit words of the shared BAR of an endpoint, or of the PV-IOMMU."""
-
-    @abstractmethod
-    def write_register(self, stream: int | None, offset: int, value: int) -> None:
-        """Write a register of BAR 0."""
-
-    @abstractmethod
-    def set_bus_master(self, stream: int, on: bool) -> None:
-        """Memory accesses, and DMA if it is ``on``."""
+    # -- what depends on how the device is reached ------------------------------------------------------------------
 
     @abstractmethod
     def wait_for_ring(self, ring: int, position: int) -> None:
         """Return when ``position`` slots of a ring are complete."""
 
     @abstractmethod
-    def wait_for_descriptor(self, stream: int, word: int) -> None:
-        """Return when a descriptor's status, word ``word`` of the endpoint's shared memory, is not PENDING."""
-
-    @abstractmethod
-    def plug(self, parts: Sequence[tuple[int, int, int]]) -> None:
-        """Give (GPA, size, offset in the RAM file) ranges to every function."""
-
-    @abstractmethod
-    def unplug(self, parts: Sequence[tuple[int, int, int]]) -> None:
-        """Take ranges away again."""
+    def wait_for_descriptor(self, stream: int, place: int) -> None:
+        """Return when the descriptor at ``place`` is not PENDING."""
 
     @abstractmethod
     def ring_doorbell(self, ring: int, first: int) -> None:
@@ -151,50 +114,33 @@ class Guest(ABC):
         """Give everything back."""
         self.ram.close()
 
+    def engine(self, stream: int) -> DescriptorRing:
+        """The driver of an endpoint."""
+        return self._engines[stream]
+
     # -- setting up -------------------------------------------------------------------------------------------------
 
-    def start(self) -> None:
-        """Plug RAM, set everything up."""
-        self.plug(self.ram.parts(False))
-        for stream in STREAMS:
-            self.set_bus_master(stream, True)
-            self.write_register(stream, dma_test.REGISTER["CONTROL"].offset, Control.ENABLE)
+    def _set_up_all(self) -> None:
+        self._plug_parts(self.ram.parts(False))
+        for engine in self._engines.values():
+            engine.turn_on()
         self._set_up()
 
     def _set_up(self) -> None:
-        _, words = self.views(None)
-        self._register("PROFILE", self._interface.number)
-        for ring in range(RINGS):
-            self._producer[ring] = 0
-            words[ring * RING_INDEX_STRIDE // 4] = 0
-            for register, value in (
-                ("RING_SELECT", ring),
-                ("RING_ENTRIES", ENTRIES),
-                ("RING_BASE_LO", RING_AREA_OFFSET + ring * ENTRIES * SLOT_SIZE),
-                ("RING_CONTROL", RingControl.ENABLE),
-            ):
-                self._register(register, value)
-        self._events = 0
+        self.iommu.write("PROFILE", self._interface.number)
+        for ring in self.rings:
+            ring.turn_on()
+        self._events = EventRing(self.iommu)
         for submission in self._interface.set_up:
             position = self._put(0, submission)
             require(self.name, f"result of {submission}", 0, self._take(0, position)[0])
-
-    def _register(self, name: str, value: int) -> None:
-        self.write_register(None, REGISTER[name].offset, value)
 
     # -- slots ------------------------------------------------------------------------------------------------------
 
     def _put(self, ring: int, submission: Submission, posted: bool = False) -> int:
         """Submit a slot, without a doorbell; its position."""
-        view, words = self.views(None)
-        position = self._producer[ring]
-        place = RING_AREA_OFFSET + (ring * ENTRIES + position % ENTRIES) * SLOT_SIZE
         op_class, op, flags, payload = submission
-        flags |= SlotFlags.POSTED if posted else 0
-        view[place : place + SLOT_SIZE] = _HEAD.pack(op_class, op, flags, position) + payload
-        self._producer[ring] = position + 1 & MASK
-        words[ring * RING_INDEX_STRIDE // 4] = self._producer[ring]
-        return position
+        return self.rings[ring].put(op_class, op, flags | SlotFlags.POSTED if posted else flags, payload)
 
     def _take(self, ring: int, position: int) -> tuple[int, bytes]:
         """Wait for a slot: its result and payload."""
@@ -203,20 +149,14 @@ class Guest(ABC):
         return self._read(ring, position)
 
     def _read(self, ring: int, position: int) -> tuple[int, bytes]:
-        view, _ = self.views(None)
-        place = RING_AREA_OFFSET + (ring * ENTRIES + position % ENTRIES) * SLOT_SIZE
-        result, completed = _TAIL.unpack_from(view, place + _RESULT)
+        result, completed, payload = self.rings[ring].result(position)
         if completed != position:
             require(self.name, "sequence in the completed slot", position, completed)
-        return result, bytes(view[place + PAYLOAD_OFFSET : place + SLOT_SIZE])
+        return result, payload
 
     def call(self, submission: Submission) -> tuple[int, bytes]:
         """Submit one slot and wait for it: result and payload."""
         return self._take(0, self._put(0, submission))
-
-    def completed(self, ring: int) -> int:
-        """What the device says of a ring."""
-        return int(self.views(None)[1][(ring * RING_INDEX_STRIDE + CACHE_LINE) // 4])
 
     # -- operations -------------------------------------------------------------------------------------------------
 
@@ -231,10 +171,10 @@ class Guest(ABC):
             case Batch():
                 self._batch(op, verdict)
             case Revive():
-                self.set_bus_master(op.stream, False)
-                self.set_bus_master(op.stream, True)
+                self.functions[op.stream].set_bus_master(False)
+                self.functions[op.stream].set_bus_master(True)
             case Reset():
-                self._register("RESET", 1)
+                self.iommu.write("RESET", 1)
                 self._set_up()
             case Plug():
                 self._plug(op)
@@ -267,7 +207,7 @@ class Guest(ABC):
             self.ring_doorbell(ring, first)
             fault: list[SeenEvent] = []
             self._dma(op.then, verdicts[-1].outcome, fault)  # type: ignore[arg-type]
-            self.wait_for_ring(ring, self._producer[ring])
+            self.wait_for_ring(ring, self.rings[ring].producer)
         else:
             last = self._interface.submission(waited)
             position = self._put(other, last)
@@ -275,7 +215,7 @@ class Guest(ABC):
                 self.ring_doorbell(ring, first)
             self.ring_doorbell(other, first if other == ring else position)
             self.wait_for_ring(other, position + 1)
-            self.wait_for_ring(ring, self._producer[ring])
+            self.wait_for_ring(ring, self.rings[ring].producer)
             self._compare(waited, verdicts[-1], last.payload, self._read(other, position), self._seen())
         for (each, given, position), verdict in zip(submitted, verdicts, strict=False):
             result, payload = self._read(ring, position)
@@ -308,23 +248,28 @@ class Guest(ABC):
 
     def _plug(self, op: Plug) -> None:
         if op.present != self._module:
-            (self.plug if op.present else self.unplug)(self.ram.parts(True))
+            (self._plug_parts if op.present else self._unplug_parts)(self.ram.parts(True))
             self._module = op.present
+
+    def _plug_parts(self, parts: Iterable[tuple[int, int, int]]) -> None:
+        for address, size, offset in parts:
+            for function in self.functions.values():
+                function.plug(address, size, self.ram.fd, offset)
+
+    def _unplug_parts(self, parts: Iterable[tuple[int, int, int]]) -> None:
+        for address, size, _ in parts:
+            for function in self.functions.values():
+                function.unplug(address, size)
 
     # -- DMA and events ---------------------------------------------------------------------------------------------
 
     def _dma(self, op: Dma, outcome: DmaOutcome, events: list[SeenEvent]) -> None:
-        view, _ = self.views(op.stream)
-        index = self._descriptors[op.stream]
-        place = index % dma_test.ENTRIES * Descriptor.SIZE
+        engine = self._engines[op.stream]
         kind = DmaOp.FILL if op.write else DmaOp.CHECKSUM
-        view[place : place + Descriptor.SIZE] = _DESCRIPTOR.pack(
-            kind, 0, 0, op.length, op.iova, op.iova, op.pattern
-        ).ljust(Descriptor.SIZE, b"\0")
-        self._descriptors[op.stream] = index + 1 & MASK
-        self.write_register(op.stream, dma_test.REGISTER["PRODUCER"].offset, index + 1 & MASK)
-        self.wait_for_descriptor(op.stream, (place + Descriptor.offset_of("status")) // 4)
-        done = Descriptor.unpack(view, place)
+        place = engine.put(kind, op.length, op.iova, op.iova, op.pattern)
+        engine.start()
+        self.wait_for_descriptor(op.stream, place)
+        done = engine.descriptor(place)
         access = 2 if op.write else 1
         if isinstance(outcome.translation, list) and outcome.lost is None:
             require(self.name, f"status of {op}", DescriptorStatus.DONE, done.status)
@@ -351,29 +296,24 @@ class Guest(ABC):
 
     def _compare_events(self, op: Operation, expected: list[SeenEvent]) -> None:
         """Take what is in the event ring."""
-        view, words = self.views(None)
-        line = EVENT_INDEX_OFFSET // 4
-        producer = words[line + CACHE_LINE // 4]
-        if producer == self._events and not expected:
+        if self._events.is_empty and not expected:
             return
         found: list[SeenEvent] = []
-        while self._events != producer:
-            event = Event.unpack(view, EVENT_OFFSET + self._events % EVENT_ENTRIES * Event.SIZE)
-            if event.sequence != self._events:
-                require(self.name, "sequence of an event", self._events, event.sequence)
+        sequence = self._events.consumer
+        for event in self._events.take():
+            if event.sequence != sequence:
+                require(self.name, "sequence of an event", sequence, event.sequence)
             found.append(
                 (
                     *(event.reason, event.access, event.stream, event.sbdf, event.iova, event.length),
                     *(event.ctx_no, event.result, event.slot),
                 )
             )
-            self._events = self._events + 1 & MASK
-        words[line] = self._events
+            sequence = sequence + 1 & MASK
         if isinstance(op, Posted):  # a DMA may be refused before or after the slots are looked at
             found, expected = sorted(found), sorted(expected)
         require(self.name, f"events of {op}", expected, found)
-        lost = words[line + (CACHE_LINE + DeviceEventLine.offset_of("lost")) // 4]
-        require(self.name, "events lost", 0, lost)
+        require(self.name, "events lost", 0, self._events.lost)
 
     # -- comparing --------------------------------------------------------------------------------------------------
 

@@ -7,17 +7,20 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
-from pviommu_abi.registers import DOORBELL_STRIDE, REGISTER, REGISTER_BAR, SHARED_BAR
-from pviommu_abi.shared import CACHE_LINE, RING_INDEX_STRIDE
+from pviommu_abi import dma_test
+from pviommu_abi.registers import REGISTER, Register
 from vfio_user import Client
 
+from ..guest.function import Function
+from ..guest.ring import MASK
+from ..guest.wire import WireFunction
 from ..pci.shared_memory import fence
 from .difference import Difference, require
-from .guest import ENTRIES, MASK, Guest
+from .guest import ENTRIES, Guest
 from .operations import Lookup, Usage
 from .oracle import Oracle, Verdict
 from .ring_path import topology
@@ -27,7 +30,6 @@ __all__ = ["WirePath"]
 
 PATIENCE_S = 10.0
 """Bound of every wait; nothing takes that long unless something is broken."""
-_DOORBELL_EVENT = CACHE_LINE // 4 + 1
 
 
 class WirePath(Guest):
@@ -38,15 +40,14 @@ class WirePath(Guest):
     def __init__(self, oracle: Oracle, core: str = "python") -> None:
         """``core``: what ``pviommu serve --core`` is told."""
         super().__init__(oracle)
-        self._clients: dict[int | None, Client] = {}
-        self._views: dict[int | None, tuple[memoryview, memoryview]] = {}
         with ExitStack() as stack:
             stack.callback(super().close)
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pviommu-")))
             stack.callback(self._stop, self._serve(folder, core))
-            for stream, name in ((None, "iommu"), *((stream, f"dma{stream}") for stream in STREAMS)):
-                self._connect(stack, stream, folder / f"{name}.sock")
-            self.start()
+            functions: dict[int | None, Function] = {None: self._connect(stack, folder / "iommu.sock", REGISTER)}
+            for stream in STREAMS:
+                functions[stream] = self._connect(stack, folder / f"dma{stream}.sock", dma_test.REGISTER)
+            self.drive(functions)
             self._stack = stack.pop_all()
 
     # -- the other process ------------------------------------------------------------------------------------------
@@ -76,58 +77,30 @@ class WirePath(Guest):
         process.terminate()
         process.wait(PATIENCE_S)
 
-    def _connect(self, stack: ExitStack, stream: int | None, path: Path) -> None:
-        client = self._clients[stream] = stack.enter_context(Client.connect(path, PATIENCE_S))
-        for address, size, offset in self.ram.parts(False):
-            client.dma_map(address, size, self.ram.fd, offset)
-        client.device_info()
-        (area,) = client.map_region(SHARED_BAR)
-        stack.callback(area.memory.close)
-        view = memoryview(area.memory)
-        stack.callback(view.release)
-        words = view.cast("I")
-        stack.callback(words.release)
-        self._views[stream] = view, words
+    def _connect(self, stack: ExitStack, path: Path, registers: Mapping[str, Register]) -> WireFunction:
+        client = stack.enter_context(Client.connect(path, PATIENCE_S))
+        memory = [(address, size, self.ram.fd, offset) for address, size, offset in self.ram.parts(False)]
+        function = WireFunction(client, registers, memory)
+        stack.callback(function.close)
+        return function
 
     def close(self) -> None:
-        self._views.clear()
         self._stack.close()
 
-    # -- how the device is reached ----------------------------------------------------------------------------------
-
-    def views(self, stream: int | None) -> tuple[memoryview, memoryview]:
-        return self._views[stream]
-
-    def write_register(self, stream: int | None, offset: int, value: int) -> None:
-        self._clients[stream].region_write(REGISTER_BAR, offset, value.to_bytes(4, "little"))
-
-    def set_bus_master(self, stream: int, on: bool) -> None:
-        self._clients[stream].config_write(4, 2, 6 if on else 2)
+    # -- waiting ----------------------------------------------------------------------------------------------------
 
     def wait_for_ring(self, ring: int, position: int) -> None:
-        _spin(lambda: (self.completed(ring) - position) & MASK <= ENTRIES, f"slot {position - 1} of ring {ring}")
+        driver = self.rings[ring]
+        _spin(lambda: (driver.completed - position) & MASK <= ENTRIES, f"slot {position - 1} of ring {ring}")
 
-    def wait_for_descriptor(self, stream: int, word: int) -> None:
-        _, words = self._views[stream]
-        _spin(lambda: words[word] != 0, f"a descriptor of stream {stream}")
-
-    def plug(self, parts: Sequence[tuple[int, int, int]]) -> None:
-        for address, size, offset in parts:
-            for client in self._clients.values():
-                client.dma_map(address, size, self.ram.fd, offset)  # what is there already may be given again
-
-    def unplug(self, parts: Sequence[tuple[int, int, int]]) -> None:
-        for address, size, _ in parts:
-            for client in self._clients.values():
-                client.dma_unmap(address, size)
+    def wait_for_descriptor(self, stream: int, place: int) -> None:
+        engine = self.engine(stream)
+        _spin(lambda: engine.is_done(place), f"a descriptor of stream {stream}")
 
     def ring_doorbell(self, ring: int, first: int) -> None:
-        _, words = self._views[None]
         fence()  # the producer index must be out before the device's wish is read
-        wish = words[ring * RING_INDEX_STRIDE // 4 + _DOORBELL_EVENT]
-        new = words[ring * RING_INDEX_STRIDE // 4]
-        if (new - wish - 1) & MASK < (new - first) & MASK:
-            self.write_register(None, REGISTER["DOORBELL"].offset + ring * DOORBELL_STRIDE, 0)
+        if self.rings[ring].doorbell_wanted(first):
+            self.rings[ring].ring_doorbell()
 
     # -- comparing --------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,63 @@
+"""A function in the same process: what a session would call, called here."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from pviommu_abi.registers import REGISTER_BAR, Register
+from vfio_user import DmaMapping, RegionIndex
+
+from .function import COMMAND_MASTER, COMMAND_MEMORY, CONFIG_COMMAND, WORD, Function
+
+__all__ = ["LocalFunction", "Served"]
+
+
+class Shared(Protocol):
+    """The shared BAR of a function."""
+
+    @property
+    def view(self) -> memoryview: ...
+    @property
+    def words(self) -> memoryview: ...
+
+
+class Served(Protocol):
+    """What a function offers to whoever serves it."""
+
+    @property
+    def shared(self) -> Shared: ...
+    def region_read(self, index: int, offset: int, count: int, /) -> bytes: ...
+    def region_write(self, index: int, offset: int, data: bytes, /) -> Any: ...
+    def dma_map(self, mapping: DmaMapping, /) -> Any: ...
+    def dma_unmap(self, address: int, size: int, /) -> Any: ...
+
+
+class LocalFunction(Function):
+    """A function by calls; it stays its owner's. What a write leaves to be done in steps is left to its own work."""
+
+    def __init__(self, served: Served, registers: Mapping[str, Register]) -> None:
+        self.registers = registers
+        self._served = served
+        self.view = served.shared.view
+        self.words = served.shared.words
+
+    def read_at(self, offset: int) -> int:
+        return int.from_bytes(self._served.region_read(REGISTER_BAR, offset, WORD), "little")
+
+    def write_at(self, offset: int, value: int) -> None:
+        self._served.region_write(REGISTER_BAR, offset, value.to_bytes(WORD, "little"))
+
+    def set_bus_master(self, on: bool) -> None:
+        command = COMMAND_MEMORY | (COMMAND_MASTER if on else 0)
+        self._served.region_write(RegionIndex.CONFIG, CONFIG_COMMAND, command.to_bytes(2, "little"))
+
+    def plug(self, address: int, size: int, fd: int, offset: int = 0) -> None:
+        self._served.dma_map(DmaMapping(address, size, offset, True, True, os.dup(fd)))
+
+    def unplug(self, address: int, size: int) -> None:
+        self._served.dma_unmap(address, size)
+
+    def close(self) -> None:
+        """Nothing: the function is its owner's."""

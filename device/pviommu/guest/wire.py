@@ -1,0 +1,52 @@
+"""A function over vfio-user: a socket, and memory that is shared with the server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from pviommu_abi.registers import REGISTER_BAR, SHARED_BAR, Register
+from vfio_user import Client
+
+from .function import COMMAND_MASTER, COMMAND_MEMORY, CONFIG_COMMAND, WORD, Function
+
+__all__ = ["Part", "WireFunction"]
+
+Part = tuple[int, int, int, int]
+"""Guest memory: address, size, descriptor and offset of its file; as :meth:`Function.plug` takes them."""
+
+
+class WireFunction(Function):
+    """The function of a connected client, which it closes with itself."""
+
+    def __init__(self, client: Client, registers: Mapping[str, Register], memory: Iterable[Part] = ()) -> None:
+        """``memory`` is given before anything is asked, as QEMU does."""
+        self.client = client
+        self.registers = registers
+        for part in memory:
+            self.plug(*part)
+        client.device_info()
+        (area,) = client.map_region(SHARED_BAR)
+        self._memory = area.memory
+        self.view = memoryview(area.memory)
+        self.words = self.view.cast("I")
+
+    def read_at(self, offset: int) -> int:
+        return int.from_bytes(self.client.region_read(REGISTER_BAR, offset, WORD), "little")
+
+    def write_at(self, offset: int, value: int) -> None:
+        self.client.region_write(REGISTER_BAR, offset, value.to_bytes(WORD, "little"))
+
+    def set_bus_master(self, on: bool) -> None:
+        self.client.config_write(CONFIG_COMMAND, 2, COMMAND_MEMORY | (COMMAND_MASTER if on else 0))
+
+    def plug(self, address: int, size: int, fd: int, offset: int = 0) -> None:
+        self.client.dma_map(address, size, fd, offset)
+
+    def unplug(self, address: int, size: int) -> None:
+        self.client.dma_unmap(address, size)
+
+    def close(self) -> None:
+        self.client.close()
+        self.words.release()
+        self.view.release()
+        self._memory.close()
