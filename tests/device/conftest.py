@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
-import mmap
 import os
 import select
 import struct
@@ -14,33 +12,26 @@ import pytest
 
 from pviommu.counters import Counters
 from pviommu.dma.fault import DmaRefusedError
+from pviommu.guest.events import EventRing
+from pviommu.guest.local import LocalFunction
+from pviommu.guest.memory import GuestRam, memory_file
+from pviommu.guest.ring import Ring
+from pviommu.guest.xen_2024 import Xen2024
 from pviommu.inputs import LiveInputs
 from pviommu.interfaces.pv.reporting import REASON
 from pviommu.machine import Machine
 from pviommu.pci.function import Environment
 from pviommu.topology import EndpointEntry, IommuEntry, ReservedEntry, Topology
 from pviommu_abi import registers as abi
-from pviommu_abi.own import Binding, OwnOp
-from pviommu_abi.registers import REGISTER, RingControl
-from pviommu_abi.shared import (
-    CACHE_LINE,
-    EVENT_INDEX_OFFSET,
-    EVENT_OFFSET,
-    RING_AREA_OFFSET,
-    RING_INDEX_STRIDE,
-    Event,
-    EventReason,
-)
+from pviommu_abi.registers import REGISTER
+from pviommu_abi.shared import MAX_RINGS, RING_AREA_OFFSET, Event, EventReason
 from pviommu_abi.slots import PAYLOAD_OFFSET, SLOT_SIZE, OpClass, Slot
-from pviommu_abi.xen_2024 import LookupPage, MapPages, PvIommuOp, ReattachDevice, UnmapPages, Xen2024Op
 from vfio_user import DmaMapping, IrqAction, IrqIndex, IrqKind, IrqRequest
 
 RAM_PAGES = 0x1000
 ENTRIES = 256
 DEVFN = {"dma0": 0x28, "dma1": 0x30}
 STREAM = {"dma0": 1, "dma1": 2}
-UNTOUCHED = 0xAAAA
-"""What OUT fields hold when they are submitted."""
 
 
 def reason_of(refused: DmaRefusedError) -> EventReason | None:
@@ -81,7 +72,7 @@ class Inputs(LiveInputs):
         return poller.poll(0)
 
 
-class Driver:
+class Driver(Xen2024):
     """What a guest does with the PV-IOMMU, written down: registers, rings, operations and events."""
 
     def __init__(
@@ -99,31 +90,25 @@ class Driver:
         topology = Topology(IommuEntry(**settings), endpoints)
         self.machine = Machine.build(topology, Environment(self.inputs, self.counters))
         self.iommu = self.machine.iommu
-        self._ram_fd = os.memfd_create("ram", os.MFD_ALLOW_SEALING)
-        os.truncate(self._ram_fd, RAM_PAGES << 12)
-        fcntl.fcntl(self._ram_fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
-        self.ram = mmap.mmap(self._ram_fd, RAM_PAGES << 12)
-        self.ram[0] = 1
-        self.producer = [0] * 8
-        self.event = 0
+        self._function = LocalFunction(self.iommu, REGISTER)
+        self._memory = GuestRam(RAM_PAGES << 12)
+        self.ram = self._memory.bytes
+        self.rings = [Ring(self._function, number, ENTRIES, self.ring_base(number)) for number in range(MAX_RINGS)]
+        self._events = EventRing(self._function)
 
     def close(self) -> None:
         self.machine.close()
-        self.ram.close()
-        os.close(self._ram_fd)
+        self._memory.close()
 
     # -- the client's side ------------------------------------------------------------------------------------------
 
     def plug_ram(self) -> None:
         for function in self.machine.functions():
-            function.dma_map(DmaMapping(0, RAM_PAGES << 12, 0, True, True, os.dup(self._ram_fd)))
+            function.dma_map(DmaMapping(0, RAM_PAGES << 12, 0, True, True, os.dup(self._memory.fd)))
 
     def more_ram(self, size: int) -> int:
         """A descriptor of memory that is not plugged yet; whoever maps it closes it."""
-        fd = os.memfd_create("more", os.MFD_ALLOW_SEALING)
-        os.truncate(fd, size)
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
-        return fd
+        return memory_file(size, "more")
 
     def msix(self, vector: int) -> int:
         """Set up a vector; the eventfd, a duplicate of which the device has. The caller closes it."""
@@ -151,12 +136,8 @@ class Driver:
 
     def set_up_ring(self, ring: int = 0, entries: int = ENTRIES) -> int:
         """Rewind and enable a ring; the status register afterwards."""
-        self.producer[ring] = 0
-        self.words[ring * RING_INDEX_STRIDE // 4] = 0
-        self.write("RING_SELECT", ring)
-        self.write("RING_ENTRIES", entries)
-        self.write("RING_BASE_LO", self.ring_base(ring))
-        self.write("RING_CONTROL", RingControl.ENABLE)
+        self.rings[ring].entries = entries
+        self.rings[ring].turn_on()
         return self.read("STATUS")
 
     def start(self, rings: int = 1, profile: int = abi.Profile.XEN_2024) -> Driver:
@@ -172,8 +153,13 @@ class Driver:
     def ring_base(ring: int) -> int:
         return RING_AREA_OFFSET + ring * 0x10000
 
-    def slot_at(self, position: int, ring: int = 0, entries: int = ENTRIES) -> int:
-        return self.ring_base(ring) + position % entries * SLOT_SIZE
+    @property
+    def producer(self) -> list[int]:
+        """How many slots were submitted, by ring."""
+        return [ring.producer for ring in self.rings]
+
+    def slot_at(self, position: int, ring: int = 0) -> int:
+        return self.rings[ring].place(position)
 
     def put(
         self,
@@ -183,72 +169,44 @@ class Driver:
         flags: int = 0,
         ring: int = 0,
         sequence: int | None = None,
-        entries: int = ENTRIES,
     ) -> int:
         """Submit a slot; its position."""
-        position = self.producer[ring]
-        head = Slot(op_class, op, flags, position + 100 if sequence is None else sequence)
-        at = self.slot_at(position, ring, entries)
-        self.view[at : at + SLOT_SIZE] = (head.pack() + payload).ljust(SLOT_SIZE, b"\0")
-        self.producer[ring] = (position + 1) & 0xFFFFFFFF
-        self.words[ring * RING_INDEX_STRIDE // 4] = self.producer[ring]
-        return position
+        position = self.rings[ring].producer
+        return self.rings[ring].put(op_class, op, flags, payload, position + 100 if sequence is None else sequence)
 
-    def outcome(self, position: int, ring: int = 0, entries: int = ENTRIES) -> tuple[Slot, bytes]:
-        at = self.slot_at(position, ring, entries)
+    def outcome(self, position: int, ring: int = 0) -> tuple[Slot, bytes]:
+        at = self.slot_at(position, ring)
         return Slot.unpack(self.view, at), bytes(self.view[at + PAYLOAD_OFFSET : at + SLOT_SIZE])
 
     def completed(self, ring: int = 0) -> int:
-        return int(self.words[(ring * RING_INDEX_STRIDE + CACHE_LINE) // 4])
+        return self.rings[ring].completed
 
     def call(self, payload: bytes, op_class: int = OpClass.XEN_2024, op: int = 0, **how: Any) -> tuple[int, bytes]:
         """Submit and execute one operation: its result and payload."""
         position = self.put(payload, op_class, op, **how)
         self.iommu.work()
-        slot, answer = self.outcome(position, how.get("ring", 0), how.get("entries", ENTRIES))
+        slot, answer = self.outcome(position, how.get("ring", 0))
         return slot.result, answer
 
     def events(self) -> list[Event]:
         """Take what is in the event ring."""
-        producer = self.words[(EVENT_INDEX_OFFSET + CACHE_LINE) // 4]
-        found = []
-        while self.event != producer:
-            found.append(Event.unpack(self.view, EVENT_OFFSET + self.event % 256 * Event.SIZE))
-            self.event = (self.event + 1) & 0xFFFFFFFF
-        self.words[EVENT_INDEX_OFFSET // 4] = self.event
-        return found
+        return self._events.take()
+
+    def forget_events(self) -> None:
+        """After a reset the device begins at 0 again."""
+        self._events.consumer = 0
 
     # -- operations -------------------------------------------------------------------------------------------------
 
-    def alloc(self, flags: int = 0, **how: Any) -> tuple[int, int]:
+    def alloc(self, flags: int = 0) -> tuple[int, int]:
         """Result and ctx_no."""
-        result, answer = self.call(PvIommuOp(Xen2024Op.ALLOC_CONTEXT, UNTOUCHED, flags).pack(), **how)
-        return result, PvIommuOp.unpack(answer).ctx_no
-
-    def free(self, ctx: int, flags: int = 0) -> int:
-        return self.call(PvIommuOp(Xen2024Op.FREE_CONTEXT, ctx, flags).pack())[0]
-
-    def map(self, ctx: int, dfn: int, gfn: int, nr: int, flags: int = 3) -> tuple[int, int]:
-        """Result and mapped."""
-        op = MapPages(Xen2024Op.MAP_PAGES, ctx, flags, gfn, dfn, nr, UNTOUCHED)
-        result, answer = self.call(op.pack())
-        return result, MapPages.unpack(answer).mapped
-
-    def unmap(self, ctx: int, dfn: int, nr: int) -> tuple[int, int]:
-        """Result and unmapped."""
-        result, answer = self.call(UnmapPages(Xen2024Op.UNMAP_PAGES, ctx, 0, dfn, nr, UNTOUCHED).pack())
-        return result, UnmapPages.unpack(answer).unmapped
-
-    def lookup(self, ctx: int, dfn: int) -> tuple[int, int]:
-        """Result and gfn."""
-        result, answer = self.call(LookupPage(Xen2024Op.LOOKUP_PAGE, ctx, 0, UNTOUCHED, dfn).pack())
-        return result, LookupPage.unpack(answer).gfn
+        return self.alloc_context(flags)
 
     def bind(self, name: str) -> int:
-        return self.call(Binding(0, 0, DEVFN[name], STREAM[name]).pack(), OpClass.OWN, OwnOp.BIND)[0]
+        return self.bind_stream(DEVFN[name], STREAM[name])
 
     def reattach(self, name: str, ctx: int) -> int:
-        return self.call(ReattachDevice(Xen2024Op.REATTACH_DEVICE, ctx, 0, 0, 0, DEVFN[name]).pack())[0]
+        return self.reattach_device(DEVFN[name], ctx)
 
     def attached(self, name: str = "dma0", ctx: int | None = None) -> int:
         """Bind an endpoint, let it master the bus, attach it to ``ctx`` or a new context; the context."""

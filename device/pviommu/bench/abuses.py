@@ -10,10 +10,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import ClassVar, Self
 
-from pviommu.bench.wire_guest import Opened, WireGuest, map_words, memory_file
+from pviommu.bench.wire_guest import Opened, WireGuest
+from pviommu.guest.dma_test import DescriptorRing
+from pviommu.guest.memory import GuestRam
+from pviommu.guest.wire import WireFunction
 from pviommu.lab.problems import RunError
 from pviommu_abi import dma_test
-from pviommu_abi.dma_test import Control, Descriptor, DescriptorFlags, DescriptorStatus, DmaOp, SgEntry
+from pviommu_abi.dma_test import Descriptor, DescriptorFlags, DescriptorStatus, DmaOp, SgEntry
 from pviommu_abi.own import Batch, BatchFlags, MapOp, OwnOp
 from pviommu_abi.registers import REGISTER, REGISTER_BAR, Profile, Reset, RingControl
 from pviommu_abi.shared import CACHE_LINE, MAX_RING_ENTRIES, RING_AREA_OFFSET, RING_INDEX_STRIDE
@@ -27,8 +30,6 @@ __all__ = ["ABUSES", "NOTHING", "Abuse", "Engine", "Scene"]
 _PATIENCE_S = 30.0
 _SHARED_BAR = 2
 _CONFIG = 7
-_COMMAND = 4
-_MEMORY_AND_MASTER = (6).to_bytes(2, "little")
 _RAM_SIZE = 512 << 20
 _HOLE_RANGES = 1024
 """RAM ranges of a guest that uses none of its memory, a MiB each and a MiB apart."""
@@ -56,11 +57,10 @@ class Engine(Opened):
             self.sock = transport.connect(folder / f"{name}.sock", _PATIENCE_S)
             self.client = stack.enter_context(Client(self.sock))
             self.client.negotiate()
-            self.client.dma_map(0, size, ram)
-            self.client.device_info()
-            self._memory, self._words = stack.enter_context(map_words(self.client, _SHARED_BAR))
-            self.client.region_write(_CONFIG, _COMMAND, _MEMORY_AND_MASTER)
-            self._write("CONTROL", Control.ENABLE)
+            function = WireFunction(self.client, dma_test.REGISTER, [(0, size, ram, 0)])
+            stack.callback(function.close)
+            self._memory, self._words = function.view, function.words
+            DescriptorRing(function).turn_on()
             self._stack = stack.pop_all()
 
     def _write(self, register: str, value: int, *, posted: bool = False) -> None:
@@ -124,7 +124,7 @@ class Scene(Opened):
                 self.guest = stack.enter_context(WireGuest(folder, _RAM_SIZE))
                 ram, size = self.guest.ram, _RAM_SIZE
             else:
-                ram = stack.enter_context(memory_file(_HOLE_RANGES * _MIB))
+                ram = stack.enter_context(GuestRam(_HOLE_RANGES * _MIB, _MIB)).fd
                 self.iommu = stack.enter_context(Client.connect(folder / "iommu.sock", _PATIENCE_S))
                 for number in range(_HOLE_RANGES):
                     self.iommu.dma_map(2 * number * _MIB, _MIB, ram, number * _MIB)

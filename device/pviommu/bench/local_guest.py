@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import fcntl
-import mmap
-import os
-import struct
 from time import perf_counter_ns
 from types import TracebackType
-from typing import Self
+from typing import Self, cast
 
 from pviommu.bench.cores import build_machine
 from pviommu.counters import Counters
+from pviommu.endpoints.dma_test import DmaTestEngine
 from pviommu.engine import Access
+from pviommu.guest.local import LocalFunction
+from pviommu.guest.memory import GuestRam
+from pviommu.guest.ring import MASK, Ring
 from pviommu.inputs import LiveInputs
 from pviommu.lab.problems import RunError
 from pviommu.pci.function import Environment
 from pviommu.topology import EndpointEntry, IommuEntry, Topology
-from pviommu_abi.registers import REGISTER, REGISTER_BAR, Profile, RingControl
+from pviommu_abi import dma_test
+from pviommu_abi.registers import REGISTER, Profile
 from pviommu_abi.shared import CACHE_LINE, MAX_RING_ENTRIES, RING_AREA_OFFSET
 from pviommu_abi.slots import SLOT_SIZE, OpClass, Slot, SlotFlags
 from pviommu_abi.xen_2024 import MapPages, UnmapPages, Xen2024Op
-from vfio_user import DmaMapping, RegionIndex
 
 __all__ = ["BATCH", "RAM_PAGES", "LocalGuest", "map_slot", "scattered", "unmap_slot"]
 
@@ -31,9 +31,6 @@ BATCH = 256
 _STREAM = 1
 _READ_WRITE = Access.READ | Access.WRITE
 _STRIDE = 7919  # a prime: frames of neighbouring pages are far apart, and none comes twice
-_MASK = 0xFFFFFFFF
-_MASTER = (6).to_bytes(2, "little")
-_WORD = struct.Struct("<I")
 _COMPLETED = CACHE_LINE // 4
 
 
@@ -63,24 +60,19 @@ class LocalGuest:
     def __init__(self, core: str) -> None:
         topology = Topology(IommuEntry(), (EndpointEntry("dma0", "dma-test", _STREAM),))
         self.machine = build_machine(topology, Environment(LiveInputs(), Counters()), core)
-        self._fd = os.memfd_create("bench-ram", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        os.truncate(self._fd, RAM_PAGES << 12)
-        fcntl.fcntl(self._fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
-        self.ram = mmap.mmap(self._fd, RAM_PAGES << 12)
+        self._memory = GuestRam(RAM_PAGES << 12)
+        self.ram = self._memory.bytes
         self.ram[:] = b"\x5a" * len(self.ram)  # every page is there: none is measured coming into being
         self.engine = self.machine.iommu.engine
-        self._producer = 0
-        for function in self.machine.functions():
-            function.dma_map(DmaMapping(0, RAM_PAGES << 12, 0, True, True, os.dup(self._fd)))
-        for register, value in (
-            ("PROFILE", Profile.XEN_2024),
-            ("RING_ENTRIES", MAX_RING_ENTRIES),
-            ("RING_BASE_LO", RING_AREA_OFFSET),
-            ("RING_CONTROL", RingControl.ENABLE),
-        ):
-            self.machine.iommu.region_write(REGISTER_BAR, REGISTER[register].offset, _WORD.pack(value))
         self.endpoint = self.machine.endpoints["dma0"]
-        self.endpoint.region_write(RegionIndex.CONFIG, 4, _MASTER)
+        driver = LocalFunction(self.machine.iommu, REGISTER)
+        engine = LocalFunction(cast(DmaTestEngine, self.endpoint), dma_test.REGISTER)
+        for function in (driver, engine):
+            function.plug(0, RAM_PAGES << 12, self._memory.fd)
+        driver.write("PROFILE", Profile.XEN_2024)
+        self._ring = Ring(driver, entries=MAX_RING_ENTRIES)
+        self._ring.turn_on()
+        engine.set_bus_master(True)
         context = self.engine.alloc_context().context
         if context is None or self.engine.attach(_STREAM, context) is not None:
             raise RunError("a new machine has a free context, and its endpoint can be attached")
@@ -93,8 +85,7 @@ class LocalGuest:
         self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.machine.close()
-        self.ram.close()
-        os.close(self._fd)
+        self._memory.close()
 
     def map(self, dfn: int, gfn: int, pages: int) -> None:
         """Map, not through the ring. Raises RunError."""
@@ -107,14 +98,15 @@ class LocalGuest:
 
         Returns the nanoseconds from the moment they are visible to the moment all are complete.
         """
-        iommu = self.machine.iommu
+        # Not slot by slot with Ring.put(): what is measured is the device, and it is measured by the nanosecond.
+        iommu, ring = self.machine.iommu, self._ring
         view, words = iommu.shared.view, iommu.shared.words
-        place = self._producer % MAX_RING_ENTRIES * SLOT_SIZE
+        place = ring.producer % MAX_RING_ENTRIES * SLOT_SIZE
         first = slots[: MAX_RING_ENTRIES * SLOT_SIZE - place]
         rest = slots[len(first) :]
         view[RING_AREA_OFFSET + place : RING_AREA_OFFSET + place + len(first)] = first
         view[RING_AREA_OFFSET : RING_AREA_OFFSET + len(rest)] = rest
-        self._producer = target = self._producer + len(slots) // SLOT_SIZE & _MASK
+        ring.producer = target = ring.producer + len(slots) // SLOT_SIZE & MASK
         work = iommu.work
         start = perf_counter_ns()
         words[0] = target

@@ -21,8 +21,9 @@ from pviommu import resources
 from pviommu.bench.bars import Bar, Judgement, markdown_table, shown, text_table, verdict_table
 from pviommu.bench.cores import chosen_cores, serve_options
 from pviommu.bench.output import Document, add_targets, check_targets, machine, show
-from pviommu.bench.wire_guest import BenchServer, memory_file, processor_time_ns
+from pviommu.bench.wire_guest import BenchServer, processor_time_ns
 from pviommu.exit_status import ExitStatus
+from pviommu.guest.memory import GuestRam
 from pviommu.lab.problems import RunError, UsageError
 from pviommu.lab.run import guarded, short_folder
 from pviommu.lab.server import PROGRAM
@@ -173,11 +174,11 @@ def _measure(core: str, ranges: int, program: Sequence[str]) -> Measured:
     with (
         short_folder() as folder,
         BenchServer(program, topology, folder, serve_options(core)) as server,
-        memory_file(2 * ranges * _PAGE) as ram,
+        GuestRam(2 * ranges * _PAGE, _PAGE) as ram,
         closing(transport.connect(folder / "iommu.sock", _REPLY_SECONDS)) as sock,
     ):
         Client(sock).negotiate()
-        client = LeanClient(sock, ram)
+        client = LeanClient(sock, ram.fd)
         client.map(0)  # what the first one needs, no other does
         places = [2 * place for place in range(1, ranges)]
         random.Random(ranges).shuffle(places)

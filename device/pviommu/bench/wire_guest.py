@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import select
 import signal
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
 from time import perf_counter_ns
 from types import TracebackType
@@ -17,21 +16,25 @@ from typing import Self
 
 from pviommu.bench.local_guest import map_slot, unmap_slot
 from pviommu.bench.mechanisms import Mechanism, PythonMechanism, RingPlace, RingUse
+from pviommu.guest.memory import GuestRam
+from pviommu.guest.ring import Ring
+from pviommu.guest.wire import WireFunction
 from pviommu.lab.problems import RunError
 from pviommu.lab.processes import Child
-from pviommu_abi.registers import REGISTER, REGISTER_BAR, SHARED_BAR, Profile, RingControl
+from pviommu_abi.registers import REGISTER, REGISTER_BAR, Profile
 from pviommu_abi.shared import CACHE_LINE, MAX_RING_ENTRIES, RING_AREA_OFFSET
 from pviommu_abi.slots import PAYLOAD_OFFSET, SLOT_SIZE, OpClass, Slot
 from pviommu_abi.xen_2024 import PvIommuOp, Xen2024Op
 from vfio_user import Client
 
-__all__ = ["BenchServer", "Opened", "WireGuest", "capabilities_ns", "map_words", "memory_file", "processor_time_ns"]
+__all__ = ["BenchServer", "Opened", "WireGuest", "capabilities_ns", "processor_time_ns"]
 
 _START_SECONDS = 20.0
 _POLL_SECONDS = 0.0005
 _ASLEEP_SECONDS = 5.0
 _SETTLED_SECONDS = 0.004  # past the first bounded sleep after arming; a doorbell ends the later ones at once
 RAM_SIZE = 16 << 20
+_TOUCHED = 4096
 _PRODUCER = 0
 _COMPLETED = CACHE_LINE // 4
 _DOORBELL_EVENT = _COMPLETED + 1
@@ -110,26 +113,6 @@ def processor_time_ns(pid: int) -> int:
     return time.clock_gettime_ns(~pid << 3 | 2)
 
 
-@contextmanager
-def memory_file(size: int) -> Iterator[int]:
-    """The descriptor of a file as memory-backend-memfd makes it."""
-    fd = os.memfd_create("bench-ram", os.MFD_ALLOW_SEALING | os.MFD_CLOEXEC)
-    try:
-        os.truncate(fd, size)
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
-        yield fd
-    finally:
-        os.close(fd)
-
-
-@contextmanager
-def map_words(client: Client, bar: int) -> Iterator[tuple[memoryview, memoryview]]:
-    """The bytes of a shared BAR, and its 32-bit words."""
-    (area,) = client.map_region(bar)
-    with closing(area.memory), memoryview(area.memory) as memory, memory.cast("I") as words:
-        yield memory, words
-
-
 class Opened:
     """What its constructor opened on :attr:`_stack` is closed with it. A context manager."""
 
@@ -152,14 +135,14 @@ class WireGuest(Opened):
         self.doorbells = 0
         self._is_mapped = False
         with ExitStack() as stack:
-            self.ram = stack.enter_context(memory_file(ram_size))
+            self.ram = stack.enter_context(GuestRam(ram_size, _TOUCHED)).fd
             """file of the guest memory"""
-            os.pwrite(self.ram, b"\1", 0)  # memory of nothing but zeros looks like a private copy that was given away
             self._client = stack.enter_context(Client.connect(folder / "iommu.sock", _START_SECONDS))
-            self._client.dma_map(0, ram_size, self.ram)
-            self._client.device_info()
-            self.memory, self.words = stack.enter_context(map_words(self._client, SHARED_BAR))
+            self._function = WireFunction(self._client, REGISTER, [(0, ram_size, self.ram, 0)])
+            stack.callback(self._function.close)
+            self.memory, self.words = self._function.view, self._function.words
             """the shared BAR"""
+            self._ring = Ring(self._function, entries=MAX_RING_ENTRIES)
             self.write("PROFILE", Profile.XEN_2024)
             self.context = self._alloc()
             self._stack = stack.pop_all()
@@ -214,13 +197,7 @@ class WireGuest(Opened):
     def _renewed(self, templates: bytes) -> RingPlace:
         """Ring 0, turned off and on again at index 0."""
         self.write("RING_CONTROL", 0)
-        self.words[_PRODUCER] = 0
-        for register, value in (
-            ("RING_ENTRIES", MAX_RING_ENTRIES),
-            ("RING_BASE_LO", RING_AREA_OFFSET),
-            ("RING_CONTROL", RingControl.ENABLE),
-        ):
-            self.write(register, value)
+        self._ring.turn_on()
         return RingPlace(
             memory=self.memory,
             slots=RING_AREA_OFFSET,

@@ -19,13 +19,18 @@ COMMAND_MEMORY, COMMAND_MASTER = 1 << 1, 1 << 2
 class Function(ABC):
     """Registers of BAR 0, shared memory of BAR 2, memory accesses and DMA allowed or not."""
 
-    view: memoryview
-    """the shared BAR, as bytes"""
-    words: memoryview
-    """the same in 32-bit words"""
-
     registers: Mapping[str, Register]
     """those of BAR 0 by name"""
+
+    @property
+    @abstractmethod
+    def view(self) -> memoryview:
+        """The shared BAR, as bytes."""
+
+    @property
+    @abstractmethod
+    def words(self) -> memoryview:
+        """The same in 32-bit words."""
 
     def read(self, register: str) -> int:
         """A register of 32 bits by its name."""

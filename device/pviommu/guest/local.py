@@ -40,8 +40,14 @@ class LocalFunction(Function):
     def __init__(self, served: Served, registers: Mapping[str, Register]) -> None:
         self.registers = registers
         self._served = served
-        self.view = served.shared.view
-        self.words = served.shared.words
+
+    @property
+    def view(self) -> memoryview:
+        return self._served.shared.view  # new memory for each client of the function
+
+    @property
+    def words(self) -> memoryview:
+        return self._served.shared.words
 
     def read_at(self, offset: int) -> int:
         return int.from_bytes(self._served.region_read(REGISTER_BAR, offset, WORD), "little")

@@ -11,12 +11,12 @@ from typing import Self
 __all__ = ["GuestRam", "memory_file"]
 
 NAME = "guest-ram"
-"""Of the files, as ``/proc/PID/maps`` shows them."""
+"""Of files, as ``/proc/PID/maps`` shows them."""
 
 
-def memory_file(size: int) -> int:
+def memory_file(size: int, name: str = NAME) -> int:
     """The descriptor of a file of ``size`` bytes that cannot shrink. The caller closes it."""
-    fd = os.memfd_create(NAME, os.MFD_ALLOW_SEALING | os.MFD_CLOEXEC)
+    fd = os.memfd_create(name, os.MFD_ALLOW_SEALING | os.MFD_CLOEXEC)
     os.truncate(fd, size)
     fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
     return fd

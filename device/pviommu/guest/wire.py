@@ -27,8 +27,16 @@ class WireFunction(Function):
         client.device_info()
         (area,) = client.map_region(SHARED_BAR)
         self._memory = area.memory
-        self.view = memoryview(area.memory)
-        self.words = self.view.cast("I")
+        self._view = memoryview(area.memory)
+        self._words = self._view.cast("I")
+
+    @property
+    def view(self) -> memoryview:
+        return self._view
+
+    @property
+    def words(self) -> memoryview:
+        return self._words
 
     def read_at(self, offset: int) -> int:
         return int.from_bytes(self.client.region_read(REGISTER_BAR, offset, WORD), "little")
@@ -47,6 +55,6 @@ class WireFunction(Function):
 
     def close(self) -> None:
         self.client.close()
-        self.words.release()
-        self.view.release()
+        self._words.release()
+        self._view.release()
         self._memory.close()

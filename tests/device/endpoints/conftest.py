@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Iterator
 
@@ -11,20 +10,18 @@ import pytest
 from pviommu.counters import Counters
 from pviommu.endpoints.endpoint import Endpoint
 from pviommu.engine import Access
+from pviommu.guest.events import EventRing
+from pviommu.guest.local import LocalFunction
+from pviommu.guest.memory import memory_file
+from pviommu.guest.ring import Ring
 from pviommu.inputs import LiveInputs
 from pviommu.interfaces.pv.function import IommuConfig, PvIommu
 from pviommu.machine import AnyEndpoint, build_endpoint
 from pviommu.pci.function import Environment
 from pviommu.topology import EndpointEntry
-from pviommu_abi.registers import REGISTER
-from pviommu_abi.shared import (
-    CACHE_LINE,
-    EVENT_INDEX_OFFSET,
-    EVENT_OFFSET,
-    RING_AREA_OFFSET,
-    Event,
-)
-from pviommu_abi.slots import PAYLOAD_OFFSET, SLOT_SIZE, OpClass, Slot
+from pviommu_abi.registers import REGISTER, Profile
+from pviommu_abi.shared import MIN_RING_ENTRIES, Event
+from pviommu_abi.slots import OpClass
 from vfio_user import DmaMapping, IrqAction, IrqIndex, IrqKind, IrqRequest
 from wire_layout import Record
 
@@ -40,15 +37,14 @@ class Guest:
         self.counters = Counters()
         self.environment = Environment(LiveInputs(), self.counters)
         self.iommu = PvIommu("iommu", IommuConfig(streams=(1, 2)), self.environment)
-        self.ram = os.memfd_create("ram", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        os.ftruncate(self.ram, RAM_SIZE)
-        fcntl.fcntl(self.ram, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+        self._driver = LocalFunction(self.iommu, REGISTER)
+        self._ring = Ring(self._driver, entries=MIN_RING_ENTRIES)
+        self._events = EventRing(self._driver)
+        self.ram = memory_file(RAM_SIZE)
         self.poke((1 << 20) - PAGE, b"firmware")  # low memory of zeros is taken for memory that is not shared
         self.give_memory(self.iommu)
         self.context = self.iommu.engine.alloc_context().context or 0
         self.endpoints: list[Endpoint] = []
-        self._events_seen = 0
-        self._slots = 0
 
     def give_memory(self, function: PvIommu | Endpoint, first: int = 0, size: int = RAM_SIZE) -> None:
         """What DMA_MAP of this machine's client says."""
@@ -80,22 +76,12 @@ class Guest:
 
     def events(self) -> list[Event]:
         """Events that came since the last call."""
-        words = self.iommu.shared.words
-        producer = words[(EVENT_INDEX_OFFSET + CACHE_LINE) // 4]
-        new = [Event.unpack(self.iommu.shared.view, EVENT_OFFSET + n * 64) for n in range(self._events_seen, producer)]
-        self._events_seen = producer
-        return new
+        return self._events.take()
 
     def set_up_ring(self) -> None:
         """Select the profile and turn ring 0 on. This resets the device: contexts are made anew."""
-        for name, value in (
-            ("PROFILE", 1),
-            ("RING_SELECT", 0),
-            ("RING_ENTRIES", 16),
-            ("RING_BASE_LO", RING_AREA_OFFSET),
-            ("RING_CONTROL", 1),
-        ):
-            self.iommu.region_write(0, REGISTER[name].offset, value.to_bytes(4, "little"))
+        self._driver.write("PROFILE", Profile.XEN_2024)
+        self._ring.turn_on()
         self.context = self.iommu.engine.alloc_context().context or 0
         for endpoint in self.endpoints:
             self.iommu.engine.attach(endpoint.stream, self.context)
@@ -103,12 +89,7 @@ class Guest:
     def submit(self, *operations: Record) -> None:
         """Put operations into ring 0. Nobody executes them yet."""
         for operation in operations:
-            place = RING_AREA_OFFSET + self._slots * SLOT_SIZE
-            head = Slot(OpClass.XEN_2024, 0, 0, self._slots).pack()
-            self.iommu.shared.view[place : place + SLOT_SIZE] = (head + operation.pack()).ljust(SLOT_SIZE, b"\0")
-            assert Slot.SIZE == PAYLOAD_OFFSET
-            self._slots += 1
-        self.iommu.shared.words[0] = self._slots
+            self._ring.put(OpClass.XEN_2024, 0, 0, operation.pack())
 
     def arm_interrupt(self, endpoint: Endpoint) -> int:
         """Give vector 0 an eventfd."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from pviommu.guest.xen_2024 import UNTOUCHED
 from pviommu_abi.own import Batch, Call, MapOp, OwnOp
 from pviommu_abi.registers import Profile
 from pviommu_abi.slots import OpClass
@@ -21,7 +22,7 @@ from pviommu_abi.xen_v7 import (
     XenV7Op,
 )
 
-from ...conftest import DEVFN, UNTOUCHED, Driver
+from ...conftest import DEVFN, Driver
 
 PLACE = 0x8000
 """Guest physical address of structures and arrays."""

@@ -174,7 +174,7 @@ def test_a_step_is_bounded_and_the_rest_follows(make_driver):
     driver.write("PROFILE", 1)
     driver.set_up_ring(entries=1024)
     for _ in range(BATCH + 5):
-        driver.put(NOOP, entries=1024)
+        driver.put(NOOP)
     assert driver.iommu.work()
     assert driver.completed() == BATCH
     assert driver.iommu.work()

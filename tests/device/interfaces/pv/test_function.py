@@ -382,7 +382,7 @@ def test_events_and_their_sequence_begin_anew_after_reset(driver):
     driver.attached("dma0")
     refusal(driver, "dma0", 0)
     driver.write("RESET", 1)
-    driver.event = 0
+    driver.forget_events()
     refusal(driver, "dma0", 0)
     assert [(event.sequence, event.reason) for event in driver.events()] == [(0, EventReason.BLOCKED)]
 

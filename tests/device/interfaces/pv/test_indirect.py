@@ -5,6 +5,7 @@ import os
 
 import pytest
 
+from pviommu.guest.xen_2024 import UNTOUCHED
 from pviommu_abi.own import Call, OwnOp
 from pviommu_abi.registers import Profile
 from pviommu_abi.slots import Errno, OpClass
@@ -12,7 +13,6 @@ from pviommu_abi.xen_2024 import LookupPage, MapPages, PvIommuOp, QueryCapabilit
 from pviommu_abi.xen_v7 import V7Alloc, V7Free, V7MapPages, V7RemoteCmd, XenV7Op
 from vfio_user import DmaMapping
 
-from ...conftest import UNTOUCHED
 from .conftest import PLACE, Memory
 
 RAM_SIZE = 0x1000000

@@ -1,6 +1,7 @@
 import pytest
 
 from pviommu.dma.fault import DmaRefusedError
+from pviommu.guest.xen_2024 import UNTOUCHED
 from pviommu.topology import ReservedEntry
 from pviommu_abi.own import Binding, OwnOp
 from pviommu_abi.registers import Profile
@@ -17,7 +18,7 @@ from pviommu_abi.xen_2024 import (
 )
 from vfio_user import DmaMapping
 
-from ...conftest import UNTOUCHED, reason_of
+from ...conftest import reason_of
 
 PAGE = 4096
 RAM_END = 0x1000

@@ -1,6 +1,7 @@
 import pytest
 
 from pviommu.dma.fault import DmaRefusedError
+from pviommu.guest.xen_2024 import UNTOUCHED
 from pviommu.topology import ReservedEntry
 from pviommu_abi.own import Binding, OwnOp
 from pviommu_abi.registers import Profile
@@ -20,7 +21,7 @@ from pviommu_abi.xen_v7 import (
 )
 from vfio_user import DmaMapping
 
-from ...conftest import UNTOUCHED, reason_of
+from ...conftest import reason_of
 from .conftest import PLACE
 
 RAM_END = 0x1000
