@@ -6,6 +6,8 @@ import argparse
 import io
 import json
 import sys
+import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
@@ -126,10 +128,10 @@ class Lab:
 
 
 @pytest.fixture
-def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lab:
+def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
     (tmp_path / "lab.toml").touch()
-    runtime = tmp_path / "runtime"
-    runtime.mkdir()
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(runtime))
-    monkeypatch.setattr(boot, "_LONGEST_SOCKET_PATH", 2 * 4096)
-    return Lab(tmp_path, monkeypatch)
+    with tempfile.TemporaryDirectory(prefix="pviommu-") as runtime:  # a short path: sockets are in it
+        (tmp_path / "runtime").symlink_to(runtime)
+        monkeypatch.setenv("XDG_RUNTIME_DIR", runtime)
+        monkeypatch.setattr(boot, "_LONGEST_SOCKET_PATH", 2 * 4096)
+        yield Lab(tmp_path, monkeypatch)
