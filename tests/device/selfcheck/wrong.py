@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 from pviommu.engine import Access, Engine, Fault, Outcome, Run, UnmapMode
+from pviommu.interfaces.pv import function
 from pviommu.machine import Machine
 from pviommu.pci.function import Environment
 from pviommu.topology import Topology
@@ -58,11 +60,10 @@ WRONG = (StaleEngine, PermissiveEngine, HastyEngine, LeakyEngine, ForgivingEngin
 
 
 def machine_with(engine: type[Engine]) -> Callable[[Topology, Environment], Machine]:
-    """A machine whose engine is wrong: the class of the right one is exchanged, its state stays."""
+    """A machine whose engine is wrong from the beginning: its methods are bound while the machine is built."""
 
     def build(topology: Topology, environment: Environment) -> Machine:
-        machine = Machine.build(topology, environment)
-        machine.iommu.engine.__class__ = engine
-        return machine
+        with mock.patch.object(function, "Engine", engine):
+            return Machine.build(topology, environment)
 
     return build
