@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
-from pviommu_abi.registers import Register
+from wire_layout.registers import Register
 
 __all__ = ["COMMAND_MASTER", "COMMAND_MEMORY", "CONFIG_COMMAND", "WORD", "Function"]
 

@@ -6,8 +6,9 @@ import os
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from pviommu_abi.registers import REGISTER_BAR, Register
+from pviommu_abi.registers import REGISTER_BAR
 from vfio_user import DmaMapping, RegionIndex
+from wire_layout.registers import Register
 
 from .function import COMMAND_MASTER, COMMAND_MEMORY, CONFIG_COMMAND, WORD, Function
 

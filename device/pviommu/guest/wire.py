@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from pviommu_abi.registers import REGISTER_BAR, SHARED_BAR, Register
+from pviommu_abi.registers import REGISTER_BAR, SHARED_BAR
 from vfio_user import Client
+from wire_layout.registers import Register
 
 from .function import COMMAND_MASTER, COMMAND_MEMORY, CONFIG_COMMAND, WORD, Function
 

@@ -12,8 +12,9 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from pviommu_abi import dma_test
-from pviommu_abi.registers import REGISTER, Register
+from pviommu_abi.registers import REGISTER
 from vfio_user import Client
+from wire_layout.registers import Register
 
 from ..guest.function import Function
 from ..guest.ring import MASK
