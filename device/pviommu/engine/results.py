@@ -101,17 +101,16 @@ class Run(NamedTuple):
 
 
 class PackedRuns(Sequence[Run]):
-    """Many runs as C takes them: `address` of pairs of 64-bit numbers (gpa, length), `size` bytes in all."""
+    """Many runs side by side: `numbers` are pairs (gpa, length) of 64 bits, `size` bytes in all."""
 
-    __slots__ = ("_numbers", "address", "size")
+    __slots__ = ("numbers", "size")
 
     def __init__(self, numbers: "array[int]") -> None:
-        self._numbers = numbers
-        self.address = numbers.buffer_info()[0]
+        self.numbers = numbers
         self.size = sum(numbers[1::2])
 
     def __len__(self) -> int:
-        return len(self._numbers) // 2
+        return len(self.numbers) // 2
 
     @overload
     def __getitem__(self, place: int) -> Run: ...
@@ -121,7 +120,7 @@ class PackedRuns(Sequence[Run]):
         return list(self)[place]
 
     def __iter__(self) -> Iterator[Run]:
-        return map(Run, self._numbers[::2], self._numbers[1::2])
+        return map(Run, self.numbers[::2], self.numbers[1::2])
 
     def __eq__(self, other: object) -> bool:
         return list(self) == list(other) if isinstance(other, PackedRuns | list) else NotImplemented

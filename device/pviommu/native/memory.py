@@ -11,7 +11,7 @@ from ctypes import c_size_t, c_void_p, py_object
 from ..engine.results import PackedRuns
 from .library import Library
 
-__all__ = ["NativeCopier", "NativeGuard"]
+__all__ = ["NativeCopier", "NativeGuard", "place_of"]
 
 _new_bytes = ctypes.PYFUNCTYPE(py_object, c_void_p, c_size_t)(("PyBytes_FromStringAndSize", ctypes.pythonapi))
 _address_of_bytes = ctypes.PYFUNCTYPE(c_void_p, py_object)(("PyBytes_AsString", ctypes.pythonapi))
@@ -56,24 +56,30 @@ class NativeCopier:
 
     def has(self, runs: PackedRuns) -> bool:
         """Whether all of ``runs`` are there."""
-        return bool(self._lib.pv_memory_has(self._memory, runs.address, len(runs)))
+        return bool(self._lib.pv_memory_has(self._memory, *place_of(runs)))
 
     def read(self, runs: PackedRuns) -> bytes | None:
         """The bytes of ``runs``; None if they are not all there."""
-        if not self.has(runs):
+        place = place_of(runs)
+        if not self._lib.pv_memory_has(self._memory, *place):
             return None
         data: bytes = _new_bytes(None, runs.size)
-        address = _address_of_bytes(data)
-        copied = self._lib.pv_memory_copy(self._memory, runs.address, len(runs), address, runs.size, 0)
+        copied = self._lib.pv_memory_copy(self._memory, *place, _address_of_bytes(data), runs.size, 0)
         return data if copied == runs.size else None
 
     def write(self, runs: PackedRuns, data: bytes | bytearray | memoryview) -> bool:
         """Spread ``data`` over ``runs``. False if they are not all there, and then nothing is written, unless memory
         went meanwhile.
         """
-        if not self.has(runs):
+        place = place_of(runs)
+        if not self._lib.pv_memory_has(self._memory, *place):
             return False
         source = data if isinstance(data, bytes) else bytes(data)
-        address = _address_of_bytes(source)
-        copied = self._lib.pv_memory_copy(self._memory, runs.address, len(runs), address, len(source), 1)
+        copied = self._lib.pv_memory_copy(self._memory, *place, _address_of_bytes(source), len(source), 1)
         return bool(copied == len(source))
+
+
+def place_of(runs: PackedRuns) -> tuple[int, int]:
+    """Runs as C takes them: where they are in this process while ``runs`` live, and how many."""
+    address, numbers = runs.numbers.buffer_info()
+    return address, numbers // 2

@@ -1,4 +1,3 @@
-import ctypes
 from array import array
 
 from pviommu.engine import Outcome, Run, Stop
@@ -22,9 +21,3 @@ def test_packed_runs_are_the_runs_that_they_were_made_of():
     assert runs != [Run(0x5000, 4096)]
     assert runs != 5
     assert (len(runs), runs.size, runs[1], runs[:1]) == (2, 4106, Run(0x9000, 10), [Run(0x5000, 4096)])
-
-
-def test_the_numbers_of_packed_runs_are_where_they_say():
-    runs = PackedRuns(array("Q", [1, 2]))
-
-    assert list((ctypes.c_uint64 * 2).from_address(runs.address)) == [1, 2]

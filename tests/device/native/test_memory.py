@@ -15,7 +15,7 @@ from pviommu.engine.ranges import FrameRanges
 from pviommu.engine.results import PackedRuns
 from pviommu.inputs import LiveInputs
 from pviommu.native.core import NativeCore
-from pviommu.native.memory import NativeCopier
+from pviommu.native.memory import NativeCopier, place_of
 from pviommu_abi.shared import EventReason
 from vfio_user import DmaMapping
 
@@ -155,3 +155,11 @@ def test_a_copier_reaches_what_was_added_and_not_removed(native_library):
     assert copier.read(PackedRuns(array("Q", [top, 4096]))) == room.raw[:4096]
     copier.remove(0, (1 << 64) - 1)
     assert not copier.has(PackedRuns(array("Q", [top, 1])))
+
+
+def test_the_numbers_of_packed_runs_are_where_they_say():
+    runs = PackedRuns(array("Q", [1, 2, 3, 4]))
+    address, count = place_of(runs)
+
+    assert count == len(runs)
+    assert list((ctypes.c_uint64 * 4).from_address(address)) == [1, 2, 3, 4]
