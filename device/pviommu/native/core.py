@@ -34,22 +34,26 @@ _REFUSALS = {
 """By the numbers of ``enum pv_refusal``."""
 
 
-def native_core(path: Path | None = None) -> NativeCore:
+def native_core(path: Path | None = None, *, rings: bool = True, copier: bool = True) -> NativeCore:
     """A core from the library at ``path``, or from the one that was built. Raises :class:`LibraryError`."""
     found = path or find_library()
     try:
-        return NativeCore(library.load(found))
+        return NativeCore(library.load(found), rings=rings, copier=copier)
     except (OSError, AttributeError) as error:  # built for another C library, or no library of ours
         raise LibraryError(f"the native core does not load: {error}") from error
 
 
 class NativeCore:
-    """Tables in C, which the rings in C reach too. A :class:`pviommu.interfaces.pv.ring_core.DeviceCore`."""
+    """Tables and translation in C, and rings and copies of guest memory over them. The latter two read what comes from
+    outside, and each may be Python's instead. A :class:`pviommu.interfaces.pv.ring_core.DeviceCore`.
+    """
 
     name = "native"
     walks = True
 
-    def __init__(self, lib: library.Library) -> None:
+    def __init__(self, lib: library.Library, *, rings: bool = True, copier: bool = True) -> None:
+        self._has_rings = rings
+        self._has_copier = copier
         self.hits: dict[tuple[int, int, int], tuple[int, int]] = {}
         self.lib = lib
         self.address = 0
@@ -106,12 +110,14 @@ class NativeCore:
                 break
         return [Run(*found)] if len(found) == 2 else PackedRuns(found)
 
-    def rings(self, count: int, shared: SharedMemory, inputs: Inputs, max_nr_pages: int) -> NativeRings:
+    def rings(self, count: int, shared: SharedMemory, inputs: Inputs, max_nr_pages: int) -> NativeRings | None:
+        if not self._has_rings:
+            return None
         self.lib.pv_core_set_max_nr_pages(self.address, max_nr_pages)
         return NativeRings(self.lib, self.address, count, shared, inputs, self.hits.clear)
 
-    def copier(self) -> NativeCopier:
-        return NativeCopier(self.lib)
+    def copier(self) -> NativeCopier | None:
+        return NativeCopier(self.lib) if self._has_copier else None
 
     def guard(self) -> NativeGuard:
         return NativeGuard(self.lib)

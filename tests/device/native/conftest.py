@@ -46,14 +46,27 @@ def native_engines(native_library: library.Library, request: pytest.FixtureReque
         yield
 
 
+WHOLE = {"rings": True, "copier": True}
+TABLES = {"rings": False, "copier": False}
+
+
+@pytest.fixture(params=[WHOLE, TABLES], ids=["whole", "tables"])
+def parts(request: pytest.FixtureRequest) -> dict[str, bool]:
+    """What the native core of a machine has beside its tables. Modules about rings in C have a fixture of their own."""
+    chosen: dict[str, bool] = request.param
+    return chosen
+
+
 @pytest.fixture
-def make_driver(native_library: library.Library, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Driver]]:
+def make_driver(
+    native_library: library.Library, parts: dict[str, bool], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., Driver]]:
     """As the one of the folder above, but the machines have a native core."""
 
     class NativeMachine(Machine):
         @classmethod
         def build(cls, topology, environment, core=None):  # type: ignore[no-untyped-def]
-            return Machine.build(topology, environment, core or NativeCore(native_library))
+            return Machine.build(topology, environment, core or NativeCore(native_library, **parts))
 
     monkeypatch.setattr(machines, "Machine", NativeMachine)
     made: list[Driver] = []

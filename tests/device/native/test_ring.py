@@ -19,6 +19,7 @@ from pviommu_abi.xen_v7 import V7AllocFlags, V7MapPages, V7UnmapPages, XenV7Op
 
 from .. import conftest as machines
 from ..conftest import ENTRIES, RAM_PAGES, Driver
+from .conftest import WHOLE
 
 CONTEXTS = 3  # 1 and 2 exist, 2 is a clone; 0 and 3 are errors
 NOOP = PvIommuOp(Xen2024Op.NOOP, 0, 0).pack()
@@ -31,6 +32,11 @@ def map_op(ctx, dfn, gfn, nr=1, flags=3):
 
 def unmap_op(ctx, dfn, nr=1):
     return UnmapPages(Xen2024Op.UNMAP_PAGES, ctx, 0, dfn, nr).pack()
+
+
+@pytest.fixture
+def parts():
+    return WHOLE
 
 
 @pytest.fixture

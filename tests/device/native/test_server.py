@@ -12,9 +12,15 @@ from pviommu_abi.xen_2024 import MapPages, Xen2024Op
 from ..host import test_server
 from ..host.test_server import *  # noqa: F403
 from ..host.test_server import SPIN_NS
+from .conftest import WHOLE
 
 # Its turns are long, so it looks at the sockets in each.
 globals().pop(test_server.test_a_busy_server_looks_at_its_sockets_now_and_then.__name__)
+
+
+@pytest.fixture
+def parts():
+    return WHOLE
 
 
 @pytest.fixture

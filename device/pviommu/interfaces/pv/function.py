@@ -76,9 +76,9 @@ class PvIommu(PciFunction):
         self.bindings = Bindings(frozenset(config.streams), config.fixed_bindings)
         self.events = EventRing(self.shared, self.inputs)
         self._reporter = Reporter(self.engine, self.bindings, self.events, environment, self)
-        self.has_core = core is not None
-        """whether :meth:`spin` does anything"""
         ring_core = core.rings(config.rings, self.shared, self.inputs, config.max_nr_pages) if core else None
+        self.has_core = ring_core is not None
+        """whether :meth:`spin` does anything"""
         self.rings = [
             ring_core.ring(number) if ring_core else CommandRing(number, self.shared, self.inputs)
             for number in range(config.rings)

@@ -83,13 +83,13 @@ class RingCore(Protocol):
 
 
 class DeviceCore(Core, Protocol):
-    """A core for an engine, and for the rings that lead to it."""
+    """A core for an engine, and perhaps for the rings that lead to it and for guest memory."""
 
-    def rings(self, count: int, shared: SharedMemory, inputs: Inputs, max_nr_pages: int) -> RingCore:
-        """Called once, after :meth:`start`."""
+    def rings(self, count: int, shared: SharedMemory, inputs: Inputs, max_nr_pages: int) -> RingCore | None:
+        """Called once, after :meth:`start`. None: the rings are Python's."""
 
-    def copier(self) -> Copier:
-        """For the guest memory of one connection."""
+    def copier(self) -> Copier | None:
+        """For the guest memory of one connection. None: it is copied by Python."""
 
     def guard(self) -> Guard:
         """For guest memory that may go while it is copied."""
