@@ -142,8 +142,7 @@ class V7RemoteCmd(Record):
     arg: Annotated[int, U64, "guest physical address of the structure"]
 
 
-XEN_V7_RECORDS: dict[XenV7Op, type[Record] | None] = {
-    XenV7Op.NOOP: None,
+XEN_V7_RECORDS: dict[XenV7Op, type[Record]] = {
     XenV7Op.QUERY_CAPABILITIES: V7Capabilities,
     XenV7Op.INIT: V7Init,
     XenV7Op.ALLOC_CONTEXT: V7Alloc,
@@ -153,4 +152,4 @@ XEN_V7_RECORDS: dict[XenV7Op, type[Record] | None] = {
     XenV7Op.UNMAP_PAGES: V7UnmapPages,
     XenV7Op.REMOTE_CMD: V7RemoteCmd,
 }
-"""The structure of each operation that is carried out; the others are -EOPNOTSUPP."""
+"""The structure of each operation that is carried out. NOOP has none; the others are -EOPNOTSUPP."""

@@ -110,10 +110,9 @@ class NativeCore:
                 break
         return [Run(*found)] if len(found) == 2 else PackedRuns(found)
 
-    def rings(self, count: int, shared: SharedMemory, inputs: Inputs, max_nr_pages: int) -> NativeRings | None:
+    def rings(self, count: int, shared: SharedMemory, inputs: Inputs) -> NativeRings | None:
         if not self._has_rings:
             return None
-        self.lib.pv_core_set_max_nr_pages(self.address, max_nr_pages)
         return NativeRings(self.lib, self.address, count, shared, inputs, self.hits.clear)
 
     def copier(self) -> NativeCopier | None:

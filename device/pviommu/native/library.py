@@ -1,4 +1,5 @@
-"""The compiled library: its structures and functions as ctypes sees them. Names and fields are those of ``core.h``."""
+"""The compiled library: its structures and functions as ctypes sees them. Names and fields are those of ``core.h`` and
+``ring.h``."""
 
 from __future__ import annotations
 
@@ -8,10 +9,30 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-__all__ = ["LEAF_FIELDS", "Library", "Pool", "Report", "Ring", "Table", "load"]
+__all__ = [
+    "KINDS",
+    "LEAF_FIELDS",
+    "SLOT_WORDS",
+    "STOPS",
+    "Field",
+    "Library",
+    "Operation",
+    "Pool",
+    "Report",
+    "Ring",
+    "Rings",
+    "Table",
+    "load",
+]
 
 LEAF_FIELDS = 5
 """Numbers of a leaf: dfn, gfn, pages, kind, whether a map call begins here."""
+SLOT_WORDS = 8
+"""64-bit words of a slot."""
+STOPS = 9
+"""Outcomes of a map or an unmap: ``enum pv_stop``."""
+KINDS = 2
+"""Map and unmap: ``enum pv_kind``."""
 
 
 class Pool(Structure):
@@ -40,6 +61,35 @@ class Table(Structure):
     )
 
 
+class Field(Structure):
+    """``struct pv_field``."""
+
+    _fields_ = (("mask", c_uint64), ("word", c_uint32), ("shift", c_uint32))
+
+
+class Operation(Structure):
+    """``struct pv_operation``."""
+
+    _fields_ = (
+        ("fixed", c_uint64 * SLOT_WORDS),
+        ("value", c_uint64 * SLOT_WORDS),
+        ("ctx", Field),
+        ("dfn", Field),
+        ("gfn", Field),
+        ("nr", Field),
+        ("count", Field),
+        ("added", c_uint64),
+        ("readable", c_uint64),
+        ("writeable", c_uint64),
+        ("most", c_uint64),
+        ("access_word", c_uint32),
+        ("carried_out", c_uint32),
+        ("counted", c_uint32),
+        ("reserved_first", c_uint32),
+        ("result", c_int32 * STOPS),
+    )
+
+
 class Ring(Structure):
     """``struct pv_ring``."""
 
@@ -52,6 +102,17 @@ class Ring(Structure):
         ("broken", c_uint32),
         ("number", c_uint32),
         ("awaited", c_uint32),
+    )
+
+
+class Rings(Structure):
+    """``struct pv_rings``."""
+
+    _fields_ = (
+        ("core", c_void_p),
+        ("rings", c_void_p),
+        ("count", c_uint64),
+        ("operations", Operation * KINDS),
     )
 
 
@@ -109,10 +170,8 @@ _FUNCTIONS: dict[str, tuple[Any, ...]] = {
     "pv_core_set_reserved": (c_int, c_void_p, c_void_p, c_uint64),
     "pv_core_hide": (None, c_void_p, c_uint32),
     "pv_core_show": (c_int, c_void_p, c_uint32, c_void_p, c_void_p, c_uint64, c_void_p, c_uint64, c_uint32),
-    "pv_core_select": (None, c_void_p, c_uint64),
-    "pv_core_set_max_nr_pages": (None, c_void_p, c_uint64),
-    "pv_ring_execute": (None, c_void_p, c_void_p, c_uint32, c_uint64, c_void_p),
-    "pv_spin": (None, c_void_p, c_void_p, c_uint32, c_uint64, c_uint64, c_uint64, c_int, c_void_p),
+    "pv_ring_execute": (None, c_void_p, c_uint32, c_uint32, c_uint64, c_void_p),
+    "pv_spin": (None, c_void_p, c_uint64, c_uint64, c_uint64, c_int, c_void_p),
     "pv_memory_create": (c_void_p,),
     "pv_memory_destroy": (None, c_void_p),
     "pv_guarded_copy": (c_uint64, c_void_p, c_void_p, c_uint64),

@@ -9,10 +9,12 @@ from typing import Any
 from pviommu_abi.shared import CACHE_LINE, INDEX_OFFSET, RING_INDEX_STRIDE
 
 from ..inputs import Inputs
+from ..interfaces.pv.page_operation import PageKinds, PageRules
 from ..interfaces.pv.ring import CommandRing
 from ..interfaces.pv.ring_core import Poll, Report
 from ..pci.shared_memory import SharedMemory
 from . import library
+from .page_operation import hand_over
 
 __all__ = ["NativeRing", "NativeRings"]
 
@@ -78,31 +80,29 @@ class NativeRings:
     ) -> None:
         """``core``: address of the ``struct pv_core``. ``removed`` is called after pages were unmapped."""
         self._lib = lib
-        self._core = core
         self._shared = shared
         self._inputs = inputs
-        self._count = count
         self._removed = removed
         self._states = (library.Ring * count)()
-        self._first = addressof(self._states)
+        self._rings = library.Rings(core=core, rings=addressof(self._states), count=count)
+        self._rings_at = addressof(self._rings)
         self._report = library.Report()
         self._report_at = addressof(self._report)
 
     def ring(self, number: int) -> NativeRing:
         return NativeRing(self._states[number], number, self._shared, self._inputs)
 
-    def select(self, op_class: int) -> None:
-        self._lib.pv_core_select(self._core, op_class)
+    def select(self, rules: PageRules | None, carried_out: PageKinds = PageKinds.BOTH) -> None:
+        hand_over(rules, carried_out, self._rings)
 
     def execute(self, ring: CommandRing, limit: int, budget_ns: int) -> Report:
         memset(self._report_at, 0, sizeof(self._report))
-        place = self._first + ring.number * sizeof(library.Ring)
-        self._lib.pv_ring_execute(self._core, place, limit, max(0, budget_ns), self._report_at)
+        self._lib.pv_ring_execute(self._rings_at, ring.number, limit, max(0, budget_ns), self._report_at)
         return self._done()
 
     def spin(self, poll: Poll) -> Report:
         memset(self._report_at, 0, sizeof(self._report))
-        self._lib.pv_spin(self._core, self._first, self._count, *poll, self._report_at)
+        self._lib.pv_spin(self._rings_at, *poll, self._report_at)
         return self._done()
 
     def _done(self) -> Report:

@@ -10,13 +10,21 @@ from pviommu.native import build, library
 
 
 def test_structures_are_as_the_compiler_lays_them_out(tmp_path):
-    names = {"pool": library.Pool, "table": library.Table, "ring": library.Ring, "report": library.Report}
+    names = {
+        "pool": library.Pool,
+        "table": library.Table,
+        "ring": library.Ring,
+        "report": library.Report,
+        "field": library.Field,
+        "operation": library.Operation,
+        "rings": library.Rings,
+    }
     lines = []
     for name, structure in names.items():
         lines.append(f'printf("%zu\\n", sizeof(struct pv_{name}));')
         lines += [f'printf("%zu\\n", offsetof(struct pv_{name}, {field[0]}));' for field in structure._fields_]
     program = tmp_path / "sizes.c"
-    program.write_text(f'#include <stdio.h>\n#include "core.h"\nint main(void) {{ {" ".join(lines)} return 0; }}\n')
+    program.write_text(f'#include <stdio.h>\n#include "ring.h"\nint main(void) {{ {" ".join(lines)} return 0; }}\n')
     compiler = build.find_compiler()
     subprocess.run([compiler, f"-I{build.SOURCES}", program, "-o", tmp_path / "sizes"], check=True)
     said = subprocess.run([tmp_path / "sizes"], capture_output=True, text=True, check=True).stdout

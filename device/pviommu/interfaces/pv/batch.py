@@ -97,7 +97,7 @@ class BatchOperations:
     def _unmap(self, profile: XenProfile, ctx: int, bfn: int) -> int:
         outcome = self._engine.unmap(ctx, bfn, 1)
         self._counters.pages_unmapped += outcome.done
-        return profile.unmap_errno(outcome)
+        return profile.unmap_errno(ctx, outcome)
 
 
 def _reply(payload: bytes, result: int, done: int) -> Reply:

@@ -12,6 +12,7 @@ from pviommu_abi.slots import PAYLOAD_OFFSET, SLOT_SIZE, Errno, OpClass, Slot, S
 from ...pci.function import Environment
 from ...pci.shared_memory import fence
 from .own import OwnOperations
+from .page_operation import PageKinds
 from .profile import REFUSED, Answer, Reply, Steps, XenProfile
 from .ring import MASK, CommandRing
 from .ring_core import Poll, Reason, Report, RingCore
@@ -90,6 +91,7 @@ class Executor:
         self._counters = environment.counters
         self._notifier = notifier
         self._core = core
+        self._watched = PageKinds(0)
         self._waits = 0
         self._rung = False
         self.is_told_of_waits = False
@@ -98,8 +100,18 @@ class Executor:
     def select(self, profile: XenProfile | None) -> None:
         """Carry out slots of this profile's class from now on, and none of another's."""
         self._profile = self._own.profile = profile
+        self._select_in_core()
+
+    def watch(self, kinds: PageKinds) -> None:
+        """Have Python carry out every slot of these kinds from now on, where it can be seen; a core does the others."""
+        self._watched = kinds
+        self._select_in_core()
+
+    def _select_in_core(self) -> None:
         if self._core is not None:
-            self._core.select(0 if profile is None or profile.denied else profile.op_class)
+            profile = self._profile
+            rules = None if profile is None or profile.denied else profile.page_rules
+            self._core.select(rules, PageKinds.BOTH & ~self._watched)
 
     def work(self) -> bool:
         """Execute a bounded number of slots of each ring, for a bounded time. Whether there were any."""

@@ -76,7 +76,7 @@ class PvIommu(PciFunction):
         self.bindings = Bindings(frozenset(config.streams), config.fixed_bindings)
         self.events = EventRing(self.shared, self.inputs)
         self._reporter = Reporter(self.engine, self.bindings, self.events, environment, self)
-        ring_core = core.rings(config.rings, self.shared, self.inputs, config.max_nr_pages) if core else None
+        ring_core = core.rings(config.rings, self.shared, self.inputs) if core else None
         self.has_core = ring_core is not None
         """whether :meth:`spin` does anything"""
         self.rings = [

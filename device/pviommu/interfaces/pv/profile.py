@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 from pviommu_abi.slots import Errno, OpClass
 
 from ...engine import Outcome
+from .page_operation import PageRules
 
 __all__ = ["DONE", "REFUSED", "Answer", "Reply", "Steps", "XenProfile"]
 
@@ -32,10 +33,13 @@ REFUSED = Reply(-Errno.EINVAL)
 class XenProfile(Protocol):
     """A numbering of the Xen operations, with its structures and its errno values."""
 
-    op_class: OpClass
+    op_class: ClassVar[OpClass]
     """class of its slots"""
     denied: int
     """result of every operation where the configuration does not let the guest use the IOMMU; otherwise 0"""
+
+    page_rules: PageRules
+    """its maps and unmaps"""
 
     def reset(self) -> None:
         """As at power-on."""
@@ -52,5 +56,5 @@ class XenProfile(Protocol):
     def map_errno(self, ctx: int, outcome: Outcome) -> int:
         """The result of a map: 0 or a negative errno."""
 
-    def unmap_errno(self, outcome: Outcome) -> int:
+    def unmap_errno(self, ctx: int, outcome: Outcome) -> int:
         """The result of an unmap: 0 or a negative errno."""

@@ -10,6 +10,7 @@ from ...dma.memory_file import Guard
 from ...engine.core import Core
 from ...inputs import Inputs
 from ...pci.shared_memory import SharedMemory
+from .page_operation import PageKinds, PageRules
 from .ring import CommandRing
 
 __all__ = ["DeviceCore", "Poll", "Reason", "Report", "RingCore"]
@@ -62,7 +63,7 @@ class Report(Protocol):
     ring: int
     """number of the ring that was worked on last"""
     sequence: int
-    """of the last slot, and its result"""
+    """of the last slot that failed, and its result"""
     result: int
 
 
@@ -72,8 +73,8 @@ class RingCore(Protocol):
     def ring(self, number: int) -> CommandRing:
         """Ring ``number``, off."""
 
-    def select(self, op_class: int) -> None:
-        """Slots of this class are carried out from now on; 0: none."""
+    def select(self, rules: PageRules | None, carried_out: PageKinds = PageKinds.BOTH) -> None:
+        """Slots of these rules and kinds are carried out from now on, and all others left to Python. None: all are."""
 
     def execute(self, ring: CommandRing, limit: int, budget_ns: int) -> Report:
         """Execute up to ``limit`` slots, which the ring has, for about ``budget_ns``. Good until the next call."""
@@ -85,7 +86,7 @@ class RingCore(Protocol):
 class DeviceCore(Core, Protocol):
     """A core for an engine, and perhaps for the rings that lead to it and for guest memory."""
 
-    def rings(self, count: int, shared: SharedMemory, inputs: Inputs, max_nr_pages: int) -> RingCore | None:
+    def rings(self, count: int, shared: SharedMemory, inputs: Inputs) -> RingCore | None:
         """Called once, after :meth:`start`. None: the rings are Python's."""
 
     def copier(self) -> Copier | None:

@@ -8,8 +8,7 @@ fields survive a long operation, and an identity context really is one.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from typing import ClassVar
 
 from pviommu_abi.slots import Errno, OpClass
 from pviommu_abi.xen_v7 import (
@@ -29,161 +28,87 @@ from pviommu_abi.xen_v7 import (
     V7UnmapPages,
     XenV7Op,
 )
-from wire_layout import Record
 
 from ...counters import Counters
 from ...dma.memory import GuestMemory
-from ...engine import PAGE_SIZE, DefaultPolicy, Engine, Outcome, Stop
-from .bindings import Bindings, sbdf_of
+from ...engine import PAGE_SIZE, DefaultPolicy, Engine, Stop
+from .bindings import Bindings
 from .config import IommuConfig
 from .indirect import carry_out
-from .pages import ACCESS, PageOperations
+from .page_operation import PageOperation, PageRules
 from .profile import DONE, REFUSED, Answer, Reply
+from .xen import CONTEXT_RESULTS, MAP_RESULTS, UNMAP_RESULTS, Operation, XenOperations
 
-__all__ = ["XenV7"]
+__all__ = ["PAGE_RULES", "XenV7"]
 
 MAX_CTX_NO_LIMIT = 65535
 """INIT refuses this and more: the reference adds 1 and keeps 16 bits of the sum."""
 MAX_ARENA_ORDER = 31
-_COUNT_MASK = 0xFFFFFFFF
-_MAPPED = V7MapPages.offset_of("mapped")
-_UNMAPPED = V7UnmapPages.offset_of("unmapped")
 
-_FLAGS = {
-    XenV7Op.ALLOC_CONTEXT: ("alloc_flags", int(V7AllocFlags.IDENTITY)),
-    XenV7Op.FREE_CONTEXT: ("free_flags", int(V7FreeFlags.REATTACH_DEFAULT)),
-    XenV7Op.MAP_PAGES: ("map_flags", int(V7MapFlags.READABLE | V7MapFlags.WRITEABLE)),
-}
-_COPIED_BACK = (XenV7Op.QUERY_CAPABILITIES, XenV7Op.ALLOC_CONTEXT, XenV7Op.MAP_PAGES, XenV7Op.UNMAP_PAGES)
-_REORDERING = frozenset(
-    (
-        XenV7Op.INIT,
-        XenV7Op.ALLOC_CONTEXT,
-        XenV7Op.FREE_CONTEXT,
-        XenV7Op.REATTACH_DEVICE,
-        XenV7Op.REMOTE_CMD,  # may be any of these; what it is, guest memory says
-    )
+PAGE_RULES = PageRules(
+    PageOperation(
+        op_class=OpClass.XEN_V7,
+        op=XenV7Op.MAP_PAGES,
+        record=V7MapPages,
+        fixed={"pgsize": PAGE_SIZE},
+        flags="map_flags",
+        readable=V7MapFlags.READABLE,
+        writeable=V7MapFlags.WRITEABLE,
+        count="mapped",
+        adds=True,
+        reserved_first=True,
+        results=MAP_RESULTS | {Stop.NOT_RAM: -Errno.ENOENT, Stop.RESERVED: -Errno.EADDRNOTAVAIL},
+    ),
+    PageOperation(
+        op_class=OpClass.XEN_V7,
+        op=XenV7Op.UNMAP_PAGES,
+        record=V7UnmapPages,
+        fixed={"pgsize": PAGE_SIZE},
+        count="unmapped",
+        adds=True,
+        results=UNMAP_RESULTS | {Stop.RESERVED: -Errno.EADDRNOTAVAIL},
+    ),
 )
 
-_MAP_ERRNO = {
-    Stop.NO_CONTEXT: -Errno.EINVAL,
-    Stop.DEFAULT_CONTEXT: -Errno.EINVAL,
-    Stop.NO_ACCESS: -Errno.EINVAL,
-    Stop.OUT_OF_APERTURE: -Errno.ERANGE,
-    Stop.NOT_RAM: -Errno.ENOENT,
-    Stop.RESERVED: -Errno.EADDRNOTAVAIL,
-    Stop.MAPPED: -Errno.EADDRINUSE,
-    Stop.POOL_EXHAUSTED: -Errno.ENOMEM,
-}
-_UNMAP_ERRNO = {
-    Stop.NO_CONTEXT: -Errno.EINVAL,
-    Stop.DEFAULT_CONTEXT: -Errno.EINVAL,
-    Stop.OUT_OF_APERTURE: -Errno.ERANGE,
-    Stop.RESERVED: -Errno.EADDRNOTAVAIL,
-    Stop.NOT_MAPPED: -Errno.ENOENT,
-}
-_CONTEXT_ERRNO = {
-    Stop.DEFAULT_CONTEXT: -Errno.EINVAL,
-    Stop.NO_CONTEXT: -Errno.ENOENT,
-    Stop.NO_ENDPOINT: -Errno.ENODEV,
-    Stop.ENDPOINTS_ATTACHED: -Errno.EBUSY,
-    Stop.NO_FREE_CONTEXT: -Errno.ENOSPC,
-    Stop.POOL_EXHAUSTED: -Errno.ENOMEM,
-    Stop.RESERVED_CONFLICT: -Errno.EINVAL,
-}
 
-
-class _Handler(NamedTuple):
-    name: str
-    zero: int
-    """bits of the payload, as a little-endian number, that must be 0"""
-    call: Callable[[bytes], Answer]
-
-
-def _must_be_zero(op: XenV7Op, record: type[Record]) -> int:
-    """Padding, flags without a meaning, and everything behind the structure."""
-    mask = -1 << 8 * record.SIZE
-    if op is XenV7Op.QUERY_CAPABILITIES:
-        return mask  # its padding is OUT
-    flags_name, flags = _FLAGS.get(op, ("", 0))
-    for field in record.FIELDS:
-        if field.name.startswith("pad") or field.name == flags_name:
-            bits = (1 << 8 * field.size) - 1
-            mask |= (bits & ~flags if field.name == flags_name else bits) << 8 * field.offset
-    return mask
-
-
-class XenV7:
+class XenV7(XenOperations):
     """Executes slots of class XEN_V7."""
 
     op_class = OpClass.XEN_V7
+    numbers = XenV7Op
+    records = XEN_V7_RECORDS
+    operations: ClassVar = {
+        XenV7Op.QUERY_CAPABILITIES: Operation(is_answer=True),
+        XenV7Op.INIT: Operation(reorders=True),
+        XenV7Op.ALLOC_CONTEXT: Operation("alloc_flags", V7AllocFlags.IDENTITY, reorders=True),
+        XenV7Op.FREE_CONTEXT: Operation("free_flags", V7FreeFlags.REATTACH_DEFAULT, reorders=True),
+        XenV7Op.REATTACH_DEVICE: Operation(reorders=True),
+        XenV7Op.REMOTE_CMD: Operation(reorders=True),  # may be any of these; what it is, guest memory says
+    }
+    unknown = Reply(-Errno.EOPNOTSUPP)
+    not_allowed = -Errno.ENODEV
+    context_results = CONTEXT_RESULTS | {Stop.NO_ENDPOINT: -Errno.ENODEV}
 
     def __init__(
         self, engine: Engine, bindings: Bindings, memory: GuestMemory, counters: Counters, config: IommuConfig
     ) -> None:
-        self.denied = 0 if config.allowed else -int(Errno.ENODEV)
-        self._engine = engine
-        self._bindings = bindings
-        self._memory = memory
-        self._counters = counters
-        self._config = config
-        self._pages = PageOperations(engine, counters)
+        super().__init__(engine, bindings, memory, counters, config, PAGE_RULES)
         self._initialised = False
         self._max_ctx_no = 0
-        self._handlers = {
-            int(op): _Handler(op.name.lower(), _must_be_zero(op, record), getattr(self, f"op_{op.name.lower()}"))
-            for op, record in XEN_V7_RECORDS.items()
-            if record is not None
-        }
 
     def reset(self) -> None:
         """INIT is possible, and necessary, again."""
         self._initialised = False
         self._max_ctx_no = 0
 
-    def reorders(self, op: int, payload: bytes) -> bool:
-        """Whether the operation must wait for all rings: it changes contexts or who is in them."""
-        return op in _REORDERING
-
-    def execute(self, op: int, payload: bytes) -> Answer:
-        """Carry out ``op`` with the 48 bytes of ``payload``. Unknown operations are -EOPNOTSUPP."""
-        if self.denied:
-            return Reply(self.denied)
-        handler = self._handlers.get(op)
-        if handler is None:
-            if op != XenV7Op.NOOP:
-                return Reply(-Errno.EOPNOTSUPP)
-            self._counters.ops["noop"] += 1
-            return DONE
-        self._counters.ops[handler.name] += 1
-        if int.from_bytes(payload, "little") & handler.zero:
-            return REFUSED
-        return handler.call(payload)
-
     def call(self, op: int, address: int) -> Answer:
         """Carry out ``op`` with its structure at guest physical ``address``; query, alloc, map and unmap change it."""
-        record = XEN_V7_RECORDS.get(XenV7Op(op)) if op in self._handlers else None
+        record = self.records.get(XenV7Op(op)) if op in self._handlers else None
         if self.denied or record is None:
             return self.execute(op, b"")
         return carry_out(
             self._memory, address, record.SIZE, lambda data: self.execute(op, data), copied_back=op in _COPIED_BACK
         )
-
-    def map_errno(self, ctx: int, outcome: Outcome) -> int:
-        """0 or a negative errno; a reserved page outranks a frame that is not RAM."""
-        if outcome.stop is None:
-            return 0
-        if outcome.stop is Stop.NOT_RAM and outcome.at is not None and self._is_reserved(ctx, outcome.at):
-            return _MAP_ERRNO[Stop.RESERVED]
-        return _MAP_ERRNO[outcome.stop]
-
-    def _is_reserved(self, ctx: int, dfn: int) -> bool:
-        everywhere = [(region.first, region.last) for region in self._engine.config.reserved]
-        return any(first <= dfn <= last for first, last in (*everywhere, *self._engine.direct(ctx)))
-
-    def unmap_errno(self, outcome: Outcome) -> int:
-        """0 or a negative errno."""
-        return _UNMAP_ERRNO[outcome.stop] if outcome.stop else 0
 
     def op_query_capabilities(self, payload: bytes) -> Reply:
         config = self._engine.config
@@ -220,47 +145,15 @@ class XenV7:
         op = V7Alloc.unpack(payload)
         if not self._max_ctx_no:  # not initialised, or for no contexts at all
             return Reply(-Errno.ENOSPC)
-        context, stop = self._engine.alloc_context(bool(op.alloc_flags & V7AllocFlags.IDENTITY))
-        if context is None:
-            return Reply(_CONTEXT_ERRNO[stop] if stop else -Errno.ENOMEM)
-        return Reply(0, V7Alloc(context, 0, op.alloc_flags).pack())
+        return self._alloc(bool(op.alloc_flags & V7AllocFlags.IDENTITY), lambda ctx: V7Alloc(ctx, 0, op.alloc_flags))
 
     def op_free_context(self, payload: bytes) -> Reply:
         op = V7Free.unpack(payload)
-        stop = self._engine.free_context(op.ctx_no, bool(op.free_flags & V7FreeFlags.REATTACH_DEFAULT))
-        return DONE if stop is None else Reply(_CONTEXT_ERRNO[stop])
+        return self._free(op.ctx_no, bool(op.free_flags & V7FreeFlags.REATTACH_DEFAULT))
 
     def op_reattach_device(self, payload: bytes) -> Reply:
         op = V7ReattachDevice.unpack(payload)
-        if op.pasid:
-            return Reply(-Errno.EOPNOTSUPP)
-        stream = self._bindings.stream(sbdf_of(op.seg, op.bus, op.devfn))
-        if stream is None:  # an unknown device outranks an unknown context
-            return Reply(-Errno.ENODEV)
-        stop = self._engine.attach(stream, op.ctx_no)
-        return DONE if stop is None else Reply(_CONTEXT_ERRNO[stop])
-
-    def op_map_pages(self, payload: bytes) -> Answer:
-        ctx, _, _, gfn, dfn, flags, pgsize, nr, mapped = V7MapPages.STRUCT.unpack_from(payload)
-        if pgsize != PAGE_SIZE:
-            return REFUSED
-
-        def reply(outcome: Outcome) -> Reply:
-            total = mapped + outcome.done & _COUNT_MASK
-            return Reply(self.map_errno(ctx, outcome), payload[:_MAPPED] + total.to_bytes(4, "little"))
-
-        return self._pages.map(ctx, dfn, gfn, nr, ACCESS[flags], reply)
-
-    def op_unmap_pages(self, payload: bytes) -> Answer:
-        ctx, _, _, dfn, pgsize, nr, unmapped, _ = V7UnmapPages.STRUCT.unpack_from(payload)
-        if pgsize != PAGE_SIZE:
-            return REFUSED
-
-        def reply(outcome: Outcome) -> Reply:
-            total = unmapped + outcome.done & _COUNT_MASK
-            return Reply(self.unmap_errno(outcome), payload[:_UNMAPPED] + total.to_bytes(4, "little"))
-
-        return self._pages.unmap(ctx, dfn, nr, reply)
+        return Reply(-Errno.EOPNOTSUPP) if op.pasid else self._reattach(op)
 
     def op_remote_cmd(self, payload: bytes) -> Answer:
         """For a device that serves one guest this is an indirect operation of that guest on itself."""
@@ -272,3 +165,6 @@ class XenV7:
         if op.subop == XenV7Op.REMOTE_CMD:
             return REFUSED
         return self.call(op.subop, op.arg)
+
+
+_COPIED_BACK = (XenV7Op.QUERY_CAPABILITIES, XenV7Op.ALLOC_CONTEXT, XenV7Op.MAP_PAGES, XenV7Op.UNMAP_PAGES)

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * The native core: what device/pviommu/engine and device/pviommu/interfaces/pv do for each page and each slot, in C.
+ * The native core: what device/pviommu/engine does for each page, in C. Rings over it: ring.h.
  *
  * Every function has a twin in Python that defines what is right; tests compare the two. Nothing here allocates except
  * table nodes, nothing loops without a bound, and everything that comes from a guest is checked before it is used.
@@ -41,7 +41,9 @@ uint64_t pv_copy(uint8_t *to, const uint8_t *from, uint64_t size);
 #define PV_LEVEL_BITS	9
 #define PV_SLOTS	512u
 
-#define PV_ACCESS	3ull
+#define PV_READ		1ull
+#define PV_WRITE	2ull
+#define PV_ACCESS	(PV_READ | PV_WRITE)
 #define PV_START	4ull
 #define PV_CLONE	8ull
 #define PV_KIND		(PV_CLONE | PV_ACCESS)
@@ -114,6 +116,7 @@ enum pv_stop {
 	PV_STOP_POOL_EXHAUSTED,
 	PV_STOP_NOT_MAPPED,
 	PV_STOP_OUT_OF_MEMORY,	/* of the process: has no twin but MemoryError */
+	PV_STOPS,
 };
 
 struct pv_outcome {
@@ -125,8 +128,6 @@ struct pv_outcome {
 struct pv_core {
 	uint64_t limit;		/* dfns of a context are below it */
 	uint64_t identity;	/* whether the default context maps RAM 1:1 */
-	uint64_t profile;	/* class of the slots that are carried out here; 0: none */
-	uint64_t max_nr_pages;
 	struct pv_ranges backed; /* RAM, and other frames that may be mapped */
 	struct pv_ranges reserved;
 	struct pv_context *contexts[PV_CONTEXTS];
@@ -135,44 +136,5 @@ struct pv_core {
 struct pv_outcome pv_map(const struct pv_core *core, const struct pv_context *context, uint64_t dfn, uint64_t gfn,
 			 uint64_t nr, uint64_t access);
 struct pv_outcome pv_unmap(const struct pv_core *core, const struct pv_context *context, uint64_t dfn, uint64_t nr);
-
-/* ---- rings (twins: pv/ring.py, pv/execution.py) ---- */
-
-/* The lines are what each side writes; see protocol/pviommu_abi/shared.py. */
-struct pv_ring {
-	uint8_t *slots;
-	const volatile uint32_t *guest_line;	/* producer, completion_event, awaited */
-	volatile uint32_t *device_line;		/* completed, doorbell_event */
-	uint32_t entries;			/* a power of two; 0: off */
-	uint32_t completed;
-	uint32_t broken;
-	uint32_t number;
-	uint32_t awaited;			/* as last seen */
-};
-
-enum pv_reason {
-	PV_DONE,		/* as many slots as were asked for, or as there were */
-	PV_OVERDUE,		/* time is up */
-	PV_FOR_PYTHON,		/* the next slot is not for this core */
-	PV_POSTED_FAILED,	/* `unpublished` slots wait until the event about the last one is out */
-	PV_BROKEN,		/* an impossible producer index */
-};
-
-struct pv_report {
-	uint64_t slots;
-	uint64_t posted;
-	uint64_t failed;
-	uint64_t maps;
-	uint64_t unmaps;
-	uint64_t pages_mapped;
-	uint64_t pages_unmapped;
-	uint64_t waits;		/* seen while polling: times that somebody in the guest began to wait */
-	uint32_t reason;
-	uint32_t interrupt;	/* whether the guest asked to be interrupted */
-	uint32_t unpublished;
-	uint32_t ring;		/* the last one worked on */
-	uint32_t sequence;	/* of the slot that failed, and its result */
-	int32_t result;
-};
 
 #endif

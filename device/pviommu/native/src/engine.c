@@ -60,17 +60,6 @@ PV_EXPORT void pv_core_hide(struct pv_core *core, uint32_t ctx)
 	}
 }
 
-/* Slots of this class are carried out from now on; 0: none. */
-PV_EXPORT void pv_core_select(struct pv_core *core, uint64_t op_class)
-{
-	core->profile = op_class;
-}
-
-PV_EXPORT void pv_core_set_max_nr_pages(struct pv_core *core, uint64_t pages)
-{
-	core->max_nr_pages = pages;
-}
-
 /* There is such a context, with this table; -1 without memory, and then there is none. */
 PV_EXPORT int pv_core_show(struct pv_core *core, uint32_t ctx, struct pv_table *table, const uint64_t *direct,
 			   uint64_t directs, const uint64_t *closed, uint64_t closeds, uint32_t is_clone)

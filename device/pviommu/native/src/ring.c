@@ -9,24 +9,16 @@
 #include <poll.h>
 #include <time.h>
 
-#include "core.h"
+#include "ring.h"
 
+/* Header of a slot; see protocol/pviommu_abi/slots.py. */
 #define SLOT_SIZE	64u
-#define SLOT_WORDS	8
-#define RESULT		2	/* 32-bit words of a slot */
+#define RESULT		2	/* 32-bit words */
 #define COMPLETED	3
+#define FLAGS_SHIFT	16
+#define SEQUENCE_SHIFT	32
 #define POSTED		1u
 
-#define CLASS_XEN_2024	1
-#define CLASS_XEN_V7	2
-#define XEN_2024_MAP	5
-#define XEN_2024_UNMAP	6
-#define XEN_V7_MAP	6
-#define XEN_V7_UNMAP	7
-#define PAGE_SIZE	4096u
-
-/* Longer operations are left to Python, which does them in pieces: this many pages take C less than a millisecond. */
-#define PIECE		65536u
 #define BATCH		256u
 
 /* How much work goes by between two looks at the clock. */
@@ -36,48 +28,8 @@
 /* How long a poll of the rings goes on between two looks at the descriptor that may end it: each is a system call. */
 #define LOOK_NS		20000u
 
-#define EPERM		1
-#define ENOENT		2
-#define EIO		5
-#define ENOMEM		12
-#define EINVAL		22
-#define ERANGE		34
-#define EADDRINUSE	98
-#define EADDRNOTAVAIL	99
-
-/* A map or unmap that a slot asks for, of either profile. */
-struct request {
-	const struct pv_context *context;
-	uint64_t dfn;
-	uint64_t gfn;
-	uint32_t nr;
-	uint32_t access;
-	uint32_t is_unmap;
-	uint32_t count_word;	/* 32-bit word of the slot for the count */
-	uint32_t count_before;	/* what it is added to */
-};
-
-static const int16_t map_errno[2][PV_STOP_OUT_OF_MEMORY + 1] = {
-	{
-		[PV_STOP_NO_ACCESS] = -EINVAL,
-		[PV_STOP_OUT_OF_APERTURE] = -ERANGE,
-		[PV_STOP_NOT_RAM] = -EPERM,
-		[PV_STOP_RESERVED] = -EADDRINUSE,
-		[PV_STOP_MAPPED] = -EADDRINUSE,
-		[PV_STOP_POOL_EXHAUSTED] = -ENOMEM,
-		[PV_STOP_NOT_MAPPED] = -ENOENT,
-		[PV_STOP_OUT_OF_MEMORY] = -EIO,
-	}, {
-		[PV_STOP_NO_ACCESS] = -EINVAL,
-		[PV_STOP_OUT_OF_APERTURE] = -ERANGE,
-		[PV_STOP_NOT_RAM] = -ENOENT,
-		[PV_STOP_RESERVED] = -EADDRNOTAVAIL,
-		[PV_STOP_MAPPED] = -EADDRINUSE,
-		[PV_STOP_POOL_EXHAUSTED] = -ENOMEM,
-		[PV_STOP_NOT_MAPPED] = -ENOENT,
-		[PV_STOP_OUT_OF_MEMORY] = -EIO,
-	},
-};
+/* Two words of a slot, which are read and compared at once. */
+typedef uint64_t pair __attribute__((vector_size(16), aligned(8), may_alias));
 
 static uint64_t now_ns(void)
 {
@@ -87,92 +39,61 @@ static uint64_t now_ns(void)
 	return (uint64_t)time.tv_sec * 1000000000ull + (uint64_t)time.tv_nsec;
 }
 
-/* The request of a xen-2024 payload; 0 when it is not for this core. */
-static int parse_2024(const struct pv_core *core, const uint64_t *slot, struct request *request, uint32_t *ctx)
+static uint64_t field(const uint64_t *slot, const struct pv_field *field)
 {
-	uint32_t subop = slot[2] & 0xffff, flags = slot[2] >> 32;
-
-	if (slot[0] >> 8 & 0xff || slot[6] || slot[7])
-		return 0;
-	*ctx = slot[2] >> 16 & 0xffff;
-	request->count_before = 0;
-	if (subop == XEN_2024_MAP && !(flags & ~(uint32_t)PV_ACCESS)) {
-		request->is_unmap = 0;
-		request->access = flags;
-		request->gfn = slot[3];
-		request->dfn = slot[4];
-		request->nr = (uint32_t)slot[5];
-		request->count_word = 11;
-	} else if (subop == XEN_2024_UNMAP && !flags && !slot[5]) {
-		request->is_unmap = 1;
-		request->dfn = slot[3];
-		request->nr = (uint32_t)slot[4];
-		request->count_word = 9;
-	} else {
-		return 0;
-	}
-	return request->nr <= core->max_nr_pages;
+	return slot[field->word] >> field->shift & field->mask;
 }
 
-/* The request of a xen-v7 payload; 0 when it is not for this core. */
-static int parse_v7(const uint64_t *slot, struct request *request, uint32_t *ctx)
+/* Whether a slot is one of an operation: all bits that this fixes are as it wants them. */
+static inline __attribute__((always_inline)) int matches(const struct pv_operation *operation, const uint64_t *slot)
 {
-	uint32_t op = slot[0] >> 8 & 0xff;
+	const pair *fixed = (const pair *)operation->fixed, *value = (const pair *)operation->value;
+	const pair *words = (const pair *)slot;
+	pair difference = ((words[0] & fixed[0]) ^ value[0]) | ((words[1] & fixed[1]) ^ value[1]) |
+			  ((words[2] & fixed[2]) ^ value[2]) | ((words[3] & fixed[3]) ^ value[3]);
 
-	if (slot[2] >> 16 || slot[7])
-		return 0;
-	*ctx = (uint32_t)slot[2];
-	if (op == XEN_V7_MAP) {
-		request->is_unmap = 0;
-		request->gfn = slot[3];
-		request->dfn = slot[4];
-		request->access = (uint32_t)slot[5];
-		request->nr = (uint32_t)slot[6];
-		request->count_before = slot[6] >> 32;
-		request->count_word = 13;
-		return !(request->access & ~(uint32_t)PV_ACCESS) && slot[5] >> 32 == PAGE_SIZE;
-	}
-	request->is_unmap = 1;
-	request->dfn = slot[3];
-	request->nr = slot[4] >> 32;
-	request->count_before = (uint32_t)slot[5];
-	request->count_word = 10;
-	return op == XEN_V7_UNMAP && (uint32_t)slot[4] == PAGE_SIZE && !(slot[5] >> 32) && !slot[6];
+	return operation->carried_out && !(difference[0] | difference[1]);
 }
 
-static int parse(const struct pv_core *core, const uint64_t *slot, struct request *request)
+/* Map or unmap what a slot asks for, and count it; 0 when the slot is not for this core. */
+static inline __attribute__((always_inline)) int
+carry_out(const struct pv_core *core, const struct pv_operation *operation, enum pv_kind kind, const uint64_t *slot,
+	  struct pv_outcome *outcome, struct pv_report *report)
 {
-	uint64_t op_class = slot[0] & 0xff;
-	uint32_t ctx;
+	uint64_t ctx = field(slot, &operation->ctx), dfn = field(slot, &operation->dfn);
+	uint64_t nr = field(slot, &operation->nr), flags, access;
+	const struct pv_context *context;
 
-	if (op_class != core->profile || slot[0] >> 16 & 0xffff & ~POSTED)
+	if (ctx >= PV_CONTEXTS || nr > operation->most)
 		return 0;
-	if (op_class == CLASS_XEN_2024 ? !parse_2024(core, slot, request, &ctx) : !parse_v7(slot, request, &ctx))
-		return 0;
-	request->context = core->contexts[ctx];
+	context = core->contexts[ctx];
 	/* Python notes what the guest unmaps of a clone. */
-	return request->nr <= PIECE && request->context && !(request->is_unmap && request->context->is_clone);
+	if (!context || (kind == PV_UNMAP && context->is_clone))
+		return 0;
+	if (kind == PV_UNMAP) {
+		*outcome = pv_unmap(core, context, dfn, nr);
+		report->unmaps++;
+		report->pages_unmapped += outcome->done;
+		return 1;
+	}
+	flags = slot[operation->access_word];
+	access = (flags & operation->readable ? PV_READ : 0) | (flags & operation->writeable ? PV_WRITE : 0);
+	*outcome = pv_map(core, context, dfn, field(slot, &operation->gfn), nr, access);
+	if (outcome->stop == PV_STOP_NOT_RAM && operation->reserved_first && pv_inside(&context->closed, outcome->at))
+		outcome->stop = PV_STOP_RESERVED;
+	report->maps++;
+	report->pages_mapped += outcome->done;
+	return 1;
 }
 
-/* Carry a request out; its result, and the pages done in *done. */
-static int32_t carry_out(const struct pv_core *core, const struct request *request, uint64_t *done)
+/* Write the pages done into the slot at `place`, beside what else its word had. */
+static void write_count(volatile uint64_t *place, const struct pv_operation *operation, const uint64_t *slot,
+			uint64_t done)
 {
-	uint32_t is_v7 = core->profile == CLASS_XEN_V7;
-	struct pv_outcome outcome;
+	const struct pv_field *count = &operation->count;
+	uint64_t word = slot[count->word], total = (word >> count->shift & operation->added) + done;
 
-	if (request->is_unmap)
-		outcome = pv_unmap(core, request->context, request->dfn, request->nr);
-	else
-		outcome = pv_map(core, request->context, request->dfn, request->gfn, request->nr, request->access);
-	*done = outcome.done;
-	if (outcome.stop == PV_WHOLE)
-		return 0;
-	if (request->is_unmap && outcome.stop == PV_STOP_RESERVED && !is_v7)
-		return -ENOENT;
-	/* In xen-v7 a reserved page outranks a frame that is not RAM. */
-	if (outcome.stop == PV_STOP_NOT_RAM && is_v7 && pv_inside(&request->context->closed, outcome.at))
-		return -EADDRNOTAVAIL;
-	return map_errno[is_v7][outcome.stop];
+	place[count->word] = (word & ~(count->mask << count->shift)) | (total & count->mask) << count->shift;
 }
 
 /* Complete the next `count` slots. Whether the guest asked to be interrupted. */
@@ -187,72 +108,79 @@ static uint32_t publish(struct pv_ring *ring, uint32_t count)
 	return ring->completed - event - 1 < count;
 }
 
-static void count_pages(struct pv_report *report, const struct request *request, uint64_t done)
+/*
+ * Carry out the slot at `place`, if it is for this core, of which `slot` is a copy afterwards. What came of it is
+ * written, its completion not published.
+ */
+static int execute_one(const struct pv_rings *rings, uint8_t *place, struct pv_report *report, uint64_t *slot,
+		       struct pv_outcome *outcome)
 {
-	if (request->is_unmap) {
-		report->unmaps++;
-		report->pages_unmapped += done;
-	} else {
-		report->maps++;
-		report->pages_mapped += done;
-	}
-}
-
-/* Carry out the slot at `place`, if it is for this core. Its outcome is written, its completion not published. */
-static int execute_one(const struct pv_core *core, uint8_t *place, struct pv_report *report, uint64_t *slot,
-		       uint64_t *done)
-{
+	const volatile pair *pairs = (const volatile pair *)place;
 	volatile uint32_t *words = (volatile uint32_t *)place;
-	struct request request;
+	const struct pv_operation *operation;
 	int32_t result;
 
-	for (int i = 0; i < SLOT_WORDS; i++)
-		slot[i] = ((const volatile uint64_t *)place)[i];
-	if (!parse(core, slot, &request))
+	((pair *)slot)[0] = pairs[0];
+	((pair *)slot)[1] = pairs[1];
+	((pair *)slot)[2] = pairs[2];
+	((pair *)slot)[3] = pairs[3];
+	/* A branch each: the processor guesses which, and goes on before it has compared them. */
+	if (matches(operation = &rings->operations[PV_MAP], slot)) {
+		if (!carry_out(rings->core, operation, PV_MAP, slot, outcome, report))
+			return 0;
+	} else if (matches(operation = &rings->operations[PV_UNMAP], slot)) {
+		if (!carry_out(rings->core, operation, PV_UNMAP, slot, outcome, report))
+			return 0;
+	} else {
 		return 0;
-	result = carry_out(core, &request, done);
-	words[request.count_word] = request.count_before + (uint32_t)*done;
+	}
+	result = operation->result[outcome->stop];
+	if (operation->counted >> outcome->stop & 1)
+		write_count((volatile uint64_t *)place, operation, slot, outcome->done);
 	words[RESULT] = (uint32_t)result;
-	__atomic_store_n(&words[COMPLETED], (uint32_t)(slot[0] >> 32), __ATOMIC_RELEASE);
-	count_pages(report, &request, *done);
+	__atomic_store_n(&words[COMPLETED], (uint32_t)(slot[0] >> SEQUENCE_SHIFT), __ATOMIC_RELEASE);
 	report->slots++;
-	report->failed += result < 0;
-	report->result = result;
-	report->sequence = slot[0] >> 32;
+	if (outcome->stop != PV_WHOLE) {
+		report->failed++;
+		report->result = result;
+		report->sequence = slot[0] >> SEQUENCE_SHIFT;
+	}
 	return 1;
 }
 
 /* Execute up to `limit` slots, which the ring has; adds to *report. A slot begun is finished, whatever the time. */
-static void execute(const struct pv_core *core, struct pv_ring *ring, uint32_t limit, uint64_t deadline_ns,
+static void execute(const struct pv_rings *rings, struct pv_ring *ring, uint32_t limit, uint64_t deadline_ns,
 		    struct pv_report *report)
 {
-	uint64_t slot[SLOT_WORDS], done, pages = 0;
-	uint32_t unpublished = 0, posted;
+	uint64_t slot[PV_SLOT_WORDS] __attribute__((aligned(16))), pages = 0;
+	struct pv_outcome outcome;
+	uint32_t unpublished = 0;
 
 	report->ring = ring->number;
 	report->reason = PV_DONE;
 	for (uint32_t i = 1; i <= limit; i++) {
 		uint32_t position = (ring->completed + unpublished) & (ring->entries - 1);
 
-		if (!execute_one(core, ring->slots + position * SLOT_SIZE, report, slot, &done)) {
+		if (!execute_one(rings, ring->slots + position * SLOT_SIZE, report, slot, &outcome)) {
 			report->reason = PV_FOR_PYTHON;
 			break;
 		}
 		unpublished++;
-		posted = slot[0] >> 16 & POSTED;
-		report->posted += posted;
-		if (!posted) {
+		if (slot[0] >> FLAGS_SHIFT & POSTED) {
+			report->posted++;
+			if (outcome.stop != PV_WHOLE) {
+				report->reason = PV_POSTED_FAILED;
+				report->unpublished = unpublished;
+				return;
+			}
+		} else {
 			/* Somebody waits. */
 			report->interrupt |= publish(ring, unpublished);
 			unpublished = 0;
 			if (report->interrupt)
 				break;
-		} else if (report->result < 0) {
-			report->reason = PV_POSTED_FAILED;
-			report->unpublished = unpublished;
-			return;
 		}
-		pages += done;
+		pages += outcome.done;
 		if (i % CLOCK_SLOTS == 0 || pages > CLOCK_PAGES) {
 			pages = 0;
 			if (now_ns() > deadline_ns) {
@@ -266,13 +194,13 @@ static void execute(const struct pv_core *core, struct pv_ring *ring, uint32_t l
 }
 
 /*
- * Execute up to `limit` slots of a ring, which has that many, for about `budget_ns`. *report, all zeros before, tells
- * what was done and why it ended.
+ * Execute up to `limit` slots of ring `number`, which has that many, for about `budget_ns`. *report, all zeros before,
+ * tells what was done and why it ended.
  */
-PV_EXPORT void pv_ring_execute(const struct pv_core *core, struct pv_ring *ring, uint32_t limit, uint64_t budget_ns,
+PV_EXPORT void pv_ring_execute(const struct pv_rings *rings, uint32_t number, uint32_t limit, uint64_t budget_ns,
 			       struct pv_report *report)
 {
-	execute(core, ring, limit < BATCH ? limit : BATCH, now_ns() + budget_ns, report);
+	execute(rings, &rings->rings[number], limit < BATCH ? limit : BATCH, now_ns() + budget_ns, report);
 }
 
 /* Whether somebody began to wait since the last look. Twin: CommandRing.is_awaited_anew() of pv/ring.py. */
@@ -298,12 +226,12 @@ static int is_readable(int fd)
 }
 
 /*
- * Poll `count` rings and execute what appears, as far as it is for this core: for about `left_ns`, and for `window_ns`
+ * Poll all rings and execute what appears, as far as it is for this core: for about `left_ns`, and for `window_ns`
  * after each time that somebody began to wait, for `budget_ns` in all. Ends early when there is something for Python
  * to do, or to read from `fd`.
  */
-PV_EXPORT void pv_spin(const struct pv_core *core, struct pv_ring *rings, uint32_t count, uint64_t budget_ns,
-		       uint64_t left_ns, uint64_t window_ns, int fd, struct pv_report *report)
+PV_EXPORT void pv_spin(const struct pv_rings *rings, uint64_t budget_ns, uint64_t left_ns, uint64_t window_ns, int fd,
+		       struct pv_report *report)
 {
 	uint64_t now = now_ns(), deadline = now + budget_ns, until = now + left_ns, look = now + LOOK_NS, waits = 0;
 
@@ -314,8 +242,8 @@ PV_EXPORT void pv_spin(const struct pv_core *core, struct pv_ring *rings, uint32
 			look = now + LOOK_NS;
 		}
 		for (uint32_t turn = 0; turn < CLOCK_SLOTS; turn++) {
-			for (uint32_t i = 0; i < count; i++) {
-				struct pv_ring *ring = &rings[i];
+			for (uint32_t i = 0; i < rings->count; i++) {
+				struct pv_ring *ring = &rings->rings[i];
 				uint32_t pending;
 
 				if (!ring->entries || ring->broken)
@@ -327,7 +255,7 @@ PV_EXPORT void pv_spin(const struct pv_core *core, struct pv_ring *rings, uint32
 					report->reason = PV_BROKEN;
 					return;
 				}
-				execute(core, ring, pending < BATCH ? pending : BATCH, deadline, report);
+				execute(rings, ring, pending < BATCH ? pending : BATCH, deadline, report);
 				report->waits += awaited_anew(ring);
 				if (report->reason != PV_DONE || report->interrupt)
 					return;

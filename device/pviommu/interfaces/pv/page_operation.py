@@ -1,0 +1,164 @@
+"""Maps and unmaps as a profile declares them: numbers only, for Python's rings and for those of a native core alike.
+
+Whoever carries out a slot keeps this order: the header and :attr:`PageOperation.must_read` (-EINVAL), then
+:attr:`PageOperation.most`, then what :meth:`pviommu.engine.Engine.map` and ``unmap`` check.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import IntFlag
+from functools import cached_property
+from operator import itemgetter
+from typing import Any, NamedTuple
+
+from pviommu_abi.slots import PAYLOAD_SIZE
+from wire_layout import Field, Record
+
+from ...engine import Access, Stop
+
+__all__ = ["MAP_STOPS", "UNMAP_STOPS", "PageKinds", "PageOperation", "PageRules", "bits_of", "must_be_zero"]
+
+MAP_STOPS = frozenset(
+    (
+        *(Stop.NO_CONTEXT, Stop.DEFAULT_CONTEXT, Stop.NO_ACCESS, Stop.OUT_OF_APERTURE),
+        *(Stop.NOT_RAM, Stop.RESERVED, Stop.MAPPED, Stop.POOL_EXHAUSTED),
+    )
+)
+"""What may stop a map."""
+UNMAP_STOPS = frozenset((Stop.NO_CONTEXT, Stop.DEFAULT_CONTEXT, Stop.OUT_OF_APERTURE, Stop.RESERVED, Stop.NOT_MAPPED))
+"""What may stop an unmap."""
+_WORD = 8
+"""Bytes of what a native core reads at once."""
+
+
+class PageKinds(IntFlag):
+    """A set of operations on pages."""
+
+    MAP = 1
+    UNMAP = 2
+    BOTH = 3
+
+
+def bits_of(field: Field) -> int:
+    """The bits of a field in a payload, which is read as a little-endian number."""
+    return ((1 << 8 * field.size) - 1) << 8 * field.offset
+
+
+def must_be_zero(record: type[Record], flags: str = "", allowed: int = 0, *, is_answer: bool = False) -> int:
+    """The bits of a payload that an operation with the structure ``record`` refuses: what lies behind it, its padding,
+    and bits of its field ``flags`` that are not ``allowed``. Padding of an answer is written, not looked at.
+    """
+    mask = (1 << 8 * PAYLOAD_SIZE) - (1 << 8 * record.SIZE)
+    for each in record.FIELDS:
+        if each.name == flags:
+            mask |= bits_of(each) & ~(allowed << 8 * each.offset)
+        elif each.name.startswith("pad") and not is_answer:
+            mask |= bits_of(each)
+    return mask
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class PageOperation:
+    """A map or an unmap of one profile. Raises ValueError for one that could not be carried out everywhere."""
+
+    op_class: int
+    op: int
+    """number in the slot's header"""
+    record: type[Record]
+    """the payload's structure, with fields ``ctx_no``, ``dfn``, ``nr_pages`` and, of a map, ``gfn``; fields named pad
+    are 0
+    """
+    count: str
+    """the field to which the pages done are written"""
+    results: Mapping[Stop, int]
+    """a negative errno for each of :data:`MAP_STOPS` or :data:`UNMAP_STOPS`"""
+    fixed: Mapping[str, int] = field(default_factory=dict)
+    """fields that must have these values"""
+    flags: str = ""
+    """the field of a map that says what is allowed, the other bits of which are 0; an unmap has none"""
+    readable: int = 0
+    """the bit of ``flags`` for reading"""
+    writeable: int = 0
+    adds: bool = False
+    """whether the pages done are added to what ``count`` had"""
+    uncounted: tuple[Stop, ...] = ()
+    """outcomes that leave the payload as it is"""
+    most: int = (1 << 64) - 1
+    """pages"""
+    too_many: int = 0
+    """result for more than ``most``, which change nothing"""
+    reserved_first: bool = False
+    """whether a reserved page outranks a frame that is not RAM"""
+
+    def __post_init__(self) -> None:
+        fields = {each.name: each for each in self.record.FIELDS}
+        name = self.record.__name__
+        for used in (*self._operands(), *self.fixed):
+            if used not in fields:
+                raise ValueError(f"{name} has no field {used!r}, which a map or an unmap needs")
+            if fields[used].offset // _WORD != (fields[used].offset + fields[used].size - 1) // _WORD:
+                raise ValueError(f"{name}.{used}: at byte {fields[used].offset} it would be read in two parts")
+        if missing := (MAP_STOPS if self.is_map else UNMAP_STOPS) - set(self.results):
+            raise ValueError(f"{name}: no result for {', '.join(sorted(stop.name for stop in missing))}")
+        for stop, result in self.results.items():
+            if result >= 0:
+                raise ValueError(f"{name}: {stop.name} is {result}, a result is a negative errno")
+
+    @property
+    def is_map(self) -> bool:
+        """Whether it maps."""
+        return bool(self.flags)
+
+    def _operands(self) -> tuple[str, ...]:
+        return ("ctx_no", "dfn", "nr_pages", self.count, *(("gfn", self.flags) if self.is_map else ()))
+
+    def field(self, name: str) -> Field:
+        """A field of the structure. Raises KeyError."""
+        return self.record.FIELDS[[each.name for each in self.record.FIELDS].index(name)]
+
+    @cached_property
+    def must_read(self) -> tuple[int, int]:
+        """Bits of the payload, as a little-endian number, that are fixed, and what they are."""
+        mask = must_be_zero(self.record, self.flags, self.readable | self.writeable)
+        value = 0
+        for name, number in self.fixed.items():
+            mask |= bits_of(self.field(name))
+            value |= number << 8 * self.field(name).offset
+        return mask, value
+
+    @cached_property
+    def access(self) -> Mapping[int, Access]:
+        """By value of ``flags``."""
+        read, write = int(self.readable), int(self.writeable)
+        return {0: Access(0), read: Access.READ, write: Access.WRITE, read | write: Access.READ | Access.WRITE}
+
+    @cached_property
+    def operands(self) -> Callable[[tuple[Any, ...]], tuple[Any, ...]]:
+        """``ctx_no``, ``dfn``, ``nr_pages``, ``count`` and, of a map, ``gfn`` and ``flags``, of what :attr:`unpack`
+        gives.
+        """
+        names = [each.name for each in self.record.FIELDS]
+        return itemgetter(*map(names.index, self._operands()))
+
+    @cached_property
+    def unpack(self) -> Callable[[bytes], tuple[Any, ...]]:
+        """All values of the structure at the beginning of a payload."""
+        return self.record.STRUCT.unpack_from
+
+    @cached_property
+    def place(self) -> tuple[int, int, int, int]:
+        """Of the count: where it is and what it takes, in bytes, its largest value, and which bits of what was there
+        the pages done are added to.
+        """
+        field = self.field(self.count)
+        largest = (1 << 8 * field.size) - 1
+        return field.offset, field.size, largest, largest if self.adds else 0
+
+
+class PageRules(NamedTuple):
+    """The maps and the unmaps of a profile."""
+
+    map: PageOperation
+    unmap: PageOperation

@@ -1,0 +1,239 @@
+"""What the profiles do alike: each declares its operations, and adds what only it has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from enum import IntEnum
+from functools import partial
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+from pviommu_abi.slots import Errno, OpClass
+from wire_layout import Record
+
+from ...counters import Counters
+from ...dma.memory import GuestMemory
+from ...engine import Engine, Outcome, Stop
+from .bindings import Bindings, sbdf_of
+from .config import IommuConfig
+from .page_operation import PageOperation, PageRules, must_be_zero
+from .pages import PageOperations
+from .profile import DONE, REFUSED, Answer, Reply
+
+__all__ = ["CONTEXT_RESULTS", "MAP_RESULTS", "UNMAP_RESULTS", "Operation", "XenOperations"]
+
+UNMAP_RESULTS = {
+    Stop.NO_CONTEXT: -Errno.EINVAL,
+    Stop.DEFAULT_CONTEXT: -Errno.EINVAL,
+    Stop.OUT_OF_APERTURE: -Errno.ERANGE,
+    Stop.NOT_MAPPED: -Errno.ENOENT,
+}
+"""What both profiles answer to these outcomes of an unmap; for the others each has its own errno."""
+MAP_RESULTS = {
+    Stop.NO_CONTEXT: -Errno.EINVAL,
+    Stop.DEFAULT_CONTEXT: -Errno.EINVAL,
+    Stop.OUT_OF_APERTURE: -Errno.ERANGE,
+    Stop.NO_ACCESS: -Errno.EINVAL,
+    Stop.MAPPED: -Errno.EADDRINUSE,
+    Stop.POOL_EXHAUSTED: -Errno.ENOMEM,
+}
+"""As well of a map."""
+CONTEXT_RESULTS = {
+    Stop.DEFAULT_CONTEXT: -Errno.EINVAL,
+    Stop.NO_CONTEXT: -Errno.ENOENT,
+    Stop.ENDPOINTS_ATTACHED: -Errno.EBUSY,
+    Stop.NO_FREE_CONTEXT: -Errno.ENOSPC,
+    Stop.POOL_EXHAUSTED: -Errno.ENOMEM,
+    Stop.RESERVED_CONFLICT: -Errno.EINVAL,
+}
+"""As well of what changes contexts, or who is in them."""
+
+
+class Operation(NamedTuple):
+    """What an operation allows in its structure, and when it may be carried out."""
+
+    flags: str = ""
+    """the field of flags"""
+    allowed: int = 0
+    """flags that have a meaning; others are refused"""
+    is_answer: bool = False
+    """whether the structure is filled by the device, so that its padding is not looked at"""
+    reorders: bool = False
+    """whether it must wait for all rings: it changes contexts, or who is in them"""
+
+
+class _Handler(NamedTuple):
+    name: str
+    mask: int
+    """bits of the payload, as a little-endian number, that are fixed"""
+    value: int
+    """what they must be"""
+    call: Callable[[bytes], Answer]
+
+
+class _Device(Protocol):
+    """REATTACH_DEVICE of any profile."""
+
+    @property
+    def seg(self) -> int: ...
+    @property
+    def bus(self) -> int: ...
+    @property
+    def devfn(self) -> int: ...
+    @property
+    def ctx_no(self) -> int: ...
+
+
+class XenOperations:
+    """Carries out the operations that a subclass declares, each by its method ``op_NAME``."""
+
+    op_class: ClassVar[OpClass]
+    numbers: ClassVar[type[IntEnum]]
+    """of the operations; NOOP is 0"""
+    number_in_payload: ClassVar[bool] = False
+    """whether they are the first 16 bits of the payload; otherwise the slot's header has them"""
+    records: ClassVar[Mapping[Any, type[Record]]]
+    """structure of the payload of each that is carried out"""
+    operations: ClassVar[Mapping[Any, Operation]]
+    """all of them but NOOP, MAP_PAGES and UNMAP_PAGES"""
+    unknown: ClassVar[Reply]
+    """to a number that stands for nothing"""
+    not_allowed: ClassVar[int]
+    """negative errno of every operation where the guest may not use the IOMMU"""
+    context_results: ClassVar[Mapping[Stop, int]]
+    """negative errno of what stops an operation on contexts or devices"""
+
+    def __init__(
+        self,
+        engine: Engine,
+        bindings: Bindings,
+        memory: GuestMemory,
+        counters: Counters,
+        config: IommuConfig,
+        page_rules: PageRules,
+    ) -> None:
+        self.page_rules = page_rules
+        self.denied = 0 if config.allowed else self.not_allowed
+        self._engine = engine
+        self._bindings = bindings
+        self._memory = memory
+        self._counters = counters
+        self._config = config
+        self._pages = PageOperations(engine, counters)
+        self._reordering = frozenset(int(op) for op, each in self.operations.items() if each.reorders)
+        self._handlers = {
+            int(op): _Handler(
+                op.name.lower(),
+                must_be_zero(self.records[op], each.flags, each.allowed, is_answer=each.is_answer),
+                0,
+                getattr(self, f"op_{op.name.lower()}"),
+            )
+            for op, each in self.operations.items()
+        }
+        for name, rule, call in (
+            ("MAP_PAGES", page_rules.map, self._mapper(page_rules.map)),
+            ("UNMAP_PAGES", page_rules.unmap, self._unmapper(page_rules.unmap)),
+        ):
+            self._handlers[int(self.numbers[name])] = _Handler(name.lower(), *rule.must_read, call)
+
+    def reset(self) -> None:
+        """There is nothing to forget."""
+
+    def reorders(self, op: int, payload: bytes) -> bool:
+        """Whether the operation must wait for all rings: it changes contexts or who is in them."""
+        return (payload[0] | payload[1] << 8 if self.number_in_payload else op) in self._reordering
+
+    def execute(self, op: int, payload: bytes) -> Answer:
+        """Carry out ``op`` with the 48 bytes of ``payload``; it must be 0 if the payload has the number."""
+        if self.denied:
+            return Reply(self.denied)
+        if self.number_in_payload:
+            if op:
+                return REFUSED
+            op = payload[0] | payload[1] << 8
+        handler = self._handlers.get(op)
+        if handler is None:
+            if op:
+                return self.unknown
+            self._counters.ops["noop"] += 1
+            return DONE
+        name, mask, value, call = handler
+        self._counters.ops[name] += 1
+        return REFUSED if int.from_bytes(payload, "little") & mask != value else call(payload)
+
+    # -- pages ------------------------------------------------------------------------------------------------------
+
+    def map_errno(self, ctx: int, outcome: Outcome) -> int:
+        """0 or a negative errno."""
+        return self._result(self.page_rules.map, ctx, outcome)
+
+    def unmap_errno(self, ctx: int, outcome: Outcome) -> int:
+        """0 or a negative errno."""
+        return self._result(self.page_rules.unmap, ctx, outcome)
+
+    def _mapper(self, op: PageOperation) -> Callable[[bytes], Answer]:
+        """What carries out a map, with all that it needs of the declaration at hand."""
+        unpack, operands, access, most, map_pages = op.unpack, op.operands, op.access, op.most, self._pages.map
+        too_many, answer = Reply(op.too_many), self._answer(op)
+
+        def op_map_pages(payload: bytes) -> Answer:
+            ctx, dfn, nr, before, gfn, flags = operands(unpack(payload))
+            if nr > most:
+                return too_many
+            return map_pages(ctx, dfn, gfn, nr, access[flags], partial(answer, payload, ctx, before))
+
+        return op_map_pages
+
+    def _unmapper(self, op: PageOperation) -> Callable[[bytes], Answer]:
+        """What carries out an unmap."""
+        unpack, operands, most, unmap_pages = op.unpack, op.operands, op.most, self._pages.unmap
+        too_many, answer = Reply(op.too_many), self._answer(op)
+
+        def op_unmap_pages(payload: bytes) -> Answer:
+            ctx, dfn, nr, before = operands(unpack(payload))
+            if nr > most:
+                return too_many
+            return unmap_pages(ctx, dfn, nr, partial(answer, payload, ctx, before))
+
+        return op_unmap_pages
+
+    def _answer(self, op: PageOperation) -> Callable[[bytes, int, int, Outcome], Reply]:
+        """What answers an outcome, given the payload, the context that it names, and its count as it was."""
+        offset, size, largest, added = op.place
+
+        def answer(payload: bytes, ctx: int, before: int, outcome: Outcome) -> Reply:
+            counted = payload[:offset] + ((before & added) + outcome.done & largest).to_bytes(size, "little")
+            if outcome.stop is None:
+                return Reply(0, counted)
+            return Reply(self._result(op, ctx, outcome), b"" if outcome.stop in op.uncounted else counted)
+
+        return answer
+
+    def _result(self, op: PageOperation, ctx: int, outcome: Outcome) -> int:
+        stop = outcome.stop
+        if stop is None:
+            return 0
+        if stop is Stop.NOT_RAM and op.reserved_first and outcome.at is not None and self._is_reserved(ctx, outcome.at):
+            stop = Stop.RESERVED
+        return op.results[stop]
+
+    def _is_reserved(self, ctx: int, dfn: int) -> bool:
+        everywhere = [(region.first, region.last) for region in self._engine.config.reserved]
+        return any(first <= dfn <= last for first, last in (*everywhere, *self._engine.direct(ctx)))
+
+    # -- contexts and devices ---------------------------------------------------------------------------------------
+
+    def _told(self, stop: Stop | None) -> Reply:
+        return DONE if stop is None else Reply(self.context_results[stop])
+
+    def _alloc(self, clone: bool, answer: Callable[[int], Record]) -> Reply:
+        context, stop = self._engine.alloc_context(clone)
+        return self._told(stop) if context is None else Reply(0, answer(context).pack())
+
+    def _free(self, ctx: int, reattach: bool) -> Reply:
+        return self._told(self._engine.free_context(ctx, reattach))
+
+    def _reattach(self, op: _Device) -> Reply:
+        stream = self._bindings.stream(sbdf_of(op.seg, op.bus, op.devfn))
+        if stream is None:  # an unknown device outranks an unknown context
+            return self._told(Stop.NO_ENDPOINT)
+        return self._told(self._engine.attach(stream, op.ctx_no))

@@ -1,0 +1,85 @@
+"""What :mod:`pviommu.interfaces.pv.page_operation` declares, as C takes it."""
+
+from __future__ import annotations
+
+from ctypes import addressof, memset, sizeof
+
+from pviommu_abi.slots import PAYLOAD_OFFSET, Errno, Slot, SlotFlags
+from wire_layout import Field
+
+from ..engine import Stop
+from ..interfaces.pv.page_operation import PageKinds, PageOperation, PageRules
+from . import library
+from .library import SLOT_WORDS
+
+__all__ = ["MOST_PAGES", "hand_over"]
+
+MOST_PAGES = 1 << 16
+"""Longer operations are left to Python, which does them in pieces: so many take C less than a millisecond."""
+
+_STOPS = (
+    None,
+    Stop.NO_ACCESS,
+    Stop.OUT_OF_APERTURE,
+    Stop.NOT_RAM,
+    Stop.RESERVED,
+    Stop.MAPPED,
+    Stop.POOL_EXHAUSTED,
+    Stop.NOT_MAPPED,
+)
+"""In the order of ``enum pv_stop``, whose last one, no memory in this process, is an exception in Python."""
+_NO_MEMORY = -Errno.EIO
+"""Result of that, as of every exception."""
+_WORD = 8
+"""Bytes of what C reads at once."""
+_WORD_MASK = (1 << 8 * _WORD) - 1
+_HEADER = int.from_bytes(Slot(0xFF, 0xFF, 0xFFFF & ~int(SlotFlags.POSTED), 0).pack(), "little")
+"""Bits of the header that are fixed."""
+
+
+def hand_over(rules: PageRules | None, kinds: PageKinds, rings: library.Rings) -> None:
+    """Have C carry out the operations of ``kinds``. Raises ValueError if a map and an unmap can be the same slot."""
+    memset(addressof(rings.operations), 0, sizeof(rings.operations))
+    if rules is None:
+        return
+    fixed, value = zip(*map(_must_read, rules), strict=True)
+    if not fixed[0] & fixed[1] & (value[0] ^ value[1]):
+        raise ValueError(f"{rules.map.record.__name__} and {rules.unmap.record.__name__}: one slot could be both")
+    for place, kind in enumerate((PageKinds.MAP, PageKinds.UNMAP)):
+        _fill(rings.operations[place], rules[place], fixed[place], value[place])
+        rings.operations[place].carried_out = kind in kinds
+
+
+def _fill(target: library.Operation, operation: PageOperation, fixed: int, value: int) -> None:
+    target.fixed[:], target.value[:] = _words(fixed), _words(value)
+    names = {"ctx": "ctx_no", "dfn": "dfn", "nr": "nr_pages", "count": operation.count}
+    if operation.is_map:
+        names["gfn"] = "gfn"
+        flags = _field(operation.field(operation.flags))
+        target.access_word = flags.word
+        target.readable, target.writeable = operation.readable << flags.shift, operation.writeable << flags.shift
+    for name, used in names.items():
+        setattr(target, name, _field(operation.field(used)))
+    target.added = target.count.mask if operation.adds else 0
+    target.most = min(operation.most, MOST_PAGES)
+    target.reserved_first = operation.reserved_first
+    target.counted = sum(1 << place for place, stop in enumerate(_STOPS) if stop not in operation.uncounted)
+    results = [0 if stop is None else operation.results.get(stop, _NO_MEMORY) for stop in _STOPS]
+    target.counted |= 1 << len(_STOPS)
+    target.result[:] = [*results, _NO_MEMORY]
+
+
+def _must_read(operation: PageOperation) -> tuple[int, int]:
+    """Bits of the whole slot that are fixed, and what they are, as little-endian numbers."""
+    fixed, value = operation.must_read
+    header = int.from_bytes(Slot(operation.op_class, operation.op, 0, 0).pack(), "little")
+    return _HEADER | fixed << 8 * PAYLOAD_OFFSET, header | value << 8 * PAYLOAD_OFFSET
+
+
+def _words(bits: int) -> list[int]:
+    return [bits >> 8 * _WORD * place & _WORD_MASK for place in range(SLOT_WORDS)]
+
+
+def _field(field: Field) -> library.Field:
+    word, byte = divmod(PAYLOAD_OFFSET + field.offset, _WORD)
+    return library.Field((1 << 8 * field.size) - 1, word, 8 * byte)

@@ -1,0 +1,91 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Rings, and what they carry (twins: interfaces/pv/ring.py, execution.py and page_operation.py). What a slot's payload
+ * means, and what is answered, Python declares and hands over: no number of a profile stands in the C sources.
+ */
+#ifndef PVIOMMU_RING_H
+#define PVIOMMU_RING_H
+
+#include "core.h"
+
+#define PV_SLOT_WORDS	8
+
+/* A number in a slot: words[word] >> shift & mask. */
+struct pv_field {
+	uint64_t mask;
+	uint32_t word;
+	uint32_t shift;
+};
+
+/* Slots that map or unmap, as a profile declares them. All of a slot are 64-bit words. */
+struct pv_operation {
+	uint64_t fixed[PV_SLOT_WORDS];	/* bits that must read as in `value`: number, padding, flags without a meaning */
+	uint64_t value[PV_SLOT_WORDS];
+	struct pv_field ctx;
+	struct pv_field dfn;
+	struct pv_field gfn;
+	struct pv_field nr;
+	struct pv_field count;		/* written: the pages done */
+	uint64_t added;			/* bits of what the guest put there that the pages are added to */
+	uint64_t readable;		/* in words[access_word] */
+	uint64_t writeable;
+	uint64_t most;			/* pages; slots with more are Python's */
+	uint32_t access_word;
+	uint32_t carried_out;		/* 0: Python wants to see these slots */
+	uint32_t counted;		/* a bit for each pv_stop: whether the count is written */
+	uint32_t reserved_first;	/* whether a reserved page outranks a frame that is not RAM */
+	int32_t result[PV_STOPS];	/* by pv_stop */
+};
+
+enum pv_kind {
+	PV_MAP,
+	PV_UNMAP,
+	PV_KINDS,
+};
+
+/* The lines are what each side writes; see protocol/pviommu_abi/shared.py. */
+struct pv_ring {
+	uint8_t *slots;
+	const volatile uint32_t *guest_line;	/* producer, completion_event, awaited */
+	volatile uint32_t *device_line;		/* completed, doorbell_event */
+	uint32_t entries;			/* a power of two; 0: off */
+	uint32_t completed;
+	uint32_t broken;
+	uint32_t number;
+	uint32_t awaited;			/* as last seen */
+};
+
+/* The rings of one device, and the operations of the profile that it has selected. */
+struct pv_rings {
+	const struct pv_core *core;
+	struct pv_ring *rings;
+	uint64_t count;
+	struct pv_operation operations[PV_KINDS];
+};
+
+enum pv_reason {
+	PV_DONE,		/* as many slots as were asked for, or as there were */
+	PV_OVERDUE,		/* time is up */
+	PV_FOR_PYTHON,		/* the next slot is not for this core */
+	PV_POSTED_FAILED,	/* `unpublished` slots wait until the event about the last one is out */
+	PV_BROKEN,		/* an impossible producer index */
+};
+
+struct pv_report {
+	uint64_t slots;
+	uint64_t posted;
+	uint64_t failed;
+	uint64_t maps;
+	uint64_t unmaps;
+	uint64_t pages_mapped;
+	uint64_t pages_unmapped;
+	uint64_t waits;		/* seen while polling: times that somebody in the guest began to wait */
+	uint32_t reason;
+	uint32_t interrupt;	/* whether the guest asked to be interrupted */
+	uint32_t unpublished;
+	uint32_t ring;		/* the last one worked on */
+	uint32_t sequence;	/* of the last slot that failed, and its result */
+	int32_t result;
+};
+
+#endif
