@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from .fuzz import background
-from .workers import Once, is_worker, number_of_workers, rank, unit_of
+from .workers import Once, is_worker, next_unit, number_of_workers, rank, unit_of
 
 # How long an example takes says something about the machine only. Under CI the same code meets the same examples.
 settings.register_profile(
@@ -47,6 +47,13 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     class Units(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             return unit_of(nodeid)
+
+        def _assign_work_unit(self, node: Any) -> None:
+            others = (work for other, work in self.assigned_work.items() if other is not node)
+            running = [unit for work in others for unit, tests in work.items() if not all(tests.values())]
+            if (unit := next_unit(self.workqueue, running)) is not None:
+                self.workqueue.move_to_end(unit, last=False)
+            super()._assign_work_unit(node)
 
     config.option.loadscopereorder = False  # by number of tests: the longest have only one
     return Units(config, log)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from .workers import APART, FIRST, TOGETHER, WORKERS, Once, number_of_workers, rank, unit_of
+from .workers import APART, FIRST, TOGETHER, WORKERS, Once, next_unit, number_of_workers, rank, unit_of
 
 
 @pytest.mark.parametrize(
@@ -39,6 +39,21 @@ def test_machines_begin_first_and_what_is_not_named_last() -> None:
     ]
 
     assert sorted(names, key=rank) == names[::-1]
+
+
+@pytest.mark.parametrize(
+    ("waiting", "running", "expected"),
+    [
+        (["tests/vm/test_a.py", "tests/b.py"], ["tests/c.py"], "tests/vm/test_a.py"),
+        (["tests/vm/test_a.py", "tests/b.py"], ["tests/vm/test_c.py"], "tests/b.py"),
+        (["tests/vm/test_a.py"], ["tests/vm/test_c.py"], None),
+        ([next(name for name in APART if "reads_without_end" in name)], ["tests/vm/test_c.py"], "itself"),
+    ],
+)
+def test_one_machine_runs_at_a_time_but_for_the_one_that_only_waits(
+    waiting: list[str], running: list[str], expected: str | None
+) -> None:
+    assert next_unit(waiting, running) == (waiting[0] if expected == "itself" else expected)
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
 
-__all__ = ["WORKERS", "Once", "is_worker", "number_of_workers", "rank", "unit_of"]
+__all__ = ["WORKERS", "Once", "is_worker", "next_unit", "number_of_workers", "rank", "unit_of"]
 
 WORKERS = 2
 
@@ -25,14 +25,14 @@ TOGETHER = {
     "tests/vm/test_driver_ring.py": "tests/vm/test_lab.py",
 }
 """Files whose tests look at the machines of another file."""
+_WAITS = "tests/vm/test_program.py::test_program_that_reads_without_end"
 APART = (
     "tests/device/engine/test_model.py",
     "tests/device/native/test_model.py",
     "tests/packaging/test_dkms.py",
     "tests/packaging/test_driver_checks.py",
     "tests/vm/test_lab_kernel.py::test_kernels_own_tests_of_vfio_pass",
-    "tests/vm/test_program.py::test_program_that_reads_without_end",
-    "tests/vm/test_unshared_memory.py",
+    _WAITS,
 )
 """Beginnings of the names of tests, each of which is a unit."""
 FIRST = (
@@ -59,6 +59,20 @@ def rank(name: str) -> int:
     """The place of a test's unit in :data:`FIRST`."""
     unit = unit_of(name)
     return next((place for place, begin in enumerate(FIRST) if unit.startswith(begin)), len(FIRST))
+
+
+def next_unit(waiting: Iterable[str], running: Iterable[str]) -> str | None:
+    """Which of the ``waiting`` units a process begins while others have ``running`` ones. None if none fits.
+
+    One machine at a time: two share two processors badly, as a processor of a guest that was put aside holds locks
+    that the guest's other one spins for. The one that only waits for its time limit does not count.
+    """
+    is_busy = any(map(_is_machine, running))
+    return next((unit for unit in waiting if not (is_busy and _is_machine(unit))), None)
+
+
+def _is_machine(unit: str) -> bool:
+    return unit.startswith("tests/vm/") and not unit.startswith(_WAITS)
 
 
 def is_worker(config: pytest.Config) -> bool:
