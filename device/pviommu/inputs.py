@@ -11,15 +11,36 @@ import os
 import select
 import socket
 import time
+from collections import deque
 from collections.abc import Sequence
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
 
 from vfio_user import transport
 
-__all__ = ["Inputs", "LiveInputs"]
+__all__ = ["Inputs", "LiveInputs", "Outcome"]
+
+_T_co = TypeVar("_T_co", covariant=True)
 
 _MOST_SELECTED = 1024
 """Descriptors below this can be waited for with select()."""
+
+
+@dataclass(frozen=True)
+class Outcome(Generic[_T_co]):
+    """What came of work in another thread: a value, or the exception that ended it."""
+
+    job: int
+    """in the order in which the work was asked for, from 1 on"""
+    value: Any = None
+    error: Exception | None = None
+
+    def result(self) -> _T_co:
+        """The value. Raises the exception."""
+        if self.error is not None:
+            raise self.error
+        value: _T_co = self.value
+        return value
 
 
 class Inputs(Protocol):
@@ -48,6 +69,11 @@ class Inputs(Protocol):
     def wait(self, poller: select.epoll, timeout_ms: float) -> Sequence[tuple[int, int]]:
         """The descriptors that are ready: ``(fd, events)`` pairs, after at most ``timeout_ms`` (-1: no limit)."""
 
+    def outcomes(self, finished: deque[Outcome[Any]]) -> Sequence[Outcome[Any]]:
+        """What other threads have finished since the last call, taken out of ``finished``: the device learns of it in
+        this order.
+        """
+
 
 class LiveInputs:
     """The real world."""
@@ -69,3 +95,7 @@ class LiveInputs:
             select.select((poller,), (), (), timeout_ms / 1000)
             timeout_ms = 0
         return poller.poll(None if timeout_ms < 0 else timeout_ms / 1000)
+
+    @staticmethod
+    def outcomes(finished: deque[Outcome[Any]]) -> Sequence[Outcome[Any]]:
+        return [finished.popleft() for _ in range(len(finished))]

@@ -17,6 +17,7 @@ from pviommu.guest.local import LocalFunction
 from pviommu.guest.memory import GuestRam, memory_file
 from pviommu.guest.ring import Ring
 from pviommu.guest.xen_2024 import Xen2024
+from pviommu.host.work import Work
 from pviommu.inputs import LiveInputs
 from pviommu.interfaces.pv.reporting import REASON
 from pviommu.machine import Machine
@@ -90,6 +91,7 @@ class Driver(Xen2024):
         topology = Topology(IommuEntry(**settings), endpoints)
         self.machine = Machine.build(topology, Environment(self.inputs, self.counters))
         self.iommu = self.machine.iommu
+        self.work = Work(self.machine).step
         self._function = LocalFunction(self.iommu, REGISTER)
         self._memory = GuestRam(RAM_PAGES << 12)
         self.ram = self._memory.bytes

@@ -6,6 +6,7 @@ lowest bit of the first byte says whether a VERSION exchange went before, the ne
 
 from __future__ import annotations
 
+from pviommu.host.work import Work
 from vfio_user import Frame, FrameReader, Limits, Session, State
 from vfio_user.framing import BadFrame, close_fds
 from vfio_user.messages import Header
@@ -60,6 +61,7 @@ def _content(frame: Frame | BadFrame) -> tuple[Header, bytes | None]:
 
 def _check_session(chunks: list[tuple[bytes, int]], descriptors: Descriptors, *, negotiated: bool, name: str) -> None:
     with small_machine() as machine:
+        work = Work(machine).step
         function = next(function for function in machine.functions() if function.name == name)
         before = open_descriptors()
         session = Session(function)
@@ -72,7 +74,7 @@ def _check_session(chunks: list[tuple[bytes, int]], descriptors: Descriptors, *,
             while session.paused:
                 session.resume()
                 take(session.outgoing, replies)
-            machine.work()
+            work()
         session.eof()
         assert session.state is State.CLOSED
         assert not list(function.memory), "memory of a client that is gone"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 
+from pviommu.host.work import Work
 from pviommu.pci.function import PciFunction
 from pviommu_abi.registers import MAGIC, REGISTER
 from pviommu_abi.shared import RING_AREA_OFFSET
@@ -34,6 +35,7 @@ def target(data: bytes) -> None:
     ram = sealed_memory()
     try:
         with small_machine(ram=ram) as machine:
+            work = Work(machine).step
             function = next(function for function in machine.functions() if function.name == name)
             talk = Talk(function)
             identity = talk.request(Command.REGION_READ, RegionAccess(0, RegionIndex.CONFIG, 4).pack())
@@ -41,7 +43,7 @@ def target(data: bytes) -> None:
                 if not feed:
                     break
                 if _access(talk, function, feed) == WORK:
-                    machine.work()
+                    work()
             for _ in machine.iommu.drain():
                 pass
             assert talk.request(Command.REGION_READ, RegionAccess(0, RegionIndex.CONFIG, 4).pack()) == identity

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pviommu.dma.fault import DmaRefusedError
 from pviommu.dma.windows import MAX_REGISTER_BYTES
 from pviommu.engine import Access
+from pviommu.host.work import Work
 from pviommu.machine import Machine
 from pviommu.topology import IommuEntry, ReservedEntry
 from pviommu_abi import dma_test, own, xen_2024, xen_v7
@@ -97,7 +98,7 @@ def _frame(feed: Feed) -> int:
 
 class _Guest:
     def __init__(self, machine: Machine, inputs: _Inputs, ram: int) -> None:
-        self.machine = machine
+        self.step = Work(machine).step
         self.iommu = machine.iommu
         self.dma = machine.endpoints["dma0"]
         self.inputs = inputs
@@ -217,7 +218,7 @@ class _Guest:
     def work(self, _: Feed) -> None:
         """Some steps of the loop, then the books."""
         for _ in range(4):
-            if not self.machine.work():
+            if not self.step():
                 break
         check_engine(self.iommu.engine)
 
@@ -285,7 +286,7 @@ class _Guest:
         self.dma.shared.view[at : at + len(packed)] = packed
         for name, value in (("CONTROL", 1), ("PRODUCER", consumer + 1)):
             self.dma.region_write(0, dma_test.REGISTER[name].offset, (value & _MASK).to_bytes(4, "little"))
-        self.machine.work()
+        self.step()
         self._check_queue()
 
     def _check_queue(self) -> None:

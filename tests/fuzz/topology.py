@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 
 from pviommu.endpoints import ENDPOINTS
+from pviommu.host.work import Work
 from pviommu.topology import EndpointEntry, IommuEntry, ReservedEntry, TopologyError, load
 
 from .machine import build, check_engine, nothing_raised, open_descriptors
@@ -55,7 +56,7 @@ def _load_and_build(path: Path) -> None:
     with nothing_raised():
         machine = build(topology)
         try:
-            assert not machine.work()
+            assert not Work(machine).step()
             check_engine(machine.iommu.engine)
         finally:
             machine.close()

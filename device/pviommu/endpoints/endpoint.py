@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import ClassVar, ParamSpec, TypeVar
 
 from vfio_user import Steps
 
 from ..dma.fault import DmaPendingError, DmaRefusedError
 from ..dma.port import DmaPort
+from ..hosted import Host, Timer
+from ..inputs import Outcome
 from ..pci.config_space import Identity
 from ..pci.function import PciFunction
 from .options import Options
@@ -35,13 +38,22 @@ class Endpoint(PciFunction):
     IDENTITY: ClassVar[Identity]
     OPTIONS: ClassVar[type[Options]] = Options
     """what a topology may set, if there is anything; :attr:`.surroundings.Surroundings.options` is one"""
+    polls_memory: ClassVar[bool] = False
+    """Whether :meth:`work` looks at memory that the guest writes to without telling: it is called in each turn then.
+    Others have a turn after all that a client, the guest or another function's DMA has told them.
+    """
+    host: Host
+    """the loop that serves it, once there is one"""
 
     def __init__(self, surroundings: Surroundings) -> None:
         super().__init__(surroundings.name, self.IDENTITY, surroundings.environment)
         self.stream = surroundings.stream
         self.failed = False
         """whether it raised an exception since its last reset"""
-        self._resets = 0
+        self.generation = 0
+        """counts its resets"""
+        self.on_ready: Callable[[], None] = lambda: None
+        """called when there may be something to do for :meth:`step`"""
         self._translator = surroundings.translator
         self.memory.copier = surroundings.copier
         self.dma = DmaPort(
@@ -60,7 +72,8 @@ class Endpoint(PciFunction):
         return False
 
     def work(self) -> bool:
-        """Do one bounded step of what is queued, a tenth of a millisecond or so. Whether there was anything.
+        """Do one bounded step of what is queued, a tenth of a millisecond or so. Whether there was anything: then it is
+        called again in the next turn, otherwise when there is something new.
 
         :class:`DmaPendingError`, which any DMA may raise, may be let through if the request stays queued: nothing of it
         has happened, and this is called again. A :class:`DmaRefusedError` that it does not catch is no failure:
@@ -68,11 +81,39 @@ class Endpoint(PciFunction):
         """
         return False
 
+    def on_arm(self) -> bool:
+        """Of an endpoint that :attr:`polls_memory`: ask the guest to write to a register when there is work, and look
+        once more. Whether there was none, so that the loop may sleep until then.
+        """
+        return True
+
+    def on_disarm(self) -> None:
+        """The guest need not do that any more."""
+
     def cancel_dma(self) -> None:
         """Finish queued requests as cancelled, without DMA: if that is refused, the endpoint fails."""
 
     def reset_device(self) -> None:
         """Registers and queues as at power-on."""
+
+    # -- what a subclass may ask for --------------------------------------------------------------------------------
+
+    def submit(self, work: Callable[[], _R], callback: Callable[[Outcome[_R]], None]) -> None:
+        """Do ``work``, which may block, in another thread: it must touch neither this endpoint nor guest memory. With
+        what came of it ``callback`` is called here, unless there was a reset meanwhile.
+        """
+        self.host.submit(self, work, partial(self._hear, callback))
+
+    def _hear(self, callback: Callable[[Outcome[_R]], None], outcome: Outcome[_R]) -> None:
+        self.attempt("what came of its work in a thread", callback, outcome)
+
+    def at(self, time_ns: int, callback: Callable[[], None]) -> Timer:
+        """Call ``callback`` at ``time_ns`` of the inputs' clock, or soon after, unless there is a reset before that."""
+        return self.host.at(time_ns, partial(self._due, self.generation, callback))
+
+    def _due(self, generation: int, callback: Callable[[], None]) -> None:
+        if self.generation == generation:
+            self.attempt("what was due", callback)
 
     # -- what is asked of it ----------------------------------------------------------------------------------------
 
@@ -102,7 +143,22 @@ class Endpoint(PciFunction):
         """:meth:`cancel_dma`, unless it has failed; raises nothing."""
         self.attempt(_CANCELLING, self.cancel_dma)
 
+    def arm(self) -> bool:
+        """:meth:`on_arm`, unless it has failed; raises nothing. Whether the loop may sleep."""
+        return self._try("asking for a doorbell", self.on_arm) is not False
+
+    def disarm(self) -> None:
+        """:meth:`on_disarm`, unless it has failed; raises nothing."""
+        self._try("asking for no doorbell", self.on_disarm)
+
+    def settle(self) -> None:
+        self.on_ready()  # after requests that call no code of a subclass, too
+
     def attempt(self, what: str, hook: Callable[_P, _R], *arguments: _P.args, **named: _P.kwargs) -> _R | None:
+        self.on_ready()
+        return self._try(what, hook, *arguments, **named)
+
+    def _try(self, what: str, hook: Callable[_P, _R], *arguments: _P.args, **named: _P.kwargs) -> _R | None:
         if self.failed:
             return None
         try:
@@ -127,20 +183,21 @@ class Endpoint(PciFunction):
 
     def _reset_by(self, hook: Callable[[], None]) -> None:
         self.failed = False
-        self._resets += 1
+        self.generation += 1
         super()._reset_by(hook)
 
     def _bar_read(self, index: int, offset: int, count: int) -> bytes:
         return b"\xff" * count if self.failed else super()._bar_read(index, offset, count)
 
     def _bar_write(self, index: int, offset: int, data: bytes) -> Steps | None:
+        self.on_ready()
         steps = None if self.failed else super()._bar_write(index, offset, data)
         return None if steps is None else self._attempt_each(steps)
 
     def _attempt_each(self, steps: Steps) -> Steps:
         """``steps`` of a register write, until it fails or is reset."""
-        resets = self._resets
-        while self._resets == resets and self.attempt("a step of a write to its registers", _is_left, steps):
+        generation = self.generation
+        while self.generation == generation and self.attempt("a step of a write to its registers", _is_left, steps):
             yield
 
     def interrupt(self, vector: int) -> None:

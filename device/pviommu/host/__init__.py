@@ -1,1 +1,1 @@
-"""What serves the functions of a machine: the loop, its sockets, its pace, and who gets how much of it."""
+"""What serves the functions of a machine: the loop, its pace, and who gets how much of it."""

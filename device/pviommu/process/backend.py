@@ -13,12 +13,13 @@ from pathlib import Path
 from ..counters import Counters
 from ..host.descriptors import DescriptorsError, check_count, raise_limit, share_out
 from ..host.pacing import Pace
-from ..host.server import Server, close_all, listen_all
+from ..host.server import Server
 from ..inputs import LiveInputs
 from ..interfaces.pv.ring_core import DeviceCore
 from ..machine import Machine
 from ..pci.function import Environment
 from ..topology import Topology
+from ..transports.listening import close_all, listen_all
 from .pidfile import PidFile, PidFileError
 from .service_manager import notify
 

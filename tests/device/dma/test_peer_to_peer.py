@@ -168,7 +168,7 @@ def run(driver, engine, op, length, turns=1, **fields):
     write_register(engine, "CONTROL", Control.ENABLE)
     write_register(engine, "PRODUCER", position + 1)
     for _ in range(turns):
-        driver.machine.work()
+        driver.work()
     return Descriptor.unpack(engine.shared.view, place)
 
 
@@ -218,7 +218,7 @@ def test_registers_of_a_peer_are_read_and_written_by_words(driver, peer):
     mapped(driver, REGISTERS)
     at = IOVA + abi.REGISTER["CONTROL"].offset
     driver.dma_write("dma0", at, int(Control.ENABLE).to_bytes(4, "little"))
-    driver.machine.work()
+    driver.work()
     assert register(peer, "CONTROL") == Control.ENABLE
     magic = driver.dma_read("dma0", IOVA, 8)
     assert magic == abi.MAGIC.to_bytes(4, "little") + abi.VERSION.to_bytes(4, "little")
@@ -232,7 +232,7 @@ def test_what_is_not_a_whole_aligned_word_reads_zeros_and_changes_nothing(driver
     at = IOVA + abi.REGISTER["CONTROL"].offset + shift
     assert driver.dma_read("dma0", at, length) == bytes(length)
     driver.dma_write("dma0", at, bytes(length))
-    driver.machine.work()
+    driver.work()
     assert register(peer, "CONTROL") == Control.ENABLE
 
 
@@ -248,7 +248,7 @@ def test_the_msix_bar_reads_zeros_and_keeps_nothing(driver, peer):
     put(peer, 4, 0xE200_0000)
     mapped(driver, 0xE200_0000)
     driver.dma_write("dma0", IOVA, b"\xff" * 64)
-    driver.machine.work()
+    driver.work()
     assert driver.dma_read("dma0", IOVA, 64) == bytes(64)
 
 
@@ -268,7 +268,7 @@ def test_writes_that_wait_are_bounded_too_and_a_refused_one_writes_nothing(drive
     mapped(driver, 0x40000, 1, (IOVA >> 12) - 1)
     driver.dma_write("dma0", IOVA, bytes(MAX_REGISTER_BYTES))
     assert refusal(driver, IOVA - 4, 8, write=True)[0] is EventReason.ABORTED
-    driver.machine.work()
+    driver.work()
     driver.dma_write("dma0", IOVA, bytes(MAX_REGISTER_BYTES))
 
 
@@ -315,7 +315,7 @@ def run_list(driver, engine, op, spans, pattern=0):
     write_register(engine, "CONTROL", Control.ENABLE)
     write_register(engine, "PRODUCER", 1)
     while register(engine, "CONSUMER") == 0:
-        driver.machine.work()
+        driver.work()
     return Descriptor.unpack(engine.shared.view)
 
 

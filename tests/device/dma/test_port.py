@@ -14,7 +14,7 @@ from pviommu.dma.plan import DmaPlan
 from pviommu.dma.port import DmaPort
 from pviommu.endpoints.template import Template
 from pviommu.engine import Access, Run
-from pviommu.interfaces.pv.patience import STOPPED_NS
+from pviommu.hosted import STOPPED_NS
 from pviommu_abi.shared import EventAccess, EventReason
 from pviommu_abi.xen_2024 import MapPages, UnmapPages, Xen2024Op
 from vfio_user import DmaMapping

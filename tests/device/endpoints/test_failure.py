@@ -13,6 +13,7 @@ import pytest
 from pviommu.dma.fault import DmaRefusedError
 from pviommu.endpoints.surroundings import Surroundings
 from pviommu.endpoints.template import REGISTERS, Template
+from pviommu.host.work import Work
 from pviommu.machine import Machine
 from pviommu.process import logs
 from pviommu_abi.registers import REGISTER
@@ -267,17 +268,18 @@ def test_the_iommu_is_reset_and_the_others_work_although_one_raises(
     guest: Any, broken: Broken, sound: Template
 ) -> None:
     machine = Machine(guest.iommu, {"broken": broken, "sound": sound})
+    work = Work(machine).step
     guest.map(0x100, 0x20)
     stamp(sound)
     broken.broken = {"work", "cancel_dma"}
 
-    assert machine.work() is True
+    assert work() is True
 
     assert guest.peek(0x20000, 4) == b"\1\0\0\0"
     stamp(sound)
     guest.iommu.region_write(0, REGISTER["RESET"].offset, (1).to_bytes(4, "little"))
     assert guest.iommu.engine.contexts() == ()
-    assert machine.work() is False, "its queue was cancelled with the IOMMU's reset"
+    assert work() is False, "its queue was cancelled with the IOMMU's reset"
 
 
 @pytest.mark.row("server", 5)
@@ -286,6 +288,7 @@ def test_dma_of_another_function_to_its_registers_fails_the_one_that_raises(
     guest: Any, broken: Broken, sound: Template, method: str
 ) -> None:
     machine = Machine(guest.iommu, {"broken": broken, "sound": sound})
+    work = Work(machine).step
     bar, dfn = 0xF0000000, 0x300
     broken.region_write(7, 0x10, bar.to_bytes(4, "little"))
     guest.set_bus_master(broken, True)  # and memory decoding
@@ -296,7 +299,7 @@ def test_dma_of_another_function_to_its_registers_fails_the_one_that_raises(
         assert sound.dma.read([(dfn * PAGE + OFFSET["STAMPS"], 4)]) == b"\xff" * 4
     else:
         stamp(sound, dfn * PAGE + OFFSET["STAMP_AT"])
-        assert machine.work() is True
+        assert work() is True
 
     assert (broken.failed, sound.failed) == (True, False)
 
@@ -337,12 +340,13 @@ def test_dma_that_is_refused_while_the_queue_is_cancelled_fails_the_endpoint(
     device = guest.make(Stubborn, "stubborn", 1)
     guest.plug(device)
     machine = Machine(guest.iommu, {"stubborn": device, "sound": sound})
+    work = Work(machine).step
     guest.map(0x100, 0x20)
     guest.events()
     stamp(device, 0x200000)
     stamp(sound)
 
-    assert machine.work() is True
+    assert work() is True
 
     assert (device.failed, sound.failed) == (True, False)
     assert [event.iova for event in guest.events()][:2] == [0x200000, 0x300000]
@@ -406,11 +410,12 @@ def test_a_later_step_of_what_dma_has_written_fails_the_endpoint_and_nothing_els
     guest: Any, stepwise: Stepwise, sound: Template
 ) -> None:
     machine = Machine(guest.iommu, {"stepwise": stepwise, "sound": sound})
+    work = Work(machine).step
     stamp(sound, reach_by_dma(guest, stepwise, 0xF0000000, 0x300))
-    assert machine.work() is True
+    assert work() is True
     assert (stepwise.failed, sound.failed) == (True, False)
     stamp(sound)
-    assert machine.work() is True
+    assert work() is True
     assert guest.peek(0x20000, 4) == b"\2\0\0\0"
 
 
@@ -419,11 +424,12 @@ def test_what_a_register_handler_writes_by_dma_arrives_although_nobody_else_has_
     guest: Any, stepwise: Stepwise, sound: Template
 ) -> None:
     machine = Machine(guest.iommu, {"stepwise": stepwise, "sound": sound})
+    work = Work(machine).step
     here = reach_by_dma(guest, stepwise, 0xF0000000, 0x300)
     stepwise.to = reach_by_dma(guest, sound, 0xF0001000, 0x301)
     place = machine.windows.find(0xF0000000 + here % PAGE, 0xF0000000 + here % PAGE + 4)
     assert place is not None
     machine.windows.write(place, 0x100000.to_bytes(4, "little"))
-    while machine.work():  # as the server does before it sleeps
+    while work():  # as the server does before it sleeps
         pass
     assert register(sound, "STAMPS") == 1

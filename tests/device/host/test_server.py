@@ -2,26 +2,29 @@ import errno
 import gc
 import os
 import resource
+import select
 import signal
 import socket
 import threading
 
 import pytest
 
-from pviommu.host import peers
-from pviommu.host import server as server_module
-from pviommu.host.listening import REST_NS
+from pviommu.host.loop import LOOK_NS
 from pviommu.host.pacing import FOREVER, NAP_MS, SLEEPS_MS, Pace
-from pviommu.host.peers import Peer, peer_of
-from pviommu.host.server import LOOK_NS, MOST_REFUSED, SOCKETS_NS, Server, close_all, listen_all
+from pviommu.host.server import Server
+from pviommu.host.watches import SOCKETS_NS
+from pviommu.hosted import STOPPED_NS
 from pviommu.interfaces.pv.execution import STEP_NS
-from pviommu.interfaces.pv.function import STOPPED_NS
 from pviommu.interfaces.pv.ring import passed
+from pviommu.transports import peers, vfio_user
+from pviommu.transports.listening import REST_NS, close_all, listen_all
+from pviommu.transports.peers import Peer, peer_of
+from pviommu.transports.vfio_user import MOST_REFUSED
 from pviommu_abi.registers import REGISTER
 from pviommu_abi.shared import CACHE_LINE, DeviceRingLine, GuestRingLine
 from pviommu_abi.slots import SlotFlags
 from pviommu_abi.xen_2024 import PvIommuOp
-from vfio_user import Client, Command, Limits
+from vfio_user import Client, Command, Limits, transport
 from vfio_user.foreign import MOST_LEFT
 from vfio_user.messages import Header, HeaderFlags, RegionAccess
 from vfio_user.negotiation import offer
@@ -125,9 +128,9 @@ def test_a_sleeping_server_is_woken_by_the_doorbell_and_only_by_it(connected):
         if timeout == FOREVER:
             driver.inputs.on_wait = None
             driver.put(NOOP)
-            ready.append(list(connected.server._poller.poll(0)))
+            ready.append(list(connected.server.loop.watches.poller.poll(0)))
             connected.ring_doorbell()
-            ready.append(list(connected.server._poller.poll(0)))
+            ready.append(list(connected.server.loop.watches.poller.poll(0)))
 
     driver.inputs.on_wait = submit
     connected.fall_asleep()
@@ -157,7 +160,7 @@ def test_a_slot_published_while_arming_keeps_the_server_awake(connected):
     driver = connected.driver
 
     def publish(_):
-        if connected.server._armed:  # the stores of arming are done, the look that follows is not
+        if connected.server.loop._armed:  # the stores of arming are done, the look that follows is not
             driver.inputs.before_word = None
             driver.put(NOOP)
 
@@ -173,8 +176,7 @@ def test_a_slot_published_while_arming_keeps_the_server_awake(connected):
 def test_after_a_stop_what_clients_asked_for_comes_before_any_work(connected):
     """A guest that gave the IOMMU up has reset it meanwhile: what endpoints have queued is not to be carried out."""
     seen = []
-    machine = connected.driver.machine
-    machine.work = lambda: seen.append(connected.driver.read("DOORBELLS"))  # its type has no slots
+    connected.server.work.step = lambda: seen.append(connected.driver.read("DOORBELLS"))
     before = connected.driver.read("DOORBELLS")
     connected.ring_doorbell()
     connected.driver.inputs.time += STOPPED_NS
@@ -328,13 +330,13 @@ def test_a_guest_that_waits_now_and_then_finds_the_server_asleep(connected, tell
     guest = Guest(connected, 10_000_000, tells=tells)
     guest.run(20)
     assert guest.doorbells == connected.driver.counters.doorbells == 20
-    assert connected.server._pace.window_ns == 0
+    assert connected.server.loop._pace.window_ns == 0
 
 
 @pytest.mark.row("driver", 73)
 def test_a_wait_that_begins_during_a_nap_is_over_a_moment_later_without_a_doorbell(connected):
     nap = int(NAP_MS * 1_000_000)
-    connected.server._pace = Pace(0)  # no polling: naps only
+    connected.server.loop._pace = Pace(0)  # no polling: naps only
     guest = Guest(connected, 10_000_000)
     guest.run(1)
     guest.gap = nap // 2
@@ -365,7 +367,7 @@ def test_posted_work_that_nobody_waits_for_is_found_without_doorbells_and_not_po
     slept = [timeout for timeout in driver.inputs.waits if timeout]
     # each time: the work, at most a nap later; no polling in between
     assert len(driver.inputs.waits) <= 2 * len(slept) + 2
-    assert connected.server._pace.left_ns(driver.inputs.time) == 0
+    assert connected.server.loop._pace.left_ns(driver.inputs.time) == 0
     assert set(slept) <= {NAP_MS, SLEEPS_MS[0]}
 
 
@@ -373,7 +375,7 @@ def test_posted_work_that_nobody_waits_for_is_found_without_doorbells_and_not_po
 def test_posted_work_that_never_ends_is_gathered_during_naps(connected):
     """A guest that is faster than a turn of the loop: there is always one more slot."""
     driver = connected.driver
-    connected.server._pace = Pace(0)
+    connected.server.loop._pace = Pace(0)
     Guest(connected, 10_000_000).run(2)
     driver.inputs.on_wait = None
     driver.inputs.waits.clear()
@@ -387,7 +389,7 @@ def test_posted_work_that_never_ends_is_gathered_during_naps(connected):
 @pytest.mark.row("driver", 73)
 def test_there_is_no_nap_while_somebody_waits_or_more_than_a_step_of_work_is_left(connected):
     driver = connected.driver
-    connected.server._pace = Pace(0)
+    connected.server.loop._pace = Pace(0)
     Guest(connected, 10_000_000).run(2)
     driver.inputs.on_wait = None
     driver.inputs.waits.clear()
@@ -602,7 +604,7 @@ def test_a_client_that_hangs_up_is_dropped_and_the_machine_reset(connected):
     connected.client.close()
     connected.turns(1)
     assert connected.driver.iommu.engine.contexts() == ()
-    assert connected.server._connections == {}
+    assert connected.server.transport._connections == {}
 
 
 @pytest.mark.row("defect", "A13")
@@ -611,7 +613,7 @@ def test_a_client_seen_before_the_end_of_the_last_one_is_accepted(make_driver, t
     sockets = listen_all(driver.machine, tmp_path, {})
     server = Server(driver.machine, sockets, driver.inputs)
     processes = iter([100, 100, 200])
-    monkeypatch.setattr(server_module, "peer_of", lambda _: Peer(next(processes), 0, 0))
+    monkeypatch.setattr(vfio_user, "peer_of", lambda _: Peer(next(processes), 0, 0))
     with socket.socket(socket.AF_UNIX) as first, socket.socket(socket.AF_UNIX) as gone:
         first.connect(str(tmp_path / "dma0.sock"))
         gone.connect(str(tmp_path / "dma1.sock"))
@@ -621,8 +623,8 @@ def test_a_client_seen_before_the_end_of_the_last_one_is_accepted(make_driver, t
     with socket.socket(socket.AF_UNIX) as second:
         second.connect(str(tmp_path / "iommu.sock"))
         second.settimeout(5)
-        server._accept(sockets["iommu"].fileno())  # before a look at the other sockets
-        (connection,) = server._connections.values()
+        server.transport._accept(sockets["iommu"].fileno())  # before a look at the other sockets
+        (connection,) = server.transport._connections.values()
         assert connection.function is driver.iommu
         server.close()
         assert second.recv(1) == b""
@@ -642,7 +644,7 @@ def test_a_client_that_does_not_read_is_not_read_from(connected):
     for _ in range(20):
         connected.client.send(request)
     connected.turns(5)
-    (connection,) = connected.server._connections.values()
+    (connection,) = connected.server.transport._connections.values()
     assert connection.session.paused
     assert sum(len(item.data) for item in connection.session.outgoing) < 5 << 20
     connected.sock.setblocking(False)
@@ -712,8 +714,8 @@ def test_a_second_client_is_told_at_once_that_the_function_is_in_use(listening, 
     assert second.recv(1) == b""
     assert caplog.text.count("iommu: client refused: ") == 1
     assert f"process {os.getpid()}" in caplog.text
-    assert len(listening.server._connections) == 1
-    assert listening.server._refused == {}
+    assert len(listening.server.transport._connections) == 1
+    assert listening.server.transport._refused == {}
 
 
 @pytest.mark.row("server", 11)
@@ -729,7 +731,7 @@ def test_the_silent_refused_ones_do_not_gather(listening):
     for _ in range(3 * MOST_REFUSED):
         listening.connect("iommu")
     listening.turns(3 * MOST_REFUSED + 1)
-    assert len(listening.server._refused) == MOST_REFUSED
+    assert len(listening.server.transport._refused) == MOST_REFUSED
     assert listening.answer(listening.connect("dma0")) == 0
 
 
@@ -749,7 +751,7 @@ def test_the_silent_refused_ones_do_not_gather(listening):
 )
 def test_machines_are_told_apart_by_process(listening, monkeypatch, caplog, one, other, refused):
     peers = iter([one, other])
-    monkeypatch.setattr(server_module, "peer_of", lambda _: next(peers))
+    monkeypatch.setattr(vfio_user, "peer_of", lambda _: next(peers))
     assert listening.answer(listening.connect("iommu")) == 0
     assert listening.answer(listening.connect("dma0")) == (errno.EBUSY if refused else 0)
     assert caplog.text.count("one topology is one machine") == int(refused)
@@ -790,7 +792,7 @@ def test_what_is_closed_after_the_server_wakes_nobody(listening, lingering):
     with open(os.devnull) as kept:
         socket.send_fds(sock, [b"x"], [kept.fileno()])
         listening.turns(1)
-    waker = listening.server._closed_something
+    waker = listening.server.loop.calls.fd
     reader, writer = os.pipe()
     listening.server.close()
     os.dup2(writer, waker)
@@ -808,7 +810,7 @@ def test_what_is_closed_after_the_server_wakes_nobody(listening, lingering):
 
 def full(monkeypatch, *numbers):
     """Let the next accepts fail with these errnos."""
-    accept, left = server_module.transport.accept, list(numbers)
+    accept, left = transport.accept, list(numbers)
 
     def fails(listener):
         if left:
@@ -816,7 +818,7 @@ def full(monkeypatch, *numbers):
             raise OSError(number, os.strerror(number))
         return accept(listener)
 
-    monkeypatch.setattr(server_module.transport, "accept", fails)
+    monkeypatch.setattr(transport, "accept", fails)
     return left
 
 
@@ -846,7 +848,7 @@ def test_an_idle_server_looks_again_at_the_end_of_a_rest(listening, monkeypatch)
     listening.driver.inputs.time += REST_NS
     listening.turns(2)
     assert listening.driver.inputs.waits[-1] == FOREVER
-    assert len(listening.server._connections) == 1
+    assert len(listening.server.transport._connections) == 1
 
 
 @pytest.mark.row("server", 2)
@@ -881,7 +883,7 @@ def test_without_a_descriptor_left_clients_are_hung_up_on_and_the_others_served(
 def test_an_exception_in_a_session_ends_that_one_and_no_other(listening, monkeypatch, caplog):
     first, second = listening.connect("iommu"), listening.connect("dma0")
     assert (listening.answer(first), listening.answer(second)) == (0, 0)
-    connection = next(c for c in listening.server._connections.values() if c.function.name == "dma0")
+    connection = next(c for c in listening.server.transport._connections.values() if c.function.name == "dma0")
     monkeypatch.setattr(connection.session, "receive", lambda *_: 1 // 0)
     second.sendall(b"x")
     listening.turns(2)
@@ -889,7 +891,7 @@ def test_an_exception_in_a_session_ends_that_one_and_no_other(listening, monkeyp
     while second.recv(1 << 16):
         pass
     assert "ZeroDivisionError" in caplog.text
-    assert [c.function.name for c in listening.server._connections.values()] == ["iommu"]
+    assert [c.function.name for c in listening.server.transport._connections.values()] == ["iommu"]
     assert listening.answer(listening.connect("dma0")) == 0
 
 
@@ -940,7 +942,7 @@ def test_who_comes_while_the_last_client_s_descriptors_are_being_closed_waits_fo
 @pytest.mark.row("server", 9)
 def test_a_client_that_comes_and_goes_while_its_descriptors_linger_is_kept_out(listening, lingering):
     """What waits to be closed is bounded, however often it comes."""
-    closer = listening.server._closers["dma0"]
+    closer = listening.server.transport._closers["dma0"]
     first = listening.connect("dma0")
     with open(os.devnull) as kept:
         socket.send_fds(first, [b"x"], [kept.fileno()])
@@ -1030,7 +1032,7 @@ def test_the_file_of_another_server_in_the_place_of_ours_stays(make_driver, tmp_
 
 def served_by(listening, name):
     """The number of the descriptor by which the client of a function is served."""
-    return next(fd for fd, served in listening.server._connections.items() if served.function.name == name)
+    return next(fd for fd, served in listening.server.transport._connections.items() if served.function.name == name)
 
 
 @pytest.fixture
@@ -1101,7 +1103,9 @@ def test_what_was_seen_of_a_client_that_is_closed_is_not_taken_for_the_next_one_
     second.connect(str(listening.folder / "dma0.sock"))
     listeners = [listening.sockets[name].fileno() for name in ("dma1", "dma0")]
     monkeypatch.setattr(
-        listening.server._fairness, "order", lambda ready: sorted(ready, key=[*listeners, number].index)
+        listening.server.loop.watches._fairness,
+        "order",
+        lambda ready: sorted(ready, key=lambda watch: [*listeners, number].index(watch.fd)),
     )
     listening.turns(1)
     assert served_by(listening, "dma0") == number
@@ -1124,7 +1128,7 @@ def test_to_find_out_who_hung_up_no_descriptor_is_needed(listening, monkeypatch)
     def no_room():
         raise OSError(errno.EMFILE, "Too many open files")
 
-    monkeypatch.setattr(server_module.select, "epoll", no_room)
+    monkeypatch.setattr(select, "epoll", no_room)
     second = listening.connect("dma0")
     assert listening.answer(second) == errno.EBUSY
     first.shutdown(socket.SHUT_RDWR)
@@ -1150,6 +1154,7 @@ def test_closing_that_cannot_begin_for_want_of_a_thread_is_tried_again(listening
 
     sock = listening.connect("dma0")
     assert listening.answer(sock) == 0
+    listening.driver.inputs.time_step = 0
     request = Header(8, Command.DEVICE_RESET, Header.SIZE, 0, 0).pack()
     with open(os.devnull) as kept, monkeypatch.context() as full:
         full.setattr(threading.Thread, "start", no_thread)
@@ -1159,6 +1164,7 @@ def test_closing_that_cannot_begin_for_want_of_a_thread_is_tried_again(listening
         listening.driver.inputs.waits.clear()
         listening.turns(3)
         assert set(listening.driver.inputs.waits) == {REST_NS / 1e6}, "it neither sleeps for ever nor not at all"
+    listening.driver.inputs.time += REST_NS
     listening.turns(1)
     wait_for_closers()
     listening.turns(2)

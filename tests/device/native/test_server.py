@@ -4,8 +4,8 @@ import time
 
 import pytest
 
-from pviommu.host.server import CORE_SPIN_NS
-from pviommu.interfaces.pv.ring_core import Poll
+from pviommu.host.loop import CORE_SPIN_NS
+from pviommu.hosted import Poll
 from pviommu_abi.slots import SlotFlags
 from pviommu_abi.xen_2024 import MapPages, Xen2024Op
 
@@ -86,7 +86,7 @@ def test_what_a_poll_finds_keeps_the_server_awake(connected, monkeypatch):
     driver = connected.driver
     assert driver.alloc() == (0, 1)
     wait_twice(connected)
-    monkeypatch.setattr(driver.machine, "work", lambda: False)
+    monkeypatch.setattr(connected.server.work, "step", lambda: False)
     driver.put(MapPages(Xen2024Op.MAP_PAGES, 1, 3, 5, 6, 1).pack())
 
     connected.turns(1)
@@ -98,8 +98,8 @@ def test_what_a_poll_finds_keeps_the_server_awake(connected, monkeypatch):
 def test_endpoints_with_work_are_not_kept_waiting_by_polls(connected, polls, monkeypatch):
     wait_twice(connected)
     polls.clear()
-    monkeypatch.setattr(connected.driver.machine, "endpoints_busy", True)
-    monkeypatch.setattr(connected.driver.machine, "work", lambda: True)
+    monkeypatch.setattr(connected.server.work.endpoints, "busy", True)
+    monkeypatch.setattr(connected.server.work, "step", lambda: True)
 
     connected.turns(1)
 

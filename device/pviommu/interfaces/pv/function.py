@@ -27,6 +27,7 @@ from vfio_user import DmaMapping, RequestError
 
 from ...engine import PAGE_SHIFT, DefaultPolicy, Engine
 from ...engine.ranges import FrameRanges
+from ...hosted import Poll
 from ...pci.capabilities import endpoint as endpoint_capability
 from ...pci.function import Environment, PciFunction
 from .batch import BatchOperations
@@ -36,17 +37,17 @@ from .config import NO_STREAM, PAGE_SIZES, IommuConfig
 from .events import EventRing
 from .execution import Executor
 from .own import OwnOperations
-from .patience import STOPPED_NS, Patience
+from .patience import Patience
 from .profile import XenProfile
 from .registers import PvRegisters
 from .reporting import Reporter
 from .ring import CommandRing
-from .ring_core import DeviceCore, Poll
+from .ring_core import DeviceCore
 from .stream import PvStream
 from .xen_2024 import Xen2024
 from .xen_v7 import XenV7
 
-__all__ = ["STOPPED_NS", "IommuConfig", "PvIommu"]
+__all__ = ["IommuConfig", "PvIommu"]
 
 log = logging.getLogger(__name__)
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from ...hosted import STOPPED_NS
 from ...inputs import Inputs
 from .execution import Backlog, Executor
 
-__all__ = ["CATCH_UP_NS", "STOPPED_NS", "Patience"]
+__all__ = ["CATCH_UP_NS", "Patience"]
 
-STOPPED_NS = 200_000_000
-"""A process that did nothing for so long may have been stopped, and the guest have given the device up and be using
-again what it unmapped. A driver waits longer before it does that. A busy host may take the processor away for less."""
 CATCH_UP_NS = 500_000_000
 """How long DMA waits for the rings after a stop: full rings of small operations take less. A guest that had filled them
 with large ones harms its own DMA.

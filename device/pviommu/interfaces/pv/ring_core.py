@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from ...dma.access import Copier
 from ...dma.memory_file import Guard
 from ...engine.core import Core
+from ...hosted import Poll
 from ...inputs import Inputs
 from ...pci.shared_memory import SharedMemory
 from .page_operation import PageKinds, PageRules
@@ -29,19 +30,6 @@ class Reason(IntEnum):
     """the last slot was posted and failed; ``unpublished`` ones wait until the event about it is out"""
     BROKEN = 4
     """a ring has an impossible producer index"""
-
-
-class Poll(NamedTuple):
-    """How long a core is to poll the rings: in nanoseconds, all of them about."""
-
-    budget_ns: int
-    """at most"""
-    left_ns: int
-    """if nobody waits"""
-    window_ns: int
-    """each time that somebody has begun to wait, so much longer"""
-    fd: int = -1
-    """something to read here ends it early; -1: there is no such thing"""
 
 
 class Report(Protocol):

@@ -4,10 +4,11 @@ from dataclasses import replace
 import pytest
 
 from pviommu.dma.fault import DmaPendingError, DmaRefusedError
+from pviommu.hosted import STOPPED_NS
 from pviommu.interfaces.pv import execution
 from pviommu.interfaces.pv.execution import BATCH, DRAIN_NS, STEP_NS
 from pviommu.interfaces.pv.pages import PIECE
-from pviommu.interfaces.pv.patience import CATCH_UP_NS, STOPPED_NS
+from pviommu.interfaces.pv.patience import CATCH_UP_NS
 from pviommu.interfaces.pv.ring import passed
 from pviommu_abi.own import Call, OwnOp
 from pviommu_abi.registers import RingStatus

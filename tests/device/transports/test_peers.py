@@ -12,8 +12,8 @@ from dataclasses import replace
 
 import pytest
 
-from pviommu.host import peers
-from pviommu.host.peers import is_gone, peer_of
+from pviommu.transports import peers
+from pviommu.transports.peers import is_gone, peer_of
 
 pytestmark = pytest.mark.row("server", 15)
 

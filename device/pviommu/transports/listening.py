@@ -6,22 +6,70 @@ import contextlib
 import errno
 import logging
 import os
-import select
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Protocol
 
 from vfio_user import transport
+from vfio_user.foreign import Closer
 
+from ..hosted import Host, Watch
+from ..inputs import Inputs
 from ..pci.function import PciFunction
 
-__all__ = ["REST_NS", "Listeners"]
+__all__ = ["REST_NS", "Listeners", "close_all", "listen_all"]
 
 log = logging.getLogger(__name__)
 
 REST_NS = 100_000_000
 """For how long a socket is not looked at after accept failed: its client stays in the queue, so that looking again at
 once would fail again, for ever."""
+LAST_PATIENCE_S = 0.5
+"""How long the end of the process waits for its sockets to be closed, in which lies what clients may have sent."""
 _NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE)
+
+
+class Named(Protocol):
+    """What has functions: see :class:`pviommu.machine.Machine`."""
+
+    def functions(self) -> Iterator[PciFunction]: ...
+
+
+def listen_all(
+    machine: Named, folder: Path, given: Mapping[str, int], mode: int = 0o600, group: int | None = None
+) -> dict[str, socket.socket]:
+    """A socket for each function, by name: ``given`` descriptors, otherwise ``folder/NAME.sock``.
+
+    Their files have ``mode`` and the group of number ``group``, if given.
+    Raises :class:`OSError` for a path that cannot be listened on, after closing and removing what was made.
+    """
+    sockets: dict[str, socket.socket] = {}
+    try:
+        for function in machine.functions():
+            if function.name in given:
+                sock = socket.socket(fileno=given[function.name])
+                sock.setblocking(False)
+            else:
+                sock = transport.listen(folder / f"{function.name}.sock", mode, group)
+            sockets[function.name] = sock
+    except OSError:
+        close_all(sockets)
+        raise
+    return sockets
+
+
+def close_all(sockets: Mapping[str, socket.socket]) -> None:
+    """Close sockets and remove the files that :func:`listen_all` made; who made those of given sockets removes them."""
+    closer = Closer()
+    for sock in sockets.values():
+        if sock.fileno() < 0:
+            continue
+        if isinstance(sock, transport.Listener):
+            sock.remove_file()
+        closer.close_socket(sock)
+    closer.wait(LAST_PATIENCE_S)
 
 
 class Listeners:
@@ -29,26 +77,30 @@ class Listeners:
 
     def __init__(
         self,
-        poller: select.epoll,
-        now_ns: Callable[[], int],
+        host: Host,
+        inputs: Inputs,
+        on_client: Callable[[int], None],
         close: Callable[[socket.socket, PciFunction], None],
     ) -> None:
-        """``close`` closes a client that wanted to be one of a function."""
-        self._poller = poller
-        self._now_ns = now_ns
+        """``on_client`` is called with the descriptor of a socket at which somebody waits. ``close`` closes a client
+        that wanted to be one of a function.
+        """
+        self._host = host
+        self._inputs = inputs
+        self._on_client = on_client
         self._close_client = close
         self._sockets: dict[int, tuple[socket.socket, PciFunction]] = {}
-        self._rest_until: dict[int, int] = {}
+        self._watches: dict[int, Watch] = {}
         self._complained: set[tuple[int, int]] = set()
         self._spare = _spare()
 
     def add(self, sock: socket.socket, function: PciFunction) -> None:
         """Look at ``sock`` from now on."""
         self._sockets[sock.fileno()] = (sock, function)
-        self._poller.register(sock, select.EPOLLIN)
+        self._look_at(sock.fileno())
 
-    def __contains__(self, fd: int) -> bool:
-        return fd in self._sockets
+    def _look_at(self, fd: int) -> None:
+        self._watches[fd] = self._host.watch(fd, lambda *_: self._on_client(fd))
 
     def function(self, fd: int) -> PciFunction:
         """What clients of the socket with descriptor ``fd`` want."""
@@ -56,8 +108,8 @@ class Listeners:
 
     def rest(self, fd: int) -> None:
         """Do not look at a socket for :data:`REST_NS`: whoever waits there cannot be served yet."""
-        self._poller.unregister(fd)
-        self._rest_until[fd] = self._now_ns() + REST_NS
+        self._watches.pop(fd).close()
+        self._host.at(self._inputs.now_ns() + REST_NS, partial(self._look_at, fd))
 
     def accept(self, fd: int) -> tuple[socket.socket, PciFunction] | None:
         """The client that waits at the socket with descriptor ``fd``, if there is one and the system allows it."""
@@ -103,18 +155,10 @@ class Listeners:
         self._spare = _spare()
         return True
 
-    def wake_ms(self) -> float | None:
-        """Look again at those that have rested. After how many milliseconds this is to be called anew, if at all."""
-        if not self._rest_until:
-            return None
-        now = self._now_ns()
-        for fd in [fd for fd, until in self._rest_until.items() if until <= now]:
-            del self._rest_until[fd]
-            self._poller.register(fd, select.EPOLLIN)
-        return min(((until - now) / 1e6 for until in self._rest_until.values()), default=None)
-
     def close(self) -> None:
         """Forget the sockets, which stay open."""
+        for watch in self._watches.values():
+            watch.close()
         if self._spare is not None:
             os.close(self._spare)
             self._spare = None

@@ -1,0 +1,189 @@
+"""The one loop: what is ready is served, what is polled is polled while the guest waits again and again, and otherwise
+the loop sleeps.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from typing import TypeVar
+
+from ..counters import Counters
+from ..hosted import STOPPED_NS, MayGoOn, Owner, Poll, Timer, Watch
+from ..inputs import Inputs, Outcome
+from .calls import Calls
+from .endpoints import Endpoint
+from .pacing import FOREVER, NAP_MS, Pace, naps_end_in_time
+from .timers import Timers
+from .watches import Watches
+from .work import Work
+
+__all__ = ["CORE_SPIN_NS", "LOOK_NS", "Loop"]
+
+CORE_SPIN_NS = 200_000
+"""How long the core polls by itself between two turns. Descriptors end that early."""
+LOOK_TURNS = 16
+"""Turns of a busy loop between two looks at the descriptors, if they are short."""
+LOOK_NS = 1_000_000
+"""Longest time between two looks at the descriptors, to which the turn in progress is added."""
+AFTER_STOP_NS = 5_000_000
+"""How long the looks go on that precede all work after the process was stopped."""
+_T = TypeVar("_T")
+
+
+class Loop:
+    """Serves one machine. Implements :class:`pviommu.hosted.Host`."""
+
+    def __init__(self, work: Work, inputs: Inputs, counters: Counters, pace: Pace) -> None:
+        self.watches = Watches(inputs)
+        self._work = work
+        self._polled = work.polled
+        self._endpoints = work.endpoints
+        self._inputs = inputs
+        self._counters = counters
+        self._pace = pace
+        self._timers = Timers()
+        self.calls = Calls(inputs, self.watches)
+        self._stopping = False
+        self._armed = False
+        self._looked_at = self._turned_at = inputs.now_ns()
+
+    # -- for those that are served ----------------------------------------------------------------------------------
+
+    def watch(self, fd: int, callback: Callable[[int, MayGoOn], None]) -> Watch:
+        return self.watches.add(fd, callback)
+
+    def at(self, time_ns: int, callback: Callable[[], None]) -> Timer:
+        return self._timers.add(time_ns, callback)
+
+    def call(self, callback: Callable[[], None]) -> None:
+        self.calls.call(callback)
+
+    def submit(self, owner: Owner, work: Callable[[], _T], callback: Callable[[Outcome[_T]], None]) -> None:
+        self.calls.submit(owner, work, callback)
+
+    def hung_up(self) -> list[Watch]:
+        return list(self.watches.hung_up())
+
+    def ready(self, endpoint: Endpoint) -> None:
+        """It may have something to do."""
+        self._endpoints.ready(endpoint)
+
+    # -- running ----------------------------------------------------------------------------------------------------
+
+    def stop(self) -> None:
+        """Leave :meth:`run` at the next turn. For signal handlers too."""
+        self._stopping = True
+
+    def run(self) -> None:
+        """Serve until :meth:`stop`."""
+        naps_end_in_time()
+        gc.collect()
+        gc.freeze()
+        gc.disable()  # collected when idle, never while a guest waits
+        try:
+            turns = 0
+            while not self._stopping:
+                turns = (turns + 1) % LOOK_TURNS
+                self.turn(may_look=turns == 0)
+        finally:
+            gc.enable()
+            gc.unfreeze()
+
+    def close(self) -> None:
+        """Look at nothing any more. What was watched stays open."""
+        self.calls.close()
+        self.watches.poller.close()
+
+    def turn(self, *, may_look: bool = True) -> None:
+        """One turn: work; look at descriptors or sleep."""
+        may_look |= self._polled.has_core or bool(self.watches.unfinished)  # turns with a core are long
+        now = self._inputs.now_ns()
+        if now - self._turned_at > STOPPED_NS:
+            self._catch_up(now + AFTER_STOP_NS)
+        if self._timers:
+            self._timers.run(now)
+        self._turn(may_look)
+        self._turned_at = self._inputs.now_ns()
+
+    def _catch_up(self, deadline_ns: int) -> None:
+        """Look at descriptors before there is any DMA: a guest that gave the IOMMU up has reset it."""
+        self._look(0)
+        while self.watches.unfinished and self._inputs.now_ns() < deadline_ns:
+            self._look(0)
+
+    def _turn(self, may_look: bool) -> None:
+        polled = self._polled
+        worked = self._work.step()
+        now = self._inputs.now_ns()
+        self._learn(now, worked)
+        left = self._pace.left_ns(now)
+        if left and polled.has_core and not (self._armed or self._endpoints.busy or self.watches.unfinished):
+            worked |= polled.spin(Poll(CORE_SPIN_NS, left, self._pace.window_ns, self.watches.poller.fileno()))
+            now = self._inputs.now_ns()
+            self._learn(now, worked)
+        if self._is_nap_due(now):
+            self._counters.naps += 1
+            self._look(NAP_MS)
+        elif worked:
+            if may_look or now - self._looked_at >= LOOK_NS:
+                self._look(0)
+                self._looked_at = now
+        elif self._pace.left_ns(now):
+            if may_look:
+                self._look(0)
+        elif self._may_sleep():
+            self._sleep()
+
+    def _is_nap_due(self, now_ns: int) -> bool:
+        """Whether to let posted work gather for a moment. Doorbells are not asked for, so none can get lost."""
+        polled = self._polled
+        if self._armed or not polled.is_told_of_waits or self._endpoints.busy or self._pace.left_ns(now_ns):
+            return False
+        return not polled.is_pressed() and self._pace.takes_nap()
+
+    def _learn(self, now_ns: int, worked: bool) -> None:
+        """There was work until ``now_ns``, or none."""
+        if not worked:
+            return
+        waits = self._polled.waits()
+        if waits:
+            self._pace.waited(now_ns, waits)
+        self._pace.worked()
+        if self._armed:
+            self._work.disarm()
+            self._armed = False
+
+    def _may_sleep(self) -> bool:
+        """Ask for doorbells and look once more. Whether there is still nothing to do."""
+        if not self._armed:
+            self._armed = True
+            self._pace.armed()
+            if not self._work.arm():
+                self._work.disarm()  # at once: a guest may be looking at what is asked for
+                self._armed = False
+        return self._armed
+
+    def _sleep(self) -> None:
+        self._counters.sleeps += 1
+        timeout_ms = self._pace.sleep_ms() if self._work.is_polled else FOREVER
+        if timeout_ms == FOREVER:
+            gc.collect(0)
+        self._look(timeout_ms)
+
+    def _look(self, timeout_ms: float) -> None:
+        """Serve what is ready, after at most ``timeout_ms``."""
+        ready = self.watches.wait(self._until_timer(timeout_ms) if self._timers and timeout_ms else timeout_ms)
+        if timeout_ms:
+            self._polled.rested()
+        if ready:
+            self._armed = False  # a ring may have been turned on, or its doorbell rung
+            self.watches.serve(ready, lambda: self._stopping)
+
+    def _until_timer(self, timeout_ms: float) -> float:
+        """How long to sleep if there is something to do before ``timeout_ms``, which may be FOREVER, are over."""
+        due_ns = self._timers.next_ns()
+        if due_ns is None:
+            return timeout_ms
+        left_ms = max(due_ns - self._inputs.now_ns(), 0) / 1e6
+        return left_ms if timeout_ms == FOREVER else min(timeout_ms, left_ms)

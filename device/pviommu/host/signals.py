@@ -1,0 +1,53 @@
+"""Signals to the process, in the loop."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from types import FrameType
+
+from .loop import Loop
+
+__all__ = ["stopped_by_signals"]
+
+_MOST_SIGNALS = 4096
+
+
+@contextlib.contextmanager
+def stopped_by_signals(loop: Loop, on_hangup: Callable[[], None] | None = None) -> Iterator[None]:
+    """Within this, SIGTERM and SIGINT stop ``loop``, even while it sleeps. It may be closed within.
+
+    SIGHUP calls ``on_hangup``; without one it stops the loop too, unless it was ignored (nohup).
+    """
+    reader, writer = socket.socketpair()
+    reader.setblocking(False)
+    writer.setblocking(False)
+
+    def on_signal(number: int, _frame: FrameType | None) -> None:
+        if number == signal.SIGHUP and on_hangup:
+            on_hangup()
+        else:
+            loop.stop()
+
+    numbers = [signal.SIGTERM, signal.SIGINT]
+    if on_hangup or signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    before = {number: signal.signal(number, on_signal) for number in numbers}
+    wakeup = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+    watch = loop.watch(reader.fileno(), lambda *_: _forget(reader))
+    try:
+        yield
+    finally:
+        watch.close()
+        signal.set_wakeup_fd(wakeup)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        reader.close()
+        writer.close()
+
+
+def _forget(reader: socket.socket) -> None:
+    """What was written when signals came: it has woken the loop, and would do so for ever."""
+    reader.recv(_MOST_SIGNALS)

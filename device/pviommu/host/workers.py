@@ -1,0 +1,99 @@
+"""Threads for work that blocks, and the way back into the loop."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
+
+from ..hosted import Owner
+from ..inputs import Inputs, Outcome
+
+__all__ = ["THREADS", "Workers"]
+
+THREADS = 4
+"""At most. Work beyond waits for one of them."""
+_T = TypeVar("_T")
+
+
+class _Job(NamedTuple):
+    """Work that is being done for an owner."""
+
+    owner: Owner
+    generation: int
+    callback: Callable[[Outcome[Any]], None]
+
+
+class Workers:
+    """A few threads, begun when they are needed. What they have done enters through the inputs."""
+
+    def __init__(self, inputs: Inputs, wake: Callable[[], None]) -> None:
+        """``wake`` is called, in any thread, when there is something for :meth:`take`."""
+        self._inputs = inputs
+        self._wake = wake
+        self._jobs: dict[int, _Job] = {}
+        self._count = 0
+        self._waiting: deque[tuple[int, Callable[[], Any]]] = deque()
+        self._finished: deque[Outcome[Any]] = deque()
+        self._has_work = threading.Condition()
+        self._idle = 0
+        self._threads = 0
+        self._closed = False
+
+    def submit(self, owner: Owner, work: Callable[[], _T], callback: Callable[[Outcome[_T]], None]) -> None:
+        """See :meth:`pviommu.hosted.Host.submit`."""
+        self._count += 1
+        self._jobs[self._count] = _Job(owner, owner.generation, callback)
+        with self._has_work:
+            self._waiting.append((self._count, work))
+            if self._idle < len(self._waiting) and self._threads < THREADS:
+                self._begin_thread()
+            self._has_work.notify()
+
+    def _begin_thread(self) -> None:
+        thread = threading.Thread(target=self._work, name="worker", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:
+            if not self._threads:  # otherwise it waits for one of those that there are
+                self._finish(Outcome(self._waiting.pop()[0], error=error))
+        else:
+            self._threads += 1
+
+    def take(self) -> list[Callable[[], None]]:
+        """Calls that tell owners what came of their work; each may turn out to be of no interest any more."""
+        return [partial(self._tell, outcome) for outcome in self._inputs.outcomes(self._finished)]
+
+    def _tell(self, outcome: Outcome[Any]) -> None:
+        owner, generation, callback = self._jobs.pop(outcome.job)
+        if owner.generation == generation:
+            callback(outcome)
+
+    def close(self) -> None:
+        """Begin nothing any more. Nobody waits for what is being done."""
+        with self._has_work:
+            self._closed = True
+            self._waiting.clear()
+            self._has_work.notify_all()
+
+    def _work(self) -> None:
+        while True:
+            with self._has_work:
+                self._idle += 1
+                while not self._waiting and not self._closed:
+                    self._has_work.wait()
+                self._idle -= 1
+                if self._closed:
+                    return
+                number, work = self._waiting.popleft()
+            try:
+                outcome: Outcome[Any] = Outcome(number, work())
+            except Exception as error:  # whatever it is, the owner is told of it
+                outcome = Outcome(number, error=error)
+            self._finish(outcome)
+
+    def _finish(self, outcome: Outcome[Any]) -> None:
+        self._finished.append(outcome)
+        self._wake()

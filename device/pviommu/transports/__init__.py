@@ -1,0 +1,1 @@
+"""How clients reach the functions of a machine, a module each."""

@@ -1,0 +1,92 @@
+"""One client behind a socket."""
+
+from __future__ import annotations
+
+import select
+import socket
+
+from vfio_user import RequestError, Session, transport
+from vfio_user.foreign import Closer
+from vfio_user.transport import Flush
+
+from ..hosted import MayGoOn, Watch
+from ..inputs import Inputs
+from ..pci.function import PciFunction
+from .peers import Peer, is_gone
+
+__all__ = ["Connection"]
+
+_HUNG_UP = select.EPOLLHUP | select.EPOLLERR
+_READABLE = select.EPOLLIN | _HUNG_UP
+_CHUNK, _LARGEST_CHUNK = 4 << 10, 64 << 10
+"""Most bytes to read from a client at a time: few, since the messages in them wait in the session; of one large message
+more."""
+
+
+class Connection:
+    """A client of one function, or one that is refused as such."""
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        function: PciFunction,
+        closer: Closer,
+        peer: Peer,
+        refusal: RequestError | None = None,
+    ) -> None:
+        self.sock = sock
+        self.peer = peer
+        self.function = function
+        self.closer = closer
+        self.is_refused = refusal is not None
+        self.session = Session(function, name=function.name, closer=closer, refusal=refusal)
+        self.watch: Watch | None = None
+        """by which the loop looks at it"""
+
+    @property
+    def is_read(self) -> bool:
+        """Not while the client does not take its replies, or what was sent before is still being closed."""
+        return not self.session.paused and (self.is_refused or not self.closer.busy)
+
+    @property
+    def is_abandoned(self) -> bool:
+        """Whether its process is gone, and something that it has sent may be what keeps its end open."""
+        return self.session.may_keep_descriptors and is_gone(self.sock, self.peer)
+
+    @property
+    def _has_more(self) -> bool:
+        """Whether the session can go on without anything from the client."""
+        return self.session.paused and not self.session.outgoing
+
+    def exchange(self, inputs: Inputs, events: int, may_go_on: MayGoOn) -> None:
+        """Take what the client has sent, act on it, and send what it gets."""
+        session = self.session
+        if self._has_more:
+            session.resume(may_go_on)
+        elif events & _READABLE and self.is_read:
+            received = inputs.receive(self.sock, min(max(session.wanted, _CHUNK), _LARGEST_CHUNK))
+            if received is None:
+                session.eof()
+            else:
+                session.receive(*received, may_go_on)
+        elif events & _HUNG_UP and not session.paused:  # nothing to be read, and told again and again
+            session.eof()
+        if session.outgoing and transport.flush(self.sock, session.outgoing) is Flush.CLOSED:
+            session.eof()
+        while self._has_more and may_go_on():
+            session.resume(may_go_on)
+            if transport.flush(self.sock, session.outgoing) is Flush.CLOSED:
+                session.eof()
+
+    def wait(self) -> None:
+        """Have the loop look for what is to come next: bytes, room for replies, or time."""
+        if self.watch is not None:
+            reading = select.EPOLLIN if self.is_read else 0
+            self.watch.events = reading | (select.EPOLLOUT if self.session.outgoing else 0)
+            self.watch.has_more = self._has_more
+
+    def close(self) -> None:
+        """End the connection; the session is over."""
+        if self.watch is not None:
+            self.watch.close()
+        self.closer.close_socket(self.sock)
