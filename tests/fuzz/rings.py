@@ -98,6 +98,7 @@ def _frame(feed: Feed) -> int:
 
 class _Guest:
     def __init__(self, machine: Machine, inputs: _Inputs, ram: int) -> None:
+        self.machine = machine
         self.step = Work(machine).step
         self.iommu = machine.iommu
         self.dma = machine.endpoints["dma0"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -42,6 +43,8 @@ _LARGEST = 1 << 16
 """Pages of a map that a ring carries out in one go."""
 _RESET_ENTRIES = 32
 """Of the ring that a reset waits for: some tenths of a second."""
+_BUSY = 16
+"""Sockets, and engines, of the abuse that is many at once; fewer if there are not so many."""
 _NOWHERE = 1 << 38
 """An address that no RAM is at."""
 _MASK = 0xFFFFFFFF
@@ -140,6 +143,8 @@ class Abuse:
     name: ClassVar[str] = "nothing"
     leaves_ring_0: ClassVar[bool] = True
     is_memory_used: ClassVar[bool] = True
+    is_by_many: ClassVar[bool] = False
+    """whether the honest client is one of many that want as much, so that what it asks for waits for its turn"""
 
     def __init__(self, scene: Scene) -> None:
         self.scene = scene
@@ -163,18 +168,13 @@ class Abuse:
         """Give the server as much to do as it takes without an answer. Waits for nothing."""
 
 
-class _Flood(Abuse):
-    """The same request over and over, as many as the socket takes."""
+class _Stream:
+    """The same request to one socket over and over, as many as it takes."""
 
-    def __init__(self, scene: Scene) -> None:
-        super().__init__(scene)
-        self._sock = scene.engines[0].sock
-        request = self.request()
+    def __init__(self, sock: socket.socket, request: bytes) -> None:
+        self._sock = sock
         self._stream = request * (_MIB // len(request))
         self._position = 0
-
-    def request(self) -> bytes:
-        raise NotImplementedError
 
     def go_on(self) -> None:
         self._sock.setblocking(False)
@@ -189,6 +189,20 @@ class _Flood(Abuse):
                 self._position %= len(self._stream)
         except BlockingIOError:
             pass
+
+
+class _Flood(Abuse):
+    """One client that floods its socket."""
+
+    def __init__(self, scene: Scene) -> None:
+        super().__init__(scene)
+        self._stream = _Stream(scene.engines[0].sock, self.request())
+
+    def request(self) -> bytes:
+        raise NotImplementedError
+
+    def go_on(self) -> None:
+        self._stream.go_on()
 
 
 class _ReadFlood(_Flood):
@@ -388,6 +402,28 @@ class _TurningOn(Abuse):
         self._write("RING_CONTROL", RingControl.ENABLE, posted=True)
 
 
+class _Everything(_LargeMaps):
+    name = "rings 1 to 3, 16 sockets and 16 engines busy"
+    is_by_many = True
+
+    def __init__(self, scene: Scene) -> None:
+        super().__init__(scene)
+        half = min(len(scene.engines) // 2, _BUSY)
+        self._busy = scene.engines[half : half + _BUSY]
+        request = _message(Command.REGION_READ, RegionAccess(0, REGISTER_BAR, 4).pack())
+        self._streams = [_Stream(engine.sock, request) for engine in scene.engines[:half]]
+        for engine in self._busy:
+            pages = engine.list_pages(2048)
+        self._verify = Descriptor(DmaOp.VERIFY, DescriptorFlags.SRC_SG, 0, dma_test.MAX_LENGTH, pages, 0, 0)
+
+    def go_on(self) -> None:
+        super().go_on()
+        for engine in self._busy:
+            engine.keep_full(self._verify)
+        for stream in self._streams:
+            stream.go_on()
+
+
 NOTHING = Abuse.name
 ABUSES: dict[str, type[Abuse]] = {
     abuse.name: abuse
@@ -402,6 +438,7 @@ ABUSES: dict[str, type[Abuse]] = {
         _Batches,
         _LargeMaps,
         _RefusedDma,
+        _Everything,
         _ResetBehindRings,
         _TurningOn,
     )

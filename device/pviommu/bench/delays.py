@@ -15,6 +15,7 @@ from pviommu.bench import bars
 from pviommu.bench.abuses import ABUSES, NOTHING, Abuse, Scene
 from pviommu.bench.bars import Bar, Judgement, markdown_table, shown, text_table, verdict_table
 from pviommu.bench.cores import chosen_cores, serve_options
+from pviommu.bench.idle import judge_idle, measure_idle
 from pviommu.bench.mechanisms import PythonMechanism
 from pviommu.bench.output import Document, add_targets, check_targets, machine, show
 from pviommu.bench.wire_guest import BenchServer, processor_time_ns
@@ -54,6 +55,8 @@ class Found:
     delays: dict[str, Delay] = field(default_factory=dict)
     stop_ns: int = 0
     """from SIGTERM to the end of the server"""
+    judged: Sequence[str] = OPERATIONS
+    """what of it the bars are about"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -62,7 +65,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Start the server, abuse it as a hostile guest and hostile clients do, one way at a time, and measure how long "
         "an honest operation takes meanwhile: an operation of ring 0, a read of a register, DMA of another function; "
         "by the clock, and in processor time of the server, which a busy host does not falsify; then how long SIGTERM "
-        "takes. The longest time of each is shown."
+        "takes. The longest time of each is shown. Last, what a turn of the loop costs in which there is nothing to "
+        "do, with 1 endpoint and with 256."
     )
     parser.epilog = "Exit status: 0 everything was measured, whether bars are met or not; 2 usage; 3 it was not."
     parser.add_argument("--core", choices=("native", "python", "both"), default="both", help="implementation")
@@ -91,7 +95,8 @@ def _run(args: argparse.Namespace, out: TextIO, program: Sequence[str]) -> int:
     for core in chosen_cores(args.core):
         options = (*serve_options(core), "--log-level", "error")
         found[core] = [_measure(abuse, args.engines, args.rounds, program, options) for abuse in abuses]
-    document = _document(began, args.rounds, args.engines, found)
+    idle = {core: measure_idle(core) for core in found}
+    document = _document(began, args.rounds, args.engines, found, idle)
     show(document, args, out)
     return ExitStatus.PASSED
 
@@ -107,7 +112,7 @@ def _chosen(names: Sequence[str] | None) -> list[type[Abuse]]:
 
 
 def _measure(kind: type[Abuse], engines: int, rounds: int, program: Sequence[str], options: Sequence[str]) -> Found:
-    found = Found(kind.name)
+    found = Found(kind.name, judged=(RING,) if kind.is_by_many else OPERATIONS)
     with ExitStack() as stack:
         server, scene, abuse = stack.enter_context(_scene(kind, engines, program, options))
         honest = stack.enter_context(closing(_Honest(scene, server.pid)))
@@ -173,7 +178,11 @@ def judge(found: Sequence[Found]) -> list[Judgement]:
     """The bars of one core's figures: the worst of all abuses."""
     judgements = []
     for name in OPERATIONS:
-        worst = max((one for one in found if name in one.delays), key=lambda one: one.delays[name].cpu_ns, default=None)
+        worst = max(
+            (one for one in found if name in one.delays and name in one.judged),
+            key=lambda one: one.delays[name].cpu_ns,
+            default=None,
+        )
         bar = Bar(f"{name}, server's processor time", 10, "ms")
         if worst is not None:
             judgements.append(bar.judge(worst.delays[name].cpu_ns / 1e6, worst.abuse))
@@ -196,17 +205,24 @@ def _cells(found: Found) -> Iterator[str]:
         yield from ("-", "-") if delay is None else (shown(delay.wall_ns / 1e6), shown(delay.cpu_ns / 1e6))
 
 
-def _document(began: datetime, rounds: int, engines: int, measured: Mapping[str, Sequence[Found]]) -> Document:
+def _document(
+    began: datetime,
+    rounds: int,
+    engines: int,
+    measured: Mapping[str, Sequence[Found]],
+    idle: Mapping[str, dict[int, float]],
+) -> Document:
     setting = {"time": began.isoformat(timespec="seconds"), "versions": machine(), "rounds": rounds, "engines": engines}
     rows = [row for core, found in measured.items() for row in _rows(core, found)]
     blocks = {"delays": markdown_table(_HEADINGS, rows, left=(0, 1))}
     text = [text_table([_HEADINGS, *rows], left=(0, 1))]
     data = []
     for core, found in measured.items():
-        judgements = judge(found)
+        judgements = [*judge(found), judge_idle(idle[core])]
         text.append(f"core {core}\n" + verdict_table(judgements))
         blocks[f"delays-{core}-bars"] = verdict_table(judgements, markdown=True)
-        data.append({"core": core, "bars": bars.as_json(judgements), "abuses": [asdict(one) for one in found]})
+        abuses = [asdict(one) for one in found]
+        data.append({"core": core, "bars": bars.as_json(judgements), "abuses": abuses, "idle_turn_ns": idle[core]})
     host = ", ".join(f"{name} {value}" for name, value in machine().items())
     text.append(
         f"Milliseconds, the worst of {rounds} times each, with {engines} engines; row {NOTHING!r} is without any abuse."

@@ -16,6 +16,10 @@ SOCKETS_NS = 1_000_000
 _HUNG_UP = select.EPOLLHUP | select.EPOLLERR
 
 
+def _nothing(_: int, __: MayGoOn) -> None:
+    """What is closed calls nobody."""
+
+
 class Watch:
     """One of them: see :class:`pviommu.hosted.Watch`."""
 
@@ -51,6 +55,7 @@ class Watch:
         if not self.closed:
             self.has_more = False
             self.closed = True
+            self.callback = _nothing  # often a method of what has this watch: a loop that is busy collects no cycles
             self._among.forget(self)
 
 
@@ -92,18 +97,23 @@ class Watches:
         return ready
 
     def serve(self, ready: dict[Watch, int], is_stopping: Callable[[], bool]) -> None:
-        """Call back, until :data:`SOCKETS_NS` are over. The next look finds those that are left."""
-        deadline = self._inputs.now_ns() + SOCKETS_NS
+        """Call back, until :data:`SOCKETS_NS` are over. The next look finds those that are left.
+
+        Each of several has a part of half the time: what they take beyond it must not keep the last one waiting.
+        """
+        deadline = until = self._inputs.now_ns() + SOCKETS_NS
 
         def may_go_on() -> bool:
-            return self._inputs.now_ns() <= deadline and not is_stopping()
+            return self._inputs.now_ns() <= until and not is_stopping()
 
         worked = self._inputs.worked_ns()
         for watch in self._fairness.order(ready) if len(ready) > 1 else ready:
             if not watch.closed:  # by the callback of another
+                if len(ready) > 1:
+                    until = min(deadline, self._inputs.now_ns() + SOCKETS_NS // (2 * len(ready)))
                 watch.callback(ready[watch], may_go_on)
             before, worked = worked, self._inputs.worked_ns()
             if not watch.closed:
                 self._fairness.charge(watch, worked - before)
-            if not may_go_on():
+            if self._inputs.now_ns() > deadline or is_stopping():
                 break

@@ -18,7 +18,7 @@ __all__ = ["Connection"]
 
 _HUNG_UP = select.EPOLLHUP | select.EPOLLERR
 _READABLE = select.EPOLLIN | _HUNG_UP
-_CHUNK, _LARGEST_CHUNK = 4 << 10, 64 << 10
+_CHUNK, _LARGEST_CHUNK = 1 << 10, 64 << 10
 """Most bytes to read from a client at a time: few, since the messages in them wait in the session; of one large message
 more."""
 

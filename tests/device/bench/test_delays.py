@@ -12,6 +12,7 @@ import pytest
 from pviommu.bench import delays
 from pviommu.bench.abuses import ABUSES, NOTHING
 from pviommu.bench.delays import DMA, OPERATIONS, REGISTER, RING, Delay, Found, judge
+from pviommu.bench.idle import judge_idle, measure_idle
 
 pytestmark = pytest.mark.row("server", 40)
 QUICK = ("--rounds", "1", "--engines", "3", "--core", "python")
@@ -74,3 +75,22 @@ def test_an_operation_that_no_abuse_leaves_is_not_judged() -> None:
     only = found("x", 1)
     del only.delays[RING]
     assert len(judge([only])) == 3
+
+
+def test_of_one_client_among_many_only_ring_0_is_judged() -> None:
+    many = found("many", 20)
+    many.judged = (RING,)
+    assert [one.word for one in judge([found(NOTHING, 1), many])] == ["NOT MET", "met", "met", "met"]
+
+
+def test_an_idle_turn_is_measured_with_few_endpoints_and_with_many() -> None:
+    idle = measure_idle("python")
+    assert set(idle) == {1, 256}
+    assert all(0 < taken < 1e6 for taken in idle.values())
+
+
+@pytest.mark.parametrize(("many", "word"), [(1250.0, "met"), (1260.0, "NOT MET")])
+def test_endpoints_that_have_nothing_to_do_may_cost_next_to_nothing(many: float, word: str) -> None:
+    judgement = judge_idle({1: 1000.0, 256: many})
+    assert judgement.word == word
+    assert judgement.note.startswith("1 and 1.2")
