@@ -6,6 +6,7 @@ import select
 import signal
 import socket
 import threading
+import weakref
 
 import pytest
 
@@ -629,6 +630,24 @@ def test_a_client_seen_before_the_end_of_the_last_one_is_accepted(make_driver, t
         server.close()
         assert second.recv(1) == b""
     close_all(sockets)
+
+
+@pytest.mark.row("defect", "A13")
+def test_a_client_that_is_gone_is_freed_without_the_garbage_collector(listening):
+    """A busy server collects seldom or never."""
+    gc.disable()
+    try:
+        sock = listening.connect("dma0")
+        assert listening.answer(sock) == 0
+        (connection,) = listening.server.transport._connections.values()
+        ended = weakref.ref(connection)
+        del connection
+        sock.shutdown(socket.SHUT_RDWR)
+        listening.turns(2)
+        assert listening.server.transport._connections == {}
+        assert ended() is None
+    finally:
+        gc.enable()
 
 
 def test_closing_drops_every_client(connected):
