@@ -34,10 +34,11 @@ from pviommu_abi.shared import MAX_RINGS, SBDF_UNBOUND
 from . import documents, resources, toml_places
 from .documents import WrongValueError
 from .endpoints import ENDPOINTS, endpoint_class
-from .engine import PAGE_MASK, PAGE_SHIFT, DefaultPolicy, EngineConfig, ReservedRegion
-from .engine.config import MAX_APERTURE_BITS, MAX_CONTEXT, MIN_APERTURE_BITS
+from .engine import PAGE_MASK, PAGE_SHIFT, EngineConfig, ReservedRegion
+from .engine.config import MAX_APERTURE_BITS, MIN_APERTURE_BITS
 from .interfaces.pv.bindings import sbdf_of
 from .interfaces.pv.config import MAX_ENDPOINTS, NO_STREAM, IommuConfig
+from .interfaces.pv.contexts import MAX_CONTEXT, DefaultPolicy
 from .pci.config_space import Identity
 
 __all__ = [
@@ -230,16 +231,13 @@ class Topology(_Entry, frozen=True):
     def iommu_config(self) -> IommuConfig:
         """What the PV-IOMMU is built with. Raises :class:`ValueError`."""
         entry = self.iommu
-        engine = EngineConfig(
-            max_contexts=entry.contexts,
-            pool_pages=entry.pool_pages,
-            aperture_bits=entry.aperture_bits,
-            default_policy=DefaultPolicy(entry.default_policy),
-        )
+        engine = EngineConfig(pool_pages=entry.pool_pages, aperture_bits=entry.aperture_bits)
         fixed = {endpoint.stream: endpoint.fixed_sbdf() for endpoint in self.endpoint}
         return IommuConfig(
             instance=entry.instance,
             engine=engine,
+            max_contexts=entry.contexts,
+            default_policy=DefaultPolicy(entry.default_policy),
             max_nr_pages=entry.max_pages_per_op,
             rings=entry.rings,
             streams=tuple(endpoint.stream for endpoint in self.endpoint),

@@ -9,8 +9,9 @@ import pytest
 from pviommu.counters import Counters
 from pviommu.endpoints.options import Options
 from pviommu.endpoints.xor import Xor, XorOptions
-from pviommu.engine import DefaultPolicy, ReservedRegion
+from pviommu.engine import ReservedRegion
 from pviommu.inputs import LiveInputs
+from pviommu.interfaces.pv.contexts import DefaultPolicy
 from pviommu.machine import Machine
 from pviommu.pci.function import Environment
 from pviommu.toml_places import line_of
@@ -31,7 +32,7 @@ def test_an_empty_file_is_a_pviommu_without_endpoints(tmp_path: Path) -> None:
     assert topology == Topology()
     config = topology.iommu_config()
     assert (config.instance, config.rings, config.max_nr_pages, config.streams) == (1, 4, 262144, ())
-    assert (config.engine.max_contexts, config.engine.pool_pages, config.engine.aperture_bits) == (255, 4096, 39)
+    assert (config.max_contexts, config.engine.pool_pages, config.engine.aperture_bits) == (255, 4096, 39)
 
 
 def test_every_key_reaches_the_configuration(tmp_path: Path) -> None:
@@ -47,8 +48,8 @@ def test_every_key_reaches_the_configuration(tmp_path: Path) -> None:
     config = load(path).iommu_config()
 
     assert (config.instance, config.rings, config.max_nr_pages) == (7, 2, 256)
-    assert (config.engine.max_contexts, config.engine.pool_pages, config.engine.aperture_bits) == (3, 64, 48)
-    assert config.engine.default_policy is DefaultPolicy.BLOCKED
+    assert (config.max_contexts, config.engine.pool_pages, config.engine.aperture_bits) == (3, 64, 48)
+    assert config.default_policy is DefaultPolicy.BLOCKED
     assert (config.identity.vendor, config.identity.device) == (0x1AF4, 0x10FF)
     assert config.streams == (9,)
     assert dict(config.fixed_bindings) == {9: 0x000102FF}

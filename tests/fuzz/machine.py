@@ -219,20 +219,20 @@ def check_engine(engine: Engine) -> None:
         cached.setdefault(context, []).extend(told)
     assert sum(map(len, cached.values())) == len(engine._iotlb) <= engine.config.iotlb_entries
     charged = pages = 0
-    for context in (0, *engine.contexts()):
-        mapped = [(run.dfn, run.nr, run.gfn, run.access) for run in engine.mappings(context)]
+    for context in (0, *engine.domains()):
+        mapped = [(run.dfn, run.nr, run.gfn, run.access) for run in engine.areas(context)]
         direct = [(first, last - first + 1, first, READ_WRITE) for first, last in engine.direct(context)]
         if context:
-            table = engine._contexts.get(context).table
+            table = engine._domains.paging[context].table
             charged += max(table._reserve, 1 + _tables(engine, mapped)) + _tables(engine, direct)
             pages += sum(nr for _, nr, _, _ in mapped)
         for run in cached.pop(context, []):
             _check_cached(f"IOTLB: context {context} dfn {run[0]:#x}", mapped + direct, run)
     assert not cached, f"IOTLB: contexts {list(cached)} do not exist"
     usage = engine.usage()
-    assert (usage.contexts, usage.mapped_pages) == (len(engine.contexts()), pages)
+    assert (usage.domains, usage.mapped_pages) == (len(engine.domains()), pages)
     assert usage.pool_pages_used == charged <= usage.pool_pages_total, f"{usage} but {charged} pages are in use"
-    assert all(engine.has_context(context) for context in engine.endpoints().values())
+    assert all(engine.has_domain(context) for context in engine.endpoints().values())
 
 
 def _tables(engine: Engine, runs: list[_Run]) -> int:

@@ -346,7 +346,7 @@ class _Guest:
 
     def endpoint(self, feed: Feed) -> None:
         """Reset of the endpoint, or its bus mastering off and on."""
-        held = STREAM in self.iommu.engine._endpoints._held
+        held = STREAM in self.iommu.contexts._held
         if feed.u8() & 1:
             self.dma.reset()
         self.dma.region_write(7, 4, b"\0\0")

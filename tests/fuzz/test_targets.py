@@ -90,7 +90,8 @@ def engine():
     made = Engine(EngineConfig(pool_pages=16))
     made.set_ram([(0, 15)])
     made.add_endpoint(1)
-    context, _ = made.alloc_context()
+    context = 1
+    made.alloc_paging(context)
     made.attach(1, context)
     assert made.map(context, 8, 0, 4, Access.READ).done == 4
     made.translate(1, 8 << 12, 4 << 12, Access.READ)

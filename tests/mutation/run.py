@@ -31,6 +31,9 @@ TESTS = "tests/device/engine"
 NEEDED = [
     "pyproject.toml",
     "device/pviommu/__init__.py",
+    "device/pviommu/interfaces/__init__.py",
+    "device/pviommu/interfaces/pv/__init__.py",
+    "device/pviommu/interfaces/pv/contexts.py",
     "device/pviommu/selfcheck/__init__.py",
     "device/pviommu/selfcheck/model.py",
     ENGINE,
@@ -64,7 +67,7 @@ def all_jobs(checkout: Path) -> list[Job]:
 
 
 def copy_engine(checkout: Path, target: Path) -> Path:
-    """A tree that has the engine, the reference model and the engine's tests, and nothing else."""
+    """A tree that has the engine, contexts, the reference model and the engine's tests, and nothing else."""
     for name in NEEDED:
         source, place = checkout / name, target / name
         place.parent.mkdir(parents=True, exist_ok=True)

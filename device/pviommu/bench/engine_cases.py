@@ -36,6 +36,7 @@ GIB = 1 << 18
 
 _FRAMES = 1 << 22
 _STREAM = 1
+_DOMAIN = 1
 _BLOCK = 4096  # pages mapped between two looks at the clock, which costs as much as some operations
 _MISS_PAGES = 1 << 15
 _ACCESS = Access.READ | Access.WRITE
@@ -45,14 +46,13 @@ _ABOVE_WINDOW = 4 * GIB  # interrupts have a window below 4 GiB, which nothing m
 
 
 def _engine(core: str) -> tuple[Engine, int]:
-    """An engine with 16 GiB of RAM and one context, in which its endpoint is."""
+    """An engine with 16 GiB of RAM and one domain, in which its endpoint is."""
     engine = build_engine(EngineConfig(pool_pages=1 << 20), core)
     engine.set_ram([(0, _FRAMES - 1)])
     engine.add_endpoint(_STREAM)
-    context = engine.alloc_context().context
-    if context is None or engine.attach(_STREAM, context) is not None:
-        raise RunError("a new engine has a free context, and its endpoint can be attached")
-    return engine, context
+    if engine.alloc_paging(_DOMAIN) or engine.attach(_STREAM, _DOMAIN):
+        raise RunError("a new engine has room for a domain, and its endpoint can be attached")
+    return engine, _DOMAIN
 
 
 def _complete(done: int, wanted: int) -> None:

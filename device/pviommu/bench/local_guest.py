@@ -73,8 +73,9 @@ class LocalGuest:
         self._ring = Ring(driver, entries=MAX_RING_ENTRIES)
         self._ring.turn_on()
         engine.set_bus_master(True)
-        context = self.engine.alloc_context().context
-        if context is None or self.engine.attach(_STREAM, context) is not None:
+        contexts = self.machine.iommu.contexts
+        context = contexts.alloc().context
+        if context is None or contexts.attach(_STREAM, context) is not None:
             raise RunError("a new machine has a free context, and its endpoint can be attached")
         self.context = context
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from ..engine import Access, Fault, Run
+from ..engine import Access, Fault, NoRuns, Pending, Run
 
 _new_tuple = tuple.__new__
 """Makes a plan in half the time that DmaPlan() takes."""
@@ -43,17 +43,17 @@ class DmaPlan(NamedTuple):
 
 
 def translate_each(
-    requests: Sequence[DmaRequest], translate: Callable[[int, int, Access], Sequence[Run] | Fault]
-) -> list[DmaPlan] | tuple[Fault, int]:
+    requests: Sequence[DmaRequest], translate: Callable[[int, int, Access], Sequence[Run] | Fault | Pending]
+) -> list[DmaPlan] | tuple[Fault | Pending, int]:
     """Plans of ``requests``, for all of whose spans ``translate(iova, length, access)``, an engine's, gave runs; or the
-    first refusal that it gave, and the length of the span.
+    first other answer that it gave, and the length of the span.
     """
     plans = []
     for spans, access in requests:
         translations: list[Sequence[Run]] = []
         for iova, length in spans:
             found = translate(iova, length, access)
-            if isinstance(found, Fault):
+            if isinstance(found, NoRuns):
                 return found, length
             translations.append(found)
         plans.append(_new_tuple(DmaPlan, (spans, access, translations)))

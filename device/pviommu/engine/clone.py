@@ -1,4 +1,4 @@
-"""Clones: contexts that map guest RAM 1:1 and go on doing so when memory comes and goes.
+"""Clones: domains that map guest RAM 1:1 and go on doing so when memory comes and goes.
 
 What the guest does to a clone lasts. A page that it mapped is its own; one that it unmapped stays unmapped even when
 its memory goes away and comes back, as QEMU lets it do for a moment when it rearranges memory.
@@ -6,7 +6,7 @@ its memory goes away and comes back, as QEMU lets it do for a moment when it rea
 
 from collections.abc import Iterator
 
-from pviommu.engine.core import ContextTable
+from pviommu.engine.core import DomainTable
 from pviommu.engine.table import ACCESS_MASK, CLONE, LEVEL_BITS, SLOTS
 
 FULL = (1 << SLOTS) - 1
@@ -19,7 +19,7 @@ class Clone:
 
     __slots__ = ("_edited", "_grows", "_table")
 
-    def __init__(self, table: ContextTable) -> None:
+    def __init__(self, table: DomainTable) -> None:
         self._table = table
         self._edited: dict[int, int] = {}
         self._grows = True

@@ -4,9 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from pviommu.engine.results import FRAME_LIMIT, DefaultPolicy
+from pviommu.engine.results import FRAME_LIMIT
 
-MAX_CONTEXT = 0xFFFF
 MIN_APERTURE_BITS = 32
 MAX_APERTURE_BITS = 48
 
@@ -17,8 +16,9 @@ DIRECT = "direct"
 class ReservedRegion(NamedTuple):
     """DFNs that no guest can map; `last` is inclusive.
 
-    A region of the configuration is reserved in every context and never reached. One of an endpoint is of kind
-    "direct": mapped 1:1, readable and writeable, in the context (other than the default one) that the endpoint is in.
+    A region of the configuration is reserved in every domain and never reached. One of an endpoint is of kind "direct"
+    (IOMMU_RESV_DIRECT of Linux, an RMRR of VT-d): mapped 1:1, readable and writeable, in the paging domain that the
+    endpoint is attached to.
     """
 
     first: int
@@ -34,24 +34,17 @@ MSI_WINDOW = ReservedRegion(0xFEE00, 0xFEEFF, "msi")
 class EngineConfig:
     """Limits of an engine. Raises ValueError naming the field, the value and the rule."""
 
-    max_contexts: int = 255
-    """Contexts besides the default one; their numbers are 1..max_contexts."""
     pool_pages: int = 4096
-    """4 KiB page-table pages that all contexts share."""
+    """4 KiB page-table pages that all domains share."""
     aperture_bits: int = 39
-    """IOVAs of a context are below 1 << aperture_bits; the default context is bounded by RAM only."""
+    """IOVAs of a paging domain are below 1 << aperture_bits; the identity domain is bounded by RAM only."""
     reserved: tuple[ReservedRegion, ...] = (MSI_WINDOW,)
-    default_policy: DefaultPolicy = DefaultPolicy.IDENTITY
     iotlb_entries: int = 4096
     """Translations cached at most."""
 
     def __post_init__(self) -> None:
-        if not 1 <= self.max_contexts <= MAX_CONTEXT:
-            raise ValueError(
-                f"max_contexts {self.max_contexts}: must be 1..{MAX_CONTEXT}, a context number has 16 bits"
-            )
         if self.pool_pages < 1:
-            raise ValueError(f"pool_pages {self.pool_pages}: must be at least 1, a context needs a root table")
+            raise ValueError(f"pool_pages {self.pool_pages}: must be at least 1, a domain needs a root table")
         if not MIN_APERTURE_BITS <= self.aperture_bits <= MAX_APERTURE_BITS:
             raise ValueError(
                 f"aperture_bits {self.aperture_bits}: must be {MIN_APERTURE_BITS}..{MAX_APERTURE_BITS},"

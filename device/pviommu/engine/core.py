@@ -29,7 +29,7 @@ class PagePool(Protocol):
     def resize(self, total: int) -> None: ...
 
 
-class ContextTable(Protocol):
+class DomainTable(Protocol):
     """See `table.PageTable`."""
 
     @property
@@ -60,22 +60,24 @@ class Core(Protocol):
     def start(self, config: EngineConfig) -> PagePool:
         """Called once, first: the pool of the engine with these limits."""
 
-    def table(self, pool: PagePool, frames: int) -> ContextTable:
+    def table(self, pool: PagePool, frames: int) -> DomainTable:
         """An empty table for dfns below `frames`. Raises MemoryError when the pool has no page for the root."""
 
     def change_backed(self, first: int, nr: int, backed: array[int]) -> None:
-        """Of the nr frames from `first` on those in `backed` may be mapped, RAM or not, from now on, and the default
-        context reaches them. They come as FrameRanges.within() gives them.
+        """Of the nr frames from `first` on those in `backed` may be mapped, RAM or not, from now on, and the identity
+        domain reaches them. They come as FrameRanges.within() gives them.
         """
 
-    def show(self, ctx: int, table: ContextTable, direct: FrameRanges, closed: FrameRanges, is_clone: bool) -> None:
-        """There is such a context: what lies over its table, what the guest may not edit, whether edits are noted."""
+    def show(self, domain: int, table: DomainTable, direct: FrameRanges, closed: FrameRanges, is_clone: bool) -> None:
+        """Such a paging domain: what lies over its table, what the guest may not edit, whether edits are noted."""
 
-    def hide(self, ctx: int) -> None:
-        """The context is gone."""
+    def hide(self, domain: int) -> None:
+        """The domain is gone."""
 
-    def walk(self, ctx: int, iova: int, end: int, wanted: int) -> Sequence[Run] | tuple[int, Refusal]:
-        """The runs of [iova, end) in a context for these access bits, or the first refused address and why."""
+    def walk(self, domain: int, iova: int, end: int, wanted: int) -> Sequence[Run] | tuple[int, Refusal]:
+        """The runs of [iova, end) for these access bits in a domain that is not nested, or the first refused address
+        and why.
+        """
 
 
 class PythonCore:
@@ -90,17 +92,17 @@ class PythonCore:
     def start(self, config: EngineConfig) -> PagePool:
         return Pool(config.pool_pages)
 
-    def table(self, pool: PagePool, frames: int) -> ContextTable:
+    def table(self, pool: PagePool, frames: int) -> DomainTable:
         return PageTable(pool, frames)
 
     def change_backed(self, first: int, nr: int, backed: array[int]) -> None:
         """The engine looks itself."""
 
-    def show(self, ctx: int, table: ContextTable, direct: FrameRanges, closed: FrameRanges, is_clone: bool) -> None:
+    def show(self, domain: int, table: DomainTable, direct: FrameRanges, closed: FrameRanges, is_clone: bool) -> None:
         """The engine looks itself."""
 
-    def hide(self, ctx: int) -> None:
+    def hide(self, domain: int) -> None:
         """The engine looks itself."""
 
-    def walk(self, ctx: int, iova: int, end: int, wanted: int) -> Sequence[Run] | tuple[int, Refusal]:
+    def walk(self, domain: int, iova: int, end: int, wanted: int) -> Sequence[Run] | tuple[int, Refusal]:
         raise NotImplementedError("the engine walks the tables of this core")

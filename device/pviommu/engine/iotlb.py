@@ -1,4 +1,4 @@
-"""The IOTLB: translations that were found before, by context and 2 MiB block.
+"""The IOTLB: translations that were found before, by domain and 2 MiB block.
 
 A block holds runs by the DFN they begin at; no run leaves its block, so invalidating a range means dropping the
 blocks that it touches. Refusals are not cached, hence mapping a page needs no invalidation.
@@ -17,7 +17,7 @@ CachedRun = tuple[int, int, int]
 """gfn, pages, access bits."""
 
 Pending = tuple[int | None, int, int]
-"""Context (None: all), first and last dfn."""
+"""Domain (None: all), first and last dfn."""
 
 EVERYTHING: Pending = (None, 0, FRAME_LIMIT - 1)
 
@@ -40,36 +40,36 @@ class Iotlb:
     def __len__(self) -> int:
         return self._entries
 
-    def get(self, ctx: int, dfn: int) -> CachedRun | None:
+    def get(self, domain: int, dfn: int) -> CachedRun | None:
         """The run at `dfn`; None when it is not known, or when invalidations are being deferred."""
         if self._deferrals:
             return None
-        block = self._blocks.get((ctx, dfn >> BLOCK_SHIFT))
+        block = self._blocks.get((domain, dfn >> BLOCK_SHIFT))
         return None if block is None else block.get(dfn)
 
-    def put(self, ctx: int, dfn: int, run: CachedRun) -> None:
+    def put(self, domain: int, dfn: int, run: CachedRun) -> None:
         """Remember the run at `dfn`, unless invalidations are being deferred.
 
         Raises ValueError for a run that leaves its block: it would outlive an unmap.
         """
         if (dfn & BLOCK_PAGES - 1) + run[1] > BLOCK_PAGES:
-            raise ValueError(f"cache ctx {ctx} dfn {dfn:#x}+{run[1]}: a run must stay inside its 2 MiB block")
+            raise ValueError(f"cache domain {domain} dfn {dfn:#x}+{run[1]}: a run must stay inside its 2 MiB block")
         if self._deferrals:
             return
-        key = (ctx, dfn >> BLOCK_SHIFT)
+        key = (domain, dfn >> BLOCK_SHIFT)
         if dfn not in self._blocks.get(key, ()):
             if self._entries >= self._capacity:
                 self._drop(next(iter(self._blocks)))
             self._entries += 1
         self._blocks.setdefault(key, {})[dfn] = run
 
-    def invalidate(self, ctx: int, dfn: int, nr: int) -> None:
-        """Forget every translation of pages dfn..dfn+nr-1 of a context."""
+    def invalidate(self, domain: int, dfn: int, nr: int) -> None:
+        """Forget every translation of pages dfn..dfn+nr-1 of a domain."""
         if nr > 0:
-            self._request((ctx, dfn, dfn + nr - 1))
+            self._request((domain, dfn, dfn + nr - 1))
 
-    def invalidate_context(self, ctx: int) -> None:
-        self._request((ctx, 0, FRAME_LIMIT - 1))
+    def invalidate_domain(self, domain: int) -> None:
+        self._request((domain, 0, FRAME_LIMIT - 1))
 
     def clear(self) -> None:
         self._request(EVERYTHING)
@@ -102,17 +102,17 @@ class Iotlb:
             self._pending.append(request)
 
     def _forget(self, request: Pending) -> None:
-        ctx, first, last = request
-        if ctx is None:
+        domain, first, last = request
+        if domain is None:
             self._blocks.clear()
             self._entries = 0
             return
         first, last = first >> BLOCK_SHIFT, last >> BLOCK_SHIFT
         if last - first < len(self._blocks):
             for block in range(first, last + 1):
-                self._drop((ctx, block))
+                self._drop((domain, block))
         else:
-            for key in [key for key in self._blocks if key[0] == ctx and first <= key[1] <= last]:
+            for key in [key for key in self._blocks if key[0] == domain and first <= key[1] <= last]:
                 self._drop(key)
 
     def _drop(self, key: tuple[int, int]) -> None:

@@ -1,7 +1,7 @@
 """The page pool: what page tables may cost a guest.
 
 A mapping is charged what its 4 KiB form needs: one page a 2 MiB region touched, one a 1 GiB region touched (and one a
-512 GiB region touched where tables have four levels), besides one root a context. That holds whatever leaves the table
+512 GiB region touched where tables have four levels), besides one root a domain. That holds whatever leaves the table
 chose, so splitting a large leaf needs no page and unmap cannot fail; and a model can compute the charge from the
 mapped DFNs alone. Direct regions are charged in the same way, in tables of their own without a root.
 """
@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 
 class Pool:
-    """A counter of page-table pages, shared by all contexts of an engine."""
+    """A counter of page-table pages, shared by all domains of an engine."""
 
     __slots__ = ("free", "total")
 

@@ -25,13 +25,6 @@ class Access(IntFlag):
     WRITE = 2
 
 
-class DefaultPolicy(Enum):
-    """What the default context (0) translates to."""
-
-    IDENTITY = "identity"  # 1:1 of guest RAM and MMIO
-    BLOCKED = "blocked"  # nothing
-
-
 class UnmapMode(Enum):
     """How an unmap treats holes and ranges that cut an earlier map call."""
 
@@ -43,11 +36,11 @@ class UnmapMode(Enum):
 class Stop(Enum):
     """Why an operation stopped."""
 
-    NO_CONTEXT = "no such context"
-    DEFAULT_CONTEXT = "the default context cannot be edited or freed"
-    NO_FREE_CONTEXT = "every context number is in use"
+    NO_DOMAIN = "no such domain"
+    NOT_PAGING = "the domain has no page table of its own"
     POOL_EXHAUSTED = "the page pool is exhausted"
-    ENDPOINTS_ATTACHED = "endpoints are attached to the context"
+    ENDPOINTS_ATTACHED = "endpoints are attached to the domain"
+    NESTED_ATTACHED = "nested domains stand on the domain"
     NO_ENDPOINT = "no such endpoint"
     OUT_OF_APERTURE = "outside the aperture"
     RESERVED = "inside a reserved region"
@@ -56,7 +49,7 @@ class Stop(Enum):
     NOT_MAPPED = "not mapped"
     NO_ACCESS = "neither read nor write was asked for"
     CUT = "would cut an earlier map call"
-    RESERVED_CONFLICT = "a reserved region of the endpoint is in conflict with the context"
+    RESERVED_CONFLICT = "a reserved region of the endpoint is in conflict with the domain"
 
 
 class Refusal(Enum):
@@ -66,8 +59,9 @@ class Refusal(Enum):
     NO_PERMISSION = "the mapping does not allow this access"
     OUT_OF_APERTURE = "outside the aperture"
     RESERVED = "inside a reserved region"
-    BLOCKED = "the endpoint or its context is blocked"
+    BLOCKED = "the endpoint or its domain is blocked"
     NO_ENDPOINT = "no such endpoint"
+    NO_PASID = "the endpoint has no attachment for this PASID"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,18 +73,11 @@ class Outcome:
     stop: Stop | None
     """Why not all was done; None when it was."""
     at: int | None
-    """dfn of the first page refused; None when the context was the reason, or nothing was refused."""
+    """dfn of the first page refused; None when the domain was the reason, or nothing was refused."""
 
     @property
     def ok(self) -> bool:
         return self.stop is None
-
-
-class AllocResult(NamedTuple):
-    """Result of alloc_context: exactly one of the two is None."""
-
-    context: int | None
-    stop: Stop | None
 
 
 class Run(NamedTuple):
@@ -128,9 +115,15 @@ class PackedRuns(Sequence[Run]):
     __hash__ = None  # type: ignore[assignment]
 
 
-@dataclass(frozen=True, slots=True)
-class Fault:
-    """A refused translation."""
+class NoRuns:
+    """What a translation comes to otherwise: a `Fault`, or `Pending`."""
+
+    __slots__ = ()
+
+
+@dataclass(slots=True)  # frozen, it takes five times as long to make
+class Fault(NoRuns):
+    """A refused translation. Not to be changed."""
 
     iova: int
     """Address of the first refused byte."""
@@ -138,12 +131,29 @@ class Fault:
     access: Access
     """What was asked for."""
     stream: int
-    context: int
-    """Context the endpoint was in; 0 for an unknown endpoint."""
+    domain: int
+    """Number of the domain that was asked; BLOCKED if nothing was attached."""
+    pasid: int | None = None
+    ipa: int | None = None
+    """Address that the parent of a nested domain refused; None if the domain that was asked refused by itself."""
+    during_walk: bool = False
+    """Whether `ipa` is of a table that the walker wanted to read, not of what the DMA wanted."""
 
 
-class Mapping(NamedTuple):
-    """A run of pages that one map call made (or what later cuts left of it)."""
+@dataclass(frozen=True, slots=True)
+class Pending(NoRuns):
+    """A translation that must wait: somebody has to answer a page request. The same request may be made again then."""
+
+    iova: int
+    """Address of the first byte that waits."""
+    access: Access
+    stream: int
+    domain: int
+    pasid: int | None = None
+
+
+class Area(NamedTuple):
+    """A mapping: a run of pages that one map call made (or what later cuts left of it)."""
 
     dfn: int
     gfn: int
@@ -154,15 +164,15 @@ class Mapping(NamedTuple):
 
 
 class Usage(NamedTuple):
-    contexts: int
-    """Contexts allocated, the default context not counted."""
+    """What is in use."""
+
+    domains: int
+    """Paging domains allocated."""
     pool_pages_used: int
     pool_pages_total: int
     """The limit in force."""
     mapped_pages: int
-    """Pages that map calls and clones mapped in all allocated contexts; direct regions are not counted."""
-    max_contexts: int
-    """The limit in force."""
+    """Pages that map calls and clones mapped in all paging domains; direct regions are not counted."""
 
 
 _WHOLE = tuple(Outcome(done, None, None) for done in range(513))

@@ -1,4 +1,4 @@
-"""The page table of one context: a radix tree from DFN to GFN.
+"""The page table of one domain: a radix tree from DFN to GFN.
 
 One walk serves every operation: `_reach` descends to the table whose slot decides about a DFN, the operation works
 along that table's slots as far as they go, and only then descends again. Geometry is data: the shifts of the levels.
@@ -50,7 +50,7 @@ def _empty() -> Table:
 
 
 class PageTable:
-    """Maps DFNs of one context. Callers have checked RAM, reserved regions and the aperture; `nr` counts pages.
+    """Maps DFNs of one domain. Callers have checked RAM, reserved regions and the aperture; `nr` counts pages.
 
     Raises MemoryError from the constructor when the pool has no page for the root, and from nowhere else.
     """

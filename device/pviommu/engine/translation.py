@@ -1,11 +1,15 @@
-"""What an engine's contexts translate to, for DMA and for whoever asks: everything that only looks."""
+"""What an engine's domains translate to, for DMA and for whoever asks: everything that only looks."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
+from pviommu.engine.attachments import Attachments
 from pviommu.engine.config import EngineConfig
-from pviommu.engine.contexts import DEFAULT_CONTEXT, Contexts, Endpoints
 from pviommu.engine.core import Core, PythonCore
+from pviommu.engine.domain import BLOCKED, IDENTITY
+from pviommu.engine.domains import Domains
 from pviommu.engine.iotlb import BLOCK_PAGES, CachedRun, Iotlb
+from pviommu.engine.nested import NestedDomain, ParentRefusal, Wait
 from pviommu.engine.ranges import FrameRanges
 from pviommu.engine.results import (
     ADDRESS_LIMIT,
@@ -14,16 +18,17 @@ from pviommu.engine.results import (
     PAGE_SHIFT,
     PAGE_SIZE,
     Access,
-    DefaultPolicy,
+    Area,
     Fault,
+    Pending,
     Refusal,
     Run,
     Usage,
 )
-from pviommu.engine.results import Mapping as MappedRun
 from pviommu.engine.table import ACCESS_MASK
 
 READ_WRITE = Access.READ | Access.WRITE
+FIXED = (IDENTITY, BLOCKED)
 _new_tuple = tuple.__new__
 """Makes a Run in half the time that Run() takes."""
 
@@ -31,7 +36,7 @@ _new_tuple = tuple.__new__
 class Translation:
     """The state of an engine and all questions about it. What changes it is `engine.Engine`, which see for the units.
 
-    It caches what was found: in the IOTLB by context, in `core.hits` by endpoint. The engine invalidates both.
+    It caches what was found: in the IOTLB by domain, in `core.hits` by endpoint. The engine invalidates both.
     """
 
     def __init__(self, config: EngineConfig | None = None, core: Core | None = None) -> None:
@@ -42,14 +47,15 @@ class Translation:
         self._ram = FrameRanges()
         self._mmio = FrameRanges()
         self._backed = self._ram
-        """Both: what may be mapped, and what the default context reaches. While there is no MMIO, it is RAM itself."""
+        """Both: what may be mapped, and what the identity domain reaches. While there is no MMIO, it is RAM itself."""
         self._core = core or PythonCore()
         self._hits = self._core.hits
-        """(stream, dfn, access bits): gpa of the page, bytes from there on. Empty after any change but a map."""
+        """(stream, dfn, access bits): gpa of the page, bytes from there on; of requests without a PASID. Empty after
+        any change but a map."""
         self._pool = self._core.start(self.config)
         self._iotlb = Iotlb(self.config.iotlb_entries)
-        self._contexts = Contexts(self.config.max_contexts, self._core, self._pool, self._limit, self._reserved)
-        self._endpoints = Endpoints()
+        self._domains = Domains(self._core, self._pool, self._limit, self._reserved)
+        self._attachments = Attachments()
 
     @property
     def core_name(self) -> str:
@@ -71,98 +77,119 @@ class Translation:
         return tuple(self._mmio)
 
     def endpoints(self) -> Mapping[int, int]:
-        """stream -> context, read only, always current."""
-        return self._endpoints.view()
+        """stream -> domain of its requests without a PASID, read only, always current."""
+        return self._attachments.view()
 
     def is_blocked(self, stream: int) -> bool:
-        return self._endpoints.is_blocked(stream)
+        return stream in self._attachments.blocked
 
-    def has_context(self, ctx: int) -> bool:
-        return ctx == DEFAULT_CONTEXT or self._contexts.get(ctx) is not None
+    def has_domain(self, domain: int) -> bool:
+        """Whether there is such a domain, IDENTITY and BLOCKED among them."""
+        return domain in FIXED or domain in self._domains.paging or domain in self._domains.nested
 
-    def contexts(self) -> tuple[int, ...]:
-        """Numbers of the allocated contexts in order, the default context not among them."""
-        return tuple(self._contexts)
+    def is_paging(self, domain: int) -> bool:
+        """Whether it is a domain that can be mapped into."""
+        return domain in self._domains.paging
+
+    def domains(self) -> tuple[int, ...]:
+        """Numbers of the allocated domains in order, the fixed ones not among them."""
+        return tuple(self._domains)
 
     def usage(self) -> Usage:
-        contexts, pool = self._contexts, self._pool
-        return Usage(len(contexts), pool.used, pool.total, contexts.mapped_pages(), contexts.limit)
+        domains, pool = self._domains, self._pool
+        return Usage(len(domains.paging), pool.used, pool.total, domains.mapped_pages())
 
     @property
     def iotlb_flushes(self) -> int:
         """IOTLB invalidations carried out so far; those deferred together count once."""
         return self._iotlb.flushes
 
-    def lookup(self, ctx: int, dfn: int) -> tuple[int, Access] | None:
-        """(gfn, access) of a page; None when it is not mapped or there is no such context (see has_context)."""
-        run = self._find_run(ctx, dfn, 1)
+    def lookup(self, domain: int, dfn: int) -> tuple[int, Access] | None:
+        """(gfn, access) of a page; None when it is not mapped or there is no such domain with pages (see is_paging)."""
+        run = self._find_run(domain, dfn, 1)
         return None if isinstance(run, Refusal) else (run[0], Access(run[2]))
 
-    def mappings(self, ctx: int) -> Iterator[MappedRun]:
-        """What a context maps, in order: runs of adjacent frames and one access, each from one map call.
+    def areas(self, domain: int) -> Iterator[Area]:
+        """What a domain maps, in order: runs of adjacent frames and one access, each from one map call.
 
-        Direct regions are not among them; see direct(). The default context yields what is reachable, one run a range.
-        Nothing for an unknown context.
+        Direct regions are not among them; see direct(). IDENTITY yields what is reachable, one run a range. Nothing for
+        others.
         """
-        context = self._contexts.get(ctx)
-        if context:
-            yield from context.mappings()
-        elif ctx == DEFAULT_CONTEXT and self.config.default_policy is DefaultPolicy.IDENTITY:
+        paging = self._domains.paging.get(domain)
+        if paging:
+            yield from paging.areas()
+        elif domain == IDENTITY:
             for first, count in self._backed.without(FRAME_LIMIT, self._reserved):
-                yield MappedRun(first, first, count, READ_WRITE, True)
+                yield Area(first, first, count, READ_WRITE, True)
 
-    def direct(self, ctx: int) -> tuple[tuple[int, int], ...]:
-        """Merged (first dfn, last dfn inclusive) ranges that direct regions map 1:1 in a context, over its mappings."""
-        context = self._contexts.get(ctx)
-        return tuple(context.direct) if context else ()
+    def direct(self, domain: int) -> tuple[tuple[int, int], ...]:
+        """Merged (first dfn, last dfn inclusive) ranges that direct regions map 1:1 in a domain, over its mappings."""
+        paging = self._domains.paging.get(domain)
+        return tuple(paging.direct) if paging else ()
 
-    def translate(self, stream: int, iova: int, length: int, access: Access) -> Sequence[Run] | Fault:
-        """Where an endpoint's DMA of `length` bytes at `iova` goes: runs in order, or the first byte refused.
+    def translate(
+        self, stream: int, iova: int, length: int, access: Access, pasid: int | None = None
+    ) -> Sequence[Run] | Fault | Pending:
+        """Where an endpoint's DMA of `length` bytes at `iova` goes: runs in order, the first byte refused, or the first
+        one that must wait, which only happens in nested domains.
 
         The whole span is checked: one refused page refuses all. Adjacent frames come as one run; length 0 is [].
         A span that wraps past 64 bits is refused at its first byte. Cost grows with the leaves in the span, so the
         caller bounds `length`.
         """
+        if pasid is not None:
+            return self._translate(stream, pasid, iova, length, access)
         key = (stream, iova >> PAGE_SHIFT, access._value_)  # int() takes three times as long
         offset = iova & PAGE_MASK
         hit = self._hits.get(key)
         if hit is not None and 0 < length <= hit[1] - offset:
             return [_new_tuple(Run, (hit[0] + offset, length))]
-        runs = self._translate(stream, iova, length, access)
-        if not isinstance(runs, Fault) and len(runs) == 1:
+        runs = self._translate(stream, None, iova, length, access)
+        # Of nested domains nobody here knows when the first stage changes: their runs come as a tuple.
+        if isinstance(runs, list) and len(runs) == 1:
             if len(self._hits) >= self.config.iotlb_entries:
                 self._hits.clear()
             self._hits[key] = (runs[0].gpa - offset, -(-(offset + length) // PAGE_SIZE) * PAGE_SIZE)
         return runs
 
-    def _translate(self, stream: int, iova: int, length: int, access: Access) -> Sequence[Run] | Fault:
-        ctx = self._endpoints.get(stream)
-        if ctx is None:
-            return Fault(iova, Refusal.NO_ENDPOINT, access, stream, DEFAULT_CONTEXT)
+    def _translate(
+        self, stream: int, pasid: int | None, iova: int, length: int, access: Access
+    ) -> Sequence[Run] | Fault | Pending:
+        attachments = self._attachments
+        domain = attachments.domains.get(stream) if pasid is None else attachments.pasids.get((stream, pasid))
+        if domain is None:
+            known = stream in attachments.domains
+            return Fault(iova, Refusal.NO_PASID if known else Refusal.NO_ENDPOINT, access, stream, BLOCKED, pasid)
         if length < 1:
             return []
-        if self._endpoints.is_blocked(stream):
-            return Fault(iova, Refusal.BLOCKED, access, stream, ctx)
+        if stream in attachments.blocked:
+            return Fault(iova, Refusal.BLOCKED, access, stream, domain, pasid)
         end = iova + length
         if iova < 0 or end > ADDRESS_LIMIT:
-            return Fault(iova, Refusal.OUT_OF_APERTURE, access, stream, ctx)
-        wanted = int(access)
-        last_dfn = end - 1 >> PAGE_SHIFT
+            return Fault(iova, Refusal.OUT_OF_APERTURE, access, stream, domain, pasid)
+        nested = self._domains.nested.get(domain)
+        if nested is not None:
+            return self._translate_nested(nested, Pending(iova, access, stream, domain, pasid), end)
+        found = self._walk(domain, iova, end, access._value_)
+        if isinstance(found, tuple):
+            return Fault(found[0], found[1], access, stream, domain, pasid)
+        return found
+
+    def _walk(self, domain: int, iova: int, end: int, wanted: int) -> Sequence[Run] | tuple[int, Refusal]:
+        """The runs of [iova, end) in a domain that is not nested, or the first refused address and why."""
         if self._core.walks:
-            walked = self._core.walk(ctx, iova, end, wanted)
-            if isinstance(walked, tuple):
-                return Fault(walked[0], walked[1], access, stream, ctx)
-            return walked
+            return self._core.walk(domain, iova, end, wanted)
+        last_dfn = end - 1 >> PAGE_SHIFT
         runs: list[Run] = []
         position = iova
         while position < end:
             dfn = position >> PAGE_SHIFT
-            found = self._iotlb.get(ctx, dfn) or self._fill(ctx, dfn, last_dfn)
+            found = self._iotlb.get(domain, dfn) or self._fill(domain, dfn, last_dfn)
             if isinstance(found, Refusal):
-                return Fault(position, found, access, stream, ctx)
+                return position, found
             gfn, pages, allowed = found
             if wanted & ~allowed:
-                return Fault(position, Refusal.NO_PERMISSION, access, stream, ctx)
+                return position, Refusal.NO_PERMISSION
             gpa = gfn << PAGE_SHIFT | position & PAGE_MASK
             size = min(end, dfn + pages << PAGE_SHIFT) - position
             if runs and sum(runs[-1]) == gpa:
@@ -172,28 +199,61 @@ class Translation:
             position += size
         return runs
 
-    def _fill(self, ctx: int, dfn: int, last_dfn: int) -> CachedRun | Refusal:
+    def _translate_nested(self, nested: NestedDomain, request: Pending, end: int) -> tuple[Run, ...] | Fault | Pending:
+        """Both stages, run by run of the first one."""
+
+        def parent(ipa: int, length: int, access: Access) -> Sequence[Run] | ParentRefusal:
+            if ipa < 0 or ipa + length > ADDRESS_LIMIT:
+                return ParentRefusal(ipa, Refusal.OUT_OF_APERTURE)
+            found = self._walk(nested.parent, ipa, ipa + length, access._value_) if length > 0 else []
+            return ParentRefusal(*found) if isinstance(found, tuple) else found
+
+        def refused(iova: int, why: Refusal, ipa: int | None = None, *, during_walk: bool = False) -> Fault:
+            where = (request.stream, request.domain, request.pasid)
+            return Fault(iova, why, access, *where, ipa, during_walk)
+
+        position, access = request.iova, request.access
+        runs: list[Run] = []
+        while position < end:
+            answer = nested.walker.walk(position, end - position, access, parent)
+            if isinstance(answer, Wait):
+                return replace(request, iova=position)
+            if isinstance(answer, Refusal):
+                return refused(position, answer)
+            if isinstance(answer, ParentRefusal):
+                return refused(position, answer.refusal, answer.ipa, during_walk=True)
+            if access & ~answer.access:
+                return refused(position, Refusal.NO_PERMISSION)
+            size = min(answer.length, end - position)
+            if size < 1:
+                raise ValueError(f"stage 1 of domain {request.domain} at {position:#x}: a run has at least one byte")
+            found = parent(answer.ipa, size, access)
+            if isinstance(found, ParentRefusal):
+                return refused(position + found.ipa - answer.ipa, found.refusal, found.ipa)
+            runs += found
+            position += size
+        return _joined(runs)
+
+    def _fill(self, domain: int, dfn: int, last_dfn: int) -> CachedRun | Refusal:
         """Find the run at `dfn`, up to `last_dfn` and inside its 2 MiB block, and cache it; refusals are not cached."""
-        run = self._find_run(ctx, dfn, min(last_dfn, dfn | BLOCK_PAGES - 1) - dfn + 1)
+        run = self._find_run(domain, dfn, min(last_dfn, dfn | BLOCK_PAGES - 1) - dfn + 1)
         if not isinstance(run, Refusal):
-            self._iotlb.put(ctx, dfn, run)
+            self._iotlb.put(domain, dfn, run)
         return run
 
-    def _find_run(self, ctx: int, dfn: int, nr: int) -> CachedRun | Refusal:
-        context = self._contexts.get(ctx)
-        if context is None:
-            return self._find_default_run(ctx, dfn, nr)
+    def _find_run(self, domain: int, dfn: int, nr: int) -> CachedRun | Refusal:
+        paging = self._domains.paging.get(domain)
+        if paging is None:
+            return self._find_identical_run(dfn, nr) if domain == IDENTITY else Refusal.BLOCKED
         if not 0 <= dfn < self._limit:
             return Refusal.OUT_OF_APERTURE
-        if context.closed.inside(dfn):
-            pages = min(nr, context.direct.inside(dfn))
+        if paging.closed.inside(dfn):
+            pages = min(nr, paging.direct.inside(dfn))
             return (dfn, pages, ACCESS_MASK) if pages else Refusal.RESERVED
-        return context.table.run(dfn, nr) or Refusal.NOT_MAPPED
+        return paging.table.run(dfn, nr) or Refusal.NOT_MAPPED
 
-    def _find_default_run(self, ctx: int, dfn: int, nr: int) -> CachedRun | Refusal:
-        """1:1 of RAM and MMIO, whatever the aperture of the other contexts; nothing for a context that is not there."""
-        if ctx != DEFAULT_CONTEXT or self.config.default_policy is DefaultPolicy.BLOCKED:
-            return Refusal.BLOCKED
+    def _find_identical_run(self, dfn: int, nr: int) -> CachedRun | Refusal:
+        """1:1 of RAM and MMIO, whatever the aperture of paging domains."""
         if not 0 <= dfn < FRAME_LIMIT:
             return Refusal.OUT_OF_APERTURE
         clear = self._reserved.outside(dfn)
@@ -201,3 +261,14 @@ class Translation:
             return Refusal.RESERVED
         pages = min(nr, clear, self._backed.inside(dfn))
         return (dfn, pages, ACCESS_MASK) if pages else Refusal.NOT_MAPPED
+
+
+def _joined(runs: list[Run]) -> tuple[Run, ...]:
+    """Adjacent runs as one."""
+    joined: list[Run] = []
+    for run in runs:
+        if joined and sum(joined[-1]) == run.gpa:
+            joined[-1] = Run(joined[-1].gpa, joined[-1].length + run.length)
+        else:
+            joined.append(run)
+    return tuple(joined)

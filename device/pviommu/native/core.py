@@ -9,9 +9,9 @@ from ctypes import addressof, c_uint32, c_uint64
 from pathlib import Path
 
 from ..engine import EngineConfig, Refusal, Run
-from ..engine.core import ContextTable, PagePool
+from ..engine.core import DomainTable, PagePool
 from ..engine.ranges import FrameRanges
-from ..engine.results import DefaultPolicy, PackedRuns
+from ..engine.results import PackedRuns
 from ..inputs import Inputs
 from ..pci.shared_memory import SharedMemory
 from . import library
@@ -62,15 +62,14 @@ class NativeCore:
         self._runs = (c_uint64 * (2 * _ROOM))()
         self._run_bytes = memoryview(self._runs).cast("B")
         self._places = addressof(self._position), addressof(self._runs), addressof(self._done)
-        self._shown: dict[int, ContextTable] = {}
-        """by context: C holds their addresses"""
+        self._shown: dict[int, DomainTable] = {}
+        """by domain: C holds their addresses"""
 
     def start(self, config: EngineConfig) -> PagePool:
         """Raises MemoryError."""
         if self.address:
             raise ValueError("a native core serves one engine, and this one has one already")
-        identity = config.default_policy is DefaultPolicy.IDENTITY
-        self.address = self.lib.pv_core_create(config.aperture_frames, identity) or 0
+        self.address = self.lib.pv_core_create(config.aperture_frames) or 0
         if not self.address:
             raise MemoryError("no memory for the native core")
         self._finalizer = weakref.finalize(self, self.lib.pv_core_destroy, self.address)
@@ -78,7 +77,7 @@ class NativeCore:
         self._check(self.lib.pv_core_set_reserved(self.address, *_place(reserved.bounds)))
         return NativePool(self.lib, config.pool_pages)
 
-    def table(self, pool: PagePool, frames: int) -> ContextTable:
+    def table(self, pool: PagePool, frames: int) -> DomainTable:
         if not isinstance(pool, NativePool):
             raise TypeError("a native table draws on a native pool")
         return NativeTable(pool, frames)
@@ -86,23 +85,23 @@ class NativeCore:
     def change_backed(self, first: int, nr: int, backed: array[int]) -> None:
         self._check(self.lib.pv_core_change_backed(self.address, first, first + nr, *_place(backed)))
 
-    def show(self, ctx: int, table: ContextTable, direct: FrameRanges, closed: FrameRanges, is_clone: bool) -> None:
+    def show(self, domain: int, table: DomainTable, direct: FrameRanges, closed: FrameRanges, is_clone: bool) -> None:
         if not isinstance(table, NativeTable):
             raise TypeError("a native core has native tables")
-        self._shown[ctx] = table
+        self._shown[domain] = table
         regions = (*_place(direct.bounds), *_place(closed.bounds))
-        self._check(self.lib.pv_core_show(self.address, ctx, table.address, *regions, is_clone))
+        self._check(self.lib.pv_core_show(self.address, domain, table.address, *regions, is_clone))
 
-    def hide(self, ctx: int) -> None:
-        self.lib.pv_core_hide(self.address, ctx)
-        del self._shown[ctx]
+    def hide(self, domain: int) -> None:
+        self.lib.pv_core_hide(self.address, domain)
+        del self._shown[domain]
 
-    def walk(self, ctx: int, iova: int, end: int, wanted: int) -> Sequence[Run] | tuple[int, Refusal]:
+    def walk(self, domain: int, iova: int, end: int, wanted: int) -> Sequence[Run] | tuple[int, Refusal]:
         self._position.value = iova
         at, room, done = self._places
         found = array("Q")
         while True:
-            count = self.lib.pv_core_walk(self.address, ctx, at, end - 1, wanted, room, _ROOM, done)
+            count = self.lib.pv_core_walk(self.address, domain, at, end - 1, wanted, room, _ROOM, done)
             if count < 0:
                 return self._position.value, _REFUSALS[-count]
             found.frombytes(self._run_bytes[: 16 * count])

@@ -164,7 +164,7 @@ _FUNCTIONS: dict[str, tuple[Any, ...]] = {
     "pv_table_last_start": (c_int, c_void_p, c_uint64, c_uint64, c_void_p),
     "pv_table_run": (c_int, c_void_p, c_uint64, c_uint64, c_void_p),
     "pv_table_leaf": (c_int, c_void_p, c_uint64, c_void_p),
-    "pv_core_create": (c_void_p, c_uint64, c_uint32),
+    "pv_core_create": (c_void_p, c_uint64),
     "pv_core_destroy": (None, c_void_p),
     "pv_core_change_backed": (c_int, c_void_p, c_uint64, c_uint64, c_void_p, c_uint64),
     "pv_core_set_reserved": (c_int, c_void_p, c_void_p, c_uint64),

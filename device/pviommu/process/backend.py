@@ -76,7 +76,7 @@ def run(topology: Topology, settings: Settings) -> None:
             machine.close()
             if pidfile:
                 pidfile.remove()
-    _log_summary(counters, {"contexts": usage.contexts, "pool_pages_used": usage.pool_pages_used})
+    _log_summary(counters, {"contexts": usage.domains, "pool_pages_used": usage.pool_pages_used})
 
 
 def _build(topology: Topology, environment: Environment, core: DeviceCore | None) -> Machine:

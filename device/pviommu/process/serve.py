@@ -16,11 +16,11 @@ from pviommu_abi.shared import GLOBAL_STREAM, RegionKind
 
 from .. import __version__
 from ..endpoints import ENDPOINTS
-from ..engine import DefaultPolicy
 from ..exit_status import ExitStatus
 from ..host.pacing import DEFAULT_SPIN_NS, Pace
 from ..interfaces.pv.capability_area import iova_ranges, reserved_regions
 from ..interfaces.pv.config import PAGE_SIZES
+from ..interfaces.pv.contexts import DefaultPolicy
 from ..topology import Topology, TopologyError, load
 from .activation import given_sockets
 
@@ -139,11 +139,11 @@ def driver_capabilities(topology: Topology) -> list[str]:
         " ".join(("profiles", *PROFILES, "batch-2014")),
         f"page_sizes {PAGE_SIZES:#x}",
         f"max_nr_pages {config.max_nr_pages}",
-        f"max_contexts {config.engine.max_contexts}",
+        f"max_contexts {config.max_contexts}",
         f"pool_pages {config.engine.pool_pages}",
         f"rings {config.rings}",
         f"aperture_bits {config.engine.aperture_bits}",
-        f"default_policy {'identity' if config.engine.default_policy is DefaultPolicy.IDENTITY else 'blocked'}",
+        f"default_policy {'identity' if config.default_policy is DefaultPolicy.IDENTITY else 'blocked'}",
     ]
     lines += [f"iova_range {entry.start:#x} {entry.last:#x}" for entry in iova_ranges(config.engine)]
     for region in reserved_regions(config.engine, config.reserved):

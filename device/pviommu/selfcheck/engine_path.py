@@ -1,4 +1,4 @@
-"""Histories through the engine alone, by its own calls and in its own words."""
+"""Histories through the engine and its contexts alone, by their own calls and in their own words."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import itertools
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from ..engine import Access, DefaultPolicy, Engine, EngineConfig, Fault, Outcome, Stop
+from ..engine import Access, Engine, EngineConfig, Fault, Outcome, Pending, Stop
+from ..interfaces.pv.contexts import Contexts, ContextStop, DefaultPolicy
 from .difference import require
 from .operations import (
     Alloc,
@@ -39,10 +40,8 @@ def engine_config(oracle: Oracle) -> EngineConfig:
     """The limits of the oracle's setting."""
     setting = oracle.setting
     return EngineConfig(
-        max_contexts=setting.max_contexts,
         pool_pages=setting.pool_pages,
         aperture_bits=setting.aperture_bits,
-        default_policy=DefaultPolicy.IDENTITY if setting.identity else DefaultPolicy.BLOCKED,
         iotlb_entries=16,
     )
 
@@ -52,18 +51,25 @@ class EnginePath:
 
     name = "engine"
 
-    def __init__(self, oracle: Oracle, make: Callable[[EngineConfig], Engine] = Engine) -> None:
-        """``make`` builds the engine, or one that is wrong on purpose."""
+    def __init__(
+        self,
+        oracle: Oracle,
+        make: Callable[[EngineConfig], Engine] = Engine,
+        contexts: Callable[[Engine, int, DefaultPolicy], Contexts] = Contexts,
+    ) -> None:
+        """``make`` builds the engine, ``contexts`` its contexts, or something that is wrong on purpose."""
         self._oracle = oracle
         self.engine = make(engine_config(oracle))
+        policy = DefaultPolicy.IDENTITY if oracle.setting.identity else DefaultPolicy.BLOCKED
+        self.contexts = contexts(self.engine, oracle.setting.max_contexts, policy)
         self._plug(Plug(False))
         for stream in STREAMS:
-            self.engine.add_endpoint(stream)
+            self.contexts.add_endpoint(stream)
         self._bound: dict[int, int] = {}
         self._calls: dict[type, Callable[[Any], Any]] = {
-            Alloc: lambda op: self.engine.alloc_context(op.clone),
-            Free: lambda op: self.engine.free_context(op.ctx, op.reattach),
-            Attach: lambda op: self.engine.attach(self._bound.get(op.devfn, 99), op.ctx),
+            Alloc: lambda op: self.contexts.alloc(op.clone),
+            Free: lambda op: self.contexts.free(op.ctx, op.reattach),
+            Attach: lambda op: self.contexts.attach(self._bound.get(op.devfn, 99), op.ctx),
             Map: lambda op: self.engine.map(op.ctx, op.dfn, op.gfn, op.nr, _ACCESS[op.access]),
             Unmap: lambda op: self.engine.unmap(op.ctx, op.dfn, op.nr),
         }
@@ -97,13 +103,13 @@ class EnginePath:
             case Bind() if outcome[1] is None:
                 self._bound[op.devfn] = op.stream
             case Unbind() if outcome[1] is None:
-                self.engine.hold(self._bound.pop(op.devfn))
+                self.contexts.hold(self._bound.pop(op.devfn))
             case Block() if outcome[1] is None:
-                self.engine.hold(self._bound[op.devfn])
+                self.contexts.hold(self._bound[op.devfn])
             case Revive():
-                self.engine.unblock(op.stream)
+                self.contexts.unblock(op.stream)
             case Reset():
-                self.engine.reset()
+                self.contexts.reset()
                 self._bound.clear()
             case Plug():
                 self._plug(op)
@@ -128,61 +134,61 @@ class EnginePath:
         expected = outcome.translation
         if isinstance(found, Fault):
             require(self.name, f"refusal of {op}", expected, (found.iova, found.refusal.name))
-            require(self.name, f"context of {op}", outcome.ctx, found.context)
-        else:
+            require(self.name, f"context of {op}", outcome.ctx, self.contexts.of(found.stream))
+        elif not isinstance(found, Pending):
             merged = _merged(expected) if isinstance(expected, list) else expected
             require(self.name, f"translation of {op}", merged, [tuple(run) for run in found])
 
     def compare_touched(self, ctx: int, dfns: Iterable[int]) -> None:
         """Compare single pages, and the sums."""
-        compare_pages(self.name, self.engine, self._oracle, ctx, dfns)
+        compare_pages(self.name, self.contexts, self._oracle, ctx, dfns)
 
     def compare_all(self) -> None:
         """Compare every page of every context."""
-        compare_tables(self.name, self.engine, self._oracle)
+        compare_tables(self.name, self.contexts, self._oracle)
 
     def close(self) -> None:
         """Nothing to give back."""
 
 
-def compare_pages(name: str, engine: Engine, oracle: Oracle, ctx: int, dfns: Iterable[int]) -> None:
+def compare_pages(name: str, contexts: Contexts, oracle: Oracle, ctx: int, dfns: Iterable[int]) -> None:
     """Compare these pages of a context, what is in use, and where the endpoints are."""
-    model = oracle.model
+    model, engine = oracle.model, contexts.engine
     pages = model.pages.get(ctx)
     if pages is not None:
         for dfn in dfns:
             found = engine.lookup(ctx, dfn)
             if pages.get(dfn) != found:  # Access compares as a number
                 require(name, f"context {ctx} dfn {dfn:#x}", pages.get(dfn), found)
-    usage = tuple(engine.usage()[:4])
+    usage = tuple(engine.usage())
     if usage != model.usage():
         require(name, "contexts, pool pages used, pool pages, pages mapped", model.usage(), usage)
-    if engine.endpoints() != model.attached:
-        require(name, "contexts of the endpoints", model.attached, dict(engine.endpoints()))
+    if contexts.endpoints() != model.attached:
+        require(name, "contexts of the endpoints", model.attached, contexts.endpoints())
     blocked = {stream for stream in model.attached if engine.is_blocked(stream)}
     if blocked != model.blocked:
         require(name, "blocked endpoints", model.blocked, blocked)
 
 
-def compare_tables(name: str, engine: Engine, oracle: Oracle) -> None:
+def compare_tables(name: str, contexts: Contexts, oracle: Oracle) -> None:
     """Compare every page of every context, and which there are."""
-    model = oracle.model
-    require(name, "contexts", tuple(sorted(model.pages)), engine.contexts())
+    model, engine = oracle.model, contexts.engine
+    require(name, "contexts", tuple(sorted(model.pages)), engine.domains())
     for ctx, pages in model.pages.items():
         found: dict[int, tuple[int, int]] = {}
-        for run in engine.mappings(ctx):
+        for run in engine.areas(ctx):
             access = int(run.access)
             found.update((run.dfn + place, (run.gfn + place, access)) for place in range(run.nr))
         if found != pages:
             wrong = min(dfn for dfn in found.keys() | pages.keys() if found.get(dfn) != pages.get(dfn))
             require(name, f"context {ctx} dfn {wrong:#x}", pages.get(wrong), found.get(wrong))
-    compare_pages(name, engine, oracle, 0, ())
+    compare_pages(name, contexts, oracle, 0, ())
 
 
 def _answer(result: Any) -> tuple[int, str | None, int | None]:
     if isinstance(result, Outcome):
         return result.done, result.stop.name if result.stop else None, result.at
-    if result is None or isinstance(result, Stop):
+    if result is None or isinstance(result, Stop | ContextStop):
         return 0, result.name if result else None, None
     return result.context or 0, result.stop.name if result.stop else None, None
 

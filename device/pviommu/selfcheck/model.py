@@ -30,14 +30,14 @@ class Model:
     def free(self, ctx: int, reattach: bool) -> Answer:
         inside = [stream for stream, at in self.attached.items() if at == ctx]
         if ctx not in self.pages or (inside and not reattach):
-            return 0, "ENDPOINTS_ATTACHED" if ctx in self.pages else "NO_CONTEXT" if ctx else "DEFAULT_CONTEXT", None
+            return 0, "ENDPOINTS_ATTACHED" if ctx in self.pages else "NO_DOMAIN" if ctx else "DEFAULT_CONTEXT", None
         del self.pages[ctx], self.tables[ctx]
         self.attached |= dict.fromkeys(inside, 0)
         return 0, None, None
 
     def attach(self, stream: int, ctx: int) -> Answer:
         if stream not in self.attached or (ctx and ctx not in self.pages):
-            return 0, "NO_CONTEXT" if stream in self.attached else "NO_ENDPOINT", None
+            return 0, "NO_DOMAIN" if stream in self.attached else "NO_ENDPOINT", None
         self.attached[stream], self.blocked, self.held = ctx, self.blocked - {stream}, self.held - {stream}
         return 0, None, None
 
@@ -55,7 +55,7 @@ class Model:
 
     def refused(self, ctx: int, dfn: int, nr: int, access: int = 3) -> Answer | None:
         if ctx not in self.pages or (nr and not access):
-            return (0, "NO_ACCESS", dfn) if ctx in self.pages else (0, "NO_CONTEXT" if ctx else "DEFAULT_CONTEXT", None)
+            return (0, "NO_ACCESS", dfn) if ctx in self.pages else (0, "NO_DOMAIN" if ctx else "NOT_PAGING", None)
         return (0, "OUT_OF_APERTURE", max(dfn, self.limit)) if nr and dfn + nr > self.limit else None
 
     def map(self, ctx: int, dfn: int, gfn: int, nr: int, access: int, ram_only: bool = True) -> Answer:

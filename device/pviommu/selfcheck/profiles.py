@@ -39,10 +39,10 @@ __all__ = ["ERRNO", "PROFILES", "UNTOUCHED", "Interface", "Seen", "Submission", 
 UNTOUCHED = 0xAAAA
 """What OUT fields hold when they are submitted."""
 
-_COMMON = {"NO_CONTEXT": Errno.EINVAL, "DEFAULT_CONTEXT": Errno.EINVAL, "OUT_OF_APERTURE": Errno.ERANGE}
+_COMMON = {"NO_DOMAIN": Errno.EINVAL, "NOT_PAGING": Errno.EINVAL, "OUT_OF_APERTURE": Errno.ERANGE}
 _CONTEXTS = {
     "DEFAULT_CONTEXT": Errno.EINVAL,
-    "NO_CONTEXT": Errno.ENOENT,
+    "NO_DOMAIN": Errno.ENOENT,
     "ENDPOINTS_ATTACHED": Errno.EBUSY,
     "NO_FREE_CONTEXT": Errno.ENOSPC,
     "POOL_EXHAUSTED": Errno.ENOMEM,
@@ -193,7 +193,7 @@ class _Common:
 
 
 _BATCH_DONE = own.Batch.offset_of("done")
-_NO_TABLE = ("NO_CONTEXT", "DEFAULT_CONTEXT")
+_NO_TABLE = ("NO_DOMAIN", "NOT_PAGING")
 
 
 def _padded(record: bytes) -> bytes:

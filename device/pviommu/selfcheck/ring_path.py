@@ -77,10 +77,10 @@ class RingPath(Guest):
         """The rings are looked at whenever something waits."""
 
     def compare_touched(self, ctx: int, dfns: Iterable[int]) -> None:
-        compare_pages(self.name, self._iommu.engine, self.oracle, ctx, dfns)
+        compare_pages(self.name, self._iommu.contexts, self.oracle, ctx, dfns)
 
     def compare_tables(self) -> None:
-        compare_tables(self.name, self._iommu.engine, self.oracle)
+        compare_tables(self.name, self._iommu.contexts, self.oracle)
 
     def close(self) -> None:
         self.machine.close()

@@ -127,7 +127,7 @@ def test_the_65535th_range_is_told_alone(make_driver):
 def test_a_clone_follows_memory_that_went_in_pieces_and_came_back(make_driver):
     driver = make_driver()
     driver.start()
-    ctx = driver.iommu.engine.alloc_context(clone=True).context
+    ctx = driver.iommu.contexts.alloc(clone=True).context
     fd = driver.more_ram(64 * PAGE)
     first = RAM_PAGES + 100
     for place in range(0, 64, 2):

@@ -43,7 +43,7 @@ class Guest:
         self.ram = memory_file(RAM_SIZE)
         self.poke((1 << 20) - PAGE, b"firmware")  # low memory of zeros is taken for memory that is not shared
         self.give_memory(self.iommu)
-        self.context = self.iommu.engine.alloc_context().context or 0
+        self.context = self.iommu.contexts.alloc().context or 0
         self.endpoints: list[Endpoint] = []
 
     def give_memory(self, function: PvIommu | Endpoint, first: int = 0, size: int = RAM_SIZE) -> None:
@@ -58,7 +58,7 @@ class Guest:
         """Connect ``endpoint``, attach it to the context and let it do DMA."""
         self.endpoints.append(endpoint)
         self.give_memory(endpoint)
-        self.iommu.engine.attach(endpoint.stream, self.context)
+        self.iommu.contexts.attach(endpoint.stream, self.context)
         self.set_bus_master(endpoint, True)
 
     def set_bus_master(self, endpoint: Endpoint, enabled: bool) -> None:
@@ -82,9 +82,9 @@ class Guest:
         """Select the profile and turn ring 0 on. This resets the device: contexts are made anew."""
         self._driver.write("PROFILE", Profile.XEN_2024)
         self._ring.turn_on()
-        self.context = self.iommu.engine.alloc_context().context or 0
+        self.context = self.iommu.contexts.alloc().context or 0
         for endpoint in self.endpoints:
-            self.iommu.engine.attach(endpoint.stream, self.context)
+            self.iommu.contexts.attach(endpoint.stream, self.context)
 
     def submit(self, *operations: Record) -> None:
         """Put operations into ring 0. Nobody executes them yet."""

@@ -278,7 +278,7 @@ def test_the_iommu_is_reset_and_the_others_work_although_one_raises(
     assert guest.peek(0x20000, 4) == b"\1\0\0\0"
     stamp(sound)
     guest.iommu.region_write(0, REGISTER["RESET"].offset, (1).to_bytes(4, "little"))
-    assert guest.iommu.engine.contexts() == ()
+    assert guest.iommu.engine.domains() == ()
     assert work() is False, "its queue was cancelled with the IOMMU's reset"
 
 

@@ -1,6 +1,6 @@
 """Clones: 1:1 of guest RAM, following memory as it comes and goes."""
 
-from pviommu.engine import Access, Engine, EngineConfig, Fault, Mapping, Outcome, Refusal, ReservedRegion, Stop
+from pviommu.engine import Access, Area, Engine, EngineConfig, Fault, Outcome, Refusal, ReservedRegion, Stop
 from pviommu.engine.clone import EDITED_BLOCKS, Clone
 from pviommu.engine.pool import Pool
 from pviommu.engine.table import PageTable
@@ -11,11 +11,11 @@ HIGH = (0x2000, 0x2FFF)
 
 
 def new_clone(*ram, **fields):
-    """An engine whose context 1 is a clone of `ram`, with endpoint 1 inside."""
+    """An engine whose domain 1 is a clone of `ram`, with endpoint 1 inside."""
     engine = Engine(EngineConfig(**fields))
     engine.set_ram(ram)
     engine.add_endpoint(1)
-    engine.alloc_context(clone=True)
+    engine.alloc_paging(1, clone=True)
     engine.attach(1, 1)
     return engine
 
@@ -30,29 +30,29 @@ def test_memory_that_comes_is_mapped_and_memory_that_goes_is_not():
     assert dma(engine, 5) == 0x5000
 
     engine.set_ram([LOW, HIGH])
-    assert list(engine.mappings(1)) == [Mapping(0, 0, 0x1000, RW, True), Mapping(0x2000, 0x2000, 0x1000, RW, True)]
+    assert list(engine.areas(1)) == [Area(0, 0, 0x1000, RW, True), Area(0x2000, 0x2000, 0x1000, RW, True)]
     assert dma(engine, 0x2005) == 0x2005000
     engine.set_ram([HIGH])
 
-    assert list(engine.mappings(1)) == [Mapping(0x2000, 0x2000, 0x1000, RW, True)]
+    assert list(engine.areas(1)) == [Area(0x2000, 0x2000, 0x1000, RW, True)]
     assert dma(engine, 5) is Refusal.NOT_MAPPED
 
 
-def test_every_clone_follows_and_other_contexts_do_not():
+def test_every_clone_follows_and_other_domains_do_not():
     engine = new_clone(LOW)
-    engine.alloc_context()
-    engine.alloc_context(clone=True)
+    engine.alloc_paging(2)
+    engine.alloc_paging(3, clone=True)
     engine.map(2, 0x100, 0x100, 1, RW)
 
     engine.set_ram([HIGH])
 
-    assert list(engine.mappings(2)) == [Mapping(0x100, 0x100, 1, RW, True)]
-    assert list(engine.mappings(1)) == list(engine.mappings(3)) == [Mapping(0x2000, 0x2000, 0x1000, RW, True)]
+    assert list(engine.areas(2)) == [Area(0x100, 0x100, 1, RW, True)]
+    assert list(engine.areas(1)) == list(engine.areas(3)) == [Area(0x2000, 0x2000, 0x1000, RW, True)]
 
 
 def test_a_change_of_memory_is_one_flush_however_many_clones_follow():
     engine = new_clone(LOW)
-    engine.alloc_context(clone=True)
+    engine.alloc_paging(2, clone=True)
     flushes = engine.iotlb_flushes
 
     engine.set_ram([(0, 0xFF), HIGH])
@@ -68,7 +68,7 @@ def test_pages_of_the_guest_stay_when_memory_goes():
 
     engine.set_ram([])
 
-    assert list(engine.mappings(1)) == [Mapping(0x10, 0x10, 1, RW, True), Mapping(0x11, 0x800, 1, R, True)]
+    assert list(engine.areas(1)) == [Area(0x10, 0x10, 1, RW, True), Area(0x11, 0x800, 1, R, True)]
 
 
 def test_a_page_that_the_guest_unmapped_stays_unmapped_when_its_memory_comes_back():
@@ -79,7 +79,7 @@ def test_a_page_that_the_guest_unmapped_stays_unmapped_when_its_memory_comes_bac
     engine.set_ram([])
     engine.set_ram([LOW])
 
-    assert [(run.dfn, run.nr) for run in engine.mappings(1)] == [(0, 0x1FE), (0x202, 0x1FE), (0x600, 0xA00)]
+    assert [(run.dfn, run.nr) for run in engine.areas(1)] == [(0, 0x1FE), (0x202, 0x1FE), (0x600, 0xA00)]
 
 
 def test_a_page_that_a_refused_unmap_left_alone_still_follows():
@@ -90,7 +90,7 @@ def test_a_page_that_a_refused_unmap_left_alone_still_follows():
     engine.set_ram([])
     engine.set_ram([(0, 11)])
 
-    assert [(run.dfn, run.nr) for run in engine.mappings(1)] == [(0, 2), (5, 7)]
+    assert [(run.dfn, run.nr) for run in engine.areas(1)] == [(0, 2), (5, 7)]
 
 
 def test_memory_that_comes_where_the_guest_mapped_something_leaves_that_alone():
@@ -98,7 +98,7 @@ def test_memory_that_comes_where_the_guest_mapped_something_leaves_that_alone():
     engine.map(1, 0x2004, 0x10, 2, R)
 
     engine.set_ram([LOW, (0x2000, 0x2007)])
-    assert [tuple(run)[:3] for run in engine.mappings(1)] == [
+    assert [tuple(run)[:3] for run in engine.areas(1)] == [
         (0, 0, 0x1000),
         (0x2000, 0x2000, 4),
         (0x2004, 0x10, 2),
@@ -106,7 +106,7 @@ def test_memory_that_comes_where_the_guest_mapped_something_leaves_that_alone():
     ]
     engine.set_ram([LOW])
 
-    assert list(engine.mappings(1))[1:] == [Mapping(0x2004, 0x10, 2, R, True)]
+    assert list(engine.areas(1))[1:] == [Area(0x2004, 0x10, 2, R, True)]
 
 
 def test_what_the_guest_had_mapped_before_memory_came_is_not_edited_by_unmapping_it_first():
@@ -124,33 +124,33 @@ def test_reserved_frames_and_frames_past_the_aperture_do_not_follow():
 
     engine.set_ram([LOW, (0xFEDFF, 0xFEF00), (0xFFFFF, 0x100001)])
 
-    assert [(run.dfn, run.nr) for run in engine.mappings(1)][1:] == [(0xFEDFF, 1), (0xFEF00, 1), (0xFFFFF, 1)]
+    assert [(run.dfn, run.nr) for run in engine.areas(1)][1:] == [(0xFEDFF, 1), (0xFEF00, 1), (0xFFFFF, 1)]
 
 
 def test_memory_that_the_pool_has_no_room_for_stays_unmapped_until_it_comes_again():
     engine = new_clone((0, 0x1FF), pool_pages=4)
 
     engine.set_ram([(0, 0x5FF)])
-    assert list(engine.mappings(1)) == [Mapping(0, 0, 0x200, RW, True), Mapping(0x200, 0x200, 0x200, RW, True)]
+    assert list(engine.areas(1)) == [Area(0, 0, 0x200, RW, True), Area(0x200, 0x200, 0x200, RW, True)]
     assert dma(engine, 0x400) is Refusal.NOT_MAPPED
     engine.set_ram([(0x400, 0x5FF)])
-    assert list(engine.mappings(1)) == []
+    assert list(engine.areas(1)) == []
     engine.set_ram([])
     engine.set_ram([(0x400, 0x5FF)])
 
-    assert list(engine.mappings(1)) == [Mapping(0x400, 0x400, 0x200, RW, True)]
+    assert list(engine.areas(1)) == [Area(0x400, 0x400, 0x200, RW, True)]
 
 
 def test_what_one_clone_returns_to_the_pool_another_may_take():
     engine = new_clone((0, 0), (0x200, 0x200), pool_pages=4 + 4)
-    engine.alloc_context(clone=True)
+    engine.alloc_paging(2, clone=True)
     engine.unmap(2, 0, 1)
     assert engine.usage().pool_pages_used == 7
 
     engine.set_ram([(0x400, 0x400), (0x600, 0x600)])
 
     assert engine.usage().pool_pages_used == 8
-    assert [run.dfn for ctx in (1, 2) for run in engine.mappings(ctx)] == [0x400, 0x600, 0x400, 0x600]
+    assert [run.dfn for ctx in (1, 2) for run in engine.areas(ctx)] == [0x400, 0x600, 0x400, 0x600]
 
 
 def test_a_clone_follows_beneath_a_direct_region():

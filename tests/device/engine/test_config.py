@@ -6,8 +6,6 @@ from pviommu.engine import EngineConfig, ReservedRegion
 @pytest.mark.parametrize(
     ("fields", "text"),
     [
-        ({"max_contexts": 0}, r"max_contexts 0: must be 1\.\.65535"),
-        ({"max_contexts": 0x10000}, r"max_contexts 65536: must be 1\.\.65535"),
         ({"pool_pages": 0}, "pool_pages 0: must be at least 1"),
         ({"aperture_bits": 31}, r"aperture_bits 31: must be 32\.\.48"),
         ({"aperture_bits": 49}, r"aperture_bits 49: must be 32\.\.48"),
@@ -28,8 +26,8 @@ def test_a_value_out_of_bounds_is_refused_with_its_name_value_and_rule(fields, t
 @pytest.mark.parametrize(
     "fields",
     [
-        {"max_contexts": 1, "pool_pages": 1, "iotlb_entries": 1},
-        {"max_contexts": 0xFFFF, "aperture_bits": 48},
+        {"pool_pages": 1, "iotlb_entries": 1},
+        {"aperture_bits": 48},
         {"aperture_bits": 32, "reserved": (ReservedRegion(0, 0, "msi"), ReservedRegion(5, (1 << 52) - 1, "msi"))},
     ],
 )
@@ -44,7 +42,7 @@ def test_the_defaults_reserve_the_msi_window_below_a_39_bit_aperture():
 
     assert config.aperture_frames == 1 << 27
     assert config.reserved == ((0xFEE00, 0xFEEFF, "msi"),)
-    assert (config.max_contexts, config.pool_pages) == (255, 4096)
+    assert config.pool_pages == 4096
 
 
 def direct(first, last, kind="direct"):

@@ -44,7 +44,7 @@ def engine(core):
     made = Engine(EngineConfig(reserved=()), core)
     made.set_ram([(0, 0xFF)])
     made.add_endpoint(STREAM, [ReservedRegion(0x20, 0x2F, "direct")])
-    made.alloc_context()
+    made.alloc_paging(1)
     core.told.clear()
     return made
 
@@ -72,11 +72,11 @@ def test_what_a_core_refuses_is_a_fault_and_not_remembered(engine, core):
     assert len(core.told) == 2
 
 
-def test_a_core_is_told_of_contexts_and_what_lies_over_them(engine, core):
-    engine.alloc_context(clone=True)
+def test_a_core_is_told_of_domains_and_what_lies_over_them(engine, core):
+    engine.alloc_paging(2, clone=True)
     engine.attach(STREAM, 2)
     engine.attach(STREAM, 1)
-    engine.free_context(2, False)
+    engine.free_domain(2)
 
     region = [(0x20, 0x2F)]
     assert core.told == [
@@ -127,19 +127,18 @@ def change(engine, name):
         engine.attach(STREAM, 0)
     elif name == "block":
         engine.block(STREAM)
-    elif name == "hold":
-        engine.hold(STREAM)
     elif name == "set_ram":
         engine.set_ram([(0, 0xFF)])
     elif name == "set_mmio":
         engine.set_mmio([(0x100, 0x1FF)])
     elif name == "free":
-        engine.free_context(1, True)
+        engine.attach(STREAM, 0)
+        engine.free_domain(1)
     else:
         engine.reset()
 
 
-@pytest.mark.parametrize("name", ["unmap", "attach", "block", "hold", "set_ram", "set_mmio", "free", "reset"])
+@pytest.mark.parametrize("name", ["unmap", "attach", "block", "set_ram", "set_mmio", "free", "reset"])
 def test_after_a_change_no_request_is_answered_from_memory(engine, core, name):
     engine.attach(STREAM, 1)
     engine.translate(STREAM, 0x1000, 0x10, R)
@@ -155,7 +154,7 @@ def test_requests_are_remembered_by_endpoint_page_and_access_and_never_longer_th
     engine.set_ram([(0, 0xFF)])
     for stream in (1, 2):
         engine.add_endpoint(stream)
-        engine.alloc_context()
+        engine.alloc_paging(stream)
         engine.attach(stream, stream)
     engine.map(1, 0x10, 0x50, 1, R)
     engine.map(2, 0x10, 0x60, 1, R)

@@ -1,13 +1,17 @@
 import pytest
 
 from pviommu.engine import (
+    BLOCKED,
+    IDENTITY,
+    MAX_DOMAIN,
     Access,
+    Area,
     Engine,
     EngineConfig,
     Fault,
-    Mapping,
     Outcome,
     Refusal,
+    Run,
     Stop,
     UnmapMode,
     Usage,
@@ -23,7 +27,7 @@ def new_engine(**fields):
     engine = Engine(EngineConfig(**fields))
     engine.set_ram([(0, 0xFFFF)])
     engine.add_endpoint(STREAM)
-    engine.alloc_context()
+    engine.alloc_paging(1)
     engine.attach(STREAM, 1)
     return engine
 
@@ -44,7 +48,7 @@ def test_mapped_pages_are_reached_and_counted():
 
     assert [dma(engine, dfn) for dfn in (0x100, 0x101, 0x102)] == [0x10000, 0x11000, 0x12000]
     assert dma(engine, 0x103) is Refusal.NOT_MAPPED
-    assert engine.usage() == Usage(1, 3, 4096, 3, 255)
+    assert engine.usage() == Usage(1, 3, 4096, 3)
 
 
 @pytest.mark.row("defect", "C6")
@@ -70,8 +74,8 @@ def test_mapping_the_same_page_again_is_refused():
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ((0, 0x100, 0x10, 1, RW), Outcome(0, Stop.DEFAULT_CONTEXT, None)),
-        ((9, 0x100, 0x10, 0, RW), Outcome(0, Stop.NO_CONTEXT, None)),
+        ((0, 0x100, 0x10, 1, RW), Outcome(0, Stop.NOT_PAGING, None)),
+        ((9, 0x100, 0x10, 0, RW), Outcome(0, Stop.NO_DOMAIN, None)),
         ((1, LIMIT, 0x10, 0, Access(0)), Outcome(0, None, None)),
         ((1, 0x100, 0x10, 1, Access(0)), Outcome(0, Stop.NO_ACCESS, 0x100)),
         ((1, LIMIT - 1, 0x10, 2, RW), Outcome(0, Stop.OUT_OF_APERTURE, LIMIT)),
@@ -85,7 +89,7 @@ def test_a_map_that_is_refused_beforehand_changes_nothing(arguments, expected):
 
     assert engine.map(*arguments) == expected
 
-    assert engine.usage() == Usage(1, 1, 4096, 0, 255)
+    assert engine.usage() == Usage(1, 1, 4096, 0)
 
 
 def test_the_last_frame_of_the_aperture_can_be_mapped():
@@ -149,7 +153,7 @@ def test_pool_exhaustion_stops_at_the_exact_page():
 
     assert dma(engine, 0x3FF) == 0x21F000
     assert dma(engine, 0x400) is Refusal.NOT_MAPPED
-    assert engine.usage() == Usage(1, 4, 4, 0x210, 255)
+    assert engine.usage() == Usage(1, 4, 4, 0x210)
 
 
 @pytest.mark.row("defect", "D18")
@@ -186,7 +190,7 @@ def test_unmap_takes_a_slice_across_two_maps():
 
     assert engine.unmap(1, 0x102, 4) == Outcome(4, None, None)
 
-    assert list(engine.mappings(1)) == [Mapping(0x100, 0x10, 2, RW, True), Mapping(0x106, 0x22, 2, RW, True)]
+    assert list(engine.areas(1)) == [Area(0x100, 0x10, 2, RW, True), Area(0x106, 0x22, 2, RW, True)]
 
 
 @pytest.mark.row("defect", "D3")
@@ -220,8 +224,8 @@ def test_unmap_invalidates_for_every_endpoint_in_every_mode(mode):
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ((0, 0x100, 1), Outcome(0, Stop.DEFAULT_CONTEXT, None)),
-        ((9, 0x100, 0), Outcome(0, Stop.NO_CONTEXT, None)),
+        ((0, 0x100, 1), Outcome(0, Stop.NOT_PAGING, None)),
+        ((9, 0x100, 0), Outcome(0, Stop.NO_DOMAIN, None)),
         ((1, LIMIT, 0), Outcome(0, None, None)),
         ((1, 0x100, LIMIT), Outcome(0, Stop.OUT_OF_APERTURE, LIMIT)),
         ((1, 0, LIMIT + 1), Outcome(0, Stop.OUT_OF_APERTURE, LIMIT)),
@@ -259,17 +263,17 @@ def test_until_cut_removes_whole_calls_before_the_one_it_would_cut():
 
     assert engine.unmap(1, 0x100, 6, UnmapMode.UNTIL_CUT) == Outcome(2, Stop.CUT, 0x104)
 
-    assert list(engine.mappings(1)) == [Mapping(0x104, 0x14, 4, RW, True)]
+    assert list(engine.areas(1)) == [Area(0x104, 0x14, 4, RW, True)]
 
 
-# contexts and endpoints
+# domains and endpoints
 
 
 @pytest.mark.row("defect", "D1")
-def test_a_context_never_translates_by_another_contexts_pages():
+def test_a_domain_never_translates_by_another_domains_pages():
     engine = new_engine()
     engine.add_endpoint(8)
-    engine.alloc_context()
+    engine.alloc_paging(2)
     engine.attach(8, 2)
     engine.map(1, 0x100, 0x10, 2, RW)
     assert dma(engine, 0x100) == 0x10000
@@ -285,88 +289,31 @@ def test_a_context_never_translates_by_another_contexts_pages():
     assert dma(engine, 0x101) is Refusal.NOT_MAPPED
 
 
-@pytest.mark.row("defect", "D12")
-@pytest.mark.row("defect", "D3")
-def test_a_number_that_is_used_again_brings_nothing_back():
-    engine = new_engine()
-    engine.map(1, 0x100, 0x10, 1, RW)
-    assert dma(engine, 0x100) == 0x10000
-
-    engine.free_context(1, reattach=True)
-    assert engine.alloc_context() == (1, None)
-    engine.attach(STREAM, 1)
-
-    assert dma(engine, 0x100) is Refusal.NOT_MAPPED
-    assert engine.usage() == Usage(1, 1, 4096, 0, 255)
-
-
-def test_free_with_an_endpoint_attached_changes_nothing_without_reattach():
-    engine = new_engine()
-    engine.map(1, 0x100, 0x10, 1, RW)
-
-    assert engine.free_context(1, reattach=False) is Stop.ENDPOINTS_ATTACHED
-
-    assert dma(engine, 0x100) == 0x10000
-    assert engine.attach(STREAM, 1) is None
-    engine.attach(STREAM, 0)
-    assert engine.free_context(1, reattach=False) is None
-
-
-@pytest.mark.row("defect", "D13")
-def test_free_with_reattach_moves_every_endpoint_to_the_default_context():
-    engine = new_engine()
-    engine.add_endpoint(8)
-    engine.attach(8, 1)
-
-    assert engine.free_context(1, reattach=True) is None
-
-    assert engine.endpoints() == {7: 0, 8: 0}
-    assert [dma(engine, 0x100, stream=stream) for stream in (7, 8)] == [0x100000, 0x100000]
-
-
-def test_the_default_and_unknown_contexts_cannot_be_freed():
-    engine = new_engine()
-
-    assert engine.free_context(0, reattach=True) is Stop.DEFAULT_CONTEXT
-    assert engine.free_context(9, reattach=True) is Stop.NO_CONTEXT
-    assert (engine.has_context(0), engine.has_context(1), engine.has_context(9)) == (True, True, False)
-    assert engine.contexts() == (1,)
-
-
 def test_an_unknown_stream_outranks_an_unknown_context():
     engine = new_engine()
 
     assert engine.attach(99, 9) is Stop.NO_ENDPOINT
-    assert engine.attach(STREAM, 9) is Stop.NO_CONTEXT
+    assert engine.attach(STREAM, 9) is Stop.NO_DOMAIN
     assert engine.endpoints() == {STREAM: 1}
-
-
-def test_attaching_again_to_the_same_context_changes_nothing():
-    engine = new_engine()
-    engine.map(1, 0x100, 0x10, 1, RW)
-
-    assert engine.attach(STREAM, 1) is None
-
-    assert dma(engine, 0x100) == 0x10000
 
 
 def test_a_clone_maps_all_ram_but_the_reserved_window_and_what_is_past_the_aperture():
     engine = Engine(EngineConfig(aperture_bits=32))
     engine.set_ram([(0, 0x3FFFF), (0xFE000, 0x11FFFF)])
 
-    assert engine.alloc_context(clone=True) == (1, None)
+    assert engine.alloc_paging(1, clone=True) is None
 
-    assert list(engine.mappings(1)) == [
-        Mapping(0, 0, 0x40000, RW, True),
-        Mapping(0xFE000, 0xFE000, 0xE00, RW, True),
-        Mapping(0xFEF00, 0xFEF00, 0x1100, RW, True),
+    assert list(engine.areas(1)) == [
+        Area(0, 0, 0x40000, RW, True),
+        Area(0xFE000, 0xFE000, 0xE00, RW, True),
+        Area(0xFEF00, 0xFEF00, 0x1100, RW, True),
     ]
 
 
 def test_a_cloned_page_can_be_unmapped():
     engine = Engine()
     engine.set_ram([(0, 0x3FFFF)])
-    engine.alloc_context(clone=True)
+    engine.alloc_paging(1, clone=True)
 
     assert engine.unmap(1, 0x1234, 1) == Outcome(1, None, None)
 
@@ -374,26 +321,142 @@ def test_a_cloned_page_can_be_unmapped():
     assert engine.lookup(1, 0x1235) == (0x1235, RW)
 
 
-@pytest.mark.row("defect", "D8")
-@pytest.mark.row("defect", "D9")
-@pytest.mark.row("defect", "D18")
 def test_a_clone_that_exhausts_the_pool_leaves_nothing_behind():
     engine = new_engine(pool_pages=100)
 
-    assert engine.alloc_context(clone=True) == (None, Stop.POOL_EXHAUSTED)
+    assert engine.alloc_paging(2, clone=True) is Stop.POOL_EXHAUSTED
 
-    assert engine.usage() == Usage(1, 1, 100, 0, 255)
-    assert engine.alloc_context() == (2, None)
+    assert engine.usage() == Usage(1, 1, 100, 0)
+    assert engine.alloc_paging(2) is None
 
 
 def test_a_clone_without_ram_is_empty():
     engine = Engine()
 
-    assert engine.alloc_context(clone=True) == (1, None)
-    assert list(engine.mappings(1)) == []
+    assert engine.alloc_paging(1, clone=True) is None
+    assert list(engine.areas(1)) == []
 
 
-# RAM, block, reset
+@pytest.mark.row("defect", "D12")
+@pytest.mark.row("defect", "D3")
+def test_a_number_that_is_used_again_brings_nothing_back():
+    engine = new_engine()
+    engine.map(1, 0x100, 0x10, 1, RW)
+    assert dma(engine, 0x100) == 0x10000
+
+    engine.attach(STREAM, IDENTITY)
+    assert engine.free_domain(1) is None
+    assert engine.alloc_paging(1) is None
+    engine.attach(STREAM, 1)
+
+    assert dma(engine, 0x100) is Refusal.NOT_MAPPED
+    assert engine.usage() == Usage(1, 1, 4096, 0)
+
+
+def test_a_domain_that_somebody_is_attached_to_is_not_freed():
+    engine = new_engine()
+    engine.map(1, 0x100, 0x10, 1, RW)
+
+    assert engine.free_domain(1) is Stop.ENDPOINTS_ATTACHED
+    assert dma(engine, 0x100) == 0x10000
+    engine.attach(STREAM, BLOCKED)
+    engine.attach(STREAM, 1, pasid=3)
+    assert engine.free_domain(1) is Stop.ENDPOINTS_ATTACHED
+    engine.detach(STREAM, 3)
+    assert engine.free_domain(1) is None
+    assert engine.usage() == Usage(0, 0, 4096, 0)
+
+
+def test_there_is_always_an_identity_and_a_blocked_domain():
+    engine = new_engine()
+
+    assert [engine.has_domain(number) for number in (IDENTITY, BLOCKED, 1, 9)] == [True, True, True, False]
+    assert [engine.is_paging(number) for number in (IDENTITY, BLOCKED, 1, 9)] == [False, False, True, False]
+    assert [engine.free_domain(number) for number in (IDENTITY, BLOCKED, 9)] == [Stop.NO_DOMAIN] * 3
+    assert [engine.map(number, 0, 0, 1, RW).stop for number in (IDENTITY, BLOCKED, 9)] == [
+        Stop.NOT_PAGING,
+        Stop.NOT_PAGING,
+        Stop.NO_DOMAIN,
+    ]
+    assert engine.domains() == (1,)
+
+
+@pytest.mark.parametrize("number", [0, -1, MAX_DOMAIN + 1, 1])
+def test_a_number_that_no_new_domain_can_have_is_refused(number):
+    with pytest.raises(ValueError, match=f"domain {number}: "):
+        new_engine().alloc_paging(number)
+
+
+def test_an_endpoint_begins_where_it_is_told_to_in_a_fixed_domain():
+    engine = new_engine()
+    engine.add_endpoint(8, (), BLOCKED)
+
+    with pytest.raises(ValueError, match="domain 1: an endpoint begins in IDENTITY or BLOCKED"):
+        engine.add_endpoint(9, (), 1)
+
+    assert engine.endpoints() == {STREAM: 1, 8: BLOCKED}
+    assert dma(engine, 0x100, stream=8) is Refusal.BLOCKED
+    engine.attach(8, IDENTITY)
+    engine.reset()
+    assert dma(engine, 0x100, stream=8) is Refusal.BLOCKED
+
+
+# PASIDs
+
+
+def test_requests_with_a_pasid_go_through_a_domain_of_their_own():
+    engine = new_engine()
+    engine.alloc_paging(2)
+    engine.map(1, 0x100, 0x10, 1, RW)
+    engine.map(2, 0x100, 0x20, 1, R)
+
+    assert engine.attach(STREAM, 2, pasid=5) is None
+
+    for _ in range(2):
+        assert engine.translate(STREAM, 0x100000, 4, R) == [Run(0x10000, 4)]
+        assert engine.translate(STREAM, 0x100000, 4, R, pasid=5) == [Run(0x20000, 4)]
+    assert engine.translate(STREAM, 0x100000, 4, W, 5) == Fault(0x100000, Refusal.NO_PERMISSION, W, STREAM, 2, 5)
+    assert engine.translate(STREAM, 0x100000, 4, R, 6) == Fault(0x100000, Refusal.NO_PASID, R, STREAM, BLOCKED, 6)
+    assert engine.translate(99, 0x100000, 4, R, 5) == Fault(0x100000, Refusal.NO_ENDPOINT, R, 99, BLOCKED, 5)
+
+
+def test_a_pasid_that_is_detached_reaches_nothing_and_others_go_on():
+    engine = new_engine()
+    engine.map(1, 0x100, 0x10, 1, RW)
+    engine.attach(STREAM, 1, pasid=5)
+    engine.attach(STREAM, 1, pasid=6)
+
+    engine.detach(STREAM, 5)
+    engine.detach(STREAM, 5)
+
+    assert engine.translate(STREAM, 0x100000, 4, R, 5).refusal is Refusal.NO_PASID
+    assert engine.translate(STREAM, 0x100000, 4, R, 6) == engine.translate(STREAM, 0x100000, 4, R) == [Run(0x10000, 4)]
+
+
+def test_a_pasid_of_an_unknown_endpoint_or_to_an_unknown_domain_is_not_attached():
+    engine = new_engine()
+
+    assert engine.attach(99, 1, pasid=5) is Stop.NO_ENDPOINT
+    assert engine.attach(STREAM, 9, pasid=5) is Stop.NO_DOMAIN
+    with pytest.raises(ValueError, match="pasid 1048576: must be"):
+        engine.attach(STREAM, 1, pasid=1 << 20)
+
+    assert engine.translate(STREAM, 0, 4, R, 5).refusal is Refusal.NO_PASID
+
+
+def test_a_block_and_a_reset_are_of_all_pasids():
+    engine = new_engine()
+    engine.map(1, 0x100, 0x10, 1, RW)
+    engine.attach(STREAM, 1, pasid=5)
+
+    engine.block(STREAM)
+    assert engine.translate(STREAM, 0x100000, 4, R, 5) == Fault(0x100000, Refusal.BLOCKED, R, STREAM, 1, 5)
+    engine.reset()
+
+    assert engine.translate(STREAM, 0x100000, 4, R, 5).refusal is Refusal.NO_PASID
+
+
+# RAM
 
 
 def test_bad_ram_is_refused_and_changes_nothing():
@@ -405,57 +468,8 @@ def test_bad_ram_is_refused_and_changes_nothing():
     assert engine.ram == ((0, 0xFFFF),)
 
 
-def test_a_blocked_endpoint_reaches_nothing_until_it_is_unblocked_or_attached():
-    engine = new_engine()
-    engine.map(1, 0x100, 0x10, 1, RW)
-
-    for release in (lambda: engine.unblock(STREAM), lambda: engine.attach(STREAM, 1)):
-        assert engine.block(STREAM) is None
-        assert engine.is_blocked(STREAM)
-        assert dma(engine, 0x100) is Refusal.BLOCKED
-        release()
-        assert not engine.is_blocked(STREAM)
-        assert dma(engine, 0x100) == 0x10000
-
-
-def test_an_unknown_endpoint_is_neither_blocked_nor_unblocked():
-    engine = new_engine()
-
-    assert (engine.block(99), engine.unblock(99)) == (Stop.NO_ENDPOINT, Stop.NO_ENDPOINT)
-    assert not engine.is_blocked(99)
-
-
-def test_reset_returns_to_power_on_and_blocks_what_was_outside_the_default_context():
-    engine = new_engine()
-    engine.add_endpoint(8)
-    engine.map(1, 0x100, 0x10, 1, RW)
-    assert dma(engine, 0x100) == 0x10000
-
-    engine.reset()
-
-    assert engine.usage() == Usage(0, 0, 4096, 0, 255)
-    assert engine.endpoints() == {7: 0, 8: 0}
-    assert dma(engine, 0x100) is Refusal.BLOCKED
-    assert dma(engine, 0x100, stream=8) == 0x100000
-    engine.unblock(STREAM)
-    assert dma(engine, 0x100) == 0x100000
-
-
-@pytest.mark.row("defect", "D12")
-def test_a_number_that_is_used_again_after_reset_brings_nothing_back():
-    engine = new_engine()
-    engine.map(1, 0x100, 0x10, 1, RW)
-    assert dma(engine, 0x100) == 0x10000
-
-    engine.reset()
-    engine.alloc_context()
-    engine.attach(STREAM, 1)
-
-    assert dma(engine, 0x100) is Refusal.NOT_MAPPED
-
-
 def test_mappings_of_an_unknown_context_are_none():
-    assert list(new_engine().mappings(9)) == []
+    assert list(new_engine().areas(9)) == []
 
 
 def test_one_map_call_is_one_run_whatever_leaves_hold_it_and_two_calls_are_two():
@@ -463,7 +477,7 @@ def test_one_map_call_is_one_run_whatever_leaves_hold_it_and_two_calls_are_two()
     engine.map(1, 0x1FF, 0x1FF, 0x202, R)
     engine.map(1, 0x401, 0x401, 1, R)
 
-    assert list(engine.mappings(1)) == [Mapping(0x1FF, 0x1FF, 0x202, R, True), Mapping(0x401, 0x401, 1, R, True)]
+    assert list(engine.areas(1)) == [Area(0x1FF, 0x1FF, 0x202, R, True), Area(0x401, 0x401, 1, R, True)]
 
 
 # pieces of one call
@@ -475,7 +489,7 @@ def test_a_later_piece_of_a_map_goes_on_with_its_call():
 
     assert engine.map(1, 0x202, 0x202, 2, RW, continues=True) == Outcome(2, None, None)
 
-    assert list(engine.mappings(1)) == [Mapping(0x1FF, 0x1FF, 5, RW, True)]
+    assert list(engine.areas(1)) == [Area(0x1FF, 0x1FF, 5, RW, True)]
     assert engine.unmap(1, 0x202, 2, UnmapMode.CHECK_ENDS) == Outcome(0, Stop.CUT, 0x202)
 
 
@@ -489,7 +503,50 @@ def test_a_later_piece_begins_a_call_when_the_earlier_one_is_gone():
     engine.map(1, 0x101, 0x101, 1, R)
     engine.map(1, 0x102, 0x102, 1, RW, continues=True)
 
-    assert [run.dfn for run in engine.mappings(1) if run.starts_call] == [0x100, 0x101, 0x102]
+    assert [run.dfn for run in engine.areas(1) if run.starts_call] == [0x100, 0x101, 0x102]
+
+
+# RAM, block, reset
+
+
+def test_a_blocked_endpoint_reaches_nothing_until_it_is_unblocked():
+    engine = new_engine()
+    engine.map(1, 0x100, 0x10, 1, RW)
+    assert dma(engine, 0x100) == 0x10000
+
+    assert engine.block(STREAM) is None
+
+    assert engine.is_blocked(STREAM)
+    assert dma(engine, 0x100) is Refusal.BLOCKED
+    engine.attach(STREAM, 1)
+    assert dma(engine, 0x100) is Refusal.BLOCKED
+    assert engine.unblock(STREAM) is None
+    assert not engine.is_blocked(STREAM)
+    assert dma(engine, 0x100) == 0x10000
+
+
+def test_an_unknown_endpoint_is_neither_blocked_nor_unblocked():
+    engine = new_engine()
+
+    assert (engine.block(99), engine.unblock(99)) == (Stop.NO_ENDPOINT, Stop.NO_ENDPOINT)
+    assert not engine.is_blocked(99)
+
+
+def test_reset_returns_to_power_on_and_keeps_memory():
+    engine = new_engine()
+    engine.map(1, 0x100, 0x10, 1, RW)
+    assert dma(engine, 0x100) == 0x10000
+    engine.resize_pool(100)
+    engine.block(STREAM)
+
+    engine.reset()
+
+    assert engine.usage() == Usage(0, 0, 4096, 0)
+    assert engine.endpoints() == {STREAM: IDENTITY}
+    assert dma(engine, 0x100) == 0x100000
+    engine.alloc_paging(1)
+    engine.attach(STREAM, 1)
+    assert dma(engine, 0x100) is Refusal.NOT_MAPPED
 
 
 # deferred invalidation
@@ -538,66 +595,32 @@ def test_each_unmap_outside_a_batch_is_a_flush():
     assert engine.iotlb_flushes == flushes + 2
 
 
-# limits
+# the pool
 
 
-def test_lower_limits_are_in_force_and_shown_until_reset():
-    engine = new_engine(max_contexts=3, pool_pages=9)
+@pytest.mark.parametrize(("pages", "least"), [(10, 3), (2, 3)])
+def test_a_pool_is_never_larger_than_configured_nor_smaller_than_what_is_in_use(pages, least):
+    engine = new_engine(pool_pages=9)
+    engine.map(1, 0, 0, 1, RW)
 
-    engine.limit(2, 5)
+    with pytest.raises(ValueError, match=rf"limit of {pages} pool pages: must be {least}\.\.9"):
+        engine.resize_pool(pages)
 
-    assert engine.usage() == Usage(1, 1, 5, 0, 2)
-    assert engine.map(1, 0, 0, 1, RW).ok
-    assert engine.alloc_context() == (2, None)
-    assert engine.alloc_context() == (None, Stop.NO_FREE_CONTEXT)
-    assert engine.map(2, 0, 0, 1, RW) == Outcome(0, Stop.POOL_EXHAUSTED, 0)
-    engine.reset()
-    assert engine.usage() == Usage(0, 0, 9, 0, 3)
-
-
-def test_limits_can_be_nothing_and_can_be_raised_again_to_what_is_configured():
-    engine = Engine(EngineConfig(max_contexts=3, pool_pages=9))
-
-    engine.limit(0, 0)
-    assert engine.alloc_context() == (None, Stop.NO_FREE_CONTEXT)
-    engine.limit(3, 0)
-    assert engine.alloc_context() == (None, Stop.POOL_EXHAUSTED)
-    engine.limit(3, 9)
-
-    assert engine.usage() == Usage(0, 0, 9, 0, 3)
+    assert engine.usage() == Usage(1, 3, 9, 1)
+    engine.resize_pool(3)
+    assert engine.map(1, 0x200, 0, 1, RW).stop is Stop.POOL_EXHAUSTED
+    engine.resize_pool(9)
+    assert engine.map(1, 0x200, 0, 1, RW).ok
 
 
-@pytest.mark.parametrize(
-    ("limits", "text"),
-    [
-        ((4, 9), r"limit of 4 contexts: must be 2\.\.3"),
-        ((1, 9), r"limit of 1 contexts: must be 2\.\.3"),
-        ((3, 10), r"limit of 10 pool pages: must be 3\.\.9"),
-        ((2, 2), r"limit of 2 pool pages: must be 3\.\.9"),
-    ],
-)
-def test_limits_beyond_the_configured_ones_or_below_what_is_in_use_are_refused(limits, text):
-    engine = Engine(EngineConfig(max_contexts=3, pool_pages=9))
-    engine.alloc_context()
-    engine.alloc_context()
-    engine.free_context(1, reattach=False)
-    engine.set_ram([(0, 0)])
-    engine.map(2, 0, 0, 1, RW)
-
-    with pytest.raises(ValueError, match=text):
-        engine.limit(*limits)
-
-    assert engine.usage() == Usage(1, 3, 9, 1, 3)
-
-
-def test_a_context_holds_what_was_reserved_for_it_and_the_default_context_nothing():
+def test_a_domain_holds_what_was_reserved_for_it_and_a_fixed_domain_nothing():
     engine = new_engine(pool_pages=16)
 
-    assert engine.reserve(1, 10) is None
+    assert engine.reserve_pool(1, 10) is None
     assert engine.usage().pool_pages_used == 10
-    assert engine.reserve(1, 17) is Stop.POOL_EXHAUSTED
-    assert engine.reserve(0, 1) is Stop.DEFAULT_CONTEXT
-    assert engine.reserve(9, 1) is Stop.NO_CONTEXT
+    assert engine.reserve_pool(1, 17) is Stop.POOL_EXHAUSTED
+    assert engine.reserve_pool(0, 1) is Stop.NOT_PAGING
+    assert engine.reserve_pool(9, 1) is Stop.NO_DOMAIN
     assert engine.usage().pool_pages_used == 10
 
 
@@ -606,12 +629,12 @@ def test_mmio_can_be_mapped_as_ram_can_and_is_in_no_clone():
     engine.set_mmio([(0x20000, 0x20003)])
     assert engine.mmio == ((0x20000, 0x20003),)
     assert engine.map(1, 0x100, 0x20000, 5, RW) == Outcome(4, Stop.NOT_RAM, 0x104)
-    clone = engine.alloc_context(clone=True).context
-    assert engine.lookup(clone, 0x20000) is None
+    engine.alloc_paging(2, clone=True)
+    assert engine.lookup(2, 0x20000) is None
     assert not engine.is_ram(0x20000)
 
 
-def test_what_is_mapped_stays_mapped_when_mmio_goes_and_the_default_context_follows():
+def test_what_is_mapped_stays_mapped_when_mmio_goes_and_the_identity_domain_follows():
     engine = new_engine()
     engine.set_mmio([(0x20000, 0x20003)])
     engine.map(1, 0x100, 0x20000, 1, RW)
@@ -626,7 +649,7 @@ def test_mmio_beside_ram_is_one_run_with_it():
     engine.set_ram([(0, 0xFFF)])
     engine.set_mmio([(0x1000, 0x1003), (0xFF0, 0xFF1)])
     assert engine.map(1, 0x100, 0xFFE, 4, RW).done == 4
-    assert [tuple(run[:3]) for run in engine.mappings(0)] == [(0, 0, 0x1004)]
+    assert [tuple(run[:3]) for run in engine.areas(0)] == [(0, 0, 0x1004)]
 
 
 def test_ram_that_changes_while_there_is_mmio_and_once_it_is_gone_may_be_mapped_at_once():

@@ -24,10 +24,10 @@ def test_invalidating_any_page_of_a_run_forgets_it():
         assert len(iotlb) == 0
 
 
-def test_invalidating_a_range_leaves_other_contexts_and_other_blocks():
+def test_invalidating_a_range_leaves_other_domains_and_other_blocks():
     iotlb = Iotlb(8)
-    for ctx, dfn in ((1, 0x100), (1, 0x300), (1, 0x900), (2, 0x100)):
-        iotlb.put(ctx, dfn, (dfn, 1, 3))
+    for domain, dfn in ((1, 0x100), (1, 0x300), (1, 0x900), (2, 0x100)):
+        iotlb.put(domain, dfn, (dfn, 1, 3))
 
     iotlb.invalidate(1, 0x1FF, 2)
 
@@ -40,8 +40,8 @@ def test_invalidating_a_range_leaves_other_contexts_and_other_blocks():
 @pytest.mark.row("defect", "D4")
 def test_a_range_wider_than_the_cache_is_invalidated_exactly():
     iotlb = Iotlb(8)
-    for ctx, dfn in ((1, 0x100), (1, 0x900), (2, 0x900)):
-        iotlb.put(ctx, dfn, (dfn, 1, 3))
+    for domain, dfn in ((1, 0x100), (1, 0x900), (2, 0x900)):
+        iotlb.put(domain, dfn, (dfn, 1, 3))
 
     iotlb.invalidate(1, 0x200, 1 << 40)
 
@@ -64,7 +64,7 @@ def test_invalidating_a_context_leaves_the_others():
     iotlb.put(1, 0x100, (0, 1, 3))
     iotlb.put(2, 0x100, (0, 1, 3))
 
-    iotlb.invalidate_context(1)
+    iotlb.invalidate_domain(1)
 
     assert iotlb.get(1, 0x100) is None
     assert iotlb.get(2, 0x100) is not None
@@ -154,7 +154,7 @@ def test_nested_deferrals_end_with_the_outermost():
 
     with iotlb.deferred():
         with iotlb.deferred():
-            iotlb.invalidate_context(1)
+            iotlb.invalidate_domain(1)
         assert (iotlb.flushes, iotlb.get(1, 0x100)) == (0, None)
 
     assert (iotlb.flushes, iotlb.get(1, 0x100)) == (1, None)
@@ -193,7 +193,7 @@ def test_every_invalidation_outside_a_deferral_counts():
 
     iotlb.invalidate(1, 0, 1)
     iotlb.invalidate(1, 0, 0)
-    iotlb.invalidate_context(1)
+    iotlb.invalidate_domain(1)
     iotlb.clear()
 
     assert iotlb.flushes == 3

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from pviommu.engine import Access, Engine, EngineConfig, Fault, ReservedRegion, UnmapMode, Usage
+from pviommu.interfaces.pv.contexts import Contexts, DefaultPolicy
 
 from .extended_model import ExtendedModel
 
@@ -45,7 +46,8 @@ def ranges(pairs):
 class EngineHistory(RuleBasedStateMachine):
     @initialize(pool_pages=st.one_of(st.integers(2, 30), st.just(64)), ram=st.sampled_from(RAM))
     def start(self, pool_pages, ram):
-        self.engine = Engine(EngineConfig(max_contexts=3, pool_pages=pool_pages, iotlb_entries=7))
+        self.engine = Engine(EngineConfig(pool_pages=pool_pages, iotlb_entries=7))
+        self.contexts = Contexts(self.engine, 3, DefaultPolicy.IDENTITY)
         self.engine.set_ram(ram)
         self.model = ExtendedModel(
             3, pool_pages, ranges(ram), {stream: ranges(pairs) for stream, pairs in REGIONS.items()}
@@ -53,7 +55,7 @@ class EngineHistory(RuleBasedStateMachine):
         self.touched = [0, 0, 0, 0]
         self.deferral = None
         for stream, pairs in REGIONS.items():
-            self.engine.add_endpoint(stream, [ReservedRegion(*pair, "direct") for pair in pairs])
+            self.contexts.add_endpoint(stream, [ReservedRegion(*pair, "direct") for pair in pairs])
             self.model.attached[stream] = 0
         for stream in (4, 1):
             self.alloc(False)
@@ -71,18 +73,18 @@ class EngineHistory(RuleBasedStateMachine):
 
     @rule(clone=st.booleans())
     def alloc(self, clone):
-        context, stop = self.engine.alloc_context(clone)
+        context, stop = self.contexts.alloc(clone)
         ctx, why, _ = self.model.alloc(clone)
         assert (context, stop and stop.name) == (ctx or None, why)
 
     @rule(ctx=CONTEXTS, reattach=st.booleans())
     def free(self, ctx, reattach):
-        stop = self.engine.free_context(ctx, reattach)
+        stop = self.contexts.free(ctx, reattach)
         assert (stop and stop.name) == self.model.free(ctx, reattach)[1]
 
     @rule(stream=st.integers(1, 5), ctx=CONTEXTS)
     def attach(self, stream, ctx):
-        stop = self.engine.attach(stream, ctx)
+        stop = self.contexts.attach(stream, ctx)
         assert (stop and stop.name) == self.model.attach(stream, ctx)[1]
 
     @rule(stream=st.integers(1, 4))
@@ -92,12 +94,12 @@ class EngineHistory(RuleBasedStateMachine):
 
     @rule(stream=st.integers(1, 5))
     def hold(self, stream):
-        stop = self.engine.hold(stream)
+        stop = self.contexts.hold(stream)
         assert (stop and stop.name) == self.model.hold(stream)[1]
 
     @rule(stream=st.integers(1, 4))
     def unblock(self, stream):
-        self.engine.unblock(stream)
+        self.contexts.unblock(stream)
         self.model.unblock(stream)
 
     @rule(ram=st.sampled_from(RAM))
@@ -113,14 +115,14 @@ class EngineHistory(RuleBasedStateMachine):
     @rule(less_contexts=st.integers(0, 1), less_pages=st.integers(0, 5))
     def limit(self, less_contexts, less_pages):
         model, config = self.model, self.engine.config
-        contexts, pages = config.max_contexts - less_contexts, config.pool_pages - less_pages
+        contexts, pages = 3 - less_contexts, config.pool_pages - less_pages
         if contexts >= max(model.pages, default=0) and pages >= model.usage()[1]:
-            self.engine.limit(contexts, pages)
+            self.contexts.limit(contexts, pages)
             model.max_contexts, model.pool_pages = contexts, pages
 
     @rule()
     def reset(self):
-        self.engine.reset()
+        self.contexts.reset()
         self.model.reset()
         self.model.max_contexts, self.model.pool_pages = 3, self.engine.config.pool_pages
 
@@ -196,7 +198,7 @@ class EngineHistory(RuleBasedStateMachine):
         expected = self.model.translate(stream, iova, length, want)
         if isinstance(answer, Fault):
             assert (answer.iova, answer.refusal.name) == expected
-            assert (answer.stream, answer.context, answer.access) == (stream, self.model.attached[stream], want)
+            assert (answer.stream, answer.domain, answer.access) == (stream, self.model.attached[stream], want)
         else:
             assert all(a.gpa + a.length != b.gpa for a, b in itertools.pairwise(answer))
             assert [run.gpa + i for run in answer for i in range(run.length)] == [
@@ -207,10 +209,11 @@ class EngineHistory(RuleBasedStateMachine):
 
     @invariant()
     def usage_agrees(self):
-        assert self.engine.usage() == Usage(*self.model.usage(), self.model.max_contexts)
+        assert self.engine.usage() == Usage(*self.model.usage())
+        assert self.contexts.max_contexts == self.model.max_contexts
         assert self.engine.endpoints() == self.model.attached
         assert {stream for stream in self.model.attached if self.engine.is_blocked(stream)} == self.model.blocked
-        assert self.engine.contexts() == tuple(sorted(self.model.pages))
+        assert self.engine.domains() == tuple(sorted(self.model.pages))
 
     @invariant()
     def nothing_stale_is_reached(self):
@@ -221,9 +224,9 @@ class EngineHistory(RuleBasedStateMachine):
     @invariant()
     def mappings_agree(self):
         for ctx in self.model.pages:
-            runs = [(run.dfn, run.gfn, run.nr, run.access) for run in self.engine.mappings(ctx)]
+            runs = [(run.dfn, run.gfn, run.nr, run.access) for run in self.engine.areas(ctx)]
             assert runs == self.model.runs(ctx)
-            assert all(run.starts_call for run in self.engine.mappings(ctx))
+            assert all(run.starts_call for run in self.engine.areas(ctx))
             pages = {dfn for region in self.model.direct.get(ctx, ()) for dfn in region}
             assert {dfn for first, last in self.engine.direct(ctx) for dfn in range(first, last + 1)} == pages
 
@@ -258,17 +261,18 @@ def small_operations(contexts=(1, 2)):
         yield "renew", ctx, 0, 0, None
 
 
-def perform(engine, model, operation):
+def perform(contexts, model, operation):
     """What both answer to an operation."""
     method, ctx, first, nr, mode = operation
+    engine = contexts.engine
     if method == "map":
         return triple(engine.map(ctx, first, first + ctx, nr, Access(3))), model.map(ctx, first, first + ctx, nr, 3)
     if method == "unmap":
         return triple(engine.unmap(ctx, first, nr, UnmapMode[mode])), model.unmap(ctx, first, nr, mode)
-    engine.free_context(ctx, True)
+    contexts.free(ctx, True)
     model.free(ctx, True)
-    got, want = engine.alloc_context().context, model.alloc(False)[0]
-    engine.attach(ctx, ctx)
+    got, want = contexts.alloc().context, model.alloc(False)[0]
+    contexts.attach(ctx, ctx)
     model.attach(ctx, ctx)
     return got, want
 
@@ -291,18 +295,19 @@ def test_every_short_history_over_two_contexts_and_four_pages_agrees(pool_pages,
     lengths = range(min(depth, int(os.environ.get("PVIOMMU_ENGINE_DEPTH", depth))))
     for history in itertools.chain(*(itertools.product(first, *[others] * more) for more in lengths)):
         engine, model = Engine(config), ExtendedModel(255, pool_pages, [range(0x600)])
+        contexts = Contexts(engine, 255, DefaultPolicy.IDENTITY)
         engine.set_ram([(0, 0x5FF)])
         for ctx in (1, 2):
             engine.add_endpoint(ctx)
-            engine.alloc_context()
-            engine.attach(ctx, ctx)
+            contexts.alloc()
+            contexts.attach(ctx, ctx)
             model.alloc(False)
             model.attached[ctx] = ctx
         for operation in history:
-            got, want = perform(engine, model, operation)
+            got, want = perform(contexts, model, operation)
             reached = translations(engine)
         assert got == want, history
         assert reached == {
             (ctx, dfn): page[0] << 12 for ctx, pages in model.pages.items() for dfn, page in pages.items()
         }, history
-        assert engine.usage()[:4] == model.usage(), history
+        assert engine.usage() == model.usage(), history

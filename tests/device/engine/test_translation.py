@@ -1,6 +1,6 @@
 import pytest
 
-from pviommu.engine import DefaultPolicy, Fault, Mapping, Refusal, Run
+from pviommu.engine import BLOCKED, Area, Fault, Refusal, Run
 
 from .test_engine import LIMIT, RW, STREAM, R, W, dma, new_engine
 
@@ -80,13 +80,13 @@ def test_the_last_byte_of_64_bits_is_looked_up_like_any_other():
 
 
 def test_an_unknown_stream_reaches_nothing():
-    assert new_engine().translate(99, 0, 1, R) == Fault(0, Refusal.NO_ENDPOINT, R, 99, 0)
+    assert new_engine().translate(99, 0, 1, R) == Fault(0, Refusal.NO_ENDPOINT, R, 99, BLOCKED)
 
 
-# the default context
+# the identity domain
 
 
-def test_the_default_context_is_identity_of_ram_only():
+def test_the_identity_domain_is_identity_of_ram_only():
     engine = new_engine()
     engine.set_ram([(0, 0x9F), (0x100, 0x10FF)])
     engine.attach(STREAM, 0)
@@ -96,10 +96,10 @@ def test_the_default_context_is_identity_of_ram_only():
     assert engine.lookup(0, 0x100) == (0x100, RW)
     assert engine.lookup(0, 0xA0) is None
     assert engine.lookup(0, 1 << 60) is None
-    assert list(engine.mappings(0)) == [Mapping(0, 0, 0xA0, RW, True), Mapping(0x100, 0x100, 0x1000, RW, True)]
+    assert list(engine.areas(0)) == [Area(0, 0, 0xA0, RW, True), Area(0x100, 0x100, 0x1000, RW, True)]
 
 
-def test_the_default_context_reaches_ram_beyond_the_aperture_of_others():
+def test_the_identity_domain_reaches_ram_beyond_the_aperture_of_others():
     engine = new_engine()
     engine.set_ram([(LIMIT, LIMIT)])
     engine.attach(STREAM, 0)
@@ -118,7 +118,7 @@ def test_the_reserved_window_is_never_ram():
     assert dma(engine, 0xFEE00) is Refusal.RESERVED
 
 
-def test_the_default_context_follows_a_change_of_ram_at_once():
+def test_the_identity_domain_follows_a_change_of_ram_at_once():
     engine = new_engine()
     engine.attach(STREAM, 0)
     assert dma(engine, 0x100) == 0x100000
@@ -132,10 +132,10 @@ def test_the_default_context_follows_a_change_of_ram_at_once():
     assert (engine.is_ram(0x8FFF), engine.is_ram(0x9000)) == (True, False)
 
 
-def test_a_blocked_default_context_reaches_nothing():
-    engine = new_engine(default_policy=DefaultPolicy.BLOCKED)
-    engine.attach(STREAM, 0)
+def test_the_blocked_domain_reaches_nothing():
+    engine = new_engine()
+    engine.attach(STREAM, BLOCKED)
 
     assert dma(engine, 0x100) is Refusal.BLOCKED
-    assert engine.lookup(0, 0x100) is None
-    assert list(engine.mappings(0)) == []
+    assert engine.lookup(BLOCKED, 0x100) is None
+    assert list(engine.areas(BLOCKED)) == []

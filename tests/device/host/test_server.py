@@ -604,7 +604,7 @@ def test_a_client_that_hangs_up_is_dropped_and_the_machine_reset(connected):
     connected.driver.alloc()
     connected.client.close()
     connected.turns(1)
-    assert connected.driver.iommu.engine.contexts() == ()
+    assert connected.driver.iommu.engine.domains() == ()
     assert connected.server.transport._connections == {}
 
 
@@ -653,7 +653,7 @@ def test_a_client_that_is_gone_is_freed_without_the_garbage_collector(listening)
 def test_closing_drops_every_client(connected):
     connected.driver.alloc()
     connected.server.close()
-    assert connected.driver.iommu.engine.contexts() == ()
+    assert connected.driver.iommu.engine.domains() == ()
     assert connected.sock.recv(1) == b""
 
 

@@ -140,11 +140,11 @@ def select_toy(driver, rules):
     """A machine whose guest has selected a profile with these rules; context 1 is empty, 2 a clone."""
     iommu = driver.iommu
     iommu._profiles[PROFILE] = toy_profile(rules)(
-        iommu.engine, iommu.bindings, iommu.memory, iommu.counters, iommu.settings, rules
+        iommu.contexts, iommu.bindings, iommu.memory, iommu.counters, iommu.settings, rules
     )
     driver.start(profile=PROFILE)
-    assert iommu.engine.alloc_context().context == 1
-    assert iommu.engine.alloc_context(clone=True).context == 2
+    assert iommu.contexts.alloc().context == 1
+    assert iommu.contexts.alloc(clone=True).context == 2
     return driver
 
 
@@ -180,7 +180,7 @@ def test_a_profile_of_made_up_numbers_is_carried_out_in_c(toy, monkeypatch):
     assert toy_unmap(toy, 0x102, 2, unmapped=5) == (UNMAP_RESULTS[Stop.NOT_MAPPED], 6)
     assert toy_unmap(toy, 0xFEE00, 1) == (UNMAP_RESULTS[Stop.RESERVED], 0)
     assert toy_unmap(toy, 1 << 40, 1) == (UNMAP_RESULTS[Stop.OUT_OF_APERTURE], 0)
-    assert [(run.dfn, run.gfn, run.nr, int(run.access)) for run in engine.mappings(1)][1:] == [
+    assert [(run.dfn, run.gfn, run.nr, int(run.access)) for run in engine.areas(1)][1:] == [
         (0x200, 0x20, 2, 2),
         (0xFEDFF, RAM_PAGES - 1, 1, 3),
     ]
@@ -197,8 +197,8 @@ def test_what_c_leaves_to_python_has_the_results_of_the_same_declaration(toy):
     assert toy_map(toy, 0x100, 0x10, 601) == (-3000, 7)
     assert toy_map(toy, 0x100, 0x10, 1, magic=0xABCE) == (-Errno.EINVAL, 7)
     assert toy_map(toy, 0x100, 0x10, 1, rights=READ | 1) == (-Errno.EINVAL, 7)
-    assert toy_map(toy, 0x100, 0x10, 1, ctx=200) == (MAP_RESULTS[Stop.NO_CONTEXT], 0)
-    assert toy_unmap(toy, 0x100, 1, ctx=0x10001) == (UNMAP_RESULTS[Stop.NO_CONTEXT], 0)
+    assert toy_map(toy, 0x100, 0x10, 1, ctx=200) == (MAP_RESULTS[Stop.NO_DOMAIN], 0)
+    assert toy_unmap(toy, 0x100, 1, ctx=0x10001) == (UNMAP_RESULTS[Stop.NO_DOMAIN], 0)
     assert toy_unmap(toy, 0x10, 4, ctx=2) == (0, 4)  # of a clone
     assert toy.call(bytes(48), 0x55, 0x22)[0] == -77
     assert toy.iommu.engine.usage().mapped_pages == RAM_PAGES - 4
@@ -388,7 +388,7 @@ def test_what_is_watched_outlives_a_reset_and_can_end(toy, seen):
     toy.iommu._executor.watch(PageKinds.UNMAP)
     toy.iommu.reset()
     toy.start(profile=PROFILE)
-    assert toy.iommu.engine.alloc_context().context == 1
+    assert toy.iommu.contexts.alloc().context == 1
 
     assert (toy_map(toy, 0x100, 0x10, 3), toy_unmap(toy, 0x100, 1)) == ((0, 3), (0, 1))
     assert seen == [0x99]

@@ -113,7 +113,7 @@ def started(driver, profile):
         driver.call((4).to_bytes(4, "little") + (6).to_bytes(4, "little"), OpClass.XEN_V7, XenV7Op.INIT)
         driver.call(bytes(48), OpClass.XEN_V7, XenV7Op.ALLOC_CONTEXT)
         driver.call(int(V7AllocFlags.IDENTITY << 32).to_bytes(8, "little"), OpClass.XEN_V7, XenV7Op.ALLOC_CONTEXT)
-    assert driver.iommu.engine.contexts() == (1, 2)
+    assert driver.iommu.engine.domains() == (1, 2)
     return driver
 
 
@@ -129,7 +129,7 @@ def state(driver):
         counters,
         events,
         engine.usage(),
-        [list(engine.mappings(ctx)) for ctx in engine.contexts()],
+        [list(engine.areas(ctx)) for ctx in engine.domains()],
     )
 
 

@@ -7,6 +7,7 @@ from functools import partial
 import pytest
 
 from pviommu.engine import Engine
+from pviommu.interfaces.pv.contexts import Contexts
 from pviommu.selfcheck.checker import PATHS, Checker, MakePath, Run, run_history, shortened
 from pviommu.selfcheck.difference import Difference
 from pviommu.selfcheck.engine_path import EnginePath
@@ -20,10 +21,10 @@ STEPS = 2500
 ATTACHED = [Alloc(), Bind(0x28, 1), Attach(0x28, 1)]
 
 
-def wrong_paths(engine: type[Engine]) -> dict[str, MakePath]:
+def wrong_paths(wrong: type[Engine] | type[Contexts]) -> dict[str, MakePath]:
     return {
-        "engine": partial(EnginePath, make=engine),
-        "ring": partial(RingPath, make=machine_with(engine)),
+        "engine": partial(EnginePath, make=wrong) if issubclass(wrong, Engine) else partial(EnginePath, contexts=wrong),
+        "ring": partial(RingPath, make=machine_with(wrong)),
     }
 
 
@@ -42,7 +43,7 @@ def test_the_wire_agrees_with_the_model(profile: str) -> None:
 
 @pytest.mark.parametrize("path", ["engine", "ring"])
 @pytest.mark.parametrize("engine", WRONG, ids=lambda engine: engine.__name__)
-def test_a_wrong_engine_is_caught(engine: type[Engine], path: str) -> None:
+def test_a_wrong_engine_is_caught(engine: type[Engine] | type[Contexts], path: str) -> None:
     run = Run("c", "xen-2024")
 
     difference = run.check(STEPS, [wrong_paths(engine)[path]])

@@ -39,8 +39,8 @@ def test_a_map_stops_at_a_live_page_keeps_it_and_counts_those_before_it(model: M
 @pytest.mark.parametrize(
     ("ctx", "dfn", "gfn", "nr", "access", "expected"),
     [
-        (0, 1, 1, 1, 3, (0, "DEFAULT_CONTEXT", None)),
-        (2, 1, 1, 1, 3, (0, "NO_CONTEXT", None)),
+        (0, 1, 1, 1, 3, (0, "NOT_PAGING", None)),
+        (2, 1, 1, 1, 3, (0, "NO_DOMAIN", None)),
         (1, 1, 1, 1, 0, (0, "NO_ACCESS", 1)),
         (1, (1 << 27) - 1, 1, 2, 3, (0, "OUT_OF_APERTURE", 1 << 27)),
         (1, 1 << 27, 1, 1, 3, (0, "OUT_OF_APERTURE", 1 << 27)),
@@ -108,7 +108,7 @@ def test_a_clone_maps_all_ram_or_is_not_made() -> None:
 def test_a_context_with_an_endpoint_is_freed_only_by_moving_it(model: Model) -> None:
     assert model.free(1, False) == (0, "ENDPOINTS_ATTACHED", None)
     assert model.free(0, True) == (0, "DEFAULT_CONTEXT", None)
-    assert model.free(9, True) == (0, "NO_CONTEXT", None)
+    assert model.free(9, True) == (0, "NO_DOMAIN", None)
 
     assert model.free(1, True) == (0, None, None)
 
@@ -117,7 +117,7 @@ def test_a_context_with_an_endpoint_is_freed_only_by_moving_it(model: Model) -> 
 
 def test_an_unknown_endpoint_outranks_an_unknown_context(model: Model) -> None:
     assert model.attach(99, 9) == (0, "NO_ENDPOINT", None)
-    assert model.attach(7, 9) == (0, "NO_CONTEXT", None)
+    assert model.attach(7, 9) == (0, "NO_DOMAIN", None)
     assert model.attached[7] == 1
 
 

@@ -33,12 +33,12 @@ def new() -> Interface:
         ("map", "NOT_RAM", errno.EPERM, errno.ENOENT),
         ("map", "RESERVED", errno.EADDRINUSE, errno.EADDRNOTAVAIL),
         ("map", "POOL_EXHAUSTED", errno.ENOMEM, errno.ENOMEM),
-        ("map", "NO_CONTEXT", errno.EINVAL, errno.EINVAL),
+        ("map", "NO_DOMAIN", errno.EINVAL, errno.EINVAL),
         ("map", "OUT_OF_APERTURE", errno.ERANGE, errno.ERANGE),
         ("unmap", "NOT_MAPPED", errno.ENOENT, errno.ENOENT),
         ("unmap", "RESERVED", errno.ENOENT, errno.EADDRNOTAVAIL),
         ("attach", "NO_ENDPOINT", errno.ENOENT, errno.ENODEV),
-        ("attach", "NO_CONTEXT", errno.ENOENT, errno.ENOENT),
+        ("attach", "NO_DOMAIN", errno.ENOENT, errno.ENOENT),
         ("alloc", "NO_FREE_CONTEXT", errno.ENOSPC, errno.ENOSPC),
         ("free", "ENDPOINTS_ATTACHED", errno.EBUSY, errno.EBUSY),
         ("bind", "BOUND", errno.EEXIST, errno.EEXIST),
@@ -60,7 +60,7 @@ def test_the_2024_profile_assigns_the_count_of_pages(old: Interface) -> None:
 def test_the_2024_profile_leaves_the_count_alone_without_a_context(old: Interface) -> None:
     given = old.submission(Unmap(9, 0x100, 5)).payload
 
-    assert old.expected(Unmap(9, 0x100, 5), given, 0, (0, "NO_CONTEXT", None), SEEN) == (-22, given)
+    assert old.expected(Unmap(9, 0x100, 5), given, 0, (0, "NO_DOMAIN", None), SEEN) == (-22, given)
 
 
 def test_the_v7_profile_adds_to_the_count_of_pages(new: Interface) -> None:

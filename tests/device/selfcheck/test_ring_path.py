@@ -28,8 +28,8 @@ def path(oracle: Oracle) -> Iterator[RingPath]:
 def test_the_machine_has_the_limits_of_the_setting(oracle: Oracle) -> None:
     config = topology(oracle).iommu_config()
 
-    assert (config.engine.max_contexts, config.engine.pool_pages, config.engine.aperture_bits) == (3, 9, 40)
-    assert (config.max_nr_pages, config.engine.default_policy.value, config.streams) == (77, "blocked", (1, 2))
+    assert (config.max_contexts, config.engine.pool_pages, config.engine.aperture_bits) == (3, 9, 40)
+    assert (config.max_nr_pages, config.default_policy.value, config.streams) == (77, "blocked", (1, 2))
 
 
 def test_a_device_that_never_answers_differs(path: RingPath, oracle: Oracle, monkeypatch: pytest.MonkeyPatch) -> None:

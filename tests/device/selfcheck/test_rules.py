@@ -61,7 +61,7 @@ def test_much_of_what_is_tried_succeeds() -> None:
                 outcomes.append(verdict.outcome[1])
 
     assert outcomes.count(None) > 75
-    assert {"MAPPED", "NOT_RAM", "RESERVED", "POOL_EXHAUSTED", "OUT_OF_APERTURE", "NO_CONTEXT"} <= set(outcomes)
+    assert {"MAPPED", "NOT_RAM", "RESERVED", "POOL_EXHAUSTED", "OUT_OF_APERTURE", "NO_DOMAIN"} <= set(outcomes)
 
 
 def test_batches_fail_in_the_middle_too() -> None:

@@ -8,6 +8,7 @@ from unittest import mock
 
 from pviommu.engine import Access, Engine, Fault, Outcome, Run, UnmapMode
 from pviommu.interfaces.pv import function
+from pviommu.interfaces.pv.contexts import Contexts
 from pviommu.machine import Machine
 from pviommu.pci.function import Environment
 from pviommu.topology import Topology
@@ -41,29 +42,30 @@ class HastyEngine(Engine):
 class LeakyEngine(Engine):
     """A context that is freed keeps its pages."""
 
-    def free_context(self, ctx: int, reattach: bool) -> Any:
+    def free_domain(self, number: int) -> Any:
         used = self._pool.free
-        stop = super().free_context(ctx, reattach)
+        stop = super().free_domain(number)
         self._pool.free = used
         return stop
 
 
-class ForgivingEngine(Engine):
+class ForgivingContexts(Contexts):
     """Whatever unblocks an endpoint ends a hold too."""
 
-    def unblock(self, stream: int) -> Any:
-        self._endpoints._held.discard(stream)
-        return super().unblock(stream)
+    def unblock(self, stream: int) -> None:
+        self._held.discard(stream)
+        super().unblock(stream)
 
 
-WRONG = (StaleEngine, PermissiveEngine, HastyEngine, LeakyEngine, ForgivingEngine)
+WRONG = (StaleEngine, PermissiveEngine, HastyEngine, LeakyEngine, ForgivingContexts)
 
 
-def machine_with(engine: type[Engine]) -> Callable[[Topology, Environment], Machine]:
-    """A machine whose engine is wrong from the beginning: its methods are bound while the machine is built."""
+def machine_with(wrong: type[Engine] | type[Contexts]) -> Callable[[Topology, Environment], Machine]:
+    """A machine whose engine or contexts are wrong from the beginning: methods are bound while the machine is built."""
 
     def build(topology: Topology, environment: Environment) -> Machine:
-        with mock.patch.object(function, "Engine", engine):
+        right = "Engine" if issubclass(wrong, Engine) else "Contexts"
+        with mock.patch.object(function, right, wrong):
             return Machine.build(topology, environment)
 
     return build

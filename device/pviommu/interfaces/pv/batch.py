@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pviommu_abi.own import Batch, BatchFlags, MapOp
-from pviommu_abi.slots import DEFAULT_CONTEXT, Errno
+from pviommu_abi.slots import Errno
 from pviommu_abi.xen_2024 import MapFlags
 
 from ...counters import Counters
@@ -43,7 +43,7 @@ class BatchOperations:
         op = Batch.unpack(payload)
         if op.flags & ~_FLAGS or op.pad0 or any(payload[Batch.SIZE :]) or op.address % _ALIGNMENT:
             return REFUSED
-        if op.ctx_no == DEFAULT_CONTEXT or not self._engine.has_context(op.ctx_no):
+        if not self._engine.is_paging(op.ctx_no):
             return REFUSED
         try:
             self._memory.check([(op.address, op.count * MapOp.SIZE)])

@@ -10,6 +10,7 @@ from pviommu_abi.shared import MAX_RINGS
 
 from ...engine import EngineConfig, ReservedRegion
 from ...pci.config_space import Identity
+from .contexts import MAX_CONTEXT, DefaultPolicy
 
 __all__ = ["DEFAULT_IDENTITY", "MAX_ENDPOINTS", "MAX_RESERVED", "NO_STREAM", "PAGE_SIZES", "IommuConfig"]
 
@@ -33,6 +34,10 @@ class IommuConfig:
 
     instance: int = 1
     engine: EngineConfig = field(default_factory=EngineConfig)
+    max_contexts: int = 255
+    """contexts besides the default one; their numbers are 1 to this"""
+    default_policy: DefaultPolicy = DefaultPolicy.IDENTITY
+    """what the default context translates to"""
     max_nr_pages: int = 262144
     rings: int = 4
     streams: tuple[int, ...] = ()
@@ -47,6 +52,10 @@ class IommuConfig:
     identity: Identity = DEFAULT_IDENTITY
 
     def __post_init__(self) -> None:
+        if not 1 <= self.max_contexts <= MAX_CONTEXT:
+            raise ValueError(
+                f"max_contexts {self.max_contexts}: must be 1..{MAX_CONTEXT}, a context number has 16 bits"
+            )
         if not 1 <= self.rings <= MAX_RINGS:
             raise ValueError(f"rings {self.rings}: must be 1..{MAX_RINGS}, the shared BAR has room for no more")
         if not 1 <= self.max_nr_pages < 1 << 32:

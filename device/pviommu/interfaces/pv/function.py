@@ -25,7 +25,7 @@ from pviommu_abi.shared import (
 from pviommu_abi.slots import DEFAULT_CONTEXT
 from vfio_user import DmaMapping, RequestError
 
-from ...engine import PAGE_SHIFT, DefaultPolicy, Engine
+from ...engine import PAGE_SHIFT, Engine
 from ...engine.ranges import FrameRanges
 from ...hosted import Poll
 from ...pci.capabilities import endpoint as endpoint_capability
@@ -34,6 +34,7 @@ from .batch import BatchOperations
 from .bindings import Bindings
 from .capability_area import CapabilityPublisher, Chain
 from .config import NO_STREAM, PAGE_SIZES, IommuConfig
+from .contexts import Contexts, DefaultPolicy
 from .events import EventRing
 from .execution import Executor
 from .own import OwnOperations
@@ -65,10 +66,11 @@ class PvIommu(PciFunction):
         super().__init__(name, config.identity, environment)
         self.settings = config
         self._engine = Engine(config.engine, core)
+        self._contexts = Contexts(self._engine, config.max_contexts, config.default_policy)
         self._changed_ram: FrameRanges | None = None
         """in which the engine and the capability area do not yet have what is RAM"""
         for stream in config.streams:
-            self._engine.add_endpoint(stream, config.reserved.get(stream, ()))
+            self._contexts.add_endpoint(stream, config.reserved.get(stream, ()))
         self._told: set[tuple[int, int]] = set()
         """ranges that were said to be no shared memory"""
         self.shared = self.add_shared_bar(SHARED_BAR, SHARED_BAR_SIZE)
@@ -76,7 +78,7 @@ class PvIommu(PciFunction):
         self.add_capability(endpoint_capability(config.instance, NO_STREAM))
         self.bindings = Bindings(frozenset(config.streams), config.fixed_bindings)
         self.events = EventRing(self.shared, self.inputs)
-        self._reporter = Reporter(self.engine, self.bindings, self.events, environment, self)
+        self._reporter = Reporter(self._contexts, self.bindings, self.events, environment, self)
         ring_core = core.rings(config.rings, self.shared, self.inputs) if core else None
         self.has_core = ring_core is not None
         """whether :meth:`spin` does anything"""
@@ -87,19 +89,19 @@ class PvIommu(PciFunction):
         self._capabilities = CapabilityPublisher(self.shared)
         self._published = b""
         self._chain = Chain(config.engine, self.limits(), self._endpoint_entries(), config.reserved)
-        operands = (self.engine, self.bindings, self.memory, self.counters, config)
+        operands = (self._contexts, self.bindings, self.memory, self.counters, config)
         self._profiles: dict[int, XenProfile] = {
             Profile.XEN_2024: Xen2024(*operands),
             Profile.XEN_V7: XenV7(*operands),
         }
         batch = BatchOperations(self.engine, self.memory, self.counters)
-        own = OwnOperations(self.engine, self.bindings, self.events, batch, self.counters)
+        own = OwnOperations(self._contexts, self.bindings, self.events, batch, self.counters)
         self._executor = Executor(self.rings, own, environment, self._reporter, ring_core)
         self.registers = PvRegisters(self, config.instance, self.rings, self._executor, self._profiles)
         self.add_register_file(REGISTER_BAR, self.registers.file, REGISTER_BAR_SIZE)
         self._patience = Patience(self._executor, self.settle, self.inputs)
         self._streams = {
-            stream: PvStream(stream, self.engine, self.settle, self._patience, self._reporter)
+            stream: PvStream(stream, self._contexts, self.settle, self._patience, self._reporter)
             for stream in config.streams
         }
         self._publish_capabilities()
@@ -128,7 +130,7 @@ class PvIommu(PciFunction):
         """After a reset: what it left blocked stays so until it is attached: nobody translates for it any more."""
         for stream in self.engine.endpoints():
             if self.engine.is_blocked(stream):
-                self.engine.hold(stream)
+                self.contexts.hold(stream)
 
     def disconnected(self) -> None:
         """As for every function; a function behind this one cannot leave its block by a reset then."""
@@ -146,7 +148,7 @@ class PvIommu(PciFunction):
         # what was queued while an endpoint was blocked was not meant for the default context either
         lost = [
             stream
-            for stream, context in self.engine.endpoints().items()
+            for stream, context in self.contexts.endpoints().items()
             if context != DEFAULT_CONTEXT or self.engine.is_blocked(stream)
         ]
         self._executor.reset()
@@ -154,7 +156,7 @@ class PvIommu(PciFunction):
             profile.reset()
         for ring in self.rings:
             ring.disable()
-        self.engine.reset()
+        self.contexts.reset()
         self.bindings.reset()
         self.shared.clear()
         self.events.reset()
@@ -168,6 +170,12 @@ class PvIommu(PciFunction):
         """The engine. It knows of all RAM."""
         self.settle()
         return self._engine
+
+    @property
+    def contexts(self) -> Contexts:
+        """Xen's contexts, over the same engine."""
+        self.settle()
+        return self._contexts
 
     def on_ram_changed(self, first: int, nr: int) -> None:
         self._changed_ram = self._changed_ram or FrameRanges()
@@ -228,14 +236,14 @@ class PvIommu(PciFunction):
 
     def limits(self) -> Limits:
         """The LIMITS capability."""
-        config = self.settings.engine
+        config, engine = self.settings, self.settings.engine
         return Limits(
             page_sizes=PAGE_SIZES,
-            max_nr_pages=self.settings.max_nr_pages,
+            max_nr_pages=config.max_nr_pages,
             max_contexts=config.max_contexts,
-            pool_pages=config.pool_pages,
-            rings=self.settings.rings,
-            aperture_bits=config.aperture_bits,
+            pool_pages=engine.pool_pages,
+            rings=config.rings,
+            aperture_bits=engine.aperture_bits,
             default_policy=int(config.default_policy is DefaultPolicy.IDENTITY),
         )
 

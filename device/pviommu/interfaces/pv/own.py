@@ -8,9 +8,10 @@ from pviommu_abi.own import Binding, Call, OwnOp, Reserve, Usage
 from pviommu_abi.slots import Errno
 
 from ...counters import Counters
-from ...engine import Engine, Stop
+from ...engine import Stop
 from .batch import BatchOperations
 from .bindings import Bindings, sbdf_of
+from .contexts import Contexts
 from .events import EventRing
 from .profile import DONE, REFUSED, Answer, Reply, XenProfile
 
@@ -24,11 +25,12 @@ class OwnOperations:
     """Executes payloads of class OWN."""
 
     def __init__(
-        self, engine: Engine, bindings: Bindings, events: EventRing, batch: BatchOperations, counters: Counters
+        self, contexts: Contexts, bindings: Bindings, events: EventRing, batch: BatchOperations, counters: Counters
     ) -> None:
         self.profile: XenProfile | None = None
         """the one that is selected"""
-        self._engine = engine
+        self._contexts = contexts
+        self._engine = contexts.engine
         self._batch = batch
         self._bindings = bindings
         self._events = events
@@ -64,7 +66,7 @@ class OwnOperations:
         stream = self._bindings.stream(sbdf)
         result = self._bindings.unbind(sbdf)
         if result == 0 and stream is not None:
-            self._engine.hold(stream)
+            self._contexts.hold(stream)
         return Reply(result)
 
     def op_block(self, payload: bytes) -> Reply:
@@ -74,7 +76,7 @@ class OwnOperations:
         stream = self._bindings.stream(_sbdf(given))
         if stream is None:
             return Reply(-Errno.ENOENT)
-        self._engine.hold(stream)
+        self._contexts.hold(stream)
         return DONE
 
     def op_query_endpoint(self, payload: bytes) -> Reply:
@@ -85,7 +87,7 @@ class OwnOperations:
         if stream is None:
             return Reply(-Errno.ENOENT)
         blocked = int(self._engine.is_blocked(stream))
-        context = self._engine.endpoints()[stream]
+        context = self._contexts.of(stream)
         return Reply(0, Binding(given.seg, given.bus, given.devfn, stream, context, blocked).pack())
 
     def op_query_usage(self, payload: bytes) -> Reply:
@@ -93,7 +95,7 @@ class OwnOperations:
             return REFUSED
         usage = self._engine.usage()
         answer = Usage(
-            usage.contexts,
+            usage.domains,
             len(self._bindings),
             usage.pool_pages_used,
             usage.pool_pages_total,
@@ -121,7 +123,7 @@ class OwnOperations:
             return REFUSED
         if self.profile is not None and self.profile.denied:
             return Reply(self.profile.denied)
-        stop = self._engine.reserve(op.ctx_no, op.pages)
+        stop = self._engine.reserve_pool(op.ctx_no, op.pages)
         if stop is None:
             return DONE
         return Reply(-Errno.ENOMEM) if stop is Stop.POOL_EXHAUSTED else REFUSED

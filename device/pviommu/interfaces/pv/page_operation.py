@@ -22,12 +22,12 @@ __all__ = ["MAP_STOPS", "UNMAP_STOPS", "PageKinds", "PageOperation", "PageRules"
 
 MAP_STOPS = frozenset(
     (
-        *(Stop.NO_CONTEXT, Stop.DEFAULT_CONTEXT, Stop.NO_ACCESS, Stop.OUT_OF_APERTURE),
+        *(Stop.NO_DOMAIN, Stop.NOT_PAGING, Stop.NO_ACCESS, Stop.OUT_OF_APERTURE),
         *(Stop.NOT_RAM, Stop.RESERVED, Stop.MAPPED, Stop.POOL_EXHAUSTED),
     )
 )
 """What may stop a map."""
-UNMAP_STOPS = frozenset((Stop.NO_CONTEXT, Stop.DEFAULT_CONTEXT, Stop.OUT_OF_APERTURE, Stop.RESERVED, Stop.NOT_MAPPED))
+UNMAP_STOPS = frozenset((Stop.NO_DOMAIN, Stop.NOT_PAGING, Stop.OUT_OF_APERTURE, Stop.RESERVED, Stop.NOT_MAPPED))
 """What may stop an unmap."""
 _WORD = 8
 """Bytes of what a native core reads at once."""

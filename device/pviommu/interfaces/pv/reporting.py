@@ -6,13 +6,12 @@ import logging
 from typing import Protocol
 
 from pviommu_abi.shared import SBDF_UNBOUND, Event, EventReason
-from pviommu_abi.slots import DEFAULT_CONTEXT
 
 from ...dma.fault import Fault, FaultKind
-from ...engine import Engine
 from ...pci.function import Environment
 from .bindings import Bindings, format_sbdf
 from .config import NO_STREAM
+from .contexts import Contexts
 from .events import EventRing
 
 __all__ = ["REASON", "Reporter"]
@@ -45,10 +44,15 @@ class Reporter:
     """The reports of one PV-IOMMU, which is ``source``."""
 
     def __init__(
-        self, engine: Engine, bindings: Bindings, events: EventRing, environment: Environment, source: InterruptSource
+        self,
+        contexts: Contexts,
+        bindings: Bindings,
+        events: EventRing,
+        environment: Environment,
+        source: InterruptSource,
     ) -> None:
         self.name = source.name
-        self._engine = engine
+        self._contexts = contexts
         self._bindings = bindings
         self._events = events
         self._inputs = environment.inputs
@@ -63,7 +67,7 @@ class Reporter:
         """Tell the guest of a refused request, of a kind that is in :data:`REASON`."""
         self._counters.faults += 1
         reason = REASON[fault.kind]
-        context = self._engine.endpoints().get(fault.stream, DEFAULT_CONTEXT)
+        context = self._contexts.of(fault.stream)
         sbdf = self._bindings.sbdf(fault.stream)
         log.info(
             "fault: stream %d (%s) context %d %s of %d bytes refused at %#x: %s",
@@ -93,7 +97,7 @@ class Reporter:
 
     def stopped(self, stream: int) -> None:
         """Tell the guest that an endpoint failed: all its DMA is blocked until its reset. No request was refused."""
-        context = self._engine.endpoints().get(stream, DEFAULT_CONTEXT)
+        context = self._contexts.of(stream)
         self.event(reason=EventReason.BLOCKED, stream=stream, sbdf=self._bindings.sbdf(stream), ctx_no=context)
 
     def event(

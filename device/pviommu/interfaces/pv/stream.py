@@ -8,7 +8,9 @@ from functools import partial
 from ...dma.fault import Fault, FaultKind
 from ...dma.plan import DmaPlan, DmaRequest, translate_each
 from ...dma.translator import PENDING, Pending, Translator
-from ...engine import Engine, Refusal
+from ...engine import Pending as EnginePending
+from ...engine import Refusal
+from .contexts import Contexts
 from .execution import Backlog
 from .patience import Patience
 from .reporting import Reporter
@@ -22,6 +24,7 @@ _KIND = {
     Refusal.RESERVED: FaultKind.RESERVED,
     Refusal.BLOCKED: FaultKind.BLOCKED,
     Refusal.NO_ENDPOINT: FaultKind.BLOCKED,
+    Refusal.NO_PASID: FaultKind.BLOCKED,
 }
 
 
@@ -32,15 +35,15 @@ class PvStream(Translator):
     """
 
     def __init__(
-        self, stream: int, engine: Engine, settle: Callable[[], None], patience: Patience, reporter: Reporter
+        self, stream: int, contexts: Contexts, settle: Callable[[], None], patience: Patience, reporter: Reporter
     ) -> None:
-        """``settle`` is called before ``engine`` is asked."""
+        """``settle`` is called before the engine of ``contexts`` is asked."""
         self.stream = stream
-        self._engine = engine
+        self._contexts = contexts
         self._settle = settle
         self._patience = patience
         self._reporter = reporter
-        self._translate = partial(engine.translate, stream)
+        self._translate = partial(contexts.engine.translate, stream)
         self._backlog: Backlog | None = None
         """what the rings held when the request in progress was refused first"""
         self.cancel: Callable[[], None] = lambda: None
@@ -59,6 +62,8 @@ class PvStream(Translator):
         self._backlog = None
         if isinstance(found, tuple):
             refused, length = found
+            if isinstance(refused, EnginePending):
+                return PENDING
             return Fault(_KIND[refused.refusal], self.stream, refused.iova, refused.access, length)
         return found
 
@@ -80,4 +85,4 @@ class PvStream(Translator):
 
     def endpoint_begins(self) -> None:
         self._settle()
-        self._engine.unblock(self.stream)
+        self._contexts.unblock(self.stream)

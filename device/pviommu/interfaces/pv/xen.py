@@ -12,9 +12,10 @@ from wire_layout import Record
 
 from ...counters import Counters
 from ...dma.memory import GuestMemory
-from ...engine import Engine, Outcome, Stop
+from ...engine import Outcome, Stop
 from .bindings import Bindings, sbdf_of
 from .config import IommuConfig
+from .contexts import Contexts, ContextStop
 from .page_operation import PageOperation, PageRules, must_be_zero
 from .pages import PageOperations
 from .profile import DONE, REFUSED, Answer, Reply
@@ -22,26 +23,26 @@ from .profile import DONE, REFUSED, Answer, Reply
 __all__ = ["CONTEXT_RESULTS", "MAP_RESULTS", "UNMAP_RESULTS", "Operation", "XenOperations"]
 
 UNMAP_RESULTS = {
-    Stop.NO_CONTEXT: -Errno.EINVAL,
-    Stop.DEFAULT_CONTEXT: -Errno.EINVAL,
+    Stop.NO_DOMAIN: -Errno.EINVAL,
+    Stop.NOT_PAGING: -Errno.EINVAL,
     Stop.OUT_OF_APERTURE: -Errno.ERANGE,
     Stop.NOT_MAPPED: -Errno.ENOENT,
 }
 """What both profiles answer to these outcomes of an unmap; for the others each has its own errno."""
 MAP_RESULTS = {
-    Stop.NO_CONTEXT: -Errno.EINVAL,
-    Stop.DEFAULT_CONTEXT: -Errno.EINVAL,
+    Stop.NO_DOMAIN: -Errno.EINVAL,
+    Stop.NOT_PAGING: -Errno.EINVAL,
     Stop.OUT_OF_APERTURE: -Errno.ERANGE,
     Stop.NO_ACCESS: -Errno.EINVAL,
     Stop.MAPPED: -Errno.EADDRINUSE,
     Stop.POOL_EXHAUSTED: -Errno.ENOMEM,
 }
 """As well of a map."""
-CONTEXT_RESULTS = {
-    Stop.DEFAULT_CONTEXT: -Errno.EINVAL,
-    Stop.NO_CONTEXT: -Errno.ENOENT,
+CONTEXT_RESULTS: dict[Stop | ContextStop, int] = {
+    ContextStop.DEFAULT_CONTEXT: -Errno.EINVAL,
+    Stop.NO_DOMAIN: -Errno.ENOENT,
     Stop.ENDPOINTS_ATTACHED: -Errno.EBUSY,
-    Stop.NO_FREE_CONTEXT: -Errno.ENOSPC,
+    ContextStop.NO_FREE_CONTEXT: -Errno.ENOSPC,
     Stop.POOL_EXHAUSTED: -Errno.ENOMEM,
     Stop.RESERVED_CONFLICT: -Errno.EINVAL,
 }
@@ -99,12 +100,12 @@ class XenOperations:
     """to a number that stands for nothing"""
     not_allowed: ClassVar[int]
     """negative errno of every operation where the guest may not use the IOMMU"""
-    context_results: ClassVar[Mapping[Stop, int]]
+    context_results: ClassVar[Mapping[Stop | ContextStop, int]]
     """negative errno of what stops an operation on contexts or devices"""
 
     def __init__(
         self,
-        engine: Engine,
+        contexts: Contexts,
         bindings: Bindings,
         memory: GuestMemory,
         counters: Counters,
@@ -113,12 +114,13 @@ class XenOperations:
     ) -> None:
         self.page_rules = page_rules
         self.denied = 0 if config.allowed else self.not_allowed
-        self._engine = engine
+        self._contexts = contexts
+        self._engine = contexts.engine
         self._bindings = bindings
         self._memory = memory
         self._counters = counters
         self._config = config
-        self._pages = PageOperations(engine, counters)
+        self._pages = PageOperations(contexts.engine, counters)
         self._reordering = frozenset(int(op) for op, each in self.operations.items() if each.reorders)
         self._handlers = {
             int(op): _Handler(
@@ -222,18 +224,18 @@ class XenOperations:
 
     # -- contexts and devices ---------------------------------------------------------------------------------------
 
-    def _told(self, stop: Stop | None) -> Reply:
+    def _told(self, stop: Stop | ContextStop | None) -> Reply:
         return DONE if stop is None else Reply(self.context_results[stop])
 
     def _alloc(self, clone: bool, answer: Callable[[int], Record]) -> Reply:
-        context, stop = self._engine.alloc_context(clone)
+        context, stop = self._contexts.alloc(clone)
         return self._told(stop) if context is None else Reply(0, answer(context).pack())
 
     def _free(self, ctx: int, reattach: bool) -> Reply:
-        return self._told(self._engine.free_context(ctx, reattach))
+        return self._told(self._contexts.free(ctx, reattach))
 
     def _reattach(self, op: _Device) -> Reply:
         stream = self._bindings.stream(sbdf_of(op.seg, op.bus, op.devfn))
         if stream is None:  # an unknown device outranks an unknown context
             return self._told(Stop.NO_ENDPOINT)
-        return self._told(self._engine.attach(stream, op.ctx_no))
+        return self._told(self._contexts.attach(stream, op.ctx_no))

@@ -28,9 +28,10 @@ from pviommu_abi.xen_2024 import (
 
 from ...counters import Counters
 from ...dma.memory import GuestMemory
-from ...engine import Engine, Stop
+from ...engine import Stop
 from .bindings import Bindings
 from .config import IommuConfig
+from .contexts import Contexts
 from .indirect import carry_out
 from .page_operation import PageOperation, PageRules
 from .profile import REFUSED, Answer, Reply
@@ -38,7 +39,7 @@ from .xen import CONTEXT_RESULTS, MAP_RESULTS, UNMAP_RESULTS, Operation, XenOper
 
 __all__ = ["Xen2024", "page_rules"]
 
-_NO_CONTEXT = (Stop.NO_CONTEXT, Stop.DEFAULT_CONTEXT)
+_NO_CONTEXT = (Stop.NO_DOMAIN, Stop.NOT_PAGING)
 
 
 def page_rules(max_nr_pages: int) -> PageRules:
@@ -91,9 +92,9 @@ class Xen2024(XenOperations):
     context_results = CONTEXT_RESULTS | {Stop.NO_ENDPOINT: -Errno.ENOENT}
 
     def __init__(
-        self, engine: Engine, bindings: Bindings, memory: GuestMemory, counters: Counters, config: IommuConfig
+        self, contexts: Contexts, bindings: Bindings, memory: GuestMemory, counters: Counters, config: IommuConfig
     ) -> None:
-        super().__init__(engine, bindings, memory, counters, config, page_rules(config.max_nr_pages))
+        super().__init__(contexts, bindings, memory, counters, config, page_rules(config.max_nr_pages))
 
     def call(self, op: int, address: int) -> Answer:
         """Carry out the ``pv_iommu_op`` at guest physical ``address``, all of which is read and written back."""
@@ -106,7 +107,7 @@ class Xen2024(XenOperations):
             op.subop_id,
             op.ctx_no,
             op.flags,
-            config.max_contexts,
+            self._config.max_contexts,
             0,
             self._config.max_nr_pages,
             (1 << config.aperture_bits) - 1,
@@ -126,7 +127,7 @@ class Xen2024(XenOperations):
 
     def op_lookup_page(self, payload: bytes) -> Reply:
         op = LookupPage.unpack(payload)
-        if not self._engine.has_context(op.ctx_no):
+        if op.ctx_no not in self._contexts:
             return REFUSED
         # the default context has no page table to look into: it is opaque, as it is on Xen with shared tables
         found = self._engine.lookup(op.ctx_no, op.dfn) if op.ctx_no != DEFAULT_CONTEXT else None

@@ -31,9 +31,10 @@ from pviommu_abi.xen_v7 import (
 
 from ...counters import Counters
 from ...dma.memory import GuestMemory
-from ...engine import PAGE_SIZE, DefaultPolicy, Engine, Stop
+from ...engine import PAGE_SIZE, Stop
 from .bindings import Bindings
 from .config import IommuConfig
+from .contexts import Contexts, DefaultPolicy
 from .indirect import carry_out
 from .page_operation import PageOperation, PageRules
 from .profile import DONE, REFUSED, Answer, Reply
@@ -90,9 +91,9 @@ class XenV7(XenOperations):
     context_results = CONTEXT_RESULTS | {Stop.NO_ENDPOINT: -Errno.ENODEV}
 
     def __init__(
-        self, engine: Engine, bindings: Bindings, memory: GuestMemory, counters: Counters, config: IommuConfig
+        self, contexts: Contexts, bindings: Bindings, memory: GuestMemory, counters: Counters, config: IommuConfig
     ) -> None:
-        super().__init__(engine, bindings, memory, counters, config, PAGE_RULES)
+        super().__init__(contexts, bindings, memory, counters, config, PAGE_RULES)
         self._initialised = False
         self._max_ctx_no = 0
 
@@ -113,7 +114,7 @@ class XenV7(XenOperations):
     def op_query_capabilities(self, payload: bytes) -> Reply:
         config = self._engine.config
         flags = V7Capability.IDENTITY
-        if config.default_policy is DefaultPolicy.IDENTITY:
+        if self._config.default_policy is DefaultPolicy.IDENTITY:
             flags |= V7Capability.DEFAULT_IDENTITY
         answer = V7Capabilities(
             max_iova_addr=(1 << config.aperture_bits) - 1,
@@ -129,14 +130,14 @@ class XenV7(XenOperations):
             return Reply(-Errno.E2BIG)
         if self._initialised:
             return Reply(-Errno.EACCES)
-        if op.max_ctx_no > self._engine.config.max_contexts:
+        if op.max_ctx_no > self._config.max_contexts:
             return Reply(-Errno.E2BIG)
         if op.arena_order > MAX_ARENA_ORDER:
             return REFUSED
         pool_pages = 1 << op.arena_order
         if pool_pages > self._engine.config.pool_pages:
             return Reply(-Errno.ENOMEM)
-        self._engine.limit(op.max_ctx_no, pool_pages)
+        self._contexts.limit(op.max_ctx_no, pool_pages)
         self._initialised = True
         self._max_ctx_no = op.max_ctx_no
         return DONE

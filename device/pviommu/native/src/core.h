@@ -90,6 +90,7 @@ uint64_t pv_table_unmap(struct pv_table *table, uint64_t dfn, uint64_t nr, uint3
 /* ---- contexts and translation (twin: engine/engine.py) ---- */
 
 #define PV_CONTEXTS 65536u
+#define PV_IDENTITY 0u	/* engine/domain.py; any other number without a table reaches nothing */
 
 struct pv_context {
 	struct pv_table *table;
@@ -127,7 +128,6 @@ struct pv_outcome {
 
 struct pv_core {
 	uint64_t limit;		/* dfns of a context are below it */
-	uint64_t identity;	/* whether the default context maps RAM 1:1 */
 	struct pv_ranges backed; /* RAM, and other frames that may be mapped */
 	struct pv_ranges reserved;
 	struct pv_context *contexts[PV_CONTEXTS];

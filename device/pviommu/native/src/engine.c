@@ -10,15 +10,13 @@ static uint64_t min64(uint64_t a, uint64_t b)
 	return a < b ? a : b;
 }
 
-/* A core for dfns below `limit` whose default context maps RAM 1:1 or nothing; NULL without memory. */
-PV_EXPORT struct pv_core *pv_core_create(uint64_t limit, uint32_t identity)
+/* A core for dfns below `limit`; NULL without memory. */
+PV_EXPORT struct pv_core *pv_core_create(uint64_t limit)
 {
 	struct pv_core *core = calloc(1, sizeof(*core));
 
-	if (core) {
+	if (core)
 		core->limit = limit;
-		core->identity = identity;
-	}
 	return core;
 }
 
@@ -141,12 +139,12 @@ struct pv_outcome pv_unmap(const struct pv_core *core, const struct pv_context *
 		       dfn + done);
 }
 
-/* What a dfn of the default context reaches: pages of 1:1, or 0 and the refusal. */
-static uint64_t default_pages(const struct pv_core *core, uint32_t ctx, uint64_t dfn, enum pv_refusal *refusal)
+/* What a dfn of a domain without a table reaches: of PV_IDENTITY pages of 1:1, otherwise 0; and the refusal. */
+static uint64_t fixed_pages(const struct pv_core *core, uint32_t ctx, uint64_t dfn, enum pv_refusal *refusal)
 {
 	uint64_t clear, pages;
 
-	if (ctx || !core->identity) {
+	if (ctx != PV_IDENTITY) {
 		*refusal = PV_BLOCKED;
 		return 0;
 	}
@@ -174,7 +172,7 @@ static uint64_t pages_at(const struct pv_core *core, uint32_t ctx, uint64_t dfn,
 	*gfn = dfn;
 	*access = PV_ACCESS;
 	if (!context)
-		return default_pages(core, ctx, dfn, refusal);
+		return fixed_pages(core, ctx, dfn, refusal);
 	if (dfn >= core->limit) {
 		*refusal = PV_OUT_OF_APERTURE;
 		return 0;

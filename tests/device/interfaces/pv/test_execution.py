@@ -153,7 +153,7 @@ def test_a_slot_changed_while_an_earlier_one_is_executed_has_no_effect(make_driv
     driver.inputs.before_word = change
     driver.iommu.work()
     driver.inputs.before_word = None
-    assert driver.iommu.engine.contexts() == (ctx, ctx + 1)
+    assert driver.iommu.engine.domains() == (ctx, ctx + 1)
     assert driver.lookup(ctx, 0x100) == (0, 0x10)
 
 
@@ -263,7 +263,7 @@ def test_what_moves_endpoints_or_contexts_first_drains_the_other_rings(make_driv
     assert seen == [1]
     assert driver.outcome(later, ring=1)[0].result == 0  # with free it would be -EINVAL afterwards
     assert driver.outcome(sooner)[0].result == 0
-    assert engine.contexts() == {"free": (), "alloc": (ctx, ctx + 1)}.get(op, (ctx,))
+    assert engine.domains() == {"free": (), "alloc": (ctx, ctx + 1)}.get(op, (ctx,))
 
 
 def test_a_map_does_not_wait_for_the_other_rings(make_driver):
@@ -284,7 +284,7 @@ def test_two_rings_that_drain_each_other_come_to_an_end(make_driver):
     while driver.iommu.work():
         pass
     assert (driver.completed(0), driver.completed(1)) == (2, 2)
-    assert driver.iommu.engine.contexts() == (1, 2, 3, 4)
+    assert driver.iommu.engine.domains() == (1, 2, 3, 4)
 
 
 def test_a_drain_ends_at_the_index_it_found(driver):
@@ -542,7 +542,7 @@ def test_slots_behind_a_long_operation_wait_for_its_end(slow):
     slow.iommu.work()  # the posted one ends this step
     slow.iommu.work()
     assert slow.completed() == position == first + 1
-    assert slow.iommu.engine.contexts() == (1,)
+    assert slow.iommu.engine.domains() == (1,)
     finish(slow)
     assert slow.outcome(later)[0].result == 0
 
@@ -618,7 +618,7 @@ def test_a_long_operation_of_another_ring_is_finished_before_contexts_change(slo
     finish(slow)
     assert MapPages.unpack(slow.outcome(position)[1]).mapped == LONG
     assert slow.outcome(freed, ring=1)[0].result == 0
-    assert slow.iommu.engine.contexts() == ()
+    assert slow.iommu.engine.domains() == ()
 
 
 def test_what_waits_for_other_rings_lets_them_have_turns_and_is_carried_out_in_the_end(slow):
@@ -629,7 +629,7 @@ def test_what_waits_for_other_rings_lets_them_have_turns_and_is_carried_out_in_t
     while slow.completed(ring=1) == alloc:
         assert slow.iommu.work()
         steps += 1
-        assert slow.iommu.engine.contexts() == ((1,) if slow.completed(ring=1) == alloc else (1, 2))
+        assert slow.iommu.engine.domains() == ((1,) if slow.completed(ring=1) == alloc else (1, 2))
     assert (slow.completed() - alloc > 0, steps > 4) == (True, True)
     assert slow.iommu.engine.usage().mapped_pages == 3 * LONG
 
@@ -642,7 +642,7 @@ def test_two_rings_that_wait_for_each_other_come_to_an_end(slow):
         slow.put(ALLOC, ring=ring)
     finish(slow)
     assert (slow.completed(0), slow.completed(1)) == (slow.producer[0], slow.producer[1])
-    assert slow.iommu.engine.contexts() == (1, 2, 3, 4, 5)
+    assert slow.iommu.engine.domains() == (1, 2, 3, 4, 5)
     assert slow.iommu.engine.usage().mapped_pages == 4 * LONG
 
 
@@ -860,10 +860,10 @@ def test_the_reset_register_goes_on_in_steps_and_resets_once_the_rings_are_worke
     taken = 0
     while next(steps, "end") is None:
         taken += 1
-        assert slow.iommu.engine.contexts() == (1,)
+        assert slow.iommu.engine.domains() == (1,)
     assert taken > 4
     assert slow.counters.pages_mapped == 2 * LONG
-    assert (slow.iommu.engine.contexts(), slow.read("STATUS")) == ((), 0)
+    assert (slow.iommu.engine.domains(), slow.read("STATUS")) == ((), 0)
 
 
 @pytest.mark.row("server", 32)
@@ -873,7 +873,7 @@ def test_a_reset_whose_client_goes_is_not_done_twice(slow):
     slow.iommu.disconnected()
     steps.close()
     assert slow.counters.pages_mapped < 2 * LONG
-    assert slow.iommu.engine.contexts() == ()
+    assert slow.iommu.engine.domains() == ()
 
 
 @pytest.mark.row("server", 33)

@@ -99,7 +99,7 @@ def test_another_profile_is_selected_with_the_rings_off_and_begins_at_power_on(d
     driver.attached()
     driver.write("RING_CONTROL", 0)
     driver.start(profile=Profile.XEN_V7)
-    assert (driver.iommu.engine.contexts(), driver.read("PROFILE")) == ((), Profile.XEN_V7)
+    assert (driver.iommu.engine.domains(), driver.read("PROFILE")) == ((), Profile.XEN_V7)
     assert driver.call(NOOP)[0] == -errno.EINVAL
     assert driver.call(b"", OpClass.XEN_V7)[0] == 0
 
@@ -108,7 +108,7 @@ def test_a_profile_is_refused_while_a_ring_is_on(driver):
     ctx = driver.attached()
     driver.write("PROFILE", Profile.NONE)
     assert driver.read("STATUS") == Status.REFUSED | Status.RINGS_ON
-    assert (driver.read("PROFILE"), driver.iommu.engine.contexts()) == (Profile.XEN_2024, (ctx,))
+    assert (driver.read("PROFILE"), driver.iommu.engine.domains()) == (Profile.XEN_2024, (ctx,))
 
 
 def test_selecting_a_profile_resets(driver):
@@ -116,7 +116,7 @@ def test_selecting_a_profile_resets(driver):
     driver.write("RING_CONTROL", 0)
     driver.write("PROFILE", Profile.XEN_2024)
     assert driver.read("PROFILE") == Profile.XEN_2024
-    assert (driver.iommu.engine.contexts(), len(driver.iommu.bindings)) == ((), 0)
+    assert (driver.iommu.engine.domains(), len(driver.iommu.bindings)) == ((), 0)
     assert driver.read("RING_ENTRIES") == 0
 
 
@@ -294,7 +294,7 @@ def test_reset_returns_to_the_state_after_power_on(make_driver):
     refusal(driver, "dma0", 0)
     driver.write("RESET", 1)
     usage = driver.iommu.engine.usage()
-    assert (usage.contexts, usage.pool_pages_used, usage.mapped_pages, len(driver.iommu.bindings)) == (0, 0, 0, 0)
+    assert (usage.domains, usage.pool_pages_used, usage.mapped_pages, len(driver.iommu.bindings)) == (0, 0, 0, 0)
     names = ("STATUS", "PROFILE", "RING_SELECT", "RING_CONTROL", "RING_STATUS", "RING_ENTRIES", "RING_BASE_LO")
     assert [driver.read(name) for name in names] == [0] * len(names)
     assert not any(driver.view[:CAPABILITY_OFFSET])
@@ -394,7 +394,7 @@ def test_a_client_that_is_gone_leaves_power_on_state_and_no_memory(driver):
     driver.iommu.disconnected()
     os.close(fd)
     assert (list(driver.iommu.memory), driver.iommu.engine.ram) == ([], ())
-    assert (driver.iommu.engine.contexts(), len(driver.iommu.bindings)) == ((), 0)
+    assert (driver.iommu.engine.domains(), len(driver.iommu.bindings)) == ((), 0)
     assert driver.read("PROFILE") == Profile.NONE
     assert struct.unpack_from("<I", driver.view, CAPABILITY_OFFSET) == (CAPABILITY_MAGIC,)
     assert refusal(driver, "dma0", 0) is EventReason.BLOCKED

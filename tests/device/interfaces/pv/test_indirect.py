@@ -139,7 +139,7 @@ def test_query_alloc_map_and_unmap_are_written_back_on_failure_too(v7):
 )
 def test_a_structure_of_xen_v7_outside_guest_memory_is_efault(v7, op, address):
     assert Memory(v7.driver).call(b"", op, address)[0] == -Errno.EFAULT
-    assert v7.driver.iommu.engine.contexts() == ()
+    assert v7.driver.iommu.engine.domains() == ()
 
 
 @pytest.mark.row("xen", 4)

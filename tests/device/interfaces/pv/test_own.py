@@ -250,7 +250,7 @@ def test_only_what_moves_endpoints_or_may_do_so_waits_for_all_rings():
 
 def test_own_operations_are_not_found_under_xen_numbers(driver):
     assert driver.call(PvIommuOp(Xen2024Op.ALLOC_CONTEXT, 0, 0).pack(), OpClass.OWN, OwnOp.UNBIND)[0] != 0
-    assert driver.iommu.engine.contexts() == ()
+    assert driver.iommu.engine.domains() == ()
 
 
 def _blocked_twice(driver, end):

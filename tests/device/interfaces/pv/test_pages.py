@@ -13,7 +13,7 @@ READ_WRITE = Access.READ | Access.WRITE
 def engine():
     engine = Engine()
     engine.set_ram([(0, 4 * GIB - 1)])
-    assert engine.alloc_context().context == 1
+    assert engine.alloc_paging(1) is None
     return engine
 
 
@@ -50,14 +50,14 @@ def test_a_map_in_pieces_is_like_one_map(pages, engine, dfn, gfn):
     nr = 2 * GIB - 3
     (reply, turns) = carried_out(pages.map(1, dfn, gfn, nr, READ_WRITE, told))
     assert (reply, turns >= 1) == ((nr, b"None"), True)
-    [run] = engine.mappings(1)
+    [run] = engine.areas(1)
     assert run == (dfn, gfn, nr, READ_WRITE, True)
 
 
 def test_pieces_end_where_large_leaves_do(pages, engine):
     """A map that large leaves can hold is as good in pieces as it is whole."""
     _, turns = carried_out(pages.map(1, 7 * GIB, GIB, 2 * GIB, READ_WRITE, told))
-    leaves = list(engine._contexts.get(1).table.leaves(7 * GIB, 2 * GIB))
+    leaves = list(engine._domains.paging[1].table.leaves(7 * GIB, 2 * GIB))
     assert ([count for _, _, count, _, _ in leaves], turns) == ([GIB, GIB], 1)
 
 
@@ -65,7 +65,7 @@ def test_an_unmap_in_pieces_is_like_one_unmap(pages, engine):
     carried_out(pages.map(1, 0, 0, 2 * GIB, READ_WRITE, told))
     reply, turns = carried_out(pages.unmap(1, 3, 2 * GIB - 6, told))
     assert (reply, turns > 1) == ((2 * GIB - 6, b"None"), True)
-    assert [(run.dfn, run.nr) for run in engine.mappings(1)] == [(0, 3), (2 * GIB - 3, 3)]
+    assert [(run.dfn, run.nr) for run in engine.areas(1)] == [(0, 3), (2 * GIB - 3, 3)]
 
 
 @pytest.mark.parametrize("hole", [0, 1, PIECE - 1, PIECE, PIECE + 1, 3 * PIECE])

@@ -8,6 +8,7 @@ from pviommu.engine import Access, Engine
 from pviommu.inputs import LiveInputs
 from pviommu.interfaces.pv.bindings import Bindings
 from pviommu.interfaces.pv.config import NO_STREAM
+from pviommu.interfaces.pv.contexts import Contexts, DefaultPolicy
 from pviommu.interfaces.pv.reporting import VECTOR_EVENTS, Reporter
 from pviommu.pci.function import Environment
 from pviommu_abi.shared import SBDF_UNBOUND, EventReason
@@ -51,15 +52,16 @@ class Source:
 class Reports:
     def __init__(self):
         engine = Engine()
-        engine.add_endpoint(STREAM)
-        engine.alloc_context()
-        engine.attach(STREAM, 1)
+        contexts = Contexts(engine, 255, DefaultPolicy.IDENTITY)
+        contexts.add_endpoint(STREAM)
+        contexts.alloc()
+        contexts.attach(STREAM, 1)
         self.counters = Counters()
         self.events = Events()
         self.source = Source()
         bindings = Bindings(frozenset([STREAM]), {STREAM: SBDF})
         environment = Environment(Inputs(), self.counters)
-        self.reporter = Reporter(engine, bindings, self.events, environment, self.source)
+        self.reporter = Reporter(contexts, bindings, self.events, environment, self.source)
 
 
 @pytest.fixture

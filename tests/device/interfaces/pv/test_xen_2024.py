@@ -85,7 +85,7 @@ def test_query_tells_a_configured_aperture_and_context_count(make_driver):
 @pytest.mark.row("defect", "C11")
 def test_an_unknown_flag_is_einval(driver, ctx, payload):
     assert driver.call(payload.pack())[0] == -Errno.EINVAL
-    assert driver.iommu.engine.contexts() == (ctx,)
+    assert driver.iommu.engine.domains() == (ctx,)
 
 
 @pytest.mark.parametrize("op", [op for op in Xen2024Op if op is not Xen2024Op.NOOP])
@@ -101,7 +101,7 @@ def test_payload_past_the_xen_structure_is_einval(driver, ctx, op, position):
 @pytest.mark.row("defect", "C11")
 def test_padding_after_a_short_structure_is_einval(driver):
     assert driver.call(PvIommuOp(Xen2024Op.ALLOC_CONTEXT, 0, 0).pack() + b"\1")[0] == -Errno.EINVAL
-    assert driver.iommu.engine.contexts() == ()
+    assert driver.iommu.engine.domains() == ()
 
 
 # -- alloc and free ---------------------------------------------------------------------------------------------------
@@ -523,7 +523,7 @@ def test_a_guest_that_is_not_allowed_gets_eperm_for_everything(make_driver, op):
     driver = make_driver(allowed=False).start()
     submitted = PvIommuOp(op, 1, 0xFFFFFFFF).pack().ljust(48, b"\1")
     assert driver.call(submitted) == (-Errno.EPERM, submitted)
-    assert driver.iommu.engine.contexts() == ()
+    assert driver.iommu.engine.domains() == ()
 
 
 @pytest.mark.row("xen", 35)
@@ -553,7 +553,7 @@ def test_after_a_reset_contexts_are_gone_and_nothing_translates_as_before(driver
     driver.map(ctx, 0x100, 0x10, 1)
     driver.dma_read("dma0", 0x100000, 1)
     driver.write("RESET", 1)
-    assert (driver.iommu.engine.contexts(), driver.iommu.engine.endpoints()[1]) == ((), 0)
+    assert (driver.iommu.engine.domains(), driver.iommu.engine.endpoints()[1]) == ((), 0)
     assert refusal(driver, "dma0", 0x100000) is EventReason.BLOCKED
     driver.start()
     assert driver.alloc() == (0, ctx)

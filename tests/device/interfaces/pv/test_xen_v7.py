@@ -86,7 +86,7 @@ def test_the_second_init_is_eacces_and_does_nothing(v7):
     assert v7.init(5, 3) == -Errno.EACCES
     assert v7.query().max_ctx_no == 128
     usage = v7.driver.iommu.engine.usage()
-    assert (usage.contexts, usage.pool_pages_total) == (0, 4096)
+    assert (usage.domains, usage.pool_pages_total) == (0, 4096)
 
 
 @pytest.mark.row("xen", 9)
@@ -190,7 +190,7 @@ def test_the_first_flag_without_a_meaning_is_einval(v7, ctx, op, offset, bit):
     payload[0] = ctx
     payload[offset] = bit
     assert v7.call(op, bytes(payload))[0] == -Errno.EINVAL
-    assert v7.driver.iommu.engine.contexts() == (ctx,)
+    assert v7.driver.iommu.engine.domains() == (ctx,)
 
 
 # -- alloc and free ---------------------------------------------------------------------------------------------------
@@ -603,7 +603,7 @@ def remote(v7, subop, structure=b"", domid=DOMID_SELF, address=PLACE):
 def test_a_remote_command_for_the_guest_itself_is_carried_out_and_copied_back(v7, domid):
     result, answer = remote(v7, XenV7Op.ALLOC_CONTEXT, V7Alloc(UNTOUCHED, 0, 0).pack(), domid)
     assert (result, V7Alloc.unpack(answer).ctx_no) == (0, 1)
-    assert v7.driver.iommu.engine.contexts() == (1,)
+    assert v7.driver.iommu.engine.domains() == (1,)
 
 
 @pytest.mark.row("xen", 56)
@@ -617,7 +617,7 @@ def test_a_remote_command_inside_one_is_einval(v7):
 def test_a_remote_command_for_another_domain_is_enoent(v7, domid):
     alloc = V7Alloc(UNTOUCHED, 0, 0).pack()
     assert remote(v7, XenV7Op.ALLOC_CONTEXT, alloc, domid) == (-Errno.ENOENT, alloc)
-    assert v7.driver.iommu.engine.contexts() == ()
+    assert v7.driver.iommu.engine.domains() == ()
 
 
 @pytest.mark.row("xen", 56)
@@ -631,7 +631,7 @@ def test_a_remote_command_of_a_guest_that_may_not_is_eperm(make_v7):
 @pytest.mark.parametrize("address", [RAM_END << 12, (RAM_END << 12) - 4, (1 << 64) - 4])
 def test_a_remote_command_with_a_structure_outside_guest_memory_is_efault(v7, address):
     assert remote(v7, XenV7Op.ALLOC_CONTEXT, address=address)[0] == -Errno.EFAULT
-    assert v7.driver.iommu.engine.contexts() == ()
+    assert v7.driver.iommu.engine.domains() == ()
 
 
 @pytest.mark.parametrize(

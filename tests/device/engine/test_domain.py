@@ -3,12 +3,13 @@
 import pytest
 
 from pviommu.engine import (
+    BLOCKED,
+    IDENTITY,
     Access,
-    DefaultPolicy,
+    Area,
     Engine,
     EngineConfig,
     Fault,
-    Mapping,
     Outcome,
     Refusal,
     ReservedRegion,
@@ -22,13 +23,13 @@ REGION = ReservedRegion(0x500, 0x503, "direct")
 
 
 def new_engine(*regions, **fields):
-    """Contexts 1 and 2; an endpoint in context 0 for each tuple of regions, streams from 1 on."""
+    """Paging domains 1 and 2; an endpoint in IDENTITY for each tuple of regions, streams from 1 on."""
     engine = Engine(EngineConfig(**fields))
     engine.set_ram([(0, 0xFFFF)])
     for stream, reserved in enumerate(regions or ((REGION,),), 1):
         engine.add_endpoint(stream, reserved)
-    engine.alloc_context()
-    engine.alloc_context()
+    engine.alloc_paging(1)
+    engine.alloc_paging(2)
     return engine
 
 
@@ -52,14 +53,51 @@ def test_an_endpoint_in_an_empty_context_reaches_its_regions_and_nothing_else():
     ]
     assert engine.direct(1) == ((0x500, 0x503),)
     assert engine.lookup(1, 0x501) == (0x501, RW)
-    assert list(engine.mappings(1)) == []
+    assert list(engine.areas(1)) == []
 
 
-def test_the_default_context_knows_no_regions():
-    engine = new_engine(default_policy=DefaultPolicy.BLOCKED)
+def test_fixed_and_unknown_domains_know_no_regions():
+    engine = new_engine()
+
+    engine.attach(1, BLOCKED)
 
     assert dma(engine, 0x500) is Refusal.BLOCKED
-    assert (engine.direct(0), engine.direct(9)) == ((), ())
+    assert (engine.direct(IDENTITY), engine.direct(BLOCKED), engine.direct(9)) == ((), (), ())
+
+
+def test_a_refused_attachment_leaves_the_old_domain_and_a_block_in_place():
+    engine = new_engine()
+    engine.attach(1, 1)
+    engine.map(2, 0x503, 0x10, 1, RW)
+    engine.block(1)
+
+    assert engine.attach(1, 2) is Stop.RESERVED_CONFLICT
+
+    assert engine.is_blocked(1)
+    engine.unblock(1)
+    assert dma(engine, 0x500) == 0x500000
+
+
+def test_regions_are_no_matter_of_requests_with_a_pasid():
+    engine = new_engine()
+    engine.map(1, 0x503, 0x10, 1, RW)
+
+    assert engine.attach(1, 1, pasid=5) is None
+
+    assert engine.direct(1) == ()
+    assert engine.translate(1, 0x503000, 1, RW, pasid=5) == [Run(0x10000, 1)]
+
+
+def test_reset_drops_regions_and_returns_their_pages():
+    engine = new_engine()
+    engine.attach(1, 1)
+
+    engine.reset()
+
+    assert engine.usage()[:2] == (0, 0)
+    engine.alloc_paging(1)
+    assert engine.attach(1, 1) is None
+    assert dma(engine, 0x500) == 0x500000
 
 
 def test_a_region_need_not_be_memory():
@@ -154,66 +192,14 @@ def test_the_guest_can_neither_map_nor_unmap_in_a_region():
 def test_a_guest_mapping_that_differs_from_the_region_refuses_the_attachment(mapping, conflict):
     engine = new_engine()
     engine.map(1, *mapping)
-    before, mappings = engine.usage(), list(engine.mappings(1))
+    before, mappings = engine.usage(), list(engine.areas(1))
 
     assert engine.attach(1, 1) is (Stop.RESERVED_CONFLICT if conflict else None)
 
     assert engine.endpoints() == {1: 0 if conflict else 1}
     assert engine.direct(1) == (() if conflict else ((0x500, 0x503),))
-    assert list(engine.mappings(1)) == mappings
+    assert list(engine.areas(1)) == mappings
     assert engine.usage() == (before if conflict else before._replace(pool_pages_used=before.pool_pages_used + 2))
-
-
-def test_a_refused_attachment_leaves_the_old_context_and_a_block_in_place():
-    engine = new_engine()
-    engine.attach(1, 1)
-    engine.map(2, 0x503, 0x10, 1, RW)
-    engine.block(1)
-
-    assert engine.attach(1, 2) is Stop.RESERVED_CONFLICT
-
-    assert engine.is_blocked(1)
-    engine.unblock(1)
-    assert dma(engine, 0x500) == 0x500000
-
-
-@pytest.mark.row("driver", 40)
-def test_what_is_held_leaves_its_context_with_its_regions_which_are_mapped_nowhere():
-    engine = new_engine()
-    engine.attach(1, 1)
-
-    assert engine.hold(1) is None
-
-    assert (engine.endpoints()[1], engine.direct(0), engine.direct(1)) == (0, (), ())
-    assert dma(engine, 0x500) is Refusal.BLOCKED
-    engine.unblock(1)
-    assert dma(engine, 0x500) is Refusal.BLOCKED
-
-
-def test_two_endpoints_whose_regions_are_in_conflict_can_both_be_held():
-    engine = new_engine((REGION,), (ReservedRegion(0x503, 0x504, "direct"),))
-    engine.attach(1, 1)
-    engine.attach(2, 2)
-
-    assert (engine.hold(1), engine.hold(2)) == (None, None)
-
-    assert engine.usage().pool_pages_used == 2
-
-
-def test_a_hold_ends_with_an_attachment_that_succeeds():
-    engine = new_engine()
-    engine.map(2, 0x503, 0x10, 1, RW)
-    engine.hold(1)
-
-    assert engine.attach(1, 2) is Stop.RESERVED_CONFLICT
-    assert engine.is_blocked(1)
-
-    assert engine.attach(1, 1) is None
-    assert dma(engine, 0x500) == 0x500000
-
-
-def test_no_unknown_endpoint_is_held():
-    assert new_engine().hold(9) is Stop.NO_ENDPOINT
 
 
 @pytest.mark.parametrize(
@@ -260,7 +246,7 @@ def test_pages_mapped_identically_beneath_a_region_are_there_again_after_it():
     assert engine.unmap(1, 0x4FE, 4) == Outcome(2, Stop.RESERVED, 0x500)
     engine.attach(1, 0)
 
-    assert list(engine.mappings(1)) == [Mapping(0x500, 0x500, 2, RW, True)]
+    assert list(engine.areas(1)) == [Area(0x500, 0x500, 2, RW, True)]
 
 
 @pytest.mark.parametrize("mode", [UnmapMode.CHECK_ENDS, UnmapMode.UNTIL_CUT])
@@ -273,21 +259,6 @@ def test_whole_calls_beneath_a_region_can_go_and_the_region_stays(mode):
 
     assert engine.translate(1, 0x500000, 0x4000, RW) == [Run(0x500000, 0x4000)]
     assert dma(engine, 0x504) is Refusal.NOT_MAPPED
-
-
-def test_free_and_reset_drop_regions_and_return_their_pages():
-    engine = new_engine()
-    engine.attach(1, 1)
-    engine.free_context(1, reattach=True)
-    assert engine.usage()[:2] == (1, 1)
-
-    engine.attach(1, 2)
-    engine.reset()
-    assert engine.usage()[:2] == (0, 0)
-
-    engine.alloc_context()
-    assert engine.attach(1, 1) is None
-    assert dma(engine, 0x500) == 0x500000
 
 
 def test_a_translation_goes_on_from_a_mapping_into_a_region():

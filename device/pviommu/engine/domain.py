@@ -1,4 +1,8 @@
-"""One context: its page table, and the direct regions of the endpoints inside."""
+"""What endpoints are attached to, by number: two fixed domains, and those that an interface allocates.
+
+`IDENTITY` is 1:1 of guest RAM and MMIO, `BLOCKED` reaches nothing. A paging domain has a page table; a nested one (see
+nested.py) stands on a paging domain.
+"""
 
 from collections.abc import Iterator, Sequence
 
@@ -7,11 +11,16 @@ from pviommu.engine.config import ReservedRegion
 from pviommu.engine.core import Core, PagePool
 from pviommu.engine.pool import tables_touched
 from pviommu.engine.ranges import FrameRanges
-from pviommu.engine.results import Access, Mapping, Outcome, Stop, UnmapMode, whole
+from pviommu.engine.results import Access, Area, Outcome, Stop, UnmapMode, whole
 from pviommu.engine.table import ACCESS_MASK
 
+IDENTITY = 0
+MAX_DOMAIN = 0xFFFF
+"""Highest number that can be allocated, from 1 on: cores look domains up by it."""
+BLOCKED = MAX_DOMAIN + 1
 
-class Context:
+
+class PagingDomain:
     """What the guest mapped, and the direct regions of the endpoints that are inside.
 
     A direct region lies over the page table, in tables of its own as far as the pool is concerned: what the guest had
@@ -21,7 +30,7 @@ class Context:
     __slots__ = ("_charged", "_frames", "_pool", "_reserved", "_users", "clone", "closed", "direct", "table")
 
     def __init__(self, core: Core, pool: PagePool, frames: int, reserved: FrameRanges) -> None:
-        """`reserved`: closed to every context. Raises MemoryError when the pool has no page for the root."""
+        """`reserved`: closed to every domain. Raises MemoryError when the pool has no page for the root."""
         self._pool = pool
         self._frames = frames
         self._reserved = reserved
@@ -64,9 +73,9 @@ class Context:
             return Outcome(0, Stop.CUT, cut)
         return Outcome(self.table.unmap(dfn, cut - dfn, past_holes=True), Stop.CUT, cut)
 
-    def mappings(self) -> Iterator[Mapping]:
+    def areas(self) -> Iterator[Area]:
         """Runs of adjacent frames and one access, each from one map call, in order."""
-        held: Mapping | None = None
+        held: Area | None = None
         for dfn, gfn, nr, kind, starts in self.table.leaves(0, self._frames):
             if held and not starts and (held.dfn + held.nr, held.gfn + held.nr) == (dfn, gfn):
                 # A leaf that starts no call goes on from the one before it, hence with the same access.
@@ -74,12 +83,12 @@ class Context:
                 continue
             if held:
                 yield held
-            held = Mapping(dfn, gfn, nr, Access(kind & ACCESS_MASK), starts)
+            held = Area(dfn, gfn, nr, Access(kind & ACCESS_MASK), starts)
         if held:
             yield held
 
     def release(self) -> None:
-        """Return every page to the pool. The context is not used after that."""
+        """Return every page to the pool. The domain is not used after that."""
         self._settle({})
         self.table.release()
 

@@ -1,0 +1,50 @@
+"""Which domain each endpoint is attached to."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
+
+from pviommu.engine.config import ReservedRegion
+
+
+class Attachments:
+    """Every endpoint is attached to exactly one domain, and besides to one for each PASID that it uses.
+
+    An endpoint that is blocked translates nothing meanwhile, with a PASID or without.
+    """
+
+    __slots__ = ("_first", "_regions", "blocked", "domains", "pasids")
+
+    def __init__(self) -> None:
+        self.domains: dict[int, int] = {}
+        """stream -> domain, of requests without a PASID"""
+        self.pasids: dict[tuple[int, int], int] = {}
+        """(stream, PASID) -> domain"""
+        self.blocked: set[int] = set()
+        self._first: dict[int, int] = {}
+        self._regions: dict[int, tuple[ReservedRegion, ...]] = {}
+
+    def view(self) -> Mapping[int, int]:
+        """stream -> domain, read only, always current."""
+        return MappingProxyType(self.domains)
+
+    def add(self, stream: int, domain: int, regions: Sequence[ReservedRegion] = ()) -> None:
+        """Raises ValueError for a stream that is there already: two endpoints would share their isolation."""
+        if stream in self.domains:
+            raise ValueError(f"add endpoint: stream {stream} exists already; a stream names one endpoint")
+        self.domains[stream] = self._first[stream] = domain
+        self._regions[stream] = tuple(regions)
+
+    def regions(self, stream: int) -> tuple[ReservedRegion, ...]:
+        """The endpoint's direct regions. Raises KeyError for an unknown stream."""
+        return self._regions[stream]
+
+    def inside(self, domain: int) -> Iterator[tuple[int, int | None]]:
+        """(stream, PASID or None) of what is attached to a domain."""
+        yield from ((stream, None) for stream, current in self.domains.items() if current == domain)
+        yield from (key for key, current in self.pasids.items() if current == domain)
+
+    def reset(self) -> None:
+        """Every endpoint where it began, without PASIDs, and not blocked."""
+        self.domains.update(self._first)
+        self.pasids.clear()
+        self.blocked.clear()

@@ -1,0 +1,78 @@
+"""Which domains are allocated."""
+
+from collections.abc import Iterator
+
+from pviommu.engine.clone import Clone
+from pviommu.engine.core import Core, PagePool
+from pviommu.engine.domain import MAX_DOMAIN, PagingDomain
+from pviommu.engine.nested import NestedDomain
+from pviommu.engine.ranges import FrameRanges
+from pviommu.engine.results import Stop
+
+
+class Domains:
+    """Paging and nested domains by number. The fixed ones are not held here."""
+
+    __slots__ = ("_core", "_frames", "_pool", "_reserved", "nested", "paging")
+
+    def __init__(self, core: Core, pool: PagePool, frames: int, reserved: FrameRanges) -> None:
+        """`frames`: DFNs of a paging domain are below it. `reserved`: closed to every domain."""
+        self._core = core
+        self._pool = pool
+        self._frames = frames
+        self._reserved = reserved
+        self.paging: dict[int, PagingDomain] = {}
+        self.nested: dict[int, NestedDomain] = {}
+
+    def __len__(self) -> int:
+        return len(self.paging) + len(self.nested)
+
+    def __iter__(self) -> Iterator[int]:
+        """The numbers, in order."""
+        return iter(sorted((*self.paging, *self.nested)))
+
+    def clones(self) -> list[tuple[int, Clone]]:
+        """(number, clone) of the domains that are clones, in order."""
+        return [(number, domain.clone) for number, domain in sorted(self.paging.items()) if domain.clone]
+
+    def mapped_pages(self) -> int:
+        return sum(domain.table.mapped for domain in self.paging.values())
+
+    def alloc(self, number: int) -> Stop | None:
+        """A new empty paging domain; POOL_EXHAUSTED. Raises ValueError for a number that it cannot have."""
+        self.check_number(number)
+        if not self._pool.free:
+            return Stop.POOL_EXHAUSTED
+        self.paging[number] = PagingDomain(self._core, self._pool, self._frames, self._reserved)
+        self.show(number)
+        return None
+
+    def check_number(self, number: int) -> None:
+        """Raises ValueError for a number that a new domain cannot have."""
+        if not 1 <= number <= MAX_DOMAIN:
+            raise ValueError(f"domain {number}: must be 1..{MAX_DOMAIN}")
+        if number in self.paging or number in self.nested:
+            raise ValueError(f"domain {number}: exists already")
+
+    def free(self, number: int) -> None:
+        """Drop a paging domain with its mappings, or a nested one. Raises KeyError when there is none."""
+        if self.nested.pop(number, None) is None:
+            domain = self.paging.pop(number)
+            self._core.hide(number)
+            domain.release()
+
+    def has_children(self, number: int) -> bool:
+        """Whether nested domains stand on this one."""
+        return any(nested.parent == number for nested in self.nested.values())
+
+    def beneath(self, number: int) -> int | None:
+        """The paging domain whose table decides in the end: this one, or its parent; None for any other number."""
+        nested = self.nested.get(number)
+        if nested:
+            return nested.parent
+        return number if number in self.paging else None
+
+    def show(self, number: int) -> None:
+        """Tell the core what a paging domain is now. Raises KeyError when there is none."""
+        domain = self.paging[number]
+        self._core.show(number, domain.table, domain.direct, domain.closed, domain.clone is not None)

@@ -1,0 +1,156 @@
+"""Contexts: Xen's rules over the engine's domains.
+
+Context 0, the default one, is a fixed domain of the engine: identity or blocked, as configured. The others are paging
+domains whose number is that of the context: the lowest free one.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import NamedTuple
+
+from pviommu_abi.slots import DEFAULT_CONTEXT
+
+from ...engine import BLOCKED, IDENTITY, MAX_DOMAIN, Engine, ReservedRegion, Stop
+
+__all__ = ["MAX_CONTEXT", "AllocResult", "ContextStop", "Contexts", "DefaultPolicy"]
+
+MAX_CONTEXT = MAX_DOMAIN
+
+
+class DefaultPolicy(Enum):
+    """What the default context translates to."""
+
+    IDENTITY = "identity"  # 1:1 of guest RAM and MMIO
+    BLOCKED = "blocked"  # nothing
+
+
+class ContextStop(Enum):
+    """Why an operation on a context stopped, if the engine was not the reason."""
+
+    DEFAULT_CONTEXT = "the default context cannot be freed"
+    NO_FREE_CONTEXT = "every context number is in use"
+
+
+class AllocResult(NamedTuple):
+    """Result of :meth:`Contexts.alloc`: exactly one of the two is ``None``."""
+
+    context: int | None
+    stop: Stop | ContextStop | None
+
+
+class Contexts:
+    """Contexts 1 to a limit, the default context, and who is in which.
+
+    An endpoint may be blocked: it is in its context and reaches nothing. One that is held is blocked until it is
+    attached: its own reset does not unblock it.
+    """
+
+    def __init__(self, engine: Engine, max_contexts: int, default_policy: DefaultPolicy) -> None:
+        """``max_contexts``: contexts besides the default one; their numbers are 1 to this."""
+        self.engine = engine
+        self.max_contexts = max_contexts
+        """The limit in force."""
+        self.default_policy = default_policy
+        self._configured = max_contexts
+        self._default = IDENTITY if default_policy is DefaultPolicy.IDENTITY else BLOCKED
+        self._held: set[int] = set()
+
+    def add_endpoint(self, stream: int, direct: tuple[ReservedRegion, ...] = ()) -> None:
+        """A new endpoint in the default context. Raises ValueError as :meth:`Engine.add_endpoint` does."""
+        self.engine.add_endpoint(stream, direct, self._default)
+
+    def endpoints(self) -> dict[int, int]:
+        """stream -> context, as it is now."""
+        return {stream: self._context(domain) for stream, domain in self.engine.endpoints().items()}
+
+    def of(self, stream: int) -> int:
+        """The context of an endpoint; of an unknown one the default context."""
+        return self._context(self.engine.endpoints().get(stream, self._default))
+
+    def _context(self, domain: int) -> int:
+        return DEFAULT_CONTEXT if domain == self._default else domain
+
+    def __contains__(self, ctx: int) -> bool:
+        return ctx == DEFAULT_CONTEXT or self.engine.is_paging(ctx)
+
+    def alloc(self, clone: bool = False) -> AllocResult:
+        """A context under the lowest free number, empty or, with ``clone``, mapping all guest RAM 1:1.
+
+        NO_FREE_CONTEXT or POOL_EXHAUSTED leave nothing behind.
+        """
+        ctx = next((ctx for ctx in range(1, self.max_contexts + 1) if not self.engine.has_domain(ctx)), None)
+        if ctx is None:
+            return AllocResult(None, ContextStop.NO_FREE_CONTEXT)
+        stop = self.engine.alloc_paging(ctx, clone=clone)
+        return AllocResult(None, stop) if stop else AllocResult(ctx, None)
+
+    def free(self, ctx: int, reattach: bool) -> Stop | ContextStop | None:
+        """Drop a context and its mappings; with ``reattach`` its endpoints move to the default context.
+
+        In this order: DEFAULT_CONTEXT, NO_DOMAIN, ENDPOINTS_ATTACHED (only without ``reattach``); each changes nothing.
+        """
+        if ctx == DEFAULT_CONTEXT:
+            return ContextStop.DEFAULT_CONTEXT
+        if reattach:
+            for stream, current in list(self.engine.endpoints().items()):
+                if current == ctx:
+                    self.engine.attach(stream, self._default)
+        return self.engine.free_domain(ctx)
+
+    def attach(self, stream: int, ctx: int) -> Stop | None:
+        """Move an endpoint to a context and unblock it; into its own context it only unblocks. What may stop it:
+        see :meth:`Engine.attach`.
+        """
+        stop = self.engine.attach(stream, self._default if ctx == DEFAULT_CONTEXT else ctx)
+        if stop is None:
+            self._held.discard(stream)
+            self.engine.unblock(stream)
+        return stop
+
+    def hold(self, stream: int) -> Stop | None:
+        """Take an endpoint out of its context and refuse every translation until it is attached again;
+        :meth:`unblock` does not end that. NO_ENDPOINT if unknown; nothing else can fail.
+        """
+        stop = self.engine.attach(stream, self._default)
+        if stop is None:
+            self._held.add(stream)
+            self.engine.block(stream)
+        return stop
+
+    def unblock(self, stream: int) -> None:
+        """End what a reset or :meth:`Engine.block` began, but not :meth:`hold`."""
+        if stream not in self._held:
+            self.engine.unblock(stream)
+
+    def limit(self, max_contexts: int, pool_pages: int) -> None:
+        """Set the limits of contexts and of the pool, until reset.
+
+        Raises ValueError, and then changes nothing, for limits beyond the configured ones or below what is in use.
+        """
+        highest = max(self.engine.domains(), default=0)
+        if not highest <= max_contexts <= self._configured:
+            raise ValueError(
+                f"limit of {max_contexts} contexts: must be {highest}..{self._configured},"
+                " from the highest number in use to what is configured"
+            )
+        self.engine.resize_pool(pool_pages)
+        self.max_contexts = max_contexts
+
+    def reset(self) -> None:
+        """Back to power-on: all endpoints in the default context; those that were outside it are blocked, lest a stale
+        IOVA is read as a physical address.
+
+        What was blocked stays so; what was held, its own reset unblocks from now on. The limits are the configured ones
+        again. Guest RAM stays.
+        """
+        blocked = [
+            stream
+            for stream, domain in self.engine.endpoints().items()
+            if domain != self._default or self.engine.is_blocked(stream)
+        ]
+        self.engine.reset()
+        for stream in blocked:
+            self.engine.block(stream)
+        self._held.clear()
+        self.max_contexts = self._configured
