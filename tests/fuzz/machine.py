@@ -224,7 +224,7 @@ def check_engine(engine: Engine) -> None:
         direct = [(first, last - first + 1, first, READ_WRITE) for first, last in engine.direct(context)]
         if context:
             table = engine._domains.paging[context].table
-            charged += max(table._reserve, 1 + _tables(engine, mapped)) + _tables(engine, direct)
+            charged += max(table.reserved, 1 + _tables(engine, mapped)) + _tables(engine, direct)
             pages += sum(nr for _, nr, _, _ in mapped)
         for run in cached.pop(context, []):
             _check_cached(f"IOTLB: context {context} dfn {run[0]:#x}", mapped + direct, run)

@@ -24,6 +24,7 @@ from pviommu.engine.results import (
     UnmapMode,
     Usage,
 )
+from pviommu.engine.state import EngineState
 
 __all__ = [
     "BLOCKED",
@@ -38,6 +39,7 @@ __all__ = [
     "Area",
     "Engine",
     "EngineConfig",
+    "EngineState",
     "Fault",
     "NestedDomain",
     "NoRuns",

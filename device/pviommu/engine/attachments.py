@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 
 from pviommu.engine.config import ReservedRegion
+from pviommu.engine.state import AttachmentsState
 
 
 class Attachments:
@@ -43,8 +44,17 @@ class Attachments:
         yield from ((stream, None) for stream, current in self.domains.items() if current == domain)
         yield from (key for key, current in self.pasids.items() if current == domain)
 
-    def reset(self) -> None:
+    def save(self) -> AttachmentsState:
+        """The state, in the order of streams."""
+        pasids = tuple((stream, pasid, domain) for (stream, pasid), domain in sorted(self.pasids.items()))
+        return AttachmentsState(tuple(sorted(self.domains.items())), pasids, tuple(sorted(self.blocked)))
+
+    def power_on(self) -> AttachmentsState:
         """Every endpoint where it began, without PASIDs, and not blocked."""
+        return AttachmentsState(tuple(sorted(self._first.items())))
+
+    def reset(self) -> None:
+        """Be in the state of :meth:`power_on`."""
         self.domains.update(self._first)
         self.pasids.clear()
         self.blocked.clear()

@@ -7,6 +7,7 @@ its memory goes away and comes back, as QEMU lets it do for a moment when it rea
 from collections.abc import Iterator
 
 from pviommu.engine.core import DomainTable
+from pviommu.engine.state import CloneState
 from pviommu.engine.table import ACCESS_MASK, CLONE, LEVEL_BITS, SLOTS
 
 FULL = (1 << SLOTS) - 1
@@ -53,6 +54,21 @@ class Clone:
             self._edited[block] = self._edited.get(block, 0) | ((1 << count) - 1) << offset
             first += count
 
+    def save(self) -> CloneState:
+        """The state, without the table's."""
+        edited = [
+            ((block << LEVEL_BITS) + offset, count)
+            for block, mask in sorted(self._edited.items())
+            for offset, count in _ones(mask)
+        ]
+        return CloneState(tuple(edited), self._grows)
+
+    def load(self, state: CloneState) -> None:
+        """Take over the state of another clone; this one is new."""
+        for first, nr in state.edited:
+            self.edit(first, nr)
+        self._grows = self._grows and state.grows
+
     def _unedited(self, first: int, nr: int) -> Iterator[tuple[int, int]]:
         """(first, count) of what the guest left alone in a range, in order."""
         begin = position = first
@@ -68,3 +84,14 @@ class Clone:
             position = following
         if begin < end:
             yield begin, end - begin
+
+
+def _ones(mask: int) -> Iterator[tuple[int, int]]:
+    """(first, count) of each run of bits that are 1, from the lowest on."""
+    position = 0
+    while rest := mask >> position:
+        first = position + (rest & -rest).bit_length() - 1
+        rest = ~(mask >> first)
+        count = (rest & -rest).bit_length() - 1
+        yield first, count
+        position = first + count

@@ -11,8 +11,9 @@ from pviommu.engine.config import ReservedRegion
 from pviommu.engine.core import Core, PagePool
 from pviommu.engine.pool import tables_touched
 from pviommu.engine.ranges import FrameRanges
-from pviommu.engine.results import Access, Area, Outcome, Stop, UnmapMode, whole
-from pviommu.engine.table import ACCESS_MASK
+from pviommu.engine.results import FRAME_LIMIT, Access, Area, Outcome, Stop, UnmapMode, whole
+from pviommu.engine.state import PagingState, TableState
+from pviommu.engine.table import ACCESS_MASK, KIND_MASK, Leaf
 
 IDENTITY = 0
 MAX_DOMAIN = 0xFFFF
@@ -75,17 +76,43 @@ class PagingDomain:
 
     def areas(self) -> Iterator[Area]:
         """Runs of adjacent frames and one access, each from one map call, in order."""
-        held: Area | None = None
-        for dfn, gfn, nr, kind, starts in self.table.leaves(0, self._frames):
-            if held and not starts and (held.dfn + held.nr, held.gfn + held.nr) == (dfn, gfn):
+        for dfn, gfn, nr, kind, starts in self._runs():
+            yield Area(dfn, gfn, nr, Access(kind & ACCESS_MASK), starts)
+
+    def _runs(self) -> Iterator[Leaf]:
+        held: Leaf | None = None
+        for leaf in self.table.leaves(0, self._frames):
+            dfn, gfn, nr, _, starts = leaf
+            if held and not starts and (held[0] + held[2], held[1] + held[2]) == (dfn, gfn):
                 # A leaf that starts no call goes on from the one before it, hence with the same access.
-                held = held._replace(nr=held.nr + nr)
+                held = (*held[:2], held[2] + nr, *held[3:])
                 continue
             if held:
                 yield held
-            held = Area(dfn, gfn, nr, Access(kind & ACCESS_MASK), starts)
+            held = leaf
         if held:
             yield held
+
+    def save(self, number: int) -> PagingState:
+        """The state, as that of the domain of this number."""
+        table = TableState(tuple(self._runs()), self.table.reserved)
+        return PagingState(number, table, self.clone.save() if self.clone else None)
+
+    def load(self, state: PagingState) -> None:
+        """Take over a state; this domain is new. Raises ValueError for one that it cannot have."""
+        for dfn, gfn, nr, kind, starts in state.table.entries:
+            where = f"domain {state.number} dfn {dfn:#x}+{nr} to gfn {gfn:#x} as {kind:#x}"
+            if not (0 <= dfn < dfn + nr <= self._frames and 0 <= gfn <= FRAME_LIMIT - nr):
+                raise ValueError(f"{where}: outside the aperture, or no frames")
+            if kind & ~KIND_MASK or not kind & ACCESS_MASK:
+                raise ValueError(f"{where}: not a kind of page")
+            if self.table.map(dfn, gfn, nr, kind, starts=starts) < nr:
+                raise ValueError(f"{where}: the pool is exhausted, or pages are mapped twice")
+        if not self.table.reserve(state.table.reserved):
+            raise ValueError(f"domain {state.number}: the pool has no {state.table.reserved} pages for it")
+        if state.clone:
+            self.clone = Clone(self.table)
+            self.clone.load(state.clone)
 
     def release(self) -> None:
         """Return every page to the pool. The domain is not used after that."""

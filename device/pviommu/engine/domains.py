@@ -1,13 +1,14 @@
 """Which domains are allocated."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from pviommu.engine.clone import Clone
 from pviommu.engine.core import Core, PagePool
 from pviommu.engine.domain import MAX_DOMAIN, PagingDomain
-from pviommu.engine.nested import NestedDomain
+from pviommu.engine.nested import NestedDomain, Stage1Walker
 from pviommu.engine.ranges import FrameRanges
 from pviommu.engine.results import Stop
+from pviommu.engine.state import DomainsState, NestedState
 
 
 class Domains:
@@ -60,6 +61,29 @@ class Domains:
             domain = self.paging.pop(number)
             self._core.hide(number)
             domain.release()
+
+    def save(self) -> DomainsState:
+        """The state, in the order of numbers."""
+        return DomainsState(
+            tuple(domain.save(number) for number, domain in sorted(self.paging.items())),
+            tuple(NestedState(number, nested.parent) for number, nested in sorted(self.nested.items())),
+        )
+
+    def load(self, state: DomainsState, walkers: Mapping[int, Stage1Walker]) -> None:
+        """Take over a state; there are no domains. `walkers`: of the nested ones, by number.
+
+        Raises ValueError for a state that these limits do not allow, or for which a walker is missing.
+        """
+        for paging in state.paging:
+            if self.alloc(paging.number):
+                raise ValueError(f"domain {paging.number}: the pool is exhausted")
+            self.paging[paging.number].load(paging)
+            self.show(paging.number)
+        for nested in state.nested:
+            self.check_number(nested.number)
+            if nested.parent not in self.paging or nested.number not in walkers:
+                raise ValueError(f"domain {nested.number} on {nested.parent}: no such parent, or no walker for it")
+            self.nested[nested.number] = NestedDomain(nested.parent, walkers[nested.number])
 
     def has_children(self, number: int) -> bool:
         """Whether nested domains stand on this one."""

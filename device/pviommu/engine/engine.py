@@ -6,8 +6,9 @@ Pure and single-threaded: no sockets, files, clock or randomness. It does not kn
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from types import MappingProxyType
 
 from pviommu.engine.clone import Clone
 from pviommu.engine.config import ReservedRegion
@@ -22,6 +23,7 @@ from pviommu.engine.results import (
     UnmapMode,
     whole,
 )
+from pviommu.engine.state import AttachmentsState, DomainsState, EngineState, PoolState, RamState
 from pviommu.engine.table import ACCESS_MASK
 from pviommu.engine.translation import FIXED, Translation
 
@@ -220,17 +222,71 @@ class Engine(Translation):
         self._iotlb.invalidate_domain(number)
         self._domains.free(number)
 
+    # State
+
+    def save(self) -> EngineState:
+        """All of the state. Raises ValueError inside :meth:`deferred_invalidation`."""
+        return EngineState(
+            RamState(self.ram, self.mmio),
+            self._iotlb.save(),
+            PoolState(self._pool.total),
+            self._domains.save(),
+            self._attachments.save(),
+        )
+
+    def load(self, state: EngineState, walkers: Mapping[int, Stage1Walker] = MappingProxyType({})) -> None:
+        """Go on from a saved state, whatever this engine did before. `walkers`: of nested domains, by number.
+
+        Raises ValueError for a state of other endpoints, or one that the configuration does not allow or `walkers` do
+        not suffice for; the engine is then as after :meth:`reset`, perhaps with the state's RAM.
+        """
+        self.reset()
+        self.set_ram(state.ram.ram)
+        self.set_mmio(state.ram.mmio)
+        try:
+            self._restore(state.pool, state.domains, state.attachments, walkers)
+        except ValueError:
+            self.reset()
+            raise
+        self._iotlb.load(state.iotlb)
+
     def reset(self) -> None:
         """Back to power-on: no domains but the fixed ones, every endpoint where it began, nothing blocked, no PASIDs.
 
         The pool has its configured size again. Guest RAM stays.
         """
+        self._restore(PoolState(self.config.pool_pages), DomainsState(), self._attachments.power_on(), {})
+
+    def _restore(
+        self,
+        pool: PoolState,
+        domains: DomainsState,
+        attachments: AttachmentsState,
+        walkers: Mapping[int, Stage1Walker],
+    ) -> None:
+        """Be in this state. Raises ValueError, on the way, for one that cannot be."""
         self._hits.clear()
         self._iotlb.clear()
         for number in self.domains():
             self._domains.free(number)
         self._attachments.reset()
-        self._pool.resize(self.config.pool_pages)
+        self.resize_pool(pool.total)
+        self._domains.load(domains, walkers)
+        if dict(attachments.streams).keys() != self._attachments.domains.keys():
+            raise ValueError(f"endpoints {sorted(self._attachments.domains)}: the state has {attachments.streams}")
+        for stream, domain in attachments.streams:
+            self._attach_again(stream, domain, None)
+        for stream, pasid, domain in attachments.pasids:
+            self._attach_again(stream, domain, pasid)
+        for stream in attachments.blocked:
+            self.block(stream)
+
+    def _attach_again(self, stream: int, domain: int, pasid: int | None) -> None:
+        stop = self.attach(stream, domain, pasid)
+        if stop:
+            raise ValueError(f"stream {stream} pasid {pasid} in domain {domain}: {stop.value}")
+
+    # The pool
 
     def resize_pool(self, pages: int) -> None:
         """Let the pool have this many pages, until reset.

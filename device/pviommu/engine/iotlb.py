@@ -7,6 +7,7 @@ blocks that it touches. Refusals are not cached, hence mapping a page needs no i
 from contextlib import AbstractContextManager
 
 from pviommu.engine.results import FRAME_LIMIT
+from pviommu.engine.state import IotlbState
 
 BLOCK_SHIFT = 9
 BLOCK_PAGES = 1 << BLOCK_SHIFT
@@ -91,6 +92,16 @@ class Iotlb:
             self.flushes += 1
             for request in pending:
                 self._forget(request)
+
+    def save(self) -> IotlbState:
+        """The state, without what is cached. Raises ValueError while invalidations are being deferred."""
+        if self._deferrals:
+            raise ValueError("save: invalidations are being deferred, and what defers them cannot be saved")
+        return IotlbState(self.flushes)
+
+    def load(self, state: IotlbState) -> None:
+        """Take over a state. What is cached stays: whoever changes domains invalidates it."""
+        self.flushes = state.flushes
 
     def _request(self, request: Pending) -> None:
         if not self._deferrals:

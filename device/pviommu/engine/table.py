@@ -55,7 +55,7 @@ class PageTable:
     Raises MemoryError from the constructor when the pool has no page for the root, and from nowhere else.
     """
 
-    __slots__ = ("_charged", "_limit", "_pool", "_reserve", "_root", "mapped", "shifts")
+    __slots__ = ("_charged", "_limit", "_pool", "_root", "mapped", "reserved", "shifts")
 
     def __init__(self, pool: "PagePool", frames: int) -> None:
         """`frames`: DFNs of this table are below it; it decides the number of levels, three or more."""
@@ -67,8 +67,9 @@ class PageTable:
         self._limit = frames
         self._pool = pool
         self._charged = 1
-        self._reserve = 0
         self._root = _empty()
+        self.reserved = 0
+        """Pool pages that are held at least: see reserve()."""
         self.mapped = 0
         """Pages mapped."""
 
@@ -245,19 +246,19 @@ class PageTable:
         """Hold at least `pages` pages from now on, the root's included; False and no change when the pool is
         exhausted.
         """
-        if not self._pool.take(max(pages, self._charged) - max(self._reserve, self._charged)):
+        if not self._pool.take(max(pages, self._charged) - max(self.reserved, self._charged)):
             return False
-        self._reserve = pages
+        self.reserved = pages
         return True
 
     def _free(self) -> int:
         """Pages that this table may still take."""
-        return self._pool.free + max(0, self._reserve - self._charged)
+        return self._pool.free + max(0, self.reserved - self._charged)
 
     def _charge(self, pages: int) -> None:
-        before = max(self._reserve, self._charged)
+        before = max(self.reserved, self._charged)
         self._charged += pages
-        self._pool.give(before - max(self._reserve, self._charged))
+        self._pool.give(before - max(self.reserved, self._charged))
 
     def _split(self, table: Table, index: int, shift: int) -> None:
         """Replace a leaf by a table of the next smaller ones. Charges nothing: the leaf stood for that table."""

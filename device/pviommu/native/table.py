@@ -94,6 +94,11 @@ class NativeTable:
         """Pages mapped."""
         return int(self._table.mapped)
 
+    @property
+    def reserved(self) -> int:
+        """Pool pages that are held at least."""
+        return int(self._table.reserve)
+
     def lookup(self, dfn: int) -> tuple[int, int] | None:
         """(gfn, access bits) of a mapped page; None when it is not mapped."""
         leaf = self._leaf_at(dfn)

@@ -14,6 +14,7 @@ from .oracle import Oracle, Verdict
 from .ring_path import RingPath
 from .rules import Rules
 from .settings import Setting
+from .snapshot_path import SnapshotPath
 from .wire_path import WirePath
 
 __all__ = ["COMPARE_ALL_EVERY", "PATHS", "Checker", "MakePath", "Path", "Run", "run_history", "shortened"]
@@ -38,7 +39,7 @@ class Path(Protocol):
 
 
 MakePath = Callable[[Oracle], Path]
-PATHS: dict[str, MakePath] = {"engine": EnginePath, "ring": RingPath, "wire": WirePath}
+PATHS: dict[str, MakePath] = {"engine": EnginePath, "snapshot": SnapshotPath, "ring": RingPath, "wire": WirePath}
 
 
 class Checker:

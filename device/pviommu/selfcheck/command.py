@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from ..engine import Engine
+from ..engine import Engine, EngineConfig
 from ..exit_status import ExitStatus
 from ..machine import Machine
 from ..native.build import LibraryError, find_library
@@ -22,6 +22,7 @@ from .operations import Operation
 from .profiles import PROFILES
 from .ring_path import RingPath
 from .settings import Setting
+from .snapshot_path import SnapshotPath
 from .wire_path import WirePath
 
 __all__ = ["add_arguments", "main"]
@@ -47,8 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--through",
         default="engine,ring",
         metavar="PATHS",
-        help="engine: its own calls; ring: slots in shared memory; wire: a server process, sockets and shared memory; "
-        "several with commas",
+        help="engine: its own calls; snapshot: the same, but time and again a new engine loads what the last one "
+        "saved; ring: slots in shared memory; wire: a server process, sockets and shared memory; several with commas",
     )
     parser.add_argument("--profile", choices=PROFILES, default=PROFILES[0], help="what the guest speaks")
     parser.add_argument("--core", choices=("python", "native"), default="python", help="what the device is made of")
@@ -87,8 +88,13 @@ def main(args: argparse.Namespace) -> int:
 def native_paths(names: Sequence[str], file: Path) -> list[MakePath]:
     """The paths with these names, to devices whose native core is the library ``file``."""
     lib = load(file)
+
+    def native(config: EngineConfig) -> Engine:
+        return Engine(config, NativeCore(lib))
+
     made: dict[str, MakePath] = {
-        "engine": partial(EnginePath, make=lambda config: Engine(config, NativeCore(lib))),
+        "engine": partial(EnginePath, make=native),
+        "snapshot": partial(SnapshotPath, makes=(native, Engine)),
         "ring": partial(
             RingPath, make=lambda topology, environment: Machine.build(topology, environment, NativeCore(lib))
         ),

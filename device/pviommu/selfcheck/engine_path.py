@@ -59,12 +59,9 @@ class EnginePath:
     ) -> None:
         """``make`` builds the engine, ``contexts`` its contexts, or something that is wrong on purpose."""
         self._oracle = oracle
-        self.engine = make(engine_config(oracle))
-        policy = DefaultPolicy.IDENTITY if oracle.setting.identity else DefaultPolicy.BLOCKED
-        self.contexts = contexts(self.engine, oracle.setting.max_contexts, policy)
+        self._make, self._make_contexts = make, contexts
+        self.build()
         self._plug(Plug(False))
-        for stream in STREAMS:
-            self.contexts.add_endpoint(stream)
         self._bound: dict[int, int] = {}
         self._calls: dict[type, Callable[[Any], Any]] = {
             Alloc: lambda op: self.contexts.alloc(op.clone),
@@ -73,6 +70,15 @@ class EnginePath:
             Map: lambda op: self.engine.map(op.ctx, op.dfn, op.gfn, op.nr, _ACCESS[op.access]),
             Unmap: lambda op: self.engine.unmap(op.ctx, op.dfn, op.nr),
         }
+
+    def build(self) -> None:
+        """A new engine, with its endpoints and contexts."""
+        setting = self._oracle.setting
+        self.engine = self._make(engine_config(self._oracle))
+        policy = DefaultPolicy.IDENTITY if setting.identity else DefaultPolicy.BLOCKED
+        self.contexts = self._make_contexts(self.engine, setting.max_contexts, policy)
+        for stream in STREAMS:
+            self.contexts.add_endpoint(stream)
 
     def run(self, op: Operation, verdict: Verdict) -> None:
         """Carry out ``op`` and compare what came of it."""

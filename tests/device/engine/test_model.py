@@ -13,6 +13,7 @@ from pviommu.interfaces.pv.contexts import Contexts, DefaultPolicy
 
 from .extended_model import ExtendedModel
 
+PythonEngine = Engine
 LIMIT = 1 << 27
 MODES = [mode.name for mode in UnmapMode]
 RAM = [
@@ -46,20 +47,25 @@ def ranges(pairs):
 class EngineHistory(RuleBasedStateMachine):
     @initialize(pool_pages=st.one_of(st.integers(2, 30), st.just(64)), ram=st.sampled_from(RAM))
     def start(self, pool_pages, ram):
-        self.engine = Engine(EngineConfig(pool_pages=pool_pages, iotlb_entries=7))
-        self.contexts = Contexts(self.engine, 3, DefaultPolicy.IDENTITY)
+        self.config = EngineConfig(pool_pages=pool_pages, iotlb_entries=7)
+        self.build(Engine)
         self.engine.set_ram(ram)
         self.model = ExtendedModel(
             3, pool_pages, ranges(ram), {stream: ranges(pairs) for stream, pairs in REGIONS.items()}
         )
         self.touched = [0, 0, 0, 0]
         self.deferral = None
-        for stream, pairs in REGIONS.items():
-            self.contexts.add_endpoint(stream, [ReservedRegion(*pair, "direct") for pair in pairs])
+        for stream in REGIONS:
             self.model.attached[stream] = 0
         for stream in (4, 1):
             self.alloc(False)
             self.attach(stream, len(self.model.pages))
+
+    def build(self, make):
+        self.engine = make(self.config)
+        self.contexts = Contexts(self.engine, 3, DefaultPolicy.IDENTITY)
+        for stream, pairs in REGIONS.items():
+            self.contexts.add_endpoint(stream, [ReservedRegion(*pair, "direct") for pair in pairs])
 
     def teardown(self):
         if self.deferral:
@@ -119,6 +125,16 @@ class EngineHistory(RuleBasedStateMachine):
         if contexts >= max(model.pages, default=0) and pages >= model.usage()[1]:
             self.contexts.limit(contexts, pages)
             model.max_contexts, model.pool_pages = contexts, pages
+
+    @precondition(lambda self: not self.deferral)
+    @rule(python=st.booleans())
+    def go_on_in_another_engine(self, python):
+        """Which has the same core or, where these tests are those of another core, Python's."""
+        engine, contexts = self.engine.save(), self.contexts.save()
+        self.build(PythonEngine if python else Engine)
+        self.engine.load(engine)
+        self.contexts.load(contexts)
+        assert (self.engine.save(), self.contexts.save()) == (engine, contexts)
 
     @rule()
     def reset(self):

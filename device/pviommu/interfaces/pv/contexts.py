@@ -6,6 +6,7 @@ domains whose number is that of the context: the lowest free one.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
 
@@ -13,7 +14,7 @@ from pviommu_abi.slots import DEFAULT_CONTEXT
 
 from ...engine import BLOCKED, IDENTITY, MAX_DOMAIN, Engine, ReservedRegion, Stop
 
-__all__ = ["MAX_CONTEXT", "AllocResult", "ContextStop", "Contexts", "DefaultPolicy"]
+__all__ = ["MAX_CONTEXT", "AllocResult", "ContextStop", "Contexts", "ContextsState", "DefaultPolicy"]
 
 MAX_CONTEXT = MAX_DOMAIN
 
@@ -37,6 +38,16 @@ class AllocResult(NamedTuple):
 
     context: int | None
     stop: Stop | ContextStop | None
+
+
+@dataclass(frozen=True)
+class ContextsState:
+    """What :class:`Contexts` are saved as, beside the engine's state."""
+
+    max_contexts: int
+    """the limit in force"""
+    held: tuple[int, ...] = ()
+    """streams"""
 
 
 class Contexts:
@@ -128,14 +139,17 @@ class Contexts:
 
         Raises ValueError, and then changes nothing, for limits beyond the configured ones or below what is in use.
         """
+        self._check_limit(max_contexts)
+        self.engine.resize_pool(pool_pages)
+        self.max_contexts = max_contexts
+
+    def _check_limit(self, max_contexts: int) -> None:
         highest = max(self.engine.domains(), default=0)
         if not highest <= max_contexts <= self._configured:
             raise ValueError(
                 f"limit of {max_contexts} contexts: must be {highest}..{self._configured},"
                 " from the highest number in use to what is configured"
             )
-        self.engine.resize_pool(pool_pages)
-        self.max_contexts = max_contexts
 
     def reset(self) -> None:
         """Back to power-on: all endpoints in the default context; those that were outside it are blocked, lest a stale
@@ -152,5 +166,21 @@ class Contexts:
         self.engine.reset()
         for stream in blocked:
             self.engine.block(stream)
-        self._held.clear()
-        self.max_contexts = self._configured
+        self.load(ContextsState(self._configured))
+
+    def save(self) -> ContextsState:
+        """The state, without the engine's."""
+        return ContextsState(self.max_contexts, tuple(sorted(self._held)))
+
+    def load(self, state: ContextsState) -> None:
+        """Take over a state; the engine has its own already.
+
+        Raises ValueError, and then changes nothing, for a limit as :meth:`limit` does, and for a stream that is held
+        but not blocked in the default context.
+        """
+        self._check_limit(state.max_contexts)
+        for stream in state.held:
+            if not self.engine.is_blocked(stream) or self.of(stream) != DEFAULT_CONTEXT:
+                raise ValueError(f"stream {stream} is held: it must be blocked, and in the default context")
+        self.max_contexts = state.max_contexts
+        self._held = set(state.held)
