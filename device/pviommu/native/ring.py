@@ -10,7 +10,7 @@ from pviommu_abi.shared import CACHE_LINE, INDEX_OFFSET, RING_INDEX_STRIDE
 
 from ..inputs import Inputs
 from ..interfaces.pv.page_operation import PageKinds, PageRules
-from ..interfaces.pv.ring import CommandRing
+from ..interfaces.pv.ring import CommandRing, CommandRingState
 from ..interfaces.pv.ring_core import Poll, Report
 from ..pci.shared_memory import SharedMemory
 from . import library
@@ -53,13 +53,22 @@ class NativeRing(CommandRing):
         self.state.awaited = value
 
     def enable(self, base: int, entries: int) -> None:
+        self._locate(base)
+        super().enable(base, entries)
+        self.state.entries = entries
+
+    def load(self, state: CommandRingState) -> None:
+        super().load(state)
+        if state.entries:
+            self._locate(state.base)
+        self.state.entries = state.entries
+
+    def _locate(self, base: int) -> None:
         memory = addressof(c_char.from_buffer(self._shared.view))  # other memory may have been taken since
         line = memory + INDEX_OFFSET + self.number * RING_INDEX_STRIDE
         self.state.slots = memory + base
         self.state.guest_line = line
         self.state.device_line = line + CACHE_LINE
-        super().enable(base, entries)
-        self.state.entries = entries
 
     def disable(self) -> None:
         super().disable()

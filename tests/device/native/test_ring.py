@@ -341,3 +341,23 @@ def test_memory_that_was_renewed_is_where_the_ring_is(native):
     assert native.alloc() == (0, 1)
 
     assert native.map(1, 5, 6, 1) == (0, 1)
+
+
+def test_a_ring_goes_on_where_another_one_was_saved(native_library):
+    """The same slots, of which C carries out the second, in the memory of the first machine."""
+    drivers = [native_driver(native_library).start(rings=2) for _ in range(2)]
+    try:
+        first, second = (driver.iommu for driver in drivers)
+        assert drivers[0].alloc() == (0, 1)
+        second.contexts.alloc()
+        second.shared.view[:] = first.shared.view
+        second.rings[0].load(first.rings[0].save())
+
+        drivers[1].producer[0] = drivers[0].producer[0]
+        assert drivers[1].call(map_op(1, 5, 5, 2))[0] == 0
+
+        assert (first.rings[0].completed, second.rings[0].completed) == (1, 2)
+        assert second.engine.lookup(1, 6) == (6, 3)
+    finally:
+        for driver in drivers:
+            driver.close()

@@ -7,11 +7,12 @@ or the configuration.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 from pviommu_abi.shared import SBDF_UNBOUND
 from pviommu_abi.slots import Errno
 
-__all__ = ["Bindings", "format_sbdf", "sbdf_of"]
+__all__ = ["Bindings", "BindingsState", "format_sbdf", "sbdf_of"]
 
 
 def sbdf_of(seg: int, bus: int, devfn: int) -> int:
@@ -26,6 +27,14 @@ def format_sbdf(sbdf: int) -> str:
     return f"{sbdf >> 16:04x}:{sbdf >> 8 & 0xFF:02x}:{sbdf >> 3 & 0x1F:02x}.{sbdf & 7}"
 
 
+@dataclass(frozen=True)
+class BindingsState:
+    """What :class:`Bindings` are saved as."""
+
+    bound: tuple[tuple[int, int], ...] = ()
+    """(SBDF, stream), without the fixed ones."""
+
+
 class Bindings:
     """A one-to-one relation of SBDFs and streams. ``fixed`` maps streams to SBDFs that the guest cannot change."""
 
@@ -38,8 +47,20 @@ class Bindings:
 
     def reset(self) -> None:
         """Only the fixed ones remain."""
+        self.load(BindingsState())
+
+    def save(self) -> BindingsState:
+        """The state, in the order of SBDFs."""
+        return BindingsState(tuple(sorted(item for item in self._stream.items() if item[1] not in self._fixed)))
+
+    def load(self, state: BindingsState) -> None:
+        """Take over a state. Raises ValueError for one that cannot be; only the fixed ones remain then."""
         self._sbdf = dict(self._fixed)
         self._stream = {sbdf: stream for stream, sbdf in self._fixed.items()}
+        for sbdf, stream in state.bound:
+            if sbdf in self._stream or self.bind(sbdf, stream):
+                self.reset()
+                raise ValueError(f"{format_sbdf(sbdf)} cannot be bound to stream {stream}")
 
     def bind(self, sbdf: int, stream: int) -> int:
         """0, or a negative errno: -ENODEV unknown stream, -EPERM fixed otherwise, -EEXIST bound elsewhere."""

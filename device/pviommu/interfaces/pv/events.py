@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from pviommu_abi.shared import (
     CACHE_LINE,
     EVENT_ENTRIES,
@@ -16,12 +18,21 @@ from ...inputs import Inputs
 from ...pci.shared_memory import SharedMemory, fence
 from .ring import MASK, passed
 
-__all__ = ["EventRing"]
+__all__ = ["EventRing", "EventRingState"]
 
 _CONSUMER = (EVENT_INDEX_OFFSET + GuestEventLine.offset_of("consumer")) // 4
 _ARM = (EVENT_INDEX_OFFSET + GuestEventLine.offset_of("arm")) // 4
 _PRODUCER = (EVENT_INDEX_OFFSET + CACHE_LINE + DeviceEventLine.offset_of("producer")) // 4
 _LOST = (EVENT_INDEX_OFFSET + CACHE_LINE + DeviceEventLine.offset_of("lost")) // 4
+
+
+@dataclass(frozen=True)
+class EventRingState:
+    """What an :class:`EventRing` is saved as, without the shared memory."""
+
+    producer: int = 0
+    sequence: int = 0
+    lost: int = 0
 
 
 class EventRing:
@@ -37,9 +48,15 @@ class EventRing:
 
     def reset(self) -> None:
         """Empty; the caller clears the shared memory."""
-        self._producer = 0
-        self.sequence = 0
-        self.lost = 0
+        self.load(EventRingState())
+
+    def save(self) -> EventRingState:
+        """The state."""
+        return EventRingState(self._producer, self.sequence, self.lost)
+
+    def load(self, state: EventRingState) -> None:
+        """Take over a state; the shared memory has its contents by somebody else."""
+        self._producer, self.sequence, self.lost = state.producer, state.sequence, state.lost
 
     def put(self, event: Event) -> bool:
         """Write ``event``, whose sequence must be :attr:`sequence`. Whether the guest asked to be interrupted."""

@@ -8,7 +8,9 @@ ring.
 from __future__ import annotations
 
 import struct
+from dataclasses import dataclass
 
+from pviommu_abi.registers import RingType
 from pviommu_abi.shared import (
     CACHE_LINE,
     INDEX_OFFSET,
@@ -20,8 +22,9 @@ from pviommu_abi.slots import PAYLOAD_OFFSET, SLOT_SIZE, Slot
 
 from ...inputs import Inputs
 from ...pci.shared_memory import SharedMemory, fence
+from .ring_setup import RingSetup
 
-__all__ = ["MASK", "CommandRing", "passed"]
+__all__ = ["MASK", "CommandRing", "CommandRingState", "passed"]
 
 MASK = 0xFFFFFFFF
 """Indices wrap at 2**32."""
@@ -33,6 +36,19 @@ _RESULT_OFFSET = Slot.offset_of("result")
 def passed(event: int, new: int, old: int) -> bool:
     """Whether an index that went from ``old`` to ``new`` passed ``event``, as 32-bit numbers that wrap."""
     return (new - event - 1) & MASK < (new - old) & MASK
+
+
+@dataclass(frozen=True)
+class CommandRingState:
+    """What a :class:`CommandRing` is saved as, without the shared memory, and without an operation in progress."""
+
+    base: int = 0
+    """bytes from the start of the shared memory"""
+    entries: int = 0
+    """slots; 0 while the ring is off"""
+    broken: bool = False
+    completed: int = 0
+    awaited: int = 0
 
 
 class CommandRing:
@@ -75,6 +91,24 @@ class CommandRing:
         words = self._shared.words
         words[self._completed_word] = 0
         self.disarm()
+
+    def save(self) -> CommandRingState:
+        """The state. Raises ValueError while slots are being executed."""
+        if self.busy:
+            raise ValueError(f"ring {self.number} cannot be saved while its slots are being executed: drain it first")
+        return CommandRingState(self._base, self.entries, self.broken, self.completed, self.awaited)
+
+    def load(self, state: CommandRingState) -> None:
+        """Take over a state; the shared memory has its contents by somebody else.
+
+        Raises ValueError, and then changes nothing, for a ring that does not lie where rings may.
+        """
+        place = RingSetup(RingType.SHARED_BAR, state.entries, state.base & MASK, state.base >> 32)
+        if state.entries and not place.is_legal():
+            raise ValueError(f"ring {self.number}: {state.entries} slots at {state.base:#x}: no place for a ring")
+        self._base, self.entries = state.base, state.entries
+        self.broken = state.broken
+        self.completed, self.awaited = state.completed, state.awaited
 
     def disable(self) -> None:
         """Turn the ring off."""

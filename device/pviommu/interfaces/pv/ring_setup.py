@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from pviommu_abi.registers import RingType
 from pviommu_abi.shared import MAX_RING_ENTRIES, MIN_RING_ENTRIES, RING_AREA_OFFSET, RING_AREA_SIZE
 from pviommu_abi.slots import SLOT_SIZE
 
-from .ring import CommandRing
+if TYPE_CHECKING:
+    from .ring import CommandRing
 
 __all__ = ["RING_PAGE", "RingSetup", "overlaps"]
 

@@ -8,6 +8,7 @@ fields survive a long operation, and an identity context really is one.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import ClassVar
 
 from pviommu_abi.slots import Errno, OpClass
@@ -40,7 +41,7 @@ from .page_operation import PageOperation, PageRules
 from .profile import DONE, REFUSED, Answer, Reply
 from .xen import CONTEXT_RESULTS, MAP_RESULTS, UNMAP_RESULTS, Operation, XenOperations
 
-__all__ = ["PAGE_RULES", "XenV7"]
+__all__ = ["PAGE_RULES", "XenV7", "XenV7State"]
 
 MAX_CTX_NO_LIMIT = 65535
 """INIT refuses this and more: the reference adds 1 and keeps 16 bits of the sum."""
@@ -72,6 +73,15 @@ PAGE_RULES = PageRules(
 )
 
 
+@dataclass(frozen=True)
+class XenV7State:
+    """What the profile is saved as."""
+
+    initialised: bool = False
+    max_ctx_no: int = 0
+    """that INIT was given"""
+
+
 class XenV7(XenOperations):
     """Executes slots of class XEN_V7."""
 
@@ -99,8 +109,16 @@ class XenV7(XenOperations):
 
     def reset(self) -> None:
         """INIT is possible, and necessary, again."""
-        self._initialised = False
-        self._max_ctx_no = 0
+        self.load(XenV7State())
+
+    def save(self) -> XenV7State:
+        """The state, without the limits that INIT set."""
+        return XenV7State(self._initialised, self._max_ctx_no)
+
+    def load(self, state: XenV7State) -> None:
+        """Take over a state; contexts and pool have their limits already."""
+        self._initialised = state.initialised
+        self._max_ctx_no = state.max_ctx_no
 
     def call(self, op: int, address: int) -> Answer:
         """Carry out ``op`` with its structure at guest physical ``address``; query, alloc, map and unmap change it."""

@@ -1,6 +1,6 @@
 import pytest
 
-from pviommu.interfaces.pv.bindings import Bindings, format_sbdf, sbdf_of
+from pviommu.interfaces.pv.bindings import Bindings, BindingsState, format_sbdf, sbdf_of
 from pviommu_abi.shared import SBDF_UNBOUND
 from pviommu_abi.slots import Errno
 
@@ -61,3 +61,25 @@ def test_reset_leaves_the_fixed_ones(bindings):
     bindings.reset()
     assert list(bindings) == [3]
     assert (bindings.stream(0x28), bindings.stream(0x18)) == (None, 3)
+
+
+def test_what_is_saved_is_loaded_without_the_fixed_ones(bindings):
+    bindings.bind(0x30, 2)
+    bindings.bind(0x28, 1)
+    state = bindings.save()
+    assert state == BindingsState(((0x28, 1), (0x30, 2)))
+    bindings.reset()
+    bindings.bind(0x40, 1)
+
+    bindings.load(state)
+
+    assert [bindings.stream(sbdf) for sbdf in (0x18, 0x28, 0x30, 0x40)] == [3, 1, 2, None]
+    assert [bindings.sbdf(stream) for stream in (1, 2, 3)] == [0x28, 0x30, 0x18]
+
+
+@pytest.mark.parametrize("bound", [(0x28, 9), (0x28, 3), (0x18, 1), (0x18, 3), (0x30, 1), (0x40, 2)])
+def test_a_state_that_cannot_be_is_refused_and_leaves_the_fixed_ones(bindings, bound):
+    with pytest.raises(ValueError, match="cannot be bound to stream"):
+        bindings.load(BindingsState(((0x30, 2), bound)))
+
+    assert list(bindings) == [3]

@@ -4,7 +4,7 @@ import pytest
 
 from pviommu.dma.fault import Fault, FaultKind
 from pviommu.engine import Access
-from pviommu.interfaces.pv.events import EventRing
+from pviommu.interfaces.pv.events import EventRing, EventRingState
 from pviommu.pci.shared_memory import SharedMemory
 from pviommu_abi.shared import (
     CACHE_LINE,
@@ -101,3 +101,20 @@ def test_the_event_vector_is_raised_only_when_the_guest_armed_for_it(driver):
         assert os.eventfd_read(fd) == 1
     finally:
         os.close(fd)
+
+
+def test_a_ring_goes_on_where_another_one_was_saved(ring, shared):
+    put(ring, EVENT_ENTRIES + 2)
+    state = ring.save()
+    assert state == EventRingState(EVENT_ENTRIES, EVENT_ENTRIES + 2, 2)
+    other = EventRing(shared, Inputs())
+
+    other.load(state)
+    shared.words[CONSUMER] = EVENT_ENTRIES
+    put(other)
+
+    assert other.save() == EventRingState(EVENT_ENTRIES + 1, EVENT_ENTRIES + 3, 2)
+    assert (shared.words[PRODUCER], shared.words[LOST]) == (EVENT_ENTRIES + 1, 2)
+    assert Event.unpack(shared.view, EVENT_OFFSET).sequence == EVENT_ENTRIES + 2
+    other.reset()
+    assert other.save() == EventRingState()

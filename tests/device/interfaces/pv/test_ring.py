@@ -1,6 +1,6 @@
 import pytest
 
-from pviommu.interfaces.pv.ring import CommandRing, passed
+from pviommu.interfaces.pv.ring import CommandRing, CommandRingState, passed
 from pviommu.pci.shared_memory import SharedMemory
 from pviommu_abi.shared import CACHE_LINE, RING_AREA_OFFSET, RING_INDEX_STRIDE, SHARED_BAR_SIZE
 from pviommu_abi.slots import PAYLOAD_OFFSET, SLOT_SIZE, Slot
@@ -147,3 +147,38 @@ def test_the_doorbell_is_asked_for_only_while_armed(ring, shared):
 
 def test_a_ring_just_enabled_asks_for_no_doorbell(ring, shared):
     assert not passed(shared.words[DOORBELL_EVENT], 1, 0)
+
+
+def test_a_ring_goes_on_where_another_one_was_saved(ring, shared):
+    ring.publish(5)
+    shared.words[PRODUCER] = 7
+    state = ring.save()
+    assert state == CommandRingState(RING_AREA_OFFSET, ENTRIES, False, 5, 0)
+    other = CommandRing(NUMBER, shared, Inputs())
+
+    other.load(state)
+
+    assert (other.enabled, other.pending(), shared.words[COMPLETED]) == (True, 2, 5)
+    assert other.save() == state
+    shared.words[PRODUCER] = 100
+    other.pending()
+    assert other.save().broken
+
+
+def test_a_ring_whose_slots_are_being_executed_cannot_be_saved(ring):
+    ring.busy = True
+
+    with pytest.raises(ValueError, match="ring 2 cannot be saved"):
+        ring.save()
+
+
+@pytest.mark.parametrize(
+    ("base", "entries"), [(0, 16), (RING_AREA_OFFSET + 64, 16), (RING_AREA_OFFSET, 17), (1 << 40, 16)]
+)
+def test_a_ring_that_lies_where_none_may_is_not_loaded(ring, base, entries):
+    state = ring.save()
+
+    with pytest.raises(ValueError, match="no place for a ring"):
+        ring.load(CommandRingState(base, entries))
+
+    assert ring.save() == state

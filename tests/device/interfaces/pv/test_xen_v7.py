@@ -2,6 +2,7 @@ import pytest
 
 from pviommu.dma.fault import DmaRefusedError
 from pviommu.guest.xen_2024 import UNTOUCHED
+from pviommu.interfaces.pv.xen_v7 import XenV7State
 from pviommu.topology import ReservedEntry
 from pviommu_abi.own import Binding, OwnOp
 from pviommu_abi.registers import Profile
@@ -677,3 +678,17 @@ def test_operations_and_pages_are_counted(v7, ctx):
 
 def test_every_structure_fits_a_slot():
     assert max(record.SIZE for record in XEN_V7_RECORDS.values() if record) <= 48
+
+
+def test_init_is_part_of_the_state_and_reset_forgets_it(v7, make_v7):
+    state = v7.driver.iommu._profiles[Profile.XEN_V7].save()
+    assert state == XenV7State(True, 128)
+    other = make_v7()
+    profile = other.driver.iommu._profiles[Profile.XEN_V7]
+
+    profile.load(state)
+
+    assert (other.init(5, 3), other.query().max_ctx_no) == (-Errno.EACCES, 128)
+    profile.reset()
+    assert profile.save() == XenV7State()
+    assert other.init(5, 3) == 0
