@@ -68,7 +68,7 @@ class EngineHistory(RuleBasedStateMachine):
             self.contexts.add_endpoint(stream, [ReservedRegion(*pair, "direct") for pair in pairs])
 
     def teardown(self):
-        if self.deferral:
+        if self.deferral is not None:
             self.deferral.__exit__(None, None, None)
 
     def touch(self, dfn, nr):
@@ -126,7 +126,7 @@ class EngineHistory(RuleBasedStateMachine):
             self.contexts.limit(contexts, pages)
             model.max_contexts, model.pool_pages = contexts, pages
 
-    @precondition(lambda self: not self.deferral)
+    @precondition(lambda self: self.deferral is None)
     @rule(python=st.booleans())
     def go_on_in_another_engine(self, python):
         """Which has the same core or, where these tests are those of another core, Python's."""
@@ -186,13 +186,13 @@ class EngineHistory(RuleBasedStateMachine):
 
     # translation
 
-    @precondition(lambda self: not self.deferral)
+    @precondition(lambda self: self.deferral is None)
     @rule()
     def begin_deferral(self):
         self.deferral = self.engine.deferred_invalidation()
         self.deferral.__enter__()
 
-    @precondition(lambda self: self.deferral)
+    @precondition(lambda self: self.deferral is not None)
     @rule()
     def end_deferral(self):
         self.deferral.__exit__(None, None, None)
