@@ -34,7 +34,7 @@ def test_each_part_is_what_was_chosen(started, parts):
 
     assert type(started.iommu.rings[0]) is (NativeRing if parts["rings"] else CommandRing)
     assert (type(function.memory.copier) is NativeCopier) == parts["copier"]
-    assert isinstance(started.iommu.engine._contexts.get(1).table, NativeTable)
+    assert isinstance(started.iommu.engine._domains.paging[1].table, NativeTable)
     assert started.iommu.has_core == parts["rings"]
 
 

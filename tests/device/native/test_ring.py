@@ -353,7 +353,7 @@ def test_a_ring_goes_on_where_another_one_was_saved(native_library):
         second.shared.view[:] = first.shared.view
         second.rings[0].load(first.rings[0].save())
 
-        drivers[1].producer[0] = drivers[0].producer[0]
+        drivers[1].rings[0].producer = drivers[0].rings[0].producer
         assert drivers[1].call(map_op(1, 5, 5, 2))[0] == 0
 
         assert (first.rings[0].completed, second.rings[0].completed) == (1, 2)
