@@ -43,16 +43,18 @@ class DmaPlan(NamedTuple):
 
 
 def translate_each(
-    requests: Sequence[DmaRequest], translate: Callable[[int, int, Access], Sequence[Run] | Fault | Pending]
+    stream: int,
+    requests: Sequence[DmaRequest],
+    translate: Callable[[int, int, int, Access], Sequence[Run] | Fault | Pending],
 ) -> list[DmaPlan] | tuple[Fault | Pending, int]:
-    """Plans of ``requests``, for all of whose spans ``translate(iova, length, access)``, an engine's, gave runs; or the
-    first other answer that it gave, and the length of the span.
+    """Plans of ``requests``, for all of whose spans ``translate(stream, iova, length, access)``, an engine's, gave
+    runs; or the first other answer that it gave, and the length of the span.
     """
     plans = []
     for spans, access in requests:
         translations: list[Sequence[Run]] = []
         for iova, length in spans:
-            found = translate(iova, length, access)
+            found = translate(stream, iova, length, access)
             if isinstance(found, NoRuns):
                 return found, length
             translations.append(found)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 
 from ...dma.fault import Fault, FaultKind
 from ...dma.plan import DmaPlan, DmaRequest, translate_each
@@ -40,10 +39,10 @@ class PvStream(Translator):
         """``settle`` is called before the engine of ``contexts`` is asked."""
         self.stream = stream
         self._contexts = contexts
+        self._engine = contexts.engine
         self._settle = settle
         self._patience = patience
         self._reporter = reporter
-        self._translate = partial(contexts.engine.translate, stream)
         self._backlog: Backlog | None = None
         """what the rings held when the request in progress was refused first"""
         self.cancel: Callable[[], None] = lambda: None
@@ -53,12 +52,12 @@ class PvStream(Translator):
         if not self._patience.has_caught_up():
             return PENDING
         self._settle()
-        found = translate_each(requests, self._translate)
+        found = translate_each(self.stream, requests, self._engine.translate)
         if isinstance(found, tuple):
             if not self.catch_up():
                 return PENDING
             # all of it anew: what was executed meanwhile may have unmapped a span that was translated before
-            found = translate_each(requests, self._translate)
+            found = translate_each(self.stream, requests, self._engine.translate)
         self._backlog = None
         if isinstance(found, tuple):
             refused, length = found
