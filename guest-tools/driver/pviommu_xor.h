@@ -21,9 +21,8 @@
  */
 
 #define PVXOR_REG_KEY                           0x000
-#define PVXOR_REG_ADDRESS_LO                    0x004
-#define PVXOR_REG_ADDRESS_HI                    0x008
-#define PVXOR_REG_LENGTH                        0x00c
+#define PVXOR_REG_LENGTH                        0x004
+#define PVXOR_REG_ADDRESS                       0x008
 #define PVXOR_REG_START                         0x010
 #define PVXOR_REG_STATUS                        0x014
 

@@ -167,8 +167,9 @@ static uint32_t xored(const struct function *function, uint64_t iova)
 	struct pollfd done = { .fd = function->interrupt, .events = POLLIN };
 	uint64_t count;
 
-	set(function, PVXOR_REG_ADDRESS_LO, iova);
-	set(function, PVXOR_REG_ADDRESS_HI, iova >> 32);
+	if (pwrite(function->device, &iova, sizeof(iova),
+		   function->registers + PVXOR_REG_ADDRESS) != sizeof(iova))
+		fail("a register");
 	set(function, PVXOR_REG_LENGTH, LENGTH);
 	set(function, PVXOR_REG_START, 1);
 	if (poll(&done, 1, WAIT_MS) != 1 || read(done.fd, &count, sizeof(count)) != sizeof(count))

@@ -26,9 +26,8 @@ class Status(IntEnum):
 
 REGISTERS = RegisterMap(
     Register("KEY", 0x00, Access.RO, "what every byte is XORed with; the topology says it", reset=None),
-    Register("ADDRESS_LO", 0x04, Access.RW, "device address of the buffer, low half"),
-    Register("ADDRESS_HI", 0x08, Access.RW, "device address of the buffer, high half"),
-    Register("LENGTH", 0x0C, Access.RW, "bytes of the buffer, 1 to PVXOR_MAX_LENGTH"),
+    Register("LENGTH", 0x04, Access.RW, "bytes of the buffer, 1 to PVXOR_MAX_LENGTH"),
+    Register("ADDRESS", 0x08, Access.RW, "device address of the buffer", width=64),
     Register("START", 0x10, Access.WO, "any value begins, if LENGTH is right; STATUS is BUSY then"),
     Register("STATUS", 0x14, Access.RO, "PVXOR_STATUS_*", holds=Status),
 )

@@ -38,7 +38,7 @@ class Xor(Endpoint):
     def work(self) -> bool:
         if self.registers["STATUS"] != Status.BUSY:
             return False
-        spans = [(self.registers["ADDRESS_HI"] << 32 | self.registers["ADDRESS_LO"], self.registers["LENGTH"])]
+        spans = [(self.registers["ADDRESS"], self.registers["LENGTH"])]
         try:  # both or neither: what may be read and not written stays as it is
             source, target = self.dma.plan((spans, Access.READ), (spans, Access.WRITE))
             self.dma.write_plan(target, self.dma.read_plan(source).translate(self._xored))

@@ -14,7 +14,6 @@ from pviommu.guest.events import EventRing
 from pviommu.guest.local import LocalFunction
 from pviommu.guest.memory import memory_file
 from pviommu.guest.ring import Ring
-from pviommu.inputs import LiveInputs
 from pviommu.interfaces.pv.function import IommuConfig, PvIommu
 from pviommu.machine import AnyEndpoint, build_endpoint
 from pviommu.pci.function import Environment
@@ -24,6 +23,8 @@ from pviommu_abi.shared import MIN_RING_ENTRIES, Event
 from pviommu_abi.slots import OpClass
 from vfio_user import DmaMapping, IrqAction, IrqIndex, IrqKind, IrqRequest
 from wire_layout import Record
+
+from ..conftest import Inputs
 
 PAGE = 4096
 RAM_SIZE = 16 << 20
@@ -35,7 +36,7 @@ class Guest:
 
     def __init__(self) -> None:
         self.counters = Counters()
-        self.environment = Environment(LiveInputs(), self.counters)
+        self.environment = Environment(Inputs(), self.counters)  # whose clock does not know how busy this machine is
         self.iommu = PvIommu("iommu", IommuConfig(streams=(1, 2)), self.environment)
         self._driver = LocalFunction(self.iommu, REGISTER)
         self._ring = Ring(self._driver, entries=MIN_RING_ENTRIES)

@@ -478,7 +478,7 @@ def test_a_full_queue_is_worked_off(driver: Driver) -> None:
 
 @pytest.mark.row("defect", "B2")
 def test_a_descriptor_changed_after_it_was_fetched_changes_nothing(driver: Driver) -> None:
-    copy = type(driver.engine.inputs).copy
+    copy = driver.engine.inputs.copy
 
     class Changing(type(driver.engine.inputs)):  # type: ignore[misc]
         """Overwrites what was just copied, as a guest on another processor may."""

@@ -28,16 +28,17 @@ def device(guest: Any) -> Xor:
 
 
 def write(device: Xor, name: str, value: int) -> None:
-    device.region_write(0, REGISTER[name].offset, value.to_bytes(4, "little"))
+    register = REGISTER[name]
+    device.region_write(0, register.offset, value.to_bytes(register.size, "little"))
 
 
 def read(device: Xor, name: str) -> int:
-    return int.from_bytes(device.region_read(0, REGISTER[name].offset, 4), "little")
+    register = REGISTER[name]
+    return int.from_bytes(device.region_read(0, register.offset, register.size), "little")
 
 
 def start(device: Xor, address: int, length: int) -> None:
-    write(device, "ADDRESS_LO", address & 0xFFFFFFFF)
-    write(device, "ADDRESS_HI", address >> 32)
+    write(device, "ADDRESS", address)
     write(device, "LENGTH", length)
     write(device, "START", 1)
 
@@ -107,5 +108,5 @@ def test_a_reset_clears_all_registers_but_the_key(device: Xor) -> None:
 
     device.reset()
 
-    assert [read(device, name) for name in REGISTER] == [KEY, 0, 0, 0, 0, Status.IDLE]
+    assert [read(device, name) for name in REGISTER] == [KEY, 0, 0, 0, Status.IDLE]
     assert device.step() is False
