@@ -63,6 +63,27 @@ def test_a_copy_of_a_file_that_has_shrunk_ends_where_the_file_does(library: Path
 
 
 @row("server", 58)
+def test_all_that_comes_before_what_is_gone_is_copied_however_much_it_is(library: Path) -> None:
+    """A copy may go backwards, or by several places at once."""
+    outcome = run(
+        library,
+        """
+        END = 12 * 4096
+        os.ftruncate(fd, END)
+        pattern = bytes(number * 31 % 251 for number in range(SIZE))
+        for left in (*range(1, 300), *range(300, END, 997), END):
+            mapped[:END] = pattern[:END]
+            data, there = guard.read(address + END - left, left + 4096)
+            assert (there, data[:there]) == (left, pattern[END - left : END]), left
+            mapped[:END] = bytes(END)
+            assert guard.write(address + END - left, pattern[: left + 4096]) == left, left
+            assert mapped[END - left : END] == pattern[:left], left
+        """,
+    )
+    assert (outcome.returncode, outcome.stderr) == (0, "")
+
+
+@row("server", 58)
 def test_a_file_that_shrinks_and_grows_under_copies_ends_none_but_those(library: Path) -> None:
     outcome = run(
         library,

@@ -136,6 +136,24 @@ def test_descriptors_beyond_the_bound_are_closed_and_the_frame_marked(no_fd_leak
     assert not after.fds_lost
 
 
+def test_descriptors_that_come_after_too_many_are_closed_too(no_fd_leak: None) -> None:
+    reader = FrameReader(MAX, max_fds=1)
+    reader.feed(message(b"body")[:8], [devnull(), devnull()])
+    reader.feed(message(b"body")[8:12], [devnull()])
+    (frame,) = good(reader.feed(message(b"body")[12:], [devnull()]))
+    assert (frame.fds, frame.fds_lost) == ([], errno.EINVAL)
+
+
+def test_descriptors_are_kept_until_their_message_is_complete(no_fd_leak: None) -> None:
+    reader = FrameReader(MAX)
+    assert not reader.keeps_descriptors
+    reader.feed(message(b"body")[:-1], [devnull()])
+    assert reader.keeps_descriptors
+    (frame,) = good(reader.feed(message(b"body")[-1:]))
+    assert not reader.keeps_descriptors
+    close_fds(frame.fds)
+
+
 def test_descriptors_that_the_kernel_dropped_mark_their_frame(no_fd_leak: None) -> None:
     (frame,) = good(FrameReader(MAX).feed(message(), [FDS_TRUNCATED]))
     assert (frame.fds, frame.fds_lost) == ([], errno.EINVAL)

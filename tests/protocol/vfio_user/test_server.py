@@ -716,6 +716,20 @@ def test_client_that_reads_no_replies_is_paused_and_resumed(peer: Peer, device: 
     assert not peer.session.paused
 
 
+def test_descriptors_may_be_kept_by_replies_that_are_not_taken_and_by_half_a_message(peer: Peer) -> None:
+    assert not peer.session.may_keep_descriptors
+    header = Header(1, Command.DMA_MAP, 16 + 32, 0, 0).pack()
+    peer.session.receive(header, [memfd()])
+    assert peer.session.may_keep_descriptors
+    peer.session.receive(dma_map(), [])
+    assert not peer.session.may_keep_descriptors
+    while not peer.session.paused:
+        peer.send(Command.REGION_READ, access(BAR0, 0, 4096))
+    assert peer.session.may_keep_descriptors
+    peer.session.outgoing.clear()
+    assert not peer.session.may_keep_descriptors
+
+
 def test_end_while_paused_closes_the_descriptors_of_waiting_requests(peer: Peer, device: Any) -> None:
     device.memory[BAR0] = bytearray(1 << 20)
     request = Header(0, Command.REGION_READ, 32, 0, 0).pack() + access(BAR0, 0, 1 << 20)

@@ -88,11 +88,8 @@ void pv_guard_install(void)
 	__sync_lock_release(&is_installing);
 }
 
-/*
- * memcpy() once the handler is installed; returns how many bytes come before one that is not there, `size` if all are
- * there. Of those after it some may have been copied, too.
- */
-uint64_t pv_copy(uint8_t *to, const uint8_t *from, uint64_t size)
+/* memcpy(); returns how many bytes come before the one that it met and that is not there, `size` if it met none. */
+static uint64_t try_copy(uint8_t *to, const uint8_t *from, uint64_t size)
 {
 	struct copy copy = { .to = (uintptr_t)to, .from = (uintptr_t)from, .size = size, .reached = size };
 
@@ -104,6 +101,20 @@ uint64_t pv_copy(uint8_t *to, const uint8_t *from, uint64_t size)
 	}
 	current = NULL;
 	return ((volatile struct copy *)&copy)->reached;
+}
+
+/*
+ * memcpy() once the handler is installed; returns how many bytes come before one that is not there, `size` if all are
+ * there. These are copied; of those after it some may be, too.
+ */
+uint64_t pv_copy(uint8_t *to, const uint8_t *from, uint64_t size)
+{
+	uint64_t reached;
+
+	/* memcpy() may go backwards, or by several places at once: of what comes before a fault some may be missing. */
+	while ((reached = try_copy(to, from, size)) < size)
+		size = reached;
+	return size;
 }
 
 /* Both at once. */
