@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import gc
 import importlib
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -37,6 +40,9 @@ COMMANDS = {
 class _Help(argparse.HelpFormatter):
     """Tells the default of every option that takes a value, unless its text does."""
 
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, width=_columns() - 2)
+
     def _get_help_string(self, action: argparse.Action) -> str | None:
         takes_value = action.nargs != 0 and action.default not in (None, argparse.SUPPRESS)
         if takes_value and action.help and "default" not in action.help.lower():
@@ -66,8 +72,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(words: list[str]) -> int:
-    parser = _parser(words)
-    args, unknown = parser.parse_known_args(words)
+    gc.disable()  # modules stay: there is no garbage among them, neither while they are imported nor at the end
+    try:
+        parser = _parser(words)
+        args, unknown = parser.parse_known_args(words)
+    finally:
+        gc.freeze()
+        gc.enable()
     if not hasattr(args, "run"):  # newer versions of argparse find a command behind "--", where it is not looked for
         parser.error(f"{' '.join(words)}: a command comes first")
     if unknown:
@@ -77,25 +88,38 @@ def _run(words: list[str]) -> int:
 
 
 def _parser(words_given: list[str]) -> argparse.ArgumentParser:
-    """What reads ``words_given``; of other commands it knows the names only."""
+    """What reads ``words_given``; without a command in them, of all commands the names."""
     parser = argparse.ArgumentParser(
         prog="pviommu",
         description="A paravirtual IOMMU for virtual machines that one can see inside and break on purpose.",
+        formatter_class=_Help,
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="print version, ABI, profiles and core")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     groups: dict[str, argparse._SubParsersAction[argparse.ArgumentParser]] = {}
-    for words, (module_name, text) in COMMANDS.items():
+    asked_for = [words for words in COMMANDS if words_given[: len(words.split())] == words.split()]
+    for words in asked_for or COMMANDS:  # what is not asked for costs no start-up time
+        module_name, text = COMMANDS[words]
         group, _, verb = words.partition(" ")
         if verb and group not in groups:
             outer = commands.add_parser(group, help=text)
             groups[group] = outer.add_subparsers(dest=group, required=True, metavar="COMMAND")
         inner = (groups[group] if verb else commands).add_parser(verb or group, help=text, formatter_class=_Help)
-        if words_given[: len(words.split())] == words.split():  # only what is asked for costs start-up time
+        if words in asked_for:
             module = importlib.import_module(module_name)
             module.add_arguments(inner)
             inner.set_defaults(run=module.main, parser=inner)
     return parser
+
+
+def _columns() -> int:
+    """Columns of the terminal, as shutil tells them: argparse would import that, and ask it for each option."""
+    with contextlib.suppress(KeyError, ValueError):
+        if (columns := int(os.environ["COLUMNS"])) > 0:
+            return columns
+    with contextlib.suppress(AttributeError, ValueError, OSError):
+        return os.get_terminal_size(sys.__stdout__.fileno()).columns or 80  # type: ignore[union-attr]
+    return 80
 
 
 class _Version(argparse.Action):

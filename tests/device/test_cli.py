@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from pviommu import __version__
-from pviommu.cli import COMMANDS, main
+from pviommu.cli import COMMANDS, _columns, main
 from pviommu.native.build import build
 from pviommu_abi.registers import ABI_VERSION
 
@@ -128,3 +130,20 @@ def test_help_tells_what_each_option_is_and_its_default(words: str, capsys: pyte
         assert explanation.strip(), f"{spelling}: no explanation"
         if len(spelling.split()) > 1 and not spelling.startswith(("-h,", "-v,")):  # it takes a value
             assert re.search(r"[Dd]efault: *\S", explanation), f"{spelling}: no default"
+
+
+@pytest.mark.parametrize("columns", [None, "", "0", "-3", "many", " 61 ", "1_00", "200"])
+def test_help_is_as_wide_as_that_of_other_programs(monkeypatch: pytest.MonkeyPatch, columns: str | None) -> None:
+    if columns is None:
+        monkeypatch.delenv("COLUMNS", raising=False)
+    else:
+        monkeypatch.setenv("COLUMNS", columns)
+    assert _columns() == shutil.get_terminal_size().columns
+
+
+def test_a_command_runs_with_garbage_collection(monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[bool] = []
+    monkeypatch.setattr("pviommu.schemas.command.main", lambda _: found.append(gc.isenabled()) or 0)
+
+    assert main(["schema", "topology"]) == 0
+    assert found == [True]
