@@ -11,8 +11,8 @@ Place = tuple[str | int, ...]
 """Keys, and from 0 the numbers of elements of arrays."""
 
 _LONGEST = 60
-_HEADER = re.compile(r"\s*(\[\[?)\s*([^\[\]]+?)\s*\]")
-_KEY = re.compile(r"""\s*([\w"'.\s-]+?)\s*=""")
+_HEADER = r"\s*(\[\[?)\s*([^\[\]]+?)\s*\]"
+_KEY = r"""\s*([\w"'.\s-]+?)\s*="""
 
 
 def place_of(error: str) -> tuple[str, Place]:
@@ -60,10 +60,10 @@ def _lines(text: str) -> dict[Place, int]:
     counts: dict[Place, int] = {}
     table: Place = ()
     for number, line in enumerate(text.splitlines(), start=1):
-        if match := _HEADER.match(line):
+        if match := re.match(_HEADER, line):
             table = _table(_keys(match[2]), match[1] == "[[", counts)
             lines.setdefault(table, number)
-        elif match := _KEY.match(line):
+        elif match := re.match(_KEY, line):
             lines.setdefault((*table, *_keys(match[1])), number)
     return lines
 

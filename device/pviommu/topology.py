@@ -18,12 +18,10 @@ TOML, for example::
 One topology is one virtual machine.
 """
 
-from __future__ import annotations
-
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import msgspec
 from msgspec import Meta
@@ -33,13 +31,11 @@ from pviommu_abi.shared import MAX_RINGS, SBDF_UNBOUND
 
 from . import documents, resources, toml_places
 from .documents import WrongValueError
-from .endpoints import ENDPOINTS, endpoint_class
+from .endpoints import ENDPOINTS, WITH_OPTIONS, endpoint_class
 from .engine import PAGE_MASK, PAGE_SHIFT, EngineConfig, ReservedRegion
 from .engine.config import MAX_APERTURE_BITS, MIN_APERTURE_BITS
-from .interfaces.pv.bindings import sbdf_of
-from .interfaces.pv.config import MAX_ENDPOINTS, NO_STREAM, IommuConfig
-from .interfaces.pv.contexts import MAX_CONTEXT, DefaultPolicy
-from .pci.config_space import Identity
+from .interfaces.pv.config import MAX_CONTEXT, MAX_ENDPOINTS, NO_STREAM, DefaultPolicy, IommuConfig
+from .pci.identity import Identity
 
 __all__ = [
     "EndpointEntry",
@@ -158,6 +154,8 @@ class EndpointEntry(_Entry, frozen=True):
         match = _SBDF.fullmatch(self.sbdf)
         if match is None:
             raise ValueError(f"endpoint {self.name}: sbdf {self.sbdf!r} must be {_SBDF_RULE}")
+        from .interfaces.pv.bindings import sbdf_of  # few topologies fix a binding
+
         segment, bus, device, function = match.groups()
         sbdf = sbdf_of(int(segment or "0", 16), int(bus, 16), int(device, 16) << 3 | int(function))
         if sbdf == SBDF_UNBOUND:
@@ -203,13 +201,16 @@ class Topology(_Entry, frozen=True):
             if sbdf is not None and places.setdefault(sbdf, entry.name) != entry.name:
                 raise WrongValueError((*at, "sbdf"), f"{who}: sbdf {entry.sbdf} is that of {places[sbdf]}")
 
-    def with_options(self, document: dict[str, Any]) -> Topology:
+    def with_options(self, document: dict[str, Any]) -> Self:
         """The same with the options of its endpoints as their kinds' types, from the document that it was read from.
 
         Raises :class:`.documents.WrongValueError`.
         """
         entries = []
         for number, entry in enumerate(self.endpoint):
+            if not entry.options and entry.kind not in WITH_OPTIONS:  # its class is not needed, and slow to import
+                entries.append(msgspec.structs.replace(entry, options=None))
+                continue
             kind = endpoint_class(entry.kind).OPTIONS
             known = [*_ENDPOINT_KEYS, *(field.encode_name for field in msgspec.structs.fields(kind))]
             for key in entry.options:
@@ -220,7 +221,7 @@ class Topology(_Entry, frozen=True):
             entries.append(msgspec.structs.replace(entry, options=options))
         return msgspec.structs.replace(self, endpoint=tuple(entries))
 
-    def limited(self, contexts: int | None, pool_pages: int | None) -> Topology:
+    def limited(self, contexts: int | None, pool_pages: int | None) -> Self:
         """The same with other limits, where given. Raises :class:`ValueError`."""
         given = {"contexts": contexts, "pool_pages": pool_pages}
         changes = {name: value for name, value in given.items() if value is not None}

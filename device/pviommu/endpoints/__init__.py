@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .endpoint import Endpoint
 
-__all__ = ["ENDPOINTS", "endpoint_class"]
+__all__ = ["ENDPOINTS", "WITH_OPTIONS", "endpoint_class"]
 
 ENDPOINTS = {
     "dma-test": "dma_test.DmaTestEngine",
@@ -16,6 +16,8 @@ ENDPOINTS = {
     "xor": "xor.Xor",
 }
 """Kinds of endpoint: file of this folder and class, which are imported when a machine has such an endpoint."""
+WITH_OPTIONS = frozenset({"xor"})
+"""Those whose class has ``OPTIONS``: they are checked even where a topology sets none of them."""
 
 
 def endpoint_class(kind: str) -> type[Endpoint]:

@@ -4,27 +4,30 @@
 can be model-checked, fuzzed and replayed.
 """
 
-from pviommu.engine.config import DIRECT, MSI_WINDOW, EngineConfig, ReservedRegion
-from pviommu.engine.domain import BLOCKED, IDENTITY, MAX_DOMAIN
-from pviommu.engine.engine import Engine
-from pviommu.engine.nested import NestedDomain, Parent, ParentRefusal, Stage1Run, Stage1Walker, Wait
-from pviommu.engine.results import (
-    PAGE_MASK,
-    PAGE_SHIFT,
-    PAGE_SIZE,
-    Access,
-    Area,
-    Fault,
-    NoRuns,
-    Outcome,
-    Pending,
-    Refusal,
-    Run,
-    Stop,
-    UnmapMode,
-    Usage,
-)
-from pviommu.engine.state import EngineState
+import importlib
+from typing import TYPE_CHECKING
+
+from pviommu.engine.config import DIRECT, MAX_DOMAIN, MSI_WINDOW, EngineConfig, ReservedRegion
+from pviommu.engine.frames import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE
+
+if TYPE_CHECKING:
+    from pviommu.engine.domain import BLOCKED, IDENTITY
+    from pviommu.engine.engine import Engine
+    from pviommu.engine.nested import NestedDomain, Parent, ParentRefusal, Stage1Run, Stage1Walker, Wait
+    from pviommu.engine.results import (
+        Access,
+        Area,
+        Fault,
+        NoRuns,
+        Outcome,
+        Pending,
+        Refusal,
+        Run,
+        Stop,
+        UnmapMode,
+        Usage,
+    )
+    from pviommu.engine.state import EngineState
 
 __all__ = [
     "BLOCKED",
@@ -57,3 +60,14 @@ __all__ = [
     "Usage",
     "Wait",
 ]
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name):
+        """What a configuration does without: its module is imported when it is asked for."""
+        if name in __all__:
+            for module in ("results", "state", "nested", "domain", "engine"):
+                names = vars(importlib.import_module(f"{__name__}.{module}"))
+                if name in names:
+                    return globals().setdefault(name, names[name])
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -4,10 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from pviommu.engine.results import FRAME_LIMIT
+from pviommu.engine.frames import FRAME_LIMIT
 
 MIN_APERTURE_BITS = 32
 MAX_APERTURE_BITS = 48
+MAX_DOMAIN = 0xFFFF
+"""Highest number of a domain that can be allocated, from 1 on: cores look domains up by it."""
 
 
 DIRECT = "direct"

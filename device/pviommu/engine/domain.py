@@ -7,7 +7,7 @@ nested.py) stands on a paging domain.
 from collections.abc import Iterator, Sequence
 
 from pviommu.engine.clone import Clone
-from pviommu.engine.config import ReservedRegion
+from pviommu.engine.config import MAX_DOMAIN, ReservedRegion
 from pviommu.engine.core import Core, PagePool
 from pviommu.engine.pool import tables_touched
 from pviommu.engine.ranges import FrameRanges
@@ -16,8 +16,6 @@ from pviommu.engine.state import PagingState, TableState
 from pviommu.engine.table import ACCESS_MASK, KIND_MASK, Leaf
 
 IDENTITY = 0
-MAX_DOMAIN = 0xFFFF
-"""Highest number that can be allocated, from 1 on: cores look domains up by it."""
 BLOCKED = MAX_DOMAIN + 1
 
 

@@ -3,8 +3,9 @@
 from collections.abc import Iterator, Mapping
 
 from pviommu.engine.clone import Clone
+from pviommu.engine.config import MAX_DOMAIN
 from pviommu.engine.core import Core, PagePool
-from pviommu.engine.domain import MAX_DOMAIN, PagingDomain
+from pviommu.engine.domain import PagingDomain
 from pviommu.engine.nested import NestedDomain, Stage1Walker
 from pviommu.engine.ranges import FrameRanges
 from pviommu.engine.results import Stop

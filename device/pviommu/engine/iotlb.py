@@ -6,7 +6,7 @@ blocks that it touches. Refusals are not cached, hence mapping a page needs no i
 
 from contextlib import AbstractContextManager
 
-from pviommu.engine.results import FRAME_LIMIT
+from pviommu.engine.frames import FRAME_LIMIT
 from pviommu.engine.state import IotlbState
 
 BLOCK_SHIFT = 9

@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from enum import Enum, IntFlag
 from typing import NamedTuple, overload
 
-PAGE_SHIFT = 12
-PAGE_SIZE = 1 << PAGE_SHIFT
-PAGE_MASK = PAGE_SIZE - 1
-ADDRESS_LIMIT = 1 << 64
-FRAME_LIMIT = ADDRESS_LIMIT >> PAGE_SHIFT
-"""First frame number whose address does not fit 64 bits."""
+from pviommu.engine.frames import ADDRESS_LIMIT as ADDRESS_LIMIT
+from pviommu.engine.frames import FRAME_LIMIT as FRAME_LIMIT
+from pviommu.engine.frames import PAGE_MASK as PAGE_MASK
+from pviommu.engine.frames import PAGE_SHIFT as PAGE_SHIFT
+from pviommu.engine.frames import PAGE_SIZE as PAGE_SIZE
 
 
 class Access(IntFlag):

@@ -6,10 +6,11 @@ write to read-only registers all the time.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cache
 
 from wire_layout.registers import Access, BitField, BitFields, Register, RegisterMap
+
+from .identity import Identity
 
 __all__ = ["Command", "ConfigSpace", "Identity", "Status"]
 
@@ -77,16 +78,6 @@ def _header_mask(kind: Access) -> bytes:
         for place in register.places:
             masks[place : place + register.size] = register.mask(kind).to_bytes(register.size, "little")
     return bytes(masks)
-
-
-@dataclass(frozen=True)
-class Identity:
-    """PCI ids; ``class_code`` has 24 bits: base class, subclass, programming interface."""
-
-    vendor: int
-    device: int
-    class_code: int
-    revision: int = 1
 
 
 class ConfigSpace:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import grp
-import json
-import platform
 import sys
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from pviommu_abi.registers import ABI_VERSION, Feature
 from pviommu_abi.shared import GLOBAL_STREAM, RegionKind
@@ -19,8 +19,7 @@ from ..endpoints import ENDPOINTS
 from ..exit_status import ExitStatus
 from ..host.pacing import DEFAULT_SPIN_NS, Pace
 from ..interfaces.pv.capability_area import iova_ranges, reserved_regions
-from ..interfaces.pv.config import PAGE_SIZES
-from ..interfaces.pv.contexts import DefaultPolicy
+from ..interfaces.pv.config import PAGE_SIZES, DefaultPolicy
 from ..topology import Topology, TopologyError, load
 from .activation import given_sockets
 
@@ -183,15 +182,17 @@ def main(args: argparse.Namespace) -> int:
         print(f"pviommu: {error}", file=sys.stderr)
         return ExitStatus.USAGE
     if args.print_capabilities:
-        print(json.dumps(capabilities(topology), indent=2))
+        print(msgspec.json.format(msgspec.json.encode(capabilities(topology)), indent=2).decode())
         return 0
+    import platform  # it and the modules below are slow to import, and not needed to print capabilities
+
     if platform.machine() not in ("x86_64", "AMD64"):
         print(
             f"pviommu: host architecture {platform.machine()}: the rings need x86's memory order, run this on x86-64",
             file=sys.stderr,
         )
         return ExitStatus.ENVIRONMENT
-    from . import logs  # only what is asked for costs start-up time
+    from . import logs
     from .backend import BackendError, Settings, run
 
     with contextlib.ExitStack() as stack:

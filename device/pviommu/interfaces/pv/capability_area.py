@@ -6,6 +6,7 @@ from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from pviommu_abi.shared import (
     CAPABILITY_MAGIC,
@@ -27,7 +28,9 @@ from wire_layout import Record
 from ...engine import PAGE_SHIFT, EngineConfig
 from ...engine import ReservedRegion as EngineRegion
 from ...engine.ranges import BOUND, FrameRanges
-from ...pci.shared_memory import SharedMemory
+
+if TYPE_CHECKING:  # who lists what a guest may use has no shared memory
+    from ...pci.shared_memory import SharedMemory
 
 __all__ = ["CapabilityPublisher", "Chain", "iova_ranges", "reserved_regions"]
 

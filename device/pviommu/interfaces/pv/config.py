@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from enum import Enum
+
+from msgspec import Struct, field
 
 from pviommu_abi import registers as abi
 from pviommu_abi.shared import MAX_RINGS
 
-from ...engine import EngineConfig, ReservedRegion
-from ...pci.config_space import Identity
-from .contexts import MAX_CONTEXT, DefaultPolicy
+from ...engine import MAX_DOMAIN, EngineConfig, ReservedRegion
+from ...pci.identity import Identity
 
-__all__ = ["DEFAULT_IDENTITY", "MAX_ENDPOINTS", "MAX_RESERVED", "NO_STREAM", "PAGE_SIZES", "IommuConfig"]
+__all__ = [
+    "DEFAULT_IDENTITY",
+    "MAX_CONTEXT",
+    "MAX_ENDPOINTS",
+    "MAX_RESERVED",
+    "NO_STREAM",
+    "PAGE_SIZES",
+    "DefaultPolicy",
+    "IommuConfig",
+]
 
 DEFAULT_IDENTITY = Identity(abi.VENDOR_ID, abi.IOMMU_DEVICE_ID, abi.IOMMU_CLASS)
+MAX_CONTEXT = MAX_DOMAIN
 MAX_ENDPOINTS = 256
 """Endpoints of one PV-IOMMU: half of the capability area lists them, the rest is for RAM ranges."""
 
@@ -28,8 +39,14 @@ MAX_RESERVED = 64
 """Reserved regions of all endpoints together, which the capability area lists too."""
 
 
-@dataclass(frozen=True)
-class IommuConfig:
+class DefaultPolicy(Enum):
+    """What the default context translates to."""
+
+    IDENTITY = "identity"  # 1:1 of guest RAM and MMIO
+    BLOCKED = "blocked"  # nothing
+
+
+class IommuConfig(Struct, frozen=True):
     """Limits and names of a PV-IOMMU. Raises ValueError naming the field, the value and the rule."""
 
     instance: int = 1

@@ -12,18 +12,10 @@ from typing import NamedTuple
 
 from pviommu_abi.slots import DEFAULT_CONTEXT
 
-from ...engine import BLOCKED, IDENTITY, MAX_DOMAIN, Engine, ReservedRegion, Stop
+from ...engine import BLOCKED, IDENTITY, Engine, ReservedRegion, Stop
+from .config import MAX_CONTEXT, DefaultPolicy
 
 __all__ = ["MAX_CONTEXT", "AllocResult", "ContextStop", "Contexts", "ContextsState", "DefaultPolicy"]
-
-MAX_CONTEXT = MAX_DOMAIN
-
-
-class DefaultPolicy(Enum):
-    """What the default context translates to."""
-
-    IDENTITY = "identity"  # 1:1 of guest RAM and MMIO
-    BLOCKED = "blocked"  # nothing
 
 
 class ContextStop(Enum):
