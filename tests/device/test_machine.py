@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pviommu.counters import Counters
-from pviommu.endpoints import ENDPOINTS, endpoint_class
+from pviommu.endpoints import ENDPOINTS, WITH_OPTIONS, endpoint_class
 from pviommu.endpoints.dma_test import DmaTestEngine
 from pviommu.endpoints.endpoint import Endpoint
 from pviommu.endpoints.template import Template
@@ -70,3 +70,7 @@ def test_the_name_of_the_iommu_may_be_chosen(environment: Environment) -> None:
 @pytest.mark.parametrize("kind", ENDPOINTS)
 def test_every_kind_of_endpoint_has_a_class(kind: str) -> None:
     assert issubclass(endpoint_class(kind), Endpoint)
+
+
+def test_kinds_with_options_are_listed() -> None:
+    assert {kind for kind in ENDPOINTS if endpoint_class(kind).OPTIONS is not Endpoint.OPTIONS} == WITH_OPTIONS

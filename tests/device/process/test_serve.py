@@ -112,10 +112,14 @@ def test_a_native_core_that_is_not_built_is_status_3_and_says_how_to_build_it(ca
     assert "pviommu build-core" in capfd.readouterr().err
 
 
-def test_printing_capabilities_loads_neither_the_device_nor_the_protocol():
+@pytest.mark.parametrize("topology", [[], ["lab"]])
+def test_printing_capabilities_loads_neither_the_device_nor_the_protocol(topology):
     program = (
-        "import sys; from pviommu.cli import main; status = main(['serve', '--print-capabilities']); "
-        "slow = {'pviommu.interfaces.pv.function', 'pviommu.host.server', 'vfio_user', 'construct'}; "
+        f"import sys; from pviommu.cli import main; status = main(['serve', '--print-capabilities', *{topology}]); "
+        "slow = {'pviommu.interfaces.pv.function', 'pviommu.host.server', 'vfio_user', 'construct', 'pviommu.inputs', "
+        "'pviommu.engine.engine', 'pviommu.engine.results', 'pviommu.interfaces.pv.bindings', "
+        "'pviommu.interfaces.pv.contexts', 'pviommu.endpoints.endpoint', 'pviommu.dma', 'pviommu.pci.config_space', "
+        "'pviommu.pci.shared_memory', 'json', 'shutil'}; "
         "loaded = slow & set(sys.modules); "
         "sys.exit(status or ' '.join(sorted(loaded)) or 0)"
     )
