@@ -1,25 +1,30 @@
 """The one interface through which anything from outside reaches the device.
 
-Socket bytes, ring words, slots, guest memory and the clock are read here and nowhere else. What a run of the
-device did is thus a function of what these methods returned, which is what recording, replaying and injecting
-faults stand on.
+Socket bytes, ring words, slots, guest memory, the clock, what descriptors are and what became of writes are learned
+here and nowhere else, each from a :class:`Source` that says what it is. What a run of the device did is thus a
+function of what these calls returned, which is what recording, replaying (:mod:`pviommu.journal`) and injecting faults
+stand on.
 """
 
 from __future__ import annotations
 
+import enum
+import operator
 import os
 import select
 import socket
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, ParamSpec, Protocol, TypeVar
 
 from vfio_user import transport
 
-__all__ = ["Inputs", "LiveInputs", "Outcome"]
+__all__ = ["Inputs", "Kind", "LiveInputs", "Outcome", "Poller", "Source"]
 
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 _T_co = TypeVar("_T_co", covariant=True)
 
 _MOST_SELECTED = 1024
@@ -43,6 +48,54 @@ class Outcome(Generic[_T_co]):
         return value
 
 
+class Kind(enum.Enum):
+    """What an input is."""
+
+    CLOCK = "clock"
+    PROCESSOR_TIME = "processor time"
+    READY = "descriptors that are ready"
+    FINISHED = "results of workers"
+    RING_INDEX = "index of ring"
+    RING_SLOTS = "slots of ring"
+    EVENT_INDEX = "index of the event ring"
+    SHARED_MEMORY = "shared memory of"
+    GUEST_MEMORY = "guest memory of"
+    WRITTEN = "writes to guest memory of"
+    RECEIVED = "bytes from the client of"
+    SENT = "bytes to the client of"
+    CLIENT = "clients of"
+    PEER = "process of the client of"
+    DESCRIPTOR = "kind of a descriptor from the client of"
+    OPENED = "descriptor for"
+    MAPPED = "mapping of"
+    CLOSED = "closing of what is of"
+    INTERRUPT = "interrupts of"
+    WORKER = "work for a thread"
+
+
+class Source(NamedTuple):
+    """Where an input comes from."""
+
+    kind: Kind
+    owner: str | int = ""
+    """the function, or the number, that it belongs to, if there are several"""
+
+    def __str__(self) -> str:
+        return f"{self.kind.value} {self.owner}".rstrip()
+
+
+class Poller(Protocol):
+    """As :class:`select.epoll`."""
+
+    @property
+    def closed(self) -> bool: ...
+    def fileno(self) -> int: ...
+    def register(self, fd: int, events: int) -> None: ...
+    def modify(self, fd: int, events: int) -> None: ...
+    def unregister(self, fd: int) -> None: ...
+    def close(self) -> None: ...
+
+
 class Inputs(Protocol):
     """What the device reads. All sizes are in bytes, all times in nanoseconds of a monotonic clock."""
 
@@ -52,21 +105,33 @@ class Inputs(Protocol):
     def worked_ns(self) -> int:
         """Processor time of this thread, which unlike the time does not go on while others have the processor."""
 
-    def word(self, words: memoryview, index: int) -> int:
-        """The 32-bit word ``index`` of shared memory (``words`` has format ``I``), read once."""
+    def of(self, source: Source, call: Callable[_P, _R]) -> Callable[_P, _R]:
+        """What to call instead of ``call``, which touches something outside and whose result is an input: ``call``
+        itself, unless inputs are recorded or replayed. Bind it once where it is called often.
+        """
 
-    def copy(self, view: memoryview) -> bytes:
-        """A private copy of shared or guest memory, made in one go: what is checked afterwards cannot change any
+    def words(self, source: Source) -> Callable[[memoryview, int], int]:
+        """What reads the 32-bit word of an index, once, of shared memory in format ``I``."""
+
+    def copies(self, source: Source) -> Callable[[memoryview], bytes]:
+        """What makes a private copy of shared or guest memory, in one go: what is checked afterwards cannot change any
         more.
         """
 
-    def pread(self, fd: int, length: int, offset: int) -> bytes:
-        """``length`` bytes of a file that is not safe to map; fewer if it has become shorter."""
+    def files(self, source: Source) -> Callable[[int, int, int], bytes]:
+        """What reads from the file of a descriptor so many bytes at an offset, fewer if it has become shorter: for
+        files that are not safe to map.
+        """
 
-    def receive(self, sock: socket.socket, size: int) -> tuple[bytes, list[int]] | None:
-        """What a socket has to give, at most ``size`` bytes, with its file descriptors; ``None`` at its end."""
+    def received(self, source: Source) -> Callable[[socket.socket, int], tuple[bytes, list[int]] | None]:
+        """What takes from a socket what it has to give, at most so many bytes, with its file descriptors; ``None`` at
+        its end.
+        """
 
-    def wait(self, poller: select.epoll, timeout_ms: float) -> Sequence[tuple[int, int]]:
+    def poller(self) -> Poller:
+        """What :meth:`wait` waits for, empty."""
+
+    def wait(self, poller: Any, timeout_ms: float) -> Sequence[tuple[int, int]]:
         """The descriptors that are ready: ``(fd, events)`` pairs, after at most ``timeout_ms`` (-1: no limit)."""
 
     def outcomes(self, finished: deque[Outcome[Any]]) -> Sequence[Outcome[Any]]:
@@ -75,19 +140,34 @@ class Inputs(Protocol):
         """
 
 
+_word: Callable[[memoryview, int], int] = operator.getitem
+
+
 class LiveInputs:
-    """The real world."""
+    """The real world. Its calls are those of the system themselves: nothing is paid for their names."""
 
     now_ns = staticmethod(time.monotonic_ns)
     worked_ns = staticmethod(time.thread_time_ns)
     pread = staticmethod(os.pread)
     receive = staticmethod(transport.receive)
     copy = staticmethod(bytes)
+    word = staticmethod(_word)
+    poller = staticmethod(select.epoll)
 
-    @staticmethod
-    def word(words: memoryview, index: int) -> int:
-        value: int = words[index]
-        return value
+    def of(self, _source: Source, call: Callable[_P, _R]) -> Callable[_P, _R]:
+        return call
+
+    def words(self, _source: Source) -> Callable[[memoryview, int], int]:
+        return self.word
+
+    def copies(self, _source: Source) -> Callable[[memoryview], bytes]:
+        return self.copy
+
+    def files(self, _source: Source) -> Callable[[int, int, int], bytes]:
+        return self.pread
+
+    def received(self, _source: Source) -> Callable[[socket.socket, int], tuple[bytes, list[int]] | None]:
+        return self.receive
 
     @staticmethod
     def wait(poller: select.epoll, timeout_ms: float) -> Sequence[tuple[int, int]]:

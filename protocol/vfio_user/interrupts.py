@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import errno
-import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
 
 from .device import IrqAction, IrqKind, IrqRequest
 from .errors import RequestError
@@ -12,13 +12,22 @@ from .foreign import is_eventfd
 from .framing import close_fds
 from .signals import signal
 
-__all__ = ["InterruptTable"]
+__all__ = ["Eventfds", "InterruptTable"]
+
+
+class Eventfds(NamedTuple):
+    """What is done with them."""
+
+    is_eventfd: Callable[[int], bool] = is_eventfd
+    signal: Callable[[int], None] = signal
+    close: Callable[[list[int]], None] = close_fds
 
 
 class InterruptTable:
     """Owns one eventfd a vector at most. ``counts`` maps an interrupt index to its number of vectors."""
 
-    def __init__(self, counts: Mapping[int, int]) -> None:
+    def __init__(self, counts: Mapping[int, int], eventfds: Eventfds | None = None) -> None:
+        self._is_eventfd, self._signal, self._close = eventfds or Eventfds()
         self._counts = dict(counts)
         self._fds: dict[tuple[int, int], int] = {}
 
@@ -33,11 +42,11 @@ class InterruptTable:
         """
         vectors = range(request.start, request.start + request.count)
         if vectors.stop > self._counts.get(request.index, 0):
-            close_fds(request.fds)
+            self._close(list(request.fds))
             text = f"index {request.index} vectors {request.start}+{request.count}"
             raise RequestError(errno.EINVAL, f"{text}: it has {self._counts.get(request.index, 0)}")
         if request.action is not IrqAction.TRIGGER:
-            close_fds(request.fds)
+            self._close(list(request.fds))
         elif request.kind is IrqKind.EVENTFD:
             self._install(request, vectors)
         elif request.count == 0:
@@ -52,7 +61,7 @@ class InterruptTable:
         fd = self._fds.get((index, vector))
         if fd is None:
             return False
-        signal(fd)
+        self._signal(fd)
         return True
 
     def close(self) -> None:
@@ -63,15 +72,15 @@ class InterruptTable:
         if not request.fds:
             self._remove([(request.index, vector) for vector in vectors])
             return
-        if not all(is_eventfd(fd) for fd in request.fds):
-            close_fds(request.fds)
+        if not all(self._is_eventfd(fd) for fd in request.fds):
+            self._close(list(request.fds))
             text = f"index {request.index} vectors {request.start}+{request.count}: not every descriptor is an eventfd"
             raise RequestError(errno.EINVAL, text)
         for vector, fd in zip(vectors, request.fds, strict=True):
             old = self._fds.get((request.index, vector))
             self._fds[request.index, vector] = fd
             if old is not None:
-                os.close(old)
+                self._close([old])
 
     def _remove(self, keys: Iterable[tuple[int, int]]) -> None:
-        close_fds(fd for key in keys if (fd := self._fds.pop(key, None)) is not None)
+        self._close([fd for key in keys if (fd := self._fds.pop(key, None)) is not None])

@@ -19,7 +19,7 @@ from .device import Device, DeviceInfo, DmaMapping, Irq, IrqAction, IrqKind, Irq
 from .errors import ProtocolError, RequestError
 from .foreign import Closer, is_eventfd
 from .framing import BadFrame, Frame, FrameReader
-from .memory_kind import check_memory
+from .memory_kind import Kind, check_memory
 from .messages import (
     Command,
     DmaUnmapFlags,
@@ -102,8 +102,11 @@ class Session:
         *,
         closer: Closer | None = None,
         refusal: RequestError | None = None,
+        check_memory: Callable[[int, bool, str], Kind] = check_memory,
+        is_eventfd: Callable[[int], bool] = is_eventfd,
     ) -> None:
-        """``name`` is what the log calls it."""
+        """``name`` is what the log calls it. ``check_memory`` and ``is_eventfd`` tell what descriptors are."""
+        self._check_memory, self._is_eventfd = check_memory, is_eventfd
         self.outgoing: deque[Outgoing] = deque()
         self._device = device
         self._limits = limits or Limits()
@@ -337,7 +340,7 @@ class Session:
         mapping = requests.dma_map(frame.payload, frame.fds)
         if mapping.fd is not None:
             what = f"DMA_MAP {mapping.address:#x}+{mapping.size:#x}"
-            mapping = mapping._replace(kind=check_memory(mapping.fd, mapping.writable, what))
+            mapping = mapping._replace(kind=self._check_memory(mapping.fd, mapping.writable, what))
         frame.fds.clear()  # the device owns it now
         self._maps += self._device.dma_map(mapping)
         if self._maps > self._limits.max_dma_maps:
@@ -379,7 +382,7 @@ class Session:
 
     def _set_irqs(self, frame: Frame) -> _Reply:
         request = requests.set_irqs(frame.payload, frame.fds, lambda index: self._device.irq(index).count)
-        if not all(is_eventfd(fd) for fd in frame.fds):
+        if not all(self._is_eventfd(fd) for fd in frame.fds):
             text = f"SET_IRQS index {request.index} vectors {request.start}+{request.count}"
             raise RequestError(errno.EINVAL, f"{text}: not every descriptor is an eventfd")
         frame.fds.clear()  # the device owns them now

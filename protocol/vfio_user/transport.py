@@ -11,12 +11,12 @@ import os
 import socket
 import stat
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from .framing import FDS_TRUNCATED, close_fds
 from .server import Outgoing
 
-__all__ = ["Flush", "Listener", "accept", "connect", "flush", "listen", "receive"]
+__all__ = ["Flush", "Listener", "accept", "connect", "flush", "listen", "receive", "send"]
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +76,19 @@ def _why_kept_back(sock: socket.socket) -> int:
     return -errno.EACCES  # a security module
 
 
-def flush(sock: socket.socket, outgoing: deque[Outgoing]) -> Flush:
+def send(sock: socket.socket, data: bytes, fds: Sequence[int]) -> int:
+    """Send what the socket takes of a message: how many bytes. OSError. A vanished peer is no signal."""
+    if not fds:
+        return sock.send(data, socket.MSG_NOSIGNAL)
+    ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))]
+    return sock.sendmsg([data], ancillary, socket.MSG_NOSIGNAL)
+
+
+def flush(
+    sock: socket.socket,
+    outgoing: deque[Outgoing],
+    send: Callable[[socket.socket, bytes, Sequence[int]], int] = send,
+) -> Flush:
     """Send from the front of ``outgoing`` what the socket takes; what is left, in part or whole, stays there.
 
     A vanished peer is :data:`Flush.CLOSED`, never an exception or a signal. One ``sendmsg`` a message, so that
@@ -85,7 +97,7 @@ def flush(sock: socket.socket, outgoing: deque[Outgoing]) -> Flush:
     while outgoing:
         item = outgoing[0]
         try:
-            sent = _send(sock, item.data, item.fds)
+            sent = send(sock, item.data, item.fds)
         except BlockingIOError:
             return Flush.BLOCKED
         except TimeoutError:
@@ -99,13 +111,6 @@ def flush(sock: socket.socket, outgoing: deque[Outgoing]) -> Flush:
         else:
             outgoing[0] = Outgoing(item.data[sent:])
     return Flush.DRAINED
-
-
-def _send(sock: socket.socket, data: bytes, fds: Sequence[int]) -> int:
-    if not fds:
-        return sock.send(data, socket.MSG_NOSIGNAL)
-    ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))]
-    return sock.sendmsg([data], ancillary, socket.MSG_NOSIGNAL)
 
 
 class Listener(socket.socket):

@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
+import operator
 import os
 import select
 import socket
 import time
 
-from pviommu.inputs import Inputs, LiveInputs
+from pviommu.inputs import Inputs, Kind, LiveInputs, Source
+from vfio_user import transport
 
 
 def test_live_inputs_are_inputs() -> None:
     inputs: Inputs = LiveInputs()
 
     assert inputs.now_ns() <= inputs.now_ns()
+
+
+def test_a_name_costs_nothing_while_nothing_is_recorded() -> None:
+    inputs, source = LiveInputs(), Source(Kind.RING_INDEX, 2)
+
+    assert inputs.of(source, os.close) is os.close
+    assert inputs.words(source) is operator.getitem
+    assert inputs.copies(source) is bytes
+    assert inputs.files(source) is os.pread
+    assert inputs.received(source) is transport.receive
+
+
+def test_a_source_says_what_it_is() -> None:
+    assert str(Source(Kind.RING_INDEX, 2)) == "index of ring 2"
+    assert str(Source(Kind.CLOCK)) == "clock"
 
 
 def test_a_word_is_read_by_its_index() -> None:

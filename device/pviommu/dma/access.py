@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Protocol
 
 from ..engine.results import PackedRuns
-from ..inputs import Inputs
+from ..inputs import Inputs, Kind, Source
 from .mappings import Mappings
 from .memory_file import Area, MemoryFile
 from .windows import MAX_REGISTER_BYTES, Place, Windows
@@ -78,8 +78,12 @@ _NOWHERE = _Reached(0, 0, memoryview(b""), 0)
 class MemoryAccess:
     """Access to the ranges of one connection."""
 
-    def __init__(self, inputs: Inputs) -> None:
+    def __init__(self, inputs: Inputs, name: str = "") -> None:
+        """``name``: of the function."""
+        self._source, self._written = Source(Kind.GUEST_MEMORY, name), Source(Kind.WRITTEN, name)
         self._inputs = inputs
+        self._copy = inputs.copies(self._source)
+        self._pread = inputs.files(self._source)
         self._mappings = Mappings()
         self.copier: Copier | None = None
         """copies without passing the inputs; none has to. Set it before anything is mapped."""
@@ -97,7 +101,7 @@ class MemoryAccess:
             gpa, length = runs[0]
             first, end, view, origin = self._last
             if first <= gpa and gpa + length <= end:
-                return self._inputs.copy(view[gpa + origin : gpa + origin + length])
+                return self._copy(view[gpa + origin : gpa + origin + length])
         data = self.copier.read(runs) if self.copier and isinstance(runs, PackedRuns) else None
         if data is not None:
             return data
@@ -178,14 +182,14 @@ class MemoryAccess:
             return piece.place.read()
         gpa, file, area, offset, length = piece
         if area is not None and area.guard is not None:
-            data, there = area.guard.read(area.address + offset, length)
+            data, there = self._inputs.of(self._source, area.guard.read)(area.address + offset, length)
             if there < length:
                 raise GuestMemoryError(gpa + there, GONE)
             return data
         if area is not None:
-            return self._inputs.copy(area.view[offset : offset + length])
+            return self._copy(area.view[offset : offset + length])
         try:
-            data = self._inputs.pread(file.fd, length, offset)
+            data = self._pread(file.fd, length, offset)
         except OSError as error:
             raise GuestMemoryError(gpa, f"its file cannot be read: {error.strerror}") from error
         return data + bytes(length - len(data))  # a file that shrank reads as zeros, as a hole would
@@ -197,17 +201,17 @@ class MemoryAccess:
             return
         gpa, file, area, offset, length = piece
         if area is not None and area.guard is not None:
-            written = area.guard.write(area.address + offset, data)
+            written = self._inputs.of(self._written, area.guard.write)(area.address + offset, data)
             if written < length:
                 raise GuestMemoryError(gpa + written, GONE)
             return
         if area is not None:
             area.view[offset : offset + length] = data
             return
-        done = 0
+        write, done = self._inputs.of(self._written, os.pwrite), 0
         while done < length:
             try:
-                done += os.pwrite(file.fd, data[done:], offset + done)
+                done += write(file.fd, data[done:], offset + done)
             except OSError as error:
                 raise GuestMemoryError(gpa + done, f"its file cannot be written: {error.strerror}") from error
 

@@ -19,7 +19,7 @@ from vfio_user.memory_kind import NotMemoryError, check_memory
 
 from ..engine.ranges import FrameRanges
 from ..engine.results import ADDRESS_LIMIT, PAGE_SHIFT
-from ..inputs import Inputs
+from ..inputs import Inputs, Kind, Source
 from .access import MemoryAccess
 from .mappings import Mapping, WouldCutError, in_words
 from .memory_file import MemoryFile, MemoryFiles
@@ -40,13 +40,15 @@ class GuestMemory(MemoryAccess):
         inputs: Inputs,
         changed: Callable[[int, int], None] = lambda _first, _nr: None,
         files: MemoryFiles | None = None,
+        name: str = "",
     ) -> None:
         """``changed`` is called after each change of what is RAM: it lies among so many frames from the first on.
         ``files``: those of the machine; otherwise no other function shares them.
         """
-        super().__init__(inputs)
+        super().__init__(inputs, name)
+        self._name = name
         self._changed = changed
-        self._files = MemoryFiles() if files is None else files
+        self._files = MemoryFiles(inputs) if files is None else files
         self.policy = MapPolicy(self._mappings)
         self.ram = FrameRanges()
         """frames that DMA may both read and write"""
@@ -82,9 +84,10 @@ class GuestMemory(MemoryAccess):
         if request.fd is None:
             return None
         try:
-            kind = request.kind or check_memory(request.fd, request.writable, in_words(request))
+            check = self._inputs.of(Source(Kind.DESCRIPTOR, self._name), check_memory)
+            kind = request.kind or check(request.fd, request.writable, in_words(request))
         except BaseException:
-            os.close(request.fd)
+            self._inputs.of(Source(Kind.CLOSED, self._name), os.close)(request.fd)
             raise
         return self._files.open(request.fd, request.writable, kind)
 
@@ -153,7 +156,7 @@ class GuestMemory(MemoryAccess):
 
     def is_used_by_guest(self, step_ns: int) -> Generator[None, None, bool]:
         """See :func:`.usage.is_used_by_guest`."""
-        return is_used_by_guest(self._mappings, self._inputs, step_ns)
+        return is_used_by_guest(self._mappings, self._inputs, step_ns, self._name)
 
 
 def _frames(address: int, size: int) -> tuple[int, int]:

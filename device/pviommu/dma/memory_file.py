@@ -14,6 +14,9 @@ from typing import Protocol
 
 from vfio_user.memory_kind import Kind, NotMemoryError, kind_of
 
+from ..inputs import Inputs, LiveInputs, Source
+from ..inputs import Kind as InputKind
+
 __all__ = ["MOST_FILES", "PER_FILE", "Area", "Guard", "MemoryFile", "MemoryFiles"]
 
 log = logging.getLogger(__name__)
@@ -26,6 +29,7 @@ MAX_AREAS = 8
 """Mappings of one file: one, and one more each time that it has grown."""
 _MAP_NORESERVE = 0x4000
 _MAX_TOLD = 1024
+_NAME = "guest memory"
 
 
 class Guard(Protocol):
@@ -41,13 +45,14 @@ class Guard(Protocol):
 class Area:
     """The first ``size`` bytes of a file, mapped. It stays where it is until it is closed."""
 
-    def __init__(self, fd: int, size: int, guard: Guard | None) -> None:
+    def __init__(self, fd: int, size: int, guard: Guard | None, inputs: Inputs) -> None:
         """``guard``: what copies, if the memory may go. Raises :class:`OSError`."""
         self.size = size
         self.guard = guard
         flags = mmap.MAP_SHARED | (_MAP_NORESERVE if guard else 0)
         try:
-            self._map = mmap.mmap(fd, size, flags, mmap.PROT_READ | mmap.PROT_WRITE)
+            map_file = inputs.of(Source(InputKind.MAPPED, _NAME), mmap.mmap)
+            self._map = map_file(fd, size, flags, mmap.PROT_READ | mmap.PROT_WRITE)
         except ValueError as error:  # it has shrunk just now
             raise OSError(str(error)) from error
         self.view = memoryview(self._map)
@@ -68,8 +73,9 @@ class Area:
 class MemoryFile:
     """A file with guest memory. ``users`` are the ranges of all functions that lie in it."""
 
-    def __init__(self, fd: int, kind: Kind) -> None:
+    def __init__(self, fd: int, kind: Kind, inputs: Inputs) -> None:
         """Takes ownership of ``fd``."""
+        self._inputs = inputs
         self.fd = fd
         self.kind = kind
         self.size = kind.size
@@ -109,7 +115,7 @@ class MemoryFile:
             guard = None
         if len(self._areas) == MAX_AREAS:
             raise NotMemoryError(f"it has grown {MAX_AREAS} times while it was in use")
-        self._areas.append(Area(self.fd, self.size, guard))
+        self._areas.append(Area(self.fd, self.size, guard, self._inputs))
         return self._areas[-1]
 
     def close(self) -> None:
@@ -117,13 +123,15 @@ class MemoryFile:
         for area in self._areas:
             area.close()
         self._areas.clear()
-        os.close(self.fd)
+        self._inputs.of(Source(InputKind.CLOSED, _NAME), os.close)(self.fd)
 
 
 class MemoryFiles:
     """The files of one machine's memory."""
 
-    def __init__(self) -> None:
+    def __init__(self, inputs: Inputs | None = None) -> None:
+        self._inputs: Inputs = inputs or LiveInputs()
+        self._close = self._inputs.of(Source(InputKind.CLOSED, _NAME), os.close)
         self.guard: Guard | None = None
         """for files whose memory may go; without one such files are refused"""
         self._files: dict[tuple[tuple[int, int], bool], MemoryFile] = {}
@@ -141,15 +149,15 @@ class MemoryFiles:
         :class:`OSError`.
         """
         try:
-            kind = kind or kind_of(fd, to_write)
+            kind = kind or self._inputs.of(Source(InputKind.DESCRIPTOR), kind_of)(fd, to_write)
         except BaseException:
-            os.close(fd)
+            self._close(fd)
             raise
         known = self._files.get((kind.key, kind.writable))
         if known is None:
-            known = self._files[kind.key, kind.writable] = MemoryFile(fd, kind)
+            known = self._files[kind.key, kind.writable] = MemoryFile(fd, kind, self._inputs)
         else:
-            os.close(fd)
+            self._close(fd)
             known.size = kind.size  # it may have grown
         return known
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 
-from ..inputs import Inputs
+from ..inputs import Inputs, Kind, Source
 from .mappings import Mapping, Mappings
 
 __all__ = ["PROBED_SIZE", "is_used_by_guest"]
@@ -14,7 +14,7 @@ PROBED_SIZE = 1 << 20
 _ZEROS = bytes(PROBED_SIZE)
 
 
-def is_used_by_guest(mappings: Mappings, inputs: Inputs, step_ns: int) -> Generator[None, None, bool]:
+def is_used_by_guest(mappings: Mappings, inputs: Inputs, step_ns: int, name: str = "") -> Generator[None, None, bool]:
     """Whether there is anything but zeros at the start of some RAM range, where a running guest has written
     long ago; also if there is no range at all. Yields each time that ``step_ns`` are over.
 
@@ -24,6 +24,7 @@ def is_used_by_guest(mappings: Mappings, inputs: Inputs, step_ns: int) -> Genera
     """
     if not mappings:
         return True
+    read = inputs.files(Source(Kind.GUEST_MEMORY, name))
     deadline = inputs.now_ns() + step_ns
     next_start, end, left = 0, -1, 0
     while (mapping := mappings.next_from(next_start)) is not None:  # they may change between steps
@@ -33,7 +34,7 @@ def is_used_by_guest(mappings: Mappings, inputs: Inputs, step_ns: int) -> Genera
                 left = PROBED_SIZE
             end, length = mapping.end, min(left, mapping.size)
             left -= length
-            if length and _holds_data(mapping, length, inputs):
+            if length and _holds_data(mapping, length, read):
                 return True
         if inputs.now_ns() > deadline:
             yield
@@ -41,11 +42,11 @@ def is_used_by_guest(mappings: Mappings, inputs: Inputs, step_ns: int) -> Genera
     return False
 
 
-def _holds_data(mapping: Mapping, length: int, inputs: Inputs) -> bool:
+def _holds_data(mapping: Mapping, length: int, read: Callable[[int, int, int], bytes]) -> bool:
     """Whether there is anything but zeros in the first bytes of a range."""
     if mapping.file is None:
         return False
     try:
-        return not _ZEROS.startswith(inputs.pread(mapping.file.fd, length, mapping.offset))
+        return not _ZEROS.startswith(read(mapping.file.fd, length, mapping.offset))
     except OSError:
         return False

@@ -126,7 +126,7 @@ class DmaTestEngine(Endpoint):
 
     def _fetch(self) -> Descriptor:
         place = self._place()
-        return Descriptor.unpack(self.inputs.copy(self.shared.view[place : place + Descriptor.SIZE]))
+        return Descriptor.unpack(self.copy_shared(self.shared.view[place : place + Descriptor.SIZE]))
 
     def _finish(self, descriptor: Descriptor) -> None:
         """Write the descriptor back, its status last, and count it as finished."""
@@ -146,7 +146,7 @@ class DmaTestEngine(Endpoint):
             self._running.close()
             self._running = None
         self.dma.give_up()
-        flags = self.inputs.copy(self.shared.view[: abi.ENTRIES * Descriptor.SIZE])[_FLAGS :: Descriptor.SIZE]
+        flags = self.copy_shared(self.shared.view[: abi.ENTRIES * Descriptor.SIZE])[_FLAGS :: Descriptor.SIZE]
         while self._queued():
             place = self._place()
             self.shared.words[(place + _STATUS) // 4] = DescriptorStatus.CANCELLED
@@ -166,7 +166,7 @@ class DmaTestEngine(Endpoint):
         if not 1 <= count <= abi.SG_ENTRIES or first + count > abi.SG_ENTRIES:
             raise InvalidDescriptorError
         start = abi.SG_OFFSET + first * SgEntry.SIZE
-        table = self.inputs.copy(self.shared.view[start : start + count * SgEntry.SIZE])
+        table = self.copy_shared(self.shared.view[start : start + count * SgEntry.SIZE])
         addresses = memoryview(table).cast("Q")[_ADDRESS // 8 :: SgEntry.SIZE // 8].tolist()
         lengths = memoryview(table).cast("I")[_LENGTH // 4 :: SgEntry.SIZE // 4].tolist()
         if 0 in lengths or sum(lengths) != descriptor.length:

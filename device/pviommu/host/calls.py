@@ -9,13 +9,14 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from ..hosted import MayGoOn, Owner
-from ..inputs import Inputs, Outcome
+from ..inputs import Inputs, Kind, Outcome, Source
 from .watches import Watches
 from .workers import Workers
 
 __all__ = ["Calls"]
 
 _T = TypeVar("_T")
+_NAME = "calls of other threads"
 
 
 class Calls:
@@ -25,7 +26,9 @@ class Calls:
         self._left: deque[Callable[[], None]] = deque()
         self._workers = Workers(inputs, self._wake)
         self._end = threading.Lock()
-        self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._read = inputs.of(Source(Kind.READY, _NAME), os.eventfd_read)
+        self._close = inputs.of(Source(Kind.CLOSED, _NAME), os.close)
+        self.fd = inputs.of(Source(Kind.OPENED, _NAME), os.eventfd)(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         """-1 after the end"""
         self._watch = watches.add(self.fd, self._go_on)
 
@@ -45,7 +48,7 @@ class Calls:
 
     def _go_on(self, events: int, may_go_on: MayGoOn) -> None:
         if events:
-            os.eventfd_read(self.fd)
+            self._read(self.fd)
             self._left.extend(self._workers.take())
         while self._left:
             self._left.popleft()()
@@ -59,5 +62,5 @@ class Calls:
         with self._end:  # nobody may write to what has its number next
             if self.fd >= 0:
                 self._watch.close()
-                os.close(self.fd)
+                self._close(self.fd)
                 self.fd = -1

@@ -63,7 +63,7 @@ class Watches:
     """All of them. Those come first, of what is ready, that have used least time so far."""
 
     def __init__(self, inputs: Inputs) -> None:
-        self.poller = select.epoll()
+        self.poller = inputs.poller()
         self.unfinished: dict[Watch, None] = {}
         """what goes on in the next look: it had to wait for a turn of others"""
         self._inputs = inputs

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 from ..hosted import Owner
-from ..inputs import Inputs, Outcome
+from ..inputs import Inputs, Kind, Outcome, Source
 
 __all__ = ["THREADS", "Workers"]
 
@@ -41,13 +41,17 @@ class Workers:
         self._idle = 0
         self._threads = 0
         self._closed = False
+        self._begin = inputs.of(Source(Kind.WORKER), self._hand_over)
 
     def submit(self, owner: Owner, work: Callable[[], _T], callback: Callable[[Outcome[_T]], None]) -> None:
         """See :meth:`pviommu.hosted.Host.submit`."""
         self._count += 1
         self._jobs[self._count] = _Job(owner, owner.generation, callback)
+        self._begin(self._count, work)
+
+    def _hand_over(self, number: int, work: Callable[[], Any]) -> None:
         with self._has_work:
-            self._waiting.append((self._count, work))
+            self._waiting.append((number, work))
             if self._idle < len(self._waiting) and self._threads < THREADS:
                 self._begin_thread()
             self._has_work.notify()

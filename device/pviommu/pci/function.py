@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import ParamSpec, TypeVar
@@ -26,6 +26,10 @@ from vfio_user import (
     RequestError,
     Steps,
 )
+from vfio_user.foreign import is_eventfd
+from vfio_user.framing import close_fds
+from vfio_user.interrupts import Eventfds
+from vfio_user.signals import signal
 from wire_layout.registers import Register
 
 from ..counters import Counters
@@ -33,7 +37,7 @@ from ..dma.memory import GuestMemory
 from ..dma.memory_file import MemoryFiles
 from ..dma.policy import ForeignMemoryError
 from ..dma.windows import Window
-from ..inputs import Inputs
+from ..inputs import Inputs, Kind, Source
 from .capabilities import MSIX_ENTRY_SIZE, PCIE_DEVICE_CONTROL, PCIE_FLR, Capability, msix, pcie
 from .config_space import CONFIG_SIZE, ConfigSpace, Identity
 from .registers import RegisterFile, check_handlers
@@ -56,8 +60,11 @@ class Environment:
 
     inputs: Inputs
     counters: Counters
-    files: MemoryFiles = field(default_factory=MemoryFiles)
+    files: MemoryFiles = field(init=False)
     """of guest memory, shared by the functions of a machine"""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "files", MemoryFiles(self.inputs))
 
 
 class PciFunction:
@@ -69,8 +76,10 @@ class PciFunction:
         self.counters = environment.counters
         self.config = ConfigSpace(identity)
         self._files = environment.files
-        self.memory = GuestMemory(self.inputs, self._ram_changed, self._files)
-        self.interrupts = InterruptTable({})
+        self.memory = GuestMemory(self.inputs, self._ram_changed, self._files, name)
+        self.copy_shared = self.inputs.copies(Source(Kind.SHARED_MEMORY, name))
+        """makes a private copy of shared memory: what is checked afterwards cannot change any more"""
+        self.interrupts = self._interrupt_table({})
         self.on_bars: Callable[[], None] = lambda: None
         """called after each change of what :meth:`windows` gives"""
         self._decoded: list[tuple[int, int, int]] = []
@@ -111,7 +120,7 @@ class PciFunction:
     def add_shared_bar(self, index: int, size: int) -> SharedMemory:
         """A 64-bit prefetchable BAR that the hypervisor maps into the guest; takes ``index`` and the next one."""
         self.config.add_bar(index, size, wide=True, prefetchable=True)
-        shared = self._shared[index] = SharedMemory(f"pviommu-{self.name}", size)
+        shared = self._shared[index] = SharedMemory(f"pviommu-{self.name}", size, self.inputs)
         flags = _READ_WRITE | RegionFlags.MMAP
         self._regions[index] = Region(size, flags, ((0, size),), shared.fd)
         return shared
@@ -136,9 +145,18 @@ class PciFunction:
         self._registers = self._described  # an access that finds no registers asks whether this was forgotten
         self._is_on = True
         self.config.seal()
-        self.interrupts = InterruptTable(
+        self.interrupts = self._interrupt_table(
             {IrqIndex.INTX: 0, IrqIndex.MSI: 0, IrqIndex.MSIX: self._vectors, IrqIndex.ERR: 1, IrqIndex.REQ: 1}
         )
+
+    def _interrupt_table(self, counts: Mapping[int, int]) -> InterruptTable:
+        of, name = self.inputs.of, self.name
+        eventfds = Eventfds(
+            of(Source(Kind.DESCRIPTOR, name), is_eventfd),
+            of(Source(Kind.INTERRUPT, name), signal),
+            of(Source(Kind.CLOSED, name), close_fds),
+        )
+        return InterruptTable(counts, eventfds)
 
     def _forgotten(self) -> RuntimeError:
         """What using a function raises that is not powered on."""
@@ -232,7 +250,7 @@ class PciFunction:
         if not self._is_on:
             raise self._forgotten()
         if index in self._shared:
-            return self.inputs.copy(self._shared[index].view[offset : offset + count])
+            return self.copy_shared(self._shared[index].view[offset : offset + count])
         return bytes(count)  # the MSI-X BAR: nothing is ever pending here
 
     def region_write(self, index: int, offset: int, data: bytes) -> Steps | None:

@@ -7,6 +7,8 @@ import mmap
 import os
 from threading import Lock
 
+from ..inputs import Inputs, Kind, LiveInputs, Source
+
 __all__ = ["SharedMemory", "fence"]
 
 _fence_lock = Lock()
@@ -25,21 +27,21 @@ def fence() -> None:
 class SharedMemory:
     """``size`` bytes in a sealed memfd. ``view`` are its bytes, ``words`` its 32-bit words."""
 
-    def __init__(self, name: str, size: int) -> None:
+    def __init__(self, name: str, size: int, inputs: Inputs | None = None) -> None:
+        inputs = inputs or LiveInputs()
         self._name = name
+        self._open = inputs.of(Source(Kind.OPENED, name), _memory_file)
+        self._map_file = inputs.of(Source(Kind.MAPPED, name), mmap.mmap)
+        self._close = inputs.of(Source(Kind.CLOSED, name), os.close)
         self.size = size
         self._use(*self._create())
 
     def _create(self) -> tuple[int, mmap.mmap]:
-        fd = os.memfd_create(self._name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        fd = self._open(self._name, self.size)
         try:
-            os.truncate(fd, self.size)
-            # F_SEAL_SEAL: a client gets the descriptor too, and must not seal the memory against the device's writes
-            seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
-            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
-            return fd, mmap.mmap(fd, self.size, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
+            return fd, self._map_file(fd, self.size, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
         except OSError:
-            os.close(fd)
+            self._close(fd)
             raise
 
     def _use(self, fd: int, mapped: mmap.mmap) -> None:
@@ -62,11 +64,24 @@ class SharedMemory:
         words.release()
         view.release()
         mapped.close()
-        os.close(fd)
+        self._close(fd)
 
     def close(self) -> None:
         """Give the memory back."""
         self.words.release()
         self.view.release()
         self._map.close()
-        os.close(self.fd)
+        self._close(self.fd)
+
+
+def _memory_file(name: str, size: int) -> int:
+    """The descriptor of a file that neither shrinks nor grows."""
+    fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.truncate(fd, size)
+        # F_SEAL_SEAL: a client gets the descriptor too, and must not seal the memory against the device's writes
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd

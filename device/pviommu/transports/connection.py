@@ -6,11 +6,12 @@ import select
 import socket
 
 from vfio_user import RequestError, Session, transport
-from vfio_user.foreign import Closer
+from vfio_user.foreign import Closer, is_eventfd
+from vfio_user.memory_kind import check_memory
 from vfio_user.transport import Flush
 
 from ..hosted import MayGoOn, Watch
-from ..inputs import Inputs
+from ..inputs import Inputs, Kind, Source
 from ..pci.function import PciFunction
 from .peers import Peer, is_gone
 
@@ -30,6 +31,7 @@ class Connection:
         self,
         sock: socket.socket,
         function: PciFunction,
+        inputs: Inputs,
         closer: Closer,
         peer: Peer,
         refusal: RequestError | None = None,
@@ -39,7 +41,19 @@ class Connection:
         self.function = function
         self.closer = closer
         self.is_refused = refusal is not None
-        self.session = Session(function, name=function.name, closer=closer, refusal=refusal)
+        name = function.name
+        descriptors = Source(Kind.DESCRIPTOR, name)
+        self.session = Session(
+            function,
+            name=name,
+            closer=closer,
+            refusal=refusal,
+            check_memory=inputs.of(descriptors, check_memory),
+            is_eventfd=inputs.of(descriptors, is_eventfd),
+        )
+        self._receive = inputs.received(Source(Kind.RECEIVED, name))
+        self._send = inputs.of(Source(Kind.SENT, name), transport.send)
+        self._is_gone = inputs.of(Source(Kind.PEER, name), is_gone)
         self.watch: Watch | None = None
         """by which the loop looks at it"""
 
@@ -51,31 +65,31 @@ class Connection:
     @property
     def is_abandoned(self) -> bool:
         """Whether its process is gone, and something that it has sent may be what keeps its end open."""
-        return self.session.may_keep_descriptors and is_gone(self.sock, self.peer)
+        return self.session.may_keep_descriptors and self._is_gone(self.sock, self.peer)
 
     @property
     def _has_more(self) -> bool:
         """Whether the session can go on without anything from the client."""
         return self.session.paused and not self.session.outgoing
 
-    def exchange(self, inputs: Inputs, events: int, may_go_on: MayGoOn) -> None:
+    def exchange(self, events: int, may_go_on: MayGoOn) -> None:
         """Take what the client has sent, act on it, and send what it gets."""
         session = self.session
         if self._has_more:
             session.resume(may_go_on)
         elif events & _READABLE and self.is_read:
-            received = inputs.receive(self.sock, min(max(session.wanted, _CHUNK), _LARGEST_CHUNK))
+            received = self._receive(self.sock, min(max(session.wanted, _CHUNK), _LARGEST_CHUNK))
             if received is None:
                 session.eof()
             else:
                 session.receive(*received, may_go_on)
         elif events & _HUNG_UP and not session.paused:  # nothing to be read, and told again and again
             session.eof()
-        if session.outgoing and transport.flush(self.sock, session.outgoing) is Flush.CLOSED:
+        if session.outgoing and transport.flush(self.sock, session.outgoing, self._send) is Flush.CLOSED:
             session.eof()
         while self._has_more and may_go_on():
             session.resume(may_go_on)
-            if transport.flush(self.sock, session.outgoing) is Flush.CLOSED:
+            if transport.flush(self.sock, session.outgoing, self._send) is Flush.CLOSED:
                 session.eof()
 
     def wait(self) -> None:

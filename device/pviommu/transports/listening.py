@@ -16,7 +16,7 @@ from vfio_user import transport
 from vfio_user.foreign import Closer
 
 from ..hosted import Host, Watch
-from ..inputs import Inputs
+from ..inputs import Inputs, Kind, Source
 from ..pci.function import PciFunction
 
 __all__ = ["REST_NS", "Listeners", "close_all", "listen_all"]
@@ -92,7 +92,9 @@ class Listeners:
         self._sockets: dict[int, tuple[socket.socket, PciFunction]] = {}
         self._watches: dict[int, Watch] = {}
         self._complained: set[tuple[int, int]] = set()
-        self._spare = _spare()
+        self._open_spare = inputs.of(Source(Kind.OPENED, "refusing clients"), _spare)
+        self._close_spare = inputs.of(Source(Kind.CLOSED, "refusing clients"), os.close)
+        self._spare = self._open_spare()
 
     def add(self, sock: socket.socket, function: PciFunction) -> None:
         """Look at ``sock`` from now on."""
@@ -115,12 +117,15 @@ class Listeners:
         """The client that waits at the socket with descriptor ``fd``, if there is one and the system allows it."""
         sock, function = self._sockets[fd]
         try:
-            client = transport.accept(sock)
+            client = self._accept(sock, function)
         except OSError as error:
             self._failed(fd, error)
             return None
         self._complained = {(complained, number) for complained, number in self._complained if complained != fd}
         return None if client is None else (client, function)
+
+    def _accept(self, sock: socket.socket, function: PciFunction) -> socket.socket | None:
+        return self._inputs.of(Source(Kind.CLIENT, function.name), transport.accept)(sock)
 
     def _failed(self, fd: int, error: OSError) -> None:
         """Tell the client at once by hanging up, with a descriptor that was kept for that; or rest."""
@@ -140,19 +145,19 @@ class Listeners:
     def _hang_up(self, sock: socket.socket, function: PciFunction) -> bool:
         """Accept a client and drop it. False if there was no room even for that."""
         if self._spare is None:
-            self._spare = _spare()
+            self._spare = self._open_spare()
         if self._spare is None:
             return False
-        os.close(self._spare)
+        self._close_spare(self._spare)
         try:
-            client = transport.accept(sock)
+            client = self._accept(sock, function)
         except OSError:
             return False
         finally:
             self._spare = None
         if client is not None:
             self._close_client(client, function)
-        self._spare = _spare()
+        self._spare = self._open_spare()
         return True
 
     def close(self) -> None:
@@ -160,7 +165,7 @@ class Listeners:
         for watch in self._watches.values():
             watch.close()
         if self._spare is not None:
-            os.close(self._spare)
+            self._close_spare(self._spare)
             self._spare = None
 
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 import errno
 import logging
 import socket
-from collections import defaultdict
 from functools import partial
 
 from vfio_user import RequestError, State
 from vfio_user.foreign import Closer
 
 from ..hosted import Host, MayGoOn
-from ..inputs import Inputs
+from ..inputs import Inputs, Kind, Source
 from ..pci.function import PciFunction
+from .closing import Closers
 from .connection import Connection
 from .listening import REST_NS, Listeners
 from .peers import Peer, peer_of
@@ -38,7 +38,7 @@ class VfioUser:
         self._inputs = inputs
         self._connections: dict[int, Connection] = {}
         self._refused: dict[int, Connection] = {}
-        self._closers: defaultdict[str, Closer] = defaultdict(lambda: Closer(partial(host.call, self._look_again)))
+        self._closers = Closers(inputs, partial(host.call, self._look_again))
         """by name of function"""
         self._stuck: set[Closer] = set()
         self._listeners = Listeners(host, inputs, self._accept, self._close_client)
@@ -46,7 +46,7 @@ class VfioUser:
 
     def serve(self, sock: socket.socket, function: PciFunction) -> None:
         """Serve clients of ``function`` from now on: those of a listening socket, or the one that is connected."""
-        if _is_listening(sock):
+        if self._inputs.of(Source(Kind.CLIENT, function.name), _is_listening)(sock):
             self._listeners.add(sock, function)
         else:
             self._connect(sock, function)
@@ -76,7 +76,7 @@ class VfioUser:
         self._see_to(self._closers[function.name])
 
     def _connect(self, sock: socket.socket, function: PciFunction) -> None:
-        peer = peer_of(sock)
+        peer = self._inputs.of(Source(Kind.PEER, function.name), peer_of)(sock)
         refusal = self._why_not(function, peer)
         if refusal and self._close_gone():
             refusal = self._why_not(function, peer)
@@ -84,7 +84,7 @@ class VfioUser:
             self._refuse(sock, function, refusal, peer)
             return
         self._peer = peer
-        connection = Connection(sock, function, self._closers[function.name], peer)
+        connection = Connection(sock, function, self._inputs, self._closers[function.name], peer)
         self._connections[sock.fileno()] = connection
         log.info(
             "%s: client connected",
@@ -122,7 +122,7 @@ class VfioUser:
         )
         if len(self._refused) == MOST_REFUSED:
             self._close(next(iter(self._refused.values())))
-        connection = Connection(sock, function, self._closers[function.name], peer, refusal)
+        connection = Connection(sock, function, self._inputs, self._closers[function.name], peer, refusal)
         self._refused[sock.fileno()] = connection
         self._look_at(connection)
 
@@ -146,7 +146,7 @@ class VfioUser:
 
     def _serve(self, connection: Connection, events: int, may_go_on: MayGoOn) -> None:
         try:
-            connection.exchange(self._inputs, events, may_go_on)
+            connection.exchange(events, may_go_on)
         except Exception:
             log.exception(
                 "%s: the session failed, its client is hung up on",

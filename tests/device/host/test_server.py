@@ -1081,6 +1081,8 @@ def test_what_the_end_of_a_client_takes_is_no_debt_of_the_next_one(listening, fi
 
     monkeypatch.setattr(inputs, "worked_ns", lambda: inputs.time)
     monkeypatch.setattr(device, "disconnected", take_long)
+    receive = inputs.receive
+    monkeypatch.setattr(inputs, "receive", lambda sock, size: received.append(sock.fileno()) or receive(sock, size))
     busy, first, second = listening.connect("iommu"), listening.connect("dma0"), socket.socket(socket.AF_UNIX)
     assert (listening.answer(busy), listening.answer(first)) == (0, 0)
     number = served_by(listening, "dma0")
@@ -1091,8 +1093,7 @@ def test_what_the_end_of_a_client_takes_is_no_debt_of_the_next_one(listening, fi
     listening.turns(2)
     assert served_by(listening, "dma0") == number
 
-    receive = inputs.receive
-    monkeypatch.setattr(inputs, "receive", lambda sock, size: received.append(sock.fileno()) or receive(sock, size))
+    received.clear()
     inputs.time_step = SOCKETS_NS // 20
     busy.sendall(Header(8, Command.DEVICE_RESET, Header.SIZE, HeaderFlags.NO_REPLY, 0).pack() * 200)
     listening.say(second)

@@ -14,7 +14,7 @@ from pviommu_abi.shared import (
     GuestEventLine,
 )
 
-from ...inputs import Inputs
+from ...inputs import Inputs, Kind, Source
 from ...pci.shared_memory import SharedMemory, fence
 from .ring import MASK, passed
 
@@ -40,7 +40,7 @@ class EventRing:
 
     def __init__(self, shared: SharedMemory, inputs: Inputs) -> None:
         self._shared = shared
-        self._inputs = inputs
+        self._word = inputs.words(Source(Kind.EVENT_INDEX))
         self._producer = 0
         self.sequence = 0
         """number of the next event, lost ones counted"""
@@ -61,7 +61,7 @@ class EventRing:
     def put(self, event: Event) -> bool:
         """Write ``event``, whose sequence must be :attr:`sequence`. Whether the guest asked to be interrupted."""
         self.sequence = (self.sequence + 1) & MASK
-        consumer = self._inputs.word(self._shared.words, _CONSUMER)
+        consumer = self._word(self._shared.words, _CONSUMER)
         if (self._producer - consumer) & MASK >= EVENT_ENTRIES:
             # full, or the guest's index is nonsense, which must not make records overwrite each other either
             self.lost += 1
@@ -72,4 +72,4 @@ class EventRing:
         old, self._producer = self._producer, (self._producer + 1) & MASK
         self._shared.words[_PRODUCER] = self._producer
         fence()
-        return passed(self._inputs.word(self._shared.words, _ARM), self._producer, old)
+        return passed(self._word(self._shared.words, _ARM), self._producer, old)

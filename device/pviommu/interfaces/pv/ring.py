@@ -20,7 +20,7 @@ from pviommu_abi.shared import (
 )
 from pviommu_abi.slots import PAYLOAD_OFFSET, SLOT_SIZE, Slot
 
-from ...inputs import Inputs
+from ...inputs import Inputs, Kind, Source
 from ...pci.shared_memory import SharedMemory, fence
 from .ring_setup import RingSetup
 
@@ -58,7 +58,8 @@ class CommandRing:
         base = INDEX_OFFSET + number * RING_INDEX_STRIDE
         self.number = number
         self._shared = shared
-        self._inputs = inputs
+        self._word = inputs.words(Source(Kind.RING_INDEX, number))
+        self._copy = inputs.copies(Source(Kind.RING_SLOTS, number))
         self._producer_word = (base + GuestRingLine.offset_of("producer")) // 4
         self._event_word = (base + GuestRingLine.offset_of("completion_event")) // 4
         self._awaited_word = (base + GuestRingLine.offset_of("awaited")) // 4
@@ -81,7 +82,7 @@ class CommandRing:
 
     def is_rewound(self) -> bool:
         """Whether the guest has set its producer index to 0, as it must before it turns the ring on."""
-        return self._inputs.word(self._shared.words, self._producer_word) == 0
+        return self._word(self._shared.words, self._producer_word) == 0
 
     def enable(self, base: int, entries: int) -> None:
         """Turn the ring on: ``entries`` slots (a power of two) at byte ``base`` of the shared memory."""
@@ -119,7 +120,7 @@ class CommandRing:
         """Slots submitted and not completed. An impossible number breaks the ring, which then has none."""
         if not self.entries or self.broken:
             return 0
-        distance = (self._inputs.word(self._shared.words, self._producer_word) - self.completed) & MASK
+        distance = (self._word(self._shared.words, self._producer_word) - self.completed) & MASK
         if distance > self.entries:
             self.broken = True
             return 0
@@ -130,12 +131,12 @@ class CommandRing:
 
         An index that was completed meanwhile counts as well: who had to wait a moment only will do so again.
         """
-        before, self.awaited = self.awaited, self._inputs.word(self._shared.words, self._awaited_word)
+        before, self.awaited = self.awaited, self._word(self._shared.words, self._awaited_word)
         return self.awaited != before
 
     def is_awaited(self) -> bool:
         """Whether somebody in the guest polls for an index that is not completed yet."""
-        awaited = self._inputs.word(self._shared.words, self._awaited_word)
+        awaited = self._word(self._shared.words, self._awaited_word)
         return 0 < (awaited - self.completed) & MASK <= self.entries
 
     def fetch(self, limit: int) -> bytes:
@@ -143,7 +144,7 @@ class CommandRing:
         place = self.completed & (self.entries - 1)
         count = min(limit, self.entries - place)
         start = self._base + place * SLOT_SIZE
-        return self._inputs.copy(self._shared.view[start : start + count * SLOT_SIZE])
+        return self._copy(self._shared.view[start : start + count * SLOT_SIZE])
 
     def finish(self, position: int, result: int, sequence: int, payload: bytes) -> None:
         """Write the outcome of the slot ``position`` places after the last one completed; not yet its completion."""
@@ -159,7 +160,7 @@ class CommandRing:
         self.completed = (old + count) & MASK
         self._shared.words[self._completed_word] = self.completed
         fence()
-        return passed(self._inputs.word(self._shared.words, self._event_word), self.completed, old)
+        return passed(self._word(self._shared.words, self._event_word), self.completed, old)
 
     def arm(self) -> None:
         """Ask for the doorbell at the next slot. The caller fences and looks at :meth:`pending` once more."""
