@@ -22,6 +22,7 @@ from pviommu.inputs import LiveInputs
 from pviommu.interfaces.pv.reporting import REASON
 from pviommu.machine import Machine
 from pviommu.pci.function import Environment
+from pviommu.probes import Probes
 from pviommu.topology import EndpointEntry, IommuEntry, ReservedEntry, Topology
 from pviommu_abi import registers as abi
 from pviommu_abi.registers import REGISTER
@@ -80,6 +81,7 @@ class Driver(Xen2024):
         self,
         reserved: Mapping[str, tuple[ReservedEntry, ...]] | None = None,
         fixed: Mapping[str, str] | None = None,
+        probes: Probes | None = None,
         **settings: Any,
     ) -> None:
         self.inputs = Inputs()
@@ -89,7 +91,7 @@ class Driver(Xen2024):
             for name, stream in STREAM.items()
         )
         topology = Topology(IommuEntry(**settings), endpoints)
-        self.machine = Machine.build(topology, Environment(self.inputs, self.counters))
+        self.machine = Machine.build(topology, Environment(self.inputs, self.counters, probes or Probes()))
         self.iommu = self.machine.iommu
         self.work = Work(self.machine).step
         self._function = LocalFunction(self.iommu, REGISTER)

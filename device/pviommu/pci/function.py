@@ -38,6 +38,7 @@ from ..dma.memory_file import MemoryFiles
 from ..dma.policy import ForeignMemoryError
 from ..dma.windows import Window
 from ..inputs import Inputs, Kind, Source
+from ..probes import Probes
 from .capabilities import MSIX_ENTRY_SIZE, PCIE_DEVICE_CONTROL, PCIE_FLR, Capability, msix, pcie
 from .config_space import CONFIG_SIZE, ConfigSpace, Identity
 from .registers import RegisterFile, check_handlers
@@ -63,6 +64,9 @@ class Environment:
     files: MemoryFiles = field(init=False)
     """of guest memory, shared by the functions of a machine"""
 
+    probes: Probes = field(default_factory=Probes)
+    """who looks on where"""
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "files", MemoryFiles(self.inputs))
 
@@ -76,6 +80,7 @@ class PciFunction:
         self.counters = environment.counters
         self.config = ConfigSpace(identity)
         self._files = environment.files
+        self._probes = environment.probes
         self.memory = GuestMemory(self.inputs, self._ram_changed, self._files, name)
         self.copy_shared = self.inputs.copies(Source(Kind.SHARED_MEMORY, name))
         """makes a private copy of shared memory: what is checked afterwards cannot change any more"""
@@ -142,6 +147,9 @@ class PciFunction:
         check_handlers(self._described.values())
         for file in self._described.values():
             file.seal()
+        for file in self._described.values():
+            self._probes.bind(file, "read", "register.read", self.name)
+            self._probes.bind(file, "write", "register.write", self.name)
         self._registers = self._described  # an access that finds no registers asks whether this was forgotten
         self._is_on = True
         self.config.seal()
@@ -156,7 +164,9 @@ class PciFunction:
             of(Source(Kind.INTERRUPT, name), signal),
             of(Source(Kind.CLOSED, name), close_fds),
         )
-        return InterruptTable(counts, eventfds)
+        table = InterruptTable(counts, eventfds)
+        self._probes.bind(table, "trigger", "interrupt", name)
+        return table
 
     def _forgotten(self) -> RuntimeError:
         """What using a function raises that is not powered on."""
@@ -335,7 +345,7 @@ class PciFunction:
         self._decode()
 
     def _reset_by(self, hook: Callable[[], None]) -> None:
-        self.attempt("its reset", hook)
+        self.attempt("its reset", self._probes.probe("reset", hook, self.name))
 
     def disconnected(self) -> None:
         """Power-on state, and nothing of the client reachable any more."""

@@ -38,6 +38,7 @@ from .contexts import Contexts, DefaultPolicy
 from .events import EventRing
 from .execution import Executor
 from .own import OwnOperations
+from .page_operation import watched_kinds
 from .patience import Patience
 from .profile import XenProfile
 from .registers import PvRegisters
@@ -90,13 +91,15 @@ class PvIommu(PciFunction):
         self._published = b""
         self._chain = Chain(config.engine, self.limits(), self._endpoint_entries(), config.reserved)
         operands = (self._contexts, self.bindings, self.memory, self.counters, config)
-        self._profiles: dict[int, XenProfile] = {
-            Profile.XEN_2024: Xen2024(*operands),
-            Profile.XEN_V7: XenV7(*operands),
-        }
+        xen_2024, xen_v7 = Xen2024(*operands), XenV7(*operands)
+        self._profiles: dict[int, XenProfile] = {Profile.XEN_2024: xen_2024, Profile.XEN_V7: xen_v7}
         batch = BatchOperations(self.engine, self.memory, self.counters)
         own = OwnOperations(self._contexts, self.bindings, self.events, batch, self.counters)
         self._executor = Executor(self.rings, own, environment, self._reporter, ring_core)
+        xen_2024.bind(self._probes, name)
+        xen_v7.bind(self._probes, name)
+        own.bind(self._probes, name)
+        self._executor.watch(watched_kinds(self._probes))
         self.registers = PvRegisters(self, config.instance, self.rings, self._executor, self._profiles)
         self.add_register_file(REGISTER_BAR, self.registers.file, REGISTER_BAR_SIZE)
         self._patience = Patience(self._executor, self.settle, self.inputs)
@@ -104,6 +107,8 @@ class PvIommu(PciFunction):
             stream: PvStream(stream, self._contexts, self.settle, self._patience, self._reporter)
             for stream in config.streams
         }
+        for each in self._streams.values():
+            self._probes.bind(each, "translate", "dma.translate", name)
         self._publish_capabilities()
         self.power_on()
 

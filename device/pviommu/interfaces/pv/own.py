@@ -9,6 +9,7 @@ from pviommu_abi.slots import Errno
 
 from ...counters import Counters
 from ...engine import Stop
+from ...probes import Probes
 from .batch import BatchOperations
 from .bindings import Bindings, sbdf_of
 from .contexts import Contexts
@@ -37,6 +38,12 @@ class OwnOperations:
         self._counters = counters
         self._handlers: dict[int, Callable[[bytes], Answer]] = {
             int(op): getattr(self, f"op_{op.name.lower()}") for op in OwnOp
+        }
+
+    def bind(self, probes: Probes, owner: str) -> None:
+        """Make each operation a probe, ``op.NAME``."""
+        self._handlers = {
+            op: probes.probe(f"op.{OwnOp(op).name.lower()}", handler, owner) for op, handler in self._handlers.items()
         }
 
     @staticmethod

@@ -9,16 +9,26 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import IntFlag
-from functools import cached_property
-from operator import itemgetter
+from functools import cached_property, reduce
+from operator import itemgetter, or_
 from typing import Any, NamedTuple
 
 from pviommu_abi.slots import PAYLOAD_SIZE
 from wire_layout import Field, Record
 
 from ...engine import Access, Stop
+from ...probes import Probes
 
-__all__ = ["MAP_STOPS", "UNMAP_STOPS", "PageKinds", "PageOperation", "PageRules", "bits_of", "must_be_zero"]
+__all__ = [
+    "MAP_STOPS",
+    "UNMAP_STOPS",
+    "PageKinds",
+    "PageOperation",
+    "PageRules",
+    "bits_of",
+    "must_be_zero",
+    "watched_kinds",
+]
 
 MAP_STOPS = frozenset(
     (
@@ -39,6 +49,12 @@ class PageKinds(IntFlag):
     MAP = 1
     UNMAP = 2
     BOTH = 3
+
+
+def watched_kinds(probes: Probes) -> PageKinds:
+    """Those whose slots somebody looks on at, so that no core may carry them out."""
+    kinds = {"op.map_pages": PageKinds.MAP, "op.unmap_pages": PageKinds.UNMAP}
+    return reduce(or_, (kind for name, kind in kinds.items() if probes.is_watched(name)), PageKinds(0))
 
 
 def bits_of(field: Field) -> int:

@@ -13,6 +13,7 @@ from wire_layout import Record
 from ...counters import Counters
 from ...dma.memory import GuestMemory
 from ...engine import Outcome, Stop
+from ...probes import Probes
 from .bindings import Bindings, sbdf_of
 from .config import IommuConfig
 from .contexts import Contexts, ContextStop
@@ -136,6 +137,13 @@ class XenOperations:
             ("UNMAP_PAGES", page_rules.unmap, self._unmapper(page_rules.unmap)),
         ):
             self._handlers[int(self.numbers[name])] = _Handler(name.lower(), *rule.must_read, call)
+
+    def bind(self, probes: Probes, owner: str) -> None:
+        """Make each operation a probe, ``op.NAME``."""
+        self._handlers = {
+            op: handler._replace(call=probes.probe(f"op.{handler.name}", handler.call, owner))
+            for op, handler in self._handlers.items()
+        }
 
     def reset(self) -> None:
         """There is nothing to forget."""

@@ -1,0 +1,87 @@
+"""Places in the device where rules may look on: an operation, a translation, a register, an interrupt, a reset.
+
+Which places are watched is known when the device is built, so that a place that nobody watches is as if it were none:
+what is called there is the callable itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from fnmatch import fnmatchcase
+from functools import wraps
+from typing import Any, NamedTuple, ParamSpec, TypeVar
+
+__all__ = ["Probes", "Rule", "Seen"]
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+class Seen(NamedTuple):
+    """A call at a probe: before it, or after it."""
+
+    probe: str
+    """``NAME.pre`` or ``NAME.post``"""
+    owner: str
+    """the function concerned, by its name"""
+    arguments: tuple[Any, ...]
+    result: Any = None
+    """after it: what came of the call, of one in steps after the last of them"""
+
+
+class Rule(NamedTuple):
+    """Somebody who looks on."""
+
+    pattern: str
+    """of probes, as a shell's: ``op.unmap_pages.pre``, ``op.*.post``"""
+    told: Callable[[Seen], None]
+    """must not raise; called where it happens"""
+
+
+class Probes:
+    """The rules of one machine. Each probe NAME has two sides, ``NAME.pre`` and ``NAME.post``."""
+
+    def __init__(self, rules: Sequence[Rule] = ()) -> None:
+        self._rules = rules
+
+    def is_watched(self, name: str) -> bool:
+        """Whether any rule looks on at one of the sides of ``name``."""
+        return bool(self._told(f"{name}.pre") or self._told(f"{name}.post"))
+
+    def _told(self, side: str) -> list[Callable[[Seen], None]]:
+        return [rule.told for rule in self._rules if fnmatchcase(side, rule.pattern)]
+
+    def probe(self, name: str, call: Callable[_P, _R], owner: str = "") -> Callable[_P, _R]:
+        """What to call instead of ``call``: itself, unless ``name`` is watched. What ``call`` raises has no post."""
+        before, after = f"{name}.pre", f"{name}.post"
+        first, last = self._told(before), self._told(after)
+        if not first and not last:
+            return call
+
+        def tell(result: Any, arguments: tuple[Any, ...]) -> None:
+            for told in last:
+                told(Seen(after, owner, arguments, result))
+
+        def in_steps(steps: Generator[Any, Any, Any], arguments: tuple[Any, ...]) -> Generator[Any, Any, Any]:
+            result = yield from steps
+            tell(result, arguments)
+            return result
+
+        @wraps(call)
+        def probed(*arguments: _P.args, **named: _P.kwargs) -> Any:
+            for told in first:
+                told(Seen(before, owner, arguments))
+            result = call(*arguments, **named)
+            if last and isinstance(result, Generator):
+                return in_steps(result, arguments)
+            tell(result, arguments)
+            return result
+
+        return probed
+
+    def bind(self, holder: object, method: str, name: str, owner: str) -> None:
+        """Make a method of ``holder``, which is looked up there at each call, a probe. Unless ``name`` is watched,
+        nothing is done.
+        """
+        if self.is_watched(name):
+            setattr(holder, method, self.probe(name, getattr(holder, method), owner))
