@@ -99,6 +99,10 @@ class Poller(Protocol):
 class Inputs(Protocol):
     """What the device reads. All sizes are in bytes, all times in nanoseconds of a monotonic clock."""
 
+    @property
+    def may_be_bypassed(self) -> bool:
+        """Whether rings and copies of guest memory may be left to a native core, which reads for itself."""
+
     def now_ns(self) -> int:
         """The time."""
 
@@ -145,6 +149,8 @@ _word: Callable[[memoryview, int], int] = operator.getitem
 
 class LiveInputs:
     """The real world. Its calls are those of the system themselves: nothing is paid for their names."""
+
+    may_be_bypassed = True
 
     now_ns = staticmethod(time.monotonic_ns)
     worked_ns = staticmethod(time.thread_time_ns)

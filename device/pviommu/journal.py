@@ -2,8 +2,7 @@
 
 What the device learns in a session depends on the descriptors and sockets behind it, and on when it looked. Recorded,
 it is a list of :class:`Entry`; a machine that is built alike and driven by the same turns does the same again with it.
-The rings and the copier of a native core read past the inputs: such a machine has its tables alone
-(``native_core(rings=False, copier=False)``).
+The rings and the copier of a native core read past the inputs: a machine with such inputs has its tables alone.
 
 What is done in other threads is not done again: what came of it is recorded.
 """
@@ -70,6 +69,8 @@ class Unconnected:
 class JournalInputs:
     """What other inputs give, written down in :attr:`entries`."""
 
+    may_be_bypassed = False
+
     def __init__(self, inputs: Inputs) -> None:
         self.entries: list[Entry] = []
         self._inputs = inputs
@@ -112,6 +113,8 @@ class ReplayInputs:
     Raises :class:`DivergedError` at the first call for another source than the one recorded, :class:`JournalEndError`
     after the last entry. Memory that the device maps is its own, and holds what it wrote and what it has read there.
     """
+
+    may_be_bypassed = False
 
     def __init__(self, entries: Sequence[Entry]) -> None:
         self._entries = entries

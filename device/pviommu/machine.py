@@ -40,7 +40,7 @@ def build_endpoint(
         environment,
         entry.options or kind.OPTIONS(),
         [endpoint_capability(iommu.settings.instance, entry.stream)],
-        core.copier() if core else None,
+        core.copier() if core and environment.inputs.may_be_bypassed else None,
     )
     endpoint = kind(surroundings)
     endpoint.memory.belongs_with(iommu.memory)

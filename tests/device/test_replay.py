@@ -212,7 +212,7 @@ def make_core(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     if request.param == "python":
         return lambda: None
     library = make_library(tmp_path_factory.mktemp("cache"))
-    return lambda: NativeCore(library, rings=False, copier=False)
+    return lambda: NativeCore(library)
 
 
 @pytest.fixture(scope="module")
@@ -243,6 +243,14 @@ def test_a_session_replayed_from_its_journal_gives_the_same_outputs(
     for number, (again, first) in enumerate(zip(outputs, live.inputs.outputs, strict=True)):
         assert again[0] == first[0], number
         assert again[1] == first[1], (number, again[0])
+
+
+def test_what_reads_past_the_inputs_is_left_out_and_tables_stay_native(
+    live: Live, make_core: Callable[[], Core | None]
+) -> None:
+    assert not live.machine.iommu.has_core
+    assert live.machine.endpoints["dma0"].memory.copier is None
+    assert live.machine.iommu.engine.core_name == ("native" if make_core() else "python")
 
 
 def test_what_is_compared_has_all_sorts_of_outputs(live: Live) -> None:

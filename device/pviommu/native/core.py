@@ -110,7 +110,7 @@ class NativeCore:
         return [Run(*found)] if len(found) == 2 else PackedRuns(found)
 
     def rings(self, count: int, shared: SharedMemory, inputs: Inputs) -> NativeRings | None:
-        if not self._has_rings:
+        if not (self._has_rings and inputs.may_be_bypassed):
             return None
         return NativeRings(self.lib, self.address, count, shared, inputs, self.hits.clear)
 

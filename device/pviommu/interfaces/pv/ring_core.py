@@ -75,7 +75,7 @@ class DeviceCore(Core, Protocol):
     """A core for an engine, and perhaps for the rings that lead to it and for guest memory."""
 
     def rings(self, count: int, shared: SharedMemory, inputs: Inputs) -> RingCore | None:
-        """Called once, after :meth:`start`. None: the rings are Python's."""
+        """Called once, after :meth:`start`. None: the rings are Python's, also if ``inputs`` may not be bypassed."""
 
     def copier(self) -> Copier | None:
         """For the guest memory of one connection. None: it is copied by Python."""
