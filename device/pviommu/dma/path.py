@@ -91,6 +91,7 @@ class DmaPath:
         it is a piece of.
         """
         if not self._is_bus_master():
+            self._translator.give_up()
             [(iova, length), *_], access = requests[0]
             raise self._refused(Fault(FaultKind.NO_BUS_MASTER, self.stream, iova, access, length))
         found = self._translator.translate(requests)

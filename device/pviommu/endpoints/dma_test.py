@@ -145,7 +145,6 @@ class DmaTestEngine(Endpoint):
         if self._running is not None:
             self._running.close()
             self._running = None
-        self.dma.give_up()
         flags = self.copy_shared(self.shared.view[: abi.ENTRIES * Descriptor.SIZE])[_FLAGS :: Descriptor.SIZE]
         while self._queued():
             place = self._place()

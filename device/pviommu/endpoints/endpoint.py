@@ -141,6 +141,7 @@ class Endpoint(PciFunction):
 
     def cancel(self) -> None:
         """:meth:`cancel_dma`, unless it has failed; raises nothing."""
+        self.dma.give_up()
         self.attempt(_CANCELLING, self.cancel_dma)
 
     def arm(self) -> bool:

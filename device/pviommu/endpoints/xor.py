@@ -32,15 +32,16 @@ class Xor(Endpoint):
         self.power_on()
 
     def write_start(self, _: int, __: int) -> None:
-        if 1 <= self.registers["LENGTH"] <= MAX_LENGTH:  # what a step has time for
+        address, length = self.registers["ADDRESS"], self.registers["LENGTH"]
+        if self.registers["STATUS"] != Status.BUSY and 1 <= length <= MAX_LENGTH:  # what a step has time for
+            self._span = address, length  # kept, for the guest may write others before the step
             self.registers["STATUS"] = Status.BUSY
 
     def work(self) -> bool:
         if self.registers["STATUS"] != Status.BUSY:
             return False
-        spans = [(self.registers["ADDRESS"], self.registers["LENGTH"])]
         try:  # both or neither: what may be read and not written stays as it is
-            source, target = self.dma.plan((spans, Access.READ), (spans, Access.WRITE))
+            source, target = self.dma.plan(([self._span], Access.READ), ([self._span], Access.WRITE))
             self.dma.write_plan(target, self.dma.read_plan(source).translate(self._xored))
             self._finish(Status.DONE)
         except DmaRefusedError:

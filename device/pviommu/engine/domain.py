@@ -23,7 +23,7 @@ class PagingDomain:
     """What the guest mapped, and the direct regions of the endpoints that are inside.
 
     A direct region lies over the page table, in tables of its own as far as the pool is concerned: what the guest had
-    mapped beneath, to the same frames, is there again when the region goes.
+    mapped beneath, to the same frames, reappears when the region goes.
     """
 
     __slots__ = ("_charged", "_frames", "_pool", "_reserved", "_users", "clone", "closed", "direct", "table")

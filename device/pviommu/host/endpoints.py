@@ -67,6 +67,11 @@ class Endpoints:
         """Whether some of them have to be asked in each turn."""
         return bool(self._polled)
 
+    @property
+    def has_ready(self) -> bool:
+        """Whether there is one that has a step in the next turn."""
+        return bool(self._ready)
+
     def arm(self) -> bool:
         """Before the loop sleeps. Whether it may."""
         return not self._ready and all(endpoint.arm() for endpoint in self._polled)

@@ -12,7 +12,6 @@ from ..counters import Counters
 from ..hosted import STOPPED_NS, MayGoOn, Owner, Poll, Timer, Watch
 from ..inputs import Inputs, Outcome
 from .calls import Calls
-from .endpoints import Endpoint
 from .pacing import FOREVER, NAP_MS, Pace, naps_end_in_time
 from .timers import Timers
 from .watches import Watches
@@ -64,10 +63,6 @@ class Loop:
 
     def hung_up(self) -> list[Watch]:
         return list(self.watches.hung_up())
-
-    def ready(self, endpoint: Endpoint) -> None:
-        """It may have something to do."""
-        self._endpoints.ready(endpoint)
 
     # -- running ----------------------------------------------------------------------------------------------------
 
@@ -150,9 +145,12 @@ class Loop:
         if waits:
             self._pace.waited(now_ns, waits)
         self._pace.worked()
+        self._disarm()
+
+    def _disarm(self) -> None:
         if self._armed:
-            self._work.disarm()
             self._armed = False
+            self._work.disarm()
 
     def _may_sleep(self) -> bool:
         """Ask for doorbells and look once more. Whether there is still nothing to do."""
@@ -160,9 +158,8 @@ class Loop:
             self._armed = True
             self._pace.armed()
             if not self._work.arm():
-                self._work.disarm()  # at once: a guest may be looking at what is asked for
-                self._armed = False
-        return self._armed
+                self._disarm()  # at once: a guest may be looking at what is asked for
+        return self._armed and not self._endpoints.has_ready
 
     def _sleep(self) -> None:
         self._counters.sleeps += 1
@@ -177,7 +174,7 @@ class Loop:
         if timeout_ms:
             self._polled.rested()
         if ready:
-            self._armed = False  # a ring may have been turned on, or its doorbell rung
+            self._disarm()  # a ring may have been turned on, or its doorbell rung
             self.watches.serve(ready, lambda: self._stopping)
 
     def _until_timer(self, timeout_ms: float) -> float:

@@ -22,7 +22,7 @@ def no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("no_compiler")
 def test_pythons_core_needs_nothing() -> None:
     assert chosen_cores("python") == [PYTHON]
-    assert build_engine(EngineConfig(), PYTHON).usage().contexts == 0
+    assert build_engine(EngineConfig(), PYTHON).usage().domains == 0
     assert mechanism_of(PYTHON)[0].name == "python"
 
 

@@ -210,7 +210,7 @@ def test_what_the_interface_lost_is_cancelled_and_it_hears_of_failures_and_reset
     device.step()
     device.reset()
 
-    assert host.shifted.said == ["begins", "failed", "given up", "begins"]
+    assert host.shifted.said == ["begins", "given up", "failed", "given up", "begins"]
 
 
 def test_the_dma_engine_tells_its_own_driver_of_a_fault(host: Host) -> None:
@@ -246,3 +246,21 @@ def test_two_machines_of_one_process_share_nothing(make_driver: Callable[..., Dr
     one.machine.endpoints["dma0"].disconnected()
     one.iommu.disconnected()
     assert other.dma_read("dma0", 0x200000, 5) == b"other"
+
+
+def test_a_request_that_waits_is_given_up_when_bus_mastering_is_off_or_it_is_cancelled(host: Host) -> None:
+    device = host.plug(Template)
+    host.shifted.pending = 100
+    stamp(device, AT)
+    assert device.step()
+    host.shifted.said.clear()
+    host.shifted.lose()
+    assert host.shifted.said == ["given up"]
+
+    stamp(device, AT)
+    assert device.step()
+    host.shifted.said.clear()
+    device.region_write(7, 0x04, (0x2).to_bytes(2, "little"))
+    assert device.step()
+    assert host.shifted.said == ["given up"]
+    assert counts(device) == (0, 1)

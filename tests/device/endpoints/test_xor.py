@@ -43,6 +43,19 @@ def start(device: Xor, address: int, length: int) -> None:
     write(device, "START", 1)
 
 
+def test_what_is_written_after_the_start_is_of_the_next_one(guest: Any, device: Xor) -> None:
+    guest.poke(0x20000, bytes(PAGE))
+    start(device, IOVA, 16)
+    start(device, IOVA + 0x100, 1)
+    write(device, "LENGTH", 256 << 20)
+    write(device, "ADDRESS", 0)
+
+    device.step()
+
+    assert read(device, "STATUS") == Status.DONE
+    assert guest.peek(0x20000, PAGE) == bytes([KEY]) * 16 + bytes(PAGE - 16)
+
+
 def test_it_is_short() -> None:
     assert len(inspect.getsource(xor).splitlines()) <= 60
 

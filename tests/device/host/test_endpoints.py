@@ -237,10 +237,15 @@ def test_the_loop_does_not_sleep_while_an_endpoint_is_ready(setting: Setting) ->
     assert setting.first.steps == 2
 
 
-def test_ready_can_be_said_of_an_endpoint_by_whoever_knows_the_loop(setting: Setting) -> None:
-    setting.server.loop.ready(setting.first)
-    setting.step()
-    assert setting.first.steps == 1
+def test_nor_does_it_when_doorbells_are_asked_for_already(setting: Setting) -> None:
+    setting.server.turn()
+    assert setting.server.loop._armed
+    work = setting.server.work
+    step = work.step
+    work.step = lambda: (step(), setting.first.on_ready())[0]  # type: ignore[method-assign]
+    setting.inputs.waits.clear()
+    setting.server.turn()
+    assert setting.inputs.waits == []
 
 
 # -- polling memory ---------------------------------------------------------------------------------------------------
@@ -265,6 +270,18 @@ def test_one_that_polls_memory_asks_for_a_doorbell_before_the_loop_sleeps_and_fo
     words[0] = 1
     setting.server.turn()
     assert words[1] == 0
+
+
+def test_none_is_asked_for_once_a_descriptor_has_woken_the_loop(make: Callable[..., Setting]) -> None:
+    setting = make(Polling)
+    setting.server.turn()
+    assert setting.first.shared.words[1] == 1
+    fd = os.eventfd(1, os.EFD_NONBLOCK)
+    watch = setting.server.loop.watch(fd, lambda _events, _may_go_on: os.eventfd_read(fd) and None)
+    setting.server.turn()
+    assert setting.first.shared.words[1] == 0
+    watch.close()
+    os.close(fd)
 
 
 def test_a_doorbell_that_is_rung_while_it_is_asked_for_keeps_the_loop_awake(make: Callable[..., Setting]) -> None:
