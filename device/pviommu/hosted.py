@@ -93,7 +93,7 @@ class Owner(Protocol):
 
     @property
     def generation(self) -> int:
-        """Another number after each reset: what was asked for before it is of no interest any more."""
+        """Another number after each reset: what was asked for before it is of no interest. Read in any thread."""
 
 
 class Host(Protocol):
@@ -110,7 +110,7 @@ class Host(Protocol):
 
     def submit(self, owner: Owner, work: Callable[[], _T], callback: Callable[[Outcome[_T]], None]) -> None:
         """Do ``work``, which may block and touches nothing of the device, in another thread, and call ``callback`` with
-        what came of it, unless ``owner`` has another generation by then.
+        what came of it, unless ``owner`` has another generation by then; what has not begun by then is not done at all.
         """
 
     def hung_up(self) -> list[Watch]:

@@ -14,12 +14,12 @@ from ..inputs import Inputs, Kind, Outcome, Source
 __all__ = ["THREADS", "Workers"]
 
 THREADS = 4
-"""At most. Work beyond waits for one of them."""
+"""At most. Work beyond waits for one of them, and owners take turns."""
 _T = TypeVar("_T")
 
 
 class _Job(NamedTuple):
-    """Work that is being done for an owner."""
+    """Work that is being done, or waits, for an owner."""
 
     owner: Owner
     generation: int
@@ -35,7 +35,8 @@ class Workers:
         self._wake = wake
         self._jobs: dict[int, _Job] = {}
         self._count = 0
-        self._waiting: deque[tuple[int, Callable[[], Any]]] = deque()
+        self._waiting: dict[Owner, deque[tuple[int, Callable[[], Any]]]] = {}
+        """not empty, of each owner; the first owner is the next to have something done"""
         self._finished: deque[Outcome[Any]] = deque()
         self._has_work = threading.Condition()
         self._idle = 0
@@ -50,21 +51,44 @@ class Workers:
         self._begin(self._count, work)
 
     def _hand_over(self, number: int, work: Callable[[], Any]) -> None:
+        owner = self._jobs[number].owner
         with self._has_work:
-            self._waiting.append((number, work))
-            if self._idle < len(self._waiting) and self._threads < THREADS:
-                self._begin_thread()
+            self._drop_stale(owner)
+            self._waiting.setdefault(owner, deque()).append((number, work))
+            if self._idle < sum(map(len, self._waiting.values())) and self._threads < THREADS:
+                self._begin_thread(number)
             self._has_work.notify()
 
-    def _begin_thread(self) -> None:
+    def _begin_thread(self, number: int) -> None:
         thread = threading.Thread(target=self._work, name="worker", daemon=True)
         try:
             thread.start()
         except RuntimeError as error:
             if not self._threads:  # otherwise it waits for one of those that there are
-                self._finish(Outcome(self._waiting.pop()[0], error=error))
+                self._waiting.clear()  # of what came before each owner has heard the same
+                self._finish(Outcome(number, error=error))
         else:
             self._threads += 1
+
+    def _drop_stale(self, owner: Owner) -> None:
+        """Forget what an owner asked for before its last reset, as far as nobody has begun it."""
+        waiting = self._waiting.get(owner, deque())
+        while waiting and self._jobs[waiting[0][0]].generation != owner.generation:
+            del self._jobs[waiting.popleft()[0]]
+        if not waiting:
+            self._waiting.pop(owner, None)
+
+    def _next(self) -> tuple[int, Callable[[], Any]] | None:
+        """Take out what is to be done next, if there is anything."""
+        while self._waiting:
+            owner = next(iter(self._waiting))
+            self._drop_stale(owner)
+            if waiting := self._waiting.pop(owner, None):
+                job = waiting.popleft()
+                if waiting:
+                    self._waiting[owner] = waiting  # behind all others
+                return job
+        return None
 
     def take(self) -> list[Callable[[], None]]:
         """Calls that tell owners what came of their work; each may turn out to be of no interest any more."""
@@ -86,12 +110,12 @@ class Workers:
         while True:
             with self._has_work:
                 self._idle += 1
-                while not self._waiting and not self._closed:
+                while (job := self._next()) is None and not self._closed:
                     self._has_work.wait()
                 self._idle -= 1
-                if self._closed:
+                if job is None or self._closed:
                     return
-                number, work = self._waiting.popleft()
+            number, work = job
             try:
                 outcome: Outcome[Any] = Outcome(number, work())
             except Exception as error:  # whatever it is, the owner is told of it

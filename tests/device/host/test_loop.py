@@ -15,6 +15,7 @@ from pviommu.host.loop import Loop
 from pviommu.host.pacing import FOREVER, Pace
 from pviommu.host.watches import SOCKETS_NS
 from pviommu.host.work import Work
+from pviommu.host.workers import THREADS
 from pviommu.hosted import STOPPED_NS
 from pviommu.inputs import Outcome
 
@@ -251,6 +252,56 @@ def test_what_comes_after_a_reset_of_its_owner_is_dropped(loop: Loop) -> None:
     take(loop, outcomes, 2)
     turns(loop, 3)
     assert sorted(outcome.job for outcome in outcomes) == [2, 3]
+
+
+@pytest.fixture
+def busy(loop: Loop) -> Iterator[threading.Event]:
+    """All threads of the loop wait for this."""
+    begun, may_end = [], threading.Event()
+    for _ in range(THREADS):
+        loop.submit(Owner(), lambda: (begun.append(1), may_end.wait(10)), lambda _: None)
+    wait_until(lambda: len(begun) == THREADS)
+    yield may_end
+    may_end.set()
+
+
+def test_what_waits_when_its_owner_is_reset_and_asks_again_is_forgotten(loop: Loop, busy: threading.Event) -> None:
+    outcomes: list[Outcome[Any]] = []
+    owner, done = Owner(), []
+    for number in range(1000):
+        loop.submit(owner, lambda number=number: done.append(number), outcomes.append)
+        owner.generation += 1
+    workers = loop.calls._workers
+    assert (len(workers._waiting[owner]), len(workers._jobs)) == (1, THREADS + 1)
+    loop.submit(owner, lambda: done.append(-1), outcomes.append)
+    busy.set()
+    take(loop, outcomes, 1)
+    assert (done, len(outcomes)) == ([-1], 1)
+
+
+def test_what_waits_when_its_owner_is_reset_is_not_begun(loop: Loop, busy: threading.Event) -> None:
+    outcomes: list[Outcome[Any]] = []
+    owner, other, done = Owner(), Owner(), []
+    loop.submit(owner, lambda: done.append("stale"), outcomes.append)
+    loop.submit(other, lambda: done.append("other"), outcomes.append)
+    owner.generation += 1
+    busy.set()
+    take(loop, outcomes, 1)
+    wait_until(lambda: loop.calls._workers._idle == THREADS)
+    turns(loop, 3)
+    assert (done, len(outcomes), loop.calls._workers._jobs) == (["other"], 1, {})
+
+
+def test_owners_take_turns_however_much_one_asks_for(loop: Loop, busy: threading.Event) -> None:
+    workers = loop.calls._workers
+    greedy, modest = Owner(), Owner()
+    for number in range(3):
+        loop.submit(greedy, lambda number=number: number, lambda _: None)
+    loop.submit(modest, lambda: "modest", lambda _: None)
+    loop.submit(modest, lambda: "modest again", lambda _: None)
+    with workers._has_work:
+        order = [job[1]() for job in iter(workers._next, None)]
+    assert order == [0, "modest", 1, "modest again", 2]
 
 
 def test_there_are_few_threads_and_work_beyond_waits(loop: Loop) -> None:
