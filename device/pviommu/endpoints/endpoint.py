@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 from functools import partial
 from typing import ClassVar, ParamSpec, TypeVar
+from weakref import WeakSet
 
 from vfio_user import Steps
 
@@ -52,6 +53,7 @@ class Endpoint(PciFunction):
         """whether it raised an exception since its last reset"""
         self.generation = 0
         """counts its resets"""
+        self._timers: WeakSet[Timer] = WeakSet()
         self.on_ready: Callable[[], None] = lambda: None
         """called when there may be something to do for :meth:`step`"""
         self._translator = surroundings.translator
@@ -109,11 +111,9 @@ class Endpoint(PciFunction):
 
     def at(self, time_ns: int, callback: Callable[[], None]) -> Timer:
         """Call ``callback`` at ``time_ns`` of the inputs' clock, or soon after, unless there is a reset before that."""
-        return self.host.at(time_ns, partial(self._due, self.generation, callback))
-
-    def _due(self, generation: int, callback: Callable[[], None]) -> None:
-        if self.generation == generation:
-            self.attempt("what was due", callback)
+        timer = self.host.at(time_ns, partial(self.attempt, "what was due", callback))
+        self._timers.add(timer)
+        return timer
 
     # -- what is asked of it ----------------------------------------------------------------------------------------
 
@@ -185,6 +185,9 @@ class Endpoint(PciFunction):
     def _reset_by(self, hook: Callable[[], None]) -> None:
         self.failed = False
         self.generation += 1
+        for timer in self._timers:
+            timer.cancel()
+        self._timers.clear()
         super()._reset_by(hook)
 
     def _bar_read(self, index: int, offset: int, count: int) -> bytes:

@@ -7,6 +7,9 @@ from collections.abc import Callable
 
 __all__ = ["Timer", "Timers"]
 
+LEAST_KEPT = 64
+"""So many timers may be kept before those that were cancelled are looked for."""
+
 
 class Timer:
     """One call: see :class:`pviommu.hosted.Timer`."""
@@ -35,6 +38,7 @@ class Timers:
     def __init__(self) -> None:
         self._due: list[tuple[int, int, Timer]] = []
         self._count = 0
+        self._most = LEAST_KEPT
 
     def __bool__(self) -> bool:
         """Whether there may be any; to be asked in each turn."""
@@ -42,10 +46,18 @@ class Timers:
 
     def add(self, time_ns: int, callback: Callable[[], None]) -> Timer:
         """Call ``callback`` at ``time_ns``."""
+        if len(self._due) >= self._most:
+            self._drop_cancelled()
         self._count += 1
         timer = Timer(callback)
         heapq.heappush(self._due, (time_ns, self._count, timer))
         return timer
+
+    def _drop_cancelled(self) -> None:
+        """Forget those that were cancelled, and come again when there are twice as many as are left."""
+        self._due = [each for each in self._due if not each[2].is_over]
+        heapq.heapify(self._due)
+        self._most = max(LEAST_KEPT, 2 * len(self._due))
 
     def run(self, now_ns: int) -> None:
         """Make the calls that are due; not those that they ask for."""

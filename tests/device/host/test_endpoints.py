@@ -15,6 +15,7 @@ from pviommu.counters import Counters
 from pviommu.endpoints.endpoint import Endpoint
 from pviommu.host.pacing import FOREVER
 from pviommu.host.server import Server
+from pviommu.host.timers import Timer
 from pviommu.machine import Machine
 from pviommu.pci.capabilities import PCIE_DEVICE_CONTROL
 from pviommu.pci.config_space import Identity
@@ -369,6 +370,13 @@ def test_what_is_due_is_done_and_makes_ready_unless_there_is_a_reset_before_it(s
     setting.server.turn()
     assert done == ["first"]
     assert first.steps == 1
+
+
+def test_a_reset_cancels_what_was_due(setting: Setting) -> None:
+    first, second = setting.all
+    timers = [endpoint.at(setting.inputs.time + 1_000_000, lambda: None) for endpoint in (first, second)]
+    second.reset()
+    assert [timer.is_over for timer in timers if isinstance(timer, Timer)] == [False, True]
 
 
 @pytest.mark.row("server", 5)
