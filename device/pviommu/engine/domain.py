@@ -13,7 +13,7 @@ from pviommu.engine.pool import tables_touched
 from pviommu.engine.ranges import FrameRanges
 from pviommu.engine.results import FRAME_LIMIT, Access, Area, Outcome, Stop, UnmapMode, whole
 from pviommu.engine.state import PagingState, TableState
-from pviommu.engine.table import ACCESS_MASK, KIND_MASK, Leaf
+from pviommu.engine.table import ACCESS_MASK, CLONE, KIND_MASK, Leaf
 
 IDENTITY = 0
 BLOCKED = MAX_DOMAIN + 1
@@ -104,6 +104,10 @@ class PagingDomain:
                 raise ValueError(f"{where}: outside the aperture, or no frames")
             if kind & ~KIND_MASK or not kind & ACCESS_MASK:
                 raise ValueError(f"{where}: not a kind of page")
+            if kind & CLONE and (state.clone is None or gfn != dfn):
+                raise ValueError(f"{where}: only a clone has such pages, and maps them 1:1")
+            if not starts and not self.table.joins(dfn, gfn, kind):
+                raise ValueError(f"{where}: no map call begins here, and none goes on")
             if self.table.map(dfn, gfn, nr, kind, starts=starts) < nr:
                 raise ValueError(f"{where}: the pool is exhausted, or pages are mapped twice")
         if not self.table.reserve(state.table.reserved):

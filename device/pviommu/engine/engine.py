@@ -279,7 +279,8 @@ class Engine(Translation):
         for stream, pasid, domain in attachments.pasids:
             self._attach_again(stream, domain, pasid)
         for stream in attachments.blocked:
-            self.block(stream)
+            if stop := self.block(stream):
+                raise ValueError(f"stream {stream} blocked: {stop.value}")
 
     def _attach_again(self, stream: int, domain: int, pasid: int | None) -> None:
         stop = self.attach(stream, domain, pasid)

@@ -184,6 +184,14 @@ def with_attachments(**fields):
         (with_entries((0, -1, 1, 3, True)), "no frames"),
         (with_entries((0, 0, 1, 16 + 3, True)), "0x13: not a kind of page"),
         (with_entries((0, 0, 1, CLONE, True)), "0x8: not a kind of page"),
+        (with_entries((0, 0, 1, CLONE | 3, True)), "only a clone has such pages"),
+        (
+            lambda state: with_paging(state, PagingState(1, TableState(((0, 9, 1, CLONE | 3, True),)), CloneState())),
+            "maps them 1:1",
+        ),
+        (with_entries((5, 5, 1, 3, False)), "no map call begins here, and none goes on"),
+        (with_entries((4, 4, 1, 3, True), (5, 6, 1, 3, False)), "no map call begins here, and none goes on"),
+        (with_entries((4, 4, 1, 1, True), (5, 5, 1, 3, False)), "no map call begins here, and none goes on"),
         (with_entries((0, 0, 2, 3, True), (1, 9, 1, 3, True)), "mapped twice"),
         (with_entries(*((place << 18, 0, 1, 3, True) for place in range(50))), "the pool is exhausted"),
         (with_entries(reserved=101), "domain 1: the pool has no 101 pages"),
@@ -192,6 +200,7 @@ def with_attachments(**fields):
         (with_attachments(streams=((1, 0), (2, 9))), "stream 2 pasid None in domain 9: no such domain"),
         (with_attachments(pasids=((9, 1, 1),)), "stream 9 pasid 1 in domain 1: no such endpoint"),
         (with_attachments(pasids=((1, 1 << 20, 1),)), "it has 20 bits"),
+        (with_attachments(blocked=(9,)), "stream 9 blocked: no such endpoint"),
         (
             lambda state: with_entries((0x500, 9, 1, 3, True))(with_attachments(streams=((1, 1), (2, 0)))(state)),
             "stream 1 pasid None in domain 1: a reserved region",
@@ -208,6 +217,15 @@ def test_a_state_that_cannot_be_is_refused_and_leaves_an_engine_as_after_reset(c
 
     assert (engine.domains(), engine.usage()) == ((), Usage(0, 0, 4096, 0))
     assert (dict(engine.endpoints()), engine.is_blocked(2)) == ({1: IDENTITY, 2: BLOCKED}, False)
+
+
+def test_an_entry_may_go_on_with_the_one_before_it():
+    engine = new_engine()
+
+    engine.load(with_entries((4, 4, 2, 3, True), (6, 6, 1, 3, False))(new_engine().save()))
+
+    assert [tuple(area)[:3] for area in engine.areas(1)] == [(4, 4, 3)]
+    assert engine.unmap(1, 4, 3, UnmapMode.UNTIL_CUT) == Outcome(3, None, None)
 
 
 def test_a_nested_domain_needs_its_walker():
