@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ctypes import addressof, memset, sizeof
 
-from pviommu_abi.slots import PAYLOAD_OFFSET, Errno, Slot, SlotFlags
+from pviommu_abi.slots import PAYLOAD_OFFSET, Errno
 from wire_layout import Field
 
 from ..engine import Stop
@@ -33,25 +33,20 @@ _NO_MEMORY = -Errno.EIO
 _WORD = 8
 """Bytes of what C reads at once."""
 _WORD_MASK = (1 << 8 * _WORD) - 1
-_HEADER = int.from_bytes(Slot(0xFF, 0xFF, 0xFFFF & ~int(SlotFlags.POSTED), 0).pack(), "little")
-"""Bits of the header that are fixed."""
 
 
 def hand_over(rules: PageRules | None, kinds: PageKinds, rings: library.Rings) -> None:
-    """Have C carry out the operations of ``kinds``. Raises ValueError if a map and an unmap can be the same slot."""
+    """Have C carry out the operations of ``kinds``."""
     memset(addressof(rings.operations), 0, sizeof(rings.operations))
     if rules is None:
         return
-    fixed, value = zip(*map(_must_read, rules), strict=True)
-    if not fixed[0] & fixed[1] & (value[0] ^ value[1]):
-        raise ValueError(f"{rules.map.record.__name__} and {rules.unmap.record.__name__}: one slot could be both")
     for place, kind in enumerate((PageKinds.MAP, PageKinds.UNMAP)):
-        _fill(rings.operations[place], rules[place], fixed[place], value[place])
+        _fill(rings.operations[place], rules[place])
         rings.operations[place].carried_out = kind in kinds
 
 
-def _fill(target: library.Operation, operation: PageOperation, fixed: int, value: int) -> None:
-    target.fixed[:], target.value[:] = _words(fixed), _words(value)
+def _fill(target: library.Operation, operation: PageOperation) -> None:
+    target.fixed[:], target.value[:] = map(_words, operation.slot_must_read)
     names = {"ctx": "ctx_no", "dfn": "dfn", "nr": "nr_pages", "count": operation.count}
     if operation.is_map:
         names["gfn"] = "gfn"
@@ -67,13 +62,6 @@ def _fill(target: library.Operation, operation: PageOperation, fixed: int, value
     results = [0 if stop is None else operation.results.get(stop, _NO_MEMORY) for stop in _STOPS]
     target.counted |= 1 << len(_STOPS)
     target.result[:] = [*results, _NO_MEMORY]
-
-
-def _must_read(operation: PageOperation) -> tuple[int, int]:
-    """Bits of the whole slot that are fixed, and what they are, as little-endian numbers."""
-    fixed, value = operation.must_read
-    header = int.from_bytes(Slot(operation.op_class, operation.op, 0, 0).pack(), "little")
-    return _HEADER | fixed << 8 * PAYLOAD_OFFSET, header | value << 8 * PAYLOAD_OFFSET
 
 
 def _words(bits: int) -> list[int]:

@@ -13,7 +13,7 @@ from functools import cached_property, reduce
 from operator import itemgetter, or_
 from typing import Any, NamedTuple
 
-from pviommu_abi.slots import PAYLOAD_SIZE
+from pviommu_abi.slots import PAYLOAD_OFFSET, PAYLOAD_SIZE, Slot, SlotFlags
 from wire_layout import Field, Record
 
 from ...engine import Access, Stop
@@ -41,6 +41,8 @@ UNMAP_STOPS = frozenset((Stop.NO_DOMAIN, Stop.NOT_PAGING, Stop.OUT_OF_APERTURE, 
 """What may stop an unmap."""
 _WORD = 8
 """Bytes of what a native core reads at once."""
+_HEADER = int.from_bytes(Slot(0xFF, 0xFF, 0xFFFF & ~int(SlotFlags.POSTED), 0).pack(), "little")
+"""Bits of a slot's header that are fixed."""
 
 
 class PageKinds(IntFlag):
@@ -97,6 +99,7 @@ class PageOperation:
     readable: int = 0
     """the bit of ``flags`` for reading"""
     writeable: int = 0
+    """the bit for writing, another one"""
     adds: bool = False
     """whether the pages done are added to what ``count`` had"""
     uncounted: tuple[Stop, ...] = ()
@@ -121,6 +124,11 @@ class PageOperation:
         for stop, result in self.results.items():
             if result >= 0:
                 raise ValueError(f"{name}: {stop.name} is {result}, a result is a negative errno")
+        if self.is_map:
+            bits = (int(self.readable), int(self.writeable))
+            limit = 1 << 8 * fields[self.flags].size
+            if bits[0] == bits[1] or not all(bit.bit_count() == 1 and 0 < bit < limit for bit in bits):
+                raise ValueError(f"{name}.{self.flags}: {bits[0]:#x} to read, {bits[1]:#x} to write: not a bit each")
 
     @property
     def is_map(self) -> bool:
@@ -143,6 +151,13 @@ class PageOperation:
             mask |= bits_of(self.field(name))
             value |= number << 8 * self.field(name).offset
         return mask, value
+
+    @cached_property
+    def slot_must_read(self) -> tuple[int, int]:
+        """As :attr:`must_read`, of the whole slot."""
+        fixed, value = self.must_read
+        header = int.from_bytes(Slot(self.op_class, self.op, 0, 0).pack(), "little")
+        return _HEADER | fixed << 8 * PAYLOAD_OFFSET, header | value << 8 * PAYLOAD_OFFSET
 
     @cached_property
     def access(self) -> Mapping[int, Access]:
@@ -173,8 +188,18 @@ class PageOperation:
         return field.offset, field.size, largest, largest if self.adds else 0
 
 
-class PageRules(NamedTuple):
-    """The maps and the unmaps of a profile."""
-
+class _PageRules(NamedTuple):
     map: PageOperation
     unmap: PageOperation
+
+
+class PageRules(_PageRules):
+    """The maps and the unmaps of a profile. Raises ValueError if one slot could be both."""
+
+    __slots__ = ()
+
+    def __new__(cls, map: PageOperation, unmap: PageOperation) -> PageRules:
+        (fixed, value), (fixed_too, value_too) = map.slot_must_read, unmap.slot_must_read
+        if not fixed & fixed_too & (value ^ value_too):
+            raise ValueError(f"{map.record.__name__} and {unmap.record.__name__}: one slot could be both")
+        return super().__new__(cls, map, unmap)

@@ -6,7 +6,7 @@ import pytest
 
 from pviommu.engine import Access, Stop
 from pviommu.interfaces.pv import xen_2024, xen_v7
-from pviommu.interfaces.pv.page_operation import MAP_STOPS, UNMAP_STOPS, PageOperation, must_be_zero
+from pviommu.interfaces.pv.page_operation import MAP_STOPS, UNMAP_STOPS, PageOperation, PageRules, must_be_zero
 from pviommu_abi.xen_2024 import MapPages, UnmapPages
 from pviommu_abi.xen_v7 import V7Capabilities, V7MapPages
 from wire_layout import U8, U16, U32, U64, Record
@@ -34,7 +34,8 @@ class Countless(Record):
 
 
 def declared(record=MapPages, **others):
-    settings = {"op_class": 1, "op": 2, "flags": "flags", "count": "mapped", "results": RESULTS} | others
+    settings = {"op_class": 1, "op": 2, "flags": "flags", "readable": 1, "writeable": 2, "count": "mapped"}
+    settings |= {"results": RESULTS} | others
     return PageOperation(record=record, **settings)
 
 
@@ -85,11 +86,27 @@ def test_the_count_is_added_to_what_was_there_only_where_that_is_declared(adds, 
         ({"record": Crooked, "flags": "", "count": "done"}, r"Crooked\.dfn: at byte 6 it would be read in two parts"),
         ({"results": dict.fromkeys(MAP_STOPS - {Stop.MAPPED}, -1)}, "MapPages: no result for MAPPED"),
         ({"results": RESULTS | {Stop.MAPPED: 5}}, "MapPages: MAPPED is 5, a result is a negative errno"),
+        ({"writeable": 0}, r"MapPages\.flags: 0x1 to read, 0x0 to write: not a bit each"),
+        ({"readable": 0}, "0x0 to read, 0x2 to write"),
+        ({"readable": 2}, "0x2 to read, 0x2 to write"),
+        ({"writeable": 6}, "0x1 to read, 0x6 to write"),
+        ({"readable": 1 << 32}, "0x100000000 to read"),
+        ({"writeable": -2}, "-0x2 to write"),
     ],
 )
 def test_a_declaration_that_could_not_be_carried_out_is_refused(settings, text):
     with pytest.raises(ValueError, match=text):
         declared(**settings)
+
+
+def test_a_map_and_an_unmap_are_told_apart_by_the_slot():
+    of_a_map = declared(fixed={"subop_id": 1})
+    settings = {"flags": "", "readable": 0, "writeable": 0, "count": "unmapped"}
+
+    assert PageRules(of_a_map, declared(UnmapPages, **settings, fixed={"subop_id": 2})).map is of_a_map
+    assert PageRules(of_a_map, declared(UnmapPages, **settings, op=3)).map is of_a_map
+    with pytest.raises(ValueError, match="MapPages and UnmapPages: one slot could be both"):
+        PageRules(of_a_map, declared(UnmapPages, **settings))
 
 
 def test_an_unmap_needs_no_results_of_a_map():
