@@ -87,6 +87,10 @@ class Translation:
         """Whether there is such a domain, IDENTITY and BLOCKED among them."""
         return domain in FIXED or domain in self._domains.paging or domain in self._domains.nested
 
+    def has_nested(self, domain: int) -> bool:
+        """Whether nested domains stand on this one."""
+        return self._domains.has_children(domain)
+
     def is_paging(self, domain: int) -> bool:
         """Whether it is a domain that can be mapped into."""
         return domain in self._domains.paging

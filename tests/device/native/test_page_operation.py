@@ -14,7 +14,7 @@ from pviommu.engine import Stop
 from pviommu.interfaces.pv import xen_2024, xen_v7
 from pviommu.interfaces.pv.page_operation import MAP_STOPS, UNMAP_STOPS, PageKinds, PageOperation, PageRules
 from pviommu.interfaces.pv.profile import Reply
-from pviommu.interfaces.pv.xen import XenOperations
+from pviommu.interfaces.pv.xen import CONTEXT_STOPS, XenOperations
 from pviommu.native import build, library
 from pviommu.native.page_operation import MOST_PAGES, hand_over
 from pviommu_abi.slots import SLOT_SIZE, Errno, Slot, SlotFlags
@@ -129,7 +129,8 @@ def toy_profile(rules):
     class Toy(XenOperations):
         op_class = rules.map.op_class
         numbers = IntEnum("numbers", {"MAP_PAGES": rules.map.op, "UNMAP_PAGES": rules.unmap.op})
-        records = operations = context_results = {}  # noqa: RUF012
+        records = operations = {}  # noqa: RUF012
+        context_results = dict.fromkeys(CONTEXT_STOPS, -79)
         unknown = Reply(-77)
         not_allowed = -78
 

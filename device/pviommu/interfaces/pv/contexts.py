@@ -91,11 +91,14 @@ class Contexts:
     def free(self, ctx: int, reattach: bool) -> Stop | ContextStop | None:
         """Drop a context and its mappings; with ``reattach`` its endpoints move to the default context.
 
-        In this order: DEFAULT_CONTEXT, NO_DOMAIN, ENDPOINTS_ATTACHED (only without ``reattach``); each changes nothing.
+        In this order: DEFAULT_CONTEXT, NO_DOMAIN, ENDPOINTS_ATTACHED (only without ``reattach``), NESTED_ATTACHED; each
+        changes nothing.
         """
         if ctx == DEFAULT_CONTEXT:
             return ContextStop.DEFAULT_CONTEXT
         if reattach:
+            if self.engine.has_nested(ctx):
+                return Stop.NESTED_ATTACHED
             for stream, current in list(self.engine.endpoints().items()):
                 if current == ctx:
                     self.engine.attach(stream, self._default)

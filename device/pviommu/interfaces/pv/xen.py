@@ -21,7 +21,7 @@ from .page_operation import PageOperation, PageRules, must_be_zero
 from .pages import PageOperations
 from .profile import DONE, REFUSED, Answer, Reply
 
-__all__ = ["CONTEXT_RESULTS", "MAP_RESULTS", "UNMAP_RESULTS", "Operation", "XenOperations"]
+__all__ = ["CONTEXT_RESULTS", "CONTEXT_STOPS", "MAP_RESULTS", "UNMAP_RESULTS", "Operation", "XenOperations"]
 
 UNMAP_RESULTS = {
     Stop.NO_DOMAIN: -Errno.EINVAL,
@@ -43,11 +43,14 @@ CONTEXT_RESULTS: dict[Stop | ContextStop, int] = {
     ContextStop.DEFAULT_CONTEXT: -Errno.EINVAL,
     Stop.NO_DOMAIN: -Errno.ENOENT,
     Stop.ENDPOINTS_ATTACHED: -Errno.EBUSY,
+    Stop.NESTED_ATTACHED: -Errno.EBUSY,
     ContextStop.NO_FREE_CONTEXT: -Errno.ENOSPC,
     Stop.POOL_EXHAUSTED: -Errno.ENOMEM,
     Stop.RESERVED_CONFLICT: -Errno.EINVAL,
 }
 """As well of what changes contexts, or who is in them."""
+CONTEXT_STOPS = frozenset((*CONTEXT_RESULTS, Stop.NO_ENDPOINT))
+"""What may stop that."""
 
 
 class Operation(NamedTuple):
@@ -102,7 +105,7 @@ class XenOperations:
     not_allowed: ClassVar[int]
     """negative errno of every operation where the guest may not use the IOMMU"""
     context_results: ClassVar[Mapping[Stop | ContextStop, int]]
-    """negative errno of what stops an operation on contexts or devices"""
+    """negative errno of each of :data:`CONTEXT_STOPS`"""
 
     def __init__(
         self,
@@ -113,6 +116,9 @@ class XenOperations:
         config: IommuConfig,
         page_rules: PageRules,
     ) -> None:
+        """Raises ValueError for a subclass that does not say what it answers, or uses a number twice."""
+        if missing := CONTEXT_STOPS - set(self.context_results):
+            raise ValueError(f"{type(self).__name__}: no result for {', '.join(sorted(each.name for each in missing))}")
         self.page_rules = page_rules
         self.denied = 0 if config.allowed else self.not_allowed
         self._contexts = contexts
@@ -136,7 +142,10 @@ class XenOperations:
             ("MAP_PAGES", page_rules.map, self._mapper(page_rules.map)),
             ("UNMAP_PAGES", page_rules.unmap, self._unmapper(page_rules.unmap)),
         ):
-            self._handlers[int(self.numbers[name])] = _Handler(name.lower(), *rule.must_read, call)
+            number = int(self.numbers[name])
+            if number in self._handlers:
+                raise ValueError(f"{type(self).__name__}: {name} and {self._handlers[number].name} are both {number}")
+            self._handlers[number] = _Handler(name.lower(), *rule.must_read, call)
 
     def bind(self, probes: Probes, owner: str) -> None:
         """Make each operation a probe, ``op.NAME``."""

@@ -124,6 +124,20 @@ def test_free_with_reattach_moves_every_endpoint_to_the_default_context(policy):
     assert [dma(contexts, 0x100, stream=stream) for stream in (7, 8)] == [reached, reached]
 
 
+@pytest.mark.parametrize("reattach", [False, True])
+def test_free_of_what_a_nested_domain_stands_on_changes_nothing(reattach):
+    contexts = new_contexts()
+    contexts.alloc()
+    contexts.attach(STREAM, 2 - reattach)
+    contexts.engine.alloc_nested(9, 1, None)
+
+    assert contexts.free(1, reattach) is Stop.NESTED_ATTACHED
+
+    assert contexts.endpoints() == {STREAM: 2 - reattach}
+    contexts.engine.free_domain(9)
+    assert contexts.free(1, reattach) is None
+
+
 def test_the_default_and_unknown_contexts_cannot_be_freed():
     contexts = new_contexts()
 
