@@ -195,6 +195,7 @@ class Executor:
         """Forget a ring's operation in progress: what it did stays, what is left of it is never done."""
         operation = self._operations.pop(ring, None)
         if operation is not None:
+            ring.in_progress = False
             operation.steps.close()
 
     def arm(self) -> bool:
@@ -346,6 +347,7 @@ class Executor:
                     self._publish(ring, unpublished)
                     unpublished = 0
                 self._operations[ring] = _Operation(reply, flags, sequence)
+                ring.in_progress = True
                 if not self._advance(ring, deadline_ns):
                     break
             else:
@@ -376,6 +378,7 @@ class Executor:
             if self._inputs.now_ns() > deadline_ns:
                 return False
         del self._operations[ring]
+        ring.in_progress = False
         ring.finish(0, reply.result, sequence, reply.payload)
         self._account(flags, sequence, reply.result)
         self._publish(ring, 1)

@@ -71,6 +71,8 @@ class CommandRing:
         self.broken = False
         self.busy = False
         """whether slots of this ring are being executed"""
+        self.in_progress = False
+        """whether an operation of it has begun of which pieces are left"""
         self.completed = 0
         self.awaited = 0
         """the index that was last seen to be polled for"""
@@ -94,9 +96,10 @@ class CommandRing:
         self.disarm()
 
     def save(self) -> CommandRingState:
-        """The state. Raises ValueError while slots are being executed."""
-        if self.busy:
-            raise ValueError(f"ring {self.number} cannot be saved while its slots are being executed: drain it first")
+        """The state. Raises ValueError while slots are being executed, or an operation is in progress."""
+        if self.busy or self.in_progress:
+            reason = "its slots are being executed" if self.busy else "a long operation of it is in progress"
+            raise ValueError(f"ring {self.number} cannot be saved while {reason}: drain it first")
         return CommandRingState(self._base, self.entries, self.broken, self.completed, self.awaited)
 
     def load(self, state: CommandRingState) -> None:

@@ -535,6 +535,24 @@ def test_a_failure_in_any_piece_of_a_long_map_counts_all_pages_before_it(slow, a
     assert slow.lookup(1, at) == (0, 7)
 
 
+@pytest.mark.parametrize("end", ["finished", "failed", "reset"])
+def test_a_ring_whose_long_operation_is_in_progress_cannot_be_saved(slow, end, monkeypatch):
+    ring, other, *_ = slow.iommu.rings
+    long_map(slow)
+    slow.iommu.work()
+
+    with pytest.raises(ValueError, match="ring 0 cannot be saved while a long operation of it is in progress"):
+        ring.save()
+    assert other.save().completed == 0
+
+    if end == "failed":
+        monkeypatch.setattr(type(slow.iommu.engine), "map", lambda *_, **__: 1 // 0)
+    if end == "reset":
+        slow.iommu.reset()
+    finish(slow)
+    assert ring.save().completed == ring.completed
+
+
 def test_slots_behind_a_long_operation_wait_for_its_end(slow):
     first = slow.put(NOOP, flags=SlotFlags.POSTED)
     position = long_map(slow)
