@@ -17,10 +17,10 @@ PENDING_LIMIT = 1024
 CachedRun = tuple[int, int, int]
 """gfn, pages, access bits."""
 
-Pending = tuple[int | None, int, int]
+Deferred = tuple[int | None, int, int]
 """Domain (None: all), first and last dfn."""
 
-EVERYTHING: Pending = (None, 0, FRAME_LIMIT - 1)
+EVERYTHING: Deferred = (None, 0, FRAME_LIMIT - 1)
 
 
 class Iotlb:
@@ -34,7 +34,7 @@ class Iotlb:
         self._entries = 0
         self._blocks: dict[tuple[int, int], dict[int, CachedRun]] = {}
         self._deferrals = 0
-        self._pending: list[Pending] = []
+        self._pending: list[Deferred] = []
         self.flushes = 0
         """Invalidations carried out; those deferred together count once."""
 
@@ -103,7 +103,7 @@ class Iotlb:
         """Take over a state. What is cached stays: whoever changes domains invalidates it."""
         self.flushes = state.flushes
 
-    def _request(self, request: Pending) -> None:
+    def _request(self, request: Deferred) -> None:
         if not self._deferrals:
             self.flushes += 1
             self._forget(request)
@@ -112,7 +112,7 @@ class Iotlb:
         else:
             self._pending.append(request)
 
-    def _forget(self, request: Pending) -> None:
+    def _forget(self, request: Deferred) -> None:
         domain, first, last = request
         if domain is None:
             self._blocks.clear()
