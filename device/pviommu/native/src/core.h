@@ -89,6 +89,8 @@ uint64_t pv_table_unmap(struct pv_table *table, uint64_t dfn, uint64_t nr, uint3
 
 /* ---- contexts and translation (twin: engine/engine.py) ---- */
 
+/* What C calls a context is what Python's engine calls a paging domain. */
+
 #define PV_CONTEXTS 65536u
 #define PV_IDENTITY 0u	/* engine/domain.py; any other number without a table reaches nothing */
 
