@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from pviommu.counters import Counters
-from pviommu.dma.fault import DmaRefusedError
+from pviommu.dma.fault import REASON, DmaRefusedError
 from pviommu.guest.events import EventRing
 from pviommu.guest.local import LocalFunction
 from pviommu.guest.memory import GuestRam, memory_file
@@ -19,7 +19,6 @@ from pviommu.guest.ring import Ring
 from pviommu.guest.xen_2024 import Xen2024
 from pviommu.host.work import Work
 from pviommu.inputs import LiveInputs
-from pviommu.interfaces.pv.reporting import REASON
 from pviommu.machine import Machine
 from pviommu.pci.function import Environment
 from pviommu.probes import Probes

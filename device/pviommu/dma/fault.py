@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from pviommu_abi.shared import EventReason
+
 from ..engine import Access
 
-__all__ = ["DmaPendingError", "DmaRefusedError", "Fault", "FaultKind"]
+__all__ = ["REASON", "DmaPendingError", "DmaRefusedError", "Fault", "FaultKind"]
 
 
 class FaultKind(Enum):
@@ -22,6 +24,18 @@ class FaultKind(Enum):
     ABORTED = "the address leads to a BAR, which does not allow this"
     NO_BUS_MASTER = "bus mastering is off"
     """no request left the function, so nobody is told but the endpoint"""
+
+
+REASON = {
+    FaultKind.NOT_MAPPED: EventReason.NOT_MAPPED,
+    FaultKind.PERMISSION: EventReason.PERMISSION,
+    FaultKind.OUT_OF_APERTURE: EventReason.OUT_OF_APERTURE,
+    FaultKind.RESERVED: EventReason.RESERVED,
+    FaultKind.BLOCKED: EventReason.BLOCKED,
+    FaultKind.NOT_RAM: EventReason.NOT_RAM,
+    FaultKind.ABORTED: EventReason.ABORTED,
+}
+"""What a guest is told of a fault, by events and by the DMA test engine; of the other kinds nothing."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,9 +9,8 @@ from dataclasses import replace
 from pviommu_abi import dma_test as abi
 from pviommu_abi.dma_test import Control, Descriptor, DescriptorFlags, DescriptorStatus, DmaOp, SgEntry
 from pviommu_abi.registers import DMA_TEST_DEVICE_ID, OTHER_SYSTEM_CLASS, VENDOR_ID
-from pviommu_abi.shared import EventReason
 
-from ..dma.fault import DmaRefusedError, FaultKind
+from ..dma.fault import REASON, DmaRefusedError
 from ..dma.plan import Span
 from ..dma.port import PIECE_BYTES, PIECE_SPANS, DmaSteps
 from ..pci.config_space import Identity
@@ -25,16 +24,6 @@ _STATUS = Descriptor.offset_of("status")
 _INTERRUPT = int(DescriptorFlags.INTERRUPT)
 _FLAGS = Descriptor.offset_of("flags")
 _ADDRESS, _LENGTH = SgEntry.offset_of("address"), SgEntry.offset_of("length")
-_REASON = {
-    FaultKind.NOT_MAPPED: EventReason.NOT_MAPPED,
-    FaultKind.PERMISSION: EventReason.PERMISSION,
-    FaultKind.OUT_OF_APERTURE: EventReason.OUT_OF_APERTURE,
-    FaultKind.RESERVED: EventReason.RESERVED,
-    FaultKind.BLOCKED: EventReason.BLOCKED,
-    FaultKind.NOT_RAM: EventReason.NOT_RAM,
-    FaultKind.ABORTED: EventReason.ABORTED,
-}
-"""How a descriptor tells of a fault; 0 if it did not leave the function."""
 STEP_NS = 100_000
 """A step ends with the piece of a descriptor that takes it past this: there may be many engines."""
 
@@ -104,7 +93,7 @@ class DmaTestEngine(Endpoint):
                 descriptor,
                 status=DescriptorStatus.FAULT,
                 detail=fault.iova,
-                reason=_REASON.get(fault.kind, 0),
+                reason=REASON.get(fault.kind, 0),  # 0: it did not leave the function
                 access=int(fault.access),
             )
         except InvalidDescriptorError:

@@ -7,29 +7,18 @@ from typing import Protocol
 
 from pviommu_abi.shared import SBDF_UNBOUND, Event, EventReason
 
-from ...dma.fault import Fault, FaultKind
+from ...dma.fault import REASON, Fault
 from ...pci.function import Environment
 from .bindings import Bindings, format_sbdf
 from .config import NO_STREAM
 from .contexts import Contexts
 from .events import EventRing
 
-__all__ = ["REASON", "Reporter"]
+__all__ = ["Reporter"]
 
 log = logging.getLogger(__name__)
 
 VECTOR_EVENTS = 0
-
-REASON = {
-    FaultKind.NOT_MAPPED: EventReason.NOT_MAPPED,
-    FaultKind.PERMISSION: EventReason.PERMISSION,
-    FaultKind.OUT_OF_APERTURE: EventReason.OUT_OF_APERTURE,
-    FaultKind.RESERVED: EventReason.RESERVED,
-    FaultKind.BLOCKED: EventReason.BLOCKED,
-    FaultKind.NOT_RAM: EventReason.NOT_RAM,
-    FaultKind.ABORTED: EventReason.ABORTED,
-}
-"""What the guest is told of a fault; of the other kinds nothing."""
 
 
 class InterruptSource(Protocol):
@@ -64,7 +53,7 @@ class Reporter:
         self._source.interrupt(vector)
 
     def fault(self, fault: Fault) -> None:
-        """Tell the guest of a refused request, of a kind that is in :data:`REASON`."""
+        """Tell the guest of a refused request, of a kind that is in :data:`pviommu.dma.fault.REASON`."""
         self._counters.faults += 1
         reason = REASON[fault.kind]
         context = self._contexts.of(fault.stream)
