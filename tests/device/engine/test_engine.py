@@ -661,3 +661,10 @@ def test_ram_that_changes_while_there_is_mmio_and_once_it_is_gone_may_be_mapped_
     assert (engine.lookup(0, 9), engine.lookup(0, 0x20000)) == ((9, RW), None)
     engine.set_ram([(5, 19)])
     assert (engine.lookup(0, 4), engine.lookup(0, 19)) == (None, (19, RW))
+
+
+def test_a_name_that_the_package_does_not_have_is_an_attribute_error():
+    import pviommu.engine
+
+    with pytest.raises(AttributeError, match=r"module 'pviommu\.engine' has no attribute 'Enigne'"):
+        _ = pviommu.engine.Enigne

@@ -221,7 +221,9 @@ def test_a_parent_lives_as_long_as_what_stands_on_it(nested):
     assert engine.free_domain(1) is Stop.NESTED_ATTACHED
     assert engine.free_domain(2) is Stop.ENDPOINTS_ATTACHED
     engine.attach(STREAM, BLOCKED)
+    assert [engine.has_nested(domain) for domain in (1, 2)] == [True, False]
     assert engine.free_domain(2) is None
+    assert not engine.has_nested(1)
     assert engine.free_domain(1) is None
     assert (engine.domains(), engine.usage()) == ((), Usage(0, 0, 4096, 0))
 

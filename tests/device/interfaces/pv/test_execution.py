@@ -842,7 +842,7 @@ def test_each_request_waits_for_what_the_rings_hold_when_it_begins(slow):
     endings = {
         "success": lambda: slow.dma_read("dma0", 0, 1),
         "reset": slow.machine.endpoints["dma0"].reset,
-        "cancelled": slow.machine.endpoints["dma0"].cancel_dma,
+        "cancelled": slow.machine.endpoints["dma0"].cancel,
     }
     slow.attached("dma0", 1)
     slow.map(1, 0, 1, 1)
