@@ -17,8 +17,9 @@ struct copy {
 	uintptr_t to;
 	uintptr_t from;
 	uint64_t size;
-	uint64_t reached;	/* bytes before the one that is not there */
 };
+
+#define PAGE 4096u	/* memory goes by pages of this size at least */
 
 /*
  * In static storage of the thread: a handler may not be the first to ask for storage that is allocated when needed. Volatile:
@@ -51,19 +52,20 @@ static void pass_on(int number, siginfo_t *info, void *context)
 	}
 }
 
+/* Whether a fault at `address`, which may be the beginning of its page, is one of `size` bytes from `start` on. */
+static int touches(uintptr_t address, uintptr_t start, uint64_t size)
+{
+	return address - (start - start % PAGE) < size + start % PAGE;
+}
+
 static void on_bus_error(int number, siginfo_t *info, void *context)
 {
 	struct copy *copy = current;
 	uintptr_t address = (uintptr_t)info->si_addr;
 
-	if (copy && info->si_code > 0) {
-		uintptr_t start = address - copy->from < copy->size ? copy->from : copy->to;
-
-		if (address - start < copy->size) {
-			copy->reached = address - start;
-			siglongjmp(copy->way_out, 1);
-		}
-	}
+	if (copy && info->si_code > 0 &&
+	    (touches(address, copy->from, copy->size) || touches(address, copy->to, copy->size)))
+		siglongjmp(copy->way_out, 1);
 	pass_on(number, info, context);
 }
 
@@ -88,33 +90,48 @@ void pv_guard_install(void)
 	__sync_lock_release(&is_installing);
 }
 
-/* memcpy(); returns how many bytes come before the one that it met and that is not there, `size` if it met none. */
-static uint64_t try_copy(uint8_t *to, const uint8_t *from, uint64_t size)
+/* memcpy(); 0 if it met a byte that is not there. */
+static int try_copy(uint8_t *to, const uint8_t *from, uint64_t size)
 {
-	struct copy copy = { .to = (uintptr_t)to, .from = (uintptr_t)from, .size = size, .reached = size };
+	struct copy copy = { .to = (uintptr_t)to, .from = (uintptr_t)from, .size = size };
 
-	if (!sigsetjmp(copy.way_out, 0)) {
-		current = &copy;
-		atomic_signal_fence(memory_order_seq_cst);
-		memcpy(to, from, size);
-		atomic_signal_fence(memory_order_seq_cst);
+	if (sigsetjmp(copy.way_out, 0)) {
+		current = NULL;
+		return 0;
 	}
+	current = &copy;
+	atomic_signal_fence(memory_order_seq_cst);
+	memcpy(to, from, size);
+	atomic_signal_fence(memory_order_seq_cst);
 	current = NULL;
-	return ((volatile struct copy *)&copy)->reached;
+	return 1;
 }
 
 /*
  * memcpy() once the handler is installed; returns how many bytes come before one that is not there, `size` if all are
  * there. These are copied; of those after it some may be, too.
+ *
+ * Where a fault was does not tell: memcpy() may begin at the end, and go on by several places at once. So what met one is
+ * copied again in order, by parts in each of which all is there or nothing.
  */
 uint64_t pv_copy(uint8_t *to, const uint8_t *from, uint64_t size)
 {
-	uint64_t reached;
+	uint64_t done = 0;
 
-	/* memcpy() may go backwards, or by several places at once: of what comes before a fault some may be missing. */
-	while ((reached = try_copy(to, from, size)) < size)
-		size = reached;
-	return size;
+	if (try_copy(to, from, size))
+		return size;
+	while (done < size) {
+		uint64_t part = PAGE - (uintptr_t)(to + done) % PAGE;
+
+		if (part > PAGE - (uintptr_t)(from + done) % PAGE)
+			part = PAGE - (uintptr_t)(from + done) % PAGE;
+		if (part > size - done)
+			part = size - done;
+		if (!try_copy(to + done, from + done, part))
+			break;
+		done += part;
+	}
+	return done;
 }
 
 /* Both at once. */
