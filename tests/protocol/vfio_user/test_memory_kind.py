@@ -5,8 +5,11 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import shutil
 import socket
+import stat
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +21,8 @@ from vfio_user.memory_kind import NotMemoryError, check_memory, kind_of
 
 row = pytest.mark.row
 SIZE = 1 << 20
+LOSETUP = shutil.which("losetup", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin")
+"""It is not in the path of every user."""
 
 
 @pytest.fixture
@@ -123,12 +128,33 @@ def test_a_block_device_has_the_size_of_its_medium(
         assert "is a block device: it is read and written by system calls, which is slower" in caplog.text
     finally:
         files.release(file)
-        subprocess.run(["losetup", "-d", device], check=True)
+        subprocess.run([str(LOSETUP), "-d", device], check=True)
+
+
+@row("server", 56)
+def test_the_size_of_a_block_device_is_asked_of_it(opened: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where this user may make none: the kernel's answers are made up."""
+    opened.append(os.memfd_create("disk", os.MFD_CLOEXEC))
+    asked: list[tuple[int, int]] = []
+
+    def size_of(fd: int, request: int, _: bytes) -> bytes:
+        asked.append((fd, request))
+        return SIZE.to_bytes(8, sys.byteorder)
+
+    device = os.stat_result((stat.S_IFBLK | 0o600, 1, 2, 1, 0, 0, 0, 0, 0, 0))
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fstat", lambda _: device)
+        patched.setattr(fcntl, "ioctl", size_of)
+        kind = kind_of(opened[0], True)
+    assert (kind.size, kind.is_device) == (SIZE, True)
+    assert asked == [(opened[0], 0x80081272)]  # BLKGETSIZE64
 
 
 def _loop_device(path: Path) -> str:
     """A block device with the contents of a file. This needs root and the loop driver, and is skipped without."""
-    made = subprocess.run(["losetup", "--show", "-f", path], capture_output=True, text=True, check=False)
+    if LOSETUP is None:
+        pytest.skip("this host gives no block device: there is no losetup")
+    made = subprocess.run([LOSETUP, "--show", "-f", path], capture_output=True, text=True, check=False)
     if made.returncode:
         pytest.skip(f"this host gives no block device: {made.stderr.strip() or 'losetup failed'}")
     return made.stdout.strip()
