@@ -9,7 +9,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
-#include <libgen.h>
 #include <limits.h>
 #include <linux/vfio.h>
 #include <stdint.h>
@@ -20,6 +19,8 @@
 #include <sys/mman.h>
 #include <time.h>
 #include <unistd.h>
+
+#include "vfio_group.h"
 
 #define PAGE_BYTES	4096ul
 #define MIB		1048576ul
@@ -47,19 +48,13 @@ static uint64_t now_ns(void)
 
 static int open_group(const char *address)
 {
-	char link[PATH_MAX], target[PATH_MAX], path[PATH_MAX];
-	ssize_t length;
-	int group;
+	char path[PATH_MAX];
+	int group = vfio_open_group(address, path);
 
-	snprintf(link, sizeof(link), "/sys/bus/pci/devices/%s/iommu_group", address);
-	length = readlink(link, target, sizeof(target) - 1);
-	if (length < 0)
-		refuse(link);
-	target[length] = '\0';
-	snprintf(path, sizeof(path), "/dev/vfio/%s", basename(target));
-	group = open(path, O_RDWR | O_CLOEXEC);
-	if (group < 0)
+	if (group < 0) {
+		errno = -group;
 		refuse(path);
+	}
 	return group;
 }
 

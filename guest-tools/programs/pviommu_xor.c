@@ -9,7 +9,6 @@
  */
 #include <errno.h>
 #include <fcntl.h>
-#include <libgen.h>
 #include <limits.h>
 #include <linux/vfio.h>
 #include <poll.h>
@@ -23,6 +22,7 @@
 #include <unistd.h>
 
 #include "../driver/pviommu_xor.h"
+#include "vfio_group.h"
 
 #define PAGE_BYTES	4096ul
 #define LENGTH		(4 * PAGE_BYTES)
@@ -59,19 +59,13 @@ static void check(int holds, const char *what)
 
 static int open_group(const char *address)
 {
-	char link[PATH_MAX], target[PATH_MAX], path[PATH_MAX];
-	ssize_t length;
-	int group;
+	char path[PATH_MAX];
+	int group = vfio_open_group(address, path);
 
-	snprintf(link, sizeof(link), "/sys/bus/pci/devices/%s/iommu_group", address);
-	length = readlink(link, target, sizeof(target) - 1);
-	if (length < 0)
-		fail(link);
-	target[length] = '\0';
-	snprintf(path, sizeof(path), "/dev/vfio/%s", basename(target));
-	group = open(path, O_RDWR | O_CLOEXEC);
-	if (group < 0)
+	if (group < 0) {
+		errno = -group;
 		fail(path);
+	}
 	return group;
 }
 

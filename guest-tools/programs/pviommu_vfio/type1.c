@@ -2,7 +2,6 @@
 /* The container of VFIO with the type1v2 back end: what every kernel with VFIO has. */
 #include <errno.h>
 #include <fcntl.h>
-#include <libgen.h>
 #include <limits.h>
 #include <linux/vfio.h>
 #include <stdio.h>
@@ -10,6 +9,7 @@
 #include <sys/ioctl.h>
 #include <unistd.h>
 
+#include "../vfio_group.h"
 #include "ktap.h"
 #include "space.h"
 
@@ -32,20 +32,12 @@ static int type1_open(struct space *space)
 
 int type1_open_group(const char *address)
 {
-	char link[PATH_MAX], target[PATH_MAX], path[PATH_MAX];
 	struct vfio_group_status status = { .argsz = sizeof(status) };
-	ssize_t length;
-	int group;
+	char path[PATH_MAX];
+	int group = vfio_open_group(address, path);
 
-	snprintf(link, sizeof(link), "/sys/bus/pci/devices/%s/iommu_group", address);
-	length = readlink(link, target, sizeof(target) - 1);
-	if (length < 0)
-		return -errno;
-	target[length] = '\0';
-	snprintf(path, sizeof(path), "/dev/vfio/%s", basename(target));
-	group = open(path, O_RDWR | O_CLOEXEC);
 	if (group < 0)
-		return -errno;
+		return group;
 	if (ioctl(group, VFIO_GROUP_GET_STATUS, &status) ||
 	    !(status.flags & VFIO_GROUP_FLAGS_VIABLE)) {
 		close(group);
