@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import select
 from collections.abc import Callable
 from typing import NamedTuple, Protocol, TypeVar
 
 from .inputs import Outcome
 
-__all__ = ["STOPPED_NS", "Host", "MayGoOn", "Owner", "Poll", "Pollable", "Timer", "Watch"]
+__all__ = ["HUNG_UP", "STOPPED_NS", "Host", "MayGoOn", "Owner", "Poll", "Pollable", "Timer", "Watch"]
 
 _T = TypeVar("_T")
 
@@ -15,6 +16,8 @@ STOPPED_NS = 200_000_000
 """A process that did nothing for so long may have been stopped, and the guest have given its devices up and be using
 again what it unmapped. A driver waits longer before it does that. A busy host may take the processor away for less."""
 
+HUNG_UP = select.EPOLLHUP | select.EPOLLERR
+"""What epoll says, whatever is waited for, of a descriptor whose other end is closed."""
 MayGoOn = Callable[[], bool]
 """Whether there is time for more; asked between two pieces of work."""
 

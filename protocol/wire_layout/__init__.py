@@ -132,9 +132,14 @@ class Record:
     @classmethod
     def offset_of(cls, name: str) -> int:
         """Bytes from the start of the record to field ``name``; :class:`KeyError` if there is none."""
+        return cls.field_named(name).offset
+
+    @classmethod
+    def field_named(cls, name: str) -> Field:
+        """Field ``name``; :class:`KeyError` if there is none."""
         for field in cls.FIELDS:
             if field.name == name:
-                return field.offset
+                return field
         raise KeyError(f"{cls.__name__} has no field {name!r}")
 
     @classmethod

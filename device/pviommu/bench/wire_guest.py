@@ -23,7 +23,7 @@ from pviommu.lab.problems import RunError
 from pviommu.lab.processes import Child
 from pviommu_abi.registers import REGISTER, REGISTER_BAR, Profile
 from pviommu_abi.shared import CACHE_LINE, MAX_RING_ENTRIES, RING_AREA_OFFSET
-from pviommu_abi.slots import PAYLOAD_OFFSET, SLOT_SIZE, OpClass, Slot
+from pviommu_abi.slots import SLOT_SIZE, OpClass, Slot
 from pviommu_abi.xen_2024 import PvIommuOp, Xen2024Op
 from vfio_user import Client
 
@@ -215,15 +215,14 @@ class WireGuest(Opened):
         with closing(PythonMechanism().ring(self._renewed(slot * 2))) as ring:
             self.run(ring, 1)
         self._is_mapped = False
-        return PvIommuOp.unpack(self.memory, RING_AREA_OFFSET + PAYLOAD_OFFSET).ctx_no
+        return PvIommuOp.unpack(self._ring.result(0)[2]).ctx_no
 
     def _check(self, target: int) -> None:
         """The two slots before ``target`` have succeeded. Raises RunError."""
         for position in range(max(target - 2, 0), target):
-            at = RING_AREA_OFFSET + position % MAX_RING_ENTRIES * SLOT_SIZE
-            slot = Slot.unpack(self.memory, at)
-            if slot.result:
-                raise RunError(f"slot {position} of the measurement has result {slot.result}")
+            result, _, _ = self._ring.result(position)
+            if result:
+                raise RunError(f"slot {position} of the measurement has result {result}")
 
     def write(self, register: str, value: int, *, posted: bool = False) -> None:
         """A register of the PV-IOMMU; without waiting for the answer if ``posted``."""

@@ -47,6 +47,8 @@ class GuestMemory(MemoryAccess):
         """
         super().__init__(inputs, name)
         self._name = name
+        self._check_memory = inputs.of(Source(Kind.DESCRIPTOR, name), check_memory)
+        self._close = inputs.of(Source(Kind.CLOSED, name), os.close)
         self._changed = changed
         self._files = MemoryFiles(inputs) if files is None else files
         self.policy = MapPolicy(self._mappings)
@@ -84,10 +86,9 @@ class GuestMemory(MemoryAccess):
         if request.fd is None:
             return None
         try:
-            check = self._inputs.of(Source(Kind.DESCRIPTOR, self._name), check_memory)
-            kind = request.kind or check(request.fd, request.writable, in_words(request))
+            kind = request.kind or self._check_memory(request.fd, request.writable, in_words(request))
         except BaseException:
-            self._inputs.of(Source(Kind.CLOSED, self._name), os.close)(request.fd)
+            self._close(request.fd)
             raise
         return self._files.open(request.fd, request.writable, kind)
 

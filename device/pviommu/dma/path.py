@@ -51,7 +51,7 @@ class DmaPath:
             try:
                 self._memory.check(plan.runs())
             except GuestMemoryError as error:
-                raise self._refused(self._objection(plan, error)) from error
+                raise self._objected(plan, error) from error
         return plans
 
     def read_plan(self, plan: DmaPlan) -> bytes:
@@ -59,7 +59,7 @@ class DmaPath:
         try:
             data = self._memory.read(plan.runs())
         except GuestMemoryError as error:
-            raise self._refused(self._objection(plan, error)) from error
+            raise self._objected(plan, error) from error
         self._counters.dma_bytes += len(data)
         return data
 
@@ -68,7 +68,7 @@ class DmaPath:
         try:
             self._memory.write(plan.runs(), data)
         except GuestMemoryError as error:
-            raise self._refused(self._objection(plan, error)) from error
+            raise self._objected(plan, error) from error
         self._counters.dma_bytes += len(data)
 
     def read(self, spans: Sequence[Span]) -> bytes:
@@ -107,10 +107,10 @@ class DmaPath:
             self._translator.report(fault)
         return DmaRefusedError(fault)
 
-    def _objection(self, plan: DmaPlan, error: GuestMemoryError) -> Fault:
-        """What guest memory has against a plan."""
+    def _objected(self, plan: DmaPlan, error: GuestMemoryError) -> DmaRefusedError:
+        """As :meth:`_refused`, of a plan that guest memory has something against."""
         kind = FaultKind.ABORTED if isinstance(error, AbortedAccessError) else FaultKind.NOT_RAM
-        return self._fault_at(plan, error.gpa, kind)
+        return self._refused(self._fault_at(plan, error.gpa, kind))
 
     def _fault_at(self, plan: DmaPlan, gpa: int, kind: FaultKind) -> Fault:
         iova, length = plan.locate(gpa)

@@ -124,7 +124,7 @@ class DmaPort(DmaPath):
             if self._memory.find_registers(plan.runs())[0]:
                 return False
         except GuestMemoryError as error:
-            raise self._refused(self._objection(plan, error)) from error
+            raise self._objected(plan, error) from error
         self.write_plan(plan, data)
         return True
 

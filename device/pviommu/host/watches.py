@@ -5,7 +5,7 @@ from __future__ import annotations
 import select
 from collections.abc import Callable
 
-from ..hosted import MayGoOn
+from ..hosted import HUNG_UP, MayGoOn
 from ..inputs import Inputs
 from .fairness import Fairness
 
@@ -13,7 +13,6 @@ __all__ = ["SOCKETS_NS", "Watch", "Watches"]
 
 SOCKETS_NS = 1_000_000
 """A look at the descriptors ends with the callback, or the piece of one, that takes it past this."""
-_HUNG_UP = select.EPOLLHUP | select.EPOLLERR
 
 
 def _nothing(_: int, __: MayGoOn) -> None:
@@ -87,7 +86,7 @@ class Watches:
     def hung_up(self) -> list[Watch]:
         """Those whose other end is closed."""
         seen = self._inputs.wait(self.poller, 0)
-        return [self._watches[fd] for fd, events in seen if events & _HUNG_UP]
+        return [self._watches[fd] for fd, events in seen if events & HUNG_UP]
 
     def wait(self, timeout_ms: float) -> dict[Watch, int]:
         """What is ready, with its events, after at most ``timeout_ms``; at once if something is unfinished."""

@@ -50,11 +50,11 @@ def _fill(target: library.Operation, operation: PageOperation) -> None:
     names = {"ctx": "ctx_no", "dfn": "dfn", "nr": "nr_pages", "count": operation.count}
     if operation.is_map:
         names["gfn"] = "gfn"
-        flags = _field(operation.field(operation.flags))
+        flags = _field(operation.record.field_named(operation.flags))
         target.access_word = flags.word
         target.readable, target.writeable = operation.readable << flags.shift, operation.writeable << flags.shift
     for name, used in names.items():
-        setattr(target, name, _field(operation.field(used)))
+        setattr(target, name, _field(operation.record.field_named(used)))
     target.added = target.count.mask if operation.adds else 0
     target.most = min(operation.most, MOST_PAGES)
     target.reserved_first = operation.reserved_first

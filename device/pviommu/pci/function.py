@@ -168,16 +168,15 @@ class PciFunction:
         self._probes.bind(table, "trigger", "interrupt", name)
         return table
 
-    def _forgotten(self) -> RuntimeError:
-        """What using a function raises that is not powered on."""
-        what = f"{self.name} is used before it was powered on"
-        return RuntimeError(f"{what}: {type(self).__name__}.__init__ must end with self.power_on()")
+    def _check_is_on(self) -> None:
+        if not self._is_on:
+            what = f"{self.name} is used before it was powered on"
+            raise RuntimeError(f"{what}: {type(self).__name__}.__init__ must end with self.power_on()")
 
     @property
     def descriptors(self) -> int:
         """Files that this function may have open, but for its sockets and the client's memory."""
-        if not self._is_on:
-            raise self._forgotten()
+        self._check_is_on()
         shared = 2 * len(self._shared)  # a mapping keeps a duplicate
         return shared + sum(self.irq(index).count for index in IrqIndex)
 
@@ -232,8 +231,7 @@ class PciFunction:
     def describe(self) -> DeviceInfo:
         if self._foreign:
             raise RequestError(errno.EBUSY, f"{self.name}: {self._foreign}")
-        if not self._is_on:
-            raise self._forgotten()
+        self._check_is_on()
         self.check_client()
         return DeviceInfo()
 
@@ -246,8 +244,7 @@ class PciFunction:
 
     def region_read(self, index: int, offset: int, count: int) -> bytes:
         if index == RegionIndex.CONFIG:
-            if not self._is_on:
-                raise self._forgotten()
+            self._check_is_on()
             self.counters.config_accesses += 1
             return self.config.read(offset, count)
         self.counters.traps += 1
@@ -257,8 +254,7 @@ class PciFunction:
         if index in self._registers:
             data = self.attempt("a read of its registers", self._registers[index].read, offset, count)
             return b"\xff" * count if data is None else data
-        if not self._is_on:
-            raise self._forgotten()
+        self._check_is_on()
         if index in self._shared:
             return self.copy_shared(self._shared[index].view[offset : offset + count])
         return bytes(count)  # the MSI-X BAR: nothing is ever pending here
@@ -274,15 +270,13 @@ class PciFunction:
     def _bar_write(self, index: int, offset: int, data: bytes) -> Steps | None:
         if index in self._registers:
             return self.attempt("a write to its registers", self._registers[index].write, offset, data)
-        if not self._is_on:
-            raise self._forgotten()
+        self._check_is_on()
         if index in self._shared:
             self._shared[index].view[offset : offset + len(data)] = data
         return None
 
     def _config_write(self, offset: int, data: bytes) -> None:
-        if not self._is_on:
-            raise self._forgotten()
+        self._check_is_on()
         was_master = self.config.bus_master
         self.config.write(offset, data)
         high = self._pcie + PCIE_DEVICE_CONTROL + 1 - offset  # the byte of Device Control with the reset bit
@@ -338,8 +332,7 @@ class PciFunction:
         self._power_cycle()
 
     def _power_cycle(self) -> None:
-        if not self._is_on:
-            raise self._forgotten()
+        self._check_is_on()
         self.config.reset()
         self._reset_by(self.on_reset)
         self._decode()

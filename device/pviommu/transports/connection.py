@@ -10,15 +10,14 @@ from vfio_user.foreign import Closer, is_eventfd
 from vfio_user.memory_kind import check_memory
 from vfio_user.transport import Flush
 
-from ..hosted import MayGoOn, Watch
+from ..hosted import HUNG_UP, MayGoOn, Watch
 from ..inputs import Inputs, Kind, Source
 from ..pci.function import PciFunction
 from .peers import Peer, is_gone
 
 __all__ = ["Connection"]
 
-_HUNG_UP = select.EPOLLHUP | select.EPOLLERR
-_READABLE = select.EPOLLIN | _HUNG_UP
+_READABLE = select.EPOLLIN | HUNG_UP
 _CHUNK, _LARGEST_CHUNK = 1 << 10, 64 << 10
 """Most bytes to read from a client at a time: few, since the messages in them wait in the session; of one large message
 more."""
@@ -83,7 +82,7 @@ class Connection:
                 session.eof()
             else:
                 session.receive(*received, may_go_on)
-        elif events & _HUNG_UP and not session.paused:  # nothing to be read, and told again and again
+        elif events & HUNG_UP and not session.paused:  # nothing to be read, and told again and again
             session.eof()
         if session.outgoing and transport.flush(self.sock, session.outgoing, self._send) is Flush.CLOSED:
             session.eof()

@@ -11,7 +11,7 @@ from ...dma.access import GuestMemoryError
 from ...dma.memory import GuestMemory
 from ...engine import Engine
 from .indirect import FAULT
-from .pages import ACCESS
+from .page_operation import access_by
 from .profile import REFUSED, Answer, Reply, Steps, XenProfile
 
 __all__ = ["ELEMENTS", "BatchOperations"]
@@ -21,6 +21,7 @@ ELEMENTS = 16
 _ALIGNMENT = 8
 _FLAGS = int(BatchFlags.UNMAP)
 _MAP_FLAGS = int(MapFlags.READABLE | MapFlags.WRITEABLE)
+_ACCESS = access_by(int(MapFlags.READABLE), int(MapFlags.WRITEABLE))
 _DONE = Batch.offset_of("done")
 _STATUS = MapOp.offset_of("status")
 _STATUS_SIZE = 4
@@ -90,7 +91,7 @@ class BatchOperations:
     def _map(self, profile: XenProfile, op: Batch, bfn: int, mfn: int, flags: int) -> int:
         if flags & ~_MAP_FLAGS:
             return -Errno.EINVAL
-        outcome = self._engine.map(op.ctx_no, bfn, mfn, 1, ACCESS[flags])
+        outcome = self._engine.map(op.ctx_no, bfn, mfn, 1, _ACCESS[flags])
         self._counters.pages_mapped += outcome.done
         return profile.map_errno(op.ctx_no, outcome)
 

@@ -146,9 +146,9 @@ class Contexts:
                 " from the highest number in use to what is configured"
             )
 
-    def reset(self) -> None:
+    def reset(self) -> list[int]:
         """Back to power-on: all endpoints in the default context; those that were outside it are blocked, lest a stale
-        IOVA is read as a physical address.
+        IOVA is read as a physical address. The streams that are blocked then.
 
         What was blocked stays so; what was held, its own reset unblocks from now on. The limits are the configured ones
         again. Guest RAM stays.
@@ -162,6 +162,7 @@ class Contexts:
         for stream in blocked:
             self.engine.block(stream)
         self.load(ContextsState(self._configured))
+        return blocked
 
     def save(self) -> ContextsState:
         """The state, without the engine's."""

@@ -22,7 +22,6 @@ from pviommu_abi.shared import (
     EndpointEntry,
     Limits,
 )
-from pviommu_abi.slots import DEFAULT_CONTEXT
 from vfio_user import DmaMapping, RequestError
 
 from ...engine import PAGE_SHIFT, Engine
@@ -150,18 +149,12 @@ class PvIommu(PciFunction):
 
     def on_reset(self) -> None:
         """Power-on state: rings off, only the default context, bindings and profile gone, queued DMA cancelled."""
-        # what was queued while an endpoint was blocked was not meant for the default context either
-        lost = [
-            stream
-            for stream, context in self.contexts.endpoints().items()
-            if context != DEFAULT_CONTEXT or self.engine.is_blocked(stream)
-        ]
         self._executor.reset()
         for profile in self._profiles.values():
             profile.reset()
         for ring in self.rings:
             ring.disable()
-        self.contexts.reset()
+        lost = self.contexts.reset()  # what these queued was not meant for the default context
         self.bindings.reset()
         self.shared.clear()
         self.events.reset()

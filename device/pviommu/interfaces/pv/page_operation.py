@@ -25,6 +25,7 @@ __all__ = [
     "PageKinds",
     "PageOperation",
     "PageRules",
+    "access_by",
     "bits_of",
     "must_be_zero",
     "watched_kinds",
@@ -62,6 +63,11 @@ def watched_kinds(probes: Probes) -> PageKinds:
 def bits_of(field: Field) -> int:
     """The bits of a field in a payload, which is read as a little-endian number."""
     return ((1 << 8 * field.size) - 1) << 8 * field.offset
+
+
+def access_by(read: int, write: int) -> dict[int, Access]:
+    """What flags allow, of which ``read`` and ``write`` are the only bits."""
+    return {0: Access(0), read: Access.READ, write: Access.WRITE, read | write: Access.READ | Access.WRITE}
 
 
 def must_be_zero(record: type[Record], flags: str = "", allowed: int = 0, *, is_answer: bool = False) -> int:
@@ -138,18 +144,15 @@ class PageOperation:
     def _operands(self) -> tuple[str, ...]:
         return ("ctx_no", "dfn", "nr_pages", self.count, *(("gfn", self.flags) if self.is_map else ()))
 
-    def field(self, name: str) -> Field:
-        """A field of the structure. Raises KeyError."""
-        return self.record.FIELDS[[each.name for each in self.record.FIELDS].index(name)]
-
     @cached_property
     def must_read(self) -> tuple[int, int]:
         """Bits of the payload, as a little-endian number, that are fixed, and what they are."""
         mask = must_be_zero(self.record, self.flags, self.readable | self.writeable)
         value = 0
         for name, number in self.fixed.items():
-            mask |= bits_of(self.field(name))
-            value |= number << 8 * self.field(name).offset
+            field = self.record.field_named(name)
+            mask |= bits_of(field)
+            value |= number << 8 * field.offset
         return mask, value
 
     @cached_property
@@ -162,8 +165,7 @@ class PageOperation:
     @cached_property
     def access(self) -> Mapping[int, Access]:
         """By value of ``flags``."""
-        read, write = int(self.readable), int(self.writeable)
-        return {0: Access(0), read: Access.READ, write: Access.WRITE, read | write: Access.READ | Access.WRITE}
+        return access_by(int(self.readable), int(self.writeable))
 
     @cached_property
     def operands(self) -> Callable[[tuple[Any, ...]], tuple[Any, ...]]:
@@ -183,7 +185,7 @@ class PageOperation:
         """Of the count: where it is and what it takes, in bytes, its largest value, and which bits of what was there
         the pages done are added to.
         """
-        field = self.field(self.count)
+        field = self.record.field_named(self.count)
         largest = (1 << 8 * field.size) - 1
         return field.offset, field.size, largest, largest if self.adds else 0
 

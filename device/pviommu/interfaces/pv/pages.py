@@ -8,16 +8,13 @@ from ...counters import Counters
 from ...engine import Access, Engine, Outcome
 from .profile import Answer, Reply, Steps
 
-__all__ = ["ACCESS", "PIECE", "PageOperations"]
+__all__ = ["PIECE", "PageOperations"]
 
 PIECE = 1 << 12
 """Pages after which an operation lets others have a turn: part of a millisecond, if each needs an entry of its own."""
 _TABLE = 1 << 9
 _GIB = 1 << 18
 """Pages of 2 MiB and of 1 GiB. Pieces end at such multiples, lest large leaves are cut where nobody asked for it."""
-
-ACCESS = {int(access): access for access in (Access(0), Access.READ, Access.WRITE, Access.READ | Access.WRITE)}
-"""Access by the readable and writeable bits of both profiles, which are the engine's READ and WRITE."""
 
 
 def _piece(dfn: int, nr: int, grain: int) -> int:

@@ -30,10 +30,11 @@ class Patience:
         self._catch_up_until = 0
 
     def look_for_stop(self) -> None:
-        """Called at each step of the rings."""
+        """Called at each step of the rings, and before DMA."""
         now = self._inputs.now_ns()
         if now - self._worked_at > STOPPED_NS:
-            self._stopped_until(now)
+            self._missed = self._executor.backlog()
+            self._catch_up_until = now + CATCH_UP_NS
         self._worked_at = now
 
     def rested(self) -> None:
@@ -44,15 +45,8 @@ class Patience:
         """Whether nothing is left of what the rings held after a stop of the process: the guest may have given it up
         and unmapped what DMA in progress goes to.
         """
-        now = self._inputs.now_ns()
-        if now - self._worked_at > STOPPED_NS:
-            self._stopped_until(now)
-        self._worked_at = now
+        self.look_for_stop()
         return self._missed is None or self._catches_up(self._missed)
-
-    def _stopped_until(self, now: int) -> None:
-        self._missed = self._executor.backlog()
-        self._catch_up_until = now + CATCH_UP_NS
 
     def _catches_up(self, missed: Backlog) -> bool:
         if self._worked_at < self._catch_up_until and not self._drain(missed):
