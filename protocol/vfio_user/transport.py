@@ -91,10 +91,12 @@ def flush(
 ) -> Flush:
     """Send from the front of ``outgoing`` what the socket takes; what is left, in part or whole, stays there.
 
-    A vanished peer is :data:`Flush.CLOSED`, never an exception or a signal. One ``sendmsg`` a message, so that
-    descriptors ride on the first byte of theirs.
+    A vanished peer is :data:`Flush.CLOSED`, never an exception or a signal. Descriptors ride on the first byte of their
+    message, in a ``sendmsg`` of its own; messages without any that follow each other share one, up to 64 KiB.
     """
     while outgoing:
+        if len(outgoing) > 1:
+            _join_first(outgoing)
         item = outgoing[0]
         try:
             sent = send(sock, item.data, item.fds)
@@ -111,6 +113,17 @@ def flush(
         else:
             outgoing[0] = Outgoing(item.data[sent:])
     return Flush.DRAINED
+
+
+def _join_first(outgoing: deque[Outgoing]) -> None:
+    """Make one of the messages at the front that have no descriptors."""
+    pieces: list[bytes] = []
+    size = 0
+    while outgoing and not outgoing[0].fds and size + len(outgoing[0].data) <= _CHUNK:
+        pieces.append(outgoing.popleft().data)
+        size += len(pieces[-1])
+    if pieces:
+        outgoing.appendleft(Outgoing(b"".join(pieces)))
 
 
 class Listener(socket.socket):

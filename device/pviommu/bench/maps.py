@@ -45,7 +45,8 @@ _HEADINGS = (
     *("unmap, us", "its server", "all unmaps, s", f"unmap of {_PIECES}, us", "bytes a map"),
 )
 _Place = TypeVar("_Place")
-MAPS, MEMORY = Bar("all maps", 10.0, "s"), Bar("memory a map", 1024, "bytes")
+AWAITED, PIPELINED = Bar("all maps, each awaited", 10.0, "s"), Bar("all maps, pipelined", 10.0, "s")
+MEMORY = Bar("memory a map", 1024, "bytes")
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,10 +102,10 @@ def _run(args: argparse.Namespace, out: TextIO, program: Sequence[str]) -> int:
 
 def judge(found: Measured) -> list[Judgement]:
     """Beside the bars, which are of all ranges that there can be."""
+    values = {AWAITED: found.mapping, PIPELINED: found.pipelined, MEMORY: found.grown / found.ranges}
     if found.ranges < _MOST:
-        few = f"with {found.ranges} ranges"
-        return [MAPS.unjudged(found.mapping, few), MEMORY.unjudged(found.grown / found.ranges, few)]
-    return [MAPS.judge(found.mapping), MEMORY.judge(found.grown / found.ranges)]
+        return [bar.unjudged(value, f"with {found.ranges} ranges") for bar, value in values.items()]
+    return [bar.judge(value) for bar, value in values.items()]
 
 
 class LeanClient:

@@ -77,19 +77,35 @@ class Connection:
         if self._has_more:
             session.resume(may_go_on)
         elif events & _READABLE and self.is_read:
-            received = self._receive(self.sock, min(max(session.wanted, _CHUNK), _LARGEST_CHUNK))
-            if received is None:
-                session.eof()
-            else:
-                session.receive(*received, may_go_on)
+            self._read(may_go_on)
         elif events & HUNG_UP and not session.paused:  # nothing to be read, and told again and again
             session.eof()
-        if session.outgoing and transport.flush(self.sock, session.outgoing, self._send) is Flush.CLOSED:
-            session.eof()
+        self._flush()
         while self._has_more and may_go_on():
             session.resume(may_go_on)
-            if transport.flush(self.sock, session.outgoing, self._send) is Flush.CLOSED:
+            self._flush()
+
+    def _read(self, may_go_on: MayGoOn) -> None:
+        """Take what the client has sent, and act on it. Linux ends a read after descriptors, whatever was sent behind
+        them, so there is another one then: QEMU announces all ranges of guest memory at once.
+        """
+        session = self.session
+        while True:
+            received = self._receive(self.sock, min(max(session.wanted, _CHUNK), _LARGEST_CHUNK))
+            if received is None:
+                self._flush()  # it may have closed no more than its own side
                 session.eof()
+                return
+            data, fds = received
+            came_with_descriptors = bool(fds)
+            session.receive(data, fds, may_go_on)
+            if not (came_with_descriptors and self.is_read and may_go_on()):
+                return
+
+    def _flush(self) -> None:
+        """Send the client what it is to get, as far as it takes it."""
+        if self.session.outgoing and transport.flush(self.sock, self.session.outgoing, self._send) is Flush.CLOSED:
+            self.session.eof()
 
     def wait(self) -> None:
         """Have the loop look for what is to come next: bytes, room for replies, or time."""

@@ -52,13 +52,14 @@ def test_more_ranges_than_there_can_be_end_with_status_2(capsys: pytest.CaptureF
 @pytest.mark.parametrize(
     ("ranges", "seconds", "grown", "words"),
     [
-        (65535, 9.9, 1024 * 65535, ["met", "met"]),
-        (65535, 10.1, 1025 * 65535, ["NOT MET", "NOT MET"]),
-        (65534, 99.0, 0, ["reported", "reported"]),
+        (65535, 9.9, 1024 * 65535, ["met", "NOT MET", "met"]),
+        (65535, 10.1, 1025 * 65535, ["NOT MET", "met", "NOT MET"]),
+        (65534, 99.0, 0, ["reported", "reported", "reported"]),
     ],
 )
 def test_bars_are_judged_with_all_ranges_only(ranges: int, seconds: float, grown: int, words: list[str]) -> None:
-    assert [one.word for one in judge(Measured("python", ranges, seconds, 1, 1, 1, 1, 1, 1, grown))] == words
+    found = Measured("python", ranges, seconds, 1, 20 - seconds, 1, 1, 1, 1, grown)
+    assert [one.word for one in judge(found)] == words
 
 
 @pytest.fixture
