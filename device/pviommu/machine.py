@@ -59,7 +59,7 @@ class Machine:
     def __post_init__(self) -> None:
         for endpoint in self.endpoints.values():
             endpoint.memory.windows = self.windows
-            endpoint.on_bars = self._follow_bars
+            endpoint.bars.on_change = self._follow_bars
 
     @classmethod
     def build(cls, topology: Topology, environment: Environment, core: DeviceCore | None = None) -> Machine:
@@ -75,7 +75,7 @@ class Machine:
 
     def _follow_bars(self) -> None:
         """BARs came, moved or went. What translates DMA is not reached by DMA: the PV-IOMMU has no windows."""
-        windows = [window for endpoint in self.endpoints.values() for window in endpoint.windows()]
+        windows = [window for endpoint in self.endpoints.values() for window in endpoint.bars.windows()]
         self.windows.replace(window for window in windows if not self._is_reserved(window))
         self.iommu.engine.set_mmio(self.windows.frames())
 

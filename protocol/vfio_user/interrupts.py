@@ -24,11 +24,12 @@ class Eventfds(NamedTuple):
 
 
 class InterruptTable:
-    """Owns one eventfd a vector at most. ``counts`` maps an interrupt index to its number of vectors."""
+    """Owns one eventfd a vector at most."""
 
     def __init__(self, counts: Mapping[int, int], eventfds: Eventfds | None = None) -> None:
         self._is_eventfd, self._signal, self._close = eventfds or Eventfds()
-        self._counts = dict(counts)
+        self.counts = dict(counts)
+        """vectors by interrupt index; an index that is not there has none"""
         self._fds: dict[tuple[int, int], int] = {}
 
     def armed(self, index: int, vector: int) -> bool:
@@ -41,10 +42,11 @@ class InterruptTable:
         MASK and UNMASK are accepted without effect: who masks MSI-X does so in the client.
         """
         vectors = range(request.start, request.start + request.count)
-        if vectors.stop > self._counts.get(request.index, 0):
+        there_are = self.counts.get(request.index, 0)
+        if vectors.stop > there_are:
             self._close(list(request.fds))
             text = f"index {request.index} vectors {request.start}+{request.count}"
-            raise RequestError(errno.EINVAL, f"{text}: it has {self._counts.get(request.index, 0)}")
+            raise RequestError(errno.EINVAL, f"{text}: it has {there_are}")
         if request.action is not IrqAction.TRIGGER:
             self._close(list(request.fds))
         elif request.kind is IrqKind.EVENTFD:

@@ -1,39 +1,32 @@
-"""What every endpoint has: a stream, a way to memory, its part in resets, and its failures."""
+"""What every endpoint has: a stream, a way to memory, and its part in turns and resets."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from functools import partial
-from typing import ClassVar, ParamSpec, TypeVar
-from weakref import WeakSet
+from typing import ClassVar, TypeVar
 
-from vfio_user import Steps
-
-from ..dma.fault import DmaPendingError, DmaRefusedError
+from ..dma.fault import DmaPendingError
 from ..dma.port import DmaPort
 from ..hosted import Host, Timer
 from ..inputs import Outcome
 from ..pci.config_space import Identity
 from ..pci.function import PciFunction
+from .failure import CANCELLING, EndpointAttempts
 from .options import Options
 from .surroundings import Surroundings
 
 __all__ = ["Endpoint", "Options", "Surroundings"]
 
-log = logging.getLogger(__name__)
-
-_CANCELLING = "cancelling its DMA"
-_P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 
 class Endpoint(PciFunction):
     """A PCI function that does DMA. Subclasses set ``IDENTITY``, describe their BARs and end with ``power_on()``.
 
-    An exception of a subclass, in whatever method, fails this endpoint and nothing else: until it is reset it does
-    nothing, no DMA and no interrupt, its BARs read all ones where they are not mapped into the guest, and writes to
-    them are ignored. Its configuration space goes on, so that the guest can reset it.
+    An exception of a subclass, in whatever method, fails this endpoint and nothing else (:mod:`.failure`): until it is
+    reset it does nothing, no DMA and no interrupt, its BARs read all ones where they are not mapped into the guest, and
+    writes to them are ignored. Its configuration space goes on, so that the guest can reset it.
     """
 
     IDENTITY: ClassVar[Identity]
@@ -45,25 +38,22 @@ class Endpoint(PciFunction):
     """
     host: Host
     """the loop that serves it, once there is one"""
+    attempts: EndpointAttempts
 
     def __init__(self, surroundings: Surroundings) -> None:
-        super().__init__(surroundings.name, self.IDENTITY, surroundings.environment)
         self.stream = surroundings.stream
-        self.failed = False
-        """whether it raised an exception since its last reset"""
-        self.generation = 0
-        """counts its resets"""
-        self._timers: WeakSet[Timer] = WeakSet()
         self.on_ready: Callable[[], None] = lambda: None
         """called when there may be something to do for :meth:`step`"""
         self._translator = surroundings.translator
+        attempts = EndpointAttempts(self, self._translator)
+        super().__init__(surroundings.name, self.IDENTITY, surroundings.environment, attempts)
         self.memory.copier = surroundings.copier
         self.dma = DmaPort(
             self.stream,
-            *(self._translator, self.memory, self.counters, lambda: self.config.bus_master and not self.failed),
+            *(self._translator, self.memory, self.counters, lambda: self.config.bus_master and not attempts.failed),
         )
         for capability in surroundings.capabilities:
-            self.add_capability(capability)
+            self.config.add_capability(*capability)
         self._translator.on_lost(self.cancel)
 
     # -- what a subclass does ---------------------------------------------------------------------------------------
@@ -104,109 +94,53 @@ class Endpoint(PciFunction):
         """Do ``work``, which may block, in another thread: it must touch neither this endpoint nor guest memory. With
         what came of it ``callback`` is called here, unless there was a reset meanwhile.
         """
-        self.host.submit(self, work, partial(self._hear, callback))
-
-    def _hear(self, callback: Callable[[Outcome[_R]], None], outcome: Outcome[_R]) -> None:
-        self.attempt("what came of its work in a thread", callback, outcome)
+        what = "what came of its work in a thread"
+        self.host.submit(self.attempts, work, lambda outcome: self.attempts.make(what, callback, outcome))
 
     def at(self, time_ns: int, callback: Callable[[], None]) -> Timer:
         """Call ``callback`` at ``time_ns`` of the inputs' clock, or soon after, unless there is a reset before that."""
-        timer = self.host.at(time_ns, partial(self.attempt, "what was due", callback))
-        self._timers.add(timer)
+        timer = self.host.at(time_ns, partial(self.attempts.make, "what was due", callback))
+        self.attempts.timers.add(timer)
         return timer
 
     # -- what is asked of it ----------------------------------------------------------------------------------------
 
+    @property
+    def failed(self) -> bool:
+        """Whether it raised an exception since its last reset."""
+        return self.attempts.failed
+
     def step(self) -> bool:
         """:meth:`work`, unless it has failed; raises nothing. Whether there was anything to do."""
-        if self.failed:
+        if self.attempts.failed:
             return False
-        try:  # not by attempt(), which costs more: this is done at each turn, for each endpoint
+        try:  # not an attempt like others, which costs more: this is done at each turn, for each endpoint
             return self.work()
         except DmaPendingError:  # its request is still there
             return True
         except Exception as error:
-            self._raised("its work", error)
+            self.attempts.caught("its work", error)
             return False
 
     def goes_on(self) -> bool:
         """:attr:`is_in_progress`, unless it has failed; raises nothing."""
-        if self.failed:
-            return False
-        try:
-            return self.is_in_progress
-        except Exception as error:
-            self._raised("telling what it is at", error)
-            return False
+        return bool(self.attempts.quietly("telling what it is at", lambda: self.is_in_progress))
 
     def cancel(self) -> None:
         """:meth:`cancel_dma`, unless it has failed; raises nothing."""
         self.dma.give_up()
-        self.attempt(_CANCELLING, self.cancel_dma)
+        self.attempts.make(CANCELLING, self.cancel_dma)
 
     def arm(self) -> bool:
         """:meth:`on_arm`, unless it has failed; raises nothing. Whether the loop may sleep."""
-        return self._try("asking for a doorbell", self.on_arm) is not False
+        return self.attempts.quietly("asking for a doorbell", self.on_arm) is not False
 
     def disarm(self) -> None:
         """:meth:`on_disarm`, unless it has failed; raises nothing."""
-        self._try("asking for no doorbell", self.on_disarm)
+        self.attempts.quietly("asking for no doorbell", self.on_disarm)
 
     def settle(self) -> None:
         self.on_ready()  # after requests that call no code of a subclass, too
-
-    def attempt(self, what: str, hook: Callable[_P, _R], *arguments: _P.args, **named: _P.kwargs) -> _R | None:
-        self.on_ready()
-        return self._try(what, hook, *arguments, **named)
-
-    def _try(self, what: str, hook: Callable[_P, _R], *arguments: _P.args, **named: _P.kwargs) -> _R | None:
-        if self.failed:
-            return None
-        try:
-            return hook(*arguments, **named)
-        except Exception as error:
-            self._raised(what, error)
-            return None
-
-    def _raised(self, what: str, error: Exception) -> None:
-        """Called where ``error``, which ended ``what``, was caught."""
-        if isinstance(error, DmaRefusedError) and what != _CANCELLING:
-            log.info("%s: %s ended by refused DMA, what is queued is cancelled: %s", self.name, what, error)
-            self.cancel()
-            return
-        self.failed = True
-        log.exception(
-            "%s: failed in %s, and is stopped until its reset",
-            *(self.name, what),
-            extra={"event": "endpoint-failed", "fields": {"function": self.name, "stream": self.stream, "in": what}},
-        )
-        self._translator.endpoint_failed()
-
-    def _reset_by(self, hook: Callable[[], None]) -> None:
-        self.failed = False
-        self.generation += 1
-        for timer in self._timers:
-            timer.cancel()
-        self._timers.clear()
-        super()._reset_by(hook)
-
-    def _bar_read(self, index: int, offset: int, count: int) -> bytes:
-        return b"\xff" * count if self.failed else super()._bar_read(index, offset, count)
-
-    def _bar_write(self, index: int, offset: int, data: bytes) -> Steps | None:
-        self.on_ready()
-        steps = None if self.failed else super()._bar_write(index, offset, data)
-        return None if steps is None else self._attempt_each(steps)
-
-    def _attempt_each(self, steps: Steps) -> Steps:
-        """``steps`` of a register write, until it fails or is reset."""
-        generation = self.generation
-        while self.generation == generation and self.attempt("a step of a write to its registers", _is_left, steps):
-            yield
-
-    def interrupt(self, vector: int) -> None:
-        if not self.failed:
-            super().interrupt(vector)
 
     def on_reset(self) -> None:
         self.dma.give_up()
@@ -218,8 +152,3 @@ class Endpoint(PciFunction):
     def on_bus_master(self, enabled: bool) -> None:
         if enabled:
             self._translator.endpoint_begins()
-
-
-def _is_left(steps: Steps) -> bool:
-    """Take the next step. Whether there was one."""
-    return next(steps, _is_left) is None

@@ -345,9 +345,9 @@ def test_registers_are_written_after_all_the_rest_of_a_request_in_steps(driver, 
     mapped(driver, 0x40000, 1, 0x200)
     control = IOVA + abi.REGISTER["CONTROL"].offset
     seen = []
-    write = peer._registers[0].write
+    write = peer.bars[0].file.write
     monkeypatch.setattr(
-        peer._registers[0], "write", lambda *given: seen.append(driver.ram[0x40000 : 0x40000 + 8 * 30]) or write(*given)
+        peer.bars[0].file, "write", lambda *given: seen.append(driver.ram[0x40000 : 0x40000 + 8 * 30]) or write(*given)
     )
     spans = [(control, 4)] + [(0x200_000 + 8 * n, 8) for n in range(30)]
     pattern = int(Control.ENABLE) | int(Control.ENABLE) << 32

@@ -399,7 +399,7 @@ def test_steps_of_a_register_write_end_with_the_failure_of_the_endpoint(guest: A
     steps = stepwise.region_write(0, OFFSET["STAMP_AT"], bytes(4))
     assert steps is not None
     next(steps)
-    stepwise.attempt("something else", lambda: 1 // 0)
+    stepwise.attempts.make("something else", lambda: 1 // 0)
     function_reset(stepwise)
     assert list(steps) == [], "they are of the time before the reset"
     assert not stepwise.failed

@@ -75,7 +75,7 @@ class PvIommu(PciFunction):
         """ranges that were said to be no shared memory"""
         self.shared = self.add_shared_bar(SHARED_BAR, SHARED_BAR_SIZE)
         self.add_msix_bar(MSIX_BAR, MSIX_VECTORS, MSIX_BAR_SIZE, MSIX_PBA_OFFSET)
-        self.add_capability(endpoint_capability(config.instance, NO_STREAM))
+        self.config.add_capability(*endpoint_capability(config.instance, NO_STREAM))
         self.bindings = Bindings(frozenset(config.streams), config.fixed_bindings)
         self.events = EventRing(self.shared, self.inputs)
         self._reporter = Reporter(self._contexts, self.bindings, self.events, environment, self)
@@ -100,7 +100,7 @@ class PvIommu(PciFunction):
         own.bind(self._probes, name)
         self._executor.watch(watched_kinds(self._probes))
         self.registers = PvRegisters(self, config.instance, self.rings, self._executor, self._profiles)
-        self.add_register_file(REGISTER_BAR, self.registers.file, REGISTER_BAR_SIZE)
+        self.add_register_bar(REGISTER_BAR, self.registers.file, REGISTER_BAR_SIZE)
         self._patience = Patience(self._executor, self.settle, self.inputs)
         self._streams = {
             stream: PvStream(stream, self._contexts, self.settle, self._patience, self._reporter)
@@ -207,7 +207,7 @@ class PvIommu(PciFunction):
         if mapping.size < LEAST_DIMM or mapping.address < ABOVE_LOW_BARS or not self.memory.ram or place in self._told:
             return
         end = mapping.address + mapping.size
-        own = ((window.first, window.first + window.size) for window in self.windows())
+        own = ((window.first, window.first + window.size) for window in self.bars.windows())
         others = ((first << PAGE_SHIFT, last + 1 << PAGE_SHIFT) for first, last in self.engine.mmio)
         if len(self._told) >= MAX_TOLD or any(
             first < end and mapping.address < after for first, after in (*own, *others)

@@ -1,0 +1,28 @@
+"""What a function is given to live in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ..counters import Counters
+from ..dma.memory_file import MemoryFiles
+from ..inputs import Inputs
+from ..probes import Probes
+
+__all__ = ["Environment"]
+
+
+@dataclass(frozen=True)
+class Environment:
+    """What the functions of a machine share."""
+
+    inputs: Inputs
+    counters: Counters
+    files: MemoryFiles = field(init=False)
+    """of guest memory"""
+
+    probes: Probes = field(default_factory=Probes)
+    """who looks on where"""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "files", MemoryFiles(self.inputs))
