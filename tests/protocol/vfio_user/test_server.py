@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from vfio_user import Command, Header, HeaderFlags, Limits, RequestError, Session, State
 from vfio_user.messages import REGION_COUNT
+from vfio_user.outbox import Outbox
 
 EINVAL = errno.EINVAL
 READ_WRITE = 3
@@ -477,8 +478,8 @@ def test_a_device_that_fails_to_settle_ends_nothing(peer: Peer, device: Any, cap
     assert "the device failed after requests of its client" in caplog.text
 
 
-def test_maps_are_counted_by_what_an_unmap_took(fresh: Peer) -> None:
-    fresh.session._limits = Limits(max_dma_maps=2)
+def test_maps_are_counted_by_what_an_unmap_took(device: Any) -> None:
+    fresh = Peer(device, Limits(max_dma_maps=2))
     fresh.ask(Command.VERSION, b"\0\0\0\0")
     for address in (0x1000, 0x2000, 0x2000):
         assert fresh.ask(Command.DMA_MAP, dma_map(address=address)) == b""
@@ -917,7 +918,7 @@ def test_at_other_levels_no_message_is_decoded(
     device: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[object] = []
-    monkeypatch.setattr(Session, "_trace", lambda *message: calls.append(message))
+    monkeypatch.setattr(Outbox, "trace", lambda *message: calls.append(message))
     caplog.set_level(logging.INFO)
     peer = Peer(device)
     peer.ask(Command.VERSION, b"\0\0\0\0")
