@@ -13,6 +13,7 @@ from pviommu_abi.shared import (
     CAPABILITY_OFFSET,
     CAPABILITY_SIZE,
     GLOBAL_STREAM,
+    SBDF_UNBOUND,
     AddressRange,
     CapabilityArea,
     CapabilityCount,
@@ -28,11 +29,12 @@ from wire_layout import Record
 from ...engine import PAGE_SHIFT, EngineConfig
 from ...engine import ReservedRegion as EngineRegion
 from ...engine.ranges import BOUND, FrameRanges
+from .config import PAGE_SIZES, DefaultPolicy, IommuConfig
 
 if TYPE_CHECKING:  # who lists what a guest may use has no shared memory
     from ...pci.shared_memory import SharedMemory
 
-__all__ = ["CapabilityPublisher", "Chain", "iova_ranges", "reserved_regions"]
+__all__ = ["CapabilityPublisher", "Chain", "endpoint_entries", "iova_ranges", "limits", "reserved_regions"]
 
 _PAGE = 1 << PAGE_SHIFT
 _KINDS = {"msi": RegionKind.MSI, "direct": RegionKind.DIRECT}
@@ -67,6 +69,25 @@ def reserved_regions(
         )
         for region, stream in owned
     ]
+
+
+def limits(config: IommuConfig) -> Limits:
+    """The LIMITS capability."""
+    return Limits(
+        page_sizes=PAGE_SIZES,
+        max_nr_pages=config.max_nr_pages,
+        max_contexts=config.max_contexts,
+        pool_pages=config.engine.pool_pages,
+        rings=config.rings,
+        aperture_bits=config.engine.aperture_bits,
+        default_policy=int(config.default_policy is DefaultPolicy.IDENTITY),
+    )
+
+
+def endpoint_entries(config: IommuConfig) -> list[EndpointEntry]:
+    """Endpoints by stream, with what they are bound to for good."""
+    fixed = config.fixed_bindings
+    return [EndpointEntry(stream, int(stream in fixed), fixed.get(stream, SBDF_UNBOUND)) for stream in config.streams]
 
 
 def _list(entries: Iterable[Record]) -> bytes:

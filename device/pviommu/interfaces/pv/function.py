@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 from collections.abc import Iterator
 
@@ -16,24 +15,19 @@ from pviommu_abi.registers import (
     SHARED_BAR,
     Profile,
 )
-from pviommu_abi.shared import (
-    SBDF_UNBOUND,
-    SHARED_BAR_SIZE,
-    EndpointEntry,
-    Limits,
-)
-from vfio_user import DmaMapping, RequestError
+from pviommu_abi.shared import SHARED_BAR_SIZE
+from vfio_user import DmaMapping
 
-from ...engine import PAGE_SHIFT, Engine
+from ...engine import Engine
 from ...engine.ranges import FrameRanges
 from ...hosted import Poll
 from ...pci.capabilities import endpoint as endpoint_capability
 from ...pci.function import Environment, PciFunction
 from .batch import BatchOperations
 from .bindings import Bindings
-from .capability_area import CapabilityPublisher, Chain
-from .config import NO_STREAM, PAGE_SIZES, IommuConfig
-from .contexts import Contexts, DefaultPolicy
+from .capability_area import CapabilityPublisher, Chain, endpoint_entries, limits
+from .config import NO_STREAM, IommuConfig
+from .contexts import Contexts
 from .events import EventRing
 from .execution import Executor
 from .own import OwnOperations
@@ -45,15 +39,13 @@ from .reporting import Reporter
 from .ring import CommandRing
 from .ring_core import DeviceCore
 from .stream import PvStream
+from .unshared import UnsharedMemory
 from .xen_2024 import Xen2024
 from .xen_v7 import XenV7
 
 __all__ = ["IommuConfig", "PvIommu"]
 
 log = logging.getLogger(__name__)
-
-LEAST_DIMM, ABOVE_LOW_BARS = 16 << 20, 1 << 32
-MAX_TOLD = 64
 
 
 class PvIommu(PciFunction):
@@ -71,8 +63,7 @@ class PvIommu(PciFunction):
         """in which the engine and the capability area do not yet have what is RAM"""
         for stream in config.streams:
             self._contexts.add_endpoint(stream, config.reserved.get(stream, ()))
-        self._told: set[tuple[int, int]] = set()
-        """ranges that were said to be no shared memory"""
+        self._unshared = UnsharedMemory(name, self.memory, self.bars, self._engine)
         self.shared = self.add_shared_bar(SHARED_BAR, SHARED_BAR_SIZE)
         self.add_msix_bar(MSIX_BAR, MSIX_VECTORS, MSIX_BAR_SIZE, MSIX_PBA_OFFSET)
         self.config.add_capability(*endpoint_capability(config.instance, NO_STREAM))
@@ -88,7 +79,7 @@ class PvIommu(PciFunction):
         ]
         self._capabilities = CapabilityPublisher(self.shared)
         self._published = b""
-        self._chain = Chain(config.engine, self.limits(), self._endpoint_entries(), config.reserved)
+        self._chain = Chain(config.engine, limits(config), endpoint_entries(config), config.reserved)
         operands = (self._contexts, self.bindings, self.memory, self.counters, config)
         xen_2024, xen_v7 = Xen2024(*operands), XenV7(*operands)
         self._profiles: dict[int, XenProfile] = {Profile.XEN_2024: xen_2024, Profile.XEN_V7: xen_v7}
@@ -139,7 +130,7 @@ class PvIommu(PciFunction):
     def disconnected(self) -> None:
         """As for every function; a function behind this one cannot leave its block by a reset then."""
         super().disconnected()
-        self._told.clear()
+        self._unshared.forget()
         self._hold_blocked()
 
     def on_function_reset(self) -> None:
@@ -196,61 +187,11 @@ class PvIommu(PciFunction):
     def dma_map(self, mapping: DmaMapping) -> bool:
         is_new = super().dma_map(mapping)
         if is_new and mapping.fd is None and mapping.readable and mapping.writable:
-            self._look_at_unshared(mapping)
+            self._unshared.look_at(mapping)
         return is_new
 
-    def _look_at_unshared(self, mapping: DmaMapping) -> None:
-        """Say once of memory that came beside shared memory, as a DIMM does that is plugged in, that DMA will not reach
-        it. BARs of this machine are announced so, too, and small or low ranges are other devices'.
-        """
-        place = (mapping.address, mapping.size)
-        if mapping.size < LEAST_DIMM or mapping.address < ABOVE_LOW_BARS or not self.memory.ram or place in self._told:
-            return
-        end = mapping.address + mapping.size
-        own = ((window.first, window.first + window.size) for window in self.bars.windows())
-        others = ((first << PAGE_SHIFT, last + 1 << PAGE_SHIFT) for first, last in self.engine.mmio)
-        if len(self._told) >= MAX_TOLD or any(
-            first < end and mapping.address < after for first, after in (*own, *others)
-        ):
-            return
-        self._told.add(place)
-        log.warning(
-            "%s: %#x bytes at %#x came without a file descriptor, so no DMA reaches them: if this is a DIMM, its "
-            "memory backend needs share=on (a BAR of another device needs nothing)",
-            *(self.name, mapping.size, mapping.address),
-            extra={"event": "memory-not-shared"},
-        )
-
     def check_client(self) -> None:
-        """Refuse a client whose memory cannot be reached."""
-        mappings = list(self.memory)
-        if mappings and not any(mapping.file for mapping in mappings):
-            text = (
-                "guest memory came without file descriptors: give QEMU "
-                "-object memory-backend-memfd,id=ram,size=SIZE,share=on -machine memory-backend=ram"
-            )
-            log.error("%s: client refused: %s", self.name, text, extra={"event": "memory-not-shared"})
-            raise RequestError(errno.EINVAL, text)
-
-    def limits(self) -> Limits:
-        """The LIMITS capability."""
-        config, engine = self.settings, self.settings.engine
-        return Limits(
-            page_sizes=PAGE_SIZES,
-            max_nr_pages=config.max_nr_pages,
-            max_contexts=config.max_contexts,
-            pool_pages=engine.pool_pages,
-            rings=config.rings,
-            aperture_bits=engine.aperture_bits,
-            default_policy=int(config.default_policy is DefaultPolicy.IDENTITY),
-        )
-
-    def _endpoint_entries(self) -> list[EndpointEntry]:
-        fixed = self.settings.fixed_bindings
-        return [
-            EndpointEntry(stream, int(stream in fixed), fixed.get(stream, SBDF_UNBOUND))
-            for stream in self.settings.streams
-        ]
+        self._unshared.check_client()
 
     def _publish_capabilities(self) -> None:
         self._published = self._chain.with_ram(self.memory.ram)
