@@ -15,6 +15,8 @@ __all__ = ["Probes", "Rule", "Seen"]
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
+_A = TypeVar("_A")
+_B = TypeVar("_B")
 
 
 class Seen(NamedTuple):
@@ -78,6 +80,37 @@ class Probes:
             return result
 
         return probed
+
+    def probe_pieces(
+        self,
+        name: str,
+        begin: Callable[[_A], _R],
+        go_on: Callable[[_A, _B], _R] | None,
+        is_over: Callable[[_R], bool],
+        owner: str = "",
+    ) -> tuple[Callable[[_A], _R], Callable[[_A, _B], _R] | None]:
+        """As :meth:`probe`, of what ``begin`` does, and ``go_on`` after it with the same first argument until the
+        result ``is_over``: one call, whose post comes with that result.
+        """
+        first, last = self._told(f"{name}.pre"), self._told(f"{name}.post")
+        if not first and not last:
+            return begin, go_on
+
+        def tell(argument: _A, result: _R) -> _R:
+            for told in last if is_over(result) else ():
+                told(Seen(f"{name}.post", owner, (argument,), result))
+            return result
+
+        @wraps(begin)
+        def probed(argument: _A) -> _R:
+            for told in first:
+                told(Seen(f"{name}.pre", owner, (argument,)))
+            return tell(argument, begin(argument))
+
+        if go_on is None:
+            return probed, None
+        piece = go_on
+        return probed, lambda argument, how_far: tell(argument, piece(argument, how_far))
 
     def bind(self, holder: object, method: str, name: str, owner: str) -> None:
         """Make a method of ``holder``, which is looked up there at each call, a probe. Unless ``name`` is watched,

@@ -15,7 +15,7 @@ from pviommu.host.pacing import FOREVER, NAP_MS, SLEEPS_MS, Pace
 from pviommu.host.server import Server
 from pviommu.host.watches import SOCKETS_NS
 from pviommu.hosted import STOPPED_NS
-from pviommu.interfaces.pv.execution import STEP_NS
+from pviommu.interfaces.pv.order import STEP_NS
 from pviommu.interfaces.pv.ring import passed
 from pviommu.transports import peers, vfio_user
 from pviommu.transports.listening import REST_NS, close_all, listen_all

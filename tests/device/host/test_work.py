@@ -156,7 +156,7 @@ def test_an_endpoint_whose_dma_has_to_wait_has_something_to_do_and_is_asked_agai
     stamp.region_write(7, 4, b"\x06\x00")
     stamp.region_write(0, 0, bytes(4))
     answers = iter([False, False, True, True])
-    monkeypatch.setattr(machine.iommu._executor, "drain", lambda _: next(answers))
+    monkeypatch.setattr(machine.iommu._executor.order, "drain", lambda _: next(answers))
     assert [work() for _ in range(4)] == [True, True, True, False]
     assert [stamp.region_read(0, at, 4)[0] for at in (4, 8)] == [0, 1]
     assert machine.iommu.counters.faults == 1

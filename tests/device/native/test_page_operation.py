@@ -166,7 +166,7 @@ def toy_unmap(toy, dfn, nr, unmapped=0, ctx=1):
 
 
 def test_a_profile_of_made_up_numbers_is_carried_out_in_c(toy, monkeypatch):
-    monkeypatch.setattr(toy.iommu._executor, "_execute_one", lambda *_: 1 // 0)
+    monkeypatch.setattr(toy.iommu._executor.operations, "begin", lambda *_: 1 // 0)
     engine = toy.iommu.engine
 
     assert toy_map(toy, 0x100, 0x10, 3) == (0, 3)
@@ -352,10 +352,10 @@ def test_without_a_profile_nothing_is_carried_out():
 def seen(toy, monkeypatch):
     """Numbers of the operations that Python carried out."""
     numbers = []
-    execute = toy.iommu._executor._execute_one
+    execute = toy.iommu._executor.operations.begin
     monkeypatch.setattr(
-        toy.iommu._executor,
-        "_execute_one",
+        toy.iommu._executor.operations,
+        "begin",
         lambda op_class, op, *rest: numbers.append(op) or execute(op_class, op, *rest),
     )
     return numbers

@@ -37,13 +37,13 @@ def test_a_rule_on_one_operation_leaves_the_others_native(
     driver = make_driver(probes=Probes([Rule(f"op.{name}.pre", seen.append)])).start()
     _, ctx = driver.alloc()
     in_python: list[int] = []
-    execute = driver.iommu._executor._execute_one
+    execute = driver.iommu._executor.operations.begin
 
     def noted(op_class: int, op: int, flags: int, payload: bytes) -> object:
         in_python.append(payload[0])
         return execute(op_class, op, flags, payload)
 
-    monkeypatch.setattr(driver.iommu._executor, "_execute_one", noted)
+    monkeypatch.setattr(driver.iommu._executor.operations, "begin", noted)
     assert (driver.map(ctx, 0x100, 0x10, 3), driver.unmap(ctx, 0x100, 3)) == ((0, 3), (0, 3))
 
     (event,) = seen

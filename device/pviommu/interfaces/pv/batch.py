@@ -12,7 +12,7 @@ from ...dma.memory import GuestMemory
 from ...engine import Engine
 from .indirect import FAULT
 from .page_operation import access_by
-from .profile import REFUSED, Answer, Reply, Steps, XenProfile
+from .profile import BEGUN, REFUSED, Answer, Progress, Reply, XenProfile
 
 __all__ = ["ELEMENTS", "BatchOperations"]
 
@@ -51,18 +51,18 @@ class BatchOperations:
         except GuestMemoryError:
             return _reply(payload, FAULT.result, 0)
         if op.count > ELEMENTS:
-            return self._in_pieces(profile, op, payload)
+            return BEGUN
         result, done = self._piece(profile, op, 0)
         return _reply(payload, result, done)
 
-    def _in_pieces(self, profile: XenProfile, op: Batch, payload: bytes) -> Steps:
-        done = 0
-        while True:
-            result, count = self._piece(profile, op, done)
-            done += count
-            if result or done == op.count:
-                return _reply(payload, result, done)
-            yield
+    def go_on(self, profile: XenProfile, payload: bytes, progress: Progress) -> Answer:
+        """The next piece of a long one."""
+        op = Batch.unpack(payload)
+        result, count = self._piece(profile, op, progress.done)
+        done = progress.done + count
+        if result or done >= op.count:
+            return _reply(payload, result, done)
+        return Progress(done)
 
     def _piece(self, profile: XenProfile, op: Batch, first: int) -> tuple[int, int]:
         """Carry out elements from ``first`` on: the result, and how many succeeded. One IOTLB flush for all."""

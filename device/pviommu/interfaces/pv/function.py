@@ -92,7 +92,7 @@ class PvIommu(PciFunction):
         self._executor.watch(watched_kinds(self._probes))
         self.registers = PvRegisters(self, config.instance, self.rings, self._executor, self._profiles)
         self.add_register_bar(REGISTER_BAR, self.registers.file, REGISTER_BAR_SIZE)
-        self._patience = Patience(self._executor, self.settle, self.inputs)
+        self._patience = Patience(self._executor.order, self.settle, self.inputs)
         self._streams = {
             stream: PvStream(stream, self._contexts, self.settle, self._patience, self._reporter)
             for stream in config.streams
@@ -216,7 +216,7 @@ class PvIommu(PciFunction):
 
     def waits(self) -> int:
         """How many times somebody in the guest began to wait since the last call, as far as that can be told."""
-        return self._executor.waits()
+        return self._executor.take_waits()
 
     def is_pressed(self) -> bool:
         """Whether there is work that cannot wait a moment: somebody polls for it, or it is more than one step's."""
@@ -225,12 +225,13 @@ class PvIommu(PciFunction):
     @property
     def is_told_of_waits(self) -> bool:
         """Whether the guest says when it polls for a completion."""
-        return self._executor.is_told_of_waits
+        return self._executor.waits.is_told
 
     def drain(self) -> Iterator[None]:
         """Execute what each ring holds now, a millisecond a step."""
         self.settle()
-        return self._executor.drain_in_steps(self._executor.backlog())
+        order = self._executor.order
+        return order.drain_in_steps(order.backlog())
 
     def arm(self) -> bool:
         """Ask for doorbells. Whether the loop may sleep now: no ring got work in the meantime."""

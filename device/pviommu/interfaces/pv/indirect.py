@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from pviommu_abi.slots import PAYLOAD_SIZE, Errno
 
 from ...dma.access import GuestMemoryError
 from ...dma.memory import GuestMemory
-from .profile import Answer, Reply, Steps
+from .profile import Answer, Progress, Reply
 
-__all__ = ["FAULT", "carry_out"]
+__all__ = ["FAULT", "carry_out", "go_on"]
 
 FAULT = Reply(-Errno.EFAULT)
 
@@ -28,16 +29,27 @@ def carry_out(
     except GuestMemoryError:
         return FAULT
     answer = execute(data.ljust(PAYLOAD_SIZE, b"\0"))
-    if not copied_back:
-        return answer
-    if isinstance(answer, Reply):
-        return _copy_back(memory, address, data, answer)
-    return _copy_back_later(memory, address, data, answer)
+    return _answered(memory, address, data, answer, copied_back)
 
 
-def _copy_back_later(memory: GuestMemory, address: int, data: bytes, steps: Steps) -> Steps:
-    reply = yield from steps
-    return _copy_back(memory, address, data, reply)
+def go_on(
+    memory: GuestMemory,
+    address: int,
+    progress: Progress,
+    piece: Callable[[bytes, Progress], Answer],
+    *,
+    copied_back: bool,
+) -> Answer:
+    """The next ``piece`` of a long operation that :func:`carry_out` began, with what was copied in then."""
+    data, *inner = progress.structures
+    answer = piece(data.ljust(PAYLOAD_SIZE, b"\0"), replace(progress, structures=tuple(inner)))
+    return _answered(memory, address, data, answer, copied_back)
+
+
+def _answered(memory: GuestMemory, address: int, data: bytes, answer: Answer, copied_back: bool) -> Answer:
+    if isinstance(answer, Progress):
+        return replace(answer, structures=(data, *answer.structures))
+    return _copy_back(memory, address, data, answer) if copied_back else answer
 
 
 def _copy_back(memory: GuestMemory, address: int, data: bytes, reply: Reply) -> Reply:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from pviommu_abi.own import Binding, Call, OwnOp, Reserve, Usage
 from pviommu_abi.slots import Errno
 
@@ -14,7 +12,7 @@ from .batch import BatchOperations
 from .bindings import Bindings, sbdf_of
 from .contexts import Contexts
 from .events import EventRing
-from .profile import DONE, REFUSED, Answer, Reply, XenProfile
+from .profile import DONE, REFUSED, Answer, Begin, GoOn, Progress, Reply, XenProfile, probe_operation
 
 __all__ = ["OwnOperations"]
 
@@ -36,28 +34,36 @@ class OwnOperations:
         self._bindings = bindings
         self._events = events
         self._counters = counters
-        self._handlers: dict[int, Callable[[bytes], Answer]] = {
-            int(op): getattr(self, f"op_{op.name.lower()}") for op in OwnOp
+        self._handlers: dict[int, tuple[Begin, GoOn | None]] = {
+            int(op): (getattr(self, f"op_{op.name.lower()}"), getattr(self, f"go_on_{op.name.lower()}", None))
+            for op in OwnOp
         }
 
     def bind(self, probes: Probes, owner: str) -> None:
         """Make each operation a probe, ``op.NAME``."""
         self._handlers = {
-            op: probes.probe(f"op.{OwnOp(op).name.lower()}", handler, owner) for op, handler in self._handlers.items()
+            op: probe_operation(probes, OwnOp(op).name.lower(), *calls, owner) for op, calls in self._handlers.items()
         }
 
     @staticmethod
-    def reorders(op: int) -> bool:
+    def reorders(op: int, _payload: bytes) -> bool:
         """Whether the operation must wait for all rings: it moves an endpoint, or (CALL) might do so."""
         return op in (OwnOp.UNBIND, OwnOp.BLOCK, OwnOp.CALL)
 
     def execute(self, op: int, payload: bytes) -> Answer:
         """Carry out ``op`` with the 48 bytes of ``payload``. Unknown operations are -EOPNOTSUPP."""
-        handler = self._handlers.get(op)
-        if handler is None:
+        found = self._handlers.get(op)
+        if found is None:
             return Reply(-Errno.EOPNOTSUPP)
         self._counters.ops[OwnOp(op).name.lower()] += 1
-        return handler(payload)
+        return found[0](payload)
+
+    def go_on(self, op: int, payload: bytes, progress: Progress) -> Answer:
+        """Carry out the next piece of a long operation."""
+        go_on = self._handlers[op][1]
+        if go_on is None:
+            raise ValueError(f"operation {op} of class OWN is not done in pieces")
+        return go_on(payload, progress)
 
     def op_bind(self, payload: bytes) -> Reply:
         if any(payload[_BINDING_IN:]):
@@ -118,11 +124,23 @@ class OwnOperations:
             return Reply(self.profile.denied)
         return self._batch.execute(self.profile, payload)
 
+    def go_on_batch(self, payload: bytes, progress: Progress) -> Answer:
+        return self._batch.go_on(self._selected(), payload, progress)
+
     def op_call(self, payload: bytes) -> Answer:
         op = Call.unpack(payload)
         if self.profile is None or op.pad0 or any(payload[Call.SIZE :]) or op.address % _CALL_ALIGNMENT:
             return REFUSED
         return self.profile.call(op.op, op.address)
+
+    def go_on_call(self, payload: bytes, progress: Progress) -> Answer:
+        op = Call.unpack(payload)
+        return self._selected().go_on_with_call(op.op, op.address, progress)
+
+    def _selected(self) -> XenProfile:
+        if self.profile is None:
+            raise ValueError("there is no profile, so nothing of it is in progress")
+        return self.profile
 
     def op_reserve(self, payload: bytes) -> Reply:
         op = Reserve.unpack(payload)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from ...counters import Counters
 from ...engine import Access, Engine, Outcome
-from .profile import Answer, Reply, Steps
+from .profile import BEGUN, Answer, Progress, Reply
 
 __all__ = ["PIECE", "PageOperations"]
 
@@ -32,40 +32,40 @@ class PageOperations:
 
     def map(self, ctx: int, dfn: int, gfn: int, nr: int, access: Access, reply: Callable[[Outcome], Reply]) -> Answer:
         """Map ``nr`` pages from ``gfn`` at ``dfn``. A range outside the aperture is refused before anything changes."""
-        if nr <= PIECE or dfn + nr > self._engine.config.aperture_frames:
-            outcome = self._engine.map(ctx, dfn, gfn, nr, access)
-            self._counters.pages_mapped += outcome.done
-            return reply(outcome)
-        return self._map_in_pieces(ctx, dfn, gfn, nr, access, reply)
+        if PIECE < nr <= self._engine.config.aperture_frames - dfn:
+            return BEGUN
+        outcome = self._engine.map(ctx, dfn, gfn, nr, access)
+        self._counters.pages_mapped += outcome.done
+        return reply(outcome)
 
-    def _map_in_pieces(
-        self, ctx: int, dfn: int, gfn: int, nr: int, access: Access, reply: Callable[[Outcome], Reply]
-    ) -> Steps:
+    def go_on_mapping(
+        self, ctx: int, dfn: int, gfn: int, nr: int, access: Access, done: int, reply: Callable[[Outcome], Reply]
+    ) -> Answer:
+        """The next piece of a long map of which so many pages are done."""
         grain = _TABLE if (dfn ^ gfn) % _GIB else _GIB
-        done = 0
-        while True:
-            count = _piece(dfn + done, nr - done, grain)
-            outcome = self._engine.map(ctx, dfn + done, gfn + done, count, access, continues=done > 0)
-            self._counters.pages_mapped += outcome.done
-            done += outcome.done
-            if outcome.stop or done == nr:
-                return reply(Outcome(done, outcome.stop, outcome.at))
-            yield
+        count = _piece(dfn + done, nr - done, grain)
+        outcome = self._engine.map(ctx, dfn + done, gfn + done, count, access, continues=done > 0)
+        self._counters.pages_mapped += outcome.done
+        return _answer(outcome, done, nr, reply)
 
     def unmap(self, ctx: int, dfn: int, nr: int, reply: Callable[[Outcome], Reply]) -> Answer:
         """Unmap ``nr`` pages from ``dfn`` on, until one that is not mapped."""
-        if nr <= PIECE or dfn + nr > self._engine.config.aperture_frames:
-            outcome = self._engine.unmap(ctx, dfn, nr)
-            self._counters.pages_unmapped += outcome.done
-            return reply(outcome)
-        return self._unmap_in_pieces(ctx, dfn, nr, reply)
+        if PIECE < nr <= self._engine.config.aperture_frames - dfn:
+            return BEGUN
+        outcome = self._engine.unmap(ctx, dfn, nr)
+        self._counters.pages_unmapped += outcome.done
+        return reply(outcome)
 
-    def _unmap_in_pieces(self, ctx: int, dfn: int, nr: int, reply: Callable[[Outcome], Reply]) -> Steps:
-        done = 0
-        while True:
-            outcome = self._engine.unmap(ctx, dfn + done, _piece(dfn + done, nr - done, _TABLE))
-            self._counters.pages_unmapped += outcome.done
-            done += outcome.done
-            if outcome.stop or done == nr:
-                return reply(Outcome(done, outcome.stop, outcome.at))
-            yield
+    def go_on_unmapping(self, ctx: int, dfn: int, nr: int, done: int, reply: Callable[[Outcome], Reply]) -> Answer:
+        """The next piece of a long unmap of which so many pages are done."""
+        outcome = self._engine.unmap(ctx, dfn + done, _piece(dfn + done, nr - done, _TABLE))
+        self._counters.pages_unmapped += outcome.done
+        return _answer(outcome, done, nr, reply)
+
+
+def _answer(piece: Outcome, before: int, nr: int, reply: Callable[[Outcome], Reply]) -> Answer:
+    """What comes of an operation on ``nr`` pages, of which so many were done before this piece."""
+    done = before + piece.done
+    if piece.stop or done >= nr:
+        return reply(Outcome(done, piece.stop, piece.at))
+    return Progress(done)

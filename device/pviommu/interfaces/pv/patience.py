@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from ...hosted import STOPPED_NS
 from ...inputs import Inputs
-from .execution import Backlog, Executor
+from .order import Backlog, Order
+from .profile import Targets
 
-__all__ = ["CATCH_UP_NS", "Patience"]
+__all__ = ["CATCH_UP_NS", "Patience", "PatienceState"]
 
 CATCH_UP_NS = 500_000_000
 """How long DMA waits for the rings after a stop: full rings of small operations take less. A guest that had filled them
@@ -16,12 +18,21 @@ with large ones harms its own DMA.
 """
 
 
+@dataclass(frozen=True)
+class PatienceState:
+    """What :class:`Patience` is saved as."""
+
+    missed: Targets | None = None
+    left_ns: int = 0
+    """how much longer DMA waits for that"""
+
+
 class Patience:
     """Brings the rings of one PV-IOMMU up to date for DMA."""
 
-    def __init__(self, executor: Executor, settle: Callable[[], None], inputs: Inputs) -> None:
+    def __init__(self, order: Order, settle: Callable[[], None], inputs: Inputs) -> None:
         """``settle`` is called before anything is executed."""
-        self._executor = executor
+        self.order = order
         self._settle = settle
         self._inputs = inputs
         self._worked_at = inputs.now_ns()
@@ -29,11 +40,22 @@ class Patience:
         """what the rings held when the process went on after a stop"""
         self._catch_up_until = 0
 
+    def save(self) -> PatienceState:
+        """The state."""
+        missed = self.order.save(self._missed)
+        return PatienceState(missed, max(0, self._catch_up_until - self._worked_at) if missed else 0)
+
+    def load(self, state: PatienceState) -> None:
+        """Take over a state. Raises ValueError for one of rings that there are not."""
+        self._missed = self.order.load(state.missed)
+        self._worked_at = self._inputs.now_ns()
+        self._catch_up_until = self._worked_at + state.left_ns
+
     def look_for_stop(self) -> None:
         """Called at each step of the rings, and before DMA."""
         now = self._inputs.now_ns()
         if now - self._worked_at > STOPPED_NS:
-            self._missed = self._executor.backlog()
+            self._missed = self.order.backlog()
             self._catch_up_until = now + CATCH_UP_NS
         self._worked_at = now
 
@@ -58,9 +80,9 @@ class Patience:
         """Execute what the rings hold, or held when this gave ``since``, as far as a turn has time for. What to call it
         with in a later step, if something is left.
         """
-        backlog = self._executor.backlog() if since is None or not self._executor.is_current(since) else since
+        backlog = self.order.backlog() if since is None or not self.order.is_current(since) else since
         return None if self._drain(backlog) else backlog
 
     def _drain(self, backlog: Backlog) -> bool:
         self._settle()
-        return self._executor.drain(backlog)
+        return self.order.drain(backlog)

@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import ClassVar, NamedTuple, Protocol
 
 from pviommu_abi.slots import Errno, OpClass
 
 from ...engine import Outcome
+from ...probes import Probes
 from .page_operation import PageRules
 
-__all__ = ["DONE", "REFUSED", "Answer", "Reply", "Steps", "XenProfile"]
+__all__ = [
+    "BEGUN",
+    "DONE",
+    "REFUSED",
+    "Answer",
+    "Begin",
+    "GoOn",
+    "Progress",
+    "Reply",
+    "Targets",
+    "XenProfile",
+    "probe_operation",
+]
 
 
 class Reply(NamedTuple):
@@ -20,14 +34,40 @@ class Reply(NamedTuple):
     payload: bytes = b""
 
 
-Steps = Generator[None, None, Reply]
-"""A long operation: runs a bounded piece between two yields, and returns its outcome. Closing it drops the rest."""
+Targets = tuple[tuple[int, int], ...]
+"""Numbers of rings, and the index up to which each is to be completed."""
 
-Answer = Reply | Steps
-"""What carrying out an operation gives."""
 
+@dataclass(frozen=True)
+class Progress:
+    """How far a long operation is. What it is, its slot says: both together are all that there is to know of it."""
+
+    done: int = 0
+    """pages, or elements of an array"""
+    structures: tuple[bytes, ...] = ()
+    """what was copied from guest memory when it began, the outermost first"""
+    targets: Targets = ()
+    """where other rings have to get before it begins"""
+
+
+Answer = Reply | Progress
+"""What carrying out an operation, or a piece of it, gives: the outcome, or how far it is now."""
+Begin = Callable[[bytes], Answer]
+"""Carries out an operation with the 48 bytes of a payload; of a long one, nothing yet."""
+GoOn = Callable[[bytes, Progress], Answer]
+"""Carries out the next piece of a long one, with the same payload."""
+
+BEGUN = Progress()
+"""Of a long operation of which nothing is done yet."""
 DONE = Reply(0)
 REFUSED = Reply(-Errno.EINVAL)
+
+
+def probe_operation(
+    probes: Probes, name: str, begin: Begin, go_on: GoOn | None, owner: str
+) -> tuple[Begin, GoOn | None]:
+    """Make an operation the probe ``op.NAME``: seen before it begins, and with its reply after its last piece."""
+    return probes.probe_pieces(f"op.{name}", begin, go_on, lambda answer: isinstance(answer, Reply), owner)
 
 
 class XenProfile(Protocol):
@@ -48,10 +88,16 @@ class XenProfile(Protocol):
         """Whether the operation must wait for all rings: it changes contexts, or who is in them."""
 
     def execute(self, op: int, payload: bytes) -> Answer:
-        """Carry out ``op`` of a slot's header with the 48 bytes of ``payload``."""
+        """Carry out ``op`` of a slot's header with the 48 bytes of ``payload``; of what is long, nothing yet."""
+
+    def go_on(self, op: int, payload: bytes, progress: Progress) -> Answer:
+        """Carry out the next piece of what :meth:`execute` began with the same ``op`` and ``payload``."""
 
     def call(self, op: int, address: int) -> Answer:
-        """Carry out ``op`` with a structure at guest physical ``address``."""
+        """As :meth:`execute`, with a structure at guest physical ``address``."""
+
+    def go_on_with_call(self, op: int, address: int, progress: Progress) -> Answer:
+        """As :meth:`go_on`, of what :meth:`call` began."""
 
     def map_errno(self, ctx: int, outcome: Outcome) -> int:
         """The result of a map: 0 or a negative errno."""

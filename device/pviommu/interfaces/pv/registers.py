@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from pviommu_abi.registers import REGISTERS, Feature, Profile, Reset, RingControl, RingStatus, Status
@@ -59,7 +60,8 @@ class PvRegisters:
         self._rings = rings
         self._executor = executor
         self._profiles = profiles
-        self._setups = [RingSetup() for _ in rings]
+        self._setups: list[RingSetup] = []
+        self.load([RingSetup()] * len(rings))
         self.file = RegisterFile(REGISTERS, self)
         self.file["FEATURES"] = FEATURES
         self.file["INSTANCE"] = instance
@@ -72,8 +74,18 @@ class PvRegisters:
 
     def reset(self) -> None:
         """Everything as at power-on; turning the rings off is up to their owner."""
-        self._setups = [RingSetup() for _ in self._rings]
+        self.load([RingSetup()] * len(self._rings))
         self.file.reset()
+
+    def save(self) -> tuple[RingSetup, ...]:
+        """What the guest wrote about each ring; the registers themselves are their file's."""
+        return tuple(map(replace, self._setups))
+
+    def load(self, setups: Sequence[RingSetup]) -> None:
+        """Take that over. Raises ValueError if it is not of as many rings as there are."""
+        if len(setups) != len(self._rings):
+            raise ValueError(f"set-ups of {len(setups)} rings, and there are {len(self._rings)}")
+        self._setups = list(map(replace, setups))
 
     def _judge(self, accepted: bool) -> bool:
         """Say in STATUS whether a write was accepted, and return that."""
@@ -90,7 +102,7 @@ class PvRegisters:
         return self._owner.counters.doorbells
 
     def write_doorbell(self, _: int, __: int) -> None:
-        self._executor.rung()
+        self._executor.waits.rung()
         self._owner.counters.doorbells += 1  # that it was rung has woken the loop; the rings say what there is to do
 
     def accept_profile(self, _: int, value: int) -> bool:
@@ -163,7 +175,6 @@ class PvRegisters:
         ring, setup = self._ring, self._setup
         if value == 0:
             ring.disable()
-            self._executor.drop(ring)
             self._judge(True)
         elif value == _ENABLE and not ring.enabled and self._may_enable(setup, ring):
             return _begun(self._enable_in_used_memory(setup, ring))

@@ -18,13 +18,14 @@ from pviommu_abi.shared import (
     DeviceRingLine,
     GuestRingLine,
 )
-from pviommu_abi.slots import PAYLOAD_OFFSET, SLOT_SIZE, Slot
+from pviommu_abi.slots import PAYLOAD_OFFSET, PAYLOAD_SIZE, SLOT_SIZE, Slot
 
 from ...inputs import Inputs, Kind, Source
 from ...pci.shared_memory import SharedMemory, fence
+from .profile import Progress
 from .ring_setup import RingSetup
 
-__all__ = ["MASK", "CommandRing", "CommandRingState", "passed"]
+__all__ = ["MASK", "CommandRing", "CommandRingState", "Operation", "passed"]
 
 MASK = 0xFFFFFFFF
 """Indices wrap at 2**32."""
@@ -39,8 +40,22 @@ def passed(event: int, new: int, old: int) -> bool:
 
 
 @dataclass(frozen=True)
+class Operation:
+    """A long operation in progress: the slot that asked for it, the oldest of its ring that is not completed, and how
+    far it is. The guest may have changed the slot in the ring since.
+    """
+
+    op_class: int
+    op: int
+    flags: int
+    sequence: int
+    payload: bytes
+    progress: Progress
+
+
+@dataclass(frozen=True)
 class CommandRingState:
-    """What a :class:`CommandRing` is saved as, without the shared memory, and without an operation in progress."""
+    """What a :class:`CommandRing` is saved as, without the shared memory."""
 
     base: int = 0
     """bytes from the start of the shared memory"""
@@ -49,6 +64,7 @@ class CommandRingState:
     broken: bool = False
     completed: int = 0
     awaited: int = 0
+    operation: Operation | None = None
 
 
 class CommandRing:
@@ -71,8 +87,8 @@ class CommandRing:
         self.broken = False
         self.busy = False
         """whether slots of this ring are being executed"""
-        self.in_progress = False
-        """whether an operation of it has begun of which pieces are left"""
+        self.operation: Operation | None = None
+        """the one that has begun and of which pieces are left: none of another slot begins before it is over"""
         self.completed = 0
         self.awaited = 0
         """the index that was last seen to be polled for"""
@@ -96,28 +112,32 @@ class CommandRing:
         self.disarm()
 
     def save(self) -> CommandRingState:
-        """The state. Raises ValueError while slots are being executed, or an operation is in progress."""
-        if self.busy or self.in_progress:
-            reason = "its slots are being executed" if self.busy else "a long operation of it is in progress"
-            raise ValueError(f"ring {self.number} cannot be saved while {reason}: drain it first")
-        return CommandRingState(self._base, self.entries, self.broken, self.completed, self.awaited)
+        """The state. Raises ValueError while slots are being executed."""
+        if self.busy:
+            raise ValueError(f"ring {self.number} cannot be saved while its slots are being executed")
+        return CommandRingState(self._base, self.entries, self.broken, self.completed, self.awaited, self.operation)
 
     def load(self, state: CommandRingState) -> None:
         """Take over a state; the shared memory has its contents by somebody else.
 
-        Raises ValueError, and then changes nothing, for a ring that does not lie where rings may.
+        Raises ValueError, and then changes nothing, for a ring that does not lie where rings may, and for an operation
+        of one that is off or without a whole slot.
         """
         place = RingSetup(RingType.SHARED_BAR, state.entries, state.base & MASK, state.base >> 32)
         if state.entries and not place.is_legal():
             raise ValueError(f"ring {self.number}: {state.entries} slots at {state.base:#x}: no place for a ring")
+        if state.operation and not (state.entries and len(state.operation.payload) == PAYLOAD_SIZE):
+            raise ValueError(f"ring {self.number}: an operation in progress of a ring that is off, or of no slot")
         self._base, self.entries = state.base, state.entries
         self.broken = state.broken
         self.completed, self.awaited = state.completed, state.awaited
+        self.operation = state.operation
 
     def disable(self) -> None:
-        """Turn the ring off."""
+        """Turn the ring off. Of an operation in progress, what is done stays, and what is left is never done."""
         self.entries = 0
         self.broken = False
+        self.operation = None
 
     def pending(self) -> int:
         """Slots submitted and not completed. An impossible number breaks the ring, which then has none."""

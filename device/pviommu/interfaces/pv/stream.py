@@ -10,8 +10,9 @@ from ...dma.translator import PENDING, Pending, Translator
 from ...engine import Pending as EnginePending
 from ...engine import Refusal
 from .contexts import Contexts
-from .execution import Backlog
+from .order import Backlog
 from .patience import Patience
+from .profile import Targets
 from .reporting import Reporter
 
 __all__ = ["PvStream"]
@@ -47,6 +48,14 @@ class PvStream(Translator):
         """what the rings held when the request in progress was refused first"""
         self.cancel: Callable[[], None] = lambda: None
         """finishes what the endpoint has queued as cancelled"""
+
+    def save(self) -> Targets | None:
+        """What the request in progress waits for, if there is one."""
+        return self._patience.order.save(self._backlog)
+
+    def load(self, targets: Targets | None) -> None:
+        """Take over a state. Raises ValueError for one of rings that there are not."""
+        self._backlog = self._patience.order.load(targets)
 
     def translate(self, requests: Sequence[DmaRequest]) -> list[DmaPlan] | Fault | Pending:
         if not self._patience.has_caught_up():

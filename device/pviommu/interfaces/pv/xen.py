@@ -19,7 +19,7 @@ from .config import IommuConfig
 from .contexts import Contexts, ContextStop
 from .page_operation import PageOperation, PageRules, must_be_zero
 from .pages import PageOperations
-from .profile import DONE, REFUSED, Answer, Reply
+from .profile import DONE, REFUSED, Answer, Begin, GoOn, Progress, Reply, probe_operation
 
 __all__ = ["CONTEXT_RESULTS", "CONTEXT_STOPS", "MAP_RESULTS", "UNMAP_RESULTS", "Operation", "XenOperations"]
 
@@ -72,7 +72,9 @@ class _Handler(NamedTuple):
     """bits of the payload, as a little-endian number, that are fixed"""
     value: int
     """what they must be"""
-    call: Callable[[bytes], Answer]
+    call: Begin
+    go_on: GoOn | None = None
+    """the next piece, if it may be long"""
 
 
 class _Device(Protocol):
@@ -135,24 +137,24 @@ class XenOperations:
                 must_be_zero(self.records[op], each.flags, each.allowed, is_answer=each.is_answer),
                 0,
                 getattr(self, f"op_{op.name.lower()}"),
+                getattr(self, f"go_on_{op.name.lower()}", None),
             )
             for op, each in self.operations.items()
         }
-        for name, rule, call in (
+        for name, rule, calls in (
             ("MAP_PAGES", page_rules.map, self._mapper(page_rules.map)),
             ("UNMAP_PAGES", page_rules.unmap, self._unmapper(page_rules.unmap)),
         ):
             number = int(self.numbers[name])
             if number in self._handlers:
                 raise ValueError(f"{type(self).__name__}: {name} and {self._handlers[number].name} are both {number}")
-            self._handlers[number] = _Handler(name.lower(), *rule.must_read, call)
+            self._handlers[number] = _Handler(name.lower(), *rule.must_read, *calls)
 
     def bind(self, probes: Probes, owner: str) -> None:
         """Make each operation a probe, ``op.NAME``."""
-        self._handlers = {
-            op: handler._replace(call=probes.probe(f"op.{handler.name}", handler.call, owner))
-            for op, handler in self._handlers.items()
-        }
+        for op, handler in self._handlers.items():
+            call, go_on = probe_operation(probes, handler.name, handler.call, handler.go_on, owner)
+            self._handlers[op] = handler._replace(call=call, go_on=go_on)
 
     def reset(self) -> None:
         """There is nothing to forget."""
@@ -175,9 +177,16 @@ class XenOperations:
                 return self.unknown
             self._counters.ops["noop"] += 1
             return DONE
-        name, mask, value, call = handler
+        name, mask, value, call, _ = handler
         self._counters.ops[name] += 1
         return REFUSED if int.from_bytes(payload, "little") & mask != value else call(payload)
+
+    def go_on(self, op: int, payload: bytes, progress: Progress) -> Answer:
+        """Carry out the next piece of a long operation."""
+        go_on = self._handlers[payload[0] | payload[1] << 8 if self.number_in_payload else op].go_on
+        if go_on is None:
+            raise ValueError(f"operation {op} with payload {payload.hex()} is not done in pieces")
+        return go_on(payload, progress)
 
     # -- pages ------------------------------------------------------------------------------------------------------
 
@@ -189,8 +198,8 @@ class XenOperations:
         """0 or a negative errno."""
         return self._result(self.page_rules.unmap, ctx, outcome)
 
-    def _mapper(self, op: PageOperation) -> Callable[[bytes], Answer]:
-        """What carries out a map, with all that it needs of the declaration at hand."""
+    def _mapper(self, op: PageOperation) -> tuple[Begin, GoOn]:
+        """What carries out a map, or a piece of one, with all that it needs of the declaration at hand."""
         unpack, operands, access, most, map_pages = op.unpack, op.operands, op.access, op.most, self._pages.map
         too_many, answer = Reply(op.too_many), self._answer(op)
 
@@ -200,10 +209,15 @@ class XenOperations:
                 return too_many
             return map_pages(ctx, dfn, gfn, nr, access[flags], partial(answer, payload, ctx, before))
 
-        return op_map_pages
+        def go_on(payload: bytes, progress: Progress) -> Answer:
+            ctx, dfn, nr, before, gfn, flags = operands(unpack(payload))
+            reply = partial(answer, payload, ctx, before)
+            return self._pages.go_on_mapping(ctx, dfn, gfn, nr, access[flags], progress.done, reply)
 
-    def _unmapper(self, op: PageOperation) -> Callable[[bytes], Answer]:
-        """What carries out an unmap."""
+        return op_map_pages, go_on
+
+    def _unmapper(self, op: PageOperation) -> tuple[Begin, GoOn]:
+        """What carries out an unmap, or a piece of one."""
         unpack, operands, most, unmap_pages = op.unpack, op.operands, op.most, self._pages.unmap
         too_many, answer = Reply(op.too_many), self._answer(op)
 
@@ -213,7 +227,11 @@ class XenOperations:
                 return too_many
             return unmap_pages(ctx, dfn, nr, partial(answer, payload, ctx, before))
 
-        return op_unmap_pages
+        def go_on(payload: bytes, progress: Progress) -> Answer:
+            ctx, dfn, nr, before = operands(unpack(payload))
+            return self._pages.go_on_unmapping(ctx, dfn, nr, progress.done, partial(answer, payload, ctx, before))
+
+        return op_unmap_pages, go_on
 
     def _answer(self, op: PageOperation) -> Callable[[bytes, int, int, Outcome], Reply]:
         """What answers an outcome, given the payload, the context that it names, and its count as it was."""

@@ -8,6 +8,7 @@ really is one.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import ClassVar
 
 from pviommu_abi.slots import DEFAULT_CONTEXT, Errno, OpClass
@@ -32,9 +33,9 @@ from ...engine import Stop
 from .bindings import Bindings
 from .config import IommuConfig
 from .contexts import Contexts
-from .indirect import carry_out
+from .indirect import carry_out, go_on
 from .page_operation import PageOperation, PageRules
-from .profile import REFUSED, Answer, Reply
+from .profile import REFUSED, Answer, Progress, Reply
 from .xen import CONTEXT_RESULTS, MAP_RESULTS, UNMAP_RESULTS, Operation, XenOperations
 
 __all__ = ["Xen2024", "page_rules"]
@@ -98,7 +99,11 @@ class Xen2024(XenOperations):
 
     def call(self, op: int, address: int) -> Answer:
         """Carry out the ``pv_iommu_op`` at guest physical ``address``, all of which is read and written back."""
-        return carry_out(self._memory, address, PV_IOMMU_OP_SIZE, lambda data: self.execute(op, data), copied_back=True)
+        return carry_out(self._memory, address, PV_IOMMU_OP_SIZE, partial(self.execute, op), copied_back=True)
+
+    def go_on_with_call(self, op: int, address: int, progress: Progress) -> Answer:
+        """The next piece of it."""
+        return go_on(self._memory, address, progress, partial(self.go_on, op), copied_back=True)
 
     def op_query_capabilities(self, payload: bytes) -> Reply:
         op = QueryCapabilities.unpack(payload)

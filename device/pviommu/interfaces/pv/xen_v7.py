@@ -9,6 +9,7 @@ fields survive a long operation, and an identity context really is one.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 from pviommu_abi.slots import Errno, OpClass
@@ -36,9 +37,9 @@ from ...engine import PAGE_SIZE, Stop
 from .bindings import Bindings
 from .config import IommuConfig
 from .contexts import Contexts, DefaultPolicy
-from .indirect import carry_out
+from .indirect import carry_out, go_on
 from .page_operation import PageOperation, PageRules
-from .profile import DONE, REFUSED, Answer, Reply
+from .profile import DONE, REFUSED, Answer, Progress, Reply
 from .xen import CONTEXT_RESULTS, MAP_RESULTS, UNMAP_RESULTS, Operation, XenOperations
 
 __all__ = ["PAGE_RULES", "XenV7", "XenV7State"]
@@ -125,9 +126,11 @@ class XenV7(XenOperations):
         record = self.records.get(XenV7Op(op)) if op in self._handlers else None
         if self.denied or record is None:
             return self.execute(op, b"")
-        return carry_out(
-            self._memory, address, record.SIZE, lambda data: self.execute(op, data), copied_back=op in _COPIED_BACK
-        )
+        return carry_out(self._memory, address, record.SIZE, partial(self.execute, op), copied_back=op in _COPIED_BACK)
+
+    def go_on_with_call(self, op: int, address: int, progress: Progress) -> Answer:
+        """The next piece of it."""
+        return go_on(self._memory, address, progress, partial(self.go_on, op), copied_back=op in _COPIED_BACK)
 
     def op_query_capabilities(self, payload: bytes) -> Reply:
         config = self._engine.config
@@ -184,6 +187,10 @@ class XenV7(XenOperations):
         if op.subop == XenV7Op.REMOTE_CMD:
             return REFUSED
         return self.call(op.subop, op.arg)
+
+    def go_on_remote_cmd(self, payload: bytes, progress: Progress) -> Answer:
+        op = V7RemoteCmd.unpack(payload)
+        return self.go_on_with_call(op.subop, op.arg, progress)
 
 
 _COPIED_BACK = (XenV7Op.QUERY_CAPABILITIES, XenV7Op.ALLOC_CONTEXT, XenV7Op.MAP_PAGES, XenV7Op.UNMAP_PAGES)

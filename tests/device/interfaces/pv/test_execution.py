@@ -6,10 +6,12 @@ import pytest
 from pviommu.dma.fault import DmaPendingError, DmaRefusedError
 from pviommu.hosted import STOPPED_NS
 from pviommu.interfaces.pv import execution
-from pviommu.interfaces.pv.execution import BATCH, DRAIN_NS, STEP_NS
+from pviommu.interfaces.pv.execution import BATCH
+from pviommu.interfaces.pv.order import DRAIN_NS, STEP_NS
 from pviommu.interfaces.pv.pages import PIECE
 from pviommu.interfaces.pv.patience import CATCH_UP_NS
-from pviommu.interfaces.pv.ring import passed
+from pviommu.interfaces.pv.profile import Progress
+from pviommu.interfaces.pv.ring import Operation, passed
 from pviommu_abi.own import Call, OwnOp
 from pviommu_abi.registers import RingStatus
 from pviommu_abi.shared import (
@@ -536,21 +538,22 @@ def test_a_failure_in_any_piece_of_a_long_map_counts_all_pages_before_it(slow, a
 
 
 @pytest.mark.parametrize("end", ["finished", "failed", "reset"])
-def test_a_ring_whose_long_operation_is_in_progress_cannot_be_saved(slow, end, monkeypatch):
+def test_a_ring_is_saved_with_its_long_operation_in_progress(slow, end, monkeypatch):
     ring, other, *_ = slow.iommu.rings
-    long_map(slow)
+    position = long_map(slow)
     slow.iommu.work()
 
-    with pytest.raises(ValueError, match="ring 0 cannot be saved while a long operation of it is in progress"):
-        ring.save()
-    assert other.save().completed == 0
+    operation = ring.save().operation
+    slot = OpClass.XEN_2024, 0, 0, position + 100, map_op(1, 0, 1, LONG).ljust(48, b"\0")
+    assert operation == Operation(*slot, Progress(PIECE))
+    assert other.save().operation is None
 
     if end == "failed":
         monkeypatch.setattr(type(slow.iommu.engine), "map", lambda *_, **__: 1 // 0)
     if end == "reset":
         slow.iommu.reset()
     finish(slow)
-    assert ring.save().completed == ring.completed
+    assert ring.save().operation is None
 
 
 def test_slots_behind_a_long_operation_wait_for_its_end(slow):
@@ -856,7 +859,7 @@ def test_each_request_waits_for_what_the_rings_hold_when_it_begins(slow):
         while slow.completed() != slow.producer[0] - 1:
             slow.iommu.work()
         slow.inputs.time_step = 1
-        slow.iommu._executor._drain_left_ns = DRAIN_NS
+        slow.iommu._executor.order._drain_left_ns = DRAIN_NS
         assert slow.dma_read("dma0", (0x100 + number) << 12, 1) == b"\0"
         slow.inputs.time_step = 2 * STEP_NS
 

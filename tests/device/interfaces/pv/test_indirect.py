@@ -220,5 +220,7 @@ def test_memory_that_goes_away_before_a_long_map_is_written_back_is_efault_and_t
 def test_an_operation_under_no_profile_is_impossible(make_driver):
     driver = make_driver()
     driver.write("PROFILE", Profile.NONE)
-    assert driver.iommu._executor._own.op_call(Call(PLACE, 0).pack().ljust(48, b"\0")).result == -Errno.EINVAL
-    assert driver.iommu._executor._own.op_batch(bytes(48)).result == -Errno.EINVAL
+    assert (
+        driver.iommu._executor.operations._own.op_call(Call(PLACE, 0).pack().ljust(48, b"\0")).result == -Errno.EINVAL
+    )
+    assert driver.iommu._executor.operations._own.op_batch(bytes(48)).result == -Errno.EINVAL

@@ -245,7 +245,7 @@ def test_reserve_with_padding_is_einval(driver):
 
 
 def test_only_what_moves_endpoints_or_may_do_so_waits_for_all_rings():
-    assert [op for op in OwnOp if OwnOperations.reorders(op)] == [OwnOp.UNBIND, OwnOp.CALL, OwnOp.BLOCK]
+    assert [op for op in OwnOp if OwnOperations.reorders(op, b"")] == [OwnOp.UNBIND, OwnOp.CALL, OwnOp.BLOCK]
 
 
 def test_own_operations_are_not_found_under_xen_numbers(driver):

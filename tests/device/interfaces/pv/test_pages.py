@@ -27,16 +27,23 @@ def told(outcome):
     return Reply(outcome.done, str(outcome.stop and outcome.stop.name).encode())
 
 
-def carried_out(answer):
+def carried_out(answer, go_on):
     """The reply, and how many times others had a turn."""
     turns = 0
     while not isinstance(answer, Reply):
-        try:
-            next(answer)
-            turns += 1
-        except StopIteration as end:
-            answer = end.value
+        answer = go_on(answer.done)
+        turns += not isinstance(answer, Reply)
     return answer, turns
+
+
+def map_all(pages, *operands):
+    *what, reply = operands
+    return carried_out(pages.map(*operands), lambda done: pages.go_on_mapping(*what, done, reply))
+
+
+def unmap_all(pages, *operands):
+    *what, reply = operands
+    return carried_out(pages.unmap(*operands), lambda done: pages.go_on_unmapping(*what, done, reply))
 
 
 @pytest.mark.parametrize("nr", [0, 1, PIECE])
@@ -48,7 +55,7 @@ def test_up_to_a_piece_is_carried_out_at_once(pages, nr):
 @pytest.mark.parametrize(("dfn", "gfn"), [(5, 0), (5, 5), (GIB, 2 * GIB), (GIB - 1, 2 * GIB - 1), (0x200, 0x400)])
 def test_a_map_in_pieces_is_like_one_map(pages, engine, dfn, gfn):
     nr = 2 * GIB - 3
-    (reply, turns) = carried_out(pages.map(1, dfn, gfn, nr, READ_WRITE, told))
+    (reply, turns) = map_all(pages, 1, dfn, gfn, nr, READ_WRITE, told)
     assert (reply, turns >= 1) == ((nr, b"None"), True)
     [run] = engine.areas(1)
     assert run == (dfn, gfn, nr, READ_WRITE, True)
@@ -56,14 +63,14 @@ def test_a_map_in_pieces_is_like_one_map(pages, engine, dfn, gfn):
 
 def test_pieces_end_where_large_leaves_do(pages, engine):
     """A map that large leaves can hold is as good in pieces as it is whole."""
-    _, turns = carried_out(pages.map(1, 7 * GIB, GIB, 2 * GIB, READ_WRITE, told))
+    _, turns = map_all(pages, 1, 7 * GIB, GIB, 2 * GIB, READ_WRITE, told)
     leaves = list(engine._domains.paging[1].table.leaves(7 * GIB, 2 * GIB))
     assert ([count for _, _, count, _, _ in leaves], turns) == ([GIB, GIB], 1)
 
 
 def test_an_unmap_in_pieces_is_like_one_unmap(pages, engine):
-    carried_out(pages.map(1, 0, 0, 2 * GIB, READ_WRITE, told))
-    reply, turns = carried_out(pages.unmap(1, 3, 2 * GIB - 6, told))
+    map_all(pages, 1, 0, 0, 2 * GIB, READ_WRITE, told)
+    reply, turns = unmap_all(pages, 1, 3, 2 * GIB - 6, told)
     assert (reply, turns > 1) == ((2 * GIB - 6, b"None"), True)
     assert [(run.dfn, run.nr) for run in engine.areas(1)] == [(0, 3), (2 * GIB - 3, 3)]
 
@@ -71,9 +78,9 @@ def test_an_unmap_in_pieces_is_like_one_unmap(pages, engine):
 @pytest.mark.parametrize("hole", [0, 1, PIECE - 1, PIECE, PIECE + 1, 3 * PIECE])
 def test_the_page_that_stops_any_piece_is_told_with_the_total(pages, engine, hole):
     engine.map(1, hole, 9, 1, READ_WRITE)
-    assert carried_out(pages.map(1, 0, 1, 4 * PIECE, READ_WRITE, told))[0] == (hole, b"MAPPED")
+    assert map_all(pages, 1, 0, 1, 4 * PIECE, READ_WRITE, told)[0] == (hole, b"MAPPED")
     engine.unmap(1, hole, 1)
-    assert carried_out(pages.unmap(1, 0, 4 * PIECE, told))[0] == (hole, b"NOT_MAPPED")
+    assert unmap_all(pages, 1, 0, 4 * PIECE, told)[0] == (hole, b"NOT_MAPPED")
 
 
 def test_the_outcome_names_the_page(pages):
@@ -83,7 +90,7 @@ def test_the_outcome_names_the_page(pages):
         seen.append(outcome)
         return Reply(0)
 
-    carried_out(pages.map(1, 10, 3 * GIB, 2 * GIB, READ_WRITE, see))
+    map_all(pages, 1, 10, 3 * GIB, 2 * GIB, READ_WRITE, see)
     assert seen == [Outcome(GIB, Stop.NOT_RAM, 10 + GIB)]
 
 
@@ -97,7 +104,7 @@ def test_a_long_range_past_the_aperture_is_refused_before_anything_changes(pages
 def test_pages_are_counted_however_they_are_carried_out(engine):
     counters = Counters()
     pages = PageOperations(engine, counters)
-    carried_out(pages.map(1, 0, 1, 2 * PIECE, READ_WRITE, told))
-    carried_out(pages.map(1, 4 * PIECE, 1, 3, READ_WRITE, told))
-    carried_out(pages.unmap(1, 0, 2 * PIECE + 1, told))
+    map_all(pages, 1, 0, 1, 2 * PIECE, READ_WRITE, told)
+    map_all(pages, 1, 4 * PIECE, 1, 3, READ_WRITE, told)
+    unmap_all(pages, 1, 0, 2 * PIECE + 1, told)
     assert (counters.pages_mapped, counters.pages_unmapped) == (2 * PIECE + 3, 2 * PIECE)

@@ -1,0 +1,77 @@
+"""What slots ask for: which class carries an operation out, and which rings come first."""
+
+from __future__ import annotations
+
+import logging
+from typing import Protocol
+
+from pviommu_abi.slots import Errno, OpClass, SlotFlags
+
+from .order import Order
+from .own import OwnOperations
+from .profile import REFUSED, Answer, Progress, Reply, XenProfile
+from .ring import Operation
+
+__all__ = ["Operations"]
+
+log = logging.getLogger(__name__)
+
+_SLOT_FLAGS = int(SlotFlags.POSTED)
+"""A number: ``~`` of an IntFlag leaves out the bits without a name."""
+
+
+class Carrier(Protocol):
+    """Carries out the operations of one class: see :class:`.profile.XenProfile`."""
+
+    def reorders(self, op: int, payload: bytes, /) -> bool: ...
+    def execute(self, op: int, payload: bytes, /) -> Answer: ...
+    def go_on(self, op: int, payload: bytes, progress: Progress, /) -> Answer: ...
+
+
+class Operations:
+    """The operations of one PV-IOMMU. One that fails inside the device fails alone, whatever it hit."""
+
+    def __init__(self, own: OwnOperations, order: Order, name: str) -> None:
+        """``name``: of the function, for logs."""
+        self._own = own
+        self._order = order
+        self._name = name
+        self._carriers: dict[int, Carrier] = {}
+        """by class"""
+        self.select(None)
+
+    def select(self, profile: XenProfile | None) -> None:
+        """Carry out slots of this profile's class from now on, and none of another's."""
+        self.profile = self._own.profile = profile
+        self._carriers = {OpClass.OWN: self._own}
+        if profile is not None:
+            self._carriers[profile.op_class] = profile
+
+    def begin(self, op_class: int, op: int, flags: int, payload: bytes) -> Answer:
+        """Carry out what a slot asks for; of what is long or has to wait for other rings, nothing yet."""
+        if flags & ~_SLOT_FLAGS:
+            return REFUSED
+        carrier = self._carriers.get(op_class)
+        if carrier is None:
+            return REFUSED
+        try:
+            if carrier.reorders(op, payload) and (targets := self._order.left_of_others()):
+                return Progress(targets=targets)
+            return carrier.execute(op, payload)
+        except Exception:
+            log.exception("%s: operation failed: class %d op %d payload %s", self._name, op_class, op, payload.hex())
+            return Reply(-Errno.EIO)
+
+    def go_on(self, operation: Operation) -> Answer:
+        """Carry out the next piece of an operation in progress."""
+        progress = operation.progress
+        try:
+            carrier = self._carriers[operation.op_class]
+            if not progress.targets:
+                return carrier.go_on(operation.op, operation.payload, progress)
+            if not self._order.reach(progress.targets):
+                return progress
+            return carrier.execute(operation.op, operation.payload)
+        except Exception:
+            log.exception("%s: operation in progress failed: slot %d", self._name, operation.sequence)
+            return Reply(-Errno.EIO)

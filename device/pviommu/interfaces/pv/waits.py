@@ -1,0 +1,57 @@
+"""Who in the guest waits for operations, as far as that can be told."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from ...counters import Counters
+from .ring import CommandRing
+
+__all__ = ["Waits", "WaitsState"]
+
+
+@dataclass(frozen=True)
+class WaitsState:
+    """What :class:`Waits` are saved as."""
+
+    is_told: bool = False
+    count: int = 0
+    rung: bool = False
+
+
+class Waits:
+    """How many times somebody began to wait since anybody asked."""
+
+    def __init__(self, counters: Counters) -> None:
+        self._counters = counters
+        self.load(WaitsState())
+
+    def save(self) -> WaitsState:
+        """The state."""
+        return WaitsState(self.is_told, self.count, self._rung)
+
+    def load(self, state: WaitsState) -> None:
+        """Take over a state."""
+        self.is_told = state.is_told
+        """whether the guest says when it polls; one that does not is believed to wait for all but posted slots"""
+        self.count = state.count
+        self._rung = state.rung
+
+    def rung(self) -> None:
+        """A doorbell was rung: by somebody who waits, unless the guest says when it does."""
+        self._rung = not self.is_told
+
+    def seen(self, count: int) -> None:
+        """So many times somebody was seen to begin to poll."""
+        if count:
+            self.count += count
+            self.is_told = True
+
+    def take(self, rings: Iterable[CommandRing]) -> int:
+        """How many there were since the last call, after a look at ``rings``."""
+        self.seen(sum(ring.is_awaited_anew() for ring in rings))
+        count, self.count = self.count or int(self._rung), 0
+        self._rung = False
+        self._counters.waits += count
+        return count
