@@ -40,6 +40,13 @@ class Counters:
     waits: int = 0
     """times somebody in the guest was seen to wait for a completion"""
 
+    def load(self, report: dict[str, Any]) -> None:
+        """Count on from what :meth:`report` gave. Raises ValueError, and then changes nothing, for other counters."""
+        if differing := report.keys() ^ vars(self).keys():
+            raise ValueError(f"counter {min(differing)}: it is not on both sides")
+        for name, value in report.items():
+            setattr(self, name, Counter(value) if name == "ops" else value)
+
     def report(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
         return {name: dict(value) if isinstance(value, Counter) else value for name, value in vars(self).items()}

@@ -4,23 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
+
+import msgspec
 
 from .counters import Counters
 from .dma.windows import Window, Windows
 from .endpoints import endpoint_class
-from .endpoints.endpoint import Endpoint
+from .endpoints.endpoint import Endpoint, EndpointState
 from .endpoints.surroundings import Surroundings
 from .engine import PAGE_SHIFT
 from .hosted import Pollable
 from .inputs import Inputs
 from .interfaces.pv.function import PvIommu
 from .interfaces.pv.ring_core import DeviceCore
+from .interfaces.pv.state import PvIommuState
 from .pci.capabilities import endpoint as endpoint_capability
 from .pci.function import Environment, PciFunction
+from .pci.state import BusyError, FunctionState, check_function
 from .topology import EndpointEntry, Topology
 
-__all__ = ["Machine", "build_endpoint"]
+__all__ = ["DRAIN_NS", "BusyError", "Machine", "MachineState", "build_endpoint"]
+
+DRAIN_NS = 2_000_000_000
+"""How long :meth:`Machine.drain` takes at most: for a descriptor of every endpoint and what full rings hold."""
 
 AnyEndpoint = TypeVar("AnyEndpoint", bound=Endpoint)
 
@@ -45,6 +52,19 @@ def build_endpoint(
     endpoint = kind(surroundings)
     endpoint.memory.belongs_with(iommu.memory)
     return endpoint
+
+
+@dataclass(frozen=True)
+class MachineState:
+    """A whole machine, without the guest memory, the eventfds and the connections, which its clients bring anew, and
+    whatever core it had.
+    """
+
+    configuration: dict[str, Any]
+    """what it was built of, as plain values: only a machine that is built of the same can go on"""
+    iommu: PvIommuState
+    endpoints: dict[str, EndpointState]
+    counters: dict[str, Any]
 
 
 @dataclass
@@ -104,7 +124,103 @@ class Machine:
         yield self.iommu
         yield from self.endpoints.values()
 
+    # -- state ------------------------------------------------------------------------------------------------------
+    # All of it is for the loop's thread, between two turns or in the callback of a descriptor: the loop is awake then,
+    # and asks for doorbells anew before it sleeps.
+
+    def configuration(self) -> dict[str, Any]:
+        """What it is built of, as JSON has it."""
+        endpoints = {
+            name: {"kind": type(each).__name__, "stream": each.stream, "options": each.options}
+            for name, each in self.endpoints.items()
+        }
+        parts = {"endpoints": endpoints, "iommu": {"name": self.iommu.name, "settings": self.iommu.settings}}
+        plain: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(parts))
+        return plain
+
+    def drain(self) -> None:
+        """Bring to an end what no state holds: the request that an endpoint is carrying out (what is queued behind it
+        stays queued), and registers that DMA has written to. Rings are executed as far as that waits for them; a long
+        operation of theirs needs no end.
+
+        Raises BusyError for what takes longer than :data:`DRAIN_NS`.
+        """
+        deadline = self.inputs.now_ns() + DRAIN_NS
+        while (going_on := [each for each in self.endpoints.values() if each.goes_on()]) or self.windows.is_waiting:
+            if self.inputs.now_ns() > deadline:
+                raise BusyError(f"{going_on[0].name if going_on else 'DMA to registers'} does not come to an end")
+            self.iommu.work()
+            for endpoint in going_on:
+                if self.windows.deliver():
+                    endpoint.step()
+            self.windows.deliver()
+
+    def save(self) -> MachineState:
+        """The state. Raises BusyError if something is being done that no state holds: :meth:`drain` ends most of it; a
+        write to a register that takes steps, and work in a thread, end in later turns of the loop.
+        """
+        self._check_writes()
+        for endpoint in self.endpoints.values():
+            if busy := endpoint.busy_with():
+                raise BusyError(f"{endpoint.name}: {busy} is not done yet")
+        if self.windows.is_waiting:
+            raise BusyError("registers that DMA has written to are not told yet")
+        return MachineState(
+            self.configuration(),
+            self.iommu.save(),
+            {name: endpoint.save() for name, endpoint in self.endpoints.items()},
+            self.counters.report(),
+        )
+
+    def load(self, state: MachineState) -> None:
+        """Go on from a state, whatever was done before. The clients have brought the guest memory that it was made
+        with; interrupts wait for the eventfds that they have not brought yet.
+
+        Raises ValueError for a state of a machine that is built of something else or has other guest memory, and
+        BusyError while a write to a register takes steps: nothing is changed then. Raises ValueError for one that
+        cannot be: the machine is as at power-on then.
+        """
+        _compare(state.configuration, self.configuration())
+        for function, saved in self._functions_of(state):
+            try:
+                check_function(function, saved)
+            except ValueError as error:
+                raise ValueError(f"{function.name}: {error}") from error
+        self._check_writes()
+        try:
+            self.windows.forget()
+            for name, endpoint in self.endpoints.items():
+                endpoint.load(state.endpoints[name])
+            self.iommu.load(state.iommu)
+            self.counters.load(state.counters)
+        except ValueError:
+            for function in self.functions():
+                function.reset()
+            raise
+        for endpoint in self.endpoints.values():
+            endpoint.on_ready()
+
+    def _functions_of(self, state: MachineState) -> Iterator[tuple[PciFunction, FunctionState]]:
+        if state.endpoints.keys() != self.endpoints.keys():
+            raise ValueError(f"endpoints {', '.join(state.endpoints)}, and here {', '.join(self.endpoints)}")
+        yield self.iommu, state.iommu.function
+        yield from ((endpoint, state.endpoints[name].function) for name, endpoint in self.endpoints.items())
+
+    def _check_writes(self) -> None:
+        for function in self.functions():
+            if function.unfinished_writes:
+                raise BusyError(f"{function.name}: a write to its registers is not done yet")
+
     def close(self) -> None:
         """Give everything back."""
         for function in self.functions():
             function.close()
+
+
+def _compare(saved: Any, here: Any, what: str = "") -> None:
+    """Raise ValueError for the first difference between two configurations."""
+    if isinstance(saved, dict) and isinstance(here, dict):
+        for key in (*saved, *(here.keys() - saved.keys())):
+            _compare(saved.get(key), here.get(key), f"{what}.{key}" if what else key)
+    elif saved != here:
+        raise ValueError(f"it is of another machine: {what} was {saved!r} there, and is {here!r} here")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from .device import IrqAction, IrqKind, IrqRequest
@@ -12,7 +12,7 @@ from .foreign import is_eventfd
 from .framing import close_fds
 from .signals import signal
 
-__all__ = ["Eventfds", "InterruptTable"]
+__all__ = ["Eventfds", "InterruptTable", "Vector"]
 
 
 class Eventfds(NamedTuple):
@@ -23,6 +23,16 @@ class Eventfds(NamedTuple):
     close: Callable[[list[int]], None] = close_fds
 
 
+class Vector(NamedTuple):
+    """One that the client has set up."""
+
+    kind: int
+    """an interrupt index"""
+    number: int
+    is_owed: bool = False
+    """whether it was triggered while there was no eventfd yet"""
+
+
 class InterruptTable:
     """Owns one eventfd a vector at most."""
 
@@ -31,10 +41,31 @@ class InterruptTable:
         self.counts = dict(counts)
         """vectors by interrupt index; an index that is not there has none"""
         self._fds: dict[tuple[int, int], int] = {}
+        self._awaited: dict[tuple[int, int], bool] = {}
+        """vectors of a saved state whose eventfds the client has not brought yet, and whether they were triggered"""
 
     def armed(self, index: int, vector: int) -> bool:
         """Whether a vector has an eventfd."""
         return (index, vector) in self._fds
+
+    def save(self) -> tuple[Vector, ...]:
+        """Which vectors are set up. The eventfds are the client's."""
+        owed = dict.fromkeys(self._fds, False) | self._awaited
+        return tuple(Vector(*key, owed[key]) for key in sorted(owed))
+
+    def load(self, state: Iterable[Vector]) -> None:
+        """Vectors of ``state`` that have an eventfd already are triggered now if that is owed; the others are triggered
+        when the client brings theirs, if anything triggers them before. Raises ValueError, and then changes nothing,
+        for vectors that there are not.
+        """
+        owed = {(index, vector): is_owed for index, vector, is_owed in state}
+        for index, vector in owed:
+            if not 0 <= vector < self.counts.get(index, 0):
+                raise ValueError(f"vector {vector} of index {index}: it has {self.counts.get(index, 0)}")
+        self._awaited = {key: is_owed for key, is_owed in owed.items() if key not in self._fds}
+        for key, is_owed in owed.items():
+            if is_owed and key in self._fds:
+                self.trigger(*key)
 
     def set_irqs(self, request: IrqRequest) -> None:
         """Carry out ``request`` and take its descriptors; RequestError(EINVAL) closes them and changes nothing.
@@ -52,23 +83,28 @@ class InterruptTable:
         elif request.kind is IrqKind.EVENTFD:
             self._install(request, vectors)
         elif request.count == 0:
-            self._remove([key for key in self._fds if key[0] == request.index])
+            self._remove([key for key in (*self._fds, *self._awaited) if key[0] == request.index])
         else:
             for position, vector in enumerate(vectors):
                 if request.kind is IrqKind.NONE or request.flags[position]:
                     self.trigger(request.index, vector)
 
     def trigger(self, index: int, vector: int) -> bool:
-        """Interrupt the client. False, and nothing happens, if the vector has no eventfd. Never blocks."""
+        """Interrupt the client, or do so when it brings the eventfd that a saved state had. False, and nothing happens,
+        if there is none. Never blocks.
+        """
         fd = self._fds.get((index, vector))
         if fd is None:
-            return False
+            if (index, vector) not in self._awaited:
+                return False
+            self._awaited[index, vector] = True
+            return True
         self._signal(fd)
         return True
 
     def close(self) -> None:
         """Close every eventfd."""
-        self._remove(list(self._fds))
+        self._remove([*self._fds, *self._awaited])
 
     def _install(self, request: IrqRequest, vectors: range) -> None:
         if not request.fds:
@@ -83,6 +119,10 @@ class InterruptTable:
             self._fds[request.index, vector] = fd
             if old is not None:
                 self._close([old])
+            if self._awaited.pop((request.index, vector), False):
+                self._signal(fd)
 
-    def _remove(self, keys: Iterable[tuple[int, int]]) -> None:
+    def _remove(self, keys: Sequence[tuple[int, int]]) -> None:
+        for key in keys:
+            self._awaited.pop(key, None)
         self._close([fd for key in keys if (fd := self._fds.pop(key, None)) is not None])

@@ -120,6 +120,10 @@ class Windows:
             self._posted.append((place, data))
             self._posted_bytes += len(data)
 
+    def forget(self) -> None:
+        """Nothing was posted."""
+        self._posted, self._posted_bytes, self._delivery = [], 0, None
+
     @property
     def is_waiting(self) -> bool:
         """Whether something is left for :meth:`deliver`: register handlers may post, too."""

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
+
+import msgspec
 
 from ..dma.fault import DmaPendingError
 from ..dma.port import DmaPort
@@ -12,13 +15,24 @@ from ..hosted import Host, Timer
 from ..inputs import Outcome
 from ..pci.config_space import Identity
 from ..pci.function import PciFunction
+from ..pci.state import FunctionState, load_function, save_function
 from .failure import CANCELLING, EndpointAttempts
 from .options import Options
 from .surroundings import Surroundings
 
-__all__ = ["Endpoint", "Options", "Surroundings"]
+__all__ = ["Endpoint", "EndpointState", "Options", "Surroundings"]
 
 _R = TypeVar("_R")
+
+
+@dataclass(frozen=True)
+class EndpointState:
+    """What an endpoint is saved as."""
+
+    function: FunctionState
+    failed: bool
+    own: dict[str, Any]
+    """the fields of its :class:`Endpoint.State`, as plain values"""
 
 
 class Endpoint(PciFunction):
@@ -32,6 +46,14 @@ class Endpoint(PciFunction):
     IDENTITY: ClassVar[Identity]
     OPTIONS: ClassVar[type[Options]] = Options
     """what a topology may set, if there is anything; :attr:`.surroundings.Surroundings.options` is one"""
+
+    class State(msgspec.Struct):
+        """What it keeps beside registers and shared memory: nothing. A subclass has a class of this name with fields of
+        plain values, whose defaults are those of power-on.
+        """
+
+    state: Any
+    """a :class:`State`, made anew at each reset"""
     polls_memory: ClassVar[bool] = False
     """Whether :meth:`work` looks at memory that the guest writes to without telling: it is called in each turn then.
     Others have a turn after all that a client, the guest or another function's DMA has told them.
@@ -42,6 +64,8 @@ class Endpoint(PciFunction):
 
     def __init__(self, surroundings: Surroundings) -> None:
         self.stream = surroundings.stream
+        self.options = surroundings.options
+        self.state = self.State()
         self.on_ready: Callable[[], None] = lambda: None
         """called when there may be something to do for :meth:`step`"""
         self._translator = surroundings.translator
@@ -86,7 +110,14 @@ class Endpoint(PciFunction):
         """Finish queued requests as cancelled, without DMA: if that is refused, the endpoint fails."""
 
     def reset_device(self) -> None:
-        """Registers and queues as at power-on."""
+        """As at power-on: its registers, unless a subclass does more. :attr:`state` is so afterwards in any case."""
+        for file in self.bars.registers.values():
+            file.reset()
+
+    def on_load(self) -> None:
+        """Registers, shared memory and :attr:`state` were loaded: make from them what else there is, ask for timers
+        again. Nothing is in progress, and no work in a thread.
+        """
 
     # -- what a subclass may ask for --------------------------------------------------------------------------------
 
@@ -94,14 +125,39 @@ class Endpoint(PciFunction):
         """Do ``work``, which may block, in another thread: it must touch neither this endpoint nor guest memory. With
         what came of it ``callback`` is called here, unless there was a reset meanwhile.
         """
-        what = "what came of its work in a thread"
-        self.host.submit(self.attempts, work, lambda outcome: self.attempts.make(what, callback, outcome))
+        self.host.submit(self.attempts, work, partial(self._hear, callback))
+        self.attempts.in_threads += 1
+
+    def _hear(self, callback: Callable[[Outcome[_R]], None], outcome: Outcome[_R]) -> None:
+        self.attempts.in_threads -= 1
+        self.attempts.make("what came of its work in a thread", callback, outcome)
 
     def at(self, time_ns: int, callback: Callable[[], None]) -> Timer:
         """Call ``callback`` at ``time_ns`` of the inputs' clock, or soon after, unless there is a reset before that."""
         timer = self.host.at(time_ns, partial(self.attempts.make, "what was due", callback))
         self.attempts.timers.add(timer)
         return timer
+
+    # -- state ------------------------------------------------------------------------------------------------------
+
+    def save(self) -> EndpointState:
+        """The state. There must be nothing that it is :meth:`busy_with`."""
+        return EndpointState(save_function(self), self.failed, msgspec.to_builtins(self.state))
+
+    def load(self, state: EndpointState) -> None:
+        """Go on from a state, whatever was done before. Raises ValueError, on the way, for one that cannot be."""
+        self.reset()
+        load_function(self, state.function)
+        try:
+            self.state = msgspec.convert(state.own, self.State)
+        except msgspec.ValidationError as error:
+            raise ValueError(f"its state: {error}") from error
+        self.attempts.make("taking over its state", self.on_load)
+        self.attempts.failed |= state.failed
+
+    def busy_with(self) -> str:
+        """What it is doing that no saved state holds; empty if there is no such thing."""
+        return "a request" if self.goes_on() else "work in a thread" if self.attempts.in_threads else ""
 
     # -- what is asked of it ----------------------------------------------------------------------------------------
 
@@ -147,6 +203,7 @@ class Endpoint(PciFunction):
         try:
             self.reset_device()
         finally:
+            self.state = self.State()
             self._translator.endpoint_begins()
 
     def on_bus_master(self, enabled: bool) -> None:

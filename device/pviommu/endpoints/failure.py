@@ -45,12 +45,15 @@ class EndpointAttempts(Attempts):
         """counts resets"""
         self.timers: WeakSet[Timer] = WeakSet()
         """what is due before the next one"""
+        self.in_threads = 0
+        """work since the last one of which it has not heard yet"""
         self._endpoint = endpoint
         self._translator = translator
 
     def reset(self) -> None:
         self.failed = False
         self.generation += 1
+        self.in_threads = 0
         for timer in self.timers:
             timer.cancel()
         self.timers.clear()

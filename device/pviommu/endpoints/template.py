@@ -7,6 +7,8 @@ To add a device: put its class into a file of this folder, its name into ``ENDPO
 
 from __future__ import annotations
 
+from msgspec import field
+
 from pviommu_abi.registers import OTHER_SYSTEM_CLASS, TEMPLATE_DEVICE_ID, VENDOR_ID
 from wire_layout.registers import Access, Register, RegisterMap
 
@@ -27,33 +29,31 @@ class Template(Endpoint):
 
     IDENTITY = Identity(VENDOR_ID, TEMPLATE_DEVICE_ID, OTHER_SYSTEM_CLASS)
 
+    class State(Endpoint.State):  # of self.state: all that is not in registers. A reset makes it anew
+        queue: list[int] = field(default_factory=list)
+
     def __init__(self, surroundings: Surroundings) -> None:
         super().__init__(surroundings)
         self.registers = self.add_register_bar(0, REGISTERS)  # BAR 0; handlers are found by name below
         self.add_msix_bar(4, vectors=1, size=4096, pba_offset=0x800)
-        self._queue: list[int] = []
         self.power_on()  # what was described so far is the power-on state
 
     def write_stamp_at(self, _: int, value: int) -> None:
-        if len(self._queue) < 64:  # nothing that a guest can fill is without a bound
-            self._queue.append(value)
+        if len(self.state.queue) < 64:  # nothing that a guest can fill is without a bound
+            self.state.queue.append(value)
 
     def work(self) -> bool:
         """One stamp a step: DMA happens here, never in a register handler, while the guest waits for an answer."""
-        if not self._queue:
+        if not self.state.queue:
             return False
         try:  # an address stays queued until it is known what becomes of it: DMA that has to wait raises, too
-            self.dma.write([(self._queue[0], 4)], (self.registers["STAMPS"] + 1).to_bytes(4, "little"))
+            self.dma.write([(self.state.queue[0], 4)], (self.registers["STAMPS"] + 1).to_bytes(4, "little"))
             self.registers["STAMPS"] += 1
         except DmaRefusedError:  # the guest has been told
             self.registers["REFUSED"] += 1
-        del self._queue[0]
+        del self.state.queue[0]
         self.interrupt(0)
         return True
 
     def cancel_dma(self) -> None:
-        self._queue.clear()
-
-    def reset_device(self) -> None:
-        self._queue.clear()
-        self.registers.reset()
+        self.state.queue.clear()

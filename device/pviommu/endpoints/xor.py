@@ -23,6 +23,9 @@ class Xor(Endpoint):
     IDENTITY = Identity(VENDOR_ID, XOR_DEVICE_ID, OTHER_SYSTEM_CLASS)
     OPTIONS = XorOptions
 
+    class State(Endpoint.State):
+        span: tuple[int, int] = (0, 0)  # kept, for the guest may write other registers before the step
+
     def __init__(self, surroundings: Surroundings) -> None:
         super().__init__(surroundings)
         self.registers = self.add_register_bar(0, REGISTERS)
@@ -34,14 +37,14 @@ class Xor(Endpoint):
     def write_start(self, _: int, __: int) -> None:
         address, length = self.registers["ADDRESS"], self.registers["LENGTH"]
         if self.registers["STATUS"] != Status.BUSY and 1 <= length <= MAX_LENGTH:  # what a step has time for
-            self._span = address, length  # kept, for the guest may write others before the step
+            self.state.span = address, length
             self.registers["STATUS"] = Status.BUSY
 
     def work(self) -> bool:
         if self.registers["STATUS"] != Status.BUSY:
             return False
         try:  # both or neither: what may be read and not written stays as it is
-            source, target = self.dma.plan(([self._span], Access.READ), ([self._span], Access.WRITE))
+            source, target = self.dma.plan(([self.state.span], Access.READ), ([self.state.span], Access.WRITE))
             self.dma.write_plan(target, self.dma.read_plan(source).translate(self._xored))
             self._finish(Status.DONE)
         except DmaRefusedError:
@@ -55,6 +58,3 @@ class Xor(Endpoint):
     def cancel_dma(self) -> None:
         if self.registers["STATUS"] == Status.BUSY:
             self._finish(Status.CANCELLED)
-
-    def reset_device(self) -> None:
-        self.registers.reset()

@@ -127,6 +127,11 @@ class Bars(dict[int, Bar]):
             bar = self[index]
             yield Window(address, size, bar.is_memory, bar.read, bar.write)
 
+    @property
+    def registers(self) -> dict[int, RegisterFile]:
+        """The register files of those that have one."""
+        return {index: bar.file for index, bar in self.items() if isinstance(bar, RegisterBar)}
+
     # -- shared memory ----------------------------------------------------------------------------------------------
 
     @property

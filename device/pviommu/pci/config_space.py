@@ -80,6 +80,10 @@ def _header_mask(kind: Access) -> bytes:
     return bytes(masks)
 
 
+def _bits(data: bytes | bytearray) -> int:
+    return int.from_bytes(data, "little")
+
+
 class ConfigSpace:
     """4 KiB of configuration space that begins as at power-on and can go back there."""
 
@@ -151,6 +155,24 @@ class ConfigSpace:
             self._bytes[:] = self._power_on
             if keep_bars:
                 self._bytes[BARS.start : BARS.stop] = bars
+
+    def save(self) -> bytes:
+        """All of it, up to the last byte that is not 0."""
+        return bytes(self._bytes).rstrip(b"\0")
+
+    def load(self, state: bytes) -> None:
+        """Take that over. Raises ValueError, and then changes nothing, if it is another function's: if a bit differs
+        that nobody can write.
+        """
+        state = state.ljust(CONFIG_SIZE, b"\0")
+        if len(state) > CONFIG_SIZE:
+            raise ValueError(f"configuration space of {len(state)} bytes")
+        fixed = ~(_bits(self._writable) | _bits(self._clear_on_one))
+        if differing := (_bits(self._bytes) ^ _bits(state)) & fixed:
+            place = ((differing & -differing).bit_length() - 1) // 8
+            found, here = state[place], self._bytes[place]
+            raise ValueError(f"configuration space has {found:#04x} at {place:#x}, and here it is {here:#04x}")
+        self._bytes[:] = state
 
     def read(self, offset: int, count: int) -> bytes:
         """``count`` bytes; the caller has checked the bounds."""

@@ -51,6 +51,8 @@ class PciFunction(Description, Hooks):
         self.memory = GuestMemory(self.inputs, self._ram_changed, self._files, name)
         self._foreign = ""
         """why the client is one of another machine, if it is"""
+        self.unfinished_writes = 0
+        """accesses of the client of which steps are left"""
 
     def interrupt(self, vector: int) -> None:
         """Raise MSI-X ``vector``, if the guest has set it up and the function has not failed."""
@@ -96,7 +98,15 @@ class PciFunction(Description, Hooks):
             self._config_write(offset, data)
             return None
         self.counters.traps += 1
-        return self.bars[index].write(offset, data)
+        steps = self.bars[index].write(offset, data)
+        return None if steps is None else self._noted(steps)
+
+    def _noted(self, steps: Steps) -> Steps:
+        self.unfinished_writes += 1
+        try:
+            yield from steps
+        finally:
+            self.unfinished_writes -= 1
 
     def _config_write(self, offset: int, data: bytes) -> None:
         was_master = self.config.bus_master

@@ -20,7 +20,7 @@ from functools import lru_cache
 from vfio_user import Steps
 from wire_layout.registers import Access, Register, RegisterMap
 
-__all__ = ["RegisterFile", "check_handlers"]
+__all__ = ["RegisterFile", "RegisterValues", "check_handlers"]
 
 _READABLE = (Access.RO, Access.RW, Access.RW1C, Access.RW1S)
 _WRITABLE = (Access.RW, Access.WO, Access.RW1C, Access.RW1S)
@@ -35,6 +35,8 @@ _Masks = tuple[int, int, int, int, int]
 whose value handlers get with the others; those that stay; those that writing 1 clears; those that are replaced or that
 writing 1 sets.
 """
+RegisterValues = dict[str, tuple[int, ...]]
+"""By name; of an array one value each."""
 _Accept = Callable[[int, int], bool]
 _Told = Callable[[int, int], Steps | None]
 _Write = tuple[list[int], int, _Accept | None, _Told | None, _Masks | None]
@@ -52,7 +54,7 @@ class RegisterFile:
         self.registers = registers if isinstance(registers, RegisterMap) else RegisterMap(*registers)
         self.handlers = handlers
         self._values = {each.name: [each.reset or 0] * each.count for each in self.registers}
-        self._power_on: dict[str, list[int]] = {}
+        self._power_on: RegisterValues = {}
         self._reads: dict[tuple[int, int], _Read] = {}
         self._writes: dict[tuple[int, int], _Write] = {}
         for register in self.registers:
@@ -73,9 +75,24 @@ class RegisterFile:
     def __setitem__(self, name: str, value: int) -> None:
         self._values[name][0] = value
 
+    def save(self) -> RegisterValues:
+        """What registers hold."""
+        return {name: tuple(map(int, values)) for name, values in self._values.items()}
+
+    def load(self, state: RegisterValues) -> None:
+        """Take that over. Raises ValueError, and then changes nothing, for that of other registers."""
+        if differing := state.keys() ^ self._values.keys():
+            raise ValueError(f"register {min(differing)}: it is not on both sides")
+        for register in self.registers:
+            values = state[register.name]
+            if len(values) != register.count or not all(0 <= value < 1 << 8 * register.size for value in values):
+                raise ValueError(f"register {register.name} cannot hold {values}")
+        for name, values in state.items():
+            self._values[name][:] = values
+
     def seal(self) -> None:
         """Take what registers hold now as what they hold after a reset."""
-        self._power_on = {name: list(values) for name, values in self._values.items()}
+        self._power_on = self.save()
 
     def reset(self, *names: str) -> None:
         """Let the registers of these names, or all, hold what they do after a reset."""

@@ -9,7 +9,12 @@ from threading import Lock
 
 from ..inputs import Inputs, Kind, LiveInputs, Source
 
-__all__ = ["SharedMemory", "fence"]
+__all__ = ["SharedMemory", "SharedPages", "fence", "pages_of"]
+
+SharedPages = tuple[tuple[int, bytes], ...]
+"""(offset, bytes) of the pages that are not zeros."""
+_PAGE = 4096
+_ZEROS = bytes(_PAGE)
 
 _fence_lock = Lock()
 
@@ -54,6 +59,15 @@ class SharedMemory:
         """All zeros."""
         self.view[:] = bytes(self.size)
 
+    def load(self, state: SharedPages) -> None:
+        """Hold this. Raises ValueError, and then changes nothing, for what lies outside."""
+        for offset, data in state:
+            if not 0 <= offset <= offset + len(data) <= self.size:
+                raise ValueError(f"{self._name}: {len(data)} bytes at {offset:#x}, and it has {self.size:#x}")
+        self.clear()
+        for offset, data in state:
+            self.view[offset : offset + len(data)] = data
+
     def renew(self) -> None:
         """Take other memory, all zeros, with a descriptor of another number: who keeps the old one shares nothing.
 
@@ -72,6 +86,12 @@ class SharedMemory:
         self.view.release()
         self._map.close()
         self._close(self.fd)
+
+
+def pages_of(data: bytes) -> SharedPages:
+    """What shared memory that holds ``data`` is saved as."""
+    pages = ((offset, data[offset : offset + _PAGE]) for offset in range(0, len(data), _PAGE))
+    return tuple((offset, page) for offset, page in pages if page != _ZEROS)
 
 
 def _memory_file(name: str, size: int) -> int:

@@ -70,10 +70,10 @@ class Careless(Template):
     """Does DMA and does not catch that it is refused; ``keeps`` its queue until a stamp is written."""
 
     def work(self) -> bool:
-        if not self._queue:
+        if not self.state.queue:
             return False
-        self.dma.write([(self._queue[0], 4)], b"mark")
-        self._queue.pop(0)
+        self.dma.write([(self.state.queue[0], 4)], b"mark")
+        self.state.queue.pop(0)
         return True
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pviommu.pci.config_space import HEADER, STATUS, Command, ConfigSpace, Identity
+from pviommu.pci.config_space import BARS, CONFIG_SIZE, HEADER, STATUS, Command, ConfigSpace, Identity
 from wire_layout.registers import Access
 
 IDENTITY = Identity(0x1234, 0x5678, 0x080600, 3)
@@ -195,3 +195,28 @@ def test_a_reset_may_keep_the_addresses_of_bars_and_nothing_else() -> None:
 
     config.reset()
     assert config.get(0x18, 8) == 0xC
+
+
+def test_what_was_saved_is_there_again_with_whatever_the_guest_wrote() -> None:
+    config = config_with_bars()
+    other = config_with_bars()
+    config.write(0x04, b"\x06\x04")
+    config.write(BARS[0], (0xFE000000).to_bytes(4, "little"))
+
+    other.load(config.save())
+
+    assert other.read(0, CONFIG_SIZE) == config.read(0, CONFIG_SIZE)
+    assert other.decoded() == config.decoded()
+    other.reset()
+    assert other.save() == config_with_bars().save()
+
+
+@pytest.mark.parametrize("size", [0, CONFIG_SIZE + 1])
+def test_what_another_function_was_saved_as_is_not_loaded(size: int) -> None:
+    config = config_with_bars()
+    before = config.save()
+
+    with pytest.raises(ValueError, match="configuration space"):
+        config.load(before.ljust(size, b"\0") if size else b"\xff" + before[1:])
+
+    assert config.save() == before

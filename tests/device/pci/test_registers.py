@@ -347,3 +347,33 @@ def test_an_object_may_handle_registers_of_several_files() -> None:
 
     with pytest.raises(ValueError, match=r"Two\.write_every fits no register"):
         check_handlers([RegisterFile(DECLARED, owner)])
+
+
+def test_what_was_saved_is_held_again(owner: Owner) -> None:
+    state = owner.file.save()
+    owner.file["SCRATCH"] = 5
+    changed = owner.file.save()
+
+    owner.file.load(state)
+    assert owner.file.save() == state
+    owner.file.load(changed)
+
+    assert owner.file["SCRATCH"] == 5
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"OTHER": (0,)}, "register OTHER: it is not on both sides"),
+        ({"SCRATCH": (1 << 32,)}, "register SCRATCH cannot hold"),
+        ({"SCRATCH": (-1,)}, "register SCRATCH cannot hold"),
+        ({"SCRATCH": (1, 2)}, "register SCRATCH cannot hold"),
+    ],
+)
+def test_what_other_registers_held_is_not_loaded(owner: Owner, changes: dict[str, tuple[int, ...]], text: str) -> None:
+    state = owner.file.save()
+
+    with pytest.raises(ValueError, match=text):
+        owner.file.load(state | {"SCRATCH": (4,)} | changes)
+
+    assert owner.file.save() == state

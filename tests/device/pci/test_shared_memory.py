@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from pviommu.pci.shared_memory import SharedMemory, fence
+from pviommu.pci.shared_memory import SharedMemory, fence, pages_of
 
 
 @pytest.fixture
@@ -61,3 +61,27 @@ def test_close_gives_all_descriptors_back() -> None:
 def test_a_fence_can_follow_a_fence() -> None:
     fence()
     fence()
+
+
+def test_pages_of_zeros_are_not_saved_and_are_there_again() -> None:
+    shared = SharedMemory("pages", 4 * 4096)
+    shared.view[5000] = 7
+    shared.view[-1] = 8
+    before = bytes(shared.view)
+    pages = pages_of(before)
+    shared.view[:] = b"\xff" * shared.size
+
+    shared.load(pages)
+
+    assert bytes(shared.view) == before
+    assert [offset for offset, _ in pages] == [4096, 3 * 4096]
+    shared.close()
+
+
+def test_pages_that_lie_outside_are_not_loaded(shared: SharedMemory) -> None:
+    shared.view[0] = 9
+
+    with pytest.raises(ValueError, match=f"2 bytes at {shared.size - 1:#x}, and it has {shared.size:#x}"):
+        shared.load(((0, b"x"), (shared.size - 1, b"xx")))
+
+    assert shared.view[0] == 9

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from vfio_user import InterruptTable, IrqAction, IrqIndex, IrqKind, IrqRequest, RequestError
+from vfio_user.interrupts import Vector
 
 MSIX = IrqIndex.MSIX
 
@@ -158,3 +159,59 @@ def test_close_leaves_nothing_to_fire(table: InterruptTable, events: list[int]) 
     install(table, 0, events)
     table.close()
     assert not table.trigger(MSIX, 0)
+
+
+# -- saved states -----------------------------------------------------------------------------------------------------
+
+
+def test_what_is_saved_names_vectors_and_no_descriptors(table: InterruptTable, events: list[int]) -> None:
+    install(table, 1, events[:2])
+
+    assert table.save() == ((MSIX, 1, False), (MSIX, 2, False))
+
+
+def test_an_interrupt_of_a_saved_vector_waits_for_its_eventfd(table: InterruptTable, events: list[int]) -> None:
+    table.load([Vector(MSIX, 1), Vector(MSIX, 2), Vector(MSIX, 3, True)])
+
+    assert (table.trigger(MSIX, 1), table.trigger(MSIX, 0)) == (True, False)
+    assert table.save() == ((MSIX, 1, True), (MSIX, 2, False), (MSIX, 3, True))
+    install(table, 0, events)
+
+    assert [taken(fd) for fd in events] == [0, 1, 0, 1]
+    assert table.trigger(MSIX, 2)
+    assert [taken(fd) for fd in events] == [0, 0, 1, 0]
+    assert [each.is_owed for each in table.save()] == [False] * 4
+
+
+def test_an_interrupt_that_is_owed_comes_at_once_if_the_eventfd_is_there(
+    table: InterruptTable, events: list[int]
+) -> None:
+    install(table, 0, events[:2])
+
+    table.load([Vector(MSIX, 1, True)])
+
+    assert [taken(fd) for fd in events] == [0, 1, 0, 0]
+
+
+@pytest.mark.parametrize("how", ["vector", "index", "closed"])
+def test_a_vector_that_the_client_takes_away_is_waited_for_no_more(table: InterruptTable, how: str) -> None:
+    table.load([Vector(MSIX, 1, True)])
+
+    if how == "closed":
+        table.close()
+    else:
+        kind, count = (IrqKind.EVENTFD, 2) if how == "vector" else (IrqKind.NONE, 0)
+        table.set_irqs(IrqRequest(MSIX, 0, count, IrqAction.TRIGGER, kind))
+
+    assert table.save() == ()
+    assert not table.trigger(MSIX, 1)
+
+
+@pytest.mark.parametrize("vector", [Vector(MSIX, 4), Vector(MSIX, -1), Vector(IrqIndex.INTX, 0)])
+def test_a_vector_that_there_is_not_is_not_loaded(table: InterruptTable, vector: Vector) -> None:
+    table.load([Vector(MSIX, 1)])
+
+    with pytest.raises(ValueError, match=f"vector {vector.number} of index {vector.kind:d}: it has"):
+        table.load([Vector(MSIX, 2), vector])
+
+    assert table.save() == ((MSIX, 1, False),)

@@ -154,15 +154,16 @@ class CapabilityPublisher:
 
     def __init__(self, shared: SharedMemory) -> None:
         self._shared = shared
-        self._generation = 0
+        self.generation = 0
+        """of what was published last; it is part of a saved state"""
 
     def publish(self, body: bytes) -> None:
         """Replace the chain."""
-        self._head(self._generation + 1, len(body))
+        self._head(self.generation + 1, len(body))
         start = CAPABILITY_OFFSET + CapabilityArea.SIZE
         self._shared.view[start : start + len(body)] = body
-        self._generation += 2
-        self._head(self._generation, len(body))
+        self.generation += 2
+        self._head(self.generation, len(body))
 
     def _head(self, generation: int, length: int) -> None:
         head = CapabilityArea(

@@ -23,6 +23,7 @@ from ...engine.ranges import FrameRanges
 from ...hosted import Poll
 from ...pci.capabilities import endpoint as endpoint_capability
 from ...pci.function import Environment, PciFunction
+from ...pci.state import load_function, save_function
 from .batch import BatchOperations
 from .bindings import Bindings
 from .capability_area import CapabilityPublisher, Chain, endpoint_entries, limits
@@ -38,6 +39,7 @@ from .registers import PvRegisters
 from .reporting import Reporter
 from .ring import CommandRing
 from .ring_core import DeviceCore
+from .state import PvIommuState
 from .stream import PvStream
 from .unshared import UnsharedMemory
 from .xen_2024 import Xen2024
@@ -81,13 +83,13 @@ class PvIommu(PciFunction):
         self._published = b""
         self._chain = Chain(config.engine, limits(config), endpoint_entries(config), config.reserved)
         operands = (self._contexts, self.bindings, self.memory, self.counters, config)
-        xen_2024, xen_v7 = Xen2024(*operands), XenV7(*operands)
-        self._profiles: dict[int, XenProfile] = {Profile.XEN_2024: xen_2024, Profile.XEN_V7: xen_v7}
+        xen_2024, self._xen_v7 = Xen2024(*operands), XenV7(*operands)
+        self._profiles: dict[int, XenProfile] = {Profile.XEN_2024: xen_2024, Profile.XEN_V7: self._xen_v7}
         batch = BatchOperations(self.engine, self.memory, self.counters)
         own = OwnOperations(self._contexts, self.bindings, self.events, batch, self.counters)
         self._executor = Executor(self.rings, own, environment, self._reporter, ring_core)
         xen_2024.bind(self._probes, name)
-        xen_v7.bind(self._probes, name)
+        self._xen_v7.bind(self._probes, name)
         own.bind(self._probes, name)
         self._executor.watch(watched_kinds(self._probes))
         self.registers = PvRegisters(self, config.instance, self.rings, self._executor, self._profiles)
@@ -153,6 +155,50 @@ class PvIommu(PciFunction):
         self._publish_capabilities()
         for stream in lost:
             self._streams[stream].cancel()
+
+    # -- state ------------------------------------------------------------------------------------------------------
+
+    def save(self) -> PvIommuState:
+        """The state. No write to a register may be in progress."""
+        self.settle()
+        backlogs = ((stream, each.save()) for stream, each in self._streams.items())
+        return PvIommuState(
+            function=save_function(self),
+            engine=self._engine.save(),
+            contexts=self._contexts.save(),
+            bindings=self.bindings.save(),
+            events=self.events.save(),
+            rings=tuple(ring.save() for ring in self.rings),
+            setups=self.registers.save(),
+            executor=self._executor.save(),
+            xen_v7=self._xen_v7.save(),
+            patience=self._patience.save(),
+            backlogs={stream: targets for stream, targets in backlogs if targets is not None},
+            capability_generation=self._capabilities.generation,
+        )
+
+    def load(self, state: PvIommuState) -> None:
+        """Go on from a state, whatever was done before. Raises ValueError, on the way, for one that cannot be."""
+        if len(state.rings) != len(self.rings):
+            raise ValueError(f"{len(state.rings)} rings, and there are {len(self.rings)}")
+        self.settle()
+        self._executor.reset()
+        load_function(self, state.function)
+        self._engine.load(state.engine)
+        self._contexts.load(state.contexts)
+        self.bindings.load(state.bindings)
+        self.events.load(state.events)
+        for ring, saved in zip(self.rings, state.rings, strict=True):
+            ring.load(saved)
+        self.registers.load(state.setups)
+        self._xen_v7.load(state.xen_v7)
+        self._executor.select(self._profiles.get(self.registers.file["PROFILE"]))
+        self._executor.load(state.executor)
+        self._patience.load(state.patience)
+        for stream, each in self._streams.items():
+            each.load(state.backlogs.get(stream))
+        self._published = self._chain.with_ram(self.memory.ram)
+        self._capabilities.generation = state.capability_generation
 
     @property
     def engine(self) -> Engine:

@@ -1,0 +1,39 @@
+"""What the PV-IOMMU is saved as: a record of each of its owners of state."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ...engine import EngineState
+from ...pci.state import FunctionState
+from .bindings import BindingsState
+from .contexts import ContextsState
+from .events import EventRingState
+from .execution import ExecutorState
+from .patience import PatienceState
+from .profile import Targets
+from .ring import CommandRingState
+from .ring_setup import RingSetup
+from .xen_v7 import XenV7State
+
+__all__ = ["PvIommuState"]
+
+
+@dataclass(frozen=True)
+class PvIommuState:
+    """The whole function. Which profile is selected, its register says; the other one has no state."""
+
+    function: FunctionState
+    engine: EngineState
+    contexts: ContextsState
+    bindings: BindingsState
+    events: EventRingState
+    rings: tuple[CommandRingState, ...]
+    setups: tuple[RingSetup, ...]
+    """what the guest wrote about each ring"""
+    executor: ExecutorState
+    xen_v7: XenV7State
+    patience: PatienceState
+    backlogs: dict[int, Targets]
+    """by stream: what its request in progress waits for"""
+    capability_generation: int
