@@ -19,29 +19,29 @@ class DescriptorRing:
     """Puts descriptors into the engine's shared memory and looks at what became of them."""
 
     def __init__(self, function: Function) -> None:
-        self._function = function
+        self.function = function
         self.producer = 0
 
     def turn_on(self) -> None:
         """Let it do DMA and take descriptors."""
-        self._function.set_bus_master(True)
-        self._function.write("CONTROL", Control.ENABLE)
+        self.function.set_bus_master(True)
+        self.function.write("CONTROL", Control.ENABLE)
 
     def put(self, op: int, length: int, src: int = 0, dst: int = 0, pattern: int = 0, flags: int = 0) -> int:
         """Queue a descriptor; its place, in bytes into the shared BAR."""
         place = self.producer % ENTRIES * Descriptor.SIZE
         packed = _DESCRIPTOR.pack(op, flags, 0, length, src, dst, pattern)
-        self._function.view[place : place + Descriptor.SIZE] = packed.ljust(Descriptor.SIZE, b"\0")
+        self.function.view[place : place + Descriptor.SIZE] = packed.ljust(Descriptor.SIZE, b"\0")
         self.producer = self.producer + 1 & MASK
         return place
 
     def start(self) -> None:
         """Have it work on all that was queued."""
-        self._function.write("PRODUCER", self.producer)
+        self.function.write("PRODUCER", self.producer)
 
     def is_done(self, place: int) -> bool:
-        return bool(self._function.words[(place + _STATUS) // WORD] != DescriptorStatus.PENDING)
+        return bool(self.function.words[(place + _STATUS) // WORD] != DescriptorStatus.PENDING)
 
     def descriptor(self, place: int) -> Descriptor:
         """A descriptor, with what the engine wrote into it."""
-        return Descriptor.unpack(self._function.view, place)
+        return Descriptor.unpack(self.function.view, place)

@@ -18,26 +18,26 @@ class EventRing:
     """Takes what the device reports."""
 
     def __init__(self, function: Function) -> None:
-        self._function = function
+        self.function = function
         self.consumer = 0
         """events taken so far, modulo 2**32; 0 again after a reset"""
 
     @property
     def is_empty(self) -> bool:
-        return bool(self._function.words[_PRODUCER] == self.consumer)
+        return bool(self.function.words[_PRODUCER] == self.consumer)
 
     @property
     def lost(self) -> int:
         """Events that found no room."""
-        return int(self._function.words[_LOST])
+        return int(self.function.words[_LOST])
 
     def take(self) -> list[Event]:
         """All that are there; their places are free then."""
-        words, found = self._function.words, []
+        words, found = self.function.words, []
         producer = words[_PRODUCER]
         while self.consumer != producer:
             place = EVENT_OFFSET + self.consumer % EVENT_ENTRIES * Event.SIZE
-            found.append(Event.unpack(self._function.view, place))
+            found.append(Event.unpack(self.function.view, place))
             self.consumer = self.consumer + 1 & MASK
         words[_CONSUMER] = self.consumer
         return found

@@ -27,7 +27,7 @@ class Ring:
 
     def __init__(self, function: Function, number: int = 0, entries: int = 256, base: int = RING_AREA_OFFSET) -> None:
         """``entries``: a power of two, 16 to 1024; ``base``: of the slots, in bytes into the shared BAR."""
-        self._function = function
+        self.function = function
         self.number = number
         self.entries = entries
         self.base = base
@@ -44,12 +44,12 @@ class Ring:
             ("RING_BASE_LO", self.base),
             ("RING_CONTROL", RingControl.ENABLE),
         ):
-            self._function.write(register, value)
+            self.function.write(register, value)
 
     def rewind(self) -> None:
         """What a driver does before it turns a ring on again."""
         self.producer = 0
-        self._function.words[self._line] = 0
+        self.function.words[self._line] = 0
 
     def place(self, position: int) -> int:
         """Where a slot is, in bytes into the shared BAR."""
@@ -60,15 +60,15 @@ class Ring:
         position = self.producer
         at = self.place(position)
         head = _HEAD.pack(op_class, op, flags, position if sequence is None else sequence)
-        self._function.view[at : at + SLOT_SIZE] = head + payload.ljust(PAYLOAD_SIZE, b"\0")
+        self.function.view[at : at + SLOT_SIZE] = head + payload.ljust(PAYLOAD_SIZE, b"\0")
         self.producer = position + 1 & MASK
-        self._function.words[self._line] = self.producer
+        self.function.words[self._line] = self.producer
         return position
 
     @property
     def completed(self) -> int:
         """How far the device says it is."""
-        return int(self._function.words[self._device_line])
+        return int(self.function.words[self._device_line])
 
     def is_complete(self, position: int) -> bool:
         """Whether a slot, one of the last :attr:`entries`, is complete."""
@@ -77,14 +77,14 @@ class Ring:
     def result(self, position: int) -> tuple[int, int, bytes]:
         """What a completed slot says: result, sequence and payload."""
         at = self.place(position)
-        result, sequence = _TAIL.unpack_from(self._function.view, at + _RESULT)
-        return result, sequence, bytes(self._function.view[at + PAYLOAD_OFFSET : at + SLOT_SIZE])
+        result, sequence = _TAIL.unpack_from(self.function.view, at + _RESULT)
+        return result, sequence, bytes(self.function.view[at + PAYLOAD_OFFSET : at + SLOT_SIZE])
 
     def doorbell_wanted(self, first: int) -> bool:
         """Whether the device asked to be told of a slot from ``first`` on. Submit, then a fence, then this."""
-        wish = self._function.words[self._device_line + 1]
+        wish = self.function.words[self._device_line + 1]
         return self.producer - wish - 1 & MASK < self.producer - first & MASK
 
     def ring_doorbell(self) -> None:
         """Tell the device, whether it asked or not."""
-        self._function.write_at(REGISTER["DOORBELL"].offset + self.number * DOORBELL_STRIDE, 0)
+        self.function.write_at(REGISTER["DOORBELL"].offset + self.number * DOORBELL_STRIDE, 0)

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from .difference import Difference
 from .engine_path import EnginePath
+from .machine_path import MachinePath
 from .operations import Batch, Map, Operation, Posted, Unmap
 from .oracle import Oracle, Verdict
 from .ring_path import RingPath
@@ -39,7 +40,13 @@ class Path(Protocol):
 
 
 MakePath = Callable[[Oracle], Path]
-PATHS: dict[str, MakePath] = {"engine": EnginePath, "snapshot": SnapshotPath, "ring": RingPath, "wire": WirePath}
+PATHS: dict[str, MakePath] = {
+    "engine": EnginePath,
+    "snapshot": SnapshotPath,
+    "ring": RingPath,
+    "machine": MachinePath,
+    "wire": WirePath,
+}
 
 
 class Checker:

@@ -18,6 +18,7 @@ from ..native.core import NativeCore
 from ..native.library import load
 from .checker import PATHS, MakePath, Run, run_history, shortened
 from .engine_path import EnginePath
+from .machine_path import MachinePath
 from .operations import Operation
 from .profiles import PROFILES
 from .ring_path import RingPath
@@ -49,7 +50,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="engine,ring",
         metavar="PATHS",
         help="engine: its own calls; snapshot: the same, but time and again a new engine loads what the last one "
-        "saved; ring: slots in shared memory; wire: a server process, sockets and shared memory; several with commas",
+        "saved; ring: slots in shared memory; machine: the same in another process, and time and again a third one "
+        "restores a snapshot of the whole machine; wire: a server process, sockets and shared memory; several with "
+        "commas",
     )
     parser.add_argument("--profile", choices=PROFILES, default=PROFILES[0], help="what the guest speaks")
     parser.add_argument("--core", choices=("python", "native"), default="python", help="what the device is made of")
@@ -98,6 +101,7 @@ def native_paths(names: Sequence[str], file: Path) -> list[MakePath]:
         "ring": partial(
             RingPath, make=lambda topology, environment: Machine.build(topology, environment, NativeCore(lib))
         ),
+        "machine": partial(MachinePath, library=file),
         "wire": partial(WirePath, core="native"),
     }
     return [made[name] for name in names]

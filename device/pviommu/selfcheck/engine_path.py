@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Protocol
 
-from ..engine import Access, Engine, EngineConfig, Fault, Outcome, Pending, Stop
+from ..engine import Access, Area, Engine, EngineConfig, Fault, Outcome, Pending, Stop
 from ..interfaces.pv.contexts import Contexts, ContextStop, DefaultPolicy
 from .difference import require
 from .operations import (
@@ -157,7 +157,25 @@ class EnginePath:
         """Nothing to give back."""
 
 
-def compare_pages(name: str, contexts: Contexts, oracle: Oracle, ctx: int, dfns: Iterable[int]) -> None:
+class SeenEngine(Protocol):
+    """As much of an :class:`Engine` as is compared."""
+
+    def lookup(self, domain: int, dfn: int, /) -> tuple[int, int] | None: ...
+    def usage(self) -> tuple[int, ...]: ...
+    def is_blocked(self, stream: int, /) -> bool: ...
+    def domains(self) -> tuple[int, ...]: ...
+    def areas(self, domain: int, /) -> Iterable[Area]: ...
+
+
+class SeenContexts(Protocol):
+    """As much of :class:`Contexts`."""
+
+    @property
+    def engine(self) -> SeenEngine: ...
+    def endpoints(self) -> dict[int, int]: ...
+
+
+def compare_pages(name: str, contexts: SeenContexts, oracle: Oracle, ctx: int, dfns: Iterable[int]) -> None:
     """Compare these pages of a context, what is in use, and where the endpoints are."""
     model, engine = oracle.model, contexts.engine
     pages = model.pages.get(ctx)
@@ -176,7 +194,7 @@ def compare_pages(name: str, contexts: Contexts, oracle: Oracle, ctx: int, dfns:
         require(name, "blocked endpoints", model.blocked, blocked)
 
 
-def compare_tables(name: str, contexts: Contexts, oracle: Oracle) -> None:
+def compare_tables(name: str, contexts: SeenContexts, oracle: Oracle) -> None:
     """Compare every page of every context, and which there are."""
     model, engine = oracle.model, contexts.engine
     require(name, "contexts", tuple(sorted(model.pages)), engine.domains())
