@@ -21,6 +21,7 @@ MAY_IMPORT = {
     "native": {"engine", "interfaces", "pci", "inputs", "cache", "exit_status"},
     "host": {"transports", "dma", "pci", "hosted", "inputs", "counters"},
     "machine": {"endpoints", "interfaces", "engine", "dma", "pci", "hosted", "inputs", "counters", "topology"},
+    "snapshot": {"machine"},
     "hosted": {"inputs"},
 }
 """Packages and modules of the device, and which others each of them may use."""

@@ -22,7 +22,7 @@ from .settings import STREAMS
 
 __all__ = ["SNAPSHOT_EVERY", "MachinePath"]
 
-SNAPSHOT_EVERY = 29
+SNAPSHOT_EVERY = 19
 """Steps of a machine between two snapshots: an operation takes one, a long one several,"""
 _IN_OPERATION = 20
 """which count as so many."""

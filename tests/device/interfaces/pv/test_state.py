@@ -31,8 +31,8 @@ from .conftest import PLACE, V7
 
 __all__ = ["native_library"]
 
-LONG = 10 * PIECE + 5
-"""Pages of a map that does not allow large leaves."""
+LONG = 17 * PIECE + 5
+"""Pages of a map that does not allow large leaves, and is too long for a native core."""
 MAP = MapPages(Xen2024Op.MAP_PAGES, 1, 3, 1, 0, LONG).pack()
 ALLOC = PvIommuOp(Xen2024Op.ALLOC_CONTEXT, 0, 0).pack()
 CORES = {"python": (False, False), "from native": (True, False), "to native": (False, True)}
