@@ -222,7 +222,7 @@ def test_the_other_functions_do_not_notice_that_one_fails(folder, tmp_path):
         "from pviommu import endpoints\n"
         "from pviommu.endpoints.template import Template\n"
         "def work(self):\n"
-        "    if self._queue: raise KeyError('a bug')\n"
+        "    if self.state.queue: raise KeyError('a bug')\n"
         "    return False\n"
         "Template.work = work\n"
         "from pviommu.cli import main\n"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ...pci.function import Environment
 from ...pci.shared_memory import fence
 from .operations import Operations
-from .order import STEP_NS, Order
+from .order import DRAIN_NS, STEP_NS, Order
 from .own import OwnOperations
 from .page_operation import PageKinds
 from .profile import XenProfile
@@ -54,6 +54,7 @@ class Executor:
             RingExecutor(ring, self.operations, self.waits, environment, notifier, core) for ring in rings
         ]
         self.order.rings = self._executors
+        self._pairs = list(zip(rings, self._executors, strict=True))
         self._busy_rings = 1
         """of the last step that found any"""
         self._inputs = environment.inputs
@@ -78,11 +79,10 @@ class Executor:
 
     def work(self) -> bool:
         """Execute a bounded number of slots of each ring, for a bounded time. Whether there were any."""
-        self.order.begin_step()
+        self.order.drain_left_ns = DRAIN_NS
         busy = 0
         share = STEP_NS // self._busy_rings
-        for executor in self._executors:
-            ring = executor.ring
+        for ring, executor in self._pairs:
             if ring.entries:
                 count = executor.pending()
                 if count or ring.operation:
@@ -96,12 +96,16 @@ class Executor:
         if self._core is None or self._is_in_progress():
             return False
         report = self._core.spin(poll)
-        self.waits.seen(report.waits)
+        if report.waits:
+            self.waits.seen(report.waits)
         self._executors[report.ring].settle(report)
         return report.slots > 0
 
     def _is_in_progress(self) -> bool:
-        return any(ring.operation for ring in self._rings)
+        for ring in self._rings:  # noqa: SIM110 - any() takes longer, and each poll asks
+            if ring.operation:
+                return True
+        return False
 
     def take_waits(self) -> int:
         """How many times somebody in the guest began to wait since the last call, as far as that can be told."""
@@ -110,18 +114,16 @@ class Executor:
     def is_pressed(self) -> bool:
         """Whether there is work that cannot wait a moment: somebody polls for it, or it is more than one step's."""
         return self._is_in_progress() or any(
-            executor.ring.is_awaited() or executor.pending() >= BATCH
-            for executor in self._executors
-            if executor.ring.enabled
+            ring.is_awaited() or executor.pending() >= BATCH for ring, executor in self._pairs if ring.enabled
         )
 
     def arm(self) -> bool:
         """Ask for doorbells. Whether the loop may sleep now: no ring got work in the meantime."""
-        executors = [executor for executor in self._executors if executor.ring.enabled]
-        for executor in executors:
-            executor.ring.arm()
+        enabled = [(ring, executor) for ring, executor in self._pairs if ring.enabled]
+        for ring, _ in enabled:
+            ring.arm()
         fence()
-        return not self._is_in_progress() and not any(executor.pending() for executor in executors)
+        return not self._is_in_progress() and not any(executor.pending() for _, executor in enabled)
 
     def disarm(self) -> None:
         """Doorbells are not needed: the rings are being polled."""

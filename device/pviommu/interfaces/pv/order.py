@@ -43,12 +43,9 @@ class Order:
         """all of them, by number"""
         self._inputs = inputs
         self._counters = counters
-        self._drain_left_ns = DRAIN_NS
+        self.drain_left_ns = DRAIN_NS
+        """of the time that drains have; each step of the rings gives it back"""
         self._era = 0
-
-    def begin_step(self) -> None:
-        """The rings have a step: there is time for drains again."""
-        self._drain_left_ns = DRAIN_NS
 
     def reset(self) -> None:
         """Nobody waits any more for what the rings held."""
@@ -89,10 +86,10 @@ class Order:
         """
         if not self.is_current(backlog) or not self._is_missing(backlog.targets, awaits_all=False):
             return True
-        if self._drain_left_ns > 0:
+        if self.drain_left_ns > 0:
             start = self._inputs.now_ns()
-            self._drain_to(backlog.targets, start + self._drain_left_ns, awaits_all=False)
-            self._drain_left_ns -= self._inputs.now_ns() - start
+            self._drain_to(backlog.targets, start + self.drain_left_ns, awaits_all=False)
+            self.drain_left_ns -= self._inputs.now_ns() - start
         done = not self._is_missing(backlog.targets, awaits_all=False)
         if not done:
             self._counters.drains_continued += 1

@@ -859,7 +859,7 @@ def test_each_request_waits_for_what_the_rings_hold_when_it_begins(slow):
         while slow.completed() != slow.producer[0] - 1:
             slow.iommu.work()
         slow.inputs.time_step = 1
-        slow.iommu._executor.order._drain_left_ns = DRAIN_NS
+        slow.iommu._executor.order.drain_left_ns = DRAIN_NS
         assert slow.dma_read("dma0", (0x100 + number) << 12, 1) == b"\0"
         slow.inputs.time_step = 2 * STEP_NS
 
