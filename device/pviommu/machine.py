@@ -152,7 +152,7 @@ class Machine:
             self.iommu.work()
             for endpoint in going_on:
                 if self.windows.deliver():
-                    endpoint.step()
+                    endpoint.bring_to_end()
             self.windows.deliver()
 
     def save(self) -> MachineState:
@@ -193,7 +193,7 @@ class Machine:
                 endpoint.load(state.endpoints[name])
             self.iommu.load(state.iommu)
             self.counters.load(state.counters)
-        except ValueError:
+        except Exception:
             for function in self.functions():
                 function.reset()
             raise

@@ -29,10 +29,10 @@ from pviommu.snapshot import BusyError, SnapshotError
 from pviommu.topology import EndpointEntry, IommuEntry, Topology
 from pviommu_abi import dma_test, xor
 from pviommu_abi.dma_test import DescriptorFlags, DescriptorStatus, DmaOp
-from pviommu_abi.own import Batch, MapOp, OwnOp
+from pviommu_abi.own import Batch, Binding, MapOp, OwnOp
 from pviommu_abi.registers import REGISTER
 from pviommu_abi.slots import OpClass
-from pviommu_abi.xen_2024 import PvIommuOp, Xen2024Op
+from pviommu_abi.xen_2024 import PvIommuOp, ReattachDevice, Xen2024Op
 from vfio_user import DmaMapping, IrqAction, IrqIndex, IrqKind, IrqRequest
 
 RAM = 16 << 20
@@ -195,6 +195,32 @@ def test_a_request_in_progress_is_ended_and_what_is_queued_behind_it_is_not(
     assert other.ram.bytes[6 * LARGE : 7 * LARGE] == b"\x11" * LARGE
 
 
+@pytest.mark.parametrize("how", ["disabled", "taken back"])
+def test_a_request_that_the_guest_has_stopped_in_its_middle_is_no_obstacle(
+    guest: Guest, make: Callable[..., Guest], how: str
+) -> None:
+    """A descriptor is ended even if the engine is disabled. One that is taken back begins anew if it comes again."""
+    engine = guest.engines["dma0"]
+    guest.ram.bytes[LARGE : 2 * LARGE] = b"\x11" * LARGE
+    place = engine.put(DmaOp.COPY, LARGE, LARGE, 4 * LARGE)
+    engine.start()
+    guest.work()
+    register = dma_test.REGISTER["CONTROL" if how == "disabled" else "PRODUCER"]
+    guest.write("dma0", register.offset, 0)
+    assert guest.machine.endpoints["dma0"].goes_on()
+
+    other = successor(guest, make())
+
+    view = other.machine.endpoints["dma0"].shared.view  # type: ignore[attr-defined]
+    status = place + dma_test.Descriptor.offset_of("status")
+    assert view[status] == (DescriptorStatus.DONE if how == "disabled" else DescriptorStatus.PENDING)
+    other.write("dma0", register.offset, 1)
+    other.finish()
+    assert view[status] == DescriptorStatus.DONE
+    assert other.read("dma0", dma_test.REGISTER["CONSUMER"].offset) == 1
+    assert other.ram.bytes[4 * LARGE : 5 * LARGE] == b"\x11" * LARGE
+
+
 def test_registers_that_dma_has_written_to_are_told_before_it_is_saved(
     guest: Guest, make: Callable[..., Guest]
 ) -> None:
@@ -272,7 +298,7 @@ guest.finish()
 """
 
 
-def long_batch(guest: Guest) -> None:
+def long_batch(guest: Guest) -> Ring:
     """Begin to map 100 pages by an array in guest memory."""
     guest.iommu.write("PROFILE", 1)
     ring = Ring(guest.iommu)
@@ -284,6 +310,7 @@ def long_batch(guest: Guest) -> None:
     ring.put(OpClass.OWN, OwnOp.BATCH, 0, Batch(0x8000, 100, 0, 1).pack())
     guest.work()
     assert guest.machine.iommu.rings[0].operation
+    return ring
 
 
 def test_a_fresh_process_comes_to_the_same_end(guest: Guest, tmp_path: Path) -> None:
@@ -492,6 +519,29 @@ def test_work_in_a_thread_is_waited_for_unless_there_was_a_reset(monkeypatch: py
     guest.write("slow", 0, 0x1000)
     guest.machine.endpoints["slow"].reset()
     assert b'"own":{"queue":[]}' in snapshot.take(guest.machine)
+    guest.close()
+
+
+class Impatient(Template):
+    """Says that it is in progress as long as anything is queued."""
+
+    @property
+    def is_in_progress(self) -> bool:
+        return bool(self.state.queue)
+
+
+def test_a_request_that_waits_for_the_rings_is_brought_to_an_end_with_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pviommu.machine.endpoint_class", lambda _: Impatient)
+    guest = Guest(Topology(IommuEntry(default_policy="blocked"), (EndpointEntry("stamp", "template", 1),))).start()
+    ring = long_batch(guest)
+    binding = Binding(0, 0, 8, 1).pack().ljust(48, b"\0")
+    ring.put(OpClass.OWN, OwnOp.BIND, 0, binding)
+    ring.put(OpClass.XEN_2024, 0, 0, ReattachDevice(Xen2024Op.REATTACH_DEVICE, 1, 0, 0, 0, 8).pack())
+    guest.write("stamp", 0, 99 << 12)
+
+    snapshot.take(guest.machine)
+
+    assert guest.ram.bytes[(99 + 7) << 12 : ((99 + 7) << 12) + 4] == b"\1\0\0\0"
     guest.close()
 
 

@@ -74,14 +74,30 @@ class DmaTestEngine(Endpoint):
             return False
         if self._running is None:
             self._running = self._outcome(self._fetch())
+        self._advance(self._running)
+        return True
+
+    def go_on(self) -> None:
+        """What has begun is carried out, even if the engine is not enabled any more; but not what was taken back."""
+        if self._running is not None and self._queued():
+            self._advance(self._running)
+        else:
+            self._drop()
+
+    def _advance(self, running: DmaSteps[Descriptor]) -> None:
         deadline = self.inputs.now_ns() + STEP_NS
         try:
-            while next(self._running) and self.inputs.now_ns() <= deadline:
+            while next(running) and self.inputs.now_ns() <= deadline:
                 pass
         except StopIteration as end:
             self._running = None
             self._finish(end.value)
-        return True
+
+    def _drop(self) -> None:
+        """Forget the descriptor that has begun."""
+        if self._running is not None:
+            self._running.close()
+            self._running = None
 
     def _outcome(self, descriptor: Descriptor) -> DmaSteps[Descriptor]:
         """The descriptor as it is when it has been carried out, or refused."""
@@ -131,9 +147,7 @@ class DmaTestEngine(Endpoint):
             self.interrupt(0)
 
     def cancel_dma(self) -> None:
-        if self._running is not None:
-            self._running.close()
-            self._running = None
+        self._drop()
         flags = self.copy_shared(self.shared.view[: abi.ENTRIES * Descriptor.SIZE])[_FLAGS :: Descriptor.SIZE]
         while self._queued():
             place = self._place()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, TypeVar
@@ -97,6 +98,12 @@ class Endpoint(PciFunction):
         """
         return False
 
+    def go_on(self) -> None:
+        """The next step of what :attr:`is_in_progress`, and of nothing else: the machine is about to be saved. If the
+        guest has turned the device off meanwhile it is to come to an end all the same.
+        """
+        self.work()
+
     def on_arm(self) -> bool:
         """Of an endpoint that :attr:`polls_memory`: ask the guest to write to a register when there is work, and look
         once more. Whether there was none, so that the loop may sleep until then.
@@ -177,6 +184,14 @@ class Endpoint(PciFunction):
         except Exception as error:
             self.attempts.caught("its work", error)
             return False
+
+    def bring_to_end(self) -> None:
+        """:meth:`go_on`, unless it has failed; raises nothing."""
+        self.attempts.quietly("its last work before it is saved", self._go_on)
+
+    def _go_on(self) -> None:
+        with suppress(DmaPendingError):  # its request is still there
+            self.go_on()
 
     def goes_on(self) -> bool:
         """:attr:`is_in_progress`, unless it has failed; raises nothing."""
