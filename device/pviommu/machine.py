@@ -54,8 +54,7 @@ def build_endpoint(
     return endpoint
 
 
-@dataclass(frozen=True)
-class MachineState:
+class MachineState(msgspec.Struct, frozen=True):
     """A whole machine, without the guest memory, the eventfds and the connections, which its clients bring anew, and
     whatever core it had.
     """

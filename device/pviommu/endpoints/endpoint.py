@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, TypeVar
 
@@ -26,8 +25,7 @@ __all__ = ["Endpoint", "EndpointState", "Options", "Surroundings"]
 _R = TypeVar("_R")
 
 
-@dataclass(frozen=True)
-class EndpointState:
+class EndpointState(msgspec.Struct, frozen=True):
     """What an endpoint is saved as."""
 
     function: FunctionState

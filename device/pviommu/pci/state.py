@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from vfio_user.interrupts import Vector
 
@@ -21,8 +22,7 @@ class BusyError(Exception):
     """Something is being done that no state holds. It is over after some turns of the loop."""
 
 
-@dataclass(frozen=True)
-class FunctionState:
+class FunctionState(Struct, frozen=True):
     """One function, without what only its class knows. BARs are by index."""
 
     config: bytes

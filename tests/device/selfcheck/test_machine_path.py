@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from zlib import crc32
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from pviommu.machine import MachineState
 from pviommu.native.library import Library

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from ...pci.function import Environment
 from ...pci.shared_memory import fence
@@ -23,11 +24,10 @@ BATCH = 256
 """Most slots of a ring in one step."""
 
 
-@dataclass(frozen=True)
-class ExecutorState:
+class ExecutorState(Struct, frozen=True):
     """What an :class:`Executor` is saved as, without the rings and the choice of a profile."""
 
-    waits: WaitsState = WaitsState()  # noqa: RUF009 - it is frozen
+    waits: WaitsState = WaitsState()
     busy_rings: int = 1
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from ...hosted import STOPPED_NS
 from ...inputs import Inputs
@@ -18,8 +19,7 @@ with large ones harms its own DMA.
 """
 
 
-@dataclass(frozen=True)
-class PatienceState:
+class PatienceState(Struct, frozen=True):
     """What :class:`Patience` is saved as."""
 
     missed: Targets | None = None

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import ClassVar, NamedTuple, Protocol
+
+from msgspec import Struct
 
 from pviommu_abi.slots import Errno, OpClass
 
@@ -38,8 +39,7 @@ Targets = tuple[tuple[int, int], ...]
 """Numbers of rings, and the index up to which each is to be completed."""
 
 
-@dataclass(frozen=True)
-class Progress:
+class Progress(Struct, frozen=True):
     """How far a long operation is. What it is, its slot says: both together are all that there is to know of it."""
 
     done: int = 0

@@ -10,6 +10,8 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
+from msgspec import Struct
+
 from pviommu_abi.registers import RingType
 from pviommu_abi.shared import (
     CACHE_LINE,
@@ -39,8 +41,7 @@ def passed(event: int, new: int, old: int) -> bool:
     return (new - event - 1) & MASK < (new - old) & MASK
 
 
-@dataclass(frozen=True)
-class Operation:
+class Operation(Struct, frozen=True):
     """A long operation in progress: the slot that asked for it, the oldest of its ring that is not completed, and how
     far it is. The guest may have changed the slot in the ring since.
     """

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 from typing import Protocol
+
+from msgspec.structs import replace
 
 from pviommu_abi.shared import EventReason
 from pviommu_abi.slots import PAYLOAD_OFFSET, SLOT_SIZE, Slot, SlotFlags

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from ...engine import EngineState
 from ...pci.state import FunctionState
@@ -19,8 +19,7 @@ from .xen_v7 import XenV7State
 __all__ = ["PvIommuState"]
 
 
-@dataclass(frozen=True)
-class PvIommuState:
+class PvIommuState(Struct, frozen=True):
     """The whole function. Which profile is selected, its register says; the other one has no state."""
 
     function: FunctionState

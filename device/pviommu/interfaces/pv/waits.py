@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from ...counters import Counters
 from .ring import CommandRing
@@ -11,8 +12,7 @@ from .ring import CommandRing
 __all__ = ["Waits", "WaitsState"]
 
 
-@dataclass(frozen=True)
-class WaitsState:
+class WaitsState(Struct, frozen=True):
     """What :class:`Waits` are saved as."""
 
     is_told: bool = False
