@@ -54,7 +54,6 @@ class Executor:
             RingExecutor(ring, self.operations, self.waits, environment, notifier, core) for ring in rings
         ]
         self.order.rings = self._executors
-        self._pairs = list(zip(rings, self._executors, strict=True))
         self._busy_rings = 1
         """of the last step that found any"""
         self._inputs = environment.inputs
@@ -82,8 +81,9 @@ class Executor:
         self.order.drain_left_ns = DRAIN_NS
         busy = 0
         share = STEP_NS // self._busy_rings
-        for ring, executor in self._pairs:
+        for ring in self._rings:
             if ring.entries:
+                executor = self._executors[ring.number]
                 count = executor.pending()
                 if count or ring.operation:
                     executor.execute(min(count, BATCH), self._inputs.now_ns() + share)
@@ -102,10 +102,10 @@ class Executor:
         return report.slots > 0
 
     def _is_in_progress(self) -> bool:
-        for ring in self._rings:  # noqa: SIM110 - any() takes longer, and each poll asks
-            if ring.operation:
-                return True
-        return False
+        operations = self.operations
+        if operations.may_be_in_progress:
+            operations.may_be_in_progress = any(ring.operation for ring in self._rings)
+        return operations.may_be_in_progress
 
     def take_waits(self) -> int:
         """How many times somebody in the guest began to wait since the last call, as far as that can be told."""
@@ -114,16 +114,16 @@ class Executor:
     def is_pressed(self) -> bool:
         """Whether there is work that cannot wait a moment: somebody polls for it, or it is more than one step's."""
         return self._is_in_progress() or any(
-            ring.is_awaited() or executor.pending() >= BATCH for ring, executor in self._pairs if ring.enabled
+            ring.is_awaited() or self._executors[ring.number].pending() >= BATCH for ring in self._rings if ring.enabled
         )
 
     def arm(self) -> bool:
         """Ask for doorbells. Whether the loop may sleep now: no ring got work in the meantime."""
-        enabled = [(ring, executor) for ring, executor in self._pairs if ring.enabled]
-        for ring, _ in enabled:
+        rings = [ring for ring in self._rings if ring.enabled]
+        for ring in rings:
             ring.arm()
         fence()
-        return not self._is_in_progress() and not any(executor.pending() for _, executor in enabled)
+        return not self._is_in_progress() and not any(self._executors[ring.number].pending() for ring in rings)
 
     def disarm(self) -> None:
         """Doorbells are not needed: the rings are being polled."""
@@ -147,6 +147,7 @@ class Executor:
         for ring in self._rings:
             if ring.operation:
                 self.order.check(ring.operation.progress.targets)
+        self.operations.may_be_in_progress = True
         self.order.reset()
         self.waits.load(state.waits)
         self._busy_rings = state.busy_rings

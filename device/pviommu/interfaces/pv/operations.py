@@ -36,6 +36,8 @@ class Operations:
         self._own = own
         self._order = order
         self._name = name
+        self.may_be_in_progress = False
+        """whether a long one has begun since somebody found that none is in progress"""
         self._carriers: dict[int, Carrier] = {}
         """by class"""
         self.select(None)

@@ -132,6 +132,7 @@ class RingExecutor:
                     self._publish(unpublished)
                     unpublished = 0
                 ring.operation = Operation(op_class, op, flags, sequence, payload, reply)
+                self._operations.may_be_in_progress = True
                 # for other rings it has waited already, for as long as a step may take
                 if reply.targets or not self._advance(ring.operation, deadline_ns):
                     break
