@@ -30,7 +30,7 @@ __all__ = ["add_arguments", "main"]
 
 EPISODE_STEPS = 5000
 """Operations after which a new machine with other limits begins."""
-WIRE_REPLAYS = 60
+SLOW_REPLAYS = 60
 PROGRESS_S = 1.0
 _HEXADECIMAL = ("dfn", "gfn", "iova", "devfn", "pattern")
 
@@ -139,9 +139,9 @@ def check(args: argparse.Namespace, paths: Sequence[MakePath]) -> int:
 
 
 def _report(args: argparse.Namespace, episode: int, run: Run, paths: Sequence[MakePath]) -> None:
-    wire = "wire" in args.through.split(",")
+    is_slow = not {"wire", "machine"}.isdisjoint(args.through.split(","))  # each replay begins processes
     print(f"pviommu selfcheck: a difference after {len(run.history)} operations; looking for a shorter history")
-    history = shortened(run.setting, run.history, paths, *((WIRE_REPLAYS,) if wire else ()))
+    history = shortened(run.setting, run.history, paths, *((SLOW_REPLAYS,) if is_slow else ()))
     print_history(run.setting, history, paths)
     core = " --core native" if args.core == "native" else ""
     print(
