@@ -74,8 +74,11 @@ class PagingDomain:
 
     def areas(self) -> Iterator[Area]:
         """Runs of adjacent frames and one access, each from one map call, in order."""
-        for dfn, gfn, nr, kind, starts in self._runs():
-            yield Area(dfn, gfn, nr, Access(kind & ACCESS_MASK), starts)
+        return map(_area, self._runs())
+
+    def pieces(self, dfn: int) -> Iterator[Area]:
+        """The same from `dfn` on, a leaf at a time."""
+        return map(_area, self.table.leaves(dfn, self._frames - dfn))
 
     def _runs(self) -> Iterator[Leaf]:
         held: Leaf | None = None
@@ -139,3 +142,8 @@ class PagingDomain:
         self.direct = direct
         self.closed = FrameRanges([*self._reserved, *direct])
         return True
+
+
+def _area(leaf: Leaf) -> Area:
+    dfn, gfn, nr, kind, starts = leaf
+    return Area(dfn, gfn, nr, Access(kind & ACCESS_MASK), starts)

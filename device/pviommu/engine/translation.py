@@ -103,6 +103,10 @@ class Translation:
         domains, pool = self._domains, self._pool
         return Usage(len(domains.paging), pool.used, pool.total, domains.mapped_pages())
 
+    def pool_pages(self) -> tuple[int, int]:
+        """Pages of the pool that are in use, and the limit in force."""
+        return self._pool.used, self._pool.total
+
     @property
     def iotlb_flushes(self) -> int:
         """IOTLB invalidations carried out so far; those deferred together count once."""
@@ -120,11 +124,32 @@ class Translation:
         others.
         """
         paging = self._domains.paging.get(domain)
-        if paging:
-            yield from paging.areas()
-        elif domain == IDENTITY:
-            for first, count in self._backed.without(FRAME_LIMIT, self._reserved):
+        return paging.areas() if paging else self._identical_areas(domain, 0)
+
+    def pieces(self, domain: int, dfn: int = 0) -> Iterator[Area]:
+        """As areas(), from a page on, and an area may come in several pieces, of which the later ones begin no call.
+
+        Each costs about the same, however many make an area. The domain must not change before the last one is taken.
+        """
+        paging = self._domains.paging.get(domain)
+        return paging.pieces(dfn) if paging else self._identical_areas(domain, dfn)
+
+    def _identical_areas(self, domain: int, dfn: int) -> Iterator[Area]:
+        if domain == IDENTITY and dfn < FRAME_LIMIT:
+            rest = FrameRanges()
+            rest.bounds = self._backed.within(dfn, FRAME_LIMIT - dfn)
+            for first, count in rest.without(FRAME_LIMIT, self._reserved):
                 yield Area(first, first, count, READ_WRITE, True)
+
+    def mapped_pages(self, domain: int) -> int:
+        """Pages that map calls, or a clone, mapped in a domain; 0 for one without a table."""
+        paging = self._domains.paging.get(domain)
+        return paging.table.mapped if paging else 0
+
+    def is_clone(self, domain: int) -> bool:
+        """Whether it is a paging domain that began with all guest RAM and follows it."""
+        paging = self._domains.paging.get(domain)
+        return paging is not None and paging.clone is not None
 
     def direct(self, domain: int) -> tuple[tuple[int, int], ...]:
         """Merged (first dfn, last dfn inclusive) ranges that direct regions map 1:1 in a domain, over its mappings."""

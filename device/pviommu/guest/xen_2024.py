@@ -39,9 +39,13 @@ class Xen2024(ABC):
         result, answer = self.call(self.map_payload(ctx, dfn, gfn, nr, flags))
         return result, MapPages.unpack(answer).mapped
 
+    @staticmethod
+    def unmap_payload(ctx: int, dfn: int, nr: int) -> bytes:
+        return UnmapPages(Xen2024Op.UNMAP_PAGES, ctx, 0, dfn, nr, UNTOUCHED).pack()
+
     def unmap(self, ctx: int, dfn: int, nr: int) -> tuple[int, int]:
         """Result and pages unmapped."""
-        result, answer = self.call(UnmapPages(Xen2024Op.UNMAP_PAGES, ctx, 0, dfn, nr, UNTOUCHED).pack())
+        result, answer = self.call(self.unmap_payload(ctx, dfn, nr))
         return result, UnmapPages.unpack(answer).unmapped
 
     def lookup(self, ctx: int, dfn: int) -> tuple[int, int]:

@@ -113,6 +113,7 @@ class Rings(Structure):
         ("rings", c_void_p),
         ("count", c_uint64),
         ("operations", Operation * KINDS),
+        ("history", c_void_p),
     )
 
 

@@ -104,6 +104,10 @@ class NativeRings:
     def select(self, rules: PageRules | None, carried_out: PageKinds = PageKinds.BOTH) -> None:
         hand_over(rules, carried_out, self._rings)
 
+    def keep_history(self, buffer: bytearray) -> None:
+        self._history = (c_char * len(buffer)).from_buffer(buffer)  # which must live as long as C writes there
+        self._rings.history = addressof(self._history)
+
     def execute(self, ring: CommandRing, limit: int, budget_ns: int) -> Report:
         memset(self._report_at, 0, sizeof(self._report))
         self._lib.pv_ring_execute(self._rings_at, ring.number, limit, max(0, budget_ns), self._report_at)

@@ -65,14 +65,19 @@ class Contexts:
 
     def endpoints(self) -> dict[int, int]:
         """stream -> context, as it is now."""
-        return {stream: self._context(domain) for stream, domain in self.engine.endpoints().items()}
+        return {stream: self.context(domain) for stream, domain in self.engine.endpoints().items()}
 
     def of(self, stream: int) -> int:
         """The context of an endpoint; of an unknown one the default context."""
-        return self._context(self.engine.endpoints().get(stream, self._default))
+        return self.context(self.engine.endpoints().get(stream, self._default))
 
-    def _context(self, domain: int) -> int:
+    def context(self, domain: int) -> int:
+        """What the guest calls a domain of the engine."""
         return DEFAULT_CONTEXT if domain == self._default else domain
+
+    def domain(self, ctx: int) -> int:
+        """The domain of the engine that is context ``ctx``, if it exists."""
+        return self._default if ctx == DEFAULT_CONTEXT else ctx
 
     def __contains__(self, ctx: int) -> bool:
         return ctx == DEFAULT_CONTEXT or self.engine.is_paging(ctx)
@@ -108,7 +113,7 @@ class Contexts:
         """Move an endpoint to a context and unblock it; into its own context it only unblocks. What may stop it:
         see :meth:`Engine.attach`.
         """
-        stop = self.engine.attach(stream, self._default if ctx == DEFAULT_CONTEXT else ctx)
+        stop = self.engine.attach(stream, self.domain(ctx))
         if stop is None:
             self._held.discard(stream)
             self.engine.unblock(stream)

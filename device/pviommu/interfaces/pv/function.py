@@ -20,6 +20,8 @@ from vfio_user import DmaMapping
 
 from ...engine import Engine
 from ...engine.ranges import FrameRanges
+from ...history.faults import FaultLog
+from ...history.records import History
 from ...hosted import Poll
 from ...pci.capabilities import endpoint as endpoint_capability
 from ...pci.function import Environment, PciFunction
@@ -35,6 +37,7 @@ from .own import OwnOperations
 from .page_operation import watched_kinds
 from .patience import Patience
 from .profile import XenProfile
+from .recording import RefusedDma, record_operations
 from .registers import PvRegisters
 from .reporting import Reporter
 from .ring import CommandRing
@@ -72,7 +75,7 @@ class PvIommu(PciFunction):
         self.bindings = Bindings(frozenset(config.streams), config.fixed_bindings)
         self.events = EventRing(self.shared, self.inputs)
         self._reporter = Reporter(self._contexts, self.bindings, self.events, environment, self)
-        ring_core = core.rings(config.rings, self.shared, self.inputs) if core else None
+        ring_core = self._ring_core = core.rings(config.rings, self.shared, self.inputs) if core else None
         self.has_core = ring_core is not None
         """whether :meth:`spin` does anything"""
         self.rings = [
@@ -103,6 +106,18 @@ class PvIommu(PciFunction):
             self._probes.bind(each, "translate", "dma.translate", name)
         self._publish_capabilities()
         self.power_on()
+
+    def keep_history(self, history: History | None) -> FaultLog:
+        """Record operations in ``history``, if given, and explain refused DMA by it, from now on. Call it once."""
+        if history:
+            record_operations(history, self._contexts, self._executor.order.rings, self.inputs.now_ns)
+            if self._ring_core:
+                self._ring_core.keep_history(history.buffer)
+        refused = RefusedDma(history, self._contexts, self.bindings, self.inputs.now_ns)
+        if history:
+            refused.watch(self._streams.values())
+        self._reporter.on_fault = refused.add
+        return refused.log
 
     def stream(self, stream: int) -> PvStream:
         """What translates for the endpoint that is ``stream``, one of the configured streams. Raises ValueError."""

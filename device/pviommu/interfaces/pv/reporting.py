@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Protocol
 
 from pviommu_abi.shared import SBDF_UNBOUND, Event, EventReason
@@ -47,6 +48,8 @@ class Reporter:
         self._inputs = environment.inputs
         self._counters = environment.counters
         self._source = source
+        self.on_fault: Callable[[Fault], None] | None = None
+        """who else is told of refused requests"""
 
     def interrupt(self, vector: int) -> None:
         """Raise MSI-X ``vector``, if the guest has set it up."""
@@ -55,6 +58,8 @@ class Reporter:
     def fault(self, fault: Fault) -> None:
         """Tell the guest of a refused request, of a kind that is in :data:`pviommu.dma.fault.REASON`."""
         self._counters.faults += 1
+        if self.on_fault:
+            self.on_fault(fault)
         reason = REASON[fault.kind]
         context = self._contexts.of(fault.stream)
         sbdf = self._bindings.sbdf(fault.stream)

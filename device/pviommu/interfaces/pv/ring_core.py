@@ -64,6 +64,9 @@ class RingCore(Protocol):
     def select(self, rules: PageRules | None, carried_out: PageKinds = PageKinds.BOTH) -> None:
         """Slots of these rules and kinds are carried out from now on, and all others left to Python. None: all are."""
 
+    def keep_history(self, buffer: bytearray) -> None:
+        """Record what is carried out from now on, in the buffer of a :class:`pviommu.history.records.History`."""
+
     def execute(self, ring: CommandRing, limit: int, budget_ns: int) -> Report:
         """Execute up to ``limit`` slots, which the ring has, for about ``budget_ns``. Good until the next call."""
 

@@ -21,6 +21,8 @@
 
 #define BATCH		256u
 
+#define PV_NOBODY	0xffffffffu	/* history/records.py */
+
 /* How much work goes by between two looks at the clock. */
 #define CLOCK_SLOTS	16
 #define CLOCK_PAGES	1024
@@ -39,6 +41,16 @@ static uint64_t now_ns(void)
 	return (uint64_t)time.tv_sec * 1000000000ull + (uint64_t)time.tv_nsec;
 }
 
+/* The time, which is that of the records which follow. */
+static uint64_t look_at_clock(const struct pv_rings *rings)
+{
+	uint64_t now = now_ns();
+
+	if (rings->history)
+		rings->history->time_ns = now;
+	return now;
+}
+
 static uint64_t field(const uint64_t *slot, const struct pv_field *field)
 {
 	return slot[field->word] >> field->shift & field->mask;
@@ -55,11 +67,60 @@ static inline __attribute__((always_inline)) int matches(const struct pv_operati
 	return operation->carried_out && !(difference[0] | difference[1]);
 }
 
+/* What a record says of a page. */
+static uint64_t entry_at(const struct pv_context *context, uint64_t dfn)
+{
+	struct pv_leaf leaf = pv_leaf_at(context->table, dfn);
+
+	return leaf.pages ? leaf.gfn << 2 | (leaf.flags & PV_ACCESS) : 0;
+}
+
+/* Record what was carried out, of a slot as it was before. Twin: history/recorder.py. */
+static __attribute__((noinline)) void remember(const struct pv_rings *rings, const struct pv_operation *operation,
+					       enum pv_kind kind, const uint64_t *slot, uint64_t before,
+					       const struct pv_outcome *outcome, uint32_t ring, uint32_t index)
+{
+	struct pv_history *history = rings->history;
+	uint64_t dfn = field(slot, &operation->dfn), gfn = 0, after = outcome->done ? 0 : before;
+	uint32_t ctx = (uint32_t)field(slot, &operation->ctx);
+	uint8_t access = 0;
+
+	if (kind == PV_MAP) {
+		uint64_t flags = slot[operation->access_word];
+
+		access = (flags & operation->readable ? PV_READ : 0) | (flags & operation->writeable ? PV_WRITE : 0);
+		gfn = field(slot, &operation->gfn);
+		before = outcome->done ? 0 : entry_at(rings->core->contexts[ctx], dfn);
+		after = outcome->done ? gfn << 2 | access : before;
+	}
+	history->records[history->next] = (struct pv_record) {
+		.time_ns = history->time_ns,
+		.dfn = dfn,
+		.gfn = gfn,
+		.nr = field(slot, &operation->nr),
+		.done = outcome->done,
+		.before = before,
+		.after = after,
+		.domain = ctx,
+		.stream = PV_NOBODY,
+		.ring = ring,
+		.index = index,
+		.sequence = slot[0] >> SEQUENCE_SHIFT,
+		.result = operation->result[outcome->stop],
+		.kind = kind,
+		.access = access,
+		.stop = outcome->stop,
+	};
+	history->next = history->next + 1 == history->size ? 0 : history->next + 1;
+	history->count++;
+}
+
 /* Map or unmap what a slot asks for, and count it; 0 when the slot is not for this core. */
 static inline __attribute__((always_inline)) int
-carry_out(const struct pv_core *core, const struct pv_operation *operation, enum pv_kind kind, const uint64_t *slot,
-	  struct pv_outcome *outcome, struct pv_report *report)
+carry_out(const struct pv_rings *rings, const struct pv_operation *operation, enum pv_kind kind, const uint64_t *slot,
+	  struct pv_outcome *outcome, struct pv_report *report, uint64_t *before)
 {
+	const struct pv_core *core = rings->core;
 	uint64_t ctx = field(slot, &operation->ctx), dfn = field(slot, &operation->dfn);
 	uint64_t nr = field(slot, &operation->nr), flags, access;
 	const struct pv_context *context;
@@ -71,6 +132,8 @@ carry_out(const struct pv_core *core, const struct pv_operation *operation, enum
 	if (!context || (kind == PV_UNMAP && context->is_clone))
 		return 0;
 	if (kind == PV_UNMAP) {
+		if (rings->history)
+			*before = entry_at(context, dfn);
 		*outcome = pv_unmap(core, context, dfn, nr);
 		report->unmaps++;
 		report->pages_unmapped += outcome->done;
@@ -109,15 +172,18 @@ static uint32_t publish(struct pv_ring *ring, uint32_t count)
 }
 
 /*
- * Carry out the slot at `place`, if it is for this core, of which `slot` is a copy afterwards. What came of it is
+ * Carry out slot `index` of a ring, if it is for this core, of which `slot` is a copy afterwards. What came of it is
  * written, its completion not published.
  */
-static int execute_one(const struct pv_rings *rings, uint8_t *place, struct pv_report *report, uint64_t *slot,
-		       struct pv_outcome *outcome)
+static int execute_one(const struct pv_rings *rings, struct pv_ring *ring, uint32_t index, struct pv_report *report,
+		       uint64_t *slot, struct pv_outcome *outcome)
 {
+	uint8_t *place = ring->slots + (index & (ring->entries - 1)) * SLOT_SIZE;
 	const volatile pair *pairs = (const volatile pair *)place;
 	volatile uint32_t *words = (volatile uint32_t *)place;
 	const struct pv_operation *operation;
+	uint64_t before = 0;
+	enum pv_kind kind;
 	int32_t result;
 
 	((pair *)slot)[0] = pairs[0];
@@ -126,15 +192,17 @@ static int execute_one(const struct pv_rings *rings, uint8_t *place, struct pv_r
 	((pair *)slot)[3] = pairs[3];
 	/* A branch each: the processor guesses which, and goes on before it has compared them. */
 	if (matches(operation = &rings->operations[PV_MAP], slot)) {
-		if (!carry_out(rings->core, operation, PV_MAP, slot, outcome, report))
+		if (!carry_out(rings, operation, kind = PV_MAP, slot, outcome, report, &before))
 			return 0;
 	} else if (matches(operation = &rings->operations[PV_UNMAP], slot)) {
-		if (!carry_out(rings->core, operation, PV_UNMAP, slot, outcome, report))
+		if (!carry_out(rings, operation, kind = PV_UNMAP, slot, outcome, report, &before))
 			return 0;
 	} else {
 		return 0;
 	}
 	result = operation->result[outcome->stop];
+	if (rings->history)
+		remember(rings, operation, kind, slot, before, outcome, ring->number, index);
 	if (operation->counted >> outcome->stop & 1)
 		write_count((volatile uint64_t *)place, operation, slot, outcome->done);
 	words[RESULT] = (uint32_t)result;
@@ -159,9 +227,7 @@ static void execute(const struct pv_rings *rings, struct pv_ring *ring, uint32_t
 	report->ring = ring->number;
 	report->reason = PV_DONE;
 	for (uint32_t i = 1; i <= limit; i++) {
-		uint32_t position = (ring->completed + unpublished) & (ring->entries - 1);
-
-		if (!execute_one(rings, ring->slots + position * SLOT_SIZE, report, slot, &outcome)) {
+		if (!execute_one(rings, ring, ring->completed + unpublished, report, slot, &outcome)) {
 			report->reason = PV_FOR_PYTHON;
 			break;
 		}
@@ -183,7 +249,7 @@ static void execute(const struct pv_rings *rings, struct pv_ring *ring, uint32_t
 		pages += outcome.done;
 		if (i % CLOCK_SLOTS == 0 || pages > CLOCK_PAGES) {
 			pages = 0;
-			if (now_ns() > deadline_ns) {
+			if (look_at_clock(rings) > deadline_ns) {
 				report->reason = PV_OVERDUE;
 				break;
 			}
@@ -200,7 +266,8 @@ static void execute(const struct pv_rings *rings, struct pv_ring *ring, uint32_t
 PV_EXPORT void pv_ring_execute(const struct pv_rings *rings, uint32_t number, uint32_t limit, uint64_t budget_ns,
 			       struct pv_report *report)
 {
-	execute(rings, &rings->rings[number], limit < BATCH ? limit : BATCH, now_ns() + budget_ns, report);
+	execute(rings, &rings->rings[number], limit < BATCH ? limit : BATCH, look_at_clock(rings) + budget_ns,
+		report);
 }
 
 /* Whether somebody began to wait since the last look. Twin: CommandRing.is_awaited_anew() of pv/ring.py. */
@@ -233,7 +300,7 @@ static int is_readable(int fd)
 PV_EXPORT void pv_spin(const struct pv_rings *rings, uint64_t budget_ns, uint64_t left_ns, uint64_t window_ns, int fd,
 		       struct pv_report *report)
 {
-	uint64_t now = now_ns(), deadline = now + budget_ns, until = now + left_ns, look = now + LOOK_NS, waits = 0;
+	uint64_t now = look_at_clock(rings), deadline = now + budget_ns, until = now + left_ns, look = now + LOOK_NS, waits = 0;
 
 	do {
 		if (now >= look) {
@@ -262,7 +329,7 @@ PV_EXPORT void pv_spin(const struct pv_rings *rings, uint64_t budget_ns, uint64_
 			}
 			__builtin_ia32_pause();
 		}
-		now = now_ns();
+		now = look_at_clock(rings);
 		if (waits != waits_of(report)) {
 			waits = waits_of(report);
 			until = now + window_ns;

@@ -55,12 +55,44 @@ struct pv_ring {
 	uint32_t awaited;			/* as last seen */
 };
 
+/* One operation that was carried out: Record of history/records.py, which says what the fields are. */
+struct pv_record {
+	uint64_t time_ns;
+	uint64_t dfn;
+	uint64_t gfn;
+	uint64_t nr;
+	uint64_t done;
+	uint64_t before;	/* of the first page: gfn << 2 | access, 0 if it is not mapped */
+	uint64_t after;
+	uint32_t domain;
+	uint32_t stream;
+	uint32_t ring;
+	uint32_t index;
+	uint32_t sequence;
+	int32_t result;
+	uint32_t rule;
+	uint8_t kind;
+	uint8_t access;
+	uint8_t stop;
+	uint8_t spare;
+};
+
+/* The last operations. Python writes there too, but never while a function of this library runs. */
+struct pv_history {
+	uint64_t count;		/* so far */
+	uint64_t next;		/* place of the next record */
+	uint64_t size;
+	uint64_t time_ns;	/* when the clock was last looked at */
+	struct pv_record records[];
+};
+
 /* The rings of one device, and the operations of the profile that it has selected. */
 struct pv_rings {
 	const struct pv_core *core;
 	struct pv_ring *rings;
 	uint64_t count;
 	struct pv_operation operations[PV_KINDS];
+	struct pv_history *history;	/* NULL: nobody wants to know */
 };
 
 enum pv_reason {

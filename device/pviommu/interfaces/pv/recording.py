@@ -1,0 +1,96 @@
+"""What of a PV-IOMMU goes into a history: its operations with the slots that they came by, and refused DMA."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+from ...dma.fault import REASON, Fault
+from ...dma.plan import DmaRequest
+from ...history.explanation import Asked, Explainer
+from ...history.faults import FaultLog, SeenFault
+from ...history.recorder import Recorder
+from ...history.records import NOBODY, History
+from .bindings import Bindings, format_sbdf
+from .contexts import Contexts
+from .ring import CommandRing
+from .ring_execution import RingExecutor
+from .stream import PvStream
+
+__all__ = ["RefusedDma", "record_operations"]
+
+
+def record_operations(
+    history: History, contexts: Contexts, executors: Iterable[RingExecutor], now_ns: Callable[[], int]
+) -> None:
+    """Record what Python carries out from now on. A native core is told of ``history`` by whoever has it."""
+    executing = [NOBODY]
+    """rings, each of whose slots is being carried out for the one before it"""
+    recorder = Recorder(history, now_ns, lambda: executing[-1])
+    recorder.attach_to(contexts.engine)
+
+    def execute(ring: CommandRing, call: Callable[..., None], limit: int, deadline_ns: float) -> None:
+        executing.append(ring.number)
+        try:
+            call(limit, deadline_ns)
+        finally:
+            executing.pop()
+
+    def finish(
+        ring: CommandRing, call: Callable[..., None], position: int, result: int, sequence: int, *rest: Any
+    ) -> None:
+        recorder.completed(ring.number, ring.completed + position & NOBODY, sequence, result)
+        call(position, result, sequence, *rest)
+
+    def disable(ring: CommandRing, call: Callable[[], None]) -> None:
+        recorder.dropped(ring.number)
+        call()
+
+    for executor in executors:
+        ring = executor.ring
+        for owner, name, told in ((executor, "execute", execute), (ring, "finish", finish), (ring, "disable", disable)):
+            setattr(owner, name, partial(told, ring, getattr(owner, name)))
+
+
+class RefusedDma:
+    """Puts the faults of one PV-IOMMU into a log."""
+
+    def __init__(
+        self, history: History | None, contexts: Contexts, bindings: Bindings, now_ns: Callable[[], int]
+    ) -> None:
+        self._contexts = contexts
+        self._bindings = bindings
+        self._now_ns = now_ns
+        self._requests: dict[int, Sequence[DmaRequest]] = {}
+        """by stream: what was translated last"""
+        self.log = FaultLog(Explainer(contexts.engine, history, now_ns, contexts.context))
+
+    def watch(self, streams: Iterable[PvStream]) -> None:
+        """Remember what each asks for: a fault does not tell where the refused request began."""
+        for stream in streams:
+            stream.translate = partial(self._translate, stream.stream, stream.translate)  # type: ignore[method-assign]
+
+    def _translate(self, stream: int, call: Callable[..., Any], requests: Sequence[DmaRequest]) -> Any:
+        self._requests[stream] = requests
+        return call(requests)
+
+    def add(self, fault: Fault) -> None:
+        """The guest is told of this fault."""
+        context = self._contexts.of(fault.stream)
+        history = self.log.explainer.history
+        reason = REASON[fault.kind].name
+        seen = SeenFault(
+            *(0, self._now_ns(), fault.stream, format_sbdf(self._bindings.sbdf(fault.stream)), context, fault.iova),
+            *(fault.length, fault.access.name or "", reason, history.count if history else 0),
+        )
+        start, end = next(self._around(fault), (None, None))
+        domain = self._contexts.domain(context)
+        self.log.add(seen, Asked(domain, fault.iova, reason, fault.access, fault.stream, start, end))
+
+    def _around(self, fault: Fault) -> Iterator[tuple[int, int]]:
+        """First byte, and the one behind the last, of the span that the refused address is in."""
+        for spans, access in self._requests.get(fault.stream, ()):
+            for iova, length in spans:
+                if access == fault.access and iova <= fault.iova < iova + length:
+                    yield iova, iova + length
