@@ -14,10 +14,11 @@ from .exit_status import ExitStatus
 from .host_errors import is_host_error, named
 from .streams import Streams
 
-__all__ = ["COMMANDS", "main"]
+__all__ = ["COMMANDS", "main", "whole_parser"]
 
 COMMANDS = {
     "serve": ("pviommu.process.serve", "serve a topology to QEMU"),
+    "ctl": ("pviommu.control.command", "look at a running server, and steer it"),
     "topology check": ("pviommu.topologies.check", "say what is wrong with topology files"),
     "topology list": ("pviommu.topologies.listing", "list the topologies that come with pviommu"),
     "topology show": ("pviommu.topologies.show", "print one of them"),
@@ -32,6 +33,7 @@ COMMANDS = {
     "bench peers": ("pviommu.bench.peers", "measure it beside QEMU's own IOMMUs"),
     "bench report": ("pviommu.bench.report", "put measured figures into a document"),
     "build-core": ("pviommu.native.build", "compile the native core, which makes the device fast"),
+    "completion": ("pviommu.completion", "print what completes these commands in a shell"),
     "selfcheck": ("pviommu.selfcheck.command", "check engine, ring and wire against a model"),
 }
 """Command words, the module with ``add_arguments`` and ``main``, and the help line."""
@@ -87,8 +89,13 @@ def _run(words: list[str]) -> int:
     return run(args)
 
 
-def _parser(words_given: list[str]) -> argparse.ArgumentParser:
-    """What reads ``words_given``; without a command in them, of all commands the names."""
+def whole_parser() -> argparse.ArgumentParser:
+    """What reads all commands, with the options of each."""
+    return _parser([], list(COMMANDS))
+
+
+def _parser(words_given: list[str], asked_for: list[str] | None = None) -> argparse.ArgumentParser:
+    """What reads ``words_given``, or the commands ``asked_for``; without any, of all commands the names."""
     parser = argparse.ArgumentParser(
         prog="pviommu",
         description="A paravirtual IOMMU for virtual machines that one can see inside and break on purpose.",
@@ -97,7 +104,7 @@ def _parser(words_given: list[str]) -> argparse.ArgumentParser:
     parser.add_argument("--version", action=_Version, nargs=0, help="print version, ABI, profiles and core")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     groups: dict[str, argparse._SubParsersAction[argparse.ArgumentParser]] = {}
-    asked_for = [words for words in COMMANDS if words_given[: len(words.split())] == words.split()]
+    asked_for = asked_for or [words for words in COMMANDS if words_given[: len(words.split())] == words.split()]
     for words in asked_for or COMMANDS:  # what is not asked for costs no start-up time
         module_name, text = COMMANDS[words]
         group, _, verb = words.partition(" ")

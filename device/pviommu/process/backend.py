@@ -20,6 +20,7 @@ from ..machine import Machine
 from ..pci.function import Environment
 from ..topology import Topology
 from ..transports.listening import close_all, listen_all
+from .controlled import Controlled
 from .pidfile import PidFile, PidFileError
 from .service_manager import notify
 
@@ -50,6 +51,13 @@ class Settings:
     """their group's number; the process's own if not given"""
     on_hangup: Callable[[], None] | None = None
     """what SIGHUP does; without one it ends the server"""
+    control: Path | None = None
+    """control socket"""
+    control_mode: int = 0o600
+    history: int = 0
+    """operations kept; 0: none"""
+    profiles: tuple[str, ...] = ()
+    """what a guest may select, for those who ask"""
 
 
 def run(topology: Topology, settings: Settings) -> None:
@@ -63,13 +71,18 @@ def run(topology: Topology, settings: Settings) -> None:
         machine.close()
         raise BackendError(f"cannot listen on {error.filename or 'a socket'}: {error.strerror}") from error
     server = Server(machine, sockets, inputs, settings.pace)
+    controlled = Controlled(server, machine, settings.history) if settings.control or settings.history else None
     pidfile = PidFile(settings.pidfile) if settings.pidfile else None
     with server.stopped_by_signals(settings.on_hangup):  # to the end: a second signal must not leave files behind
         try:
+            if controlled and settings.control:
+                _control(controlled, topology, settings, settings.control)
             _serve(server, machine, sockets, pidfile)
         except PidFileError as error:
             raise BackendError(str(error)) from error
         finally:
+            if controlled:
+                controlled.close()
             server.close()
             usage = machine.iommu.engine.usage()  # of a machine without clients: anything left is a leak
             close_all(sockets)
@@ -77,6 +90,14 @@ def run(topology: Topology, settings: Settings) -> None:
             if pidfile:
                 pidfile.remove()
     _log_summary(counters, {"contexts": usage.domains, "pool_pages_used": usage.pool_pages_used})
+
+
+def _control(controlled: Controlled, topology: Topology, settings: Settings, path: Path) -> None:
+    kinds = {topology.iommu.name: "iommu"} | {entry.name: entry.kind for entry in topology.endpoint}
+    try:
+        controlled.listen(path, settings.control_mode, settings.socket_group, kinds, settings.profiles)
+    except OSError as error:
+        raise BackendError(f"cannot listen on {error.filename or path}: {error.strerror}") from error
 
 
 def _build(topology: Topology, environment: Environment, core: DeviceCore | None) -> Machine:

@@ -66,9 +66,9 @@ class Log(logging.Handler):
         self._writer = LogWriter(target, self._notice, self._sum_up)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Queue a record, unless there were too many like it."""
+        """Queue a record, unless there were too many like it; of those of level debug somebody wants all."""
         try:
-            if self._limiter is None or self._limiter.admits(record):
+            if self._limiter is None or record.levelno <= logging.DEBUG or self._limiter.admits(record):
                 self._writer.put(self._line(record))
         except Exception as error:  # the library's own way is to write to standard error, which may block
             self._writer.put(self._notice(f"a record of {record.name} cannot be formatted: {record.msg!r}: {error!r}"))

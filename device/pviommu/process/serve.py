@@ -27,6 +27,8 @@ __all__ = ["add_arguments", "main"]
 
 PROFILES = ("xen-2024", "xen-v7")
 CORES = ("auto", "native", "python")
+MOST_HISTORY = 1 << 24
+"""Operations: 1.4 GiB."""
 _NO_GROUP = (1 << 32) - 1
 
 
@@ -77,6 +79,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="FILE",
         help="there while all sockets listen; that of a running server is not replaced. Default: none",
+    )
+    parser.add_argument(
+        "--ctl",
+        type=Path,
+        metavar="PATH",
+        help="control socket, for `pviommu ctl` and other programs that speak QMP; default: none",
+    )
+    parser.add_argument(
+        "--ctl-mode", type=_mode, default="600", metavar="MODE", help="permissions of the control socket, octal"
+    )
+    parser.add_argument(
+        "--history",
+        type=int,
+        default=0,
+        metavar="N",
+        help="keep the last N operations, 88 bytes each, by which it is told why DMA was refused; 0: none",
     )
     parser.add_argument(
         "--log-level",
@@ -176,8 +194,11 @@ def main(args: argparse.Namespace) -> int:
         topology = load(args.topology) if args.topology else Topology()
         topology = topology.limited(args.contexts, args.pool_pages)
         given = given_sockets(args.fd, topology.names())
-        if args.spin_us < 0:
-            raise ValueError(f"--spin-us {args.spin_us}: must not be negative")
+        for option, value, most in (("--spin-us", args.spin_us, None), ("--history", args.history, MOST_HISTORY)):
+            if value < 0:
+                raise ValueError(f"{option} {value}: must not be negative")
+            if most is not None and value > most:
+                raise ValueError(f"{option} {value}: must be {most} at most")
     except (TopologyError, ValueError) as error:
         print(f"pviommu: {error}", file=sys.stderr)
         return ExitStatus.USAGE
@@ -210,6 +231,10 @@ def main(args: argparse.Namespace) -> int:
             socket_mode=args.socket_mode,
             socket_group=args.socket_group,
             on_hangup=log.reopen if args.log_file else None,
+            control=args.ctl,
+            control_mode=args.ctl_mode,
+            history=args.history,
+            profiles=PROFILES,
         )
         try:
             run(topology, settings)

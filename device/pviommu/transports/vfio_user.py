@@ -51,6 +51,10 @@ class VfioUser:
         else:
             self._connect(sock, function)
 
+    def clients(self) -> dict[str, Peer]:
+        """Who is connected, by function."""
+        return {connection.function.name: connection.peer for connection in self._connections.values()}
+
     # -- clients come -----------------------------------------------------------------------------------------------
 
     def _accept(self, fd: int) -> None:

@@ -1,0 +1,415 @@
+"""What the commands do. Each is a method ``do_NAME`` with the command's arguments.
+
+It returns the result; or it is a generator that does a bounded piece of work between two yields, and returns it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Generator, Iterable, Mapping
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any, Protocol
+
+from pviommu_abi.registers import ABI_VERSION
+
+from .. import __version__
+from ..counters import Counters
+from ..engine import BLOCKED, IDENTITY, PAGE_SHIFT, Area, Engine
+from ..history.explanation import NOT_YET, Asked, Explainer, access_text
+from ..history.faults import FaultLog, SeenFault
+from ..inputs import Inputs
+from . import prometheus
+from .commands import COMMANDS
+from .description import Command, CommandError, checked
+
+__all__ = ["TRACED", "Answer", "Answers", "Served"]
+
+TRACED = logging.getLogger("vfio_user.server")
+"""What logs each vfio-user message, at level DEBUG."""
+_LEAVES = 256
+"""Pieces of areas that are looked at in one step: a fifth of a millisecond or so."""
+_RECORDS = 64
+_CONTEXTS = 1024
+_MOST_STEPS = 256
+"""Of one reply: a mapping that is in very many pieces is continued in the next one."""
+
+Steps = Generator[None, None, dict[str, Any]]
+Answer = dict[str, Any] | Steps
+
+
+class _Contexts(Protocol):
+    def endpoints(self) -> dict[int, int]: ...
+    def domain(self, ctx: int) -> int: ...
+    def context(self, domain: int) -> int: ...
+    def __contains__(self, ctx: int) -> bool: ...
+
+
+class _Config(Protocol):
+    @property
+    def bus_master(self) -> bool: ...
+
+
+class _Function(Protocol):
+    name: str
+
+    @property
+    def config(self) -> _Config: ...
+    def reset(self) -> None: ...
+
+
+class _Ring(Protocol):
+    number: int
+    entries: int
+
+    @property
+    def completed(self) -> int: ...
+    @property
+    def broken(self) -> bool: ...
+    def pending(self) -> int: ...
+
+
+class _Bindings(Protocol):
+    def sbdf(self, stream: int) -> int: ...
+
+
+class _Iommu(_Function, Protocol):
+    @property
+    def engine(self) -> Engine: ...
+    @property
+    def contexts(self) -> _Contexts: ...
+    @property
+    def rings(self) -> Iterable[_Ring]: ...
+    @property
+    def bindings(self) -> _Bindings: ...
+
+
+class _Endpoint(_Function, Protocol):
+    stream: int
+    failed: bool
+
+
+class _Machine(Protocol):
+    @property
+    def iommu(self) -> Any: ...
+    @property
+    def endpoints(self) -> Mapping[str, Any]: ...
+    @property
+    def inputs(self) -> Inputs: ...
+    @property
+    def counters(self) -> Counters: ...
+    def functions(self) -> Iterable[Any]: ...
+
+
+@dataclass
+class Served:
+    """What the commands are about."""
+
+    machine: _Machine
+    faults: FaultLog
+    stop: Callable[[], None]
+    """ends the server"""
+    clients: Callable[[], Mapping[str, str]] = dict
+    """whom each function has as a client, by its name"""
+    kinds: Mapping[str, str] = field(default_factory=dict)
+    """kind of each function, by its name"""
+    sbdf: Callable[[int], str] = str
+    """how people write a PCI address"""
+    profiles: tuple[str, ...] = ()
+
+
+class Answers:
+    """Carries out commands. More of them may be added."""
+
+    def __init__(self, served: Served) -> None:
+        self._served = served
+        self._machine = served.machine
+        self._iommu = served.machine.iommu
+        self._now_ns = served.machine.inputs.now_ns
+        self._began = self._now_ns()
+        self._commands: dict[str, tuple[Command, Callable[..., Answer]]] = {}
+        for command in COMMANDS:
+            self.add(command, getattr(self, f"do_{command.name.replace('-', '_')}"))
+
+    def add(self, command: Command, carry_out: Callable[..., Answer]) -> None:
+        """One command more. Raises ValueError for a name that there is."""
+        if command.name in self._commands:
+            raise ValueError(f"there is a command {command.name} already")
+        self._commands[command.name] = command, carry_out
+
+    def begin(self, name: str, arguments: Mapping[str, Any]) -> Answer:
+        """Carry out a command, or begin to. Raises :class:`CommandError`, as the steps may."""
+        if name not in self._commands:
+            if name in _QMP:
+                return {"return": _QMP[name](self)}
+            names = ", ".join(self._commands)
+            raise CommandError(f"there is no command {name[:40]!r}; there are {names}", "CommandNotFound")
+        command, carry_out = self._commands[name]
+        return carry_out(**checked(command, arguments))
+
+    # -- about the server -------------------------------------------------------------------------------------------
+
+    def do_version(self) -> Answer:
+        return {
+            "version": __version__,
+            "abi": ABI_VERSION,
+            "profiles": list(self._served.profiles),
+            "core": self._engine.core_name,
+        }
+
+    def do_commands(self) -> Answer:
+        return {"commands": [described(command) for command, _ in self._commands.values()]}
+
+    def _usage(self) -> Generator[None, None, dict[str, int]]:
+        """What is in use, of all contexts."""
+        engine, mapped = self._engine, 0
+        domains = engine.domains()
+        for place, number in enumerate(domains, 1):
+            mapped += engine.mapped_pages(number)
+            if place % _CONTEXTS == 0:
+                yield
+        used, total = engine.pool_pages()
+        return {"contexts": len(domains), "mapped_pages": mapped, "pool_pages_used": used, "pool_pages": total}
+
+    def do_status(self) -> Steps:
+        usage = yield from self._usage()
+        history = self._served.faults.explainer.history
+        clients = self._served.clients()
+        return {
+            "uptime_ns": self._now_ns() - self._began,
+            **usage,
+            "faults": self._served.faults.count,
+            "history": history.size if history else 0,
+            "operations": history.count if history else 0,
+            "trace": TRACED.isEnabledFor(logging.DEBUG),
+            "functions": [
+                {
+                    "name": function.name,
+                    "kind": self._served.kinds.get(function.name, ""),
+                    "client": clients.get(function.name),
+                    "bus_master": function.config.bus_master,
+                }
+                for function in self._machine.functions()
+            ],
+            "rings": [
+                {
+                    "ring": ring.number,
+                    "entries": ring.entries,
+                    "completed": ring.completed,
+                    "pending": 0 if ring.broken else ring.pending(),
+                    "broken": ring.broken,
+                }
+                for ring in self._iommu.rings
+            ],
+        }
+
+    def do_statistics(self, *, format: str) -> Steps:
+        values = self._machine.counters.report() | (yield from self._usage())
+        return {"text": prometheus.text(values)} if format == "prometheus" else {"statistics": values}
+
+    def do_trace(self, *, state: str) -> Answer:
+        TRACED.setLevel(logging.DEBUG if state == "on" else logging.NOTSET)
+        return {"trace": TRACED.isEnabledFor(logging.DEBUG)}
+
+    def do_reset(self, *, function: str) -> Answer:
+        functions = {each.name: each for each in self._machine.functions()}
+        if function not in functions:
+            raise CommandError(f"there is no function {function[:40]!r}; there are {', '.join(functions)}", _NOT_FOUND)
+        functions[function].reset()
+        return {}
+
+    def do_quit(self) -> Answer:
+        self._served.stop()
+        return {}
+
+    # -- contexts ---------------------------------------------------------------------------------------------------
+
+    @property
+    def _engine(self) -> Engine:
+        engine: Engine = self._iommu.engine
+        return engine
+
+    def _domain(self, context: int) -> int:
+        if context not in self._iommu.contexts:
+            raise CommandError(f"there is no context {context}", _NOT_FOUND)
+        domain: int = self._iommu.contexts.domain(context)
+        return domain
+
+    def _kind(self, domain: int) -> str:
+        if domain in (IDENTITY, BLOCKED):
+            return "identity" if domain == IDENTITY else "blocked"
+        return "clone" if self._engine.is_clone(domain) else "paging"
+
+    def do_contexts(self, *, first: int | None, limit: int) -> Answer:
+        contexts = self._iommu.contexts
+        inside: dict[int, list[int]] = {}
+        for stream, context in contexts.endpoints().items():
+            inside.setdefault(context, []).append(stream)
+        numbers = [number for number in (0, *self._engine.domains()) if number >= (first or 0)]
+        found = [
+            {
+                "context": number,
+                "kind": self._kind(domain),
+                "pages": self._engine.mapped_pages(domain),
+                "direct": len(self._engine.direct(domain)),
+                "streams": inside.get(number, []),
+            }
+            for number in numbers[:limit]
+            for domain in (contexts.domain(number),)
+        ]
+        return {"contexts": found, "next": numbers[limit] if len(numbers) > limit else None}
+
+    def do_dump(self, *, context: int, first: int | None, limit: int) -> Steps:
+        domain = self._domain(context)
+        direct = [{"dfn": low, "pages": high - low + 1} for low, high in self._engine.direct(domain)]
+        areas, following = yield from self._areas(domain, first or 0, limit)
+        return {
+            "context": context,
+            "kind": self._kind(domain),
+            "direct": direct if first is None else [],
+            "areas": [
+                {"dfn": area.dfn, "pages": area.nr, "gfn": area.gfn, "access": access_text(int(area.access))}
+                for area in areas
+            ],
+            "next": following,
+        }
+
+    def _areas(self, domain: int, position: int, limit: int) -> Generator[None, None, tuple[list[Area], int | None]]:
+        """Up to ``limit`` areas, and where to go on. What the guest changes meanwhile shows in what is left."""
+        areas: list[Area] = []
+        for _ in range(_MOST_STEPS):
+            pieces = list(islice(self._engine.pieces(domain, position), _LEAVES))
+            for piece in pieces:
+                last = areas[-1] if areas else None
+                if last and not piece.starts_call and (last.dfn + last.nr, last.gfn + last.nr) == piece[:2]:
+                    areas[-1] = last._replace(nr=last.nr + piece.nr)
+                elif len(areas) == limit:
+                    return areas, piece.dfn
+                else:
+                    areas.append(piece)
+                position = piece.dfn + piece.nr
+            if len(pieces) < _LEAVES:
+                return areas, None
+            yield
+            if domain not in (IDENTITY, BLOCKED) and not self._engine.is_paging(domain):
+                raise CommandError("the context was freed meanwhile", _NOT_FOUND)
+        return areas, position
+
+    def do_endpoints(self) -> Answer:
+        contexts, bindings = self._iommu.contexts.endpoints(), self._iommu.bindings
+        return {
+            "endpoints": [
+                {
+                    "stream": endpoint.stream,
+                    "name": endpoint.name,
+                    "kind": self._served.kinds.get(endpoint.name, ""),
+                    "sbdf": self._served.sbdf(bindings.sbdf(endpoint.stream)),
+                    "context": contexts[endpoint.stream],
+                    "blocked": self._engine.is_blocked(endpoint.stream),
+                    "failed": endpoint.failed,
+                }
+                for endpoint in sorted(self._machine.endpoints.values(), key=lambda each: each.stream)
+            ]
+        }
+
+    # -- what happened ----------------------------------------------------------------------------------------------
+
+    def do_faults(self, *, first: int | None, limit: int) -> Answer:
+        faults = self._served.faults
+        kept = [seen for seen in faults.kept if seen.number >= (first or 0)]
+        return {
+            "faults": [seen.report() for seen in kept[:limit]],
+            "count": faults.count,
+            "unexplained": faults.unexplained,
+            "next": kept[limit].number if len(kept) > limit else None,
+        }
+
+    def do_operations(self, *, first: int | None, limit: int) -> Steps:
+        explainer = self._served.faults.explainer
+        history = explainer.history
+        if history is None:
+            raise CommandError("no history is kept: start the server with --history N")
+        begin = max(history.oldest, first or 0)
+        end = min(begin + limit, history.count)
+        now, found = self._now_ns(), []
+        for place, record in enumerate(islice(history.back(end), max(0, end - begin)), 1):
+            found.append(explainer.operation(record, now))
+            if place % _RECORDS == 0:
+                yield
+        return {
+            "operations": found[::-1],
+            "next": end if end < history.count else None,
+        }
+
+    def do_explain(self, *, iova: int, context: int | None, stream: int | None) -> Steps:
+        if (context is None) == (stream is None):
+            raise CommandError("explain: give either a context or a stream")
+        if stream is not None:
+            endpoints = self._iommu.contexts.endpoints()
+            if stream not in endpoints:
+                raise CommandError(
+                    f"there is no stream {stream}; there are {', '.join(map(str, endpoints))}", _NOT_FOUND
+                )
+            context = endpoints[stream]
+        assert context is not None
+        domain, faults = self._domain(context), self._served.faults
+        seen = faults.last(iova >> PAGE_SHIFT, stream=stream, context=None if stream is not None else context)
+        present = yield from faults.explainer.begin(Asked(domain, iova))
+        found = present.report() | {"iova": iova, "context": context, "fault": None}
+        if seen is not None:
+            found |= yield from self._why(faults.explainer, seen)
+        return found
+
+    def _why(self, explainer: Explainer, seen: SeenFault) -> Steps:
+        """What is to be said of a fault that was."""
+        fault = {name: value for name, value in seen.report().items() if name != "explanation"}
+        said = seen.explanation
+        if said is None:
+            return {"cause": "not-explained", "text": "too many requests were refused at a time", "fault": fault}
+        if said.cause in NOT_YET:
+            domain = self._iommu.contexts.domain(seen.context)
+            steps = explainer.mapped_since(seen.operations, domain, seen.iova >> PAGE_SHIFT)
+            later = yield from steps
+            if later is not None:
+                explainer.came_late(said, later, seen.time_ns)
+        return {"cause": said.cause.value, "text": said.text, "fault": fault}
+
+
+_NOT_FOUND = "DeviceNotFound"
+
+
+def described(command: Command) -> dict[str, Any]:
+    """A command as JSON tells it."""
+    return {
+        "name": command.name,
+        "help": command.help,
+        "arguments": [
+            {
+                "name": each.name,
+                "type": each.form.value,
+                "unit": each.unit,
+                "required": each.required,
+                "default": each.default,
+                "choices": list(each.choices),
+                "help": each.help,
+            }
+            for each in command.arguments
+        ],
+        "result": [
+            {"name": each.name, "type": each.form.value, "unit": each.unit, "help": each.help}
+            for each in command.result
+        ],
+    }
+
+
+def qmp_version() -> dict[str, Any]:
+    """What the greeting has, and ``query-version`` answers: as QEMU's, with a package of ours."""
+    major, minor, micro = (int(part) for part in __version__.split(".")[:3])
+    return {"qemu": {"major": major, "minor": minor, "micro": micro}, "package": f"pviommu {__version__}"}
+
+
+_QMP: dict[str, Callable[[Answers], Any]] = {
+    "query-version": lambda _: qmp_version(),
+    "query-commands": lambda answers: [{"name": name} for name in answers._commands],
+}
+"""What tools that are made for QMP ask."""

@@ -1,0 +1,265 @@
+"""The commands of the control socket. Whoever adds one describes it here, and carries it out as `.answers` does."""
+
+from __future__ import annotations
+
+from .description import Argument, Command, Field, Form, paged
+
+__all__ = ["COMMANDS", "MOST_AREAS", "MOST_CONTEXTS", "MOST_FAULTS", "MOST_OPERATIONS"]
+
+MOST_AREAS, MOST_CONTEXTS, MOST_FAULTS, MOST_OPERATIONS = 1024, 1024, 32, 512
+"""Of one reply."""
+
+_CONTEXT = Argument("context", "number of a context, 0 is the default one", most=(1 << 16) - 1, required=True)
+_NEXT = Field("next", "`first` for the entries that follow, null if there are none")
+_MAPPING = (
+    Field("iova", "first byte", Form.HEX, "bytes"),
+    Field("length", "size", Form.HEX, "bytes"),
+    Field("gfn", "guest frame of the first page", Form.HEX),
+    Field("access", "READ, WRITE or READ|WRITE", Form.TEXT),
+    Field("distance", "between it and the address", Form.INTEGER, "bytes"),
+)
+_OPERATION = (
+    Field("number", "counts operations from 0 on"),
+    Field("operation", "map, unmap, alloc, free, attach, block, unblock, reset or ram", Form.TEXT),
+    Field("time_ns", "when, by the server's monotonic clock", Form.TIME, "ns"),
+    Field("ago_ns", "how long before this was asked", Form.TIME, "ns"),
+    Field("context", "the context that it changed"),
+    Field("dfn", "first page", Form.HEX),
+    Field("pages", "asked for"),
+    Field("done", "pages changed"),
+    Field("gfn", "of a map: first guest frame", Form.HEX),
+    Field("access", "of a map: READ, WRITE or READ|WRITE", Form.TEXT),
+    Field(
+        "before",
+        "first page before: gfn << 2 | access bits (1 read, 2 write), 0 unmapped; of attach: context",
+        Form.HEX,
+    ),
+    Field("after", "the same, afterwards", Form.HEX),
+    Field("stop", "why not all was done", Form.TEXT),
+    Field("stream", "endpoint, if one is concerned"),
+    Field("ring", "ring that it came by, null: by none"),
+    Field("slot", "index of the slot, as the producer index counts"),
+    Field("sequence", "what the guest wrote into the slot as its sequence"),
+    Field("result", "what the guest was answered: 0 or a negative errno"),
+    Field("rule", "number of the rule that changed it, 0: none"),
+)
+_EXPLAINED = (
+    Field("cause", "why, in one word", Form.TEXT),
+    Field("text", "why, in one sentence", Form.TEXT),
+    Field("now", "what is at the address: state, gfn, access", Form.OBJECT),
+    Field("below", "nearest mapping before it", Form.OBJECT, fields=_MAPPING),
+    Field("above", "nearest mapping behind it", Form.OBJECT, fields=_MAPPING),
+    Field("contexts", "others that map the address", Form.LIST),
+    Field("operations", "on this page, the last one first, 16 at most", Form.LIST, fields=_OPERATION),
+    Field("history", "size, first operation looked at, operations so far; empty without --history", Form.OBJECT),
+)
+_FAULT = (
+    Field("number", "counts faults from 1 on"),
+    Field("time_ns", "when, by the server's monotonic clock", Form.TIME, "ns"),
+    Field("stream", "endpoint"),
+    Field("sbdf", "its PCI address in the guest, or unbound", Form.TEXT),
+    Field("context", "context that it was in"),
+    Field("iova", "first byte refused", Form.HEX, "bytes"),
+    Field("length", "span that the address is in", Form.INTEGER, "bytes"),
+    Field("access", "READ or WRITE", Form.TEXT),
+    Field("reason", "what the guest was told", Form.TEXT),
+    Field("operations", "operations before it"),
+    Field("explanation", "as of `explain`, made when it happened; missing if too many came at a time", Form.OBJECT),
+)
+
+COMMANDS = (
+    Command(
+        "version",
+        "say what the server is",
+        result=(
+            Field("version", "of pviommu", Form.TEXT),
+            Field("abi", "version of the interface to the guest"),
+            Field("profiles", "that a guest may select", Form.LIST),
+            Field("core", "what carries out maps: native or python", Form.TEXT),
+        ),
+    ),
+    Command(
+        "commands",
+        "list the commands with their arguments and results",
+        result=(
+            Field(
+                "commands",
+                "all of them",
+                Form.LIST,
+                fields=(Field("name", "what to execute", Form.TEXT), Field("help", "what it does", Form.TEXT)),
+            ),
+        ),
+    ),
+    Command(
+        "status",
+        "say what the server is doing",
+        result=(
+            Field("uptime_ns", "since it began to serve", Form.TIME, "ns"),
+            Field("contexts", "allocated, the default one not among them"),
+            Field("mapped_pages", "in all of them"),
+            Field("pool_pages_used", "page-table pages in use"),
+            Field("pool_pages", "page-table pages that there are"),
+            Field("faults", "refused DMA requests so far"),
+            Field("history", "operations kept at most, 0: none"),
+            Field("operations", "recorded so far"),
+            Field("trace", "whether vfio-user messages are logged", Form.BOOLEAN),
+            Field(
+                "functions",
+                "PCI functions",
+                Form.LIST,
+                fields=(
+                    Field("name", "of its socket", Form.TEXT),
+                    Field("kind", "iommu, or kind of endpoint", Form.TEXT),
+                    Field("client", "process that is connected", Form.TEXT),
+                    Field("bus_master", "whether the guest allows DMA", Form.BOOLEAN),
+                ),
+            ),
+            Field(
+                "rings",
+                "command rings",
+                Form.LIST,
+                fields=(
+                    Field("ring", "number"),
+                    Field("entries", "slots, 0: off"),
+                    Field("completed", "index of the next slot"),
+                    Field("pending", "slots submitted and not completed"),
+                    Field("broken", "stopped for an impossible index", Form.BOOLEAN),
+                ),
+            ),
+        ),
+    ),
+    Command(
+        "contexts",
+        "list the contexts",
+        paged(256, MOST_CONTEXTS, "number of the context"),
+        (
+            Field(
+                "contexts",
+                "in order",
+                Form.LIST,
+                fields=(
+                    Field("context", "number"),
+                    Field("kind", "identity, blocked, paging or clone", Form.TEXT),
+                    Field("pages", "mapped by the guest"),
+                    Field("direct", "ranges mapped 1:1 for endpoints in it"),
+                    Field("streams", "endpoints in it", Form.LIST),
+                ),
+            ),
+            _NEXT,
+        ),
+        "contexts",
+    ),
+    Command(
+        "dump",
+        "list what a context maps",
+        (_CONTEXT, *paged(256, MOST_AREAS, "device frame", "pages", Form.HEX)),
+        (
+            Field("context", "number"),
+            Field("kind", "identity, blocked, paging or clone", Form.TEXT),
+            Field(
+                "direct",
+                "regions mapped 1:1 for endpoints in it, over the areas",
+                Form.LIST,
+                fields=(Field("dfn", "first device frame", Form.HEX), Field("pages", "how many")),
+            ),
+            Field(
+                "areas",
+                "runs of adjacent frames with one access, each from one map call",
+                Form.LIST,
+                fields=(
+                    Field("dfn", "first device frame", Form.HEX),
+                    Field("pages", "how many"),
+                    Field("gfn", "first guest frame", Form.HEX),
+                    Field("access", "READ, WRITE or READ|WRITE", Form.TEXT),
+                ),
+            ),
+            _NEXT,
+        ),
+        "areas",
+    ),
+    Command(
+        "endpoints",
+        "list the endpoints and the contexts that they are in",
+        result=(
+            Field(
+                "endpoints",
+                "in order of their streams",
+                Form.LIST,
+                fields=(
+                    Field("stream", "number"),
+                    Field("name", "of its socket", Form.TEXT),
+                    Field("kind", "as in the topology", Form.TEXT),
+                    Field("sbdf", "PCI address in the guest, or unbound", Form.TEXT),
+                    Field("context", "that it is in"),
+                    Field("blocked", "whether all its DMA is refused", Form.BOOLEAN),
+                    Field("failed", "whether it stopped in an exception", Form.BOOLEAN),
+                ),
+            ),
+        ),
+    ),
+    Command(
+        "statistics",
+        "show what was counted since the server began",
+        (
+            Argument(
+                "format",
+                "json: `statistics`; prometheus: `text`, in the text format of Prometheus",
+                Form.TEXT,
+                default="json",
+                choices=("json", "prometheus"),
+            ),
+        ),
+        (
+            Field("statistics", "counters by name; `ops` has operations by kind", Form.OBJECT),
+            Field("text", "the same as Prometheus reads it", Form.TEXT),
+        ),
+    ),
+    Command(
+        "faults",
+        "list the last refused DMA requests, each with why",
+        paged(16, MOST_FAULTS, "number of the fault"),
+        (
+            Field("faults", "in order, the last 1024 at most", Form.LIST, fields=_FAULT),
+            Field("count", "refused since the server began"),
+            Field("unexplained", "of which too many came at a time to be explained"),
+            _NEXT,
+        ),
+        "faults",
+    ),
+    Command(
+        "explain",
+        "say why DMA to an address is refused, or was",
+        (
+            Argument("iova", "device address", Form.HEX, "bytes", required=True),
+            Argument("context", "context to look into", most=(1 << 16) - 1),
+            Argument("stream", "endpoint whose context to look into", most=(1 << 32) - 1),
+        ),
+        (
+            *_EXPLAINED[:2],
+            Field("iova", "the address", Form.HEX, "bytes"),
+            Field("context", "that was looked into"),
+            *_EXPLAINED[2:],
+            Field("fault", "the last refused request in this page", Form.OBJECT, fields=_FAULT[:-1]),
+        ),
+    ),
+    Command(
+        "operations",
+        "list recorded operations",
+        paged(64, MOST_OPERATIONS, "number of the operation; the oldest one that is left if that is gone,"),
+        (Field("operations", "in order", Form.LIST, fields=_OPERATION), _NEXT),
+        "operations",
+    ),
+    Command(
+        "trace",
+        "log vfio-user messages, or do not any more",
+        (Argument("state", "on or off", Form.TEXT, required=True, choices=("on", "off")),),
+        (Field("trace", "whether they are logged now", Form.BOOLEAN),),
+    ),
+    Command(
+        "reset",
+        "reset a function as its client would: registers and, of the PV-IOMMU, contexts and bindings",
+        (Argument("function", "name of its socket", Form.TEXT, required=True),),
+    ),
+    Command("quit", "end the server: clients are dropped, its sockets removed"),
+)
+"""In the order in which they are shown."""

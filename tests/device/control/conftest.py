@@ -1,0 +1,61 @@
+"""The commands of a machine without a loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from pviommu.control.answers import Answers, Served
+from pviommu.history.records import History
+from pviommu.interfaces.pv.bindings import format_sbdf
+
+from ..conftest import Driver
+
+
+class Asked:
+    """Carries out commands to their end, counting the steps."""
+
+    def __init__(self, driver: Driver, history: History | None) -> None:
+        self.stopped = False
+        self.steps = 0
+        self.faults = driver.iommu.keep_history(history)
+        kinds = {"iommu": "iommu", "dma0": "dma-test", "dma1": "dma-test"}
+        clients = SimpleNamespace(known={"iommu": "process 7 of user 0"})
+        self.answers = Answers(
+            Served(driver.machine, self.faults, self.stop, lambda: clients.known, kinds, format_sbdf, ("xen-2024",))
+        )
+
+    def stop(self) -> None:
+        self.stopped = True
+
+    def __call__(self, name: str, **arguments: Any) -> dict[str, Any]:
+        answer = self.answers.begin(name, arguments)
+        self.steps = 0
+        if not isinstance(answer, Generator):
+            return answer
+        while True:
+            try:
+                next(answer)
+            except StopIteration as end:
+                found: dict[str, Any] = end.value
+                return found
+            self.steps += 1
+
+
+@pytest.fixture
+def history() -> History:
+    return History(1000)
+
+
+@pytest.fixture
+def ask(driver: Driver, history: History) -> Asked:
+    return Asked(driver, history)
+
+
+@pytest.fixture
+def ask_without(make_driver: Callable[..., Driver]) -> Iterator[Asked]:
+    """Of a machine without history."""
+    return Asked(make_driver().start(), None)  # type: ignore[return-value]
