@@ -19,6 +19,7 @@ from qemu.qmp import ExecuteError, QMPClient
 
 from pviommu.control.client import Client
 from pviommu.control.description import CommandError
+from pviommu.lab.faults import Spans, ask
 from pviommu_abi.dma_test import DescriptorStatus, DmaOp
 from pviommu_abi.own import Batch, MapOp, OwnOp
 from pviommu_abi.slots import OpClass
@@ -178,6 +179,20 @@ def test_another_server_cannot_have_the_same_socket(serve: Serve, path: Path, to
 
     assert said.returncode == 3
     assert f"cannot listen on {path}: another server listens on this socket" in said.stderr
+
+
+def test_the_lab_hears_of_every_fault_with_its_explanation(serve: Serve, path: Path, guest: Guest) -> None:
+    spans = Spans()
+    guest.attach("dma0")
+    refused_write(guest, 0x1000)
+    spans.ended("one that passes", failed=False)
+    refused_write(guest, 0x2000)
+    spans.ended("one that fails", failed=True)
+    refused_write(guest, 0x3000)
+
+    found = spans.unexpected(ask(path))
+    assert [(each["test"], each["iova"]) for each in found.faults] == [("one that fails", 0x2000), (None, 0x3000)]
+    assert [each["explanation"]["cause"] for each in found.faults] == ["never-mapped", "never-mapped"]
 
 
 # -- clients that it is not for ---------------------------------------------------------------------------------------

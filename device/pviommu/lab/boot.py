@@ -12,10 +12,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from pviommu import __version__, resources
 from pviommu.host_errors import is_host_error, named, write_whole
-from pviommu.lab import added, console, debugger, report
+from pviommu.lab import added, console, debugger, faults, report
 from pviommu.lab.guest_settings import CONFIG_PATH, GuestSettings
 from pviommu.lab.image import KernelModules, guest_image
 from pviommu.lab.ktap import KtapRun
@@ -47,6 +48,7 @@ SUITE = "/lab/suite"
 
 _SERVER_LOG = "server.jsonl"
 _PROGRAM_OUTPUT = "program.out"
+_CONTROL = "control"
 _PAGES_OF_1_GIB = ("-cpu", "qemu64,pdpe1gb=on")  # which TCG's usual processor has not; a suite maps one
 _LONGEST_SOCKET_PATH = 90  # sun_path holds 108 bytes; sockets are named after endpoints
 
@@ -107,7 +109,7 @@ def judged_run(job: Job, listener: Listener, tested: Callable[[report.RunRecord]
     """
     judge = _Judge(job, listener)
     try:
-        problems = _boot(job, listener, lambda: tested(judge.record([])))
+        problems = _boot(job, listener, lambda: tested(judge.record([])), judge.refused)
     except GuestTimeoutError:
         return judge.record([f"the guest did not finish within {job.timeout:g} s"], "timeout")
     except RunError as problem:
@@ -127,6 +129,8 @@ class _Judge:
         self._listener = listener
         self._began = time.monotonic()
         self._report: tuple[KtapRun, float] | None = None
+        self.refused: list[dict[str, Any]] = []
+        """requests that the server has told of"""
 
     def record(self, problems: list[str], verdict: str = "") -> report.RunRecord:
         """The run with what speaks against it; without a ``verdict`` the report is judged too."""
@@ -144,7 +148,8 @@ class _Judge:
         versions["accelerator"] = setup.accelerator
         counts = summary(self._job.folder / _SERVER_LOG)
         suite = self._job.settings.suite
-        return report.RunRecord(verdict, ktap, problems, seconds, versions, counts, self._program(), suite)
+        unexpected = faults.Unexpected() if verdict == "passed" else self._listener.spans.unexpected(self.refused)
+        return report.RunRecord(verdict, ktap, problems, seconds, versions, counts, self._program(), suite, unexpected)
 
     def _program(self) -> report.ProgramRecord | None:
         name = self._job.settings.program
@@ -153,16 +158,25 @@ class _Judge:
         return report.ProgramRecord(name, self._listener.program_status, output.name, size) if name else None
 
 
-def _boot(job: Job, listener: Listener, tested: Callable[[], None]) -> list[str]:
-    """Start the server and the guest, listen to its end; returns what was wrong with the server's end."""
+def _boot(job: Job, listener: Listener, tested: Callable[[], None], refused: list[dict[str, Any]]) -> list[str]:
+    """Start the server and the guest, listen to its end; returns what was wrong with the server's end.
+
+    ``refused`` gets the requests that the server refused, however the guest ends.
+    """
     deadline = time.monotonic() + job.timeout
     with short_folder() as short:
         write_whole(short / "initrd", _image(job))
+        control = short / _CONTROL
+        options = ("--ctl", str(control), "--history", str(faults.HISTORY))
         with (
-            ServerProcess(job.topology, short, job.folder / _SERVER_LOG, job.program) as server,
+            ServerProcess(job.topology, short, job.folder / _SERVER_LOG, job.program, options) as server,
             _output(job) as output,
+            contextlib.ExitStack() as last,
         ):
             server.start()
+            last.callback(_ask, server, control, refused)
+            if listener.verbose or job.settings.keep:
+                job.say(f"control socket {control}")
             config = _machine(job, short, output)
             with VirtualMachine(job.setup.toolbox, config) as machine:
                 write_whole(job.folder / "qemu-command.txt", machine.command_line + "\n")
@@ -180,7 +194,14 @@ def _boot(job: Job, listener: Listener, tested: Callable[[], None]) -> list[str]
                     joined = functools.partial(machine.send, "console")
                     console.attach(config.console_socket, machine.report, job.terminal, joined)
                     job.say("")  # whatever the guest's last line was
+            last.close()
             return [*server.stop(), *(output.problems if output is not None else ())]
+
+
+def _ask(server: ServerProcess, control: Path, refused: list[dict[str, Any]]) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        server.resume()  # a test may have stopped it
+        refused += faults.ask(control)
 
 
 def _output(job: Job) -> contextlib.AbstractContextManager[GuestOutput | None]:

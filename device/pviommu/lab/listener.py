@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TextIO
 
 from pviommu.lab import report
+from pviommu.lab.faults import Spans
 from pviommu.lab.ktap import Event, EventKind, KtapParser, Outcome
 
 __all__ = ["Listener"]
@@ -18,8 +19,9 @@ class Listener:
         self.exit_status: int | None = None
         self.program_status: int | None = None
         """what the user's program ended with"""
+        self.spans = Spans()
+        self.verbose = verbose
         self._stream = stream
-        self._verbose = verbose
 
     def line(self, line: str) -> None:
         """Take one line of the report."""
@@ -37,11 +39,13 @@ class Listener:
         margin = "  " * event.depth
         if event.kind is EventKind.RESULT and event.result is not None:
             result = event.result
+            if event.depth == 0:
+                self.spans.ended(result.name, failed=result.failed)
             word = {Outcome.PASSED: "ok  ", Outcome.FAILED: "FAIL", Outcome.SKIPPED: "skip"}[result.outcome]
             tail = f" ({result.reason})" if result.reason else ""
             print(f"{margin}{word} {result.name}{tail}", file=self._stream, flush=True)
-            if result.outcome is Outcome.FAILED and not self._verbose:
+            if result.outcome is Outcome.FAILED and not self.verbose:
                 for note in result.diagnostics:
                     print(f"{margin}     {note}", file=self._stream, flush=True)
-        elif event.kind is EventKind.BAIL_OUT or (self._verbose and event.kind is EventKind.DIAGNOSTIC):
+        elif event.kind is EventKind.BAIL_OUT or (self.verbose and event.kind is EventKind.DIAGNOSTIC):
             print(f"{margin}{event.text}", file=self._stream, flush=True)

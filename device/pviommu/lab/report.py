@@ -4,7 +4,8 @@
 ``seconds``, ``versions``, ``counts`` (the server's own summary) and ``problems`` (sentences; empty after a run that
 passed). A run of the user's own program has ``program`` too: its ``name``, its ``status`` (null if it did not end), and
 ``output``, the ``file`` and the ``bytes`` in it. A run of a suite has ``suite``: its ``name`` and the numbers of its
-own tests.
+own tests. A run that did not pass has ``faults`` if DMA was refused that no test expected: each with its ``test`` and
+its ``explanation``; and ``faults_left_out``, how many more there were. ``faults.txt`` has the same for people.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from pviommu.host_errors import write_whole
+from pviommu.lab import faults
 from pviommu.lab.ktap import Counts, KtapRun, Outcome, TestResult
 
 __all__ = [
@@ -63,6 +65,7 @@ class RunRecord:
     counts: dict[str, Any] = field(default_factory=dict)
     program: ProgramRecord | None = None
     suite: str = ""
+    unexpected: faults.Unexpected = field(default_factory=faults.Unexpected)
 
     def suite_counts(self) -> Counts:
         """How many tests of the suite passed, failed and were skipped."""
@@ -116,7 +119,7 @@ def new_results_folder(base: Path, now: datetime) -> Path:
 
 
 def write_results(folder: Path, record: RunRecord) -> None:
-    """Write ``results.json`` and ``junit.xml``, each whole or not at all. Raises OSError."""
+    """Write ``results.json``, ``junit.xml`` and perhaps ``faults.txt``, each whole or not at all. Raises OSError."""
     results: dict[str, Any] = {
         "verdict": record.verdict,
         "tests": asdict(record.ktap.counts()),
@@ -131,6 +134,9 @@ def write_results(folder: Path, record: RunRecord) -> None:
         results["program"] = {"name": program.name, "status": program.status, "output": output}
     if record.suite:
         results["suite"] = {"name": record.suite, **asdict(record.suite_counts())}
+    if record.unexpected.faults:
+        results["faults"] = record.unexpected.faults
+        results["faults_left_out"] = record.unexpected.left_out
     tree = _junit(record)
     ElementTree.indent(tree)
     junit: bytes = ElementTree.tostring(tree, encoding="utf-8", xml_declaration=True)
@@ -138,6 +144,8 @@ def write_results(folder: Path, record: RunRecord) -> None:
         write_whole(folder / "results.json", json.dumps(results, indent=2) + "\n")
     finally:  # there may be room for one of them
         write_whole(folder / "junit.xml", junit)
+    if record.unexpected.faults:
+        write_whole(folder / "faults.txt", faults.told(record.unexpected))
 
 
 def _junit(record: RunRecord) -> ElementTree.Element:
@@ -207,6 +215,7 @@ def summary_text(record: RunRecord, folder: Path) -> str:
     ):
         if key in record.counts:
             lines.append(f"{label:<7} {_number(record.counts[key])}{unit}")
+    lines += faults.shown(record.unexpected)
     lines += [f"problem {problem}" for problem in record.problems]
     lines.append(f"results {folder}")
     versions = record.versions

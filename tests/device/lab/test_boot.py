@@ -141,3 +141,62 @@ def test_short_folder_is_made_under_tmp_when_the_runtime_folder_is_unusable(tmp_
         assert folder.parent == Path("/tmp")
         assert folder.stat().st_mode & 0o777 == 0o700
     assert not folder.exists()
+
+
+CONTROL = """
+import threading
+listening = socket.socket(socket.AF_UNIX)
+listening.bind(sys.argv[sys.argv.index("--ctl") + 1])
+listening.listen(1)
+assert sys.argv[sys.argv.index("--history") + 1] == "65536"
+def serve():
+    client, _ = listening.accept()
+    stream = client.makefile("rw")
+    answers = [{"QMP": {}}, {"return": {}}, {"return": {"faults": [FAULT], "next": None}}]
+    for answer in answers:
+        print(json.dumps(answer), file=stream, flush=True)
+        stream.readline()
+threading.Thread(target=serve, daemon=True).start()
+"""
+FAULT = {
+    "number": 1,
+    "time_ns": 1,
+    "stream": 1,
+    "sbdf": "unbound",
+    "context": 0,
+    "iova": 4096,
+    "length": 1,
+    "access": "READ",
+    "reason": "NOT_MAPPED",
+    "operations": 0,
+    "explanation": {"cause": "never-mapped", "text": "nobody mapped it"},
+}
+
+
+@pytest.mark.parametrize(
+    ("guest", "ended"),
+    [
+        (r"printf 'KTAP version 1\n1..1\nnot ok 1 bind\n# lab: exit 1\n' >&3", "'bind'"),
+        ("exit 0", "no test that ended"),
+    ],
+    ids=["failed", "cut off"],
+)
+def test_a_run_that_fails_tells_why_dma_was_refused(lab: Lab, guest: str, ended: str) -> None:
+    lab.server = lab.server.replace("signal.signal(", CONTROL.replace("FAULT", repr(FAULT)) + "signal.signal(")
+    lab.guest = guest
+    status, shown = lab.main()
+
+    assert status == 1
+    line = f"during {ended}: READ at 0x1000 by stream 1 in context 0: NOT_MAPPED: nobody mapped it"
+    assert f"fault   1, {line}\n" in shown
+    assert json.loads(lab.result("results.json"))["faults"][0]["explanation"]["cause"] == "never-mapped"
+    assert line in lab.result("faults.txt")
+
+
+def test_a_run_that_passes_tells_nothing_of_it(lab: Lab) -> None:
+    lab.server = lab.server.replace("signal.signal(", CONTROL.replace("FAULT", repr(FAULT)) + "signal.signal(")
+    status, shown = lab.main("-v")
+
+    assert status == 0
+    assert "never-mapped" not in lab.result("results.json")
+    assert "control socket /" in shown
