@@ -79,9 +79,9 @@ class Recorder:
     ) -> Outcome:
         before = self._entry(domain, dfn)
         outcome = call(domain, dfn, nr, mode)
-        # in the other modes holes are passed over: what they asked for is gone, up to where they stopped
-        gone = outcome.done if mode is UnmapMode.UNTIL_HOLE else (nr if outcome.at is None else outcome.at - dfn)
-        after = self._entry(domain, dfn)
+        gone, after = outcome.done, 0 if outcome.done else before
+        if mode is not UnmapMode.UNTIL_HOLE:  # passes over holes: what was asked for is gone, up to where it stopped
+            gone, after = nr if outcome.at is None else outcome.at - dfn, self._entry(domain, dfn)
         self._add(Kind.UNMAP, domain, outcome.stop, dfn=dfn, nr=nr, done=gone, before=before, after=after)
         return outcome
 

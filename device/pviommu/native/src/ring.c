@@ -118,7 +118,7 @@ static __attribute__((noinline)) void remember(const struct pv_rings *rings, con
 /* Map or unmap what a slot asks for, and count it; 0 when the slot is not for this core. */
 static inline __attribute__((always_inline)) int
 carry_out(const struct pv_rings *rings, const struct pv_operation *operation, enum pv_kind kind, const uint64_t *slot,
-	  struct pv_outcome *outcome, struct pv_report *report, uint64_t *before)
+	  struct pv_outcome *outcome, struct pv_report *report, int recorded, uint64_t *before)
 {
 	const struct pv_core *core = rings->core;
 	uint64_t ctx = field(slot, &operation->ctx), dfn = field(slot, &operation->dfn);
@@ -132,7 +132,7 @@ carry_out(const struct pv_rings *rings, const struct pv_operation *operation, en
 	if (!context || (kind == PV_UNMAP && context->is_clone))
 		return 0;
 	if (kind == PV_UNMAP) {
-		if (rings->history)
+		if (recorded)
 			*before = entry_at(context, dfn);
 		*outcome = pv_unmap(core, context, dfn, nr);
 		report->unmaps++;
@@ -175,8 +175,9 @@ static uint32_t publish(struct pv_ring *ring, uint32_t count)
  * Carry out slot `index` of a ring, if it is for this core, of which `slot` is a copy afterwards. What came of it is
  * written, its completion not published.
  */
-static int execute_one(const struct pv_rings *rings, struct pv_ring *ring, uint32_t index, struct pv_report *report,
-		       uint64_t *slot, struct pv_outcome *outcome)
+static inline __attribute__((always_inline)) int
+execute_one(const struct pv_rings *rings, struct pv_ring *ring, uint32_t index, struct pv_report *report,
+	    uint64_t *slot, struct pv_outcome *outcome, int recorded)
 {
 	uint8_t *place = ring->slots + (index & (ring->entries - 1)) * SLOT_SIZE;
 	const volatile pair *pairs = (const volatile pair *)place;
@@ -192,16 +193,16 @@ static int execute_one(const struct pv_rings *rings, struct pv_ring *ring, uint3
 	((pair *)slot)[3] = pairs[3];
 	/* A branch each: the processor guesses which, and goes on before it has compared them. */
 	if (matches(operation = &rings->operations[PV_MAP], slot)) {
-		if (!carry_out(rings, operation, kind = PV_MAP, slot, outcome, report, &before))
+		if (!carry_out(rings, operation, kind = PV_MAP, slot, outcome, report, recorded, &before))
 			return 0;
 	} else if (matches(operation = &rings->operations[PV_UNMAP], slot)) {
-		if (!carry_out(rings, operation, kind = PV_UNMAP, slot, outcome, report, &before))
+		if (!carry_out(rings, operation, kind = PV_UNMAP, slot, outcome, report, recorded, &before))
 			return 0;
 	} else {
 		return 0;
 	}
 	result = operation->result[outcome->stop];
-	if (rings->history)
+	if (recorded)
 		remember(rings, operation, kind, slot, before, outcome, ring->number, index);
 	if (operation->counted >> outcome->stop & 1)
 		write_count((volatile uint64_t *)place, operation, slot, outcome->done);
@@ -216,9 +217,9 @@ static int execute_one(const struct pv_rings *rings, struct pv_ring *ring, uint3
 	return 1;
 }
 
-/* Execute up to `limit` slots, which the ring has; adds to *report. A slot begun is finished, whatever the time. */
-static void execute(const struct pv_rings *rings, struct pv_ring *ring, uint32_t limit, uint64_t deadline_ns,
-		    struct pv_report *report)
+static inline __attribute__((always_inline)) void
+execute_slots(const struct pv_rings *rings, struct pv_ring *ring, uint32_t limit, uint64_t deadline_ns,
+	      struct pv_report *report, int recorded)
 {
 	uint64_t slot[PV_SLOT_WORDS] __attribute__((aligned(16))), pages = 0;
 	struct pv_outcome outcome;
@@ -227,7 +228,7 @@ static void execute(const struct pv_rings *rings, struct pv_ring *ring, uint32_t
 	report->ring = ring->number;
 	report->reason = PV_DONE;
 	for (uint32_t i = 1; i <= limit; i++) {
-		if (!execute_one(rings, ring, ring->completed + unpublished, report, slot, &outcome)) {
+		if (!execute_one(rings, ring, ring->completed + unpublished, report, slot, &outcome, recorded)) {
 			report->reason = PV_FOR_PYTHON;
 			break;
 		}
@@ -257,6 +258,17 @@ static void execute(const struct pv_rings *rings, struct pv_ring *ring, uint32_t
 	}
 	if (unpublished)
 		report->interrupt |= publish(ring, unpublished);
+}
+
+/* Execute up to `limit` slots, which the ring has; adds to *report. A slot begun is finished, whatever the time. */
+static void execute(const struct pv_rings *rings, struct pv_ring *ring, uint32_t limit, uint64_t deadline_ns,
+		    struct pv_report *report)
+{
+	/* Each inlined: who keeps no history does not pay for it. */
+	if (rings->history)
+		execute_slots(rings, ring, limit, deadline_ns, report, 1);
+	else
+		execute_slots(rings, ring, limit, deadline_ns, report, 0);
 }
 
 /*
