@@ -24,7 +24,7 @@ from pviommu_abi.dma_test import DescriptorStatus, DmaOp
 from pviommu_abi.own import Batch, MapOp, OwnOp
 from pviommu_abi.slots import OpClass
 
-from .guest import PATIENCE_S, Guest, Serve, environment
+from .guest import PATIENCE_S, Guest, Serve, environment, run
 
 RUNS = 1 << 15
 
@@ -173,8 +173,6 @@ def test_statistics_count_what_the_guest_did(client: Client, guest: Guest) -> No
 
 
 def test_another_server_cannot_have_the_same_socket(serve: Serve, path: Path, topology: Path, tmp_path: Path) -> None:
-    from .guest import run
-
     said = run(topology, "--socket-dir", tmp_path, "--ctl", path)
 
     assert said.returncode == 3
@@ -193,6 +191,18 @@ def test_the_lab_hears_of_every_fault_with_its_explanation(serve: Serve, path: P
     found = spans.unexpected(ask(path))
     assert [(each["test"], each["iova"]) for each in found.faults] == [("one that fails", 0x2000), (None, 0x3000)]
     assert [each["explanation"]["cause"] for each in found.faults] == ["never-mapped", "never-mapped"]
+
+
+def test_the_socket_has_the_mode_that_was_asked_for(folder: Path, topology: Path) -> None:
+    with Serve(folder, topology, "--ctl", str(folder / "ctl"), "--ctl-mode", "660"):
+        assert (folder / "ctl").stat().st_mode & 0o777 == 0o660
+    assert not (folder / "ctl").exists()
+
+
+def test_a_client_of_each_function_is_told(client: Client, guest: Guest) -> None:
+    clients = [each["client"] for each in client.call("status")["functions"]]
+
+    assert clients == [f"process {os.getpid()} of user {os.getuid()}"] * 3
 
 
 # -- clients that it is not for ---------------------------------------------------------------------------------------

@@ -86,19 +86,21 @@ class _Iommu(_Function, Protocol):
 
 class _Endpoint(_Function, Protocol):
     stream: int
-    failed: bool
+
+    @property
+    def failed(self) -> bool: ...
 
 
 class _Machine(Protocol):
     @property
-    def iommu(self) -> Any: ...
+    def iommu(self) -> _Iommu: ...
     @property
-    def endpoints(self) -> Mapping[str, Any]: ...
+    def endpoints(self) -> Mapping[str, _Endpoint]: ...
     @property
     def inputs(self) -> Inputs: ...
     @property
     def counters(self) -> Counters: ...
-    def functions(self) -> Iterable[Any]: ...
+    def functions(self) -> Iterable[_Function]: ...
 
 
 @dataclass
@@ -226,14 +228,12 @@ class Answers:
 
     @property
     def _engine(self) -> Engine:
-        engine: Engine = self._iommu.engine
-        return engine
+        return self._iommu.engine
 
     def _domain(self, context: int) -> int:
         if context not in self._iommu.contexts:
             raise CommandError(f"there is no context {context}", _NOT_FOUND)
-        domain: int = self._iommu.contexts.domain(context)
-        return domain
+        return self._iommu.contexts.domain(context)
 
     def _kind(self, domain: int) -> str:
         if domain in (IDENTITY, BLOCKED):

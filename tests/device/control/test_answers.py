@@ -13,6 +13,8 @@ from pviommu.counters import Counters
 from pviommu.dma.fault import DmaRefusedError
 from pviommu.engine import Access
 
+from .conftest import Asked
+
 BOTH = Access.READ | Access.WRITE
 
 
@@ -98,8 +100,6 @@ def test_a_long_dump_comes_in_pages_and_steps(driver, ask):
 
 
 def test_one_mapping_in_very_many_pieces_takes_many_steps_and_several_replies(make_driver, history):
-    from .conftest import Asked
-
     driver = make_driver(pool_pages=4096).start()
     ask, engine = Asked(driver, history), driver.iommu.engine
     engine.set_ram([(0, 1 << 19)])

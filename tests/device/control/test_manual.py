@@ -8,6 +8,7 @@ import pytest
 
 from pviommu.control import command, manual
 from pviommu.control.commands import COMMANDS
+from pviommu.history.explanation import Cause
 
 DOCS = Path(__file__).parents[3] / "docs"
 AGAIN = "python -m pviommu.control.manual ."
@@ -42,8 +43,6 @@ def test_a_document_without_marks_is_refused(tmp_path):
 
 
 def test_every_cause_is_in_the_document():
-    from pviommu.history.explanation import Cause
-
     page = (DOCS / "ctl.md").read_text()
     assert [cause.value for cause in Cause if f"`{cause.value}`" not in page] == ["not-refused"]
 

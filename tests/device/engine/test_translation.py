@@ -139,3 +139,37 @@ def test_the_blocked_domain_reaches_nothing():
     assert dma(engine, 0x100) is Refusal.BLOCKED
     assert engine.lookup(BLOCKED, 0x100) is None
     assert list(engine.areas(BLOCKED)) == []
+
+
+def test_pieces_begin_where_they_are_asked_for_and_make_up_the_areas():
+    engine = new_engine()
+    engine.map(1, 0x1FF, 0x10, 3, RW)  # a leaf each
+    engine.map(1, 0x400, 0x40, 1, R)
+
+    assert list(engine.pieces(1)) == [
+        Area(0x1FF, 0x10, 1, RW, True),
+        Area(0x200, 0x11, 1, RW, False),
+        Area(0x201, 0x12, 1, RW, False),
+        Area(0x400, 0x40, 1, R, True),
+    ]
+    assert [piece.dfn for piece in engine.pieces(1, 0x201)] == [0x201, 0x400]
+    assert list(engine.pieces(1, 0x401)) == list(engine.pieces(99)) == list(engine.pieces(BLOCKED)) == []
+
+
+def test_pieces_of_the_identity_domain_are_what_is_left_of_ram():
+    engine = new_engine()
+    engine.set_ram([(0x10, 0x1F), (0x100, 0x1FF)])
+
+    assert list(engine.pieces(0, 0x18)) == [Area(0x18, 0x18, 8, RW, True), Area(0x100, 0x100, 0x100, RW, True)]
+    assert list(engine.pieces(0)) == list(engine.areas(0))
+
+
+def test_a_domain_tells_its_pages_and_whether_it_is_a_clone():
+    engine = new_engine()
+    engine.map(1, 0x100, 0x10, 3, RW)
+    engine.alloc_paging(5, clone=True)
+
+    assert [engine.mapped_pages(domain) for domain in (1, 0, 99)] == [3, 0, 0]
+    assert [engine.is_clone(domain) for domain in (1, 5, 0)] == [False, True, False]
+    usage = engine.usage()
+    assert engine.pool_pages() == (usage.pool_pages_used, usage.pool_pages_total)

@@ -78,6 +78,18 @@ def test_repeated_records_are_summed_up_at_the_end_but_not_at_level_debug(
         assert (lines[-1]["event"], lines[-1]["of"], lines[-1]["count"]) == ("repeated", "client-refused", 2 * MOST)
 
 
+def test_records_of_level_debug_that_somebody_asked_for_are_all_written(capfd: pytest.CaptureFixture[str]) -> None:
+    traced = logging.getLogger("traced")
+    with logs.writing("info", "json"):
+        traced.setLevel(logging.DEBUG)
+        for _ in range(3 * MOST):
+            traced.debug("request")
+        traced.setLevel(logging.NOTSET)
+        traced.debug("request")
+
+    assert len(capfd.readouterr().err.splitlines()) == 3 * MOST
+
+
 def test_a_record_that_cannot_be_formatted_is_named_and_ends_nothing(capfd: pytest.CaptureFixture[str]) -> None:
     with logs.writing("info", "json"):
         logging.getLogger("x").info("%d", "no number")

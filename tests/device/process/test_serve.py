@@ -84,6 +84,8 @@ def test_print_capabilities_prints_json_and_ends_with_0(capsys):
         (["--contexts", "65536"], "max_contexts 65536: must be 1..65535"),
         (["--pool-pages", "0"], "pool_pages 0: must be at least 1"),
         (["--spin-us", "-1"], "--spin-us -1: must not be negative"),
+        (["--history", "-1"], "--history -1: must not be negative"),
+        (["--history", str(1 << 40)], "--history 1099511627776: must be 16777216 at most"),
     ],
 )
 def test_a_bad_argument_is_status_2_in_one_line(capsys, arguments, text):
