@@ -188,7 +188,7 @@ def test_the_lab_hears_of_every_fault_with_its_explanation(serve: Serve, path: P
     spans.ended("one that fails", failed=True)
     refused_write(guest, 0x3000)
 
-    found = spans.unexpected(ask(path))
+    found = spans.unexpected(ask(path).values())
     assert [(each["test"], each["iova"]) for each in found.faults] == [("one that fails", 0x2000), (None, 0x3000)]
     assert [each["explanation"]["cause"] for each in found.faults] == ["never-mapped", "never-mapped"]
 

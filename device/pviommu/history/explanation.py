@@ -117,6 +117,10 @@ class _Found:
     """the last map that was to cover it and stopped before it"""
     ended: Record | None = None
     """what emptied the domain last: a reset, its end or its beginning"""
+    earlier: Record | None = None
+    """the last one before that which changed the page"""
+    lost: Record | None = None
+    """what emptied the domain after it"""
     blocked: Record | None = None
     """what blocked the stream last"""
     elsewhere: dict[int, Record] = field(default_factory=dict)
@@ -293,9 +297,9 @@ class Explainer:
         if last is not None and last.kind == Kind.UNMAP:
             ago = in_words(now_ns - last.time_ns)
             return Cause.UNMAPPED, f"use after unmap: context {context} had it until {ago} ago, {self._named(last)}"
-        if last is not None and found.ended is not None and last.number < found.ended.number:
-            ago = in_words(now_ns - found.ended.time_ns)
-            text = f"context {context} had it, but lost all it had {ago} ago, by {self._named(found.ended)}"
+        if found.earlier is not None and found.earlier.kind == Kind.MAP and found.lost is not None:
+            ago = in_words(now_ns - found.lost.time_ns)
+            text = f"context {context} had it until all that it had went {ago} ago, by {self._named(found.lost)}"
             return Cause.GONE, text
         if found.failed is not None:
             return Cause.MAP_FAILED, f"the map of it failed: {self._named(found.failed)}"
@@ -380,6 +384,8 @@ def _look_at(found: _Found, record: Record, asked: Asked, dfn: int) -> None:
             _look_at_own(found, record, dfn)
     elif kind == Kind.RESET or (is_own and kind in (Kind.FREE, Kind.ALLOC) and record.done):
         found.ended = found.ended or record
+        if found.earlier is None:
+            found.lost = record
     elif kind in (Kind.BLOCK, Kind.ATTACH) and record.stream == asked.stream:
         found.blocked = found.blocked or (record if kind == Kind.BLOCK else None)
         _keep(found, record)
@@ -387,7 +393,10 @@ def _look_at(found: _Found, record: Record, asked: Asked, dfn: int) -> None:
 
 def _look_at_own(found: _Found, record: Record, dfn: int) -> None:
     _keep(found, record)
-    if record.covers(dfn):
+    if found.ended is not None:
+        if found.earlier is None and record.covers(dfn):
+            found.earlier = record
+    elif record.covers(dfn):
         if found.covering is None:
             found.covering = record
         elif found.map_before is None and record.kind == Kind.MAP:

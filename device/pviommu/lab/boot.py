@@ -129,8 +129,8 @@ class _Judge:
         self._listener = listener
         self._began = time.monotonic()
         self._report: tuple[KtapRun, float] | None = None
-        self.refused: list[dict[str, Any]] = []
-        """requests that the server has told of"""
+        self.refused: dict[int, dict[str, Any]] = {}
+        """requests that the server has told of, by number"""
 
     def record(self, problems: list[str], verdict: str = "") -> report.RunRecord:
         """The run with what speaks against it; without a ``verdict`` the report is judged too."""
@@ -148,7 +148,8 @@ class _Judge:
         versions["accelerator"] = setup.accelerator
         counts = summary(self._job.folder / _SERVER_LOG)
         suite = self._job.settings.suite
-        unexpected = faults.Unexpected() if verdict == "passed" else self._listener.spans.unexpected(self.refused)
+        refused = () if verdict == "passed" else self.refused.values()
+        unexpected = self._listener.spans.unexpected(refused)
         return report.RunRecord(verdict, ktap, problems, seconds, versions, counts, self._program(), suite, unexpected)
 
     def _program(self) -> report.ProgramRecord | None:
@@ -158,7 +159,7 @@ class _Judge:
         return report.ProgramRecord(name, self._listener.program_status, output.name, size) if name else None
 
 
-def _boot(job: Job, listener: Listener, tested: Callable[[], None], refused: list[dict[str, Any]]) -> list[str]:
+def _boot(job: Job, listener: Listener, tested: Callable[[], None], refused: dict[int, dict[str, Any]]) -> list[str]:
     """Start the server and the guest, listen to its end; returns what was wrong with the server's end.
 
     ``refused`` gets the requests that the server refused, however the guest ends.
@@ -174,7 +175,8 @@ def _boot(job: Job, listener: Listener, tested: Callable[[], None], refused: lis
             contextlib.ExitStack() as last,
         ):
             server.start()
-            last.callback(_ask, server, control, refused)
+            listener.spans.on_failed = functools.partial(_ask, server, control, refused)
+            last.callback(listener.spans.on_failed)
             if listener.verbose or job.settings.keep:
                 job.say(f"control socket {control}")
             config = _machine(job, short, output)
@@ -198,10 +200,10 @@ def _boot(job: Job, listener: Listener, tested: Callable[[], None], refused: lis
             return [*server.stop(), *(output.problems if output is not None else ())]
 
 
-def _ask(server: ServerProcess, control: Path, refused: list[dict[str, Any]]) -> None:
+def _ask(server: ServerProcess, control: Path, refused: dict[int, dict[str, Any]]) -> None:
     with contextlib.suppress(ProcessLookupError):
         server.resume()  # a test may have stopped it
-        refused += faults.ask(control)
+        refused |= faults.ask(control)
 
 
 def _output(job: Job) -> contextlib.AbstractContextManager[GuestOutput | None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,10 +38,14 @@ class Spans:
 
     def __init__(self) -> None:
         self._ends: list[tuple[int, str, bool]] = []
+        self.on_failed: Callable[[], None] = lambda: None
+        """called when one has failed: what the server has of it, it has not for ever"""
 
     def ended(self, name: str, *, failed: bool, time_ns: int | None = None) -> None:
         """A test ended this moment, or at a time of ``time.monotonic_ns``."""
         self._ends.append((time.monotonic_ns() if time_ns is None else time_ns, name, failed))
+        if failed:
+            self.on_failed()
 
     def unexpected(self, faults: Iterable[dict[str, Any]]) -> Unexpected:
         """Those that no test expected. A test that passed is believed to have wanted what was refused."""
@@ -59,15 +63,15 @@ class Spans:
         return None, True  # of a test that never ended, or of nobody
 
 
-def ask(control: Path) -> list[dict[str, Any]]:
-    """The faults that the server at this control socket has kept; none if it does not answer any more."""
-    found: list[dict[str, Any]] = []
+def ask(control: Path) -> dict[int, dict[str, Any]]:
+    """The faults that the server at this control socket has kept, by number; none if it does not answer any more."""
+    found: dict[int, dict[str, Any]] = {}
     try:
         with Client(control, _SECONDS) as client:
             first: int | None = 1
             while first is not None:
                 said = client.call("faults", {"first": first})
-                found += said["faults"]
+                found |= {fault["number"]: fault for fault in said["faults"]}
                 first = said["next"]
     except (ConnectionLostError, CommandError):  # it was killed, or ended by itself, which is told elsewhere
         pass

@@ -147,7 +147,20 @@ def test_a_context_that_was_freed_and_its_number_used_again(driver, faults, ctx)
 
     cause, text = why(faults)
     assert cause == "context-gone"
-    assert text.startswith(f"context {ctx} had it, but lost all it had ")
+    assert text.startswith(f"context {ctx} had it until all that it had went ")
+    assert f" ago, by the end of context {ctx} (operation " in text
+
+
+def test_what_an_earlier_context_of_the_same_number_unmapped_does_not_matter(driver, faults, ctx):
+    map_pages(driver, ctx, 0x10)
+    unmap_pages(driver, ctx, 0x10)
+    assert (driver.reattach("dma0", 0), driver.free(ctx)) == (0, 0)
+    assert driver.attached(ctx=driver.alloc()[1]) == ctx
+    refused(driver, 0x10000)
+
+    cause, text = why(faults)
+    assert cause == "never-mapped"
+    assert f"since the beginning of context {ctx} (operation " in text
 
 
 def test_a_map_that_comes_later_is_found_when_it_is_asked(driver, faults, ctx):

@@ -93,6 +93,16 @@ def test_the_first_ones_are_kept_and_the_others_counted() -> None:
     assert faults.told(found).endswith("\n\nand 3 more\n")
 
 
+def test_the_server_is_asked_as_soon_as_a_test_has_failed() -> None:
+    spans, asked = Spans(), []
+    spans.on_failed = lambda: asked.append(len(asked))
+    spans.ended("first", failed=False)
+    assert asked == []
+    spans.ended("second", failed=True)
+
+    assert asked == [0]
+
+
 def test_results_summary_and_text_tell_them(tmp_path: Path) -> None:
     spans = Spans()
     spans.ended("a storm", failed=True, time_ns=100)
@@ -140,4 +150,4 @@ def test_one_that_could_not_be_explained_says_so() -> None:
 @pytest.mark.parametrize("name", ["missing", "x" * 200])
 def test_a_server_that_is_gone_has_nothing_to_tell(name: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        assert faults.ask(Path(folder) / name) == []
+        assert faults.ask(Path(folder) / name) == {}
