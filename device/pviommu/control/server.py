@@ -111,10 +111,8 @@ class Control:
             data = data | {"left_out": left_out}
         seconds, nanoseconds = divmod(now, 1_000_000_000)
         timestamp = {"seconds": seconds, "microseconds": nanoseconds // 1000}
-        line = msgspec.json.encode({"event": event, "data": data, "timestamp": timestamp}) + b"\r\n"
         for client in self._clients.values():
-            client.session.event(line)
-            client.wait()
+            client.tell({"event": event, "data": data, "timestamp": timestamp})
 
     def close(self) -> None:
         """Drop all clients; what is still to be sent to one that reads is sent."""
@@ -136,6 +134,17 @@ class _Client:
         self._receive = inputs.received(Source(Kind.RECEIVED, _NAME))
         self._send = inputs.of(Source(Kind.SENT, _NAME), transport.send)
         self._watch: Watch | None = None
+        self._lost = 0
+        """events since the last one that it was told"""
+
+    def tell(self, event: dict[str, Any]) -> None:
+        """Tell it of an event, if it has negotiated, and reads."""
+        if not self.session.is_negotiated:
+            return
+        if self._lost:
+            event = event | {"data": event["data"] | {"lost": self._lost}}
+        self._lost = 0 if self.session.event(msgspec.json.encode(event) + b"\r\n") else self._lost + 1
+        self.wait()
 
     def begin(self, host: Host) -> None:
         self._watch = host.watch(self.fd, self._exchange)

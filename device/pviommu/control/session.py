@@ -44,7 +44,6 @@ class Session:
         """to be sent, and taken away as far as it is"""
         self.is_negotiated = False
         """whether the client may execute commands, and hears of events"""
-        self.lost_events = 0
         self._commands = commands
         self._incoming = Framing()
         self._steps: Generator[None, None, dict[str, Any]] | None = None
@@ -79,14 +78,12 @@ class Session:
             self._steps = None
             self._failed(error)
 
-    def event(self, line: bytes) -> None:
-        """Tell the client, unless it has not asked to be told or does not read."""
-        if not self.is_negotiated:
-            return
+    def event(self, line: bytes) -> bool:
+        """Tell the client, unless it does not read. Whether it is told."""
         if len(self.outgoing) + len(line) > MOST_EVENT_BYTES:
-            self.lost_events += 1
-        else:
-            self.outgoing += line
+            return False
+        self.outgoing += line
+        return True
 
     def _take(self) -> None:
         self._id = {}

@@ -14,8 +14,6 @@ from .records import NOBODY, STOPS, History, Kind, Record
 
 __all__ = ["NOT_YET", "Asked", "Cause", "Explainer", "Explanation", "access_text", "in_words"]
 
-_STEP = 512
-"""Records that are looked at in one step: a quarter of a millisecond or so."""
 _MOST_OPERATIONS = 16
 _MOST_LEAVES = 256
 """Of a mapping beside the address: what lies farther away is left out of it."""
@@ -111,8 +109,6 @@ class _Found:
 
     covering: Record | None = None
     """the last one that changed the page"""
-    map_before: Record | None = None
-    """the last map of it before that"""
     failed: Record | None = None
     """the last map that was to cover it and stopped before it"""
     ended: Record | None = None
@@ -157,16 +153,6 @@ class Explainer:
             self._elsewhere(asked.domain, dfn),
         )
         return self._steps(asked, explanation, now, until)
-
-    def explain(self, asked: Asked) -> Explanation:
-        """All of it at once."""
-        steps = self.begin(asked)
-        while True:
-            try:
-                next(steps)
-            except StopIteration as end:
-                explanation: Explanation = end.value
-                return explanation
 
     # -- what is there ----------------------------------------------------------------------------------------------
 
@@ -239,13 +225,11 @@ class Explainer:
         dfn = asked.iova >> PAGE_SHIFT
         found = _Found()
         if self.history:
-            oldest = self.history.oldest
-            for looked_at, record in enumerate(self.history.back(until), 1):
-                _look_at(found, record, asked, dfn)
-                oldest = record.number
-                if looked_at % _STEP == 0:
-                    yield
-            explanation.history = {"size": self.history.size, "first": oldest, "operations": until}
+            explanation.history = {"size": self.history.size, "first": self.history.oldest, "operations": until}
+            for records in self.history.on_page(dfn, until):
+                for record in records:
+                    _look_at(found, record, asked, dfn)
+                yield
             explanation.operations = [self.operation(record, now_ns) for record in found.operations]
         explanation.cause, explanation.text = self._why(asked, explanation, found, now_ns, dfn)
         if asked.reason and self.history and explanation.cause in NOT_YET:
@@ -257,13 +241,11 @@ class Explainer:
     def mapped_since(self, number: int, domain: int, dfn: int) -> Generator[None, None, Record | None]:
         """Steps, which return the map of a page that came at operation ``number`` or later, if any did."""
         found = None
-        for looked_at, record in enumerate(self.history.back() if self.history else (), 1):
-            if record.number < number:
-                break
-            if record.kind == Kind.MAP and record.domain == domain and record.covers(dfn):
-                found = record
-            if looked_at % _STEP == 0:
-                yield
+        for records in self.history.on_page(dfn, least=number) if self.history else ():
+            for record in records:
+                if record.kind == Kind.MAP and record.domain == domain and record.covers(dfn):
+                    found = record
+            yield
         return found
 
     def came_late(self, explanation: Explanation, record: Record, refused_ns: int) -> None:
@@ -397,10 +379,7 @@ def _look_at_own(found: _Found, record: Record, dfn: int) -> None:
         if found.earlier is None and record.covers(dfn):
             found.earlier = record
     elif record.covers(dfn):
-        if found.covering is None:
-            found.covering = record
-        elif found.map_before is None and record.kind == Kind.MAP:
-            found.map_before = record
+        found.covering = found.covering or record
     elif record.kind == Kind.MAP and found.covering is None and found.failed is None:
         found.failed = record
 

@@ -23,6 +23,8 @@ NOBODY = 0xFFFFFFFF
 """A ring or stream that there is none of."""
 _CHUNK = 256
 _COUNT, _NEXT = 0, 1
+_DFN, _NR, _KIND = 1, 3, 14
+"""Places in an entry."""
 _FROM_SLOT = struct.Struct("<IIi")
 _SLOT_AT = struct.calcsize("<7Q3I")
 
@@ -167,15 +169,30 @@ class History:
 
     def back(self, number: int | None = None) -> Iterator[Record]:
         """Records before ``number``, or all, the last one first. What goes meanwhile is left out."""
-        position = self.count if number is None else min(number, self.count)
-        while position > self.oldest:
-            last = (position - 1) % self.size
-            first = max(self.oldest, position - _CHUNK, position - 1 - last)  # not across the end of the buffer
-            begin = HEADER.size + first % self.size * ENTRY.size
-            raw = bytes(memoryview(self.buffer)[begin : begin + (position - first) * ENTRY.size])
-            entries = list(ENTRY.iter_unpack(raw))
+        for first, entries in self.chunks(number):
             for place in range(len(entries) - 1, -1, -1):
                 yield Record(first + place, *entries[place])
+
+    def on_page(self, dfn: int, number: int | None = None, least: int = 0) -> Iterator[list[Record]]:
+        """As :meth:`back`, down to ``least``, without maps and unmaps that were not about this page: in bounded steps,
+        most of which give nothing.
+        """
+        for first, entries in self.chunks(number, least):
+            yield [
+                Record(first + place, *entries[place])
+                for place in range(len(entries) - 1, -1, -1)
+                if entries[place][_KIND] > Kind.UNMAP or 0 <= dfn - entries[place][_DFN] < entries[place][_NR]
+            ]
+
+    def chunks(self, number: int | None = None, least: int = 0) -> Iterator[tuple[int, list[tuple[int, ...]]]]:
+        """The same as (number of the first one, records without their numbers), each chunk in order."""
+        position = self.count if number is None else min(number, self.count)
+        while position > (oldest := max(self.oldest, least)):
+            last = (position - 1) % self.size
+            first = max(oldest, position - _CHUNK, position - 1 - last)  # not across the end of the buffer
+            begin = HEADER.size + first % self.size * ENTRY.size
+            raw = bytes(memoryview(self.buffer)[begin : begin + (position - first) * ENTRY.size])
+            yield first, list(ENTRY.iter_unpack(raw))
             position = first
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from pviommu.control.answers import Answers, Served
 from pviommu.control.server import MOST_CLIENTS, Control
+from pviommu.control.session import MOST_EVENT_BYTES
 from pviommu.host.server import Server
 from vfio_user import transport
 
@@ -164,6 +165,22 @@ def test_events_are_told_and_those_that_are_too_many_are_counted(controlled):
     (last,) = controlled.read(sock)
     assert last["data"] == {"number": 50, "left_out": 30}
     assert set(last["timestamp"]) == {"seconds", "microseconds"}
+
+
+def test_events_that_found_no_room_are_counted(controlled):
+    sock, silent = controlled.negotiated(), controlled.client()
+    controlled.read(silent)
+    (client, _) = controlled.control._clients.values()
+    client.session.outgoing += b" " * MOST_EVENT_BYTES
+    controlled.control.tell("FAULT", {"number": 1})
+    controlled.control.tell("FAULT", {"number": 2})
+    controlled.turn()
+    controlled.control.tell("FAULT", {"number": 3})
+
+    (last,) = controlled.read(sock)
+    assert last["data"] == {"number": 3, "lost": 2}
+    with pytest.raises(BlockingIOError):  # who has not negotiated hears of nothing
+        silent.recv(1)
 
 
 def test_a_descriptor_that_is_missing_is_waited_for(controlled, monkeypatch, caplog):

@@ -34,6 +34,20 @@ def refused(driver, iova, length=1, name="dma0"):
         driver.dma_write(name, iova, bytes(length))
 
 
+def explained(explainer, asked):
+    """What comes of it in the end."""
+    return finished(explainer.begin(asked))
+
+
+def finished(steps):
+    """What steps return."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value
+
+
 def map_pages(driver, ctx, dfn, nr=1, gfn=0x100, flags=BOTH):
     assert driver.map(ctx, dfn, gfn, nr, flags)[0] == 0
 
@@ -168,10 +182,8 @@ def test_a_map_that_comes_later_is_found_when_it_is_asked(driver, faults, ctx):
     seen = faults.kept[-1]
     map_pages(driver, ctx, 0x10)
 
-    steps = faults.explainer.mapped_since(seen.operations, ctx, 0x10)
-    with pytest.raises(StopIteration) as end:
-        next(steps)
-    faults.explainer.came_late(seen.explanation, end.value.value, seen.time_ns)
+    later = finished(faults.explainer.mapped_since(seen.operations, ctx, 0x10))
+    faults.explainer.came_late(seen.explanation, later, seen.time_ns)
     assert why(faults)[0] == "mapped-later"
     assert why(faults)[1].startswith("its map came ")
 
@@ -205,7 +217,7 @@ def test_a_history_that_does_not_reach_back_says_so(driver, faults, history, ctx
 
 
 def test_a_rule_that_took_part_is_named(driver, faults, ctx):
-    said = faults.explainer.explain(Asked(ctx, 0x1000, "NOT_MAPPED", rule=7))
+    said = explained(faults.explainer, Asked(ctx, 0x1000, "NOT_MAPPED", rule=7))
 
     assert said.cause.value == "stale-by-rule"
     assert "rule 7 " in said.text
@@ -287,7 +299,7 @@ def test_the_nearest_mappings_are_whole(make_driver, pages):
     engine.map(ctx, 0x900000, 0x1001, 3, READ_WRITE)
     explainer = Explainer(engine, None, lambda: 0)
 
-    said = explainer.explain(Asked(ctx, 0x700000 << 12 | 1))
+    said = explained(explainer, Asked(ctx, 0x700000 << 12 | 1))
 
     assert said.below is not None
     assert said.below["iova"] + said.below["length"] == 0x1000 + pages << 12

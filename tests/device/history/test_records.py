@@ -40,6 +40,19 @@ def test_those_before_a_number_are_found():
     assert [record.number for record in history.back(99)] == [4, 3, 2, 1, 0]
 
 
+def test_those_of_one_page_are_found_among_many_in_bounded_steps():
+    history = History(2000)
+    add(history, 1500)
+    history.add(0, Kind.RESET, 0)
+    history.add(0, Kind.UNMAP, 3, dfn=600, nr=100)
+
+    steps = list(history.on_page(700 - 1))
+    assert [record.number for records in steps for record in records] == [1501, 1500, 699]
+    assert len(steps) > 5
+    assert [record.number for records in history.on_page(699, least=1000) for record in records] == [1501, 1500]
+    assert [record.number for records in history.on_page(699, 1500) for record in records] == [699]
+
+
 def test_what_goes_while_it_is_read_is_left_out():
     history = History(600)
     add(history, 600)
