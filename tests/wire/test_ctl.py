@@ -205,6 +205,26 @@ def test_a_client_of_each_function_is_told(client: Client, guest: Guest) -> None
     assert clients == [f"process {os.getpid()} of user {os.getuid()}"] * 3
 
 
+def test_a_machine_goes_on_in_another_process(folder: Path, topology: Path, client: Client, serve: Serve) -> None:
+    second = folder / "second"
+    second.mkdir()
+    with Guest(folder, "dma0", "dma1") as guest:
+        ctx = guest.start().attach("dma0")
+        assert guest.iommu.map(ctx, 0x10, 0x100, 2)[0] == 0
+        assert client.call("snapshot", {"file": str(folder / "saved")})["bytes"] > 1000
+        serve.stop()
+        options = ("--ctl", str(second / "ctl"), "--history", "16")
+        with Serve(second, topology, *options) as other, Guest(second, "dma0", "dma1", ram=guest.ram) as again:
+            with Client(second / "ctl", PATIENCE_S) as control:
+                control.call("restore", {"file": str(folder / "saved")})
+                assert [each["pages"] for each in control.call("contexts")["contexts"]] == [0, 2]
+                with pytest.raises(CommandError, match="not a snapshot of pviommu"):
+                    control.call("restore", {"file": str(topology)})
+            again.iommu.producer = guest.iommu.producer
+            assert again.iommu.usage().mapped_pages == 2
+            assert other.process.poll() is None
+
+
 # -- clients that it is not for ---------------------------------------------------------------------------------------
 
 

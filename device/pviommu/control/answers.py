@@ -5,11 +5,15 @@ It returns the result; or it is a generator that does a bounded piece of work be
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
+import stat
 from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
 from pviommu_abi.registers import ABI_VERSION
 
@@ -18,7 +22,9 @@ from ..counters import Counters
 from ..engine import BLOCKED, IDENTITY, PAGE_SHIFT, Area, Engine
 from ..history.explanation import NOT_YET, Asked, Explainer, access_text
 from ..history.faults import FaultLog, SeenFault
-from ..inputs import Inputs
+from ..host_errors import write_whole
+from ..hosted import Host
+from ..inputs import Inputs, Outcome
 from . import prometheus
 from .commands import COMMANDS
 from .description import Command, CommandError, checked
@@ -31,8 +37,13 @@ _LEAVES = 256
 """Pieces of areas that are looked at in one step: a fifth of a millisecond or so."""
 _RECORDS = 64
 _CONTEXTS = 1024
+_PATIENCE_NS = 2_000_000_000
+"""How long a snapshot waits for what is not done yet."""
+_MOST_FILE = 256 << 20
 _MOST_STEPS = 256
 """Of one reply: a mapping that is in very many pieces is continued in the next one."""
+
+_T = TypeVar("_T")
 
 Steps = Generator[None, None, dict[str, Any]]
 Answer = dict[str, Any] | Steps
@@ -118,6 +129,12 @@ class Served:
     sbdf: Callable[[int], str] = str
     """how people write a PCI address"""
     profiles: tuple[str, ...] = ()
+    save: Callable[[], bytes] = lambda: b""
+    """the machine as a file. Raises :class:`CommandError`: not now, perhaps later"""
+    load: Callable[[bytes], None] = lambda file: None
+    """has the machine go on from a file. Raises :class:`CommandError`"""
+    host: Host | None = None
+    """has a thread for files"""
 
 
 class Answers:
@@ -219,6 +236,39 @@ class Answers:
             raise CommandError(f"there is no function {function[:40]!r}; there are {', '.join(functions)}", _NOT_FOUND)
         functions[function].reset()
         return {}
+
+    def do_snapshot(self, *, file: str) -> Steps:
+        deadline = self._now_ns() + _PATIENCE_NS
+        while True:
+            try:
+                content = self._served.save()
+                break
+            except CommandError:
+                if self._now_ns() > deadline:
+                    raise
+            yield
+        yield from self._in_thread(lambda: write_whole(Path(file), content))
+        return {"bytes": len(content)}
+
+    def do_restore(self, *, file: str) -> Steps:
+        self._served.load((yield from self._in_thread(lambda: _content(file))))
+        return {}
+
+    def _in_thread(self, work: Callable[[], _T]) -> Generator[None, None, _T]:
+        """Do what may block elsewhere. Errors of the system are told."""
+        if self._served.host is None:
+            raise CommandError("this server has no threads for files")
+        outcomes: list[Outcome[_T]] = []
+        self._served.host.submit(self, work, outcomes.append)
+        while not outcomes:
+            yield
+        try:
+            return outcomes[0].result()
+        except OSError as error:
+            raise CommandError(f"{error.filename}: {error.strerror}") from None
+
+    generation = 0
+    """What it asks a thread for is always of interest: see :class:`pviommu.hosted.Owner`."""
 
     def do_quit(self) -> Answer:
         self._served.stop()
@@ -376,6 +426,17 @@ class Answers:
 
 
 _NOT_FOUND = "DeviceNotFound"
+
+
+def _content(file: str) -> bytes:
+    """Of a regular file that is not too large. Raises OSError."""
+    fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    status = os.fstat(fd)
+    if not stat.S_ISREG(status.st_mode) or status.st_size > _MOST_FILE:
+        os.close(fd)
+        raise OSError(errno.EINVAL, "no regular file, or too large for a snapshot", file)
+    with open(fd, "rb") as opened:
+        return opened.read()
 
 
 def described(command: Command) -> dict[str, Any]:

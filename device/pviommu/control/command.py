@@ -51,7 +51,11 @@ def _add(parser: argparse.ArgumentParser, argument: Argument) -> None:
     text = argument.help + (f", in {argument.unit}" if argument.unit else "")
     if argument.default is None and not argument.required:
         text += "; default: none"
-    if argument.choices:
+    if argument.form is Form.PATH:
+        parser.add_argument(
+            name, type=os.path.abspath, default=argument.default, metavar=argument.name.upper(), help=text
+        )
+    elif argument.choices:
         parser.add_argument(name, choices=argument.choices, default=argument.default, help=text)
     elif argument.form is Form.TEXT:
         parser.add_argument(name, default=argument.default, metavar=argument.name.upper(), help=text)

@@ -260,6 +260,17 @@ COMMANDS = (
         "reset a function as its client would: registers and, of the PV-IOMMU, contexts and bindings",
         (Argument("function", "name of its socket", Form.TEXT, required=True),),
     ),
+    Command(
+        "snapshot",
+        "write the state of the whole machine to a file; stop the guest before",
+        (Argument("file", "on the server's host", Form.PATH, required=True),),
+        (Field("bytes", "written"),),
+    ),
+    Command(
+        "restore",
+        "go on from such a file; clients with the same guest memory are there already",
+        (Argument("file", "on the server's host", Form.PATH, required=True),),
+    ),
     Command("quit", "end the server: clients are dropped, its sockets removed"),
 )
 """In the order in which they are shown."""

@@ -30,6 +30,8 @@ class Form(Enum):
     TIME = "time"
     """an integer of nanoseconds"""
     TEXT = "text"
+    PATH = "path"
+    """text: a file of the server's host, from its root on"""
     BOOLEAN = "boolean"
     OBJECT = "object"
     LIST = "list"
@@ -105,6 +107,10 @@ def _checked(command: Command, argument: Argument, given: Mapping[str, Any]) -> 
         if argument.required:
             raise CommandError(f"{what} is missing: {argument.help}")
         return argument.default
+    if argument.form is Form.PATH:
+        if not isinstance(value, str) or not value.startswith("/") or "\0" in value:
+            raise CommandError(f"{what} {_short(value)}: must be a path from the root on")
+        return value
     if argument.form is Form.TEXT:
         if not isinstance(value, str) or (argument.choices and value not in argument.choices):
             raise CommandError(

@@ -8,7 +8,9 @@ from pathlib import Path
 
 from vfio_user import transport
 
+from .. import snapshot
 from ..control.answers import Answers, Served
+from ..control.description import CommandError
 from ..control.server import Control
 from ..history.faults import FaultLog, SeenFault
 from ..history.records import History
@@ -48,8 +50,23 @@ class Controlled:
             kinds,
             format_sbdf,
             profiles,
+            self._save,
+            self._load,
+            self._server.loop,
         )
         self._control = Control(self._listener, self._server.loop, self._machine.inputs, Answers(served))
+
+    def _save(self) -> bytes:
+        try:
+            return snapshot.take(self._machine)
+        except snapshot.BusyError as error:
+            raise CommandError(str(error)) from None
+
+    def _load(self, file: bytes) -> None:
+        try:
+            snapshot.restore(self._machine, file)
+        except (snapshot.BusyError, snapshot.SnapshotError) as error:
+            raise CommandError(str(error)) from None
 
     def _clients(self) -> dict[str, str]:
         return {name: str(peer) for name, peer in self._server.transport.clients().items()}

@@ -10,6 +10,8 @@ import pytest
 
 from pviommu.control.answers import Answers, Served
 from pviommu.history.records import History
+from pviommu.hosted import Owner
+from pviommu.inputs import Outcome
 from pviommu.interfaces.pv.bindings import format_sbdf
 
 from ..conftest import Driver
@@ -24,9 +26,20 @@ class Asked:
         self.faults = driver.iommu.keep_history(history)
         kinds = {"iommu": "iommu", "dma0": "dma-test", "dma1": "dma-test"}
         clients = SimpleNamespace(known={"iommu": "process 7 of user 0"})
-        self.answers = Answers(
-            Served(driver.machine, self.faults, self.stop, lambda: clients.known, kinds, format_sbdf, ("xen-2024",))
+        self.served = Served(
+            *(driver.machine, self.faults, self.stop, lambda: clients.known, kinds, format_sbdf, ("xen-2024",)),
+            host=SimpleNamespace(submit=self._submit),  # type: ignore[arg-type]
         )
+        self.answers = Answers(self.served)
+
+    @staticmethod
+    def _submit(owner: Owner, work: Callable[[], Any], callback: Callable[[Outcome[Any]], None]) -> None:
+        """At once, in no other thread."""
+        try:
+            outcome: Outcome[Any] = Outcome(1, work())
+        except OSError as error:
+            outcome = Outcome(1, error=error)
+        callback(outcome)
 
     def stop(self) -> None:
         self.stopped = True

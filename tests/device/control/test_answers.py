@@ -276,12 +276,66 @@ def test_reset_resets_a_function(driver, ask):
     assert ask("endpoints")["endpoints"][0]["blocked"]
 
 
+def test_a_snapshot_waits_for_what_is_not_done_yet(driver, ask, tmp_path):
+    busy = [CommandError("not yet")] * 3
+
+    def save():
+        if busy:
+            raise busy.pop()
+        return b"all of it"
+
+    ask.served.save = save
+    assert ask("snapshot", file=str(tmp_path / "saved")) == {"bytes": 9}
+    assert (tmp_path / "saved").read_bytes() == b"all of it"
+    assert ask.steps >= 3
+
+
+def test_a_snapshot_does_not_wait_for_ever(driver, ask, tmp_path):
+    def save():
+        driver.inputs.time += 500_000_000
+        raise CommandError("not yet")
+
+    ask.served.save = save
+    with pytest.raises(CommandError, match="not yet"):
+        ask("snapshot", file=str(tmp_path / "saved"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_restored_is_what_the_file_has(ask, tmp_path):
+    loaded = []
+    ask.served.load = loaded.append
+    (tmp_path / "saved").write_bytes(b"all of it")
+    ask("restore", file=str(tmp_path / "saved"))
+
+    assert loaded == [b"all of it"]
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "text"),
+    [
+        ("restore", "missing", "/missing: No such file or directory"),
+        ("restore", ".", "/.: no regular file, or too large for a snapshot"),
+        ("snapshot", "missing/saved", "/missing/saved: No such file or directory"),
+    ],
+)
+def test_files_that_cannot_be_are_told(ask, tmp_path, name, file, text):
+    with pytest.raises(CommandError) as error:
+        ask(name, file=f"{tmp_path}/{file}")
+
+    assert str(error.value) == f"{tmp_path}{text}"
+
+
+def test_a_path_begins_at_the_root(ask):
+    with pytest.raises(CommandError, match="snapshot: file 'saved': must be a path from the root on"):
+        ask("snapshot", file="saved")
+
+
 def test_quit_stops_the_server(ask):
     assert ask("quit") == {}
     assert ask.stopped
 
 
-def test_every_answer_has_what_its_description_says(driver, ask):
+def test_every_answer_has_what_its_description_says(driver, ask, tmp_path):
     driver.attached()
     refused(driver, 0)
     arguments = {
@@ -289,6 +343,8 @@ def test_every_answer_has_what_its_description_says(driver, ask):
         "explain": {"iova": 0, "stream": 1},
         "trace": {"state": "off"},
         "reset": {"function": "dma1"},
+        "snapshot": {"file": f"{tmp_path}/saved"},
+        "restore": {"file": f"{tmp_path}/saved"},
     }
     for command in COMMANDS:
         said = ask(command.name, **arguments.get(command.name, {}))

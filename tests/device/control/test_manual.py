@@ -8,9 +8,12 @@ import pytest
 
 from pviommu.control import command, manual
 from pviommu.control.commands import COMMANDS
+from pviommu.control.description import Form
 from pviommu.history.explanation import Cause
 
 DOCS = Path(__file__).parents[3] / "docs"
+GIVEN = {Form.INTEGER: "0x10", Form.HEX: "0x10", Form.TEXT: "x", Form.PATH: "/x"}
+TAKEN = {Form.TEXT: "x", Form.PATH: "/x"}
 AGAIN = "python -m pviommu.control.manual ."
 
 
@@ -58,14 +61,14 @@ def parser():
 def test_the_parser_takes_what_is_described(parser, described):
     words = [described.name]
     for argument in described.arguments:
-        value = argument.choices[-1] if argument.choices else "0x10" if argument.form.value != "text" else "x"
+        value = argument.choices[-1] if argument.choices else GIVEN[argument.form]
         words += [value] if argument.required else [f"--{argument.name}", value]
     args = parser.parse_args(words)
 
     assert args.ctl is described
     for argument in described.arguments:
         value = getattr(args, argument.name)
-        assert value == (argument.choices[-1] if argument.choices else 16 if argument.form.value != "text" else "x")
+        assert value == (argument.choices[-1] if argument.choices else TAKEN.get(argument.form, 16))
 
 
 @pytest.mark.parametrize("described", COMMANDS, ids=lambda each: each.name)
