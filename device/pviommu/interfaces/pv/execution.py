@@ -50,11 +50,10 @@ class Executor:
         self.order = Order(environment.inputs, environment.counters)
         self.operations = Operations(own, self.order, notifier.name)
         self._rings = rings
-        self.executors = [
+        self._executors = [
             RingExecutor(ring, self.operations, self.waits, environment, notifier, core) for ring in rings
         ]
-        """by number of the ring"""
-        self.order.rings = self.executors
+        self.order.rings = self._executors
         self._busy_rings = 1
         """of the last step that found any"""
         self._inputs = environment.inputs
@@ -84,7 +83,7 @@ class Executor:
         share = STEP_NS // self._busy_rings
         for ring in self._rings:
             if ring.entries:
-                executor = self.executors[ring.number]
+                executor = self._executors[ring.number]
                 count = executor.pending()
                 if count or ring.operation:
                     executor.execute(min(count, BATCH), self._inputs.now_ns() + share)
@@ -99,7 +98,7 @@ class Executor:
         report = self._core.spin(poll)
         if report.waits:
             self.waits.seen(report.waits)
-        self.executors[report.ring].settle(report)
+        self._executors[report.ring].settle(report)
         return report.slots > 0
 
     def _is_in_progress(self) -> bool:
@@ -115,7 +114,7 @@ class Executor:
     def is_pressed(self) -> bool:
         """Whether there is work that cannot wait a moment: somebody polls for it, or it is more than one step's."""
         return self._is_in_progress() or any(
-            ring.is_awaited() or self.executors[ring.number].pending() >= BATCH for ring in self._rings if ring.enabled
+            ring.is_awaited() or self._executors[ring.number].pending() >= BATCH for ring in self._rings if ring.enabled
         )
 
     def arm(self) -> bool:
@@ -124,7 +123,7 @@ class Executor:
         for ring in rings:
             ring.arm()
         fence()
-        return not self._is_in_progress() and not any(self.executors[ring.number].pending() for ring in rings)
+        return not self._is_in_progress() and not any(self._executors[ring.number].pending() for ring in rings)
 
     def disarm(self) -> None:
         """Doorbells are not needed: the rings are being polled."""

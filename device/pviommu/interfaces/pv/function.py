@@ -110,7 +110,7 @@ class PvIommu(PciFunction):
     def keep_history(self, history: History | None) -> FaultLog:
         """Record operations in ``history``, if given, and explain refused DMA by it, from now on. Call it once."""
         if history:
-            record_operations(history, self._contexts, self._executor.executors, self.inputs.now_ns)
+            record_operations(history, self._contexts, self._executor.order.rings, self.inputs.now_ns)
             if self._ring_core:
                 self._ring_core.keep_history(history.buffer)
         refused = RefusedDma(history, self._contexts, self.bindings, self.inputs.now_ns)

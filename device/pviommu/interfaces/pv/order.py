@@ -10,7 +10,7 @@ from ...inputs import Inputs
 from .profile import Targets
 from .ring import MASK, CommandRing
 
-__all__ = ["DRAIN_NS", "STEP_NS", "Backlog", "Order"]
+__all__ = ["DRAIN_NS", "STEP_NS", "Backlog", "Executed", "Order"]
 
 STEP_NS = 1_000_000
 """A step of all rings together, each of which ends with the slot or the piece that takes it past its share: a full ring

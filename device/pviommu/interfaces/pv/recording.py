@@ -14,15 +14,15 @@ from ...history.recorder import Recorder
 from ...history.records import NOBODY, History
 from .bindings import Bindings, format_sbdf
 from .contexts import Contexts
+from .order import Executed
 from .ring import CommandRing
-from .ring_execution import RingExecutor
 from .stream import PvStream
 
 __all__ = ["RefusedDma", "record_operations"]
 
 
 def record_operations(
-    history: History, contexts: Contexts, executors: Iterable[RingExecutor], now_ns: Callable[[], int]
+    history: History, contexts: Contexts, executors: Iterable[Executed], now_ns: Callable[[], int]
 ) -> None:
     """Record what Python carries out from now on. A native core is told of ``history`` by whoever has it."""
     executing = [NOBODY]
