@@ -84,8 +84,8 @@ class Description:
         check_handlers(files)
         for file in files:
             file.seal()
-            self._probes.bind(file, "read", "register.read", self.name)
-            self._probes.bind(file, "write", "register.write", self.name)
+            self._probes.bind(file, "read", "register.read", self.name, file)
+            self._probes.bind(file, "write", "register.write", self.name, file)
         self.config.seal()
         self._is_on = True
 

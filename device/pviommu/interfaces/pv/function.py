@@ -81,7 +81,6 @@ class PvIommu(PciFunction):
         ]
         self._capabilities = CapabilityPublisher(self.shared)
         self._published = b""
-        self._chain = Chain(config.engine, limits(config), endpoint_entries(config), config.reserved)
         operands = (self._contexts, self.bindings, self.memory, self.counters, config)
         xen_2024, self._xen_v7 = Xen2024(*operands), XenV7(*operands)
         self._profiles: dict[int, XenProfile] = {Profile.XEN_2024: xen_2024, Profile.XEN_V7: self._xen_v7}
@@ -91,7 +90,13 @@ class PvIommu(PciFunction):
         xen_2024.bind(self._probes, name)
         self._xen_v7.bind(self._probes, name)
         own.bind(self._probes, name)
-        self._executor.watch(watched_kinds(self._probes))
+        self._executor.bind(self._probes, name)
+        for ring in self.rings:
+            self._probes.bind(ring, "fetch", "ring.fetch", name, ring)
+            self._probes.bind(ring, "publish", "ring.complete", name, ring)
+        self._probes.bind(self._reporter, "fault", "fault.record", name)
+        self._probes.bind(self._reporter, "event", "fault.deliver", name, self._reporter)
+        self._bind_engine()
         self.registers = PvRegisters(self, config.instance, self.rings, self._executor, self._profiles)
         self.add_register_bar(REGISTER_BAR, self.registers.file, REGISTER_BAR_SIZE)
         self._patience = Patience(self._executor.order, self.settle, self.inputs)
@@ -100,9 +105,43 @@ class PvIommu(PciFunction):
             for stream in config.streams
         }
         for each in self._streams.values():
-            self._probes.bind(each, "translate", "dma.translate", name)
-        self._publish_capabilities()
+            self._probes.bind(each, "translate", "dma.translate", name, each)
+        self._probes.bound(self._follow_rules)
         self.power_on()
+        if self._probes.interposer:
+            self._probes.interposer.attach(self)
+
+    def _bind_engine(self) -> None:
+        """Make what engine and contexts are asked for probes."""
+        engine, contexts, name = self._engine, self._contexts, self.name
+        for holder, method, probe in (
+            (engine, "map", "table.map"),
+            (engine, "unmap", "table.unmap"),
+            (engine, "reserve_pool", "pool.reserve"),
+            (contexts, "alloc", "context.alloc"),
+            (contexts, "free", "context.free"),
+            (contexts, "attach", "context.attach"),
+            (contexts, "hold", "context.hold"),
+        ):
+            self._probes.bind(holder, method, probe, name)
+        iotlb = engine.iotlb(is_used=False)
+        for method, probe in (("get", "iotlb.lookup"), ("put", "iotlb.fill"), ("invalidate", "iotlb.invalidate")):
+            self._probes.bind(iotlb, method, probe, name)
+
+    def _follow_rules(self) -> None:
+        """What depends on which probes are watched, and on whether there are rules that the guest is told of."""
+        probes, config = self._probes, self.settings
+        self._executor.watch(watched_kinds(probes))
+        self._engine.iotlb(is_used=any(map(probes.is_watched, ("iotlb.lookup", "iotlb.fill", "iotlb.invalidate"))))
+        faults = probes.interposer.capability() if probes.interposer else None
+        self._chain = Chain(config.engine, limits(config), endpoint_entries(config), config.reserved, faults)
+        self._publish_capabilities()
+        self._show_rules()
+
+    def _show_rules(self) -> None:
+        """The guest sees what the rules did, in shared memory that has nothing there yet."""
+        if self._probes.interposer:
+            self._probes.interposer.show(self.shared)
 
     def stream(self, stream: int) -> PvStream:
         """What translates for the endpoint that is ``stream``, one of the configured streams. Raises ValueError."""
@@ -153,6 +192,9 @@ class PvIommu(PciFunction):
         self.events.reset()
         self.registers.reset()
         self._publish_capabilities()
+        if self._probes.interposer:
+            self._probes.interposer.reset()
+        self._show_rules()
         for stream in lost:
             self._streams[stream].cancel()
 
@@ -229,6 +271,7 @@ class PvIommu(PciFunction):
 
     def on_shared_renewed(self) -> None:
         self._publish_capabilities()
+        self._show_rules()
 
     def dma_map(self, mapping: DmaMapping) -> bool:
         is_new = super().dma_map(mapping)
