@@ -31,6 +31,9 @@ COMMANDS = {
     "bench delays": ("pviommu.bench.delays", "measure how long others wait while a client or guest abuses the server"),
     "bench peers": ("pviommu.bench.peers", "measure it beside QEMU's own IOMMUs"),
     "bench report": ("pviommu.bench.report", "put measured figures into a document"),
+    "faults list": ("pviommu.scenarios.listing", "list the places where rules can be, and what they can do there"),
+    "faults check": ("pviommu.scenarios.check", "say what is wrong with scenario files"),
+    "faults run": ("pviommu.scenarios.run", "play a scenario on a guest without a virtual machine"),
     "build-core": ("pviommu.native.build", "compile the native core, which makes the device fast"),
     "selfcheck": ("pviommu.selfcheck.command", "check engine, ring and wire against a model"),
 }

@@ -154,7 +154,7 @@ def _operation(
     )
 
 
-_PAGES = "EINVAL ERANGE E2BIG EADDRINUSE EADDRNOTAVAIL"
+_PAGES = "EINVAL ERANGE E2BIG EADDRNOTAVAIL ENOENT"
 _CONTEXTS = "EINVAL ENOENT EBUSY"
 
 _OPERATIONS = (
@@ -168,7 +168,7 @@ _OPERATIONS = (
         "MAP_PAGES",
         "ctx dfn gfn nr flags",
         "ENOMEM",
-        f"{_PAGES} EPERM ENOENT",
+        f"{_PAGES} EPERM EADDRINUSE",
         f"partial {_INSTEAD}",
         f"{_BEFORE} bandwidth",
         native=("map",),
@@ -178,7 +178,7 @@ _OPERATIONS = (
         "UNMAP_PAGES",
         "ctx dfn nr",
         "",
-        f"{_PAGES} ENOENT",
+        _PAGES,
         f"partial! {_INSTEAD}",
         f"{_BEFORE} bandwidth",
         native=("unmap",),

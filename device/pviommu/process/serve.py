@@ -7,7 +7,7 @@ import contextlib
 import grp
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -23,6 +23,9 @@ from ..interfaces.pv.config import PAGE_SIZES, DefaultPolicy
 from ..topology import Topology, TopologyError, load
 from .activation import given_sockets
 
+if TYPE_CHECKING:
+    from ..faults.scenario import Scenario
+
 __all__ = ["add_arguments", "main"]
 
 PROFILES = ("xen-2024", "xen-v7")
@@ -37,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         'QEMU attaches with -device \'{"driver":"vfio-user-pci","socket":{"type":"unix","path":"DIR/NAME.sock"}}\'. '
         "The process stays in the foreground and ends at SIGTERM. "
         "Exit status: 0 stopped, 1 a fault of the server, 2 bad arguments or topology, "
-        "3 the environment does not allow it."
+        "3 the environment does not allow it, 5 the rules of a scenario did not do what was expected of them."
     )
     parser.add_argument(
         "topology",
@@ -71,6 +74,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--print-capabilities", action="store_true", help="print what this back end and the topology offer, as JSON"
+    )
+    parser.add_argument(
+        "--scenario",
+        type=Path,
+        metavar="FILE",
+        help="break what the rules of FILE say; at the end a verdict on standard output, and status 5 if a rule did "
+        "not do what was expected of it. Default: nothing is broken",
+    )
+    parser.add_argument(
+        "--events",
+        type=Path,
+        metavar="FILE",
+        help="of a scenario: write its events to FILE, JSON lines; default: they are in the log",
     )
     parser.add_argument(
         "--pidfile",
@@ -178,6 +194,9 @@ def main(args: argparse.Namespace) -> int:
         given = given_sockets(args.fd, topology.names())
         if args.spin_us < 0:
             raise ValueError(f"--spin-us {args.spin_us}: must not be negative")
+        if args.events and not args.scenario:
+            raise ValueError("--events: only with --scenario")
+        scenario = _scenario(args.scenario)
     except (TopologyError, ValueError) as error:
         print(f"pviommu: {error}", file=sys.stderr)
         return ExitStatus.USAGE
@@ -210,10 +229,27 @@ def main(args: argparse.Namespace) -> int:
             socket_mode=args.socket_mode,
             socket_group=args.socket_group,
             on_hangup=log.reopen if args.log_file else None,
+            scenario=scenario,
+            events=args.events,
         )
         try:
-            run(topology, settings)
+            verdict = run(topology, settings)
         except BackendError as error:
             log.fail(str(error))
             return ExitStatus.ENVIRONMENT
-    return 0
+    if verdict is None:
+        return 0
+    print("\n".join(verdict.lines()))
+    return 0 if verdict.ok else ExitStatus.UNEXPECTED
+
+
+def _scenario(path: Path | None) -> Scenario | None:
+    """Raises ValueError."""
+    if path is None:
+        return None
+    from ..faults.scenario import ScenarioError, load  # only what is asked for costs start-up time
+
+    try:
+        return load(path)
+    except ScenarioError as error:
+        raise ValueError(str(error)) from error

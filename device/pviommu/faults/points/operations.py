@@ -137,12 +137,16 @@ class Answering(Point):
             yield None
         return reply
 
-    def do_fail(self, do: Do, _args: Args) -> Outcome:
-        return Done(Reply(-Errno[do.fail or ""]), {"result": do.fail})
+    def untouched(self, _args: Args, result: int) -> Reply:
+        """The reply to what did nothing."""
+        return Reply(result)
 
-    def do_status(self, do: Do, _args: Args) -> Outcome:
+    def do_fail(self, do: Do, args: Args) -> Outcome:
+        return Done(self.untouched(args, -Errno[do.fail or ""]), {"result": do.fail})
+
+    def do_status(self, do: Do, args: Args) -> Outcome:
         result = -result_of(do.status or 0)
-        return Done(Reply(result), {"result": result})
+        return Done(self.untouched(args, result), {"result": result})
 
     def do_lie(self, _do: Do, _args: Args) -> Outcome:
         return Done(Reply(0), "nothing done, success answered")
@@ -213,6 +217,12 @@ class OperationPoint(Answering):
     def post_corrupt(self, do: Do, args: Args, result: Reply) -> tuple[Reply, Any]:
         payload, after = self._corrupt(do, result.payload + args[0][len(result.payload) :])
         return result._replace(payload=payload), after
+
+    def untouched(self, args: Args, result: int) -> Reply:
+        """A count of pages is there also on error: there are none."""
+        if self._done is None:
+            return Reply(result)
+        return Reply(result, self._with_done(args[0], self._before(args[0])))
 
     def do_lie(self, _do: Do, args: Args) -> Outcome:
         reply = Reply(0)

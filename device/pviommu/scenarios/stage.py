@@ -1,0 +1,124 @@
+"""A machine, the loop that serves it and a scenario, in one process and in virtual time: the same each time."""
+
+from __future__ import annotations
+
+import select
+import socket
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from ..counters import Counters
+from ..endpoints.dma_test import DmaTestEngine
+from ..faults.engine import Faults
+from ..faults.scenario import Scenario
+from ..guest.memory import GuestRam
+from ..host.pacing import Pace
+from ..host.server import Server
+from ..inputs import LiveInputs
+from ..interfaces.pv.ring_core import DeviceCore
+from ..machine import Machine
+from ..pci.function import Environment
+from ..probes import Probes
+from ..topology import EndpointEntry, IommuEntry, Topology
+
+__all__ = ["RAM_PAGES", "STREAMS", "Crashed", "Stage", "StuckError", "VirtualInputs"]
+
+RAM_PAGES = 0x1000
+STREAMS = {"dma0": 1, "dma1": 2}
+PATIENCE_NS = 2_000_000_000
+"""Virtual time after which a guest takes it that nothing will come any more."""
+_READ_NS = 100
+"""By how much the clock goes on each time that it is read."""
+_SLEEP_NS = 10_000_000
+"""How long the loop sleeps if nothing wakes it."""
+
+
+class StuckError(Exception):
+    """What the guest waited for did not come."""
+
+
+class Crashed(BaseException):
+    """The server would be gone: a rule ended it. No handler of a device's failures is to take it for one."""
+
+
+class VirtualInputs(LiveInputs):
+    """The real inputs but for the time, which goes on when it is looked at, and at once when the loop sleeps."""
+
+    def __init__(self) -> None:
+        self.time_ns = 0
+
+    def now_ns(self) -> int:
+        self.time_ns += _READ_NS
+        return self.time_ns
+
+    def worked_ns(self) -> int:
+        return self.time_ns
+
+    def wait(self, poller: select.epoll, timeout_ms: float) -> Sequence[tuple[int, int]]:  # type: ignore[override]
+        ready = poller.poll(0)
+        if not ready and timeout_ms:
+            self.time_ns += _SLEEP_NS if timeout_ms < 0 else int(timeout_ms * 1e6)
+        return ready
+
+
+class Stage:
+    """Where a guest is played. A context manager; closes everything."""
+
+    def __init__(
+        self, scenario: Scenario, sink: Callable[[str], None] | None = None, core: DeviceCore | None = None
+    ) -> None:
+        """``sink`` gets the lines of the log of events."""
+        self.inputs = VirtualInputs()
+        self.counters = Counters()
+        self.faults = Faults(scenario, self.inputs, sink)
+        self.faults.crash = self._crash
+        endpoints = tuple(EndpointEntry(name, "dma-test", stream) for name, stream in STREAMS.items())
+        environment = Environment(self.inputs, self.counters, Probes(interposer=self.faults))
+        self.machine = Machine.build(Topology(IommuEntry(rings=2), endpoints), environment, core)
+        self.ram = GuestRam(RAM_PAGES << 12)
+        self.server = Server(self.machine, {}, self.inputs, Pace(0))
+        self.faults.serve(self.server.loop)
+        self.faults.hang_up = self.server.transport.hang_up
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.faults.finish()
+        self.server.close()
+        self.machine.close()
+        self.ram.close()
+
+    @staticmethod
+    def _crash() -> None:
+        raise Crashed
+
+    def turn(self) -> None:
+        """One turn of the loop."""
+        self.server.turn()
+
+    def until(self, condition: Callable[[], Any], what: str) -> None:
+        """Turn the loop until it is so. Raises StuckError."""
+        end = self.inputs.time_ns + PATIENCE_NS
+        while not condition():
+            if self.inputs.time_ns > end:
+                raise StuckError(f"{what} did not come within {PATIENCE_NS / 1e9:.0f} s")
+            self.turn()
+
+    def connect(self, name: str) -> socket.socket:
+        """The client's end of a connection to a function, which does not block."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        ours.setblocking(False)
+        theirs.setblocking(False)
+        function = next(each for each in self.machine.functions() if each.name == name)
+        self.server.transport.serve(theirs, function)
+        return ours
+
+    def endpoint(self, name: str) -> DmaTestEngine:
+        """A DMA test engine."""
+        found = self.machine.endpoints[name]
+        assert isinstance(found, DmaTestEngine)
+        return found
