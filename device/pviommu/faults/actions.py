@@ -49,6 +49,7 @@ ACTIONS = {
     "duplicate": Action("do it this many times more; the last answer counts"),
     "corrupt": Action("change a field by its name, or a byte by its offset", ("xor", "value"), ("xor", "value")),
     "truncate": Action("only so many of the first bytes"),
+    "slice": Action("so many bytes at most now, the rest later"),
     "stale": Action("translate as before the last change, if this was translated before"),
     "miss": Action("find nothing, though it may be there"),
     "overflow": Action("lose the event as if the event ring were full, and count it"),
@@ -102,6 +103,7 @@ class Do(msgspec.Struct, forbid_unknown_fields=True, rename={"assert_": "assert"
     xor: Annotated[int, Meta(ge=0, le=_FULL)] | None = None
     value: Annotated[int, Meta(ge=0, le=_FULL)] | None = None
     truncate: Annotated[int, Meta(ge=0, le=(1 << 32) - 1)] | None = None
+    slice: Annotated[int, Meta(ge=1, le=1 << 20)] | None = None
     stale: Annotated[_TRUE | None, _said("true")] = None
     miss: Annotated[_TRUE | None, _said("true")] = None
     overflow: Annotated[_TRUE | None, _said("true")] = None

@@ -385,7 +385,65 @@ _REPORTS = (
     ),
 )
 
-_TRANSPORT: tuple[Probe, ...] = ()
+
+def _message(name: str, text: str, arguments: str = "", lie: str = "", errors: tuple[str, ...] = ()) -> Probe:
+    """A command of a client."""
+    return Probe(
+        f"message.{name}",
+        text,
+        ("function", "message", "length", "count", *arguments.split()),
+        (
+            ("pre", "fail status! corrupt! truncate! withhold! delay suspend wait hang! bandwidth"),
+            ("apply", f"drop! duplicate! {lie}"),
+            ("post", "status! corrupt! truncate! withhold! drop! delay suspend wait hang!"),
+        ),
+        errors,
+        ("EINVAL", "EIO", "EBUSY", "EPERM"),
+    )
+
+
+_ACCESS = "region offset size"
+_TRANSPORT = (
+    Probe(
+        "socket.accept",
+        "a client that waits at a socket is accepted",
+        ("function",),
+        (("pre", "fail"), ("post", "")),
+        ("EMFILE", "ENFILE", "ENOMEM"),
+    ),
+    Probe(
+        "socket.receive",
+        "bytes and descriptors of a client are read; fail: the client seems to be gone",
+        ("function", "length", "count"),
+        (("pre", "fail! delay suspend wait hang! slice"), ("post", "corrupt! truncate! withhold!")),
+        (),
+        ("ECONNRESET",),
+    ),
+    Probe(
+        "socket.send",
+        "bytes and descriptors are sent to a client; fail: the client is hung up on",
+        ("function", "length", "count"),
+        (
+            ("pre", "fail! corrupt! delay suspend wait hang! bandwidth slice"),
+            ("apply", "drop! truncate!"),
+            ("post", ""),
+        ),
+        (),
+        ("ECONNRESET", "EPIPE"),
+    ),
+    _message("version", "a session is negotiated"),
+    _message("dma_map", "guest memory comes", "gpa", "lie!", ("ENOMEM", "ENOSPC")),
+    _message("dma_unmap", "guest memory goes", "gpa", "lie!"),
+    _message("device_get_info", "the client asks what the device is"),
+    _message("device_get_region_info", "the client asks for a region; withheld after it: it cannot be mapped"),
+    _message("device_get_region_io_fds", "the client asks for descriptors of parts of a region"),
+    _message("device_get_irq_info", "the client asks for an interrupt index"),
+    _message("device_set_irqs", "the client sets interrupts up", "", "lie!"),
+    _message("region_read", "a trapped read", _ACCESS),
+    _message("region_write", "a trapped write", _ACCESS, "lie!"),
+    _message("device_reset", "the client resets the function", "", "lie!"),
+    _message("region_write_multi", "several trapped writes at once", "", "lie!"),
+)
 
 PROBES: dict[str, Probe] = {
     probe.name: probe for probe in (*_OPERATIONS, *_CORE, *_DMA_PROBES, *_RING_PROBES, *_REPORTS, *_TRANSPORT)

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import select
 import socket
+import tempfile
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+
+from vfio_user import Client, transport
+from vfio_user.framing import Frame
 
 from ..counters import Counters
 from ..endpoints.dma_test import DmaTestEngine
@@ -21,8 +26,9 @@ from ..machine import Machine
 from ..pci.function import Environment
 from ..probes import Probes
 from ..topology import EndpointEntry, IommuEntry, Topology
+from ..transports.listening import close_all, listen_all
 
-__all__ = ["RAM_PAGES", "STREAMS", "Crashed", "Stage", "StuckError", "VirtualInputs"]
+__all__ = ["RAM_PAGES", "STREAMS", "Crashed", "PlayedClient", "Stage", "StuckError", "VirtualInputs"]
 
 RAM_PAGES = 0x1000
 STREAMS = {"dma0": 1, "dma1": 2}
@@ -62,6 +68,24 @@ class VirtualInputs(LiveInputs):
         return ready
 
 
+class PlayedClient(Client):
+    """A client that turns the loop while it waits. Raises StuckError instead of waiting for ever."""
+
+    def __init__(self, stage: Stage, sock: socket.socket) -> None:
+        super().__init__(sock, idle=self._turn)
+        self._stage = stage
+        self._end_ns = stage.inputs.time_ns + PATIENCE_NS
+
+    def _turn(self) -> None:
+        if self._stage.inputs.time_ns > self._end_ns:
+            raise StuckError(f"an answer did not come within {PATIENCE_NS / 1e9:.0f} s")
+        self._stage.turn()
+
+    def receive(self) -> Frame:
+        self._end_ns = self._stage.inputs.time_ns + PATIENCE_NS
+        return super().receive()
+
+
 class Stage:
     """Where a guest is played. A context manager; closes everything."""
 
@@ -77,7 +101,9 @@ class Stage:
         environment = Environment(self.inputs, self.counters, Probes(interposer=self.faults))
         self.machine = Machine.build(Topology(IommuEntry(rings=2), endpoints), environment, core)
         self.ram = GuestRam(RAM_PAGES << 12)
-        self.server = Server(self.machine, {}, self.inputs, Pace(0))
+        self._folder = tempfile.TemporaryDirectory(prefix="pviommu-")
+        self._sockets = listen_all(self.machine, Path(self._folder.name), {})
+        self.server = Server(self.machine, self._sockets, self.inputs, Pace(0))
         self.faults.serve(self.server.loop)
         self.faults.hang_up = self.server.transport.hang_up
 
@@ -89,8 +115,10 @@ class Stage:
     ) -> None:
         self.faults.finish()
         self.server.close()
+        close_all(self._sockets)
         self.machine.close()
         self.ram.close()
+        self._folder.cleanup()
 
     @staticmethod
     def _crash() -> None:
@@ -108,14 +136,15 @@ class Stage:
                 raise StuckError(f"{what} did not come within {PATIENCE_NS / 1e9:.0f} s")
             self.turn()
 
+    def client(self, name: str) -> PlayedClient:
+        """A client of a function."""
+        return PlayedClient(self, self.connect(name))
+
     def connect(self, name: str) -> socket.socket:
-        """The client's end of a connection to a function, which does not block."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        ours.setblocking(False)
-        theirs.setblocking(False)
-        function = next(each for each in self.machine.functions() if each.name == name)
-        self.server.transport.serve(theirs, function)
-        return ours
+        """A connection to a function, which does not block."""
+        sock = transport.connect(Path(self._folder.name) / f"{name}.sock", None)
+        sock.setblocking(False)
+        return sock
 
     def endpoint(self, name: str) -> DmaTestEngine:
         """A DMA test engine."""

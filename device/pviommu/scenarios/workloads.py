@@ -25,7 +25,8 @@ from pviommu_abi.xen_v7 import (
     V7UnmapPages,
     XenV7Op,
 )
-from vfio_user import Client, IrqIndex, RegionIndex, RemoteError
+from vfio_user import Command, IrqIndex, RegionIndex, RemoteError
+from vfio_user.messages import GetRegionIoFds, WriteMulti
 
 from ..guest.function import Function
 from ..guest.wire import WireFunction
@@ -33,6 +34,12 @@ from .guest import DEVFNS, PlayedGuest
 from .stage import RAM_PAGES, STREAMS, Stage
 
 __all__ = ["WORKLOADS", "Workload"]
+
+_SELDOM = (
+    (Command.DEVICE_GET_REGION_IO_FDS, GetRegionIoFds(GetRegionIoFds.SIZE, 0, 0, 0).pack()),
+    (Command.REGION_WRITE_MULTI, WriteMulti(0).pack()),
+)
+"""Messages that QEMU may send and this guest has no use for."""
 
 ROUNDS = 32
 _IOVA, _GPA = 0x40000000, 0x200000
@@ -139,7 +146,7 @@ def wire(stage: Stage) -> Iterator[PlayedGuest]:
     functions: dict[str, Function] = {}
     with contextlib.ExitStack() as stack:
         for name, registers in (("iommu", REGISTER), *((name, dma_test.REGISTER) for name in STREAMS)):
-            client = Client(stage.connect(name), idle=stage.turn)
+            client = stage.client(name)
             client.negotiate()
             functions[name] = WireFunction(client, registers, [(0, RAM_PAGES << 12, stage.ram.fd, 0)])
             stack.callback(functions[name].close)
@@ -152,6 +159,9 @@ def wire(stage: Stage) -> Iterator[PlayedGuest]:
         for fd in iommu.client.enable_msix(2):
             stack.callback(os.close, fd)
         iommu.client.config_read(RegionIndex.CONFIG, 4)
+        for command, payload in _SELDOM:
+            with contextlib.suppress(RemoteError):
+                iommu.client.request(command, payload)
         _rounds(guest)
         iommu.unplug(0, RAM_PAGES << 12)
         iommu.plug(0, RAM_PAGES << 12, stage.ram.fd)

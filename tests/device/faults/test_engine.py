@@ -238,7 +238,7 @@ def test_other_rules_can_be_loaded_while_the_machine_lives(make_driver: Callable
     [faults] = kept
     _, ctx = driver.alloc()
     assert driver.map(ctx, 0x100, 0x10, 1)[0] == 0
-    interposed = driver.iommu._probes
+    interposed = driver.iommu.probes
 
     faults.load(scenario({"id": "it", "on": PRE, "do": {"fail": "ENOMEM"}}, {"on": "table.unmap.pre"}))
     interposed.rebind()
@@ -255,7 +255,7 @@ def test_other_rules_can_be_loaded_while_the_machine_lives(make_driver: Callable
 
 def test_rules_of_a_machine_that_was_not_built_for_that_cannot_change(load: Load) -> None:
     with pytest.raises(RuntimeError, match="bound once and for all"):
-        load().driver.iommu._probes.rebind()
+        load().driver.iommu.probes.rebind()
 
 
 def test_who_looks_on_sees_what_was_asked_and_what_came_of_it(make_driver: Callable[..., Driver]) -> None:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from ..catalogue import PROBES
-from . import dma, operations, reports, rings, tables
+from . import dma, operations, reports, rings, tables, transport
 from .base import Point
 
 __all__ = ["POINTS"]
 
 POINTS: dict[str, type[Point]] = {
     **{name: operations.OperationPoint for name in PROBES if name.startswith("op.")},
+    **{name: transport.MessagePoint for name in PROBES if name.startswith("message.")},
+    "socket.accept": transport.AcceptPoint,
+    "socket.receive": transport.ReceivePoint,
+    "socket.send": transport.SendPoint,
     "table.map": tables.TablePoint,
     "table.unmap": tables.TablePoint,
     "pool.reserve": tables.PoolPoint,

@@ -118,7 +118,7 @@ class Point:
             if isinstance(outcome, Done):
                 return self.after(args, outcome.result)
             if isinstance(outcome, Held):
-                return self.hold(outcome.hold, partial(self.go_on, number, args))
+                return self.hold_before(outcome.hold, number, args)
             args = outcome.args
         return self.after(args, self.call(*args))
 
@@ -191,6 +191,10 @@ class Point:
     def size(self, args: Args) -> int:
         """What a bandwidth counts."""
         return 0
+
+    def hold_before(self, hold: Hold, stage: int, args: Args) -> Any:
+        """Have the call go on at this side once ``hold`` is over; the result meanwhile."""
+        return self.hold(hold, partial(self.go_on, stage, args))
 
     def hold(self, hold: Hold, go: Callable[[], Any]) -> Any:
         """Have ``go`` called once ``hold`` is over; the result meanwhile."""

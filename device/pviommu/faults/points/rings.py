@@ -8,6 +8,7 @@ from pviommu_abi.slots import SLOT_SIZE
 
 from ...interfaces.pv.ring import MASK
 from ..actions import Do
+from ..holds import Hold
 from .base import Args, Deferred, Done, Outcome, Point, changed_bytes
 
 __all__ = ["CompletePoint", "FetchPoint"]
@@ -46,15 +47,15 @@ class CompletePoint(Deferred):
     def values(self, args: Args) -> dict[str, Any]:
         return {"ring": self.form.number, "index": self.form.completed, "count": args[0]}
 
-    def hold(self, hold: Any, go: Any) -> Any:
-        ring, (count,) = self.form, go.args[1]
+    def hold_before(self, hold: Hold, stage: int, args: Args) -> Any:
+        ring, (count,) = self.form, args
         ring.completed = ring.completed + count & MASK
         completed = ring.completed
 
         def tell() -> None:
             if ring.enabled and ring.completed == completed:  # otherwise a later one has told of it
                 ring.completed = completed - count & MASK
-                if go():
+                if self.go_on(stage, args):
                     self.faults.victim.interrupt(ring.number + 1)
 
         hold.then(tell)

@@ -87,15 +87,15 @@ class PvIommu(PciFunction):
         batch = BatchOperations(self.engine, self.memory, self.counters)
         own = OwnOperations(self._contexts, self.bindings, self.events, batch, self.counters)
         self._executor = Executor(self.rings, own, environment, self._reporter, ring_core)
-        xen_2024.bind(self._probes, name)
-        self._xen_v7.bind(self._probes, name)
-        own.bind(self._probes, name)
-        self._executor.bind(self._probes, name)
+        xen_2024.bind(self.probes, name)
+        self._xen_v7.bind(self.probes, name)
+        own.bind(self.probes, name)
+        self._executor.bind(self.probes, name)
         for ring in self.rings:
-            self._probes.bind(ring, "fetch", "ring.fetch", name, ring)
-            self._probes.bind(ring, "publish", "ring.complete", name, ring)
-        self._probes.bind(self._reporter, "fault", "fault.record", name)
-        self._probes.bind(self._reporter, "event", "fault.deliver", name, self._reporter)
+            self.probes.bind(ring, "fetch", "ring.fetch", name, ring)
+            self.probes.bind(ring, "publish", "ring.complete", name, ring)
+        self.probes.bind(self._reporter, "fault", "fault.record", name)
+        self.probes.bind(self._reporter, "event", "fault.deliver", name, self._reporter)
         self._bind_engine()
         self.registers = PvRegisters(self, config.instance, self.rings, self._executor, self._profiles)
         self.add_register_bar(REGISTER_BAR, self.registers.file, REGISTER_BAR_SIZE)
@@ -105,11 +105,11 @@ class PvIommu(PciFunction):
             for stream in config.streams
         }
         for each in self._streams.values():
-            self._probes.bind(each, "translate", "dma.translate", name, each)
-        self._probes.bound(self._follow_rules)
+            self.probes.bind(each, "translate", "dma.translate", name, each)
+        self.probes.bound(self._follow_rules)
         self.power_on()
-        if self._probes.interposer:
-            self._probes.interposer.attach(self)
+        if self.probes.interposer:
+            self.probes.interposer.attach(self)
 
     def _bind_engine(self) -> None:
         """Make what engine and contexts are asked for probes."""
@@ -123,14 +123,14 @@ class PvIommu(PciFunction):
             (contexts, "attach", "context.attach"),
             (contexts, "hold", "context.hold"),
         ):
-            self._probes.bind(holder, method, probe, name)
+            self.probes.bind(holder, method, probe, name)
         iotlb = engine.iotlb(is_used=False)
         for method, probe in (("get", "iotlb.lookup"), ("put", "iotlb.fill"), ("invalidate", "iotlb.invalidate")):
-            self._probes.bind(iotlb, method, probe, name)
+            self.probes.bind(iotlb, method, probe, name)
 
     def _follow_rules(self) -> None:
         """What depends on which probes are watched, and on whether there are rules that the guest is told of."""
-        probes, config = self._probes, self.settings
+        probes, config = self.probes, self.settings
         self._executor.watch(watched_kinds(probes))
         self._engine.iotlb(is_used=any(map(probes.is_watched, ("iotlb.lookup", "iotlb.fill", "iotlb.invalidate"))))
         faults = probes.interposer.capability() if probes.interposer else None
@@ -140,8 +140,8 @@ class PvIommu(PciFunction):
 
     def _show_rules(self) -> None:
         """The guest sees what the rules did, in shared memory that has nothing there yet."""
-        if self._probes.interposer:
-            self._probes.interposer.show(self.shared)
+        if self.probes.interposer:
+            self.probes.interposer.show(self.shared)
 
     def stream(self, stream: int) -> PvStream:
         """What translates for the endpoint that is ``stream``, one of the configured streams. Raises ValueError."""
@@ -192,8 +192,8 @@ class PvIommu(PciFunction):
         self.events.reset()
         self.registers.reset()
         self._publish_capabilities()
-        if self._probes.interposer:
-            self._probes.interposer.reset()
+        if self.probes.interposer:
+            self.probes.interposer.reset()
         self._show_rules()
         for stream in lost:
             self._streams[stream].cancel()
