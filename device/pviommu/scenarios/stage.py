@@ -36,6 +36,8 @@ PATIENCE_NS = 2_000_000_000
 """Virtual time after which a guest takes it that nothing will come any more."""
 _READ_NS = 100
 """By how much the clock goes on each time that it is read."""
+_SHORT_MS, _THREAD_S = 10, 0.002
+"""Longer sleeps leave a thread, which closes what clients have sent, a moment of real time."""
 _SLEEP_NS = 10_000_000
 """How long the loop sleeps if nothing wakes it."""
 
@@ -62,7 +64,8 @@ class VirtualInputs(LiveInputs):
         return self.time_ns
 
     def wait(self, poller: select.epoll, timeout_ms: float) -> Sequence[tuple[int, int]]:  # type: ignore[override]
-        ready = poller.poll(0)
+        is_long = timeout_ms < 0 or timeout_ms > _SHORT_MS
+        ready = poller.poll(_THREAD_S if is_long else 0)
         if not ready and timeout_ms:
             self.time_ns += _SLEEP_NS if timeout_ms < 0 else int(timeout_ms * 1e6)
         return ready
