@@ -20,7 +20,7 @@ from ..faults.scenario import Scenario
 from ..guest.memory import GuestRam
 from ..host.pacing import Pace
 from ..host.server import Server
-from ..inputs import LiveInputs
+from ..inputs import Inputs, LiveInputs
 from ..interfaces.pv.ring_core import DeviceCore
 from ..machine import Machine
 from ..pci.function import Environment
@@ -28,10 +28,13 @@ from ..probes import Probes
 from ..topology import EndpointEntry, IommuEntry, Topology
 from ..transports.listening import close_all, listen_all
 
-__all__ = ["RAM_PAGES", "STREAMS", "Crashed", "PlayedClient", "Stage", "StuckError", "VirtualInputs"]
+__all__ = ["RAM_PAGES", "STREAMS", "TOPOLOGY", "Crashed", "PlayedClient", "Stage", "StuckError", "VirtualInputs"]
 
 RAM_PAGES = 0x1000
 STREAMS = {"dma0": 1, "dma1": 2}
+TOPOLOGY = Topology(
+    IommuEntry(rings=2), tuple(EndpointEntry(name, "dma-test", stream) for name, stream in STREAMS.items())
+)
 PATIENCE_NS = 2_000_000_000
 """Virtual time after which a guest takes it that nothing will come any more."""
 _READ_NS = 100
@@ -77,15 +80,15 @@ class PlayedClient(Client):
     def __init__(self, stage: Stage, sock: socket.socket) -> None:
         super().__init__(sock, idle=self._turn)
         self._stage = stage
-        self._end_ns = stage.inputs.time_ns + PATIENCE_NS
+        self._end_ns = stage.clock.time_ns + PATIENCE_NS
 
     def _turn(self) -> None:
-        if self._stage.inputs.time_ns > self._end_ns:
+        if self._stage.clock.time_ns > self._end_ns:
             raise StuckError(f"an answer did not come within {PATIENCE_NS / 1e9:.0f} s")
         self._stage.turn()
 
     def receive(self) -> Frame:
-        self._end_ns = self._stage.inputs.time_ns + PATIENCE_NS
+        self._end_ns = self._stage.clock.time_ns + PATIENCE_NS
         return super().receive()
 
 
@@ -93,20 +96,28 @@ class Stage:
     """Where a guest is played. A context manager; closes everything."""
 
     def __init__(
-        self, scenario: Scenario, sink: Callable[[str], None] | None = None, core: DeviceCore | None = None
+        self,
+        scenario: Scenario,
+        sink: Callable[[str], None] | None = None,
+        core: DeviceCore | None = None,
+        record: Callable[[Inputs], Inputs] | None = None,
     ) -> None:
-        """``sink`` gets the lines of the log of events."""
-        self.inputs = VirtualInputs()
+        """``sink`` gets the lines of the log of events. ``record`` gives the inputs that the device gets instead."""
+        self.clock = VirtualInputs()
+        self.turns = 0
+        """of the loop"""
+        inputs: Inputs = record(self.clock) if record else self.clock
         self.counters = Counters()
-        self.faults = Faults(scenario, self.inputs, sink)
+        self.faults = Faults(scenario, inputs, sink)
         self.faults.crash = self._crash
-        endpoints = tuple(EndpointEntry(name, "dma-test", stream) for name, stream in STREAMS.items())
-        environment = Environment(self.inputs, self.counters, Probes(interposer=self.faults))
-        self.machine = Machine.build(Topology(IommuEntry(rings=2), endpoints), environment, core)
+        environment = Environment(inputs, self.counters, Probes(interposer=self.faults))
+        self.machine = Machine.build(TOPOLOGY, environment, core)
         self.ram = GuestRam(RAM_PAGES << 12)
         self._folder = tempfile.TemporaryDirectory(prefix="pviommu-")
         self._sockets = listen_all(self.machine, Path(self._folder.name), {})
-        self.server = Server(self.machine, self._sockets, self.inputs, Pace(0))
+        self.sockets = {name: sock.fileno() for name, sock in self._sockets.items()}
+        """their descriptors"""
+        self.server = Server(self.machine, self._sockets, inputs, Pace(0))
         self.faults.serve(self.server.loop)
         self.faults.hang_up = self.server.transport.hang_up
 
@@ -129,13 +140,14 @@ class Stage:
 
     def turn(self) -> None:
         """One turn of the loop."""
+        self.turns += 1
         self.server.turn()
 
     def until(self, condition: Callable[[], Any], what: str) -> None:
         """Turn the loop until it is so. Raises StuckError."""
-        end = self.inputs.time_ns + PATIENCE_NS
+        end = self.clock.time_ns + PATIENCE_NS
         while not condition():
-            if self.inputs.time_ns > end:
+            if self.clock.time_ns > end:
                 raise StuckError(f"{what} did not come within {PATIENCE_NS / 1e9:.0f} s")
             self.turn()
 

@@ -47,13 +47,13 @@ def test_a_message_is_late_and_keeps_only_its_own_client_waiting(make_stage: Mak
     rule = {"on": "message.region_read.pre", "where": {"offset": MAGIC, "function": "iommu"}}
     stage = make_stage({**rule, "schedule": {"nth": 1}, "do": {"delay": "50ms"}})
     with connected(stage) as client, connected(stage, "dma0") as other:
-        before = stage.inputs.time_ns
+        before = stage.clock.time_ns
         header = client._post(9, b"\0" * 8 + b"\0\0\0\0\4\0\0\0", ())
         assert other.region_read(0, 0, 4) != bytes(4)
-        assert stage.inputs.time_ns - before < 50_000_000
+        assert stage.clock.time_ns - before < 50_000_000
         sleeps = stage.counters.sleeps
         assert client._await(header).payload[16:] == b"PVIM"
-        assert stage.inputs.time_ns - before >= 50_000_000
+        assert stage.clock.time_ns - before >= 50_000_000
         assert stage.counters.sleeps > sleeps  # the loop sleeps meanwhile
         assert magic(client) == b"PVIM"
 
@@ -158,10 +158,10 @@ def test_bytes_come_and_go_one_by_one(make_stage: MakeStage) -> None:
 @pytest.mark.parametrize("probe", ["socket.receive", "socket.send"])
 def test_a_socket_is_slow_and_the_loop_sleeps(make_stage: MakeStage, probe: str) -> None:
     stage = make_stage({"on": f"{probe}.pre", "where": {"function": "iommu"}, "do": {"delay": "30ms"}})
-    before, turns = stage.inputs.time_ns, stage.counters.sleeps
+    before, turns = stage.clock.time_ns, stage.counters.sleeps
     with connected(stage) as client, connected(stage, "dma0") as other:
         assert magic(client) == b"PVIM"
-        assert stage.inputs.time_ns - before >= 60_000_000
+        assert stage.clock.time_ns - before >= 60_000_000
         assert stage.counters.sleeps - turns < 60
         assert other.region_read(0, 0, 4)
 
