@@ -40,7 +40,7 @@ _ID = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
 _ID_RULE = "1 to 64 of letters, digits, _, . and -, the first of which is a letter or a digit"
 _STATE_RULE = "the name of a state, which reads as an id"
 _Name = Annotated[str, Meta(pattern=_ID, extra_json_schema={"$comment": _STATE_RULE})]
-_Count = Annotated[int | str, Meta(extra_json_schema={"$comment": 'a number or a range as "1..5"'})]
+_COUNT_RULE = {"$comment": 'a number or a range as "1..5"'}
 _MOST_SEED = (1 << 63) - 1
 
 
@@ -55,8 +55,13 @@ class _Table(msgspec.Struct, forbid_unknown_fields=True, frozen=True, omit_defau
 class Expect(_Table, frozen=True):
     """``expect`` of a rule. One that never fired without saying so fails the run."""
 
-    fired: _Count | None = None
-    passed: _Count | None = None
+    fired: Annotated[
+        int | str | None,
+        Meta(description="how often it acted; without this, once or more", extra_json_schema=_COUNT_RULE),
+    ] = None
+    passed: Annotated[
+        int | str | None, Meta(description="how often its conditions were met", extra_json_schema=_COUNT_RULE)
+    ] = None
 
     def check(self) -> None:
         """Raises :class:`.WrongValueError`."""

@@ -14,19 +14,26 @@ from ..documents import WrongValueError
 __all__ = ["Schedule", "Turns", "stream_of"]
 
 _MOST = (1 << 32) - 1
-_Probability = Annotated[float, Meta(gt=0, le=1, extra_json_schema={"$comment": "more than 0 and at most 1"})]
-_Count = Annotated[int, Meta(ge=1, le=_MOST)]
+_Probability = Annotated[
+    float,
+    Meta(
+        gt=0,
+        le=1,
+        description="by chance, from a random stream that depends on the seed and the rule's id alone",
+        extra_json_schema={"$comment": "more than 0 and at most 1"},
+    ),
+]
 
 
 class Schedule(msgspec.Struct, forbid_unknown_fields=True, frozen=True, omit_defaults=True):
     """``schedule``: without a key, every pass."""
 
-    nth: _Count | None = None
-    after: Annotated[int, Meta(ge=0, le=_MOST)] | None = None
-    every: _Count | None = None
-    times: _Count | None = None
+    nth: Annotated[int, Meta(ge=1, le=_MOST, description="only this pass, counted from 1")] | None = None
+    after: Annotated[int, Meta(ge=0, le=_MOST, description="not the first so many passes")] | None = None
+    every: Annotated[int, Meta(ge=1, le=_MOST, description="of those, each of this number")] | None = None
+    times: Annotated[int, Meta(ge=1, le=_MOST, description="no more often than this")] | None = None
     probability: _Probability | None = None
-    until: _Count | None = None
+    until: Annotated[int, Meta(ge=1, le=_MOST, description="no pass behind this one")] | None = None
 
     def check(self) -> None:
         """Raises :class:`.WrongValueError` for keys that rule each other out."""
