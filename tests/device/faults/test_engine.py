@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import MethodType
 
 import pytest
 
@@ -205,6 +206,8 @@ def points(holder: object) -> list[str]:
     found = []
     while todo:
         one = todo.pop()
+        if isinstance(one, MethodType):
+            one = one.__self__
         if id(one) in known:
             continue
         known.add(id(one))

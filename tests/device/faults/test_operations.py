@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from pviommu_abi.own import Call, OwnOp
 from pviommu_abi.registers import Profile
 from pviommu_abi.slots import Errno, OpClass
-from pviommu_abi.xen_2024 import UnmapPages, Xen2024Op
+from pviommu_abi.xen_2024 import PvIommuOp, UnmapPages, Xen2024Op
 
 from ..conftest import Driver
 from .conftest import Load
@@ -222,3 +223,51 @@ def test_every_slot_meets_the_probe_of_slots(load: Load) -> None:
     assert faulty.driver.call(b"", OpClass.OWN, 4)[0] == -Errno.EIO
     assert faulty.driver.alloc()[0] == 0
     assert faulty.events()[0]["before"] == {"function": "iommu", "class": 128, "op": 4, "flags": 0}
+
+
+def test_a_machine_is_not_saved_while_a_rule_holds_an_operation(load: Load) -> None:
+    faulty = load({"on": PRE, "do": {"delay": "5ms"}})
+    driver = faulty.driver
+    _, ctx = driver.alloc()
+    submit_map(driver, ctx, 0x100)
+    driver.iommu.work()
+
+    with pytest.raises(ValueError, match="ring 0 cannot be saved while a rule holds an operation of it"):
+        driver.iommu.rings[0].save()
+    faulty.agenda.run(5_000_000)
+    driver.iommu.work()
+    driver.iommu.rings[0].save()
+
+
+def test_an_operation_that_must_wait_for_a_held_ring_is_held_too(load: Load) -> None:
+    faulty = load({"on": PRE, "do": {"suspend": "it"}})
+    driver = faulty.driver
+    _, ctx = driver.alloc()
+    submit_map(driver, ctx, 0x100)
+    driver.put(PvIommuOp(Xen2024Op.FREE_CONTEXT, ctx, 0).pack(), ring=1)
+    for _ in range(3):
+        driver.iommu.work()
+    assert (driver.completed(0), driver.completed(1)) == (1, 0)
+    assert driver.iommu.arm()
+
+    faulty.faults.holds.resume("it")
+    driver.iommu.work()
+    driver.iommu.work()
+    assert (driver.completed(0), driver.completed(1)) == (2, 1)
+    assert driver.outcome(1)[0].result == 0
+
+
+def test_an_operation_in_guest_memory_is_held_with_what_called_it(load: Load) -> None:
+    faulty = load({"on": PRE, "do": {"delay": "5ms"}}, {"on": POST, "do": {"log": "done"}})
+    driver = faulty.driver
+    _, ctx = driver.alloc()
+    driver.ram[0x3000:0x3020] = driver.map_payload(ctx, 0x8000, 0, 0x1000 - 8).ljust(32, b"\0")
+    driver.put(Call(0x3000, 0).pack(), OpClass.OWN, OwnOp.CALL)
+    driver.iommu.work()
+    assert driver.completed() == 1
+    faulty.agenda.run(5_000_000)
+    for _ in range(8):
+        driver.iommu.work()
+    assert driver.completed() == 2
+    assert driver.outcome(1)[0].result == 0
+    assert faulty.fired() == [1, 1]
