@@ -152,7 +152,9 @@ class Session:
 
     def resume(self, may_go_on: Callable[[], bool] = _always) -> None:
         """Go on with requests that waited, by at least one step. Call it, after flushing, if :attr:`paused`."""
-        while self.paused and not self.is_held and self._state is not State.CLOSED and self._outbox.has_room:
+        while self.paused and self._state is not State.CLOSED and self._outbox.has_room:
+            if self.waits_for is not None and not self.waits_for.is_over:
+                break
             if self._unfinished is not None:
                 self._go_on(*self._unfinished)
             else:

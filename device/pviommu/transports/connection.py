@@ -31,10 +31,6 @@ MESSAGES = (Command.VERSION, *SERVED)
 """Commands that are carried out."""
 
 
-def _goes_on(waiting: Waiting | None) -> bool:
-    return waiting is not None and not waiting.is_over
-
-
 class Connection:
     """A client of one function, or one that is refused as such."""
 
@@ -72,7 +68,8 @@ class Connection:
         self.reading: Waiting | None = None
         self.writing: Waiting | None = None
         """what is waited for before anything is read from the client, or written to it"""
-        self._told_by: Waiting | None = None
+        self._awaited: set[Waiting] = set()
+        """of these those that tell of their end"""
 
     def _around(self, carry_out: CarryOut) -> CarryOut:
         """Make each message a probe, ``message.NAME``."""
@@ -85,7 +82,7 @@ class Connection:
     @property
     def is_read(self) -> bool:
         """Not while the client does not take its replies, or what was sent before is still being closed."""
-        if _goes_on(self.reading):
+        if self.reading is not None and not self.reading.is_over:
             return False
         return not self.session.paused and (self.is_refused or not self.closer.busy)
 
@@ -140,13 +137,20 @@ class Connection:
         """Have the loop look for what is to come next: bytes, room for replies, or time."""
         if self.watch is not None:
             reading = select.EPOLLIN if self.is_read else 0
-            is_written = bool(self.session.outgoing) and not _goes_on(self.writing)
-            self.watch.events = reading | (select.EPOLLOUT if is_written else 0)
+            self.watch.events = reading | (select.EPOLLOUT if self.session.outgoing else 0)
             self.watch.has_more = self._has_more
-            for waiting in (self.session.waits_for, self.reading, self.writing):
-                if waiting is not self._told_by and waiting is not None and not waiting.is_over:
-                    self._told_by = waiting
-                    waiting.then(self.wait)
+            if self.session.waits_for or self.reading or self.writing:
+                self._wait_for_rules(self.watch)
+
+    def _wait_for_rules(self, watch: Watch) -> None:
+        """Have the loop look once what is waited for is over, and not for what cannot be done before."""
+        if self.writing is not None and not self.writing.is_over:
+            watch.events &= ~select.EPOLLOUT
+        every = (self.session.waits_for, self.reading, self.writing)
+        awaited = {waiting for waiting in every if waiting is not None and not waiting.is_over}
+        before, self._awaited = self._awaited, awaited
+        for waiting in awaited - before:
+            waiting.then(self.wait)
 
     def close(self) -> None:
         """End the connection; the session is over."""

@@ -205,3 +205,17 @@ def test_a_client_is_hung_up_on(make_stage: MakeStage) -> None:
         assert magic(client) == b"PVIM"
         with pytest.raises(ConnectionError):
             magic(client)
+
+
+def test_who_waits_for_a_tag_that_is_there_already_does_not_wait(make_stage: MakeStage) -> None:
+    stage = make_stage(
+        {"on": "message.region_read.pre", "where": {"function": "dma0"}, "do": {"suspend": "it"}},
+        {"on": "socket.receive.pre", "where": {"function": "iommu"}, "do": {"wait": "it"}},
+        {"on": "socket.send.pre", "where": {"function": "iommu"}, "do": {"wait": "it"}},
+    )
+    with connected(stage, "dma0") as other:
+        other._post(9, b"\0" * 8 + b"\0\0\0\0\4\0\0\0", ())
+        for _ in range(3):
+            stage.turn()
+        with connected(stage) as client:
+            assert magic(client) == b"PVIM"
