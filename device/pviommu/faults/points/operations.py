@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
 from typing import Any
 
 from pviommu_abi.slots import Errno
@@ -35,8 +34,7 @@ Steps = Generator[Waiting | None, None, Reply]
 """What a point makes of an operation that it holds, or has more to do with: each item is what it waits for."""
 
 
-@dataclass(frozen=True)
-class Driven(Held):
+class Driven(Held, frozen=True):
     """How far an operation is that a point carries out in steps."""
 
     owner: Answering | None = None

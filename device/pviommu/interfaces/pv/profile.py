@@ -53,8 +53,7 @@ class Progress(Struct, frozen=True):
     """where other rings have to get before it begins"""
 
 
-@dataclass(frozen=True)
-class Held(Progress):
+class Held(Progress, frozen=True):
     """How far one is that waits for something which is nothing of the guest's. It is not saved."""
 
     waiting: Waiting | None = None
