@@ -159,11 +159,14 @@ class Probes:
         nothing is done.
         """
         plain = getattr(holder, method)
+        is_bound = False  # to look whether it is there would make the attributes of an object slow in Python 3.11
 
         def bind() -> None:
+            nonlocal is_bound
             if self.is_watched(name):
                 setattr(holder, method, self.probe(name, plain, owner, form))
-            elif method in vars(holder):
+                is_bound = True
+            elif is_bound:
                 setattr(holder, method, plain)
 
         self.bound(bind)

@@ -72,14 +72,9 @@ class Executor:
         begin, go_on = operations.begin, operations.go_on
 
         def bind() -> None:
-            if probes.is_watched("ring.decode"):
-                probed = probes.probe_pieces(
-                    "ring.decode", begin, go_on, lambda answer: isinstance(answer, Reply), owner
-                )
-                vars(operations).update(zip(("begin", "go_on"), probed, strict=True))
-            else:
-                for name in ("begin", "go_on"):
-                    vars(operations).pop(name, None)
+            probed = probes.probe_pieces("ring.decode", begin, go_on, lambda answer: isinstance(answer, Reply), owner)
+            if probed != (operations.begin, operations.go_on):
+                operations.begin, operations.go_on = probed  # type: ignore[method-assign,assignment]
 
         probes.bound(bind)
 
