@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import msgspec
 
 from .toml_places import Place, place_of, shown, spelled
 
-__all__ = ["WrongValueError", "convert", "rule", "schema"]
+__all__ = ["WrongValueError", "convert", "rule", "schema", "within"]
 
 _Document = TypeVar("_Document")
 
@@ -30,6 +32,15 @@ def convert(document: Any, kind: type[_Document], whole: Any = None, place: Plac
         return msgspec.convert(document, kind)
     except msgspec.ValidationError as error:
         raise _wrong(whole if place else document, schema(kind, ""), str(error), place) from error
+
+
+@contextmanager
+def within(*outer: str | int) -> Iterator[None]:
+    """What breaks a rule inside is at its place within ``outer``."""
+    try:
+        yield
+    except WrongValueError as error:
+        raise WrongValueError((*outer, *error.place), str(error)) from error.__cause__
 
 
 def schema(kind: type, title: str) -> dict[str, Any]:
@@ -66,7 +77,7 @@ def _followed(whole: dict[str, Any], node: dict[str, Any]) -> dict[str, Any]:
     """The definition that ``node`` refers to, or the choice in it that is not null, or ``node``."""
     for choice in node.get("anyOf", ()):
         if choice.get("type") != "null":
-            return {**node, **choice}
+            return {**node, **_followed(whole, choice)}
     return whole["$defs"][node["$ref"].rsplit("/", 1)[-1]] if "$ref" in node else node
 
 
@@ -75,7 +86,7 @@ def rule(node: dict[str, Any]) -> str:
     if "$comment" in node:
         return str(node["$comment"])
     if "enum" in node:
-        return " or ".join(f'"{value}"' for value in node["enum"])
+        return " or ".join(f'"{value}"' if isinstance(value, str) else str(value) for value in node["enum"])
     if node["type"] == "boolean":
         return "true or false"
     if node["type"] == "array":

@@ -16,5 +16,7 @@ class ExitStatus(IntEnum):
     USAGE = 2
     ENVIRONMENT = 3
     """the host lacks something, or refuses it"""
+    UNEXPECTED = 5
+    """the rules of a scenario did not do what was expected of them"""
     TIMEOUT = 124
     INTERRUPTED = 130

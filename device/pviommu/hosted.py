@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol, TypeVar
 
 from .inputs import Outcome
 
-__all__ = ["HUNG_UP", "STOPPED_NS", "Host", "MayGoOn", "Owner", "Poll", "Pollable", "Timer", "Watch"]
+__all__ = ["HUNG_UP", "STOPPED_NS", "Host", "MayGoOn", "Owner", "Poll", "Pollable", "Timer", "Waiting", "Watch"]
 
 _T = TypeVar("_T")
 
@@ -70,6 +70,13 @@ class Pollable(Protocol):
 
     def rested(self) -> None:
         """The loop has slept: that was no stop of the process."""
+
+
+class Waiting(Protocol):
+    """What somebody waits for. Whatever ends it wakes the loop."""
+
+    @property
+    def is_over(self) -> bool: ...
 
 
 class Watch(Protocol):

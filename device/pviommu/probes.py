@@ -1,7 +1,7 @@
-"""Places in the device where rules may look on: an operation, a translation, a register, an interrupt, a reset.
+"""Places in the device where rules may look on or step in: operations, translations, registers, interrupts and others.
 
 Which places are watched is known when the device is built, so that a place that nobody watches is as if it were none:
-what is called there is the callable itself.
+what is called there is the callable itself. Other rules may be loaded later, if :class:`Probes` is told that they may.
 """
 
 from __future__ import annotations
@@ -9,14 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from fnmatch import fnmatchcase
 from functools import wraps
-from typing import Any, NamedTuple, ParamSpec, TypeVar
+from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar, cast
 
-__all__ = ["Probes", "Rule", "Seen"]
+__all__ = ["Interposer", "Probes", "Rule", "Seen"]
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
-_A = TypeVar("_A")
-_B = TypeVar("_B")
 
 
 class Seen(NamedTuple):
@@ -40,21 +38,62 @@ class Rule(NamedTuple):
     """must not raise; called where it happens"""
 
 
+class Interposer(Protocol):
+    """Somebody who decides what becomes of calls: see :class:`pviommu.faults.engine.Faults`."""
+
+    def watches(self, name: str) -> bool:
+        """Whether it wants to decide at this probe."""
+
+    def interpose(self, name: str, call: Callable[..., Any], owner: str, form: Any) -> Callable[..., Any]:
+        """What to call instead of ``call``."""
+
+    def interpose_pieces(
+        self, name: str, begin: Callable[..., Any], go_on: Callable[..., Any] | None, owner: str, form: Any
+    ) -> tuple[Callable[..., Any], Callable[..., Any]]:
+        """What to call instead of ``begin`` and ``go_on``."""
+
+    def attach(self, victim: Any) -> None:
+        """The PV-IOMMU is this; its probes are bound."""
+
+    def capability(self) -> Any:
+        """The record by which the guest finds what the rules did; None if there is nothing to find."""
+
+    def show(self, shared: Any) -> None:
+        """The shared BAR of the PV-IOMMU is this, with zeros where the guest looks."""
+
+    def reset(self) -> None:
+        """The PV-IOMMU was reset: calls that wait are made no more."""
+
+
 class Probes:
     """The rules of one machine. Each probe NAME has two sides, ``NAME.pre`` and ``NAME.post``."""
 
-    def __init__(self, rules: Sequence[Rule] = ()) -> None:
+    def __init__(
+        self, rules: Sequence[Rule] = (), interposer: Interposer | None = None, *, may_change: bool = False
+    ) -> None:
+        """``may_change``: whether ``interposer`` may watch other probes later; then :meth:`rebind`."""
         self._rules = rules
+        self.interposer = interposer
+        self._bound: list[Callable[[], None]] | None = [] if may_change else None
 
     def is_watched(self, name: str) -> bool:
-        """Whether any rule looks on at one of the sides of ``name``."""
-        return bool(self._told(f"{name}.pre") or self._told(f"{name}.post"))
+        """Whether any rule looks on at one of the sides of ``name``, or decides there."""
+        return bool(self._told(f"{name}.pre") or self._told(f"{name}.post") or self._decides(name))
 
     def _told(self, side: str) -> list[Callable[[Seen], None]]:
         return [rule.told for rule in self._rules if fnmatchcase(side, rule.pattern)]
 
-    def probe(self, name: str, call: Callable[_P, _R], owner: str = "") -> Callable[_P, _R]:
-        """What to call instead of ``call``: itself, unless ``name`` is watched. What ``call`` raises has no post."""
+    def _decides(self, name: str) -> bool:
+        return self.interposer is not None and self.interposer.watches(name)
+
+    def probe(self, name: str, call: Callable[_P, _R], owner: str = "", form: Any = None) -> Callable[_P, _R]:
+        """What to call instead of ``call``: itself, unless ``name`` is watched. What ``call`` raises has no post.
+
+        ``form``: what one who decides has to know of the arguments. Who looks on sees the call as it was asked for,
+        and what came of it in the end.
+        """
+        if self.interposer is not None and self.interposer.watches(name):
+            call = cast(Callable[_P, _R], self.interposer.interpose(name, call, owner, form))
         before, after = f"{name}.pre", f"{name}.post"
         first, last = self._told(before), self._told(after)
         if not first and not last:
@@ -84,37 +123,63 @@ class Probes:
     def probe_pieces(
         self,
         name: str,
-        begin: Callable[[_A], _R],
-        go_on: Callable[[_A, _B], _R] | None,
+        begin: Callable[..., _R],
+        go_on: Callable[..., _R] | None,
         is_over: Callable[[_R], bool],
         owner: str = "",
-    ) -> tuple[Callable[[_A], _R], Callable[[_A, _B], _R] | None]:
+        form: Any = None,
+    ) -> tuple[Callable[..., _R], Callable[..., _R] | None]:
         """As :meth:`probe`, of what ``begin`` does, and ``go_on`` after it with the same first argument until the
         result ``is_over``: one call, whose post comes with that result.
         """
+        if self.interposer is not None and self.interposer.watches(name):
+            begin, go_on = self.interposer.interpose_pieces(name, begin, go_on, owner, form)
         first, last = self._told(f"{name}.pre"), self._told(f"{name}.post")
         if not first and not last:
             return begin, go_on
 
-        def tell(argument: _A, result: _R) -> _R:
+        def tell(arguments: tuple[Any, ...], result: _R) -> _R:
             for told in last if is_over(result) else ():
-                told(Seen(f"{name}.post", owner, (argument,), result))
+                told(Seen(f"{name}.post", owner, arguments, result))
             return result
 
         @wraps(begin)
-        def probed(argument: _A) -> _R:
+        def probed(*arguments: Any) -> _R:
             for told in first:
-                told(Seen(f"{name}.pre", owner, (argument,)))
-            return tell(argument, begin(argument))
+                told(Seen(f"{name}.pre", owner, arguments))
+            return tell(arguments, begin(*arguments))
 
         if go_on is None:
             return probed, None
         piece = go_on
-        return probed, lambda argument, how_far: tell(argument, piece(argument, how_far))
+        return probed, lambda *how_far: tell(how_far[:1], piece(*how_far))
 
-    def bind(self, holder: object, method: str, name: str, owner: str) -> None:
+    def bind(self, holder: object, method: str, name: str, owner: str, form: Any = None) -> None:
         """Make a method of ``holder``, which is looked up there at each call, a probe. Unless ``name`` is watched,
         nothing is done.
         """
-        if self.is_watched(name):
-            setattr(holder, method, self.probe(name, getattr(holder, method), owner))
+        plain = getattr(holder, method)
+        is_bound = False  # to look whether it is there would make the attributes of an object slow in Python 3.11
+
+        def bind() -> None:
+            nonlocal is_bound
+            if self.is_watched(name):
+                setattr(holder, method, self.probe(name, plain, owner, form))
+                is_bound = True
+            elif is_bound:
+                setattr(holder, method, plain)
+
+        self.bound(bind)
+
+    def bound(self, bind: Callable[[], None]) -> None:
+        """Call ``bind``, which asks for probes and puts them where they are called, now and whenever rules change."""
+        bind()
+        if self._bound is not None:
+            self._bound.append(bind)
+
+    def rebind(self) -> None:
+        """The rules are other ones. Raises RuntimeError for a machine that was built for those that it had."""
+        if self._bound is None:
+            raise RuntimeError("rules of this machine may not change: its probes were bound once and for all")
+        for bind in self._bound:
+            bind()

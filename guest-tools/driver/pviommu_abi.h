@@ -140,6 +140,9 @@ static_assert(sizeof(struct pviommu_endpoint_capability) == 16);
 #define PVIOMMU_CAPABILITY_SIZE                 0x2000       /* bytes */
 #define PVIOMMU_EVENT_OFFSET                    0x4000       /* event records */
 #define PVIOMMU_EVENT_ENTRIES                   256          /* records of the event ring */
+#define PVIOMMU_FAULT_RULES_OFFSET              0x8000       /* page of the fault rules */
+#define PVIOMMU_FAULT_RULES_SIZE                0x1000       /* bytes */
+#define PVIOMMU_FAULT_PAGE_MAGIC                0x464c5450   /* magic of that page */
 #define PVIOMMU_MAX_RINGS                       8            /* rings that the layout has room for */
 #define PVIOMMU_MIN_RING_ENTRIES                16           /* fewest slots of a ring */
 #define PVIOMMU_CAPABILITY_MAGIC                0x50414349   /* magic of the capability area */
@@ -169,12 +172,14 @@ static_assert(sizeof(struct pviommu_endpoint_capability) == 16);
 #define PVIOMMU_ACCESS_READ                     0x1
 #define PVIOMMU_ACCESS_WRITE                    0x2
 
-/* Kinds of capability. After the header come a count (u32), a zero (u32) and the entries, or one record for */
+/* Kinds of capability. After the header come a count (u32), a zero (u32) and the entries, or one record for LIMITS */
 #define PVIOMMU_CAP_IOVA_RANGES                 1
 #define PVIOMMU_CAP_RESERVED_REGIONS            2
 #define PVIOMMU_CAP_LIMITS                      3
 #define PVIOMMU_CAP_RAM_RANGES                  4
 #define PVIOMMU_CAP_ENDPOINTS                   5
+/* the device follows a scenario of faults, and tells what its rules did */
+#define PVIOMMU_CAP_FAULT_RULES                 6
 
 /* Kinds of reserved region. */
 #define PVIOMMU_REGION_RESERVED                 1            /* no map may touch it */
@@ -182,6 +187,9 @@ static_assert(sizeof(struct pviommu_endpoint_capability) == 16);
 #define PVIOMMU_REGION_MSI                      2
 /* mapped 1:1 in whatever context the endpoint is attached to, as an RMRR or IVMD asks for */
 #define PVIOMMU_REGION_DIRECT                   3
+
+/* Flags of a rule. */
+#define PVIOMMU_FAULT_RULE_ADVERSARIAL          0x1          /* no correct IOMMU does what it does */
 
 /**
  * struct pviommu_guest_ring_line - Words of a command ring that the guest writes
@@ -366,6 +374,53 @@ struct pviommu_endpoint_entry {
 	__le32	pad0;
 };
 static_assert(sizeof(struct pviommu_endpoint_entry) == 16);
+
+/**
+ * struct pviommu_fault_rules - The record of FAULT_RULES: where the page is that counts what the rules did
+ * @offset: of the page, in bytes into BAR 2
+ * @size: of the page, in bytes
+ */
+struct pviommu_fault_rules {
+	__le32	offset;
+	__le32	size;
+};
+static_assert(sizeof(struct pviommu_fault_rules) == 8);
+
+/**
+ * struct pviommu_fault_page - Head of the page. The device bumps generation to an odd value before other rules are loaded and to the next
+ * @magic: FAULT_PAGE_MAGIC
+ * @generation: even while the rules stay
+ * @rules: records behind this head, in the order of the scenario
+ * @record_size: bytes of a record
+ * @state: FNV-1a (64 bits) of the name of the state that the scenario is in
+ * @seed: of the scenario
+ */
+struct pviommu_fault_page {
+	__le32	magic;
+	__le32	generation;
+	__le32	rules;
+	__le32	record_size;
+	__le64	state;
+	__le64	seed;
+};
+static_assert(sizeof(struct pviommu_fault_page) == 32);
+
+/**
+ * struct pviommu_fault_rule - What one rule did so far. Each count is written in one go
+ * @id_hash: FNV-1a (64 bits) of its id
+ * @passed: how many times its conditions held
+ * @fired: how many times it acted
+ * @flags: FaultRuleFlags
+ * @pad0: 0
+ */
+struct pviommu_fault_rule {
+	__le64	id_hash;
+	__le64	passed;
+	__le64	fired;
+	__le32	flags;
+	__le32	pad0;
+};
+static_assert(sizeof(struct pviommu_fault_rule) == 32);
 
 /*
  * Slots and operations

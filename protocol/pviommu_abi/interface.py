@@ -91,6 +91,9 @@ PVIOMMU = Interface(
                 Constant("CAPABILITY_SIZE", shared.CAPABILITY_SIZE, "bytes"),
                 Constant("EVENT_OFFSET", shared.EVENT_OFFSET, "event records"),
                 Constant("EVENT_ENTRIES", shared.EVENT_ENTRIES, "records of the event ring", False),
+                Constant("FAULT_RULES_OFFSET", shared.FAULT_RULES_OFFSET, "page of the fault rules"),
+                Constant("FAULT_RULES_SIZE", shared.FAULT_RULES_SIZE, "bytes"),
+                Constant("FAULT_PAGE_MAGIC", shared.FAULT_PAGE_MAGIC, "magic of that page"),
                 Constant("MAX_RINGS", shared.MAX_RINGS, "rings that the layout has room for", False),
                 Constant("MIN_RING_ENTRIES", shared.MIN_RING_ENTRIES, "fewest slots of a ring", False),
                 Constant("CAPABILITY_MAGIC", shared.CAPABILITY_MAGIC, "magic of the capability area"),
@@ -102,6 +105,7 @@ PVIOMMU = Interface(
                 ("ACCESS", shared.EventAccess),
                 ("CAP", shared.CapabilityId),
                 ("REGION", shared.RegionKind),
+                ("FAULT_RULE", shared.FaultRuleFlags),
             ),
             (
                 ("guest_ring_line", shared.GuestRingLine),
@@ -116,6 +120,9 @@ PVIOMMU = Interface(
                 ("reserved_region", shared.ReservedRegion),
                 ("limits", shared.Limits),
                 ("endpoint_entry", shared.EndpointEntry),
+                ("fault_rules", shared.FaultRules),
+                ("fault_page", shared.FaultPage),
+                ("fault_rule", shared.FaultRule),
             ),
         ),
         Section(

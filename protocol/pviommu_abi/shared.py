@@ -32,6 +32,9 @@ CAPABILITY_OFFSET = 0x1000
 CAPABILITY_SIZE = 0x2000
 EVENT_OFFSET = 0x4000
 """``EVENT_ENTRIES`` records of 64 bytes."""
+FAULT_RULES_OFFSET = 0x8000
+"""A page with a record for each fault rule, if capability FAULT_RULES is there."""
+FAULT_RULES_SIZE = 0x1000
 RING_AREA_OFFSET = 0x10000
 RING_AREA_SIZE = MAX_RINGS * MAX_RING_ENTRIES * 64
 SHARED_BAR_SIZE = 0x100000
@@ -148,8 +151,8 @@ class CapabilityHeader(Record):
 
 
 class CapabilityId(IntEnum):
-    """Kinds of capability. After the header come a count (u32), a zero (u32) and the entries, or one record for
-    LIMITS.
+    """Kinds of capability. After the header come a count (u32), a zero (u32) and the entries, or one record for LIMITS
+    and for FAULT_RULES.
     """
 
     IOVA_RANGES = 1
@@ -157,6 +160,8 @@ class CapabilityId(IntEnum):
     LIMITS = 3
     RAM_RANGES = 4
     ENDPOINTS = 5
+    FAULT_RULES = 6
+    """the device follows a scenario of faults, and tells what its rules did"""
 
 
 class CapabilityCount(Record):
@@ -212,3 +217,59 @@ class EndpointEntry(Record):
     flags: Annotated[int, U32, "1: the binding is fixed by the configuration"]
     sbdf: Annotated[int, U32, "the fixed binding, or all ones"]
     pad0: Annotated[int, U32, "0"] = 0
+
+
+# --- fault rules ---------------------------------------------------------------------------------------------------
+
+
+class FaultRules(Record):
+    """The record of FAULT_RULES: where the page is that counts what the rules did.
+
+    The page begins with a :class:`FaultPage`; the device alone writes it, and never reads it back.
+    """
+
+    offset: Annotated[int, U32, "of the page, in bytes into BAR 2"]
+    size: Annotated[int, U32, "of the page, in bytes"]
+
+
+class FaultPage(Record):
+    """Head of the page. The device bumps ``generation`` to an odd value before other rules are loaded and to the next
+    even one after; counts grow without that.
+    """
+
+    magic: Annotated[int, U32, "FAULT_PAGE_MAGIC"]
+    generation: Annotated[int, U32, "even while the rules stay"]
+    rules: Annotated[int, U32, "records behind this head, in the order of the scenario"]
+    record_size: Annotated[int, U32, "bytes of a record"]
+    state: Annotated[int, U64, "FNV-1a (64 bits) of the name of the state that the scenario is in"]
+    seed: Annotated[int, U64, "of the scenario"]
+
+
+class FaultRuleFlags(IntFlag):
+    """Flags of a rule."""
+
+    ADVERSARIAL = 1 << 0
+    """no correct IOMMU does what it does"""
+
+
+class FaultRule(Record):
+    """What one rule did so far. Each count is written in one go."""
+
+    id_hash: Annotated[int, U64, "FNV-1a (64 bits) of its id"]
+    passed: Annotated[int, U64, "how many times its conditions held"]
+    fired: Annotated[int, U64, "how many times it acted"]
+    flags: Annotated[int, U32, "FaultRuleFlags"]
+    pad0: Annotated[int, U32, "0"] = 0
+
+
+FAULT_PAGE_MAGIC = 0x464C5450
+FAULT_RULES_MOST = (FAULT_RULES_SIZE - FaultPage.SIZE) // FaultRule.SIZE
+"""Rules that the page has room for."""
+
+
+def name_hash(name: str) -> int:
+    """FNV-1a (64 bits) of a name in UTF-8, by which the page tells rules and states."""
+    found = 0xCBF29CE484222325
+    for byte in name.encode():
+        found = (found ^ byte) * 0x100000001B3 & 0xFFFFFFFFFFFFFFFF
+    return found

@@ -7,7 +7,7 @@ import mmap
 import os
 import socket
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -87,8 +87,14 @@ class Client:
     connection is of no more use.
     """
 
-    def __init__(self, sock: socket.socket, limits: Limits | None = None) -> None:
-        """Speak on the connected ``sock``, which passes to the client. :meth:`negotiate` comes next."""
+    def __init__(
+        self, sock: socket.socket, limits: Limits | None = None, *, idle: Callable[[], None] | None = None
+    ) -> None:
+        """Speak on the connected ``sock``, which passes to the client. :meth:`negotiate` comes next.
+
+        ``idle`` is called again and again while a socket that does not block has nothing, or no room.
+        """
+        self._idle = idle
         self.server = Capabilities()
         """what the server can receive"""
         self.minor: int | None = None
@@ -295,7 +301,10 @@ class Client:
 
     def send(self, data: bytes, fds: Sequence[int] = ()) -> None:
         """Send bytes as they are, for tests of what a server does with them."""
-        if transport.flush(self._sock, deque([Outgoing(data, tuple(fds))])) is transport.Flush.CLOSED:
+        outgoing = deque([Outgoing(data, tuple(fds))])
+        while (flushed := transport.flush(self._sock, outgoing)) is transport.Flush.BLOCKED and self._idle:
+            self._idle()
+        if flushed is transport.Flush.CLOSED:
             raise ConnectionResetError(errno.ECONNRESET, "the vfio-user server closed the connection")
 
     def receive(self) -> Frame:
@@ -304,6 +313,8 @@ class Client:
             chunk = transport.receive(self._sock)
             if chunk is None:
                 raise ConnectionResetError(errno.ECONNRESET, "the vfio-user server closed the connection")
+            if self._idle and not chunk[0]:
+                self._idle()
             self._frames.extend(self._reader.feed(*chunk))
         frame = self._frames.popleft()
         if isinstance(frame, BadFrame):

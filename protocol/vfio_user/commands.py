@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Generator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from . import requests
 from .device import Device, Steps
@@ -23,7 +23,7 @@ from .messages import (
 )
 from .negotiation import Capabilities, Limits
 
-__all__ = ["Answer", "Commands", "Reply"]
+__all__ = ["SERVED", "Answer", "Commands", "Reply"]
 
 
 class Reply(NamedTuple):
@@ -33,8 +33,10 @@ class Reply(NamedTuple):
     fds: tuple[int, ...] = ()
 
 
-Answer = Reply | Generator[None, None, Reply]
-"""A reply, or what has to be carried out in steps before there is one."""
+Answer = Reply | Generator[Any, None, Reply | None] | None
+"""A reply, or what has to be carried out in steps before there is one, each of which may give the
+:class:`.device.Waiting` that it waits for. None: there is no reply.
+"""
 
 
 class Commands:
@@ -191,3 +193,5 @@ _HANDLERS: dict[int, Callable[[Commands, Frame], Answer]] = {
     Command.REGION_WRITE_MULTI: Commands._write_multi,
 }
 """Not of an object: bound methods in it would be a cycle, and a server may collect those seldom or never."""
+SERVED = tuple(map(Command, _HANDLERS))
+"""Commands that are carried out, once a session has begun."""

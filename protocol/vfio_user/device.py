@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -18,13 +18,33 @@ from .messages import (
     SetIrqsFlags,
 )
 
-__all__ = ["Device", "DeviceInfo", "DmaMapping", "Irq", "IrqAction", "IrqKind", "IrqRequest", "Region", "Steps"]
+__all__ = [
+    "Device",
+    "DeviceInfo",
+    "DmaMapping",
+    "Irq",
+    "IrqAction",
+    "IrqKind",
+    "IrqRequest",
+    "Region",
+    "Steps",
+    "Waiting",
+]
 
 _NO_ACCESS = RegionFlags(0)
 _ANY_MODE = DmaMapFlags(0)
 
 Steps = Iterator[None]
 """What is left of a request: each item is a step of it, and others may have a turn before the next."""
+
+
+class Waiting(Protocol):
+    """What a request waits for that its client has no part in."""
+
+    @property
+    def is_over(self) -> bool: ...
+    def then(self, callback: Callable[[], None], /) -> None:
+        """Call ``callback`` once it is over."""
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,11 @@ import logging
 import os
 from collections import deque
 from collections.abc import Callable, Generator
+from typing import Any
 
 from . import negotiation
-from .commands import Commands, Reply
-from .device import Device, DeviceInfo, DmaMapping, Irq, IrqAction, IrqKind, IrqRequest, Region
+from .commands import Answer, Commands, Reply
+from .device import Device, DeviceInfo, DmaMapping, Irq, IrqAction, IrqKind, IrqRequest, Region, Waiting
 from .errors import ProtocolError, RequestError
 from .foreign import Closer, is_eventfd
 from .framing import BadFrame, Frame, FrameReader
@@ -50,6 +51,10 @@ class State(enum.Enum):
     CLOSED = "closed"
 
 
+CarryOut = Callable[[Frame], Answer]
+"""Carries a command out. Raises RequestError, and whatever the device raises."""
+
+
 def _always() -> bool:
     return True
 
@@ -74,8 +79,11 @@ class Session:
         refusal: RequestError | None = None,
         check_memory: Callable[[int, bool, str], Kind] = check_memory,
         is_eventfd: Callable[[int], bool] = is_eventfd,
+        around: Callable[[CarryOut], CarryOut] | None = None,
     ) -> None:
-        """``name`` is what the log calls it. ``check_memory`` and ``is_eventfd`` tell what descriptors are."""
+        """``name`` is what the log calls it. ``check_memory`` and ``is_eventfd`` tell what descriptors are. ``around``
+        gives what is called instead of what carries out a command.
+        """
         self._device = device
         self._limits = limits or Limits()
         self._commands = Commands(device, self._limits, check_memory, is_eventfd)
@@ -87,7 +95,11 @@ class Session:
         self._closer = closer or Closer()
         self._reader = FrameReader(self._limits.max_frame, close=self._closer.close)
         self._frames: deque[Frame | BadFrame] = deque()
-        self._unfinished: tuple[Header, Generator[None, None, Reply]] | None = None
+        self._unfinished: tuple[Header, Generator[Any, None, Reply | None]] | None = None
+        self.waits_for: Waiting | None = None
+        """what the request in progress waits for, if its client has no part in that"""
+        self._around = around
+        self._carry_out: CarryOut = around(self._commands.carry_out) if around else self._commands.carry_out
 
     @property
     def state(self) -> State:
@@ -114,6 +126,11 @@ class Session:
         return bool(self._frames) or self._unfinished is not None
 
     @property
+    def is_held(self) -> bool:
+        """Whether the request in progress waits for what its client has no part in."""
+        return self.waits_for is not None and not self.waits_for.is_over
+
+    @property
     def may_keep_descriptors(self) -> bool:
         """Whether what the client has sent waits for something that only it can do: to take its replies, or to send
         the rest of a message that came with descriptors. One of them may be its own end of the connection, whose end
@@ -136,6 +153,8 @@ class Session:
     def resume(self, may_go_on: Callable[[], bool] = _always) -> None:
         """Go on with requests that waited, by at least one step. Call it, after flushing, if :attr:`paused`."""
         while self.paused and self._state is not State.CLOSED and self._outbox.has_room:
+            if self.waits_for is not None and not self.waits_for.is_over:
+                break
             if self._unfinished is not None:
                 self._go_on(*self._unfinished)
             else:
@@ -159,14 +178,15 @@ class Session:
         finally:
             self._closer.close(frame.fds)
 
-    def _go_on(self, header: Header, steps: Generator[None, None, Reply]) -> None:
+    def _go_on(self, header: Header, steps: Generator[Any, None, Reply | None]) -> None:
         """Carry out the next step of a request; its reply comes after the last."""
         self._unfinished = header, steps
+        self.waits_for = None
         try:
-            next(steps)
+            self.waits_for = next(steps)
         except StopIteration as end:
             self._unfinished = None
-            self._outbox.reply(header, *end.value)
+            self._answer(header, end.value)
         except Exception as error:
             self._unfinished = None
             self._fail(header, error)
@@ -207,17 +227,21 @@ class Session:
             if self._refusal:
                 raise self._refusal
             self._check_frame(frame)
+            carry_out = self._carry_out
             if self._state is State.NEGOTIATING:
-                self._outbox.reply(header, self._negotiate(frame))
-                return
-            answer = self._commands.carry_out(frame)
+                carry_out = self._around(self._negotiate) if self._around else self._negotiate
+            answer = carry_out(frame)
         except Exception as error:
             self._fail(header, error)
         else:
-            if isinstance(answer, Reply):
-                self._outbox.reply(header, answer.payload, answer.fds)
-            else:
+            if isinstance(answer, Generator):
                 self._go_on(header, answer)
+            else:
+                self._answer(header, answer)
+
+    def _answer(self, header: Header, reply: Reply | None) -> None:
+        if reply is not None:
+            self._outbox.reply(header, reply.payload, reply.fds)
 
     def _fail(self, header: Header, error: Exception) -> None:
         """A fault of the device must cost the client one access, never the process."""
@@ -240,7 +264,7 @@ class Session:
             text = f"message of type {frame.header.type}: a client sends commands, of type 0"
             raise RequestError(errno.EINVAL, text)
 
-    def _negotiate(self, frame: Frame) -> bytes:
+    def _negotiate(self, frame: Frame) -> Answer:
         if frame.header.command != Command.VERSION:
             raise RequestError(errno.EINVAL, f"command {frame.header.command} first: VERSION comes first")
         if frame.fds:
@@ -252,4 +276,4 @@ class Session:
         self._commands.client = offer.capabilities
         self._state = State.RUNNING
         logger.info("client speaks %d.%d, %s", offer.major, offer.minor, offer.capabilities)
-        return payload
+        return Reply(payload)

@@ -80,7 +80,7 @@ class Driver(Xen2024):
         self,
         reserved: Mapping[str, tuple[ReservedEntry, ...]] | None = None,
         fixed: Mapping[str, str] | None = None,
-        probes: Probes | None = None,
+        probes: Probes | Callable[[Inputs], Probes] | None = None,
         **settings: Any,
     ) -> None:
         self.inputs = Inputs()
@@ -90,7 +90,8 @@ class Driver(Xen2024):
             for name, stream in STREAM.items()
         )
         topology = Topology(IommuEntry(**settings), endpoints)
-        self.machine = Machine.build(topology, Environment(self.inputs, self.counters, probes or Probes()))
+        probes = probes(self.inputs) if callable(probes) else probes or Probes()
+        self.machine = Machine.build(topology, Environment(self.inputs, self.counters, probes))
         self.iommu = self.machine.iommu
         self.work = Work(self.machine).step
         self._function = LocalFunction(self.iommu, REGISTER)

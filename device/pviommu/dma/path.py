@@ -79,6 +79,17 @@ class DmaPath:
         """Spread ``data`` over ``spans``, whose lengths add up to its own."""
         self.write_plan(self._begin(((spans, Access.WRITE),))[0], data)  # which looks before it begins
 
+    def refusal(self, plan: DmaPlan, byte: int, kind: FaultKind) -> DmaRefusedError:
+        """Refuse what :meth:`plan` translated, from this byte on, for what it leads to. The guest is told; what to
+        raise.
+        """
+        left = byte
+        for run in plan.runs():
+            if left < run.length:
+                return self._refused(self._fault_at(plan, run.gpa + left, kind))
+            left -= run.length
+        raise ValueError(f"byte {byte} is not part of the request")
+
     # -- what all of it is made of ----------------------------------------------------------------------------------
 
     def _begin(self, requests: Sequence[DmaRequest]) -> list[DmaPlan]:

@@ -75,6 +75,9 @@ class Endpoint(PciFunction):
             self.stream,
             *(self._translator, self.memory, self.counters, lambda: self.config.bus_master and not attempts.failed),
         )
+        self.probes.bind(self.dma, "read_plan", "dma.read", self.name, self.dma)
+        self.probes.bind(self.dma, "write_plan", "dma.write", self.name, self.dma)
+        self.probes.bind(self, "work", "endpoint.work", self.name, self)
         for capability in surroundings.capabilities:
             self.config.add_capability(*capability)
         self._translator.on_lost(self.cancel)

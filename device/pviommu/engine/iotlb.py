@@ -26,7 +26,7 @@ EVERYTHING: Deferred = (None, 0, FRAME_LIMIT - 1)
 class Iotlb:
     """A bounded cache; when it is full the block that was filled first goes."""
 
-    __slots__ = ("_blocks", "_capacity", "_deferrals", "_entries", "_pending", "flushes")
+    __slots__ = ("__dict__", "_blocks", "_capacity", "_deferrals", "_entries", "_pending", "flushes")
 
     def __init__(self, capacity: int) -> None:
         """`capacity`: runs held at most."""

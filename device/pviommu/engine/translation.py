@@ -49,6 +49,7 @@ class Translation:
         self._backed = self._ram
         """Both: what may be mapped, and what the identity domain reaches. While there is no MMIO, it is RAM itself."""
         self._core = core or PythonCore()
+        self._walks = self._core.walks
         self._hits = self._core.hits
         """(stream, dfn, access bits): gpa of the page, bytes from there on; of requests without a PASID. Empty after
         any change but a map."""
@@ -106,6 +107,13 @@ class Translation:
     def pool_pages(self) -> tuple[int, int]:
         """Pages of the pool that are in use, and the limit in force."""
         return self._pool.used, self._pool.total
+
+    def iotlb(self, *, is_used: bool) -> Iotlb:
+        """The IOTLB. `is_used`: translations pass it from now on; otherwise only if the core does not walk itself."""
+        self._hits.clear()
+        self._iotlb.clear()
+        self._walks = self._core.walks and not is_used
+        return self._iotlb
 
     @property
     def iotlb_flushes(self) -> int:
@@ -206,7 +214,7 @@ class Translation:
 
     def _walk(self, domain: int, iova: int, end: int, wanted: int) -> Sequence[Run] | tuple[int, Refusal]:
         """The runs of [iova, end) in a domain that is not nested, or the first refused address and why."""
-        if self._core.walks:
+        if self._walks:
             return self._core.walk(domain, iova, end, wanted)
         last_dfn = end - 1 >> PAGE_SHIFT
         runs: list[Run] = []

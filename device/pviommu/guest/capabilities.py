@@ -13,6 +13,7 @@ from pviommu_abi.shared import (
     CapabilityHeader,
     CapabilityId,
     EndpointEntry,
+    FaultRules,
     Limits,
     ReservedRegion,
 )
@@ -26,10 +27,11 @@ _ENTRY: dict[int, type[Record]] = {
     CapabilityId.RAM_RANGES: AddressRange,
     CapabilityId.ENDPOINTS: EndpointEntry,
 }
+_RECORD: dict[int, type[Record]] = {CapabilityId.LIMITS: Limits, CapabilityId.FAULT_RULES: FaultRules}
 
 
 def capabilities(shared: memoryview) -> dict[int, Any]:
-    """The chain in a shared BAR: id -> entries, or the record of LIMITS.
+    """The chain in a shared BAR: id -> entries, or the record of LIMITS or FAULT_RULES.
 
     Raises ValueError for an area without the magic or one that is being written (an odd generation).
     """
@@ -42,8 +44,8 @@ def capabilities(shared: memoryview) -> dict[int, Any]:
     while offset:
         header = CapabilityHeader.unpack(area, offset)
         at = offset + CapabilityHeader.SIZE
-        if header.cap_id == CapabilityId.LIMITS:
-            found[header.cap_id] = Limits.unpack(area, at)
+        if header.cap_id in _RECORD:
+            found[header.cap_id] = _RECORD[header.cap_id].unpack(area, at)
         else:
             count, kind = CapabilityCount.unpack(area, at).count, _ENTRY[header.cap_id]
             at += CapabilityCount.SIZE

@@ -42,8 +42,8 @@ class Description:
             of(Source(Kind.CLOSED, name), close_fds),
         )
         self.interrupts = InterruptTable({IrqIndex.ERR: 1, IrqIndex.REQ: 1}, eventfds)
-        self._probes = environment.probes
-        self._probes.bind(self.interrupts, "trigger", "interrupt", name)
+        self.probes = environment.probes
+        self.probes.bind(self.interrupts, "trigger", "interrupt", name)
         self._is_on = False
         self._pcie = self.config.add_capability(*pcie())
 
@@ -84,8 +84,8 @@ class Description:
         check_handlers(files)
         for file in files:
             file.seal()
-            self._probes.bind(file, "read", "register.read", self.name)
-            self._probes.bind(file, "write", "register.write", self.name)
+            self.probes.bind(file, "read", "register.read", self.name, file)
+            self.probes.bind(file, "write", "register.write", self.name, file)
         self.config.seal()
         self._is_on = True
 

@@ -158,7 +158,7 @@ class PciFunction(Description, Hooks):
         self._check_is_on()
         self.config.reset(keep_bars=keep_bars)
         self.attempts.reset()
-        self.attempts.make("its reset", self._probes.probe("reset", hook, self.name))
+        self.attempts.make("its reset", self.probes.probe("reset", hook, self.name))
         self.bars.decode()
 
     def disconnected(self) -> None:

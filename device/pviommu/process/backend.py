@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
 import os
 import resource
@@ -9,20 +11,27 @@ import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..counters import Counters
 from ..host.descriptors import DescriptorsError, check_count, raise_limit, share_out
 from ..host.pacing import Pace
 from ..host.server import Server
-from ..inputs import LiveInputs
+from ..inputs import Inputs, LiveInputs
 from ..interfaces.pv.ring_core import DeviceCore
 from ..machine import Machine
 from ..pci.function import Environment
+from ..probes import Probes
 from ..topology import Topology
 from ..transports.listening import close_all, listen_all
 from .controlled import Controlled
 from .pidfile import PidFile, PidFileError
 from .service_manager import notify
+
+if TYPE_CHECKING:
+    from ..faults.engine import Faults
+    from ..faults.scenario import Scenario
+    from ..faults.verdict import Verdict
 
 __all__ = ["BackendError", "Settings", "run"]
 
@@ -49,6 +58,10 @@ class Settings:
     """permissions of the sockets in ``socket_dir``"""
     socket_group: int | None = None
     """their group's number; the process's own if not given"""
+    scenario: Scenario | None = None
+    """what goes wrong"""
+    events: Path | None = None
+    """where the events of the scenario go, if not into the log"""
     on_hangup: Callable[[], None] | None = None
     """what SIGHUP does; without one it ends the server"""
     control: Path | None = None
@@ -60,11 +73,39 @@ class Settings:
     """what a guest may select, for those who ask"""
 
 
-def run(topology: Topology, settings: Settings) -> None:
-    """Serve ``topology`` until SIGTERM or SIGINT. Raises :class:`BackendError`."""
-    core = _core(settings.core)
-    counters, inputs = Counters(), LiveInputs()
-    machine = _build(topology, Environment(inputs, counters), core)
+def run(topology: Topology, settings: Settings) -> Verdict | None:
+    """Serve ``topology`` until SIGTERM or SIGINT. What came of the scenario, if there is one. Raises
+    :class:`BackendError`.
+    """
+    with contextlib.ExitStack() as stack:
+        core = _core(settings.core)
+        counters, inputs = Counters(), LiveInputs()
+        faults = _faults(settings.scenario, settings.events, inputs, stack) if settings.scenario else None
+        machine = _build(topology, Environment(inputs, counters, Probes(interposer=faults)), core)
+        return _run(machine, topology, faults, settings)
+
+
+def _faults(scenario: Scenario, events: Path | None, inputs: Inputs, stack: contextlib.ExitStack) -> Faults:
+    """The rules of ``scenario``. Raises :class:`BackendError`."""
+    from ..faults.engine import Faults  # only what is asked for costs start-up time
+
+    if not events:
+        return Faults(scenario, inputs, _log_event)
+    try:
+        file = stack.enter_context(events.open("w", encoding="utf-8", buffering=1))
+    except OSError as error:
+        raise BackendError(f"--events {events}: {error.strerror}") from error
+    return Faults(scenario, inputs, lambda line: print(line, file=file))
+
+
+def _log_event(line: str) -> None:
+    event = json.loads(line)
+    extra = {"event": "rule-fired", "fields": {key: event[key] for key in ("rule", "on", "action")}}
+    log.info("rule %s: %s at %s", event["rule"], event["action"], event["on"], extra=extra)
+
+
+def _run(machine: Machine, topology: Topology, faults: Faults | None, settings: Settings) -> Verdict | None:
+    counters, inputs = machine.counters, machine.inputs
     try:
         sockets = listen_all(machine, settings.socket_dir, settings.given, settings.socket_mode, settings.socket_group)
     except OSError as error:
@@ -72,6 +113,10 @@ def run(topology: Topology, settings: Settings) -> None:
         raise BackendError(f"cannot listen on {error.filename or 'a socket'}: {error.strerror}") from error
     server = Server(machine, sockets, inputs, settings.pace)
     controlled = Controlled(server, machine, settings.history) if settings.control or settings.history else None
+    if faults:
+        faults.serve(server.loop)
+        faults.hang_up = server.transport.hang_up
+    verdict = None
     pidfile = PidFile(settings.pidfile) if settings.pidfile else None
     with server.stopped_by_signals(settings.on_hangup):  # to the end: a second signal must not leave files behind
         try:
@@ -83,6 +128,7 @@ def run(topology: Topology, settings: Settings) -> None:
         finally:
             if controlled:
                 controlled.close()
+            verdict = faults.finish() if faults else None
             server.close()
             usage = machine.iommu.engine.usage()  # of a machine without clients: anything left is a leak
             close_all(sockets)
@@ -90,6 +136,7 @@ def run(topology: Topology, settings: Settings) -> None:
             if pidfile:
                 pidfile.remove()
     _log_summary(counters, {"contexts": usage.domains, "pool_pages_used": usage.pool_pages_used})
+    return verdict
 
 
 def _control(controlled: Controlled, topology: Topology, settings: Settings, path: Path) -> None:

@@ -7,7 +7,7 @@ import contextlib
 import grp
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -22,6 +22,9 @@ from ..interfaces.pv.capability_area import iova_ranges, reserved_regions
 from ..interfaces.pv.config import PAGE_SIZES, DefaultPolicy
 from ..topology import Topology, TopologyError, load
 from .activation import given_sockets
+
+if TYPE_CHECKING:
+    from ..faults.scenario import Scenario
 
 __all__ = ["add_arguments", "main"]
 
@@ -39,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         'QEMU attaches with -device \'{"driver":"vfio-user-pci","socket":{"type":"unix","path":"DIR/NAME.sock"}}\'. '
         "The process stays in the foreground and ends at SIGTERM. "
         "Exit status: 0 stopped, 1 a fault of the server, 2 bad arguments or topology, "
-        "3 the environment does not allow it."
+        "3 the environment does not allow it, 5 the rules of a scenario did not do what was expected of them."
     )
     parser.add_argument(
         "topology",
@@ -73,6 +76,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--print-capabilities", action="store_true", help="print what this back end and the topology offer, as JSON"
+    )
+    parser.add_argument(
+        "--scenario",
+        type=Path,
+        metavar="FILE",
+        help="break what the rules of FILE say; at the end a verdict on standard output, and status 5 if a rule did "
+        "not do what was expected of it. Default: nothing is broken",
+    )
+    parser.add_argument(
+        "--events",
+        type=Path,
+        metavar="FILE",
+        help="of a scenario: write its events to FILE, JSON lines; default: they are in the log",
     )
     parser.add_argument(
         "--pidfile",
@@ -199,6 +215,9 @@ def main(args: argparse.Namespace) -> int:
                 raise ValueError(f"{option} {value}: must not be negative")
             if most is not None and value > most:
                 raise ValueError(f"{option} {value}: must be {most} at most")
+        if args.events and not args.scenario:
+            raise ValueError("--events: only with --scenario")
+        scenario = _scenario(args.scenario)
     except (TopologyError, ValueError) as error:
         print(f"pviommu: {error}", file=sys.stderr)
         return ExitStatus.USAGE
@@ -235,10 +254,27 @@ def main(args: argparse.Namespace) -> int:
             control_mode=args.ctl_mode,
             history=args.history,
             profiles=PROFILES,
+            scenario=scenario,
+            events=args.events,
         )
         try:
-            run(topology, settings)
+            verdict = run(topology, settings)
         except BackendError as error:
             log.fail(str(error))
             return ExitStatus.ENVIRONMENT
-    return 0
+    if verdict is None:
+        return 0
+    print("\n".join(verdict.lines()))
+    return 0 if verdict.ok else ExitStatus.UNEXPECTED
+
+
+def _scenario(path: Path | None) -> Scenario | None:
+    """Raises ValueError."""
+    if path is None:
+        return None
+    from ..faults.scenario import ScenarioError, load  # only what is asked for costs start-up time
+
+    try:
+        return load(path)
+    except ScenarioError as error:
+        raise ValueError(str(error)) from error

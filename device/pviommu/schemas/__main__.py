@@ -1,11 +1,13 @@
-"""``python -m pviommu.schemas``: writes the schema of topology files as the code has it now."""
+"""``python -m pviommu.schemas``: writes the schemas of topology and scenario files as the code has them now."""
 
 from __future__ import annotations
 
 import json
 
-from ..topology import schema
+from .. import topology
+from ..faults import scenario
 from . import paths
 
 if __name__ == "__main__":
-    paths()["topology"].write_text(json.dumps(schema(), indent=2) + "\n")
+    for name, made in (("topology", topology.schema()), ("scenario", scenario.schema())):
+        paths()[name].write_text(json.dumps(made, indent=2) + "\n")

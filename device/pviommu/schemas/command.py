@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "name",
         choices=paths(),
-        help="a topology file, results.json of the lab, what "
+        help="a topology file, a scenario file, results.json of the lab, what "
         "`pviommu serve --print-capabilities` prints, or a line of its log with --log-format json",
     )
 

@@ -6,8 +6,12 @@ import select
 import socket
 
 from vfio_user import RequestError, Session, transport
+from vfio_user.commands import SERVED
+from vfio_user.device import Waiting
 from vfio_user.foreign import Closer, is_eventfd
 from vfio_user.memory_kind import check_memory
+from vfio_user.messages import Command
+from vfio_user.server import CarryOut
 from vfio_user.transport import Flush
 
 from ..hosted import HUNG_UP, MayGoOn, Watch
@@ -15,12 +19,16 @@ from ..inputs import Inputs, Kind, Source
 from ..pci.function import PciFunction
 from .peers import Peer, is_gone
 
-__all__ = ["Connection"]
+__all__ = ["MESSAGES", "Connection"]
 
 _READABLE = select.EPOLLIN | HUNG_UP
 _CHUNK, _LARGEST_CHUNK = 1 << 10, 64 << 10
 """Most bytes to read from a client at a time: few, since the messages in them wait in the session; of one large message
 more."""
+
+
+MESSAGES = (Command.VERSION, *SERVED)
+"""Commands that are carried out."""
 
 
 class Connection:
@@ -49,16 +57,33 @@ class Connection:
             refusal=refusal,
             check_memory=inputs.of(descriptors, check_memory),
             is_eventfd=inputs.of(descriptors, is_eventfd),
+            around=self._around if not refusal and function.probes.interposer else None,
         )
-        self._receive = inputs.received(Source(Kind.RECEIVED, name))
-        self._send = inputs.of(Source(Kind.SENT, name), transport.send)
+        probe = function.probes.probe
+        self._receive = probe("socket.receive", inputs.received(Source(Kind.RECEIVED, name)), name, self)
+        self._send = probe("socket.send", inputs.of(Source(Kind.SENT, name), transport.send), name, self)
         self._is_gone = inputs.of(Source(Kind.PEER, name), is_gone)
         self.watch: Watch | None = None
         """by which the loop looks at it"""
+        self.reading: Waiting | None = None
+        self.writing: Waiting | None = None
+        """what is waited for before anything is read from the client, or written to it"""
+        self._awaited: set[Waiting] = set()
+        """of these those that tell of their end"""
+
+    def _around(self, carry_out: CarryOut) -> CarryOut:
+        """Make each message a probe, ``message.NAME``."""
+        probes, name = self.function.probes, self.function.name
+        probed = {
+            int(command): probes.probe(f"message.{command.name.lower()}", carry_out, name, self) for command in MESSAGES
+        }
+        return lambda frame: probed.get(frame.header.command, carry_out)(frame)
 
     @property
     def is_read(self) -> bool:
         """Not while the client does not take its replies, or what was sent before is still being closed."""
+        if self.reading is not None and not self.reading.is_over:
+            return False
         return not self.session.paused and (self.is_refused or not self.closer.busy)
 
     @property
@@ -69,7 +94,7 @@ class Connection:
     @property
     def _has_more(self) -> bool:
         """Whether the session can go on without anything from the client."""
-        return self.session.paused and not self.session.outgoing
+        return self.session.paused and not self.session.outgoing and not self.session.is_held
 
     def exchange(self, events: int, may_go_on: MayGoOn) -> None:
         """Take what the client has sent, act on it, and send what it gets."""
@@ -78,7 +103,8 @@ class Connection:
             session.resume(may_go_on)
         elif events & _READABLE and self.is_read:
             self._read(may_go_on)
-        elif events & HUNG_UP and not session.paused:  # nothing to be read, and told again and again
+        elif events & HUNG_UP and (not session.paused or session.is_held):
+            # nothing to be read, and told again and again
             session.eof()
         self._flush()
         while self._has_more and may_go_on():
@@ -113,6 +139,18 @@ class Connection:
             reading = select.EPOLLIN if self.is_read else 0
             self.watch.events = reading | (select.EPOLLOUT if self.session.outgoing else 0)
             self.watch.has_more = self._has_more
+            if self.session.waits_for or self.reading or self.writing:
+                self._wait_for_rules(self.watch)
+
+    def _wait_for_rules(self, watch: Watch) -> None:
+        """Have the loop look once what is waited for is over, and not for what cannot be done before."""
+        if self.writing is not None and not self.writing.is_over:
+            watch.events &= ~select.EPOLLOUT
+        every = (self.session.waits_for, self.reading, self.writing)
+        awaited = {waiting for waiting in every if waiting is not None and not waiting.is_over}
+        before, self._awaited = self._awaited, awaited
+        for waiting in awaited - before:
+            waiting.then(self.wait)
 
     def close(self) -> None:
         """End the connection; the session is over."""

@@ -125,7 +125,8 @@ class Listeners:
         return None if client is None else (client, function)
 
     def _accept(self, sock: socket.socket, function: PciFunction) -> socket.socket | None:
-        return self._inputs.of(Source(Kind.CLIENT, function.name), transport.accept)(sock)
+        accept = self._inputs.of(Source(Kind.CLIENT, function.name), transport.accept)
+        return function.probes.probe("socket.accept", accept, function.name)(sock)
 
     def _failed(self, fd: int, error: OSError) -> None:
         """Tell the client at once by hanging up, with a descriptor that was kept for that; or rest."""

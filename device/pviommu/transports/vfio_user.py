@@ -176,6 +176,12 @@ class VfioUser:
                 extra={"event": "disconnected", "fields": {"function": connection.function.name}},
             )
 
+    def hang_up(self, name: str) -> None:
+        """End the session of the client of a function, if it has one."""
+        for connection in [each for each in self._connections.values() if each.function.name == name]:
+            connection.session.eof()
+            self._close(connection)
+
     # -- what clients have sent is being closed ---------------------------------------------------------------------
 
     def _look_again(self) -> None:

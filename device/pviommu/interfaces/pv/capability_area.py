@@ -20,6 +20,7 @@ from pviommu_abi.shared import (
     CapabilityHeader,
     CapabilityId,
     EndpointEntry,
+    FaultRules,
     Limits,
     RegionKind,
     ReservedRegion,
@@ -104,6 +105,7 @@ class Chain:
         limits: Limits,
         endpoints: Sequence[EndpointEntry],
         of_endpoints: Mapping[int, Sequence[EngineRegion]] = MappingProxyType({}),
+        faults: FaultRules | None = None,
     ) -> None:
         bodies = [
             (CapabilityId.IOVA_RANGES, _list(iova_ranges(config))),
@@ -111,6 +113,8 @@ class Chain:
             (CapabilityId.LIMITS, limits.pack()),
             (CapabilityId.ENDPOINTS, _list(endpoints)),
         ]
+        if faults is not None:
+            bodies.append((CapabilityId.FAULT_RULES, faults.pack()))
         offset, parts = CapabilityArea.SIZE, []
         for kind, body in bodies:
             offset += CapabilityHeader.SIZE + len(body)

@@ -64,8 +64,7 @@ class EventRing:
         consumer = self._word(self._shared.words, _CONSUMER)
         if (self._producer - consumer) & MASK >= EVENT_ENTRIES:
             # full, or the guest's index is nonsense, which must not make records overwrite each other either
-            self.lost += 1
-            self._shared.words[_LOST] = self.lost & MASK
+            self._count_lost()
             return False
         place = EVENT_OFFSET + self._producer % EVENT_ENTRIES * Event.SIZE
         self._shared.view[place : place + Event.SIZE] = event.pack()
@@ -73,3 +72,12 @@ class EventRing:
         self._shared.words[_PRODUCER] = self._producer
         fence()
         return passed(self._word(self._shared.words, _ARM), self._producer, old)
+
+    def lose(self) -> None:
+        """An event that finds no room, though there may be some."""
+        self.sequence = (self.sequence + 1) & MASK
+        self._count_lost()
+
+    def _count_lost(self) -> None:
+        self.lost += 1
+        self._shared.words[_LOST] = self.lost & MASK

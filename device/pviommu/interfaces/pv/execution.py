@@ -8,11 +8,12 @@ from msgspec import Struct
 
 from ...pci.function import Environment
 from ...pci.shared_memory import fence
+from ...probes import Probes
 from .operations import Operations
 from .order import DRAIN_NS, STEP_NS, Order
 from .own import OwnOperations
 from .page_operation import PageKinds
-from .profile import XenProfile
+from .profile import Reply, XenProfile
 from .ring import CommandRing
 from .ring_core import Poll, RingCore
 from .ring_execution import Notifier, RingExecutor
@@ -65,6 +66,18 @@ class Executor:
         self.operations.select(profile)
         self._select_in_core()
 
+    def bind(self, probes: Probes, owner: str) -> None:
+        """Make each slot a probe, ``ring.decode``."""
+        operations = self.operations
+        begin, go_on = operations.begin, operations.go_on
+
+        def bind() -> None:
+            probed = probes.probe_pieces("ring.decode", begin, go_on, lambda answer: isinstance(answer, Reply), owner)
+            if probed != (operations.begin, operations.go_on):
+                operations.begin, operations.go_on = probed  # type: ignore[method-assign,assignment]
+
+        probes.bound(bind)
+
     def watch(self, kinds: PageKinds) -> None:
         """Have Python carry out every slot of these kinds from now on, where it can be seen; a core does the others."""
         self._watched = kinds
@@ -85,9 +98,13 @@ class Executor:
             if ring.entries:
                 executor = self._executors[ring.number]
                 count = executor.pending()
-                if count or ring.operation:
-                    executor.execute(min(count, BATCH), self._inputs.now_ns() + share)
-                    busy += 1
+                if ring.operation:
+                    if executor.is_held:
+                        continue
+                elif not count:
+                    continue
+                executor.execute(min(count, BATCH), self._inputs.now_ns() + share)
+                busy += 1
         self._busy_rings = busy or 1
         return busy > 0
 
@@ -113,7 +130,7 @@ class Executor:
 
     def is_pressed(self) -> bool:
         """Whether there is work that cannot wait a moment: somebody polls for it, or it is more than one step's."""
-        return self._is_in_progress() or any(
+        return any(ring.operation and not self._executors[ring.number].is_held for ring in self._rings) or any(
             ring.is_awaited() or self._executors[ring.number].pending() >= BATCH for ring in self._rings if ring.enabled
         )
 
@@ -123,7 +140,10 @@ class Executor:
         for ring in rings:
             ring.arm()
         fence()
-        return not self._is_in_progress() and not any(self._executors[ring.number].pending() for ring in rings)
+        executors = (self._executors[ring.number] for ring in rings)
+        return not any(
+            not executor.is_held if executor.ring.operation else executor.pending() for executor in executors
+        )
 
     def disarm(self) -> None:
         """Doorbells are not needed: the rings are being polled."""

@@ -84,17 +84,22 @@ class PvIommu(PciFunction):
         ]
         self._capabilities = CapabilityPublisher(self.shared)
         self._published = b""
-        self._chain = Chain(config.engine, limits(config), endpoint_entries(config), config.reserved)
         operands = (self._contexts, self.bindings, self.memory, self.counters, config)
         xen_2024, self._xen_v7 = Xen2024(*operands), XenV7(*operands)
         self._profiles: dict[int, XenProfile] = {Profile.XEN_2024: xen_2024, Profile.XEN_V7: self._xen_v7}
         batch = BatchOperations(self.engine, self.memory, self.counters)
         own = OwnOperations(self._contexts, self.bindings, self.events, batch, self.counters)
         self._executor = Executor(self.rings, own, environment, self._reporter, ring_core)
-        xen_2024.bind(self._probes, name)
-        self._xen_v7.bind(self._probes, name)
-        own.bind(self._probes, name)
-        self._executor.watch(watched_kinds(self._probes))
+        xen_2024.bind(self.probes, name)
+        self._xen_v7.bind(self.probes, name)
+        own.bind(self.probes, name)
+        self._executor.bind(self.probes, name)
+        for ring in self.rings:
+            self.probes.bind(ring, "fetch", "ring.fetch", name, ring)
+            self.probes.bind(ring, "publish", "ring.complete", name, ring)
+        self.probes.bind(self._reporter, "fault", "fault.record", name)
+        self.probes.bind(self._reporter, "event", "fault.deliver", name, self._reporter)
+        self._bind_engine()
         self.registers = PvRegisters(self, config.instance, self.rings, self._executor, self._profiles)
         self.add_register_bar(REGISTER_BAR, self.registers.file, REGISTER_BAR_SIZE)
         self._patience = Patience(self._executor.order, self.settle, self.inputs)
@@ -103,9 +108,43 @@ class PvIommu(PciFunction):
             for stream in config.streams
         }
         for each in self._streams.values():
-            self._probes.bind(each, "translate", "dma.translate", name)
-        self._publish_capabilities()
+            self.probes.bind(each, "translate", "dma.translate", name, each)
+        self.probes.bound(self._follow_rules)
         self.power_on()
+        if self.probes.interposer:
+            self.probes.interposer.attach(self)
+
+    def _bind_engine(self) -> None:
+        """Make what engine and contexts are asked for probes."""
+        engine, contexts, name = self._engine, self._contexts, self.name
+        for holder, method, probe in (
+            (engine, "map", "table.map"),
+            (engine, "unmap", "table.unmap"),
+            (engine, "reserve_pool", "pool.reserve"),
+            (contexts, "alloc", "context.alloc"),
+            (contexts, "free", "context.free"),
+            (contexts, "attach", "context.attach"),
+            (contexts, "hold", "context.hold"),
+        ):
+            self.probes.bind(holder, method, probe, name)
+        iotlb = engine.iotlb(is_used=False)
+        for method, probe in (("get", "iotlb.lookup"), ("put", "iotlb.fill"), ("invalidate", "iotlb.invalidate")):
+            self.probes.bind(iotlb, method, probe, name)
+
+    def _follow_rules(self) -> None:
+        """What depends on which probes are watched, and on whether there are rules that the guest is told of."""
+        probes, config = self.probes, self.settings
+        self._executor.watch(watched_kinds(probes))
+        self._engine.iotlb(is_used=any(map(probes.is_watched, ("iotlb.lookup", "iotlb.fill", "iotlb.invalidate"))))
+        faults = probes.interposer.capability() if probes.interposer else None
+        self._chain = Chain(config.engine, limits(config), endpoint_entries(config), config.reserved, faults)
+        self._publish_capabilities()
+        self._show_rules()
+
+    def _show_rules(self) -> None:
+        """The guest sees what the rules did, in shared memory that has nothing there yet."""
+        if self.probes.interposer:
+            self.probes.interposer.show(self.shared)
 
     def keep_history(self, history: History | None) -> FaultLog:
         """Record operations in ``history``, if given, and explain refused DMA by it, from now on. Call it once."""
@@ -168,6 +207,9 @@ class PvIommu(PciFunction):
         self.events.reset()
         self.registers.reset()
         self._publish_capabilities()
+        if self.probes.interposer:
+            self.probes.interposer.reset()
+        self._show_rules()
         for stream in lost:
             self._streams[stream].cancel()
 
@@ -244,6 +286,7 @@ class PvIommu(PciFunction):
 
     def on_shared_renewed(self) -> None:
         self._publish_capabilities()
+        self._show_rules()
 
     def dma_map(self, mapping: DmaMapping) -> bool:
         is_new = super().dma_map(mapping)

@@ -9,7 +9,7 @@ from pviommu_abi.slots import Errno, OpClass, SlotFlags
 
 from .order import Order
 from .own import OwnOperations
-from .profile import REFUSED, Answer, Progress, Reply, XenProfile
+from .profile import REFUSED, Answer, Held, Progress, Reply, XenProfile
 from .ring import Operation
 
 __all__ = ["Operations"]
@@ -72,7 +72,8 @@ class Operations:
             if not progress.targets:
                 return carrier.go_on(operation.op, operation.payload, progress)
             if not self._order.reach(progress.targets):
-                return progress
+                waiting = self._order.held_by(progress.targets)
+                return Held(targets=progress.targets, waiting=waiting) if waiting else progress
             return carrier.execute(operation.op, operation.payload)
         except Exception:
             log.exception("%s: operation in progress failed: slot %d", self._name, operation.sequence)

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 from ...counters import Counters
+from ...hosted import Waiting
 from ...inputs import Inputs
-from .profile import Targets
+from .profile import Held, Targets
 from .ring import MASK, CommandRing
 
 __all__ = ["DRAIN_NS", "STEP_NS", "Backlog", "Executed", "Order"]
@@ -31,6 +32,8 @@ class Executed(Protocol):
 
     ring: CommandRing
 
+    @property
+    def is_held(self) -> bool: ...
     def pending(self) -> int: ...
     def execute(self, limit: int, deadline_ns: float) -> None: ...
 
@@ -96,8 +99,10 @@ class Order:
         return done
 
     def drain_in_steps(self, backlog: Backlog) -> Iterator[None]:
-        """As :meth:`drain`, for about :data:`DRAIN_NS` a step, to the end."""
+        """As :meth:`drain`, for about :data:`DRAIN_NS` a step, to the end, but for rings that are held."""
         while self.is_current(backlog) and self._is_missing(backlog.targets, awaits_all=False):
+            if all(self.rings[number].is_held for number, _ in backlog.targets):
+                return
             self._drain_to(backlog.targets, self._inputs.now_ns() + DRAIN_NS, awaits_all=False)
             if self._is_missing(backlog.targets, awaits_all=False):
                 self._counters.drains_continued += 1
@@ -118,6 +123,12 @@ class Order:
         """
         return self._drain_to(targets, self._inputs.now_ns() + STEP_NS, awaits_all=True)
 
+    def held_by(self, targets: Targets) -> Waiting | None:
+        """What one of these rings waits for that is nothing of the guest's."""
+        operations = (self.rings[number].ring.operation for number, _ in targets if self.rings[number].is_held)
+        progress = next((operation.progress for operation in operations if operation), None)
+        return progress.waiting if isinstance(progress, Held) else None
+
     def _targets(self) -> Targets:
         """Where the rings are to get that hold something now; those whose slots are being executed are left alone."""
         targets = []
@@ -136,13 +147,17 @@ class Order:
 
         Something is executed in any case, so repeating this comes to an end.
         """
+        is_held = False
         for number, target in targets:
             executed = self.rings[number]
             while count := self._missing(executed, target, awaits_all=awaits_all):
                 executed.execute(count, deadline_ns)
+                if executed.is_held:
+                    is_held = True
+                    break
                 if self._inputs.now_ns() > deadline_ns:
                     return not self._is_missing(targets, awaits_all=awaits_all)
-        return True
+        return not is_held or not self._is_missing(targets, awaits_all=awaits_all)
 
     def _is_missing(self, targets: Targets, *, awaits_all: bool) -> bool:
         return any(self._missing(self.rings[number], target, awaits_all=awaits_all) for number, target in targets)

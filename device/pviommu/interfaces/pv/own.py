@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from pviommu_abi.own import Binding, Call, OwnOp, Reserve, Usage
+from pviommu_abi.own import Batch, Binding, Call, OwnOp, Reserve, Usage
 from pviommu_abi.slots import Errno
+from wire_layout import Record
 
 from ...counters import Counters
 from ...engine import Stop
@@ -18,6 +19,14 @@ __all__ = ["OwnOperations"]
 
 _BINDING_IN = Binding.offset_of("ctx_no")
 _CALL_ALIGNMENT = 8
+_RECORDS: dict[int, type[Record]] = {
+    **dict.fromkeys((OwnOp.BIND, OwnOp.UNBIND, OwnOp.QUERY_ENDPOINT, OwnOp.BLOCK), Binding),
+    OwnOp.QUERY_USAGE: Usage,
+    OwnOp.BATCH: Batch,
+    OwnOp.CALL: Call,
+    OwnOp.RESERVE: Reserve,
+}
+"""structures of the payloads"""
 
 
 class OwnOperations:
@@ -41,9 +50,15 @@ class OwnOperations:
 
     def bind(self, probes: Probes, owner: str) -> None:
         """Make each operation a probe, ``op.NAME``."""
-        self._handlers = {
-            op: probe_operation(probes, OwnOp(op).name.lower(), *calls, owner) for op, calls in self._handlers.items()
-        }
+        plain = self._handlers
+
+        def bind() -> None:
+            self._handlers = {
+                op: probe_operation(probes, OwnOp(op).name.lower(), *calls, owner, _RECORDS[op])
+                for op, calls in plain.items()
+            }
+
+        probes.bound(bind)
 
     @staticmethod
     def reorders(op: int, _payload: bytes) -> bool:

@@ -54,10 +54,24 @@ class PageKinds(IntFlag):
     BOTH = 3
 
 
+_WATCHED = {
+    "op.map_pages": PageKinds.MAP,
+    "op.unmap_pages": PageKinds.UNMAP,
+    "table.map": PageKinds.MAP,
+    "table.unmap": PageKinds.UNMAP,
+    "iotlb.lookup": PageKinds.UNMAP,
+    "iotlb.fill": PageKinds.UNMAP,
+    "iotlb.invalidate": PageKinds.UNMAP,
+    "ring.fetch": PageKinds.BOTH,
+    "ring.decode": PageKinds.BOTH,
+    "ring.complete": PageKinds.BOTH,
+}
+"""What a core would do without passing a probe."""
+
+
 def watched_kinds(probes: Probes) -> PageKinds:
     """Those whose slots somebody looks on at, so that no core may carry them out."""
-    kinds = {"op.map_pages": PageKinds.MAP, "op.unmap_pages": PageKinds.UNMAP}
-    return reduce(or_, (kind for name, kind in kinds.items() if probes.is_watched(name)), PageKinds(0))
+    return reduce(or_, (kind for name, kind in _WATCHED.items() if probes.is_watched(name)), PageKinds(0))
 
 
 def bits_of(field: Field) -> int:

@@ -8,8 +8,10 @@ from typing import ClassVar, NamedTuple, Protocol
 from msgspec import Struct
 
 from pviommu_abi.slots import Errno, OpClass
+from wire_layout import Record
 
 from ...engine import Outcome
+from ...hosted import Waiting
 from ...probes import Probes
 from .page_operation import PageRules
 
@@ -20,6 +22,7 @@ __all__ = [
     "Answer",
     "Begin",
     "GoOn",
+    "Held",
     "Progress",
     "Reply",
     "Targets",
@@ -50,6 +53,18 @@ class Progress(Struct, frozen=True):
     """where other rings have to get before it begins"""
 
 
+class Held(Progress, frozen=True):
+    """How far one is that waits for something which is nothing of the guest's. It is not saved."""
+
+    waiting: Waiting | None = None
+    """None: for nothing any more"""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it may go on."""
+        return self.waiting is None or self.waiting.is_over
+
+
 Answer = Reply | Progress
 """What carrying out an operation, or a piece of it, gives: the outcome, or how far it is now."""
 Begin = Callable[[bytes], Answer]
@@ -64,10 +79,12 @@ REFUSED = Reply(-Errno.EINVAL)
 
 
 def probe_operation(
-    probes: Probes, name: str, begin: Begin, go_on: GoOn | None, owner: str
+    probes: Probes, name: str, begin: Begin, go_on: GoOn | None, owner: str, record: type[Record]
 ) -> tuple[Begin, GoOn | None]:
-    """Make an operation the probe ``op.NAME``: seen before it begins, and with its reply after its last piece."""
-    return probes.probe_pieces(f"op.{name}", begin, go_on, lambda answer: isinstance(answer, Reply), owner)
+    """Make an operation the probe ``op.NAME``: seen before it begins, and with its reply after its last piece.
+    ``record``: the structure of its payload.
+    """
+    return probes.probe_pieces(f"op.{name}", begin, go_on, lambda answer: isinstance(answer, Reply), owner, record)
 
 
 class XenProfile(Protocol):

@@ -126,3 +126,9 @@ class Reporter:
         if self._events.put(event):
             self.interrupt(VECTOR_EVENTS)
         self._counters.events_lost += self._events.lost - lost
+
+    def lose(self) -> None:
+        """An event that finds no room in the event ring, though there may be some."""
+        self._counters.events += 1
+        self._counters.events_lost += 1
+        self._events.lose()

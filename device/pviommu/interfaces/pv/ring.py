@@ -24,7 +24,7 @@ from pviommu_abi.slots import PAYLOAD_OFFSET, PAYLOAD_SIZE, SLOT_SIZE, Slot
 
 from ...inputs import Inputs, Kind, Source
 from ...pci.shared_memory import SharedMemory, fence
-from .profile import Progress
+from .profile import Held, Progress
 from .ring_setup import RingSetup
 
 __all__ = ["MASK", "CommandRing", "CommandRingState", "Operation", "passed"]
@@ -113,9 +113,11 @@ class CommandRing:
         self.disarm()
 
     def save(self) -> CommandRingState:
-        """The state. Raises ValueError while slots are being executed."""
+        """The state. Raises ValueError while slots are being executed, or an operation is held."""
         if self.busy:
             raise ValueError(f"ring {self.number} cannot be saved while its slots are being executed")
+        if self.operation and isinstance(self.operation.progress, Held):
+            raise ValueError(f"ring {self.number} cannot be saved while a rule holds an operation of it")
         return CommandRingState(self._base, self.entries, self.broken, self.completed, self.awaited, self.operation)
 
     def load(self, state: CommandRingState) -> None:

@@ -12,7 +12,7 @@ from pviommu_abi.slots import PAYLOAD_OFFSET, SLOT_SIZE, Slot, SlotFlags
 
 from ...pci.function import Environment
 from .operations import Operations
-from .profile import Reply
+from .profile import Held, Reply
 from .ring import CommandRing, Operation
 from .ring_core import Reason, Report, RingCore
 from .waits import Waits
@@ -58,6 +58,14 @@ class RingExecutor:
         self._notifier = notifier
         self._core = core
 
+    @property
+    def is_held(self) -> bool:
+        """Whether there is an operation in progress that waits for something which is nothing of the guest's: the ring
+        is as if it were empty then.
+        """
+        operation = self.ring.operation
+        return operation is not None and isinstance(operation.progress, Held) and not operation.progress.is_over
+
     def pending(self) -> int:
         """Slots submitted and not completed. A ring that turns out to be broken has none, and the guest is told."""
         ring = self.ring
@@ -71,6 +79,8 @@ class RingExecutor:
     def execute(self, limit: int, deadline_ns: float) -> None:
         """Go on with the operation in progress, then execute up to ``limit`` slots, until ``deadline_ns``."""
         ring = self.ring
+        if ring.operation and self.is_held:
+            return
         ring.busy = True
         if ring.operation:
             limit = limit - 1 if self._advance(ring.operation, deadline_ns) and self._may_go_on(deadline_ns) else 0
@@ -153,6 +163,8 @@ class RingExecutor:
         ring = self.ring
         while not isinstance(answer := self._operations.go_on(operation), Reply):
             ring.operation = operation = replace(operation, progress=answer)
+            if isinstance(answer, Held) and not answer.is_over:
+                return False
             if self._inputs.now_ns() > deadline_ns:
                 return False
         ring.operation = None

@@ -152,9 +152,15 @@ class XenOperations:
 
     def bind(self, probes: Probes, owner: str) -> None:
         """Make each operation a probe, ``op.NAME``."""
-        for op, handler in self._handlers.items():
-            call, go_on = probe_operation(probes, handler.name, handler.call, handler.go_on, owner)
-            self._handlers[op] = handler._replace(call=call, go_on=go_on)
+        plain = dict(self._handlers)
+
+        def bind() -> None:
+            for op, handler in plain.items():
+                record = self.records[self.numbers(op)]
+                call, go_on = probe_operation(probes, handler.name, handler.call, handler.go_on, owner, record)
+                self._handlers[op] = handler._replace(call=call, go_on=go_on)
+
+        probes.bound(bind)
 
     def reset(self) -> None:
         """There is nothing to forget."""

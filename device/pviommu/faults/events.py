@@ -1,0 +1,39 @@
+"""The log of events: what rules did, a JSON object a line, the same bytes for the same run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+__all__ = ["EventLog"]
+
+_KEPT = 10_000
+
+
+class EventLog:
+    """Events in order. Those of the beginning are kept, and ``sink`` gets all of them as lines."""
+
+    def __init__(self, sink: Callable[[str], None] | None = None) -> None:
+        self.sink = sink
+        self.lines: list[str] = []
+        """the first ones, at most 10 000"""
+        self.count = 0
+
+    def write(self, **fields: Any) -> int:
+        """Note an event; its number, from 1."""
+        self.count += 1
+        line = json.dumps({"seq": self.count, **fields}, default=_plain, separators=(",", ":"))
+        if len(self.lines) < _KEPT:
+            self.lines.append(line)
+        if self.sink is not None:
+            self.sink(line)
+        return self.count
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, bytes | bytearray | memoryview):
+        return bytes(value).hex()
+    if isinstance(value, Mapping):
+        return dict(value)
+    return str(value)

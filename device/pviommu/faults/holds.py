@@ -1,0 +1,153 @@
+"""Calls that wait: for a time, for a tag, for others of their kind, or for ever.
+
+Nothing blocks. Whoever is held asks :attr:`Hold.is_over` again, or has the rest of its work called back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+__all__ = ["Hold", "Holds", "Scheduler"]
+
+
+class Scheduler(Protocol):
+    """What calls back at a time: see :class:`pviommu.hosted.Host`."""
+
+    def at(self, time_ns: int, callback: Callable[[], None], /) -> Any: ...
+
+
+class Hold:
+    """One call that waits."""
+
+    def __init__(self, tag: str | None = None) -> None:
+        self.tag = tag
+        self.is_over = False
+        self._callbacks: list[Callable[[], None]] = []
+
+    def then(self, callback: Callable[[], None]) -> None:
+        """Call ``callback`` once it is over."""
+        if self.is_over:
+            callback()
+        else:
+            self._callbacks.append(callback)
+
+    def let_go(self) -> None:
+        """It is over. A second time this does nothing."""
+        self.is_over = True
+        callbacks, self._callbacks = self._callbacks, []
+        for callback in callbacks:
+            callback()
+
+    def forget(self) -> None:
+        """Nobody is held any more: nothing is called back."""
+        self._callbacks.clear()
+        self.is_over = True
+
+
+class Holds:
+    """All that is held in one machine."""
+
+    def __init__(self, now_ns: Callable[[], int]) -> None:
+        """``now_ns``: the clock of :attr:`scheduler`."""
+        self._now_ns = now_ns
+        self._suspended: list[Hold] = []
+        self._awaiting: list[Hold] = []
+        """those that wait until something is suspended under their tag"""
+        self._behind: dict[object, list[tuple[Hold, int]]] = {}
+        """by probe: those that let so many others pass first"""
+        self._hung: list[Hold] = []
+        self._scheduler: Scheduler | None = None
+        self._due: list[tuple[int, Callable[[], None]]] = []
+        """what is to be scheduled once there is a scheduler"""
+
+    # -- time -------------------------------------------------------------------------------------------------------
+
+    def serve(self, scheduler: Scheduler) -> None:
+        """Have ``scheduler`` call back from now on."""
+        self._scheduler = scheduler
+        due, self._due = self._due, []
+        for time_ns, callback in due:
+            scheduler.at(time_ns, callback)
+
+    def soon(self, callback: Callable[[], None]) -> None:
+        """Call ``callback`` when the call in progress is over."""
+        self._at(self._now_ns(), callback)
+
+    def _at(self, time_ns: int, callback: Callable[[], None]) -> None:
+        if self._scheduler is None:
+            self._due.append((time_ns, callback))
+        else:
+            self._scheduler.at(time_ns, callback)
+
+    def delay(self, ns: int) -> Hold:
+        """Over after this time."""
+        hold = Hold()
+        self._at(self._now_ns() + ns, hold.let_go)
+        return hold
+
+    # -- tags -------------------------------------------------------------------------------------------------------
+
+    def suspend(self, tag: str) -> Hold:
+        """Over when somebody calls :meth:`resume`."""
+        hold = Hold(tag)
+        self._suspended.append(hold)
+        awaiting = [each for each in self._awaiting if each.tag == tag]
+        self._awaiting = [each for each in self._awaiting if each.tag != tag]
+        for each in awaiting:
+            each.let_go()
+        return hold
+
+    def wait(self, tag: str) -> Hold:
+        """Over when something is suspended under ``tag``, at once if something is."""
+        hold = Hold(tag)
+        if tag in self.tags():
+            hold.let_go()
+        else:
+            self._awaiting.append(hold)
+        return hold
+
+    def resume(self, tag: str) -> int:
+        """Let go what is suspended under ``tag``. How many these were."""
+        gone = [hold for hold in self._suspended if hold.tag == tag and not hold.is_over]
+        self._suspended = [hold for hold in self._suspended if hold.tag != tag]
+        for hold in gone:
+            hold.let_go()
+        return len(gone)
+
+    def tags(self) -> list[str]:
+        """Those under which something is suspended, in order of time."""
+        return list(dict.fromkeys(hold.tag for hold in self._suspended if hold.tag and not hold.is_over))
+
+    # -- others first -----------------------------------------------------------------------------------------------
+
+    def behind(self, probe: object, others: int, within_ns: int) -> Hold:
+        """Over when so many others have passed ``probe``, or after this time."""
+        hold = self.delay(within_ns)
+        self._behind.setdefault(probe, []).append((hold, others))
+        return hold
+
+    def passed(self, probe: object) -> None:
+        """A call has passed ``probe``."""
+        waiting = self._behind.pop(probe, None)
+        if not waiting:
+            return
+        self._behind[probe] = [(hold, left - 1) for hold, left in waiting if left > 1 and not hold.is_over]
+        for hold, left in waiting:
+            if left <= 1:
+                hold.let_go()
+
+    # -- for ever ---------------------------------------------------------------------------------------------------
+
+    def hang(self) -> Hold:
+        """Over at :meth:`forget` at the earliest."""
+        hold = Hold()
+        self._hung.append(hold)
+        return hold
+
+    def forget(self) -> None:
+        """Who was held is gone."""
+        for hold in (*self._suspended, *self._awaiting, *self._hung):
+            hold.forget()
+        self._suspended, self._awaiting, self._hung = [], [], []
+        self._behind.clear()

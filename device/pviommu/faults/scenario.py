@@ -1,0 +1,218 @@
+"""Scenarios: files of rules, as TOML or JSON, or the same as Python objects.
+
+For example::
+
+    version = 1
+    seed = 7
+
+    [[rule]]
+    id = "second-map-out-of-memory"
+    on = "op.map_pages.pre"
+    where = { ctx = 3, dfn = "0x1000..0x1fff" }
+    schedule = { nth = 2 }
+    do = { fail = "ENOMEM" }
+    expect = { fired = 1 }
+
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from pviommu_abi.shared import FAULT_RULES_MOST
+
+from .. import documents, toml_places
+from ..documents import WrongValueError
+from .actions import Do
+from .catalogue import ARGUMENTS, PROBES, Kind, Nature, Place, places
+from .schedule import Schedule
+from .where import Where, number_range
+
+__all__ = ["Expect", "Rule", "Scenario", "ScenarioError", "load", "parse", "schema"]
+
+_ID = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
+_ID_RULE = "1 to 64 of letters, digits, _, . and -, the first of which is a letter or a digit"
+_STATE_RULE = "the name of a state, which reads as an id"
+_Name = Annotated[str, Meta(pattern=_ID, extra_json_schema={"$comment": _STATE_RULE})]
+_COUNT_RULE = {"$comment": 'a number or a range as "1..5"'}
+_MOST_SEED = (1 << 63) - 1
+
+
+class ScenarioError(Exception):
+    """A scenario that cannot be read or breaks a rule; the text names the file, the line, the value and the rule."""
+
+
+class _Table(msgspec.Struct, forbid_unknown_fields=True, frozen=True, omit_defaults=True, kw_only=True):
+    pass
+
+
+class Expect(_Table, frozen=True):
+    """``expect`` of a rule. One that never fired without saying so fails the run."""
+
+    fired: Annotated[
+        int | str | None,
+        Meta(description="how often it acted; without this, once or more", extra_json_schema=_COUNT_RULE),
+    ] = None
+    passed: Annotated[
+        int | str | None, Meta(description="how often its conditions were met", extra_json_schema=_COUNT_RULE)
+    ] = None
+
+    def check(self) -> None:
+        """Raises :class:`.WrongValueError`."""
+        for key in ("fired", "passed"):
+            if getattr(self, key) is not None:
+                try:
+                    number_range(getattr(self, key))
+                except ValueError as error:
+                    raise WrongValueError((key,), f"expect.{key} = {error}") from None
+
+
+class Rule(_Table, frozen=True):
+    """``[[rule]]``."""
+
+    id: Annotated[
+        str, Meta(pattern=_ID, description="by which reports name it", extra_json_schema={"$comment": _ID_RULE})
+    ]
+    on: Annotated[str, Meta(min_length=1, description="places as `pviommu faults list` has them, or a pattern of them")]
+    where: Annotated[
+        dict[str, Any], Meta(description="conditions on what the probe is told, all of which must hold")
+    ] = {}
+    schedule: Annotated[Schedule, Meta(description="which of the passes that meet the conditions count")] = Schedule()
+    when_state: Annotated[_Name | None, Meta(description="only in this state of the scenario")] = None
+    set_state: Annotated[_Name | None, Meta(description="the state from now on, each time that it fires")] = None
+    do: Annotated[Do | None, Meta(description="what happens then; without it the rule only counts")] = None
+    expect: Annotated[Expect, Meta(description="what must have come of it at the end of the run")] = Expect()
+    text: Annotated[str, Meta(description="what it stands for, for reports")] = ""
+
+    def places(self) -> list[Place]:
+        """Where it is. Raises :class:`.WrongValueError` for a pattern that fits none."""
+        found = list(places(self.on))
+        if not found:
+            names = [place.name for place in places("*")]
+            near = difflib.get_close_matches(self.on, names, 3, 0.3)
+            hint = f"the nearest are {', '.join(near)}; " if near else ""
+            raise WrongValueError(("on",), f"no probe is {self.on!r}: {hint}`pviommu faults list` has them all")
+        return found
+
+    def check(self) -> None:
+        """Raises :class:`.WrongValueError`, places within the rule."""
+        found = self.places()
+        probes = [place.probe for place in found]
+        with documents.within("where"):
+            Where(self.where, probes)
+        with documents.within("schedule"):
+            self.schedule.check()
+        with documents.within("expect"):
+            self.expect.check()
+        if self.do is not None:
+            with documents.within("do"):
+                self.do.check()
+                for place in found:
+                    self.do.check_at(place)
+                if self.do.assert_ is not None:
+                    with documents.within("assert"):
+                        Where(self.do.assert_, probes, "assert")
+
+    @property
+    def nature(self) -> Nature:
+        """Adversarial if it is so at any of its places."""
+        at = {self.do.nature_at(place) for place in places(self.on)} if self.do else set()
+        return Nature.ADVERSARIAL if Nature.ADVERSARIAL in at else Nature.CONFORMING
+
+
+class FinalState(_Table, frozen=True):
+    """``[expect]``: of the whole scenario."""
+
+    state: Annotated[_Name, Meta(description="the state that it must be in at the end")]
+
+
+class Scenario(_Table, frozen=True):
+    """A whole file."""
+
+    version: Annotated[Literal[1], Meta(description="of this language")] = 1
+    seed: Annotated[
+        int, Meta(ge=0, le=_MOST_SEED, description="of the random stream that each rule has of its own")
+    ] = 0
+    text: Annotated[str, Meta(description="one sentence on the failure that it stands for")] = ""
+    state: Annotated[_Name, Meta(description="the state that it begins in")] = "start"
+    rule: Annotated[tuple[Rule, ...], Meta(max_length=FAULT_RULES_MOST, description="asked in this order")] = ()
+    expect: FinalState | None = None
+
+    def check(self) -> None:
+        """Raises :class:`.WrongValueError`."""
+        seen: dict[str, int] = {}
+        for number, rule in enumerate(self.rule):
+            with documents.within("rule", number):
+                if rule.id in seen:
+                    raise WrongValueError(("id",), f"id {rule.id!r}: rule[{seen[rule.id]}] has it already")
+                seen[rule.id] = number
+                try:
+                    rule.check()
+                except WrongValueError as error:
+                    raise WrongValueError(error.place, f"rule {rule.id}: {error}") from error
+        states = {self.state, *(rule.set_state for rule in self.rule)}
+        for number, rule in enumerate(self.rule):
+            if rule.when_state is not None and rule.when_state not in states:
+                raise WrongValueError(("rule", number, "when_state"), self._no_state(rule.when_state, states))
+        if self.expect is not None and self.expect.state not in states:
+            raise WrongValueError(("expect", "state"), self._no_state(self.expect.state, states))
+
+    @staticmethod
+    def _no_state(name: str, states: set[str | None]) -> str:
+        known = ", ".join(sorted(state for state in states if state))
+        return f"state {name!r} is never reached: the states are {known}"
+
+
+def parse(document: Mapping[str, Any]) -> Scenario:
+    """A scenario from plain dicts and lists, as JSON has them. Raises :class:`.WrongValueError`."""
+    scenario = documents.convert(document, Scenario)
+    scenario.check()
+    return scenario
+
+
+def load(path: Path) -> Scenario:
+    """Read a scenario: JSON if its name ends so, otherwise TOML. Raises :class:`ScenarioError`."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ScenarioError(f"cannot read scenario {path}: {error.strerror}") from error
+    is_json = path.suffix == ".json"
+    try:
+        return parse((msgspec.json if is_json else msgspec.toml).decode(data))
+    except WrongValueError as error:
+        line = None if is_json else toml_places.line_of(data.decode(), error.place)
+        where = f"line {line}: " if line is not None else f"{toml_places.spelled(error.place)}: " if is_json else ""
+        raise ScenarioError(f"scenario {path}: {where}{error}") from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ScenarioError(f"scenario {path}: {error}") from error
+
+
+def schema() -> dict[str, Any]:
+    """The JSON Schema of a scenario file."""
+    made = documents.schema(Scenario, "pviommu scenario")
+    rule = made["$defs"]["Rule"]["properties"]
+    rule["where"]["properties"] = _conditions()
+    rule["where"]["additionalProperties"] = False
+    rule["on"]["examples"] = [place.name for place in places("*")]
+    errors = sorted({error for probe in PROBES.values() for error in (*probe.errors, *probe.refusals)})
+    do = made["$defs"]["Do"]["properties"]
+    for key in ("fail", "then"):
+        do[key] = {**do[key], "examples": errors}
+    return made
+
+
+def _conditions() -> dict[str, Any]:
+    return {
+        name: {
+            "description": argument.text,
+            "type": "string" if argument.kind is Kind.NAME else ["integer", "string"],
+            "$comment": argument.kind.value,
+        }
+        for name, argument in ARGUMENTS.items()
+    }

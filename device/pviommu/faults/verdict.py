@@ -1,0 +1,110 @@
+"""What came of a scenario: whether each rule did what was expected of it, with the evidence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from .catalogue import Nature
+from .scenario import Rule
+from .where import number_range
+
+__all__ = ["RuleResult", "Verdict", "judged"]
+
+
+class RuleResult(msgspec.Struct, frozen=True, rename={"nature": "class"}):
+    """One rule at the end of a run."""
+
+    id: str
+    nature: str
+    """``conforming`` or ``adversarial``"""
+    on: str
+    passed: int
+    """passes that met its conditions"""
+    fired: int
+    expected: str
+    """of ``fired``, in words"""
+    problems: tuple[str, ...] = ()
+    """empty if it did what was expected"""
+    text: str = ""
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """A whole run."""
+
+    ok: bool
+    seed: int
+    state: str
+    """at the end"""
+    events: int
+    rules: tuple[RuleResult, ...]
+    problems: tuple[str, ...]
+    """of the run: assertions that failed, a final state that is another one, calls left suspended"""
+
+    def lines(self) -> list[str]:
+        """For people."""
+        lines = []
+        for nature in Nature:
+            rules = [rule for rule in self.rules if rule.nature == nature.value]
+            if rules:
+                lines.append(f"{nature.value}:")
+            for rule in rules:
+                mark = "ok  " if not rule.problems else "FAIL"
+                what = f" - {rule.text}" if rule.text else ""
+                lines.append(
+                    f"  {mark} {rule.id} ({rule.on}): fired {rule.fired} of {rule.passed}, "
+                    f"expected {rule.expected}{what}"
+                )
+                lines += [f"       {problem}" for problem in rule.problems]
+        lines += [f"FAIL {problem}" for problem in self.problems]
+        lines.append(
+            f"rules {'did what was expected' if self.ok else 'did not do what was expected'}: "
+            f"{self.events} events, seed {self.seed}, state {self.state}"
+        )
+        return lines
+
+    def as_dict(self) -> dict[str, Any]:
+        """For programs."""
+        made: dict[str, Any] = msgspec.to_builtins(self)
+        return made
+
+
+def judged(rule: Rule, passed: int, fired: int) -> RuleResult:
+    """What to say of a rule."""
+    expect = rule.expect
+    problems = []
+    expected = "1.. (it says nothing)" if expect.fired is None else str(expect.fired)
+    first, last = (1, None) if expect.fired is None else number_range(expect.fired)
+    if expect.fired is None and expect.passed is not None:
+        expected, first = "0..", 0  # it does say something
+    if fired < first or (last is not None and fired > last):
+        problems.append(f"it fired {_times(fired)}, expected {expected}{_why(passed, fired)}")
+    if expect.passed is not None:
+        low, high = number_range(expect.passed)
+        if not low <= passed <= high:
+            problems.append(f"its conditions were met {_times(passed)}, expected {expect.passed}")
+    return RuleResult(rule.id, rule.nature.value, rule.on, passed, fired, expected, tuple(problems), rule.text)
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else "never" if not count else f"{count} times"
+
+
+def _why(passed: int, fired: int) -> str:
+    if fired:
+        return ""
+    if not passed:
+        return ": no call met its place, conditions and state"
+    return f": {_times(passed)} its conditions were met, and its schedule chose none of them"
+
+
+def problems_of(assertions: Sequence[str], state: str, wanted: str | None, suspended: Sequence[str]) -> tuple[str, ...]:
+    """Those of a run as a whole."""
+    problems = list(assertions)
+    if wanted is not None and state != wanted:
+        problems.append(f"the scenario ends in state {state}, expected {wanted}")
+    if suspended:
+        problems.append(f"still suspended at the end: {', '.join(suspended)}; nothing resumed them")
+    return tuple(problems)

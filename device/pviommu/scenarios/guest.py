@@ -1,0 +1,143 @@
+"""A guest that is played: a driver that expects what the interface promises, and notes when it is not so."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from pviommu_abi import dma_test
+from pviommu_abi.dma_test import Descriptor, DescriptorStatus, DmaOp
+from pviommu_abi.registers import REGISTER, Profile
+from pviommu_abi.slots import Errno, OpClass
+
+from ..guest.dma_test import DescriptorRing
+from ..guest.events import EventRing
+from ..guest.function import Function
+from ..guest.local import LocalFunction
+from ..guest.ring import Ring
+from ..guest.xen_2024 import Xen2024
+from .stage import RAM_PAGES, STREAMS, Stage, StuckError
+
+__all__ = ["DEVFNS", "PlayedGuest"]
+
+DEVFNS = {"dma0": 0x28, "dma1": 0x30}
+_TRIES = 3
+
+
+class PlayedGuest(Xen2024):
+    """Drives the functions of a stage: ring 0, and both DMA test engines."""
+
+    def __init__(self, stage: Stage, functions: dict[str, Function] | None = None) -> None:
+        """``functions`` by name; otherwise by calls in this process."""
+        self.stage = stage
+        self.harm: list[str] = []
+        """what no correct IOMMU lets happen: data that is wrong, pages that are mapped though they are not, waits
+        without end
+        """
+        self.answers: Counter[str] = Counter()
+        """how often what was answered, or what became of DMA"""
+        self.functions = functions or self._local()
+        self.iommu = self.functions["iommu"]
+        self.ring = Ring(self.iommu)
+        self.events = EventRing(self.iommu)
+        self.engines = {name: DescriptorRing(self.functions[name]) for name in STREAMS}
+
+    def _local(self) -> dict[str, Function]:
+        machine = self.stage.machine
+        made: dict[str, Function] = {machine.iommu.name: LocalFunction(machine.iommu, REGISTER)}
+        for name in STREAMS:
+            made[name] = LocalFunction(self.stage.endpoint(name), dma_test.REGISTER)
+        for function in made.values():
+            function.plug(0, RAM_PAGES << 12, self.stage.ram.fd)
+        return made
+
+    def start(self, profile: int = Profile.XEN_2024) -> None:
+        """Select a profile, turn the ring and the engines on."""
+        self.iommu.write("PROFILE", profile)
+        self.ring.turn_on()
+        if self.iommu.read("RING_STATUS") != 1:
+            self.harm.append("the ring does not turn on")
+        for engine in self.engines.values():
+            engine.turn_on()
+
+    def check(self, is_right: bool, what: str) -> bool:
+        """Note ``what`` unless it is right; whether it is."""
+        if not is_right:
+            self.harm.append(what)
+        return is_right
+
+    # -- the IOMMU --------------------------------------------------------------------------------------------------
+
+    def call(self, payload: bytes, op_class: int = OpClass.XEN_2024, op: int = 0) -> tuple[int, bytes]:
+        position = self.ring.put(op_class, op, 0, payload)
+        if self.ring.doorbell_wanted(position):
+            self.ring.ring_doorbell()
+        self.stage.until(lambda: self.ring.is_complete(position), f"the completion of slot {position}")
+        result, sequence, answer = self.ring.result(position)
+        self.check(sequence == position, f"slot {position} was completed with sequence {sequence}")
+        known = -result in set(Errno) or not result
+        self.answers["done" if not result else Errno(-result).name if known else f"result {result}"] += 1
+        self.check(known, f"slot {position} answered {result}, which is no result of an operation")
+        return result, answer
+
+    def retried(self, call: Callable[[], tuple[int, Any] | int]) -> tuple[int, Any]:
+        """Ask again if there is nothing to be had right now."""
+        for _ in range(_TRIES):
+            answer = call()
+            result, value = answer if isinstance(answer, tuple) else (answer, None)
+            if result not in (-Errno.ENOMEM, -Errno.ENOSPC):
+                break
+        return result, value
+
+    def attached(self, name: str) -> int | None:
+        """Bind an engine and attach it to a new context: its number, or None if that is refused."""
+        if self.bind_stream(DEVFNS[name], STREAMS[name]) not in (0, -Errno.EEXIST):
+            return None
+        result, ctx = self.retried(self.alloc_context)
+        if result:
+            return None
+        if not self.check(ctx > 0, f"a new context has number {ctx}"):
+            return None
+        return int(ctx) if self.retried(lambda: self.reattach_device(DEVFNS[name], ctx))[0] == 0 else None
+
+    # -- DMA --------------------------------------------------------------------------------------------------------
+
+    def dma(self, name: str, op: int, length: int, **fields: int) -> Descriptor:
+        """Have an engine carry a descriptor out."""
+        engine = self.engines[name]
+        place = engine.put(op, length, **fields)
+        engine.start()
+        self.stage.until(lambda: engine.is_done(place), f"the end of a descriptor of {name}")
+        done = engine.descriptor(place)
+        self.answers[f"DMA {DescriptorStatus(done.status).name}"] += 1
+        return done
+
+    def fill(self, name: str, iova: int, gpa: int, length: int, pattern: int) -> None:
+        """Write to where ``iova`` is mapped, and look at what arrived at ``gpa`` and beside it."""
+        ram = self.stage.ram.bytes
+        start = max(gpa - 8, 0)
+        before = ram[start:gpa], ram[gpa + length : gpa + length + 8]
+        done = self.dma(name, DmaOp.FILL, length, dst=iova, pattern=pattern)
+        if done.status == DescriptorStatus.DONE:
+            wanted = (pattern.to_bytes(8, "little") * (length // 8 + 1))[:length]
+            self.check(ram[gpa : gpa + length] == wanted, f"DMA of {length} bytes to {iova:#x} did not arrive")
+            found = self.dma(name, DmaOp.VERIFY, length, src=iova, pattern=pattern).status
+            self.check(found != DescriptorStatus.MISMATCH, f"DMA of {length} bytes from {iova:#x} reads something else")
+        after = ram[start:gpa], ram[gpa + length : gpa + length + 8]
+        self.check(before == after, f"DMA to {iova:#x} wrote beside its place")
+
+    def refused(self, name: str, iova: int) -> None:
+        """Write to where nothing is mapped: it must be refused, and told."""
+        told = self.events.lost
+        done = self.dma(name, DmaOp.FILL, 8, dst=iova, pattern=0x5555555555555555)
+        if not self.check(done.status == DescriptorStatus.FAULT, f"DMA to {iova:#x}, which is not mapped, is done"):
+            return
+        try:
+            self.stage.until(lambda: not self.events.is_empty or self.events.lost > told, "the event of a fault")
+        except StuckError as stuck:
+            self.harm.append(str(stuck))
+            return
+        found = self.events.take()
+        if self.events.lost == told:
+            self.check(any(event.iova == iova for event in found), f"no event tells of the fault at {iova:#x}")

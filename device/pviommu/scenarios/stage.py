@@ -1,0 +1,168 @@
+"""A machine, the loop that serves it and a scenario, in one process and in virtual time: the same each time."""
+
+from __future__ import annotations
+
+import select
+import socket
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from vfio_user import Client, transport
+from vfio_user.framing import Frame
+
+from ..counters import Counters
+from ..endpoints.dma_test import DmaTestEngine
+from ..faults.engine import Faults
+from ..faults.scenario import Scenario
+from ..guest.memory import GuestRam
+from ..host.pacing import Pace
+from ..host.server import Server
+from ..inputs import Inputs, LiveInputs
+from ..interfaces.pv.ring_core import DeviceCore
+from ..machine import Machine
+from ..pci.function import Environment
+from ..probes import Probes
+from ..topology import EndpointEntry, IommuEntry, Topology
+from ..transports.listening import close_all, listen_all
+
+__all__ = ["RAM_PAGES", "STREAMS", "TOPOLOGY", "Crashed", "PlayedClient", "Stage", "StuckError", "VirtualInputs"]
+
+RAM_PAGES = 0x1000
+STREAMS = {"dma0": 1, "dma1": 2}
+TOPOLOGY = Topology(
+    IommuEntry(rings=2), tuple(EndpointEntry(name, "dma-test", stream) for name, stream in STREAMS.items())
+)
+PATIENCE_NS = 2_000_000_000
+"""Virtual time after which a guest takes it that nothing will come any more."""
+_READ_NS = 100
+"""By how much the clock goes on each time that it is read."""
+_SHORT_MS, _THREAD_S = 10, 0.002
+"""Longer sleeps leave a thread, which closes what clients have sent, a moment of real time."""
+_SLEEP_NS = 10_000_000
+"""How long the loop sleeps if nothing wakes it."""
+
+
+class StuckError(Exception):
+    """What the guest waited for did not come."""
+
+
+class Crashed(BaseException):
+    """The server would be gone: a rule ended it. No handler of a device's failures is to take it for one."""
+
+
+class VirtualInputs(LiveInputs):
+    """The real inputs but for the time, which goes on when it is looked at, and at once when the loop sleeps."""
+
+    def __init__(self) -> None:
+        self.time_ns = 0
+
+    def now_ns(self) -> int:
+        self.time_ns += _READ_NS
+        return self.time_ns
+
+    def worked_ns(self) -> int:
+        return self.time_ns
+
+    def wait(self, poller: select.epoll, timeout_ms: float) -> Sequence[tuple[int, int]]:  # type: ignore[override]
+        is_long = timeout_ms < 0 or timeout_ms > _SHORT_MS
+        ready = poller.poll(_THREAD_S if is_long else 0)
+        if not ready and timeout_ms:
+            self.time_ns += _SLEEP_NS if timeout_ms < 0 else int(timeout_ms * 1e6)
+        return ready
+
+
+class PlayedClient(Client):
+    """A client that turns the loop while it waits. Raises StuckError instead of waiting for ever."""
+
+    def __init__(self, stage: Stage, sock: socket.socket) -> None:
+        super().__init__(sock, idle=self._turn)
+        self._stage = stage
+        self._end_ns = stage.clock.time_ns + PATIENCE_NS
+
+    def _turn(self) -> None:
+        if self._stage.clock.time_ns > self._end_ns:
+            raise StuckError(f"an answer did not come within {PATIENCE_NS / 1e9:.0f} s")
+        self._stage.turn()
+
+    def receive(self) -> Frame:
+        self._end_ns = self._stage.clock.time_ns + PATIENCE_NS
+        return super().receive()
+
+
+class Stage:
+    """Where a guest is played. A context manager; closes everything."""
+
+    def __init__(
+        self,
+        scenario: Scenario,
+        sink: Callable[[str], None] | None = None,
+        core: DeviceCore | None = None,
+        record: Callable[[Inputs], Inputs] | None = None,
+    ) -> None:
+        """``sink`` gets the lines of the log of events. ``record`` gives the inputs that the device gets instead."""
+        self.clock = VirtualInputs()
+        self.turns = 0
+        """of the loop"""
+        inputs: Inputs = record(self.clock) if record else self.clock
+        self.counters = Counters()
+        self.faults = Faults(scenario, inputs, sink)
+        self.faults.crash = self._crash
+        environment = Environment(inputs, self.counters, Probes(interposer=self.faults))
+        self.machine = Machine.build(TOPOLOGY, environment, core)
+        self.ram = GuestRam(RAM_PAGES << 12)
+        self._folder = tempfile.TemporaryDirectory(prefix="pviommu-")
+        self._sockets = listen_all(self.machine, Path(self._folder.name), {})
+        self.sockets = {name: sock.fileno() for name, sock in self._sockets.items()}
+        """their descriptors"""
+        self.server = Server(self.machine, self._sockets, inputs, Pace(0))
+        self.faults.serve(self.server.loop)
+        self.faults.hang_up = self.server.transport.hang_up
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.faults.finish()
+        self.server.close()
+        close_all(self._sockets)
+        self.machine.close()
+        self.ram.close()
+        self._folder.cleanup()
+
+    @staticmethod
+    def _crash() -> None:
+        raise Crashed
+
+    def turn(self) -> None:
+        """One turn of the loop."""
+        self.turns += 1
+        self.server.turn()
+
+    def until(self, condition: Callable[[], Any], what: str) -> None:
+        """Turn the loop until it is so. Raises StuckError."""
+        end = self.clock.time_ns + PATIENCE_NS
+        while not condition():
+            if self.clock.time_ns > end:
+                raise StuckError(f"{what} did not come within {PATIENCE_NS / 1e9:.0f} s")
+            self.turn()
+
+    def client(self, name: str) -> PlayedClient:
+        """A client of a function."""
+        return PlayedClient(self, self.connect(name))
+
+    def connect(self, name: str) -> socket.socket:
+        """A connection to a function, which does not block."""
+        sock = transport.connect(Path(self._folder.name) / f"{name}.sock", None)
+        sock.setblocking(False)
+        return sock
+
+    def endpoint(self, name: str) -> DmaTestEngine:
+        """A DMA test engine."""
+        found = self.machine.endpoints[name]
+        assert isinstance(found, DmaTestEngine)
+        return found

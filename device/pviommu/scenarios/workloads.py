@@ -1,0 +1,178 @@
+"""What guests do for scenarios: each workload passes other probes, and looks whether the device keeps its promises."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from pviommu_abi import dma_test
+from pviommu_abi.dma_test import DmaOp
+from pviommu_abi.own import Batch, Binding, Call, MapOp, OwnOp, Reserve
+from pviommu_abi.registers import REGISTER, Profile
+from pviommu_abi.slots import Errno, OpClass
+from pviommu_abi.xen_2024 import PvIommuOp, QueryCapabilities, UnmapPages, Xen2024Op
+from pviommu_abi.xen_v7 import (
+    DOMID_SELF,
+    V7Alloc,
+    V7Capabilities,
+    V7Free,
+    V7Init,
+    V7MapPages,
+    V7ReattachDevice,
+    V7RemoteCmd,
+    V7UnmapPages,
+    XenV7Op,
+)
+from vfio_user import Command, IrqIndex, RegionIndex, RemoteError
+from vfio_user.messages import GetRegionIoFds, WriteMulti
+
+from ..guest.function import Function
+from ..guest.wire import WireFunction
+from .guest import DEVFNS, PlayedGuest
+from .stage import RAM_PAGES, STREAMS, Stage
+
+__all__ = ["WORKLOADS", "Workload"]
+
+_SELDOM = (
+    (Command.DEVICE_GET_REGION_IO_FDS, GetRegionIoFds(GetRegionIoFds.SIZE, 0, 0, 0).pack()),
+    (Command.REGION_WRITE_MULTI, WriteMulti(0).pack()),
+)
+"""Messages that QEMU may send and this guest has no use for."""
+
+ROUNDS = 32
+_IOVA, _GPA = 0x40000000, 0x200000
+
+
+class Workload(NamedTuple):
+    """One of them."""
+
+    text: str
+    play: Callable[[Stage], Iterator[PlayedGuest]]
+    """gives the guest as soon as there is one, and then plays it"""
+
+
+def _rounds(guest: PlayedGuest) -> None:
+    """Maps, DMA to what is mapped, unmaps, DMA to what was unmapped; retries what is refused for lack of memory."""
+    contexts = {name: guest.attached(name) for name in STREAMS}
+    for number in range(ROUNDS):
+        name = ("dma0", "dma1")[number % 2]
+        ctx, pages = contexts[name], 1 + number * 7 % 13
+        if ctx is None:
+            continue
+        dfn, gfn = (_IOVA >> 12) + 0x40 * number, (_GPA >> 12) + 0x20 * number
+        _round(guest, name, ctx, dfn, gfn, pages)
+    usage = guest.usage()
+    guest.check(usage.mapped_pages == 0, f"{usage.mapped_pages} pages are still mapped")
+    for ctx in contexts.values():
+        if ctx is not None:
+            guest.check(guest.free(ctx, 1) == 0, f"context {ctx} cannot be freed")
+
+
+def _round(guest: PlayedGuest, name: str, ctx: int, dfn: int, gfn: int, pages: int) -> None:
+    mapped = 0
+    for _ in range(3):
+        result, done = guest.map(ctx, dfn + mapped, gfn + mapped, pages - mapped)
+        guest.check(done <= pages - mapped, f"a map of {pages - mapped} pages counts {done}")
+        mapped += min(done, pages - mapped)
+        if result != -Errno.ENOMEM:
+            break
+    if mapped:
+        found, frame = guest.lookup(ctx, dfn + mapped - 1)
+        guest.check((found, frame) == (0, gfn + mapped - 1), f"dfn {dfn + mapped - 1:#x} is mapped to {frame:#x}")
+        guest.fill(name, (dfn << 12) + 5, (gfn << 12) + 5, (mapped << 12) - 10, 0x1122334455667788 + dfn)
+    left = mapped
+    for _ in range(3):
+        if not left:
+            break
+        _, done = guest.unmap(ctx, dfn + mapped - left, left)
+        left -= min(done, left)
+    guest.check(left == 0, f"{left} pages from dfn {dfn:#x} on cannot be unmapped")
+    guest.refused(name, dfn << 12)
+
+
+def maps(stage: Stage) -> Iterator[PlayedGuest]:
+    """By calls in one process."""
+    guest = PlayedGuest(stage)
+    yield guest
+    guest.start()
+    _rounds(guest)
+
+
+def operations(stage: Stage) -> Iterator[PlayedGuest]:
+    """Each operation of either profile, and each of the device's own."""
+    guest = PlayedGuest(stage)
+    yield guest
+    guest.start()
+    ram, ctx = stage.ram.bytes, guest.attached("dma0")
+    guest.call(QueryCapabilities(Xen2024Op.QUERY_CAPABILITIES, 0, 0).pack())
+    if ctx is not None:
+        guest.map(ctx, 0x100, 0x10, 4)
+        guest.lookup(ctx, 0x100)
+        guest.unmap(ctx, 0x100, 4)
+        ram[0x3000:0x3018] = MapOp(0x200, 0x20, 3).pack()
+        guest.call(Batch(0x3000, 1, 0, ctx).pack(), OpClass.OWN, OwnOp.BATCH)
+        ram[0x3000:0x3020] = UnmapPages(Xen2024Op.UNMAP_PAGES, ctx, 0, 0x200, 1, 0).pack().ljust(32, b"\0")
+        guest.call(Call(0x3000, 0).pack(), OpClass.OWN, OwnOp.CALL)
+        guest.call(Reserve(ctx, 0, 8).pack(), OpClass.OWN, OwnOp.RESERVE)
+    binding = Binding(0, 0, DEVFNS["dma0"])
+    guest.call(binding.pack(), OpClass.OWN, OwnOp.QUERY_ENDPOINT)
+    guest.usage()
+    guest.call(binding.pack(), OpClass.OWN, OwnOp.BLOCK)
+    guest.call(binding.pack(), OpClass.OWN, OwnOp.UNBIND)
+    if ctx is not None:
+        guest.call(PvIommuOp(Xen2024Op.FREE_CONTEXT, ctx, 1).pack())
+    guest.iommu.write("RING_CONTROL", 0)
+    guest.start(Profile.XEN_V7)
+    for op, payload in (
+        (XenV7Op.QUERY_CAPABILITIES, V7Capabilities()),
+        (XenV7Op.INIT, V7Init(8, 6)),
+        (XenV7Op.ALLOC_CONTEXT, V7Alloc(0, 0, 0)),
+        (XenV7Op.MAP_PAGES, V7MapPages(1, 0, 0, 0x10, 0x100, 3, 4096, 4, 0)),
+        (XenV7Op.UNMAP_PAGES, V7UnmapPages(1, 0, 0, 0x100, 4096, 4, 0, 0)),
+    ):
+        guest.call(payload.pack(), OpClass.XEN_V7, op)
+    guest.bind_stream(DEVFNS["dma0"], STREAMS["dma0"])
+    guest.call(V7ReattachDevice(1, 0, 0, DEVFNS["dma0"], 0, 0).pack(), OpClass.XEN_V7, XenV7Op.REATTACH_DEVICE)
+    ram[0x3000:0x3008] = V7Free(1, 0, 1).pack()
+    remote = V7RemoteCmd(DOMID_SELF, XenV7Op.FREE_CONTEXT, 0, 0x3000)
+    guest.call(remote.pack(), OpClass.XEN_V7, XenV7Op.REMOTE_CMD)
+    guest.call(V7Free(1, 0, 1).pack(), OpClass.XEN_V7, XenV7Op.FREE_CONTEXT)
+
+
+def wire(stage: Stage) -> Iterator[PlayedGuest]:
+    """Over vfio-user: sockets, messages, shared memory, interrupts; a client that goes and comes again."""
+    functions: dict[str, Function] = {}
+    with contextlib.ExitStack() as stack:
+        for name, registers in (("iommu", REGISTER), *((name, dma_test.REGISTER) for name in STREAMS)):
+            client = stage.client(name)
+            client.negotiate()
+            functions[name] = WireFunction(client, registers, [(0, RAM_PAGES << 12, stage.ram.fd, 0)])
+            stack.callback(functions[name].close)
+        guest = PlayedGuest(stage, functions)
+        yield guest
+        iommu = functions["iommu"]
+        assert isinstance(iommu, WireFunction)
+        guest.start()
+        iommu.client.irq_info(IrqIndex.MSIX)
+        for fd in iommu.client.enable_msix(2):
+            stack.callback(os.close, fd)
+        iommu.client.config_read(RegionIndex.CONFIG, 4)
+        for command, payload in _SELDOM:
+            with contextlib.suppress(RemoteError):
+                iommu.client.request(command, payload)
+        _rounds(guest)
+        iommu.unplug(0, RAM_PAGES << 12)
+        iommu.plug(0, RAM_PAGES << 12, stage.ram.fd)
+        with contextlib.suppress(RemoteError):
+            iommu.client.reset()
+        guest.dma("dma0", DmaOp.FILL, 8, dst=0x300000, pattern=1)
+
+
+WORKLOADS = {
+    "maps": Workload("maps, DMA and unmaps of two engines, each byte looked at", maps),
+    "operations": Workload("every operation of both profiles", operations),
+    "wire": Workload("the same as maps over vfio-user, with messages and interrupts", wire),
+}
+"""By name."""

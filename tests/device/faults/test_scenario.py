@@ -1,0 +1,165 @@
+"""What a scenario file may say, and what is said of one that is wrong."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+
+import jsonschema
+import msgspec
+import pytest
+
+from pviommu.documents import WrongValueError
+from pviommu.faults.actions import ACTIONS, Do
+from pviommu.faults.catalogue import Nature
+from pviommu.faults.scenario import Expect, Rule, Scenario, ScenarioError, load, parse, schema
+from pviommu.faults.schedule import Schedule
+from pviommu.schemas import paths
+
+EXAMPLE = """
+version = 1
+seed = 7
+[[rule]]
+id = "second-map-out-of-memory"
+on = "op.map_pages.pre"
+where = { ctx = 3, dfn = "0x1000..0x1fff" }
+schedule = { nth = 2 }
+do = { fail = "ENOMEM" }
+expect = { fired = 1 }
+"""
+OBJECTS = Scenario(
+    seed=7,
+    rule=(
+        Rule(
+            id="second-map-out-of-memory",
+            on="op.map_pages.pre",
+            where={"ctx": 3, "dfn": "0x1000..0x1fff"},
+            schedule=Schedule(nth=2),
+            do=Do(fail="ENOMEM"),
+            expect=Expect(fired=1),
+        ),
+    ),
+)
+
+
+def test_toml_json_and_objects_are_the_same(tmp_path: Path) -> None:
+    toml, js = tmp_path / "a.toml", tmp_path / "a.json"
+    toml.write_text(EXAMPLE)
+    js.write_text(json.dumps(tomllib.loads(EXAMPLE)))
+
+    assert load(toml) == load(js) == OBJECTS
+    assert parse(msgspec.to_builtins(OBJECTS)) == OBJECTS
+    OBJECTS.check()
+
+
+IRQ, RESET = 'on = "interrupt.apply"\n', 'on = "reset.pre"\n'
+MAP, MAPPING = 'on = "op.map_pages.pre"\n', 'on = "op.map_pages.apply"\n'
+
+
+def rule(text: str) -> str:
+    return f'version = 1\n\n[[rule]]\nid = "a"\n{text}\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "said"),
+    [
+        (rule(MAP + 'do = { fail = "ENOMEN" }'), 6, "ENOMEN is no error of op.map_pages, which are"),
+        (rule('on = "op.mapp_pages.pre"'), 5, "the nearest are op.map_pages.pre"),
+        (rule('on = "op.*.pre"\ndo = { fail = "ENOMEM" }'), 6, "ENOMEM is no error of op.query_capabilities"),
+        (rule(MAP + "where = { iova = 4 }"), 6, "where has no key iova here, but ctx, dfn"),
+        (rule(MAP + '[rule.where]\nctx = 1\ndfn = "5..2"'), 8, "and not backwards"),
+        (rule(IRQ + "schedul = { nth = 2 }"), 6, "there is no key schedul, but id, on, where, schedule"),
+        (rule(IRQ + "schedule = { nth = 0 }"), 6, "schedule.nth = 0: must be a whole number, 1 to"),
+        (rule(IRQ + "schedule = { probability = 2 }"), 6, "must be more than 0 and at most 1"),
+        (rule(IRQ + "do = { drop = false }"), 6, "drop = false: must be true"),
+        (rule(IRQ + 'do = { drop = true, log = "x" }'), 6, "one action: it has drop and log; there are fail"),
+        (rule(IRQ + 'do = { jitter = "1ms" }'), 6, "one action: it has none"),
+        (rule(IRQ + "do = { drop = true, xor = 1 }"), 6, "xor does not go with drop, but with corrupt"),
+        (rule(IRQ + 'do = { delay = "5ms" }'), 6, "delay is not possible at interrupt.apply (delay: interrupt.pre)"),
+        (rule('on = "interrupt.pre"\ndo = { delay = "5 min" }'), 6, "must be a time, as 250us, 1.5ms or 2s"),
+        (rule(MAP + 'do = { bandwidth = "fast" }'), 6, "must be units a second, as 64Ki/s"),
+        (rule('on = "op.map_pages.post"\ndo = { status = "EFOO" }'), 6, "must be 0 to 4095, or one of EPERM"),
+        (rule(MAP + 'do = { corrupt = "iova", xor = 1 }'), 6, "op.map_pages has no field iova, but ctx, dfn"),
+        (rule(MAPPING + "do = { partial = 3 }"), 6, "partial needs then beside it"),
+        (rule(MAP + 'do = { assert = { nr = "x" } }'), 6, "assert.nr = 'x': must be a number or a range"),
+        (rule(RESET + 'expect = { fired = "x" }'), 6, "expect.fired = 'x': must be a number or a range"),
+        (rule(RESET + 'when_state = "armed"'), 6, "state 'armed' is never reached: the states are start"),
+        (rule(RESET + '[[rule]]\nid = "a"\non = "reset.pre"'), 7, "id 'a': rule[0] has it already"),
+        (rule(RESET + '[expect]\nstate = "end"'), 7, "state 'end' is never reached"),
+        ("version = 2\n", 1, "version = 2: must be 1"),
+        ("seed = -1\n", 1, "seed = -1: must be a whole number, 0 to"),
+    ],
+)
+def test_a_mistake_is_told_with_its_line_and_what_would_be_right(
+    tmp_path: Path, text: str, line: int, said: str
+) -> None:
+    path = tmp_path / "wrong.toml"
+    path.write_text(text)
+
+    with pytest.raises(ScenarioError) as caught:
+        load(path)
+    assert f"line {line}: " in str(caught.value)
+    assert said in str(caught.value)
+
+
+def test_json_names_the_place(tmp_path: Path) -> None:
+    path = tmp_path / "wrong.json"
+    path.write_text('{"rule": [{"id": "a", "on": "reset.pre", "do": {"fail": "EIO"}}]}')
+
+    with pytest.raises(ScenarioError, match=r"rule\[0\].do.fail: rule a: fail is not possible at reset.pre"):
+        load(path)
+
+
+@pytest.mark.parametrize("text", ["x = ", '{"rule": 1', "\xff"])
+def test_what_is_no_document(tmp_path: Path, text: str) -> None:
+    for name in ("wrong.toml", "wrong.json"):
+        (tmp_path / name).write_bytes(text.encode("latin-1"))
+        with pytest.raises(ScenarioError, match=name):
+            load(tmp_path / name)
+    with pytest.raises(ScenarioError, match=r"cannot read scenario .*: No such file"):
+        load(tmp_path / "none.toml")
+
+
+@pytest.mark.parametrize(
+    ("on", "do", "nature"),
+    [
+        ("op.map_pages.pre", {"fail": "ENOMEM"}, Nature.CONFORMING),
+        ("op.map_pages.pre", {"fail": "EINVAL"}, Nature.ADVERSARIAL),
+        ("op.map_pages.pre", {"status": 12}, Nature.ADVERSARIAL),
+        ("op.map_pages.apply", {"partial": 1, "then": "ENOMEM"}, Nature.CONFORMING),
+        ("op.map_pages.apply", {"partial": 1, "then": "EINVAL"}, Nature.ADVERSARIAL),
+        ("op.map_pages.pre", {"delay": "1ms"}, Nature.CONFORMING),
+        ("op.map_pages.pre", {"hang": True}, Nature.ADVERSARIAL),
+        ("interrupt.apply", {"drop": True}, Nature.ADVERSARIAL),
+        ("interrupt.apply", {"duplicate": 1}, Nature.CONFORMING),
+        ("iotlb.*.apply", {"duplicate": 1}, Nature.CONFORMING),
+        ("iotlb.fill.apply", {"drop": True}, Nature.CONFORMING),
+        ("iotlb.*.apply", {"drop": True}, Nature.ADVERSARIAL),
+    ],
+)
+def test_an_action_is_conforming_or_adversarial_by_its_place(on: str, do: dict[str, object], nature: Nature) -> None:
+    found = parse({"rule": [{"id": "a", "on": on, "do": do}]}).rule[0]
+    assert found.nature is nature
+
+
+def test_the_schema_that_is_shipped_is_that_of_the_code_and_holds_for_what_is_right() -> None:
+    shipped = json.loads(paths()["scenario"].read_text())
+    assert shipped == json.loads(json.dumps(schema())), "python -m pviommu.schemas writes it"
+    validator = jsonschema.Draft202012Validator(shipped)
+    validator.validate(tomllib.loads(EXAMPLE))
+    with pytest.raises(jsonschema.ValidationError):
+        validator.validate(tomllib.loads(EXAMPLE.replace("nth", "nht")))
+    with pytest.raises(jsonschema.ValidationError):
+        validator.validate(tomllib.loads(EXAMPLE.replace("ctx =", "context =")))
+
+
+def test_every_action_is_a_key_of_do() -> None:
+    keys = {field.encode_name for field in msgspec.structs.fields(Do)}
+    assert set(ACTIONS) <= keys
+    assert {key for action in ACTIONS.values() for key in action.parameters} == keys - set(ACTIONS)
+
+
+def test_an_action_must_be_one(tmp_path: Path) -> None:
+    with pytest.raises(WrongValueError, match="one action: it has none"):
+        parse({"rule": [{"id": "a", "on": "reset.pre", "do": {}}]})
