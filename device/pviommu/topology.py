@@ -50,8 +50,8 @@ __all__ = [
 
 _NAME = re.compile(r"^[a-z0-9][a-z0-9-]{0,31}$")
 _SBDF = re.compile(r"^(?:([0-9a-f]{4}):)?([0-9a-f]{2}):([01][0-9a-f])\.([0-7])$")
-_NAME_RULE = "1 to 32 of a-z, 0-9 and -, the first of which is no -"
-_SBDF_RULE = "segment (may be left out), bus, device and function as 0000:00:05.0, in small hexadecimal digits"
+_NAME_RULE = "1 to 32 characters a-z, 0-9 and -, not beginning with -"
+_SBDF_RULE = "segment (optional), bus, device and function as 0000:00:05.0, in lower-case hexadecimal digits"
 _MAX_32 = (1 << 32) - 1
 _MAX_ID = 0xFFFE  # a function of 0 or 0xffff is none
 _END = 1 << MAX_APERTURE_BITS
@@ -77,23 +77,23 @@ def _identity(description: str) -> Meta:
 class IommuEntry(_Entry, frozen=True):
     """``[iommu]``: the PV-IOMMU."""
 
-    name: Annotated[str, _named("of its socket: NAME.sock")] = "iommu"
-    instance: Annotated[int, Meta(ge=0, le=_MAX_32, description="tells several PV-IOMMUs of one guest apart")] = 1
-    contexts: Annotated[int, Meta(ge=1, le=MAX_CONTEXT, description="contexts besides the default one")] = 255
+    name: Annotated[str, _named("name of the function; its socket is NAME.sock")] = "iommu"
+    instance: Annotated[int, Meta(ge=0, le=_MAX_32, description="number of this PV-IOMMU, if a guest has several")] = 1
+    contexts: Annotated[int, Meta(ge=1, le=MAX_CONTEXT, description="number of contexts besides the default one")] = 255
     pool_pages: Annotated[
         int, Meta(ge=1, le=_MAX_32, description="page-table pages of 4 KiB that all contexts share")
     ] = 4096
-    max_pages_per_op: Annotated[int, Meta(ge=1, le=_MAX_32, description="most 4 KiB pages in one map or unmap")] = (
+    max_pages_per_op: Annotated[int, Meta(ge=1, le=_MAX_32, description="limit of 4 KiB pages in one map or unmap")] = (
         262144
     )
     aperture_bits: Annotated[
-        int, Meta(ge=MIN_APERTURE_BITS, le=MAX_APERTURE_BITS, description="bits of a device address")
+        int, Meta(ge=MIN_APERTURE_BITS, le=MAX_APERTURE_BITS, description="width of a device address (IOVA) in bits")
     ] = 39
     default_policy: Annotated[
         Literal["identity", "blocked"],
         Meta(description="what the default context translates to: all guest RAM 1:1, or nothing"),
     ] = "identity"
-    rings: Annotated[int, Meta(ge=1, le=MAX_RINGS, description="command rings")] = 4
+    rings: Annotated[int, Meta(ge=1, le=MAX_RINGS, description="number of command rings")] = 4
     allowed: Annotated[
         bool,
         Meta(
@@ -111,8 +111,8 @@ class IommuEntry(_Entry, frozen=True):
 class ReservedEntry(_Entry, frozen=True):
     """``[[endpoint.reserved]]``: device addresses that are mapped 1:1 wherever the endpoint is attached."""
 
-    start: Annotated[int, Meta(ge=0, lt=_END, multiple_of=PAGE_MASK + 1, description="address of its first byte")]
-    size: Annotated[int, Meta(ge=1, le=_END, multiple_of=PAGE_MASK + 1, description="bytes")]
+    start: Annotated[int, Meta(ge=0, lt=_END, multiple_of=PAGE_MASK + 1, description="address of the first byte")]
+    size: Annotated[int, Meta(ge=1, le=_END, multiple_of=PAGE_MASK + 1, description="size in bytes")]
     kind: Annotated[Literal["direct"], Meta(description="mapped 1:1, readable and writeable")] = "direct"
 
     def region(self, endpoint: str) -> ReservedRegion:
@@ -128,15 +128,15 @@ class ReservedEntry(_Entry, frozen=True):
 class EndpointEntry(_Entry, frozen=True):
     """``[[endpoint]]``: an emulated device behind the PV-IOMMU."""
 
-    name: Annotated[str, _named("of its socket: NAME.sock")]
-    kind: Annotated[str, Meta(description="what it is", extra_json_schema={"enum": sorted(ENDPOINTS)})]
-    stream: Annotated[int, Meta(ge=0, lt=NO_STREAM, description="names it to the PV-IOMMU; of no other endpoint")]
+    name: Annotated[str, _named("name of the function; its socket is NAME.sock")]
+    kind: Annotated[str, Meta(description="kind of device", extra_json_schema={"enum": sorted(ENDPOINTS)})]
+    stream: Annotated[int, Meta(ge=0, lt=NO_STREAM, description="its stream ID, by which the PV-IOMMU knows it; unique")]
     sbdf: (
         Annotated[
             str,
             Meta(
                 pattern=_SBDF.pattern,
-                description="fixes its place among the PCI functions; without it the guest's driver says where it is",
+                description="its PCI address, if that is to be fixed; else the guest's driver tells it to the PV-IOMMU",
                 extra_json_schema={"$comment": _SBDF_RULE},
             ),
         ]
@@ -159,7 +159,7 @@ class EndpointEntry(_Entry, frozen=True):
         segment, bus, device, function = match.groups()
         sbdf = sbdf_of(int(segment or "0", 16), int(bus, 16), int(device, 16) << 3 | int(function))
         if sbdf == SBDF_UNBOUND:
-            raise ValueError(f"endpoint {self.name}: sbdf {self.sbdf!r} stands for no binding at all")
+            raise ValueError(f"endpoint {self.name}: sbdf {self.sbdf!r} must not be {SBDF_UNBOUND:#x}, which means unbound")
         return sbdf
 
 
@@ -186,13 +186,13 @@ class Topology(_Entry, frozen=True):
             if not _NAME.fullmatch(entry.name):
                 raise WrongValueError((*at, "name"), f"name {entry.name!r}: must be {_NAME_RULE}")
             if entry.name in names:
-                raise WrongValueError((*at, "name"), f"name {entry.name!r}: used twice, each names a socket")
+                raise WrongValueError((*at, "name"), f"name {entry.name!r}: used twice, but names must be unique")
             names.add(entry.name)
             if entry.kind not in ENDPOINTS:
-                raise WrongValueError((*at, "kind"), f"{who}: kind {entry.kind!r} is none of {', '.join(ENDPOINTS)}")
+                raise WrongValueError((*at, "kind"), f"{who}: kind {entry.kind!r}: must be one of {', '.join(ENDPOINTS)}")
             if (other := streams.setdefault(entry.stream, entry.name)) != entry.name:
                 raise WrongValueError(
-                    (*at, "stream"), f"{who}: stream {entry.stream} is that of {other}, each needs its own"
+                    (*at, "stream"), f"{who}: stream {entry.stream} is that of {other}, but streams must be unique"
                 )
             try:
                 sbdf = entry.fixed_sbdf()
@@ -215,7 +215,7 @@ class Topology(_Entry, frozen=True):
             known = [*_ENDPOINT_KEYS, *(field.encode_name for field in msgspec.structs.fields(kind))]
             for key in entry.options:
                 if key not in known:
-                    text = f"endpoint[{number}]: there is no key {key}, but {', '.join(known)}"
+                    text = f"endpoint[{number}]: unknown key {key}; known are {', '.join(known)}"
                     raise WrongValueError(("endpoint", number, key), text)
             options = documents.convert(entry.options, kind, document, ("endpoint", number))
             entries.append(msgspec.structs.replace(entry, options=options))
