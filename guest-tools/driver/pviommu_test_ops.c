@@ -143,7 +143,7 @@ static void pvt_not_ram(struct ktap *ktap, struct pvt *t, u16 ctx)
 	EXPECT_EQ(ktap, done, 2);
 	pvt_expect_mapped(ktap, t, ctx, PVT_DFN, pvt_ram_end(t, 2), 2);
 	pvt_expect_nothing(ktap, t, ctx, PVT_DFN + 2, 2);
-	/* a frame that is not memory outranks an address that is taken */
+	/* a frame that is not memory is reported before an address that is mapped already */
 	EXPECT_EQ(ktap, pvt_map(t, ctx, PVT_DFN, pvt_ram_end(t, 0), 1, PVT_RW, &done),
 		  t->profile->not_ram);
 	EXPECT_EQ(ktap, done, 0);

@@ -46,7 +46,7 @@ u64 pvt_last_dfn(struct pvt *t)
 	return (1ULL << (t->caps->aperture_bits - PVIOMMU_PAGE_SHIFT)) - 1;
 }
 
-/* A frame with as many pages of memory behind it, or 0. */
+/* A frame that begins as many pages of memory, or 0. */
 u64 pvt_ram_of(struct pvt *t, u64 pages)
 {
 	unsigned int i;
@@ -90,7 +90,7 @@ bool pvt_expect_fill(struct ktap *ktap, struct pvt *t, unsigned int engine, u64 
 	       EXPECT_EQ(ktap, request.status, PVDT_STATUS_DONE);
 }
 
-/* The descriptor and the event of a refused request agree in all that they tell. */
+/* The descriptor and the event of a refused request agree in all fields. */
 bool pvt_expect_fault(struct ktap *ktap, struct pvt *t, unsigned int engine,
 		      struct pvdt_request *request, u64 iova, u16 reason, u8 access, u16 ctx)
 {
@@ -128,7 +128,7 @@ void pvt_with_context(struct ktap *ktap, void *subject, unsigned long body)
 	EXPECT_EQ(ktap, pvt_free(t, ctx, 0), 0);
 }
 
-/* The engine goes back to where it was found, before the context is freed. */
+/* The engine goes back to its first context before this context is freed. */
 void pvt_with_engine(struct ktap *ktap, void *subject, unsigned long body)
 {
 	struct pvt *t = subject;
