@@ -68,7 +68,7 @@ class Kind(enum.Enum):
     DESCRIPTOR = "kind of a descriptor from the client of"
     OPENED = "descriptor for"
     MAPPED = "mapping of"
-    CLOSED = "closing of what is of"
+    CLOSED = "closing of descriptors of"
     INTERRUPT = "interrupts of"
     WORKER = "work for a thread"
 

@@ -130,7 +130,9 @@ class EndpointEntry(_Entry, frozen=True):
 
     name: Annotated[str, _named("name of the function; its socket is NAME.sock")]
     kind: Annotated[str, Meta(description="kind of device", extra_json_schema={"enum": sorted(ENDPOINTS)})]
-    stream: Annotated[int, Meta(ge=0, lt=NO_STREAM, description="its stream ID, by which the PV-IOMMU knows it; unique")]
+    stream: Annotated[
+        int, Meta(ge=0, lt=NO_STREAM, description="its stream ID, by which the PV-IOMMU knows it; unique")
+    ]
     sbdf: (
         Annotated[
             str,
@@ -159,7 +161,9 @@ class EndpointEntry(_Entry, frozen=True):
         segment, bus, device, function = match.groups()
         sbdf = sbdf_of(int(segment or "0", 16), int(bus, 16), int(device, 16) << 3 | int(function))
         if sbdf == SBDF_UNBOUND:
-            raise ValueError(f"endpoint {self.name}: sbdf {self.sbdf!r} must not be {SBDF_UNBOUND:#x}, which means unbound")
+            raise ValueError(
+                f"endpoint {self.name}: sbdf {self.sbdf!r} must not be {SBDF_UNBOUND:#x}, which means unbound"
+            )
         return sbdf
 
 
@@ -189,7 +193,9 @@ class Topology(_Entry, frozen=True):
                 raise WrongValueError((*at, "name"), f"name {entry.name!r}: used twice, but names must be unique")
             names.add(entry.name)
             if entry.kind not in ENDPOINTS:
-                raise WrongValueError((*at, "kind"), f"{who}: kind {entry.kind!r}: must be one of {', '.join(ENDPOINTS)}")
+                raise WrongValueError(
+                    (*at, "kind"), f"{who}: kind {entry.kind!r}: must be one of {', '.join(ENDPOINTS)}"
+                )
             if (other := streams.setdefault(entry.stream, entry.name)) != entry.name:
                 raise WrongValueError(
                     (*at, "stream"), f"{who}: stream {entry.stream} is that of {other}, but streams must be unique"

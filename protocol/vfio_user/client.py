@@ -132,7 +132,7 @@ class Client:
         """Exchange VERSION. QEMU proposes ``minor`` 0."""
         found = negotiation.parse(self._plain(Command.VERSION, negotiation.offer(self._limits, minor)))
         if found.minor > minor:
-            raise ProtocolError(f"server answers version 0.{found.minor} to 0.{minor}: it may not be above")
+            raise ProtocolError(f"server answers version 0.{found.minor} to 0.{minor}: it must not be higher")
         self.server, self.minor = found.capabilities, found.minor
 
     def device_info(self) -> DeviceInfo:

@@ -52,7 +52,7 @@ def kind_of(fd: int, to_write: bool) -> Kind:
     """
     flags = fcntl.fcntl(fd, fcntl.F_GETFL)
     if flags & os.O_PATH:
-        raise NotMemoryError("it was opened as a mere path (O_PATH)")
+        raise NotMemoryError("it was opened with O_PATH")
     seals = seals_of(fd)
     if seals is None:
         _check_file_system(fd)
@@ -77,7 +77,7 @@ def check_memory(fd: int, to_write: bool, what: str) -> Kind:
     except NotMemoryError as error:
         raise RequestError(errno.EINVAL, f"{what}: the file descriptor is not memory: {error}") from error
     except OSError as error:
-        text = f"{what}: the file descriptor cannot be looked at: {error.strerror}"
+        text = f"{what}: the file descriptor cannot be examined: {error.strerror}"
         raise RequestError(error.errno or errno.EINVAL, text) from error
 
 

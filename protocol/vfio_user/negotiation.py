@@ -96,10 +96,10 @@ class Offer:
 def parse(payload: bytes) -> Offer:
     """Decode the payload of a VERSION message, from either side; :class:`ProtocolError` says what is wrong."""
     if len(payload) < Version.SIZE:
-        raise ProtocolError(f"VERSION payload of {len(payload)} bytes: {Version.SIZE} are the least")
+        raise ProtocolError(f"VERSION payload of {len(payload)} bytes: at least {Version.SIZE} are needed")
     version = Version.unpack(payload)
     if version.major != MAJOR:
-        raise ProtocolError(f"VERSION {version.major}.{version.minor}: only major {MAJOR} is spoken here")
+        raise ProtocolError(f"VERSION {version.major}.{version.minor}: only major version {MAJOR} is supported")
     text = payload[Version.SIZE :]
     found = _capabilities_object(text) if text else {}
     return Offer(version.major, version.minor, _capabilities(found), frozenset(found))

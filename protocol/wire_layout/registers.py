@@ -77,7 +77,7 @@ class BitField(int):
     ) -> Self:
         top = low if high is None else high
         if not 0 <= low <= top:
-            raise ValueError(f"a bit field of bits {top}:{low}: the lowest comes first and is not negative")
+            raise ValueError(f"a bit field of bits {top}:{low}: the lowest comes first and must not be negative")
         self = super().__new__(cls, bits(low, top))
         self.name, self.low, self.high, self.access = "", low, top, access
         self.doc, self.reset, self.values = doc, reset, values
@@ -144,14 +144,16 @@ class BitFields(int, metaclass=_FieldsType):
     def __init_subclass__(cls, width: int = 32) -> None:
         super().__init_subclass__()
         if cls.__bases__ != (BitFields,):
-            raise ValueError(f"{cls.__name__}: words are not derived from {cls.__bases__[0].__name__}")
+            raise ValueError(f"{cls.__name__}: words cannot be derived from {cls.__bases__[0].__name__}")
         if width not in WIDTHS:
             raise ValueError(f"{cls.__name__} of {width} bits: a word has 8, 16, 32 or 64")
         fields = [value for value in vars(cls).values() if isinstance(value, BitField)]
         fields.sort(key=lambda field: field.low)
         for field in fields:
             if hasattr(BitFields, field.name):
-                raise ValueError(f"{cls.__name__}: a field cannot be named {field.name}, which words have already")
+                raise ValueError(
+                    f"{cls.__name__}: a field cannot be named {field.name}, which is an attribute of all words"
+                )
             if field.high >= width:
                 raise ValueError(f"{cls.__name__}: {field.name}, {field.place}, is outside its {width} bits")
         for one, other in pairwise(fields):

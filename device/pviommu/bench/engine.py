@@ -45,19 +45,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``pviommu bench engine``."""
     parser.description = (
         "Measure maps, unmaps, translations, operations through a ring and DMA in this process, without a VM, beside a "
-        "plain dict and memcpy. Prints medians, spreads, rates, and the bars that they are to reach."
+        "plain dict and memcpy. Prints medians, spreads, rates, and the bars with their verdicts."
     )
     parser.epilog = (
         "Exit status: 0 everything was measured, whether bars are met or not; 2 usage; 3 it could not be measured."
     )
     parser.add_argument(
-        "--core", choices=("native", "python", "both"), default="both", help="implementation, as it was built"
+        "--core", choices=("native", "python", "both"), default="both", help="core; both, if the native one is built"
     )
     parser.add_argument(
         "--only",
         action="append",
         metavar="PATTERN",
-        help="measure only what this shell pattern matches, such as 'ring*'; may be repeated; default: all",
+        help="measure only what matches this shell pattern, such as 'ring*'; may be repeated; default: all",
     )
     parser.add_argument("--repeat", metavar="N", type=int, default=7, help="samples of each figure")
     parser.add_argument("--sample-ms", metavar="N", type=float, default=40.0, help="length of a sample in ms")

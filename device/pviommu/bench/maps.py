@@ -71,16 +71,18 @@ class Measured:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``pviommu bench maps``."""
     parser.description = (
-        "Start the server and announce ranges of guest memory to its PV-IOMMU, a page each with holes between them and "
-        "in random order, waiting for each reply; take them away again, one by one and many at once; and announce them "
+        "Start the server and announce ranges of guest memory to its PV-IOMMU, of one page each with holes between them "
+        "and in random order, waiting for each reply; remove them again, one by one and many at once; and announce them "
         f"with {_TRANSACTION} messages sent before a reply is read, as QEMU does within a transaction. The client "
-        "does as little as it can, so that it is the server that is measured. Measures the time, and by how much the "
-        "server grows."
+        "does as little as it can, so that the server is what is measured. Measures the time, and the growth of the "
+        "server's memory."
     )
-    parser.epilog = "Exit status: 0 everything was measured, whether bars are met or not; 2 usage; 3 it was not."
-    parser.add_argument("--core", choices=("native", "python", "both"), default="both", help="implementation")
+    parser.epilog = (
+        "Exit status: 0 everything was measured, whether bars are met or not; 2 usage; 3 it could not be measured."
+    )
+    parser.add_argument("--core", choices=("native", "python", "both"), default="both", help="core of the server")
     parser.add_argument(
-        "--ranges", metavar="N", type=int, default=_MOST, help="ranges; at most, and by default: %(default)s"
+        "--ranges", metavar="N", type=int, default=_MOST, help="number of ranges; at most, and by default: %(default)s"
     )
     add_targets(parser)
 

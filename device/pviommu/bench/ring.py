@@ -59,13 +59,18 @@ class Measured:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``pviommu bench ring``."""
     parser.description = (
-        "Start the server, be its guest, and measure the round trip of operations that are waited for and the cost of "
-        "posted ones, while the server polls and while it sleeps, beside a bare exchange of words and a bare socket "
-        "echo between two processes; how long the server takes to start; and what it takes of a processor when idle."
+        "Start the server, act as its guest, and measure the round trip of operations that are waited for and the cost "
+        "of posted ones, while the server polls and while it sleeps, beside a bare exchange of words and a bare socket "
+        "echo between two processes; how long the server takes to start; and its processor time when idle."
     )
-    parser.epilog = "Exit status: 0 everything was measured, whether bars are met or not; 2 usage; 3 it was not."
+    parser.epilog = (
+        "Exit status: 0 everything was measured, whether bars are met or not; 2 usage; 3 it could not be measured."
+    )
     parser.add_argument(
-        "--core", choices=("native", "python", "both"), default="both", help="implementation, as it was built"
+        "--core",
+        choices=("native", "python", "both"),
+        default="both",
+        help="core of the server; both, if the native one is built",
     )
     parser.add_argument("--repeat", metavar="N", type=int, default=7, help="samples of each figure")
     parser.add_argument("--sample-ms", metavar="N", type=float, default=40.0, help="length of a sample in ms")

@@ -17,11 +17,11 @@ class FaultKind(Enum):
 
     NOT_MAPPED = "the address is not mapped"
     PERMISSION = "the mapping does not allow this access"
-    OUT_OF_APERTURE = "the address is outside of what can be mapped"
+    OUT_OF_APERTURE = "the address is outside the aperture"
     RESERVED = "the address is reserved"
     BLOCKED = "the stream, or where it is attached, is blocked"
-    NOT_RAM = "the address leads to what is neither guest RAM nor a BAR of this machine"
-    ABORTED = "the address leads to a BAR, which does not allow this"
+    NOT_RAM = "the address translates to neither guest RAM nor a BAR of this machine"
+    ABORTED = "the address translates to a BAR that does not allow this access"
     NO_BUS_MASTER = "bus mastering is off"
     """no request left the function, so nobody is told but the endpoint"""
 

@@ -117,9 +117,9 @@ class GuestMemory(MemoryAccess):
         try:
             gone = self._mappings.remove(address, size)
         except WouldCutError as cut:
-            raise RequestError(errno.EINVAL, f"{what}: it would cut {cut}, and ranges go whole") from cut
+            raise RequestError(errno.EINVAL, f"{what}: it would cut {cut}; ranges are unmapped as a whole") from cut
         if not gone:
-            raise RequestError(errno.ENOENT, f"{what}: no range was mapped so")
+            raise RequestError(errno.ENOENT, f"{what}: no such range is mapped")
         self._forget(gone)
         return len(gone)
 

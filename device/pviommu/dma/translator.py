@@ -14,7 +14,7 @@ __all__ = ["PENDING", "Pending", "Translator"]
 class Pending(Enum):
     """The third answer, beside plans and a fault: it is not known yet."""
 
-    PENDING = "ask again in a later step"
+    PENDING = "try again in a later step"
 
 
 PENDING = Pending.PENDING

@@ -50,7 +50,7 @@ class EngineConfig:
         if not MIN_APERTURE_BITS <= self.aperture_bits <= MAX_APERTURE_BITS:
             raise ValueError(
                 f"aperture_bits {self.aperture_bits}: must be {MIN_APERTURE_BITS}..{MAX_APERTURE_BITS},"
-                " which is what page tables of 3 or 4 levels cover"
+                " as page tables have 3 or 4 levels"
             )
         if self.iotlb_entries < 1:
             raise ValueError(f"iotlb_entries {self.iotlb_entries}: must be at least 1")

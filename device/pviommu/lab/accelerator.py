@@ -65,7 +65,7 @@ def _trial(toolbox: Toolbox, cache: Path, progress: Progress, boot_id: Path) -> 
         return known
     progress.step("trying a guest under KVM")
     answer = kvm_runs_a_guest(toolbox)
-    progress.done("it runs" if answer else "it does not run, TCG is used")
+    progress.done("it runs" if answer else "no guest runs under it, TCG is used")
     _memory(toolbox, cache, boot_id).write_text("yes" if answer else "no")
     return answer
 

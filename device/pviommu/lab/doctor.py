@@ -82,7 +82,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--qemu",
         metavar="PATH",
-        help="the QEMU that would be used; default: the host's own if it will do, else Debian's",
+        help="the QEMU that would be used; default: the host's own if suitable, else Debian's",
     )
 
 
@@ -164,7 +164,7 @@ def _qemu(host: Host, toolbox: Toolbox | None) -> Finding:
         Status.NOTE,
         "QEMU",
         f"{toolbox.qemu_version} with vfio-user-pci, {place}, without the user network: the guest's NIC has no peer",
-        "use one that was built with libslirp, or none of the host's own, so that the lab fetches Debian's",
+        "use one that was built with libslirp, or remove the host's own, so that the lab fetches Debian's",
     )
 
 
@@ -242,7 +242,7 @@ def _kernels(host: Host, toolbox: Toolbox | None) -> Iterator[Finding]:
             release = f"Linux {toolbox.kernel_release}" if name == toolbox.kernel else "ready"
             yield Finding(Status.OK, f"kernel {name}", release)
         else:
-            text = "built when it is first asked for" if name.startswith("lab") else "when it is first asked for"
+            text = "built when first needed" if name.startswith("lab") else "when first needed"
             yield Finding(Status.LATER, f"kernel {name}", text, _HOW_KERNEL[name])
 
 

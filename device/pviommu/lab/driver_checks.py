@@ -141,7 +141,7 @@ class DriverChecks:
             return
         archives = sorted((self.root / "usr/src").glob("linux-source-*.tar.xz"))
         if not archives:
-            raise EnvironmentProblem(f"{self.root} holds no kernel source", f"remove {self.root} to have it made anew")
+            raise EnvironmentProblem(f"{self.root} holds no kernel source", f"remove {self.root} to have it made again")
         progress.step("taking checkpatch out of the kernel source")
         top = archives[-1].name.removesuffix(".tar.xz")
         names = [f"{top}/scripts/{name}" for name in _CHECKPATCH]
@@ -152,7 +152,7 @@ class DriverChecks:
             if status != 0:
                 raise EnvironmentProblem(
                     f"checkpatch cannot be taken out of {archives[-1]}: {output.strip()[-200:]}",
-                    f"remove {self.root} to have it made anew",
+                    f"remove {self.root} to have it made again",
                 )
             keep([work / name for name in names], self.root / _CHECKPATCH_FOLDER)
         progress.done()
@@ -185,7 +185,7 @@ def main(
 ) -> int:
     """Check the guest's sources; returns the exit status."""
     parser = argparse.ArgumentParser(prog="scripts/driver-check", description=__doc__)
-    parser.add_argument("--only-setup", action="store_true", help="provide everything that the checks need, then stop")
+    parser.add_argument("--only-setup", action="store_true", help="set up everything that the checks need, then stop")
     args = parser.parse_args(arguments)
     stream = sys.stdout if out is None else out
     return guarded("driver-check", lambda: _check_all(stream, provide, only_setup=args.only_setup))

@@ -140,7 +140,7 @@ def source_archive(root: Path) -> Path:
     """The kernel source that ``root`` holds. Raises EnvironmentProblem if it holds none."""
     archives = sorted((root / "usr/src").glob("linux-source-*.tar.xz"))
     if not archives:
-        raise EnvironmentProblem(f"{root} holds no kernel source", f"remove {root} to have it made anew")
+        raise EnvironmentProblem(f"{root} holds no kernel source", f"remove {root} to have it made again")
     return archives[-1]
 
 

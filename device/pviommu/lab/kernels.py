@@ -132,5 +132,7 @@ def _with_package(toolbox: Toolbox) -> Toolbox:
     # Packages of Linux 7 put the image beside its modules; /boot is filled by a script that does not run here.
     images = sorted(toolbox.root.glob("usr/lib/modules/*/vmlinuz"))
     if not images:
-        raise EnvironmentProblem(f"{toolbox.root} holds no kernel image", f"remove {toolbox.root} to have it made anew")
+        raise EnvironmentProblem(
+            f"{toolbox.root} holds no kernel image", f"remove {toolbox.root} to have it made again"
+        )
     return replace(toolbox, kernel_image=images[-1], kernel_release=images[-1].parent.name)

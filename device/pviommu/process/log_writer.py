@@ -30,7 +30,7 @@ def open_log(path: Path) -> int:
     fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY, 0o640)
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
-        raise OSError(0, "a log file is a regular file, this is none", os.fspath(path))
+        raise OSError(0, "must be a regular file", os.fspath(path))
     return fd
 
 
@@ -76,7 +76,7 @@ class LogWriter:
             self._waiting += len(line)
             while self._waiting > QUEUE_BYTES:
                 self._waiting -= len(self._lines.popleft())
-                self._lose(1, "nobody read them")
+                self._lose(1, "nothing read them")
             self._changed.notify()
 
     def reopen(self) -> None:

@@ -82,7 +82,7 @@ class PidFile:
     def _replace(self, written: Path) -> bool:
         try:
             if not stat.S_ISREG(os.lstat(self._path).st_mode):
-                raise PidFileError(f"--pidfile {self._path}: a pidfile is a regular file, this is none")
+                raise PidFileError(f"--pidfile {self._path}: must be a regular file")
             old = os.open(self._path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         except FileNotFoundError:
             return False

@@ -136,7 +136,7 @@ class Listeners:
             self._complained.add((fd, number))
             log.error(
                 "%s: no client can be accepted: %s%s",
-                *(function.name, error.strerror, "; those who try are hung up on" if refused else ""),
+                *(function.name, error.strerror, "; new clients are disconnected" if refused else ""),
                 extra={"event": "accept-failed", "fields": {"function": function.name, "errno": number}},
             )
         if not refused:

@@ -149,7 +149,7 @@ class VfioUser:
             connection.exchange(events, may_go_on)
         except Exception:
             log.exception(
-                "%s: the session failed, its client is hung up on",
+                "%s: the session failed, its client is disconnected",
                 connection.function.name,
                 extra={"event": "session-failed", "fields": {"function": connection.function.name}},
             )

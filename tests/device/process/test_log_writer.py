@@ -75,7 +75,7 @@ def test_a_reader_who_does_not_read_costs_the_oldest_lines_and_no_more_memory_th
 
     said = [text for text in lines if text.startswith("notice: ")]
     lost = [int(text.split()[1]) for text in said]
-    assert said == [f"notice: {count} lines of the log were lost: nobody read them" for count in lost]
+    assert said == [f"notice: {count} lines of the log were lost: nothing read them" for count in lost]
     assert sum(lost) > QUEUE_BYTES // len(line)
     assert lines[-1] == "the last words"
     assert len(lines) - 1 - len(said) + sum(lost) == 3 * QUEUE_BYTES // len(line)

@@ -79,7 +79,7 @@ class IommuConfig(Struct, frozen=True):
             raise ValueError(f"max_nr_pages {self.max_nr_pages}: must be 1..{(1 << 32) - 1}, it is a 32-bit count")
         if self.engine.pool_pages >= 1 << 32:
             pages = self.engine.pool_pages
-            raise ValueError(f"pool_pages {pages}: must be 1..{(1 << 32) - 1}, the guest is told in 32 bits")
+            raise ValueError(f"pool_pages {pages}: must be 1..{(1 << 32) - 1}, the guest reads it as 32 bits")
         if len(self.streams) > MAX_ENDPOINTS:
             raise ValueError(f"{len(self.streams)} endpoints: at most {MAX_ENDPOINTS}, the capability area lists them")
         if len(set(self.streams)) != len(self.streams):

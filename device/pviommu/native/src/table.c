@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 /*
- * The page table of one context: engine/table.py, where the reasons are, in C.
+ * The page table of one context: engine/table.py in C, which has the reasons.
  *
  * A slot is 0, a leaf (gfn << 4 | CLONE | START | access) or a lower table (its address with PV_TABLE).
  */
@@ -43,7 +43,7 @@ static uint32_t index_of(uint64_t dfn, uint32_t shift)
 	return dfn >> shift & (PV_SLOTS - 1);
 }
 
-/* Pool pages that a leaf stands for, by the shift of its level. */
+/* Pool pages that a leaf is charged for, by the shift of its level. */
 static int64_t leaf_charge(uint32_t shift)
 {
 	return shift == 0 ? 0 : shift == PV_LEVEL_BITS ? 1 : 1 + PV_SLOTS;
@@ -127,7 +127,7 @@ PV_EXPORT int pv_table_init(struct pv_table *table, struct pv_pool *pool, uint64
 	return 0;
 }
 
-/* Free the nodes; charges nothing. */
+/* Free the nodes; the pool is not changed. */
 PV_EXPORT void pv_table_destroy(struct pv_table *table)
 {
 	if (table->root)
@@ -136,7 +136,7 @@ PV_EXPORT void pv_table_destroy(struct pv_table *table)
 	table->limit = 0;
 }
 
-/* Hold at least `pages` from now on; 0, or -1 and no change when the pool is exhausted. */
+/* Reserve at least `pages` from now on; 0, or -1 and no change when the pool is exhausted. */
 PV_EXPORT int pv_table_reserve(struct pv_table *table, int64_t pages)
 {
 	int64_t more = (pages > table->charged ? pages : table->charged) - held(table);
@@ -190,7 +190,7 @@ struct pv_leaf pv_leaf_at(const struct pv_table *table, uint64_t dfn)
 	return found;
 }
 
-/* How many leaves of a level above the lowest a map may store from here on, as alignment and pool allow. */
+/* How many leaves of a level above the lowest a map may store from here on, limited by alignment and pool. */
 static uint64_t large_leaves(const struct pv_table *table, uint64_t position, uint64_t gfn, uint64_t end, uint32_t shift)
 {
 	if (shift > 2 * PV_LEVEL_BITS || (position | gfn) & ((1ull << shift) - 1))
@@ -211,7 +211,7 @@ static uint64_t store(uint64_t *slots, uint32_t index, uint64_t count, uint64_t 
 	return done;
 }
 
-/* Pages mapped from `dfn` on, until one that is mapped already or the pool is exhausted. */
+/* Map pages from `dfn` on, until one is mapped already or the pool is exhausted; returns how many. */
 PV_EXPORT uint64_t pv_table_map(struct pv_table *table, uint64_t dfn, uint64_t gfn, uint64_t nr, uint64_t kind,
 				uint32_t starts)
 {
@@ -227,7 +227,7 @@ PV_EXPORT uint64_t pv_table_map(struct pv_table *table, uint64_t dfn, uint64_t g
 			break;
 		count = shift ? large_leaves(table, position, gfn, end, shift) : end - position;
 		if (!count) {
-			/* All tables below are missing too: take them together or not at all. */
+			/* All tables below are missing too: allocate all of them or none. */
 			if (free_pages(table) < (int64_t)(shift / PV_LEVEL_BITS))
 				break;
 			lower = node_new(table->pool);
@@ -276,7 +276,7 @@ static int split(struct pv_pool *pool, struct pv_node *node, uint32_t index, uin
 	return 0;
 }
 
-/* Free the empty tables on the way to `dfn`, from the bottom up. */
+/* Free the empty tables on the path to `dfn`, from the bottom up. */
 static void prune(struct pv_table *table, uint64_t dfn)
 {
 	struct pv_node *path[8], *node = table->root;
@@ -300,7 +300,7 @@ static void prune(struct pv_table *table, uint64_t dfn)
 	}
 }
 
-/* What a cut left over from `dfn` on is a map call of its own. */
+/* The rest of a cut map call, from `dfn` on, counts as its own map call. */
 static void begin_call(struct pv_table *table, uint64_t dfn)
 {
 	struct pv_node *node;
@@ -328,8 +328,8 @@ static uint64_t clear(uint64_t *slots, uint32_t index, uint64_t count)
 }
 
 /*
- * Pages removed from `dfn` on; without `past_holes` the first one that is not mapped ends it. Sets out_of_memory of
- * the pool when the process had none for a split, and then ends there.
+ * Unmap pages from `dfn` on; without `past_holes` it ends at the first one that is not mapped. Ends with out_of_memory
+ * of the pool set if a split needed memory that the process did not have. Returns how many.
  */
 PV_EXPORT uint64_t pv_table_unmap(struct pv_table *table, uint64_t dfn, uint64_t nr, uint32_t past_holes)
 {
