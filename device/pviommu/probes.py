@@ -1,7 +1,7 @@
-"""Places in the device where rules may look on: an operation, a translation, a register, an interrupt, a reset.
+"""Places in the device that rules can watch: an operation, a translation, a register, an interrupt, a reset.
 
-Which places are watched is known when the device is built, so that a place that nobody watches is as if it were none:
-what is called there is the callable itself.
+The rules are known when the device is built, so a place that no rule watches costs nothing: the callable itself is
+called there.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ class Seen(NamedTuple):
     """the function concerned, by its name"""
     arguments: tuple[Any, ...]
     result: Any = None
-    """after it: what came of the call, of one in steps after the last of them"""
+    """with ``post``: the result of the call; for a call in steps, after the last one"""
 
 
 class Rule(NamedTuple):
-    """Somebody who looks on."""
+    """A callback for calls at probes whose name matches."""
 
     pattern: str
-    """of probes, as a shell's: ``op.unmap_pages.pre``, ``op.*.post``"""
+    """shell pattern of probes: ``op.unmap_pages.pre``, ``op.*.post``"""
     told: Callable[[Seen], None]
     """must not raise; called where it happens"""
 
@@ -45,7 +45,7 @@ class Probes:
         self._rules = rules
 
     def is_watched(self, name: str) -> bool:
-        """Whether any rule looks on at one of the sides of ``name``."""
+        """Whether any rule watches one of the sides of ``name``."""
         return bool(self._told(f"{name}.pre") or self._told(f"{name}.post"))
 
     def _told(self, side: str) -> list[Callable[[Seen], None]]:

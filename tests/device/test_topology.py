@@ -130,7 +130,10 @@ def test_an_option_without_a_default_must_be_given(
         ),
         (ENDPOINT + 'sbdf = "00:5"\n', "line 5: endpoint[0].sbdf = '00:5': must be segment (optional), bus,"),
         (ENDPOINT + 'sbdf = "00:20.0"\n', "endpoint[0].sbdf = '00:20.0': must be segment (optional), bus,"),
-        (ENDPOINT + 'sbdf = "ffff:ff:1f.7"\n', "line 5: endpoint dma0: sbdf 'ffff:ff:1f.7' stands for no binding"),
+        (
+            ENDPOINT + 'sbdf = "ffff:ff:1f.7"\n',
+            "line 5: endpoint dma0: sbdf 'ffff:ff:1f.7' must not be 0xffffffff, which means unbound",
+        ),
         (
             ENDPOINT
             + 'sbdf = "00:05.0"\n'

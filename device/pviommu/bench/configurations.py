@@ -144,12 +144,12 @@ def _without(
 _PYTHON = ("--core", "python")
 _NO_SPIN = ("--spin-us", "0")
 LEVERS = (
-    _without(_LAZY_PVIOMMU, "python", "rings and tables in Python", server_options=_PYTHON),
-    _without(_LAZY_PVIOMMU, "waited", "every map and unmap is waited for", options=("posted=0",)),
-    _without(_LAZY_PVIOMMU, "no-spin", "the server sleeps whenever the rings are empty", server_options=_NO_SPIN),
-    _without(_STRICT_PVIOMMU, "python", "rings and tables in Python", server_options=_PYTHON),
-    _without(_STRICT_PVIOMMU, "waited", "every map and unmap is waited for", options=("posted=0",)),
-    _without(_STRICT_PVIOMMU, "no-spin", "the server sleeps whenever the rings are empty", server_options=_NO_SPIN),
+    _without(_LAZY_PVIOMMU, "python", "its rings and tables in Python", server_options=_PYTHON),
+    _without(_LAZY_PVIOMMU, "waited", "every map and unmap waited for", options=("posted=0",)),
+    _without(_LAZY_PVIOMMU, "no-spin", "its server asleep whenever its rings are empty", server_options=_NO_SPIN),
+    _without(_STRICT_PVIOMMU, "python", "its rings and tables in Python", server_options=_PYTHON),
+    _without(_STRICT_PVIOMMU, "waited", "every map and unmap waited for", options=("posted=0",)),
+    _without(_STRICT_PVIOMMU, "no-spin", "its server asleep whenever its rings are empty", server_options=_NO_SPIN),
 )
 """What each lever gives: the PV-IOMMU without it, lazy and strict."""
 

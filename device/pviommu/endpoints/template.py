@@ -14,7 +14,7 @@ from ..dma.fault import DmaRefusedError
 from ..pci.config_space import Identity
 from .endpoint import Endpoint, Surroundings
 
-# Each register once: name, offset, how it behaves, what it means.
+# One line per register: name, offset, access kind, meaning.
 REGISTERS = RegisterMap(
     Register("STAMP_AT", 0x00, Access.WO, "device address to stamp; writing it queues the stamp"),
     Register("STAMPS", 0x04, Access.RO, "stamps written"),
@@ -32,17 +32,17 @@ class Template(Endpoint):
         self.registers = self.add_register_bar(0, REGISTERS)  # BAR 0; handlers are found by name below
         self.add_msix_bar(4, vectors=1, size=4096, pba_offset=0x800)
         self._queue: list[int] = []
-        self.power_on()  # what was described so far is the power-on state
+        self.power_on()  # the state so far is the power-on state
 
     def write_stamp_at(self, _: int, value: int) -> None:
-        if len(self._queue) < 64:  # nothing that a guest can fill is without a bound
+        if len(self._queue) < 64:  # everything that a guest can fill has a bound
             self._queue.append(value)
 
     def work(self) -> bool:
-        """One stamp a step: DMA happens here, never in a register handler, while the guest waits for an answer."""
+        """One stamp per step: DMA happens here, never in a register handler, for which the guest waits."""
         if not self._queue:
             return False
-        try:  # an address stays queued until it is known what becomes of it: DMA that has to wait raises, too
+        try:  # an address stays queued until its outcome is known: DMA that has to wait raises, too
             self.dma.write([(self._queue[0], 4)], (self.registers["STAMPS"] + 1).to_bytes(4, "little"))
             self.registers["STAMPS"] += 1
         except DmaRefusedError:  # the guest has been told

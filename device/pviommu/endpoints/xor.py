@@ -33,14 +33,14 @@ class Xor(Endpoint):
 
     def write_start(self, _: int, __: int) -> None:
         address, length = self.registers["ADDRESS"], self.registers["LENGTH"]
-        if self.registers["STATUS"] != Status.BUSY and 1 <= length <= MAX_LENGTH:  # what a step has time for
-            self._span = address, length  # kept, for the guest may write others before the step
+        if self.registers["STATUS"] != Status.BUSY and 1 <= length <= MAX_LENGTH:  # as much as a step has time for
+            self._span = address, length  # kept, because the guest may write other values before the step
             self.registers["STATUS"] = Status.BUSY
 
     def work(self) -> bool:
         if self.registers["STATUS"] != Status.BUSY:
             return False
-        try:  # both or neither: what may be read and not written stays as it is
+        try:  # both or neither: a buffer that may be read but not written is not changed
             source, target = self.dma.plan(([self._span], Access.READ), ([self._span], Access.WRITE))
             self.dma.write_plan(target, self.dma.read_plan(source).translate(self._xored))
             self._finish(Status.DONE)

@@ -327,7 +327,7 @@ def test_script_for_an_interpreter_that_the_guest_lacks_is_refused(
 ) -> None:
     script.write_text("#!/usr/bin/python3\n")
     assert lab.main("--run", str(script))[0] == 2
-    assert "its first line asks for /usr/bin/python3, which the guest does not have" in capsys.readouterr().err
+    assert "its first line names /usr/bin/python3, which the guest does not have" in capsys.readouterr().err
 
 
 def test_files_that_the_guests_memory_cannot_hold_are_refused(lab: Lab, capsys: pytest.CaptureFixture[str]) -> None:

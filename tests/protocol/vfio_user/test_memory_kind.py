@@ -226,6 +226,6 @@ def test_a_file_that_cannot_be_looked_at_has_its_errno(opened: list[int], monkey
 
     opened.append(os.open("/proc/self/status", os.O_RDONLY))
     monkeypatch.setattr(memory_kind, "_mount_of", fails)
-    with pytest.raises(RequestError, match="cannot be looked at: Too many open files") as refused:
+    with pytest.raises(RequestError, match="cannot be examined: Too many open files") as refused:
         check_memory(opened[0], False, "a map")
     assert refused.value.errno == errno.EMFILE

@@ -97,10 +97,10 @@ def test_unknown_capabilities_are_left_alone() -> None:
 @pytest.mark.parametrize(
     ("payload", "text"),
     [
-        (b"", "4 are the least"),
-        (b"\0\0\0", "4 are the least"),
-        (version(major=1), "only major 0"),
-        (version(major=999), "only major 0"),
+        (b"", "at least 4 are needed"),
+        (b"\0\0\0", "at least 4 are needed"),
+        (version(major=1), "only major version 0"),
+        (version(major=999), "only major version 0"),
         (version() + b"{}", "end in NUL"),
         (version() + b"\0", "cannot be read"),
         (version() + b"{\0", "cannot be read"),

@@ -141,7 +141,7 @@ def taken() -> None:
         (odd, "Bad of 24 bits: a word has 8, 16, 32 or 64"),
         (derived, "Bad: words cannot be derived from Sample"),
         (taken, "Bad: a field cannot be named decode, which is an attribute of all words"),
-        (lambda: BitField(7, 4), "a bit field of bits 4:7: the lowest comes first and is not negative"),
+        (lambda: BitField(7, 4), "a bit field of bits 4:7: the lowest comes first and must not be negative"),
         (lambda: BitField(0, 1, reset=4), "4 does not fit a bit field of bits 1:0"),
         (lambda: BitField(3, values=Mode), "2 does not fit a bit field of bit 3"),
     ],

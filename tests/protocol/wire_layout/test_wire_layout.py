@@ -112,7 +112,7 @@ def test_the_first_record_too_needs_all_its_values() -> None:
 
 
 def test_a_record_is_not_derived_from_another() -> None:
-    with pytest.raises(TypeError, match="Longer: a record is not derived from another"):
+    with pytest.raises(TypeError, match="Longer: a record cannot be derived from another"):
 
         class Longer(Sample):
             """One more field."""
