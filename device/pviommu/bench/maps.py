@@ -73,9 +73,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Start the server and announce ranges of guest memory to its PV-IOMMU, of one page each with holes between "
         "them and in random order, waiting for each reply; remove them again, one by one and many at once; and "
-        f"announce them with {_TRANSACTION} messages sent before a reply is read, as QEMU does within a transaction. The client "
-        "does as little as it can, so that the server is what is measured. Measures the time, and the growth of the "
-        "server's memory."
+        f"announce them with {_TRANSACTION} messages sent before a reply is read, as QEMU does within a transaction. "
+        "The client does as little as it can, so that the server is what is measured. Measures the time, and the "
+        "growth of the server's memory."
     )
     parser.epilog = (
         "Exit status: 0 everything was measured, whether bars are met or not; 2 usage; 3 it could not be measured."
