@@ -21,7 +21,7 @@ from pviommu.pci.capabilities import PCIE_DEVICE_CONTROL
 from pviommu.pci.config_space import Identity
 from pviommu.pci.function import Environment
 from pviommu.topology import EndpointEntry, Topology
-from pviommu_abi.registers import Access, Register
+from pviommu_abi.registers import AccessKind, Register
 from vfio_user import DmaMapping, IrqAction, IrqIndex, IrqKind, IrqRequest, RegionIndex
 
 from ..conftest import Inputs
@@ -40,7 +40,7 @@ class Counting(Endpoint):
 
     def __init__(self, *given: Any) -> None:
         super().__init__(*given)
-        self.registers = self.add_register_bar(0, (Register("WORD", 0, Access.RW, "anything"),))
+        self.registers = self.add_register_bar(0, (Register("WORD", 0, AccessKind.RW, "anything"),))
         self.shared = self.add_shared_bar(2, 4096)
         self.power_on()
 
