@@ -115,13 +115,13 @@ class PackedRuns(Sequence[Run]):
 
 
 class NoRuns:
-    """What a translation comes to otherwise: a `Fault`, or `Pending`."""
+    """What a translation comes to otherwise: a `TranslationFault`, or `TranslationPending`."""
 
     __slots__ = ()
 
 
 @dataclass(slots=True)  # frozen, it takes five times as long to make
-class Fault(NoRuns):
+class TranslationFault(NoRuns):
     """A refused translation. Not to be changed."""
 
     iova: int
@@ -140,7 +140,7 @@ class Fault(NoRuns):
 
 
 @dataclass(frozen=True, slots=True)
-class Pending(NoRuns):
+class TranslationPending(NoRuns):
     """A translation that must wait: somebody has to answer a page request. The same request may be made again then."""
 
     iova: int

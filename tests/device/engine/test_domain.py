@@ -9,12 +9,12 @@ from pviommu.engine import (
     Area,
     Engine,
     EngineConfig,
-    Fault,
     Outcome,
     Refusal,
     ReservedRegion,
     Run,
     Stop,
+    TranslationFault,
     UnmapMode,
 )
 
@@ -35,7 +35,7 @@ def new_engine(*regions, **fields):
 
 def dma(engine, dfn, access=RW, stream=1):
     answer = engine.translate(stream, dfn << 12, 1, access)
-    return answer.refusal if isinstance(answer, Fault) else answer[0].gpa
+    return answer.refusal if isinstance(answer, TranslationFault) else answer[0].gpa
 
 
 @pytest.mark.row("xen", 13)
@@ -267,4 +267,4 @@ def test_a_translation_goes_on_from_a_mapping_into_a_region():
     engine.map(1, 0x4FF, 0x4FF, 1, R)
 
     assert engine.translate(1, 0x4FF800, 0x1000, R) == [Run(0x4FF800, 0x1000)]
-    assert engine.translate(1, 0x4FF800, 0x1000, RW) == Fault(0x4FF800, Refusal.NO_PERMISSION, RW, 1, 1)
+    assert engine.translate(1, 0x4FF800, 0x1000, RW) == TranslationFault(0x4FF800, Refusal.NO_PERMISSION, RW, 1, 1)

@@ -8,11 +8,11 @@ from pviommu.engine import (
     Area,
     Engine,
     EngineConfig,
-    Fault,
     Outcome,
     Refusal,
     Run,
     Stop,
+    TranslationFault,
     UnmapMode,
     Usage,
 )
@@ -35,7 +35,7 @@ def new_engine(**fields):
 def dma(engine, dfn, access=R, stream=STREAM):
     """The gpa that one byte at the beginning of `dfn` reaches, or the refusal."""
     answer = engine.translate(stream, dfn << 12, 1, access)
-    return answer.refusal if isinstance(answer, Fault) else answer[0].gpa
+    return answer.refusal if isinstance(answer, TranslationFault) else answer[0].gpa
 
 
 # map
@@ -204,7 +204,7 @@ def test_unmap_invalidates_the_iotlb_before_it_returns():
     assert dma(engine, 0x100) is Refusal.NOT_MAPPED
     engine.unmap(1, 0x103, 2)
 
-    assert engine.translate(STREAM, 0x101000, 0x3000, R) == Fault(0x103000, Refusal.NOT_MAPPED, R, STREAM, 1)
+    assert engine.translate(STREAM, 0x101000, 0x3000, R) == TranslationFault(0x103000, Refusal.NOT_MAPPED, R, STREAM, 1)
 
 
 @pytest.mark.parametrize("mode", list(UnmapMode))
@@ -415,9 +415,13 @@ def test_requests_with_a_pasid_go_through_a_domain_of_their_own():
     for _ in range(2):
         assert engine.translate(STREAM, 0x100000, 4, R) == [Run(0x10000, 4)]
         assert engine.translate(STREAM, 0x100000, 4, R, pasid=5) == [Run(0x20000, 4)]
-    assert engine.translate(STREAM, 0x100000, 4, W, 5) == Fault(0x100000, Refusal.NO_PERMISSION, W, STREAM, 2, 5)
-    assert engine.translate(STREAM, 0x100000, 4, R, 6) == Fault(0x100000, Refusal.NO_PASID, R, STREAM, BLOCKED, 6)
-    assert engine.translate(99, 0x100000, 4, R, 5) == Fault(0x100000, Refusal.NO_ENDPOINT, R, 99, BLOCKED, 5)
+    assert engine.translate(STREAM, 0x100000, 4, W, 5) == TranslationFault(
+        0x100000, Refusal.NO_PERMISSION, W, STREAM, 2, 5
+    )
+    assert engine.translate(STREAM, 0x100000, 4, R, 6) == TranslationFault(
+        0x100000, Refusal.NO_PASID, R, STREAM, BLOCKED, 6
+    )
+    assert engine.translate(99, 0x100000, 4, R, 5) == TranslationFault(0x100000, Refusal.NO_ENDPOINT, R, 99, BLOCKED, 5)
 
 
 def test_a_pasid_that_is_detached_reaches_nothing_and_others_go_on():
@@ -450,7 +454,7 @@ def test_a_block_and_a_reset_are_of_all_pasids():
     engine.attach(STREAM, 1, pasid=5)
 
     engine.block(STREAM)
-    assert engine.translate(STREAM, 0x100000, 4, R, 5) == Fault(0x100000, Refusal.BLOCKED, R, STREAM, 1, 5)
+    assert engine.translate(STREAM, 0x100000, 4, R, 5) == TranslationFault(0x100000, Refusal.BLOCKED, R, STREAM, 1, 5)
     engine.reset()
 
     assert engine.translate(STREAM, 0x100000, 4, R, 5).refusal is Refusal.NO_PASID

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from pviommu.engine import Access, Engine, EngineConfig, Fault, ReservedRegion, UnmapMode, Usage
+from pviommu.engine import Access, Engine, EngineConfig, ReservedRegion, TranslationFault, UnmapMode, Usage
 from pviommu.interfaces.pv.contexts import Contexts, DefaultPolicy
 
 from .extended_model import ExtendedModel
@@ -212,7 +212,7 @@ class EngineHistory(RuleBasedStateMachine):
         iova = (dfn << 12) + offset
         answer = self.engine.translate(stream, iova, length, Access(want))
         expected = self.model.translate(stream, iova, length, want)
-        if isinstance(answer, Fault):
+        if isinstance(answer, TranslationFault):
             assert (answer.iova, answer.refusal.name) == expected
             assert (answer.stream, answer.domain, answer.access) == (stream, self.model.attached[stream], want)
         else:
@@ -296,7 +296,7 @@ def perform(contexts, model, operation):
 def translations(engine):
     """What the pages of both contexts translate to: gpas by (context, dfn)."""
     answers = [(ctx, dfn, engine.translate(ctx, dfn << 12, 1, Access.WRITE)) for ctx in (1, 2) for dfn in PAGES]
-    return {(ctx, dfn): answer[0].gpa for ctx, dfn, answer in answers if not isinstance(answer, Fault)}
+    return {(ctx, dfn): answer[0].gpa for ctx, dfn, answer in answers if not isinstance(answer, TranslationFault)}
 
 
 @pytest.mark.parametrize(("pool_pages", "depth"), [(7, 4), (4, 3), (64, 3)])

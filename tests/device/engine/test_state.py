@@ -12,13 +12,13 @@ from pviommu.engine import (
     Engine,
     EngineConfig,
     EngineState,
-    Fault,
     Outcome,
     Refusal,
     ReservedRegion,
     Run,
     Stage1Run,
     Stop,
+    TranslationFault,
     UnmapMode,
     Usage,
 )
@@ -102,7 +102,7 @@ def test_both_go_on_alike():
         assert engine.translate(1, 0x1FE800, 0x1000, R) == [Run(0x10800, 0x1000)]
         assert engine.translate(1, 0x500000, 4, R) == [Run(0x500000, 4)]
         assert list(engine.translate(1, 0x102000, 4, R, pasid=9)) == [Run(0x14000, 4)]
-        assert engine.translate(2, 0, 4, R) == Fault(0, Refusal.BLOCKED, R, 2, 7)
+        assert engine.translate(2, 0, 4, R) == TranslationFault(0, Refusal.BLOCKED, R, 2, 7)
         assert engine.unmap(1, 0x200, 3, UnmapMode.UNTIL_CUT) == Outcome(0, Stop.CUT, 0x200)
         assert engine.unmap(1, 0x202, 2, UnmapMode.CHECK_ENDS) == Outcome(2, None, None)
         assert engine.map(1, 0x204, 0x16, 1, RW, continues=True) == Outcome(1, None, None)
@@ -135,7 +135,7 @@ def test_whatever_an_engine_did_before_a_load_is_gone():
 
     assert engine.save() == state
     assert engine.usage() == Usage(0, 0, 4096, 0)
-    assert engine.translate(1, 0x1FE000, 4, R) == Fault(0x1FE000, Refusal.NOT_MAPPED, R, 1, IDENTITY)
+    assert engine.translate(1, 0x1FE000, 4, R) == TranslationFault(0x1FE000, Refusal.NOT_MAPPED, R, 1, IDENTITY)
 
 
 def test_reset_is_the_state_after_power_on_but_for_memory():

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pviommu.engine import Access, Engine, EngineConfig, Fault, Outcome, Refusal, ReservedRegion, Stop, Usage
+from pviommu.engine import Access, Engine, EngineConfig, Outcome, Refusal, ReservedRegion, Stop, TranslationFault, Usage
 from pviommu.interfaces.pv.contexts import Contexts, ContextStop, DefaultPolicy
 
 R, W, RW = Access.READ, Access.WRITE, Access.READ | Access.WRITE
@@ -23,7 +23,7 @@ def new_contexts(*regions, max_contexts=255, policy=DefaultPolicy.IDENTITY, **fi
 def dma(contexts, dfn, access=R, stream=STREAM):
     """The gpa that one byte at the beginning of `dfn` reaches, or the refusal."""
     answer = contexts.engine.translate(stream, dfn << 12, 1, access)
-    return answer.refusal if isinstance(answer, Fault) else answer[0].gpa
+    return answer.refusal if isinstance(answer, TranslationFault) else answer[0].gpa
 
 
 # numbers
