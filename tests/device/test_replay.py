@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from pviommu.counters import Counters
-from pviommu.dma.memory_file import Area
+from pviommu.dma.memory_file import FileArea
 from pviommu.engine.core import Core
 from pviommu.host.pacing import Pace
 from pviommu.host.server import Server
@@ -71,7 +71,7 @@ class Memories:
 
     def __init__(self, patch: pytest.MonkeyPatch, outputs: list[tuple[str, Any]]) -> None:
         self._outputs = outputs
-        for kind, methods in ((SharedMemory, ("clear", "renew", "close")), (Area, ("close",))):
+        for kind, methods in ((SharedMemory, ("clear", "renew", "close")), (FileArea, ("close",))):
             for method in methods:
                 patch.setattr(kind, method, self._noting(kind, getattr(kind, method)))
 

@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol
 from ..engine.results import PackedRuns
 from ..inputs import Inputs, Kind, Source
 from .mappings import Mappings
-from .memory_file import Area, MemoryFile
+from .memory_file import FileArea, MemoryFile
 from .windows import MAX_REGISTER_BYTES, Place, Windows
 
 __all__ = ["AbortedAccessError", "Copier", "GuestMemoryError", "MemoryAccess"]
@@ -50,7 +50,7 @@ class _Piece(NamedTuple):
 
     gpa: int
     file: MemoryFile
-    area: Area | None
+    area: FileArea | None
     offset: int
     length: int
 

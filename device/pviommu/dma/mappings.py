@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from vfio_user import DmaMapping
 
 from ..engine.results import ADDRESS_LIMIT
-from .memory_file import Area, MemoryFile
+from .memory_file import FileArea, MemoryFile
 
 __all__ = ["Mapping", "Mappings", "WouldCutError", "in_words"]
 
@@ -26,7 +26,7 @@ class Mapping:
     readable: bool
     writable: bool
     file: MemoryFile | None
-    area: Area | None = field(default=None, compare=False)
+    area: FileArea | None = field(default=None, compare=False)
     """the file's bytes, if they are mapped"""
 
     @property

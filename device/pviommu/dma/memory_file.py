@@ -17,7 +17,7 @@ from vfio_user.memory_kind import Kind, NotMemoryError, kind_of
 from ..inputs import Inputs, LiveInputs, Source
 from ..inputs import Kind as InputKind
 
-__all__ = ["MOST_FILES", "PER_FILE", "Area", "Guard", "MemoryFile", "MemoryFiles"]
+__all__ = ["MOST_FILES", "PER_FILE", "FileArea", "Guard", "MemoryFile", "MemoryFiles"]
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class Guard(Protocol):
         """How many bytes of ``data`` come before the first that could not be written."""
 
 
-class Area:
+class FileArea:
     """The first ``size`` bytes of a file, mapped. It stays where it is until it is closed."""
 
     def __init__(self, fd: int, size: int, guard: Guard | None, inputs: Inputs) -> None:
@@ -80,7 +80,7 @@ class MemoryFile:
         self.kind = kind
         self.size = kind.size
         self.users = 0
-        self._areas: list[Area] = []
+        self._areas: list[FileArea] = []
 
     @property
     def key(self) -> tuple[int, int]:
@@ -97,7 +97,7 @@ class MemoryFile:
         """Whether it is mapped, but has grown since, so that :meth:`area` maps it again."""
         return bool(self._areas) and self._areas[-1].size < self.size
 
-    def area(self, guard: Guard | None) -> Area | None:
+    def area(self, guard: Guard | None) -> FileArea | None:
         """All of it as memory; None if it is to be read and written by system calls. Raises :class:`OSError`, and
         :class:`NotMemoryError` if neither can be done.
         """
@@ -115,7 +115,7 @@ class MemoryFile:
             guard = None
         if len(self._areas) == MAX_AREAS:
             raise NotMemoryError(f"it has grown {MAX_AREAS} times while it was in use")
-        self._areas.append(Area(self.fd, self.size, guard, self._inputs))
+        self._areas.append(FileArea(self.fd, self.size, guard, self._inputs))
         return self._areas[-1]
 
     def close(self) -> None:
@@ -168,7 +168,7 @@ class MemoryFiles:
             del self._files[file.key, file.kind.writable]
             file.close()
 
-    def area(self, file: MemoryFile) -> Area | None:
+    def area(self, file: MemoryFile) -> FileArea | None:
         """As :meth:`MemoryFile.area`; logs once per file that it is slow."""
         area = file.area(self.guard)
         if area is None and file.key not in self._told:
