@@ -20,7 +20,7 @@ from typing import Any, Generic, NamedTuple, ParamSpec, Protocol, TypeVar
 
 from vfio_user import transport
 
-__all__ = ["Inputs", "Kind", "LiveInputs", "Outcome", "Poller", "Source"]
+__all__ = ["InputKind", "Inputs", "LiveInputs", "Outcome", "Poller", "Source"]
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -47,7 +47,7 @@ class Outcome(Generic[_T_co]):
         return value
 
 
-class Kind(enum.Enum):
+class InputKind(enum.Enum):
     """Kinds of input."""
 
     CLOCK = "clock"
@@ -75,7 +75,7 @@ class Kind(enum.Enum):
 class Source(NamedTuple):
     """The source of an input."""
 
-    kind: Kind
+    kind: InputKind
     owner: str | int = ""
     """the function, or the number, that it belongs to, if there are several"""
 

@@ -17,17 +17,17 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
-from .inputs import Inputs, Kind, Outcome, Poller, Source
+from .inputs import InputKind, Inputs, Outcome, Poller, Source
 
 __all__ = ["DivergedError", "Entry", "JournalEndError", "JournalInputs", "ReplayInputs", "Unconnected"]
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
-_CLOCK = Source(Kind.CLOCK)
-_PROCESSOR_TIME = Source(Kind.PROCESSOR_TIME)
-_READY = Source(Kind.READY)
-_FINISHED = Source(Kind.FINISHED)
+_CLOCK = Source(InputKind.CLOCK)
+_PROCESSOR_TIME = Source(InputKind.PROCESSOR_TIME)
+_READY = Source(InputKind.READY)
+_FINISHED = Source(InputKind.FINISHED)
 
 
 class JournalEndError(BaseException):

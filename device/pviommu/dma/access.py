@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Protocol
 
 from ..engine.results import PackedRuns
-from ..inputs import Inputs, Kind, Source
+from ..inputs import InputKind, Inputs, Source
 from .mappings import Mappings
 from .memory_file import FileArea, MemoryFile
 from .windows import MAX_REGISTER_BYTES, Place, Windows
@@ -80,7 +80,7 @@ class MemoryAccess:
 
     def __init__(self, inputs: Inputs, name: str = "") -> None:
         """``name``: of the function."""
-        self._source, self._written = Source(Kind.GUEST_MEMORY, name), Source(Kind.WRITTEN, name)
+        self._source, self._written = Source(InputKind.GUEST_MEMORY, name), Source(InputKind.WRITTEN, name)
         self._inputs = inputs
         self._copy = inputs.copies(self._source)
         self._pread = inputs.files(self._source)

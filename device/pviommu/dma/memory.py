@@ -18,7 +18,7 @@ from vfio_user.memory_kind import NotMemoryError, check_memory
 
 from ..engine.ranges import FrameRanges
 from ..engine.results import ADDRESS_LIMIT, PAGE_SHIFT
-from ..inputs import Inputs, Kind, Source
+from ..inputs import InputKind, Inputs, Source
 from .access import MemoryAccess
 from .mappings import Mapping, WouldCutError, in_words
 from .memory_file import MemoryFile, MemoryFiles
@@ -46,8 +46,8 @@ class GuestMemory(MemoryAccess):
         """
         super().__init__(inputs, name)
         self._name = name
-        self._check_memory = inputs.of(Source(Kind.DESCRIPTOR, name), check_memory)
-        self._close = inputs.of(Source(Kind.CLOSED, name), os.close)
+        self._check_memory = inputs.of(Source(InputKind.DESCRIPTOR, name), check_memory)
+        self._close = inputs.of(Source(InputKind.CLOSED, name), os.close)
         self._changed = changed
         self._files = MemoryFiles(inputs) if files is None else files
         self.policy = MapPolicy(self._mappings)

@@ -12,10 +12,9 @@ import mmap
 import os
 from typing import Protocol
 
-from vfio_user.memory_kind import Kind, NotMemoryError, kind_of
+from vfio_user.memory_kind import DescriptorKind, NotMemoryError, kind_of
 
-from ..inputs import Inputs, LiveInputs, Source
-from ..inputs import Kind as InputKind
+from ..inputs import InputKind, Inputs, LiveInputs, Source
 
 __all__ = ["MOST_FILES", "PER_FILE", "FileArea", "Guard", "MemoryFile", "MemoryFiles"]
 
@@ -73,7 +72,7 @@ class FileArea:
 class MemoryFile:
     """A file with guest memory. ``users`` counts the ranges in it, of all functions."""
 
-    def __init__(self, fd: int, kind: Kind, inputs: Inputs) -> None:
+    def __init__(self, fd: int, kind: DescriptorKind, inputs: Inputs) -> None:
         """Takes ownership of ``fd``."""
         self._inputs = inputs
         self.fd = fd
@@ -141,7 +140,7 @@ class MemoryFiles:
     def __len__(self) -> int:
         return len(self._files)
 
-    def open(self, fd: int, to_write: bool, kind: Kind | None = None) -> MemoryFile:
+    def open(self, fd: int, to_write: bool, kind: DescriptorKind | None = None) -> MemoryFile:
         """The file of ``fd``. Takes ownership of ``fd``, also when this raises. :meth:`release` it, if it gets no
         users. ``kind``: the result of :func:`kind_of`, if it is known.
 

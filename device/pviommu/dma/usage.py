@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 
-from ..inputs import Inputs, Kind, Source
+from ..inputs import InputKind, Inputs, Source
 from .mappings import Mapping, Mappings
 
 __all__ = ["PROBED_SIZE", "is_used_by_guest"]
@@ -24,7 +24,7 @@ def is_used_by_guest(mappings: Mappings, inputs: Inputs, step_ns: int, name: str
     """
     if not mappings:
         return True
-    read = inputs.files(Source(Kind.GUEST_MEMORY, name))
+    read = inputs.files(Source(InputKind.GUEST_MEMORY, name))
     deadline = inputs.now_ns() + step_ns
     next_start, end, left = 0, -1, 0
     while (mapping := mappings.next_from(next_start)) is not None:  # they may change between steps

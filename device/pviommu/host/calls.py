@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from ..hosted import MayGoOn, Owner
-from ..inputs import Inputs, Kind, Outcome, Source
+from ..inputs import InputKind, Inputs, Outcome, Source
 from .watches import Watches
 from .workers import Workers
 
@@ -26,9 +26,9 @@ class Calls:
         self._left: deque[Callable[[], None]] = deque()
         self._workers = Workers(inputs, self._wake)
         self._end = threading.Lock()
-        self._read = inputs.of(Source(Kind.READY, _NAME), os.eventfd_read)
-        self._close = inputs.of(Source(Kind.CLOSED, _NAME), os.close)
-        self.fd = inputs.of(Source(Kind.OPENED, _NAME), os.eventfd)(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._read = inputs.of(Source(InputKind.READY, _NAME), os.eventfd_read)
+        self._close = inputs.of(Source(InputKind.CLOSED, _NAME), os.close)
+        self.fd = inputs.of(Source(InputKind.OPENED, _NAME), os.eventfd)(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         """-1 after the end"""
         self._watch = watches.add(self.fd, self._go_on)
 

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 from ..hosted import Owner
-from ..inputs import Inputs, Kind, Outcome, Source
+from ..inputs import InputKind, Inputs, Outcome, Source
 
 __all__ = ["THREADS", "Workers"]
 
@@ -42,7 +42,7 @@ class Workers:
         self._idle = 0
         self._threads = 0
         self._closed = False
-        self._begin = inputs.of(Source(Kind.WORKER), self._hand_over)
+        self._begin = inputs.of(Source(InputKind.WORKER), self._hand_over)
 
     def submit(self, owner: Owner, work: Callable[[], _T], callback: Callable[[Outcome[_T]], None]) -> None:
         """See :meth:`pviommu.hosted.Host.submit`."""

@@ -16,7 +16,7 @@ from vfio_user import transport
 from vfio_user.foreign import Closer
 
 from ..hosted import Host, Watch
-from ..inputs import Inputs, Kind, Source
+from ..inputs import InputKind, Inputs, Source
 from ..pci.function import PciFunction
 
 __all__ = ["REST_NS", "Listeners", "close_all", "listen_all"]
@@ -92,8 +92,8 @@ class Listeners:
         self._sockets: dict[int, tuple[socket.socket, PciFunction]] = {}
         self._watches: dict[int, Watch] = {}
         self._complained: set[tuple[int, int]] = set()
-        self._open_spare = inputs.of(Source(Kind.OPENED, "refusing clients"), _spare)
-        self._close_spare = inputs.of(Source(Kind.CLOSED, "refusing clients"), os.close)
+        self._open_spare = inputs.of(Source(InputKind.OPENED, "refusing clients"), _spare)
+        self._close_spare = inputs.of(Source(InputKind.CLOSED, "refusing clients"), os.close)
         self._spare = self._open_spare()
 
     def add(self, sock: socket.socket, function: PciFunction) -> None:
@@ -125,7 +125,7 @@ class Listeners:
         return None if client is None else (client, function)
 
     def _accept(self, sock: socket.socket, function: PciFunction) -> socket.socket | None:
-        return self._inputs.of(Source(Kind.CLIENT, function.name), transport.accept)(sock)
+        return self._inputs.of(Source(InputKind.CLIENT, function.name), transport.accept)(sock)
 
     def _failed(self, fd: int, error: OSError) -> None:
         """Tell the client at once by hanging up, with a descriptor that was kept for that; or rest."""

@@ -11,7 +11,7 @@ from vfio_user import RequestError, State
 from vfio_user.foreign import Closer
 
 from ..hosted import Host, MayGoOn
-from ..inputs import Inputs, Kind, Source
+from ..inputs import InputKind, Inputs, Source
 from ..pci.function import PciFunction
 from .closing import Closers
 from .connection import Connection
@@ -46,7 +46,7 @@ class VfioUser:
 
     def serve(self, sock: socket.socket, function: PciFunction) -> None:
         """Serve clients of ``function`` from now on: those of a listening socket, or the one that is connected."""
-        if self._inputs.of(Source(Kind.CLIENT, function.name), _is_listening)(sock):
+        if self._inputs.of(Source(InputKind.CLIENT, function.name), _is_listening)(sock):
             self._listeners.add(sock, function)
         else:
             self._connect(sock, function)
@@ -76,7 +76,7 @@ class VfioUser:
         self._see_to(self._closers[function.name])
 
     def _connect(self, sock: socket.socket, function: PciFunction) -> None:
-        peer = self._inputs.of(Source(Kind.PEER, function.name), peer_of)(sock)
+        peer = self._inputs.of(Source(InputKind.PEER, function.name), peer_of)(sock)
         refusal = self._why_not(function, peer)
         if refusal and self._close_gone():
             refusal = self._why_not(function, peer)
