@@ -6,7 +6,7 @@ import select
 from collections.abc import Callable
 from typing import NamedTuple, Protocol, TypeVar
 
-from .inputs import Outcome
+from .inputs import WorkOutcome
 
 __all__ = ["HUNG_UP", "STOPPED_NS", "Host", "MayGoOn", "Owner", "Poll", "Pollable", "Timer", "Watch"]
 
@@ -111,7 +111,7 @@ class Host(Protocol):
     def call(self, callback: Callable[[], None]) -> None:
         """From any thread: have the loop call ``callback`` soon."""
 
-    def submit(self, owner: Owner, work: Callable[[], _T], callback: Callable[[Outcome[_T]], None]) -> None:
+    def submit(self, owner: Owner, work: Callable[[], _T], callback: Callable[[WorkOutcome[_T]], None]) -> None:
         """Do ``work``, which may block and must not touch the device, in another thread, and call ``callback`` with its
         outcome, unless the generation of ``owner`` has changed by then; work that has not begun by then is not done at
         all.

@@ -20,7 +20,7 @@ from typing import Any, Generic, NamedTuple, ParamSpec, Protocol, TypeVar
 
 from vfio_user import transport
 
-__all__ = ["InputKind", "Inputs", "LiveInputs", "Outcome", "Poller", "Source"]
+__all__ = ["InputKind", "Inputs", "LiveInputs", "Poller", "Source", "WorkOutcome"]
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -31,7 +31,7 @@ _MOST_SELECTED = 1024
 
 
 @dataclass(frozen=True)
-class Outcome(Generic[_T_co]):
+class WorkOutcome(Generic[_T_co]):
     """The outcome of work in another thread: a value, or the exception that ended it."""
 
     job: int
@@ -135,7 +135,7 @@ class Inputs(Protocol):
     def wait(self, poller: Any, timeout_ms: float) -> Sequence[tuple[int, int]]:
         """The descriptors that are ready: ``(fd, events)`` pairs, after at most ``timeout_ms`` (-1: no limit)."""
 
-    def outcomes(self, finished: deque[Outcome[Any]]) -> Sequence[Outcome[Any]]:
+    def outcomes(self, finished: deque[WorkOutcome[Any]]) -> Sequence[WorkOutcome[Any]]:
         """The outcomes that other threads have added to ``finished`` since the last call, in this order."""
 
 
@@ -178,5 +178,5 @@ class LiveInputs:
         return poller.poll(None if timeout_ms < 0 else timeout_ms / 1000)
 
     @staticmethod
-    def outcomes(finished: deque[Outcome[Any]]) -> Sequence[Outcome[Any]]:
+    def outcomes(finished: deque[WorkOutcome[Any]]) -> Sequence[WorkOutcome[Any]]:
         return [finished.popleft() for _ in range(len(finished))]

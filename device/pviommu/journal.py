@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
-from .inputs import InputKind, Inputs, Outcome, Poller, Source
+from .inputs import InputKind, Inputs, Poller, Source, WorkOutcome
 
 __all__ = ["DivergedError", "Entry", "JournalEndError", "JournalInputs", "ReplayInputs", "Unconnected"]
 
@@ -175,8 +175,8 @@ class ReplayInputs:
         ready: Sequence[tuple[int, int]] = self._next(_READY)
         return ready
 
-    def outcomes(self, _finished: deque[Outcome[Any]]) -> Sequence[Outcome[Any]]:
-        outcomes: Sequence[Outcome[Any]] = self._next(_FINISHED)
+    def outcomes(self, _finished: deque[WorkOutcome[Any]]) -> Sequence[WorkOutcome[Any]]:
+        outcomes: Sequence[WorkOutcome[Any]] = self._next(_FINISHED)
         return outcomes
 
 

@@ -12,7 +12,7 @@ from pviommu.counters import Counters
 from pviommu.host.loop import Loop
 from pviommu.host.pacing import Pace
 from pviommu.host.work import Work
-from pviommu.inputs import InputKind, LiveInputs, Outcome, Source
+from pviommu.inputs import InputKind, LiveInputs, Source, WorkOutcome
 from pviommu.journal import DivergedError, Entry, JournalEndError, JournalInputs, ReplayInputs
 from pviommu.machine import Machine
 from pviommu.pci.function import Environment
@@ -118,4 +118,4 @@ def test_the_work_of_a_thread_is_not_done_again_and_what_came_of_it_is_told() ->
     replayed = ReplayInputs(journal.entries)
     assert played(replayed, turns) == (["done"], turns)
     assert replayed.position == len(journal.entries)
-    assert Entry(Source(InputKind.FINISHED), [Outcome(1, "done")]) in journal.entries
+    assert Entry(Source(InputKind.FINISHED), [WorkOutcome(1, "done")]) in journal.entries

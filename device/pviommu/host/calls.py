@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from ..hosted import MayGoOn, Owner
-from ..inputs import InputKind, Inputs, Outcome, Source
+from ..inputs import InputKind, Inputs, Source, WorkOutcome
 from .watches import Watches
 from .workers import Workers
 
@@ -37,7 +37,7 @@ class Calls:
         self._left.append(callback)
         self._wake()
 
-    def submit(self, owner: Owner, work: Callable[[], _T], callback: Callable[[Outcome[_T]], None]) -> None:
+    def submit(self, owner: Owner, work: Callable[[], _T], callback: Callable[[WorkOutcome[_T]], None]) -> None:
         """See :meth:`pviommu.hosted.Host.submit`."""
         self._workers.submit(owner, work, callback)
 

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from ..counters import Counters
 from ..hosted import STOPPED_NS, MayGoOn, Owner, Poll, Timer, Watch
-from ..inputs import Inputs, Outcome
+from ..inputs import Inputs, WorkOutcome
 from .calls import Calls
 from .pacing import FOREVER, NAP_MS, Pace, naps_end_in_time
 from .timers import Timers
@@ -58,7 +58,7 @@ class Loop:
     def call(self, callback: Callable[[], None]) -> None:
         self.calls.call(callback)
 
-    def submit(self, owner: Owner, work: Callable[[], _T], callback: Callable[[Outcome[_T]], None]) -> None:
+    def submit(self, owner: Owner, work: Callable[[], _T], callback: Callable[[WorkOutcome[_T]], None]) -> None:
         self.calls.submit(owner, work, callback)
 
     def hung_up(self) -> list[Watch]:
