@@ -11,13 +11,13 @@ from fnmatch import fnmatchcase
 from functools import wraps
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
-__all__ = ["Probes", "Rule", "Seen"]
+__all__ = ["ProbeCall", "Probes", "Rule"]
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 
-class Seen(NamedTuple):
+class ProbeCall(NamedTuple):
     """A call at a probe: before it, or after it."""
 
     probe: str
@@ -34,7 +34,7 @@ class Rule(NamedTuple):
 
     pattern: str
     """shell pattern of probes: ``op.unmap_pages.pre``, ``op.*.post``"""
-    told: Callable[[Seen], None]
+    told: Callable[[ProbeCall], None]
     """must not raise; called where it happens"""
 
 
@@ -48,7 +48,7 @@ class Probes:
         """Whether any rule watches one of the sides of ``name``."""
         return bool(self._told(f"{name}.pre") or self._told(f"{name}.post"))
 
-    def _told(self, side: str) -> list[Callable[[Seen], None]]:
+    def _told(self, side: str) -> list[Callable[[ProbeCall], None]]:
         return [rule.told for rule in self._rules if fnmatchcase(side, rule.pattern)]
 
     def probe(self, name: str, call: Callable[_P, _R], owner: str = "") -> Callable[_P, _R]:
@@ -60,7 +60,7 @@ class Probes:
 
         def tell(result: Any, arguments: tuple[Any, ...]) -> None:
             for told in last:
-                told(Seen(after, owner, arguments, result))
+                told(ProbeCall(after, owner, arguments, result))
 
         def in_steps(steps: Generator[Any, Any, Any], arguments: tuple[Any, ...]) -> Generator[Any, Any, Any]:
             result = yield from steps
@@ -70,7 +70,7 @@ class Probes:
         @wraps(call)
         def probed(*arguments: _P.args, **named: _P.kwargs) -> Any:
             for told in first:
-                told(Seen(before, owner, arguments))
+                told(ProbeCall(before, owner, arguments))
             result = call(*arguments, **named)
             if last and isinstance(result, Generator):
                 return in_steps(result, arguments)
