@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pviommu.engine.results import (
         Access,
         Area,
+        EngineUsage,
         NoRuns,
         Outcome,
         Refusal,
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
         TranslationFault,
         TranslationPending,
         UnmapMode,
-        Usage,
     )
     from pviommu.engine.state import EngineState
 
@@ -43,6 +43,7 @@ __all__ = [
     "Engine",
     "EngineConfig",
     "EngineState",
+    "EngineUsage",
     "NestedDomain",
     "NoRuns",
     "Outcome",
@@ -57,7 +58,6 @@ __all__ = [
     "TranslationFault",
     "TranslationPending",
     "UnmapMode",
-    "Usage",
     "Wait",
 ]
 

@@ -162,7 +162,7 @@ class Area(NamedTuple):
     """Whether a map call begins here; what a cut leaves counts as a call, so only a run inside one does not."""
 
 
-class Usage(NamedTuple):
+class EngineUsage(NamedTuple):
     """What is in use."""
 
     domains: int

@@ -19,11 +19,11 @@ from pviommu.engine.results import (
     PAGE_SIZE,
     Access,
     Area,
+    EngineUsage,
     Refusal,
     Run,
     TranslationFault,
     TranslationPending,
-    Usage,
 )
 from pviommu.engine.table import ACCESS_MASK
 
@@ -99,9 +99,9 @@ class Translation:
         """Numbers of the allocated domains in order, the fixed ones not among them."""
         return tuple(self._domains)
 
-    def usage(self) -> Usage:
+    def usage(self) -> EngineUsage:
         domains, pool = self._domains, self._pool
-        return Usage(len(domains.paging), pool.used, pool.total, domains.mapped_pages())
+        return EngineUsage(len(domains.paging), pool.used, pool.total, domains.mapped_pages())
 
     @property
     def iotlb_flushes(self) -> int:

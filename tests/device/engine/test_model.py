@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from pviommu.engine import Access, Engine, EngineConfig, ReservedRegion, TranslationFault, UnmapMode, Usage
+from pviommu.engine import Access, Engine, EngineConfig, EngineUsage, ReservedRegion, TranslationFault, UnmapMode
 from pviommu.interfaces.pv.contexts import Contexts, DefaultPolicy
 
 from .extended_model import ExtendedModel
@@ -225,7 +225,7 @@ class EngineHistory(RuleBasedStateMachine):
 
     @invariant()
     def usage_agrees(self):
-        assert self.engine.usage() == Usage(*self.model.usage())
+        assert self.engine.usage() == EngineUsage(*self.model.usage())
         assert self.contexts.max_contexts == self.model.max_contexts
         assert self.engine.endpoints() == self.model.attached
         assert {stream for stream in self.model.attached if self.engine.is_blocked(stream)} == self.model.blocked

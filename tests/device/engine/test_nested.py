@@ -11,6 +11,7 @@ from pviommu.engine import (
     IDENTITY,
     Access,
     Engine,
+    EngineUsage,
     ParentRefusal,
     Refusal,
     ReservedRegion,
@@ -19,7 +20,6 @@ from pviommu.engine import (
     Stop,
     TranslationFault,
     TranslationPending,
-    Usage,
     Wait,
 )
 
@@ -227,7 +227,7 @@ def test_a_parent_lives_as_long_as_what_stands_on_it(nested):
     assert engine.free_domain(2) is None
     assert not engine.has_nested(1)
     assert engine.free_domain(1) is None
-    assert (engine.domains(), engine.usage()) == ((), Usage(0, 0, 4096, 0))
+    assert (engine.domains(), engine.usage()) == ((), EngineUsage(0, 0, 4096, 0))
 
 
 def test_reset_drops_nested_domains_with_their_parents(nested):

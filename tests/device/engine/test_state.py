@@ -12,6 +12,7 @@ from pviommu.engine import (
     Engine,
     EngineConfig,
     EngineState,
+    EngineUsage,
     Outcome,
     Refusal,
     ReservedRegion,
@@ -20,7 +21,6 @@ from pviommu.engine import (
     Stop,
     TranslationFault,
     UnmapMode,
-    Usage,
 )
 from pviommu.engine.clone import Clone
 from pviommu.engine.pool import Pool
@@ -134,7 +134,7 @@ def test_whatever_an_engine_did_before_a_load_is_gone():
     engine.load(state)
 
     assert engine.save() == state
-    assert engine.usage() == Usage(0, 0, 4096, 0)
+    assert engine.usage() == EngineUsage(0, 0, 4096, 0)
     assert engine.translate(1, 0x1FE000, 4, R) == TranslationFault(0x1FE000, Refusal.NOT_MAPPED, R, 1, IDENTITY)
 
 
@@ -215,7 +215,7 @@ def test_a_state_that_cannot_be_is_refused_and_leaves_an_engine_as_after_reset(c
     with pytest.raises(ValueError, match=text):
         engine.load(change(state), {3: Shifted()})
 
-    assert (engine.domains(), engine.usage()) == ((), Usage(0, 0, 4096, 0))
+    assert (engine.domains(), engine.usage()) == ((), EngineUsage(0, 0, 4096, 0))
     assert (dict(engine.endpoints()), engine.is_blocked(2)) == ({1: IDENTITY, 2: BLOCKED}, False)
 
 
