@@ -32,7 +32,7 @@ from pviommu_abi.shared import MAX_RINGS, SBDF_UNBOUND
 from . import documents, resources, toml_places
 from .documents import WrongValueError
 from .endpoints import ENDPOINTS, WITH_OPTIONS, endpoint_class
-from .engine import PAGE_MASK, PAGE_SHIFT, EngineConfig, ReservedRegion
+from .engine import PAGE_MASK, PAGE_SHIFT, EngineConfig, ReservedFrames
 from .engine.config import MAX_APERTURE_BITS, MIN_APERTURE_BITS
 from .interfaces.pv.config import MAX_CONTEXT, MAX_ENDPOINTS, NO_STREAM, DefaultPolicy, IommuConfig
 from .pci.identity import Identity
@@ -115,14 +115,14 @@ class ReservedEntry(_Entry, frozen=True):
     size: Annotated[int, Meta(ge=1, le=_END, multiple_of=PAGE_MASK + 1, description="size in bytes")]
     kind: Annotated[Literal["direct"], Meta(description="mapped 1:1, readable and writeable")] = "direct"
 
-    def region(self, endpoint: str) -> ReservedRegion:
+    def region(self, endpoint: str) -> ReservedFrames:
         """As frames. Raises :class:`ValueError`."""
         if self.size <= 0 or (self.start | self.size) & PAGE_MASK:
             raise ValueError(
                 f"endpoint {endpoint}: reserved start {self.start:#x} size {self.size:#x} must be multiples of 4096, "
                 "and the size not 0"
             )
-        return ReservedRegion(self.start >> PAGE_SHIFT, (self.start + self.size >> PAGE_SHIFT) - 1, self.kind)
+        return ReservedFrames(self.start >> PAGE_SHIFT, (self.start + self.size >> PAGE_SHIFT) - 1, self.kind)
 
 
 class EndpointEntry(_Entry, frozen=True):

@@ -9,7 +9,7 @@ import pytest
 from pviommu.counters import Counters
 from pviommu.endpoints.options import Options
 from pviommu.endpoints.xor import Xor, XorOptions
-from pviommu.engine import ReservedRegion
+from pviommu.engine import ReservedFrames
 from pviommu.inputs import LiveInputs
 from pviommu.interfaces.pv.contexts import DefaultPolicy
 from pviommu.machine import Machine
@@ -53,7 +53,7 @@ def test_every_key_reaches_the_configuration(tmp_path: Path) -> None:
     assert (config.identity.vendor, config.identity.device) == (0x1AF4, 0x10FF)
     assert config.streams == (9,)
     assert dict(config.fixed_bindings) == {9: 0x000102FF}
-    assert dict(config.reserved) == {9: (ReservedRegion(0x7D000, 0x7D001, "direct"),)}
+    assert dict(config.reserved) == {9: (ReservedFrames(0x7D000, 0x7D001, "direct"),)}
     assert (config.allowed, config.remote_cmd) == (False, False)
 
 

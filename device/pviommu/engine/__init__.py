@@ -7,7 +7,7 @@ can be model-checked, fuzzed and replayed.
 import importlib
 from typing import TYPE_CHECKING
 
-from pviommu.engine.config import DIRECT, MAX_DOMAIN, MSI_WINDOW, EngineConfig, ReservedRegion
+from pviommu.engine.config import DIRECT, MAX_DOMAIN, MSI_WINDOW, EngineConfig, ReservedFrames
 from pviommu.engine.frames import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ __all__ = [
     "Parent",
     "ParentRefusal",
     "Refusal",
-    "ReservedRegion",
+    "ReservedFrames",
     "Run",
     "Stage1Run",
     "Stage1Walker",

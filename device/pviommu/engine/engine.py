@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from types import MappingProxyType
 
 from pviommu.engine.clone import Clone
-from pviommu.engine.config import ReservedRegion
+from pviommu.engine.config import ReservedFrames
 from pviommu.engine.domain import IDENTITY
 from pviommu.engine.nested import NestedDomain, Stage1Walker
 from pviommu.engine.ranges import FrameRanges
@@ -99,7 +99,7 @@ class Engine(Translation):
 
     # Endpoints
 
-    def add_endpoint(self, stream: int, direct: Sequence[ReservedRegion] = (), domain: int = IDENTITY) -> None:
+    def add_endpoint(self, stream: int, direct: Sequence[ReservedFrames] = (), domain: int = IDENTITY) -> None:
         """A new endpoint with its direct regions, attached to IDENTITY or BLOCKED.
 
         Raises ValueError for a stream that exists already, for a region of another kind or outside the aperture, for

@@ -1,6 +1,6 @@
 """Clones: 1:1 of guest RAM, following memory as it comes and goes."""
 
-from pviommu.engine import Access, Area, Engine, EngineConfig, Outcome, Refusal, ReservedRegion, Stop, TranslationFault
+from pviommu.engine import Access, Area, Engine, EngineConfig, Outcome, Refusal, ReservedFrames, Stop, TranslationFault
 from pviommu.engine.clone import EDITED_BLOCKS, Clone
 from pviommu.engine.pool import Pool
 from pviommu.engine.table import PageTable
@@ -155,7 +155,7 @@ def test_what_one_clone_returns_to_the_pool_another_may_take():
 
 def test_a_clone_follows_beneath_a_direct_region():
     engine = new_clone(LOW)
-    engine.add_endpoint(2, [ReservedRegion(0x2000, 0x2001, "direct")])
+    engine.add_endpoint(2, [ReservedFrames(0x2000, 0x2001, "direct")])
     engine.attach(2, 1)
 
     engine.set_ram([LOW, HIGH])

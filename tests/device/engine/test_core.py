@@ -1,6 +1,6 @@
 import pytest
 
-from pviommu.engine import Access, Engine, EngineConfig, Refusal, ReservedRegion, Run, TranslationFault
+from pviommu.engine import Access, Engine, EngineConfig, Refusal, ReservedFrames, Run, TranslationFault
 from pviommu.engine.core import PythonCore
 from pviommu.engine.ranges import FrameRanges
 from pviommu.engine.results import FRAME_LIMIT
@@ -43,7 +43,7 @@ def core():
 def engine(core):
     made = Engine(EngineConfig(reserved=()), core)
     made.set_ram([(0, 0xFF)])
-    made.add_endpoint(STREAM, [ReservedRegion(0x20, 0x2F, "direct")])
+    made.add_endpoint(STREAM, [ReservedFrames(0x20, 0x2F, "direct")])
     made.alloc_paging(1)
     core.told.clear()
     return made

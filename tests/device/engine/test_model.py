@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from pviommu.engine import Access, Engine, EngineConfig, EngineUsage, ReservedRegion, TranslationFault, UnmapMode
+from pviommu.engine import Access, Engine, EngineConfig, EngineUsage, ReservedFrames, TranslationFault, UnmapMode
 from pviommu.interfaces.pv.contexts import Contexts, DefaultPolicy
 
 from .extended_model import ExtendedModel
@@ -65,7 +65,7 @@ class EngineHistory(RuleBasedStateMachine):
         self.engine = make(self.config)
         self.contexts = Contexts(self.engine, 3, DefaultPolicy.IDENTITY)
         for stream, pairs in REGIONS.items():
-            self.contexts.add_endpoint(stream, [ReservedRegion(*pair, "direct") for pair in pairs])
+            self.contexts.add_endpoint(stream, [ReservedFrames(*pair, "direct") for pair in pairs])
 
     def teardown(self):
         if self.deferral is not None:

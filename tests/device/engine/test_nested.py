@@ -14,7 +14,7 @@ from pviommu.engine import (
     EngineUsage,
     ParentRefusal,
     Refusal,
-    ReservedRegion,
+    ReservedFrames,
     Run,
     Stage1Run,
     Stop,
@@ -254,7 +254,7 @@ def test_only_a_paging_domain_is_a_parent_and_a_number_is_had_once(nested):
 
 def test_direct_regions_go_into_the_parent_and_stay_while_one_goes_from_one_child_to_another(nested):
     engine = nested.engine
-    engine.add_endpoint(8, [ReservedRegion(0x100, 0x100, "direct")])
+    engine.add_endpoint(8, [ReservedFrames(0x100, 0x100, "direct")])
     engine.alloc_nested(3, 1, nested.walker)
 
     assert engine.attach(8, 2) is None

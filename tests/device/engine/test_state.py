@@ -15,7 +15,7 @@ from pviommu.engine import (
     EngineUsage,
     Outcome,
     Refusal,
-    ReservedRegion,
+    ReservedFrames,
     Run,
     Stage1Run,
     Stop,
@@ -28,7 +28,7 @@ from pviommu.engine.state import CloneState, NestedState, PagingState, TableStat
 from pviommu.engine.table import CLONE, PageTable
 
 R, W, RW = Access.READ, Access.WRITE, Access.READ | Access.WRITE
-REGION = ReservedRegion(0x500, 0x503, "direct")
+REGION = ReservedFrames(0x500, 0x503, "direct")
 
 
 class Shifted:

@@ -9,7 +9,7 @@ from pviommu.engine import (
     EngineUsage,
     Outcome,
     Refusal,
-    ReservedRegion,
+    ReservedFrames,
     Stop,
     TranslationFault,
 )
@@ -17,7 +17,7 @@ from pviommu.interfaces.pv.contexts import Contexts, ContextStop, DefaultPolicy
 
 R, W, RW = Access.READ, Access.WRITE, Access.READ | Access.WRITE
 STREAM = 7
-REGION = ReservedRegion(0x500, 0x503, "direct")
+REGION = ReservedFrames(0x500, 0x503, "direct")
 
 
 def new_contexts(*regions, max_contexts=255, policy=DefaultPolicy.IDENTITY, **fields):
@@ -229,7 +229,7 @@ def test_what_is_held_leaves_its_context_with_its_regions_which_are_mapped_nowhe
 
 def test_two_endpoints_whose_regions_are_in_conflict_can_both_be_held():
     contexts = new_contexts(REGION)
-    contexts.add_endpoint(8, (ReservedRegion(0x503, 0x504, "direct"),))
+    contexts.add_endpoint(8, (ReservedFrames(0x503, 0x504, "direct"),))
     contexts.alloc()
     contexts.attach(8, 2)
 
