@@ -18,7 +18,7 @@ from .interfaces.pv.function import PvIommu
 from .interfaces.pv.ring_core import DeviceCore
 from .pci.capabilities import endpoint as endpoint_capability
 from .pci.function import Environment, PciFunction
-from .topology import EndpointEntry, Topology
+from .topology import EndpointSection, Topology
 
 __all__ = ["Machine", "build_endpoint"]
 
@@ -27,7 +27,7 @@ AnyEndpoint = TypeVar("AnyEndpoint", bound=Endpoint)
 
 def build_endpoint(
     kind: type[AnyEndpoint],
-    entry: EndpointEntry,
+    entry: EndpointSection,
     iommu: PvIommu,
     environment: Environment,
     core: DeviceCore | None = None,

@@ -38,9 +38,9 @@ from .interfaces.pv.config import MAX_CONTEXT, MAX_ENDPOINTS, NO_STREAM, Default
 from .pci.identity import Identity
 
 __all__ = [
-    "EndpointEntry",
-    "IommuEntry",
-    "ReservedEntry",
+    "EndpointSection",
+    "IommuSection",
+    "ReservedSection",
     "Topology",
     "TopologyError",
     "find",
@@ -61,7 +61,7 @@ class TopologyError(Exception):
     """A topology that cannot be read or breaks a rule; the text names the file, the value and the rule."""
 
 
-class _Entry(msgspec.Struct, forbid_unknown_fields=True, rename="kebab", frozen=True):
+class _Section(msgspec.Struct, forbid_unknown_fields=True, rename="kebab", frozen=True):
     pass
 
 
@@ -74,7 +74,7 @@ def _identity(description: str) -> Meta:
     return Meta(ge=1, le=_MAX_ID, description=description, extra_json_schema=words)
 
 
-class IommuEntry(_Entry, frozen=True):
+class IommuSection(_Section, frozen=True):
     """``[iommu]``: the PV-IOMMU."""
 
     name: Annotated[str, _named("name of the function; its socket is NAME.sock")] = "iommu"
@@ -108,7 +108,7 @@ class IommuEntry(_Entry, frozen=True):
     device_id: Annotated[int, _identity("PCI device ID")] = abi.IOMMU_DEVICE_ID
 
 
-class ReservedEntry(_Entry, frozen=True):
+class ReservedSection(_Section, frozen=True):
     """``[[endpoint.reserved]]``: device addresses that are mapped 1:1 wherever the endpoint is attached."""
 
     start: Annotated[int, Meta(ge=0, lt=_END, multiple_of=PAGE_MASK + 1, description="address of the first byte")]
@@ -125,7 +125,7 @@ class ReservedEntry(_Entry, frozen=True):
         return ReservedFrames(self.start >> PAGE_SHIFT, (self.start + self.size >> PAGE_SHIFT) - 1, self.kind)
 
 
-class EndpointEntry(_Entry, frozen=True):
+class EndpointSection(_Section, frozen=True):
     """``[[endpoint]]``: an emulated device behind the PV-IOMMU."""
 
     name: Annotated[str, _named("name of the function; its socket is NAME.sock")]
@@ -144,7 +144,7 @@ class EndpointEntry(_Entry, frozen=True):
         ]
         | None
     ) = None
-    reserved: tuple[ReservedEntry, ...] = ()
+    reserved: tuple[ReservedSection, ...] = ()
     options: Any = None
     """those of its kind, an :class:`.endpoints.options.Options`, or None for their defaults. They are no table of their
     own in a file, but keys beside the others."""
@@ -167,11 +167,11 @@ class EndpointEntry(_Entry, frozen=True):
         return sbdf
 
 
-class Topology(_Entry, frozen=True):
+class Topology(_Section, frozen=True):
     """A pviommu topology: the functions of one virtual machine."""
 
-    iommu: IommuEntry = msgspec.field(default_factory=IommuEntry)
-    endpoint: Annotated[tuple[EndpointEntry, ...], Meta(max_length=MAX_ENDPOINTS)] = ()
+    iommu: IommuSection = msgspec.field(default_factory=IommuSection)
+    endpoint: Annotated[tuple[EndpointSection, ...], Meta(max_length=MAX_ENDPOINTS)] = ()
 
     def names(self) -> list[str]:
         """Of all functions, the PV-IOMMU first."""
@@ -260,7 +260,7 @@ class Topology(_Entry, frozen=True):
         )
 
 
-_ENDPOINT_KEYS = [field.encode_name for field in msgspec.structs.fields(EndpointEntry) if field.name != "options"]
+_ENDPOINT_KEYS = [field.encode_name for field in msgspec.structs.fields(EndpointSection) if field.name != "options"]
 
 
 def _apart(document: dict[str, Any]) -> dict[str, Any]:
@@ -312,7 +312,7 @@ def _line(number: int | None) -> str:
 def schema() -> dict[str, Any]:
     """The JSON Schema of a topology file."""
     made = documents.schema(Topology, "pviommu topology")
-    entry = made["$defs"]["EndpointEntry"]
+    entry = made["$defs"]["EndpointSection"]
     del entry["properties"]["options"]
     of_kinds = [_schema_of_options(kind) for kind in ENDPOINTS]
     entry["allOf"] = [options for options in of_kinds if options]

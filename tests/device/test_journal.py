@@ -16,7 +16,7 @@ from pviommu.inputs import InputKind, LiveInputs, Source, WorkOutcome
 from pviommu.journal import DivergedError, Entry, JournalEndError, JournalInputs, ReplayInputs
 from pviommu.machine import Machine
 from pviommu.pci.function import Environment
-from pviommu.topology import EndpointEntry, Topology
+from pviommu.topology import EndpointSection, Topology
 from vfio_user import RequestError
 
 SENT = Source(InputKind.SENT, "dma0")
@@ -97,7 +97,9 @@ class Owner:
 def played(inputs: object, turns: int | None) -> tuple[list[str], int]:
     """A loop with work for a thread, until it is told of: what it was told, and the turns it took."""
     told: list[str] = []
-    machine = Machine.build(Topology(endpoint=(EndpointEntry("dma0", "dma-test", 1),)), Environment(inputs, Counters()))  # type: ignore[arg-type]
+    machine = Machine.build(
+        Topology(endpoint=(EndpointSection("dma0", "dma-test", 1),)), Environment(inputs, Counters())
+    )  # type: ignore[arg-type]
     loop = Loop(Work(machine), inputs, machine.counters, Pace())  # type: ignore[arg-type]
     work = (lambda: "done") if turns is None else never
     loop.submit(Owner(), work, lambda outcome: told.append(outcome.result()))

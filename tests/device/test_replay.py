@@ -27,7 +27,7 @@ from pviommu.machine import Machine
 from pviommu.native.core import NativeCore
 from pviommu.pci.function import Environment
 from pviommu.pci.shared_memory import SharedMemory
-from pviommu.topology import EndpointEntry, IommuEntry, Topology
+from pviommu.topology import EndpointSection, IommuSection, Topology
 from pviommu.transports.listening import close_all, listen_all
 from pviommu_abi.dma_test import DescriptorFlags, DescriptorStatus, DmaOp
 from pviommu_abi.slots import Errno
@@ -36,7 +36,9 @@ from vfio_user import RemoteError
 from ..wire.guest import RAM_SIZE, Guest
 from .native.conftest import make_library
 
-TOPOLOGY = Topology(IommuEntry(rings=2), (EndpointEntry("dma0", "dma-test", 1), EndpointEntry("dma1", "dma-test", 2)))
+TOPOLOGY = Topology(
+    IommuSection(rings=2), (EndpointSection("dma0", "dma-test", 1), EndpointSection("dma1", "dma-test", 2))
+)
 IOVA, GPA, BAR = 0x40000000, 0x100000, 0x8_0000_0000
 DFN, GFN = IOVA >> 12, GPA >> 12
 SLOW, SLOW_SIZE = 1 << 32, 1 << 20

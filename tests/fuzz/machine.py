@@ -18,7 +18,7 @@ from pviommu.inputs import LiveInputs
 from pviommu.machine import Machine
 from pviommu.pci.config_space import Identity
 from pviommu.pci.function import Environment, PciFunction
-from pviommu.topology import EndpointEntry, IommuEntry, ReservedEntry, Topology
+from pviommu.topology import EndpointSection, IommuSection, ReservedSection, Topology
 from vfio_user import (
     Command,
     DmaMapping,
@@ -153,10 +153,10 @@ def bare_function() -> PciFunction:
 
 @contextlib.contextmanager
 def small_machine(
-    iommu: IommuEntry | None = None,
+    iommu: IommuSection | None = None,
     inputs: LiveInputs | None = None,
     ram: int | None = None,
-    direct: tuple[ReservedEntry, ...] = (),
+    direct: tuple[ReservedSection, ...] = (),
 ) -> Iterator[Machine]:
     """A PV-IOMMU and a DMA test engine, ``dma0``, which has ``direct`` regions, with the memory of ``ram`` at 0.
 
@@ -165,7 +165,7 @@ def small_machine(
     before = open_descriptors()
     with nothing_raised():
         machine = build(
-            Topology(iommu or IommuEntry(rings=2), (EndpointEntry("dma0", "dma-test", STREAM, reserved=direct),)),
+            Topology(iommu or IommuSection(rings=2), (EndpointSection("dma0", "dma-test", STREAM, reserved=direct),)),
             inputs,
         )
         try:

@@ -15,7 +15,7 @@ from pviommu.dma.windows import MAX_REGISTER_BYTES
 from pviommu.engine import Access
 from pviommu.host.work import Work
 from pviommu.machine import Machine
-from pviommu.topology import IommuEntry, ReservedEntry
+from pviommu.topology import IommuSection, ReservedSection
 from pviommu_abi import dma_test, own, xen_2024, xen_v7
 from pviommu_abi.own import OwnOp
 from pviommu_abi.registers import REGISTER, REGISTER_BAR, REGISTERS, Profile, RingControl
@@ -37,7 +37,7 @@ DEVFN = 0x28
 RAM_PAGES = RAM_SIZE >> 12
 DMA_LIMIT = 0x40000
 MSI = (0xFEE00, 0xFEEFF)
-DIRECT = (ReservedEntry(0x10000, 0x4000), ReservedEntry(0x7FFFF000, 0x2000))
+DIRECT = (ReservedSection(0x10000, 0x4000), ReservedSection(0x7FFFF000, 0x2000))
 _SPREAD = (0, 0, 8, 9, 17, 18, 20, 27, 51, 56)
 _MASK = 0xFFFFFFFF
 _MASK_64 = (1 << 64) - 1
@@ -66,7 +66,7 @@ def target(data: bytes) -> None:
     """Nothing raises, one bad request fails alone, and the engine's books are right after every step of work."""
     feed = Feed(data)
     limits, profile = feed.u8(), feed.u8()
-    entry = IommuEntry(
+    entry = IommuSection(
         rings=RINGS,
         contexts=(3, 1, 255, 8)[limits & 3],
         pool_pages=(24, 3, 4096, 64)[limits >> 2 & 3],

@@ -14,7 +14,7 @@ from pviommu.host.pacing import Pace
 from pviommu.host.server import Server
 from pviommu.inputs import LiveInputs
 from pviommu.pci.function import Environment
-from pviommu.topology import EndpointEntry, Topology
+from pviommu.topology import EndpointSection, Topology
 
 __all__ = ["COUNTS", "judge_idle", "measure_idle"]
 
@@ -34,7 +34,7 @@ class _Polling(Pace):
 def _server(core: str, endpoints: int) -> Iterator[Server]:
     """Of a machine that nobody is connected to."""
     inputs = LiveInputs()
-    entries = tuple(EndpointEntry(f"e{n}", "template", n + 1) for n in range(endpoints))
+    entries = tuple(EndpointSection(f"e{n}", "template", n + 1) for n in range(endpoints))
     machine = build_machine(Topology(endpoint=entries), Environment(inputs, Counters()), core)
     server = Server(machine, {}, inputs, _Polling())
     try:

@@ -16,7 +16,7 @@ from pviommu.guest.ring import MASK, Ring
 from pviommu.inputs import LiveInputs
 from pviommu.lab.problems import RunError
 from pviommu.pci.function import Environment
-from pviommu.topology import EndpointEntry, IommuEntry, Topology
+from pviommu.topology import EndpointSection, IommuSection, Topology
 from pviommu_abi import dma_test
 from pviommu_abi.registers import REGISTER, Profile
 from pviommu_abi.shared import CACHE_LINE, MAX_RING_ENTRIES, RING_AREA_OFFSET
@@ -58,7 +58,7 @@ class LocalGuest:
     """RAM of :data:`RAM_PAGES` at 0, ring 0 turned on, one context with the endpoint inside. A context manager."""
 
     def __init__(self, core: str) -> None:
-        topology = Topology(IommuEntry(), (EndpointEntry("dma0", "dma-test", _STREAM),))
+        topology = Topology(IommuSection(), (EndpointSection("dma0", "dma-test", _STREAM),))
         self.machine = build_machine(topology, Environment(LiveInputs(), Counters()), core)
         self._memory = GuestRam(RAM_PAGES << 12)
         self.ram = self._memory.bytes

@@ -20,7 +20,7 @@ from pviommu.machine import Machine
 from pviommu.pci.capabilities import PCIE_DEVICE_CONTROL
 from pviommu.pci.config_space import Identity
 from pviommu.pci.function import Environment
-from pviommu.topology import EndpointEntry, Topology
+from pviommu.topology import EndpointSection, Topology
 from pviommu_abi.registers import AccessKind, Register
 from vfio_user import DmaMapping, IrqAction, IrqIndex, IrqKind, IrqRequest, RegionIndex
 
@@ -73,7 +73,7 @@ class Setting:
 
     def __init__(self, kind: type[Counting], count: int, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("pviommu.machine.endpoint_class", lambda _: kind)
-        topology = Topology(endpoint=tuple(EndpointEntry(f"e{n}", "template", n + 1) for n in range(count)))
+        topology = Topology(endpoint=tuple(EndpointSection(f"e{n}", "template", n + 1) for n in range(count)))
         self.inputs = Inputs()
         self.machine = Machine.build(topology, Environment(self.inputs, Counters()))
         self.server = Server(self.machine, {}, self.inputs)

@@ -2,7 +2,7 @@ import pytest
 
 from pviommu.dma.fault import DmaRefusedError
 from pviommu.guest.xen_2024 import UNTOUCHED
-from pviommu.topology import ReservedEntry
+from pviommu.topology import ReservedSection
 from pviommu_abi.own import Binding, OwnOp
 from pviommu_abi.registers import Profile
 from pviommu_abi.shared import EventReason
@@ -451,8 +451,8 @@ def test_lookup_in_the_default_context_is_enoent(driver):
 
 # -- reserved regions -------------------------------------------------------------------------------------------------
 
-REGION = {"dma0": (ReservedEntry(0x200000, 0x2000),)}
-SHARED_REGION = dict.fromkeys(("dma0", "dma1"), (ReservedEntry(0x200000, 0x2000),))
+REGION = {"dma0": (ReservedSection(0x200000, 0x2000),)}
+SHARED_REGION = dict.fromkeys(("dma0", "dma1"), (ReservedSection(0x200000, 0x2000),))
 
 
 @pytest.mark.row("xen", 13)

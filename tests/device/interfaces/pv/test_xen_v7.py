@@ -3,7 +3,7 @@ import pytest
 from pviommu.dma.fault import DmaRefusedError
 from pviommu.guest.xen_2024 import UNTOUCHED
 from pviommu.interfaces.pv.xen_v7 import XenV7State
-from pviommu.topology import ReservedEntry
+from pviommu.topology import ReservedSection
 from pviommu_abi.own import Binding, OwnOp
 from pviommu_abi.registers import Profile
 from pviommu_abi.shared import EventReason
@@ -26,8 +26,8 @@ from ...conftest import reason_of
 from .conftest import PLACE
 
 RAM_END = 0x1000
-REGION = {"dma0": (ReservedEntry(0x200000, 0x2000),)}
-SHARED_REGION = dict.fromkeys(("dma0", "dma1"), (ReservedEntry(0x200000, 0x2000),))
+REGION = {"dma0": (ReservedSection(0x200000, 0x2000),)}
+SHARED_REGION = dict.fromkeys(("dma0", "dma1"), (ReservedSection(0x200000, 0x2000),))
 
 
 @pytest.fixture
