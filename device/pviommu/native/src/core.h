@@ -39,7 +39,7 @@ uint64_t pv_copy(uint8_t *to, const uint8_t *from, uint64_t size);
 /* ---- page tables (engine/pool.py, engine/table.py) ---- */
 
 #define PV_LEVEL_BITS	9
-#define PV_SLOTS	512u
+#define PV_ENTRIES	512u
 
 #define PV_READ		1ull
 #define PV_WRITE	2ull
@@ -48,15 +48,15 @@ uint64_t pv_copy(uint8_t *to, const uint8_t *from, uint64_t size);
 #define PV_CLONE	8ull
 #define PV_KIND		(PV_CLONE | PV_ACCESS)
 #define PV_GFN_SHIFT	4
-/* A slot with this bit holds a lower table; a frame number shifted by four never has it. */
+/* An entry with this bit is a lower table; a frame number shifted by four never has it. */
 #define PV_TABLE	(1ull << 63)
 
 struct pv_node {
-	uint64_t slots[PV_SLOTS];
+	uint64_t entries[PV_ENTRIES];
 	uint64_t live;
 };
 
-/* Python reads and writes the first two fields. Spare nodes are all zeros except for slots[0], their link. */
+/* Python reads and writes the first two fields. Spare nodes are all zeros except for entries[0], their link. */
 struct pv_pool {
 	int64_t free;
 	int64_t total;

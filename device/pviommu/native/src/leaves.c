@@ -12,21 +12,21 @@ struct row {
 	uint64_t starts;
 };
 
-/* Unmapped pages from `dfn` on, at most to the end of the slot that would map it; 0 when it is mapped. */
+/* Unmapped pages from `dfn` on, to the end of the entry that would map it; 0 when it is mapped. */
 static uint64_t hole_at(const struct pv_table *table, uint64_t dfn)
 {
 	const struct pv_node *node = table->root;
 	uint32_t shift = (uint32_t)table->top;
-	uint64_t slot;
+	uint64_t entry;
 
 	for (;;) {
-		slot = node->slots[dfn >> shift & (PV_SLOTS - 1)];
-		if (!(slot & PV_TABLE))
+		entry = node->entries[dfn >> shift & (PV_ENTRIES - 1)];
+		if (!(entry & PV_TABLE))
 			break;
-		node = (const struct pv_node *)(uintptr_t)(slot & ~PV_TABLE);
+		node = (const struct pv_node *)(uintptr_t)(entry & ~PV_TABLE);
 		shift -= PV_LEVEL_BITS;
 	}
-	return slot ? 0 : (1ull << shift) - (dfn & ((1ull << shift) - 1));
+	return entry ? 0 : (1ull << shift) - (dfn & ((1ull << shift) - 1));
 }
 
 /* The next leaf at or after `*position` and before `end`; 0 when there is none. Moves `*position` past it. */
