@@ -9,7 +9,7 @@ from typing import ClassVar, TypeVar
 from ..dma.fault import DmaPendingError
 from ..dma.port import DmaPort
 from ..hosted import Host, Timer
-from ..inputs import Outcome
+from ..inputs import WorkOutcome
 from ..pci.config_space import Identity
 from ..pci.function import PciFunction
 from .failure import CANCELLING, EndpointAttempts
@@ -90,7 +90,7 @@ class Endpoint(PciFunction):
 
     # -- what a subclass may ask for --------------------------------------------------------------------------------
 
-    def submit(self, work: Callable[[], _R], callback: Callable[[Outcome[_R]], None]) -> None:
+    def submit(self, work: Callable[[], _R], callback: Callable[[WorkOutcome[_R]], None]) -> None:
         """Do ``work``, which may block, in another thread: it must touch neither this endpoint nor guest memory. With
         what came of it ``callback`` is called here, unless there was a reset meanwhile.
         """
