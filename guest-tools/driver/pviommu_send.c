@@ -101,8 +101,8 @@ void pviommu_op_sync(struct pviommu_domain *own)
 static void pviommu_reserve_command(struct pviommu_domain *own, struct pviommu_command *command)
 {
 	pviommu_command_clear(command);
-	command->slot.op_class = PVIOMMU_CLASS_OWN;
-	command->slot.op = PVIOMMU_OWN_RESERVE;
+	command->slot.op_class = PVIOMMU_CLASS_VENDOR;
+	command->slot.op = PVIOMMU_VENDOR_OP_RESERVE;
 	command->op.reserve.ctx_no = cpu_to_le16(own->ctx);
 	command->op.reserve.pages = cpu_to_le32(own->asked);
 	/* for the device the last one counts */

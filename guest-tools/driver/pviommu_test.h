@@ -172,7 +172,7 @@ static inline bool pvt_expect_nothing(struct ktap *ktap, struct pvt *t, u16 ctx,
 }
 
 /* pviommu_test_space.c: operations of all profiles; 0 or the device's negative errno */
-struct pviommu_command pvt_own(u8 op, u32 sbdf, u32 stream);
+struct pviommu_command pvt_vendor(u8 op, u32 sbdf, u32 stream);
 int pvt_submit(struct pvt *t, struct pviommu_command *command);
 int pvt_post(struct pvt *t, struct pviommu_command command);
 int pvt_endpoint(struct pvt *t, u32 sbdf, u32 *stream, u16 *ctx);

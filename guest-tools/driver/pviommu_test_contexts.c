@@ -193,12 +193,15 @@ static void pvt_clone(struct ktap *ktap, struct pvt *t, u16 ctx)
 
 static void pvt_bindings(struct ktap *ktap, struct pvt *t, u16 ctx)
 {
-	struct pviommu_command unknown = pvt_own(PVIOMMU_OWN_BIND, PVT_NO_SBDF, 0xfffffff0);
-	struct pviommu_command taken = pvt_own(PVIOMMU_OWN_BIND, PVT_NO_SBDF, t->stream[0]);
-	struct pviommu_command elsewhere = pvt_own(PVIOMMU_OWN_BIND, t->sbdf[0], t->stream[1]);
-	struct pviommu_command same = pvt_own(PVIOMMU_OWN_BIND, t->sbdf[0], t->stream[0]);
-	struct pviommu_command unbind = pvt_own(PVIOMMU_OWN_UNBIND, PVT_NO_SBDF, 0);
-	struct pviommu_command query = pvt_own(PVIOMMU_OWN_QUERY_ENDPOINT, PVT_NO_SBDF, 0);
+	struct pviommu_command unknown = pvt_vendor(PVIOMMU_VENDOR_OP_BIND, PVT_NO_SBDF,
+						    0xfffffff0);
+	struct pviommu_command taken = pvt_vendor(PVIOMMU_VENDOR_OP_BIND, PVT_NO_SBDF,
+						  t->stream[0]);
+	struct pviommu_command elsewhere = pvt_vendor(PVIOMMU_VENDOR_OP_BIND, t->sbdf[0],
+						      t->stream[1]);
+	struct pviommu_command same = pvt_vendor(PVIOMMU_VENDOR_OP_BIND, t->sbdf[0], t->stream[0]);
+	struct pviommu_command unbind = pvt_vendor(PVIOMMU_VENDOR_OP_UNBIND, PVT_NO_SBDF, 0);
+	struct pviommu_command query = pvt_vendor(PVIOMMU_VENDOR_OP_QUERY_ENDPOINT, PVT_NO_SBDF, 0);
 
 	EXPECT_EQ(ktap, pvt_submit(t, &unknown), -ENODEV);
 	EXPECT_EQ(ktap, pvt_submit(t, &taken), -EEXIST);
@@ -234,7 +237,7 @@ static void pvt_expect_held(struct ktap *ktap, struct pvt *t)
 
 static void pvt_block(struct ktap *ktap, struct pvt *t, u16 ctx)
 {
-	struct pviommu_command block = pvt_own(PVIOMMU_OWN_BLOCK, t->sbdf[0], 0);
+	struct pviommu_command block = pvt_vendor(PVIOMMU_VENDOR_OP_BLOCK, t->sbdf[0], 0);
 	u32 done;
 
 	EXPECT_EQ(ktap, pvt_map(t, ctx, PVT_DFN, t->gfn, 1, PVT_RW, &done), 0);
@@ -248,8 +251,8 @@ static void pvt_block(struct ktap *ktap, struct pvt *t, u16 ctx)
 
 static void pvt_unbind(struct ktap *ktap, struct pvt *t, u16 ctx)
 {
-	struct pviommu_command unbind = pvt_own(PVIOMMU_OWN_UNBIND, t->sbdf[0], 0);
-	struct pviommu_command bind = pvt_own(PVIOMMU_OWN_BIND, t->sbdf[0], t->stream[0]);
+	struct pviommu_command unbind = pvt_vendor(PVIOMMU_VENDOR_OP_UNBIND, t->sbdf[0], 0);
+	struct pviommu_command bind = pvt_vendor(PVIOMMU_VENDOR_OP_BIND, t->sbdf[0], t->stream[0]);
 	u32 done;
 
 	EXPECT_EQ(ktap, pvt_map(t, ctx, PVT_DFN, t->gfn, 1, PVT_RW, &done), 0);

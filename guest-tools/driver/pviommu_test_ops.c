@@ -170,7 +170,7 @@ static void pvt_no_operation(struct ktap *ktap, struct pvt *t, u16 ctx)
 	struct pviommu_command other = { .slot.op_class = t->profile->other_class };
 	struct pviommu_command unknown = t->profile->command(99);
 	struct pviommu_command noop = t->profile->command(0);
-	struct pviommu_command own = pvt_own(99, 0, 0);
+	struct pviommu_command own = pvt_vendor(99, 0, 0);
 	struct pviommu_command nowhere = { .slot.op_class = 77 };
 
 	EXPECT_EQ(ktap, pvt_submit(t, &noop), 0);

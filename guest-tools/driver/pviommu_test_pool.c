@@ -82,7 +82,7 @@ static void pvt_pool_runs_out(struct ktap *ktap, struct pvt *t, u16 ctx)
 static int pvt_reserve(struct pvt *t, u16 ctx, u32 pages)
 {
 	struct pviommu_command command = {
-		.slot.op_class = PVIOMMU_CLASS_OWN, .slot.op = PVIOMMU_OWN_RESERVE,
+		.slot.op_class = PVIOMMU_CLASS_VENDOR, .slot.op = PVIOMMU_VENDOR_OP_RESERVE,
 		.op.reserve = { .ctx_no = cpu_to_le16(ctx), .pages = cpu_to_le32(pages) },
 	};
 
@@ -155,7 +155,7 @@ static void pvt_reserve_ends(struct ktap *ktap, struct pvt *t, u16 ctx)
 static void pvt_reserve_refused(struct ktap *ktap, struct pvt *t, u16 ctx)
 {
 	struct pviommu_command padded = {
-		.slot.op_class = PVIOMMU_CLASS_OWN, .slot.op = PVIOMMU_OWN_RESERVE,
+		.slot.op_class = PVIOMMU_CLASS_VENDOR, .slot.op = PVIOMMU_VENDOR_OP_RESERVE,
 		.op.reserve = { .ctx_no = cpu_to_le16(ctx), .pad0 = cpu_to_le16(1) },
 	};
 	u32 left;

@@ -5,9 +5,9 @@
 
 #include "pviommu_test.h"
 
-struct pviommu_command pvt_own(u8 op, u32 sbdf, u32 stream)
+struct pviommu_command pvt_vendor(u8 op, u32 sbdf, u32 stream)
 {
-	struct pviommu_command command = { .slot.op_class = PVIOMMU_CLASS_OWN, .slot.op = op };
+	struct pviommu_command command = { .slot.op_class = PVIOMMU_CLASS_VENDOR, .slot.op = op };
 
 	command.op.binding.seg = cpu_to_le16(sbdf >> 16);
 	command.op.binding.bus = sbdf >> 8;
@@ -28,7 +28,7 @@ int pvt_post(struct pvt *t, struct pviommu_command command)
 
 int pvt_endpoint(struct pvt *t, u32 sbdf, u32 *stream, u16 *ctx)
 {
-	struct pviommu_command command = pvt_own(PVIOMMU_OWN_QUERY_ENDPOINT, sbdf, 0);
+	struct pviommu_command command = pvt_vendor(PVIOMMU_VENDOR_OP_QUERY_ENDPOINT, sbdf, 0);
 	int ret = pvt_submit(t, &command);
 
 	*stream = le32_to_cpu(command.op.binding.stream);

@@ -13,9 +13,9 @@ from pviommu.dma.fault import DmaRefusedError, Fault
 from pviommu.engine import Access
 from pviommu.interfaces.pv.profile import Reply
 from pviommu.probes import ProbeCall, Probes, Rule
-from pviommu_abi.own import OwnOp
 from pviommu_abi.registers import REGISTER
 from pviommu_abi.slots import Errno, OpClass
+from pviommu_abi.vendor import VendorOp
 from vfio_user import IrqIndex
 
 from .conftest import Driver
@@ -172,5 +172,5 @@ def test_what_nobody_watches_is_the_callable_itself() -> None:
 def test_an_operation_that_is_refused_by_its_class_is_none(seen_at: SeenAt) -> None:
     driver, seen = seen_at("op.*")
 
-    assert driver.call(b"", OpClass.OWN, max(OwnOp) + 1)[0] == -Errno.EOPNOTSUPP
+    assert driver.call(b"", OpClass.VENDOR, max(VendorOp) + 1)[0] == -Errno.EOPNOTSUPP
     assert seen == []

@@ -11,11 +11,11 @@ from pviommu_abi.slots import PAYLOAD_OFFSET, SLOT_SIZE, Errno, OpClass, Slot, S
 
 from ...pci.function import Environment
 from ...pci.shared_memory import fence
-from .own import OwnOperations
 from .page_operation import PageKinds
 from .profile import REFUSED, Answer, Reply, Steps, XenProfile
 from .ring import MASK, CommandRing
 from .ring_core import Poll, Reason, Report, RingCore
+from .vendor import VendorOperations
 
 __all__ = ["Backlog", "Executor", "Notifier"]
 
@@ -73,14 +73,14 @@ class Executor:
     def __init__(
         self,
         rings: Sequence[CommandRing],
-        own: OwnOperations,
+        vendor: VendorOperations,
         environment: Environment,
         notifier: Notifier,
         core: RingCore | None = None,
     ) -> None:
         """``core``: what made ``rings``, if that carries out slots too."""
         self._rings = rings
-        self._own = own
+        self._vendor = vendor
         self._profile: XenProfile | None = None
         self._operations: dict[CommandRing, _Operation] = {}
         self._drain_left_ns = DRAIN_NS
@@ -99,7 +99,7 @@ class Executor:
 
     def select(self, profile: XenProfile | None) -> None:
         """Carry out slots of this profile's class from now on, and none of another's."""
-        self._profile = self._own.profile = profile
+        self._profile = self._vendor.profile = profile
         self._select_in_core()
 
     def watch(self, kinds: PageKinds) -> None:
@@ -402,16 +402,16 @@ class Executor:
     def _execute_one(self, op_class: int, op: int, flags: int, payload: bytes) -> Answer:
         if flags & ~_SLOT_FLAGS:
             return REFUSED
-        profile, own = self._profile, self._own
+        profile, vendor = self._profile, self._vendor
         try:
             if profile is not None and op_class == profile.op_class:
                 if profile.reorders(op, payload):
                     return self._in_order(lambda: profile.execute(op, payload))
                 return profile.execute(op, payload)
-            if op_class == OpClass.OWN:
-                if own.reorders(op):
-                    return self._in_order(lambda: own.execute(op, payload))
-                return own.execute(op, payload)
+            if op_class == OpClass.VENDOR:
+                if vendor.reorders(op):
+                    return self._in_order(lambda: vendor.execute(op, payload))
+                return vendor.execute(op, payload)
         except Exception:  # one bad request fails alone, whatever it hit
             log.exception(
                 "%s: operation failed: class %d op %d payload %s", self._notifier.name, op_class, op, payload.hex()

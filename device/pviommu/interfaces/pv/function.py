@@ -30,7 +30,6 @@ from .config import NO_STREAM, IommuConfig
 from .contexts import Contexts
 from .events import EventRing
 from .execution import Executor
-from .own import OwnOperations
 from .page_operation import watched_kinds
 from .patience import Patience
 from .profile import XenProfile
@@ -40,6 +39,7 @@ from .ring import CommandRing
 from .ring_core import DeviceCore
 from .stream import PvStream
 from .unshared import UnsharedMemory
+from .vendor import VendorOperations
 from .xen_2024 import Xen2024
 from .xen_v7 import XenV7
 
@@ -84,11 +84,11 @@ class PvIommu(PciFunction):
         xen_2024, xen_v7 = Xen2024(*operands), XenV7(*operands)
         self._profiles: dict[int, XenProfile] = {Profile.XEN_2024: xen_2024, Profile.XEN_V7: xen_v7}
         batch = BatchOperations(self.engine, self.memory, self.counters)
-        own = OwnOperations(self._contexts, self.bindings, self.events, batch, self.counters)
-        self._executor = Executor(self.rings, own, environment, self._reporter, ring_core)
+        vendor = VendorOperations(self._contexts, self.bindings, self.events, batch, self.counters)
+        self._executor = Executor(self.rings, vendor, environment, self._reporter, ring_core)
         xen_2024.bind(self._probes, name)
         xen_v7.bind(self._probes, name)
-        own.bind(self._probes, name)
+        vendor.bind(self._probes, name)
         self._executor.watch(watched_kinds(self._probes))
         self.registers = PvRegisters(self, config.instance, self.rings, self._executor, self._profiles)
         self.add_register_bar(REGISTER_BAR, self.registers.file, REGISTER_BAR_SIZE)

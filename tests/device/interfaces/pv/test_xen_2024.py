@@ -3,10 +3,10 @@ import pytest
 from pviommu.dma.fault import DmaRefusedError
 from pviommu.guest.xen_2024 import UNTOUCHED
 from pviommu.topology import ReservedSection
-from pviommu_abi.own import Binding, OwnOp
 from pviommu_abi.registers import Profile
 from pviommu_abi.shared import EventReason
 from pviommu_abi.slots import Errno, OpClass
+from pviommu_abi.vendor import Binding, VendorOp
 from pviommu_abi.xen_2024 import (
     LookupPage,
     MapPages,
@@ -543,7 +543,7 @@ def test_an_invalidation_that_fails_is_not_a_success(driver, ctx, monkeypatch):
 def test_a_function_that_is_no_endpoint_has_an_errno(driver, ctx):
     """The PV-IOMMU's own function, a bridge: nothing with their SBDF is bound, and their stream does not exist."""
     own = Binding(0, 0, 0x20, 0xFFFFFFFF)
-    assert driver.call(own.pack(), OpClass.OWN, OwnOp.BIND)[0] == -Errno.ENODEV
+    assert driver.call(own.pack(), OpClass.VENDOR, VendorOp.BIND)[0] == -Errno.ENODEV
     assert driver.call(ReattachDevice(4, ctx, 0, 0, 0, 0x20).pack())[0] == -Errno.ENOENT
 
 

@@ -1,11 +1,11 @@
-"""The device's own operations: bindings, what is in use, and Xen operations by way of guest memory."""
+"""Vendor operations: bindings, what is in use, and Xen operations by way of guest memory."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from pviommu_abi.own import Binding, Call, OwnOp, Reserve, Usage
 from pviommu_abi.slots import Errno
+from pviommu_abi.vendor import Binding, Call, Reserve, Usage, VendorOp
 
 from ...counters import Counters
 from ...engine import Stop
@@ -16,14 +16,14 @@ from .contexts import Contexts
 from .events import EventRing
 from .profile import DONE, REFUSED, Answer, Reply, XenProfile
 
-__all__ = ["OwnOperations"]
+__all__ = ["VendorOperations"]
 
 _BINDING_IN = Binding.offset_of("ctx_no")
 _CALL_ALIGNMENT = 8
 
 
-class OwnOperations:
-    """Executes payloads of class OWN."""
+class VendorOperations:
+    """Executes payloads of class VENDOR."""
 
     def __init__(
         self, contexts: Contexts, bindings: Bindings, events: EventRing, batch: BatchOperations, counters: Counters
@@ -37,26 +37,27 @@ class OwnOperations:
         self._events = events
         self._counters = counters
         self._handlers: dict[int, Callable[[bytes], Answer]] = {
-            int(op): getattr(self, f"op_{op.name.lower()}") for op in OwnOp
+            int(op): getattr(self, f"op_{op.name.lower()}") for op in VendorOp
         }
 
     def bind(self, probes: Probes, owner: str) -> None:
         """Make each operation a probe, ``op.NAME``."""
         self._handlers = {
-            op: probes.probe(f"op.{OwnOp(op).name.lower()}", handler, owner) for op, handler in self._handlers.items()
+            op: probes.probe(f"op.{VendorOp(op).name.lower()}", handler, owner)
+            for op, handler in self._handlers.items()
         }
 
     @staticmethod
     def reorders(op: int) -> bool:
         """Whether the operation must wait for all rings: it moves an endpoint, or (CALL) might do so."""
-        return op in (OwnOp.UNBIND, OwnOp.BLOCK, OwnOp.CALL)
+        return op in (VendorOp.UNBIND, VendorOp.BLOCK, VendorOp.CALL)
 
     def execute(self, op: int, payload: bytes) -> Answer:
         """Carry out ``op`` with the 48 bytes of ``payload``. Unknown operations are -EOPNOTSUPP."""
         handler = self._handlers.get(op)
         if handler is None:
             return Reply(-Errno.EOPNOTSUPP)
-        self._counters.ops[OwnOp(op).name.lower()] += 1
+        self._counters.ops[VendorOp(op).name.lower()] += 1
         return handler(payload)
 
     def op_bind(self, payload: bytes) -> Reply:
