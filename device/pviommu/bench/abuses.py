@@ -11,11 +11,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import ClassVar, Self
 
-from pviommu.bench.wire_guest import Opened, WireGuest
-from pviommu.guest.dma_test import DescriptorRing
-from pviommu.guest.memory import GuestRam
-from pviommu.guest.wire import WireFunction
-from pviommu.lab.problems import RunError
 from pviommu_abi import dma_test
 from pviommu_abi.dma_test import Descriptor, DescriptorFlags, DescriptorStatus, DmaOp, SgEntry
 from pviommu_abi.registers import REGISTER, REGISTER_BAR, Profile, Reset, RingControl
@@ -25,6 +20,12 @@ from pviommu_abi.vendor import Batch, BatchFlags, MapOp, VendorOp
 from pviommu_abi.xen_2024 import MapPages, PvIommuOp, UnmapPages, Xen2024Op
 from vfio_user import Client, transport
 from vfio_user.messages import Command, Header, RegionAccess
+
+from ..guest.dma_test import DescriptorRing
+from ..guest.memory import GuestRam
+from ..guest.wire import WireFunction
+from ..lab.problems import RunError
+from .wire_guest import Opened, WireGuest
 
 __all__ = ["ABUSES", "NOTHING", "Abuse", "Engine", "Scene"]
 

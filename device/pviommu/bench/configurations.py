@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from pviommu.lab.problems import UsageError
+from ..lab.problems import UsageError
 
 __all__ = [
     "ACCESS_EVENTS",

@@ -11,18 +11,18 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import TextIO
 
-from pviommu.bench import bars
-from pviommu.bench.abuses import ABUSES, NOTHING, Abuse, Scene
-from pviommu.bench.bars import Bar, Judgement, markdown_table, shown, text_table, verdict_table
-from pviommu.bench.cores import chosen_cores, serve_options
-from pviommu.bench.idle import judge_idle, measure_idle
-from pviommu.bench.mechanisms import PythonMechanism
-from pviommu.bench.output import Document, add_targets, check_targets, machine, show
-from pviommu.bench.wire_guest import BenchServer, processor_time_ns
-from pviommu.exit_status import ExitStatus
-from pviommu.lab.problems import UsageError
-from pviommu.lab.run import guarded, short_folder
-from pviommu.lab.server import PROGRAM
+from ..exit_status import ExitStatus
+from ..lab.problems import UsageError
+from ..lab.run import guarded, short_folder
+from ..lab.server import PROGRAM
+from . import bars
+from .abuses import ABUSES, NOTHING, Abuse, Scene
+from .bars import Bar, Judgement, markdown_table, shown, text_table, verdict_table
+from .cores import chosen_cores, serve_options
+from .idle import judge_idle, measure_idle
+from .mechanisms import PythonMechanism
+from .output import Document, add_targets, check_targets, machine, show
+from .wire_guest import BenchServer, processor_time_ns
 
 __all__ = ["OPERATIONS", "Delay", "Found", "add_arguments", "judge", "main"]
 

@@ -11,10 +11,13 @@ from fnmatch import fnmatchcase
 from functools import partial
 from typing import TextIO
 
-from pviommu.bench import bars
-from pviommu.bench.bars import Bar, Judgement, markdown_table, shown, text_table, verdict_table
-from pviommu.bench.cores import chosen_cores
-from pviommu.bench.engine_cases import (
+from ..exit_status import ExitStatus
+from ..lab.problems import UsageError
+from ..lab.run import guarded
+from . import bars
+from .bars import Bar, Judgement, markdown_table, shown, text_table, verdict_table
+from .cores import chosen_cores
+from .engine_cases import (
     GIB,
     baseline_cases,
     bytes_per_gib,
@@ -22,13 +25,10 @@ from pviommu.bench.engine_cases import (
     table_cases,
     translate_cases,
 )
-from pviommu.bench.local_guest import BATCH, LocalGuest
-from pviommu.bench.output import Document, add_targets, check_targets, machine, show
-from pviommu.bench.ring_cases import buffers, dma_cases, ring_cases
-from pviommu.bench.samples import Case, Effort, Series, measure
-from pviommu.exit_status import ExitStatus
-from pviommu.lab.problems import UsageError
-from pviommu.lab.run import guarded
+from .local_guest import BATCH, LocalGuest
+from .output import Document, add_targets, check_targets, machine, show
+from .ring_cases import buffers, dma_cases, ring_cases
+from .samples import Case, Effort, Series, measure
 
 __all__ = ["add_arguments", "judge", "main"]
 

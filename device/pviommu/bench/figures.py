@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from pviommu.bench.bars import markdown_table, shown, text_table
-from pviommu.bench.configurations import ACCESS_EVENTS, INTERRUPT_EVENTS
-from pviommu.bench.guest import Boot, Round, VfioMaps, Witness
-from pviommu.bench.samples import Figure, figure
+from .bars import markdown_table, shown, text_table
+from .configurations import ACCESS_EVENTS, INTERRUPT_EVENTS
+from .guest import Boot, Round, VfioMaps, Witness
+from .samples import Figure, figure
 
 __all__ = [
     "BASES",

@@ -17,18 +17,19 @@ from pathlib import Path
 from time import perf_counter_ns
 from typing import TextIO, TypeVar
 
-from pviommu import resources
-from pviommu.bench.bars import Bar, Judgement, markdown_table, shown, text_table, verdict_table
-from pviommu.bench.cores import chosen_cores, serve_options
-from pviommu.bench.output import Document, add_targets, check_targets, machine, show
-from pviommu.bench.wire_guest import BenchServer, processor_time_ns
-from pviommu.exit_status import ExitStatus
-from pviommu.guest.memory import GuestRam
-from pviommu.lab.problems import RunError, UsageError
-from pviommu.lab.run import guarded, short_folder
-from pviommu.lab.server import PROGRAM
 from vfio_user import Client, Command, transport
 from vfio_user.messages import DmaMap, DmaMapFlags, DmaUnmap, Header, HeaderFlags
+
+from .. import resources
+from ..exit_status import ExitStatus
+from ..guest.memory import GuestRam
+from ..lab.problems import RunError, UsageError
+from ..lab.run import guarded, short_folder
+from ..lab.server import PROGRAM
+from .bars import Bar, Judgement, markdown_table, shown, text_table, verdict_table
+from .cores import chosen_cores, serve_options
+from .output import Document, add_targets, check_targets, machine, show
+from .wire_guest import BenchServer, processor_time_ns
 
 __all__ = ["LeanClient", "Measured", "add_arguments", "judge", "main"]
 

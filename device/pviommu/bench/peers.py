@@ -10,20 +10,20 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
 
-from pviommu.bench import bars, peer_bars
-from pviommu.bench.bars import verdict_table
-from pviommu.bench.boots import Bench, boot
-from pviommu.bench.configurations import CONFIGURATIONS, LEVERS, Configuration, choose
-from pviommu.bench.figures import Measurement, as_json, load_title, loads, notes, table, vfio_table, witness_table
-from pviommu.bench.guest import Plan
-from pviommu.bench.kept import check_setting
-from pviommu.bench.output import Document, add_targets, check_targets, give, machine, write
-from pviommu.bench.runs import BootOnce, Request, Runs
-from pviommu.lab.guest_settings import KERNELS, kernel_name
-from pviommu.lab.problems import UsageError
-from pviommu.lab.report import new_results_folder
-from pviommu.lab.run import MAX_VCPUS, Provide, guarded, prepare, set_up
-from pviommu.lab.vm import parse_memory
+from ..lab.guest_settings import KERNELS, kernel_name
+from ..lab.problems import UsageError
+from ..lab.report import new_results_folder
+from ..lab.run import MAX_VCPUS, Provide, guarded, prepare, set_up
+from ..lab.vm import parse_memory
+from . import bars, peer_bars
+from .bars import verdict_table
+from .boots import Bench, boot
+from .configurations import CONFIGURATIONS, LEVERS, Configuration, choose
+from .figures import Measurement, as_json, load_title, loads, notes, table, vfio_table, witness_table
+from .guest import Plan
+from .kept import check_setting
+from .output import Document, add_targets, check_targets, give, machine, write
+from .runs import BootOnce, Request, Runs
 
 __all__ = ["add_arguments", "main"]
 

@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 from typing import Any, TextIO
 
-from pviommu.bench.output import fill, write
-from pviommu.exit_status import ExitStatus
-from pviommu.lab.problems import UsageError
-from pviommu.lab.run import guarded
+from ..exit_status import ExitStatus
+from ..lab.problems import UsageError
+from ..lab.run import guarded
+from .output import fill, write
 
 __all__ = ["add_arguments", "main"]
 

@@ -13,20 +13,20 @@ from pathlib import Path
 from time import perf_counter_ns
 from typing import TextIO
 
-from pviommu import resources
-from pviommu.bench import bars
-from pviommu.bench.bare import bare_echo, bare_words
-from pviommu.bench.bars import Bar, Judgement, markdown_table, shown, text_table, verdict_table
-from pviommu.bench.cores import chosen_cores, mechanism_of, serve_options
-from pviommu.bench.mechanisms import Mechanism, RingUse
-from pviommu.bench.output import Document, add_targets, check_targets, machine, show
-from pviommu.bench.processors import apart_from_children
-from pviommu.bench.samples import Case, Effort, Figure, Series, figure, measure
-from pviommu.bench.wire_guest import BenchServer, WireGuest, capabilities_ns, processor_time_ns
-from pviommu.exit_status import ExitStatus
-from pviommu.lab.problems import UsageError
-from pviommu.lab.run import guarded, short_folder
-from pviommu.lab.server import PROGRAM
+from .. import resources
+from ..exit_status import ExitStatus
+from ..lab.problems import UsageError
+from ..lab.run import guarded, short_folder
+from ..lab.server import PROGRAM
+from . import bars
+from .bare import bare_echo, bare_words
+from .bars import Bar, Judgement, markdown_table, shown, text_table, verdict_table
+from .cores import chosen_cores, mechanism_of, serve_options
+from .mechanisms import Mechanism, RingUse
+from .output import Document, add_targets, check_targets, machine, show
+from .processors import apart_from_children
+from .samples import Case, Effort, Figure, Series, figure, measure
+from .wire_guest import BenchServer, WireGuest, capabilities_ns, processor_time_ns
 
 __all__ = ["Measured", "add_arguments", "judge", "main"]
 

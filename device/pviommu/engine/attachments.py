@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 
-from pviommu.engine.config import ReservedFrames
-from pviommu.engine.state import AttachmentsState
+from .config import ReservedFrames
+from .state import AttachmentsState
 
 
 class Attachments:

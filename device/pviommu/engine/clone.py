@@ -6,9 +6,9 @@ its memory goes away and comes back, as QEMU lets it do for a moment when it rea
 
 from collections.abc import Iterator
 
-from pviommu.engine.core import DomainTable
-from pviommu.engine.state import CloneState
-from pviommu.engine.table import ACCESS_MASK, CLONE, ENTRIES, LEVEL_BITS
+from .core import DomainTable
+from .state import CloneState
+from .table import ACCESS_MASK, CLONE, ENTRIES, LEVEL_BITS
 
 FULL = (1 << ENTRIES) - 1
 EDITED_BLOCKS = 1 << 16

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from pviommu.engine.frames import FRAME_LIMIT
+from .frames import FRAME_LIMIT
 
 MIN_APERTURE_BITS = 32
 MAX_APERTURE_BITS = 48

@@ -6,14 +6,14 @@ nested.py) stands on a paging domain.
 
 from collections.abc import Iterator, Sequence
 
-from pviommu.engine.clone import Clone
-from pviommu.engine.config import MAX_DOMAIN, ReservedFrames
-from pviommu.engine.core import Core, PagePool
-from pviommu.engine.pool import tables_touched
-from pviommu.engine.ranges import FrameRanges
-from pviommu.engine.results import FRAME_LIMIT, Access, Area, Outcome, Stop, UnmapMode, whole
-from pviommu.engine.state import PagingState, TableState
-from pviommu.engine.table import ACCESS_MASK, CLONE, KIND_MASK, Leaf
+from .clone import Clone
+from .config import MAX_DOMAIN, ReservedFrames
+from .core import Core, PagePool
+from .pool import tables_touched
+from .ranges import FrameRanges
+from .results import FRAME_LIMIT, Access, Area, Outcome, Stop, UnmapMode, whole
+from .state import PagingState, TableState
+from .table import ACCESS_MASK, CLONE, KIND_MASK, Leaf
 
 IDENTITY = 0
 BLOCKED = MAX_DOMAIN + 1

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple, Protocol
 
-from pviommu.engine.results import Access, Refusal, Run
+from .results import Access, Refusal, Run
 
 
 class Stage1Run(NamedTuple):

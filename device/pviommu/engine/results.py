@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from enum import Enum, IntFlag
 from typing import NamedTuple, overload
 
-from pviommu.engine.frames import ADDRESS_LIMIT as ADDRESS_LIMIT
-from pviommu.engine.frames import FRAME_LIMIT as FRAME_LIMIT
-from pviommu.engine.frames import PAGE_MASK as PAGE_MASK
-from pviommu.engine.frames import PAGE_SHIFT as PAGE_SHIFT
-from pviommu.engine.frames import PAGE_SIZE as PAGE_SIZE
+from .frames import ADDRESS_LIMIT as ADDRESS_LIMIT
+from .frames import FRAME_LIMIT as FRAME_LIMIT
+from .frames import PAGE_MASK as PAGE_MASK
+from .frames import PAGE_SHIFT as PAGE_SHIFT
+from .frames import PAGE_SIZE as PAGE_SIZE
 
 
 class Access(IntFlag):

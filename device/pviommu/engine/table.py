@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pviommu.engine.core import PagePool
+    from .core import PagePool
 
 ENTRIES = 512
 LEVEL_BITS = 9

@@ -3,15 +3,15 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from pviommu.engine.attachments import Attachments
-from pviommu.engine.config import EngineConfig
-from pviommu.engine.core import Core, PythonCore
-from pviommu.engine.domain import BLOCKED, IDENTITY
-from pviommu.engine.domains import Domains
-from pviommu.engine.iotlb import BLOCK_PAGES, CachedRun, Iotlb
-from pviommu.engine.nested import NestedDomain, ParentRefusal, Wait
-from pviommu.engine.ranges import FrameRanges
-from pviommu.engine.results import (
+from .attachments import Attachments
+from .config import EngineConfig
+from .core import Core, PythonCore
+from .domain import BLOCKED, IDENTITY
+from .domains import Domains
+from .iotlb import BLOCK_PAGES, CachedRun, Iotlb
+from .nested import NestedDomain, ParentRefusal, Wait
+from .ranges import FrameRanges
+from .results import (
     ADDRESS_LIMIT,
     FRAME_LIMIT,
     PAGE_MASK,
@@ -25,7 +25,7 @@ from pviommu.engine.results import (
     TranslationFault,
     TranslationPending,
 )
-from pviommu.engine.table import ACCESS_MASK
+from .table import ACCESS_MASK
 
 READ_WRITE = Access.READ | Access.WRITE
 FIXED = (IDENTITY, BLOCKED)

@@ -8,11 +8,11 @@ import tempfile
 import time
 from pathlib import Path
 
-from pviommu.lab.image import base_image
-from pviommu.lab.problems import EnvironmentProblem, RunError
-from pviommu.lab.progress import Progress
-from pviommu.lab.provision import Toolbox
-from pviommu.lab.vm import GuestTimeoutError, VirtualMachine, VmConfig
+from .image import base_image
+from .problems import EnvironmentProblem, RunError
+from .progress import Progress
+from .provision import Toolbox
+from .vm import GuestTimeoutError, VirtualMachine, VmConfig
 
 __all__ = ["KVM", "STEPS", "choose_accelerator", "kvm_runs_a_guest", "remembered_trial"]
 

@@ -14,9 +14,9 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pviommu.lab.elf import X86_64, ElfProgram, read_elf
-from pviommu.lab.problems import UsageError
-from pviommu.lab.processes import Run, run
+from .elf import X86_64, ElfProgram, read_elf
+from .problems import UsageError
+from .processes import Run, run
 
 __all__ = ["FOLDER", "LIBRARIES", "Added", "applets", "check_interpreter", "collect"]
 

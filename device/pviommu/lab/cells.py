@@ -11,9 +11,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pviommu.host_errors import write_whole
-from pviommu.lab.guest_settings import KERNELS, PROFILES
-from pviommu.lab.problems import UsageError
+from ..host_errors import write_whole
+from .guest_settings import KERNELS, PROFILES
+from .problems import UsageError
 
 __all__ = ["AXES", "Cell", "Outcome", "all_cells", "code_digest", "pick", "read_outcome", "write_outcome"]
 

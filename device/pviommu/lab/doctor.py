@@ -17,16 +17,16 @@ from enum import Enum
 from pathlib import Path
 from typing import TextIO
 
-from pviommu import resources
-from pviommu.exit_status import ExitStatus
-from pviommu.lab import accelerator, kernels
-from pviommu.lab.apt import choose_mirror, require_tools
-from pviommu.lab.build import find_sandbox
-from pviommu.lab.guest_settings import KERNELS
-from pviommu.lab.problems import EnvironmentProblem
-from pviommu.lab.processes import Run, run
-from pviommu.lab.provision import Toolbox, cache_folder, find_toolbox
-from pviommu.lab.vm import nic_backend
+from .. import resources
+from ..exit_status import ExitStatus
+from . import accelerator, kernels
+from .apt import choose_mirror, require_tools
+from .build import find_sandbox
+from .guest_settings import KERNELS
+from .problems import EnvironmentProblem
+from .processes import Run, run
+from .provision import Toolbox, cache_folder, find_toolbox
+from .vm import nic_backend
 
 __all__ = ["Finding", "Host", "Status", "add_arguments", "examine", "main"]
 

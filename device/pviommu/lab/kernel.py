@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pviommu.lab.problems import EnvironmentProblem, UsageError
+from .problems import EnvironmentProblem, UsageError
 
 __all__ = ["KernelTree", "image_release", "open_kernel", "open_tree"]
 

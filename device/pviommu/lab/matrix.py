@@ -18,16 +18,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TextIO
 
-from pviommu import resources
-from pviommu.exit_status import ExitStatus
-from pviommu.lab import cells, table
-from pviommu.lab.boot import Setup
-from pviommu.lab.cells import Cell, Outcome
-from pviommu.lab.guest_settings import KERNELS, GuestSettings
-from pviommu.lab.problems import EnvironmentProblem, RunError, UsageError
-from pviommu.lab.processes import Child
-from pviommu.lab.run import Provide, guarded, prepare, set_up, time_limit
-from pviommu.lab.server import PROGRAM
+from .. import resources
+from ..exit_status import ExitStatus
+from . import cells, table
+from .boot import Setup
+from .cells import Cell, Outcome
+from .guest_settings import KERNELS, GuestSettings
+from .problems import EnvironmentProblem, RunError, UsageError
+from .processes import Child
+from .run import Provide, guarded, prepare, set_up, time_limit
+from .server import PROGRAM
 
 __all__ = ["add_arguments", "main"]
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
-from pviommu.lab.problems import UsageError
+from .problems import UsageError
 
 __all__ = ["PORT_NAME", "GuestOutput"]
 

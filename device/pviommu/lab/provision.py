@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pviommu import cache
-from pviommu.lab.problems import EnvironmentProblem
-from pviommu.lab.processes import Run, run
-from pviommu.lab.progress import Progress
-from pviommu.lab.roots import BACKPORTS, STEPS, find_root, private_root
+from .. import cache
+from .problems import EnvironmentProblem
+from .processes import Run, run
+from .progress import Progress
+from .roots import BACKPORTS, STEPS, find_root, private_root
 
 __all__ = ["STEPS", "Toolbox", "cache_folder", "find_qemu", "find_toolbox", "provision"]
 

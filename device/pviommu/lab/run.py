@@ -14,19 +14,19 @@ from pathlib import Path
 from types import FrameType
 from typing import Protocol, TextIO
 
-from pviommu import resources
-from pviommu.exit_status import ExitStatus
-from pviommu.host_errors import is_lack_of_room, named
-from pviommu.lab import accelerator, added, build, core, kernels, programs, provision, report, roots, suites
-from pviommu.lab.boot import Job, Setup, judged_run, short_folder
-from pviommu.lab.console import STANDARD, Terminal
-from pviommu.lab.guest_settings import KERNELS, MODES, PROFILES, SUITES, GuestSettings, kernel_name
-from pviommu.lab.listener import Listener
-from pviommu.lab.problems import EnvironmentProblem, RunError, UsageError
-from pviommu.lab.progress import Progress
-from pviommu.lab.server import PROGRAM, capabilities
-from pviommu.lab.vm import parse_memory
-from pviommu.topology import find
+from .. import resources
+from ..exit_status import ExitStatus
+from ..host_errors import is_lack_of_room, named
+from ..topology import find
+from . import accelerator, added, build, core, kernels, programs, provision, report, roots, suites
+from .boot import Job, Setup, judged_run, short_folder
+from .console import STANDARD, Terminal
+from .guest_settings import KERNELS, MODES, PROFILES, SUITES, GuestSettings, kernel_name
+from .listener import Listener
+from .problems import EnvironmentProblem, RunError, UsageError
+from .progress import Progress
+from .server import PROGRAM, capabilities
+from .vm import parse_memory
 
 __all__ = ["Setup", "add_arguments", "guarded", "main", "prepare", "set_up", "short_folder", "time_limit"]
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from pviommu.lab.problems import RunError, UsageError
-from pviommu.lab.processes import Child
+from .problems import RunError, UsageError
+from .processes import Child
 
 __all__ = ["PROGRAM", "Capabilities", "ServerProcess", "capabilities", "summary"]
 

@@ -14,10 +14,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
-from pviommu.lab.output import PORT_NAME as OUTPUT_PORT_NAME
-from pviommu.lab.problems import RunError, UsageError
-from pviommu.lab.processes import Child, Run, run
-from pviommu.lab.provision import Toolbox
+from .output import PORT_NAME as OUTPUT_PORT_NAME
+from .problems import RunError, UsageError
+from .processes import Child, Run, run
+from .provision import Toolbox
 
 __all__ = [
     "FIRST_SLOT",
