@@ -20,7 +20,7 @@ _NAME = "calls of other threads"
 
 
 class Calls:
-    """What other threads have the loop do: an eventfd among those that it looks at, which ends its sleep."""
+    """Calls that other threads hand to the loop: an eventfd that the loop watches ends its sleep."""
 
     def __init__(self, inputs: Inputs, watches: Watches) -> None:
         self._left: deque[Callable[[], None]] = deque()

@@ -1,4 +1,4 @@
-"""Threads for work that blocks, and the way back into the loop."""
+"""Threads for work that blocks, whose outcomes come back into the loop."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ class Workers:
             callback(outcome)
 
     def close(self) -> None:
-        """Begin nothing any more. Nobody waits for what is being done."""
+        """Begin nothing any more. Work that is being done is not waited for."""
         with self._has_work:
             self._closed = True
             self._waiting.clear()

@@ -1,4 +1,4 @@
-"""Lines reach a descriptor through a thread of their own: whoever logs never waits for whoever reads the log.
+"""Lines are written to a descriptor by a separate thread: logging never waits for a reader of the log.
 
 The standard library's ``QueueListener`` does not bound the bytes that wait, and waits without end for a reader when
 it is stopped.
@@ -18,9 +18,9 @@ from pathlib import Path
 __all__ = ["GRACE_S", "QUEUE_BYTES", "LogWriter", "open_log"]
 
 QUEUE_BYTES = 1 << 20
-"""Bytes that may wait for a reader. The oldest lines give way to new ones: what was said last explains most."""
+"""Bytes that may wait for a reader. Beyond that the oldest lines are dropped: the last ones explain most."""
 GRACE_S = 0.5
-"""How long the end of a process waits for a reader of its last lines."""
+"""How long a process waits at its end for its last lines to be read."""
 _PIECE = select.PIPE_BUF
 """Bytes that a pipe takes whole, so that lines of several processes do not mix within."""
 

@@ -1,4 +1,4 @@
-"""``pviommu serve``: the back end beside a QEMU."""
+"""``pviommu serve``: the server to which QEMU attaches."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def capabilities(topology: Topology) -> dict[str, Any]:
 
 
 def driver_capabilities(topology: Topology) -> list[str]:
-    """What a guest must find, in the words of its driver."""
+    """What a guest must find, as its driver prints it."""
     config = topology.iommu_config()
     lines = [
         f"instance {config.instance}",

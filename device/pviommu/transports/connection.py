@@ -54,7 +54,7 @@ class Connection:
         self._send = inputs.of(Source(InputKind.SENT, name), transport.send)
         self._is_gone = inputs.of(Source(InputKind.PEER, name), is_gone)
         self.watch: Watch | None = None
-        """by which the loop looks at it"""
+        """the loop's watch of it"""
 
     @property
     def is_read(self) -> bool:
@@ -72,7 +72,7 @@ class Connection:
         return self.session.paused and not self.session.outgoing
 
     def exchange(self, events: int, may_go_on: MayGoOn) -> None:
-        """Take what the client has sent, act on it, and send what it gets."""
+        """Receive what the client has sent, carry it out, and send the replies."""
         session = self.session
         if self._has_more:
             session.resume(may_go_on)

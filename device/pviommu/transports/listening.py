@@ -1,4 +1,4 @@
-"""The listening sockets of a server, and what becomes of clients when the system has no room for one more."""
+"""The listening sockets of a server, and what happens to clients if no descriptor is left for them."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def close_all(sockets: Mapping[str, socket.socket]) -> None:
 
 
 class Listeners:
-    """Sockets that clients connect to, one a function."""
+    """Sockets that clients connect to, one per function."""
 
     def __init__(
         self,
@@ -128,7 +128,7 @@ class Listeners:
         return self._inputs.of(Source(InputKind.CLIENT, function.name), transport.accept)(sock)
 
     def _failed(self, fd: int, error: OSError) -> None:
-        """Tell the client at once by hanging up, with a descriptor that was kept for that; or rest."""
+        """Accept the client and hang up at once, with a descriptor that was kept for that; or rest."""
         sock, function = self._sockets[fd]
         number = error.errno or 0
         refused = number in _NO_DESCRIPTOR and self._hang_up(sock, function)
@@ -170,7 +170,7 @@ class Listeners:
 
 
 def _spare() -> int | None:
-    """A descriptor that is only there to be closed when one is needed."""
+    """A descriptor in reserve, to be closed when one is needed."""
     with contextlib.suppress(OSError):
         return os.eventfd(0, os.EFD_CLOEXEC)
     return None

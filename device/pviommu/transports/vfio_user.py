@@ -1,4 +1,4 @@
-"""Clients by the vfio-user protocol: who is served, who is refused, and when a session ends."""
+"""Clients of the vfio-user protocol: which are served, which are refused, and when a session ends."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _is_listening(sock: socket.socket) -> bool:
 
 
 class VfioUser:
-    """The sockets of one machine, and its clients: at most one a function, all of one process."""
+    """The sockets of one machine, and its clients: at most one per function, all of one process."""
 
     def __init__(self, host: Host, inputs: Inputs) -> None:
         self._host = host
@@ -91,7 +91,7 @@ class VfioUser:
             function.name,
             extra={"event": "connected", "fields": {"function": function.name, "process": peer.pid}},
         )
-        self._look_at(connection)  # last: whoever cannot be served is not waited for
+        self._look_at(connection)  # last: a client that cannot be served is not waited for
 
     def _look_at(self, connection: Connection) -> None:
         connection.watch = self._host.watch(connection.sock.fileno(), partial(self._serve, connection))
