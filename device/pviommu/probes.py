@@ -1,7 +1,7 @@
-"""Places in the device where rules may look on: an operation, a translation, a register, an interrupt, a reset.
+"""Places in the device that rules can watch: an operation, a translation, a register, an interrupt, a reset.
 
-Which places are watched is known when the device is built, so that a place that nobody watches is as if it were none:
-what is called there is the callable itself.
+The rules are known when the device is built, so a place that no rule watches costs nothing: the callable itself is
+called there.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 from functools import wraps
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
-__all__ = ["Probes", "Rule", "Seen"]
+__all__ = ["ProbeCall", "Probes", "Rule"]
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -19,7 +19,7 @@ _A = TypeVar("_A")
 _B = TypeVar("_B")
 
 
-class Seen(NamedTuple):
+class ProbeCall(NamedTuple):
     """A call at a probe: before it, or after it."""
 
     probe: str
@@ -28,15 +28,15 @@ class Seen(NamedTuple):
     """the function concerned, by its name"""
     arguments: tuple[Any, ...]
     result: Any = None
-    """after it: what came of the call, of one in steps after the last of them"""
+    """with ``post``: the result of the call; for a call in steps, after the last one"""
 
 
 class Rule(NamedTuple):
-    """Somebody who looks on."""
+    """A callback for calls at probes whose name matches."""
 
     pattern: str
-    """of probes, as a shell's: ``op.unmap_pages.pre``, ``op.*.post``"""
-    told: Callable[[Seen], None]
+    """shell pattern of probes: ``op.unmap_pages.pre``, ``op.*.post``"""
+    told: Callable[[ProbeCall], None]
     """must not raise; called where it happens"""
 
 
@@ -47,10 +47,10 @@ class Probes:
         self._rules = rules
 
     def is_watched(self, name: str) -> bool:
-        """Whether any rule looks on at one of the sides of ``name``."""
+        """Whether any rule watches one of the sides of ``name``."""
         return bool(self._told(f"{name}.pre") or self._told(f"{name}.post"))
 
-    def _told(self, side: str) -> list[Callable[[Seen], None]]:
+    def _told(self, side: str) -> list[Callable[[ProbeCall], None]]:
         return [rule.told for rule in self._rules if fnmatchcase(side, rule.pattern)]
 
     def probe(self, name: str, call: Callable[_P, _R], owner: str = "") -> Callable[_P, _R]:
@@ -62,7 +62,7 @@ class Probes:
 
         def tell(result: Any, arguments: tuple[Any, ...]) -> None:
             for told in last:
-                told(Seen(after, owner, arguments, result))
+                told(ProbeCall(after, owner, arguments, result))
 
         def in_steps(steps: Generator[Any, Any, Any], arguments: tuple[Any, ...]) -> Generator[Any, Any, Any]:
             result = yield from steps
@@ -72,7 +72,7 @@ class Probes:
         @wraps(call)
         def probed(*arguments: _P.args, **named: _P.kwargs) -> Any:
             for told in first:
-                told(Seen(before, owner, arguments))
+                told(ProbeCall(before, owner, arguments))
             result = call(*arguments, **named)
             if last and isinstance(result, Generator):
                 return in_steps(result, arguments)

@@ -19,18 +19,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
-from pviommu import resources
-from pviommu.exit_status import ExitStatus
-from pviommu.lab import provision
-from pviommu.lab.build import Sandbox, find_sandbox
-from pviommu.lab.kept import copy_sources, keep, source_files
-from pviommu.lab.kernels import BUILD_PACKAGES
-from pviommu.lab.problems import EnvironmentProblem
-from pviommu.lab.processes import Run, run
-from pviommu.lab.progress import Progress
-from pviommu.lab.roots import BACKPORTS, private_root
-from pviommu.lab.roots import STEPS as ROOT_STEPS
-from pviommu.lab.run import guarded
+from .. import resources
+from ..exit_status import ExitStatus
+from . import provision
+from .build import Sandbox, find_sandbox
+from .kept import copy_sources, keep, source_files
+from .kernels import BUILD_PACKAGES
+from .problems import EnvironmentProblem
+from .processes import Run, run
+from .progress import Progress
+from .roots import BACKPORTS, private_root
+from .roots import STEPS as ROOT_STEPS
+from .run import guarded
 
 __all__ = ["PACKAGES", "STEPS", "DriverChecks", "main", "prepare_checks", "written_sources"]
 
@@ -141,7 +141,7 @@ class DriverChecks:
             return
         archives = sorted((self.root / "usr/src").glob("linux-source-*.tar.xz"))
         if not archives:
-            raise EnvironmentProblem(f"{self.root} holds no kernel source", f"remove {self.root} to have it made anew")
+            raise EnvironmentProblem(f"{self.root} holds no kernel source", f"remove {self.root} to have it made again")
         progress.step("taking checkpatch out of the kernel source")
         top = archives[-1].name.removesuffix(".tar.xz")
         names = [f"{top}/scripts/{name}" for name in _CHECKPATCH]
@@ -152,7 +152,7 @@ class DriverChecks:
             if status != 0:
                 raise EnvironmentProblem(
                     f"checkpatch cannot be taken out of {archives[-1]}: {output.strip()[-200:]}",
-                    f"remove {self.root} to have it made anew",
+                    f"remove {self.root} to have it made again",
                 )
             keep([work / name for name in names], self.root / _CHECKPATCH_FOLDER)
         progress.done()
@@ -185,7 +185,7 @@ def main(
 ) -> int:
     """Check the guest's sources; returns the exit status."""
     parser = argparse.ArgumentParser(prog="scripts/driver-check", description=__doc__)
-    parser.add_argument("--only-setup", action="store_true", help="provide everything that the checks need, then stop")
+    parser.add_argument("--only-setup", action="store_true", help="set up everything that the checks need, then stop")
     args = parser.parse_args(arguments)
     stream = sys.stdout if out is None else out
     return guarded("driver-check", lambda: _check_all(stream, provide, only_setup=args.only_setup))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TextIO
 
-from pviommu.lab import report
-from pviommu.lab.ktap import Event, EventKind, KtapParser, Outcome
+from . import report
+from .ktap import Event, EventKind, KtapParser, Outcome
 
 __all__ = ["Listener"]
 

@@ -18,8 +18,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from pviommu.host_errors import write_whole
-from pviommu.lab.ktap import Counts, KtapRun, Outcome, TestResult
+from ..host_errors import write_whole
+from .ktap import Counts, KtapRun, Outcome, TestResult
 
 __all__ = [
     "SUITE_PREFIX",

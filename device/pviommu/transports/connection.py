@@ -11,7 +11,7 @@ from vfio_user.memory_kind import check_memory
 from vfio_user.transport import Flush
 
 from ..hosted import HUNG_UP, MayGoOn, Watch
-from ..inputs import Inputs, Kind, Source
+from ..inputs import InputKind, Inputs, Source
 from ..pci.function import PciFunction
 from .peers import Peer, is_gone
 
@@ -41,7 +41,7 @@ class Connection:
         self.closer = closer
         self.is_refused = refusal is not None
         name = function.name
-        descriptors = Source(Kind.DESCRIPTOR, name)
+        descriptors = Source(InputKind.DESCRIPTOR, name)
         self.session = Session(
             function,
             name=name,
@@ -50,11 +50,11 @@ class Connection:
             check_memory=inputs.of(descriptors, check_memory),
             is_eventfd=inputs.of(descriptors, is_eventfd),
         )
-        self._receive = inputs.received(Source(Kind.RECEIVED, name))
-        self._send = inputs.of(Source(Kind.SENT, name), transport.send)
-        self._is_gone = inputs.of(Source(Kind.PEER, name), is_gone)
+        self._receive = inputs.received(Source(InputKind.RECEIVED, name))
+        self._send = inputs.of(Source(InputKind.SENT, name), transport.send)
+        self._is_gone = inputs.of(Source(InputKind.PEER, name), is_gone)
         self.watch: Watch | None = None
-        """by which the loop looks at it"""
+        """the loop's watch of it"""
 
     @property
     def is_read(self) -> bool:
@@ -72,7 +72,7 @@ class Connection:
         return self.session.paused and not self.session.outgoing
 
     def exchange(self, events: int, may_go_on: MayGoOn) -> None:
-        """Take what the client has sent, act on it, and send what it gets."""
+        """Receive what the client has sent, carry it out, and send the replies."""
         session = self.session
         if self._has_more:
             session.resume(may_go_on)

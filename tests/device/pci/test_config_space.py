@@ -72,7 +72,7 @@ def test_ids_and_the_class_cannot_be_written(config: ConfigSpace) -> None:
 def test_only_implemented_command_bits_are_kept(config: ConfigSpace) -> None:
     config.write(0x04, b"\xff\xff")
 
-    assert config.get(0x04, 2) == HEADER.by_name["COMMAND"].mask(Access.RW) == 0x406
+    assert config.get(0x04, 2) == HEADER.by_name["COMMAND"].mask(AccessKind.RW) == 0x406
     assert Command(config.get(0x04, 2)).decode() == {"MEMORY": 1, "BUS_MASTER": 1, "INTX_DISABLE": 1}
     assert config.bus_master
 

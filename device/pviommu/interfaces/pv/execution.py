@@ -40,7 +40,7 @@ class Executor:
     def __init__(
         self,
         rings: Sequence[CommandRing],
-        own: OwnOperations,
+        vendor: VendorOperations,
         environment: Environment,
         notifier: Notifier,
         core: RingCore | None = None,

@@ -31,7 +31,6 @@ from .config import NO_STREAM, IommuConfig
 from .contexts import Contexts
 from .events import EventRing
 from .execution import Executor
-from .own import OwnOperations
 from .page_operation import watched_kinds
 from .patience import Patience
 from .profile import XenProfile
@@ -42,6 +41,7 @@ from .ring_core import DeviceCore
 from .state import PvIommuState
 from .stream import PvStream
 from .unshared import UnsharedMemory
+from .vendor import VendorOperations
 from .xen_2024 import Xen2024
 from .xen_v7 import XenV7
 
@@ -86,8 +86,8 @@ class PvIommu(PciFunction):
         xen_2024, self._xen_v7 = Xen2024(*operands), XenV7(*operands)
         self._profiles: dict[int, XenProfile] = {Profile.XEN_2024: xen_2024, Profile.XEN_V7: self._xen_v7}
         batch = BatchOperations(self.engine, self.memory, self.counters)
-        own = OwnOperations(self._contexts, self.bindings, self.events, batch, self.counters)
-        self._executor = Executor(self.rings, own, environment, self._reporter, ring_core)
+        vendor = VendorOperations(self._contexts, self.bindings, self.events, batch, self.counters)
+        self._executor = Executor(self.rings, vendor, environment, self._reporter, ring_core)
         xen_2024.bind(self._probes, name)
         self._xen_v7.bind(self._probes, name)
         own.bind(self._probes, name)

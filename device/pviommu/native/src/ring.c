@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT
 /*
- * The busy part of the command rings: slots that map and unmap, from the shared BAR and back into it.
+ * The fast path of the command rings: slots that map and unmap, read from and completed in the shared BAR.
  *
- * What is rare, long or wrong in a way that only its status tells is left to Python, slot by slot and in order. The
- * guest can write the shared memory at any time: a slot is read once, into registers, and indices are never read back.
+ * Slots that are rare, long or invalid are left to Python, one by one and in order. The guest can write the shared
+ * memory at any time: a slot is read once, into registers, and indices are never read back.
  */
 
 #include <poll.h>
@@ -21,14 +21,14 @@
 
 #define BATCH		256u
 
-/* How much work goes by between two looks at the clock. */
+/* How much work is done between two reads of the clock. */
 #define CLOCK_SLOTS	16
 #define CLOCK_PAGES	1024
 
-/* How long a poll of the rings goes on between two looks at the descriptor that may end it: each is a system call. */
+/* How long the rings are polled between two checks of the descriptor that may end it, since each is a system call. */
 #define LOOK_NS		20000u
 
-/* Two words of a slot, which are read and compared at once. */
+/* Two words of a slot, read and compared at once. */
 typedef uint64_t pair __attribute__((vector_size(16), aligned(8), may_alias));
 
 static uint64_t now_ns(void)
@@ -44,7 +44,7 @@ static uint64_t field(const uint64_t *slot, const struct pv_field *field)
 	return slot[field->word] >> field->shift & field->mask;
 }
 
-/* Whether a slot is one of an operation: all bits that this fixes are as it wants them. */
+/* Whether a slot matches an operation: all bits that it fixes have their values. */
 static inline __attribute__((always_inline)) int matches(const struct pv_operation *operation, const uint64_t *slot)
 {
 	const pair *fixed = (const pair *)operation->fixed, *value = (const pair *)operation->value;
@@ -55,7 +55,7 @@ static inline __attribute__((always_inline)) int matches(const struct pv_operati
 	return operation->carried_out && !(difference[0] | difference[1]);
 }
 
-/* Map or unmap what a slot asks for, and count it; 0 when the slot is not for this core. */
+/* Map or unmap as a slot says, and count pages; 0 when the slot is not for this core. */
 static inline __attribute__((always_inline)) int
 carry_out(const struct pv_core *core, const struct pv_operation *operation, enum pv_kind kind, const uint64_t *slot,
 	  struct pv_outcome *outcome, struct pv_report *report)
@@ -67,7 +67,7 @@ carry_out(const struct pv_core *core, const struct pv_operation *operation, enum
 	if (ctx >= PV_CONTEXTS || nr > operation->most)
 		return 0;
 	context = core->contexts[ctx];
-	/* Python notes what the guest unmaps of a clone. */
+	/* Python keeps track of what the guest unmaps in a clone. */
 	if (!context || (kind == PV_UNMAP && context->is_clone))
 		return 0;
 	if (kind == PV_UNMAP) {
@@ -86,7 +86,7 @@ carry_out(const struct pv_core *core, const struct pv_operation *operation, enum
 	return 1;
 }
 
-/* Write the pages done into the slot at `place`, beside what else its word had. */
+/* Write the count of pages into the slot at `place`, keeping the other bits of its word. */
 static void write_count(volatile uint64_t *place, const struct pv_operation *operation, const uint64_t *slot,
 			uint64_t done)
 {
@@ -96,7 +96,7 @@ static void write_count(volatile uint64_t *place, const struct pv_operation *ope
 	place[count->word] = (word & ~(count->mask << count->shift)) | (total & count->mask) << count->shift;
 }
 
-/* Complete the next `count` slots. Whether the guest asked to be interrupted. */
+/* Complete the next `count` slots; returns whether the guest asked for an interrupt. */
 static uint32_t publish(struct pv_ring *ring, uint32_t count)
 {
 	uint32_t old = ring->completed, event;
@@ -109,8 +109,8 @@ static uint32_t publish(struct pv_ring *ring, uint32_t count)
 }
 
 /*
- * Carry out the slot at `place`, if it is for this core, of which `slot` is a copy afterwards. What came of it is
- * written, its completion not published.
+ * Carry out the slot at `place`, if it is for this core; `slot` is its copy afterwards. The outcome is written, but the
+ * completion not published.
  */
 static int execute_one(const struct pv_rings *rings, uint8_t *place, struct pv_report *report, uint64_t *slot,
 		       struct pv_outcome *outcome)
@@ -124,7 +124,7 @@ static int execute_one(const struct pv_rings *rings, uint8_t *place, struct pv_r
 	((pair *)slot)[1] = pairs[1];
 	((pair *)slot)[2] = pairs[2];
 	((pair *)slot)[3] = pairs[3];
-	/* A branch each: the processor guesses which, and goes on before it has compared them. */
+	/* Separate branches: the processor predicts them and continues before the comparison is done. */
 	if (matches(operation = &rings->operations[PV_MAP], slot)) {
 		if (!carry_out(rings->core, operation, PV_MAP, slot, outcome, report))
 			return 0;
@@ -148,7 +148,7 @@ static int execute_one(const struct pv_rings *rings, uint8_t *place, struct pv_r
 	return 1;
 }
 
-/* Execute up to `limit` slots, which the ring has; adds to *report. A slot begun is finished, whatever the time. */
+/* Execute up to `limit` slots of the ring; adds to *report. A slot that was begun is finished, whatever the time. */
 static void execute(const struct pv_rings *rings, struct pv_ring *ring, uint32_t limit, uint64_t deadline_ns,
 		    struct pv_report *report)
 {
@@ -174,7 +174,7 @@ static void execute(const struct pv_rings *rings, struct pv_ring *ring, uint32_t
 				return;
 			}
 		} else {
-			/* Somebody waits. */
+			/* The guest waits. */
 			report->interrupt |= publish(ring, unpublished);
 			unpublished = 0;
 			if (report->interrupt)
@@ -195,7 +195,7 @@ static void execute(const struct pv_rings *rings, struct pv_ring *ring, uint32_t
 
 /*
  * Execute up to `limit` slots of ring `number`, which has that many, for about `budget_ns`. *report, all zeros before,
- * tells what was done and why it ended.
+ * says what was done and why it ended.
  */
 PV_EXPORT void pv_ring_execute(const struct pv_rings *rings, uint32_t number, uint32_t limit, uint64_t budget_ns,
 			       struct pv_report *report)
@@ -203,7 +203,7 @@ PV_EXPORT void pv_ring_execute(const struct pv_rings *rings, uint32_t number, ui
 	execute(rings, &rings->rings[number], limit < BATCH ? limit : BATCH, now_ns() + budget_ns, report);
 }
 
-/* Whether somebody began to wait since the last look. Twin: CommandRing.is_awaited_anew() of pv/ring.py. */
+/* Whether the guest began to wait since the last call, as CommandRing.is_awaited_anew() of pv/ring.py. */
 static uint32_t awaited_anew(struct pv_ring *ring)
 {
 	uint32_t before = ring->awaited;
@@ -212,7 +212,7 @@ static uint32_t awaited_anew(struct pv_ring *ring)
 	return ring->awaited != before;
 }
 
-/* Times that somebody waited; a guest that does not tell waits for all but posted slots. */
+/* The number of waits; a guest that does not write `awaited` waits for all slots that are not posted. */
 static uint64_t waits_of(const struct pv_report *report)
 {
 	return report->waits ? report->waits : report->slots - report->posted;
@@ -222,12 +222,12 @@ static int is_readable(int fd)
 {
 	struct pollfd polled = { .fd = fd, .events = POLLIN };
 
-	return poll(&polled, 1, 0) > 0;	/* never of a negative one */
+	return poll(&polled, 1, 0) > 0;	/* never a negative time */
 }
 
 /*
- * Poll all rings and execute what appears, as far as it is for this core: for about `left_ns`, and for `window_ns`
- * after each time that somebody began to wait, for `budget_ns` in all. Ends early when there is something for Python
+ * Poll all rings and execute new slots, as far as they are for this core: for about `left_ns`, and for `window_ns`
+ * after each time that the guest began to wait, for `budget_ns` in all. Ends early when there is something for Python
  * to do, or to read from `fd`.
  */
 PV_EXPORT void pv_spin(const struct pv_rings *rings, uint64_t budget_ns, uint64_t left_ns, uint64_t window_ns, int fd,

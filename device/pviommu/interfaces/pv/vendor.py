@@ -1,9 +1,10 @@
-"""The device's own operations: bindings, what is in use, and Xen operations by way of guest memory."""
+"""Vendor operations: bindings, what is in use, and Xen operations by way of guest memory."""
 
 from __future__ import annotations
 
 from pviommu_abi.own import Binding, Call, OwnOp, Reserve, Usage
 from pviommu_abi.slots import Errno
+from pviommu_abi.vendor import Binding, Call, Reserve, Usage, VendorOp
 
 from ...counters import Counters
 from ...engine import Stop
@@ -14,14 +15,14 @@ from .contexts import Contexts
 from .events import EventRing
 from .profile import DONE, REFUSED, Answer, Begin, GoOn, Progress, Reply, XenProfile, probe_operation
 
-__all__ = ["OwnOperations"]
+__all__ = ["VendorOperations"]
 
 _BINDING_IN = Binding.offset_of("ctx_no")
 _CALL_ALIGNMENT = 8
 
 
-class OwnOperations:
-    """Executes payloads of class OWN."""
+class VendorOperations:
+    """Executes payloads of class VENDOR."""
 
     def __init__(
         self, contexts: Contexts, bindings: Bindings, events: EventRing, batch: BatchOperations, counters: Counters
@@ -48,7 +49,7 @@ class OwnOperations:
     @staticmethod
     def reorders(op: int, _payload: bytes) -> bool:
         """Whether the operation must wait for all rings: it moves an endpoint, or (CALL) might do so."""
-        return op in (OwnOp.UNBIND, OwnOp.BLOCK, OwnOp.CALL)
+        return op in (VendorOp.UNBIND, VendorOp.BLOCK, VendorOp.CALL)
 
     def execute(self, op: int, payload: bytes) -> Answer:
         """Carry out ``op`` with the 48 bytes of ``payload``. Unknown operations are -EOPNOTSUPP."""
