@@ -22,7 +22,7 @@ from .interfaces.pv.state import PvIommuState
 from .pci.capabilities import endpoint as endpoint_capability
 from .pci.function import Environment, PciFunction
 from .pci.state import BusyError, FunctionState, check_function
-from .topology import EndpointEntry, Topology
+from .topology import EndpointSection, Topology
 
 __all__ = ["DRAIN_NS", "BusyError", "Machine", "MachineState", "build_endpoint"]
 

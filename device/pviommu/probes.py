@@ -98,13 +98,13 @@ class Probes:
 
         def tell(argument: _A, result: _R) -> _R:
             for told in last if is_over(result) else ():
-                told(Seen(f"{name}.post", owner, (argument,), result))
+                told(ProbeCall(f"{name}.post", owner, (argument,), result))
             return result
 
         @wraps(begin)
         def probed(argument: _A) -> _R:
             for told in first:
-                told(Seen(f"{name}.pre", owner, (argument,)))
+                told(ProbeCall(f"{name}.pre", owner, (argument,)))
             return tell(argument, begin(argument))
 
         if go_on is None:

@@ -133,7 +133,7 @@ class Endpoint(PciFunction):
         self.host.submit(self.attempts, work, partial(self._hear, callback))
         self.attempts.in_threads += 1
 
-    def _hear(self, callback: Callable[[Outcome[_R]], None], outcome: Outcome[_R]) -> None:
+    def _hear(self, callback: Callable[[WorkOutcome[_R]], None], outcome: WorkOutcome[_R]) -> None:
         self.attempts.in_threads -= 1
         self.attempts.make("what came of its work in a thread", callback, outcome)
 

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
-from ..engine import Access, Area, Engine, EngineConfig, Fault, Outcome, Pending, Stop
+from ..engine import Access, Area, Engine, EngineConfig, Outcome, Stop, TranslationFault, TranslationPending
 from ..interfaces.pv.contexts import Contexts, ContextStop, DefaultPolicy
 from .difference import require
 from .operations import (

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pviommu.pci.config_space import BARS, CONFIG_SIZE, HEADER, STATUS, Command, ConfigSpace, Identity
-from wire_layout.registers import Access
+from wire_layout.registers import AccessKind
 
 IDENTITY = Identity(0x1234, 0x5678, 0x080600, 3)
 

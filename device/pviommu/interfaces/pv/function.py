@@ -90,7 +90,7 @@ class PvIommu(PciFunction):
         self._executor = Executor(self.rings, vendor, environment, self._reporter, ring_core)
         xen_2024.bind(self._probes, name)
         self._xen_v7.bind(self._probes, name)
-        own.bind(self._probes, name)
+        vendor.bind(self._probes, name)
         self._executor.watch(watched_kinds(self._probes))
         self.registers = PvRegisters(self, config.instance, self.rings, self._executor, self._profiles)
         self.add_register_bar(REGISTER_BAR, self.registers.file, REGISTER_BAR_SIZE)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pviommu_abi.own import Binding, Call, OwnOp, Reserve, Usage
 from pviommu_abi.slots import Errno
 from pviommu_abi.vendor import Binding, Call, Reserve, Usage, VendorOp
 
@@ -37,13 +36,14 @@ class VendorOperations:
         self._counters = counters
         self._handlers: dict[int, tuple[Begin, GoOn | None]] = {
             int(op): (getattr(self, f"op_{op.name.lower()}"), getattr(self, f"go_on_{op.name.lower()}", None))
-            for op in OwnOp
+            for op in VendorOp
         }
 
     def bind(self, probes: Probes, owner: str) -> None:
         """Make each operation a probe, ``op.NAME``."""
         self._handlers = {
-            op: probe_operation(probes, OwnOp(op).name.lower(), *calls, owner) for op, calls in self._handlers.items()
+            op: probe_operation(probes, VendorOp(op).name.lower(), *calls, owner)
+            for op, calls in self._handlers.items()
         }
 
     @staticmethod
@@ -56,14 +56,14 @@ class VendorOperations:
         found = self._handlers.get(op)
         if found is None:
             return Reply(-Errno.EOPNOTSUPP)
-        self._counters.ops[OwnOp(op).name.lower()] += 1
+        self._counters.ops[VendorOp(op).name.lower()] += 1
         return found[0](payload)
 
     def go_on(self, op: int, payload: bytes, progress: Progress) -> Answer:
         """Carry out the next piece of a long operation."""
         go_on = self._handlers[op][1]
         if go_on is None:
-            raise ValueError(f"operation {op} of class OWN is not done in pieces")
+            raise ValueError(f"operation {op} of class VENDOR is not done in pieces")
         return go_on(payload, progress)
 
     def op_bind(self, payload: bytes) -> Reply:

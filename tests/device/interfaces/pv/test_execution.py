@@ -12,7 +12,6 @@ from pviommu.interfaces.pv.pages import PIECE
 from pviommu.interfaces.pv.patience import CATCH_UP_NS
 from pviommu.interfaces.pv.profile import Progress
 from pviommu.interfaces.pv.ring import Operation, passed
-from pviommu_abi.own import Call, OwnOp
 from pviommu_abi.registers import RingStatus
 from pviommu_abi.shared import (
     CACHE_LINE,

@@ -221,6 +221,7 @@ def test_an_operation_under_no_profile_is_impossible(make_driver):
     driver = make_driver()
     driver.write("PROFILE", Profile.NONE)
     assert (
-        driver.iommu._executor.operations._own.op_call(Call(PLACE, 0).pack().ljust(48, b"\0")).result == -Errno.EINVAL
+        driver.iommu._executor.operations._vendor.op_call(Call(PLACE, 0).pack().ljust(48, b"\0")).result
+        == -Errno.EINVAL
     )
-    assert driver.iommu._executor.operations._own.op_batch(bytes(48)).result == -Errno.EINVAL
+    assert driver.iommu._executor.operations._vendor.op_batch(bytes(48)).result == -Errno.EINVAL
