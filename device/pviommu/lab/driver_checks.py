@@ -18,19 +18,19 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TextIO
 
-from pviommu import resources
-from pviommu.exit_status import ExitStatus
-from pviommu.lab import provision
-from pviommu.lab.build import Sandbox, find_sandbox
-from pviommu.lab.kept import keep, source_files
-from pviommu.lab.kernels import BUILD_PACKAGES
-from pviommu.lab.problems import EnvironmentProblem
-from pviommu.lab.processes import Run, run
-from pviommu.lab.progress import Progress
-from pviommu.lab.roots import BACKPORTS, private_root
-from pviommu.lab.roots import STEPS as ROOT_STEPS
-from pviommu.lab.run import guarded
-from pviommu.lab.series import FOLDER, Series, forget
+from .. import resources
+from ..exit_status import ExitStatus
+from . import provision
+from .build import Sandbox, find_sandbox
+from .kept import keep, source_files
+from .kernels import BUILD_PACKAGES
+from .problems import EnvironmentProblem
+from .processes import Run, run
+from .progress import Progress
+from .roots import BACKPORTS, private_root
+from .roots import STEPS as ROOT_STEPS
+from .run import guarded
+from .series import FOLDER, Series, forget
 
 __all__ = ["PACKAGES", "STEPS", "DriverChecks", "main", "prepare_checks", "written_sources"]
 

@@ -16,9 +16,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from pviommu.host_errors import write_whole
-from pviommu.lab.build import Sandbox
-from pviommu.lab.processes import Outcome, Run, run
+from ..host_errors import write_whole
+from .build import Sandbox
+from .processes import Outcome, Run, run
 
 __all__ = ["FOLDER", "Series", "forget"]
 
