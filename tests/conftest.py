@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
+from . import cpu_times
 from .fuzz import background
 from .workers import Once, is_worker, next_unit, number_of_workers, rank, unit_of
 
@@ -23,6 +24,10 @@ settings.register_profile(
 settings.load_profile("pviommu")
 
 CHECKOUT = Path(__file__).resolve().parent.parent
+
+
+def pytest_addoption(pluginmanager: pytest.PytestPluginManager) -> None:
+    pluginmanager.register(cpu_times)
 
 
 def pytest_configure(config: pytest.Config) -> None:

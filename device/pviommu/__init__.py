@@ -1,3 +1,3 @@
-"""A paravirtual IOMMU for virtual machines that one can see inside and break on purpose."""
+"""A paravirtual IOMMU for virtual machines, made to be looked into and to be broken on purpose."""
 
 __version__ = "0.1.0"

@@ -1,4 +1,4 @@
-"""The user's cache folder: where it is, and whether what lies in it may be run."""
+"""The user's cache folder: where it is, and whether files in it may be executed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ HOW = "set XDG_CACHE_HOME to a folder of your own"
 
 
 class CacheError(Exception):
-    """There is no cache folder that can be used; the text says why, and :data:`HOW` what to do."""
+    """No usable cache folder; the text says why, and :data:`HOW` what to do."""
 
 
 def cache_folder(environment: Mapping[str, str] = os.environ) -> Path:
@@ -33,7 +33,7 @@ def _home(environment: Mapping[str, str]) -> str:
 
 
 def check_folder(folder: Path) -> None:
-    """Raise :class:`CacheError` for a cache folder from which nothing may or can be run. It need not exist."""
+    """Raise :class:`CacheError` for a cache folder from which nothing may be executed. It need not exist."""
     try:
         found = folder.stat()
     except FileNotFoundError:
@@ -56,7 +56,7 @@ def _folder_problem(folder: Path, found: os.stat_result) -> str:
 
 
 def owner_problem(found: os.stat_result) -> str:
-    """Why something is not to be run by this user, as the end of a sentence; empty if it may be."""
+    """Why this user must not execute a file, as the end of a sentence; empty if it may."""
     if found.st_uid not in (0, os.geteuid()):
         return f"belongs to user {_user(found.st_uid)}, and this is user {_user(os.geteuid())}"
     if found.st_mode & stat.S_IWOTH:

@@ -23,14 +23,14 @@ COMMANDS = {
     "topology list": ("pviommu.topologies.listing", "list the topologies that come with pviommu"),
     "topology show": ("pviommu.topologies.show", "print one of them"),
     "schema": ("pviommu.schemas.command", "print the JSON Schema of a file or of an output"),
-    "lab run": ("pviommu.lab.run", "boot a guest on it and judge the run"),
-    "lab matrix": ("pviommu.lab.matrix", "run every kernel, profile, mode and number of vCPUs, one table"),
+    "lab run": ("pviommu.lab.run", "boot a guest on it, run its tests and give a verdict"),
+    "lab matrix": ("pviommu.lab.matrix", "run every combination of kernel, profile, mode and vCPUs, for one table"),
     "doctor": ("pviommu.lab.doctor", "say what this machine can run and what is missing"),
     "bench engine": ("pviommu.bench.engine", "measure engine, rings and DMA in one process"),
-    "bench ring": ("pviommu.bench.ring", "measure round trips to a server, and what it costs while idle"),
-    "bench maps": ("pviommu.bench.maps", "measure what a range of guest memory costs, up to 65535 of them"),
+    "bench ring": ("pviommu.bench.ring", "measure round trips to a server, and its cost while idle"),
+    "bench maps": ("pviommu.bench.maps", "measure the cost of up to 65535 ranges of guest memory"),
     "bench delays": ("pviommu.bench.delays", "measure how long others wait while a client or guest abuses the server"),
-    "bench peers": ("pviommu.bench.peers", "measure it beside QEMU's own IOMMUs"),
+    "bench peers": ("pviommu.bench.peers", "compare it with QEMU's own IOMMUs"),
     "bench report": ("pviommu.bench.report", "put measured figures into a document"),
     "faults list": ("pviommu.scenarios.listing", "list the places where rules can be, and what they can do there"),
     "faults check": ("pviommu.scenarios.check", "say what is wrong with scenario files"),
@@ -43,7 +43,7 @@ COMMANDS = {
 
 
 class _Help(argparse.HelpFormatter):
-    """Tells the default of every option that takes a value, unless its text does."""
+    """Adds the default of every option that takes a value, unless its text has it."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, width=_columns() - 2)
@@ -58,7 +58,7 @@ class _Help(argparse.HelpFormatter):
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse ``argv`` and run the command; returns the exit status. Bad arguments exit with 2.
 
-    Output that cannot be written ends no command: it is told in the end, with status 3 where it would be 0.
+    Output that cannot be written ends no command: that is reported at the end, with status 3 instead of 0.
     """
     with Streams() as streams:
         try:
@@ -85,7 +85,7 @@ def _run(words: list[str]) -> int:
         gc.freeze()
         gc.enable()
     if not hasattr(args, "run"):  # newer versions of argparse find a command behind "--", where it is not looked for
-        parser.error(f"{' '.join(words)}: a command comes first")
+        parser.error(f"{' '.join(words)}: the command must come first")
     if unknown:
         args.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     run: Callable[[argparse.Namespace], int] = args.run
@@ -101,7 +101,7 @@ def _parser(words_given: list[str], asked_for: list[str] | None = None) -> argpa
     """What reads ``words_given``, or the commands ``asked_for``; without any, of all commands the names."""
     parser = argparse.ArgumentParser(
         prog="pviommu",
-        description="A paravirtual IOMMU for virtual machines that one can see inside and break on purpose.",
+        description="A paravirtual IOMMU for virtual machines, made to be looked into and to be broken on purpose.",
         formatter_class=_Help,
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="print version, ABI, profiles and core")
@@ -133,7 +133,7 @@ def _columns() -> int:
 
 
 class _Version(argparse.Action):
-    """``--version``: what a guest's driver must fit, and what would carry its operations out."""
+    """``--version``: what a guest's driver must match, and the core that would be used."""
 
     def __call__(self, parser: argparse.ArgumentParser, *unused: object) -> None:
         from .version import describe

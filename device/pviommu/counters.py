@@ -1,4 +1,4 @@
-"""What the device counts, for its log and for the reports of a run."""
+"""Counters of the device, for its log and for the reports of a run."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ class Counters:
     doorbells: int = 0
     interrupts: int = 0
     drains_continued: int = 0
-    """times that DMA or a reset had to wait for a later turn, since rings held more work than one has time for"""
+    """times that DMA or a reset had to wait for a later turn, because the rings had too much work for one"""
     sleeps: int = 0
-    """times the loop slept, its doorbells armed"""
+    """times the loop slept with doorbells armed"""
     naps: int = 0
-    """times the loop slept a moment without asking for doorbells, since nobody waited for its work"""
+    """times the loop slept briefly without doorbells armed, because the guest did not wait"""
     waits: int = 0
-    """times somebody in the guest was seen to wait for a completion"""
+    """times the guest was seen to wait for a completion"""
 
     def load(self, report: dict[str, Any]) -> None:
         """Count on from what :meth:`report` gave. Raises ValueError, and then changes nothing, for other counters."""

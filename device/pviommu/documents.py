@@ -1,4 +1,4 @@
-"""Documents whose form :mod:`msgspec` types declare: their schema, and mistakes in words that users can act on."""
+"""Documents whose form :mod:`msgspec` types declare: their schema, and error messages that users can act on."""
 
 from __future__ import annotations
 
@@ -58,14 +58,14 @@ def _wrong(document: Any, whole: dict[str, Any], said: str, outer: Place) -> Wro
     where = f"{spelled(place)}: " if place else ""
     if match := re.search("unknown field `(.*)`", text):
         keys = ", ".join(node["properties"]) if node else ""
-        return WrongValueError((*place, match[1]), f"{where}there is no key {match[1]}, but {keys}")
+        return WrongValueError((*place, match[1]), f"{where}unknown key {match[1]}; known are {keys}")
     if match := re.search("missing required field `(.*)`", text):
         return WrongValueError(place, f"{where}the key {match[1]} is missing")
     return WrongValueError(place, f"{where}{text}")
 
 
 def _node(whole: dict[str, Any], place: Place) -> dict[str, Any] | None:
-    """What the schema says of a place."""
+    """The schema of a place."""
     node: dict[str, Any] | None = whole
     for step in place:
         node = _followed(whole, node or {})
@@ -82,7 +82,7 @@ def _followed(whole: dict[str, Any], node: dict[str, Any]) -> dict[str, Any]:
 
 
 def rule(node: dict[str, Any]) -> str:
-    """What a node of a schema demands, in words."""
+    """The rule of a node of a schema, as text."""
     if "$comment" in node:
         return str(node["$comment"])
     if "enum" in node:

@@ -1,4 +1,4 @@
-"""How the commands end."""
+"""Exit statuses of the commands."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __all__ = ["ExitStatus"]
 
 
 class ExitStatus(IntEnum):
-    """Exit statuses of ``pviommu``. What they mean for a command is in its help."""
+    """Exit statuses of ``pviommu``. A command's help says what they mean for it."""
 
     PASSED = 0
     FAILED = 1

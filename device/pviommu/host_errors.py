@@ -1,4 +1,4 @@
-"""Errors of the machine that a program runs on: told in a line, since nothing in the program is wrong."""
+"""Errors of the host, which are reported in one line, because the program is not at fault."""
 
 from __future__ import annotations
 

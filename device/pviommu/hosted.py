@@ -1,4 +1,4 @@
-"""What the loop asks of what it serves, and what that may ask of the loop: see :mod:`pviommu.host.loop`."""
+"""The interfaces between the loop and what it serves: see :mod:`pviommu.host.loop`."""
 
 from __future__ import annotations
 
@@ -6,37 +6,37 @@ import select
 from collections.abc import Callable
 from typing import NamedTuple, Protocol, TypeVar
 
-from .inputs import Outcome
+from .inputs import WorkOutcome
 
 __all__ = ["HUNG_UP", "STOPPED_NS", "Host", "MayGoOn", "Owner", "Poll", "Pollable", "Timer", "Waiting", "Watch"]
 
 _T = TypeVar("_T")
 
 STOPPED_NS = 200_000_000
-"""A process that did nothing for so long may have been stopped, and the guest have given its devices up and be using
-again what it unmapped. A driver waits longer before it does that. A busy host may take the processor away for less."""
+"""A process that did nothing for so long may have been stopped: the guest may have given its devices up and reuse the
+memory that it unmapped. A driver waits longer before it does that; a busy host takes the processor away for less."""
 
 HUNG_UP = select.EPOLLHUP | select.EPOLLERR
-"""What epoll says, whatever is waited for, of a descriptor whose other end is closed."""
+"""Events that epoll always reports for a descriptor whose other end is closed."""
 MayGoOn = Callable[[], bool]
-"""Whether there is time for more; asked between two pieces of work."""
+"""Whether there is time for more; called between two pieces of work."""
 
 
 class Poll(NamedTuple):
-    """How long a core is to poll: in nanoseconds, all of them about."""
+    """How long a core is to poll, in nanoseconds, approximately."""
 
     budget_ns: int
     """at most"""
     left_ns: int
-    """if nobody waits"""
+    """if the guest does not wait"""
     window_ns: int
-    """each time that somebody has begun to wait, so much longer"""
+    """so much longer after each time that the guest has begun to wait"""
     fd: int = -1
-    """something to read here ends it early; -1: there is no such thing"""
+    """a descriptor; something to read from it ends polling early; -1: none"""
 
 
 class Pollable(Protocol):
-    """What is given work through memory, and told of it only if it asks for that: command rings."""
+    """What gets work through memory and a doorbell only if it asks for one: command rings."""
 
     @property
     def has_core(self) -> bool:
@@ -51,25 +51,25 @@ class Pollable(Protocol):
         """Whether the guest says when it begins to wait."""
 
     def work(self) -> bool:
-        """One bounded step. Whether there was anything to do."""
+        """One bounded step. Returns whether there was anything to do."""
 
     def spin(self, poll: Poll) -> bool:
-        """Poll for a while. Whether there was anything to do."""
+        """Poll for a while. Returns whether there was anything to do."""
 
     def waits(self) -> int:
-        """How many times somebody in the guest began to wait since the last call, as far as that can be told."""
+        """How many times the guest began to wait since the last call, as far as is known."""
 
     def is_pressed(self) -> bool:
-        """Whether there is work that cannot wait a moment."""
+        """Whether there is work that must be done at once."""
 
     def arm(self) -> bool:
-        """Ask to be told of work. Whether there was none meanwhile, so that the loop may sleep."""
+        """Ask for a doorbell. Returns whether there is still no work, so that the loop may sleep."""
 
     def disarm(self) -> None:
-        """It is polled again, and need not be told."""
+        """It is polled again and needs no doorbell."""
 
     def rested(self) -> None:
-        """The loop has slept: that was no stop of the process."""
+        """The loop has slept: the process was not stopped."""
 
 
 class Waiting(Protocol):
@@ -80,30 +80,30 @@ class Waiting(Protocol):
 
 
 class Watch(Protocol):
-    """A descriptor that the loop looks at. Its callback is called with what epoll says of it, 0 if nothing."""
+    """A descriptor that the loop watches. Its callback is called with its epoll events, or 0 if there are none."""
 
     events: int
     """what is waited for, in epoll's numbers"""
     has_more: bool
-    """whether the callback is to be called in the next look, whatever the descriptor says"""
+    """whether the callback is to be called next time, whatever its events"""
 
     def close(self) -> None:
-        """Look no more at it. The descriptor stays open. A second time it does nothing."""
+        """Stop watching it. The descriptor stays open. A second call does nothing."""
 
 
 class Timer(Protocol):
-    """A call that is due."""
+    """A call at a certain time."""
 
     def cancel(self) -> None:
-        """It is not made, unless it was already."""
+        """The call is not made, unless it was made already."""
 
 
 class Owner(Protocol):
-    """On whose behalf something is done in another thread."""
+    """The owner of work in another thread."""
 
     @property
     def generation(self) -> int:
-        """Another number after each reset: what was asked for before it is of no interest. Read in any thread."""
+        """A different number after each reset: results of earlier work are dropped. Read in any thread."""
 
 
 class Host(Protocol):
@@ -118,10 +118,11 @@ class Host(Protocol):
     def call(self, callback: Callable[[], None]) -> None:
         """From any thread: have the loop call ``callback`` soon."""
 
-    def submit(self, owner: Owner, work: Callable[[], _T], callback: Callable[[Outcome[_T]], None]) -> None:
-        """Do ``work``, which may block and touches nothing of the device, in another thread, and call ``callback`` with
-        what came of it, unless ``owner`` has another generation by then; what has not begun by then is not done at all.
+    def submit(self, owner: Owner, work: Callable[[], _T], callback: Callable[[WorkOutcome[_T]], None]) -> None:
+        """Do ``work``, which may block and must not touch the device, in another thread, and call ``callback`` with its
+        outcome, unless the generation of ``owner`` has changed by then; work that has not begun by then is not done at
+        all.
         """
 
     def hung_up(self) -> list[Watch]:
-        """Those whose other end is closed, of which the next look may not have told yet."""
+        """Watches whose other end is closed, even if their callback was not called yet."""

@@ -1,9 +1,8 @@
-"""The one interface through which anything from outside reaches the device.
+"""The one interface through which all inputs reach the device.
 
-Socket bytes, ring words, slots, guest memory, the clock, what descriptors are and what became of writes are learned
-here and nowhere else, each from a :class:`Source` that says what it is. What a run of the device did is thus a
-function of what these calls returned, which is what recording, replaying (:mod:`pviommu.journal`) and injecting faults
-stand on.
+Socket bytes, ring words, slots, guest memory, the clock, kinds of descriptors and outcomes of writes come from here and
+nowhere else, each from a :class:`Source` that says what it is. So what the device does is a function of the results of
+these calls. Recording, replaying (:mod:`pviommu.journal`) and injecting faults rely on this.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from typing import Any, Generic, NamedTuple, ParamSpec, Protocol, TypeVar
 
 from vfio_user import transport
 
-__all__ = ["Inputs", "Kind", "LiveInputs", "Outcome", "Poller", "Source"]
+__all__ = ["InputKind", "Inputs", "LiveInputs", "Poller", "Source", "WorkOutcome"]
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -32,11 +31,11 @@ _MOST_SELECTED = 1024
 
 
 @dataclass(frozen=True)
-class Outcome(Generic[_T_co]):
-    """What came of work in another thread: a value, or the exception that ended it."""
+class WorkOutcome(Generic[_T_co]):
+    """The outcome of work in another thread: a value, or the exception that ended it."""
 
     job: int
-    """in the order in which the work was asked for, from 1 on"""
+    """number of the work, in the order of submission, from 1 on"""
     value: Any = None
     error: Exception | None = None
 
@@ -48,8 +47,8 @@ class Outcome(Generic[_T_co]):
         return value
 
 
-class Kind(enum.Enum):
-    """What an input is."""
+class InputKind(enum.Enum):
+    """Kinds of input."""
 
     CLOCK = "clock"
     PROCESSOR_TIME = "processor time"
@@ -68,15 +67,15 @@ class Kind(enum.Enum):
     DESCRIPTOR = "kind of a descriptor from the client of"
     OPENED = "descriptor for"
     MAPPED = "mapping of"
-    CLOSED = "closing of what is of"
+    CLOSED = "closing of descriptors of"
     INTERRUPT = "interrupts of"
     WORKER = "work for a thread"
 
 
 class Source(NamedTuple):
-    """Where an input comes from."""
+    """The source of an input."""
 
-    kind: Kind
+    kind: InputKind
     owner: str | int = ""
     """the function, or the number, that it belongs to, if there are several"""
 
@@ -97,58 +96,54 @@ class Poller(Protocol):
 
 
 class Inputs(Protocol):
-    """What the device reads. All sizes are in bytes, all times in nanoseconds of a monotonic clock."""
+    """All inputs of the device. Sizes are in bytes, times in nanoseconds of a monotonic clock."""
 
     @property
     def may_be_bypassed(self) -> bool:
-        """Whether rings and copies of guest memory may be left to a native core, which reads for itself."""
+        """Whether rings and copies of guest memory may be left to a native core, which bypasses this."""
 
     def now_ns(self) -> int:
         """The time."""
 
     def worked_ns(self) -> int:
-        """Processor time of this thread, which unlike the time does not go on while others have the processor."""
+        """Processor time of this thread."""
 
     def of(self, source: Source, call: Callable[_P, _R]) -> Callable[_P, _R]:
-        """What to call instead of ``call``, which touches something outside and whose result is an input: ``call``
-        itself, unless inputs are recorded or replayed. Bind it once where it is called often.
+        """What to call instead of ``call``, whose result is an input: ``call`` itself, unless inputs are recorded or
+        replayed. Bind it once where it is called often.
         """
 
     def words(self, source: Source) -> Callable[[memoryview, int], int]:
-        """What reads the 32-bit word of an index, once, of shared memory in format ``I``."""
+        """A function that reads the 32-bit word at an index, once, of shared memory in format ``I``."""
 
     def copies(self, source: Source) -> Callable[[memoryview], bytes]:
-        """What makes a private copy of shared or guest memory, in one go: what is checked afterwards cannot change any
-        more.
+        """A function that makes a private copy of shared or guest memory, reading it once: what is checked afterwards
+        cannot change any more.
         """
 
     def files(self, source: Source) -> Callable[[int, int, int], bytes]:
-        """What reads from the file of a descriptor so many bytes at an offset, fewer if it has become shorter: for
-        files that are not safe to map.
+        """A function that reads so many bytes at an offset from the file of a descriptor, fewer if it has become
+        shorter: for files that are not safe to map.
         """
 
     def received(self, source: Source) -> Callable[[socket.socket, int], tuple[bytes, list[int]] | None]:
-        """What takes from a socket what it has to give, at most so many bytes, with its file descriptors; ``None`` at
-        its end.
-        """
+        """A function that receives at most so many bytes from a socket, with file descriptors; ``None`` at its end."""
 
     def poller(self) -> Poller:
-        """What :meth:`wait` waits for, empty."""
+        """A new, empty poller for :meth:`wait`."""
 
     def wait(self, poller: Any, timeout_ms: float) -> Sequence[tuple[int, int]]:
         """The descriptors that are ready: ``(fd, events)`` pairs, after at most ``timeout_ms`` (-1: no limit)."""
 
-    def outcomes(self, finished: deque[Outcome[Any]]) -> Sequence[Outcome[Any]]:
-        """What other threads have finished since the last call, taken out of ``finished``: the device learns of it in
-        this order.
-        """
+    def outcomes(self, finished: deque[WorkOutcome[Any]]) -> Sequence[WorkOutcome[Any]]:
+        """The outcomes that other threads have added to ``finished`` since the last call, in this order."""
 
 
 _word: Callable[[memoryview, int], int] = operator.getitem
 
 
 class LiveInputs:
-    """The real world. Its calls are those of the system themselves: nothing is paid for their names."""
+    """Live inputs. Their calls are those of the system themselves, so that sources cost nothing."""
 
     may_be_bypassed = True
 
@@ -183,5 +178,5 @@ class LiveInputs:
         return poller.poll(None if timeout_ms < 0 else timeout_ms / 1000)
 
     @staticmethod
-    def outcomes(finished: deque[Outcome[Any]]) -> Sequence[Outcome[Any]]:
+    def outcomes(finished: deque[WorkOutcome[Any]]) -> Sequence[WorkOutcome[Any]]:
         return [finished.popleft() for _ in range(len(finished))]

@@ -1,10 +1,10 @@
-"""Inputs that are recorded, and inputs that come from such a record: a session again, without anything outside.
+"""Recording inputs, and replaying them: a session again, without sockets, files or descriptors.
 
 What the device learns in a session depends on the descriptors and sockets behind it, and on when it looked. Recorded,
 it is a list of :class:`Entry`; a machine that is built alike and driven by the same turns does the same again with it.
-The rings and the copier of a native core read past the inputs: a machine with such inputs has its tables alone.
+The rings and the copier of a native core bypass the inputs, so a machine with such inputs uses its tables only.
 
-What is done in other threads is not done again: what came of it is recorded.
+Work of other threads is not done again: its outcome is recorded.
 """
 
 from __future__ import annotations
@@ -17,31 +17,31 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
-from .inputs import Inputs, Kind, Outcome, Poller, Source
+from .inputs import InputKind, Inputs, Poller, Source, WorkOutcome
 
 __all__ = ["DivergedError", "Entry", "JournalEndError", "JournalInputs", "ReplayInputs", "Unconnected"]
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
-_CLOCK = Source(Kind.CLOCK)
-_PROCESSOR_TIME = Source(Kind.PROCESSOR_TIME)
-_READY = Source(Kind.READY)
-_FINISHED = Source(Kind.FINISHED)
+_CLOCK = Source(InputKind.CLOCK)
+_PROCESSOR_TIME = Source(InputKind.PROCESSOR_TIME)
+_READY = Source(InputKind.READY)
+_FINISHED = Source(InputKind.FINISHED)
 
 
 class JournalEndError(BaseException):
-    """There is nothing more in the journal. No handler of a device's failures is to take it for one."""
+    """The journal has no more entries. Handlers of device failures must not catch this."""
 
 
 class DivergedError(BaseException):
-    """The device asked for something else than was recorded: it is another one, or depends on what is no input. No
-    handler of a device's failures is to take it for one.
+    """The device asked for something else than was recorded: it was built differently, or depends on something that is
+    no input. Handlers of device failures must not catch this.
     """
 
 
 class Entry(NamedTuple):
-    """What came from outside at one place."""
+    """One input."""
 
     source: Source
     value: Any = None
@@ -50,7 +50,7 @@ class Entry(NamedTuple):
 
 
 class _Mapped(NamedTuple):
-    """Memory, in the journal: what was in it is recorded where it was read."""
+    """Memory, in the journal: its content is recorded where it is read."""
 
     size: int
 
@@ -67,7 +67,7 @@ class Unconnected:
 
 
 class JournalInputs:
-    """What other inputs give, written down in :attr:`entries`."""
+    """Records the values of other inputs in :attr:`entries`."""
 
     may_be_bypassed = False
 
@@ -108,7 +108,7 @@ class JournalInputs:
 
 
 class ReplayInputs:
-    """Gives back what was recorded, in its order. Nothing outside is touched: what is asked for is not called.
+    """Returns what was recorded, in order. Nothing outside is touched: the functions that it is given are not called.
 
     Raises :class:`DivergedError` at the first call for another source than the one recorded, :class:`JournalEndError`
     after the last entry. Memory that the device maps is its own, and holds what it wrote and what it has read there.
@@ -175,8 +175,8 @@ class ReplayInputs:
         ready: Sequence[tuple[int, int]] = self._next(_READY)
         return ready
 
-    def outcomes(self, _finished: deque[Outcome[Any]]) -> Sequence[Outcome[Any]]:
-        outcomes: Sequence[Outcome[Any]] = self._next(_FINISHED)
+    def outcomes(self, _finished: deque[WorkOutcome[Any]]) -> Sequence[WorkOutcome[Any]]:
+        outcomes: Sequence[WorkOutcome[Any]] = self._next(_FINISHED)
         return outcomes
 
 

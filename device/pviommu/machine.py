@@ -22,7 +22,7 @@ from .interfaces.pv.state import PvIommuState
 from .pci.capabilities import endpoint as endpoint_capability
 from .pci.function import Environment, PciFunction
 from .pci.state import BusyError, FunctionState, check_function
-from .topology import EndpointEntry, Topology
+from .topology import EndpointSection, Topology
 
 __all__ = ["DRAIN_NS", "BusyError", "Machine", "MachineState", "build_endpoint"]
 
@@ -34,7 +34,7 @@ AnyEndpoint = TypeVar("AnyEndpoint", bound=Endpoint)
 
 def build_endpoint(
     kind: type[AnyEndpoint],
-    entry: EndpointEntry,
+    entry: EndpointSection,
     iommu: PvIommu,
     environment: Environment,
     core: DeviceCore | None = None,
@@ -93,24 +93,24 @@ class Machine:
         return cls(iommu, endpoints)
 
     def _follow_bars(self) -> None:
-        """BARs came, moved or went. What translates DMA is not reached by DMA: the PV-IOMMU has no windows."""
+        """BARs were added, moved or removed. DMA does not reach the IOMMU: the PV-IOMMU has no windows."""
         windows = [window for endpoint in self.endpoints.values() for window in endpoint.bars.windows()]
         self.windows.replace(window for window in windows if not self._is_reserved(window))
         self.iommu.engine.set_mmio(self.windows.frames())
 
     def _is_reserved(self, window: Window) -> bool:
-        """Whether part of it is where writes are interrupts."""
+        """Whether part of it is in the MSI window."""
         first, last = window.first >> PAGE_SHIFT, (window.first + window.size - 1) >> PAGE_SHIFT
         return any(first <= region.last and region.first <= last for region in self.iommu.engine.config.reserved)
 
     @property
     def inputs(self) -> Inputs:
-        """What all its functions read."""
+        """The inputs of all its functions."""
         return self.iommu.inputs
 
     @property
     def counters(self) -> Counters:
-        """Those of all its functions."""
+        """The counters of all its functions."""
         return self.iommu.counters
 
     @property

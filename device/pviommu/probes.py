@@ -17,7 +17,7 @@ _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 
-class Seen(NamedTuple):
+class ProbeCall(NamedTuple):
     """A call at a probe: before it, or after it."""
 
     probe: str
@@ -26,15 +26,15 @@ class Seen(NamedTuple):
     """the function concerned, by its name"""
     arguments: tuple[Any, ...]
     result: Any = None
-    """after it: what came of the call, of one in steps after the last of them"""
+    """with ``post``: the result of the call; for a call in steps, after the last one"""
 
 
 class Rule(NamedTuple):
-    """Somebody who looks on."""
+    """A callback for calls at probes whose name matches."""
 
     pattern: str
-    """of probes, as a shell's: ``op.unmap_pages.pre``, ``op.*.post``"""
-    told: Callable[[Seen], None]
+    """shell pattern of probes: ``op.unmap_pages.pre``, ``op.*.post``"""
+    told: Callable[[ProbeCall], None]
     """must not raise; called where it happens"""
 
 
@@ -80,7 +80,7 @@ class Probes:
         """Whether any rule looks on at one of the sides of ``name``, or decides there."""
         return bool(self._told(f"{name}.pre") or self._told(f"{name}.post") or self._decides(name))
 
-    def _told(self, side: str) -> list[Callable[[Seen], None]]:
+    def _told(self, side: str) -> list[Callable[[ProbeCall], None]]:
         return [rule.told for rule in self._rules if fnmatchcase(side, rule.pattern)]
 
     def _decides(self, name: str) -> bool:
@@ -101,7 +101,7 @@ class Probes:
 
         def tell(result: Any, arguments: tuple[Any, ...]) -> None:
             for told in last:
-                told(Seen(after, owner, arguments, result))
+                told(ProbeCall(after, owner, arguments, result))
 
         def in_steps(steps: Generator[Any, Any, Any], arguments: tuple[Any, ...]) -> Generator[Any, Any, Any]:
             result = yield from steps
@@ -111,7 +111,7 @@ class Probes:
         @wraps(call)
         def probed(*arguments: _P.args, **named: _P.kwargs) -> Any:
             for told in first:
-                told(Seen(before, owner, arguments))
+                told(ProbeCall(before, owner, arguments))
             result = call(*arguments, **named)
             if last and isinstance(result, Generator):
                 return in_steps(result, arguments)

@@ -1,4 +1,4 @@
-"""Where the files that travel with the package are: in a checkout beside device/, else inside the installed wheel."""
+"""The data files of the package: in a checkout beside device/, else inside the installed wheel."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def qemu_configs(package: Path = _PACKAGE) -> Path:
 
 
 def topologies() -> dict[str, Path]:
-    """The topologies that travel with the package, by name."""
+    """The topologies that are included, by name."""
     return {path.stem: path for path in sorted(qemu_configs().glob("*.toml"))}
 
 

@@ -1,4 +1,5 @@
-"""Standard output and error of a command: a full disk or a reader that left stops no work, and is told at the end."""
+"""Standard output and error of a command: a full disk or a reader that has ended stops no work, and is reported at the
+end."""
 
 from __future__ import annotations
 

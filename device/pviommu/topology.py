@@ -32,15 +32,15 @@ from pviommu_abi.shared import MAX_RINGS, SBDF_UNBOUND
 from . import documents, resources, toml_places
 from .documents import WrongValueError
 from .endpoints import ENDPOINTS, WITH_OPTIONS, endpoint_class
-from .engine import PAGE_MASK, PAGE_SHIFT, EngineConfig, ReservedRegion
+from .engine import PAGE_MASK, PAGE_SHIFT, EngineConfig, ReservedFrames
 from .engine.config import MAX_APERTURE_BITS, MIN_APERTURE_BITS
 from .interfaces.pv.config import MAX_CONTEXT, MAX_ENDPOINTS, NO_STREAM, DefaultPolicy, IommuConfig
 from .pci.identity import Identity
 
 __all__ = [
-    "EndpointEntry",
-    "IommuEntry",
-    "ReservedEntry",
+    "EndpointSection",
+    "IommuSection",
+    "ReservedSection",
     "Topology",
     "TopologyError",
     "find",
@@ -50,8 +50,8 @@ __all__ = [
 
 _NAME = re.compile(r"^[a-z0-9][a-z0-9-]{0,31}$")
 _SBDF = re.compile(r"^(?:([0-9a-f]{4}):)?([0-9a-f]{2}):([01][0-9a-f])\.([0-7])$")
-_NAME_RULE = "1 to 32 of a-z, 0-9 and -, the first of which is no -"
-_SBDF_RULE = "segment (may be left out), bus, device and function as 0000:00:05.0, in small hexadecimal digits"
+_NAME_RULE = "1 to 32 characters a-z, 0-9 and -, not beginning with -"
+_SBDF_RULE = "segment (optional), bus, device and function as 0000:00:05.0, in lower-case hexadecimal digits"
 _MAX_32 = (1 << 32) - 1
 _MAX_ID = 0xFFFE  # a function of 0 or 0xffff is none
 _END = 1 << MAX_APERTURE_BITS
@@ -61,7 +61,7 @@ class TopologyError(Exception):
     """A topology that cannot be read or breaks a rule; the text names the file, the value and the rule."""
 
 
-class _Entry(msgspec.Struct, forbid_unknown_fields=True, rename="kebab", frozen=True):
+class _Section(msgspec.Struct, forbid_unknown_fields=True, rename="kebab", frozen=True):
     pass
 
 
@@ -74,26 +74,26 @@ def _identity(description: str) -> Meta:
     return Meta(ge=1, le=_MAX_ID, description=description, extra_json_schema=words)
 
 
-class IommuEntry(_Entry, frozen=True):
+class IommuSection(_Section, frozen=True):
     """``[iommu]``: the PV-IOMMU."""
 
-    name: Annotated[str, _named("of its socket: NAME.sock")] = "iommu"
-    instance: Annotated[int, Meta(ge=0, le=_MAX_32, description="tells several PV-IOMMUs of one guest apart")] = 1
-    contexts: Annotated[int, Meta(ge=1, le=MAX_CONTEXT, description="contexts besides the default one")] = 255
+    name: Annotated[str, _named("name of the function; its socket is NAME.sock")] = "iommu"
+    instance: Annotated[int, Meta(ge=0, le=_MAX_32, description="number of this PV-IOMMU, if a guest has several")] = 1
+    contexts: Annotated[int, Meta(ge=1, le=MAX_CONTEXT, description="number of contexts besides the default one")] = 255
     pool_pages: Annotated[
         int, Meta(ge=1, le=_MAX_32, description="page-table pages of 4 KiB that all contexts share")
     ] = 4096
-    max_pages_per_op: Annotated[int, Meta(ge=1, le=_MAX_32, description="most 4 KiB pages in one map or unmap")] = (
+    max_pages_per_op: Annotated[int, Meta(ge=1, le=_MAX_32, description="limit of 4 KiB pages in one map or unmap")] = (
         262144
     )
     aperture_bits: Annotated[
-        int, Meta(ge=MIN_APERTURE_BITS, le=MAX_APERTURE_BITS, description="bits of a device address")
+        int, Meta(ge=MIN_APERTURE_BITS, le=MAX_APERTURE_BITS, description="width of a device address (IOVA) in bits")
     ] = 39
     default_policy: Annotated[
         Literal["identity", "blocked"],
         Meta(description="what the default context translates to: all guest RAM 1:1, or nothing"),
     ] = "identity"
-    rings: Annotated[int, Meta(ge=1, le=MAX_RINGS, description="command rings")] = 4
+    rings: Annotated[int, Meta(ge=1, le=MAX_RINGS, description="number of command rings")] = 4
     allowed: Annotated[
         bool,
         Meta(
@@ -108,41 +108,43 @@ class IommuEntry(_Entry, frozen=True):
     device_id: Annotated[int, _identity("PCI device ID")] = abi.IOMMU_DEVICE_ID
 
 
-class ReservedEntry(_Entry, frozen=True):
+class ReservedSection(_Section, frozen=True):
     """``[[endpoint.reserved]]``: device addresses that are mapped 1:1 wherever the endpoint is attached."""
 
-    start: Annotated[int, Meta(ge=0, lt=_END, multiple_of=PAGE_MASK + 1, description="address of its first byte")]
-    size: Annotated[int, Meta(ge=1, le=_END, multiple_of=PAGE_MASK + 1, description="bytes")]
+    start: Annotated[int, Meta(ge=0, lt=_END, multiple_of=PAGE_MASK + 1, description="address of the first byte")]
+    size: Annotated[int, Meta(ge=1, le=_END, multiple_of=PAGE_MASK + 1, description="size in bytes")]
     kind: Annotated[Literal["direct"], Meta(description="mapped 1:1, readable and writeable")] = "direct"
 
-    def region(self, endpoint: str) -> ReservedRegion:
+    def region(self, endpoint: str) -> ReservedFrames:
         """As frames. Raises :class:`ValueError`."""
         if self.size <= 0 or (self.start | self.size) & PAGE_MASK:
             raise ValueError(
                 f"endpoint {endpoint}: reserved start {self.start:#x} size {self.size:#x} must be multiples of 4096, "
                 "and the size not 0"
             )
-        return ReservedRegion(self.start >> PAGE_SHIFT, (self.start + self.size >> PAGE_SHIFT) - 1, self.kind)
+        return ReservedFrames(self.start >> PAGE_SHIFT, (self.start + self.size >> PAGE_SHIFT) - 1, self.kind)
 
 
-class EndpointEntry(_Entry, frozen=True):
+class EndpointSection(_Section, frozen=True):
     """``[[endpoint]]``: an emulated device behind the PV-IOMMU."""
 
-    name: Annotated[str, _named("of its socket: NAME.sock")]
-    kind: Annotated[str, Meta(description="what it is", extra_json_schema={"enum": sorted(ENDPOINTS)})]
-    stream: Annotated[int, Meta(ge=0, lt=NO_STREAM, description="names it to the PV-IOMMU; of no other endpoint")]
+    name: Annotated[str, _named("name of the function; its socket is NAME.sock")]
+    kind: Annotated[str, Meta(description="kind of device", extra_json_schema={"enum": sorted(ENDPOINTS)})]
+    stream: Annotated[
+        int, Meta(ge=0, lt=NO_STREAM, description="its stream ID, by which the PV-IOMMU knows it; unique")
+    ]
     sbdf: (
         Annotated[
             str,
             Meta(
                 pattern=_SBDF.pattern,
-                description="fixes its place among the PCI functions; without it the guest's driver says where it is",
+                description="its PCI address, if that is to be fixed; else the guest's driver tells it to the PV-IOMMU",
                 extra_json_schema={"$comment": _SBDF_RULE},
             ),
         ]
         | None
     ) = None
-    reserved: tuple[ReservedEntry, ...] = ()
+    reserved: tuple[ReservedSection, ...] = ()
     options: Any = None
     """those of its kind, an :class:`.endpoints.options.Options`, or None for their defaults. They are no table of their
     own in a file, but keys beside the others."""
@@ -159,15 +161,17 @@ class EndpointEntry(_Entry, frozen=True):
         segment, bus, device, function = match.groups()
         sbdf = sbdf_of(int(segment or "0", 16), int(bus, 16), int(device, 16) << 3 | int(function))
         if sbdf == SBDF_UNBOUND:
-            raise ValueError(f"endpoint {self.name}: sbdf {self.sbdf!r} stands for no binding at all")
+            raise ValueError(
+                f"endpoint {self.name}: sbdf {self.sbdf!r} must not be {SBDF_UNBOUND:#x}, which means unbound"
+            )
         return sbdf
 
 
-class Topology(_Entry, frozen=True):
+class Topology(_Section, frozen=True):
     """A pviommu topology: the functions of one virtual machine."""
 
-    iommu: IommuEntry = msgspec.field(default_factory=IommuEntry)
-    endpoint: Annotated[tuple[EndpointEntry, ...], Meta(max_length=MAX_ENDPOINTS)] = ()
+    iommu: IommuSection = msgspec.field(default_factory=IommuSection)
+    endpoint: Annotated[tuple[EndpointSection, ...], Meta(max_length=MAX_ENDPOINTS)] = ()
 
     def names(self) -> list[str]:
         """Of all functions, the PV-IOMMU first."""
@@ -186,13 +190,15 @@ class Topology(_Entry, frozen=True):
             if not _NAME.fullmatch(entry.name):
                 raise WrongValueError((*at, "name"), f"name {entry.name!r}: must be {_NAME_RULE}")
             if entry.name in names:
-                raise WrongValueError((*at, "name"), f"name {entry.name!r}: used twice, each names a socket")
+                raise WrongValueError((*at, "name"), f"name {entry.name!r}: used twice, but names must be unique")
             names.add(entry.name)
             if entry.kind not in ENDPOINTS:
-                raise WrongValueError((*at, "kind"), f"{who}: kind {entry.kind!r} is none of {', '.join(ENDPOINTS)}")
+                raise WrongValueError(
+                    (*at, "kind"), f"{who}: kind {entry.kind!r}: must be one of {', '.join(ENDPOINTS)}"
+                )
             if (other := streams.setdefault(entry.stream, entry.name)) != entry.name:
                 raise WrongValueError(
-                    (*at, "stream"), f"{who}: stream {entry.stream} is that of {other}, each needs its own"
+                    (*at, "stream"), f"{who}: stream {entry.stream} is that of {other}, but streams must be unique"
                 )
             try:
                 sbdf = entry.fixed_sbdf()
@@ -215,7 +221,7 @@ class Topology(_Entry, frozen=True):
             known = [*_ENDPOINT_KEYS, *(field.encode_name for field in msgspec.structs.fields(kind))]
             for key in entry.options:
                 if key not in known:
-                    text = f"endpoint[{number}]: there is no key {key}, but {', '.join(known)}"
+                    text = f"endpoint[{number}]: unknown key {key}; known are {', '.join(known)}"
                     raise WrongValueError(("endpoint", number, key), text)
             options = documents.convert(entry.options, kind, document, ("endpoint", number))
             entries.append(msgspec.structs.replace(entry, options=options))
@@ -254,7 +260,7 @@ class Topology(_Entry, frozen=True):
         )
 
 
-_ENDPOINT_KEYS = [field.encode_name for field in msgspec.structs.fields(EndpointEntry) if field.name != "options"]
+_ENDPOINT_KEYS = [field.encode_name for field in msgspec.structs.fields(EndpointSection) if field.name != "options"]
 
 
 def _apart(document: dict[str, Any]) -> dict[str, Any]:
@@ -306,7 +312,7 @@ def _line(number: int | None) -> str:
 def schema() -> dict[str, Any]:
     """The JSON Schema of a topology file."""
     made = documents.schema(Topology, "pviommu topology")
-    entry = made["$defs"]["EndpointEntry"]
+    entry = made["$defs"]["EndpointSection"]
     del entry["properties"]["options"]
     of_kinds = [_schema_of_options(kind) for kind in ENDPOINTS]
     entry["allOf"] = [options for options in of_kinds if options]

@@ -15,18 +15,18 @@
 #include <linux/vmalloc.h>
 
 #define KTAP_SIZE	(128 * 1024)
-#define KTAP_SUITE	32	/* bytes of a suite's name, with its end */
+#define KTAP_SUITE	32	/* bytes of a suite's name, with the terminating zero */
 
 /**
  * struct ktap - a report
- * @lock: one run at a time, and no reader meanwhile
+ * @lock: one run at a time, and no reader during it
  * @text: the report
- * @length: its length; what does not fit is cut off, which a missing result line shows
- * @suite: what was asked for, as the module names it
+ * @length: its length; what does not fit is cut off, so that result lines are missing
+ * @suite: the requested suite, by the module's name for it
  * @failed: whether the current case has failed
  * @failures: cases that failed
- * @run: runs the suite into this report; 0 or a negative errno
- * @context: handed to @run
+ * @run: runs the suite and fills this report; 0 or a negative errno
+ * @context: argument of @run
  */
 struct ktap {
 	struct mutex lock;	/* one run */
@@ -41,8 +41,8 @@ struct ktap {
 
 /**
  * struct ktap_case - one test
- * @name: what it shows
- * @run: does it, and says with EXPECT_* what is wrong
+ * @name: its name: what it shows
+ * @run: does it, and reports with EXPECT_* what is wrong
  * @param: for tests that come in several sizes
  */
 struct ktap_case {

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* Paravirtual IOMMU: what the parts of the driver share. */
+/* Paravirtual IOMMU: declarations that the parts of the driver share. */
 #ifndef _PVIOMMU_IOMMU_H
 #define _PVIOMMU_IOMMU_H
 
@@ -24,7 +24,7 @@
 #define PVIOMMU_EVENT_LOG_ENTRIES	256
 
 /**
- * struct pviommu_answer - a command whose outcome is taken from its slot
+ * struct pviommu_answer - a command whose outcome is copied from its slot
  * @command: the command, and later its outcome
  * @index: its index on the ring
  * @taken: whether @command has the outcome
@@ -45,18 +45,19 @@ struct pviommu_answer {
  * @doorbell: register to write when the device asks for it
  * @place: first byte of @slots in the shared BAR
  * @entries: number of slots, a power of two
- * @answers: for each slot, who wants its outcome, or NULL
+ * @answers: for each slot, where its outcome is copied to, or NULL
  * @producer: slots submitted; the copy in @guest is never read back
  * @completed: slots completed, when the device's word was last read
  * @rung: the event index that a doorbell was rung for last, if it lies before @producer and not
  *	before @completed
- * @awaited: what the device was told last that somebody polls for
+ * @awaited: the index that a waiter polls for, as last written for the device
  * @posted: commands sent that nobody waits for
  * @waited: commands sent whose outcome is waited for
  * @doorbells: doorbells rung
- * @rescues: doorbells rung for whoever waited in vain for a lost one
- * @usual: rounds that a wait polls usually; written without the lock, since it is a guess only
- * @sleeper: serialises waiters that sleep, because there is one completion_event word
+ * @rescues: doorbells that a waiter rang again because one was lost
+ * @usual: rounds that a wait usually polls; written without the lock, since it is only an
+ *	estimate
+ * @sleeper: serialises waiters that sleep, because there is only one completion_event word
  * @wait: where the sleeping waiter sleeps
  * @name: name of its interrupt
  */
@@ -111,11 +112,11 @@ struct pviommu_event_ring {
 };
 
 /**
- * struct pviommu_profile - an interface of the device: how operations are put into slots
- * @name: what the module parameter calls it
+ * struct pviommu_profile - an interface of the device: how operations are encoded in slots
+ * @name: its name in the module parameter
  * @number: PVIOMMU_PROFILE_*
  * @feature: PVIOMMU_FEATURE_* that says whether the device has it
- * @init: what the device wants to be told before anything else, or NULL
+ * @init: sends what the device needs before anything else, or NULL
  * @alloc: allocates an empty context
  * @free: frees a context to which nothing is attached
  * @reattach: moves a function to a context
@@ -144,7 +145,7 @@ struct pviommu_profile {
 /**
  * struct pviommu_frames - whole pages within ranges of the capability area
  * @nr: entries of @ranges
- * @room: entries that there is room for
+ * @room: entries that @ranges has room for
  * @ranges: frames, the last one included
  */
 struct pviommu_frames {
@@ -167,23 +168,24 @@ struct pviommu_frames {
  * @gfns: guest frames that may be mapped to
  * @rings: command rings
  * @nr_rings: how many
- * @given_up: set for good when a command outlived its time
+ * @given_up: set for good when a command has timed out
  * @reset: set when the device was reset after that, so that no DMA goes on
- * @closed: set when the hypervisor has closed the function: it is reset when the device goes on
+ * @closed: set when the hypervisor has closed the function, which is reset when the device
+ *	resumes
  * @reset_work: resets it
  * @no_reserve: whether the device does not know RESERVE
  * @events: event ring
  * @lock: protects @endpoints and the domain of each
- * @endpoints: functions that the IOMMU core handed over
+ * @endpoints: functions that the IOMMU core has probed
  * @nr_endpoints: how many
  * @nr_domains: paging domains
- * @domains_lock: protects @domains; taken for a look only
+ * @domains_lock: protects @domains; held only briefly
  * @domains: paging domains
  * @nr_tables: pages of their tables
  * @nr_probing: functions that the IOMMU core is probing
  * @probed: woken when @nr_probing falls to 0
- * @users: references: its driver's, one for each endpoint, each domain and each function that is
- *	being probed, those of the raw operations
+ * @users: references: one of its driver, one for each endpoint, domain and function that is
+ *	being probed, and those of the raw operations
  * @unused: completed when @users falls to 0
  * @debugfs: its debugfs folder
  */
@@ -230,7 +232,7 @@ struct pviommu {
  * @domain: the domain it is attached to, or NULL
  * @confined: whether a reset of the device is sure to leave it blocked, since it is in a context
  *	other than 0, or blocked already
- * @locked: in the list of those that are locked until they are endpoints no more, or empty
+ * @locked: in the list of those that are locked until they are released, or empty
  * @probing: bit 0 is set while the IOMMU core is probing it
  */
 struct pviommu_endpoint {
@@ -251,20 +253,20 @@ struct pviommu_endpoint {
  * struct pviommu_domain - a paging domain
  * @domain: what the IOMMU core knows of it
  * @list: in the list of its PV-IOMMU
- * @pins: others that have taken it from there; it is not freed meanwhile
+ * @pins: users that have found it in @list; it is not freed meanwhile
  * @pv: its PV-IOMMU, to which it has a reference
  * @ctx: its context
  * @ring: the ring of that context
  * @table: what is mapped
- * @asked: pages of the pool that the device was asked for last, and @asked_at the command's index;
- *	these and the credit of @table are under the ring's lock
- * @reported: pages that are mapped as far as the core was told, in domains that do not belong to
- *	the DMA API
+ * @asked: pages of the pool in the last request to the device, and @asked_at the index of
+ *	that command; the ring's lock protects these and the credit of @table
+ * @reported: pages that were reported to the core as mapped, in domains that do not belong
+ *	to the DMA API
  * @lock: protects what follows
  * @refused: whether the pool had no pages for the credit
- * @retry: when to ask for it again, in jiffies
+ * @retry: when to ask again, in jiffies
  * @nr_pending: entries of @pending that are not free
- * @pending: maps sent, in domains that do not belong to the DMA API
+ * @pending: outstanding maps, in domains that do not belong to the DMA API
  */
 struct pviommu_domain {
 	struct iommu_domain domain;
@@ -299,13 +301,13 @@ static inline bool pviommu_given_up(struct pviommu *pv)
 	return READ_ONCE(pv->given_up);
 }
 
-/* Whether nothing that was mapped is reached any more, now or when the device goes on. */
+/* Whether nothing that was mapped can be reached any more, now or when the device resumes. */
 static inline bool pviommu_is_reset(struct pviommu *pv)
 {
 	return READ_ONCE(pv->reset) || READ_ONCE(pv->closed);
 }
 
-/* By hand, because what compilers make of memset() takes longer for so few words. */
+/* Open-coded, because memset() takes longer for so few words. */
 static inline void pviommu_command_clear(struct pviommu_command *command)
 {
 	u64 *word = (u64 *)command;

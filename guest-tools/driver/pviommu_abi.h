@@ -432,8 +432,8 @@ static_assert(sizeof(struct pviommu_fault_rule) == 32);
  * advances the ring's completed index.
  *
  * The payload of class XEN_2024 is struct pv_iommu_op of the June 2024 header of the Xen PV-IOMMU
- * series, bit for bit (32 bytes; the remaining 16 must be zero). The operations of class OWN are
- * this device's own; they never borrow Xen numbers.
+ * series, bit for bit (32 bytes; the remaining 16 must be zero). The operations of class VENDOR
+ * are this device's own; they never borrow Xen numbers.
  */
 
 #define PVIOMMU_SLOT_SIZE                       64           /* bytes of a slot */
@@ -449,8 +449,7 @@ static_assert(sizeof(struct pviommu_fault_rule) == 32);
 /* versions 4 to 7 of the series; the number is in op, the payload is that operation's */
 /* structure */
 #define PVIOMMU_CLASS_XEN_V7                    2
-/* this device's own operations; the number is in op */
-#define PVIOMMU_CLASS_OWN                       128
+#define PVIOMMU_CLASS_VENDOR                    128          /* vendor operations; the number is in op */
 
 /* Flags of a slot; other bits are refused with -EINVAL. */
 /* nobody waits for the result: a failure is reported as an event */
@@ -513,26 +512,26 @@ static_assert(sizeof(struct pviommu_fault_rule) == 32);
 #define PVIOMMU_V7_MAP_READABLE                 0x1
 #define PVIOMMU_V7_MAP_WRITEABLE                0x2
 
-/* Operations of class OWN. */
+/* Operations of class VENDOR. */
 /* tell the device which stream the function at an SBDF is (a vfio-user device never learns its */
 /* address) */
-#define PVIOMMU_OWN_BIND                        1
+#define PVIOMMU_VENDOR_OP_BIND                  1
 /* forget the binding; the endpoint reaches nothing until it is bound and attached again */
-#define PVIOMMU_OWN_UNBIND                      2
-#define PVIOMMU_OWN_QUERY_ENDPOINT              3            /* stream and context of a bound function */
-#define PVIOMMU_OWN_QUERY_USAGE                 4            /* what is in use */
+#define PVIOMMU_VENDOR_OP_UNBIND                2
+#define PVIOMMU_VENDOR_OP_QUERY_ENDPOINT        3            /* stream and context of a bound function */
+#define PVIOMMU_VENDOR_OP_QUERY_USAGE           4            /* what is in use */
 /* map or unmap each element of an array in guest memory, with a status each (the interface of */
 /* 2014) */
-#define PVIOMMU_OWN_BATCH                       5
+#define PVIOMMU_VENDOR_OP_BATCH                 5
 /* carry out an operation of the selected profile whose structure lies in guest memory, as a */
 /* hypercall's does */
-#define PVIOMMU_OWN_CALL                        6
+#define PVIOMMU_VENDOR_OP_CALL                  6
 /* set pool pages aside for a context, so that maps which need no more of them cannot fail for */
 /* lack of any */
-#define PVIOMMU_OWN_RESERVE                     7
+#define PVIOMMU_VENDOR_OP_RESERVE               7
 /* take the function out of its context; it reaches nothing, no direct region either, until it */
 /* is attached again */
-#define PVIOMMU_OWN_BLOCK                       8
+#define PVIOMMU_VENDOR_OP_BLOCK                 8
 
 /* Flags of BATCH. */
 /* unmap the elements; mfn and flags of each are ignored then */

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * What the DMA API costs behind an IOMMU: time of one map and of one unmap.
+ * The cost of the DMA API behind an IOMMU: the time of one map and of one unmap.
  *
  * Binds to any PCI function, by driver_override only; the function does no DMA. Writing
  * "<rounds> <pages> <threads>" to /sys/kernel/debug/pviommu_bench/config measures, reading "result"
- * then gives one line of NAME=VALUE. Each thread has a CPU and a buffer of its own and does all
- * rounds. The first rounds fill caches of addresses and tables: throw one measurement away.
+ * then gives one line of NAME=VALUE. Each thread has its own CPU and buffer and does all rounds.
+ * The first rounds fill caches of addresses and tables: discard one measurement.
  */
 
 #define pr_fmt(fmt) "pviommu_bench: " fmt
@@ -58,7 +58,7 @@ struct pvb_times {
  * @map: times of map
  * @unmap: times of unmap
  * @pair: times of a map and the unmap after it
- * @clock: times of reading the clock twice, contained in the others
+ * @clock: times of reading the clock twice, included in the others
  * @debugfs: its debugfs folder
  */
 struct pvb {
@@ -182,7 +182,7 @@ static int pvb_work(void *data)
 	return ret;
 }
 
-/* Leaves a thread that waits for its start. */
+/* Drops a thread that waits for its start. */
 static int pvb_start(struct pvb_thread *thread, struct pvb_run *run, unsigned int number,
 		     unsigned int cpu)
 {
@@ -199,7 +199,7 @@ static int pvb_start(struct pvb_thread *thread, struct pvb_run *run, unsigned in
 	kthread_bind(thread->task, cpu);
 	get_task_struct(thread->task);
 	wake_up_process(thread->task);
-	/* kthread_stop() keeps one that has not begun from ever doing so */
+	/* kthread_stop() prevents a thread that has not begun from running at all */
 	wait_for_completion(&run->ready);
 	return 0;
 }
@@ -353,7 +353,7 @@ static int pvb_probe(struct pci_dev *pdev, const struct pci_device_id *id)
 		return ret;
 	bench->dev = &pdev->dev;
 	mutex_init(&bench->lock);
-	/* one folder: the second function that is bound gets none, and says so in the log */
+	/* one folder only: a second function that is bound has none, which the log says */
 	bench->debugfs = debugfs_create_dir(KBUILD_MODNAME, NULL);
 	debugfs_create_file("config", 0200, bench->debugfs, bench, &pvb_config_fops);
 	debugfs_create_file("result", 0400, bench->debugfs, bench, &result_fops);

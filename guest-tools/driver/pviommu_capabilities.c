@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Paravirtual IOMMU: the capability area of the shared memory, and the PCI capability that tells
- * which functions are behind a PV-IOMMU.
+ * Paravirtual IOMMU: the capability area of the shared memory, and the PCI capability of functions
+ * behind a PV-IOMMU.
  */
 
 #define pr_fmt(fmt) "pviommu: " fmt
@@ -97,7 +97,7 @@ static unsigned int *pviommu_list_of(struct pviommu_capabilities *caps, u16 id, 
 	}
 }
 
-/* Allocates a list that has no entries yet. */
+/* Allocates an empty list. */
 static int pviommu_alloc_list(struct pviommu_capabilities *caps, u16 id, unsigned int entries)
 {
 	switch (id) {
@@ -116,7 +116,7 @@ static int pviommu_alloc_list(struct pviommu_capabilities *caps, u16 id, unsigne
 	}
 }
 
-/* Reads one capability whose body is @room bytes at @body; unknown ones are passed over. */
+/* Reads one capability whose body is @room bytes at @body; unknown ones are skipped. */
 static int pviommu_read_capability(struct pviommu_capabilities *caps, u16 id, const void *body,
 				   size_t room)
 {
@@ -139,7 +139,7 @@ static int pviommu_read_capability(struct pviommu_capabilities *caps, u16 id, co
 	entries = le32_to_cpu(count->count);
 	if (entries > (room - sizeof(*count)) / size)
 		return -EINVAL;
-	/* a second list of a kind would have to be added to the first one */
+	/* a second list of the same kind is not supported */
 	if (*length)
 		return -EINVAL;
 	if (!entries)
@@ -191,15 +191,15 @@ static void pviommu_frames_of(struct pviommu_frames *frames, const struct pviomm
 
 	if (range->start & (BIT(PVIOMMU_PAGE_SHIFT) - 1))
 		first++;
-	/* a page that ends behind the range; the first one is never one that a map may use */
+	/* a page that extends beyond the range; a map can never use the first one */
 	if (~range->last & (BIT(PVIOMMU_PAGE_SHIFT) - 1) && last)
 		last--;
 	pviommu_frames_add(frames, first, last);
 }
 
 /*
- * Takes the pages that a range of bytes touches out. That makes one range more at most, unless the
- * device's ranges overlap; what there is no room for then is left out too.
+ * Removes the pages that a range of bytes touches. That adds at most one range, unless the device's
+ * ranges overlap; what does not fit then is removed too.
  */
 static void pviommu_frames_cut(struct pviommu_frames *frames, const struct pviommu_range *range)
 {
@@ -214,14 +214,17 @@ static void pviommu_frames_cut(struct pviommu_frames *frames, const struct pviom
 			continue;
 		end = part->last;
 		pviommu_frames_add(frames, max(part->start, last + 1), end);
-		/* an empty one holds nothing */
+		/* an empty range has no pages */
 		part->last = first ? min(end, first - 1) : 0;
 		if (part->start >= first)
 			part->start = U64_MAX;
 	}
 }
 
-/* What a map may use without asking: IOVA ranges but for all reserved regions, and guest memory. */
+/*
+ * What maps may use without asking the device: IOVA ranges outside all reserved regions, and guest
+ * memory.
+ */
 static int pviommu_frames_init(struct pviommu *pv)
 {
 	const struct pviommu_capabilities *caps = &pv->caps;
@@ -257,7 +260,7 @@ void pviommu_capabilities_free(struct pviommu *pv)
  * pviommu_capabilities_read - reads the capability area
  * @pv: the PV-IOMMU
  *
- * Return: 0, or a negative errno after one line that says so.
+ * Return: 0, or a negative errno after one line in the log.
  */
 int pviommu_capabilities_read(struct pviommu *pv)
 {
@@ -284,7 +287,7 @@ int pviommu_capabilities_read(struct pviommu *pv)
 }
 
 /**
- * pviommu_endpoint_capability - finds the capability that all functions behind a PV-IOMMU carry
+ * pviommu_endpoint_capability - finds the capability that all functions behind a PV-IOMMU have
  * @pdev: the function
  * @instance: instance of its PV-IOMMU
  * @stream: its stream id

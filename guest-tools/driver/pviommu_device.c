@@ -2,9 +2,9 @@
 /*
  * Paravirtual IOMMU: the functions behind it, as the IOMMU core sees them.
  *
- * The identity domain is context 0. In the blocked domain, also that of released devices, a
- * function is in no context and reaches nothing, no direct region either. Neither allocates
- * anything, nor can it be refused for what other functions have.
+ * The identity domain is context 0. In the blocked domain, which released devices are in too, a
+ * function is in no context and reaches nothing, not even a direct region. Attaching to either
+ * allocates nothing and cannot conflict with regions of other functions.
  */
 
 #define pr_fmt(fmt) "pviommu: " fmt
@@ -14,7 +14,7 @@
 
 #include "pviommu.h"
 
-/* The error of an attach, of those that the core documents, for one of the device. */
+/* Converts an errno of the device to one that the core documents for an attach. */
 static int pviommu_attach_error(int error)
 {
 	switch (error) {
@@ -31,13 +31,15 @@ static int pviommu_attach_error(int error)
 	}
 }
 
-/* Moves a function to a context. Why it failed is logged, but once only for a device given up. */
+/*
+ * Moves a function to a context. Failures are logged, but only once for a device that was given up.
+ */
 int pviommu_attach(struct pviommu_endpoint *ep, struct iommu_domain *domain, u16 ctx)
 {
 	int ret;
 
 	mutex_lock(&ep->pv->lock);
-	/* if it fails, it may have moved or not */
+	/* if this fails, the function may have moved or not */
 	ep->confined = ep->confined && ctx != PVIOMMU_DEFAULT_CONTEXT;
 	ret = pviommu_op_reattach(ep->pv, ep->sbdf, ctx);
 	if (!ret) {
@@ -48,13 +50,13 @@ int pviommu_attach(struct pviommu_endpoint *ep, struct iommu_domain *domain, u16
 	if (!ret)
 		return 0;
 	ret = pviommu_attach_error(ret);
-	/* what a caller may try and be refused is no matter for the log */
+	/* errors that a caller may provoke are not logged */
 	if (ret == -ENODEV && !pviommu_given_up(ep->pv))
 		dev_err(ep->dev, "reattach to context %u failed\n", ctx);
 	return ret;
 }
 
-/* A domain is about to be freed: no event is reported to it any more. */
+/* A domain is about to be freed: events are not reported to it any more. */
 void pviommu_forget_domain(struct pviommu *pv, struct iommu_domain *domain)
 {
 	struct pviommu_endpoint *ep;
@@ -66,7 +68,7 @@ void pviommu_forget_domain(struct pviommu *pv, struct iommu_domain *domain)
 	mutex_unlock(&pv->lock);
 }
 
-/* Has a function reach nothing until it is attached again. */
+/* Blocks a function: it reaches nothing until it is attached again. */
 static int pviommu_block(struct pviommu_endpoint *ep, struct iommu_domain *domain)
 {
 	int ret;
@@ -90,10 +92,10 @@ static int pviommu_identity_attach(PVIOMMU_ATTACH_PARAMETERS)
 {
 	struct pviommu_endpoint *ep = dev_iommu_priv_get(dev);
 
-	/* where context 0 is configured to block there is no identity */
+	/* there is no identity domain if context 0 is configured to block */
 	if (!ep->pv->caps.identity_default)
 		return -EINVAL;
-	/* nor does a device that was given up become one: what it may still do is not identity */
+	/* nor for a device that was given up: it cannot move functions to context 0 any more */
 	return pviommu_attach(ep, domain, PVIOMMU_DEFAULT_CONTEXT);
 }
 
@@ -121,8 +123,8 @@ static struct iommu_domain pviommu_blocked_domain = {
 };
 
 /*
- * Where a function leaves the IOMMU. Not the domain above: the core knows that one to have no
- * direct regions, and would put a function that has some into identity instead.
+ * For functions that leave the IOMMU. Not the domain above: the core knows that a blocked domain
+ * has no direct regions, and would put a function that has some into identity instead.
  */
 static struct iommu_domain pviommu_release_domain = {
 	.type = IOMMU_DOMAIN_BLOCKED,
@@ -148,7 +150,7 @@ static struct pviommu_endpoint *pviommu_endpoint_add(struct pviommu *pv, struct 
 		kfree(ep);
 		return ERR_PTR(-ENODEV);
 	}
-	/* its driver is shut down first, whichever of the two functions was found first */
+	/* the function's driver is shut down first, whichever of the two was found first */
 	if (!device_link_add(&pdev->dev, pviommu_dev(pv), DL_FLAG_STATELESS)) {
 		pviommu_op_unbind(pv, ep->sbdf);
 		kfree(ep);
@@ -165,8 +167,8 @@ static struct pviommu_endpoint *pviommu_endpoint_add(struct pviommu *pv, struct 
 }
 
 /*
- * Anything but -ENODEV makes the registration of the whole IOMMU fail, so that is what devices get
- * that are none of ours.
+ * Any error but -ENODEV makes the registration of the whole IOMMU fail, so devices that are not
+ * behind this IOMMU get -ENODEV.
  */
 static struct iommu_device *pviommu_probe_device(struct device *dev)
 {
@@ -184,8 +186,8 @@ static struct iommu_device *pviommu_probe_device(struct device *dev)
 	if (stream == PVIOMMU_GLOBAL_STREAM)
 		return ERR_PTR(-ENODEV);
 	/*
-	 * A bound driver has untranslated DMA in flight. dev->driver will not do: it is set before
-	 * the bus configures DMA, from where newer kernels may call this function.
+	 * A bound driver has untranslated DMA in flight. dev->driver does not tell: it is set
+	 * before the bus configures DMA, from where newer kernels may call this function.
 	 */
 	if (device_is_bound(dev)) {
 		dev_warn(dev, "driver %s was bound before the IOMMU came: left untranslated\n",
@@ -204,14 +206,14 @@ static struct iommu_device *pviommu_probe_device(struct device *dev)
 	return &pv->iommu;
 }
 
-/* The core has the function, or has given it up. */
+/* The core has finished probing the function, or has failed to. */
 static void pviommu_probed(struct pviommu_endpoint *ep)
 {
 	if (test_and_clear_bit(0, &ep->probing))
 		pviommu_probe_end(ep->pv);
 }
 
-/* Also called for functions that were probed before. */
+/* Also called for functions that were probed earlier. */
 static void pviommu_probe_finalize(struct device *dev)
 {
 	pviommu_probed(dev_iommu_priv_get(dev));
@@ -234,7 +236,7 @@ static struct device *pviommu_next_unlocked(struct pviommu *pv)
 	return found;
 }
 
-/* Notes that a function is locked; false if it is no endpoint any more. */
+/* Records that a function is locked; false if it is no endpoint any more. */
 static bool pviommu_note_locked(struct pviommu *pv, struct device *dev, struct list_head *locked)
 {
 	struct pviommu_endpoint *ep;
@@ -254,14 +256,14 @@ static bool pviommu_note_locked(struct pviommu *pv, struct device *dev, struct l
 
 /**
  * pviommu_lock_endpoints - unbinds the drivers of all functions behind the PV-IOMMU
- * @pv: the PV-IOMMU, which finds no more functions
- * @locked: gets the functions
+ * @pv: the PV-IOMMU, which probes no more functions
+ * @locked: the list that gets the functions
  *
  * A driver would be left with mappings and no domain. The functions stay locked, so that no driver
- * binds before the IOMMU core has let go of them. Managed device links would do that too, but after
- * a driver that the driver core has put off for such a link the next one waits for it forever.
+ * binds before the IOMMU core has released them. Managed device links would do that too, but once
+ * the driver core has deferred a probe for such a link, the unbind waits for it forever.
  *
- * Each lock is waited for: who binds drivers again and again would win against one who only tries.
+ * This waits for each lock: with trylock, a process that keeps binding drivers could win forever.
  */
 void pviommu_lock_endpoints(struct pviommu *pv, struct list_head *locked)
 {
@@ -279,11 +281,12 @@ void pviommu_lock_endpoints(struct pviommu *pv, struct list_head *locked)
 
 /**
  * pviommu_unlock_endpoints - ends what pviommu_lock_endpoints() began
- * @pv: the PV-IOMMU, of which the IOMMU core has let go
- * @locked: keeps those that are no endpoints any more, for pviommu_free_endpoints()
+ * @pv: the PV-IOMMU, which the IOMMU core has released
+ * @locked: the list, which keeps those that are no endpoints any more for
+ *	pviommu_free_endpoints()
  *
- * One that is left is being removed: the core has left it to who removes it, who may wait for the
- * lock, and no driver binds to it any more.
+ * An endpoint that is left is being removed: the core leaves it to the remover, which may wait for
+ * the lock, and no driver can bind to it any more.
  */
 void pviommu_unlock_endpoints(struct pviommu *pv, struct list_head *locked)
 {
@@ -323,7 +326,7 @@ static void pviommu_release_device(struct device *dev)
 	ret = pviommu_op_unbind(pv, ep->sbdf);
 	if (ret && !pviommu_given_up(pv))
 		dev_err(dev, "unbind from stream %u failed: %pe\n", ep->stream, ERR_PTR(ret));
-	/* by name: the link of a function that is being removed is gone already */
+	/* by name: if the function is being removed, its link is gone already */
 	device_link_remove(dev, pviommu_dev(pv));
 	pviommu_probed(ep);
 	if (!locked)
@@ -332,16 +335,16 @@ static void pviommu_release_device(struct device *dev)
 }
 
 /*
- * The device tells functions apart by stream, whatever PCI topology the hypervisor shows, and every
- * request is translated before it is routed, also to another function's BAR: ACS and aliases are of
- * no concern, each function is a group.
+ * The device tells functions apart by stream, whatever the PCI topology is, and translates every
+ * request before it is routed, even to another function's BAR. So ACS and aliases do not matter,
+ * and each function has its own group.
  */
 static struct iommu_group *pviommu_device_group(struct device *dev)
 {
 	return generic_device_group(dev);
 }
 
-/* There is no way to say that memory is short, and half a list would pass for the whole. */
+/* This cannot report a lack of memory, and an incomplete list would be taken for a complete one. */
 static struct iommu_resv_region *pviommu_resv_region(const struct pviommu_reserved *entry)
 {
 	enum iommu_resv_type type = IOMMU_RESV_RESERVED;

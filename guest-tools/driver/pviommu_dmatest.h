@@ -64,11 +64,11 @@ struct ktap;
 int pvdt_tests_run(struct ktap *ktap);
 
 /**
- * struct pvdt_client_ops - what other modules may do with an engine
+ * struct pvdt_client_ops - operations of an engine for other modules
  * @get: the engine with this number, counted from 0 in the order of probing, or NULL; while it is
  *	held, its removal waits
  * @put: gives it back
- * @run: runs one request; 0, or -ETIMEDOUT. The request says what became of it
+ * @run: runs one request; 0, or -ETIMEDOUT. The request has its status then
  * @run_many: runs as many as PVDT_ENTRIES
  * @pci_dev: its PCI function
  * @reset: resets the function; 0 or a negative errno

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Buffers of the DMA tests. Their pages do not follow each other in memory, so that only a
- * translating IOMMU makes one run of device addresses of them.
+ * Buffers of the DMA tests. Their pages are not contiguous in memory, so that only a translating
+ * IOMMU can give them contiguous device addresses.
  */
 
 #define pr_fmt(fmt) "pviommu_dmatest: " fmt
@@ -21,7 +21,7 @@ static void pvdt_free_pages(struct pvdt_buffer *buffer)
 	kvfree(buffer->pages);
 }
 
-/* The allocator tends to give neighbours, so they are dealt out to every other place. */
+/* The allocator tends to give neighbours, so only every other page is used in order. */
 static int pvdt_alloc_pages(struct pvdt_buffer *buffer)
 {
 	unsigned int half, place, i;
@@ -86,7 +86,7 @@ void pvdt_buffer_unmap(struct pvdt *engine, struct pvdt_buffer *buffer)
 	pvdt_free_pages(buffer);
 }
 
-/* Hands the buffer over: to the device before a request, to the CPU before it looks. */
+/* Syncs the buffer: for the device before a request, for the CPU before it reads. */
 void pvdt_to_device(struct pvdt *engine, struct pvdt_buffer *buffer)
 {
 	dma_sync_sgtable_for_device(pvdt_dev(engine), &buffer->sgt, buffer->dir);

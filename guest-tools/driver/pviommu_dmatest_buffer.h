@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* Buffers of the DMA tests: pages that do not follow each other in memory. */
+/* Buffers of the DMA tests: pages that are not contiguous in memory. */
 #ifndef _PVIOMMU_DMATEST_BUFFER_H
 #define _PVIOMMU_DMATEST_BUFFER_H
 
@@ -14,9 +14,9 @@
 #define PVDT_PATTERN		0x8877665544332211ULL
 
 /**
- * struct pvdt_buffer - scattered pages, one after the other for the CPU and for the device
- * @cpu: where the CPU sees them
- * @iova: where the device does
+ * struct pvdt_buffer - scattered pages, contiguous for the CPU and for the device
+ * @cpu: their address for the CPU
+ * @iova: their address for the device
  * @size: bytes
  * @dir: direction of its DMA
  * @count: pages

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* Tests of what the DMA test engine does besides copying: other operations, lists, its queue. */
+/* Tests of the DMA test engine apart from copying: other operations, lists, its queue. */
 
 #define pr_fmt(fmt) "pviommu_dmatest: " fmt
 
@@ -54,7 +54,7 @@ void pvdt_test_verify(struct ktap *ktap, void *subject, unsigned long planted)
 	pvdt_buffer_unmap(engine, &buffer);
 }
 
-/* Every piece of a list begins in a window of its own, at an odd place. */
+/* Every piece of a list begins in its own window, at an odd offset. */
 static size_t pvdt_piece(unsigned int i)
 {
 	return i * SZ_16K + 2 * i + 7;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Tests of DMA that comes too late: to an address that was unmapped. Where unmaps are strict it is
- * refused as soon as unmap has returned, where they are lazy when the flush queue has been flushed.
+ * Tests of DMA that comes too late: to an address that was unmapped. With strict unmaps it is
+ * refused as soon as unmap has returned, with lazy ones when the flush queue has been flushed.
  */
 
 #define pr_fmt(fmt) "pviommu_dmatest: " fmt
@@ -18,8 +18,8 @@
 #define PVDT_REUSE_ROUNDS	600
 #define PVDT_HAMMER_ROUNDS	64
 /*
- * A flush queue is flushed 10 ms after its first entry. The rest is for a machine that is busy with
- * something else: what is shown is that the time is bounded.
+ * A flush queue is flushed 10 ms after its first entry. The rest is for a busy machine: the test
+ * shows that the time is bounded.
  */
 #define PVDT_FLUSH_LIMIT_MS	2000
 #define PVDT_LATE_PATTERN	0x1122334455667788ULL
@@ -27,8 +27,8 @@
 /**
  * struct pvdt_page - a page for DMA in both directions
  * @page: the page
- * @cpu: where the CPU sees it
- * @iova: where the device does, while it is mapped
+ * @cpu: its address for the CPU
+ * @iova: its address for the device, while it is mapped
  */
 struct pvdt_page {
 	struct page *page;
@@ -112,12 +112,12 @@ static void pvdt_test_refused_at_once(struct ktap *ktap, void *subject, unsigned
 }
 
 /**
- * struct pvdt_hammer - a thread that has an engine write to an address without end
+ * struct pvdt_hammer - a thread that makes an engine write to an address endlessly
  * @engine: the engine
  * @iova: where to
  * @written: requests that were carried out
  * @refused: requests that were refused
- * @failed: a request came to something else
+ * @failed: a request ended otherwise
  */
 struct pvdt_hammer {
 	struct pvdt *engine;
@@ -160,7 +160,7 @@ static bool pvdt_hammer_goes_on(struct pvdt_hammer *hammer, unsigned long *count
 	return true;
 }
 
-/* Unmaps from one side while the other has the engine write: after unmap not one byte changes. */
+/* Unmaps while another thread makes the engine write: after unmap not one byte changes. */
 static void pvdt_test_hammered(struct ktap *ktap, void *subject, unsigned long rounds)
 {
 	struct pvdt_hammer hammer = { .engine = subject };
@@ -189,7 +189,7 @@ static void pvdt_test_hammered(struct ktap *ktap, void *subject, unsigned long r
 		   hammer.refused);
 }
 
-/* Reads until that is refused; microseconds, or -ETIME. */
+/* Reads until a read is refused; returns microseconds, or -ETIME. */
 static s64 pvdt_time_to_refusal(struct ktap *ktap, struct pvdt *engine, dma_addr_t iova)
 {
 	ktime_t begin = ktime_get();
@@ -207,7 +207,7 @@ static s64 pvdt_time_to_refusal(struct ktap *ktap, struct pvdt *engine, dma_addr
 	return -ETIME;
 }
 
-/* DMA may pass for a while, then never again. The page stays allocated meanwhile. */
+/* DMA may succeed for a while, then never again. The page stays allocated meanwhile. */
 static void pvdt_test_refused_in_time(struct ktap *ktap, void *subject, unsigned long rounds)
 {
 	struct pvdt *engine = subject;
@@ -231,8 +231,8 @@ static void pvdt_test_refused_in_time(struct ktap *ktap, void *subject, unsigned
 }
 
 /*
- * An address waits in the flush queue until no DMA can use its old translation, so whoever gets it
- * next owns it alone: DMA reaches the new page, and never the one before it.
+ * An address stays in the flush queue until no DMA can use its old translation. So when it is
+ * allocated again, DMA reaches the new page, and never the old one.
  */
 static void pvdt_test_reuse(struct ktap *ktap, void *subject, unsigned long rounds)
 {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * Tests for an IOMMU that does not answer, for a while or for good: every call of the DMA API ends
- * within a bound, once one has failed none maps any more, and no memory changes.
+ * in bounded time, after the first failure no map succeeds, and no memory changes.
  */
 
 #define pr_fmt(fmt) "pviommu_dmatest: " fmt
@@ -13,14 +13,14 @@
 #define PVDT_LOST_PAGES		64
 #define PVDT_LOST_LIMIT_MS	60000
 #define PVDT_PAUSED_MS		8000
-/* a trapped access ends after five seconds, a command after op_timeout_ms; and as much again */
+/* a trapped access ends after five seconds, a command after op_timeout_ms; twice that */
 #define PVDT_LOST_CALL_MS	20000
 #define PVDT_LOST_AFTER		100
 
 /**
  * struct pvdt_calls - calls of the DMA API
  * @count: pages mapped
- * @longest_ms: the call that took longest
+ * @longest_ms: duration of the longest call
  */
 struct pvdt_calls {
 	unsigned int count;
@@ -62,7 +62,7 @@ static int pvdt_map_for(struct pvdt *engine, struct page *page, unsigned int lim
 	return ret;
 }
 
-/* After the first error every map is one. */
+/* After the first error every map fails. */
 static void pvdt_expect_given_up(struct ktap *ktap, struct pvdt *engine, struct page *page,
 				 struct pvdt_calls *calls)
 {
@@ -103,7 +103,7 @@ static void pvdt_test_paused(struct ktap *ktap, void *subject, unsigned long lim
 	pvdt_lost(ktap, subject, limit_ms, false);
 }
 
-/* What was mapped before the error is taken back. */
+/* What was mapped before the error is unmapped. */
 static void pvdt_test_scattered_map(struct ktap *ktap, void *subject, unsigned long pages)
 {
 	struct pvdt *engine = subject;

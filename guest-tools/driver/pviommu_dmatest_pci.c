@@ -27,9 +27,9 @@
  * @shared: descriptors and scatter/gather entries
  * @lock: one batch of requests at a time
  * @producer: descriptors submitted
- * @interrupts: interrupts taken
+ * @interrupts: interrupts received
  * @wait: woken by each interrupt
- * @users: references that clients hold
+ * @users: references of clients
  * @idle: woken when @users falls to 0
  * @ktap: report of its tests
  * @debugfs: its debugfs folder
@@ -117,7 +117,7 @@ static int pvdt_poll(struct pvdt *engine, u32 index)
 
 static int pvdt_sleep(struct pvdt *engine, u32 index, unsigned int interrupts)
 {
-	/* the interrupt itself is what is waited for, not only the status */
+	/* waits for the interrupt itself, not only for the status */
 	if (!wait_event_timeout(engine->wait, pvdt_done(engine, index) &&
 				pvdt_interrupts(engine) != interrupts,
 				msecs_to_jiffies(PVDT_TIMEOUT_MS)))
@@ -135,7 +135,7 @@ static void pvdt_reset(struct pvdt *engine)
 /**
  * pvdt_run_many - runs requests, started by one register write
  * @engine: the engine
- * @requests: what to do; each says afterwards what became of it
+ * @requests: what to do; each has its status afterwards
  * @count: how many, at most PVDT_ENTRIES
  * @wait: how to wait for the last one
  *
@@ -214,7 +214,7 @@ static void pvdt_put(struct pvdt *engine)
 	mutex_unlock(&pvdt_engines_lock);
 }
 
-/* Tries only: whoever removes the engine has locked it and waits for who holds it. */
+/* trylock: a remover of the engine has locked it and waits for its users. */
 static int pvdt_reset_function(struct pvdt *engine)
 {
 	int ret;
@@ -368,9 +368,9 @@ static void pvdt_remove(struct pci_dev *pdev)
 	mutex_lock(&pvdt_engines_lock);
 	list_del(&engine->list);
 	mutex_unlock(&pvdt_engines_lock);
-	/* nobody finds it any more, so this only falls */
+	/* it cannot be found any more, so this only falls */
 	wait_event(engine->idle, !READ_ONCE(engine->users));
-	/* who gave the last reference back holds the lock until it is done with the engine */
+	/* the last user holds the lock until it is done with the engine */
 	mutex_lock(&pvdt_engines_lock);
 	mutex_unlock(&pvdt_engines_lock);
 	debugfs_remove_recursive(engine->debugfs);
@@ -385,7 +385,7 @@ static void pvdt_remove(struct pci_dev *pdev)
 	kfree(engine);
 }
 
-/* A driver may have to tell its device something by DMA when the machine goes down. */
+/* A driver may need DMA at shutdown. */
 static void pvdt_shutdown(struct pci_dev *pdev)
 {
 	struct pvdt_request request = { .op = PVDT_OP_FILL, .length = PAGE_SIZE };

@@ -9,7 +9,7 @@
 
 #include "pviommu_dmatest_buffer.h"
 
-/* part of the scatter/gather entries, which nobody uses meanwhile */
+/* part of the scatter/gather entries, which are not used meanwhile */
 #define PVDT_PEER_OFFSET	PVDT_SG_OFFSET
 /* registers of the first I/O APIC: no memory, and no BAR */
 #define PVDT_NO_BAR		0xfec00000

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * DMA that is queued when the IOMMU stops answering, to memory that is unmapped and used again
- * meanwhile. For a group whose unmaps are strict, and for a device that is stopped while the test
- * runs: an unmap that takes too long tells that it is.
+ * meanwhile. For a group with strict unmaps, and for a device that is stopped while the test runs:
+ * an unmap that takes too long shows that it is stopped.
  */
 
 #define pr_fmt(fmt) "pviommu_dmatest: " fmt
@@ -16,22 +16,22 @@
 
 #include "pviommu_dmatest_buffer.h"
 
-/* What the engine does first takes it a while: it is stopped in the midst of that. */
+/* The engine's first request takes a while: it is stopped in the middle of that. */
 #define PVDT_QUEUED_LONG	100
 #define PVDT_QUEUED_SIZE	SZ_4M
 #define PVDT_QUEUED_PAGES	2
 #define PVDT_QUEUED		(PVDT_QUEUED_LONG + PVDT_QUEUED_PAGES)
 #define PVDT_QUEUED_LIMIT_MS	20000
-/* no unmap takes as long while the device answers, and each does when it is given up */
+/* no unmap takes this long while the device answers, and each does when it is given up */
 #define PVDT_QUEUED_STOPPED_MS	700
 #define PVDT_QUEUED_AFTER_MS	1000
 
 /**
  * struct pvdt_queued - an engine that is kept busy
  * @engine: the engine
- * @buffer: what it reads for long
+ * @buffer: what its long request reads
  * @page: pages that it writes to last
- * @iova: where it finds them
+ * @iova: their device addresses
  * @requests: its queue
  * @rounds: how often all of the queue was carried out
  * @done: set when it was not
@@ -65,7 +65,7 @@ static void pvdt_queued_fill(struct pvdt_queued *queued)
 	}
 }
 
-/* Whether the pages were written to; what was to be read before does not matter. */
+/* Whether the pages were written to; the reads before do not matter. */
 static bool pvdt_queued_written(struct pvdt_queued *queued)
 {
 	unsigned int i;
@@ -92,7 +92,7 @@ static int pvdt_queued_thread(void *data)
 	return 0;
 }
 
-/* Maps and unmaps a page until an unmap shows that nobody answers. */
+/* Maps and unmaps a page until an unmap shows that the device does not answer. */
 static bool pvdt_queued_until_stopped(struct pvdt_queued *queued)
 {
 	struct device *dev = pvdt_dev(queued->engine);
@@ -132,7 +132,7 @@ static bool pvdt_queued_map(struct ktap *ktap, struct pvdt_queued *queued)
 	return true;
 }
 
-/* Unmaps all, and writes to the pages at once what whoever got them next would. */
+/* Unmaps all, and at once writes to the pages, as their next owner would. */
 static void pvdt_queued_unmap(struct pvdt_queued *queued)
 {
 	unsigned int i;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * A storm: on every CPU a thread for each engine maps buffers of random size, copies between them
- * and unmaps them, while the others do the same. Every byte is checked, those around the copy too.
+ * A storm: on every CPU, one thread per engine maps buffers of random size, copies between them and
+ * unmaps them. Every byte is checked, those around the copy too.
  */
 
 #define pr_fmt(fmt) "pviommu_dmatest: " fmt
@@ -18,14 +18,14 @@
 #define PVDT_STORM_ROUNDS	64
 #define PVDT_LONG_STORM_ROUNDS	1024
 #define PVDT_STORM_ENGINES	8
-/* each so many rounds a copy is long, and a DMA goes where nothing is ever mapped */
+/* once in so many rounds a copy is long, and a DMA goes where nothing is ever mapped */
 #define PVDT_STORM_LONG		32
 #define PVDT_STORM_ASTRAY	16
 /* addresses are given out from the top, so this one never is */
 #define PVDT_STORM_NOWHERE	0x10000
 
 /**
- * struct pvdt_storm - what one thread does, and what came of it
+ * struct pvdt_storm - the work of one thread, and its results
  * @engine: the engine that copies for it
  * @task: the thread
  * @rounds: how often
@@ -48,7 +48,7 @@ struct pvdt_storm {
 	struct completion done;
 };
 
-/* The first failure ends the work of its thread, once the round has given back what it has. */
+/* The first failure ends the work of its thread, once the round has freed what it has. */
 #define PVDT_STORM_CHECK(storm, condition) \
 	pvdt_storm_check(storm, condition, __LINE__)
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * The suites of the DMA tests, by the name that is written to "run". Which of them can pass depends
- * on the domain of the engine, so whoever asks for one knows its type.
+ * on the type of the engine's domain.
  */
 
 #define pr_fmt(fmt) "pviommu_dmatest: " fmt

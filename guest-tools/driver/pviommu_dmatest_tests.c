@@ -9,7 +9,7 @@
 
 #include "pviommu_dmatest_buffer.h"
 
-/* Only the bytes from @at on may differ from the guard byte, and those are @data. */
+/* Only the bytes from @at on may differ from the guard byte; they must be @data. */
 static void pvdt_expect_placed(struct ktap *ktap, struct pvdt_buffer *buffer, size_t at,
 			       const u8 *data, size_t length)
 {
@@ -55,7 +55,7 @@ out:
 	pvdt_buffer_unmap(engine, &src);
 }
 
-/* Destinations begin behind a guard page. */
+/* Destinations begin after a guard page. */
 static void pvdt_test_copy(struct ktap *ktap, void *subject, unsigned long length)
 {
 	struct pvdt_copy copy = { .length = length, .from = 0, .to = PAGE_SIZE };

@@ -1,31 +1,31 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Paravirtual IOMMU: paging domains. Each is a context of its own.
+ * Paravirtual IOMMU: paging domains. Each has its own context.
  *
- * A map that is known not to fail is posted. What could make one fail:
+ * A map that cannot fail is posted. What could make a map fail:
  *
- * - its pages are mapped already, or its size is more than the device takes: the driver's own table
- *   and limits tell;
+ * - its pages are mapped already, or its size is above the device's limit: the driver checks its
+ *   own table and the limit;
  * - its addresses are outside the aperture or reserved: it has to lie within one IOVA range and
- *   outside of all reserved regions, those of other endpoints too;
+ *   outside all reserved regions, those of other endpoints too;
  * - its target is not guest memory: it has to lie within one RAM range of the capability area, as
- *   it was at probe. Memory that came since is mapped with a wait, and memory that went is not
- *   handed out by the kernel;
- * - the pool of the device is out of pages: as many as the domain's own tables are, which have the
- *   device's shape and are never given back, are reserved for its context (RESERVE) before a map
- *   that needs them is posted.
+ *   it was at probe. A map of memory that was added since is waited for; the kernel does not
+ *   allocate memory that was removed;
+ * - the pool of the device is exhausted: before a map is posted, as many pages are reserved for the
+ *   context (RESERVE) as the domain has tables. These have the same structure as the device's, and
+ *   are not freed before the domain.
  *
- * What is not certain is waited for and exact: at once in domains of the DMA API, see
- * pviommu_pending.c for the others. An unmap of pages that are mapped cannot fail and is always
- * posted; iotlb_sync() and flush_iotlb_all() wait until the device has done it.
+ * Any other map is waited for: at once in domains of the DMA API, see pviommu_pending.c for the
+ * others. An unmap of pages that are mapped cannot fail and is always posted; iotlb_sync() and
+ * flush_iotlb_all() wait until the device has done it.
  *
  * The users of VFIO and iommufd share the pool among themselves and with the kernel. Their domains
- * give back what is reserved for them when nothing is mapped in them any more, and when the pool
- * has nothing for another domain. What they have mapped keeps its pages.
+ * give back their reserve when nothing is mapped in them any more, and what they do not use of it
+ * when the pool has nothing left for another domain.
  *
- * They may also map addresses that are reserved for all devices before they attach one, which is
- * what iommufd then refuses. No context holds a translation of those, so such pages are noted in
- * the driver's own table and the device is not asked for them.
+ * They may also map addresses that are reserved for all devices before they attach one; iommufd
+ * then refuses the attach. No context can translate these, so such pages are recorded in the
+ * driver's own table only, and the device is not asked to map them.
  */
 
 #define pr_fmt(fmt) "pviommu: " fmt
@@ -49,7 +49,7 @@ static struct pviommu_domain *to_pviommu_domain(struct iommu_domain *domain)
 	return container_of(domain, struct pviommu_domain, domain);
 }
 
-/* The core sets the type after domain_alloc_paging(), so it is looked at when it matters. */
+/* The core sets the type after domain_alloc_paging(), so it is read only when needed. */
 static bool pviommu_domain_is_dma(const struct pviommu_domain *own)
 {
 	return own->domain.type & __IOMMU_DOMAIN_DMA_API;
@@ -69,13 +69,13 @@ static int pviommu_domain_attach(PVIOMMU_ATTACH_PARAMETERS)
 	if (own->pv != ep->pv)
 		return -EINVAL;
 	ret = pviommu_attach(ep, domain, own->ctx);
-	/* the core goes back to the domain of the DMA API where it cannot bear an error */
+	/* the core goes back to the domain of the DMA API where it does not handle an error */
 	if (ret && pviommu_given_up(ep->pv) && pviommu_domain_is_dma(own))
 		return pviommu_attach_given_up(ep, domain);
 	return ret;
 }
 
-/* Another domain that has pages of the pool reserved and could do without, pinned; or NULL. */
+/* Another domain with reserved pages of the pool that it does not use, pinned; or NULL. */
 static struct pviommu_domain *pviommu_domain_with_spare(struct pviommu_domain *own)
 {
 	struct pviommu_domain *found = NULL, *other;
@@ -101,17 +101,17 @@ static void pviommu_domain_unpin(struct pviommu_domain *own)
 		wake_up_var(&own->pins);
 }
 
-/* Has the others give back what they have reserved and may not need; whether there was anything. */
+/* Makes other domains give back reserves that they do not use; whether there were any. */
 static bool pviommu_domain_press(struct pviommu_domain *own)
 {
 	int left = atomic_read(&own->pv->nr_domains);
 	struct pviommu_domain *other;
 	bool any = false;
 
-	/* those that ask again meanwhile may get it */
+	/* a domain that asks again meanwhile may get it */
 	for (; left > 0 && (other = pviommu_domain_with_spare(own)); left--) {
 		pviommu_op_unreserve(other);
-		/* it may be on another ring than the one that asks */
+		/* its ring may be another one than that of the domain that asks */
 		pviommu_op_sync(other);
 		pviommu_domain_unpin(other);
 		any = true;
@@ -130,7 +130,7 @@ static int pviommu_domain_reserve_once(struct pviommu_domain *own, enum pviommu_
 
 /*
  * Has the device reserve pages of its pool for all the tables that the domain has. When the pool
- * has none left, that is asked again after a second at the earliest.
+ * has none left, it is asked again after a second at the earliest.
  */
 static void pviommu_domain_reserve(struct pviommu_domain *own, enum pviommu_wait wait)
 {
@@ -180,7 +180,7 @@ static int pviommu_map_post(struct pviommu_domain *own, u64 dfn, u64 gfn, u32 nr
 	return ret;
 }
 
-/* not inline: what it has on the stack would be cleared for posted maps as well */
+/* noinline: its stack variables would be cleared for posted maps as well */
 static noinline int pviommu_map_wait(struct pviommu_domain *own, u64 dfn, u64 gfn, u32 nr_pages,
 				     u32 flags, gfp_t gfp, u32 *mapped)
 {
@@ -198,7 +198,9 @@ static noinline int pviommu_map_wait(struct pviommu_domain *own, u64 dfn, u64 gf
 	return ret;
 }
 
-/* Maps as many pages as the device takes at once; @mapped counts those to report, also on error. */
+/*
+ * Maps as many pages as the device accepts at once; @mapped counts those to report, also on error.
+ */
 static int pviommu_map(struct pviommu_domain *own, u64 dfn, u64 gfn, u32 nr_pages, u32 flags,
 		       gfp_t gfp, u32 *mapped)
 {
@@ -213,7 +215,7 @@ static int pviommu_map(struct pviommu_domain *own, u64 dfn, u64 gfn, u32 nr_page
 	return ret;
 }
 
-/* How many of @nr_pages pages from @dfn are reserved for all devices, or are not, like the first */
+/* How many of @nr_pages pages from @dfn are alike: all reserved for all devices, or none */
 static u32 pviommu_map_piece(const struct pviommu_capabilities *caps, u64 dfn, u32 nr_pages,
 			     bool *reserved)
 {
@@ -236,8 +238,8 @@ static u32 pviommu_map_piece(const struct pviommu_capabilities *caps, u64 dfn, u
 }
 
 /*
- * As pviommu_map(), for addresses that users choose: pages that no context can map are noted, and
- * for @mapped as many as are alike count.
+ * As pviommu_map(), for addresses that users choose: pages that no context can map are only
+ * recorded. One call handles pages of one kind; @mapped counts them.
  */
 static int pviommu_map_anywhere(struct pviommu_domain *own, u64 dfn, u64 gfn, u32 nr_pages,
 				u32 flags, gfp_t gfp, u32 *mapped)
@@ -302,7 +304,7 @@ static size_t pviommu_domain_unmap(struct iommu_domain *domain, unsigned long io
 	u64 dfn = iova >> PVIOMMU_PAGE_SHIFT, run, kind;
 	u32 chunk;
 
-	/* an error was or will be that of a map */
+	/* an error was or will be reported for a map */
 	if (unlikely(READ_ONCE(own->nr_pending)))
 		pviommu_pending_collect(own, dfn, wanted);
 	do {
@@ -332,8 +334,9 @@ static void pviommu_domain_sync(struct iommu_domain *domain, struct iommu_iotlb_
 }
 
 /*
- * Deferred unmaps, from the flush queue's timer too: on any CPU, for what others have posted. The
- * queue has seen their entries under a lock that they took after posting.
+ * Deferred unmaps, from the flush queue's timer too: this may run on any CPU, for unmaps that
+ * others have posted. They took the queue's lock after posting, so the posted slots are visible
+ * here.
  */
 static void pviommu_domain_flush_all(struct iommu_domain *domain)
 {
@@ -361,7 +364,7 @@ static void pviommu_domain_free(struct iommu_domain *domain)
 	list_del(&own->list);
 	spin_unlock_irqrestore(&own->pv->domains_lock, flags);
 	wait_var_event(&own->pins, !atomic_read(&own->pins));
-	/* a ring may hold the address of what is freed here */
+	/* a ring may have the address of what is freed here */
 	pviommu_pending_collect(own, 0, U64_MAX);
 	ret = pviommu_op_free_context(own->pv, own->ctx);
 	if (ret && !pviommu_given_up(own->pv))
@@ -373,7 +376,7 @@ static void pviommu_domain_free(struct iommu_domain *domain)
 	kfree(own);
 }
 
-/* Errors that these are made to give (Documentation/fault-injection) have to reach the caller. */
+/* Errors injected into these (Documentation/fault-injection) have to reach the caller. */
 ALLOW_ERROR_INJECTION(pviommu_domain_attach, ERRNO);
 ALLOW_ERROR_INJECTION(pviommu_domain_map, ERRNO);
 ALLOW_ERROR_INJECTION(pviommu_domain_sync_map, ERRNO);

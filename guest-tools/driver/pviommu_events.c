@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Paravirtual IOMMU: the event ring. Faults are logged, kept for debugfs and handed to the IOMMU
+ * Paravirtual IOMMU: the event ring. Faults are logged, kept for debugfs and reported to the IOMMU
  * core, which has a tracepoint for them.
  */
 
@@ -100,9 +100,9 @@ static void pviommu_events_drain(struct pviommu *pv, u32 producer)
 	while (ring->consumer != producer) {
 		event = ring->records[ring->consumer % PVIOMMU_EVENT_ENTRIES];
 		ring->consumer++;
-		/* The record is copied; the device may write to it again. */
+		/* The record is copied; the device may now overwrite it. */
 		virt_store_release(&ring->guest->consumer, cpu_to_le32(ring->consumer));
-		/* before it is logged, so that who waited for the event finds the rest done */
+		/* before it is logged, so that all this is done when a waiter sees the event */
 		pviommu_event_print(pv, &event);
 		if (pviommu_event_is_fault(&event))
 			pviommu_event_report(pv, &event);
@@ -130,7 +130,10 @@ irqreturn_t pviommu_events_interrupt(int irq, void *data)
 		}
 		pviommu_events_drain(pv, producer);
 		WRITE_ONCE(ring->guest->arm, cpu_to_le32(ring->consumer));
-		/* The device moves producer, then looks at arm: one side sees the other's store. */
+		/*
+		 * The device writes producer, then reads arm: at least one side sees the other's
+		 * store.
+		 */
 		mb();
 		producer = pviommu_events_producer(ring);
 	} while (producer != ring->consumer);
@@ -160,7 +163,7 @@ u32 pviommu_event_position(struct pviommu *pv)
 /**
  * pviommu_next_event - takes an event from the log
  * @pv: the PV-IOMMU
- * @position: which one; moves on. One that the log has dropped already is replaced by the oldest
+ * @position: which one; advanced. If the log has dropped that one, the oldest is taken
  * @event: where it goes
  * @timeout_ms: how long to wait for it
  *

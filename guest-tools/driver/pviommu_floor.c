@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * The PV-IOMMU driver without the store to the ring in map and unmap: what the kernel itself costs.
- * DMA does not work with it; it is for measurements only. One unit, because the same sources make
- * the real driver: all of them but pviommu_send.c, which is replaced here.
+ * The PV-IOMMU driver without writes to the ring in map and unmap: what the kernel itself costs.
+ * DMA does not work with it; it is for measurements only. One compilation unit, because the real
+ * driver is built from the same sources: all of them but pviommu_send.c, which is replaced here.
  */
 
 #define pr_fmt(fmt) "pviommu: " fmt
 
 #include <linux/module.h>
 
-/* Nothing may load it by itself. */
+/* It must not be loaded automatically. */
 #undef MODULE_DEVICE_TABLE
 #define MODULE_DEVICE_TABLE(type, name)
 

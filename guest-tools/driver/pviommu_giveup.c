@@ -2,17 +2,16 @@
 /*
  * Paravirtual IOMMU: giving up a device that does not answer.
  *
- * Whoever unmapped something cannot be told that it failed, and will use the memory again. So the
- * DMA of all functions behind the device has to end, and that is what a reset does: it blocks every
- * function that was outside context 0, whatever resets that function afterwards. It is a write to a
- * trapped register, which may take seconds and sleeps in no way, but is not for a caller with
- * interrupts off; hence the work. Until it is done unmaps are still sent: a device that goes on
- * works its rings off before any DMA.
+ * An unmap cannot report that it failed, and its memory will be used again. So the DMA of all
+ * functions behind the device has to end. A reset does that: it blocks every function that was
+ * outside context 0, whatever resets that function afterwards. It is a write to a trapped register,
+ * which does not sleep but may take seconds, too long with interrupts off; hence the work item.
+ * Until it is done unmaps are still sent: a device that resumes drains its rings before any DMA.
  *
- * Afterwards a function that was outside context 0 can be in two domains: the blocked one, which is
- * the truth, and that of the DMA API, in which nothing can be mapped any more. The core must be
- * able to attach these, and all other attaches fail. The device works again when the driver is
- * unbound from it and bound again.
+ * Afterwards a function that was outside context 0 can be attached to two domains only: the blocked
+ * one, which matches its state, and that of the DMA API, in which nothing can be mapped any more.
+ * The core relies on being able to attach these; all other attaches fail. The device works again
+ * when the driver is unbound from it and bound again.
  */
 
 #define pr_fmt(fmt) "pviommu: " fmt
@@ -21,7 +20,7 @@
 
 #include "pviommu.h"
 
-/* Resets the device, as PVIOMMU_RESET_* says, and sees whether it did; then all DMA is over. */
+/* Resets the device by one of PVIOMMU_RESET_*; whether that succeeded, and so all DMA has ended. */
 bool pviommu_reset(struct pviommu *pv, u32 how)
 {
 	u32 selected;
@@ -31,8 +30,8 @@ bool pviommu_reset(struct pviommu *pv, u32 how)
 	if (selected == PVIOMMU_PROFILE_NONE)
 		WRITE_ONCE(pv->reset, true);
 	/*
-	 * All ones: the hypervisor has closed the function, which resets it as well, but not before
-	 * the device goes on. Unmaps are still sent until then.
+	 * All ones: the hypervisor has closed the function, which resets it as well, but only when
+	 * the device resumes. Unmaps are still sent until then.
 	 */
 	else if (PCI_POSSIBLE_ERROR(selected))
 		WRITE_ONCE(pv->closed, true);
@@ -56,7 +55,10 @@ void pviommu_give_up_init(struct pviommu *pv)
 	INIT_WORK(&pv->reset_work, pviommu_reset_work);
 }
 
-/* Nothing that the device may still write to is ever used again. Whether this call did it. */
+/*
+ * Gives the device up: memory that it may still write to is never used again. Whether this call did
+ * so.
+ */
 bool pviommu_give_up(struct pviommu *pv)
 {
 	if (xchg(&pv->given_up, true))
@@ -66,7 +68,7 @@ bool pviommu_give_up(struct pviommu *pv)
 	return true;
 }
 
-/* Waits for the reset that giving up began, if it did. */
+/* Waits for the reset after the device was given up, if it was. */
 void pviommu_give_up_finish(struct pviommu *pv)
 {
 	flush_work(&pv->reset_work);
@@ -84,7 +86,7 @@ int pviommu_attach_given_up(struct pviommu_endpoint *ep, struct iommu_domain *do
 	struct pviommu *pv = ep->pv;
 	int ret = -ENODEV;
 
-	/* who gives it up may not have got as far as this */
+	/* another CPU may be about to give it up */
 	schedule_work(&pv->reset_work);
 	pviommu_give_up_finish(pv);
 	mutex_lock(&pv->lock);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* Symbol namespaces, for kernels that take an identifier and those that take a string literal. */
+/* Symbol namespaces, for kernels that use an identifier and those that use a string literal. */
 #ifndef _PVIOMMU_NAMESPACE_H
 #define _PVIOMMU_NAMESPACE_H
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Paravirtual IOMMU: one function for each operation that the driver uses. What the profiles do
- * differently is in a table of each; the operations of the device's own are the same under all.
+ * Paravirtual IOMMU: one function for each operation that the driver uses. Each profile has a table
+ * for what differs; the vendor operations are the same under all.
  */
 
 #define pr_fmt(fmt) "pviommu: " fmt
@@ -43,10 +43,10 @@ int pviommu_op_reattach(struct pviommu *pv, u32 sbdf, u16 ctx)
 	return pv->profile->reattach(pv, sbdf, ctx);
 }
 
-static void pviommu_own_command(struct pviommu_command *command, u8 op, u32 sbdf)
+static void pviommu_vendor_command(struct pviommu_command *command, u8 op, u32 sbdf)
 {
 	pviommu_command_clear(command);
-	command->slot.op_class = PVIOMMU_CLASS_OWN;
+	command->slot.op_class = PVIOMMU_CLASS_VENDOR;
 	command->slot.op = op;
 	command->op.binding.seg = cpu_to_le16(sbdf >> 16);
 	command->op.binding.bus = PCI_BUS_NUM(sbdf);
@@ -57,7 +57,7 @@ int pviommu_op_bind(struct pviommu *pv, u32 sbdf, u32 stream)
 {
 	struct pviommu_command command;
 
-	pviommu_own_command(&command, PVIOMMU_OWN_BIND, sbdf);
+	pviommu_vendor_command(&command, PVIOMMU_VENDOR_OP_BIND, sbdf);
 	command.op.binding.stream = cpu_to_le32(stream);
 	return pviommu_submit(pv, &command, PVIOMMU_WAIT_SLEEP);
 }
@@ -66,29 +66,29 @@ int pviommu_op_unbind(struct pviommu *pv, u32 sbdf)
 {
 	struct pviommu_command command;
 
-	pviommu_own_command(&command, PVIOMMU_OWN_UNBIND, sbdf);
+	pviommu_vendor_command(&command, PVIOMMU_VENDOR_OP_UNBIND, sbdf);
 	return pviommu_submit(pv, &command, PVIOMMU_WAIT_SLEEP);
 }
 
-/* Lets a function reach nothing until it is attached again. */
+/* Blocks a function: it reaches nothing until it is attached again. */
 int pviommu_op_block(struct pviommu *pv, u32 sbdf)
 {
 	struct pviommu_command command;
 
-	pviommu_own_command(&command, PVIOMMU_OWN_BLOCK, sbdf);
+	pviommu_vendor_command(&command, PVIOMMU_VENDOR_OP_BLOCK, sbdf);
 	return pviommu_submit(pv, &command, PVIOMMU_WAIT_SLEEP);
 }
 
-/* What is in use, once all that was sent is done: the device's counters and the driver's own. */
+/* What is in use after all that was sent: the device's counters and the driver's own. */
 int pviommu_op_usage(struct pviommu *pv, struct pviommu_usage *usage)
 {
 	struct pviommu_command command;
 	unsigned int i;
 	int ret;
 
-	/* so that what is posted shows too */
+	/* so that this includes what is posted */
 	pviommu_rings_sync(pv);
-	pviommu_own_command(&command, PVIOMMU_OWN_QUERY_USAGE, 0);
+	pviommu_vendor_command(&command, PVIOMMU_VENDOR_OP_QUERY_USAGE, 0);
 	ret = pviommu_submit(pv, &command, PVIOMMU_WAIT_SLEEP);
 	if (ret)
 		return ret;

@@ -31,8 +31,9 @@ void pviommu_put(struct pviommu *pv)
 }
 
 /*
- * The PV-IOMMU of a function that the IOMMU core is probing, or NULL. The core would not find the
- * function yet when it is told that the PV-IOMMU goes, so that waits for pviommu_probe_end().
+ * The PV-IOMMU of a function that the IOMMU core is probing, or NULL. If the PV-IOMMU were
+ * unregistered now, the core would not find this function yet, so that waits for
+ * pviommu_probe_end().
  */
 struct pviommu *pviommu_probe_begin(u32 instance)
 {
@@ -86,13 +87,15 @@ static int pviommu_list(struct pviommu *pv)
 	return ret;
 }
 
-/* Nobody finds it any more, and no function is half probed. */
+/* Takes the PV-IOMMU off the list and waits until no function is being probed. */
 static void pviommu_unlist(struct pviommu *pv)
 {
 	mutex_lock(&pviommus_lock);
 	list_del(&pv->list);
 	mutex_unlock(&pviommus_lock);
-	/* where the core fails to register another one, it does not finalize all that it probed */
+	/*
+	 * if the core fails to register another IOMMU, it does not finalize all that it has probed
+	 */
 	wait_event_timeout(pv->probed, !atomic_read(&pv->nr_probing), PVIOMMU_PROBE_TIMEOUT);
 }
 
@@ -117,7 +120,7 @@ static int pviommu_map_bars(struct pviommu *pv)
 	pv->regs = pci_iomap(pdev, PVIOMMU_REGISTER_BAR, 0);
 	if (!pv->regs)
 		return -ENOMEM;
-	/* Memory of the host, not a device's: it is cached and ordered like all other memory. */
+	/* This is memory of the host: it is cached and ordered like all other memory. */
 	pv->shared = memremap(pci_resource_start(pdev, PVIOMMU_SHARED_BAR),
 			      PVIOMMU_SHARED_BAR_SIZE, MEMREMAP_WB);
 	if (!pv->shared) {
@@ -154,7 +157,9 @@ static int pviommu_identify(struct pviommu *pv)
 	return 0;
 }
 
-/* From any state to running rings: whoever had the device before may not have shut it down. */
+/*
+ * From any state to running rings: an earlier driver or kernel may not have shut the device down.
+ */
 static int pviommu_start(struct pviommu *pv)
 {
 	int ret;
@@ -182,7 +187,7 @@ static void pviommu_stop(struct pviommu *pv)
 	writel(PVIOMMU_RESET_POWER_ON, pv->regs + PVIOMMU_REG_RESET);
 }
 
-/* Hands the running device to the IOMMU core, which probes all its endpoints at once. */
+/* Registers the running device with the IOMMU core, which probes all its endpoints at once. */
 static int pviommu_register(struct pviommu *pv)
 {
 	int ret;
@@ -201,7 +206,10 @@ static int pviommu_register(struct pviommu *pv)
 	ret = pviommu_list(pv);
 	if (ret)
 		goto err_sysfs;
-	/* No hwdev: the core then uses it for all functions that firmware says nothing about. */
+	/*
+	 * No hwdev: the core then uses this IOMMU for all functions that firmware does not
+	 * describe.
+	 */
 	ret = iommu_device_register(&pv->iommu, &pviommu_ops, NULL);
 	if (ret)
 		goto err_unlist;
@@ -218,8 +226,8 @@ err_debugfs:
 }
 
 /*
- * Where another IOMMU translates for the whole bus, the IOMMU core asks that one for every function
- * and this one for none. A hypervisor that has both is to leave the other one out.
+ * If another IOMMU translates for the whole bus, the IOMMU core asks that one for every function
+ * and this one for none. A hypervisor that has both should leave the other one out.
  */
 static int pviommu_check_alone(struct pviommu *pv)
 {
@@ -274,7 +282,7 @@ static int pviommu_probe(struct pci_dev *pdev, const struct pci_device_id *id)
 	ret = pviommu_identify(pv) ?: pviommu_check_alone(pv);
 	if (ret)
 		goto err_bars;
-	/* interrupts are messages, and those need bus mastering */
+	/* MSI-X needs bus mastering */
 	pci_set_master(pdev);
 	ret = pviommu_start(pv);
 	if (ret)
@@ -310,7 +318,7 @@ err_free:
 	return ret;
 }
 
-/* With the last endpoint go its domain and the tables of that. */
+/* The last endpoint's domain and its tables go with it. */
 static void pviommu_count_leaks(struct pviommu *pv)
 {
 	int endpoints = atomic_read(&pv->nr_endpoints);
@@ -328,14 +336,15 @@ static void pviommu_remove(struct pci_dev *pdev)
 	LIST_HEAD(locked);
 
 	/*
-	 * First: a rescan, or the registration of another PV-IOMMU, makes the core probe functions
-	 * of this one too, and it finds those that it has, not those that it is about to have.
+	 * First, because a rescan, or the registration of another PV-IOMMU, makes the core probe
+	 * functions of this one too, and unregistering finds only those that were probed
+	 * completely.
 	 */
 	pviommu_unlist(pv);
 	pviommu_lock_endpoints(pv, &locked);
 	iommu_device_unregister(&pv->iommu);
 	pviommu_unlock_endpoints(pv, &locked);
-	/* the core leaves a function that is being removed, and its domain, to who removes it */
+	/* the core leaves a function that is being removed, and its domain, to the remover */
 	pviommu_wait_unused(pv);
 	pviommu_free_endpoints(&locked);
 	pviommu_count_leaks(pv);
@@ -353,8 +362,8 @@ static void pviommu_remove(struct pci_dev *pdev)
 }
 
 /*
- * Who is still at work finds no device any more, and who waits for one waits no longer. What was
- * unmapped until then is posted, and the reset carries that out before it stops all DMA.
+ * Operations that are still running find no device any more, and waits end. Unmaps until then are
+ * posted, and the reset carries them out before it stops all DMA.
  */
 static void pviommu_quiesce(struct pviommu *pv, u32 reset)
 {
@@ -366,8 +375,8 @@ static void pviommu_quiesce(struct pviommu *pv, u32 reset)
 }
 
 /*
- * Before a reboot or kexec: no DMA of the functions behind the device goes on, because the reset
- * blocks all that are not in context 0. Drivers that are still at work find no device any more.
+ * Before a reboot or kexec: ends the DMA of the functions behind the device, because the reset
+ * blocks all that are outside context 0. Drivers that are still running find no device any more.
  */
 static void pviommu_shutdown(struct pci_dev *pdev)
 {
@@ -375,8 +384,8 @@ static void pviommu_shutdown(struct pci_dev *pdev)
 }
 
 /*
- * A reset behind the driver's back: contexts, bindings and rings are gone afterwards. Nothing is
- * sent from here on, so nobody waits for an answer that cannot come.
+ * A reset that the driver did not ask for: contexts, bindings and rings are gone afterwards.
+ * Nothing is sent from here on, so nobody waits for an answer that cannot come.
  */
 static void pviommu_reset_prepare(struct pci_dev *pdev)
 {
@@ -387,7 +396,10 @@ static void pviommu_reset_done(struct pci_dev *pdev)
 {
 	struct pviommu *pv = pci_get_drvdata(pdev);
 
-	/* after a reset of the bus, unlike one of this function, others could end their block */
+	/*
+	 * after a reset of the bus, unlike one of this function, a function's own reset would end
+	 * its block
+	 */
 	writel(PVIOMMU_RESET_BLOCKED, pv->regs + PVIOMMU_REG_RESET);
 	dev_err(&pdev->dev, "the PV-IOMMU was reset: what is behind it cannot map any more until the driver is bound again\n");
 }
@@ -398,8 +410,8 @@ static const struct pci_error_handlers pviommu_error_handlers = {
 };
 
 /*
- * The contexts are the device's, and nothing says that it keeps them while the guest sleeps. This
- * phase comes before any driver has suspended its device, so nothing has to be undone.
+ * The contexts are in the device, which may not keep them while the guest sleeps. This phase comes
+ * before any driver has suspended its device, so nothing has to be undone.
  */
 static int pviommu_prepare(struct device *dev)
 {
@@ -411,7 +423,7 @@ static const struct dev_pm_ops pviommu_pm_ops = {
 	.prepare = pm_sleep_ptr(pviommu_prepare),
 };
 
-/* The ids are configurable on the host, so new_id works; the class is checked as well. */
+/* The IDs are configurable on the host, so new_id works; the class is checked as well. */
 static const struct pci_device_id pviommu_ids[] = {
 	{
 		PCI_DEVICE(PVIOMMU_VENDOR_ID, PVIOMMU_DEVICE_ID),

@@ -3,29 +3,28 @@
  * Paravirtual IOMMU: maps that may fail, in domains that do not belong to the DMA API (VFIO,
  * iommufd).
  *
- * Their users want the exact error of the map that failed. map_pages() therefore sends the command
- * and remembers it, and iotlb_sync_map(), which the core calls once after all map_pages() of an
- * iommu_map() or iommu_map_sg(), takes the outcomes.
+ * Their users want the exact error of the map that failed. So map_pages() sends the command and
+ * remembers it, and iotlb_sync_map(), which the core calls once after all map_pages() of an
+ * iommu_map() or iommu_map_sg(), waits for the outcomes.
  *
- * What the core relies on, and how it is kept:
+ * What the core relies on, and how the driver provides it:
  *
  * - It will unmap exactly what map_pages() reported, from the first page on and until an
- *   unmap_pages() returns 0, in pieces cut by size and alignment of what is left, not by what was
- *   mapped. When a later map_pages() of the same call fails, it does so without iotlb_sync_map();
- *   when iotlb_sync_map() fails, it unmaps the whole range of that call.
+ *   unmap_pages() returns 0, in pieces that follow size and alignment of the rest, not the maps.
+ *   When a later map_pages() of the same call fails, it does so without iotlb_sync_map(); when
+ *   iotlb_sync_map() fails, it unmaps the whole range of that call.
  * - So a page that was reported is an entry of the table from then on: first claimed, mapped once
- *   the device has said so, and still claimed when the device has refused it. unmap_pages() counts
- *   both kinds and asks the device for the mapped ones only. A refused page in the middle therefore
- *   neither stops the core's unmap before the pages after it nor makes the device unmap what it
- *   lacks.
- * - unmap_pages() takes the outcomes of what lies in its range first, whole commands even when
- *   only a part of one does, because it must not look at claimed pages that may turn out mapped.
- * - Nobody works on the same address from two sides, so an outcome is taken by one caller only;
+ *   the device has mapped it, and still claimed if the device has refused it. unmap_pages() counts
+ *   both kinds and sends unmaps for the mapped ones only. So a refused page in the middle does not
+ *   end the core's unmap early, and the device is not asked to unmap a page that it does not have.
+ * - unmap_pages() first waits for the outcomes of all commands that overlap its range, because a
+ *   claimed page may turn out to be mapped.
+ * - The core never works on one address from two CPUs, so an outcome is taken by one caller only;
  *   other addresses of the domain may be mapped at the same time, hence the lock.
- * - When there is no place to remember one more, the oldest one's outcome is taken while the others
- *   stay with the device. Only one of the same task's is: its addresses belong to no other side.
- *   If it failed it keeps its place, with the error, for the iotlb_sync_map() or the unmap_pages()
- *   that is to come.
+ * - When there is no place to remember another map, the outcome of the oldest is taken, while the
+ *   others stay outstanding. It has to be one of the same task, whose addresses no other task works
+ *   on. If it has failed it keeps its place, with the error, for the iotlb_sync_map() or
+ *   unmap_pages() that follows.
  */
 
 #define pr_fmt(fmt) "pviommu: " fmt
@@ -46,7 +45,7 @@ static struct pviommu_pending *pviommu_pending_get(struct pviommu_domain *own)
 		if (own->pending[i].state == PVIOMMU_PENDING_FREE)
 			found = &own->pending[i];
 	if (found) {
-		/* whoever gets it sends it; nobody looks for it meanwhile */
+		/* the caller sends it; until then nothing looks for it */
 		found->state = PVIOMMU_PENDING_TAKING;
 		WRITE_ONCE(own->nr_pending, own->nr_pending + 1);
 	}
@@ -71,8 +70,8 @@ static bool pviommu_pending_touches(const struct pviommu_pending *map, u64 dfn, 
 }
 
 /*
- * The oldest map that was sent for pages from @dfn to @last and whose outcome nobody takes yet, or
- * NULL. With an @owner it is one of that task's which has not failed yet.
+ * The oldest map that was sent for pages from @dfn to @last and whose outcome was not taken yet, or
+ * NULL. With @owner only maps of that task that have not failed.
  */
 static struct pviommu_pending *pviommu_pending_next(struct pviommu_domain *own, u64 dfn, u64 last,
 						    const struct task_struct *owner)
@@ -99,7 +98,7 @@ static struct pviommu_pending *pviommu_pending_next(struct pviommu_domain *own, 
 	return found;
 }
 
-/* Waits for a map; its error, which is remembered, or 0. */
+/* Waits for a map; returns 0 or its error, which is remembered. */
 static int pviommu_pending_take(struct pviommu_domain *own, struct pviommu_pending *map)
 {
 	u32 mapped;
@@ -112,7 +111,7 @@ static int pviommu_pending_take(struct pviommu_domain *own, struct pviommu_pendi
 	return map->error;
 }
 
-/* A place whose map's outcome is taken now, or NULL when none of this task's is to be had. */
+/* Makes a place free by taking the outcome of its map; NULL when this task has none. */
 static struct pviommu_pending *pviommu_pending_make_room(struct pviommu_domain *own)
 {
 	struct pviommu_pending *map;
@@ -134,9 +133,9 @@ static struct pviommu_pending *pviommu_pending_make_room(struct pviommu_domain *
  * @flags: PVIOMMU_MAP_*
  * @gfp: for tables
  *
- * Return: 0 when all pages are claimed; -EAGAIN when it has to be waited for, because a page is
- * not free, or because all places are taken by other tasks or by maps that have failed; -ERANGE,
- * -ENOMEM, -EIO. An error changes nothing.
+ * Return: 0 when all pages are claimed; -EAGAIN when the caller has to wait for the map instead,
+ * because a page is not free, or because all places are used by other tasks or by maps that have
+ * failed; -ERANGE, -ENOMEM, -EIO. An error changes nothing.
  */
 int pviommu_pending_map(struct pviommu_domain *own, u64 dfn, u64 gfn, u32 nr_pages, u32 flags,
 			gfp_t gfp)

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* Paravirtual IOMMU: maps that were sent and whose outcome nobody has taken yet. */
+/* Paravirtual IOMMU: maps that were sent and whose outcome was not taken yet. */
 #ifndef _PVIOMMU_PENDING_H
 #define _PVIOMMU_PENDING_H
 
@@ -11,11 +11,11 @@ struct pviommu_domain;
 struct task_struct;
 
 /**
- * struct pviommu_pending - a map whose outcome nobody has asked for yet
- * @state: what becomes of it: it was sent; or somebody sends it or takes its outcome; or the
- *	outcome was taken to make room, and @error waits for whoever asks
+ * struct pviommu_pending - a map whose outcome was not taken yet
+ * @state: free; sent; being sent or having its outcome taken; or failed, when the outcome
+ *	was taken to make room and @error is to be returned later
  * @answer: the command
- * @owner: who sent it, only to be compared with
+ * @owner: the task that sent it, only for comparison
  * @dfn: first page
  * @gfn: first frame
  * @nr_pages: how many

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * What the PV-IOMMU driver lends to its test module: commands on the ring, events, capabilities.
+ * What the PV-IOMMU driver offers its test module: commands on the ring, events, capabilities.
  *
- * Commands that are sent this way bypass the IOMMU core, so a user keeps to contexts of its own.
+ * Commands that are sent this way bypass the IOMMU core, so users must use their own contexts only.
  */
 #ifndef _PVIOMMU_RAW_OPS_H
 #define _PVIOMMU_RAW_OPS_H
@@ -15,15 +15,13 @@
  * @put: gives the reference back
  * @submit: sends a command through ring 0; 0 or the device's negative errno, or -EIO once the
  *	device is given up.
- *	The payload and the sequence are copied back, except that nothing of a posted command is
- *	but the sequence
+ *	The payload and the sequence are copied back; of a posted command, only the sequence
  * @usage: what is in use
  * @profile: PVIOMMU_PROFILE_* that was selected
  * @capabilities: the capability area
  * @ring_entries: slots of ring 0
  * @event_position: the position that the next event will have
- * @next_event: the event at a position, which moves on to the one after it; waits for it.
- *	0 or -ETIMEDOUT
+ * @next_event: the event at a position, which is advanced; waits for it. 0 or -ETIMEDOUT
  */
 struct pviommu_raw_ops {
 	struct pviommu *(*get)(void);

@@ -1,30 +1,29 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Paravirtual IOMMU: a command ring at work: doorbells and waiting.
+ * Paravirtual IOMMU: doorbells of a command ring, and waiting for completions.
  *
- * Slots and indices lie in memory that the device shares, so sending a command and learning that it
- * is done are plain memory accesses. Only when the device sleeps does it ask, by its event index,
- * for the doorbell, which is a trapped register.
+ * Slots and indices are in memory shared with the device, so submitting a command and seeing its
+ * completion are plain memory accesses. Only when the device sleeps it asks, by its event index,
+ * for a doorbell, which is a trapped register.
  *
- * The rule: a device that sleeps has published, as its event index, the number of slots that it had
- * completed, and has looked at producer once more after that. So a doorbell is due if and only if
- * the event index lies between completed and producer (completed included), and one doorbell for an
- * event index is enough, since the device looks at producer when it wakes. An event index before
- * completed is one that the device has left behind. Whoever looks does so after publishing its
- * slot, with a barrier between: the device sees the slot, or the looker the event index.
+ * The rule: before it sleeps, the device publishes as its event index the number of slots that it
+ * has completed, and then reads producer once more. So a doorbell is due if and only if the event
+ * index lies between completed and producer (completed included), and one doorbell per event index
+ * is enough, since the device reads producer when it wakes. An event index before completed is out
+ * of date. The driver checks after publishing its slot, with a barrier between: either the device
+ * sees the slot, or the driver sees the event index.
  *
- * Looking, ringing and noting what was rung for (@rung) are one step under the ring's lock, with
- * interrupts off. Nobody can come between and find a doorbell noted that is not yet rung: such a
- * one would wait for a device that nobody has woken, on the CPU that was about to wake it.
+ * Checking, ringing and recording the event index (@rung) are done under the ring's lock, with
+ * interrupts off. So nothing can interrupt in between and see a doorbell recorded that is not yet
+ * rung: it would wait for a device that was not woken, on the CPU that was about to wake it.
  *
- * Whether the device asks need not be looked at after each slot. A posted command may lie in the
- * ring of a sleeping device for any time: who posts a map relies on the DMA that follows, and the
- * device works off its rings before it refuses a translation; who posts an unmap waits for it
- * later. So those look who are about to wait, for a slot or for room, and who find the ring half
- * full.
+ * The check is not needed after each slot. A posted command may stay in the ring of a sleeping
+ * device for any time: a posted map is needed only by later DMA, and the device drains its rings
+ * before it refuses a translation; a posted unmap is waited for later. So the driver checks when it
+ * is about to wait, for a slot or for room, and when the ring is half full.
  *
- * The barrier is mb(), for a device, and not virt_mb(), for another CPU: QEMU's TCG carries out the
- * locked instruction of the latter as a plain one while the guest has one CPU.
+ * The barrier is mb(), which is for devices, and not virt_mb(), which is for other CPUs: if the
+ * guest has one CPU, QEMU's TCG executes the locked instruction of the latter as a plain one.
  */
 
 #define pr_fmt(fmt) "pviommu: " fmt
@@ -39,18 +38,20 @@
 #include "pviommu.h"
 #include "pviommu_ring.h"
 
-/* Whoever waits looks again this often; by the rule above that never finds a doorbell due. */
+/* Waits check again this often; by the rule above that never finds a doorbell due. */
 #define PVIOMMU_LOOK_AGAIN_MS	10
 #define PVIOMMU_LOOK_AGAIN_NS	((u64)PVIOMMU_LOOK_AGAIN_MS * NSEC_PER_MSEC)
-/* Looks in a row that find the same doorbell due before it is held to be lost. */
+/* Checks in a row that find the same doorbell due before it counts as lost. */
 #define PVIOMMU_LOST_LOOKS	10
-/* Rounds of polling before a wait gives way: at least, at most, and times what they usually are. */
+/*
+ * Rounds of polling before a wait yields: minimum, maximum, and as a multiple of the usual number.
+ */
 #define PVIOMMU_LEAST_ROUNDS	64
 #define PVIOMMU_MOST_ROUNDS	4096
 #define PVIOMMU_USUAL_TIMES	4
-/* A wait that gave way and was over as soon as this would have been polled for better. */
+/* Polling would have been better for a wait that yielded and ended within this time. */
 #define PVIOMMU_SHORT_NS	(50 * NSEC_PER_USEC)
-/* The weight of one wait in what is usual, as a power of two. */
+/* The weight of one wait in the usual number, as a power of two. */
 #define PVIOMMU_USUAL_SHIFT	3
 #define PVIOMMU_MOST_DELAY_US	50000
 
@@ -63,13 +64,14 @@ module_param(debug_doorbell_us, uint, 0644);
 MODULE_PARM_DESC(debug_doorbell_us, "for tests: time between the decision to ring and the doorbell");
 
 /**
- * struct pviommu_patience - how long somebody has been waiting
- * @seen: when that was last reckoned, 0 for never
- * @ran: time in which the waiter ran; what it was kept from running counts as a look at most
- * @looked: @ran at the last look
- * @event: event index that was found not rung for at the last look
- * @completed: slots that were completed then
- * @suspects: looks in a row that found this
+ * struct pviommu_patience - how long a caller has been waiting
+ * @seen: when that was last updated, 0 for never
+ * @ran: time in which the waiter ran; a time in which it did not run counts as one interval
+ *	at most
+ * @looked: @ran at the last check
+ * @event: event index that was found not rung for at the last check
+ * @completed: slots that were completed at that time
+ * @suspects: checks in a row that found this
  */
 struct pviommu_patience {
 	u64 seen;
@@ -86,7 +88,7 @@ static bool pviommu_ring_reached(struct pviommu_ring *ring, u32 target)
 	return (s32)(pviommu_ring_completed(ring) - target) >= 0;
 }
 
-/* Copies the outcome of a command to whom it belongs; its slot is free then. Under the lock. */
+/* Copies the outcome of a command to its owner; its slot is free then. Under the lock. */
 void pviommu_ring_hand_over(struct pviommu_ring *ring, struct pviommu_answer *answer)
 {
 	u32 place = pviommu_ring_place(ring, answer->index);
@@ -96,18 +98,18 @@ void pviommu_ring_hand_over(struct pviommu_ring *ring, struct pviommu_answer *an
 	ring->answers[place] = NULL;
 }
 
-/* Whether the device asks for a doorbell that it did not get yet. Under the lock. */
+/* Whether the device asks for a doorbell that was not rung yet. Under the lock. */
 static bool pviommu_ring_asks(struct pviommu_ring *ring, u32 *event)
 {
 	u32 in_flight;
 
-	/* The device publishes its event index, then looks at producer: one of both sees it. */
+	/* The device publishes its event index, then reads producer: one of both sees it. */
 	mb();
-	/* Read before completed, so that an event index left behind is seen to be that. */
+	/* Read before completed, so that an outdated event index is recognised. */
 	*event = le32_to_cpu(virt_load_acquire(&ring->device->doorbell_event));
 	ring->completed = pviommu_ring_completed(ring);
 	in_flight = ring->producer - ring->completed;
-	/* Kept just out of the way when it is left behind: an index that wraps never meets it. */
+	/* Moved along when it is out of date, so that an index that wraps never meets it. */
 	if (ring->rung - ring->completed >= in_flight)
 		ring->rung = ring->completed - 1;
 	return *event - ring->completed < in_flight && *event != ring->rung;
@@ -128,24 +130,25 @@ static void pviommu_ring_doorbell(struct pviommu_ring *ring, u32 event)
 	writel(1, ring->doorbell);
 }
 
-/* Tells the device of all that was sent, if it asks for that. Under the lock. */
+/* Rings the doorbell if the device asks for it. Under the lock. */
 void pviommu_ring_look(struct pviommu_ring *ring)
 {
 	u32 event;
 
-	/* the access to one that does not answer may take seconds */
+	/* if the device does not answer, the access may take seconds */
 	if (likely(!pviommu_given_up(ring->pv)) && pviommu_ring_asks(ring, &event))
 		pviommu_ring_doorbell(ring, event);
 }
 
 /*
- * Begins to wait until all slots before @target are completed; false when they are. The device is
- * told of who polls: while nobody does, it need not hurry. One that was faster is told as well, or
- * it would take the next wait for the first. Of several the furthest counts. Under the lock.
+ * Begins to wait until all slots before @target are completed; false when they are. This tells the
+ * device that the driver polls: otherwise it need not hurry. It is written even if the device was
+ * faster, or the device would take the next wait for the first. Of several waits the furthest
+ * counts. Under the lock.
  */
 static bool pviommu_ring_await(struct pviommu_ring *ring, u32 target, bool polls)
 {
-	/* an earlier wait that is still on lies between the two, even when indices wrap */
+	/* an earlier wait that has not ended is between the two, even when indices wrap */
 	if (polls && ring->awaited - target > ring->producer - target) {
 		ring->awaited = target;
 		WRITE_ONCE(ring->guest->awaited, cpu_to_le32(target));
@@ -157,9 +160,9 @@ static bool pviommu_ring_await(struct pviommu_ring *ring, u32 target, bool polls
 }
 
 /*
- * A doorbell that is due although somebody looked. A device between publishing its event index and
- * looking at producer is in that state too: for a moment, but on a busy host that can take long. So
- * only one that is found time and again is a lost one.
+ * A doorbell that is due although the driver has checked. This is also seen while the device is
+ * between publishing its event index and reading producer: normally for a moment, but on a busy
+ * host that can take long. So only one that is found due again and again is a lost one.
  */
 static void pviommu_ring_look_again(struct pviommu_ring *ring, struct pviommu_patience *patience)
 {
@@ -188,8 +191,8 @@ static void pviommu_ring_look_again(struct pviommu_ring *ring, struct pviommu_pa
 }
 
 /*
- * Reckons the time and looks again when it is due for that. False when the time is up: time in
- * which the guest or its CPU stood still is no time that the device had.
+ * Updates the time and checks again at each interval. False when the time is up; time in which the
+ * guest or its CPU was paused does not count.
  */
 static bool pviommu_ring_patient(struct pviommu_ring *ring, struct pviommu_patience *patience)
 {
@@ -202,7 +205,7 @@ static bool pviommu_ring_patient(struct pviommu_ring *ring, struct pviommu_patie
 		patience->looked = patience->ran;
 		pviommu_ring_look_again(ring, patience);
 	}
-	/* one look more, lest no time at all gives up before the first */
+	/* one more check, so that a timeout of 0 does not give up before the first */
 	return patience->ran < PVIOMMU_LOOK_AGAIN_NS +
 			       (u64)READ_ONCE(op_timeout_ms) * NSEC_PER_MSEC;
 }
@@ -218,8 +221,8 @@ static void pviommu_ring_give_up(struct pviommu_ring *ring)
 }
 
 /*
- * After a round of a wait: 0 when it is over, -EAGAIN to go on, -EIO without a device. That all is
- * completed is looked at last, so also once more when the time is up.
+ * After a round of a wait: 0 when it is over, -EAGAIN to go on, -EIO without a device. Completion
+ * is checked last, so it is checked once more when the time is up.
  */
 static int pviommu_ring_wait_on(struct pviommu_ring *ring, u32 target,
 				struct pviommu_patience *patience)
@@ -233,7 +236,7 @@ static int pviommu_ring_wait_on(struct pviommu_ring *ring, u32 target,
 	return pviommu_given_up(ring->pv) ? -EIO : -EAGAIN;
 }
 
-/* Polls for as long as that usually helps; whether it did. */
+/* Polls for as long as that usually helps; returns whether it did. */
 static bool pviommu_ring_spin(struct pviommu_ring *ring, u32 target)
 {
 	u32 usual = READ_ONCE(ring->usual), rounds, bound;
@@ -245,7 +248,7 @@ static bool pviommu_ring_spin(struct pviommu_ring *ring, u32 target)
 			break;
 		cpu_relax();
 	}
-	/* polling in vain is not worth repeating, so that makes it shorter */
+	/* polling in vain makes the next polling shorter */
 	usual -= usual >> PVIOMMU_USUAL_SHIFT;
 	if (rounds < bound)
 		usual += rounds >> PVIOMMU_USUAL_SHIFT;
@@ -253,7 +256,7 @@ static bool pviommu_ring_spin(struct pviommu_ring *ring, u32 target)
 	return rounds < bound;
 }
 
-/* After a wait that gave way to something else than polling. */
+/* After a wait that yielded. */
 static void pviommu_ring_gave_way(struct pviommu_ring *ring, struct pviommu_patience *patience)
 {
 	u32 usual = READ_ONCE(ring->usual);
@@ -284,7 +287,7 @@ static int pviommu_ring_sleep(struct pviommu_ring *ring, u32 target)
 
 	mutex_lock(&ring->sleeper);
 	WRITE_ONCE(ring->guest->completion_event, cpu_to_le32(target - 1));
-	/* The device moves completed, then looks at the event index. */
+	/* The device writes completed, then reads the event index. */
 	mb();
 	while ((ret = pviommu_ring_wait_on(ring, target, &patience)) == -EAGAIN)
 		wait_event_timeout(ring->wait, pviommu_ring_reached(ring, target) ||
@@ -340,7 +343,7 @@ int pviommu_ring_make_room(struct pviommu_ring *ring, unsigned long *flags)
 	}
 }
 
-/* Sends a command whose outcome pviommu_ring_take() gets: 0, or -EIO without a device. */
+/* Sends a command whose outcome pviommu_ring_take() returns: 0, or -EIO without a device. */
 int pviommu_ring_send(struct pviommu_ring *ring, struct pviommu_answer *answer)
 {
 	unsigned long flags;
@@ -368,19 +371,22 @@ int pviommu_ring_take(struct pviommu_ring *ring, struct pviommu_answer *answer,
 	int ret;
 
 	ret = pviommu_ring_wait(ring, answer->index + 1, wait);
-	/* also when there is none: the ring must forget where it would go */
+	/* even without an outcome: the ring must forget where to copy it */
 	spin_lock_irqsave(&ring->lock, flags);
 	if (!answer->taken)
 		pviommu_ring_hand_over(ring, answer);
 	spin_unlock_irqrestore(&ring->lock, flags);
-	/* a reset zeroes slots and indices, and that would pass for success */
+	/* a reset zeroes slots and indices, which would look like success */
 	if (ret || pviommu_given_up(ring->pv))
 		return -EIO;
 	ret = (s32)le32_to_cpu(answer->command.slot.result);
 	return ret <= 0 && ret >= -MAX_ERRNO ? ret : -EIO;
 }
 
-/* Waits until all that was sent before this call is completed. Returns at once without a device. */
+/*
+ * Waits until everything that was sent before this call is completed. Returns at once without a
+ * device.
+ */
 void pviommu_ring_sync(struct pviommu_ring *ring)
 {
 	unsigned long flags;
@@ -402,8 +408,8 @@ u32 pviommu_ring_in_flight(struct pviommu_ring *ring)
 }
 
 /*
- * Sends a command that nobody waits for, and tells the device: 0, or -EIO when it is given up. The
- * command gets the sequence that an event would name.
+ * Sends a command that nobody waits for, and rings if necessary: 0, or -EIO when the device is
+ * given up. The command gets the sequence that an event would name.
  */
 static int pviommu_ring_submit_posted(struct pviommu_ring *ring, struct pviommu_command *command)
 {
@@ -425,7 +431,8 @@ static int pviommu_ring_submit_posted(struct pviommu_ring *ring, struct pviommu_
  * pviommu_submit - sends a command to the device, through ring 0
  * @pv: the PV-IOMMU
  * @command: slot to send; sequence, result and payload are filled in
- * @wait: how to wait for the result; the device is told of a posted command too
+ * @wait: how to wait for the result; the doorbell is rung if necessary for a posted command
+ *	too
  *
  * Return: what the device answered, 0 or a negative errno; -EIO when it did not.
  */

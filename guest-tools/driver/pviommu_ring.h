@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Paravirtual IOMMU: how slots get into a command ring.
+ * Paravirtual IOMMU: putting slots into a command ring.
  *
- * pviommu_ring_begin() takes the ring's lock, the caller fills the slot pviommu_ring_next() in its
- * place, and pviommu_ring_end() publishes it. In a header, because a map and an unmap are short.
+ * pviommu_ring_begin() takes the ring's lock, the caller fills the slot pviommu_ring_next() in
+ * place, and pviommu_ring_end() publishes it. These are inline, because a map and an unmap are
+ * short.
  */
 #ifndef _PVIOMMU_RING_H
 #define _PVIOMMU_RING_H
@@ -28,15 +29,15 @@ static inline u32 pviommu_ring_place(struct pviommu_ring *ring, u32 index)
 	return index & (ring->entries - 1);
 }
 
-/* The slot that is to be filled next. Under the lock. */
+/* The slot to be filled next. Under the lock. */
 static inline struct pviommu_command *pviommu_ring_next(struct pviommu_ring *ring)
 {
 	return &ring->slots[pviommu_ring_place(ring, ring->producer)];
 }
 
 /*
- * Whether the next slot may be filled. An outcome that lies there untaken is handed over: its owner
- * may be anyone that this CPU has interrupted, so nobody may have to wait for it. Under the lock.
+ * Whether the next slot may be filled. An outcome that was not taken yet is copied to its owner
+ * first: this CPU may have interrupted that owner, so it must not be waited for. Under the lock.
  */
 static inline bool pviommu_ring_has_room(struct pviommu_ring *ring)
 {
@@ -69,16 +70,16 @@ static inline int pviommu_ring_begin(struct pviommu_ring *ring, unsigned long *f
 	return pviommu_ring_make_room(ring, flags);
 }
 
-/* Publishes the next slot, which is filled but for its sequence. Under the lock. */
+/* Publishes the next slot, which is filled except for its sequence. Under the lock. */
 static inline void pviommu_ring_publish(struct pviommu_ring *ring)
 {
 	u32 index = ring->producer;
 
 	pviommu_ring_next(ring)->slot.sequence = cpu_to_le32(index + 1);
 	ring->producer = index + 1;
-	/* The slot is there before the index says so. */
+	/* The slot is visible before the index. */
 	virt_store_release(&ring->guest->producer, cpu_to_le32(index + 1));
-	/* Nobody may be waiting, but a sleeping device gets no further than half a ring behind. */
+	/* Even if nobody waits, a sleeping device must not fall behind by more than half a ring. */
 	if (unlikely(ring->producer - ring->completed >= ring->entries / 2))
 		pviommu_ring_look(ring);
 }
@@ -91,7 +92,7 @@ static inline void pviommu_ring_post(struct pviommu_ring *ring)
 	pviommu_ring_publish(ring);
 }
 
-/* Publishes a command whose outcome pviommu_ring_take() gets. Under the lock. */
+/* Publishes a command whose outcome pviommu_ring_take() returns. Under the lock. */
 static inline void pviommu_ring_put(struct pviommu_ring *ring, struct pviommu_answer *answer)
 {
 	answer->taken = false;

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Paravirtual IOMMU: how many rings there are, where they lie, their interrupts.
+ * Paravirtual IOMMU: number and places of the rings, and their interrupts.
  *
- * Ring 0 carries what concerns the device as a whole; whatever maps or unmaps in a context goes
- * through the ring of that context, because the device keeps order within a ring only.
+ * Ring 0 is for what concerns the device as a whole; all maps and unmaps of a context go through
+ * the ring of that context, because the device keeps order within a ring only.
  */
 
 #define pr_fmt(fmt) "pviommu: " fmt
@@ -28,7 +28,7 @@ void pviommu_rings_wake(struct pviommu *pv)
 		wake_up_all(&pv->rings[i].wait);
 }
 
-/* Waits until all that was sent on any ring before this call is completed. */
+/* Waits until everything that was sent on any ring before this call is completed. */
 void pviommu_rings_sync(struct pviommu *pv)
 {
 	unsigned int i;
@@ -56,7 +56,7 @@ static int pviommu_ring_init(struct pviommu *pv, unsigned int number, u32 place,
 	ring->pv = pv;
 	ring->entries = entries;
 	ring->place = place;
-	/* a device may sleep at the first slot: none was rung for yet */
+	/* a device may be asleep at the first slot: no doorbell was rung yet */
 	ring->rung = U32_MAX;
 	ring->guest = pv->shared + PVIOMMU_INDEX_OFFSET + number * PVIOMMU_RING_INDEX_STRIDE;
 	ring->device = (void *)ring->guest + PVIOMMU_CACHE_LINE;
@@ -102,7 +102,7 @@ int pviommu_rings_init(struct pviommu *pv)
 	return 0;
 }
 
-/* Nothing is sent any more. Also after an error of pviommu_rings_init(). */
+/* Nothing is sent any more. Also called after an error of pviommu_rings_init(). */
 void pviommu_rings_free(struct pviommu *pv)
 {
 	unsigned int i;
@@ -118,8 +118,8 @@ static int pviommu_ring_start(struct pviommu *pv, unsigned int number)
 	u32 status;
 
 	/*
-	 * The reset that came before has zeroed the index words, the guest's as well. A completion
-	 * event of 0 costs one needless interrupt; later values were all passed before they could.
+	 * The reset before has zeroed all index words, the guest's too. A completion event of 0
+	 * costs at most one needless interrupt.
 	 */
 	memset(ring->slots, 0, array_size(ring->entries, PVIOMMU_SLOT_SIZE));
 
@@ -167,7 +167,7 @@ void pviommu_rings_stop(struct pviommu *pv)
 	}
 }
 
-/* After this nobody fills a slot any more, if the device was given up before. */
+/* After this no slot is filled any more, if the device was given up before. */
 void pviommu_rings_settle(struct pviommu *pv)
 {
 	unsigned long flags;
@@ -198,7 +198,7 @@ static void pviommu_free_ring_irqs(struct pviommu *pv, unsigned int count)
 		free_irq(pviommu_ring_vector(pv, count), &pv->rings[count]);
 }
 
-/* Vector 0 is for events, the next ones are for the rings that are in use. */
+/* Vector 0 is for events, the next ones are for the rings in use. */
 int pviommu_request_irqs(struct pviommu *pv)
 {
 	int vectors = PVIOMMU_VECTOR_RING + pv->nr_rings;

@@ -18,7 +18,7 @@
  * @flags: PVIOMMU_MAP_*
  *
  * Return: 0; -EIO when the device is given up; -EAGAIN, with nothing sent, when the domain has
- * tables that the device has promised no pages for.
+ * tables for which the device has reserved no pages.
  */
 int pviommu_ring_post_map(struct pviommu_domain *own, u64 dfn, u64 gfn, u32 nr_pages, u32 flags)
 {
@@ -28,13 +28,13 @@ int pviommu_ring_post_map(struct pviommu_domain *own, u64 dfn, u64 gfn, u32 nr_p
 
 	ret = pviommu_ring_begin(ring, &irq);
 	/*
-	 * Under the lock: a map that needs a table which the device has promised nothing for comes
-	 * after the one that is posted here, or its table is counted already.
+	 * Under the lock: a map that needs a table without a reserved page comes after the one that
+	 * is posted here, or its table is counted already.
 	 */
 	if (unlikely(!pviommu_table_covered(&own->table)))
 		ret = ret ?: -EAGAIN;
 	if (likely(!ret)) {
-		/* Made in its place: the device does not look at it before it is published. */
+		/* Filled in place: the device does not read it before it is published. */
 		own->pv->profile->map(pviommu_ring_next(ring), own->ctx, dfn, gfn, nr_pages, flags);
 		pviommu_ring_post(ring);
 	}
@@ -48,8 +48,8 @@ int pviommu_ring_post_map(struct pviommu_domain *own, u64 dfn, u64 gfn, u32 nr_p
  * @dfn: first page
  * @nr_pages: how many
  *
- * It is sent to a device that was given up as well, as long as its ring has room: should that go
- * on, then it works its rings off before any DMA.
+ * It is sent even if the device was given up, as long as its ring has room: should the device
+ * resume, it drains its rings before any DMA.
  *
  * Return: 0, or -EIO when the device is given up.
  */
@@ -68,7 +68,7 @@ int pviommu_ring_post_unmap(struct pviommu_domain *own, u64 dfn, u32 nr_pages)
 	return ret;
 }
 
-/* Sends a map whose outcome pviommu_op_map_wait() gets: 0, or -EIO. */
+/* Sends a map whose outcome pviommu_op_map_wait() returns: 0, or -EIO. */
 int pviommu_op_map_send(struct pviommu_domain *own, struct pviommu_answer *answer, u64 dfn, u64 gfn,
 			u32 nr_pages, u32 flags)
 {
@@ -83,16 +83,16 @@ int pviommu_op_map_wait(struct pviommu_domain *own, struct pviommu_answer *answe
 	int ret = pviommu_ring_take(own->ring, answer, wait);
 
 	*mapped = 0;
-	/* without an answer nobody knows; nothing of the device is used any more */
+	/* without an answer the count is unknown; the device is not used any more */
 	if (!pviommu_given_up(own->pv))
 		*mapped = min(own->pv->profile->mapped(&answer->command), nr_pages);
-	/* User space learns the errno of the device, and must not have to know its profile. */
+	/* User space sees the errno of the device, and must not need to know its profile. */
 	if (ret == own->pv->profile->not_backed)
 		ret = -EFAULT;
 	return !ret && *mapped != nr_pages ? -EIO : ret;
 }
 
-/* Waits until the device has done all that was sent for a domain. */
+/* Waits until the device has completed all that was sent for a domain. */
 void pviommu_op_sync(struct pviommu_domain *own)
 {
 	pviommu_ring_sync(own->ring);
@@ -101,16 +101,16 @@ void pviommu_op_sync(struct pviommu_domain *own)
 static void pviommu_reserve_command(struct pviommu_domain *own, struct pviommu_command *command)
 {
 	pviommu_command_clear(command);
-	command->slot.op_class = PVIOMMU_CLASS_OWN;
-	command->slot.op = PVIOMMU_OWN_RESERVE;
+	command->slot.op_class = PVIOMMU_CLASS_VENDOR;
+	command->slot.op = PVIOMMU_VENDOR_OP_RESERVE;
 	command->op.reserve.ctx_no = cpu_to_le16(own->ctx);
 	command->op.reserve.pages = cpu_to_le32(own->asked);
-	/* the device goes by the last one that it did */
+	/* for the device the last one counts */
 	own->asked_at = own->ring->producer;
 }
 
 /**
- * pviommu_op_reserve_send - asks the device to keep pages of its pool for all tables of a domain
+ * pviommu_op_reserve_send - asks the device to reserve pages of its pool for all tables of a domain
  * @own: the domain
  * @answer: for pviommu_op_reserve_take()
  * @pages: how many pages that is
@@ -126,8 +126,8 @@ int pviommu_op_reserve_send(struct pviommu_domain *own, struct pviommu_answer *a
 	ret = pviommu_ring_begin(ring, &irq);
 	if (likely(!ret)) {
 		/*
-		 * Under the lock, and never less than another who waits has asked for. A table that
-		 * is made meanwhile is one that the domain is not covered for.
+		 * Under the lock, and never less than another waiter has asked for. A table that is
+		 * allocated meanwhile is not covered.
 		 */
 		WRITE_ONCE(own->asked, max_t(u32, own->asked, atomic_read(&own->table.nr)));
 		*pages = own->asked;
@@ -142,7 +142,7 @@ int pviommu_op_reserve_send(struct pviommu_domain *own, struct pviommu_answer *a
  * pviommu_op_reserve_take - waits for what pviommu_op_reserve_send() has asked for
  * @own: the domain
  * @answer: what was sent
- * @pages: how many pages it asked for, which the domain may count on then
+ * @pages: how many pages it asked for, which are reserved then
  * @wait: how to wait
  *
  * Return: 0, or what the device answered.
@@ -156,7 +156,7 @@ int pviommu_op_reserve_take(struct pviommu_domain *own, struct pviommu_answer *a
 
 	ret = pviommu_ring_take(ring, answer, wait);
 	spin_lock_irqsave(&ring->lock, flags);
-	/* whoever has sent one since says what there is: the pages may have been given back */
+	/* if another request was sent since, that one counts: the pages may have been given back */
 	if (!ret && own->asked_at == answer->index)
 		WRITE_ONCE(own->table.credit, max(own->table.credit, pages));
 	spin_unlock_irqrestore(&ring->lock, flags);
@@ -164,8 +164,8 @@ int pviommu_op_reserve_take(struct pviommu_domain *own, struct pviommu_answer *a
 }
 
 /*
- * Gives back what is reserved for a domain, all but the root of its context. Posted, because that
- * cannot fail. Maps that were posted before are carried out before, those after it ask again.
+ * Gives back the reserve of a domain, except for the root of its context. Posted, because it cannot
+ * fail. Maps that were posted before it are carried out before it, later ones reserve again.
  */
 void pviommu_op_unreserve(struct pviommu_domain *own)
 {

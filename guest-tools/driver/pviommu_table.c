@@ -1,29 +1,29 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Paravirtual IOMMU: the driver's own table of a domain.
+ * Paravirtual IOMMU: the driver's own page table of a domain.
  *
- * The device keeps the translations; this copy answers iova_to_phys() without a round trip, tells
- * unmap what is there, and tells which maps cannot fail. Tables are made before the device is asked
+ * The device has the translations; this copy serves iova_to_phys() without a round trip, and shows
+ * what an unmap finds and which maps cannot fail. Tables are allocated before the device is asked
  * to map, so that nothing can fail afterwards, and stay until the domain is freed, so that readers
- * need no lock. The IOMMU core never works on one address from two sides at a time.
+ * need no lock. The IOMMU core never works on one address from two CPUs at a time.
  *
- * An entry is free (0), mapped, or claimed: pages that map reported to the IOMMU core although the
- * device has not answered yet, or has refused them, or was not asked for them because no context
- * can map them. The core will unmap those as well, so they count as unmapped then, but the device
- * is not asked.
+ * An entry is free (0), mapped, or claimed. Claimed pages were reported to the IOMMU core as mapped
+ * although the device has not answered yet, has refused them, or was not asked because no context
+ * can map them. The core will unmap these too: they count as unmapped then, but the device is not
+ * asked.
  *
- * The shape is the one that the device charges its pool for, so the number of tables here is what
- * its tables can need at most.
+ * The tables have the structure that the device charges its pool for, so their number is the most
+ * that the device can charge.
  *
- * A lowest table (2 MiB) is in one of three states, which its pointer in the table above carries:
- * empty; one run, where only its first entry is kept, for a map and an unmap of 2 MiB cost no more
- * than those of a page then; or mixed, where all entries are. It becomes mixed when something
- * smaller is noted in it, or when a part of the run goes, and that needs no memory.
+ * A lowest table (2 MiB) is in one of three states, which are encoded in the pointer to it: empty;
+ * one run, of which only the first entry is written, so that a map and an unmap of 2 MiB cost no
+ * more than those of a page; or mixed, with all entries written. It becomes mixed when something
+ * smaller is written to it, or when a part of the run is removed; that needs no memory.
  *
- * Entries that the state does not speak of are 0: all of an empty table, all but the first of a
- * run. So what becomes mixed has nothing in it from the last time that it was, and whoever ends
- * that state empties the entries. Only an owner of all 2 MiB does; the others, who may be at work
- * on other addresses of one table at the same time, only ever make it mixed.
+ * Entries that the state does not use are 0: all of an empty table, all but the first of a run. So
+ * a table that becomes mixed has no old entries, and ending that state clears the entries. Only a
+ * caller that owns all 2 MiB does that; others, which may work on other addresses of the same table
+ * at the same time, can only make it mixed.
  */
 
 #define pr_fmt(fmt) "pviommu: " fmt
@@ -37,10 +37,10 @@
 
 #define PVIOMMU_LEVEL_BITS		9
 #define PVIOMMU_TABLE_ENTRIES	BIT(PVIOMMU_LEVEL_BITS)
-/* the device's tables have as many levels at least, however small the aperture */
+/* the device's tables have at least this many levels, however small the aperture */
 #define PVIOMMU_LEAST_LEVELS		3U
 
-/* in a pointer to a lowest table; with neither it is empty */
+/* bits of a pointer to a lowest table; with neither the table is empty */
 #define PVIOMMU_TABLE_RUN		BIT_ULL(0)
 #define PVIOMMU_TABLE_MIXED		BIT_ULL(1)
 #define PVIOMMU_TABLE_STATE		(PVIOMMU_TABLE_RUN | PVIOMMU_TABLE_MIXED)
@@ -75,12 +75,12 @@ static void pviommu_table_drop(struct pviommu_table *table, u64 *page)
 
 int pviommu_table_init(struct pviommu_table *table, unsigned int aperture_bits, atomic_t *pages)
 {
-	/* apertures of a page or less were refused */
+	/* an aperture of one page or less was refused earlier */
 	table->levels = max(DIV_ROUND_UP(aperture_bits - PVIOMMU_PAGE_SHIFT, PVIOMMU_LEVEL_BITS),
 			    PVIOMMU_LEAST_LEVELS);
 	table->pages = pages;
 	spin_lock_init(&table->lock);
-	/* the root, which a context is charged when it is allocated */
+	/* the root, which is charged when the context is allocated */
 	table->credit = 1;
 	table->root = pviommu_table_page(table, GFP_KERNEL);
 	return table->root ? 0 : -ENOMEM;
@@ -103,7 +103,7 @@ void pviommu_table_free(struct pviommu_table *table)
 	table->root = NULL;
 }
 
-/* Where the pointer to the lowest table of @dfn is, or NULL when there is no such table. */
+/* The pointer to the lowest table of @dfn, or NULL when there is no such table. */
 static u64 *pviommu_table_slot(struct pviommu_table *table, u64 dfn)
 {
 	u64 *page = table->root, *slot;
@@ -133,7 +133,7 @@ static int pviommu_table_grow(struct pviommu_table *table, u64 dfn, gfp_t gfp)
 			next = pviommu_table_page(table, gfp);
 			if (!next)
 				return -ENOMEM;
-			/* Another address below the same entry may be mapped right now. */
+			/* Another address below the same entry may be mapped at the same time. */
 			if (cmpxchg(entry, 0ULL, (u64)(uintptr_t)next)) {
 				pviommu_table_drop(table, next);
 				next = pviommu_table_of(READ_ONCE(*entry));
@@ -151,7 +151,7 @@ static bool pviommu_table_holds(struct pviommu_table *table, u64 dfn, u64 nr_pag
 	return nr_pages && last >= dfn && !(last >> (PVIOMMU_LEVEL_BITS * table->levels));
 }
 
-/* As pviommu_table_slot(), but the table is made if need be; NULL when there is no memory. */
+/* As pviommu_table_slot(), but the table is allocated if necessary; NULL without memory. */
 static u64 *pviommu_table_make(struct pviommu_table *table, u64 dfn, gfp_t gfp)
 {
 	u64 *slot = pviommu_table_slot(table, dfn);
@@ -161,7 +161,7 @@ static u64 *pviommu_table_make(struct pviommu_table *table, u64 dfn, gfp_t gfp)
 	return pviommu_table_grow(table, dfn, gfp) ? NULL : pviommu_table_slot(table, dfn);
 }
 
-/* Makes the tables for @nr_pages pages from @dfn. */
+/* Allocates the tables for @nr_pages pages from @dfn. */
 int pviommu_table_prepare(struct pviommu_table *table, u64 dfn, u64 nr_pages, gfp_t gfp)
 {
 	u64 last = dfn + nr_pages - 1, at;
@@ -184,8 +184,8 @@ static u64 pviommu_table_piece(u64 dfn, u64 nr_pages)
 }
 
 /*
- * From empty or one run to mixed. Two sides may want that of one table, for different addresses.
- * An empty one has no entries to write: see above.
+ * From empty or one run to mixed. Two callers may do this to one table, for different addresses. An
+ * empty one has no entries to write: see above.
  */
 static void pviommu_table_mix(struct pviommu_table *table, u64 *slot)
 {
@@ -200,9 +200,12 @@ static void pviommu_table_mix(struct pviommu_table *table, u64 *slot)
 		for (i = 1; i < PVIOMMU_TABLE_ENTRIES; i++)
 			WRITE_ONCE(page[i], page[0] + i);
 	if (!(value & PVIOMMU_TABLE_MIXED))
-		/* Entries are there before the state says so. */
+		/* The entries are visible before the state. */
 		smp_store_release(slot, (u64)(uintptr_t)page | PVIOMMU_TABLE_MIXED);
-	/* Pairs with the lookup: it is no run any more before a caller changes its first entry. */
+	/*
+	 * Pairs with the lookup: the state is not a run any more before a caller changes its first
+	 * entry.
+	 */
 	smp_wmb();
 	spin_unlock_irqrestore(&table->lock, flags);
 }
@@ -215,7 +218,7 @@ static u64 *pviommu_table_entry(struct pviommu_table *table, u64 *slot, u64 dfn)
 	return &pviommu_table_of(READ_ONCE(*slot))[pviommu_table_index(dfn, 0)];
 }
 
-/* Makes a whole table one run, or empty when @value is 0. All its addresses are the caller's. */
+/* Makes a whole table one run, or empty when @value is 0. The caller owns all its addresses. */
 static void pviommu_table_set_run(u64 *slot, u64 value)
 {
 	u64 *page = pviommu_table_of(READ_ONCE(*slot));
@@ -223,11 +226,11 @@ static void pviommu_table_set_run(u64 *slot, u64 value)
 	if (READ_ONCE(*slot) & PVIOMMU_TABLE_MIXED)
 		memset(page, 0, PVIOMMU_TABLE_ENTRIES * sizeof(*page));
 	WRITE_ONCE(page[0], value);
-	/* The entry is there before the state says so. */
+	/* The entry is visible before the state. */
 	smp_store_release(slot, (u64)(uintptr_t)page | (value ? PVIOMMU_TABLE_RUN : 0));
 }
 
-/* Makes entries of one table; how many, less than @nr_pages when one is not free. */
+/* Writes entries of one table; returns how many, less than @nr_pages when one is not free. */
 static u64 pviommu_table_fill_one(struct pviommu_table *table, u64 *slot, u64 dfn, u64 nr_pages,
 				  u64 value)
 {
@@ -247,7 +250,7 @@ static u64 pviommu_table_fill_one(struct pviommu_table *table, u64 *slot, u64 df
 }
 
 /**
- * pviommu_table_fill - makes entries of free pages, and the tables for them
+ * pviommu_table_fill - writes entries of free pages, and allocates their tables
  * @table: the table
  * @dfn: first page
  * @nr_pages: how many
@@ -280,7 +283,7 @@ int pviommu_table_fill(struct pviommu_table *table, u64 dfn, u64 nr_pages, u64 v
 	return ret;
 }
 
-/* Notes @nr_pages pages from @dfn, whatever was there. The tables were prepared. */
+/* Writes @nr_pages entries from @dfn, whatever was there. Their tables exist. */
 void pviommu_table_set(struct pviommu_table *table, u64 dfn, u64 nr_pages, u64 value)
 {
 	u64 *slot, *entry, piece, i;
@@ -298,7 +301,7 @@ void pviommu_table_set(struct pviommu_table *table, u64 dfn, u64 nr_pages, u64 v
 	}
 }
 
-/* Forgets @nr_pages pages from @dfn, all of which have tables. */
+/* Clears @nr_pages entries from @dfn, all of which have tables. */
 void pviommu_table_clear(struct pviommu_table *table, u64 dfn, u64 nr_pages)
 {
 	u64 *slot, *entry, piece, i;
@@ -316,7 +319,9 @@ void pviommu_table_clear(struct pviommu_table *table, u64 dfn, u64 nr_pages)
 	}
 }
 
-/* Forgets pages of @kind in one table, up to the first that is not; @kind 0 takes the first's. */
+/*
+ * Clears entries of @kind in one table, up to the first of another kind; 0: the kind of the first.
+ */
 static u64 pviommu_table_clear_one(struct pviommu_table *table, u64 *slot, u64 dfn, u64 nr_pages,
 				   u64 *kind)
 {
@@ -345,11 +350,11 @@ static u64 pviommu_table_clear_one(struct pviommu_table *table, u64 *slot, u64 d
 }
 
 /**
- * pviommu_table_clear_run - forgets pages up to the first one that is of another kind
+ * pviommu_table_clear_run - clears entries up to the first one of another kind
  * @table: the table
  * @dfn: first page
  * @nr_pages: how many at most
- * @kind: PVIOMMU_ENTRY_* of the pages that were forgotten, 0 when @dfn is free
+ * @kind: PVIOMMU_ENTRY_* of the entries that were cleared, 0 when @dfn is free
  *
  * Return: how many, 0 when @dfn is free.
  */
@@ -371,7 +376,7 @@ u64 pviommu_table_clear_run(struct pviommu_table *table, u64 dfn, u64 nr_pages, 
 	return run;
 }
 
-/* The frame that @dfn leads to as far as the core was told: claimed pages are found as well. */
+/* The frame that was reported to the core for @dfn: claimed pages are found as well. */
 bool pviommu_table_lookup(struct pviommu_table *table, u64 dfn, u64 *gfn)
 {
 	u64 *slot = pviommu_table_slot(table, dfn);
@@ -381,7 +386,7 @@ bool pviommu_table_lookup(struct pviommu_table *table, u64 dfn, u64 *gfn)
 	if (!slot)
 		return false;
 	do {
-		/* Pairs with the releases above: what the state speaks of is there. */
+		/* Pairs with the releases above: the entries that the state uses are visible. */
 		state = smp_load_acquire(slot);
 		if (state & PVIOMMU_TABLE_RUN)
 			value = READ_ONCE(pviommu_table_of(state)[0]) + pviommu_table_index(dfn, 0);
@@ -389,7 +394,7 @@ bool pviommu_table_lookup(struct pviommu_table *table, u64 dfn, u64 *gfn)
 			value = READ_ONCE(pviommu_table_of(state)[pviommu_table_index(dfn, 0)]);
 		else
 			value = 0;
-		/* A part of the run may have gone meanwhile. */
+		/* A part of the run may have been removed meanwhile. */
 		smp_rmb();
 	} while (READ_ONCE(*slot) != state);
 	*gfn = value & ~PVIOMMU_ENTRY_KIND;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
  * Paravirtual IOMMU: the driver's own table of a domain. It needs nothing else of the driver, so
- * that tests can be made of it alone.
+ * that it can be tested alone.
  */
 #ifndef _PVIOMMU_TABLE_H
 #define _PVIOMMU_TABLE_H
@@ -11,7 +11,7 @@
 #include <linux/spinlock.h>
 #include <linux/types.h>
 
-/* kinds of entries of a table; the rest of an entry is the guest frame */
+/* kinds of entries; the rest of an entry is the guest frame */
 #define PVIOMMU_ENTRY_MAPPED		BIT_ULL(63)
 #define PVIOMMU_ENTRY_CLAIMED	BIT_ULL(62)
 #define PVIOMMU_ENTRY_KIND		(PVIOMMU_ENTRY_MAPPED | PVIOMMU_ENTRY_CLAIMED)
@@ -21,9 +21,9 @@
  * @root: the table of the highest level
  * @levels: levels, 9 bits each
  * @nr: its tables
- * @credit: pages of the device's pool that its context may count on
+ * @credit: pages of the device's pool that are reserved for its context
  * @pages: counts the pages of all tables of the PV-IOMMU
- * @lock: taken to change how a lowest table is kept, see pviommu_table.c
+ * @lock: taken to change the state of a lowest table, see pviommu_table.c
  */
 struct pviommu_table {
 	u64 *root;
@@ -34,7 +34,7 @@ struct pviommu_table {
 	spinlock_t lock;	/* see above */
 };
 
-/* Whether the device has reserved all the tables that the domain can need for what it has. */
+/* Whether the device has reserved pages for all tables of the domain. */
 static inline bool pviommu_table_covered(const struct pviommu_table *table)
 {
 	return atomic_read(&table->nr) <= READ_ONCE(table->credit);

@@ -18,10 +18,10 @@
 #define PVT_ENGINES	2
 #define PVT_GUARD	0xa5
 #define PVT_EVENT_MS	2000
-/* where the tests map, far from the ends of the aperture and from its holes */
+/* where the tests map, far from the ends of the aperture and from reserved regions */
 #define PVT_DFN		0x12345ULL
 #define PVT_RW		(PVIOMMU_MAP_READABLE | PVIOMMU_MAP_WRITEABLE)
-/* what OUT fields hold before an operation that must leave them alone */
+/* the value of OUT fields before an operation that must not change them */
 #define PVT_UNTOUCHED	0x5a5a5a5a
 /* beyond the number of contexts of any configuration of the tests */
 #define PVT_NO_CONTEXT	0xfff0
@@ -31,15 +31,15 @@
 struct pvt;
 
 /**
- * struct pvt_profile - how the tests speak a profile, and what it answers where profiles differ
+ * struct pvt_profile - how the tests use a profile, and its results where profiles differ
  * @number: PVIOMMU_PROFILE_*
  * @other_class: PVIOMMU_CLASS_* of the other profile
  * @unknown_operation: result of an operation that does not exist
  * @unknown_function: result of reattach of a function that is not bound
  * @not_ram: result of a map to a frame that is not memory
  * @reserved: result of a map in a reserved region
- * @untouched: what @map and @unmap say when the device leaves the count alone
- * @command: an operation by its number, with nothing in its structure; noop is 0 in all profiles
+ * @untouched: the count of @map and @unmap when the device does not write it
+ * @command: an operation by its number, with a zeroed structure; noop is 0 in all profiles
  * @map_command: map_pages, with a count of 0
  * @unmap_command: unmap_pages, with a count of 0
  * @mapped: the count in a structure of map_pages
@@ -50,8 +50,8 @@ struct pvt;
  * @unmap: unmap_pages; @unmapped counts the pages
  * @expect_mapped: whether exactly these frames are mapped, readable and writeable
  * @expect_nothing: whether nothing is mapped
- * @cases: tests of what only this profile has
- * @nr_cases: where the file of @cases says how many there are
+ * @cases: tests that only this profile has
+ * @nr_cases: their number, in the file of @cases
  *
  * Operations return 0 or the device's negative errno.
  */
@@ -88,8 +88,8 @@ struct pvt_profile {
  * @engine: DMA test engines behind it
  * @sbdf: their addresses
  * @stream: their streams
- * @home: the contexts they were found in
- * @memory: contiguous pages, all guard bytes at the start of each test
+ * @home: the contexts that they were in at first
+ * @memory: contiguous pages, filled with guard bytes at the start of each test
  * @gfn: frame of the first of them
  * @before: what was in use when the run began
  */
@@ -132,7 +132,7 @@ static inline bool pvt_unchanged(struct pvt *t)
 	return pvt_holds(t->memory, PVT_GUARD, PVT_PAGES * PAGE_SIZE);
 }
 
-/* What tests of both profiles do, in the words of the one that is selected. */
+/* Operations of both profiles, by the one that is selected. */
 static inline int pvt_alloc(struct pvt *t, u32 flags, u16 *ctx)
 {
 	return t->profile->alloc(t, flags, ctx);
@@ -172,7 +172,7 @@ static inline bool pvt_expect_nothing(struct ktap *ktap, struct pvt *t, u16 ctx,
 }
 
 /* pviommu_test_space.c: operations of all profiles; 0 or the device's negative errno */
-struct pviommu_command pvt_own(u8 op, u32 sbdf, u32 stream);
+struct pviommu_command pvt_vendor(u8 op, u32 sbdf, u32 stream);
 int pvt_submit(struct pvt *t, struct pviommu_command *command);
 int pvt_post(struct pvt *t, struct pviommu_command command);
 int pvt_endpoint(struct pvt *t, u32 sbdf, u32 *stream, u16 *ctx);

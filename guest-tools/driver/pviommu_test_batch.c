@@ -13,7 +13,7 @@
 
 static struct pviommu_command pvt_batch_command(u16 ctx, u64 address, u32 count, u32 flags)
 {
-	struct pviommu_command command = pvt_own(PVIOMMU_OWN_BATCH, 0, 0);
+	struct pviommu_command command = pvt_vendor(PVIOMMU_VENDOR_OP_BATCH, 0, 0);
 
 	command.op.batch.address = cpu_to_le64(address);
 	command.op.batch.count = cpu_to_le32(count);
@@ -197,7 +197,7 @@ static void pvt_batch_refused(struct ktap *ktap, struct pvt *t, u16 ctx)
 /* An operation by CALL: its structure is in memory, with its number if the profile has it there. */
 static int pvt_call(struct pvt *t, const struct pviommu_command *operation, u64 address)
 {
-	struct pviommu_command call = pvt_own(PVIOMMU_OWN_CALL, 0, 0);
+	struct pviommu_command call = pvt_vendor(PVIOMMU_VENDOR_OP_CALL, 0, 0);
 
 	call.op.call.address = cpu_to_le64(address);
 	call.op.call.op = cpu_to_le32(operation->slot.op);

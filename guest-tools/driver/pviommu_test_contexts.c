@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* Tests of the PV-IOMMU: contexts, who is in them, and what runs out. */
+/* Tests of the PV-IOMMU: contexts, attaching to them, and their limits. */
 
 #define pr_fmt(fmt) "pviommu_test: " fmt
 
@@ -127,7 +127,7 @@ static void pvt_reattach_refused(struct ktap *ktap, struct pvt *t, u16 ctx)
 
 	EXPECT_EQ(ktap, pvt_map(t, ctx, PVT_DFN, t->gfn, 1, PVT_RW, &done), 0);
 	EXPECT_EQ(ktap, pvt_reattach(t, PVT_NO_SBDF, ctx), t->profile->unknown_function);
-	/* also when the context is wrong too */
+	/* even if the context is wrong too */
 	EXPECT_EQ(ktap, pvt_reattach(t, PVT_NO_SBDF, PVT_NO_CONTEXT),
 		  t->profile->unknown_function);
 	EXPECT_EQ(ktap, pvt_reattach(t, t->sbdf[0], PVT_NO_CONTEXT), -ENOENT);
@@ -193,12 +193,15 @@ static void pvt_clone(struct ktap *ktap, struct pvt *t, u16 ctx)
 
 static void pvt_bindings(struct ktap *ktap, struct pvt *t, u16 ctx)
 {
-	struct pviommu_command unknown = pvt_own(PVIOMMU_OWN_BIND, PVT_NO_SBDF, 0xfffffff0);
-	struct pviommu_command taken = pvt_own(PVIOMMU_OWN_BIND, PVT_NO_SBDF, t->stream[0]);
-	struct pviommu_command elsewhere = pvt_own(PVIOMMU_OWN_BIND, t->sbdf[0], t->stream[1]);
-	struct pviommu_command same = pvt_own(PVIOMMU_OWN_BIND, t->sbdf[0], t->stream[0]);
-	struct pviommu_command unbind = pvt_own(PVIOMMU_OWN_UNBIND, PVT_NO_SBDF, 0);
-	struct pviommu_command query = pvt_own(PVIOMMU_OWN_QUERY_ENDPOINT, PVT_NO_SBDF, 0);
+	struct pviommu_command unknown = pvt_vendor(PVIOMMU_VENDOR_OP_BIND, PVT_NO_SBDF,
+						    0xfffffff0);
+	struct pviommu_command taken = pvt_vendor(PVIOMMU_VENDOR_OP_BIND, PVT_NO_SBDF,
+						  t->stream[0]);
+	struct pviommu_command elsewhere = pvt_vendor(PVIOMMU_VENDOR_OP_BIND, t->sbdf[0],
+						      t->stream[1]);
+	struct pviommu_command same = pvt_vendor(PVIOMMU_VENDOR_OP_BIND, t->sbdf[0], t->stream[0]);
+	struct pviommu_command unbind = pvt_vendor(PVIOMMU_VENDOR_OP_UNBIND, PVT_NO_SBDF, 0);
+	struct pviommu_command query = pvt_vendor(PVIOMMU_VENDOR_OP_QUERY_ENDPOINT, PVT_NO_SBDF, 0);
 
 	EXPECT_EQ(ktap, pvt_submit(t, &unknown), -ENODEV);
 	EXPECT_EQ(ktap, pvt_submit(t, &taken), -EEXIST);
@@ -208,7 +211,7 @@ static void pvt_bindings(struct ktap *ktap, struct pvt *t, u16 ctx)
 	EXPECT_EQ(ktap, pvt_submit(t, &query), -ENOENT);
 }
 
-/* Nothing passes, and the reason is that the engine is blocked. */
+/* All DMA is refused, because the engine is blocked. */
 static void pvt_expect_blocked(struct ktap *ktap, struct pvt *t)
 {
 	struct pvdt_request request = pvt_fill(pvt_iova(PVT_DFN), 8, 0x3a);
@@ -219,7 +222,7 @@ static void pvt_expect_blocked(struct ktap *ktap, struct pvt *t)
 	EXPECT(ktap, pvt_holds(pvt_page(t, 0), 0x39, PAGE_SIZE));
 }
 
-/* What unblocks an engine after a reset of the IOMMU: nothing of that does here. */
+/* Nothing of what unblocks an engine after a reset of the IOMMU unblocks it here. */
 static void pvt_expect_held(struct ktap *ktap, struct pvt *t)
 {
 	struct pci_dev *pdev = pvdt_client_ops.pci_dev(t->engine[0]);
@@ -234,7 +237,7 @@ static void pvt_expect_held(struct ktap *ktap, struct pvt *t)
 
 static void pvt_block(struct ktap *ktap, struct pvt *t, u16 ctx)
 {
-	struct pviommu_command block = pvt_own(PVIOMMU_OWN_BLOCK, t->sbdf[0], 0);
+	struct pviommu_command block = pvt_vendor(PVIOMMU_VENDOR_OP_BLOCK, t->sbdf[0], 0);
 	u32 done;
 
 	EXPECT_EQ(ktap, pvt_map(t, ctx, PVT_DFN, t->gfn, 1, PVT_RW, &done), 0);
@@ -248,15 +251,15 @@ static void pvt_block(struct ktap *ktap, struct pvt *t, u16 ctx)
 
 static void pvt_unbind(struct ktap *ktap, struct pvt *t, u16 ctx)
 {
-	struct pviommu_command unbind = pvt_own(PVIOMMU_OWN_UNBIND, t->sbdf[0], 0);
-	struct pviommu_command bind = pvt_own(PVIOMMU_OWN_BIND, t->sbdf[0], t->stream[0]);
+	struct pviommu_command unbind = pvt_vendor(PVIOMMU_VENDOR_OP_UNBIND, t->sbdf[0], 0);
+	struct pviommu_command bind = pvt_vendor(PVIOMMU_VENDOR_OP_BIND, t->sbdf[0], t->stream[0]);
 	u32 done;
 
 	EXPECT_EQ(ktap, pvt_map(t, ctx, PVT_DFN, t->gfn, 1, PVT_RW, &done), 0);
 	pvt_expect_fill(ktap, t, 0, pvt_iova(PVT_DFN), PAGE_SIZE, 0x39);
 	EXPECT_EQ(ktap, pvt_submit(t, &unbind), 0);
 	pvt_expect_held(ktap, t);
-	/* to be known again is not to be attached */
+	/* binding it again does not attach it */
 	EXPECT_EQ(ktap, pvt_submit(t, &bind), 0);
 	pvt_expect_blocked(ktap, t);
 	EXPECT_EQ(ktap, pvt_reattach(t, t->sbdf[0], ctx), 0);

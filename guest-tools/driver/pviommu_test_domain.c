@@ -60,7 +60,7 @@ static bool pvt_expect_translates(struct ktap *ktap, struct iommu_domain *domain
 	return true;
 }
 
-/* As IOMMU_HWPT_ALLOC makes a domain of what an IOAS holds before it knows of any device. */
+/* As IOMMU_HWPT_ALLOC does for an IOAS without any device. */
 static void pvt_domain_window(struct ktap *ktap, struct pvt *t, struct iommu_domain *domain)
 {
 	u64 dfn = pvt_window(t) - PVT_AROUND;
@@ -73,7 +73,7 @@ static void pvt_domain_window(struct ktap *ktap, struct pvt *t, struct iommu_dom
 		return;
 	pvt_expect_pages(ktap, t, PVT_AROUND);
 	pvt_expect_translates(ktap, domain, dfn, t->gfn, 2 * PVT_AROUND);
-	/* mapped once: not again, be it in the window or not */
+	/* it cannot be mapped a second time, in the window or not */
 	EXPECT(ktap, iommu_map(domain, pvt_iova(dfn + PVT_AROUND), pvt_iova(t->gfn), PAGE_SIZE,
 			       PVT_DOMAIN_RW, GFP_KERNEL) < 0);
 	EXPECT(ktap, iommu_map(domain, pvt_iova(dfn), pvt_iova(t->gfn), PAGE_SIZE, PVT_DOMAIN_RW,
@@ -83,7 +83,7 @@ static void pvt_domain_window(struct ktap *ktap, struct pvt *t, struct iommu_dom
 	pvt_expect_translates(ktap, domain, dfn, 0, 2 * PVT_AROUND);
 }
 
-/* From memory into what is none: nothing of it stays, and what there was before does. */
+/* A map from memory into what is none leaves nothing, and earlier maps stay. */
 static void pvt_domain_undone(struct ktap *ktap, struct pvt *t, struct iommu_domain *domain)
 {
 	u64 last = pvt_ram_end(t, PVT_AROUND), beside = PVT_DFN + 2 * PVT_AROUND;
@@ -102,7 +102,7 @@ static void pvt_domain_undone(struct ktap *ktap, struct pvt *t, struct iommu_dom
 	EXPECT_EQ(ktap, iommu_unmap(domain, pvt_iova(PVT_DFN), size + PAGE_SIZE), size + PAGE_SIZE);
 }
 
-/* Nobody waits for maps that cannot fail, but for the first one's tables. */
+/* Maps that cannot fail are not waited for, except for the tables of the first one. */
 static void pvt_domain_posts(struct ktap *ktap, struct pvt *t, struct iommu_domain *domain)
 {
 	struct pviommu_usage before, after;
@@ -115,12 +115,12 @@ static void pvt_domain_posts(struct ktap *ktap, struct pvt *t, struct iommu_doma
 	EXPECT_EQ(ktap, pviommu_raw_ops.usage(t->pv, &after), 0);
 	EXPECT_EQ(ktap, after.mapped_pages, before.mapped_pages + PVT_PAGES);
 	EXPECT(ktap, after.posted - before.posted >= PVT_PAGES);
-	/* RESERVE, and the question for the usage */
+	/* RESERVE, and the query of the usage */
 	EXPECT(ktap, after.waited - before.waited <= 2);
 	for (i = 0; i < PVT_PAGES; i++)
 		EXPECT_EQ(ktap, iommu_unmap(domain, pvt_iova(PVT_DFN + 2 * i), PAGE_SIZE),
 			  PAGE_SIZE);
-	/* with the last one the pool has back what was reserved */
+	/* with the last one the reserve goes back to the pool */
 	EXPECT_EQ(ktap, pviommu_raw_ops.usage(t->pv, &after), 0);
 	EXPECT_EQ(ktap, after.pool_used, before.pool_used);
 }

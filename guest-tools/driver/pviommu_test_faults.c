@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* Tests of the PV-IOMMU: isolation. DMA that is refused changes nothing and is told in full. */
+/* Tests of the PV-IOMMU: isolation. refused DMA changes nothing and is reported in full. */
 
 #define pr_fmt(fmt) "pviommu_test: " fmt
 
@@ -15,7 +15,7 @@ static void pvt_never_mapped(struct ktap *ktap, struct pvt *t, u16 ctx)
 			 PVIOMMU_ACCESS_WRITE, ctx);
 	pvt_expect_fault(ktap, t, 0, &read, pvt_iova(PVT_DFN) + 0x321, PVIOMMU_EVENT_NOT_MAPPED,
 			 PVIOMMU_ACCESS_READ, ctx);
-	/* what is an address of the guest is none of the device */
+	/* a guest address is no device address */
 	pvt_expect_fault(ktap, t, 0, &identity, pvt_iova(t->gfn), PVIOMMU_EVENT_NOT_MAPPED,
 			 PVIOMMU_ACCESS_WRITE, ctx);
 	EXPECT(ktap, pvt_unchanged(t));

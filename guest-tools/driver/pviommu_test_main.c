@@ -2,8 +2,8 @@
 /*
  * Tests of the PV-IOMMU by raw operations: /sys/kernel/debug/pviommu_test/{run,ktap}.
  *
- * The tests work on contexts of their own. DMA test engines are moved there behind the back of the
- * IOMMU core and put back, so nothing else may use the engines meanwhile.
+ * The tests use their own contexts. DMA test engines are moved there without the IOMMU core's
+ * knowledge and moved back, so nothing else may use the engines meanwhile.
  */
 
 #define pr_fmt(fmt) "pviommu_test: " fmt
@@ -96,7 +96,7 @@ static const struct pvt_profile *pvt_find_profile(u32 number)
 	return NULL;
 }
 
-/* By itself, because the driver has to be told to be slow. */
+/* A separate suite, because it needs the driver's debug_doorbell_us. */
 static void pvt_run_doorbell(struct ktap *ktap, struct pvt *t)
 {
 	ktap_print(ktap, "KTAP version 1\n1..%u\n", pvt_nr_doorbell_cases);

@@ -143,7 +143,7 @@ static void pvt_not_ram(struct ktap *ktap, struct pvt *t, u16 ctx)
 	EXPECT_EQ(ktap, done, 2);
 	pvt_expect_mapped(ktap, t, ctx, PVT_DFN, pvt_ram_end(t, 2), 2);
 	pvt_expect_nothing(ktap, t, ctx, PVT_DFN + 2, 2);
-	/* a frame that is not memory outranks an address that is taken */
+	/* a frame that is not memory is reported before an address that is mapped already */
 	EXPECT_EQ(ktap, pvt_map(t, ctx, PVT_DFN, pvt_ram_end(t, 0), 1, PVT_RW, &done),
 		  t->profile->not_ram);
 	EXPECT_EQ(ktap, done, 0);
@@ -170,7 +170,7 @@ static void pvt_no_operation(struct ktap *ktap, struct pvt *t, u16 ctx)
 	struct pviommu_command other = { .slot.op_class = t->profile->other_class };
 	struct pviommu_command unknown = t->profile->command(99);
 	struct pviommu_command noop = t->profile->command(0);
-	struct pviommu_command own = pvt_own(99, 0, 0);
+	struct pviommu_command own = pvt_vendor(99, 0, 0);
 	struct pviommu_command nowhere = { .slot.op_class = 77 };
 
 	EXPECT_EQ(ktap, pvt_submit(t, &noop), 0);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* Tests of the PV-IOMMU: the page pool, how it runs out and how pages of it are set aside. */
+/* Tests of the PV-IOMMU: the page pool, its exhaustion and its reserves. */
 
 #define pr_fmt(fmt) "pviommu_test: " fmt
 
@@ -45,8 +45,8 @@ static int pvt_unmap_all(struct pvt *t, u16 ctx, u64 dfn, u32 nr_pages)
 }
 
 /*
- * Pages that are 2 MiB apart cost a table each. When few tables are left, one map over several of
- * them ends with exactly those it had tables for.
+ * Pages that are 2 MiB apart cost one table each. When few tables are left, one map across several
+ * of them ends exactly where the tables do.
  */
 static void pvt_pool_runs_out(struct ktap *ktap, struct pvt *t, u16 ctx)
 {
@@ -82,7 +82,7 @@ static void pvt_pool_runs_out(struct ktap *ktap, struct pvt *t, u16 ctx)
 static int pvt_reserve(struct pvt *t, u16 ctx, u32 pages)
 {
 	struct pviommu_command command = {
-		.slot.op_class = PVIOMMU_CLASS_OWN, .slot.op = PVIOMMU_OWN_RESERVE,
+		.slot.op_class = PVIOMMU_CLASS_VENDOR, .slot.op = PVIOMMU_VENDOR_OP_RESERVE,
 		.op.reserve = { .ctx_no = cpu_to_le16(ctx), .pages = cpu_to_le32(pages) },
 	};
 
@@ -96,7 +96,7 @@ static bool pvt_expect_left(struct ktap *ktap, struct pvt *t, u32 want)
 	return EXPECT_EQ(ktap, pvt_pool_left(t, &left), 0) && EXPECT_EQ(ktap, left, want);
 }
 
-/* The root of the context counts among the pages, so one of them is not taken anew. */
+/* The root of the context counts among the pages, so one of them is not new. */
 static void pvt_reserve_sets_aside(struct ktap *ktap, struct pvt *t, u16 ctx)
 {
 	u32 left, done;
@@ -105,7 +105,7 @@ static void pvt_reserve_sets_aside(struct ktap *ktap, struct pvt *t, u16 ctx)
 		return;
 	EXPECT_EQ(ktap, pvt_reserve(t, ctx, PVT_SET_ASIDE), 0);
 	pvt_expect_left(ktap, t, left - (PVT_SET_ASIDE - 1));
-	/* two tables, which were paid for before */
+	/* two tables, which were reserved before */
 	EXPECT_EQ(ktap, pvt_map(t, ctx, PVT_DFN, t->gfn, 1, PVT_RW, &done), 0);
 	pvt_expect_left(ktap, t, left - (PVT_SET_ASIDE - 1));
 	EXPECT_EQ(ktap, pvt_reserve(t, ctx, 0), 0);
@@ -114,7 +114,7 @@ static void pvt_reserve_sets_aside(struct ktap *ktap, struct pvt *t, u16 ctx)
 	pvt_expect_left(ktap, t, left);
 }
 
-/* A context that has set pages aside maps although no other context can. */
+/* A context with a reserve can map although no other context can. */
 static void pvt_reserve_holds(struct ktap *ktap, struct pvt *t, u16 ctx)
 {
 	u32 left, done;
@@ -155,7 +155,7 @@ static void pvt_reserve_ends(struct ktap *ktap, struct pvt *t, u16 ctx)
 static void pvt_reserve_refused(struct ktap *ktap, struct pvt *t, u16 ctx)
 {
 	struct pviommu_command padded = {
-		.slot.op_class = PVIOMMU_CLASS_OWN, .slot.op = PVIOMMU_OWN_RESERVE,
+		.slot.op_class = PVIOMMU_CLASS_VENDOR, .slot.op = PVIOMMU_VENDOR_OP_RESERVE,
 		.op.reserve = { .ctx_no = cpu_to_le16(ctx), .pad0 = cpu_to_le16(1) },
 	};
 	u32 left;

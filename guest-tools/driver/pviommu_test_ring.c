@@ -101,11 +101,11 @@ static void pvt_waits(struct ktap *ktap, struct pvt *t, u16 ctx)
 }
 
 /**
- * struct pvt_interrupter - sends a command in the midst of somebody else's
+ * struct pvt_interrupter - sends a command in the middle of another one
  * @timer: when
  * @t: what it sends to
- * @ran: whether it did
- * @ret: what came of it
+ * @ran: whether it has run
+ * @ret: the result
  */
 struct pvt_interrupter {
 	struct timer_list timer;
@@ -123,8 +123,8 @@ static void pvt_interrupt(struct timer_list *timer)
 }
 
 /*
- * Whoever finds the device asleep rings. It is interrupted meanwhile, where the doorbell is slow
- * (debug_doorbell_us) between the decision and the ring, by somebody who waits for the device too.
+ * A sender that finds the device asleep rings. Between the decision and the doorbell, which
+ * debug_doorbell_us slows down, it is interrupted by another one that waits for the device too.
  */
 static void pvt_interrupted_doorbell(struct ktap *ktap, void *subject, unsigned long rounds)
 {

@@ -5,9 +5,9 @@
 
 #include "pviommu_test.h"
 
-struct pviommu_command pvt_own(u8 op, u32 sbdf, u32 stream)
+struct pviommu_command pvt_vendor(u8 op, u32 sbdf, u32 stream)
 {
-	struct pviommu_command command = { .slot.op_class = PVIOMMU_CLASS_OWN, .slot.op = op };
+	struct pviommu_command command = { .slot.op_class = PVIOMMU_CLASS_VENDOR, .slot.op = op };
 
 	command.op.binding.seg = cpu_to_le16(sbdf >> 16);
 	command.op.binding.bus = sbdf >> 8;
@@ -28,7 +28,7 @@ int pvt_post(struct pvt *t, struct pviommu_command command)
 
 int pvt_endpoint(struct pvt *t, u32 sbdf, u32 *stream, u16 *ctx)
 {
-	struct pviommu_command command = pvt_own(PVIOMMU_OWN_QUERY_ENDPOINT, sbdf, 0);
+	struct pviommu_command command = pvt_vendor(PVIOMMU_VENDOR_OP_QUERY_ENDPOINT, sbdf, 0);
 	int ret = pvt_submit(t, &command);
 
 	*stream = le32_to_cpu(command.op.binding.stream);
@@ -46,7 +46,7 @@ u64 pvt_last_dfn(struct pvt *t)
 	return (1ULL << (t->caps->aperture_bits - PVIOMMU_PAGE_SHIFT)) - 1;
 }
 
-/* A frame with as many pages of memory behind it, or 0. */
+/* A frame that begins as many pages of memory, or 0. */
 u64 pvt_ram_of(struct pvt *t, u64 pages)
 {
 	unsigned int i;
@@ -90,7 +90,7 @@ bool pvt_expect_fill(struct ktap *ktap, struct pvt *t, unsigned int engine, u64 
 	       EXPECT_EQ(ktap, request.status, PVDT_STATUS_DONE);
 }
 
-/* The descriptor and the event of a refused request agree in all that they tell. */
+/* The descriptor and the event of a refused request agree in all fields. */
 bool pvt_expect_fault(struct ktap *ktap, struct pvt *t, unsigned int engine,
 		      struct pvdt_request *request, u64 iova, u16 reason, u8 access, u16 ctx)
 {
@@ -128,7 +128,7 @@ void pvt_with_context(struct ktap *ktap, void *subject, unsigned long body)
 	EXPECT_EQ(ktap, pvt_free(t, ctx, 0), 0);
 }
 
-/* The engine goes back to where it was found, before the context is freed. */
+/* The engine goes back to its first context before this context is freed. */
 void pvt_with_engine(struct ktap *ktap, void *subject, unsigned long body)
 {
 	struct pvt *t = subject;

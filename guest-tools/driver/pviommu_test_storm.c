@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Tests of the PV-IOMMU: more faults than there is room for. The driver is kept from taking events
- * meanwhile, so that the event ring is full for sure.
+ * Tests of the PV-IOMMU: more faults than there is room for. The driver does not drain events
+ * meanwhile, so that the event ring is certain to be full.
  */
 
 #define pr_fmt(fmt) "pviommu_test: " fmt
@@ -33,7 +33,7 @@ static void pvt_storm(struct ktap *ktap, struct pvt *t, struct pvdt_request *req
 	}
 }
 
-/* The first events are in the ring, whole and in order; the rest are a number. */
+/* The first events are in the ring, complete and in order; the rest are only counted. */
 static void pvt_expect_first_events(struct ktap *ktap, struct pvt *t, u32 position)
 {
 	struct pviommu_event event;
@@ -84,7 +84,7 @@ static void pvt_fault_storm(struct ktap *ktap, struct pvt *t, u16 ctx)
 	EXPECT_EQ(ktap, after.events_lost - before.events_lost, refused - PVIOMMU_EVENT_ENTRIES);
 	pvt_expect_first_events(ktap, t, position);
 	pvt_works_afterwards(ktap, t, ctx);
-	/* these are no leak */
+	/* these are not leaks */
 	t->before.events_lost += refused - PVIOMMU_EVENT_ENTRIES;
 out:
 	kfree(requests);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Tests of the driver's own table of a domain: random histories of its very source, which is a part
- * of this file, against a plain array. The seed is the same in each run.
+ * Tests of the driver's own table of a domain: random histories, compared with a plain array. The
+ * source under test is included in this file. The seed is the same in each run.
  */
 
 #define pr_fmt(fmt) "pviommu_test: " fmt
@@ -10,7 +10,7 @@
 
 #include "pviommu_test.h"
 
-/* pages that the table may still have before it is told that there are none; below 0 all */
+/* allocations that still succeed; below 0: all */
 static int pvt_table_left = -1;
 
 static unsigned long pvt_table_new_page(gfp_t gfp)
@@ -29,7 +29,7 @@ static unsigned long pvt_table_new_page(gfp_t gfp)
 
 #define PVT_TABLE_BITS		39
 #define PVT_TABLE_END		BIT_ULL(PVT_TABLE_BITS - PVIOMMU_PAGE_SHIFT)
-/* the lowest tables that a history happens in; they lie below two of the next level */
+/* the lowest tables that a history uses; they are below two of the next level */
 #define PVT_TABLE_BLOCKS	3
 #define PVT_TABLE_SPAN		(PVT_TABLE_BLOCKS * PVIOMMU_TABLE_ENTRIES)
 #define PVT_TABLE_FIRST \
@@ -40,7 +40,7 @@ static unsigned long pvt_table_new_page(gfp_t gfp)
  * struct pvt_history - a table, what it must hold, and where the next step is
  * @table: the table
  * @pages: counts its pages
- * @random: what comes next
+ * @random: state of the generator
  * @first: first page of the next step, counted from PVT_TABLE_FIRST
  * @nr_pages: how many
  * @value: kind and frame for the first of them
@@ -61,7 +61,7 @@ static u32 pvt_random(struct pvt_history *h, u32 below)
 	return prandom_u32_state(&h->random) % below;
 }
 
-/* One time in three exactly one lowest table: what is kept as a run. */
+/* One time in three exactly one lowest table, which becomes a run. */
 static void pvt_table_choose(struct pvt_history *h)
 {
 	if (!pvt_random(h, 3)) {
@@ -100,7 +100,7 @@ static u64 pvt_table_dfn(struct pvt_history *h)
 	return PVT_TABLE_FIRST + h->first;
 }
 
-/* With an allocation that fails one time in four; when no table is missing none is made. */
+/* One time in four an allocation fails, if a table has to be allocated. */
 static bool pvt_table_step_fill(struct ktap *ktap, struct pvt_history *h)
 {
 	int tables = atomic_read(&h->table.nr), ret;
@@ -160,7 +160,7 @@ static bool pvt_table_step(struct ktap *ktap, struct pvt_history *h)
 	}
 }
 
-/* Whether each page leads where it must, and the pages beside lead nowhere. */
+/* Whether each page leads where it must, and the pages beside it lead nowhere. */
 static bool pvt_table_shows(struct ktap *ktap, struct pvt_history *h)
 {
 	u64 i, gfn;

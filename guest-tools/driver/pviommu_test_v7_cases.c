@@ -8,7 +8,7 @@
 
 #include "pviommu_test.h"
 
-/* a domain that does not exist; there is only the caller's */
+/* a domain that does not exist; the caller's is the only one */
 #define PVT_NO_DOMAIN	1
 #define PVT_LARGE_PAGE	512	/* pages of 4 KiB in one of 2 MiB */
 
@@ -134,7 +134,7 @@ static void pvt_v7_reserved(struct ktap *ktap, struct pvt *t, u16 ctx)
 	EXPECT_EQ(ktap, pvt_unmap(t, ctx, start - 1, 2, &done), -EADDRNOTAVAIL);
 	EXPECT_EQ(ktap, done, 1);
 	pvt_expect_nothing(ktap, t, ctx, start - 1, 1);
-	/* that the address is reserved is said before that the frame is no memory */
+	/* a reserved address is reported before a frame that is not memory */
 	EXPECT_EQ(ktap, pvt_map(t, ctx, start, pvt_ram_end(t, 0), 1, PVT_RW, &done),
 		  -EADDRNOTAVAIL);
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* Tests of the PV-IOMMU: profile xen-2024, how it is spoken and what only it has. */
+/* Tests of the PV-IOMMU: profile xen-2024, its encoding and what only it has. */
 
 #define pr_fmt(fmt) "pviommu_test: " fmt
 
@@ -140,7 +140,7 @@ static void pvt_too_many_pages(struct ktap *ktap, struct pvt *t, u16 ctx)
 
 	EXPECT_EQ(ktap, pvt_map(t, ctx, PVT_DFN, t->gfn, more, PVT_RW, &done), -E2BIG);
 	EXPECT_EQ(ktap, done, PVT_UNTOUCHED);
-	/* the size is looked at before the context */
+	/* the size is checked before the context */
 	EXPECT_EQ(ktap, pvt_map(t, none, PVT_DFN, t->gfn, more, PVT_RW, &done), -E2BIG);
 	EXPECT_EQ(ktap, pvt_unmap(t, ctx, PVT_DFN, more, &done), -E2BIG);
 	pvt_expect_nothing(ktap, t, ctx, PVT_DFN, 1);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* Tests of the PV-IOMMU: how profile xen-v7 is spoken. */
+/* Tests of the PV-IOMMU: the encoding of profile xen-v7. */
 
 #define pr_fmt(fmt) "pviommu_test: " fmt
 
@@ -8,7 +8,7 @@
 #define PVT_PROBE	0x5c
 #define PVT_PROBE_SIZE	8
 
-/* the tests of both profiles give the flags of the other one, which are the same */
+/* tests of both profiles use the flags of the other one, which are the same */
 static_assert(PVIOMMU_V7_ALLOC_IDENTITY == PVIOMMU_CREATE_CLONE);
 static_assert(PVIOMMU_V7_FREE_REATTACH_DEFAULT == PVIOMMU_FREE_REATTACH_DEFAULT);
 static_assert(PVIOMMU_V7_MAP_READABLE == PVIOMMU_MAP_READABLE);
@@ -120,8 +120,8 @@ static bool pvt_v7_expect_leads(struct ktap *ktap, struct pvt *t, u64 dfn, unsig
 }
 
 /*
- * There is no lookup. That something is mapped shows in that it cannot be mapped again; where it
- * leads, in DMA, as far as that is a page of the tests.
+ * There is no lookup. A page is mapped if it cannot be mapped again; DMA shows where it leads, if
+ * that is a page of the tests.
  */
 static bool pvt_v7_expect_mapped(struct ktap *ktap, struct pvt *t, u16 ctx, u64 dfn, u64 gfn,
 				 u32 nr_pages)

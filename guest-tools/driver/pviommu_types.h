@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* Paravirtual IOMMU: commands and what the driver knows of the device, also for the test module. */
+/* Paravirtual IOMMU: commands, capabilities and usage of the device, also for the test module. */
 #ifndef _PVIOMMU_TYPES_H
 #define _PVIOMMU_TYPES_H
 
@@ -12,9 +12,9 @@ struct pviommu;
 /**
  * enum pviommu_wait - how the sender of a command learns its result
  * @PVIOMMU_WAIT_BUSY: polls; allowed in atomic context
- * @PVIOMMU_WAIT_YIELD: polls as long as that usually helps, then sleeps
+ * @PVIOMMU_WAIT_YIELD: polls for as long as that usually helps, then sleeps
  * @PVIOMMU_WAIT_SLEEP: sleeps until the completion interrupt
- * @PVIOMMU_POSTED: not at all; a failure comes as an event
+ * @PVIOMMU_POSTED: does not wait; a failure is reported as an event
  */
 enum pviommu_wait {
 	PVIOMMU_WAIT_BUSY,
@@ -126,13 +126,13 @@ struct pviommu_capabilities {
  * @events_lost: device: events dropped because the event ring was full
  * @domains: driver: paging domains
  * @table_pages: driver: pages of their tables
- * @endpoints: driver: functions that the IOMMU core handed over
+ * @endpoints: driver: functions that the IOMMU core has probed
  * @slots_in_flight: driver: slots submitted and not completed
  * @rings: driver: command rings
  * @posted: driver: commands sent that nobody waited for
- * @waited: driver: commands sent whose outcome somebody waited for
+ * @waited: driver: commands sent whose outcome was waited for
  * @doorbells: driver: doorbells rung
- * @rescues: driver: doorbells rung for whoever waited in vain for a lost one
+ * @rescues: driver: doorbells that a waiter rang again because one was lost
  * @device_doorbells: device: doorbells rung since it was started, by any driver
  */
 struct pviommu_usage {

@@ -10,7 +10,7 @@
 /* INIT refuses more, because a context number has 16 bits */
 #define PVIOMMU_V7_MAX_CONTEXTS	(U16_MAX - 1U)
 
-/* drivers give the flags of the other profile, which are the same */
+/* callers use the flags of the other profile, which are the same */
 static_assert(PVIOMMU_V7_MAP_READABLE == PVIOMMU_MAP_READABLE);
 static_assert(PVIOMMU_V7_MAP_WRITEABLE == PVIOMMU_MAP_WRITEABLE);
 
@@ -34,8 +34,8 @@ static int pviommu_v7_query(struct pviommu *pv, u16 *max_contexts, u32 *page_siz
 }
 
 /*
- * Asks for all contexts and all of the pool. Nobody else could have done it: selecting the profile
- * has reset the device.
+ * Asks for all contexts and all of the pool. INIT was not done before: selecting the profile has
+ * reset the device.
  */
 static int pviommu_v7_init(struct pviommu *pv)
 {

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 /*
  * pviommu_kexec KERNEL INITRD CMDLINE: starts another kernel in place of the running one, without
- * the firmware. Drivers see their shutdown, and nothing resets the devices behind their back, which
- * is what the driver that comes next must survive.
+ * the firmware. Drivers see their shutdown, and nothing else resets the devices, so that their next
+ * drivers find them like this.
  *
  * Does not return. Exit status otherwise: 2 for wrong arguments, 1 if a file or the kernel refuses.
  */

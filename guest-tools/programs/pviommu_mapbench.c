@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT
 /*
- * pviommu_mapbench PAGES THREADS SECONDS: has DMA_MAP_BENCHMARK of the kernel (dma/map_benchmark.c)
- * measure maps of so many pages by so many threads, behind the device that the driver
- * dma_map_benchmark is bound to. Prints one line of NAME=VALUE; the kernel counts in tenths of a
- * microsecond.
+ * pviommu_mapbench PAGES THREADS SECONDS: makes the kernel's DMA_MAP_BENCHMARK
+ * (dma/map_benchmark.c) measure maps of so many pages by so many threads, for the device to which
+ * the driver dma_map_benchmark is bound. Prints one line of NAME=VALUE; the kernel counts in tenths
+ * of a microsecond.
  *
  * Exit status: 0 measured, 1 the kernel refused or has no such benchmark, 2 wrong arguments.
  */

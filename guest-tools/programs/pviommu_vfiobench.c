@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 /*
- * pviommu_vfiobench ADDRESS MIB: measures how long VFIO's type1 interface takes to map so many
- * MiB for a PCI function that is bound to vfio-pci, one call a page, and to unmap all of it with
- * one call. Prints one line of NAME=VALUE: nanoseconds a page.
+ * pviommu_vfiobench ADDRESS MIB: measures how long VFIO's type1 interface takes to map so many MiB
+ * for a PCI function that is bound to vfio-pci, with one call per page, and to unmap all of it with
+ * one call. Prints one line of NAME=VALUE: nanoseconds per page.
  *
  * Exit status: 0 measured, 1 the kernel refused, 2 wrong arguments.
  */
@@ -25,9 +25,9 @@
 #define PAGE_BYTES	4096ul
 #define MIB		1048576ul
 #define MOST_MIB	16384
-/* Mapped again and again: memory is not what is measured. */
+/* Mapped again and again, because memory is not what is measured. */
 #define BUFFER_BYTES	(16 * MIB)
-/* Above the window of message interrupts, and below the limit of every IOMMU. */
+/* Above the MSI window, and below the limit of every IOMMU. */
 #define FIRST_IOVA	(4096 * MIB)
 
 enum { REFUSED = 1, USAGE = 2 };
@@ -58,7 +58,7 @@ static int open_group(const char *address)
 	return group;
 }
 
-/* A container in which the function's group is; it stays until this process ends. */
+/* A container with the function's group; it stays open until this process ends. */
 static int open_container(const char *address)
 {
 	int container = open("/dev/vfio/vfio", O_RDWR | O_CLOEXEC), group;

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 /*
  * pviommu_xor ADDRESS: drives an XOR endpoint of pviommu, a PCI function that is bound to vfio-pci.
- * An example of a driver in user space: it maps memory of its own, and the device reaches that
- * memory by the addresses given here and nothing else.
+ * An example of a driver in user space: it maps its own memory, and the device reaches that memory
+ * at the addresses given here and nothing else.
  *
  * Exit status: 0 the device did what it should, 1 it did not, or the kernel refused, 2 wrong
  * arguments.
@@ -155,7 +155,7 @@ static void set(const struct function *function, unsigned int offset, uint32_t v
 		fail("a register");
 }
 
-/* What became of XORing LENGTH bytes at a device address: a value of STATUS. */
+/* XORs LENGTH bytes at a device address; returns a value of STATUS. */
 static uint32_t xored(const struct function *function, uint64_t iova)
 {
 	struct pollfd done = { .fd = function->interrupt, .events = POLLIN };

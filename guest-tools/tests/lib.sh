@@ -6,6 +6,8 @@
 
 number=0
 failures=0
+newline="
+"
 
 # plan N
 plan() {

@@ -30,15 +30,15 @@ lifecycle_tests() {
 bind_all() {
 	echo "$iommu" >"$drivers/pviommu/bind" || return 1
 	for engine in $engines; do
-		[ -n "$(driver_of "$engine")" ] || echo "$engine" >"$drivers/pviommu_dmatest/bind" ||
-			[ -n "$(driver_of "$engine")" ] || return 1
+		has_driver "$engine" || echo "$engine" >"$drivers/pviommu_dmatest/bind" ||
+			has_driver "$engine" || return 1
 	done
 }
 
 # unbind_engines: those that have a driver
 unbind_engines() {
 	for engine in $engines; do
-		[ -z "$(driver_of "$engine")" ] || echo "$engine" >"$drivers/pviommu_dmatest/unbind"
+		! has_driver "$engine" || echo "$engine" >"$drivers/pviommu_dmatest/unbind"
 	done
 }
 
@@ -116,7 +116,7 @@ iommu_found_last() {
 	done
 	echo 1 >/sys/bus/pci/rescan
 	[ -e "$devices/$iommu" ] || { echo "$iommu has not come back" && return 1; }
-	[ -n "$(driver_of "$iommu")" ] || echo "$iommu" >"$drivers/pviommu/bind" || return 1
+	has_driver "$iommu" || echo "$iommu" >"$drivers/pviommu/bind" || return 1
 	bind_engines 2>/dev/null
 	dma_works && is_quiet
 }
@@ -145,11 +145,11 @@ unbind_in_wrong_order() {
 	echo "$iommu" >"$drivers/pviommu/unbind" || return 1
 	for engine in $engines; do
 		same "$engine $(driver_of "$engine")" "$engine " || return 1
-		[ -z "$(group_of "$engine")" ] || { echo "$engine still has a group" && return 1; }
+		[ ! -e "$devices/$engine/iommu_group" ] || { echo "$engine still has a group" && return 1; }
 	done
 	echo "$iommu" >"$drivers/pviommu/bind" || return 1
 	for engine in $engines; do
-		[ -n "$(driver_of "$engine")" ] || echo "$engine" >"$drivers/pviommu_dmatest/bind" || return 1
+		has_driver "$engine" || echo "$engine" >"$drivers/pviommu_dmatest/bind" || return 1
 	done
 	dma_works
 }

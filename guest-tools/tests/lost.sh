@@ -136,7 +136,7 @@ is_given_up_and_reset() {
 works_after_rebind() {
 	echo "$iommu" >"$drivers/pviommu/unbind" && echo "$iommu" >"$drivers/pviommu/bind" || return 1
 	for engine in $engines; do
-		[ -n "$(driver_of "$engine")" ] || echo "$engine" >"$drivers/pviommu_dmatest/bind" || return 1
+		has_driver "$engine" || echo "$engine" >"$drivers/pviommu_dmatest/bind" || return 1
 	done
 	# the device sleeps by then, and asks for the first doorbell of each ring
 	sleep 1

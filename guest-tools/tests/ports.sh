@@ -35,7 +35,7 @@ port_is_apart() {
 	case "$below" in
 	0000:00:*) echo "$below is on the root bus" && return 1 ;;
 	esac
-	[ -z "$(group_of "$port")" ] || { echo "the port has a group" && return 1; }
+	[ ! -e "$devices/$port/iommu_group" ] || { echo "the port has a group" && return 1; }
 	same "$(ls "$(group_of "$below")/devices")" "$below" && engine_works "$below"
 }
 

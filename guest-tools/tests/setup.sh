@@ -64,6 +64,6 @@ others_have_no_group() {
 		case " $(echo "$engines" | tr '\n' ' ') " in
 		*" $address "*) continue ;;
 		esac
-		[ -z "$(group_of "$address")" ] || { echo "$address has a group" && return 1; }
+		[ ! -e "$devices/$address/iommu_group" ] || { echo "$address has a group" && return 1; }
 	done
 }

@@ -21,7 +21,7 @@ driver_came_first() {
 	insmod "$modules/pviommu.ko" profile="$profile" || return 1
 	for engine in $engines; do
 		same "$engine $(driver_of "$engine")" "$engine pviommu_dmatest" || return 1
-		[ -z "$(group_of "$engine")" ] || { echo "$engine has a group" && return 1; }
+		[ ! -e "$devices/$engine/iommu_group" ] || { echo "$engine has a group" && return 1; }
 		lines=$(log_since "$before" | grep -c "$engine: driver pviommu_dmatest was bound before the IOMMU came")
 		same "$engine $lines" "$engine 1" || return 1
 	done
@@ -31,7 +31,7 @@ takeover_names() {
 	said=$(pviommu-takeover --dry-run) || { echo "$said" && return 1; }
 	for engine in $engines; do
 		echo "$said" | grep -q "^$engine: .*pviommu_dmatest" || { echo "$said" && return 1; }
-		[ -z "$(group_of "$engine")" ] || { echo "$engine has a group" && return 1; }
+		[ ! -e "$devices/$engine/iommu_group" ] || { echo "$engine has a group" && return 1; }
 	done
 }
 

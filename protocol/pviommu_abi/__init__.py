@@ -3,7 +3,7 @@
 ``slots``      command slots, what all operations share
 ``xen_2024``   the operations of the June 2024 header
 ``xen_v7``     those of versions 4 to 7 of the series
-``own``        those of this device alone
+``vendor``     vendor operations, those of this device
 ``shared``     the shared BAR: index lines, event ring, capability area
 ``registers``  trapped registers, PCI identity, the endpoints' vendor capability
 ``dma_test``   the DMA test engine

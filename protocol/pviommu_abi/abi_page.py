@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 
 from wire_layout import Record
 from wire_layout.register_text import CConstant, bit_diagram, c_constants, field_rows, register_rows
-from wire_layout.registers import Access, Register
+from wire_layout.registers import AccessKind, Register
 
 from .c_header import c_type, enum_constants
 from .interface import INTERFACES, Section
@@ -55,7 +55,7 @@ def _section(prefix: str, section: Section) -> list[str]:
     if section.registers:
         rows = [tuple(map(_plain, row)) for row in register_rows(section.registers)]
         lines += _table(("offset", "access", "register", "bits", "after reset", "meaning"), rows)
-        kinds = [kind for kind in Access if any(register.mask(kind) for register in section.registers)]
+        kinds = [kind for kind in AccessKind if any(register.mask(kind) for register in section.registers)]
         lines += _table(("access", "meaning"), [(kind.name, kind.value) for kind in kinds])
     constants = [
         (f"`{prefix.upper()}_{c.name}`", f"{c.value:#x}" if c.hexadecimal else str(c.value), _plain(c.doc))

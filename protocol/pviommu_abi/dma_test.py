@@ -11,7 +11,7 @@ from enum import IntEnum, IntFlag
 from typing import Annotated
 
 from wire_layout import U8, U16, U32, U64, Record
-from wire_layout.registers import Access, BitField, BitFields, Register, RegisterMap
+from wire_layout.registers import AccessKind, BitField, BitFields, Register, RegisterMap
 
 MAGIC = 0x54445650
 """``PVDT`` in memory order."""
@@ -30,10 +30,10 @@ class Control(BitFields):
     """Bits of CONTROL."""
 
     ENABLE = BitField(0)
-    RESET = BitField(1, access=Access.WO, doc="cancels what is queued and clears PRODUCER and CONSUMER; reads as 0")
+    RESET = BitField(1, access=AccessKind.WO, doc="cancels what is queued and clears PRODUCER and CONSUMER; reads as 0")
 
 
-RO, RW = Access.RO, Access.RW
+RO, RW = AccessKind.RO, AccessKind.RW
 
 REGISTERS = RegisterMap(
     Register("MAGIC", 0x00, RO, "``PVDT`` in memory order", reset=MAGIC),

@@ -8,7 +8,7 @@ from enum import IntEnum, IntFlag
 from wire_layout import Record
 from wire_layout.registers import Register
 
-from . import dma_test, own, registers, shared, slots, xen_2024, xen_v7, xor
+from . import dma_test, registers, shared, slots, vendor, xen_2024, xen_v7, xor
 
 EnumClass = type[IntEnum] | type[IntFlag]
 
@@ -149,8 +149,8 @@ PVIOMMU = Interface(
                 ("V7_ALLOC", xen_v7.V7AllocFlags),
                 ("V7_FREE", xen_v7.V7FreeFlags),
                 ("V7_MAP", xen_v7.V7MapFlags),
-                ("OWN", own.OwnOp),
-                ("BATCH", own.BatchFlags),
+                ("VENDOR_OP", vendor.VendorOp),
+                ("BATCH", vendor.BatchFlags),
             ),
             (
                 ("slot", slots.Slot),
@@ -168,12 +168,12 @@ PVIOMMU = Interface(
                 ("v7_unmap_pages", xen_v7.V7UnmapPages),
                 ("v7_reattach_device", xen_v7.V7ReattachDevice),
                 ("v7_remote_cmd", xen_v7.V7RemoteCmd),
-                ("op_binding", own.Binding),
-                ("op_batch", own.Batch),
-                ("map_op", own.MapOp),
-                ("op_call", own.Call),
-                ("op_reserve", own.Reserve),
-                ("op_usage", own.Usage),
+                ("op_binding", vendor.Binding),
+                ("op_batch", vendor.Batch),
+                ("map_op", vendor.MapOp),
+                ("op_call", vendor.Call),
+                ("op_reserve", vendor.Reserve),
+                ("op_usage", vendor.Usage),
             ),
         ),
     ),

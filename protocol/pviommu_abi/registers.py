@@ -12,7 +12,7 @@ from enum import IntEnum
 from typing import Annotated
 
 from wire_layout import U8, U32, Record
-from wire_layout.registers import Access, BitField, BitFields, Register, RegisterMap
+from wire_layout.registers import AccessKind, BitField, BitFields, Register, RegisterMap
 
 from .shared import MAX_RING_ENTRIES, MAX_RINGS, RING_AREA_OFFSET, RING_AREA_SIZE
 
@@ -93,7 +93,7 @@ class RingStatus(BitFields):
     BROKEN = BitField(1, doc="the producer index was impossible; off and on again repairs it")
 
 
-RO, RW, WO = Access.RO, Access.RW, Access.WO
+RO, RW, WO = AccessKind.RO, AccessKind.RW, AccessKind.WO
 
 REGISTERS = RegisterMap(
     Register("MAGIC", 0x000, RO, "``PVIM`` in memory order", reset=MAGIC),

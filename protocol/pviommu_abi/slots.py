@@ -4,7 +4,7 @@ A slot is a 16-byte header and a 48-byte payload. The guest fills a slot, the de
 fields of the payload and the result back into the same slot, and then advances the ring's ``completed`` index.
 
 The payload of class ``XEN_2024`` is ``struct pv_iommu_op`` of the June 2024 header of the Xen PV-IOMMU series, bit
-for bit (32 bytes; the remaining 16 must be zero). The operations of class ``OWN`` are this device's own; they never
+for bit (32 bytes; the remaining 16 must be zero). The operations of class ``VENDOR`` are this device's own; they never
 borrow Xen numbers.
 """
 
@@ -31,8 +31,8 @@ class OpClass(IntEnum):
     """``pv_iommu_op`` of June 2024; the number is in the payload (``subop_id``), ``op`` must be 0"""
     XEN_V7 = 2
     """versions 4 to 7 of the series; the number is in ``op``, the payload is that operation's structure"""
-    OWN = 0x80
-    """this device's own operations; the number is in ``op``"""
+    VENDOR = 0x80
+    """vendor operations; the number is in ``op``"""
 
 
 class SlotFlags(IntFlag):

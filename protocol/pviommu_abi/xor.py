@@ -6,7 +6,7 @@ write to START begins. Vector 0 is raised when STATUS is no longer BUSY, before 
 
 from enum import IntEnum
 
-from wire_layout.registers import Access, Register, RegisterMap
+from wire_layout.registers import AccessKind, Register, RegisterMap
 
 MAX_LENGTH = 64 << 10
 """Most bytes of a buffer."""
@@ -25,10 +25,10 @@ class Status(IntEnum):
 
 
 REGISTERS = RegisterMap(
-    Register("KEY", 0x00, Access.RO, "what every byte is XORed with; the topology says it", reset=None),
-    Register("LENGTH", 0x04, Access.RW, "bytes of the buffer, 1 to PVXOR_MAX_LENGTH"),
-    Register("ADDRESS", 0x08, Access.RW, "device address of the buffer", width=64),
-    Register("START", 0x10, Access.WO, "any value begins, if LENGTH is right; STATUS is BUSY then"),
-    Register("STATUS", 0x14, Access.RO, "PVXOR_STATUS_*", holds=Status),
+    Register("KEY", 0x00, AccessKind.RO, "what every byte is XORed with; the topology says it", reset=None),
+    Register("LENGTH", 0x04, AccessKind.RW, "bytes of the buffer, 1 to PVXOR_MAX_LENGTH"),
+    Register("ADDRESS", 0x08, AccessKind.RW, "device address of the buffer", width=64),
+    Register("START", 0x10, AccessKind.WO, "any value begins, if LENGTH is right; STATUS is BUSY then"),
+    Register("STATUS", 0x14, AccessKind.RO, "PVXOR_STATUS_*", holds=Status),
 )
 REGISTER = REGISTERS.by_name

@@ -45,7 +45,7 @@ from .messages import (
     RegionFlags,
     RegionIndex,
 )
-from .negotiation import Capabilities, Limits
+from .negotiation import Capabilities, SessionLimits
 from .server import (
     Device,
     DeviceInfo,
@@ -80,7 +80,6 @@ __all__ = [
     "IrqInfoFlags",
     "IrqKind",
     "IrqRequest",
-    "Limits",
     "MappedArea",
     "Outgoing",
     "ProtocolError",
@@ -92,6 +91,7 @@ __all__ = [
     "Reply",
     "RequestError",
     "Session",
+    "SessionLimits",
     "State",
     "Steps",
     "transport",

@@ -40,7 +40,7 @@ from .messages import (
     SparseArea,
     SparseMmap,
 )
-from .negotiation import Capabilities, Limits
+from .negotiation import Capabilities, SessionLimits
 from .server import Outgoing
 
 __all__ = ["Client", "MappedArea", "RegionInfo", "Reply"]
@@ -100,14 +100,16 @@ class Client:
         self.minor: int | None = None
         """the version agreed on"""
         self._sock = sock
-        self._limits = limits or Limits()
+        self._limits = limits or SessionLimits()
         self._reader = FrameReader(self._limits.max_frame)
         self._frames: deque[Frame | BadFrame] = deque()
         self._next_id = 0
         self._maps: set[tuple[int, int]] = set()
 
     @classmethod
-    def connect(cls, path: str | os.PathLike[str], timeout: float | None = 5.0, limits: Limits | None = None) -> Self:
+    def connect(
+        cls, path: str | os.PathLike[str], timeout: float | None = 5.0, limits: SessionLimits | None = None
+    ) -> Self:
         """Connect to the server at ``path`` and negotiate; ``timeout`` in seconds bounds each wait. OSError."""
         client = cls(transport.connect(path, timeout), limits)
         try:
@@ -138,7 +140,7 @@ class Client:
         """Exchange VERSION. QEMU proposes ``minor`` 0."""
         found = negotiation.parse(self._plain(Command.VERSION, negotiation.offer(self._limits, minor)))
         if found.minor > minor:
-            raise ProtocolError(f"server answers version 0.{found.minor} to 0.{minor}: it may not be above")
+            raise ProtocolError(f"server answers version 0.{found.minor} to 0.{minor}: it must not be higher")
         self.server, self.minor = found.capabilities, found.minor
 
     def device_info(self) -> DeviceInfo:

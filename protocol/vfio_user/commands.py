@@ -10,7 +10,7 @@ from . import requests
 from .device import Device, Steps
 from .errors import RequestError
 from .framing import Frame
-from .memory_kind import Kind
+from .memory_kind import DescriptorKind
 from .messages import (
     Command,
     DmaUnmapFlags,
@@ -21,7 +21,7 @@ from .messages import (
     WriteMulti,
     WriteMultiEntry,
 )
-from .negotiation import Capabilities, Limits
+from .negotiation import Capabilities, SessionLimits
 
 __all__ = ["SERVED", "Answer", "Commands", "Reply"]
 
@@ -45,8 +45,8 @@ class Commands:
     def __init__(
         self,
         device: Device,
-        limits: Limits,
-        check_memory: Callable[[int, bool, str], Kind],
+        limits: SessionLimits,
+        check_memory: Callable[[int, bool, str], DescriptorKind],
         is_eventfd: Callable[[int], bool],
     ) -> None:
         self.client = Capabilities()

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from .memory_kind import Kind
+from .memory_kind import DescriptorKind
 from .messages import (
     IRQ_COUNT,
     REGION_COUNT,
@@ -128,7 +128,7 @@ class DmaMapping(NamedTuple):
     writable: bool
     fd: int | None = None
     mode: DmaMapFlags = _ANY_MODE
-    kind: Kind | None = None
+    kind: DescriptorKind | None = None
 
 
 class Device(Protocol):

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from .errors import RequestError
 from .foreign import name_of, seals_of
 
-__all__ = ["Kind", "NotMemoryError", "check_memory", "kind_of"]
+__all__ = ["DescriptorKind", "NotMemoryError", "check_memory", "kind_of"]
 
 _DISK_FILE_SYSTEMS = frozenset(
     {"bcachefs", "btrfs", "devtmpfs", "ext2", "ext3", "ext4", "f2fs", "overlay", "ramfs", "tmpfs", "xfs", "zfs"}
@@ -30,7 +30,7 @@ class NotMemoryError(Exception):
     """A descriptor that cannot be guest memory; the text says what it is."""
 
 
-class Kind(NamedTuple):
+class DescriptorKind(NamedTuple):
     """A descriptor that can be guest memory."""
 
     key: tuple[int, int]
@@ -45,14 +45,14 @@ class Kind(NamedTuple):
     is_device: bool
 
 
-def kind_of(fd: int, to_write: bool) -> Kind:
+def kind_of(fd: int, to_write: bool) -> DescriptorKind:
     """What ``fd`` is, which guest memory is to be read from and, if ``to_write``, written to.
 
     Raises :class:`NotMemoryError` for what cannot be that, and :class:`OSError`.
     """
     flags = fcntl.fcntl(fd, fcntl.F_GETFL)
     if flags & os.O_PATH:
-        raise NotMemoryError("it was opened as a mere path (O_PATH)")
+        raise NotMemoryError("it was opened with O_PATH")
     seals = seals_of(fd)
     if seals is None:
         _check_file_system(fd)
@@ -65,10 +65,10 @@ def kind_of(fd: int, to_write: bool) -> Kind:
     size = _device_size(fd) if is_device else status.st_size
     is_huge = seals is not None and os.fstatvfs(fd).f_bsize > mmap.PAGESIZE  # of tmpfs it is a page
     may_shrink = not (seals or 0) & fcntl.F_SEAL_SHRINK
-    return Kind((status.st_dev, status.st_ino), size, writable, may_shrink, is_huge, is_device)
+    return DescriptorKind((status.st_dev, status.st_ino), size, writable, may_shrink, is_huge, is_device)
 
 
-def check_memory(fd: int, to_write: bool, what: str) -> Kind:
+def check_memory(fd: int, to_write: bool, what: str) -> DescriptorKind:
     """As :func:`kind_of`, for ``what`` a client asked: raises :class:`RequestError` with EINVAL for what cannot be
     memory, or with the errno of what kept it from being looked at.
     """
@@ -77,7 +77,7 @@ def check_memory(fd: int, to_write: bool, what: str) -> Kind:
     except NotMemoryError as error:
         raise RequestError(errno.EINVAL, f"{what}: the file descriptor is not memory: {error}") from error
     except OSError as error:
-        text = f"{what}: the file descriptor cannot be looked at: {error.strerror}"
+        text = f"{what}: the file descriptor cannot be examined: {error.strerror}"
         raise RequestError(error.errno or errno.EINVAL, text) from error
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from .errors import ProtocolError
 from .messages import Header, RegionAccess, Version
 
-__all__ = ["MAJOR", "MINOR", "Capabilities", "Limits", "Offer", "accept", "offer", "parse"]
+__all__ = ["MAJOR", "MINOR", "Capabilities", "Offer", "SessionLimits", "accept", "offer", "parse"]
 
 MAJOR = 0
 MINOR = 2
@@ -26,7 +26,7 @@ _U64 = 1 << 64
 
 
 @dataclass(frozen=True)
-class Limits:
+class SessionLimits:
     """What this side can receive, announced to the peer and enforced. QEMU's bounds are kept: ValueError."""
 
     max_msg_fds: int = 16
@@ -96,16 +96,16 @@ class Offer:
 def parse(payload: bytes) -> Offer:
     """Decode the payload of a VERSION message, from either side; :class:`ProtocolError` says what is wrong."""
     if len(payload) < Version.SIZE:
-        raise ProtocolError(f"VERSION payload of {len(payload)} bytes: {Version.SIZE} are the least")
+        raise ProtocolError(f"VERSION payload of {len(payload)} bytes: at least {Version.SIZE} are needed")
     version = Version.unpack(payload)
     if version.major != MAJOR:
-        raise ProtocolError(f"VERSION {version.major}.{version.minor}: only major {MAJOR} is spoken here")
+        raise ProtocolError(f"VERSION {version.major}.{version.minor}: only major version {MAJOR} is supported")
     text = payload[Version.SIZE :]
     found = _capabilities_object(text) if text else {}
     return Offer(version.major, version.minor, _capabilities(found), frozenset(found))
 
 
-def offer(limits: Limits, minor: int = MINOR) -> bytes:
+def offer(limits: SessionLimits, minor: int = MINOR) -> bytes:
     """The payload of a VERSION message that announces ``limits``."""
     return _message(minor, limits.to_json())
 
@@ -115,7 +115,7 @@ def _message(minor: int, capabilities: Mapping[str, int | bool]) -> bytes:
     return Version(MAJOR, minor).pack() + text.encode() + b"\0"
 
 
-def accept(payload: bytes, limits: Limits) -> tuple[bytes, Offer]:
+def accept(payload: bytes, limits: SessionLimits) -> tuple[bytes, Offer]:
     """Answer a client's VERSION payload: the reply payload, and the client's offer with the minor agreed on.
 
     ``write_multiple`` in the returned offer and in the reply is true only if both sides have it. The reply names what
@@ -141,8 +141,8 @@ def _is_below_default(name: str, value: int | bool) -> bool:
     return bool(default & ~value if name == "pgsizes" else value < default)
 
 
-def _with_write_multiple(limits: Limits, on: bool) -> Limits:
-    return Limits(limits.max_msg_fds, limits.max_data_xfer_size, limits.max_dma_maps, limits.pgsizes, on)
+def _with_write_multiple(limits: SessionLimits, on: bool) -> SessionLimits:
+    return SessionLimits(limits.max_msg_fds, limits.max_data_xfer_size, limits.max_dma_maps, limits.pgsizes, on)
 
 
 def _capabilities_object(text: bytes) -> dict[str, Any]:

@@ -101,7 +101,7 @@ def dma_map(payload: bytes, fds: list[int]) -> DmaMapping:
     if mode and not fds:
         raise _invalid(f"{what} flags {request.flags:#x}: an access mode needs a descriptor")
     if request.size == 0 or request.address + request.size > _ADDRESS_SPACE:
-        raise _invalid(f"{what}: a map is not empty and ends within 64 bits")
+        raise _invalid(f"{what}: must not be empty and must end within 64 bits")
     if request.size > _MAX_MAP:
         raise RequestError(errno.ENOSPC, f"{what}: a map is at most {_MAX_MAP:#x} bytes")
     if fds and request.offset + request.size > _MAX_FILE:
@@ -202,14 +202,14 @@ def set_irqs(payload: bytes, fds: list[int], vectors: Callable[[int], int]) -> I
     action, kind = actions[0], kinds[0]
     bools = payload[SetIrqs.SIZE :] if kind is IrqKind.BOOL else b""
     if kind is IrqKind.BOOL and len(bools) != request.count:
-        raise _invalid(f"{what} with {len(bools)} bools: one a vector")
+        raise _invalid(f"{what} with {len(bools)} bools: must be one per vector")
     if request.index in (IrqIndex.ERR, IrqIndex.REQ) and (action is not IrqAction.TRIGGER or request.count > 1):
         raise _invalid(f"{what}: this index has one vector that can only be triggered")
     disables = request.start == 0 and action is IrqAction.TRIGGER and kind is IrqKind.NONE
     if request.count == 0 and not disables:
-        raise _invalid(f"{what}: no vectors only to disable an index, from vector 0")
+        raise _invalid(f"{what}: 0 vectors are only for disabling an index, from vector 0")
     if fds and (kind is not IrqKind.EVENTFD or len(fds) != request.count):
-        raise _invalid(f"{what} with {len(fds)} descriptors: one a vector, and only as eventfds")
+        raise _invalid(f"{what} with {len(fds)} descriptors: must be one per vector, and only as eventfds")
     # Disabling an index without vectors succeeds: QEMU disables what it never enabled.
     if request.start + request.count > (limit := vectors(request.index)):
         raise _invalid(f"{what}: the index has {limit} vectors")

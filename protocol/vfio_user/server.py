@@ -20,9 +20,9 @@ from .device import Device, DeviceInfo, DmaMapping, Irq, IrqAction, IrqKind, Irq
 from .errors import ProtocolError, RequestError
 from .foreign import Closer, is_eventfd
 from .framing import BadFrame, Frame, FrameReader
-from .memory_kind import Kind, check_memory
+from .memory_kind import DescriptorKind, check_memory
 from .messages import Command, Header, MessageType
-from .negotiation import Capabilities, Limits
+from .negotiation import Capabilities, SessionLimits
 from .outbox import Outbox, Outgoing
 
 __all__ = [
@@ -72,12 +72,12 @@ class Session:
     def __init__(
         self,
         device: Device,
-        limits: Limits | None = None,
+        limits: SessionLimits | None = None,
         name: str = "client",
         *,
         closer: Closer | None = None,
         refusal: RequestError | None = None,
-        check_memory: Callable[[int, bool, str], Kind] = check_memory,
+        check_memory: Callable[[int, bool, str], DescriptorKind] = check_memory,
         is_eventfd: Callable[[int], bool] = is_eventfd,
         around: Callable[[CarryOut], CarryOut] | None = None,
     ) -> None:
@@ -85,7 +85,7 @@ class Session:
         gives what is called instead of what carries out a command.
         """
         self._device = device
-        self._limits = limits or Limits()
+        self._limits = limits or SessionLimits()
         self._commands = Commands(device, self._limits, check_memory, is_eventfd)
         # who refuses a whole client says so
         self._outbox = Outbox(name, 2 * self._limits.max_frame, is_loud=refusal is None)

@@ -89,7 +89,7 @@ def _signaller() -> Callable[[int], None]:
     except OSError as error:
         log.warning(
             "eventfds are signalled by writing to them: this kernel, or its limit fs.aio-max-nr, does not allow "
-            "asynchronous I/O (%s). A hostile client can stop the server by that",
+            "asynchronous I/O (%s). A hostile client can block the server by this",
             error,
             extra={"event": "no-asynchronous-io"},
         )

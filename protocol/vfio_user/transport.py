@@ -236,7 +236,7 @@ def _remove_stale(name: str) -> None:
     except FileNotFoundError:
         return
     if not is_socket:
-        raise OSError(errno.EADDRINUSE, "a file that is not a socket is in the way", name)
+        raise OSError(errno.EADDRINUSE, "a file of that name is not a socket", name)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
         try:
             probe.connect(name)

@@ -96,7 +96,7 @@ class Record:
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         if cls.__bases__ != (Record,):
-            raise TypeError(f"{cls.__name__}: a record is not derived from another one")
+            raise TypeError(f"{cls.__name__}: a record cannot be derived from another one")
         hints: dict[str, Any] = cls.__annotations__
         if any(isinstance(hint, str) for hint in hints.values()):
             hints = get_type_hints(cls, include_extras=True)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from enum import Enum, IntEnum
 from typing import NamedTuple
 
-from .registers import Access, BitField, BitFields, Register
+from .registers import AccessKind, BitField, BitFields, Register
 
 __all__ = ["CConstant", "bit_diagram", "c_constants", "field_rows", "member_docs", "register_rows"]
 
@@ -46,7 +46,7 @@ def c_constants(prefix: str, holds: type[BitFields] | type[IntEnum]) -> Iterator
     suffix = "ULL" if holds.width == 64 else ""
     for field in holds.fields:
         name, mask = f"{prefix}_{field.name}", f"{int(field):#x}{suffix}"
-        if field.access is Access.RES0:
+        if field.access is AccessKind.RES0:
             continue
         if field.low == field.high:
             yield CConstant(name, mask, field.doc)
@@ -80,9 +80,9 @@ def field_rows(prefix: str, register: Register) -> Iterator[tuple[str, ...]]:
         yield f"`{name}`", _span(field.high, field.low), f"{int(field):#x}", access.name, reset, field.doc
 
 
-def _reset(register: Register, access: Access, value: int) -> str:
+def _reset(register: Register, access: AccessKind, value: int) -> str:
     """What is read after a reset, where the declaration says it."""
-    return "" if register.reset is None or access is Access.WO else f"{value:#x}"
+    return "" if register.reset is None or access is AccessKind.WO else f"{value:#x}"
 
 
 def bit_diagram(register: Register) -> list[str]:
@@ -111,7 +111,7 @@ class _Box(NamedTuple):
     access: str
 
 
-def _box(high: int, low: int, name: str, access: Access) -> _Box:
+def _box(high: int, low: int, name: str, access: AccessKind) -> _Box:
     cells = (_span(high, low), name, access.name)
     width = max(map(len, cells)) + 2
     return _Box(*(cell.center(width) for cell in cells))
@@ -122,11 +122,11 @@ def _boxes(register: Register) -> Iterator[_Box]:
     fields: Sequence[BitField] = register.fields
     for field in reversed(fields):
         if field.high < top:
-            yield _box(top, field.high + 1, "0", Access.RES0)
+            yield _box(top, field.high + 1, "0", AccessKind.RES0)
         yield _box(field.high, field.low, field.name, field.access or register.access)
         top = field.low - 1
     if top >= 0:
-        yield _box(top, 0, "0", Access.RES0) if fields else _box(top, 0, register.name, register.access)
+        yield _box(top, 0, "0", AccessKind.RES0) if fields else _box(top, 0, register.name, register.access)
 
 
 def _rows(boxes: list[_Box]) -> Iterator[list[_Box]]:

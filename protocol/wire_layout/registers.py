@@ -7,7 +7,7 @@ A word that is divided into bit fields is a class::
 
         ENABLE = BitField(0, doc="turns the engine on")
         MODE = BitField(4, 7, doc="how it moves data", values=Mode)
-        RESET = BitField(31, access=Access.WO, doc="cancels what is queued")
+        RESET = BitField(31, access=AccessKind.WO, doc="cancels what is queued")
 
 ``Control.MODE`` is a number, the mask of its bits, and knows more: ``Control.MODE.low``, ``.doc``. In a word of the
 class it is the field's value: ``Control(0x21).MODE`` is 2, ``Control(MODE=2, ENABLE=1)`` is 0x21.
@@ -15,12 +15,12 @@ class it is the field's value: ``Control(0x21).MODE`` is 2, ``Control(MODE=2, EN
 Registers place such words in a BAR::
 
     REGISTERS = RegisterMap(
-        Register("MAGIC", 0x00, Access.RO, "a constant", reset=0x1234),
-        Register("CONTROL", 0x04, Access.RW, "PREFIX_CONTROL_*", holds=Control),
-        Register("ADDRESS", 0x08, Access.RW, "where to", width=64),
+        Register("MAGIC", 0x00, AccessKind.RO, "a constant", reset=0x1234),
+        Register("CONTROL", 0x04, AccessKind.RW, "PREFIX_CONTROL_*", holds=Control),
+        Register("ADDRESS", 0x08, AccessKind.RW, "where to", width=64),
     )
 
-The declaration is the single source for encoding and decoding, for what an access does (:class:`Access`), for C
+The declaration is the single source for encoding and decoding, for what an access does (:class:`AccessKind`), for C
 constants and documentation (:mod:`wire_layout.register_text`), and for what tests generate
 (:mod:`wire_layout.strategies`, which needs hypothesis). A mistake in it raises :class:`ValueError` where it is made.
 """
@@ -34,12 +34,12 @@ from typing import Any, ClassVar, Self, overload
 
 from . import bits
 
-__all__ = ["Access", "BitField", "BitFields", "Register", "RegisterMap"]
+__all__ = ["AccessKind", "BitField", "BitFields", "Register", "RegisterMap"]
 
 WIDTHS = (8, 16, 32, 64)
 
 
-class Access(Enum):
+class AccessKind(Enum):
     """What reads and writes of a register, or of one of its fields, do."""
 
     RO = "read only; writes are ignored"
@@ -60,7 +60,7 @@ class BitField(int):
     name: str
     low: int
     high: int
-    access: Access | None
+    access: AccessKind | None
     doc: str
     reset: int
     values: type[IntEnum] | None
@@ -70,14 +70,14 @@ class BitField(int):
         low: int,
         high: int | None = None,
         *,
-        access: Access | None = None,
+        access: AccessKind | None = None,
         doc: str = "",
         reset: int = 0,
         values: type[IntEnum] | None = None,
     ) -> Self:
         top = low if high is None else high
         if not 0 <= low <= top:
-            raise ValueError(f"a bit field of bits {top}:{low}: the lowest comes first and is not negative")
+            raise ValueError(f"a bit field of bits {top}:{low}: the lowest comes first and must not be negative")
         self = super().__new__(cls, bits(low, top))
         self.name, self.low, self.high, self.access = "", low, top, access
         self.doc, self.reset, self.values = doc, reset, values
@@ -144,14 +144,16 @@ class BitFields(int, metaclass=_FieldsType):
     def __init_subclass__(cls, width: int = 32) -> None:
         super().__init_subclass__()
         if cls.__bases__ != (BitFields,):
-            raise ValueError(f"{cls.__name__}: words are not derived from {cls.__bases__[0].__name__}")
+            raise ValueError(f"{cls.__name__}: words cannot be derived from {cls.__bases__[0].__name__}")
         if width not in WIDTHS:
             raise ValueError(f"{cls.__name__} of {width} bits: a word has 8, 16, 32 or 64")
         fields = [value for value in vars(cls).values() if isinstance(value, BitField)]
         fields.sort(key=lambda field: field.low)
         for field in fields:
             if hasattr(BitFields, field.name):
-                raise ValueError(f"{cls.__name__}: a field cannot be named {field.name}, which words have already")
+                raise ValueError(
+                    f"{cls.__name__}: a field cannot be named {field.name}, which is an attribute of all words"
+                )
             if field.high >= width:
                 raise ValueError(f"{cls.__name__}: {field.name}, {field.place}, is outside its {width} bits")
         for one, other in pairwise(fields):
@@ -206,7 +208,7 @@ class Register:
         self,
         name: str,
         offset: int,
-        access: Access,
+        access: AccessKind,
         doc: str,
         count: int = 1,
         *,
@@ -250,13 +252,13 @@ class Register:
         """The byte offset of each register of an array, in order."""
         return range(self.offset, self.offset + self.stride * self.count, self.stride)
 
-    def mask(self, *kinds: Access) -> int:
-        """The bits whose access is one of ``kinds``; bits without a field are :attr:`Access.RES0`."""
+    def mask(self, *kinds: AccessKind) -> int:
+        """The bits whose access is one of ``kinds``; bits without a field are :attr:`AccessKind.RES0`."""
         whole = bits(0, self.width - 1)
         if not self.fields:
             return whole if self.access in kinds else 0
         found = sum(field for field in self.fields if (field.access or self.access) in kinds)
-        return found | (whole & ~sum(self.fields) if Access.RES0 in kinds else 0)
+        return found | (whole & ~sum(self.fields) if AccessKind.RES0 in kinds else 0)
 
 
 class RegisterMap(tuple[Register, ...]):

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -35,11 +36,10 @@ def copy_tree(target):
     return target
 
 
-def run_tests(tree, tests):
+def run_tests(tree, tests, **settings):
     """pytest on ``tests`` of the copy in ``tree``."""
-    settings = {
+    settings |= {
         "PYTHONPATH": f"{tree / 'protocol'}:{tree / 'device'}",
-        "PYTHONDONTWRITEBYTECODE": "1",
         "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
     }
     return subprocess.run(
@@ -54,27 +54,54 @@ def run_tests(tree, tests):
 
 
 @pytest.fixture(scope="module")
-def unbroken(tmp_path_factory):
-    """All the named tests pass in a copy that nobody broke."""
-    tree = copy_tree(tmp_path_factory.mktemp("unbroken"))
-    process = run_tests(tree, sorted({named_test(patch) for patch in PATCHES}))
+def tree(tmp_path_factory):
+    """A copy that nobody broke, in which all the named tests pass. Their run leaves it compiled."""
+    tree = copy_tree(tmp_path_factory.mktemp("tree"))
+    process = run_tests(tree, sorted({named_test(patch) for patch in PATCHES}), PYTHONDONTWRITEBYTECODE="")
     assert process.returncode == 0, process.stdout + process.stderr
+    return tree
+
+
+@contextmanager
+def broken(tree, patch):
+    """``tree`` with ``patch``, and afterwards as it was, times of files too: by them Python knows what is compiled."""
+    files = [tree / name for name in re.findall(r"^\+\+\+ b/(\S+)", patch.read_text(), re.MULTILINE)]
+    kept = [(file, file.read_bytes(), file.stat().st_mtime_ns) for file in files]
+    applied = subprocess.run(
+        ["git", "apply", "-C1", patch], cwd=tree, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+    )
+    assert applied.returncode == 0, f"{patch.name} does not fit the tree any more: {applied.stderr}"
+    assert all(file.stat().st_mtime_ns != modified for file, _, modified in kept)
+    try:
+        yield
+    finally:
+        for file, content, modified in kept:
+            file.write_bytes(content)
+            os.utime(file, ns=(modified, modified))
 
 
 def test_there_are_breakages():
     assert len(PATCHES) >= 20
 
 
-@pytest.mark.usefixtures("unbroken")
 @pytest.mark.parametrize("patch", PATCHES, ids=lambda patch: patch.stem)
-def test_a_breakage_makes_the_named_test_fail(patch, tmp_path):
+def test_a_breakage_makes_the_named_test_fail(patch, tree):
     test = named_test(patch)
-    tree = copy_tree(tmp_path)
-    applied = subprocess.run(
-        ["git", "apply", "-C1", patch], cwd=tree, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
-    )
-    assert applied.returncode == 0, f"{patch.name} does not fit the tree any more: {applied.stderr}"
-    process = run_tests(tree, [test])
+    with broken(tree, patch):
+        process = run_tests(tree, [test], PYTHONDONTWRITEBYTECODE="1")
     assert process.returncode == FAILED, f"{test} does not notice {patch.name}:\n{process.stdout}{process.stderr}"
     assert f"FAILED {test}" in process.stdout
     assert "ERROR tests/" not in process.stdout  # in the set-up of a test, which a line of a log is not
+
+
+@pytest.mark.parametrize("name", ["no-fence-of-arming", "native-count-assigned-not-added"])
+def test_what_was_broken_is_whole_again_and_needs_no_compiling(tree, name):
+    def state():
+        files = (path for path in (tree / "device").rglob("*") if path.is_file())
+        return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
+
+    before = state()
+    with broken(tree, Path(__file__).with_name(f"{name}.patch")):
+        assert state() != before
+
+    assert state() == before

@@ -22,7 +22,7 @@ from pviommu.inputs import LiveInputs
 from pviommu.machine import Machine
 from pviommu.pci.function import Environment
 from pviommu.probes import Probes
-from pviommu.topology import EndpointEntry, IommuEntry, ReservedEntry, Topology
+from pviommu.topology import EndpointSection, IommuSection, ReservedSection, Topology
 from pviommu_abi import registers as abi
 from pviommu_abi.registers import REGISTER
 from pviommu_abi.shared import MAX_RINGS, RING_AREA_OFFSET, Event, EventReason
@@ -78,7 +78,7 @@ class Driver(Xen2024):
 
     def __init__(
         self,
-        reserved: Mapping[str, tuple[ReservedEntry, ...]] | None = None,
+        reserved: Mapping[str, tuple[ReservedSection, ...]] | None = None,
         fixed: Mapping[str, str] | None = None,
         probes: Probes | Callable[[Inputs], Probes] | None = None,
         **settings: Any,
@@ -86,7 +86,7 @@ class Driver(Xen2024):
         self.inputs = Inputs()
         self.counters = Counters()
         endpoints = tuple(
-            EndpointEntry(name, "dma-test", stream, (fixed or {}).get(name), (reserved or {}).get(name, ()))
+            EndpointSection(name, "dma-test", stream, (fixed or {}).get(name), (reserved or {}).get(name, ()))
             for name, stream in STREAM.items()
         )
         topology = Topology(IommuEntry(**settings), endpoints)

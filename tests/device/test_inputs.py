@@ -8,7 +8,7 @@ import select
 import socket
 import time
 
-from pviommu.inputs import Inputs, Kind, LiveInputs, Source
+from pviommu.inputs import InputKind, Inputs, LiveInputs, Source
 from vfio_user import transport
 
 
@@ -19,7 +19,7 @@ def test_live_inputs_are_inputs() -> None:
 
 
 def test_a_name_costs_nothing_while_nothing_is_recorded() -> None:
-    inputs, source = LiveInputs(), Source(Kind.RING_INDEX, 2)
+    inputs, source = LiveInputs(), Source(InputKind.RING_INDEX, 2)
 
     assert inputs.of(source, os.close) is os.close
     assert inputs.words(source) is operator.getitem
@@ -29,8 +29,8 @@ def test_a_name_costs_nothing_while_nothing_is_recorded() -> None:
 
 
 def test_a_source_says_what_it_is() -> None:
-    assert str(Source(Kind.RING_INDEX, 2)) == "index of ring 2"
-    assert str(Source(Kind.CLOCK)) == "clock"
+    assert str(Source(InputKind.RING_INDEX, 2)) == "index of ring 2"
+    assert str(Source(InputKind.CLOCK)) == "clock"
 
 
 def test_a_word_is_read_by_its_index() -> None:

@@ -12,15 +12,15 @@ from pviommu.counters import Counters
 from pviommu.host.loop import Loop
 from pviommu.host.pacing import Pace
 from pviommu.host.work import Work
-from pviommu.inputs import Kind, LiveInputs, Outcome, Source
+from pviommu.inputs import InputKind, LiveInputs, Source, WorkOutcome
 from pviommu.journal import DivergedError, Entry, JournalEndError, JournalInputs, ReplayInputs
 from pviommu.machine import Machine
 from pviommu.pci.function import Environment
-from pviommu.topology import EndpointEntry, Topology
+from pviommu.topology import EndpointSection, Topology
 from vfio_user import RequestError
 
-SENT = Source(Kind.SENT, "dma0")
-DESCRIPTOR = Source(Kind.DESCRIPTOR, "dma0")
+SENT = Source(InputKind.SENT, "dma0")
+DESCRIPTOR = Source(InputKind.DESCRIPTOR, "dma0")
 
 
 def never(*_: object) -> int:
@@ -59,30 +59,30 @@ def test_values_and_errors_come_back_in_order() -> None:
 
 
 def test_another_source_than_the_recorded_one_is_named() -> None:
-    replayed = ReplayInputs([Entry(Source(Kind.RING_INDEX, 1), 7)])
+    replayed = ReplayInputs([Entry(Source(InputKind.RING_INDEX, 1), 7)])
 
     with pytest.raises(DivergedError, match="entry 0 is of index of ring 1, and the device asks for index of ring 2"):
-        replayed.words(Source(Kind.RING_INDEX, 2))(memoryview(bytearray(4)).cast("I"), 0)
+        replayed.words(Source(InputKind.RING_INDEX, 2))(memoryview(bytearray(4)).cast("I"), 0)
 
 
 def test_a_copy_of_another_length_is_another_session() -> None:
-    source = Source(Kind.GUEST_MEMORY, "dma0")
+    source = Source(InputKind.GUEST_MEMORY, "dma0")
 
     with pytest.raises(DivergedError, match="entry 0 has 3 bytes of guest memory of dma0, and the device asks for 4"):
         ReplayInputs([Entry(source, b"abc")]).copies(source)(memoryview(bytearray(4)))
 
 
 def test_memory_of_a_replay_holds_what_was_read_there() -> None:
-    source = Source(Kind.RING_INDEX, 0)
+    source = Source(InputKind.RING_INDEX, 0)
     journal = JournalInputs(LiveInputs())
-    memory = journal.of(Source(Kind.MAPPED), mmap.mmap)(-1, 4096)
+    memory = journal.of(Source(InputKind.MAPPED), mmap.mmap)(-1, 4096)
     memory[:] = b"\5\0\0\0" * 1024
     view = memoryview(memory)
     words = view.cast("I")
     assert (journal.words(source)(words, 2), journal.copies(source)(view[:2])) == (5, b"\5\0")
 
     replayed = ReplayInputs(journal.entries)
-    again = replayed.of(Source(Kind.MAPPED), mmap.mmap)(99999, 4096)
+    again = replayed.of(Source(InputKind.MAPPED), mmap.mmap)(99999, 4096)
     assert again[:] == bytes(4096)
     fresh = memoryview(again)
     assert replayed.words(source)(fresh.cast("I"), 2) == 5
@@ -97,7 +97,9 @@ class Owner:
 def played(inputs: object, turns: int | None) -> tuple[list[str], int]:
     """A loop with work for a thread, until it is told of: what it was told, and the turns it took."""
     told: list[str] = []
-    machine = Machine.build(Topology(endpoint=(EndpointEntry("dma0", "dma-test", 1),)), Environment(inputs, Counters()))  # type: ignore[arg-type]
+    machine = Machine.build(
+        Topology(endpoint=(EndpointSection("dma0", "dma-test", 1),)), Environment(inputs, Counters())
+    )  # type: ignore[arg-type]
     loop = Loop(Work(machine), inputs, machine.counters, Pace())  # type: ignore[arg-type]
     work = (lambda: "done") if turns is None else never
     loop.submit(Owner(), work, lambda outcome: told.append(outcome.result()))
@@ -118,4 +120,4 @@ def test_the_work_of_a_thread_is_not_done_again_and_what_came_of_it_is_told() ->
     replayed = ReplayInputs(journal.entries)
     assert played(replayed, turns) == (["done"], turns)
     assert replayed.position == len(journal.entries)
-    assert Entry(Source(Kind.FINISHED), [Outcome(1, "done")]) in journal.entries
+    assert Entry(Source(InputKind.FINISHED), [WorkOutcome(1, "done")]) in journal.entries

@@ -70,3 +70,33 @@ def test_every_package_of_the_device_has_its_walls() -> None:
 
     packages = {file.parent.name for file in ROOT.glob("*/__init__.py")}
     assert packages - tools <= set(MAY_IMPORT)
+
+
+def test_imports_within_the_device_are_relative() -> None:
+    absolute = [
+        f"{file.relative_to(ROOT)}:{node.lineno}"
+        for file in ROOT.rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom) and not node.level and (node.module or "").split(".")[0] == "pviommu"
+    ]
+    assert absolute == []
+
+
+PUBLIC_BY_NAME = ("engine", "pviommu_abi", "endpoints/template.py", "endpoints/xor.py")
+"""Where every name without an underscore is for other modules."""
+
+
+def test_modules_say_what_others_may_use() -> None:
+    """By ``__all__``, but for :data:`PUBLIC_BY_NAME`, and modules that are run or define nothing."""
+    missing = []
+    for root in (ROOT, ROOT.parents[1] / "protocol"):
+        for file in root.rglob("*.py"):
+            place = file.relative_to(root).as_posix()
+            tree = ast.parse(file.read_text(encoding="utf-8"))
+            if place.startswith(PUBLIC_BY_NAME) or file.name == "__main__.py" or not ast.unparse(tree.body[1:]):
+                continue
+            targets = [target for node in tree.body if isinstance(node, ast.Assign) for target in node.targets]
+            names = {target.id for target in targets if isinstance(target, ast.Name)}
+            if "__all__" not in names and file != ROOT / "__init__.py":
+                missing.append(place)
+    assert missing == []

@@ -15,7 +15,7 @@ from pviommu.endpoints.template import Template
 from pviommu.inputs import LiveInputs
 from pviommu.machine import Machine
 from pviommu.pci.function import Environment
-from pviommu.topology import EndpointEntry, IommuEntry, Topology, load
+from pviommu.topology import EndpointSection, IommuSection, Topology, load
 
 CONFIGURATIONS = sorted((Path(__file__).parents[2] / "qemu-configs").glob("*.toml"))
 
@@ -28,7 +28,7 @@ def environment() -> Environment:
 @pytest.fixture
 def machine(environment: Environment) -> Iterator[Machine]:
     topology = Topology(
-        endpoint=(EndpointEntry("dma0", "dma-test", 1, "0000:00:05.0"), EndpointEntry("stamp", "template", 2))
+        endpoint=(EndpointSection("dma0", "dma-test", 1, "0000:00:05.0"), EndpointSection("stamp", "template", 2))
     )
     machine = Machine.build(topology, environment)
     yield machine
@@ -61,7 +61,7 @@ def test_a_machine_has_the_kinds_that_were_asked_for(machine: Machine) -> None:
 
 
 def test_the_name_of_the_iommu_may_be_chosen(environment: Environment) -> None:
-    machine = Machine.build(Topology(iommu=IommuEntry(name="smmu")), environment)
+    machine = Machine.build(Topology(iommu=IommuSection(name="smmu")), environment)
 
     assert [function.name for function in machine.functions()] == ["smmu"]
     machine.close()

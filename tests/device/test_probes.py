@@ -12,23 +12,23 @@ import pytest
 from pviommu.dma.fault import DmaRefusedError, Fault
 from pviommu.engine import Access
 from pviommu.interfaces.pv.profile import Reply
-from pviommu.probes import Probes, Rule, Seen
-from pviommu_abi.own import OwnOp
+from pviommu.probes import ProbeCall, Probes, Rule
 from pviommu_abi.registers import REGISTER
 from pviommu_abi.slots import Errno, OpClass
+from pviommu_abi.vendor import VendorOp
 from vfio_user import IrqIndex
 
 from .conftest import Driver
 
-SeenAt = Callable[[str], tuple[Driver, list[Seen]]]
+SeenAt = Callable[[str], tuple[Driver, list[ProbeCall]]]
 
 
 @pytest.fixture
 def seen_at(make_driver: Callable[..., Driver]) -> SeenAt:
     """A machine with a rule of this pattern, and what that has seen since the start."""
 
-    def make(pattern: str) -> tuple[Driver, list[Seen]]:
-        seen: list[Seen] = []
+    def make(pattern: str) -> tuple[Driver, list[ProbeCall]]:
+        seen: list[ProbeCall] = []
         driver = make_driver(probes=Probes([Rule(pattern, seen.append)])).start()
         seen.clear()
         return driver, seen
@@ -97,8 +97,8 @@ def test_registers_are_seen_read_and_written(seen_at: SeenAt) -> None:
     driver.write("RING_SELECT", 0)
 
     assert seen == [
-        Seen("register.read.post", "iommu", (REGISTER["STATUS"].offset, 4), status.to_bytes(4, "little")),
-        Seen("register.write.post", "iommu", (REGISTER["RING_SELECT"].offset, bytes(4)), None),
+        ProbeCall("register.read.post", "iommu", (REGISTER["STATUS"].offset, 4), status.to_bytes(4, "little")),
+        ProbeCall("register.write.post", "iommu", (REGISTER["RING_SELECT"].offset, bytes(4)), None),
     ]
 
 
@@ -109,7 +109,7 @@ def test_an_interrupt_is_seen_whether_it_is_set_up_or_not(seen_at: SeenAt) -> No
     driver.iommu.interrupt(1)
     os.close(fd)
 
-    event = Seen("interrupt.post", "iommu", (IrqIndex.MSIX, 1))
+    event = ProbeCall("interrupt.post", "iommu", (IrqIndex.MSIX, 1))
     assert seen == [event._replace(result=False), event._replace(result=True)]
 
 
@@ -124,7 +124,7 @@ def test_a_reset_is_seen_of_the_function_that_it_is_of(seen_at: SeenAt) -> None:
 
 
 def test_what_a_call_raises_passes_and_has_no_post() -> None:
-    seen: list[Seen] = []
+    seen: list[ProbeCall] = []
 
     def fails() -> None:
         raise KeyError("x")
@@ -172,5 +172,5 @@ def test_what_nobody_watches_is_the_callable_itself() -> None:
 def test_an_operation_that_is_refused_by_its_class_is_none(seen_at: SeenAt) -> None:
     driver, seen = seen_at("op.*")
 
-    assert driver.call(b"", OpClass.OWN, max(OwnOp) + 1)[0] == -Errno.EOPNOTSUPP
+    assert driver.call(b"", OpClass.VENDOR, max(VendorOp) + 1)[0] == -Errno.EOPNOTSUPP
     assert seen == []

@@ -17,17 +17,17 @@ from typing import Any
 import pytest
 
 from pviommu.counters import Counters
-from pviommu.dma.memory_file import Area
+from pviommu.dma.memory_file import FileArea
 from pviommu.engine.core import Core
 from pviommu.host.pacing import Pace
 from pviommu.host.server import Server
-from pviommu.inputs import Kind, LiveInputs, Source
+from pviommu.inputs import InputKind, LiveInputs, Source
 from pviommu.journal import DivergedError, Entry, JournalInputs, ReplayInputs, Unconnected
 from pviommu.machine import Machine
 from pviommu.native.core import NativeCore
 from pviommu.pci.function import Environment
 from pviommu.pci.shared_memory import SharedMemory
-from pviommu.topology import EndpointEntry, IommuEntry, Topology
+from pviommu.topology import EndpointSection, IommuSection, Topology
 from pviommu.transports.listening import close_all, listen_all
 from pviommu_abi.dma_test import DescriptorFlags, DescriptorStatus, DmaOp
 from pviommu_abi.slots import Errno
@@ -36,7 +36,9 @@ from vfio_user import RemoteError
 from ..wire.guest import RAM_SIZE, Guest
 from .native.conftest import make_library
 
-TOPOLOGY = Topology(IommuEntry(rings=2), (EndpointEntry("dma0", "dma-test", 1), EndpointEntry("dma1", "dma-test", 2)))
+TOPOLOGY = Topology(
+    IommuSection(rings=2), (EndpointSection("dma0", "dma-test", 1), EndpointSection("dma1", "dma-test", 2))
+)
 IOVA, GPA, BAR = 0x40000000, 0x100000, 0x8_0000_0000
 DFN, GFN = IOVA >> 12, GPA >> 12
 SLOW, SLOW_SIZE = 1 << 32, 1 << 20
@@ -55,7 +57,7 @@ class Watched:
 
     def of(self, source: Source, call: Callable[..., Any]) -> Callable[..., Any]:
         passed = self.inputs.of(source, call)
-        if source.kind not in (Kind.SENT, Kind.INTERRUPT, Kind.WRITTEN):
+        if source.kind not in (InputKind.SENT, InputKind.INTERRUPT, InputKind.WRITTEN):
             return passed  # type: ignore[no-any-return]
 
         def noted(*arguments: Any) -> Any:
@@ -71,7 +73,7 @@ class Memories:
 
     def __init__(self, patch: pytest.MonkeyPatch, outputs: list[tuple[str, Any]]) -> None:
         self._outputs = outputs
-        for kind, methods in ((SharedMemory, ("clear", "renew", "close")), (Area, ("close",))):
+        for kind, methods in ((SharedMemory, ("clear", "renew", "close")), (FileArea, ("close",))):
             for method in methods:
                 patch.setattr(kind, method, self._noting(kind, getattr(kind, method)))
 
@@ -258,9 +260,9 @@ def test_what_is_compared_has_all_sorts_of_outputs(live: Live) -> None:
 
     assert {"bytes to the client of iommu", "bytes to the client of dma0", "interrupts of dma0"} <= kinds
     assert "writes to guest memory of dma0" in kinds
-    assert f"Area {RAM_SIZE}" in kinds
+    assert f"FileArea {RAM_SIZE}" in kinds
     assert any(what.startswith("SharedMemory") and any(data) for what, data in live.inputs.outputs)
-    ram = next(data for what, data in live.inputs.outputs if what == f"Area {RAM_SIZE}")
+    ram = next(data for what, data in live.inputs.outputs if what == f"FileArea {RAM_SIZE}")
     assert bytes.fromhex("8877665544332211") in ram
 
 
@@ -268,21 +270,21 @@ def test_every_kind_of_input_of_the_session_has_its_name(live: Live) -> None:
     sources = {entry.source for entry in live.journal.entries}
 
     for source in (
-        Source(Kind.CLOCK),
-        Source(Kind.PROCESSOR_TIME),
-        Source(Kind.READY),
-        Source(Kind.RING_INDEX, 0),
-        Source(Kind.RING_SLOTS, 0),
-        Source(Kind.EVENT_INDEX),
-        Source(Kind.SHARED_MEMORY, "dma0"),
-        Source(Kind.GUEST_MEMORY, "dma0"),
-        Source(Kind.WRITTEN, "dma0"),
-        Source(Kind.RECEIVED, "iommu"),
-        Source(Kind.SENT, "iommu"),
-        Source(Kind.CLIENT, "dma1"),
-        Source(Kind.PEER, "dma0"),
-        Source(Kind.DESCRIPTOR, "dma0"),
-        Source(Kind.INTERRUPT, "dma0"),
+        Source(InputKind.CLOCK),
+        Source(InputKind.PROCESSOR_TIME),
+        Source(InputKind.READY),
+        Source(InputKind.RING_INDEX, 0),
+        Source(InputKind.RING_SLOTS, 0),
+        Source(InputKind.EVENT_INDEX),
+        Source(InputKind.SHARED_MEMORY, "dma0"),
+        Source(InputKind.GUEST_MEMORY, "dma0"),
+        Source(InputKind.WRITTEN, "dma0"),
+        Source(InputKind.RECEIVED, "iommu"),
+        Source(InputKind.SENT, "iommu"),
+        Source(InputKind.CLIENT, "dma1"),
+        Source(InputKind.PEER, "dma0"),
+        Source(InputKind.DESCRIPTOR, "dma0"),
+        Source(InputKind.INTERRUPT, "dma0"),
     ):
         assert source in sources, source
 
@@ -291,7 +293,7 @@ def test_a_journal_that_lacks_an_entry_is_told_from_the_session(
     live: Live, make_core: Callable[[], Core | None]
 ) -> None:
     entries = live.journal.entries
-    place = next(number for number, entry in enumerate(entries) if entry.source.kind is Kind.RING_SLOTS)
+    place = next(number for number, entry in enumerate(entries) if entry.source.kind is InputKind.RING_SLOTS)
     missing = [*entries[:place], *entries[place + 1 :]]
 
     with pytest.raises(DivergedError, match=f"entry {place} is of .*, and the device asks for slots of ring 0"):

@@ -22,16 +22,16 @@ from pviommu.guest.local import LocalFunction
 from pviommu.guest.memory import GuestRam
 from pviommu.guest.ring import Ring
 from pviommu.host.work import Work
-from pviommu.inputs import LiveInputs, Outcome
+from pviommu.inputs import LiveInputs, WorkOutcome
 from pviommu.machine import Machine
 from pviommu.pci.function import Environment
 from pviommu.snapshot import BusyError, SnapshotError
-from pviommu.topology import EndpointEntry, IommuEntry, Topology
+from pviommu.topology import EndpointSection, IommuSection, Topology
 from pviommu_abi import dma_test, xor
 from pviommu_abi.dma_test import DescriptorFlags, DescriptorStatus, DmaOp
-from pviommu_abi.own import Batch, Binding, MapOp, OwnOp
 from pviommu_abi.registers import REGISTER
 from pviommu_abi.slots import OpClass
+from pviommu_abi.vendor import Batch, Binding, MapOp, VendorOp
 from pviommu_abi.xen_2024 import PvIommuOp, ReattachDevice, Xen2024Op
 from vfio_user import DmaMapping, IrqAction, IrqIndex, IrqKind, IrqRequest
 
@@ -39,12 +39,12 @@ RAM = 16 << 20
 LARGE = 1 << 20
 """Bytes that DMA moves in several steps."""
 TOPOLOGY = Topology(
-    IommuEntry(),
+    IommuSection(),
     (
-        EndpointEntry("dma0", "dma-test", 1),
-        EndpointEntry("dma1", "dma-test", 2),
-        EndpointEntry("stamp", "template", 3),
-        EndpointEntry("xor", "xor", 4),
+        EndpointSection("dma0", "dma-test", 1),
+        EndpointSection("dma1", "dma-test", 2),
+        EndpointSection("stamp", "template", 3),
+        EndpointSection("xor", "xor", 4),
     ),
 )
 
@@ -307,7 +307,7 @@ def long_batch(guest: Guest) -> Ring:
     guest.work()
     array = b"".join(MapOp(page, page + 7, 3, 1).pack() for page in range(100))
     guest.ram.bytes[0x8000 : 0x8000 + len(array)] = array
-    ring.put(OpClass.OWN, OwnOp.BATCH, 0, Batch(0x8000, 100, 0, 1).pack())
+    ring.put(OpClass.VENDOR, VendorOp.BATCH, 0, Batch(0x8000, 100, 0, 1).pack())
     guest.work()
     assert guest.machine.iommu.rings[0].operation
     return ring
@@ -345,16 +345,18 @@ def refused(guest: Guest, file: bytes, text: str) -> None:
     ("topology", "text"),
     [
         (
-            Topology(IommuEntry(contexts=7), TOPOLOGY.endpoint),
+            Topology(IommuSection(contexts=7), TOPOLOGY.endpoint),
             "iommu.settings.max_contexts was 255 there, and is 7 her",
         ),
-        (Topology(IommuEntry(), TOPOLOGY.endpoint[:3]), r"endpoints.xor was \{.*\} there, and is None here"),
+        (Topology(IommuSection(), TOPOLOGY.endpoint[:3]), r"endpoints.xor was \{.*\} there, and is None here"),
         (
-            Topology(IommuEntry(), (*TOPOLOGY.endpoint[:3], EndpointEntry("xor", "xor", 4, options=XorOptions(key=1)))),
+            Topology(
+                IommuSection(), (*TOPOLOGY.endpoint[:3], EndpointSection("xor", "xor", 4, options=XorOptions(key=1)))
+            ),
             "endpoints.xor.options.key was 90 there, and is 1 here",
         ),
         (
-            Topology(IommuEntry(), (*TOPOLOGY.endpoint[:3], EndpointEntry("xor", "template", 4))),
+            Topology(IommuSection(), (*TOPOLOGY.endpoint[:3], EndpointSection("xor", "template", 4))),
             "endpoints.xor.kind was 'Xor' there, and is 'Template' here",
         ),
     ],
@@ -502,12 +504,12 @@ class Host:
         while self.left:
             owner, generation, work, callback = self.left.pop()
             if owner.generation == generation:
-                callback(Outcome(1, work()))
+                callback(WorkOutcome(1, work()))
 
 
 def test_work_in_a_thread_is_waited_for_unless_there_was_a_reset(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pviommu.machine.endpoint_class", lambda _: Slow)
-    guest = Guest(Topology(IommuEntry(), (EndpointEntry("slow", "template", 1),))).start()
+    guest = Guest(Topology(IommuSection(), (EndpointSection("slow", "template", 1),))).start()
     host = guest.machine.endpoints["slow"].host = Host()  # type: ignore[assignment]
 
     guest.write("slow", 0, 0x1000)
@@ -532,10 +534,10 @@ class Impatient(Template):
 
 def test_a_request_that_waits_for_the_rings_is_brought_to_an_end_with_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pviommu.machine.endpoint_class", lambda _: Impatient)
-    guest = Guest(Topology(IommuEntry(default_policy="blocked"), (EndpointEntry("stamp", "template", 1),))).start()
+    guest = Guest(Topology(IommuSection(default_policy="blocked"), (EndpointSection("stamp", "template", 1),))).start()
     ring = long_batch(guest)
     binding = Binding(0, 0, 8, 1).pack().ljust(48, b"\0")
-    ring.put(OpClass.OWN, OwnOp.BIND, 0, binding)
+    ring.put(OpClass.VENDOR, VendorOp.BIND, 0, binding)
     ring.put(OpClass.XEN_2024, 0, 0, ReattachDevice(Xen2024Op.REATTACH_DEVICE, 1, 0, 0, 0, 8).pack())
     guest.write("stamp", 0, 99 << 12)
 

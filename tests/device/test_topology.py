@@ -9,7 +9,7 @@ import pytest
 from pviommu.counters import Counters
 from pviommu.endpoints.options import Options
 from pviommu.endpoints.xor import Xor, XorOptions
-from pviommu.engine import ReservedRegion
+from pviommu.engine import ReservedFrames
 from pviommu.inputs import LiveInputs
 from pviommu.interfaces.pv.contexts import DefaultPolicy
 from pviommu.machine import Machine
@@ -53,7 +53,7 @@ def test_every_key_reaches_the_configuration(tmp_path: Path) -> None:
     assert (config.identity.vendor, config.identity.device) == (0x1AF4, 0x10FF)
     assert config.streams == (9,)
     assert dict(config.fixed_bindings) == {9: 0x000102FF}
-    assert dict(config.reserved) == {9: (ReservedRegion(0x7D000, 0x7D001, "direct"),)}
+    assert dict(config.reserved) == {9: (ReservedFrames(0x7D000, 0x7D001, "direct"),)}
     assert (config.allowed, config.remote_cmd) == (False, False)
 
 
@@ -83,7 +83,7 @@ class Wanting(Options, frozen=True, kw_only=True):
         ("block-size = 1.5\n", "line 5: endpoint[0].block-size = 1.5: must be a whole number"),
         (
             "block_size = 1\n",
-            "line 5: endpoint[0]: there is no key block_size, but name, kind, stream, sbdf,",
+            "line 5: endpoint[0]: unknown key block_size; known are name, kind, stream, sbdf,",
         ),
     ],
 )
@@ -105,32 +105,35 @@ def test_an_option_without_a_default_must_be_given(
     ("text", "message"),
     [
         ("[iommu\n", "Expected ']' at the end of a table declaration (at line 1, column 7)"),
-        ("contexts = 3\n", "line 1: there is no key contexts, but iommu, endpoint"),
-        ("[iommu]\n\npool_pages = 3\n", "line 3: iommu: there is no key pool_pages, but name, instance, contexts,"),
+        ("contexts = 3\n", "line 1: unknown key contexts; known are iommu, endpoint"),
+        ("[iommu]\n\npool_pages = 3\n", "line 3: iommu: unknown key pool_pages; known are name, instance, contexts,"),
         ('[iommu]\ncontexts = "many"\n', "line 2: iommu.contexts = 'many': must be a whole number, 1 to 65535"),
         ("[iommu]\ncontexts = 0\n", "line 2: iommu.contexts = 0: must be a whole number, 1 to 65535"),
         ("iommu.contexts = 0\n", "line 1: iommu.contexts = 0: must be a whole number, 1 to 65535"),
         ("iommu = { rings = 2, contexts = 0 }\n", "line 1: iommu.contexts = 0: must be a whole number, 1 to 65535"),
-        ('[iommu]\nname = """a\nb"""\n', "iommu.name = 'a\\nb': must be 1 to 32 of a-z"),
+        ('[iommu]\nname = """a\nb"""\n', "iommu.name = 'a\\nb': must be 1 to 32 characters a-z"),
         ("iommu = 3\n", "line 1: iommu: Expected `object`, got `int`"),
         ("endpoint = 3\n", "line 1: endpoint = 3: must be at most 256 tables"),
         ('[iommu]\ndefault-policy = "open"\n', 'iommu.default-policy = \'open\': must be "blocked" or "identity"'),
         ("[iommu]\nallowed = 1\n", "line 2: iommu.allowed = 1: must be true or false"),
         ('# two\n[[endpoint]]\nname = "dma0"\nstream = 1\n', "line 2: endpoint[0]: the key kind is missing"),
-        ('[iommu]\nname = "../up"\n', "line 2: iommu.name = '../up': must be 1 to 32 of a-z, 0-9 and -"),
-        (f'[iommu]\nname = "{"a" * 33}"\n', "must be 1 to 32 of a-z, 0-9 and -"),
-        ('[iommu]\nname = "a\\n"\n', "name 'a\\n': must be 1 to 32 of a-z, 0-9 and -"),
-        ('[iommu]\nname = "dma0"\n' + ENDPOINT, "line 4: name 'dma0': used twice, each names a socket"),
-        (ENDPOINT.replace("dma-test", "gpu"), "line 3: endpoint dma0: kind 'gpu' is none of dma-test, template"),
+        ('[iommu]\nname = "../up"\n', "line 2: iommu.name = '../up': must be 1 to 32 characters a-z, 0-9 and -"),
+        (f'[iommu]\nname = "{"a" * 33}"\n', "must be 1 to 32 characters a-z, 0-9 and -"),
+        ('[iommu]\nname = "a\\n"\n', "name 'a\\n': must be 1 to 32 characters a-z, 0-9 and -"),
+        ('[iommu]\nname = "dma0"\n' + ENDPOINT, "line 4: name 'dma0': used twice, but names must be unique"),
+        (ENDPOINT.replace("dma-test", "gpu"), "line 3: endpoint dma0: kind 'gpu': must be one of dma-test, template"),
         (ENDPOINT.replace("= 1", "= -1"), "line 4: endpoint[0].stream = -1: must be a whole number, 0 to 4294967294"),
         (ENDPOINT.replace("= 1", "= 0xffffffff"), "stream = 4294967295 (0xffffffff): must be a whole number, 0 to"),
         (
             ENDPOINT + ENDPOINT.replace("dma0", "dma1"),
-            "line 8: endpoint dma1: stream 1 is that of dma0, each needs its own",
+            "line 8: endpoint dma1: stream 1 is that of dma0, but streams must be unique",
         ),
-        (ENDPOINT + 'sbdf = "00:5"\n', "line 5: endpoint[0].sbdf = '00:5': must be segment (may be left out), bus,"),
-        (ENDPOINT + 'sbdf = "00:20.0"\n', "endpoint[0].sbdf = '00:20.0': must be segment (may be left out), bus,"),
-        (ENDPOINT + 'sbdf = "ffff:ff:1f.7"\n', "line 5: endpoint dma0: sbdf 'ffff:ff:1f.7' stands for no binding"),
+        (ENDPOINT + 'sbdf = "00:5"\n', "line 5: endpoint[0].sbdf = '00:5': must be segment (optional), bus,"),
+        (ENDPOINT + 'sbdf = "00:20.0"\n', "endpoint[0].sbdf = '00:20.0': must be segment (optional), bus,"),
+        (
+            ENDPOINT + 'sbdf = "ffff:ff:1f.7"\n',
+            "line 5: endpoint dma0: sbdf 'ffff:ff:1f.7' must not be 0xffffffff, which means unbound",
+        ),
         (
             ENDPOINT
             + 'sbdf = "00:05.0"\n'
@@ -152,14 +155,17 @@ def test_an_option_without_a_default_must_be_given(
         (ENDPOINT + RESERVED.format(0, 4096) + 'kind = "soft"\n', "reserved[0].kind = 'soft': must be \"direct\""),
         (XOR + "key = 256\n", "line 5: endpoint[0].key = 256: must be a whole number, 0 to 255"),
         (XOR + 'key = "7"\n', "line 5: endpoint[0].key = '7': must be a whole number, 0 to 255"),
-        (XOR + "keys = 7\n", "line 5: endpoint[0]: there is no key keys, but name, kind, stream, sbdf, reserved, key"),
-        (XOR + "options = { key = 7 }\n", "line 5: endpoint[0]: there is no key options, but name, kind, stream,"),
+        (
+            XOR + "keys = 7\n",
+            "line 5: endpoint[0]: unknown key keys; known are name, kind, stream, sbdf, reserved, key",
+        ),
+        (XOR + "options = { key = 7 }\n", "line 5: endpoint[0]: unknown key options; known are name, kind, stream,"),
         (ENDPOINT + XOR.replace("= 1", "= 2") + "key = true\n", "line 9: endpoint[1].key = true: must be a whole"),
-        (ENDPOINT + "key = 7\n", "line 5: endpoint[0]: there is no key key, but name, kind, stream, sbdf, reserved"),
+        (ENDPOINT + "key = 7\n", "line 5: endpoint[0]: unknown key key; known are name, kind, stream, sbdf, reserved"),
         ('[[endpoint]]\nname = "x"\nstream = 1\nkey = 7\n', "line 1: endpoint[0]: the key kind is missing"),
         (
             XOR.replace('"xor"', '"gpu"') + "key = 7\n",
-            "line 3: endpoint x: kind 'gpu' is none of dma-test, template, xor",
+            "line 3: endpoint x: kind 'gpu': must be one of dma-test, template, xor",
         ),
         ("[iommu]\nvendor-id = 0\n", "line 2: iommu.vendor-id = 0: must be a whole number, 0x1 to 0xfffe"),
         ("[iommu]\ndevice-id = 0xffff\n", "iommu.device-id = 65535 (0xffff): must be a whole number, 0x1 to 0xfffe"),

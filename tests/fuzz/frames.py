@@ -7,7 +7,7 @@ lowest bit of the first byte says whether a VERSION exchange went before, the ne
 from __future__ import annotations
 
 from pviommu.host.work import Work
-from vfio_user import Frame, FrameReader, Limits, Session, State
+from vfio_user import Frame, FrameReader, Session, SessionLimits, State
 from vfio_user.framing import BadFrame, close_fds
 from vfio_user.messages import Header
 
@@ -65,7 +65,7 @@ def _check_session(chunks: list[tuple[bytes, int]], descriptors: Descriptors, *,
         function = next(function for function in machine.functions() if function.name == name)
         before = open_descriptors()
         session = Session(function)
-        replies = FrameReader(Limits().max_frame)
+        replies = FrameReader(SessionLimits().max_frame)
         if negotiated:
             session.receive(Header(0, 1, Header.SIZE + len(VERSION), 0, 0).pack() + VERSION, [])
         for chunk, count in chunks:

@@ -18,8 +18,19 @@ from pviommu.inputs import LiveInputs
 from pviommu.machine import Machine
 from pviommu.pci.config_space import Identity
 from pviommu.pci.function import Environment, PciFunction
-from pviommu.topology import EndpointEntry, IommuEntry, ReservedEntry, Topology
-from vfio_user import Command, DmaMapping, Frame, FrameReader, Header, HeaderFlags, Limits, Outgoing, Session, State
+from pviommu.topology import EndpointSection, IommuSection, ReservedSection, Topology
+from vfio_user import (
+    Command,
+    DmaMapping,
+    Frame,
+    FrameReader,
+    Header,
+    HeaderFlags,
+    Outgoing,
+    Session,
+    SessionLimits,
+    State,
+)
 from vfio_user.messages import MessageType
 from vfio_user.negotiation import offer
 
@@ -44,8 +55,8 @@ RAM_SIZE = PROBED_SIZE
 MAX_TIME_READS = 1 << 20
 STREAM = 1
 READ_WRITE = Access.READ | Access.WRITE
-VERSION = offer(Limits(), 0)
-MAX_OUTGOING = 2 * Limits().max_frame + Limits().max_frame
+VERSION = offer(SessionLimits(), 0)
+MAX_OUTGOING = 2 * SessionLimits().max_frame + SessionLimits().max_frame
 """Two full transfers may wait when one more request is worked on."""
 
 _Run = tuple[int, int, int, Access]
@@ -142,10 +153,10 @@ def bare_function() -> PciFunction:
 
 @contextlib.contextmanager
 def small_machine(
-    iommu: IommuEntry | None = None,
+    iommu: IommuSection | None = None,
     inputs: LiveInputs | None = None,
     ram: int | None = None,
-    direct: tuple[ReservedEntry, ...] = (),
+    direct: tuple[ReservedSection, ...] = (),
 ) -> Iterator[Machine]:
     """A PV-IOMMU and a DMA test engine, ``dma0``, which has ``direct`` regions, with the memory of ``ram`` at 0.
 
@@ -154,7 +165,7 @@ def small_machine(
     before = open_descriptors()
     with nothing_raised():
         machine = build(
-            Topology(iommu or IommuEntry(rings=2), (EndpointEntry("dma0", "dma-test", STREAM, reserved=direct),)),
+            Topology(iommu or IommuSection(rings=2), (EndpointSection("dma0", "dma-test", STREAM, reserved=direct),)),
             inputs,
         )
         try:
@@ -175,7 +186,7 @@ class Talk:
     def __init__(self, function: PciFunction) -> None:
         self.session = Session(function)
         self._number = 0
-        self._reader = FrameReader(Limits().max_frame)
+        self._reader = FrameReader(SessionLimits().max_frame)
         assert self.request(Command.VERSION, VERSION) is not None
 
     def request(self, command: int, payload: bytes, fds: Sequence[int] = ()) -> bytes | None:

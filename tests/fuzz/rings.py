@@ -15,12 +15,12 @@ from pviommu.dma.windows import MAX_REGISTER_BYTES
 from pviommu.engine import Access
 from pviommu.host.work import Work
 from pviommu.machine import Machine
-from pviommu.topology import IommuEntry, ReservedEntry
-from pviommu_abi import dma_test, own, xen_2024, xen_v7
-from pviommu_abi.own import OwnOp
+from pviommu.topology import IommuSection, ReservedSection
+from pviommu_abi import dma_test, vendor, xen_2024, xen_v7
 from pviommu_abi.registers import REGISTER, REGISTER_BAR, REGISTERS, Profile, RingControl
 from pviommu_abi.shared import CACHE_LINE, EVENT_INDEX_OFFSET, RING_AREA_OFFSET, RING_INDEX_STRIDE
 from pviommu_abi.slots import PAYLOAD_SIZE, SLOT_SIZE, OpClass, Slot, SlotFlags
+from pviommu_abi.vendor import VendorOp
 from pviommu_abi.xen_2024 import Xen2024Op
 from pviommu_abi.xen_v7 import XenV7Op
 from vfio_user import DmaMapping, RequestError
@@ -37,13 +37,13 @@ DEVFN = 0x28
 RAM_PAGES = RAM_SIZE >> 12
 DMA_LIMIT = 0x40000
 MSI = (0xFEE00, 0xFEEFF)
-DIRECT = (ReservedEntry(0x10000, 0x4000), ReservedEntry(0x7FFFF000, 0x2000))
+DIRECT = (ReservedSection(0x10000, 0x4000), ReservedSection(0x7FFFF000, 0x2000))
 _SPREAD = (0, 0, 8, 9, 17, 18, 20, 27, 51, 56)
 _MASK = 0xFFFFFFFF
 _MASK_64 = (1 << 64) - 1
 TOKENS = tuple(
     Slot(op_class, op, 0, 0).pack()[:4]
-    for op_class, ops in ((OpClass.XEN_2024, [0]), (OpClass.XEN_V7, XenV7Op), (OpClass.OWN, OwnOp))
+    for op_class, ops in ((OpClass.XEN_2024, [0]), (OpClass.XEN_V7, XenV7Op), (OpClass.VENDOR, VendorOp))
     for op in ops
 )
 
@@ -66,7 +66,7 @@ def target(data: bytes) -> None:
     """Nothing raises, one bad request fails alone, and the engine's books are right after every step of work."""
     feed = Feed(data)
     limits, profile = feed.u8(), feed.u8()
-    entry = IommuEntry(
+    entry = IommuSection(
         rings=RINGS,
         contexts=(3, 1, 255, 8)[limits & 3],
         pool_pages=(24, 3, 4096, 64)[limits >> 2 & 3],
@@ -190,29 +190,29 @@ class _Guest:
         self._put(OpClass.XEN_V7, XenV7Op.UNMAP_PAGES, how, payload)
 
     def binding(self, feed: Feed) -> None:
-        ops = (OwnOp.BIND, OwnOp.UNBIND, OwnOp.QUERY_ENDPOINT, OwnOp.BLOCK)
+        ops = (VendorOp.BIND, VendorOp.UNBIND, VendorOp.QUERY_ENDPOINT, VendorOp.BLOCK)
         op, how, stream = feed.pick(ops), feed.u8(), feed.u8()
-        self._put(OpClass.OWN, op, how, own.Binding(0, 0, DEVFN, STREAM if stream & 1 else stream).pack())
+        self._put(OpClass.VENDOR, op, how, vendor.Binding(0, 0, DEVFN, STREAM if stream & 1 else stream).pack())
 
     def own(self, feed: Feed) -> None:
         op, how = feed.u8(), feed.u8()
-        self._put(OpClass.OWN, op, how, feed.take(feed.u8()))
+        self._put(OpClass.VENDOR, op, how, feed.take(feed.u8()))
 
     def batch(self, feed: Feed) -> None:
         """Write the elements to guest memory, then the slot that names them."""
         how, ctx, flags, count = feed.u8(), feed.u8(), feed.u8(), feed.u8()
         address = feed.u16() << 3
         elements = b"".join(
-            own.MapOp(_frame(feed), _frame(feed), feed.u8(), 0).pack() for _ in range(min(count, 16)) if feed
+            vendor.MapOp(_frame(feed), _frame(feed), feed.u8(), 0).pack() for _ in range(min(count, 16)) if feed
         )
         os.pwrite(self.ram, elements[: max(0, RAM_SIZE - address)], address)
-        self._put(OpClass.OWN, OwnOp.BATCH, how, own.Batch(address, count, flags, ctx).pack())
+        self._put(OpClass.VENDOR, VendorOp.BATCH, how, vendor.Batch(address, count, flags, ctx).pack())
 
     def call(self, feed: Feed) -> None:
         """Write a structure to guest memory, then the slot that names it."""
         how, op, address = feed.u8(), feed.u8(), feed.u16() << 3
         os.pwrite(self.ram, feed.take(feed.u8())[: max(0, RAM_SIZE - address)], address)
-        self._put(OpClass.OWN, OwnOp.CALL, how, own.Call(address, op).pack())
+        self._put(OpClass.VENDOR, VendorOp.CALL, how, vendor.Call(address, op).pack())
 
     # -- everything else that a guest can do ------------------------------------------------------------------------
 

@@ -6,10 +6,10 @@ from __future__ import annotations
 
 import struct
 
-from pviommu_abi.own import BatchFlags, OwnOp, Reserve
 from pviommu_abi.registers import REGISTER, Profile, RingControl
 from pviommu_abi.shared import RING_AREA_OFFSET
 from pviommu_abi.slots import DEFAULT_CONTEXT, OpClass, Slot
+from pviommu_abi.vendor import BatchFlags, Reserve, VendorOp
 from pviommu_abi.xen_2024 import PvIommuOp, Xen2024Op
 from pviommu_abi.xen_v7 import XenV7Op
 from vfio_user import Command, Header, IrqIndex, RegionIndex
@@ -211,7 +211,7 @@ def _unmap_2024(dfn: bytes, nr: int, how: int = 0, ctx: int = 1) -> bytes:
 
 def _reserve(pages: int, how: int = 0, ctx: int = 1) -> bytes:
     payload = Reserve(ctx, 0, pages).pack()
-    return bytes([STEP["own"], OwnOp.RESERVE, how, len(payload)]) + payload
+    return bytes([STEP["own"], VendorOp.RESERVE, how, len(payload)]) + payload
 
 
 def _dma(what: int, dfn: bytes, length: int) -> bytes:
@@ -349,7 +349,7 @@ def _rings() -> dict[str, bytes]:
         "batch-v7": start_v7 + init + batch + _WORK + unbatch + _WORK,
         "call": start + call + call + bytes([STEP["call"], 1, 9]) + struct.pack("<HB", 0xFFFF, 0) + _WORK,
         "own": start
-        + b"".join(bytes([STEP["own"], op, 0, 0]) for op in OwnOp)
+        + b"".join(bytes([STEP["own"], op, 0, 0]) for op in VendorOp)
         + _WORK
         + bytes([STEP["any_slot"], 7, 7, 7, STEP["arm"], STEP["drain"]]),
         "blocked": b"\x80\0" + _ATTACH + _dma(0, dfn, 16) + bytes([STEP["index"], 6, 1, 0, 0, 0, STEP["arm"]]),

@@ -12,7 +12,7 @@ import msgspec
 
 from pviommu.endpoints import ENDPOINTS
 from pviommu.host.work import Work
-from pviommu.topology import EndpointEntry, IommuEntry, ReservedEntry, TopologyError, load
+from pviommu.topology import EndpointSection, IommuSection, ReservedSection, TopologyError, load
 
 from .machine import build, check_engine, nothing_raised, open_descriptors
 
@@ -26,7 +26,7 @@ TOKENS = (
     b"[[endpoint.reserved]]\n",
     *(
         f"{field.encode_name} = ".encode()
-        for kind in (IommuEntry, EndpointEntry, ReservedEntry)
+        for kind in (IommuSection, EndpointSection, ReservedSection)
         for field in msgspec.structs.fields(kind)
     ),
     *(f'"{name}"\n'.encode() for name in (*ENDPOINTS, "identity", "blocked", "0000:00:05.0")),

@@ -5,7 +5,7 @@ Input: the payload itself, JSON included.
 
 from __future__ import annotations
 
-from vfio_user import Command, Header, HeaderFlags, Limits, ProtocolError, Session, State
+from vfio_user import Command, Header, HeaderFlags, ProtocolError, Session, SessionLimits, State
 from vfio_user.framing import FrameReader
 from vfio_user.negotiation import MINOR, Offer, accept, parse
 
@@ -14,7 +14,7 @@ from .machine import bare_function, nothing_raised, take
 __all__ = ["TOKENS", "target"]
 
 TOKENS = (
-    *(f'"{name}":'.encode() for name in (*Limits(write_multiple=True).to_json(), "capabilities", "migration")),
+    *(f'"{name}":'.encode() for name in (*SessionLimits(write_multiple=True).to_json(), "capabilities", "migration")),
     *(b"twin_socket", b"max_bitmap_size", b"pgsize", b"true", b"false", b"null", b"1e999", b"-1", b"[[[[", b"\xff\xfe"),
 )
 
@@ -24,7 +24,7 @@ _FUNCTION = bare_function()
 
 def target(data: bytes) -> None:
     """An offer is accepted with values inside their bounds, or refused as a protocol error; a session agrees."""
-    limits = Limits(write_multiple=True)
+    limits = SessionLimits(write_multiple=True)
     try:
         proposed = parse(data)
         reply, agreed = accept(data, limits)
@@ -43,7 +43,7 @@ def target(data: bytes) -> None:
         session.eof()
 
 
-def _check(limits: Limits, proposed: Offer, reply: bytes, agreed: Offer) -> None:
+def _check(limits: SessionLimits, proposed: Offer, reply: bytes, agreed: Offer) -> None:
     answer = parse(reply)
     assert answer.major == agreed.major == 0
     assert answer.minor == agreed.minor == min(proposed.minor, MINOR)

@@ -11,29 +11,28 @@ import pytest
 
 from pviommu import __version__
 from pviommu.lab.driver_checks import DriverChecks
-from pviommu.lab.kept import copy_sources
+from pviommu.lab.kept import source_files
+from pviommu.lab.series import FOLDER, Series
 
 
 @dataclass(frozen=True)
 class Installation:
     """The driver's Makefile for one kernel, with all that it writes to in a folder of the private root."""
 
-    checks: DriverChecks
-    folder: Path
-    inside: str
+    series: Series
     release: str
 
     def run(self, *program: str) -> str:
         """What ``program`` says; it must succeed."""
-        status, output = self.checks.run(program)
-        assert status == 0, output
-        return output
+        outcome = self.series.run(*program)
+        assert outcome.status == 0, outcome.output
+        return outcome.output
 
     def make(self, *words: str) -> str:
         """What ``make`` says in the folder of the driver."""
         return self.run(
-            *("make", "-C", f"{self.inside}/driver", f"KDIR=/lib/modules/{self.release}/build"),
-            *(f"INSTALL_MOD_PATH={self.inside}/by-hand", f"SRCTREE={self.inside}/src"),
+            *("make", "-C", f"{FOLDER}/driver", f"KDIR=/lib/modules/{self.release}/build"),
+            *(f"INSTALL_MOD_PATH={FOLDER}/by-hand", f"SRCTREE={FOLDER}/src"),
             *(f"DKMSFLAGS={' '.join(self.dkms_options)}", *words),
         )
 
@@ -41,30 +40,36 @@ class Installation:
     def dkms_options(self) -> list[str]:
         """What keeps dkms within the folder."""
         places = {"--dkmstree": "tree", "--sourcetree": "src", "--installtree": "modules"}
-        return [word for option, name in places.items() for word in (option, f"{self.inside}/{name}")]
+        return [word for option, name in places.items() for word in (option, f"{FOLDER}/{name}")]
 
     def module(self, path: str) -> dict[str, str]:
         """The fields of a module below the folder, as modinfo shows them."""
-        lines = self.run("modinfo", f"{self.inside}/{path}").splitlines()
+        lines = self.run("modinfo", f"{FOLDER}/{path}").splitlines()
         return {match[1]: match[2] for line in lines if (match := re.match(r"(\w+):\s+(.*)", line))}
 
     def files(self, *folders: str) -> list[str]:
         """What is in ``folders`` and no folder itself, sorted."""
-        found = (path for name in folders for path in (self.folder / name).rglob("*") if not path.is_dir())
-        return sorted(str(path.relative_to(self.folder)) for path in found)
+        found = self.run("env", "-C", FOLDER, "find", *folders, "!", "-type", "d")
+        return sorted(found.splitlines())
+
+
+# The link is where dkms looks for the headers, as in /lib/modules.
+PREPARE = f"""
+cd {FOLDER}
+mkdir -p tree src modules/$0 by-hand/lib/modules/$0
+ln -s /lib/modules/$0/build modules/$0/build
+cd by-hand/lib/modules/$0
+touch modules.order modules.builtin modules.builtin.modinfo
+"""
 
 
 @pytest.fixture
 def installation(checks: DriverChecks, release: str, checkout: Path) -> Iterator[Installation]:
-    with checks.work_folder() as (folder, inside):
-        copy_sources(checkout / "guest-tools/driver", folder / "driver")
-        for name in ("tree", "src", f"modules/{release}", f"by-hand/lib/modules/{release}"):
-            (folder / name).mkdir(parents=True)
-        # As in /lib/modules, where dkms looks for the headers.
-        (folder / f"modules/{release}/build").symlink_to(f"/lib/modules/{release}/build")
-        for name in ("modules.order", "modules.builtin", "modules.builtin.modinfo"):
-            (folder / f"by-hand/lib/modules/{release}/{name}").touch()
-        yield Installation(checks, folder, inside, release)
+    sources = checkout / "guest-tools/driver"
+    with checks.series({f"driver/{path.relative_to(sources)}": path for path in source_files(sources)}) as series:
+        made = Installation(series, release)
+        made.run("sh", "-ec", PREPARE, release)
+        yield made
 
 
 def conf(checkout: Path) -> dict[str, str]:
@@ -109,12 +114,12 @@ def test_driver_installed_by_hand_is_found_by_its_device_and_can_be_taken_out(in
     installation.make("install")
 
     assert installation.module(f"{folder}/updates/pviommu.ko")["vermagic"].split()[0] == installation.release
-    lines = (installation.folder / folder / "modules.alias").read_text().splitlines()
+    lines = installation.run("cat", f"{FOLDER}/{folder}/modules.alias").splitlines()
     assert [line for line in lines if line.startswith("alias pci:v00001234d00005056")]
 
     installation.make("uninstall")
     installation.make("clean")
 
     assert not [name for name in installation.files("by-hand") if "pviommu" in name]
-    assert "pviommu" not in (installation.folder / folder / "modules.alias").read_text()
-    assert not list((installation.folder / "driver").glob("*.ko"))
+    assert "pviommu" not in installation.run("cat", f"{FOLDER}/{folder}/modules.alias")
+    assert not [name for name in installation.files("driver") if name.endswith(".ko")]

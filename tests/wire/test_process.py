@@ -84,7 +84,7 @@ def test_a_log_that_nobody_reads_stops_neither_the_service_nor_its_end(
     assert list(folder.iterdir()) == []
     if read_at_the_end:
         lines = [json.loads(line) for line in said.splitlines()]
-        assert any("lines of the log were lost: nobody read them" in line["message"] for line in lines)
+        assert any("lines of the log were lost: nothing read them" in line["message"] for line in lines)
         assert lines[-1]["event"] == "summary"
 
 

@@ -12,10 +12,10 @@ import traceback
 import pytest
 
 from pviommu_abi.dma_test import DescriptorStatus, DmaOp
-from pviommu_abi.own import Batch, Call, OwnOp
 from pviommu_abi.registers import REGISTER, RingStatus
 from pviommu_abi.shared import EVENT_ENTRIES, RING_AREA_OFFSET, EventReason
 from pviommu_abi.slots import SLOT_SIZE, Errno, OpClass
+from pviommu_abi.vendor import Batch, Call, VendorOp
 from pviommu_abi.xen_2024 import PvIommuOp, Xen2024Op
 from vfio_user import Client, Command
 from vfio_user.messages import Header
@@ -310,9 +310,9 @@ def test_an_array_outside_guest_memory_is_efault_and_maps_nothing(back_end, addr
         iommu = guest.start().iommu
         ctx = iommu.alloc()
         batch = Batch(address & ~7, count, 0, ctx)
-        assert iommu.call(batch.pack(), OpClass.OWN, OwnOp.BATCH)[0] == -Errno.EFAULT
+        assert iommu.call(batch.pack(), OpClass.VENDOR, VendorOp.BATCH)[0] == -Errno.EFAULT
         if count != 0xFFFFFFFF:
-            assert iommu.call(Call(address & ~7, 0).pack(), OpClass.OWN, OwnOp.CALL)[0] == -Errno.EFAULT
+            assert iommu.call(Call(address & ~7, 0).pack(), OpClass.VENDOR, VendorOp.CALL)[0] == -Errno.EFAULT
         assert iommu.usage().mapped_pages == 0
 
 

@@ -38,8 +38,8 @@ def register(peer, name):
 @row("defect", "A14")
 @pytest.mark.parametrize("cut", [0, 1, 8, 15, 16, 17, 47, 48])
 def test_the_end_of_a_client_at_any_byte_leaves_nothing_of_it(back_end, ram, cut):
-    with Raw(back_end.folder / "dma0.sock") as idle:  # so that both counts are taken with one client connected
-        idle.negotiate()
+    with Raw(back_end.folder / "iommu.sock") as idle:  # so that both counts are taken with one client of this function,
+        idle.negotiate()  # whose connection ends that of the client before, which may not have been looked at yet
         before = back_end.descriptors()
     with Raw(back_end.folder / "iommu.sock") as first:
         first.negotiate()

@@ -11,20 +11,21 @@ from pathlib import Path
 from types import TracebackType
 from typing import ClassVar, Self
 
-from pviommu.bench.wire_guest import Opened, WireGuest
-from pviommu.guest.dma_test import DescriptorRing
-from pviommu.guest.memory import GuestRam
-from pviommu.guest.wire import WireFunction
-from pviommu.lab.problems import RunError
 from pviommu_abi import dma_test
 from pviommu_abi.dma_test import Descriptor, DescriptorFlags, DescriptorStatus, DmaOp, SgEntry
-from pviommu_abi.own import Batch, BatchFlags, MapOp, OwnOp
 from pviommu_abi.registers import REGISTER, REGISTER_BAR, Profile, Reset, RingControl
 from pviommu_abi.shared import CACHE_LINE, MAX_RING_ENTRIES, RING_AREA_OFFSET, RING_INDEX_STRIDE
 from pviommu_abi.slots import SLOT_SIZE, OpClass, Slot, SlotFlags
+from pviommu_abi.vendor import Batch, BatchFlags, MapOp, VendorOp
 from pviommu_abi.xen_2024 import MapPages, PvIommuOp, UnmapPages, Xen2024Op
 from vfio_user import Client, transport
 from vfio_user.messages import Command, Header, RegionAccess
+
+from ..guest.dma_test import DescriptorRing
+from ..guest.memory import GuestRam
+from ..guest.wire import WireFunction
+from ..lab.problems import RunError
+from .wire_guest import Opened, WireGuest
 
 __all__ = ["ABUSES", "NOTHING", "Abuse", "Engine", "Scene"]
 
@@ -352,7 +353,7 @@ class _Batches(_Rings):
 
     def slots(self, ring: int) -> Sequence[bytes]:
         return [
-            _slot(OpClass.OWN, OwnOp.BATCH, Batch(_ARRAY, _ELEMENTS, flags, self.guest.context).pack())
+            _slot(OpClass.VENDOR, VendorOp.BATCH, Batch(_ARRAY, _ELEMENTS, flags, self.guest.context).pack())
             for flags in (0, int(BatchFlags.UNMAP))
         ]
 

@@ -11,9 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter_ns, sleep
 
-from pviommu.bench.mechanisms import STOP_WORD, Mechanism
-from pviommu.lab.problems import RunError
-from pviommu.lab.processes import Child
+from ..lab.problems import RunError
+from ..lab.processes import Child
+from .mechanisms import STOP_WORD, Mechanism
 
 __all__ = ["BareEcho", "BareWords", "bare_echo", "bare_words"]
 

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pviommu import resources
-from pviommu.bench.configurations import ACCESS_EVENTS, INTERRUPT_EVENTS, Configuration, device_address
-from pviommu.bench.guest import Boot, Conversation, MeasurementError, Plan
-from pviommu.bench.traces import Traces, trace_arguments
-from pviommu.lab.image import guest_image
-from pviommu.lab.run import Setup, short_folder
-from pviommu.lab.server import PROGRAM, ServerProcess, capabilities, summary
-from pviommu.lab.vm import KERNEL_ARGUMENTS, VirtualMachine, VmConfig
+from .. import resources
+from ..lab.image import guest_image
+from ..lab.run import Setup, short_folder
+from ..lab.server import PROGRAM, ServerProcess, capabilities, summary
+from ..lab.vm import KERNEL_ARGUMENTS, VirtualMachine, VmConfig
+from .configurations import ACCESS_EVENTS, INTERRUPT_EVENTS, Configuration, device_address
+from .guest import Boot, Conversation, MeasurementError, Plan
+from .traces import Traces, trace_arguments
 
 __all__ = ["Bench", "boot", "image_files", "server_counts"]
 

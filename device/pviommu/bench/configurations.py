@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from pviommu.lab.problems import UsageError
+from ..lab.problems import UsageError
 
 __all__ = [
     "ACCESS_EVENTS",
@@ -68,7 +68,7 @@ CONFIGURATIONS = (
     Configuration("none", "no IOMMU", arguments=_PLAIN_DEVICE),
     Configuration(
         "floor",
-        "the guest driver with the ring store left out",
+        "the guest driver without writes to its rings",
         kernel_arguments=_LAZY,
         modules=("pviommu_floor",),
         served=True,

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pviommu.bench.mechanisms import Mechanism, NativeMechanism, PythonMechanism
-from pviommu.engine import Engine, EngineConfig
-from pviommu.lab.problems import EnvironmentProblem
-from pviommu.machine import Machine
-from pviommu.native.build import BuildError, LibraryError, build
-from pviommu.native.core import NativeCore, native_core
-from pviommu.pci.function import Environment
-from pviommu.topology import Topology
+from ..engine import Engine, EngineConfig
+from ..lab.problems import EnvironmentProblem
+from ..machine import Machine
+from ..native.build import BuildError, LibraryError, build
+from ..native.core import NativeCore, native_core
+from ..pci.function import Environment
+from ..topology import Topology
+from .mechanisms import Mechanism, NativeMechanism, PythonMechanism
 
 __all__ = [
     "NATIVE",

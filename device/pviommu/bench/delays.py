@@ -11,18 +11,18 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import TextIO
 
-from pviommu.bench import bars
-from pviommu.bench.abuses import ABUSES, NOTHING, Abuse, Scene
-from pviommu.bench.bars import Bar, Judgement, markdown_table, shown, text_table, verdict_table
-from pviommu.bench.cores import chosen_cores, serve_options
-from pviommu.bench.idle import judge_idle, measure_idle
-from pviommu.bench.mechanisms import PythonMechanism
-from pviommu.bench.output import Document, add_targets, check_targets, machine, show
-from pviommu.bench.wire_guest import BenchServer, processor_time_ns
-from pviommu.exit_status import ExitStatus
-from pviommu.lab.problems import UsageError
-from pviommu.lab.run import guarded, short_folder
-from pviommu.lab.server import PROGRAM
+from ..exit_status import ExitStatus
+from ..lab.problems import UsageError
+from ..lab.run import guarded, short_folder
+from ..lab.server import PROGRAM
+from . import bars
+from .abuses import ABUSES, NOTHING, Abuse, Scene
+from .bars import Bar, Judgement, markdown_table, shown, text_table, verdict_table
+from .cores import chosen_cores, serve_options
+from .idle import judge_idle, measure_idle
+from .mechanisms import PythonMechanism
+from .output import Document, add_targets, check_targets, machine, show
+from .wire_guest import BenchServer, processor_time_ns
 
 __all__ = ["OPERATIONS", "Delay", "Found", "add_arguments", "judge", "main"]
 
@@ -62,16 +62,18 @@ class Found:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``pviommu bench delays``."""
     parser.description = (
-        "Start the server, abuse it as a hostile guest and hostile clients do, one way at a time, and measure how long "
+        "Start the server, abuse it as a hostile guest or client would, in one way at a time, and measure how long "
         "an honest operation takes meanwhile: an operation of ring 0, a read of a register, DMA of another function; "
-        "by the clock, and in processor time of the server, which a busy host does not falsify; then how long SIGTERM "
-        "takes. The longest time of each is shown. Last, what a turn of the loop costs in which there is nothing to "
-        "do, with 1 endpoint and with 256."
+        "in elapsed time, and in processor time of the server, which a busy host does not change; then how long "
+        "SIGTERM takes. The longest time of each is shown. Last, the cost of an idle turn of the loop, "
+        "with 1 endpoint and with 256."
     )
-    parser.epilog = "Exit status: 0 everything was measured, whether bars are met or not; 2 usage; 3 it was not."
-    parser.add_argument("--core", choices=("native", "python", "both"), default="both", help="implementation")
-    parser.add_argument("--rounds", metavar="N", type=int, default=30, help="times of each operation")
-    parser.add_argument("--engines", metavar="N", type=int, default=64, help="DMA test engines")
+    parser.epilog = (
+        "Exit status: 0 everything was measured, whether bars are met or not; 2 usage; 3 it could not be measured."
+    )
+    parser.add_argument("--core", choices=("native", "python", "both"), default="both", help="core of the server")
+    parser.add_argument("--rounds", metavar="N", type=int, default=30, help="how often each operation is timed")
+    parser.add_argument("--engines", metavar="N", type=int, default=64, help="number of DMA test engines")
     parser.add_argument(
         "--only", metavar="ABUSE", action="append", help="only this abuse; may be repeated; default: all"
     )

@@ -11,10 +11,13 @@ from fnmatch import fnmatchcase
 from functools import partial
 from typing import TextIO
 
-from pviommu.bench import bars
-from pviommu.bench.bars import Bar, Judgement, markdown_table, shown, text_table, verdict_table
-from pviommu.bench.cores import chosen_cores
-from pviommu.bench.engine_cases import (
+from ..exit_status import ExitStatus
+from ..lab.problems import UsageError
+from ..lab.run import guarded
+from . import bars
+from .bars import Bar, Judgement, markdown_table, shown, text_table, verdict_table
+from .cores import chosen_cores
+from .engine_cases import (
     GIB,
     baseline_cases,
     bytes_per_gib,
@@ -22,13 +25,10 @@ from pviommu.bench.engine_cases import (
     table_cases,
     translate_cases,
 )
-from pviommu.bench.local_guest import BATCH, LocalGuest
-from pviommu.bench.output import Document, add_targets, check_targets, machine, show
-from pviommu.bench.ring_cases import buffers, dma_cases, ring_cases
-from pviommu.bench.samples import Case, Effort, Series, measure
-from pviommu.exit_status import ExitStatus
-from pviommu.lab.problems import UsageError
-from pviommu.lab.run import guarded
+from .local_guest import BATCH, LocalGuest
+from .output import Document, add_targets, check_targets, machine, show
+from .ring_cases import buffers, dma_cases, ring_cases
+from .samples import Case, Effort, Series, measure
 
 __all__ = ["add_arguments", "judge", "main"]
 
@@ -45,19 +45,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``pviommu bench engine``."""
     parser.description = (
         "Measure maps, unmaps, translations, operations through a ring and DMA in this process, without a VM, beside a "
-        "plain dict and memcpy. Prints medians, spreads, rates, and the bars that they are to reach."
+        "plain dict and memcpy. Prints medians, spreads, rates, and the bars with their verdicts."
     )
     parser.epilog = (
         "Exit status: 0 everything was measured, whether bars are met or not; 2 usage; 3 it could not be measured."
     )
     parser.add_argument(
-        "--core", choices=("native", "python", "both"), default="both", help="implementation, as it was built"
+        "--core", choices=("native", "python", "both"), default="both", help="core; both, if the native one is built"
     )
     parser.add_argument(
         "--only",
         action="append",
         metavar="PATTERN",
-        help="measure only what this shell pattern matches, such as 'ring*'; may be repeated; default: all",
+        help="measure only what matches this shell pattern, such as 'ring*'; may be repeated; default: all",
     )
     parser.add_argument("--repeat", metavar="N", type=int, default=7, help="samples of each figure")
     parser.add_argument("--sample-ms", metavar="N", type=float, default=40.0, help="length of a sample in ms")

@@ -8,11 +8,11 @@ import tracemalloc
 from collections.abc import Callable, Sequence
 from time import perf_counter_ns
 
-from pviommu.bench.cores import PYTHON, build_engine
-from pviommu.bench.local_guest import scattered
-from pviommu.bench.samples import Case
-from pviommu.engine import Access, Engine, EngineConfig, Fault
-from pviommu.lab.problems import RunError
+from ..engine import Access, Engine, EngineConfig, TranslationFault
+from ..lab.problems import RunError
+from .cores import PYTHON, build_engine
+from .local_guest import scattered
+from .samples import Case
 
 __all__ = [
     "CONTIGUOUS",
@@ -118,7 +118,7 @@ def translate_cases(core: str) -> list[Case]:
                 for iova in addresses:
                     found = translate(_STREAM, iova, 4096, _ACCESS)
             taken = perf_counter_ns() - start
-            if refused != isinstance(found, Fault):
+            if refused != isinstance(found, TranslationFault):
                 raise RunError(f"{name}: {found}")
             return taken
 

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from pviommu.bench.bars import markdown_table, shown, text_table
-from pviommu.bench.configurations import ACCESS_EVENTS, INTERRUPT_EVENTS
-from pviommu.bench.guest import Boot, Round, VfioMaps, Witness
-from pviommu.bench.samples import Figure, figure
+from .bars import markdown_table, shown, text_table
+from .configurations import ACCESS_EVENTS, INTERRUPT_EVENTS
+from .guest import Boot, Round, VfioMaps, Witness
+from .samples import Figure, figure
 
 __all__ = [
     "BASES",
@@ -113,7 +113,7 @@ def figures(rounds: Sequence[Round]) -> dict[str, Figure]:
 def ratio(one: Sequence[Round], base: Sequence[Round], kind: str = "pair") -> Figure | None:
     """How many times ``base`` ``one`` is; None if either has no figures.
 
-    By the medians over all rounds. Least and most are those of rounds that belong together: the first of either, the
+    By the medians over all rounds. Least and most are those of corresponding rounds: the first of either, the
     second and so on, each pair of them measured within a few minutes.
     """
     return quotient(_values(one, kind), _values(base, kind))
@@ -231,10 +231,10 @@ def notes(measurements: Sequence[Measurement], setting: Mapping[str, Any]) -> st
     versions = ", ".join(f"{name} {version}" for name, version in setting["versions"].items())
     lines = [
         f"Nanoseconds: medians over {setting['repeat']} x {plan['rounds']} rounds of each round's median"
-        f" ({plan['operations']} pairs of map and unmap a thread); mean: a pair's, so with rare dear calls.",
-        "/NAME: a pair as a multiple of NAME's by medians, with the least and the most of rounds that belong together."
+        f" ({plan['operations']} pairs of map and unmap a thread); mean: a pair's, so with rare expensive calls.",
+        "/NAME: a pair as a multiple of NAME's by medians, with the least and the most of corresponding rounds."
         " Reading the clock"
-        f" ({_clock(measurements)}) is contained, in a pair twice.",
+        f" ({_clock(measurements)}) is included, in a pair twice.",
         "traps, interrupts: accesses to the IOMMU that left the guest, and interrupts that QEMU delivered, in a pair,"
         f" from QEMU's trace events over {plan['count_operations']} other pairs."
         if plan["count_operations"]

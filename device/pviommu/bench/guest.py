@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 
-from pviommu.lab.report import exit_line
+from ..lab.report import exit_line
 
 __all__ = ["ANSWER", "Boot", "Conversation", "MeasurementError", "Plan", "Round", "VfioMaps", "Witness", "parse_round"]
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-from pviommu.lab.processes import Child
+from ..lab.processes import Child
 
 __all__ = ["hogs"]
 

@@ -6,15 +6,15 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from time import perf_counter_ns
 
-from pviommu.bench.bars import Bar, Judgement, shown
-from pviommu.bench.cores import build_machine
-from pviommu.bench.samples import Case, Effort, measure
-from pviommu.counters import Counters
-from pviommu.host.pacing import Pace
-from pviommu.host.server import Server
-from pviommu.inputs import LiveInputs
-from pviommu.pci.function import Environment
-from pviommu.topology import EndpointEntry, Topology
+from ..counters import Counters
+from ..host.pacing import Pace
+from ..host.server import Server
+from ..inputs import LiveInputs
+from ..pci.function import Environment
+from ..topology import EndpointSection, Topology
+from .bars import Bar, Judgement, shown
+from .cores import build_machine
+from .samples import Case, Effort, measure
 
 __all__ = ["COUNTS", "judge_idle", "measure_idle"]
 
@@ -34,7 +34,7 @@ class _Polling(Pace):
 def _server(core: str, endpoints: int) -> Iterator[Server]:
     """Of a machine that nobody is connected to."""
     inputs = LiveInputs()
-    entries = tuple(EndpointEntry(f"e{n}", "template", n + 1) for n in range(endpoints))
+    entries = tuple(EndpointSection(f"e{n}", "template", n + 1) for n in range(endpoints))
     machine = build_machine(Topology(endpoint=entries), Environment(inputs, Counters()), core)
     server = Server(machine, {}, inputs, _Polling())
     try:

@@ -8,9 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pviommu.bench.guest import Boot, Round, VfioMaps, Witness
-from pviommu.host_errors import write_whole
-from pviommu.lab.problems import UsageError
+from ..host_errors import write_whole
+from ..lab.problems import UsageError
+from .guest import Boot, Round, VfioMaps, Witness
 
 __all__ = ["check_setting", "keep", "kept"]
 

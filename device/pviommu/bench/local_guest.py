@@ -6,22 +6,23 @@ from time import perf_counter_ns
 from types import TracebackType
 from typing import Self, cast
 
-from pviommu.bench.cores import build_machine
-from pviommu.counters import Counters
-from pviommu.endpoints.dma_test import DmaTestEngine
-from pviommu.engine import Access
-from pviommu.guest.local import LocalFunction
-from pviommu.guest.memory import GuestRam
-from pviommu.guest.ring import MASK, Ring
-from pviommu.inputs import LiveInputs
-from pviommu.lab.problems import RunError
-from pviommu.pci.function import Environment
-from pviommu.topology import EndpointEntry, IommuEntry, Topology
 from pviommu_abi import dma_test
 from pviommu_abi.registers import REGISTER, Profile
 from pviommu_abi.shared import CACHE_LINE, MAX_RING_ENTRIES, RING_AREA_OFFSET
 from pviommu_abi.slots import SLOT_SIZE, OpClass, Slot, SlotFlags
 from pviommu_abi.xen_2024 import MapPages, UnmapPages, Xen2024Op
+
+from ..counters import Counters
+from ..endpoints.dma_test import DmaTestEngine
+from ..engine import Access
+from ..guest.local import LocalFunction
+from ..guest.memory import GuestRam
+from ..guest.ring import MASK, Ring
+from ..inputs import LiveInputs
+from ..lab.problems import RunError
+from ..pci.function import Environment
+from ..topology import EndpointSection, IommuSection, Topology
+from .cores import build_machine
 
 __all__ = ["BATCH", "RAM_PAGES", "LocalGuest", "map_slot", "scattered", "unmap_slot"]
 
@@ -58,7 +59,7 @@ class LocalGuest:
     """RAM of :data:`RAM_PAGES` at 0, ring 0 turned on, one context with the endpoint inside. A context manager."""
 
     def __init__(self, core: str) -> None:
-        topology = Topology(IommuEntry(), (EndpointEntry("dma0", "dma-test", _STREAM),))
+        topology = Topology(IommuSection(), (EndpointSection("dma0", "dma-test", _STREAM),))
         self.machine = build_machine(topology, Environment(LiveInputs(), Counters()), core)
         self._memory = GuestRam(RAM_PAGES << 12)
         self.ram = self._memory.bytes

@@ -17,18 +17,19 @@ from pathlib import Path
 from time import perf_counter_ns
 from typing import TextIO, TypeVar
 
-from pviommu import resources
-from pviommu.bench.bars import Bar, Judgement, markdown_table, shown, text_table, verdict_table
-from pviommu.bench.cores import chosen_cores, serve_options
-from pviommu.bench.output import Document, add_targets, check_targets, machine, show
-from pviommu.bench.wire_guest import BenchServer, processor_time_ns
-from pviommu.exit_status import ExitStatus
-from pviommu.guest.memory import GuestRam
-from pviommu.lab.problems import RunError, UsageError
-from pviommu.lab.run import guarded, short_folder
-from pviommu.lab.server import PROGRAM
 from vfio_user import Client, Command, transport
 from vfio_user.messages import DmaMap, DmaMapFlags, DmaUnmap, Header, HeaderFlags
+
+from .. import resources
+from ..exit_status import ExitStatus
+from ..guest.memory import GuestRam
+from ..lab.problems import RunError, UsageError
+from ..lab.run import guarded, short_folder
+from ..lab.server import PROGRAM
+from .bars import Bar, Judgement, markdown_table, shown, text_table, verdict_table
+from .cores import chosen_cores, serve_options
+from .output import Document, add_targets, check_targets, machine, show
+from .wire_guest import BenchServer, processor_time_ns
 
 __all__ = ["LeanClient", "Measured", "add_arguments", "judge", "main"]
 
@@ -71,16 +72,18 @@ class Measured:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``pviommu bench maps``."""
     parser.description = (
-        "Start the server and announce ranges of guest memory to its PV-IOMMU, a page each with holes between them and "
-        "in random order, waiting for each reply; take them away again, one by one and many at once; and announce them "
-        f"with {_TRANSACTION} messages sent before a reply is read, as QEMU does within a transaction. The client "
-        "does as little as it can, so that it is the server that is measured. Measures the time, and by how much the "
-        "server grows."
+        "Start the server and announce ranges of guest memory to its PV-IOMMU, of one page each with holes between "
+        "them and in random order, waiting for each reply; remove them again, one by one and many at once; and "
+        f"announce them with {_TRANSACTION} messages sent before a reply is read, as QEMU does within a transaction. "
+        "The client does as little as it can, so that the server is what is measured. Measures the time, and the "
+        "growth of the server's memory."
     )
-    parser.epilog = "Exit status: 0 everything was measured, whether bars are met or not; 2 usage; 3 it was not."
-    parser.add_argument("--core", choices=("native", "python", "both"), default="both", help="implementation")
+    parser.epilog = (
+        "Exit status: 0 everything was measured, whether bars are met or not; 2 usage; 3 it could not be measured."
+    )
+    parser.add_argument("--core", choices=("native", "python", "both"), default="both", help="core of the server")
     parser.add_argument(
-        "--ranges", metavar="N", type=int, default=_MOST, help="ranges; at most, and by default: %(default)s"
+        "--ranges", metavar="N", type=int, default=_MOST, help="number of ranges; at most, and by default: %(default)s"
     )
     add_targets(parser)
 

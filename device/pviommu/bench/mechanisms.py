@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from pviommu.pci.shared_memory import fence
 from pviommu_abi.slots import SLOT_SIZE
+
+from ..pci.shared_memory import fence
 
 __all__ = ["STOP_WORD", "Mechanism", "NativeMechanism", "PythonMechanism", "RingPlace", "RingUse", "WordExchange"]
 

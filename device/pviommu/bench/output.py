@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
-from pviommu import __version__
-from pviommu.host_errors import is_lack_of_room
-from pviommu.lab.problems import EnvironmentProblem, UsageError
+from .. import __version__
+from ..host_errors import is_lack_of_room
+from ..lab.problems import EnvironmentProblem, UsageError
 
 __all__ = ["Document", "add_targets", "check_targets", "fill", "give", "machine", "show", "siblings", "write"]
 

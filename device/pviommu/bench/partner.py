@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pviommu.bench.mechanisms import NativeMechanism, PythonMechanism
+from .mechanisms import NativeMechanism, PythonMechanism
 
 __all__ = ["main"]
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
-from pviommu.bench.bars import Bar, Judgement, markdown_table
-from pviommu.bench.configurations import LEVERS
-from pviommu.bench.figures import Load, Measurement, figures, load_title, loads, quotient, ratio, with_spread
-from pviommu.bench.plot import ChartBar, bar_chart
-from pviommu.bench.samples import Figure
+from .bars import Bar, Judgement, markdown_table
+from .configurations import LEVERS
+from .figures import Load, Measurement, figures, load_title, loads, quotient, ratio, with_spread
+from .plot import ChartBar, bar_chart
+from .samples import Figure
 
 __all__ = ["judge", "lever_table", "plots"]
 

@@ -10,20 +10,20 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
 
-from pviommu.bench import bars, peer_bars
-from pviommu.bench.bars import verdict_table
-from pviommu.bench.boots import Bench, boot
-from pviommu.bench.configurations import CONFIGURATIONS, LEVERS, Configuration, choose
-from pviommu.bench.figures import Measurement, as_json, load_title, loads, notes, table, vfio_table, witness_table
-from pviommu.bench.guest import Plan
-from pviommu.bench.kept import check_setting
-from pviommu.bench.output import Document, add_targets, check_targets, give, machine, write
-from pviommu.bench.runs import BootOnce, Request, Runs
-from pviommu.lab.guest_settings import KERNELS, kernel_name
-from pviommu.lab.problems import UsageError
-from pviommu.lab.report import new_results_folder
-from pviommu.lab.run import MAX_VCPUS, Provide, guarded, prepare, set_up
-from pviommu.lab.vm import parse_memory
+from ..lab.guest_settings import KERNELS, kernel_name
+from ..lab.problems import UsageError
+from ..lab.report import new_results_folder
+from ..lab.run import MAX_VCPUS, Provide, guarded, prepare, set_up
+from ..lab.vm import parse_memory
+from . import bars, peer_bars
+from .bars import verdict_table
+from .boots import Bench, boot
+from .configurations import CONFIGURATIONS, LEVERS, Configuration, choose
+from .figures import Measurement, as_json, load_title, loads, notes, table, vfio_table, witness_table
+from .guest import Plan
+from .kept import check_setting
+from .output import Document, add_targets, check_targets, give, machine, write
+from .runs import BootOnce, Request, Runs
 
 __all__ = ["add_arguments", "main"]
 
@@ -44,13 +44,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``pviommu bench peers``."""
     parser.description = (
         "Boot the same guest kernel behind no IOMMU, QEMU's virtio-iommu, QEMU's intel-iommu in caching mode, the "
-        "guest driver with the ring store left out (the floor: what the kernel itself costs) and the PV-IOMMU, and "
+        "guest driver without writes to its rings (the floor: what the kernel itself costs) and the PV-IOMMU, and "
         "measure dma_map_page and dma_unmap_page of one page with the same guest module. Then print medians, ratios "
         "and the accesses that leave the guest. The first run fetches QEMU and a kernel, as pviommu lab run does."
     )
     parser.epilog = (
         "Exit status: 0 everything was measured, 1 a measurement failed, 2 usage, 3 the environment lacks something, "
-        "124 a guest did not finish in its time."
+        "124 a guest did not finish within --timeout."
     )
     parser.add_argument(
         "--only",
@@ -58,44 +58,44 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="measure only these, separated by commas; default: " + _names(CONFIGURATIONS),
     )
     parser.add_argument(
-        "--levers", action="store_true", help="also pviommu without each of its levers: " + _names(LEVERS)
+        "--levers", action="store_true", help="also pviommu without one optimisation each: " + _names(LEVERS)
     )
     parser.add_argument("--granules", metavar="N,...", default="1,16,512", help="pages of a map, powers of two")
     parser.add_argument(
         "--threads",
         metavar="N,...",
         default="1,2",
-        help="threads that map at the same time, on a processor of the guest each",
+        help="threads that map at the same time, each on its own processor of the guest",
     )
-    parser.add_argument("--operations", metavar="N", type=int, default=10_000, help="map + unmap pairs in a round")
+    parser.add_argument("--operations", metavar="N", type=int, default=10_000, help="map + unmap pairs per round")
     parser.add_argument(
         "--rounds",
         metavar="N",
         type=int,
         default=5,
-        help="rounds in a boot, in each of which the granules take turns",
+        help="rounds per boot, in each of which the granules take turns",
     )
-    parser.add_argument("--hogs", metavar="N", type=int, default=0, help="let N processes spin beside it")
+    parser.add_argument("--hogs", metavar="N", type=int, default=0, help="run N spinning processes beside it")
     parser.add_argument(
         "--vfio-mib",
         metavar="N",
         type=int,
         default=1024,
-        help="map so much page by page through VFIO's type1 interface as well, in boots of their own; 0: do not",
+        help="also map N MiB page by page through VFIO's type1 interface, in separate boots; 0: do not",
     )
     parser.add_argument(
         "--repeat",
         metavar="N",
         type=int,
         default=3,
-        help="boot each configuration N times, all of them in turn; every other time in reverse order",
+        help="boot all configurations in turn, N times, every other time in reverse order",
     )
     parser.add_argument(
         "--count-operations",
         metavar="N",
         type=int,
         default=1000,
-        help="pairs during which accesses that leave the guest are counted, apart from the timed ones; 0: count none",
+        help="pairs for which accesses that leave the guest are counted, apart from the timed ones; 0: do not count",
     )
     add_targets(parser)
     parser.add_argument(
@@ -106,29 +106,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         type=Path,
         default=Path("bench-results"),
-        help="folder that gets a new folder with each boot's logs",
+        help="folder in which a new folder is made for the results and logs",
     )
     parser.add_argument(
         "--resume",
         metavar="DIR",
         type=Path,
-        help="go on in this folder of an earlier run, with the same options: boots that were finished are not repeated"
-        "; default: begin a new one",
+        help="continue the run in this folder, with the same options: finished boots are not repeated; "
+        "default: begin a new one",
     )
     parser.add_argument("--timeout", metavar="SECONDS", type=float, default=180.0, help="hard limit of one boot")
     parser.add_argument("--accel", choices=("auto", "kvm", "tcg"), default="auto", help="QEMU's accelerator")
     parser.add_argument("--memory", metavar="SIZE", default="1G", help="guest memory")
-    parser.add_argument("--vcpus", metavar="N", type=int, default=1, help="guest processors at least; one a thread")
+    parser.add_argument(
+        "--vcpus", metavar="N", type=int, default=1, help="least number of guest processors; there is one per thread"
+    )
     parser.add_argument(
         "--qemu",
         metavar="PATH",
-        help="QEMU to use (10.1 or later, with vfio-user-pci); default: the host's own if it will do, else Debian's",
+        help="QEMU to use (10.1 or later, with vfio-user-pci); default: the host's own if suitable, else Debian's",
     )
     parser.add_argument(
         "--kernel",
         metavar="NAME|PATH",
         default=KERNELS[0],
-        help=f"{', '.join(KERNELS)}, or your own; on the lab's own kernels their DMA_MAP_BENCHMARK measures, too",
+        help=f"{', '.join(KERNELS)}, or your own; with the lab's own kernels, their DMA_MAP_BENCHMARK measures, too",
     )
 
 

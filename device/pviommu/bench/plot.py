@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from xml.sax.saxutils import escape
 
-from pviommu.bench.bars import shown
+from .bars import shown
 
 __all__ = ["ChartBar", "bar_chart"]
 

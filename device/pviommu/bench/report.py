@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 from typing import Any, TextIO
 
-from pviommu.bench.output import fill, write
-from pviommu.exit_status import ExitStatus
-from pviommu.lab.problems import UsageError
-from pviommu.lab.run import guarded
+from ..exit_status import ExitStatus
+from ..lab.problems import UsageError
+from ..lab.run import guarded
+from .output import fill, write
 
 __all__ = ["add_arguments", "main"]
 
@@ -19,13 +19,15 @@ __all__ = ["add_arguments", "main"]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``pviommu bench report``."""
     parser.description = (
-        "Replace what stands between <!-- begin NAME --> and <!-- end NAME --> in a document by the table of that name "
+        "Replace the text between <!-- begin NAME --> and <!-- end NAME --> in a document by the table of that name "
         "from the JSON of bench engine, ring, maps, delays and peers, and write their plots, so that no figure is "
-        "copied by hand. A place that none of the files has a table for keeps what it holds."
+        "copied by hand. If none of the files has a table of that name, the text is kept."
     )
-    parser.add_argument("document", type=Path, help="Markdown file to change in place, docs/performance.md for one")
-    parser.add_argument("results", type=Path, nargs="+", metavar="JSON", help="what --json wrote")
-    parser.add_argument("--plots", type=Path, metavar="DIR", help="write the plots there, too; default: do not")
+    parser.add_argument(
+        "document", type=Path, help="Markdown file to change in place, for instance docs/performance.md"
+    )
+    parser.add_argument("results", type=Path, nargs="+", metavar="JSON", help="files that --json wrote")
+    parser.add_argument("--plots", type=Path, metavar="DIR", help="also write the plots there; default: do not")
 
 
 def main(args: argparse.Namespace, *, out: TextIO | None = None) -> int:

@@ -13,20 +13,20 @@ from pathlib import Path
 from time import perf_counter_ns
 from typing import TextIO
 
-from pviommu import resources
-from pviommu.bench import bars
-from pviommu.bench.bare import bare_echo, bare_words
-from pviommu.bench.bars import Bar, Judgement, markdown_table, shown, text_table, verdict_table
-from pviommu.bench.cores import chosen_cores, mechanism_of, serve_options
-from pviommu.bench.mechanisms import Mechanism, RingUse
-from pviommu.bench.output import Document, add_targets, check_targets, machine, show
-from pviommu.bench.processors import apart_from_children
-from pviommu.bench.samples import Case, Effort, Figure, Series, figure, measure
-from pviommu.bench.wire_guest import BenchServer, WireGuest, capabilities_ns, processor_time_ns
-from pviommu.exit_status import ExitStatus
-from pviommu.lab.problems import UsageError
-from pviommu.lab.run import guarded, short_folder
-from pviommu.lab.server import PROGRAM
+from .. import resources
+from ..exit_status import ExitStatus
+from ..lab.problems import UsageError
+from ..lab.run import guarded, short_folder
+from ..lab.server import PROGRAM
+from . import bars
+from .bare import bare_echo, bare_words
+from .bars import Bar, Judgement, markdown_table, shown, text_table, verdict_table
+from .cores import chosen_cores, mechanism_of, serve_options
+from .mechanisms import Mechanism, RingUse
+from .output import Document, add_targets, check_targets, machine, show
+from .processors import apart_from_children
+from .samples import Case, Effort, Figure, Series, figure, measure
+from .wire_guest import BenchServer, WireGuest, capabilities_ns, processor_time_ns
 
 __all__ = ["Measured", "add_arguments", "judge", "main"]
 
@@ -59,13 +59,18 @@ class Measured:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``pviommu bench ring``."""
     parser.description = (
-        "Start the server, be its guest, and measure the round trip of operations that are waited for and the cost of "
-        "posted ones, while the server polls and while it sleeps, beside a bare exchange of words and a bare socket "
-        "echo between two processes; how long the server takes to start; and what it takes of a processor when idle."
+        "Start the server, act as its guest, and measure the round trip of operations that are waited for and the cost "
+        "of posted ones, while the server polls and while it sleeps, beside a bare exchange of words and a bare socket "
+        "echo between two processes; how long the server takes to start; and its processor time when idle."
     )
-    parser.epilog = "Exit status: 0 everything was measured, whether bars are met or not; 2 usage; 3 it was not."
+    parser.epilog = (
+        "Exit status: 0 everything was measured, whether bars are met or not; 2 usage; 3 it could not be measured."
+    )
     parser.add_argument(
-        "--core", choices=("native", "python", "both"), default="both", help="implementation, as it was built"
+        "--core",
+        choices=("native", "python", "both"),
+        default="both",
+        help="core of the server; both, if the native one is built",
     )
     parser.add_argument("--repeat", metavar="N", type=int, default=7, help="samples of each figure")
     parser.add_argument("--sample-ms", metavar="N", type=float, default=40.0, help="length of a sample in ms")

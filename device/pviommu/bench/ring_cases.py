@@ -6,9 +6,9 @@ from collections.abc import Callable
 from functools import partial
 from time import perf_counter_ns
 
-from pviommu.bench.local_guest import BATCH, LocalGuest, map_slot, scattered, unmap_slot
-from pviommu.bench.samples import Case, Work
-from pviommu.lab.problems import RunError
+from ..lab.problems import RunError
+from .local_guest import BATCH, LocalGuest, map_slot, scattered, unmap_slot
+from .samples import Case, Work
 
 __all__ = ["DMA_BYTES", "buffers", "dma_cases", "ring_cases"]
 

@@ -9,16 +9,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
 
-from pviommu.bench.boots import Bench, server_counts
-from pviommu.bench.configurations import Configuration
-from pviommu.bench.figures import Measurement
-from pviommu.bench.guest import Boot, MeasurementError, Plan
-from pviommu.bench.hogs import hogs
-from pviommu.bench.kept import keep, kept
-from pviommu.exit_status import ExitStatus
-from pviommu.lab.problems import RunError
-from pviommu.lab.progress import Progress
-from pviommu.lab.vm import GuestTimeoutError
+from ..exit_status import ExitStatus
+from ..lab.problems import RunError
+from ..lab.progress import Progress
+from ..lab.vm import GuestTimeoutError
+from .boots import Bench, server_counts
+from .configurations import Configuration
+from .figures import Measurement
+from .guest import Boot, MeasurementError, Plan
+from .hogs import hogs
+from .kept import keep, kept
 
 __all__ = ["BootOnce", "Request", "Runs"]
 

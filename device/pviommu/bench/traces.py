@@ -10,7 +10,7 @@ from pathlib import Path
 
 from qemu.qmp import QMPClient, QMPError
 
-from pviommu.lab.problems import RunError
+from ..lab.problems import RunError
 
 __all__ = ["Traces", "count_events", "trace_arguments"]
 

@@ -14,18 +14,19 @@ from time import perf_counter_ns
 from types import TracebackType
 from typing import Self
 
-from pviommu.bench.local_guest import map_slot, unmap_slot
-from pviommu.bench.mechanisms import Mechanism, PythonMechanism, RingPlace, RingUse
-from pviommu.guest.memory import GuestRam
-from pviommu.guest.ring import Ring
-from pviommu.guest.wire import WireFunction
-from pviommu.lab.problems import RunError
-from pviommu.lab.processes import Child
 from pviommu_abi.registers import REGISTER, REGISTER_BAR, Profile
 from pviommu_abi.shared import CACHE_LINE, MAX_RING_ENTRIES, RING_AREA_OFFSET
 from pviommu_abi.slots import SLOT_SIZE, OpClass, Slot
 from pviommu_abi.xen_2024 import PvIommuOp, Xen2024Op
 from vfio_user import Client
+
+from ..guest.memory import GuestRam
+from ..guest.ring import Ring
+from ..guest.wire import WireFunction
+from ..lab.problems import RunError
+from ..lab.processes import Child
+from .local_guest import map_slot, unmap_slot
+from .mechanisms import Mechanism, PythonMechanism, RingPlace, RingUse
 
 __all__ = ["BenchServer", "Opened", "WireGuest", "capabilities_ns", "processor_time_ns"]
 

@@ -1,1 +1,1 @@
-"""DMA: the guest's memory, the BARs beside it, and the port through which an endpoint reaches them."""
+"""DMA: guest memory, the BARs of the machine, and the port through which an endpoint reaches them."""

@@ -1,4 +1,4 @@
-"""Reading and writing guest memory: what was mapped with a descriptor, and beside it the BARs of the same machine."""
+"""Reading and writing guest memory: ranges that were mapped with a descriptor, and the BARs of the same machine."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Protocol
 
 from ..engine.results import PackedRuns
-from ..inputs import Inputs, Kind, Source
+from ..inputs import InputKind, Inputs, Source
 from .mappings import Mappings
-from .memory_file import Area, MemoryFile
+from .memory_file import FileArea, MemoryFile
 from .windows import MAX_REGISTER_BYTES, Place, Windows
 
 __all__ = ["AbortedAccessError", "Copier", "GuestMemoryError", "MemoryAccess"]
@@ -26,17 +26,17 @@ class GuestMemoryError(Exception):
 
 
 class AbortedAccessError(GuestMemoryError):
-    """An access that the BAR which it leads to does not allow."""
+    """An access that leads to a BAR, which does not allow it."""
 
 
 class Copier(Protocol):
-    """What copies requests of many runs, as long as they stay in files that are mapped."""
+    """Copies requests of many runs, if all of them are in mapped files."""
 
     def add(self, gpa: int, size: int, address: int) -> None:
         """The ``size`` bytes at ``gpa`` are at ``address`` of this process, and stay there until they are removed."""
 
     def remove(self, gpa: int, size: int) -> None:
-        """Forget what was added from ``gpa`` on, for ``size`` bytes. Nothing that was added is cut."""
+        """Remove what was added from ``gpa`` on, for ``size`` bytes. This never cuts anything that was added."""
 
     def has(self, runs: PackedRuns) -> bool: ...
     def read(self, runs: PackedRuns) -> bytes | None: ...
@@ -50,7 +50,7 @@ class _Piece(NamedTuple):
 
     gpa: int
     file: MemoryFile
-    area: Area | None
+    area: FileArea | None
     offset: int
     length: int
 
@@ -64,7 +64,7 @@ class _PeerPiece(NamedTuple):
 
 
 class _Reached(NamedTuple):
-    """A range that was accessed last: its first and its end GPA, the bytes of its file, and where GPA 0 would be."""
+    """The range of the last access: its first and its end GPA, the bytes of its file, and where GPA 0 would be."""
 
     first: int
     end: int
@@ -80,23 +80,23 @@ class MemoryAccess:
 
     def __init__(self, inputs: Inputs, name: str = "") -> None:
         """``name``: of the function."""
-        self._source, self._written = Source(Kind.GUEST_MEMORY, name), Source(Kind.WRITTEN, name)
+        self._source, self._written = Source(InputKind.GUEST_MEMORY, name), Source(InputKind.WRITTEN, name)
         self._inputs = inputs
         self._copy = inputs.copies(self._source)
         self._pread = inputs.files(self._source)
         self._mappings = Mappings()
         self.copier: Copier | None = None
-        """copies without passing the inputs; none has to. Set it before anything is mapped."""
+        """copies without passing through the inputs; optional. Set it before anything is mapped."""
         self._last: _Reached = _NOWHERE
         self.windows: Windows | None = None
-        """what is reached where there is no RAM"""
+        """what is reached at addresses without RAM"""
 
     def _forget_last(self) -> None:
         """Ranges go."""
         self._last = _NOWHERE
 
     def read(self, runs: Sequence[tuple[int, int]]) -> bytes:
-        """The bytes of ``runs``, ``(GPA, length)`` each, one after the other. Raises :class:`GuestMemoryError`."""
+        """The bytes of ``runs``, ``(GPA, length)`` each, in order. Raises :class:`GuestMemoryError`."""
         if len(runs) == 1:  # most are, and a megabyte is copied in the time of some lines of Python
             gpa, length = runs[0]
             first, end, view, origin = self._last
@@ -112,8 +112,8 @@ class MemoryAccess:
 
         Registers of BARs are written by :meth:`.windows.Windows.deliver`, after everything else.
 
-        A file that is not mapped may also refuse in the middle, for want of space or because it was sealed
-        meanwhile; what was written before stays, and the error is the same.
+        Writing to a file that is not mapped may also fail in the middle, if it has no space or was sealed meanwhile;
+        what was written before stays, and the error is the same.
         """
         if len(runs) == 1:
             gpa, length = runs[0]
@@ -159,7 +159,7 @@ class MemoryAccess:
         return _PeerPiece(gpa, place, place.length)
 
     def _pieces(self, gpa: int, length: int) -> list[_Piece | _PeerPiece]:
-        """``[gpa, gpa + length)``, one piece for each range it crosses."""
+        """``[gpa, gpa + length)``, as one piece per range."""
         pieces: list[_Piece | _PeerPiece] = []
         end = gpa + length
         while gpa < end:

@@ -1,4 +1,4 @@
-"""Refused DMA, as data: whoever translates for a stream reports it in its own way."""
+"""Refused DMA, as data: each interface reports it in its own way."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ class FaultKind(Enum):
 
     NOT_MAPPED = "the address is not mapped"
     PERMISSION = "the mapping does not allow this access"
-    OUT_OF_APERTURE = "the address is outside of what can be mapped"
+    OUT_OF_APERTURE = "the address is outside the aperture"
     RESERVED = "the address is reserved"
     BLOCKED = "the stream, or where it is attached, is blocked"
-    NOT_RAM = "the address leads to what is neither guest RAM nor a BAR of this machine"
-    ABORTED = "the address leads to a BAR, which does not allow this"
+    NOT_RAM = "the address translates to neither guest RAM nor a BAR of this machine"
+    ABORTED = "the address translates to a BAR that does not allow this access"
     NO_BUS_MASTER = "bus mastering is off"
-    """no request left the function, so nobody is told but the endpoint"""
+    """no request left the function, so only the endpoint is told"""
 
 
 REASON = {
@@ -35,7 +35,7 @@ REASON = {
     FaultKind.NOT_RAM: EventReason.NOT_RAM,
     FaultKind.ABORTED: EventReason.ABORTED,
 }
-"""What a guest is told of a fault, by events and by the DMA test engine; of the other kinds nothing."""
+"""What events and the DMA test engine report of a fault; other kinds are not reported."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,17 +45,18 @@ class Fault:
     kind: FaultKind
     stream: int
     iova: int
-    """device address of the first byte refused"""
+    """device address of the first refused byte"""
     access: Access
-    """what was asked for"""
+    """the access that was requested"""
     length: int
     """bytes of the span that the address is in"""
     gpa: int | None = None
-    """where the address leads, if that is what refused it"""
+    """where the address leads, if it was refused there"""
 
 
 class DmaRefusedError(Exception):
-    """A DMA request that was refused: whole, unless it was in steps and the guest unmapped part of it meanwhile."""
+    """A DMA request that was refused: as a whole, unless it took several steps and the guest unmapped part of it
+    meanwhile."""
 
     def __init__(self, fault: Fault) -> None:
         why = fault.kind.value if fault.kind is FaultKind.NO_BUS_MASTER else fault.kind.name
@@ -64,4 +65,4 @@ class DmaRefusedError(Exception):
 
 
 class DmaPendingError(Exception):
-    """Whether DMA is refused will be known in a later step. Nothing has happened."""
+    """Whether DMA is refused will be known only in a later step. Nothing has happened."""

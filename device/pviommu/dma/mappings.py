@@ -10,14 +10,15 @@ from dataclasses import dataclass, field
 from vfio_user import DmaMapping
 
 from ..engine.results import ADDRESS_LIMIT
-from .memory_file import Area, MemoryFile
+from .memory_file import FileArea, MemoryFile
 
 __all__ = ["Mapping", "Mappings", "WouldCutError", "in_words"]
 
 
 @dataclass(slots=True)
 class Mapping:
-    """One DMA_MAP: ``size`` bytes at GPA ``address`` lie at ``offset`` of ``file``, or nowhere reachable."""
+    """One DMA_MAP: ``size`` bytes at GPA ``address`` are at ``offset`` of ``file``; without a file they cannot be
+    reached."""
 
     address: int
     size: int
@@ -25,7 +26,7 @@ class Mapping:
     readable: bool
     writable: bool
     file: MemoryFile | None
-    area: Area | None = field(default=None, compare=False)
+    area: FileArea | None = field(default=None, compare=False)
     """the file's bytes, if they are mapped"""
 
     @property
@@ -45,7 +46,7 @@ class Mapping:
 
 
 class WouldCutError(Exception):
-    """Ranges go whole, and only a part of ``mapping`` was to go."""
+    """Ranges are removed as a whole, and only a part of ``mapping`` was to be removed."""
 
     def __init__(self, mapping: Mapping) -> None:
         super().__init__(in_words(mapping))
@@ -87,14 +88,14 @@ class Mappings:
         return self._mappings[first:last]
 
     def add(self, new: Mapping) -> None:
-        """The caller has looked that it overlaps none."""
+        """The caller has checked that it overlaps none."""
         place = bisect_right(self._starts, new.address)
         self._starts.insert(place, new.address)
         self._mappings[place:place] = (new,)  # a third of the time of insert(), if there are many
 
     def remove(self, address: int, size: int) -> list[Mapping]:
-        """Forget the ranges inside ``[address, address + size)``; which these were. Raises :class:`WouldCutError`, and
-        then all are there still, if one lies inside with only a part of it.
+        """Remove and return the ranges inside ``[address, address + size)``. Raises :class:`WouldCutError`, and removes
+        none, if only a part of one is inside.
         """
         end = address + size
         first, last = bisect_left(self._starts, address), bisect_left(self._starts, end)

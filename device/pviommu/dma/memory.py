@@ -1,11 +1,10 @@
-"""Guest memory: what DMA_MAP brought, and nothing else.
+"""Guest memory: what DMA_MAP announced, and nothing else.
 
 A :class:`GuestMemory` belongs to one connection. It holds the ranges of guest physical addresses (GPAs) that
-the client announced and gives access to those that came with a file descriptor. Ranges without one (ROMs, BARs
-of other devices) are remembered, because they must be unmapped exactly as they were mapped, but they cannot be
-reached.
+the client announced and gives access to those that came with a file descriptor. Ranges without one (ROMs, BARs of other
+devices) are kept, because they must be unmapped exactly as they were mapped, but they cannot be reached.
 
-Beside it, DMA of an endpoint reaches what :attr:`GuestMemory.windows` has: BARs of its machine's functions.
+DMA of an endpoint also reaches :attr:`GuestMemory.windows`: BARs of its machine's functions.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from vfio_user.memory_kind import NotMemoryError, check_memory
 
 from ..engine.ranges import FrameRanges
 from ..engine.results import ADDRESS_LIMIT, PAGE_SHIFT
-from ..inputs import Inputs, Kind, Source
+from ..inputs import InputKind, Inputs, Source
 from .access import MemoryAccess
 from .mappings import Mapping, WouldCutError, in_words
 from .memory_file import MemoryFile, MemoryFiles
@@ -32,7 +31,7 @@ __all__ = ["GuestMemory"]
 class GuestMemory(MemoryAccess):
     """The guest memory of one connection.
 
-    What is derived from its ranges (RAM, the copier's ranges) is told what changed and never made anew.
+    What is derived from its ranges (RAM, the copier's ranges) is updated with each change and never rebuilt.
     """
 
     def __init__(
@@ -42,13 +41,13 @@ class GuestMemory(MemoryAccess):
         files: MemoryFiles | None = None,
         name: str = "",
     ) -> None:
-        """``changed`` is called after each change of what is RAM: it lies among so many frames from the first on.
-        ``files``: those of the machine; otherwise no other function shares them.
+        """``changed(first, frames)`` is called after each change of RAM, which is within these frames. ``files``: those
+        of the machine; without them no other function shares them.
         """
         super().__init__(inputs, name)
         self._name = name
-        self._check_memory = inputs.of(Source(Kind.DESCRIPTOR, name), check_memory)
-        self._close = inputs.of(Source(Kind.CLOSED, name), os.close)
+        self._check_memory = inputs.of(Source(InputKind.DESCRIPTOR, name), check_memory)
+        self._close = inputs.of(Source(InputKind.CLOSED, name), os.close)
         self._changed = changed
         self._files = MemoryFiles(inputs) if files is None else files
         self.policy = MapPolicy(self._mappings)
@@ -56,13 +55,13 @@ class GuestMemory(MemoryAccess):
         """frames that DMA may both read and write"""
 
     def belongs_with(self, other: GuestMemory) -> None:
-        """Both are views of one guest's memory: neither may map a GPA to something else than the other does."""
+        """Both are views of one guest's memory: they must map each GPA alike."""
         self.policy.belongs_with(other.policy)
 
     # -- what the client says ---------------------------------------------------------------------------------------
 
     def map(self, request: DmaMapping) -> bool:
-        """DMA_MAP. Takes ownership of ``request.fd``, also when it raises. Whether the range is new.
+        """DMA_MAP. Takes ownership of ``request.fd``, also when it raises. Returns whether the range is new.
 
         The identical range again is a success; any other overlap is EEXIST. Raises :class:`vfio_user.RequestError`.
         """
@@ -107,30 +106,30 @@ class GuestMemory(MemoryAccess):
         self._changed(*frames)
 
     def unmap(self, address: int, size: int) -> int:
-        """DMA_UNMAP: every range inside ``[address, address + size)`` goes. How many these were.
+        """DMA_UNMAP: removes every range inside ``[address, address + size)`` and returns how many these were.
 
         Raises :class:`vfio_user.RequestError`, and then nothing has changed: EINVAL if a range would be cut, ENOENT if
-        there is none. The protocol asks for one range exactly as it was mapped, but QEMU maps in pieces what it then
-        unmaps at once (virtio-mem), and takes no refusal for an answer.
+        there is none. The protocol demands one range exactly as it was mapped, but QEMU maps in pieces what it later
+        unmaps at once (virtio-mem), and does not handle a refusal.
         """
         what = f"unmap [{address:#x}, +{size:#x})"
         try:
             gone = self._mappings.remove(address, size)
         except WouldCutError as cut:
-            raise RequestError(errno.EINVAL, f"{what}: it would cut {cut}, and ranges go whole") from cut
+            raise RequestError(errno.EINVAL, f"{what}: it would cut {cut}; ranges are unmapped as a whole") from cut
         if not gone:
-            raise RequestError(errno.ENOENT, f"{what}: no range was mapped so")
+            raise RequestError(errno.ENOENT, f"{what}: no such range is mapped")
         self._forget(gone)
         return len(gone)
 
     def clear(self) -> None:
-        """Forget everything and close every file that no other function uses."""
+        """Remove everything and close every file that no other function uses."""
         gone = self._mappings.remove(0, ADDRESS_LIMIT)
         if gone:
             self._forget(gone)
 
     def _forget(self, gone: Sequence[Mapping]) -> None:
-        """Forget what was derived from ranges that went, which are in order."""
+        """Remove what was derived from removed ranges, which are in order."""
         address, size = gone[0].address, gone[-1].end - gone[0].address
         self._forget_last()
         if self.copier:

@@ -1,4 +1,4 @@
-"""Files that hold guest memory: each open once and mapped once, however many functions of a machine share it.
+"""Files of guest memory: each is open once and mapped once, however many functions of a machine share it.
 
 Reading past the end of a file that shrank under a mapping is a SIGBUS, which a process does not survive by itself. So
 only a file that is sealed against shrinking is mapped and used as memory. Others are read and written by system calls,
@@ -12,21 +12,20 @@ import mmap
 import os
 from typing import Protocol
 
-from vfio_user.memory_kind import Kind, NotMemoryError, kind_of
+from vfio_user.memory_kind import DescriptorKind, NotMemoryError, kind_of
 
-from ..inputs import Inputs, LiveInputs, Source
-from ..inputs import Kind as InputKind
+from ..inputs import InputKind, Inputs, LiveInputs, Source
 
-__all__ = ["MOST_FILES", "PER_FILE", "Area", "Guard", "MemoryFile", "MemoryFiles"]
+__all__ = ["MOST_FILES", "PER_FILE", "FileArea", "Guard", "MemoryFile", "MemoryFiles"]
 
 log = logging.getLogger(__name__)
 
 MOST_FILES = 1024
-"""Files that one client may have mapped ranges of, at most."""
+"""Most files of guest memory per client."""
 PER_FILE = 2
-"""Descriptors of a file: its mapping keeps a duplicate."""
+"""Descriptors per file: its mapping keeps a duplicate."""
 MAX_AREAS = 8
-"""Mappings of one file: one, and one more each time that it has grown."""
+"""Most mappings of one file: there is one more each time that it has grown."""
 _MAP_NORESERVE = 0x4000
 _MAX_TOLD = 1024
 _NAME = "guest memory"
@@ -36,30 +35,30 @@ class Guard(Protocol):
     """Copies that survive a SIGBUS."""
 
     def read(self, address: int, length: int) -> tuple[bytes, int]:
-        """``length`` bytes from ``address`` of this process on, and how many of them are there."""
+        """``length`` bytes from ``address`` of this process on, and how many of them could be read."""
 
     def write(self, address: int, data: bytes | bytearray | memoryview) -> int:
         """How many bytes of ``data`` come before the first that could not be written."""
 
 
-class Area:
+class FileArea:
     """The first ``size`` bytes of a file, mapped. It stays where it is until it is closed."""
 
     def __init__(self, fd: int, size: int, guard: Guard | None, inputs: Inputs) -> None:
-        """``guard``: what copies, if the memory may go. Raises :class:`OSError`."""
+        """``guard``: makes the copies, if the memory may disappear. Raises :class:`OSError`."""
         self.size = size
         self.guard = guard
         flags = mmap.MAP_SHARED | (_MAP_NORESERVE if guard else 0)
         try:
             map_file = inputs.of(Source(InputKind.MAPPED, _NAME), mmap.mmap)
             self._map = map_file(fd, size, flags, mmap.PROT_READ | mmap.PROT_WRITE)
-        except ValueError as error:  # it has shrunk just now
+        except ValueError as error:  # it has just shrunk
             raise OSError(str(error)) from error
         self.view = memoryview(self._map)
 
     @property
     def address(self) -> int:
-        """Where it is in this process."""
+        """Its address in this process."""
         from ctypes import addressof, c_char  # only what copies in C needs addresses
 
         return addressof(c_char.from_buffer(self._map))
@@ -71,16 +70,16 @@ class Area:
 
 
 class MemoryFile:
-    """A file with guest memory. ``users`` are the ranges of all functions that lie in it."""
+    """A file with guest memory. ``users`` counts the ranges in it, of all functions."""
 
-    def __init__(self, fd: int, kind: Kind, inputs: Inputs) -> None:
+    def __init__(self, fd: int, kind: DescriptorKind, inputs: Inputs) -> None:
         """Takes ownership of ``fd``."""
         self._inputs = inputs
         self.fd = fd
         self.kind = kind
         self.size = kind.size
         self.users = 0
-        self._areas: list[Area] = []
+        self._areas: list[FileArea] = []
 
     @property
     def key(self) -> tuple[int, int]:
@@ -89,15 +88,15 @@ class MemoryFile:
 
     @property
     def descriptors(self) -> int:
-        """Its own, and that of each mapping."""
+        """Its own descriptor, and that of each mapping."""
         return 1 + len(self._areas)
 
     @property
     def has_outgrown(self) -> bool:
-        """Whether it is mapped, but has grown since, so that :meth:`area` maps it anew."""
+        """Whether it is mapped, but has grown since, so that :meth:`area` maps it again."""
         return bool(self._areas) and self._areas[-1].size < self.size
 
-    def area(self, guard: Guard | None) -> Area | None:
+    def area(self, guard: Guard | None) -> FileArea | None:
         """All of it as memory; None if it is to be read and written by system calls. Raises :class:`OSError`, and
         :class:`NotMemoryError` if neither can be done.
         """
@@ -115,7 +114,7 @@ class MemoryFile:
             guard = None
         if len(self._areas) == MAX_AREAS:
             raise NotMemoryError(f"it has grown {MAX_AREAS} times while it was in use")
-        self._areas.append(Area(self.fd, self.size, guard, self._inputs))
+        self._areas.append(FileArea(self.fd, self.size, guard, self._inputs))
         return self._areas[-1]
 
     def close(self) -> None:
@@ -133,7 +132,7 @@ class MemoryFiles:
         self._inputs: Inputs = inputs or LiveInputs()
         self._close = self._inputs.of(Source(InputKind.CLOSED, _NAME), os.close)
         self.guard: Guard | None = None
-        """for files whose memory may go; without one such files are refused"""
+        """for files whose memory may disappear; without one such files are refused"""
         self._files: dict[tuple[tuple[int, int], bool], MemoryFile] = {}
         """by key, and whether writable"""
         self._told: set[tuple[int, int]] = set()
@@ -141,9 +140,9 @@ class MemoryFiles:
     def __len__(self) -> int:
         return len(self._files)
 
-    def open(self, fd: int, to_write: bool, kind: Kind | None = None) -> MemoryFile:
-        """The file of ``fd``, which passes to it, also when this raises. :meth:`release` it, if it gets no users.
-        ``kind``: what :func:`kind_of` has just told of it, if that was asked.
+    def open(self, fd: int, to_write: bool, kind: DescriptorKind | None = None) -> MemoryFile:
+        """The file of ``fd``. Takes ownership of ``fd``, also when this raises. :meth:`release` it, if it gets no
+        users. ``kind``: the result of :func:`kind_of`, if it is known.
 
         Raises :class:`NotMemoryError` for what cannot be memory to read from and, if ``to_write``, to write to, and
         :class:`OSError`.
@@ -162,14 +161,14 @@ class MemoryFiles:
         return known
 
     def release(self, file: MemoryFile, ranges: int = 0) -> None:
-        """So many ranges of ``file`` are gone; it is closed with the last one."""
+        """So many ranges of ``file`` were removed; it is closed with the last one."""
         file.users -= ranges
         if not file.users:
             del self._files[file.key, file.kind.writable]
             file.close()
 
-    def area(self, file: MemoryFile) -> Area | None:
-        """As :meth:`MemoryFile.area`; says once of a file that it is slow."""
+    def area(self, file: MemoryFile) -> FileArea | None:
+        """As :meth:`MemoryFile.area`; logs once per file that it is slow."""
         area = file.area(self.guard)
         if area is None and file.key not in self._told:
             if len(self._told) >= _MAX_TOLD:
@@ -185,6 +184,6 @@ class MemoryFiles:
         return area
 
     def disconnected(self) -> None:
-        """A client is gone. After the last one what the next one brings is new."""
+        """A client has disconnected. After the last one nothing is kept for the next."""
         if not self._files:
             self._told.clear()

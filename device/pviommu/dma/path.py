@@ -1,4 +1,4 @@
-"""The one way that DMA takes: translation, refusal, accounting."""
+"""The one path of all DMA: translation, refusal, accounting."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ __all__ = ["DmaPath"]
 class DmaPath:
     """DMA of one stream, carried out at once. Every request is translated over its whole span before a byte moves.
 
-    Any of it may raise :class:`.fault.DmaRefusedError`, after the guest was told, or :class:`.fault.DmaPendingError`:
-    then nothing has happened, and the same request is made again in a later step.
+    Any request may raise :class:`.fault.DmaRefusedError`, after the guest was told, or :class:`.fault.DmaPendingError`:
+    then nothing has happened, and the same request is to be made again in a later step.
     """
 
     def __init__(
@@ -38,7 +38,8 @@ class DmaPath:
         self._is_bus_master = is_bus_master
 
     def give_up(self) -> None:
-        """A request that raised :class:`.fault.DmaPendingError`, or is not at its last step, is not made again."""
+        """The caller will not repeat a request that raised :class:`.fault.DmaPendingError`, or that is not at its last
+        step."""
         self._translator.give_up()
 
     def plan(self, *requests: DmaRequest) -> list[DmaPlan]:
@@ -72,7 +73,7 @@ class DmaPath:
         self._counters.dma_bytes += len(data)
 
     def read(self, spans: Sequence[Span]) -> bytes:
-        """The bytes of ``spans``, one after the other."""
+        """The bytes of ``spans``, in order."""
         return self.read_plan(self._begin(((spans, Access.READ),))[0])  # which looks whether all of it is memory
 
     def write(self, spans: Sequence[Span], data: bytes | memoryview) -> None:
@@ -113,13 +114,13 @@ class DmaPath:
         return found
 
     def _refused(self, fault: Fault) -> DmaRefusedError:
-        """Tell the guest; what to raise."""
+        """Tell the guest; returns what to raise."""
         if fault.kind is not FaultKind.NO_BUS_MASTER:
             self._translator.report(fault)
         return DmaRefusedError(fault)
 
     def _objected(self, plan: DmaPlan, error: GuestMemoryError) -> DmaRefusedError:
-        """As :meth:`_refused`, of a plan that guest memory has something against."""
+        """As :meth:`_refused`, for a plan that guest memory refuses."""
         kind = FaultKind.ABORTED if isinstance(error, AbortedAccessError) else FaultKind.NOT_RAM
         return self._refused(self._fault_at(plan, error.gpa, kind))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from ..engine import Access, Fault, NoRuns, Pending, Run
+from ..engine import Access, NoRuns, Run, TranslationFault, TranslationPending
 
 _new_tuple = tuple.__new__
 """Makes a plan in half the time that DmaPlan() takes."""
@@ -45,8 +45,8 @@ class DmaPlan(NamedTuple):
 def translate_each(
     stream: int,
     requests: Sequence[DmaRequest],
-    translate: Callable[[int, int, int, Access], Sequence[Run] | Fault | Pending],
-) -> list[DmaPlan] | tuple[Fault | Pending, int]:
+    translate: Callable[[int, int, int, Access], Sequence[Run] | TranslationFault | TranslationPending],
+) -> list[DmaPlan] | tuple[TranslationFault | TranslationPending, int]:
     """Plans of ``requests``, for all of whose spans ``translate(stream, iova, length, access)``, an engine's, gave
     runs; or the first other answer that it gave, and the length of the span.
     """

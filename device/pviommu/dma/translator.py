@@ -1,4 +1,4 @@
-"""What stands between an endpoint and guest memory: each interface by which a guest programs an IOMMU has its own."""
+"""Translation between an endpoint and guest memory: each guest interface of an IOMMU implements it."""
 
 from __future__ import annotations
 
@@ -12,41 +12,42 @@ __all__ = ["PENDING", "Pending", "Translator"]
 
 
 class Pending(Enum):
-    """The third answer, beside plans and a fault: it is not known yet."""
+    """The third result, besides plans and a fault: it is not known yet."""
 
-    PENDING = "ask again in a later step"
+    PENDING = "try again in a later step"
 
 
 PENDING = Pending.PENDING
 
 
 class Translator:
-    """Translates the DMA of one stream, one request at a time. An interface overrides at least the first two."""
+    """Translates the DMA of one stream, one request at a time. An interface overrides at least the first two
+    methods."""
 
     def translate(self, requests: Sequence[DmaRequest]) -> list[DmaPlan] | Fault | Pending:
-        """Where ``requests``, which are carried out together or not at all, lead: a plan for each, which hold until the
-        guest's next operation; or the first byte refused, for good; or :data:`PENDING`: the same is asked again later.
+        """Translate ``requests``, which are carried out together or not at all: a plan for each, valid until the
+        guest's next operation; or the first refused byte; or :data:`PENDING`: to be asked again later.
         """
         raise NotImplementedError
 
     def report(self, fault: Fault) -> None:
-        """Tell the guest of a fault: one that :meth:`translate` gave, or that was found where its plans lead."""
+        """Report a fault to the guest: one that :meth:`translate` returned, or that was found where its plans lead."""
         raise NotImplementedError
 
     def catch_up(self) -> bool:
-        """A request begins that is translated piece by piece: do first what the guest ordered before it. Whether that
-        is done; otherwise this is called again in a later step.
+        """A request that is translated piece by piece begins: first carry out what the guest submitted before it.
+        Returns whether that is done; otherwise this is called again in a later step.
         """
         return True
 
     def give_up(self) -> None:
-        """What was answered :data:`PENDING`, or not caught up, is not asked again: the next call is about another."""
+        """The request that was :data:`PENDING`, or not caught up, is given up: the next call is about another one."""
 
     def on_lost(self, cancel: Callable[[], None]) -> None:
-        """``cancel``, which raises nothing, is called when what queued requests were made for is gone."""
+        """``cancel``, which raises nothing, is called when the mappings of queued requests are gone."""
 
     def endpoint_failed(self) -> None:
-        """The endpoint does no DMA until its reset."""
+        """The endpoint has failed: it does no DMA until its reset."""
 
     def endpoint_begins(self) -> None:
         """The endpoint was reset, or its bus mastering turned on."""

@@ -4,27 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 
-from ..inputs import Inputs, Kind, Source
+from ..inputs import InputKind, Inputs, Source
 from .mappings import Mapping, Mappings
 
 __all__ = ["PROBED_SIZE", "is_used_by_guest"]
 
 PROBED_SIZE = 1 << 20
-"""Bytes of each RAM range that are looked at to tell whether the guest uses it."""
+"""Bytes of each RAM range that are read to find out whether the guest uses it."""
 _ZEROS = bytes(PROBED_SIZE)
 
 
 def is_used_by_guest(mappings: Mappings, inputs: Inputs, step_ns: int, name: str = "") -> Generator[None, None, bool]:
-    """Whether there is anything but zeros at the start of some RAM range, where a running guest has written
-    long ago; also if there is no range at all. Yields each time that ``step_ns`` are over.
+    """Whether the start of some RAM range is not all zeros, since a running guest has written there long ago; true if
+    there is no range at all. Yields each time that ``step_ns`` are over.
 
-    There is nothing if the hypervisor gave away files of which it uses private copies. What the files take
-    of the disk does not tell: reading a hole through a private map fills it with zeros. So the files are read, not
-    their shared maps: a look must not fill holes either.
+    All is zeros if the hypervisor passed files of which it uses private copies. The disk usage of the files does not
+    tell: reading a hole through a private map fills it with zeros. The files are read, not their shared maps, so that
+    this check does not fill holes either.
     """
     if not mappings:
         return True
-    read = inputs.files(Source(Kind.GUEST_MEMORY, name))
+    read = inputs.files(Source(InputKind.GUEST_MEMORY, name))
     deadline = inputs.now_ns() + step_ns
     next_start, end, left = 0, -1, 0
     while (mapping := mappings.next_from(next_start)) is not None:  # they may change between steps

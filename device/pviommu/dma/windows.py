@@ -1,9 +1,8 @@
-"""BARs as DMA finds them: peer-to-peer between the functions of one machine.
+"""BARs as targets of DMA: peer-to-peer between the functions of one machine.
 
 A :class:`Window` is a BAR while its address decoding is on. Memory that a function shares with the guest is read and
-written at once. Registers are read at once, a word at a time, and written when the step is over that wrote them: a
-write of PCI Express is posted too, and so no register handler runs inside the step of a function, whose own queue or
-reset it might be.
+written at once. Registers are read at once, word by word, but written only after the step: writes of PCI Express are
+posted too, and so no register handler runs inside the step of a function, whose own queue or reset it might affect.
 """
 
 from __future__ import annotations
@@ -30,15 +29,15 @@ class Window(NamedTuple):
     first: int
     size: int
     is_memory: bool
-    """whether any bytes of it can be read and written at once; registers otherwise"""
+    """whether it is memory, of which any bytes can be accessed at once; otherwise registers"""
     read: Callable[[int, int], bytes]
     """offset, bytes"""
     write: Callable[[int, bytes], Steps | None]
-    """offset, data; what is left to do in steps"""
+    """offset, data; returns the remaining steps"""
 
 
 class _Part(NamedTuple):
-    """What of a window no other one covers."""
+    """The part of a window that no other one covers."""
 
     first: int
     end: int
@@ -53,7 +52,7 @@ class Place(NamedTuple):
     length: int
 
     def read(self) -> bytes:
-        """The bytes. Of registers only aligned whole words are there; what else is asked for reads as 0."""
+        """The bytes. Registers have aligned whole words only; anything else reads as 0."""
         window, offset, length = self
         if window.is_memory:
             return window.read(offset, length)
@@ -70,7 +69,7 @@ class Windows:
         self._delivery: Steps | None = None
 
     def replace(self, windows: Iterable[Window]) -> None:
-        """These are the windows from now on. Where two overlap, the earlier one is reached."""
+        """Replace the windows. Where two overlap, the earlier one is reached."""
         self._parts = []
         for window in windows:
             self._add(window)
@@ -90,7 +89,7 @@ class Windows:
             insort(self._parts, part, key=_first)
 
     def _place(self, gpa: int) -> int:
-        """Of the first part that ends after ``gpa``."""
+        """The index of the first part that ends after ``gpa``."""
         place = bisect_right(self._parts, gpa, key=_first)
         return place - 1 if place and self._parts[place - 1].end > gpa else place
 
@@ -113,7 +112,7 @@ class Windows:
         return MAX_REGISTER_BYTES - self._posted_bytes
 
     def write(self, place: Place, data: bytes) -> None:
-        """Write ``data``; registers at the next :meth:`deliver`. The caller has looked whether there is room."""
+        """Write ``data``; registers at the next :meth:`deliver`. The caller has checked that there is room."""
         if place.window.is_memory:
             place.window.write(place.offset, data)
         else:
@@ -130,11 +129,11 @@ class Windows:
         return bool(self._posted) or self._delivery is not None
 
     def deliver(self, may_go_on: Callable[[], bool] = lambda: True) -> bool:
-        """Write what was posted, in order; of it, what is not a whole aligned word changes nothing, nor what is for
-        where no registers are any more.
+        """Write what was posted, in order; parts that are not a whole aligned word, or whose registers are gone, change
+        nothing.
 
-        ``may_go_on`` is asked after each word. Returns whether everything is written; what is not is left for the next
-        call, before which nobody else may write.
+        ``may_go_on`` is called after each word. Returns whether everything is written; the rest is left for the next
+        call, before which no endpoint may write.
         """
         if self._delivery is None:
             if not self._posted:
@@ -150,7 +149,7 @@ class Windows:
     def _write_words(self, posted: list[tuple[Place, bytes]]) -> Steps:
         for (window, offset, length), data in posted:
             for at, size in _words(offset, length):
-                # a reset or a new client since then took the BAR away, and must not find what is of the time before
+                # a reset or a new client since then has removed the BAR, and must not see earlier writes
                 place = self.find(window.first + at, window.first + at + size)
                 if place is None or place.window.is_memory or place.length < size:
                     continue

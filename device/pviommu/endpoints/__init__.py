@@ -1,4 +1,4 @@
-"""Emulated PCI functions that do DMA: one file a device. They know nothing of what translates it."""
+"""Emulated PCI functions that do DMA: one file per device. They do not know what translates it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ENDPOINTS = {
 }
 """Kinds of endpoint: file of this folder and class, which are imported when a machine has such an endpoint."""
 WITH_OPTIONS = frozenset({"xor"})
-"""Those whose class has ``OPTIONS``: they are checked even where a topology sets none of them."""
+"""Kinds whose class has ``OPTIONS``: they are checked even if a topology sets none of them."""
 
 
 def endpoint_class(kind: str) -> type[Endpoint]:

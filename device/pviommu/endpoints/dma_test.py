@@ -25,7 +25,7 @@ _INTERRUPT = int(DescriptorFlags.INTERRUPT)
 _FLAGS = Descriptor.offset_of("flags")
 _ADDRESS, _LENGTH = SgEntry.offset_of("address"), SgEntry.offset_of("length")
 STEP_NS = 100_000
-"""A step ends with the piece of a descriptor that takes it past this: there may be many engines."""
+"""A step ends with the piece of a descriptor that exceeds this time, because there may be many engines."""
 
 
 class InvalidDescriptorError(Exception):
@@ -33,7 +33,7 @@ class InvalidDescriptorError(Exception):
 
 
 class DmaTestEngine(Endpoint):
-    """A queue of descriptors in shared memory, worked off one after the other; a long one takes several steps."""
+    """A queue of descriptors in shared memory, carried out one after the other; a long one takes several steps."""
 
     IDENTITY = Identity(VENDOR_ID, DMA_TEST_DEVICE_ID, OTHER_SYSTEM_CLASS)
 
@@ -100,7 +100,7 @@ class DmaTestEngine(Endpoint):
             self._running = None
 
     def _outcome(self, descriptor: Descriptor) -> DmaSteps[Descriptor]:
-        """The descriptor as it is when it has been carried out, or refused."""
+        """The descriptor after it was carried out or refused."""
         try:
             return (yield from self._carry_out(descriptor))
         except DmaRefusedError as refused:
@@ -220,7 +220,7 @@ def _is_long(descriptor: Descriptor) -> bool:
 
 
 def _first_difference(data: bytes | bytearray, expected: bytes) -> int | None:
-    """Where ``data`` is not as the beginning of ``expected``."""
+    """The first difference between ``data`` and the beginning of ``expected``."""
     if expected.startswith(data):
         return None
     difference = int.from_bytes(data, "little") ^ int.from_bytes(expected[: len(data)], "little")

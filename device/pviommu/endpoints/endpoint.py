@@ -1,4 +1,4 @@
-"""What every endpoint has: a stream, a way to memory, and its part in turns and resets."""
+"""What every endpoint has: a stream, access to memory, and its part in turns and resets."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import msgspec
 from ..dma.fault import DmaPendingError
 from ..dma.port import DmaPort
 from ..hosted import Host, Timer
-from ..inputs import Outcome
+from ..inputs import WorkOutcome
 from ..pci.config_space import Identity
 from ..pci.function import PciFunction
 from ..pci.state import FunctionState, load_function, save_function
@@ -37,9 +37,9 @@ class EndpointState(msgspec.Struct, frozen=True):
 class Endpoint(PciFunction):
     """A PCI function that does DMA. Subclasses set ``IDENTITY``, describe their BARs and end with ``power_on()``.
 
-    An exception of a subclass, in whatever method, fails this endpoint and nothing else (:mod:`.failure`): until it is
-    reset it does nothing, no DMA and no interrupt, its BARs read all ones where they are not mapped into the guest, and
-    writes to them are ignored. Its configuration space goes on, so that the guest can reset it.
+    An exception in any method of a subclass fails this endpoint and nothing else (:mod:`.failure`): until it is reset
+    it does no DMA and raises no interrupt, its BARs read all ones where they are not mapped into the guest, and writes
+    to them are ignored. Its configuration space still works, so that the guest can reset it.
     """
 
     IDENTITY: ClassVar[Identity]
@@ -54,8 +54,8 @@ class Endpoint(PciFunction):
     state: Any
     """a :class:`State`, made anew at each reset"""
     polls_memory: ClassVar[bool] = False
-    """Whether :meth:`work` looks at memory that the guest writes to without telling: it is called in each turn then.
-    Others have a turn after all that a client, the guest or another function's DMA has told them.
+    """Whether :meth:`work` polls memory that the guest writes to without a trap: then it is called in each turn.
+    Otherwise it is called after any access by a client, the guest or DMA of another function.
     """
     host: Host
     """the loop that serves it, once there is one"""
@@ -90,12 +90,12 @@ class Endpoint(PciFunction):
         return False
 
     def work(self) -> bool:
-        """Do one bounded step of what is queued, a tenth of a millisecond or so. Whether there was anything: then it is
-        called again in the next turn, otherwise when there is something new.
+        """Do one bounded step of what is queued, a tenth of a millisecond or so. Returns whether there was anything:
+        then it is called again in the next turn, otherwise when there may be something new.
 
-        :class:`DmaPendingError`, which any DMA may raise, may be let through if the request stays queued: nothing of it
-        has happened, and this is called again. A :class:`DmaRefusedError` that it does not catch is no failure:
-        everything queued is cancelled.
+        :class:`DmaPendingError`, which any DMA may raise, may be let through if the request stays queued: nothing has
+        happened, and this is called again. A :class:`DmaRefusedError` that it does not catch is no failure: everything
+        queued is cancelled.
         """
         return False
 
@@ -106,13 +106,13 @@ class Endpoint(PciFunction):
         self.work()
 
     def on_arm(self) -> bool:
-        """Of an endpoint that :attr:`polls_memory`: ask the guest to write to a register when there is work, and look
-        once more. Whether there was none, so that the loop may sleep until then.
+        """For an endpoint that :attr:`polls_memory`: ask the guest to write to a register when there is work, and look
+        once more. Returns whether there is none, so that the loop may sleep until then.
         """
         return True
 
     def on_disarm(self) -> None:
-        """The guest need not do that any more."""
+        """The guest need not do so any more."""
 
     def cancel_dma(self) -> None:
         """Finish queued requests as cancelled, without DMA: if that is refused, the endpoint fails."""
@@ -129,20 +129,20 @@ class Endpoint(PciFunction):
 
     # -- what a subclass may ask for --------------------------------------------------------------------------------
 
-    def submit(self, work: Callable[[], _R], callback: Callable[[Outcome[_R]], None]) -> None:
-        """Do ``work``, which may block, in another thread: it must touch neither this endpoint nor guest memory. With
-        what came of it ``callback`` is called here, unless there was a reset meanwhile.
+    def submit(self, work: Callable[[], _R], callback: Callable[[WorkOutcome[_R]], None]) -> None:
+        """Do ``work``, which may block, in another thread: it must touch neither this endpoint nor guest memory.
+        ``callback`` is then called in the loop with its outcome, unless there was a reset meanwhile.
         """
         self.host.submit(self.attempts, work, partial(self._hear, callback))
         self.attempts.in_threads += 1
 
-    def _hear(self, callback: Callable[[Outcome[_R]], None], outcome: Outcome[_R]) -> None:
+    def _hear(self, callback: Callable[[WorkOutcome[_R]], None], outcome: WorkOutcome[_R]) -> None:
         self.attempts.in_threads -= 1
         self.attempts.make("what came of its work in a thread", callback, outcome)
 
     def at(self, time_ns: int, callback: Callable[[], None]) -> Timer:
         """Call ``callback`` at ``time_ns`` of the inputs' clock, or soon after, unless there is a reset before that."""
-        timer = self.host.at(time_ns, partial(self.attempts.make, "what was due", callback))
+        timer = self.host.at(time_ns, partial(self.attempts.make, "the callback of a timer", callback))
         self.attempts.timers.add(timer)
         return timer
 
@@ -196,7 +196,7 @@ class Endpoint(PciFunction):
 
     def goes_on(self) -> bool:
         """:attr:`is_in_progress`, unless it has failed; raises nothing."""
-        return bool(self.attempts.quietly("telling what it is at", lambda: self.is_in_progress))
+        return bool(self.attempts.quietly("is_in_progress", lambda: self.is_in_progress))
 
     def cancel(self) -> None:
         """:meth:`cancel_dma`, unless it has failed; raises nothing."""
@@ -205,11 +205,11 @@ class Endpoint(PciFunction):
 
     def arm(self) -> bool:
         """:meth:`on_arm`, unless it has failed; raises nothing. Whether the loop may sleep."""
-        return self.attempts.quietly("asking for a doorbell", self.on_arm) is not False
+        return self.attempts.quietly("on_arm", self.on_arm) is not False
 
     def disarm(self) -> None:
         """:meth:`on_disarm`, unless it has failed; raises nothing."""
-        self.attempts.quietly("asking for no doorbell", self.on_disarm)
+        self.attempts.quietly("on_disarm", self.on_disarm)
 
     def settle(self) -> None:
         self.on_ready()  # after requests that call no code of a subclass, too

@@ -1,4 +1,4 @@
-"""What becomes of an exception of an endpoint's code: it fails, until its reset, and nothing else does."""
+"""Exceptions in an endpoint's code: the endpoint fails until its reset, and nothing else does."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class _Endpoint(Protocol):
 
 
 class EndpointAttempts(Attempts):
-    """The calls of an endpoint's hooks. Each may give it something to do. One that raises fails it; refused DMA that it
-    does not catch only cancels what is queued.
+    """The calls of an endpoint's hooks. Each may give it something to do. An exception fails the endpoint; refused DMA
+    that it does not catch only cancels what is queued.
     """
 
     def __init__(self, endpoint: _Endpoint, translator: Translator) -> None:
@@ -79,7 +79,7 @@ class EndpointAttempts(Attempts):
         return None if steps is None else self._each(what, steps)
 
     def _each(self, what: str, steps: Steps) -> Steps:
-        """``steps``, until the endpoint fails or is reset."""
+        """Carry out ``steps``, until the endpoint fails or is reset."""
         generation = self.generation
         while self.generation == generation and self.make(f"a step of {what}", _is_left, steps):
             yield
@@ -101,5 +101,5 @@ class EndpointAttempts(Attempts):
 
 
 def _is_left(steps: Steps) -> bool:
-    """Take the next step. Whether there was one."""
+    """Take the next step. Returns whether there was one."""
     return next(steps, _is_left) is None

@@ -8,6 +8,6 @@ __all__ = ["Options"]
 
 
 class Options(msgspec.Struct, forbid_unknown_fields=True, rename="kebab", frozen=True):
-    """None. A subclass declares each as a field, whose type may be an ``Annotated[int, msgspec.Meta(...)]`` with the
-    least and the greatest value, and a description for the schema.
+    """No options. A subclass declares each as a field, whose type may be an ``Annotated[int, msgspec.Meta(...)]`` with
+    the least and the greatest value, and a description for the schema.
     """

@@ -1,4 +1,4 @@
-"""What an endpoint is given to live in."""
+"""The environment that an endpoint is given."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ class Surroundings:
     """All that an endpoint knows of its machine."""
 
     name: str
-    """of its socket, and in logs"""
+    """its name, for its socket and in logs"""
     stream: int
-    """names it to what translates its DMA"""
+    """its stream ID, by which its IOMMU knows it"""
     translator: Translator
     environment: Environment
     """the clock and other inputs, the counters"""
     options: Any = field(default_factory=Options)
-    """of the type that the endpoint's class says"""
+    """an instance of the endpoint class's ``OPTIONS``"""
     capabilities: Sequence[Capability] = ()
-    """of its configuration space: how the guest's driver finds out what translates for it"""
+    """the capability by which the guest's driver finds its IOMMU"""
     copier: Copier | None = None
-    """copies to and from its guest memory, if something faster than Python does"""
+    """copies to and from its guest memory faster than Python, if there is such a copier"""

@@ -10,17 +10,17 @@ from __future__ import annotations
 from msgspec import field
 
 from pviommu_abi.registers import OTHER_SYSTEM_CLASS, TEMPLATE_DEVICE_ID, VENDOR_ID
-from wire_layout.registers import Access, Register, RegisterMap
+from wire_layout.registers import AccessKind, Register, RegisterMap
 
 from ..dma.fault import DmaRefusedError
 from ..pci.config_space import Identity
 from .endpoint import Endpoint, Surroundings
 
-# Each register once: name, offset, how it behaves, what it means.
+# One line per register: name, offset, access kind, meaning.
 REGISTERS = RegisterMap(
-    Register("STAMP_AT", 0x00, Access.WO, "device address to stamp; writing it queues the stamp"),
-    Register("STAMPS", 0x04, Access.RO, "stamps written"),
-    Register("REFUSED", 0x08, Access.RO, "stamps that the IOMMU refused"),
+    Register("STAMP_AT", 0x00, AccessKind.WO, "device address to stamp; writing it queues the stamp"),
+    Register("STAMPS", 0x04, AccessKind.RO, "stamps written"),
+    Register("REFUSED", 0x08, AccessKind.RO, "stamps that the IOMMU refused"),
 )
 
 

@@ -7,27 +7,27 @@ can be model-checked, fuzzed and replayed.
 import importlib
 from typing import TYPE_CHECKING
 
-from pviommu.engine.config import DIRECT, MAX_DOMAIN, MSI_WINDOW, EngineConfig, ReservedRegion
-from pviommu.engine.frames import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE
+from .config import DIRECT, MAX_DOMAIN, MSI_WINDOW, EngineConfig, ReservedFrames
+from .frames import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE
 
 if TYPE_CHECKING:
-    from pviommu.engine.domain import BLOCKED, IDENTITY
-    from pviommu.engine.engine import Engine
-    from pviommu.engine.nested import NestedDomain, Parent, ParentRefusal, Stage1Run, Stage1Walker, Wait
-    from pviommu.engine.results import (
+    from .domain import BLOCKED, IDENTITY
+    from .engine import Engine
+    from .nested import NestedDomain, Parent, ParentRefusal, Stage1Run, Stage1Walker, Wait
+    from .results import (
         Access,
         Area,
-        Fault,
+        EngineUsage,
         NoRuns,
         Outcome,
-        Pending,
         Refusal,
         Run,
         Stop,
+        TranslationFault,
+        TranslationPending,
         UnmapMode,
-        Usage,
     )
-    from pviommu.engine.state import EngineState
+    from .state import EngineState
 
 __all__ = [
     "BLOCKED",
@@ -43,21 +43,21 @@ __all__ = [
     "Engine",
     "EngineConfig",
     "EngineState",
-    "Fault",
+    "EngineUsage",
     "NestedDomain",
     "NoRuns",
     "Outcome",
     "Parent",
     "ParentRefusal",
-    "Pending",
     "Refusal",
-    "ReservedRegion",
+    "ReservedFrames",
     "Run",
     "Stage1Run",
     "Stage1Walker",
     "Stop",
+    "TranslationFault",
+    "TranslationPending",
     "UnmapMode",
-    "Usage",
     "Wait",
 ]
 

@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 
-from pviommu.engine.config import ReservedRegion
-from pviommu.engine.state import AttachmentsState
+from .config import ReservedFrames
+from .state import AttachmentsState
 
 
 class Attachments:
@@ -22,20 +22,20 @@ class Attachments:
         """(stream, PASID) -> domain"""
         self.blocked: set[int] = set()
         self._first: dict[int, int] = {}
-        self._regions: dict[int, tuple[ReservedRegion, ...]] = {}
+        self._regions: dict[int, tuple[ReservedFrames, ...]] = {}
 
     def view(self) -> Mapping[int, int]:
         """stream -> domain, read only, always current."""
         return MappingProxyType(self.domains)
 
-    def add(self, stream: int, domain: int, regions: Sequence[ReservedRegion] = ()) -> None:
+    def add(self, stream: int, domain: int, regions: Sequence[ReservedFrames] = ()) -> None:
         """Raises ValueError for a stream that is there already: two endpoints would share their isolation."""
         if stream in self.domains:
             raise ValueError(f"add endpoint: stream {stream} exists already; a stream names one endpoint")
         self.domains[stream] = self._first[stream] = domain
         self._regions[stream] = tuple(regions)
 
-    def regions(self, stream: int) -> tuple[ReservedRegion, ...]:
+    def regions(self, stream: int) -> tuple[ReservedFrames, ...]:
         """The endpoint's direct regions. Raises KeyError for an unknown stream."""
         return self._regions[stream]
 

@@ -6,11 +6,11 @@ its memory goes away and comes back, as QEMU lets it do for a moment when it rea
 
 from collections.abc import Iterator
 
-from pviommu.engine.core import DomainTable
-from pviommu.engine.state import CloneState
-from pviommu.engine.table import ACCESS_MASK, CLONE, LEVEL_BITS, SLOTS
+from .core import DomainTable
+from .state import CloneState
+from .table import ACCESS_MASK, CLONE, ENTRIES, LEVEL_BITS
 
-FULL = (1 << SLOTS) - 1
+FULL = (1 << ENTRIES) - 1
 EDITED_BLOCKS = 1 << 16
 """2 MiB blocks in which unmapped pages are remembered; a clone that was edited in more of them grows no more."""
 
@@ -46,8 +46,8 @@ class Clone:
         """Leave these pages alone from now on: the guest unmapped them."""
         end = first + nr
         while first < end:
-            block, offset = first >> LEVEL_BITS, first & SLOTS - 1
-            count = min(SLOTS - offset, end - first)
+            block, offset = first >> LEVEL_BITS, first & ENTRIES - 1
+            count = min(ENTRIES - offset, end - first)
             if block not in self._edited and len(self._edited) >= EDITED_BLOCKS:
                 self._grows = False
                 return
@@ -76,8 +76,8 @@ class Clone:
         while position < end:
             mask = self._edited.get(position >> LEVEL_BITS, 0)
             # Blocks that are all alike are passed over at once.
-            following = min(end, (position | SLOTS - 1) + 1) if mask in (0, FULL) else position + 1
-            if mask >> (position & SLOTS - 1) & 1:
+            following = min(end, (position | ENTRIES - 1) + 1) if mask in (0, FULL) else position + 1
+            if mask >> (position & ENTRIES - 1) & 1:
                 if begin < position:
                     yield begin, position - begin
                 begin = following

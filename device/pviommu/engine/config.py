@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from pviommu.engine.frames import FRAME_LIMIT
+from .frames import FRAME_LIMIT
 
 MIN_APERTURE_BITS = 32
 MAX_APERTURE_BITS = 48
@@ -15,7 +15,7 @@ MAX_DOMAIN = 0xFFFF
 DIRECT = "direct"
 
 
-class ReservedRegion(NamedTuple):
+class ReservedFrames(NamedTuple):
     """DFNs that no guest can map; `last` is inclusive.
 
     A region of the configuration is reserved in every domain and never reached. One of an endpoint is of kind "direct"
@@ -28,7 +28,7 @@ class ReservedRegion(NamedTuple):
     kind: str
 
 
-MSI_WINDOW = ReservedRegion(0xFEE00, 0xFEEFF, "msi")
+MSI_WINDOW = ReservedFrames(0xFEE00, 0xFEEFF, "msi")
 """The x86 interrupt window, 0xfee00000 to 0xfeefffff."""
 
 
@@ -40,7 +40,7 @@ class EngineConfig:
     """4 KiB page-table pages that all domains share."""
     aperture_bits: int = 39
     """IOVAs of a paging domain are below 1 << aperture_bits; the identity domain is bounded by RAM only."""
-    reserved: tuple[ReservedRegion, ...] = (MSI_WINDOW,)
+    reserved: tuple[ReservedFrames, ...] = (MSI_WINDOW,)
     iotlb_entries: int = 4096
     """Translations cached at most."""
 
@@ -50,7 +50,7 @@ class EngineConfig:
         if not MIN_APERTURE_BITS <= self.aperture_bits <= MAX_APERTURE_BITS:
             raise ValueError(
                 f"aperture_bits {self.aperture_bits}: must be {MIN_APERTURE_BITS}..{MAX_APERTURE_BITS},"
-                " which is what page tables of 3 or 4 levels cover"
+                " as page tables have 3 or 4 levels"
             )
         if self.iotlb_entries < 1:
             raise ValueError(f"iotlb_entries {self.iotlb_entries}: must be at least 1")
@@ -61,7 +61,7 @@ class EngineConfig:
                     f" first must not exceed last, and both must be frames below {FRAME_LIMIT:#x}"
                 )
 
-    def check_direct(self, stream: int, regions: Sequence[ReservedRegion]) -> None:
+    def check_direct(self, stream: int, regions: Sequence[ReservedFrames]) -> None:
         """Raises ValueError for regions that an endpoint cannot have, naming endpoint, region and rule."""
         taken = list(self.reserved)
         for region in regions:

@@ -9,11 +9,11 @@ from array import array
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
-from pviommu.engine.config import EngineConfig
-from pviommu.engine.pool import Pool
-from pviommu.engine.ranges import FrameRanges
-from pviommu.engine.results import Refusal, Run
-from pviommu.engine.table import Leaf, PageTable
+from .config import EngineConfig
+from .pool import Pool
+from .ranges import FrameRanges
+from .results import Refusal, Run
+from .table import Leaf, PageTable
 
 
 class PagePool(Protocol):

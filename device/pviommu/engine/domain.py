@@ -6,14 +6,14 @@ nested.py) stands on a paging domain.
 
 from collections.abc import Iterator, Sequence
 
-from pviommu.engine.clone import Clone
-from pviommu.engine.config import MAX_DOMAIN, ReservedRegion
-from pviommu.engine.core import Core, PagePool
-from pviommu.engine.pool import tables_touched
-from pviommu.engine.ranges import FrameRanges
-from pviommu.engine.results import FRAME_LIMIT, Access, Area, Outcome, Stop, UnmapMode, whole
-from pviommu.engine.state import PagingState, TableState
-from pviommu.engine.table import ACCESS_MASK, CLONE, KIND_MASK, Leaf
+from .clone import Clone
+from .config import MAX_DOMAIN, ReservedFrames
+from .core import Core, PagePool
+from .pool import tables_touched
+from .ranges import FrameRanges
+from .results import FRAME_LIMIT, Access, Area, Outcome, Stop, UnmapMode, whole
+from .state import PagingState, TableState
+from .table import ACCESS_MASK, CLONE, KIND_MASK, Leaf
 
 IDENTITY = 0
 BLOCKED = MAX_DOMAIN + 1
@@ -33,7 +33,7 @@ class PagingDomain:
         self._pool = pool
         self._frames = frames
         self._reserved = reserved
-        self._users: dict[ReservedRegion, int] = {}
+        self._users: dict[ReservedFrames, int] = {}
         self._charged = 0
         self.table = core.table(pool, frames)
         self.clone: Clone | None = None
@@ -42,7 +42,7 @@ class PagingDomain:
         self.closed = reserved
         """DFNs that the guest may not edit: reserved everywhere, or direct."""
 
-    def enter(self, regions: Sequence[ReservedRegion]) -> Stop | None:
+    def enter(self, regions: Sequence[ReservedFrames]) -> Stop | None:
         """Count a user of each region. RESERVED_CONFLICT or POOL_EXHAUSTED change nothing."""
         new = [region for region in regions if region not in self._users]
         if any(self._conflicts(region) for region in new):
@@ -50,7 +50,7 @@ class PagingDomain:
         users = {**self._users, **{region: self._users.get(region, 0) + 1 for region in regions}}
         return None if self._settle(users) else Stop.POOL_EXHAUSTED
 
-    def leave(self, regions: Sequence[ReservedRegion]) -> None:
+    def leave(self, regions: Sequence[ReservedFrames]) -> None:
         """Count a user of each region less; a region without users goes."""
         users = {**self._users, **{region: self._users[region] - 1 for region in regions}}
         self._settle({region: count for region, count in users.items() if count})
@@ -124,14 +124,14 @@ class PagingDomain:
         self._settle({})
         self.table.release()
 
-    def _conflicts(self, region: ReservedRegion) -> bool:
+    def _conflicts(self, region: ReservedFrames) -> bool:
         """Whether another region is in the way, or a mapping that differs from what the region would be."""
         if any(other.first <= region.last and region.first <= other.last for other in self._users):
             return True
         leaves = self.table.leaves(region.first, region.last - region.first + 1)
         return any(gfn != dfn or kind & ACCESS_MASK != ACCESS_MASK for dfn, gfn, _, kind, _ in leaves)
 
-    def _settle(self, users: dict[ReservedRegion, int]) -> bool:
+    def _settle(self, users: dict[ReservedFrames, int]) -> bool:
         """Let these be the regions and their numbers of users; False and no change when the pool is exhausted."""
         direct = FrameRanges((region.first, region.last) for region in users)
         charge = tables_touched(direct, self.table.shifts)

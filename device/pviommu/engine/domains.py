@@ -2,14 +2,14 @@
 
 from collections.abc import Iterator, Mapping
 
-from pviommu.engine.clone import Clone
-from pviommu.engine.config import MAX_DOMAIN
-from pviommu.engine.core import Core, PagePool
-from pviommu.engine.domain import PagingDomain
-from pviommu.engine.nested import NestedDomain, Stage1Walker
-from pviommu.engine.ranges import FrameRanges
-from pviommu.engine.results import Stop
-from pviommu.engine.state import DomainsState, NestedState
+from .clone import Clone
+from .config import MAX_DOMAIN
+from .core import Core, PagePool
+from .domain import PagingDomain
+from .nested import NestedDomain, Stage1Walker
+from .ranges import FrameRanges
+from .results import Stop
+from .state import DomainsState, NestedState
 
 
 class Domains:

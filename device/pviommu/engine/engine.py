@@ -10,12 +10,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from types import MappingProxyType
 
-from pviommu.engine.clone import Clone
-from pviommu.engine.config import ReservedRegion
-from pviommu.engine.domain import IDENTITY
-from pviommu.engine.nested import NestedDomain, Stage1Walker
-from pviommu.engine.ranges import FrameRanges
-from pviommu.engine.results import (
+from .clone import Clone
+from .config import ReservedFrames
+from .domain import IDENTITY
+from .nested import NestedDomain, Stage1Walker
+from .ranges import FrameRanges
+from .results import (
     FRAME_LIMIT,
     Access,
     Outcome,
@@ -23,9 +23,9 @@ from pviommu.engine.results import (
     UnmapMode,
     whole,
 )
-from pviommu.engine.state import AttachmentsState, DomainsState, EngineState, PoolState, RamState
-from pviommu.engine.table import ACCESS_MASK
-from pviommu.engine.translation import FIXED, Translation
+from .state import AttachmentsState, DomainsState, EngineState, PoolState, RamState
+from .table import ACCESS_MASK
+from .translation import FIXED, Translation
 
 PASID_LIMIT = 1 << 20
 
@@ -99,7 +99,7 @@ class Engine(Translation):
 
     # Endpoints
 
-    def add_endpoint(self, stream: int, direct: Sequence[ReservedRegion] = (), domain: int = IDENTITY) -> None:
+    def add_endpoint(self, stream: int, direct: Sequence[ReservedFrames] = (), domain: int = IDENTITY) -> None:
         """A new endpoint with its direct regions, attached to IDENTITY or BLOCKED.
 
         Raises ValueError for a stream that exists already, for a region of another kind or outside the aperture, for

@@ -6,8 +6,8 @@ blocks that it touches. Refusals are not cached, hence mapping a page needs no i
 
 from contextlib import AbstractContextManager
 
-from pviommu.engine.frames import FRAME_LIMIT
-from pviommu.engine.state import IotlbState
+from .frames import FRAME_LIMIT
+from .state import IotlbState
 
 BLOCK_SHIFT = 9
 BLOCK_PAGES = 1 << BLOCK_SHIFT

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple, Protocol
 
-from pviommu.engine.results import Access, Refusal, Run
+from .results import Access, Refusal, Run
 
 
 class Stage1Run(NamedTuple):
@@ -38,7 +38,7 @@ class ParentRefusal(NamedTuple):
 class Wait(Enum):
     """Why there is no answer yet."""
 
-    PAGE_REQUEST = "somebody must answer a page request first"
+    PAGE_REQUEST = "a page request must be answered first"
 
 
 Parent = Callable[[int, int, Access], Sequence[Run] | ParentRefusal]

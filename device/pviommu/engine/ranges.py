@@ -6,7 +6,7 @@ from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
 
-from pviommu.engine.frames import FRAME_LIMIT
+from .frames import FRAME_LIMIT
 
 BOUND = "Q"
 """Type code of a bound."""

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from enum import Enum, IntFlag
 from typing import NamedTuple, overload
 
-from pviommu.engine.frames import ADDRESS_LIMIT as ADDRESS_LIMIT
-from pviommu.engine.frames import FRAME_LIMIT as FRAME_LIMIT
-from pviommu.engine.frames import PAGE_MASK as PAGE_MASK
-from pviommu.engine.frames import PAGE_SHIFT as PAGE_SHIFT
-from pviommu.engine.frames import PAGE_SIZE as PAGE_SIZE
+from .frames import ADDRESS_LIMIT as ADDRESS_LIMIT
+from .frames import FRAME_LIMIT as FRAME_LIMIT
+from .frames import PAGE_MASK as PAGE_MASK
+from .frames import PAGE_SHIFT as PAGE_SHIFT
+from .frames import PAGE_SIZE as PAGE_SIZE
 
 
 class Access(IntFlag):
@@ -115,13 +115,13 @@ class PackedRuns(Sequence[Run]):
 
 
 class NoRuns:
-    """What a translation comes to otherwise: a `Fault`, or `Pending`."""
+    """What a translation comes to otherwise: a `TranslationFault`, or `TranslationPending`."""
 
     __slots__ = ()
 
 
 @dataclass(slots=True)  # frozen, it takes five times as long to make
-class Fault(NoRuns):
+class TranslationFault(NoRuns):
     """A refused translation. Not to be changed."""
 
     iova: int
@@ -140,7 +140,7 @@ class Fault(NoRuns):
 
 
 @dataclass(frozen=True, slots=True)
-class Pending(NoRuns):
+class TranslationPending(NoRuns):
     """A translation that must wait: somebody has to answer a page request. The same request may be made again then."""
 
     iova: int
@@ -162,7 +162,7 @@ class Area(NamedTuple):
     """Whether a map call begins here; what a cut leaves counts as a call, so only a run inside one does not."""
 
 
-class Usage(NamedTuple):
+class EngineUsage(NamedTuple):
     """What is in use."""
 
     domains: int

@@ -1,9 +1,9 @@
 """The page table of one domain: a radix tree from DFN to GFN.
 
-One walk serves every operation: `_reach` descends to the table whose slot decides about a DFN, the operation works
-along that table's slots as far as they go, and only then descends again. Geometry is data: the shifts of the levels.
+One walk serves every operation: `_reach` descends to the table whose entry decides about a DFN, the operation works
+along that table's entries as far as they go, and only then descends again. Geometry is data: the shifts of the levels.
 
-A slot holds 0 (nothing), a leaf or a lower table. A leaf is one int, so one store publishes it:
+An entry holds 0 (nothing), a leaf or a lower table. A leaf is one int, so one store publishes it:
 
     gfn << 4 | CLONE | START | access      START: a map call begins at this leaf; CLONE: see clone.py
 
@@ -15,11 +15,11 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pviommu.engine.core import PagePool
+    from .core import PagePool
 
-SLOTS = 512
+ENTRIES = 512
 LEVEL_BITS = 9
-INDEX_MASK = SLOTS - 1
+INDEX_MASK = ENTRIES - 1
 
 ACCESS_MASK = 0b0011
 START = 0b0100
@@ -27,7 +27,7 @@ CLONE = 0b1000
 KIND_MASK = CLONE | ACCESS_MASK
 GFN_SHIFT = 4
 
-LEAF_CHARGE = {0: 0, 9: 1, 18: 1 + SLOTS}
+LEAF_CHARGE = {0: 0, 9: 1, 18: 1 + ENTRIES}
 """Pool pages a leaf stands for (the tables its 4 KiB form would need), by the shift of its level."""
 LARGEST_LEAF = max(LEAF_CHARGE)
 
@@ -36,17 +36,17 @@ Leaf = tuple[int, int, int, int, bool]
 
 
 class Table:
-    """One node: 512 slots, and how many of them are in use."""
+    """One node: 512 entries, and how many of them are in use."""
 
-    __slots__ = ("live", "slots")
+    __slots__ = ("entries", "live")
 
-    def __init__(self, slots: "list[int | Table]", live: int) -> None:
-        self.slots = slots
+    def __init__(self, entries: "list[int | Table]", live: int) -> None:
+        self.entries = entries
         self.live = live
 
 
 def _empty() -> Table:
-    return Table([0] * SLOTS, 0)
+    return Table([0] * ENTRIES, 0)
 
 
 class PageTable:
@@ -74,13 +74,13 @@ class PageTable:
         """Pages mapped."""
 
     def _reach(self, dfn: int) -> tuple[Table, int]:
-        """The table whose slot holds `dfn`'s leaf or nothing, and the shift of its level."""
+        """The table whose entry holds `dfn`'s leaf or nothing, and the shift of its level."""
         table = self._root
         for shift in self.shifts:
-            slot = table.slots[dfn >> shift & INDEX_MASK]
-            if isinstance(slot, int):
+            entry = table.entries[dfn >> shift & INDEX_MASK]
+            if isinstance(entry, int):
                 return table, shift
-            table = slot
+            table = entry
         return table, 0
 
     def _leaf_at(self, dfn: int) -> tuple[int, int]:
@@ -88,8 +88,8 @@ class PageTable:
         if dfn >= self._limit:
             return 0, 0
         table, shift = self._reach(dfn)
-        slot = table.slots[dfn >> shift & INDEX_MASK]
-        return (slot, dfn & (1 << shift) - 1) if isinstance(slot, int) else (0, 0)
+        entry = table.entries[dfn >> shift & INDEX_MASK]
+        return (entry, dfn & (1 << shift) - 1) if isinstance(entry, int) else (0, 0)
 
     def lookup(self, dfn: int) -> tuple[int, int] | None:
         """(gfn, access bits) of a mapped page; None when it is not mapped."""
@@ -105,9 +105,9 @@ class PageTable:
         flags = START | kind if starts else kind
         while position < end:
             table, shift = self._reach(position)
-            slots = table.slots
+            entries = table.entries
             index = position >> shift & INDEX_MASK
-            if slots[index]:
+            if entries[index]:
                 break
             count = end - position if not shift else self._large_leaves(position, gfn, end, shift)
             if not count:
@@ -115,13 +115,13 @@ class PageTable:
                 if self._free() < shift // LEVEL_BITS:
                     break
                 self._charge(1)
-                slots[index] = _empty()
+                entries[index] = _empty()
                 table.live += 1
                 continue
             if count == 1:
-                slots[index] = gfn << GFN_SHIFT | flags
+                entries[index] = gfn << GFN_SHIFT | flags
             else:
-                count = _store(slots, index, count, gfn << GFN_SHIFT | flags, shift)
+                count = _store(entries, index, count, gfn << GFN_SHIFT | flags, shift)
             if shift:
                 self._charge(count * LEAF_CHARGE[shift])
             table.live += count
@@ -151,17 +151,17 @@ class PageTable:
         position, end = dfn, dfn + nr
         while position < end:
             table, shift = self._reach(position)
-            slots = table.slots
+            entries = table.entries
             index = position >> shift & INDEX_MASK
             unit = 1 << shift
-            if not slots[index]:
+            if not entries[index]:
                 if not past_holes:
                     break
                 position = (position | unit - 1) + 1
             elif shift and (position & unit - 1 or end - position < unit):
                 self._split(table, index, shift)
             else:
-                count = _clear(slots, index, (end - position) >> shift)
+                count = _clear(entries, index, (end - position) >> shift)
                 table.live -= count
                 self.mapped -= count << shift
                 if shift:
@@ -179,9 +179,9 @@ class PageTable:
             return
         table, shift = self._reach(dfn)
         index = dfn >> shift & INDEX_MASK
-        slot = table.slots[index]
-        if isinstance(slot, int) and slot and not dfn & (1 << shift) - 1:
-            table.slots[index] = slot | START
+        entry = table.entries[index]
+        if isinstance(entry, int) and entry and not dfn & (1 << shift) - 1:
+            table.entries[index] = entry | START
 
     def cut_point(self, dfn: int, nr: int) -> int | None:
         """First page in the range of the map call that removing the range would cut; None when it cuts none."""
@@ -201,16 +201,16 @@ class PageTable:
         position, end = dfn, min(dfn + nr, self._limit)
         while position < end:
             table, shift = self._reach(position)
-            for index in range(position >> shift & INDEX_MASK, SLOTS):
-                slot = table.slots[index]
-                if not isinstance(slot, int) or position >= end:
+            for index in range(position >> shift & INDEX_MASK, ENTRIES):
+                entry = table.entries[index]
+                if not isinstance(entry, int) or position >= end:
                     break
                 following = (position >> shift) + 1 << shift
-                if slot:
+                if entry:
                     offset = position & (1 << shift) - 1
-                    starts = bool(slot & START) and not offset
+                    starts = bool(entry & START) and not offset
                     pages = min(following, end) - position
-                    yield position, (slot >> GFN_SHIFT) + offset, pages, slot & KIND_MASK, starts
+                    yield position, (entry >> GFN_SHIFT) + offset, pages, entry & KIND_MASK, starts
                 position = following
 
     def holes(self, dfn: int, nr: int) -> list[tuple[int, int]]:
@@ -262,13 +262,13 @@ class PageTable:
 
     def _split(self, table: Table, index: int, shift: int) -> None:
         """Replace a leaf by a table of the next smaller ones. Charges nothing: the leaf stood for that table."""
-        leaf = table.slots[index]
+        leaf = table.entries[index]
         if isinstance(leaf, int):
             step = 1 << GFN_SHIFT + shift - LEVEL_BITS
             first = leaf & ~START
-            lower: list[int | Table] = list(range(first, first + SLOTS * step, step))
+            lower: list[int | Table] = list(range(first, first + ENTRIES * step, step))
             lower[0] = leaf
-            table.slots[index] = Table(lower, SLOTS)
+            table.entries[index] = Table(lower, ENTRIES)
 
     def _prune(self, dfn: int) -> None:
         """Free the empty tables on the way to `dfn`, from the bottom up."""
@@ -276,41 +276,41 @@ class PageTable:
         table = self._root
         for shift in self.shifts:
             index = dfn >> shift & INDEX_MASK
-            slot = table.slots[index]
+            entry = table.entries[index]
             path.append((table, index))
-            if isinstance(slot, int):
+            if isinstance(entry, int):
                 path.pop()
                 break
-            table = slot
+            table = entry
         while path and not table.live:
             table, index = path.pop()
-            table.slots[index] = 0
+            table.entries[index] = 0
             table.live -= 1
             self._charge(-1)
 
 
-def _store(slots: list[int | Table], index: int, count: int, leaf: int, shift: int) -> int:
-    """Store up to `count` leaves of adjacent frames from `index` on, as far as slots are empty; returns how many."""
-    count = min(count, SLOTS - index)
-    if any(slots[index : index + count]):
-        count = next(used for used in range(count) if slots[index + used])
+def _store(entries: list[int | Table], index: int, count: int, leaf: int, shift: int) -> int:
+    """Store up to `count` leaves of adjacent frames from `index` on, as far as entries are empty; returns how many."""
+    count = min(count, ENTRIES - index)
+    if any(entries[index : index + count]):
+        count = next(used for used in range(count) if entries[index + used])
     step = 1 << GFN_SHIFT + shift
-    slots[index] = leaf
+    entries[index] = leaf
     leaf &= ~START
-    slots[index + 1 : index + count] = range(leaf + step, leaf + count * step, step)
+    entries[index + 1 : index + count] = range(leaf + step, leaf + count * step, step)
     return count
 
 
-def _clear(slots: list[int | Table], index: int, count: int) -> int:
-    """Empty up to `count` slots from `index` on, as far as they hold leaves; returns how many."""
+def _clear(entries: list[int | Table], index: int, count: int) -> int:
+    """Empty up to `count` entries from `index` on, as far as they hold leaves; returns how many."""
     if count == 1:
-        slots[index] = 0
+        entries[index] = 0
         return 1
-    count = min(count, SLOTS - index)
+    count = min(count, ENTRIES - index)
     for used in range(1, count):
-        slot = slots[index + used]
-        if not slot or not isinstance(slot, int):
+        entry = entries[index + used]
+        if not entry or not isinstance(entry, int):
             count = used
             break
-    slots[index : index + count] = [0] * count
+    entries[index : index + count] = [0] * count
     return count

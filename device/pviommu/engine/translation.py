@@ -3,15 +3,15 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from pviommu.engine.attachments import Attachments
-from pviommu.engine.config import EngineConfig
-from pviommu.engine.core import Core, PythonCore
-from pviommu.engine.domain import BLOCKED, IDENTITY
-from pviommu.engine.domains import Domains
-from pviommu.engine.iotlb import BLOCK_PAGES, CachedRun, Iotlb
-from pviommu.engine.nested import NestedDomain, ParentRefusal, Wait
-from pviommu.engine.ranges import FrameRanges
-from pviommu.engine.results import (
+from .attachments import Attachments
+from .config import EngineConfig
+from .core import Core, PythonCore
+from .domain import BLOCKED, IDENTITY
+from .domains import Domains
+from .iotlb import BLOCK_PAGES, CachedRun, Iotlb
+from .nested import NestedDomain, ParentRefusal, Wait
+from .ranges import FrameRanges
+from .results import (
     ADDRESS_LIMIT,
     FRAME_LIMIT,
     PAGE_MASK,
@@ -19,13 +19,13 @@ from pviommu.engine.results import (
     PAGE_SIZE,
     Access,
     Area,
-    Fault,
-    Pending,
+    EngineUsage,
     Refusal,
     Run,
-    Usage,
+    TranslationFault,
+    TranslationPending,
 )
-from pviommu.engine.table import ACCESS_MASK
+from .table import ACCESS_MASK
 
 READ_WRITE = Access.READ | Access.WRITE
 FIXED = (IDENTITY, BLOCKED)
@@ -100,9 +100,9 @@ class Translation:
         """Numbers of the allocated domains in order, the fixed ones not among them."""
         return tuple(self._domains)
 
-    def usage(self) -> Usage:
+    def usage(self) -> EngineUsage:
         domains, pool = self._domains, self._pool
-        return Usage(len(domains.paging), pool.used, pool.total, domains.mapped_pages())
+        return EngineUsage(len(domains.paging), pool.used, pool.total, domains.mapped_pages())
 
     def pool_pages(self) -> tuple[int, int]:
         """Pages of the pool that are in use, and the limit in force."""
@@ -166,7 +166,7 @@ class Translation:
 
     def translate(
         self, stream: int, iova: int, length: int, access: Access, pasid: int | None = None
-    ) -> Sequence[Run] | Fault | Pending:
+    ) -> Sequence[Run] | TranslationFault | TranslationPending:
         """Where an endpoint's DMA of `length` bytes at `iova` goes: runs in order, the first byte refused, or the first
         one that must wait, which only happens in nested domains.
 
@@ -191,25 +191,27 @@ class Translation:
 
     def _translate(
         self, stream: int, pasid: int | None, iova: int, length: int, access: Access
-    ) -> Sequence[Run] | Fault | Pending:
+    ) -> Sequence[Run] | TranslationFault | TranslationPending:
         attachments = self._attachments
         domain = attachments.domains.get(stream) if pasid is None else attachments.pasids.get((stream, pasid))
         if domain is None:
             known = stream in attachments.domains
-            return Fault(iova, Refusal.NO_PASID if known else Refusal.NO_ENDPOINT, access, stream, BLOCKED, pasid)
+            return TranslationFault(
+                iova, Refusal.NO_PASID if known else Refusal.NO_ENDPOINT, access, stream, BLOCKED, pasid
+            )
         if length < 1:
             return []
         if stream in attachments.blocked:
-            return Fault(iova, Refusal.BLOCKED, access, stream, domain, pasid)
+            return TranslationFault(iova, Refusal.BLOCKED, access, stream, domain, pasid)
         end = iova + length
         if iova < 0 or end > ADDRESS_LIMIT:
-            return Fault(iova, Refusal.OUT_OF_APERTURE, access, stream, domain, pasid)
+            return TranslationFault(iova, Refusal.OUT_OF_APERTURE, access, stream, domain, pasid)
         nested = self._domains.nested.get(domain)
         if nested is not None:
-            return self._translate_nested(nested, Pending(iova, access, stream, domain, pasid), end)
+            return self._translate_nested(nested, TranslationPending(iova, access, stream, domain, pasid), end)
         found = self._walk(domain, iova, end, access._value_)
         if isinstance(found, tuple):
-            return Fault(found[0], found[1], access, stream, domain, pasid)
+            return TranslationFault(found[0], found[1], access, stream, domain, pasid)
         return found
 
     def _walk(self, domain: int, iova: int, end: int, wanted: int) -> Sequence[Run] | tuple[int, Refusal]:
@@ -236,7 +238,9 @@ class Translation:
             position += size
         return runs
 
-    def _translate_nested(self, nested: NestedDomain, request: Pending, end: int) -> tuple[Run, ...] | Fault | Pending:
+    def _translate_nested(
+        self, nested: NestedDomain, request: TranslationPending, end: int
+    ) -> tuple[Run, ...] | TranslationFault | TranslationPending:
         """Both stages, run by run of the first one."""
 
         def parent(ipa: int, length: int, access: Access) -> Sequence[Run] | ParentRefusal:
@@ -245,9 +249,9 @@ class Translation:
             found = self._walk(nested.parent, ipa, ipa + length, access._value_) if length > 0 else []
             return ParentRefusal(*found) if isinstance(found, tuple) else found
 
-        def refused(iova: int, why: Refusal, ipa: int | None = None, *, during_walk: bool = False) -> Fault:
+        def refused(iova: int, why: Refusal, ipa: int | None = None, *, during_walk: bool = False) -> TranslationFault:
             where = (request.stream, request.domain, request.pasid)
-            return Fault(iova, why, access, *where, ipa, during_walk)
+            return TranslationFault(iova, why, access, *where, ipa, during_walk)
 
         position, access = request.iova, request.access
         runs: list[Run] = []

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
-from pviommu_abi.own import Binding, OwnOp, Usage
 from pviommu_abi.slots import OpClass
+from pviommu_abi.vendor import Binding, Usage, VendorOp
 from pviommu_abi.xen_2024 import LookupPage, MapPages, PvIommuOp, ReattachDevice, UnmapPages, Xen2024Op
 
 __all__ = ["UNTOUCHED", "Xen2024"]
@@ -54,10 +54,10 @@ class Xen2024(ABC):
         return result, LookupPage.unpack(answer).gfn
 
     def bind_stream(self, devfn: int, stream: int) -> int:
-        return self.call(Binding(0, 0, devfn, stream).pack(), OpClass.OWN, OwnOp.BIND)[0]
+        return self.call(Binding(0, 0, devfn, stream).pack(), OpClass.VENDOR, VendorOp.BIND)[0]
 
     def reattach_device(self, devfn: int, ctx: int) -> int:
         return self.call(ReattachDevice(Xen2024Op.REATTACH_DEVICE, ctx, 0, 0, 0, devfn).pack())[0]
 
     def usage(self) -> Usage:
-        return Usage.unpack(self.call(b"", OpClass.OWN, OwnOp.QUERY_USAGE)[1])
+        return Usage.unpack(self.call(b"", OpClass.VENDOR, VendorOp.QUERY_USAGE)[1])

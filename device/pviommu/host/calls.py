@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from ..hosted import MayGoOn, Owner
-from ..inputs import Inputs, Kind, Outcome, Source
+from ..inputs import InputKind, Inputs, Source, WorkOutcome
 from .watches import Watches
 from .workers import Workers
 
@@ -20,15 +20,15 @@ _NAME = "calls of other threads"
 
 
 class Calls:
-    """What other threads have the loop do: an eventfd among those that it looks at, which ends its sleep."""
+    """Calls that other threads hand to the loop: an eventfd that the loop watches ends its sleep."""
 
     def __init__(self, inputs: Inputs, watches: Watches) -> None:
         self._left: deque[Callable[[], None]] = deque()
         self._workers = Workers(inputs, self._wake)
         self._end = threading.Lock()
-        self._read = inputs.of(Source(Kind.READY, _NAME), os.eventfd_read)
-        self._close = inputs.of(Source(Kind.CLOSED, _NAME), os.close)
-        self.fd = inputs.of(Source(Kind.OPENED, _NAME), os.eventfd)(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._read = inputs.of(Source(InputKind.READY, _NAME), os.eventfd_read)
+        self._close = inputs.of(Source(InputKind.CLOSED, _NAME), os.close)
+        self.fd = inputs.of(Source(InputKind.OPENED, _NAME), os.eventfd)(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         """-1 after the end"""
         self._watch = watches.add(self.fd, self._go_on)
 
@@ -37,7 +37,7 @@ class Calls:
         self._left.append(callback)
         self._wake()
 
-    def submit(self, owner: Owner, work: Callable[[], _T], callback: Callable[[Outcome[_T]], None]) -> None:
+    def submit(self, owner: Owner, work: Callable[[], _T], callback: Callable[[WorkOutcome[_T]], None]) -> None:
         """See :meth:`pviommu.hosted.Host.submit`."""
         self._workers.submit(owner, work, callback)
 

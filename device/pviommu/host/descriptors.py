@@ -1,4 +1,4 @@
-"""How many files this process may have open, and how they are shared out.
+"""The limit of open files, and how it is divided.
 
 Each function needs some for itself, its sockets and its interrupts; each client may have some more of guest memory.
 What is left of the limit is shared out evenly among the clients, so that none can take what another needs.

@@ -1,4 +1,4 @@
-"""The endpoints' part of the loop's turns: who has something to do, and who comes first."""
+"""The endpoints' part of the loop's turns: which have something to do, and which come first."""
 
 from __future__ import annotations
 
@@ -54,17 +54,17 @@ class Endpoints:
         self._fairness: Fairness[Endpoint] = Fairness()
         members = list(endpoints)
         self._polled = [endpoint for endpoint in members if endpoint.polls_memory]
-        self._ready = dict.fromkeys(members)  # nobody knows what was done before
+        self._ready = dict.fromkeys(members)  # what was done before is unknown
         for endpoint in members:
             endpoint.on_ready = partial(self.ready, endpoint)
 
     def ready(self, endpoint: Endpoint) -> None:
-        """It may have something to do: it has a step in the next turn, and others while these find anything."""
+        """It may have something to do: it has a step in the next turn, and more while these find anything."""
         self._ready[endpoint] = None
 
     @property
     def is_polled(self) -> bool:
-        """Whether some of them have to be asked in each turn."""
+        """Whether some of them have to be called in each turn."""
         return bool(self._polled)
 
     @property

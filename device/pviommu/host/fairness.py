@@ -1,4 +1,4 @@
-"""Who comes first where many want a turn: whoever has used the least time so far."""
+"""Which of many comes first: the one that has used the least time so far."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ _AGE_NS = 100_000_000
 class Fairness(Generic[_Member]):
     """Start-time fair queueing (Goyal, Vin and Cheng, 1996) of members that are told apart by identity or equality.
 
-    One that wanted nothing for a while comes before those that are always busy, and has no claim to the time that it
-    left to others. All times are in nanoseconds and come from the caller.
+    One that was idle for a while comes before those that are always busy, but does not get back the time that it left
+    to others. All times are in nanoseconds and come from the caller.
     """
 
     def __init__(self) -> None:

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from ..counters import Counters
 from ..hosted import STOPPED_NS, MayGoOn, Owner, Poll, Timer, Watch
-from ..inputs import Inputs, Outcome
+from ..inputs import Inputs, WorkOutcome
 from .calls import Calls
 from .pacing import FOREVER, NAP_MS, Pace, naps_end_in_time
 from .timers import Timers
@@ -20,7 +20,7 @@ from .work import Work
 __all__ = ["CORE_SPIN_NS", "LOOK_NS", "Loop"]
 
 CORE_SPIN_NS = 200_000
-"""How long the core polls by itself between two turns. Descriptors end that early."""
+"""How long the core polls in C between two turns. Descriptors end that early."""
 LOOK_TURNS = 16
 """Turns of a busy loop between two looks at the descriptors, if they are short."""
 LOOK_NS = 1_000_000
@@ -58,7 +58,7 @@ class Loop:
     def call(self, callback: Callable[[], None]) -> None:
         self.calls.call(callback)
 
-    def submit(self, owner: Owner, work: Callable[[], _T], callback: Callable[[Outcome[_T]], None]) -> None:
+    def submit(self, owner: Owner, work: Callable[[], _T], callback: Callable[[WorkOutcome[_T]], None]) -> None:
         self.calls.submit(owner, work, callback)
 
     def hung_up(self) -> list[Watch]:
@@ -86,7 +86,7 @@ class Loop:
             gc.unfreeze()
 
     def close(self) -> None:
-        """Look at nothing any more. What was watched stays open."""
+        """Stop watching. What was watched stays open."""
         self.calls.close()
         self.watches.poller.close()
 
@@ -102,7 +102,7 @@ class Loop:
         self._turned_at = self._inputs.now_ns()
 
     def _catch_up(self, deadline_ns: int) -> None:
-        """Look at descriptors before there is any DMA: a guest that gave the IOMMU up has reset it."""
+        """Serve descriptors before any DMA: a guest that gave the IOMMU up has reset it."""
         self._look(0)
         while self.watches.unfinished and self._inputs.now_ns() < deadline_ns:
             self._look(0)

@@ -10,7 +10,7 @@ __all__ = ["Polled", "as_one"]
 
 
 def as_one(pollables: Sequence[Pollable]) -> Pollable:
-    """A single one is itself: no turn pays for others that are not there."""
+    """A single one is returned as it is, so that turns cost no more."""
     return pollables[0] if len(pollables) == 1 else Polled(pollables)
 
 

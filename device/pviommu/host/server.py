@@ -1,4 +1,4 @@
-"""A machine, the loop, and the transport through which clients reach the one and are served by the other."""
+"""A machine, the loop that serves it, and the transport through which clients reach it."""
 
 from __future__ import annotations
 

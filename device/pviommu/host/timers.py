@@ -1,4 +1,4 @@
-"""What the loop does at a certain time."""
+"""Calls that the loop makes at a certain time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The descriptors that the loop looks at, and how long a look may take."""
+"""The descriptors that the loop watches, and how long serving them may take."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SOCKETS_NS = 1_000_000
 
 
 def _nothing(_: int, __: MayGoOn) -> None:
-    """What is closed calls nobody."""
+    """The callback of a closed watch."""
 
 
 class Watch:

@@ -1,4 +1,4 @@
-"""What a machine has to do, in the order in which it is done."""
+"""The work of a machine, in the order in which it is done."""
 
 from __future__ import annotations
 
@@ -54,11 +54,11 @@ class Work:
 
     @property
     def is_polled(self) -> bool:
-        """Whether there may be work that nobody told of."""
+        """Whether there may be work without a notification."""
         return self.polled.is_polled or self.endpoints.is_polled
 
     def arm(self) -> bool:
-        """Ask to be told of work. Whether there is none, so that the loop may sleep."""
+        """Ask for doorbells. Returns whether there is no work, so that the loop may sleep."""
         return self.polled.arm() and self.endpoints.arm()
 
     def disarm(self) -> None:

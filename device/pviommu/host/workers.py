@@ -1,4 +1,4 @@
-"""Threads for work that blocks, and the way back into the loop."""
+"""Threads for work that blocks, whose outcomes come back into the loop."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 from ..hosted import Owner
-from ..inputs import Inputs, Kind, Outcome, Source
+from ..inputs import InputKind, Inputs, Source, WorkOutcome
 
 __all__ = ["THREADS", "Workers"]
 
@@ -23,7 +23,7 @@ class _Job(NamedTuple):
 
     owner: Owner
     generation: int
-    callback: Callable[[Outcome[Any]], None]
+    callback: Callable[[WorkOutcome[Any]], None]
 
 
 class Workers:
@@ -37,14 +37,14 @@ class Workers:
         self._count = 0
         self._waiting: dict[Owner, deque[tuple[int, Callable[[], Any]]]] = {}
         """not empty, of each owner; the first owner is the next to have something done"""
-        self._finished: deque[Outcome[Any]] = deque()
+        self._finished: deque[WorkOutcome[Any]] = deque()
         self._has_work = threading.Condition()
         self._idle = 0
         self._threads = 0
         self._closed = False
-        self._begin = inputs.of(Source(Kind.WORKER), self._hand_over)
+        self._begin = inputs.of(Source(InputKind.WORKER), self._hand_over)
 
-    def submit(self, owner: Owner, work: Callable[[], _T], callback: Callable[[Outcome[_T]], None]) -> None:
+    def submit(self, owner: Owner, work: Callable[[], _T], callback: Callable[[WorkOutcome[_T]], None]) -> None:
         """See :meth:`pviommu.hosted.Host.submit`."""
         self._count += 1
         self._jobs[self._count] = _Job(owner, owner.generation, callback)
@@ -66,7 +66,7 @@ class Workers:
         except RuntimeError as error:
             if not self._threads:  # otherwise it waits for one of those that there are
                 self._waiting.clear()  # of what came before each owner has heard the same
-                self._finish(Outcome(number, error=error))
+                self._finish(WorkOutcome(number, error=error))
         else:
             self._threads += 1
 
@@ -94,13 +94,13 @@ class Workers:
         """Calls that tell owners what came of their work; each may turn out to be of no interest any more."""
         return [partial(self._tell, outcome) for outcome in self._inputs.outcomes(self._finished)]
 
-    def _tell(self, outcome: Outcome[Any]) -> None:
+    def _tell(self, outcome: WorkOutcome[Any]) -> None:
         owner, generation, callback = self._jobs.pop(outcome.job)
         if owner.generation == generation:
             callback(outcome)
 
     def close(self) -> None:
-        """Begin nothing any more. Nobody waits for what is being done."""
+        """Begin nothing any more. Work that is being done is not waited for."""
         with self._has_work:
             self._closed = True
             self._waiting.clear()
@@ -117,11 +117,11 @@ class Workers:
                     return
             number, work = job
             try:
-                outcome: Outcome[Any] = Outcome(number, work())
+                outcome: WorkOutcome[Any] = WorkOutcome(number, work())
             except Exception as error:  # whatever it is, the owner is told of it
-                outcome = Outcome(number, error=error)
+                outcome = WorkOutcome(number, error=error)
             self._finish(outcome)
 
-    def _finish(self, outcome: Outcome[Any]) -> None:
+    def _finish(self, outcome: WorkOutcome[Any]) -> None:
         self._finished.append(outcome)
         self._wake()

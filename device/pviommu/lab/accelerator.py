@@ -8,11 +8,11 @@ import tempfile
 import time
 from pathlib import Path
 
-from pviommu.lab.image import base_image
-from pviommu.lab.problems import EnvironmentProblem, RunError
-from pviommu.lab.progress import Progress
-from pviommu.lab.provision import Toolbox
-from pviommu.lab.vm import GuestTimeoutError, VirtualMachine, VmConfig
+from .image import base_image
+from .problems import EnvironmentProblem, RunError
+from .progress import Progress
+from .provision import Toolbox
+from .vm import GuestTimeoutError, VirtualMachine, VmConfig
 
 __all__ = ["KVM", "STEPS", "choose_accelerator", "kvm_runs_a_guest", "remembered_trial"]
 
@@ -65,7 +65,7 @@ def _trial(toolbox: Toolbox, cache: Path, progress: Progress, boot_id: Path) -> 
         return known
     progress.step("trying a guest under KVM")
     answer = kvm_runs_a_guest(toolbox)
-    progress.done("it runs" if answer else "it does not run, TCG is used")
+    progress.done("it runs" if answer else "no guest runs under it, TCG is used")
     _memory(toolbox, cache, boot_id).write_text("yes" if answer else "no")
     return answer
 

@@ -14,9 +14,9 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pviommu.lab.elf import X86_64, ElfProgram, read_elf
-from pviommu.lab.problems import UsageError
-from pviommu.lab.processes import Run, run
+from .elf import X86_64, ElfProgram, read_elf
+from .problems import UsageError
+from .processes import Run, run
 
 __all__ = ["FOLDER", "LIBRARIES", "Added", "applets", "check_interpreter", "collect"]
 
@@ -83,7 +83,7 @@ def check_interpreter(added: Added, guest_programs: Collection[str]) -> None:
     else:
         return
     raise UsageError(
-        f"--run {added.program}: its first line asks for {missing}, which the guest does not have; "
+        f"--run {added.program}: its first line names {missing}, which the guest does not have; "
         "it has busybox (#!/bin/sh)"
     )
 
@@ -96,7 +96,7 @@ def _add(added: Added, option: str, path: Path) -> None:
     if stat.S_ISDIR(mode):
         raise UsageError(f"{option} {path}: a folder; give the files in it, or an archive (the guest has tar)")
     if not stat.S_ISREG(mode):
-        raise UsageError(f"{option} {path}: no regular file")
+        raise UsageError(f"{option} {path}: not a regular file")
     if not os.access(path, os.R_OK):
         raise UsageError(f"{option} {path}: permission denied")
     name = path.name
@@ -156,8 +156,8 @@ def _libraries(added: Added, path: Path, loader: Path, run: Run) -> Iterable[tup
         if missing := _MISSING.match(line):
             raise UsageError(f"{path}: its library {missing[1]} is not on this host; {_RULE}")
     if outcome.status != 0 and not any(map(_FOUND.match, outcome.output.splitlines())):
-        said = (outcome.output.strip().splitlines() or ["it said nothing"])[-1]
-        raise UsageError(f"{path}: {loader} cannot tell its libraries ({said}); link it statically (-static)")
+        said = (outcome.output.strip().splitlines() or ["it printed nothing"])[-1]
+        raise UsageError(f"{path}: {loader} cannot list its libraries ({said}); link it statically (-static)")
     for line in outcome.output.splitlines():
         if found := _FOUND.match(line):
             yield found[1], Path(found[2])

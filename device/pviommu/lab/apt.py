@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
 
-from pviommu.lab.continued import continue_download, sha256_of
-from pviommu.lab.problems import EnvironmentProblem
-from pviommu.lab.processes import Run
+from .continued import continue_download, sha256_of
+from .problems import EnvironmentProblem
+from .processes import Run
 
 __all__ = ["KEYRING", "MIRROR_VARIABLE", "SUITES", "Package", "PrivateApt", "choose_mirror", "require_tools"]
 

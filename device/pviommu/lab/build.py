@@ -14,11 +14,11 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from pviommu.lab.kept import copy_sources, keep, sources_digest
-from pviommu.lab.problems import EnvironmentProblem, RunError
-from pviommu.lab.processes import Run, run
-from pviommu.lab.progress import Progress
-from pviommu.lab.provision import Toolbox
+from .kept import copy_sources, keep, sources_digest
+from .problems import EnvironmentProblem, RunError
+from .processes import Run, run
+from .progress import Progress
+from .provision import Toolbox
 
 __all__ = ["STEPS", "Sandbox", "build_modules", "find_sandbox"]
 

@@ -11,9 +11,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pviommu.host_errors import write_whole
-from pviommu.lab.guest_settings import KERNELS, PROFILES
-from pviommu.lab.problems import UsageError
+from ..host_errors import write_whole
+from .guest_settings import KERNELS, PROFILES
+from .problems import UsageError
 
 __all__ = ["AXES", "Cell", "Outcome", "all_cells", "code_digest", "pick", "read_outcome", "write_outcome"]
 
@@ -104,7 +104,7 @@ def all_cells(kernels: Sequence[str] = KERNELS) -> list[Cell]:
     """
     for kernel in kernels:
         if kernel not in KERNELS:
-            raise UsageError(f"--kernels {kernel}: give some of {', '.join(KERNELS)}")
+            raise UsageError(f"--kernels {kernel}: must be some of {', '.join(KERNELS)}")
     axes = (kernels, AXES["profile"], AXES["mode"], AXES["vCPUs"])
     cells = [Cell(kernel, profile, mode, int(vcpus)) for kernel, profile, mode, vcpus in itertools.product(*axes)]
     return [*cells, *(Cell(kernel, *_SUITE_PLACE, suite) for kernel, suite in _SUITES if kernel in kernels)]

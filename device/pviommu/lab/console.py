@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from pviommu.lab.problems import RunError
+from .problems import RunError
 
 __all__ = ["HOW_TO_LEAVE", "STANDARD", "Terminal", "attach"]
 

@@ -10,12 +10,12 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from pviommu.lab.build import find_sandbox
-from pviommu.lab.problems import RunError
-from pviommu.lab.processes import Run, run
-from pviommu.lab.progress import Progress
-from pviommu.lab.provision import Toolbox
-from pviommu.native import build
+from ..native import build
+from .build import find_sandbox
+from .problems import RunError
+from .processes import Run, run
+from .progress import Progress
+from .provision import Toolbox
 
 __all__ = ["STEPS", "build_core"]
 

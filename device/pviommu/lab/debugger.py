@@ -22,7 +22,7 @@ def instructions(gdb_socket: Path, vmlinux: Path | None, modules: Sequence[Path]
     lines = ["the guest waits for a debugger, without a time limit:", f"  {command}"]
     if vmlinux is None:
         lines.append("  (gdb) continue")
-        lines.append("this kernel comes without symbols: --kernel lab has them, and so has a build tree of yours")
+        lines.append("this kernel has no symbols: --kernel lab or your own build tree has them")
     else:
         scripts = vmlinux.parent / "vmlinux-gdb.py"
         with_scripts = scripts.is_file()

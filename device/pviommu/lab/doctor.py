@@ -17,16 +17,16 @@ from enum import Enum
 from pathlib import Path
 from typing import TextIO
 
-from pviommu import resources
-from pviommu.exit_status import ExitStatus
-from pviommu.lab import accelerator, kernels
-from pviommu.lab.apt import choose_mirror, require_tools
-from pviommu.lab.build import find_sandbox
-from pviommu.lab.guest_settings import KERNELS
-from pviommu.lab.problems import EnvironmentProblem
-from pviommu.lab.processes import Run, run
-from pviommu.lab.provision import Toolbox, cache_folder, find_toolbox
-from pviommu.lab.vm import nic_backend
+from .. import resources
+from ..exit_status import ExitStatus
+from . import accelerator, kernels
+from .apt import choose_mirror, require_tools
+from .build import find_sandbox
+from .guest_settings import KERNELS
+from .problems import EnvironmentProblem
+from .processes import Run, run
+from .provision import Toolbox, cache_folder, find_toolbox
+from .vm import nic_backend
 
 __all__ = ["Finding", "Host", "Status", "add_arguments", "examine", "main"]
 
@@ -82,7 +82,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--qemu",
         metavar="PATH",
-        help="the QEMU that would be used; default: the host's own if it will do, else Debian's",
+        help="the QEMU that would be used; default: the host's own if suitable, else Debian's",
     )
 
 
@@ -164,7 +164,7 @@ def _qemu(host: Host, toolbox: Toolbox | None) -> Finding:
         Status.NOTE,
         "QEMU",
         f"{toolbox.qemu_version} with vfio-user-pci, {place}, without the user network: the guest's NIC has no peer",
-        "use one that was built with libslirp, or none of the host's own, so that the lab fetches Debian's",
+        "use one that was built with libslirp, or remove the host's own, so that the lab fetches Debian's",
     )
 
 
@@ -242,7 +242,7 @@ def _kernels(host: Host, toolbox: Toolbox | None) -> Iterator[Finding]:
             release = f"Linux {toolbox.kernel_release}" if name == toolbox.kernel else "ready"
             yield Finding(Status.OK, f"kernel {name}", release)
         else:
-            text = "built when it is first asked for" if name.startswith("lab") else "when it is first asked for"
+            text = "built when first needed" if name.startswith("lab") else "when first needed"
             yield Finding(Status.LATER, f"kernel {name}", text, _HOW_KERNEL[name])
 
 

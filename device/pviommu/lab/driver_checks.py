@@ -1,7 +1,8 @@
 """What a kernel developer asks of C code, asked of the guest's: no warning of the compiler, of sparse or of checkpatch.
 
 The modules are compiled against the headers of Debian's kernels (6.12 and 7.x), in a private root that also holds
-sparse, and the kernel source that checkpatch is taken from: no package has it by itself.
+sparse, and the kernel source that checkpatch is taken from: no package has it by itself. What was looked at before, and
+has not changed since, is not looked at again (see :mod:`pviommu.lab.series`).
 
 Run as a program (``scripts/driver-check``) it checks the checkout's; exit status 1 if anything was complained about.
 """
@@ -11,26 +12,25 @@ from __future__ import annotations
 import argparse
 import os
 import re
-import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TextIO
 
-from pviommu import resources
-from pviommu.exit_status import ExitStatus
-from pviommu.lab import provision
-from pviommu.lab.build import Sandbox, find_sandbox
-from pviommu.lab.kept import copy_sources, keep, source_files
-from pviommu.lab.kernels import BUILD_PACKAGES
-from pviommu.lab.problems import EnvironmentProblem
-from pviommu.lab.processes import Run, run
-from pviommu.lab.progress import Progress
-from pviommu.lab.roots import BACKPORTS, private_root
-from pviommu.lab.roots import STEPS as ROOT_STEPS
-from pviommu.lab.run import guarded
+from .. import resources
+from ..exit_status import ExitStatus
+from . import provision
+from .build import Sandbox, find_sandbox
+from .kept import keep, source_files
+from .kernels import BUILD_PACKAGES
+from .problems import EnvironmentProblem
+from .processes import Run, run
+from .progress import Progress
+from .roots import BACKPORTS, private_root
+from .roots import STEPS as ROOT_STEPS
+from .run import guarded
+from .series import FOLDER, Series, forget
 
 __all__ = ["PACKAGES", "STEPS", "DriverChecks", "main", "prepare_checks", "written_sources"]
 
@@ -58,47 +58,39 @@ _LAST_LINES = 10
 
 
 class DriverChecks:
-    """The checks, in a root that :func:`prepare_checks` made. A check gives its complaints, one line each."""
+    """The checks, in a root that :func:`prepare_checks` made. A check gives its complaints, one line each.
+
+    ``ran`` counts what was not known from an earlier run and had to be looked at.
+    """
 
     def __init__(self, root: Path, sandbox: Sandbox, run: Run = run) -> None:
         self.root = root
         self._sandbox = sandbox
         self._run = run
+        self.ran = 0
 
     @property
     def releases(self) -> list[str]:
         """The kernels whose headers the root has, as ``uname -r`` names them, sorted."""
         return sorted(link.parent.name for link in (self.root / "usr/lib/modules").glob("*/build"))
 
-    @contextmanager
-    def work_folder(self) -> Iterator[tuple[Path, str]]:
-        """An empty folder in the root, removed at the end: its path here, and as seen from inside."""
-        work = Path(tempfile.mkdtemp(prefix="check-", dir=self.root / "build"))
-        try:
-            yield work, f"/{work.relative_to(self.root)}"
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
-
-    def run(self, program: Sequence[str]) -> tuple[int, str]:
-        """Run ``program`` inside the root: its status, and its output with standard error."""
-        outcome = self._run(self._sandbox.command(self.root, program))
-        return outcome.status, outcome.output
+    def series(self, files: Mapping[str, Path]) -> Series:
+        """Programs to be run inside the root, on ``files``, one after the other."""
+        return Series(self.root, self._sandbox, files, self._run)
 
     def modules(self, sources: Path, release: str) -> list[str]:
         """Compile the modules of ``sources`` for ``release`` at W=1, and let sparse look at every file of theirs."""
-        with self.work_folder() as (work, inside):
-            copy_sources(sources, work)
-            status, output = self.run(
-                [
-                    *("make", f"-j{os.cpu_count() or 1}", "-C", f"/lib/modules/{release}/build", f"M={inside}"),
-                    # Not C=2, which asks a script that Debian's headers lack whether sparse is new enough.
-                    *("W=1", "KCFLAGS=-Werror", "KBUILD_CHECKSRC=2", f"CF={_SPARSE_FLAGS}", "modules"),
-                ]
+        with self.series({str(path.relative_to(sources)): path for path in source_files(sources)}) as series:
+            outcome = series.run(
+                *("make", f"-j{os.cpu_count() or 1}", "-C", f"/lib/modules/{release}/build", f"M={FOLDER}"),
+                # Not C=2, which asks a script that Debian's headers lack whether sparse is new enough.
+                *("W=1", "KCFLAGS=-Werror", "KBUILD_CHECKSRC=2", f"CF={_SPARSE_FLAGS}", "modules"),
             )
-        lines = output.replace(f"{inside}/", "").splitlines()
+        self.ran += not series.is_recalled
+        lines = outcome.output.replace(f"{FOLDER}/", "").splitlines()
         complaints = [line for line in lines if _COMPLAINT.search(line)]
-        if status != 0 and not complaints:
-            complaints = [f"make ended with status {status}", *lines[-_LAST_LINES:]]
+        if outcome.status != 0 and not complaints:
+            complaints = [f"make ended with status {outcome.status}", *lines[-_LAST_LINES:]]
         seen = {match[1] for line in lines if (match := re.fullmatch(r"\s+CHECK\s+(\S+)", line))}
         expected = {path.name for path in source_files(sources) if path.suffix == ".c" and path.parent == sources}
         unseen = sorted(expected - seen)
@@ -118,20 +110,17 @@ class DriverChecks:
     def _checkpatch(self, guest_tools: Path, sources: Sequence[Path], ignored: str) -> list[str]:
         if not sources:
             return []
-        with self.work_folder() as (work, inside):
-            shutil.copytree(self.root / _CHECKPATCH_FOLDER, work / "checkpatch")
-            # It looks for names with capitals in the headers of a kernel, and leaves a list of them where it runs.
-            (work / "checkpatch/include").mkdir()
-            names = [str(path.relative_to(guest_tools)) for path in sources]
-            for path, name in zip(sources, names, strict=True):
-                (work / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(path, work / name)
-            script = ["env", "-C", inside, "perl", "checkpatch/checkpatch.pl", "--no-tree", "--root=checkpatch"]
-            options = ("--strict", "--terse", "--show-types", "--no-summary", "--quiet", "--ignore", ignored)
-            status, output = self.run([*script, *options, "-f", *names])
-        lines = [line for line in output.splitlines() if line.strip()]
-        if status != 0 and not lines:
-            return [f"checkpatch ended with status {status}"]
+        names = [str(path.relative_to(guest_tools)) for path in sources]
+        own = {f"checkpatch/{path.name}": path for path in (self.root / _CHECKPATCH_FOLDER).iterdir()}
+        # It looks for names with capitals in the headers of a kernel, and leaves a list of them where it runs.
+        script = 'mkdir checkpatch/include && exec perl checkpatch/checkpatch.pl --no-tree --root=checkpatch "$@"'
+        options = ("--strict", "--terse", "--show-types", "--no-summary", "--quiet", "--ignore", ignored)
+        with self.series({**own, **dict(zip(names, sources, strict=True))}) as series:
+            outcome = series.run("env", "-C", FOLDER, "sh", "-c", script, "checkpatch", *options, "-f", *names)
+        self.ran += not series.is_recalled
+        lines = [line for line in outcome.output.splitlines() if line.strip()]
+        if outcome.status != 0 and not lines:
+            return [f"checkpatch ended with status {outcome.status}"]
         return lines
 
     def take_checkpatch(self, progress: Progress) -> None:
@@ -141,17 +130,18 @@ class DriverChecks:
             return
         archives = sorted((self.root / "usr/src").glob("linux-source-*.tar.xz"))
         if not archives:
-            raise EnvironmentProblem(f"{self.root} holds no kernel source", f"remove {self.root} to have it made anew")
+            raise EnvironmentProblem(f"{self.root} holds no kernel source", f"remove {self.root} to have it made again")
         progress.step("taking checkpatch out of the kernel source")
         top = archives[-1].name.removesuffix(".tar.xz")
         names = [f"{top}/scripts/{name}" for name in _CHECKPATCH]
-        with self.work_folder() as (work, inside):
+        with tempfile.TemporaryDirectory(prefix="unpacking-", dir=self.root / "build") as folder:
+            work = Path(folder)
             # --occurrence: stop reading after the last of them
-            unpack = ["tar", "-xJf", f"/usr/src/{archives[-1].name}", "-C", inside, "--occurrence=1", *names]
-            status, output = self.run(unpack)
-            if status != 0:
+            unpack = ["tar", "-xJf", f"/usr/src/{archives[-1].name}", "-C", f"/{work.relative_to(self.root)}"]
+            outcome = self._run(self._sandbox.command(self.root, [*unpack, "--occurrence=1", *names]))
+            if outcome.status != 0:
                 raise EnvironmentProblem(
-                    f"checkpatch cannot be taken out of {archives[-1]}: {output.strip()[-200:]}",
+                    f"checkpatch cannot be taken out of {archives[-1]}: {outcome.output.strip()[-200:]}",
                     f"remove {self.root} to have it made anew",
                 )
             keep([work / name for name in names], self.root / _CHECKPATCH_FOLDER)
@@ -186,32 +176,37 @@ def main(
     """Check the guest's sources; returns the exit status."""
     parser = argparse.ArgumentParser(prog="scripts/driver-check", description=__doc__)
     parser.add_argument("--only-setup", action="store_true", help="provide everything that the checks need, then stop")
+    parser.add_argument("--again", action="store_true", help="also what was looked at before and has not changed")
     args = parser.parse_args(arguments)
     stream = sys.stdout if out is None else out
-    return guarded("driver-check", lambda: _check_all(stream, provide, only_setup=args.only_setup))
+    return guarded("driver-check", lambda: _check_all(stream, provide, args))
 
 
-def _check_all(stream: TextIO, provide: Provide, *, only_setup: bool) -> int:
+def _check_all(stream: TextIO, provide: Provide, args: argparse.Namespace) -> int:
     progress = Progress(stream, STEPS)
     try:
         checks = provide(progress)
     finally:
         progress.close()
-    if only_setup:
+    if args.only_setup:
         return ExitStatus.PASSED
+    if args.again:
+        forget(checks.root)
     guest_tools = resources.guest_tools()
     count = 0
     for release in checks.releases:
-        complaints = checks.modules(guest_tools / "driver", release)
-        count += _show(f"modules for {release}, W=1 and sparse", complaints, stream)
-    count += _show("checkpatch --strict", checks.style(guest_tools), stream)
+        ran, complaints = checks.ran, checks.modules(guest_tools / "driver", release)
+        count += _show(f"modules for {release}, W=1 and sparse", complaints, stream, known=checks.ran == ran)
+    ran, complaints = checks.ran, checks.style(guest_tools)
+    count += _show("checkpatch --strict", complaints, stream, known=checks.ran == ran)
     return ExitStatus.FAILED if count else ExitStatus.PASSED
 
 
-def _show(what: str, complaints: Sequence[str], stream: TextIO) -> int:
+def _show(what: str, complaints: Sequence[str], stream: TextIO, *, known: bool) -> int:
     for line in complaints:
         print(line, file=stream)
-    print(f"{what}: {len(complaints) or 'no'} complaint{'' if len(complaints) == 1 else 's'}", file=stream, flush=True)
+    number = f"{len(complaints) or 'no'} complaint{'' if len(complaints) == 1 else 's'}"
+    print(f"{what}: {number}{' (known, nothing has changed)' if known else ''}", file=stream, flush=True)
     return len(complaints)
 
 

@@ -12,10 +12,10 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from pviommu.lab.cpio import Archive
-from pviommu.lab.problems import EnvironmentProblem
-from pviommu.lab.processes import Run, run
-from pviommu.lab.provision import Toolbox
+from .cpio import Archive
+from .problems import EnvironmentProblem
+from .processes import Run, run
+from .provision import Toolbox
 
 __all__ = ["KernelModules", "base_image", "guest_image"]
 

@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pviommu.lab.problems import EnvironmentProblem, UsageError
+from .problems import EnvironmentProblem, UsageError
 
 __all__ = ["KernelTree", "image_release", "open_kernel", "open_tree"]
 
@@ -56,7 +56,7 @@ def open_kernel(path: Path, installed: Path = _INSTALLED) -> KernelTree:
     if path.is_dir():
         return open_tree(path)
     if not path.is_file():
-        raise UsageError(f"--kernel {path}: no such file or folder, and no kernel of the lab is called so")
+        raise UsageError(f"--kernel {path}: no such file or folder, and no kernel of the lab has that name")
     release = image_release(path)
     around = path.resolve().parents[3:4]
     if around and (around[0] / "include/config/kernel.release").is_file():

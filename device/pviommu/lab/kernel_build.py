@@ -17,11 +17,11 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from pviommu.lab.build import Sandbox, find_sandbox
-from pviommu.lab.problems import EnvironmentProblem, RunError
-from pviommu.lab.processes import Run, run
-from pviommu.lab.progress import Progress
-from pviommu.lab.roots import archives_in, locked
+from .build import Sandbox, find_sandbox
+from .problems import EnvironmentProblem, RunError
+from .processes import Run, run
+from .progress import Progress
+from .roots import archives_in, locked
 
 __all__ = [
     "SOURCE_PACKAGES",
@@ -140,7 +140,7 @@ def source_archive(root: Path) -> Path:
     """The kernel source that ``root`` holds. Raises EnvironmentProblem if it holds none."""
     archives = sorted((root / "usr/src").glob("linux-source-*.tar.xz"))
     if not archives:
-        raise EnvironmentProblem(f"{root} holds no kernel source", f"remove {root} to have it made anew")
+        raise EnvironmentProblem(f"{root} holds no kernel source", f"remove {root} to have it made again")
     return archives[-1]
 
 

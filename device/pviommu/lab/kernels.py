@@ -10,16 +10,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pviommu.lab import kernel_build
-from pviommu.lab.guest_settings import KERNELS, OWN_KERNEL
-from pviommu.lab.kernel import KernelTree, open_kernel, open_tree
-from pviommu.lab.kernel_build import SOURCE_PACKAGES, Follow, build_kernel, find_kernel, follow
-from pviommu.lab.problems import EnvironmentProblem
-from pviommu.lab.processes import Run, run
-from pviommu.lab.progress import Progress
-from pviommu.lab.provision import Toolbox, cache_folder
-from pviommu.lab.roots import BACKPORTS, find_root, private_root
-from pviommu.lab.roots import STEPS as ROOT_STEPS
+from . import kernel_build
+from .guest_settings import KERNELS, OWN_KERNEL
+from .kernel import KernelTree, open_kernel, open_tree
+from .kernel_build import SOURCE_PACKAGES, Follow, build_kernel, find_kernel, follow
+from .problems import EnvironmentProblem
+from .processes import Run, run
+from .progress import Progress
+from .provision import Toolbox, cache_folder
+from .roots import BACKPORTS, find_root, private_root
+from .roots import STEPS as ROOT_STEPS
 
 __all__ = ["BUILD_PACKAGES", "build_layer", "has_kernel", "open_named_path", "steps", "with_kernel"]
 
@@ -132,5 +132,7 @@ def _with_package(toolbox: Toolbox) -> Toolbox:
     # Packages of Linux 7 put the image beside its modules; /boot is filled by a script that does not run here.
     images = sorted(toolbox.root.glob("usr/lib/modules/*/vmlinuz"))
     if not images:
-        raise EnvironmentProblem(f"{toolbox.root} holds no kernel image", f"remove {toolbox.root} to have it made anew")
+        raise EnvironmentProblem(
+            f"{toolbox.root} holds no kernel image", f"remove {toolbox.root} to have it made again"
+        )
     return replace(toolbox, kernel_image=images[-1], kernel_release=images[-1].parent.name)

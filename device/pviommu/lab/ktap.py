@@ -45,6 +45,8 @@ class TestResult:
     outcome: Outcome
     directive: str = ""
     reason: str = ""
+    seconds: float = 0.0
+    """from the result before it, whichever that was; set by who knows the time"""
     diagnostics: list[str] = field(default_factory=list)
     children: list[TestResult] = field(default_factory=list)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from typing import TextIO
 
 from pviommu.lab import report
@@ -14,7 +16,7 @@ __all__ = ["Listener"]
 class Listener:
     """One guest's report; that of a second kernel, started by kexec, goes on with the same numbers and one plan."""
 
-    def __init__(self, stream: TextIO, *, verbose: bool) -> None:
+    def __init__(self, stream: TextIO, *, verbose: bool, now: Callable[[], float] = time.monotonic) -> None:
         self.parser = KtapParser()
         self.exit_status: int | None = None
         self.program_status: int | None = None
@@ -33,7 +35,11 @@ class Listener:
         if status is not None:
             self.program_status = status
             return
-        self._show(self.parser.feed(line))
+        event = self.parser.feed(line)
+        if event.result is not None:
+            now = self._now()
+            event.result.seconds, self._last = now - self._last, now
+        self._show(event)
 
     def _show(self, event: Event) -> None:
         margin = "  " * event.depth

@@ -18,16 +18,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TextIO
 
-from pviommu import resources
-from pviommu.exit_status import ExitStatus
-from pviommu.lab import cells, table
-from pviommu.lab.boot import Setup
-from pviommu.lab.cells import Cell, Outcome
-from pviommu.lab.guest_settings import KERNELS, GuestSettings
-from pviommu.lab.problems import EnvironmentProblem, RunError, UsageError
-from pviommu.lab.processes import Child
-from pviommu.lab.run import Provide, guarded, prepare, set_up, time_limit
-from pviommu.lab.server import PROGRAM
+from .. import resources
+from ..exit_status import ExitStatus
+from . import cells, table
+from .boot import Setup
+from .cells import Cell, Outcome
+from .guest_settings import KERNELS, GuestSettings
+from .problems import EnvironmentProblem, RunError, UsageError
+from .processes import Child
+from .run import Provide, guarded, prepare, set_up, time_limit
+from .server import PROGRAM
 
 __all__ = ["add_arguments", "main"]
 
@@ -42,18 +42,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PATTERN",
         action="append",
         default=[],
-        help=f"only cells whose name ({'/'.join(cells.AXES)}) matches, as in a shell; can be given several times; "
+        help=f"only cells whose name ({'/'.join(cells.AXES)}) matches this shell pattern; may be repeated; "
         "default: all",
     )
     parser.add_argument(
-        "--kernels", metavar="NAME", nargs="+", default=list(KERNELS), help="kernels that run; default: all of them"
+        "--kernels", metavar="NAME", nargs="+", default=list(KERNELS), help="only these kernels; default: all"
     )
     parser.add_argument(
         "--results", metavar="DIR", type=Path, default=Path("lab-results/matrix"), help="folder of the results"
     )
     again = parser.add_mutually_exclusive_group()
     again.add_argument(
-        "--resume", action="store_true", help="keep what passed with the same code and kernel (the default)"
+        "--resume", action="store_true", help="keep cells that passed with the same code and kernel (the default)"
     )
     again.add_argument("--fresh", action="store_true", help="run every cell again")
     parser.add_argument("--timeout", metavar="SECONDS", type=float, help="hard limit of a cell; default: by its kernel")
@@ -61,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--qemu",
         metavar="PATH",
-        help="QEMU to use (10.1 or later, with vfio-user-pci); default: the host's own if it will do, else Debian's",
+        help="QEMU to use (10.1 or later, with vfio-user-pci); default: the host's own if suitable, else Debian's",
     )
 
 
@@ -189,7 +189,7 @@ def _run_cell(matrix: _Matrix, setup: Setup, cell: Cell, inputs: str) -> Outcome
     try:
         return Outcome.of_results(json.loads((folder / "latest/results.json").read_text()), date, inputs)
     except (OSError, ValueError, KeyError, TypeError):
-        said = log.read_text(errors="replace").strip().splitlines() or ["it said nothing"]
+        said = log.read_text(errors="replace").strip().splitlines() or ["it printed nothing"]
         problem = f"the run ended with status {status} and no results: {said[-1]}"
         return Outcome("error", date=date, inputs=inputs, problems=[problem])
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
-from pviommu.lab.problems import UsageError
+from .problems import UsageError
 
 __all__ = ["PORT_NAME", "GuestOutput"]
 
@@ -89,7 +89,7 @@ class GuestOutput:
             try:
                 _write_all(self._file.fileno(), data)
             except OSError as problem:
-                self.problems.append(f"{self._path.name} is not whole: {problem.strerror}")
+                self.problems.append(f"{self._path.name} is incomplete: {problem.strerror}")
         if self._terminal is not None:
             try:
                 _write_all(self._terminal, data)

@@ -13,13 +13,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pviommu.lab.build import find_sandbox
-from pviommu.lab.kept import copy_sources, keep, sources_digest
-from pviommu.lab.problems import RunError
-from pviommu.lab.processes import Run, run
-from pviommu.lab.progress import Progress
-from pviommu.lab.provision import Toolbox
 from pviommu_abi.interface import INTERFACES
+
+from .build import find_sandbox
+from .kept import copy_sources, keep, sources_digest
+from .problems import RunError
+from .processes import Run, run
+from .progress import Progress
+from .provision import Toolbox
 
 __all__ = ["STEPS", "Program", "build_programs", "find_programs"]
 

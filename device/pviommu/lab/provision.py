@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pviommu import cache
-from pviommu.lab.problems import EnvironmentProblem
-from pviommu.lab.processes import Run, run
-from pviommu.lab.progress import Progress
-from pviommu.lab.roots import BACKPORTS, STEPS, find_root, private_root
+from .. import cache
+from .problems import EnvironmentProblem
+from .processes import Run, run
+from .progress import Progress
+from .roots import BACKPORTS, STEPS, find_root, private_root
 
 __all__ = ["STEPS", "Toolbox", "cache_folder", "find_qemu", "find_toolbox", "provision"]
 
@@ -149,7 +149,7 @@ def _private_qemu(root: Path, run: Run) -> _Qemu:
     if version is None:
         raise EnvironmentProblem(
             f"the QEMU in {root} does not run: {outcome.output.strip()[-200:]}",
-            f"remove {root} to have it made anew, or name your own with --qemu",
+            f"remove {root} to have it made again, or name your own with --qemu",
         )
     return _Qemu(command, environment, version)
 
@@ -158,6 +158,6 @@ def _toolbox(root: Path, qemu: _Qemu) -> Toolbox:
     images = sorted((root / "boot").glob("vmlinuz-*"))
     busybox = root / "usr/bin/busybox"
     if not images or not busybox.is_file():
-        raise EnvironmentProblem(f"{root} holds no kernel or no busybox", f"remove {root} to have it made anew")
+        raise EnvironmentProblem(f"{root} holds no kernel or no busybox", f"remove {root} to have it made again")
     release = images[-1].name.removeprefix("vmlinuz-")
     return Toolbox(root, qemu.command, qemu.environment, qemu.version, images[-1], release, busybox)

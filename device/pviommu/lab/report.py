@@ -178,7 +178,9 @@ def _junit(record: RunRecord) -> ElementTree.Element:
 
 
 def _case(class_name: str, result: TestResult) -> ElementTree.Element:
-    case = ElementTree.Element("testcase", classname=_clean(class_name), name=_clean(result.name))
+    case = ElementTree.Element(
+        "testcase", classname=_clean(class_name), name=_clean(result.name), time=f"{result.seconds:.3f}"
+    )
     notes = _clean("\n".join(result.diagnostics))
     if result.outcome is Outcome.FAILED:
         message = " ".join((result.directive, result.reason)).strip() or "not ok"

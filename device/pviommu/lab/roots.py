@@ -20,10 +20,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from pviommu.lab.apt import SUITES, PrivateApt, choose_mirror, require_tools
-from pviommu.lab.problems import EnvironmentProblem
-from pviommu.lab.processes import Run
-from pviommu.lab.progress import Progress
+from .apt import SUITES, PrivateApt, choose_mirror, require_tools
+from .problems import EnvironmentProblem
+from .processes import Run
+from .progress import Progress
 
 __all__ = ["BACKPORTS", "STEPS", "archives_in", "find_root", "locked", "private_root"]
 

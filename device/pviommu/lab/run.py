@@ -14,19 +14,19 @@ from pathlib import Path
 from types import FrameType
 from typing import Protocol, TextIO
 
-from pviommu import resources
-from pviommu.exit_status import ExitStatus
-from pviommu.host_errors import is_lack_of_room, named
-from pviommu.lab import accelerator, added, build, core, kernels, programs, provision, report, roots, suites
-from pviommu.lab.boot import Job, Setup, judged_run, short_folder
-from pviommu.lab.console import STANDARD, Terminal
-from pviommu.lab.guest_settings import KERNELS, MODES, PROFILES, SUITES, GuestSettings, kernel_name
-from pviommu.lab.listener import Listener
-from pviommu.lab.problems import EnvironmentProblem, RunError, UsageError
-from pviommu.lab.progress import Progress
-from pviommu.lab.server import PROGRAM, capabilities
-from pviommu.lab.vm import parse_memory
-from pviommu.topology import find
+from .. import resources
+from ..exit_status import ExitStatus
+from ..host_errors import is_lack_of_room, named
+from ..topology import find
+from . import accelerator, added, build, core, kernels, programs, provision, report, roots, suites
+from .boot import Job, Setup, judged_run, short_folder
+from .console import STANDARD, Terminal
+from .guest_settings import KERNELS, MODES, PROFILES, SUITES, GuestSettings, kernel_name
+from .listener import Listener
+from .problems import EnvironmentProblem, RunError, UsageError
+from .progress import Progress
+from .server import PROGRAM, capabilities
+from .vm import parse_memory
 
 __all__ = ["Setup", "add_arguments", "guarded", "main", "prepare", "set_up", "short_folder", "time_limit"]
 
@@ -57,13 +57,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--accel", choices=("auto", "kvm", "tcg"), default="auto", help="QEMU's accelerator")
     parser.add_argument(
-        "--memory", metavar="SIZE", default="5G", help="guest memory; more than 4G has frames above 4 GiB"
+        "--memory", metavar="SIZE", default="5G", help="guest memory; DMA above 4 GiB is tested only with more than 4G"
     )
     parser.add_argument("--vcpus", metavar="N", type=int, default=1, help="guest processors")
     parser.add_argument(
         "--qemu",
         metavar="PATH",
-        help="QEMU to use (10.1 or later, with vfio-user-pci); default: the host's own if it will do, else Debian's",
+        help="QEMU to use (10.1 or later, with vfio-user-pci); default: the host's own if suitable, else Debian's",
     )
     parser.add_argument(
         "--kernel",
@@ -71,11 +71,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"{', '.join(KERNELS)}, or the build tree or bzImage of your own kernel; "
         f"default: {KERNELS[0]}, with --suite {suites.KERNELS[0]}",
     )
-    parser.add_argument(
-        "--profile", choices=PROFILES, default=PROFILES[0], help="the interface that the driver speaks first"
-    )
+    parser.add_argument("--profile", choices=PROFILES, default=PROFILES[0], help="profile that the driver uses first")
     parser.add_argument("--mode", choices=MODES, default="lazy", help="how the guest's DMA API maps")
-    parser.add_argument("--long", action="store_true", help="also the tests that take more than a few seconds")
+    parser.add_argument("--long", action="store_true", help="run the long tests too")
     parser.add_argument(
         "--add",
         metavar="FILE",
@@ -83,7 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         action="extend",
         default=[],
-        help=f"your own files, which the guest finds in {added.FOLDER}; dynamic programs bring their libraries; "
+        help=f"your own files, which are in {added.FOLDER} of the guest, with the libraries of dynamic programs; "
         "default: none",
     )
     instead = parser.add_mutually_exclusive_group()
@@ -100,10 +98,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=SUITES,
         help="run the kernel's own tools/testing/selftests/SUITE in the guest instead; default: the tests",
     )
-    parser.add_argument("--topology", metavar="FILE", type=Path, help="a file or a shipped name; default: lab")
-    parser.add_argument("--keep", action="store_true", help="after the tests, a shell on the guest's console")
-    parser.add_argument("--gdb", action="store_true", help="the guest waits for a debugger; no time limit")
-    parser.add_argument("--only-setup", action="store_true", help="provide everything that a run needs, then stop")
+    parser.add_argument(
+        "--topology", metavar="FILE", type=Path, help="a file, or a name of `pviommu topology list`; default: lab"
+    )
+    parser.add_argument("--keep", action="store_true", help="give a shell on the guest's console after the tests")
+    parser.add_argument("--gdb", action="store_true", help="make the guest wait for a debugger, without a time limit")
+    parser.add_argument("--only-setup", action="store_true", help="set up everything that a run needs, then stop")
     parser.add_argument("-v", "--verbose", action="store_true", help="show the guest's diagnostics too")
 
 
@@ -222,7 +222,7 @@ def _run(args: argparse.Namespace, stream: TextIO, program: Sequence[str], provi
     brought = added.collect(args.add, args.program)
     if brought.size > memory // 4:
         raise UsageError(
-            f"--add: {brought.size >> 20} MB in all; the guest's memory holds it twice at its start, give --memory"
+            f"--add: {brought.size >> 20} MB in all; the guest's memory holds them twice at its start, give --memory"
             f" at least {brought.size * 4 >> 20}M"
         )
     topology = find(args.topology or Path("lab"))
@@ -261,7 +261,7 @@ def _run(args: argparse.Namespace, stream: TextIO, program: Sequence[str], provi
     record = judged_run(job, Listener(stream, verbose=args.verbose), show)
     show(record)
     if lost:  # the verdict holds, but who looks for it in the folder does not find it
-        print(f"pviommu lab: the results are not whole: {lost[-1]}", file=sys.stderr)
+        print(f"pviommu lab: the results are incomplete: {lost[-1]}", file=sys.stderr)
         return _STATUS[record.verdict] or ExitStatus.ENVIRONMENT
     return _STATUS[record.verdict]
 
@@ -272,7 +272,7 @@ def _settings(args: argparse.Namespace) -> GuestSettings:
     kernel = kernel_name(args.kernel or _usual_kernel(args.suite))
     for option, value in (("--run", args.program), ("--suite", args.suite)):
         if value is not None and args.long:
-            raise UsageError(f"{option} and --long: there are no long tests, {option} takes the place of all of them")
+            raise UsageError(f"{option} and --long: there are no long tests, {option} replaces all tests")
     if args.suite is not None and kernel not in suites.KERNELS:
         raise UsageError(f"--suite {args.suite} needs iommufd, which {kernel} lacks: give --kernel lab, or your own")
     program = args.program.name if args.program is not None else ""

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pviommu.lab.cpio import Archive
-from pviommu.lab.guest_settings import CONFIG_PATH, GuestSettings
+from .cpio import Archive
+from .guest_settings import CONFIG_PATH, GuestSettings
 
 __all__ = ["INITRD_PATH", "KERNEL_PATH", "with_second_boot"]
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from pviommu.lab.problems import RunError, UsageError
-from pviommu.lab.processes import Child
+from .problems import RunError, UsageError
+from .processes import Child
 
 __all__ = ["PROGRAM", "Capabilities", "ServerProcess", "capabilities", "summary"]
 
@@ -126,7 +126,7 @@ class ServerProcess:
                 self._child.resume()
         status = self._child.stop()
         if died is not None:
-            return [f"the server ended by itself with status {died}: {_last_words(self._tail())}"]
+            return [f"the server ended unexpectedly with status {died}: {_last_words(self._tail())}"]
         if status != 0:
             return [f"the server ended with status {status} when told to stop: {_last_words(self._tail())}"]
         return []
@@ -162,7 +162,7 @@ def _last_words(text: str) -> str:
     """The last line that a program wrote, taken out of its JSON log record if it is one."""
     lines = [line for line in text.splitlines() if line.strip()]
     if not lines:
-        return "it said nothing"
+        return "it printed nothing"
     record = _object(lines[-1])
     for key in ("message", "error", "event"):
         if isinstance(record.get(key), str):

@@ -12,13 +12,13 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from pviommu.lab.build import find_sandbox
-from pviommu.lab.guest_settings import SUITES
-from pviommu.lab.kept import keep, source_files, sources_digest
-from pviommu.lab.kernel_build import source_archive, source_version
-from pviommu.lab.problems import RunError
-from pviommu.lab.processes import Run, run
-from pviommu.lab.progress import Progress
+from .build import find_sandbox
+from .guest_settings import SUITES
+from .kept import keep, source_files, sources_digest
+from .kernel_build import source_archive, source_version
+from .problems import RunError
+from .processes import Run, run
+from .progress import Progress
 
 __all__ = ["KERNELS", "STEPS", "build_suite"]
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from pviommu.host_errors import write_whole
-from pviommu.lab.cells import Cell, Outcome
+from ..host_errors import write_whole
+from .cells import Cell, Outcome
 
 __all__ = ["as_markdown", "as_text", "write_table"]
 

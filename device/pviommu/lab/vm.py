@@ -14,10 +14,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
-from pviommu.lab.output import PORT_NAME as OUTPUT_PORT_NAME
-from pviommu.lab.problems import RunError, UsageError
-from pviommu.lab.processes import Child, Run, run
-from pviommu.lab.provision import Toolbox
+from .output import PORT_NAME as OUTPUT_PORT_NAME
+from .problems import RunError, UsageError
+from .processes import Child, Run, run
+from .provision import Toolbox
 
 __all__ = [
     "FIRST_SLOT",
@@ -245,7 +245,7 @@ class VirtualMachine:
         try:
             self._port.sendall(line.encode() + b"\n")
         except OSError as problem:
-            raise RunError(f"QEMU does not take a line for the guest: {problem.strerror}") from problem
+            raise RunError(f"QEMU does not accept a line for the guest: {problem.strerror}") from problem
 
     def pause(self) -> None:
         """Stop QEMU, all of it (SIGSTOP). Raises ProcessLookupError if it is gone."""
@@ -290,5 +290,5 @@ class VirtualMachine:
             raise GuestTimeoutError
         if status != 0:
             lines = self._config.qemu_log.read_text(errors="replace").strip().splitlines()
-            said = lines[-1] if lines else "it said nothing"
+            said = lines[-1] if lines else "it printed nothing"
             raise RunError(f"QEMU ended with status {status}: {said}", "\n".join(lines[-20:]))

@@ -75,7 +75,7 @@ def find_library(environment: Mapping[str, str] = os.environ, sources: Path = SO
     if (path := next(whole, None)) is not None:
         return path
     if found:
-        raise LibraryError(f"{found[0]} {problems[0]}; build it anew: pviommu build-core")
+        raise LibraryError(f"{found[0]} {problems[0]}; build it again: pviommu build-core")
     raise NotBuiltError("the native core is not built, run: pviommu build-core")
 
 

@@ -6,7 +6,7 @@ from functools import cache
 from typing import NamedTuple
 
 from pviommu_abi.registers import ENDPOINT_SIGNATURE, EndpointCapability
-from wire_layout.registers import Access, BitField, BitFields, Register, RegisterMap
+from wire_layout.registers import AccessKind, BitField, BitFields, Register, RegisterMap
 
 __all__ = ["MSIX_ENTRY_SIZE", "PCIE_DEVICE_CONTROL", "PCIE_FLR", "Capability", "endpoint", "msix", "pcie"]
 
@@ -40,7 +40,7 @@ class DeviceControl(BitFields, width=16):
     AUX_POWER = BitField(10)
     NO_SNOOP = BitField(11)
     MAX_READ_REQUEST_SIZE = BitField(12, 14)
-    INITIATE_FLR = BitField(15, access=Access.WO)
+    INITIATE_FLR = BitField(15, access=AccessKind.WO)
 
 
 class LinkCapabilities(BitFields):
@@ -58,14 +58,14 @@ class LinkStatus(BitFields, width=16):
 
 
 PCIE = RegisterMap(
-    Register("CAP_ID", 0x00, Access.RO, "PCI Express", width=8, reset=0x10),
-    Register("NEXT", 0x01, Access.RO, "the next capability", width=8, reset=None),
-    Register("CAPABILITIES", 0x02, Access.RO, "version and kind", width=16, holds=PcieCapabilities),
-    Register("DEVICE_CAPABILITIES", 0x04, Access.RO, "what the function can", holds=DeviceCapabilities),
-    Register("DEVICE_CONTROL", 0x08, Access.RW, "what it shall", width=16, holds=DeviceControl),
-    Register("LINK_CAPABILITIES", 0x0C, Access.RO, "what its link can", holds=LinkCapabilities),
-    Register("LINK_STATUS", 0x12, Access.RO, "what its link does", width=16, holds=LinkStatus),
-    Register("LATER", 0x14, Access.RES0, "slot, root, and second registers: an endpoint has none", 10),
+    Register("CAP_ID", 0x00, AccessKind.RO, "PCI Express", width=8, reset=0x10),
+    Register("NEXT", 0x01, AccessKind.RO, "the next capability", width=8, reset=None),
+    Register("CAPABILITIES", 0x02, AccessKind.RO, "version and kind", width=16, holds=PcieCapabilities),
+    Register("DEVICE_CAPABILITIES", 0x04, AccessKind.RO, "what the function can", holds=DeviceCapabilities),
+    Register("DEVICE_CONTROL", 0x08, AccessKind.RW, "what it shall", width=16, holds=DeviceControl),
+    Register("LINK_CAPABILITIES", 0x0C, AccessKind.RO, "what its link can", holds=LinkCapabilities),
+    Register("LINK_STATUS", 0x12, AccessKind.RO, "what its link does", width=16, holds=LinkStatus),
+    Register("LATER", 0x14, AccessKind.RES0, "slot, root, and second registers: an endpoint has none", 10),
 )
 PCIE_DEVICE_CONTROL = PCIE.by_name["DEVICE_CONTROL"].offset
 """Offset of Device Control within the PCI Express capability."""
@@ -75,7 +75,7 @@ PCIE_FLR = int(DeviceControl.INITIATE_FLR)
 class MsixControl(BitFields, width=16):
     """Message Control of MSI-X."""
 
-    TABLE_SIZE = BitField(0, 10, access=Access.RO, doc="vectors less one")
+    TABLE_SIZE = BitField(0, 10, access=AccessKind.RO, doc="vectors less one")
     FUNCTION_MASK = BitField(14)
     ENABLE = BitField(15)
 
@@ -88,11 +88,11 @@ class MsixPlace(BitFields):
 
 
 MSIX = RegisterMap(
-    Register("CAP_ID", 0x00, Access.RO, "MSI-X", width=8, reset=0x11),
-    Register("NEXT", 0x01, Access.RO, "the next capability", width=8, reset=None),
-    Register("CONTROL", 0x02, Access.RW, "Message Control", width=16, holds=MsixControl),
-    Register("TABLE", 0x04, Access.RO, "vectors", holds=MsixPlace, reset=None),
-    Register("PBA", 0x08, Access.RO, "pending bits", holds=MsixPlace, reset=None),
+    Register("CAP_ID", 0x00, AccessKind.RO, "MSI-X", width=8, reset=0x11),
+    Register("NEXT", 0x01, AccessKind.RO, "the next capability", width=8, reset=None),
+    Register("CONTROL", 0x02, AccessKind.RW, "Message Control", width=16, holds=MsixControl),
+    Register("TABLE", 0x04, AccessKind.RO, "vectors", holds=MsixPlace, reset=None),
+    Register("PBA", 0x08, AccessKind.RO, "pending bits", holds=MsixPlace, reset=None),
 )
 
 
@@ -111,7 +111,7 @@ def _capability(registers: RegisterMap, **values: int) -> Capability:
         value = values.get(register.name, register.reset or 0)
         if register.count == 1:
             body[place] = value.to_bytes(register.size, "little")
-            writable[place] = register.mask(Access.RW).to_bytes(register.size, "little")
+            writable[place] = register.mask(AccessKind.RW).to_bytes(register.size, "little")
     return Capability(bytes(body), bytes(writable))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from functools import cache
 
-from wire_layout.registers import Access, BitField, BitFields, Register, RegisterMap
+from wire_layout.registers import AccessKind, BitField, BitFields, Register, RegisterMap
 
 from .identity import Identity
 
@@ -31,7 +31,7 @@ class Command(BitFields, width=16):
 class Status(BitFields, width=16):
     """The status register."""
 
-    CAPABILITIES_LIST = BitField(4, access=Access.RO, doc="set with the first capability")
+    CAPABILITIES_LIST = BitField(4, access=AccessKind.RO, doc="set with the first capability")
     MASTER_DATA_PARITY_ERROR = BitField(8)
     SIGNALED_TARGET_ABORT = BitField(11)
     RECEIVED_TARGET_ABORT = BitField(12)
@@ -48,18 +48,18 @@ class RevisionAndClass(BitFields):
 
 
 HEADER = RegisterMap(
-    Register("VENDOR_ID", 0x00, Access.RO, "of its maker", width=16, reset=None),
-    Register("DEVICE_ID", 0x02, Access.RO, "of the device, by its maker", width=16, reset=None),
-    Register("COMMAND", 0x04, Access.RW, "what the function may do", width=16, holds=Command),
-    Register("STATUS", 0x06, Access.RW1C, "what it has, and errors", width=16, holds=Status),
-    Register("CLASS", 0x08, Access.RO, "what it is", holds=RevisionAndClass, reset=None),
-    Register("CACHE_LINE_SIZE", 0x0C, Access.RW, "no effect", width=8),
-    Register("BAR", 0x10, Access.RO, "base addresses; each BAR has its own writable bits", 6),
-    Register("SUBSYSTEM_VENDOR_ID", 0x2C, Access.RO, "as VENDOR_ID", width=16, reset=None),
-    Register("SUBSYSTEM_ID", 0x2E, Access.RO, "as DEVICE_ID", width=16, reset=None),
-    Register("CAPABILITIES_POINTER", 0x34, Access.RO, "offset of the first capability", width=8, reset=None),
-    Register("INTERRUPT_LINE", 0x3C, Access.RW, "software's own", width=8),
-    Register("INTERRUPT_PIN", 0x3D, Access.RO, "0: there is no INTx", width=8),
+    Register("VENDOR_ID", 0x00, AccessKind.RO, "of its maker", width=16, reset=None),
+    Register("DEVICE_ID", 0x02, AccessKind.RO, "of the device, by its maker", width=16, reset=None),
+    Register("COMMAND", 0x04, AccessKind.RW, "what the function may do", width=16, holds=Command),
+    Register("STATUS", 0x06, AccessKind.RW1C, "what it has, and errors", width=16, holds=Status),
+    Register("CLASS", 0x08, AccessKind.RO, "what it is", holds=RevisionAndClass, reset=None),
+    Register("CACHE_LINE_SIZE", 0x0C, AccessKind.RW, "no effect", width=8),
+    Register("BAR", 0x10, AccessKind.RO, "base addresses; each BAR has its own writable bits", 6),
+    Register("SUBSYSTEM_VENDOR_ID", 0x2C, AccessKind.RO, "as VENDOR_ID", width=16, reset=None),
+    Register("SUBSYSTEM_ID", 0x2E, AccessKind.RO, "as DEVICE_ID", width=16, reset=None),
+    Register("CAPABILITIES_POINTER", 0x34, AccessKind.RO, "offset of the first capability", width=8, reset=None),
+    Register("INTERRUPT_LINE", 0x3C, AccessKind.RW, "software's own", width=8),
+    Register("INTERRUPT_PIN", 0x3D, AccessKind.RO, "0: there is no INTx", width=8),
 )
 """The header of type 0 (PCI Express Base Specification, section 7.5.1)."""
 COMMAND, STATUS, CAPABILITIES_POINTER = (
@@ -71,7 +71,7 @@ _MEMORY, _BUS_MASTER = int(Command.MEMORY), int(Command.BUS_MASTER)
 
 
 @cache
-def _header_mask(kind: Access) -> bytes:
+def _header_mask(kind: AccessKind) -> bytes:
     """The bits of the header that are of a kind."""
     masks = bytearray(_STANDARD_HEADER_END)
     for register in HEADER:
@@ -89,8 +89,8 @@ class ConfigSpace:
 
     def __init__(self, identity: Identity) -> None:
         self._bytes = bytearray(CONFIG_SIZE)
-        self._writable = bytearray(_header_mask(Access.RW).ljust(CONFIG_SIZE, b"\0"))
-        self._clear_on_one = _header_mask(Access.RW1C).ljust(CONFIG_SIZE, b"\0")
+        self._writable = bytearray(_header_mask(AccessKind.RW).ljust(CONFIG_SIZE, b"\0"))
+        self._clear_on_one = _header_mask(AccessKind.RW1C).ljust(CONFIG_SIZE, b"\0")
         self._power_on: bytes | None = None
         self._bars: list[tuple[int, int, bool]] = []
         """index, size, whether it is wide"""

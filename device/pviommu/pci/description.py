@@ -11,7 +11,7 @@ from vfio_user.interrupts import Eventfds
 from vfio_user.signals import signal
 from wire_layout.registers import Register
 
-from ..inputs import Kind, Source
+from ..inputs import InputKind, Source
 from .bars import Bars, MsixBar, RegisterBar, SharedBar
 from .capabilities import MSIX_ENTRY_SIZE, msix, pcie
 from .config_space import ConfigSpace, Identity
@@ -34,12 +34,12 @@ class Description:
         self.attempts = attempts
         self.config = ConfigSpace(identity)
         self.bars = Bars(name, self.config)
-        self.copy_shared = self.inputs.copies(Source(Kind.SHARED_MEMORY, name))
+        self.copy_shared = self.inputs.copies(Source(InputKind.SHARED_MEMORY, name))
         """makes a private copy of shared memory: what is checked afterwards cannot change any more"""
         eventfds = Eventfds(
-            of(Source(Kind.DESCRIPTOR, name), is_eventfd),
-            of(Source(Kind.INTERRUPT, name), signal),
-            of(Source(Kind.CLOSED, name), close_fds),
+            of(Source(InputKind.DESCRIPTOR, name), is_eventfd),
+            of(Source(InputKind.INTERRUPT, name), signal),
+            of(Source(InputKind.CLOSED, name), close_fds),
         )
         self.interrupts = InterruptTable({IrqIndex.ERR: 1, IrqIndex.REQ: 1}, eventfds)
         self.probes = environment.probes

@@ -18,12 +18,12 @@ from collections.abc import Callable, Iterable
 from functools import lru_cache
 
 from vfio_user import Steps
-from wire_layout.registers import Access, Register, RegisterMap
+from wire_layout.registers import AccessKind, Register, RegisterMap
 
 __all__ = ["RegisterFile", "RegisterValues", "check_handlers"]
 
-_READABLE = (Access.RO, Access.RW, Access.RW1C, Access.RW1S)
-_WRITABLE = (Access.RW, Access.WO, Access.RW1C, Access.RW1S)
+_READABLE = (AccessKind.RO, AccessKind.RW, AccessKind.RW1C, AccessKind.RW1S)
+_WRITABLE = (AccessKind.RW, AccessKind.WO, AccessKind.RW1C, AccessKind.RW1S)
 
 
 _Read = tuple[list[int], int, Callable[[int], int] | None, int, int]
@@ -152,10 +152,10 @@ def _accesses(register: Register) -> tuple[tuple[int, int, int, int, bool, _Mask
 
 def _masks(register: Register, part: int, shift: int) -> _Masks | None:
     """What writing the bits of ``part`` does, which begin at bit ``shift``."""
-    replaced = register.mask(Access.RW, Access.WO)
+    replaced = register.mask(AccessKind.RW, AccessKind.WO)
     if replaced == part:
         return None
-    clears, sets = register.mask(Access.RW1C), register.mask(Access.RW1S)
+    clears, sets = register.mask(AccessKind.RW1C), register.mask(AccessKind.RW1S)
     return shift, replaced & ~part, ~(replaced & part), clears & part, (replaced | sets) & part
 
 

@@ -7,7 +7,7 @@ import mmap
 import os
 from threading import Lock
 
-from ..inputs import Inputs, Kind, LiveInputs, Source
+from ..inputs import InputKind, Inputs, LiveInputs, Source
 
 __all__ = ["SharedMemory", "SharedPages", "fence", "pages_of"]
 
@@ -35,9 +35,9 @@ class SharedMemory:
     def __init__(self, name: str, size: int, inputs: Inputs | None = None) -> None:
         inputs = inputs or LiveInputs()
         self._name = name
-        self._open = inputs.of(Source(Kind.OPENED, name), _memory_file)
-        self._map_file = inputs.of(Source(Kind.MAPPED, name), mmap.mmap)
-        self._close = inputs.of(Source(Kind.CLOSED, name), os.close)
+        self._open = inputs.of(Source(InputKind.OPENED, name), _memory_file)
+        self._map_file = inputs.of(Source(InputKind.MAPPED, name), mmap.mmap)
+        self._close = inputs.of(Source(InputKind.CLOSED, name), os.close)
         self.size = size
         self._use(*self._create())
 

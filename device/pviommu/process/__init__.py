@@ -1,1 +1,1 @@
-"""The process around a server: ``pviommu serve``, its log, and what a host that manages processes sees of it."""
+"""The process around a server: ``pviommu serve``, its log, and its interfaces to service managers."""

@@ -1,4 +1,4 @@
-"""Sockets that the process was started with: named by ``--fd``, or handed over by systemd.
+"""Inherited sockets: named by ``--fd``, or passed by systemd.
 
 Source of the variables: ``sd_listen_fds(3)``. The first descriptor is 3; ``LISTEN_PID`` says whom they are for.
 """

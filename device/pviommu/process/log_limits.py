@@ -15,7 +15,7 @@ MOST = 10
 WINDOW_S = 10.0
 _MOST_KINDS = 1024
 _WHOSE = ("function", "stream")
-"""Fields that tell records of one event apart: a noisy function does not silence another."""
+"""Fields by which records of one event are counted separately: a noisy function does not silence another."""
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Lines reach a descriptor through a thread of their own: whoever logs never waits for whoever reads the log.
+"""Lines are written to a descriptor by a separate thread: logging never waits for a reader of the log.
 
 The standard library's ``QueueListener`` does not bound the bytes that wait, and waits without end for a reader when
 it is stopped.
@@ -18,9 +18,9 @@ from pathlib import Path
 __all__ = ["GRACE_S", "QUEUE_BYTES", "LogWriter", "open_log"]
 
 QUEUE_BYTES = 1 << 20
-"""Bytes that may wait for a reader. The oldest lines give way to new ones: what was said last explains most."""
+"""Bytes that may wait for a reader. Beyond that the oldest lines are dropped: the last ones explain most."""
 GRACE_S = 0.5
-"""How long the end of a process waits for a reader of its last lines."""
+"""How long a process waits at its end for its last lines to be read."""
 _PIECE = select.PIPE_BUF
 """Bytes that a pipe takes whole, so that lines of several processes do not mix within."""
 
@@ -30,7 +30,7 @@ def open_log(path: Path) -> int:
     fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY, 0o640)
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
-        raise OSError(0, "a log file is a regular file, this is none", os.fspath(path))
+        raise OSError(0, "must be a regular file", os.fspath(path))
     return fd
 
 
@@ -76,7 +76,7 @@ class LogWriter:
             self._waiting += len(line)
             while self._waiting > QUEUE_BYTES:
                 self._waiting -= len(self._lines.popleft())
-                self._lose(1, "nobody read them")
+                self._lose(1, "nothing read them")
             self._changed.notify()
 
     def reopen(self) -> None:

@@ -1,6 +1,6 @@
-"""The server's log: text for people, one JSON object a line for programs, to standard error or a file.
+"""The server's log: text for people, one JSON object per line for programs, to standard error or a file.
 
-What is logged is bounded (:mod:`.log_limits`), and nobody who logs waits for a reader (:mod:`.log_writer`).
+It is rate-limited (:mod:`.log_limits`), and logging never waits for a reader (:mod:`.log_writer`).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The pidfile: there while the server serves, whole whenever it is there, and never taken from somebody else.
+"""The pidfile: it exists while the server serves, is always complete, and never replaces that of a running server.
 
 A running server holds a lock (flock) on its pidfile, which the kernel drops however the process ends. So a pidfile
 that can be locked is stale, whether its process is gone or its number is another program's by now.
@@ -39,7 +39,7 @@ class PidFile:
         """Put it in its place, at once with all that it holds. Raises :class:`PidFileError`."""
         try:
             with self._written() as written:
-                while not self._takes_place(written):  # somebody else was faster: look again
+                while not self._takes_place(written):  # another process was faster: look again
                     pass
         except OSError as error:
             raise PidFileError(f"--pidfile {self._path}: {error.strerror}") from error
@@ -82,7 +82,7 @@ class PidFile:
     def _replace(self, written: Path) -> bool:
         try:
             if not stat.S_ISREG(os.lstat(self._path).st_mode):
-                raise PidFileError(f"--pidfile {self._path}: a pidfile is a regular file, this is none")
+                raise PidFileError(f"--pidfile {self._path}: must be a regular file")
             old = os.open(self._path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         except FileNotFoundError:
             return False

@@ -1,4 +1,4 @@
-"""``pviommu serve``: the back end beside a QEMU."""
+"""``pviommu serve``: the server to which QEMU attaches."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _NO_GROUP = (1 << 32) - 1
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``pviommu serve``."""
     parser.description = (
-        "Serve the functions of a topology over vfio-user. Each function NAME has a socket of its own, to which one "
+        "Serve the functions of a topology over vfio-user. Each function NAME has its own socket, to which one "
         'QEMU attaches with -device \'{"driver":"vfio-user-pci","socket":{"type":"unix","path":"DIR/NAME.sock"}}\'. '
         "The process stays in the foreground and ends at SIGTERM. "
         "Exit status: 0 stopped, 1 a fault of the server, 2 bad arguments or topology, "
@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="NAME=N",
         help="serve function NAME on inherited descriptor N, a Unix stream socket that listens or is connected; may be "
-        "repeated. Sockets that systemd hands over (LISTEN_FDS) are served without it. Default: sockets in DIR",
+        "repeated. Sockets from systemd (LISTEN_FDS) need no option. Default: sockets in DIR",
     )
     parser.add_argument(
         "--socket-mode", type=_mode, default="600", metavar="MODE", help="permissions of the sockets in DIR, octal"
@@ -69,13 +69,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="group of the sockets in DIR, by name or number; default: that of the process",
     )
     parser.add_argument(
-        "--contexts", type=int, metavar="N", help="contexts besides the default one; default: what the topology says"
+        "--contexts", type=int, metavar="N", help="contexts besides the default one; default: as in the topology"
     )
     parser.add_argument(
-        "--pool-pages", type=int, metavar="N", help="page-table pages of all contexts; default: what the topology says"
+        "--pool-pages", type=int, metavar="N", help="page-table pages of all contexts; default: as in the topology"
     )
     parser.add_argument(
-        "--print-capabilities", action="store_true", help="print what this back end and the topology offer, as JSON"
+        "--print-capabilities", action="store_true", help="print what this server offers with the topology, as JSON"
     )
     parser.add_argument(
         "--scenario",
@@ -94,7 +94,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--pidfile",
         type=Path,
         metavar="FILE",
-        help="there while all sockets listen; that of a running server is not replaced. Default: none",
+        help="a file that exists while all sockets listen; that of a running server is not replaced. Default: none",
     )
     parser.add_argument(
         "--ctl",
@@ -116,14 +116,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--log-level",
         choices=("debug", "info", "warning", "error"),
         default="info",
-        help="what is logged: from this on. debug: every vfio-user message, and repeated lines are not summed up",
+        help="the lowest level that is logged; debug has every vfio-user message, and no limit of repeated lines",
     )
-    parser.add_argument("--log-format", choices=("text", "json"), default="text", help="json: one object a line")
+    parser.add_argument("--log-format", choices=("text", "json"), default="text", help="json: one object per line")
     parser.add_argument(
         "--log-file",
         type=Path,
         metavar="FILE",
-        help="append the log to FILE, which SIGHUP opens anew; default: standard error, and SIGHUP ends the server",
+        help="append the log to FILE, which SIGHUP reopens; default: standard error, and SIGHUP ends the server",
     )
     parser.add_argument(
         "--core",
@@ -137,7 +137,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=DEFAULT_SPIN_NS // 1000,
         metavar="N",
-        help="poll the rings for N microseconds after the guest has waited, if its waits come so close together; "
+        help="poll the rings for N microseconds after a wait of the guest, if its waits come that close together; "
         "0: never poll",
     )
 
@@ -165,7 +165,7 @@ def capabilities(topology: Topology) -> dict[str, Any]:
 
 
 def driver_capabilities(topology: Topology) -> list[str]:
-    """What a guest must find, in the words of its driver."""
+    """What a guest must find, as its driver prints it."""
     config = topology.iommu_config()
     lines = [
         f"instance {config.instance}",
@@ -201,7 +201,7 @@ def _group(text: str) -> int:
     except KeyError:
         if text.isascii() and text.isdecimal() and int(text) < _NO_GROUP:
             return int(text)
-        raise argparse.ArgumentTypeError(f"{text}: there is no such group") from None
+        raise argparse.ArgumentTypeError(f"{text}: no such group") from None
 
 
 def main(args: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""What a service manager is told: the datagrams of ``sd_notify(3)``, and nothing if nobody asked for them."""
+"""Notifications to a service manager: the datagrams of ``sd_notify(3)``, if it asked for them."""
 
 from __future__ import annotations
 

@@ -38,13 +38,13 @@ _HEXADECIMAL = ("dfn", "gfn", "iova", "devfn", "pattern")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``pviommu selfcheck``."""
     parser.description = (
-        "Carry out random operations on a small reference model and on the real thing, and compare results, counts, "
+        "Carry out random operations on a small reference model and on the device, and compare results, counts, "
         "tables, quota, events and guest memory after each. Needs no VM. "
         "Exit status: 0 all agreed, 1 a difference (printed with a short history that reproduces it), 2 bad arguments, "
         "3 the native core that was asked for is not built."
     )
-    parser.add_argument("--steps", type=int, default=100_000, metavar="N", help="operations to try")
-    parser.add_argument("--seed", type=int, default=1, metavar="S", help="what the random choices follow")
+    parser.add_argument("--steps", type=int, default=100_000, metavar="N", help="number of operations")
+    parser.add_argument("--seed", type=int, default=1, metavar="S", help="seed of the random choices")
     parser.add_argument(
         "--through",
         default="engine,ring",
@@ -54,13 +54,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "restores a snapshot of the whole machine; wire: a server process, sockets and shared memory; several with "
         "commas",
     )
-    parser.add_argument("--profile", choices=PROFILES, default=PROFILES[0], help="what the guest speaks")
-    parser.add_argument("--core", choices=("python", "native"), default="python", help="what the device is made of")
+    parser.add_argument("--profile", choices=PROFILES, default=PROFILES[0], help="profile of the guest")
+    parser.add_argument("--core", choices=("python", "native"), default="python", help="core of the device")
     parser.add_argument(
         "--episode",
         type=int,
         metavar="K",
-        help=f"only the Kth machine of the run, each of which lives for {EPISODE_STEPS} operations; default: all",
+        help=f"only the Kth machine of the run, each with {EPISODE_STEPS} operations; default: all",
     )
 
 
@@ -68,7 +68,7 @@ def main(args: argparse.Namespace) -> int:
     """Run ``pviommu selfcheck``; returns its exit status."""
     names = args.through.split(",")
     if unknown := [name for name in names if name not in PATHS]:
-        return _usage(f"--through {args.through}: {unknown[0]!r} is none of {', '.join(PATHS)}")
+        return _usage(f"--through {args.through}: {unknown[0]!r} must be one of {', '.join(PATHS)}")
     if args.steps < 1:
         return _usage(f"--steps {args.steps}: must be at least 1")
     episodes = -(-args.steps // EPISODE_STEPS)
@@ -156,7 +156,7 @@ def print_history(setting: Setting, history: Sequence[Operation], paths: Sequenc
     for op in history:
         print(f"  {_shown(op)}")
     difference = run_history(setting, history, paths)
-    print(difference or "the difference did not show again: it depends on timing")
+    print(difference or "the difference cannot be reproduced: it depends on timing")
 
 
 def _shown(value: object) -> str:

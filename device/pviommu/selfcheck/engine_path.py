@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
-from ..engine import Access, Area, Engine, EngineConfig, Fault, Outcome, Pending, Stop
+from ..engine import Access, Area, Engine, EngineConfig, Outcome, Stop, TranslationFault, TranslationPending
 from ..interfaces.pv.contexts import Contexts, ContextStop, DefaultPolicy
 from .difference import require
 from .operations import (
@@ -138,10 +138,10 @@ class EnginePath:
     def _dma(self, op: Dma, outcome: DmaOutcome) -> None:
         found = self.engine.translate(op.stream, op.iova, op.length, _WRITE if op.write else _READ)
         expected = outcome.translation
-        if isinstance(found, Fault):
+        if isinstance(found, TranslationFault):
             require(self.name, f"refusal of {op}", expected, (found.iova, found.refusal.name))
             require(self.name, f"context of {op}", outcome.ctx, self.contexts.of(found.stream))
-        elif not isinstance(found, Pending):
+        elif not isinstance(found, TranslationPending):
             merged = _merged(expected) if isinstance(expected, list) else expected
             require(self.name, f"translation of {op}", merged, [tuple(run) for run in found])
 

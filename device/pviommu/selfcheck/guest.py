@@ -11,11 +11,11 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 
-from pviommu_abi import own
+from pviommu_abi import vendor
 from pviommu_abi.dma_test import DescriptorStatus, DmaOp
-from pviommu_abi.own import MapOp, OwnOp
 from pviommu_abi.shared import RING_AREA_OFFSET, SBDF_UNBOUND, EventReason
 from pviommu_abi.slots import PAYLOAD_SIZE, SLOT_SIZE, OpClass, SlotFlags
+from pviommu_abi.vendor import MapOp, VendorOp
 
 from ..guest.dma_test import DescriptorRing
 from ..guest.events import EventRing
@@ -230,9 +230,9 @@ class Guest(ABC):
         array = b"".join(MapOp(bfn, mfn, access, UNTOUCHED_STATUS).pack() for bfn, mfn, access in op.elements)
         address = BATCH_PAGE << 12
         self.ram.bytes[address : address + len(array)] = array
-        record = own.Batch(address, len(op.elements), int(op.unmap), op.ctx, 0, UNTOUCHED_STATUS).pack()
+        record = vendor.Batch(address, len(op.elements), int(op.unmap), op.ctx, 0, UNTOUCHED_STATUS).pack()
         payload = record.ljust(PAYLOAD_SIZE, b"\0")
-        found = self.call(Submission(OpClass.OWN, OwnOp.BATCH, 0, payload))
+        found = self.call(Submission(OpClass.VENDOR, VendorOp.BATCH, 0, payload))
         self._compare(op, verdict, payload, found, self._seen())
         written = self.ram.bytes[address : address + len(array)]
         statuses = [status for *_, status in MapOp.STRUCT.iter_unpack(written)]

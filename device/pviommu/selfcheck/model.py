@@ -1,5 +1,7 @@
 """The engine by its page-by-page definition: dicts and loops, slow and obvious. Shares no code with the engine."""
 
+__all__ = ["Answer", "Model"]
+
 Answer = tuple[int, str | None, int | None]  # pages done or the new context; why not all; the first dfn refused
 
 

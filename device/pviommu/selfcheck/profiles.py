@@ -10,9 +10,9 @@ import struct
 from collections.abc import Callable, Container
 from typing import Any, NamedTuple, Protocol
 
-from pviommu_abi import own, registers, slots, xen_2024, xen_v7
-from pviommu_abi.own import OwnOp
+from pviommu_abi import registers, slots, vendor, xen_2024, xen_v7
 from pviommu_abi.slots import Errno, OpClass
+from pviommu_abi.vendor import VendorOp
 from pviommu_abi.xen_2024 import Xen2024Op
 from pviommu_abi.xen_v7 import XenV7Op
 
@@ -112,9 +112,9 @@ def _bad(op_class: int, op: int, payload: bytes = b"", flags: int = 0, errno: in
 
 _MALFORMED = (
     _bad(0x55, 0),
-    _bad(OpClass.OWN, OwnOp.QUERY_USAGE, flags=2),
-    _bad(OpClass.OWN, OwnOp.QUERY_USAGE, bytes(47) + b"\1"),
-    _bad(OpClass.OWN, 0x77, errno=Errno.EOPNOTSUPP),
+    _bad(OpClass.VENDOR, VendorOp.QUERY_USAGE, flags=2),
+    _bad(OpClass.VENDOR, VendorOp.QUERY_USAGE, bytes(47) + b"\1"),
+    _bad(OpClass.VENDOR, 0x77, errno=Errno.EOPNOTSUPP),
 )
 _MAP_2024, _UNMAP_2024 = xen_2024.MapPages.STRUCT.pack, xen_2024.UnmapPages.STRUCT.pack
 _MAP_V7, _UNMAP_V7 = xen_v7.V7MapPages.STRUCT.pack, xen_v7.V7UnmapPages.STRUCT.pack
@@ -146,7 +146,7 @@ class Interface(Protocol):
 
 
 class _Common:
-    """What both profiles do alike: the device's own operations, errno values by table."""
+    """What both profiles do alike: the vendor operations, errno values by table."""
 
     name: str
     number: int
@@ -165,13 +165,13 @@ class _Common:
             case Malformed():
                 return Submission(op.op_class, op.op, op.flags, op.payload)
             case Bind():
-                payload = own.Binding(0, 0, op.devfn, op.stream).pack()
-                return Submission(OpClass.OWN, OwnOp.BIND, 0, _padded(payload))
+                payload = vendor.Binding(0, 0, op.devfn, op.stream).pack()
+                return Submission(OpClass.VENDOR, VendorOp.BIND, 0, _padded(payload))
             case Unbind():
-                return Submission(OpClass.OWN, OwnOp.UNBIND, 0, _padded(own.Binding(0, 0, op.devfn).pack()))
+                return Submission(OpClass.VENDOR, VendorOp.UNBIND, 0, _padded(vendor.Binding(0, 0, op.devfn).pack()))
             case Block():
-                return Submission(OpClass.OWN, OwnOp.BLOCK, 0, _padded(own.Binding(0, 0, op.devfn).pack()))
-        return Submission(OpClass.OWN, OwnOp.QUERY_USAGE, 0, bytes(slots.PAYLOAD_SIZE))
+                return Submission(OpClass.VENDOR, VendorOp.BLOCK, 0, _padded(vendor.Binding(0, 0, op.devfn).pack()))
+        return Submission(OpClass.VENDOR, VendorOp.QUERY_USAGE, 0, bytes(slots.PAYLOAD_SIZE))
 
     def own_expected(
         self, op: SlotOperation, given: bytes, refused: int, outcome: Any, seen: Seen
@@ -189,10 +189,10 @@ class _Common:
                 done = sum(answer[1] is None for answer in outcome.answers)
                 return (0 if done == len(op.elements) else -Errno.EFAULT), _put(given, _BATCH_DONE, "I", done)
         contexts, used, total, mapped = seen.usage()
-        return 0, _padded(own.Usage(contexts, seen.bound, used, total, mapped, 0).pack())
+        return 0, _padded(vendor.Usage(contexts, seen.bound, used, total, mapped, 0).pack())
 
 
-_BATCH_DONE = own.Batch.offset_of("done")
+_BATCH_DONE = vendor.Batch.offset_of("done")
 _NO_TABLE = ("NO_DOMAIN", "NOT_PAGING")
 
 

@@ -14,7 +14,7 @@ from ..guest.local import LocalFunction
 from ..inputs import LiveInputs
 from ..machine import Machine
 from ..pci.function import Environment
-from ..topology import EndpointEntry, IommuEntry, Topology
+from ..topology import EndpointSection, IommuSection, Topology
 from .difference import Difference
 from .engine_path import compare_pages, compare_tables
 from .guest import Guest
@@ -28,14 +28,14 @@ def topology(oracle: Oracle) -> Topology:
     """The machine of the oracle's setting, with a DMA test engine for each stream."""
     setting = oracle.setting
     return Topology(
-        IommuEntry(
+        IommuSection(
             contexts=setting.max_contexts,
             pool_pages=setting.pool_pages,
             max_pages_per_op=setting.max_nr_pages,
             aperture_bits=setting.aperture_bits,
             default_policy="identity" if setting.identity else "blocked",
         ),
-        tuple(EndpointEntry(f"dma{stream}", "dma-test", stream) for stream in STREAMS),
+        tuple(EndpointSection(f"dma{stream}", "dma-test", stream) for stream in STREAMS),
     )
 
 

@@ -14,7 +14,7 @@ __all__ = ["add_arguments", "main"]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``pviommu topology check``."""
-    parser.description = "Read topology files as `pviommu serve` would. Exit status: 0 all are right, 2 one is not."
+    parser.description = "Check topology files as `pviommu serve` does. Exit status: 0 all are valid, 2 one is not."
     parser.add_argument("topology", metavar="FILE", type=Path, nargs="+", help="a file, or the name of a shipped one")
 
 

@@ -11,7 +11,7 @@ __all__ = ["add_arguments", "main"]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``pviommu topology list``: none."""
-    parser.description = "List the shipped topologies. Their names can be given wherever a topology file is asked for."
+    parser.description = "List the shipped topologies. Their names can be given wherever a topology file is expected."
 
 
 def main(args: argparse.Namespace) -> int:

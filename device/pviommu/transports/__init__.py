@@ -1,1 +1,1 @@
-"""How clients reach the functions of a machine, a module each."""
+"""How clients reach the functions of a machine: one module per transport."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 
 from vfio_user.foreign import Closer
 
-from ..inputs import Inputs, Kind, Source
+from ..inputs import InputKind, Inputs, Source
 
 __all__ = ["Closers", "Closing"]
 
@@ -17,7 +17,7 @@ class Closing(Closer):
 
     def __init__(self, inputs: Inputs, name: str, done: Callable[[], None]) -> None:
         super().__init__(done)
-        source = Source(Kind.CLOSED, name)
+        source = Source(InputKind.CLOSED, name)
         self._close = inputs.of(source, super().close)
         self._close_socket = inputs.of(source, super().close_socket)
         self._is_busy = inputs.of(source, lambda: super(Closing, self).busy)

@@ -15,7 +15,7 @@ from vfio_user.server import CarryOut
 from vfio_user.transport import Flush
 
 from ..hosted import HUNG_UP, MayGoOn, Watch
-from ..inputs import Inputs, Kind, Source
+from ..inputs import InputKind, Inputs, Source
 from ..pci.function import PciFunction
 from .peers import Peer, is_gone
 
@@ -49,7 +49,7 @@ class Connection:
         self.closer = closer
         self.is_refused = refusal is not None
         name = function.name
-        descriptors = Source(Kind.DESCRIPTOR, name)
+        descriptors = Source(InputKind.DESCRIPTOR, name)
         self.session = Session(
             function,
             name=name,
@@ -97,7 +97,7 @@ class Connection:
         return self.session.paused and not self.session.outgoing and not self.session.is_held
 
     def exchange(self, events: int, may_go_on: MayGoOn) -> None:
-        """Take what the client has sent, act on it, and send what it gets."""
+        """Receive what the client has sent, carry it out, and send the replies."""
         session = self.session
         if self._has_more:
             session.resume(may_go_on)

@@ -1,4 +1,4 @@
-"""The listening sockets of a server, and what becomes of clients when the system has no room for one more."""
+"""The listening sockets of a server, and what happens to clients if no descriptor is left for them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vfio_user import transport
 from vfio_user.foreign import Closer
 
 from ..hosted import Host, Watch
-from ..inputs import Inputs, Kind, Source
+from ..inputs import InputKind, Inputs, Source
 from ..pci.function import PciFunction
 
 __all__ = ["REST_NS", "Listeners", "close_all", "listen_all"]
@@ -73,7 +73,7 @@ def close_all(sockets: Mapping[str, socket.socket]) -> None:
 
 
 class Listeners:
-    """Sockets that clients connect to, one a function."""
+    """Sockets that clients connect to, one per function."""
 
     def __init__(
         self,
@@ -92,8 +92,8 @@ class Listeners:
         self._sockets: dict[int, tuple[socket.socket, PciFunction]] = {}
         self._watches: dict[int, Watch] = {}
         self._complained: set[tuple[int, int]] = set()
-        self._open_spare = inputs.of(Source(Kind.OPENED, "refusing clients"), _spare)
-        self._close_spare = inputs.of(Source(Kind.CLOSED, "refusing clients"), os.close)
+        self._open_spare = inputs.of(Source(InputKind.OPENED, "refusing clients"), _spare)
+        self._close_spare = inputs.of(Source(InputKind.CLOSED, "refusing clients"), os.close)
         self._spare = self._open_spare()
 
     def add(self, sock: socket.socket, function: PciFunction) -> None:
@@ -129,7 +129,7 @@ class Listeners:
         return function.probes.probe("socket.accept", accept, function.name)(sock)
 
     def _failed(self, fd: int, error: OSError) -> None:
-        """Tell the client at once by hanging up, with a descriptor that was kept for that; or rest."""
+        """Accept the client and hang up at once, with a descriptor that was kept for that; or rest."""
         sock, function = self._sockets[fd]
         number = error.errno or 0
         refused = number in _NO_DESCRIPTOR and self._hang_up(sock, function)
@@ -137,7 +137,7 @@ class Listeners:
             self._complained.add((fd, number))
             log.error(
                 "%s: no client can be accepted: %s%s",
-                *(function.name, error.strerror, "; those who try are hung up on" if refused else ""),
+                *(function.name, error.strerror, "; new clients are disconnected" if refused else ""),
                 extra={"event": "accept-failed", "fields": {"function": function.name, "errno": number}},
             )
         if not refused:
@@ -171,7 +171,7 @@ class Listeners:
 
 
 def _spare() -> int | None:
-    """A descriptor that is only there to be closed when one is needed."""
+    """A descriptor in reserve, to be closed when one is needed."""
     with contextlib.suppress(OSError):
         return os.eventfd(0, os.EFD_CLOEXEC)
     return None

@@ -1,4 +1,4 @@
-"""Who is at the other end of a socket: told apart by process, also if that one lives in another pid namespace."""
+"""The process at the other end of a socket, identified even if it is in another pid namespace."""
 
 from __future__ import annotations
 

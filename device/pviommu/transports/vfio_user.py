@@ -1,4 +1,4 @@
-"""Clients by the vfio-user protocol: who is served, who is refused, and when a session ends."""
+"""Clients of the vfio-user protocol: which are served, which are refused, and when a session ends."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vfio_user import RequestError, State
 from vfio_user.foreign import Closer
 
 from ..hosted import Host, MayGoOn
-from ..inputs import Inputs, Kind, Source
+from ..inputs import InputKind, Inputs, Source
 from ..pci.function import PciFunction
 from .closing import Closers
 from .connection import Connection
@@ -31,7 +31,7 @@ def _is_listening(sock: socket.socket) -> bool:
 
 
 class VfioUser:
-    """The sockets of one machine, and its clients: at most one a function, all of one process."""
+    """The sockets of one machine, and its clients: at most one per function, all of one process."""
 
     def __init__(self, host: Host, inputs: Inputs) -> None:
         self._host = host
@@ -46,7 +46,7 @@ class VfioUser:
 
     def serve(self, sock: socket.socket, function: PciFunction) -> None:
         """Serve clients of ``function`` from now on: those of a listening socket, or the one that is connected."""
-        if self._inputs.of(Source(Kind.CLIENT, function.name), _is_listening)(sock):
+        if self._inputs.of(Source(InputKind.CLIENT, function.name), _is_listening)(sock):
             self._listeners.add(sock, function)
         else:
             self._connect(sock, function)
@@ -80,7 +80,7 @@ class VfioUser:
         self._see_to(self._closers[function.name])
 
     def _connect(self, sock: socket.socket, function: PciFunction) -> None:
-        peer = self._inputs.of(Source(Kind.PEER, function.name), peer_of)(sock)
+        peer = self._inputs.of(Source(InputKind.PEER, function.name), peer_of)(sock)
         refusal = self._why_not(function, peer)
         if refusal and self._close_gone():
             refusal = self._why_not(function, peer)
@@ -95,7 +95,7 @@ class VfioUser:
             function.name,
             extra={"event": "connected", "fields": {"function": function.name, "process": peer.pid}},
         )
-        self._look_at(connection)  # last: whoever cannot be served is not waited for
+        self._look_at(connection)  # last: a client that cannot be served is not waited for
 
     def _look_at(self, connection: Connection) -> None:
         connection.watch = self._host.watch(connection.sock.fileno(), partial(self._serve, connection))
@@ -153,7 +153,7 @@ class VfioUser:
             connection.exchange(events, may_go_on)
         except Exception:
             log.exception(
-                "%s: the session failed, its client is hung up on",
+                "%s: the session failed, its client is disconnected",
                 connection.function.name,
                 extra={"event": "session-failed", "fields": {"function": connection.function.name}},
             )

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* Compiles with every kernel that the driver supports: else no probe means anything. */
+/* Compiles with every kernel that the driver supports; if not, the other probes prove nothing. */
 #include <linux/iommu.h>
 #include <linux/module.h>
 

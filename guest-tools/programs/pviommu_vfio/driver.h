@@ -15,7 +15,7 @@ struct capabilities {
 	uint64_t pool_pages;
 };
 
-/* What is held on both sides; and commands sent so far, which same_usage() leaves out. */
+/* What is in use on both sides; and commands sent so far, which same_usage() ignores. */
 struct usage {
 	uint64_t contexts, bindings, pool_used, mapped_pages, domains, table_pages, endpoints;
 	uint64_t posted, waited;

@@ -30,7 +30,7 @@ static void *map_bar(int device, unsigned int bar, size_t size)
 	return mapped == MAP_FAILED ? NULL : mapped;
 }
 
-/* VFIO hands a device over with bus mastering off. */
+/* VFIO opens a device with bus mastering off. */
 static bool enable(int device)
 {
 	struct vfio_region_info info = {
@@ -71,7 +71,7 @@ static uint32_t read_register(struct engine *engine, unsigned int offset)
 	return __atomic_load_n(&engine->registers[offset / 4], __ATOMIC_ACQUIRE);
 }
 
-/* Release: what was stored before, also into shared memory, is there when the device looks. */
+/* Release: earlier stores, also those to shared memory, are visible when the device reads this. */
 static void write_register(struct engine *engine, unsigned int offset, uint32_t value)
 {
 	__atomic_store_n(&engine->registers[offset / 4], value, __ATOMIC_RELEASE);

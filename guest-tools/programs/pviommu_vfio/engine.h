@@ -12,7 +12,7 @@
 
 /*
  * @address: of its PCI function
- * @attachment: descriptors that hold it
+ * @attachment: descriptors that keep it open
  * @registers, @shared: its BARs
  * @interrupt: eventfd of its MSI-X vector
  * @producer: descriptors submitted so far
@@ -26,7 +26,7 @@ struct engine {
 	uint32_t producer;
 };
 
-/* What became of a request. */
+/* The outcome of a request. */
 struct outcome {
 	uint32_t status;
 	uint64_t detail;

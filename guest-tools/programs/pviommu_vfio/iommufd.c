@@ -148,7 +148,7 @@ static int iommufd_page_sizes(struct space *space, uint64_t *sizes)
 	return result;
 }
 
-/* Too little room: -EMSGSIZE, how many there are, and as many as there is room for. */
+/* Too little room: -EMSGSIZE, the number of ranges, and as many of them as fit. */
 static bool iommufd_queries_keep_their_rules(struct space *space)
 {
 	struct iommu_iova_range all[MAX_RANGES], found[MAX_RANGES];

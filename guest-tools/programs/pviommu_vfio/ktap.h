@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* A KTAP report on standard output: a plan, a line for each test, and before it what was wrong. */
+/* A KTAP report on standard output: a plan and a line for each test, with diagnostics before it. */
 #ifndef PVIOMMU_VFIO_KTAP_H
 #define PVIOMMU_VFIO_KTAP_H
 

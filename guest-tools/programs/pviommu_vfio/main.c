@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 /*
- * pviommu_vfio: takes DMA test engines through VFIO and tests what a driver in user space relies
+ * pviommu_vfio: opens DMA test engines through VFIO and tests what a driver in user space relies
  * on. Prints a KTAP report.
  *
  * Exit status: 0 all passed, 1 a test failed, the engine does not attach or the page is not mapped,
@@ -206,7 +206,7 @@ static void run_attached(struct fixture *f, const struct test *tests, bool attac
 
 	for (; tests->name; tests++) {
 		passed = attached && tests->run(f);
-		/* the next one begins with nothing mapped, whatever became of this one */
+		/* the next one begins with nothing mapped, however this one ended */
 		if (attached && !nothing_is_mapped(f))
 			passed = false;
 		ktap_result(passed, tests->name);
@@ -218,7 +218,9 @@ static void run_closing(struct fixture *f, const struct test *tests, bool attach
 	for (; tests->name; tests++) {
 		ktap_result(attached && tests->run(f), tests->name);
 		fixture_close(f);
-		/* one engine will do for those that open again: each open and close resets it */
+		/*
+		 * one engine is enough for tests that open it again: each open and close resets it
+		 */
 		f->addresses[1] = NULL;
 	}
 }

@@ -11,19 +11,20 @@
 #define HUGE	((size_t)2 << 20)
 
 /*
- * Zeroed memory in huge pages, every page present; NULL with a complaint. They must have been set
- * aside in the system.
+ * Zeroed memory in huge pages, every page present; NULL with a complaint. The system must have
+ * reserved them.
  */
 unsigned char *memory_get_huge(size_t size);
 /*
- * The same in small pages, touched out of order: neighbours are no neighbours in physical memory.
+ * The same in small pages, touched out of order, so that they are not contiguous in physical
+ * memory.
  */
 unsigned char *memory_get_scattered(size_t size);
 void memory_put(unsigned char *memory, size_t size);
 
 /* Writes bytes that differ from page to page, and with @seed. */
 void memory_write(unsigned char *memory, size_t size, uint32_t seed);
-/* Whether all bytes are what they must be; complains about the first that is not. */
+/* Whether all bytes are as expected; complains about the first that is not. */
 bool memory_equals(const unsigned char *memory, const unsigned char *want, size_t size);
 bool memory_has(const unsigned char *memory, size_t size, uint32_t seed);
 bool memory_is(const unsigned char *memory, size_t size, unsigned char value);

@@ -53,7 +53,7 @@ struct space_ops {
 	int (*ranges)(struct space *space, struct range *ranges);
 	/* Checks that queries keep their rules for buffers that are too small. */
 	bool (*queries_keep_their_rules)(struct space *space);
-	/* Page sizes as a mask, or only the smallest where the interface tells no more. */
+	/* Page sizes as a mask, or only the smallest if the interface has no more. */
 	int (*page_sizes)(struct space *space, uint64_t *sizes);
 	bool tells_all_page_sizes;
 };

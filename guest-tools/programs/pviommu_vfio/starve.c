@@ -16,7 +16,7 @@
 #define IOVA	0x10000000
 #define MOST	10000
 
-/* What was to be had with memory enough. */
+/* The result with enough memory. */
 struct ranges {
 	struct range ranges[MAX_RANGES];
 	int count;

@@ -6,9 +6,9 @@
 #include <stdbool.h>
 
 /*
- * Gives a container of type1 the group of the function @address and maps a page, again and again:
- * the first time the first allocation of the kernel fails, then the second, until none is left.
- * Needs a kernel with FAULT_INJECTION and FAILSLAB.
+ * Repeatedly adds the group of the function @address to a container of type1 and maps a page: the
+ * first time the kernel's first allocation fails, then the second, until none is left. Needs a
+ * kernel with FAULT_INJECTION and FAILSLAB.
  *
  * Returns the number of allocations that were made to fail, or -1 with a complaint: each call has
  * to give 0 or -ENOMEM, and the ranges of addresses have to be the same each time.

@@ -13,7 +13,7 @@
 /*
  * @ops: the interface that is tested
  * @addresses: the engines' PCI functions; the second is NULL if there is none
- * @huge: whether huge pages were set aside
+ * @huge: whether huge pages are available
  * @capabilities: what the device offers
  * @before: usage before anything was opened
  * @attached: usage with everything attached and nothing mapped

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/* Who closes, or dies, leaves nothing behind. */
+/* A program that closes, or dies, leaves nothing behind. */
 #include <errno.h>
 #include <signal.h>
 #include <string.h>
@@ -83,7 +83,7 @@ static bool killing(struct fixture *f)
 	       (used || complain("the child's mappings are not to be seen")) && nothing_is_left(f);
 }
 
-/* The driver reports faults to the domain, which goes at the same time. */
+/* The driver reports faults to the domain, which is freed at the same time. */
 static bool closing_under_faults(struct fixture *f)
 {
 	unsigned int i;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/* Maps that cannot fail are not waited for, and what the device keeps for them goes back. */
+/* Maps that cannot fail are not waited for, and their reserve goes back. */
 #include <string.h>
 
 #include "ktap.h"
@@ -36,7 +36,7 @@ static bool maps_are_posted(struct fixture *f)
 	       few_waits(&before, &after) && mapped_pages_are(f, MAPS);
 }
 
-/* Far apart, so that each page needs a table of its own. */
+/* Far apart, so that each page needs its own table. */
 static bool map_tables(struct fixture *f, struct space *space, unsigned int first,
 		       unsigned int count)
 {

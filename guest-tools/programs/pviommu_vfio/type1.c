@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/* The container of VFIO with the type1v2 back end: what every kernel with VFIO has. */
+/* The container of VFIO with the type1v2 back end: every kernel with VFIO has it. */
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -14,7 +14,7 @@
 #include "space.h"
 
 #define INFO_BYTES	1024
-/* up to and with iova_pgsizes, which the first kernels with this call already had */
+/* up to and including iova_pgsizes, which the first kernels with this call already had */
 #define INFO_MINIMUM	16
 
 static int type1_open(struct space *space)
@@ -92,7 +92,7 @@ static int type1_unmap(struct space *space, uint64_t iova, uint64_t size, uint64
 	};
 	int result = ioctl(space->fd, VFIO_IOMMU_UNMAP_DMA, &unmap) ? -errno : 0;
 
-	/* after an error some kernels leave there what was asked for */
+	/* after an error some kernels leave the requested size there */
 	*unmapped = result ? 0 : unmap.size;
 	return result;
 }
@@ -117,7 +117,10 @@ static int get_info(struct space *space, void *buffer, uint32_t room)
 	return ioctl(space->fd, VFIO_IOMMU_GET_INFO, info) ? -errno : 0;
 }
 
-/* The capability @id of the chain, or NULL; a chain that leads outside is one without. */
+/*
+ * The capability @id of the chain, or NULL; a chain that leads outside the buffer counts as one
+ * without it.
+ */
 static const void *find_capability(const void *buffer, uint16_t id)
 {
 	const struct vfio_iommu_type1_info *info = buffer;
@@ -177,8 +180,8 @@ static bool untouched_from(const unsigned char *buffer, uint32_t first)
 }
 
 /*
- * Every room from the smallest to all: success, the size that is needed, and nothing written past
- * the room.
+ * Every buffer size from the smallest to all: success, the size that is needed, and nothing written
+ * past the buffer.
  */
 static bool type1_queries_keep_their_rules(struct space *space)
 {

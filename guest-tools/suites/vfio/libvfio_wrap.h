@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* The linker's names for --wrap: calls go to __wrap_, and what they went to before is __real_. */
+/* The linker's names for --wrap: calls go to __wrap_, the original function is __real_. */
 #ifndef LIBVFIO_WRAP_H
 #define LIBVFIO_WRAP_H
 

@@ -3,8 +3,8 @@
  * The DMA test engine for libvfio, the library of the kernel's own tests of VFIO
  * (tools/testing/selftests/vfio): what vfio_pci_driver_test needs of a device.
  *
- * libvfio has a table of its drivers. This one comes in front of it at link time
- * (--wrap=vfio_pci_driver_probe), so that the kernel's sources stay as they are.
+ * libvfio has a table of its drivers. This one is tried before them by --wrap=vfio_pci_driver_probe
+ * at link time, so that the kernel's sources stay unchanged.
  */
 #include <errno.h>
 #include <unistd.h>
@@ -21,10 +21,10 @@
 #define POLL_US		50
 
 /*
- * What the driver remembers, at the begin of its region.
+ * State of the driver, at the beginning of its region.
  * @producer: descriptors submitted since the last reset
  * @first: the first one of the operation in progress
- * @src, @dst: of the copy whose end is an interrupt
+ * @src, @dst: of the copy that ends with an interrupt
  */
 struct engine_state {
 	u32 producer;
@@ -71,7 +71,7 @@ static void engine_init(struct vfio_pci_device *device)
 
 	VFIO_ASSERT_GE(device->driver.region.size, sizeof(struct engine_state));
 
-	/* A function-level reset: nothing of whoever had the engine before is left. */
+	/* A function-level reset: nothing of the engine's earlier user is left. */
 	vfio_pci_device_reset(device);
 	vfio_pci_cmd_set(device, PCI_COMMAND_MEMORY | PCI_COMMAND_MASTER);
 	writel(PVDT_CONTROL_ENABLE, registers + PVDT_REG_CONTROL);
@@ -114,7 +114,7 @@ static void engine_memcpy_start(struct vfio_pci_device *device, iova_t src, iova
 	start(device, src, dst, size, count, 0);
 }
 
-/* An engine goes on behind a descriptor that it refused, so all of them end. */
+/* An engine goes on after a refused descriptor, so all of them end. */
 static int engine_memcpy_wait(struct vfio_pci_device *device)
 {
 	struct engine_state *state = state_of(device);

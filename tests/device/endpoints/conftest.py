@@ -17,7 +17,7 @@ from pviommu.guest.ring import Ring
 from pviommu.interfaces.pv.function import IommuConfig, PvIommu
 from pviommu.machine import AnyEndpoint, build_endpoint
 from pviommu.pci.function import Environment
-from pviommu.topology import EndpointEntry
+from pviommu.topology import EndpointSection
 from pviommu_abi.registers import REGISTER, Profile
 from pviommu_abi.shared import MIN_RING_ENTRIES, Event
 from pviommu_abi.slots import OpClass
@@ -53,7 +53,7 @@ class Guest:
 
     def make(self, kind: type[AnyEndpoint], name: str, stream: int) -> AnyEndpoint:
         """An endpoint of this machine. Its client has not announced memory yet, and it may do no DMA: see `plug`."""
-        return build_endpoint(kind, EndpointEntry(name, "", stream), self.iommu, self.environment)
+        return build_endpoint(kind, EndpointSection(name, "", stream), self.iommu, self.environment)
 
     def plug(self, endpoint: Endpoint) -> None:
         """Connect ``endpoint``, attach it to the context and let it do DMA."""

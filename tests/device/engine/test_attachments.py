@@ -1,6 +1,6 @@
 import pytest
 
-from pviommu.engine import ReservedRegion
+from pviommu.engine import ReservedFrames
 from pviommu.engine.attachments import Attachments
 
 
@@ -36,7 +36,7 @@ def test_who_is_inside_is_told_with_pasids():
 
 def test_an_endpoint_keeps_the_regions_that_it_came_with():
     attachments = Attachments()
-    attachments.add(1, 0, [ReservedRegion(4, 5, "direct")])
+    attachments.add(1, 0, [ReservedFrames(4, 5, "direct")])
     attachments.add(2, 0)
 
     assert attachments.regions(1) == ((4, 5, "direct"),)

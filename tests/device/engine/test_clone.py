@@ -1,6 +1,6 @@
 """Clones: 1:1 of guest RAM, following memory as it comes and goes."""
 
-from pviommu.engine import Access, Area, Engine, EngineConfig, Fault, Outcome, Refusal, ReservedRegion, Stop
+from pviommu.engine import Access, Area, Engine, EngineConfig, Outcome, Refusal, ReservedFrames, Stop, TranslationFault
 from pviommu.engine.clone import EDITED_BLOCKS, Clone
 from pviommu.engine.pool import Pool
 from pviommu.engine.table import PageTable
@@ -22,7 +22,7 @@ def new_clone(*ram, **fields):
 
 def dma(engine, dfn):
     answer = engine.translate(1, dfn << 12, 1, RW)
-    return answer.refusal if isinstance(answer, Fault) else answer[0].gpa
+    return answer.refusal if isinstance(answer, TranslationFault) else answer[0].gpa
 
 
 def test_memory_that_comes_is_mapped_and_memory_that_goes_is_not():
@@ -155,7 +155,7 @@ def test_what_one_clone_returns_to_the_pool_another_may_take():
 
 def test_a_clone_follows_beneath_a_direct_region():
     engine = new_clone(LOW)
-    engine.add_endpoint(2, [ReservedRegion(0x2000, 0x2001, "direct")])
+    engine.add_endpoint(2, [ReservedFrames(0x2000, 0x2001, "direct")])
     engine.attach(2, 1)
 
     engine.set_ram([LOW, HIGH])

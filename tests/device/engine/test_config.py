@@ -1,6 +1,6 @@
 import pytest
 
-from pviommu.engine import EngineConfig, ReservedRegion
+from pviommu.engine import EngineConfig, ReservedFrames
 
 
 @pytest.mark.parametrize(
@@ -11,11 +11,11 @@ from pviommu.engine import EngineConfig, ReservedRegion
         ({"aperture_bits": 49}, r"aperture_bits 49: must be 32\.\.48"),
         ({"iotlb_entries": 0}, "iotlb_entries 0: must be at least 1"),
         (
-            {"reserved": (ReservedRegion(5, 4, "msi"),)},
+            {"reserved": (ReservedFrames(5, 4, "msi"),)},
             r"reserved region 0x5\.\.0x4 \(msi\): first must not exceed last",
         ),
-        ({"reserved": (ReservedRegion(-1, 4, "msi"),)}, "first must not exceed last"),
-        ({"reserved": (ReservedRegion(5, 1 << 52, "msi"),)}, "frames below 0x10000000000000"),
+        ({"reserved": (ReservedFrames(-1, 4, "msi"),)}, "first must not exceed last"),
+        ({"reserved": (ReservedFrames(5, 1 << 52, "msi"),)}, "frames below 0x10000000000000"),
     ],
 )
 def test_a_value_out_of_bounds_is_refused_with_its_name_value_and_rule(fields, text):
@@ -28,7 +28,7 @@ def test_a_value_out_of_bounds_is_refused_with_its_name_value_and_rule(fields, t
     [
         {"pool_pages": 1, "iotlb_entries": 1},
         {"aperture_bits": 48},
-        {"aperture_bits": 32, "reserved": (ReservedRegion(0, 0, "msi"), ReservedRegion(5, (1 << 52) - 1, "msi"))},
+        {"aperture_bits": 32, "reserved": (ReservedFrames(0, 0, "msi"), ReservedFrames(5, (1 << 52) - 1, "msi"))},
     ],
 )
 def test_the_bounds_themselves_are_allowed(fields):
@@ -46,7 +46,7 @@ def test_the_defaults_reserve_the_msi_window_below_a_39_bit_aperture():
 
 
 def direct(first, last, kind="direct"):
-    return ReservedRegion(first, last, kind)
+    return ReservedFrames(first, last, kind)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 import pytest
 
-from pviommu.engine import Access, Engine, EngineConfig, Fault, Refusal, ReservedRegion, Run
+from pviommu.engine import Access, Engine, EngineConfig, Refusal, ReservedFrames, Run, TranslationFault
 from pviommu.engine.core import PythonCore
 from pviommu.engine.ranges import FrameRanges
 from pviommu.engine.results import FRAME_LIMIT
@@ -43,7 +43,7 @@ def core():
 def engine(core):
     made = Engine(EngineConfig(reserved=()), core)
     made.set_ram([(0, 0xFF)])
-    made.add_endpoint(STREAM, [ReservedRegion(0x20, 0x2F, "direct")])
+    made.add_endpoint(STREAM, [ReservedFrames(0x20, 0x2F, "direct")])
     made.alloc_paging(1)
     core.told.clear()
     return made
@@ -67,7 +67,7 @@ def test_what_a_core_refuses_is_a_fault_and_not_remembered(engine, core):
     core.answer = (0x1008, Refusal.NOT_MAPPED)
 
     for _ in range(2):
-        assert engine.translate(STREAM, 0x1000, 0x10, R) == Fault(0x1008, Refusal.NOT_MAPPED, R, STREAM, 0)
+        assert engine.translate(STREAM, 0x1000, 0x10, R) == TranslationFault(0x1008, Refusal.NOT_MAPPED, R, STREAM, 0)
 
     assert len(core.told) == 2
 

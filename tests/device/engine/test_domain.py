@@ -9,17 +9,17 @@ from pviommu.engine import (
     Area,
     Engine,
     EngineConfig,
-    Fault,
     Outcome,
     Refusal,
-    ReservedRegion,
+    ReservedFrames,
     Run,
     Stop,
+    TranslationFault,
     UnmapMode,
 )
 
 R, RW = Access.READ, Access.READ | Access.WRITE
-REGION = ReservedRegion(0x500, 0x503, "direct")
+REGION = ReservedFrames(0x500, 0x503, "direct")
 
 
 def new_engine(*regions, **fields):
@@ -35,7 +35,7 @@ def new_engine(*regions, **fields):
 
 def dma(engine, dfn, access=RW, stream=1):
     answer = engine.translate(stream, dfn << 12, 1, access)
-    return answer.refusal if isinstance(answer, Fault) else answer[0].gpa
+    return answer.refusal if isinstance(answer, TranslationFault) else answer[0].gpa
 
 
 @pytest.mark.row("xen", 13)
@@ -101,7 +101,7 @@ def test_reset_drops_regions_and_returns_their_pages():
 
 
 def test_a_region_need_not_be_memory():
-    engine = new_engine((ReservedRegion(0x20000, 0x20000, "direct"),))
+    engine = new_engine((ReservedFrames(0x20000, 0x20000, "direct"),))
 
     engine.attach(1, 1)
 
@@ -112,7 +112,7 @@ def test_an_endpoint_with_regions_that_it_cannot_have_is_not_added():
     engine = new_engine()
 
     with pytest.raises(ValueError, match="endpoint 9, reserved region"):
-        engine.add_endpoint(9, [ReservedRegion(0xFEE00, 0xFEE00, "direct")])
+        engine.add_endpoint(9, [ReservedFrames(0xFEE00, 0xFEE00, "direct")])
 
     assert 9 not in engine.endpoints()
 
@@ -206,7 +206,7 @@ def test_a_guest_mapping_that_differs_from_the_region_refuses_the_attachment(map
     ("first", "last", "conflict"), [(0x503, 0x504, True), (0x4FE, 0x500, True), (0x504, 0x504, False)]
 )
 def test_a_region_that_overlaps_a_different_one_refuses_the_attachment(first, last, conflict):
-    engine = new_engine((REGION,), (ReservedRegion(0x10, 0x10, "direct"), ReservedRegion(first, last, "direct")))
+    engine = new_engine((REGION,), (ReservedFrames(0x10, 0x10, "direct"), ReservedFrames(first, last, "direct")))
     engine.attach(1, 1)
 
     assert engine.attach(2, 1) is (Stop.RESERVED_CONFLICT if conflict else None)
@@ -216,7 +216,7 @@ def test_a_region_that_overlaps_a_different_one_refuses_the_attachment(first, la
 
 
 def test_a_pool_too_small_for_the_regions_refuses_the_attachment_and_changes_nothing():
-    engine = new_engine((REGION, ReservedRegion(0x700, 0x700, "direct")), pool_pages=2 + 3)
+    engine = new_engine((REGION, ReservedFrames(0x700, 0x700, "direct")), pool_pages=2 + 3)
     engine.map(2, 0, 0, 1, RW)
     assert engine.attach(1, 1) is Stop.POOL_EXHAUSTED
     assert (engine.endpoints(), engine.direct(1), engine.usage().pool_pages_used) == ({1: 0}, (), 4)
@@ -267,4 +267,4 @@ def test_a_translation_goes_on_from_a_mapping_into_a_region():
     engine.map(1, 0x4FF, 0x4FF, 1, R)
 
     assert engine.translate(1, 0x4FF800, 0x1000, R) == [Run(0x4FF800, 0x1000)]
-    assert engine.translate(1, 0x4FF800, 0x1000, RW) == Fault(0x4FF800, Refusal.NO_PERMISSION, RW, 1, 1)
+    assert engine.translate(1, 0x4FF800, 0x1000, RW) == TranslationFault(0x4FF800, Refusal.NO_PERMISSION, RW, 1, 1)

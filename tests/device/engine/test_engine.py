@@ -8,13 +8,13 @@ from pviommu.engine import (
     Area,
     Engine,
     EngineConfig,
-    Fault,
+    EngineUsage,
     Outcome,
     Refusal,
     Run,
     Stop,
+    TranslationFault,
     UnmapMode,
-    Usage,
 )
 
 R, W, RW = Access.READ, Access.WRITE, Access.READ | Access.WRITE
@@ -35,7 +35,7 @@ def new_engine(**fields):
 def dma(engine, dfn, access=R, stream=STREAM):
     """The gpa that one byte at the beginning of `dfn` reaches, or the refusal."""
     answer = engine.translate(stream, dfn << 12, 1, access)
-    return answer.refusal if isinstance(answer, Fault) else answer[0].gpa
+    return answer.refusal if isinstance(answer, TranslationFault) else answer[0].gpa
 
 
 # map
@@ -48,7 +48,7 @@ def test_mapped_pages_are_reached_and_counted():
 
     assert [dma(engine, dfn) for dfn in (0x100, 0x101, 0x102)] == [0x10000, 0x11000, 0x12000]
     assert dma(engine, 0x103) is Refusal.NOT_MAPPED
-    assert engine.usage() == Usage(1, 3, 4096, 3)
+    assert engine.usage() == EngineUsage(1, 3, 4096, 3)
 
 
 @pytest.mark.row("defect", "C6")
@@ -89,7 +89,7 @@ def test_a_map_that_is_refused_beforehand_changes_nothing(arguments, expected):
 
     assert engine.map(*arguments) == expected
 
-    assert engine.usage() == Usage(1, 1, 4096, 0)
+    assert engine.usage() == EngineUsage(1, 1, 4096, 0)
 
 
 def test_the_last_frame_of_the_aperture_can_be_mapped():
@@ -153,7 +153,7 @@ def test_pool_exhaustion_stops_at_the_exact_page():
 
     assert dma(engine, 0x3FF) == 0x21F000
     assert dma(engine, 0x400) is Refusal.NOT_MAPPED
-    assert engine.usage() == Usage(1, 4, 4, 0x210)
+    assert engine.usage() == EngineUsage(1, 4, 4, 0x210)
 
 
 @pytest.mark.row("defect", "D18")
@@ -204,7 +204,7 @@ def test_unmap_invalidates_the_iotlb_before_it_returns():
     assert dma(engine, 0x100) is Refusal.NOT_MAPPED
     engine.unmap(1, 0x103, 2)
 
-    assert engine.translate(STREAM, 0x101000, 0x3000, R) == Fault(0x103000, Refusal.NOT_MAPPED, R, STREAM, 1)
+    assert engine.translate(STREAM, 0x101000, 0x3000, R) == TranslationFault(0x103000, Refusal.NOT_MAPPED, R, STREAM, 1)
 
 
 @pytest.mark.parametrize("mode", list(UnmapMode))
@@ -326,7 +326,7 @@ def test_a_clone_that_exhausts_the_pool_leaves_nothing_behind():
 
     assert engine.alloc_paging(2, clone=True) is Stop.POOL_EXHAUSTED
 
-    assert engine.usage() == Usage(1, 1, 100, 0)
+    assert engine.usage() == EngineUsage(1, 1, 100, 0)
     assert engine.alloc_paging(2) is None
 
 
@@ -350,7 +350,7 @@ def test_a_number_that_is_used_again_brings_nothing_back():
     engine.attach(STREAM, 1)
 
     assert dma(engine, 0x100) is Refusal.NOT_MAPPED
-    assert engine.usage() == Usage(1, 1, 4096, 0)
+    assert engine.usage() == EngineUsage(1, 1, 4096, 0)
 
 
 def test_a_domain_that_somebody_is_attached_to_is_not_freed():
@@ -364,7 +364,7 @@ def test_a_domain_that_somebody_is_attached_to_is_not_freed():
     assert engine.free_domain(1) is Stop.ENDPOINTS_ATTACHED
     engine.detach(STREAM, 3)
     assert engine.free_domain(1) is None
-    assert engine.usage() == Usage(0, 0, 4096, 0)
+    assert engine.usage() == EngineUsage(0, 0, 4096, 0)
 
 
 def test_there_is_always_an_identity_and_a_blocked_domain():
@@ -415,9 +415,13 @@ def test_requests_with_a_pasid_go_through_a_domain_of_their_own():
     for _ in range(2):
         assert engine.translate(STREAM, 0x100000, 4, R) == [Run(0x10000, 4)]
         assert engine.translate(STREAM, 0x100000, 4, R, pasid=5) == [Run(0x20000, 4)]
-    assert engine.translate(STREAM, 0x100000, 4, W, 5) == Fault(0x100000, Refusal.NO_PERMISSION, W, STREAM, 2, 5)
-    assert engine.translate(STREAM, 0x100000, 4, R, 6) == Fault(0x100000, Refusal.NO_PASID, R, STREAM, BLOCKED, 6)
-    assert engine.translate(99, 0x100000, 4, R, 5) == Fault(0x100000, Refusal.NO_ENDPOINT, R, 99, BLOCKED, 5)
+    assert engine.translate(STREAM, 0x100000, 4, W, 5) == TranslationFault(
+        0x100000, Refusal.NO_PERMISSION, W, STREAM, 2, 5
+    )
+    assert engine.translate(STREAM, 0x100000, 4, R, 6) == TranslationFault(
+        0x100000, Refusal.NO_PASID, R, STREAM, BLOCKED, 6
+    )
+    assert engine.translate(99, 0x100000, 4, R, 5) == TranslationFault(0x100000, Refusal.NO_ENDPOINT, R, 99, BLOCKED, 5)
 
 
 def test_a_pasid_that_is_detached_reaches_nothing_and_others_go_on():
@@ -450,7 +454,7 @@ def test_a_block_and_a_reset_are_of_all_pasids():
     engine.attach(STREAM, 1, pasid=5)
 
     engine.block(STREAM)
-    assert engine.translate(STREAM, 0x100000, 4, R, 5) == Fault(0x100000, Refusal.BLOCKED, R, STREAM, 1, 5)
+    assert engine.translate(STREAM, 0x100000, 4, R, 5) == TranslationFault(0x100000, Refusal.BLOCKED, R, STREAM, 1, 5)
     engine.reset()
 
     assert engine.translate(STREAM, 0x100000, 4, R, 5).refusal is Refusal.NO_PASID
@@ -541,7 +545,7 @@ def test_reset_returns_to_power_on_and_keeps_memory():
 
     engine.reset()
 
-    assert engine.usage() == Usage(0, 0, 4096, 0)
+    assert engine.usage() == EngineUsage(0, 0, 4096, 0)
     assert engine.endpoints() == {STREAM: IDENTITY}
     assert dma(engine, 0x100) == 0x100000
     engine.alloc_paging(1)
@@ -606,7 +610,7 @@ def test_a_pool_is_never_larger_than_configured_nor_smaller_than_what_is_in_use(
     with pytest.raises(ValueError, match=rf"limit of {pages} pool pages: must be {least}\.\.9"):
         engine.resize_pool(pages)
 
-    assert engine.usage() == Usage(1, 3, 9, 1)
+    assert engine.usage() == EngineUsage(1, 3, 9, 1)
     engine.resize_pool(3)
     assert engine.map(1, 0x200, 0, 1, RW).stop is Stop.POOL_EXHAUSTED
     engine.resize_pool(9)

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from pviommu.engine import Access, Engine, EngineConfig, Fault, ReservedRegion, UnmapMode, Usage
+from pviommu.engine import Access, Engine, EngineConfig, EngineUsage, ReservedFrames, TranslationFault, UnmapMode
 from pviommu.interfaces.pv.contexts import Contexts, DefaultPolicy
 
 from .extended_model import ExtendedModel
@@ -65,7 +65,7 @@ class EngineHistory(RuleBasedStateMachine):
         self.engine = make(self.config)
         self.contexts = Contexts(self.engine, 3, DefaultPolicy.IDENTITY)
         for stream, pairs in REGIONS.items():
-            self.contexts.add_endpoint(stream, [ReservedRegion(*pair, "direct") for pair in pairs])
+            self.contexts.add_endpoint(stream, [ReservedFrames(*pair, "direct") for pair in pairs])
 
     def teardown(self):
         if self.deferral is not None:
@@ -212,7 +212,7 @@ class EngineHistory(RuleBasedStateMachine):
         iova = (dfn << 12) + offset
         answer = self.engine.translate(stream, iova, length, Access(want))
         expected = self.model.translate(stream, iova, length, want)
-        if isinstance(answer, Fault):
+        if isinstance(answer, TranslationFault):
             assert (answer.iova, answer.refusal.name) == expected
             assert (answer.stream, answer.domain, answer.access) == (stream, self.model.attached[stream], want)
         else:
@@ -225,7 +225,7 @@ class EngineHistory(RuleBasedStateMachine):
 
     @invariant()
     def usage_agrees(self):
-        assert self.engine.usage() == Usage(*self.model.usage())
+        assert self.engine.usage() == EngineUsage(*self.model.usage())
         assert self.contexts.max_contexts == self.model.max_contexts
         assert self.engine.endpoints() == self.model.attached
         assert {stream for stream in self.model.attached if self.engine.is_blocked(stream)} == self.model.blocked
@@ -296,7 +296,7 @@ def perform(contexts, model, operation):
 def translations(engine):
     """What the pages of both contexts translate to: gpas by (context, dfn)."""
     answers = [(ctx, dfn, engine.translate(ctx, dfn << 12, 1, Access.WRITE)) for ctx in (1, 2) for dfn in PAGES]
-    return {(ctx, dfn): answer[0].gpa for ctx, dfn, answer in answers if not isinstance(answer, Fault)}
+    return {(ctx, dfn): answer[0].gpa for ctx, dfn, answer in answers if not isinstance(answer, TranslationFault)}
 
 
 @pytest.mark.parametrize(("pool_pages", "depth"), [(7, 4), (4, 3), (64, 3)])

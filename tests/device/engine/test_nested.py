@@ -11,15 +11,15 @@ from pviommu.engine import (
     IDENTITY,
     Access,
     Engine,
-    Fault,
+    EngineUsage,
     ParentRefusal,
-    Pending,
     Refusal,
-    ReservedRegion,
+    ReservedFrames,
     Run,
     Stage1Run,
     Stop,
-    Usage,
+    TranslationFault,
+    TranslationPending,
     Wait,
 )
 
@@ -95,7 +95,7 @@ def test_what_the_guest_changes_in_its_table_is_seen_at_once(nested):
     assert list(nested.translate(0x1000)) == [Run(0x13000, 4)]
     nested.enter(1, 0, 0)
 
-    assert nested.translate(0x1000) == Fault(0x1000, Refusal.NOT_MAPPED, R, STREAM, 2)
+    assert nested.translate(0x1000) == TranslationFault(0x1000, Refusal.NOT_MAPPED, R, STREAM, 2)
 
 
 def test_what_goes_from_the_parent_is_seen_at_once(nested):
@@ -104,7 +104,7 @@ def test_what_goes_from_the_parent_is_seen_at_once(nested):
 
     nested.engine.unmap(1, 9, 1)
 
-    assert nested.translate(0x1000) == Fault(0x1000, Refusal.NOT_MAPPED, R, STREAM, 2, None, 0x9000)
+    assert nested.translate(0x1000) == TranslationFault(0x1000, Refusal.NOT_MAPPED, R, STREAM, 2, None, 0x9000)
 
 
 def test_each_stage_has_its_permissions(nested):
@@ -114,18 +114,20 @@ def test_each_stage_has_its_permissions(nested):
     nested.engine.map(1, 0xA, 0x12, 1, R)
 
     assert list(nested.translate(0x1000, 0x2000)) == [Run(0x11000, 0x2000)]
-    assert nested.translate(0x1000, access=W) == Fault(0x1000, Refusal.NO_PERMISSION, W, STREAM, 2)
-    assert nested.translate(0x2010, access=W) == Fault(0x2010, Refusal.NO_PERMISSION, W, STREAM, 2, None, 0xA010)
+    assert nested.translate(0x1000, access=W) == TranslationFault(0x1000, Refusal.NO_PERMISSION, W, STREAM, 2)
+    assert nested.translate(0x2010, access=W) == TranslationFault(
+        0x2010, Refusal.NO_PERMISSION, W, STREAM, 2, None, 0xA010
+    )
 
 
 def test_the_first_byte_refused_by_either_stage_refuses_the_span(nested):
     nested.enter(1, 0xF000)
     nested.enter(2, 0x10000)
 
-    assert nested.translate(0x1800, 0x1000) == Fault(0x2000, Refusal.NOT_MAPPED, R, STREAM, 2, None, 0x10000)
+    assert nested.translate(0x1800, 0x1000) == TranslationFault(0x2000, Refusal.NOT_MAPPED, R, STREAM, 2, None, 0x10000)
     assert nested.translate(0x1800, 0x800) == (Run(0x17800, 0x800),)
     assert nested.translate(0x2FF000 - 0x1000, 0x1000).iova == 0x2FE000
-    assert nested.translate(512 << 12) == Fault(512 << 12, Refusal.OUT_OF_APERTURE, R, STREAM, 2)
+    assert nested.translate(512 << 12) == TranslationFault(512 << 12, Refusal.OUT_OF_APERTURE, R, STREAM, 2)
 
 
 class Long:
@@ -140,7 +142,7 @@ def test_a_run_of_the_first_stage_that_the_parent_refuses_in_its_middle_is_refus
     nested.engine.attach(STREAM, 3)
 
     assert list(nested.translate(0x800, 0x800)) == [Run(0x17800, 0x800)]
-    assert nested.translate(0x800, 0x1000) == Fault(0x1000, Refusal.NOT_MAPPED, R, STREAM, 3, None, 0x10000)
+    assert nested.translate(0x800, 0x1000) == TranslationFault(0x1000, Refusal.NOT_MAPPED, R, STREAM, 3, None, 0x10000)
 
 
 def test_a_table_that_the_parent_does_not_map_is_told_apart_from_data(nested):
@@ -148,7 +150,7 @@ def test_a_table_that_the_parent_does_not_map_is_told_apart_from_data(nested):
 
     fault = nested.translate(0x1000)
 
-    assert fault == Fault(0x1000, Refusal.NOT_MAPPED, R, STREAM, 2, None, 0x20008, True)
+    assert fault == TranslationFault(0x1000, Refusal.NOT_MAPPED, R, STREAM, 2, None, 0x20008, True)
 
 
 @pytest.mark.parametrize(("ipa", "refused"), [(1 << 64, 1 << 64), ((1 << 64) - 2, (1 << 64) - 2), (-4096, -4096)])
@@ -160,14 +162,14 @@ def test_an_address_of_the_parent_that_is_none_is_refused(nested, ipa, refused):
     nested.engine.alloc_nested(3, 1, Wild())
     nested.engine.attach(STREAM, 3)
 
-    assert nested.translate(0x1000) == Fault(0x1000, Refusal.OUT_OF_APERTURE, R, STREAM, 3, None, refused)
+    assert nested.translate(0x1000) == TranslationFault(0x1000, Refusal.OUT_OF_APERTURE, R, STREAM, 3, None, refused)
 
 
 def test_a_page_that_must_be_asked_for_is_pending_and_nothing_is_remembered(nested):
     nested.enter(1, 0x9000)
     nested.enter(2, ASK)
 
-    assert nested.translate(0x1800, 0x1000) == Pending(0x2000, R, STREAM, 2)
+    assert nested.translate(0x1800, 0x1000) == TranslationPending(0x2000, R, STREAM, 2)
     nested.enter(2, 0xB000)
 
     assert list(nested.translate(0x1800, 0x1000)) == [Run(0x11800, 0x800), Run(0x13000, 0x800)]
@@ -181,14 +183,14 @@ def test_a_pasid_may_have_a_first_stage_while_the_rest_has_none(nested):
 
     assert nested.translate(0x1000) == [Run(0x1000, 4)]
     assert list(nested.translate(0x1000, pasid=4)) == [Run(0x11000, 4)]
-    assert nested.translate(0x2000, pasid=4) == Pending(0x2000, R, STREAM, 2, 4)
-    assert nested.translate(0x3000, pasid=4) == Fault(0x3000, Refusal.NOT_MAPPED, R, STREAM, 2, 4)
+    assert nested.translate(0x2000, pasid=4) == TranslationPending(0x2000, R, STREAM, 2, 4)
+    assert nested.translate(0x3000, pasid=4) == TranslationFault(0x3000, Refusal.NOT_MAPPED, R, STREAM, 2, 4)
 
 
 def test_no_bytes_are_always_allowed_and_a_block_comes_first(nested):
     assert list(nested.translate(0x5000, 0)) == []
     nested.engine.block(STREAM)
-    assert nested.translate(0x5000) == Fault(0x5000, Refusal.BLOCKED, R, STREAM, 2)
+    assert nested.translate(0x5000) == TranslationFault(0x5000, Refusal.BLOCKED, R, STREAM, 2)
 
 
 def test_no_bytes_of_the_parent_are_always_there(nested):
@@ -225,7 +227,7 @@ def test_a_parent_lives_as_long_as_what_stands_on_it(nested):
     assert engine.free_domain(2) is None
     assert not engine.has_nested(1)
     assert engine.free_domain(1) is None
-    assert (engine.domains(), engine.usage()) == ((), Usage(0, 0, 4096, 0))
+    assert (engine.domains(), engine.usage()) == ((), EngineUsage(0, 0, 4096, 0))
 
 
 def test_reset_drops_nested_domains_with_their_parents(nested):
@@ -252,7 +254,7 @@ def test_only_a_paging_domain_is_a_parent_and_a_number_is_had_once(nested):
 
 def test_direct_regions_go_into_the_parent_and_stay_while_one_goes_from_one_child_to_another(nested):
     engine = nested.engine
-    engine.add_endpoint(8, [ReservedRegion(0x100, 0x100, "direct")])
+    engine.add_endpoint(8, [ReservedFrames(0x100, 0x100, "direct")])
     engine.alloc_nested(3, 1, nested.walker)
 
     assert engine.attach(8, 2) is None

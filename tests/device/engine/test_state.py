@@ -12,15 +12,15 @@ from pviommu.engine import (
     Engine,
     EngineConfig,
     EngineState,
-    Fault,
+    EngineUsage,
     Outcome,
     Refusal,
-    ReservedRegion,
+    ReservedFrames,
     Run,
     Stage1Run,
     Stop,
+    TranslationFault,
     UnmapMode,
-    Usage,
 )
 from pviommu.engine.clone import Clone
 from pviommu.engine.pool import Pool
@@ -28,7 +28,7 @@ from pviommu.engine.state import CloneState, NestedState, PagingState, TableStat
 from pviommu.engine.table import CLONE, PageTable
 
 R, W, RW = Access.READ, Access.WRITE, Access.READ | Access.WRITE
-REGION = ReservedRegion(0x500, 0x503, "direct")
+REGION = ReservedFrames(0x500, 0x503, "direct")
 
 
 class Shifted:
@@ -102,7 +102,7 @@ def test_both_go_on_alike():
         assert engine.translate(1, 0x1FE800, 0x1000, R) == [Run(0x10800, 0x1000)]
         assert engine.translate(1, 0x500000, 4, R) == [Run(0x500000, 4)]
         assert list(engine.translate(1, 0x102000, 4, R, pasid=9)) == [Run(0x14000, 4)]
-        assert engine.translate(2, 0, 4, R) == Fault(0, Refusal.BLOCKED, R, 2, 7)
+        assert engine.translate(2, 0, 4, R) == TranslationFault(0, Refusal.BLOCKED, R, 2, 7)
         assert engine.unmap(1, 0x200, 3, UnmapMode.UNTIL_CUT) == Outcome(0, Stop.CUT, 0x200)
         assert engine.unmap(1, 0x202, 2, UnmapMode.CHECK_ENDS) == Outcome(2, None, None)
         assert engine.map(1, 0x204, 0x16, 1, RW, continues=True) == Outcome(1, None, None)
@@ -134,8 +134,8 @@ def test_whatever_an_engine_did_before_a_load_is_gone():
     engine.load(state)
 
     assert engine.save() == state
-    assert engine.usage() == Usage(0, 0, 4096, 0)
-    assert engine.translate(1, 0x1FE000, 4, R) == Fault(0x1FE000, Refusal.NOT_MAPPED, R, 1, IDENTITY)
+    assert engine.usage() == EngineUsage(0, 0, 4096, 0)
+    assert engine.translate(1, 0x1FE000, 4, R) == TranslationFault(0x1FE000, Refusal.NOT_MAPPED, R, 1, IDENTITY)
 
 
 def test_reset_is_the_state_after_power_on_but_for_memory():
@@ -215,7 +215,7 @@ def test_a_state_that_cannot_be_is_refused_and_leaves_an_engine_as_after_reset(c
     with pytest.raises(ValueError, match=text):
         engine.load(change(state), {3: Shifted()})
 
-    assert (engine.domains(), engine.usage()) == ((), Usage(0, 0, 4096, 0))
+    assert (engine.domains(), engine.usage()) == ((), EngineUsage(0, 0, 4096, 0))
     assert (dict(engine.endpoints()), engine.is_blocked(2)) == ({1: IDENTITY, 2: BLOCKED}, False)
 
 

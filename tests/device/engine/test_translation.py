@@ -1,6 +1,6 @@
 import pytest
 
-from pviommu.engine import BLOCKED, Area, Fault, Refusal, Run
+from pviommu.engine import BLOCKED, Area, Refusal, Run, TranslationFault
 
 from .test_engine import LIMIT, RW, STREAM, R, W, dma, new_engine
 
@@ -29,9 +29,9 @@ def test_permission_is_checked_for_every_page_of_the_span():
     engine.map(1, 0x102, 0x12, 1, W)
     span = (STREAM, 0x100800, 0x2000)
 
-    assert engine.translate(*span, W) == Fault(0x101000, Refusal.NO_PERMISSION, W, STREAM, 1)
-    assert engine.translate(*span, R) == Fault(0x102000, Refusal.NO_PERMISSION, R, STREAM, 1)
-    assert engine.translate(*span, RW) == Fault(0x101000, Refusal.NO_PERMISSION, RW, STREAM, 1)
+    assert engine.translate(*span, W) == TranslationFault(0x101000, Refusal.NO_PERMISSION, W, STREAM, 1)
+    assert engine.translate(*span, R) == TranslationFault(0x102000, Refusal.NO_PERMISSION, R, STREAM, 1)
+    assert engine.translate(*span, RW) == TranslationFault(0x101000, Refusal.NO_PERMISSION, RW, STREAM, 1)
     assert engine.translate(STREAM, 0x100800, 0x1000, R) == [Run(0x10800, 0x1000)]
 
 
@@ -41,7 +41,7 @@ def test_one_missing_page_in_the_middle_refuses_the_span_at_its_first_byte():
     engine.map(1, 0x100, 0x10, 2, RW)
     engine.map(1, 0x103, 0x13, 2, RW)
 
-    assert engine.translate(STREAM, 0x100ABC, 0x4000, R) == Fault(0x102000, Refusal.NOT_MAPPED, R, STREAM, 1)
+    assert engine.translate(STREAM, 0x100ABC, 0x4000, R) == TranslationFault(0x102000, Refusal.NOT_MAPPED, R, STREAM, 1)
 
 
 def test_a_refusal_is_not_remembered():
@@ -59,7 +59,7 @@ def test_a_span_that_wraps_is_refused_at_its_first_byte(ctx):
     engine.attach(STREAM, ctx)
     iova = (1 << 64) - 1
 
-    assert engine.translate(STREAM, iova, 2, R) == Fault(iova, Refusal.OUT_OF_APERTURE, R, STREAM, ctx)
+    assert engine.translate(STREAM, iova, 2, R) == TranslationFault(iova, Refusal.OUT_OF_APERTURE, R, STREAM, ctx)
 
 
 def test_a_span_past_the_aperture_is_refused_where_it_leaves():
@@ -68,7 +68,7 @@ def test_a_span_past_the_aperture_is_refused_where_it_leaves():
 
     fault = engine.translate(STREAM, (LIMIT << 12) - 8, 16, R)
 
-    assert fault == Fault(LIMIT << 12, Refusal.OUT_OF_APERTURE, R, STREAM, 1)
+    assert fault == TranslationFault(LIMIT << 12, Refusal.OUT_OF_APERTURE, R, STREAM, 1)
 
 
 def test_the_last_byte_of_64_bits_is_looked_up_like_any_other():
@@ -76,11 +76,11 @@ def test_the_last_byte_of_64_bits_is_looked_up_like_any_other():
     engine.attach(STREAM, 0)
     iova = (1 << 64) - 1
 
-    assert engine.translate(STREAM, iova, 1, R) == Fault(iova, Refusal.NOT_MAPPED, R, STREAM, 0)
+    assert engine.translate(STREAM, iova, 1, R) == TranslationFault(iova, Refusal.NOT_MAPPED, R, STREAM, 0)
 
 
 def test_an_unknown_stream_reaches_nothing():
-    assert new_engine().translate(99, 0, 1, R) == Fault(0, Refusal.NO_ENDPOINT, R, 99, BLOCKED)
+    assert new_engine().translate(99, 0, 1, R) == TranslationFault(0, Refusal.NO_ENDPOINT, R, 99, BLOCKED)
 
 
 # the identity domain
@@ -92,7 +92,7 @@ def test_the_identity_domain_is_identity_of_ram_only():
     engine.attach(STREAM, 0)
 
     assert engine.translate(STREAM, 0x1FF800, 0x1000, RW) == [Run(0x1FF800, 0x1000)]
-    assert engine.translate(STREAM, 0x9F800, 0x1000, RW) == Fault(0xA0000, Refusal.NOT_MAPPED, RW, STREAM, 0)
+    assert engine.translate(STREAM, 0x9F800, 0x1000, RW) == TranslationFault(0xA0000, Refusal.NOT_MAPPED, RW, STREAM, 0)
     assert engine.lookup(0, 0x100) == (0x100, RW)
     assert engine.lookup(0, 0xA0) is None
     assert engine.lookup(0, 1 << 60) is None
@@ -113,7 +113,9 @@ def test_the_reserved_window_is_never_ram():
     engine.attach(STREAM, 0)
 
     assert dma(engine, 0xFEDFF) == 0xFEDFF000
-    assert engine.translate(STREAM, 0xFEDFF000, 0x2000, W) == Fault(0xFEE00000, Refusal.RESERVED, W, STREAM, 0)
+    assert engine.translate(STREAM, 0xFEDFF000, 0x2000, W) == TranslationFault(
+        0xFEE00000, Refusal.RESERVED, W, STREAM, 0
+    )
     engine.attach(STREAM, 1)
     assert dma(engine, 0xFEE00) is Refusal.RESERVED
 

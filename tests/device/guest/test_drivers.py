@@ -60,7 +60,7 @@ class Memory(Function):
 def test_a_ring_is_turned_on_at_position_0_wherever_it_was():
     function = Memory()
     ring = Ring(function, number=2, entries=16, base=0x20000)
-    ring.put(OpClass.OWN, 0, 0, b"")
+    ring.put(OpClass.VENDOR, 0, 0, b"")
 
     ring.turn_on()
 
@@ -76,12 +76,12 @@ def test_slots_follow_each_other_and_the_index_wraps_at_32_bits():
     ring = Ring(function, entries=16)
     ring.producer = 0xFFFFFFFF
 
-    assert [ring.put(OpClass.OWN, 7, 1, b"payload"), ring.put(OpClass.OWN, 8, 0, b"", 99)] == [0xFFFFFFFF, 0]
+    assert [ring.put(OpClass.VENDOR, 7, 1, b"payload"), ring.put(OpClass.VENDOR, 8, 0, b"", 99)] == [0xFFFFFFFF, 0]
 
     last = RING_AREA_OFFSET + 15 * SLOT_SIZE
-    assert Slot.unpack(function.view, last) == Slot(OpClass.OWN, 7, 1, 0xFFFFFFFF)
+    assert Slot.unpack(function.view, last) == Slot(OpClass.VENDOR, 7, 1, 0xFFFFFFFF)
     assert bytes(function.view[last + Slot.SIZE : last + SLOT_SIZE]) == b"payload".ljust(48, b"\0")
-    assert Slot.unpack(function.view, RING_AREA_OFFSET) == Slot(OpClass.OWN, 8, 0, 99)
+    assert Slot.unpack(function.view, RING_AREA_OFFSET) == Slot(OpClass.VENDOR, 8, 0, 99)
     assert function.words[0] == ring.producer == 1
 
 

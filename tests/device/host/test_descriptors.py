@@ -19,7 +19,7 @@ from pviommu.host.descriptors import (
 from pviommu.inputs import LiveInputs
 from pviommu.pci.function import Environment
 from pviommu.process.backend import BackendError, _build
-from pviommu.topology import EndpointEntry, Topology
+from pviommu.topology import EndpointSection, Topology
 from vfio_user import DmaMapping, IrqAction, IrqIndex, IrqKind, IrqRequest, RequestError
 
 
@@ -29,7 +29,7 @@ class Function:
 
 
 def topology(endpoints):
-    return Topology(endpoint=tuple(EndpointEntry(f"dma{n}", "dma-test", n) for n in range(endpoints)))
+    return Topology(endpoint=tuple(EndpointSection(f"dma{n}", "dma-test", n) for n in range(endpoints)))
 
 
 def built(endpoints):

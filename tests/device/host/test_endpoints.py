@@ -20,8 +20,8 @@ from pviommu.machine import Machine
 from pviommu.pci.capabilities import PCIE_DEVICE_CONTROL
 from pviommu.pci.config_space import Identity
 from pviommu.pci.function import Environment
-from pviommu.topology import EndpointEntry, Topology
-from pviommu_abi.registers import Access, Register
+from pviommu.topology import EndpointSection, Topology
+from pviommu_abi.registers import AccessKind, Register
 from vfio_user import DmaMapping, IrqAction, IrqIndex, IrqKind, IrqRequest, RegionIndex
 
 from ..conftest import Inputs
@@ -40,7 +40,7 @@ class Counting(Endpoint):
 
     def __init__(self, *given: Any) -> None:
         super().__init__(*given)
-        self.registers = self.add_register_bar(0, (Register("WORD", 0, Access.RW, "anything"),))
+        self.registers = self.add_register_bar(0, (Register("WORD", 0, AccessKind.RW, "anything"),))
         self.shared = self.add_shared_bar(2, 4096)
         self.power_on()
 
@@ -73,7 +73,7 @@ class Setting:
 
     def __init__(self, kind: type[Counting], count: int, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("pviommu.machine.endpoint_class", lambda _: kind)
-        topology = Topology(endpoint=tuple(EndpointEntry(f"e{n}", "template", n + 1) for n in range(count)))
+        topology = Topology(endpoint=tuple(EndpointSection(f"e{n}", "template", n + 1) for n in range(count)))
         self.inputs = Inputs()
         self.machine = Machine.build(topology, Environment(self.inputs, Counters()))
         self.server = Server(self.machine, {}, self.inputs)

@@ -18,7 +18,7 @@ from pviommu.host.watches import SOCKETS_NS
 from pviommu.host.work import Work
 from pviommu.host.workers import THREADS
 from pviommu.hosted import STOPPED_NS
-from pviommu.inputs import Outcome
+from pviommu.inputs import WorkOutcome
 
 from ..conftest import Driver, Inputs
 
@@ -211,7 +211,7 @@ def wait_until(is_so: Callable[[], object]) -> None:
         time.sleep(0.001)
 
 
-def take(loop: Loop, outcomes: list[Outcome[Any]], count: int) -> None:
+def take(loop: Loop, outcomes: list[WorkOutcome[Any]], count: int) -> None:
     """Turn until so many outcomes are there."""
     for _ in range(1000):
         if len(outcomes) >= count:
@@ -232,7 +232,7 @@ def test_another_thread_ends_the_sleep_of_the_loop(loop: Loop) -> None:
 
 
 def test_work_is_done_in_another_thread_and_what_came_of_it_is_told_in_the_loop(loop: Loop) -> None:
-    outcomes: list[Outcome[Any]] = []
+    outcomes: list[WorkOutcome[Any]] = []
     loop.submit(Owner(), lambda: threading.current_thread().name, outcomes.append)
     loop.submit(Owner(), lambda: 1 // 0, outcomes.append)
     take(loop, outcomes, 2)
@@ -243,7 +243,7 @@ def test_work_is_done_in_another_thread_and_what_came_of_it_is_told_in_the_loop(
 
 
 def test_what_comes_after_a_reset_of_its_owner_is_dropped(loop: Loop) -> None:
-    outcomes: list[Outcome[Any]] = []
+    outcomes: list[WorkOutcome[Any]] = []
     owner, other, may_end = Owner(), Owner(), threading.Event()
     loop.submit(owner, may_end.wait, outcomes.append)
     owner.generation += 1
@@ -267,7 +267,7 @@ def busy(loop: Loop) -> Iterator[threading.Event]:
 
 
 def test_what_waits_when_its_owner_is_reset_and_asks_again_is_forgotten(loop: Loop, busy: threading.Event) -> None:
-    outcomes: list[Outcome[Any]] = []
+    outcomes: list[WorkOutcome[Any]] = []
     owner, done = Owner(), []
     for number in range(1000):
         loop.submit(owner, lambda number=number: done.append(number), outcomes.append)
@@ -281,7 +281,7 @@ def test_what_waits_when_its_owner_is_reset_and_asks_again_is_forgotten(loop: Lo
 
 
 def test_what_waits_when_its_owner_is_reset_is_not_begun(loop: Loop, busy: threading.Event) -> None:
-    outcomes: list[Outcome[Any]] = []
+    outcomes: list[WorkOutcome[Any]] = []
     owner, other, done = Owner(), Owner(), []
     loop.submit(owner, lambda: done.append("stale"), outcomes.append)
     loop.submit(other, lambda: done.append("other"), outcomes.append)
@@ -306,7 +306,7 @@ def test_owners_take_turns_however_much_one_asks_for(loop: Loop, busy: threading
 
 
 def test_there_are_few_threads_and_work_beyond_waits(loop: Loop) -> None:
-    outcomes: list[Outcome[Any]] = []
+    outcomes: list[WorkOutcome[Any]] = []
     running, most, lock, may_end = [0], [0], threading.Lock(), threading.Event()
 
     def count() -> None:
@@ -326,7 +326,7 @@ def test_there_are_few_threads_and_work_beyond_waits(loop: Loop) -> None:
 
 
 def test_one_thread_is_enough_for_work_that_is_asked_for_one_by_one(loop: Loop) -> None:
-    outcomes: list[Outcome[Any]] = []
+    outcomes: list[WorkOutcome[Any]] = []
     threads = set()
     for count in range(1, 6):
         loop.submit(Owner(), lambda: threads.add(threading.get_ident()), outcomes.append)
@@ -340,7 +340,7 @@ def test_an_owner_hears_that_there_is_no_thread_to_be_had(loop: Loop, monkeypatc
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(threading.Thread, "start", no_thread)
-    outcomes: list[Outcome[Any]] = []
+    outcomes: list[WorkOutcome[Any]] = []
     loop.submit(Owner(), lambda: 1, outcomes.append)
     take(loop, outcomes, 1)
     with pytest.raises(RuntimeError, match="can't start"):
@@ -351,7 +351,7 @@ def test_many_outcomes_at_once_are_told_in_several_looks(loop: Loop, inputs: Inp
     """Each takes as long to hear of as a look may last."""
     told: list[int] = []
 
-    def slow(outcome: Outcome[int]) -> None:
+    def slow(outcome: WorkOutcome[int]) -> None:
         inputs.time += SOCKETS_NS
         told.append(outcome.result())
 
@@ -370,7 +370,7 @@ def test_what_enters_through_the_inputs_is_what_the_device_learns(
     """A recorder, and a replay that has no threads, stand there."""
     heard: list[str] = []
     loop.submit(Owner(), lambda: "real", lambda outcome: heard.append(outcome.result()))
-    monkeypatch.setattr(inputs, "outcomes", lambda finished: [Outcome(finished.popleft().job, "replayed")])
+    monkeypatch.setattr(inputs, "outcomes", lambda finished: [WorkOutcome(finished.popleft().job, "replayed")])
     take(loop, heard, 1)  # type: ignore[arg-type]
     assert heard == ["replayed"]
 

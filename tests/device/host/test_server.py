@@ -25,7 +25,7 @@ from pviommu_abi.registers import REGISTER
 from pviommu_abi.shared import CACHE_LINE, DeviceRingLine, GuestRingLine
 from pviommu_abi.slots import SlotFlags
 from pviommu_abi.xen_2024 import PvIommuOp
-from vfio_user import Client, Command, Limits, transport
+from vfio_user import Client, Command, SessionLimits, transport
 from vfio_user.foreign import MOST_LEFT
 from vfio_user.messages import Header, HeaderFlags, RegionAccess
 from vfio_user.negotiation import offer
@@ -52,7 +52,7 @@ class Connected:
         self.sock = ours
         self.client = Client(ours)
         self.server = Server(driver.machine, {"iommu": theirs}, driver.inputs, Pace(SPIN_NS))
-        payload = offer(Limits(), 0)
+        payload = offer(SessionLimits(), 0)
         self.client.send(Header(0, Command.VERSION, Header.SIZE + len(payload), 0, 0).pack() + payload)
         self.server.turn()
         assert not self.client.receive().header.flags & HeaderFlags.ERROR
@@ -457,7 +457,7 @@ class Clients:
             function.region_read = self.slowly(function.region_read)
         driver.inputs.worked_ns = lambda: driver.inputs.time
         self.server = Server(driver.machine, sockets, driver.inputs, Pace(SPIN_NS))
-        payload = offer(Limits(), 0)
+        payload = offer(SessionLimits(), 0)
         for client in self.clients.values():
             client.send(Header(0, Command.VERSION, Header.SIZE + len(payload), 0, 0).pack() + payload)
         for _ in range(3):
@@ -698,7 +698,7 @@ class Listening:
             self.server.turn()
 
     def say(self, sock):
-        payload = offer(Limits(), 0)
+        payload = offer(SessionLimits(), 0)
         sock.sendall(Header(7, Command.VERSION, Header.SIZE + len(payload), 0, 0).pack() + payload)
 
     def answer(self, sock):

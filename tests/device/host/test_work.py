@@ -15,12 +15,12 @@ from pviommu.host.work import Work
 from pviommu.inputs import LiveInputs
 from pviommu.machine import Machine
 from pviommu.pci.function import Environment
-from pviommu.topology import EndpointEntry, Topology
+from pviommu.topology import EndpointSection, Topology
 
 
 @pytest.fixture
 def machine() -> Iterator[Machine]:
-    topology = Topology(endpoint=(EndpointEntry("dma0", "dma-test", 1), EndpointEntry("stamp", "template", 2)))
+    topology = Topology(endpoint=(EndpointSection("dma0", "dma-test", 1), EndpointSection("stamp", "template", 2)))
     machine = Machine.build(topology, Environment(LiveInputs(), Counters()))
     yield machine
     machine.close()
@@ -88,7 +88,7 @@ class Worker(Endpoint):
 def workers(monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
     monkeypatch.setitem(ENDPOINTS, "worker", "worker.Worker")
     monkeypatch.setattr("pviommu.machine.endpoint_class", lambda _: Worker)
-    topology = Topology(endpoint=tuple(EndpointEntry(f"w{n}", "worker", n + 1) for n in range(64)))
+    topology = Topology(endpoint=tuple(EndpointSection(f"w{n}", "worker", n + 1) for n in range(64)))
     machine = Machine.build(topology, Environment(Clock(), Counters()))
     yield machine
     machine.close()

@@ -80,7 +80,7 @@ def test_two_files_of_one_name_are_refused(make: Make) -> None:
     [
         ("missing", "no such file or directory"),
         (".", "a folder; give the files in it, or an archive"),
-        ("pipe", "no regular file"),
+        ("pipe", "not a regular file"),
         ("two\nlines", "a name with control characters"),
     ],
 )
@@ -122,7 +122,7 @@ def test_interpreter_must_be_in_the_guest(make: Make, line: bytes, missing: str 
     if missing is None:
         check_interpreter(added, programs)
         return
-    words = re.escape(f"its first line asks for {missing}, which the guest does not have")
+    words = re.escape(f"its first line names {missing}, which the guest does not have")
     with pytest.raises(UsageError, match=words):
         check_interpreter(added, programs)
 
@@ -168,8 +168,8 @@ def test_libraries_that_were_added_are_looked_for_first(make: Make, monkeypatch:
     ("said", "words"),
     [
         (Loader("libx.so.1 => not found"), "its library libx.so.1 is not on this host; link it statically, or add"),
-        (Loader("cannot open shared object", status=127), "cannot tell its libraries .*; link it statically"),
-        (Loader(status=1), r"cannot tell its libraries \(it said nothing\)"),
+        (Loader("cannot open shared object", status=127), "cannot list its libraries .*; link it statically"),
+        (Loader(status=1), r"cannot list its libraries \(it printed nothing\)"),
     ],
 )
 def test_library_that_cannot_be_found_is_named_with_the_rule(make: Make, said: Loader, words: str) -> None:

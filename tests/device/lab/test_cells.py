@@ -31,7 +31,7 @@ def test_kernels_narrow_the_matrix() -> None:
 
 
 def test_unknown_kernel_is_a_usage_error() -> None:
-    with pytest.raises(UsageError, match="--kernels lap: give some of debian, debian-7, lab, lab-debug"):
+    with pytest.raises(UsageError, match="--kernels lap: must be some of debian, debian-7, lab, lab-debug"):
         all_cells(["lap"])
 
 

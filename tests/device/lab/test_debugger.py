@@ -18,7 +18,7 @@ def test_command_attaches_to_the_socket_with_the_kernels_symbols(tmp_path: Path)
 def test_kernel_without_symbols_says_which_have_them() -> None:
     text = instructions(Path("/run/gdb"), None, [])
 
-    assert "comes without symbols: --kernel lab has them" in text
+    assert "this kernel has no symbols: --kernel lab or your own build tree has them" in text
     assert "hbreak" not in text
 
 

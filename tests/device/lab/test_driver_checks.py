@@ -194,9 +194,11 @@ class Complaining(DriverChecks):
         self.complaints = complaints
 
     def modules(self, sources: Path, release: str) -> list[str]:
+        self.ran += 1
         return self.complaints
 
     def style(self, guest_tools: Path) -> list[str]:
+        self.ran += 1
         return []
 
 
@@ -209,6 +211,28 @@ def test_status_says_whether_anything_was_complained_about(root: Path, complaint
     said = out.getvalue().splitlines()
     assert said.count("one.c:1: warning: bad") == 2 * len(complaints)
     assert said[-1] == "checkpatch --strict: no complaints"
+
+
+def test_what_has_not_changed_is_not_looked_at_again_unless_that_is_asked_for(
+    root: Path, guest_tools: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def answer(program: list[str]) -> Outcome:
+        return compiled("  CHECK   @/one.c")(program) if "make" in program else Outcome(0, "")
+
+    fake = FakeRoot(root, answer)
+    monkeypatch.setattr("pviommu.resources.guest_tools", lambda: guest_tools)
+    numbers, said = [], []
+    for options in ([], [], ["--again"]):
+        before, out = len(fake.programs), io.StringIO()
+        assert driver_checks.main(options, out=out, provide=lambda progress: fake.checks) == 0
+        numbers.append(len(fake.programs) - before)
+        said.append(out.getvalue().count(": no complaints (known, nothing has changed)\n"))
+
+    # two kernels and the two kinds of source that checkpatch reads
+    assert (numbers, said) == ([4, 0, 4], [0, 3, 0])
+    (guest_tools / "driver/one.c").write_text("int changed;\n")
+    assert fake.checks.style(guest_tools) == []
+    assert len(fake.programs) == 9
 
 
 def test_only_setup_checks_nothing(root: Path) -> None:

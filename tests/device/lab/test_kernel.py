@@ -155,7 +155,7 @@ def test_file_that_is_no_image_is_a_usage_error(tmp_path: Path, content: bytes, 
 
 
 def test_path_that_does_not_exist_is_a_usage_error(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no such file or folder, and no kernel of the lab is called so"):
+    with pytest.raises(UsageError, match="no such file or folder, and no kernel of the lab has that name"):
         kernel.open_kernel(tmp_path / "lab-debgu")
 
 

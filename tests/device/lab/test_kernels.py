@@ -161,7 +161,7 @@ def test_path_of_a_tree_is_the_users_own_kernel(
 
 
 def test_unknown_name_is_refused_before_anything_is_made(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no kernel of the lab is called so"):
+    with pytest.raises(UsageError, match="no kernel of the lab has that name"):
         kernels.open_named_path("debian-8")
     assert kernels.open_named_path("lab") is None
 

@@ -54,3 +54,17 @@ def test_status_of_the_users_program_is_kept_and_not_shown() -> None:
     listener, text = shown("# lab: program 7", "# lab: program 1000", "# lab: exit 1")
 
     assert (listener.program_status, listener.exit_status, text) == (7, 1, "")
+
+
+def test_time_of_a_result_is_that_since_the_result_before_it() -> None:
+    clock = iter((10.0, 12.0, 12.5, 20.0))
+    listener = Listener(io.StringIO(), verbose=False, now=lambda: next(clock))
+    for line in ("KTAP version 1", "1..2", "  1..1", "  ok 1 copies", "# a note", "ok 1 DMA", "ok 2 storm"):
+        listener.line(line)
+
+    tests = listener.parser.finish().tests
+    assert [(test.name, test.seconds) for test in (*tests[0].children, *tests)] == [
+        ("copies", 2.0),
+        ("DMA", 0.5),
+        ("storm", 7.5),
+    ]

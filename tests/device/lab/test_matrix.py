@@ -205,7 +205,7 @@ def test_run_that_hangs_is_ended_at_its_hard_limit(runs: Runs, monkeypatch: pyte
     ("options", "words"),
     [
         (("--only", "lap/*"), "--only lap/*: matches no cell"),
-        (("--kernels", "lap"), "--kernels lap: give some of debian"),
+        (("--kernels", "lap"), "--kernels lap: must be some of debian"),
         (("--timeout", "-1"), "--timeout -1: give a number of seconds above 0"),
         (("--results", "/proc/none"), "--results /proc/none: "),
     ],

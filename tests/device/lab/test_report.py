@@ -76,6 +76,7 @@ def test_results_json_holds_verdict_counts_and_versions(tmp_path: Path) -> None:
 
 def test_junit_names_each_test_by_its_path_and_shows_failures_with_diagnostics(tmp_path: Path) -> None:
     ktap = parsed("1..1", "  1..2", "  ok 1 x", "  # got 0x1000\x01", "  not ok 2 y", "not ok 1 outer")
+    ktap.tests[0].children[1].seconds = 1.25
     write_results(tmp_path, record("failed", ktap, ["1 of 2 tests failed"]))
     suite = ElementTree.parse(tmp_path / "junit.xml").getroot().find("testsuite")
     assert suite is not None
@@ -85,6 +86,7 @@ def test_junit_names_each_test_by_its_path_and_shows_failures_with_diagnostics(t
         ("guest.outer", "x"),
         ("guest.outer", "y"),
     ]
+    assert [case.get("time") for case in cases] == ["0.000", "1.250"]
     assert cases[1].findtext("failure") == "# got 0x1000\N{REPLACEMENT CHARACTER}"
 
 

@@ -73,7 +73,7 @@ def test_server_that_dies_under_passing_tests_fails_the_run(lab: Lab) -> None:
     lab.guest = f"until [[ $(</proc/$(<{pid})/status) == *zombie* ]]; do :; done 2>/dev/null; {lab.guest}"
     status, shown = lab.main()
     assert status == 1
-    assert "the server ended by itself with status 1: traceback" in shown
+    assert "the server ended unexpectedly with status 1: traceback" in shown
 
 
 def test_guest_that_hangs_ends_with_status_124(lab: Lab) -> None:
@@ -327,7 +327,7 @@ def test_script_for_an_interpreter_that_the_guest_lacks_is_refused(
 ) -> None:
     script.write_text("#!/usr/bin/python3\n")
     assert lab.main("--run", str(script))[0] == 2
-    assert "its first line asks for /usr/bin/python3, which the guest does not have" in capsys.readouterr().err
+    assert "its first line names /usr/bin/python3, which the guest does not have" in capsys.readouterr().err
 
 
 def test_files_that_the_guests_memory_cannot_hold_are_refused(lab: Lab, capsys: pytest.CaptureFixture[str]) -> None:
@@ -335,7 +335,7 @@ def test_files_that_the_guests_memory_cannot_hold_are_refused(lab: Lab, capsys: 
     with large.open("wb") as file:
         file.truncate(40 << 20)
     assert lab.main("--add", str(large), "--memory", "128M")[0] == 2
-    assert "--add: 40 MB in all; the guest's memory holds it twice at its start, give --memory at least 160M" in (
+    assert "--add: 40 MB in all; the guest's memory holds them twice at its start, give --memory at least 160M" in (
         capsys.readouterr().err
     )
 
@@ -404,7 +404,7 @@ def test_results_that_cannot_be_written_are_told_and_the_verdict_is_shown(
     assert ended == status
     assert f"verdict {'passed' if passes else 'failed'}" in shown
     said = capsys.readouterr().err
-    assert said.startswith("pviommu lab: the results are not whole: ")
+    assert said.startswith("pviommu lab: the results are incomplete: ")
     assert said.endswith("/results.json: No space left on device\n")
     assert not (lab.folder / "lab-results/latest/results.json").exists()
     assert "testsuite" in lab.result("junit.xml")
@@ -445,4 +445,4 @@ def test_output_of_a_program_for_which_there_is_no_room_fails_the_run_and_holds_
 
     assert status == 1
     assert (lab.folder / "shown").read_text() == "its output"
-    assert "problem program.out is not whole: No space left on device" in summary
+    assert "problem program.out is incomplete: No space left on device" in summary

@@ -66,7 +66,7 @@ def test_server_that_died_during_the_run_is_reported_when_stopped(tmp_path: Path
     with server(tmp_path, 'kept = listen("a.sock"); sys.exit(9)') as child:
         child.start()
         child._child.wait(30)
-        assert child.stop() == ["the server ended by itself with status 9: it said nothing"]
+        assert child.stop() == ["the server ended unexpectedly with status 9: it printed nothing"]
 
 
 def test_server_that_was_killed_on_purpose_has_nothing_wrong_with_its_end(tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_server_that_ends_badly_when_told_to_stop_is_reported(tmp_path: Path) ->
     body = 'kept = listen("a.sock"); sleep_for_ever()'
     with server(tmp_path, body) as child:
         child.start()
-        assert child.stop() == ["the server ended with status -15 when told to stop: it said nothing"]
+        assert child.stop() == ["the server ended with status -15 when told to stop: it printed nothing"]
 
 
 def test_capabilities_come_from_the_standard_output_alone(tmp_path: Path) -> None:

@@ -224,7 +224,7 @@ def test_a_line_for_a_guest_that_has_ended_is_a_run_error(tmp_path: Path) -> Non
     with VirtualMachine(fake_qemu(tmp_path, "exit 0"), config(tmp_path)) as machine:
         machine.start()
         assert list(machine.lines(time.monotonic() + 20)) == []
-        with pytest.raises(RunError, match="does not take a line"):
+        with pytest.raises(RunError, match="does not accept a line"):
             machine.send("go")
 
 

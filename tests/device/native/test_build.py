@@ -118,7 +118,7 @@ def test_a_library_that_is_not_what_was_built_is_not_loaded_and_built_anew(tmp_p
     whole = made.read_bytes()
     made.write_bytes(damage(whole))
 
-    with pytest.raises(build.LibraryError, match=f"{made.name} is damaged.*build it anew: pviommu build-core"):
+    with pytest.raises(build.LibraryError, match=f"{made.name} is damaged.*build it again: pviommu build-core"):
         build.find_library(environment(tmp_path))
 
     again = build.build(environment(tmp_path))

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from pviommu.probes import Probes, Rule, Seen
+from pviommu.probes import ProbeCall, Probes, Rule
 
 from .. import test_probes as original
 from ..conftest import Driver
@@ -33,7 +33,7 @@ def parts() -> dict[str, bool]:
 def test_a_rule_on_one_operation_leaves_the_others_native(
     make_driver: Callable[..., Driver], monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    seen: list[Seen] = []
+    seen: list[ProbeCall] = []
     driver = make_driver(probes=Probes([Rule(f"op.{name}.pre", seen.append)])).start()
     _, ctx = driver.alloc()
     in_python: list[int] = []

@@ -89,7 +89,7 @@ SLOT_FLAGS = st.sampled_from([0, 0, SlotFlags.POSTED, SlotFlags.POSTED, 2])
 
 def slots_of(op_class, maps, unmaps, map_number, unmap_number):
     """(class, op, flags, payload) of slots that mostly make sense."""
-    classes = st.sampled_from([op_class, op_class, op_class, op_class, op_class, OpClass.OWN, 3 - op_class, 0])
+    classes = st.sampled_from([op_class, op_class, op_class, op_class, op_class, OpClass.VENDOR, 3 - op_class, 0])
     good = st.one_of(
         st.tuples(classes, st.just(map_number), SLOT_FLAGS, st.builds(lambda a, b: a + b, maps, TAILS)),
         st.tuples(classes, st.just(unmap_number), SLOT_FLAGS, st.builds(lambda a, b: a + b, unmaps, TAILS)),

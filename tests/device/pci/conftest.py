@@ -10,12 +10,12 @@ from pviommu.counters import Counters
 from pviommu.inputs import LiveInputs
 from pviommu.pci.config_space import Identity
 from pviommu.pci.function import Environment, PciFunction
-from wire_layout.registers import Access, Register
+from wire_layout.registers import AccessKind, Register
 
 REGISTERS = (
-    Register("MAGIC", 0x00, Access.RO, "a constant"),
-    Register("SCRATCH", 0x04, Access.RW, "keeps what is written"),
-    Register("KICK", 0x08, Access.WO, "four in a row", 4),
+    Register("MAGIC", 0x00, AccessKind.RO, "a constant"),
+    Register("SCRATCH", 0x04, AccessKind.RW, "keeps what is written"),
+    Register("KICK", 0x08, AccessKind.WO, "four in a row", 4),
 )
 
 

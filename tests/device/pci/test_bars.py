@@ -12,10 +12,10 @@ from pviommu.pci.config_space import ConfigSpace, Identity
 from pviommu.pci.hooks import Attempts
 from pviommu.pci.registers import RegisterFile
 from pviommu.pci.shared_memory import SharedMemory
-from wire_layout.registers import Access, Register
+from wire_layout.registers import AccessKind, Register
 
 SIZE = 0x1000
-REGISTERS = (Register("SCRATCH", 0x00, Access.RW, "keeps what is written", reset=0x5A),)
+REGISTERS = (Register("SCRATCH", 0x00, AccessKind.RW, "keeps what is written", reset=0x5A),)
 
 
 class Failed(Attempts):

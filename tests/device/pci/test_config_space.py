@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pviommu.pci.config_space import BARS, CONFIG_SIZE, HEADER, STATUS, Command, ConfigSpace, Identity
-from wire_layout.registers import Access
+from wire_layout.registers import AccessKind
 
 IDENTITY = Identity(0x1234, 0x5678, 0x080600, 3)
 
@@ -72,7 +72,7 @@ def test_ids_and_the_class_cannot_be_written(config: ConfigSpace) -> None:
 def test_only_implemented_command_bits_are_kept(config: ConfigSpace) -> None:
     config.write(0x04, b"\xff\xff")
 
-    assert config.get(0x04, 2) == HEADER.by_name["COMMAND"].mask(Access.RW) == 0x406
+    assert config.get(0x04, 2) == HEADER.by_name["COMMAND"].mask(AccessKind.RW) == 0x406
     assert Command(config.get(0x04, 2)).decode() == {"MEMORY": 1, "BUS_MASTER": 1, "INTX_DISABLE": 1}
     assert config.bus_master
 

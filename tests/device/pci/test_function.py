@@ -13,7 +13,7 @@ from pviommu.inputs import LiveInputs
 from pviommu.pci.config_space import Identity
 from pviommu.pci.function import Environment, PciFunction
 from vfio_user import DmaMapping, IrqAction, IrqIndex, IrqKind, IrqRequest, RegionFlags, RegionIndex, RequestError
-from wire_layout.registers import Access, Register
+from wire_layout.registers import AccessKind, Register
 
 CONFIG = RegionIndex.CONFIG
 COMMAND = 0x04
@@ -202,7 +202,7 @@ class Forgetful(PciFunction):
 
     def __init__(self) -> None:
         super().__init__("lamp", Identity(1, 2, 3), Environment(LiveInputs(), Counters()))
-        self.registers = self.add_register_bar(0, (Register("LIGHT", 0, Access.RW, "on or off"),))
+        self.registers = self.add_register_bar(0, (Register("LIGHT", 0, AccessKind.RW, "on or off"),))
         self.add_shared_bar(2, 0x1000)
 
 
@@ -235,8 +235,8 @@ class Misspelt(PciFunction):
 
     def __init__(self) -> None:
         super().__init__("lamp", Identity(1, 2, 3), Environment(LiveInputs(), Counters()))
-        self.add_register_bar(0, (Register("LIGHT", 0, Access.RW, "on or off"),))
-        self.add_register_bar(1, (Register("COLOUR", 0, Access.RW, "red, green, blue"),))
+        self.add_register_bar(0, (Register("LIGHT", 0, AccessKind.RW, "on or off"),))
+        self.add_register_bar(1, (Register("COLOUR", 0, AccessKind.RW, "red, green, blue"),))
         self.power_on()
 
     def write_colour(self, _: int, value: int) -> None: ...
@@ -253,4 +253,4 @@ def test_registers_that_do_not_fit_their_bar_are_refused() -> None:
     function = PciFunction("lamp", Identity(1, 2, 3), Environment(LiveInputs(), Counters()))
 
     with pytest.raises(ValueError, match="lamp: the registers of BAR 0 end at 0x1008, past its 0x1000 bytes"):
-        function.add_register_bar(0, (Register("FAR", 0xFF8, Access.RW, "two", count=2, width=64),))
+        function.add_register_bar(0, (Register("FAR", 0xFF8, AccessKind.RW, "two", count=2, width=64),))

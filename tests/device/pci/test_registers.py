@@ -10,15 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pviommu.pci.registers import RegisterFile, check_handlers
-from wire_layout.registers import Access, BitField, BitFields, Register, RegisterMap
+from wire_layout.registers import AccessKind, BitField, BitFields, Register, RegisterMap
 from wire_layout.strategies import RegisterAccess, accesses
 
 DECLARED = (
-    Register("MAGIC", 0x00, Access.RO, "a constant"),
-    Register("SCRATCH", 0x04, Access.RW, "keeps what is written"),
-    Register("CHECKED", 0x08, Access.RW, "has an accept method"),
-    Register("LIVE", 0x0C, Access.RO, "has a read method"),
-    Register("KICK", 0x20, Access.WO, "four in a row", 4),
+    Register("MAGIC", 0x00, AccessKind.RO, "a constant"),
+    Register("SCRATCH", 0x04, AccessKind.RW, "keeps what is written"),
+    Register("CHECKED", 0x08, AccessKind.RW, "has an accept method"),
+    Register("LIVE", 0x0C, AccessKind.RO, "has a read method"),
+    Register("KICK", 0x20, AccessKind.WO, "four in a row", 4),
 )
 
 
@@ -110,23 +110,23 @@ def test_every_access_is_answered_with_its_length(offset: int, data: bytes) -> N
 class Every(BitFields, width=64):
     """A field of each kind in each half, with gaps."""
 
-    STATE = BitField(0, 7, access=Access.RO, reset=0x5A)
+    STATE = BitField(0, 7, access=AccessKind.RO, reset=0x5A)
     MODE = BitField(8, 11, reset=3)
-    KICK = BitField(12, access=Access.WO)
-    ERRORS = BitField(16, 23, access=Access.RW1C, reset=0xFF)
-    ENABLED = BitField(24, 27, access=Access.RW1S)
+    KICK = BitField(12, access=AccessKind.WO)
+    ERRORS = BitField(16, 23, access=AccessKind.RW1C, reset=0xFF)
+    ENABLED = BitField(24, 27, access=AccessKind.RW1S)
     ADDRESS = BitField(30, 40)
-    PENDING = BitField(44, 50, access=Access.RW1C, reset=0x7F)
-    ARMED = BitField(52, 63, access=Access.RW1S, reset=0x800)
+    PENDING = BitField(44, 50, access=AccessKind.RW1C, reset=0x7F)
+    ARMED = BitField(52, 63, access=AccessKind.RW1S, reset=0x800)
 
 
 WIDE = RegisterMap(
-    Register("BYTE", 0x00, Access.RW, "8 bits"),
-    Register("EVERY", 0x08, Access.RW, "all kinds", width=64, holds=Every, count=2),
-    Register("HALF", 0x18, Access.RW1C, "16 bits", width=16, reset=0xFFFF, count=3, stride=4),
-    Register("SMALL", 0x24, Access.RW1S, "8 bits", width=8),
-    Register("SECRET", 0x28, Access.WO, "64 bits", width=64),
-    Register("NOTHING", 0x30, Access.RES0, "reserved"),
+    Register("BYTE", 0x00, AccessKind.RW, "8 bits"),
+    Register("EVERY", 0x08, AccessKind.RW, "all kinds", width=64, holds=Every, count=2),
+    Register("HALF", 0x18, AccessKind.RW1C, "16 bits", width=16, reset=0xFFFF, count=3, stride=4),
+    Register("SMALL", 0x24, AccessKind.RW1S, "8 bits", width=8),
+    Register("SECRET", 0x28, AccessKind.WO, "64 bits", width=64),
+    Register("NOTHING", 0x30, AccessKind.RES0, "reserved"),
 )
 
 
@@ -135,10 +135,10 @@ class Silent:
 
 
 class Model:
-    """The bits of registers, one by one, as :class:`Access` describes them."""
+    """The bits of registers, one by one, as :class:`AccessKind` describes them."""
 
     def __init__(self, registers: RegisterMap) -> None:
-        self.kind: dict[tuple[int, int], Access] = {}
+        self.kind: dict[tuple[int, int], AccessKind] = {}
         self.bit: dict[tuple[int, int], int] = {}
         self.known: set[tuple[int, int]] = set()
         for register in registers:
@@ -149,14 +149,14 @@ class Model:
                 for bit in range(register.width):
                     at = (place + bit // 8, bit % 8)
                     inside = [field for field in register.fields if field.low <= bit <= field.high]
-                    kind = (inside[0].access or register.access) if inside else Access.RES0
+                    kind = (inside[0].access or register.access) if inside else AccessKind.RES0
                     self.kind[at] = kind if register.fields else register.access
                     self.bit[at] = (register.reset or 0) >> bit & 1
 
     def read(self, offset: int, size: int) -> bytes:
         if (offset, size) not in self.known:
             return bytes(size)
-        hidden = (Access.WO, Access.RES0)
+        hidden = (AccessKind.WO, AccessKind.RES0)
         return bytes(
             sum(self.bit[place, bit] << bit for bit in range(8) if self.kind[place, bit] not in hidden)
             for place in range(offset, offset + size)
@@ -169,11 +169,11 @@ class Model:
             for bit in range(8):
                 written = byte >> bit & 1
                 match self.kind[place, bit]:
-                    case Access.RW | Access.WO:
+                    case AccessKind.RW | AccessKind.WO:
                         self.bit[place, bit] = written
-                    case Access.RW1C:
+                    case AccessKind.RW1C:
                         self.bit[place, bit] &= ~written
-                    case Access.RW1S:
+                    case AccessKind.RW1S:
                         self.bit[place, bit] |= written
 
 
@@ -306,7 +306,7 @@ def test_a_reset_of_some_leaves_the_others() -> None:
 
 def test_registers_that_overlap_are_refused_by_a_file_too() -> None:
     with pytest.raises(ValueError, match="registers A at 0x0 and B at 0x0 overlap"):
-        RegisterFile((Register("A", 0, Access.RW, "one"), Register("B", 0, Access.RW, "another")), Silent())
+        RegisterFile((Register("A", 0, AccessKind.RW, "one"), Register("B", 0, AccessKind.RW, "another")), Silent())
 
 
 def handlers(name: str) -> Any:

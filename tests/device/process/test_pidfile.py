@@ -113,7 +113,7 @@ def test_what_is_no_regular_file_is_refused_and_stays(path: Path, kind: str) -> 
         if kind == "link":
             target.write_text("1\n")
         path.symlink_to(target)
-    with pytest.raises(PidFileError, match="pid: a pidfile is a regular file, this is none"):
+    with pytest.raises(PidFileError, match="pid: must be a regular file"):
         PidFile(path).make()
     assert os.path.lexists(path)
     assert not target.exists() or target.read_text() == "1\n"

@@ -9,7 +9,7 @@ import pytest
 
 from pviommu.exit_status import ExitStatus
 from pviommu.process import serve
-from pviommu.topology import EndpointEntry, IommuEntry, ReservedEntry, Topology
+from pviommu.topology import EndpointSection, IommuSection, ReservedSection, Topology
 
 
 def parse(*arguments: object) -> argparse.Namespace:
@@ -19,7 +19,7 @@ def parse(*arguments: object) -> argparse.Namespace:
 
 
 def test_capabilities_name_every_function_and_its_socket():
-    topology = Topology(IommuEntry(name="iommu1"), (EndpointEntry("dma7", "dma-test", 7),))
+    topology = Topology(IommuSection(name="iommu1"), (EndpointSection("dma7", "dma-test", 7),))
     assert serve.capabilities(topology)["functions"] == [
         {"name": "iommu1", "kind": "iommu", "socket": "iommu1.sock"},
         {"name": "dma7", "kind": "dma-test", "stream": 7, "socket": "dma7.sock"},
@@ -28,7 +28,7 @@ def test_capabilities_name_every_function_and_its_socket():
 
 def test_driver_capabilities_follow_the_topology():
     topology = Topology(
-        IommuEntry(instance=3, contexts=9, pool_pages=77, max_pages_per_op=256, aperture_bits=32, rings=1)
+        IommuSection(instance=3, contexts=9, pool_pages=77, max_pages_per_op=256, aperture_bits=32, rings=1)
     )
     assert serve.driver_capabilities(topology) == [
         "instance 3",
@@ -47,8 +47,8 @@ def test_driver_capabilities_follow_the_topology():
 
 
 def test_reserved_regions_of_endpoints_are_told_with_their_stream():
-    region = ReservedEntry(0x7D000000, 0x100000)
-    lines = serve.driver_capabilities(Topology(endpoint=(EndpointEntry("dma0", "dma-test", 5, reserved=(region,)),)))
+    region = ReservedSection(0x7D000000, 0x100000)
+    lines = serve.driver_capabilities(Topology(endpoint=(EndpointSection("dma0", "dma-test", 5, reserved=(region,)),)))
     assert "reserved 0x7d000000 0x7d0fffff direct stream 5" in lines
 
 
@@ -63,7 +63,7 @@ def test_limits_of_the_command_line_replace_those_of_the_topology(capsys, tmp_pa
 
 
 def test_a_blocked_default_policy_is_told():
-    lines = serve.driver_capabilities(Topology(IommuEntry(default_policy="blocked")))
+    lines = serve.driver_capabilities(Topology(IommuSection(default_policy="blocked")))
     assert "default_policy blocked" in lines
 
 

@@ -52,7 +52,7 @@ def test_features_and_profiles_are_those_of_the_code() -> None:
 
     assert properties["features"]["items"]["enum"] == [feature.name.lower() for feature in Feature if feature.name]
     assert properties["profiles"]["items"]["enum"] == list(PROFILES)
-    assert schema("topology")["$defs"]["EndpointEntry"]["properties"]["kind"]["enum"] == sorted(ENDPOINTS)
+    assert schema("topology")["$defs"]["EndpointSection"]["properties"]["kind"]["enum"] == sorted(ENDPOINTS)
 
 
 def events_of_the_code(package: Path) -> set[str]:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
-from pviommu.engine import Access, Engine, Fault, Outcome, Run, UnmapMode
+from pviommu.engine import Access, Engine, Outcome, Run, TranslationFault, UnmapMode
 from pviommu.interfaces.pv import function
 from pviommu.interfaces.pv.contexts import Contexts
 from pviommu.machine import Machine
@@ -34,7 +34,7 @@ class PermissiveEngine(Engine):
 class HastyEngine(Engine):
     """Only the first byte of a DMA is looked at."""
 
-    def translate(self, stream: int, iova: int, length: int, access: Access) -> list[Run] | Fault:
+    def translate(self, stream: int, iova: int, length: int, access: Access) -> list[Run] | TranslationFault:
         found = super().translate(stream, iova, min(length, 1), access)
         return [Run(found[0].gpa, length)] if isinstance(found, list) and found else found
 

@@ -15,9 +15,9 @@ from pviommu import resources
 from pviommu.documents import rule
 from pviommu.endpoints import ENDPOINTS, endpoint_class
 from pviommu.schemas import paths
-from pviommu.topology import EndpointEntry, IommuEntry, ReservedEntry, load, schema
+from pviommu.topology import EndpointSection, IommuSection, ReservedSection, load, schema
 
-TABLES = {"[iommu]": IommuEntry, "[[endpoint]]": EndpointEntry, "[[endpoint.reserved]]": ReservedEntry}
+TABLES = {"[iommu]": IommuSection, "[[endpoint]]": EndpointSection, "[[endpoint.reserved]]": ReservedSection}
 
 
 def rows_of_the_code(kind: type[msgspec.Struct]) -> list[tuple[str, ...]]:

@@ -20,7 +20,7 @@ from pviommu_abi.dma_test import DescriptorStatus
 from pviommu_abi.interface import DMA_TEST, INTERFACES, PVIOMMU, Interface, Section
 from pviommu_abi.xen_2024 import MapFlags
 from wire_layout.register_text import member_docs
-from wire_layout.registers import Access, BitField, BitFields, Register
+from wire_layout.registers import AccessKind, BitField, BitFields, Register
 
 RunC = Callable[[Interface, list[str]], list[str]]
 
@@ -113,7 +113,7 @@ WIDE = Interface(
     "wide.h",
     "wide",
     "Wide registers",
-    (Section("Registers", "Some.", (Register("COMMAND", 0x8, Access.RW, "what to do", width=64, holds=Command),)),),
+    (Section("Registers", "Some.", (Register("COMMAND", 0x8, AccessKind.RW, "what to do", width=64, holds=Command),)),),
 )
 
 

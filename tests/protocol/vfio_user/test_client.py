@@ -23,11 +23,11 @@ from vfio_user import (
     IrqAction,
     IrqIndex,
     IrqKind,
-    Limits,
     ProtocolError,
     RegionIndex,
     RemoteError,
     Session,
+    SessionLimits,
     State,
     transport,
 )
@@ -56,7 +56,7 @@ def connected(device: Any, no_fd_leak: None) -> Iterator[Callable[..., Client]]:
     """Makes clients of ``device``, each with limits of either side, and waits for their servers in the end."""
     running: list[tuple[Client, threading.Thread]] = []
 
-    def make(server: Limits | None = None, client: Limits | None = None) -> Client:
+    def make(server: SessionLimits | None = None, client: SessionLimits | None = None) -> Client:
         ours, theirs = socket.socketpair()
         ours.settimeout(TIMEOUT)
         theirs.setblocking(False)
@@ -79,7 +79,7 @@ def client(connected: Callable[..., Client]) -> Client:
 
 
 def test_negotiation_learns_the_limits_of_the_server(connected: Callable[..., Client]) -> None:
-    client = connected(Limits(max_msg_fds=3, max_data_xfer_size=8192, max_dma_maps=7))
+    client = connected(SessionLimits(max_msg_fds=3, max_data_xfer_size=8192, max_dma_maps=7))
     assert (client.minor, client.server.max_msg_fds) == (0, 3)
     assert (client.server.max_data_xfer_size, client.server.max_dma_maps) == (8192, 7)
 
@@ -117,7 +117,7 @@ def test_msix_eventfds_fire_until_disabled(client: Client, device: Any) -> None:
 
 
 def test_more_eventfds_than_the_server_takes_go_in_parts(connected: Callable[..., Client], device: Any) -> None:
-    client = connected(Limits(max_msg_fds=3))
+    client = connected(SessionLimits(max_msg_fds=3))
     for fd in client.enable_msix(4):
         os.close(fd)
     assert device.calls == ["set_irqs", "set_irqs"]
@@ -151,7 +151,7 @@ def test_configuration_space_is_read_and_written_as_integers(client: Client) -> 
 
 def test_transfers_are_cut_to_what_the_server_takes(connected: Callable[..., Client], device: Any) -> None:
     device.memory[RegionIndex.BAR0] = bytearray(20000)
-    client = connected(Limits(max_data_xfer_size=4096))
+    client = connected(SessionLimits(max_data_xfer_size=4096))
     data = bytes(range(250)) * 80
     client.region_write(RegionIndex.BAR0, 0, data)
     assert client.region_read(RegionIndex.BAR0, 0, 20000) == data
@@ -180,7 +180,7 @@ def test_dma_maps_reach_the_device_with_descriptor_and_flags(client: Client, dev
 
 
 def test_more_maps_than_the_server_takes_are_not_even_sent(connected: Callable[..., Client], device: Any) -> None:
-    client = connected(Limits(max_dma_maps=1))
+    client = connected(SessionLimits(max_dma_maps=1))
     client.dma_map(0, 4096)
     with pytest.raises(ValueError, match="1 at a time"):
         client.dma_map(4096, 4096)
@@ -188,7 +188,7 @@ def test_more_maps_than_the_server_takes_are_not_even_sent(connected: Callable[.
 
 
 def test_an_unmap_over_several_maps_makes_room_for_as_many(connected: Callable[..., Client], device: Any) -> None:
-    client = connected(Limits(max_dma_maps=3))
+    client = connected(SessionLimits(max_dma_maps=3))
     for address in (0x1000, 0x2000, 0x3000):
         client.dma_map(address, 0x1000)
     client.dma_unmap(0x1000, 0x2000)

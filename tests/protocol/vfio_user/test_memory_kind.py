@@ -47,7 +47,7 @@ def why_not(fd: int, to_write: bool = True) -> str:
         ("/proc/self/mem", os.O_RDWR, "/mem is on a file system of type proc, which holds no memory"),
         ("/dev/null", os.O_RDWR, "/dev/null is neither a file nor a block device"),
         ("/tmp", os.O_RDONLY, "/tmp is neither a file nor a block device"),
-        ("/tmp", os.O_PATH, "it was opened as a mere path (O_PATH)"),
+        ("/tmp", os.O_PATH, "it was opened with O_PATH"),
     ],
 )
 def test_what_has_a_path_but_is_no_memory_is_named(opened: list[int], path: str, flags: int, text: str) -> None:
@@ -226,6 +226,6 @@ def test_a_file_that_cannot_be_looked_at_has_its_errno(opened: list[int], monkey
 
     opened.append(os.open("/proc/self/status", os.O_RDONLY))
     monkeypatch.setattr(memory_kind, "_mount_of", fails)
-    with pytest.raises(RequestError, match="cannot be looked at: Too many open files") as refused:
+    with pytest.raises(RequestError, match="cannot be examined: Too many open files") as refused:
         check_memory(opened[0], False, "a map")
     assert refused.value.errno == errno.EMFILE

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vfio_user import Capabilities, Limits, ProtocolError, negotiation
+from vfio_user import Capabilities, ProtocolError, SessionLimits, negotiation
 
 QEMU = {
     "capabilities": {
@@ -34,8 +34,8 @@ def capabilities(**found: Any) -> bytes:
     return version({"capabilities": found})
 
 
-def answer(payload: bytes, limits: Limits | None = None) -> tuple[tuple[int, int], dict[str, Any]]:
-    reply, _ = negotiation.accept(payload, limits or Limits())
+def answer(payload: bytes, limits: SessionLimits | None = None) -> tuple[tuple[int, int], dict[str, Any]]:
+    reply, _ = negotiation.accept(payload, limits or SessionLimits())
     assert reply[-1] == 0
     return struct.unpack_from("<HH", reply), json.loads(reply[4:-1])["capabilities"]
 
@@ -58,7 +58,7 @@ def test_reply_carries_the_smaller_minor(proposed: int, agreed: int) -> None:
 
 @pytest.mark.parametrize("document", [None, {}, {"capabilities": {}}])
 def test_absent_capabilities_take_the_defaults_of_the_specification(document: Any) -> None:
-    _, found = negotiation.accept(version(document), Limits())
+    _, found = negotiation.accept(version(document), SessionLimits())
     assert found.capabilities == Capabilities(1, 1 << 20, 65535, 4096, False)
 
 
@@ -72,7 +72,7 @@ def test_a_reply_has_no_capability_that_was_not_proposed() -> None:
     "server", 54, deviation="a limit below the protocol's default is named unasked: the client would go beyond it"
 )
 def test_but_the_limits_that_a_client_would_otherwise_exceed() -> None:
-    limits = Limits(max_msg_fds=0, max_data_xfer_size=8192, max_dma_maps=9)
+    limits = SessionLimits(max_msg_fds=0, max_data_xfer_size=8192, max_dma_maps=9)
     assert answer(version(), limits)[1] == {"max_msg_fds": 0, "max_data_xfer_size": 8192, "max_dma_maps": 9}
 
 
@@ -83,7 +83,7 @@ def test_client_limits_are_read() -> None:
 
 @pytest.mark.parametrize(("ours", "theirs", "agreed"), [(True, True, True), (True, False, False), (False, True, False)])
 def test_write_multiple_needs_both_sides(ours: bool, theirs: bool, agreed: bool) -> None:
-    limits = Limits(write_multiple=ours)
+    limits = SessionLimits(write_multiple=ours)
     reply, found = negotiation.accept(capabilities(write_multiple=theirs), limits)
     assert found.capabilities.write_multiple is agreed
     assert (b'"write_multiple":true' in reply) is agreed
@@ -97,10 +97,10 @@ def test_unknown_capabilities_are_left_alone() -> None:
 @pytest.mark.parametrize(
     ("payload", "text"),
     [
-        (b"", "4 are the least"),
-        (b"\0\0\0", "4 are the least"),
-        (version(major=1), "only major 0"),
-        (version(major=999), "only major 0"),
+        (b"", "at least 4 are needed"),
+        (b"\0\0\0", "at least 4 are needed"),
+        (version(major=1), "only major version 0"),
+        (version(major=999), "only major version 0"),
         (version() + b"{}", "end in NUL"),
         (version() + b"\0", "cannot be read"),
         (version() + b"{\0", "cannot be read"),
@@ -129,13 +129,13 @@ def test_unknown_capabilities_are_left_alone() -> None:
 @pytest.mark.row("wire", 17)
 def test_malformed_offer_is_refused(payload: bytes, text: str) -> None:
     with pytest.raises(ProtocolError, match=text):
-        negotiation.accept(payload, Limits())
+        negotiation.accept(payload, SessionLimits())
 
 
 @given(st.binary(max_size=64))
 def test_no_bytes_raise_anything_but_protocol_error(text: bytes) -> None:
     with contextlib.suppress(ProtocolError):
-        _, found = negotiation.accept(b"\0\0\0\0" + text + b"\0", Limits())
+        _, found = negotiation.accept(b"\0\0\0\0" + text + b"\0", SessionLimits())
         assert (found.major, found.minor) == (0, 0)
 
 
@@ -153,10 +153,10 @@ def test_no_bytes_raise_anything_but_protocol_error(text: bytes) -> None:
 @pytest.mark.row("wire", 13)
 def test_limits_that_qemu_would_refuse_are_refused_here(wrong: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
-        Limits(**wrong)
+        SessionLimits(**wrong)
 
 
 def test_offer_is_what_accept_reads() -> None:
-    limits = Limits(max_msg_fds=4, max_data_xfer_size=8192, max_dma_maps=9, write_multiple=True)
+    limits = SessionLimits(max_msg_fds=4, max_data_xfer_size=8192, max_dma_maps=9, write_multiple=True)
     found = negotiation.parse(negotiation.offer(limits, 1))
     assert (found.minor, found.capabilities) == (1, Capabilities(4, 8192, 9, 4096, True))

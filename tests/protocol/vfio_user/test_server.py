@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vfio_user import Command, Header, HeaderFlags, Limits, RequestError, Session, State
+from vfio_user import Command, Header, HeaderFlags, RequestError, Session, SessionLimits, State
 from vfio_user.messages import REGION_COUNT
 from vfio_user.outbox import Outbox
 
@@ -63,7 +63,7 @@ def multi(*entries: tuple[int, int, bytes], count: int | None = None) -> bytes:
 class Peer:
     """A client of one session, without sockets."""
 
-    def __init__(self, device: Any, limits: Limits | None = None, refusal: RequestError | None = None) -> None:
+    def __init__(self, device: Any, limits: SessionLimits | None = None, refusal: RequestError | None = None) -> None:
         self.session = Session(device, limits, refusal=refusal)
         self.fds: tuple[int, ...] = ()
         self._id = 0x4242
@@ -107,7 +107,7 @@ def peer(fresh: Peer) -> Peer:
 @pytest.fixture
 def several(device: Any, no_fd_leak: None) -> Iterator[Peer]:
     """A session that has negotiated write_multiple."""
-    peer = Peer(device, Limits(write_multiple=True))
+    peer = Peer(device, SessionLimits(write_multiple=True))
     assert isinstance(peer.ask(Command.VERSION, WRITE_MULTIPLE), bytes)
     yield peer
     peer.session.eof()
@@ -355,7 +355,7 @@ def test_set_irqs_with_wrong_descriptors_is_refused_and_they_are_closed(peer: Pe
 
 
 def test_more_descriptors_than_announced_are_refused_and_closed(device: Any, no_fd_leak: None) -> None:
-    peer = Peer(device, Limits(max_msg_fds=2))
+    peer = Peer(device, SessionLimits(max_msg_fds=2))
     peer.ask(Command.VERSION, b"\0\0\0\0")
     fds = tuple(eventfd() for _ in range(3))
     assert peer.ask(Command.DEVICE_SET_IRQS, set_irqs(EVENTFD | TRIGGER, count=3), fds=fds) == EINVAL
@@ -479,7 +479,7 @@ def test_a_device_that_fails_to_settle_ends_nothing(peer: Peer, device: Any, cap
 
 
 def test_maps_are_counted_by_what_an_unmap_took(device: Any) -> None:
-    fresh = Peer(device, Limits(max_dma_maps=2))
+    fresh = Peer(device, SessionLimits(max_dma_maps=2))
     fresh.ask(Command.VERSION, b"\0\0\0\0")
     for address in (0x1000, 0x2000, 0x2000):
         assert fresh.ask(Command.DMA_MAP, dma_map(address=address)) == b""
@@ -581,7 +581,7 @@ def test_unmap_all_drops_every_map(peer: Peer, device: Any) -> None:
 
 @pytest.mark.row("defect", "A3")
 def test_maps_beyond_the_limit_are_enospc_until_one_goes(device: Any, no_fd_leak: None) -> None:
-    peer = Peer(device, Limits(max_dma_maps=2))
+    peer = Peer(device, SessionLimits(max_dma_maps=2))
     peer.ask(Command.VERSION, b"\0\0\0\0")
     places = [dma_map(address=address) for address in (0, 0x1000, 0x2000)]
     assert [peer.ask(Command.DMA_MAP, place) for place in places] == [b"", b"", errno.ENOSPC]
@@ -868,7 +868,7 @@ def test_no_bytes_raise_or_leak_a_descriptor(
     tail: bytes,
     chunks: list[tuple[int, int]],
 ) -> None:
-    peer = Peer(device, Limits(write_multiple=True))
+    peer = Peer(device, SessionLimits(write_multiple=True))
     device.calls.clear()
     if negotiated:
         peer.ask(Command.VERSION, WRITE_MULTIPLE)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import IntEnum
 
 from wire_layout.register_text import CConstant, bit_diagram, c_constants, field_rows, member_docs, register_rows
-from wire_layout.registers import Access, BitField, BitFields, Register
+from wire_layout.registers import AccessKind, BitField, BitFields, Register
 
 
 class Mode(IntEnum):
@@ -21,8 +21,8 @@ class Control(BitFields):
 
     ENABLE = BitField(0, doc="turns it on")
     MODE = BitField(4, 5, doc="how fast", values=Mode, reset=Mode.FAST)
-    SPARE = BitField(8, 11, access=Access.RES0)
-    DONE = BitField(31, access=Access.RW1C)
+    SPARE = BitField(8, 11, access=AccessKind.RES0)
+    DONE = BitField(31, access=AccessKind.RW1C)
 
 
 class Wide(BitFields, width=64):
@@ -32,7 +32,7 @@ class Wide(BitFields, width=64):
     HIGH = BitField(32, 63)
 
 
-CONTROL = Register("CONTROL", 0x10, Access.RW, "what it does", holds=Control)
+CONTROL = Register("CONTROL", 0x10, AccessKind.RW, "what it does", holds=Control)
 
 
 def test_fields_become_masks_shifts_and_values() -> None:
@@ -68,7 +68,7 @@ def test_the_diagram_has_the_highest_bit_first() -> None:
 
 
 def test_a_register_without_fields_is_one_box() -> None:
-    assert bit_diagram(Register("SEED", 0, Access.RW, "a number", width=16)) == [
+    assert bit_diagram(Register("SEED", 0, AccessKind.RW, "a number", width=16)) == [
         "  15:0",
         "+------+",
         "| SEED |",
@@ -81,7 +81,7 @@ def test_a_wide_diagram_goes_on_in_another_row() -> None:
     fields = {f"FIELD_WITH_A_LONG_NAME_{bit}": BitField(bit) for bit in range(8)}
     many = type("Many", (BitFields,), fields, width=8)
 
-    lines = bit_diagram(Register("MANY", 0, Access.RW, "eight", width=8, holds=many))
+    lines = bit_diagram(Register("MANY", 0, AccessKind.RW, "eight", width=8, holds=many))
 
     assert max(map(len, lines)) <= 100
     assert len(lines) == 15
@@ -92,8 +92,8 @@ def test_a_wide_diagram_goes_on_in_another_row() -> None:
 def test_rows_tell_what_is_read_after_a_reset_unless_the_declaration_cannot() -> None:
     registers = (
         CONTROL,
-        Register("COUNT", 0x14, Access.RO, "how many", reset=None),
-        Register("BELL", 0x18, Access.WO, "ring", count=4, width=16),
+        Register("COUNT", 0x14, AccessKind.RO, "how many", reset=None),
+        Register("BELL", 0x18, AccessKind.WO, "ring", count=4, width=16),
     )
 
     assert list(register_rows(registers)) == [

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from pviommu_abi import dma_test, registers
 from wire_layout import registers as declarations
-from wire_layout.registers import Access, BitField, BitFields, Register, RegisterMap
+from wire_layout.registers import AccessKind, BitField, BitFields, Register, RegisterMap
 from wire_layout.strategies import words
 
 
@@ -30,7 +30,7 @@ class Sample(BitFields):
     """Fields of one bit and of several, one of them up to the end."""
 
     MODE = BitField(4, 7, doc="how fast", values=Mode, reset=Mode.SLOW)
-    ENABLE = BitField(0, doc="on", access=Access.RW1S)
+    ENABLE = BitField(0, doc="on", access=AccessKind.RW1S)
     TOP = BitField(20, 31)
 
 
@@ -139,9 +139,9 @@ def taken() -> None:
         (outside, "Bad: ONE, bits 16:8, is outside its 16 bits"),
         (twice, "twice.<locals>.Bad: two fields are named ONE: bit 0 and bits 4:3"),
         (odd, "Bad of 24 bits: a word has 8, 16, 32 or 64"),
-        (derived, "Bad: words are not derived from Sample"),
-        (taken, "Bad: a field cannot be named decode, which words have already"),
-        (lambda: BitField(7, 4), "a bit field of bits 4:7: the lowest comes first and is not negative"),
+        (derived, "Bad: words cannot be derived from Sample"),
+        (taken, "Bad: a field cannot be named decode, which is an attribute of all words"),
+        (lambda: BitField(7, 4), "a bit field of bits 4:7: the lowest comes first and must not be negative"),
         (lambda: BitField(0, 1, reset=4), "4 does not fit a bit field of bits 1:0"),
         (lambda: BitField(3, values=Mode), "2 does not fit a bit field of bit 3"),
     ],
@@ -154,7 +154,7 @@ def test_a_mistake_in_a_word_is_refused_where_it_is_declared(declare: Callable[[
 
 
 def register(name: str, offset: int, **more: object) -> Register:
-    return Register(name, offset, Access.RW, "a register", **more)  # type: ignore[arg-type]
+    return Register(name, offset, AccessKind.RW, "a register", **more)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -208,12 +208,12 @@ def test_arrays_may_lie_between_each_other() -> None:
 def test_a_register_knows_which_of_its_bits_are_of_which_kind() -> None:
     control = register("CONTROL", 0, holds=Sample)
 
-    assert control.mask(Access.RW) == Sample.MODE | Sample.TOP
-    assert control.mask(Access.RW1S) == Sample.ENABLE
-    assert control.mask(Access.RES0) == 0x000FFF0E
-    assert control.mask(*Access) == 0xFFFFFFFF
-    assert register("PLAIN", 0, width=16).mask(Access.RW) == 0xFFFF
-    assert register("PLAIN", 0, width=16).mask(Access.RO, Access.RES0) == 0
+    assert control.mask(AccessKind.RW) == Sample.MODE | Sample.TOP
+    assert control.mask(AccessKind.RW1S) == Sample.ENABLE
+    assert control.mask(AccessKind.RES0) == 0x000FFF0E
+    assert control.mask(*AccessKind) == 0xFFFFFFFF
+    assert register("PLAIN", 0, width=16).mask(AccessKind.RW) == 0xFFFF
+    assert register("PLAIN", 0, width=16).mask(AccessKind.RO, AccessKind.RES0) == 0
 
 
 def test_its_value_after_a_reset_is_that_of_its_fields() -> None:
@@ -230,7 +230,7 @@ def test_the_example_of_the_documentation_is_one() -> None:
     exec(textwrap.dedent(f"    class Control(BitFields):\n{lines}"), names)
 
     control = names["REGISTERS"].by_name["CONTROL"]
-    assert control.mask(Access.RES0) == 0x7FFFFF0E
+    assert control.mask(AccessKind.RES0) == 0x7FFFFF0E
     assert [register.size for register in names["REGISTERS"]] == [4, 4, 8, 2, 4]
 
 

@@ -7,7 +7,7 @@ from hypothesis import find, given
 from hypothesis import strategies as st
 from hypothesis.errors import NoSuchExample
 
-from wire_layout.registers import Access, BitField, BitFields, Register, RegisterMap
+from wire_layout.registers import AccessKind, BitField, BitFields, Register, RegisterMap
 from wire_layout.strategies import accesses, register_values, words
 
 
@@ -19,8 +19,8 @@ class Gaps(BitFields, width=16):
 
 
 REGISTERS = RegisterMap(
-    Register("WIDE", 0x10, Access.RW, "64 bits", width=64),
-    Register("SMALL", 0x20, Access.RW, "8 bits", width=8, count=3),
+    Register("WIDE", 0x10, AccessKind.RW, "64 bits", width=64),
+    Register("SMALL", 0x20, AccessKind.RW, "8 bits", width=8, count=3),
 )
 
 

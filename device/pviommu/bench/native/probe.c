@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 /*
  * The measuring side of `pviommu bench ring` for a native server: a guest that submits slots, and the two ends of a
- * bare exchange of words, as fast as this machine does it. Each function keeps its loop to itself, so that what Python
- * costs is spread over all of its turns.
+ * bare exchange of words, as fast as this machine can. Each function has its own loop, so that the cost of Python is
+ * spread over all of its rounds.
  */
 
 #include <stdint.h>
@@ -12,7 +12,7 @@
 #define SLOT_SIZE	64
 #define ENOUGH_LOOKS	(1u << 26)
 
-/* Where things are in the shared BAR; the caller knows it from the interface's declaration. */
+/* Places in the shared BAR, which the caller takes from the interface's declaration. */
 struct pvb_ring {
 	uint8_t *slots;
 	volatile uint32_t *producer;
@@ -21,7 +21,7 @@ struct pvb_ring {
 	uint32_t entries;	/* a power of two */
 	uint32_t submitted;	/* the producer index */
 	uint32_t notified;	/* the producer index when the doorbell was asked for last */
-	const uint8_t *templates;	/* two slots, taken in turn */
+	const uint8_t *templates;	/* two slots, used in turn */
 };
 
 static uint32_t load(volatile uint32_t *word)
@@ -40,7 +40,7 @@ static void submit(struct pvb_ring *ring)
 
 /*
  * Waits until at most `left` slots are not completed. Returns 0, or 1 if the device asks for a doorbell first: it does
- * when the event index lies among the slots that it has not completed, and asks once for each.
+ * when the event index is among the slots that it has not completed, once per index.
  */
 static int wait_for(struct pvb_ring *ring, uint32_t left)
 {
@@ -60,7 +60,7 @@ static int wait_for(struct pvb_ring *ring, uint32_t left)
 	}
 }
 
-/* Submits slots up to index `target`, each once the one before is complete. Returns as wait_for() does. */
+/* Submits slots up to index `target`, each when the previous one is complete. Returns as wait_for() does. */
 SHOWN int pvb_waited(struct pvb_ring *ring, uint32_t target)
 {
 	if (wait_for(ring, 0))
@@ -73,7 +73,7 @@ SHOWN int pvb_waited(struct pvb_ring *ring, uint32_t target)
 	return 0;
 }
 
-/* Submits slots up to index `target`, waiting only where the ring is full. Returns as wait_for() does. */
+/* Submits slots up to index `target`, waiting only when the ring is full. Returns as wait_for() does. */
 SHOWN int pvb_posted(struct pvb_ring *ring, uint32_t target)
 {
 	while (ring->submitted != target) {
@@ -84,7 +84,7 @@ SHOWN int pvb_posted(struct pvb_ring *ring, uint32_t target)
 	return 0;
 }
 
-/* One end of a bare exchange: word 0 goes out, word 16 (a cache line on) comes back. Returns the rounds that ended. */
+/* One end of a bare exchange: writes word 0 and reads word 16 (the next cache line). Returns the rounds completed. */
 SHOWN uint32_t pvb_ping(volatile uint32_t *words, uint32_t first, uint32_t count)
 {
 	uint32_t turn, looks;
@@ -98,7 +98,7 @@ SHOWN uint32_t pvb_ping(volatile uint32_t *words, uint32_t first, uint32_t count
 	return count;
 }
 
-/* The other end: until word 32 is set. It may begin after the first number was sent; numbers are never 0. */
+/* The other end, until word 32 is set. It may begin after the first number was sent; numbers are never 0. */
 SHOWN void pvb_pong(volatile uint32_t *words)
 {
 	uint32_t last = 0;

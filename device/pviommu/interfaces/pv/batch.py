@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from pviommu_abi.own import Batch, BatchFlags, MapOp
 from pviommu_abi.slots import Errno
+from pviommu_abi.vendor import Batch, BatchFlags, MapOp
 from pviommu_abi.xen_2024 import MapFlags
 
 from ...counters import Counters

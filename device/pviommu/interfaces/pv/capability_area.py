@@ -27,8 +27,7 @@ from pviommu_abi.shared import (
 )
 from wire_layout import Record
 
-from ...engine import PAGE_SHIFT, EngineConfig
-from ...engine import ReservedRegion as EngineRegion
+from ...engine import PAGE_SHIFT, EngineConfig, ReservedFrames
 from ...engine.ranges import BOUND, FrameRanges
 from .config import PAGE_SIZES, DefaultPolicy, IommuConfig
 
@@ -56,7 +55,7 @@ def iova_ranges(config: EngineConfig) -> list[AddressRange]:
 
 
 def reserved_regions(
-    config: EngineConfig, of_endpoints: Mapping[int, Sequence[EngineRegion]] = MappingProxyType({})
+    config: EngineConfig, of_endpoints: Mapping[int, Sequence[ReservedFrames]] = MappingProxyType({})
 ) -> list[ReservedRegion]:
     """Regions that no map may touch: in every context, and (by stream) in the context of an endpoint."""
     owned = [(region, GLOBAL_STREAM) for region in sorted(config.reserved)]

@@ -10,7 +10,7 @@ from msgspec import Struct, field
 from pviommu_abi import registers as abi
 from pviommu_abi.shared import MAX_RINGS
 
-from ...engine import MAX_DOMAIN, EngineConfig, ReservedRegion
+from ...engine import MAX_DOMAIN, EngineConfig, ReservedFrames
 from ...pci.identity import Identity
 
 __all__ = [
@@ -60,7 +60,7 @@ class IommuConfig(Struct, frozen=True):
     streams: tuple[int, ...] = ()
     fixed_bindings: Mapping[int, int] = field(default_factory=dict)
     """stream -> SBDF"""
-    reserved: Mapping[int, tuple[ReservedRegion, ...]] = field(default_factory=dict)
+    reserved: Mapping[int, tuple[ReservedFrames, ...]] = field(default_factory=dict)
     """stream -> regions that are mapped 1:1 in the context of that endpoint, and that its guest cannot edit"""
     allowed: bool = True
     """whether the guest may use the IOMMU at all; otherwise every Xen operation is refused"""
@@ -79,7 +79,7 @@ class IommuConfig(Struct, frozen=True):
             raise ValueError(f"max_nr_pages {self.max_nr_pages}: must be 1..{(1 << 32) - 1}, it is a 32-bit count")
         if self.engine.pool_pages >= 1 << 32:
             pages = self.engine.pool_pages
-            raise ValueError(f"pool_pages {pages}: must be 1..{(1 << 32) - 1}, the guest is told in 32 bits")
+            raise ValueError(f"pool_pages {pages}: must be 1..{(1 << 32) - 1}, the guest reads it as 32 bits")
         if len(self.streams) > MAX_ENDPOINTS:
             raise ValueError(f"{len(self.streams)} endpoints: at most {MAX_ENDPOINTS}, the capability area lists them")
         if len(set(self.streams)) != len(self.streams):

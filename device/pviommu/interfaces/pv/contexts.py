@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from pviommu_abi.slots import DEFAULT_CONTEXT
 
-from ...engine import BLOCKED, IDENTITY, Engine, ReservedRegion, Stop
+from ...engine import BLOCKED, IDENTITY, Engine, ReservedFrames, Stop
 from .config import MAX_CONTEXT, DefaultPolicy
 
 __all__ = ["MAX_CONTEXT", "AllocResult", "ContextStop", "Contexts", "ContextsState", "DefaultPolicy"]
@@ -59,7 +59,7 @@ class Contexts:
         self._default = IDENTITY if default_policy is DefaultPolicy.IDENTITY else BLOCKED
         self._held: set[int] = set()
 
-    def add_endpoint(self, stream: int, direct: tuple[ReservedRegion, ...] = ()) -> None:
+    def add_endpoint(self, stream: int, direct: tuple[ReservedFrames, ...] = ()) -> None:
         """A new endpoint in the default context. Raises ValueError as :meth:`Engine.add_endpoint` does."""
         self.engine.add_endpoint(stream, direct, self._default)
 

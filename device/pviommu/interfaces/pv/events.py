@@ -14,7 +14,7 @@ from pviommu_abi.shared import (
     GuestEventLine,
 )
 
-from ...inputs import Inputs, Kind, Source
+from ...inputs import InputKind, Inputs, Source
 from ...pci.shared_memory import SharedMemory, fence
 from .ring import MASK, passed
 
@@ -40,7 +40,7 @@ class EventRing:
 
     def __init__(self, shared: SharedMemory, inputs: Inputs) -> None:
         self._shared = shared
-        self._word = inputs.words(Source(Kind.EVENT_INDEX))
+        self._word = inputs.words(Source(InputKind.EVENT_INDEX))
         self._producer = 0
         self.sequence = 0
         """number of the next event, lost ones counted"""

@@ -11,12 +11,12 @@ from ...pci.shared_memory import fence
 from ...probes import Probes
 from .operations import Operations
 from .order import DRAIN_NS, STEP_NS, Order
-from .own import OwnOperations
 from .page_operation import PageKinds
 from .profile import Reply, XenProfile
 from .ring import CommandRing
 from .ring_core import Poll, RingCore
 from .ring_execution import Notifier, RingExecutor
+from .vendor import VendorOperations
 from .waits import Waits, WaitsState
 
 __all__ = ["Executor", "ExecutorState"]
@@ -41,7 +41,7 @@ class Executor:
     def __init__(
         self,
         rings: Sequence[CommandRing],
-        own: OwnOperations,
+        vendor: VendorOperations,
         environment: Environment,
         notifier: Notifier,
         core: RingCore | None = None,
@@ -49,7 +49,7 @@ class Executor:
         """``core``: what made ``rings``, if that carries out slots too."""
         self.waits = Waits(environment.counters)
         self.order = Order(environment.inputs, environment.counters)
-        self.operations = Operations(own, self.order, notifier.name)
+        self.operations = Operations(vendor, self.order, notifier.name)
         self._rings = rings
         self._executors = [
             RingExecutor(ring, self.operations, self.waits, environment, notifier, core) for ring in rings

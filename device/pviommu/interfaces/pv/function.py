@@ -33,7 +33,6 @@ from .config import NO_STREAM, IommuConfig
 from .contexts import Contexts
 from .events import EventRing
 from .execution import Executor
-from .own import OwnOperations
 from .page_operation import watched_kinds
 from .patience import Patience
 from .profile import XenProfile
@@ -45,6 +44,7 @@ from .ring_core import DeviceCore
 from .state import PvIommuState
 from .stream import PvStream
 from .unshared import UnsharedMemory
+from .vendor import VendorOperations
 from .xen_2024 import Xen2024
 from .xen_v7 import XenV7
 

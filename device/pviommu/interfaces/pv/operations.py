@@ -11,6 +11,7 @@ from .order import Order
 from .own import OwnOperations
 from .profile import REFUSED, Answer, Held, Progress, Reply, XenProfile
 from .ring import Operation
+from .vendor import VendorOperations
 
 __all__ = ["Operations"]
 
@@ -31,9 +32,9 @@ class Carrier(Protocol):
 class Operations:
     """The operations of one PV-IOMMU. One that fails inside the device fails alone, whatever it hit."""
 
-    def __init__(self, own: OwnOperations, order: Order, name: str) -> None:
+    def __init__(self, vendor: VendorOperations, order: Order, name: str) -> None:
         """``name``: of the function, for logs."""
-        self._own = own
+        self._vendor = vendor
         self._order = order
         self._name = name
         self.may_be_in_progress = False
@@ -44,8 +45,8 @@ class Operations:
 
     def select(self, profile: XenProfile | None) -> None:
         """Carry out slots of this profile's class from now on, and none of another's."""
-        self.profile = self._own.profile = profile
-        self._carriers = {OpClass.OWN: self._own}
+        self.profile = self._vendor.profile = profile
+        self._carriers = {OpClass.VENDOR: self._vendor}
         if profile is not None:
             self._carriers[profile.op_class] = profile
 

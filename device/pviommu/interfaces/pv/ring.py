@@ -22,7 +22,7 @@ from pviommu_abi.shared import (
 )
 from pviommu_abi.slots import PAYLOAD_OFFSET, PAYLOAD_SIZE, SLOT_SIZE, Slot
 
-from ...inputs import Inputs, Kind, Source
+from ...inputs import InputKind, Inputs, Source
 from ...pci.shared_memory import SharedMemory, fence
 from .profile import Held, Progress
 from .ring_setup import RingSetup
@@ -75,8 +75,8 @@ class CommandRing:
         base = INDEX_OFFSET + number * RING_INDEX_STRIDE
         self.number = number
         self._shared = shared
-        self._word = inputs.words(Source(Kind.RING_INDEX, number))
-        self._copy = inputs.copies(Source(Kind.RING_SLOTS, number))
+        self._word = inputs.words(Source(InputKind.RING_INDEX, number))
+        self._copy = inputs.copies(Source(InputKind.RING_SLOTS, number))
         self._producer_word = (base + GuestRingLine.offset_of("producer")) // 4
         self._event_word = (base + GuestRingLine.offset_of("completion_event")) // 4
         self._awaited_word = (base + GuestRingLine.offset_of("awaited")) // 4

@@ -7,8 +7,7 @@ from collections.abc import Callable, Sequence
 from ...dma.fault import Fault, FaultKind
 from ...dma.plan import DmaPlan, DmaRequest, translate_each
 from ...dma.translator import PENDING, Pending, Translator
-from ...engine import Pending as EnginePending
-from ...engine import Refusal
+from ...engine import Refusal, TranslationPending
 from .contexts import Contexts
 from .order import Backlog
 from .patience import Patience
@@ -70,7 +69,7 @@ class PvStream(Translator):
         self._backlog = None
         if isinstance(found, tuple):
             refused, length = found
-            if isinstance(refused, EnginePending):
+            if isinstance(refused, TranslationPending):
                 return PENDING
             return Fault(_KIND[refused.refusal], self.stream, refused.iova, refused.access, length)
         return found

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * The native core: what device/pviommu/engine does for each page, in C. Rings over it: ring.h.
+ * The native core: the per-page work of device/pviommu/engine in C. Rings on top of it: ring.h.
  *
- * Every function has a twin in Python that defines what is right; tests compare the two. Nothing here allocates except
- * table nodes, nothing loops without a bound, and everything that comes from a guest is checked before it is used.
+ * Every function has a counterpart in Python that defines what is right; tests compare the two. Only table nodes are
+ * allocated, every loop is bounded, and everything that comes from a guest is checked before it is used.
  */
 #ifndef PVIOMMU_CORE_H
 #define PVIOMMU_CORE_H
@@ -17,9 +17,9 @@
 #define PV_PAGE_MASK	((1ull << PV_PAGE_SHIFT) - 1)
 #define PV_FRAME_LIMIT	(1ull << (64 - PV_PAGE_SHIFT))
 
-/* ---- sets of frames (twin: engine/ranges.py) ---- */
+/* ---- sets of frames (engine/ranges.py) ---- */
 
-/* Merged ranges in order: the frame that begins one, the frame after its end, and so on; `count` of these bounds. */
+/* Merged ranges in order, as `count` bounds: the first frame of a range, the frame after its end, and so on. */
 struct pv_ranges {
 	uint64_t count;
 	uint64_t room;
@@ -31,15 +31,15 @@ int pv_ranges_replace(struct pv_ranges *ranges, uint64_t first, uint64_t end, co
 uint64_t pv_inside(const struct pv_ranges *ranges, uint64_t frame);
 uint64_t pv_outside(const struct pv_ranges *ranges, uint64_t frame);
 
-/* ---- copies that survive memory that goes ---- */
+/* ---- copies that survive missing memory ---- */
 
 void pv_guard_install(void);
 uint64_t pv_copy(uint8_t *to, const uint8_t *from, uint64_t size);
 
-/* ---- page tables (twins: engine/pool.py, engine/table.py) ---- */
+/* ---- page tables (engine/pool.py, engine/table.py) ---- */
 
 #define PV_LEVEL_BITS	9
-#define PV_SLOTS	512u
+#define PV_ENTRIES	512u
 
 #define PV_READ		1ull
 #define PV_WRITE	2ull
@@ -48,15 +48,15 @@ uint64_t pv_copy(uint8_t *to, const uint8_t *from, uint64_t size);
 #define PV_CLONE	8ull
 #define PV_KIND		(PV_CLONE | PV_ACCESS)
 #define PV_GFN_SHIFT	4
-/* A slot with this bit holds a lower table; a frame number shifted by four never has it. */
+/* An entry with this bit is a lower table; a frame number shifted by four never has it. */
 #define PV_TABLE	(1ull << 63)
 
 struct pv_node {
-	uint64_t slots[PV_SLOTS];
+	uint64_t entries[PV_ENTRIES];
 	uint64_t live;
 };
 
-/* The first two fields are read and written from Python. Spare nodes are all zeros but for slots[0], their link. */
+/* Python reads and writes the first two fields. Spare nodes are all zeros except for entries[0], their link. */
 struct pv_pool {
 	int64_t free;
 	int64_t total;
@@ -87,12 +87,12 @@ struct pv_leaf pv_leaf_at(const struct pv_table *table, uint64_t dfn);
 uint64_t pv_table_map(struct pv_table *table, uint64_t dfn, uint64_t gfn, uint64_t nr, uint64_t kind, uint32_t starts);
 uint64_t pv_table_unmap(struct pv_table *table, uint64_t dfn, uint64_t nr, uint32_t past_holes);
 
-/* ---- contexts and translation (twin: engine/engine.py) ---- */
+/* ---- contexts and translation (engine/engine.py) ---- */
 
-/* What C calls a context is what Python's engine calls a paging domain. */
+/* A context here is a paging domain of Python's engine. */
 
 #define PV_CONTEXTS 65536u
-#define PV_IDENTITY 0u	/* engine/domain.py; any other number without a table reaches nothing */
+#define PV_IDENTITY 0u	/* as in engine/domain.py; any other number without a table reaches nothing */
 
 struct pv_context {
 	struct pv_table *table;
@@ -118,7 +118,7 @@ enum pv_stop {
 	PV_STOP_MAPPED,
 	PV_STOP_POOL_EXHAUSTED,
 	PV_STOP_NOT_MAPPED,
-	PV_STOP_OUT_OF_MEMORY,	/* of the process: has no twin but MemoryError */
+	PV_STOP_OUT_OF_MEMORY,	/* the process is out of memory; in Python a MemoryError */
 	PV_STOPS,
 };
 

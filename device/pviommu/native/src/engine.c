@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/* Contexts, and what an endpoint reaches through them: engine/engine.py in C. */
+/* Contexts, maps, unmaps and translation: engine/engine.py in C. */
 
 #include <stdlib.h>
 
@@ -10,7 +10,7 @@ static uint64_t min64(uint64_t a, uint64_t b)
 	return a < b ? a : b;
 }
 
-/* A core for dfns below `limit`; NULL without memory. */
+/* A core for DFNs below `limit`; NULL without memory. */
 PV_EXPORT struct pv_core *pv_core_create(uint64_t limit)
 {
 	struct pv_core *core = calloc(1, sizeof(*core));
@@ -37,14 +37,14 @@ PV_EXPORT void pv_core_destroy(struct pv_core *core)
 	free(core);
 }
 
-/* Of the frames in [first, end) those may be mapped that are within these bounds; -1 without memory. */
+/* Of the frames in [first, end), those within these bounds may be mapped; -1 without memory. */
 PV_EXPORT int pv_core_change_backed(struct pv_core *core, uint64_t first, uint64_t end, const uint64_t *bounds,
 				    uint64_t count)
 {
 	return pv_ranges_replace(&core->backed, first, end, bounds, count);
 }
 
-/* Replace what no context translates; -1 without memory. */
+/* Replace the regions that no context translates; -1 without memory. */
 PV_EXPORT int pv_core_set_reserved(struct pv_core *core, const uint64_t *bounds, uint64_t count)
 {
 	return pv_ranges_set(&core->reserved, bounds, count);
@@ -58,7 +58,7 @@ PV_EXPORT void pv_core_hide(struct pv_core *core, uint32_t ctx)
 	}
 }
 
-/* There is such a context, with this table; -1 without memory, and then there is none. */
+/* Add a context with this table; -1 without memory, and then it is not added. */
 PV_EXPORT int pv_core_show(struct pv_core *core, uint32_t ctx, struct pv_table *table, const uint64_t *direct,
 			   uint64_t directs, const uint64_t *closed, uint64_t closeds, uint32_t is_clone)
 {
@@ -87,7 +87,7 @@ static struct pv_outcome stopped(uint64_t done, enum pv_stop stop, uint64_t at)
 	return outcome;
 }
 
-/* Engine.map of RAM into a context that there is. */
+/* Engine.map of RAM into an existing context. */
 struct pv_outcome pv_map(const struct pv_core *core, const struct pv_context *context, uint64_t dfn, uint64_t gfn,
 			 uint64_t nr, uint64_t access)
 {
@@ -117,7 +117,7 @@ struct pv_outcome pv_map(const struct pv_core *core, const struct pv_context *co
 	return stopped(done, PV_STOP_POOL_EXHAUSTED, dfn + done);
 }
 
-/* Engine.unmap, page by page until a hole, of a context that there is and that is no clone. */
+/* Engine.unmap, page by page until a hole, of an existing context that is no clone. */
 struct pv_outcome pv_unmap(const struct pv_core *core, const struct pv_context *context, uint64_t dfn, uint64_t nr)
 {
 	struct pv_table *table = context->table;
@@ -139,7 +139,7 @@ struct pv_outcome pv_unmap(const struct pv_core *core, const struct pv_context *
 		       dfn + done);
 }
 
-/* What a dfn of a domain without a table reaches: of PV_IDENTITY pages of 1:1, otherwise 0; and the refusal. */
+/* Pages that a domain without a table gives at a DFN: 1:1 with PV_IDENTITY, otherwise 0; and the refusal. */
 static uint64_t fixed_pages(const struct pv_core *core, uint32_t ctx, uint64_t dfn, enum pv_refusal *refusal)
 {
 	uint64_t clear, pages;
@@ -162,7 +162,9 @@ static uint64_t fixed_pages(const struct pv_core *core, uint32_t ctx, uint64_t d
 	return pages;
 }
 
-/* The pages that one leaf, direct region or piece of RAM gives at `dfn`; `*gfn` and `*access` of the first. */
+/*
+ * The pages that one leaf, direct region or range of RAM gives at `dfn`; `*gfn` and `*access` are those of the first.
+ */
 static uint64_t pages_at(const struct pv_core *core, uint32_t ctx, uint64_t dfn, uint64_t *gfn, uint64_t *access,
 			 enum pv_refusal *refusal)
 {
@@ -189,9 +191,9 @@ static uint64_t pages_at(const struct pv_core *core, uint32_t ctx, uint64_t dfn,
 }
 
 /*
- * Where the bytes from *position to `last` (inclusive) go: up to `room` runs of (gpa, length) in `runs`, adjacent ones
- * joined. Returns how many, sets *done if they are all and otherwise moves *position behind them; or minus a pv_refusal,
- * with *position at the first refused byte.
+ * Translate the bytes from *position to `last` (inclusive) into up to `room` runs of (gpa, length) in `runs`, adjacent
+ * ones joined. Returns how many, sets *done if that is all and otherwise moves *position past them; or minus a
+ * pv_refusal, with *position at the first refused byte.
  */
 PV_EXPORT int64_t pv_core_walk(const struct pv_core *core, uint32_t ctx, uint64_t *position, uint64_t last,
 			       uint64_t wanted, uint64_t *runs, uint64_t room, uint32_t *done)
@@ -213,7 +215,7 @@ PV_EXPORT int64_t pv_core_walk(const struct pv_core *core, uint32_t ctx, uint64_
 		gpa = gfn << PV_PAGE_SHIFT | (at & PV_PAGE_MASK);
 		is_last = pages > (last >> PV_PAGE_SHIFT) - dfn;
 		size = is_last ? last - at + 1 : (pages << PV_PAGE_SHIFT) - (at & PV_PAGE_MASK);
-		/* Nothing goes on at 0, though the end of the highest page looks so. */
+		/* No run continues at 0, though the end of the highest page wraps to it. */
 		if (count && gpa && runs[2 * count - 2] + runs[2 * count - 1] == gpa) {
 			runs[2 * count - 1] += size;
 		} else {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 /*
- * Copies that survive a SIGBUS: memory behind a mapping can go while it is copied, when the file shrinks, when huge pages
- * run out, when the machine finds the memory broken.
+ * Copies that survive a SIGBUS: memory behind a mapping can disappear while it is copied, if the file shrinks, if huge
+ * pages run out, or if the hardware reports an error.
  */
 
 #include <setjmp.h>
@@ -19,23 +19,23 @@ struct copy {
 	uint64_t size;
 };
 
-#define PAGE 4096u	/* memory goes by pages of this size at least */
+#define PAGE 4096u	/* memory disappears in pages of at least this size */
 
 /*
- * In static storage of the thread: a handler may not be the first to ask for storage that is allocated when needed. Volatile:
- * what a handler reads must be written before the copy begins.
+ * Static TLS: a handler must not be the first to use TLS that is allocated on demand. Volatile: what a handler reads
+ * must be written before the copy begins.
  */
 static __thread struct copy *volatile current __attribute__((tls_model("initial-exec")));
 static __thread volatile uint32_t is_passing_on __attribute__((tls_model("initial-exec")));
 static struct sigaction previous;
 static volatile char is_installing;
 
-/* What would have happened without this file. */
+/* Pass the signal to the previous handler. */
 static void pass_on(int number, siginfo_t *info, void *context)
 {
 	int is_fault = info->si_code > 0;
 
-	/* A handler that came after this one may call it in turn: nobody is left to ask then. */
+	/* A handler that was installed later may call this one in turn: then there is no other one left. */
 	if (!is_passing_on && previous.sa_flags & SA_SIGINFO) {
 		is_passing_on = 1;
 		previous.sa_sigaction(number, info, context);
@@ -45,14 +45,14 @@ static void pass_on(int number, siginfo_t *info, void *context)
 		previous.sa_handler(number);
 		is_passing_on = 0;
 	} else if (is_passing_on || is_fault || previous.sa_handler == SIG_DFL) {
-		/* A fault comes again at once, where it came from. */
+		/* The access faults again at once. */
 		signal(number, SIG_DFL);
 		if (!is_fault)
 			raise(number);
 	}
 }
 
-/* Whether a fault at `address`, which may be the beginning of its page, is one of `size` bytes from `start` on. */
+/* Whether a fault at `address`, which may be the beginning of its page, is in the `size` bytes from `start` on. */
 static int touches(uintptr_t address, uintptr_t start, uint64_t size)
 {
 	return address - (start - start % PAGE) < size + start % PAGE;
@@ -69,7 +69,7 @@ static void on_bus_error(int number, siginfo_t *info, void *context)
 	pass_on(number, info, context);
 }
 
-/* Let the handler be the one of this process, if it is not: others may set their own at any time. */
+/* Install the handler if it is not installed: others may install their own at any time. */
 void pv_guard_install(void)
 {
 	struct sigaction action, now;
@@ -90,7 +90,7 @@ void pv_guard_install(void)
 	__sync_lock_release(&is_installing);
 }
 
-/* memcpy(); 0 if it met a byte that is not there. */
+/* memcpy(); 0 if a byte is missing. */
 static int try_copy(uint8_t *to, const uint8_t *from, uint64_t size)
 {
 	struct copy copy = { .to = (uintptr_t)to, .from = (uintptr_t)from, .size = size };
@@ -108,11 +108,11 @@ static int try_copy(uint8_t *to, const uint8_t *from, uint64_t size)
 }
 
 /*
- * memcpy() once the handler is installed; returns how many bytes come before one that is not there, `size` if all are
- * there. These are copied; of those after it some may be, too.
+ * memcpy() once the handler is installed; returns the number of bytes before the first missing one, `size` if none is
+ * missing. These are copied; some after it may be copied, too.
  *
- * Where a fault was does not tell: memcpy() may begin at the end, and go on by several places at once. So what met one is
- * copied again in order, by parts in each of which all is there or nothing.
+ * The address of the fault is no help: memcpy() may begin at the end, and access several places in turn. So after a
+ * fault the bytes are copied again in order, in parts of which all or nothing is there.
  */
 uint64_t pv_copy(uint8_t *to, const uint8_t *from, uint64_t size)
 {
@@ -134,7 +134,7 @@ uint64_t pv_copy(uint8_t *to, const uint8_t *from, uint64_t size)
 	return done;
 }
 
-/* Both at once. */
+/* For source and destination at once. */
 PV_EXPORT uint64_t pv_guarded_copy(uint8_t *to, const uint8_t *from, uint64_t size)
 {
 	pv_guard_install();

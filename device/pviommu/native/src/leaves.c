@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT
-/* What a page table holds, in order: the questions of engine/table.py. */
+/* Queries of a page table, as in engine/table.py. */
 
 #include "core.h"
 
-/* One leaf, clipped to what was asked for. */
+/* One leaf, clipped to the range asked for. */
 struct row {
 	uint64_t dfn;
 	uint64_t gfn;
@@ -12,24 +12,24 @@ struct row {
 	uint64_t starts;
 };
 
-/* Pages from `dfn` on that hold nothing, at least to the end of the slot that would hold it; 0 when it is mapped. */
+/* Unmapped pages from `dfn` on, to the end of the entry that would map it; 0 when it is mapped. */
 static uint64_t hole_at(const struct pv_table *table, uint64_t dfn)
 {
 	const struct pv_node *node = table->root;
 	uint32_t shift = (uint32_t)table->top;
-	uint64_t slot;
+	uint64_t entry;
 
 	for (;;) {
-		slot = node->slots[dfn >> shift & (PV_SLOTS - 1)];
-		if (!(slot & PV_TABLE))
+		entry = node->entries[dfn >> shift & (PV_ENTRIES - 1)];
+		if (!(entry & PV_TABLE))
 			break;
-		node = (const struct pv_node *)(uintptr_t)(slot & ~PV_TABLE);
+		node = (const struct pv_node *)(uintptr_t)(entry & ~PV_TABLE);
 		shift -= PV_LEVEL_BITS;
 	}
-	return slot ? 0 : (1ull << shift) - (dfn & ((1ull << shift) - 1));
+	return entry ? 0 : (1ull << shift) - (dfn & ((1ull << shift) - 1));
 }
 
-/* The next leaf at `*position` or after it and before `end`; 0 when there is none. Moves `*position` past it. */
+/* The next leaf at or after `*position` and before `end`; 0 when there is none. Moves `*position` past it. */
 static int next_leaf(const struct pv_table *table, uint64_t *position, uint64_t end, struct row *row)
 {
 	while (*position < end) {
@@ -50,7 +50,7 @@ static int next_leaf(const struct pv_table *table, uint64_t *position, uint64_t 
 	return 0;
 }
 
-/* Up to `room` leaves of a range in `rows`; returns how many and moves `*position` to where to go on. */
+/* Up to `room` leaves of a range in `rows`; returns how many and moves `*position` to where to continue. */
 PV_EXPORT uint64_t pv_table_leaves(const struct pv_table *table, uint64_t *position, uint64_t end, struct row *rows,
 				   uint64_t room)
 {
@@ -63,7 +63,7 @@ PV_EXPORT uint64_t pv_table_leaves(const struct pv_table *table, uint64_t *posit
 	return count;
 }
 
-/* The last dfn of a range at which a map call begins, in `*last`; 0 when none does. */
+/* The last DFN of a range at which a map call begins, in `*last`; 0 when none does. */
 PV_EXPORT int pv_table_last_start(const struct pv_table *table, uint64_t dfn, uint64_t end, uint64_t *last)
 {
 	struct row row;

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: MIT
-/* Guest memory that is mapped into this process: dma/memory.py, for requests of many runs. */
+/* Copies of guest memory that is mapped into this process: dma/memory.py, for requests of many runs. */
 
 #include <stdlib.h>
 #include <string.h>
 
 #include "core.h"
 
-/* Guest physical bytes [first, end) lie at `host`. */
+/* Guest physical bytes [first, end) are at `host`. */
 struct piece {
 	uint64_t first;
 	uint64_t end;
@@ -46,7 +46,7 @@ static uint64_t begun(const struct pv_memory *memory, uint64_t gpa)
 	return low;
 }
 
-/* A piece that overlaps none; -1 without memory, and then it is not there. */
+/* Add a piece that overlaps none; -1 without memory, and then it is not added. */
 PV_EXPORT int pv_memory_add(struct pv_memory *memory, uint64_t first, uint64_t size, uint8_t *host)
 {
 	uint64_t at = begun(memory, first);
@@ -66,7 +66,7 @@ PV_EXPORT int pv_memory_add(struct pv_memory *memory, uint64_t first, uint64_t s
 	return 0;
 }
 
-/* Forget the pieces that begin among `size` bytes from `first` on. */
+/* Remove the pieces that begin in the `size` bytes from `first` on. */
 PV_EXPORT void pv_memory_remove(struct pv_memory *memory, uint64_t first, uint64_t size)
 {
 	uint64_t at, end;
@@ -79,7 +79,7 @@ PV_EXPORT void pv_memory_remove(struct pv_memory *memory, uint64_t first, uint64
 	memory->count -= end - at;
 }
 
-/* The piece that holds `gpa`, or NULL. */
+/* The piece that contains `gpa`, or NULL. */
 static const struct piece *piece_at(const struct pv_memory *memory, uint64_t gpa)
 {
 	uint64_t at = begun(memory, gpa);
@@ -111,8 +111,8 @@ PV_EXPORT int pv_memory_has(const struct pv_memory *memory, const uint64_t *runs
 }
 
 /*
- * Copy `count` runs, which pv_memory_has() has found to be there, one after the other to `buffer`, or from it.
- * `room`: bytes of the buffer. Returns the bytes copied; fewer if memory behind a mapping has gone.
+ * Copy `count` runs, which pv_memory_has() has checked, one after the other to or from `buffer`. `room`: bytes of the
+ * buffer. Returns the bytes copied; fewer if memory behind a mapping is missing.
  */
 PV_EXPORT uint64_t pv_memory_copy(const struct pv_memory *memory, const uint64_t *runs, uint64_t count,
 				  uint8_t *buffer, uint64_t room, uint32_t to_guest)

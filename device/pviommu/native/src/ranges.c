@@ -6,7 +6,7 @@
 
 #include "core.h"
 
-/* How many bounds are at `frame` or before it. An odd number: the frame is in the set. */
+/* The number of bounds at or before `frame`. If it is odd, the frame is in the set. */
 static uint64_t bounds_to(const struct pv_ranges *ranges, uint64_t frame)
 {
 	uint64_t low = 0, high = ranges->count;
@@ -49,15 +49,15 @@ int pv_ranges_set(struct pv_ranges *ranges, const uint64_t *bounds, uint64_t cou
 }
 
 /*
- * Of the frames in [first, end) those belong to the set that are within `count` bounds, all of which lie in there;
- * 0, or -1 and no change when there is no memory.
+ * Of the frames in [first, end), those within the `count` bounds, all of which are in that range, belong to the set; 0,
+ * or -1 and no change when there is no memory.
  */
 int pv_ranges_replace(struct pv_ranges *ranges, uint64_t first, uint64_t end, const uint64_t *bounds, uint64_t count)
 {
 	uint64_t at = first ? bounds_to(ranges, first - 1) : 0, following = bounds_to(ranges, end);
 	uint64_t left = at % 2, right = following % 2, tail = ranges->count - following, *place;
 
-	/* A range that goes on across an edge has no bound there. */
+	/* A range that continues across an edge has no bound there. */
 	if (left && count && bounds[0] == first) {
 		left = 0;
 		bounds++;

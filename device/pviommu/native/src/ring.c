@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT
 /*
- * The busy part of the command rings: slots that map and unmap, from the shared BAR and back into it.
+ * The fast path of the command rings: slots that map and unmap, read from and completed in the shared BAR.
  *
- * What is rare, long or wrong in a way that only its status tells is left to Python, slot by slot and in order. The
- * guest can write the shared memory at any time: a slot is read once, into registers, and indices are never read back.
+ * Slots that are rare, long or invalid are left to Python, one by one and in order. The guest can write the shared
+ * memory at any time: a slot is read once, into registers, and indices are never read back.
  */
 
 #include <poll.h>
@@ -27,10 +27,10 @@
 #define CLOCK_SLOTS	16
 #define CLOCK_PAGES	1024
 
-/* How long a poll of the rings goes on between two looks at the descriptor that may end it: each is a system call. */
+/* How long the rings are polled between two checks of the descriptor that may end it, since each is a system call. */
 #define LOOK_NS		20000u
 
-/* Two words of a slot, which are read and compared at once. */
+/* Two words of a slot, read and compared at once. */
 typedef uint64_t pair __attribute__((vector_size(16), aligned(8), may_alias));
 
 static uint64_t now_ns(void)
@@ -56,7 +56,7 @@ static uint64_t field(const uint64_t *slot, const struct pv_field *field)
 	return slot[field->word] >> field->shift & field->mask;
 }
 
-/* Whether a slot is one of an operation: all bits that this fixes are as it wants them. */
+/* Whether a slot matches an operation: all bits that it fixes have their values. */
 static inline __attribute__((always_inline)) int matches(const struct pv_operation *operation, const uint64_t *slot)
 {
 	const pair *fixed = (const pair *)operation->fixed, *value = (const pair *)operation->value;
@@ -128,7 +128,7 @@ carry_out(const struct pv_rings *rings, const struct pv_operation *operation, en
 	if (ctx >= PV_CONTEXTS || nr > operation->most)
 		return 0;
 	context = core->contexts[ctx];
-	/* Python notes what the guest unmaps of a clone. */
+	/* Python keeps track of what the guest unmaps in a clone. */
 	if (!context || (kind == PV_UNMAP && context->is_clone))
 		return 0;
 	if (kind == PV_UNMAP) {
@@ -149,7 +149,7 @@ carry_out(const struct pv_rings *rings, const struct pv_operation *operation, en
 	return 1;
 }
 
-/* Write the pages done into the slot at `place`, beside what else its word had. */
+/* Write the count of pages into the slot at `place`, keeping the other bits of its word. */
 static void write_count(volatile uint64_t *place, const struct pv_operation *operation, const uint64_t *slot,
 			uint64_t done)
 {
@@ -159,7 +159,7 @@ static void write_count(volatile uint64_t *place, const struct pv_operation *ope
 	place[count->word] = (word & ~(count->mask << count->shift)) | (total & count->mask) << count->shift;
 }
 
-/* Complete the next `count` slots. Whether the guest asked to be interrupted. */
+/* Complete the next `count` slots; returns whether the guest asked for an interrupt. */
 static uint32_t publish(struct pv_ring *ring, uint32_t count)
 {
 	uint32_t old = ring->completed, event;
@@ -191,7 +191,7 @@ execute_one(const struct pv_rings *rings, struct pv_ring *ring, uint32_t index, 
 	((pair *)slot)[1] = pairs[1];
 	((pair *)slot)[2] = pairs[2];
 	((pair *)slot)[3] = pairs[3];
-	/* A branch each: the processor guesses which, and goes on before it has compared them. */
+	/* Separate branches: the processor predicts them and continues before the comparison is done. */
 	if (matches(operation = &rings->operations[PV_MAP], slot)) {
 		if (!carry_out(rings, operation, kind = PV_MAP, slot, outcome, report, recorded, &before))
 			return 0;
@@ -241,7 +241,7 @@ execute_slots(const struct pv_rings *rings, struct pv_ring *ring, uint32_t limit
 				return;
 			}
 		} else {
-			/* Somebody waits. */
+			/* The guest waits. */
 			report->interrupt |= publish(ring, unpublished);
 			unpublished = 0;
 			if (report->interrupt)
@@ -273,7 +273,7 @@ static void execute(const struct pv_rings *rings, struct pv_ring *ring, uint32_t
 
 /*
  * Execute up to `limit` slots of ring `number`, which has that many, for about `budget_ns`. *report, all zeros before,
- * tells what was done and why it ended.
+ * says what was done and why it ended.
  */
 PV_EXPORT void pv_ring_execute(const struct pv_rings *rings, uint32_t number, uint32_t limit, uint64_t budget_ns,
 			       struct pv_report *report)
@@ -282,7 +282,7 @@ PV_EXPORT void pv_ring_execute(const struct pv_rings *rings, uint32_t number, ui
 		report);
 }
 
-/* Whether somebody began to wait since the last look. Twin: CommandRing.is_awaited_anew() of pv/ring.py. */
+/* Whether the guest began to wait since the last call, as CommandRing.is_awaited_anew() of pv/ring.py. */
 static uint32_t awaited_anew(struct pv_ring *ring)
 {
 	uint32_t before = ring->awaited;
@@ -291,7 +291,7 @@ static uint32_t awaited_anew(struct pv_ring *ring)
 	return ring->awaited != before;
 }
 
-/* Times that somebody waited; a guest that does not tell waits for all but posted slots. */
+/* The number of waits; a guest that does not write `awaited` waits for all slots that are not posted. */
 static uint64_t waits_of(const struct pv_report *report)
 {
 	return report->waits ? report->waits : report->slots - report->posted;
@@ -301,12 +301,12 @@ static int is_readable(int fd)
 {
 	struct pollfd polled = { .fd = fd, .events = POLLIN };
 
-	return poll(&polled, 1, 0) > 0;	/* never of a negative one */
+	return poll(&polled, 1, 0) > 0;	/* never a negative time */
 }
 
 /*
- * Poll all rings and execute what appears, as far as it is for this core: for about `left_ns`, and for `window_ns`
- * after each time that somebody began to wait, for `budget_ns` in all. Ends early when there is something for Python
+ * Poll all rings and execute new slots, as far as they are for this core: for about `left_ns`, and for `window_ns`
+ * after each time that the guest began to wait, for `budget_ns` in all. Ends early when there is something for Python
  * to do, or to read from `fd`.
  */
 PV_EXPORT void pv_spin(const struct pv_rings *rings, uint64_t budget_ns, uint64_t left_ns, uint64_t window_ns, int fd,

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Rings, and what they carry (twins: interfaces/pv/ring.py, execution.py and page_operation.py). What a slot's payload
- * means, and what is answered, Python declares and hands over: no number of a profile stands in the C sources.
+ * Rings and their slots (interfaces/pv/ring.py, execution.py and page_operation.py). Python declares what a slot's
+ * payload means and its results, and passes that to C: the C sources have no number of a profile.
  */
 #ifndef PVIOMMU_RING_H
 #define PVIOMMU_RING_H
@@ -17,23 +17,23 @@ struct pv_field {
 	uint32_t shift;
 };
 
-/* Slots that map or unmap, as a profile declares them. All of a slot are 64-bit words. */
+/* Slots that map or unmap, as a profile declares them. A slot is an array of 64-bit words. */
 struct pv_operation {
-	uint64_t fixed[PV_SLOT_WORDS];	/* bits that must read as in `value`: number, padding, flags without a meaning */
+	uint64_t fixed[PV_SLOT_WORDS];	/* bits that must be as in `value`: number, padding, unknown flags */
 	uint64_t value[PV_SLOT_WORDS];
 	struct pv_field ctx;
 	struct pv_field dfn;
 	struct pv_field gfn;
 	struct pv_field nr;
-	struct pv_field count;		/* written: the pages done */
-	uint64_t added;			/* bits of what the guest put there that the pages are added to */
+	struct pv_field count;		/* written: the count of pages done */
+	uint64_t added;			/* bits of the guest's value to which the pages are added */
 	uint64_t readable;		/* in words[access_word] */
 	uint64_t writeable;
-	uint64_t most;			/* pages; slots with more are Python's */
+	uint64_t most;			/* pages; slots with more are left to Python */
 	uint32_t access_word;
-	uint32_t carried_out;		/* 0: Python wants to see these slots */
-	uint32_t counted;		/* a bit for each pv_stop: whether the count is written */
-	uint32_t reserved_first;	/* whether a reserved page outranks a frame that is not RAM */
+	uint32_t carried_out;		/* 0: these slots are left to Python */
+	uint32_t counted;		/* one bit per pv_stop: whether the count is written */
+	uint32_t reserved_first;	/* whether a reserved page is reported before a frame that is not RAM */
 	int32_t result[PV_STOPS];	/* by pv_stop */
 };
 
@@ -43,7 +43,7 @@ enum pv_kind {
 	PV_KINDS,
 };
 
-/* The lines are what each side writes; see protocol/pviommu_abi/shared.py. */
+/* The lines that each side writes; see protocol/pviommu_abi/shared.py. */
 struct pv_ring {
 	uint8_t *slots;
 	const volatile uint32_t *guest_line;	/* producer, completion_event, awaited */
@@ -96,10 +96,10 @@ struct pv_rings {
 };
 
 enum pv_reason {
-	PV_DONE,		/* as many slots as were asked for, or as there were */
+	PV_DONE,		/* all slots that were asked for, or that there were */
 	PV_OVERDUE,		/* time is up */
 	PV_FOR_PYTHON,		/* the next slot is not for this core */
-	PV_POSTED_FAILED,	/* `unpublished` slots wait until the event about the last one is out */
+	PV_POSTED_FAILED,	/* `unpublished` slots wait until the event about the last one is sent */
 	PV_BROKEN,		/* an impossible producer index */
 };
 
@@ -111,9 +111,9 @@ struct pv_report {
 	uint64_t unmaps;
 	uint64_t pages_mapped;
 	uint64_t pages_unmapped;
-	uint64_t waits;		/* seen while polling: times that somebody in the guest began to wait */
+	uint64_t waits;		/* while polling: the number of times that the guest began to wait */
 	uint32_t reason;
-	uint32_t interrupt;	/* whether the guest asked to be interrupted */
+	uint32_t interrupt;	/* whether the guest asked for an interrupt */
 	uint32_t unpublished;
 	uint32_t ring;		/* the last one worked on */
 	uint32_t sequence;	/* of the last slot that failed, and its result */

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from pviommu.guest.xen_2024 import UNTOUCHED
-from pviommu_abi.own import Batch, Call, MapOp, OwnOp
 from pviommu_abi.registers import Profile
 from pviommu_abi.slots import OpClass
+from pviommu_abi.vendor import Batch, Call, MapOp, VendorOp
 from pviommu_abi.xen_v7 import (
     V7Alloc,
     V7Capabilities,
@@ -96,7 +96,7 @@ class Memory:
         """Result, and the structure afterwards."""
         if address == PLACE:
             self.driver.ram[PLACE : PLACE + len(structure)] = structure
-        result, _ = self.driver.call(Call(address, op).pack(), OpClass.OWN, OwnOp.CALL)
+        result, _ = self.driver.call(Call(address, op).pack(), OpClass.VENDOR, VendorOp.CALL)
         return result, self.driver.ram[PLACE : PLACE + len(structure)]
 
     def put_array(self, elements: list[MapOp]) -> None:
@@ -112,7 +112,7 @@ class Memory:
         """Result and done."""
         self.put_array(elements)
         op = Batch(address, len(elements) if count is None else count, flags, ctx)
-        result, answer = self.driver.call(op.pack(), OpClass.OWN, OwnOp.BATCH)
+        result, answer = self.driver.call(op.pack(), OpClass.VENDOR, VendorOp.BATCH)
         return result, Batch.unpack(answer).done
 
 

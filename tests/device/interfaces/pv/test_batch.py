@@ -7,9 +7,9 @@ import pytest
 
 from pviommu.dma.fault import DmaRefusedError
 from pviommu.interfaces.pv.batch import ELEMENTS
-from pviommu_abi.own import Batch, BatchFlags, MapOp, OwnOp
 from pviommu_abi.shared import EventReason
 from pviommu_abi.slots import Errno, OpClass
+from pviommu_abi.vendor import Batch, BatchFlags, MapOp, VendorOp
 from vfio_user import DmaMapping
 
 from ...conftest import reason_of
@@ -33,7 +33,7 @@ def elements(*pages, flags=3):
 
 def run(driver, op):
     """Submit a batch and carry it out to the end: result and done."""
-    position = driver.put(op.pack(), OpClass.OWN, OwnOp.BATCH)
+    position = driver.put(op.pack(), OpClass.VENDOR, VendorOp.BATCH)
     while driver.iommu.work():
         pass
     slot, answer = driver.outcome(position)
@@ -110,7 +110,7 @@ def test_the_default_or_an_unallocated_context_is_einval_and_no_element_is_looke
 )
 def test_unknown_flags_padding_and_a_misaligned_address_are_einval(driver, memory, payload):
     memory.put_array(elements((0x100, 0x10)))
-    assert driver.call(payload, OpClass.OWN, OwnOp.BATCH)[0] == -Errno.EINVAL
+    assert driver.call(payload, OpClass.VENDOR, VendorOp.BATCH)[0] == -Errno.EINVAL
     assert memory.statuses(1) == [UNSET]
 
 
@@ -160,7 +160,7 @@ def test_only_statuses_are_written_to_the_array(driver, memory):
             driver.ram[PLACE : PLACE + 8] = b"\xff" * 8
 
     driver.inputs.after_copy = change
-    assert driver.call(Batch(PLACE, 2, 0, 1).pack(), OpClass.OWN, OwnOp.BATCH)[0] == 0
+    assert driver.call(Batch(PLACE, 2, 0, 1).pack(), OpClass.VENDOR, VendorOp.BATCH)[0] == 0
     driver.inputs.after_copy = None
     assert driver.ram[PLACE : PLACE + 8] == b"\xff" * 8
     assert MapOp.unpack(driver.ram, PLACE + 24) == MapOp(0x101, 0x11, 3, 0)
@@ -221,7 +221,7 @@ def test_a_long_batch_lets_others_have_a_turn_flushes_once_a_piece_and_counts_al
     flushes = driver.iommu.engine.iotlb_flushes
     memory.put_array(long_array(count))
     driver.inputs.time_step = 10_000_000
-    position = driver.put(Batch(PLACE, count, UNMAP, 1).pack(), OpClass.OWN, OwnOp.BATCH)
+    position = driver.put(Batch(PLACE, count, UNMAP, 1).pack(), OpClass.VENDOR, VendorOp.BATCH)
     driver.iommu.work()
     assert (driver.completed(), memory.statuses(count).count(0)) == (position, ELEMENTS)
     assert driver.call(b"", ring=1)[0] == 0
@@ -247,7 +247,7 @@ def test_an_array_that_goes_away_between_two_pieces_is_efault_with_what_was_done
     array = b"".join(element.pack() for element in long_array(count))
     driver.iommu.memory.write([(0x40000000, len(array))], array)
     driver.inputs.time_step = 10_000_000
-    position = driver.put(Batch(0x40000000, count, 0, 1).pack(), OpClass.OWN, OwnOp.BATCH)
+    position = driver.put(Batch(0x40000000, count, 0, 1).pack(), OpClass.VENDOR, VendorOp.BATCH)
     driver.iommu.work()
     driver.iommu.dma_unmap(0x40000000, 0x10000)
     while driver.iommu.work():

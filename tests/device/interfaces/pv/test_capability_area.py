@@ -1,7 +1,7 @@
 import pytest
 
 from pviommu.engine import EngineConfig
-from pviommu.engine.config import MSI_WINDOW, ReservedRegion
+from pviommu.engine.config import MSI_WINDOW, ReservedFrames
 from pviommu.engine.ranges import FrameRanges
 from pviommu.interfaces.pv.capability_area import CapabilityPublisher, Chain, iova_ranges, reserved_regions
 from pviommu.pci.shared_memory import SharedMemory
@@ -20,13 +20,13 @@ from pviommu_abi.shared import (
     EndpointEntry,
     Limits,
     RegionKind,
+    ReservedRegion,
 )
-from pviommu_abi.shared import ReservedRegion as ReservedEntry
 
 LIMITS = Limits(1 << 12, 256, 255, 4096, 4, 39, 1)
 ENTRY = {
     CapabilityId.IOVA_RANGES: AddressRange,
-    CapabilityId.RESERVED_REGIONS: ReservedEntry,
+    CapabilityId.RESERVED_REGIONS: ReservedRegion,
     CapabilityId.RAM_RANGES: AddressRange,
     CapabilityId.ENDPOINTS: EndpointEntry,
 }
@@ -72,25 +72,25 @@ def test_the_msi_window_splits_the_aperture():
 
 def test_reserved_regions_at_both_ends_leave_what_is_between():
     config = EngineConfig(
-        aperture_bits=32, reserved=(ReservedRegion(0xFFFFF, 0xFFFFF, "top"), ReservedRegion(0, 0, "bottom"))
+        aperture_bits=32, reserved=(ReservedFrames(0xFFFFF, 0xFFFFF, "top"), ReservedFrames(0, 0, "bottom"))
     )
     assert iova_ranges(config) == [AddressRange(0x1000, 0xFFFFEFFF)]
     assert [region.kind for region in reserved_regions(config)] == [RegionKind.RESERVED] * 2
 
 
 def test_overlapping_reserved_regions_are_left_out_once():
-    config = EngineConfig(aperture_bits=32, reserved=(ReservedRegion(0, 9, "a"), ReservedRegion(5, 6, "b")))
+    config = EngineConfig(aperture_bits=32, reserved=(ReservedFrames(0, 9, "a"), ReservedFrames(5, 6, "b")))
     assert iova_ranges(config) == [AddressRange(0xA000, 0xFFFFFFFF)]
 
 
 def test_a_reserved_region_past_the_aperture_does_not_lengthen_it():
-    config = EngineConfig(aperture_bits=32, reserved=(ReservedRegion(0x200000, 0x200001, "far"),))
+    config = EngineConfig(aperture_bits=32, reserved=(ReservedFrames(0x200000, 0x200001, "far"),))
     assert iova_ranges(config) == [AddressRange(0, 0xFFFFFFFF)]
 
 
 def test_the_msi_window_is_listed_for_every_stream():
     assert reserved_regions(EngineConfig(reserved=(MSI_WINDOW,))) == [
-        ReservedEntry(0xFEE00000, 0xFEEFFFFF, RegionKind.MSI, GLOBAL_STREAM)
+        ReservedRegion(0xFEE00000, 0xFEEFFFFF, RegionKind.MSI, GLOBAL_STREAM)
     ]
 
 
@@ -148,17 +148,17 @@ def test_the_generation_is_odd_while_the_chain_is_written(shared):
 
 
 def test_regions_of_endpoints_are_listed_with_their_stream_after_the_global_ones(shared):
-    of_endpoints = {7: (ReservedRegion(0x300, 0x301, "direct"), ReservedRegion(0x100, 0x100, "direct"))}
+    of_endpoints = {7: (ReservedFrames(0x300, 0x301, "direct"), ReservedFrames(0x100, 0x100, "direct"))}
     found = walk(published(shared, EngineConfig(), LIMITS, [], [], of_endpoints))
     assert found[CapabilityId.RESERVED_REGIONS] == [
-        ReservedEntry(0xFEE00000, 0xFEEFFFFF, RegionKind.MSI, GLOBAL_STREAM),
-        ReservedEntry(0x100000, 0x100FFF, RegionKind.DIRECT, 7),
-        ReservedEntry(0x300000, 0x301FFF, RegionKind.DIRECT, 7),
+        ReservedRegion(0xFEE00000, 0xFEEFFFFF, RegionKind.MSI, GLOBAL_STREAM),
+        ReservedRegion(0x100000, 0x100FFF, RegionKind.DIRECT, 7),
+        ReservedRegion(0x300000, 0x301FFF, RegionKind.DIRECT, 7),
     ]
 
 
 def test_the_most_endpoints_and_regions_leave_room_for_ram_ranges(shared):
-    region = ReservedRegion(0, 0, "direct")
+    region = ReservedFrames(0, 0, "direct")
     endpoints = [EndpointEntry(stream, 0, SBDF_UNBOUND) for stream in range(256)]
     of_endpoints = dict.fromkeys(range(64), (region,))
     found = walk(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pviommu.engine import EngineConfig, ReservedRegion
+from pviommu.engine import EngineConfig, ReservedFrames
 from pviommu.engine.ranges import FrameRanges
 from pviommu.interfaces.pv.capability_area import Chain
 from pviommu.interfaces.pv.config import MAX_ENDPOINTS, MAX_RESERVED
@@ -17,7 +17,7 @@ LEAST_RAM_RANGES = 64
 def test_all_endpoints_and_regions_fit_and_ram_ranges_besides() -> None:
     endpoints = [EndpointEntry(stream, 0, SBDF_UNBOUND) for stream in range(MAX_ENDPOINTS)]
     regions = {
-        stream: (ReservedRegion(0x10000 + 2 * stream, 0x10000 + 2 * stream, "direct"),)
+        stream: (ReservedFrames(0x10000 + 2 * stream, 0x10000 + 2 * stream, "direct"),)
         for stream in range(MAX_RESERVED)
     }
     limits = Limits(1 << 12, 1, 1, 1, 1, 39, 1)

@@ -2,12 +2,22 @@
 
 import pytest
 
-from pviommu.engine import Access, Engine, EngineConfig, Fault, Outcome, Refusal, ReservedRegion, Stop, Usage
+from pviommu.engine import (
+    Access,
+    Engine,
+    EngineConfig,
+    EngineUsage,
+    Outcome,
+    Refusal,
+    ReservedFrames,
+    Stop,
+    TranslationFault,
+)
 from pviommu.interfaces.pv.contexts import Contexts, ContextStop, DefaultPolicy
 
 R, W, RW = Access.READ, Access.WRITE, Access.READ | Access.WRITE
 STREAM = 7
-REGION = ReservedRegion(0x500, 0x503, "direct")
+REGION = ReservedFrames(0x500, 0x503, "direct")
 
 
 def new_contexts(*regions, max_contexts=255, policy=DefaultPolicy.IDENTITY, **fields):
@@ -23,7 +33,7 @@ def new_contexts(*regions, max_contexts=255, policy=DefaultPolicy.IDENTITY, **fi
 def dma(contexts, dfn, access=R, stream=STREAM):
     """The gpa that one byte at the beginning of `dfn` reaches, or the refusal."""
     answer = contexts.engine.translate(stream, dfn << 12, 1, access)
-    return answer.refusal if isinstance(answer, Fault) else answer[0].gpa
+    return answer.refusal if isinstance(answer, TranslationFault) else answer[0].gpa
 
 
 # numbers
@@ -57,7 +67,7 @@ def test_a_context_needs_a_pool_page_and_returns_it():
     assert contexts.alloc() == (None, Stop.POOL_EXHAUSTED)
     contexts.free(1, reattach=False)
 
-    assert contexts.engine.usage() == Usage(0, 0, 1, 0)
+    assert contexts.engine.usage() == EngineUsage(0, 0, 1, 0)
 
 
 @pytest.mark.row("defect", "D8")
@@ -68,7 +78,7 @@ def test_a_clone_that_exhausts_the_pool_leaves_nothing_behind():
 
     assert contexts.alloc(clone=True) == (None, Stop.POOL_EXHAUSTED)
 
-    assert contexts.engine.usage() == Usage(1, 1, 100, 0)
+    assert contexts.engine.usage() == EngineUsage(1, 1, 100, 0)
     assert contexts.alloc() == (2, None)
 
 
@@ -92,7 +102,7 @@ def test_a_number_that_is_used_again_brings_nothing_back():
     contexts.attach(STREAM, 1)
 
     assert dma(contexts, 0x100) is Refusal.NOT_MAPPED
-    assert contexts.engine.usage() == Usage(1, 1, 4096, 0)
+    assert contexts.engine.usage() == EngineUsage(1, 1, 4096, 0)
 
 
 # who is where
@@ -219,7 +229,7 @@ def test_what_is_held_leaves_its_context_with_its_regions_which_are_mapped_nowhe
 
 def test_two_endpoints_whose_regions_are_in_conflict_can_both_be_held():
     contexts = new_contexts(REGION)
-    contexts.add_endpoint(8, (ReservedRegion(0x503, 0x504, "direct"),))
+    contexts.add_endpoint(8, (ReservedFrames(0x503, 0x504, "direct"),))
     contexts.alloc()
     contexts.attach(8, 2)
 
@@ -262,7 +272,7 @@ def test_reset_returns_to_power_on_and_blocks_what_was_outside_the_default_conte
 
     contexts.reset()
 
-    assert (contexts.engine.usage(), contexts.max_contexts) == (Usage(0, 0, 4096, 0), 255)
+    assert (contexts.engine.usage(), contexts.max_contexts) == (EngineUsage(0, 0, 4096, 0), 255)
     assert contexts.endpoints() == {7: 0, 8: 0}
     assert dma(contexts, 0x100) is Refusal.BLOCKED
     assert dma(contexts, 0x100, stream=8) == 0x100000
@@ -327,13 +337,13 @@ def test_lower_limits_are_in_force_and_shown_until_reset():
 
     contexts.limit(2, 5)
 
-    assert (engine.usage(), contexts.max_contexts) == (Usage(1, 1, 5, 0), 2)
+    assert (engine.usage(), contexts.max_contexts) == (EngineUsage(1, 1, 5, 0), 2)
     assert engine.map(1, 0, 0, 1, RW).ok
     assert contexts.alloc() == (2, None)
     assert contexts.alloc() == (None, ContextStop.NO_FREE_CONTEXT)
     assert engine.map(2, 0, 0, 1, RW) == Outcome(0, Stop.POOL_EXHAUSTED, 0)
     contexts.reset()
-    assert (engine.usage(), contexts.max_contexts) == (Usage(0, 0, 9, 0), 3)
+    assert (engine.usage(), contexts.max_contexts) == (EngineUsage(0, 0, 9, 0), 3)
 
 
 def test_limits_can_be_nothing_and_can_be_raised_again_to_what_is_configured():
@@ -345,7 +355,7 @@ def test_limits_can_be_nothing_and_can_be_raised_again_to_what_is_configured():
     assert contexts.alloc() == (None, Stop.POOL_EXHAUSTED)
     contexts.limit(3, 9)
 
-    assert (contexts.engine.usage(), contexts.max_contexts) == (Usage(0, 0, 9, 0), 3)
+    assert (contexts.engine.usage(), contexts.max_contexts) == (EngineUsage(0, 0, 9, 0), 3)
 
 
 @pytest.mark.parametrize(
@@ -368,4 +378,4 @@ def test_limits_beyond_the_configured_ones_or_below_what_is_in_use_are_refused(l
     with pytest.raises(ValueError, match=text):
         contexts.limit(*limits)
 
-    assert (contexts.engine.usage(), contexts.max_contexts) == (Usage(1, 3, 9, 1), 3)
+    assert (contexts.engine.usage(), contexts.max_contexts) == (EngineUsage(1, 3, 9, 1), 3)

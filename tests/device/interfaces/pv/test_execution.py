@@ -12,7 +12,6 @@ from pviommu.interfaces.pv.pages import PIECE
 from pviommu.interfaces.pv.patience import CATCH_UP_NS
 from pviommu.interfaces.pv.profile import Progress
 from pviommu.interfaces.pv.ring import Operation, passed
-from pviommu_abi.own import Call, OwnOp
 from pviommu_abi.registers import RingStatus
 from pviommu_abi.shared import (
     CACHE_LINE,
@@ -22,6 +21,7 @@ from pviommu_abi.shared import (
     GuestRingLine,
 )
 from pviommu_abi.slots import Errno, OpClass, SlotFlags
+from pviommu_abi.vendor import Call, VendorOp
 from pviommu_abi.xen_2024 import MapPages, PvIommuOp, ReattachDevice, UnmapPages, Xen2024Op
 from pviommu_abi.xen_v7 import V7MapPages, V7UnmapPages, XenV7Op
 
@@ -72,7 +72,7 @@ def doorbell_asked(driver, ring=0):
         (0xFF, 0, 0),
         (OpClass.XEN_2024, 1, 0),
         (OpClass.XEN_2024, 0, 2),
-        (OpClass.OWN, 4, 0x8000),
+        (OpClass.VENDOR, 4, 0x8000),
     ],
 )
 @pytest.mark.row("defect", "C10")
@@ -162,7 +162,7 @@ def test_a_slot_changed_while_an_earlier_one_is_executed_has_no_effect(make_driv
 @pytest.mark.row("defect", "C16")
 def test_an_operation_that_fails_inside_the_device_fails_alone(driver, monkeypatch, caplog):
     monkeypatch.setattr(driver.iommu.engine, "usage", lambda: 1 // 0)
-    bad = driver.put(b"", OpClass.OWN, OwnOp.QUERY_USAGE)
+    bad = driver.put(b"", OpClass.VENDOR, VendorOp.QUERY_USAGE)
     good = driver.put(NOOP)
     driver.iommu.work()
     monkeypatch.undo()
@@ -258,7 +258,9 @@ def test_what_moves_endpoints_or_contexts_first_drains_the_other_rings(make_driv
         "unbind": bytes((0, 0, 0, DEVFN["dma0"])),
     }[op]
     later = driver.put(map_op(ctx, 0x200, 0x20), ring=1)
-    sooner = driver.put(payload, *((OpClass.OWN, OwnOp.UNBIND) if op == "unbind" else (OpClass.XEN_2024, 0)), ring=0)
+    sooner = driver.put(
+        payload, *((OpClass.VENDOR, VendorOp.UNBIND) if op == "unbind" else (OpClass.XEN_2024, 0)), ring=0
+    )
     publish = driver.iommu.rings[0].publish
     driver.iommu.rings[0].publish = lambda count: seen.append(driver.completed(ring=1)) or publish(count)
     driver.iommu.work()
@@ -634,7 +636,7 @@ def test_a_long_operation_of_another_ring_is_finished_before_contexts_change(slo
     slow.iommu.work()
     free = PvIommuOp(Xen2024Op.FREE_CONTEXT, 1, 0).pack()
     slow.ram[0x8000:0x8020] = free.ljust(32, b"\0")
-    call = (Call(0x8000, 0).pack(), OpClass.OWN, OwnOp.CALL)
+    call = (Call(0x8000, 0).pack(), OpClass.VENDOR, VendorOp.CALL)
     freed = slow.put(*(call if op == "call" else (free,)), ring=1)
     finish(slow)
     assert MapPages.unpack(slow.outcome(position)[1]).mapped == LONG
@@ -671,7 +673,7 @@ def test_a_long_operation_that_waits_for_other_rings_first(slow):
     """A long map by way of memory: it waits, and then it takes pieces itself."""
     slow.ram[0x8000:0x8020] = map_op(1, LONG, 1, LONG)
     long_map(slow)
-    position = slow.put(Call(0x8000, 0).pack(), OpClass.OWN, OwnOp.CALL, ring=1)
+    position = slow.put(Call(0x8000, 0).pack(), OpClass.VENDOR, VendorOp.CALL, ring=1)
     finish(slow)
     assert slow.outcome(position, ring=1)[0].result == 0
     assert slow.iommu.engine.usage().mapped_pages == 2 * LONG

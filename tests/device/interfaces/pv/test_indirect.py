@@ -6,9 +6,9 @@ import os
 import pytest
 
 from pviommu.guest.xen_2024 import UNTOUCHED
-from pviommu_abi.own import Call, OwnOp
 from pviommu_abi.registers import Profile
 from pviommu_abi.slots import Errno, OpClass
+from pviommu_abi.vendor import Call, VendorOp
 from pviommu_abi.xen_2024 import LookupPage, MapPages, PvIommuOp, QueryCapabilities, Xen2024Op
 from pviommu_abi.xen_v7 import V7Alloc, V7Free, V7MapPages, V7RemoteCmd, XenV7Op
 from vfio_user import DmaMapping
@@ -91,7 +91,7 @@ def test_a_number_in_the_slot_is_einval_under_xen_2024(driver):
     ],
 )
 def test_a_misaligned_address_or_padding_is_einval(driver, payload):
-    assert driver.call(payload, OpClass.OWN, OwnOp.CALL)[0] == -Errno.EINVAL
+    assert driver.call(payload, OpClass.VENDOR, VendorOp.CALL)[0] == -Errno.EINVAL
 
 
 def test_the_structure_is_read_once(driver):
@@ -189,7 +189,7 @@ def test_a_long_map_by_way_of_memory_is_written_back_once_at_its_end(make_v7):
     driver.inputs.time_step = 10_000_000
     given = V7MapPages(1, 0, 0, 1, 0, 3, 4096, 200000, 4)
     driver.ram[PLACE : PLACE + given.SIZE] = given.pack()
-    position = driver.put(Call(PLACE, XenV7Op.MAP_PAGES).pack(), OpClass.OWN, OwnOp.CALL)
+    position = driver.put(Call(PLACE, XenV7Op.MAP_PAGES).pack(), OpClass.VENDOR, VendorOp.CALL)
     driver.iommu.work()
     assert driver.completed() == position
     assert V7MapPages.unpack(driver.ram, PLACE) == given
@@ -207,7 +207,7 @@ def test_memory_that_goes_away_before_a_long_map_is_written_back_is_efault_and_t
     driver.iommu.memory.write([(0x40000000, V7MapPages.SIZE)], V7MapPages(1, 0, 0, 1, 0, 3, 4096, 200000, 0).pack())
     driver.iommu.engine.set_ram([(0, (1 << 20) - 1)])
     driver.inputs.time_step = 10_000_000
-    position = driver.put(Call(0x40000000, XenV7Op.MAP_PAGES).pack(), OpClass.OWN, OwnOp.CALL)
+    position = driver.put(Call(0x40000000, XenV7Op.MAP_PAGES).pack(), OpClass.VENDOR, VendorOp.CALL)
     driver.iommu.work()
     driver.iommu.memory.changed = lambda: None
     driver.iommu.dma_unmap(0x40000000, 0x1000)
@@ -221,6 +221,7 @@ def test_an_operation_under_no_profile_is_impossible(make_driver):
     driver = make_driver()
     driver.write("PROFILE", Profile.NONE)
     assert (
-        driver.iommu._executor.operations._own.op_call(Call(PLACE, 0).pack().ljust(48, b"\0")).result == -Errno.EINVAL
+        driver.iommu._executor.operations._vendor.op_call(Call(PLACE, 0).pack().ljust(48, b"\0")).result
+        == -Errno.EINVAL
     )
-    assert driver.iommu._executor.operations._own.op_batch(bytes(48)).result == -Errno.EINVAL
+    assert driver.iommu._executor.operations._vendor.op_batch(bytes(48)).result == -Errno.EINVAL

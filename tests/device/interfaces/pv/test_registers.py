@@ -14,7 +14,7 @@ from pviommu.interfaces.pv.function import IommuConfig, PvIommu
 from pviommu.pci.function import Environment
 from pviommu_abi.registers import REGISTER, REGISTER_BAR, REGISTERS, RingControl, Status
 from vfio_user import Steps
-from wire_layout.registers import Access
+from wire_layout.registers import AccessKind
 from wire_layout.strategies import RegisterAccess, accesses
 
 CONSTANT = [
@@ -51,7 +51,7 @@ def test_whatever_is_written_constants_stay_and_bits_that_are_not_read_are_zero(
     for register in REGISTERS:
         for place in register.places:
             (value,) = struct.unpack("<I", iommu.region_read(REGISTER_BAR, place, 4))
-            assert value & register.mask(Access.WO, Access.RES0) == 0
+            assert value & register.mask(AccessKind.WO, AccessKind.RES0) == 0
     iommu.close()
 
 

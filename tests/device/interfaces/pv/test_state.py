@@ -18,9 +18,9 @@ from pviommu.interfaces.pv.ring import CommandRingState, Operation
 from pviommu.machine import Machine
 from pviommu.native.core import NativeCore
 from pviommu.native.library import Library
-from pviommu_abi.own import Batch, BatchFlags, Call, MapOp, OwnOp
 from pviommu_abi.registers import Profile
 from pviommu_abi.slots import OpClass, SlotFlags
+from pviommu_abi.vendor import Batch, BatchFlags, Call, MapOp, VendorOp
 from pviommu_abi.xen_2024 import MapPages, PvIommuOp, UnmapPages, Xen2024Op
 from pviommu_abi.xen_v7 import V7MapPages, V7RemoteCmd, XenV7Op
 
@@ -110,19 +110,19 @@ def batch(driver: Driver) -> None:
     array[4 * ELEMENTS + 3] = array[0]
     packed = b"".join(element.pack() for element in array)
     driver.ram[PLACE : PLACE + len(packed)] = packed
-    driver.put(Batch(PLACE, len(array), 0, 1).pack(), OpClass.OWN, OwnOp.BATCH)
+    driver.put(Batch(PLACE, len(array), 0, 1).pack(), OpClass.VENDOR, VendorOp.BATCH)
 
 
 def batch_of_unmaps(driver: Driver) -> None:
     driver.map(1, 0x1000, 5, 3 * ELEMENTS)
     packed = b"".join(MapOp(0x1000 + page, 0, 0, 77).pack() for page in range(3 * ELEMENTS))
     driver.ram[PLACE : PLACE + len(packed)] = packed
-    driver.put(Batch(PLACE, 3 * ELEMENTS, BatchFlags.UNMAP, 1).pack(), OpClass.OWN, OwnOp.BATCH)
+    driver.put(Batch(PLACE, 3 * ELEMENTS, BatchFlags.UNMAP, 1).pack(), OpClass.VENDOR, VendorOp.BATCH)
 
 
 def call(driver: Driver) -> None:
     driver.ram[PLACE : PLACE + len(MAP)] = MAP
-    driver.put(Call(PLACE, 0).pack(), OpClass.OWN, OwnOp.CALL)
+    driver.put(Call(PLACE, 0).pack(), OpClass.VENDOR, VendorOp.CALL)
 
 
 def behind_another_ring(driver: Driver) -> None:
@@ -176,7 +176,7 @@ def test_a_remote_command_by_way_of_memory_goes_on_with_both_structures(make: Ma
     driver.ram[inner : inner + given.SIZE] = given.pack()
     outer = V7RemoteCmd(0, XenV7Op.MAP_PAGES, 0, inner).pack()
     driver.ram[PLACE : PLACE + len(outer)] = outer
-    position = driver.put(Call(PLACE, XenV7Op.REMOTE_CMD).pack(), OpClass.OWN, OwnOp.CALL)
+    position = driver.put(Call(PLACE, XenV7Op.REMOTE_CMD).pack(), OpClass.VENDOR, VendorOp.CALL)
     driver.iommu.work()
     operation = driver.iommu.rings[0].save().operation
     assert operation
@@ -267,7 +267,7 @@ def test_an_operation_of_a_ring_that_is_off_or_of_no_slot_is_not_loaded(make: Ma
 
 def test_an_operation_that_waits_for_a_ring_that_there_is_not_is_not_loaded(make: Make) -> None:
     iommu = make(False).iommu
-    operation = Operation(OpClass.OWN, OwnOp.CALL, 0, 0, bytes(48), Progress(targets=((4, 1),)))
+    operation = Operation(OpClass.VENDOR, VendorOp.CALL, 0, 0, bytes(48), Progress(targets=((4, 1),)))
     iommu.rings[0].load(replace(iommu.rings[0].save(), operation=operation))
 
     with pytest.raises(ValueError, match="ring 4 is to be waited for, and there are 4"):
@@ -279,7 +279,7 @@ def test_what_no_slot_can_have_begun_fails_alone(make: Make) -> None:
     driver = make(False)
     position = driver.put(b"")
     driver.put(ALLOC)
-    made_up = Operation(OpClass.OWN, OwnOp.CALL, 0, 7, bytes(48), Progress())
+    made_up = Operation(OpClass.VENDOR, VendorOp.CALL, 0, 7, bytes(48), Progress())
     driver.iommu.rings[0].load(replace(driver.iommu.rings[0].save(), operation=made_up))
 
     finish(driver)

@@ -2,11 +2,11 @@ import pytest
 
 from pviommu.dma.fault import DmaRefusedError
 from pviommu.guest.xen_2024 import UNTOUCHED
-from pviommu.topology import ReservedEntry
-from pviommu_abi.own import Binding, OwnOp
+from pviommu.topology import ReservedSection
 from pviommu_abi.registers import Profile
 from pviommu_abi.shared import EventReason
 from pviommu_abi.slots import Errno, OpClass
+from pviommu_abi.vendor import Binding, VendorOp
 from pviommu_abi.xen_2024 import (
     LookupPage,
     MapPages,
@@ -451,8 +451,8 @@ def test_lookup_in_the_default_context_is_enoent(driver):
 
 # -- reserved regions -------------------------------------------------------------------------------------------------
 
-REGION = {"dma0": (ReservedEntry(0x200000, 0x2000),)}
-SHARED_REGION = dict.fromkeys(("dma0", "dma1"), (ReservedEntry(0x200000, 0x2000),))
+REGION = {"dma0": (ReservedSection(0x200000, 0x2000),)}
+SHARED_REGION = dict.fromkeys(("dma0", "dma1"), (ReservedSection(0x200000, 0x2000),))
 
 
 @pytest.mark.row("xen", 13)
@@ -543,7 +543,7 @@ def test_an_invalidation_that_fails_is_not_a_success(driver, ctx, monkeypatch):
 def test_a_function_that_is_no_endpoint_has_an_errno(driver, ctx):
     """The PV-IOMMU's own function, a bridge: nothing with their SBDF is bound, and their stream does not exist."""
     own = Binding(0, 0, 0x20, 0xFFFFFFFF)
-    assert driver.call(own.pack(), OpClass.OWN, OwnOp.BIND)[0] == -Errno.ENODEV
+    assert driver.call(own.pack(), OpClass.VENDOR, VendorOp.BIND)[0] == -Errno.ENODEV
     assert driver.call(ReattachDevice(4, ctx, 0, 0, 0, 0x20).pack())[0] == -Errno.ENOENT
 
 

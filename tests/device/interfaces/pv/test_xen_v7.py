@@ -3,11 +3,11 @@ import pytest
 from pviommu.dma.fault import DmaRefusedError
 from pviommu.guest.xen_2024 import UNTOUCHED
 from pviommu.interfaces.pv.xen_v7 import XenV7State
-from pviommu.topology import ReservedEntry
-from pviommu_abi.own import Binding, OwnOp
+from pviommu.topology import ReservedSection
 from pviommu_abi.registers import Profile
 from pviommu_abi.shared import EventReason
 from pviommu_abi.slots import Errno, OpClass
+from pviommu_abi.vendor import Binding, VendorOp
 from pviommu_abi.xen_v7 import (
     DOMID_SELF,
     XEN_V7_RECORDS,
@@ -26,8 +26,8 @@ from ...conftest import reason_of
 from .conftest import PLACE
 
 RAM_END = 0x1000
-REGION = {"dma0": (ReservedEntry(0x200000, 0x2000),)}
-SHARED_REGION = dict.fromkeys(("dma0", "dma1"), (ReservedEntry(0x200000, 0x2000),))
+REGION = {"dma0": (ReservedSection(0x200000, 0x2000),)}
+SHARED_REGION = dict.fromkeys(("dma0", "dma1"), (ReservedSection(0x200000, 0x2000),))
 
 
 @pytest.fixture
@@ -358,7 +358,7 @@ def test_a_region_of_two_endpoints_stays_until_the_last_one_leaves(make_v7):
 @pytest.mark.row("xen", 60)
 def test_a_function_that_is_no_endpoint_has_an_errno(v7, ctx):
     own = Binding(0, 0, 0x20, 0xFFFFFFFF)
-    assert v7.driver.call(own.pack(), OpClass.OWN, OwnOp.BIND)[0] == -Errno.ENODEV
+    assert v7.driver.call(own.pack(), OpClass.VENDOR, VendorOp.BIND)[0] == -Errno.ENODEV
     answer = v7.call(XenV7Op.REATTACH_DEVICE, V7ReattachDevice(ctx, 0, 0, 0x20, 0, 0).pack())
     assert answer[0] == -Errno.ENODEV
 

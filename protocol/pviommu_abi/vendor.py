@@ -1,4 +1,4 @@
-"""Operations of class ``OWN``: this device's own, beside those of the selected profile."""
+"""Operations of class ``VENDOR``: this device's own, beside those of the selected profile."""
 
 from enum import IntEnum, IntFlag
 from typing import Annotated
@@ -6,8 +6,8 @@ from typing import Annotated
 from wire_layout import S32, U8, U16, U32, U64, Record
 
 
-class OwnOp(IntEnum):
-    """Operations of class OWN."""
+class VendorOp(IntEnum):
+    """Operations of class VENDOR."""
 
     BIND = 1
     """tell the device which stream the function at an SBDF is (a vfio-user device never learns its address)"""

@@ -1,8 +1,8 @@
-"""Layouts of the device's own operations, as numbers."""
+"""Layouts of the vendor operations, as numbers."""
 
 from __future__ import annotations
 
-from pviommu_abi.own import Binding, MapOp, Usage
+from pviommu_abi.vendor import Binding, MapOp, Usage
 
 from .conftest import offsets
 

@@ -1,4 +1,4 @@
-"""The device's own operations: bindings, what is in use, and Xen operations by way of guest memory."""
+"""Vendor operations: bindings, what is in use, and Xen operations by way of guest memory."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .contexts import Contexts
 from .events import EventRing
 from .profile import DONE, REFUSED, Answer, Begin, GoOn, Progress, Reply, XenProfile, probe_operation
 
-__all__ = ["OwnOperations"]
+__all__ = ["VendorOperations"]
 
 _BINDING_IN = Binding.offset_of("ctx_no")
 _CALL_ALIGNMENT = 8
@@ -29,8 +29,8 @@ _RECORDS: dict[int, type[Record]] = {
 """structures of the payloads"""
 
 
-class OwnOperations:
-    """Executes payloads of class OWN."""
+class VendorOperations:
+    """Executes payloads of class VENDOR."""
 
     def __init__(
         self, contexts: Contexts, bindings: Bindings, events: EventRing, batch: BatchOperations, counters: Counters
@@ -45,7 +45,7 @@ class OwnOperations:
         self._counters = counters
         self._handlers: dict[int, tuple[Begin, GoOn | None]] = {
             int(op): (getattr(self, f"op_{op.name.lower()}"), getattr(self, f"go_on_{op.name.lower()}", None))
-            for op in OwnOp
+            for op in VendorOp
         }
 
     def bind(self, probes: Probes, owner: str) -> None:
@@ -63,21 +63,21 @@ class OwnOperations:
     @staticmethod
     def reorders(op: int, _payload: bytes) -> bool:
         """Whether the operation must wait for all rings: it moves an endpoint, or (CALL) might do so."""
-        return op in (OwnOp.UNBIND, OwnOp.BLOCK, OwnOp.CALL)
+        return op in (VendorOp.UNBIND, VendorOp.BLOCK, VendorOp.CALL)
 
     def execute(self, op: int, payload: bytes) -> Answer:
         """Carry out ``op`` with the 48 bytes of ``payload``. Unknown operations are -EOPNOTSUPP."""
         found = self._handlers.get(op)
         if found is None:
             return Reply(-Errno.EOPNOTSUPP)
-        self._counters.ops[OwnOp(op).name.lower()] += 1
+        self._counters.ops[VendorOp(op).name.lower()] += 1
         return found[0](payload)
 
     def go_on(self, op: int, payload: bytes, progress: Progress) -> Answer:
         """Carry out the next piece of a long operation."""
         go_on = self._handlers[op][1]
         if go_on is None:
-            raise ValueError(f"operation {op} of class OWN is not done in pieces")
+            raise ValueError(f"operation {op} of class VENDOR is not done in pieces")
         return go_on(payload, progress)
 
     def op_bind(self, payload: bytes) -> Reply:

@@ -2,20 +2,20 @@ import pytest
 
 from pviommu.dma.fault import DmaRefusedError, Fault, FaultKind
 from pviommu.engine import Access
-from pviommu.interfaces.pv.own import OwnOperations
+from pviommu.interfaces.pv.vendor import VendorOperations
 from pviommu_abi.dma_test import REGISTER as DMA_REGISTER
 from pviommu_abi.dma_test import Descriptor, DescriptorStatus
-from pviommu_abi.own import Binding, OwnOp, Reserve, Usage
 from pviommu_abi.registers import Reset
 from pviommu_abi.shared import EventReason
 from pviommu_abi.slots import Errno, OpClass
+from pviommu_abi.vendor import Binding, Reserve, Usage, VendorOp
 from pviommu_abi.xen_2024 import PvIommuOp, Xen2024Op
 
 from ...conftest import DEVFN, STREAM, reason_of
 
 
-def own(driver, op, payload=b""):
-    return driver.call(payload, OpClass.OWN, op)
+def vendor(driver, op, payload=b""):
+    return driver.call(payload, OpClass.VENDOR, op)
 
 
 def binding(name="dma0", **fields):
@@ -25,30 +25,30 @@ def binding(name="dma0", **fields):
 @pytest.mark.parametrize("op", [0, 9, 255])
 @pytest.mark.row("defect", "C10")
 def test_an_unknown_own_operation_is_eopnotsupp(driver, op):
-    assert own(driver, op)[0] == -Errno.EOPNOTSUPP
+    assert vendor(driver, op)[0] == -Errno.EOPNOTSUPP
 
 
 def test_bind_unknown_stream_bound_elsewhere_and_again(driver):
     assert driver.bind("dma0") == 0
     assert driver.bind("dma0") == 0
-    assert own(driver, OwnOp.BIND, binding("dma1", stream=9))[0] == -Errno.ENODEV
-    assert own(driver, OwnOp.BIND, binding("dma0", stream=2))[0] == -Errno.EEXIST
-    assert own(driver, OwnOp.BIND, binding("dma1", stream=1))[0] == -Errno.EEXIST
+    assert vendor(driver, VendorOp.BIND, binding("dma1", stream=9))[0] == -Errno.ENODEV
+    assert vendor(driver, VendorOp.BIND, binding("dma0", stream=2))[0] == -Errno.EEXIST
+    assert vendor(driver, VendorOp.BIND, binding("dma1", stream=1))[0] == -Errno.EEXIST
 
 
-@pytest.mark.parametrize("op", [OwnOp.BIND, OwnOp.UNBIND, OwnOp.BLOCK])
+@pytest.mark.parametrize("op", [VendorOp.BIND, VendorOp.UNBIND, VendorOp.BLOCK])
 @pytest.mark.parametrize("field", ["ctx_no", "blocked", "pad0"])
 @pytest.mark.row("defect", "C11")
 def test_a_field_that_is_not_input_must_be_zero(driver, op, field):
     driver.bind("dma0")
-    assert own(driver, op, binding(**{field: 1}))[0] == -Errno.EINVAL
+    assert vendor(driver, op, binding(**{field: 1}))[0] == -Errno.EINVAL
     assert len(driver.iommu.bindings) == 1
     assert not driver.iommu.engine.is_blocked(1)
 
 
-@pytest.mark.parametrize(("op", "size"), [(OwnOp.QUERY_ENDPOINT, Binding.SIZE), (OwnOp.QUERY_USAGE, Usage.SIZE)])
+@pytest.mark.parametrize(("op", "size"), [(VendorOp.QUERY_ENDPOINT, Binding.SIZE), (VendorOp.QUERY_USAGE, Usage.SIZE)])
 def test_payload_past_a_query_must_be_zero(driver, op, size):
-    assert own(driver, op, bytes(size) + b"\1")[0] == -Errno.EINVAL
+    assert vendor(driver, op, bytes(size) + b"\1")[0] == -Errno.EINVAL
 
 
 def refused(driver):
@@ -61,18 +61,18 @@ def refused(driver):
 
 
 def query(driver):
-    result, answer = own(driver, OwnOp.QUERY_ENDPOINT, binding(stream=0))
+    result, answer = vendor(driver, VendorOp.QUERY_ENDPOINT, binding(stream=0))
     return result or Binding.unpack(answer)
 
 
-LEAVE = pytest.mark.parametrize("leave", [OwnOp.UNBIND, OwnOp.BLOCK])
+LEAVE = pytest.mark.parametrize("leave", [VendorOp.UNBIND, VendorOp.BLOCK])
 
 
 @LEAVE
 @pytest.mark.row("driver", 40)
 def test_what_is_unbound_or_blocked_leaves_its_context_and_reaches_nothing(driver, leave):
     ctx = driver.attached("dma0")
-    assert own(driver, leave, binding())[0] == 0
+    assert vendor(driver, leave, binding())[0] == 0
     assert driver.iommu.engine.endpoints()[1] == 0
     assert driver.free(ctx) == 0
     assert refused(driver) is EventReason.BLOCKED
@@ -84,7 +84,7 @@ def test_what_never_was_in_a_context_reaches_nothing_either_after_it(driver, lea
     driver.bind("dma0")
     driver.master("dma0")
     assert refused(driver) is None
-    assert own(driver, leave, binding())[0] == 0
+    assert vendor(driver, leave, binding())[0] == 0
     assert refused(driver) is EventReason.BLOCKED
 
 
@@ -94,7 +94,7 @@ def test_what_never_was_in_a_context_reaches_nothing_either_after_it(driver, lea
 def test_only_a_reattach_ends_it(driver, leave, how):
     driver.attached("dma0")
     endpoint = driver.machine.endpoints["dma0"]
-    own(driver, leave, binding())
+    vendor(driver, leave, binding())
     if how == "reset":
         endpoint.reset()
     elif how == "bus master":
@@ -114,7 +114,7 @@ def test_only_a_reattach_ends_it(driver, leave, how):
 @pytest.mark.row("driver", 41)
 def test_a_refused_reattach_does_not_end_it(driver, leave):
     driver.attached("dma0")
-    own(driver, leave, binding())
+    vendor(driver, leave, binding())
     driver.bind("dma0")
     assert driver.reattach("dma0", 7) == -Errno.ENOENT
     assert refused(driver) is EventReason.BLOCKED
@@ -124,7 +124,7 @@ def test_a_refused_reattach_does_not_end_it(driver, leave):
 @pytest.mark.row("driver", 42)
 def test_a_reset_of_the_iommu_makes_it_the_block_that_the_endpoints_own_reset_ends(driver, leave):
     driver.attached("dma0")
-    own(driver, leave, binding())
+    vendor(driver, leave, binding())
     driver.write("RESET", 1)
     assert refused(driver) is EventReason.BLOCKED
     driver.machine.endpoints["dma0"].reset()
@@ -137,7 +137,7 @@ def test_a_reset_of_the_iommu_makes_it_the_block_that_the_endpoints_own_reset_en
 def test_what_was_queued_while_it_reached_nothing_is_cancelled_by_a_reset_of_the_iommu(driver, leave):
     driver.attached("dma0")
     endpoint = driver.machine.endpoints["dma0"]
-    own(driver, leave, binding())
+    vendor(driver, leave, binding())
     endpoint.region_write(0, DMA_REGISTER["CONTROL"].offset, (1).to_bytes(4, "little"))
     endpoint.region_write(0, DMA_REGISTER["PRODUCER"].offset, (1).to_bytes(4, "little"))
     driver.write("RESET", 1)
@@ -149,7 +149,7 @@ def test_free_that_moves_endpoints_to_the_default_context_leaves_held_ones_held_
     driver.bind("dma1")
     driver.master("dma1")
     assert driver.reattach("dma1", ctx) == 0
-    own(driver, OwnOp.BLOCK, binding())
+    vendor(driver, VendorOp.BLOCK, binding())
     assert driver.free(ctx, 1) == 0
     assert refused(driver) is EventReason.BLOCKED
     assert driver.dma_read("dma1", 0, 1) == b"\1"
@@ -157,21 +157,21 @@ def test_free_that_moves_endpoints_to_the_default_context_leaves_held_ones_held_
 
 def test_block_again_changes_nothing(driver):
     driver.attached("dma0")
-    assert [own(driver, OwnOp.BLOCK, binding())[0] for _ in range(2)] == [0, 0]
+    assert [vendor(driver, VendorOp.BLOCK, binding())[0] for _ in range(2)] == [0, 0]
     assert refused(driver) is EventReason.BLOCKED
 
 
 @LEAVE
 def test_what_is_not_bound_cannot_be_unbound_or_blocked(driver, leave):
-    assert own(driver, leave, binding())[0] == -Errno.ENOENT
+    assert vendor(driver, leave, binding())[0] == -Errno.ENOENT
     assert not driver.iommu.engine.is_blocked(1)
 
 
 def test_what_the_topology_binds_can_be_blocked_but_not_unbound(make_driver):
     driver = make_driver(fixed={"dma0": "00:05.0"}).start()
-    assert own(driver, OwnOp.UNBIND, binding())[0] == -Errno.EPERM
+    assert vendor(driver, VendorOp.UNBIND, binding())[0] == -Errno.EPERM
     assert not driver.iommu.engine.is_blocked(1)
-    assert own(driver, OwnOp.BLOCK, binding())[0] == 0
+    assert vendor(driver, VendorOp.BLOCK, binding())[0] == 0
     assert driver.iommu.engine.is_blocked(1)
 
 
@@ -180,39 +180,39 @@ def test_unbind_does_not_unblock_an_endpoint_that_waits_for_its_reset(driver):
     driver.write("RESET", 1)
     driver.start()
     driver.bind("dma0")
-    assert own(driver, OwnOp.UNBIND, binding())[0] == 0
+    assert vendor(driver, VendorOp.UNBIND, binding())[0] == 0
     assert refused(driver) is EventReason.BLOCKED
 
 
 def test_query_endpoint_tells_stream_context_and_whether_it_is_blocked(driver):
     ctx = driver.attached("dma0")
-    result, answer = own(driver, OwnOp.QUERY_ENDPOINT, binding(stream=0))
+    result, answer = vendor(driver, VendorOp.QUERY_ENDPOINT, binding(stream=0))
     assert (result, Binding.unpack(answer)) == (0, Binding(0, 0, DEVFN["dma0"], 1, ctx, 0))
     driver.write("RESET", 1)
     driver.start()
     driver.bind("dma0")
-    assert Binding.unpack(own(driver, OwnOp.QUERY_ENDPOINT, binding())[1]).blocked == 1
+    assert Binding.unpack(vendor(driver, VendorOp.QUERY_ENDPOINT, binding())[1]).blocked == 1
 
 
 def test_query_of_an_unbound_function_is_enoent(driver):
-    assert own(driver, OwnOp.QUERY_ENDPOINT, binding())[0] == -Errno.ENOENT
+    assert vendor(driver, VendorOp.QUERY_ENDPOINT, binding())[0] == -Errno.ENOENT
 
 
 def test_query_usage_counts_what_is_in_use(driver):
     ctx = driver.attached("dma0")
     driver.map(ctx, 0x100, 0x10, 5)
-    result, answer = own(driver, OwnOp.QUERY_USAGE)
+    result, answer = vendor(driver, VendorOp.QUERY_USAGE)
     assert (result, Usage.unpack(answer)) == (0, Usage(1, 1, 3, 4096, 5, 0))
 
 
 def test_query_usage_counts_lost_events(driver):
     for _ in range(258):
         driver.iommu.stream(1).report(Fault(FaultKind.NOT_MAPPED, 1, 0, Access.READ, 1))
-    assert Usage.unpack(own(driver, OwnOp.QUERY_USAGE)[1]).events_lost == 2
+    assert Usage.unpack(vendor(driver, VendorOp.QUERY_USAGE)[1]).events_lost == 2
 
 
 def reserve(driver, ctx, pages):
-    return own(driver, OwnOp.RESERVE, Reserve(ctx, 0, pages).pack())[0]
+    return vendor(driver, VendorOp.RESERVE, Reserve(ctx, 0, pages).pack())[0]
 
 
 def test_reserve_sets_pool_pages_aside_until_the_context_is_freed(driver):
@@ -240,16 +240,20 @@ def test_reserve_for_no_context_or_the_default_one_is_einval(driver):
 def test_reserve_with_padding_is_einval(driver):
     _, ctx = driver.alloc()
 
-    assert own(driver, OwnOp.RESERVE, Reserve(ctx, 1, 1).pack())[0] == -Errno.EINVAL
-    assert own(driver, OwnOp.RESERVE, Reserve(ctx, 0, 1).pack() + b"\x01")[0] == -Errno.EINVAL
+    assert vendor(driver, VendorOp.RESERVE, Reserve(ctx, 1, 1).pack())[0] == -Errno.EINVAL
+    assert vendor(driver, VendorOp.RESERVE, Reserve(ctx, 0, 1).pack() + b"\x01")[0] == -Errno.EINVAL
 
 
 def test_only_what_moves_endpoints_or_may_do_so_waits_for_all_rings():
-    assert [op for op in OwnOp if OwnOperations.reorders(op, b"")] == [OwnOp.UNBIND, OwnOp.CALL, OwnOp.BLOCK]
+    assert [op for op in VendorOp if VendorOperations.reorders(op, b"")] == [
+        VendorOp.UNBIND,
+        VendorOp.CALL,
+        VendorOp.BLOCK,
+    ]
 
 
 def test_own_operations_are_not_found_under_xen_numbers(driver):
-    assert driver.call(PvIommuOp(Xen2024Op.ALLOC_CONTEXT, 0, 0).pack(), OpClass.OWN, OwnOp.UNBIND)[0] != 0
+    assert driver.call(PvIommuOp(Xen2024Op.ALLOC_CONTEXT, 0, 0).pack(), OpClass.VENDOR, VendorOp.UNBIND)[0] != 0
     assert driver.iommu.engine.domains() == ()
 
 
