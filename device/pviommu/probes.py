@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 from functools import wraps
 from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar, cast
 
-__all__ = ["Interposer", "Probes", "Rule", "Seen"]
+__all__ = ["Interposer", "ProbeCall", "Probes", "Rule"]
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -140,13 +140,13 @@ class Probes:
 
         def tell(arguments: tuple[Any, ...], result: _R) -> _R:
             for told in last if is_over(result) else ():
-                told(Seen(f"{name}.post", owner, arguments, result))
+                told(ProbeCall(f"{name}.post", owner, arguments, result))
             return result
 
         @wraps(begin)
         def probed(*arguments: Any) -> _R:
             for told in first:
-                told(Seen(f"{name}.pre", owner, arguments))
+                told(ProbeCall(f"{name}.pre", owner, arguments))
             return tell(arguments, begin(*arguments))
 
         if go_on is None:

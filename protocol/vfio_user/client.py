@@ -88,7 +88,7 @@ class Client:
     """
 
     def __init__(
-        self, sock: socket.socket, limits: Limits | None = None, *, idle: Callable[[], None] | None = None
+        self, sock: socket.socket, limits: SessionLimits | None = None, *, idle: Callable[[], None] | None = None
     ) -> None:
         """Speak on the connected ``sock``, which passes to the client. :meth:`negotiate` comes next.
 

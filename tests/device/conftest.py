@@ -89,7 +89,7 @@ class Driver(Xen2024):
             EndpointSection(name, "dma-test", stream, (fixed or {}).get(name), (reserved or {}).get(name, ()))
             for name, stream in STREAM.items()
         )
-        topology = Topology(IommuEntry(**settings), endpoints)
+        topology = Topology(IommuSection(**settings), endpoints)
         probes = probes(self.inputs) if callable(probes) else probes or Probes()
         self.machine = Machine.build(topology, Environment(self.inputs, self.counters, probes))
         self.iommu = self.machine.iommu

@@ -21,8 +21,8 @@ from pviommu.control.client import Client
 from pviommu.control.description import CommandError
 from pviommu.lab.faults import Spans, ask
 from pviommu_abi.dma_test import DescriptorStatus, DmaOp
-from pviommu_abi.own import Batch, MapOp, OwnOp
 from pviommu_abi.slots import OpClass
+from pviommu_abi.vendor import Batch, MapOp, VendorOp
 
 from .guest import PATIENCE_S, Guest, Serve, environment, run
 
@@ -339,7 +339,7 @@ def test_a_dump_of_very_many_runs_delays_nobody(folder: Path, path: Path, hostil
         ctx = guest.iommu.alloc()
         elements = b"".join(MapOp(dfn, dfn % 4096, 3, 0).pack() for dfn in range(RUNS))  # a map call each
         guest.ram.bytes[: len(elements)] = elements
-        assert guest.iommu.call(Batch(0, RUNS, 0, ctx).pack(), OpClass.OWN, OwnOp.BATCH)[0] == 0
+        assert guest.iommu.call(Batch(0, RUNS, 0, ctx).pack(), OpClass.VENDOR, VendorOp.BATCH)[0] == 0
         before = serve.resident()
         sock = hostile.connect()
         hostile.push(sock, CAPABILITIES)

@@ -24,7 +24,7 @@ from ..history.explanation import NOT_YET, Asked, Explainer, access_text
 from ..history.faults import FaultLog, SeenFault
 from ..host_errors import write_whole
 from ..hosted import Host
-from ..inputs import Inputs, Outcome
+from ..inputs import Inputs, WorkOutcome
 from . import prometheus
 from .commands import COMMANDS
 from .description import Command, CommandError, checked
@@ -258,7 +258,7 @@ class Answers:
         """Do what may block elsewhere. Errors of the system are told."""
         if self._served.host is None:
             raise CommandError("this server has no threads for files")
-        outcomes: list[Outcome[_T]] = []
+        outcomes: list[WorkOutcome[_T]] = []
         self._served.host.submit(self, work, outcomes.append)
         while not outcomes:
             yield

@@ -13,7 +13,7 @@ import msgspec
 from vfio_user import transport
 
 from ..hosted import HUNG_UP, Host, MayGoOn, Watch
-from ..inputs import Inputs, Kind, Source
+from ..inputs import InputKind, Inputs, Source
 from ..transports.closing import Closing
 from .answers import Answers
 from .session import Session
@@ -44,7 +44,7 @@ class Control:
         self._inputs = inputs
         self._answers = answers
         self._clients: dict[int, _Client] = {}
-        self._accept_one = inputs.of(Source(Kind.CLIENT, _NAME), transport.accept)
+        self._accept_one = inputs.of(Source(InputKind.CLIENT, _NAME), transport.accept)
         self.closer = Closing(inputs, _NAME, partial(host.call, self._look_again))
         self._told: dict[str, tuple[int, int, int]] = {}
         """by event: when its window began, how many were told in it and how many not"""
@@ -131,8 +131,8 @@ class _Client:
         self._sock = sock
         self._among = among
         inputs = among._inputs
-        self._receive = inputs.received(Source(Kind.RECEIVED, _NAME))
-        self._send = inputs.of(Source(Kind.SENT, _NAME), transport.send)
+        self._receive = inputs.received(Source(InputKind.RECEIVED, _NAME))
+        self._send = inputs.of(Source(InputKind.SENT, _NAME), transport.send)
         self._watch: Watch | None = None
         self._lost = 0
         """events since the last one that it was told"""

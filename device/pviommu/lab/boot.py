@@ -14,20 +14,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pviommu import __version__, resources
-from pviommu.host_errors import is_host_error, named, write_whole
-from pviommu.lab import added, console, debugger, faults, report
-from pviommu.lab.guest_settings import CONFIG_PATH, GuestSettings
-from pviommu.lab.image import KernelModules, guest_image
-from pviommu.lab.ktap import KtapRun
-from pviommu.lab.listener import Listener
-from pviommu.lab.output import GuestOutput
-from pviommu.lab.problems import RunError
-from pviommu.lab.provision import Toolbox
-from pviommu.lab.requests import Requests
-from pviommu.lab.second_boot import with_second_boot
-from pviommu.lab.server import Capabilities, ServerProcess, summary
-from pviommu.lab.vm import KERNEL_ARGUMENTS, GuestTimeoutError, VirtualMachine, VmConfig, nic_backend
+from .. import __version__, resources
+from ..host_errors import is_host_error, named, write_whole
+from . import added, console, debugger, faults, report
+from .guest_settings import CONFIG_PATH, GuestSettings
+from .image import KernelModules, guest_image
+from .ktap import KtapRun
+from .listener import Listener
+from .output import GuestOutput
+from .problems import RunError
+from .provision import Toolbox
+from .requests import Requests
+from .second_boot import with_second_boot
+from .server import Capabilities, ServerProcess, summary
+from .vm import KERNEL_ARGUMENTS, GuestTimeoutError, VirtualMachine, VmConfig, nic_backend
 
 __all__ = ["GUEST_MODULES", "Job", "Setup", "judged_run", "short_folder"]
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pviommu.control.client import Client, ConnectionLostError
-from pviommu.control.description import CommandError
+from ..control.client import Client, ConnectionLostError
+from ..control.description import CommandError
 
 __all__ = ["HISTORY", "MOST_SHOWN", "MOST_TOLD", "Spans", "Unexpected", "ask", "shown", "told"]
 

@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable
 from typing import TextIO
 
-from pviommu.lab import report
-from pviommu.lab.faults import Spans
-from pviommu.lab.ktap import Event, EventKind, KtapParser, Outcome
+from . import report
+from .faults import Spans
+from .ktap import Event, EventKind, KtapParser, Outcome
 
 __all__ = ["Listener"]
 
@@ -24,6 +24,8 @@ class Listener:
         self.spans = Spans()
         self.verbose = verbose
         self._stream = stream
+        self._now = now
+        self._last = now()
 
     def line(self, line: str) -> None:
         """Take one line of the report."""

@@ -19,9 +19,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from pviommu.host_errors import write_whole
-from pviommu.lab import faults
-from pviommu.lab.ktap import Counts, KtapRun, Outcome, TestResult
+from ..host_errors import write_whole
+from . import faults
+from .ktap import Counts, KtapRun, Outcome, TestResult
 
 __all__ = [
     "SUITE_PREFIX",

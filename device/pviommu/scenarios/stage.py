@@ -25,7 +25,7 @@ from ..interfaces.pv.ring_core import DeviceCore
 from ..machine import Machine
 from ..pci.function import Environment
 from ..probes import Probes
-from ..topology import EndpointEntry, IommuEntry, Topology
+from ..topology import EndpointSection, IommuSection, Topology
 from ..transports.listening import close_all, listen_all
 
 __all__ = ["RAM_PAGES", "STREAMS", "TOPOLOGY", "Crashed", "PlayedClient", "Stage", "StuckError", "VirtualInputs"]
@@ -33,7 +33,7 @@ __all__ = ["RAM_PAGES", "STREAMS", "TOPOLOGY", "Crashed", "PlayedClient", "Stage
 RAM_PAGES = 0x1000
 STREAMS = {"dma0": 1, "dma1": 2}
 TOPOLOGY = Topology(
-    IommuEntry(rings=2), tuple(EndpointEntry(name, "dma-test", stream) for name, stream in STREAMS.items())
+    IommuSection(rings=2), tuple(EndpointSection(name, "dma-test", stream) for name, stream in STREAMS.items())
 )
 PATIENCE_NS = 2_000_000_000
 """Virtual time after which a guest takes it that nothing will come any more."""

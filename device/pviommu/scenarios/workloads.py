@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 from pviommu_abi import dma_test
 from pviommu_abi.dma_test import DmaOp
-from pviommu_abi.own import Batch, Binding, Call, MapOp, OwnOp, Reserve
 from pviommu_abi.registers import REGISTER, Profile
 from pviommu_abi.slots import Errno, OpClass
+from pviommu_abi.vendor import Batch, Binding, Call, MapOp, Reserve, VendorOp
 from pviommu_abi.xen_2024 import PvIommuOp, QueryCapabilities, UnmapPages, Xen2024Op
 from pviommu_abi.xen_v7 import (
     DOMID_SELF,
@@ -112,15 +112,15 @@ def operations(stage: Stage) -> Iterator[PlayedGuest]:
         guest.lookup(ctx, 0x100)
         guest.unmap(ctx, 0x100, 4)
         ram[0x3000:0x3018] = MapOp(0x200, 0x20, 3).pack()
-        guest.call(Batch(0x3000, 1, 0, ctx).pack(), OpClass.OWN, OwnOp.BATCH)
+        guest.call(Batch(0x3000, 1, 0, ctx).pack(), OpClass.VENDOR, VendorOp.BATCH)
         ram[0x3000:0x3020] = UnmapPages(Xen2024Op.UNMAP_PAGES, ctx, 0, 0x200, 1, 0).pack().ljust(32, b"\0")
-        guest.call(Call(0x3000, 0).pack(), OpClass.OWN, OwnOp.CALL)
-        guest.call(Reserve(ctx, 0, 8).pack(), OpClass.OWN, OwnOp.RESERVE)
+        guest.call(Call(0x3000, 0).pack(), OpClass.VENDOR, VendorOp.CALL)
+        guest.call(Reserve(ctx, 0, 8).pack(), OpClass.VENDOR, VendorOp.RESERVE)
     binding = Binding(0, 0, DEVFNS["dma0"])
-    guest.call(binding.pack(), OpClass.OWN, OwnOp.QUERY_ENDPOINT)
+    guest.call(binding.pack(), OpClass.VENDOR, VendorOp.QUERY_ENDPOINT)
     guest.usage()
-    guest.call(binding.pack(), OpClass.OWN, OwnOp.BLOCK)
-    guest.call(binding.pack(), OpClass.OWN, OwnOp.UNBIND)
+    guest.call(binding.pack(), OpClass.VENDOR, VendorOp.BLOCK)
+    guest.call(binding.pack(), OpClass.VENDOR, VendorOp.UNBIND)
     if ctx is not None:
         guest.call(PvIommuOp(Xen2024Op.FREE_CONTEXT, ctx, 1).pack())
     guest.iommu.write("RING_CONTROL", 0)

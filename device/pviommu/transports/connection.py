@@ -60,9 +60,9 @@ class Connection:
             around=self._around if not refusal and function.probes.interposer else None,
         )
         probe = function.probes.probe
-        self._receive = probe("socket.receive", inputs.received(Source(Kind.RECEIVED, name)), name, self)
-        self._send = probe("socket.send", inputs.of(Source(Kind.SENT, name), transport.send), name, self)
-        self._is_gone = inputs.of(Source(Kind.PEER, name), is_gone)
+        self._receive = probe("socket.receive", inputs.received(Source(InputKind.RECEIVED, name)), name, self)
+        self._send = probe("socket.send", inputs.of(Source(InputKind.SENT, name), transport.send), name, self)
+        self._is_gone = inputs.of(Source(InputKind.PEER, name), is_gone)
         self.watch: Watch | None = None
         """by which the loop looks at it"""
         self.reading: Waiting | None = None

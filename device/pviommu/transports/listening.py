@@ -125,7 +125,7 @@ class Listeners:
         return None if client is None else (client, function)
 
     def _accept(self, sock: socket.socket, function: PciFunction) -> socket.socket | None:
-        accept = self._inputs.of(Source(Kind.CLIENT, function.name), transport.accept)
+        accept = self._inputs.of(Source(InputKind.CLIENT, function.name), transport.accept)
         return function.probes.probe("socket.accept", accept, function.name)(sock)
 
     def _failed(self, fd: int, error: OSError) -> None:

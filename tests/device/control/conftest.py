@@ -11,7 +11,7 @@ import pytest
 from pviommu.control.answers import Answers, Served
 from pviommu.history.records import History
 from pviommu.hosted import Owner
-from pviommu.inputs import Outcome
+from pviommu.inputs import WorkOutcome
 from pviommu.interfaces.pv.bindings import format_sbdf
 
 from ..conftest import Driver
@@ -33,12 +33,12 @@ class Asked:
         self.answers = Answers(self.served)
 
     @staticmethod
-    def _submit(owner: Owner, work: Callable[[], Any], callback: Callable[[Outcome[Any]], None]) -> None:
+    def _submit(owner: Owner, work: Callable[[], Any], callback: Callable[[WorkOutcome[Any]], None]) -> None:
         """At once, in no other thread."""
         try:
-            outcome: Outcome[Any] = Outcome(1, work())
+            outcome: WorkOutcome[Any] = WorkOutcome(1, work())
         except OSError as error:
-            outcome = Outcome(1, error=error)
+            outcome = WorkOutcome(1, error=error)
         callback(outcome)
 
     def stop(self) -> None:

@@ -11,7 +11,7 @@ from pviommu.faults.engine import Faults
 from pviommu.faults.points.base import Point
 from pviommu.guest.capabilities import capabilities
 from pviommu.guest.fault_rules import FaultRules
-from pviommu.probes import Probes, Rule, Seen
+from pviommu.probes import ProbeCall, Probes, Rule
 from pviommu_abi.shared import FAULT_RULES_MOST, CapabilityId, name_hash
 from pviommu_abi.slots import Errno
 
@@ -262,7 +262,7 @@ def test_rules_of_a_machine_that_was_not_built_for_that_cannot_change(load: Load
 
 
 def test_who_looks_on_sees_what_was_asked_and_what_came_of_it(make_driver: Callable[..., Driver]) -> None:
-    seen: list[Seen] = []
+    seen: list[ProbeCall] = []
 
     def probes(inputs: object) -> Probes:
         faults = Faults(scenario({"on": PRE, "do": {"fail": "ENOMEM"}}), inputs)  # type: ignore[arg-type]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from pviommu_abi.own import Call, OwnOp
 from pviommu_abi.registers import Profile
 from pviommu_abi.slots import Errno, OpClass
+from pviommu_abi.vendor import Call, VendorOp
 from pviommu_abi.xen_2024 import PvIommuOp, UnmapPages, Xen2024Op
 
 from ..conftest import Driver
@@ -217,10 +217,10 @@ def test_a_bandwidth_lets_so_many_pages_a_second_through(load: Load) -> None:
 
 
 def test_every_slot_meets_the_probe_of_slots(load: Load) -> None:
-    where = {"class": int(OpClass.OWN), "op": 4}
+    where = {"class": int(OpClass.VENDOR), "op": 4}
     faulty = load({"on": "ring.decode.pre", "where": where, "do": {"fail": "EIO"}})
 
-    assert faulty.driver.call(b"", OpClass.OWN, 4)[0] == -Errno.EIO
+    assert faulty.driver.call(b"", OpClass.VENDOR, 4)[0] == -Errno.EIO
     assert faulty.driver.alloc()[0] == 0
     assert faulty.events()[0]["before"] == {"function": "iommu", "class": 128, "op": 4, "flags": 0}
 
@@ -262,7 +262,7 @@ def test_an_operation_in_guest_memory_is_held_with_what_called_it(load: Load) ->
     driver = faulty.driver
     _, ctx = driver.alloc()
     driver.ram[0x3000:0x3020] = driver.map_payload(ctx, 0x8000, 0, 0x1000 - 8).ljust(32, b"\0")
-    driver.put(Call(0x3000, 0).pack(), OpClass.OWN, OwnOp.CALL)
+    driver.put(Call(0x3000, 0).pack(), OpClass.VENDOR, VendorOp.CALL)
     driver.iommu.work()
     assert driver.completed() == 1
     faulty.agenda.run(5_000_000)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from pviommu.dma.fault import DmaRefusedError
-from pviommu_abi.own import Binding, OwnOp, Reserve
 from pviommu_abi.slots import Errno, OpClass
+from pviommu_abi.vendor import Binding, Reserve, VendorOp
 
 from .conftest import Load
 
@@ -89,7 +89,7 @@ def test_a_block_that_lies_leaves_the_endpoint_unblocked(load: Load) -> None:
     driver = faulty.driver
     ctx = driver.attached()
     driver.map(ctx, 0x100, 0x10, 1)
-    assert driver.call(Binding(0, 0, 0x28).pack(), OpClass.OWN, OwnOp.BLOCK)[0] == 0
+    assert driver.call(Binding(0, 0, 0x28).pack(), OpClass.VENDOR, VendorOp.BLOCK)[0] == 0
     driver.dma_write("dma0", 0x100000, b"on")
     assert driver.ram[0x10000:0x10002] == b"on"
 
@@ -98,8 +98,8 @@ def test_pages_cannot_be_set_aside(load: Load) -> None:
     faulty = load({"on": "pool.reserve.pre", "where": {"count": 8}, "do": {"fail": "POOL_EXHAUSTED"}})
     _, ctx = faulty.driver.alloc()
 
-    assert faulty.driver.call(Reserve(ctx, 0, 8).pack(), OpClass.OWN, OwnOp.RESERVE)[0] == -Errno.ENOMEM
-    assert faulty.driver.call(Reserve(ctx, 0, 9).pack(), OpClass.OWN, OwnOp.RESERVE)[0] == 0
+    assert faulty.driver.call(Reserve(ctx, 0, 8).pack(), OpClass.VENDOR, VendorOp.RESERVE)[0] == -Errno.ENOMEM
+    assert faulty.driver.call(Reserve(ctx, 0, 9).pack(), OpClass.VENDOR, VendorOp.RESERVE)[0] == 0
 
 
 def test_a_lost_invalidation_leaves_a_stale_entry_in_the_iotlb(load: Load) -> None:

@@ -6,8 +6,8 @@ from pviommu.dma.fault import DmaRefusedError
 from pviommu.engine.translation import READ_WRITE
 from pviommu.history.explanation import Asked, Explainer, in_words
 from pviommu.history.records import History, Kind
-from pviommu_abi.own import Batch, MapOp, OwnOp
 from pviommu_abi.slots import OpClass
+from pviommu_abi.vendor import Batch, MapOp, VendorOp
 from pviommu_abi.xen_2024 import MapFlags
 
 PAGE = 1 << 12
@@ -266,7 +266,7 @@ def test_a_batch_is_recorded_element_by_element(driver, faults, history, ctx):
     elements = b"".join(MapOp(0x20 + place, 0x300 + place, BOTH, 0).pack() for place in range(3))
     driver.ram[0x8000 : 0x8000 + len(elements)] = elements
     slot = driver.rings[0].producer
-    assert driver.call(Batch(0x8000, 3, 0, ctx).pack(), OpClass.OWN, OwnOp.BATCH)[0] == 0
+    assert driver.call(Batch(0x8000, 3, 0, ctx).pack(), OpClass.VENDOR, VendorOp.BATCH)[0] == 0
 
     records = [record for record in history.back() if record.slot == slot and record.ring == 0]
     assert [(record.dfn, record.gfn) for record in records] == [(0x22, 0x302), (0x21, 0x301), (0x20, 0x300)]

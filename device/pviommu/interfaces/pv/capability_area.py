@@ -103,7 +103,7 @@ class Chain:
         config: EngineConfig,
         limits: Limits,
         endpoints: Sequence[EndpointEntry],
-        of_endpoints: Mapping[int, Sequence[EngineRegion]] = MappingProxyType({}),
+        of_endpoints: Mapping[int, Sequence[ReservedFrames]] = MappingProxyType({}),
         faults: FaultRules | None = None,
     ) -> None:
         bodies = [

@@ -88,11 +88,11 @@ class PvIommu(PciFunction):
         xen_2024, self._xen_v7 = Xen2024(*operands), XenV7(*operands)
         self._profiles: dict[int, XenProfile] = {Profile.XEN_2024: xen_2024, Profile.XEN_V7: self._xen_v7}
         batch = BatchOperations(self.engine, self.memory, self.counters)
-        own = OwnOperations(self._contexts, self.bindings, self.events, batch, self.counters)
-        self._executor = Executor(self.rings, own, environment, self._reporter, ring_core)
+        vendor = VendorOperations(self._contexts, self.bindings, self.events, batch, self.counters)
+        self._executor = Executor(self.rings, vendor, environment, self._reporter, ring_core)
         xen_2024.bind(self.probes, name)
         self._xen_v7.bind(self.probes, name)
-        own.bind(self.probes, name)
+        vendor.bind(self.probes, name)
         self._executor.bind(self.probes, name)
         for ring in self.rings:
             self.probes.bind(ring, "fetch", "ring.fetch", name, ring)

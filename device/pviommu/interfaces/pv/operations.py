@@ -8,7 +8,6 @@ from typing import Protocol
 from pviommu_abi.slots import Errno, OpClass, SlotFlags
 
 from .order import Order
-from .own import OwnOperations
 from .profile import REFUSED, Answer, Held, Progress, Reply, XenProfile
 from .ring import Operation
 from .vendor import VendorOperations

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from pviommu_abi.own import Batch, Binding, Call, OwnOp, Reserve, Usage
 from pviommu_abi.slots import Errno
+from pviommu_abi.vendor import Batch, Binding, Call, Reserve, Usage, VendorOp
 from wire_layout import Record
 
 from ...counters import Counters
@@ -20,11 +20,11 @@ __all__ = ["VendorOperations"]
 _BINDING_IN = Binding.offset_of("ctx_no")
 _CALL_ALIGNMENT = 8
 _RECORDS: dict[int, type[Record]] = {
-    **dict.fromkeys((OwnOp.BIND, OwnOp.UNBIND, OwnOp.QUERY_ENDPOINT, OwnOp.BLOCK), Binding),
-    OwnOp.QUERY_USAGE: Usage,
-    OwnOp.BATCH: Batch,
-    OwnOp.CALL: Call,
-    OwnOp.RESERVE: Reserve,
+    **dict.fromkeys((VendorOp.BIND, VendorOp.UNBIND, VendorOp.QUERY_ENDPOINT, VendorOp.BLOCK), Binding),
+    VendorOp.QUERY_USAGE: Usage,
+    VendorOp.BATCH: Batch,
+    VendorOp.CALL: Call,
+    VendorOp.RESERVE: Reserve,
 }
 """structures of the payloads"""
 
@@ -54,7 +54,7 @@ class VendorOperations:
 
         def bind() -> None:
             self._handlers = {
-                op: probe_operation(probes, OwnOp(op).name.lower(), *calls, owner, _RECORDS[op])
+                op: probe_operation(probes, VendorOp(op).name.lower(), *calls, owner, _RECORDS[op])
                 for op, calls in plain.items()
             }
 
