@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import IO
 
 __all__ = ["Child", "Outcome", "Run", "run"]
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
-_ENDING_SIGNALS = frozenset((signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
+_ENDING_SIGNALS = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
@@ -49,6 +51,30 @@ def run(command: Sequence[str]) -> Outcome:
     return Outcome(finished.returncode, finished.stdout)
 
 
+def _die_with_parent() -> None:
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # a lab that is killed outright cannot clean up
+
+
+@contextlib.contextmanager
+def _signals_held_back() -> Iterator[None]:
+    """Signals that end the lab have their handlers called when the block is over.
+
+    To block them would not do: that is for one thread, the kernel may deliver them to another, and Python calls the
+    handler in the main thread all the same.
+    """
+    came: list[int] = []
+    is_main = threading.current_thread() is threading.main_thread()  # handlers run in no other
+    numbers = [number for number in _ENDING_SIGNALS if is_main and callable(signal.getsignal(number))]
+    previous = {number: signal.signal(number, lambda number, _: came.append(number)) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        for held in came:
+            signal.raise_signal(held)
+
+
 class Child:
     """A long-running program in a session of its own (Ctrl-C reaches only the lab), which dies with the lab.
 
@@ -72,14 +98,7 @@ class Child:
         environment: Mapping[str, str] | None = None,
     ) -> None:
         """Start ``command``; both its streams go to ``output``. Raises OSError when it cannot be started."""
-        # A signal handler that raises between fork and assignment would lose the child: hold signals back until then.
-        previous = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING_SIGNALS)
-
-        def in_child() -> None:
-            _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # a lab that is killed outright cannot clean up
-            signal.pthread_sigmask(signal.SIG_SETMASK, previous)
-
-        try:
+        with _signals_held_back():  # a handler that raises between fork and assignment would lose the child
             self._process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
@@ -88,10 +107,8 @@ class Child:
                 pass_fds=tuple(pass_fds),
                 env=None if environment is None else {**os.environ, **environment},
                 start_new_session=True,
-                preexec_fn=in_child,
+                preexec_fn=_die_with_parent,
             )
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, previous)
 
     def poll(self) -> int | None:
         """The exit status if the program has ended, else None."""

@@ -7,7 +7,7 @@ import select
 import signal
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -70,12 +70,22 @@ def test_child_does_not_inherit_the_signals_held_back_while_it_starts(output: IO
     assert Path(output.name).read_text() == "SigBlk:\t0000000000000000\n"
 
 
+def by_another_thread() -> None:
+    """The kernel gives a signal to any thread that does not block it."""
+    thread = threading.Thread(target=signal.raise_signal, args=[signal.SIGINT])
+    thread.start()
+    thread.join()
+
+
+@pytest.mark.parametrize(
+    "interrupt", [lambda: signal.raise_signal(signal.SIGINT), by_another_thread], ids=["here", "by another thread"]
+)
 def test_interruption_during_start_leaves_a_child_that_can_be_stopped(
-    output: IO[bytes], monkeypatch: pytest.MonkeyPatch
+    output: IO[bytes], monkeypatch: pytest.MonkeyPatch, interrupt: Callable[[], None]
 ) -> None:
     def interrupted(*args: Any, **options: Any) -> Any:
         process = popen(*args, **options)
-        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)  # whatever other threads there are
+        interrupt()
         return process
 
     popen = subprocess.Popen
