@@ -6,6 +6,7 @@ import contextlib
 import os
 import pwd
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -99,6 +100,7 @@ def test_what_needs_a_cache_ends_with_status_3_and_one_line(
 ) -> None:
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setenv("HOME", str(locked_home))
+    import_module("pviommu.lab.run")  # an ordinary user may not be allowed to read root's Python
 
     with an_ordinary_user():
         assert main(words) == 3

@@ -69,7 +69,7 @@ def rule(text: str) -> str:
         (rule('on = "op.*.pre"\ndo = { fail = "ENOMEM" }'), 6, "ENOMEM is no error of op.query_capabilities"),
         (rule(MAP + "where = { iova = 4 }"), 6, "where has no key iova here, but ctx, dfn"),
         (rule(MAP + '[rule.where]\nctx = 1\ndfn = "5..2"'), 8, "and not backwards"),
-        (rule(IRQ + "schedul = { nth = 2 }"), 6, "there is no key schedul, but id, on, where, schedule"),
+        (rule(IRQ + "schedul = { nth = 2 }"), 6, "unknown key schedul; known are id, on, where, schedule"),
         (rule(IRQ + "schedule = { nth = 0 }"), 6, "schedule.nth = 0: must be a whole number, 1 to"),
         (rule(IRQ + "schedule = { probability = 2 }"), 6, "must be more than 0 and at most 1"),
         (rule(IRQ + "do = { drop = false }"), 6, "drop = false: must be true"),
