@@ -21,6 +21,9 @@ MAY_IMPORT = {
     "transports": {"pci", "hosted", "inputs"},
     "native": {"engine", "interfaces", "pci", "inputs", "cache", "exit_status"},
     "control": {
+        "faults",
+        "documents",
+        "toml_places",
         "transports",
         "history",
         "engine",

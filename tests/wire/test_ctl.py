@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import os
 import socket
@@ -19,12 +20,13 @@ from qemu.qmp import ExecuteError, QMPClient
 
 from pviommu.control.client import Client
 from pviommu.control.description import CommandError
+from pviommu.exit_status import ExitStatus
 from pviommu.lab.faults import Spans, ask
 from pviommu_abi.dma_test import DescriptorStatus, DmaOp
 from pviommu_abi.slots import OpClass
 from pviommu_abi.vendor import Batch, MapOp, VendorOp
 
-from .guest import PATIENCE_S, Guest, Serve, environment, run
+from .guest import PATIENCE_S, Guest, Serve, environment, run, spin_until
 
 RUNS = 1 << 15
 
@@ -361,3 +363,99 @@ def _areas(client: Client, ctx: int) -> Iterator[dict[str, Any]]:
         said = client.call("dump", {"context": ctx, "first": first, "limit": 1024})
         yield from said["areas"]
         first = said["next"]
+
+
+def scenario_file(folder: Path, text: str) -> str:
+    file = folder / "scenario.toml"
+    file.write_text(f"version = 1\n{text}")
+    return str(file)
+
+
+MAPS_FAIL = """
+[[rule]]
+id = "no-memory"
+on = "op.map_pages.pre"
+schedule = { times = 1 }
+do = { fail = "ENOMEM" }
+"""
+
+
+def test_rules_are_loaded_listed_and_taken_away(
+    folder: Path, path: Path, serve: Serve, client: Client, guest: Guest
+) -> None:
+    ctx = guest.iommu.alloc()
+    assert client.call("rules")["rules"] == []
+
+    assert ctl(path, "rules-load", scenario_file(folder, MAPS_FAIL)).stdout == "loaded  1\n"
+    assert [guest.iommu.map(ctx, 0x10, 0x100, 1)[0] for _ in range(2)] == [-errno.ENOMEM, 0]
+    [rule] = client.call("rules")["rules"]
+    assert (rule["id"], rule["class"], rule["passed"], rule["fired"]) == ("no-memory", "conforming", 2, 1)
+    assert client.call("rules-unload")["ok"]
+    assert client.call("rules")["rules"] == []
+    assert guest.iommu.unmap(ctx, 0x10, 1)[0] == 0
+    assert guest.iommu.map(ctx, 0x10, 0x100, 1)[0] == 0
+    assert serve.stop() == 0
+
+
+def test_rules_that_did_not_do_what_was_expected_are_the_status_of_the_server(
+    folder: Path, path: Path, serve: Serve
+) -> None:
+    assert ctl(path, "rules-load", scenario_file(folder, MAPS_FAIL)).returncode == 0
+
+    assert serve.stop() == ExitStatus.UNEXPECTED
+
+
+SUSPENDED = """
+[[rule]]
+id = "late"
+on = "op.map_pages.pre"
+schedule = { times = 1 }
+do = { suspend = "late" }
+expect = { fired = "0.." }
+"""
+
+
+@pytest.mark.parametrize("command", [("resume", "late"), ("rules-unload",)], ids=" ".join)
+def test_what_a_rule_suspended_goes_on_when_it_is_told_or_the_rule_goes(
+    folder: Path, path: Path, client: Client, guest: Guest, command: tuple[str, ...]
+) -> None:
+    ctx = guest.iommu.alloc()
+    assert ctl(path, "rules-load", scenario_file(folder, SUSPENDED)).returncode == 0
+    position = guest.iommu.submit(guest.iommu.map_payload(ctx, 0x10, 0x100, 1))
+    spin_until(lambda: client.call("rules")["suspended"] == ["late"], "nothing is suspended")
+    assert ctl(path, *command).returncode == 0
+
+    assert guest.iommu.wait(position)[0] == 0
+    assert client.call("rules")["suspended"] == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ({"scenario": {"rule": [{"id": "a", "on": "op.map.pre"}]}}, "scenario: rule[0].on: rule a: no probe is"),
+        ({"scenario": {"rules": []}}, "unknown key rules"),
+        ({"scenario": 7}, "rules-load: scenario 7: must be an object"),
+        ({}, "rules-load: scenario is missing: as in docs/faults.md"),
+    ],
+)
+def test_a_wrong_scenario_is_told_and_those_that_are_loaded_stay(
+    folder: Path, path: Path, client: Client, arguments: dict[str, Any], text: str
+) -> None:
+    assert ctl(path, "rules-load", scenario_file(folder, SUSPENDED)).returncode == 0
+
+    with pytest.raises(CommandError) as caught:
+        client.call("rules-load", arguments)
+    assert text in str(caught.value)
+    assert [rule["id"] for rule in client.call("rules")["rules"]] == ["late"]
+
+
+def test_a_tag_under_which_nothing_waits_is_told(client: Client) -> None:
+    with pytest.raises(CommandError, match="nothing is suspended with tag 'early'; there are none"):
+        client.call("resume", {"tag": "early"})
+
+
+def test_a_file_that_is_no_scenario_is_told_before_anybody_is_asked(folder: Path, path: Path, serve: Serve) -> None:
+    for name, said in ((scenario_file(folder, "rule = ["), "scenario.toml: "), ("/nowhere", "/nowhere: No such file")):
+        done = ctl(path, "rules-load", name)
+        assert done.returncode == 2
+        assert said in done.stderr

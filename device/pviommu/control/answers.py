@@ -28,6 +28,7 @@ from ..inputs import Inputs, WorkOutcome
 from . import prometheus
 from .commands import COMMANDS
 from .description import Command, CommandError, checked
+from .rules import RuleCommands
 
 __all__ = ["TRACED", "Answer", "Answers", "Served"]
 
@@ -135,6 +136,8 @@ class Served:
     """has the machine go on from a file. Raises :class:`CommandError`"""
     host: Host | None = None
     """has a thread for files"""
+    rules: RuleCommands | None = None
+    """a server has them; a machine without fault rules does not know these commands"""
 
 
 class Answers:
@@ -148,7 +151,10 @@ class Answers:
         self._began = self._now_ns()
         self._commands: dict[str, tuple[Command, Callable[..., Answer]]] = {}
         for command in COMMANDS:
-            self.add(command, getattr(self, f"do_{command.name.replace('-', '_')}"))
+            name = f"do_{command.name.replace('-', '_')}"
+            carry_out = getattr(self, name, None) or getattr(served.rules, name, None)
+            if carry_out:
+                self.add(command, carry_out)
 
     def add(self, command: Command, carry_out: Callable[..., Answer]) -> None:
         """One command more. Raises ValueError for a name that there is."""

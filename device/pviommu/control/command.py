@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from ..exit_status import ExitStatus
 from .client import Client, ConnectionLostError
 from .commands import COMMANDS
@@ -55,6 +57,8 @@ def _add(parser: argparse.ArgumentParser, argument: Argument) -> None:
         parser.add_argument(
             name, type=os.path.abspath, default=argument.default, metavar=argument.name.upper(), help=text
         )
+    elif argument.form is Form.OBJECT:
+        parser.add_argument(name, type=_document, default=argument.default, metavar="FILE", help=text)
     elif argument.choices:
         parser.add_argument(name, choices=argument.choices, default=argument.default, help=text)
     elif argument.form is Form.TEXT:
@@ -68,6 +72,17 @@ def _number(text: str) -> int:
         return number(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text}: must be a number, such as 4096 or 0x1000") from None
+
+
+def _document(name: str) -> Any:
+    """What a file has: JSON if its name ends so, otherwise TOML."""
+    path = Path(name)
+    try:
+        return (msgspec.json if path.suffix == ".json" else msgspec.toml).decode(path.read_bytes())
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"{name}: {error.strerror}") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise argparse.ArgumentTypeError(f"{name}: {error}") from None
 
 
 def main(args: argparse.Namespace) -> int:

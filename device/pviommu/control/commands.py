@@ -67,6 +67,29 @@ _FAULT = (
     Field("explanation", "as of `explain`, made when it happened; missing if too many came at a time", Form.OBJECT),
 )
 
+_VERDICT = (
+    Field("ok", "whether all did what was expected so far", Form.BOOLEAN),
+    Field("seed", "of the scenario"),
+    Field("state", "that the scenario is in", Form.TEXT),
+    Field("events", "written since the server began"),
+    Field(
+        "rules",
+        "in the order of the scenario",
+        Form.LIST,
+        fields=(
+            Field("id", "name", Form.TEXT),
+            Field("class", "conforming, or adversarial: no correct IOMMU does that", Form.TEXT),
+            Field("on", "places", Form.TEXT),
+            Field("passed", "calls that met its conditions"),
+            Field("fired", "calls at which it acted"),
+            Field("expected", "of `fired`", Form.TEXT),
+            Field("problems", "what is not as expected", Form.LIST),
+            Field("text", "what it stands for", Form.TEXT),
+        ),
+    ),
+    Field("problems", "of the run as a whole", Form.LIST),
+    Field("suspended", "tags under which something waits for `resume`", Form.LIST),
+)
 COMMANDS = (
     Command(
         "version",
@@ -270,6 +293,20 @@ COMMANDS = (
         "restore",
         "go on from such a file; clients with the same guest memory are there already",
         (Argument("file", "on the server's host", Form.PATH, required=True),),
+    ),
+    Command("rules", "show the fault rules that are loaded, and what they did so far", result=_VERDICT),
+    Command(
+        "rules-load",
+        "replace the fault rules by those of a scenario; what was suspended goes on",
+        (Argument("scenario", "as in docs/faults.md", Form.OBJECT, required=True),),
+        (Field("loaded", "rules"),),
+    ),
+    Command("rules-unload", "take the fault rules away; shows what they did", result=_VERDICT[:-1]),
+    Command(
+        "resume",
+        "let go on what a rule suspended",
+        (Argument("tag", "that the rule gave", Form.TEXT, required=True),),
+        (Field("resumed", "calls"),),
     ),
     Command("quit", "end the server: clients are dropped, its sockets removed"),
 )

@@ -34,6 +34,7 @@ class Form(Enum):
     """text: a file of the server's host, from its root on"""
     BOOLEAN = "boolean"
     OBJECT = "object"
+    """as an argument on the command line: a file of TOML or JSON that has it"""
     LIST = "list"
 
 
@@ -110,6 +111,10 @@ def _checked(command: Command, argument: Argument, given: Mapping[str, Any]) -> 
     if argument.form is Form.PATH:
         if not isinstance(value, str) or not value.startswith("/") or "\0" in value:
             raise CommandError(f"{what} {_short(value)}: must be a path from the root on")
+        return value
+    if argument.form is Form.OBJECT:
+        if not isinstance(value, dict):
+            raise CommandError(f"{what} {_short(value)}: must be an object")
         return value
     if argument.form is Form.TEXT:
         if not isinstance(value, str) or (argument.choices and value not in argument.choices):

@@ -92,10 +92,12 @@ class Faults:
     # -- what it is about -------------------------------------------------------------------------------------------
 
     def load(self, scenario: Scenario) -> None:
-        """Other rules from now on, all counts 0. Whoever built the machine binds its probes anew
-        (:meth:`pviommu.probes.Probes.rebind`). Raises :class:`pviommu.documents.WrongValueError`.
+        """Other rules from now on, all counts 0; what earlier ones held goes on, unless it hangs. Whoever built the
+        machine binds its probes anew (:meth:`pviommu.probes.Probes.rebind`). Raises
+        :class:`pviommu.documents.WrongValueError`, and then nothing has changed.
         """
         scenario.check()
+        self.holds.release()
         self.scenario = scenario
         self.state = scenario.state
         self.rules = [ActiveRule(number, rule, scenario.seed) for number, rule in enumerate(scenario.rule)]

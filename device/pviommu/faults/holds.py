@@ -145,6 +145,14 @@ class Holds:
         self._hung.append(hold)
         return hold
 
+    def release(self) -> None:
+        """The rules that held them are gone: all go on, except those that hang until a reset."""
+        held = [*self._suspended, *self._awaiting, *(hold for each in self._behind.values() for hold, _ in each)]
+        self._suspended, self._awaiting = [], []
+        self._behind.clear()
+        for hold in held:
+            hold.let_go()
+
     def forget(self) -> None:
         """Who was held is gone."""
         for hold in (*self._suspended, *self._awaiting, *self._hung):

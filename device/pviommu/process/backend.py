@@ -24,7 +24,6 @@ from ..pci.function import Environment
 from ..probes import Probes
 from ..topology import Topology
 from ..transports.listening import close_all, listen_all
-from .controlled import Controlled
 from .pidfile import PidFile, PidFileError
 from .service_manager import notify
 
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
     from ..faults.engine import Faults
     from ..faults.scenario import Scenario
     from ..faults.verdict import Verdict
+    from .controlled import Controlled
 
 __all__ = ["BackendError", "Settings", "run"]
 
@@ -80,15 +80,18 @@ def run(topology: Topology, settings: Settings) -> Verdict | None:
     with contextlib.ExitStack() as stack:
         core = _core(settings.core)
         counters, inputs = Counters(), LiveInputs()
-        faults = _faults(settings.scenario, settings.events, inputs, stack) if settings.scenario else None
-        machine = _build(topology, Environment(inputs, counters, Probes(interposer=faults)), core)
+        faults = _faults(settings, inputs, stack) if settings.scenario or settings.control else None
+        probes = Probes(interposer=faults, may_change=settings.control is not None)
+        machine = _build(topology, Environment(inputs, counters, probes), core)
         return _run(machine, topology, faults, settings)
 
 
-def _faults(scenario: Scenario, events: Path | None, inputs: Inputs, stack: contextlib.ExitStack) -> Faults:
-    """The rules of ``scenario``. Raises :class:`BackendError`."""
+def _faults(settings: Settings, inputs: Inputs, stack: contextlib.ExitStack) -> Faults:
+    """The rules of the scenario; without one none so far. Raises :class:`BackendError`."""
     from ..faults.engine import Faults  # only what is asked for costs start-up time
+    from ..faults.scenario import Scenario
 
+    scenario, events = settings.scenario or Scenario(), settings.events
     if not events:
         return Faults(scenario, inputs, _log_event)
     try:
@@ -112,7 +115,7 @@ def _run(machine: Machine, topology: Topology, faults: Faults | None, settings: 
         machine.close()
         raise BackendError(f"cannot listen on {error.filename or 'a socket'}: {error.strerror}") from error
     server = Server(machine, sockets, inputs, settings.pace)
-    controlled = Controlled(server, machine, settings.history) if settings.control or settings.history else None
+    controlled = _controlled(server, machine, settings, faults) if settings.control or settings.history else None
     if faults:
         faults.serve(server.loop)
         faults.hang_up = server.transport.hang_up
@@ -128,7 +131,8 @@ def _run(machine: Machine, topology: Topology, faults: Faults | None, settings: 
         finally:
             if controlled:
                 controlled.close()
-            verdict = faults.finish() if faults else None
+            if faults and (settings.scenario or faults.rules):
+                verdict = faults.finish()
             server.close()
             usage = machine.iommu.engine.usage()  # of a machine without clients: anything left is a leak
             close_all(sockets)
@@ -137,6 +141,12 @@ def _run(machine: Machine, topology: Topology, faults: Faults | None, settings: 
                 pidfile.remove()
     _log_summary(counters, {"contexts": usage.domains, "pool_pages_used": usage.pool_pages_used})
     return verdict
+
+
+def _controlled(server: Server, machine: Machine, settings: Settings, faults: Faults | None) -> Controlled:
+    from .controlled import Controlled  # only what is asked for costs start-up time
+
+    return Controlled(server, machine, settings.history, faults)
 
 
 def _control(controlled: Controlled, topology: Topology, settings: Settings, path: Path) -> None:

@@ -11,7 +11,9 @@ from vfio_user import transport
 from .. import snapshot
 from ..control.answers import Answers, Served
 from ..control.description import CommandError
+from ..control.rules import RuleCommands
 from ..control.server import Control
+from ..faults.engine import Faults
 from ..history.faults import FaultLog, SeenFault
 from ..history.records import History
 from ..host.background import Background
@@ -27,13 +29,14 @@ log = logging.getLogger(__name__)
 class Controlled:
     """Of one server."""
 
-    def __init__(self, server: Server, machine: Machine, history: int) -> None:
-        """``history``: operations to keep, 0: none."""
+    def __init__(self, server: Server, machine: Machine, history: int, faults: Faults | None) -> None:
+        """``history``: operations to keep, 0: none. ``faults``: the rules, if the machine was built for any."""
         self._server = server
         self._machine = machine
         self.faults: FaultLog = machine.iommu.keep_history(History(history) if history else None)
         self.faults.find_out = Background(server.loop, machine.inputs).add
         self.faults.told.append(self._tell)
+        self._rules = RuleCommands(faults, machine.iommu.probes.rebind) if faults else None
         self._control: Control | None = None
         self._listener: transport.Listener | None = None
 
@@ -53,6 +56,7 @@ class Controlled:
             self._save,
             self._load,
             self._server.loop,
+            self._rules,
         )
         self._control = Control(self._listener, self._server.loop, self._machine.inputs, Answers(served))
 

@@ -9,6 +9,9 @@ from typing import Any
 import pytest
 
 from pviommu.control.answers import Answers, Served
+from pviommu.control.rules import RuleCommands
+from pviommu.faults.engine import Faults
+from pviommu.faults.scenario import Scenario
 from pviommu.history.records import History
 from pviommu.hosted import Owner
 from pviommu.inputs import WorkOutcome
@@ -26,9 +29,11 @@ class Asked:
         self.faults = driver.iommu.keep_history(history)
         kinds = {"iommu": "iommu", "dma0": "dma-test", "dma1": "dma-test"}
         clients = SimpleNamespace(known={"iommu": "process 7 of user 0"})
+        self.rules = Faults(Scenario(), driver.machine.inputs)
         self.served = Served(
             *(driver.machine, self.faults, self.stop, lambda: clients.known, kinds, format_sbdf, ("xen-2024",)),
             host=SimpleNamespace(submit=self._submit),  # type: ignore[arg-type]
+            rules=RuleCommands(self.rules, lambda: None),  # this machine passes by its probes
         )
         self.answers = Answers(self.served)
 
