@@ -63,6 +63,18 @@ def test_a_core_that_walks_is_asked_once_for_a_request_that_comes_again(engine, 
     assert core.told == [("walk", 1, 0x1000, 0x1010, 1)]
 
 
+def test_a_core_that_walks_is_left_out_while_the_iotlb_is_used(engine, core):
+    engine.attach(STREAM, 1)
+    engine.map(1, 0x30, 0x10, 1, R)
+    iotlb = engine.iotlb(is_used=True)
+    core.told.clear()
+
+    assert engine.translate(STREAM, 0x30000, 0x10, R) == [Run(0x10000, 0x10)]
+    assert (core.told, len(iotlb)) == ([], 1)
+    engine.iotlb(is_used=False)
+    assert engine.translate(STREAM, 0x30000, 0x10, R) == [Run(0x5000, 0x10)]
+
+
 def test_what_a_core_refuses_is_a_fault_and_not_remembered(engine, core):
     core.answer = (0x1008, Refusal.NOT_MAPPED)
 

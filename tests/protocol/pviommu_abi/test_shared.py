@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 
+import pytest
+
 from pviommu_abi import shared
-from pviommu_abi.shared import DeviceEventLine, DeviceRingLine, Event, GuestEventLine, GuestRingLine
+from pviommu_abi.shared import DeviceEventLine, DeviceRingLine, Event, GuestEventLine, GuestRingLine, name_hash
 
 
 def test_areas_lie_behind_each_other() -> None:
@@ -44,3 +46,11 @@ def test_an_event_fills_a_cache_line_with_aligned_fields() -> None:
 def test_the_ring_area_holds_all_rings_at_their_largest() -> None:
     assert shared.RING_AREA_SIZE == shared.MAX_RINGS * shared.MAX_RING_ENTRIES * 64
     assert shared.SHARED_BAR_SIZE & (shared.SHARED_BAR_SIZE - 1) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("", 0xCBF29CE484222325), ("a", 0xAF63DC4C8601EC8C), ("foobar", 0x85944171F73967E8)],  # FNV-1a's own test vectors
+)
+def test_names_are_told_by_their_fnv_1a_hash(name: str, expected: int) -> None:
+    assert name_hash(name) == expected

@@ -233,6 +233,29 @@ def test_leaving_client_disconnects_the_device_once(device: Any, tmp_path: Path,
     assert device.calls == ["describe", "disconnected"]
 
 
+def test_a_client_whose_socket_does_not_block_has_others_work_meanwhile(device: Any, no_fd_leak: None) -> None:
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    theirs.setblocking(False)
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)  # the least there is
+    session = Session(device)
+    waits = {"full": 0, "empty": 0}
+
+    def idle() -> None:
+        """The server's turn, in the same thread."""
+        waits["full" if not select.select([], [ours], [], 0)[1] else "empty"] += 1
+        while select.select([theirs], [], [], 0)[0]:
+            session.receive(*transport.receive(theirs) or (b"", []))
+            transport.flush(theirs, session.outgoing)
+
+    with Client(ours, idle=idle) as client, theirs:
+        client.negotiate()
+        client.region_write(RegionIndex.BAR0, 0, bytes(range(256)) * 16)
+        client.send(Header(99, Command.DEVICE_RESET, 16, HeaderFlags.NO_REPLY, 0).pack() * 500)
+        assert client.region_read(RegionIndex.BAR0, 0, 4096) == bytes(range(256)) * 16
+    assert min(waits.values()) > 0
+
+
 # --- servers that answer nonsense ------------------------------------------------------------------------------------
 
 

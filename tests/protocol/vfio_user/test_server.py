@@ -8,7 +8,7 @@ import logging
 import os
 import struct
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -820,6 +820,36 @@ def test_a_write_in_steps_is_answered_after_the_last_and_what_follows_waits(peer
     assert (steps, taken_ids(peer), device.memory[BAR0][1:3]) == (3, [1], b"1\0")
     peer.session.resume()
     assert (taken_ids(peer), device.memory[BAR0][1:3], peer.session.paused) == ([2], b"12", False)
+
+
+class Held:
+    """What a request waits for until a test says otherwise."""
+
+    is_over = False
+
+    def then(self, _callback: Callable[[], None], /) -> None:
+        raise AssertionError("a session asks again itself")
+
+
+def test_a_request_that_waits_for_nothing_of_its_client_is_gone_on_with_once_that_is_over(
+    peer: Peer, device: Any
+) -> None:
+    held = Held()
+
+    def region_write(index: int, offset: int, data: bytes) -> Any:
+        yield held
+        device.memory[index][offset : offset + len(data)] = data
+
+    device.region_write = region_write
+    assert not peer.session.is_held
+    peer.session.receive(write(1, b"1") + write(2, b"2"), [])
+    peer.session.resume()
+    assert (peer.session.is_held, peer.session.paused, taken_ids(peer)) == (True, True, [])
+
+    held.is_over = True
+    assert not peer.session.is_held
+    peer.session.resume()
+    assert (taken_ids(peer), device.memory[BAR0][1:3], peer.session.paused) == ([1, 2], b"12", False)
 
 
 @pytest.mark.row("server", 35)

@@ -712,6 +712,8 @@ def test_what_is_left_of_a_long_operation_is_dropped_with_its_ring(slow, how):
         assert slow.outcome(position)[0].completed == 0
         slow.set_up_ring(0)
         assert slow.call(NOOP)[0] == 0
+        finish(slow)
+        assert slow.iommu.engine.usage().mapped_pages == mapped
 
 
 def test_the_reset_register_finishes_a_long_operation_first(slow):
