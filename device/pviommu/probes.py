@@ -1,17 +1,18 @@
 """Places in the device where rules may look on or step in: operations, translations, registers, interrupts and others.
 
 Which places are watched is known when the device is built, so that a place that nobody watches is as if it were none:
-what is called there is the callable itself. Other rules may be loaded later, if :class:`Probes` is told that they may.
+what is called there is the callable itself. When other rules are loaded later, :meth:`Probes.rebind` follows them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from functools import wraps
 from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar, cast
 
-__all__ = ["Interposer", "ProbeCall", "Probes", "Rule"]
+__all__ = ["Act", "Interposer", "ProbeCall", "Probes", "Rule"]
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -36,6 +37,19 @@ class Rule(NamedTuple):
     """shell pattern of probes: ``op.unmap_pages.pre``, ``op.*.post``"""
     told: Callable[[ProbeCall], None]
     """must not raise; called where it happens"""
+
+
+class Act(NamedTuple):
+    """What an interposer decided about a call."""
+
+    time_ns: int
+    """when, by the clock of the inputs"""
+    rule: str
+    """name of its rule"""
+    action: str
+    """as ``fail`` or ``drop``"""
+    place: str
+    """``NAME.pre``, ``NAME.apply`` or ``NAME.post``"""
 
 
 class Interposer(Protocol):
@@ -64,20 +78,26 @@ class Interposer(Protocol):
     def reset(self) -> None:
         """The PV-IOMMU was reset: calls that wait are made no more."""
 
+    def acts(self, context: int, dfn: int) -> list[Act]:
+        """What it decided lately about operations on a page of a context, the last first."""
+
+    def act_on_request(self, iova: int) -> Act | None:
+        """What it decided about the last DMA request itself, if anything, and if the address is in that."""
+
 
 class Probes:
     """The rules of one machine. Each probe NAME has two sides, ``NAME.pre`` and ``NAME.post``."""
 
-    def __init__(
-        self, rules: Sequence[Rule] = (), interposer: Interposer | None = None, *, may_change: bool = False
-    ) -> None:
-        """``may_change``: whether ``interposer`` may watch other probes later; then :meth:`rebind`."""
+    def __init__(self, rules: Sequence[Rule] = (), interposer: Interposer | None = None) -> None:
         self._rules = rules
         self.interposer = interposer
-        self._bound: list[Callable[[], None]] | None = [] if may_change else None
+        self._bound: list[Callable[[], None]] = []
+        self._is_off = False
 
     def is_watched(self, name: str) -> bool:
         """Whether any rule looks on at one of the sides of ``name``, or decides there."""
+        if self._is_off:
+            return False
         return bool(self._told(f"{name}.pre") or self._told(f"{name}.post") or self._decides(name))
 
     def _told(self, side: str) -> list[Callable[[ProbeCall], None]]:
@@ -158,28 +178,38 @@ class Probes:
         """Make a method of ``holder``, which is looked up there at each call, a probe. Unless ``name`` is watched,
         nothing is done.
         """
-        plain = getattr(holder, method)
-        is_bound = False  # to look whether it is there would make the attributes of an object slow in Python 3.11
+        plain: Callable[..., Any] | None = None  # of one that is bound: to look at ``holder`` makes it slow in 3.11
 
         def bind() -> None:
-            nonlocal is_bound
-            if self.is_watched(name):
-                setattr(holder, method, self.probe(name, plain, owner, form))
-                is_bound = True
-            elif is_bound:
+            nonlocal plain
+            if plain is not None:
                 setattr(holder, method, plain)
+                plain = None
+            if self.is_watched(name):
+                plain = getattr(holder, method)
+                setattr(holder, method, self.probe(name, plain, owner, form))
 
         self.bound(bind)
 
     def bound(self, bind: Callable[[], None]) -> None:
         """Call ``bind``, which asks for probes and puts them where they are called, now and whenever rules change."""
         bind()
-        if self._bound is not None:
-            self._bound.append(bind)
+        self._bound.append(bind)
 
     def rebind(self) -> None:
-        """The rules are other ones. Raises RuntimeError for a machine that was built for those that it had."""
-        if self._bound is None:
-            raise RuntimeError("rules of this machine may not change: its probes were bound once and for all")
+        """The rules are other ones."""
         for bind in self._bound:
             bind()
+
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        """Nothing is watched meanwhile. What is put around methods in this time stays there when rules change, and is
+        called by what the probes let pass.
+        """
+        self._is_off = True
+        self.rebind()
+        try:
+            yield
+        finally:
+            self._is_off = False
+            self.rebind()

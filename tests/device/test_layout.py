@@ -16,7 +16,7 @@ MAY_IMPORT = {
     "dma": {"engine", "inputs", "counters"},
     "pci": {"dma", "inputs", "counters", "probes"},
     "endpoints": {"dma", "pci", "hosted", "inputs"},
-    "history": {"engine"},
+    "history": {"engine", "probes"},
     "interfaces": {"engine", "dma", "pci", "history", "hosted", "inputs", "counters", "probes"},
     "transports": {"pci", "hosted", "inputs"},
     "native": {"engine", "interfaces", "pci", "inputs", "cache", "exit_status"},
@@ -38,7 +38,7 @@ MAY_IMPORT = {
     "machine": {"endpoints", "interfaces", "engine", "dma", "pci", "hosted", "inputs", "counters", "topology"},
     "snapshot": {"machine"},
     "hosted": {"inputs"},
-    "faults": {"interfaces", "engine", "dma", "hosted", "inputs", "documents", "toml_places"},
+    "faults": {"interfaces", "engine", "dma", "hosted", "inputs", "documents", "probes", "toml_places"},
 }
 """Packages and modules of the device, and which others each of them may use."""
 

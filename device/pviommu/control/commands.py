@@ -41,7 +41,6 @@ _OPERATION = (
     Field("slot", "index of the slot, as the producer index counts"),
     Field("sequence", "what the guest wrote into the slot as its sequence"),
     Field("result", "what the guest was answered: 0 or a negative errno"),
-    Field("rule", "number of the rule that changed it, 0: none"),
 )
 _EXPLAINED = (
     Field("cause", "why, in one word", Form.TEXT),
@@ -52,6 +51,17 @@ _EXPLAINED = (
     Field("contexts", "others that map the address", Form.LIST),
     Field("operations", "on this page, the last one first, 16 at most", Form.LIST, fields=_OPERATION),
     Field("history", "size, first operation looked at, operations so far; empty without --history", Form.OBJECT),
+    Field(
+        "rules",
+        "what fault rules did about this page lately, the last one first, 4 at most",
+        Form.LIST,
+        fields=(
+            Field("rule", "its id", Form.TEXT),
+            Field("action", "what it did, as `fail` or `drop`", Form.TEXT),
+            Field("on", "place", Form.TEXT),
+            Field("ago_ns", "how long ago", Form.TIME, "ns"),
+        ),
+    ),
 )
 _FAULT = (
     Field("number", "counts faults from 1 on"),

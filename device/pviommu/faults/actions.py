@@ -14,7 +14,7 @@ from pviommu_abi.slots import Errno
 from ..documents import WrongValueError
 from .catalogue import Nature, Place
 
-__all__ = ["ACTIONS", "Action", "Do", "duration_ns", "rate", "result_of"]
+__all__ = ["ACTIONS", "WAITS", "Action", "Do", "duration_ns", "rate", "result_of"]
 
 _TIME = re.compile(r"^(\d+(?:\.\d+)?) ?(ns|us|ms|s)$")
 _RATE = re.compile(r"^(\d+) ?(|Ki|Mi|Gi)/s$")
@@ -63,6 +63,8 @@ ACTIONS = {
 }
 """By the key that names them."""
 
+WAITS = frozenset({"delay", "bandwidth", "suspend", "wait", "reorder", "hang"})
+"""Those that only take time."""
 _PARAMETERS = ("then", "jitter", "clock", "within", "xor", "value")
 _ERROR_RULE = "the name of an error, as ENOMEM"
 _TIME_RULE = "a time, as 250us, 1.5ms or 2s, at most an hour"

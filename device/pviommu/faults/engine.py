@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import os
 import signal
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from typing import Any, Protocol
 
 from pviommu_abi.shared import FaultRule, FaultRuleFlags, FaultRules, name_hash
 
+from ..engine import PAGE_SHIFT
 from ..inputs import Inputs
 from ..interfaces.pv.bindings import format_sbdf
-from .actions import Do, duration_ns
+from ..probes import Act
+from .actions import WAITS, Do, duration_ns
 from .catalogue import ANYWHERE, PROBES, Nature, Probe
 from .events import EventLog
 from .holds import Holds, Scheduler
@@ -24,6 +28,10 @@ from .verdict import Verdict, judged, problems_of
 from .where import Values, Where
 
 __all__ = ["ActiveRule", "Faults", "Victim"]
+
+
+_MOST_DECISIONS = 1024
+_MOST_ACTS = 4
 
 
 class Victim(Protocol):
@@ -61,6 +69,19 @@ class ActiveRule:
         return FaultRule(name_hash(self.rule.id), self.turns.passed, self.turns.fired, flags)
 
 
+def _is_about(values: Mapping[str, Any], context: int, dfn: int) -> bool:
+    """Whether a call was about a page of a context."""
+    if values.get("ctx", context) != context:
+        return False
+    if "dfn" in values:
+        first, last = values["dfn"]
+    elif "iova" in values:
+        first, last = (each >> PAGE_SHIFT for each in values["iova"])
+    else:
+        return False
+    return bool(first <= dfn <= last)
+
+
 def _crash() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -87,6 +108,10 @@ class Faults:
         """by delays in virtual time"""
         self._began_ns = 0
         self._assertions: list[str] = []
+        self._decided: deque[tuple[Act, Mapping[str, Any]]] = deque(maxlen=_MOST_DECISIONS)
+        """the last decisions, each with what the call was about; those about DMA are not kept"""
+        self._on_request: tuple[Act, Mapping[str, Any]] | None = None
+        """the one about the last DMA request"""
         self.load(scenario)
 
     # -- what it is about -------------------------------------------------------------------------------------------
@@ -120,8 +145,9 @@ class Faults:
         return self._victim
 
     def reset(self) -> None:
-        """The device was reset: whoever was held is gone."""
+        """The device was reset: whoever was held is gone, and so are the contexts that decisions were about."""
         self.holds.forget()
+        self._decided.clear()
 
     def finish(self) -> Verdict:
         """The run is over: nothing is written to shared memory any more. What came of it."""
@@ -163,6 +189,19 @@ class Faults:
             records = [rule.record() for rule in self.rules]
             self._page.show(self._shared, self.scenario.seed, self.state, records)
 
+    def acts(self, context: int, dfn: int) -> list[Act]:
+        """What the rules decided lately about operations on a page of a context, the last first."""
+        found = (act for act, values in reversed(self._decided) if _is_about(values, context, dfn))
+        return list(islice(found, _MOST_ACTS))
+
+    def act_on_request(self, iova: int) -> Act | None:
+        """What the rules decided about the last DMA request itself, if anything, and if the address is in that."""
+        if self._on_request is None:
+            return None
+        act, values = self._on_request
+        first, last = values["iova"]
+        return act if first <= iova <= last else None
+
     # -- what points ask --------------------------------------------------------------------------------------------
 
     def rules_at(self, probe: Probe) -> dict[str, list[ActiveRule]]:
@@ -184,6 +223,8 @@ class Faults:
         """Let the rules of a place meet a call. The one that decides what becomes of it: the first that fires with more
         to do than to look on. Those behind it are not asked.
         """
+        if place.startswith("dma."):
+            self._on_request = None
         for active in rules:
             rule, turns = active.rule, active.turns
             if rule.when_state not in (None, self.state) or not active.where.holds(values):
@@ -202,8 +243,17 @@ class Faults:
             elif rule.do.action in ANYWHERE:
                 self._look_on(active, rule.do, place, values)
             else:
+                self._remember(active.rule.id, rule.do.action, place, values)
                 return active
         return None
+
+    def _remember(self, rule: str, action: str, place: str, values: Values) -> None:
+        """A rule decides."""
+        decided = Act(self._inputs.now_ns(), rule, action, place), values
+        if not place.startswith("dma."):
+            self._decided.append(decided)
+        elif action not in WAITS:
+            self._on_request = decided
 
     def note(self, active: ActiveRule, place: str, before: Mapping[str, Any], after: Any) -> int:
         """Write an event."""

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..engine import PAGE_SHIFT, Area, Engine
 from ..engine.results import Access
+from ..probes import Act
 from .records import NOBODY, STOPS, History, Kind, Record
 
 __all__ = ["NOT_YET", "Asked", "Cause", "Explainer", "Explanation", "access_text", "in_words"]
@@ -40,8 +41,12 @@ class Cause(Enum):
     PERMISSION = "wrong-permission"
     WRONG_CONTEXT = "wrong-context"
     PAST_THE_END = "past-the-end"
+    REFUSED = "refused-by-rule"
+    """a rule refused it, whatever is mapped"""
     STALE = "stale-by-rule"
     """a rule had the device use, or keep, another translation"""
+    CHANGED = "changed-by-rule"
+    """a rule changed what an operation on the page did"""
     BLOCKED = "blocked"
     OUT_OF_APERTURE = "out-of-aperture"
     RESERVED = "reserved"
@@ -74,8 +79,8 @@ class Asked:
     """first byte of the span that was asked for, if that is known"""
     end: int | None = None
     """first byte behind it"""
-    rule: int = 0
-    """number of the rule that took part; 0: none did"""
+    by_rule: Act | None = None
+    """what a rule did to the request itself"""
 
 
 @dataclass
@@ -97,6 +102,8 @@ class Explanation:
     """on this page, the last one first"""
     history: dict[str, Any] = field(default_factory=dict)
     """how far back they reach"""
+    rules: list[dict[str, Any]] = field(default_factory=list)
+    """what fault rules did about this page lately, the last one first"""
 
     def report(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
@@ -133,11 +140,15 @@ class Explainer:
         history: History | None,
         now_ns: Callable[[], int],
         context: Callable[[int], int] = lambda domain: domain,
+        acts: Callable[[int, int], list[Act]] = lambda _context, _dfn: [],
     ) -> None:
-        """``context``: what whoever asks calls a domain of the engine."""
+        """``context``: what whoever asks calls a domain of the engine. ``acts``: what rules did about a page of a
+        context, the last first.
+        """
         self._engine = engine
         self._now_ns = now_ns
         self._context = context
+        self._acts = acts
         self.history = history
 
     def begin(self, asked: Asked) -> Generator[None, None, Explanation]:
@@ -152,7 +163,8 @@ class Explainer:
             *self._neighbours(asked.domain, asked.iova),
             self._elsewhere(asked.domain, dfn),
         )
-        return self._steps(asked, explanation, now, until)
+        acts = [*([asked.by_rule] if asked.by_rule else []), *self._acts(self._context(asked.domain), dfn)]
+        return self._steps(asked, explanation, acts, now, until)
 
     # -- what is there ----------------------------------------------------------------------------------------------
 
@@ -220,7 +232,7 @@ class Explainer:
     # -- what was there ---------------------------------------------------------------------------------------------
 
     def _steps(
-        self, asked: Asked, explanation: Explanation, now_ns: int, until: int
+        self, asked: Asked, explanation: Explanation, acts: list[Act], now_ns: int, until: int
     ) -> Generator[None, None, Explanation]:
         dfn = asked.iova >> PAGE_SHIFT
         found = _Found()
@@ -232,6 +244,9 @@ class Explainer:
                 yield
             explanation.operations = [self.operation(record, now_ns) for record in found.operations]
         explanation.cause, explanation.text = self._why(asked, explanation, found, now_ns, dfn)
+        began_ns = found.ended.time_ns if found.ended else 0  # of another context of that number they say nothing
+        explanation.rules = [_act(act, now_ns) for act in acts if act.time_ns >= began_ns]
+        _blame_rules(asked, explanation)
         if asked.reason and self.history and explanation.cause in NOT_YET:
             later = yield from self.mapped_since(until, asked.domain, dfn)
             if later is not None:
@@ -256,9 +271,9 @@ class Explainer:
 
     def _why(self, asked: Asked, explanation: Explanation, found: _Found, now_ns: int, dfn: int) -> tuple[Cause, str]:
         if not asked.reason:
-            return Cause.NONE, _now_in_words(explanation.now)
-        if asked.rule:
-            return Cause.STALE, f"rule {asked.rule} had the device answer by another translation than the one there is"
+            now = _now_in_words(explanation.now)
+            is_there = explanation.now["state"] in ("mapped", "direct")
+            return Cause.NONE, now if is_there else f"{now}; no DMA to it was refused lately"
         if asked.reason in _AT_ONCE:
             return _AT_ONCE[asked.reason]
         if asked.reason == "BLOCKED":
@@ -333,7 +348,6 @@ class Explainer:
             "slot": None if record.ring == NOBODY else record.slot,
             "sequence": None if record.ring == NOBODY else record.sequence,
             "result": record.result,
-            "rule": record.rule,
         }
 
     def _named(self, record: Record) -> str:
@@ -353,6 +367,25 @@ class Explainer:
         by = "" if record.ring == NOBODY else f", slot {record.slot} of ring {record.ring}"
         answer = f", result {record.result}" if record.result else ""
         return f"{what} (operation {record.number}{by}{answer})"
+
+
+def _act(act: Act, now_ns: int) -> dict[str, Any]:
+    return {"rule": act.rule, "action": act.action, "on": act.place, "ago_ns": now_ns - act.time_ns}
+
+
+def _blame_rules(asked: Asked, explanation: Explanation) -> None:
+    """What rules did comes before what the tables and the history tell."""
+    if not asked.reason or not explanation.rules:
+        return
+    last = explanation.rules[0]
+    rule = f"rule {last['rule']} ({last['action']} at {last['on']})"
+    if asked.by_rule and last["action"] in ("fail", "partial"):
+        explanation.cause = Cause.REFUSED
+        explanation.text = f"{rule} refused it; {_now_in_words(explanation.now)}"
+    else:
+        is_stale = last["on"].startswith("iotlb.") or last["action"] == "stale"
+        explanation.cause = Cause.STALE if is_stale else Cause.CHANGED
+        explanation.text = f"{rule} acted on this page {in_words(last['ago_ns'])} ago; {explanation.text}"
 
 
 def _look_at(found: _Found, record: Record, asked: Asked, dfn: int) -> None:
@@ -415,7 +448,7 @@ def _mapping(area: Area | None, iova: int) -> dict[str, Any] | None:
 def _now_in_words(now: dict[str, Any]) -> str:
     if now["state"] in ("mapped", "direct"):
         return f"it is {now['state']}: gfn {now['gfn']:#x}, for {now['access']}"
-    return f"it is {now['state']}; no DMA to it was refused lately"
+    return f"it is {now['state']}"
 
 
 def access_text(bits: int) -> str:

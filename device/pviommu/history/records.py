@@ -18,7 +18,7 @@ __all__ = ["ENTRY", "HEADER", "NOBODY", "STOPS", "History", "Kind", "Record", "e
 HEADER = struct.Struct("<4Q")
 """Records so far, place of the next one, places, time of the native core's records: `struct pv_history` of ring.h."""
 ENTRY = struct.Struct("<7Q5IiI4B")
-"""The fields of :class:`Record` but for its number, and a byte that is 0: `struct pv_record` of ring.h."""
+"""The fields of :class:`Record` but for its number: `struct pv_record` of ring.h."""
 NOBODY = 0xFFFFFFFF
 """A ring or stream that there is none of."""
 _CHUNK = 256
@@ -90,13 +90,12 @@ class Record(NamedTuple):
     """of its slot, as the guest wrote it there"""
     result: int
     """what the guest was answered: 0 or a negative errno"""
-    rule: int
-    """number of the rule that changed it; 0: none did"""
+    spare: int
     kind: int
     access: int
     stop: int
     """place in :data:`STOPS`"""
-    spare: int
+    padding: int
 
     def covers(self, dfn: int) -> bool:
         """Whether it changed this page."""
@@ -146,7 +145,6 @@ class History:
         stop: int = 0,
         stream: int = NOBODY,
         ring: int = NOBODY,
-        rule: int = 0,
     ) -> int:
         """A new record, whose slot is not known yet; its number. Numbers that do not fit 64 bits are cut."""
         head = self._head
@@ -155,7 +153,7 @@ class History:
             self.buffer,
             HEADER.size + place * ENTRY.size,
             *(time_ns, dfn & _64, gfn & _64, nr & _64, done, before & _64, after & _64, domain, stream, ring),
-            *(0, 0, 0, rule, kind, access, stop, 0),
+            *(0, 0, 0, 0, kind, access, stop, 0),
         )
         head[_NEXT] = place + 1 if place + 1 < self.size else 0
         head[_COUNT] += 1

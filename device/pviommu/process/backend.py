@@ -81,7 +81,7 @@ def run(topology: Topology, settings: Settings) -> Verdict | None:
         core = _core(settings.core)
         counters, inputs = Counters(), LiveInputs()
         faults = _faults(settings, inputs, stack) if settings.scenario or settings.control else None
-        probes = Probes(interposer=faults, may_change=settings.control is not None)
+        probes = Probes(interposer=faults)
         machine = _build(topology, Environment(inputs, counters, probes), core)
         return _run(machine, topology, faults, settings)
 

@@ -235,7 +235,7 @@ def test_other_rules_can_be_loaded_while_the_machine_lives(make_driver: Callable
 
     def probes(inputs: object) -> Probes:
         kept.append(Faults(scenario(), inputs))  # type: ignore[arg-type]
-        return Probes(interposer=kept[0], may_change=True)
+        return Probes(interposer=kept[0])
 
     driver = make_driver(probes=probes).start()
     [faults] = kept
@@ -254,11 +254,6 @@ def test_other_rules_can_be_loaded_while_the_machine_lives(make_driver: Callable
     assert driver.map(ctx, 0x101, 0x10, 1)[0] == 0
     assert points(driver.machine) == []
     assert CapabilityId.FAULT_RULES not in capabilities(driver.view)
-
-
-def test_rules_of_a_machine_that_was_not_built_for_that_cannot_change(load: Load) -> None:
-    with pytest.raises(RuntimeError, match="bound once and for all"):
-        load().driver.iommu.probes.rebind()
 
 
 def test_who_looks_on_sees_what_was_asked_and_what_came_of_it(make_driver: Callable[..., Driver]) -> None:

@@ -216,13 +216,6 @@ def test_a_history_that_does_not_reach_back_says_so(driver, faults, history, ctx
     assert why(faults) == ("not-mapped", f"context {ctx} does not map it, and has not in the last 64 operations")
 
 
-def test_a_rule_that_took_part_is_named(driver, faults, ctx):
-    said = explained(faults.explainer, Asked(ctx, 0x1000, "NOT_MAPPED", rule=7))
-
-    assert said.cause.value == "stale-by-rule"
-    assert "rule 7 " in said.text
-
-
 def test_without_a_history_it_tells_what_is_there(driver):
     faults = driver.iommu.keep_history(None)
     ctx = driver.attached()

@@ -79,13 +79,12 @@ def test_every_field_of_a_record_is_kept():
         stop=STOPS.index(Stop.MAPPED),
         stream=4,
         ring=2,
-        rule=6,
     )
     history.complete(number, 0xFFFFFFFE, 77, -17)
 
     assert next(history.back()) == (
         *(0, 5, (1 << 64) - 1, 9, 10, 3, 9 << 2 | 3, 12, 7, 4, 2),
-        *(0xFFFFFFFE, 77, -17, 6, Kind.UNMAP, 3, STOPS.index(Stop.MAPPED), 0),
+        *(0xFFFFFFFE, 77, -17, 0, Kind.UNMAP, 3, STOPS.index(Stop.MAPPED), 0),
     )
 
 

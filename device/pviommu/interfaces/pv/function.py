@@ -148,13 +148,13 @@ class PvIommu(PciFunction):
 
     def keep_history(self, history: History | None) -> FaultLog:
         """Record operations in ``history``, if given, and explain refused DMA by it, from now on. Call it once."""
+        refused = RefusedDma(history, self._contexts, self.bindings, self.inputs.now_ns, self.probes.interposer)
         if history:
-            record_operations(history, self._contexts, self._executor.order.rings, self.inputs.now_ns)
+            with self.probes.off():
+                record_operations(history, self._contexts, self._executor.order.rings, self.inputs.now_ns)
+                refused.watch(self._streams.values())
             if self._ring_core:
                 self._ring_core.keep_history(history.buffer)
-        refused = RefusedDma(history, self._contexts, self.bindings, self.inputs.now_ns)
-        if history:
-            refused.watch(self._streams.values())
         self._reporter.on_fault = refused.add
         return refused.log
 

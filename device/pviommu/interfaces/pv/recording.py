@@ -12,6 +12,7 @@ from ...history.explanation import Asked, Explainer
 from ...history.faults import FaultLog, SeenFault
 from ...history.recorder import Recorder
 from ...history.records import NOBODY, History
+from ...probes import Act, Interposer
 from .bindings import Bindings, format_sbdf
 from .contexts import Contexts
 from .order import Executed
@@ -57,14 +58,21 @@ class RefusedDma:
     """Puts the faults of one PV-IOMMU into a log."""
 
     def __init__(
-        self, history: History | None, contexts: Contexts, bindings: Bindings, now_ns: Callable[[], int]
+        self,
+        history: History | None,
+        contexts: Contexts,
+        bindings: Bindings,
+        now_ns: Callable[[], int],
+        interposer: Interposer | None,
     ) -> None:
+        """``interposer``: has rules that may be to blame."""
         self._contexts = contexts
         self._bindings = bindings
         self._now_ns = now_ns
         self._requests: dict[int, Sequence[DmaRequest]] = {}
         """by stream: what was translated last"""
-        self.log = FaultLog(Explainer(contexts.engine, history, now_ns, contexts.context))
+        self._interposer = interposer
+        self.log = FaultLog(Explainer(contexts.engine, history, now_ns, contexts.context, self._acts))
 
     def watch(self, streams: Iterable[PvStream]) -> None:
         """Remember what each asks for: a fault does not tell where the refused request began."""
@@ -86,7 +94,11 @@ class RefusedDma:
         )
         start, end = next(self._around(fault), (None, None))
         domain = self._contexts.domain(context)
-        self.log.add(seen, Asked(domain, fault.iova, reason, fault.access, fault.stream, start, end))
+        by_rule = self._interposer.act_on_request(fault.iova) if self._interposer else None
+        self.log.add(seen, Asked(domain, fault.iova, reason, fault.access, fault.stream, start, end, by_rule))
+
+    def _acts(self, context: int, dfn: int) -> list[Act]:
+        return self._interposer.acts(context, dfn) if self._interposer else []
 
     def _around(self, fault: Fault) -> Iterator[tuple[int, int]]:
         """First byte, and the one behind the last, of the span that the refused address is in."""

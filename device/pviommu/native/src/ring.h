@@ -70,11 +70,11 @@ struct pv_record {
 	uint32_t index;
 	uint32_t sequence;
 	int32_t result;
-	uint32_t rule;
+	uint32_t spare;
 	uint8_t kind;
 	uint8_t access;
 	uint8_t stop;
-	uint8_t spare;
+	uint8_t padding;
 };
 
 /* The last operations. Python writes there too, but never while a function of this library runs. */
