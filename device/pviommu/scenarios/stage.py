@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import select
 import socket
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from pviommu_abi import dma_test
+from pviommu_abi.registers import REGISTER
 from vfio_user import Client, transport
 from vfio_user.framing import Frame
+from wire_layout.registers import Register
 
 from ..counters import Counters
 from ..endpoints.dma_test import DmaTestEngine
 from ..faults.engine import Faults
 from ..faults.scenario import Scenario
+from ..guest.function import Function
+from ..guest.local import LocalFunction
 from ..guest.memory import GuestRam
+from ..guest.wire import WireFunction
 from ..host.pacing import Pace
 from ..host.server import Server
 from ..inputs import Inputs, LiveInputs
@@ -28,7 +35,17 @@ from ..probes import Probes
 from ..topology import EndpointSection, IommuSection, Topology
 from ..transports.listening import close_all, listen_all
 
-__all__ = ["RAM_PAGES", "STREAMS", "TOPOLOGY", "Crashed", "PlayedClient", "Stage", "StuckError", "VirtualInputs"]
+__all__ = [
+    "RAM_PAGES",
+    "STREAMS",
+    "TOPOLOGY",
+    "Crashed",
+    "PlayedClient",
+    "Stage",
+    "StuckError",
+    "VirtualInputs",
+    "driven",
+]
 
 RAM_PAGES = 0x1000
 STREAMS = {"dma0": 1, "dma1": 2}
@@ -92,6 +109,12 @@ class PlayedClient(Client):
         return super().receive()
 
 
+def driven(topology: Topology) -> dict[str, Mapping[str, Register]]:
+    """The functions that a guest has drivers for, with their registers: the PV-IOMMU and the DMA test engines."""
+    engines = [entry.name for entry in topology.endpoint if entry.kind == "dma-test"]
+    return {topology.iommu.name: REGISTER, **dict.fromkeys(engines, dma_test.REGISTER)}
+
+
 class Stage:
     """Where a guest is played. A context manager; closes everything."""
 
@@ -101,9 +124,12 @@ class Stage:
         sink: Callable[[str], None] | None = None,
         core: DeviceCore | None = None,
         record: Callable[[Inputs], Inputs] | None = None,
+        topology: Topology = TOPOLOGY,
+        clock: VirtualInputs | None = None,
     ) -> None:
         """``sink`` gets the lines of the log of events. ``record`` gives the inputs that the device gets instead."""
-        self.clock = VirtualInputs()
+        self.topology = topology
+        self.clock = clock or VirtualInputs()
         self.turns = 0
         """of the loop"""
         inputs: Inputs = record(self.clock) if record else self.clock
@@ -111,7 +137,7 @@ class Stage:
         self.faults = Faults(scenario, inputs, sink)
         self.faults.crash = self._crash
         environment = Environment(inputs, self.counters, Probes(interposer=self.faults))
-        self.machine = Machine.build(TOPOLOGY, environment, core)
+        self.machine = Machine.build(topology, environment, core)
         self.ram = GuestRam(RAM_PAGES << 12)
         self._folder = tempfile.TemporaryDirectory(prefix="pviommu-")
         self._sockets = listen_all(self.machine, Path(self._folder.name), {})
@@ -150,6 +176,25 @@ class Stage:
             if self.clock.time_ns > end:
                 raise StuckError(f"{what} did not come within {PATIENCE_NS / 1e9:.0f} s")
             self.turn()
+
+    def functions(self) -> dict[str, Function]:
+        """Those that a guest drives, by calls, with memory."""
+        iommu = self.machine.iommu
+        found: dict[str, Function] = {}
+        for name, registers in driven(self.topology).items():
+            found[name] = LocalFunction(iommu if name == iommu.name else self.endpoint(name), registers)
+            found[name].plug(0, self.ram.size, self.ram.fd)
+        return found
+
+    def connected(self, stack: contextlib.ExitStack) -> dict[str, Function]:
+        """The same over vfio-user, by clients that ``stack`` closes."""
+        found: dict[str, Function] = {}
+        for name, registers in driven(self.topology).items():
+            client = self.client(name)
+            client.negotiate()
+            found[name] = WireFunction(client, registers, [(0, self.ram.size, self.ram.fd, 0)])
+            stack.callback(found[name].close)
+        return found
 
     def client(self, name: str) -> PlayedClient:
         """A client of a function."""

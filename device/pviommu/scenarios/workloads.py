@@ -7,9 +7,8 @@ import os
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from pviommu_abi import dma_test
 from pviommu_abi.dma_test import DmaOp
-from pviommu_abi.registers import REGISTER, Profile
+from pviommu_abi.registers import Profile
 from pviommu_abi.slots import Errno, OpClass
 from pviommu_abi.vendor import Batch, Binding, Call, MapOp, Reserve, VendorOp
 from pviommu_abi.xen_2024 import PvIommuOp, QueryCapabilities, UnmapPages, Xen2024Op
@@ -28,9 +27,8 @@ from pviommu_abi.xen_v7 import (
 from vfio_user import Command, IrqIndex, RegionIndex, RemoteError
 from vfio_user.messages import GetRegionIoFds, WriteMulti
 
-from ..guest.function import Function
 from ..guest.wire import WireFunction
-from .guest import DEVFNS, PlayedGuest
+from .guest import PlayedGuest
 from .stage import RAM_PAGES, STREAMS, Stage
 
 __all__ = ["WORKLOADS", "Workload"]
@@ -116,7 +114,7 @@ def operations(stage: Stage) -> Iterator[PlayedGuest]:
         ram[0x3000:0x3020] = UnmapPages(Xen2024Op.UNMAP_PAGES, ctx, 0, 0x200, 1, 0).pack().ljust(32, b"\0")
         guest.call(Call(0x3000, 0).pack(), OpClass.VENDOR, VendorOp.CALL)
         guest.call(Reserve(ctx, 0, 8).pack(), OpClass.VENDOR, VendorOp.RESERVE)
-    binding = Binding(0, 0, DEVFNS["dma0"])
+    binding = Binding(0, 0, guest.devfns["dma0"])
     guest.call(binding.pack(), OpClass.VENDOR, VendorOp.QUERY_ENDPOINT)
     guest.usage()
     guest.call(binding.pack(), OpClass.VENDOR, VendorOp.BLOCK)
@@ -133,8 +131,8 @@ def operations(stage: Stage) -> Iterator[PlayedGuest]:
         (XenV7Op.UNMAP_PAGES, V7UnmapPages(1, 0, 0, 0x100, 4096, 4, 0, 0)),
     ):
         guest.call(payload.pack(), OpClass.XEN_V7, op)
-    guest.bind_stream(DEVFNS["dma0"], STREAMS["dma0"])
-    guest.call(V7ReattachDevice(1, 0, 0, DEVFNS["dma0"], 0, 0).pack(), OpClass.XEN_V7, XenV7Op.REATTACH_DEVICE)
+    guest.bind_stream(guest.devfns["dma0"], STREAMS["dma0"])
+    guest.call(V7ReattachDevice(1, 0, 0, guest.devfns["dma0"], 0, 0).pack(), OpClass.XEN_V7, XenV7Op.REATTACH_DEVICE)
     ram[0x3000:0x3008] = V7Free(1, 0, 1).pack()
     remote = V7RemoteCmd(DOMID_SELF, XenV7Op.FREE_CONTEXT, 0, 0x3000)
     guest.call(remote.pack(), OpClass.XEN_V7, XenV7Op.REMOTE_CMD)
@@ -143,13 +141,8 @@ def operations(stage: Stage) -> Iterator[PlayedGuest]:
 
 def wire(stage: Stage) -> Iterator[PlayedGuest]:
     """Over vfio-user: sockets, messages, shared memory, interrupts; a client that goes and comes again."""
-    functions: dict[str, Function] = {}
     with contextlib.ExitStack() as stack:
-        for name, registers in (("iommu", REGISTER), *((name, dma_test.REGISTER) for name in STREAMS)):
-            client = stage.client(name)
-            client.negotiate()
-            functions[name] = WireFunction(client, registers, [(0, RAM_PAGES << 12, stage.ram.fd, 0)])
-            stack.callback(functions[name].close)
+        functions = stage.connected(stack)
         guest = PlayedGuest(stage, functions)
         yield guest
         iommu = functions["iommu"]
