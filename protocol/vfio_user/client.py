@@ -70,7 +70,8 @@ class RegionInfo:
     offset: int
     """where the region begins in the file of ``fd``, in bytes"""
     areas: tuple[tuple[int, int], ...]
-    """(offset into the region, size) of what may be mapped; empty although MMAP is set: all of it"""
+    """(offset into the region, size) of the parts that may be mapped; if MMAP is set and this is empty, all of it may
+    be"""
     fd: int | None
 
     def close(self) -> None:
@@ -82,9 +83,9 @@ class RegionInfo:
 class Client:
     """A connection to a vfio-user server. A context manager; closes its socket.
 
-    Requests raise :class:`RemoteError` if the server refuses, :class:`ProtocolError` if its reply cannot be,
+    Requests raise :class:`RemoteError` if the server refuses, :class:`ProtocolError` if its reply breaks the protocol,
     ConnectionError if it is gone and TimeoutError if it takes longer than the timeout. After the last three the
-    connection is of no more use.
+    connection cannot be used any more.
     """
 
     def __init__(
@@ -92,7 +93,7 @@ class Client:
     ) -> None:
         """Speak on the connected ``sock``, which passes to the client. :meth:`negotiate` comes next.
 
-        ``idle`` is called again and again while a socket that does not block has nothing, or no room.
+        ``idle`` is called repeatedly while a non-blocking socket has nothing to read, or no room to write.
         """
         self._idle = idle
         self.server = Capabilities()
@@ -110,7 +111,7 @@ class Client:
     def connect(
         cls, path: str | os.PathLike[str], timeout: float | None = 5.0, limits: SessionLimits | None = None
     ) -> Self:
-        """Connect to the server at ``path`` and negotiate; ``timeout`` in seconds bounds each wait. OSError."""
+        """Connect to the server at ``path`` and negotiate; ``timeout`` in seconds bounds each wait. Raises OSError."""
         client = cls(transport.connect(path, timeout), limits)
         try:
             client.negotiate()
@@ -150,7 +151,8 @@ class Client:
         return DeviceInfo(DeviceFlags(found.flags), found.num_regions, found.num_irqs)
 
     def region_info(self, index: int) -> RegionInfo:
-        """Region ``index``, its areas and its descriptor: asks again when the areas need room."""
+        """Region ``index``, its areas and its descriptor; asks a second time if the areas did not fit into the first
+        reply."""
         found, reply = self._region_info(index, GetRegionInfo.SIZE)
         if found.argsz > GetRegionInfo.SIZE and not found.flags & RegionFlags.CAPS:
             close_fds(reply.fds)
@@ -167,9 +169,10 @@ class Client:
         return RegionInfo(index, RegionFlags(found.flags), found.size, found.offset, areas, fd)
 
     def map_region(self, index: int) -> list[MappedArea]:
-        """Map what may be mapped of region ``index``; the memory is shared with the server. Empty if nothing may.
+        """Map the parts of region ``index`` that may be mapped; their memory is shared with the server. Empty if there
+        are none.
 
-        OSError or ValueError from mmap if an area is not page aligned or not in the file.
+        Raises OSError or ValueError, as mmap does, if an area is not page aligned or not in the file.
         """
         info = self.region_info(index)
         try:
@@ -200,7 +203,7 @@ class Client:
         fds: Sequence[int] = (),
         flags: Iterable[bool] = (),
     ) -> None:
-        """Send a SET_IRQS, or several if ``fds`` are more than the server takes at once. ``fds`` stay the caller's."""
+        """Send a SET_IRQS, or several if ``fds`` are more than the server takes at once. The caller keeps ``fds``."""
         most = max(1, self.server.max_msg_fds)
         if len(fds) > most:
             if len(fds) != count:
@@ -269,7 +272,7 @@ class Client:
         offset: int = 0,
         flags: DmaMapFlags = DmaMapFlags.READ | DmaMapFlags.WRITE,
     ) -> None:
-        """Let the device reach ``size`` bytes at ``address``. ``fd`` stays the caller's. ValueError: too many maps."""
+        """Let the device reach ``size`` bytes at ``address``. The caller keeps ``fd``. ValueError: too many maps."""
         key = (address, size)
         if key not in self._maps and len(self._maps) >= self.server.max_dma_maps:
             raise ValueError(f"map {address:#x}+{size:#x}: the server takes {self.server.max_dma_maps} at a time")
@@ -278,7 +281,7 @@ class Client:
         self._maps.add(key)
 
     def dma_unmap(self, address: int, size: int) -> None:
-        """Undo the map of exactly this range, or, where the server goes beyond the protocol, all maps inside it."""
+        """Undo the map of exactly this range; a server that goes beyond the protocol undoes all maps inside it."""
         self._plain(Command.DMA_UNMAP, DmaUnmap(DmaUnmap.SIZE, 0, address, size).pack())
         if (address, size) in self._maps:
             self._maps.remove((address, size))
@@ -349,7 +352,7 @@ class Client:
             return Reply(frame.payload, frame.fds)
 
     def _refuse(self, frame: Frame) -> None:
-        """Answer a request of the server: this client serves no message DMA."""
+        """Refuse a request of the server: this client does not serve DMA by messages."""
         close_fds(frame.fds)
         header = frame.header
         if not header.no_reply:
@@ -391,7 +394,7 @@ def _areas(payload: bytes, info: GetRegionInfo) -> tuple[tuple[int, int], ...]:
             for position in range(count):
                 area = SparseArea.unpack(payload, first + position * SparseArea.SIZE)
                 areas.append((area.offset, area.size))
-        # Capabilities that only go forwards end.
+        # A chain that only goes forwards comes to an end.
         if header.next and header.next <= where:
             raise ProtocolError(f"region {info.index} capability at {where} points back to {header.next}")
         where = header.next

@@ -27,20 +27,20 @@ __all__ = ["SERVED", "Answer", "Commands", "Reply"]
 
 
 class Reply(NamedTuple):
-    """What a command is answered, with descriptors that stay the device's."""
+    """The answer to a command, with descriptors that the device keeps."""
 
     payload: bytes = b""
     fds: tuple[int, ...] = ()
 
 
 Answer = Reply | Generator[Any, None, Reply | None] | None
-"""A reply, or what has to be carried out in steps before there is one, each of which may give the
-:class:`.device.Waiting` that it waits for. None: there is no reply.
+"""A reply; or a generator if it takes steps until there is one, each of which may yield the :class:`.device.Waiting`
+that it waits for; or None if there is no reply.
 """
 
 
 class Commands:
-    """Those of one client. Everything generic is checked here before the device is asked."""
+    """The commands of one client. Whatever does not depend on the device is checked here before it is asked."""
 
     def __init__(
         self,
@@ -57,7 +57,7 @@ class Commands:
         self._maps = 0
 
     def carry_out(self, frame: Frame) -> Answer:
-        """Take a command; a handler that keeps its descriptors takes them out of ``frame``. Raises
+        """Carry out a command; a handler that keeps its descriptors takes them out of ``frame``. Raises
         :class:`RequestError`, and whatever the device raises.
         """
         command = frame.header.command
@@ -86,7 +86,7 @@ class Commands:
             self._maps = 0
         else:
             self._maps -= self._device.dma_unmap(request.address, request.size)
-        # Cloud Hypervisor waits until all of the echo is there.
+        # Cloud Hypervisor waits for the whole request to be echoed.
         return Reply(request.pack())
 
     def _get_info(self, frame: Frame) -> Reply:
@@ -102,7 +102,7 @@ class Commands:
 
     def _get_region_io_fds(self, frame: Frame) -> Reply:
         request = requests.get_region_io_fds(frame.payload)
-        # No region here has any: what a client does not find it traps.
+        # No region here has any, so the client traps all accesses.
         return Reply(GetRegionIoFds(GetRegionIoFds.SIZE, 0, request.index, 0).pack())
 
     def _get_irq_info(self, frame: Frame) -> Reply:
@@ -120,7 +120,7 @@ class Commands:
         return Reply()
 
     def _region_read(self, frame: Frame) -> Reply:
-        # The limit of the side that is asked, in both directions; a client asks for no more than it can receive.
+        # The limit of the side that is asked holds for reads and writes; a client asks for no more than it can receive.
         access = requests.region_read(frame.payload, self._limits.max_data_xfer_size)
         self._check_range(access.region, access.offset, access.count)
         data = b""
@@ -192,6 +192,7 @@ _HANDLERS: dict[int, Callable[[Commands, Frame], Answer]] = {
     Command.DEVICE_RESET: Commands._reset,
     Command.REGION_WRITE_MULTI: Commands._write_multi,
 }
-"""Not of an object: bound methods in it would be a cycle, and a server may collect those seldom or never."""
+"""Plain functions: bound methods kept in their own object would be a reference cycle, and a server may collect cycles
+rarely or never."""
 SERVED = tuple(map(Command, _HANDLERS))
 """Commands that are carried out, once a session has begun."""

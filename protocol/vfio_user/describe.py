@@ -180,7 +180,7 @@ def _data(data: bytes) -> dict[str, str]:
 
 
 def _printable(data: bytes) -> str:
-    """Text of a peer, which may not begin a new line of the log."""
+    """Text from a peer, which must not begin a new line of the log."""
     return data.decode("latin-1").encode("unicode_escape").decode()
 
 

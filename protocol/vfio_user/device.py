@@ -35,11 +35,11 @@ _NO_ACCESS = RegionFlags(0)
 _ANY_MODE = DmaMapFlags(0)
 
 Steps = Iterator[None]
-"""What is left of a request: each item is a step of it, and others may have a turn before the next."""
+"""The rest of a request: each item is one step of it, and others may have a turn before the next."""
 
 
 class Waiting(Protocol):
-    """What a request waits for that its client has no part in."""
+    """Something that a request waits for and that does not depend on its client."""
 
     @property
     def is_over(self) -> bool: ...
@@ -58,7 +58,8 @@ class DeviceInfo:
 
 @dataclass(frozen=True)
 class Region:
-    """One region. ``size`` in bytes, 0 absent; QEMU aborts unless the size of a BAR is a power of two.
+    """One region. ``size`` is in bytes, 0 if the region is absent; QEMU aborts unless the size of a BAR is a power of
+    two.
 
     With RegionFlags.MMAP a client may map ``fd``: the region begins ``file_offset`` bytes into its file, and only
     ``areas`` of (offset into the region, size), page aligned and disjoint, may be mapped; no areas means all of
@@ -151,21 +152,21 @@ class Device(Protocol):
         """Exactly ``count`` bytes, ``count`` > 0."""
 
     def region_write(self, index: int, offset: int, data: bytes) -> Steps | None:
-        """Write ``data``, not empty. What takes long is begun, and the steps that are left are returned; the reply
-        waits for the last one. They are closed early if the client goes.
+        """Write ``data``, which is not empty. A write that takes long is begun and its remaining steps are returned;
+        the reply waits for the last one. They are closed early if the client goes.
         """
 
     def set_irqs(self, request: IrqRequest) -> None:
         """Carry out ``request``. The device owns its descriptors from here on, even if it raises."""
 
     def dma_map(self, mapping: DmaMapping) -> bool:
-        """Make a range reachable. The device owns ``mapping.fd`` from here on, even if it raises. Whether it is new:
-        the identical map again is not.
+        """Make a range reachable. The device owns ``mapping.fd`` from here on, even if it raises. Returns whether the
+        map is new: False if the identical one is there already.
         """
 
     def dma_unmap(self, address: int, size: int) -> int:
-        """Undo every map in this range; how many there were. EINVAL if one would be cut, ENOENT if there is none, and
-        then nothing has changed. On return no access uses the range any more.
+        """Undo every map in this range and return how many there were. On return no access uses the range any more. A
+        refusal changes nothing: EINVAL if a map would be cut, ENOENT if there is none.
         """
 
     def dma_unmap_all(self) -> None:
@@ -175,9 +176,9 @@ class Device(Protocol):
         """Return to the state after power-on; DMA maps stay."""
 
     def settle(self) -> None:
-        """Requests that came together were carried out; their replies are not sent yet. What is derived from DMA maps
-        can be brought up to date here, once for all of them.
+        """Called when requests that came together have been carried out and their replies are not sent yet. What is
+        derived from DMA maps can be brought up to date here, once for all of them.
         """
 
     def disconnected(self) -> None:
-        """The client is gone. Called exactly once a session."""
+        """The client is gone. Called exactly once per session."""

@@ -20,11 +20,12 @@ from functools import partial
 __all__ = ["MOST_LEFT", "Closer", "is_eventfd", "is_memory_file", "name_of", "seals_of"]
 
 MOST_LEFT = 64
-"""Closes that wait for another one before a peer is to be kept out."""
+"""How many descriptors of a peer may wait to be closed before it is kept out."""
 
 
 def name_of(fd: int) -> str:
-    """What /proc calls it, for messages: ``socket:[1]``, ``/a/file``. What no line should hold is escaped."""
+    """What /proc calls it, for messages: ``socket:[1]``, ``/a/file``. Characters that do not belong into a line are
+    escaped."""
     try:
         return os.readlink(f"/proc/self/fd/{fd}").encode("unicode_escape").decode()
     except OSError:
@@ -32,12 +33,12 @@ def name_of(fd: int) -> str:
 
 
 def is_eventfd(fd: int) -> bool:
-    """Whether it is an eventfd. No file can have that name: those of files begin with a slash."""
+    """Whether it is an eventfd, by its name in /proc. No file can have that name: those of files begin with a slash."""
     return name_of(fd) == "anon_inode:[eventfd]"
 
 
 def seals_of(fd: int) -> int | None:
-    """Its ``F_SEAL_*`` bits; None for what has none. Files of tmpfs and hugetlbfs do, whoever made them."""
+    """Its ``F_SEAL_*`` bits; None if it cannot have seals. Files of tmpfs and hugetlbfs can, whoever made them."""
     try:
         return fcntl.fcntl(fd, fcntl.F_GET_SEALS)
     except OSError:
@@ -52,8 +53,8 @@ def is_memory_file(fd: int) -> bool:
 class Closer:
     """Closes what one peer has sent, without waiting where it is called.
 
-    Eventfds and memory files are closed at once. Whatever else it is, is closed in a thread, which is there as long
-    as there is something to close, and in which at most this peer's descriptors wait for each other.
+    Eventfds and memory files are closed at once. Everything else is closed in a thread, which exists as long as there
+    is something to close, and which belongs to this peer: no other peer's descriptors wait for its.
     """
 
     def __init__(self, done: Callable[[], None] = lambda: None) -> None:
@@ -73,7 +74,8 @@ class Closer:
 
     @property
     def is_stuck(self) -> bool:
-        """Whether something waits and there was no thread to be had for it, not now either: ask again later."""
+        """Whether something waits to be closed and no thread could be started for it, at this call neither: ask again
+        later."""
         return bool(self._left) and not self._start()
 
     @property
@@ -92,7 +94,8 @@ class Closer:
                 self._later(partial(os.close, fd))
 
     def close_socket(self, sock: socket.socket) -> None:
-        """End a connection: at once for its peer. What it had sent and nobody read may hold descriptors, too."""
+        """End a connection; its peer sees that at once. Unread messages may hold descriptors, which are closed as by
+        :meth:`close`."""
         with contextlib.suppress(OSError):
             sock.shutdown(socket.SHUT_RDWR)
         if _has_unread(sock):
@@ -101,7 +104,7 @@ class Closer:
             sock.close()
 
     def wait(self, seconds: float) -> bool:
-        """Wait at most so long for what is left to be closed; whether nothing is."""
+        """Wait at most ``seconds`` until everything is closed; returns whether it is."""
         thread = self._thread
         if thread is not None:
             thread.join(seconds)
@@ -113,9 +116,7 @@ class Closer:
         self._start()
 
     def _start(self) -> bool:
-        """See that the thread runs; whether it does. If there can be none now, it is tried again whenever somebody
-        asks.
-        """
+        """Start the thread unless it runs; returns whether it runs. If it cannot start, the next call tries again."""
         with self._lock:
             if self._is_running:
                 return True

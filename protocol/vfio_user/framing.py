@@ -1,13 +1,14 @@
-"""Bytes and descriptors of a stream become frames: a header, its payload and its descriptors. Knows no command.
+"""Bytes and descriptors of a stream become frames: a header, its payload and its descriptors. Nothing here depends on
+the command.
 
 Which frame owns the descriptors
 --------------------------------
-A sender attaches descriptors to the first byte of a message, one ``sendmsg`` a message (QEMU, libvfio-user). Linux
-ends a ``recvmsg`` with the first buffer that carries descriptors, so a chunk that came with some may begin with
+A sender attaches descriptors to the first byte of a message, with one ``sendmsg`` per message (QEMU, libvfio-user).
+Linux ends a ``recvmsg`` with the first buffer that carries descriptors, so a chunk that came with some may begin with
 whole earlier messages, but ends inside, or at the end of, the message that owns them. Hence the rule of
 :meth:`FrameReader.feed`: descriptors belong to the *last* frame of which the chunk holds a byte. That is right for
-every size of read. A sender that puts several messages into one ``sendmsg`` is served rightly as well if no chunk
-crosses the end of a frame: read at most :attr:`FrameReader.wanted` bytes at a time.
+every size of read. A sender that puts several messages into one ``sendmsg`` is served correctly too if no chunk crosses
+the end of a frame: read at most :attr:`FrameReader.wanted` bytes at a time.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from .messages import Header
 __all__ = ["FDS_TRUNCATED", "MAX_FRAME_FDS", "BadFrame", "Frame", "FrameReader", "close_fds"]
 
 FDS_TRUNCATED = -errno.EINVAL
-"""stands in a list of descriptors for those that there was no room for; any negative errno stands for some that the
-kernel kept back (MSG_CTRUNC), and why"""
+"""stands in a list of descriptors for those that there was no room for; any negative errno stands for descriptors that
+the kernel kept back (MSG_CTRUNC), and says why"""
 
 MAX_FRAME_FDS = 64
 """descriptors that one frame may gather; more are closed and the frame is marked"""
@@ -44,7 +45,7 @@ class Frame:
     payload: bytes
     fds: list[int] = field(default_factory=list)
     fds_lost: int = 0
-    """the errno for which descriptors that came with it were dropped, ``fds`` is empty then; EINVAL: too many"""
+    """the errno for which its descriptors were dropped (EINVAL: too many); ``fds`` is empty then. 0: none were"""
 
 
 @dataclass(slots=True)

@@ -16,7 +16,7 @@ __all__ = ["Eventfds", "InterruptTable", "Vector"]
 
 
 class Eventfds(NamedTuple):
-    """What is done with them."""
+    """The calls that are made on eventfds."""
 
     is_eventfd: Callable[[int], bool] = is_eventfd
     signal: Callable[[int], None] = signal
@@ -34,7 +34,7 @@ class Vector(NamedTuple):
 
 
 class InterruptTable:
-    """Owns one eventfd a vector at most."""
+    """Owns at most one eventfd per vector."""
 
     def __init__(self, counts: Mapping[int, int], eventfds: Eventfds | None = None) -> None:
         self._is_eventfd, self._signal, self._close = eventfds or Eventfds()
@@ -54,9 +54,9 @@ class InterruptTable:
         return tuple(Vector(*key, owed[key]) for key in sorted(owed))
 
     def load(self, state: Iterable[Vector]) -> None:
-        """Vectors of ``state`` that have an eventfd already are triggered now if that is owed; the others are triggered
-        when the client brings theirs, if anything triggers them before. Raises ValueError, and then changes nothing,
-        for vectors that there are not.
+        """Take over ``state``. A vector that has an eventfd already is triggered now if an interrupt is owed; one that
+        has none, when the client brings it, if an interrupt is owed by then. Raises ValueError, and then changes
+        nothing, for vectors that do not exist.
         """
         owed = {(index, vector): is_owed for index, vector, is_owed in state}
         for index, vector in owed:
@@ -70,7 +70,7 @@ class InterruptTable:
     def set_irqs(self, request: IrqRequest) -> None:
         """Carry out ``request`` and take its descriptors; RequestError(EINVAL) closes them and changes nothing.
 
-        MASK and UNMASK are accepted without effect: who masks MSI-X does so in the client.
+        MASK and UNMASK are accepted without effect: the client itself masks MSI-X.
         """
         vectors = range(request.start, request.start + request.count)
         there_are = self.counts.get(request.index, 0)
@@ -90,8 +90,8 @@ class InterruptTable:
                     self.trigger(request.index, vector)
 
     def trigger(self, index: int, vector: int) -> bool:
-        """Interrupt the client, or do so when it brings the eventfd that a saved state had. False, and nothing happens,
-        if there is none. Never blocks.
+        """Interrupt the client now, or, for a vector of a saved state, when it brings the eventfd. Returns False, and
+        does nothing, if the vector is not set up. Never blocks.
         """
         fd = self._fds.get((index, vector))
         if fd is None:

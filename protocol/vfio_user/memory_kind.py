@@ -1,7 +1,7 @@
 """What a client's descriptor is, and whether it can be guest memory: found out without asking its file system.
 
-A file system in user space answers when it likes, and the server would wait for it. So memory files are known by their
-seals, which only files in memory have, and others by the file system that they are mounted from.
+A file system in user space answers when it likes, and the server would wait for it. So memory files are recognised by
+their seals, which only files in memory have, and others by the file system that they are mounted from.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ class DescriptorKind(NamedTuple):
 
 
 def kind_of(fd: int, to_write: bool) -> DescriptorKind:
-    """What ``fd`` is, which guest memory is to be read from and, if ``to_write``, written to.
+    """What ``fd`` is, as guest memory that is read and, if ``to_write``, written.
 
-    Raises :class:`NotMemoryError` for what cannot be that, and :class:`OSError`.
+    Raises :class:`NotMemoryError` if it cannot be guest memory, and :class:`OSError`.
     """
     flags = fcntl.fcntl(fd, fcntl.F_GETFL)
     if flags & os.O_PATH:
@@ -69,8 +69,8 @@ def kind_of(fd: int, to_write: bool) -> DescriptorKind:
 
 
 def check_memory(fd: int, to_write: bool, what: str) -> DescriptorKind:
-    """As :func:`kind_of`, for ``what`` a client asked: raises :class:`RequestError` with EINVAL for what cannot be
-    memory, or with the errno of what kept it from being looked at.
+    """As :func:`kind_of`, for the request that ``what`` names: raises :class:`RequestError`, with EINVAL if it cannot
+    be memory, or with the errno for which it could not be examined.
     """
     try:
         return kind_of(fd, to_write)

@@ -56,7 +56,7 @@ WRITE_MULTI_DATA_BYTES = 8
 
 
 class Command(enum.IntEnum):
-    """Command numbers. 13 was VM_INTERRUPT up to draft 0.9; 14 is gone since draft 0.9.2 and always refused."""
+    """Command numbers. 13 was VM_INTERRUPT up to draft 0.9; 14 was removed in draft 0.9.2 and is always refused."""
 
     VERSION = 1
     DMA_MAP = 2

@@ -30,9 +30,9 @@ class SessionLimits:
     """What this side can receive, announced to the peer and enforced. QEMU's bounds are kept: ValueError."""
 
     max_msg_fds: int = 16
-    """descriptors a message, 0 to 16"""
+    """descriptors per message, 0 to 16"""
     max_data_xfer_size: int = 1 << 20
-    """data bytes a message, 4096 to 64 MiB"""
+    """data bytes per message, 4096 to 64 MiB"""
     max_dma_maps: int = 65535
     """simultaneous DMA maps, 1 to 65535"""
     pgsizes: int = 4096
@@ -90,7 +90,7 @@ class Offer:
     minor: int
     capabilities: Capabilities
     named: frozenset[str] = frozenset()
-    """the capabilities that the message has; of others the defaults count"""
+    """the capabilities that the message names; the others have their defaults"""
 
 
 def parse(payload: bytes) -> Offer:
@@ -118,9 +118,9 @@ def _message(minor: int, capabilities: Mapping[str, int | bool]) -> bytes:
 def accept(payload: bytes, limits: SessionLimits) -> tuple[bytes, Offer]:
     """Answer a client's VERSION payload: the reply payload, and the client's offer with the minor agreed on.
 
-    ``write_multiple`` in the returned offer and in the reply is true only if both sides have it. The reply names what
-    the client did not propose only where the limit is below what the client then assumes: it would go beyond it.
-    :class:`ProtocolError` if the offer is malformed.
+    ``write_multiple`` in the returned offer and in the reply is true only if both sides have it. A capability that the
+    client did not name is in the reply only if the limit is below the default that the client assumes: otherwise the
+    client would exceed it. :class:`ProtocolError` if the offer is malformed.
     """
     proposed = parse(payload)
     agreed = proposed.capabilities.write_multiple and limits.write_multiple
@@ -162,7 +162,7 @@ def _capabilities_object(text: bytes) -> dict[str, Any]:
 
 
 def _capabilities(found: dict[str, Any]) -> Capabilities:
-    """Decode them; unknown keys are left alone, as QEMU does."""
+    """Decode them; unknown keys are ignored, as by QEMU."""
     for name in ("migration", "twin_socket"):
         if not isinstance(found.get(name, {}), dict):
             raise ProtocolError(f"VERSION capability {name} must be an object")

@@ -17,7 +17,7 @@ _LOUD_REFUSALS = 20  # refusals of a session that are logged as warnings; a host
 
 
 class Outgoing(NamedTuple):
-    """Bytes to send, with descriptors that ride on the first of them. The descriptors stay the device's."""
+    """Bytes to send, with descriptors that ride on the first of them. The device keeps the descriptors."""
 
     data: bytes
     fds: tuple[int, ...] = ()
@@ -27,7 +27,7 @@ class Outbox:
     """Replies and refusals that wait to be sent."""
 
     def __init__(self, name: str, most: int, is_loud: bool) -> None:
-        """``most`` bytes may wait before there is no room. ``is_loud``: whether refusals are worth a warning."""
+        """``most``: bytes that may wait before there is no room. ``is_loud``: whether refusals are worth a warning."""
         self.messages: deque[Outgoing] = deque()
         """whoever sends them takes them from here"""
         self._name = name
@@ -37,9 +37,9 @@ class Outbox:
 
     @property
     def has_room(self) -> bool:
-        """Whether requests are to be carried out whose replies come here."""
+        """Whether there is room for the replies of further requests."""
         if self._queued > self._most:
-            # The sender takes messages without telling, so this count only ever errs upwards.
+            # The sender takes messages without saying so: this count may be too high, but never too low.
             self._queued = sum(len(item.data) for item in self.messages)
         return self._queued <= self._most
 
@@ -50,7 +50,7 @@ class Outbox:
     def reply(self, header: Header, payload: bytes, fds: tuple[int, ...] = ()) -> None:
         """Answer the request of ``header``, if it wants that."""
         if not header.no_reply:
-            # Without a record between: every guest access waits for this.
+            # Not by a Record: every guest access waits for this.
             answer = Header.STRUCT.pack(header.id, header.command, Header.SIZE + len(payload), _REPLY, 0)
             self._put(answer + payload, fds)
             if logger.isEnabledFor(logging.DEBUG):
@@ -69,8 +69,8 @@ class Outbox:
                 self.trace(answer, b"", 0)
 
     def trace(self, header: Header, payload: bytes, descriptors: int) -> None:
-        """Log a message, of either side."""
-        from . import describe  # only what is asked for costs start-up time
+        """Log a message of either side."""
+        from . import describe  # imported late, since it costs start-up time
 
         found = describe.fields(header, payload, descriptors)
         extra = {"event": "vfio-user", "fields": {"function": self._name, **found}}

@@ -58,7 +58,7 @@ _MAX_ARGSZ = 1 << 20
 _MAX_MAP = 8 << 40  # libvfio-user's bound
 _ADDRESS_SPACE = 1 << 64
 _MAX_FILE = (1 << 63) - 1
-# Numbers: an operation on an enumeration takes longer than all the rest of a check.
+# Plain numbers: an operation on an enumeration takes longer than all the rest of a check.
 _READ, _WRITE = int(DmaMapFlags.READ), int(DmaMapFlags.WRITE)
 _MODES = int(DmaMapFlags.MMAP | DmaMapFlags.FILE_IO)
 
@@ -218,14 +218,14 @@ def set_irqs(payload: bytes, fds: list[int], vectors: Callable[[int], int]) -> I
 
 
 def region_read(payload: bytes, max_count: int) -> RegionAccess:
-    """Check a REGION_READ as far as the region need not be known."""
+    """Check what can be checked of a REGION_READ without the region."""
     request = _unpack(RegionAccess, payload)
     _check_access(request, max_count)
     return request
 
 
 def region_write(payload: bytes, max_count: int) -> tuple[RegionAccess, bytes]:
-    """Check a REGION_WRITE as far as the region need not be known; the access and its data."""
+    """Check what can be checked of a REGION_WRITE without the region; returns the access and its data."""
     request = _unpack(RegionAccess, payload)
     _check_access(request, max_count)
     data = payload[RegionAccess.SIZE :]
@@ -235,7 +235,7 @@ def region_write(payload: bytes, max_count: int) -> tuple[RegionAccess, bytes]:
 
 
 def write_multi(payload: bytes) -> list[WriteMultiEntry]:
-    """Check a REGION_WRITE_MULTI as far as the regions need not be known."""
+    """Check what can be checked of a REGION_WRITE_MULTI without the regions."""
     count = _unpack(WriteMulti, payload).wr_cnt
     if not 1 <= count <= WRITE_MULTI_MAX:
         raise _invalid(f"{count} writes at once: 1 to {WRITE_MULTI_MAX}")

@@ -62,8 +62,8 @@ def _always() -> bool:
 class Session:
     """One client of ``device``, from its first byte to its last. Nothing that a client sends raises out of it.
 
-    ``closer`` closes the descriptors that are not wanted; it has its own if none is given. With ``refusal`` the client
-    is answered that to whatever it says first, and that is the end of it: the device never learns of it.
+    ``closer`` closes the descriptors that are not wanted; the session makes one if none is given. With ``refusal`` the
+    client's first message is answered with that error and the session ends; the device never learns of it.
 
     After :data:`State.CLOSED` send what is left in :attr:`outgoing`, then close the socket: QEMU waits for its
     full time limit on each access until the server's end is closed.
@@ -82,12 +82,12 @@ class Session:
         around: Callable[[CarryOut], CarryOut] | None = None,
     ) -> None:
         """``name`` is what the log calls it. ``check_memory`` and ``is_eventfd`` tell what descriptors are. ``around``
-        gives what is called instead of what carries out a command.
+        is given the function that carries out a command, and returns the one to call instead.
         """
         self._device = device
         self._limits = limits or SessionLimits()
         self._commands = Commands(device, self._limits, check_memory, is_eventfd)
-        # who refuses a whole client says so
+        # whoever refuses a whole client logs that itself
         self._outbox = Outbox(name, 2 * self._limits.max_frame, is_loud=refusal is None)
         self.outgoing: deque[Outgoing] = self._outbox.messages
         self._state = State.NEGOTIATING
@@ -97,7 +97,7 @@ class Session:
         self._frames: deque[Frame | BadFrame] = deque()
         self._unfinished: tuple[Header, Generator[Any, None, Reply | None]] | None = None
         self.waits_for: Waiting | None = None
-        """what the request in progress waits for, if its client has no part in that"""
+        """what the request in progress waits for, if that does not depend on its client"""
         self._around = around
         self._carry_out: CarryOut = around(self._commands.carry_out) if around else self._commands.carry_out
 
@@ -121,20 +121,20 @@ class Session:
         """Whether requests wait: stop reading from the client, then resume.
 
         They wait because the client does not read its replies (two full transfers may be queued in :attr:`outgoing`,
-        so that a client cannot make it grow), or because others had to have a turn.
+        so that a client cannot make it grow), or because others are to have a turn first.
         """
         return bool(self._frames) or self._unfinished is not None
 
     @property
     def is_held(self) -> bool:
-        """Whether the request in progress waits for what its client has no part in."""
+        """Whether the request in progress waits for something that does not depend on its client."""
         return self.waits_for is not None and not self.waits_for.is_over
 
     @property
     def may_keep_descriptors(self) -> bool:
-        """Whether what the client has sent waits for something that only it can do: to take its replies, or to send
-        the rest of a message that came with descriptors. One of them may be its own end of the connection, whose end
-        is then never seen.
+        """Whether descriptors of the client may stay here until it acts: until it takes its replies, or sends the rest
+        of a message that came with descriptors. One of them may be its own end of the connection, and then its hanging
+        up is never seen.
         """
         return self._reader.keeps_descriptors or (self.paused and bool(self.outgoing))
 
@@ -244,7 +244,7 @@ class Session:
             self._outbox.reply(header, reply.payload, reply.fds)
 
     def _fail(self, header: Header, error: Exception) -> None:
-        """A fault of the device must cost the client one access, never the process."""
+        """An exception in the device must cost the client one access, never end the process."""
         if isinstance(error, RequestError):
             self._outbox.refuse(header, error.errno, error.text)
             if self._state is State.NEGOTIATING:

@@ -1,9 +1,9 @@
-"""Signalling eventfds of a peer that may do anything with them, without ever standing still.
+"""Signalling eventfds of a peer that may do anything with them, without ever blocking.
 
-A peer shares the open file: it can let it block again and fill its counter, at any moment, also between a look at it
-and a write. A write is therefore never safe. The kernel's own interrupts of eventfds are: they add to the counter if
-it has room and return in any case. The completion of an asynchronous read is such an interrupt, by ``IOCB_FLAG_RESFD``,
-so a signal is here a read that has nothing to read and is complete at once.
+The peer shares the open file: at any moment, even between a check and a write, it can make the file blocking again and
+fill its counter. A write is therefore never safe. Signals that the kernel itself sends are: they add to the counter if
+it has room, and return in any case. The completion of an asynchronous read is one (``IOCB_FLAG_RESFD``), so a signal
+here is a read of no bytes, which completes at once.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class AsynchronousSignals:
     """One context of Linux's asynchronous I/O, whose completions signal eventfds. It has no descriptor to close."""
 
     def __init__(self) -> None:
-        """Raises :class:`OSError` where there is no such thing, or it does not do this."""
+        """Raises :class:`OSError` if the kernel has no asynchronous I/O, or its completions do not signal."""
         if platform.machine() not in _CALLS:
             raise OSError(errno.ENOSYS, f"no numbers of system calls for {platform.machine()}")
         set_up, get_events, submit = _CALLS[platform.machine()]
@@ -67,7 +67,8 @@ class AsynchronousSignals:
             os.close(fd)
 
     def signal(self, fd: int) -> None:
-        """Add 1 to the counter of an eventfd, unless it is full. Raises :class:`OSError` if ``fd`` is none."""
+        """Add 1 to the counter of an eventfd, unless it is full. Raises :class:`OSError` if ``fd`` is not an
+        eventfd."""
         self._iocb[_FILE] = self._iocb[_SIGNALLED] = fd
         if self._submit() != 1:
             raise _error("io_submit")

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 _CHUNK = 64 << 10
 _FD_SIZE = array.array("i").itemsize
-# As many as Linux passes at once, SCM_MAX_FD: any that it has to drop, it would close here and now.
+# Room for as many as Linux passes at once (SCM_MAX_FD): it would close any that do not fit here and now.
 _ANCILLARY = socket.CMSG_SPACE(253 * _FD_SIZE)
 _CUT_SHORT = int(socket.MSG_CTRUNC)  # IntFlag arithmetic takes a microsecond, and every message needs it
 _PATH_LIMIT = 107  # sun_path less its NUL
@@ -68,7 +68,7 @@ def receive(sock: socket.socket, size: int = _CHUNK) -> tuple[bytes, list[int]] 
 
 
 def _why_kept_back(sock: socket.socket) -> int:
-    """Why the kernel did not hand over descriptors, as a negative errno: it does not tell."""
+    """Why the kernel did not hand over descriptors, as a negative errno. The kernel does not say; this finds out."""
     try:
         os.close(os.dup(sock.fileno()))
     except OSError as error:
@@ -77,7 +77,8 @@ def _why_kept_back(sock: socket.socket) -> int:
 
 
 def send(sock: socket.socket, data: bytes, fds: Sequence[int]) -> int:
-    """Send what the socket takes of a message: how many bytes. OSError. A vanished peer is no signal."""
+    """Send as much of a message as the socket takes; returns how many bytes. Raises OSError, also if the peer is gone:
+    no SIGPIPE."""
     if not fds:
         return sock.send(data, socket.MSG_NOSIGNAL)
     ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))]
@@ -116,7 +117,7 @@ def flush(
 
 
 def _join_first(outgoing: deque[Outgoing]) -> None:
-    """Make one of the messages at the front that have no descriptors."""
+    """Join the messages at the front that have no descriptors into one."""
     pieces: list[bytes] = []
     size = 0
     while outgoing and not outgoing[0].fds and size + len(outgoing[0].data) <= _CHUNK:
@@ -189,7 +190,7 @@ def listen(path: str | os.PathLike[str], mode: int = 0o600, group: int | None = 
 
 
 def accept(listener: socket.socket) -> socket.socket | None:
-    """The next waiting client, as a non-blocking socket; None if none waits. OSError if the system refuses."""
+    """The next waiting client, as a non-blocking socket; None if none waits. Raises OSError if the system refuses."""
     try:
         sock, _ = listener.accept()
     except (BlockingIOError, ConnectionAbortedError):
@@ -199,7 +200,7 @@ def accept(listener: socket.socket) -> socket.socket | None:
 
 
 def connect(path: str | os.PathLike[str], timeout: float | None) -> socket.socket:
-    """A connection to the server at ``path`` whose operations take at most ``timeout`` seconds. OSError."""
+    """A connection to the server at ``path`` whose operations take at most ``timeout`` seconds. Raises OSError."""
     name = os.fspath(path)
     _check_length(name)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)

@@ -14,9 +14,9 @@ The declaration is the single source for
 * ``Record.construct()`` (a construct ``Struct``, for offline decoding and for generating inputs),
 * the C header and the documentation of the guest-visible interface.
 
-Programs declare many records and use few, so declaring one is cheap: it becomes a dataclass when the first of its kind
-is made, and construct is imported when it is asked for. A module of records does without ``from __future__ import
-annotations``, whose strings would be compiled one by one.
+Programs declare many records and use few, so declaring one is cheap: it becomes a dataclass when its first instance is
+made, and construct is imported only when it is needed. Modules of records do not use ``from __future__ import
+annotations``: it would make a string of each annotation, to be compiled one by one.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ class Record:
         cls.SIZE = cls.STRUCT.size
 
     def __init__(self, *values: Any, **named: Any) -> None:
-        """The first record of a class: from now on the class is a dataclass, with a constructor of its own."""
+        """Make the first record of a class. The class becomes a dataclass by this, with a constructor of its own."""
         dataclass(frozen=True)(type(self))
         type(self).__init__(self, *values, **named)
 

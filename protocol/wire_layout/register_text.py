@@ -38,7 +38,8 @@ def c_constants(prefix: str, holds: type[BitFields] | type[IntEnum]) -> Iterator
     """The C constants of bit fields or of named values; all names begin with ``prefix``.
 
     A field of one bit gives the mask, under its own name. A wider one gives ``_MASK`` and ``_SHIFT``, and its named
-    values, which are not shifted. Constants of a word of 64 bits are unsigned long long, so that their complement is.
+    values, which are not shifted. Constants of a 64-bit word are unsigned long long, so that their complement has 64
+    bits too.
     """
     if issubclass(holds, IntEnum):
         yield from _values(prefix, holds)
@@ -81,14 +82,14 @@ def field_rows(prefix: str, register: Register) -> Iterator[tuple[str, ...]]:
 
 
 def _reset(register: Register, access: AccessKind, value: int) -> str:
-    """What is read after a reset, where the declaration says it."""
+    """What is read after a reset, if the declaration says so."""
     return "" if register.reset is None or access is AccessKind.WO else f"{value:#x}"
 
 
 def bit_diagram(register: Register) -> list[str]:
     """The fields of a register as boxes, the highest bit first, with bit numbers above and access kinds below.
 
-    What is too wide for one row of 100 columns goes on in a second one.
+    A diagram wider than 100 columns continues in a second row.
     """
     lines: list[str] = []
     for row in _rows(list(_boxes(register))):

@@ -9,8 +9,8 @@ A word that is divided into bit fields is a class::
         MODE = BitField(4, 7, doc="how it moves data", values=Mode)
         RESET = BitField(31, access=AccessKind.WO, doc="cancels what is queued")
 
-``Control.MODE`` is a number, the mask of its bits, and knows more: ``Control.MODE.low``, ``.doc``. In a word of the
-class it is the field's value: ``Control(0x21).MODE`` is 2, ``Control(MODE=2, ENABLE=1)`` is 0x21.
+``Control.MODE`` is a number, the mask of its bits, with attributes such as ``low`` and ``doc``. In a word of the class
+it is the field's value: ``Control(0x21).MODE`` is 2, ``Control(MODE=2, ENABLE=1)`` is 0x21.
 
 Registers place such words in a BAR::
 
@@ -22,7 +22,7 @@ Registers place such words in a BAR::
 
 The declaration is the single source for encoding and decoding, for what an access does (:class:`AccessKind`), for C
 constants and documentation (:mod:`wire_layout.register_text`), and for what tests generate
-(:mod:`wire_layout.strategies`, which needs hypothesis). A mistake in it raises :class:`ValueError` where it is made.
+(:mod:`wire_layout.strategies`, which needs hypothesis). A mistake in a declaration raises :class:`ValueError` at once.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ class AccessKind(Enum):
 class BitField(int):
     """Bits ``low`` to ``high`` inclusive, or bit ``low``, of a word: as a number, their mask.
 
-    ``access`` is that of the register unless it is given; ``reset`` is the field's value after a reset, and ``values``
-    are the names of the values it may have.
+    ``access`` is the register's unless it is given; ``reset`` is the field's value after a reset, and ``values`` is an
+    enumeration that names its values.
     """
 
     name: str
@@ -163,8 +163,8 @@ class BitFields(int, metaclass=_FieldsType):
         cls.fields, cls.width = tuple(fields), width
 
     def __new__(cls, value: int = 0, /, **fields: int) -> Self:
-        """``value`` with ``fields`` set in it. Raises :class:`ValueError` for what does not fit, and for what is no
-        field.
+        """``value`` with ``fields`` set in it. Raises :class:`ValueError` for a value that does not fit, and for an
+        unknown field.
         """
         if not 0 <= value < 1 << cls.width:
             raise ValueError(f"{value:#x} does not fit the {cls.width} bits of {cls.__name__}")
@@ -199,9 +199,10 @@ def _named(word: int, field: BitField) -> int:
 class Register:
     """One register, or ``count`` of them, ``stride`` bytes apart: byte offset in its BAR, access kind, meaning.
 
-    ``width`` is 8, 16, 32 or 64 bits. ``holds`` are its bit fields, or the names of its values; C constants of these
-    begin with ``prefix``. ``reset`` is its value after a reset, None if that depends on the device; bit fields say
-    theirs. ``stride`` is the register's size, and ``prefix`` its name, unless they are given.
+    ``width`` is 8, 16, 32 or 64 bits. ``holds`` is the class of its bit fields, or the enumeration of its values; their
+    C constants begin with ``prefix``. ``reset`` is its value after a reset, None if that depends on the device; a
+    register with bit fields takes it from them. ``stride`` is the register's size, and ``prefix`` its name, unless they
+    are given.
     """
 
     def __init__(

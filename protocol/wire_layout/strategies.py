@@ -28,12 +28,12 @@ def words(declared: type[_W]) -> st.SearchStrategy[_W]:
 
 
 def register_values(register: Register) -> st.SearchStrategy[int]:
-    """Everything that can be written to ``register``, reserved bits and names of values disregarded."""
+    """Any value of the width of ``register``, with reserved bits and values without a name among them."""
     return st.integers(0, (1 << register.width) - 1)
 
 
 def accesses(registers: RegisterMap) -> st.SearchStrategy[RegisterAccess]:
-    """Reads and writes of a BAR, most of them at places and of sizes that the declaration knows."""
+    """Reads and writes of a BAR, most of them at declared offsets and of declared sizes."""
     places = [(place, each.size) for each in registers for place in each.places]
     halves = [(place + half, 4) for place, size in places if size == 8 for half in (0, 4)]
     known = st.sampled_from(places + halves)

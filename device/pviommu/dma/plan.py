@@ -8,7 +8,7 @@ from typing import NamedTuple
 from ..engine import Access, NoRuns, Run, TranslationFault, TranslationPending
 
 _new_tuple = tuple.__new__
-"""Makes a plan in half the time that DmaPlan() takes."""
+"""Makes a plan in half the time of ``DmaPlan()``."""
 
 __all__ = ["Access", "DmaPlan", "DmaRequest", "Span", "translate_each"]
 
@@ -20,7 +20,7 @@ DmaRequest = tuple[Sequence[Span], Access]
 
 
 class DmaPlan(NamedTuple):
-    """A translated request: for each span the runs of guest memory that it is. Good for the step it was made in."""
+    """A translated request: the runs of guest memory of each span. Valid in the step in which it was made."""
 
     spans: Sequence[Span]
     access: Access
@@ -47,8 +47,8 @@ def translate_each(
     requests: Sequence[DmaRequest],
     translate: Callable[[int, int, int, Access], Sequence[Run] | TranslationFault | TranslationPending],
 ) -> list[DmaPlan] | tuple[TranslationFault | TranslationPending, int]:
-    """Plans of ``requests``, for all of whose spans ``translate(stream, iova, length, access)``, an engine's, gave
-    runs; or the first other answer that it gave, and the length of the span.
+    """Translate every span of ``requests`` by ``translate(stream, iova, length, access)``, which is an engine's.
+    Returns their plans; or, if a span gave no runs, what it gave instead, and its length.
     """
     plans = []
     for spans, access in requests:

@@ -19,22 +19,22 @@ __all__ = ["PIECE_BYTES", "PIECE_SPANS", "DmaPort", "DmaSteps"]
 
 PIECE_SPANS = 8
 PIECE_BYTES = 64 << 10
-"""What a request in steps does at once. One that is no larger is carried out in one step."""
+"""How much a request in steps moves at once. One that is no larger is carried out in one step."""
 _REGISTER_SPANS = 64
-"""Spans of registers that a request in steps writes at once, at its end: of any but odd ones that is all of them."""
+"""Spans of registers that a request in steps writes at once, at its end: all of them, unless a request is unusual."""
 
 _T = TypeVar("_T")
 
 DmaSteps = Generator[bool, None, _T]
-"""DMA in steps. Each item says whether the next one may be taken at once; False: not before the next turn."""
+"""DMA in steps. Each item says whether the next step may follow at once; False: not before the next turn."""
 
 
 class DmaPort(DmaPath):
-    """DMA of one stream; what is called ``in_steps`` is for requests of any size.
+    """DMA of one stream. The methods ``..._in_steps`` are for requests of any size.
 
-    In steps each piece is translated anew in the step in which its bytes move. The whole request is looked at before,
-    and what the guest ordered before it began is done first. Only if the guest unmaps something later, before the
-    request is over, may a piece be refused then, and what came before it has moved.
+    In steps, each piece is translated again in the step in which its bytes move. Before that, operations that the guest
+    submitted earlier are carried out, and the whole request is checked. So a piece can only be refused if the guest
+    unmaps it while the request is in progress, and then earlier pieces have moved.
     """
 
     def read_in_steps(self, spans: Sequence[Span]) -> DmaSteps[bytes | bytearray]:
@@ -64,7 +64,7 @@ class DmaPort(DmaPath):
         yield from self._scatter(destination, data)
 
     def _look(self, *requests: DmaRequest) -> DmaSteps[None]:
-        """As :meth:`plan`, for pieces of any number, and without the plans."""
+        """As :meth:`plan`, for any number of pieces, and without giving the plans."""
         while self._is_bus_master() and not self._translator.catch_up():
             yield False
         objections = []
@@ -77,7 +77,7 @@ class DmaPort(DmaPath):
                     found.look((yield from self._plan_piece([piece], access, length)), length)
                     yield True
         self._counters.dma_requests += len(requests)
-        for found in objections:  # those of the IOMMU, raised above, outrank them
+        for found in objections:  # refusals by the IOMMU, raised above, outrank them
             if found.first is not None:
                 raise self._refused(found.first)
 
@@ -109,7 +109,7 @@ class DmaPort(DmaPath):
                 yield False  # they are delivered when the step is over
 
     def _scatter_ram(self, piece: Sequence[Span], data: memoryview) -> DmaSteps[list[tuple[Span, memoryview]]]:
-        """Write the spans of a piece that are RAM. The others, with what belongs there."""
+        """Write the spans of a piece that are RAM. Returns the others, with the data that belongs there."""
         others: list[tuple[Span, memoryview]] = []
         for span in piece:
             part, data = data[: span[1]], data[span[1] :]
@@ -118,7 +118,7 @@ class DmaPort(DmaPath):
         return others
 
     def _write_ram(self, spans: Sequence[Span], data: memoryview) -> DmaSteps[bool]:
-        """Write ``data``, unless part of ``spans`` is registers: then nothing, and False."""
+        """Write ``data``, unless part of ``spans`` is registers: then nothing is written, and it returns False."""
         plan = yield from self._plan_piece(spans, Access.WRITE)
         try:
             if self._memory.find_registers(plan.runs())[0]:
@@ -129,13 +129,13 @@ class DmaPort(DmaPath):
         return True
 
     def _plan_piece(self, spans: Sequence[Span], access: Access, span_length: int = 0) -> DmaSteps[DmaPlan]:
-        """For the rest of this step."""
+        """A plan that is valid for the rest of this step."""
         [plan] = yield from _patiently(partial(self._translate, [(spans, access)], span_length))
         return plan
 
 
 class _Objections:
-    """What guest memory objects to in one request that is looked at piece by piece."""
+    """What guest memory objects to in one request that is checked piece by piece."""
 
     def __init__(self, memory: GuestMemory, fault_at: Callable[[DmaPlan, int, FaultKind], Fault]) -> None:
         self._memory = memory
@@ -147,11 +147,11 @@ class _Objections:
 
     @property
     def first(self) -> Fault | None:
-        """The one that is told."""
+        """The one that is reported."""
         return self._not_ram or self._aborted
 
     def look(self, plan: DmaPlan, length: int) -> None:
-        """At the next piece, of a span of ``length``."""
+        """Check the next piece, of a span of ``length`` bytes."""
         try:
             count, gpa = self._memory.find_registers(plan.runs())
         except GuestMemoryError as error:
@@ -172,7 +172,7 @@ def _is_short(spans: Sequence[Span]) -> bool:
 
 
 def _pieces(spans: Iterable[Span]) -> Iterator[list[Span]]:
-    """``spans``, in parts that are carried out at once."""
+    """``spans``, divided into pieces that are carried out at once."""
     piece: list[Span] = []
     room = PIECE_BYTES
     for iova, length in spans:

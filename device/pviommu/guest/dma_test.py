@@ -16,7 +16,7 @@ _STATUS = Descriptor.offset_of("status")
 
 
 class DescriptorRing:
-    """Puts descriptors into the engine's shared memory and looks at what became of them."""
+    """Puts descriptors into the engine's shared memory and reads their outcome."""
 
     def __init__(self, function: Function) -> None:
         self.function = function
@@ -28,7 +28,7 @@ class DescriptorRing:
         self.function.write("CONTROL", Control.ENABLE)
 
     def put(self, op: int, length: int, src: int = 0, dst: int = 0, pattern: int = 0, flags: int = 0) -> int:
-        """Queue a descriptor; its place, in bytes into the shared BAR."""
+        """Queue a descriptor; returns its place, in bytes into the shared BAR."""
         place = self.producer % ENTRIES * Descriptor.SIZE
         packed = _DESCRIPTOR.pack(op, flags, 0, length, src, dst, pattern)
         self.function.view[place : place + Descriptor.SIZE] = packed.ljust(Descriptor.SIZE, b"\0")
@@ -36,7 +36,7 @@ class DescriptorRing:
         return place
 
     def start(self) -> None:
-        """Have it work on all that was queued."""
+        """Tell it to work on all that was queued."""
         self.function.write("PRODUCER", self.producer)
 
     def is_done(self, place: int) -> bool:

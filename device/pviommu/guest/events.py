@@ -32,7 +32,7 @@ class EventRing:
         return int(self.function.words[_LOST])
 
     def take(self) -> list[Event]:
-        """All that are there; their places are free then."""
+        """All events that are there; their places are free afterwards."""
         words, found = self.function.words, []
         producer = words[_PRODUCER]
         while self.consumer != producer:

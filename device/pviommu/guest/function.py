@@ -1,4 +1,4 @@
-"""A PCI function as its driver reaches it, whatever lies in between."""
+"""A PCI function as seen by its driver, however it is reached."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ COMMAND_MEMORY, COMMAND_MASTER = 1 << 1, 1 << 2
 
 
 class Function(ABC):
-    """Registers of BAR 0, shared memory of BAR 2, memory accesses and DMA allowed or not."""
+    """Registers of BAR 0, shared memory of BAR 2, and whether memory accesses and DMA are enabled."""
 
     registers: Mapping[str, Register]
     """those of BAR 0 by name"""
@@ -50,7 +50,7 @@ class Function(ABC):
 
     @abstractmethod
     def set_bus_master(self, on: bool) -> None:
-        """Memory accesses, and DMA if it is ``on``."""
+        """Enable memory accesses, and DMA too if ``on``."""
 
     @abstractmethod
     def plug(self, address: int, size: int, fd: int, offset: int = 0) -> None:

@@ -1,4 +1,4 @@
-"""A function in the same process: what a session would call, called here."""
+"""A function in the same process, reached by the calls that a session would make."""
 
 from __future__ import annotations
 
@@ -36,7 +36,8 @@ class Served(Protocol):
 
 
 class LocalFunction(Function):
-    """A function by calls; it stays its owner's. What a write leaves to be done in steps is left to its own work."""
+    """A function reached by calls, which its owner keeps. Steps that a write returns are left to the function's own
+    work."""
 
     def __init__(self, served: Served, registers: Mapping[str, Register]) -> None:
         self.registers = registers
@@ -67,4 +68,4 @@ class LocalFunction(Function):
         self._served.dma_unmap(address, size)
 
     def close(self) -> None:
-        """Nothing: the function is its owner's."""
+        """Does nothing: the function is its owner's."""

@@ -11,7 +11,7 @@ from typing import Self
 __all__ = ["GuestRam", "memory_file"]
 
 NAME = "guest-ram"
-"""Of files, as ``/proc/PID/maps`` shows them."""
+"""Name of the files, as ``/proc/PID/maps`` shows it."""
 
 
 def memory_file(size: int, name: str = NAME) -> int:
@@ -26,11 +26,11 @@ class GuestRam:
     """A file, and its beginning as bytes. A context manager; closes both."""
 
     def __init__(self, size: int, mapped: int | None = None) -> None:
-        """``size``: bytes of the file; ``mapped``: of those that :attr:`bytes` has, if not all."""
+        """``size``: bytes of the file; ``mapped``: how many of them :attr:`bytes` has, if not all."""
         self.size = size
         self.fd = memory_file(size)
         self.bytes = mmap.mmap(self.fd, size if mapped is None else mapped)
-        self.bytes[0] = 1  # firmware ran: memory of nothing but zeros looks like a private copy that was given away
+        self.bytes[0] = 1  # as after firmware: all zeros would look like a file that has been copied, and is not used
 
     def __enter__(self) -> Self:
         return self
@@ -41,6 +41,6 @@ class GuestRam:
         self.close()
 
     def close(self) -> None:
-        """Whoever has a duplicate of the descriptor keeps the memory."""
+        """Close both; whoever has a duplicate of the descriptor keeps the memory."""
         self.bytes.close()
         os.close(self.fd)

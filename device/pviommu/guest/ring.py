@@ -13,20 +13,21 @@ from .function import WORD, Function
 __all__ = ["MASK", "Ring"]
 
 MASK = 0xFFFFFFFF
-"""Of indices: they wrap at 32 bits."""
+"""Mask of indices: they wrap at 32 bits."""
 _HEAD = struct.Struct("<BBHI8x")
 _TAIL = struct.Struct("<iI")
 _RESULT = Slot.offset_of("result")
 
 
 class Ring:
-    """Slots in shared memory, and who has come how far: the guest by :attr:`producer`, the device by :attr:`completed`.
+    """Slots in shared memory, and how far each side is: the guest at :attr:`producer`, the device at :attr:`completed`.
 
     Positions count all slots ever submitted, modulo 2**32.
     """
 
     def __init__(self, function: Function, number: int = 0, entries: int = 256, base: int = RING_AREA_OFFSET) -> None:
-        """``entries``: a power of two, 16 to 1024; ``base``: of the slots, in bytes into the shared BAR."""
+        """``entries``: number of slots, a power of two, 16 to 1024; ``base``: where they begin, in bytes into the
+        shared BAR."""
         self.function = function
         self.number = number
         self.entries = entries
@@ -36,7 +37,7 @@ class Ring:
         self._device_line = self._line + CACHE_LINE // WORD
 
     def turn_on(self) -> None:
-        """Rewind it and have the device begin at position 0."""
+        """Rewind the ring, and turn it on at position 0."""
         self.rewind()
         for register, value in (
             ("RING_SELECT", self.number),
@@ -56,7 +57,8 @@ class Ring:
         return self.base + position % self.entries * SLOT_SIZE
 
     def put(self, op_class: int, op: int, flags: int, payload: bytes, sequence: int | None = None) -> int:
-        """Submit a slot, without a doorbell; its position, which is its sequence number too unless one is given."""
+        """Submit a slot, without a doorbell; returns its position, which is its sequence number too unless one is
+        given."""
         position = self.producer
         at = self.place(position)
         head = _HEAD.pack(op_class, op, flags, position if sequence is None else sequence)
@@ -75,7 +77,7 @@ class Ring:
         return self.completed - position - 1 & MASK < self.entries
 
     def result(self, position: int) -> tuple[int, int, bytes]:
-        """What a completed slot says: result, sequence and payload."""
+        """Result, sequence and payload of a completed slot."""
         at = self.place(position)
         result, sequence = _TAIL.unpack_from(self.function.view, at + _RESULT)
         return result, sequence, bytes(self.function.view[at + PAYLOAD_OFFSET : at + SLOT_SIZE])

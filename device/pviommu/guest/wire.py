@@ -13,11 +13,11 @@ from .function import COMMAND_MASTER, COMMAND_MEMORY, CONFIG_COMMAND, WORD, Func
 __all__ = ["Part", "WireFunction"]
 
 Part = tuple[int, int, int, int]
-"""Guest memory: address, size, descriptor and offset of its file; as :meth:`Function.plug` takes them."""
+"""Guest memory: address, size, descriptor of its file and offset in it, as :meth:`Function.plug` takes them."""
 
 
 class WireFunction(Function):
-    """The function of a connected client, which it closes with itself."""
+    """The function of a connected client. Closing it closes the client."""
 
     def __init__(self, client: Client, registers: Mapping[str, Register], memory: Iterable[Part] = ()) -> None:
         """``memory`` is given before anything is asked, as QEMU does."""

@@ -1,4 +1,4 @@
-"""Operations of profile xen-2024, and the device's own ones that a driver of it uses."""
+"""Operations of profile xen-2024, and the vendor operations that its driver uses."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What serves the functions of a machine: the loop, its pace, and who gets how much of it."""
+"""What serves the functions of a machine: the loop, its pace, and how its time is shared out."""

@@ -14,7 +14,7 @@ __all__ = ["MOST_WAITING", "PIECE_NS", "Background"]
 log = logging.getLogger(__name__)
 
 PIECE_NS = 300_000
-"""A turn of the loop has steps until they have taken this long."""
+"""In each turn of the loop steps are done until they have taken this long."""
 MOST_WAITING = 16
 
 

@@ -59,7 +59,7 @@ class Calls:
     def close(self) -> None:
         """Nobody is woken any more."""
         self._workers.close()
-        with self._end:  # nobody may write to what has its number next
+        with self._end:  # so that nobody writes to the file that gets this number next
             if self.fd >= 0:
                 self._watch.close()
                 self._close(self.fd)

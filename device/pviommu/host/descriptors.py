@@ -1,7 +1,7 @@
 """The limit of open files, and how it is divided.
 
-Each function needs some for itself, its sockets and its interrupts; each client may have some more of guest memory.
-What is left of the limit is shared out evenly among the clients, so that none can take what another needs.
+Each function needs some for itself, its sockets and its interrupts; each client may have some more, for files of guest
+memory. What is left of the limit is shared out evenly among the clients, so that none can take what another needs.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ __all__ = [
 ]
 
 FEWEST_FILES = 8
-"""Files of guest memory that each client may have mapped ranges of, at least."""
+"""Files of guest memory that each client can use, at least."""
 SOCKETS = 2
-"""Descriptors of a function's sockets: the one that listens and the client."""
+"""Descriptors of a function's sockets: the listening one and the client's."""
 RESERVE = 384
 """For one message with as many descriptors as there can be, 253, for refused clients, and for the process itself."""
 
@@ -46,13 +46,13 @@ def raise_limit() -> int:
     if soft != hard:
         try:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-        except (OSError, ValueError):  # a hard limit above fs.nr_open, which was lowered since
+        except (OSError, ValueError):  # the hard limit is above fs.nr_open, which has been lowered since
             return soft
     return hard
 
 
 def check_count(functions: int, limit: int) -> None:
-    """Refuse a number of functions that cannot fit, whatever they are, before any is made."""
+    """Refuse, before any function is made, a number of them that cannot fit whatever they are."""
     _check(functions, functions * (SOCKETS + FEWEST_FILES * PER_FILE), limit, "at least ")
 
 

@@ -1,4 +1,4 @@
-"""The endpoints' part of the loop's turns: which have something to do, and which come first."""
+"""The endpoints' part of the loop's turns: which of them have something to do, and which come first."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from .fairness import Fairness
 __all__ = ["ENDPOINTS_NS", "Endpoint", "Endpoints", "Posted"]
 
 ENDPOINTS_NS = 3_000_000
-"""The endpoints' part of a turn ends with the step that takes it past this: one of each of many, if they are short. The
-next turn goes on with others.
+"""The endpoints' part of a turn ends with the step that takes it past this: many endpoints have a step each if these
+are short. The next turn goes on with the others.
 """
 GOING_ON_NS = 1_000_000
 """The same for what comes after it: steps of requests that are in progress."""
 _UNKNOWN_NS = 100_000
-"""What the first step after an idle turn is charged: a look at the clock before it would cost all idle turns time."""
+"""What the first step after an idle turn is charged: to read the clock before it would make every idle turn slower."""
 
 
 class Endpoint(Protocol):
@@ -44,7 +44,7 @@ class Posted(Protocol):
 
 
 class Endpoints:
-    """Those of one machine. A turn costs nothing for one that has nothing to do."""
+    """The endpoints of one machine. One that has nothing to do costs a turn nothing."""
 
     def __init__(self, inputs: Inputs, endpoints: Iterable[Endpoint], posted: Posted) -> None:
         self.busy = False
@@ -59,7 +59,8 @@ class Endpoints:
             endpoint.on_ready = partial(self.ready, endpoint)
 
     def ready(self, endpoint: Endpoint) -> None:
-        """It may have something to do: it has a step in the next turn, and more while these find anything."""
+        """``endpoint`` may have something to do: it has a step in the next turn, and further ones as long as they find
+        anything."""
         self._ready[endpoint] = None
 
     @property
@@ -73,7 +74,7 @@ class Endpoints:
         return bool(self._ready)
 
     def arm(self) -> bool:
-        """Before the loop sleeps. Whether it may."""
+        """Called before the loop sleeps; returns whether it may."""
         return not self._ready and all(endpoint.arm() for endpoint in self._polled)
 
     def disarm(self) -> None:
@@ -82,8 +83,8 @@ class Endpoints:
             endpoint.disarm()
 
     def work(self) -> bool:
-        """A step of each that has something to do, as far as there is time; those that used least come first. Whether
-        there was anything to do.
+        """Have a step done by each that has something to do, as far as there is time; those that used least time come
+        first. Returns whether there was anything to do.
         """
         if not self._ready and not self._polled and not self._posted.is_waiting:
             self.busy = False
@@ -92,8 +93,8 @@ class Endpoints:
         return self.busy
 
     def _work(self) -> bool:
-        """Requests that begin come before those that are in progress, which have time of their own."""
-        if not self.busy and not self._posted.is_waiting:  # so there is nothing in progress
+        """Requests that begin come before those in progress, which have a time budget of their own."""
+        if not self.busy and not self._posted.is_waiting:  # nothing is in progress
             return self._work_in_turn(self._in_order())
         begun = self._inputs.now_ns()
         if not self._deliver(begun + ENDPOINTS_NS):
@@ -114,7 +115,8 @@ class Endpoints:
         return self._fairness.order(members) if len(members) > 1 else members
 
     def _work_in_turn(self, members: list[Endpoint], deadline_ns: int | None = None) -> bool:
-        """A step of each, until the deadline, or for :data:`ENDPOINTS_NS`. Whether there was anything to do."""
+        """One step of each, until the deadline, or for :data:`ENDPOINTS_NS`. Returns whether there was anything to
+        do."""
         busy = False
         worked = self._inputs.worked_ns() if self.busy else None
         for endpoint in members:
@@ -133,5 +135,6 @@ class Endpoints:
         return busy
 
     def _deliver(self, deadline_ns: int) -> bool:
-        """Write registers that DMA has written to. Whether all are written: before that no endpoint does anything."""
+        """Carry out DMA's writes to registers. Returns whether all are done: before that no endpoint may do
+        anything."""
         return self._posted.deliver(lambda: self._inputs.now_ns() <= deadline_ns)

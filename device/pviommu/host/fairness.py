@@ -10,7 +10,7 @@ __all__ = ["Fairness"]
 _Member = TypeVar("_Member")
 
 _AGE_NS = 100_000_000
-"""Of each member's share; what was used that long ago counts half."""
+"""Half-life of what a member has used: time used so long ago counts half."""
 
 
 class Fairness(Generic[_Member]):
@@ -22,15 +22,16 @@ class Fairness(Generic[_Member]):
 
     def __init__(self) -> None:
         self._now = 0
-        """the time, in shares, at which the turn in progress began"""
+        """the virtual time at which the turn in progress began"""
         self._used: dict[_Member, int] = {}
-        """in shares, up to when each member has had its part"""
+        """the virtual time up to which each member has had its part"""
         self._lately: dict[_Member, int] = {}
-        """what each has used lately: it decides between those that wanted nothing for a while and all come at once"""
+        """what each has used lately: it decides between members that wanted nothing for a while and then all come at
+        once"""
         self._age_at = _AGE_NS
 
     def order(self, members: Iterable[_Member]) -> list[_Member]:
-        """``members``, those first that had least; among equals the order stays."""
+        """``members``, those that had least first; among equals the order stays."""
         used, lately, now = self._used, self._lately, self._now
         return sorted(members, key=lambda member: (max(used.get(member, 0), now), lately.get(member, 0)))
 

@@ -1,5 +1,5 @@
-"""The one loop: what is ready is served, what is polled is polled while the guest waits again and again, and otherwise
-the loop sleeps.
+"""The one loop: it serves what is ready, polls what is polled as long as the guest waits again and again, and otherwise
+sleeps.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from .work import Work
 __all__ = ["CORE_SPIN_NS", "LOOK_NS", "Loop"]
 
 CORE_SPIN_NS = 200_000
-"""How long the core polls in C between two turns. Descriptors end that early."""
+"""How long the core polls in C between two turns. A descriptor that becomes ready ends this early."""
 LOOK_TURNS = 16
 """Turns of a busy loop between two looks at the descriptors, if they are short."""
 LOOK_NS = 1_000_000
-"""Longest time between two looks at the descriptors, to which the turn in progress is added."""
+"""Longest time between two looks at the descriptors, besides what is left of the turn in progress."""
 AFTER_STOP_NS = 5_000_000
-"""How long the looks go on that precede all work after the process was stopped."""
+"""After a stop of the process: how long the looks at descriptors go on that precede all work."""
 _T = TypeVar("_T")
 
 
@@ -102,7 +102,7 @@ class Loop:
         self._turned_at = self._inputs.now_ns()
 
     def _catch_up(self, deadline_ns: int) -> None:
-        """Serve descriptors before any DMA: a guest that gave the IOMMU up has reset it."""
+        """Serve descriptors before any DMA: a guest that has given the IOMMU up meanwhile has reset it."""
         self._look(0)
         while self.watches.unfinished and self._inputs.now_ns() < deadline_ns:
             self._look(0)
@@ -131,7 +131,8 @@ class Loop:
             self._sleep()
 
     def _is_nap_due(self, now_ns: int) -> bool:
-        """Whether to let posted work gather for a moment. Doorbells are not asked for, so none can get lost."""
+        """Whether to let posted work gather for a moment. The loop does not ask for doorbells then, so none can get
+        lost."""
         polled = self._polled
         if self._armed or not polled.is_told_of_waits or self._endpoints.busy or self._pace.left_ns(now_ns):
             return False
@@ -178,7 +179,7 @@ class Loop:
             self.watches.serve(ready, lambda: self._stopping)
 
     def _until_timer(self, timeout_ms: float) -> float:
-        """How long to sleep if there is something to do before ``timeout_ms``, which may be FOREVER, are over."""
+        """How long to sleep: ``timeout_ms``, which may be FOREVER, or less if a timer is due before."""
         due_ns = self._timers.next_ns()
         if due_ns is None:
             return timeout_ms

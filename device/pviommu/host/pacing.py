@@ -8,30 +8,33 @@ from pathlib import Path
 __all__ = ["DEFAULT_SPIN_NS", "FOREVER", "NAP_MS", "SLEEPS_MS", "TIMER_SLACK_NS", "Pace", "naps_end_in_time"]
 
 DEFAULT_SPIN_NS = 100_000
-"""How long the rings are polled after a wait, if at all: about what a doorbell and waking up cost together, so that
-polling in vain costs the host no more than not polling costs the guest.
+"""How long the rings are polled after a wait, if at all. That is about what a doorbell and waking up cost together, so
+that polling in vain costs the host no more than not polling costs the guest.
 """
 WAKE_NS = 200_000
-"""A wait that a sleeping loop learns of may have begun so much earlier."""
+"""A wait that wakes the loop may have begun this much earlier."""
 CREDIT = 16
-"""Of a guest that is polled for: each wait that came in time earns 1 of this."""
+"""The most credit that a guest can have; each wait that came while it was polled for earns 1."""
 FIRST_CREDIT = 12
 MISS = 4
-"""What it costs when a wait came too late to have been polled for. Without credit there is no polling."""
+"""The credit that is lost when a wait came too late to be polled for. Without credit there is no polling."""
 FEWEST_CHANCES, MOST_CHANCES = 16, 1024
-"""Chances to begin that are let go after polling was in vain; twice as many each time that it is anew."""
+"""Chances to begin that are passed over after polling was in vain: at first the fewest, and twice as many after each
+further failure."""
 NAP_MS = 0.1
-"""The sleep after work that nobody waits for, with no doorbell asked for."""
+"""The sleep after work that nobody waits for, during which no doorbell is asked for."""
 TIMER_SLACK_NS = 1_000
 """By how much the kernel may lengthen a nap; its default is half of one."""
 SLEEPS_MS = (1, 4, 16, 64, 256)
-"""Bounds of the sleeps after arming, one after the other. Should a doorbell get lost, the slot waits no longer."""
+"""Bounds of the sleeps after arming, one after the other. Should a doorbell get lost, its slot waits no longer than
+that."""
 FOREVER = -1
 """The bound of the sleeps after those: none."""
 
 
 def naps_end_in_time() -> None:
-    """Have this process's sleeps last no longer than :data:`TIMER_SLACK_NS` more than asked for, if the host allows."""
+    """Have no sleep of this process last more than :data:`TIMER_SLACK_NS` longer than asked for, if the host allows
+    that."""
     with contextlib.suppress(OSError):
         Path("/proc/self/timerslack_ns").write_text(str(TIMER_SLACK_NS), encoding="ascii")
 
@@ -45,17 +48,17 @@ class Pace:
 
     So the loop polls for ``spin_ns`` after a wait if waits have been coming within that time of each other. Where they
     come later several times in a row, or in more than a fifth of all cases, it stops, and the next attempt is put off,
-    longer and longer until one succeeds. That is also what happens where guest and loop have to share one processor,
-    since the guest stands still while the loop polls.
+    for longer each time until one succeeds. This also happens where guest and loop share one processor, since the guest
+    stands still while the loop polls.
 
-    After other work it takes a nap if the guest tells when it waits, and so finds what was posted meanwhile all at
-    once; after a nap in vain, and for other guests at once, it asks for doorbells and sleeps.
+    After other work it takes a nap, if the guest is one that says when it waits, and then finds all at once what was
+    posted meanwhile. After a nap in vain, and without one for other guests, it asks for doorbells and sleeps.
     """
 
     def __init__(self, spin_ns: int = DEFAULT_SPIN_NS) -> None:
         """``spin_ns``: how long to poll; 0 never polls."""
         self.window_ns = 0
-        """how long the rings are polled after a wait as things are: ``spin_ns`` or 0"""
+        """how long the rings are polled after a wait at present: ``spin_ns`` or 0"""
         self._spin_ns = spin_ns
         self._waited_at = 0
         self._poll_until = 0
@@ -66,7 +69,7 @@ class Pace:
         self._sleeps = 0
 
     def waited(self, now_ns: int, times: int = 1) -> None:
-        """The guest has waited since the last call, so many ``times``, the last of them at about ``now_ns``."""
+        """The guest has begun to wait ``times`` times since the last call, most recently at about ``now_ns``."""
         gap_ns = (now_ns - self._waited_at) / times
         self._waited_at = now_ns
         if self.window_ns:
@@ -76,7 +79,7 @@ class Pace:
         self._poll_until = now_ns + self.window_ns
 
     def left_ns(self, now_ns: int) -> int:
-        """For how long to go on polling; 0: not at all."""
+        """How long to go on polling; 0: not at all."""
         return max(0, self._poll_until - now_ns)
 
     def worked(self) -> None:
@@ -84,7 +87,7 @@ class Pace:
         self._tired = True
 
     def takes_nap(self) -> bool:
-        """Whether a nap is due, instead of a sleep with doorbells: one after each work."""
+        """Whether a nap is due instead of a sleep with doorbells: there is one each time that work has been done."""
         tired, self._tired = self._tired, False
         return tired
 
@@ -111,7 +114,7 @@ class Pace:
             self._penalty = 0
 
     def _consider(self) -> None:
-        """Begin to poll, unless that is put off: nobody knows when exactly a wait began that woke the loop."""
+        """Begin to poll, unless that is put off: of a wait that woke the loop, nobody knows when exactly it began."""
         if self._chances_to_skip:
             self._chances_to_skip -= 1
             return

@@ -15,7 +15,7 @@ def as_one(pollables: Sequence[Pollable]) -> Pollable:
 
 
 class Polled:
-    """Each has its part of a turn and of a poll. See :class:`pviommu.hosted.Pollable`."""
+    """Each of them has its part of a turn and of a poll. See :class:`pviommu.hosted.Pollable`."""
 
     def __init__(self, pollables: Sequence[Pollable]) -> None:
         self._all = tuple(pollables)
@@ -30,7 +30,7 @@ class Polled:
 
     @property
     def is_told_of_waits(self) -> bool:
-        """Those that nobody uses now do not matter."""
+        """True if that holds of all that are in use now."""
         used = [one for one in self._all if one.is_polled]
         return bool(used) and all(one.is_told_of_waits for one in used)
 

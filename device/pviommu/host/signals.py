@@ -49,5 +49,5 @@ def stopped_by_signals(loop: Loop, on_hangup: Callable[[], None] | None = None) 
 
 
 def _forget(reader: socket.socket) -> None:
-    """What was written when signals came: it has woken the loop, and would do so for ever."""
+    """Read what signals have written: it has woken the loop, and would do so for ever."""
     reader.recv(_MOST_SIGNALS)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 __all__ = ["Timer", "Timers"]
 
 LEAST_KEPT = 64
-"""So many timers may be kept before those that were cancelled are looked for."""
+"""How many timers may be kept before the cancelled ones are looked for."""
 
 
 class Timer:
@@ -33,7 +33,7 @@ class Timer:
 
 
 class Timers:
-    """All that are due one day, in order of time; those of one time in the order in which they were asked for."""
+    """All calls to come, in order of time, and those of the same time in the order in which they were asked for."""
 
     def __init__(self) -> None:
         self._due: list[tuple[int, int, Timer]] = []
@@ -54,13 +54,13 @@ class Timers:
         return timer
 
     def _drop_cancelled(self) -> None:
-        """Forget those that were cancelled, and come again when there are twice as many as are left."""
+        """Forget those that were cancelled. This is done again when there are twice as many as are left now."""
         self._due = [each for each in self._due if not each[2].is_over]
         heapq.heapify(self._due)
         self._most = max(LEAST_KEPT, 2 * len(self._due))
 
     def run(self, now_ns: int) -> None:
-        """Make the calls that are due; not those that they ask for."""
+        """Make the calls that are due, but not those that they ask for."""
         due = []
         while self._due and self._due[0][0] <= now_ns:
             due.append(heapq.heappop(self._due)[2])

@@ -54,17 +54,17 @@ class Watch:
         if not self.closed:
             self.has_more = False
             self.closed = True
-            self.callback = _nothing  # often a method of what has this watch: a loop that is busy collects no cycles
+            self.callback = _nothing  # often a method of this watch's owner: a busy loop collects no cycles
             self._among.forget(self)
 
 
 class Watches:
-    """All of them. Those come first, of what is ready, that have used least time so far."""
+    """All of them. Of those that are ready, the ones that have used least time so far come first."""
 
     def __init__(self, inputs: Inputs) -> None:
         self.poller = inputs.poller()
         self.unfinished: dict[Watch, None] = {}
-        """what goes on in the next look: it had to wait for a turn of others"""
+        """what goes on in the next look, because others were to have a turn first"""
         self._inputs = inputs
         self._watches: dict[int, Watch] = {}
         self._fairness: Fairness[Watch] = Fairness()
@@ -96,9 +96,10 @@ class Watches:
         return ready
 
     def serve(self, ready: dict[Watch, int], is_stopping: Callable[[], bool]) -> None:
-        """Call back, until :data:`SOCKETS_NS` are over. The next look finds those that are left.
+        """Make the callbacks, until :data:`SOCKETS_NS` are over. The next look finds those that are left.
 
-        Each of several has a part of half the time: what they take beyond it must not keep the last one waiting.
+        Several of them share half the time equally: even if each takes more than its part, the last one is not kept
+        waiting.
         """
         deadline = until = self._inputs.now_ns() + SOCKETS_NS
 
@@ -107,7 +108,7 @@ class Watches:
 
         worked = self._inputs.worked_ns()
         for watch in self._fairness.order(ready) if len(ready) > 1 else ready:
-            if not watch.closed:  # by the callback of another
+            if not watch.closed:  # another one's callback may have closed it
                 if len(ready) > 1:
                     until = min(deadline, self._inputs.now_ns() + SOCKETS_NS // (2 * len(ready)))
                 watch.callback(ready[watch], may_go_on)

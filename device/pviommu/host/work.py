@@ -1,4 +1,4 @@
-"""The work of a machine, in the order in which it is done."""
+"""The work of a machine, and its order."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Machine(Protocol):
 
     @property
     def windows(self) -> Windows:
-        """Through which they reach each other."""
+        """The BARs through which they reach each other."""
 
     def functions(self) -> Iterator[PciFunction]:
         """All that a client may have."""
@@ -48,7 +48,7 @@ class Work:
         self.endpoints = Endpoints(machine.inputs, machine.endpoints.values(), machine.windows)
 
     def step(self) -> bool:
-        """One bounded step of all that has something to do. Whether there was anything."""
+        """One bounded step of everything that has something to do. Returns whether there was anything."""
         done = self.polled.work()
         return self.endpoints.work() or done
 

@@ -14,7 +14,7 @@ from ..inputs import InputKind, Inputs, Source, WorkOutcome
 __all__ = ["THREADS", "Workers"]
 
 THREADS = 4
-"""At most. Work beyond waits for one of them, and owners take turns."""
+"""At most so many. Further work waits for one of them, and owners take turns."""
 _T = TypeVar("_T")
 
 
@@ -27,7 +27,7 @@ class _Job(NamedTuple):
 
 
 class Workers:
-    """A few threads, begun when they are needed. What they have done enters through the inputs."""
+    """A few threads, started when they are needed. Their results enter through the inputs."""
 
     def __init__(self, inputs: Inputs, wake: Callable[[], None]) -> None:
         """``wake`` is called, in any thread, when there is something for :meth:`take`."""
@@ -36,7 +36,7 @@ class Workers:
         self._jobs: dict[int, _Job] = {}
         self._count = 0
         self._waiting: dict[Owner, deque[tuple[int, Callable[[], Any]]]] = {}
-        """not empty, of each owner; the first owner is the next to have something done"""
+        """by owner, none of them empty; the first owner is the next to have something done"""
         self._finished: deque[WorkOutcome[Any]] = deque()
         self._has_work = threading.Condition()
         self._idle = 0
@@ -64,14 +64,14 @@ class Workers:
         try:
             thread.start()
         except RuntimeError as error:
-            if not self._threads:  # otherwise it waits for one of those that there are
-                self._waiting.clear()  # of what came before each owner has heard the same
+            if not self._threads:  # otherwise the work waits for one of the existing threads
+                self._waiting.clear()  # the owners of earlier work have been told so already
                 self._finish(WorkOutcome(number, error=error))
         else:
             self._threads += 1
 
     def _drop_stale(self, owner: Owner) -> None:
-        """Forget what an owner asked for before its last reset, as far as nobody has begun it."""
+        """Forget what an owner asked for before its last reset, unless it has begun."""
         waiting = self._waiting.get(owner, deque())
         while waiting and self._jobs[waiting[0][0]].generation != owner.generation:
             del self._jobs[waiting.popleft()[0]]
@@ -91,7 +91,8 @@ class Workers:
         return None
 
     def take(self) -> list[Callable[[], None]]:
-        """Calls that tell owners what came of their work; each may turn out to be of no interest any more."""
+        """Calls that tell owners what came of their work; a call does nothing if its owner is not interested any
+        more."""
         return [partial(self._tell, outcome) for outcome in self._inputs.outcomes(self._finished)]
 
     def _tell(self, outcome: WorkOutcome[Any]) -> None:
@@ -100,7 +101,7 @@ class Workers:
             callback(outcome)
 
     def close(self) -> None:
-        """Begin nothing any more. Work that is being done is not waited for."""
+        """Begin no further work. Work in progress is not waited for."""
         with self._has_work:
             self._closed = True
             self._waiting.clear()

@@ -1,1 +1,1 @@
-"""What a guest programs an IOMMU by, a package each."""
+"""The interfaces by which a guest programs an IOMMU, one package each."""

@@ -28,13 +28,13 @@ class Bar(Protocol):
     is_memory: ClassVar[bool]
     """whether the hypervisor maps it into the guest, and any bytes of it can be read and written at once"""
     region: Region
-    """what a client is told of it"""
+    """what a client is told about it"""
 
     def read(self, offset: int, count: int, /) -> bytes:
         """``count`` bytes, all ones if the function has failed; the caller has checked the bounds."""
 
     def write(self, offset: int, data: bytes, /) -> Steps | None:
-        """Write ``data``, unless the function has failed. What is left to do in steps."""
+        """Write ``data``, unless the function has failed. Returns the steps that are left, if any."""
 
 
 class RegisterBar:
@@ -100,14 +100,14 @@ class MsixBar:
 
 
 class Bars(dict[int, Bar]):
-    """Those of one function, by index."""
+    """The BARs of one function, by index."""
 
     def __init__(self, name: str, config: ConfigSpace) -> None:
         super().__init__()
         self.on_change: Callable[[], None] = lambda: None
-        """called after each change of what :meth:`windows` gives"""
+        """called after each change of :meth:`windows`"""
         self.stale: set[int] = set()
-        """those whose shared memory a client knows that is gone"""
+        """those whose shared memory is known to a client that is gone"""
         self._name = name
         self._config = config
         self._decoded: list[tuple[int, int, int]] = []
@@ -115,14 +115,14 @@ class Bars(dict[int, Bar]):
     # -- where the guest finds them ---------------------------------------------------------------------------------
 
     def decode(self) -> None:
-        """Tell of those that came, moved or went."""
+        """Call :attr:`on_change` if a BAR appeared, moved or disappeared."""
         decoded = self._config.decoded()
         if decoded != self._decoded:
             self._decoded = decoded
             self.on_change()
 
     def windows(self) -> Iterator[Window]:
-        """Where they are now; none while memory decoding is off."""
+        """Where the guest finds them now; none while memory decoding is off."""
         for index, address, size in self._decoded:
             bar = self[index]
             yield Window(address, size, bar.is_memory, bar.read, bar.write)
@@ -140,8 +140,8 @@ class Bars(dict[int, Bar]):
         return {index: bar for index, bar in self.items() if isinstance(bar, SharedBar)}
 
     def renew(self) -> None:
-        """Let those that are stale have other shared memory, as far as there is any: the client may keep its mapping
-        for as long as it lives.
+        """Give new shared memory to those that are stale, as far as the system has any: the earlier client may keep its
+        mapping for as long as it lives.
         """
         for index, bar in self.shared.items():
             if index in self.stale:

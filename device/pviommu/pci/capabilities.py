@@ -30,7 +30,7 @@ class DeviceCapabilities(BitFields):
 
 
 class DeviceControl(BitFields, width=16):
-    """Device Control. Nothing but the reset has an effect here, but a guest finds what it wrote."""
+    """Device Control. Only the reset has an effect here, but a guest reads back what it wrote."""
 
     ERROR_REPORTING = BitField(0, 3)
     RELAXED_ORDERING = BitField(4)

@@ -93,7 +93,7 @@ class ConfigSpace:
         self._clear_on_one = _header_mask(AccessKind.RW1C).ljust(CONFIG_SIZE, b"\0")
         self._power_on: bytes | None = None
         self._bars: list[tuple[int, int, bool]] = []
-        """index, size, whether it is wide"""
+        """index, size, whether it has 64 bits"""
         self._next_capability = _STANDARD_HEADER_END
         self._last_link = CAPABILITIES_POINTER
         for name, value in (
@@ -108,7 +108,7 @@ class ConfigSpace:
     # -- building ---------------------------------------------------------------------------------------------------
 
     def set(self, offset: int, value: int, size: int) -> None:
-        """Set a register whatever its mask says."""
+        """Set a register, whether or not a guest may write it."""
         self._bytes[offset : offset + size] = value.to_bytes(size, "little")
 
     def allow(self, offset: int, mask: int, size: int) -> None:
@@ -143,13 +143,13 @@ class ConfigSpace:
         return offset
 
     def seal(self) -> None:
-        """Take the present state as the one that :meth:`reset` returns to."""
+        """Make the present state the one that :meth:`reset` returns to."""
         self._power_on = bytes(self._bytes)
 
     # -- running ----------------------------------------------------------------------------------------------------
 
     def reset(self, *, keep_bars: bool = False) -> None:
-        """Back to power-on, with ``keep_bars`` but for the addresses of BARs."""
+        """Back to power-on; with ``keep_bars`` the addresses of BARs stay."""
         if self._power_on is not None:
             bars = self._bytes[BARS.start : BARS.stop]
             self._bytes[:] = self._power_on
@@ -157,12 +157,12 @@ class ConfigSpace:
                 self._bytes[BARS.start : BARS.stop] = bars
 
     def save(self) -> bytes:
-        """All of it, up to the last byte that is not 0."""
+        """Its bytes, up to the last one that is not 0."""
         return bytes(self._bytes).rstrip(b"\0")
 
     def load(self, state: bytes) -> None:
-        """Take that over. Raises ValueError, and then changes nothing, if it is another function's: if a bit differs
-        that nobody can write.
+        """Take over ``state``. Raises ValueError, and then changes nothing, if it is another function's, which shows in
+        bits that nobody can write.
         """
         state = state.ljust(CONFIG_SIZE, b"\0")
         if len(state) > CONFIG_SIZE:
@@ -192,8 +192,8 @@ class ConfigSpace:
     def decoded(self) -> list[tuple[int, int, int]]:
         """(index, address, size) of each BAR that answers to addresses.
 
-        Address 0 and what reaches the end of the BAR's address space mean that nothing was written there, or that the
-        guest is asking for the size.
+        A BAR at address 0, or one that reaches the end of its address space, does not answer: it was not written, or
+        the guest is asking for the size.
         """
         if not self.get(COMMAND, 2) & _MEMORY:
             return []

@@ -24,7 +24,8 @@ __all__ = ["Description"]
 
 
 class Description:
-    """Configuration space, BARs and interrupts. A subclass describes them in ``__init__``; :meth:`power_on` is last."""
+    """Configuration space, BARs and interrupts. A subclass describes them in ``__init__``, which ends with
+    :meth:`power_on`."""
 
     def __init__(self, name: str, identity: Identity, environment: Environment, attempts: Attempts) -> None:
         of = environment.inputs.of
@@ -35,7 +36,7 @@ class Description:
         self.config = ConfigSpace(identity)
         self.bars = Bars(name, self.config)
         self.copy_shared = self.inputs.copies(Source(InputKind.SHARED_MEMORY, name))
-        """makes a private copy of shared memory: what is checked afterwards cannot change any more"""
+        """makes a private copy of shared memory, which the guest cannot change between check and use"""
         eventfds = Eventfds(
             of(Source(InputKind.DESCRIPTOR, name), is_eventfd),
             of(Source(InputKind.INTERRUPT, name), signal),
@@ -50,7 +51,8 @@ class Description:
     def add_register_bar(
         self, index: int, registers: Iterable[Register] | RegisterFile, size: int = 4096
     ) -> RegisterFile:
-        """A 32-bit BAR of trapped registers, whose handlers are methods of this object unless they have a file."""
+        """A 32-bit BAR of trapped registers, whose handlers are methods of this object unless a register file is
+        given."""
         file = registers if isinstance(registers, RegisterFile) else RegisterFile(registers, self)
         end = file.registers.end
         if end > size:
@@ -96,7 +98,7 @@ class Description:
 
     @property
     def descriptors(self) -> int:
-        """Files that this function may have open, but for its sockets and the client's memory."""
+        """How many descriptors this function may have open, besides its sockets and the client's memory."""
         self._check_is_on()
         return 2 * len(self.bars.shared) + sum(self.interrupts.counts.values())  # a mapping keeps a duplicate
 

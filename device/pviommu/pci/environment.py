@@ -1,4 +1,4 @@
-"""What a function is given to live in."""
+"""What a function is given by its machine."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class Environment:
     inputs: Inputs
     counters: Counters
     files: MemoryFiles = field(init=False)
-    """of guest memory"""
+    """the files of guest memory"""
 
     probes: Probes = field(default_factory=Probes)
-    """who looks on where"""
+    """who watches which place"""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "files", MemoryFiles(self.inputs))

@@ -50,9 +50,9 @@ class PciFunction(Description, Hooks):
         self._files = environment.files
         self.memory = GuestMemory(self.inputs, self._ram_changed, self._files, name)
         self._foreign = ""
-        """why the client is one of another machine, if it is"""
+        """why the client belongs to another machine, if it does"""
         self.unfinished_writes = 0
-        """accesses of the client of which steps are left"""
+        """accesses of the client that are not finished yet"""
 
     def interrupt(self, vector: int) -> None:
         """Raise MSI-X ``vector``, if the guest has set it up and the function has not failed."""
@@ -162,7 +162,7 @@ class PciFunction(Description, Hooks):
         self.bars.decode()
 
     def disconnected(self) -> None:
-        """Power-on state, and nothing of the client reachable any more."""
+        """Back to power-on, with none of the client's memory within reach."""
         self.interrupts.close()
         self._foreign = ""
         try:
@@ -178,7 +178,7 @@ class PciFunction(Description, Hooks):
         self.attempts.make("its new shared memory", self.on_shared_renewed)
 
     def is_ready(self) -> bool:
-        """Whether the next client may come: it must not share memory with the last one, even if there was no other."""
+        """Whether the next client may come: it must not share memory with the one before."""
         if self.bars.stale:
             self._renew()
         return not self.bars.stale

@@ -1,4 +1,4 @@
-"""Hooks of a function: what happens to it, for a subclass to act on, and how they are called."""
+"""Hooks of a function: methods that a subclass overrides to act on what happens to it, and how they are called."""
 
 from __future__ import annotations
 
@@ -20,17 +20,18 @@ class Hooks:
         """The function is reset: device reset, function-level reset, or the client is gone."""
 
     def on_function_reset(self) -> None:
-        """The function was reset by its own PCI Express capability; as :meth:`on_reset` unless it matters by whom."""
+        """The function was reset through its own PCI Express capability. The same as :meth:`on_reset`, unless a
+        subclass makes a difference."""
         self.on_reset()
 
     def on_bus_master(self, enabled: bool) -> None:
         """The guest allowed or forbade DMA."""
 
     def on_ram_changed(self, first: int, nr: int) -> None:
-        """RAM came or went among ``nr`` frames from ``first`` on, by a request of the client."""
+        """A request of the client added or removed RAM within the ``nr`` frames from ``first`` on."""
 
     def on_shared_renewed(self) -> None:
-        """Shared memory is zeros again: publish there what there is."""
+        """Shared memory is all zeros again: publish there whatever the guest is to find."""
 
     def check_client(self) -> None:
         """Called when the client has announced its memory; raise :class:`vfio_user.RequestError` to refuse it."""
@@ -40,22 +41,20 @@ class Hooks:
 
 
 class Attempts:
-    """Every call of a hook goes through here. What one raises goes on to the caller; a subclass may decide what else it
-    means.
-    """
+    """Every call of a hook goes through here. An exception goes on to the caller; a subclass may decide otherwise."""
 
     failed: bool = False
-    """whether one of them failed since the last reset: then no hook is called and no BAR is reached"""
+    """whether a hook has failed since the last reset: if so, no hook is called and no BAR can be reached"""
 
     def make(self, what: str, hook: Callable[_P, _R], *arguments: _P.args, **named: _P.kwargs) -> _R | None:
-        """Call ``hook``. ``what`` it is, for logs. None if it was not called, or raised something."""
+        """Call ``hook``; ``what`` names it in logs. None if it was not called, or raised something."""
         return hook(*arguments, **named)
 
     def begin(
         self, what: str, hook: Callable[_P, Steps | None], *arguments: _P.args, **named: _P.kwargs
     ) -> Steps | None:
-        """The same for a hook that may leave something to do in steps, which are attempts as well."""
+        """The same for a hook that may return steps, each of which is an attempt as well."""
         return hook(*arguments, **named)
 
     def reset(self) -> None:
-        """The function is about to be reset: whatever failed, its hooks are called again."""
+        """The function is about to be reset: its hooks are called again, whatever has failed."""

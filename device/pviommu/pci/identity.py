@@ -1,4 +1,4 @@
-"""What a PCI function says it is."""
+"""What a PCI function says that it is."""
 
 from __future__ import annotations
 

@@ -1,15 +1,15 @@
 """A BAR of declared registers.
 
-The declaration says what reads and writes of a register do. The object that ``handlers`` names adds what happens
-besides, by methods found by name:
+The declaration says what reads and writes of a register do. The object ``handlers`` adds further effects, by methods
+found by name:
 
-* ``read_status(index)`` gives the value of STATUS, whatever the file holds;
-* ``accept_producer(index, value)`` says whether a write of ``value`` takes effect;
-* ``write_reset(index, value)`` is told of a write that took effect: the file holds the new value already.
+* ``read_status(index)`` gives the value that is read from STATUS, whatever the file holds; ``accept_producer(index,
+* value)`` says whether a write of ``value`` takes effect; ``write_reset(index, value)`` is called after a write that
+* took effect: the file holds the new value already.
 
 ``index`` counts within a register that is an array. ``value`` is what was written, reserved bits included. A 4-byte
-access to a register of 64 bits is an access to one half: ``value`` has what the other half holds, and 0 where only
-ones do something.
+access to a 64-bit register is an access to one half: ``value`` then has the present bits of the other half, but 0 for
+those where writing 1 has an effect.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ _WRITABLE = (AccessKind.RW, AccessKind.WO, AccessKind.RW1C, AccessKind.RW1S)
 
 
 _Read = tuple[list[int], int, Callable[[int], int] | None, int, int]
-"""What a read of one place and size does: values held and which of them it is, the read method, the bits that are read,
-and the number of the lowest one.
+"""What a read of one place and size does: the list of values and an index into it, the read method, the bits that are
+read, and the number of the lowest one.
 """
 _Masks = tuple[int, int, int, int, int]
 """What a write does to a register's bits: the number of the lowest one that is written; those that are not written,
@@ -36,17 +36,17 @@ whose value handlers get with the others; those that stay; those that writing 1 
 writing 1 sets.
 """
 RegisterValues = dict[str, tuple[int, ...]]
-"""By name; of an array one value each."""
+"""Values by name; an array has several."""
 _Accept = Callable[[int, int], bool]
 _Told = Callable[[int, int], Steps | None]
 _Write = tuple[list[int], int, _Accept | None, _Told | None, _Masks | None]
-"""What a write of one place and size does: values held and which of them it is, the accept and the write method, and
-the masks; there are none if what is written replaces what is held.
+"""What a write of one place and size does: the list of values and an index into it, the accept and the write method,
+and the masks; there are none if the written value simply replaces the old one.
 """
 
 
 class RegisterFile:
-    """The registers of one BAR. An access is of a register's size, or of half of one of 64 bits; any other reads 0
+    """The registers of one BAR. An access has a register's size, or is one half of a 64-bit register; any other reads 0
     and writes nothing.
     """
 
@@ -69,18 +69,18 @@ class RegisterFile:
         self.seal()
 
     def __getitem__(self, name: str) -> int:
-        """What register ``name`` holds, the first one of an array."""
+        """The value of register ``name``, of an array the first one."""
         return self._values[name][0]
 
     def __setitem__(self, name: str, value: int) -> None:
         self._values[name][0] = value
 
     def save(self) -> RegisterValues:
-        """What registers hold."""
+        """The values of all registers."""
         return {name: tuple(map(int, values)) for name, values in self._values.items()}
 
     def load(self, state: RegisterValues) -> None:
-        """Take that over. Raises ValueError, and then changes nothing, for that of other registers."""
+        """Take over ``state``. Raises ValueError, and then changes nothing, if it is that of other registers."""
         if differing := state.keys() ^ self._values.keys():
             raise ValueError(f"register {min(differing)}: it is not on both sides")
         for register in self.registers:
@@ -91,11 +91,11 @@ class RegisterFile:
             self._values[name][:] = values
 
     def seal(self) -> None:
-        """Take what registers hold now as what they hold after a reset."""
+        """Make the present values those after a reset."""
         self._power_on = self.save()
 
     def reset(self, *names: str) -> None:
-        """Let the registers of these names, or all, hold what they do after a reset."""
+        """Give the registers of these names, or all, their values after a reset."""
         for name in names or self._values:
             self._values[name][:] = self._power_on[name]
 
@@ -109,8 +109,8 @@ class RegisterFile:
         return ((value & mask) >> shift).to_bytes(count, "little")
 
     def write(self, offset: int, data: bytes) -> Steps | None:
-        """Write ``data`` at ``offset``. Returns what the register's write method returns: None, or what is left to do
-        in steps.
+        """Write ``data`` at ``offset``. Returns what the register's write method returns: None, or the steps that are
+        left.
         """
         found = self._writes.get((offset, len(data)))
         if found is None:
@@ -138,7 +138,7 @@ def _handlers(register: Register) -> tuple[str, str, str]:
 @lru_cache(maxsize=1024)
 def _accesses(register: Register) -> tuple[tuple[int, int, int, int, bool, _Masks | None], ...]:
     """The accesses that a register takes: how many bytes, from which of its bytes on; which bits are read, and the
-    number of the lowest one; whether there is anything to write, and what that does.
+    number of the lowest one; whether it can be written, and what a write does.
     """
     parts = [(register.size, 0)] + ([(4, 0), (4, 4)] if register.size == 8 else [])
     found = []
@@ -187,7 +187,7 @@ def _check_names(kind: type, maps: tuple[RegisterMap, ...]) -> None:
             raise ValueError(
                 f"{kind.__name__}.{name} would never be called: by its access kind, its register is not {done}"
             )
-        import difflib  # only a mistake costs this
+        import difflib  # imported late: only a mistake needs it
 
         nearest = difflib.get_close_matches(name, sorted(called), 1, 0)
         advice = f"; the nearest name that does is {nearest[0]}" if nearest else ""

@@ -30,7 +30,7 @@ def fence() -> None:
 
 
 class SharedMemory:
-    """``size`` bytes in a sealed memfd. ``view`` are its bytes, ``words`` its 32-bit words."""
+    """``size`` bytes in a sealed memfd. ``view`` is the memory in bytes, ``words`` in 32-bit words."""
 
     def __init__(self, name: str, size: int, inputs: Inputs | None = None) -> None:
         inputs = inputs or LiveInputs()
@@ -60,7 +60,7 @@ class SharedMemory:
         self.view[:] = bytes(self.size)
 
     def load(self, state: SharedPages) -> None:
-        """Hold this. Raises ValueError, and then changes nothing, for what lies outside."""
+        """Take over ``state``. Raises ValueError, and then changes nothing, for pages that lie outside."""
         for offset, data in state:
             if not 0 <= offset <= offset + len(data) <= self.size:
                 raise ValueError(f"{self._name}: {len(data)} bytes at {offset:#x}, and it has {self.size:#x}")
@@ -69,9 +69,10 @@ class SharedMemory:
             self.view[offset : offset + len(data)] = data
 
     def renew(self) -> None:
-        """Take other memory, all zeros, with a descriptor of another number: who keeps the old one shares nothing.
+        """Take new memory, all zeros, with a descriptor of another number: whoever keeps the old one shares nothing any
+        more.
 
-        Raises :class:`OSError` if there is none to be had; the old one stays then.
+        Raises :class:`OSError` if the system has none; the old memory stays then.
         """
         fd, mapped, view, words = self.fd, self._map, self.view, self.words
         self._use(*self._create())
@@ -89,13 +90,13 @@ class SharedMemory:
 
 
 def pages_of(data: bytes) -> SharedPages:
-    """What shared memory that holds ``data`` is saved as."""
+    """``data``, the contents of shared memory, as it is saved."""
     pages = ((offset, data[offset : offset + _PAGE]) for offset in range(0, len(data), _PAGE))
     return tuple((offset, page) for offset, page in pages if page != _ZEROS)
 
 
 def _memory_file(name: str, size: int) -> int:
-    """The descriptor of a file that neither shrinks nor grows."""
+    """The descriptor of a memory file that can neither shrink nor grow."""
     fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         os.truncate(fd, size)

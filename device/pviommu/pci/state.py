@@ -1,4 +1,4 @@
-"""What a PCI function is saved as, whatever it is."""
+"""The saved state that all PCI functions have."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ __all__ = ["BusyError", "FunctionState", "check_function", "load_function", "sav
 
 
 class BusyError(Exception):
-    """Something is being done that no state holds. It is over after some turns of the loop."""
+    """Something is in progress that no saved state holds. It will be over after some turns of the loop."""
 
 
 class FunctionState(Struct, frozen=True):
-    """One function, without what only its class knows. BARs are by index."""
+    """The state of one function, without what only its class knows. BARs are by index."""
 
     config: bytes
     """configuration space, up to the last byte that is not 0"""
     registers: dict[int, RegisterValues]
     shared: dict[int, SharedPages]
     vectors: tuple[Vector, ...]
-    """those that the client has set up; it brings their eventfds anew"""
+    """those that the client has set up; the next client brings new eventfds"""
     memory: tuple[MemoryRange, ...]
-    """the guest memory that the client brings anew"""
+    """the guest memory, which the next client must bring again"""
 
 
 def save_function(function: PciFunction) -> FunctionState:
@@ -48,13 +48,13 @@ def save_function(function: PciFunction) -> FunctionState:
 
 
 def check_function(function: PciFunction, state: FunctionState) -> None:
-    """Raise ValueError if the client has not brought the guest memory that the state was made with, or other memory."""
+    """Raise ValueError unless the client has brought the guest memory that the state was made with, and no other."""
     check_memory(state.memory, function.memory)
 
 
 def load_function(function: PciFunction, state: FunctionState) -> None:
-    """Take over a state, with BARs where it has them. Raises ValueError, perhaps on the way, for one that is another
-    function's or cannot be.
+    """Take over a state, addresses of BARs included. Raises ValueError, perhaps half-way, for a state that is another
+    function's or contradicts itself.
     """
     files, shared = function.bars.registers, function.bars.shared
     if state.registers.keys() != files.keys() or state.shared.keys() != shared.keys():

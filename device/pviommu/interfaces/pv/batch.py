@@ -1,4 +1,4 @@
-"""Operation BATCH: the interface of 2014, an array of elements in guest memory with a status each."""
+"""The vendor operation BATCH, after the interface of 2014: an array of elements in guest memory, each with a status."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class BatchOperations:
         """Carry out the operation in ``payload``, in pieces of :data:`ELEMENTS`.
 
         The whole array must be in guest memory, otherwise nothing happens. It is read, and the statuses written, piece
-        by piece; what another CPU of the guest changes meanwhile in elements not read yet is its own affair.
+        by piece; elements that another CPU of the guest changes before they are read are taken as they then are.
         """
         op = Batch.unpack(payload)
         if op.flags & ~_FLAGS or op.pad0 or any(payload[Batch.SIZE :]) or op.address % _ALIGNMENT:
@@ -56,7 +56,7 @@ class BatchOperations:
         return _reply(payload, result, done)
 
     def go_on(self, profile: XenProfile, payload: bytes, progress: Progress) -> Answer:
-        """The next piece of a long one."""
+        """Carry out the next piece of a long array."""
         op = Batch.unpack(payload)
         result, count = self._piece(profile, op, progress.done)
         done = progress.done + count
@@ -65,12 +65,13 @@ class BatchOperations:
         return Progress(done)
 
     def _piece(self, profile: XenProfile, op: Batch, first: int) -> tuple[int, int]:
-        """Carry out elements from ``first`` on: the result, and how many succeeded. One IOTLB flush for all."""
+        """Carry out elements from ``first`` on; returns the result, and how many succeeded. They share one IOTLB
+        flush."""
         address = op.address + first * MapOp.SIZE
         count = min(ELEMENTS, op.count - first)
         try:
             raw = self._memory.read([(address, count * MapOp.SIZE)])
-        except GuestMemoryError:  # there when the operation began
+        except GuestMemoryError:  # it was guest memory when the operation began
             return FAULT.result, 0
         statuses: list[int] = []
         unmap = bool(op.flags & BatchFlags.UNMAP)
@@ -84,7 +85,7 @@ class BatchOperations:
         runs = [(address + place * MapOp.SIZE + _STATUS, _STATUS_SIZE) for place in range(len(statuses))]
         try:
             self._memory.write(runs, b"".join(status.to_bytes(4, "little", signed=True) for status in statuses))
-        except GuestMemoryError:  # its file refuses
+        except GuestMemoryError:  # its file refuses the write
             return FAULT.result, done
         return (FAULT.result if done < len(statuses) else 0), done
 

@@ -1,4 +1,4 @@
-"""Which PCI address is which stream.
+"""Which PCI address belongs to which stream.
 
 A vfio-user device is never told its bus, device and function, so somebody has to say: the guest driver by BIND,
 or the configuration.
@@ -29,7 +29,7 @@ def format_sbdf(sbdf: int) -> str:
 
 @dataclass(frozen=True)
 class BindingsState:
-    """What :class:`Bindings` are saved as."""
+    """The saved state of :class:`Bindings`."""
 
     bound: tuple[tuple[int, int], ...] = ()
     """(SBDF, stream), without the fixed ones."""
@@ -54,7 +54,7 @@ class Bindings:
         return BindingsState(tuple(sorted(item for item in self._stream.items() if item[1] not in self._fixed)))
 
     def load(self, state: BindingsState) -> None:
-        """Take over a state. Raises ValueError for one that cannot be; only the fixed ones remain then."""
+        """Take over a state. Raises ValueError if it contradicts itself; only the fixed ones remain then."""
         self._sbdf = dict(self._fixed)
         self._stream = {sbdf: stream for stream, sbdf in self._fixed.items()}
         for sbdf, stream in state.bound:
@@ -63,7 +63,8 @@ class Bindings:
                 raise ValueError(f"{format_sbdf(sbdf)} cannot be bound to stream {stream}")
 
     def bind(self, sbdf: int, stream: int) -> int:
-        """0, or a negative errno: -ENODEV unknown stream, -EPERM fixed otherwise, -EEXIST bound elsewhere."""
+        """0, or a negative errno: -ENODEV: unknown stream; -EPERM: fixed to something else; -EEXIST: bound
+        elsewhere."""
         if stream not in self._streams:
             return -Errno.ENODEV
         if self._stream.get(sbdf) == stream:
@@ -77,7 +78,7 @@ class Bindings:
         return 0
 
     def unbind(self, sbdf: int) -> int:
-        """0, or a negative errno: -ENOENT not bound, -EPERM fixed."""
+        """0, or a negative errno: -ENOENT: not bound; -EPERM: fixed."""
         stream = self._stream.get(sbdf)
         if stream is None:
             return -Errno.ENOENT

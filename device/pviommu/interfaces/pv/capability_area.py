@@ -31,7 +31,7 @@ from ...engine import PAGE_SHIFT, EngineConfig, ReservedFrames
 from ...engine.ranges import BOUND, FrameRanges
 from .config import PAGE_SIZES, DefaultPolicy, IommuConfig
 
-if TYPE_CHECKING:  # who lists what a guest may use has no shared memory
+if TYPE_CHECKING:  # only types: serve --print-capabilities has no shared memory
     from ...pci.shared_memory import SharedMemory
 
 __all__ = ["CapabilityPublisher", "Chain", "endpoint_entries", "iova_ranges", "limits", "reserved_regions"]
@@ -57,7 +57,7 @@ def iova_ranges(config: EngineConfig) -> list[AddressRange]:
 def reserved_regions(
     config: EngineConfig, of_endpoints: Mapping[int, Sequence[ReservedFrames]] = MappingProxyType({})
 ) -> list[ReservedRegion]:
-    """Regions that no map may touch: in every context, and (by stream) in the context of an endpoint."""
+    """Regions that no map may touch: in every context, and (by stream) in the context that an endpoint is in."""
     owned = [(region, GLOBAL_STREAM) for region in sorted(config.reserved)]
     owned += [(region, stream) for stream, regions in of_endpoints.items() for region in sorted(regions)]
     return [
@@ -85,7 +85,7 @@ def limits(config: IommuConfig) -> Limits:
 
 
 def endpoint_entries(config: IommuConfig) -> list[EndpointEntry]:
-    """Endpoints by stream, with what they are bound to for good."""
+    """Endpoints by stream, with the PCI address that they are bound to for good, if any."""
     fixed = config.fixed_bindings
     return [EndpointEntry(stream, int(stream in fixed), fixed.get(stream, SBDF_UNBOUND)) for stream in config.streams]
 
@@ -96,7 +96,7 @@ def _list(entries: Iterable[Record]) -> bytes:
 
 
 class Chain:
-    """The area's bytes after its head: records that stay as they are, and last that of guest RAM, which does not."""
+    """The area's bytes after its head: records that never change, and at the end that of guest RAM, which does."""
 
     def __init__(
         self,
@@ -125,12 +125,13 @@ class Chain:
         self._last: tuple[array[int], bytes] = (array(BOUND), b"")
 
     def reaches(self, first: int) -> bool:
-        """Whether it may be another once RAM has changed from frame ``first`` on."""
+        """Whether a change of RAM from frame ``first`` on may change it."""
         bounds = self._last[0]
         return len(bounds) < 2 * self._room or first <= bounds[-1]
 
     def with_ram(self, ram: FrameRanges) -> bytes:
-        """All of it; of ``ram`` the first ranges, as many as fit. The same object as before if it is the same."""
+        """The whole chain, with the first ranges of ``ram``, as many as fit. If nothing has changed, the same object as
+        before."""
         bounds = ram.bounds[: 2 * self._room]
         if bounds != self._last[0] or not self._last[1]:
             body = self._fixed + CapabilityCount(len(bounds) // 2).pack() + _address_ranges(bounds)
@@ -141,7 +142,7 @@ class Chain:
 def _address_ranges(bounds: array[int]) -> bytes:
     """Records of :class:`AddressRange`: first and last byte of each range of frames.
 
-    It is done at each change of RAM, so in one go, as one number whose 64-bit digits are the bounds.
+    This happens at each change of RAM, so it is done at once, as one number whose 64-bit digits are the bounds.
     """
     digits = int.from_bytes(bounds.tobytes(), "little") << PAGE_SHIFT
     return (digits - _ends_to_lasts(len(bounds))).to_bytes(AddressRange.SIZE * len(bounds) // 2, "little")
@@ -153,12 +154,12 @@ def _ends_to_lasts(bounds: int) -> int:
 
 
 class CapabilityPublisher:
-    """Writes the area so that a guest that reads it meanwhile can notice."""
+    """Writes the area so that a guest that reads it at the same time can notice."""
 
     def __init__(self, shared: SharedMemory) -> None:
         self._shared = shared
         self.generation = 0
-        """of what was published last; it is part of a saved state"""
+        """the generation that was published last; it is part of a saved state"""
 
     def publish(self, body: bytes) -> None:
         """Replace the chain."""

@@ -1,4 +1,4 @@
-"""What a PV-IOMMU is built with, checked once."""
+"""The configuration of a PV-IOMMU, checked once."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ __all__ = [
 DEFAULT_IDENTITY = Identity(abi.VENDOR_ID, abi.IOMMU_DEVICE_ID, abi.IOMMU_CLASS)
 MAX_CONTEXT = MAX_DOMAIN
 MAX_ENDPOINTS = 256
-"""Endpoints of one PV-IOMMU: half of the capability area lists them, the rest is for RAM ranges."""
+"""Most endpoints of one PV-IOMMU: they take half of the capability area, the rest is for RAM ranges."""
 
 NO_STREAM = 0xFFFFFFFF
 """Stands for no endpoint."""
 
 PAGE_SIZES = 1 << 12 | 1 << 21 | 1 << 30
-"""Sizes that a leaf of the page tables may have, a bit each."""
+"""Sizes that a leaf of the page tables may have, one bit each."""
 
 MAX_RESERVED = 64
-"""Reserved regions of all endpoints together, which the capability area lists too."""
+"""Most reserved regions of all endpoints together, which the capability area lists too."""
 
 
 class DefaultPolicy(Enum):
@@ -61,7 +61,8 @@ class IommuConfig(Struct, frozen=True):
     fixed_bindings: Mapping[int, int] = field(default_factory=dict)
     """stream -> SBDF"""
     reserved: Mapping[int, tuple[ReservedFrames, ...]] = field(default_factory=dict)
-    """stream -> regions that are mapped 1:1 in the context of that endpoint, and that its guest cannot edit"""
+    """stream -> direct regions (IOMMU_RESV_DIRECT, RMRR): mapped 1:1 in the context that the endpoint is in, where the
+    guest cannot change them"""
     allowed: bool = True
     """whether the guest may use the IOMMU at all; otherwise every Xen operation is refused"""
     remote_cmd: bool = True

@@ -26,7 +26,7 @@ class ContextStop(Enum):
 
 
 class AllocResult(NamedTuple):
-    """Result of :meth:`Contexts.alloc`: exactly one of the two is ``None``."""
+    """Result of :meth:`Contexts.alloc`: one of the two is ``None``."""
 
     context: int | None
     stop: Stop | ContextStop | None
@@ -34,7 +34,7 @@ class AllocResult(NamedTuple):
 
 @dataclass(frozen=True)
 class ContextsState:
-    """What :class:`Contexts` are saved as, beside the engine's state."""
+    """The saved state of :class:`Contexts`, besides the engine's."""
 
     max_contexts: int
     """the limit in force"""
@@ -43,9 +43,9 @@ class ContextsState:
 
 
 class Contexts:
-    """Contexts 1 to a limit, the default context, and who is in which.
+    """The default context, contexts 1 to a limit, and which endpoint is in which.
 
-    An endpoint may be blocked: it is in its context and reaches nothing. One that is held is blocked until it is
+    An endpoint may be blocked: it stays in its context but reaches nothing. One that is held stays blocked until it is
     attached: its own reset does not unblock it.
     """
 
@@ -72,7 +72,7 @@ class Contexts:
         return self.context(self.engine.endpoints().get(stream, self._default))
 
     def context(self, domain: int) -> int:
-        """What the guest calls a domain of the engine."""
+        """The context that is this domain of the engine."""
         return DEFAULT_CONTEXT if domain == self._default else domain
 
     def domain(self, ctx: int) -> int:
@@ -85,7 +85,7 @@ class Contexts:
     def alloc(self, clone: bool = False) -> AllocResult:
         """A context under the lowest free number, empty or, with ``clone``, mapping all guest RAM 1:1.
 
-        NO_FREE_CONTEXT or POOL_EXHAUSTED leave nothing behind.
+        If it fails (NO_FREE_CONTEXT, POOL_EXHAUSTED), nothing has changed.
         """
         ctx = next((ctx for ctx in range(1, self.max_contexts + 1) if not self.engine.has_domain(ctx)), None)
         if ctx is None:
@@ -96,8 +96,8 @@ class Contexts:
     def free(self, ctx: int, reattach: bool) -> Stop | ContextStop | None:
         """Drop a context and its mappings; with ``reattach`` its endpoints move to the default context.
 
-        In this order: DEFAULT_CONTEXT, NO_DOMAIN, ENDPOINTS_ATTACHED (only without ``reattach``), NESTED_ATTACHED; each
-        changes nothing.
+        What may stop it, in this order: DEFAULT_CONTEXT, NO_DOMAIN, ENDPOINTS_ATTACHED (only without ``reattach``),
+        NESTED_ATTACHED. Nothing has changed then.
         """
         if ctx == DEFAULT_CONTEXT:
             return ContextStop.DEFAULT_CONTEXT
@@ -110,8 +110,8 @@ class Contexts:
         return self.engine.free_domain(ctx)
 
     def attach(self, stream: int, ctx: int) -> Stop | None:
-        """Move an endpoint to a context and unblock it; into its own context it only unblocks. What may stop it:
-        see :meth:`Engine.attach`.
+        """Move an endpoint to a context and unblock it; if it is in that context already, only unblock it. What may
+        stop it: see :meth:`Engine.attach`.
         """
         stop = self.engine.attach(stream, self.domain(ctx))
         if stop is None:
@@ -130,7 +130,7 @@ class Contexts:
         return stop
 
     def unblock(self, stream: int) -> None:
-        """End what a reset or :meth:`Engine.block` began, but not :meth:`hold`."""
+        """Unblock an endpoint that a reset or :meth:`Engine.block` has blocked, but not one that is held."""
         if stream not in self._held:
             self.engine.unblock(stream)
 
@@ -152,11 +152,11 @@ class Contexts:
             )
 
     def reset(self) -> list[int]:
-        """Back to power-on: all endpoints in the default context; those that were outside it are blocked, lest a stale
-        IOVA is read as a physical address. The streams that are blocked then.
+        """Back to power-on: all endpoints are in the default context. Those that were outside it are blocked, lest a
+        stale IOVA is taken for a physical address; returns their streams.
 
-        What was blocked stays so; what was held, its own reset unblocks from now on. The limits are the configured ones
-        again. Guest RAM stays.
+        Endpoints that were blocked stay so; those that were held are unblocked by their own reset from now on. The
+        limits are the configured ones again. Guest RAM stays.
         """
         blocked = [
             stream
@@ -170,7 +170,7 @@ class Contexts:
         return blocked
 
     def save(self) -> ContextsState:
-        """The state, without the engine's."""
+        """The state, without that of the engine."""
         return ContextsState(self.max_contexts, tuple(sorted(self._held)))
 
     def load(self, state: ContextsState) -> None:

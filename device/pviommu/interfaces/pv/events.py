@@ -1,4 +1,4 @@
-"""The event ring: what the guest is told without having asked."""
+"""The event ring: what the guest is told without asking."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _LOST = (EVENT_INDEX_OFFSET + CACHE_LINE + DeviceEventLine.offset_of("lost")) //
 
 @dataclass(frozen=True)
 class EventRingState:
-    """What an :class:`EventRing` is saved as, without the shared memory."""
+    """The saved state of an :class:`EventRing`, without the shared memory."""
 
     producer: int = 0
     sequence: int = 0
@@ -55,15 +55,16 @@ class EventRing:
         return EventRingState(self._producer, self.sequence, self.lost)
 
     def load(self, state: EventRingState) -> None:
-        """Take over a state; the shared memory has its contents by somebody else."""
+        """Take over a state; somebody else restores the shared memory."""
         self._producer, self.sequence, self.lost = state.producer, state.sequence, state.lost
 
     def put(self, event: Event) -> bool:
-        """Write ``event``, whose sequence must be :attr:`sequence`. Whether the guest asked to be interrupted."""
+        """Write ``event``, whose sequence must be :attr:`sequence`. Returns whether the guest asked to be
+        interrupted."""
         self.sequence = (self.sequence + 1) & MASK
         consumer = self._word(self._shared.words, _CONSUMER)
         if (self._producer - consumer) & MASK >= EVENT_ENTRIES:
-            # full, or the guest's index is nonsense, which must not make records overwrite each other either
+            # full, or the guest's index is nonsense; neither may make records overwrite each other
             self._count_lost()
             return False
         place = EVENT_OFFSET + self._producer % EVENT_ENTRIES * Event.SIZE
@@ -74,7 +75,7 @@ class EventRing:
         return passed(self._word(self._shared.words, _ARM), self._producer, old)
 
     def lose(self) -> None:
-        """An event that finds no room, though there may be some."""
+        """Count an event as lost, whether or not there is room."""
         self.sequence = (self.sequence + 1) & MASK
         self._count_lost()
 

@@ -1,4 +1,4 @@
-"""The command rings together: which of them has its turn when, and for how long."""
+"""All command rings: which of them has its turn when, and for how long."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ BATCH = 256
 
 
 class ExecutorState(Struct, frozen=True):
-    """What an :class:`Executor` is saved as, without the rings and the choice of a profile."""
+    """The saved state of an :class:`Executor`, without the rings and the choice of a profile."""
 
     waits: WaitsState = WaitsState()
     busy_rings: int = 1
@@ -46,7 +46,7 @@ class Executor:
         notifier: Notifier,
         core: RingCore | None = None,
     ) -> None:
-        """``core``: what made ``rings``, if that carries out slots too."""
+        """``core``: what made ``rings``, if it carries out slots too."""
         self.waits = Waits(environment.counters)
         self.order = Order(environment.inputs, environment.counters)
         self.operations = Operations(vendor, self.order, notifier.name)
@@ -56,7 +56,7 @@ class Executor:
         ]
         self.order.rings = self._executors
         self._busy_rings = 1
-        """of the last step that found any"""
+        """how many rings had work in the last step that found any"""
         self._inputs = environment.inputs
         self._core = core
         self._watched = PageKinds(0)
@@ -79,7 +79,7 @@ class Executor:
         probes.bound(bind)
 
     def watch(self, kinds: PageKinds) -> None:
-        """Have Python carry out every slot of these kinds from now on, where it can be seen; a core does the others."""
+        """From now on Python carries out every slot of these kinds, so that probes see them; a core does the others."""
         self._watched = kinds
         self._select_in_core()
 
@@ -90,7 +90,7 @@ class Executor:
             self._core.select(rules, PageKinds.BOTH & ~self._watched)
 
     def work(self) -> bool:
-        """Execute a bounded number of slots of each ring, for a bounded time. Whether there were any."""
+        """Execute a bounded number of slots of each ring, for a bounded time. Returns whether there were any."""
         self.order.drain_left_ns = DRAIN_NS
         busy = 0
         share = STEP_NS // self._busy_rings
@@ -109,7 +109,7 @@ class Executor:
         return busy > 0
 
     def spin(self, poll: Poll) -> bool:
-        """Let the core poll the rings. Whether it executed anything."""
+        """Let the core poll the rings. Returns whether it executed anything."""
         if self._core is None or self._is_in_progress():
             return False
         report = self._core.spin(poll)
@@ -129,13 +129,13 @@ class Executor:
         return self.waits.take(ring for ring in self._rings if ring.enabled)
 
     def is_pressed(self) -> bool:
-        """Whether there is work that cannot wait a moment: somebody polls for it, or it is more than one step's."""
+        """Whether there is work that cannot wait a moment: somebody polls for it, or it takes more than one step."""
         return any(ring.operation and not self._executors[ring.number].is_held for ring in self._rings) or any(
             ring.is_awaited() or self._executors[ring.number].pending() >= BATCH for ring in self._rings if ring.enabled
         )
 
     def arm(self) -> bool:
-        """Ask for doorbells. Whether the loop may sleep now: no ring got work in the meantime."""
+        """Ask for doorbells. Returns whether the loop may sleep now: no ring has got work in the meantime."""
         rings = [ring for ring in self._rings if ring.enabled]
         for ring in rings:
             ring.arm()
@@ -161,8 +161,8 @@ class Executor:
         return ExecutorState(self.waits.save(), self._busy_rings)
 
     def load(self, state: ExecutorState) -> None:
-        """Take over a state; rings and the profile are there already. Raises ValueError for an operation in progress
-        that waits for a ring that there is not.
+        """Take over a state; rings and the profile are there already. Raises ValueError if an operation in progress
+        waits for a ring that does not exist.
         """
         for ring in self._rings:
             if ring.operation:

@@ -54,18 +54,18 @@ log = logging.getLogger(__name__)
 
 
 class PvIommu(PciFunction):
-    """The function that the guest programs. Each of its streams translates for the endpoint that is this stream."""
+    """The function that the guest programs. Each of its streams translates for the endpoint with that stream ID."""
 
     def __init__(
         self, name: str, config: IommuConfig, environment: Environment, core: DeviceCore | None = None
     ) -> None:
-        """``core`` carries out what it can; without one Python does everything."""
+        """``core`` carries out what it can; without one, Python does everything."""
         super().__init__(name, config.identity, environment)
         self.settings = config
         self._engine = Engine(config.engine, core)
         self._contexts = Contexts(self._engine, config.max_contexts, config.default_policy)
         self._changed_ram: FrameRanges | None = None
-        """in which the engine and the capability area do not yet have what is RAM"""
+        """frames whose changes engine and capability area have not been told of yet"""
         for stream in config.streams:
             self._contexts.add_endpoint(stream, config.reserved.get(stream, ()))
         self._unshared = UnsharedMemory(name, self.memory, self.bars, self._engine)
@@ -77,7 +77,7 @@ class PvIommu(PciFunction):
         self._reporter = Reporter(self._contexts, self.bindings, self.events, environment, self)
         ring_core = self._ring_core = core.rings(config.rings, self.shared, self.inputs) if core else None
         self.has_core = ring_core is not None
-        """whether :meth:`spin` does anything"""
+        """whether :meth:`spin` can do anything"""
         self.rings = [
             ring_core.ring(number) if ring_core else CommandRing(number, self.shared, self.inputs)
             for number in range(config.rings)
@@ -115,7 +115,7 @@ class PvIommu(PciFunction):
             self.probes.interposer.attach(self)
 
     def _bind_engine(self) -> None:
-        """Make what engine and contexts are asked for probes."""
+        """Make probes of the calls to engine and contexts."""
         engine, contexts, name = self._engine, self._contexts, self.name
         for holder, method, probe in (
             (engine, "map", "table.map"),
@@ -132,7 +132,8 @@ class PvIommu(PciFunction):
             self.probes.bind(iotlb, method, probe, name)
 
     def _follow_rules(self) -> None:
-        """What depends on which probes are watched, and on whether there are rules that the guest is told of."""
+        """Update what depends on which probes are watched, and on whether there are rules that the guest is told
+        about."""
         probes, config = self.probes, self.settings
         self._executor.watch(watched_kinds(probes))
         self._engine.iotlb(is_used=any(map(probes.is_watched, ("iotlb.lookup", "iotlb.fill", "iotlb.invalidate"))))
@@ -142,7 +143,7 @@ class PvIommu(PciFunction):
         self._show_rules()
 
     def _show_rules(self) -> None:
-        """The guest sees what the rules did, in shared memory that has nothing there yet."""
+        """Show the guest what the rules have done, in shared memory that has nothing there yet."""
         if self.probes.interposer:
             self.probes.interposer.show(self.shared)
 
@@ -159,7 +160,7 @@ class PvIommu(PciFunction):
         return refused.log
 
     def stream(self, stream: int) -> PvStream:
-        """What translates for the endpoint that is ``stream``, one of the configured streams. Raises ValueError."""
+        """The translator of the endpoint ``stream``. Raises ValueError if that is not one of the configured streams."""
         if stream not in self._streams:
             raise ValueError(f"stream {stream}: not one of {self.settings.streams}")
         return self._streams[stream]
@@ -167,7 +168,7 @@ class PvIommu(PciFunction):
     # -- PCI hooks --------------------------------------------------------------------------------------------------
 
     def reset(self) -> None:
-        """As for every function. A client does this at a reboot, and the guest's driver has stopped before."""
+        """As for every function. A client does this at a reboot, before which the guest's driver has stopped."""
         if self.registers.rings_on:
             log.info(
                 "%s: reset by the client while rings were on: the guest was reset, or a saved state was loaded, which "
@@ -178,19 +179,20 @@ class PvIommu(PciFunction):
         super().reset()
 
     def _hold_blocked(self) -> None:
-        """After a reset: what it left blocked stays so until it is attached: nobody translates for it any more."""
+        """After a reset: endpoints that it left blocked stay so until they are attached, because nobody translates for
+        them any more."""
         for stream in self.engine.endpoints():
             if self.engine.is_blocked(stream):
                 self.contexts.hold(stream)
 
     def disconnected(self) -> None:
-        """As for every function; a function behind this one cannot leave its block by a reset then."""
+        """As for every function; the endpoints behind this one stay blocked, even after a reset of their own."""
         super().disconnected()
         self._unshared.forget()
         self._hold_blocked()
 
     def on_function_reset(self) -> None:
-        """As :meth:`disconnected`: the driver, if there is one, has lost what it had told the device."""
+        """As :meth:`disconnected`: whatever a driver has told the device is lost."""
         self.on_reset()
         self._hold_blocked()
 
@@ -201,7 +203,7 @@ class PvIommu(PciFunction):
             profile.reset()
         for ring in self.rings:
             ring.disable()
-        lost = self.contexts.reset()  # what these queued was not meant for the default context
+        lost = self.contexts.reset()  # what these endpoints have queued was not meant for the default context
         self.bindings.reset()
         self.shared.clear()
         self.events.reset()
@@ -235,7 +237,8 @@ class PvIommu(PciFunction):
         )
 
     def load(self, state: PvIommuState) -> None:
-        """Go on from a state, whatever was done before. Raises ValueError, on the way, for one that cannot be."""
+        """Go on from a state, whatever was done before. Raises ValueError, half-way, for a state that contradicts
+        itself."""
         if len(state.rings) != len(self.rings):
             raise ValueError(f"{len(state.rings)} rings, and there are {len(self.rings)}")
         self.settle()
@@ -274,10 +277,10 @@ class PvIommu(PciFunction):
         self._changed_ram.add(first, nr)
 
     def settle(self) -> None:
-        """Tell the engine and the guest of RAM that came or went since the last call: once for all changes of a turn,
-        and before anything that depends on it.
+        """Tell the engine and the guest about RAM that came or went since the last call: once for all changes of a
+        turn, and before anything that depends on them.
         """
-        if self._changed_ram is not None:  # this is asked at each translation
+        if self._changed_ram is not None:  # this runs at each translation
             changed, self._changed_ram = self._changed_ram, None
             ram = self.memory.ram
             self._engine.change_ram(ram, changed.spans())
@@ -304,17 +307,17 @@ class PvIommu(PciFunction):
     # -- rings ------------------------------------------------------------------------------------------------------
 
     def work(self) -> bool:
-        """Execute a bounded number of slots of each ring. Whether there were any."""
+        """Execute a bounded number of slots of each ring. Returns whether there were any."""
         self.settle()
         self._patience.look_for_stop()
         return self._executor.work()
 
     def rested(self) -> None:
-        """The loop has slept: that was no stop of the process."""
+        """The loop has slept, so the time that has passed was no stop of the process."""
         self._patience.rested()
 
     def spin(self, poll: Poll) -> bool:
-        """Let the core poll the rings. Whether it executed anything."""
+        """Let the core poll the rings. Returns whether it executed anything."""
         self.settle()
         return self._executor.spin(poll)
 
@@ -323,7 +326,7 @@ class PvIommu(PciFunction):
         return self._executor.take_waits()
 
     def is_pressed(self) -> bool:
-        """Whether there is work that cannot wait a moment: somebody polls for it, or it is more than one step's."""
+        """Whether there is work that cannot wait a moment: somebody polls for it, or it takes more than one step."""
         return self._executor.is_pressed()
 
     @property
@@ -332,13 +335,13 @@ class PvIommu(PciFunction):
         return self._executor.waits.is_told
 
     def drain(self) -> Iterator[None]:
-        """Execute what each ring holds now, a millisecond a step."""
+        """Execute what each ring holds now, in steps of a millisecond."""
         self.settle()
         order = self._executor.order
         return order.drain_in_steps(order.backlog())
 
     def arm(self) -> bool:
-        """Ask for doorbells. Whether the loop may sleep now: no ring got work in the meantime."""
+        """Ask for doorbells. Returns whether the loop may sleep now: no ring has got work in the meantime."""
         return self._executor.arm()
 
     def disarm(self) -> None:

@@ -22,8 +22,8 @@ def carry_out(
 ) -> Answer:
     """``execute`` an operation with the ``size`` bytes at guest physical ``address``, padded to a slot's payload.
 
-    -EFAULT if they are not in guest memory, before anything is done, or if they cannot be written back in the end,
-    where what was done stays done. They are written back on failure too, as the Xen hypercalls do it.
+    -EFAULT if they are not in guest memory, before anything is done; also if they cannot be written back in the end,
+    and then the operation has taken effect. They are written back on failure too, as by the Xen hypercalls.
     """
     try:
         data = memory.read([(address, size)])

@@ -1,4 +1,4 @@
-"""What slots ask for: which class carries an operation out, and which rings come first."""
+"""Carrying out what slots ask for: by their class, and after other rings where the order matters."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["Operations"]
 log = logging.getLogger(__name__)
 
 _SLOT_FLAGS = int(SlotFlags.POSTED)
-"""A number: ``~`` of an IntFlag leaves out the bits without a name."""
+"""A plain number: ``~`` of an IntFlag leaves out bits without a name."""
 
 
 class Carrier(Protocol):
@@ -29,15 +29,16 @@ class Carrier(Protocol):
 
 
 class Operations:
-    """The operations of one PV-IOMMU. One that fails inside the device fails alone, whatever it hit."""
+    """The operations of one PV-IOMMU. An exception inside the device fails the operation in progress and nothing
+    else."""
 
     def __init__(self, vendor: VendorOperations, order: Order, name: str) -> None:
-        """``name``: of the function, for logs."""
+        """``name``: the function's, for logs."""
         self._vendor = vendor
         self._order = order
         self._name = name
         self.may_be_in_progress = False
-        """whether a long one has begun since somebody found that none is in progress"""
+        """whether a long one has begun since it was last found that none is in progress"""
         self._carriers: dict[int, Carrier] = {}
         """by class"""
         self.select(None)
@@ -50,7 +51,7 @@ class Operations:
             self._carriers[profile.op_class] = profile
 
     def begin(self, op_class: int, op: int, flags: int, payload: bytes) -> Answer:
-        """Carry out what a slot asks for; of what is long or has to wait for other rings, nothing yet."""
+        """Carry out what a slot asks for. If that is long, or has to wait for other rings, nothing is done yet."""
         if flags & ~_SLOT_FLAGS:
             return REFUSED
         carrier = self._carriers.get(op_class)

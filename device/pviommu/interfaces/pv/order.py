@@ -1,4 +1,4 @@
-"""What must be executed before something else happens: drains of the rings, and for how long these go on."""
+"""What must be executed before something else may happen: drains of the rings, and how long these go on."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from .ring import MASK, CommandRing
 __all__ = ["DRAIN_NS", "STEP_NS", "Backlog", "Executed", "Order"]
 
 STEP_NS = 1_000_000
-"""A step of all rings together, each of which ends with the slot or the piece that takes it past its share: a full ring
-of the largest maps takes seconds."""
+"""Time for one step of all rings together. Each ring stops after the slot or piece that takes it past its share: a full
+ring of the largest maps takes seconds."""
 DRAIN_NS = 1_000_000
-"""Time for drains between two steps of the rings, all of them together. What is left is for the steps that follow."""
+"""Time for all drains together between two steps of the rings. What they leave undone is left to the steps that
+follow."""
 
 
 class Backlog(NamedTuple):
-    """What the rings held at one time. Of no meaning any more after a reset, which is ``era``'s end."""
+    """What the rings held at one time. It has no meaning any more after a reset, which begins another ``era``."""
 
     targets: Targets
     era: int
@@ -39,7 +40,7 @@ class Executed(Protocol):
 
 
 class Order:
-    """Brings rings where they have to be."""
+    """Brings rings up to the indices that something waits for."""
 
     def __init__(self, inputs: Inputs, counters: Counters) -> None:
         self.rings: Sequence[Executed] = ()
@@ -47,7 +48,7 @@ class Order:
         self._inputs = inputs
         self._counters = counters
         self.drain_left_ns = DRAIN_NS
-        """of the time that drains have; each step of the rings gives it back"""
+        """what is left of the time for drains; each step of the rings gives all of it again"""
         self._era = 0
 
     def reset(self) -> None:
@@ -57,7 +58,7 @@ class Order:
     # -- what rings held --------------------------------------------------------------------------------------------
 
     def backlog(self) -> Backlog:
-        """What each ring holds now, with an operation in progress."""
+        """What each ring holds now, including an operation in progress."""
         return Backlog(self._targets(), self._era)
 
     def is_current(self, backlog: Backlog) -> bool:
@@ -65,27 +66,27 @@ class Order:
         return backlog.era == self._era
 
     def save(self, backlog: Backlog | None) -> Targets | None:
-        """What a backlog, if there is one, is saved as; None once it is of no meaning."""
+        """The saved form of a backlog, if there is one; None once it has no meaning."""
         return backlog.targets if backlog and self.is_current(backlog) else None
 
     def load(self, targets: Targets | None) -> Backlog | None:
-        """The backlog that was saved. Raises ValueError for one of rings that there are not."""
+        """The backlog that was saved. Raises ValueError if it names rings that do not exist."""
         if targets is None:
             return None
         self.check(targets)
         return Backlog(targets, self._era)
 
     def check(self, targets: Targets) -> None:
-        """Raise ValueError for rings that there are not."""
+        """Raise ValueError if a ring does not exist."""
         for number, _ in targets:
             if not 0 <= number < len(self.rings):
                 raise ValueError(f"ring {number} is to be waited for, and there are {len(self.rings)}")
 
     def drain(self, backlog: Backlog) -> bool:
-        """Execute what a backlog has, as far as the time for drains reaches. Whether all of it is done.
+        """Execute a backlog, as far as the time for drains reaches. Returns whether all of it is done.
 
-        What is left is done by the steps of the rings; whoever needs it asks again after the next one. So a guest that
-        fills its rings with large operations delays its own DMA and no one else.
+        The rest is done by the steps of the rings; whoever needs it asks again after the next one. So a guest that
+        fills its rings with large operations delays its own DMA and nobody else.
         """
         if not self.is_current(backlog) or not self._is_missing(backlog.targets, awaits_all=False):
             return True
@@ -99,7 +100,7 @@ class Order:
         return done
 
     def drain_in_steps(self, backlog: Backlog) -> Iterator[None]:
-        """As :meth:`drain`, for about :data:`DRAIN_NS` a step, to the end, but for rings that are held."""
+        """As :meth:`drain`, in steps of about :data:`DRAIN_NS`, until all is done except in rings that are held."""
         while self.is_current(backlog) and self._is_missing(backlog.targets, awaits_all=False):
             if all(self.rings[number].is_held for number, _ in backlog.targets):
                 return
@@ -111,41 +112,41 @@ class Order:
     # -- other rings first ------------------------------------------------------------------------------------------
 
     def left_of_others(self) -> Targets:
-        """Have all rings that have nothing executed right now get where they are to be before an operation that must
-        not overtake theirs. Where that is, if there was not enough time.
+        """Execute the other rings (all but those whose slots are being executed right now) up to where an operation
+        that must not overtake theirs may begin. Returns where that is if there was not enough time, else nothing.
         """
         targets = self._targets()
         return () if not targets or self.reach(targets) else targets
 
     def reach(self, targets: Targets) -> bool:
-        """Execute rings up to ``targets``, for about :data:`STEP_NS`. Whether they are there, and none of them has an
-        operation in progress.
+        """Execute rings up to ``targets``, for about :data:`STEP_NS`. Returns whether they have got there, with no
+        operation in progress in any of them.
         """
         return self._drain_to(targets, self._inputs.now_ns() + STEP_NS, awaits_all=True)
 
     def held_by(self, targets: Targets) -> Waiting | None:
-        """What one of these rings waits for that is nothing of the guest's."""
+        """What one of these rings waits for, if that does not depend on the guest."""
         operations = (self.rings[number].ring.operation for number, _ in targets if self.rings[number].is_held)
         progress = next((operation.progress for operation in operations if operation), None)
         return progress.waiting if isinstance(progress, Held) else None
 
     def _targets(self) -> Targets:
-        """Where the rings are to get that hold something now; those whose slots are being executed are left alone."""
+        """The targets of the rings that hold something now, except those whose slots are being executed."""
         targets = []
         for executed in self.rings:
             ring = executed.ring
             count = 0 if ring.busy else executed.pending()
             if ring.operation and not ring.busy:
-                count = max(count, 1)  # it is that of a slot, though the guest may have taken slots back
+                count = max(count, 1)  # it is a slot's operation, though the guest may have taken slots back
             if count:
                 targets.append((ring.number, ring.completed + count & MASK))
         return tuple(targets)
 
     def _drain_to(self, targets: Targets, deadline_ns: float, *, awaits_all: bool) -> bool:
-        """Execute rings up to ``targets`` and, with ``awaits_all``, until none has an operation in progress, of
-        whatever slot. False if time ran out.
+        """Execute rings up to ``targets`` and, with ``awaits_all``, until none has an operation in progress, whichever
+        slot it is of. False if time ran out.
 
-        Something is executed in any case, so repeating this comes to an end.
+        Something is executed at each call, so repeating this comes to an end.
         """
         is_held = False
         for number, target in targets:
@@ -164,8 +165,8 @@ class Order:
 
     @staticmethod
     def _missing(executed: Executed, target: int, *, awaits_all: bool) -> int:
-        """Slots that a ring is short of ``target``, at least 1 while one of them has an operation in progress, or any
-        slot with ``awaits_all``.
+        """How many slots a ring still has to complete to reach ``target``; at least 1 while one of them has an
+        operation in progress, with ``awaits_all`` while any slot has.
         """
         ring = executed.ring
         if ring.busy or not ring.enabled:

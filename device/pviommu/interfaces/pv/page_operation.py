@@ -1,4 +1,4 @@
-"""Maps and unmaps as a profile declares them: numbers only, for Python's rings and for those of a native core alike.
+"""Maps and unmaps as a profile declares them: only numbers, used by Python's rings and by those of a native core alike.
 
 Whoever carries out a slot keeps this order: the header and :attr:`PageOperation.must_read` (-EINVAL), then
 :attr:`PageOperation.most`, then what :meth:`pviommu.engine.Engine.map` and ``unmap`` check.
@@ -41,7 +41,7 @@ MAP_STOPS = frozenset(
 UNMAP_STOPS = frozenset((Stop.NO_DOMAIN, Stop.NOT_PAGING, Stop.OUT_OF_APERTURE, Stop.RESERVED, Stop.NOT_MAPPED))
 """What may stop an unmap."""
 _WORD = 8
-"""Bytes of what a native core reads at once."""
+"""Bytes that a native core reads at once."""
 _HEADER = int.from_bytes(Slot(0xFF, 0xFF, 0xFFFF & ~int(SlotFlags.POSTED), 0).pack(), "little")
 """Bits of a slot's header that are fixed."""
 
@@ -66,27 +66,28 @@ _WATCHED = {
     "ring.decode": PageKinds.BOTH,
     "ring.complete": PageKinds.BOTH,
 }
-"""What a core would do without passing a probe."""
+"""Probes that a core would go past, by kind."""
 
 
 def watched_kinds(probes: Probes) -> PageKinds:
-    """Those whose slots somebody looks on at, so that no core may carry them out."""
+    """The kinds whose slots somebody watches, so that no core may carry them out."""
     return reduce(or_, (kind for name, kind in _WATCHED.items() if probes.is_watched(name)), PageKinds(0))
 
 
 def bits_of(field: Field) -> int:
-    """The bits of a field in a payload, which is read as a little-endian number."""
+    """The bits of a field in a payload that is read as a little-endian number."""
     return ((1 << 8 * field.size) - 1) << 8 * field.offset
 
 
 def access_by(read: int, write: int) -> dict[int, Access]:
-    """What flags allow, of which ``read`` and ``write`` are the only bits."""
+    """What access flags allow, for every combination of their two bits ``read`` and ``write``."""
     return {0: Access(0), read: Access.READ, write: Access.WRITE, read | write: Access.READ | Access.WRITE}
 
 
 def must_be_zero(record: type[Record], flags: str = "", allowed: int = 0, *, is_answer: bool = False) -> int:
-    """The bits of a payload that an operation with the structure ``record`` refuses: what lies behind it, its padding,
-    and bits of its field ``flags`` that are not ``allowed``. Padding of an answer is written, not looked at.
+    """The bits of a payload that an operation with the structure ``record`` requires to be 0: what lies behind it, its
+    padding, and the bits of its field ``flags`` that are not ``allowed``. Padding of an answer is not checked, because
+    it is written.
     """
     mask = (1 << 8 * PAYLOAD_SIZE) - (1 << 8 * record.SIZE)
     for each in record.FIELDS:
@@ -99,7 +100,7 @@ def must_be_zero(record: type[Record], flags: str = "", allowed: int = 0, *, is_
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class PageOperation:
-    """A map or an unmap of one profile. Raises ValueError for one that could not be carried out everywhere."""
+    """A map or an unmap of one profile. Raises ValueError for a declaration that not every core could carry out."""
 
     op_class: int
     op: int
@@ -113,21 +114,21 @@ class PageOperation:
     results: Mapping[Stop, int]
     """a negative errno for each of :data:`MAP_STOPS` or :data:`UNMAP_STOPS`"""
     fixed: Mapping[str, int] = field(default_factory=dict)
-    """fields that must have these values"""
+    """values that fields must have"""
     flags: str = ""
-    """the field of a map that says what is allowed, the other bits of which are 0; an unmap has none"""
+    """the field with the access flags of a map, whose other bits must be 0; an unmap has none"""
     readable: int = 0
     """the bit of ``flags`` for reading"""
     writeable: int = 0
     """the bit for writing, another one"""
     adds: bool = False
-    """whether the pages done are added to what ``count`` had"""
+    """whether the pages done are added to what ``count`` held"""
     uncounted: tuple[Stop, ...] = ()
-    """outcomes that leave the payload as it is"""
+    """outcomes after which the payload stays as it was"""
     most: int = (1 << 64) - 1
     """pages"""
     too_many: int = 0
-    """result for more than ``most``, which change nothing"""
+    """result for more pages than ``most``, and then nothing changes"""
     reserved_first: bool = False
     """whether a reserved page outranks a frame that is not RAM"""
 
@@ -160,7 +161,7 @@ class PageOperation:
 
     @cached_property
     def must_read(self) -> tuple[int, int]:
-        """Bits of the payload, as a little-endian number, that are fixed, and what they are."""
+        """(mask, value) of the bits of the payload, as a little-endian number, that are fixed."""
         mask = must_be_zero(self.record, self.flags, self.readable | self.writeable)
         value = 0
         for name, number in self.fixed.items():
@@ -171,20 +172,20 @@ class PageOperation:
 
     @cached_property
     def slot_must_read(self) -> tuple[int, int]:
-        """As :attr:`must_read`, of the whole slot."""
+        """As :attr:`must_read`, for the whole slot."""
         fixed, value = self.must_read
         header = int.from_bytes(Slot(self.op_class, self.op, 0, 0).pack(), "little")
         return _HEADER | fixed << 8 * PAYLOAD_OFFSET, header | value << 8 * PAYLOAD_OFFSET
 
     @cached_property
     def access(self) -> Mapping[int, Access]:
-        """By value of ``flags``."""
+        """What is allowed, by the value of ``flags``."""
         return access_by(int(self.readable), int(self.writeable))
 
     @cached_property
     def operands(self) -> Callable[[tuple[Any, ...]], tuple[Any, ...]]:
-        """``ctx_no``, ``dfn``, ``nr_pages``, ``count`` and, of a map, ``gfn`` and ``flags``, of what :attr:`unpack`
-        gives.
+        """Picks ``ctx_no``, ``dfn``, ``nr_pages``, ``count`` and, for a map, ``gfn`` and ``flags`` out of the values
+        that :attr:`unpack` gives.
         """
         names = [each.name for each in self.record.FIELDS]
         return itemgetter(*map(names.index, self._operands()))
@@ -196,8 +197,8 @@ class PageOperation:
 
     @cached_property
     def place(self) -> tuple[int, int, int, int]:
-        """Of the count: where it is and what it takes, in bytes, its largest value, and which bits of what was there
-        the pages done are added to.
+        """Offset and size of the count, in bytes, its largest value, and a mask of the bits of its old value to which
+        the pages done are added.
         """
         field = self.record.field_named(self.count)
         largest = (1 << 8 * field.size) - 1

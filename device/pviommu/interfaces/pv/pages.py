@@ -11,10 +11,12 @@ from .profile import BEGUN, Answer, Progress, Reply
 __all__ = ["PIECE", "PageOperations"]
 
 PIECE = 1 << 12
-"""Pages after which an operation lets others have a turn: part of a millisecond, if each needs an entry of its own."""
+"""Pages after which an operation lets others have a turn: less than a millisecond, even if each page needs an entry of
+its own."""
 _TABLE = 1 << 9
 _GIB = 1 << 18
-"""Pages of 2 MiB and of 1 GiB. Pieces end at such multiples, lest large leaves are cut where nobody asked for it."""
+"""How many pages 2 MiB and 1 GiB have. Pieces end at multiples of these, so that they do not split large leaves by
+themselves."""
 
 
 def _piece(dfn: int, nr: int, grain: int) -> int:
@@ -41,7 +43,7 @@ class PageOperations:
     def go_on_mapping(
         self, ctx: int, dfn: int, gfn: int, nr: int, access: Access, done: int, reply: Callable[[Outcome], Reply]
     ) -> Answer:
-        """The next piece of a long map of which so many pages are done."""
+        """The next piece of a long map of which ``done`` pages are done."""
         grain = _TABLE if (dfn ^ gfn) % _GIB else _GIB
         count = _piece(dfn + done, nr - done, grain)
         outcome = self._engine.map(ctx, dfn + done, gfn + done, count, access, continues=done > 0)
@@ -57,14 +59,14 @@ class PageOperations:
         return reply(outcome)
 
     def go_on_unmapping(self, ctx: int, dfn: int, nr: int, done: int, reply: Callable[[Outcome], Reply]) -> Answer:
-        """The next piece of a long unmap of which so many pages are done."""
+        """The next piece of a long unmap of which ``done`` pages are done."""
         outcome = self._engine.unmap(ctx, dfn + done, _piece(dfn + done, nr - done, _TABLE))
         self._counters.pages_unmapped += outcome.done
         return _answer(outcome, done, nr, reply)
 
 
 def _answer(piece: Outcome, before: int, nr: int, reply: Callable[[Outcome], Reply]) -> Answer:
-    """What comes of an operation on ``nr`` pages, of which so many were done before this piece."""
+    """The answer of an operation on ``nr`` pages, ``before`` of which were done before this piece."""
     done = before + piece.done
     if piece.stop or done >= nr:
         return reply(Outcome(done, piece.stop, piece.at))

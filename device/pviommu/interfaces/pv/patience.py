@@ -1,4 +1,4 @@
-"""What DMA waits for: operations that the guest has put into its rings already."""
+"""What DMA waits for: operations that are in the guest's rings already."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from .profile import Targets
 __all__ = ["CATCH_UP_NS", "Patience", "PatienceState"]
 
 CATCH_UP_NS = 500_000_000
-"""How long DMA waits for the rings after a stop: full rings of small operations take less. A guest that had filled them
-with large ones harms its own DMA.
+"""How long DMA waits for the rings after a stop of the process: full rings of small operations take less. A guest that
+has filled them with large ones harms its own DMA.
 """
 
 
 class PatienceState(Struct, frozen=True):
-    """What :class:`Patience` is saved as."""
+    """The saved state of :class:`Patience`."""
 
     missed: Targets | None = None
     left_ns: int = 0
-    """how much longer DMA waits for that"""
+    """how much longer DMA waits for what the rings held after a stop"""
 
 
 class Patience:
@@ -46,7 +46,7 @@ class Patience:
         return PatienceState(missed, max(0, self._catch_up_until - self._worked_at) if missed else 0)
 
     def load(self, state: PatienceState) -> None:
-        """Take over a state. Raises ValueError for one of rings that there are not."""
+        """Take over a state. Raises ValueError if it names rings that do not exist."""
         self._missed = self.order.load(state.missed)
         self._worked_at = self._inputs.now_ns()
         self._catch_up_until = self._worked_at + state.left_ns
@@ -60,12 +60,12 @@ class Patience:
         self._worked_at = now
 
     def rested(self) -> None:
-        """The loop has slept: that was no stop of the process."""
+        """The loop has slept, so the time that has passed was no stop of the process."""
         self._worked_at = self._inputs.now_ns()
 
     def has_caught_up(self) -> bool:
-        """Whether nothing is left of what the rings held after a stop of the process: the guest may have given it up
-        and unmapped what DMA in progress goes to.
+        """Whether everything is done that the rings held after a stop of the process. During the stop the guest may
+        have given DMA in progress up, and unmapped what it goes to.
         """
         self.look_for_stop()
         return self._missed is None or self._catches_up(self._missed)
@@ -77,8 +77,8 @@ class Patience:
         return True
 
     def drained(self, since: Backlog | None) -> Backlog | None:
-        """Execute what the rings hold, or held when this gave ``since``, as far as a turn has time for. What to call it
-        with in a later step, if something is left.
+        """Execute what the rings hold, or what they held when this returned ``since``, as far as a turn has time for.
+        If something is left, returns what to call it with in a later step.
         """
         backlog = self.order.backlog() if since is None or not self.order.is_current(since) else since
         return None if self._drain(backlog) else backlog

@@ -1,4 +1,4 @@
-"""What the profiles have in common: how an operation answers, and what the rest of the device asks of a profile."""
+"""What the profiles have in common: how operations answer, and what the rest of the device needs of a profile."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ __all__ = [
 
 
 class Reply(NamedTuple):
-    """The outcome of an operation: 0 or a negative errno, and the first bytes of the payload as they shall read."""
+    """The outcome of an operation: 0 or a negative errno, and the new first bytes of the payload."""
 
     result: int
     payload: bytes = b""
 
 
 Targets = tuple[tuple[int, int], ...]
-"""Numbers of rings, and the index up to which each is to be completed."""
+"""Numbers of rings, each with the index up to which it is to be completed."""
 
 
 class Progress(Struct, frozen=True):
-    """How far a long operation is. What it is, its slot says: both together are all that there is to know of it."""
+    """How far a long operation is. Together with its slot, this is all that there is to know about it."""
 
     done: int = 0
     """pages, or elements of an array"""
@@ -54,10 +54,10 @@ class Progress(Struct, frozen=True):
 
 
 class Held(Progress, frozen=True):
-    """How far one is that waits for something which is nothing of the guest's. It is not saved."""
+    """How far an operation is that waits for something that does not depend on the guest. It is not saved."""
 
     waiting: Waiting | None = None
-    """None: for nothing any more"""
+    """what it waits for; None: nothing any more"""
 
     @property
     def is_over(self) -> bool:
@@ -68,12 +68,12 @@ class Held(Progress, frozen=True):
 Answer = Reply | Progress
 """What carrying out an operation, or a piece of it, gives: the outcome, or how far it is now."""
 Begin = Callable[[bytes], Answer]
-"""Carries out an operation with the 48 bytes of a payload; of a long one, nothing yet."""
+"""Carries out an operation with the 48 bytes of a payload. Of a long one, nothing is done yet."""
 GoOn = Callable[[bytes, Progress], Answer]
 """Carries out the next piece of a long one, with the same payload."""
 
 BEGUN = Progress()
-"""Of a long operation of which nothing is done yet."""
+"""The progress of a long operation before its first piece."""
 DONE = Reply(0)
 REFUSED = Reply(-Errno.EINVAL)
 
@@ -81,19 +81,19 @@ REFUSED = Reply(-Errno.EINVAL)
 def probe_operation(
     probes: Probes, name: str, begin: Begin, go_on: GoOn | None, owner: str, record: type[Record]
 ) -> tuple[Begin, GoOn | None]:
-    """Make an operation the probe ``op.NAME``: seen before it begins, and with its reply after its last piece.
+    """Make an operation the probe ``op.NAME``, which sees it before it begins, and its reply after the last piece.
     ``record``: the structure of its payload.
     """
     return probes.probe_pieces(f"op.{name}", begin, go_on, lambda answer: isinstance(answer, Reply), owner, record)
 
 
 class XenProfile(Protocol):
-    """A numbering of the Xen operations, with its structures and its errno values."""
+    """One version of the Xen operations: their numbers, structures and errno values."""
 
     op_class: ClassVar[OpClass]
     """class of its slots"""
     denied: int
-    """result of every operation where the configuration does not let the guest use the IOMMU; otherwise 0"""
+    """result of every operation if the configuration does not let the guest use the IOMMU; otherwise 0"""
 
     page_rules: PageRules
     """its maps and unmaps"""
@@ -102,10 +102,10 @@ class XenProfile(Protocol):
         """As at power-on."""
 
     def reorders(self, op: int, payload: bytes) -> bool:
-        """Whether the operation must wait for all rings: it changes contexts, or who is in them."""
+        """Whether the operation must wait for all rings: it changes contexts, or which endpoint is in which."""
 
     def execute(self, op: int, payload: bytes) -> Answer:
-        """Carry out ``op`` of a slot's header with the 48 bytes of ``payload``; of what is long, nothing yet."""
+        """Carry out ``op`` of a slot's header with the 48 bytes of ``payload``. Of a long one, nothing is done yet."""
 
     def go_on(self, op: int, payload: bytes, progress: Progress) -> Answer:
         """Carry out the next piece of what :meth:`execute` began with the same ``op`` and ``payload``."""

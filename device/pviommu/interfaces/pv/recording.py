@@ -1,4 +1,4 @@
-"""What of a PV-IOMMU goes into a history: its operations with the slots that they came by, and refused DMA."""
+"""What a history records of a PV-IOMMU: its operations, with the slots that asked for them, and refused DMA."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ __all__ = ["RefusedDma", "record_operations"]
 def record_operations(
     history: History, contexts: Contexts, executors: Iterable[Executed], now_ns: Callable[[], int]
 ) -> None:
-    """Record what Python carries out from now on. A native core is told of ``history`` by whoever has it."""
+    """Record what Python carries out from now on. A native core is given ``history`` by its owner."""
     executing = [NOBODY]
-    """rings, each of whose slots is being carried out for the one before it"""
+    """stack of rings: a slot of each is being carried out because the one before it has to wait for that"""
     recorder = Recorder(history, now_ns, lambda: executing[-1])
     recorder.attach_to(contexts.engine)
 
@@ -75,7 +75,7 @@ class RefusedDma:
         self.log = FaultLog(Explainer(contexts.engine, history, now_ns, contexts.context, self._acts))
 
     def watch(self, streams: Iterable[PvStream]) -> None:
-        """Remember what each asks for: a fault does not tell where the refused request began."""
+        """Remember what each of them requests: a fault does not say where the refused request began."""
         for stream in streams:
             stream.translate = partial(self._translate, stream.stream, stream.translate)  # type: ignore[method-assign]
 
@@ -84,7 +84,7 @@ class RefusedDma:
         return call(requests)
 
     def add(self, fault: Fault) -> None:
-        """The guest is told of this fault."""
+        """Log a fault that the guest is told about."""
         context = self._contexts.of(fault.stream)
         history = self.log.explainer.history
         reason = REASON[fault.kind].name
@@ -101,7 +101,7 @@ class RefusedDma:
         return self._interposer.acts(context, dfn) if self._interposer else []
 
     def _around(self, fault: Fault) -> Iterator[tuple[int, int]]:
-        """First byte, and the one behind the last, of the span that the refused address is in."""
+        """First byte, and the one after the last, of the span that the refused address is in."""
         for spans, access in self._requests.get(fault.stream, ()):
             for iova, length in spans:
                 if access == fault.access and iova <= fault.iova < iova + length:

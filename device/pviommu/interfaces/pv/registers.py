@@ -23,7 +23,7 @@ __all__ = ["PvRegisters", "RegisterOwner"]
 log = logging.getLogger(__name__)
 
 LOOK_NS = 1_000_000
-"""How long a look for memory that the guest uses goes on before others have a turn."""
+"""How long the search for memory that the guest uses goes on before others have a turn."""
 FEATURES = Feature(PROFILE_XEN_2024=1, POSTED=1, PROFILE_XEN_V7=1, BATCH_2014=1)
 _ENABLE = int(RingControl.ENABLE)
 
@@ -46,7 +46,7 @@ class RegisterOwner(Protocol):
 
 
 class PvRegisters:
-    """The handlers of :attr:`file`, and what the guest wrote about its rings."""
+    """The handlers of :attr:`file`, and what the guest has set up for its rings."""
 
     def __init__(
         self,
@@ -78,11 +78,11 @@ class PvRegisters:
         self.file.reset()
 
     def save(self) -> tuple[RingSetup, ...]:
-        """What the guest wrote about each ring; the registers themselves are their file's."""
+        """The set-up of each ring; the registers themselves are saved by their file."""
         return tuple(map(replace, self._setups))
 
     def load(self, setups: Sequence[RingSetup]) -> None:
-        """Take that over. Raises ValueError if it is not of as many rings as there are."""
+        """Take over ``setups``. Raises ValueError if they are not of as many rings as there are."""
         if len(setups) != len(self._rings):
             raise ValueError(f"set-ups of {len(setups)} rings, and there are {len(self._rings)}")
         self._setups = list(map(replace, setups))
@@ -103,7 +103,7 @@ class PvRegisters:
 
     def write_doorbell(self, _: int, __: int) -> None:
         self._executor.waits.rung()
-        self._owner.counters.doorbells += 1  # that it was rung has woken the loop; the rings say what there is to do
+        self._owner.counters.doorbells += 1  # it has woken the loop, and the rings say what there is to do
 
     def accept_profile(self, _: int, value: int) -> bool:
         return self._judge(not self.rings_on and (value == Profile.NONE or value in self._profiles))
@@ -191,7 +191,7 @@ class PvRegisters:
         )
 
     def _enable_in_used_memory(self, setup: RingSetup, ring: CommandRing) -> Iterator[None]:
-        """Turn a ring on, unless the guest uses other memory than what came from its hypervisor."""
+        """Turn a ring on, unless the guest uses other memory than its hypervisor has handed over."""
         is_used = yield from self._owner.memory.is_used_by_guest(LOOK_NS)
         if is_used:
             ring.enable(setup.base, setup.entries)
@@ -211,7 +211,7 @@ class PvRegisters:
 
 
 def _begun(steps: Iterator[None]) -> Steps | None:
-    """Take the first step. What is left, if there is more."""
+    """Take the first step; returns the rest, if there is one."""
     try:
         next(steps)
     except StopIteration:

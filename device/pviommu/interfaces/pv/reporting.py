@@ -1,4 +1,4 @@
-"""What the guest is told without having asked: refused DMA and failures, in the log and in the event ring."""
+"""What the guest is told without asking: refused DMA and failures, in the log and in the event ring."""
 
 from __future__ import annotations
 
@@ -49,14 +49,14 @@ class Reporter:
         self._counters = environment.counters
         self._source = source
         self.on_fault: Callable[[Fault], None] | None = None
-        """who else is told of refused requests"""
+        """who else is told about refused requests"""
 
     def interrupt(self, vector: int) -> None:
         """Raise MSI-X ``vector``, if the guest has set it up."""
         self._source.interrupt(vector)
 
     def fault(self, fault: Fault) -> None:
-        """Tell the guest of a refused request, of a kind that is in :data:`pviommu.dma.fault.REASON`."""
+        """Tell the guest about a refused request, of a kind that is in :data:`pviommu.dma.fault.REASON`."""
         self._counters.faults += 1
         if self.on_fault:
             self.on_fault(fault)
@@ -128,7 +128,7 @@ class Reporter:
         self._counters.events_lost += self._events.lost - lost
 
     def lose(self) -> None:
-        """An event that finds no room in the event ring, though there may be some."""
+        """Count an event as lost, whether or not the event ring has room."""
         self._counters.events += 1
         self._counters.events_lost += 1
         self._events.lose()

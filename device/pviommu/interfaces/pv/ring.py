@@ -1,4 +1,4 @@
-"""A command ring in shared memory, seen from the device.
+"""A command ring in shared memory, as the device sees it.
 
 The guest can write every byte of it at any time. Slots are therefore copied out before anything is checked, the
 device keeps its own indices and never reads back what it wrote, and an impossible producer index stops the
@@ -42,8 +42,8 @@ def passed(event: int, new: int, old: int) -> bool:
 
 
 class Operation(Struct, frozen=True):
-    """A long operation in progress: the slot that asked for it, the oldest of its ring that is not completed, and how
-    far it is. The guest may have changed the slot in the ring since.
+    """A long operation in progress: its slot, which is the oldest of its ring that is not completed, and how far it is.
+    The guest may have changed the slot in the ring since.
     """
 
     op_class: int
@@ -56,7 +56,7 @@ class Operation(Struct, frozen=True):
 
 @dataclass(frozen=True)
 class CommandRingState:
-    """What a :class:`CommandRing` is saved as, without the shared memory."""
+    """The saved state of a :class:`CommandRing`, without the shared memory."""
 
     base: int = 0
     """bytes from the start of the shared memory"""
@@ -89,7 +89,7 @@ class CommandRing:
         self.busy = False
         """whether slots of this ring are being executed"""
         self.operation: Operation | None = None
-        """the one that has begun and of which pieces are left: none of another slot begins before it is over"""
+        """the long one in progress, if there is one: no other slot begins before it is over"""
         self.completed = 0
         self.awaited = 0
         """the index that was last seen to be polled for"""
@@ -121,10 +121,10 @@ class CommandRing:
         return CommandRingState(self._base, self.entries, self.broken, self.completed, self.awaited, self.operation)
 
     def load(self, state: CommandRingState) -> None:
-        """Take over a state; the shared memory has its contents by somebody else.
+        """Take over a state; somebody else restores the shared memory.
 
-        Raises ValueError, and then changes nothing, for a ring that does not lie where rings may, and for an operation
-        of one that is off or without a whole slot.
+        Raises ValueError, and then changes nothing, for a ring at a place where none may be, and for an operation in
+        progress of a ring that is off, or without a whole slot.
         """
         place = RingSetup(RingType.SHARED_BAR, state.entries, state.base & MASK, state.base >> 32)
         if state.entries and not place.is_legal():
@@ -137,7 +137,7 @@ class CommandRing:
         self.operation = state.operation
 
     def disable(self) -> None:
-        """Turn the ring off. Of an operation in progress, what is done stays, and what is left is never done."""
+        """Turn the ring off. An operation in progress ends half done."""
         self.entries = 0
         self.broken = False
         self.operation = None
@@ -155,7 +155,7 @@ class CommandRing:
     def is_awaited_anew(self) -> bool:
         """Whether somebody in the guest has begun to poll for an index since the last call.
 
-        An index that was completed meanwhile counts as well: who had to wait a moment only will do so again.
+        An index that was completed meanwhile counts as well: whoever has waited briefly will do so again.
         """
         before, self.awaited = self.awaited, self._word(self._shared.words, self._awaited_word)
         return self.awaited != before
@@ -173,7 +173,7 @@ class CommandRing:
         return self._copy(self._shared.view[start : start + count * SLOT_SIZE])
 
     def finish(self, position: int, result: int, sequence: int, payload: bytes) -> None:
-        """Write the outcome of the slot ``position`` places after the last one completed; not yet its completion."""
+        """Write the outcome of the slot ``position`` places after the last completed one, without completing it."""
         place = self._base + ((self.completed + position) & (self.entries - 1)) * SLOT_SIZE
         if payload:
             start = place + PAYLOAD_OFFSET
@@ -181,7 +181,7 @@ class CommandRing:
         _RESULT.pack_into(self._shared.view, place + _RESULT_OFFSET, result, sequence)
 
     def publish(self, count: int) -> bool:
-        """Complete the next ``count`` slots. Whether the guest asked to be interrupted."""
+        """Complete the next ``count`` slots. Returns whether the guest asked to be interrupted."""
         old = self.completed
         self.completed = (old + count) & MASK
         self._shared.words[self._completed_word] = self.completed
@@ -189,7 +189,7 @@ class CommandRing:
         return passed(self._word(self._shared.words, self._event_word), self.completed, old)
 
     def arm(self) -> None:
-        """Ask for the doorbell at the next slot. The caller fences and looks at :meth:`pending` once more."""
+        """Ask for the doorbell at the next slot. The caller then fences and asks :meth:`pending` once more."""
         self._shared.words[self._doorbell_word] = self.completed
 
     def disarm(self) -> None:

@@ -1,4 +1,4 @@
-"""What a core other than Python's does of the rings' work."""
+"""What a core in another language does of the rings' work."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Reason(IntEnum):
 
 
 class Report(Protocol):
-    """What a core did. Slots that carry operations for Python are not among them."""
+    """What a core has done. Slots that it left to Python are not counted."""
 
     slots: int
     posted: int
@@ -43,7 +43,7 @@ class Report(Protocol):
     pages_mapped: int
     pages_unmapped: int
     waits: int
-    """of polls: times that somebody in the guest began to wait"""
+    """how many times somebody in the guest began to wait, as polls saw it"""
     reason: int
     interrupt: int
     """whether the guest asked to be interrupted"""
@@ -51,7 +51,7 @@ class Report(Protocol):
     ring: int
     """number of the ring that was worked on last"""
     sequence: int
-    """of the last slot that failed, and its result"""
+    """sequence number of the last slot that failed, and its result"""
     result: int
 
 
@@ -62,26 +62,29 @@ class RingCore(Protocol):
         """Ring ``number``, off."""
 
     def select(self, rules: PageRules | None, carried_out: PageKinds = PageKinds.BOTH) -> None:
-        """Slots of these rules and kinds are carried out from now on, and all others left to Python. None: all are."""
+        """Carry out slots of these rules and kinds from now on, and leave all others to Python. None: leave all slots
+        to Python."""
 
     def keep_history(self, buffer: bytearray) -> None:
         """Record what is carried out from now on, in the buffer of a :class:`pviommu.history.records.History`."""
 
     def execute(self, ring: CommandRing, limit: int, budget_ns: int) -> Report:
-        """Execute up to ``limit`` slots, which the ring has, for about ``budget_ns``. Good until the next call."""
+        """Execute up to ``limit`` slots, which the ring has, for about ``budget_ns``. The report is valid until the
+        next call."""
 
     def spin(self, poll: Poll) -> Report:
-        """Poll all rings and execute what appears. Good until the next call."""
+        """Poll all rings and execute what appears. The report is valid until the next call."""
 
 
 class DeviceCore(Core, Protocol):
     """A core for an engine, and perhaps for the rings that lead to it and for guest memory."""
 
     def rings(self, count: int, shared: SharedMemory, inputs: Inputs) -> RingCore | None:
-        """Called once, after :meth:`start`. None: the rings are Python's, also if ``inputs`` may not be bypassed."""
+        """Called once, after :meth:`start`. None: Python serves the rings, as it must if ``inputs`` may not be
+        bypassed."""
 
     def copier(self) -> Copier | None:
-        """For the guest memory of one connection. None: it is copied by Python."""
+        """The copier for the guest memory of one connection. None: Python copies."""
 
     def guard(self) -> Guard:
-        """For guest memory that may go while it is copied."""
+        """The guard for guest memory that may go away while it is copied."""

@@ -1,4 +1,4 @@
-"""Executing the slots of one ring, and what the guest is told of each."""
+"""Executing the slots of one ring, and telling the guest about each."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 VECTOR_RING = 1
 """MSI-X vector of ring 0; the others follow."""
 _POSTED = int(SlotFlags.POSTED)
-"""A number: ``&`` with an IntFlag costs as much as a map."""
+"""A plain number: ``&`` with an IntFlag costs as much as a map."""
 
 
 class Notifier(Protocol):
@@ -37,8 +37,8 @@ class Notifier(Protocol):
 
 
 class RingExecutor:
-    """Executes slots in the order of the ring. A long operation is carried out in pieces; nothing behind it begins
-    before it is complete.
+    """Executes slots in the order of the ring. A long operation is carried out in pieces; no later slot begins before
+    it is complete.
     """
 
     def __init__(
@@ -60,8 +60,8 @@ class RingExecutor:
 
     @property
     def is_held(self) -> bool:
-        """Whether there is an operation in progress that waits for something which is nothing of the guest's: the ring
-        is as if it were empty then.
+        """Whether the operation in progress waits for something that does not depend on the guest. The ring is then
+        treated as if it were empty.
         """
         operation = self.ring.operation
         return operation is not None and isinstance(operation.progress, Held) and not operation.progress.is_over
@@ -95,12 +95,12 @@ class RingExecutor:
         return not self.ring.broken and self._inputs.now_ns() <= deadline_ns
 
     def _execute_by_core(self, core: RingCore, limit: int, deadline_ns: float) -> None:
-        """As :meth:`_execute_slots`, which gets what is not for the core, slot by slot."""
+        """As :meth:`_execute_slots`, which is used, slot by slot, for what the core leaves."""
         ring = self.ring
         while limit > 0 and not ring.operation:
             report = core.execute(ring, limit, int(deadline_ns - self._inputs.now_ns()))
             limit -= report.slots
-            reason = report.reason  # the report is not good any more once other rings had a turn
+            reason = report.reason  # the report is not valid any more once other rings have had a turn
             self.settle(report)
             if reason == Reason.FOR_PYTHON:
                 self._execute_slots(ring.fetch(1), deadline_ns)
@@ -109,7 +109,7 @@ class RingExecutor:
                 break
 
     def settle(self, report: Report) -> None:
-        """Count what a core did of this ring, and tell the guest what is left to tell."""
+        """Count what a core has done of this ring, and tell the guest what the core does not."""
         if not report.slots:
             return
         counters = self._counters
@@ -143,7 +143,7 @@ class RingExecutor:
                     unpublished = 0
                 ring.operation = Operation(op_class, op, flags, sequence, payload, reply)
                 self._operations.may_be_in_progress = True
-                # for other rings it has waited already, for as long as a step may take
+                # it has waited for other rings already, for as long as a step may take
                 if reply.targets or not self._advance(ring.operation, deadline_ns):
                     break
             else:
@@ -159,7 +159,7 @@ class RingExecutor:
             self._publish(unpublished)
 
     def _advance(self, operation: Operation, deadline_ns: float) -> bool:
-        """Carry out the next pieces of the operation in progress, at least one. Whether that completed it."""
+        """Carry out the next pieces of the operation in progress, at least one. Returns whether that completed it."""
         ring = self.ring
         while not isinstance(answer := self._operations.go_on(operation), Reply):
             ring.operation = operation = replace(operation, progress=answer)

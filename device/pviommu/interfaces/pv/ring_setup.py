@@ -20,7 +20,7 @@ RING_PAGE = 4096
 
 @dataclass
 class RingSetup:
-    """What the guest wrote about one ring."""
+    """What the guest has written to the registers of one ring."""
 
     kind: int = 0
     entries: int = 0
@@ -38,7 +38,7 @@ class RingSetup:
         return self.base + self.entries * SLOT_SIZE
 
     def is_legal(self) -> bool:
-        """Whether a ring may lie there, other rings left aside."""
+        """Whether a ring may be there, whatever other rings there are."""
         return (
             self.kind == RingType.SHARED_BAR
             and MIN_RING_ENTRIES <= self.entries <= MAX_RING_ENTRIES

@@ -1,4 +1,4 @@
-"""What the PV-IOMMU is saved as: a record of each of its owners of state."""
+"""The saved state of the PV-IOMMU: a record from each part of it that has state."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["PvIommuState"]
 
 
 class PvIommuState(Struct, frozen=True):
-    """The whole function. Which profile is selected, its register says; the other one has no state."""
+    """The whole function. Its register says which profile is selected; the other profile has no state."""
 
     function: FunctionState
     engine: EngineState
@@ -29,7 +29,7 @@ class PvIommuState(Struct, frozen=True):
     events: EventRingState
     rings: tuple[CommandRingState, ...]
     setups: tuple[RingSetup, ...]
-    """what the guest wrote about each ring"""
+    """the set-up of each ring, as the guest has written it"""
     executor: ExecutorState
     xen_v7: XenV7State
     patience: PatienceState

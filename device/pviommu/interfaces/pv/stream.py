@@ -44,7 +44,7 @@ class PvStream(Translator):
         self._patience = patience
         self._reporter = reporter
         self._backlog: Backlog | None = None
-        """what the rings held when the request in progress was refused first"""
+        """what the rings held when the request in progress was first refused"""
         self.cancel: Callable[[], None] = lambda: None
         """finishes what the endpoint has queued as cancelled"""
 
@@ -53,7 +53,7 @@ class PvStream(Translator):
         return self._patience.order.save(self._backlog)
 
     def load(self, targets: Targets | None) -> None:
-        """Take over a state. Raises ValueError for one of rings that there are not."""
+        """Take over a state. Raises ValueError if it names rings that do not exist."""
         self._backlog = self._patience.order.load(targets)
 
     def translate(self, requests: Sequence[DmaRequest]) -> list[DmaPlan] | Fault | Pending:
@@ -64,7 +64,7 @@ class PvStream(Translator):
         if isinstance(found, tuple):
             if not self.catch_up():
                 return PENDING
-            # all of it anew: what was executed meanwhile may have unmapped a span that was translated before
+            # all of them again: what was executed meanwhile may have unmapped a span that was translated before
             found = translate_each(self.stream, requests, self._engine.translate)
         self._backlog = None
         if isinstance(found, tuple):

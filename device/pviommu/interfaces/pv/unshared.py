@@ -1,4 +1,4 @@
-"""Guest memory that came without file descriptors, so that no DMA reaches it: who is told, and when."""
+"""Guest memory that came without file descriptors, so that no DMA reaches it: who is told about that, and when."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MAX_TOLD = 64
 
 
 class UnsharedMemory:
-    """That of the client of the function ``name``, whose own BARs are ``bars``."""
+    """Such memory of the client of the function ``name``, whose own BARs are ``bars``."""
 
     def __init__(self, name: str, memory: GuestMemory, bars: Bars, engine: Engine) -> None:
         self._name = name
@@ -28,7 +28,7 @@ class UnsharedMemory:
         self._bars = bars
         self._engine = engine
         self._told: set[tuple[int, int]] = set()
-        """ranges that were said to be no shared memory"""
+        """ranges of which the log has said that they are not shared"""
 
     def forget(self) -> None:
         """The client is gone."""
@@ -46,8 +46,8 @@ class UnsharedMemory:
             raise RequestError(errno.EINVAL, text)
 
     def look_at(self, mapping: DmaMapping) -> None:
-        """Say once of memory that came beside shared memory, as a DIMM does that is plugged in, that DMA will not reach
-        it. BARs of this machine are announced so, too, and small or low ranges are other devices'.
+        """Log once, for memory that came besides shared memory (a DIMM that was plugged in), that DMA will not reach
+        it. BARs of this machine are announced without descriptors too, and small or low ranges belong to other devices.
         """
         place = (mapping.address, mapping.size)
         if mapping.size < LEAST_DIMM or mapping.address < ABOVE_LOW_BARS or not self._memory.ram or place in self._told:

@@ -1,4 +1,4 @@
-"""Vendor operations: bindings, what is in use, and Xen operations by way of guest memory."""
+"""Vendor operations: bindings, what is in use, and Xen operations whose structures are in guest memory."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class VendorOperations:
         self, contexts: Contexts, bindings: Bindings, events: EventRing, batch: BatchOperations, counters: Counters
     ) -> None:
         self.profile: XenProfile | None = None
-        """the one that is selected"""
+        """the selected one"""
         self._contexts = contexts
         self._engine = contexts.engine
         self._batch = batch
@@ -62,7 +62,7 @@ class VendorOperations:
 
     @staticmethod
     def reorders(op: int, _payload: bytes) -> bool:
-        """Whether the operation must wait for all rings: it moves an endpoint, or (CALL) might do so."""
+        """Whether the operation must wait for all rings: it moves an endpoint, or (CALL) may do so."""
         return op in (VendorOp.UNBIND, VendorOp.BLOCK, VendorOp.CALL)
 
     def execute(self, op: int, payload: bytes) -> Answer:

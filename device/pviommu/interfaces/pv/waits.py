@@ -13,7 +13,7 @@ __all__ = ["Waits", "WaitsState"]
 
 
 class WaitsState(Struct, frozen=True):
-    """What :class:`Waits` are saved as."""
+    """The saved state of :class:`Waits`."""
 
     is_told: bool = False
     count: int = 0
@@ -21,7 +21,7 @@ class WaitsState(Struct, frozen=True):
 
 
 class Waits:
-    """How many times somebody began to wait since anybody asked."""
+    """Counts how many times somebody began to wait."""
 
     def __init__(self, counters: Counters) -> None:
         self._counters = counters
@@ -34,7 +34,8 @@ class Waits:
     def load(self, state: WaitsState) -> None:
         """Take over a state."""
         self.is_told = state.is_told
-        """whether the guest says when it polls; one that does not is believed to wait for all but posted slots"""
+        """whether the guest says when it polls; one that does not is assumed to wait for all slots that are not
+        posted"""
         self.count = state.count
         self._rung = state.rung
 
@@ -43,13 +44,13 @@ class Waits:
         self._rung = not self.is_told
 
     def seen(self, count: int) -> None:
-        """So many times somebody was seen to begin to poll."""
+        """Somebody was seen to begin to poll ``count`` times."""
         if count:
             self.count += count
             self.is_told = True
 
     def take(self, rings: Iterable[CommandRing]) -> int:
-        """How many there were since the last call, after a look at ``rings``."""
+        """How many waits began since the last call, after a look at ``rings``."""
         self.seen(sum(ring.is_awaited_anew() for ring in rings))
         count, self.count = self.count or int(self._rung), 0
         self._rung = False

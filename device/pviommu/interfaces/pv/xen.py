@@ -1,4 +1,4 @@
-"""What the profiles do alike: each declares its operations, and adds what only it has."""
+"""What the profiles share: each declares its operations, and adds what only it has."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ UNMAP_RESULTS = {
     Stop.OUT_OF_APERTURE: -Errno.ERANGE,
     Stop.NOT_MAPPED: -Errno.ENOENT,
 }
-"""What both profiles answer to these outcomes of an unmap; for the others each has its own errno."""
+"""What both profiles answer to these outcomes of an unmap; for other outcomes each profile has its own errno."""
 MAP_RESULTS = {
     Stop.NO_DOMAIN: -Errno.EINVAL,
     Stop.NOT_PAGING: -Errno.EINVAL,
@@ -38,7 +38,7 @@ MAP_RESULTS = {
     Stop.MAPPED: -Errno.EADDRINUSE,
     Stop.POOL_EXHAUSTED: -Errno.ENOMEM,
 }
-"""As well of a map."""
+"""The same for a map."""
 CONTEXT_RESULTS: dict[Stop | ContextStop, int] = {
     ContextStop.DEFAULT_CONTEXT: -Errno.EINVAL,
     Stop.NO_DOMAIN: -Errno.ENOENT,
@@ -48,22 +48,22 @@ CONTEXT_RESULTS: dict[Stop | ContextStop, int] = {
     Stop.POOL_EXHAUSTED: -Errno.ENOMEM,
     Stop.RESERVED_CONFLICT: -Errno.EINVAL,
 }
-"""As well of what changes contexts, or who is in them."""
+"""The same for operations that change contexts, or which endpoint is in which."""
 CONTEXT_STOPS = frozenset((*CONTEXT_RESULTS, Stop.NO_ENDPOINT))
-"""What may stop that."""
+"""What may stop those."""
 
 
 class Operation(NamedTuple):
-    """What an operation allows in its structure, and when it may be carried out."""
+    """What an operation requires of its structure, and when it may be carried out."""
 
     flags: str = ""
     """the field of flags"""
     allowed: int = 0
     """flags that have a meaning; others are refused"""
     is_answer: bool = False
-    """whether the structure is filled by the device, so that its padding is not looked at"""
+    """whether the device fills the structure, so that its padding is not checked"""
     reorders: bool = False
-    """whether it must wait for all rings: it changes contexts, or who is in them"""
+    """whether it must wait for all rings: it changes contexts, or which endpoint is in which"""
 
 
 class _Handler(NamedTuple):
@@ -103,7 +103,7 @@ class XenOperations:
     operations: ClassVar[Mapping[Any, Operation]]
     """all of them but NOOP, MAP_PAGES and UNMAP_PAGES"""
     unknown: ClassVar[Reply]
-    """to a number that stands for nothing"""
+    """the reply to an unknown number"""
     not_allowed: ClassVar[int]
     """negative errno of every operation where the guest may not use the IOMMU"""
     context_results: ClassVar[Mapping[Stop | ContextStop, int]]
@@ -163,14 +163,14 @@ class XenOperations:
         probes.bound(bind)
 
     def reset(self) -> None:
-        """There is nothing to forget."""
+        """Nothing to do, unless a subclass has state."""
 
     def reorders(self, op: int, payload: bytes) -> bool:
-        """Whether the operation must wait for all rings: it changes contexts or who is in them."""
+        """Whether the operation must wait for all rings: it changes contexts, or which endpoint is in which."""
         return (payload[0] | payload[1] << 8 if self.number_in_payload else op) in self._reordering
 
     def execute(self, op: int, payload: bytes) -> Answer:
-        """Carry out ``op`` with the 48 bytes of ``payload``; it must be 0 if the payload has the number."""
+        """Carry out ``op`` with the 48 bytes of ``payload``; ``op`` must be 0 if the payload has the number."""
         if self.denied:
             return Reply(self.denied)
         if self.number_in_payload:
@@ -205,7 +205,7 @@ class XenOperations:
         return self._result(self.page_rules.unmap, ctx, outcome)
 
     def _mapper(self, op: PageOperation) -> tuple[Begin, GoOn]:
-        """What carries out a map, or a piece of one, with all that it needs of the declaration at hand."""
+        """Functions that carry out a map, or a piece of one, with all that they need of the declaration at hand."""
         unpack, operands, access, most, map_pages = op.unpack, op.operands, op.access, op.most, self._pages.map
         too_many, answer = Reply(op.too_many), self._answer(op)
 
@@ -223,7 +223,7 @@ class XenOperations:
         return op_map_pages, go_on
 
     def _unmapper(self, op: PageOperation) -> tuple[Begin, GoOn]:
-        """What carries out an unmap, or a piece of one."""
+        """The same for an unmap."""
         unpack, operands, most, unmap_pages = op.unpack, op.operands, op.most, self._pages.unmap
         too_many, answer = Reply(op.too_many), self._answer(op)
 
@@ -240,7 +240,8 @@ class XenOperations:
         return op_unmap_pages, go_on
 
     def _answer(self, op: PageOperation) -> Callable[[bytes, int, int, Outcome], Reply]:
-        """What answers an outcome, given the payload, the context that it names, and its count as it was."""
+        """A function that makes the reply of an outcome from the payload, the context that it names, and its old
+        count."""
         offset, size, largest, added = op.place
 
         def answer(payload: bytes, ctx: int, before: int, outcome: Outcome) -> Reply:

@@ -1,8 +1,8 @@
 """Profile ``xen-2024``: the seven sub-operations of the June 2024 Xen header, 32-byte ``pv_iommu_op``.
 
-Errno values and partial counts are those of the Xen series' reference implementation (v1 to v3), except where
-it is plainly broken: neither readable nor writeable, unknown flags and non-zero padding are -EINVAL, addresses
-beyond the aperture are -ERANGE before anything changes, the default context cannot be edited, and a clone
+Errno values and partial counts are those of the Xen series' reference implementation (v1 to v3), except where it is
+plainly broken. So a map that is neither readable nor writeable, unknown flags and non-zero padding are -EINVAL;
+addresses beyond the aperture are -ERANGE before anything changes; the default context cannot be edited; and a clone
 really is one.
 """
 
@@ -44,7 +44,7 @@ _NO_CONTEXT = (Stop.NO_DOMAIN, Stop.NOT_PAGING)
 
 
 def page_rules(max_nr_pages: int) -> PageRules:
-    """Maps and unmaps of at most so many pages."""
+    """Maps and unmaps of at most ``max_nr_pages`` pages."""
     return PageRules(
         PageOperation(
             op_class=OpClass.XEN_2024,
@@ -102,7 +102,7 @@ class Xen2024(XenOperations):
         return carry_out(self._memory, address, PV_IOMMU_OP_SIZE, partial(self.execute, op), copied_back=True)
 
     def go_on_with_call(self, op: int, address: int, progress: Progress) -> Answer:
-        """The next piece of it."""
+        """The next piece of what :meth:`call` began."""
         return go_on(self._memory, address, progress, partial(self.go_on, op), copied_back=True)
 
     def op_query_capabilities(self, payload: bytes) -> Reply:

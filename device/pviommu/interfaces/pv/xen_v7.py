@@ -1,9 +1,10 @@
-"""Profile ``xen-v7``: the operations of versions 4 to 7 of the Xen series, a structure each, numbered by the slot.
+"""Profile ``xen-v7``: the operations of versions 4 to 7 of the Xen series, each with its own structure and numbered in
+the slot's header.
 
 Errno values and partial counts are those of the series' reference implementation, except where it is plainly broken:
-INIT does only that and never truncates, the page size is looked at, unknown flags and non-zero padding are -EINVAL,
-addresses beyond the aperture are -ERANGE before anything changes, every page is looked at for reserved regions, IN
-fields survive a long operation, and an identity context really is one.
+INIT does nothing else and never truncates; the page size is checked; unknown flags and non-zero padding are -EINVAL;
+addresses beyond the aperture are -ERANGE before anything changes; every page is checked against reserved regions; IN
+fields survive a long operation; and an identity context really is one.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ PAGE_RULES = PageRules(
 
 @dataclass(frozen=True)
 class XenV7State:
-    """What the profile is saved as."""
+    """The saved state of the profile."""
 
     initialised: bool = False
     max_ctx_no: int = 0
@@ -95,7 +96,7 @@ class XenV7(XenOperations):
         XenV7Op.ALLOC_CONTEXT: Operation("alloc_flags", V7AllocFlags.IDENTITY, reorders=True),
         XenV7Op.FREE_CONTEXT: Operation("free_flags", V7FreeFlags.REATTACH_DEFAULT, reorders=True),
         XenV7Op.REATTACH_DEVICE: Operation(reorders=True),
-        XenV7Op.REMOTE_CMD: Operation(reorders=True),  # may be any of these; what it is, guest memory says
+        XenV7Op.REMOTE_CMD: Operation(reorders=True),  # it may be any of these: guest memory says which
     }
     unknown = Reply(-Errno.EOPNOTSUPP)
     not_allowed = -Errno.ENODEV
@@ -109,7 +110,7 @@ class XenV7(XenOperations):
         self._max_ctx_no = 0
 
     def reset(self) -> None:
-        """INIT is possible, and necessary, again."""
+        """INIT is possible again, and necessary."""
         self.load(XenV7State())
 
     def save(self) -> XenV7State:
@@ -129,7 +130,7 @@ class XenV7(XenOperations):
         return carry_out(self._memory, address, record.SIZE, partial(self.execute, op), copied_back=op in _COPIED_BACK)
 
     def go_on_with_call(self, op: int, address: int, progress: Progress) -> Answer:
-        """The next piece of it."""
+        """The next piece of what :meth:`call` began."""
         return go_on(self._memory, address, progress, partial(self.go_on, op), copied_back=op in _COPIED_BACK)
 
     def op_query_capabilities(self, payload: bytes) -> Reply:
