@@ -1,8 +1,8 @@
 """Mutation tests of ``device/pviommu/engine``: `scripts/mutation --help`.
 
 Each mutant is put into a copy of the engine and its tests; a child of this process, which has pytest loaded, runs
-the unit tests against it, then, if they pass, random histories and the short ones against the model. A mutant is killed
-by a failing test or by the time limit.
+the unit tests against it, those of the mutated module first, then, if they pass, random histories and the short ones
+against the model. A mutant is killed by a failing test or by the time limit.
 """
 
 from __future__ import annotations
@@ -28,17 +28,7 @@ from .mutants import Mutant, mutants
 
 ENGINE = "device/pviommu/engine"
 TESTS = "tests/device/engine"
-NEEDED = [
-    "pyproject.toml",
-    "device/pviommu/__init__.py",
-    "device/pviommu/interfaces/__init__.py",
-    "device/pviommu/interfaces/pv/__init__.py",
-    "device/pviommu/interfaces/pv/contexts.py",
-    "device/pviommu/selfcheck/__init__.py",
-    "device/pviommu/selfcheck/model.py",
-    ENGINE,
-    TESTS,
-]
+NEEDED = ["pyproject.toml", "device/pviommu", TESTS]
 HISTORIES = {"PVIOMMU_ENGINE_HISTORIES": "50x40", "PVIOMMU_ENGINE_DEPTH": "2"}
 """What test_model.py reads from the environment: fewer histories, the same ones each time."""
 UNIT_SECONDS, MODEL_SECONDS = 6, 60
@@ -67,7 +57,7 @@ def all_jobs(checkout: Path) -> list[Job]:
 
 
 def copy_engine(checkout: Path, target: Path) -> Path:
-    """A tree that has the engine, contexts, the reference model and the engine's tests, and nothing else."""
+    """A tree that has the package, whose contexts and reference model the engine's tests need, and these tests."""
     for name in NEEDED:
         source, place = checkout / name, target / name
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -108,20 +98,22 @@ def run_tests(tree: Path, tests: Sequence[str], seconds: int, *, keep_bytecode: 
 def judge(tree: Path, job: Job) -> Verdict:
     target = tree / ENGINE / job.module
     original = target.read_text()
-    unit = sorted(
-        str(path.relative_to(tree)) for path in (tree / TESTS).glob("test_*.py") if path.name != "test_model.py"
+    tests = sorted((tree / TESTS).glob("test_*.py"))
+    model, own = tree / TESTS / "test_model.py", tree / TESTS / f"test_{job.module}"
+    stages = (
+        ("unit tests", [path for path in tests if path == own], UNIT_SECONDS),
+        ("unit tests", [path for path in tests if path not in (own, model)], UNIT_SECONDS),
+        ("model", [model], MODEL_SECONDS),
     )
-    unit.sort(key=lambda path: not path.endswith(f"test_{job.module}"))
     target.write_text(job.mutant.source)
     try:
-        killer = run_tests(tree, unit, UNIT_SECONDS)
-        if killer == "tests":
-            killer = "unit tests"
-        elif killer is None and (killer := run_tests(tree, [f"{TESTS}/test_model.py"], MODEL_SECONDS)) == "tests":
-            killer = "model"
+        for stage, paths, seconds in stages:
+            killer = run_tests(tree, [str(path.relative_to(tree)) for path in paths], seconds) if paths else None
+            if killer:
+                return Verdict(job, stage if killer == "tests" else killer)
+        return Verdict(job, None)
     finally:
         target.write_text(original)
-    return Verdict(job, killer)
 
 
 def worker(tree: Path, jobs: Sequence[Job], deadline: float, report: Path) -> None:
