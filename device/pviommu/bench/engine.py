@@ -25,7 +25,7 @@ from .engine_cases import (
     table_cases,
     translate_cases,
 )
-from .local_guest import BATCH, LocalGuest
+from .local_guest import AT_ONCE, LocalGuest
 from .output import Document, add_targets, check_targets, machine, show
 from .ring_cases import buffers, dma_cases, ring_cases
 from .samples import Case, Effort, Series, measure
@@ -115,8 +115,8 @@ def _measure(core: str, patterns: Sequence[str] | None, effort: Effort) -> list[
 # -- judging ----------------------------------------------------------------------------------------------------------
 
 _RATES = (
-    (f"ring, waited, {BATCH} at a time", Bar("one-page ops through a ring", 1e6, "ops/s", at_most=False)),
-    (f"ring, posted, {BATCH} at a time", Bar(f"posted batches of {BATCH}", 3e6, "ops/s", at_most=False)),
+    (f"ring, waited, {AT_ONCE} at a time", Bar("one-page ops through a ring", 1e6, "ops/s", at_most=False)),
+    (f"ring, posted, {AT_ONCE} at a time", Bar(f"posted batches of {AT_ONCE}", 3e6, "ops/s", at_most=False)),
     ("map contiguous 512", Bar("contiguous mapping, 2 MiB", 1e8, "pages/s", at_most=False)),
     (f"map contiguous {GIB}", Bar("contiguous mapping, 1 GiB", 1e8, "pages/s", at_most=False)),
 )

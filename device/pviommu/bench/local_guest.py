@@ -24,10 +24,10 @@ from ..pci.function import Environment
 from ..topology import EndpointSection, IommuSection, Topology
 from .cores import build_machine
 
-__all__ = ["BATCH", "RAM_PAGES", "LocalGuest", "map_slot", "scattered", "unmap_slot"]
+__all__ = ["AT_ONCE", "RAM_PAGES", "LocalGuest", "map_slot", "scattered", "unmap_slot"]
 
 RAM_PAGES = 1 << 14
-BATCH = 256
+AT_ONCE = 256
 """Slots that are submitted together."""
 _STREAM = 1
 _READ_WRITE = Access.READ | Access.WRITE

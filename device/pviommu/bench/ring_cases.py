@@ -7,7 +7,7 @@ from functools import partial
 from time import perf_counter_ns
 
 from ..lab.problems import RunError
-from .local_guest import BATCH, LocalGuest, map_slot, scattered, unmap_slot
+from .local_guest import AT_ONCE, LocalGuest, map_slot, scattered, unmap_slot
 from .samples import Case, Work
 
 __all__ = ["DMA_BYTES", "buffers", "dma_cases", "ring_cases"]
@@ -23,19 +23,19 @@ def ring_cases(guest: LocalGuest) -> list[Case]:
 
     An operation is one slot. The slots are made beforehand: what a guest's driver costs is not contained.
     """
-    frames = scattered(BATCH)
+    frames = scattered(AT_ONCE)
 
     def slots(posted: bool) -> tuple[list[bytes], list[bytes]]:
         ctx = guest.context
         maps = [map_slot(ctx, dfn, gfn, posted=posted) for dfn, gfn in enumerate(frames)]
-        return maps, [unmap_slot(ctx, dfn, posted=posted) for dfn in range(BATCH)]
+        return maps, [unmap_slot(ctx, dfn, posted=posted) for dfn in range(AT_ONCE)]
 
     def batches(posted: bool) -> Work:
         maps, unmaps = (b"".join(part) for part in slots(posted))
 
         def work(count: int) -> int:
             failed = guest.failed()
-            taken = sum(guest.submit(maps) + guest.submit(unmaps) for _ in range(count // (2 * BATCH)))
+            taken = sum(guest.submit(maps) + guest.submit(unmaps) for _ in range(count // (2 * AT_ONCE)))
             return _accepted(guest, failed, taken)
 
         return work
@@ -48,8 +48,8 @@ def ring_cases(guest: LocalGuest) -> list[Case]:
 
     return [
         Case("ring, waited, one by one", one_by_one, least_count=2),
-        Case(f"ring, waited, {BATCH} at a time", batches(False), least_count=2 * BATCH),
-        Case(f"ring, posted, {BATCH} at a time", batches(True), least_count=2 * BATCH),
+        Case(f"ring, waited, {AT_ONCE} at a time", batches(False), least_count=2 * AT_ONCE),
+        Case(f"ring, posted, {AT_ONCE} at a time", batches(True), least_count=2 * AT_ONCE),
     ]
 
 

@@ -54,7 +54,7 @@ def choose_accelerator(
 
 
 def remembered_trial(toolbox: Toolbox, cache: Path, boot_id: Path = _BOOT_ID) -> bool | None:
-    """What the trial boot said since the host booted; None if there was none."""
+    """The result of a trial boot since the host booted; None if there was none."""
     memory = _memory(toolbox, cache, boot_id)
     return memory.read_text() == "yes" if memory.is_file() else None
 
@@ -76,7 +76,8 @@ def _memory(toolbox: Toolbox, cache: Path, boot_id: Path) -> Path:
 
 
 def kvm_runs_a_guest(toolbox: Toolbox, accelerator: str = "kvm") -> bool:
-    """Boot the guest kernel under ``accelerator`` until its first process speaks; False if it does not within 8 s."""
+    """Boot the guest kernel under ``accelerator`` until its first process writes something; False if it does not within
+    8 s."""
     with tempfile.TemporaryDirectory(prefix="pviommu-") as name:
         folder = Path(name)
         initrd = folder / "initrd"

@@ -1,8 +1,8 @@
-"""What the user brings into the guest: files of their own, one of which may be run there.
+"""Files that the user brings into the guest, one of which may be run there.
 
 In the guest they are in ``/lab/add``, under their own names. A program that is linked dynamically gets its loader and
-its libraries from this host: the loader itself says which they are, as it would load them here. Only what it names can
-come along; what a program opens by itself at run time (plug-ins, name services, locales) cannot be known.
+its libraries from this host: the loader itself says which they are, as it would load them here. Only what it names is
+brought along: nobody can know what a program opens by itself at run time (plug-ins, name services, locales).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _RULE = "link it statically, or add the library as a file"
 
 @dataclass(slots=True)
 class Added:
-    """What was collected: guest paths with where their contents are on this host, and what is to be run."""
+    """What was collected: guest paths with the files of this host that hold their contents, and the program to run."""
 
     files: dict[str, Path] = field(default_factory=dict)
     executable: set[str] = field(default_factory=set)
@@ -46,7 +46,7 @@ class Added:
 
 
 def collect(files: Sequence[Path], program: Path | None, run: Run = run) -> Added:
-    """Check ``files`` and ``program``, which is run, and find what they need. Raises UsageError in one line."""
+    """Check ``files``, and ``program``, which is to be run, and find what they need. Raises UsageError in one line."""
     added = Added()
     for path in files:
         _add(added, "--add", path)
@@ -60,7 +60,7 @@ def collect(files: Sequence[Path], program: Path | None, run: Run = run) -> Adde
 
 
 def applets(busybox: Path, run: Run = run) -> set[str]:
-    """Paths in the guest of what busybox stands for."""
+    """Paths in the guest of the commands that busybox implements."""
     return {f"/{line.lstrip('/')}" for line in run([str(busybox), "--list-full"]).output.split()}
 
 
@@ -143,8 +143,8 @@ def _add_libraries(added: Added, path: Path, run: Run) -> None:
 
 
 def _libraries(added: Added, path: Path, loader: Path, run: Run) -> Iterable[tuple[str, Path]]:
-    """Names and places of what the loader would load here for the program at ``path``."""
-    # The guest's processor may be older than this one: what was made for newer ones stays here. Only glibc knows that.
+    """Names and paths of the libraries that the loader would load here for the program at ``path``."""
+    # The guest's processor may be older than this one: variants for newer processors stay here. Only glibc has such.
     portable = ["--glibc-hwcaps-mask", ""] if loader.name.startswith("ld-linux") else []
     # Libraries that were added come first, as in the guest.
     libraries = [file for place, file in added.files.items() if place.startswith(f"{FOLDER}/") and ".so" in place]

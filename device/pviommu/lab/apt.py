@@ -57,7 +57,7 @@ def choose_mirror(environment: dict[str, str], run: Run) -> str:
 
 
 def require_tools(run: Run, machine: str, keyring: Path = KEYRING) -> None:
-    """Refuse a host on which Debian packages cannot be fetched, verified and unpacked. Raises EnvironmentProblem."""
+    """Raise EnvironmentProblem on a host where Debian packages cannot be fetched, verified and unpacked."""
     if machine not in ("x86_64", "amd64"):
         raise EnvironmentProblem(
             f"the lab's guest is amd64, this host is {machine}", "run the lab on an x86-64 Linux host"
@@ -156,9 +156,9 @@ class PrivateApt:
         return sorted(self.archives.glob("*.deb"))
 
     def _use_what_is_there(self, archives: Sequence[Package], progress: Callable[[float], None]) -> None:
-        """Complete what an interrupted download left. Whatever is not wanted, or is damaged, goes.
+        """Complete what an interrupted download left; remove files that are damaged or not wanted.
 
-        apt would take a file of the right size for complete.
+        apt itself would take a file of the right size for complete.
         """
         wanted = {unquote(archive.file_name): archive for archive in archives}
         for file in self.archives.glob("*.deb"):

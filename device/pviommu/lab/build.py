@@ -1,7 +1,8 @@
 """Builds the guest's kernel modules against the kernel in the private root, with the compiler of that root.
 
-Results are kept by a digest of the sources and the kernel release. The build runs in a change of root: through a mount
-namespace of one's own (as root, or as any user where user namespaces are allowed), else, as root, by plain chroot.
+Results are kept by a digest of the sources and the kernel release. The build runs with the private root as its root
+folder: in a mount namespace of its own (as root, or as any user where user namespaces are allowed), or else, as root,
+by plain chroot.
 """
 
 from __future__ import annotations
@@ -95,7 +96,8 @@ def build_modules(toolbox: Toolbox, sources: Path, cache: Path, progress: Progre
 
 
 def _kernel_identity(toolbox: Toolbox) -> str:
-    """What modules are built for. A kernel that is no package may have been built again under the same release."""
+    """What modules are built for. A kernel that is not from a package may have been built again under the same
+    release."""
     if toolbox.kernel_tree is None:
         return toolbox.kernel_release
     symbols = (toolbox.kernel_tree / "Module.symvers").read_bytes()
@@ -109,7 +111,7 @@ def _make_command(toolbox: Toolbox, work: Path, run: Run) -> tuple[list[str], st
         tree = f"/lib/modules/{toolbox.kernel_release}/build"
     elif toolbox.kernel_tree.is_relative_to(toolbox.root):
         tree = f"/{toolbox.kernel_tree.relative_to(toolbox.root)}"
-    else:  # built by the user's compiler, so are its modules
+    else:  # the user's compiler built it, and so it builds its modules
         return ["make", "-C", str(toolbox.kernel_tree), f"M={work}", *options], str(work)
     inside = "/" + str(work.relative_to(toolbox.root))
     sandbox = find_sandbox(toolbox.root, run)

@@ -1,4 +1,4 @@
-"""The cells of the lab's matrix: their axes, which of them are meant, and what each came to."""
+"""The cells of the lab's matrix: their axes, how some are chosen, and their outcomes."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ AXES: Mapping[str, Sequence[str]] = {
 """What a cell is made of, in the order of its name."""
 
 _LONG = (("xen-2024", "lazy", 2), ("xen-v7", "strict", 2))
-"""Where the tests that take long are run: a stopped server ends the first, a killed one the second."""
+"""Cells that also run the long tests: the first ends with a stopped server, the second with a killed one."""
 _SUITES = (("lab", "vfio"),)
-"""Kernels and the suites that they run, each in a cell of its own."""
+"""Kernels with the suites that they run, each in a cell of its own."""
 _SUITE_PLACE = ("xen-2024", "lazy", 2)
 _CODE = ("pviommu", "pviommu_abi", "vfio_user", "wire_layout")
 _NOT_OF_A_RUN = frozenset(("bench", "selfcheck", "data", "__pycache__"))
@@ -36,7 +36,7 @@ _NOT_OF_A_RUN = frozenset(("bench", "selfcheck", "data", "__pycache__"))
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One combination; with ``suite`` that is run there instead of the lab's own tests."""
+    """One combination; with ``suite``, that is run instead of the lab's own tests."""
 
     kernel: str
     profile: str
@@ -46,13 +46,13 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """``KERNEL/PROFILE/MODE/VCPUS``, with ``/SUITE`` behind it."""
+        """``KERNEL/PROFILE/MODE/VCPUS``, followed by ``/SUITE`` if it has one."""
         place = f"{self.kernel}/{self.profile}/{self.mode}/{self.vcpus}"
         return f"{place}/{self.suite}" if self.suite else place
 
     @property
     def is_long(self) -> bool:
-        """Whether the tests that take long are run as well, as in two cells of each kernel."""
+        """Whether the long tests are run as well, as in two cells of each kernel."""
         return not self.suite and (self.profile, self.mode, self.vcpus) in _LONG
 
     @property
@@ -68,7 +68,7 @@ class Cell:
 
 @dataclass(slots=True)
 class Outcome:
-    """What a run of a cell came to. ``inputs`` is a digest of everything that it depends on, ``date`` is UTC."""
+    """The outcome of a cell's run. ``inputs`` is a digest of everything that it depends on, ``date`` is UTC."""
 
     verdict: str
     passed: int = 0
@@ -100,7 +100,7 @@ class Outcome:
 def all_cells(kernels: Sequence[str] = KERNELS) -> list[Cell]:
     """Every combination with ``kernels``, in the order of the axes, then their suites.
 
-    Raises UsageError for a kernel that is none.
+    Raises UsageError for an unknown kernel.
     """
     for kernel in kernels:
         if kernel not in KERNELS:
@@ -113,7 +113,7 @@ def all_cells(kernels: Sequence[str] = KERNELS) -> list[Cell]:
 def pick(cells: Sequence[Cell], patterns: Sequence[str]) -> list[Cell]:
     """The cells whose names match one of ``patterns`` (those of a shell); all without one.
 
-    Raises UsageError for a pattern that matches none.
+    Raises UsageError for a pattern that matches no cell.
     """
     for pattern in patterns:
         if not any(fnmatch.fnmatchcase(cell.name, pattern) for cell in cells):
@@ -154,7 +154,7 @@ def write_outcome(folder: Path, cell: Cell, outcome: Outcome) -> None:
 
 
 def read_outcome(folder: Path, cell: Cell) -> Outcome | None:
-    """What was kept for ``cell``; None if nothing was, or something of another form."""
+    """The outcome that was kept for ``cell``; None if there is none, or it has another form."""
     try:
         return Outcome(**json.loads((folder / f"{cell.file_name}.json").read_text()))
     except (OSError, ValueError, TypeError):

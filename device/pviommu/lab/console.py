@@ -1,4 +1,4 @@
-"""Joins a terminal with the serial console of a guest that was kept."""
+"""Connects a terminal with the serial console of a guest that was kept."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ class Terminal:
 
 
 STANDARD = Terminal(0, 1)
-"""What the lab itself was started on."""
+"""The terminal that the lab itself was started on."""
 
 
 def attach(path: Path, report: int, terminal: Terminal, joined: Callable[[], None]) -> None:
-    """Join ``terminal`` with the console socket at ``path`` until QEMU ends or Ctrl-A X is typed.
+    """Connect ``terminal`` with the console socket at ``path`` until QEMU ends or Ctrl-A X is typed.
 
-    ``joined`` is called as soon as nothing that the guest says is lost any more. The end of the terminal's input leaves
-    the console joined. What still comes on ``report``, the descriptor of the guest's report, is thrown away, so that
-    nothing in the guest waits for a reader. Raises RunError when there is no console.
+    ``joined`` is called when the console is connected: from then on nothing that the guest writes is lost. The console
+    stays connected when the terminal's input ends. What still comes on ``report``, the descriptor of the guest's
+    report, is thrown away, so that nothing in the guest waits for a reader. Raises RunError when there is no console.
     """
     with socket.socket(socket.AF_UNIX) as console:
         try:
@@ -54,7 +54,7 @@ def attach(path: Path, report: int, terminal: Terminal, joined: Callable[[], Non
 
 @contextlib.contextmanager
 def _raw(descriptor: int) -> Iterator[None]:
-    """Hand each key on as it comes, Ctrl-C too; what is no terminal stays as it is."""
+    """Hand each key on as it comes, Ctrl-C too; a descriptor that is not a terminal stays as it is."""
     if not os.isatty(descriptor):
         yield
         return
@@ -67,7 +67,7 @@ def _raw(descriptor: int) -> Iterator[None]:
 
 
 class _Joint:
-    """The loop between terminal and console."""
+    """Moves bytes between terminal and console."""
 
     def __init__(self, console: socket.socket, report: int, terminal: Terminal) -> None:
         self._console = console
@@ -81,7 +81,7 @@ class _Joint:
         self._poll.register(report, select.POLLIN)
 
     def run(self) -> None:
-        """Until the console ends or the user leaves."""
+        """Run until the console ends or the user leaves."""
         while not self._left:
             self._poll.register(self._console, select.POLLIN | (select.POLLOUT if self._pending else 0))
             for descriptor, events in self._poll.poll():
@@ -112,7 +112,7 @@ class _Joint:
                 self._type(byte)
 
     def _type(self, byte: int) -> None:
-        if len(self._pending) < _MAX_PENDING:  # a guest that reads nothing loses what is typed, like a full tty
+        if len(self._pending) < _MAX_PENDING:  # if the guest reads nothing, what is typed is lost, as by a full tty
             self._pending.append(byte)
 
     def _drop_report(self) -> None:
@@ -120,7 +120,7 @@ class _Joint:
             self._poll.unregister(self._report)
 
     def _serve_console(self, events: int) -> bool:
-        """Move bytes both ways; whether the console is still there."""
+        """Move bytes both ways; returns whether the console is still there."""
         try:
             if events & select.POLLOUT:
                 del self._pending[: self._console.send(self._pending)]

@@ -1,4 +1,4 @@
-"""Goes on with a download where it was interrupted, which `apt-get download` does not: it begins such a file anew."""
+"""Continues a download where it was interrupted. `apt-get download` does not do so: it begins such a file again."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def sha256_of(file: Path) -> str:
 
 
 def continue_download(address: str, file: Path, size: int, progress: Callable[[float], None]) -> None:
-    """Fetch what ``file`` lacks of ``size`` bytes; ``progress`` gets fractions.
+    """Fetch what ``file`` lacks of its ``size`` bytes; ``progress`` gets fractions from 0 to 1.
 
-    Where that is not possible (no HTTP, a server without ranges, no connection) the file stays as it is. Whether it is
-    right in the end, the caller looks. Raises OSError if the file cannot be written.
+    Where that is not possible (no HTTP, a server without ranges, no connection) the file stays as it is. The caller
+    checks whether it is right in the end. Raises OSError if the file cannot be written.
     """
     have = file.stat().st_size
     if not address.startswith(("http://", "https://")) or not 0 < have < size:

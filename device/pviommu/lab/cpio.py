@@ -14,7 +14,7 @@ _TRAILER = "TRAILER!!!"
 
 
 class Archive:
-    """An archive in the making. Paths are absolute; missing parent folders are added by themselves."""
+    """An archive in the making. Paths are absolute; missing parent folders are added automatically."""
 
     def __init__(self) -> None:
         self._entries: dict[str, tuple[int, bytes, tuple[int, int]]] = {}

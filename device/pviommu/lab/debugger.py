@@ -1,4 +1,4 @@
-"""What one types to debug a guest that waits for it."""
+"""How to attach a debugger to a guest that waits for one."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def instructions(gdb_socket: Path, vmlinux: Path | None, modules: Sequence[Path]
         if with_scripts:
             lines.append(f"  (gdb) source {scripts}")
         lines += ["  (gdb) hbreak start_kernel", "  (gdb) continue"]
-        if with_scripts:  # from here on the kernel is in its place, and gdb follows the modules that it loads
+        if with_scripts:  # from here on the kernel is at its final address, and gdb follows the modules that it loads
             folders = sorted({str(path.parent) for path in modules})
             lines += [f"  (gdb) lx-symbols {' '.join(folders)}", "  (gdb) continue"]
     if modules:

@@ -1,6 +1,6 @@
-"""``pviommu doctor``: what this machine can run, what will be fetched, and what is missing, with how to get it.
+"""``pviommu doctor``: what this machine can run, what will be fetched, and what is missing and how to get it.
 
-Nothing is made or fetched, and the network is asked only with ``--network``.
+It makes and fetches nothing, and uses the network only with ``--network``.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ __all__ = ["Finding", "Host", "Status", "add_arguments", "examine", "main"]
 _GIB = 1 << 30
 _ROOT_BYTES = 1_500_000_000
 _KERNEL_BYTES = 5_000_000_000
-_MEMORY_BYTES = 2 * _GIB  # what a guest of the default size touches, the server and QEMU beside it
+_MEMORY_BYTES = 2 * _GIB  # what a guest of the default size touches, with server and QEMU
 _NETWORK_SECONDS = 10.0
 _HOW_KERNEL = {name: f"pviommu lab run --kernel {name} --only-setup" for name in KERNELS}
 
@@ -68,7 +68,7 @@ class Host:
     kvm: Path = accelerator.KVM
     qemu: str | None = None
     open_url: Callable[[str], None] | None = None
-    """asks the network for an address, raises OSError; None: the network is not asked"""
+    """opens an address, or raises OSError; None: the network is not used"""
 
     @property
     def cache(self) -> Path:
@@ -109,7 +109,7 @@ def examine(host: Host) -> Iterator[Finding]:
     yield _python()
     try:
         _ = host.cache
-    except EnvironmentProblem as problem:  # whatever else there is, nothing can be kept
+    except EnvironmentProblem as problem:  # without a cache folder nothing can be kept, whatever else there is
         yield _missing("cache", problem)
         yield from _of_the_machine(host)
         return
@@ -169,7 +169,7 @@ def _qemu(host: Host, toolbox: Toolbox | None) -> Finding:
 
 
 def _packages(host: Host, toolbox: Toolbox | None) -> Iterator[Finding]:
-    """What fetching takes: it must be there while the packages are not."""
+    """What fetching packages takes; it is needed only as long as they are not there."""
     needed = toolbox is None
     if toolbox is not None:
         yield Finding(Status.OK, "packages", f"in {toolbox.root}")
@@ -177,7 +177,7 @@ def _packages(host: Host, toolbox: Toolbox | None) -> Iterator[Finding]:
         require_tools(host.run, host.machine)
         mirror = choose_mirror(dict(host.environment), host.run)
     except EnvironmentProblem as problem:
-        # What is in the cache works without; other kernels would have to be fetched.
+        # What is in the cache works without it; other kernels would have to be fetched.
         status = Status.MISSING if needed else Status.NOTE
         yield Finding(status, "Debian packages", problem.what, problem.how_to_get_it)
         return

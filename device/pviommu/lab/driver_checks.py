@@ -1,10 +1,11 @@
-"""What a kernel developer asks of C code, asked of the guest's: no warning of the compiler, of sparse or of checkpatch.
+"""The checks that kernel developers expect of C code: no warnings from the compiler, from sparse or from checkpatch.
 
 The modules are compiled against the headers of Debian's kernels (6.12 and 7.x), in a private root that also holds
-sparse, and the kernel source that checkpatch is taken from: no package has it by itself. What was looked at before, and
-has not changed since, is not looked at again (see :mod:`pviommu.lab.series`).
+sparse, and the kernel source that checkpatch is taken from: no package has it by itself. What was checked before, and
+has not changed since, is not checked again (see :mod:`pviommu.lab.series`).
 
-Run as a program (``scripts/driver-check``) it checks the checkout's; exit status 1 if anything was complained about.
+Run as a program (``scripts/driver-check``) it checks the guest's sources of this checkout; exit status 1 if there was
+any complaint.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ PACKAGES = (
     *("sparse", "dkms", "openssl", "diffutils", "perl", "tar", "xz-utils"),
     f"linux-headers-cloud-amd64/{BACKPORTS}",
 )
-"""What the root of the checks holds beside what building kernels and modules takes; DKMS is for the packaging's."""
+"""Packages of the checks' root besides those that building kernels and modules takes. DKMS is for the tests of the
+packaging."""
 
 STEPS = 3 * ROOT_STEPS + 1
 """Progress steps that :func:`prepare_checks` may take."""
@@ -46,12 +48,13 @@ STEPS = 3 * ROOT_STEPS + 1
 _CHECKPATCH = ("checkpatch.pl", "spelling.txt", "const_structs.checkpatch")
 _CHECKPATCH_FOLDER = "usr/src/checkpatch"
 _GENERATED = "Generated from the declarations of pviommu_abi"
-# Debian's sparse 0.6.4 knows neither the operator that Linux 7 takes for granted nor the constant expressions in the
-# static assertions of its MODULE_INFO(). Both are plain C that the compiler has judged already.
+# Debian's sparse 0.6.4 knows neither an operator that Linux 7 uses nor the constant expressions in the static
+# assertions of its MODULE_INFO(). The compiler has checked both already.
 _SPARSE_FLAGS = "-D__typeof_unqual__=__typeof__ '-D_Static_assert(...)='"
-_NOT_IN_6_12 = "ALLOC_WITH_SIZEOF"  # wants kmalloc_obj(), which is younger
+_NOT_IN_6_12 = "ALLOC_WITH_SIZEOF"  # recommends kmalloc_obj(), which is newer
 _KERNEL_ONLY = "PREFER_KERNEL_TYPES,PREFER_DEFINED_ATTRIBUTE_MACRO,CAMELCASE,VOLATILE,NAKED_SSCANF"
-"""Advice that means nothing in user space, where such macros and types are missing and devices are mapped volatile."""
+"""Advice that has no meaning in user space, which lacks such macros and types, and where device memory is mapped
+volatile."""
 
 _COMPLAINT = re.compile(r"\b(warning|error): ")
 _LAST_LINES = 10
@@ -60,7 +63,7 @@ _LAST_LINES = 10
 class DriverChecks:
     """The checks, in a root that :func:`prepare_checks` made. A check gives its complaints, one line each.
 
-    ``ran`` counts what was not known from an earlier run and had to be looked at.
+    ``ran`` counts checks whose result was not known from an earlier run.
     """
 
     def __init__(self, root: Path, sandbox: Sandbox, run: Run = run) -> None:
@@ -79,11 +82,11 @@ class DriverChecks:
         return Series(self.root, self._sandbox, files, self._run)
 
     def modules(self, sources: Path, release: str) -> list[str]:
-        """Compile the modules of ``sources`` for ``release`` at W=1, and let sparse look at every file of theirs."""
+        """Compile the modules of ``sources`` for ``release`` with W=1, and run sparse on each of their files."""
         with self.series({str(path.relative_to(sources)): path for path in source_files(sources)}) as series:
             outcome = series.run(
                 *("make", f"-j{os.cpu_count() or 1}", "-C", f"/lib/modules/{release}/build", f"M={FOLDER}"),
-                # Not C=2, which asks a script that Debian's headers lack whether sparse is new enough.
+                # Not C=2: that runs a script to find out whether sparse is new enough, which Debian's headers lack.
                 *("W=1", "KCFLAGS=-Werror", "KBUILD_CHECKSRC=2", f"CF={_SPARSE_FLAGS}", "modules"),
             )
         self.ran += not series.is_recalled
@@ -97,7 +100,7 @@ class DriverChecks:
         return complaints or [f"{name}: sparse was not run on it" for name in unseen]
 
     def style(self, guest_tools: Path) -> list[str]:
-        """Let checkpatch --strict read all C of ``guest_tools`` that was written and not generated."""
+        """Run checkpatch --strict on all C files of ``guest_tools`` that are not generated."""
         programs = guest_tools / "programs"
         sources = written_sources(guest_tools)
         of_programs = [path for path in sources if path.is_relative_to(programs)]
@@ -124,7 +127,7 @@ class DriverChecks:
         return lines
 
     def take_checkpatch(self, progress: Progress) -> None:
-        """Take checkpatch out of the kernel source if that was not done yet. Raises EnvironmentProblem."""
+        """Unpack checkpatch from the kernel source unless that is done already. Raises EnvironmentProblem."""
         if (self.root / _CHECKPATCH_FOLDER).is_dir():
             progress.skip(1)
             return

@@ -1,4 +1,4 @@
-"""The little of an ELF file that tells what it takes to run it."""
+"""Reads from an ELF file what it takes to run it."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _MAGIC = b"\x7fELF"
 _CLASS_64, _LITTLE_ENDIAN = 2, 1
 _HEADER = struct.Struct("<16sHHIQQQIHHHHHH")
 _SEGMENT = struct.Struct("<IIQQQQQQ")
-_EXECUTABLE, _SHARED = 2, 3  # file types; a program that can be loaded anywhere is of the second
+_EXECUTABLE, _SHARED = 2, 3  # file types; a position-independent program has the second
 _INTERPRETER = 3  # a segment of the type PT_INTERP
 
 
 @dataclass(frozen=True, slots=True)
 class ElfProgram:
-    """What an ELF file is for. ``loader`` is the path of what loads a dynamic program; None: it needs none."""
+    """What an ELF file is. ``loader`` is the path of the loader of a dynamic program; None: it needs none."""
 
     machine: int
     is_program: bool
@@ -28,7 +28,7 @@ class ElfProgram:
 
 
 def read_elf(content: bytes) -> ElfProgram | None:
-    """What ``content`` is if it is an ELF file; None if it is none. A file that is cut off is no program."""
+    """What ``content`` is; None if it is not an ELF file. A file that is cut off is not a program."""
     if not content.startswith(_MAGIC):
         return None
     if len(content) < _HEADER.size or content[4:6] != bytes((_CLASS_64, _LITTLE_ENDIAN)):

@@ -1,4 +1,4 @@
-"""What one guest is told: how its IOMMU driver is to be loaded, how its kernel maps, and how much it tests.
+"""The settings of one guest: how its IOMMU driver is loaded, how its kernel maps, and how much it tests.
 
 The guest's scripts source ``/lab/config``; the mode is also a kernel argument, because the IOMMU core reads it before
 any script runs.
@@ -19,12 +19,12 @@ KERNELS = ("debian", "debian-7", "lab", "lab-debug")
 """Kernels that the lab provides by name."""
 
 OWN_KERNEL = "own"
-"""What a kernel that was given by its path is called in the guest."""
+"""The name that a kernel given by its path has in the guest."""
 
 PROFILES = ("xen-2024", "xen-v7")
 
 SUITES = ("vfio",)
-"""Tests by others that the guest can run instead of its own: the kernel's tools/testing/selftests/NAME."""
+"""Other people's tests that the guest can run instead of its own: the kernel's tools/testing/selftests/NAME."""
 
 MODES = {"lazy": "iommu.strict=0", "strict": "iommu.strict=1", "passthrough": "iommu.passthrough=1"}
 """How the DMA API maps (Documentation/admin-guide/kernel-parameters.txt, iommu.strict and iommu.passthrough)."""
@@ -38,8 +38,8 @@ def kernel_name(kernel: str) -> str:
 @dataclass(frozen=True, slots=True)
 class GuestSettings:
     """One choice for each of the lab's axes. ``long`` adds the tests that take more than a few seconds; with ``keep``
-    the guest ends in a shell on its console instead of powering off. With ``program``, the name of a file that the user
-    brought along, or with ``suite``, that is run instead of the guest's own tests.
+    the guest ends in a shell on its console instead of powering off. ``program``, the name of a file that the user has
+    added, or ``suite`` is run instead of the guest's own tests.
     """
 
     profile: str = PROFILES[0]
@@ -57,7 +57,7 @@ class GuestSettings:
         return (MODES[self.mode],)
 
     def config(self, more: Mapping[str, str] | None = None) -> bytes:
-        """The text of ``/lab/config``: assignments of a POSIX shell, ``more`` behind the settings."""
+        """The text of ``/lab/config``: assignments of a POSIX shell, those of ``more`` after the settings."""
         values = {
             "profile": self.profile,
             "mode": self.mode,

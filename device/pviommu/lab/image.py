@@ -21,7 +21,7 @@ __all__ = ["KernelModules", "base_image", "guest_image"]
 
 
 class KernelModules:
-    """The modules of a kernel, found by name; ``-`` and ``_`` are the same, as in modprobe.
+    """The modules of a kernel, by name; ``-`` and ``_`` are the same, as for modprobe.
 
     ``folder`` is where they are installed, or a build tree that has them.
     """
@@ -31,7 +31,7 @@ class KernelModules:
         self._paths = {_module_name(path): path for path in _module_files(folder)}
         builtin = folder / "modules.builtin"
         self.builtin = builtin.read_text().splitlines() if builtin.is_file() else []
-        """What the kernel has built in, as ``kernel/drivers/.../name.ko``."""
+        """Modules that are built into the kernel, as ``kernel/drivers/.../name.ko``."""
         self._builtin = {_module_name(Path(line)) for line in self.builtin}
 
     def __contains__(self, name: str) -> bool:
@@ -63,7 +63,7 @@ class KernelModules:
 def _module_files(folder: Path) -> list[Path]:
     if not (folder / "Module.symvers").is_file():
         return [path for path in folder.rglob("*.ko*") if path.is_file()]
-    # A build tree: it is large, and holds leftovers of former configurations. Its list names what belongs to it.
+    # A build tree is large and holds leftovers of earlier configurations; its list names the modules that belong to it.
     order = folder / "modules.order"
     lines = order.read_text().splitlines() if order.is_file() else []
     paths = [(folder / line).with_suffix(".ko") for line in lines]
@@ -142,7 +142,7 @@ def _add_modules(archive: Archive, release: str, contents: Mapping[str, bytes], 
         needed = _closure(name, contents)
         lines.append(" ".join([f"{name}.ko:", *(f"{other}.ko" for other in needed)]))
     archive.file(f"{folder}/modules.dep", "".join(f"{line}\n" for line in lines).encode())
-    # With it, modprobe of what is built in succeeds: scripts need not know which kernel has what as a module.
+    # With this, modprobe succeeds for what is built in, so scripts need not know which kernel has what as a module.
     archive.file(f"{folder}/modules.builtin", "".join(f"{line}\n" for line in builtin).encode())
 
 
@@ -174,7 +174,7 @@ def _add_tree(archive: Archive, source: Path, target: str) -> None:
 
 
 def _mode(path: Path) -> int:
-    # A wheel does not keep the executable bit; a first line that names an interpreter says the same.
+    # A wheel does not keep the executable bit, but a first line that names an interpreter tells as much.
     with path.open("rb") as file:
         script = file.read(2) == b"#!"
     return 0o755 if script or path.stat().st_mode & 0o100 else 0o644

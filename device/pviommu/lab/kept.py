@@ -1,7 +1,7 @@
 """Build results that are kept, in a folder named by a digest of what went into them.
 
-A result is made under another name and renamed when complete, so a killed run leaves no half result, and of two runs at
-a time the first one's stays.
+A result is made under another name and renamed when it is complete. So a killed run leaves no half result, and if two
+runs make the same one at a time, that of the first stays.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _GENERATED = (".o", ".ko", ".mod", ".mod.c", ".cmd", "Module.symvers", "modules.
 
 
 def source_files(folder: Path) -> list[Path]:
-    """Every file below ``folder`` that a build starts from, sorted; products of builds beside them are left out."""
+    """Every file below ``folder`` that a build starts from, sorted; build products beside them are left out."""
     return sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.endswith(_GENERATED))
 
 
@@ -47,7 +47,7 @@ def keep(products: Iterable[Path], kept: Path, *, mode: int = 0o644) -> None:
         for product in products:
             shutil.copyfile(product, new / product.name)
             (new / product.name).chmod(mode)
-        with contextlib.suppress(OSError):  # another run was first; both built the same sources
+        with contextlib.suppress(OSError):  # another run was first; both have built the same sources
             new.rename(kept)
     finally:
-        shutil.rmtree(new, ignore_errors=True)  # there is none any more if it was renamed
+        shutil.rmtree(new, ignore_errors=True)  # if it was renamed, there is nothing to remove

@@ -1,5 +1,5 @@
-"""A kernel that is no package: a build tree or an image with one, checked for what the lab's guest needs before
-anything is built or booted.
+"""A kernel that is not from a package: a build tree, or an image with one. It is checked for what the lab's guest needs
+before anything is built or booted.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ API = {
 """Members of ``struct iommu_ops`` that the driver sets."""
 
 
-_VERSION_POINTER = 0x20E  # of the boot protocol's header: where the version's text is, less 0x200
+_VERSION_POINTER = 0x20E  # field of the boot protocol's header: where the version's text is, less 0x200
 _MAGIC = slice(0x202, 0x206)
 _INSTALLED = Path("/lib/modules")
 
@@ -50,8 +50,8 @@ class KernelTree:
 def open_kernel(path: Path, installed: Path = _INSTALLED) -> KernelTree:
     """The kernel at ``path``, a build tree or a bzImage.
 
-    The tree of an image is the one around it; of an image that stands alone, ``build`` in the folder of its release in
-    ``installed``. Raises UsageError and EnvironmentProblem, in one line.
+    The tree of an image is the one that it is in; that of an image on its own is ``build`` in the folder of its release
+    in ``installed``. Raises UsageError and EnvironmentProblem, in one line.
     """
     if path.is_dir():
         return open_tree(path)
@@ -87,8 +87,8 @@ def image_release(image: Path) -> str:
 
 
 def open_tree(tree: Path, image: Path | None = None) -> KernelTree:
-    """Check ``tree``, and ``image`` if it is elsewhere. Raises UsageError if it is no built kernel, EnvironmentProblem
-    if it lacks something, in one line.
+    """Check ``tree``, and ``image`` if it is elsewhere. Raises UsageError if there is no built kernel,
+    EnvironmentProblem if the kernel lacks something; both in one line.
     """
     image = image or tree / "arch/x86/boot/bzImage"
     release = tree / "include/config/kernel.release"
@@ -126,7 +126,8 @@ def _check_configuration(tree: Path, config: Path) -> None:
 
 
 def _check_api(tree: Path) -> None:
-    # Where the headers are: in the tree, in the source of a tree of objects only, beside an installed kernel's tree.
+    # Where the headers are: in the tree; in the source tree, if this one has only objects; or beside an installed
+    # kernel's tree.
     sources = [source for source in (tree / "source", tree.parent / "source", tree) if source.exists()]
     headers = [source / "include/linux/iommu.h" for source in sources]
     header = next((path for path in headers if path.is_file()), headers[-1])

@@ -1,8 +1,8 @@
 """Builds a kernel for the guest from Debian's source package, in a private root and with the compiler of that root.
 
-A kernel is described by configuration fragments on the base of ``make allnoconfig``: what they name is all there is. It
-is kept in the root under ``kernels/NAME-DIGEST``, by a digest of the source package and the fragments, as what a run
-needs: image, symbols, its own modules, and the part of the build tree that modules are built against.
+Configuration fragments on top of ``make allnoconfig`` describe a kernel: it has nothing but what they name. The root
+keeps under ``kernels/NAME-DIGEST``, with a digest of the source package and the fragments, what a run needs: the image,
+symbols, the kernel's own modules, and the part of the build tree that other modules are built against.
 """
 
 from __future__ import annotations
@@ -42,14 +42,15 @@ SOURCE_PACKAGES = (
     *("linux-source", "make", "gcc", "libc6-dev", "binutils", "flex", "bison", "bc", "libelf-dev", "libssl-dev"),
     *("diffutils", "gzip", "kmod", "perl", "python3-minimal", "tar", "xz-utils"),
 )
-"""What a root needs to build a kernel; the first one is the source, which a suite may be added to."""
+"""Packages that a root needs to build a kernel. The first one is the source; a Debian suite may be added to its
+name."""
 
 Follow = Callable[[Sequence[str], Callable[[str], None]], int]
-"""Runs a program, hands over each line of its output, gives its exit status; tests put a fake in its place."""
+"""Runs a program, hands over each line of its output, returns its exit status; tests put a fake in its place."""
 
 _LAYOUT = "1"  # change it to have every kernel built anew
 _LAST_LINES = 40
-# what make says of a file that it compiles, in a build and in one that only tells what it would do
+# what make prints for each file that it compiles, in a build and in a dry run
 _COMPILES = re.compile(r"(?:^|echo ')\s+(?:CC|AS)(?: \[M\])?\s+(\S+\.o)\b")
 _EXPORT_TREE = "$(srctree)/scripts/package/install-extmod-build"
 _DRY = ("-n", "-k", "all")
@@ -90,7 +91,7 @@ def follow(command: Sequence[str], line: Callable[[str], None]) -> int:
             for text in process.stdout:
                 line(text.rstrip("\n"))
         except KeyboardInterrupt:
-            process.terminate()  # else leaving the block would wait for the rest of the build
+            process.terminate()  # otherwise leaving the block would wait for the rest of the build
             raise
     return process.returncode
 
@@ -98,7 +99,8 @@ def follow(command: Sequence[str], line: Callable[[str], None]) -> int:
 def build_kernel(
     name: str, root: Path, fragments: Sequence[Path], progress: Progress, run: Run = run, follow: Follow = follow
 ) -> BuiltKernel:
-    """The kernel ``name`` that ``fragments``, later ones on top, describe; built in ``root`` if it is not there yet.
+    """The kernel ``name``, which ``fragments`` describe (later ones override earlier ones); built in ``root`` if it is
+    not there yet.
 
     Raises RunError with what the failing step said, and EnvironmentProblem.
     """
@@ -123,7 +125,7 @@ def build_kernel(
 
 
 def find_kernel(name: str, root: Path, fragments: Sequence[Path]) -> BuiltKernel | None:
-    """What :func:`build_kernel` would give at once; None if it would have to build it. Raises EnvironmentProblem."""
+    """The kernel, if :func:`build_kernel` has built it already, else None. Raises EnvironmentProblem."""
     kept = _place(name, root, fragments)
     return BuiltKernel(kept) if kept.is_dir() else None
 
@@ -145,8 +147,9 @@ def source_archive(root: Path) -> Path:
 
 
 def source_version(root: Path) -> str:
-    """What tells the kernel source of ``root`` from others: its package's file name. Raises EnvironmentProblem."""
-    # The source's own name has only two numbers of the version; the package's has all of it.
+    """The file name of the kernel source's package in ``root``, which tells versions apart. Raises
+    EnvironmentProblem."""
+    # The source's own name has only two numbers of the version, the package's has all.
     stem = source_archive(root).name.removesuffix(".tar.xz")
     return "\n".join(name for name in archives_in(root) if name.startswith(f"{stem}_"))
 
@@ -179,7 +182,7 @@ class _Build:
 
     def make(self, source: Path, fragments: str, kept: Path) -> None:
         making = Path(tempfile.mkdtemp(prefix="making-", dir=kept.parent))
-        making.chmod(0o755)  # the kept tree is for whoever may read the root
+        making.chmod(0o755)  # whoever may read the root may read the kept tree
         try:
             self._unpack(source, making)
             self._configure(making, fragments)
@@ -229,14 +232,15 @@ class _Build:
         self._progress.done(f"{total} files")
 
     def _would_compile(self, making: Path) -> set[str]:
-        """The files that a build will compile. It cannot tell what is made from what is not there yet: a few more."""
+        """The files that a build will compile. A few more will come: make cannot know yet what depends on files to be
+        made."""
         found = set()
 
         def take(line: str) -> None:
             if match := _COMPILES.search(line):
                 found.add(match[1])
 
-        # -k: it misses what it would have made; that is no error
+        # -k: files that it would have made are missing, which is no error here
         self._follow(self._sandbox.command(self._root, ["make", "-C", self._inside(making / "source"), *_DRY]), take)
         return found
 
@@ -252,18 +256,18 @@ class _Build:
         for name in _KEPT_FILES:
             (tree / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(making / "source" / name, tree / name)
-        debugger = tree / "vmlinux-gdb.py"  # gdb loads it with vmlinux, if it may
+        debugger = tree / "vmlinux-gdb.py"  # gdb loads it with vmlinux, if that is allowed
         if (tree / "scripts/gdb/vmlinux-gdb.py").is_file() and not debugger.exists():
             debugger.symlink_to("scripts/gdb/vmlinux-gdb.py")
         for modules in kept.glob("lib/modules/*"):
-            (modules / "build").unlink(missing_ok=True)  # it names the tree that goes away
+            (modules / "build").unlink(missing_ok=True)  # it points to the tree that goes away
         size = sum(path.lstat().st_size for path in kept.rglob("*")) // 1_000_000
         self._progress.done(f"{size} MB")
 
     def _make(
         self, making: Path, words: Sequence[str], what: str, line: Callable[[str], None] = lambda line: None
     ) -> None:
-        # Whoever waits for a kernel goes on working meanwhile.
+        # A low priority: whoever waits for the kernel does other work meanwhile.
         self._do(["nice", "-n", "10", "make", "-C", self._inside(making / "source"), *words], what, line)
 
     def _do(self, program: Sequence[str], what: str, line: Callable[[str], None] = lambda line: None) -> None:

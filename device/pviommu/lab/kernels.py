@@ -1,6 +1,6 @@
 """The guest's kernel by name: Debian's, a newer one of Debian's, two built for the lab, or the user's own by its path.
 
-What a name needs beyond the common root is a layer of its own upon that root, fetched only when it is asked for.
+What a kernel needs beyond the common root is in a layer of its own on top of it, fetched only when it is needed.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ DEBIAN, DEBIAN_7 = KERNELS[:2]
 
 _DEBIAN_7_PACKAGES = tuple(f"linux-{part}-cloud-amd64/{BACKPORTS}" for part in ("image", "headers"))
 BUILD_PACKAGES = (f"{SOURCE_PACKAGES[0]}/{BACKPORTS}", *SOURCE_PACKAGES[1:], "uuid-dev")
-"""Packages of the layer in which kernels are built, the newest source among them, and what its own tests need."""
+"""Packages of the layer in which kernels are built: the newest source, and what building it and its own tests needs."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Flavour:
-    """A kernel of the lab's own: its fragments in ``guest-tools/kernel``, and what it is booted with."""
+    """A kernel of the lab's own: its fragments in ``guest-tools/kernel``, and its boot arguments."""
 
     fragments: tuple[str, ...]
     arguments: tuple[str, ...] = ()
@@ -56,7 +56,7 @@ def steps(kernel: str) -> int:
 
 
 def open_named_path(kernel: str) -> KernelTree | None:
-    """The user's own kernel that ``kernel`` is the path of, checked; None for a name. Cheap: ask it first.
+    """The user's own kernel, checked, if ``kernel`` is its path; None if it is a name. Cheap, so call it first.
 
     Raises UsageError, EnvironmentProblem.
     """
@@ -64,7 +64,7 @@ def open_named_path(kernel: str) -> KernelTree | None:
 
 
 def build_layer(base: Path, progress: Progress, *, environment: Mapping[str, str] = os.environ, run: Run = run) -> Path:
-    """The layer upon the root ``base`` that has the kernel's source and what builds it; made if it is missing.
+    """The layer on the root ``base`` with the kernel's source and what builds it; made if it is missing.
 
     Raises EnvironmentProblem.
     """
@@ -81,7 +81,7 @@ def with_kernel(
     run: Run = run,
     follow: Follow = follow,
 ) -> Toolbox:
-    """``toolbox``, which has Debian's kernel, with the kernel of that name or path; what is missing is made.
+    """``toolbox``, which has Debian's kernel, with the kernel of that name or path instead; what is missing is made.
 
     Raises UsageError, EnvironmentProblem, RunError.
     """
@@ -128,8 +128,8 @@ def _with_tree(toolbox: Toolbox, tree: KernelTree) -> Toolbox:
 
 
 def _with_package(toolbox: Toolbox) -> Toolbox:
-    """``toolbox`` with the kernel that the layer ``toolbox.root`` adds to the one of its base."""
-    # Packages of Linux 7 put the image beside its modules; /boot is filled by a script that does not run here.
+    """``toolbox`` with the kernel that the layer ``toolbox.root`` adds to its base's."""
+    # Packages of Linux 7 have the image beside its modules; a script, which does not run here, would copy it to /boot.
     images = sorted(toolbox.root.glob("usr/lib/modules/*/vmlinuz"))
     if not images:
         raise EnvironmentProblem(

@@ -1,8 +1,8 @@
-"""``pviommu lab matrix``: kernels x profiles x lazy and strict x vCPUs, each a run of its own, two of
-each kernel long ones, and the kernel's own tests; one table at the end.
+"""``pviommu lab matrix``: kernels x profiles x lazy and strict x vCPUs, each a run of its own; two of each kernel with
+the long tests; and the kernel's own tests. One table at the end.
 
-Each cell is a ``pviommu lab run`` in a process of its own, so that none can spoil the next. What a cell came to is kept
-at once; the next matrix runs only what did not pass, or passed with other code or another kernel.
+Each cell is a ``pviommu lab run`` in a process of its own, so that none can spoil the next. Each outcome is kept at
+once; the next matrix runs only cells that did not pass, or passed with other code or another kernel.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from .server import PROGRAM
 __all__ = ["add_arguments", "main"]
 
 _GRACE = 60.0
-"""Seconds that a run may need beyond its own limit, to end and to report."""
+"""Seconds beyond its own limit that a run may take to end and to report."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -123,7 +123,7 @@ def _run(
 
 
 def _outcomes(matrix: _Matrix, wanted: Sequence[Cell]) -> Iterator[tuple[Cell, Outcome]]:
-    """Each cell with what it came to, as it comes; one line a cell."""
+    """Each cell with its outcome, as it comes; prints one line per cell."""
     ready: dict[tuple[str, str], Setup | Outcome] = {}
     for number, cell in enumerate(wanted, start=1):
         needs = (cell.kernel, cell.suite)
@@ -152,7 +152,7 @@ def _line(cell: Cell, outcome: Outcome) -> str:
 
 
 def _made_ready(matrix: _Matrix, kernel: str, suite: str) -> Setup | Outcome:
-    """Everything that runs with ``kernel`` and ``suite`` need; what prevents it is the outcome of each of them."""
+    """The set-up for runs with ``kernel`` and ``suite``; if it fails, the outcome of each of those."""
     args = matrix.args
     try:
         asked = {"qemu": args.qemu, "accel": args.accel, "suite": suite or None}

@@ -1,7 +1,7 @@
-"""Takes what a program in the guest writes, byte by byte as it is, to a file and to the user's terminal.
+"""Copies what a program in the guest writes, unchanged, to a file and to the user's terminal.
 
-It comes over a virtio-serial port of its own. A reader that is slow holds the program back; nothing is dropped, and
-nothing is kept in memory.
+It comes over a virtio-serial port of its own. A slow reader holds the program back; nothing is dropped, and nothing is
+kept in memory.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["PORT_NAME", "GuestOutput"]
 
 PORT_NAME = "org.pviommu.output"
 _CHUNK = 65536
-_LAST_SECONDS = 2.0  # for a terminal that takes nothing any more
+_LAST_SECONDS = 2.0  # how long to wait for a terminal that takes nothing any more
 
 
 class GuestOutput:
@@ -36,7 +36,7 @@ class GuestOutput:
         self._path = path
         self._terminal: int | None = terminal
         self.problems: list[str] = []
-        """why the file is not whole; the program is not held up by that"""
+        """why the file is incomplete; the program is not held up by that"""
         self._count = 0
         self._ended = False
         self._moved = threading.Condition()
@@ -54,7 +54,8 @@ class GuestOutput:
     def __exit__(
         self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # The machine is gone and what it wrote is still in the socket; a terminal that blocks keeps only the thread.
+        # The machine is gone, and what it wrote is still in the socket. A terminal that blocks holds up only the
+        # thread.
         self.far.close()
         self._thread.join(_LAST_SECONDS)
         if not self._thread.is_alive():
@@ -67,7 +68,7 @@ class GuestOutput:
         return self._count
 
     def wait_for(self, count: int, deadline: float) -> bool:
-        """Wait until ``count`` bytes have come, until no more can, or for ``deadline``; whether they have.
+        """Wait until ``count`` bytes have come, no more can come, or ``deadline``; returns whether they have come.
 
         ``deadline`` is a time of ``time.monotonic``.
         """
@@ -93,7 +94,7 @@ class GuestOutput:
         if self._terminal is not None:
             try:
                 _write_all(self._terminal, data)
-            except OSError:  # as of `| head`: the reader has seen enough, the file still gets all
+            except OSError:  # as with `| head`: the reader has seen enough; the file still gets everything
                 self._terminal = None
         with self._moved:
             self._count += len(data)

@@ -19,7 +19,7 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 class Outcome:
-    """What a finished program left: its status and its output, standard error included."""
+    """The status and the output of a finished program, standard error included."""
 
     __slots__ = ("output", "status")
 
@@ -57,13 +57,13 @@ def _die_with_parent() -> None:
 
 @contextlib.contextmanager
 def _signals_held_back() -> Iterator[None]:
-    """Signals that end the lab have their handlers called when the block is over.
+    """Handlers of signals that end the lab are called only when the block is over.
 
-    To block them would not do: that is for one thread, the kernel may deliver them to another, and Python calls the
-    handler in the main thread all the same.
+    Blocking the signals would not be enough: that holds for one thread, the kernel may deliver them to another, and
+    Python then still calls the handler in the main thread.
     """
     came: list[int] = []
-    is_main = threading.current_thread() is threading.main_thread()  # handlers run in no other
+    is_main = threading.current_thread() is threading.main_thread()  # handlers run only there
     numbers = [number for number in _ENDING_SIGNALS if is_main and callable(signal.getsignal(number))]
     previous = {number: signal.signal(number, lambda number, _: came.append(number)) for number in numbers}
     try:
@@ -78,7 +78,7 @@ def _signals_held_back() -> Iterator[None]:
 class Child:
     """A long-running program in a session of its own (Ctrl-C reaches only the lab), which dies with the lab.
 
-    The object exists before the program does, so that whoever is interrupted while starting it can still stop it.
+    The object exists before the program does, so that a caller that is interrupted while starting it can still stop it.
     """
 
     def __init__(self) -> None:
@@ -118,7 +118,8 @@ class Child:
         return None if self._process is None else self._process.poll()
 
     def wait(self, seconds: float | None) -> int | None:
-        """The exit status once the program ends; None if it did not within ``seconds``, which may be None for ever."""
+        """Wait for the program to end. Returns its exit status, or None if it did not end within ``seconds`` (None: no
+        limit)."""
         if self._process is None:
             return None
         try:
@@ -127,7 +128,8 @@ class Child:
             return None
 
     def pause(self) -> None:
-        """Stop the program (SIGSTOP); returns once none of it runs. Raises ProcessLookupError if it has ended."""
+        """Stop the program (SIGSTOP); returns once all its threads have stopped. Raises ProcessLookupError if it has
+        ended."""
         process = self._running()
         process.send_signal(signal.SIGSTOP)
         # The signal may still be on its way to a thread that runs on another processor.
@@ -154,7 +156,7 @@ class Child:
     def stop(self, *, grace: float = 5.0) -> int | None:
         """End the program with SIGTERM, after ``grace`` seconds with SIGKILL.
 
-        Gives its exit status, None if it was never started.
+        Returns its exit status, None if it was never started.
         """
         if self._process is None:
             return None

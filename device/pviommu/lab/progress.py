@@ -1,4 +1,4 @@
-"""Progress lines: one a step, updated in place on a terminal and at every fifth of the way elsewhere."""
+"""Progress lines, one per step: updated in place on a terminal, elsewhere at every fifth of the way."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Progress:
         self._write("...", last=not self._terminal)
 
     def skip(self, steps: int) -> None:
-        """Count ``steps`` that need nothing done, so that the numbers of the others stay the same."""
+        """Pass over ``steps`` for which there is nothing to do, so that the numbers of the others stay the same."""
         self._number += steps
 
     def update(self, fraction: float) -> None:
@@ -56,7 +56,7 @@ class Progress:
         self._write(f"... {percent} %{detail}", last=not self._terminal)
 
     def count(self, done: int, total: int, what: str) -> None:
-        """Show how many of ``total`` are done, and about how long the others will take; else as :meth:`update`."""
+        """As :meth:`update`, and show how many of ``total`` are done and about how long the others will take."""
         left = (self._clock() - self._started) * (total - done) / max(done, 1)
         self._show(done / max(total, 1), f", {done} of {total} {what}, about {_duration(left)} left")
 
@@ -83,5 +83,5 @@ class Progress:
 
 
 def _duration(seconds: float) -> str:
-    """In the unit that a reader can use."""
+    """``seconds`` in a unit that suits a reader."""
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"

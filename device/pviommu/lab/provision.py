@@ -41,12 +41,12 @@ class Toolbox:
     kernel_release: str
     busybox: Path
     kernel_tree: Path | None = None
-    """build tree of a kernel that is no package; None: Debian's, whose headers are in ``root``. One within ``root``
-    was built by the compiler of that root."""
+    """build tree of a kernel that is not from a package; None: Debian's kernel, whose headers are in ``root``. The
+    compiler of ``root`` has built a tree that lies within it"""
     kernel: str = "debian"
     """the kernel's name among the lab's, or ``own``"""
     kernel_arguments: tuple[str, ...] = ()
-    """what this kernel is to be booted with"""
+    """the boot arguments of this kernel"""
     kernel_modules: Path | None = None
     """folder of the kernel's own modules: an installed one or a build tree; None: the package's in ``root``"""
     vmlinux: Path | None = None
@@ -91,10 +91,10 @@ def find_qemu(program: str, run: Run = run) -> str | None:
 def provision(
     progress: Progress, *, qemu: str | None = None, environment: Mapping[str, str] = os.environ, run: Run = run
 ) -> Toolbox:
-    """Give the toolbox, making what is missing.
+    """Return the toolbox, after making what is missing.
 
-    ``qemu`` names a QEMU to use; without it the host's own is used if it is able, else Debian's in the private root.
-    Raises EnvironmentProblem.
+    ``qemu`` names a QEMU to use; without it, the host's own is used if it is suitable, else Debian's in the private
+    root. Raises EnvironmentProblem.
     """
     host = _host_qemu(qemu, run)
     packages = _GUEST_PACKAGES if host else (*_QEMU_PACKAGES, *_GUEST_PACKAGES)
@@ -105,7 +105,7 @@ def provision(
 def find_toolbox(
     *, qemu: str | None = None, environment: Mapping[str, str] = os.environ, run: Run = run
 ) -> Toolbox | None:
-    """What :func:`provision` would give at once; None if it would have to fetch something.
+    """The toolbox, if :func:`provision` would not have to fetch anything for it, else None.
 
     Raises EnvironmentProblem.
     """

@@ -2,8 +2,8 @@
 
 A root is named by a digest of what was asked for. It is made under another name and renamed when complete, so a killed
 run leaves no half root; a lock makes the second of two runs wait for the first. What was downloaded stays until the
-root is complete, and the next run goes on with it. A layer is a root that begins as a copy
-of another one, by hard links, and gets only the packages which that one lacks: it costs no more than its own packages.
+root is complete, and the next run goes on with it. A layer is a root that begins as a copy of another one, made of hard
+links, and gets only the packages that this one lacks: it takes no more space than they do.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ STEPS = 3
 """Progress steps that making a root takes."""
 
 BACKPORTS = "trixie-backports"
-"""The suite of what is newer than Debian 13 itself."""
+"""The suite of packages that are newer than Debian 13 itself."""
 
 _LAYOUT = "1"  # change it to have every root made anew
 _COMPLETE = ".complete"
@@ -49,7 +49,7 @@ def private_root(
     *,
     base: Path | None = None,
 ) -> Path:
-    """The root in ``folder`` that holds ``packages`` and what they need; with ``base``, a layer upon that root.
+    """The root in ``folder`` that holds ``packages`` and what they need; with ``base``, a layer on that root.
 
     It is made if it is missing. Raises EnvironmentProblem.
     """
@@ -72,7 +72,7 @@ def private_root(
 
 
 def find_root(folder: Path, packages: Sequence[str], *, base: Path | None = None) -> Path | None:
-    """What :func:`private_root` would give at once; None if it would have to make it."""
+    """The root, if :func:`private_root` has made it already, else None."""
     root = folder / f"root-{_digest(packages, base)}"
     return root if _is_complete(root) else None
 
@@ -88,7 +88,7 @@ def locked(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        # Whoever holds the lock is the only maker, so anything unfinished is a killed run's.
+        # Whoever holds the lock is the only maker, so anything unfinished is left from a killed run.
         for leftover in folder.glob("making-*"):
             shutil.rmtree(leftover, ignore_errors=True)
         yield
@@ -149,8 +149,8 @@ def _begin(new: Path, base: Path | None) -> None:
     if base is None:
         new.mkdir()
         return
-    # What runs write to, and the list of packages, is the base's own; the rest is never changed in place. Documents are
-    # of no use, and a newer version of a package may have a link where the older one has a folder.
+    # Folders that runs write to, and the list of packages, are not shared with the base; nothing else is ever changed
+    # in place. Documents are of no use, and where one version of a package has a folder, a newer one may have a link.
     own = {base / name for name in (_COMPLETE, *_MOUNT_POINTS, *_DOCUMENTS)}
 
     def skipped(folder: str, names: list[str]) -> set[str]:
@@ -160,7 +160,8 @@ def _begin(new: Path, base: Path | None) -> None:
 
 
 def _unpack(files: list[Path], root: Path, progress: Progress, run: Run) -> None:
-    # base-files brings the links /bin -> usr/bin and so on; whatever comes before it could make them folders.
+    # base-files brings the links /bin -> usr/bin and so on; a package that is unpacked before it could make folders of
+    # them.
     first = [file for file in files if file.name.startswith("base-files_")]
     for file in first:
         _unpack_one(file, root, run)
@@ -176,7 +177,7 @@ def _unpack(files: list[Path], root: Path, progress: Progress, run: Run) -> None
 
 
 def _unpack_one(file: Path, root: Path, run: Run) -> None:
-    # tar, which does the work, removes a file before it writes one of that name: a base's file stays as it is.
+    # tar, which does the work, removes a file before it writes one of that name, so the base's file does not change.
     outcome = run(["dpkg-deb", "-x", str(file), str(root)])
     if outcome.status != 0:
         raise EnvironmentProblem(

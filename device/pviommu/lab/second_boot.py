@@ -18,7 +18,7 @@ INITRD_PATH = "/lab/boot/initrd"
 
 
 def with_second_boot(image: bytes, kernel: Path, settings: GuestSettings) -> bytes:
-    """``image`` (a packed archive) with ``kernel`` and itself as files, and with ``settings`` that name them.
+    """``image`` (a packed archive) with the files ``kernel`` and itself added, and with ``settings`` that name them.
 
     Raises OSError.
     """

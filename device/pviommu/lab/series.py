@@ -1,8 +1,8 @@
-"""Programs that are run one after the other in a folder of a private root, each of them once for the same beginning.
+"""Programs that run one after the other in a folder of a private root. What ran before from the same start is recalled.
 
-A root never changes, so what a program says there follows from the files that the folder begins with and from the
-programs before it. It is kept in the root, by a digest of these, and goes with the root. Only successes are kept: a
-failure may have been the machine's.
+A root never changes, so the output of a program depends only on the files that the folder begins with and on the
+programs before it. It is kept in the root, under a digest of these, and is removed with the root. Only successes are
+kept: a failure may have been the machine's.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .processes import Outcome, Run, run
 __all__ = ["FOLDER", "Series", "forget"]
 
 FOLDER = "/build/series"
-"""What programs and their output call the folder; the real one has another name, of its own."""
+"""The path of the folder as programs see it and print it; on the host each series has a folder of its own."""
 
 _KEPT = "said"
 
@@ -54,7 +54,7 @@ class Series:
             shutil.rmtree(self._work, ignore_errors=True)
 
     def run(self, *program: str) -> Outcome:
-        """What ``program`` leaves, run now or kept from an earlier series that began alike."""
+        """The outcome of ``program``, run now or kept from an earlier series that began in the same way."""
         self._digest.update(json.dumps(program).encode())
         kept = self._root / _KEPT / self._digest.hexdigest()[:32]
         if self.is_recalled and kept.is_file():
@@ -83,5 +83,5 @@ class Series:
 
 
 def forget(root: Path) -> None:
-    """Have every program run again."""
+    """Forget all outcomes, so that every program is run again."""
     shutil.rmtree(root / _KEPT, ignore_errors=True)

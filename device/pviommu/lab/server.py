@@ -27,10 +27,10 @@ _LOG_KEYS = frozenset(("time", "level", "event", "message"))  # of any record of
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What the server says of a topology.
+    """What the server says about a topology.
 
-    ``printed`` is its JSON as it came, ``driver_lines`` what the guest's driver must show, ``sockets`` the file
-    name of each function's socket, the IOMMU first.
+    ``printed`` is its JSON unchanged, ``driver_lines`` what the guest's driver must show, ``sockets`` the file names of
+    the functions' sockets, the IOMMU's first.
     """
 
     printed: bytes
@@ -119,14 +119,14 @@ class ServerProcess:
     def stop(self) -> list[str]:
         """End the server with SIGTERM; returns what was wrong with its end, the first time it is called.
 
-        A stopped one is continued first, since it could not end otherwise.
+        A server that is stopped is continued first, since it could not end otherwise.
         """
         if self._stopped or self._killed or not self._child.started:
             return []
         self._stopped = True
         died = self._child.poll()
         if died is None:
-            with contextlib.suppress(ProcessLookupError):  # it ended this moment, as the status will say
+            with contextlib.suppress(ProcessLookupError):  # it has just ended, as its status will say
                 self._child.resume()
         status = self._child.stop()
         if died is not None:
@@ -163,7 +163,7 @@ def _object(line: str) -> dict[str, Any]:
 
 
 def _last_words(text: str) -> str:
-    """The last line that a program wrote, taken out of its JSON log record if it is one."""
+    """The last line that a program wrote; of a JSON log record, its message."""
     lines = [line for line in text.splitlines() if line.strip()]
     if not lines:
         return "it printed nothing"

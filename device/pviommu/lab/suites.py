@@ -1,7 +1,7 @@
-"""Builds tests that others wrote, for the guest to run: of the kernel's own ones, those of VFIO.
+"""Builds tests that others have written, for the guest to run: the kernel's own selftests of VFIO.
 
-They are built from the kernel source of the private root as they are, statically, with the compiler of that root. What
-the lab adds lies in ``guest-tools/suites`` and comes in at link time. Results are kept by a digest of all that.
+They are built unchanged from the kernel source of the private root, statically, with the compiler of that root. What
+the lab adds is in ``guest-tools/suites`` and is linked in. Results are kept by a digest of all that.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ STEPS = 2
 """Progress steps that building a suite may take."""
 
 KERNELS = ("lab", "lab-debug", "own")
-"""Kernels that a suite can run on: it takes what the lab's own kernels have."""
+"""Kernels that a suite can run on: it needs options that the lab's own kernels have."""
 
 _LAYOUT = "1"  # change it to have every suite built anew
 _TESTS = "tools/testing/selftests"
 _PARTS = (
-    # what `make headers` reads, and the headers that programs outside of the kernel may use
+    # what `make headers` reads, and the headers for programs outside the kernel
     *("Makefile", "Kbuild", "scripts", "include", "usr", "arch/x86/Makefile*", "arch/x86/include"),
     *("arch/x86/entry/syscalls", "arch/x86/tools", "tools/include", "tools/arch/x86/include"),
     *(f"{_TESTS}/{name}" for name in ("*.h", "lib.mk", "kselftest", "vfio")),
-    # what links in the tests of VFIO lead to
+    # the targets of links in the tests of VFIO
     *("drivers/dma/ioat/*.h", "drivers/dma/idxd/*.h", "drivers/net/ethernet/intel/igb/*.h"),
 )
 _DRIVER = "pviommu_dma_test"
@@ -70,7 +70,7 @@ def build_suite(
 
 
 def _digest(root: Path, added: Path, header: Path) -> str:
-    """The source's version stands for its text, the root's name for compiler and C library."""
+    """A digest in which the source's version stands for its text, and the root's name for compiler and C library."""
     header_digest = hashlib.sha256(header.read_bytes()).hexdigest()
     return sources_digest(added, " ".join((_LAYOUT, root.name, source_version(root), header_digest, *_COMPILE)))
 

@@ -1,4 +1,4 @@
-"""The matrix as a reader sees it: text for a terminal, Markdown for documents, JSON for programs."""
+"""The matrix as a table: text for a terminal, Markdown for documents, JSON for programs."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ _HEADINGS = (
     "seconds",
     "date (UTC)",
 )
-_FIRST_NUMBER = 6  # columns from here on, but the last, are set to the right
+_FIRST_NUMBER = 6  # from here on all columns but the last are aligned to the right
 _LEVELS = ("pviommu", "python", "qemu", "accelerator")
 
 
 def as_text(outcomes: Mapping[Cell, Outcome]) -> str:
-    """Aligned columns, one line a cell, and what was wrong with those that did not pass."""
+    """Aligned columns, one line per cell, and what was wrong with those that did not pass."""
     rows = [_HEADINGS, *(_row(cell, outcome) for cell, outcome in outcomes.items())]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(_aligned(row, widths)).rstrip() for row in rows]
@@ -83,7 +83,7 @@ def _total(outcomes: Mapping[Cell, Outcome]) -> str:
 
 
 def _versions(outcomes: Mapping[Cell, Outcome]) -> list[str]:
-    """One line a component, all values that occur; the kernels by their names."""
+    """One line per component with all values that occur; kernels have a line per name."""
     lines = []
     for name in _LEVELS:
         found = dict.fromkeys(outcome.versions[name] for outcome in outcomes.values() if name in outcome.versions)

@@ -1,4 +1,4 @@
-"""Runs one virtual machine: composes QEMU's command line, reads the guest's report line by line, ends it in time."""
+"""Runs one virtual machine: composes QEMU's command line, reads the guest's report line by line, ends QEMU in time."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ sockets.
 """
 
 KERNEL_ARGUMENTS = ("iommu.forcedac=1", "loglevel=6")
-"""Kernel arguments of a machine that asks for no others: device addresses above 4 GiB first, notices on the console."""
+"""The default kernel arguments: device addresses above 4 GiB first, notices on the console."""
 
 _LAST_SLOT = 0x1E  # q35 has its LPC bridge in 0x1f
 _SERIAL_SLOT = 0x03
@@ -53,11 +53,11 @@ class GuestTimeoutError(Exception):
 
 
 class Alarm(Protocol):
-    """Something to be done at a time, by whoever reads the guest's report."""
+    """Something that the reader of the guest's report is to do at a certain time."""
 
     @property
     def due(self) -> float | None:
-        """When, as a time of ``time.monotonic``; None for never."""
+        """The time, of ``time.monotonic``; None: never."""
 
     def ring(self) -> None:
         """Called once it is due."""
@@ -110,7 +110,7 @@ def compose(toolbox: Toolbox, config: VmConfig, port: int) -> list[str]:
     command = [
         *toolbox.qemu_command,
         *("-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"),
-        # vfio-user servers reach guest memory only through descriptors, so it must be a shared file.
+        # vfio-user servers reach guest memory only through descriptors, so it must be a file that is shared.
         *("-object", f"memory-backend-memfd,id=ram,size={config.memory},share=on"),
         *("-machine", f"q35,memory-backend=ram{options}"),
         *("-accel", config.accelerator, "-m", f"{config.memory >> 20}M", "-smp", str(config.vcpus)),
@@ -142,7 +142,7 @@ def compose(toolbox: Toolbox, config: VmConfig, port: int) -> list[str]:
 
 
 def nic_backend(toolbox: Toolbox, run: Run = run) -> str:
-    """The back end for the NIC of a machine: QEMU's user network, closed to the outside, where this QEMU has it, else a
+    """The back end for the NIC of a machine: QEMU's user network, closed to the outside, if this QEMU has it, else a
     hub with nothing else on it.
     """
     command = ["env", *(f"{name}={value}" for name, value in toolbox.qemu_environment.items()), *toolbox.qemu_command]
@@ -158,7 +158,7 @@ def _console(config: VmConfig) -> str:
 
 
 def _function(slot: int, path: Path, *, behind_port: bool) -> list[str]:
-    """The options of one vfio-user device; ``slot`` is its own on the root bus, or that of its root port."""
+    """The options of one vfio-user device; ``slot`` is the device's on the root bus, or its root port's."""
     place = {"addr": f"{slot:#x}"}
     port = []
     if behind_port:
@@ -196,13 +196,13 @@ class VirtualMachine:
 
     @property
     def command_line(self) -> str:
-        """The command as one would type it; the report's descriptor is the only thing to replace."""
+        """The command as one would type it, but for the report's descriptor."""
         words = [f"{name}={value}" for name, value in self._toolbox.qemu_environment.items()]
         return " ".join([*(shlex.quote(word) for word in words), shlex.join(self.command)])
 
     @property
     def report(self) -> int:
-        """Descriptor of the guest's report, for whoever goes on after :meth:`lines`."""
+        """Descriptor of the guest's report, for whoever reads on after :meth:`lines`."""
         return self._port.fileno()
 
     def start(self) -> None:
@@ -248,7 +248,7 @@ class VirtualMachine:
             raise RunError(f"QEMU does not accept a line for the guest: {problem.strerror}") from problem
 
     def pause(self) -> None:
-        """Stop QEMU, all of it (SIGSTOP). Raises ProcessLookupError if it is gone."""
+        """Stop QEMU with all its threads (SIGSTOP). Raises ProcessLookupError if it is gone."""
         self._child.pause()
 
     def resume(self) -> None:
@@ -266,7 +266,7 @@ class VirtualMachine:
         now = time.monotonic()
         if now >= deadline:
             raise GuestTimeoutError
-        # A due time that passed just now asks for a look at the clock, not for a socket that never waits.
+        # A due time that has just passed would be a negative timeout, and 0 would make the socket non-blocking.
         self._port.settimeout(max(min(due, deadline) - now, 0.001) if math.isfinite(due) else None)
         try:
             return self._port.recv(65536)

@@ -123,7 +123,7 @@ class EngineHistory(RuleBasedStateMachine):
         model, config = self.model, self.engine.config
         contexts, pages = 3 - less_contexts, config.pool_pages - less_pages
         if contexts >= max(model.pages, default=0) and pages >= model.usage()[1]:
-            self.contexts.limit(contexts, pages)
+            self.contexts.set_limits(contexts, pages)
             model.max_contexts, model.pool_pages = contexts, pages
 
     @precondition(lambda self: self.deferral is None)

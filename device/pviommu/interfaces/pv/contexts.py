@@ -134,7 +134,7 @@ class Contexts:
         if stream not in self._held:
             self.engine.unblock(stream)
 
-    def limit(self, max_contexts: int, pool_pages: int) -> None:
+    def set_limits(self, max_contexts: int, pool_pages: int) -> None:
         """Set the limits of contexts and of the pool, until reset.
 
         Raises ValueError, and then changes nothing, for limits beyond the configured ones or below what is in use.
@@ -176,8 +176,8 @@ class Contexts:
     def load(self, state: ContextsState) -> None:
         """Take over a state; the engine has its own already.
 
-        Raises ValueError, and then changes nothing, for a limit as :meth:`limit` does, and for a stream that is held
-        but not blocked in the default context.
+        Raises ValueError, and then changes nothing, for a limit as :meth:`set_limits` does, and for a stream that is
+        held but not blocked in the default context.
         """
         self._check_limit(state.max_contexts)
         for stream in state.held:

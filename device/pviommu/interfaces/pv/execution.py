@@ -21,7 +21,7 @@ from .waits import Waits, WaitsState
 
 __all__ = ["Executor", "ExecutorState"]
 
-BATCH = 256
+MOST_SLOTS = 256
 """Most slots of a ring in one step."""
 
 
@@ -103,7 +103,7 @@ class Executor:
                         continue
                 elif not count:
                     continue
-                executor.execute(min(count, BATCH), self._inputs.now_ns() + share)
+                executor.execute(min(count, MOST_SLOTS), self._inputs.now_ns() + share)
                 busy += 1
         self._busy_rings = busy or 1
         return busy > 0
@@ -131,7 +131,9 @@ class Executor:
     def is_pressed(self) -> bool:
         """Whether there is work that cannot wait a moment: somebody polls for it, or it takes more than one step."""
         return any(ring.operation and not self._executors[ring.number].is_held for ring in self._rings) or any(
-            ring.is_awaited() or self._executors[ring.number].pending() >= BATCH for ring in self._rings if ring.enabled
+            ring.is_awaited() or self._executors[ring.number].pending() >= MOST_SLOTS
+            for ring in self._rings
+            if ring.enabled
         )
 
     def arm(self) -> bool:

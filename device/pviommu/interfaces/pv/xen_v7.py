@@ -159,7 +159,7 @@ class XenV7(XenOperations):
         pool_pages = 1 << op.arena_order
         if pool_pages > self._engine.config.pool_pages:
             return Reply(-Errno.ENOMEM)
-        self._contexts.limit(op.max_ctx_no, pool_pages)
+        self._contexts.set_limits(op.max_ctx_no, pool_pages)
         self._initialised = True
         self._max_ctx_no = op.max_ctx_no
         return DONE

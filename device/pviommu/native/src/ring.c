@@ -19,7 +19,7 @@
 #define SEQUENCE_SHIFT	32
 #define POSTED		1u
 
-#define BATCH		256u
+#define MOST_SLOTS	256u
 
 #define PV_NOBODY	0xffffffffu	/* history/records.py */
 
@@ -278,7 +278,7 @@ static void execute(const struct pv_rings *rings, struct pv_ring *ring, uint32_t
 PV_EXPORT void pv_ring_execute(const struct pv_rings *rings, uint32_t number, uint32_t limit, uint64_t budget_ns,
 			       struct pv_report *report)
 {
-	execute(rings, &rings->rings[number], limit < BATCH ? limit : BATCH, look_at_clock(rings) + budget_ns,
+	execute(rings, &rings->rings[number], limit < MOST_SLOTS ? limit : MOST_SLOTS, look_at_clock(rings) + budget_ns,
 		report);
 }
 
@@ -334,7 +334,7 @@ PV_EXPORT void pv_spin(const struct pv_rings *rings, uint64_t budget_ns, uint64_
 					report->reason = PV_BROKEN;
 					return;
 				}
-				execute(rings, ring, pending < BATCH ? pending : BATCH, deadline, report);
+				execute(rings, ring, pending < MOST_SLOTS ? pending : MOST_SLOTS, deadline, report);
 				report->waits += awaited_anew(ring);
 				if (report->reason != PV_DONE || report->interrupt)
 					return;

@@ -335,7 +335,7 @@ def test_lower_limits_are_in_force_and_shown_until_reset():
     contexts = new_contexts(max_contexts=3, pool_pages=9)
     engine = contexts.engine
 
-    contexts.limit(2, 5)
+    contexts.set_limits(2, 5)
 
     assert (engine.usage(), contexts.max_contexts) == (EngineUsage(1, 1, 5, 0), 2)
     assert engine.map(1, 0, 0, 1, RW).ok
@@ -349,11 +349,11 @@ def test_lower_limits_are_in_force_and_shown_until_reset():
 def test_limits_can_be_nothing_and_can_be_raised_again_to_what_is_configured():
     contexts = Contexts(Engine(EngineConfig(pool_pages=9)), 3, DefaultPolicy.IDENTITY)
 
-    contexts.limit(0, 0)
+    contexts.set_limits(0, 0)
     assert contexts.alloc() == (None, ContextStop.NO_FREE_CONTEXT)
-    contexts.limit(3, 0)
+    contexts.set_limits(3, 0)
     assert contexts.alloc() == (None, Stop.POOL_EXHAUSTED)
-    contexts.limit(3, 9)
+    contexts.set_limits(3, 9)
 
     assert (contexts.engine.usage(), contexts.max_contexts) == (EngineUsage(0, 0, 9, 0), 3)
 
@@ -376,6 +376,6 @@ def test_limits_beyond_the_configured_ones_or_below_what_is_in_use_are_refused(l
     contexts.engine.map(2, 0, 0, 1, RW)
 
     with pytest.raises(ValueError, match=text):
-        contexts.limit(*limits)
+        contexts.set_limits(*limits)
 
     assert (contexts.engine.usage(), contexts.max_contexts) == (EngineUsage(1, 3, 9, 1), 3)

@@ -6,7 +6,7 @@ import pytest
 from pviommu.dma.fault import DmaPendingError, DmaRefusedError
 from pviommu.hosted import STOPPED_NS
 from pviommu.interfaces.pv import execution
-from pviommu.interfaces.pv.execution import BATCH
+from pviommu.interfaces.pv.execution import MOST_SLOTS
 from pviommu.interfaces.pv.order import DRAIN_NS, STEP_NS
 from pviommu.interfaces.pv.pages import PIECE
 from pviommu.interfaces.pv.patience import CATCH_UP_NS
@@ -176,12 +176,12 @@ def test_a_step_is_bounded_and_the_rest_follows(make_driver):
     driver.plug_ram()
     driver.write("PROFILE", 1)
     driver.set_up_ring(entries=1024)
-    for _ in range(BATCH + 5):
+    for _ in range(MOST_SLOTS + 5):
         driver.put(NOOP)
     assert driver.iommu.work()
-    assert driver.completed() == BATCH
+    assert driver.completed() == MOST_SLOTS
     assert driver.iommu.work()
-    assert driver.completed() == BATCH + 5
+    assert driver.completed() == MOST_SLOTS + 5
     assert not driver.iommu.work()
 
 
