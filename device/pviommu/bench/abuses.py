@@ -1,4 +1,4 @@
-"""What a hostile guest or client does to a server that others use, too."""
+"""What a hostile guest or client can do to a server that others use too."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ _TARGET = 0x1000
 _ARRAY = 16 * _MIB
 _ELEMENTS = 1 << 15
 _LARGEST = 1 << 16
-"""Pages of a map that a ring carries out in one go."""
+"""Pages of one large map."""
 _RESET_ENTRIES = 32
-"""Of the ring that a reset waits for: some tenths of a second."""
+"""Slots of the ring that a reset waits for: they take some tenths of a second."""
 _BUSY = 16
-"""Sockets, and engines, of the abuse that is many at once; fewer if there are not so many."""
+"""Sockets, and engines, of the abuse that does everything at once; fewer if there are not so many."""
 _NOWHERE = 1 << 38
-"""An address that no RAM is at."""
+"""An address without RAM."""
 _MASK = 0xFFFFFFFF
 
 
@@ -55,7 +55,7 @@ class Engine(Opened):
     """The driver of a DMA test engine. A context manager."""
 
     def __init__(self, folder: Path, name: str, ram: int, size: int) -> None:
-        """``ram``: a file, of which ``size`` bytes are mapped at GPA 0."""
+        """``ram``: descriptor of a file, whose first ``size`` bytes are mapped at GPA 0."""
         self._submitted = 0
         with ExitStack() as stack:
             self.sock = transport.connect(folder / f"{name}.sock", _PATIENCE_S)
@@ -72,18 +72,18 @@ class Engine(Opened):
         self.client.region_write(REGISTER_BAR, offset, value.to_bytes(4, "little"), posted=posted)
 
     def read_register(self) -> None:
-        """A trapped read of a register that does nothing."""
+        """A trapped read of a register, without further effect."""
         self.client.region_read(REGISTER_BAR, dma_test.REGISTER["VERSION"].offset, 4)
 
     def list_pages(self, length: int) -> int:
-        """Fill the scatter/gather table with as many entries of ``length`` as it has, a page apart; its reference."""
+        """Fill the scatter/gather table with entries of ``length`` bytes, a page apart. Returns the reference to it."""
         for number in range(dma_test.SG_ENTRIES):
             at = dma_test.SG_OFFSET + number * SgEntry.SIZE
             self._memory[at : at + SgEntry.SIZE] = SgEntry(number * 4096, length).pack()
         return dma_test.SG_ENTRIES << 32
 
     def keep_full(self, descriptor: Descriptor) -> None:
-        """Queue ``descriptor`` as often as there is room, and tell the engine without waiting for an answer."""
+        """Queue ``descriptor`` as often as there is room, and ring the doorbell without waiting for an answer."""
         before = self._submitted
         while self._submitted - before < dma_test.ENTRIES and self._is_free(self._submitted):
             self._put(descriptor)
@@ -91,7 +91,7 @@ class Engine(Opened):
             self._write("PRODUCER", self._submitted, posted=True)
 
     def fill(self) -> None:
-        """Write 8 bytes of zeros and wait for that. Raises RunError."""
+        """Write 8 bytes of zeros by DMA and wait for it. Raises RunError."""
         status = self._put(Descriptor(DmaOp.FILL, 0, 0, 8, 0, _TARGET, 0))
         self._write("PRODUCER", self._submitted)
         deadline = time.monotonic() + _PATIENCE_S
@@ -108,7 +108,7 @@ class Engine(Opened):
         return number < dma_test.ENTRIES or self._words[self._status_word(number)] != DescriptorStatus.PENDING
 
     def _put(self, descriptor: Descriptor) -> int:
-        """The word in which its status appears."""
+        """Put a descriptor; returns the index of the word in which its status appears."""
         at = self._submitted % dma_test.ENTRIES * Descriptor.SIZE
         self._memory[at : at + Descriptor.SIZE] = descriptor.pack()
         self._submitted = (self._submitted + 1) & _MASK
@@ -116,10 +116,11 @@ class Engine(Opened):
 
 
 class Scene(Opened):
-    """The guest of one server with its engines, the last of which is the honest one's. A context manager."""
+    """The guest of one server with its engines, the last of which belongs to the honest user. A context manager."""
 
     def __init__(self, folder: Path, engines: int, *, is_memory_used: bool) -> None:
-        """Without memory in use there is no guest with a ring 0, but RAM of many ranges and :attr:`iommu`, a client."""
+        """Without memory in use there is no guest with a ring 0, only RAM of many ranges and a client,
+        :attr:`iommu`."""
         with ExitStack() as stack:
             self.guest: WireGuest | None = None
             self.iommu: Client | None = None
@@ -139,13 +140,13 @@ class Scene(Opened):
 
 
 class Abuse:
-    """Nothing: what there is without any. A context manager; others override :meth:`go_on`."""
+    """No abuse, for comparison. A context manager; the abuses override :meth:`go_on`."""
 
     name: ClassVar[str] = "nothing"
     leaves_ring_0: ClassVar[bool] = True
     is_memory_used: ClassVar[bool] = True
     is_by_many: ClassVar[bool] = False
-    """whether the honest client is one of many that want as much, so that what it asks for waits for its turn"""
+    """whether the honest client is one of many that want as much, so that its requests wait for their turn"""
 
     def __init__(self, scene: Scene) -> None:
         self.scene = scene
@@ -156,7 +157,7 @@ class Abuse:
     def __exit__(
         self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Leave what was begun: the server is stopped in the middle of it."""
+        """Leave what was begun unfinished: the server is stopped in the middle of it."""
 
     @property
     def guest(self) -> WireGuest:
@@ -166,11 +167,11 @@ class Abuse:
         return self.scene.guest
 
     def go_on(self) -> None:
-        """Give the server as much to do as it takes without an answer. Waits for nothing."""
+        """Give the server as much to do as it accepts without an answer, and wait for nothing."""
 
 
 class _Stream:
-    """The same request to one socket over and over, as many as it takes."""
+    """Sends the same request to one socket over and over, as often as it accepts it."""
 
     def __init__(self, sock: socket.socket, request: bytes) -> None:
         self._sock = sock
@@ -240,7 +241,7 @@ def _message(command: Command, payload: bytes) -> bytes:
 
 
 class _Engines(Abuse):
-    """All engines but the honest one, their queues full of the same descriptor."""
+    """Keeps the queues of all engines but the honest one full of the same descriptor."""
 
     def __init__(self, scene: Scene) -> None:
         super().__init__(scene)
@@ -249,7 +250,7 @@ class _Engines(Abuse):
         self._descriptor = self.descriptor(pages)
 
     def descriptor(self, pages: int) -> Descriptor:
-        """``pages``: 4 MiB in 2048 entries."""
+        """``pages``: reference to a table of 2048 entries, 4 MiB in all."""
         raise NotImplementedError
 
     def go_on(self) -> None:
@@ -273,7 +274,7 @@ class _Copies(_Engines):
 
 
 class _Rings(Abuse):
-    """Rings from 1 up, full of the same two slots in turn."""
+    """Keeps rings from 1 up full of the same two slots in turn."""
 
     numbers: ClassVar[range] = range(1, 4)
 
@@ -312,7 +313,7 @@ def _ring_base(ring: int) -> int:
 def _fill_ring(
     guest: WireGuest, ring: int, slots: Sequence[bytes], submitted: int, entries: int = MAX_RING_ENTRIES
 ) -> int:
-    """Put ``slots`` in turn where there is room, after ``submitted`` ones; how many are submitted now."""
+    """Fill a ring with ``slots`` in turn, after ``submitted`` ones; returns how many are submitted now."""
     producer = ring * RING_INDEX_STRIDE // 4
     completed = guest.words[producer + CACHE_LINE // 4]
     for position in range(submitted, completed + entries):
@@ -327,7 +328,7 @@ def _slot(op_class: int, op: int, payload: bytes) -> bytes:
 
 
 def _large_maps(ctx: int, ring: int) -> tuple[bytes, bytes]:
-    """A map, and its unmap, of the most pages, none of which can be part of a large leaf."""
+    """A map of as many pages as possible, none of which can be part of a large leaf, and its unmap."""
     dfn = 2 * ring * _LARGEST
     return (
         _slot(OpClass.XEN_2024, 0, MapPages(Xen2024Op.MAP_PAGES, ctx, 3, 1, dfn, _LARGEST).pack()),
@@ -373,7 +374,7 @@ class _ResetBehindRings(Abuse):
 
     def go_on(self) -> None:
         guest = self.guest
-        guest.write("PROFILE", Profile.XEN_2024)  # answered when the last reset is over
+        guest.write("PROFILE", Profile.XEN_2024)  # this is answered when the last reset is over
         _turn_on(guest, 1, _RESET_ENTRIES)
         alloc = _slot(OpClass.XEN_2024, 0, PvIommuOp(Xen2024Op.ALLOC_CONTEXT, 0, 0).pack())
         _fill_ring(guest, 1, [alloc, *_large_maps(1, 1) * _RESET_ENTRIES], 0, _RESET_ENTRIES)
@@ -444,4 +445,4 @@ ABUSES: dict[str, type[Abuse]] = {
         _TurningOn,
     )
 }
-"""By name."""
+"""All abuses by name."""

@@ -24,7 +24,7 @@ _WAIT_SECONDS = 20.0
 
 
 class BareWords:
-    """A word that another process returns, both spinning."""
+    """A word that another process returns, where both processes spin."""
 
     def __init__(self, mechanism: Mechanism, memory: memoryview, child: Child) -> None:
         self.exchange = mechanism.exchange(memory)
@@ -32,7 +32,8 @@ class BareWords:
         self._next = 1
 
     def rounds(self, count: int) -> int:
-        """Nanoseconds of ``count`` rounds. In between the other process is stopped, since it spins. Raises RunError."""
+        """Nanoseconds of ``count`` rounds. Between calls the other process is stopped, since it spins. Raises
+        RunError."""
         self._child.resume()
         try:
             self._ping(1)
@@ -51,7 +52,7 @@ class BareWords:
 
 @contextmanager
 def bare_words(mechanism: Mechanism, library: Path | None = None) -> Iterator[BareWords]:
-    """The near end; the far one runs until this ends. ``library``: what a native ``mechanism`` was made of."""
+    """The near end; the far one runs until this ends. ``library``: the file of a native ``mechanism``."""
     fd = os.memfd_create("bench-words", os.MFD_CLOEXEC)
     child = Child()
     try:
@@ -86,13 +87,13 @@ def _until_it_answers(near: BareWords) -> None:
 
 
 class BareEcho:
-    """A message that another process returns, asleep until it comes."""
+    """A message that another process returns, which sleeps until it comes."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
 
     def rounds(self, count: int) -> int:
-        """Nanoseconds of ``count`` rounds, each after the other process fell asleep. Raises RunError."""
+        """Nanoseconds of ``count`` rounds, each begun when the other process sleeps. Raises RunError."""
         taken = 0
         for _ in range(count):
             sleep(_ASLEEP_SECONDS)

@@ -1,4 +1,4 @@
-"""What a measurement must reach, and whether it does."""
+"""Bars: what a measurement must reach, and whether it does."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["Bar", "Judgement", "as_json", "markdown_table", "shown", "text_table
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """A limit of ``measure``, in ``unit``: the value must be at most it, or at least it."""
+    """A limit of ``measure``, in ``unit``: the value must be at most the limit, or at least."""
 
     measure: str
     limit: float
@@ -24,13 +24,13 @@ class Bar:
         return Judgement(self.measure, value, self.limit, self.unit, self.at_most, met, note)
 
     def unjudged(self, value: float | None, note: str) -> Judgement:
-        """``value`` beside its limit, without a verdict; ``note`` says why there is none."""
+        """``value`` with its limit but without a verdict; ``note`` says why there is none."""
         return Judgement(self.measure, value, self.limit, self.unit, self.at_most, None, note)
 
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """A value beside its bar. ``met`` is None where nothing was measured, or it is reported only; see ``note``."""
+    """A value with its bar. ``met`` is None where nothing was measured, or the value is only reported; see ``note``."""
 
     measure: str
     value: float | None
@@ -49,7 +49,7 @@ class Judgement:
 
 
 def shown(value: float | None) -> str:
-    """A number for people: three significant digits, thousands apart, no exponents."""
+    """A number for people: three significant digits, thousands separated, no exponent."""
     if value is None:
         return "-"
     size = abs(value)
@@ -85,7 +85,7 @@ def verdict_table(judgements: Sequence[Judgement], *, markdown: bool = False) ->
 
 
 def text_table(rows: Sequence[Sequence[str]], *, left: Sequence[int] = (0,)) -> str:
-    """Cells in columns, two spaces apart; the columns ``left`` begin at the left, the others end at the right."""
+    """Cells in columns, two spaces apart; the columns ``left`` are aligned to the left, the others to the right."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))] if rows else []
     lines = []
     for row in rows:
@@ -98,7 +98,7 @@ def text_table(rows: Sequence[Sequence[str]], *, left: Sequence[int] = (0,)) -> 
 
 
 def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, left: Sequence[int] = (0,)) -> str:
-    """A Markdown table; columns not in ``left`` are aligned at the right."""
+    """A Markdown table; columns that are not in ``left`` are aligned to the right."""
     marks = [" --- " if at in left else " ---: " for at in range(len(headings))]
     lines = ["| " + " | ".join(headings) + " |", "|" + "|".join(marks) + "|"]
     lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
@@ -106,5 +106,5 @@ def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, le
 
 
 def as_json(judgements: Sequence[Judgement]) -> list[dict[str, Any]]:
-    """Ready for JSON."""
+    """The judgements as JSON values."""
     return [asdict(one) | {"verdict": one.word} for one in judgements]

@@ -26,9 +26,9 @@ _SERVER_COUNTS = ("traps", "doorbells", "interrupts")
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """What all boots share. ``memory`` in bytes, ``timeout`` in seconds a boot, ``program`` starts the server.
+    """What all boots share. ``memory`` is in bytes, ``timeout`` in seconds per boot, ``program`` starts the server.
 
-    ``vcpus`` is the least number of processors; as many as a plan has threads there are in any case.
+    ``vcpus`` is the least number of processors; a boot has at least as many as its plan has threads.
     """
 
     setup: Setup
@@ -39,7 +39,7 @@ class Bench:
 
 
 def image_files(configuration: Configuration, plan: Plan) -> dict[str, bytes]:
-    """The files that make the lab's image one of this benchmark."""
+    """The files that turn the lab's image into one of this benchmark."""
     script = resources.guest_tools() / "bench/bench.sh"
     return {
         "/tests/main.sh": script.read_bytes(),
@@ -49,7 +49,7 @@ def image_files(configuration: Configuration, plan: Plan) -> dict[str, bytes]:
 
 
 def boot(bench: Bench, configuration: Configuration, plan: Plan, folder: Path) -> tuple[Boot, dict[str, Any]]:
-    """Boot ``configuration`` and measure ``plan``; gives the figures and the server's own counts (if it is served).
+    """Boot ``configuration`` and measure ``plan``; returns the figures and, if there is a server, its own counts.
 
     Logs go to ``folder``. Raises MeasurementError, GuestTimeoutError, RunError, EnvironmentProblem.
     """
@@ -71,7 +71,7 @@ def boot(bench: Bench, configuration: Configuration, plan: Plan, folder: Path) -
 
 
 def _core(log: Path) -> str:
-    """Which core the server says that it works with."""
+    """Which core the server says that it uses."""
     with log.open(errors="replace") as lines:
         for line in lines:
             if '"listening"' in line:
@@ -122,7 +122,7 @@ def _boot_guest(
 
 
 def server_counts(measured: Mapping[str, Any], empty: Mapping[str, Any], pairs: int) -> dict[str, float]:
-    """The server's counts per pair: those of a boot that measured ``pairs`` less those of one that measured none."""
+    """The server's counts per pair: those of a boot that measured ``pairs``, minus those of one that measured none."""
     counts: dict[str, float] = {}
     for name in _SERVER_COUNTS:
         with_pairs, without = measured.get(name), empty.get(name)

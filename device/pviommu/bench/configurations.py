@@ -1,4 +1,4 @@
-"""What is measured side by side: one entry a machine, alike but for its IOMMU."""
+"""The machines that are compared: they are alike except for the IOMMU."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ __all__ = [
 ]
 
 DEVICE_SLOT = 0x10
-"""Slot of the measured device where QEMU emulates it: a plain one without a driver, which does nothing itself."""
+"""PCI slot of the measured device if QEMU emulates it: a plain device without a driver, which does nothing by
+itself."""
 
 SERVED_DEVICE_SLOT = 0x11
-"""Slot of the measured device where the server emulates it: the first endpoint, one after the PV-IOMMU."""
+"""PCI slot of the measured device if the server emulates it: the first endpoint, which follows the PV-IOMMU."""
 
 ACCESS_EVENTS = ("virtio_queue_notify", "vtd_reg_read", "vtd_reg_write", "vfio_region_read", "vfio_region_write")
 """QEMU's trace events of accesses that leave the guest for an IOMMU: the notification of a virtio queue, a register of
@@ -30,7 +31,7 @@ never comes by QEMU's memory dispatch."""
 
 INTERRUPT_EVENTS = ("virtio_notify", "vfio_msi_interrupt")
 """QEMU's trace events of interrupts that it delivers for an IOMMU: of a virtio device, of a vfio-user function. Under
-KVM the latter go past QEMU."""
+KVM the latter bypass QEMU."""
 
 _PLAIN_DEVICE = ("-device", f"pci-testdev,addr={DEVICE_SLOT:#x}")
 
@@ -40,10 +41,11 @@ class Configuration:
     """One machine.
 
     ``early_modules`` are loaded before the guest talks to the host (the kernel puts off all PCI drivers until a
-    virtio-iommu has its own), ``modules`` with the parameters ``options`` by the benchmark. ``served`` machines have
-    the functions of the server, which is started with ``server_options``. ``group`` is the type that the device's IOMMU
-    group must have for the figures to mean what the name says. ``lever_of`` names the configuration that this one is
-    with something taken away. ``vfio``: maps through VFIO are measured here, too; for them nothing is lazy.
+    virtio-iommu has its own), ``modules`` with the parameters ``options`` by the benchmark. Machines that are
+    ``served`` have the functions of the server, which is started with ``server_options``. ``group`` is the type that
+    the device's IOMMU group must have for the figures to mean what the name says. ``lever_of`` names the configuration
+    of which this one is a variant without one optimisation. ``vfio``: maps through VFIO are measured here too; for them
+    nothing is lazy.
     """
 
     name: str
@@ -151,7 +153,7 @@ LEVERS = (
     _without(_STRICT_PVIOMMU, "waited", "every map and unmap waited for", options=("posted=0",)),
     _without(_STRICT_PVIOMMU, "no-spin", "its server asleep whenever its rings are empty", server_options=_NO_SPIN),
 )
-"""What each lever gives: the PV-IOMMU without it, lazy and strict."""
+"""The levers: the PV-IOMMU without one optimisation each, lazy and strict."""
 
 
 def device_address(configuration: Configuration) -> str:
@@ -160,7 +162,8 @@ def device_address(configuration: Configuration) -> str:
 
 
 def choose(names: str | None, *, levers: bool = False) -> list[Configuration]:
-    """The configurations of a comma-separated list, in their own order; without one all, ``levers`` if wanted.
+    """The configurations of a comma-separated list, in their own order; without a list all, with the levers only if
+    ``levers``.
 
     Raises UsageError.
     """

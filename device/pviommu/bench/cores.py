@@ -1,4 +1,4 @@
-"""The implementations of engine and rings that can be measured, and what measures them."""
+"""The implementations (cores) of engine and rings that can be measured, and what measures them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = [
 NATIVE = "native"
 PYTHON = "python"
 PROBE = Path(__file__).with_name("native")
-"""Sources of the measuring side of a native server."""
+"""Sources of the measuring side for a native server."""
 
 
 def build_engine(config: EngineConfig, core: str) -> Engine:
@@ -49,7 +49,7 @@ def _new_core(core: str) -> NativeCore | None:
 
 
 def _built() -> Path:
-    """The library of the native core, built if it is not there. Raises EnvironmentProblem."""
+    """The library of the native core, which is built unless it is there. Raises EnvironmentProblem."""
     try:
         return build()
     except BuildError as problem:
@@ -57,7 +57,7 @@ def _built() -> Path:
 
 
 def chosen_cores(choice: str) -> list[str]:
-    """What ``--core`` means; ``both`` is Python's alone where the native one cannot be had. Raises
+    """The cores that ``--core`` names; ``both`` is only Python's if the native one cannot be built. Raises
     EnvironmentProblem.
     """
     if choice == PYTHON:
@@ -77,9 +77,9 @@ def serve_options(core: str) -> tuple[str, ...]:
 
 
 def mechanism_of(core: str) -> tuple[Mechanism, Path | None]:
-    """What measures a server of this core, and the library that it is made of.
+    """What measures a server of this core, and its library.
 
-    Python, too, where there is no compiler for a native one: both sides of a comparison are then slower.
+    For a native core without a compiler it is Python too: both sides of a comparison are then slower.
     """
     if core == NATIVE:
         try:

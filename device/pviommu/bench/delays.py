@@ -30,33 +30,33 @@ _NAME = "pviommu bench delays"
 _STOP_SECONDS = 20.0
 RING, REGISTER, DMA = "ring 0", "register", "DMA"
 OPERATIONS = (RING, REGISTER, DMA)
-"""What an honest user does: an operation of ring 0 that is waited for, a trapped read, 8 bytes written by an engine."""
+"""What an honest user does: wait for an operation of ring 0, read a trapped register, have an engine write 8 bytes."""
 _MOST_ENGINES = 256
 
 
 @dataclass(slots=True)
 class Delay:
-    """The longest that an operation took, in nanoseconds: by the clock, and of the server's processor time."""
+    """The longest time that an operation took, in nanoseconds: by the clock, and of the server's processor time."""
 
     wall_ns: int = 0
     cpu_ns: int = 0
 
     def add(self, wall_ns: int, cpu_ns: int) -> None:
-        """One more."""
+        """Add one measurement."""
         self.wall_ns = max(self.wall_ns, wall_ns)
         self.cpu_ns = max(self.cpu_ns, cpu_ns)
 
 
 @dataclass(slots=True)
 class Found:
-    """Delays by operation, under one abuse of one core; the operations that it leaves possible."""
+    """Delays of one core under one abuse, for each operation that this leaves possible."""
 
     abuse: str
     delays: dict[str, Delay] = field(default_factory=dict)
     stop_ns: int = 0
     """from SIGTERM to the end of the server"""
     judged: Sequence[str] = OPERATIONS
-    """what of it the bars are about"""
+    """the operations that have bars"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -120,7 +120,7 @@ def _measure(kind: type[Abuse], engines: int, rounds: int, program: Sequence[str
         honest = stack.enter_context(closing(_Honest(scene, server.pid)))
         for name in OPERATIONS if kind.leaves_ring_0 else OPERATIONS[1:]:
             found.delays[name] = delay = Delay()
-            honest.take(name)  # what is done for the first time takes longer
+            honest.take(name)  # the first time takes longer
             for _ in range(rounds):
                 abuse.go_on()
                 delay.add(*honest.take(name))
@@ -149,7 +149,7 @@ def _topology(engines: int) -> str:
 
 
 class _Honest:
-    """Operations of a user who harms nobody."""
+    """The operations of an honest user."""
 
     def __init__(self, scene: Scene, pid: int) -> None:
         self._scene = scene
@@ -157,12 +157,12 @@ class _Honest:
         self._ring = scene.guest.use(PythonMechanism()) if scene.guest else None
 
     def close(self) -> None:
-        """Let go of the ring's memory."""
+        """Release the ring's memory."""
         if self._ring:
             self._ring.close()
 
     def take(self, name: str) -> tuple[int, int]:
-        """Do it once: nanoseconds by the clock, and of the server's processor time."""
+        """Do an operation once; returns nanoseconds by the clock, and of the server's processor time."""
         used, begun = processor_time_ns(self._pid), time.perf_counter_ns()
         if name == RING and self._scene.guest and self._ring:
             self._scene.guest.run(self._ring, self._ring.submitted + 1, trapped=True)

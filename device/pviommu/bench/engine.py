@@ -1,4 +1,4 @@
-"""``pviommu bench engine``: engine, rings and DMA in this process, without a VM."""
+"""``pviommu bench engine``: measures engine, rings and DMA in this process, without a VM."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def _is_wanted(name: str, patterns: Sequence[str] | None) -> bool:
 
 
 def _measure(core: str, patterns: Sequence[str] | None, effort: Effort) -> list[Series]:
-    """The chosen cases of one core. memcpy is measured with DMA: it is what that is compared with."""
+    """The chosen cases of one core. memcpy is measured along with DMA, which is compared with it."""
     with LocalGuest(core) as guest:
         source, target = buffers(guest)
         with target:
@@ -133,7 +133,7 @@ _SIZES = (
 
 
 def judge(series: Sequence[Series], memory: Mapping[str, float]) -> list[Judgement]:
-    """The bars of one core's figures; those that nothing was measured for are left out."""
+    """The bars of one core's figures; bars for which nothing was measured are left out."""
     found = {one.name: one for one in series}
     judgements = [bar.judge(found[name].rate) for name, bar in _RATES if name in found]
     if "translate, hit" in found:

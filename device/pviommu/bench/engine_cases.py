@@ -1,4 +1,4 @@
-"""What ``pviommu bench engine`` measures of the engine itself: maps, unmaps, translation, and memory taken."""
+"""What ``pviommu bench engine`` measures of the engine itself: maps, unmaps, translation, and memory use."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ __all__ = [
 ]
 
 SCATTERED = (1, 16, 256)
-"""Pages of a list, one map call each: adjacent device addresses, frames far apart."""
+"""Lengths of lists of pages, with one map call per page: adjacent device addresses, frames far apart."""
 
 CONTIGUOUS = (1, 16, 256, 512, 1 << 18)
-"""Pages of one map call, aligned as far as that goes; 512 are 2 MiB, the last is a GiB."""
+"""Pages of one map call, aligned to the largest leaf that fits; 512 are 2 MiB, the last is 1 GiB."""
 
 GIB = 1 << 18
-"""Pages."""
+"""Pages in 1 GiB."""
 
 _FRAMES = 1 << 22
 _STREAM = 1
@@ -42,11 +42,11 @@ _MISS_PAGES = 1 << 15
 _ACCESS = Access.READ | Access.WRITE
 _LIVE_PAGES = 1 << 16
 _LIVE_GIBS = 8
-_ABOVE_WINDOW = 4 * GIB  # interrupts have a window below 4 GiB, which nothing maps
+_ABOVE_WINDOW = 4 * GIB  # the MSI window is below 4 GiB, and nothing can be mapped there
 
 
 def _engine(core: str) -> tuple[Engine, int]:
-    """An engine with 16 GiB of RAM and one domain, in which its endpoint is."""
+    """An engine with 16 GiB of RAM and one domain, to which its endpoint is attached."""
     engine = build_engine(EngineConfig(pool_pages=1 << 20), core)
     engine.set_ram([(0, _FRAMES - 1)])
     engine.add_endpoint(_STREAM)
@@ -61,7 +61,7 @@ def _complete(done: int, wanted: int) -> None:
 
 
 def table_cases(core: str) -> list[Case]:
-    """Maps and unmaps, an operation being a list of scattered pages or one contiguous map call."""
+    """Maps and unmaps. An operation is a list of scattered pages, or one contiguous map call."""
     engine, context = _engine(core)
     cases = []
     for pages in SCATTERED:
@@ -71,7 +71,7 @@ def table_cases(core: str) -> list[Case]:
         number = max(_BLOCK // pages, 1)
         calls = [(place * pages, place * pages, pages) for place in range(number)]
         cases += _pair(engine, context, f"contiguous {pages}", calls, pages, number)
-    # frames out of step with the device addresses: no large leaf fits
+    # frames that are not aligned as the device addresses are: no large leaf fits
     cases += _pair(engine, context, f"unaligned {GIB}", [(0, 1, GIB)], GIB, 1)
     return cases
 
@@ -79,7 +79,7 @@ def table_cases(core: str) -> list[Case]:
 def _pair(
     engine: Engine, context: int, name: str, calls: Sequence[tuple[int, int, int]], pages: int, number: int
 ) -> list[Case]:
-    """A case of map and one of unmap; ``calls`` (dfn, gfn, pages) make up ``number`` operations."""
+    """A case of maps and one of unmaps; ``calls`` of (dfn, gfn, pages) make up ``number`` operations."""
 
     def run(count: int) -> tuple[int, int]:
         mapping = unmapping = 0
@@ -167,7 +167,7 @@ def baseline_cases(buffers: tuple[memoryview, memoryview]) -> list[Case]:
 
 
 def bytes_per_scattered_page(core: str) -> float:
-    """Memory that one live scattered page takes, tables included."""
+    """Memory that each mapped scattered page takes, tables included."""
 
     def fill(engine: Engine, context: int) -> None:
         for dfn, gfn in enumerate(scattered(_LIVE_PAGES, _FRAMES)):
@@ -177,7 +177,8 @@ def bytes_per_scattered_page(core: str) -> float:
 
 
 def bytes_per_gib(core: str, shift: int = 0) -> float:
-    """Memory that one live GiB takes, each mapped by one call; ``shift``: frames by which gfns are out of step."""
+    """Memory that each mapped GiB takes, mapped by one call; ``shift``: by how many frames gfns are out of
+    alignment."""
 
     def fill(engine: Engine, context: int) -> None:
         for dfn in range(_ABOVE_WINDOW, _ABOVE_WINDOW + _LIVE_GIBS * GIB, GIB):
@@ -187,8 +188,9 @@ def bytes_per_gib(core: str, shift: int = 0) -> float:
 
 
 def _memory_of(core: str, fill: Callable[[Engine, int], None]) -> float:
-    """Bytes that ``fill`` leaves allocated: what Python traces, and for a core that takes memory past Python also what
-    the C library's heap has grown by in an engine of its own. What both know counts twice: never too little.
+    """Bytes that ``fill`` leaves allocated: what Python traces, and, for a core that allocates memory without Python,
+    by how much the C library's heap grows with another engine. Memory that both see counts twice, so the result is
+    never too low.
     """
     engine, context = _engine(core)
     gc.collect()

@@ -1,4 +1,4 @@
-"""Medians, spreads and ratios of what the boots gave, as tables and as JSON."""
+"""Medians, spreads and ratios of the boots' figures, as tables and as JSON."""
 
 from __future__ import annotations
 
@@ -49,16 +49,16 @@ class Measurement:
     problem: str = ""
 
     def rounds(self, pages: int) -> list[Round]:
-        """The rounds of all boots with maps of so many pages."""
+        """The rounds of all boots with maps of ``pages`` pages."""
         return [entry for boot in self.boots for entry in boot.rounds if entry.pages == pages]
 
     @property
     def vfio(self) -> list[VfioMaps]:
-        """What maps through VFIO took, in all boots that measured it."""
+        """The times of maps through VFIO, in all boots that measured them."""
         return [entry for boot in self.boots for entry in boot.vfio]
 
     def witnesses(self, pages: int) -> list[Witness]:
-        """What the kernel's own benchmark said in all boots, of maps of so many pages."""
+        """What the kernel's own benchmark said in all boots about maps of ``pages`` pages."""
         return [entry for boot in self.boots for entry in boot.witnesses if entry.pages == pages]
 
     @property
@@ -68,7 +68,7 @@ class Measurement:
 
     @property
     def group_type(self) -> str:
-        """What the guest says of the device's group; ``none`` if it has none."""
+        """The type of the device's IOMMU group, as the guest says; ``none`` if it has none."""
         return next((boot.facts["group_type"] for boot in self.boots if "group_type" in boot.facts), "?")
 
     @property
@@ -111,16 +111,16 @@ def figures(rounds: Sequence[Round]) -> dict[str, Figure]:
 
 
 def ratio(one: Sequence[Round], base: Sequence[Round], kind: str = "pair") -> Figure | None:
-    """How many times ``base`` ``one`` is; None if either has no figures.
+    """``one`` as a multiple of ``base``; None if either has no figures.
 
-    By the medians over all rounds. Least and most are those of corresponding rounds: the first of either, the
-    second and so on, each pair of them measured within a few minutes.
+    It compares the medians over all rounds. The least and the most are those of corresponding rounds: the first of
+    both, the second and so on, each pair measured within a few minutes.
     """
     return quotient(_values(one, kind), _values(base, kind))
 
 
 def quotient(above: Sequence[float], below: Sequence[float]) -> Figure | None:
-    """The same of plain numbers."""
+    """The same for plain numbers."""
     if not above or not below or not all(below):
         return None
     each = [one / other for one, other in zip(above, below, strict=False)]
@@ -138,11 +138,11 @@ def with_spread(found: Figure | None) -> str:
 
 
 Load = tuple[int, int]
-"""Threads, pages of a map."""
+"""Number of threads, pages per map."""
 
 
 def loads(measurements: Sequence[Measurement]) -> list[Load]:
-    """What was measured, in order."""
+    """The loads that were measured, in order."""
     return sorted({(one.threads, pages) for one in measurements for pages in one.pages})
 
 
@@ -194,7 +194,7 @@ _VFIO_HEADINGS = ("", "map", "least-most", "mean", "unmap", "all maps, s", "/vir
 
 
 def vfio_table(measurements: Sequence[Measurement], *, markdown: bool = False) -> str:
-    """What a page takes that is mapped through VFIO, in nanoseconds; empty if nobody measured that."""
+    """The time per page of maps through VFIO, in nanoseconds; empty if it was not measured."""
     base = [entry.map_ns for one in measurements if one.name == "virtio-iommu" for entry in one.vfio]
     rows = []
     for one in measurements:
@@ -218,7 +218,7 @@ def vfio_table(measurements: Sequence[Measurement], *, markdown: bool = False) -
 
 
 def table(measurements: Sequence[Measurement], load: Load, *, markdown: bool = False) -> str:
-    """The table of one load; times in nanoseconds a call, traps and interrupts a pair of map and unmap."""
+    """The table of one load; times are in nanoseconds per call, traps and interrupts per pair of map and unmap."""
     rows = _rows(measurements, load)
     if markdown:
         return markdown_table(_HEADINGS, rows, left=(0, 1))
@@ -226,7 +226,7 @@ def table(measurements: Sequence[Measurement], load: Load, *, markdown: bool = F
 
 
 def notes(measurements: Sequence[Measurement], setting: Mapping[str, Any]) -> str:
-    """What a reader needs beside the tables: columns, method, what failed, the setting."""
+    """What a reader needs besides the tables: columns, method, what failed, the setting."""
     plan = setting["plan"]
     versions = ", ".join(f"{name} {version}" for name, version in setting["versions"].items())
     lines = [
@@ -266,7 +266,7 @@ def _busy(setting: Mapping[str, Any]) -> str:
 
 
 def _served(measurements: Sequence[Measurement]) -> dict[str, list[str]]:
-    """Configurations by the core of the server that they had."""
+    """Configurations by the core of their server."""
     found: dict[str, list[str]] = {}
     for one in measurements:
         for core in {boot.facts["core"] for boot in one.boots if "core" in boot.facts}:
@@ -281,13 +281,13 @@ def _testimony(witnesses: Sequence[Witness]) -> str:
 
 
 def witnessed(witnesses: Sequence[Witness]) -> tuple[float, float]:
-    """Nanoseconds of a map and of an unmap, the medians of what was said in each boot."""
+    """Nanoseconds of a map and of an unmap, as medians over the boots."""
     mapped, unmapped = [one.map_ns for one in witnesses], [one.unmap_ns for one in witnesses]
     return statistics.median(mapped), statistics.median(unmapped)
 
 
 def witness_table(measurements: Sequence[Measurement]) -> str:
-    """What the kernel's own benchmark says, beside the means of the rounds, as Markdown; empty without a witness."""
+    """A Markdown table of what the kernel's own benchmark says and the means of the rounds; empty without a witness."""
     rows = []
     for load in loads(measurements):
         for one in measurements:
@@ -311,7 +311,7 @@ def _two_places(value: float | None) -> str:
 
 
 def as_json(measurements: Sequence[Measurement]) -> list[dict[str, Any]]:
-    """Per configuration and number of threads the raw rounds, and by pages medians, spreads and ratios."""
+    """For each configuration and number of threads: the raw rounds, and by pages the medians, spreads and ratios."""
     by_name = {(one.name, one.threads): one for one in measurements}
 
     def ratios(one: Measurement, pages: int) -> dict[str, dict[str, dict[str, float] | None]]:

@@ -1,4 +1,4 @@
-"""What the guest's benchmark says, line by line, and what it is answered."""
+"""What the guest's benchmark says, line by line, and the answers to it."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from ..lab.report import exit_line
 __all__ = ["ANSWER", "Boot", "Conversation", "MeasurementError", "Plan", "Round", "VfioMaps", "Witness", "parse_round"]
 
 ANSWER = "go"
-"""What the guest waits for after a mark."""
+"""The answer that the guest waits for after a mark."""
 
 
 class MeasurementError(Exception):
-    """One machine did not give its figures."""
+    """A machine did not deliver its figures."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,8 +23,9 @@ class Plan:
     """How much one boot measures, for maps of each of ``granules`` pages.
 
     ``threads`` do ``rounds`` of ``operations`` map + unmap pairs each, after ``warm_up`` pairs; then one of them does
-    ``count_operations`` pairs of the first granule while trapped accesses are counted (0: none are). With ``witness``
-    the kernel's own benchmark measures the same for a second each. ``vfio_mib`` are mapped through VFIO page by page.
+    ``count_operations`` pairs of the first granule while trapped accesses are counted (0: nothing is counted). With
+    ``witness`` the kernel's own benchmark measures the same for a second each. ``vfio_mib`` are mapped through VFIO
+    page by page.
     """
 
     rounds: int
@@ -64,9 +65,10 @@ class Plan:
 class Round:
     """One round of maps of ``pages`` pages by ``threads`` threads at once.
 
-    Nanoseconds: medians and means over its calls, ``pair`` a map and the unmap after it. Means also carry rare dear
-    calls, such as the flush of many unmaps at once. ``clock`` is what reading the clock costs; each of the others
-    contains it, a pair twice. ``elapsed_ns`` is the time of all calls, each thread having made ``rounds`` pairs.
+    In nanoseconds: medians and means over its calls; ``pair`` is a map and the unmap after it. Means include rare
+    expensive calls, such as the flush of many unmaps at once. ``clock`` is what reading the clock costs; each of the
+    others includes it once, a pair twice. ``elapsed_ns`` is the time of all calls, each thread having made ``rounds``
+    pairs.
     """
 
     map_ns_median: float
@@ -83,7 +85,7 @@ class Round:
 
     @property
     def pairs_per_second(self) -> float | None:
-        """Of all threads together; None if the guest did not say."""
+        """The rate of all threads together; None if the guest did not say."""
         return self.threads * self.rounds * 1e9 / self.elapsed_ns if self.elapsed_ns else None
 
 
@@ -99,7 +101,8 @@ class Witness:
 
 @dataclass(frozen=True, slots=True)
 class VfioMaps:
-    """Nanoseconds a page of mapping ``pages`` through VFIO's type1 interface, one call each, and of unmapping them."""
+    """Nanoseconds per page for mapping ``pages`` through VFIO's type1 interface, with one call each, and for unmapping
+    them."""
 
     pages: float
     map_ns: float
@@ -108,13 +111,13 @@ class VfioMaps:
 
 @dataclass(slots=True)
 class Boot:
-    """What one boot of one machine gave."""
+    """The figures of one boot of one machine."""
 
     rounds: list[Round] = field(default_factory=list)
     witnesses: list[Witness] = field(default_factory=list)
     facts: dict[str, str] = field(default_factory=dict)
     accesses: dict[str, float] = field(default_factory=dict)
-    """what was counted per pair, by trace event; only those that occurred"""
+    """counts per pair, by trace event; only events that occurred"""
     counted: bool = False
     exit_status: int | None = None
     vfio: list[VfioMaps] = field(default_factory=list)
@@ -126,12 +129,12 @@ def parse_round(words: Sequence[str]) -> Round:
 
 
 def parse_witness(words: Sequence[str]) -> Witness:
-    """The same, of the kernel's own benchmark. Raises MeasurementError."""
+    """The same for the kernel's own benchmark. Raises MeasurementError."""
     return Witness(**_values(Witness, words))
 
 
 def parse_vfio(words: Sequence[str]) -> VfioMaps:
-    """The same, of maps through VFIO. Raises MeasurementError."""
+    """The same for maps through VFIO. Raises MeasurementError."""
     return VfioMaps(**_values(VfioMaps, words))
 
 
@@ -153,7 +156,8 @@ class Conversation:
     """Takes the guest's lines and keeps what they say in :attr:`boot`.
 
     ``switch`` turns the counting on and off, ``counts`` gives the totals so far, ``answer`` sends a line to the guest.
-    Two stretches are counted, alike but for the pairs measured in the second, so their difference is the pairs' own.
+    Two phases are counted. They differ only in the pairs of the second one, so the difference of the counts is due to
+    these.
     """
 
     def __init__(
@@ -191,7 +195,7 @@ class Conversation:
                 self.boot.exit_status = self.boot.exit_status if status is None else status
 
     def finish(self) -> Boot:
-        """The boot, once QEMU has ended. Raises MeasurementError if anything planned is missing."""
+        """Return the boot's figures, once QEMU has ended. Raises MeasurementError if anything planned is missing."""
         boot = self.boot
         if boot.exit_status != 0:
             ended = "without its last line" if boot.exit_status is None else f"with status {boot.exit_status}"

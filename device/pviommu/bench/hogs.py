@@ -1,4 +1,4 @@
-"""Processes that do nothing but take processor time, beside what is measured."""
+"""Processes that do nothing but use processor time, while something else is measured."""
 
 from __future__ import annotations
 

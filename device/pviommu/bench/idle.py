@@ -1,4 +1,4 @@
-"""What a turn of the loop costs in which there is nothing to do, with few endpoints and with many."""
+"""The cost of a turn of the loop without anything to do, with few endpoints and with many."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _EFFORT = Effort(repeat=11, sample_ns=5_000_000)
 
 
 class _Polling(Pace):
-    """Polls for ever: somebody might begin to wait at any time."""
+    """Polls for ever, as if somebody might begin to wait at any time."""
 
     def left_ns(self, now_ns: int) -> int:
         return 1
@@ -32,7 +32,7 @@ class _Polling(Pace):
 
 @contextmanager
 def _server(core: str, endpoints: int) -> Iterator[Server]:
-    """Of a machine that nobody is connected to."""
+    """The server of a machine that nobody is connected to."""
     inputs = LiveInputs()
     entries = tuple(EndpointSection(f"e{n}", "template", n + 1) for n in range(endpoints))
     machine = build_machine(Topology(endpoint=entries), Environment(inputs, Counters()), core)
@@ -56,14 +56,15 @@ def _case(server: Server, endpoints: int) -> Case:
 
 
 def measure_idle(core: str) -> dict[int, float]:
-    """Nanoseconds of an idle turn by number of endpoints: the least of several samples, the one disturbed least."""
+    """Nanoseconds of an idle turn by number of endpoints: the smallest of several samples, which was disturbed
+    least."""
     with ExitStack() as stack:
         cases = [_case(stack.enter_context(_server(core, count)), count) for count in COUNTS]
         return {int(one.name): one.figure.least for one in measure(cases, _EFFORT)}
 
 
 def judge_idle(idle: dict[int, float]) -> Judgement:
-    """Whether endpoints that have nothing to do cost nothing."""
+    """Judge whether endpoints that have nothing to do cost nothing."""
     few, many = (idle[count] for count in COUNTS)
     note = f"{shown(few / 1e3)} and {shown(many / 1e3)} us"
     return Bar(f"idle turn, {COUNTS[1]} endpoints beside {COUNTS[0]}", 1.25, "x").judge(many / few, note)

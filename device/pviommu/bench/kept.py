@@ -1,4 +1,4 @@
-"""What a boot gave, kept in its folder, so that a run that was interrupted can be resumed."""
+"""The figures of each boot, kept in its folder, so that an interrupted run can be resumed."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _SETTING = "setting.json"
 
 
 def keep(folder: Path, boot: Boot, counts: Mapping[str, Any]) -> None:
-    """Write down what the boot in ``folder`` gave, and the server's own counts."""
+    """Save the figures of the boot in ``folder``, and the server's own counts."""
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / _BOOT, json.dumps({"boot": asdict(boot), "counts": dict(counts)}) + "\n")
 
 
 def kept(folder: Path) -> tuple[Boot, dict[str, Any]] | None:
-    """What :func:`keep` wrote there; None if that boot did not finish."""
+    """What :func:`keep` saved there; None if that boot did not finish."""
     try:
         found = json.loads((folder / _BOOT).read_text())
     except FileNotFoundError:
@@ -38,7 +38,7 @@ def kept(folder: Path) -> tuple[Boot, dict[str, Any]] | None:
 
 
 def check_setting(folder: Path, setting: Mapping[str, Any]) -> None:
-    """Note in ``folder`` what is measured there. Raises UsageError if something else was."""
+    """Note in ``folder`` what is measured there. Raises UsageError if it has figures of something else."""
     path = folder / _SETTING
     text = json.dumps(setting, indent=2, sort_keys=True) + "\n"
     if not path.exists():

@@ -28,10 +28,10 @@ __all__ = ["AT_ONCE", "RAM_PAGES", "LocalGuest", "map_slot", "scattered", "unmap
 
 RAM_PAGES = 1 << 14
 AT_ONCE = 256
-"""Slots that are submitted together."""
+"""How many slots are submitted together."""
 _STREAM = 1
 _READ_WRITE = Access.READ | Access.WRITE
-_STRIDE = 7919  # a prime: frames of neighbouring pages are far apart, and none comes twice
+_STRIDE = 7919  # a prime, so that frames of neighbouring pages are far apart, and no frame occurs twice
 _COMPLETED = CACHE_LINE // 4
 
 
@@ -56,14 +56,14 @@ def _slot(payload: bytes, posted: bool) -> bytes:
 
 
 class LocalGuest:
-    """RAM of :data:`RAM_PAGES` at 0, ring 0 turned on, one context with the endpoint inside. A context manager."""
+    """RAM of :data:`RAM_PAGES` at 0, ring 0 turned on, one context with the endpoint in it. A context manager."""
 
     def __init__(self, core: str) -> None:
         topology = Topology(IommuSection(), (EndpointSection("dma0", "dma-test", _STREAM),))
         self.machine = build_machine(topology, Environment(LiveInputs(), Counters()), core)
         self._memory = GuestRam(RAM_PAGES << 12)
         self.ram = self._memory.bytes
-        self.ram[:] = b"\x5a" * len(self.ram)  # every page is there: none is measured coming into being
+        self.ram[:] = b"\x5a" * len(self.ram)  # touch every page, so that no page fault is measured
         self.engine = self.machine.iommu.engine
         self.endpoint = self.machine.endpoints["dma0"]
         driver = LocalFunction(self.machine.iommu, REGISTER)
@@ -90,17 +90,17 @@ class LocalGuest:
         self._memory.close()
 
     def map(self, dfn: int, gfn: int, pages: int) -> None:
-        """Map, not through the ring. Raises RunError."""
+        """Map without using the ring. Raises RunError."""
         outcome = self.engine.map(self.context, dfn, gfn, pages, _READ_WRITE)
         if outcome.done != pages:
             raise RunError(f"map dfn {dfn:#x}+{pages}: {outcome}")
 
     def submit(self, slots: bytes) -> int:
-        """Put up to a ring full of slots into the ring and have them executed.
+        """Put slots, at most as many as the ring has, into the ring and have them executed.
 
         Returns the nanoseconds from the moment they are visible to the moment all are complete.
         """
-        # Not slot by slot with Ring.put(): what is measured is the device, and it is measured by the nanosecond.
+        # Not slot by slot with Ring.put(): only the device is to be measured, and nanoseconds count.
         iommu, ring = self.machine.iommu, self._ring
         view, words = iommu.shared.view, iommu.shared.words
         place = ring.producer % MAX_RING_ENTRIES * SLOT_SIZE
@@ -117,5 +117,5 @@ class LocalGuest:
         return perf_counter_ns() - start
 
     def failed(self) -> int:
-        """Operations that failed so far: a benchmark of refusals would be fast and worthless."""
+        """How many operations have failed so far: a benchmark of refusals would be fast and worthless."""
         return self.machine.iommu.counters.ops_failed

@@ -1,4 +1,4 @@
-"""``pviommu bench maps``: what a range of guest memory costs a server, in time and in memory."""
+"""``pviommu bench maps``: what a range of guest memory costs the server, in time and in memory."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ _NAME = "pviommu bench maps"
 _MOST = 65535
 _PAGE = 4096
 _PIECES = 64
-"""Ranges that one unmap takes, where several go at once: 128 MiB in pieces of 2 MiB."""
+"""Ranges that one unmap removes, where several go at once: as with 128 MiB in pieces of 2 MiB."""
 _TRANSACTION = 64
-"""Maps that are sent before a reply is read, where they are pipelined: few enough that no socket becomes full."""
+"""Maps that are sent before a reply is read, where they are pipelined: few enough that no socket fills up."""
 _REPLY_SECONDS = 10
 _HEADINGS = (
     *("core", "map, us", "its server", "all maps, s", "pipelined map, us", "its server", "all pipelined, s"),
@@ -52,9 +52,9 @@ MEMORY = Bar("memory a map", 1024, "bytes")
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """Of one core, with so many ``ranges``: seconds of all maps and of all unmaps one by one and of all maps pipelined,
-    and of the server's processor time in them; seconds of unmaps of several at once; and by how many bytes the server
-    has grown.
+    """The figures of one core with ``ranges`` ranges: seconds for all maps and all unmaps one by one, and for all maps
+    pipelined, each also in processor time of the server; seconds for unmaps of several at once; and by how many bytes
+    the server has grown.
     """
 
     core: str
@@ -104,7 +104,7 @@ def _run(args: argparse.Namespace, out: TextIO, program: Sequence[str]) -> int:
 
 
 def judge(found: Measured) -> list[Judgement]:
-    """Beside the bars, which are of all ranges that there can be."""
+    """Compare with the bars, which are for the largest number of ranges."""
     values = {AWAITED: found.mapping, PIPELINED: found.pipelined, MEMORY: found.grown / found.ranges}
     if found.ranges < _MOST:
         return [bar.unjudged(value, f"with {found.ranges} ranges") for bar, value in values.items()]
@@ -112,10 +112,10 @@ def judge(found: Measured) -> list[Judgement]:
 
 
 class LeanClient:
-    """Maps and unmaps of pages of ``ram``, each at the address of its place in that file, on a connected socket.
+    """Maps and unmaps of pages of ``ram`` over a connected socket; the address of each is its offset in that file.
 
-    As little is done for each as Python allows: it stands for QEMU, which is written in C. The replies are read, but
-    only looked at for refusals. Requests raise RunError for one, or if there is no answer.
+    It does as little for each as Python allows, because it stands for QEMU, which is written in C. It checks replies
+    only for refusals. Requests raise RunError if they are refused, or if there is no answer.
     """
 
     _MAP = struct.Struct(Header.STRUCT.format + DmaMap.STRUCT.format[1:])
@@ -124,7 +124,7 @@ class LeanClient:
     _UNMAPPED = Header.SIZE + DmaUnmap.SIZE
 
     def __init__(self, sock: socket.socket, ram: int) -> None:
-        """``sock`` stays the caller's, and gets another time limit."""
+        """The caller keeps ``sock``, whose time limit changes."""
         sock.settimeout(None)  # any other makes Python ask the kernel twice
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", _REPLY_SECONDS, 0))
         self._sock = sock
@@ -136,13 +136,13 @@ class LeanClient:
         self._take_replies(1, Header.SIZE)
 
     def map_pipelined(self, places: Sequence[int]) -> None:
-        """Map these pages, and wait for all of them. No more than a socket takes."""
+        """Map these pages, no more than a socket has room for, and wait for all of them."""
         for place in places:
             self._send_map(place)
         self._take_replies(len(places), Header.SIZE)
 
     def unmap(self, place: int, pages: int = 1) -> None:
-        """Take away what lies in so many pages."""
+        """Remove all ranges within ``pages`` pages."""
         header = 0, Command.DMA_UNMAP, self._UNMAP.size, 0, 0
         self._sock.send(self._UNMAP.pack(*header, DmaUnmap.SIZE, 0, place * _PAGE, pages * _PAGE))
         self._take_replies(1, self._UNMAPPED)
@@ -154,7 +154,7 @@ class LeanClient:
         self._sock.sendmsg([message], self._descriptor)
 
     def _take_replies(self, count: int, size: int) -> None:
-        """That many replies, of so many bytes each if nothing is refused."""
+        """Read ``count`` replies, of ``size`` bytes each if nothing is refused."""
         replies = self._receive(count * size)
         while len(replies) < count * size:
             replies += self._receive(count * size - len(replies))
@@ -183,7 +183,7 @@ def _measure(core: str, ranges: int, program: Sequence[str]) -> Measured:
     ):
         Client(sock).negotiate()
         client = LeanClient(sock, ram.fd)
-        client.map(0)  # what the first one needs, no other does
+        client.map(0)  # the first one takes longer than the others
         places = [2 * place for place in range(1, ranges)]
         random.Random(ranges).shuffle(places)
         before = _resident(server.pid)
@@ -206,7 +206,7 @@ def _measure(core: str, ranges: int, program: Sequence[str]) -> Measured:
 
 
 def _timed(places: Sequence[_Place], request: Callable[[_Place], None]) -> float:
-    """Seconds of a request for each place."""
+    """How many seconds a request for each place takes, in all."""
     begun = perf_counter_ns()
     for place in places:
         request(place)
@@ -214,7 +214,7 @@ def _timed(places: Sequence[_Place], request: Callable[[_Place], None]) -> float
 
 
 def _resident(pid: int) -> int:
-    """Bytes of a process's own memory: what it shares with the guest does not count."""
+    """Bytes of a process's own memory, without what it shares with the guest."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith("RssAnon:"):
             return int(line.split()[1]) * 1024

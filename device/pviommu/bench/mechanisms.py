@@ -1,6 +1,6 @@
-"""The measuring side of a ring and of a bare exchange of words, in Python and, for a native server, in C.
+"""The measuring side of a ring, and of a bare exchange of words: in Python, and in C for a native server.
 
-Both do the same, so that a ratio compares a server with a bare exchange made in the same way.
+Both languages do the same, so that a ratio compares a server with a bare exchange made in the same way.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ __all__ = ["STOP_WORD", "Mechanism", "NativeMechanism", "PythonMechanism", "Ring
 
 _MASK = 0xFFFFFFFF
 _LOOKS = 64
-_PING, _PONG, _STOP = 0, 16, 32  # words, a cache line each
+_PING, _PONG, _STOP = 0, 16, 32  # words, each in a cache line of its own
 _MOST_LOOKS = 1 << 24
 STOP_WORD = _STOP
-"""Set by the near end to end the far one."""
+"""The word that the near end sets to end the far one."""
 
 
 @dataclass(frozen=True, slots=True)
 class RingPlace:
-    """A ring in shared memory: byte offset and number of its slots, numbers of its words; ``templates``: two slots
-    that are submitted in turn.
+    """A ring in shared memory: byte offset and number of its slots, and where its index words are; ``templates``: two
+    slots that are submitted in turn.
     """
 
     memory: memoryview
@@ -40,10 +40,9 @@ class RingPlace:
 
 
 class RingUse(Protocol):
-    """The guest of one ring. Each method goes on where an earlier one stopped.
+    """The guest's side of one ring. Each method goes on where the one before stopped.
 
-    They return False when the device asks for a doorbell before it goes on, once each time that it asks, and True when
-    all is done.
+    They return False when the device asks for a doorbell, once each time that it asks, and True when all is done.
     """
 
     @property
@@ -51,7 +50,7 @@ class RingUse(Protocol):
         """The producer index."""
 
     def waited(self, target: int) -> bool:
-        """Submit up to index ``target``, each slot once the one before is complete."""
+        """Submit up to index ``target``, each slot when the one before is complete."""
 
     def posted(self, target: int) -> bool:
         """Submit up to index ``target``, waiting only for room."""
@@ -60,17 +59,17 @@ class RingUse(Protocol):
         """Wait for what was submitted."""
 
     def close(self) -> None:
-        """Let the memory go."""
+        """Release the memory."""
 
 
 class WordExchange(Protocol):
     """The near end of a bare exchange."""
 
     def ping(self, first: int, count: int) -> bool:
-        """Send ``count`` numbers from ``first`` on and wait for the return of each. False: the other end is gone."""
+        """Send ``count`` numbers from ``first`` on, waiting for each to come back. False: the other end is gone."""
 
     def close(self) -> None:
-        """Let the memory go."""
+        """Release the memory."""
 
 
 class Mechanism(Protocol):
