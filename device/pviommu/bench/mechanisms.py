@@ -88,7 +88,7 @@ class Mechanism(Protocol):
 
 
 class PythonMechanism:
-    """Loops of Python."""
+    """Loops in Python."""
 
     name = "python"
 
@@ -103,7 +103,7 @@ class PythonMechanism:
     def pong(self, memory: memoryview) -> None:
         """The far end, until it is told to stop."""
         with memory.cast("I") as words:
-            last = 0  # it may begin after the first number was sent; numbers are never 0
+            last = 0  # the first number may have been sent already; numbers are never 0
             while not words[_STOP]:
                 seen = words[_PING]
                 if seen != last:
@@ -199,7 +199,7 @@ class _Ring(ctypes.Structure):
 
 
 class NativeMechanism:
-    """Loops of C, from a library built of ``probe.c``. Raises OSError for a file that is none."""
+    """Loops in C, from a library built from ``probe.c``. Raises OSError if the file is no such library."""
 
     name = "native"
 
@@ -225,7 +225,7 @@ class NativeMechanism:
 
 
 class _Pinned:
-    """The address of writable memory, while it is held."""
+    """The address of writable memory, valid while this object exists."""
 
     def __init__(self, memory: memoryview) -> None:
         self._object = (ctypes.c_char * memory.nbytes).from_buffer(memory)

@@ -1,4 +1,4 @@
-"""What a benchmark leaves: text to read, JSON, and the tables and plots that documents take from it."""
+"""The results of a benchmark: text to read, JSON, and the tables and plots for documents."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ class Document:
     plots: dict[str, str] = field(default_factory=dict)
 
     def json(self) -> str:
-        """All of it but the text."""
+        """All of it except the text, as JSON."""
         whole = {"command": self.command, **self.data, "blocks": self.blocks, "plots": self.plots}
         return json.dumps(whole, indent=2) + "\n"
 
 
 def machine() -> dict[str, str]:
-    """What a figure depends on: versions and processors of this host."""
+    """What figures depend on: versions and processors of this host."""
     return {
         "pviommu": __version__,
         "python": platform.python_version(),
@@ -58,7 +58,7 @@ def siblings(processors: Path) -> str:
 
 
 def _pinning() -> str:
-    """Nothing is pinned by a benchmark of guests; whoever starts it may pin all of it."""
+    """The processors that this process may use: a benchmark of guests pins nothing, but whoever starts it may have."""
     allowed = sorted(os.sched_getaffinity(0))
     return "none" if len(allowed) == os.cpu_count() else f"to {','.join(map(str, allowed))}"
 
@@ -89,7 +89,7 @@ def check_targets(args: argparse.Namespace) -> None:
 
 
 def give(document: Document, args: argparse.Namespace, out: TextIO) -> None:
-    """Write what the options of :func:`add_targets` ask for. Raises UsageError."""
+    """Write the files that the options of :func:`add_targets` ask for. Raises UsageError."""
     if args.json == "-":
         out.write(document.json())
     elif args.json is not None:
@@ -99,13 +99,13 @@ def give(document: Document, args: argparse.Namespace, out: TextIO) -> None:
 
 
 def show(document: Document, args: argparse.Namespace, out: TextIO) -> None:
-    """Print the text, beside ``out`` if that is for JSON, and :func:`give` the rest. Raises UsageError."""
+    """Print the text, elsewhere than on ``out`` if that is for JSON, and :func:`give` the rest. Raises UsageError."""
     print(document.text, file=sys.stderr if args.json == "-" else out)
     give(document, args, out)
 
 
 def write(option: str, path: Path, text: str) -> None:
-    """Write a file that ``option`` named. Raises UsageError, or EnvironmentProblem if there is no room for it."""
+    """Write the file that ``option`` names. Raises UsageError, or EnvironmentProblem if there is no room for it."""
     try:
         path.write_text(text)
     except OSError as problem:
@@ -116,8 +116,8 @@ def write(option: str, path: Path, text: str) -> None:
 
 
 def fill(text: str, blocks: Mapping[str, str]) -> tuple[str, list[str]]:
-    """``text`` with each block between ``<!-- begin NAME -->`` and ``<!-- end NAME -->`` replaced by the one of that
-    name, and the names that it has places for and ``blocks`` does not.
+    """``text`` with each part between ``<!-- begin NAME -->`` and ``<!-- end NAME -->`` replaced by the block of that
+    name, and the names in it that ``blocks`` does not have.
     """
     missing: list[str] = []
 

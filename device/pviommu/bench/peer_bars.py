@@ -1,4 +1,4 @@
-"""What the PV-IOMMU must reach beside QEMU's IOMMUs, what its levers give, and plots of both."""
+"""The bars of the PV-IOMMU beside QEMU's IOMMUs, the effect of its levers, and plots of both."""
 
 from __future__ import annotations
 
@@ -19,15 +19,16 @@ _LIMITS = (
     ("pviommu-strict", "virtio-iommu-strict", 1 / 2),
     ("pviommu-strict", "intel-iommu", 1.0),
 )
-"""A pair of the first as a multiple of one of the second, at most; Linux drives intel-iommu strictly either way."""
+"""How many times as long as a pair of the second a pair of the first may take. Linux drives intel-iommu strictly in
+either mode."""
 
 _VFIO_PEER, _VFIO_LIMIT = "virtio-iommu", 1.0
 _TRAPS = Bar("traps a pair while busy", 1 / 64)
-_CORES_A_THREAD = 2  # one for the processor of the guest, one for the server or QEMU
+_CORES_A_THREAD = 2  # one for the guest's processor, one for the server or QEMU
 
 
 def judge(measurements: Sequence[Measurement], cores: int) -> list[Judgement]:
-    """The bars, for each load that was measured. Loads that need more than ``cores`` are reported only."""
+    """The bars for each load that was measured. Loads that need more than ``cores`` are only reported."""
     judgements = []
     for load in loads(measurements):
         for name, peer, limit in _LIMITS:
@@ -37,7 +38,8 @@ def judge(measurements: Sequence[Measurement], cores: int) -> list[Judgement]:
     judgements += _judge_vfio(measurements)
     for one in measurements:
         if one.name in {name for name, _, _ in _LIMITS} and one.threads == 1 and one.accesses is not None:
-            # The server counts over all rounds, so it sees what happens now and then; the events are of a short phase.
+            # The server counts over all rounds, so it sees what happens only now and then; the trace events are those
+            # of a short phase.
             counted = {"trace events": max(one.accesses, 0.0), "the server's count": one.server.get("traps", 0.0)}
             source = max(counted, key=lambda name: counted[name])
             bar = Bar(f"{_TRAPS.measure}, {one.name}", _TRAPS.limit)
@@ -46,7 +48,8 @@ def judge(measurements: Sequence[Measurement], cores: int) -> list[Judgement]:
 
 
 def _judge_pair(one: Measurement, other: Measurement, limit: float, load: Load, cores: int) -> list[Judgement]:
-    """By medians, and by means: those also carry what happens rarely, and what other processes do to a guest."""
+    """By medians and by means. The latter also include what happens rarely, and the effects of other processes on a
+    guest."""
     threads, pages = load
     reasons = [
         f"the group of {each.name} is of type {each.group_type}" for each in (one, other) if not each.is_as_named
@@ -65,7 +68,7 @@ def _judge_pair(one: Measurement, other: Measurement, limit: float, load: Load, 
 
 
 def _judge(bar: Bar, found: Figure | None, reasons: Sequence[str] = ()) -> Judgement:
-    """``reasons`` not to."""
+    """Judge ``found``, unless there are ``reasons`` not to."""
     if found is None:
         return bar.judge(None)
     spread = f"{found.least:.2f}-{found.most:.2f}"
@@ -92,7 +95,8 @@ def _find(measurements: Sequence[Measurement], name: str, load: Load) -> Measure
 
 
 def lever_table(measurements: Sequence[Measurement]) -> str:
-    """The PV-IOMMU without each of its levers, beside it as it is, as Markdown; empty if no lever was measured."""
+    """A Markdown table that compares the PV-IOMMU without each of its levers with the unchanged one; empty if no lever
+    was measured."""
     rows = []
     for load in loads(measurements):
         for whole in dict.fromkeys(lever.lever_of for lever in LEVERS):
@@ -117,7 +121,7 @@ def _lever_row(one: Measurement, base: Measurement, load: Load) -> tuple[str, ..
 
 
 def plots(measurements: Sequence[Measurement], accelerator: str) -> dict[str, str]:
-    """SVG by pages and threads, as ``16-1``: one chart for each load."""
+    """One chart (SVG) for each load, by its pages and threads, such as ``16-1``."""
     charts = {}
     for load in loads(measurements):
         threads, pages = load

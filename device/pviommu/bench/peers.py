@@ -167,7 +167,7 @@ def _request(args: argparse.Namespace) -> Request:
     plan = Plan(
         rounds=args.rounds,
         operations=args.operations,
-        warm_up=max(args.operations // 10, 1),  # fills the kernel's caches of IOVAs and table pages
+        warm_up=max(args.operations // 10, 1),  # fill the kernel's caches of IOVAs and table pages
         count_operations=args.count_operations,
         granules=granules,
         witness=args.kernel in _WITNESSED,
@@ -205,7 +205,7 @@ def _run(args: argparse.Namespace, out: TextIO, provide: Provide, boot_once: Boo
         "plan": asdict(request.plan),
     }
     folder = _folder(args, began)
-    check_setting(folder, {name: value for name, value in setting.items() if name != "repeat"})  # may be more now
+    check_setting(folder, {name: value for name, value in setting.items() if name != "repeat"})  # this may have grown
     runs = Runs(request, Bench(setup, memory, args.vcpus, args.timeout), folder, talk, boot_once)
     runs.measure()
     setting |= {"time": began.isoformat(timespec="seconds"), "seconds": round(runs.seconds, 1)}

@@ -22,7 +22,7 @@ _ROOM = 1.4
 
 @dataclass(frozen=True, slots=True)
 class ChartBar:
-    """One horizontal bar: its ``parts`` end to end, and a whisker from ``least`` to ``most`` of their sum."""
+    """One horizontal bar: its ``parts`` end to end, and a whisker from the ``least`` to the ``most`` of their sum."""
 
     label: str
     parts: Sequence[float]
@@ -31,9 +31,9 @@ class ChartBar:
 
 
 def bar_chart(title: str, unit: str, names: Sequence[str], bars: Sequence[ChartBar]) -> str:
-    """A whole SVG document. ``names`` are those of the parts, for the legend; every bar has as many parts."""
+    """A whole SVG document. ``names`` are the names of the parts, for the legend; every bar has as many parts."""
     longest = max((sum(bar.parts) for bar in bars), default=0.0) or 1.0
-    # One round that something disturbed must not make all bars too short to read: its whisker goes off the chart.
+    # A round that something has disturbed must not make all bars too short to read, so its whisker may leave the chart.
     highest = min(max((longest, *(bar.most for bar in bars))), longest * _ROOM)
     step = _step(highest)
     scale = (_WIDTH - _LABELS - _VALUES) / highest

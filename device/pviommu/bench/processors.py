@@ -1,4 +1,4 @@
-"""Keeping two processes that spin on processors of their own."""
+"""Keeps two processes that spin on a processor each."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ __all__ = ["apart_from_children"]
 
 @contextmanager
 def apart_from_children() -> Iterator[Callable[[], None]]:
-    """Children that are started inside get all processors but one; once the function that this gives is called, this
-    process has that one.
+    """Children that are started inside get all processors but one. When the function that this yields is called, this
+    process moves to that one.
 
-    Left to itself the scheduler may put both ends of an exchange on one processor, where they wait for each other's
-    time slices. With one processor there is nothing to part. In the end this process may run everywhere again.
+    Otherwise the scheduler may put both ends of an exchange on one processor, where they wait for each other's time
+    slices. If there is only one processor, nothing changes. In the end this process may run everywhere again.
     """
     allowed = os.sched_getaffinity(0)
     own = min(allowed)

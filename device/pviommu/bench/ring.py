@@ -35,7 +35,7 @@ _POSTED_AT_ONCE = 256
 _WAKE_UPS = 8
 _IDLE_SECONDS = 1.0
 _SETTLED_SECONDS = 0.6
-"""After which the bounded sleeps that follow arming are over."""
+"""Time after which the bounded sleeps that follow arming are over."""
 _RATES = (1000, 100)
 """Operations a second of a guest that works now and then."""
 
@@ -46,8 +46,8 @@ REGISTER, WORDS, ECHO = "trapped register", "bare words", "bare echo, asleep"
 
 @dataclass(slots=True)
 class Measured:
-    """All figures of one core. ``times`` in nanoseconds, ``doorbells`` a thousand operations, ``processor``: the share
-    of a processor that the server took.
+    """All figures of one core. ``times`` are in nanoseconds, ``doorbells`` per thousand operations; ``processor`` is
+    the share of a processor that the server took.
     """
 
     series: list[Series] = field(default_factory=list)
@@ -127,7 +127,7 @@ def _measure(core: str, effort: Effort, program: Sequence[str], options: Sequenc
             Case(REGISTER, driver.register),
         ]
         found.series = measure(cases, effort)
-        # Each of these is preceded by some milliseconds of sleep: a few are enough.
+        # Some milliseconds of sleep precede each of these, so a few must do.
         wake_ups = [
             Case(WAKE, driver.waited_asleep, least_count=_WAKE_UPS),
             Case(POSTED_ASLEEP, driver.posted_asleep, least_count=_WAKE_UPS),
@@ -149,7 +149,7 @@ def _start_ns(program: Sequence[str], topology: Path, options: Sequence[str]) ->
 
 
 class _Driver:
-    """What is measured of one server; each method is the work of a case and returns nanoseconds."""
+    """What is measured with one server: each method is the work of a case and returns nanoseconds."""
 
     def __init__(self, guest: WireGuest, mechanism: Mechanism) -> None:
         self._guest = guest
@@ -158,11 +158,11 @@ class _Driver:
         """by case: doorbells, operations"""
 
     def waited(self, count: int) -> int:
-        """Each operation once the one before is complete."""
+        """Submit each operation when the one before is complete."""
         return self._counted(WAITED, count, lambda ring: self._guest.run(ring, count))
 
     def submitting(self, count: int) -> int:
-        """What posting costs the guest: batches that the ring has room for, whose end is not waited for."""
+        """The guest's cost of posting: groups for which the ring has room, without waiting for their completion."""
 
         def batches(ring: RingUse) -> int:
             ends = range(_POSTED_AT_ONCE, count + 1, _POSTED_AT_ONCE)
@@ -171,7 +171,7 @@ class _Driver:
         return self._counted(SUBMIT, count, batches, posted=True)
 
     def posted(self, count: int) -> int:
-        """As many as the ring takes, to the completion of the last."""
+        """Post as many as the ring has room for, until the last is complete."""
         return self._counted(POSTED, count, lambda ring: self._guest.run(ring, count, posted=True), posted=True)
 
     def register(self, count: int) -> int:
@@ -186,7 +186,7 @@ class _Driver:
         return self._asleep(count, posted=False)
 
     def posted_asleep(self, count: int) -> int:
-        """One posted operation at a time, for which nobody wakes the server: the next DMA or the next wait would."""
+        """One posted operation at a time. Nobody wakes the server for it: the next DMA or the next wait would."""
         return self._asleep(count, posted=True)
 
     def _asleep(self, count: int, *, posted: bool) -> int:
@@ -199,7 +199,7 @@ class _Driver:
         return taken
 
     def processor(self, pid: int) -> dict[str, float]:
-        """The server's share of a processor while nothing is to do, and with an operation now and then."""
+        """The server's share of a processor while there is nothing to do, and with an operation now and then."""
         ring = self._guest.use(self._mechanism)
         self._guest.run(ring, 2)
         self._guest.wait_until_asleep(ring)

@@ -1,4 +1,4 @@
-"""What ``pviommu bench engine`` measures of a whole machine in this process: rings, and DMA through the tables."""
+"""What ``pviommu bench engine`` measures with a whole machine in this process: rings, and DMA through the tables."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SOURCE_PAGE = 1 << 13  # where buffers() begins; no DMA case reaches that far
 def ring_cases(guest: LocalGuest) -> list[Case]:
     """One-page maps and unmaps through ring 0, from the moment that they are visible until they are complete.
 
-    An operation is one slot. The slots are made beforehand: what a guest's driver costs is not contained.
+    An operation is one slot. The slots are made beforehand, so the cost of a guest's driver is not included.
     """
     frames = scattered(AT_ONCE)
 
@@ -60,13 +60,13 @@ def _accepted(guest: LocalGuest, failed: int, taken: int) -> int:
 
 
 def buffers(guest: LocalGuest) -> tuple[memoryview, memoryview]:
-    """A buffer that was written to, and as much guest memory, for a memcpy between the two."""
+    """A buffer that has been written to, and guest memory of the same size, for a memcpy between the two."""
     start = _SOURCE_PAGE << 12
     return memoryview(b"\xa5" * DMA_BYTES), memoryview(guest.ram)[start : start + DMA_BYTES]
 
 
 def dma_cases(guest: LocalGuest) -> list[Case]:
-    """An endpoint's DMA of 1 MiB, an operation each: translated over its whole span, then copied."""
+    """DMA of 1 MiB by an endpoint, each one operation: translated over its whole span, then copied."""
     data = memoryview(bytes(DMA_BYTES))
     dma = guest.endpoint.dma
     cases = []
@@ -93,7 +93,7 @@ def _repeated(call: Callable[[], object]) -> Work:
 
 
 def _layouts() -> dict[str, list[tuple[int, int, int]]]:
-    """(dfn, gfn, pages) of the maps beneath each DMA, dfns from 0."""
+    """The maps that each DMA uses, as (dfn, gfn, pages) with dfns from 0."""
     return {
         "4K pages": [(dfn, gfn, 1) for dfn, gfn in enumerate(scattered(_PAGES, _SOURCE_PAGE))],
         "2M page": [(0, 512, 512)],

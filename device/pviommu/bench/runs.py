@@ -1,4 +1,4 @@
-"""All boots of one ``pviommu bench peers``, in an order that favours nobody."""
+"""All boots of one ``pviommu bench peers``, in an order that favours no configuration."""
 
 from __future__ import annotations
 
@@ -27,8 +27,9 @@ BootOnce = Callable[[Bench, Configuration, Plan, Path], tuple[Boot, dict[str, An
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What is measured: each of ``configurations`` by each number of ``threads``, ``repeat`` times, while ``hogs``
-    processes spin. What a plan says of VFIO is done in boots of its own, of the configurations that are for it.
+    """What is measured: each of ``configurations`` with each number of ``threads``, ``repeat`` times, while ``hogs``
+    processes spin. Maps through VFIO, if the plan has any, are measured in boots of their own, with the configurations
+    that are meant for that.
     """
 
     configurations: Sequence[Configuration]
@@ -44,20 +45,21 @@ class _Job:
     plan: Plan
     measurement: Measurement
     label: str
-    """of its boots, with their number"""
+    """begins the names of its boots, before their number"""
     served: dict[str, Any]
     """the server's counts of the last measuring boot; empty if it failed"""
 
     @property
     def has_counts(self) -> bool:
-        """Whether the server's counts of this are worth a boot more; how many pairs a witness made nobody knows."""
+        """Whether another boot for the server's counts makes sense: not with a witness, whose number of pairs is
+        unknown."""
         plan, configuration = self.plan, self.configuration
         whole = configuration.served and bool(configuration.group) and not configuration.lever_of
         return whole and plan.threads == 1 and plan.rounds > 0 and not plan.witness
 
 
 class Runs:
-    """Boots everything of ``request``; each boot's logs are in a folder of its own in ``folder``."""
+    """Does all boots of ``request``; the logs of each are in a folder of its own in ``folder``."""
 
     def __init__(self, request: Request, bench: Bench, folder: Path, talk: TextIO, boot_once: BootOnce) -> None:
         self.status = ExitStatus.PASSED
@@ -93,8 +95,8 @@ class Runs:
         ]
 
     def measure(self) -> None:
-        """Boot everything that is not kept from an earlier run; a configuration that fails is noted and the others
-        go on.
+        """Do all boots whose figures are not kept from an earlier run. A configuration that fails is noted, and the
+        others go on.
         """
         with hogs(self._request.hogs):
             self._measure()
@@ -107,7 +109,7 @@ class Runs:
                     job.served = self._boot(job, job.plan, f"{job.label}-{turn + 1}")
             for job in self._jobs:
                 if job.has_counts and not job.served:
-                    self._progress.skip(1)  # there is nothing to take the empty boot's counts from
+                    self._progress.skip(1)  # there are no counts to subtract the empty boot's from
                 elif job.has_counts:
                     self._count_at_server(job)
         finally:
@@ -142,7 +144,7 @@ class Runs:
         return found
 
     def _count_at_server(self, job: _Job) -> None:
-        """What the server counted in the last measuring boot, less what it counts in a boot that does nothing."""
+        """What the server counted in the last measuring boot, minus what it counts in a boot that does nothing."""
         empty = self._boot(job, replace(job.plan, rounds=0, count_operations=0), f"{job.label}-empty")
         job.measurement.server = server_counts(job.served, empty, job.plan.timed_pairs + job.plan.count_operations)
 

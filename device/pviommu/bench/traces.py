@@ -21,7 +21,7 @@ _QUIET_EVENT = "trace_backend_is_on_but_nothing_matches*"
 
 def trace_arguments(log: Path) -> list[str]:
     """QEMU arguments that send trace events to ``log``, none of them switched on yet."""
-    # -d trace:... also switches the log backend on; without it, events enabled later would go nowhere.
+    # -d trace:... also switches the log backend on, without which events enabled later would go nowhere.
     return ["-D", str(log).replace("%", "%%"), "-d", f"trace:{_QUIET_EVENT}"]
 
 
@@ -54,7 +54,7 @@ class Traces:
             raise RunError(f"QEMU's trace events cannot be switched: {problem}") from problem
 
     def counts(self) -> Counter[str]:
-        """Occurrences so far."""
+        """How often each event has occurred so far."""
         if not self._log.is_file():
             return Counter()
         with self._log.open(errors="replace") as lines:

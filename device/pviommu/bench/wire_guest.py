@@ -1,4 +1,4 @@
-"""A guest driver of the PV-IOMMU in this process, over vfio-user, and the server that it talks to."""
+"""A guest's driver of the PV-IOMMU in this process, over vfio-user, and the server that it talks to."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class BenchServer:
         ]
         self._child = Child()
         self.start_ns = 0
-        """from starting the program until it listened"""
+        """the time from starting the program until it listened"""
 
     def __enter__(self) -> Self:
         """Start it; returns once it listens. Raises RunError."""
@@ -78,11 +78,11 @@ class BenchServer:
 
     @property
     def pid(self) -> int:
-        """Its process."""
+        """The number of its process."""
         return int(self._pidfile.read_text())
 
     def stop_ns(self, seconds: float) -> int:
-        """End it by SIGTERM; how long that takes. Raises RunError after ``seconds``."""
+        """End it by SIGTERM; returns how long that took. Raises RunError after ``seconds``."""
         process = os.pidfd_open(self.pid)
         try:
             begun = time.perf_counter_ns()
@@ -110,12 +110,12 @@ def capabilities_ns(program: Sequence[str], topology: Path) -> int:
 
 def processor_time_ns(pid: int) -> int:
     """Processor time that a process has used, all its threads together."""
-    # Linux: clock_getcpuclockid() is this arithmetic; 2 asks for the scheduler's own, exact count
+    # this is what clock_getcpuclockid() computes on Linux; 2 asks for the scheduler's own, exact count
     return time.clock_gettime_ns(~pid << 3 | 2)
 
 
 class Opened:
-    """What its constructor opened on :attr:`_stack` is closed with it. A context manager."""
+    """A context manager that closes what its constructor has opened on :attr:`_stack`."""
 
     _stack: ExitStack
 
@@ -149,7 +149,7 @@ class WireGuest(Opened):
             self._stack = stack.pop_all()
 
     def use(self, mechanism: Mechanism, *, posted: bool = False) -> RingUse:
-        """Turn the ring off and on again, to be filled by ``mechanism`` with maps and unmaps of one page in turn."""
+        """Turn the ring off and on again; ``mechanism`` will fill it with maps and unmaps of one page in turn."""
         unmap = unmap_slot(self.context, _DFN, posted=posted)
         if self._is_mapped:  # the last user stopped after a map
             with closing(PythonMechanism().ring(self._renewed(unmap * 2))) as ring:
@@ -162,9 +162,9 @@ class WireGuest(Opened):
     ) -> int:
         """Submit up to index ``target``, ringing the doorbell where asked to, and wait for all of it if ``complete``.
 
-        Returns nanoseconds; those of a wait that is not part of the measurement are not among them. With ``trapped``
-        the doorbell's write is waited for, as a hypervisor does. Otherwise it is not: this process is slower at that
-        than a guest, so slow that the server might be asleep again when the next slot comes.
+        Returns nanoseconds, without those of waits that are not part of the measurement. With ``trapped`` it waits for
+        the answer to the doorbell's write, as a hypervisor does. Otherwise it does not, because this process is slower
+        at that than a guest: the server might be asleep again when the next slot comes.
         """
         submit = ring.posted if posted else ring.waited
         start = perf_counter_ns()
@@ -178,16 +178,16 @@ class WireGuest(Opened):
         return perf_counter_ns() - start if complete else taken
 
     def ring_doorbell(self, *, trapped: bool) -> None:
-        """A write over the socket, and its answer if it is ``trapped``."""
+        """Write the doorbell over the socket, and wait for the answer if ``trapped``."""
         self.doorbells += 1
         self._client.region_write(REGISTER_BAR, REGISTER["DOORBELL"].offset, bytes(4), posted=not trapped)
 
     def read_register(self) -> None:
-        """A trapped read of a register that does nothing."""
+        """A trapped read of a register, without further effect."""
         self._client.region_read(REGISTER_BAR, REGISTER["VERSION"].offset, 4)
 
     def wait_until_asleep(self, ring: RingUse) -> None:
-        """Return when the server sleeps for as long as nobody wakes it. Raises RunError."""
+        """Return when the server sleeps until somebody wakes it. Raises RunError."""
         deadline = time.monotonic() + _ASLEEP_SECONDS
         while self.words[_DOORBELL_EVENT] != ring.submitted:
             if time.monotonic() > deadline:
@@ -219,12 +219,12 @@ class WireGuest(Opened):
         return PvIommuOp.unpack(self._ring.result(0)[2]).ctx_no
 
     def _check(self, target: int) -> None:
-        """The two slots before ``target`` have succeeded. Raises RunError."""
+        """Raise RunError unless the two slots before ``target`` have succeeded."""
         for position in range(max(target - 2, 0), target):
             result, _, _ = self._ring.result(position)
             if result:
                 raise RunError(f"slot {position} of the measurement has result {result}")
 
     def write(self, register: str, value: int, *, posted: bool = False) -> None:
-        """A register of the PV-IOMMU; without waiting for the answer if ``posted``."""
+        """Write a register of the PV-IOMMU, without waiting for the answer if ``posted``."""
         self._client.region_write(REGISTER_BAR, REGISTER[register].offset, value.to_bytes(4, "little"), posted=posted)

@@ -1,5 +1,5 @@
 """``pviommu selfcheck``: random histories against a model, through the engine, a ring and the wire.
 
-:mod:`.model` says what the engine must do, :mod:`.profiles` what a guest must see of it, :mod:`.rules` what is tried;
+:mod:`.model` defines what the engine must do, :mod:`.profiles` what a guest must see, :mod:`.rules` what is tried;
 :mod:`.engine_path`, :mod:`.snapshot_path`, :mod:`.ring_path` and :mod:`.wire_path` are the ways in.
 """

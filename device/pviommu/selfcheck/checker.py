@@ -1,4 +1,5 @@
-"""Running histories: every operation on the model and on every path, compared; and making a failing one short."""
+"""Runs histories: carries out every operation on the model and on every path and compares; shortens a failing
+history."""
 
 from __future__ import annotations
 
@@ -21,10 +22,10 @@ from .wire_path import WirePath
 __all__ = ["COMPARE_ALL_EVERY", "PATHS", "Checker", "MakePath", "Path", "Run", "run_history", "shortened"]
 
 COMPARE_ALL_EVERY = 1000
-"""Operations between two comparisons of whole tables and of all guest RAM."""
+"""How many operations there are between two comparisons of whole tables and of all guest RAM."""
 _FRAMES = 1 << 64
 _WHOLE_RANGE = 4096
-"""Of a longer range, both ends are compared at once and the rest with the whole tables."""
+"""Of a range that is longer, both ends are compared at once, and the rest with the whole tables."""
 MAX_REPLAYS = 400
 
 
@@ -50,7 +51,7 @@ PATHS: dict[str, MakePath] = {
 
 
 class Checker:
-    """The model and the paths, in the same state or :class:`Difference` is raised. A context manager."""
+    """Keeps the model and the paths in the same state, or raises :class:`Difference`. A context manager."""
 
     def __init__(self, setting: Setting, paths: Sequence[MakePath]) -> None:
         self.oracle = Oracle(setting)
@@ -105,7 +106,7 @@ def _touched(op: Operation) -> Iterable[tuple[int, Sequence[int]]]:
 
 
 class Run:
-    """A history of its own machine, drawn from a seed."""
+    """A history with its own machine, both drawn from a seed."""
 
     def __init__(self, seed: str, profile: str) -> None:
         self._random = Random(seed)
@@ -114,7 +115,8 @@ class Run:
         """what was carried out, the failing operation included"""
 
     def check(self, steps: int, paths: Sequence[MakePath]) -> Difference | None:
-        """Draw and carry out ``steps`` operations. The difference found, with which the history ends, or None."""
+        """Draw and carry out ``steps`` operations. Returns the difference that was found, with which the history ends,
+        or None."""
         try:
             with Checker(self.setting, paths) as checker:
                 rules = Rules(self._random, checker.oracle.model, checker.oracle.interface.malformed)
@@ -129,7 +131,7 @@ class Run:
 
 
 def run_history(setting: Setting, history: Sequence[Operation], paths: Sequence[MakePath]) -> Difference | None:
-    """Carry out a history on new machines. The first difference, or None."""
+    """Carry out a history on new machines. Returns the first difference, or None."""
     try:
         with Checker(setting, paths) as checker:
             for op in history:
@@ -143,8 +145,8 @@ def run_history(setting: Setting, history: Sequence[Operation], paths: Sequence[
 def shortened(
     setting: Setting, history: Sequence[Operation], paths: Sequence[MakePath], replays: int = MAX_REPLAYS
 ) -> list[Operation]:
-    """A part of ``history``, in order, that still ends in a difference; none of its operations can be left out, unless
-    that took more than ``replays`` attempts to find out. A history without a difference comes back as it is.
+    """A part of ``history``, in order, that still ends in a difference. None of its operations can be left out, as far
+    as ``replays`` attempts can tell. A history without a difference is returned as it is.
     """
     best = list(history)
     chunk = max(1, len(best) // 2)
@@ -156,6 +158,6 @@ def shortened(
             if run_history(setting, candidate, paths) is not None:
                 best = candidate
             end -= chunk
-        if chunk > 1 or len(best) == before:  # single operations are tried until none can go
+        if chunk > 1 or len(best) == before:  # single operations are tried until none can be left out
             chunk //= 2
     return best

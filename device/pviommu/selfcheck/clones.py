@@ -1,4 +1,5 @@
-"""The model with clones that follow guest RAM: they lose what went and was theirs, and map what comes."""
+"""The model with clones that follow guest RAM: they lose pages of theirs that are unplugged, and map what is
+plugged."""
 
 from __future__ import annotations
 
@@ -8,10 +9,10 @@ __all__ = ["FollowingModel"]
 
 
 class FollowingModel(Model):
-    """A clone owns the pages that it mapped itself, until the guest unmaps them: those it never touches again."""
+    """A clone owns the pages that it has mapped by itself until the guest unmaps them; it never touches those again."""
 
     _owned: dict[int, dict[int, bool]]
-    """clone -> {dfn: whether it is as the clone mapped it; if not, the guest has unmapped it}"""
+    """clone -> {dfn: True if it is as the clone has mapped it, False if the guest has unmapped it}"""
 
     def alloc(self, clone: bool) -> Answer:
         self._owned = {ctx: owned for ctx, owned in getattr(self, "_owned", {}).items() if ctx in self.pages}

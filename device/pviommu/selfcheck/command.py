@@ -29,7 +29,7 @@ from .wire_path import WirePath
 __all__ = ["add_arguments", "main"]
 
 EPISODE_STEPS = 5000
-"""Operations after which a new machine with other limits begins."""
+"""How many operations there are until a new machine with other limits begins."""
 SLOW_REPLAYS = 60
 PROGRESS_S = 1.0
 _HEXADECIMAL = ("dfn", "gfn", "iova", "devfn", "pattern")
@@ -81,7 +81,7 @@ def main(args: argparse.Namespace) -> int:
         return ExitStatus.ENVIRONMENT
     logger = logging.getLogger("pviommu")
     level = logger.level
-    logger.setLevel(logging.ERROR)  # refused DMA is what is being tried
+    logger.setLevel(logging.ERROR)  # DMA is refused on purpose
     try:
         return check(args, [PATHS[name] for name in names] if library is None else native_paths(names, library))
     finally:
@@ -160,7 +160,7 @@ def print_history(setting: Setting, history: Sequence[Operation], paths: Sequenc
 
 
 def _shown(value: object) -> str:
-    """An operation with its addresses and frames as they are read best."""
+    """An operation as text, with addresses and frames in hexadecimal."""
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         fields = (
             f"{name}={field:#x}" if name in _HEXADECIMAL else f"{name}={_shown(field)}"

@@ -1,4 +1,4 @@
-"""What a self-check finds."""
+"""The difference that a self-check finds."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ __all__ = ["Difference", "require"]
 
 
 class Difference(Exception):  # noqa: N818 - a finding, not a failure of the program
-    """A path did something else than the model says. ``path`` is its name, ``what`` was compared."""
+    """A path has done something else than the model. ``path`` is its name, ``what`` was compared."""
 
     def __init__(self, path: str, what: str, expected: object, found: object) -> None:
         super().__init__(f"{path}: {what}: expected {_shown(expected)}, found {_shown(found)}")

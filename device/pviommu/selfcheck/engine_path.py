@@ -1,4 +1,4 @@
-"""Histories through the engine and its contexts alone, by their own calls and in their own words."""
+"""Histories through the engine and its contexts alone, by their own calls and result types."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def engine_config(oracle: Oracle) -> EngineConfig:
 
 
 class EnginePath:
-    """An engine of its own."""
+    """The path to an engine of its own."""
 
     name = "engine"
 
@@ -57,7 +57,7 @@ class EnginePath:
         make: Callable[[EngineConfig], Engine] = Engine,
         contexts: Callable[[Engine, int, DefaultPolicy], Contexts] = Contexts,
     ) -> None:
-        """``make`` builds the engine, ``contexts`` its contexts, or something that is wrong on purpose."""
+        """``make`` builds the engine and ``contexts`` its contexts; tests give some that are wrong on purpose."""
         self._oracle = oracle
         self._make, self._make_contexts = make, contexts
         self.build()
@@ -81,7 +81,7 @@ class EnginePath:
             self.contexts.add_endpoint(stream)
 
     def run(self, op: Operation, verdict: Verdict) -> None:
-        """Carry out ``op`` and compare what came of it."""
+        """Carry out ``op`` and compare the outcome."""
         if verdict.refused:
             return
         outcome = verdict.outcome
@@ -146,7 +146,7 @@ class EnginePath:
             require(self.name, f"translation of {op}", merged, [tuple(run) for run in found])
 
     def compare_touched(self, ctx: int, dfns: Iterable[int]) -> None:
-        """Compare single pages, and the sums."""
+        """Compare single pages, and what is in use."""
         compare_pages(self.name, self.contexts, self._oracle, ctx, dfns)
 
     def compare_all(self) -> None:
@@ -158,7 +158,7 @@ class EnginePath:
 
 
 class SeenEngine(Protocol):
-    """As much of an :class:`Engine` as is compared."""
+    """The part of an :class:`Engine` that is compared."""
 
     def lookup(self, domain: int, dfn: int, /) -> tuple[int, int] | None: ...
     def usage(self) -> tuple[int, ...]: ...
@@ -168,7 +168,7 @@ class SeenEngine(Protocol):
 
 
 class SeenContexts(Protocol):
-    """As much of :class:`Contexts`."""
+    """The part of :class:`Contexts` that is compared."""
 
     @property
     def engine(self) -> SeenEngine: ...
@@ -182,7 +182,7 @@ def compare_pages(name: str, contexts: SeenContexts, oracle: Oracle, ctx: int, d
     if pages is not None:
         for dfn in dfns:
             found = engine.lookup(ctx, dfn)
-            if pages.get(dfn) != found:  # Access compares as a number
+            if pages.get(dfn) != found:  # Access compares equal to a number
                 require(name, f"context {ctx} dfn {dfn:#x}", pages.get(dfn), found)
     usage = tuple(engine.usage())
     if usage != model.usage():

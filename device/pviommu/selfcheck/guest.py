@@ -1,4 +1,4 @@
-"""A guest: its drivers of the PV-IOMMU and of the DMA test engines, as far as a self-check needs them.
+"""A guest: as much of its drivers of the PV-IOMMU and of the DMA test engines as a self-check needs.
 
 Its parts are those of :mod:`pviommu.guest`. How it waits for a device (by calls, or by looking at shared memory) is
 left to a subclass; what it submits and what it compares is the same.
@@ -33,7 +33,7 @@ __all__ = ["BATCH_PAGE", "ENTRIES", "Guest", "ModularRam"]
 ENTRIES = 64
 RINGS = 2
 BATCH_PAGE = 0xFFF
-"""Guest frame of the arrays that batches are made of. It is cleared after each, so no DMA meets what is left."""
+"""Guest frame of the arrays of BATCH operations. It is cleared after each, so that DMA does not meet what is left."""
 _NO_STREAM = 0xFFFFFFFF
 UNTOUCHED_STATUS = 0x5555
 _PAGE = 4096
@@ -51,25 +51,26 @@ SeenEvent = tuple[int, int, int, int, int, int, int, int, int]
 
 
 class ModularRam(GuestRam):
-    """The RAM that is always there at its own offset of the file, and behind it the module that comes and goes."""
+    """RAM in one file: at the offset of its GPA what is always there, and behind that the module that comes and
+    goes."""
 
     def __init__(self) -> None:
         super().__init__(SHADOWED_BYTES + (len(LARGE_MODULE) << 12), SHADOWED_BYTES)
 
     @staticmethod
     def parts(present: bool) -> list[tuple[int, int, int]]:
-        """(GPA, size, offset in the file) of the RAM ranges; ``present``: only of the module."""
+        """(GPA, size, offset in the file) of the RAM ranges: of the module if ``present``, else of the other RAM."""
         if present:
             return [(LARGE_MODULE.start << 12, len(LARGE_MODULE) << 12, SHADOWED_BYTES)]
         return [(part.start << 12, len(part) << 12, part.start << 12) for part in RAM]
 
     def offset(self, gpa: int) -> int:
-        """Where in the file a GPA is."""
+        """The offset in the file of a GPA."""
         return gpa if gpa < SHADOWED_BYTES else gpa - (LARGE_MODULE.start << 12) + SHADOWED_BYTES
 
 
 class Guest(ABC):
-    """Carries out operations as a guest and compares everything that it can see of them."""
+    """Carries out operations as a guest and compares everything that a guest can see of them."""
 
     name: str
 
@@ -138,12 +139,12 @@ class Guest(ABC):
     # -- slots ------------------------------------------------------------------------------------------------------
 
     def _put(self, ring: int, submission: Submission, posted: bool = False) -> int:
-        """Submit a slot, without a doorbell; its position."""
+        """Submit a slot, without a doorbell; returns its position."""
         op_class, op, flags, payload = submission
         return self.rings[ring].put(op_class, op, flags | SlotFlags.POSTED if posted else flags, payload)
 
     def _take(self, ring: int, position: int) -> tuple[int, bytes]:
-        """Wait for a slot: its result and payload."""
+        """Wait for a slot; returns its result and payload."""
         self.ring_doorbell(ring, position)
         self.wait_for_ring(ring, position + 1)
         return self._read(ring, position)
@@ -155,13 +156,13 @@ class Guest(ABC):
         return result, payload
 
     def call(self, submission: Submission) -> tuple[int, bytes]:
-        """Submit one slot and wait for it: result and payload."""
+        """Submit one slot and wait for it; returns result and payload."""
         return self._take(0, self._put(0, submission))
 
     # -- operations -------------------------------------------------------------------------------------------------
 
     def run(self, op: Operation, verdict: Verdict) -> None:
-        """Carry out ``op`` and compare what came of it."""
+        """Carry out ``op`` and compare the outcome."""
         events: list[SeenEvent] = []
         match op:
             case Dma():
@@ -194,7 +195,8 @@ class Guest(ABC):
             require(self.name, f"payload of {op}", expected[1], found[1])
 
     def _posted(self, op: Posted, verdicts: list[Verdict], events: list[SeenEvent]) -> None:
-        """All slots at once. What moves endpoints or contexts goes into the other ring, and waits for the posted."""
+        """Submit all slots at once. Operations that move endpoints or change contexts go into the other ring, and wait
+        there for the posted ones."""
         waited = None if isinstance(op.then, Dma) else op.then
         ring = 1
         other = 0 if isinstance(waited, Alloc | Free | Attach | Block) else 1
@@ -295,7 +297,7 @@ class Guest(ABC):
         return os.pread(self.ram.fd, length, self.ram.offset(gpa))
 
     def _compare_events(self, op: Operation, expected: list[SeenEvent]) -> None:
-        """Take what is in the event ring."""
+        """Compare the events in the event ring, and take them out."""
         if self._events.is_empty and not expected:
             return
         found: list[SeenEvent] = []
@@ -310,7 +312,7 @@ class Guest(ABC):
                 )
             )
             sequence = sequence + 1 & MASK
-        if isinstance(op, Posted):  # a DMA may be refused before or after the slots are looked at
+        if isinstance(op, Posted):  # DMA may be refused before or after the slots are executed
             found, expected = sorted(found), sorted(expected)
         require(self.name, f"events of {op}", expected, found)
         require(self.name, "events lost", 0, self._events.lost)

@@ -1,4 +1,4 @@
-"""Histories through machines that are saved in the middle of whatever they do and go on in another process."""
+"""Histories through machines that are saved in the middle of whatever they do, and continue in another process."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ _IN_OPERATION = 20
 
 
 class MachinePath(Guest):
-    """A guest in this process, and its machine in one of two others in turn."""
+    """A guest in this process, and its machine in one of two other processes in turn."""
 
     name = "machine"
 
     def __init__(self, oracle: Oracle, library: Path | None = None, every: int = SNAPSHOT_EVERY) -> None:
-        """With ``library`` machines with its native core and with Python's follow each other. ``every``: steps between
-        two snapshots, 0 for none.
+        """With ``library``, machines with its native core and with Python's core alternate. ``every``: steps between
+        two snapshots, 0: no snapshots.
         """
         super().__init__(oracle)
         self._every = every
         self._steps = 0
         self._is_in_operation = False
         self.snapshots = 0
-        """taken so far"""
+        """how many were taken so far"""
         self.in_operations = 0
-        """of these, how many in the middle of a long operation"""
+        """how many of these in the middle of a long operation"""
         kinds = (True, False, False, True) if library else (False,)
         self._kinds: Iterator[bool] = itertools.cycle(kinds)
         self._functions: list[RemoteFunction] = []
@@ -109,7 +109,8 @@ class MachinePath(Guest):
             self.engine(stream).function = functions[stream]
 
     def _step(self, stream: int | None) -> bool:
-        """A step of a function. Before it the machine may be another: more often in the middle of a long operation."""
+        """Do a step of a function. Before it the machine may be exchanged, more often in the middle of a long
+        operation."""
         self._steps += _IN_OPERATION if self._is_in_operation else 1
         if self._every and self._steps >= self._every:
             self._steps = 0
@@ -128,7 +129,9 @@ class MachinePath(Guest):
     def wait_for_descriptor(self, stream: int, place: int) -> None:
         engine = self.engine(stream)
         while not engine.is_done(place):
-            if not self._step(stream) and not engine.is_done(place):  # a snapshot ends one that has begun
+            if not self._step(stream) and not engine.is_done(
+                place
+            ):  # taking a snapshot finishes a descriptor that has begun
                 raise Difference(self.name, f"descriptors of stream {stream}", "a completed one", "a pending one")
             if not engine.is_done(place):  # it takes another turn, in which rings come first
                 self._is_in_operation = self._process("work", None)[1]
@@ -150,7 +153,7 @@ class MachinePath(Guest):
 
 
 class _Contexts:
-    """What was seen, as contexts and their engine say it."""
+    """Presents what was seen as contexts and their engine would."""
 
     def __init__(self, seen: Seen) -> None:
         self._seen = seen

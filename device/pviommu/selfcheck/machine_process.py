@@ -1,4 +1,4 @@
-"""Machines in a process of their own, which do what they are told step by step: see :mod:`.machine_path`."""
+"""Machines in a process of their own, driven step by step: see :mod:`.machine_path`."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ from ..topology import Topology
 __all__ = ["MachineProcess", "RemoteFunction", "Seen"]
 
 PIECE = 64
-"""Pages after which an operation is long in such a process, and elements of a batch: most of the operations that are
-tried could not be stopped in their middle otherwise."""
+"""Pages, or elements of a BATCH, after which an operation counts as long in such a process. Otherwise most of the
+operations that are tried could not be interrupted in their middle."""
 ELEMENTS = 2
 TICK_NS = 2 * STEP_NS
-"""What the clock goes on with each look at it: a step is over after each slot or piece."""
+"""How far the clock advances each time it is read, so that a step ends after each slot or piece."""
 PATIENCE_S = 60.0
 
 
 class Clock(LiveInputs):
-    """The real inputs, but for the time."""
+    """The real inputs, except for the time."""
 
     time = 0
 
@@ -50,7 +50,7 @@ class Clock(LiveInputs):
 
 
 class Seen(NamedTuple):
-    """What the engine of a machine says of itself: as much of it as comparing needs."""
+    """As much of the state of a machine's engine as is compared."""
 
     pages: Mapping[int, tuple[int, int] | None]
     in_use: tuple[int, ...]
@@ -60,7 +60,7 @@ class Seen(NamedTuple):
 
 
 class Answers:
-    """What a machine does when it is told. Functions are named by their stream, the PV-IOMMU by None."""
+    """The calls that drive a machine. Functions are named by their stream, the PV-IOMMU by None."""
 
     def __init__(self, connection: Connection, library: Path | None) -> None:
         self._connection = connection
@@ -82,7 +82,8 @@ class Answers:
         return next(each for each in self.machine.endpoints.values() if each.stream == stream)
 
     def build(self, topology: Topology, native: bool) -> list[int]:
-        """A new machine instead of the last one. Descriptors and sizes of the shared BARs, the PV-IOMMU's first."""
+        """Build a machine in place of the last one. Returns descriptors and sizes of the shared BARs, the PV-IOMMU's
+        first."""
         self.close()
         self._clock = Clock()
         self._machine = Machine.build(topology, Environment(self._clock, Counters()), self._core() if native else None)
@@ -93,7 +94,7 @@ class Answers:
         return [region.size for region in shared]
 
     def _core(self) -> DeviceCore:
-        from ..native.core import native_core  # not every process has one
+        from ..native.core import native_core  # imported late: not every process has a native core
 
         return native_core(self._library)
 
@@ -104,7 +105,7 @@ class Answers:
         self._machine = None
 
     def plug(self, stream: int | None, address: int, size: int, offset: int) -> None:
-        """Memory whose descriptor comes next."""
+        """Give a function memory, whose descriptor comes next on the connection."""
         fd = reduction.recv_handle(self._connection)
         self._function(stream).dma_map(DmaMapping(address, size, offset, True, True, fd))
 
@@ -119,26 +120,27 @@ class Answers:
             pass
 
     def work(self, stream: int | None) -> tuple[bool, bool]:
-        """A step of a function. Whether there was anything to do, and whether a ring is in the middle of something."""
+        """Do a step of a function. Returns whether there was anything to do, and whether a ring is in the middle of an
+        operation."""
         iommu = self.machine.iommu
         busy = iommu.work() if stream is None else self._endpoint(stream).step()
         return busy, any(ring.operation for ring in iommu.rings)
 
     def take(self) -> tuple[bytes, int]:
-        """A snapshot, and the time, which does not go on meanwhile."""
+        """Take a snapshot; returns it with the time, which stands still meanwhile."""
         time = self._clock.time
         file = snapshot.take(self.machine)
         self._clock.time = time
         return file, time
 
     def restore(self, file: bytes, time: int) -> None:
-        """Raises SnapshotError."""
+        """Restore a snapshot, and the time. Raises SnapshotError."""
         self._clock.time = time
         snapshot.restore(self.machine, file)
         self._clock.time = time
 
     def look(self, ctx: int, dfns: Sequence[int], *, whole: bool) -> Seen:
-        """At pages of a context and, if asked, at all of each."""
+        """Look at pages of a context and, with ``whole``, at all pages of every context."""
         contexts = self.machine.iommu.contexts
         engine = contexts.engine
         there = engine.is_paging(ctx)
@@ -152,7 +154,7 @@ class Answers:
 
 
 def answer_all(connection: Connection, library: Path | None) -> None:
-    """The process: answer until the other end is closed."""
+    """The main function of the process: answer until the other end is closed."""
     pages.PIECE, batch.ELEMENTS = PIECE, ELEMENTS
     answers = Answers(connection, library)
     while True:
@@ -169,11 +171,11 @@ def answer_all(connection: Connection, library: Path | None) -> None:
 
 
 class MachineProcess:
-    """A process that has one machine after the other, from the side of whoever tells it what to do."""
+    """The controlling side of a process that has one machine after the other."""
 
     def __init__(self, library: Path | None = None) -> None:
-        """``library``: what a native core is made of."""
-        fresh = multiprocessing.get_context("spawn")  # nothing of this process is in it
+        """``library``: the file of the native core, if there is to be one."""
+        fresh = multiprocessing.get_context("spawn")  # it inherits nothing from this process
         self._connection, other = fresh.Pipe()
         self._process = fresh.Process(target=answer_all, args=(other, library), daemon=True)
         self._process.start()
@@ -195,7 +197,7 @@ class MachineProcess:
     def build(
         self, topology: Topology, registers: Sequence[Mapping[str, Register]], *, native: bool
     ) -> list[RemoteFunction]:
-        """A new machine, of whose functions these are the registers."""
+        """Build a machine; ``registers`` are those of its functions."""
         self._connection.send(("build", (topology, native), {}))
         streams = [None, *(entry.stream for entry in topology.endpoint)]
         fds = [reduction.recv_handle(self._connection) for _ in streams]

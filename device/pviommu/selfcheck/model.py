@@ -1,4 +1,5 @@
-"""The engine by its page-by-page definition: dicts and loops, slow and obvious. Shares no code with the engine."""
+"""A model of the engine that works page by page: dicts and loops, slow and obvious. It shares no code with the
+engine."""
 
 __all__ = ["Answer", "Model"]
 

@@ -1,4 +1,4 @@
-"""What a history is made of. Every operation holds plain numbers, so any part of a history is a history."""
+"""The operations of histories. They hold only plain numbers, so any part of a history is a history."""
 
 from __future__ import annotations
 
@@ -28,33 +28,33 @@ __all__ = [
 
 
 class Alloc(NamedTuple):
-    """A new context, empty or with all guest RAM 1:1."""
+    """Allocate a context, empty or with all guest RAM mapped 1:1."""
 
     clone: bool = False
 
 
 class Free(NamedTuple):
-    """Drop a context, with ``reattach`` even if endpoints are in it."""
+    """Free a context, with ``reattach`` even if endpoints are in it."""
 
     ctx: int
     reattach: bool = False
 
 
 class Bind(NamedTuple):
-    """The function at ``devfn`` is ``stream``."""
+    """Bind the function at ``devfn`` to ``stream``."""
 
     devfn: int
     stream: int
 
 
 class Unbind(NamedTuple):
-    """Forget the binding."""
+    """Remove the binding."""
 
     devfn: int
 
 
 class Block(NamedTuple):
-    """Take the function at ``devfn`` out of its context, so that it reaches nothing until it is attached."""
+    """Block the function at ``devfn``: it reaches nothing until it is attached."""
 
     devfn: int
 
@@ -67,7 +67,7 @@ class Attach(NamedTuple):
 
 
 class Map(NamedTuple):
-    """Map ``nr`` pages; ``access`` is 1 for read, 2 for write, other bits are not legal."""
+    """Map ``nr`` pages; in ``access`` bit 0 is read, bit 1 is write, other bits are illegal."""
 
     ctx: int
     dfn: int
@@ -85,14 +85,14 @@ class Unmap(NamedTuple):
 
 
 class Lookup(NamedTuple):
-    """The guest frame of a page."""
+    """Look up the guest frame of a page."""
 
     ctx: int
     dfn: int
 
 
 class Usage(NamedTuple):
-    """What is in use."""
+    """Query what is in use."""
 
 
 class Batch(NamedTuple):
@@ -114,7 +114,7 @@ class Malformed(NamedTuple):
 
 
 SlotOperation = Alloc | Free | Bind | Unbind | Block | Attach | Map | Unmap | Lookup | Usage | Batch | Malformed
-"""What travels in a slot."""
+"""The operations that travel in a slot."""
 
 
 class Dma(NamedTuple):
@@ -128,14 +128,14 @@ class Dma(NamedTuple):
 
 
 class Posted(NamedTuple):
-    """Slots that nobody waits for, and at once, without a look at them, what comes after."""
+    """Slots that nobody waits for, and immediately behind them the operation that comes next."""
 
     operations: tuple[SlotOperation, ...]
     then: SlotOperation | Dma
 
 
 class Revive(NamedTuple):
-    """Bus mastering of an endpoint off and on: what a driver does that begins anew."""
+    """Turn bus mastering of an endpoint off and on, as a driver does when it starts again."""
 
     stream: int
 

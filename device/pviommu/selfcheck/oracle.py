@@ -1,4 +1,4 @@
-"""What each operation must lead to: the model, and what is around it (bindings, guest RAM, which profile asks)."""
+"""What each operation must lead to: the model, and the state around it (bindings, guest RAM, the selected profile)."""
 
 from __future__ import annotations
 
@@ -40,21 +40,21 @@ class DmaOutcome(NamedTuple):
     """What a DMA request must lead to."""
 
     translation: list[tuple[int, int]] | tuple[int, str]
-    """pieces of guest memory as (GPA, length); or the first refused device address, and why"""
+    """the pieces of guest memory as (GPA, length); or the first refused device address and the reason"""
     lost: int | None
-    """the first device address that is translated, but to what is no RAM any more"""
+    """the first device address that is translated, but to memory that is no RAM any more"""
     data: bytes
-    """what a read finds"""
+    """the data that a read finds"""
     ctx: int
     devfn: int | None
-    """of the endpoint, if it is bound"""
+    """the endpoint's, if it is bound"""
 
 
 class BatchOutcome(NamedTuple):
     """What a batch must lead to."""
 
     answers: tuple[Answer, ...]
-    """of the elements that were looked at"""
+    """those of the elements that were carried out"""
 
 
 class Verdict(NamedTuple):
@@ -67,7 +67,7 @@ class Verdict(NamedTuple):
 
 
 class Oracle:
-    """The state that a machine must be in, and what operations do to it."""
+    """The state that a machine must be in, and the effect of operations on it."""
 
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
@@ -79,7 +79,7 @@ class Oracle:
         self.bound: dict[int, int] = {}
         """devfn -> stream"""
         self.ram: dict[int, bytearray] = {0: bytearray(b"\1".ljust(_PAGE, b"\0"))}
-        """gfn -> what the page holds, of pages that were written"""
+        """gfn -> contents, of pages that were written"""
         self._handlers: dict[type, Callable[[Any], Any]] = {
             Alloc: lambda op: self.model.alloc(op.clone),
             Free: lambda op: self.model.free(op.ctx, op.reattach),
@@ -173,7 +173,7 @@ class Oracle:
         return None
 
     def read(self, pieces: list[tuple[int, int]]) -> bytes:
-        """What guest RAM must hold in these (GPA, length) pieces, none of which crosses a page."""
+        """The bytes that guest RAM must hold in these (GPA, length) pieces, none of which crosses a page boundary."""
         return b"".join(
             bytes(self.ram[gpa >> 12][gpa % _PAGE : gpa % _PAGE + length]) if gpa >> 12 in self.ram else bytes(length)
             for gpa, length in pieces

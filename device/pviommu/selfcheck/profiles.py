@@ -1,7 +1,7 @@
-"""What a guest must see: each profile's slots, errno values and OUT fields, written down a second time.
+"""What a guest must see: each profile's slots, errno values and OUT fields, written a second time, independently.
 
-Nothing here comes from the device's own profiles: a wrong errno there is a difference here. The layouts are those of
-the modules of :mod:`pviommu_abi`.
+Nothing here comes from the device's own profiles, so a wrong errno there shows as a difference. The layouts are those
+of the modules of :mod:`pviommu_abi`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from .settings import Setting
 __all__ = ["ERRNO", "PROFILES", "UNTOUCHED", "Interface", "Seen", "Submission", "interface"]
 
 UNTOUCHED = 0xAAAA
-"""What OUT fields hold when they are submitted."""
+"""The value of OUT fields when they are submitted."""
 
 _COMMON = {"NO_DOMAIN": Errno.EINVAL, "NOT_PAGING": Errno.EINVAL, "OUT_OF_APERTURE": Errno.ERANGE}
 _CONTEXTS = {
@@ -99,7 +99,7 @@ class Submission(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """State that some answers show."""
+    """State that some answers contain."""
 
     usage: Callable[[], tuple[int, int, int, int]]
     bound: int
@@ -122,7 +122,7 @@ _MSI_WINDOW = range(0xFEE00, 0xFEF00)
 
 
 class Interface(Protocol):
-    """A profile as a guest sees it."""
+    """A profile, as a guest sees it."""
 
     number: int
     """value of register PROFILE"""
@@ -130,13 +130,13 @@ class Interface(Protocol):
     malformed: tuple[Malformed, ...]
     """slots that break a rule"""
     set_up: tuple[Submission, ...]
-    """slots that come first after the profile was selected"""
+    """slots to submit first after the profile was selected"""
 
     def refuses(self, op: Operation) -> int:
         """The errno with which the profile refuses an operation before the engine is asked, or 0."""
 
     def submission(self, op: SlotOperation) -> Submission:
-        """The slot of an operation; BATCH excepted, which the guest makes."""
+        """The slot of an operation. BATCH is not among them: the guest makes that itself."""
 
     def expected(self, op: SlotOperation, given: bytes, refused: int, outcome: Any, seen: Seen) -> tuple[int, bytes]:
         """Result and payload of a completed slot that was submitted with payload ``given``."""
@@ -146,7 +146,7 @@ class Interface(Protocol):
 
 
 class _Common:
-    """What both profiles do alike: the vendor operations, errno values by table."""
+    """What both profiles share: the vendor operations, and errno values by table."""
 
     name: str
     number: int

@@ -25,7 +25,7 @@ __all__ = ["RingPath", "topology"]
 
 
 def topology(oracle: Oracle) -> Topology:
-    """The machine of the oracle's setting, with a DMA test engine for each stream."""
+    """The topology of the oracle's setting, with a DMA test engine for each stream."""
     setting = oracle.setting
     return Topology(
         IommuSection(
@@ -40,12 +40,12 @@ def topology(oracle: Oracle) -> Topology:
 
 
 class RingPath(Guest):
-    """A whole machine whose loop is turned by the guest that waits."""
+    """A whole machine in this process; the guest turns its loop while it waits."""
 
     name = "ring"
 
     def __init__(self, oracle: Oracle, make: Callable[[Topology, Environment], Machine] = Machine.build) -> None:
-        """``make`` builds the machine, or one that is wrong on purpose."""
+        """``make`` builds the machine; tests give one that is wrong on purpose."""
         super().__init__(oracle)
         self.machine = make(topology(oracle), Environment(LiveInputs(), Counters()))
         self._iommu = self.machine.iommu
@@ -70,11 +70,11 @@ class RingPath(Guest):
         while not engine.is_done(place):
             if not self._endpoints[stream].work():
                 raise Difference(self.name, f"descriptors of stream {stream}", "a completed one", "a pending one")
-            if not engine.is_done(place):  # it takes another turn, in which rings come first
+            if not engine.is_done(place):  # it needs another turn, in which rings come first
                 self._iommu.work()
 
     def ring_doorbell(self, ring: int, first: int) -> None:
-        """The rings are looked at whenever something waits."""
+        """Nothing to do: the rings are executed whenever the guest waits."""
 
     def compare_touched(self, ctx: int, dfns: Iterable[int]) -> None:
         compare_pages(self.name, self._iommu.contexts, self.oracle, ctx, dfns)

@@ -1,4 +1,4 @@
-"""What is tried: for each kind of operation, how its numbers are chosen so that something happens.
+"""What is tried: the rules by which the numbers of each kind of operation are chosen, so that something happens.
 
 The only randomness is the :class:`random.Random` that the rules are given.
 """
@@ -57,7 +57,7 @@ WEIGHTS = {
     "clone": 1,
     "huge": 0.03,
 }
-"""How often each rule is used, against the others."""
+"""How often each rule is used, relative to the others."""
 
 _ANCHORS = (0, 0x1FF, 0x200, 0x3FF, 0x400, 0x5FF, 0x7FF, 0x800, 0xFFF, 0x3FE00, 0x40000, 0xFEDFE, 0xFEF00)
 """Frames where something changes: edges of tables, of RAM and of the reserved window."""
@@ -73,7 +73,7 @@ class Rules:
 
     def __init__(self, random: Random, model: Model, malformed: Sequence[Malformed]) -> None:
         self.random = random
-        """may be exchanged between two draws"""
+        """may be replaced between two draws"""
         self._malformed = malformed
         self._model = model
         self._recent: list[tuple[int, int, int]] = [(1, 0x200, 4)]
@@ -134,7 +134,7 @@ class Rules:
     def _map(self) -> Map:
         random = self.random
         ctx, dfn, nr = self._context(), self._dfn(), self._count()
-        if random.random() < 0.3:  # right behind, or over, what was mapped before
+        if random.random() < 0.3:  # right behind the last map, or overlapping it
             ctx, before, count = self._last()
             dfn = max(0, before + min(count, 2000) + random.randrange(-1, 2))
         access = random.choice((3, 3, 3, 1, 2)) if random.random() < 0.97 else random.choice((0, 4, 7))
@@ -178,7 +178,7 @@ class Rules:
         return Dma(stream, iova & _ALL, length, write, pattern)
 
     def rule_reuse(self) -> Sequence[Operation]:
-        """DMA to a page, to what it leads to after it was unmapped, and after it was mapped to another frame."""
+        """DMA to a page, again after it was unmapped, and again after it was mapped to another frame."""
         random = self.random
         stream, ctx = random.choice(STREAMS), self._context()
         dfn = random.choice((0x40, 0x1FE, 0x200, 0x3FE, self._dfn() & _ALL))
@@ -242,7 +242,7 @@ class Rules:
         return (Unbind(self._devfn()),)
 
     def rule_block(self) -> Sequence[Operation]:
-        """Alone, or before what does not unblock, or does, and the DMA that shows it."""
+        """A block alone, or followed by something that does not unblock, or that does, and by the DMA that shows it."""
         stream = self.random.choice(STREAMS)
         devfn = DEVFNS[stream]
         if self._often(0.4):
@@ -264,7 +264,7 @@ class Rules:
         return (self.random.choice(self._malformed),)
 
     def rule_huge(self) -> Sequence[Operation]:
-        """A gigabyte comes, is mapped by the largest leaf, cut, and goes again while it is mapped."""
+        """A gigabyte is plugged, mapped by the largest leaf, split, and unplugged while it is mapped."""
         model, first, nr = self._model, LARGE_MODULE.start, len(LARGE_MODULE)
         ctx = next((ctx for ctx in range(1, model.max_contexts + 1) if ctx not in model.pages), 1)
         return (

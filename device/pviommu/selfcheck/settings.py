@@ -10,16 +10,16 @@ __all__ = ["DEVFNS", "LARGE_MODULE", "RAM", "SHADOWED_BYTES", "STREAMS", "Settin
 RAM = [range(0x600), range(0x800, 0x1000)]
 """Guest frames that are RAM: two ranges with a hole between them."""
 LARGE_MODULE = range(0x40000, 0x80000)
-"""1 GiB that can be plugged, big enough for the largest leaf."""
+"""A module of 1 GiB that can be plugged, large enough for the largest leaf."""
 SHADOWED_BYTES = 0x1000 << 12
 STREAMS = (1, 2)
 DEVFNS = {1: 0x28, 2: 0x30}
-"""Where the endpoints are, by stream."""
+"""The devfn of each endpoint, by stream."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Limits, small enough to be met often. Raises ValueError for a pool that the profile cannot ask for."""
+    """Limits, small enough to be reached often. Raises ValueError for a pool that the profile cannot ask for."""
 
     profile: str = "xen-2024"
     max_contexts: int = 4
@@ -27,7 +27,7 @@ class Setting:
     aperture_bits: int = 39
     max_nr_pages: int = 262144
     identity: bool = True
-    """what the default context does: all guest RAM 1:1, or nothing"""
+    """what the default context maps: all guest RAM 1:1, or nothing"""
 
     def __post_init__(self) -> None:
         if self.profile == "xen-v7" and self.pool_pages & (self.pool_pages - 1):
@@ -37,7 +37,7 @@ class Setting:
 
     @classmethod
     def drawn(cls, random: Random, profile: str) -> Setting:
-        """One of many."""
+        """A random setting."""
         return cls(
             profile=profile,
             max_contexts=random.choice((2, 3, 4, 7)),

@@ -1,4 +1,4 @@
-"""Histories through engines that are saved in their middle and go on in a new one."""
+"""Histories through engines that are saved half-way and continued by a new one."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from .oracle import Oracle, Verdict
 __all__ = ["SNAPSHOT_EVERY", "SnapshotPath"]
 
 SNAPSHOT_EVERY = 23
-"""Operations between two snapshots."""
+"""How many operations there are between two snapshots."""
 
 _T = TypeVar("_T")
 
 
 class SnapshotPath(EnginePath):
-    """An engine of its own. What it is saved as becomes text, and the next engine goes on from that."""
+    """The path to an engine of its own. Its saved state becomes text, and the next engine goes on from that."""
 
     name = "snapshot"
 
     def __init__(self, oracle: Oracle, makes: Sequence[Callable[[EngineConfig], Engine]] = (Engine,)) -> None:
-        """``makes`` build the engines, in turn: each one follows itself, and the one before it."""
+        """``makes`` build the engines, in turns such that each continues an engine of the make before, and its own."""
         twice = [makes[0], *(make for make in makes[1:] for _ in range(2)), makes[0]]
         self._makes: Iterator[Callable[[EngineConfig], Engine]] = itertools.cycle(twice)
         self._ran = 0
         self.snapshots = 0
-        """taken so far"""
+        """how many were taken so far"""
         super().__init__(oracle, lambda config: next(self._makes)(config))
 
     def run(self, op: Operation, verdict: Verdict) -> None:
@@ -57,5 +57,5 @@ class SnapshotPath(EnginePath):
 
 
 def _as_text(state: object, kind: type[_T]) -> _T:
-    """A state as it comes back from JSON."""
+    """A state, converted to JSON and back."""
     return msgspec.json.decode(msgspec.json.encode(state), type=kind)

@@ -30,7 +30,7 @@ from .settings import STREAMS
 __all__ = ["WirePath"]
 
 PATIENCE_S = 10.0
-"""Bound of every wait; nothing takes that long unless something is broken."""
+"""Limit of every wait; nothing takes that long unless something is broken."""
 
 
 class WirePath(Guest):
@@ -39,7 +39,7 @@ class WirePath(Guest):
     name = "wire"
 
     def __init__(self, oracle: Oracle, core: str = "python") -> None:
-        """``core``: what ``pviommu serve --core`` is told."""
+        """``core``: the argument of ``pviommu serve --core``."""
         super().__init__(oracle)
         with ExitStack() as stack:
             stack.callback(super().close)
@@ -99,27 +99,27 @@ class WirePath(Guest):
         _spin(lambda: engine.is_done(place), f"a descriptor of stream {stream}")
 
     def ring_doorbell(self, ring: int, first: int) -> None:
-        fence()  # the producer index must be out before the device's wish is read
+        fence()  # the producer index must be visible before the device's request for a doorbell is read
         if self.rings[ring].doorbell_wanted(first):
             self.rings[ring].ring_doorbell()
 
     # -- comparing --------------------------------------------------------------------------------------------------
 
     def compare_touched(self, ctx: int, dfns: Iterable[int]) -> None:
-        """The first and the last page, if the profile can look up."""
+        """Look up the first and the last page, if the profile can do that."""
         pages = list(dfns)
         if self._interface.has_lookup and ctx in self.oracle.model.pages:
             self._look_up(ctx, pages[:2] + pages[-2:])
 
     def compare_tables(self) -> None:
-        """Every page that must be there, and how many are: so there are no others."""
+        """Look up every page that must be there, and compare how many there are, so that there are no others."""
         if self._interface.has_lookup:
             for ctx, pages in self.oracle.model.pages.items():
                 self._look_up(ctx, list(pages))
         self.run(Usage(), Verdict(0, (0, None, None)))
 
     def _look_up(self, ctx: int, dfns: list[int]) -> None:
-        """Half a ring at a time: the last of each is waited for."""
+        """Look pages up, half a ring at a time, each time waiting for the last."""
         for start in range(0, len(dfns), ENTRIES // 2):
             submitted = []
             for dfn in dfns[start : start + ENTRIES // 2]:
