@@ -26,9 +26,6 @@ class Domains:
         self.paging: dict[int, PagingDomain] = {}
         self.nested: dict[int, NestedDomain] = {}
 
-    def __len__(self) -> int:
-        return len(self.paging) + len(self.nested)
-
     def __iter__(self) -> Iterator[int]:
         """The numbers, in order."""
         return iter(sorted((*self.paging, *self.nested)))

@@ -21,7 +21,7 @@ def test_a_domain_needs_a_pool_page_and_returns_it():
     domains.free(5)
 
     assert pool.used == 0
-    assert len(domains) == 0
+    assert list(domains) == []
 
 
 @pytest.mark.parametrize("number", [-1, 0, 5, 6, MAX_DOMAIN + 1])

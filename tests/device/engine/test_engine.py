@@ -321,6 +321,14 @@ def test_a_cloned_page_can_be_unmapped():
     assert engine.lookup(1, 0x1235) == (0x1235, RW)
 
 
+def test_a_domain_for_which_the_pool_has_no_page_is_not_there():
+    engine = new_engine(pool_pages=1)
+
+    assert engine.alloc_paging(2) is Stop.POOL_EXHAUSTED
+
+    assert engine.domains() == (1,)
+
+
 def test_a_clone_that_exhausts_the_pool_leaves_nothing_behind():
     engine = new_engine(pool_pages=100)
 
@@ -422,6 +430,13 @@ def test_requests_with_a_pasid_go_through_a_domain_of_their_own():
         0x100000, Refusal.NO_PASID, R, STREAM, BLOCKED, 6
     )
     assert engine.translate(99, 0x100000, 4, R, 5) == TranslationFault(0x100000, Refusal.NO_ENDPOINT, R, 99, BLOCKED, 5)
+
+
+@pytest.mark.parametrize("pasid", [0, (1 << 20) - 1])
+def test_the_first_and_the_last_pasid_can_be_had(pasid):
+    engine = new_engine()
+
+    assert engine.attach(STREAM, 1, pasid=pasid) is None
 
 
 def test_a_pasid_that_is_detached_reaches_nothing_and_others_go_on():

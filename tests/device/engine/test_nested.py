@@ -153,6 +153,45 @@ def test_a_table_that_the_parent_does_not_map_is_told_apart_from_data(nested):
     assert fault == TranslationFault(0x1000, Refusal.NOT_MAPPED, R, STREAM, 2, None, 0x20008, True)
 
 
+def test_the_first_stage_is_asked_for_the_bytes_that_are_left_down_to_the_last_one(nested):
+    class Bytewise:
+        def walk(self, iova, length, access, parent):
+            asked.append((iova, length))
+            return Stage1Run(0x8000 + iova, 1, RW)
+
+    asked = []
+    nested.engine.alloc_nested(3, 1, Bytewise())
+    nested.engine.attach(STREAM, 3)
+
+    assert list(nested.translate(0x10, 3)) == [Run(0x10010, 3)]
+    assert asked == [(0x10, 3), (0x11, 2), (0x12, 1)]
+
+
+def test_address_0_of_the_parent_is_an_address(nested):
+    class Low:
+        def walk(self, iova, length, access, parent):
+            return Stage1Run(iova, length, RW)
+
+    nested.engine.map(1, 0, 0x18, 1, RW)
+    nested.engine.alloc_nested(3, 1, Low())
+    nested.engine.attach(STREAM, 3)
+
+    assert list(nested.translate(0, 4)) == [Run(0x18000, 4)]
+
+
+def test_a_span_of_the_parent_that_wraps_is_refused_at_its_first_byte(nested):
+    class Greedy:
+        def walk(self, iova, length, access, parent):
+            return parent(0x8000, 1 << 64, R)
+
+    nested.engine.alloc_nested(3, 1, Greedy())
+    nested.engine.attach(STREAM, 3)
+
+    fault = nested.translate(0x1000)
+
+    assert fault == TranslationFault(0x1000, Refusal.OUT_OF_APERTURE, R, STREAM, 3, None, 0x8000, True)
+
+
 @pytest.mark.parametrize(("ipa", "refused"), [(1 << 64, 1 << 64), ((1 << 64) - 2, (1 << 64) - 2), (-4096, -4096)])
 def test_an_address_of_the_parent_that_is_none_is_refused(nested, ipa, refused):
     class Wild:

@@ -35,6 +35,12 @@ def test_ranges_are_true_as_long_as_they_hold_a_frame():
     assert not ranges
 
 
+def test_a_range_may_end_with_the_last_frame():
+    ranges = FrameRanges([(FRAME_LIMIT - 2, FRAME_LIMIT - 1)])
+
+    assert (ranges.inside(FRAME_LIMIT - 1), list(ranges)) == (1, [(FRAME_LIMIT - 2, FRAME_LIMIT - 1)])
+
+
 @pytest.mark.parametrize("bad", [(5, 4), (-1, 4), (0, FRAME_LIMIT)])
 def test_a_backwards_or_unaddressable_range_is_refused(bad):
     with pytest.raises(ValueError, match="first must not exceed last"):

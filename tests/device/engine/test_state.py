@@ -166,6 +166,10 @@ def with_entries(*entries, reserved=0):
     return lambda state: with_paging(state, PagingState(1, TableState(entries, reserved)))
 
 
+def with_nested(*nested):
+    return lambda state: replace(state, domains=replace(state.domains, nested=nested))
+
+
 def with_attachments(**fields):
     return lambda state: replace(state, attachments=replace(state.attachments, **fields))
 
@@ -196,6 +200,8 @@ def with_attachments(**fields):
         (with_entries(*((place << 18, 0, 1, 3, True) for place in range(50))), "the pool is exhausted"),
         (with_entries(reserved=101), "domain 1: the pool has no 101 pages"),
         (lambda state: with_paging(state), "domain 3 on 1: no such parent"),
+        (with_nested(NestedState(1, 1)), "domain 1: exists already"),
+        (with_nested(NestedState(0, 1)), "domain 0: must be"),
         (with_attachments(streams=((1, 0),)), r"endpoints \[1, 2\]: the state has"),
         (with_attachments(streams=((1, 0), (2, 9))), "stream 2 pasid None in domain 9: no such domain"),
         (with_attachments(pasids=((9, 1, 1),)), "stream 9 pasid 1 in domain 1: no such endpoint"),
@@ -213,10 +219,19 @@ def test_a_state_that_cannot_be_is_refused_and_leaves_an_engine_as_after_reset(c
     engine = used_engine()
 
     with pytest.raises(ValueError, match=text):
-        engine.load(change(state), {3: Shifted()})
+        engine.load(change(state), dict.fromkeys(range(4), Shifted()))
 
     assert (engine.domains(), engine.usage()) == ((), EngineUsage(0, 0, 4096, 0))
     assert (dict(engine.endpoints()), engine.is_blocked(2)) == ({1: IDENTITY, 2: BLOCKED}, False)
+
+
+def test_an_entry_may_be_the_last_page_and_lead_to_the_last_frame():
+    engine = new_engine()
+    last = (1 << 27) - 1
+
+    engine.load(with_entries((last, (1 << 52) - 1, 1, 3, True))(new_engine().save()))
+
+    assert engine.lookup(1, last) == ((1 << 52) - 1, RW)
 
 
 def test_an_entry_may_go_on_with_the_one_before_it():

@@ -226,6 +226,15 @@ def test_a_piece_joins_the_call_before_it_only_as_its_direct_continuation():
     assert not table.joins(0, 0, RW)
 
 
+def test_a_piece_joins_the_call_before_it_in_the_middle_of_a_large_leaf():
+    table, _ = new_table()
+    table.map(0x200, 0x400, 0x200, RW)
+
+    assert table.joins(0x400, 0x600, RW)
+    assert table.joins(0x301, 0x501, RW)
+    assert not table.joins(0x301, 0x301, RW)
+
+
 def test_a_first_page_joins_nothing_even_when_the_last_slot_is_full():
     table, _ = new_table()
     table.map((1 << 27) - 1, 0, 1, RW)

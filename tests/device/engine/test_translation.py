@@ -177,6 +177,14 @@ def test_pieces_of_the_identity_domain_are_what_is_left_of_ram():
     assert list(engine.pieces(0)) == list(engine.areas(0))
 
 
+def test_areas_of_the_identity_domain_begin_with_frame_0_and_none_is_past_the_last():
+    engine = new_engine()
+    engine.set_ram([(0, 0x1F)])
+
+    assert list(engine.areas(0)) == [Area(0, 0, 0x20, RW, True)]
+    assert list(engine.pieces(0, (1 << 52) - 1)) == list(engine.pieces(0, 1 << 52)) == []
+
+
 def test_a_domain_tells_its_pages_and_whether_it_is_a_clone():
     engine = new_engine()
     engine.map(1, 0x100, 0x10, 3, RW)
