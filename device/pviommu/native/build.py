@@ -1,8 +1,8 @@
 """Builds the native core's library with whatever C compiler there is, once for each version of its sources.
 
-It lies in the user's cache folder, named by two digests: one of the sources, the options and the platform, and one of
-its own content, which is compared before it is loaded: a library that was cut short or comes from elsewhere would not
-fail to load, but end the process.
+It is in the user's cache folder, with two digests in its name: one of the sources, the options and the platform, and
+one of its own content, which is checked before it is loaded. A library that was cut short or comes from elsewhere would
+not fail to load, but crash the process.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def build(
     sources: Path = SOURCES,
     options: Sequence[str] = (),
 ) -> Path:
-    """The library, made if it is not there yet.
+    """The library, built if it is not there yet.
 
     ``compile_with`` runs a compiler that is not the host's, one in another root for instance; ``options`` are added
     to :data:`OPTIONS`, and do not count for the name. Raises :class:`BuildError`.
@@ -134,7 +134,7 @@ def build(
         with tempfile.TemporaryDirectory(prefix="building-core-", dir=folder) as work:
             made = compile_sources(Path(work), compile_with or _host_compiler(environment), sources, options)
             target = folder / f"core-{_digest(sources)}-{_content(made.read_bytes())}.so"
-            made.rename(target)  # at once or not at all
+            made.rename(target)  # all or nothing
         for path in damaged:
             if path != target:
                 path.unlink(missing_ok=True)

@@ -23,7 +23,7 @@ from .table import NativePool, NativeTable
 __all__ = ["NativeCore", "native_core"]
 
 _ROOM = 1024
-"""Runs that one call finds."""
+"""Most runs that one call finds."""
 _REFUSALS = {
     1: Refusal.NOT_MAPPED,
     2: Refusal.NO_PERMISSION,
@@ -31,7 +31,7 @@ _REFUSALS = {
     4: Refusal.RESERVED,
     5: Refusal.BLOCKED,
 }
-"""By the numbers of ``enum pv_refusal``."""
+"""Refusals by the numbers of ``enum pv_refusal``."""
 
 
 def native_core(path: Path | None = None, *, rings: bool = True, copier: bool = True) -> NativeCore:
@@ -44,8 +44,8 @@ def native_core(path: Path | None = None, *, rings: bool = True, copier: bool = 
 
 
 class NativeCore:
-    """Tables and translation in C, and rings and copies of guest memory over them. The latter two read what comes from
-    outside, and each may be Python's instead. A :class:`pviommu.interfaces.pv.ring_core.DeviceCore`.
+    """Tables and translation in C, and, on top, rings and copies of guest memory. The latter two read what comes from
+    outside, and Python may do either of them instead. A :class:`pviommu.interfaces.pv.ring_core.DeviceCore`.
     """
 
     name = "native"
@@ -63,7 +63,7 @@ class NativeCore:
         self._run_bytes = memoryview(self._runs).cast("B")
         self._places = addressof(self._position), addressof(self._runs), addressof(self._done)
         self._shown: dict[int, DomainTable] = {}
-        """by domain: C holds their addresses"""
+        """by domain: kept alive because C has their addresses"""
 
     def start(self, config: EngineConfig) -> PagePool:
         """Raises MemoryError."""
@@ -127,5 +127,5 @@ class NativeCore:
 
 
 def _place(bounds: array[int]) -> tuple[int, int]:
-    """Bounds as C takes them: where they are, and how many. The array must live until the call returns."""
+    """Bounds as C takes them: address and number. The array must live until the call returns."""
     return bounds.buffer_info()

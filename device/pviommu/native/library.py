@@ -26,11 +26,11 @@ __all__ = [
 ]
 
 LEAF_FIELDS = 5
-"""Numbers of a leaf: dfn, gfn, pages, kind, whether a map call begins here."""
+"""How many numbers describe a leaf: dfn, gfn, pages, kind, whether a map call begins here."""
 SLOT_WORDS = 8
-"""64-bit words of a slot."""
+"""64-bit words in a slot."""
 STOPS = 9
-"""Outcomes of a map or an unmap: ``enum pv_stop``."""
+"""Number of outcomes of a map or an unmap: ``enum pv_stop``."""
 KINDS = 2
 """Map and unmap: ``enum pv_kind``."""
 
@@ -185,7 +185,7 @@ _FUNCTIONS: dict[str, tuple[Any, ...]] = {
         *(c_void_p, c_uint64, c_void_p),
     ),
 }
-"""Result and arguments."""
+"""Types of result and arguments."""
 
 
 class Library:

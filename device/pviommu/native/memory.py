@@ -1,5 +1,5 @@
-"""Copies to and from guest memory: many runs by one call (see :class:`pviommu.dma.access.Copier`), and such that
-survive memory that goes while it is copied (see :class:`pviommu.dma.memory_file.Guard`).
+"""Copies to and from guest memory: of many runs by one call (see :class:`pviommu.dma.access.Copier`), and copies that
+survive memory that goes away meanwhile (see :class:`pviommu.dma.memory_file.Guard`).
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ __all__ = ["NativeCopier", "NativeGuard", "place_of"]
 
 _new_bytes = ctypes.PYFUNCTYPE(py_object, c_void_p, c_size_t)(("PyBytes_FromStringAndSize", ctypes.pythonapi))
 _address_of_bytes = ctypes.PYFUNCTYPE(c_void_p, py_object)(("PyBytes_AsString", ctypes.pythonapi))
-"""Of the C API: bytes without contents may be filled by whoever has just made them."""
+"""Part of Python's C API, whose rules allow filling a new bytes object before anybody else has it."""
 
 
 class NativeGuard:
-    """Single copies. A SIGBUS in one ends it; elsewhere it does what it would have done."""
+    """Single copies. A SIGBUS in a copy ends that copy; elsewhere the signal has its usual effect."""
 
     def __init__(self, lib: Library) -> None:
         self._lib = lib
@@ -30,7 +30,7 @@ class NativeGuard:
         return data, int(self._lib.pv_guarded_copy(_address_of_bytes(data), address, length))
 
     def write(self, address: int, data: bytes | bytearray | memoryview) -> int:
-        """Write ``data``. How many bytes come before the first that could not be written."""
+        """Write ``data``; returns how many bytes come before the first that could not be written."""
         source = data if isinstance(data, bytes) else bytes(data)
         return int(self._lib.pv_guarded_copy(address, _address_of_bytes(source), len(source)))
 
@@ -51,7 +51,7 @@ class NativeCopier:
             raise MemoryError("no memory for the native core")
 
     def remove(self, gpa: int, size: int) -> None:
-        """Forget what was added from ``gpa`` on, for ``size`` bytes. Nothing that was added is cut."""
+        """Remove what was added from ``gpa`` on, for ``size`` bytes. This never cuts anything that was added."""
         self._lib.pv_memory_remove(self._memory, gpa, size)
 
     def has(self, runs: PackedRuns) -> bool:
@@ -68,8 +68,8 @@ class NativeCopier:
         return data if copied == runs.size else None
 
     def write(self, runs: PackedRuns, data: bytes | bytearray | memoryview) -> bool:
-        """Spread ``data`` over ``runs``. False if they are not all there, and then nothing is written, unless memory
-        went meanwhile.
+        """Spread ``data`` over ``runs``. False if they are not all there; then nothing is written, unless memory went
+        away meanwhile.
         """
         place = place_of(runs)
         if not self._lib.pv_memory_has(self._memory, *place):
@@ -80,6 +80,6 @@ class NativeCopier:
 
 
 def place_of(runs: PackedRuns) -> tuple[int, int]:
-    """Runs as C takes them: where they are in this process while ``runs`` live, and how many."""
+    """Runs as C takes them: address, valid while ``runs`` lives, and number."""
     address, numbers = runs.numbers.buffer_info()
     return address, numbers // 2

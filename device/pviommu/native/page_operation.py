@@ -15,7 +15,7 @@ from .library import SLOT_WORDS
 __all__ = ["MOST_PAGES", "hand_over"]
 
 MOST_PAGES = 1 << 16
-"""Longer operations are left to Python, which does them in pieces: so many take C less than a millisecond."""
+"""Most pages of an operation in C, which take less than a millisecond. Python carries out larger ones, in pieces."""
 
 _STOPS = (
     None,
@@ -27,11 +27,11 @@ _STOPS = (
     Stop.POOL_EXHAUSTED,
     Stop.NOT_MAPPED,
 )
-"""In the order of ``enum pv_stop``, whose last one, no memory in this process, is an exception in Python."""
+"""Stops in the order of ``enum pv_stop``. Its last one, no memory in this process, is an exception in Python."""
 _NO_MEMORY = -Errno.EIO
-"""Result of that, as of every exception."""
+"""The result of such an operation, as after any other exception."""
 _WORD = 8
-"""Bytes of what C reads at once."""
+"""Bytes that C reads at once."""
 _WORD_MASK = (1 << 8 * _WORD) - 1
 
 

@@ -64,7 +64,7 @@ class NativeRing(CommandRing):
         self.state.entries = state.entries
 
     def _locate(self, base: int) -> None:
-        memory = addressof(c_char.from_buffer(self._shared.view))  # other memory may have been taken since
+        memory = addressof(c_char.from_buffer(self._shared.view))  # the BAR may have new memory since
         line = memory + INDEX_OFFSET + self.number * RING_INDEX_STRIDE
         self.state.slots = memory + base
         self.state.guest_line = line
@@ -105,7 +105,7 @@ class NativeRings:
         hand_over(rules, carried_out, self._rings)
 
     def keep_history(self, buffer: bytearray) -> None:
-        self._history = (c_char * len(buffer)).from_buffer(buffer)  # which must live as long as C writes there
+        self._history = (c_char * len(buffer)).from_buffer(buffer)  # it must live as long as C writes there
         self._rings.history = addressof(self._history)
 
     def execute(self, ring: CommandRing, limit: int, budget_ns: int) -> Report:

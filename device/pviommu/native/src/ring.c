@@ -56,7 +56,7 @@ static uint64_t field(const uint64_t *slot, const struct pv_field *field)
 	return slot[field->word] >> field->shift & field->mask;
 }
 
-/* Whether a slot matches an operation: all bits that it fixes have their values. */
+/* Whether a slot matches an operation: all bits that the operation fixes have their values. */
 static inline __attribute__((always_inline)) int matches(const struct pv_operation *operation, const uint64_t *slot)
 {
 	const pair *fixed = (const pair *)operation->fixed, *value = (const pair *)operation->value;
@@ -67,7 +67,7 @@ static inline __attribute__((always_inline)) int matches(const struct pv_operati
 	return operation->carried_out && !(difference[0] | difference[1]);
 }
 
-/* What a record says of a page. */
+/* A page, as a record has it. */
 static uint64_t entry_at(const struct pv_context *context, uint64_t dfn)
 {
 	struct pv_leaf leaf = pv_leaf_at(context->table, dfn);
@@ -75,7 +75,7 @@ static uint64_t entry_at(const struct pv_context *context, uint64_t dfn)
 	return leaf.pages ? leaf.gfn << 2 | (leaf.flags & PV_ACCESS) : 0;
 }
 
-/* Record what was carried out, of a slot as it was before. Twin: history/recorder.py. */
+/* Record an operation that was carried out, with its slot as it was before. Counterpart: history/recorder.py. */
 static __attribute__((noinline)) void remember(const struct pv_rings *rings, const struct pv_operation *operation,
 					       enum pv_kind kind, const uint64_t *slot, uint64_t before,
 					       const struct pv_outcome *outcome, uint32_t ring, uint32_t index)
@@ -264,7 +264,7 @@ execute_slots(const struct pv_rings *rings, struct pv_ring *ring, uint32_t limit
 static void execute(const struct pv_rings *rings, struct pv_ring *ring, uint32_t limit, uint64_t deadline_ns,
 		    struct pv_report *report)
 {
-	/* Each inlined: who keeps no history does not pay for it. */
+	/* Each inlined, so that a history costs nothing while none is kept. */
 	if (rings->history)
 		execute_slots(rings, ring, limit, deadline_ns, report, 1);
 	else
