@@ -1,6 +1,6 @@
 import pytest
 
-from pviommu.engine import MAX_DOMAIN, NestedDomain, Stop
+from pviommu.engine import BLOCKED, IDENTITY, MAX_DOMAIN, NestedDomain, Stop
 from pviommu.engine.clone import Clone
 from pviommu.engine.core import PythonCore
 from pviommu.engine.domains import Domains
@@ -24,7 +24,7 @@ def test_a_domain_needs_a_pool_page_and_returns_it():
     assert list(domains) == []
 
 
-@pytest.mark.parametrize("number", [-1, 0, 5, 6, MAX_DOMAIN + 1])
+@pytest.mark.parametrize("number", [-1, IDENTITY, BLOCKED, 5, 6, MAX_DOMAIN + 1])
 def test_a_number_out_of_bounds_or_in_use_is_refused(number):
     domains, pool = new_domains()
     domains.alloc(5)

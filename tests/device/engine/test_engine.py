@@ -663,6 +663,17 @@ def test_what_is_mapped_stays_mapped_when_mmio_goes_and_the_identity_domain_foll
     assert engine.lookup(0, 0x20000) is None
 
 
+def test_no_translation_to_mmio_stays_in_the_identity_domain_when_it_goes():
+    engine = new_engine()
+    engine.set_mmio([(0x20000, 0x20003)])
+    engine.attach(STREAM, IDENTITY)
+    assert dma(engine, 0x20000) == 0x20000000
+
+    engine.set_mmio([])
+
+    assert dma(engine, 0x20000) is Refusal.NOT_MAPPED
+
+
 def test_mmio_beside_ram_is_one_run_with_it():
     engine = new_engine()
     engine.set_ram([(0, 0xFFF)])

@@ -10,6 +10,7 @@ def test_touching_and_overlapping_ranges_are_merged_in_any_order():
     ranges = FrameRanges([(0x20, 0x2F), (0, 9), (10, 12), (0x28, 0x3F)])
 
     assert list(ranges) == [(0, 12), (0x20, 0x3F)]
+    assert list(FrameRanges([(0, 1), (0x10, 0x3F), (0x12, 0x13)])) == [(0, 1), (0x10, 0x3F)]
 
 
 def test_a_frame_is_inside_or_outside_up_to_the_next_boundary():

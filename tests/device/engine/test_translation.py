@@ -181,7 +181,7 @@ def test_areas_of_the_identity_domain_begin_with_frame_0_and_none_is_past_the_la
     engine = new_engine()
     engine.set_ram([(0, 0x1F)])
 
-    assert list(engine.areas(0)) == [Area(0, 0, 0x20, RW, True)]
+    assert list(engine.areas(0)) == list(engine.pieces(0)) == [Area(0, 0, 0x20, RW, True)]
     assert list(engine.pieces(0, (1 << 52) - 1)) == list(engine.pieces(0, 1 << 52)) == []
 
 
