@@ -4,7 +4,7 @@ Importing takes most of the processor time that a server needs between its start
 hundreds of servers, and are not about how they start, have them forked. What a forked process does from there on is
 ``pviommu.cli.main``: it has the descriptors, the environment and the working folder that a new interpreter would have.
 
-The one that forks, ``python -m tests.forking``, forks twice, and the process that asked is the subreaper of that
+The one that forks, which runs this file, forks twice, and the process that asked is the subreaper of that
 moment, so that the new process is a child of it: it can wait for it, and the processor time is counted as its own.
 """
 
@@ -14,6 +14,7 @@ import contextlib
 import ctypes
 import fcntl
 import functools
+import gc
 import importlib
 import json
 import os
@@ -22,16 +23,16 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
-__all__ = ["Forked", "fork", "forker", "run"]
+__all__ = ["Forked", "Forker", "fork", "forker", "run"]
 
 CHECKOUT = Path(__file__).parents[1]
 IMPORTED = ("pviommu.process.backend", "pviommu.process.logs", "pviommu.faults.engine", "pviommu.faults.scenario")
 IMPORTED += ("pviommu.control.answers", "pviommu.control.command", "pviommu.native.library", "platform")
-"""Modules that forked processes find imported, besides those of ``pviommu serve`` that these import."""
+"""Modules that processes of the command find imported, with those that these import."""
 _SET_CHILD_SUBREAPER = 36
 _MAX_REQUEST = 1 << 20
 _MAX_DESCRIPTORS = 64
@@ -82,15 +83,22 @@ class Forked:
 
 
 class Forker:
-    """The process that forks. It ends with the one that made it."""
+    """The process that forks. It ends with the one that made it.
 
-    def __init__(self) -> None:
+    It imports the modules ``imported`` from ``path``; what it forks calls ``main``, a function's module and name.
+    """
+
+    def __init__(
+        self,
+        main: str = "pviommu.cli:main",
+        imported: Iterable[str] = IMPORTED,
+        path: Iterable[Path] = (CHECKOUT / "protocol", CHECKOUT / "device"),
+    ) -> None:
         self._socket, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        sources = (CHECKOUT, CHECKOUT / "protocol", CHECKOUT / "device")
         with far:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "tests.forking", str(far.fileno())],
-                env=os.environ | {"PYTHONPATH": os.pathsep.join(map(str, sources))},
+                [sys.executable, "-P", __file__, str(far.fileno()), main, *imported],
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(map(str, path))},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 pass_fds=[far.fileno()],
@@ -106,9 +114,11 @@ class Forker:
         """Its process."""
         return self._process.pid
 
-    def fork(self, words: Sequence[str], environment: Mapping[str, str], descriptors: Mapping[int, int]) -> int:
-        """The process of ``pviommu WORDS...``; ``descriptors`` are those of this process by their number in it."""
-        request = json.dumps([list(words), dict(environment), os.getcwd(), list(descriptors)]).encode()
+    def fork(
+        self, words: Sequence[str], environment: Mapping[str, str], folder: Path, descriptors: Mapping[int, int]
+    ) -> int:
+        """A process with the arguments ``words``; ``descriptors`` are those of this process by their number in it."""
+        request = json.dumps([list(words), dict(environment), str(folder), list(descriptors)]).encode()
         libc = ctypes.CDLL(None, use_errno=True)
         assert libc.prctl(_SET_CHILD_SUBREAPER, 1) == 0
         try:
@@ -116,6 +126,26 @@ class Forker:
             return int(self._socket.recv(64))
         finally:
             libc.prctl(_SET_CHILD_SUBREAPER, 0)
+
+    def run(
+        self, words: Sequence[str], environment: Mapping[str, str], folder: Path, timeout: float
+    ) -> subprocess.CompletedProcess[str]:
+        """A process to its end: its exit status and what it said. Kills it and raises TimeoutExpired after ``timeout``
+        seconds.
+        """
+        said = [os.memfd_create(name, os.MFD_CLOEXEC) for name in ("stdout", "stderr")]
+        with open(said[0], encoding="utf-8") as stdout, open(said[1], encoding="utf-8") as stderr:
+            with open(os.devnull, "rb") as nothing:
+                descriptors = dict(zip(_STANDARD, (nothing.fileno(), *said), strict=True))
+                process = Forked(self.fork(words, environment, folder, descriptors))
+            try:
+                status = process.wait(timeout)
+            finally:
+                process.kill()
+                process.wait()
+            stdout.seek(0)
+            stderr.seek(0)
+            return subprocess.CompletedProcess(list(words), status, stdout.read(), stderr.read())
 
 
 @functools.cache
@@ -134,37 +164,22 @@ def fork(
         near, far = os.pipe() if stderr else (None, os.dup(nothing.fileno()))
         try:
             standard = dict(zip(_STANDARD, (nothing.fileno(), nothing.fileno(), far), strict=True))
-            pid = forker().fork(words, environment, standard | {fd: fd for fd in fds})
+            pid = forker().fork(words, environment, Path.cwd(), standard | {fd: fd for fd in fds})
         finally:
             os.close(far)
     return Forked(pid, None if near is None else open(near, encoding="utf-8"))
 
 
 def run(words: Sequence[str], environment: Mapping[str, str], timeout: float) -> subprocess.CompletedProcess[str]:
-    """``pviommu WORDS...`` to its end: its exit status and what it said. Kills it and raises TimeoutExpired after
-    ``timeout`` seconds.
-    """
-    said = [os.memfd_create(name, os.MFD_CLOEXEC) for name in ("stdout", "stderr")]
-    with open(said[0], encoding="utf-8") as stdout, open(said[1], encoding="utf-8") as stderr:
-        with open(os.devnull, "rb") as nothing:
-            descriptors = dict(zip(_STANDARD, (nothing.fileno(), *said), strict=True))
-            process = Forked(forker().fork(words, environment, descriptors))
-        try:
-            status = process.wait(timeout)
-        finally:
-            process.kill()
-            process.wait()
-        stdout.seek(0)
-        stderr.seek(0)
-        return subprocess.CompletedProcess(list(words), status, stdout.read(), stderr.read())
+    """``pviommu WORDS...`` to its end, as :meth:`Forker.run`."""
+    return forker().run(words, environment, Path.cwd(), timeout)
 
 
-def _main(listening: int) -> int:
+def _main(listening: int, main: str, *imported: str) -> int:
     """Fork for each request, until nobody can send one any more. In a forked process: its exit status."""
-    for name in IMPORTED:
+    module, _, function = main.partition(":")
+    for name in (module, *imported):
         importlib.import_module(name)
-    from pviommu.cli import main
-
     with socket.socket(fileno=listening) as requests:
         while True:
             request, descriptors, _, _ = socket.recv_fds(requests, _MAX_REQUEST, _MAX_DESCRIPTORS)
@@ -187,8 +202,10 @@ def _main(listening: int) -> int:
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
-    sys.argv = ["pviommu", *words]
-    return main()
+    sys.dont_write_bytecode = bool(environment.get("PYTHONDONTWRITEBYTECODE"))  # else read when the interpreter starts
+    sys.argv = [module, *words]
+    status: int = getattr(sys.modules[module], function)()
+    return status
 
 
 def _take(descriptors: Mapping[int, int]) -> None:
@@ -204,4 +221,4 @@ def _take(descriptors: Mapping[int, int]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(_main(int(sys.argv[1])))
+    sys.exit(_main(int(sys.argv[1]), *sys.argv[2:]))
