@@ -180,6 +180,7 @@ def _main(listening: int, main: str, *imported: str) -> int:
     module, _, function = main.partition(":")
     for name in (module, *imported):
         importlib.import_module(name)
+    gc.freeze()  # what all have in common is no garbage of theirs
     with socket.socket(fileno=listening) as requests:
         while True:
             request, descriptors, _, _ = socket.recv_fds(requests, _MAX_REQUEST, _MAX_DESCRIPTORS)
