@@ -7,15 +7,27 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from ..forking import Forker
+
 CHECKOUT = Path(__file__).parents[2]
 PATCHES = sorted(Path(__file__).parent.glob("*.patch"))
 TIMEOUT_S = 60
+IMPORTED = (
+    "hypothesis.stateful",
+    "jsonschema",
+    "msgspec",
+    "construct",
+    "asyncio",
+    "_pytest.terminal",
+    "_pytest.pastebin",
+)
+IMPORTED += ("_pytest.junitxml", "_pytest.stepwise", "_pytest.doctest", "_pytest.faulthandler", "_pytest.logging")
+"""What a run of pytest imports from outside the tree."""
 FAILED = 1
 """Exit status of pytest when a test failed; an import error or a missing test has another one."""
 
@@ -36,30 +48,34 @@ def copy_tree(target):
     return target
 
 
-def run_tests(tree, tests, **settings):
-    """pytest on ``tests`` of the copy in ``tree``."""
-    settings |= {
-        "PYTHONPATH": f"{tree / 'protocol'}:{tree / 'device'}",
-        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
-    }
-    return subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-rfE", "--rootdir", tree, *tests],
-        cwd=tree,
-        env=os.environ | settings,
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_S,
-        check=False,
-    )
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory):
+    """A copy of the tree."""
+    return copy_tree(tmp_path_factory.mktemp("tree"))
 
 
 @pytest.fixture(scope="module")
-def tree(tmp_path_factory):
-    """A copy that nobody broke, in which all the named tests pass. Their run leaves it compiled."""
-    tree = copy_tree(tmp_path_factory.mktemp("tree"))
-    process = run_tests(tree, sorted({named_test(patch) for patch in PATCHES}), PYTHONDONTWRITEBYTECODE="")
+def forker(copy):
+    """Forks processes that run pytest on the copy, and have imported what is not in it."""
+    forker = Forker("pytest:main", IMPORTED, [copy / "protocol", copy / "device"])
+    yield forker
+    forker.close()
+
+
+def run_tests(forker, tree, tests, **settings):
+    """pytest on ``tests`` of the copy in ``tree``."""
+    words = ["-q", "-p", "no:cacheprovider", "-rfE", "--rootdir", str(tree), *tests]
+    settings |= {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    return forker.run(words, os.environ | settings, tree, TIMEOUT_S)
+
+
+@pytest.fixture(scope="module")
+def tree(copy, forker):
+    """The copy that nobody broke, in which all the named tests pass. Their run leaves it compiled."""
+    tests = sorted({named_test(patch) for patch in PATCHES})
+    process = run_tests(forker, copy, tests, PYTHONDONTWRITEBYTECODE="")
     assert process.returncode == 0, process.stdout + process.stderr
-    return tree
+    return copy
 
 
 @contextmanager
@@ -85,10 +101,10 @@ def test_there_are_breakages():
 
 
 @pytest.mark.parametrize("patch", PATCHES, ids=lambda patch: patch.stem)
-def test_a_breakage_makes_the_named_test_fail(patch, tree):
+def test_a_breakage_makes_the_named_test_fail(patch, tree, forker):
     test = named_test(patch)
     with broken(tree, patch):
-        process = run_tests(tree, [test], PYTHONDONTWRITEBYTECODE="1")
+        process = run_tests(forker, tree, [test], PYTHONDONTWRITEBYTECODE="1")
     assert process.returncode == FAILED, f"{test} does not notice {patch.name}:\n{process.stdout}{process.stderr}"
     assert f"FAILED {test}" in process.stdout
     assert "ERROR tests/" not in process.stdout  # in the set-up of a test, which a line of a log is not

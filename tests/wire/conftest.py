@@ -6,10 +6,17 @@ from pathlib import Path
 
 import pytest
 
+from ..forking import forker
 from .guest import CHECKOUT, Guest, Ram, Serve
 from .raw import Raw
 
 TOPOLOGY = CHECKOUT / "qemu-configs" / "lab.toml"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _forker() -> None:
+    """Before the first test counts descriptors or children."""
+    forker()
 
 
 @pytest.fixture

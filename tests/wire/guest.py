@@ -35,6 +35,8 @@ from pviommu_abi.shared import Event
 from pviommu_abi.slots import OpClass, SlotFlags
 from vfio_user import Client
 
+from ..forking import Forked, fork
+
 CHECKOUT = Path(__file__).parents[2]
 ENTRIES = 256
 RAM_SIZE = 16 << 20
@@ -49,21 +51,34 @@ class Serve:
     """``pviommu serve`` as a process of its own that logs JSON. A context manager; stops it.
 
     The log waits in a pipe until it is asked for; with ``silent`` there is none, for runs that would fill the pipe.
+    The process is forked from one that has imported the server; with ``whole`` it is a new interpreter's, for tests of
+    how a server starts and ends.
     """
 
     def __init__(
-        self, folder: Path, topology: Path, *options: str, fds: tuple[int, ...] = (), silent: bool = False
+        self,
+        folder: Path,
+        topology: Path,
+        *options: str,
+        fds: tuple[int, ...] = (),
+        silent: bool = False,
+        whole: bool = False,
     ) -> None:
         self.folder = folder
         self.pidfile = folder / "pid"
         self.lines: list[dict[str, Any]] = []
-        self.process = subprocess.Popen(
-            command(topology, "--socket-dir", folder, "--pidfile", self.pidfile, "--log-format", "json", *options),
-            env=environment(),
-            stderr=subprocess.DEVNULL if silent else subprocess.PIPE,
-            pass_fds=fds,
-            text=True,
-        )
+        words = command(topology, "--socket-dir", folder, "--pidfile", self.pidfile, "--log-format", "json", *options)
+        self.process: subprocess.Popen[str] | Forked
+        if whole:
+            self.process = subprocess.Popen(
+                words,
+                env=environment(),
+                stderr=subprocess.DEVNULL if silent else subprocess.PIPE,
+                pass_fds=fds,
+                text=True,
+            )
+        else:
+            self.process = fork(words[words.index("serve") :], environment(), stderr=not silent, fds=fds)
         if silent:
             spin_until(self.pidfile.exists, "the server to listen")
             return

@@ -9,7 +9,6 @@ import json
 import os
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +25,7 @@ from pviommu_abi.dma_test import DescriptorStatus, DmaOp
 from pviommu_abi.slots import OpClass
 from pviommu_abi.vendor import Batch, MapOp, VendorOp
 
+from .. import forking
 from .guest import PATIENCE_S, Guest, Serve, environment, run, spin_until
 
 RUNS = 1 << 15
@@ -50,14 +50,7 @@ def client(serve: Serve, path: Path) -> Iterator[Client]:
 
 def ctl(path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """``pviommu ctl`` as a user starts it."""
-    return subprocess.run(
-        [sys.executable, "-m", "pviommu", "ctl", *arguments],
-        env=environment() | {"PVIOMMU_CTL": str(path)},
-        capture_output=True,
-        text=True,
-        timeout=2 * PATIENCE_S,
-        check=False,
-    )
+    return forking.run(["ctl", *arguments], environment() | {"PVIOMMU_CTL": str(path)}, 2 * PATIENCE_S)
 
 
 def refused_write(guest: Guest, iova: int, name: str = "dma0") -> None:

@@ -33,6 +33,13 @@ def until(condition: Callable[[], bool]) -> None:
         time.sleep(0.005)
 
 
+@pytest.fixture
+def serve(folder: Path, topology: Path) -> Iterator[Serve]:
+    """A server that began as a user's does."""
+    with Serve(folder, topology, whole=True) as process:
+        yield process
+
+
 @contextlib.contextmanager
 def started(folder: Path, *arguments: str | Path, program: tuple[str, ...] = (), **how: object) -> Iterator[Popen]:
     """A server whose end the test sees to; killed in the end if it still runs."""
@@ -103,7 +110,7 @@ def test_a_pipe_that_is_shared_stays_as_it_was(folder: Path, topology: Path) -> 
 
 @pytest.mark.row("server", 81)
 def test_clients_that_come_and_go_cannot_fill_a_log(folder: Path, topology: Path) -> None:
-    with Serve(folder, topology) as serve:
+    with Serve(folder, topology, whole=True) as serve:
         for _ in range(5 * MOST):
             ask(folder / "iommu.sock")
         assert serve.stop() == 0
@@ -116,7 +123,7 @@ def test_clients_that_come_and_go_cannot_fill_a_log(folder: Path, topology: Path
 
 @pytest.mark.row("server", 80)
 def test_at_level_debug_the_log_shows_each_message_both_ways(folder: Path, topology: Path) -> None:
-    with Serve(folder, topology, "--log-level", "debug") as serve:
+    with Serve(folder, topology, "--log-level", "debug", whole=True) as serve:
         with Client.connect(folder / "dma0.sock") as client:
             client.device_info()
             client.region_write(0, 0x10, b"\1\0\0\0")
@@ -208,7 +215,7 @@ def test_after_a_kill_the_next_server_takes_pidfile_and_sockets_over(folder: Pat
     with started(folder, topology, stderr=subprocess.DEVNULL) as process:
         until((folder / "pid").exists)
     assert (folder / "pid").read_text() == f"{process.pid}\n"
-    with Serve(folder, topology) as serve:
+    with Serve(folder, topology, whole=True) as serve:
         until(lambda: (folder / "pid").read_text() == f"{serve.process.pid}\n")
         ask(folder / "iommu.sock")
         assert serve.stop() == 0
@@ -218,7 +225,7 @@ def test_after_a_kill_the_next_server_takes_pidfile_and_sockets_over(folder: Pat
 @pytest.mark.row("server", 84)
 @pytest.mark.row("server", 85)
 def test_files_that_others_put_in_their_place_are_left_alone(folder: Path, topology: Path) -> None:
-    with Serve(folder, topology) as serve:
+    with Serve(folder, topology, whole=True) as serve:
         until((folder / "pid").exists)
         for name in ("pid", "iommu.sock"):
             (folder / name).unlink()
@@ -230,7 +237,7 @@ def test_files_that_others_put_in_their_place_are_left_alone(folder: Path, topol
 @pytest.mark.row("server", 91)
 def test_sockets_have_the_mode_and_group_that_were_asked_for(folder: Path, topology: Path) -> None:
     group = grp.getgrgid(os.getgid())
-    with Serve(folder, topology, "--socket-mode", "660", "--socket-group", group.gr_name):
+    with Serve(folder, topology, "--socket-mode", "660", "--socket-group", group.gr_name, whole=True):
         for path in folder.glob("*.sock"):
             status = path.stat()
             assert (stat.S_IMODE(status.st_mode), status.st_gid) == (0o660, group.gr_gid)

@@ -26,6 +26,13 @@ NOOP = PvIommuOp(0, 0, 0).pack()
 AWAITED = GuestRingLine.offset_of("awaited") // 4
 
 
+@pytest.fixture
+def whole(folder, topology):
+    """A server that began as a user's does."""
+    with Serve(folder, topology, whole=True) as process:
+        yield process
+
+
 def ended(folder, *arguments, fds=()):
     """Run a server that is expected to give up: its exit status and what it said."""
     process = run(*arguments, "--socket-dir", folder, "--pidfile", folder / "pid", fds=fds)
@@ -223,7 +230,7 @@ def test_an_engine_whose_client_has_other_memory_is_refused(serve, ram):
 def test_a_stale_socket_file_is_replaced(folder, topology):
     with socket.socket(socket.AF_UNIX) as stale:
         stale.bind(str(folder / "iommu.sock"))
-    with Serve(folder, topology), Client.connect(folder / "iommu.sock") as client:
+    with Serve(folder, topology, whole=True), Client.connect(folder / "iommu.sock") as client:
         assert client.device_info().num_regions == 9
 
 
@@ -271,7 +278,9 @@ def test_a_listening_descriptor_is_served_and_its_file_stays(folder, topology):
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
         listener.listen()
-        with Serve(folder, topology, "--fd", f"iommu={listener.fileno()}", fds=(listener.fileno(),)) as serve:
+        with Serve(
+            folder, topology, "--fd", f"iommu={listener.fileno()}", fds=(listener.fileno(),), whole=True
+        ) as serve:
             for _ in range(2):
                 with Client.connect(path) as client:
                     assert client.device_info().num_regions == 9
@@ -283,7 +292,7 @@ def test_a_listening_descriptor_is_served_and_its_file_stays(folder, topology):
 def test_a_connected_descriptor_is_served(folder, topology, ram):
     ours, theirs = socket.socketpair()
     ours.settimeout(PATIENCE_S)
-    with Serve(folder, topology, "--fd", f"iommu={theirs.fileno()}", fds=(theirs.fileno(),)) as serve:
+    with Serve(folder, topology, "--fd", f"iommu={theirs.fileno()}", fds=(theirs.fileno(),), whole=True) as serve:
         theirs.close()
         client = Client(ours)
         client.negotiate()
@@ -349,17 +358,17 @@ def test_a_server_whose_guest_posts_now_and_then_and_never_waits_hardly_takes_an
 # -- ending -----------------------------------------------------------------------------------------------------------
 
 
-def test_the_pidfile_names_the_process_and_appears_when_sockets_listen(serve):
-    assert serve.pidfile.read_text() == f"{serve.process.pid}\n"
-    names = {entry.name for entry in serve.folder.iterdir()}
+def test_the_pidfile_names_the_process_and_appears_when_sockets_listen(whole):
+    assert whole.pidfile.read_text() == f"{whole.process.pid}\n"
+    names = {entry.name for entry in whole.folder.iterdir()}
     assert names == {"pid", "iommu.sock", "dma0.sock", "dma1.sock"}
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_a_sleeping_server_and_removes_its_files(serve, how):
-    serve.process.send_signal(how)
-    assert serve.process.wait(2) == 0
-    assert list(serve.folder.iterdir()) == []
+def test_a_signal_ends_a_sleeping_server_and_removes_its_files(whole, how):
+    whole.process.send_signal(how)
+    assert whole.process.wait(2) == 0
+    assert list(whole.folder.iterdir()) == []
 
 
 def test_a_signal_ends_a_server_with_clients_and_a_busy_ring(serve, guest):
@@ -371,16 +380,16 @@ def test_a_signal_ends_a_server_with_clients_and_a_busy_ring(serve, guest):
 
 
 @pytest.mark.row("server", 126)  # each line is held against the schema as it is read
-def test_the_json_log_is_parseable_and_ends_with_the_summary(serve):
-    with Guest(serve.folder, "dma0") as guest:
+def test_the_json_log_is_parseable_and_ends_with_the_summary(whole):
+    with Guest(whole.folder, "dma0") as guest:
         guest.start()
         guest.iommu.map(guest.attach("dma0"), IOVA >> 12, 0x100, 3)
         guest.engines["dma0"].run(DmaOp.FILL, 8192, dst=IOVA)
         guest.engines["dma0"].run(DmaOp.FILL, 8, dst=0)
-    assert {serve.wait_for("disconnected")["function"] for _ in range(2)} == {"iommu", "dma0"}
-    assert serve.stop() == 0
-    assert all({"time", "level", "event", "message"} <= line.keys() for line in serve.lines)
-    summary = serve.lines[-1]
+    assert {whole.wait_for("disconnected")["function"] for _ in range(2)} == {"iommu", "dma0"}
+    assert whole.stop() == 0
+    assert all({"time", "level", "event", "message"} <= line.keys() for line in whole.lines)
+    summary = whole.lines[-1]
     assert summary["event"] == "summary"
     assert (summary["pages_mapped"], summary["dma_bytes"], summary["faults"]) == (3, 8192, 1)
     assert summary["ops"]["map_pages"] == 1

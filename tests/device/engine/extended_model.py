@@ -100,7 +100,8 @@ class ExtendedModel(Model):
     # mappings
 
     def map(self, ctx, dfn, gfn, nr, access, ram_only=True, continues=False):
-        self.reserved = {*MSI, *(at for region in self.direct.get(ctx, ()) for at in region)}
+        if direct := self.direct.get(ctx):  # which few contexts have, and clones are mapped page by page
+            self.reserved = {*MSI, *(at for region in direct for at in region)}
         answer = super().map(ctx, dfn, gfn, nr, access, ram_only)
         self.reserved = MSI
         pages, calls = self.pages.get(ctx, {}), self.calls.setdefault(ctx, {})

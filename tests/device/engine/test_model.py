@@ -240,9 +240,9 @@ class EngineHistory(RuleBasedStateMachine):
     @invariant()
     def mappings_agree(self):
         for ctx in self.model.pages:
-            runs = [(run.dfn, run.gfn, run.nr, run.access) for run in self.engine.areas(ctx)]
-            assert runs == self.model.runs(ctx)
-            assert all(run.starts_call for run in self.engine.areas(ctx))
+            areas = list(self.engine.areas(ctx))
+            assert [(run.dfn, run.gfn, run.nr, run.access) for run in areas] == self.model.runs(ctx)
+            assert all(run.starts_call for run in areas)
             pages = {dfn for region in self.model.direct.get(ctx, ()) for dfn in region}
             assert {dfn for first, last in self.engine.direct(ctx) for dfn in range(first, last + 1)} == pages
 

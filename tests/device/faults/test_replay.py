@@ -31,15 +31,19 @@ RULES = (
 )
 
 
-def lived(seed: int) -> tuple[list[Entry], Stage, list[str]]:
-    """The journal of a run of the wire workload, its stage, which is over, and its events."""
+Lived = tuple[list[Entry], Stage, list[str]]
+
+
+@pytest.fixture(scope="module")
+def lived() -> Lived:
+    """The journal of a run of the wire workload with seed 7, its stage, which is over, and its events."""
     kept: list[JournalInputs] = []
 
     def record(inputs: Inputs) -> Inputs:
         kept.append(JournalInputs(inputs))
         return kept[0]
 
-    with Stage(scenario(*RULES, seed=seed), record=record) as stage:
+    with Stage(scenario(*RULES, seed=7), record=record) as stage:
         for _ in WORKLOADS["wire"].play(stage):
             pass
         entries, events = list(kept[0].entries), list(stage.faults.log.lines)
@@ -59,14 +63,14 @@ def replayed(entries: list[Entry], stage: Stage, seed: int) -> list[str]:
     return faults.log.lines
 
 
-def test_the_events_of_a_replay_are_those_of_the_run_byte_for_byte() -> None:
-    entries, stage, events = lived(seed=7)
+def test_the_events_of_a_replay_are_those_of_the_run_byte_for_byte(lived: Lived) -> None:
+    entries, stage, events = lived
     assert len(events) > 100
     assert replayed(entries, stage, 7) == events
 
 
-def test_another_seed_does_something_else() -> None:
-    entries, stage, _ = lived(seed=7)
+def test_another_seed_does_something_else(lived: Lived) -> None:
+    entries, stage, _ = lived
     with pytest.raises((DivergedError, JournalEndError, AssertionError)):
         replayed(entries, stage, 8)
 

@@ -1,4 +1,4 @@
-"""The native core, built once for the tests of this folder."""
+"""The native core, built once for all tests."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -19,6 +19,9 @@ from .. import conftest as machines
 from ..conftest import Driver
 from ..interfaces.pv.conftest import make_v7, v7
 
+if TYPE_CHECKING:
+    from ...workers import Once
+
 __all__ = ["make_v7", "v7"]
 
 
@@ -27,9 +30,14 @@ def make_library(folder: Path) -> library.Library:
     return library.load(build.build(os.environ | {"XDG_CACHE_HOME": str(folder)}))
 
 
+def _build(folder: Path) -> None:
+    make_library(folder)
+
+
 @pytest.fixture(scope="session")
-def native_library(tmp_path_factory: pytest.TempPathFactory) -> library.Library:
-    return make_library(tmp_path_factory.mktemp("cache"))
+def native_library(once: Once) -> library.Library:
+    """Built once for all modules and processes of a run."""
+    return make_library(once("native-library", _build))
 
 
 @pytest.fixture(scope="module")

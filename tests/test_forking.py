@@ -1,0 +1,115 @@
+"""Forked processes are what new interpreters would be: they get what they are told, and who asked waits for them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from . import forking
+
+TOPOLOGY = Path(__file__).parents[1] / "qemu-configs" / "lab.toml"
+PATIENCE_S = 10.0
+
+
+@pytest.fixture(autouse=True)
+def _forker() -> None:
+    forking.forker()  # its descriptor is none of what a test leaves open
+
+
+@pytest.mark.parametrize("words", [["topology", "list"], ["topology", "check", "/nowhere"], ["topology", "--help"]])
+def test_output_and_status_are_those_of_the_command(words: list[str], pviommu_command: list[str]) -> None:
+    done = forking.run(words, os.environ, PATIENCE_S)
+
+    whole = subprocess.run([*pviommu_command, *words], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (whole.returncode, whole.stdout, whole.stderr)
+
+
+def test_environment_and_folder_are_those_of_who_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("own.toml").write_text(TOPOLOGY.read_text())
+
+    by_folder = forking.run(["topology", "check", "own.toml"], os.environ, PATIENCE_S)
+    by_environment = forking.run(["ctl", "status"], {"PVIOMMU_CTL": "/nowhere/else"}, PATIENCE_S)
+
+    assert by_folder.returncode == 0, by_folder.stderr
+    assert "/nowhere/else" in by_environment.stderr
+
+
+def kinds(pid: int) -> list[str]:
+    """What the open descriptors of a process are, by number: sockets and pipes without saying which."""
+    folder = f"/proc/{pid}/fd"
+    targets = [os.readlink(f"{folder}/{name}") for name in sorted(os.listdir(folder), key=int)]
+    return [target.partition(":[")[0] if target[0] != "/" else target for target in targets]
+
+
+def test_a_process_has_the_descriptors_that_it_is_given_and_no_others(
+    tmp_path: Path, pviommu_command: list[str]
+) -> None:
+    words = ["serve", str(TOPOLOGY), "--socket-dir", str(tmp_path)]
+    event = os.eventfd(0)
+    found = []
+    for forked in (True, False):
+        process = (
+            forking.fork(words, os.environ, stderr=True, fds=[event])
+            if forked
+            else subprocess.Popen(
+                [*pviommu_command, *words],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                pass_fds=[event],
+                text=True,
+            )
+        )
+        assert process.stderr is not None
+        with process.stderr:
+            assert "listening" in process.stderr.readline()
+            found.append(kinds(process.pid))
+            assert os.readlink(f"/proc/{process.pid}/fd/{event}") == "anon_inode:[eventfd]"
+            process.kill()
+            process.wait(PATIENCE_S)
+    os.close(event)
+
+    assert sorted(found[0]) == sorted(found[1])
+
+
+def test_it_is_a_child_whose_end_is_waited_for(tmp_path: Path) -> None:
+    before = set(os.listdir("/proc/self/fd"))
+    process = forking.fork(["serve", str(TOPOLOGY), "--socket-dir", str(tmp_path)], os.environ)
+
+    assert f"PPid:\t{os.getpid()}\n" in Path(f"/proc/{process.pid}/status").read_text()
+    assert process.poll() is None
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(0.01)
+    process.kill()
+
+    assert process.wait(PATIENCE_S) == process.poll() == -signal.SIGKILL
+    assert not Path(f"/proc/{process.pid}").exists()
+    assert set(os.listdir("/proc/self/fd")) == before
+
+
+def test_only_forked_processes_become_children() -> None:
+    forking.run(["topology", "list"], os.environ, PATIENCE_S)
+    with subprocess.Popen(["sh", "-c", "sleep 1000 & echo $!"], stdout=subprocess.PIPE, text=True) as shell:
+        assert shell.stdout is not None
+        orphan = int(shell.stdout.readline())
+    try:
+        assert f"PPid:\t{os.getpid()}\n" not in Path(f"/proc/{orphan}/status").read_text()
+    finally:
+        os.kill(orphan, signal.SIGKILL)
+
+
+def test_a_command_that_does_not_end_is_killed(tmp_path: Path) -> None:
+    with pytest.raises(subprocess.TimeoutExpired):
+        forking.run(["serve", str(TOPOLOGY), "--socket-dir", str(tmp_path)], os.environ, 0.3)
+
+
+def test_a_forker_ends_with_who_made_it() -> None:
+    own = forking.Forker()
+    own.close()
+
+    assert not Path(f"/proc/{own.pid}").exists()
