@@ -81,8 +81,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--scenario",
         type=Path,
         metavar="FILE",
-        help="break what the rules of FILE say; at the end a verdict on standard output, and status 5 if a rule did "
-        "not do what was expected of it. Default: nothing is broken",
+        help="break what the rules of FILE say, or of a name of `pviommu faults scenarios`; at the end a verdict on "
+        "standard output, and status 5 if a rule did not do what was expected of it. Default: nothing is broken",
     )
     parser.add_argument(
         "--events",

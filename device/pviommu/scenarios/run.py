@@ -101,7 +101,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Exit status: 0 all is as expected; 1 the guest came to harm though all rules are conforming; 2 bad arguments "
         "or a wrong scenario; 3 there is no native core; 5 a rule did not do what was expected of it."
     )
-    parser.add_argument("scenario", metavar="FILE", type=Path, help="TOML, or JSON if its name ends so")
+    parser.add_argument(
+        "scenario",
+        metavar="FILE",
+        type=Path,
+        help="TOML, or JSON if its name ends so, or a name of `pviommu faults scenarios`",
+    )
     parser.add_argument(
         "--workload",
         choices=WORKLOADS,

@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from pviommu import resources
 from pviommu.cli import main
 from pviommu.faults.catalogue import PROBES
+from pviommu.faults.scenario import load
+from pviommu.scenarios.run import played
 
 THIRD = "schedule = { nth = 3 }\n"
 RULE = 'id = "it"\non = "op.map_pages.pre"\n'
@@ -78,3 +81,28 @@ def test_a_run_for_programs_and_its_events(tmp_path: Path, capsys: pytest.Captur
     assert (rule["id"], rule["class"], rule["fired"]) == ("it", "conforming", 1)
     [event] = map(json.loads, events.read_text().splitlines())
     assert (event["rule"], event["after"]) == ("it", {"result": "ENOMEM"})
+
+
+def test_shipped_scenarios_are_listed_shown_and_taken_by_their_names(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["faults", "scenarios"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0].rstrip("!") for line in lines] == sorted(resources.scenarios())
+    assert all(len(line.split()) > 5 for line in lines)
+
+    assert main(["faults", "show", "lab"]) == 0
+    assert capsys.readouterr().out == (resources.qemu_configs() / "scenarios/lab.toml").read_text()
+
+    assert main(["faults", "check", "lab", "no-such"]) == 2
+    said = capsys.readouterr()
+    assert said.out.startswith("lab: right, maps-find-no-memory (conforming), ")
+    assert said.err == (
+        "pviommu: cannot read scenario no-such: No such file or directory; "
+        "`pviommu faults scenarios` lists those that are shipped\n"
+    )
+
+
+def test_the_scenario_of_the_lab_is_conforming_and_a_guest_survives_it() -> None:
+    for workload in ("maps", "wire"):
+        outcome = played(load(Path("lab")), workload)
+        assert not outcome.is_adversarial
+        assert (outcome.end, outcome.harm) == ("done", ())
