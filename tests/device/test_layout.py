@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[2] / "device" / "pviommu"
 
 MAY_IMPORT = {
     "guest": set(),
+    "reports": set(),
     "engine": set(),
     "dma": {"engine", "inputs", "counters"},
     "pci": {"dma", "inputs", "counters", "probes"},

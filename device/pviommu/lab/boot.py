@@ -16,10 +16,10 @@ from typing import Any
 
 from .. import __version__, resources
 from ..host_errors import is_host_error, named, write_whole
+from ..reports.ktap import KtapRun
 from . import added, console, debugger, faults, report
 from .guest_settings import CONFIG_PATH, GuestSettings
 from .image import KernelModules, guest_image
-from .ktap import KtapRun
 from .listener import Listener
 from .output import GuestOutput
 from .problems import RunError

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import re
-import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
@@ -20,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from ..host_errors import write_whole
+from ..reports import junit
+from ..reports.ktap import Counts, KtapRun
 from . import faults
-from .ktap import Counts, KtapRun, Outcome, TestResult
 
 __all__ = [
     "SUITE_PREFIX",
@@ -40,7 +40,6 @@ SUITE_PREFIX = "selftests/"
 
 _PROGRAM_LINE = re.compile(r"# lab: program (\d{1,3})$")
 _EXIT_LINE = re.compile(r"# lab: exit (\d{1,3})$")
-_NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,63 +136,20 @@ def write_results(folder: Path, record: RunRecord) -> None:
     if record.unexpected.faults:
         results["faults"] = record.unexpected.faults
         results["faults_left_out"] = record.unexpected.left_out
-    tree = _junit(record)
-    ElementTree.indent(tree)
-    junit: bytes = ElementTree.tostring(tree, encoding="utf-8", xml_declaration=True)
     try:
         write_whole(folder / "results.json", json.dumps(results, indent=2) + "\n")
     finally:  # there may be room for one of them
-        write_whole(folder / "junit.xml", junit)
+        write_whole(folder / "junit.xml", _junit(record))
     if record.unexpected.faults:
         write_whole(folder / "faults.txt", faults.told(record.unexpected))
 
 
-def _junit(record: RunRecord) -> ElementTree.Element:
-    cases: list[ElementTree.Element] = []
-    for path, result in record.ktap.leaves():
-        cases.append(_case(".".join(("guest", *path[:-1])), result))
-    counts = record.ktap.counts()
-    errors = 0 if record.verdict == "passed" or counts.failed else 1
-    suite = ElementTree.Element(
-        "testsuite",
-        name="pviommu lab",
-        tests=str(counts.total + errors),
-        failures=str(counts.failed),
-        errors=str(errors),
-        skipped=str(counts.skipped),
-        time=f"{record.seconds:.3f}",
+def _junit(record: RunRecord) -> bytes:
+    broken = [] if record.verdict == "passed" or record.ktap.counts().failed else record.problems
+    versions = {f"version.{name}": value for name, value in record.versions.items()}
+    return junit.written(
+        "pviommu lab", record.ktap, prefix="guest", seconds=record.seconds, properties=versions, broken=broken
     )
-    properties = ElementTree.SubElement(suite, "properties")
-    for name, value in record.versions.items():
-        ElementTree.SubElement(properties, "property", name=f"version.{name}", value=_clean(value))
-    suite.extend(cases)
-    if errors:
-        # A run that broke without a failed test must not look green to a reader of JUnit files.
-        case = ElementTree.SubElement(suite, "testcase", classname="lab", name="the run is complete")
-        error = ElementTree.SubElement(case, "error", message=_clean("; ".join(record.problems)))
-        error.text = _clean("\n".join(record.problems))
-    top = ElementTree.Element("testsuites")
-    top.append(suite)
-    return top
-
-
-def _case(class_name: str, result: TestResult) -> ElementTree.Element:
-    case = ElementTree.Element(
-        "testcase", classname=_clean(class_name), name=_clean(result.name), time=f"{result.seconds:.3f}"
-    )
-    notes = _clean("\n".join(result.diagnostics))
-    if result.outcome is Outcome.FAILED:
-        message = " ".join((result.directive, result.reason)).strip() or "not ok"
-        ElementTree.SubElement(case, "failure", message=_clean(message)).text = notes
-    elif result.outcome is Outcome.SKIPPED:
-        ElementTree.SubElement(case, "skipped", message=_clean(result.reason or result.directive))
-    elif notes:
-        ElementTree.SubElement(case, "system-out").text = notes
-    return case
-
-
-def _clean(text: str) -> str:
-    return _NOT_XML.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def summary_text(record: RunRecord, folder: Path) -> str:
