@@ -4,8 +4,10 @@
 ``seconds``, ``versions``, ``counts`` (the server's own summary) and ``problems`` (sentences; empty after a run that
 passed). A run of the user's own program has ``program`` too: its ``name``, its ``status`` (null if it did not end), and
 ``output``, the ``file`` and the ``bytes`` in it. A run of a suite has ``suite``: its ``name`` and the numbers of its
-own tests. A run that did not pass has ``faults`` if DMA was refused that no test expected: each with its ``test`` and
-its ``explanation``; and ``faults_left_out``, how many more there were. ``faults.txt`` has the same for people.
+own tests. A run with a scenario of faults has ``scenario``: its ``name``, ``events_file``, the file of its events, and
+its ``verdict`` (null: there is none). A run that did not pass has ``faults`` if DMA was refused that no test
+expected: each with its ``test`` and its ``explanation``; and ``faults_left_out``, how many more there were.
+``faults.txt`` has the same for people.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from ..host_errors import write_whole
 from ..reports import junit
 from ..reports.ktap import Counts, KtapRun
 from . import faults
+from .scenario import Played
 
 __all__ = [
     "SUITE_PREFIX",
@@ -65,6 +68,7 @@ class RunRecord:
     program: ProgramRecord | None = None
     suite: str = ""
     unexpected: faults.Unexpected = field(default_factory=faults.Unexpected)
+    scenario: Played | None = None
 
     def suite_counts(self) -> Counts:
         """How many tests of the suite passed, failed and were skipped."""
@@ -133,6 +137,8 @@ def write_results(folder: Path, record: RunRecord) -> None:
         results["program"] = {"name": program.name, "status": program.status, "output": output}
     if record.suite:
         results["suite"] = {"name": record.suite, **asdict(record.suite_counts())}
+    if record.scenario is not None:
+        results["scenario"] = record.scenario.as_dict()
     if record.unexpected.faults:
         results["faults"] = record.unexpected.faults
         results["faults_left_out"] = record.unexpected.left_out
@@ -180,7 +186,8 @@ def summary_text(record: RunRecord, folder: Path) -> str:
     setting = (
         f"QEMU {versions.get('qemu', '?')} {versions.get('accelerator', '?')}, Linux {versions.get('kernel', '?')}"
     )
-    lines.append(f"verdict {record.verdict} in {record.seconds:.1f} s ({setting})")
+    scenario = f", {record.scenario.line}" if record.scenario else ""
+    lines.append(f"verdict {record.verdict} in {record.seconds:.1f} s{scenario} ({setting})")
     return "\n".join(lines)
 
 

@@ -215,8 +215,8 @@ def main(args: argparse.Namespace) -> int:
                 raise ValueError(f"{option} {value}: must not be negative")
             if most is not None and value > most:
                 raise ValueError(f"{option} {value}: must be {most} at most")
-        if args.events and not args.scenario:
-            raise ValueError("--events: only with --scenario")
+        if args.events and not (args.scenario or args.ctl):
+            raise ValueError("--events: only with --scenario, or with --ctl, by which rules may be loaded")
         scenario = _scenario(args.scenario)
     except (TopologyError, ValueError) as error:
         print(f"pviommu: {error}", file=sys.stderr)
