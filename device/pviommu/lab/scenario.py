@@ -28,6 +28,7 @@ EVENTS = "events.jsonl"
 RULES_PATH = "/lab/rules"
 """Where the guest finds what the rules are expected to do: a line ``HASH FIRST LAST ID`` for each of them."""
 _SECONDS = 10.0
+_NO_LIMIT = 1 << 63
 _WITH_A_CONNECTION = ("message.", "socket.")
 
 
@@ -96,8 +97,9 @@ class Play:
         lines = []
         for rule in self._scenario.rule:
             fired, passed = rule.expect.fired, rule.expect.passed
-            first, last = number_range(fired) if fired is not None else (0 if passed is not None else 1, None)
-            lines.append(f"{name_hash(rule.id):016x} {first} {'-' if last is None else last} {rule.id}\n")
+            first, last = number_range(fired) if fired is not None else (0 if passed is not None else 1, _NO_LIMIT)
+            most = "-" if last >= _NO_LIMIT else last  # a shell counts to there
+            lines.append(f"{name_hash(rule.id):016x} {first} {most} {rule.id}\n")
         return "".join(lines).encode()
 
     def load(self, control: Path) -> str | None:
