@@ -88,7 +88,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--events",
         type=Path,
         metavar="FILE",
-        help="of a scenario: write its events to FILE, JSON lines; default: they are in the log",
+        help="of a scenario, or of rules that --ctl brings: write their events to FILE, JSON lines; default: the log",
     )
     parser.add_argument(
         "--pidfile",

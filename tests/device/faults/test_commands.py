@@ -96,7 +96,7 @@ def test_shipped_scenarios_are_listed_shown_and_taken_by_their_names(capsys: pyt
 
     assert main(["faults", "check", "lab", "no-such"]) == 2
     said = capsys.readouterr()
-    assert said.out.startswith("lab: right, maps-find-no-memory (conforming), ")
+    assert said.out.startswith("lab: right, no-pages-in-advance (conforming), ")
     assert said.err == (
         "pviommu: cannot read scenario no-such: No such file or directory; "
         "`pviommu faults scenarios` lists those that are shipped\n"
