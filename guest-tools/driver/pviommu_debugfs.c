@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* Paravirtual IOMMU: /sys/kernel/debug/pviommu/<PCI address>/{capabilities,usage,events,fault_rules} */
+/*
+ * Paravirtual IOMMU:
+ * /sys/kernel/debug/pviommu/<PCI address>/{capabilities,usage,events,fault_rules}
+ */
 
 #define pr_fmt(fmt) "pviommu: " fmt
 

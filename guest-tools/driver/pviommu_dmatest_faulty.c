@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * DMA while the device follows a scenario of faults: a map may fail, DMA may be refused, but what is
- * done must be right, and nothing else may change.
+ * DMA while the device follows a scenario of faults: a map may fail, DMA may be refused, but what
+ * is done must be right, and nothing else may change.
  */
 
 #define pr_fmt(fmt) "pviommu_dmatest: " fmt
@@ -12,8 +12,9 @@
 #include "pviommu_dmatest_buffer.h"
 
 #define PVDT_FAULTY_ROUNDS	96
-/* once in so many rounds a DMA goes where nothing is ever mapped: addresses are given out from the top */
+/* once in so many rounds a DMA goes where nothing is ever mapped */
 #define PVDT_FAULTY_ASTRAY	12
+/* addresses are given out from the top, so this one never is */
 #define PVDT_FAULTY_NOWHERE	0x10000
 
 /**

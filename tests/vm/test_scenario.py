@@ -82,4 +82,5 @@ def test_a_rule_that_never_fires_is_status_5_and_named(never_run: LabRun) -> Non
 
 def test_the_lab_plays_a_scenario_in_every_run_and_says_so(lab_run: LabRun) -> None:
     assert ", scenario lab: 3 rules, all as expected (" in lab_run.output
+    assert "without rules everything works" in lab_run.passed
     assert lab_run.results["scenario"]["verdict"]["ok"]
