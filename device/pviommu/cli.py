@@ -34,6 +34,8 @@ COMMANDS = {
     "bench report": ("pviommu.bench.report", "put measured figures into a document"),
     "faults list": ("pviommu.scenarios.listing", "list the places where rules can be, and what they can do there"),
     "faults check": ("pviommu.scenarios.check", "say what is wrong with scenario files"),
+    "faults scenarios": ("pviommu.scenarios.shipped", "list the scenarios that come with pviommu"),
+    "faults show": ("pviommu.scenarios.show", "print one of them"),
     "faults run": ("pviommu.scenarios.run", "play a scenario on a guest without a virtual machine"),
     "build-core": ("pviommu.native.build", "compile the native core, which makes the device fast"),
     "completion": ("pviommu.completion", "print what completes these commands in a shell"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["guest_tools", "qemu_configs", "topologies"]
+__all__ = ["guest_tools", "qemu_configs", "scenarios", "topologies"]
 
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -22,6 +22,11 @@ def qemu_configs(package: Path = _PACKAGE) -> Path:
 def topologies() -> dict[str, Path]:
     """The topologies that are included, by name."""
     return {path.stem: path for path in sorted(qemu_configs().glob("*.toml"))}
+
+
+def scenarios() -> dict[str, Path]:
+    """The scenarios of faults that are included, by name."""
+    return {path.stem: path for path in sorted((qemu_configs() / "scenarios").glob("*.toml"))}
 
 
 def _find(package: Path, name: str) -> Path:

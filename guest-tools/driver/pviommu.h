@@ -417,6 +417,7 @@ void pviommu_free_endpoints(struct list_head *locked);
 /* pviommu_capabilities.c */
 int pviommu_capabilities_read(struct pviommu *pv);
 void pviommu_capabilities_free(struct pviommu *pv);
+const struct pviommu_fault_page *pviommu_fault_page(struct pviommu *pv, u32 *size);
 int pviommu_endpoint_capability(struct pci_dev *pdev, u32 *instance, u32 *stream);
 
 /* pviommu_events.c */

@@ -175,6 +175,26 @@ static int pviommu_capabilities_walk(struct pviommu_capabilities *caps, const vo
 	return at ? -ELOOP : 0;
 }
 
+/* The body of a capability, if it has at least @size bytes; or NULL. */
+static const void *pviommu_capability_find(const void *copy, u16 id, size_t size)
+{
+	const struct pviommu_capability_area *area = copy;
+	const struct pviommu_capability_header *header;
+	u32 at = le32_to_cpu(area->first);
+	unsigned int i;
+
+	for (i = 0; at && i < PVIOMMU_CAPABILITY_MOST; i++) {
+		if (at > PVIOMMU_CAPABILITY_SIZE - sizeof(*header) - size ||
+		    !IS_ALIGNED(at, sizeof(u32)))
+			return NULL;
+		header = copy + at;
+		if (le16_to_cpu(header->cap_id) == id)
+			return header + 1;
+		at = le32_to_cpu(header->next);
+	}
+	return NULL;
+}
+
 static void pviommu_frames_add(struct pviommu_frames *frames, u64 first, u64 last)
 {
 	if (first > last || frames->nr == frames->room)
@@ -284,6 +304,43 @@ int pviommu_capabilities_read(struct pviommu *pv)
 		return -EINVAL;
 	}
 	return pviommu_frames_init(pv);
+}
+
+/**
+ * pviommu_fault_page - finds the page that counts what the device's fault rules did
+ * @pv: the PV-IOMMU
+ * @size: bytes of the page
+ *
+ * Rules come and go while the device runs, so the capability area is read anew.
+ *
+ * Return: the page, NULL while there are no rules, or an ERR_PTR().
+ */
+const struct pviommu_fault_page *pviommu_fault_page(struct pviommu *pv, u32 *size)
+{
+	const struct pviommu_fault_rules *where;
+	void *copy, *page = NULL;
+	u32 offset;
+	int ret;
+
+	copy = kmalloc(PVIOMMU_CAPABILITY_SIZE, GFP_KERNEL);
+	if (!copy)
+		return ERR_PTR(-ENOMEM);
+	ret = pviommu_capabilities_copy(pv, copy);
+	if (ret) {
+		kfree(copy);
+		return ERR_PTR(ret);
+	}
+	where = pviommu_capability_find(copy, PVIOMMU_CAP_FAULT_RULES, sizeof(*where));
+	if (where) {
+		offset = le32_to_cpu(where->offset);
+		*size = le32_to_cpu(where->size);
+		page = pv->shared + offset;
+		if (!IS_ALIGNED(offset, sizeof(u64)) || *size < sizeof(struct pviommu_fault_page) ||
+		    offset > PVIOMMU_SHARED_BAR_SIZE || *size > PVIOMMU_SHARED_BAR_SIZE - offset)
+			page = ERR_PTR(-EINVAL);
+	}
+	kfree(copy);
+	return page;
 }
 
 /**

@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* Paravirtual IOMMU: /sys/kernel/debug/pviommu/<PCI address>/{capabilities,usage,events} */
+/*
+ * Paravirtual IOMMU:
+ * /sys/kernel/debug/pviommu/<PCI address>/{capabilities,usage,events,fault_rules}
+ */
 
 #define pr_fmt(fmt) "pviommu: " fmt
 
@@ -135,6 +138,40 @@ static int events_show(struct seq_file *s, void *unused)
 }
 DEFINE_SHOW_ATTRIBUTE(events);
 
+/* Nothing while the device follows no scenario of faults. */
+static int fault_rules_show(struct seq_file *s, void *unused)
+{
+	const struct pviommu_fault_page *page;
+	const struct pviommu_fault_rule *rule;
+	u32 size, generation, count, step, i;
+
+	page = pviommu_fault_page(s->private, &size);
+	if (IS_ERR_OR_NULL(page))
+		return PTR_ERR_OR_ZERO(page);
+	generation = le32_to_cpu(virt_load_acquire(&page->generation));
+	count = le32_to_cpu(READ_ONCE(page->rules));
+	step = le32_to_cpu(READ_ONCE(page->record_size));
+	if (le32_to_cpu(page->magic) != PVIOMMU_FAULT_PAGE_MAGIC || generation & 1)
+		return -EAGAIN;
+	if (step < sizeof(*rule) || !IS_ALIGNED(step, sizeof(u64)) ||
+	    count > (size - sizeof(*page)) / step)
+		return -EINVAL;
+	seq_printf(s, "generation %u\n", generation);
+	seq_printf(s, "seed %llu\n", le64_to_cpu(page->seed));
+	seq_printf(s, "state %016llx\n", le64_to_cpu(READ_ONCE(page->state)));
+	for (i = 0; i < count; i++) {
+		rule = (const void *)(page + 1) + i * step;
+		seq_printf(s, "rule %016llx %llu %llu %s\n", le64_to_cpu(rule->id_hash),
+			   le64_to_cpu(READ_ONCE(rule->passed)), le64_to_cpu(READ_ONCE(rule->fired)),
+			   le32_to_cpu(rule->flags) & PVIOMMU_FAULT_RULE_ADVERSARIAL ?
+			   "adversarial" : "conforming");
+	}
+	/* pairs with the device, which makes it odd before it writes other rules */
+	virt_rmb();
+	return le32_to_cpu(READ_ONCE(page->generation)) == generation ? 0 : -EAGAIN;
+}
+DEFINE_SHOW_ATTRIBUTE(fault_rules);
+
 void pviommu_debugfs_init(void)
 {
 	pviommu_debugfs_root = debugfs_create_dir(KBUILD_MODNAME, NULL);
@@ -151,6 +188,7 @@ void pviommu_debugfs_add(struct pviommu *pv)
 	debugfs_create_file("capabilities", 0400, pv->debugfs, pv, &capabilities_fops);
 	debugfs_create_file("usage", 0400, pv->debugfs, pv, &usage_fops);
 	debugfs_create_file("events", 0400, pv->debugfs, pv, &events_fops);
+	debugfs_create_file("fault_rules", 0400, pv->debugfs, pv, &fault_rules_fops);
 }
 
 void pviommu_debugfs_remove(struct pviommu *pv)

@@ -56,7 +56,7 @@ extern const unsigned int pvdt_nr_all_cases;
 extern const struct ktap_case pvdt_quick_cases[];
 extern const unsigned int pvdt_nr_quick_cases;
 
-/* pviommu_dmatest_{late,plain,storm,lost,queued}.c */
+/* pviommu_dmatest_{late,plain,storm,lost,queued,faulty}.c */
 extern const struct ktap_case pvdt_strict_cases[];
 extern const unsigned int pvdt_nr_strict_cases;
 extern const struct ktap_case pvdt_lazy_cases[];
@@ -73,6 +73,8 @@ extern const struct ktap_case pvdt_paused_cases[];
 extern const unsigned int pvdt_nr_paused_cases;
 extern const struct ktap_case pvdt_queued_cases[];
 extern const unsigned int pvdt_nr_queued_cases;
+extern const struct ktap_case pvdt_faulty_cases[];
+extern const unsigned int pvdt_nr_faulty_cases;
 
 /* pviommu_dmatest_engine.c */
 void pvdt_test_checksum(struct ktap *ktap, void *subject, unsigned long length);

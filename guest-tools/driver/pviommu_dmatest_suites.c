@@ -22,6 +22,7 @@ static const struct {
 	{ "long-storm", pvdt_long_storm_cases, &pvdt_nr_long_storm_cases },
 	{ "paused", pvdt_paused_cases, &pvdt_nr_paused_cases },
 	{ "queued", pvdt_queued_cases, &pvdt_nr_queued_cases },
+	{ "faulty", pvdt_faulty_cases, &pvdt_nr_faulty_cases },
 	{ "lost", pvdt_lost_cases, &pvdt_nr_lost_cases },
 };
 

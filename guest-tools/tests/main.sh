@@ -8,7 +8,7 @@
 
 cd "$(dirname "$0")" || exit 1
 for part in lib devices setup operations dma types network lifecycle ports takeover profiles vfio inject power lost \
-	kernel_log kexec program suite; do
+	kernel_log kexec program suite scenario; do
 	. "./$part.sh"
 done
 
@@ -18,6 +18,9 @@ kernel=debian
 long=0
 program=
 suite=
+scenario=
+scenario_alone=0
+scenario_from=tests
 [ -f /lab/config ] && . /lab/config
 
 iommu=$(functions "$iommu_id" | head -n 1)
@@ -35,8 +38,12 @@ fi
 
 # topics: those of this stage, in their order
 topics() {
-	[ -n "$program" ] && echo program && return
-	[ -n "$suite" ] && echo setup suite kernel_log && return
+	on=
+	off=
+	[ -n "$scenario" ] && on=rules_on && off=rules_off
+	[ -n "$program" ] && echo "$on" program "$off" && return
+	[ -n "$suite" ] && echo setup "$on" suite "$off" kernel_log && return
+	[ "$scenario_alone" = 1 ] && echo setup rules_on scenario rules_off kernel_log && return
 	if [ "$stage" = 2 ]; then
 		echo setup second dma network lifecycle ports kernel_log
 		# either is the end of the device
@@ -49,7 +56,7 @@ topics() {
 	fi
 	echo setup operations dma types network lifecycle ports takeover profiles vfio
 	has_injection && echo inject
-	echo power kernel_log
+	echo power "$on" ${scenario:+scenario} "$off" kernel_log
 	if [ "$long" = 1 ]; then
 		[ "$mode" = passthrough ] || echo paused
 		echo kexec

@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[2] / "device" / "pviommu"
 
 MAY_IMPORT = {
     "guest": set(),
+    "reports": set(),
     "engine": set(),
     "dma": {"engine", "inputs", "counters"},
     "pci": {"dma", "inputs", "counters", "probes"},
@@ -38,7 +39,7 @@ MAY_IMPORT = {
     "machine": {"endpoints", "interfaces", "engine", "dma", "pci", "hosted", "inputs", "counters", "topology"},
     "snapshot": {"machine"},
     "hosted": {"inputs"},
-    "faults": {"interfaces", "engine", "dma", "hosted", "inputs", "documents", "probes", "toml_places"},
+    "faults": {"interfaces", "engine", "dma", "hosted", "inputs", "documents", "probes", "resources", "toml_places"},
 }
 """Packages and modules of the device, and which others each of them may use."""
 

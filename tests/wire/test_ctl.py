@@ -390,6 +390,18 @@ def test_rules_are_loaded_listed_and_taken_away(
     assert serve.stop() == 0
 
 
+def test_events_of_rules_that_came_later_go_to_their_file(folder: Path, topology: Path, path: Path) -> None:
+    events = folder / "events.jsonl"
+    with Serve(folder, topology, "--ctl", str(path), "--events", str(events)):
+        with Client(path, PATIENCE_S) as client, Guest(folder) as guest:
+            ctx = guest.start().iommu.alloc()
+            assert ctl(path, "rules-load", scenario_file(folder, MAPS_FAIL)).returncode == 0
+            assert guest.iommu.map(ctx, 0x10, 0x100, 1)[0] == -errno.ENOMEM
+            assert client.call("rules-unload")["events"] == 1
+        [event] = map(json.loads, events.read_text().splitlines())
+    assert (event["rule"], event["after"]) == ("no-memory", {"result": "ENOMEM"})
+
+
 def test_rules_that_did_not_do_what_was_expected_are_the_status_of_the_server(
     folder: Path, path: Path, serve: Serve
 ) -> None:

@@ -75,8 +75,10 @@ def _number(text: str) -> int:
 
 
 def _document(name: str) -> Any:
-    """What a file has: JSON if its name ends so, otherwise TOML."""
-    path = Path(name)
+    """What a scenario's file has: JSON if its name ends so, otherwise TOML."""
+    from ..faults.scenario import find  # only what is asked for costs start-up time
+
+    path = find(Path(name))
     try:
         return (msgspec.json if path.suffix == ".json" else msgspec.toml).decode(path.read_bytes())
     except OSError as error:

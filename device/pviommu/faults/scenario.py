@@ -27,14 +27,14 @@ from msgspec import Meta
 
 from pviommu_abi.shared import FAULT_RULES_MOST
 
-from .. import documents, toml_places
+from .. import documents, resources, toml_places
 from ..documents import WrongValueError
 from .actions import Do
 from .catalogue import ARGUMENTS, PROBES, Kind, Nature, Place, places
 from .schedule import Schedule
 from .where import Where, number_range
 
-__all__ = ["Expect", "Rule", "Scenario", "ScenarioError", "load", "loads", "parse", "schema"]
+__all__ = ["Expect", "Rule", "Scenario", "ScenarioError", "find", "load", "loads", "parse", "schema"]
 
 _ID = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
 _ID_RULE = "1 to 64 of letters, digits, _, . and -, the first of which is a letter or a digit"
@@ -176,12 +176,21 @@ def parse(document: Mapping[str, Any]) -> Scenario:
     return scenario
 
 
-def load(path: Path) -> Scenario:
-    """Read a scenario: JSON if its name ends so, otherwise TOML. Raises :class:`ScenarioError`."""
+def find(given: Path) -> Path:
+    """The file that is meant: ``given`` if it is a file, else the shipped scenario of that name, else ``given``."""
+    return given if given.is_file() else resources.scenarios().get(str(given), given)
+
+
+def load(given: Path) -> Scenario:
+    """Read a scenario, or a shipped one by its name: JSON if the file's name ends so, otherwise TOML. Raises
+    :class:`ScenarioError`.
+    """
+    path = find(given)
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise ScenarioError(f"cannot read scenario {path}: {error.strerror}") from error
+        hint = "" if given.suffix or given.parent.name else "; `pviommu faults scenarios` lists those that are shipped"
+        raise ScenarioError(f"cannot read scenario {path}: {error.strerror}{hint}") from error
     return loads(data, str(path), is_json=path.suffix == ".json")
 
 

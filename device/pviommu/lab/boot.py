@@ -16,15 +16,16 @@ from typing import Any
 
 from .. import __version__, resources
 from ..host_errors import is_host_error, named, write_whole
+from ..reports.ktap import KtapRun
 from . import added, console, debugger, faults, report
 from .guest_settings import CONFIG_PATH, GuestSettings
 from .image import KernelModules, guest_image
-from .ktap import KtapRun
 from .listener import Listener
 from .output import GuestOutput
 from .problems import RunError
 from .provision import Toolbox
 from .requests import Requests
+from .scenario import EVENTS, RULES_PATH, Play, Played
 from .second_boot import with_second_boot
 from .server import Capabilities, ServerProcess, summary
 from .vm import KERNEL_ARGUMENTS, GuestTimeoutError, VirtualMachine, VmConfig, nic_backend
@@ -87,6 +88,8 @@ class Job:
     """takes what the user must know while the machine runs"""
     added: added.Added = field(default_factory=added.Added)
     """files of the user's"""
+    play: Play | None = None
+    """the scenario of faults"""
 
 
 @contextlib.contextmanager
@@ -141,6 +144,8 @@ class _Judge:
             program, status = self._job.settings.program, self._listener.program_status
             if program and status:
                 problems = [*problems, f"{program} ended with status {status}"]
+            if self._played:
+                problems = [*problems, *self._played.problems]
             problems = report.judge(ktap, self._listener.exit_status, problems, self._job.settings.suite)
             verdict = "failed" if problems else "passed"
         setup = self._job.setup
@@ -150,7 +155,14 @@ class _Judge:
         suite = self._job.settings.suite
         refused = () if verdict == "passed" else self.refused.values()
         unexpected = self._listener.spans.unexpected(refused)
-        return report.RunRecord(verdict, ktap, problems, seconds, versions, counts, self._program(), suite, unexpected)
+        return report.RunRecord(
+            *(verdict, ktap, problems, seconds, versions, counts, self._program(), suite, unexpected, self._played)
+        )
+
+    @property
+    def _played(self) -> Played | None:
+        play = self._job.play
+        return play.played(wanted=self._job.settings.scenario_alone) if play else None
 
     def _program(self) -> report.ProgramRecord | None:
         name = self._job.settings.program
@@ -168,7 +180,11 @@ def _boot(job: Job, listener: Listener, tested: Callable[[], None], refused: dic
     with short_folder() as short:
         write_whole(short / "initrd", _image(job))
         control = short / _CONTROL
-        options = ("--ctl", str(control), "--history", str(faults.HISTORY))
+        options = ["--ctl", str(control), "--history", str(faults.HISTORY)]
+        rules = {}
+        if play := job.play:
+            options += ["--events", str(job.folder / EVENTS)]
+            rules = {"rules-load": lambda: play.load(control), "rules-unload": lambda: play.unload(control)}
         with (
             ServerProcess(job.topology, short, job.folder / _SERVER_LOG, job.program, options) as server,
             _output(job) as output,
@@ -177,6 +193,10 @@ def _boot(job: Job, listener: Listener, tested: Callable[[], None], refused: dic
             server.start()
             listener.spans.on_failed = functools.partial(_ask, server, control, refused)
             last.callback(listener.spans.on_failed)
+            if play:
+                last.callback(play.finish, control)
+                if play.start == "boot" and (reason := play.load(control)):
+                    raise RunError(f"the rules of {play.name} cannot be loaded: {reason}")
             if listener.verbose or job.settings.keep:
                 job.say(f"control socket {control}")
             config = _machine(job, short, output)
@@ -188,7 +208,8 @@ def _boot(job: Job, listener: Listener, tested: Callable[[], None], refused: dic
                 if config.gdb_socket is not None:
                     job.say(debugger.instructions(config.gdb_socket, job.setup.toolbox.vmlinux, job.setup.modules))
                 came = None if output is None else functools.partial(output.wait_for, deadline=deadline)
-                _listen(job, machine, Requests(server, machine, machine.send, output_came=came), listener, deadline)
+                requests = Requests(server, machine, machine.send, output_came=came, rules=rules)
+                _listen(job, machine, requests, listener, deadline)
                 if config.console_socket is not None and listener.exit_status is not None:
                     tested()
                     job.say(console.HOW_TO_LEAVE)
@@ -230,6 +251,8 @@ def _image(job: Job) -> bytes:
         EXPECTED_PATH: "".join(f"{line}\n" for line in job.capabilities.driver_lines).encode(),
         CONFIG_PATH: job.settings.config(),
     }
+    if job.play:
+        files[RULES_PATH] = job.play.expectations()
     executables = {f"{SUITE}/{path.name}": path.read_bytes() for path in job.setup.suite}
     for place, path in job.added.files.items():
         (executables if place in job.added.executable else files)[place] = path.read_bytes()

@@ -126,8 +126,9 @@ def pick(cells: Sequence[Cell], patterns: Sequence[str]) -> list[Cell]:
     return wanted if patterns else list(cells)
 
 
-def code_digest(package: Path, guest_tools: Path, topology: Path) -> str:
-    """A digest of everything of the project that a run depends on: server, lab, guest driver, tests, topology.
+def code_digest(package: Path, guest_tools: Path, *configs: Path) -> str:
+    """A digest of everything of the project that a run depends on: server, lab, guest driver, tests, and ``configs``:
+    topology and scenario.
 
     ``package`` is the folder of the package ``pviommu``; the protocol packages are found beside it, or in the checkout
     that it is part of.
@@ -136,7 +137,7 @@ def code_digest(package: Path, guest_tools: Path, topology: Path) -> str:
     roots = [package.parent, package.parent.parent / "protocol"]
     trees = [root / name for root in roots for name in _CODE if (root / name).is_dir()]
     files = [path for tree in trees for path in _files(tree)]
-    for path in [*files, *_files(guest_tools), topology]:
+    for path in [*files, *_files(guest_tools), *configs]:
         content = path.read_bytes()
         digest.update(b"%d:%b%d:%b" % (len(path.name), path.name.encode(), len(content), content))
     return digest.hexdigest()

@@ -40,6 +40,9 @@ class GuestSettings:
     """One choice for each of the lab's axes. ``long`` adds the tests that take more than a few seconds; with ``keep``
     the guest ends in a shell on its console instead of powering off. ``program``, the name of a file that the user has
     added, or ``suite`` is run instead of the guest's own tests.
+
+    ``scenario`` is the name of a scenario of faults. It is played after all other tests or, with ``scenario_alone``,
+    instead of them; ``scenario_from`` says whether its rules are loaded from the guest's ``boot`` on.
     """
 
     profile: str = PROFILES[0]
@@ -50,6 +53,9 @@ class GuestSettings:
     keep: bool = False
     program: str = ""
     suite: str = ""
+    scenario: str = ""
+    scenario_alone: bool = False
+    scenario_from: str = "tests"
 
     @property
     def kernel_arguments(self) -> tuple[str, ...]:
@@ -66,6 +72,14 @@ class GuestSettings:
             "long": str(int(self.long)),
             "keep": str(int(self.keep)),
             **{name: value for name, value in (("program", self.program), ("suite", self.suite)) if value},
+            **self._of_scenario(),
             **(more or {}),
         }
         return "".join(f"{name}={shlex.quote(value)}\n" for name, value in values.items()).encode()
+
+    def _of_scenario(self) -> dict[str, str]:
+        """Of what is not as usual, what the guest must know."""
+        values = {"scenario": self.scenario, "scenario_alone": "1" if self.scenario_alone else ""}
+        if self.scenario_from != "tests":
+            values["scenario_from"] = self.scenario_from
+        return {name: value for name, value in values.items() if value}

@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable
 from typing import TextIO
 
+from ..reports.ktap import Event, EventKind, KtapParser, Outcome
 from . import report
 from .faults import Spans
-from .ktap import Event, EventKind, KtapParser, Outcome
 
 __all__ = ["Listener"]
 

@@ -20,7 +20,7 @@ from typing import TextIO
 
 from .. import resources
 from ..exit_status import ExitStatus
-from . import cells, table
+from . import cells, scenario, table
 from .boot import Setup
 from .cells import Cell, Outcome
 from .guest_settings import KERNELS, GuestSettings
@@ -107,7 +107,8 @@ def _run(
     wanted = cells.pick(cells.all_cells(list(dict.fromkeys(args.kernels))), args.only)
     time_limit(args.timeout, GuestSettings())
     package = Path(resources.__file__).resolve().parent
-    code = cells.code_digest(package, resources.guest_tools(), resources.qemu_configs() / "lab.toml")
+    configs = resources.topologies()["lab"], resources.scenarios()[scenario.DEFAULT]
+    code = cells.code_digest(package, resources.guest_tools(), *configs)
     matrix = _Matrix(args, stream, program, provide, now, code)
     try:
         matrix.kept.mkdir(parents=True, exist_ok=True)

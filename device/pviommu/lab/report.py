@@ -4,15 +4,16 @@
 ``seconds``, ``versions``, ``counts`` (the server's own summary) and ``problems`` (sentences; empty after a run that
 passed). A run of the user's own program has ``program`` too: its ``name``, its ``status`` (null if it did not end), and
 ``output``, the ``file`` and the ``bytes`` in it. A run of a suite has ``suite``: its ``name`` and the numbers of its
-own tests. A run that did not pass has ``faults`` if DMA was refused that no test expected: each with its ``test`` and
-its ``explanation``; and ``faults_left_out``, how many more there were. ``faults.txt`` has the same for people.
+own tests. A run with a scenario of faults has ``scenario``: its ``name``, ``events_file``, the file of its events, and
+its ``verdict`` (null: there is none). A run that did not pass has ``faults`` if DMA was refused that no test
+expected: each with its ``test`` and its ``explanation``; and ``faults_left_out``, how many more there were.
+``faults.txt`` has the same for people.
 """
 
 from __future__ import annotations
 
 import json
 import re
-import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
@@ -20,8 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from ..host_errors import write_whole
+from ..reports import junit
+from ..reports.ktap import Counts, KtapRun
 from . import faults
-from .ktap import Counts, KtapRun, Outcome, TestResult
+from .scenario import Played
 
 __all__ = [
     "SUITE_PREFIX",
@@ -40,7 +43,6 @@ SUITE_PREFIX = "selftests/"
 
 _PROGRAM_LINE = re.compile(r"# lab: program (\d{1,3})$")
 _EXIT_LINE = re.compile(r"# lab: exit (\d{1,3})$")
-_NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +68,7 @@ class RunRecord:
     program: ProgramRecord | None = None
     suite: str = ""
     unexpected: faults.Unexpected = field(default_factory=faults.Unexpected)
+    scenario: Played | None = None
 
     def suite_counts(self) -> Counts:
         """How many tests of the suite passed, failed and were skipped."""
@@ -134,66 +137,25 @@ def write_results(folder: Path, record: RunRecord) -> None:
         results["program"] = {"name": program.name, "status": program.status, "output": output}
     if record.suite:
         results["suite"] = {"name": record.suite, **asdict(record.suite_counts())}
+    if record.scenario is not None:
+        results["scenario"] = record.scenario.as_dict()
     if record.unexpected.faults:
         results["faults"] = record.unexpected.faults
         results["faults_left_out"] = record.unexpected.left_out
-    tree = _junit(record)
-    ElementTree.indent(tree)
-    junit: bytes = ElementTree.tostring(tree, encoding="utf-8", xml_declaration=True)
     try:
         write_whole(folder / "results.json", json.dumps(results, indent=2) + "\n")
     finally:  # there may be room for one of them
-        write_whole(folder / "junit.xml", junit)
+        write_whole(folder / "junit.xml", _junit(record))
     if record.unexpected.faults:
         write_whole(folder / "faults.txt", faults.told(record.unexpected))
 
 
-def _junit(record: RunRecord) -> ElementTree.Element:
-    cases: list[ElementTree.Element] = []
-    for path, result in record.ktap.leaves():
-        cases.append(_case(".".join(("guest", *path[:-1])), result))
-    counts = record.ktap.counts()
-    errors = 0 if record.verdict == "passed" or counts.failed else 1
-    suite = ElementTree.Element(
-        "testsuite",
-        name="pviommu lab",
-        tests=str(counts.total + errors),
-        failures=str(counts.failed),
-        errors=str(errors),
-        skipped=str(counts.skipped),
-        time=f"{record.seconds:.3f}",
+def _junit(record: RunRecord) -> bytes:
+    broken = [] if record.verdict == "passed" or record.ktap.counts().failed else record.problems
+    versions = {f"version.{name}": value for name, value in record.versions.items()}
+    return junit.written(
+        "pviommu lab", record.ktap, prefix="guest", seconds=record.seconds, properties=versions, broken=broken
     )
-    properties = ElementTree.SubElement(suite, "properties")
-    for name, value in record.versions.items():
-        ElementTree.SubElement(properties, "property", name=f"version.{name}", value=_clean(value))
-    suite.extend(cases)
-    if errors:
-        # A run that broke without a failed test must not look green to a reader of JUnit files.
-        case = ElementTree.SubElement(suite, "testcase", classname="lab", name="the run is complete")
-        error = ElementTree.SubElement(case, "error", message=_clean("; ".join(record.problems)))
-        error.text = _clean("\n".join(record.problems))
-    top = ElementTree.Element("testsuites")
-    top.append(suite)
-    return top
-
-
-def _case(class_name: str, result: TestResult) -> ElementTree.Element:
-    case = ElementTree.Element(
-        "testcase", classname=_clean(class_name), name=_clean(result.name), time=f"{result.seconds:.3f}"
-    )
-    notes = _clean("\n".join(result.diagnostics))
-    if result.outcome is Outcome.FAILED:
-        message = " ".join((result.directive, result.reason)).strip() or "not ok"
-        ElementTree.SubElement(case, "failure", message=_clean(message)).text = notes
-    elif result.outcome is Outcome.SKIPPED:
-        ElementTree.SubElement(case, "skipped", message=_clean(result.reason or result.directive))
-    elif notes:
-        ElementTree.SubElement(case, "system-out").text = notes
-    return case
-
-
-def _clean(text: str) -> str:
-    return _NOT_XML.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def summary_text(record: RunRecord, folder: Path) -> str:
@@ -224,7 +186,8 @@ def summary_text(record: RunRecord, folder: Path) -> str:
     setting = (
         f"QEMU {versions.get('qemu', '?')} {versions.get('accelerator', '?')}, Linux {versions.get('kernel', '?')}"
     )
-    lines.append(f"verdict {record.verdict} in {record.seconds:.1f} s ({setting})")
+    scenario = f", {record.scenario.line}" if record.scenario else ""
+    lines.append(f"verdict {record.verdict} in {record.seconds:.1f} s{scenario} ({setting})")
     return "\n".join(lines)
 
 

@@ -8,6 +8,8 @@ A request is the line ``# lab: request NAME [ARGUMENT]`` of the guest's report; 
 ``freeze``             the server and, :data:`LAG` later, the guest itself are stopped; SECONDS later the guest
                        goes on, and reads the answer then; the server goes on :data:`HEAD_START` after it
 ``kill-server``        the server is dead (SIGKILL) before the answer; that it is gone is no problem of the run
+``rules-load``         the rules of the run's scenario are loaded before the answer
+``rules-unload``       they are taken away, and what they did is noted, before the answer
 ``output-end``         all BYTES that the user's program wrote have come before the answer
 =====================  ==================================================================================
 """
@@ -17,7 +19,7 @@ from __future__ import annotations
 import contextlib
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 __all__ = ["HEAD_START", "LONGEST_STOP", "Requests", "Target"]
@@ -57,6 +59,7 @@ class Requests:
     """Carries out one guest's requests and remembers what is still to be done for them.
 
     ``output_came`` waits for so many bytes of the user's program and says whether they came; None: there is no program.
+    ``rules`` has what ``rules-load`` and ``rules-unload`` do, if a scenario is played; each says why it cannot be done.
 
     Whoever reads the guest's report hands each line to :meth:`take`, and calls :meth:`ring` once :attr:`due` has come.
     """
@@ -69,6 +72,7 @@ class Requests:
         *,
         clock: Callable[[], float] = time.monotonic,
         output_came: Callable[[int], bool] | None = None,
+        rules: Mapping[str, Callable[[], str | None]] | None = None,
     ) -> None:
         self._server = server
         self._guest = guest
@@ -76,6 +80,7 @@ class Requests:
         self._answer = answer
         self._clock = clock
         self._output_came = output_came
+        self._rules = rules or {}
         self._due: float | None = None
 
     @property
@@ -145,6 +150,9 @@ class Requests:
         elif name == "output-end" and self._output_came is not None:
             if not self._output_came(_bytes(argument)):
                 raise _RefusedError(f"not all of {argument} bytes came")
+        elif name in self._rules and not argument:
+            if reason := self._rules[name]():
+                raise _RefusedError(reason)
         else:
             raise _RefusedError("no such request: stop-server SECONDS, freeze SECONDS, kill-server")
 

@@ -18,7 +18,7 @@ from .. import resources
 from ..exit_status import ExitStatus
 from ..host_errors import is_lack_of_room, named
 from ..topology import find
-from . import accelerator, added, build, core, kernels, programs, provision, report, roots, suites
+from . import accelerator, added, build, core, kernels, programs, provision, report, roots, scenario, suites
 from .boot import Job, Setup, judged_run, short_folder
 from .console import STANDARD, Terminal
 from .guest_settings import KERNELS, MODES, PROFILES, SUITES, GuestSettings, kernel_name
@@ -97,6 +97,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--suite",
         choices=SUITES,
         help="run the kernel's own tools/testing/selftests/SUITE in the guest instead; default: the tests",
+    )
+    parser.add_argument(
+        "--scenario",
+        metavar="FILE",
+        type=Path,
+        help="play this scenario of faults instead of the tests, or while the program of --run or the suite runs; exit "
+        f"status 5 if a rule did not do what was expected of it. Default: {scenario.DEFAULT}, after the tests",
+    )
+    parser.add_argument(
+        "--scenario-from",
+        choices=("boot", "tests"),
+        help="when its rules are loaded: before the guest boots, or once its driver is bound; default: tests, but boot "
+        "if a rule is about messages or sockets, which it sees only on connections that are made later",
     )
     parser.add_argument(
         "--topology", metavar="FILE", type=Path, help="a file, or a name of `pviommu topology list`; default: lab"
@@ -217,7 +230,8 @@ def _terminated_like_interrupted() -> Iterator[None]:
 
 def _run(args: argparse.Namespace, stream: TextIO, program: Sequence[str], provide: Provide, terminal: Terminal) -> int:
     memory = parse_memory(args.memory)
-    settings = _settings(args)
+    play = _play(args)
+    settings = _settings(args, play)
     timeout = math.inf if args.gdb else time_limit(args.timeout, settings)
     brought = added.collect(args.add, args.program)
     if brought.size > memory // 4:
@@ -257,16 +271,37 @@ def _run(args: argparse.Namespace, stream: TextIO, program: Sequence[str], provi
     def say(text: str) -> None:
         print(text, file=stream, flush=True)
 
-    job = Job(setup, topology, offered, settings, memory, timeout, folder, program, args.gdb, terminal, say, brought)
+    job = Job(
+        setup, topology, offered, settings, memory, timeout, folder, program, args.gdb, terminal, say, brought, play
+    )
     record = judged_run(job, Listener(stream, verbose=args.verbose), show)
     show(record)
     if lost:  # the verdict holds, but who looks for it in the folder does not find it
         print(f"pviommu lab: the results are incomplete: {lost[-1]}", file=sys.stderr)
-        return _STATUS[record.verdict] or ExitStatus.ENVIRONMENT
+        return _status(record) or ExitStatus.ENVIRONMENT
+    return _status(record)
+
+
+def _status(record: report.RunRecord) -> ExitStatus:
+    """Rules that did something else than expected make everything else a question, so they are told first."""
+    if record.verdict == "failed" and record.scenario and record.scenario.problems:
+        return ExitStatus.UNEXPECTED
     return _STATUS[record.verdict]
 
 
-def _settings(args: argparse.Namespace) -> GuestSettings:
+def _play(args: argparse.Namespace) -> scenario.Play | None:
+    """The scenario of a run: the one that is asked for, or else the lab's own at the end of the lab's own tests."""
+    if args.scenario_from and not args.scenario:
+        raise UsageError(f"--scenario-from {args.scenario_from}: only with --scenario")
+    if args.scenario and args.long:
+        raise UsageError("--scenario and --long: there are no long tests, --scenario replaces all tests")
+    if not args.scenario and (args.program or args.suite or args.mode == "passthrough"):
+        return None  # without translation nothing is mapped that could fail
+    name, loaded, document = scenario.found(args.scenario or Path(scenario.DEFAULT))
+    return scenario.Play(name, loaded, document, scenario.chosen_start(loaded, args.scenario_from))
+
+
+def _settings(args: argparse.Namespace, play: scenario.Play | None) -> GuestSettings:
     if not 1 <= args.vcpus <= MAX_VCPUS:
         raise UsageError(f"--vcpus {args.vcpus}: give 1 to {MAX_VCPUS}")
     kernel = kernel_name(args.kernel or _usual_kernel(args.suite))
@@ -276,7 +311,12 @@ def _settings(args: argparse.Namespace) -> GuestSettings:
     if args.suite is not None and kernel not in suites.KERNELS:
         raise UsageError(f"--suite {args.suite} needs iommufd, which {kernel} lacks: give --kernel lab, or your own")
     program = args.program.name if args.program is not None else ""
-    return GuestSettings(args.profile, args.mode, args.vcpus, kernel, args.long, args.keep, program, args.suite or "")
+    return GuestSettings(
+        *(args.profile, args.mode, args.vcpus, kernel, args.long, args.keep, program, args.suite or ""),
+        scenario=play.name if play else "",
+        scenario_alone=args.scenario is not None,
+        scenario_from=play.start if play else "tests",
+    )
 
 
 def _usual_kernel(suite: str | None) -> str:

@@ -81,14 +81,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--scenario",
         type=Path,
         metavar="FILE",
-        help="break what the rules of FILE say; at the end a verdict on standard output, and status 5 if a rule did "
-        "not do what was expected of it. Default: nothing is broken",
+        help="break what the rules of FILE say, or of a name of `pviommu faults scenarios`; at the end a verdict on "
+        "standard output, and status 5 if a rule did not do what was expected of it. Default: nothing is broken",
     )
     parser.add_argument(
         "--events",
         type=Path,
         metavar="FILE",
-        help="of a scenario: write its events to FILE, JSON lines; default: they are in the log",
+        help="of a scenario, or of rules that --ctl brings: write their events to FILE, JSON lines; default: the log",
     )
     parser.add_argument(
         "--pidfile",
@@ -215,8 +215,8 @@ def main(args: argparse.Namespace) -> int:
                 raise ValueError(f"{option} {value}: must not be negative")
             if most is not None and value > most:
                 raise ValueError(f"{option} {value}: must be {most} at most")
-        if args.events and not args.scenario:
-            raise ValueError("--events: only with --scenario")
+        if args.events and not (args.scenario or args.ctl):
+            raise ValueError("--events: only with --scenario, or with --ctl, by which rules may be loaded")
         scenario = _scenario(args.scenario)
     except (TopologyError, ValueError) as error:
         print(f"pviommu: {error}", file=sys.stderr)

@@ -15,7 +15,13 @@ __all__ = ["add_arguments", "main"]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``pviommu faults check``."""
     parser.description = "Read scenario files as a run would. Exit status: 0 all are right, 2 one is not."
-    parser.add_argument("scenario", metavar="FILE", type=Path, nargs="+", help="TOML, or JSON if its name ends so")
+    parser.add_argument(
+        "scenario",
+        metavar="FILE",
+        type=Path,
+        nargs="+",
+        help="TOML, or JSON if its name ends so, or a name of `pviommu faults scenarios`",
+    )
 
 
 def main(args: argparse.Namespace) -> int:

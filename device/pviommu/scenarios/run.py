@@ -7,8 +7,9 @@ import contextlib
 import json
 import logging
 import sys
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,13 @@ from ..exit_status import ExitStatus
 from ..faults.catalogue import Nature
 from ..faults.scenario import Scenario, ScenarioError, load
 from ..faults.verdict import Verdict
+from ..host_errors import write_whole
 from ..interfaces.pv.ring_core import DeviceCore
 from ..native.build import LibraryError
+from ..reports import junit, ktap
+from ..reports.ktap import KtapRun, TestResult
+from ..reports.ktap import Outcome as TestOutcome
+from .results import rule_results
 from .stage import Crashed, Stage, StuckError
 from .workloads import WORKLOADS
 
@@ -46,8 +52,7 @@ class Outcome:
         """Of the command."""
         if not self.verdict.ok:
             return ExitStatus.UNEXPECTED
-        came_to_harm = bool(self.harm) or self.end != "done"
-        return ExitStatus.FAILED if came_to_harm and not self.is_adversarial else ExitStatus.PASSED
+        return ExitStatus.FAILED if self.came_to_harm and not self.is_adversarial else ExitStatus.PASSED
 
     def lines(self) -> list[str]:
         """For people."""
@@ -56,9 +61,26 @@ class Outcome:
         lines += [f"  harm: {text}" for text in self.harm]
         if self.end != "done":
             lines.append(f"  it did not come to its end: {self.end}")
-        if self.is_adversarial and (self.harm or self.end != "done"):
+        if self.is_adversarial and self.came_to_harm:
             lines.append("  which adversarial rules may do")
         return [*lines, *self.verdict.lines()]
+
+    @property
+    def came_to_harm(self) -> bool:
+        """Whether the guest saw what no correct IOMMU lets happen, or did not come to its end."""
+        return bool(self.harm) or self.end != "done"
+
+    def tests(self, workload: str) -> KtapRun:
+        """As results of tests: the guest's first, then one for each rule."""
+        guest = TestResult(1, f"the guest of {workload}", TestOutcome.PASSED, diagnostics=list(self.harm))
+        if self.end != "done":
+            guest.diagnostics.append(f"it did not come to its end: {self.end}")
+        if self.came_to_harm and self.is_adversarial:
+            guest.outcome, guest.directive, guest.reason = TestOutcome.SKIPPED, "XFAIL", "adversarial rules acted"
+        elif self.came_to_harm:
+            guest.outcome = TestOutcome.FAILED
+        rules = [replace(result, number=result.number + 1) for result in rule_results(self.verdict)]
+        return KtapRun([guest, *rules], [])
 
     def as_dict(self) -> dict[str, Any]:
         """For programs."""
@@ -101,7 +123,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Exit status: 0 all is as expected; 1 the guest came to harm though all rules are conforming; 2 bad arguments "
         "or a wrong scenario; 3 there is no native core; 5 a rule did not do what was expected of it."
     )
-    parser.add_argument("scenario", metavar="FILE", type=Path, help="TOML, or JSON if its name ends so")
+    parser.add_argument(
+        "scenario",
+        metavar="FILE",
+        type=Path,
+        help="TOML, or JSON if its name ends so, or a name of `pviommu faults scenarios`",
+    )
     parser.add_argument(
         "--workload",
         choices=WORKLOADS,
@@ -113,11 +140,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--core", choices=("python", "native"), default="python", help="what the device is made of")
     parser.add_argument("--json", action="store_true", help="print what came of it as JSON")
+    parser.add_argument(
+        "--ktap",
+        metavar="FILE",
+        help="write a KTAP report, a test for the guest and one for each rule; -: to standard output, instead of the "
+        "text. Default: none",
+    )
+    parser.add_argument("--junit", type=Path, metavar="FILE", help="write the same as JUnit XML; default: none")
     parser.add_argument("--verbose", action="store_true", help="print the device's log, too")
 
 
 def main(args: argparse.Namespace) -> int:
     """Run ``pviommu faults run``; returns its exit status."""
+    if args.json and args.ktap == "-":
+        print("pviommu: --json and --ktap -: only one of them has standard output", file=sys.stderr)
+        return ExitStatus.USAGE
     try:
         scenario = load(args.scenario)
         core = _core(args.core)
@@ -130,8 +167,19 @@ def main(args: argparse.Namespace) -> int:
         if args.events:
             file = stack.enter_context(args.events.open("w", encoding="utf-8"))
             sink = lambda line: print(line, file=file)  # noqa: E731
+        began = time.monotonic()
         outcome = played(scenario, args.workload, sink, core)
-    print(json.dumps(outcome.as_dict(), indent=2) if args.json else "\n".join(outcome.lines()))
+    tests = outcome.tests(args.workload)
+    if args.junit:
+        name, seconds = f"pviommu faults {args.scenario.stem}", time.monotonic() - began
+        write_whole(args.junit, junit.written(name, tests, prefix=args.scenario.stem, seconds=seconds))
+    report = ktap.written(tests.tests)
+    if args.ktap and args.ktap != "-":
+        write_whole(Path(args.ktap), report)
+    if args.ktap == "-":
+        sys.stdout.write(report)
+    else:
+        print(json.dumps(outcome.as_dict(), indent=2) if args.json else "\n".join(outcome.lines()))
     return outcome.status
 
 

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
+from pviommu import resources
 from pviommu.cli import main
 from pviommu.faults.catalogue import PROBES
+from pviommu.faults.scenario import load
+from pviommu.reports.ktap import KtapParser
+from pviommu.scenarios.run import played
 
 THIRD = "schedule = { nth = 3 }\n"
 RULE = 'id = "it"\non = "op.map_pages.pre"\n'
@@ -78,3 +83,75 @@ def test_a_run_for_programs_and_its_events(tmp_path: Path, capsys: pytest.Captur
     assert (rule["id"], rule["class"], rule["fired"]) == ("it", "conforming", 1)
     [event] = map(json.loads, events.read_text().splitlines())
     assert (event["rule"], event["after"]) == ("it", {"result": "ENOMEM"})
+
+
+def test_shipped_scenarios_are_listed_shown_and_taken_by_their_names(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["faults", "scenarios"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0].rstrip("!") for line in lines] == sorted(resources.scenarios())
+    assert all(len(line.split()) > 5 for line in lines)
+
+    assert main(["faults", "show", "lab"]) == 0
+    assert capsys.readouterr().out == (resources.qemu_configs() / "scenarios/lab.toml").read_text()
+
+    assert main(["faults", "check", "lab", "no-such"]) == 2
+    said = capsys.readouterr()
+    assert said.out.startswith("lab: right, no-pages-in-advance (conforming), ")
+    assert said.err == (
+        "pviommu: cannot read scenario no-such: No such file or directory; "
+        "`pviommu faults scenarios` lists those that are shipped\n"
+    )
+
+
+def test_the_scenario_of_the_lab_is_conforming_and_a_guest_survives_it() -> None:
+    for workload in ("maps", "wire"):
+        outcome = played(load(Path("lab")), workload)
+        assert not outcome.is_adversarial
+        assert (outcome.end, outcome.harm) == ("done", ())
+
+
+@pytest.mark.parametrize(
+    ("text", "status", "marks"),
+    [
+        (RULE + 'schedule = { nth = 2 }\ndo = { fail = "ENOMEM" }', 0, ["ok 1", "ok 2", "ok 3"]),
+        (RULE + 'schedule = { nth = 99 }\ndo = { fail = "ENOMEM" }', 5, ["ok 1", "not ok 2", "ok 3"]),
+        ('id = "it"\non = "endpoint.work.pre"\n' + THIRD + 'do = { fail = "FAILED" }', 1, ["not ok 1", "ok 2", "ok 3"]),
+        ('id = "it"\non = "op.map_pages.apply"\ndo = { lie = true }', 0, ["ok 1", "ok 2", "ok 3"]),
+        (RULE + THIRD + 'do = { suspend = "x" }', 5, ["not ok 1", "ok 2", "not ok 3"]),
+    ],
+)
+def test_a_run_is_reported_as_tests_of_its_guest_its_rules_and_the_whole(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, status: int, marks: list[str]
+) -> None:
+    path, junit = write(tmp_path, text), tmp_path / "junit.xml"
+    assert main(["faults", "run", path, "--ktap", "-", "--junit", str(junit)]) == status
+
+    parser = KtapParser()
+    lines = capsys.readouterr().out.splitlines()
+    for line in lines:
+        parser.feed(line)
+    read = parser.finish()
+    assert read.problems == []
+    assert [test.name for test in read.tests] == ["the guest of maps", "rule it", "the scenario ends as expected"]
+    assert [line[: line.index(" ", line.index("ok ") + 3)] for line in lines if "ok " in line[:7]] == marks
+
+    [suite] = ElementTree.parse(junit).getroot()
+    failed = [case.get("name") for case in suite if case.find("failure") is not None]
+    assert failed == [test.name for test in read.tests if test.failed]
+    assert suite.get("failures") == str(len(failed))
+
+
+def test_reports_of_a_run_say_why_and_do_not_fight_over_standard_output(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, ktap = write(tmp_path, RULE + 'schedule = { nth = 99 }\ndo = { fail = "ENOMEM" }'), tmp_path / "ktap"
+    assert main(["faults", "run", path, "--ktap", str(ktap)]) == 5
+    assert "# it fired never, expected 1.. (it says nothing): 32 times its conditions were met" in ktap.read_text()
+    assert "FAIL it" in capsys.readouterr().out
+
+    assert main(["faults", "run", path, "--ktap", "-", "--json"]) == 2
+    assert "--json and --ktap -: only one of them has standard output" in capsys.readouterr().err
+
+    lie = write(tmp_path, 'id = "it"\non = "op.map_pages.apply"\ndo = { lie = true }')
+    main(["faults", "run", lie, "--ktap", "-"])
+    assert "\nok 1 the guest of maps # XFAIL adversarial rules acted\n" in capsys.readouterr().out

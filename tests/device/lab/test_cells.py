@@ -79,7 +79,12 @@ def test_file_of_another_form_is_as_good_as_none(tmp_path: Path, text: str) -> N
 def project(tmp_path: Path) -> Path:
     for name in (
         *("device/pviommu/host/server.py", "device/pviommu/bench/peers.py", "protocol/vfio_user/framing.py"),
-        *("guest-tools/driver/pviommu.c", "qemu-configs/lab.toml", "device/pviommu/__pycache__/server.pyc"),
+        *(
+            "guest-tools/driver/pviommu.c",
+            "qemu-configs/lab.toml",
+            "qemu-configs/scenarios/lab.toml",
+            "device/pviommu/__pycache__/server.pyc",
+        ),
     ):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -88,7 +93,8 @@ def project(tmp_path: Path) -> Path:
 
 
 def digest(project: Path) -> str:
-    return code_digest(project / "device/pviommu", project / "guest-tools", project / "qemu-configs/lab.toml")
+    configs = (project / "qemu-configs" / name for name in ("lab.toml", "scenarios/lab.toml"))
+    return code_digest(project / "device/pviommu", project / "guest-tools", *configs)
 
 
 @pytest.mark.parametrize(
@@ -98,6 +104,7 @@ def digest(project: Path) -> str:
         ("protocol/vfio_user/framing.py", True),
         ("guest-tools/driver/pviommu.c", True),
         ("qemu-configs/lab.toml", True),
+        ("qemu-configs/scenarios/lab.toml", True),
         ("device/pviommu/bench/peers.py", False),
         ("device/pviommu/__pycache__/server.pyc", False),
     ],

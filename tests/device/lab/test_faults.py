@@ -14,9 +14,9 @@ import pytest
 from pviommu import schemas
 from pviommu.lab import faults
 from pviommu.lab.faults import MOST_SHOWN, MOST_TOLD, Spans, Unexpected
-from pviommu.lab.ktap import KtapRun
 from pviommu.lab.listener import Listener
 from pviommu.lab.report import RunRecord, summary_text, write_results
+from pviommu.reports.ktap import KtapRun
 
 OPERATION = {
     "number": 4,

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from pviommu.lab.ktap import KtapParser, KtapRun
 from pviommu.lab.report import RunRecord, exit_line, judge, new_results_folder, summary_text, write_results
+from pviommu.reports.ktap import KtapParser, KtapRun
 
 NOW = datetime(2030, 1, 2, 3, 4, 5, tzinfo=UTC)
 

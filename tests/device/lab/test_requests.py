@@ -196,3 +196,14 @@ def test_without_a_program_there_is_no_output_to_wait_for(host: Host) -> None:
     assert host.take("# lab: request output-end 0") == [
         "answer failed output-end no such request: stop-server SECONDS, freeze SECONDS, kill-server"
     ]
+
+
+def test_rules_are_loaded_before_the_answer_and_a_refusal_says_why(host: Host) -> None:
+    assert host.take("# lab: request rules-load") == [
+        "answer failed rules-load no such request: stop-server SECONDS, freeze SECONDS, kill-server"
+    ]
+    rules = {"rules-load": lambda: host.events.append("load"), "rules-unload": lambda: "no rules were loaded"}
+    host.requests = Requests(host.server, Guest(host.events), lambda line: host.events.append(line), rules=rules)
+
+    assert host.take("# lab: request rules-load") == ["load", "done rules-load"]
+    assert host.take("# lab: request rules-unload") == ["failed rules-unload no rules were loaded"]

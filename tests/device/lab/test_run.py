@@ -214,7 +214,7 @@ def test_under_nohup_a_hangup_is_ignored() -> None:
 def test_options_reach_the_guest_and_its_kernel(lab: Lab) -> None:
     config = lab.image_files("--profile", "xen-v7", "--mode", "strict", "--vcpus", "3")["/lab/config"]
 
-    assert config == b"profile=xen-v7\nmode=strict\nvcpus=3\nkernel=debian\nlong=0\nkeep=0\n"
+    assert config == b"profile=xen-v7\nmode=strict\nvcpus=3\nkernel=debian\nlong=0\nkeep=0\nscenario=lab\n"
     command = lab.result("qemu-command.txt")
     assert " -smp 3 " in command
     assert " iommu.strict=1" in command

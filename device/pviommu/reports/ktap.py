@@ -1,4 +1,4 @@
-"""Reads KTAP version 1 (Documentation/dev-tools/ktap.rst of Linux) line by line into a tree of results.
+"""Reads KTAP version 1 (Documentation/dev-tools/ktap.rst of Linux) line by line into a tree of results, and writes it.
 
 Subtests are indented by two spaces a level and come before the result line of the test they belong to. Directives are
 SKIP, XFAIL and TODO (counted as skipped), TIMEOUT and ERROR (counted as failed). Lines that are not KTAP are
@@ -8,11 +8,11 @@ kept as diagnostics of the next result.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
-__all__ = ["Counts", "Event", "EventKind", "KtapParser", "KtapRun", "Outcome", "TestResult"]
+__all__ = ["Counts", "Event", "EventKind", "KtapParser", "KtapRun", "Outcome", "TestResult", "written"]
 
 MAX_DEPTH = 16
 MAX_LINE = 4096
@@ -239,3 +239,14 @@ class KtapParser:
         if text and len(level.diagnostics) < MAX_DIAGNOSTICS:
             level.diagnostics.append(text)
         return Event(EventKind.DIAGNOSTIC, len(self._levels) - 1, line)
+
+
+def written(tests: Sequence[TestResult]) -> str:
+    """A report of tests without subtests. Their diagnostics come before their result lines."""
+    lines = ["KTAP version 1", f"1..{len(tests)}"]
+    for test in tests:
+        lines += [f"# {line}" for text in test.diagnostics for line in text.splitlines()]
+        mark = "not ok" if test.outcome is Outcome.FAILED else "ok"
+        directive = f" # {test.directive} {test.reason}".rstrip() if test.directive else ""
+        lines.append(f"{mark} {test.number} {test.name}{directive}")
+    return "\n".join(lines) + "\n"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pviommu.lab.ktap import Counts, Event, EventKind, KtapParser, KtapRun, Outcome
+from pviommu.reports.ktap import Counts, Event, EventKind, KtapParser, KtapRun, Outcome
 
 
 def parse(text: str) -> KtapRun:

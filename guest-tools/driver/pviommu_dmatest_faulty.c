@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * DMA while the device follows a scenario of faults: a map may fail, DMA may be refused, but what
+ * is done must be right, and nothing else may change.
+ */
+
+#define pr_fmt(fmt) "pviommu_dmatest: " fmt
+
+#include <linux/sizes.h>
+#include <linux/string.h>
+
+#include "pviommu_dmatest_buffer.h"
+
+#define PVDT_FAULTY_ROUNDS	96
+/* once in so many rounds a DMA goes where nothing is ever mapped */
+#define PVDT_FAULTY_ASTRAY	12
+/* addresses are given out from the top, so this one never is */
+#define PVDT_FAULTY_NOWHERE	0x10000
+
+/**
+ * struct pvdt_faulty - what became of the rounds
+ * @done: copies that are done, all bytes in their place
+ * @unmapped: maps that failed
+ * @refused: copies that were refused
+ */
+struct pvdt_faulty {
+	unsigned int done;
+	unsigned int unmapped;
+	unsigned int refused;
+};
+
+static void pvdt_faulty_look(struct ktap *ktap, struct pvdt_faulty *sum, struct pvdt_buffer *src,
+			     struct pvdt_buffer *dst, const struct pvdt_request *request)
+{
+	size_t length = request->length;
+
+	if (request->status == PVDT_STATUS_DONE) {
+		sum->done++;
+		EXPECT(ktap, !memcmp(dst->cpu + PAGE_SIZE, src->cpu, length));
+	} else if (EXPECT_EQ(ktap, request->status, PVDT_STATUS_FAULT)) {
+		sum->refused++;
+	}
+	EXPECT(ktap, pvdt_guarded(dst->cpu, PAGE_SIZE));
+	EXPECT(ktap, pvdt_guarded(dst->cpu + PAGE_SIZE + length, dst->size - PAGE_SIZE - length));
+}
+
+static void pvdt_faulty_copy(struct ktap *ktap, struct pvdt *engine, struct pvdt_faulty *sum,
+			     unsigned int round)
+{
+	struct pvdt_request request = { .op = PVDT_OP_COPY, .length = 1 + round * 977 % SZ_16K };
+	struct pvdt_buffer src, dst;
+
+	if (pvdt_buffer_map(engine, &src, request.length, DMA_TO_DEVICE)) {
+		sum->unmapped++;
+		return;
+	}
+	if (pvdt_buffer_map(engine, &dst, request.length + 2 * PAGE_SIZE, DMA_BIDIRECTIONAL)) {
+		sum->unmapped++;
+		goto out;
+	}
+	pvdt_scribble(src.cpu, request.length, round);
+	pvdt_to_device(engine, &src);
+	pvdt_to_device(engine, &dst);
+	request.src = src.iova;
+	request.dst = dst.iova + PAGE_SIZE;
+	if (EXPECT_EQ(ktap, pvdt_run(engine, &request, PVDT_POLL), 0)) {
+		pvdt_to_cpu(engine, &dst);
+		pvdt_faulty_look(ktap, sum, &src, &dst, &request);
+	}
+	pvdt_buffer_unmap(engine, &dst);
+out:
+	pvdt_buffer_unmap(engine, &src);
+}
+
+static void pvdt_faulty_astray(struct ktap *ktap, struct pvdt *engine)
+{
+	struct pvdt_request request = {
+		.op = PVDT_OP_FILL, .length = 64, .dst = PVDT_FAULTY_NOWHERE
+	};
+
+	if (EXPECT_EQ(ktap, pvdt_run(engine, &request, PVDT_POLL), 0))
+		EXPECT_EQ(ktap, request.status, PVDT_STATUS_FAULT);
+}
+
+static void pvdt_test_faulty(struct ktap *ktap, void *subject, unsigned long rounds)
+{
+	struct pvdt_faulty sum = {};
+	unsigned int i;
+
+	for (i = 1; i <= rounds; i++) {
+		pvdt_faulty_copy(ktap, subject, &sum, i);
+		if (i % PVDT_FAULTY_ASTRAY == 0)
+			pvdt_faulty_astray(ktap, subject);
+		cond_resched();
+	}
+	EXPECT(ktap, sum.done > 0);
+	ktap_print(ktap, "# %u copies done, %u refused, %u maps failed\n", sum.done, sum.refused,
+		   sum.unmapped);
+}
+
+const struct ktap_case pvdt_faulty_cases[] = {
+	{ "DMA is right or refused, never wrong", pvdt_test_faulty, PVDT_FAULTY_ROUNDS },
+};
+
+const unsigned int pvdt_nr_faulty_cases = ARRAY_SIZE(pvdt_faulty_cases);

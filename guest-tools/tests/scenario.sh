@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: MIT
+# shellcheck shell=sh
+#
+# A scenario of faults: the host loads its rules, the guest works while they act, and looks at the page where the device
+# counts what each of them did. What goes wrong while a rule acts that no correct IOMMU has is expected to (XFAIL).
+
+rules=/lab/rules
+counts=/tmp/rule-counts
+tries=3
+faulty_was_played=0
+
+# rule_counts: what the device has counted: a line "rule HASH PASSED FIRED CLASS" for each
+rule_counts() {
+	[ ! -e "$debugfs/pviommu/$iommu/fault_rules" ] || within 1 cat "$debugfs/pviommu/$iommu/fault_rules"
+}
+
+rules_on_plan() {
+	echo 1
+}
+
+rules_on_tests() {
+	if [ "$scenario_from" = boot ]; then
+		check "the rules of $scenario are there since the start" true
+	else
+		check "the rules of $scenario are loaded" request rules-load
+	fi
+}
+
+scenario_plan() {
+	echo $((2 * engine_count + 1))
+}
+
+scenario_tests() {
+	[ ! -e /sys/module/pviommu_test ] || rmmod pviommu_test
+	faulty_was_played=1
+	for engine in $engines; do
+		faulty "$engine" "DMA of $engine while rules act"
+	done
+	check_faulty "the drivers go and come while rules act" faulty_cycle
+	for engine in $engines; do
+		faulty "$engine" "DMA of $engine that has come while rules act"
+	done
+}
+
+# faulty ENGINE NAME: where the IOMMU does not hold it, nothing would keep DMA in its place
+faulty() {
+	: >"$report"
+	its_suite=faulty
+	[ "$(type_of "$1")" = identity ] && its_suite=untranslated
+	[ -e "$devices/$1/iommu_group" ] && run_ktap "$debugfs/pviommu_dmatest/$1" "$its_suite"
+	sed 's/^/  /' "$report"
+	grep -q '^1\.\.[1-9]' "$report" && ! grep -q '^not ok' "$report"
+	verdict_faulty $? "$2"
+}
+
+# check_faulty NAME COMMAND...
+check_faulty() {
+	name=$1
+	shift
+	output=$("$@" 2>&1)
+	status=$?
+	[ "$status" -eq 0 ] || echo "$output" | head -n 40 | sed 's/^/# /'
+	verdict_faulty "$status" "$name"
+}
+
+# verdict_faulty STATUS NAME
+verdict_faulty() {
+	if [ "$1" -ne 0 ] && rule_counts | awk '$5 == "adversarial" && $4 > 0 { found = 1 } END { exit !found }'; then
+		number=$((number + 1))
+		echo "not ok $number $2 # XFAIL adversarial rules acted"
+	else
+		verdict "$1" "$2"
+	fi
+}
+
+# faulty_cycle: what is refused for want of something may be there when it is asked for again
+faulty_cycle() {
+	try=1
+	until unload_all && load_all && faulty_is_bound; do
+		echo "try $try of $tries failed"
+		[ "$try" -lt "$tries" ] || return 1
+		try=$((try + 1))
+	done
+}
+
+faulty_is_bound() {
+	same "$iommu $(driver_of "$iommu")" "$iommu pviommu" && engines_have_driver && engines_have_groups
+}
+
+rules_off_plan() {
+	echo $(($(wc -l <"$rules") + 2))
+}
+
+rules_off_tests() {
+	rule_counts >"$counts"
+	while read -r hash first last id; do
+		check "rule $id has acted as expected" rule_acted "$hash" "$first" "$last"
+	done <"$rules"
+	check "the rules of $scenario are taken away" rules_go
+	# a program or a suite of the user's has drivers of its own choice
+	if [ "$faulty_was_played" = 1 ]; then
+		check "without rules everything works" calm_again
+	else
+		check "the PV-IOMMU still has its driver" same "$(driver_of "$iommu")" pviommu
+	fi
+}
+
+# rule_acted HASH FIRST LAST: LAST may be -, for any number
+rule_acted() {
+	read -r passed fired <<-EOF
+		$(awk -v hash="$1" '$1 == "rule" && $2 == hash { print $3, $4 }' "$counts")
+	EOF
+	[ -n "$fired" ] || { echo "the device has no such rule:" && cat "$counts" && return 1; }
+	echo "it fired $fired of $passed times, expected $2 to $3"
+	[ "$fired" -ge "$2" ] && { [ "$3" = - ] || [ "$fired" -le "$3" ]; }
+}
+
+rules_go() {
+	request rules-unload && same "$(rule_counts)" ""
+}
+
+# A device that was given up, or that a rule left broken, is to be there again with a new driver.
+calm_again() {
+	faulty_is_bound && dma_works && return 0
+	unload_all && load_all && faulty_is_bound && dma_works
+}
