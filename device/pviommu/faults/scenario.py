@@ -147,6 +147,12 @@ class Scenario(_Table, frozen=True):
     rule: Annotated[tuple[Rule, ...], Meta(max_length=FAULT_RULES_MOST, description="asked in this order")] = ()
     expect: FinalState | None = None
 
+    @property
+    def nature(self) -> Nature:
+        """Adversarial if one of its rules is."""
+        is_adversarial = any(rule.nature is Nature.ADVERSARIAL for rule in self.rule)
+        return Nature.ADVERSARIAL if is_adversarial else Nature.CONFORMING
+
     def check(self) -> None:
         """Raises :class:`.WrongValueError`."""
         seen: dict[str, int] = {}
