@@ -31,7 +31,7 @@ def test_the_tables_are_those_of_the_code() -> None:
 
 def test_there_is_something_to_try() -> None:
     assert len(TOML) == 2
-    assert len(COMMANDS) == 8
+    assert len(COMMANDS) == 11
 
 
 @pytest.mark.parametrize("command", COMMANDS)
