@@ -9,10 +9,14 @@
 
 #define pr_fmt(fmt) "pviommu: " fmt
 
+#include <linux/delay.h>
 #include <linux/device.h>
 #include <linux/slab.h>
 
 #include "pviommu.h"
+
+#define PVIOMMU_FIRST_ATTACH_TRIES 20
+#define PVIOMMU_FIRST_ATTACH_PAUSE_MS 25
 
 /* Converts an errno of the device to one that the core documents for an attach. */
 static int pviommu_attach_error(int error)
@@ -31,10 +35,7 @@ static int pviommu_attach_error(int error)
 	}
 }
 
-/*
- * Moves a function to a context. Failures are logged, but only once for a device that was given up.
- */
-int pviommu_attach(struct pviommu_endpoint *ep, struct iommu_domain *domain, u16 ctx)
+static int pviommu_attach_once(struct pviommu_endpoint *ep, struct iommu_domain *domain, u16 ctx)
 {
 	int ret;
 
@@ -47,6 +48,26 @@ int pviommu_attach(struct pviommu_endpoint *ep, struct iommu_domain *domain, u16
 		ep->confined = ctx != PVIOMMU_DEFAULT_CONTEXT;
 	}
 	mutex_unlock(&ep->pv->lock);
+	return ret;
+}
+
+/*
+ * Moves a function to a context. Failures are logged, but only once for a device that was given up.
+ *
+ * The core does not let drivers fail the first attach of a function: it warns, and no function of
+ * the IOMMU gets a driver. So if the device has no memory for it, that is waited for, for a while.
+ */
+int pviommu_attach(struct pviommu_endpoint *ep, struct iommu_domain *domain, u16 ctx)
+{
+	unsigned int tries = READ_ONCE(ep->domain) ? 1 : PVIOMMU_FIRST_ATTACH_TRIES;
+	int ret;
+
+	for (;;) {
+		ret = pviommu_attach_once(ep, domain, ctx);
+		if (ret != -ENOMEM || !--tries)
+			break;
+		msleep(PVIOMMU_FIRST_ATTACH_PAUSE_MS);
+	}
 	if (!ret)
 		return 0;
 	ret = pviommu_attach_error(ret);

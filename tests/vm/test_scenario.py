@@ -84,3 +84,12 @@ def test_the_lab_plays_a_scenario_in_every_run_and_says_so(lab_run: LabRun) -> N
     assert ", scenario lab: 3 rules, all as expected (" in lab_run.output
     assert "without rules everything works" in lab_run.passed
     assert lab_run.results["scenario"]["verdict"]["ok"]
+
+
+def test_a_first_attach_that_finds_no_memory_is_tried_again(command: Command, artefacts: Path) -> None:
+    """The kernel warns of a driver that fails it, and none of the functions behind the IOMMU gets a driver."""
+    names = ("--scenario", "first-attach-refused", "--scenario-from", "boot")
+    run = command.run(artefacts / "first-attach", LIMIT, *names)
+    assert run.status == 0, run.output[-2000:]
+    assert "scenario first-attach-refused: 1 rule, all as expected (" in run.output
+    assert "the kernel has nothing to complain about" in run.passed

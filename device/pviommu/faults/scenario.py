@@ -140,9 +140,18 @@ class Scenario(_Table, frozen=True):
         int, Meta(ge=0, le=_MOST_SEED, description="of the random stream that each rule has of its own")
     ] = 0
     text: Annotated[str, Meta(description="one sentence on the failure that it stands for")] = ""
+    workload: Annotated[
+        str, Meta(description="that of `pviommu faults run` which passes its places; `maps`, if it says nothing")
+    ] = "maps"
     state: Annotated[_Name, Meta(description="the state that it begins in")] = "start"
     rule: Annotated[tuple[Rule, ...], Meta(max_length=FAULT_RULES_MOST, description="asked in this order")] = ()
     expect: FinalState | None = None
+
+    @property
+    def nature(self) -> Nature:
+        """Adversarial if one of its rules is."""
+        is_adversarial = any(rule.nature is Nature.ADVERSARIAL for rule in self.rule)
+        return Nature.ADVERSARIAL if is_adversarial else Nature.CONFORMING
 
     def check(self) -> None:
         """Raises :class:`.WrongValueError`."""

@@ -20,15 +20,19 @@ class WireFunction(Function):
     """The function of a connected client. Closing it closes the client."""
 
     def __init__(self, client: Client, registers: Mapping[str, Register], memory: Iterable[Part] = ()) -> None:
-        """``memory`` is given before anything is asked, as QEMU does."""
+        """``memory`` is given before anything is asked, as QEMU does. Raises ConnectionError if the shared BAR cannot
+        be mapped.
+        """
         self.client = client
         self.registers = registers
         for part in memory:
             self.plug(*part)
         client.device_info()
-        (area,) = client.map_region(SHARED_BAR)
-        self._memory = area.memory
-        self._view = memoryview(area.memory)
+        areas = client.map_region(SHARED_BAR)
+        if not areas:
+            raise ConnectionError(f"BAR {SHARED_BAR} cannot be mapped: the server sent no descriptor of it")
+        self._memory = areas[0].memory
+        self._view = memoryview(self._memory)
         self._words = self._view.cast("I")
 
     @property

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..exit_status import ExitStatus
 from ..faults.scenario import ScenarioError, load
+from .run import known_workload
 
 __all__ = ["add_arguments", "main"]
 
@@ -30,6 +31,7 @@ def main(args: argparse.Namespace) -> int:
     for path in args.scenario:
         try:
             scenario = load(path)
+            known_workload(path, scenario)
         except ScenarioError as error:
             print(f"pviommu: {error}", file=sys.stderr)
             status = ExitStatus.USAGE

@@ -8,7 +8,8 @@ from typing import Any, Protocol
 
 from pviommu_abi.dma_test import Descriptor, DescriptorStatus, DmaOp
 from pviommu_abi.registers import Profile
-from pviommu_abi.slots import Errno, OpClass
+from pviommu_abi.shared import RING_AREA_OFFSET
+from pviommu_abi.slots import SLOT_SIZE, Errno, OpClass
 
 from ..guest.dma_test import DescriptorRing
 from ..guest.events import EventRing
@@ -19,10 +20,13 @@ from ..guest.xen_2024 import Xen2024
 from ..topology import EndpointSection, Topology
 from .stage import StuckError
 
-__all__ = ["Place", "PlayedGuest"]
+__all__ = ["TRIES", "Place", "PlayedGuest"]
 
 _FIRST_DEVFN = 0x28
-_TRIES = 3
+TRIES = 3
+"""How often it asks for what there is not right now."""
+_ENTRIES = 256
+"""Of each ring."""
 
 
 class Place(Protocol):
@@ -43,7 +47,7 @@ def _devfn(entry: EndpointSection, number: int) -> int:
 
 
 class PlayedGuest(Xen2024):
-    """Drives the functions of a stage: ring 0, and all DMA test engines."""
+    """Drives the functions of a stage: ring 0, ring 1 if it is turned on, and all DMA test engines."""
 
     def __init__(self, stage: Place, functions: dict[str, Function] | None = None) -> None:
         """``functions`` by name, if not as the stage has them."""
@@ -56,7 +60,9 @@ class PlayedGuest(Xen2024):
         """how often what was answered, or what became of DMA"""
         self.functions = functions or stage.functions()
         self.iommu = self.functions[stage.topology.iommu.name]
-        self.ring = Ring(self.iommu)
+        self.ring, self.second_ring = (
+            Ring(self.iommu, number, _ENTRIES, RING_AREA_OFFSET + number * _ENTRIES * SLOT_SIZE) for number in range(2)
+        )
         self.events = EventRing(self.iommu)
         entries = [entry for entry in stage.topology.endpoint if entry.name in self.functions]
         self.engines = {entry.name: DescriptorRing(self.functions[entry.name]) for entry in entries}
@@ -81,11 +87,20 @@ class PlayedGuest(Xen2024):
     # -- the IOMMU --------------------------------------------------------------------------------------------------
 
     def call(self, payload: bytes, op_class: int = OpClass.XEN_2024, op: int = 0) -> tuple[int, bytes]:
-        position = self.ring.put(op_class, op, 0, payload)
-        if self.ring.doorbell_wanted(position):
-            self.ring.ring_doorbell()
-        self.stage.until(lambda: self.ring.is_complete(position), f"the completion of slot {position}")
-        result, sequence, answer = self.ring.result(position)
+        return self.answer(self.ring, self.submit(self.ring, payload, op_class, op))
+
+    @staticmethod
+    def submit(ring: Ring, payload: bytes, op_class: int = OpClass.XEN_2024, op: int = 0) -> int:
+        """Put a slot into a ring and wait for nothing: its position."""
+        position = ring.put(op_class, op, 0, payload)
+        if ring.doorbell_wanted(position):
+            ring.ring_doorbell()
+        return position
+
+    def answer(self, ring: Ring, position: int) -> tuple[int, bytes]:
+        """Wait for a slot: its result and payload."""
+        self.stage.until(lambda: ring.is_complete(position), f"the completion of slot {position}")
+        result, sequence, answer = ring.result(position)
         self.check(sequence == position, f"slot {position} was completed with sequence {sequence}")
         known = -result in set(Errno) or not result
         self.answers["done" if not result else Errno(-result).name if known else f"result {result}"] += 1
@@ -94,7 +109,7 @@ class PlayedGuest(Xen2024):
 
     def retried(self, call: Callable[[], tuple[int, Any] | int]) -> tuple[int, Any]:
         """Ask again if there is nothing to be had right now."""
-        for _ in range(_TRIES):
+        for _ in range(TRIES):
             answer = call()
             result, value = answer if isinstance(answer, tuple) else (answer, None)
             if result not in (-Errno.ENOMEM, -Errno.ENOSPC):
@@ -131,19 +146,25 @@ class PlayedGuest(Xen2024):
         self.answers[f"DMA {DescriptorStatus(done.status).name}"] += 1
         return done
 
-    def fill(self, name: str, iova: int, gpa: int, length: int, pattern: int) -> None:
-        """Write to where ``iova`` is mapped, and look at what arrived at ``gpa`` and beside it."""
+    def fill(self, name: str, iova: int, gpa: int, length: int, pattern: int) -> bool:
+        """Write to where ``iova`` is mapped, and look at what arrived at ``gpa`` and beside it; whether it was let
+        through.
+        """
         ram = self.stage.ram.bytes
         start = max(gpa - 8, 0)
         before = ram[start:gpa], ram[gpa + length : gpa + length + 8]
+        old = ram[gpa : gpa + length]
         done = self.dma(name, DmaOp.FILL, length, dst=iova, pattern=pattern)
         if done.status == DescriptorStatus.DONE:
             wanted = (pattern.to_bytes(8, "little") * (length // 8 + 1))[:length]
             self.check(ram[gpa : gpa + length] == wanted, f"DMA of {length} bytes to {iova:#x} did not arrive")
             found = self.dma(name, DmaOp.VERIFY, length, src=iova, pattern=pattern).status
             self.check(found != DescriptorStatus.MISMATCH, f"DMA of {length} bytes from {iova:#x} reads something else")
+        elif done.status == DescriptorStatus.FAULT:
+            self.check(ram[gpa : gpa + length] == old, f"DMA to {iova:#x} is refused, and wrote a part")
         after = ram[start:gpa], ram[gpa + length : gpa + length + 8]
         self.check(before == after, f"DMA to {iova:#x} wrote beside its place")
+        return done.status == DescriptorStatus.DONE
 
     def refused(self, name: str, iova: int) -> None:
         """Write to where nothing is mapped: it must be refused, and told."""

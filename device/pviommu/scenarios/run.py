@@ -27,7 +27,7 @@ from .results import rule_results
 from .stage import Crashed, Stage, StuckError
 from .workloads import WORKLOADS
 
-__all__ = ["Outcome", "add_arguments", "main", "played"]
+__all__ = ["Outcome", "add_arguments", "known_workload", "main", "played"]
 
 
 @dataclass(frozen=True)
@@ -132,8 +132,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workload",
         choices=WORKLOADS,
-        default="maps",
-        help="; ".join(f"{name}: {workload.text}" for name, workload in WORKLOADS.items()),
+        help="what the guest does; default: what the scenario says. "
+        + "; ".join(f"{name}: {workload.text}" for name, workload in WORKLOADS.items()),
     )
     parser.add_argument(
         "--events", type=Path, metavar="FILE", help="write the log of events, JSON lines; default: none"
@@ -157,6 +157,7 @@ def main(args: argparse.Namespace) -> int:
         return ExitStatus.USAGE
     try:
         scenario = load(args.scenario)
+        workload = args.workload or known_workload(args.scenario, scenario)
         core = _core(args.core)
     except (ScenarioError, LibraryError) as error:
         print(f"pviommu: {error}", file=sys.stderr)
@@ -168,8 +169,8 @@ def main(args: argparse.Namespace) -> int:
             file = stack.enter_context(args.events.open("w", encoding="utf-8"))
             sink = lambda line: print(line, file=file)  # noqa: E731
         began = time.monotonic()
-        outcome = played(scenario, args.workload, sink, core)
-    tests = outcome.tests(args.workload)
+        outcome = played(scenario, workload, sink, core)
+    tests = outcome.tests(workload)
     if args.junit:
         name, seconds = f"pviommu faults {args.scenario.stem}", time.monotonic() - began
         write_whole(args.junit, junit.written(name, tests, prefix=args.scenario.stem, seconds=seconds))
@@ -181,6 +182,14 @@ def main(args: argparse.Namespace) -> int:
     else:
         print(json.dumps(outcome.as_dict(), indent=2) if args.json else "\n".join(outcome.lines()))
     return outcome.status
+
+
+def known_workload(path: Path, scenario: Scenario) -> str:
+    """The workload that a file names. Raises :class:`.ScenarioError` if there is none of this name."""
+    if scenario.workload not in WORKLOADS:
+        known = ", ".join(WORKLOADS)
+        raise ScenarioError(f"scenario {path}: workload = {scenario.workload!r}: there are {known}")
+    return scenario.workload
 
 
 def _core(name: str) -> DeviceCore | None:

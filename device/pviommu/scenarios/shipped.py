@@ -24,8 +24,8 @@ def main(args: argparse.Namespace) -> int:
     lines = []
     for name, path in resources.scenarios().items():
         scenario = load(path)
-        is_adversarial = any(rule.nature is Nature.ADVERSARIAL for rule in scenario.rule)
-        lines.append((f"{name}{'!' if is_adversarial else ''}", scenario.text))
+        mark = "!" if scenario.nature is Nature.ADVERSARIAL else ""
+        lines.append((f"{name}{mark}", scenario.text))
     width = max(len(name) for name, _ in lines)
     for name, text in lines:
         print(f"{name:<{width}}  {text}")

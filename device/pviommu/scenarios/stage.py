@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import select
 import socket
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from pviommu_abi import dma_test
 from pviommu_abi.registers import REGISTER
@@ -45,6 +47,7 @@ __all__ = [
     "StuckError",
     "VirtualInputs",
     "driven",
+    "tried_again",
 ]
 
 RAM_PAGES = 0x1000
@@ -52,6 +55,7 @@ STREAMS = {"dma0": 1, "dma1": 2}
 TOPOLOGY = Topology(
     IommuSection(rings=2), tuple(EndpointSection(name, "dma-test", stream) for name, stream in STREAMS.items())
 )
+_T = TypeVar("_T")
 PATIENCE_NS = 2_000_000_000
 """Virtual time after which a guest takes it that nothing will come any more."""
 _READ_NS = 100
@@ -89,6 +93,17 @@ class VirtualInputs(LiveInputs):
         if not ready and timeout_ms:
             self.time_ns += _SLEEP_NS if timeout_ms < 0 else int(timeout_ms * 1e6)
         return ready
+
+
+def tried_again(call: Callable[[], _T]) -> _T:
+    """What is refused because the host is short of something, and a connection that breaks, is tried three times."""
+    for _ in range(2):
+        try:
+            return call()
+        except OSError as error:
+            if error.errno not in (errno.ECONNRESET, errno.ENOMEM, errno.ENOSPC):
+                raise
+    return call()
 
 
 class PlayedClient(Client):
@@ -190,11 +205,20 @@ class Stage:
         """The same over vfio-user, by clients that ``stack`` closes."""
         found: dict[str, Function] = {}
         for name, registers in driven(self.topology).items():
-            client = self.client(name)
-            client.negotiate()
+            client = tried_again(partial(self._negotiated, name))
+            stack.callback(client.close)
             found[name] = WireFunction(client, registers, [(0, self.ram.size, self.ram.fd, 0)])
             stack.callback(found[name].close)
         return found
+
+    def _negotiated(self, name: str) -> PlayedClient:
+        client = self.client(name)
+        try:
+            client.negotiate()
+        except BaseException:
+            client.close()
+            raise
+        return client
 
     def client(self, name: str) -> PlayedClient:
         """A client of a function."""

@@ -7,14 +7,18 @@ from collections.abc import Iterable
 
 import msgspec
 
+from .. import resources
 from ..faults.actions import ACTIONS
 from ..faults.catalogue import ANYWHERE, ARGUMENTS, PROBES, Nature, Place
-from ..faults.scenario import Expect, FinalState, Rule, Scenario
+from ..faults.scenario import Expect, FinalState, Rule, Scenario, load
 from ..faults.schedule import Schedule
 
 __all__ = ["TABLES", "renewed"]
 
 _TABLE = re.compile(r"<!-- table: (\w+) -->\n.*?<!-- end -->", re.DOTALL)
+
+_GUEST = re.compile(r"^# Guest: (.+)$", re.MULTILINE)
+"""In a shipped scenario: what came of it when it was played against a real guest, and when."""
 
 
 def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
@@ -78,7 +82,17 @@ def _conditions() -> str:
     return _table(("condition", "about", "written as"), rows)
 
 
-TABLES = {"keys": _keys, "conditions": _conditions, "actions": _actions, "probes": _probes}
+def _scenarios() -> str:
+    rows = []
+    for name, path in resources.scenarios().items():
+        scenario, guest = load(path), _GUEST.search(path.read_text(encoding="utf-8"))
+        rows.append(
+            (f"`{name}`", scenario.text, scenario.nature.value, f"`{scenario.workload}`", guest[1] if guest else "")
+        )
+    return _table(("scenario", "stands for", "class", "workload", "against a guest"), rows)
+
+
+TABLES = {"scenarios": _scenarios, "keys": _keys, "conditions": _conditions, "actions": _actions, "probes": _probes}
 """By the names that the page has for them."""
 
 

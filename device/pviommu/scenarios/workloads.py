@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 from pviommu_abi.dma_test import DmaOp
@@ -27,9 +28,11 @@ from pviommu_abi.xen_v7 import (
 from vfio_user import Command, IrqIndex, RegionIndex, RemoteError
 from vfio_user.messages import GetRegionIoFds, WriteMulti
 
+from ..guest.dma_test import DescriptorRing
+from ..guest.events import EventRing
 from ..guest.wire import WireFunction
-from .guest import PlayedGuest
-from .stage import RAM_PAGES, STREAMS, Stage
+from .guest import TRIES, PlayedGuest
+from .stage import RAM_PAGES, STREAMS, Stage, StuckError, tried_again
 
 __all__ = ["WORKLOADS", "Workload"]
 
@@ -41,6 +44,10 @@ _SELDOM = (
 
 ROUNDS = 32
 _IOVA, _GPA = 0x40000000, 0x200000
+_IN_FLIGHT = 2
+"""Maps that are in a ring at a time."""
+_LIVES = 2
+"""How often the IOMMU is set up, with a reset in between."""
 
 
 class Workload(NamedTuple):
@@ -96,6 +103,87 @@ def maps(stage: Stage) -> Iterator[PlayedGuest]:
     yield guest
     guest.start()
     _rounds(guest)
+
+
+def rings(stage: Stage) -> Iterator[PlayedGuest]:
+    """By calls: a ring for each engine, with commands in flight in both."""
+    guest = PlayedGuest(stage)
+    yield guest
+    guest.start()
+    guest.second_ring.turn_on()
+    used = {
+        name: (ring, ctx)
+        for name, ring in zip(STREAMS, (guest.ring, guest.second_ring), strict=True)
+        if (ctx := guest.attached(name)) is not None
+    }
+    for number in range(ROUNDS // 2):
+        dfn, gfn, pages = (_IOVA >> 12) + 0x40 * number, (_GPA >> 12) + 0x40 * number, 1 + number % 5
+        maps = {
+            name: [
+                guest.submit(ring, guest.map_payload(ctx, dfn + at, gfn + 0x20 * which + at, pages))
+                for at in range(0, _IN_FLIGHT * pages, pages)
+            ]
+            for which, (name, (ring, ctx)) in enumerate(used.items())
+        }
+        results = {name: {guest.answer(used[name][0], slot)[0] for slot in maps[name]} for name in used}
+        length = _IN_FLIGHT * pages << 12
+        for which, name in enumerate(used):
+            if results[name] == {0}:
+                guest.fill(name, dfn << 12, gfn + 0x20 * which << 12, length, 0x0807060504030201 + number)
+        unmaps = {
+            name: guest.submit(ring, guest.unmap_payload(ctx, dfn, _IN_FLIGHT * pages))
+            for name, (ring, ctx) in used.items()
+        }
+        for name, (ring, _) in used.items():
+            result = guest.answer(ring, unmaps[name])[0]
+            guest.check(result == 0 or results[name] != {0}, f"dfn {dfn:#x} of {name} cannot be unmapped")
+            guest.refused(name, dfn << 12)
+
+
+def _fill_in_the_end(stage: Stage, guest: PlayedGuest, name: str, iova: int, gpa: int, pattern: int) -> None:
+    """DMA of a page until it is let through; an engine that does not come to an end is reset, as a driver does then."""
+    for _ in range(TRIES):
+        try:
+            if guest.fill(name, iova, gpa, 0x1000, pattern):
+                return
+        except StuckError:
+            _reset_engine(stage, guest, name)
+    guest.harm.append(f"DMA of {name} to {iova:#x} is not done in {TRIES} tries")
+
+
+def _reset_engine(stage: Stage, guest: PlayedGuest, name: str) -> None:
+    """By its function's reset; nothing is queued afterwards, and it works again."""
+    stage.endpoint(name).reset()
+    guest.engines[name] = DescriptorRing(guest.functions[name])
+    guest.engines[name].turn_on()
+
+
+def _reset_iommu(stage: Stage, guest: PlayedGuest) -> None:
+    """By its function's reset: rings, events, contexts and bindings are gone. What is to work again is set up."""
+    stage.machine.iommu.reset()
+    guest.events = EventRing(guest.iommu)
+    guest.start()
+
+
+def recovery(stage: Stage) -> Iterator[PlayedGuest]:
+    """By calls: what is refused or stops is tried again, after a reset if need be; a reset of the IOMMU in between."""
+    guest = PlayedGuest(stage)
+    yield guest
+    guest.start()
+    for life in range(_LIVES):
+        if life:
+            _reset_iommu(stage, guest)
+            for name in STREAMS:
+                guest.refused(name, _IOVA)
+                _reset_engine(stage, guest, name)
+        for number, name in enumerate(STREAMS):
+            ctx = guest.attached(name)
+            if ctx is None:
+                continue
+            gpa = _GPA + (number << 16)
+            guest.check(guest.map(ctx, _IOVA >> 12, gpa >> 12, 4) == (0, 4), f"4 pages of {name} cannot be mapped")
+            for page in range(0, 0x4000, 0x1000):
+                _fill_in_the_end(stage, guest, name, _IOVA + page, gpa + page, 0x0102030405060708 + page)
 
 
 def operations(stage: Stage) -> Iterator[PlayedGuest]:
@@ -157,7 +245,7 @@ def wire(stage: Stage) -> Iterator[PlayedGuest]:
                 iommu.client.request(command, payload)
         _rounds(guest)
         iommu.unplug(0, RAM_PAGES << 12)
-        iommu.plug(0, RAM_PAGES << 12, stage.ram.fd)
+        tried_again(partial(iommu.plug, 0, RAM_PAGES << 12, stage.ram.fd))
         with contextlib.suppress(RemoteError):
             iommu.client.reset()
         guest.dma("dma0", DmaOp.FILL, 8, dst=0x300000, pattern=1)
@@ -165,6 +253,8 @@ def wire(stage: Stage) -> Iterator[PlayedGuest]:
 
 WORKLOADS = {
     "maps": Workload("maps, DMA and unmaps of two engines, each byte looked at", maps),
+    "rings": Workload("the same with a ring for each engine and commands in flight in both", rings),
+    "recovery": Workload("transfers that are tried again, resets of engines and IOMMU in between", recovery),
     "operations": Workload("every operation of both profiles", operations),
     "wire": Workload("the same as maps over vfio-user, with messages and interrupts", wire),
 }

@@ -25,13 +25,13 @@ COMMANDS = re.findall(r"^    \$ pviommu (.+)$", PAGE, re.MULTILINE)
 
 def test_the_tables_are_those_of_the_code() -> None:
     assert renewed(PAGE) == PAGE, "python -m pviommu.scenarios docs/faults.md writes them"
-    assert re.findall(r"<!-- table: (\w+) -->", PAGE) == ["keys", "conditions", "actions", "probes"]
-    assert set(TABLES) == {"keys", "conditions", "actions", "probes"}
+    assert re.findall(r"<!-- table: (\w+) -->", PAGE) == ["scenarios", "keys", "conditions", "actions", "probes"]
+    assert set(TABLES) == {"scenarios", "keys", "conditions", "actions", "probes"}
 
 
 def test_there_is_something_to_try() -> None:
     assert len(TOML) == 2
-    assert len(COMMANDS) == 8
+    assert len(COMMANDS) == 11
 
 
 @pytest.mark.parametrize("command", COMMANDS)
