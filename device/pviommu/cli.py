@@ -35,6 +35,7 @@ COMMANDS = {
     "faults list": ("pviommu.scenarios.listing", "list the places where rules can be, and what they can do there"),
     "faults check": ("pviommu.scenarios.check", "say what is wrong with scenario files"),
     "faults run": ("pviommu.scenarios.run", "play a scenario on a guest without a virtual machine"),
+    "faults sweep": ("pviommu.scenarios.sweep", "try every failure at each place that a workload passes"),
     "build-core": ("pviommu.native.build", "compile the native core, which makes the device fast"),
     "completion": ("pviommu.completion", "print what completes these commands in a shell"),
     "selfcheck": ("pviommu.selfcheck.command", "check engine, ring and wire against a model"),

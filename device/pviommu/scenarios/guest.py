@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from pviommu_abi import dma_test
 from pviommu_abi.dma_test import Descriptor, DescriptorStatus, DmaOp
 from pviommu_abi.registers import REGISTER, Profile
+from pviommu_abi.shared import Event, EventReason
 from pviommu_abi.slots import Errno, OpClass
+from pviommu_abi.vendor import VendorOp
 
 from ..guest.dma_test import DescriptorRing
 from ..guest.events import EventRing
@@ -41,6 +44,7 @@ class PlayedGuest(Xen2024):
         self.iommu = self.functions["iommu"]
         self.ring = Ring(self.iommu)
         self.events = EventRing(self.iommu)
+        self._events: list[Event] = []
         self.engines = {name: DescriptorRing(self.functions[name]) for name in STREAMS}
 
     def _local(self) -> dict[str, Function]:
@@ -70,7 +74,16 @@ class PlayedGuest(Xen2024):
     # -- the IOMMU --------------------------------------------------------------------------------------------------
 
     def call(self, payload: bytes, op_class: int = OpClass.XEN_2024, op: int = 0) -> tuple[int, bytes]:
-        position = self.ring.put(op_class, op, 0, payload)
+        return self._answer(self.ring.put(op_class, op, 0, payload))
+
+    def burst(self, count: int) -> None:
+        """Ask so many times at once how much is in use, which must be answered alike."""
+        positions = [self.ring.put(OpClass.VENDOR, VendorOp.QUERY_USAGE, 0, b"") for _ in range(count)]
+        answers = {self._answer(position) for position in positions}
+        self.check(len(answers) == 1, f"{count} questions at once have {len(answers)} answers")
+
+    def _answer(self, position: int) -> tuple[int, bytes]:
+        """Wait for a slot."""
         if self.ring.doorbell_wanted(position):
             self.ring.ring_doorbell()
         self.stage.until(lambda: self.ring.is_complete(position), f"the completion of slot {position}")
@@ -104,14 +117,42 @@ class PlayedGuest(Xen2024):
     # -- DMA --------------------------------------------------------------------------------------------------------
 
     def dma(self, name: str, op: int, length: int, **fields: int) -> Descriptor:
-        """Have an engine carry a descriptor out."""
-        engine = self.engines[name]
-        place = engine.put(op, length, **fields)
-        engine.start()
-        self.stage.until(lambda: engine.is_done(place), f"the end of a descriptor of {name}")
+        """Have an engine carry a descriptor out; once more, after a reset, if it stops and says so."""
+        for _ in range(_TRIES):
+            engine = self.engines[name]
+            place = engine.put(op, length, **fields)
+            engine.start()
+            self.stage.until(partial(self._is_over, name, place), f"the end of a descriptor of {name}")
+            if engine.is_done(place):
+                break
+            self.answers["engine reset"] += 1
+            self._restart(name)
+        else:
+            raise StuckError(f"{name} stops again and again")
         done = engine.descriptor(place)
         self.answers[f"DMA {DescriptorStatus(done.status).name}"] += 1
         return done
+
+    def _is_over(self, name: str, place: int) -> bool:
+        return self.engines[name].is_done(place) or self._is_stopped(name)
+
+    def _is_stopped(self, name: str) -> bool:
+        """Whether an engine is blocked without having asked for anything: it waits for its reset."""
+        return any(
+            (event.reason, event.access, event.stream) == (EventReason.BLOCKED, 0, STREAMS[name])
+            for event in self._told()
+        )
+
+    def _restart(self, name: str) -> None:
+        self._events.clear()
+        self.functions[name].reset()
+        self.engines[name] = DescriptorRing(self.functions[name])
+        self.engines[name].turn_on()
+
+    def _told(self) -> list[Event]:
+        """The events since the last look that forgot them."""
+        self._events += self.events.take()
+        return self._events
 
     def fill(self, name: str, iova: int, gpa: int, length: int, pattern: int) -> None:
         """Write to where ``iova`` is mapped, and look at what arrived at ``gpa`` and beside it."""
@@ -129,15 +170,15 @@ class PlayedGuest(Xen2024):
 
     def refused(self, name: str, iova: int) -> None:
         """Write to where nothing is mapped: it must be refused, and told."""
-        told = self.events.lost
+        lost = self.events.lost
+        self._told().clear()
         done = self.dma(name, DmaOp.FILL, 8, dst=iova, pattern=0x5555555555555555)
         if not self.check(done.status == DescriptorStatus.FAULT, f"DMA to {iova:#x}, which is not mapped, is done"):
             return
         try:
-            self.stage.until(lambda: not self.events.is_empty or self.events.lost > told, "the event of a fault")
+            self.stage.until(lambda: self._told() or self.events.lost > lost, "the event of a fault")
         except StuckError as stuck:
             self.harm.append(str(stuck))
             return
-        found = self.events.take()
-        if self.events.lost == told:
-            self.check(any(event.iova == iova for event in found), f"no event tells of the fault at {iova:#x}")
+        if self.events.lost == lost:
+            self.check(any(event.iova == iova for event in self._told()), f"no event tells of the fault at {iova:#x}")

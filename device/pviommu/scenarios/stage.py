@@ -28,7 +28,17 @@ from ..probes import Probes
 from ..topology import EndpointSection, IommuSection, Topology
 from ..transports.listening import close_all, listen_all
 
-__all__ = ["RAM_PAGES", "STREAMS", "TOPOLOGY", "Crashed", "PlayedClient", "Stage", "StuckError", "VirtualInputs"]
+__all__ = [
+    "RAM_PAGES",
+    "STREAMS",
+    "TOPOLOGY",
+    "Crashed",
+    "PlayedClient",
+    "ServerError",
+    "Stage",
+    "StuckError",
+    "VirtualInputs",
+]
 
 RAM_PAGES = 0x1000
 STREAMS = {"dma0": 1, "dma1": 2}
@@ -39,6 +49,10 @@ PATIENCE_NS = 2_000_000_000
 """Virtual time after which a guest takes it that nothing will come any more."""
 _READ_NS = 100
 """By how much the clock goes on each time that it is read."""
+_MANY_TURNS, _TURN_NS = 1000, 100_000
+"""After so many turns in one wait each of them takes so much time more: a loop that is busy without end, too, comes to
+the end of a guest's patience.
+"""
 _SHORT_MS, _THREAD_S = 10, 0.002
 """Longer sleeps leave a thread, which closes what clients have sent, a moment of real time."""
 _SLEEP_NS = 10_000_000
@@ -47,6 +61,10 @@ _SLEEP_NS = 10_000_000
 
 class StuckError(Exception):
     """What the guest waited for did not come."""
+
+
+class ServerError(Exception):
+    """The loop ended in an exception, which ends a server."""
 
 
 class Crashed(BaseException):
@@ -74,21 +92,37 @@ class VirtualInputs(LiveInputs):
         return ready
 
 
+class _Patience:
+    """A wait of a guest, which ends with StuckError."""
+
+    def __init__(self, stage: Stage, what: str) -> None:
+        """``what`` is waited for."""
+        self._stage = stage
+        self._what = what
+        self._end_ns = stage.clock.time_ns + PATIENCE_NS
+        self._turns = 0
+
+    def turn(self) -> None:
+        """One turn of the loop."""
+        clock = self._stage.clock
+        if clock.time_ns > self._end_ns:
+            raise StuckError(f"{self._what} did not come within {PATIENCE_NS / 1e9:.0f} s")
+        self._turns += 1
+        if self._turns > _MANY_TURNS:
+            clock.time_ns += _TURN_NS
+        self._stage.turn()
+
+
 class PlayedClient(Client):
     """A client that turns the loop while it waits. Raises StuckError instead of waiting for ever."""
 
     def __init__(self, stage: Stage, sock: socket.socket) -> None:
-        super().__init__(sock, idle=self._turn)
+        super().__init__(sock, idle=lambda: self._patience.turn())
         self._stage = stage
-        self._end_ns = stage.clock.time_ns + PATIENCE_NS
-
-    def _turn(self) -> None:
-        if self._stage.clock.time_ns > self._end_ns:
-            raise StuckError(f"an answer did not come within {PATIENCE_NS / 1e9:.0f} s")
-        self._stage.turn()
+        self._patience = _Patience(stage, "an answer")
 
     def receive(self) -> Frame:
-        self._end_ns = self._stage.clock.time_ns + PATIENCE_NS
+        self._patience = _Patience(self._stage, "an answer")
         return super().receive()
 
 
@@ -110,7 +144,7 @@ class Stage:
         self.counters = Counters()
         self.faults = Faults(scenario, inputs, sink)
         self.faults.crash = self._crash
-        environment = Environment(inputs, self.counters, Probes(interposer=self.faults))
+        environment = Environment(inputs, self.counters, Probes(interposer=self.faults, may_change=True))
         self.machine = Machine.build(TOPOLOGY, environment, core)
         self.ram = GuestRam(RAM_PAGES << 12)
         self._folder = tempfile.TemporaryDirectory(prefix="pviommu-")
@@ -139,17 +173,23 @@ class Stage:
         raise Crashed
 
     def turn(self) -> None:
-        """One turn of the loop."""
+        """One turn of the loop. Raises ServerError if it raises anything."""
         self.turns += 1
-        self.server.turn()
+        try:
+            self.server.turn()
+        except Exception as error:
+            raise ServerError(f"{type(error).__name__}: {error}") from error
+
+    def unload(self) -> None:
+        """No rules any more."""
+        self.faults.load(Scenario())
+        self.machine.iommu.probes.rebind()
 
     def until(self, condition: Callable[[], Any], what: str) -> None:
         """Turn the loop until it is so. Raises StuckError."""
-        end = self.clock.time_ns + PATIENCE_NS
+        patience = _Patience(self, what)
         while not condition():
-            if self.clock.time_ns > end:
-                raise StuckError(f"{what} did not come within {PATIENCE_NS / 1e9:.0f} s")
-            self.turn()
+            patience.turn()
 
     def client(self, name: str) -> PlayedClient:
         """A client of a function."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 from pviommu_abi import dma_test
@@ -27,13 +28,14 @@ from pviommu_abi.xen_v7 import (
 )
 from vfio_user import Command, IrqIndex, RegionIndex, RemoteError
 from vfio_user.messages import GetRegionIoFds, WriteMulti
+from wire_layout.registers import Register
 
-from ..guest.function import Function
+from ..guest.events import EventRing
 from ..guest.wire import WireFunction
 from .guest import DEVFNS, PlayedGuest
 from .stage import RAM_PAGES, STREAMS, Stage
 
-__all__ = ["WORKLOADS", "Workload"]
+__all__ = ["WORKLOADS", "Workload", "newcomer"]
 
 _SELDOM = (
     (Command.DEVICE_GET_REGION_IO_FDS, GetRegionIoFds(GetRegionIoFds.SIZE, 0, 0, 0).pack()),
@@ -42,6 +44,7 @@ _SELDOM = (
 """Messages that QEMU may send and this guest has no use for."""
 
 ROUNDS = 32
+_TRIES = 3
 _IOVA, _GPA = 0x40000000, 0x200000
 
 
@@ -53,16 +56,17 @@ class Workload(NamedTuple):
     """gives the guest as soon as there is one, and then plays it"""
 
 
-def _rounds(guest: PlayedGuest) -> None:
+def _rounds(guest: PlayedGuest, count: int = ROUNDS) -> None:
     """Maps, DMA to what is mapped, unmaps, DMA to what was unmapped; retries what is refused for lack of memory."""
     contexts = {name: guest.attached(name) for name in STREAMS}
-    for number in range(ROUNDS):
+    for number in range(count):
         name = ("dma0", "dma1")[number % 2]
         ctx, pages = contexts[name], 1 + number * 7 % 13
         if ctx is None:
             continue
         dfn, gfn = (_IOVA >> 12) + 0x40 * number, (_GPA >> 12) + 0x20 * number
         _round(guest, name, ctx, dfn, gfn, pages)
+    guest.burst(4)
     usage = guest.usage()
     guest.check(usage.mapped_pages == 0, f"{usage.mapped_pages} pages are still mapped")
     for ctx in contexts.values():
@@ -94,16 +98,30 @@ def _round(guest: PlayedGuest, name: str, ctx: int, dfn: int, gfn: int, pages: i
 
 def maps(stage: Stage) -> Iterator[PlayedGuest]:
     """By calls in one process."""
-    guest = PlayedGuest(stage)
-    yield guest
-    guest.start()
-    _rounds(guest)
+    with _by_calls(stage) as guest:
+        yield guest
+        guest.start()
+        _rounds(guest)
+
+
+@contextlib.contextmanager
+def _by_calls(stage: Stage) -> Iterator[PlayedGuest]:
+    """A guest in this process, which leaves the machine as a client does that goes."""
+    try:
+        yield PlayedGuest(stage)
+    finally:
+        for function in stage.machine.functions():
+            function.disconnected()
 
 
 def operations(stage: Stage) -> Iterator[PlayedGuest]:
     """Each operation of either profile, and each of the device's own."""
-    guest = PlayedGuest(stage)
-    yield guest
+    with _by_calls(stage) as guest:
+        yield guest
+        _every_operation(stage, guest)
+
+
+def _every_operation(stage: Stage, guest: PlayedGuest) -> None:
     guest.start()
     ram, ctx = stage.ram.bytes, guest.attached("dma0")
     guest.call(QueryCapabilities(Xen2024Op.QUERY_CAPABILITIES, 0, 0).pack())
@@ -118,7 +136,7 @@ def operations(stage: Stage) -> Iterator[PlayedGuest]:
         guest.call(Reserve(ctx, 0, 8).pack(), OpClass.VENDOR, VendorOp.RESERVE)
     binding = Binding(0, 0, DEVFNS["dma0"])
     guest.call(binding.pack(), OpClass.VENDOR, VendorOp.QUERY_ENDPOINT)
-    guest.usage()
+    guest.burst(4)
     guest.call(binding.pack(), OpClass.VENDOR, VendorOp.BLOCK)
     guest.call(binding.pack(), OpClass.VENDOR, VendorOp.UNBIND)
     if ctx is not None:
@@ -143,17 +161,11 @@ def operations(stage: Stage) -> Iterator[PlayedGuest]:
 
 def wire(stage: Stage) -> Iterator[PlayedGuest]:
     """Over vfio-user: sockets, messages, shared memory, interrupts; a client that goes and comes again."""
-    functions: dict[str, Function] = {}
     with contextlib.ExitStack() as stack:
-        for name, registers in (("iommu", REGISTER), *((name, dma_test.REGISTER) for name in STREAMS)):
-            client = stage.client(name)
-            client.negotiate()
-            functions[name] = WireFunction(client, registers, [(0, RAM_PAGES << 12, stage.ram.fd, 0)])
-            stack.callback(functions[name].close)
-        guest = PlayedGuest(stage, functions)
+        functions = _connected(stage, stack)
+        guest = PlayedGuest(stage, dict(functions))
         yield guest
         iommu = functions["iommu"]
-        assert isinstance(iommu, WireFunction)
         guest.start()
         iommu.client.irq_info(IrqIndex.MSIX)
         for fd in iommu.client.enable_msix(2):
@@ -167,7 +179,45 @@ def wire(stage: Stage) -> Iterator[PlayedGuest]:
         iommu.plug(0, RAM_PAGES << 12, stage.ram.fd)
         with contextlib.suppress(RemoteError):
             iommu.client.reset()
+        guest.events = EventRing(iommu)
         guest.dma("dma0", DmaOp.FILL, 8, dst=0x300000, pattern=1)
+
+
+def newcomer(stage: Stage) -> list[str]:
+    """A guest over vfio-user that comes after another one, and does some rounds: the harm that it came to."""
+    with contextlib.ExitStack() as stack:
+        guest = PlayedGuest(stage, dict(_connected(stage, stack)))
+        guest.start()
+        _rounds(guest, 4)
+        return guest.harm
+
+
+def _connected(stage: Stage, stack: contextlib.ExitStack) -> dict[str, WireFunction]:
+    """All functions, each by a client that is closed with ``stack``, and reset as a machine that is turned on does."""
+    functions = {}
+    for name, registers in (("iommu", REGISTER), *((name, dma_test.REGISTER) for name in STREAMS)):
+        functions[name] = _function(stage, name, registers)
+        stack.callback(functions[name].close)
+    for function in functions.values():
+        function.client.reset()
+    return functions
+
+
+def _function(stage: Stage, name: str, registers: Mapping[str, Register]) -> WireFunction:
+    """A function by a client of its own; one that the server has no room for right now comes again."""
+    for left in reversed(range(_TRIES)):
+        client = stage.client(name)
+        try:
+            client.negotiate()
+            return WireFunction(client, registers, [(0, RAM_PAGES << 12, stage.ram.fd, 0)])
+        except BaseException as error:
+            client.close()
+            has_no_room = isinstance(error, ConnectionError) or (
+                isinstance(error, RemoteError) and error.errno in (errno.ENOMEM, errno.ENOSPC)
+            )
+            if not left or not has_no_room:
+                raise
+    raise AssertionError("the last try returns or raises")
 
 
 WORKLOADS = {
