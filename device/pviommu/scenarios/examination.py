@@ -15,7 +15,7 @@ from ..faults.points.reports import WorkError
 from ..faults.scenario import Scenario
 from .run import Outcome, played
 from .stage import Crashed, Stage, StuckError
-from .workloads import newcomer
+from .workloads import WORKLOADS, newcomer
 
 __all__ = ["Examined", "Failure", "Kind", "examined"]
 
@@ -83,11 +83,12 @@ def _raised(error: BaseException) -> str:
 def examined(scenario: Scenario, workload: str) -> Examined:
     """Play a workload, then look at the machine, and let another guest use it without any rules."""
     found: list[Failure] = []
+    has_clients = WORKLOADS[workload].has_clients
     handler = _Exceptions()
     root = logging.getLogger()
     root.addHandler(handler)
     try:
-        outcome = played(scenario, workload, around=lambda stage: _around(stage, found))
+        outcome = played(scenario, workload, around=lambda stage: _around(stage, has_clients, found))
     finally:
         root.removeHandler(handler)
     guest = [Failure(Kind.HARM, text) for text in outcome.harm]
@@ -100,12 +101,15 @@ def examined(scenario: Scenario, workload: str) -> Examined:
     return Examined(outcome, (*handler.found, *guest, *found, *rules))
 
 
-def _around(stage: Stage, found: list[Failure]) -> Callable[[Outcome], None]:
+def _around(stage: Stage, has_clients: bool, found: list[Failure]) -> Callable[[Outcome], None]:
     before = footprint(stage)
 
     def after(outcome: Outcome) -> None:
         """The guest is gone."""
         stage.unload()
+        if not has_clients:
+            for function in stage.machine.functions():
+                function.disconnected()
         leaks = list(_left_behind(stage, before))
         if not outcome.is_adversarial:  # otherwise the reset at its end may have been left out
             found.extend(leaks)

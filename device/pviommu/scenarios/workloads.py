@@ -54,6 +54,8 @@ class Workload(NamedTuple):
     text: str
     play: Callable[[Stage], Iterator[PlayedGuest]]
     """gives the guest as soon as there is one, and then plays it"""
+    has_clients: bool = False
+    """whether the guest comes by sockets, and so is seen to go"""
 
 
 def _rounds(guest: PlayedGuest, count: int = ROUNDS) -> None:
@@ -98,30 +100,16 @@ def _round(guest: PlayedGuest, name: str, ctx: int, dfn: int, gfn: int, pages: i
 
 def maps(stage: Stage) -> Iterator[PlayedGuest]:
     """By calls in one process."""
-    with _by_calls(stage) as guest:
-        yield guest
-        guest.start()
-        _rounds(guest)
-
-
-@contextlib.contextmanager
-def _by_calls(stage: Stage) -> Iterator[PlayedGuest]:
-    """A guest in this process, which leaves the machine as a client does that goes."""
-    try:
-        yield PlayedGuest(stage)
-    finally:
-        for function in stage.machine.functions():
-            function.disconnected()
+    guest = PlayedGuest(stage)
+    yield guest
+    guest.start()
+    _rounds(guest)
 
 
 def operations(stage: Stage) -> Iterator[PlayedGuest]:
     """Each operation of either profile, and each of the device's own."""
-    with _by_calls(stage) as guest:
-        yield guest
-        _every_operation(stage, guest)
-
-
-def _every_operation(stage: Stage, guest: PlayedGuest) -> None:
+    guest = PlayedGuest(stage)
+    yield guest
     guest.start()
     ram, ctx = stage.ram.bytes, guest.attached("dma0")
     guest.call(QueryCapabilities(Xen2024Op.QUERY_CAPABILITIES, 0, 0).pack())
@@ -223,6 +211,6 @@ def _function(stage: Stage, name: str, registers: Mapping[str, Register]) -> Wir
 WORKLOADS = {
     "maps": Workload("maps, DMA and unmaps of two engines, each byte looked at", maps),
     "operations": Workload("every operation of both profiles", operations),
-    "wire": Workload("the same as maps over vfio-user, with messages and interrupts", wire),
+    "wire": Workload("the same as maps over vfio-user, with messages and interrupts", wire, True),
 }
 """By name."""
