@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import time
@@ -11,10 +10,12 @@ from collections.abc import Callable, Iterator
 from enum import Enum
 from typing import NamedTuple
 
+from vfio_user import ProtocolError
+
 from ..faults.points.reports import WorkError
 from ..faults.scenario import Scenario
 from .run import Outcome, played
-from .stage import Crashed, Stage, StuckError
+from .stage import ServerError, Stage, StuckError
 from .workloads import WORKLOADS, newcomer
 
 __all__ = ["Examined", "Failure", "Kind", "examined"]
@@ -110,20 +111,25 @@ def _around(stage: Stage, has_clients: bool, found: list[Failure]) -> Callable[[
         if not has_clients:
             for function in stage.machine.functions():
                 function.disconnected()
-        leaks = list(_left_behind(stage, before))
-        if not outcome.is_adversarial:  # otherwise the reset at its end may have been left out
-            found.extend(leaks)
         try:
-            harm = newcomer(stage)
-        except (StuckError, OSError) as error:
-            harm = [str(error)]
-        except Crashed:
-            harm = ["the server is gone"]
-        found.extend(Failure(Kind.NEXT, text) for text in harm)
-        if outcome.is_adversarial or not leaks:
-            found.extend(_left_behind(stage, before))
+            leaks = list(_left_behind(stage, before))
+            if not outcome.is_adversarial:  # otherwise the reset at its end may have been left out
+                found.extend(leaks)
+            found.extend(_next_guest(stage))
+            if outcome.is_adversarial or not leaks:
+                found.extend(_left_behind(stage, before))
+        except ServerError as error:
+            found.append(Failure(Kind.SERVER, str(error)))
 
     return after
+
+
+def _next_guest(stage: Stage) -> Iterator[Failure]:
+    try:
+        harm = newcomer(stage)
+    except (StuckError, OSError, ProtocolError) as error:
+        harm = [str(error)]
+    yield from (Failure(Kind.NEXT, text) for text in harm)
 
 
 def footprint(stage: Stage) -> dict[str, int]:
@@ -145,10 +151,9 @@ def footprint(stage: Stage) -> dict[str, int]:
 def _left_behind(stage: Stage, before: dict[str, int]) -> Iterator[Failure]:
     """What there is more of than before the guest came, once nobody is at work any more."""
     end = time.monotonic() + _PATIENCE_S
-    with contextlib.suppress(Crashed):
+    stage.turn()
+    while (now := footprint(stage)) != before and time.monotonic() < end:
         stage.turn()
-        while (now := footprint(stage)) != before and time.monotonic() < end:
-            stage.turn()
-        for what, count in now.items():
-            if count != before[what]:
-                yield Failure(Kind.LEAK, f"{count} {what}, where there were {before[what]}")
+    for what, count in now.items():
+        if count != before[what]:
+            yield Failure(Kind.LEAK, f"{count} {what}, where there were {before[what]}")

@@ -143,7 +143,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="also what no correct IOMMU does: its guest may come to harm, the server and the next guest may not",
     )
     parser.add_argument(
-        "--only", type=_pattern, metavar="PATTERN", help="only places or probes of this name, with wildcards"
+        "--only",
+        type=_pattern,
+        metavar="PATTERN",
+        help="only places or probes of this name, with wildcards; default: all",
     )
     parser.add_argument(
         "--shard", type=_shard, default=(1, 1), metavar="I/N", help="only part I of N parts; default: all of it"
@@ -154,9 +157,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--minimise",
         type=Path,
         metavar="FILE",
-        help="sweep nothing: print the scenario FILE with the fewest of its rules that still fail",
+        help="sweep nothing: print the scenario FILE with the fewest of its rules that still fail; default: sweep",
     )
-    parser.add_argument("--output", type=Path, metavar="FILE", help="with --minimise: write it there instead")
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE", help="with --minimise: write it there instead; default: printed"
+    )
 
 
 def main(args: argparse.Namespace) -> int:
@@ -234,7 +239,7 @@ def _minimise(path: Path, workload: str, output: Path | None) -> int:
     except NothingFailsError as error:
         print(f"pviommu: {path}: {error}", file=sys.stderr)
         return ExitStatus.UNEXPECTED
-    print(f"pviommu: {len(smaller.rule)} of {len(scenario.rule)} rules still fail", file=sys.stderr)
+    print(f"pviommu: {len(smaller.rule)} of {len(scenario.rule)} rules still fail; default: sweep", file=sys.stderr)
     if output is None:
         print(written(smaller), end="")
     else:

@@ -6,7 +6,7 @@ import contextlib
 import errno
 import os
 from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from pviommu_abi import dma_test
 from pviommu_abi.dma_test import DmaOp
@@ -45,6 +45,7 @@ _SELDOM = (
 
 ROUNDS = 32
 _TRIES = 3
+_T = TypeVar("_T")
 _IOVA, _GPA = 0x40000000, 0x200000
 
 
@@ -164,7 +165,7 @@ def wire(stage: Stage) -> Iterator[PlayedGuest]:
                 iommu.client.request(command, payload)
         _rounds(guest)
         iommu.unplug(0, RAM_PAGES << 12)
-        iommu.plug(0, RAM_PAGES << 12, stage.ram.fd)
+        _retried(lambda: iommu.plug(0, RAM_PAGES << 12, stage.ram.fd))
         with contextlib.suppress(RemoteError):
             iommu.client.reset()
         guest.events = EventRing(iommu)
@@ -192,20 +193,30 @@ def _connected(stage: Stage, stack: contextlib.ExitStack) -> dict[str, WireFunct
 
 
 def _function(stage: Stage, name: str, registers: Mapping[str, Register]) -> WireFunction:
-    """A function by a client of its own; one that the server has no room for right now comes again."""
-    for left in reversed(range(_TRIES)):
+    """A function by a client of its own."""
+
+    def connect() -> WireFunction:
         client = stage.client(name)
         try:
             client.negotiate()
             return WireFunction(client, registers, [(0, RAM_PAGES << 12, stage.ram.fd, 0)])
-        except BaseException as error:
+        except BaseException:
             client.close()
-            has_no_room = isinstance(error, ConnectionError) or (
-                isinstance(error, RemoteError) and error.errno in (errno.ENOMEM, errno.ENOSPC)
-            )
-            if not left or not has_no_room:
+            raise
+
+    return _retried(connect)
+
+
+def _retried(call: Callable[[], _T]) -> _T:
+    """Ask again if the server has no room right now, or the connection for it."""
+    for _ in range(_TRIES - 1):
+        try:
+            return call()
+        except OSError as error:
+            is_refused = isinstance(error, RemoteError) and error.errno in (errno.ENOMEM, errno.ENOSPC)
+            if not is_refused and not isinstance(error, ConnectionError):
                 raise
-    raise AssertionError("the last try returns or raises")
+    return call()
 
 
 WORKLOADS = {
