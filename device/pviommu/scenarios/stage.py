@@ -144,7 +144,7 @@ class Stage:
         self.counters = Counters()
         self.faults = Faults(scenario, inputs, sink)
         self.faults.crash = self._crash
-        environment = Environment(inputs, self.counters, Probes(interposer=self.faults, may_change=True))
+        environment = Environment(inputs, self.counters, Probes(interposer=self.faults))
         self.machine = Machine.build(TOPOLOGY, environment, core)
         self.ram = GuestRam(RAM_PAGES << 12)
         self._folder = tempfile.TemporaryDirectory(prefix="pviommu-")

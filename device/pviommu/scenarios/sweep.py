@@ -239,7 +239,7 @@ def _minimise(path: Path, workload: str, output: Path | None) -> int:
     except NothingFailsError as error:
         print(f"pviommu: {path}: {error}", file=sys.stderr)
         return ExitStatus.UNEXPECTED
-    print(f"pviommu: {len(smaller.rule)} of {len(scenario.rule)} rules still fail; default: sweep", file=sys.stderr)
+    print(f"pviommu: {len(smaller.rule)} of {len(scenario.rule)} rules still fail", file=sys.stderr)
     if output is None:
         print(written(smaller), end="")
     else:
