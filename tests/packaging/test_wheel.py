@@ -103,3 +103,26 @@ def test_command_is_an_entry_point_of_the_wheel(installed_wheel: Path) -> None:
     (entry_points,) = installed_wheel.glob("pviommu-*.dist-info/entry_points.txt")
 
     assert "pviommu = pviommu.cli:main" in entry_points.read_text()
+
+
+def test_pytest_finds_the_plugin_of_the_wheel(
+    installed_wheel: Path, wheel_environment: dict[str, str], tmp_path: Path, pviommu_command: list[str]
+) -> None:
+    (entry_points,) = installed_wheel.glob("pviommu-*.dist-info/entry_points.txt")
+    assert "[pytest11]\npviommu = pviommu.pytest_plugin\n" in entry_points.read_text()
+    (metadata,) = installed_wheel.glob("pviommu-*.dist-info/METADATA")
+    required = [line for line in metadata.read_text().splitlines() if line.startswith("Requires-Dist: pytest")]
+    assert all("extra == 'test'" in line for line in required)
+    (tmp_path / "test_it.py").write_text(
+        "import pviommu\nfrom pviommu.testing.vm import AGENT\n\ndef test_it(pviommu_device):\n"
+        "    assert pviommu_device.guest.usage().mapped_pages == 0\n"
+        f"    assert pviommu.__file__.startswith({str(installed_wheel)!r}) and AGENT.is_file()\n"
+    )
+
+    subprocess.run(
+        [pviommu_command[0], "-m", "pytest", "-p", "no:cacheprovider"],
+        env=wheel_environment,
+        cwd=tmp_path,
+        capture_output=True,
+        check=True,
+    )

@@ -34,7 +34,7 @@ from .catalogue import ARGUMENTS, PROBES, Kind, Nature, Place, places
 from .schedule import Schedule
 from .where import Where, number_range
 
-__all__ = ["Expect", "Rule", "Scenario", "ScenarioError", "load", "parse", "schema"]
+__all__ = ["Expect", "Rule", "Scenario", "ScenarioError", "load", "loads", "parse", "schema"]
 
 _ID = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
 _ID_RULE = "1 to 64 of letters, digits, _, . and -, the first of which is a letter or a digit"
@@ -182,15 +182,19 @@ def load(path: Path) -> Scenario:
         data = path.read_bytes()
     except OSError as error:
         raise ScenarioError(f"cannot read scenario {path}: {error.strerror}") from error
-    is_json = path.suffix == ".json"
+    return loads(data, str(path), is_json=path.suffix == ".json")
+
+
+def loads(data: bytes, name: str, *, is_json: bool = False) -> Scenario:
+    """The same from the content of a file, which errors call ``name``. Raises :class:`ScenarioError`."""
     try:
         return parse((msgspec.json if is_json else msgspec.toml).decode(data))
     except WrongValueError as error:
         line = None if is_json else toml_places.line_of(data.decode(), error.place)
         where = f"line {line}: " if line is not None else f"{toml_places.spelled(error.place)}: " if is_json else ""
-        raise ScenarioError(f"scenario {path}: {where}{error}") from error
+        raise ScenarioError(f"scenario {name}: {where}{error}") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ScenarioError(f"scenario {path}: {error}") from error
+        raise ScenarioError(f"scenario {name}: {error}") from error
 
 
 def schema() -> dict[str, Any]:

@@ -96,12 +96,15 @@ class Child:
         output: IO[bytes],
         pass_fds: Sequence[int] = (),
         environment: Mapping[str, str] | None = None,
+        typed: int = subprocess.DEVNULL,
     ) -> None:
-        """Start ``command``; both its streams go to ``output``. Raises OSError when it cannot be started."""
+        """Start ``command``; both its streams go to ``output``, and ``typed`` is a descriptor of what it reads. Raises
+        OSError when it cannot be started.
+        """
         with _signals_held_back():  # a handler that raises between fork and assignment would lose the child
             self._process = subprocess.Popen(
                 command,
-                stdin=subprocess.DEVNULL,
+                stdin=typed,
                 stdout=output,
                 stderr=output,
                 pass_fds=tuple(pass_fds),

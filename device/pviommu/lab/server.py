@@ -104,6 +104,10 @@ class ServerProcess:
         """Let a stopped server go on. Raises ProcessLookupError if it is gone."""
         self._child.resume()
 
+    def wait(self, seconds: float) -> int | None:
+        """The exit status once the server ends by itself; None if it did not within ``seconds``."""
+        return self._child.wait(seconds)
+
     def kill(self) -> None:
         """Kill the server, so that its end is no problem; returns once it is dead.
 

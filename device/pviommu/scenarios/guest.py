@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
-from pviommu_abi import dma_test
 from pviommu_abi.dma_test import Descriptor, DescriptorStatus, DmaOp
-from pviommu_abi.registers import REGISTER, Profile
+from pviommu_abi.registers import Profile
 from pviommu_abi.shared import Event, EventReason
 from pviommu_abi.slots import Errno, OpClass
 from pviommu_abi.vendor import VendorOp
@@ -17,22 +16,40 @@ from pviommu_abi.vendor import VendorOp
 from ..guest.dma_test import DescriptorRing
 from ..guest.events import EventRing
 from ..guest.function import Function
-from ..guest.local import LocalFunction
+from ..guest.memory import GuestRam
 from ..guest.ring import Ring
 from ..guest.xen_2024 import Xen2024
-from .stage import RAM_PAGES, STREAMS, Stage, StuckError
+from ..topology import EndpointSection, Topology
+from .stage import StuckError
 
-__all__ = ["DEVFNS", "PlayedGuest"]
+__all__ = ["Place", "PlayedGuest"]
 
-DEVFNS = {"dma0": 0x28, "dma1": 0x30}
+_FIRST_DEVFN = 0x28
 _TRIES = 3
 
 
-class PlayedGuest(Xen2024):
-    """Drives the functions of a stage: ring 0, and both DMA test engines."""
+class Place(Protocol):
+    """Where a guest is played: see :class:`.stage.Stage`."""
 
-    def __init__(self, stage: Stage, functions: dict[str, Function] | None = None) -> None:
-        """``functions`` by name; otherwise by calls in this process."""
+    @property
+    def topology(self) -> Topology: ...
+    @property
+    def ram(self) -> GuestRam: ...
+    def functions(self) -> dict[str, Function]: ...
+    def until(self, condition: Callable[[], Any], what: str) -> None: ...
+
+
+def _devfn(entry: EndpointSection, number: int) -> int:
+    """Where an engine is on bus 0, unless the topology says that: in slots from 5 on."""
+    fixed = entry.fixed_sbdf()
+    return _FIRST_DEVFN + 8 * number if fixed is None else fixed & 0xFF
+
+
+class PlayedGuest(Xen2024):
+    """Drives the functions of a stage: ring 0, and all DMA test engines."""
+
+    def __init__(self, stage: Place, functions: Mapping[str, Function] | None = None) -> None:
+        """``functions`` by name, if not as the stage has them."""
         self.stage = stage
         self.harm: list[str] = []
         """what no correct IOMMU lets happen: data that is wrong, pages that are mapped though they are not, waits
@@ -40,21 +57,15 @@ class PlayedGuest(Xen2024):
         """
         self.answers: Counter[str] = Counter()
         """how often what was answered, or what became of DMA"""
-        self.functions = functions or self._local()
-        self.iommu = self.functions["iommu"]
+        self.functions: Mapping[str, Function] = functions or stage.functions()
+        self.iommu = self.functions[stage.topology.iommu.name]
         self.ring = Ring(self.iommu)
         self.events = EventRing(self.iommu)
         self._events: list[Event] = []
-        self.engines = {name: DescriptorRing(self.functions[name]) for name in STREAMS}
-
-    def _local(self) -> dict[str, Function]:
-        machine = self.stage.machine
-        made: dict[str, Function] = {machine.iommu.name: LocalFunction(machine.iommu, REGISTER)}
-        for name in STREAMS:
-            made[name] = LocalFunction(self.stage.endpoint(name), dma_test.REGISTER)
-        for function in made.values():
-            function.plug(0, RAM_PAGES << 12, self.stage.ram.fd)
-        return made
+        entries = [entry for entry in stage.topology.endpoint if entry.name in self.functions]
+        self.engines = {entry.name: DescriptorRing(self.functions[entry.name]) for entry in entries}
+        self.streams = {entry.name: entry.stream for entry in entries}
+        self.devfns = {entry.name: _devfn(entry, number) for number, entry in enumerate(entries)}
 
     def start(self, profile: int = Profile.XEN_2024) -> None:
         """Select a profile, turn the ring and the engines on."""
@@ -105,14 +116,21 @@ class PlayedGuest(Xen2024):
 
     def attached(self, name: str) -> int | None:
         """Bind an engine and attach it to a new context: its number, or None if that is refused."""
-        if self.bind_stream(DEVFNS[name], STREAMS[name]) not in (0, -Errno.EEXIST):
+        if self.bind_stream(self.devfns[name], self.streams[name]) not in (0, -Errno.EEXIST):
             return None
         result, ctx = self.retried(self.alloc_context)
         if result:
             return None
         if not self.check(ctx > 0, f"a new context has number {ctx}"):
             return None
-        return int(ctx) if self.retried(lambda: self.reattach_device(DEVFNS[name], ctx))[0] == 0 else None
+        return int(ctx) if self.retried(lambda: self.reattach_device(self.devfns[name], ctx))[0] == 0 else None
+
+    def attach(self, name: str) -> int:
+        """The same where it is not to be refused. Raises AssertionError."""
+        ctx = self.attached(name)
+        if ctx is None:
+            raise AssertionError(f"{name} was not attached to a new context; answers so far: {dict(self.answers)}")
+        return ctx
 
     # -- DMA --------------------------------------------------------------------------------------------------------
 
@@ -139,7 +157,7 @@ class PlayedGuest(Xen2024):
     def _is_stopped(self, name: str) -> bool:
         """Whether an engine is blocked without having asked for anything: it waits for its reset."""
         return any(
-            (event.reason, event.access, event.stream) == (EventReason.BLOCKED, 0, STREAMS[name])
+            (event.reason, event.access, event.stream) == (EventReason.BLOCKED, 0, self.streams[name])
             for event in self._told()
         )
 

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import select
 import socket
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
+from pviommu_abi import dma_test
+from pviommu_abi.registers import REGISTER
 from vfio_user import Client, transport
 from vfio_user.framing import Frame
+from wire_layout.registers import Register
 
 from ..counters import Counters
 from ..endpoints.dma_test import DmaTestEngine
 from ..faults.engine import Faults
 from ..faults.scenario import Scenario
+from ..guest.function import Function
+from ..guest.local import LocalFunction
 from ..guest.memory import GuestRam
+from ..guest.wire import WireFunction
 from ..host.pacing import Pace
 from ..host.server import Server
 from ..inputs import Inputs, LiveInputs
@@ -38,7 +47,11 @@ __all__ = [
     "Stage",
     "StuckError",
     "VirtualInputs",
+    "driven",
+    "tried_again",
 ]
+
+_T = TypeVar("_T")
 
 RAM_PAGES = 0x1000
 STREAMS = {"dma0": 1, "dma1": 2}
@@ -126,6 +139,23 @@ class PlayedClient(Client):
         return super().receive()
 
 
+def driven(topology: Topology) -> dict[str, Mapping[str, Register]]:
+    """The functions that a guest has drivers for, with their registers: the PV-IOMMU and the DMA test engines."""
+    engines = [entry.name for entry in topology.endpoint if entry.kind == "dma-test"]
+    return {topology.iommu.name: REGISTER, **dict.fromkeys(engines, dma_test.REGISTER)}
+
+
+def tried_again(call: Callable[[], _T]) -> _T:
+    """Three times, while the server has no room right now, or no connection for that reason."""
+    for _ in range(2):
+        try:
+            return call()
+        except OSError as error:
+            if error.errno not in (errno.ECONNRESET, errno.ENOMEM, errno.ENOSPC):
+                raise
+    return call()
+
+
 class Stage:
     """Where a guest is played. A context manager; closes everything."""
 
@@ -135,9 +165,12 @@ class Stage:
         sink: Callable[[str], None] | None = None,
         core: DeviceCore | None = None,
         record: Callable[[Inputs], Inputs] | None = None,
+        topology: Topology = TOPOLOGY,
+        clock: VirtualInputs | None = None,
     ) -> None:
         """``sink`` gets the lines of the log of events. ``record`` gives the inputs that the device gets instead."""
-        self.clock = VirtualInputs()
+        self.topology = topology
+        self.clock = clock or VirtualInputs()
         self.turns = 0
         """of the loop"""
         inputs: Inputs = record(self.clock) if record else self.clock
@@ -145,7 +178,7 @@ class Stage:
         self.faults = Faults(scenario, inputs, sink)
         self.faults.crash = self._crash
         environment = Environment(inputs, self.counters, Probes(interposer=self.faults))
-        self.machine = Machine.build(TOPOLOGY, environment, core)
+        self.machine = Machine.build(topology, environment, core)
         self.ram = GuestRam(RAM_PAGES << 12)
         self._folder = tempfile.TemporaryDirectory(prefix="pviommu-")
         self._sockets = listen_all(self.machine, Path(self._folder.name), {})
@@ -190,6 +223,32 @@ class Stage:
         patience = _Patience(self, what)
         while not condition():
             patience.turn()
+
+    def functions(self) -> dict[str, Function]:
+        """Those that a guest drives, by calls, with memory."""
+        iommu = self.machine.iommu
+        found: dict[str, Function] = {}
+        for name, registers in driven(self.topology).items():
+            found[name] = LocalFunction(iommu if name == iommu.name else self.endpoint(name), registers)
+            found[name].plug(0, self.ram.size, self.ram.fd)
+        return found
+
+    def connected(self, stack: contextlib.ExitStack) -> dict[str, WireFunction]:
+        """The same over vfio-user, by clients that ``stack`` closes; one for which there is no room comes again."""
+        found: dict[str, WireFunction] = {}
+        for name, registers in driven(self.topology).items():
+            found[name] = tried_again(partial(self._connected, name, registers))
+            stack.callback(found[name].close)
+        return found
+
+    def _connected(self, name: str, registers: Mapping[str, Register]) -> WireFunction:
+        client = self.client(name)
+        try:
+            client.negotiate()
+            return WireFunction(client, registers, [(0, self.ram.size, self.ram.fd, 0)])
+        except BaseException:
+            client.close()
+            raise
 
     def client(self, name: str) -> PlayedClient:
         """A client of a function."""

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
-from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple, TypeVar
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import NamedTuple
 
-from pviommu_abi import dma_test
 from pviommu_abi.dma_test import DmaOp
-from pviommu_abi.registers import REGISTER, Profile
+from pviommu_abi.registers import Profile
 from pviommu_abi.slots import Errno, OpClass
 from pviommu_abi.vendor import Batch, Binding, Call, MapOp, Reserve, VendorOp
 from pviommu_abi.xen_2024 import PvIommuOp, QueryCapabilities, UnmapPages, Xen2024Op
@@ -28,12 +27,11 @@ from pviommu_abi.xen_v7 import (
 )
 from vfio_user import Command, IrqIndex, RegionIndex, RemoteError
 from vfio_user.messages import GetRegionIoFds, WriteMulti
-from wire_layout.registers import Register
 
 from ..guest.events import EventRing
 from ..guest.wire import WireFunction
-from .guest import DEVFNS, PlayedGuest
-from .stage import RAM_PAGES, STREAMS, Stage
+from .guest import PlayedGuest
+from .stage import RAM_PAGES, STREAMS, Stage, tried_again
 
 __all__ = ["WORKLOADS", "Workload", "newcomer"]
 
@@ -44,8 +42,6 @@ _SELDOM = (
 """Messages that QEMU may send and this guest has no use for."""
 
 ROUNDS = 32
-_TRIES = 3
-_T = TypeVar("_T")
 _IOVA, _GPA = 0x40000000, 0x200000
 
 
@@ -123,7 +119,7 @@ def operations(stage: Stage) -> Iterator[PlayedGuest]:
         ram[0x3000:0x3020] = UnmapPages(Xen2024Op.UNMAP_PAGES, ctx, 0, 0x200, 1, 0).pack().ljust(32, b"\0")
         guest.call(Call(0x3000, 0).pack(), OpClass.VENDOR, VendorOp.CALL)
         guest.call(Reserve(ctx, 0, 8).pack(), OpClass.VENDOR, VendorOp.RESERVE)
-    binding = Binding(0, 0, DEVFNS["dma0"])
+    binding = Binding(0, 0, guest.devfns["dma0"])
     guest.call(binding.pack(), OpClass.VENDOR, VendorOp.QUERY_ENDPOINT)
     guest.burst(4)
     guest.call(binding.pack(), OpClass.VENDOR, VendorOp.BLOCK)
@@ -140,8 +136,8 @@ def operations(stage: Stage) -> Iterator[PlayedGuest]:
         (XenV7Op.UNMAP_PAGES, V7UnmapPages(1, 0, 0, 0x100, 4096, 4, 0, 0)),
     ):
         guest.call(payload.pack(), OpClass.XEN_V7, op)
-    guest.bind_stream(DEVFNS["dma0"], STREAMS["dma0"])
-    guest.call(V7ReattachDevice(1, 0, 0, DEVFNS["dma0"], 0, 0).pack(), OpClass.XEN_V7, XenV7Op.REATTACH_DEVICE)
+    guest.bind_stream(guest.devfns["dma0"], STREAMS["dma0"])
+    guest.call(V7ReattachDevice(1, 0, 0, guest.devfns["dma0"], 0, 0).pack(), OpClass.XEN_V7, XenV7Op.REATTACH_DEVICE)
     ram[0x3000:0x3008] = V7Free(1, 0, 1).pack()
     remote = V7RemoteCmd(DOMID_SELF, XenV7Op.FREE_CONTEXT, 0, 0x3000)
     guest.call(remote.pack(), OpClass.XEN_V7, XenV7Op.REMOTE_CMD)
@@ -151,8 +147,8 @@ def operations(stage: Stage) -> Iterator[PlayedGuest]:
 def wire(stage: Stage) -> Iterator[PlayedGuest]:
     """Over vfio-user: sockets, messages, shared memory, interrupts; a client that goes and comes again."""
     with contextlib.ExitStack() as stack:
-        functions = _connected(stage, stack)
-        guest = PlayedGuest(stage, dict(functions))
+        functions = _powered(stage, stack)
+        guest = PlayedGuest(stage, functions)
         yield guest
         iommu = functions["iommu"]
         guest.start()
@@ -165,7 +161,7 @@ def wire(stage: Stage) -> Iterator[PlayedGuest]:
                 iommu.client.request(command, payload)
         _rounds(guest)
         iommu.unplug(0, RAM_PAGES << 12)
-        _retried(lambda: iommu.plug(0, RAM_PAGES << 12, stage.ram.fd))
+        tried_again(partial(iommu.plug, 0, RAM_PAGES << 12, stage.ram.fd))
         with contextlib.suppress(RemoteError):
             iommu.client.reset()
         guest.events = EventRing(iommu)
@@ -175,48 +171,18 @@ def wire(stage: Stage) -> Iterator[PlayedGuest]:
 def newcomer(stage: Stage) -> list[str]:
     """A guest over vfio-user that comes after another one, and does some rounds: the harm that it came to."""
     with contextlib.ExitStack() as stack:
-        guest = PlayedGuest(stage, dict(_connected(stage, stack)))
+        guest = PlayedGuest(stage, _powered(stage, stack))
         guest.start()
         _rounds(guest, 4)
         return guest.harm
 
 
-def _connected(stage: Stage, stack: contextlib.ExitStack) -> dict[str, WireFunction]:
+def _powered(stage: Stage, stack: contextlib.ExitStack) -> dict[str, WireFunction]:
     """All functions, each by a client that is closed with ``stack``, and reset as a machine that is turned on does."""
-    functions = {}
-    for name, registers in (("iommu", REGISTER), *((name, dma_test.REGISTER) for name in STREAMS)):
-        functions[name] = _function(stage, name, registers)
-        stack.callback(functions[name].close)
+    functions = stage.connected(stack)
     for function in functions.values():
         function.client.reset()
     return functions
-
-
-def _function(stage: Stage, name: str, registers: Mapping[str, Register]) -> WireFunction:
-    """A function by a client of its own."""
-
-    def connect() -> WireFunction:
-        client = stage.client(name)
-        try:
-            client.negotiate()
-            return WireFunction(client, registers, [(0, RAM_PAGES << 12, stage.ram.fd, 0)])
-        except BaseException:
-            client.close()
-            raise
-
-    return _retried(connect)
-
-
-def _retried(call: Callable[[], _T]) -> _T:
-    """Ask again if the server has no room right now, or the connection for it."""
-    for _ in range(_TRIES - 1):
-        try:
-            return call()
-        except OSError as error:
-            is_refused = isinstance(error, RemoteError) and error.errno in (errno.ENOMEM, errno.ENOSPC)
-            if not is_refused and not isinstance(error, ConnectionError):
-                raise
-    return call()
 
 
 WORKLOADS = {
