@@ -37,6 +37,7 @@ COMMANDS = {
     "faults scenarios": ("pviommu.scenarios.shipped", "list the scenarios that come with pviommu"),
     "faults show": ("pviommu.scenarios.show", "print one of them"),
     "faults run": ("pviommu.scenarios.run", "play a scenario on a guest without a virtual machine"),
+    "faults sweep": ("pviommu.scenarios.sweep", "try every failure at each place that a workload passes"),
     "build-core": ("pviommu.native.build", "compile the native core, which makes the device fast"),
     "completion": ("pviommu.completion", "print what completes these commands in a shell"),
     "selfcheck": ("pviommu.selfcheck.command", "check engine, ring and wire against a model"),

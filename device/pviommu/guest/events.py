@@ -32,10 +32,11 @@ class EventRing:
         return int(self.function.words[_LOST])
 
     def take(self) -> list[Event]:
-        """All events that are there; their places are free afterwards."""
-        words, found = self.function.words, []
+        """All events that are there, at most as many as the ring has room for; their places are free afterwards."""
+        words = self.function.words
+        found: list[Event] = []
         producer = words[_PRODUCER]
-        while self.consumer != producer:
+        while self.consumer != producer and len(found) < EVENT_ENTRIES:
             place = EVENT_OFFSET + self.consumer % EVENT_ENTRIES * Event.SIZE
             found.append(Event.unpack(self.function.view, place))
             self.consumer = self.consumer + 1 & MASK

@@ -7,13 +7,17 @@ from collections.abc import Mapping
 
 from wire_layout.registers import Register
 
-__all__ = ["COMMAND_MASTER", "COMMAND_MEMORY", "CONFIG_COMMAND", "WORD", "Function"]
+__all__ = ["WORD", "Function"]
 
 WORD = 4
 """Bytes of a register, and of an index in shared memory."""
 CONFIG_COMMAND = 4
 """The command register in configuration space, 16 bits (PCI 3.0, 6.2.2)."""
 COMMAND_MEMORY, COMMAND_MASTER = 1 << 1, 1 << 2
+_CAPABILITIES = 0x34
+"""Where the first capability is (PCI 3.0, 6.7); each begins with its id and the place of the next one."""
+_EXPRESS, _DEVICE_CONTROL, _INITIATE_RESET = 0x10, 8, 1 << 15
+"""The PCI Express capability and the function-level reset in it (PCI Express base 4.0, 7.5.3.4)."""
 
 
 class Function(ABC):
@@ -49,8 +53,25 @@ class Function(ABC):
         """Write the 32 bits at ``offset`` of BAR 0."""
 
     @abstractmethod
+    def read_config(self, offset: int, size: int) -> int:
+        """The number of ``size`` bytes at ``offset`` of configuration space."""
+
+    @abstractmethod
+    def write_config(self, offset: int, size: int, value: int) -> None:
+        """Write the number of ``size`` bytes at ``offset`` of configuration space."""
+
     def set_bus_master(self, on: bool) -> None:
         """Enable memory accesses, and DMA too if ``on``."""
+        self.write_config(CONFIG_COMMAND, 2, COMMAND_MEMORY | (COMMAND_MASTER if on else 0))
+
+    def reset(self) -> None:
+        """Reset it alone, by its PCI Express capability. Raises LookupError if it has none."""
+        place = self.read_config(_CAPABILITIES, 1)
+        while place and self.read_config(place, 1) != _EXPRESS:
+            place = self.read_config(place + 1, 1)
+        if not place:
+            raise LookupError("the function has no PCI Express capability, and so no reset of its own")
+        self.write_config(place + _DEVICE_CONTROL, 2, _INITIATE_RESET)
 
     @abstractmethod
     def plug(self, address: int, size: int, fd: int, offset: int = 0) -> None:

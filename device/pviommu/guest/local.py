@@ -10,7 +10,7 @@ from pviommu_abi.registers import REGISTER_BAR
 from vfio_user import DmaMapping, RegionIndex
 from wire_layout.registers import Register
 
-from .function import COMMAND_MASTER, COMMAND_MEMORY, CONFIG_COMMAND, WORD, Function
+from .function import WORD, Function
 
 __all__ = ["LocalFunction", "Served"]
 
@@ -57,9 +57,11 @@ class LocalFunction(Function):
     def write_at(self, offset: int, value: int) -> None:
         self._served.region_write(REGISTER_BAR, offset, value.to_bytes(WORD, "little"))
 
-    def set_bus_master(self, on: bool) -> None:
-        command = COMMAND_MEMORY | (COMMAND_MASTER if on else 0)
-        self._served.region_write(RegionIndex.CONFIG, CONFIG_COMMAND, command.to_bytes(2, "little"))
+    def read_config(self, offset: int, size: int) -> int:
+        return int.from_bytes(self._served.region_read(RegionIndex.CONFIG, offset, size), "little")
+
+    def write_config(self, offset: int, size: int, value: int) -> None:
+        self._served.region_write(RegionIndex.CONFIG, offset, value.to_bytes(size, "little"))
 
     def plug(self, address: int, size: int, fd: int, offset: int = 0) -> None:
         self._served.dma_map(DmaMapping(address, size, offset, True, True, os.dup(fd)))

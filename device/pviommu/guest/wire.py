@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from pviommu_abi.registers import REGISTER_BAR, SHARED_BAR
-from vfio_user import Client
+from vfio_user import Client, ProtocolError
 from wire_layout.registers import Register
 
-from .function import COMMAND_MASTER, COMMAND_MEMORY, CONFIG_COMMAND, WORD, Function
+from .function import WORD, Function
 
 __all__ = ["Part", "WireFunction"]
 
@@ -20,8 +20,8 @@ class WireFunction(Function):
     """The function of a connected client. Closing it closes the client."""
 
     def __init__(self, client: Client, registers: Mapping[str, Register], memory: Iterable[Part] = ()) -> None:
-        """``memory`` is given before anything is asked, as QEMU does. Raises ConnectionError if the shared BAR cannot
-        be mapped.
+        """``memory`` is given before anything is asked, as QEMU does. Raises ProtocolError if the shared BAR
+        cannot be mapped as a whole.
         """
         self.client = client
         self.registers = registers
@@ -29,8 +29,10 @@ class WireFunction(Function):
             self.plug(*part)
         client.device_info()
         areas = client.map_region(SHARED_BAR)
-        if not areas:
-            raise ConnectionError(f"BAR {SHARED_BAR} cannot be mapped: the server sent no descriptor of it")
+        if len(areas) != 1:
+            for area in areas:
+                area.memory.close()
+            raise ProtocolError(f"the shared BAR comes as {len(areas)} areas that can be mapped: one is needed")
         self._memory = areas[0].memory
         self._view = memoryview(self._memory)
         self._words = self._view.cast("I")
@@ -49,8 +51,11 @@ class WireFunction(Function):
     def write_at(self, offset: int, value: int) -> None:
         self.client.region_write(REGISTER_BAR, offset, value.to_bytes(WORD, "little"))
 
-    def set_bus_master(self, on: bool) -> None:
-        self.client.config_write(CONFIG_COMMAND, 2, COMMAND_MEMORY | (COMMAND_MASTER if on else 0))
+    def read_config(self, offset: int, size: int) -> int:
+        return self.client.config_read(offset, size)
+
+    def write_config(self, offset: int, size: int, value: int) -> None:
+        self.client.config_write(offset, size, value)
 
     def plug(self, address: int, size: int, fd: int, offset: int = 0) -> None:
         self.client.dma_map(address, size, fd, offset)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Protocol
 
 from pviommu_abi.dma_test import Descriptor, DescriptorStatus, DmaOp
 from pviommu_abi.registers import Profile
-from pviommu_abi.shared import RING_AREA_OFFSET
+from pviommu_abi.shared import RING_AREA_OFFSET, Event, EventReason
 from pviommu_abi.slots import SLOT_SIZE, Errno, OpClass
+from pviommu_abi.vendor import VendorOp
 
 from ..guest.dma_test import DescriptorRing
 from ..guest.events import EventRing
@@ -49,7 +51,7 @@ def _devfn(entry: EndpointSection, number: int) -> int:
 class PlayedGuest(Xen2024):
     """Drives the functions of a stage: ring 0, ring 1 if it is turned on, and all DMA test engines."""
 
-    def __init__(self, stage: Place, functions: dict[str, Function] | None = None) -> None:
+    def __init__(self, stage: Place, functions: Mapping[str, Function] | None = None) -> None:
         """``functions`` by name, if not as the stage has them."""
         self.stage = stage
         self.harm: list[str] = []
@@ -58,12 +60,13 @@ class PlayedGuest(Xen2024):
         """
         self.answers: Counter[str] = Counter()
         """how often what was answered, or what became of DMA"""
-        self.functions = functions or stage.functions()
+        self.functions: Mapping[str, Function] = functions or stage.functions()
         self.iommu = self.functions[stage.topology.iommu.name]
         self.ring, self.second_ring = (
             Ring(self.iommu, number, _ENTRIES, RING_AREA_OFFSET + number * _ENTRIES * SLOT_SIZE) for number in range(2)
         )
         self.events = EventRing(self.iommu)
+        self._events: list[Event] = []
         entries = [entry for entry in stage.topology.endpoint if entry.name in self.functions]
         self.engines = {entry.name: DescriptorRing(self.functions[entry.name]) for entry in entries}
         self.streams = {entry.name: entry.stream for entry in entries}
@@ -88,6 +91,14 @@ class PlayedGuest(Xen2024):
 
     def call(self, payload: bytes, op_class: int = OpClass.XEN_2024, op: int = 0) -> tuple[int, bytes]:
         return self.answer(self.ring, self.submit(self.ring, payload, op_class, op))
+
+    def burst(self, count: int) -> None:
+        """Ask so many times at once how much is in use, which must be answered alike."""
+        positions = [self.ring.put(OpClass.VENDOR, VendorOp.QUERY_USAGE, 0, b"") for _ in range(count)]
+        if self.ring.doorbell_wanted(positions[0]):
+            self.ring.ring_doorbell()
+        answers = {self.answer(self.ring, position) for position in positions}
+        self.check(len(answers) == 1, f"{count} questions at once have {len(answers)} answers")
 
     @staticmethod
     def submit(ring: Ring, payload: bytes, op_class: int = OpClass.XEN_2024, op: int = 0) -> int:
@@ -137,14 +148,36 @@ class PlayedGuest(Xen2024):
     # -- DMA --------------------------------------------------------------------------------------------------------
 
     def dma(self, name: str, op: int, length: int, **fields: int) -> Descriptor:
-        """Have an engine carry a descriptor out."""
-        engine = self.engines[name]
-        place = engine.put(op, length, **fields)
-        engine.start()
-        self.stage.until(lambda: engine.is_done(place), f"the end of a descriptor of {name}")
+        """Have an engine carry a descriptor out; once more, after a reset, if it stops and says so."""
+        for _ in range(TRIES):
+            engine = self.engines[name]
+            place = engine.put(op, length, **fields)
+            engine.start()
+            self.stage.until(partial(self._is_over, name, place), f"the end of a descriptor of {name}")
+            if engine.is_done(place):
+                break
+            self.answers["engine reset"] += 1
+            self.reset_engine(name)
+        else:
+            raise StuckError(f"{name} stops again and again")
         done = engine.descriptor(place)
         self.answers[f"DMA {DescriptorStatus(done.status).name}"] += 1
         return done
+
+    def _is_over(self, name: str, place: int) -> bool:
+        return self.engines[name].is_done(place) or self._is_stopped(name)
+
+    def _is_stopped(self, name: str) -> bool:
+        """Whether an engine is blocked without having asked for anything: it waits for its reset."""
+        return any(
+            (event.reason, event.access, event.stream) == (EventReason.BLOCKED, 0, self.streams[name])
+            for event in self._told()
+        )
+
+    def _told(self) -> list[Event]:
+        """The events since the last look that forgot them."""
+        self._events += self.events.take()
+        return self._events
 
     def fill(self, name: str, iova: int, gpa: int, length: int, pattern: int) -> bool:
         """Write to where ``iova`` is mapped, and look at what arrived at ``gpa`` and beside it; whether it was let
@@ -166,17 +199,41 @@ class PlayedGuest(Xen2024):
         self.check(before == after, f"DMA to {iova:#x} wrote beside its place")
         return done.status == DescriptorStatus.DONE
 
+    def fill_in_the_end(self, name: str, iova: int, gpa: int, length: int, pattern: int) -> None:
+        """The same until it is let through; an engine that does not come to an end is reset, as a driver does then."""
+        for _ in range(TRIES):
+            try:
+                if self.fill(name, iova, gpa, length, pattern):
+                    return
+            except StuckError:
+                self.reset_engine(name)
+        self.harm.append(f"DMA of {name} to {iova:#x} is not done in {TRIES} tries")
+
+    def reset_engine(self, name: str) -> None:
+        """By its function's reset; nothing is queued afterwards, and it works again."""
+        self._events.clear()
+        self.functions[name].reset()
+        self.engines[name] = DescriptorRing(self.functions[name])
+        self.engines[name].turn_on()
+
+    def reset_iommu(self) -> None:
+        """By its function's reset: rings, events, contexts and bindings are gone. What is to work again is set up."""
+        self.iommu.reset()
+        self.events = EventRing(self.iommu)
+        self._events.clear()
+        self.start()
+
     def refused(self, name: str, iova: int) -> None:
         """Write to where nothing is mapped: it must be refused, and told."""
-        told = self.events.lost
+        lost = self.events.lost
+        self._told().clear()
         done = self.dma(name, DmaOp.FILL, 8, dst=iova, pattern=0x5555555555555555)
         if not self.check(done.status == DescriptorStatus.FAULT, f"DMA to {iova:#x}, which is not mapped, is done"):
             return
         try:
-            self.stage.until(lambda: not self.events.is_empty or self.events.lost > told, "the event of a fault")
+            self.stage.until(lambda: self._told() or self.events.lost > lost, "the event of a fault")
         except StuckError as stuck:
             self.harm.append(str(stuck))
             return
-        found = self.events.take()
-        if self.events.lost == told:
-            self.check(any(event.iova == iova for event in found), f"no event tells of the fault at {iova:#x}")
+        if self.events.lost == lost:
+            self.check(any(event.iova == iova for event in self._told()), f"no event tells of the fault at {iova:#x}")

@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from vfio_user import ProtocolError
+
 from ..exit_status import ExitStatus
 from ..faults.catalogue import Nature
 from ..faults.scenario import Scenario, ScenarioError, load
@@ -24,10 +26,10 @@ from ..reports import junit, ktap
 from ..reports.ktap import KtapRun, TestResult
 from ..reports.ktap import Outcome as TestOutcome
 from .results import rule_results
-from .stage import Crashed, Stage, StuckError
+from .stage import Crashed, ServerError, Stage, StuckError
 from .workloads import WORKLOADS
 
-__all__ = ["Outcome", "add_arguments", "known_workload", "main", "played"]
+__all__ = ["Around", "Outcome", "add_arguments", "known_workload", "main", "played"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,8 @@ class Outcome:
     """what the guest found that no correct IOMMU lets happen"""
     answers: dict[str, int]
     """what it was answered, how often"""
+    failed: bool = False
+    """whether :attr:`end` is an exception in the server"""
 
     @property
     def is_adversarial(self) -> bool:
@@ -52,7 +56,8 @@ class Outcome:
         """Of the command."""
         if not self.verdict.ok:
             return ExitStatus.UNEXPECTED
-        return ExitStatus.FAILED if self.came_to_harm and not self.is_adversarial else ExitStatus.PASSED
+        is_excused = self.is_adversarial and not self.failed
+        return ExitStatus.FAILED if self.came_to_harm and not is_excused else ExitStatus.PASSED
 
     def lines(self) -> list[str]:
         """For people."""
@@ -61,7 +66,7 @@ class Outcome:
         lines += [f"  harm: {text}" for text in self.harm]
         if self.end != "done":
             lines.append(f"  it did not come to its end: {self.end}")
-        if self.is_adversarial and self.came_to_harm:
+        if self.is_adversarial and not self.failed and self.came_to_harm:
             lines.append("  which adversarial rules may do")
         return [*lines, *self.verdict.lines()]
 
@@ -93,12 +98,21 @@ class Outcome:
         }
 
 
+Around = Callable[[Stage], Callable[["Outcome"], None]]
+"""Called before a guest comes; what it returns is called with what came of it, once it is gone."""
+
+
 def played(
-    scenario: Scenario, workload: str, sink: Callable[[str], None] | None = None, core: DeviceCore | None = None
+    scenario: Scenario,
+    workload: str,
+    sink: Callable[[str], None] | None = None,
+    core: DeviceCore | None = None,
+    around: Around | None = None,
 ) -> Outcome:
     """Play a workload. ``sink`` gets the lines of the log of events."""
-    end, guest = "done", None
+    end, guest, failed = "done", None, False
     with Stage(scenario, sink, core) as stage:
+        after = around(stage) if around else None
         steps = WORKLOADS[workload].play(stage)
         try:
             guest = next(steps)
@@ -107,13 +121,18 @@ def played(
             end = "the server is gone"
         except StuckError as stuck:
             end = str(stuck)
-        except (OSError, ConnectionError) as error:
+        except ServerError as error:
+            end, failed = str(error), True
+        except (OSError, ProtocolError) as error:
             end = f"{type(error).__name__}: {error}"
         finally:
-            with contextlib.suppress(Crashed, StuckError, OSError):
+            with contextlib.suppress(Crashed, ServerError, StuckError, OSError):
                 steps.close()  # type: ignore[attr-defined]
-        verdict = stage.faults.verdict()
-    return Outcome(verdict, end, tuple(guest.harm if guest else ()), dict(guest.answers if guest else {}))
+        harm, answers = (tuple(guest.harm), dict(guest.answers)) if guest else ((), {})
+        outcome = Outcome(stage.faults.verdict(), end, harm, answers, failed)
+        if after:
+            after(outcome)
+    return outcome
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -43,6 +43,7 @@ __all__ = [
     "TOPOLOGY",
     "Crashed",
     "PlayedClient",
+    "ServerError",
     "Stage",
     "StuckError",
     "VirtualInputs",
@@ -50,16 +51,21 @@ __all__ = [
     "tried_again",
 ]
 
+_T = TypeVar("_T")
+
 RAM_PAGES = 0x1000
 STREAMS = {"dma0": 1, "dma1": 2}
 TOPOLOGY = Topology(
     IommuSection(rings=2), tuple(EndpointSection(name, "dma-test", stream) for name, stream in STREAMS.items())
 )
-_T = TypeVar("_T")
 PATIENCE_NS = 2_000_000_000
 """Virtual time after which a guest takes it that nothing will come any more."""
 _READ_NS = 100
 """By how much the clock goes on each time that it is read."""
+_MANY_TURNS, _TURN_NS = 1000, 100_000
+"""After so many turns in one wait each of them takes so much time more: a loop that is busy without end, too, comes to
+the end of a guest's patience.
+"""
 _SHORT_MS, _THREAD_S = 10, 0.002
 """Longer sleeps leave a thread, which closes what clients have sent, a moment of real time."""
 _SLEEP_NS = 10_000_000
@@ -68,6 +74,10 @@ _SLEEP_NS = 10_000_000
 
 class StuckError(Exception):
     """What the guest waited for did not come."""
+
+
+class ServerError(Exception):
+    """The loop ended in an exception, which ends a server."""
 
 
 class Crashed(BaseException):
@@ -95,32 +105,37 @@ class VirtualInputs(LiveInputs):
         return ready
 
 
-def tried_again(call: Callable[[], _T]) -> _T:
-    """What is refused because the host is short of something, and a connection that breaks, is tried three times."""
-    for _ in range(2):
-        try:
-            return call()
-        except OSError as error:
-            if error.errno not in (errno.ECONNRESET, errno.ENOMEM, errno.ENOSPC):
-                raise
-    return call()
+class _Patience:
+    """A wait of a guest, which ends with StuckError."""
+
+    def __init__(self, stage: Stage, what: str) -> None:
+        """``what`` is waited for."""
+        self._stage = stage
+        self._what = what
+        self._end_ns = stage.clock.time_ns + PATIENCE_NS
+        self._turns = 0
+
+    def turn(self) -> None:
+        """One turn of the loop."""
+        clock = self._stage.clock
+        if clock.time_ns > self._end_ns:
+            raise StuckError(f"{self._what} did not come within {PATIENCE_NS / 1e9:.0f} s")
+        self._turns += 1
+        if self._turns > _MANY_TURNS:
+            clock.time_ns += _TURN_NS
+        self._stage.turn()
 
 
 class PlayedClient(Client):
     """A client that turns the loop while it waits. Raises StuckError instead of waiting for ever."""
 
     def __init__(self, stage: Stage, sock: socket.socket) -> None:
-        super().__init__(sock, idle=self._turn)
+        super().__init__(sock, idle=lambda: self._patience.turn())
         self._stage = stage
-        self._end_ns = stage.clock.time_ns + PATIENCE_NS
-
-    def _turn(self) -> None:
-        if self._stage.clock.time_ns > self._end_ns:
-            raise StuckError(f"an answer did not come within {PATIENCE_NS / 1e9:.0f} s")
-        self._stage.turn()
+        self._patience = _Patience(stage, "an answer")
 
     def receive(self) -> Frame:
-        self._end_ns = self._stage.clock.time_ns + PATIENCE_NS
+        self._patience = _Patience(self._stage, "an answer")
         return super().receive()
 
 
@@ -128,6 +143,17 @@ def driven(topology: Topology) -> dict[str, Mapping[str, Register]]:
     """The functions that a guest has drivers for, with their registers: the PV-IOMMU and the DMA test engines."""
     engines = [entry.name for entry in topology.endpoint if entry.kind == "dma-test"]
     return {topology.iommu.name: REGISTER, **dict.fromkeys(engines, dma_test.REGISTER)}
+
+
+def tried_again(call: Callable[[], _T]) -> _T:
+    """Three times, while the server has no room right now, or no connection for that reason."""
+    for _ in range(2):
+        try:
+            return call()
+        except OSError as error:
+            if error.errno not in (errno.ECONNRESET, errno.ENOMEM, errno.ENOSPC):
+                raise
+    return call()
 
 
 class Stage:
@@ -180,17 +206,23 @@ class Stage:
         raise Crashed
 
     def turn(self) -> None:
-        """One turn of the loop."""
+        """One turn of the loop. Raises ServerError if it raises anything."""
         self.turns += 1
-        self.server.turn()
+        try:
+            self.server.turn()
+        except Exception as error:
+            raise ServerError(f"{type(error).__name__}: {error}") from error
+
+    def unload(self) -> None:
+        """No rules any more."""
+        self.faults.load(Scenario())
+        self.machine.iommu.probes.rebind()
 
     def until(self, condition: Callable[[], Any], what: str) -> None:
         """Turn the loop until it is so. Raises StuckError."""
-        end = self.clock.time_ns + PATIENCE_NS
+        patience = _Patience(self, what)
         while not condition():
-            if self.clock.time_ns > end:
-                raise StuckError(f"{what} did not come within {PATIENCE_NS / 1e9:.0f} s")
-            self.turn()
+            patience.turn()
 
     def functions(self) -> dict[str, Function]:
         """Those that a guest drives, by calls, with memory."""
@@ -201,24 +233,22 @@ class Stage:
             found[name].plug(0, self.ram.size, self.ram.fd)
         return found
 
-    def connected(self, stack: contextlib.ExitStack) -> dict[str, Function]:
-        """The same over vfio-user, by clients that ``stack`` closes."""
-        found: dict[str, Function] = {}
+    def connected(self, stack: contextlib.ExitStack) -> dict[str, WireFunction]:
+        """The same over vfio-user, by clients that ``stack`` closes; one for which there is no room comes again."""
+        found: dict[str, WireFunction] = {}
         for name, registers in driven(self.topology).items():
-            client = tried_again(partial(self._negotiated, name))
-            stack.callback(client.close)
-            found[name] = WireFunction(client, registers, [(0, self.ram.size, self.ram.fd, 0)])
+            found[name] = tried_again(partial(self._connected, name, registers))
             stack.callback(found[name].close)
         return found
 
-    def _negotiated(self, name: str) -> PlayedClient:
+    def _connected(self, name: str, registers: Mapping[str, Register]) -> WireFunction:
         client = self.client(name)
         try:
             client.negotiate()
+            return WireFunction(client, registers, [(0, self.ram.size, self.ram.fd, 0)])
         except BaseException:
             client.close()
             raise
-        return client
 
     def client(self, name: str) -> PlayedClient:
         """A client of a function."""

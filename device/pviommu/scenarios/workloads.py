@@ -28,13 +28,12 @@ from pviommu_abi.xen_v7 import (
 from vfio_user import Command, IrqIndex, RegionIndex, RemoteError
 from vfio_user.messages import GetRegionIoFds, WriteMulti
 
-from ..guest.dma_test import DescriptorRing
 from ..guest.events import EventRing
 from ..guest.wire import WireFunction
-from .guest import TRIES, PlayedGuest
-from .stage import RAM_PAGES, STREAMS, Stage, StuckError, tried_again
+from .guest import PlayedGuest
+from .stage import RAM_PAGES, STREAMS, Stage, tried_again
 
-__all__ = ["WORKLOADS", "Workload"]
+__all__ = ["WORKLOADS", "Workload", "newcomer"]
 
 _SELDOM = (
     (Command.DEVICE_GET_REGION_IO_FDS, GetRegionIoFds(GetRegionIoFds.SIZE, 0, 0, 0).pack()),
@@ -56,18 +55,21 @@ class Workload(NamedTuple):
     text: str
     play: Callable[[Stage], Iterator[PlayedGuest]]
     """gives the guest as soon as there is one, and then plays it"""
+    has_clients: bool = False
+    """whether the guest comes by sockets, and so is seen to go"""
 
 
-def _rounds(guest: PlayedGuest) -> None:
+def _rounds(guest: PlayedGuest, count: int = ROUNDS) -> None:
     """Maps, DMA to what is mapped, unmaps, DMA to what was unmapped; retries what is refused for lack of memory."""
     contexts = {name: guest.attached(name) for name in STREAMS}
-    for number in range(ROUNDS):
+    for number in range(count):
         name = ("dma0", "dma1")[number % 2]
         ctx, pages = contexts[name], 1 + number * 7 % 13
         if ctx is None:
             continue
         dfn, gfn = (_IOVA >> 12) + 0x40 * number, (_GPA >> 12) + 0x20 * number
         _round(guest, name, ctx, dfn, gfn, pages)
+    guest.burst(4)
     usage = guest.usage()
     guest.check(usage.mapped_pages == 0, f"{usage.mapped_pages} pages are still mapped")
     for ctx in contexts.values():
@@ -140,31 +142,6 @@ def rings(stage: Stage) -> Iterator[PlayedGuest]:
             guest.refused(name, dfn << 12)
 
 
-def _fill_in_the_end(stage: Stage, guest: PlayedGuest, name: str, iova: int, gpa: int, pattern: int) -> None:
-    """DMA of a page until it is let through; an engine that does not come to an end is reset, as a driver does then."""
-    for _ in range(TRIES):
-        try:
-            if guest.fill(name, iova, gpa, 0x1000, pattern):
-                return
-        except StuckError:
-            _reset_engine(stage, guest, name)
-    guest.harm.append(f"DMA of {name} to {iova:#x} is not done in {TRIES} tries")
-
-
-def _reset_engine(stage: Stage, guest: PlayedGuest, name: str) -> None:
-    """By its function's reset; nothing is queued afterwards, and it works again."""
-    stage.endpoint(name).reset()
-    guest.engines[name] = DescriptorRing(guest.functions[name])
-    guest.engines[name].turn_on()
-
-
-def _reset_iommu(stage: Stage, guest: PlayedGuest) -> None:
-    """By its function's reset: rings, events, contexts and bindings are gone. What is to work again is set up."""
-    stage.machine.iommu.reset()
-    guest.events = EventRing(guest.iommu)
-    guest.start()
-
-
 def recovery(stage: Stage) -> Iterator[PlayedGuest]:
     """By calls: what is refused or stops is tried again, after a reset if need be; a reset of the IOMMU in between."""
     guest = PlayedGuest(stage)
@@ -172,10 +149,10 @@ def recovery(stage: Stage) -> Iterator[PlayedGuest]:
     guest.start()
     for life in range(_LIVES):
         if life:
-            _reset_iommu(stage, guest)
+            guest.reset_iommu()
             for name in STREAMS:
                 guest.refused(name, _IOVA)
-                _reset_engine(stage, guest, name)
+                guest.reset_engine(name)
         for number, name in enumerate(STREAMS):
             ctx = guest.attached(name)
             if ctx is None:
@@ -183,7 +160,7 @@ def recovery(stage: Stage) -> Iterator[PlayedGuest]:
             gpa = _GPA + (number << 16)
             guest.check(guest.map(ctx, _IOVA >> 12, gpa >> 12, 4) == (0, 4), f"4 pages of {name} cannot be mapped")
             for page in range(0, 0x4000, 0x1000):
-                _fill_in_the_end(stage, guest, name, _IOVA + page, gpa + page, 0x0102030405060708 + page)
+                guest.fill_in_the_end(name, _IOVA + page, gpa + page, 0x1000, 0x0102030405060708 + page)
 
 
 def operations(stage: Stage) -> Iterator[PlayedGuest]:
@@ -204,7 +181,7 @@ def operations(stage: Stage) -> Iterator[PlayedGuest]:
         guest.call(Reserve(ctx, 0, 8).pack(), OpClass.VENDOR, VendorOp.RESERVE)
     binding = Binding(0, 0, guest.devfns["dma0"])
     guest.call(binding.pack(), OpClass.VENDOR, VendorOp.QUERY_ENDPOINT)
-    guest.usage()
+    guest.burst(4)
     guest.call(binding.pack(), OpClass.VENDOR, VendorOp.BLOCK)
     guest.call(binding.pack(), OpClass.VENDOR, VendorOp.UNBIND)
     if ctx is not None:
@@ -230,11 +207,10 @@ def operations(stage: Stage) -> Iterator[PlayedGuest]:
 def wire(stage: Stage) -> Iterator[PlayedGuest]:
     """Over vfio-user: sockets, messages, shared memory, interrupts; a client that goes and comes again."""
     with contextlib.ExitStack() as stack:
-        functions = stage.connected(stack)
+        functions = _powered(stage, stack)
         guest = PlayedGuest(stage, functions)
         yield guest
         iommu = functions["iommu"]
-        assert isinstance(iommu, WireFunction)
         guest.start()
         iommu.client.irq_info(IrqIndex.MSIX)
         for fd in iommu.client.enable_msix(2):
@@ -248,7 +224,25 @@ def wire(stage: Stage) -> Iterator[PlayedGuest]:
         tried_again(partial(iommu.plug, 0, RAM_PAGES << 12, stage.ram.fd))
         with contextlib.suppress(RemoteError):
             iommu.client.reset()
+        guest.events = EventRing(iommu)
         guest.dma("dma0", DmaOp.FILL, 8, dst=0x300000, pattern=1)
+
+
+def newcomer(stage: Stage) -> list[str]:
+    """A guest over vfio-user that comes after another one, and does some rounds: the harm that it came to."""
+    with contextlib.ExitStack() as stack:
+        guest = PlayedGuest(stage, _powered(stage, stack))
+        guest.start()
+        _rounds(guest, 4)
+        return guest.harm
+
+
+def _powered(stage: Stage, stack: contextlib.ExitStack) -> dict[str, WireFunction]:
+    """All functions, each by a client that is closed with ``stack``, and reset as a machine that is turned on does."""
+    functions = stage.connected(stack)
+    for function in functions.values():
+        function.client.reset()
+    return functions
 
 
 WORKLOADS = {
@@ -256,6 +250,6 @@ WORKLOADS = {
     "rings": Workload("the same with a ring for each engine and commands in flight in both", rings),
     "recovery": Workload("transfers that are tried again, resets of engines and IOMMU in between", recovery),
     "operations": Workload("every operation of both profiles", operations),
-    "wire": Workload("the same as maps over vfio-user, with messages and interrupts", wire),
+    "wire": Workload("the same as maps over vfio-user, with messages and interrupts", wire, True),
 }
 """By name."""

@@ -19,7 +19,7 @@ from .. import snapshot
 from ..counters import Counters
 from ..dma.windows import WORD
 from ..endpoints.endpoint import Endpoint
-from ..guest.function import COMMAND_MASTER, COMMAND_MEMORY, CONFIG_COMMAND, Function
+from ..guest.function import Function
 from ..inputs import LiveInputs
 from ..interfaces.pv import batch, pages
 from ..interfaces.pv.order import STEP_NS
@@ -246,9 +246,11 @@ class RemoteFunction(Function):
     def write_at(self, offset: int, value: int) -> None:
         self._process("write", self._stream, REGISTER_BAR, offset, value.to_bytes(WORD, "little"))
 
-    def set_bus_master(self, on: bool) -> None:
-        command = COMMAND_MEMORY | (COMMAND_MASTER if on else 0)
-        self._process("write", self._stream, int(RegionIndex.CONFIG), CONFIG_COMMAND, command.to_bytes(2, "little"))
+    def read_config(self, offset: int, size: int) -> int:
+        return int.from_bytes(self._process("read", self._stream, int(RegionIndex.CONFIG), offset, size), "little")
+
+    def write_config(self, offset: int, size: int, value: int) -> None:
+        self._process("write", self._stream, int(RegionIndex.CONFIG), offset, value.to_bytes(size, "little"))
 
     def plug(self, address: int, size: int, fd: int, offset: int = 0) -> None:
         self._process.plug(self._stream, address, size, fd, offset)

@@ -16,6 +16,7 @@ from pviommu.reports.ktap import KtapParser
 from pviommu.scenarios.run import played
 
 THIRD = "schedule = { nth = 3 }\n"
+LATER = "schedule = { after = 2 }\n"
 RULE = 'id = "it"\non = "op.map_pages.pre"\n'
 
 
@@ -60,7 +61,11 @@ def test_a_check_names_the_rules_or_the_mistake(tmp_path: Path, capsys: pytest.C
         (RULE + 'do = { fail = "ENOMEM" }\nexpect = { fired = "1..5" }', 5, "expected 1..5"),
         (RULE + "do = { lie = true }", 2, "lie is not possible at op.map_pages.pre"),
         ('id = "it"\non = "op.map_pages.apply"\ndo = { lie = true }', 0, "which adversarial rules may do"),
-        ('id = "it"\non = "endpoint.work.pre"\n' + THIRD + 'do = { fail = "FAILED" }', 1, "did not come within"),
+        (
+            'id = "it"\non = "endpoint.work.pre"\nschedule = { after = 2 }\ndo = { fail = "FAILED" }',
+            1,
+            "again and again",
+        ),
         (RULE + THIRD + "do = { crash = true }", 0, "the server is gone"),
         (RULE + THIRD + 'do = { suspend = "x" }', 5, "still suspended at the end: x"),
     ],

@@ -31,7 +31,7 @@ def test_the_tables_are_those_of_the_code() -> None:
 
 def test_there_is_something_to_try() -> None:
     assert len(TOML) == 2
-    assert len(COMMANDS) == 11
+    assert len(COMMANDS) == 12
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -54,13 +54,16 @@ def test_its_python_works() -> None:
     exec(program, {})
 
 
-def test_it_says_what_each_exit_status_means(capsys: pytest.CaptureFixture[str]) -> None:
-    sentence = re.search(r"Exit statuses of `faults run`: (.*?)\. `serve`", PAGE, re.DOTALL)
+@pytest.mark.parametrize(("command", "expected"), [("run", {0, 1, 2, 3, 5}), ("sweep", {0, 1, 2, 5})])
+def test_it_says_what_each_exit_status_means(
+    capsys: pytest.CaptureFixture[str], command: str, expected: set[int]
+) -> None:
+    sentence = re.search(rf"Exit statuses of `faults {command}`: (.*?)\.\s", PAGE, re.DOTALL)
     assert sentence
     statuses = {int(number) for number in re.findall(r"\b(\d) ", sentence[1])}
-    assert statuses == {0, 1, 2, 3, 5}
+    assert statuses == expected
     with pytest.raises(SystemExit):
-        main(["faults", "run", "--help"])
+        main(["faults", command, "--help"])
     text = " ".join(capsys.readouterr().out.split())
     assert all(f" {number} " in text for number in statuses)
     assert all(name in text for name in WORKLOADS)

@@ -32,6 +32,7 @@ class Memory(Function):
     def __init__(self, registers=REGISTER):
         self.registers = registers
         self.written = []
+        self.config = bytearray(256)
         self._view = memoryview(bytearray(SHARED_BAR_SIZE))
         self._words = self._view.cast("I")
 
@@ -43,6 +44,12 @@ class Memory(Function):
 
     def write_at(self, offset, value):
         self.written.append((offset, value))
+
+    def read_config(self, offset, size):
+        return int.from_bytes(self.config[offset : offset + size], "little")
+
+    def write_config(self, offset, size, value):
+        self.config[offset : offset + size] = value.to_bytes(size, "little")
 
     def set_bus_master(self, on):
         self.written.append(("master", on))

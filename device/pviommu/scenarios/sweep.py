@@ -1,0 +1,247 @@
+"""``pviommu faults sweep``: everything that can fail where a workload passes, one after the other."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import re
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..exit_status import ExitStatus
+from ..faults.catalogue import PROBES, places
+from ..faults.scenario import ScenarioError, load
+from ..faults.written import written
+from ..host_errors import write_whole
+from .cases import LEFT_OUT, Case, Passes, cases, passes
+from .examination import Examined, Kind, examined
+from .minimise import NothingFailsError, minimised
+from .workloads import WORKLOADS
+
+__all__ = ["Result", "add_arguments", "main", "swept", "uncovered"]
+
+_REPORT_S = 5.0
+"""Between two lines about how far it is."""
+_SHARD = re.compile(r"([0-9]{1,4})/([0-9]{1,4})")
+_MOST_PASS = 1 << 32
+
+
+class Result(NamedTuple):
+    """One case, and what came of it."""
+
+    case: Case
+    fired: bool
+    """whether the rule acted: at its pass there may be nothing that it is about"""
+    failures: tuple[str, ...]
+    """in words; empty if all is right"""
+
+    def lines(self, number: int) -> Iterator[str]:
+        """As KTAP."""
+        for failure in self.failures:
+            yield f"# {failure}"
+        if self.failures:
+            yield from (f"#   {line}".rstrip() for line in written(self.case.scenario).splitlines() if line)
+        mark = "ok" if not self.failures else "not ok"
+        skipped = "" if self.fired else " # SKIP nothing that it is about comes there"
+        yield f"{mark} {number} - {self.case.words}{skipped}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """For programs."""
+        return {
+            "number": self.case.number,
+            "rule": self.case.rule.id,
+            "class": self.case.rule.nature.value,
+            "words": self.case.words,
+            "result": "failed" if self.failures else "passed" if self.fired else "skipped",
+            "failures": self.failures,
+        }
+
+
+def swept(workload: str, case: Case) -> Result:
+    """Run one case."""
+    try:
+        seen = examined(case.scenario, workload)
+    except Exception as error:  # whatever it is, other cases go on
+        return Result(case, True, (f"an exception in the guest's program: {type(error).__name__}: {error}",))
+    fired = any(rule.fired for rule in seen.outcome.verdict.rules)
+    return Result(case, fired, _told(seen))
+
+
+def _told(seen: Examined) -> tuple[str, ...]:
+    """A rule that did not fire is no failure of a sweep."""
+    return tuple(str(failure) for failure in seen.failures if failure.kind is not Kind.RULES)
+
+
+def uncovered(passed: Passes) -> list[str]:
+    """Probes of which the workload passes no side."""
+    return [name for name, probe in PROBES.items() if not any(place.name in passed for place in probe.places)]
+
+
+def _shard(text: str) -> tuple[int, int]:
+    match = _SHARD.fullmatch(text)
+    part, count = (int(match[1]), int(match[2])) if match else (0, 0)
+    if not 1 <= part <= count:
+        raise argparse.ArgumentTypeError(f"{text!r}: must be I/N, as 2/3, with I from 1 to N and N at most 9999")
+    return part, count
+
+
+def _nth(text: str) -> int | str:
+    if text in ("all", "last"):
+        return text
+    if not re.fullmatch("[0-9]{1,10}", text) or not 1 <= int(text) < _MOST_PASS:
+        raise argparse.ArgumentTypeError(f"{text!r}: must be all, last, or the number of a pass, from 1 on")
+    return int(text)
+
+
+def _limit(text: str) -> int:
+    if not re.fullmatch("[0-9]{1,10}", text) or not 1 <= int(text) < _MOST_PASS:
+        raise argparse.ArgumentTypeError(f"{text!r}: must be a number of passes, from 1 on")
+    return int(text)
+
+
+def _pattern(text: str) -> str:
+    if not any(places(text)) and not any(places(f"{text}.*")):
+        raise argparse.ArgumentTypeError(f"no place is {text!r}; `pviommu faults list` has them all")
+    return text if any(places(text)) else f"{text}.*"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of ``pviommu faults sweep``."""
+    parser.description = (
+        "Play a workload once to count the places that it passes, then once for each place and each failure that the "
+        "place knows: each of its declared errors, and what else a correct IOMMU may do there; a spurious interrupt, "
+        "where that is nothing. A case fails if the guest comes to harm or does not come to its end, if the server "
+        "raises an exception, if anything is left behind, or if the guest that comes next does not find a sound "
+        "machine. The result is KTAP. No case has "
+        + ", ".join(LEFT_OUT)
+        + ". Exit status: 0 all cases pass; 1 one fails; 2 bad arguments or a wrong scenario; 5 there is no case, or "
+        "with --minimise nothing fails."
+    )
+    parser.add_argument(
+        "--workload",
+        choices=WORKLOADS,
+        default="maps",
+        help="; ".join(f"{name}: {workload.text}" for name, workload in WORKLOADS.items()),
+    )
+    parser.add_argument(
+        "--nth",
+        type=_nth,
+        default=1,
+        metavar="PASS",
+        help="the pass at which the rule acts: a number, last, or all for one after the other",
+    )
+    parser.add_argument(
+        "--limit", type=_limit, default=64, metavar="PASSES", help="with --nth all: so many passes of a place at most"
+    )
+    parser.add_argument(
+        "--adversarial",
+        action="store_true",
+        help="also what no correct IOMMU does: its guest may come to harm, the server and the next guest may not",
+    )
+    parser.add_argument(
+        "--only",
+        type=_pattern,
+        metavar="PATTERN",
+        help="only places or probes of this name, with wildcards; default: all",
+    )
+    parser.add_argument(
+        "--shard", type=_shard, default=(1, 1), metavar="I/N", help="only part I of N parts; default: all of it"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of KTAP")
+    parser.add_argument("--quiet", action="store_true", help="do not say on standard error how far it is")
+    parser.add_argument(
+        "--minimise",
+        type=Path,
+        metavar="FILE",
+        help="sweep nothing: print the scenario FILE with the fewest of its rules that still fail; default: sweep",
+    )
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE", help="with --minimise: write it there instead; default: printed"
+    )
+
+
+def main(args: argparse.Namespace) -> int:
+    """Run ``pviommu faults sweep``; returns its exit status."""
+    logging.basicConfig(level=logging.CRITICAL + 1)  # exceptions are told where they belong
+    if args.minimise is not None:
+        return _minimise(args.minimise, args.workload, args.output)
+    if args.output is not None:
+        args.parser.error("--output goes with --minimise")
+    passed = passes(args.workload)
+    part, count = args.shard
+    every = list(cases(_chosen(passed, args.only), args.nth, limit=args.limit, adversarial=args.adversarial))
+    mine = [case for case in every if (case.number - 1) % count == part - 1]
+    results = _sweep(args, mine)
+    others = uncovered(passed)
+    if args.json:
+        print(json.dumps(_document(args, len(every), results, others), indent=2))
+    else:
+        print(f"# {_covered(passed, args.workload)}")
+        print(f"# not covered: {', '.join(others) or 'none'}")
+    if not every:
+        print(f"pviommu: workload {args.workload} passes no such place so often: there is no case", file=sys.stderr)
+        return ExitStatus.UNEXPECTED
+    return ExitStatus.FAILED if any(result.failures for result in results) else ExitStatus.PASSED
+
+
+def _chosen(passed: Passes, pattern: str | None) -> Passes:
+    if pattern is None:
+        return passed
+    return {place.name: passed[place.name] for place in places(pattern) if place.name in passed}
+
+
+def _sweep(args: argparse.Namespace, mine: Sequence[Case]) -> list[Result]:
+    results: list[Result] = []
+    if not args.json:
+        print(f"KTAP version 1\n1..{len(mine)}", flush=True)
+    told = time.monotonic()
+    for number, case in enumerate(mine, 1):
+        results.append(swept(args.workload, case))
+        if not args.json:
+            print("\n".join(results[-1].lines(number)), flush=True)
+        if not args.quiet and time.monotonic() - told >= _REPORT_S:
+            told = time.monotonic()
+            failed = sum(bool(result.failures) for result in results)
+            print(f"pviommu: {number} of {len(mine)} cases, {failed} failed", file=sys.stderr)
+    return results
+
+
+def _covered(passed: Passes, workload: str) -> str:
+    return (
+        f"workload {workload} passes {len(passed)} of {len(list(places('*')))} places, "
+        f"{len(PROBES) - len(uncovered(passed))} of {len(PROBES)} probes, {sum(passed.values())} times in all"
+    )
+
+
+def _document(args: argparse.Namespace, count: int, results: Sequence[Result], others: list[str]) -> dict[str, Any]:
+    kinds = [result.as_dict() for result in results]
+    return {
+        "workload": args.workload,
+        "shard": "/".join(map(str, args.shard)),
+        "cases": count,
+        "counts": {name: sum(kind["result"] == name for kind in kinds) for name in ("passed", "failed", "skipped")},
+        "results": kinds,
+        "not_covered": others,
+    }
+
+
+def _minimise(path: Path, workload: str, output: Path | None) -> int:
+    try:
+        scenario = load(path)
+        smaller = minimised(scenario, workload)
+    except ScenarioError as error:
+        print(f"pviommu: {error}", file=sys.stderr)
+        return ExitStatus.USAGE
+    except NothingFailsError as error:
+        print(f"pviommu: {path}: {error}", file=sys.stderr)
+        return ExitStatus.UNEXPECTED
+    print(f"pviommu: {len(smaller.rule)} of {len(scenario.rule)} rules still fail", file=sys.stderr)
+    if output is None:
+        print(written(smaller), end="")
+    else:
+        write_whole(output, written(smaller))
+    return ExitStatus.PASSED
