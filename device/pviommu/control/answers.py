@@ -1,6 +1,7 @@
 """What the commands do. Each is a method ``do_NAME`` with the command's arguments.
 
-It returns the result; or it is a generator that does a bounded piece of work between two yields, and returns it.
+It returns the result; or it is a generator that does a bounded piece of work between two yields, and returns it. What
+it yields is a :class:`Pause` if there is nothing to do before that is over.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from .commands import COMMANDS
 from .description import Command, CommandError, checked
 from .rules import RuleCommands
 
-__all__ = ["TRACED", "Answer", "Answers", "Served"]
+__all__ = ["TRACED", "Answer", "Answers", "Pause", "Served"]
 
 TRACED = logging.getLogger("vfio_user.server")
 """What logs each vfio-user message, at level DEBUG."""
@@ -40,13 +41,34 @@ _RECORDS = 64
 _CONTEXTS = 1024
 _PATIENCE_NS = 2_000_000_000
 """How long a snapshot waits for what is not done yet."""
+_AGAIN_NS = 1_000_000
+"""After which it looks again."""
 _MOST_FILE = 256 << 20
 _MOST_STEPS = 256
 """Of one reply: a mapping that is in very many pieces is continued in the next one."""
 
 _T = TypeVar("_T")
 
-Steps = Generator[None, None, dict[str, Any]]
+
+class Pause:
+    """What a command waits for: a thread, or a time."""
+
+    def __init__(self) -> None:
+        self.is_over = False
+        self._callback: Callable[[], None] | None = None
+
+    def then(self, callback: Callable[[], None]) -> None:
+        """Call ``callback``, and no one named earlier, once it is over."""
+        self._callback = callback
+
+    def end(self) -> None:
+        """It is over."""
+        self.is_over = True
+        if self._callback is not None:
+            self._callback()
+
+
+Steps = Generator[Pause | None, None, dict[str, Any]]
 Answer = dict[str, Any] | Steps
 
 
@@ -252,7 +274,9 @@ class Answers:
             except CommandError:
                 if self._now_ns() > deadline:
                     raise
-            yield
+            pause = Pause()
+            self._host().at(self._now_ns() + _AGAIN_NS, pause.end)
+            yield pause
         yield from self._in_thread(lambda: write_whole(Path(file), content))
         return {"bytes": len(content)}
 
@@ -260,14 +284,23 @@ class Answers:
         self._served.load((yield from self._in_thread(lambda: _content(file))))
         return {}
 
-    def _in_thread(self, work: Callable[[], _T]) -> Generator[None, None, _T]:
-        """Do what may block elsewhere. Errors of the system are told."""
+    def _host(self) -> Host:
         if self._served.host is None:
             raise CommandError("this server has no threads for files")
+        return self._served.host
+
+    def _in_thread(self, work: Callable[[], _T]) -> Generator[Pause, None, _T]:
+        """Do what may block elsewhere. Errors of the system are told."""
         outcomes: list[WorkOutcome[_T]] = []
-        self._served.host.submit(self, work, outcomes.append)
+        pause = Pause()
+
+        def arrived(outcome: WorkOutcome[_T]) -> None:
+            outcomes.append(outcome)
+            pause.end()
+
+        self._host().submit(self, work, arrived)
         while not outcomes:
-            yield
+            yield pause
         try:
             return outcomes[0].result()
         except OSError as error:
@@ -391,7 +424,7 @@ class Answers:
         for place, record in enumerate(islice(history.back(end), max(0, end - begin)), 1):
             found.append(explainer.operation(record, now))
             if place % _RECORDS == 0:
-                yield
+                yield None
         return {
             "operations": found[::-1],
             "next": end if end < history.count else None,

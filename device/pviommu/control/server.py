@@ -212,6 +212,8 @@ class _Client:
     def wait(self) -> None:
         """Have the loop look for what is to come next: bytes, room for replies, or time."""
         if self._watch is not None:
+            if self.session.pause is not None and not self.session.pause.is_over:
+                self.session.pause.then(self.wait)
             reading = select.EPOLLIN if self._is_read else 0
             self._watch.events = reading | (select.EPOLLOUT if self.session.outgoing else 0)
             self._watch.has_more = self.session.has_work

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from .answers import Answer, qmp_version
+from .answers import Answer, Pause, qmp_version
 from .description import CommandError
 from .framing import MOST_MESSAGE, Framing, TooLongError
 
@@ -46,12 +46,16 @@ class Session:
         """whether the client may execute commands, and hears of events"""
         self._commands = commands
         self._incoming = Framing()
-        self._steps: Generator[None, None, dict[str, Any]] | None = None
+        self._steps: Generator[Pause | None, None, dict[str, Any]] | None = None
+        self.pause: Pause | None = None
+        """what the command in progress waits for"""
         self._id: dict[str, Any] = {}
 
     @property
     def has_work(self) -> bool:
         """Whether :meth:`step` has something to do."""
+        if self.pause is not None and not self.pause.is_over:
+            return False
         return not self.outgoing and (self._steps is not None or self._incoming.has_message)
 
     @property
@@ -69,8 +73,9 @@ class Session:
             if self._incoming.has_message:
                 self._take()
             return
+        self.pause = None
         try:
-            next(self._steps)
+            self.pause = next(self._steps)
         except StopIteration as end:
             self._steps = None
             self._reply({"return": end.value})

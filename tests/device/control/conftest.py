@@ -32,10 +32,15 @@ class Asked:
         self.rules = Faults(Scenario(), driver.machine.inputs)
         self.served = Served(
             *(driver.machine, self.faults, self.stop, lambda: clients.known, kinds, format_sbdf, ("xen-2024",)),
-            host=SimpleNamespace(submit=self._submit),  # type: ignore[arg-type]
+            host=SimpleNamespace(submit=self._submit, at=self._at),  # type: ignore[arg-type]
             rules=RuleCommands(self.rules, lambda: None),  # this machine passes by its probes
         )
         self.answers = Answers(self.served)
+
+    @staticmethod
+    def _at(_time_ns: int, callback: Callable[[], None]) -> None:
+        """At once."""
+        callback()
 
     @staticmethod
     def _submit(owner: Owner, work: Callable[[], Any], callback: Callable[[WorkOutcome[Any]], None]) -> None:

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from pviommu.control.answers import Pause
 from pviommu.control.description import CommandError
 from pviommu.control.framing import MOST_MESSAGE
 from pviommu.control.session import MOST_EVENT_BYTES, Session
@@ -14,6 +15,7 @@ class Commands:
 
     def __init__(self):
         self.calls = []
+        self.pause = Pause()
 
     def begin(self, name, arguments):
         self.calls.append((name, arguments))
@@ -21,7 +23,14 @@ class Commands:
             raise CommandError("not now", "DeviceNotFound")
         if name == "break":
             raise RuntimeError("a fault of ours")
+        if name == "wait":
+            return self.waits()
         return self.steps(name) if name in ("long", "late") else {"did": name}
+
+    def waits(self):
+        while not self.pause.is_over:
+            yield self.pause
+        return {"did": "wait"}
 
     @staticmethod
     def steps(name):
@@ -155,3 +164,20 @@ def test_events_are_not_kept_without_end_for_one_that_does_not_read(negotiated):
     assert len(negotiated.outgoing) <= MOST_EVENT_BYTES
     taken(negotiated)
     assert negotiated.event(line)
+
+
+def test_a_command_that_waits_has_nothing_to_do_until_that_is_over(negotiated, commands):
+    negotiated.receive(b'{"execute": "wait"}{"execute": "next"}')
+    while negotiated.has_work:
+        negotiated.step()
+    assert negotiated.pause is commands.pause
+    assert not negotiated.is_read
+
+    told = []
+    negotiated.pause.then(lambda: told.append(negotiated.has_work))
+    commands.pause.end()
+    assert told == [True]
+    negotiated.step()
+    assert taken(negotiated) == [{"return": {"did": "wait"}}]
+    negotiated.step()
+    assert taken(negotiated) == [{"return": {"did": "next"}}]

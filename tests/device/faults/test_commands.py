@@ -120,7 +120,11 @@ def test_the_scenario_of_the_lab_is_conforming_and_a_guest_survives_it() -> None
     [
         (RULE + 'schedule = { nth = 2 }\ndo = { fail = "ENOMEM" }', 0, ["ok 1", "ok 2", "ok 3"]),
         (RULE + 'schedule = { nth = 99 }\ndo = { fail = "ENOMEM" }', 5, ["ok 1", "not ok 2", "ok 3"]),
-        ('id = "it"\non = "endpoint.work.pre"\n' + THIRD + 'do = { fail = "FAILED" }', 1, ["not ok 1", "ok 2", "ok 3"]),
+        (
+            'id = "it"\non = "endpoint.work.pre"\n' + "schedule = { after = 2 }\n" + 'do = { fail = "FAILED" }',
+            1,
+            ["not ok 1", "ok 2", "ok 3"],
+        ),
         ('id = "it"\non = "op.map_pages.apply"\ndo = { lie = true }', 0, ["ok 1", "ok 2", "ok 3"]),
         (RULE + THIRD + 'do = { suspend = "x" }', 5, ["not ok 1", "ok 2", "not ok 3"]),
     ],
