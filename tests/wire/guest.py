@@ -42,7 +42,7 @@ ENTRIES = 256
 RAM_SIZE = 16 << 20
 DEVFN = {"dma0": 0x28, "dma1": 0x30}
 STREAM = {"dma0": 1, "dma1": 2}
-PATIENCE_S = 10.0
+PATIENCE_S = 30.0
 """Bound of every wait; nothing waits that long unless something is broken."""
 PIPE_SIZE = 1 << 20
 
