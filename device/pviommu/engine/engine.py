@@ -386,6 +386,11 @@ class Engine(Translation):
             return self._no_table(domain).stop
         return None if paging.table.reserve(pages) else Stop.POOL_EXHAUSTED
 
+    def has_reservation(self, domain: int) -> bool:
+        """Whether a domain holds pool pages by `reserve_pool`; one without a table holds none."""
+        paging = self._domains.paging.get(domain)
+        return paging is not None and paging.table.reserved > 0
+
     def _no_table(self, domain: int) -> Outcome:
         return Outcome(0, Stop.NOT_PAGING if self.has_domain(domain) else Stop.NO_DOMAIN, None)
 

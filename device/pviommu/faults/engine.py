@@ -296,6 +296,11 @@ class Faults:
         """The context that a stream is attached to."""
         return int(self.victim.contexts.of(stream))
 
+    def has_reservation(self, context: int) -> bool:
+        """Whether the guest has had pool pages reserved for a context, so that maps there may not lack any."""
+        contexts = self.victim.contexts
+        return context in contexts and bool(contexts.engine.has_reservation(contexts.domain(context)))
+
     def device_of(self, stream: int) -> str:
         """The PCI address that the guest bound a stream to."""
         return format_sbdf(self.victim.bindings.sbdf(stream))

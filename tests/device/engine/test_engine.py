@@ -635,7 +635,9 @@ def test_a_pool_is_never_larger_than_configured_nor_smaller_than_what_is_in_use(
 def test_a_domain_holds_what_was_reserved_for_it_and_a_fixed_domain_nothing():
     engine = new_engine(pool_pages=16)
 
+    assert not engine.has_reservation(1)
     assert engine.reserve_pool(1, 10) is None
+    assert [engine.has_reservation(domain) for domain in (0, 1, 9)] == [False, True, False]
     assert engine.usage().pool_pages_used == 10
     assert engine.reserve_pool(1, 17) is Stop.POOL_EXHAUSTED
     assert engine.reserve_pool(0, 1) is Stop.NOT_PAGING

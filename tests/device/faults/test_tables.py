@@ -130,3 +130,27 @@ def test_the_iotlb_forgets_and_misremembers(load: Load) -> None:
     assert faulty.fired()[1] == 1
     with pytest.raises(DmaRefusedError):
         driver.dma_write("dma0", 0x300000, b"nowhere")
+
+
+@pytest.mark.parametrize(
+    ("place", "do"),
+    [
+        ("op.map_pages.pre", {"fail": "ENOMEM"}),
+        ("op.map_pages.apply", {"partial": 1, "then": "ENOMEM"}),
+        ("table.map.pre", {"fail": "POOL_EXHAUSTED"}),
+        ("table.map.apply", {"partial": 1, "then": "POOL_EXHAUSTED"}),
+    ],
+)
+def test_no_map_lacks_memory_that_was_reserved_for_its_context(load: Load, place: str, do: dict[str, object]) -> None:
+    faulty = load({"on": place, "do": do}, {"on": "op.map_pages.post", "do": {"status": "ENOMEM"}, "where": {"nr": 2}})
+    driver = faulty.driver
+    _, ctx = driver.alloc()
+    _, other = driver.alloc()
+    assert driver.call(Reserve(ctx, 0, 8).pack(), OpClass.VENDOR, VendorOp.RESERVE)[0] == 0
+
+    assert driver.map(ctx, 0x100, 0x10, 3) == (0, 3)
+    assert faulty.fired() == [0, 0]
+    assert faulty.faults.verdict().rules[0].passed == 0
+    assert driver.map(other, 0x100, 0x10, 3)[0] == -Errno.ENOMEM
+    assert driver.map(ctx, 0x200, 0x10, 2)[0] == -Errno.ENOMEM  # said all the same: no correct IOMMU does that
+    assert faulty.fired() == [1, 1]

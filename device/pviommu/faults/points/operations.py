@@ -14,7 +14,7 @@ from ...interfaces.pv.profile import Answer, Held, Progress, Reply
 from ...interfaces.pv.ring import Operation
 from ..actions import Do, result_of
 from ..holds import Hold
-from .base import Args, Done, Go, Outcome, Point, changed_bytes, changed_number, span
+from .base import NO_MEMORY, Args, Done, Go, Outcome, Point, changed_bytes, changed_number, span
 
 __all__ = ["OperationPoint", "SlotPoint"]
 
@@ -203,7 +203,12 @@ class OperationPoint(Answering):
         return new, {name: int.from_bytes(new[field.offset : field.offset + field.size], "little")}
 
     def can(self, args: Args, result: Any, do: Do) -> bool:
-        """Not a field that this profile's structure does not have, and no part of a request that is smaller."""
+        """Not a field that this profile's structure does not have, no part of a request that is smaller, and no want
+        of memory for a map that RESERVE covers.
+        """
+        if self.probe.name == "op.map_pages" and NO_MEMORY & {do.fail, do.then}:
+            if self.faults.has_reservation(self._field("ctx", args[0])):
+                return False
         if do.partial is not None:
             return do.partial < self._field("nr", args[0])
         return not isinstance(do.corrupt, str) or do.corrupt in self._fields or "devfn" in self._places

@@ -8,7 +8,7 @@ from ...engine import Outcome as EngineOutcome
 from ...engine import Stop
 from ...interfaces.pv.contexts import AllocResult, ContextStop
 from ..actions import Do
-from .base import Args, Done, Go, Outcome, Point, changed_number, span
+from .base import NO_MEMORY, Args, Done, Go, Outcome, Point, changed_number, span
 
 __all__ = [
     "ContextAllocPoint",
@@ -64,7 +64,12 @@ class TablePoint(_Numbers):
         return Done(EngineOutcome(self.named(args)["nr"], None, None), "nothing done, success answered")
 
     def can(self, args: Args, result: Any, do: Do) -> bool:
-        return do.partial is None or do.partial < self.named(args)["nr"]
+        """No part of a piece that is smaller, and no want of memory for a map that RESERVE covers."""
+        named = self.named(args)
+        if self.probe.name == "table.map" and NO_MEMORY & {do.fail, do.then}:
+            if self.faults.has_reservation(named["ctx"]):
+                return False
+        return do.partial is None or do.partial < named["nr"]
 
     def do_partial(self, do: Do, args: Args) -> Outcome:
         count, place = do.partial or 0, self.names.index("nr")
