@@ -206,9 +206,9 @@ class OperationPoint(Answering):
         """Not a field that this profile's structure does not have, no part of a request that is smaller, and no want
         of memory for a map that RESERVE covers.
         """
-        if self.probe.name == "op.map_pages" and NO_MEMORY & {do.fail, do.then}:
-            if self.faults.has_reservation(self._field("ctx", args[0])):
-                return False
+        lacks_memory = self.probe.name == "op.map_pages" and NO_MEMORY & {do.fail, do.then}
+        if lacks_memory and self.faults.has_reservation(self._field("ctx", args[0])):
+            return False
         if do.partial is not None:
             return do.partial < self._field("nr", args[0])
         return not isinstance(do.corrupt, str) or do.corrupt in self._fields or "devfn" in self._places

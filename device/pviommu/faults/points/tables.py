@@ -66,9 +66,9 @@ class TablePoint(_Numbers):
     def can(self, args: Args, result: Any, do: Do) -> bool:
         """No part of a piece that is smaller, and no want of memory for a map that RESERVE covers."""
         named = self.named(args)
-        if self.probe.name == "table.map" and NO_MEMORY & {do.fail, do.then}:
-            if self.faults.has_reservation(named["ctx"]):
-                return False
+        lacks_memory = self.probe.name == "table.map" and NO_MEMORY & {do.fail, do.then}
+        if lacks_memory and self.faults.has_reservation(named["ctx"]):
+            return False
         return do.partial is None or do.partial < named["nr"]
 
     def do_partial(self, do: Do, args: Args) -> Outcome:
