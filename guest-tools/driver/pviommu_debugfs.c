@@ -148,6 +148,7 @@ static int fault_rules_show(struct seq_file *s, void *unused)
 	page = pviommu_fault_page(s->private, &size);
 	if (IS_ERR_OR_NULL(page))
 		return PTR_ERR_OR_ZERO(page);
+	/* pairs with the device, which makes it even after it has written other rules */
 	generation = le32_to_cpu(virt_load_acquire(&page->generation));
 	count = le32_to_cpu(READ_ONCE(page->rules));
 	step = le32_to_cpu(READ_ONCE(page->record_size));
@@ -162,7 +163,8 @@ static int fault_rules_show(struct seq_file *s, void *unused)
 	for (i = 0; i < count; i++) {
 		rule = (const void *)(page + 1) + i * step;
 		seq_printf(s, "rule %016llx %llu %llu %s\n", le64_to_cpu(rule->id_hash),
-			   le64_to_cpu(READ_ONCE(rule->passed)), le64_to_cpu(READ_ONCE(rule->fired)),
+			   le64_to_cpu(READ_ONCE(rule->passed)),
+			   le64_to_cpu(READ_ONCE(rule->fired)),
 			   le32_to_cpu(rule->flags) & PVIOMMU_FAULT_RULE_ADVERSARIAL ?
 			   "adversarial" : "conforming");
 	}
