@@ -172,7 +172,7 @@ static_assert(sizeof(struct pviommu_endpoint_capability) == 16);
 #define PVIOMMU_ACCESS_READ                     0x1
 #define PVIOMMU_ACCESS_WRITE                    0x2
 
-/* Kinds of capability. After the header come a count (u32), a zero (u32) and the entries, or one record for LIMITS */
+/* Kinds of capability. After the header come a count (u32), a zero (u32) and the entries. */
 #define PVIOMMU_CAP_IOVA_RANGES                 1
 #define PVIOMMU_CAP_RESERVED_REGIONS            2
 #define PVIOMMU_CAP_LIMITS                      3
@@ -387,7 +387,7 @@ struct pviommu_fault_rules {
 static_assert(sizeof(struct pviommu_fault_rules) == 8);
 
 /**
- * struct pviommu_fault_page - Head of the page. The device bumps generation to an odd value before other rules are loaded and to the next
+ * struct pviommu_fault_page - Head of the page
  * @magic: FAULT_PAGE_MAGIC
  * @generation: even while the rules stay
  * @rules: records behind this head, in the order of the scenario

@@ -175,7 +175,7 @@ static int pviommu_capabilities_walk(struct pviommu_capabilities *caps, const vo
 	return at ? -ELOOP : 0;
 }
 
-/* The body of a capability, if it has at least @size bytes; or NULL. */
+/* The body of the first capability of this kind; NULL without one of @size bytes at least. */
 static const void *pviommu_capability_find(const void *copy, u16 id, size_t size)
 {
 	const struct pviommu_capability_area *area = copy;
@@ -184,12 +184,12 @@ static const void *pviommu_capability_find(const void *copy, u16 id, size_t size
 	unsigned int i;
 
 	for (i = 0; at && i < PVIOMMU_CAPABILITY_MOST; i++) {
-		if (at > PVIOMMU_CAPABILITY_SIZE - sizeof(*header) - size ||
-		    !IS_ALIGNED(at, sizeof(u32)))
+		if (at > PVIOMMU_CAPABILITY_SIZE - sizeof(*header) || !IS_ALIGNED(at, sizeof(u32)))
 			return NULL;
 		header = copy + at;
 		if (le16_to_cpu(header->cap_id) == id)
-			return header + 1;
+			return PVIOMMU_CAPABILITY_SIZE - sizeof(*header) - at < size ? NULL :
+			       header + 1;
 		at = le32_to_cpu(header->next);
 	}
 	return NULL;

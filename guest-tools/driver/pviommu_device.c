@@ -35,11 +35,14 @@ static int pviommu_attach_error(int error)
 	}
 }
 
-static int pviommu_attach_once(struct pviommu_endpoint *ep, struct iommu_domain *domain, u16 ctx)
+/* @first tells whether the function was attached to nothing before. */
+static int pviommu_attach_once(struct pviommu_endpoint *ep, struct iommu_domain *domain, u16 ctx,
+			       bool *first)
 {
 	int ret;
 
 	mutex_lock(&ep->pv->lock);
+	*first = !ep->domain;
 	/* if this fails, the function may have moved or not */
 	ep->confined = ep->confined && ctx != PVIOMMU_DEFAULT_CONTEXT;
 	ret = pviommu_op_reattach(ep->pv, ep->sbdf, ctx);
@@ -55,16 +58,18 @@ static int pviommu_attach_once(struct pviommu_endpoint *ep, struct iommu_domain 
  * Moves a function to a context. Failures are logged, but only once for a device that was given up.
  *
  * The core does not let drivers fail the first attach of a function: it warns, and no function of
- * the IOMMU gets a driver. So if the device has no memory for it, that is waited for, for a while.
+ * the IOMMU gets a driver. So if the device has no memory for it, that is waited for, but no longer
+ * than half a second: the core holds the group's mutex, and when it probes, one of all devices.
  */
 int pviommu_attach(struct pviommu_endpoint *ep, struct iommu_domain *domain, u16 ctx)
 {
-	unsigned int tries = READ_ONCE(ep->domain) ? 1 : PVIOMMU_FIRST_ATTACH_TRIES;
+	unsigned int tries = PVIOMMU_FIRST_ATTACH_TRIES;
+	bool first;
 	int ret;
 
 	for (;;) {
-		ret = pviommu_attach_once(ep, domain, ctx);
-		if (ret != -ENOMEM || !--tries)
+		ret = pviommu_attach_once(ep, domain, ctx, &first);
+		if (ret != -ENOMEM || !first || !--tries)
 			break;
 		msleep(PVIOMMU_FIRST_ATTACH_PAUSE_MS);
 	}

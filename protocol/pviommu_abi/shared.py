@@ -151,8 +151,9 @@ class CapabilityHeader(Record):
 
 
 class CapabilityId(IntEnum):
-    """Kinds of capability. After the header come a count (u32), a zero (u32) and the entries, or one record for LIMITS
-    and for FAULT_RULES.
+    """Kinds of capability. After the header come a count (u32), a zero (u32) and the entries.
+
+    LIMITS and FAULT_RULES are one record each, without a count.
     """
 
     IOVA_RANGES = 1
@@ -233,8 +234,10 @@ class FaultRules(Record):
 
 
 class FaultPage(Record):
-    """Head of the page. The device bumps ``generation`` to an odd value before other rules are loaded and to the next
-    even one after; counts grow without that.
+    """Head of the page.
+
+    The device bumps ``generation`` to an odd value before other rules are loaded and to the next even one after; counts
+    grow without that.
     """
 
     magic: Annotated[int, U32, "FAULT_PAGE_MAGIC"]

@@ -12,7 +12,7 @@ from enum import Enum
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
-__all__ = ["ANYWHERE", "ARGUMENTS", "PROBES", "Argument", "Kind", "Nature", "Place", "Probe", "places"]
+__all__ = ["ANYWHERE", "ARGUMENTS", "PROBES", "Argument", "Kind", "Nature", "Place", "Probe", "marked", "places"]
 
 
 class Kind(Enum):
@@ -115,6 +115,11 @@ class Probe:
     @property
     def places(self) -> tuple[Place, ...]:
         return tuple(Place(self, side, _natures(actions)) for side, actions in self.sides)
+
+
+def marked(name: str, nature: Nature) -> str:
+    """As lists have it: with ``!`` if it is adversarial."""
+    return name if nature is Nature.CONFORMING else f"{name}!"
 
 
 def _natures(actions: str) -> dict[str, Nature]:

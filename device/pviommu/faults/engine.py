@@ -101,6 +101,8 @@ class Faults:
         self.hang_up: Callable[[str], None] = lambda _function: None
         """ends the session of the client of a function"""
         self._inputs = inputs
+        self.resets = 0
+        """of the device"""
         self._page = RulePage()
         self._shared: Shared | None = None
         self._victim: Victim | None = None
@@ -146,6 +148,7 @@ class Faults:
 
     def reset(self) -> None:
         """The device was reset: whoever was held is gone, and so are the contexts that decisions were about."""
+        self.resets += 1
         self.holds.forget()
         self._decided.clear()
 

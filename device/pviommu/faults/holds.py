@@ -23,6 +23,8 @@ class Hold:
     def __init__(self, tag: str | None = None) -> None:
         self.tag = tag
         self.is_over = False
+        self.is_of_client = False
+        """whether a client waits, which is there also after a reset of the device"""
         self._callbacks: list[Callable[[], None]] = []
 
     def then(self, callback: Callable[[], None]) -> None:
@@ -154,8 +156,10 @@ class Holds:
             hold.let_go()
 
     def forget(self) -> None:
-        """Who was held is gone."""
-        for hold in (*self._suspended, *self._awaiting, *self._hung):
-            hold.forget()
-        self._suspended, self._awaiting, self._hung = [], [], []
+        """Who was held is gone, but for clients."""
+        for held in (self._suspended, self._awaiting, self._hung):
+            for hold in held:
+                if not hold.is_of_client:
+                    hold.forget()
+            held[:] = [hold for hold in held if hold.is_of_client]
         self._behind.clear()

@@ -19,9 +19,10 @@ from pviommu_abi.shared import (
 __all__ = ["CAPABILITY", "RulePage"]
 
 CAPABILITY = FaultRules(FAULT_RULES_OFFSET, FAULT_RULES_SIZE)
-_NUMBER = Struct("<Q")
+_NUMBER, _GENERATION = Struct("<Q"), Struct("<I")
 _PASSED, _FIRED = FaultRule.offset_of("passed"), FaultRule.offset_of("fired")
 _STATE = FAULT_RULES_OFFSET + FaultPage.offset_of("state")
+_GENERATION_AT = FAULT_RULES_OFFSET + FaultPage.offset_of("generation")
 
 
 class Shared(Protocol):
@@ -40,19 +41,17 @@ class RulePage:
 
     def show(self, shared: Shared, seed: int, state: str, rules: Sequence[FaultRule]) -> None:
         """These are the rules now, and ``shared``, the shared BAR, is where they are seen."""
-        self._shared, memory = shared, shared.view
-        self._head(memory, self._generation + 1, seed, state, 0)
-        body = b"".join(rule.pack() for rule in rules)
-        start = FAULT_RULES_OFFSET + FaultPage.SIZE
-        memory[start : FAULT_RULES_OFFSET + FAULT_RULES_SIZE] = body.ljust(FAULT_RULES_SIZE - FaultPage.SIZE, b"\0")
-        self._generation += 2
-        self._head(memory, self._generation, seed, state, len(rules))
+        self._shared = shared
+        self._bump()
+        head = FaultPage(FAULT_PAGE_MAGIC, self._generation, len(rules), FaultRule.SIZE, name_hash(state), seed).pack()
+        page = b"".join((head, *(rule.pack() for rule in rules))).ljust(FAULT_RULES_SIZE, b"\0")
+        shared.view[FAULT_RULES_OFFSET : FAULT_RULES_OFFSET + FAULT_RULES_SIZE] = page
+        self._bump()  # by itself: a guest that sees it even sees all the rest
 
-    def _head(self, memory: memoryview, generation: int, seed: int, state: str, rules: int) -> None:
-        head = FaultPage(
-            FAULT_PAGE_MAGIC, generation & 0xFFFFFFFF, rules, FaultRule.SIZE, name_hash(state), seed
-        ).pack()
-        memory[FAULT_RULES_OFFSET : FAULT_RULES_OFFSET + len(head)] = head
+    def _bump(self) -> None:
+        if self._shared is not None:
+            self._generation = self._generation + 1 & 0xFFFFFFFF
+            _GENERATION.pack_into(self._shared.view, _GENERATION_AT, self._generation)
 
     def count(self, rule: int, passed: int, fired: int) -> None:
         """Of the rule of this number."""

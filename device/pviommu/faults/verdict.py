@@ -43,6 +43,15 @@ class Verdict(msgspec.Struct, frozen=True):
     problems: tuple[str, ...]
     """of the run: assertions that failed, a final state that is another one, calls left suspended"""
 
+    @property
+    def is_adversarial(self) -> bool:
+        """Whether a rule has done what no correct IOMMU does, so that harm to the guest is no surprise."""
+        return any(rule.nature == Nature.ADVERSARIAL.value and rule.fired for rule in self.rules)
+
+    def failures(self) -> list[str]:
+        """All that is not as expected: of the rules, and of the run."""
+        return [*(f"rule {rule.id}: {text}" for rule in self.rules for text in rule.problems), *self.problems]
+
     def lines(self) -> list[str]:
         """For people."""
         lines = []

@@ -297,8 +297,8 @@ def _play(args: argparse.Namespace) -> scenario.Play | None:
         raise UsageError("--scenario and --long: there are no long tests, --scenario replaces all tests")
     if not args.scenario and (args.program or args.suite or args.mode == "passthrough"):
         return None  # without translation nothing is mapped that could fail
-    name, loaded, document = scenario.found(args.scenario or Path(scenario.DEFAULT))
-    return scenario.Play(name, loaded, document, scenario.chosen_start(loaded, args.scenario_from))
+    name, loaded = scenario.found(args.scenario or Path(scenario.DEFAULT))
+    return scenario.Play(name, loaded, scenario.chosen_start(loaded, args.scenario_from))
 
 
 def _settings(args: argparse.Namespace, play: scenario.Play | None) -> GuestSettings:

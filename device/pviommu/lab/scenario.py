@@ -63,15 +63,12 @@ class Played:
         return {"name": self.name, "events_file": EVENTS, "verdict": verdict}
 
 
-def found(given: Path) -> tuple[str, Scenario, Mapping[str, Any]]:
-    """A scenario by its file or its name: what it is called, the scenario, and its document. Raises UsageError."""
-    path = language.find(given)
+def found(given: Path) -> tuple[str, Scenario]:
+    """A scenario by its file or its name: what it is called, and the scenario. Raises UsageError."""
     try:
-        loaded = language.load(given)
+        return language.find(given).stem, language.load(given)
     except ScenarioError as error:
         raise UsageError(str(error)) from error
-    document: Mapping[str, Any] = (msgspec.json if path.suffix == ".json" else msgspec.toml).decode(path.read_bytes())
-    return path.stem, loaded, document
 
 
 def chosen_start(scenario: Scenario, asked: str | None) -> str:
@@ -83,12 +80,11 @@ def chosen_start(scenario: Scenario, asked: str | None) -> str:
 class Play:
     """One scenario in one run."""
 
-    def __init__(self, name: str, scenario: Scenario, document: Mapping[str, Any], start: str) -> None:
+    def __init__(self, name: str, scenario: Scenario, start: str) -> None:
         self.name = name
         self.start = start
         """``boot``: the rules are there before the machine is; ``tests``: the guest asks for them"""
         self._scenario = scenario
-        self._document = document
         self._begun = False
         self._verdict: Verdict | None = None
 
@@ -105,7 +101,7 @@ class Play:
     def load(self, control: Path) -> str | None:
         """Load the rules; why that is not possible."""
         self._begun = True
-        return self._call(control, "rules-load", {"scenario": self._document})
+        return self._call(control, "rules-load", {"scenario": msgspec.to_builtins(self._scenario)})
 
     def unload(self, control: Path) -> str | None:
         """Take the rules away, and keep their verdict; why that is not possible."""

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
-__all__ = ["Counts", "Event", "EventKind", "KtapParser", "KtapRun", "Outcome", "TestResult", "written"]
+__all__ = ["Counts", "Event", "EventKind", "KtapParser", "KtapRun", "Outcome", "TestResult", "head", "lines", "written"]
 
 MAX_DEPTH = 16
 MAX_LINE = 4096
@@ -241,12 +241,19 @@ class KtapParser:
         return Event(EventKind.DIAGNOSTIC, len(self._levels) - 1, line)
 
 
+def head(count: int) -> str:
+    """The first lines of a report of so many tests."""
+    return f"KTAP version 1\n1..{count}\n"
+
+
+def lines(test: TestResult) -> list[str]:
+    """A test without subtests: its diagnostics, and behind them its result line."""
+    notes = [f"# {line}".rstrip() for text in test.diagnostics for line in text.splitlines()]
+    mark = "not ok" if test.outcome is Outcome.FAILED else "ok"
+    directive = f" # {test.directive} {test.reason}".rstrip() if test.directive else ""
+    return [*notes, f"{mark} {test.number} {test.name}{directive}"]
+
+
 def written(tests: Sequence[TestResult]) -> str:
-    """A report of tests without subtests. Their diagnostics come before their result lines."""
-    lines = ["KTAP version 1", f"1..{len(tests)}"]
-    for test in tests:
-        lines += [f"# {line}" for text in test.diagnostics for line in text.splitlines()]
-        mark = "not ok" if test.outcome is Outcome.FAILED else "ok"
-        directive = f" # {test.directive} {test.reason}".rstrip() if test.directive else ""
-        lines.append(f"{mark} {test.number} {test.name}{directive}")
-    return "\n".join(lines) + "\n"
+    """A whole report of tests without subtests."""
+    return head(len(tests)) + "".join(f"{line}\n" for test in tests for line in lines(test))

@@ -97,8 +97,7 @@ def examined(scenario: Scenario, workload: str) -> Examined:
         guest.append(Failure(Kind.SERVER, outcome.end))
     elif outcome.end != "done":
         guest.append(Failure(Kind.STUCK, outcome.end))
-    rules = [Failure(Kind.RULES, text) for text in outcome.verdict.problems]
-    rules += [Failure(Kind.RULES, f"{rule.id}: {text}") for rule in outcome.verdict.rules for text in rule.problems]
+    rules = [Failure(Kind.RULES, text) for text in outcome.verdict.failures()]
     return Examined(outcome, (*handler.found, *guest, *found, *rules))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..exit_status import ExitStatus
 from ..faults.actions import ACTIONS
-from ..faults.catalogue import ANYWHERE, ARGUMENTS, Nature, Place, Probe, places
+from ..faults.catalogue import ANYWHERE, ARGUMENTS, Nature, Place, Probe, marked, places
 
 __all__ = ["add_arguments", "main"]
 
@@ -49,7 +49,7 @@ def _lines(found: dict[str, list[Place]]) -> list[str]:
         if probe.fields:
             lines.append(f"    fields   {', '.join(probe.fields)}")
         lines += [f"    {'.' + place.side:<8} {_actions(place)}" for place in sides]
-    lines += ["", f"everywhere: {', '.join(_marked(name, nature) for name, nature in ANYWHERE.items())}", ""]
+    lines += ["", f"everywhere: {', '.join(marked(name, nature) for name, nature in ANYWHERE.items())}", ""]
     lines += [f"  {name:<10} {action.text}{_with(action.parameters)}" for name, action in ACTIONS.items()]
     return lines
 
@@ -59,12 +59,8 @@ def _with(parameters: tuple[str, ...]) -> str:
 
 
 def _actions(place: Place) -> str:
-    own = [_marked(name, nature) for name, nature in place.actions.items() if name not in ANYWHERE]
+    own = [marked(name, nature) for name, nature in place.actions.items() if name not in ANYWHERE]
     return ", ".join(own) or "-"
-
-
-def _marked(name: str, nature: Nature) -> str:
-    return name if nature is Nature.CONFORMING else f"{name}!"
 
 
 def _document(found: dict[str, list[Place]]) -> dict[str, Any]:

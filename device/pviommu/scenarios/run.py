@@ -16,7 +16,6 @@ from typing import Any
 from vfio_user import ProtocolError
 
 from ..exit_status import ExitStatus
-from ..faults.catalogue import Nature
 from ..faults.scenario import Scenario, ScenarioError, load
 from ..faults.verdict import Verdict
 from ..host_errors import write_whole
@@ -48,16 +47,20 @@ class Outcome:
 
     @property
     def is_adversarial(self) -> bool:
-        """Whether a rule has done what no correct IOMMU does, so that harm is no surprise."""
-        return any(rule.nature == Nature.ADVERSARIAL.value and rule.fired for rule in self.verdict.rules)
+        """See :attr:`.Verdict.is_adversarial`."""
+        return self.verdict.is_adversarial
+
+    @property
+    def is_excused(self) -> bool:
+        """Whether harm to the guest fails nothing: an adversarial rule may do that, and it may not end the server."""
+        return self.is_adversarial and not self.failed
 
     @property
     def status(self) -> ExitStatus:
         """Of the command."""
         if not self.verdict.ok:
             return ExitStatus.UNEXPECTED
-        is_excused = self.is_adversarial and not self.failed
-        return ExitStatus.FAILED if self.came_to_harm and not is_excused else ExitStatus.PASSED
+        return ExitStatus.FAILED if self.came_to_harm and not self.is_excused else ExitStatus.PASSED
 
     def lines(self) -> list[str]:
         """For people."""
@@ -66,7 +69,7 @@ class Outcome:
         lines += [f"  harm: {text}" for text in self.harm]
         if self.end != "done":
             lines.append(f"  it did not come to its end: {self.end}")
-        if self.is_adversarial and not self.failed and self.came_to_harm:
+        if self.came_to_harm and self.is_excused:
             lines.append("  which adversarial rules may do")
         return [*lines, *self.verdict.lines()]
 
@@ -80,7 +83,7 @@ class Outcome:
         guest = TestResult(1, f"the guest of {workload}", TestOutcome.PASSED, diagnostics=list(self.harm))
         if self.end != "done":
             guest.diagnostics.append(f"it did not come to its end: {self.end}")
-        if self.came_to_harm and self.is_adversarial:
+        if self.came_to_harm and self.is_excused:
             guest.outcome, guest.directive, guest.reason = TestOutcome.SKIPPED, "XFAIL", "adversarial rules acted"
         elif self.came_to_harm:
             guest.outcome = TestOutcome.FAILED

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from .. import resources
-from ..faults.catalogue import Nature
+from ..faults.catalogue import marked
 from ..faults.scenario import load
 
 __all__ = ["add_arguments", "main"]
@@ -24,8 +24,7 @@ def main(args: argparse.Namespace) -> int:
     lines = []
     for name, path in resources.scenarios().items():
         scenario = load(path)
-        mark = "!" if scenario.nature is Nature.ADVERSARIAL else ""
-        lines.append((f"{name}{mark}", scenario.text))
+        lines.append((marked(name, scenario.nature), scenario.text))
     width = max(len(name) for name, _ in lines)
     for name, text in lines:
         print(f"{name:<{width}}  {text}")

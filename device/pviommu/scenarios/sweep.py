@@ -8,7 +8,7 @@ import logging
 import re
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,15 +17,19 @@ from ..faults.catalogue import PROBES, places
 from ..faults.scenario import ScenarioError, load
 from ..faults.written import written
 from ..host_errors import write_whole
+from ..reports import ktap
+from ..reports.ktap import Outcome, TestResult
 from .cases import LEFT_OUT, Case, Passes, cases, passes
 from .examination import Examined, Kind, examined
 from .minimise import NothingFailsError, minimised
+from .run import known_workload
 from .workloads import WORKLOADS
 
 __all__ = ["Result", "add_arguments", "main", "swept", "uncovered"]
 
 _REPORT_S = 5.0
 """Between two lines about how far it is."""
+_WORKLOAD = "maps"
 _SHARD = re.compile(r"([0-9]{1,4})/([0-9]{1,4})")
 _MOST_PASS = 1 << 32
 
@@ -39,15 +43,14 @@ class Result(NamedTuple):
     failures: tuple[str, ...]
     """in words; empty if all is right"""
 
-    def lines(self, number: int) -> Iterator[str]:
-        """As KTAP."""
-        for failure in self.failures:
-            yield f"# {failure}"
+    def test(self, number: int) -> TestResult:
+        """As the result of a test."""
         if self.failures:
-            yield from (f"#   {line}".rstrip() for line in written(self.case.scenario).splitlines() if line)
-        mark = "ok" if not self.failures else "not ok"
-        skipped = "" if self.fired else " # SKIP nothing that it is about comes there"
-        yield f"{mark} {number} - {self.case.words}{skipped}"
+            rules = [f"  {line}" for line in written(self.case.scenario).splitlines() if line]
+            return TestResult(number, self.case.words, Outcome.FAILED, diagnostics=[*self.failures, *rules])
+        if not self.fired:
+            return TestResult(number, self.case.words, Outcome.SKIPPED, "SKIP", "nothing that it is about comes there")
+        return TestResult(number, self.case.words, Outcome.PASSED)
 
     def as_dict(self) -> dict[str, Any]:
         """For programs."""
@@ -124,8 +127,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workload",
         choices=WORKLOADS,
-        default="maps",
-        help="; ".join(f"{name}: {workload.text}" for name, workload in WORKLOADS.items()),
+        help=f"what the guest does; default: {_WORKLOAD}, or with --minimise what the scenario says. "
+        + "; ".join(f"{name}: {workload.text}" for name, workload in WORKLOADS.items()),
     )
     parser.add_argument(
         "--nth",
@@ -166,9 +169,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Run ``pviommu faults sweep``; returns its exit status."""
-    logging.basicConfig(level=logging.CRITICAL + 1)  # exceptions are told where they belong
+    # Not printed: what they tell of is a failure of its case. Not silenced by level: then it would be none.
+    logging.basicConfig(handlers=[logging.NullHandler()])
     if args.minimise is not None:
         return _minimise(args.minimise, args.workload, args.output)
+    args.workload = args.workload or _WORKLOAD
     if args.output is not None:
         args.parser.error("--output goes with --minimise")
     passed = passes(args.workload)
@@ -197,12 +202,12 @@ def _chosen(passed: Passes, pattern: str | None) -> Passes:
 def _sweep(args: argparse.Namespace, mine: Sequence[Case]) -> list[Result]:
     results: list[Result] = []
     if not args.json:
-        print(f"KTAP version 1\n1..{len(mine)}", flush=True)
+        print(ktap.head(len(mine)), end="", flush=True)
     told = time.monotonic()
     for number, case in enumerate(mine, 1):
         results.append(swept(args.workload, case))
         if not args.json:
-            print("\n".join(results[-1].lines(number)), flush=True)
+            print("\n".join(ktap.lines(results[-1].test(number))), flush=True)
         if not args.quiet and time.monotonic() - told >= _REPORT_S:
             told = time.monotonic()
             failed = sum(bool(result.failures) for result in results)
@@ -229,10 +234,10 @@ def _document(args: argparse.Namespace, count: int, results: Sequence[Result], o
     }
 
 
-def _minimise(path: Path, workload: str, output: Path | None) -> int:
+def _minimise(path: Path, workload: str | None, output: Path | None) -> int:
     try:
         scenario = load(path)
-        smaller = minimised(scenario, workload)
+        smaller = minimised(scenario, workload or known_workload(path, scenario))
     except ScenarioError as error:
         print(f"pviommu: {error}", file=sys.stderr)
         return ExitStatus.USAGE

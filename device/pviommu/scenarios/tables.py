@@ -9,7 +9,7 @@ import msgspec
 
 from .. import resources
 from ..faults.actions import ACTIONS
-from ..faults.catalogue import ANYWHERE, ARGUMENTS, PROBES, Nature, Place
+from ..faults.catalogue import ANYWHERE, ARGUMENTS, PROBES, Place, marked
 from ..faults.scenario import Expect, FinalState, Rule, Scenario, load
 from ..faults.schedule import Schedule
 
@@ -62,17 +62,13 @@ def _probes() -> str:
 
 def _own(place: Place) -> str:
     own = {name: nature for name, nature in place.actions.items() if name not in ANYWHERE}
-    return " ".join(_marked(name, nature) for name, nature in own.items())
-
-
-def _marked(name: str, nature: Nature) -> str:
-    return name if nature is Nature.CONFORMING else f"{name}!"
+    return " ".join(marked(name, nature) for name, nature in own.items())
 
 
 def _actions() -> str:
     rows = []
     for name, action in ACTIONS.items():
-        where = _marked("everywhere", ANYWHERE[name]) if name in ANYWHERE else "see the list of places"
+        where = marked("everywhere", ANYWHERE[name]) if name in ANYWHERE else "see the list of places"
         rows.append((f"`{name}`", action.text, ", ".join(f"`{key}`" for key in action.parameters), where))
     return _table(("action", "what it does", "with", "where"), rows)
 

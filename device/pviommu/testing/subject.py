@@ -16,7 +16,6 @@ from ..control.commands import COMMANDS
 from ..control.description import CommandError
 from ..control.render import rendered
 from ..engine import PAGE_SHIFT
-from ..faults.catalogue import Nature
 from ..faults.scenario import Scenario
 from ..faults.verdict import Verdict
 from ..history.explanation import in_words
@@ -89,10 +88,8 @@ class Subject(ABC):
                 verdict = self.verdict()
             except (CommandError, ConnectionLostError) as error:
                 return [f"scenario {self.scenario}: its verdict cannot be had: {error}"]
-            found = [f"rule {rule.id}: {problem}" for rule in verdict.rules for problem in rule.problems]
-            found += verdict.problems
-            found = [f"scenario {self.scenario}: {problem}" for problem in found]
-            is_adversarial = any(rule.nature == Nature.ADVERSARIAL.value and rule.fired for rule in verdict.rules)
+            found = [f"scenario {self.scenario}: {problem}" for problem in verdict.failures()]
+            is_adversarial = verdict.is_adversarial
         if not is_adversarial:
             found += [f"harm: {harm}" for guest in self.guests for harm in guest.harm]
         return found

@@ -8,11 +8,12 @@ from types import MethodType
 import pytest
 
 from pviommu.faults.engine import Faults
+from pviommu.faults.page import RulePage
 from pviommu.faults.points.base import Point
 from pviommu.guest.capabilities import capabilities
 from pviommu.guest.fault_rules import FaultRules
 from pviommu.probes import ProbeCall, Probes, Rule
-from pviommu_abi.shared import FAULT_RULES_MOST, CapabilityId, name_hash
+from pviommu_abi.shared import FAULT_RULES_MOST, CapabilityId, FaultPage, FaultRule, name_hash
 from pviommu_abi.slots import Errno
 
 from ..conftest import Driver
@@ -167,6 +168,28 @@ def test_the_guest_reads_what_each_rule_did(load: Load) -> None:
     assert page.head().seed == 7
     with pytest.raises(KeyError):
         page.count("none")
+
+
+def test_a_guest_that_sees_the_generation_even_sees_all_of_the_page() -> None:
+    class Watched:
+        """The shared BAR, and what a guest would have seen of its page before each access by the device."""
+
+        def __init__(self) -> None:
+            self.memory = memoryview(bytearray(0x10000))
+            self.seen: list[tuple[int, int, int]] = []
+
+        @property
+        def view(self) -> memoryview:
+            head = FaultPage.unpack(self.memory, 0x8000)
+            self.seen.append((head.generation, head.rules, self.memory[0x8020]))
+            return self.memory
+
+    shared = Watched()
+    page, one, two = RulePage(), FaultRule(1, 0, 0, 0), FaultRule(2, 0, 0, 0)
+    page.show(shared, 7, "start", [one])
+    page.show(shared, 7, "start", [two, one])
+    _ = shared.view
+    assert shared.seen == [(0, 0, 0), (1, 0, 0), (1, 1, 1), (2, 1, 1), (3, 1, 1), (3, 2, 2), (4, 2, 2)]
 
 
 def test_counts_survive_a_reset_and_what_the_guest_writes_there(load: Load) -> None:

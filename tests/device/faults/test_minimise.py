@@ -94,6 +94,22 @@ def test_if_nothing_else_is_wrong_a_rule_that_never_fired_is(
     assert 'id = "never"' in capsys.readouterr().out
 
 
+def test_the_workload_is_that_of_the_scenario_unless_another_is_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "it.toml"
+    path.write_text(
+        'version = 1\nworkload = "operations"\n\n[[rule]]\nid = "slow"\non = "op.batch.pre"\ndo = { delay = "1ms" }\n'
+    )
+    for words, workload in (([], "operations"), (["--workload", "maps"], "maps")):
+        status = main(["faults", "sweep", "--minimise", str(path), *words])
+        said = capsys.readouterr()
+        if workload == "operations":
+            assert (status, said.err) == (5, f"pviommu: {path}: nothing fails in workload operations\n")
+        else:  # where nothing passes its place
+            assert (status, said.err) == (0, "pviommu: 1 of 1 rules still fail\n")
+
+
 def test_there_is_nothing_to_make_smaller(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "it.toml"
     path.write_text('version = 1\n\n[[rule]]\nid = "slow"\non = "op.map_pages.pre"\ndo = { delay = "1ms" }\n')

@@ -115,6 +115,18 @@ def test_an_event_is_late_and_comes_with_an_interrupt(load: Load) -> None:
     os.close(fd)
 
 
+@pytest.mark.parametrize("on", ["fault.record.pre", "fault.deliver.pre"])
+def test_a_report_that_is_late_is_not_for_whoever_comes_after_a_reset(load: Load, on: str) -> None:
+    faulty = load({"on": on, "do": {"delay": "1ms"}})
+    driver = faulty.driver
+    driver.attached()
+    refused(driver)
+    driver.iommu.reset()
+    driver.start()
+    faulty.agenda.run(1_000_000)
+    assert driver.events() == []
+
+
 def test_events_overflow_though_there_is_room(load: Load) -> None:
     faulty = load({"on": "fault.deliver.apply", "schedule": {"nth": 1}, "do": {"overflow": True}})
     driver = faulty.driver

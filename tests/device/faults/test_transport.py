@@ -207,6 +207,20 @@ def test_a_client_is_hung_up_on(make_stage: MakeStage) -> None:
             magic(client)
 
 
+@pytest.mark.parametrize(("on", "nth"), [("message.region_read.pre", 2), ("socket.send.pre", 3)])
+def test_a_reset_of_the_iommu_does_not_lose_a_client_that_is_held(make_stage: MakeStage, on: str, nth: int) -> None:
+    stage = make_stage({"on": on, "where": {"function": "dma0"}, "schedule": {"nth": nth}, "do": {"suspend": "it"}})
+    with connected(stage, "dma0") as client:
+        client.region_read(0, 0, 4)
+        header = client._post(9, b"\0" * 8 + b"\0\0\0\0\4\0\0\0", ())
+        for _ in range(3):
+            stage.turn()
+        stage.machine.iommu.reset()
+        assert stage.faults.holds.tags() == ["it"]
+        assert stage.faults.holds.resume("it") == 1
+        assert len(client._await(header).payload) == 20
+
+
 def test_who_waits_for_a_tag_that_is_there_already_does_not_wait(make_stage: MakeStage) -> None:
     stage = make_stage(
         {"on": "message.region_read.pre", "where": {"function": "dma0"}, "do": {"suspend": "it"}},

@@ -190,8 +190,8 @@ def test_a_run_that_names_none_plays_that_of_the_lab_if_anything_can_be_mapped(l
 
 
 def test_rules_are_taken_away_once_and_only_if_they_are_there(server: Server) -> None:
-    name, loaded, document = scenario.found(Path("lab"))
-    play = scenario.Play(name, loaded, document, "tests")
+    name, loaded = scenario.found(Path("lab"))
+    play = scenario.Play(name, loaded, "tests")
 
     assert play.unload(Path("ctl")) == "no rules were loaded"
     assert play.load(Path("ctl")) is None

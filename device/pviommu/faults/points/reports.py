@@ -27,7 +27,15 @@ __all__ = [
 _BITS = {"reason": 16, "stream": 32, "iova": 64, "length": 64, "ctx_no": 16, "access": 8}
 
 
-class FaultPoint(Deferred):
+class _ReportPoint(Deferred):
+    """What the guest is told by an event. Held over a reset it is forgotten: it is not for whoever comes next."""
+
+    def hold(self, hold: Hold, go: Callable[[], Any]) -> Any:
+        resets = self.faults.resets
+        return super().hold(hold, lambda: go() if self.faults.resets == resets else None)
+
+
+class FaultPoint(_ReportPoint):
     """A refused request that is told of."""
 
     def values(self, args: Args) -> dict[str, Any]:
@@ -43,7 +51,7 @@ class FaultPoint(Deferred):
         }
 
 
-class EventPoint(Deferred):
+class EventPoint(_ReportPoint):
     """An event, field by field; ``form`` reports it."""
 
     has_keywords = True

@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Generator
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vfio_user import RequestError
 from vfio_user.commands import Reply
@@ -19,7 +19,10 @@ from vfio_user.messages import Command, DmaMap, DmaUnmap, RegionAccess, WriteMul
 
 from ..actions import Do, result_of
 from ..holds import Hold
-from .base import Args, Done, Fails, Go, Outcome, Point, changed_bytes, span
+from .base import Args, Done, Fails, Go, Held, Outcome, Point, changed_bytes, span
+
+if TYPE_CHECKING:
+    from ..engine import ActiveRule
 
 __all__ = ["AcceptPoint", "MessagePoint", "ReceivePoint", "SendPoint"]
 
@@ -35,7 +38,17 @@ def _refusal(number: int) -> RequestError:
     return RequestError(number, "by a rule")
 
 
-class MessagePoint(Point):
+class _ClientPoint(Point):
+    """What a client waits for; a reset of the PV-IOMMU, which another one may have asked for, does not end that."""
+
+    def _waits(self, active: ActiveRule, do: Do, args: Args) -> Go | Held | None:
+        waits = super()._waits(active, do, args)
+        if isinstance(waits, Held):
+            waits.hold.is_of_client = True
+        return waits
+
+
+class MessagePoint(_ClientPoint):
     """A command of a client, and what it is answered."""
 
     def values(self, args: Args) -> dict[str, Any]:
@@ -154,7 +167,7 @@ class AcceptPoint(Point):
         return Fails(OSError(number, os.strerror(number)), {"errno": do.fail})
 
 
-class _SocketPoint(Point):
+class _SocketPoint(_ClientPoint):
     """What is tried again later: a call that was held goes on then where it was."""
 
     def __init__(self, *given: Any) -> None:
