@@ -170,7 +170,7 @@ def _said(text: Callable[[], str]) -> str:
 def _used(request: pytest.FixtureRequest, subject: Subject, name: str | None) -> Iterator[None]:
     """The test is about ``subject``, too. ``name``: of the scenario whose rules it has."""
     subjects = _subjects(request.node)
-    subject.scenario = name
+    subject.begin(name)
     subjects.append(subject)
     try:
         yield

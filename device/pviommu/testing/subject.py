@@ -39,8 +39,7 @@ class Subject(ABC):
         """in messages"""
         self.guests: list[PlayedGuest] = []
         """those that were played on it"""
-        self.scenario: str | None = None
-        """what its rules were read from; None: it has none"""
+        self.begin(None)
 
     @abstractmethod
     def call(self, command: str, **arguments: Any) -> dict[str, Any]:
@@ -56,6 +55,15 @@ class Subject(ABC):
         """The log of events of the rules, a JSON object a line, as far as it is kept."""
         return []
 
+    def begin(self, scenario: str | None) -> None:
+        """A test begins, with rules of ``scenario``; None: without any."""
+        self.scenario = scenario
+        """what its rules were read from; None: it has none"""
+        self._replaced: list[str] = []
+        """what was wrong with rules that others have replaced"""
+        self._may_harm = False
+        """whether one of those fired that no correct IOMMU follows"""
+
     # -- what tests ask ---------------------------------------------------------------------------------------------
 
     def explain(self, iova: int, *, stream: int | None = None, context: int | None = None) -> dict[str, Any]:
@@ -66,11 +74,14 @@ class Subject(ABC):
         return self.call("explain", iova=iova, **{name: value for name, value in given.items() if value is not None})
 
     def load(self, scenario: Scenario | Mapping[str, Any], name: str = "loaded by the test") -> None:
-        """Replace the rules; the test fails at its end unless they did what was expected. ``name``: of the scenario.
-        Raises :class:`.CommandError` for a wrong one.
+        """Replace the rules; the test fails at its end unless all did what was expected, those that are replaced until
+        now. ``name``: of the scenario. Raises :class:`.CommandError` for a wrong one.
         """
+        problems, may_harm = self._judged()
         self.call("rules-load", scenario=msgspec.to_builtins(scenario))
         self.scenario = name
+        self._replaced += problems
+        self._may_harm |= may_harm
 
     def verdict(self) -> Verdict:
         """What came of the rules so far."""
@@ -82,17 +93,21 @@ class Subject(ABC):
         """What fails a test that did not fail by itself: rules that did not do what was expected, and harm that came
         to a played guest though no rule fired that no correct IOMMU follows.
         """
-        found, is_adversarial = [], False
-        if self.scenario is not None:
-            try:
-                verdict = self.verdict()
-            except (CommandError, ConnectionLostError) as error:
-                return [f"scenario {self.scenario}: its verdict cannot be had: {error}"]
-            found = [f"scenario {self.scenario}: {problem}" for problem in verdict.failures()]
-            is_adversarial = verdict.is_adversarial
-        if not is_adversarial:
+        try:
+            problems, may_harm = self._judged()
+        except (CommandError, ConnectionLostError) as error:
+            return [f"scenario {self.scenario}: its verdict cannot be had: {error}"]
+        found = [*self._replaced, *problems]
+        if not (may_harm or self._may_harm):
             found += [f"harm: {harm}" for guest in self.guests for harm in guest.harm]
         return found
+
+    def _judged(self) -> tuple[list[str], bool]:
+        """What is wrong with the rules that are loaded, and whether one has fired that no correct IOMMU follows."""
+        if self.scenario is None:
+            return [], False
+        verdict = self.verdict()
+        return [f"scenario {self.scenario}: {problem}" for problem in verdict.failures()], verdict.is_adversarial
 
     def report(self) -> str:
         """Its state, for whoever looks for the cause of a failure."""

@@ -181,6 +181,30 @@ def test_it(request, fixture, times):
     result.stdout.fnmatch_lines(["scenario second: rule second-map: it fired never, expected 1.. *"])
 
 
+def test_rules_that_a_test_replaces_are_judged_too(pytester: pytest.Pytester) -> None:
+    result = run(
+        pytester,
+        """
+@pytest.mark.scenario("second-map.toml")
+def test_never_fired(pviommu_device):
+    pviommu_device.load({"rule": [{"id": "maps", "on": "op.map_pages.pre"}]})
+    maps(pviommu_device.guest, 1)
+
+@pytest.mark.scenario({"rule": [{"id": "lie", "on": "op.unmap_pages.apply", "do": {"lie": True}}]})
+def test_did_harm(pviommu_device):
+    guest = pviommu_device.guest
+    ctx = guest.attach("dma0")
+    guest.map(ctx, 0x10, 0x100, 1)
+    guest.unmap(ctx, 0x10, 1)
+    pviommu_device.load({})
+    guest.refused("dma0", 0x10000)
+    assert guest.harm
+""",
+    )
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.fnmatch_lines(["scenario second-map.toml: rule second-map: it fired never, expected 1.. *"])
+
+
 def test_harm_fails_a_test_unless_a_rule_may_do_it(pytester: pytest.Pytester) -> None:
     result = run(
         pytester,
