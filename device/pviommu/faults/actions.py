@@ -43,7 +43,7 @@ ACTIONS = {
     "wait": Action("wait until something is suspended under this tag"),
     "resume": Action("let everything go on that is suspended under this tag"),
     "reorder": Action("let so many later calls of this probe pass first", ("within",)),
-    "hang": Action("never go on; only a reset ends it"),
+    "hang": Action("never go on, until a reset; what a client waits for, until that client is gone"),
     "drop": Action("leave the call out: what it would have done does not happen, and nobody is told"),
     "lie": Action("leave the call out and answer success"),
     "duplicate": Action("do it this many times more; the last answer counts"),
