@@ -192,11 +192,11 @@ def _boot(job: Job, listener: Listener, tested: Callable[[], None], refused: dic
         ):
             server.start()
             listener.spans.on_failed = functools.partial(_ask, server, control, refused)
-            last.callback(listener.spans.on_failed)
             if play:
                 last.callback(play.finish, control)
                 if play.start == "boot" and (reason := play.load(control)):
                     raise RunError(f"the rules of {play.name} cannot be loaded: {reason}")
+            last.callback(listener.spans.on_failed)  # the first to be called: it lets a server that was stopped go on
             if listener.verbose or job.settings.keep:
                 job.say(f"control socket {control}")
             config = _machine(job, short, output)

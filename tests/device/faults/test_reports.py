@@ -10,9 +10,12 @@ import pytest
 from pviommu.dma.fault import DmaRefusedError
 from pviommu_abi.shared import EventReason
 from pviommu_abi.slots import Errno, SlotFlags
+from pviommu_abi.xen_2024 import PvIommuOp, Xen2024Op
 
 from ..conftest import Driver
 from .conftest import Load
+
+NOOP = PvIommuOp(Xen2024Op.NOOP, 0, 0).pack()
 
 
 def refused(driver: Driver, iova: int = 0x700000) -> None:
@@ -112,6 +115,22 @@ def test_an_event_is_late_and_comes_with_an_interrupt(load: Load) -> None:
     (event,) = driver.events()
     assert (event.iova, event.sequence) == (0x700000, 1)
     assert rung(fd) == 1
+    os.close(fd)
+
+
+def test_a_late_completion_is_not_told_to_a_ring_that_was_set_up_again(load: Load) -> None:
+    faulty = load({"on": "ring.complete.pre", "schedule": {"nth": 1}, "do": {"delay": "1ms"}})
+    driver = faulty.driver
+    driver.put(NOOP)
+    driver.iommu.work()
+    driver.iommu.reset()
+    driver.start()
+    fd = driver.msix(1)
+    driver.call(NOOP)
+    driver.words[driver.rings[0]._line + 1] = 0
+    rung(fd)
+    faulty.agenda.run(1_000_000)
+    assert (driver.completed(), rung(fd)) == (1, 0)
     os.close(fd)
 
 
