@@ -30,7 +30,7 @@ def test_the_tables_are_those_of_the_code() -> None:
 
 
 def test_there_is_something_to_try() -> None:
-    assert len(TOML) == 2
+    assert len(TOML) == 3
     assert len(COMMANDS) == 12
 
 
@@ -47,6 +47,13 @@ def test_each_command_works(
 def test_its_rules_do_what_they_are_to_show() -> None:
     outcome = played(parse({"version": 1, "seed": 7, **tomllib.loads(TOML[1])}), "maps")
     assert (outcome.status, outcome.harm) == (ExitStatus.PASSED, ())
+
+
+@pytest.mark.parametrize("workload", ["maps", "wire"])
+def test_its_first_scenario_made_ready_for_linux_passes_without_it_too(workload: str) -> None:
+    first = tomllib.loads(TOML[0])
+    made = {**first, "rule": [*tomllib.loads(TOML[2])["rule"], *first["rule"]]}
+    assert played(parse(made), workload).status == ExitStatus.PASSED
 
 
 def test_its_python_works() -> None:
