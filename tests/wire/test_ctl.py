@@ -438,6 +438,10 @@ def test_what_a_rule_suspended_goes_on_when_it_is_told_or_the_rule_goes(
     ("arguments", "text"),
     [
         ({"scenario": {"rule": [{"id": "a", "on": "op.map.pre"}]}}, "scenario: rule[0].on: rule a: no probe is"),
+        (
+            {"scenario": {"rule": [{"id": "a", "on": "reset.apply", "do": {"drop": False}}]}},
+            "scenario: rule[0].do.drop = false",
+        ),
         ({"scenario": {"rules": []}}, "unknown key rules"),
         ({"scenario": 7}, "rules-load: scenario 7: must be an object"),
         ({}, "rules-load: scenario is missing: as in docs/faults.md"),

@@ -44,7 +44,8 @@ class RuleCommands:
             parsed = parse(scenario)
         except WrongValueError as error:
             place = spelled(error.place)
-            raise CommandError(f"scenario: {place + ': ' if place else ''}{error}") from None
+            where = "" if not place or place in str(error) else f"{place}: "
+            raise CommandError(f"scenario: {where}{error}") from None
         self._replace(parsed)
         return {"loaded": len(parsed.rule)}
 

@@ -127,6 +127,11 @@ class Do(msgspec.Struct, forbid_unknown_fields=True, rename={"assert_": "assert"
         """The one that it is."""
         return next(key for key in self.given() if key in ACTIONS)
 
+    @property
+    def lacks_memory(self) -> bool:
+        """Whether it answers what RESERVE has promised not to come of a map."""
+        return not {self.fail, self.then}.isdisjoint({"ENOMEM", "POOL_EXHAUSTED"})
+
     def check(self) -> None:
         """Raises :class:`.WrongValueError`, places within ``do``, for a table that is no action."""
         given = self.given()
@@ -161,7 +166,10 @@ class Do(msgspec.Struct, forbid_unknown_fields=True, rename={"assert_": "assert"
             error = getattr(self, key)
             known = (*probe.errors, *probe.refusals)
             if error is not None and error not in known:
-                raise WrongValueError((key,), f"{error} is no error of {probe.name}, which are {', '.join(known)}")
+                hint = "; `status` answers any other" if key == "fail" and "status" in place.actions else ""
+                raise WrongValueError(
+                    (key,), f"{error} is no error of {probe.name}, which are {', '.join(known)}{hint}"
+                )
         if isinstance(self.corrupt, str) and self.corrupt not in probe.fields:
             fields = ", ".join(probe.fields) or "none by name, give an offset"
             raise WrongValueError(("corrupt",), f"{probe.name} has no field {self.corrupt}, but {fields}")

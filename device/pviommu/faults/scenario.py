@@ -94,6 +94,8 @@ class Rule(_Table, frozen=True):
         """Where it is. Raises :class:`.WrongValueError` for a pattern that fits none."""
         found = list(places(self.on))
         if not found:
+            if sides := [place.name for place in places(f"{self.on}.*")] if self.on in PROBES else []:
+                raise WrongValueError(("on",), f"the probe {self.on} needs its side: {', '.join(sides)}")
             names = [place.name for place in places("*")]
             near = difflib.get_close_matches(self.on, names, 3, 0.3)
             hint = f"the nearest are {', '.join(near)}; " if near else ""
@@ -199,6 +201,8 @@ def load(given: Path) -> Scenario:
         data = path.read_bytes()
     except OSError as error:
         hint = "" if given.suffix or given.parent.name else "; `pviommu faults scenarios` lists those that are shipped"
+        if hint and (near := difflib.get_close_matches(given.name, resources.scenarios(), 1)):
+            hint += f", as {near[0]}"
         raise ScenarioError(f"cannot read scenario {path}: {error.strerror}{hint}") from error
     return loads(data, str(path), is_json=path.suffix == ".json")
 

@@ -84,12 +84,12 @@ def judged(rule: Rule, passed: int, fired: int) -> RuleResult:
     """What to say of a rule."""
     expect = rule.expect
     problems = []
-    expected = "1.. (it says nothing)" if expect.fired is None else str(expect.fired)
+    expected = "once or more" if expect.fired is None else str(expect.fired)
     first, last = (1, None) if expect.fired is None else number_range(expect.fired)
     if expect.fired is None and expect.passed is not None:
         expected, first = "0..", 0  # it does say something
     if fired < first or (last is not None and fired > last):
-        problems.append(f"it fired {_times(fired)}, expected {expected}{_why(passed, fired)}")
+        problems.append(f"it fired {_times(fired)}, expected {expected}{_why(rule, passed, fired)}")
     if expect.passed is not None:
         low, high = number_range(expect.passed)
         if not low <= passed <= high:
@@ -101,12 +101,19 @@ def _times(count: int) -> str:
     return "once" if count == 1 else "never" if not count else f"{count} times"
 
 
-def _why(passed: int, fired: int) -> str:
+def _why(rule: Rule, passed: int, fired: int) -> str:
     if fired:
         return ""
     if not passed:
-        return ": no call met its place, conditions and state"
+        hint = "; maps in a context with a reservation (op.reserve) do not count" if _is_promised(rule) else ""
+        return f": no call met its place, conditions and state{hint}"
     return f": {_times(passed)} its conditions were met, and its schedule chose none of them"
+
+
+def _is_promised(rule: Rule) -> bool:
+    """Whether RESERVE promises that what the rule does will not happen."""
+    is_map = any(place.probe.name in ("op.map_pages", "table.map") for place in rule.places())
+    return rule.do is not None and rule.do.lacks_memory and is_map
 
 
 def problems_of(assertions: Sequence[str], state: str, wanted: str | None, suspended: Sequence[str]) -> tuple[str, ...]:

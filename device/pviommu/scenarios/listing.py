@@ -20,14 +20,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "List the places where rules can be: what conditions may ask for there, which errors a rule may answer, and "
         "what it may do. Marked with ! is what no correct IOMMU does (adversarial). Exit status: 0, 2 no such place."
     )
-    parser.add_argument("pattern", nargs="?", default="*", help="only places of this name, with wildcards")
+    parser.add_argument("pattern", nargs="?", default="*", help="only places, or probes, of this name, with wildcards")
     parser.add_argument("--json", action="store_true", help="for programs")
 
 
 def main(args: argparse.Namespace) -> int:
     """Run ``pviommu faults list``; returns its exit status."""
     found: dict[str, list[Place]] = {}
-    for place in places(args.pattern):
+    for place in list(places(args.pattern)) or places(f"{args.pattern}.*"):
         found.setdefault(place.probe.name, []).append(place)
     if not found:
         print(f"pviommu: no place is {args.pattern!r}", file=sys.stderr)

@@ -85,8 +85,8 @@ def test_an_event_says_when_which_rule_where_and_what_was_and_is(load: Load) -> 
 @pytest.mark.parametrize(
     ("expect", "maps", "problem"),
     [
-        ({}, 0, "it fired never, expected 1.. (it says nothing): no call met its place, conditions and state"),
-        ({}, 1, "it fired never, expected 1.. (it says nothing): once its conditions were met, and its schedule chose"),
+        ({}, 0, "it fired never, expected once or more: no call met its place, conditions and state"),
+        ({}, 1, "it fired never, expected once or more: once its conditions were met, and its schedule chose"),
         ({}, 2, None),
         ({"fired": 0}, 1, None),
         ({"fired": 0}, 2, "it fired once, expected 0"),

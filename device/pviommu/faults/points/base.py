@@ -17,11 +17,9 @@ if TYPE_CHECKING:
     from ..catalogue import Probe
     from ..engine import ActiveRule, Faults
 
-__all__ = ["NO_MEMORY", "Deferred", "Done", "Fails", "Go", "Held", "Point", "changed_bytes", "changed_number", "span"]
+__all__ = ["Deferred", "Done", "Fails", "Go", "Held", "Point", "changed_bytes", "changed_number", "span"]
 
 Args = tuple[Any, ...]
-NO_MEMORY = frozenset({"ENOMEM", "POOL_EXHAUSTED"})
-"""Errors of a map that RESERVE has promised not to come."""
 _SIDES = ("pre", "apply")
 REORDER_NS = 10_000_000
 """How long a call waits for others at most, unless the rule says so."""

@@ -14,7 +14,7 @@ from ...interfaces.pv.profile import Answer, Held, Progress, Reply
 from ...interfaces.pv.ring import Operation
 from ..actions import Do, result_of
 from ..holds import Hold
-from .base import NO_MEMORY, Args, Done, Go, Outcome, Point, changed_bytes, changed_number, span
+from .base import Args, Done, Go, Outcome, Point, changed_bytes, changed_number, span
 
 __all__ = ["OperationPoint", "SlotPoint"]
 
@@ -206,8 +206,11 @@ class OperationPoint(Answering):
         """Not a field that this profile's structure does not have, no part of a request that is smaller, and no want
         of memory for a map that RESERVE covers.
         """
-        lacks_memory = self.probe.name == "op.map_pages" and NO_MEMORY & {do.fail, do.then}
-        if lacks_memory and self.faults.has_reservation(self._field("ctx", args[0])):
+        if (
+            self.probe.name == "op.map_pages"
+            and do.lacks_memory
+            and self.faults.has_reservation(self._field("ctx", args[0]))
+        ):
             return False
         if do.partial is not None:
             return do.partial < self._field("nr", args[0])

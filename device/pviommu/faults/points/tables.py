@@ -8,7 +8,7 @@ from ...engine import Outcome as EngineOutcome
 from ...engine import Stop
 from ...interfaces.pv.contexts import AllocResult, ContextStop
 from ..actions import Do
-from .base import NO_MEMORY, Args, Done, Go, Outcome, Point, changed_number, span
+from .base import Args, Done, Go, Outcome, Point, changed_number, span
 
 __all__ = [
     "ContextAllocPoint",
@@ -66,8 +66,7 @@ class TablePoint(_Numbers):
     def can(self, args: Args, result: Any, do: Do) -> bool:
         """No part of a piece that is smaller, and no want of memory for a map that RESERVE covers."""
         named = self.named(args)
-        lacks_memory = self.probe.name == "table.map" and NO_MEMORY & {do.fail, do.then}
-        if lacks_memory and self.faults.has_reservation(named["ctx"]):
+        if self.probe.name == "table.map" and do.lacks_memory and self.faults.has_reservation(named["ctx"]):
             return False
         return do.partial is None or do.partial < named["nr"]
 
