@@ -166,10 +166,9 @@ class Do(msgspec.Struct, forbid_unknown_fields=True, rename={"assert_": "assert"
             error = getattr(self, key)
             known = (*probe.errors, *probe.refusals)
             if error is not None and error not in known:
-                hint = "; `status` answers any other" if key == "fail" and "status" in place.actions else ""
-                raise WrongValueError(
-                    (key,), f"{error} is no error of {probe.name}, which are {', '.join(known)}{hint}"
-                )
+                hint = "; `status` answers any other" if error in _ERRORS and "status" in place.actions else ""
+                said = f"{error} is no error of {probe.name}, which are {', '.join(known)}{hint}"
+                raise WrongValueError((key,), said)
         if isinstance(self.corrupt, str) and self.corrupt not in probe.fields:
             fields = ", ".join(probe.fields) or "none by name, give an offset"
             raise WrongValueError(("corrupt",), f"{probe.name} has no field {self.corrupt}, but {fields}")

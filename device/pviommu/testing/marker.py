@@ -8,13 +8,15 @@ from typing import Any
 
 import msgspec
 
+from .. import resources
 from ..faults.scenario import Scenario, ScenarioError, load, loads
 
 __all__ = ["RULE", "MarkerError", "scenario_of"]
 
 RULE = (
-    "give one argument: the name of a .toml or .json file, beside the test or below the root folder; rules as TOML "
-    "text, which has more than one line; or a dict, as docs/faults.md has it in TOML"
+    "give one argument: the name of a .toml or .json file, beside the test or below the root folder; a name of "
+    "`pviommu faults scenarios`; rules as TOML text, which has more than one line; or a dict, as docs/faults.md has it "
+    "in TOML"
 )
 
 
@@ -53,6 +55,8 @@ def _json(source: dict[Any, Any]) -> bytes:
 
 
 def _load(name: Path, folders: Sequence[Path]) -> tuple[Scenario, str]:
+    if shipped := resources.scenarios().get(str(name)):
+        return load(shipped), str(name)
     if name.suffix not in (".toml", ".json"):
         raise MarkerError(f"scenario({str(name)!r}): {RULE}")
     places = [folder / name for folder in folders]

@@ -411,6 +411,18 @@ def test_a_wrong_marker_is_named_with_the_rule(pytester: pytest.Pytester, mark: 
     result.stdout.no_fnmatch_line("*During handling*")
 
 
+def test_an_included_scenario_is_taken_by_its_name(pytester: pytest.Pytester) -> None:
+    result = run(
+        pytester,
+        """
+@pytest.mark.scenario("slow-completion")
+def test_it(pviommu_device):
+    pviommu_device.guest.attach("dma0")
+""",
+    )
+    result.stdout.fnmatch_lines(["scenario slow-completion: rule *"])
+
+
 def test_wrong_rules_are_named_with_their_place(pytester: pytest.Pytester) -> None:
     (pytester.path / "wrong.toml").write_text(SECOND_MAP.replace("map_pages", "map_pagse"))
     result = run(
