@@ -58,7 +58,7 @@ def _wrong(document: Any, whole: dict[str, Any], said: str, outer: Place) -> Wro
     where = f"{spelled(place)}: " if place else ""
     if match := re.search("unknown field `(.*)`", text):
         keys = ", ".join(node["properties"]) if node else ""
-        return WrongValueError((*place, match[1]), f"{where}unknown key {match[1]}; known are {keys}")
+        return WrongValueError((*place, match[1]), f"{where}unknown key {match[1][:64]}; known are {keys}")
     if match := re.search("missing required field `(.*)`", text):
         return WrongValueError(place, f"{where}the key {match[1]} is missing")
     return WrongValueError(place, f"{where}{text}")

@@ -6,7 +6,7 @@ import contextlib
 import errno
 from pathlib import Path
 
-__all__ = ["is_host_error", "is_lack_of_room", "named", "write_whole"]
+__all__ = ["is_host_error", "is_lack_of_room", "is_special", "named", "write_whole"]
 
 _NO_ROOM = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO))
 _HOST = _NO_ROOM | {errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
@@ -28,12 +28,30 @@ def named(error: OSError) -> str:
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Write a file so that a reader sees all of it or what was there before. Raises OSError that names ``path``."""
+    """Write a file so that a reader sees all of it or what was there before. A device, a FIFO and the like are written
+    into, and stay what they are; so does a symbolic link. Raises OSError that names ``path``.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    try:
+        if is_special(path):
+            path.write_bytes(data)
+        else:
+            _replace(path.resolve(), data)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def is_special(path: Path) -> bool:
+    """Whether there is something that is neither a file nor a folder, as a device or a FIFO."""
+    return path.exists() and not path.is_file() and not path.is_dir()
+
+
+def _replace(path: Path, data: bytes) -> None:
     new = path.with_name(f".{path.name}.new")
     try:
-        new.write_bytes(content.encode() if isinstance(content, str) else content)
+        new.write_bytes(data)
         new.replace(path)
-    except OSError as error:
+    except OSError:
         with contextlib.suppress(OSError):
             new.unlink()
-        raise OSError(error.errno, error.strerror, str(path)) from error
+        raise

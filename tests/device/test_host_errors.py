@@ -77,3 +77,26 @@ def test_a_mistake_of_this_program_is_no_error_of_the_machine(monkeypatch: pytes
 
     with pytest.raises(OSError, match="Bad file descriptor"):
         main(["doctor"])
+
+
+def test_what_is_no_regular_file_is_written_into_and_stays_what_it_is(tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        write_whole(fifo, "text")
+        assert os.read(reader, 16) == b"text"
+    finally:
+        os.close(reader)
+    assert fifo.is_fifo()
+    assert [each.name for each in tmp_path.iterdir()] == ["fifo"]
+
+
+def test_a_symbolic_link_stays_one(tmp_path: Path) -> None:
+    link = tmp_path / "link"
+    link.symlink_to("file")
+
+    write_whole(link, "text")
+
+    assert link.is_symlink()
+    assert (tmp_path / "file").read_text() == "text"

@@ -23,7 +23,7 @@ from ..counters import Counters
 from ..engine import BLOCKED, IDENTITY, PAGE_SHIFT, Area, Engine
 from ..history.explanation import NOT_YET, Asked, Explainer, access_text
 from ..history.faults import FaultLog, SeenFault
-from ..host_errors import write_whole
+from ..host_errors import is_special, write_whole
 from ..hosted import Host
 from ..inputs import Inputs, WorkOutcome
 from . import prometheus
@@ -277,7 +277,7 @@ class Answers:
             pause = Pause()
             self._host().at(self._now_ns() + _AGAIN_NS, pause.end)
             yield pause
-        yield from self._in_thread(lambda: write_whole(Path(file), content))
+        yield from self._in_thread(lambda: _keep(Path(file), content))
         return {"bytes": len(content)}
 
     def do_restore(self, *, file: str) -> Steps:
@@ -465,6 +465,13 @@ class Answers:
 
 
 _NOT_FOUND = "DeviceNotFound"
+
+
+def _keep(path: Path, content: bytes) -> None:
+    """Into a regular file. A FIFO that nobody reads would hold the thread for ever. Raises OSError."""
+    if is_special(path):
+        raise OSError(errno.EINVAL, "no regular file", str(path))
+    write_whole(path, content)
 
 
 def _content(file: str) -> bytes:

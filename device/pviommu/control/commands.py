@@ -307,7 +307,7 @@ COMMANDS = (
     Command("rules", "show the fault rules that are loaded, and what they did so far", result=_VERDICT),
     Command(
         "rules-load",
-        "replace the fault rules by those of a scenario; what was suspended goes on",
+        "replace the fault rules by those of a scenario; what they held goes on, unless it hangs",
         (Argument("scenario", "as in docs/faults.md", Form.OBJECT, required=True),),
         (Field("loaded", "rules"),),
     ),

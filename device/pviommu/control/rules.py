@@ -13,6 +13,9 @@ from .description import CommandError
 
 __all__ = ["RuleCommands"]
 
+_LONGEST_PLACE = 128
+"""Characters: a key of a message may have any number of them."""
+
 
 class _Holds(Protocol):
     def resume(self, tag: str) -> int: ...
@@ -43,7 +46,7 @@ class RuleCommands:
         try:
             parsed = parse(scenario)
         except WrongValueError as error:
-            place = spelled(error.place)
+            place = spelled(error.place)[:_LONGEST_PLACE]
             where = "" if not place or place in str(error) else f"{place}: "
             raise CommandError(f"scenario: {where}{error}") from None
         self._replace(parsed)

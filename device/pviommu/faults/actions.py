@@ -12,12 +12,13 @@ from msgspec import Meta
 from pviommu_abi.slots import Errno
 
 from ..documents import WrongValueError
+from ..toml_places import shown
 from .catalogue import Nature, Place
 
 __all__ = ["ACTIONS", "WAITS", "Action", "Do", "duration_ns", "rate", "result_of"]
 
-_TIME = re.compile(r"^(\d+(?:\.\d+)?) ?(ns|us|ms|s)$")
-_RATE = re.compile(r"^(\d+) ?(|Ki|Mi|Gi)/s$")
+_TIME = re.compile(r"([0-9]{1,20}(?:\.[0-9]{1,20})?) ?(ns|us|ms|s)")
+_RATE = re.compile(r"([0-9]{1,20}) ?(|Ki|Mi|Gi)/s")
 _NS = {"ns": 1, "us": 1000, "ms": 1_000_000, "s": 1_000_000_000}
 _UNITS = {"": 1, "Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30}
 MOST_NS = 3600 * _NS["s"]
@@ -167,11 +168,11 @@ class Do(msgspec.Struct, forbid_unknown_fields=True, rename={"assert_": "assert"
             known = (*probe.errors, *probe.refusals)
             if error is not None and error not in known:
                 hint = "; `status` answers any other" if error in _ERRORS and "status" in place.actions else ""
-                said = f"{error} is no error of {probe.name}, which are {', '.join(known)}{hint}"
+                said = f"{error[:64]} is no error of {probe.name}, which are {', '.join(known)}{hint}"
                 raise WrongValueError((key,), said)
         if isinstance(self.corrupt, str) and self.corrupt not in probe.fields:
             fields = ", ".join(probe.fields) or "none by name, give an offset"
-            raise WrongValueError(("corrupt",), f"{probe.name} has no field {self.corrupt}, but {fields}")
+            raise WrongValueError(("corrupt",), f"{probe.name} has no field {self.corrupt[:64]}, but {fields}")
 
     def nature_at(self, place: Place) -> Nature:
         """Whether a correct IOMMU may do this there."""
@@ -183,18 +184,18 @@ class Do(msgspec.Struct, forbid_unknown_fields=True, rename={"assert_": "assert"
 
 def duration_ns(text: str, place: tuple[str, ...] = ()) -> int:
     """A time in nanoseconds. Raises :class:`.WrongValueError`."""
-    match = _TIME.match(text)
+    match = _TIME.fullmatch(text)
     found = round(float(match[1]) * _NS[match[2]]) if match else MOST_NS + 1
     if found > MOST_NS:
-        raise WrongValueError(place, f"{text!r}: must be {_TIME_RULE}")
+        raise WrongValueError(place, f"{shown(text, ())}: must be {_TIME_RULE}")
     return found
 
 
 def rate(text: str) -> int:
     """Units a second. Raises :class:`.WrongValueError`."""
-    match = _RATE.match(text)
+    match = _RATE.fullmatch(text)
     if not match or not int(match[1]):
-        raise WrongValueError(("bandwidth",), f"{text!r}: must be {_RATE_RULE}")
+        raise WrongValueError(("bandwidth",), f"{shown(text, ())}: must be {_RATE_RULE}")
     return int(match[1]) * _UNITS[match[2]]
 
 
@@ -207,4 +208,4 @@ def result_of(status: int | str) -> int:
         return status
     if status in _ERRORS:
         return _ERRORS[str(status)]
-    raise WrongValueError(("status",), f"{status!r}: must be 0 to 4095, or one of {', '.join(_ERRORS)}")
+    raise WrongValueError(("status",), f"{shown(status, ())}: must be 0 to 4095, or one of {', '.join(_ERRORS)}")

@@ -62,6 +62,8 @@ class ActiveRule:
         """the places where it is, and what it is there"""
         self.free_at_ns = 0
         """when what a bandwidth allows is used up"""
+        self.is_gone = False
+        """whether others were loaded: a call that it held goes on past it"""
 
     def record(self) -> FaultRule:
         """For the guest."""
@@ -114,6 +116,7 @@ class Faults:
         """the last decisions, each with what the call was about; those about DMA are not kept"""
         self._on_request: tuple[Act, Mapping[str, Any]] | None = None
         """the one about the last DMA request"""
+        self.rules: list[ActiveRule] = []
         self.load(scenario)
 
     # -- what it is about -------------------------------------------------------------------------------------------
@@ -124,13 +127,15 @@ class Faults:
         :class:`pviommu.documents.WrongValueError`, and then nothing has changed.
         """
         scenario.check()
-        self.holds.release()
+        for active in self.rules:
+            active.is_gone = True
         self.scenario = scenario
         self.state = scenario.state
         self.rules = [ActiveRule(number, rule, scenario.seed) for number, rule in enumerate(scenario.rule)]
         self._assertions = []
         self._began_ns = self._inputs.now_ns()
         self._show()
+        self.holds.release()
 
     def attach(self, victim: Victim) -> None:
         """The rules are about this PV-IOMMU."""
@@ -230,6 +235,8 @@ class Faults:
             self._on_request = None
         for active in rules:
             rule, turns = active.rule, active.turns
+            if active.is_gone:
+                continue
             if rule.when_state not in (None, self.state) or not active.where.holds(values):
                 continue
             if rule.do is not None and not is_possible(rule.do):

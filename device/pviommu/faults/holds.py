@@ -58,6 +58,8 @@ class Holds:
         """those that wait until something is suspended under their tag"""
         self._behind: dict[object, list[tuple[Hold, int]]] = {}
         """by probe: those that let so many others pass first"""
+        self._delayed: dict[Hold, None] = {}
+        """in order of their beginning"""
         self._hung: list[Hold] = []
         self._scheduler: Scheduler | None = None
         self._due: list[tuple[int, Callable[[], None]]] = []
@@ -85,7 +87,13 @@ class Holds:
     def delay(self, ns: int) -> Hold:
         """Over after this time."""
         hold = Hold()
-        self._at(self._now_ns() + ns, hold.let_go)
+        self._delayed[hold] = None
+
+        def end() -> None:
+            self._delayed.pop(hold, None)
+            hold.let_go()
+
+        self._at(self._now_ns() + ns, end)
         return hold
 
     # -- tags -------------------------------------------------------------------------------------------------------
@@ -149,8 +157,9 @@ class Holds:
 
     def release(self) -> None:
         """The rules that held them are gone: all go on, except those that hang until a reset."""
-        held = [*self._suspended, *self._awaiting, *(hold for each in self._behind.values() for hold, _ in each)]
+        held = [*self._suspended, *self._awaiting, *self._delayed]  # who lets others pass is delayed, too
         self._suspended, self._awaiting = [], []
+        self._delayed.clear()
         self._behind.clear()
         for hold in held:
             hold.let_go()

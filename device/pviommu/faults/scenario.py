@@ -36,7 +36,8 @@ from .where import Where, number_range
 
 __all__ = ["Expect", "Rule", "Scenario", "ScenarioError", "find", "load", "loads", "parse", "schema"]
 
-_ID = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
+_ID = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$(?!\n)"
+"""Python's ``$`` fits before a last newline, too."""
 _ID_RULE = "1 to 64 of letters, digits, _, . and -, the first of which is a letter or a digit"
 _STATE_RULE = "the name of a state, which reads as an id"
 _Name = Annotated[str, Meta(pattern=_ID, extra_json_schema={"$comment": _STATE_RULE})]
@@ -79,7 +80,12 @@ class Rule(_Table, frozen=True):
     id: Annotated[
         str, Meta(pattern=_ID, description="by which reports name it", extra_json_schema={"$comment": _ID_RULE})
     ]
-    on: Annotated[str, Meta(min_length=1, description="places as `pviommu faults list` has them, or a pattern of them")]
+    on: Annotated[
+        str,
+        Meta(
+            min_length=1, max_length=128, description="places as `pviommu faults list` has them, or a pattern of them"
+        ),
+    ]
     where: Annotated[
         dict[str, Any], Meta(description="conditions on what the probe is told, all of which must hold")
     ] = {}

@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from ..documents import WrongValueError
+from ..toml_places import shown
 from .catalogue import ARGUMENTS, Kind, Probe
 
 __all__ = ["Span", "Values", "Where", "number_range"]
@@ -17,8 +18,11 @@ Span = tuple[int, int]
 Values = Mapping[str, Any]
 """What a probe was told: numbers, :data:`Span`, names, by names of :data:`.catalogue.ARGUMENTS`."""
 
-_NUMBER = r"0[xX][0-9a-fA-F]+|\d+"
-_RANGE = re.compile(rf"^\s*({_NUMBER})?\s*\.\.\s*({_NUMBER})?\s*$")
+_NUMBER = r"0[xX][0-9a-fA-F]+|0|[1-9][0-9]*"
+_RANGE = re.compile(rf"({_NUMBER})?\s*\.\.\s*({_NUMBER})?")
+_LONGEST = 64
+"""Characters of a number or a range: of longer ones neither reading nor telling may cost anything."""
+_LONGEST_NAME = 256
 _SBDF = re.compile(r"^(?:([0-9a-f]{4}):)?([0-9a-f]{2}:[01][0-9a-f]\.[0-7])$")
 _MOST = (1 << 64) - 1
 _RULE = 'must be a number or a range as "0x1000..0x1fff", "5.." or "..5", both ends included'
@@ -28,9 +32,11 @@ def number_range(value: Any) -> Span:
     """What a number or a range means. Raises ValueError."""
     if isinstance(value, int) and not isinstance(value, bool):
         first = last = value
-    elif isinstance(value, str) and re.fullmatch(_NUMBER, value.strip()):
-        first = last = int(value, 0)
-    elif isinstance(value, str) and (match := _RANGE.match(value)) and (match[1] or match[2]):
+    elif not isinstance(value, str) or len(value) > _LONGEST:
+        raise ValueError(f"{shown(value, ())}: {_RULE}")
+    elif re.fullmatch(_NUMBER, text := value.strip()):
+        first = last = int(text, 0)
+    elif (match := _RANGE.fullmatch(text)) and (match[1] or match[2]):
         first, last = int(match[1] or "0", 0), int(match[2], 0) if match[2] else _MOST
     else:
         raise ValueError(f"{value!r}: {_RULE}")
@@ -43,7 +49,9 @@ def _test(name: str, value: Any) -> Callable[[Any], bool]:
     kind = ARGUMENTS[name].kind
     if kind is Kind.NAME:
         if not isinstance(value, str) or not value:
-            raise ValueError(f"{value!r}: must be {kind.value}")
+            raise ValueError(f"{shown(value, ())}: must be {kind.value}")
+        if len(value) > _LONGEST_NAME:
+            raise ValueError(f"{shown(value, ())}: must have at most {_LONGEST_NAME} characters")
         pattern = value
         if name == "device" and (match := _SBDF.match(value)):
             pattern = f"{match[1] or '0000'}:{match[2]}"
@@ -65,7 +73,9 @@ class Where:
         self._tests: list[tuple[str, Callable[[Any], bool]]] = []
         for name, value in conditions.items():
             if name not in told:
-                raise WrongValueError((name,), f"{key} has no key {name} here, but {', '.join(told) or 'none'}")
+                raise WrongValueError(
+                    (name,), f"{key} has no key {name[:_LONGEST]} here, but {', '.join(told) or 'none'}"
+                )
             try:
                 self._tests.append((name, _test(name, value)))
             except ValueError as error:

@@ -10,7 +10,7 @@ from types import FrameType
 
 from .loop import Loop
 
-__all__ = ["stopped_by_signals"]
+__all__ = ["stopped_by_signals", "terminated_like_interrupted"]
 
 _MOST_SIGNALS = 4096
 
@@ -51,3 +51,23 @@ def stopped_by_signals(loop: Loop, on_hangup: Callable[[], None] | None = None) 
 def _forget(reader: socket.socket) -> None:
     """Read what signals have written: it has woken the loop, and would do so for ever."""
     reader.recv(_MOST_SIGNALS)
+
+
+@contextlib.contextmanager
+def terminated_like_interrupted() -> Iterator[None]:
+    """Make SIGTERM and SIGHUP unwind like Ctrl-C, so that children end and folders go."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGHUP:  # a shell and the kernel each send it when a terminal closes: unwind once
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    numbers = [signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup
+        numbers.append(signal.SIGHUP)
+    previous = {number: signal.signal(number, interrupt) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

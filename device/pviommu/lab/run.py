@@ -6,16 +6,15 @@ import argparse
 import contextlib
 import math
 import os
-import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from types import FrameType
 from typing import Protocol, TextIO
 
 from .. import resources
 from ..exit_status import ExitStatus
+from ..host.signals import terminated_like_interrupted
 from ..host_errors import is_lack_of_room, named
 from ..topology import find
 from . import accelerator, added, build, core, kernels, programs, provision, report, roots, scenario, suites
@@ -189,7 +188,7 @@ def main(
 def guarded(name: str, work: Callable[[], int]) -> int:
     """Do ``work`` and give its exit status; what breaks it becomes one line that begins with ``name``, and a status."""
     try:
-        with _terminated_like_interrupted():
+        with terminated_like_interrupted():
             return work()
     except UsageError as problem:
         print(f"{name}: {problem}", file=sys.stderr)
@@ -206,26 +205,6 @@ def guarded(name: str, work: Callable[[], int]) -> int:
         with contextlib.suppress(OSError):  # the terminal may be gone, which is why it ends
             print(f"{name}: interrupted", file=sys.stderr)
         return ExitStatus.INTERRUPTED
-
-
-@contextlib.contextmanager
-def _terminated_like_interrupted() -> Iterator[None]:
-    """Make SIGTERM and SIGHUP unwind like Ctrl-C, so that children end and folders go."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGHUP:  # a shell and the kernel each send it when a terminal closes: unwind once
-            signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        raise KeyboardInterrupt
-
-    numbers = [signal.SIGTERM]
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup
-        numbers.append(signal.SIGHUP)
-    previous = {number: signal.signal(number, interrupt) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def _run(args: argparse.Namespace, stream: TextIO, program: Sequence[str], provide: Provide, terminal: Terminal) -> int:

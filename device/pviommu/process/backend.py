@@ -24,6 +24,7 @@ from ..pci.function import Environment
 from ..probes import Probes
 from ..topology import Topology
 from ..transports.listening import close_all, listen_all
+from .event_file import EventFile
 from .pidfile import PidFile, PidFileError
 from .service_manager import notify
 
@@ -95,10 +96,10 @@ def _faults(settings: Settings, inputs: Inputs, stack: contextlib.ExitStack) -> 
     if not events:
         return Faults(scenario, inputs, _log_event)
     try:
-        file = stack.enter_context(events.open("w", encoding="utf-8", buffering=1))
+        file = stack.enter_context(contextlib.closing(EventFile(events)))
     except OSError as error:
         raise BackendError(f"--events {events}: {error.strerror}") from error
-    return Faults(scenario, inputs, lambda line: print(line, file=file))
+    return Faults(scenario, inputs, file.write)
 
 
 def _log_event(line: str) -> None:

@@ -18,6 +18,7 @@ from vfio_user import ProtocolError
 from ..exit_status import ExitStatus
 from ..faults.scenario import Scenario, ScenarioError, load
 from ..faults.verdict import Verdict
+from ..host.signals import terminated_like_interrupted
 from ..host_errors import write_whole
 from ..interfaces.pv.ring_core import DeviceCore
 from ..native.build import LibraryError
@@ -172,6 +173,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--verbose", action="store_true", help="print the device's log, too")
 
 
+@terminated_like_interrupted()
 def main(args: argparse.Namespace) -> int:
     """Run ``pviommu faults run``; returns its exit status."""
     if args.json and args.ktap == "-":

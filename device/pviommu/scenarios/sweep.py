@@ -16,6 +16,7 @@ from ..exit_status import ExitStatus
 from ..faults.catalogue import PROBES, places
 from ..faults.scenario import ScenarioError, load
 from ..faults.written import written
+from ..host.signals import terminated_like_interrupted
 from ..host_errors import write_whole
 from ..reports import ktap
 from ..reports.ktap import Outcome, TestResult
@@ -167,6 +168,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+@terminated_like_interrupted()
 def main(args: argparse.Namespace) -> int:
     """Run ``pviommu faults sweep``; returns its exit status."""
     # Not printed: what they tell of is a failure of its case. Not silenced by level: then it would be none.

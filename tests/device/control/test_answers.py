@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import os
 
 import pytest
 
@@ -323,6 +324,16 @@ def test_files_that_cannot_be_are_told(ask, tmp_path, name, file, text):
         ask(name, file=f"{tmp_path}/{file}")
 
     assert str(error.value) == f"{tmp_path}{text}"
+
+
+def test_a_snapshot_replaces_no_device(ask, tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    ask.served.save = lambda: b"all of it"
+
+    with pytest.raises(CommandError, match="/fifo: no regular file"):
+        ask("snapshot", file=str(tmp_path / "fifo"))
+
+    assert (tmp_path / "fifo").is_fifo()
 
 
 def test_a_path_begins_at_the_root(ask):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -63,3 +64,27 @@ def test_a_key_that_no_probe_tells_is_an_error_with_those_that_are() -> None:
     with pytest.raises(WrongValueError, match="where has no key iova here, but ctx, dfn, gfn, nr, flags, function"):
         Where({"iova": 1}, [MAP])
     Where({"iova": 1}, [MAP, TRANSLATE])  # one of them does
+
+
+@pytest.mark.parametrize(
+    "value", ["010", "010..", "9" * 5000, "0.." + "9" * 5000, "\u0663", "0x" + "f" * 50_000, [[1]]]
+)
+def test_what_python_would_refuse_to_read_is_told_like_the_rest_and_briefly(value: Any) -> None:
+    with pytest.raises(ValueError, match="must be a number or a range") as error:
+        number_range(value)
+
+    assert len(str(error.value)) < 250
+
+
+def test_a_text_of_blanks_is_refused_at_once() -> None:
+    before = time.process_time()
+
+    with pytest.raises(ValueError, match="must be a number or a range"):
+        number_range(" " * 60_000 + "x")
+
+    assert time.process_time() - before < 0.1  # by trying each blank in turn it took seconds
+
+
+def test_a_pattern_of_names_has_a_largest_size() -> None:
+    with pytest.raises(WrongValueError, match="must have at most 256 characters"):
+        Where({"device": "*a" * 200}, [TRANSLATE])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from typing import Any
+from typing import Any, ClassVar
 
 from pviommu_abi.slots import Errno
 from wire_layout import Record
@@ -34,15 +34,10 @@ Steps = Generator[Waiting | None, None, Reply]
 """What a point makes of an operation that it holds, or has more to do with: each item is what it waits for."""
 
 
-class Driven(Held, frozen=True):
-    """How far an operation is that a point carries out in steps."""
-
-    owner: Answering | None = None
-    steps: Steps | None = None
-
-
 class Answering(Point):
     """Stands in for what gives an ``Answer``: the outcome, or how far it is. Inside, the latter are steps."""
+
+    is_slot: ClassVar[bool] = False
 
     def __init__(self, *given: Any) -> None:
         super().__init__(*given)
@@ -59,11 +54,10 @@ class Answering(Point):
         return self._step(answer) if isinstance(answer, Generator) else answer
 
     def next_piece(self, *args: Any) -> Answer:
-        """Carry out the next piece."""
-        progress = self.progress_of(args)
-        if not isinstance(progress, Driven) or progress.owner is not self or progress.steps is None:
-            return self._plain(*args)
-        return progress if not progress.is_over else self._step(progress.steps)
+        """Carry out the next piece: what holds an operation goes on with it by itself, also if it is not bound here
+        any more.
+        """
+        return self._plain(*args)
 
     def _plain(self, *args: Any) -> Answer:
         if self._go_on is None:
@@ -76,12 +70,8 @@ class Answering(Point):
         except StopIteration as end:
             reply: Reply = end.value
             return reply
-        return Driven(waiting=waiting, owner=self, steps=steps)
-
-    def progress_of(self, args: Args) -> Progress:
-        """Of what is asked to go on."""
-        progress: Progress = args[1]
-        return progress
+        held = Held(waiting=waiting, carry_on=lambda: self._step(steps) if held.is_over else held, is_slot=self.is_slot)
+        return held
 
     def going_on(self, args: Args, progress: Progress) -> Args:
         """What a call that began with ``args`` goes on with."""
@@ -274,9 +264,7 @@ class OperationPoint(Answering):
 class SlotPoint(Answering):
     """A slot: its class, operation, flags and payload. ``form`` is nothing."""
 
-    def progress_of(self, args: Args) -> Progress:
-        operation: Operation = args[0]
-        return operation.progress
+    is_slot = True
 
     def going_on(self, args: Args, progress: Progress) -> Args:
         op_class, op, flags, payload = args

@@ -69,6 +69,8 @@ class Operations:
         """Carry out the next piece of an operation in progress."""
         progress = operation.progress
         try:
+            if isinstance(progress, Held) and progress.is_slot and progress.carry_on is not None:
+                return progress.carry_on()
             carrier = self._carriers[operation.op_class]
             if not progress.targets:
                 return carrier.go_on(operation.op, operation.payload, progress)

@@ -58,6 +58,10 @@ class Held(Progress, frozen=True):
 
     waiting: Waiting | None = None
     """what it waits for; None: nothing any more"""
+    carry_on: Callable[[], Answer] | None = None
+    """the next piece by who holds it, whatever is bound to its probe meanwhile; None: as of any other operation"""
+    is_slot: bool = False
+    """whether all of a slot is held, and not only the operation in it"""
 
     @property
     def is_over(self) -> bool:

@@ -1,0 +1,60 @@
+"""The file of events stops nobody: neither a FIFO that is not read nor a full disk."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+import pytest
+
+from pviommu.process.event_file import EventFile
+
+from ..test_host_errors import no_room
+
+LINE = "x" * 99
+
+
+def test_a_fifo_that_is_not_read_loses_events_and_has_whole_lines(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "fifo"
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    file = EventFile(path)
+    for _ in range(2000):
+        file.write(LINE)
+    assert file.lost > 0
+
+    with open(reader, "rb") as opened:
+        read = opened.read() + b""
+        file.write("last")
+        read += opened.read()
+    file.close()
+
+    *lines, last, rest = read.decode().split("\n")
+    assert set(lines) == {LINE}
+    assert (len(lines), last, rest) == (2000 - file.lost, "last", "")
+    assert [record.levelno for record in caplog.records] == [logging.ERROR] * 2
+    assert "nobody reads it; events are lost" in caplog.text
+    assert f"{file.lost} events were lost" in caplog.text
+
+
+def test_a_fifo_without_a_reader_is_told_at_the_start(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+
+    with pytest.raises(OSError, match="No such device or address"):
+        EventFile(tmp_path / "fifo")
+
+
+def test_a_full_disk_loses_events_and_raises_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = EventFile(tmp_path / "events")
+    with no_room():
+        for _ in range(100):
+            file.write(LINE)
+    file.write("last")
+    file.close()
+
+    assert file.lost == 59
+    assert (tmp_path / "events").read_text() == f"{LINE}\n" * 41 + "last\n"
+    assert "File too large; events are lost" in caplog.text
