@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from typing import Any, ClassVar
+from typing import Any
 
 from pviommu_abi.slots import Errno
 from wire_layout import Record
 
 from ...hosted import Waiting
 from ...interfaces.pv.bindings import format_sbdf, sbdf_of
-from ...interfaces.pv.profile import Answer, Held, Progress, Reply
+from ...interfaces.pv.profile import Answer, Held, HeldLevel, Progress, Reply
 from ...interfaces.pv.ring import Operation
 from ..actions import Do, result_of
 from ..holds import Hold
@@ -37,7 +37,7 @@ Steps = Generator[Waiting | None, None, Reply]
 class Answering(Point):
     """Stands in for what gives an ``Answer``: the outcome, or how far it is. Inside, the latter are steps."""
 
-    is_slot: ClassVar[bool] = False
+    level = HeldLevel.OPERATION
 
     def __init__(self, *given: Any) -> None:
         super().__init__(*given)
@@ -70,7 +70,7 @@ class Answering(Point):
         except StopIteration as end:
             reply: Reply = end.value
             return reply
-        held = Held(waiting=waiting, carry_on=lambda: self._step(steps) if held.is_over else held, is_slot=self.is_slot)
+        held = Held(waiting=waiting, carry_on=lambda: self._step(steps) if held.is_over else held, level=self.level)
         return held
 
     def going_on(self, args: Args, progress: Progress) -> Args:
@@ -149,6 +149,8 @@ class OperationPoint(Answering):
 
     def __init__(self, *given: Any) -> None:
         super().__init__(*given)
+        if self.probe.name == "op.call":
+            self.level = HeldLevel.CALL
         record: type[Record] = self.form
         self._places = {each.name: each for each in record.FIELDS}
         self._fields = {
@@ -264,7 +266,7 @@ class OperationPoint(Answering):
 class SlotPoint(Answering):
     """A slot: its class, operation, flags and payload. ``form`` is nothing."""
 
-    is_slot = True
+    level = HeldLevel.SLOT
 
     def going_on(self, args: Args, progress: Progress) -> Args:
         op_class, op, flags, payload = args
