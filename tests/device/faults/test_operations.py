@@ -8,6 +8,7 @@ from pviommu_abi.registers import Profile
 from pviommu_abi.slots import Errno, OpClass
 from pviommu_abi.vendor import Call, VendorOp
 from pviommu_abi.xen_2024 import PvIommuOp, UnmapPages, Xen2024Op
+from pviommu_abi.xen_v7 import V7Alloc, V7Init, V7RemoteCmd, XenV7Op
 
 from ..conftest import Driver
 from .conftest import Load
@@ -271,3 +272,24 @@ def test_an_operation_in_guest_memory_is_held_with_what_called_it(load: Load) ->
     assert driver.completed() == 2
     assert driver.outcome(1)[0].result == 0
     assert faulty.fired() == [1, 1]
+
+
+@pytest.mark.parametrize("held", [["op.alloc_context.pre"], ["op.remote_cmd.pre", "op.alloc_context.post"]])
+def test_the_answer_of_an_operation_in_guest_memory_that_was_held_is_copied_there(load: Load, held: list[str]) -> None:
+    rules = [{"on": place, "do": {"delay": "1ms"}} for place in held]
+    faulty = load(*rules)
+    driver = faulty.driver
+    driver.write("RESET", 1)
+    driver.write("PROFILE", Profile.XEN_V7)
+    driver.set_up_ring()
+    assert driver.call(V7Init(128, 12).pack(), OpClass.XEN_V7, XenV7Op.INIT)[0] == 0
+    driver.ram[0x3000 : 0x3000 + V7Alloc.SIZE] = V7Alloc(0xFFFF, 0, 0).pack()
+    position = driver.put(V7RemoteCmd(0, XenV7Op.ALLOC_CONTEXT, 0, 0x3000).pack(), OpClass.XEN_V7, XenV7Op.REMOTE_CMD)
+    for _ in range(4):
+        driver.iommu.work()
+        faulty.agenda.run(1_000_000)
+    driver.iommu.work()
+
+    assert faulty.fired() == [1] * len(held)
+    assert (driver.completed(), driver.outcome(position)[0].result) == (position + 1, 0)
+    assert V7Alloc.unpack(bytes(driver.ram[0x3000 : 0x3000 + V7Alloc.SIZE])).ctx_no == 1

@@ -10,7 +10,7 @@ from wire_layout import Record
 
 from ...hosted import Waiting
 from ...interfaces.pv.bindings import format_sbdf, sbdf_of
-from ...interfaces.pv.profile import Answer, Held, HeldLevel, Progress, Reply
+from ...interfaces.pv.profile import Answer, Held, Progress, Reply
 from ...interfaces.pv.ring import Operation
 from ..actions import Do, result_of
 from ..holds import Hold
@@ -36,8 +36,6 @@ Steps = Generator[Waiting | None, None, Reply]
 
 class Answering(Point):
     """Stands in for what gives an ``Answer``: the outcome, or how far it is. Inside, the latter are steps."""
-
-    level = HeldLevel.OPERATION
 
     def __init__(self, *given: Any) -> None:
         super().__init__(*given)
@@ -70,7 +68,7 @@ class Answering(Point):
         except StopIteration as end:
             reply: Reply = end.value
             return reply
-        held = Held(waiting=waiting, carry_on=lambda: self._step(steps) if held.is_over else held, level=self.level)
+        held = Held(waiting=waiting, carry_on=lambda: self._step(steps) if held.is_over else held)
         return held
 
     def going_on(self, args: Args, progress: Progress) -> Args:
@@ -83,8 +81,9 @@ class Answering(Point):
             if isinstance(answer, Generator):
                 answer = yield from answer
             else:
-                yield answer.waiting if isinstance(answer, Held) else None
-                answer = self._plain(*self.going_on(args, answer))
+                held = answer if isinstance(answer, Held) else Held()
+                yield held.waiting
+                answer = held.carry_on() if held.carry_on is not None else self._plain(*self.going_on(args, answer))
         return answer
 
     def hold(self, hold: Hold, go: Callable[[], Any]) -> Any:
@@ -149,8 +148,6 @@ class OperationPoint(Answering):
 
     def __init__(self, *given: Any) -> None:
         super().__init__(*given)
-        if self.probe.name == "op.call":
-            self.level = HeldLevel.CALL
         record: type[Record] = self.form
         self._places = {each.name: each for each in record.FIELDS}
         self._fields = {
@@ -265,8 +262,6 @@ class OperationPoint(Answering):
 
 class SlotPoint(Answering):
     """A slot: its class, operation, flags and payload. ``form`` is nothing."""
-
-    level = HeldLevel.SLOT
 
     def going_on(self, args: Args, progress: Progress) -> Args:
         op_class, op, flags, payload = args

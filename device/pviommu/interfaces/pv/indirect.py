@@ -10,7 +10,7 @@ from pviommu_abi.slots import PAYLOAD_SIZE, Errno
 
 from ...dma.access import GuestMemoryError
 from ...dma.memory import GuestMemory
-from .profile import Answer, Progress, Reply
+from .profile import Answer, Held, Progress, Reply
 
 __all__ = ["FAULT", "carry_out", "go_on"]
 
@@ -48,6 +48,9 @@ def go_on(
 
 
 def _answered(memory: GuestMemory, address: int, data: bytes, answer: Answer, copied_back: bool) -> Answer:
+    if isinstance(answer, Held) and answer.carry_on is not None:
+        carry_on = answer.carry_on
+        return replace(answer, carry_on=lambda: _answered(memory, address, data, carry_on(), copied_back))
     if isinstance(answer, Progress):
         return replace(answer, structures=(data, *answer.structures))
     return _copy_back(memory, address, data, answer) if copied_back else answer

@@ -8,7 +8,7 @@ from typing import Protocol
 from pviommu_abi.slots import Errno, OpClass, SlotFlags
 
 from .order import Order
-from .profile import REFUSED, Answer, Held, HeldLevel, Progress, Reply, XenProfile
+from .profile import REFUSED, Answer, Held, Progress, Reply, XenProfile
 from .ring import Operation
 from .vendor import VendorOperations
 
@@ -69,7 +69,7 @@ class Operations:
         """Carry out the next piece of an operation in progress."""
         progress = operation.progress
         try:
-            if isinstance(progress, Held) and progress.level is HeldLevel.SLOT and progress.carry_on is not None:
+            if isinstance(progress, Held) and progress.carry_on is not None:
                 return progress.carry_on()
             carrier = self._carriers[operation.op_class]
             if not progress.targets:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from enum import Enum, auto
 from typing import ClassVar, NamedTuple, Protocol
 
 from msgspec import Struct
@@ -54,15 +53,6 @@ class Progress(Struct, frozen=True):
     """where other rings have to get before it begins"""
 
 
-class HeldLevel(Enum):
-    """What is held of a slot: each is inside of the one before."""
-
-    SLOT = auto()
-    CALL = auto()
-    """a CALL, which has an operation of the profile inside"""
-    OPERATION = auto()
-
-
 class Held(Progress, frozen=True):
     """How far an operation is that waits for something that does not depend on the guest. It is not saved."""
 
@@ -70,8 +60,6 @@ class Held(Progress, frozen=True):
     """what it waits for; None: nothing any more"""
     carry_on: Callable[[], Answer] | None = None
     """the next piece by who holds it, whatever is bound to its probe meanwhile; None: as of any other operation"""
-    level: HeldLevel | None = None
-    """of what :attr:`carry_on` goes on with"""
 
     @property
     def is_over(self) -> bool:

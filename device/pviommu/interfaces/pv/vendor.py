@@ -13,19 +13,7 @@ from .batch import BatchOperations
 from .bindings import Bindings, sbdf_of
 from .contexts import Contexts
 from .events import EventRing
-from .profile import (
-    DONE,
-    REFUSED,
-    Answer,
-    Begin,
-    GoOn,
-    Held,
-    HeldLevel,
-    Progress,
-    Reply,
-    XenProfile,
-    probe_operation,
-)
+from .profile import DONE, REFUSED, Answer, Begin, GoOn, Progress, Reply, XenProfile, probe_operation
 
 __all__ = ["VendorOperations"]
 
@@ -87,9 +75,6 @@ class VendorOperations:
 
     def go_on(self, op: int, payload: bytes, progress: Progress) -> Answer:
         """Carry out the next piece of a long operation."""
-        is_own = op != VendorOp.CALL or (isinstance(progress, Held) and progress.level is HeldLevel.CALL)
-        if is_own and isinstance(progress, Held) and progress.carry_on is not None:
-            return progress.carry_on()
         go_on = self._handlers[op][1]
         if go_on is None:
             raise ValueError(f"operation {op} of class VENDOR is not done in pieces")

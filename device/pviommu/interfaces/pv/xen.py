@@ -19,7 +19,7 @@ from .config import IommuConfig
 from .contexts import Contexts, ContextStop
 from .page_operation import PageOperation, PageRules, must_be_zero
 from .pages import PageOperations
-from .profile import DONE, REFUSED, Answer, Begin, GoOn, Held, Progress, Reply, probe_operation
+from .profile import DONE, REFUSED, Answer, Begin, GoOn, Progress, Reply, probe_operation
 
 __all__ = ["CONTEXT_RESULTS", "CONTEXT_STOPS", "MAP_RESULTS", "UNMAP_RESULTS", "Operation", "XenOperations"]
 
@@ -189,8 +189,6 @@ class XenOperations:
 
     def go_on(self, op: int, payload: bytes, progress: Progress) -> Answer:
         """Carry out the next piece of a long operation."""
-        if isinstance(progress, Held) and progress.carry_on is not None:
-            return progress.carry_on()
         go_on = self._handlers[payload[0] | payload[1] << 8 if self.number_in_payload else op].go_on
         if go_on is None:
             raise ValueError(f"operation {op} with payload {payload.hex()} is not done in pieces")
