@@ -177,6 +177,10 @@ class Topology(_Section, frozen=True):
         """Of all functions, the PV-IOMMU first."""
         return [self.iommu.name, *(entry.name for entry in self.endpoint)]
 
+    def kinds(self) -> dict[str, str]:
+        """Of all functions by name: ``iommu``, or the kind of endpoint."""
+        return {self.iommu.name: "iommu"} | {entry.name: entry.kind for entry in self.endpoint}
+
     def check(self) -> None:
         """Raise :class:`ValueError` for what the types alone do not exclude."""
         names = {self.iommu.name}

@@ -31,7 +31,7 @@ from .commands import COMMANDS
 from .description import Command, CommandError, checked
 from .rules import RuleCommands
 
-__all__ = ["TRACED", "Answer", "Answers", "Pause", "Served"]
+__all__ = ["TRACED", "Answer", "Answers", "Pause", "Served", "finished"]
 
 TRACED = logging.getLogger("vfio_user.server")
 """What logs each vfio-user message, at level DEBUG."""
@@ -70,6 +70,19 @@ class Pause:
 
 Steps = Generator[Pause | None, None, dict[str, Any]]
 Answer = dict[str, Any] | Steps
+
+
+def finished(answer: Answer, stepped: Callable[[], None] = lambda: None) -> dict[str, Any]:
+    """The result, where nobody else is to have a turn meanwhile. ``stepped`` is called after each step but the last."""
+    if not isinstance(answer, Generator):
+        return answer
+    while True:
+        try:
+            next(answer)
+        except StopIteration as end:
+            result: dict[str, Any] = end.value
+            return result
+        stepped()
 
 
 class _Contexts(Protocol):

@@ -151,9 +151,8 @@ def _controlled(server: Server, machine: Machine, settings: Settings, faults: Fa
 
 
 def _control(controlled: Controlled, topology: Topology, settings: Settings, path: Path) -> None:
-    kinds = {topology.iommu.name: "iommu"} | {entry.name: entry.kind for entry in topology.endpoint}
     try:
-        controlled.listen(path, settings.control_mode, settings.socket_group, kinds, settings.profiles)
+        controlled.listen(path, settings.control_mode, settings.socket_group, topology.kinds(), settings.profiles)
     except OSError as error:
         raise BackendError(f"cannot listen on {error.filename or path}: {error.strerror}") from error
 

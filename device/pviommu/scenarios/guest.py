@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, Protocol
 
@@ -22,7 +22,7 @@ from ..guest.xen_2024 import Xen2024
 from ..topology import EndpointSection, Topology
 from .stage import StuckError
 
-__all__ = ["TRIES", "Place", "PlayedGuest"]
+__all__ = ["TRIES", "Place", "PlayedGuest", "guest_in_words"]
 
 _FIRST_DEVFN = 0x28
 TRIES = 3
@@ -237,3 +237,9 @@ class PlayedGuest(Xen2024):
             return
         if self.events.lost == lost:
             self.check(any(event.iova == iova for event in self._told()), f"no event tells of the fault at {iova:#x}")
+
+
+def guest_in_words(answers: Mapping[str, int], harm: Iterable[str]) -> list[str]:
+    """How often a guest was answered what, and what it noted that no correct IOMMU lets happen: lines for people."""
+    said = ", ".join(f"{count} {answer}" for answer, count in sorted(answers.items()))
+    return [f"guest: {said or 'nothing answered'}", *(f"  harm: {text}" for text in harm)]

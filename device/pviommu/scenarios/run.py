@@ -25,6 +25,7 @@ from ..native.build import LibraryError
 from ..reports import junit, ktap
 from ..reports.ktap import KtapRun, TestResult
 from ..reports.ktap import Outcome as TestOutcome
+from .guest import guest_in_words
 from .results import rule_results
 from .stage import Crashed, ServerError, Stage, StuckError
 from .workloads import WORKLOADS
@@ -65,9 +66,7 @@ class Outcome:
 
     def lines(self) -> list[str]:
         """For people."""
-        answers = ", ".join(f"{count} {answer}" for answer, count in sorted(self.answers.items()))
-        lines = [f"guest: {answers or 'nothing answered'}"]
-        lines += [f"  harm: {text}" for text in self.harm]
+        lines = guest_in_words(self.answers, self.harm)
         if self.end != "done":
             lines.append(f"  it did not come to its end: {self.end}")
         if self.came_to_harm and self.is_excused:

@@ -96,14 +96,16 @@ def _shard(text: str) -> tuple[int, int]:
 def _nth(text: str) -> int | str:
     if text in ("all", "last"):
         return text
-    if not re.fullmatch("[0-9]{1,10}", text) or not 1 <= int(text) < _MOST_PASS:
-        raise argparse.ArgumentTypeError(f"{text!r}: must be all, last, or the number of a pass, from 1 on")
-    return int(text)
+    return _pass(text, "all, last, or the number of a pass, from 1 on")
 
 
 def _limit(text: str) -> int:
+    return _pass(text, "a number of passes, from 1 on")
+
+
+def _pass(text: str, rule: str) -> int:
     if not re.fullmatch("[0-9]{1,10}", text) or not 1 <= int(text) < _MOST_PASS:
-        raise argparse.ArgumentTypeError(f"{text!r}: must be a number of passes, from 1 on")
+        raise argparse.ArgumentTypeError(f"{text!r}: must be {rule}")
     return int(text)
 
 

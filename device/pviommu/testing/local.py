@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Generator
 from types import TracebackType
 from typing import Any, Self
 
-from ..control.answers import Answers, Served
+from ..control.answers import Answers, Served, finished
 from ..control.description import CommandError
 from ..control.rules import RuleCommands
 from ..faults.scenario import Scenario
@@ -58,8 +57,7 @@ class Device(Subject):
             self._stack = self._stack.pop_all()
 
     def _served(self) -> Served:
-        topology = self.stage.topology
-        kinds = {topology.iommu.name: "iommu"} | {entry.name: entry.kind for entry in topology.endpoint}
+        kinds = self.stage.topology.kinds()
         rules = RuleCommands(self.faults, self.machine.iommu.probes.rebind)
         return Served(self.machine, self.fault_log, self._stop, dict, kinds, format_sbdf, rules=rules)
 
@@ -76,15 +74,7 @@ class Device(Subject):
         self._stack.close()
 
     def call(self, command: str, **arguments: Any) -> dict[str, Any]:
-        answer = self._answers.begin(command, arguments)
-        if not isinstance(answer, Generator):
-            return answer
-        while True:
-            try:
-                next(answer)
-            except StopIteration as end:
-                result: dict[str, Any] = end.value
-                return result
+        return finished(self._answers.begin(command, arguments))
 
     def events(self) -> list[str]:
         return self.faults.log.lines

@@ -32,6 +32,15 @@ __all__ = ["Place", "RunningServer", "Watched"]
 _LOG_LINES = 40
 
 
+def _until(condition: Callable[[], Any], patience_s: float, otherwise: str) -> None:
+    """Look until it is so. Raises StuckError, which says ``otherwise``."""
+    end = time.monotonic() + patience_s
+    while not condition():
+        if time.monotonic() > end:
+            raise StuckError(otherwise)
+        os.sched_yield()
+
+
 class Watched(Subject):
     """What is asked by a control socket."""
 
@@ -82,11 +91,7 @@ class Place:
 
     def until(self, condition: Callable[[], Any], what: str) -> None:
         """Look until it is so. Raises StuckError."""
-        end = time.monotonic() + self._patience_s
-        while not condition():
-            if time.monotonic() > end:
-                raise StuckError(f"{what} did not come within {self._patience_s:g} s")
-            os.sched_yield()
+        _until(condition, self._patience_s, f"{what} did not come within {self._patience_s:g} s")
 
     def close(self) -> None:
         """The guest goes away without a word."""
@@ -146,10 +151,11 @@ class RunningServer(Watched):
         for place in self._places:
             place.close()
         self._places.clear()
-        end = time.monotonic() + self.patience_s
-        while any(function["client"] for function in self.call("status")["functions"]):
-            if time.monotonic() > end:
-                raise StuckError(f"the server has not noticed within {self.patience_s:g} s that its clients are gone")
+        _until(
+            lambda: not any(function["client"] for function in self.call("status")["functions"]),
+            self.patience_s,
+            f"the server has not noticed within {self.patience_s:g} s that its clients are gone",
+        )
 
     def kill(self) -> None:
         """End the server as a crash does. Nothing is asked of it, and no verdict, from then on."""

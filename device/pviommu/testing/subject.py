@@ -19,7 +19,7 @@ from ..engine import PAGE_SHIFT
 from ..faults.scenario import Scenario
 from ..faults.verdict import Verdict
 from ..history.explanation import in_words
-from ..scenarios.guest import PlayedGuest
+from ..scenarios.guest import PlayedGuest, guest_in_words
 
 __all__ = ["HISTORY", "Subject"]
 
@@ -186,9 +186,7 @@ class Subject(ABC):
 
     def _guests(self) -> Iterator[str]:
         for guest in self.guests:
-            answers = ", ".join(f"{count} {answer}" for answer, count in sorted(guest.answers.items()))
-            yield f"guest: {answers or 'nothing answered'}"
-            yield from (f"  harm: {harm}" for harm in guest.harm)
+            yield from guest_in_words(guest.answers, guest.harm)
 
     @staticmethod
     def _shown(command: str, result: Mapping[str, Any]) -> list[str]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from pviommu.control.answers import Answers, Served
+from pviommu.control.answers import Answers, Served, finished
 from pviommu.control.rules import RuleCommands
 from pviommu.faults.engine import Faults
 from pviommu.faults.scenario import Scenario
@@ -55,17 +55,11 @@ class Asked:
         self.stopped = True
 
     def __call__(self, name: str, **arguments: Any) -> dict[str, Any]:
-        answer = self.answers.begin(name, arguments)
         self.steps = 0
-        if not isinstance(answer, Generator):
-            return answer
-        while True:
-            try:
-                next(answer)
-            except StopIteration as end:
-                found: dict[str, Any] = end.value
-                return found
-            self.steps += 1
+        return finished(self.answers.begin(name, arguments), self._step)
+
+    def _step(self) -> None:
+        self.steps += 1
 
 
 @pytest.fixture
