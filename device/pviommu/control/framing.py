@@ -91,7 +91,8 @@ class Framing:
                 if end == len(buffer):  # what it stands before is still to come
                     self._position = found.start()
                     return None
-                end += 1
+                if buffer[end : end + 1] != _RESET:  # which no text can have
+                    end += 1
             elif character == b'"':
                 self._is_text = not self._is_text
             elif character[0] in b"{[":

@@ -187,6 +187,16 @@ def test_a_profile_of_made_up_numbers_is_carried_out_in_c(toy, monkeypatch):
     ]
 
 
+@pytest.mark.parametrize("uncounted", [Stop.RESERVED, Stop.NOT_RAM])
+def test_the_stop_that_is_reported_decides_whether_pages_are_counted_in_c_and_in_python(native_library, uncounted):
+    declared = TOY._replace(map=replace(TOY.map, reserved_first=True, uncounted=(uncounted,)))
+    for made in (python_driver, lambda: native_driver(native_library)):
+        with closing(made()) as driver:
+            toy = select_toy(driver, declared)
+            count = 7 if uncounted is Stop.RESERVED else 0
+            assert toy_map(toy, 0xFEE00, RAM_PAGES, 1) == (MAP_RESULTS[Stop.RESERVED], count)
+
+
 @pytest.mark.parametrize(("reserved_first", "stop"), [(True, Stop.RESERVED), (False, Stop.NOT_RAM)])
 def test_a_profile_says_whether_a_reserved_page_outranks_a_frame_that_is_not_ram(make_driver, reserved_first, stop):
     toy = select_toy(make_driver(), TOY._replace(map=replace(TOY.map, reserved_first=reserved_first)))

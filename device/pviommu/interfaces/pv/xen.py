@@ -246,19 +246,23 @@ class XenOperations:
 
         def answer(payload: bytes, ctx: int, before: int, outcome: Outcome) -> Reply:
             counted = payload[:offset] + ((before & added) + outcome.done & largest).to_bytes(size, "little")
-            if outcome.stop is None:
+            stop = self._reported(op, ctx, outcome)
+            if stop is None:
                 return Reply(0, counted)
-            return Reply(self._result(op, ctx, outcome), b"" if outcome.stop in op.uncounted else counted)
+            return Reply(op.results[stop], b"" if stop in op.uncounted else counted)
 
         return answer
 
     def _result(self, op: PageOperation, ctx: int, outcome: Outcome) -> int:
+        stop = self._reported(op, ctx, outcome)
+        return 0 if stop is None else op.results[stop]
+
+    def _reported(self, op: PageOperation, ctx: int, outcome: Outcome) -> Stop | None:
+        """Why it stopped, as this profile has it."""
         stop = outcome.stop
-        if stop is None:
-            return 0
         if stop is Stop.NOT_RAM and op.reserved_first and outcome.at is not None and self._is_reserved(ctx, outcome.at):
-            stop = Stop.RESERVED
-        return op.results[stop]
+            return Stop.RESERVED
+        return stop
 
     def _is_reserved(self, ctx: int, dfn: int) -> bool:
         everywhere = [(region.first, region.last) for region in self._engine.config.reserved]
