@@ -151,6 +151,16 @@ def test_a_second_stop_while_the_first_one_is_obeyed_leaves_nothing_behind(serve
     assert os.listdir(serve.folder) == []
 
 
+@row("server", 39)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_signals_without_end_do_not_change_how_a_server_ends(serve, number):
+    serve.process.send_signal(signal.SIGTERM)
+    while serve.process.poll() is None:
+        serve.process.send_signal(number)
+    assert serve.process.poll() == 0
+    assert os.listdir(serve.folder) == []
+
+
 FLIPPER = """
 import os, sys
 fd = int(sys.argv[1])

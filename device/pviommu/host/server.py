@@ -36,9 +36,11 @@ class Server:
         for name, sock in sockets.items():
             self.transport.serve(sock, functions[name])
 
-    def stopped_by_signals(self, on_hangup: Callable[[], None] | None = None) -> AbstractContextManager[None]:
+    def stopped_by_signals(
+        self, on_hangup: Callable[[], None] | None = None, *, ends_process: bool = False
+    ) -> AbstractContextManager[None]:
         """See :func:`.signals.stopped_by_signals`."""
-        return stopped_by_signals(self.loop, on_hangup)
+        return stopped_by_signals(self.loop, on_hangup, ends_process=ends_process)
 
     def stop(self) -> None:
         """Leave :meth:`run` at the next turn."""

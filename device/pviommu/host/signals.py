@@ -16,10 +16,13 @@ _MOST_SIGNALS = 4096
 
 
 @contextlib.contextmanager
-def stopped_by_signals(loop: Loop, on_hangup: Callable[[], None] | None = None) -> Iterator[None]:
+def stopped_by_signals(
+    loop: Loop, on_hangup: Callable[[], None] | None = None, *, ends_process: bool = False
+) -> Iterator[None]:
     """Within this, SIGTERM and SIGINT stop ``loop``, even while it sleeps. It may be closed within.
 
-    SIGHUP calls ``on_hangup``; without one it stops the loop too, unless it was ignored (nohup).
+    SIGHUP calls ``on_hangup``; without one it stops the loop too, unless it was ignored (nohup). ``ends_process``: the
+    process ends afterwards, and one more of these signals changes neither its status nor what it has still to say.
     """
     reader, writer = socket.socketpair()
     reader.setblocking(False)
@@ -43,7 +46,7 @@ def stopped_by_signals(loop: Loop, on_hangup: Callable[[], None] | None = None) 
         watch.close()
         signal.set_wakeup_fd(wakeup)
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if ends_process else handler)
         reader.close()
         writer.close()
 

@@ -122,7 +122,7 @@ def _run(machine: Machine, topology: Topology, faults: Faults | None, settings: 
         faults.hang_up = server.transport.hang_up
     verdict = None
     pidfile = PidFile(settings.pidfile) if settings.pidfile else None
-    with server.stopped_by_signals(settings.on_hangup):  # to the end: a second signal must not leave files behind
+    with server.stopped_by_signals(settings.on_hangup, ends_process=True):  # a second one must leave no files behind
         try:
             if controlled and settings.control:
                 _control(controlled, topology, settings, settings.control)

@@ -597,6 +597,18 @@ def test_a_signal_stops_a_run_and_handlers_are_restored(connected, number):
     assert signal.getsignal(number) is before
 
 
+def test_signals_are_ignored_after_a_run_whose_process_ends(connected):
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    before = {number: signal.getsignal(number) for number in numbers}
+    try:
+        with connected.server.stopped_by_signals(ends_process=True):
+            pass
+        assert {signal.getsignal(number) for number in numbers} == {signal.SIG_IGN}
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 # -- clients ----------------------------------------------------------------------------------------------------------
 
 
