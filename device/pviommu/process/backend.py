@@ -72,6 +72,8 @@ class Settings:
     """operations kept; 0: none"""
     profiles: tuple[str, ...] = ()
     """what a guest may select, for those who ask"""
+    ends_process: bool = False
+    """nothing comes afterwards but the end of the process, which further signals must not change"""
 
 
 def run(topology: Topology, settings: Settings) -> Verdict | None:
@@ -122,7 +124,7 @@ def _run(machine: Machine, topology: Topology, faults: Faults | None, settings: 
         faults.hang_up = server.transport.hang_up
     verdict = None
     pidfile = PidFile(settings.pidfile) if settings.pidfile else None
-    with server.stopped_by_signals(settings.on_hangup, ends_process=True):  # a second one must leave no files behind
+    with server.stopped_by_signals(settings.on_hangup, ends_process=settings.ends_process):  # and leave no files
         try:
             if controlled and settings.control:
                 _control(controlled, topology, settings, settings.control)

@@ -256,6 +256,7 @@ def main(args: argparse.Namespace) -> int:
             profiles=PROFILES,
             scenario=scenario,
             events=args.events,
+            ends_process=True,
         )
         try:
             verdict = run(topology, settings)
