@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import pwd
 import stat
 from collections.abc import Mapping
 from pathlib import Path
 
-__all__ = ["HOW", "CacheError", "cache_folder", "check_folder", "owner_problem"]
+__all__ = [
+    "HOW",
+    "CacheError",
+    "cache_folder",
+    "check_folder",
+    "content_digest",
+    "library_problem",
+    "owner_problem",
+]
 
 HOW = "set XDG_CACHE_HOME to a folder of your own"
 
@@ -62,6 +71,23 @@ def owner_problem(found: os.stat_result) -> str:
     if found.st_mode & stat.S_IWOTH:
         return "can be written by everybody"
     return ""
+
+
+def library_problem(path: Path) -> str:
+    """Why a library whose name ends with the digest of its content must not be loaded, as the end of a sentence.
+
+    Empty if it may be. Raises OSError.
+    """
+    with path.open("rb") as file:
+        if problem := owner_problem(os.fstat(file.fileno())):
+            return problem
+        whole = path.stem.endswith(content_digest(file.read()))
+        return "" if whole else "is damaged: its content is not what was built"
+
+
+def content_digest(data: bytes) -> str:
+    """What the name of a built library ends with."""
+    return hashlib.sha256(data).hexdigest()[:32]
 
 
 def _user(uid: int) -> str:

@@ -39,6 +39,7 @@ COMMANDS = {
     "faults run": ("pviommu.scenarios.run", "play a scenario on a guest without a virtual machine"),
     "faults sweep": ("pviommu.scenarios.sweep", "try every failure at each place that a workload passes"),
     "build-core": ("pviommu.native.build", "compile the native core, which makes the device fast"),
+    "build-libvfio-user": ("pviommu.lab.libvfio_user", "build the C library libvfio-user, for the Python bindings"),
     "completion": ("pviommu.completion", "print what completes these commands in a shell"),
     "selfcheck": ("pviommu.selfcheck.command", "check engine, ring and wire against a model"),
 }

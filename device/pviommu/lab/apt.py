@@ -97,7 +97,17 @@ class PrivateApt:
     What an interrupted download left in ``folder`` is used.
     """
 
-    def __init__(self, folder: Path, mirror: str, run: Run, *, keyring: Path = KEYRING) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        mirror: str,
+        run: Run,
+        *,
+        keyring: Path = KEYRING,
+        kind: str = "deb",
+        suites: Sequence[str] = SUITES,
+    ) -> None:
+        """``kind`` is ``deb``, or ``deb-src`` for :meth:`source`."""
         self._folder = folder
         self._run = run
         # Not where apt itself would look for archives: it does not name those that it has already.
@@ -105,7 +115,7 @@ class PrivateApt:
         for part in ("state/lists/partial", "cache/archives/partial", "archives"):
             (folder / part).mkdir(parents=True, exist_ok=True)
         (folder / "status").touch()
-        sources = (f"deb [signed-by={keyring} arch=amd64] {mirror} {suite} main\n" for suite in SUITES)
+        sources = (f"{kind} [signed-by={keyring} arch=amd64] {mirror} {suite} main\n" for suite in suites)
         (folder / "sources.list").write_text("".join(sources))
         self._configuration = folder / "apt.conf"
         self._configuration.write_text(self._settings())
@@ -126,10 +136,18 @@ class PrivateApt:
 
     def download(self, archives: Sequence[Package], progress: Callable[[float], None]) -> list[Path]:
         """Download and verify ``archives``; ``progress`` gets fractions from 0 to 1. Raises EnvironmentProblem."""
-        log = self._folder / "download.log"
         self._use_what_is_there(archives, progress)
-        wanted = [archive.specification for archive in archives]
-        command = [*self._command("download"), "-qq", "-o", "APT::Status-Fd=1", *wanted]
+        self._fetch("download", [archive.specification for archive in archives], "the packages", progress)
+        return sorted(self.archives.glob("*.deb"))
+
+    def source(self, package: str, progress: Callable[[float], None]) -> list[Path]:
+        """Download and verify the source of ``package``: its description and archives. Raises EnvironmentProblem."""
+        self._fetch("source", ["--download-only", "--only-source", package], f"the source of {package}", progress)
+        return sorted(self.archives.glob(f"{package}_*"))
+
+    def _fetch(self, verb: str, words: Sequence[str], what: str, progress: Callable[[float], None]) -> None:
+        log = self._folder / "download.log"
+        command = [*self._command(verb), "-qq", "-o", "APT::Status-Fd=1", *words]
         with (
             log.open("w") as errors,
             subprocess.Popen(
@@ -140,7 +158,7 @@ class PrivateApt:
                 text=True,
                 errors="replace",
                 env={**os.environ, "LC_ALL": "C"},
-                cwd=self.archives,  # where `apt-get download` writes to
+                cwd=self.archives,  # where apt-get writes to
             ) as process,
         ):
             assert process.stdout is not None  # asked for above
@@ -152,8 +170,7 @@ class PrivateApt:
                 process.terminate()  # else leaving the block would wait for the rest of the download
                 raise
         if process.returncode != 0:
-            self._refuse("the packages cannot be downloaded", log.read_text(errors="replace"))
-        return sorted(self.archives.glob("*.deb"))
+            self._refuse(f"{what} cannot be downloaded", log.read_text(errors="replace"))
 
     def _use_what_is_there(self, archives: Sequence[Package], progress: Callable[[float], None]) -> None:
         """Complete what an interrupted download left; remove files that are damaged or not wanted.

@@ -19,7 +19,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from ..cache import HOW, CacheError, cache_folder, check_folder, owner_problem
+from ..cache import HOW, CacheError, cache_folder, check_folder, content_digest, library_problem
 from ..exit_status import ExitStatus
 
 __all__ = [
@@ -66,7 +66,7 @@ def find_library(environment: Mapping[str, str] = os.environ, sources: Path = SO
         folder = cache_folder(environment)
         check_folder(folder)
         found = _built(folder, sources)
-        problems = [_problem(path) for path in found]
+        problems = [library_problem(path) for path in found]
     except CacheError as error:
         raise LibraryError(f"{error}; {HOW}") from error
     except OSError as error:
@@ -88,18 +88,6 @@ def _built(folder: Path, sources: Path) -> list[Path]:
     except FileNotFoundError:
         return []
     return [folder / name for name in sorted(names) if name.startswith(beginning) and name.endswith(".so")]
-
-
-def _problem(path: Path) -> str:
-    """Why a library must not be loaded, as the end of a sentence; empty if it may be. Raises OSError."""
-    with path.open("rb") as file:
-        if problem := owner_problem(os.fstat(file.fileno())):
-            return problem
-        return "" if path.stem.endswith(_content(file.read())) else "is damaged: its content is not what was built"
-
-
-def _content(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()[:32]
 
 
 def find_compiler(environment: Mapping[str, str] = os.environ) -> str | None:
@@ -133,7 +121,7 @@ def build(
         damaged = _built(folder, sources)
         with tempfile.TemporaryDirectory(prefix="building-core-", dir=folder) as work:
             made = compile_sources(Path(work), compile_with or _host_compiler(environment), sources, options)
-            target = folder / f"core-{_digest(sources)}-{_content(made.read_bytes())}.so"
+            target = folder / f"core-{_digest(sources)}-{content_digest(made.read_bytes())}.so"
             made.rename(target)  # all or nothing
         for path in damaged:
             if path != target:

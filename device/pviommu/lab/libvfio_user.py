@@ -1,0 +1,235 @@
+"""``pviommu build-libvfio-user``: the C library libvfio-user, from the source package of Debian's QEMU.
+
+No distribution has a package of it, but QEMU's source has a copy of 2022 under ``subprojects/libvfio-user``
+(BSD-3-Clause). That folder alone is unpacked; it is compiled in a private root, with json-c inside, so that the result
+needs a C library only, also an older one. It lies in the cache in a folder named by what it was built from and with,
+with its headers; the library's own name has a digest of its content, which is compared before it is loaded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import shutil
+import sys
+import tarfile
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ..cache import content_digest, library_problem
+from ..exit_status import ExitStatus
+from .apt import PrivateApt, choose_mirror, require_tools
+from .build import find_sandbox
+from .problems import EnvironmentProblem, RunError
+from .processes import Run, run
+from .progress import Progress
+from .provision import cache_folder, find_toolbox
+from .roots import STEPS as ROOT_STEPS
+from .roots import locked, private_root
+
+__all__ = ["STEPS", "add_arguments", "build", "built_library", "compiler_root", "find_built", "headers", "main"]
+
+STEPS = ROOT_STEPS + 3
+
+_PACKAGE = "qemu"
+_SUITES = ("trixie", "trixie-updates")  # those whose QEMU has the copy; a backport need not
+_FOLDER = "subprojects/libvfio-user/"
+_JSON_C = ("libjson-c-dev",)
+_COMPILER = ("gcc", "libc6-dev", "dash", "coreutils", "base-files", "libc-bin")
+_NOT_BUILT = ("tran_pipe.c",)  # for the library's own tests
+_OPTIONS = (
+    *("-std=gnu99", "-D_GNU_SOURCE", "-O2", "-shared", "-fPIC", "-fvisibility=hidden", "-U_FORTIFY_SOURCE"),
+    *(
+        "-fno-stack-protector",
+        "-Iinclude",
+        "-Ilib",
+        "-I/usr/include/json-c",
+        "-Wl,-soname,libvfio-user.so.0",
+        "-Wl,--exclude-libs,ALL",
+    ),
+)
+_LIBRARIES = ("-l:libjson-c.a",)
+# json-c of Debian 13 calls what glibc before 2.38 has not, by the name that its own headers give to strtol and others.
+_OLDER_GLIBC = """\
+#define PLAIN(type, name) \\
+    extern type plain_##name(const char *, char **, int) __asm__(#name); \\
+    type __isoc23_##name(const char *text, char **end, int base); \\
+    type __isoc23_##name(const char *text, char **end, int base) { return plain_##name(text, end, base); }
+PLAIN(long, strtol)
+PLAIN(unsigned long, strtoul)
+PLAIN(long long, strtoll)
+PLAIN(unsigned long long, strtoull)
+"""
+_ADDED = "older-glibc.c"
+
+
+def find_built(environment: Mapping[str, str] = os.environ) -> Path | None:
+    """The library that was built, whole and safe to load; None if there is none. Raises EnvironmentProblem."""
+    return built_library(_kept(cache_folder(environment)))
+
+
+def built_library(folder: Path) -> Path | None:
+    """The library in its folder in the cache, if it is whole and this user may run it. Raises EnvironmentProblem."""
+    for path in sorted(folder.glob("libvfio-user-*.so")):
+        try:
+            if not library_problem(path):
+                return path
+        except OSError as problem:
+            raise EnvironmentProblem(f"{path} cannot be read: {problem.strerror}", f"remove {folder}") from problem
+    return None
+
+
+def headers(library: Path) -> Path:
+    """The folder of the headers that a library in the cache was built with."""
+    return library.parent / "include"
+
+
+def compiler_root(progress: Progress, environment: Mapping[str, str] = os.environ, run: Run = run) -> Path:
+    """A private root with a C compiler and json-c: a layer upon the lab's, or a small one without the lab's packages.
+
+    Raises EnvironmentProblem.
+    """
+    folder = cache_folder(environment)
+    toolbox = None
+    with contextlib.suppress(EnvironmentProblem):  # about QEMU, which this does not need
+        toolbox = find_toolbox(environment=environment, run=run)
+    if toolbox is None:
+        return private_root(folder, (*_COMPILER, *_JSON_C), progress, environment, run)
+    return private_root(folder, _JSON_C, progress, environment, run, base=toolbox.root)
+
+
+def build(progress: Progress, environment: Mapping[str, str] = os.environ, run: Run = run) -> Path:
+    """The library, made if it is not there yet. Raises EnvironmentProblem, and RunError with the compiler's output."""
+    folder = cache_folder(environment)
+    kept = _kept(folder)
+    if (found := built_library(kept)) is not None:
+        progress.skip(STEPS)
+        return found
+    root = compiler_root(progress, environment, run)
+    try:
+        with locked(folder):
+            if (found := built_library(kept)) is None:
+                found = _make(kept, root, progress, environment, run)
+    except OSError as problem:
+        raise EnvironmentProblem(
+            f"libvfio-user cannot be built in {folder}: {problem}", "give the cache folder 200 MB of space"
+        ) from problem
+    return found
+
+
+def _kept(folder: Path) -> Path:
+    recipe = json.dumps([platform.machine(), _PACKAGE, _SUITES, _OPTIONS, _LIBRARIES, _OLDER_GLIBC])
+    return folder / f"libvfio-user-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}"
+
+
+def _make(kept: Path, root: Path, progress: Progress, environment: Mapping[str, str], run: Run) -> Path:
+    making = Path(tempfile.mkdtemp(prefix="making-", dir=kept.parent))
+    try:
+        archive = _fetch(making, progress, environment, run)
+        progress.step(f"unpacking libvfio-user from {archive.name}")
+        source = making / "source"
+        _unpack(archive, source)
+        progress.done()
+        progress.step("compiling libvfio-user")
+        product = _compile(source, root, run)
+        new = making / "new"
+        shutil.copytree(source / "include", new / "include")
+        shutil.copyfile(source / "LICENSE", new / "LICENSE")
+        (new / "origin").write_text(f"{archive.name}\n")
+        library = new / f"libvfio-user-{content_digest(product)}.so"
+        library.write_bytes(product)
+        shutil.rmtree(kept, ignore_errors=True)  # a damaged one
+        new.rename(kept)
+        progress.done()
+        return kept / library.name
+    finally:
+        shutil.rmtree(making, ignore_errors=True)
+
+
+def _fetch(making: Path, progress: Progress, environment: Mapping[str, str], run: Run) -> Path:
+    progress.step(f"fetching the source of Debian's {_PACKAGE}, 40 MB")
+    require_tools(run, platform.machine())
+    mirror = choose_mirror(dict(environment), run)
+    apt = PrivateApt(making / "apt", mirror, run, kind="deb-src", suites=_SUITES)
+    apt.update()
+    archives = [file for file in apt.source(_PACKAGE, progress.update) if ".orig.tar" in file.name]
+    if len(archives) != 1:
+        raise EnvironmentProblem(
+            f"the source of {_PACKAGE} has {len(archives)} archives .orig.tar, not one", "name another mirror"
+        )
+    progress.done()
+    return archives[0]
+
+
+def _unpack(archive: Path, target: Path) -> None:
+    """Unpack only the library's folder. Raises EnvironmentProblem if the archive has none, or is no archive."""
+    found = False
+    try:
+        with tarfile.open(archive) as members:
+            for member in members:
+                _, _, name = member.name.partition(f"/{_FOLDER}")
+                if name and member.isfile():
+                    member.name = name
+                    members.extract(member, target, filter="data")
+                    found = True
+                elif found and _FOLDER not in member.name:
+                    break  # its files follow each other, and the archive is large
+    except (tarfile.TarError, EOFError) as problem:
+        raise EnvironmentProblem(f"{archive.name} cannot be unpacked: {problem}", "name another mirror") from problem
+    if not (target / "include/libvfio-user.h").is_file():
+        raise EnvironmentProblem(
+            f"{archive.name} has no {_FOLDER}include/libvfio-user.h",
+            "name a mirror of Debian 13, or a library of your own with LIBVFIO_USER",
+        )
+
+
+def _compile(source: Path, root: Path, run: Run) -> bytes:
+    """The library's content. Raises RunError, EnvironmentProblem and OSError."""
+    sandbox = find_sandbox(root, run)
+    work = Path(tempfile.mkdtemp(dir=root / "build"))
+    try:
+        shutil.copytree(source, work, dirs_exist_ok=True)
+        (work / _ADDED).write_text(_OLDER_GLIBC)
+        files = sorted(f"lib/{file.name}" for file in (work / "lib").glob("*.c") if file.name not in _NOT_BUILT)
+        command = ["gcc", *_OPTIONS, "-o", "library.so", *files, _ADDED, *_LIBRARIES]
+        outcome = run(sandbox.command(root, in_folder(work.relative_to(root), command)))
+        if outcome.status != 0 or not (work / "library.so").is_file():
+            raise RunError("libvfio-user does not compile", outcome.output)
+        return (work / "library.so").read_bytes()
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def in_folder(folder: Path, command: Sequence[str]) -> list[str]:
+    """``command``, to be run in a private root, in ``folder`` relative to that root."""
+    return ["sh", "-c", 'cd "/$1" && shift && exec "$@"', "sh", str(folder), *command]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of ``pviommu build-libvfio-user``: none."""
+    parser.description = (
+        "Build the C library libvfio-user into the cache folder, from the source package of Debian's QEMU, and print "
+        "its path. Python bindings: package libvfio_user (docs/libvfio-user.md). They prefer LIBVFIO_USER=PATH, then "
+        "an installed library. Exit status: 0 built, 1 it does not compile, 3 it cannot be built here."
+    )
+
+
+def main(args: argparse.Namespace) -> int:
+    """Run ``pviommu build-libvfio-user``; returns its exit status."""
+    progress = Progress(sys.stderr, STEPS)
+    try:
+        print(build(progress))
+    except EnvironmentProblem as problem:
+        progress.close()
+        print(f"pviommu: {problem}", file=sys.stderr)
+        return ExitStatus.ENVIRONMENT
+    except RunError as problem:
+        progress.close()
+        print(f"pviommu: {problem.what}\n{problem.detail}", file=sys.stderr)
+        return ExitStatus.FAILED
+    return ExitStatus.PASSED
