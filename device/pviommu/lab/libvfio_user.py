@@ -32,7 +32,17 @@ from .provision import cache_folder, find_toolbox
 from .roots import STEPS as ROOT_STEPS
 from .roots import locked, private_root
 
-__all__ = ["STEPS", "add_arguments", "build", "built_library", "compiler_root", "find_built", "headers", "main"]
+__all__ = [
+    "STEPS",
+    "add_arguments",
+    "build",
+    "built_library",
+    "compile_in",
+    "compiler_root",
+    "find_built",
+    "headers",
+    "main",
+]
 
 STEPS = ROOT_STEPS + 3
 
@@ -190,24 +200,28 @@ def _unpack(archive: Path, target: Path) -> None:
 
 def _compile(source: Path, root: Path, run: Run) -> bytes:
     """The library's content. Raises RunError, EnvironmentProblem and OSError."""
+    (source / _ADDED).write_text(_OLDER_GLIBC)
+    files = sorted(f"lib/{file.name}" for file in (source / "lib").glob("*.c") if file.name not in _NOT_BUILT)
+    return compile_in(root, source, [*_OPTIONS, *files, _ADDED, *_LIBRARIES], run)
+
+
+def compile_in(root: Path, folder: Path, arguments: Sequence[str], run: Run = run) -> bytes:
+    """What the compiler of ``root`` makes in a copy of ``folder``, whose files ``arguments`` name.
+
+    Raises RunError with the compiler's output, EnvironmentProblem and OSError.
+    """
     sandbox = find_sandbox(root, run)
     work = Path(tempfile.mkdtemp(dir=root / "build"))
     try:
-        shutil.copytree(source, work, dirs_exist_ok=True)
-        (work / _ADDED).write_text(_OLDER_GLIBC)
-        files = sorted(f"lib/{file.name}" for file in (work / "lib").glob("*.c") if file.name not in _NOT_BUILT)
-        command = ["gcc", *_OPTIONS, "-o", "library.so", *files, _ADDED, *_LIBRARIES]
-        outcome = run(sandbox.command(root, in_folder(work.relative_to(root), command)))
-        if outcome.status != 0 or not (work / "library.so").is_file():
+        shutil.copytree(folder, work, dirs_exist_ok=True)
+        enter = ["sh", "-c", 'cd "/$1" && shift && exec gcc -o product "$@"', "sh", str(work.relative_to(root))]
+        outcome = run(sandbox.command(root, [*enter, *arguments]))
+        product = work / "product"
+        if outcome.status != 0 or not product.is_file():
             raise RunError("libvfio-user does not compile", outcome.output)
-        return (work / "library.so").read_bytes()
+        return product.read_bytes()
     finally:
         shutil.rmtree(work, ignore_errors=True)
-
-
-def in_folder(folder: Path, command: Sequence[str]) -> list[str]:
-    """``command``, to be run in a private root, in ``folder`` relative to that root."""
-    return ["sh", "-c", 'cd "/$1" && shift && exec "$@"', "sh", str(folder), *command]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,0 +1,79 @@
+"""A device that is asked to leave guest memory alone, at once or later."""
+
+from __future__ import annotations
+
+import errno
+import select
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from libvfio_user import Device, Library, StateError, VfuError
+
+from .conftest import PAGE, Beside, Card
+
+Attach = Callable[[Device], Beside]
+
+
+class Quiescing(Card):
+    answer: bool | None = True
+
+    def quiesce(self) -> bool:
+        self.told.append("quiesce")
+        if self.answer is None:
+            raise OSError(errno.EPERM, "never")
+        return self.answer
+
+
+@pytest.fixture
+def card(library: Library, tmp_path: Path):  # type: ignore[no-untyped-def]
+    with Quiescing(tmp_path / "card.sock", library) as made:
+        yield made.setup()
+        made.answer = True
+
+
+def test_at_once(card: Quiescing, beside: Attach, memory: int) -> None:
+    it = beside(card)
+    it.during(lambda: it.client.dma_map(0, PAGE, memory))
+    assert card.told == ["quiesce"]
+    assert card.read_memory(0, 1) == b"\0"
+
+
+def test_later_the_request_waits_until_the_device_says_so(card: Quiescing, beside: Attach, memory: int) -> None:
+    it = beside(card)
+    card.answer = False
+    mapped = it.pool.submit(lambda: it.client.dma_map(0, PAGE, memory))
+    select.select([card.poll_fd], [], [])
+    for _ in range(2):
+        with pytest.raises(VfuError) as caught:
+            card.run()
+        assert caught.value.errno == errno.EBUSY
+    assert not mapped.done()
+    with pytest.raises(StateError, match="the device is asked to quiesce"):
+        card.read_memory(0, 1)
+
+    card.quiesced()
+    mapped.result()
+    assert card.read_memory(0, 1) == b"\0"
+    with pytest.raises(StateError, match="not asked to quiesce"):
+        card.quiesced()
+
+
+def test_refused(card: Quiescing, beside: Attach, memory: int) -> None:
+    it = beside(card)
+    card.answer = None
+    with pytest.raises(Exception, match="DMA_MAP") as caught:
+        it.during(lambda: it.client.dma_map(0, PAGE, memory))
+    assert getattr(caught.value, "errno", 0) == errno.EPERM
+    card.answer = True
+
+
+def test_serve_does_not_wait_for_what_it_cannot_see(card: Quiescing, beside: Attach, memory: int) -> None:
+    it = beside(card)
+    card.answer = False
+    mapped = it.pool.submit(lambda: it.client.dma_map(0, PAGE, memory))
+    with pytest.raises(StateError, match="quiesces later"):
+        card.serve()
+    card.quiesced()
+    mapped.result()
