@@ -17,9 +17,12 @@ from enum import Enum
 from pathlib import Path
 from typing import TextIO
 
+from libvfio_user import Generation, LibraryError
+from libvfio_user.raw import SONAME
+
 from .. import resources
 from ..exit_status import ExitStatus
-from . import accelerator, kernels
+from . import accelerator, kernels, libvfio_user
 from .apt import choose_mirror, require_tools
 from .build import find_sandbox
 from .guest_settings import KERNELS
@@ -67,6 +70,8 @@ class Host:
     memory_information: Path = Path("/proc/meminfo")
     kvm: Path = accelerator.KVM
     qemu: str | None = None
+    libvfio_user: str = SONAME
+    """what the dynamic linker is asked for"""
     open_url: Callable[[str], None] | None = None
     """opens an address, or raises OSError; None: the network is not used"""
 
@@ -126,6 +131,7 @@ def examine(host: Host) -> Iterator[Finding]:
     yield _compiler(toolbox)
     yield from _kernels(host, toolbox)
     yield _accelerator(host, toolbox)
+    yield _libvfio_user(host)
     yield from _of_the_machine(host)
 
 
@@ -258,6 +264,19 @@ def _accelerator(host: Host, toolbox: Toolbox | None) -> Finding:
     if not known:
         return Finding(Status.NOTE, "KVM", f"{host.kvm} is there, but no guest ran under it: TCG is used", how)
     return Finding(Status.OK, "KVM", "a guest ran under it")
+
+
+def _libvfio_user(host: Host) -> Finding:
+    """The lab does not need it."""
+    try:
+        found = libvfio_user.find(host.environment, soname=host.libvfio_user)
+    except LibraryError as problem:
+        what, _, how = str(problem).removeprefix("libvfio-user ").rpartition("; ")
+        return Finding(Status.NOTE, "libvfio-user", what, how)
+    except EnvironmentProblem as problem:
+        return Finding(Status.NOTE, "libvfio-user", problem.what, problem.how_to_get_it)
+    age = "of 2022, as QEMU bundles it" if found.generation is Generation.OF_2022 else "of today's interface"
+    return Finding(Status.OK, "libvfio-user", f"{age}: {found.path}")
 
 
 def _cores() -> Finding:

@@ -21,6 +21,9 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from libvfio_user import Library, find_library
+from libvfio_user.raw import SONAME
+
 from ..cache import content_digest, library_problem
 from ..exit_status import ExitStatus
 from .apt import PrivateApt, choose_mirror, require_tools
@@ -39,6 +42,7 @@ __all__ = [
     "built_library",
     "compile_in",
     "compiler_root",
+    "find",
     "find_built",
     "headers",
     "main",
@@ -81,6 +85,15 @@ _ADDED = "older-glibc.c"
 def find_built(environment: Mapping[str, str] = os.environ) -> Path | None:
     """The library that was built, whole and safe to load; None if there is none. Raises EnvironmentProblem."""
     return built_library(_kept(cache_folder(environment)))
+
+
+def find(environment: Mapping[str, str] = os.environ, *, soname: str = SONAME) -> Library:
+    """The library to use: the one that LIBVFIO_USER names, an installed one, or the one that was built.
+
+    Raises LibraryError, and EnvironmentProblem.
+    """
+    built = find_built(environment)
+    return find_library(environment, [] if built is None else [built], soname)
 
 
 def built_library(folder: Path) -> Path | None:

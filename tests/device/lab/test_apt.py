@@ -190,3 +190,8 @@ def test_what_is_there_is_kept_if_it_is_whole_or_can_be_continued_and_nothing_da
 
     found = (tmp_path / "apt/found").read_text().split()
     assert found == ["begun_1_all.deb", "whole_1%2b2_all.deb"]
+
+
+def test_sources_are_asked_for_only_where_they_are_wanted(tmp_path: Path) -> None:
+    PrivateApt(tmp_path, "http://m", FakeHost(), keyring=Path("/k"), kind="deb-src", suites=("trixie",))
+    assert (tmp_path / "sources.list").read_text() == "deb-src [signed-by=/k arch=amd64] http://m trixie main\n"

@@ -50,6 +50,7 @@ class Machine:
             memory_information=information,
             kvm=self.folder / "kvm",
             open_url=self.open_url,
+            libvfio_user="libvfio-user-no-such.so",
         )
         return {finding.subject: finding for finding in examine(host)}
 
@@ -208,3 +209,18 @@ def test_this_machine_is_described() -> None:
     doctor.main(parser.parse_args([]), out=out)
 
     assert "Python" in out.getvalue()
+
+
+def test_libvfio_user_is_no_condition_and_how_to_get_it_is_said(machine: Machine) -> None:
+    assert machine.findings["libvfio-user"] == Finding(
+        Status.NOTE,
+        "libvfio-user",
+        "libvfio-user-no-such.so: none is installed, and LIBVFIO_USER names none",
+        "build one: pviommu build-libvfio-user",
+    )
+
+
+def test_a_named_libvfio_user_that_cannot_be_used_is_said_with_the_reason(machine: Machine) -> None:
+    machine.environment = {"LIBVFIO_USER": str(machine.folder / "no.so")}
+    finding = machine.findings["libvfio-user"]
+    assert (finding.status, finding.text) == (Status.NOTE, f"{machine.folder}/no.so: LIBVFIO_USER names no file")

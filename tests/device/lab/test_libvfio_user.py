@@ -1,0 +1,141 @@
+"""Building libvfio-user: what is unpacked, what is kept and taken again, and the words for what goes wrong."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import tarfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from pviommu.lab import libvfio_user as building
+from pviommu.lab.problems import EnvironmentProblem, RunError
+from pviommu.lab.processes import Outcome
+from pviommu.lab.progress import Progress
+
+FILES = ("include/libvfio-user.h", "lib/dma.c", "lib/tran_pipe.c", "LICENSE")
+
+
+def archive(path: Path, files: Sequence[str] = FILES) -> Path:
+    with tarfile.open(path, "w:xz") as made:
+        for name in ("README", *(f"subprojects/libvfio-user/{file}" for file in files), "zz"):
+            member = tarfile.TarInfo(f"qemu-10.0/{name}")
+            member.size = 4
+            made.addfile(member, io.BytesIO(b"text"))
+    return path
+
+
+@dataclass
+class Builder:
+    """A machine whose compiler's output is its arguments."""
+
+    folder: Path
+    source: Path
+    complaint: str = ""
+    compiled: int = 0
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {"XDG_CACHE_HOME": str(self.folder), "PATH": ""}
+
+    def run(self, command: Sequence[str]) -> Outcome:
+        if not any("exec gcc" in word for word in command):
+            return Outcome(0, "")
+        if self.complaint:
+            return Outcome(1, self.complaint)
+        self.compiled += 1
+        (work,) = (self.folder / "root/build").iterdir()
+        (work / "product").write_text(" ".join(command))
+        return Outcome(0, "")
+
+    def build(self) -> Path:
+        return building.build(Progress(io.StringIO(), building.STEPS), self.environment, self.run)
+
+
+@pytest.fixture
+def builder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Builder:
+    (tmp_path / "root/build").mkdir(parents=True)
+    made = Builder(tmp_path, archive(tmp_path / "qemu_10.0.orig.tar.xz"))
+    monkeypatch.setattr(building, "compiler_root", lambda *_: tmp_path / "root")
+    monkeypatch.setattr(building, "_fetch", lambda *_: made.source)
+    return made
+
+
+def test_it_is_made_once_and_nothing_stays_in_the_root(builder: Builder) -> None:
+    made = builder.build()
+
+    assert builder.build() == made
+    assert building.find_built(builder.environment) == made
+    assert builder.compiled == 1
+    assert list((builder.folder / "root/build").iterdir()) == []
+    assert (building.headers(made) / "libvfio-user.h").read_text() == "text"
+    assert (made.parent / "origin").read_text() == "qemu_10.0.orig.tar.xz\n"
+    assert (made.parent / "LICENSE").is_file()
+    assert [path.name for path in (builder.folder / "pviommu").iterdir()] in (
+        [made.parent.name, "lock"],
+        ["lock", made.parent.name],
+    )
+
+
+def test_the_librarys_own_sources_are_compiled_but_for_its_tests(builder: Builder) -> None:
+    words = builder.build().read_text().split()
+
+    assert "lib/dma.c" in words
+    assert "lib/tran_pipe.c" not in words
+    assert "older-glibc.c" in words
+
+
+def test_a_damaged_library_is_not_taken_but_made_again(builder: Builder) -> None:
+    made = builder.build()
+    made.write_bytes(b"")
+
+    assert building.find_built(builder.environment) is None
+    assert builder.build().read_bytes() != b""
+    assert builder.compiled == 2
+
+
+def test_an_archive_without_the_library_is_refused(builder: Builder) -> None:
+    archive(builder.source, ())
+    with pytest.raises(EnvironmentProblem, match=r"qemu_10\.0\.orig\.tar\.xz has no subprojects/libvfio-user/include"):
+        builder.build()
+
+
+def test_a_damaged_archive_is_refused(builder: Builder) -> None:
+    builder.source.write_bytes(builder.source.read_bytes()[:100])
+    with pytest.raises(EnvironmentProblem, match=r"qemu_10\.0\.orig\.tar\.xz cannot be unpacked"):
+        builder.build()
+
+
+def test_what_the_compiler_says_is_shown_and_nothing_is_kept(builder: Builder) -> None:
+    builder.complaint = "dma.c:1: error"
+    with pytest.raises(RunError) as caught:
+        builder.build()
+    assert caught.value.detail == "dma.c:1: error"
+    assert building.find_built(builder.environment) is None
+
+
+@pytest.mark.parametrize(
+    ("problem", "status", "words"),
+    [
+        (EnvironmentProblem("no mirror", "name one"), 3, "pviommu: no mirror; name one\n"),
+        (RunError("libvfio-user does not compile", "dma.c: error"), 1, "does not compile\ndma.c: error\n"),
+    ],
+)
+def test_the_command_says_what_is_wrong(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], problem: Exception, status: int, words: str
+) -> None:
+    def refuse(progress: Progress) -> Path:
+        raise problem
+
+    monkeypatch.setattr(building, "build", refuse)
+    assert building.main(argparse.Namespace()) == status
+    assert capsys.readouterr().err.endswith(words)
+
+
+def test_the_command_prints_the_path(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(building, "build", lambda progress: Path("/cache/x.so"))
+    assert building.main(argparse.Namespace()) == 0
+    assert capsys.readouterr().out == "/cache/x.so\n"
