@@ -1,0 +1,67 @@
+"""The example that the documentation points to."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from libvfio_user import Device, Region, gpio
+from libvfio_user.gpio import Card
+from vfio_user import IrqAction, IrqIndex, IrqKind
+
+from .conftest import Beside
+
+Attach = Callable[[Device], Beside]
+
+
+@pytest.fixture
+def it(library_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, beside: Attach) -> Iterator[Beside]:
+    monkeypatch.setenv("LIBVFIO_USER", str(library_path))
+    with Card(str(tmp_path / "gpio.sock")) as card:
+        made = beside(card)
+        yield made
+        made.close()
+
+
+def put(it: Beside, bar: Region, offset: int, value: int) -> None:
+    it.during(lambda: it.client.region_write(bar, offset, value.to_bytes(4, "little")))
+
+
+def get(it: Beside, bar: Region, offset: int) -> int:
+    return int.from_bytes(it.during(lambda: it.client.region_read(bar, offset, 4)), "little")
+
+
+def test_it_is_short() -> None:
+    assert len(Path(gpio.__file__).read_text().splitlines()) <= 60
+
+
+def test_outputs_are_inputs(it: Beside) -> None:
+    put(it, Region.BAR2, 0, 0xA5A5_A5A5)
+    assert get(it, Region.BAR2, 0) == 0xA5A5
+    it.during(it.client.reset)
+    assert get(it, Region.BAR2, 0) == 0
+
+
+@pytest.mark.parametrize(
+    ("control", "lines", "signals", "status"),
+    [(0x41, 1, 1, 0x45), (0x48, 2, 1, 0x68), (0x01, 1, 0, 0x05), (0x41, 2, 0, 0x41), (0x49, 3, 1, 0x6D)],
+    ids=["line 1", "line 2", "not allowed to interrupt", "not this line", "both"],
+)
+def test_a_rising_input_interrupts(it: Beside, control: int, lines: int, signals: int, status: int) -> None:
+    event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+    it.during(lambda: it.client.set_irqs(IrqIndex.INTX, IrqAction.TRIGGER, IrqKind.EVENTFD, 0, 1, fds=[event]))
+    put(it, Region.BAR1, 0x4C, control)
+    put(it, Region.BAR2, 0, lines)
+    put(it, Region.BAR2, 0, lines)
+    assert get(it, Region.BAR1, 0x4C) == status
+    put(it, Region.BAR2, 0x40, 0)
+    assert get(it, Region.BAR1, 0x4C) == control
+    if signals:
+        assert os.eventfd_read(event) == signals
+    else:
+        with pytest.raises(BlockingIOError):
+            os.eventfd_read(event)
+    os.close(event)
