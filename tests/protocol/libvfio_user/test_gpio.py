@@ -1,4 +1,4 @@
-"""The example that the documentation points to."""
+"""The examples of docs/libvfio-user.md."""
 
 from __future__ import annotations
 
@@ -65,3 +65,23 @@ def test_a_rising_input_interrupts(it: Beside, control: int, lines: int, signals
         with pytest.raises(BlockingIOError):
             os.eventfd_read(event)
     os.close(event)
+
+
+def test_the_smallest_device_of_the_page_answers(
+    checkout: Path, library_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, beside: Attach
+) -> None:
+    monkeypatch.setenv("LIBVFIO_USER", str(library_path))
+    page = (checkout / "docs/libvfio-user.md").read_text()
+    _, _, rest = page.partition("The smallest device of all:\n")
+    lines = [line[4:] for line in rest.partition("\n## ")[0].splitlines()]
+    text = "\n".join(lines).replace("/tmp/answer.sock", str(tmp_path / "answer.sock")).replace("serve()", "ask()")
+    answers = []
+
+    def ask(device: Device) -> None:
+        it = beside(device)
+        answers.append(get(it, Region.BAR0, 8))
+        it.close()
+
+    monkeypatch.setattr(Device, "ask", ask, raising=False)
+    exec(compile(text, "docs/libvfio-user.md", "exec"), {})
+    assert answers == [0x2A2A2A2A]
