@@ -22,6 +22,7 @@ INIT = """#!/bin/sh
 mount -t devtmpfs none /dev
 exec >/dev/console 2>&1
 mount -t proc none /proc
+mount -t sysfs none /sys
 for module in {modules}; do insmod /modules/$module.ko; done
 echo gpio: $(ls /sys/bus/pci/drivers/{driver} | grep :)
 /bin/gpio
