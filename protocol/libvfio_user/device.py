@@ -206,12 +206,14 @@ class Device:
             check_file(region, file, offset, max((start + length for start, length in areas), default=size))
         if file is not None and not areas:
             check_areas(region, size, [(0, size)])
-        descriptor = -1 if file is None else os.dup(file)
+        descriptor = -1 if file is None else _copied(file)
         vectors = (IoVec * len(areas))(*(IoVec(start, length) for start, length in areas)) if areas else None
+        earlier = self._kept.get((region, "access"))  # C holds it until the call is over, and if that fails
         call = self._keep((region, "access"), raw.REGION_ACCESS, self._access(region))
         try:
             self._do("vfu_setup_region", region, size, call, flags, vectors, len(areas), descriptor, offset)
         except VfuError:
+            self._kept[region, "access"] = earlier
             if descriptor >= 0:
                 os.close(descriptor)
             raise
@@ -242,18 +244,13 @@ class Device:
             )
         check_unsigned("flags", flags, 32)
         check_unsigned("datamatch", datamatch, 64)
-        more: tuple[int, ...] = ()
-        copies = [_copied(file)]
-        if self.library.generation is Generation.CURRENT:
-            if shadow is not None:
-                copies.append(_copied(shadow[0]))
-            more = (-1, 0) if shadow is None else (copies[1], shadow[1])
-        elif shadow is not None:
-            os.close(copies[0])
+        if shadow is not None and self.library.generation is Generation.OF_2022:
             raise ArgumentError("ioeventfd: this library has no shadow memory")
-        for copy in copies:
-            self._keep_descriptor((region, "ioeventfd", copy), copy)
-        self._do("vfu_create_ioeventfd", region, copies[0], offset, size, flags, datamatch, *more)
+        event = self._keep_copy(file)
+        more: tuple[int, ...] = ()
+        if self.library.generation is Generation.CURRENT:
+            more = (-1, 0) if shadow is None else (self._keep_copy(shadow[0]), shadow[1])
+        self._do("vfu_create_ioeventfd", region, event, offset, size, flags, datamatch, *more)
 
     def capability(self, data: bytes, *, position: int = 0, flags: CapabilityFlag = _NO_FLAGS) -> int:
         """Add a capability, whole with its header; ``position`` 0 lets the library choose. Gives its position."""
@@ -388,7 +385,7 @@ class Device:
             except VfuError as error:
                 if error.errno == errno.EBUSY and self._is_quiescing:
                     raise StateError("the device quiesces later, and serve() has nothing to wait for") from error
-                self.log.warning("a client is refused: %s", error)
+                self.log.warning("%s: %s", "a request failed" if self.is_attached else "a client is refused", error)
 
     def quiesced(self, error: int = 0) -> None:
         """What :meth:`quiesce` has put off is done; with an errno, the request that waits for it is dropped."""
@@ -542,8 +539,7 @@ class Device:
 
     def _keep(self, key: object, kind: Any, function: Callable[..., Any]) -> Any:
         made = kind(function)
-        earlier = self._kept.get(key)
-        self._kept[key] = (made, earlier) if earlier is not None else made  # C changes over during the call
+        self._kept[key] = made
         return made
 
     def _set_callbacks(self, log_level: int) -> None:
@@ -630,8 +626,6 @@ class Device:
     def _sgl(self, address: int, size: int, writable: bool) -> Any:
         if not self._has_dma:
             raise StateError("DMA is not set up")
-        if self._is_quiescing and self._callbacks.innermost is None:
-            raise StateError("the device is asked to quiesce: finish with quiesced()")
         if self._is_quiesced and self._callbacks.innermost in ("read", "write"):
             raise StateError("the device is quiesced")
         if size < 1 or address < 0 or address + size > 1 << 64:
@@ -662,6 +656,11 @@ class Device:
         self._descriptors[key] = descriptor
         if earlier is not None:
             os.close(earlier)
+
+    def _keep_copy(self, descriptor: int) -> int:
+        copy = _copied(descriptor)
+        self._descriptors["copy", copy] = copy
+        return copy
 
     def _keep_to_this_process(self) -> None:
         """The library's sockets would be inherited by every program that is started."""
