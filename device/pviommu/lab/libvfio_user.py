@@ -3,7 +3,7 @@
 No distribution has a package of it, but QEMU's source has a copy of 2022 under ``subprojects/libvfio-user``
 (BSD-3-Clause). That folder alone is unpacked; it is compiled in a private root, with json-c inside, so that the result
 needs a C library only, also an older one. It lies in the cache in a folder named by what it was built from and with,
-with its headers; the library's own name has a digest of its content, which is compared before it is loaded.
+beside its source; the library's own name has a digest of its content, which is compared before it is loaded.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from ..cache import content_digest, library_problem
 from ..exit_status import ExitStatus
 from .apt import PrivateApt, choose_mirror, require_tools
 from .build import find_sandbox
+from .kept import keep
 from .problems import EnvironmentProblem, RunError
 from .processes import Run, run
 from .progress import Progress
@@ -36,6 +37,7 @@ from .roots import STEPS as ROOT_STEPS
 from .roots import locked, private_root
 
 __all__ = [
+    "SAMPLE_STEPS",
     "STEPS",
     "add_arguments",
     "build",
@@ -46,28 +48,33 @@ __all__ = [
     "find_built",
     "headers",
     "main",
+    "samples",
 ]
 
 STEPS = ROOT_STEPS + 3
+SAMPLE_STEPS = ROOT_STEPS + 1
 
+_LAYOUT = "2"  # change it to have it made anew
 _PACKAGE = "qemu"
 _SUITES = ("trixie", "trixie-updates")  # those whose QEMU has the copy; a backport need not
 _FOLDER = "subprojects/libvfio-user/"
 _JSON_C = ("libjson-c-dev",)
 _COMPILER = ("gcc", "libc6-dev", "dash", "coreutils", "base-files", "libc-bin")
 _NOT_BUILT = ("tran_pipe.c",)  # for the library's own tests
+_LANGUAGE = ("-std=gnu99", "-D_GNU_SOURCE", "-O2", "-Iinclude", "-Ilib", "-I/usr/include/json-c")
 _OPTIONS = (
-    *("-std=gnu99", "-D_GNU_SOURCE", "-O2", "-shared", "-fPIC", "-fvisibility=hidden", "-U_FORTIFY_SOURCE"),
-    *(
-        "-fno-stack-protector",
-        "-Iinclude",
-        "-Ilib",
-        "-I/usr/include/json-c",
-        "-Wl,-soname,libvfio-user.so.0",
-        "-Wl,--exclude-libs,ALL",
-    ),
+    *(*_LANGUAGE, "-shared", "-fPIC", "-fvisibility=hidden", "-U_FORTIFY_SOURCE", "-fno-stack-protector"),
+    *("-Wl,-soname,libvfio-user.so.0", "-Wl,--exclude-libs,ALL"),
 )
 _LIBRARIES = ("-l:libjson-c.a",)
+_SAMPLES: dict[str, tuple[str, ...]] = {
+    "client": ("lib/migration.c", "lib/tran.c", "lib/tran_sock.c"),  # which the library does not export
+    "gpio-pci-idio-16": (),
+    "lspci": (),
+    "null": (),
+    "server": (),
+}
+_SAMPLE_OPTIONS = (*_LANGUAGE, "-Wl,-rpath,$ORIGIN")
 # json-c of Debian 13 calls what glibc before 2.38 has not, by the name that its own headers give to strtol and others.
 _OLDER_GLIBC = """\
 #define PLAIN(type, name) \\
@@ -109,7 +116,7 @@ def built_library(folder: Path) -> Path | None:
 
 def headers(library: Path) -> Path:
     """The folder of the headers that a library in the cache was built with."""
-    return library.parent / "include"
+    return library.parent / "source/include"
 
 
 def compiler_root(progress: Progress, environment: Mapping[str, str] = os.environ, run: Run = run) -> Path:
@@ -145,8 +152,35 @@ def build(progress: Progress, environment: Mapping[str, str] = os.environ, run: 
     return found
 
 
+def samples(library: Path, progress: Progress, environment: Mapping[str, str] = os.environ, run: Run = run) -> Path:
+    """The folder of the programs that come with ``library``, which is one in the cache; made if they are not there yet.
+
+    Raises EnvironmentProblem, and RunError with the compiler's output.
+    """
+    kept = (
+        library.parent / f"samples-{hashlib.sha256(json.dumps([_SAMPLES, _SAMPLE_OPTIONS]).encode()).hexdigest()[:16]}"
+    )
+    if kept.is_dir():
+        progress.skip(SAMPLE_STEPS)
+        return kept
+    root = compiler_root(progress, environment, run)
+    progress.step("compiling its samples")
+    with tempfile.TemporaryDirectory(prefix="making-", dir=library.parent) as made:
+        work, products = Path(made, "source"), Path(made, "products")
+        shutil.copytree(library.parent / "source", work)
+        shutil.copyfile(library, work / SONAME)
+        products.mkdir()
+        shutil.copyfile(library, products / SONAME)
+        for name, more in _SAMPLES.items():
+            arguments = [*_SAMPLE_OPTIONS, f"samples/{name}.c", *more, _ADDED, SONAME, *_LIBRARIES]
+            (products / name).write_bytes(compile_in(root, work, arguments, run))
+        keep(products.iterdir(), kept, mode=0o755)
+    progress.done()
+    return kept
+
+
 def _kept(folder: Path) -> Path:
-    recipe = json.dumps([platform.machine(), _PACKAGE, _SUITES, _OPTIONS, _LIBRARIES, _OLDER_GLIBC])
+    recipe = json.dumps([_LAYOUT, platform.machine(), _PACKAGE, _SUITES, _OPTIONS, _LIBRARIES, _OLDER_GLIBC])
     return folder / f"libvfio-user-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}"
 
 
@@ -161,8 +195,7 @@ def _make(kept: Path, root: Path, progress: Progress, environment: Mapping[str, 
         progress.step("compiling libvfio-user")
         product = _compile(source, root, run)
         new = making / "new"
-        shutil.copytree(source / "include", new / "include")
-        shutil.copyfile(source / "LICENSE", new / "LICENSE")
+        shutil.copytree(source, new / "source")
         (new / "origin").write_text(f"{archive.name}\n")
         library = new / f"libvfio-user-{content_digest(product)}.so"
         library.write_bytes(product)
@@ -238,19 +271,23 @@ def compile_in(root: Path, folder: Path, arguments: Sequence[str], run: Run = ru
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of ``pviommu build-libvfio-user``: none."""
+    """The options of ``pviommu build-libvfio-user``."""
     parser.description = (
         "Build the C library libvfio-user into the cache folder, from the source package of Debian's QEMU, and print "
         "its path. Python bindings: package libvfio_user (docs/libvfio-user.md). They prefer LIBVFIO_USER=PATH, then "
         "an installed library. Exit status: 0 built, 1 it does not compile, 3 it cannot be built here."
     )
+    parser.add_argument(
+        "--samples", action="store_true", help="build the programs that come with it too, and print their folder"
+    )
 
 
 def main(args: argparse.Namespace) -> int:
     """Run ``pviommu build-libvfio-user``; returns its exit status."""
-    progress = Progress(sys.stderr, STEPS)
+    progress = Progress(sys.stderr, STEPS + (SAMPLE_STEPS if args.samples else 0))
     try:
-        print(build(progress))
+        library = build(progress)
+        print(samples(library, progress) if args.samples else library)
     except EnvironmentProblem as problem:
         progress.close()
         print(f"pviommu: {problem}", file=sys.stderr)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import os
 import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -73,7 +74,7 @@ def test_it_is_made_once_and_nothing_stays_in_the_root(builder: Builder) -> None
     assert list((builder.folder / "root/build").iterdir()) == []
     assert (building.headers(made) / "libvfio-user.h").read_text() == "text"
     assert (made.parent / "origin").read_text() == "qemu_10.0.orig.tar.xz\n"
-    assert (made.parent / "LICENSE").is_file()
+    assert (made.parent / "source/LICENSE").is_file()
     assert [path.name for path in (builder.folder / "pviommu").iterdir()] in (
         [made.parent.name, "lock"],
         ["lock", made.parent.name],
@@ -86,6 +87,21 @@ def test_the_librarys_own_sources_are_compiled_but_for_its_tests(builder: Builde
     assert "lib/dma.c" in words
     assert "lib/tran_pipe.c" not in words
     assert "older-glibc.c" in words
+
+
+def test_samples_are_made_when_asked_for_and_once(builder: Builder) -> None:
+    library = builder.build()
+    made = [
+        building.samples(library, Progress(io.StringIO(), building.SAMPLE_STEPS), builder.environment, builder.run)
+        for _ in range(2)
+    ]
+
+    assert made[0] == made[1]
+    assert builder.compiled == 6
+    names = {path.name for path in made[0].iterdir()}
+    assert names == {"client", "gpio-pci-idio-16", "libvfio-user.so.0", "lspci", "null", "server"}
+    assert all(os.access(path, os.X_OK) for path in made[0].iterdir())
+    assert "samples/server.c" in (made[0] / "server").read_text().split()
 
 
 def test_a_damaged_library_is_not_taken_but_made_again(builder: Builder) -> None:
@@ -131,11 +147,11 @@ def test_the_command_says_what_is_wrong(
         raise problem
 
     monkeypatch.setattr(building, "build", refuse)
-    assert building.main(argparse.Namespace()) == status
+    assert building.main(argparse.Namespace(samples=False)) == status
     assert capsys.readouterr().err.endswith(words)
 
 
 def test_the_command_prints_the_path(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(building, "build", lambda progress: Path("/cache/x.so"))
-    assert building.main(argparse.Namespace()) == 0
+    assert building.main(argparse.Namespace(samples=False)) == 0
     assert capsys.readouterr().out == "/cache/x.so\n"
