@@ -18,8 +18,9 @@ class DmaRange:
 
     address: int
     size: int
-    is_mapped: bool
-    """whether the client gave a descriptor; else memory is reached by messages"""
+    pointer: int | None
+    """where it is mapped; None if the client gave no descriptor, and memory is reached by messages"""
+    is_readable: bool
     is_writable: bool
     page_size: int
     """of the mapping; 0 if there is none"""
@@ -27,8 +28,13 @@ class DmaRange:
     @classmethod
     def of(cls, info: DmaInfo) -> DmaRange:
         """The range that a callback is about."""
-        writable = bool(info.prot & mmap.PROT_WRITE)
-        return cls(info.iova.iov_base or 0, info.iova.iov_len, info.vaddr is not None, writable, info.page_size)
+        readable, writable = bool(info.prot & mmap.PROT_READ), bool(info.prot & mmap.PROT_WRITE)
+        return cls(info.iova.iov_base or 0, info.iova.iov_len, info.vaddr, readable, writable, info.page_size)
+
+    @property
+    def is_mapped(self) -> bool:
+        """Whether the client gave a descriptor."""
+        return self.pointer is not None
 
     @property
     def end(self) -> int:

@@ -5,15 +5,25 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from typing import Protocol
 
 from ..inputs import Inputs
+from ..transports.peers import Peer
 from ..transports.vfio_user import VfioUser
 from .loop import Loop
 from .pacing import Pace
 from .signals import stopped_by_signals
 from .work import Machine, Work
 
-__all__ = ["Server"]
+__all__ = ["Server", "Transport"]
+
+
+class Transport(Protocol):
+    """What clients come by."""
+
+    def clients(self) -> dict[str, Peer]: ...
+    def hang_up(self, name: str) -> None: ...
+    def close(self) -> None: ...
 
 
 class Server:
@@ -25,16 +35,21 @@ class Server:
         sockets: Mapping[str, socket.socket],
         inputs: Inputs,
         pace: Pace | None = None,
+        transport: Callable[[Loop], Transport] | None = None,
     ) -> None:
-        """``pace``: one with the default windows if not given."""
+        """``pace``: one with the default windows if not given. ``transport`` makes another one, which then serves."""
         self.work = Work(machine)
         self.loop = Loop(self.work, inputs, machine.counters, pace or Pace())
-        self.transport = VfioUser(self.loop, inputs)
         for endpoint in machine.endpoints.values():
             endpoint.host = self.loop
+        self.transport: Transport
+        if transport is not None:
+            self.transport = transport(self.loop)
+            return
+        self.transport = own = VfioUser(self.loop, inputs)
         functions = {function.name: function for function in machine.functions()}
         for name, sock in sockets.items():
-            self.transport.serve(sock, functions[name])
+            own.serve(sock, functions[name])
 
     def stopped_by_signals(
         self, on_hangup: Callable[[], None] | None = None, *, ends_process: bool = False

@@ -20,9 +20,10 @@ from typing import TextIO
 from libvfio_user import Generation, LibraryError
 from libvfio_user.raw import SONAME
 
-from .. import resources
+from .. import c_library, resources
+from ..cache import CacheError
 from ..exit_status import ExitStatus
-from . import accelerator, kernels, libvfio_user
+from . import accelerator, kernels
 from .apt import choose_mirror, require_tools
 from .build import find_sandbox
 from .guest_settings import KERNELS
@@ -269,12 +270,12 @@ def _accelerator(host: Host, toolbox: Toolbox | None) -> Finding:
 def _libvfio_user(host: Host) -> Finding:
     """The lab does not need it."""
     try:
-        found = libvfio_user.find(host.environment, soname=host.libvfio_user)
+        found = c_library.find(host.environment, soname=host.libvfio_user)
     except LibraryError as problem:
         what, _, how = str(problem).removeprefix("libvfio-user ").rpartition("; ")
         return Finding(Status.NOTE, "libvfio-user", what, how)
-    except EnvironmentProblem as problem:
-        return Finding(Status.NOTE, "libvfio-user", problem.what, problem.how_to_get_it)
+    except CacheError as problem:
+        return Finding(Status.NOTE, "libvfio-user", str(problem))
     age = "of 2022, as QEMU bundles it" if found.generation is Generation.OF_2022 else "of today's interface"
     return Finding(Status.OK, "libvfio-user", f"{age}: {found.path}")
 

@@ -21,10 +21,10 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from libvfio_user import Library, find_library
 from libvfio_user.raw import SONAME
 
-from ..cache import content_digest, library_problem
+from ..c_library import whole_library
+from ..cache import CacheError, content_digest
 from ..exit_status import ExitStatus
 from .apt import PrivateApt, choose_mirror, require_tools
 from .build import find_sandbox
@@ -41,11 +41,8 @@ __all__ = [
     "STEPS",
     "add_arguments",
     "build",
-    "built_library",
     "compile_in",
     "compiler_root",
-    "find",
-    "find_built",
     "headers",
     "main",
     "samples",
@@ -89,31 +86,6 @@ PLAIN(unsigned long long, strtoull)
 _ADDED = "older-glibc.c"
 
 
-def find_built(environment: Mapping[str, str] = os.environ) -> Path | None:
-    """The library that was built, whole and safe to load; None if there is none. Raises EnvironmentProblem."""
-    return built_library(_kept(cache_folder(environment)))
-
-
-def find(environment: Mapping[str, str] = os.environ, *, soname: str = SONAME) -> Library:
-    """The library to use: the one that LIBVFIO_USER names, an installed one, or the one that was built.
-
-    Raises LibraryError, and EnvironmentProblem.
-    """
-    built = find_built(environment)
-    return find_library(environment, [] if built is None else [built], soname)
-
-
-def built_library(folder: Path) -> Path | None:
-    """The library in its folder in the cache, if it is whole and this user may run it. Raises EnvironmentProblem."""
-    for path in sorted(folder.glob("libvfio-user-*.so")):
-        try:
-            if not library_problem(path):
-                return path
-        except OSError as problem:
-            raise EnvironmentProblem(f"{path} cannot be read: {problem.strerror}", f"remove {folder}") from problem
-    return None
-
-
 def headers(library: Path) -> Path:
     """The folder of the headers that a library in the cache was built with."""
     return library.parent / "source/include"
@@ -137,13 +109,13 @@ def build(progress: Progress, environment: Mapping[str, str] = os.environ, run: 
     """The library, made if it is not there yet. Raises EnvironmentProblem, and RunError with the compiler's output."""
     folder = cache_folder(environment)
     kept = _kept(folder)
-    if (found := built_library(kept)) is not None:
+    if (found := _whole(kept)) is not None:
         progress.skip(STEPS)
         return found
     root = compiler_root(progress, environment, run)
     try:
         with locked(folder):
-            if (found := built_library(kept)) is None:
+            if (found := _whole(kept)) is None:
                 found = _make(kept, root, progress, environment, run)
     except OSError as problem:
         raise EnvironmentProblem(
@@ -177,6 +149,13 @@ def samples(library: Path, progress: Progress, environment: Mapping[str, str] = 
         keep(products.iterdir(), kept, mode=0o755)
     progress.done()
     return kept
+
+
+def _whole(kept: Path) -> Path | None:
+    try:
+        return whole_library(kept)
+    except CacheError as problem:
+        raise EnvironmentProblem(str(problem), "build it again") from problem
 
 
 def _kept(folder: Path) -> Path:

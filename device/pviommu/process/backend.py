@@ -13,10 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..cache import CacheError
 from ..counters import Counters
 from ..host.descriptors import DescriptorsError, check_count, raise_limit, share_out
+from ..host.loop import Loop
 from ..host.pacing import Pace
-from ..host.server import Server
+from ..host.server import Server, Transport
 from ..inputs import Inputs, LiveInputs
 from ..interfaces.pv.ring_core import DeviceCore
 from ..machine import Machine
@@ -74,6 +76,8 @@ class Settings:
     """what a guest may select, for those who ask"""
     ends_process: bool = False
     """nothing comes afterwards but the end of the process, which further signals must not change"""
+    behind_library: bool = False
+    """by libvfio-user, which makes its sockets itself; none are given then"""
 
 
 def run(topology: Topology, settings: Settings) -> Verdict | None:
@@ -112,12 +116,21 @@ def _log_event(line: str) -> None:
 
 def _run(machine: Machine, topology: Topology, faults: Faults | None, settings: Settings) -> Verdict | None:
     counters, inputs = machine.counters, machine.inputs
+    sockets: Mapping[str, socket.socket] = {}
     try:
-        sockets = listen_all(machine, settings.socket_dir, settings.given, settings.socket_mode, settings.socket_group)
+        if settings.behind_library:
+            server = Server(machine, {}, inputs, settings.pace, _behind_library(machine, settings))
+        else:
+            sockets = listen_all(
+                machine, settings.socket_dir, settings.given, settings.socket_mode, settings.socket_group
+            )
+            server = Server(machine, sockets, inputs, settings.pace)
     except OSError as error:
         machine.close()
         raise BackendError(f"cannot listen on {error.filename or 'a socket'}: {error.strerror}") from error
-    server = Server(machine, sockets, inputs, settings.pace)
+    except BackendError:
+        machine.close()
+        raise
     controlled = _controlled(server, machine, settings, faults) if settings.control or settings.history else None
     if faults:
         faults.serve(server.loop)
@@ -128,7 +141,7 @@ def _run(machine: Machine, topology: Topology, faults: Faults | None, settings: 
         try:
             if controlled and settings.control:
                 _control(controlled, topology, settings, settings.control)
-            _serve(server, machine, sockets, pidfile)
+            _serve(server, machine, pidfile, "libvfio-user" if settings.behind_library else "")
         except PidFileError as error:
             raise BackendError(str(error)) from error
         finally:
@@ -144,6 +157,34 @@ def _run(machine: Machine, topology: Topology, faults: Faults | None, settings: 
                 pidfile.remove()
     _log_summary(counters, {"contexts": usage.domains, "pool_pages_used": usage.pool_pages_used})
     return verdict
+
+
+def _behind_library(machine: Machine, settings: Settings) -> Callable[[Loop], Transport]:
+    """Raises :class:`BackendError`; what is returned raises OSError."""
+    from libvfio_user import ArgumentError, LibraryError  # only what is asked for costs start-up time
+
+    from ..c_library import find
+    from ..transports.behind_libvfio_user import LibvfioUser
+
+    try:
+        library = find()
+    except (LibraryError, CacheError) as error:
+        raise BackendError(str(error)) from error
+
+    def serve(loop: Loop) -> LibvfioUser:
+        made = LibvfioUser(loop, library)
+        try:
+            for function in machine.functions():
+                path = settings.socket_dir / f"{function.name}.sock"
+                made.serve(path, function, settings.socket_mode, settings.socket_group)
+        except BaseException as error:
+            made.close()
+            if isinstance(error, ArgumentError):
+                raise BackendError(str(error)) from error
+            raise
+        return made
+
+    return serve
 
 
 def _controlled(server: Server, machine: Machine, settings: Settings, faults: Faults | None) -> Controlled:
@@ -196,13 +237,15 @@ def _core(name: str) -> DeviceCore | None:
 def _serve(
     server: Server,
     machine: Machine,
-    sockets: Mapping[str, socket.socket],
     pidfile: PidFile | None,
+    library: str,
 ) -> None:
     if pidfile:
         pidfile.make()
     name = machine.iommu.engine.core_name
-    text = f"listening on {', '.join(sorted(sockets))}, {name} core"
+    text = f"listening on {', '.join(sorted(function.name for function in machine.functions()))}, {name} core"
+    if library:
+        text += f", behind {library}: for trusted clients only"
     log.info("%s", text, extra={"event": "listening", "fields": {"core": name}})
     notify("READY=1", f"STATUS={text}")
     try:

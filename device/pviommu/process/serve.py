@@ -30,6 +30,7 @@ __all__ = ["add_arguments", "main"]
 
 PROFILES = ("xen-2024", "xen-v7")
 CORES = ("auto", "native", "python")
+TRANSPORTS = ("vfio-user", "libvfio-user")
 MOST_HISTORY = 1 << 24
 """Operations: 1.4 GiB."""
 _NO_GROUP = (1 << 32) - 1
@@ -133,6 +134,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "was built, by `pviommu build-core` or the lab",
     )
     parser.add_argument(
+        "--transport",
+        choices=TRANSPORTS,
+        default=TRANSPORTS[0],
+        help="what speaks with clients; libvfio-user: that C library (docs/libvfio-user.md), for trusted clients only, "
+        "without --fd and --scenario",
+    )
+    parser.add_argument(
         "--spin-us",
         type=int,
         default=DEFAULT_SPIN_NS // 1000,
@@ -153,6 +161,7 @@ def capabilities(topology: Topology) -> dict[str, Any]:
         "features": [feature.name.lower() for feature in Feature],
         "profiles": list(PROFILES),
         "endpoint_kinds": sorted(ENDPOINTS),
+        "transports": list(TRANSPORTS),
         "functions": [
             {"name": topology.iommu.name, "kind": "iommu", "socket": f"{topology.iommu.name}.sock"},
             *(
@@ -209,7 +218,17 @@ def main(args: argparse.Namespace) -> int:
     try:
         topology = load(args.topology) if args.topology else Topology()
         topology = topology.limited(args.contexts, args.pool_pages)
+        behind_library = args.transport != TRANSPORTS[0]
+        for option, is_given in (("--fd", args.fd), ("--scenario", args.scenario)):
+            if behind_library and is_given:
+                raise ValueError(
+                    f"--transport libvfio-user: not with {option}, since the library reads its own sockets"
+                )
         given = given_sockets(args.fd, topology.names())
+        if behind_library and given:
+            raise ValueError(
+                "--transport libvfio-user: not with sockets of LISTEN_FDS, since the library makes its own"
+            )
         for option, value, most in (("--spin-us", args.spin_us, None), ("--history", args.history, MOST_HISTORY)):
             if value < 0:
                 raise ValueError(f"{option} {value}: must not be negative")
@@ -257,6 +276,7 @@ def main(args: argparse.Namespace) -> int:
             scenario=scenario,
             events=args.events,
             ends_process=True,
+            behind_library=behind_library,
         )
         try:
             verdict = run(topology, settings)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from pviommu.c_library import whole_library
 from pviommu.lab import libvfio_user as building
 from pviommu.lab.problems import EnvironmentProblem, RunError
 from pviommu.lab.processes import Outcome
@@ -69,7 +70,7 @@ def test_it_is_made_once_and_nothing_stays_in_the_root(builder: Builder) -> None
     made = builder.build()
 
     assert builder.build() == made
-    assert building.find_built(builder.environment) == made
+    assert whole_library(made.parent) == made
     assert builder.compiled == 1
     assert list((builder.folder / "root/build").iterdir()) == []
     assert (building.headers(made) / "libvfio-user.h").read_text() == "text"
@@ -108,7 +109,7 @@ def test_a_damaged_library_is_not_taken_but_made_again(builder: Builder) -> None
     made = builder.build()
     made.write_bytes(b"")
 
-    assert building.find_built(builder.environment) is None
+    assert whole_library(made.parent) is None
     assert builder.build().read_bytes() != b""
     assert builder.compiled == 2
 
@@ -130,7 +131,7 @@ def test_what_the_compiler_says_is_shown_and_nothing_is_kept(builder: Builder) -
     with pytest.raises(RunError) as caught:
         builder.build()
     assert caught.value.detail == "dma.c:1: error"
-    assert building.find_built(builder.environment) is None
+    assert [path.name for path in (builder.folder / "pviommu").iterdir()] == ["lock"]
 
 
 @pytest.mark.parametrize(

@@ -43,9 +43,10 @@ def it(card: Card, beside: Attach, memory: int):  # type: ignore[no-untyped-def]
 
 
 def test_ranges_are_told_and_known(card: Card, it: Beside) -> None:
-    first = DmaRange(GUEST, 2 * PAGE, True, True, PAGE)
+    first = card.ranges[GUEST]
+    assert first == DmaRange(GUEST, 2 * PAGE, first.pointer, True, True, PAGE)
+    assert first.is_mapped
     assert card.told[0] == ("mapped", first)
-    assert card.ranges[GUEST] == first
     it.during(lambda: it.client.dma_unmap(GUEST, 2 * PAGE))
     assert card.told[-1] == ("unmapped", GUEST)
     assert list(card.ranges) == [GUEST + 2 * PAGE]
