@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import logging
 import mmap
 import os
+import select
 import socket
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -13,8 +15,9 @@ from types import TracebackType
 from typing import NamedTuple, Self
 
 from . import negotiation, transport
+from .client_memory import Buffer, ClientMemory
 from .device import DeviceInfo, Irq, IrqAction, IrqKind
-from .errors import ProtocolError, RemoteError
+from .errors import ProtocolError, RemoteError, RequestError
 from .framing import BadFrame, Frame, FrameReader, close_fds
 from .messages import (
     CapabilityHeader,
@@ -45,6 +48,8 @@ from .server import Outgoing
 
 __all__ = ["Client", "MappedArea", "RegionInfo", "Reply"]
 
+logger = logging.getLogger(__name__)
+
 
 class Reply(NamedTuple):
     """What a server answered. Whoever gets it owns ``fds``."""
@@ -62,22 +67,28 @@ class MappedArea(NamedTuple):
 
 @dataclass(frozen=True)
 class RegionInfo:
-    """A region as the server describes it. The caller closes ``fd``, by :meth:`close` for instance."""
+    """A region as the server describes it. The caller closes ``fds``, by :meth:`close` for instance."""
 
     index: int
     flags: RegionFlags
     size: int
     offset: int
-    """where the region begins in the file of ``fd``, in bytes"""
+    """where the region begins in the file of its descriptor, in bytes"""
     areas: tuple[tuple[int, int], ...]
     """(offset into the region, size) of the parts that may be mapped; if MMAP is set and this is empty, all of it may
     be"""
-    fd: int | None
+    fds: tuple[int, ...]
+    """its descriptors: none, one for all of it, or one for each of ``areas`` in their order, as libvfio-user of 2022
+    sends them"""
+
+    @property
+    def fd(self) -> int | None:
+        """The descriptor of all of the region, or of its first area."""
+        return self.fds[0] if self.fds else None
 
     def close(self) -> None:
-        """Close the descriptor. Call it once."""
-        if self.fd is not None:
-            os.close(self.fd)
+        """Close the descriptors. Call it once."""
+        close_fds(self.fds)
 
 
 class Client:
@@ -86,12 +97,18 @@ class Client:
     Requests raise :class:`RemoteError` if the server refuses, :class:`ProtocolError` if its reply breaks the protocol,
     ConnectionError if it is gone and TimeoutError if it takes longer than the timeout. After the last three the
     connection cannot be used any more.
+
+    What the server asks for by DMA_READ and DMA_WRITE is answered from the memory of :meth:`dma_map`: while a request
+    waits for its reply, before the next one is sent, and by :meth:`serve` at any other time.
     """
 
     def __init__(
         self, sock: socket.socket, limits: SessionLimits | None = None, *, idle: Callable[[], None] | None = None
     ) -> None:
         """Speak on the connected ``sock``, which passes to the client. :meth:`negotiate` comes next.
+
+        The ``max_data_xfer_size`` of ``limits`` also bounds what the client sends in one message. A server on
+        libvfio-user announces 1 MiB and of 2022 takes only what its socket hands over at once: 32 KiB always arrive so.
 
         ``idle`` is called repeatedly while a non-blocking socket has nothing to read, or no room to write.
         """
@@ -105,7 +122,9 @@ class Client:
         self._reader = FrameReader(self._limits.max_frame)
         self._frames: deque[Frame | BadFrame] = deque()
         self._next_id = 0
-        self._maps: set[tuple[int, int]] = set()
+        self._memory = ClientMemory()
+        self._readable = select.poll()
+        self._readable.register(sock, select.POLLIN)
 
     @classmethod
     def connect(
@@ -136,6 +155,11 @@ class Client:
             frame = self._frames.popleft()
             if isinstance(frame, Frame):
                 close_fds(frame.fds)
+        self._memory.clear()
+
+    def fileno(self) -> int:
+        """The socket, to wait on until :meth:`serve` has something to do."""
+        return self._sock.fileno()
 
     def negotiate(self, minor: int = 0) -> None:
         """Exchange VERSION. QEMU proposes ``minor`` 0."""
@@ -164,9 +188,10 @@ class Client:
         except ProtocolError:
             close_fds(reply.fds)
             raise
-        close_fds(reply.fds[1:])
-        fd = reply.fds[0] if reply.fds else None
-        return RegionInfo(index, RegionFlags(found.flags), found.size, found.offset, areas, fd)
+        if len(reply.fds) not in (0, 1, len(areas)):
+            close_fds(reply.fds)
+            raise ProtocolError(f"region {index} has {len(areas)} areas and {len(reply.fds)} descriptors")
+        return RegionInfo(index, RegionFlags(found.flags), found.size, found.offset, areas, tuple(reply.fds))
 
     def map_region(self, index: int) -> list[MappedArea]:
         """Map the parts of region ``index`` that may be mapped; their memory is shared with the server. Empty if there
@@ -176,12 +201,13 @@ class Client:
         """
         info = self.region_info(index)
         try:
-            if info.fd is None or not info.flags & RegionFlags.MMAP:
+            if not info.fds or not info.flags & RegionFlags.MMAP:
                 return []
             areas = info.areas or ((0, info.size),)
+            fds = info.fds if len(info.fds) == len(areas) else info.fds * len(areas)
             return [
-                MappedArea(offset, mmap.mmap(info.fd, size, mmap.MAP_SHARED, offset=info.offset + offset))
-                for offset, size in areas
+                MappedArea(offset, mmap.mmap(fd, size, mmap.MAP_SHARED, offset=info.offset + offset))
+                for fd, (offset, size) in zip(fds, areas, strict=True)
             ]
         finally:
             info.close()
@@ -233,7 +259,7 @@ class Client:
 
     def region_read(self, index: int, offset: int, count: int) -> bytes:
         """Read ``count`` bytes; in several messages if that is more than either side takes at once."""
-        most = min(self.server.max_data_xfer_size, self._limits.max_data_xfer_size)
+        most = self._most
         found = bytearray()
         while len(found) < count:
             part = RegionAccess(offset + len(found), index, min(most, count - len(found)))
@@ -246,8 +272,9 @@ class Client:
         return bytes(found)
 
     def region_write(self, index: int, offset: int, data: bytes, posted: bool = False) -> None:
-        """Write ``data``; in several messages if that is more than the server takes. ``posted``: no reply, no error."""
-        most = self.server.max_data_xfer_size
+        """Write ``data``; in several messages if that is more than either side takes at once. ``posted``: no reply, no
+        error."""
+        most = self._most
         for first in range(0, len(data), most):
             part = data[first : first + most]
             request = RegionAccess(offset + first, index, len(part)).pack() + part
@@ -271,31 +298,51 @@ class Client:
         fd: int | None = None,
         offset: int = 0,
         flags: DmaMapFlags = DmaMapFlags.READ | DmaMapFlags.WRITE,
+        memory: Buffer | None = None,
     ) -> None:
-        """Let the device reach ``size`` bytes at ``address``. The caller keeps ``fd``. ValueError: too many maps."""
-        key = (address, size)
-        if key not in self._maps and len(self._maps) >= self.server.max_dma_maps:
+        """Let the device reach ``size`` bytes at ``address``: those of ``fd`` from ``offset`` on.
+
+        The caller keeps ``fd``, of which the client has a duplicate as long as the map exists. ``memory`` is what the
+        server reaches by messages, instead of ``fd`` or without one; with neither it is refused. ValueError: too many
+        maps, or less memory than ``size``.
+        """
+        if (address, size) not in self._memory and len(self._memory) >= self.server.max_dma_maps:
             raise ValueError(f"map {address:#x}+{size:#x}: the server takes {self.server.max_dma_maps} at a time")
+        if memory is not None and (has := memoryview(memory).nbytes) < size:
+            raise ValueError(f"map {address:#x}+{size:#x}: its memory has {has:#x} bytes")
         request = DmaMap(DmaMap.SIZE, flags, offset, address, size)
         self._plain(Command.DMA_MAP, request.pack(), fds=() if fd is None else (fd,))
-        self._maps.add(key)
+        self._memory.add(address, size, flags, fd, offset, memory)
 
     def dma_unmap(self, address: int, size: int) -> None:
         """Undo the map of exactly this range; a server that goes beyond the protocol undoes all maps inside it."""
         self._plain(Command.DMA_UNMAP, DmaUnmap(DmaUnmap.SIZE, 0, address, size).pack())
-        if (address, size) in self._maps:
-            self._maps.remove((address, size))
-        else:
-            self._maps -= {key for key in self._maps if address <= key[0] and sum(key) <= address + size}
+        self._memory.remove(address, size)
 
     def dma_unmap_all(self) -> None:
         """Undo every map."""
         self._plain(Command.DMA_UNMAP, DmaUnmap(DmaUnmap.SIZE, DmaUnmapFlags.ALL, 0, 0).pack())
-        self._maps.clear()
+        self._memory.clear()
 
     def reset(self) -> None:
         """Reset the device."""
         self._plain(Command.DEVICE_RESET)
+
+    def serve(self, wait: float = 0.0) -> int:
+        """Answer what the server has asked for; wait at most ``wait`` seconds for the first request. How many were
+        answered.
+
+        Raises ConnectionError if the server is gone, TimeoutError if the rest of a message does not come.
+        """
+        served = 0
+        while self._has_message(0.0 if served else wait):
+            frame = self._frames[0]
+            if isinstance(frame, BadFrame) or frame.header.type != MessageType.COMMAND:
+                break
+            self._frames.popleft()
+            self._serve(frame)
+            served += 1
+        return served
 
     def request(
         self, command: int, payload: bytes = b"", fds: Sequence[int] = (), no_reply: bool = False
@@ -315,19 +362,38 @@ class Client:
     def receive(self) -> Frame:
         """Wait for the next message, whatever it is. The caller owns its descriptors."""
         while not self._frames:
-            chunk = transport.receive(self._sock)
-            if chunk is None:
-                raise ConnectionResetError(errno.ECONNRESET, "the vfio-user server closed the connection")
-            if self._idle and not chunk[0]:
-                self._idle()
-            self._frames.extend(self._reader.feed(*chunk))
+            self._read()
         frame = self._frames.popleft()
         if isinstance(frame, BadFrame):
             raise ProtocolError(frame.text)
         return frame
 
+    @property
+    def _most(self) -> int:
+        """Data bytes in one message."""
+        return min(self.server.max_data_xfer_size, self._limits.max_data_xfer_size)
+
+    def _read(self) -> None:
+        chunk = transport.receive(self._sock)
+        if chunk is None:
+            raise ConnectionResetError(errno.ECONNRESET, "the vfio-user server closed the connection")
+        if self._idle and not chunk[0]:
+            self._idle()
+        self._frames.extend(self._reader.feed(*chunk))
+
+    def _has_message(self, wait: float) -> bool:
+        """Whether a message is there, whole, after at most ``wait`` seconds for its first byte."""
+        while not self._frames:
+            if not self._reader.is_amid_frame and not self._readable.poll(wait * 1000):
+                return False
+            self._read()
+        return True
+
     def _post(self, command: int, payload: bytes, fds: Sequence[int], flags: int = 0) -> Header:
         """Send a command; the header that its reply must fit."""
+        # libvfio-user waits for the reply to its own request, and takes whatever comes for that
+        if self._readable.poll(0) and self._sock.fileno() >= 0:
+            self.serve()
         number = self._next_id
         self._next_id = (number + 1) & 0xFFFF
         header = Header(number, command, Header.SIZE + len(payload), MessageType.COMMAND | flags, 0)
@@ -340,7 +406,7 @@ class Client:
             frame = self.receive()
             header = frame.header
             if header.type == MessageType.COMMAND:
-                self._refuse(frame)
+                self._serve(frame)
                 continue
             if (header.id, header.command, header.type) != (sent.id, sent.command, MessageType.REPLY):
                 close_fds(frame.fds)
@@ -351,13 +417,19 @@ class Client:
                 raise RemoteError(header.error, name)
             return Reply(frame.payload, frame.fds)
 
-    def _refuse(self, frame: Frame) -> None:
-        """Refuse a request of the server: this client does not serve DMA by messages."""
-        close_fds(frame.fds)
-        header = frame.header
+    def _serve(self, frame: Frame) -> None:
+        """Carry out or refuse a request of the server."""
+        header, payload, error = frame.header, b"", 0
+        try:
+            payload = self._memory.answer(frame, self._limits.max_data_xfer_size)
+        except RequestError as refusal:
+            logger.info("request %d of the server refused: %s", header.id, refusal)
+            error = refusal.errno
+        finally:
+            close_fds(frame.fds)
         if not header.no_reply:
-            flags = MessageType.REPLY | HeaderFlags.ERROR
-            self.send(Header(header.id, header.command, Header.SIZE, flags, errno.ENOSYS).pack())
+            flags = MessageType.REPLY | (HeaderFlags.ERROR if error else 0)
+            self.send(Header(header.id, header.command, Header.SIZE + len(payload), flags, error).pack() + payload)
 
     def _plain(self, command: Command, payload: bytes = b"", least: int = 0, fds: Sequence[int] = ()) -> bytes:
         """The payload of a reply that carries at least ``least`` bytes and no descriptors."""

@@ -83,6 +83,11 @@ class FrameReader:
         return Header.unpack(self._buffer).size - have
 
     @property
+    def is_amid_frame(self) -> bool:
+        """Whether the beginning of a frame has come, and its end is still to come."""
+        return bool(self._buffer)
+
+    @property
     def keeps_descriptors(self) -> bool:
         """Whether the beginning of a frame has come with descriptors, and its end is still to come."""
         return bool(self._fds)

@@ -9,6 +9,7 @@ import socket
 import struct
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +157,13 @@ def test_transfers_are_cut_to_what_the_server_takes(connected: Callable[..., Cli
     client.region_write(RegionIndex.BAR0, 0, data)
     assert client.region_read(RegionIndex.BAR0, 0, 20000) == data
     assert len(device.calls) == 10
+
+
+def test_transfers_are_cut_to_what_the_client_itself_takes(connected: Callable[..., Client], device: Any) -> None:
+    client = connected(client=SessionLimits(max_data_xfer_size=4096))
+    client.region_write(RegionIndex.BAR2, 0, bytes(range(256)) * 64)
+    assert client.region_read(RegionIndex.BAR2, 0, 16384) == bytes(range(256)) * 64
+    assert device.calls == ["region_write"] * 4 + ["region_read"] * 4
 
 
 def test_full_transfer_survives_partial_writes(client: Client, device: Any) -> None:
@@ -331,10 +339,17 @@ def test_broken_capabilities_are_a_protocol_error(
 
 def test_request_of_the_server_is_refused_while_waiting(alone: tuple[Client, socket.socket]) -> None:
     client, server = alone
-    server.sendall(reply(77, Command.DMA_READ, bytes(16), flags=0) + reply(0, Command.DEVICE_RESET))
-    client.reset()
-    received = server.recv(4096)
-    assert Header.unpack(received, 16) == Header(77, Command.DMA_READ, 16, 1 | HeaderFlags.ERROR, errno.ENOSYS)
+
+    def run() -> bytes:
+        received = server.recv(4096)
+        server.sendall(reply(77, 999, bytes(16), flags=0) + reply(0, Command.DEVICE_RESET))
+        return received + server.recv(4096)
+
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(run)
+        client.reset()
+        received = future.result(TIMEOUT)
+    assert Header.unpack(received, 16) == Header(77, 999, 16, 1 | HeaderFlags.ERROR, errno.ENOSYS)
 
 
 def test_request_of_the_server_without_reply_is_passed_over(alone: tuple[Client, socket.socket]) -> None:
@@ -342,6 +357,29 @@ def test_request_of_the_server_without_reply_is_passed_over(alone: tuple[Client,
     server.sendall(reply(77, Command.DMA_WRITE, bytes(16), flags=HeaderFlags.NO_REPLY) + reply(0, Command.DEVICE_RESET))
     client.reset()
     assert len(server.recv(4096)) == 16
+
+
+def test_a_region_with_a_descriptor_for_each_area_is_mapped_by_them(alone: tuple[Client, socket.socket]) -> None:
+    client, server = alone
+    info = struct.pack("<IIIIQQHHIII", 80, 15, 1, 32, 3 * 4096, 4096, 1, 1, 0, 2, 0)
+    areas = struct.pack("<QQQQ", 0, 4096, 8192, 4096)
+    files = [os.memfd_create(f"area {number}") for number in range(2)]
+    for number, fd in enumerate(files):
+        os.truncate(fd, 4 * 4096)
+        os.pwrite(fd, b"area %d" % number, 4096 + 8192 * number)
+    socket.send_fds(server, [reply(0, Command.DEVICE_GET_REGION_INFO, info + areas)], files)
+    mapped = client.map_region(1)
+    assert [(area.offset, area.memory[:6]) for area in mapped] == [(0, b"area 0"), (8192, b"area 1")]
+    for fd in files:
+        os.close(fd)
+
+
+def test_descriptors_that_no_area_is_for_are_a_protocol_error(alone: tuple[Client, socket.socket]) -> None:
+    client, server = alone
+    info = struct.pack("<IIIIQQ", 32, 7, 1, 0, 4096, 0)
+    socket.send_fds(server, [reply(0, Command.DEVICE_GET_REGION_INFO, info)], [server.fileno()] * 2)
+    with pytest.raises(ProtocolError, match="0 areas and 2 descriptors"):
+        client.region_info(1)
 
 
 def test_short_region_info_is_a_protocol_error_and_its_descriptor_closed(alone: tuple[Client, socket.socket]) -> None:
@@ -413,3 +451,213 @@ def test_connect_that_fails_to_negotiate_leaves_nothing_open(tmp_path: Path, no_
         with pytest.raises(ConnectionResetError):
             Client.connect(path, TIMEOUT)
         thread.join()
+
+
+# --- memory that a server reaches by messages -------------------------------------------------------------------------
+
+PAGE = 4096
+
+
+def asks(address: int, count: int, data: bytes | None = None, number: int = 77, flags: int = 0) -> bytes:
+    """A DMA_READ of a server, or with ``data`` a DMA_WRITE."""
+    command = Command.DMA_READ if data is None else Command.DMA_WRITE
+    return reply(number, command, struct.pack("<QQ", address, count) + (data or b""), flags)
+
+
+@pytest.fixture
+def memory() -> Iterator[int]:
+    """A file of four pages, page n full of byte n."""
+    fd = os.memfd_create("guest")
+    os.write(fd, b"".join(bytes([page]) * PAGE for page in range(4)))
+    yield fd
+    os.close(fd)
+
+
+@pytest.fixture
+def mapped(alone: tuple[Client, socket.socket], memory: int) -> tuple[Client, socket.socket]:
+    """At 0x10000: two pages of a file, the second read-only, one page without any memory, and one of a bytearray."""
+    client, server = alone
+    server.sendall(b"".join(reply(number, Command.DMA_MAP) for number in range(4)))
+    client.dma_map(0x10000, PAGE, memory, 2 * PAGE)
+    client.dma_map(0x11000, PAGE, memory, 3 * PAGE, DmaMapFlags.READ)
+    client.dma_map(0x12000, PAGE)
+    client.dma_map(0x13000, PAGE, memory=bytearray(b"bytes" * PAGE))
+    while select.select([server], [], [], 0)[0]:
+        for fd in socket.recv_fds(server, 4096, 4)[1]:
+            os.close(fd)
+    return client, server
+
+
+def answered(client: Client, server: socket.socket, request: bytes) -> int | bytes:
+    """The errno of the client's answer, or the bytes that follow the place asked for."""
+    server.sendall(request)
+    assert client.serve() == 1
+    answer = server.recv(1 << 16)
+    header = Header.unpack(answer)
+    assert (header.id, header.command, header.size) == (77, Header.unpack(request).command, len(answer))
+    if header.flags & HeaderFlags.ERROR:
+        assert (header.flags, len(answer)) == (1 | HeaderFlags.ERROR, 16)
+        return header.error
+    assert (header.flags, header.error, answer[16:32]) == (1, 0, request[16:32])
+    return answer[32:]
+
+
+def test_a_server_reads_what_is_mapped_over_the_ends_of_maps(mapped: tuple[Client, socket.socket]) -> None:
+    assert answered(*mapped, asks(0x10FFE, 4)) == b"\2\2\3\3"
+    assert answered(*mapped, asks(0x13001, 4)) == b"ytes"
+    assert answered(*mapped, asks(0x13000, 0)) == b""
+
+
+def test_a_server_writes_what_is_mapped(mapped: tuple[Client, socket.socket], memory: int) -> None:
+    assert answered(*mapped, asks(0x10004, 3, b"dma")) == b""
+    assert os.pread(memory, 5, 2 * PAGE + 3) == b"\2dma\2"
+    assert answered(*mapped, asks(0x13FFE, 2, b"!?")) == b""
+    assert answered(*mapped, asks(0x13FFC, 4)) == b"te!?"
+
+
+@pytest.mark.parametrize(
+    ("request_", "expected"),
+    [
+        pytest.param(asks(0x14000, 1), errno.ENODEV, id="nothing is mapped"),
+        pytest.param(asks(0x13FFF, 2), errno.ENODEV, id="runs off the end"),
+        pytest.param(asks(0xFFFF_FFFF_FFFF_FFFF, 2), errno.ENODEV, id="wraps"),
+        pytest.param(asks(0x12000, 1), errno.ENODEV, id="mapped without memory"),
+        pytest.param(asks(0x10FFF, 2, b"xx"), errno.ENODEV, id="second page is read-only"),
+        pytest.param(asks(0x10000, PAGE + 1), errno.E2BIG, id="more than the client takes"),
+        pytest.param(asks(0x10000, 2, b"x"), errno.EINVAL, id="less data than announced"),
+        pytest.param(asks(0x10000, 1, b"xy"), errno.EINVAL, id="more data than announced"),
+        pytest.param(reply(77, Command.DMA_READ, bytes(15), 0), errno.EINVAL, id="too short"),
+        pytest.param(reply(77, Command.DEVICE_RESET, b"", 0), errno.ENOSYS, id="another command"),
+    ],
+)
+def test_a_request_that_cannot_be_served_changes_nothing(
+    mapped: tuple[Client, socket.socket], memory: int, request_: bytes, expected: int
+) -> None:
+    client, server = mapped
+    client._limits = SessionLimits(max_data_xfer_size=PAGE)
+    before = os.pread(memory, 4 * PAGE, 0)
+    assert answered(client, server, request_) == expected
+    assert os.pread(memory, 4 * PAGE, 0) == before
+
+
+def test_what_the_file_refuses_is_the_answer(alone: tuple[Client, socket.socket], tmp_path: Path) -> None:
+    (tmp_path / "short").write_bytes(bytes(100))
+    client, server = alone
+    server.sendall(reply(0, Command.DMA_MAP) + reply(1, Command.DMA_MAP))
+    with (tmp_path / "short").open("rb") as file:
+        client.dma_map(0, PAGE, file.fileno())
+    reader, writer = os.pipe()
+    client.dma_map(PAGE, PAGE, reader)
+    os.close(reader)
+    os.close(writer)
+    for fd in socket.recv_fds(server, 4096, 4)[1] + socket.recv_fds(server, 4096, 4)[1]:
+        os.close(fd)
+    assert answered(client, server, asks(0, 100)) == bytes(100)
+    assert answered(client, server, asks(99, 2)) == errno.ENODEV
+    assert answered(client, server, asks(0, 1, b"x")) == errno.EBADF
+    assert answered(client, server, asks(PAGE, 1)) == errno.ESPIPE
+
+
+def test_a_descriptor_with_a_dma_message_is_closed_and_einval(mapped: tuple[Client, socket.socket]) -> None:
+    client, server = mapped
+    socket.send_fds(server, [asks(0x10000, 1)], [server.fileno()])
+    assert client.serve() == 1
+    assert Header.unpack(server.recv(4096)).error == errno.EINVAL
+
+
+def test_a_map_that_is_undone_is_out_of_reach_and_its_file_is_let_go(mapped: tuple[Client, socket.socket]) -> None:
+    client, server = mapped
+    before = len(os.listdir("/proc/self/fd"))
+    for number, (address, expected) in enumerate([(0x10000, before), (0x11000, before - 1)]):
+        server.sendall(reply(4 + number, Command.DMA_UNMAP))
+        client.dma_unmap(address, PAGE)
+        server.recv(4096)
+        assert answered(client, server, asks(address, 1)) == errno.ENODEV
+        assert len(os.listdir("/proc/self/fd")) == expected
+
+
+def test_a_thousand_maps_of_one_file_keep_one_descriptor(alone: tuple[Client, socket.socket], memory: int) -> None:
+    client, server = alone
+    server.sendall(b"".join(reply(number, Command.DMA_MAP) for number in range(1000)))
+    before = len(os.listdir("/proc/self/fd"))
+    for number in range(1000):
+        client.dma_map(number * PAGE, PAGE, memory)
+        for fd in socket.recv_fds(server, 4096, 1)[1]:
+            os.close(fd)
+    assert len(os.listdir("/proc/self/fd")) == before + 1
+
+
+def test_less_memory_than_the_map_is_not_even_sent(alone: tuple[Client, socket.socket]) -> None:
+    client, server = alone
+    with pytest.raises(ValueError, match="0x1000: its memory has 0xfff bytes"):
+        client.dma_map(0, PAGE, memory=bytearray(PAGE - 1))
+    assert select.select([server], [], [], 0)[0] == []
+
+
+def test_what_the_server_asks_meanwhile_is_served_before_its_reply(mapped: tuple[Client, socket.socket]) -> None:
+    client, server = mapped
+
+    def run() -> list[bytes]:
+        received = [server.recv(4096)]
+        for request in (asks(0x13000, 5), asks(0x13000, 5, b"other")):
+            server.sendall(request)
+            received.append(server.recv(4096))
+        server.sendall(reply(4, Command.DEVICE_RESET))
+        return received
+
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(run)
+        client.reset()
+        sent, read, written = future.result(TIMEOUT)
+    assert (Header.unpack(sent).command, read[32:], len(written)) == (Command.DEVICE_RESET, b"bytes", 32)
+    assert answered(client, server, asks(0x13000, 5)) == b"other"
+
+
+@pytest.mark.parametrize("posted", [False, True])
+def test_what_the_server_has_asked_is_answered_before_a_request(
+    mapped: tuple[Client, socket.socket], posted: bool
+) -> None:
+    client, server = mapped
+    server.sendall(asks(0x13000, 2))
+    if not posted:
+        server.sendall(reply(4, Command.DEVICE_RESET))
+    client.request(Command.DEVICE_RESET, no_reply=posted)
+    received = server.recv(4096)
+    assert [Header.unpack(received, at).command for at in (0, 34)] == [Command.DMA_READ, Command.DEVICE_RESET]
+
+
+def test_a_request_of_which_a_part_has_come_is_waited_for(mapped: tuple[Client, socket.socket]) -> None:
+    client, server = mapped
+    request = asks(0x13000, 2000, bytes(2000))
+    server.sendall(request[:1000])
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(client.request, Command.DEVICE_RESET, no_reply=True)
+        assert select.select([server], [], [], 0.01)[0] == []
+        server.sendall(request[1000:])
+        future.result(TIMEOUT)
+    assert Header.unpack(server.recv(4096)).command == Command.DMA_WRITE
+
+
+def test_serving_waits_as_long_as_it_is_told_and_leaves_replies_alone(mapped: tuple[Client, socket.socket]) -> None:
+    client, server = mapped
+    assert select.select([client], [], [], 0)[0] == []
+    assert (client.serve(), client.serve(0.001)) == (0, 0)
+    sent = asks(0x13000, 1) * 2 + reply(4, Command.DEVICE_RESET)
+    threading.Timer(0.01, server.sendall, [sent]).start()
+    assert client.serve(TIMEOUT) == 2
+    assert client.serve(TIMEOUT) == 0
+    client.reset()
+
+
+def test_serving_tells_that_the_server_is_gone(mapped: tuple[Client, socket.socket]) -> None:
+    client, server = mapped
+    server.shutdown(socket.SHUT_WR)
+    with pytest.raises(ConnectionResetError, match="closed the connection"):
+        client.serve(TIMEOUT)
+
+
+def test_a_dma_message_without_reply_is_carried_out_in_silence(mapped: tuple[Client, socket.socket]) -> None:
+    client, server = mapped
+    server.sendall(asks(0x13000, 5, b"quiet", flags=HeaderFlags.NO_REPLY))
+    assert client.serve() == 1
+    assert answered(client, server, asks(0x13000, 5)) == b"quiet"
