@@ -16,6 +16,7 @@ import pytest
 from libvfio_user import Device, DisconnectedError, Irq, Library, Region
 from pviommu.lab import libvfio_user as building
 from pviommu.lab.progress import Progress
+from vfio_user import SessionLimits
 from vfio_user.client import Client
 
 T = TypeVar("T")
@@ -76,11 +77,11 @@ class Card(Device):
 class Beside:
     """A client in a thread of its own: the device is only ever used by the test's."""
 
-    def __init__(self, device: Device) -> None:
+    def __init__(self, device: Device, limits: SessionLimits | None = None) -> None:
         self.device = device
         self.pool = ThreadPoolExecutor(1)
         self._ended, self._end = os.pipe()
-        self.client = self.during(lambda: Client.connect(device.path))
+        self.client = self.during(lambda: Client.connect(device.path, limits=limits))
 
     def during(self, call: Callable[[], T]) -> T:
         """What ``call`` gives, the device serving meanwhile."""
@@ -119,12 +120,12 @@ def card(library: Library, tmp_path: Path) -> Iterator[Card]:
 
 
 @pytest.fixture
-def beside() -> Iterator[Callable[[Device], Beside]]:
-    """``beside(device)``: a client of it, attached."""
+def beside() -> Iterator[Callable[..., Beside]]:
+    """``beside(device)``: a client of it, attached; its limits may follow."""
     made: list[Beside] = []
 
-    def attach(device: Device) -> Beside:
-        made.append(Beside(device))
+    def attach(device: Device, limits: SessionLimits | None = None) -> Beside:
+        made.append(Beside(device, limits))
         return made[-1]
 
     yield attach

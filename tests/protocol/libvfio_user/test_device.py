@@ -15,13 +15,13 @@ from pathlib import Path
 
 import pytest
 
-from libvfio_user import CapabilityFlag, Device, Irq, Library, PciType, Region, RegionFlag, Reset, StateError, VfuError
-from vfio_user import IrqAction, IrqIndex, IrqKind, RegionFlags, RemoteError
+from libvfio_user import CapabilityFlag, Irq, Library, PciType, Region, RegionFlag, Reset, StateError, VfuError
+from vfio_user import IrqAction, IrqIndex, IrqKind, RegionFlags, RemoteError, SessionLimits
 from vfio_user.client import Client
 
 from .conftest import PAGE, Beside, Card
 
-Attach = Callable[[Device], Beside]
+Attach = Callable[..., Beside]
 
 
 def test_accesses_reach_the_methods(card: Card, beside: Attach) -> None:
@@ -30,6 +30,22 @@ def test_accesses_reach_the_methods(card: Card, beside: Attach) -> None:
     assert it.during(lambda: it.client.region_read(Region.BAR2, 3, 4)) == bytes([3, 4, 5, 6])
     it.during(lambda: it.client.region_write(Region.BAR2, 0x10, b"\xaa\xbb"))
     assert card.memory[0x0F:0x13] == b"\x0f\xaa\xbb\x12"
+
+
+def test_a_large_write_arrives_in_the_pieces_that_the_client_is_limited_to(
+    library: Library, tmp_path: Path, beside: Attach
+) -> None:
+    with Card(tmp_path / "large.sock", library) as card:
+        card.memory = bytearray(1 << 20)
+        card.pci(0x494F, 0x0DC8)
+        card.region(Region.BAR0, 1 << 20)
+        card.realize()
+        it = beside(card, SessionLimits(max_data_xfer_size=32 << 10))
+        data = os.urandom(1 << 20)
+        it.during(lambda: it.client.region_write(Region.BAR0, 0, data))
+        assert card.memory == data
+        assert it.during(lambda: it.client.region_read(Region.BAR0, 0, 1 << 20)) == data
+        it.leave()
 
 
 def test_ids_and_class_are_in_the_configuration_space(card: Card, beside: Attach) -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from libvfio_user import ArgumentError, Device, DmaRange, Library, StateError, VfuError
-from vfio_user import DmaMapFlags
+from libvfio_user import ArgumentError, Device, DmaRange, Library, Region, StateError, VfuError
+from vfio_user import DmaMapFlags, RemoteError
 from vfio_user.client import Client
 
 from .conftest import PAGE, Beside, Card
@@ -166,6 +166,40 @@ def test_memory_without_a_descriptor_is_reached_by_messages(card: Card, it: Besi
     told = it.pool.submit(lambda: answer(it.client, b""))
     card.write_memory(0x5000, b"wxyz")
     assert told.result()[16:] == b"wxyz"
+
+
+def test_the_client_serves_messages_while_nothing_else_happens(card: Card, it: Beside) -> None:
+    memory = bytearray(b"guest" * PAGE)
+    it.during(lambda: it.client.dma_map(0x5000, PAGE, memory=memory))
+    asked = it.pool.submit(it.client.serve, 10)
+    assert card.read_memory(0x5000, 7) == b"guestgu"
+    assert asked.result() == 1
+    told = it.pool.submit(it.client.serve, 10)
+    card.write_memory(0x5000, b"card")
+    assert (told.result(), memory[:5]) == (1, b"cardt")
+
+
+class Fetching(Card):
+    """Puts what the guest has at 0x5000 where the client writes."""
+
+    def write(self, region: Region, offset: int, data: bytes) -> None:
+        super().write(region, offset, self.read_memory(0x5000, len(data)))
+
+
+def test_the_client_serves_messages_between_its_request_and_the_reply(
+    library: Library, tmp_path: Path, beside: Attach
+) -> None:
+    with Fetching(tmp_path / "fetching.sock", library) as card:
+        it = beside(card.setup())
+        it.during(lambda: it.client.dma_map(0x5000, PAGE, memory=bytearray(b"guest" * PAGE)))
+        it.during(lambda: it.client.region_write(Region.BAR2, 3, bytes(5)))
+        assert it.during(lambda: it.client.region_read(Region.BAR2, 3, 5)) == b"guest"
+        it.during(lambda: it.client.dma_unmap(0x5000, PAGE))
+        it.during(lambda: it.client.dma_map(0x5000, PAGE))
+        with pytest.raises(RemoteError) as caught:
+            it.during(lambda: it.client.region_write(Region.BAR2, 3, bytes(5)))
+        assert caught.value.errno == errno.ENODEV
+        it.leave()
 
 
 def test_the_clients_refusal_of_a_message_is_an_error(card: Card, it: Beside) -> None:
