@@ -30,6 +30,12 @@ def library_path() -> Path:
 
 
 @pytest.fixture(scope="session")
+def samples(library_path: Path) -> Path:
+    """The folder of the library's own programs."""
+    return building.samples(library_path, Progress(io.StringIO(), building.SAMPLE_STEPS))
+
+
+@pytest.fixture(scope="session")
 def compiler() -> Path:
     """A private root with a C compiler."""
     return building.compiler_root(Progress(io.StringIO(), building.STEPS))

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import errno
-import io
 import os
 import select
 import struct
@@ -17,8 +16,6 @@ from pathlib import Path
 
 import pytest
 
-from pviommu.lab import libvfio_user as building
-from pviommu.lab.progress import Progress
 from vfio_user import (
     DeviceFlags,
     DmaMapFlags,
@@ -41,11 +38,6 @@ STATE_SAVING_RUNNING = 3
 """of the first version of migration"""
 
 Start = Callable[[str], Path]
-
-
-@pytest.fixture(scope="module")
-def samples(library_path: Path) -> Path:
-    return building.samples(library_path, Progress(io.StringIO(), building.SAMPLE_STEPS))
 
 
 @pytest.fixture
