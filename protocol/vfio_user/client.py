@@ -304,15 +304,20 @@ class Client:
 
         The caller keeps ``fd``, of which the client has a duplicate as long as the map exists. ``memory`` is what the
         server reaches by messages, instead of ``fd`` or without one; with neither it is refused. ValueError: too many
-        maps, or less memory than ``size``.
+        maps, or less memory than ``size``. OSError: no descriptor is left.
         """
         if (address, size) not in self._memory and len(self._memory) >= self.server.max_dma_maps:
             raise ValueError(f"map {address:#x}+{size:#x}: the server takes {self.server.max_dma_maps} at a time")
         if memory is not None and (has := memoryview(memory).nbytes) < size:
             raise ValueError(f"map {address:#x}+{size:#x}: its memory has {has:#x} bytes")
         request = DmaMap(DmaMap.SIZE, flags, offset, address, size)
-        self._plain(Command.DMA_MAP, request.pack(), fds=() if fd is None else (fd,))
-        self._memory.add(address, size, flags, fd, offset, memory)
+        prepared = self._memory.prepare(address, size, flags, fd, offset, memory)
+        try:
+            self._plain(Command.DMA_MAP, request.pack(), fds=() if fd is None else (fd,))
+        except BaseException:
+            self._memory.drop(prepared)
+            raise
+        self._memory.add(prepared)
 
     def dma_unmap(self, address: int, size: int) -> None:
         """Undo the map of exactly this range; a server that goes beyond the protocol undoes all maps inside it."""

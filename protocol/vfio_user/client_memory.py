@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import mmap
@@ -13,7 +14,7 @@ from .errors import RequestError
 from .framing import Frame
 from .messages import Command, DmaAccess, DmaMapFlags
 
-__all__ = ["Buffer", "ClientMemory"]
+__all__ = ["Buffer", "ClientMemory", "Range"]
 
 Buffer = bytearray | memoryview | mmap.mmap
 
@@ -28,7 +29,9 @@ class _File:
 
 
 @dataclass(frozen=True, slots=True)
-class _Range:
+class Range:
+    """What DMA_MAP says of a range, and what there is of it here: a file, a buffer, or neither."""
+
     address: int
     size: int
     flags: int
@@ -49,7 +52,7 @@ class ClientMemory:
     """
 
     def __init__(self) -> None:
-        self._ranges: dict[tuple[int, int], _Range] = {}
+        self._ranges: dict[tuple[int, int], Range] = {}
         self._files: dict[tuple[int, int, int], _File] = {}
 
     def __len__(self) -> int:
@@ -58,28 +61,36 @@ class ClientMemory:
     def __contains__(self, place: tuple[int, int]) -> bool:
         return place in self._ranges
 
-    def add(self, address: int, size: int, flags: int, fd: int | None, offset: int, memory: Buffer | None) -> None:
-        """The range of that address and size, instead of the one that was there. ``memory`` is preferred to ``fd``,
-        of which a duplicate is kept. Raises OSError."""
+    def prepare(self, address: int, size: int, flags: int, fd: int | None, offset: int, memory: Buffer | None) -> Range:
+        """A range to :meth:`add`, or to :meth:`drop`. ``memory`` is preferred to ``fd``, of which a duplicate is kept.
+        Raises OSError."""
         file = None if fd is None or memory is not None else self._file(fd)
-        if (address, size) in self._ranges:
-            self._drop(address, size)
-        if file is not None:
-            file.ranges += 1
-        self._ranges[address, size] = _Range(address, size, flags, offset, file, memory)
+        return Range(address, size, flags, offset, file, memory)
+
+    def add(self, prepared: Range) -> None:
+        """It is there now, instead of one of the same place."""
+        place = prepared.address, prepared.size
+        if place in self._ranges:
+            self.drop(self._ranges[place])
+        self._ranges[place] = prepared
+
+    def drop(self, gone: Range) -> None:
+        """Let go what was kept for it."""
+        if gone.file is not None:
+            gone.file.ranges -= 1
+            if not gone.file.ranges:
+                os.close(self._files.pop(gone.file.key).fd)
 
     def remove(self, address: int, size: int) -> None:
         """The range of exactly that place; if there is none, all inside it."""
-        if (address, size) in self._ranges:
-            self._drop(address, size)
-            return
-        for place in [place for place in self._ranges if address <= place[0] and sum(place) <= address + size]:
-            self._drop(*place)
+        inside = [place for place in self._ranges if address <= place[0] and sum(place) <= address + size]
+        for place in [(address, size)] if (address, size) in self._ranges else inside:
+            self.drop(self._ranges.pop(place))
 
     def clear(self) -> None:
         """Forget all. May be called again."""
-        for place in list(self._ranges):
-            self._drop(*place)
+        while self._ranges:
+            self.drop(self._ranges.popitem()[1])
 
     def answer(self, frame: Frame, most: int) -> bytes:
         """Carry a request of the server out, of at most ``most`` bytes of data; what to reply. RequestError if it is
@@ -105,18 +116,12 @@ class ClientMemory:
         key = status.st_dev, status.st_ino, fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE
         if key not in self._files:
             self._files[key] = _File(key, os.dup(fd))
+        self._files[key].ranges += 1
         return self._files[key]
 
-    def _drop(self, address: int, size: int) -> None:
-        file = self._ranges.pop((address, size)).file
-        if file is not None:
-            file.ranges -= 1
-            if not file.ranges:
-                os.close(self._files.pop(file.key).fd)
-
-    def _pieces(self, address: int, count: int, access: DmaMapFlags) -> list[tuple[_Range, int, int]]:
+    def _pieces(self, address: int, count: int, access: DmaMapFlags) -> list[tuple[Range, int, int]]:
         """Each with the place in its range, and its length."""
-        pieces: list[tuple[_Range, int, int]] = []
+        pieces: list[tuple[Range, int, int]] = []
         while count:
             found = next((each for each in self._ranges.values() if each.address <= address < each.end), None)
             if found is None or not found.flags & access or (found.file is None and found.memory is None):
@@ -129,16 +134,14 @@ class ClientMemory:
     def _read(self, address: int, count: int) -> Iterator[bytes]:
         for found, at, length in self._pieces(address, count, DmaMapFlags.READ):
             if found.memory is not None:
-                with memoryview(found.memory) as whole, whole.cast("B") as view:
-                    yield bytes(view[at : at + length])
+                with _refusing(found), memoryview(found.memory) as whole, whole.cast("B") as view:
+                    data = bytes(view[at : at + length])
             elif found.file is not None:
-                try:
+                with _refusing(found):
                     data = os.pread(found.file.fd, length, found.offset + at)
-                except OSError as error:
-                    raise RequestError(error.errno or errno.EIO, f"{address:#x}: {error}") from error
-                if len(data) != length:
-                    raise RequestError(errno.ENODEV, f"the file of {found.address:#x} has no {length} bytes at {at:#x}")
-                yield data
+            if len(data) != length:
+                raise RequestError(errno.ENODEV, f"the memory of {found.address:#x} has no {length} bytes at {at:#x}")
+            yield data
 
     def _write(self, address: int, data: bytes) -> None:
         done = 0
@@ -146,10 +149,19 @@ class ClientMemory:
             part = data[done : done + length]
             done += length
             if found.memory is not None:
-                with memoryview(found.memory) as whole, whole.cast("B") as view:
+                with _refusing(found), memoryview(found.memory) as whole, whole.cast("B") as view:
                     view[at : at + length] = part
             elif found.file is not None:
-                try:
+                with _refusing(found):
                     os.pwrite(found.file.fd, part, found.offset + at)
-                except OSError as error:
-                    raise RequestError(error.errno or errno.EIO, f"{address:#x}: {error}") from error
+
+
+@contextlib.contextmanager
+def _refusing(found: Range) -> Iterator[None]:
+    """Refuse what the system refuses, or what a buffer that was closed or has shrunk does."""
+    try:
+        yield
+    except OSError as error:
+        raise RequestError(error.errno or errno.EIO, f"memory of {found.address:#x}: {error}") from error
+    except ValueError as error:
+        raise RequestError(errno.ENODEV, f"memory of {found.address:#x}: {error}") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import select
 import socket
@@ -556,6 +557,32 @@ def test_what_the_file_refuses_is_the_answer(alone: tuple[Client, socket.socket]
     assert answered(client, server, asks(99, 2)) == errno.ENODEV
     assert answered(client, server, asks(0, 1, b"x")) == errno.EBADF
     assert answered(client, server, asks(PAGE, 1)) == errno.ESPIPE
+
+
+def test_memory_that_is_closed_or_shrinks_is_no_memory(alone: tuple[Client, socket.socket]) -> None:
+    client, server = alone
+    server.sendall(reply(0, Command.DMA_MAP) + reply(1, Command.DMA_MAP))
+    closed, shrunk = mmap.mmap(-1, PAGE), bytearray(PAGE)
+    client.dma_map(0, PAGE, memory=closed)
+    client.dma_map(PAGE, PAGE, memory=shrunk)
+    server.recv(4096)
+    closed.close()
+    del shrunk[100:]
+    for request in (asks(0, 1), asks(0, 1, b"x"), asks(PAGE + 99, 2), asks(PAGE + 99, 2, b"xy")):
+        assert answered(client, server, request) == errno.ENODEV
+    assert answered(client, server, asks(PAGE + 99, 1)) == b"\0"
+
+
+def test_a_map_that_is_refused_leaves_the_one_that_was_there(
+    mapped: tuple[Client, socket.socket], tmp_path: Path
+) -> None:
+    client, server = mapped
+    server.sendall(reply(4, Command.DMA_MAP, flags=0x21, error=errno.EEXIST))
+    with (tmp_path / "other").open("w+b") as other, pytest.raises(RemoteError):
+        client.dma_map(0x10000, PAGE, other.fileno())
+    for fd in socket.recv_fds(server, 4096, 4)[1]:
+        os.close(fd)
+    assert answered(client, server, asks(0x10000, 1)) == b"\2"
 
 
 def test_a_descriptor_with_a_dma_message_is_closed_and_einval(mapped: tuple[Client, socket.socket]) -> None:
