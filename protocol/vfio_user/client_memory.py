@@ -7,6 +7,7 @@ import errno
 import fcntl
 import mmap
 import os
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -26,6 +27,12 @@ class _File:
     key: tuple[int, int, int]
     fd: int
     ranges: int = 0
+
+    def check_end(self, end: int) -> None:
+        """Raise ValueError if a write to ``end`` would make it longer."""
+        status = os.fstat(self.fd)
+        if stat.S_ISREG(status.st_mode) and status.st_size < end:
+            raise ValueError(f"the file has {status.st_size:#x} bytes, not {end:#x}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +90,10 @@ class ClientMemory:
 
     def remove(self, address: int, size: int) -> None:
         """The range of exactly that place; if there is none, all inside it."""
-        inside = [place for place in self._ranges if address <= place[0] and sum(place) <= address + size]
-        for place in [(address, size)] if (address, size) in self._ranges else inside:
+        places = [(address, size)]
+        if places[0] not in self._ranges:
+            places = [place for place in self._ranges if address <= place[0] and sum(place) <= address + size]
+        for place in places:
             self.drop(self._ranges.pop(place))
 
     def clear(self) -> None:
@@ -153,6 +162,7 @@ class ClientMemory:
                     view[at : at + length] = part
             elif found.file is not None:
                 with _refusing(found):
+                    found.file.check_end(found.offset + at + length)
                     os.pwrite(found.file.fd, part, found.offset + at)
 
 

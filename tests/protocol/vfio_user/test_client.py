@@ -430,6 +430,8 @@ def test_vanished_server_is_a_connection_error(alone: tuple[Client, socket.socke
     server.close()
     with pytest.raises(ConnectionResetError):
         client.reset()
+    with pytest.raises(ConnectionResetError):
+        client.send(bytes(16))
 
 
 def test_silent_server_is_a_timeout(no_fd_leak: None) -> None:
@@ -559,6 +561,13 @@ def test_what_the_file_refuses_is_the_answer(alone: tuple[Client, socket.socket]
     assert answered(client, server, asks(PAGE, 1)) == errno.ESPIPE
 
 
+def test_a_write_does_not_make_a_file_longer(mapped: tuple[Client, socket.socket], memory: int) -> None:
+    os.truncate(memory, 2 * PAGE + 100)
+    assert answered(*mapped, asks(0x10000 + 99, 2, b"xy")) == errno.ENODEV
+    assert answered(*mapped, asks(0x10000 + 98, 2, b"xy")) == b""
+    assert os.fstat(memory).st_size == 2 * PAGE + 100
+
+
 def test_memory_that_is_closed_or_shrinks_is_no_memory(alone: tuple[Client, socket.socket]) -> None:
     client, server = alone
     server.sendall(reply(0, Command.DMA_MAP) + reply(1, Command.DMA_MAP))
@@ -571,6 +580,14 @@ def test_memory_that_is_closed_or_shrinks_is_no_memory(alone: tuple[Client, sock
     for request in (asks(0, 1), asks(0, 1, b"x"), asks(PAGE + 99, 2), asks(PAGE + 99, 2, b"xy")):
         assert answered(client, server, request) == errno.ENODEV
     assert answered(client, server, asks(PAGE + 99, 1)) == b"\0"
+
+
+def test_a_place_that_is_mapped_again_is_of_the_new_memory(mapped: tuple[Client, socket.socket]) -> None:
+    client, server = mapped
+    server.sendall(reply(4, Command.DMA_MAP))
+    client.dma_map(0x13000, PAGE, memory=bytearray(PAGE))
+    server.recv(4096)
+    assert answered(client, server, asks(0x13000, 2)) == b"\0\0"
 
 
 def test_a_map_that_is_refused_leaves_the_one_that_was_there(
