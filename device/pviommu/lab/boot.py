@@ -14,9 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from libvfio_user import VARIABLE, Library
+
 from .. import __version__, resources
 from ..host_errors import is_host_error, named, write_whole
 from ..reports.ktap import KtapRun
+from ..transports import LIBRARY
 from . import added, console, debugger, faults, report
 from .guest_settings import CONFIG_PATH, GuestSettings
 from .image import KernelModules, guest_image
@@ -27,7 +30,7 @@ from .provision import Toolbox
 from .requests import Requests
 from .scenario import EVENTS, RULES_PATH, Play, Played
 from .second_boot import with_second_boot
-from .server import Capabilities, ServerProcess, summary
+from .server import Capabilities, ServerProcess, messages, summary
 from .vm import KERNEL_ARGUMENTS, GuestTimeoutError, VirtualMachine, VmConfig, nic_backend
 
 __all__ = ["GUEST_MODULES", "Job", "Setup", "judged_run", "short_folder"]
@@ -64,6 +67,8 @@ class Setup:
     programs: Sequence[Path] = ()
     suite: Sequence[Path] = ()
     """programs of a suite that the guest is to run"""
+    library: Library | None = None
+    """libvfio-user, if that is what speaks with QEMU"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,9 +153,13 @@ class _Judge:
                 problems = [*problems, *self._played.problems]
             problems = report.judge(ktap, self._listener.exit_status, problems, self._job.settings.suite)
             verdict = "failed" if problems else "passed"
+        if verdict != "passed":  # it may be why
+            problems = [*problems, *messages(self._job.folder / _SERVER_LOG, "ranges-full")]
         setup = self._job.setup
         versions = {"pviommu": __version__, "python": platform.python_version(), **setup.toolbox.versions}
         versions["accelerator"] = setup.accelerator
+        if setup.library is not None:
+            versions[LIBRARY] = f"{setup.library.generation.value}, {setup.library.path}"
         counts = summary(self._job.folder / _SERVER_LOG)
         suite = self._job.settings.suite
         refused = () if verdict == "passed" else self.refused.values()
@@ -181,12 +190,17 @@ def _boot(job: Job, listener: Listener, tested: Callable[[], None], refused: dic
         write_whole(short / "initrd", _image(job))
         control = short / _CONTROL
         options = ["--ctl", str(control), "--history", str(faults.HISTORY)]
+        environment = {}
+        if library := job.setup.library:
+            options += ["--transport", LIBRARY]
+            if os.path.isabs(library.path):  # an installed one is found by its name
+                environment[VARIABLE] = library.path
         rules = {}
         if play := job.play:
             options += ["--events", str(job.folder / EVENTS)]
             rules = {"rules-load": lambda: play.load(control), "rules-unload": lambda: play.unload(control)}
         with (
-            ServerProcess(job.topology, short, job.folder / _SERVER_LOG, job.program, options) as server,
+            ServerProcess(job.topology, short, job.folder / _SERVER_LOG, job.program, options, environment) as server,
             _output(job) as output,
             contextlib.ExitStack() as last,
         ):

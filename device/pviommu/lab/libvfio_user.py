@@ -18,9 +18,10 @@ import shutil
 import sys
 import tarfile
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from libvfio_user import Library, LibraryError, find_library
 from libvfio_user.raw import SONAME
 
 from ..c_library import whole_library
@@ -45,6 +46,7 @@ __all__ = [
     "compiler_root",
     "headers",
     "main",
+    "provide",
     "samples",
 ]
 
@@ -121,6 +123,30 @@ def build(progress: Progress, environment: Mapping[str, str] = os.environ, run: 
         raise EnvironmentProblem(
             f"libvfio-user cannot be built in {folder}: {problem}", "give the cache folder 200 MB of space"
         ) from problem
+    return found
+
+
+def provide(
+    progress: Progress, environment: Mapping[str, str] = os.environ, run: Run = run, *, soname: str = SONAME
+) -> Library:
+    """The library that LIBVFIO_USER names, an installed one, or one that is built if it is not there yet.
+
+    Raises EnvironmentProblem, and RunError with the compiler's output.
+    """
+    is_built = False
+
+    def built() -> Iterator[Path]:  # only asked if neither of the others is there
+        nonlocal is_built
+        is_built = True
+        yield build(progress, environment, run)
+
+    try:
+        found = find_library(environment, built(), soname)
+    except LibraryError as problem:
+        what, _, how = str(problem).rpartition("; ")
+        raise EnvironmentProblem(what, how) from problem
+    if not is_built:
+        progress.skip(STEPS)
     return found
 
 

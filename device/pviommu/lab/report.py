@@ -23,6 +23,7 @@ from typing import Any
 from ..host_errors import write_whole
 from ..reports import junit
 from ..reports.ktap import Counts, KtapRun
+from ..transports import LIBRARY
 from . import faults
 from .scenario import Played
 
@@ -186,6 +187,8 @@ def summary_text(record: RunRecord, folder: Path) -> str:
     setting = (
         f"QEMU {versions.get('qemu', '?')} {versions.get('accelerator', '?')}, Linux {versions.get('kernel', '?')}"
     )
+    if LIBRARY in versions:
+        setting += f", behind {LIBRARY}"
     scenario = f", {record.scenario.line}" if record.scenario else ""
     lines.append(f"verdict {record.verdict} in {record.seconds:.1f} s{scenario} ({setting})")
     return "\n".join(lines)

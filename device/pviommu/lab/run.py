@@ -8,16 +8,33 @@ import math
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol, TextIO
+
+from libvfio_user import Library
 
 from .. import resources
 from ..exit_status import ExitStatus
 from ..host.signals import terminated_like_interrupted
 from ..host_errors import is_lack_of_room, named
 from ..topology import find
-from . import accelerator, added, build, core, kernels, programs, provision, report, roots, scenario, suites
+from ..transports import LIBRARY, TRANSPORTS
+from . import (
+    accelerator,
+    added,
+    build,
+    core,
+    kernels,
+    libvfio_user,
+    programs,
+    provision,
+    report,
+    roots,
+    scenario,
+    suites,
+)
 from .boot import Job, Setup, judged_run, short_folder
 from .console import STANDARD, Terminal
 from .guest_settings import KERNELS, MODES, PROFILES, SUITES, GuestSettings, kernel_name
@@ -113,6 +130,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--topology", metavar="FILE", type=Path, help="a file, or a name of `pviommu topology list`; default: lab"
     )
+    parser.add_argument(
+        "--transport",
+        choices=TRANSPORTS,
+        default=TRANSPORTS[0],
+        help=f"what speaks with QEMU; {LIBRARY}: that C library, the one that LIBVFIO_USER names or an installed one, "
+        "else it is built; default: pviommu's own",
+    )
     parser.add_argument("--keep", action="store_true", help="give a shell on the guest's console after the tests")
     parser.add_argument("--gdb", action="store_true", help="make the guest wait for a debugger, without a time limit")
     parser.add_argument("--only-setup", action="store_true", help="set up everything that a run needs, then stop")
@@ -125,6 +149,10 @@ class Provide(Protocol):
     def __call__(
         self, progress: Progress, *, qemu: str | None, accel: str, kernel: str = KERNELS[0], suite: str | None = None
     ) -> Setup: ...
+
+
+ProvideLibrary = Callable[[Progress], Library]
+"""Finds libvfio-user, or builds it; :func:`.libvfio_user.provide` is the real one."""
 
 
 def prepare(
@@ -156,15 +184,25 @@ def prepare(
 
 
 def set_up(
-    stream: TextIO, provide: Provide, *, qemu: str | None, accel: str, kernel: str, suite: str | None = None
+    stream: TextIO,
+    provide: Provide,
+    *,
+    qemu: str | None,
+    accel: str,
+    kernel: str,
+    suite: str | None = None,
+    library: ProvideLibrary | None = None,
 ) -> Setup:
-    """What ``provide`` makes, with its progress on ``stream``. Raises what it raises."""
+    """What ``provide`` and ``library`` make, with their progress on ``stream``. Raises what they raise."""
     steps = provision.STEPS + kernels.steps(kernel) + build.STEPS + programs.STEPS + core.STEPS + accelerator.STEPS
     if suite is not None:
         steps += roots.STEPS + suites.STEPS
+    if library is not None:
+        steps += libvfio_user.STEPS
     progress = Progress(stream, steps)
     try:
-        return provide(progress, qemu=qemu, accel=accel, kernel=kernel, suite=suite)
+        setup = provide(progress, qemu=qemu, accel=accel, kernel=kernel, suite=suite)
+        return setup if library is None else replace(setup, library=library(progress))
     finally:
         progress.close()
 
@@ -175,6 +213,7 @@ def main(
     out: TextIO | None = None,
     program: Sequence[str] = PROGRAM,
     provide: Provide = prepare,
+    provide_library: ProvideLibrary = libvfio_user.provide,
     terminal: Terminal = STANDARD,
 ) -> int:
     """Run the lab with parsed options; ``terminal`` gets the console of a guest that is kept.
@@ -182,7 +221,8 @@ def main(
     Returns the exit status (see ExitStatus).
     """
     stream = sys.stdout if out is None else out
-    return guarded("pviommu lab", lambda: _run(args, stream, program, provide, terminal))
+    library = provide_library if args.transport == LIBRARY else None
+    return guarded("pviommu lab", lambda: _run(args, stream, program, provide, library, terminal))
 
 
 def guarded(name: str, work: Callable[[], int]) -> int:
@@ -207,7 +247,14 @@ def guarded(name: str, work: Callable[[], int]) -> int:
         return ExitStatus.INTERRUPTED
 
 
-def _run(args: argparse.Namespace, stream: TextIO, program: Sequence[str], provide: Provide, terminal: Terminal) -> int:
+def _run(
+    args: argparse.Namespace,
+    stream: TextIO,
+    program: Sequence[str],
+    provide: Provide,
+    library: ProvideLibrary | None,
+    terminal: Terminal,
+) -> int:
     memory = parse_memory(args.memory)
     play = _play(args)
     settings = _settings(args, play)
@@ -222,7 +269,7 @@ def _run(args: argparse.Namespace, stream: TextIO, program: Sequence[str], provi
     if not topology.is_file():
         raise UsageError(f"--topology {topology}: no such file")
     kernel = args.kernel or _usual_kernel(args.suite)
-    setup = set_up(stream, provide, qemu=args.qemu, accel=args.accel, kernel=kernel, suite=args.suite)
+    setup = set_up(stream, provide, qemu=args.qemu, accel=args.accel, kernel=kernel, suite=args.suite, library=library)
     added.check_interpreter(brought, added.applets(setup.toolbox.busybox))
     if args.only_setup:
         print(
@@ -277,6 +324,10 @@ def _play(args: argparse.Namespace) -> scenario.Play | None:
     if not args.scenario and (args.program or args.suite or args.mode == "passthrough"):
         return None  # without translation nothing is mapped that could fail
     name, loaded = scenario.found(args.scenario or Path(scenario.DEFAULT))
+    if args.transport == LIBRARY and (place := scenario.of_connections(loaded)):
+        raise UsageError(
+            f"--scenario {name}: a rule is about {place}, which is out of reach with --transport {LIBRARY}"
+        )
     return scenario.Play(name, loaded, scenario.chosen_start(loaded, args.scenario_from))
 
 

@@ -19,7 +19,7 @@ from ..faults.verdict import Verdict
 from ..faults.where import number_range
 from .problems import UsageError
 
-__all__ = ["DEFAULT", "EVENTS", "RULES_PATH", "Play", "Played", "chosen_start", "found"]
+__all__ = ["DEFAULT", "EVENTS", "RULES_PATH", "Play", "Played", "chosen_start", "found", "of_connections"]
 
 DEFAULT = "lab"
 """The scenario of a run that names none."""
@@ -73,8 +73,13 @@ def found(given: Path) -> tuple[str, Scenario]:
 
 def chosen_start(scenario: Scenario, asked: str | None) -> str:
     """``boot`` or ``tests``: what was ``asked`` for, else ``boot`` for rules that meet only connections made later."""
-    places = [place.name for rule in scenario.rule for place in rule.places()]
-    return asked or ("boot" if any(name.startswith(_WITH_A_CONNECTION) for name in places) else "tests")
+    return asked or ("boot" if of_connections(scenario) else "tests")
+
+
+def of_connections(scenario: Scenario) -> str | None:
+    """The first place of a rule that is about the messages or the socket of a client; None if there is none."""
+    places = (place.name for rule in scenario.rule for place in rule.places())
+    return next((name for name in places if name.startswith(_WITH_A_CONNECTION)), None)
 
 
 class Play:

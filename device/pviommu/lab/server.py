@@ -7,7 +7,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -16,7 +16,7 @@ from typing import Any, Self
 from .problems import RunError, UsageError
 from .processes import Child
 
-__all__ = ["PROGRAM", "Capabilities", "ServerProcess", "capabilities", "summary"]
+__all__ = ["PROGRAM", "Capabilities", "ServerProcess", "capabilities", "messages", "summary"]
 
 PROGRAM = (sys.executable, "-m", "pviommu")
 _START_SECONDS = 20.0
@@ -59,11 +59,17 @@ def capabilities(topology: Path, program: Sequence[str] = PROGRAM) -> Capabiliti
 class ServerProcess:
     """A running server; a context manager that leaves no process behind. Both its streams go to ``log``.
 
-    ``options`` are further ones of ``pviommu serve``.
+    ``options`` are further ones of ``pviommu serve``, ``environment`` is added to the lab's own.
     """
 
     def __init__(
-        self, topology: Path, folder: Path, log: Path, program: Sequence[str] = PROGRAM, options: Sequence[str] = ()
+        self,
+        topology: Path,
+        folder: Path,
+        log: Path,
+        program: Sequence[str] = PROGRAM,
+        options: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self._log = log
         self._pidfile = folder / "server.pid"
@@ -71,6 +77,7 @@ class ServerProcess:
             *(*program, "serve", str(topology), "--socket-dir", str(folder)),
             *("--log-format", "json", "--pidfile", str(self._pidfile), *options),
         ]
+        self._environment = environment
         self._child = Child()
         self._stopped = False
         self._killed = False
@@ -86,7 +93,7 @@ class ServerProcess:
     def start(self) -> None:
         """Start the server; returns once it listens on its sockets. Raises UsageError, RunError."""
         with self._log.open("wb") as log:
-            self._child.start(self._command, output=log)
+            self._child.start(self._command, output=log, environment=self._environment)
         limit = time.monotonic() + _START_SECONDS
         while not self._pidfile.exists():
             status = self._child.poll()
@@ -141,17 +148,21 @@ class ServerProcess:
 
 def summary(log: Path) -> dict[str, Any]:
     """The fields of the last ``"event": "summary"`` line of a server log; empty if there is none."""
-    found: dict[str, Any] = {}
+    found = _records(log, "summary")
+    return {key: value for key, value in found[-1].items() if key not in _LOG_KEYS} if found else {}
+
+
+def messages(log: Path, event: str) -> list[str]:
+    """The messages of all lines of a kind of a server log; empty if there is none."""
+    return [str(record.get("message")) for record in _records(log, event)]
+
+
+def _records(log: Path, event: str) -> list[dict[str, Any]]:
     if not log.is_file():
-        return found
+        return []
     with log.open(errors="replace") as lines:
-        for line in lines:
-            if '"summary"' not in line:
-                continue
-            record = _object(line)
-            if record.get("event") == "summary":
-                found = record
-    return {key: value for key, value in found.items() if key not in _LOG_KEYS}
+        found = [_object(line) for line in lines if f'"{event}"' in line]
+    return [record for record in found if record.get("event") == event]
 
 
 def _object(line: str) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from ..host.pacing import DEFAULT_SPIN_NS, Pace
 from ..interfaces.pv.capability_area import iova_ranges, reserved_regions
 from ..interfaces.pv.config import PAGE_SIZES, DefaultPolicy
 from ..topology import Topology, TopologyError, load
+from ..transports import LIBRARY, TRANSPORTS
 from .activation import given_sockets
 
 if TYPE_CHECKING:
@@ -30,7 +31,6 @@ __all__ = ["add_arguments", "main"]
 
 PROFILES = ("xen-2024", "xen-v7")
 CORES = ("auto", "native", "python")
-TRANSPORTS = ("vfio-user", "libvfio-user")
 MOST_HISTORY = 1 << 24
 """Operations: 1.4 GiB."""
 _NO_GROUP = (1 << 32) - 1
@@ -218,7 +218,7 @@ def main(args: argparse.Namespace) -> int:
     try:
         topology = load(args.topology) if args.topology else Topology()
         topology = topology.limited(args.contexts, args.pool_pages)
-        behind_library = args.transport != TRANSPORTS[0]
+        behind_library = args.transport == LIBRARY
         for option, is_given in (("--fd", args.fd), ("--scenario", args.scenario)):
             if behind_library and is_given:
                 raise ValueError(

@@ -15,6 +15,7 @@ from typing import TextIO
 import jsonschema
 import pytest
 
+from libvfio_user import Generation, Library
 from pviommu import schemas
 from pviommu.lab import boot, run
 from pviommu.lab.console import STANDARD, Terminal
@@ -81,7 +82,14 @@ class Lab:
             ["--results", str(self.folder / "lab-results"), "--topology", str(self.folder / "lab.toml"), *options]
         )
         program = (sys.executable, str(self.folder / "server.py"))
-        status = run.main(args, out=out, program=program, provide=self.provide, terminal=self.terminal)
+        status = run.main(
+            args,
+            out=out,
+            program=program,
+            provide=self.provide,
+            provide_library=self.provide_library,
+            terminal=self.terminal,
+        )
         for path in (self.folder / "lab-results").glob("*/results.json"):
             jsonschema.validate(json.loads(path.read_text()), RESULTS)
         return status, out.getvalue() if isinstance(out, io.StringIO) else ""
@@ -101,6 +109,11 @@ class Lab:
         image.write_bytes(b"a kernel")
         toolbox = Toolbox(self.folder, (str(self.folder / "qemu"),), {}, "11.1.3", image, "6.12", busybox)
         return run.Setup(toolbox, [], "tcg", suite=tests)
+
+    def provide_library(self, progress: Progress) -> Library:
+        made = Library.__new__(Library)  # which loads nothing
+        made.path, made.generation = str(self.folder / "vfio-user.so"), Generation.OF_2022
+        return made
 
     def image_options(self, *options: str) -> dict[str, object]:
         """What the image of one guest was asked to hold, in a run with ``options``."""

@@ -156,3 +156,31 @@ def test_the_command_prints_the_path(monkeypatch: pytest.MonkeyPatch, capsys: py
     monkeypatch.setattr(building, "build", lambda progress: Path("/cache/x.so"))
     assert building.main(argparse.Namespace(samples=False)) == 0
     assert capsys.readouterr().out == "/cache/x.so\n"
+
+
+NOT_INSTALLED = "libvfio-user-of-nobody.so.0"
+
+
+def steps(stream: io.StringIO) -> Progress:
+    return Progress(stream, building.STEPS)
+
+
+def test_the_lab_builds_a_library_only_if_there_is_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = building.build(steps(io.StringIO()))
+    monkeypatch.setattr(building, "build", lambda *_: made)
+    assert building.provide(steps(io.StringIO()), {}, soname=NOT_INSTALLED).path == str(made)
+
+    def refuse(*_: object) -> Path:
+        raise AssertionError
+
+    monkeypatch.setattr(building, "build", refuse)
+    named = building.provide(steps(io.StringIO()), {"LIBVFIO_USER": str(made)}, soname=NOT_INSTALLED)
+    assert named.path == str(made)
+    assert building.provide(steps(io.StringIO()), {}, soname=str(made)).path == str(made)
+
+
+def test_the_lab_passes_over_no_library_that_is_named_and_cannot_be_used(tmp_path: Path) -> None:
+    bad = tmp_path / "bad.so"
+    bad.touch()
+    with pytest.raises(EnvironmentProblem, match=r"bad\.so: it cannot be loaded: .*; build one: pviommu build"):
+        building.provide(steps(io.StringIO()), {"LIBVFIO_USER": str(bad)}, soname=NOT_INSTALLED)

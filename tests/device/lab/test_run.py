@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from libvfio_user import Library
 from pviommu.lab import run
 from pviommu.lab.console import Terminal
 from pviommu.lab.problems import EnvironmentProblem, RunError
@@ -446,3 +447,52 @@ def test_output_of_a_program_for_which_there_is_no_room_fails_the_run_and_holds_
     assert status == 1
     assert (lab.folder / "shown").read_text() == "its output"
     assert "problem program.out is incomplete: No space left on device" in summary
+
+
+SAYS_HOW = """print(json.dumps({"event": "started", "words": sys.argv[4:], "library": os.environ.get("LIBVFIO_USER")}))
+print(json.dumps({"event": "ranges-full", "message": "dma0: 16 ranges of memory"}), flush=True)
+sleep_for_ever()"""
+
+
+def test_the_server_is_told_of_the_other_transport_and_of_its_library(lab: Lab) -> None:
+    lab.server = lab.server.replace("\nsleep_for_ever()", f"\n{SAYS_HOW}")
+    library = str(lab.folder / "vfio-user.so")
+
+    status, shown = lab.main("--transport", "libvfio-user")
+
+    assert status == 0
+    started = json.loads(lab.result("server.jsonl").splitlines()[0])
+    words = started["words"]
+    assert words[words.index("--transport") + 1] == "libvfio-user"
+    assert started["library"] == library
+    results = json.loads(lab.result("results.json"))
+    assert results["versions"]["libvfio-user"] == f"2022, {library}"
+    assert results["problems"] == []
+    assert shown.splitlines()[-1].endswith(" tcg, Linux 6.12, behind libvfio-user)")
+
+
+def test_without_the_option_the_server_is_not_told_of_a_transport(lab: Lab) -> None:
+    lab.server = lab.server.replace("\nsleep_for_ever()", f"\n{SAYS_HOW}")
+    lab.main()
+    started = json.loads(lab.result("server.jsonl").splitlines()[0])
+    assert "--transport" not in started["words"]
+
+
+def test_a_run_that_failed_says_that_there_was_no_room_for_more_memory(lab: Lab) -> None:
+    lab.server = lab.server.replace("\nsleep_for_ever()", f"\n{SAYS_HOW}")
+    lab.guest = "true"
+    status, _ = lab.main("--transport", "libvfio-user")
+    assert status == 1
+    assert json.loads(lab.result("results.json"))["problems"][-1] == "dma0: 16 ranges of memory"
+
+
+def test_a_library_that_cannot_be_had_ends_with_status_3_before_anything_starts(
+    lab: Lab, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(progress: Progress) -> Library:
+        raise EnvironmentProblem("libvfio-user /x.so: LIBVFIO_USER names no file", "build one")
+
+    monkeypatch.setattr(lab, "provide_library", refuse)
+    assert lab.main()[0] == 0
+    assert lab.main("--transport", "libvfio-user", "--only-setup")[0] == 3
+    assert capsys.readouterr().err == "pviommu lab: libvfio-user /x.so: LIBVFIO_USER names no file; build one\n"

@@ -81,6 +81,17 @@ def test_a_guest_is_told_of_its_scenario_and_of_what_each_rule_is_to_do(lab: Lab
     assert files["/lab/config"].endswith(b"keep=0\nscenario=mine\nscenario_alone=1\n")
 
 
+def test_rules_about_messages_are_refused_where_the_library_reads_them(
+    lab: Lab, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rules = write(tmp_path, on="message.region_read.pre", do='fail = "EINVAL"')
+    assert lab.main("--scenario", rules, "--transport", "libvfio-user", "--only-setup")[0] == 2
+    assert "--scenario mine: a rule is about message.region_read.pre, which is out of reach with" in (
+        capsys.readouterr().err
+    )
+    assert lab.main("--scenario", rules, "--only-setup")[0] == 0
+
+
 def test_rules_that_did_what_was_expected_are_part_of_the_verdict(lab: Lab, server: Server, tmp_path: Path) -> None:
     lab.guest = guest()
     status, shown = lab.main("--scenario", write(tmp_path))
