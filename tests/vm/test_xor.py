@@ -5,21 +5,27 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pytest
+
 if TYPE_CHECKING:
     from conftest import Command
 
 LIMIT = 180
 
 
+@pytest.mark.parametrize("transport", ["vfio-user", "libvfio-user"])
 def test_a_program_of_user_space_has_its_buffer_xored_with_the_key_of_the_topology(
-    command: Command, artefacts: Path, checkout: Path
+    command: Command, artefacts: Path, checkout: Path, transport: str
 ) -> None:
     script = str(checkout / "guest-tools/programs/xor.sh")
 
-    run = command.run(artefacts / "xor", LIMIT, "--topology", "xor", "--run", script)
+    run = command.run(
+        artefacts / f"xor-{transport}", LIMIT, "--topology", "xor", "--run", script, "--transport", transport
+    )
 
     said = (run.folder / "program.out").read_text()
     assert run.status == 0, said + run.output[-2000:]
     assert said.splitlines()[0] == "key 7"
     assert (said.count("\nok   "), said.count("FAIL")) == (7, 0)
     assert run.results["counts"]["faults"] == 3
+    assert ("libvfio-user" in run.results["versions"]) == (transport == "libvfio-user")
