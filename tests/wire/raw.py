@@ -63,6 +63,8 @@ class Raw:
         self.sock.settimeout(PATIENCE_S)
         self.sock.connect(str(path))
         self.number = 0x1200
+        self.told: dict[str, Any] = {}
+        """the server's capabilities, once negotiated"""
 
     def __enter__(self) -> Raw:
         return self
@@ -133,7 +135,8 @@ class Raw:
         """VERSION as QEMU sends it; the reply: major, minor, capabilities."""
         reply = self.ask(VERSION, version(0, minor, offer))
         assert reply[-1:] == b"\0"
-        return (*struct.unpack_from("<HH", reply), json.loads(reply[4:-1])["capabilities"])
+        self.told = json.loads(reply[4:-1])["capabilities"]
+        return (*struct.unpack_from("<HH", reply), self.told)
 
     def has_ended(self) -> bool:
         """Whether the server closes the connection now."""

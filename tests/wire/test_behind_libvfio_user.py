@@ -1,46 +1,42 @@
-"""The whole guest again, behind the C library libvfio-user, and what is different there."""
+"""What is different behind the C library libvfio-user. What is not, the tests of other files show: differences.py."""
 
 from __future__ import annotations
 
-import io
+import importlib
 import os
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
-from types import FunctionType
 
 import pytest
 
-from pviommu.lab import libvfio_user as building
-from pviommu.lab.progress import Progress
+from pviommu.control.client import Client as Control
+from pviommu.transports import LIBRARY, TRANSPORTS
 from pviommu.transports.behind_libvfio_user import MOST_RANGES
 from vfio_user import Client, RemoteError
 
-from . import test_guest as whole_guest
-from .guest import Guest, Ram, Serve, run
+from .differences import BEHIND_BOTH, DIFFERENCES, OWN_ONLY, Difference, table
+from .guest import CHECKOUT, Guest, Ram, Serve, run
+from .raw import Raw
 
-OPTIONS = ("--transport", "libvfio-user")
-
-
-def _again(test: FunctionType) -> FunctionType:
-    """The same test. It proves no row of docs/conformance.md, which is about this project's own server."""
-    made = FunctionType(test.__code__, test.__globals__, test.__name__, test.__defaults__, test.__closure__)
-    vars(made).update(vars(test), pytestmark=[mark for mark in vars(test).get("pytestmark", ()) if mark.name != "row"])
-    return made
-
-
-globals().update({name: _again(test) for name, test in vars(whole_guest).items() if name.startswith("test_")})
+OPTIONS = ("--transport", LIBRARY)
 
 
 @pytest.fixture(scope="module")
-def library() -> Path:
-    return building.build(Progress(io.StringIO(), building.STEPS))
+def transport(request: pytest.FixtureRequest) -> str:
+    return getattr(request, "param", LIBRARY)
 
 
-@pytest.fixture
-def serve(folder: Path, topology: Path, library: Path) -> Iterator[Serve]:
-    with Serve(folder, topology, *OPTIONS) as process:
-        yield process
+@pytest.mark.parametrize("transport", TRANSPORTS, indirect=True)
+@pytest.mark.parametrize("each", DIFFERENCES, ids=lambda each: each.what)
+def test_where_the_two_answer_differently(transport: str, peer: Raw, ram: Ram, each: Difference) -> None:
+    assert each.ask(peer, ram) == (each.theirs if transport == LIBRARY else each.ours)
+
+
+def test_the_differences_are_documented_and_their_tests_exist() -> None:
+    modules = [importlib.import_module(f"{__package__}.{name}") for name in BEHIND_BOTH]
+    named = {name.partition("[")[0] for each in DIFFERENCES for name in each.tests} | set(OWN_ONLY)
+    assert {name for name in named if not any(hasattr(module, name) for module in modules)} == set()
+    assert table() in (CHECKOUT / "docs/libvfio-user.md").read_text(), f"the table there must be:\n{table()}"
 
 
 def test_the_library_is_what_serves(serve: Serve, library: Path) -> None:
@@ -78,6 +74,18 @@ def test_the_last_range_that_fits_is_said_before_the_client_fails(serve: Serve) 
             client.dma_map(1 << 30, 4096, ram.fd)
     assert told["message"].startswith("dma0: its client has registered 16 ranges of memory, all that this libvfio-user")
     ram.close()
+
+
+def test_a_rule_that_is_loaded_later_hangs_up_on_a_client_and_the_next_is_served(folder: Path, topology: Path) -> None:
+    rule = {"id": "away", "on": "reset.post", "schedule": {"nth": 1}, "do": {"disconnect": True}}
+    with Serve(folder, topology, *OPTIONS, "--ctl", str(folder / "ctl")) as serve:
+        with Control(folder / "ctl", 10.0) as control:
+            control.call("rules-load", {"scenario": {"version": 1, "rule": [rule]}})
+        with Client.connect(serve.folder / "dma0.sock") as client:
+            client.reset()
+            assert serve.wait_for("disconnected")["function"] == "dma0"
+        with Client.connect(serve.folder / "dma0.sock") as client:
+            client.reset()
 
 
 @pytest.mark.parametrize(

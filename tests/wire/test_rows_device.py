@@ -67,7 +67,10 @@ def test_info_tells_of_a_pci_function_that_can_be_reset(peer, payload):
 
 
 @row("wire", 22)
-@pytest.mark.parametrize("payload", [raw.region_info(32, 9), raw.region_info(31, 0), raw.region_info(32, 0)[:31]])
+@pytest.mark.parametrize(
+    "payload",
+    [pytest.param(raw.region_info(32, 9), id="region 9"), raw.region_info(31, 0), raw.region_info(32, 0)[:31]],
+)
 def test_region_info_out_of_bounds_is_einval(peer, payload):
     assert peer.ask(raw.GET_REGION_INFO, payload) == EINVAL
 

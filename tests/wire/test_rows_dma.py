@@ -32,12 +32,11 @@ def engine_with(folder, *maps):
 
     A map: address, size, descriptor, file offset, flags.
     """
-    client = Client.connect(folder / "dma0.sock", PATIENCE_S)
-    for address, size, fd, offset, flags in maps:
-        client.dma_map(address, size, fd, offset, flags)
-    engine = DmaEngine(client, None).start()
+    engine = DmaEngine(Client.connect(folder / "dma0.sock", PATIENCE_S), None)
     try:
-        yield engine
+        for address, size, fd, offset, flags in maps:
+            engine.client.dma_map(address, size, fd, offset, flags)
+        yield engine.start()
     finally:
         engine.close()
 

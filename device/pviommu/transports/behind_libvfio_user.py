@@ -72,8 +72,10 @@ class LibvfioUser:
         return {each.function.name: each.peer for each in self._served if each.peer is not None}
 
     def hang_up(self, name: str) -> None:
-        """The library has no call for it."""
-        log.warning("%s: its client cannot be disconnected behind libvfio-user", name)
+        """End the connection of the client of a function, if it has one."""
+        for each in self._served:
+            if each.function.name == name:
+                each.hang_up()
 
     def close(self) -> None:
         """Drop every client."""
@@ -146,6 +148,12 @@ class _Function(Device):
         with socket.socket(fileno=os.dup(self.poll_fd)) as client:
             self.peer = peer_of(client)
         self._log("client connected", "connected", process=self.peer.pid)
+
+    def hang_up(self) -> None:
+        """The library has no call for it, so let it find the end of the connection."""
+        if self.is_attached:
+            with socket.socket(fileno=os.dup(self.poll_fd)) as client:
+                client.shutdown(socket.SHUT_RDWR)
 
     def _gone(self) -> None:
         self.peer = None
