@@ -42,6 +42,8 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
+_REPLY = int(MessageType.REPLY)
+
 
 class State(enum.Enum):
     """How far a session is."""
@@ -141,8 +143,9 @@ class Session:
     def receive(self, data: bytes, fds: list[int], may_go_on: Callable[[], bool] = _always) -> None:
         """Take a chunk of the stream and the descriptors that came with it (ownership passes), and act on it.
 
-        ``may_go_on`` is asked after each request, and after each step of one that takes long. Once it is False the
-        rest waits for :meth:`resume`, so that a client's requests keep nobody else from being served.
+        ``may_go_on`` is asked after each request, and after each step of one that takes long, if there is more to do.
+        Once it is False the rest waits for :meth:`resume`, so that a client's requests keep nobody else from being
+        served.
         """
         if self._state is State.CLOSED:
             self._closer.close(fds)
@@ -152,14 +155,15 @@ class Session:
 
     def resume(self, may_go_on: Callable[[], bool] = _always) -> None:
         """Go on with requests that waited, by at least one step. Call it, after flushing, if :attr:`paused`."""
-        while self.paused and self._state is not State.CLOSED and self._outbox.has_room:
+        frames = self._frames
+        while (frames or self._unfinished is not None) and self._state is not State.CLOSED and self._outbox.has_room:
             if self.waits_for is not None and not self.waits_for.is_over:
                 break
             if self._unfinished is not None:
                 self._go_on(*self._unfinished)
             else:
-                self._begin(self._frames.popleft())
-            if not may_go_on():
+                self._begin(frames.popleft())
+            if self.paused and not may_go_on():
                 break
         if self._refusal:
             return
@@ -176,7 +180,8 @@ class Session:
         try:
             self._handle(frame)
         finally:
-            self._closer.close(frame.fds)
+            if frame.fds:
+                self._closer.close(frame.fds)
 
     def _go_on(self, header: Header, steps: Generator[Any, None, Reply | None]) -> None:
         """Carry out the next step of a request; its reply comes after the last."""
@@ -220,13 +225,15 @@ class Session:
         header = frame.header
         if logger.isEnabledFor(logging.DEBUG):
             self._outbox.trace(header, frame.payload, len(frame.fds))
-        if header.type == MessageType.REPLY and header.command in (Command.DMA_READ, Command.DMA_WRITE):
+        kind = header.type
+        if kind == _REPLY and header.command in (Command.DMA_READ, Command.DMA_WRITE):
             logger.debug("reply %d to no request of ours: ignored", header.id)
             return
         try:
             if self._refusal:
                 raise self._refusal
-            self._check_frame(frame)
+            if kind or frame.fds or frame.fds_lost:
+                self._check_frame(frame)
             carry_out = self._carry_out
             if self._state is State.NEGOTIATING:
                 carry_out = self._around(self._negotiate) if self._around else self._negotiate
@@ -234,10 +241,10 @@ class Session:
         except Exception as error:
             self._fail(header, error)
         else:
-            if isinstance(answer, Generator):
-                self._go_on(header, answer)
-            else:
+            if answer is None or isinstance(answer, Reply):  # sooner told than whether it is a generator
                 self._answer(header, answer)
+            else:
+                self._go_on(header, answer)
 
     def _answer(self, header: Header, reply: Reply | None) -> None:
         if reply is not None:

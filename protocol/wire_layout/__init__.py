@@ -22,6 +22,7 @@ annotations``: it would make a string of each annotation, to be compiled one by 
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import (
     Annotated,
@@ -114,8 +115,10 @@ class Record:
 
     def __init__(self, *values: Any, **named: Any) -> None:
         """Make the first record of a class. The class becomes a dataclass by this, with a constructor of its own."""
-        dataclass(frozen=True)(type(self))
-        type(self).__init__(self, *values, **named)
+        kind = type(self)
+        dataclass(frozen=True)(kind)
+        kind.unpack = classmethod(_unpacker(kind))  # type: ignore[method-assign, assignment]
+        kind.__init__(self, *values, **named)
 
     @classmethod
     def unpack(cls, buffer: bytes | bytearray | memoryview, offset: int = 0) -> Self:
@@ -148,6 +151,25 @@ class Record:
         import construct
 
         return construct.Struct(*(field.name / field.type.construct() for field in cls.FIELDS))
+
+
+def _unpacker(kind: type[Record]) -> Callable[..., Record]:
+    """:meth:`Record.unpack` of one class, in half the time: the constructor of a frozen dataclass calls a function for
+    each field, and every message is unpacked.
+    """
+    targets = ", ".join(f"values[{field.name!r}]" for field in kind.FIELDS)
+    text = f"""\
+def unpack(cls, buffer, offset=0):
+    record = new(cls)
+    values = record.__dict__
+    ({targets},) = unpack_from(buffer, offset)
+    return record
+"""
+    names: dict[str, Any] = {"new": object.__new__, "unpack_from": kind.STRUCT.unpack_from}
+    exec(text, names)
+    made: Callable[..., Record] = names["unpack"]
+    made.__doc__ = Record.unpack.__doc__
+    return made
 
 
 def bits(low: int, high: int | None = None) -> int:

@@ -13,7 +13,9 @@ __all__ = ["Closers", "Closing"]
 
 
 class Closing(Closer):
-    """That of the clients of one function."""
+    """That of the clients of one function. How it is doing is asked only from when it is given something to when it is
+    seen to have nothing left: every guest access waits for this.
+    """
 
     def __init__(self, inputs: Inputs, name: str, done: Callable[[], None]) -> None:
         super().__init__(done)
@@ -23,23 +25,28 @@ class Closing(Closer):
         self._is_busy = inputs.of(source, lambda: super(Closing, self).busy)
         self._is_now_stuck = inputs.of(source, lambda: super(Closing, self).is_stuck)
         self._is_full = inputs.of(source, lambda: super(Closing, self).full)
+        self._may_be_busy = False
 
     @property
     def busy(self) -> bool:
-        return self._is_busy()
+        if self._may_be_busy:
+            self._may_be_busy = self._is_busy()
+        return self._may_be_busy
 
     @property
     def is_stuck(self) -> bool:
-        return self._is_now_stuck()
+        return self._may_be_busy and self._is_now_stuck()
 
     @property
     def full(self) -> bool:
-        return self._is_full()
+        return self._may_be_busy and self._is_full()
 
     def close(self, fds: Iterable[int]) -> None:
+        self._may_be_busy = True
         self._close(fds)
 
     def close_socket(self, sock: socket.socket) -> None:
+        self._may_be_busy = True
         self._close_socket(sock)
 
 

@@ -21,7 +21,8 @@ from .peers import Peer, is_gone
 
 __all__ = ["MESSAGES", "Connection"]
 
-_READABLE = select.EPOLLIN | HUNG_UP
+_IN, _OUT = select.EPOLLIN, select.EPOLLOUT
+_READABLE = _IN | HUNG_UP
 _CHUNK, _LARGEST_CHUNK = 1 << 10, 64 << 10
 """Most bytes to read from a client at a time: few, since the messages in them wait in the session; of one large message
 more."""
@@ -106,8 +107,9 @@ class Connection:
         elif events & HUNG_UP and (not session.paused or session.is_held):
             # nothing to be read, and told again and again
             session.eof()
-        self._flush()
-        while self._has_more and may_go_on():
+        if session.outgoing:
+            self._flush()
+        while session.paused and self._has_more and may_go_on():
             session.resume(may_go_on)
             self._flush()
 
@@ -117,7 +119,8 @@ class Connection:
         """
         session = self.session
         while True:
-            received = self._receive(self.sock, min(max(session.wanted, _CHUNK), _LARGEST_CHUNK))
+            wanted = session.wanted
+            received = self._receive(self.sock, _CHUNK if wanted <= _CHUNK else min(wanted, _LARGEST_CHUNK))
             if received is None:
                 self._flush()  # it may have closed no more than its own side
                 session.eof()
@@ -135,17 +138,18 @@ class Connection:
 
     def wait(self) -> None:
         """Have the loop look for what is to come next: bytes, room for replies, or time."""
-        if self.watch is not None:
-            reading = select.EPOLLIN if self.is_read else 0
-            self.watch.events = reading | (select.EPOLLOUT if self.session.outgoing else 0)
-            self.watch.has_more = self._has_more
-            if self.session.waits_for or self.reading or self.writing:
-                self._wait_for_rules(self.watch)
+        watch, session = self.watch, self.session
+        if watch is not None:
+            reading = _IN if self.is_read else 0
+            watch.events = reading | (_OUT if session.outgoing else 0)
+            watch.has_more = self._has_more
+            if session.waits_for or self.reading or self.writing:
+                self._wait_for_rules(watch)
 
     def _wait_for_rules(self, watch: Watch) -> None:
         """Have the loop look once what is waited for is over, and not for what cannot be done before."""
         if self.writing is not None and not self.writing.is_over:
-            watch.events &= ~select.EPOLLOUT
+            watch.events &= ~_OUT
         every = (self.session.waits_for, self.reading, self.writing)
         awaited = {waiting for waiting in every if waiting is not None and not waiting.is_over}
         before, self._awaited = self._awaited, awaited

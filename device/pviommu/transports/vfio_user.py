@@ -162,7 +162,8 @@ class VfioUser:
             self._close(connection)
         else:
             connection.wait()
-            self._see_to(connection.closer)
+            if connection.closer.is_stuck:
+                self._see_to(connection.closer)
 
     def _close(self, connection: Connection) -> None:
         among = self._refused if connection.is_refused else self._connections

@@ -768,6 +768,19 @@ def test_requests_wait_for_turns_of_others_and_none_is_lost_or_done_twice(peer: 
     assert device.memory[BAR0][:6] == bytes(range(6))
 
 
+def test_it_is_not_asked_whether_to_go_on_where_nothing_is_left_to_do(peer: Peer) -> None:
+    asked: list[bool] = []
+
+    def may_go_on() -> bool:
+        asked.append(True)
+        return True
+
+    peer.session.receive(write(1, b"a"), [], may_go_on)
+    assert asked == []
+    peer.session.receive(write(2, b"b") + write(3, b"c"), [], may_go_on)
+    assert asked == [True]
+
+
 @pytest.mark.row("server", 34)
 def test_the_end_drops_requests_that_wait_for_a_turn(peer: Peer, device: Any) -> None:
     peer.session.receive(write(1, b"1") + write(2, b"2"), [], lambda: False)

@@ -72,6 +72,15 @@ def test_unpacking_begins_at_the_offset_and_ignores_what_follows() -> None:
     assert Sample.unpack(b"??" + sample.pack() + b"more", 2) == sample
 
 
+def test_a_record_that_was_unpacked_is_like_one_that_was_made() -> None:
+    made = Sample(1, 2, 3)
+    unpacked = Sample.unpack(made.pack())
+
+    assert (unpacked, hash(unpacked), repr(unpacked), vars(unpacked)) == (made, hash(made), repr(made), vars(made))
+    with pytest.raises(FrozenInstanceError):
+        unpacked.small = 4  # type: ignore[misc]
+
+
 def test_too_few_bytes_are_refused() -> None:
     with pytest.raises(struct.error, match="19 bytes"):
         Sample.unpack(bytes(18))
