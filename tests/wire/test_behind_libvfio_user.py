@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import tempfile
@@ -12,10 +13,11 @@ import pytest
 from pviommu.control.client import Client as Control
 from pviommu.transports import LIBRARY, TRANSPORTS
 from pviommu.transports.behind_libvfio_user import MOST_RANGES
+from pviommu_abi.shared import AddressRange, CapabilityId
 from vfio_user import Client, RemoteError
 
 from .differences import BEHIND_BOTH, DIFFERENCES, OWN_ONLY, Difference, table
-from .guest import CHECKOUT, Guest, Ram, Serve, run
+from .guest import CHECKOUT, Guest, Iommu, Ram, Serve, run
 from .raw import Raw
 
 OPTIONS = ("--transport", LIBRARY)
@@ -74,6 +76,16 @@ def test_the_last_range_that_fits_is_said_before_the_client_fails(serve: Serve) 
             client.dma_map(1 << 30, 4096, ram.fd)
     assert told["message"].startswith("dma0: its client has registered 16 ranges of memory, all that this libvfio-user")
     ram.close()
+
+
+def test_a_guest_finds_its_memory_in_the_capability_area_once_its_client_is_answered(serve: Serve, ram: Ram) -> None:
+    with contextlib.closing(Iommu(serve.folder / "iommu.sock", ram)) as iommu:
+        for place in range(1, 50):
+            iommu.client.dma_map(place << 30, 4096, ram.fd)
+            more = AddressRange(place << 30, (place << 30) + 4095)
+            assert iommu.capabilities()[CapabilityId.RAM_RANGES] == [AddressRange(0, ram.size - 1), more]
+            iommu.client.dma_unmap(place << 30, 4096)
+            assert iommu.capabilities()[CapabilityId.RAM_RANGES] == [AddressRange(0, ram.size - 1)]
 
 
 def test_a_rule_that_is_loaded_later_hangs_up_on_a_client_and_the_next_is_served(folder: Path, topology: Path) -> None:

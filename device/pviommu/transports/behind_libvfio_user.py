@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import select
 import socket
 from collections.abc import Callable
 from functools import partial
@@ -29,7 +30,7 @@ from libvfio_user import (
 )
 from vfio_user import DmaMapping, RegionFlags, RequestError
 
-from ..hosted import Host, MayGoOn, Watch
+from ..hosted import Host, Watch
 from ..pci.config_space import CONFIG_SIZE
 from ..pci.function import PciFunction
 from .peers import Peer, peer_of
@@ -58,7 +59,7 @@ class LibvfioUser:
         """
         mask = os.umask(0o177)
         try:
-            self._served.append(_Function(path, function, self._host, self._library))
+            self._served.append(_Function(path, function, self._host, self._library, self._serve_others))
         except VfuError as error:
             raise OSError(error.errno, error.strerror, str(path)) from error
         finally:
@@ -77,6 +78,15 @@ class LibvfioUser:
             if each.function.name == name:
                 each.hang_up()
 
+    def _serve_others(self) -> None:
+        """Let the functions have a turn that are not in the middle of a request, while another one's takes long."""
+        free = {each.watched: each for each in self._served if not each.is_served}
+        poller = select.poll()
+        for fd in free:
+            poller.register(fd, select.POLLIN)
+        for fd, _ in poller.poll(0):
+            free[fd].serve_next()
+
     def close(self) -> None:
         """Drop every client."""
         for each in self._served:
@@ -86,13 +96,24 @@ class LibvfioUser:
 class _Function(Device):
     """One function and its client. Its configuration space, registers and interrupts stay the function's own."""
 
-    def __init__(self, path: Path, function: PciFunction, host: Host, library: Library) -> None:
+    def __init__(
+        self,
+        path: Path,
+        function: PciFunction,
+        host: Host,
+        library: Library,
+        serve_others: Callable[[], None],
+    ) -> None:
         super().__init__(path, library=library, name=function.name)
         self.function = function
         self.peer: Peer | None = None
+        self.watched = -1
+        """the descriptor that is readable when there is something to do"""
+        self.is_served = False
+        """whether a request is being carried out, so that the library must not be asked for another"""
         self._host = host
+        self._serve_others = serve_others
         self._watch: Watch | None = None
-        self._watched = -1
         self.pci(0, 0, kind=PciType.EXPRESS)  # never seen: each access to it goes to the function
         self.region(Region.CFG, CONFIG_SIZE, flags=RegionFlag.RW | RegionFlag.ALWAYS_CB)
         for index in range(Region.BAR0, Region.BAR5 + 1):
@@ -123,16 +144,18 @@ class _Function(Device):
     def _look(self) -> None:
         """Look at the library's socket, by a copy of its descriptor: it closes its own when it likes."""
         self._stop_looking()
-        self._watched = os.dup(self.poll_fd)
-        self._watch = self._host.watch(self._watched, self._serve)
+        self.watched = os.dup(self.poll_fd)
+        self._watch = self._host.watch(self.watched, lambda _events, _may_go_on: self.serve_next())
 
     def _stop_looking(self) -> None:
         if self._watch is not None:
             self._watch.close()
             self._watch = None
-            os.close(self._watched)
+            os.close(self.watched)
 
-    def _serve(self, _: int, __: MayGoOn) -> None:
+    def serve_next(self) -> None:
+        """Carry out what the client asks for next, or take the next client, if there is one."""
+        self.is_served = True
         try:
             if self.is_attached:
                 self.run()
@@ -142,6 +165,8 @@ class _Function(Device):
             self._gone()
         except VfuError as error:
             log.error("%s: a client is refused: %s", self.function.name, error)
+        finally:
+            self.is_served = False
 
     def _connected(self) -> None:
         self._look()
@@ -181,10 +206,15 @@ class _Function(Device):
 
     def write(self, region: Region, offset: int, data: bytes) -> None:
         for _ in _refusing(partial(self.function.region_write, region, offset, data)) or ():
-            pass  # the library waits for its end: others have no turn meanwhile
+            self._serve_others()  # the library waits for the end of this
+        self.function.settle()
 
     def reset(self, kind: Reset) -> None:
-        _refusing(self.function.disconnected if kind is Reset.LOST_CONN else self.function.reset)
+        if kind is Reset.LOST_CONN:
+            _refusing(self.function.disconnected)
+        else:
+            _refusing(self.function.reset)
+            self.function.settle()
 
     def dma_mapped(self, memory: DmaRange) -> None:
         if len(self.ranges) == MOST_RANGES and self.library.generation is Generation.OF_2022:
@@ -197,9 +227,11 @@ class _Function(Device):
         fd, offset = (None, 0) if memory.pointer is None else descriptor_of(memory.pointer)
         mapping = DmaMapping(memory.address, memory.size, offset, memory.is_readable, memory.is_writable, fd)
         _refusing(partial(self.function.dma_map, mapping))
+        self.function.settle()
 
     def dma_unmapped(self, memory: DmaRange) -> None:
         _refusing(partial(self.function.dma_unmap, memory.address, memory.size))
+        self.function.settle()
 
 
 def _refusing(call: Callable[[], T]) -> T:
