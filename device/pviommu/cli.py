@@ -30,6 +30,7 @@ COMMANDS = {
     "bench ring": ("pviommu.bench.ring", "measure round trips to a server, and its cost while idle"),
     "bench maps": ("pviommu.bench.maps", "measure the cost of up to 65535 ranges of guest memory"),
     "bench delays": ("pviommu.bench.delays", "measure how long others wait while a client or guest abuses the server"),
+    "bench transports": ("pviommu.bench.transports", "compare the transport with the C library libvfio-user"),
     "bench peers": ("pviommu.bench.peers", "compare it with QEMU's own IOMMUs"),
     "bench report": ("pviommu.bench.report", "put measured figures into a document"),
     "faults list": ("pviommu.scenarios.listing", "list the places where rules can be, and what they can do there"),

@@ -31,7 +31,7 @@ from .cores import chosen_cores, serve_options
 from .output import Document, add_targets, check_targets, machine, show
 from .wire_guest import BenchServer, processor_time_ns
 
-__all__ = ["LeanClient", "Measured", "add_arguments", "judge", "main"]
+__all__ = ["LeanClient", "Measured", "add_arguments", "judge", "main", "resident"]
 
 _NAME = "pviommu bench maps"
 _MOST = 65535
@@ -186,11 +186,11 @@ def _measure(core: str, ranges: int, program: Sequence[str]) -> Measured:
         client.map(0)  # the first one takes longer than the others
         places = [2 * place for place in range(1, ranges)]
         random.Random(ranges).shuffle(places)
-        before = _resident(server.pid)
+        before = resident(server.pid)
         used = [processor_time_ns(server.pid)]
         mapping = _timed(places, client.map)
         used.append(processor_time_ns(server.pid))
-        grown = _resident(server.pid) - before
+        grown = resident(server.pid) - before
         unmapping = _timed(places, client.unmap)
         used.append(processor_time_ns(server.pid))
         transactions = [places[at : at + _TRANSACTION] for at in range(0, len(places), _TRANSACTION)]
@@ -213,7 +213,7 @@ def _timed(places: Sequence[_Place], request: Callable[[_Place], None]) -> float
     return (perf_counter_ns() - begun) / 1e9
 
 
-def _resident(pid: int) -> int:
+def resident(pid: int) -> int:
     """Bytes of a process's own memory, without what it shares with the guest."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith("RssAnon:"):
