@@ -6,13 +6,10 @@ It is an ADLINK PCI-7230, for Linux' driver adl_pci7x3x: 16 outputs and 16 input
 output of the same number. A rising input 0 or 1 interrupts, if the driver has allowed it.
 """
 
-from __future__ import annotations
-
 import logging
 import sys
 
-from .device import Device
-from .raw import Irq, Region, RegionFlag, Reset
+from . import ArgumentError, Device, Irq, LibraryError, Region, RegionFlag, Reset
 
 __all__ = ["Card"]
 
@@ -55,5 +52,9 @@ class Card(Device):
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO)
-    with Card(sys.argv[1]) as card:
-        card.serve()
+    try:
+        with Card(sys.argv[1] if len(sys.argv) > 1 else sys.exit(__doc__)) as card:
+            card.serve()
+    except (ArgumentError, LibraryError, OSError) as error:
+        print(f"gpio: {error}", file=sys.stderr)
+        sys.exit(3)

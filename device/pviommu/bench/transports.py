@@ -10,7 +10,7 @@ import struct
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from time import perf_counter_ns
@@ -51,15 +51,13 @@ WAITED, WAKE = "waited op, polling", "waited op, asleep"
 MEMORY, START = "memory of the server", "start to listening"
 _OF_SERVER = "its server"
 """what follows the name of a figure that is processor time of the server"""
+JUDGED = (READ, f"{READ}, {_OF_SERVER}", WRITE, f"{WRITE}, {_OF_SERVER}")
 LIMIT = 1.3
 """of what a trapped access may cost, in times of the library's"""
 
 
-@dataclass(slots=True)
-class Measured:
-    """All figures of one transport, by name: nanoseconds, or bytes for :data:`MEMORY`; one for each round."""
-
-    values: dict[str, list[float]] = field(default_factory=dict)
+Measured = dict[str, list[float]]
+"""All figures of one transport, by name: nanoseconds, or bytes for :data:`MEMORY`; one for each round."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -224,7 +222,7 @@ def _named(name: str, what: str) -> str:
 def _measure(core: str, effort: Effort, program: Sequence[str]) -> dict[str, Measured]:
     topology = resources.qemu_configs() / "lab.toml"
     mechanism, _ = mechanism_of(core)
-    found = {name: Measured() for name in TRANSPORTS}
+    found: dict[str, Measured] = {name: {} for name in TRANSPORTS}
     options = {name: (*serve_options(core), "--transport", name) for name in TRANSPORTS}
     with ExitStack() as stack:
         apart = stack.enter_context(apart_from_children())
@@ -240,13 +238,13 @@ def _measure(core: str, effort: Effort, program: Sequence[str]) -> dict[str, Mea
         wake_ups = [case for name, side in sides.items() for case in side.wake_ups(name)]
         series += measure(wake_ups, Effort(effort.repeat, 0))
         for name, side in sides.items():
-            found[name].values[MEMORY] = [side.memory()]
+            found[name][MEMORY] = [side.memory()]
     for name in TRANSPORTS:
-        found[name].values |= {one.name.removeprefix(_named(name, "")): one.values for one in _of(name, series)}
-        found[name].values[START] = []
+        found[name] |= {one.name.removeprefix(_named(name, "")): one.values for one in _of(name, series)}
+        found[name][START] = []
     for turn in range(effort.repeat):
         for name in TRANSPORTS if turn % 2 == 0 else reversed(TRANSPORTS):
-            found[name].values[START].append(_start_ns(program, topology, options[name]))
+            found[name][START].append(_start_ns(program, topology, options[name]))
     return found
 
 
@@ -264,14 +262,14 @@ def _start_ns(program: Sequence[str], topology: Path, options: Sequence[str]) ->
 
 def ratio(found: Mapping[str, Measured], what: str) -> Figure:
     """The own transport's figure as a multiple of the library's, round by round."""
-    pairs = zip(found[_OWN].values[what], found[LIBRARY].values[what], strict=True)
+    pairs = zip(found[_OWN][what], found[LIBRARY][what], strict=True)
     return figure([own / other for own, other in pairs])
 
 
 def judge(found: Mapping[str, Measured]) -> list[Judgement]:
     """The bars: what a trapped access costs beside the library's."""
     judgements = []
-    for what in (READ, WRITE):
+    for what in JUDGED:
         one = ratio(found, what)
         bar = Bar(what, LIMIT, f"x {LIBRARY}")
         judgements.append(bar.judge(one.median, f"{shown(one.least)}-{shown(one.most)}"))
@@ -282,8 +280,8 @@ def judge(found: Mapping[str, Measured]) -> list[Judgement]:
 
 _HEADINGS = ("", _OWN, "least-most", LIBRARY, "least-most", "ratio", "least-most")
 _ORDER = (
-    *(READ, f"{READ}, {_OF_SERVER}", WRITE, f"{WRITE}, {_OF_SERVER}", MAP, f"{MAP}, {_OF_SERVER}"),
-    *(WAITED, WAKE, MEMORY, START),
+    *JUDGED,
+    *(MAP, f"{MAP}, {_OF_SERVER}", WAITED, WAKE, MEMORY, START),
 )
 _UNITS = {MEMORY: ("MiB", 1 << 20), START: ("ms", 1e6)}
 
@@ -294,7 +292,7 @@ def _spread(one: Figure, unit: float = 1) -> tuple[str, str]:
 
 def _row(found: Mapping[str, Measured], what: str) -> tuple[str, ...]:
     name, unit = _UNITS.get(what, ("us", 1e3))
-    cells = [_spread(figure(found[each].values[what]), unit) for each in TRANSPORTS]
+    cells = [_spread(figure(found[each][what]), unit) for each in TRANSPORTS]
     return (f"{what}, {name}", *cells[0], *cells[1], *_spread(ratio(found, what)))
 
 
@@ -319,6 +317,6 @@ def _document(began: datetime, effort: Effort, core: str, library: Library, foun
         "effort": asdict(effort),
         "core": core,
         "bars": bars.as_json(judgements),
-        "transports": {name: one.values for name, one in found.items()},
+        "transports": found,
     }
     return Document(_NAME, "\n\n".join(text), data, blocks)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -36,6 +38,30 @@ def get(it: Beside, bar: Region, offset: int) -> int:
 
 def test_it_is_short() -> None:
     assert len(Path(gpio.__file__).read_text().splitlines()) <= 60
+
+
+@pytest.mark.parametrize(
+    ("library", "place", "words"),
+    [
+        ("/no/such.so", "card.sock", "gpio: libvfio-user /no/such.so: LIBVFIO_USER names no file; build one: "),
+        ("", "no/card.sock", "No such file or directory"),
+        ("", "x" * 200, "bytes, not 1 to 107"),
+    ],
+    ids=["no library", "no folder", "a long path"],
+)
+def test_what_it_cannot_begin_with_is_one_line_and_status_3(
+    library_path: Path, tmp_path: Path, library: str, place: str, words: str
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "libvfio_user.gpio", str(tmp_path / place)],
+        env={**os.environ, "LIBVFIO_USER": library or str(library_path)},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert (done.returncode, done.stderr.count("\n")) == (3, 1), done.stderr
+    assert words in done.stderr
 
 
 def test_outputs_are_inputs(it: Beside) -> None:
