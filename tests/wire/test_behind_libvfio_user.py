@@ -16,6 +16,7 @@ from pviommu.transports.behind_libvfio_user import MOST_RANGES
 from pviommu_abi.shared import AddressRange, CapabilityId
 from vfio_user import Client, RemoteError
 
+from . import raw
 from .differences import BEHIND_BOTH, DIFFERENCES, OWN_ONLY, Difference, table
 from .guest import CHECKOUT, Guest, Iommu, Ram, Serve, run
 from .raw import Raw
@@ -86,6 +87,19 @@ def test_a_guest_finds_its_memory_in_the_capability_area_once_its_client_is_answ
             assert iommu.capabilities()[CapabilityId.RAM_RANGES] == [AddressRange(0, ram.size - 1), more]
             iommu.client.dma_unmap(place << 30, 4096)
             assert iommu.capabilities()[CapabilityId.RAM_RANGES] == [AddressRange(0, ram.size - 1)]
+
+
+def test_a_second_client_waits_until_the_first_has_gone(serve: Serve) -> None:
+    path = serve.folder / "dma0.sock"
+    with Client.connect(path) as first, Raw(path) as second:
+        second.send(raw.VERSION, raw.version(0, 0, None))
+        first.config_read(0, 4)
+        second.sock.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            second.sock.recv(1)
+        first.close()
+        second.sock.settimeout(raw.PATIENCE_S)
+        assert second.receive().command == raw.VERSION
 
 
 def test_a_rule_that_is_loaded_later_hangs_up_on_a_client_and_the_next_is_served(folder: Path, topology: Path) -> None:
