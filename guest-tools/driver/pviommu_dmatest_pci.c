@@ -17,7 +17,9 @@
 #include "ktap.h"
 #include "pviommu_namespace.h"
 
-#define PVDT_TIMEOUT_MS	10000
+static unsigned int timeout_ms = 10000;
+module_param(timeout_ms, uint, 0644);
+MODULE_PARM_DESC(timeout_ms, "time that requests may take before their engine is reset");
 
 /**
  * struct pvdt - one engine
@@ -96,6 +98,9 @@ static void pvdt_take(struct pvdt *engine, u32 index, struct pvdt_request *reque
 	struct pvdt_descriptor *descriptor = pvdt_descriptor(engine, index);
 
 	request->status = le32_to_cpu(descriptor->status);
+	/* only a reset of the function, which clears the queue, leaves one so */
+	if (request->status == PVDT_STATUS_PENDING)
+		request->status = PVDT_STATUS_CANCELLED;
 	request->detail = le64_to_cpu(descriptor->detail);
 	request->checksum = le32_to_cpu(descriptor->checksum);
 	request->reason = le16_to_cpu(descriptor->reason);
@@ -104,7 +109,7 @@ static void pvdt_take(struct pvdt *engine, u32 index, struct pvdt_request *reque
 
 static int pvdt_poll(struct pvdt *engine, u32 index)
 {
-	ktime_t deadline = ktime_add_ms(ktime_get(), PVDT_TIMEOUT_MS);
+	ktime_t deadline = ktime_add_ms(ktime_get(), READ_ONCE(timeout_ms));
 
 	while (!pvdt_done(engine, index)) {
 		if (ktime_after(ktime_get(), deadline))
@@ -120,7 +125,7 @@ static int pvdt_sleep(struct pvdt *engine, u32 index, unsigned int interrupts)
 	/* waits for the interrupt itself, not only for the status */
 	if (!wait_event_timeout(engine->wait, pvdt_done(engine, index) &&
 				pvdt_interrupts(engine) != interrupts,
-				msecs_to_jiffies(PVDT_TIMEOUT_MS)))
+				msecs_to_jiffies(READ_ONCE(timeout_ms))))
 		return -ETIMEDOUT;
 	return 0;
 }
@@ -132,6 +137,29 @@ static void pvdt_reset(struct pvdt *engine)
 	engine->producer = 0;
 }
 
+/*
+ * The engine has not finished descriptor @last in time: ends all DMA of what is queued, so that its
+ * memory can be used for something else. The engine's own reset cancels it. One that has stopped
+ * does not even do that, and only a reset of its function makes it work again. trylock: whoever
+ * removes the engine or shuts it down has locked it.
+ */
+static void pvdt_recover(struct pvdt *engine, u32 last)
+{
+	struct device *dev = &engine->pdev->dev;
+	int ret;
+
+	dev_err(dev, "descriptor %u did not finish within %u ms\n", last, READ_ONCE(timeout_ms));
+	pvdt_reset(engine);
+	if (pvdt_done(engine, last))
+		return;
+	ret = pci_try_reset_function(engine->pdev);
+	pvdt_reset(engine);
+	if (ret)
+		dev_err(dev, "it has stopped and cannot be reset: %pe\n", ERR_PTR(ret));
+	else
+		dev_notice(dev, "it had stopped: its function was reset\n");
+}
+
 /**
  * pvdt_run_many - runs requests, started by one register write
  * @engine: the engine
@@ -139,7 +167,8 @@ static void pvdt_reset(struct pvdt *engine)
  * @count: how many, at most PVDT_ENTRIES
  * @wait: how to wait for the last one
  *
- * Return: 0, or -ETIMEDOUT after which the engine was reset.
+ * Return: 0, or -ETIMEDOUT if they took longer than timeout_ms. Then the engine was reset, requests
+ * that were not finished are PVDT_STATUS_CANCELLED, and the next ones can be run.
  */
 int pvdt_run_many(struct pvdt *engine, struct pvdt_request *requests, unsigned int count,
 		  enum pvdt_wait wait)
@@ -164,13 +193,10 @@ int pvdt_run_many(struct pvdt *engine, struct pvdt_request *requests, unsigned i
 	writel(engine->producer, engine->regs + PVDT_REG_PRODUCER);
 	ret = wait == PVDT_INTERRUPT ? pvdt_sleep(engine, last, interrupts) :
 				       pvdt_poll(engine, last);
+	if (ret)
+		pvdt_recover(engine, last);
 	for (i = 0; i < count; i++)
 		pvdt_take(engine, first + i, &requests[i]);
-	if (ret) {
-		dev_err(&engine->pdev->dev, "descriptor %u did not finish within %u ms\n", last,
-			PVDT_TIMEOUT_MS);
-		pvdt_reset(engine);
-	}
 	mutex_unlock(&engine->lock);
 	return ret;
 }
