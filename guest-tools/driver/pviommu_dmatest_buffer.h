@@ -75,6 +75,8 @@ extern const struct ktap_case pvdt_queued_cases[];
 extern const unsigned int pvdt_nr_queued_cases;
 extern const struct ktap_case pvdt_faulty_cases[];
 extern const unsigned int pvdt_nr_faulty_cases;
+extern const struct ktap_case pvdt_glance_cases[];
+extern const unsigned int pvdt_nr_glance_cases;
 
 /* pviommu_dmatest_engine.c */
 void pvdt_test_checksum(struct ktap *ktap, void *subject, unsigned long length);

@@ -13,6 +13,7 @@
 #include "pviommu_dmatest_buffer.h"
 
 #define PVDT_FAULTY_ROUNDS	96
+#define PVDT_GLANCE_ROUNDS	12
 /* once in so many rounds a DMA goes where nothing is ever mapped */
 #define PVDT_FAULTY_ASTRAY	12
 /* addresses are given out from the top, so this one never is */
@@ -127,3 +128,9 @@ const struct ktap_case pvdt_faulty_cases[] = {
 };
 
 const unsigned int pvdt_nr_faulty_cases = ARRAY_SIZE(pvdt_faulty_cases);
+
+const struct ktap_case pvdt_glance_cases[] = {
+	{ "DMA is right or refused, never wrong", pvdt_test_faulty, PVDT_GLANCE_ROUNDS },
+};
+
+const unsigned int pvdt_nr_glance_cases = ARRAY_SIZE(pvdt_glance_cases);

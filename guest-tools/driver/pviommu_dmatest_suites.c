@@ -23,6 +23,7 @@ static const struct {
 	{ "paused", pvdt_paused_cases, &pvdt_nr_paused_cases },
 	{ "queued", pvdt_queued_cases, &pvdt_nr_queued_cases },
 	{ "faulty", pvdt_faulty_cases, &pvdt_nr_faulty_cases },
+	{ "glance", pvdt_glance_cases, &pvdt_nr_glance_cases },
 	{ "lost", pvdt_lost_cases, &pvdt_nr_lost_cases },
 };
 

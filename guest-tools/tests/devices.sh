@@ -115,6 +115,8 @@ unload_all() {
 }
 
 # load_all [PROFILE]
+engine_timeout_ms=10000
 load_all() {
-	insmod "$modules/pviommu.ko" profile="${1:-$profile}" && insmod "$modules/pviommu_dmatest.ko"
+	insmod "$modules/pviommu.ko" profile="${1:-$profile}" &&
+		insmod "$modules/pviommu_dmatest.ko" timeout_ms="$engine_timeout_ms"
 }

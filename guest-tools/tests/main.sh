@@ -8,7 +8,7 @@
 
 cd "$(dirname "$0")" || exit 1
 for part in lib devices setup operations dma types network lifecycle ports takeover profiles vfio inject power lost \
-	kernel_log kexec program suite scenario; do
+	kernel_log kexec program suite scenario sweep; do
 	. "./$part.sh"
 done
 
@@ -21,6 +21,7 @@ suite=
 scenario=
 scenario_alone=0
 scenario_from=tests
+sweep=0
 [ -f /lab/config ] && . /lab/config
 
 iommu=$(functions "$iommu_id" | head -n 1)
@@ -42,6 +43,7 @@ topics() {
 	off=
 	[ -n "$scenario" ] && on=rules_on && off=rules_off
 	[ -n "$program" ] && echo "$on" program "$off" && return
+	[ "$sweep" = 1 ] && echo setup sweep && return
 	[ -n "$suite" ] && echo setup "$on" suite "$off" kernel_log && return
 	[ "$scenario_alone" = 1 ] && echo setup rules_on scenario rules_off kernel_log && return
 	if [ "$stage" = 2 ]; then
@@ -72,7 +74,9 @@ planned() {
 	echo "$sum"
 }
 
-if [ "$stage" != 2 ]; then
+if [ "$sweep" = 1 ]; then
+	echo "KTAP version 1" # its plan comes at the end
+elif [ "$stage" != 2 ]; then
 	later=0
 	[ "$long" = 1 ] && later=$(stage=2 && mode=passthrough && profile=$(other_profile) && planned)
 	plan $(($(planned) + later))

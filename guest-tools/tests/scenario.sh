@@ -8,6 +8,8 @@ rules=/lab/rules
 counts=/tmp/rule-counts
 faulty_cycles=3
 faulty_was_played=0
+faulty_suite=faulty
+adversarial_acted=0
 
 # rule_counts: what the device has counted: a line "rule HASH PASSED FIRED CLASS" for each. A rule may have cost the
 # PV-IOMMU its driver, and is to be blamed for that all the same.
@@ -51,7 +53,7 @@ scenario_tests() {
 # faulty ENGINE NAME: where the IOMMU does not hold it, nothing would keep DMA in its place
 faulty() {
 	: >"$report"
-	its_suite=faulty
+	its_suite=$faulty_suite
 	[ "$(type_of "$1")" = identity ] && its_suite=untranslated
 	[ -e "$devices/$1/iommu_group" ] && run_ktap "$debugfs/pviommu_dmatest/$1" "$its_suite"
 	grep -q '^1\.\.[1-9]' "$report" && ! grep -q '^not ok' "$report"
@@ -110,6 +112,7 @@ rules_off_plan() {
 
 rules_off_tests() {
 	rule_counts >"$counts"
+	! is_excused || adversarial_acted=1
 	while read -r hash first last id; do
 		check "rule $id has acted as expected" rule_acted "$hash" "$first" "$last"
 	done <"$rules"

@@ -9,10 +9,10 @@ import platform
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from libvfio_user import VARIABLE, Library
 
@@ -28,12 +28,12 @@ from .output import GuestOutput
 from .problems import RunError
 from .provision import Toolbox
 from .requests import Requests
-from .scenario import EVENTS, RULES_PATH, Play, Played
+from .scenario import EVENTS, RULES_PATH, Played
 from .second_boot import with_second_boot
 from .server import Capabilities, ServerProcess, messages, summary
-from .vm import KERNEL_ARGUMENTS, GuestTimeoutError, VirtualMachine, VmConfig, nic_backend
+from .vm import KERNEL_ARGUMENTS, Alarm, GuestTimeoutError, VirtualMachine, VmConfig, nic_backend
 
-__all__ = ["GUEST_MODULES", "Job", "Setup", "judged_run", "short_folder"]
+__all__ = ["GUEST_MODULES", "Job", "Rules", "Setup", "judged_run", "short_folder"]
 
 PRINTED_PATH = "/lab/expect.json"
 """Where the guest finds the server's capabilities as the server printed them."""
@@ -71,6 +71,32 @@ class Setup:
     """libvfio-user, if that is what speaks with QEMU"""
 
 
+class Rules(Protocol):
+    """What plays rules of faults in a run: a scenario (:class:`.scenario.Play`), or a sweep."""
+
+    @property
+    def at_boot(self) -> bool:
+        """Whether :meth:`load` is called before the machine is started."""
+
+    def load(self, control: Path) -> str | None:
+        """Load rules by the server's control socket; why that is not possible."""
+
+    def requests(self, control: Path) -> Mapping[str, Callable[[], str | None]]:
+        """What the guest may ask for, by name; each says why it is not done."""
+
+    def alarm(self, requests: Alarm) -> Alarm:
+        """What is to be rung while the guest works, ``requests`` included."""
+
+    def expectations(self) -> bytes:
+        """What the guest finds in :data:`.scenario.RULES_PATH`."""
+
+    def finish(self, control: Path) -> None:
+        """The guest is gone, the server is still there."""
+
+    def played(self, *, wanted: bool) -> Played | None:
+        """For the record of the run: see :meth:`.scenario.Play.played`."""
+
+
 @dataclass(frozen=True, slots=True)
 class Job:
     """One run, everything settled. ``memory`` is in bytes, ``timeout`` in seconds.
@@ -93,7 +119,7 @@ class Job:
     """takes what the user must know while the machine runs"""
     added: added.Added = field(default_factory=added.Added)
     """files of the user's"""
-    play: Play | None = None
+    play: Rules | None = None
     """the scenario of faults"""
 
 
@@ -118,8 +144,8 @@ def judged_run(job: Job, listener: Listener, tested: Callable[[report.RunRecord]
     judge = _Judge(job, listener)
     try:
         problems = _boot(job, listener, lambda: tested(judge.record([])), judge.refused)
-    except GuestTimeoutError:
-        return judge.record([f"the guest did not finish within {job.timeout:g} s"], "timeout")
+    except GuestTimeoutError as late:
+        return judge.record([str(late) or f"the guest did not finish within {job.timeout:g} s"], "timeout")
     except RunError as problem:
         return judge.record([problem.what], "error")
     except OSError as problem:
@@ -195,10 +221,10 @@ def _boot(job: Job, listener: Listener, tested: Callable[[], None], refused: dic
             options += ["--transport", LIBRARY]
             if os.path.isabs(library.path):  # an installed one is found by its name
                 environment[VARIABLE] = library.path
-        rules = {}
+        rules: Mapping[str, Callable[[], str | None]] = {}
         if play := job.play:
             options += ["--events", str(job.folder / EVENTS)]
-            rules = {"rules-load": lambda: play.load(control), "rules-unload": lambda: play.unload(control)}
+            rules = play.requests(control)
         with (
             ServerProcess(job.topology, short, job.folder / _SERVER_LOG, job.program, options, environment) as server,
             _output(job) as output,
@@ -208,8 +234,8 @@ def _boot(job: Job, listener: Listener, tested: Callable[[], None], refused: dic
             listener.spans.on_failed = functools.partial(_ask, server, control, refused)
             if play:
                 last.callback(play.finish, control)
-                if play.start == "boot" and (reason := play.load(control)):
-                    raise RunError(f"the rules of {play.name} cannot be loaded: {reason}")
+                if play.at_boot and (reason := play.load(control)):
+                    raise RunError(f"the rules of {job.settings.scenario} cannot be loaded: {reason}")
             last.callback(listener.spans.on_failed)  # the first to be called: it lets a server that was stopped go on
             if listener.verbose or job.settings.keep:
                 job.say(f"control socket {control}")
@@ -249,7 +275,7 @@ def _output(job: Job) -> contextlib.AbstractContextManager[GuestOutput | None]:
 
 def _listen(job: Job, machine: VirtualMachine, requests: Requests, listener: Listener, deadline: float) -> None:
     """Take the report to its end, which is its last line where the guest stays, else the end of QEMU."""
-    for line in machine.lines(deadline, requests):
+    for line in machine.lines(deadline, job.play.alarm(requests) if job.play else requests):
         if not requests.take(line):
             listener.line(line)
         if job.settings.keep and listener.exit_status is not None:

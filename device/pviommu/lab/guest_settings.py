@@ -42,7 +42,8 @@ class GuestSettings:
     added, or ``suite`` is run instead of the guest's own tests.
 
     ``scenario`` is the name of a scenario of faults. It is played after all other tests or, with ``scenario_alone``,
-    instead of them; ``scenario_from`` says whether its rules are loaded from the guest's ``boot`` on.
+    instead of them; ``scenario_from`` says whether its rules are loaded from the guest's ``boot`` on. With ``sweep``
+    the guest works for one rule after the other instead; then its kernel ends at once when it has come to harm.
     """
 
     profile: str = PROFILES[0]
@@ -56,11 +57,12 @@ class GuestSettings:
     scenario: str = ""
     scenario_alone: bool = False
     scenario_from: str = "tests"
+    sweep: bool = False
 
     @property
     def kernel_arguments(self) -> tuple[str, ...]:
-        """The arguments that make the kernel map as ``mode`` says."""
-        return (MODES[self.mode],)
+        """The arguments that make the kernel do as the settings say."""
+        return (MODES[self.mode], *(("oops=panic",) if self.sweep else ()))
 
     def config(self, more: Mapping[str, str] | None = None) -> bytes:
         """The text of ``/lab/config``: assignments of a POSIX shell, those of ``more`` after the settings."""
@@ -73,6 +75,7 @@ class GuestSettings:
             "keep": str(int(self.keep)),
             **{name: value for name, value in (("program", self.program), ("suite", self.suite)) if value},
             **self._of_scenario(),
+            **({"sweep": "1"} if self.sweep else {}),
             **(more or {}),
         }
         return "".join(f"{name}={shlex.quote(value)}\n" for name, value in values.items()).encode()

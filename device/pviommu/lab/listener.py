@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import TextIO
 
-from ..reports.ktap import Event, EventKind, KtapParser, Outcome
+from ..reports.ktap import Event, EventKind, KtapParser, Outcome, TestResult
 from . import report
 from .faults import Spans
 
@@ -22,6 +22,8 @@ class Listener:
         self.program_status: int | None = None
         """what the user's program ended with"""
         self.spans = Spans()
+        self.on_result: Callable[[int, TestResult], None] = lambda depth, result: None
+        """called with each result as it comes, and its level: 0 is the outermost"""
         self.verbose = verbose
         self._stream = stream
         self._now = now
@@ -41,6 +43,7 @@ class Listener:
         if event.result is not None:
             now = self._now()
             event.result.seconds, self._last = now - self._last, now
+            self.on_result(event.depth, event.result)
         self._show(event)
 
     def _show(self, event: Event) -> None:

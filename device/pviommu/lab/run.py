@@ -44,7 +44,7 @@ from .progress import Progress
 from .server import PROGRAM, capabilities
 from .vm import parse_memory
 
-__all__ = ["Setup", "add_arguments", "guarded", "main", "prepare", "set_up", "short_folder", "time_limit"]
+__all__ = ["Provide", "Setup", "add_arguments", "guarded", "main", "prepare", "set_up", "short_folder", "time_limit"]
 
 MAX_VCPUS = 64
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from ..faults.scenario import Scenario, ScenarioError
 from ..faults.verdict import Verdict
 from ..faults.where import number_range
 from .problems import UsageError
+from .vm import Alarm
 
 __all__ = ["DEFAULT", "EVENTS", "RULES_PATH", "Play", "Played", "chosen_start", "found", "of_connections"]
 
@@ -92,6 +93,19 @@ class Play:
         self._scenario = scenario
         self._begun = False
         self._verdict: Verdict | None = None
+
+    @property
+    def at_boot(self) -> bool:
+        """Whether the rules are loaded before the machine is started."""
+        return self.start == "boot"
+
+    def requests(self, control: Path) -> Mapping[str, Callable[[], str | None]]:
+        """What the guest may ask for."""
+        return {"rules-load": lambda: self.load(control), "rules-unload": lambda: self.unload(control)}
+
+    def alarm(self, requests: Alarm) -> Alarm:
+        """A scenario has no time limit of its own."""
+        return requests
 
     def expectations(self) -> bytes:
         """The lines of :data:`RULES_PATH`."""

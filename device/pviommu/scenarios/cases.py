@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pviommu_abi.shared import FAULT_RULES_MOST
@@ -11,9 +11,10 @@ from ..faults.actions import Do
 from ..faults.catalogue import ANYWHERE, Nature, Place, places
 from ..faults.scenario import Expect, Rule, Scenario
 from ..faults.schedule import Schedule
+from ..faults.verdict import Verdict
 from .run import played
 
-__all__ = ["LEFT_OUT", "Case", "Passes", "cases", "passes"]
+__all__ = ["LEFT_OUT", "Case", "Passes", "cases", "counted", "counting", "passes"]
 
 LEFT_OUT = {
     "suspend": "it is a delay whose end another rule decides",
@@ -58,11 +59,13 @@ class Case(NamedTuple):
     number: int
     """counted from 1, over all shards"""
     rule: Rule
+    before: tuple[Rule, ...] = ()
+    """rules without which this one would meet nothing"""
 
     @property
     def scenario(self) -> Scenario:
         """To run it by ``pviommu faults run``."""
-        return Scenario(rule=(self.rule,))
+        return Scenario(rule=(*self.before, self.rule))
 
     @property
     def words(self) -> str:
@@ -76,14 +79,21 @@ class Case(NamedTuple):
 def passes(workload: str) -> Passes:
     """Play a workload with rules that only count."""
     found: dict[str, int] = {}
-    every = [place.name for place in places("*")]
-    for first in range(0, len(every), FAULT_RULES_MOST):
-        names = every[first : first + FAULT_RULES_MOST]
-        rules = tuple(Rule(id=name, on=name, expect=Expect(fired="0..")) for name in names)
-        for result in played(Scenario(rule=rules), workload).verdict.rules:
-            if result.passed:
-                found[result.on] = result.passed
+    for scenario in counting([place.name for place in places("*")]):
+        found |= counted(played(scenario, workload).verdict)
     return found
+
+
+def counting(names: Sequence[str]) -> Iterator[Scenario]:
+    """Scenarios that together count how often these places are passed."""
+    for first in range(0, len(names), FAULT_RULES_MOST):
+        some = names[first : first + FAULT_RULES_MOST]
+        yield Scenario(rule=tuple(Rule(id=name, on=name, expect=Expect(fired="0..")) for name in some))
+
+
+def counted(verdict: Verdict) -> Passes:
+    """What such a scenario has counted."""
+    return {result.on: result.passed for result in verdict.rules if result.passed}
 
 
 def cases(passed: Passes, nth: int | str = 1, *, limit: int = 64, adversarial: bool = False) -> Iterator[Case]:

@@ -1,4 +1,7 @@
-"""``pviommu faults sweep``: everything that can fail where a workload passes, one after the other."""
+"""``pviommu faults sweep``: everything that can fail where a workload passes, one after the other.
+
+Here without a virtual machine; :mod:`.guest_sweep` has the same over the lab's guest.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,7 @@ from ..faults.scenario import ScenarioError, load
 from ..faults.written import written
 from ..host.signals import terminated_like_interrupted
 from ..host_errors import write_whole
+from ..lab.guest_settings import KERNELS, MODES, PROFILES
 from ..reports import ktap
 from ..reports.ktap import Outcome, TestResult
 from .cases import LEFT_OUT, Case, Passes, cases, passes
@@ -26,11 +30,21 @@ from .minimise import NothingFailsError, minimised
 from .run import known_workload
 from .workloads import WORKLOADS
 
-__all__ = ["Result", "add_arguments", "main", "swept", "uncovered"]
+__all__ = ["LAB", "Report", "Result", "add_arguments", "chosen", "main", "swept", "uncovered"]
 
 _REPORT_S = 5.0
 """Between two lines about how far it is."""
 _WORKLOAD = "maps"
+LAB = "lab"
+"""The workload of a real guest."""
+_OF_LAB = {
+    "results": Path("lab-results"),
+    "case_timeout": 60.0,
+    "kernel": KERNELS[0],
+    "mode": "lazy",
+    "profile": PROFILES[0],
+}
+"""Options that only it has, with their defaults."""
 _SHARD = re.compile(r"([0-9]{1,4})/([0-9]{1,4})")
 _MOST_PASS = 1 << 32
 
@@ -109,6 +123,12 @@ def _pass(text: str, rule: str) -> int:
     return int(text)
 
 
+def _seconds(text: str) -> float:
+    if not re.fullmatch(r"[0-9]{1,5}(\.[0-9]{1,3})?", text) or not float(text) > 0:
+        raise argparse.ArgumentTypeError(f"{text!r}: must be a number of seconds above 0, below 100000")
+    return float(text)
+
+
 def _pattern(text: str) -> str:
     if not any(places(text)) and not any(places(f"{text}.*")):
         raise argparse.ArgumentTypeError(f"no place is {text!r}; `pviommu faults list` has them all")
@@ -124,14 +144,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "raises an exception, if anything is left behind, or if the guest that comes next does not find a sound "
         "machine. The result is KTAP. No case has "
         + ", ".join(LEFT_OUT)
-        + ". Exit status: 0 all cases pass; 1 one fails; 2 bad arguments or a wrong scenario; 5 there is no case, or "
-        "with --minimise nothing fails."
+        + f". With --workload {LAB} the guest is a real one: one boot for as many cases as it survives. "
+        "Exit status: 0 all cases pass; 1 one fails; 2 bad arguments or a wrong scenario; 3 no guest can be booted; "
+        "5 there is no case, or with --minimise nothing fails."
     )
     parser.add_argument(
         "--workload",
-        choices=WORKLOADS,
+        choices=(*WORKLOADS, LAB),
         help=f"what the guest does; default: {_WORKLOAD}, or with --minimise what the scenario says. "
-        + "; ".join(f"{name}: {workload.text}" for name, workload in WORKLOADS.items()),
+        + "; ".join(f"{name}: {workload.text}" for name, workload in WORKLOADS.items())
+        + f"; {LAB}: Linux in a virtual machine does DMA, unloads, loads and binds its drivers, does DMA again",
     )
     parser.add_argument(
         "--nth",
@@ -168,6 +190,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output", type=Path, metavar="FILE", help="with --minimise: write it there instead; default: printed"
     )
+    lab = parser.add_argument_group(f"with --workload {LAB}")
+    lab.add_argument(
+        "--results",
+        metavar="DIR",
+        type=Path,
+        help="folder of the results, one in it for each boot; default: lab-results",
+    )
+    lab.add_argument(
+        "--case-timeout",
+        metavar="SECONDS",
+        type=_seconds,
+        help=f"hard limit of each case, after which its guest is ended; default: {_OF_LAB['case_timeout']:g}",
+    )
+    lab.add_argument(
+        "--kernel",
+        metavar="NAME|PATH",
+        help=f"{', '.join(KERNELS)}, or the build tree or bzImage of your own kernel; default: {KERNELS[0]}",
+    )
+    lab.add_argument(
+        "--mode",
+        choices=[mode for mode in MODES if mode != "passthrough"],
+        help="how the guest's DMA API maps; default: lazy",
+    )
+    lab.add_argument("--profile", choices=PROFILES, help=f"profile that the driver uses; default: {PROFILES[0]}")
 
 
 @terminated_like_interrupted()
@@ -175,48 +221,86 @@ def main(args: argparse.Namespace) -> int:
     """Run ``pviommu faults sweep``; returns its exit status."""
     # Not printed: what they tell of is a failure of its case. Not silenced by level: then it would be none.
     logging.basicConfig(handlers=[logging.NullHandler()])
+    if args.workload == LAB and args.minimise is not None:
+        args.parser.error(f"--minimise plays without a virtual machine: --workload {LAB} does not go with it")
+    for name, default in _OF_LAB.items():
+        if getattr(args, name) is None:
+            setattr(args, name, default)
+        elif args.workload != LAB:
+            args.parser.error(f"--{name.replace('_', '-')} goes with --workload {LAB}")
     if args.minimise is not None:
         return _minimise(args.minimise, args.workload, args.output)
     args.workload = args.workload or _WORKLOAD
     if args.output is not None:
         args.parser.error("--output goes with --minimise")
-    passed = passes(args.workload)
-    part, count = args.shard
-    every = list(cases(_chosen(passed, args.only), args.nth, limit=args.limit, adversarial=args.adversarial))
-    mine = [case for case in every if (case.number - 1) % count == part - 1]
-    results = _sweep(args, mine)
-    others = uncovered(passed)
-    if args.json:
-        print(json.dumps(_document(args, len(every), results, others), indent=2))
-    else:
-        print(f"# {_covered(passed, args.workload)}")
-        print(f"# not covered: {', '.join(others) or 'none'}")
-    if not every:
-        print(f"pviommu: workload {args.workload} passes no such place so often: there is no case", file=sys.stderr)
-        return ExitStatus.UNEXPECTED
-    return ExitStatus.FAILED if any(result.failures for result in results) else ExitStatus.PASSED
+    if args.workload == LAB:
+        from .guest_sweep import guest_swept  # and with it all of the lab
+
+        return guest_swept(args)
+    report = Report(args)
+    for case in report.begin(passes(args.workload)):
+        report.add(swept(args.workload, case))
+    return report.end()
 
 
-def _chosen(passed: Passes, pattern: str | None) -> Passes:
+def chosen(passed: Passes, pattern: str | None) -> Passes:
+    """Of the places that are passed, those of this name."""
     if pattern is None:
         return passed
     return {place.name: passed[place.name] for place in places(pattern) if place.name in passed}
 
 
-def _sweep(args: argparse.Namespace, mine: Sequence[Case]) -> list[Result]:
-    results: list[Result] = []
-    if not args.json:
-        print(ktap.head(len(mine)), end="", flush=True)
-    told = time.monotonic()
-    for number, case in enumerate(mine, 1):
-        results.append(swept(args.workload, case))
+class Report:
+    """Chooses the cases of a sweep as its options say, and tells what comes of them."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self._args = args
+        self._passed: Passes = {}
+        self._every: Sequence[Case] = ()
+        self._mine: Sequence[Case] = ()
+        self._results: list[Result] = []
+        self._told = time.monotonic()
+
+    def begin(self, passed: Passes) -> Sequence[Case]:
+        """What the workload passes is known, and so are the cases of this shard."""
+        args, (part, count) = self._args, self._args.shard
+        self._passed = passed
+        self._every = list(cases(chosen(passed, args.only), args.nth, limit=args.limit, adversarial=args.adversarial))
+        self._mine = [case for case in self._every if (case.number - 1) % count == part - 1]
         if not args.json:
-            print("\n".join(ktap.lines(results[-1].test(number))), flush=True)
-        if not args.quiet and time.monotonic() - told >= _REPORT_S:
-            told = time.monotonic()
-            failed = sum(bool(result.failures) for result in results)
-            print(f"pviommu: {number} of {len(mine)} cases, {failed} failed", file=sys.stderr)
-    return results
+            print(ktap.head(len(self._mine)), end="", flush=True)
+        return self._mine
+
+    def add(self, result: Result) -> None:
+        """One of these cases is over."""
+        self._results.append(result)
+        if not self._args.json:
+            print("\n".join(ktap.lines(result.test(len(self._results)))), flush=True)
+        if time.monotonic() - self._told >= _REPORT_S:
+            self.say(f"{len(self._results)} of {len(self._mine)} cases, {self._failed} failed")
+
+    def say(self, text: str) -> None:
+        """How far it is, on standard error."""
+        self._told = time.monotonic()
+        if not self._args.quiet:
+            print(f"pviommu: {text}", file=sys.stderr)
+
+    @property
+    def _failed(self) -> int:
+        return sum(bool(result.failures) for result in self._results)
+
+    def end(self) -> int:
+        """All of them are over: the exit status."""
+        args, others = self._args, uncovered(self._passed)
+        if args.json:
+            print(json.dumps(_document(args, len(self._every), self._results, others), indent=2))
+        else:
+            print(f"# {_covered(self._passed, args.workload)}")
+            print(f"# not covered: {', '.join(others) or 'none'}")
+        if not self._every:
+            print(f"pviommu: workload {args.workload} passes no such place so often: there is no case", file=sys.stderr)
+            return ExitStatus.UNEXPECTED
+        return ExitStatus.FAILED if self._failed else ExitStatus.PASSED
 
 
 def _covered(passed: Passes, workload: str) -> str:

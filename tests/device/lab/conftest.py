@@ -70,18 +70,22 @@ class Lab:
     kernels: list[str] = field(default_factory=list)
     """kernels that were asked for"""
 
-    def main(self, *options: str, shown: TextIO | None = None) -> tuple[int, str]:
+    def programs(self) -> tuple[str, ...]:
+        """Write server and QEMU as they are now; the command of the server."""
         (self.folder / "server.py").write_text(self.server)
         qemu = self.folder / "qemu"
         qemu.write_text(QEMU.format(body=self.guest))
         qemu.chmod(0o755)
+        return (sys.executable, str(self.folder / "server.py"))
+
+    def main(self, *options: str, shown: TextIO | None = None) -> tuple[int, str]:
+        program = self.programs()
         parser = argparse.ArgumentParser()
         run.add_arguments(parser)
         out = io.StringIO() if shown is None else shown
         args = parser.parse_args(
             ["--results", str(self.folder / "lab-results"), "--topology", str(self.folder / "lab.toml"), *options]
         )
-        program = (sys.executable, str(self.folder / "server.py"))
         status = run.main(
             args,
             out=out,
