@@ -59,6 +59,8 @@ int pvdt_run(struct pvdt *engine, struct pvdt_request *request, enum pvdt_wait w
 void pvdt_set_sg(struct pvdt *engine, u32 index, u64 address, u32 length);
 struct pci_dev *pvdt_pci_dev(struct pvdt *engine);
 unsigned int pvdt_interrupts(struct pvdt *engine);
+struct list_head *pvdt_kept(struct pvdt *engine);
+void pvdt_free_kept(struct pvdt *engine);
 
 struct ktap;
 int pvdt_tests_run(struct ktap *ktap);

@@ -78,12 +78,55 @@ err_pages:
 	return ret;
 }
 
-void pvdt_buffer_unmap(struct pvdt *engine, struct pvdt_buffer *buffer)
+static void pvdt_buffer_close(struct pvdt *engine, struct pvdt_buffer *buffer)
 {
 	dma_unmap_sgtable(pvdt_dev(engine), &buffer->sgt, buffer->dir, 0);
 	sg_free_table(&buffer->sgt);
 	vunmap(buffer->cpu);
+}
+
+void pvdt_buffer_unmap(struct pvdt *engine, struct pvdt_buffer *buffer)
+{
+	pvdt_buffer_close(engine, buffer);
 	pvdt_free_pages(buffer);
+}
+
+/*
+ * The same for an IOMMU that may not do what it says: the pages are not used for anything else
+ * until the engine's driver is unbound, so that DMA which should have ended is found by
+ * pvdt_kept_guarded() and harms nobody.
+ */
+void pvdt_buffer_unmap_and_keep(struct pvdt *engine, struct pvdt_buffer *buffer)
+{
+	unsigned int i;
+
+	pvdt_buffer_close(engine, buffer);
+	for (i = 0; i < buffer->count; i++) {
+		memset(page_address(buffer->pages[i]), PVDT_GUARD_BYTE, PAGE_SIZE);
+		list_add(&buffer->pages[i]->lru, pvdt_kept(engine));
+	}
+	kvfree(buffer->pages);
+}
+
+bool pvdt_kept_guarded(struct pvdt *engine)
+{
+	struct page *page;
+
+	list_for_each_entry(page, pvdt_kept(engine), lru)
+		if (!pvdt_guarded(page_address(page), PAGE_SIZE))
+			return false;
+	return true;
+}
+
+/* The engine does no DMA any more. */
+void pvdt_free_kept(struct pvdt *engine)
+{
+	struct page *page, *next;
+
+	list_for_each_entry_safe(page, next, pvdt_kept(engine), lru) {
+		list_del(&page->lru);
+		__free_page(page);
+	}
 }
 
 /* Syncs the buffer: for the device before a request, for the CPU before it reads. */

@@ -92,9 +92,9 @@ static void pvdt_faulty_copy(struct ktap *ktap, struct pvdt *engine, struct pvdt
 	finished = pvdt_faulty_run(ktap, engine, sum, &request);
 	pvdt_to_cpu(engine, &dst);
 	pvdt_faulty_look(ktap, sum, &src, &dst, &request, finished);
-	pvdt_buffer_unmap(engine, &dst);
+	pvdt_buffer_unmap_and_keep(engine, &dst);
 out:
-	pvdt_buffer_unmap(engine, &src);
+	pvdt_buffer_unmap_and_keep(engine, &src);
 }
 
 static void pvdt_faulty_astray(struct ktap *ktap, struct pvdt *engine, struct pvdt_faulty *sum)
@@ -118,6 +118,7 @@ static void pvdt_test_faulty(struct ktap *ktap, void *subject, unsigned long rou
 			pvdt_faulty_astray(ktap, subject, &sum);
 		cond_resched();
 	}
+	EXPECT(ktap, pvdt_kept_guarded(subject));
 	EXPECT(ktap, sum.done > 0);
 	ktap_print(ktap, "# %u copies done, %u refused, %u not finished, %u maps failed\n",
 		   sum.done, sum.refused, sum.stopped, sum.unmapped);

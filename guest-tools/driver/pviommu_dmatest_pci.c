@@ -33,6 +33,7 @@ MODULE_PARM_DESC(timeout_ms, "time that requests may take before their engine is
  * @wait: woken by each interrupt
  * @users: references of clients
  * @idle: woken when @users falls to 0
+ * @kept: pages of its tests' buffers that must not be used again while it may do DMA
  * @ktap: report of its tests
  * @debugfs: its debugfs folder
  */
@@ -47,6 +48,7 @@ struct pvdt {
 	wait_queue_head_t wait;
 	unsigned int users;
 	wait_queue_head_t idle;
+	struct list_head kept;
 	struct ktap ktap;
 	struct dentry *debugfs;
 };
@@ -63,6 +65,11 @@ struct pci_dev *pvdt_pci_dev(struct pvdt *engine)
 unsigned int pvdt_interrupts(struct pvdt *engine)
 {
 	return READ_ONCE(engine->interrupts);
+}
+
+struct list_head *pvdt_kept(struct pvdt *engine)
+{
+	return &engine->kept;
 }
 
 static struct pvdt_descriptor *pvdt_descriptor(struct pvdt *engine, u32 index)
@@ -342,6 +349,7 @@ static int pvdt_probe(struct pci_dev *pdev, const struct pci_device_id *id)
 	mutex_init(&engine->lock);
 	init_waitqueue_head(&engine->wait);
 	init_waitqueue_head(&engine->idle);
+	INIT_LIST_HEAD(&engine->kept);
 
 	ret = ktap_init(&engine->ktap, pvdt_tests_run, engine);
 	if (ret)
@@ -407,6 +415,7 @@ static void pvdt_remove(struct pci_dev *pdev)
 	pvdt_unmap_bars(engine);
 	pci_release_regions(pdev);
 	pci_disable_device(pdev);
+	pvdt_free_kept(engine);
 	ktap_free(&engine->ktap);
 	kfree(engine);
 }

@@ -95,15 +95,34 @@ verdict_faulty() {
 # faulty_cycle: what is refused for want of something may be there when it is asked for again
 faulty_cycle() {
 	cycle=1
-	until unload_all && load_all && faulty_is_bound; do
+	until unload_all && reset_functions && load_all && faulty_is_bound; do
 		echo "try $cycle of $faulty_cycles failed"
 		[ "$cycle" -lt "$faulty_cycles" ] || return 1
 		cycle=$((cycle + 1))
 	done
 }
 
+# reset_functions: as whoever hands them to another driver does, while they have none
+reset_functions() {
+	for function in $iommu $engines; do
+		echo 1 >"$devices/$function/reset" || return 1
+	done
+}
+
 faulty_is_bound() {
 	same "$iommu $(driver_of "$iommu")" "$iommu pviommu" && engines_have_driver && engines_have_groups
+}
+
+# check_excused NAME COMMAND...: what a rule did to a connection, it has done to it for good
+check_excused() {
+	name=$1
+	shift
+	if "$@" >/dev/null 2>&1; then
+		verdict 0 "$name"
+	else
+		number=$((number + 1))
+		echo "ok $number $name # XFAIL $excuse"
+	fi
 }
 
 rules_off_plan() {
@@ -118,7 +137,9 @@ rules_off_tests() {
 	done <"$rules"
 	check "the rules of $scenario are taken away" rules_go
 	# a program or a suite of the user's has drivers of its own choice
-	if [ "$faulty_was_played" = 1 ]; then
+	if [ "$faulty_was_played" = 1 ] && [ "$adversarial_acted$scenario_from" = 1boot ]; then
+		check_excused "without rules everything works" calm_again
+	elif [ "$faulty_was_played" = 1 ]; then
 		check "without rules everything works" calm_again
 	else
 		check "the PV-IOMMU still has its driver" same "$(driver_of "$iommu")" pviommu

@@ -85,17 +85,24 @@ class Command:
 
     def run(self, results: Path, limit: int, *options: str, encoding: str = "utf-8") -> LabRun:
         """One run, whose files stay in ``results``. Raises TimeoutExpired when its own limit did not end it."""
-        command = [*self.words, "lab", "run", "--results", str(results), "--timeout", str(limit), *options]
-        done = subprocess.run(
-            command,
+        done = self._done(limit, "lab", "run", "--results", str(results), "--timeout", str(limit), *options)
+        output = (done.stdout + done.stderr).decode(encoding)
+        return LabRun(done.returncode, output, (results / "latest").resolve())
+
+    def sweep(self, results: Path, limit: int, *options: str) -> tuple[int, str]:
+        """``pviommu faults sweep`` over the lab's guest: its status, and all that it printed."""
+        done = self._done(limit, "faults", "sweep", "--workload", "lab", "--results", str(results), *options)
+        return done.returncode, (done.stdout + done.stderr).decode()
+
+    def _done(self, limit: int, *words: str) -> subprocess.CompletedProcess[bytes]:
+        return subprocess.run(
+            [*self.words, *words],
             cwd=self.folder,
             env=self.environment,
             capture_output=True,
             timeout=limit + GRACE,
             check=False,
         )
-        output = (done.stdout + done.stderr).decode(encoding)
-        return LabRun(done.returncode, output, (results / "latest").resolve())
 
     def run_binary(self, results: Path, limit: int, *options: str) -> LabRun:
         """The same for a run that writes any bytes: its output has a character for each byte (Latin-1)."""

@@ -93,3 +93,28 @@ def test_a_first_attach_that_finds_no_memory_is_tried_again(command: Command, ar
     assert run.status == 0, run.output[-2000:]
     assert "scenario first-attach-refused: 1 rule, all as expected (" in run.output
     assert "the kernel has nothing to complain about" in run.passed
+
+
+def test_an_adversarial_rule_may_cost_the_iommu_its_driver_and_is_known_to_have_acted(
+    command: Command, artefacts: Path
+) -> None:
+    """What rules did is in the shared memory, which needs no driver; and what such a rule does is no failure."""
+    run = command.run(artefacts / "all-ones", LIMIT, "--scenario", "registers-read-all-ones")
+    assert run.status == 0, run.output[-2000:]
+    assert "skip the drivers go and come while rules act (adversarial rules acted)" in run.output
+    assert {"rule gone has acted as expected", "without rules everything works"} <= run.passed
+    assert "the kernel has nothing to complain about" in run.passed
+
+
+def test_a_guest_survives_its_engines_failures_one_by_one_in_one_boot(command: Command, artefacts: Path) -> None:
+    """An engine that stops is reset by its driver; one that hangs, and an IOMMU that resets itself, are adversarial."""
+    status, output = command.sweep(artefacts / "sweep", LIMIT, "--only", "endpoint.work.pre", "--adversarial")
+    assert status == 0, output[-3000:]
+    assert "\n1..4\n" in output
+    for words in ("fail FAILED", "delay 5ms", "hang", "reset"):
+        assert f" endpoint.work.pre {words} at pass 1" in output, words
+    assert "# SKIP" not in output
+    assert "boot 1 of a guest" in output
+    assert "boot 2 of a guest" not in output
+    console = (artefacts / "sweep" / "latest" / "console.log").read_text(errors="replace")
+    assert "it had stopped: its function was reset" in console

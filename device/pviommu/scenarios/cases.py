@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pviommu_abi.shared import FAULT_RULES_MOST
@@ -96,8 +96,11 @@ def counted(verdict: Verdict) -> Passes:
     return {result.on: result.passed for result in verdict.rules if result.passed}
 
 
-def cases(passed: Passes, nth: int | str = 1, *, limit: int = 64, adversarial: bool = False) -> Iterator[Case]:
-    """All cases of a workload that passes these places, the same ones in the same order each time.
+def cases(
+    passed: Passes, nth: int | str = 1, *, limit: int = 64, adversarial: bool = False, without: Collection[str] = ()
+) -> Iterator[Case]:
+    """All cases of a workload that passes these places, the same ones in the same order each time; none has an action
+    of ``without``.
 
     ``nth``: the pass at which a rule fires, from 1 on, ``last``, or ``all`` for the first ``limit`` passes, one after
     the other.
@@ -106,7 +109,7 @@ def cases(passed: Passes, nth: int | str = 1, *, limit: int = 64, adversarial: b
     for place in places("*"):
         turns = list(_turns(passed.get(place.name, 0), nth, limit))
         for do in _actions(place, adversarial) if turns else ():
-            for turn in turns:
+            for turn in turns if do.action not in without else ():
                 number += 1
                 yield Case(number, _rule(place, do, turn))
 

@@ -61,7 +61,7 @@ def test_its_python_works() -> None:
     exec(program, {})
 
 
-@pytest.mark.parametrize(("command", "expected"), [("run", {0, 1, 2, 3, 5}), ("sweep", {0, 1, 2, 5})])
+@pytest.mark.parametrize(("command", "expected"), [("run", {0, 1, 2, 3, 5}), ("sweep", {0, 1, 2, 3, 5})])
 def test_it_says_what_each_exit_status_means(
     capsys: pytest.CaptureFixture[str], command: str, expected: set[int]
 ) -> None:

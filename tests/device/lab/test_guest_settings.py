@@ -30,5 +30,11 @@ def test_mode_is_a_kernel_argument(mode: str, argument: str) -> None:
     assert GuestSettings(mode=mode).kernel_arguments == (argument,)
 
 
+def test_a_guest_that_is_swept_knows_it_and_ends_when_it_comes_to_harm() -> None:
+    assert b"sweep" not in GuestSettings().config()
+    assert GuestSettings(sweep=True).config().endswith(b"\nsweep=1\n")
+    assert GuestSettings(sweep=True).kernel_arguments == ("iommu.strict=0", "oops=panic")
+
+
 def test_kernel_given_by_its_path_is_called_own() -> None:
     assert [kernel_name(kernel) for kernel in (*KERNELS, "./debian")] == [*KERNELS, "own"]

@@ -377,6 +377,8 @@ def test_adversarial_cases_are_asked_for(lab: Lab, server: Server, capsys: pytes
     assert run(lab, "--adversarial", "--only", "op.alloc_context", "--json") == 0
     tried = json.loads(capsys.readouterr().out)["results"]
     assert {result["class"] for result in tried} == {nature.value for nature in Nature}
+    assert any(" reset at pass " in result["words"] for result in tried)
+    assert not any(" disconnect " in result["words"] for result in tried)  # QEMU never comes again
 
 
 @pytest.mark.parametrize(
