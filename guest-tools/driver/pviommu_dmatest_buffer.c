@@ -92,19 +92,24 @@ void pvdt_buffer_unmap(struct pvdt *engine, struct pvdt_buffer *buffer)
 }
 
 /*
- * The same for an IOMMU that may not do what it says: the pages are not used for anything else
- * until the engine's driver is unbound, so that DMA which should have ended is found by
+ * For an IOMMU that may not do what it says: the page, which is unmapped, is not used for anything
+ * else until the engine's driver is unbound, so that DMA which should have ended is found by
  * pvdt_kept_guarded() and harms nobody.
  */
+void pvdt_keep(struct pvdt *engine, struct page *page)
+{
+	memset(page_address(page), PVDT_GUARD_BYTE, PAGE_SIZE);
+	list_add(&page->lru, pvdt_kept(engine));
+}
+
+/* Unmaps the buffer, and keeps its pages. */
 void pvdt_buffer_unmap_and_keep(struct pvdt *engine, struct pvdt_buffer *buffer)
 {
 	unsigned int i;
 
 	pvdt_buffer_close(engine, buffer);
-	for (i = 0; i < buffer->count; i++) {
-		memset(page_address(buffer->pages[i]), PVDT_GUARD_BYTE, PAGE_SIZE);
-		list_add(&buffer->pages[i]->lru, pvdt_kept(engine));
-	}
+	for (i = 0; i < buffer->count; i++)
+		pvdt_keep(engine, buffer->pages[i]);
 	kvfree(buffer->pages);
 }
 

@@ -41,6 +41,7 @@ static inline struct device *pvdt_dev(struct pvdt *engine)
 int pvdt_buffer_map(struct pvdt *engine, struct pvdt_buffer *buffer, size_t size,
 		    enum dma_data_direction dir);
 void pvdt_buffer_unmap(struct pvdt *engine, struct pvdt_buffer *buffer);
+void pvdt_keep(struct pvdt *engine, struct page *page);
 void pvdt_buffer_unmap_and_keep(struct pvdt *engine, struct pvdt_buffer *buffer);
 bool pvdt_kept_guarded(struct pvdt *engine);
 void pvdt_to_device(struct pvdt *engine, struct pvdt_buffer *buffer);

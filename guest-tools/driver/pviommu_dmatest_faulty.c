@@ -7,6 +7,7 @@
 
 #define pr_fmt(fmt) "pviommu_dmatest: " fmt
 
+#include <linux/mm.h>
 #include <linux/sizes.h>
 #include <linux/string.h>
 
@@ -16,6 +17,9 @@
 #define PVDT_GLANCE_ROUNDS	12
 /* once in so many rounds a DMA goes where nothing is ever mapped */
 #define PVDT_FAULTY_ASTRAY	12
+/* once in so many rounds a buffer is contiguous, so that one command maps several pages */
+#define PVDT_FAULTY_LARGE	5
+#define PVDT_FAULTY_ORDER	3
 /* addresses are given out from the top, so this one never is */
 #define PVDT_FAULTY_NOWHERE	0x10000
 /* so many requests in a row that are not finished: the resets between them were in vain */
@@ -23,9 +27,9 @@
 
 /**
  * struct pvdt_faulty - what became of the rounds
- * @done: copies that are done, all bytes in their place
+ * @done: transfers that are done, all bytes in their place
  * @unmapped: maps that failed
- * @refused: copies that were refused
+ * @refused: transfers that were refused
  * @stopped: requests that their engine did not finish
  * @in_a_row: of them, those after the last one that it finished
  */
@@ -97,6 +101,54 @@ out:
 	pvdt_buffer_unmap_and_keep(engine, &src);
 }
 
+static void pvdt_faulty_fill(struct ktap *ktap, struct pvdt *engine, struct pvdt_faulty *sum,
+			     u8 *cpu, dma_addr_t iova, size_t size)
+{
+	struct pvdt_request request = {
+		.op = PVDT_OP_FILL, .pattern = PVDT_PATTERN,
+		.dst = iova + PAGE_SIZE, .length = size - 2 * PAGE_SIZE,
+	};
+	bool finished = pvdt_faulty_run(ktap, engine, sum, &request);
+	u64 pattern = PVDT_PATTERN;
+	size_t i;
+
+	dma_sync_single_for_cpu(pvdt_dev(engine), iova, size, DMA_BIDIRECTIONAL);
+	if (request.status == PVDT_STATUS_DONE) {
+		sum->done++;
+		for (i = 0; i < request.length; i += sizeof(pattern))
+			if (memcmp(cpu + PAGE_SIZE + i, &pattern, sizeof(pattern)))
+				break;
+		EXPECT_EQ(ktap, i, request.length);
+	} else if (finished && EXPECT_EQ(ktap, request.status, PVDT_STATUS_FAULT)) {
+		sum->refused++;
+	}
+	EXPECT(ktap, pvdt_guarded(cpu, PAGE_SIZE));
+	EXPECT(ktap, pvdt_guarded(cpu + size - PAGE_SIZE, PAGE_SIZE));
+}
+
+static void pvdt_faulty_large(struct ktap *ktap, struct pvdt *engine, struct pvdt_faulty *sum)
+{
+	const size_t size = PAGE_SIZE << PVDT_FAULTY_ORDER;
+	struct page *page = alloc_pages(GFP_KERNEL, PVDT_FAULTY_ORDER);
+	unsigned int i;
+	dma_addr_t iova;
+
+	if (!EXPECT(ktap, page))
+		return;
+	/* each is freed by itself */
+	split_page(page, PVDT_FAULTY_ORDER);
+	memset(page_address(page), PVDT_GUARD_BYTE, size);
+	iova = dma_map_page(pvdt_dev(engine), page, 0, size, DMA_BIDIRECTIONAL);
+	if (dma_mapping_error(pvdt_dev(engine), iova)) {
+		sum->unmapped++;
+	} else {
+		pvdt_faulty_fill(ktap, engine, sum, page_address(page), iova, size);
+		dma_unmap_page(pvdt_dev(engine), iova, size, DMA_BIDIRECTIONAL);
+	}
+	for (i = 0; i < 1 << PVDT_FAULTY_ORDER; i++)
+		pvdt_keep(engine, page + i);
+}
+
 static void pvdt_faulty_astray(struct ktap *ktap, struct pvdt *engine, struct pvdt_faulty *sum)
 {
 	struct pvdt_request request = {
@@ -114,13 +166,15 @@ static void pvdt_test_faulty(struct ktap *ktap, void *subject, unsigned long rou
 
 	for (i = 1; i <= rounds && sum.in_a_row < PVDT_FAULTY_STOPS; i++) {
 		pvdt_faulty_copy(ktap, subject, &sum, i);
+		if (i % PVDT_FAULTY_LARGE == 0)
+			pvdt_faulty_large(ktap, subject, &sum);
 		if (i % PVDT_FAULTY_ASTRAY == 0)
 			pvdt_faulty_astray(ktap, subject, &sum);
 		cond_resched();
 	}
 	EXPECT(ktap, pvdt_kept_guarded(subject));
 	EXPECT(ktap, sum.done > 0);
-	ktap_print(ktap, "# %u copies done, %u refused, %u not finished, %u maps failed\n",
+	ktap_print(ktap, "# %u transfers done, %u refused, %u not finished, %u maps failed\n",
 		   sum.done, sum.refused, sum.stopped, sum.unmapped);
 }
 
