@@ -31,14 +31,15 @@ static void fail(const char *what)
 	exit(FAILED);
 }
 
-/* The shared memory of the function. The BAR is there, whoever has the function, while it decodes. */
+/* The shared memory of the function, whoever has it. */
 static const volatile uint8_t *shared_memory(const char *address)
 {
 	char path[PATH_MAX];
 	void *shared;
 	int bar;
 
-	snprintf(path, sizeof(path), "/sys/bus/pci/devices/%s/resource%d", address, PVIOMMU_SHARED_BAR);
+	snprintf(path, sizeof(path), "/sys/bus/pci/devices/%s/resource%d", address,
+		 PVIOMMU_SHARED_BAR);
 	bar = open(path, O_RDONLY | O_CLOEXEC);
 	if (bar < 0)
 		fail(strerror(errno));
@@ -115,7 +116,9 @@ int main(int argc, char **argv)
 	const size_t head = sizeof(struct pviommu_fault_page);
 	const volatile uint8_t *shared;
 	uint32_t offset, size, count, step, i;
+	unsigned long long passed, fired;
 	const uint8_t *rule;
+	uint32_t flags;
 
 	if (argc != 2 || strchr(argv[1], '/')) {
 		fprintf(stderr, "usage: pviommu_faultrules ADDRESS\n");
@@ -132,11 +135,11 @@ int main(int argc, char **argv)
 		fail("the page has no sound records");
 	for (i = 0; i < count; i++) {
 		rule = page + head + i * step;
-		printf("rule %016llx %llu %llu %s\n", (unsigned long long)number(rule),
-		       (unsigned long long)number(rule + offsetof(struct pviommu_fault_rule, passed)),
-		       (unsigned long long)number(rule + offsetof(struct pviommu_fault_rule, fired)),
-		       word(rule + offsetof(struct pviommu_fault_rule, flags)) &
-		       PVIOMMU_FAULT_RULE_ADVERSARIAL ? "adversarial" : "conforming");
+		passed = number(rule + offsetof(struct pviommu_fault_rule, passed));
+		fired = number(rule + offsetof(struct pviommu_fault_rule, fired));
+		flags = word(rule + offsetof(struct pviommu_fault_rule, flags));
+		printf("rule %016llx %llu %llu %s\n", (unsigned long long)number(rule), passed,
+		       fired, flags & PVIOMMU_FAULT_RULE_ADVERSARIAL ? "adversarial" : "conforming");
 	}
 	return 0;
 }

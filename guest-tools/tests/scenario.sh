@@ -95,11 +95,16 @@ verdict_faulty() {
 # faulty_cycle: what is refused for want of something may be there when it is asked for again
 faulty_cycle() {
 	cycle=1
-	until unload_all && reset_functions && load_all && faulty_is_bound; do
+	until unload_rest && reset_functions && load_all && faulty_is_bound; do
 		echo "try $cycle of $faulty_cycles failed"
 		[ "$cycle" -lt "$faulty_cycles" ] || return 1
 		cycle=$((cycle + 1))
 	done
+}
+
+# unload_rest: a try before this one may have come no further
+unload_rest() {
+	[ ! -e /sys/module/pviommu ] || unload_all
 }
 
 # reset_functions: as whoever hands them to another driver does, while they have none
@@ -163,5 +168,5 @@ rules_go() {
 # A device that was given up, or that a rule left broken, is to be there again with a new driver.
 calm_again() {
 	faulty_is_bound && dma_works && return 0
-	unload_all && load_all && faulty_is_bound && dma_works
+	unload_rest && load_all && faulty_is_bound && dma_works
 }
