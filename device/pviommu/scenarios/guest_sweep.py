@@ -12,6 +12,7 @@ import json
 import math
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -99,7 +100,7 @@ class GuestSweep:
             [place.name for place in places("*") if not place.name.startswith(_WITH_A_CONNECTION)]
         )
         self._passed: dict[str, int] = {}
-        self._left: Iterator[Case] | None = None
+        self._left: deque[Case] | None = None
         self._current: Case | Scenario | None = None
         self._verdict: Verdict | None = None
         self._heard: list[TestResult] = []
@@ -107,10 +108,15 @@ class GuestSweep:
         self._log_place = 0
         self._begun = 0
         self._is_unsound = False
-        self.is_over = False
-        """whether there is nothing left to try"""
+        self._broken = ""
+        self._allowed = ""
         self.deadline = 0.0
         """when the guest that runs now is ended, by the clock"""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether there is nothing left to try."""
+        return self._left is not None and not self._left
 
     # -- boots -------------------------------------------------------------------------------------------------------
 
@@ -121,18 +127,24 @@ class GuestSweep:
         listener = Listener(io.StringIO(), verbose=False)
         listener.on_result = self._hear
         self._folder, self._log_place, self._is_unsound, self._heard = folder, 0, False, []
-        self.deadline = self._clock() + _BOOT_S
+        self._allow("come to its first case", _BOOT_S)
         begun = self._begun
         record = run(listener)
         if self._current is not None:
             self._ended([self._why(record), *self._how_far()])
-        elif self._begun == begun and not self.is_over:
-            raise RunError(f"the guest came to no case: {'; '.join(record.problems)}; see {folder}")
+        elif self._begun == begun:
+            self._broken = f"the guest came to no case: {'; '.join(record.problems)}"
+        if self._broken:
+            raise RunError(f"{self._broken}; see {folder}")
+
+    def _allow(self, what: str, seconds: float) -> None:
+        self._allowed = f"the guest did not {what} within {seconds:g} s"
+        self.deadline = self._clock() + seconds
 
     def check_time(self) -> None:
         """Raises GuestTimeoutError once it is too late."""
         if self._clock() >= self.deadline:
-            raise GuestTimeoutError(f"the guest did not come to the end of a case within {self._limit_s:g} s")
+            raise GuestTimeoutError(self._allowed)
 
     def _why(self, record: RunRecord) -> str:
         what = "" if record.verdict == "timeout" else "the guest is gone: "
@@ -173,11 +185,10 @@ class GuestSweep:
             return "another guest goes on"
         following = self._following()
         if following is None:
-            self.is_over = True
             return "there are no more cases"
         self._current, self._verdict, self._heard = following, None, []
         self._begun += 1
-        self.deadline = self._clock() + self._limit_s
+        self._allow("come to the end of a case", self._limit_s)
         scenario = following if isinstance(following, Scenario) else following.scenario
         return self._call(control, "rules-load", {"scenario": msgspec.to_builtins(scenario)})
 
@@ -185,8 +196,8 @@ class GuestSweep:
         if self._left is None:
             if (scenario := next(self._counting, None)) is not None:
                 return scenario
-            self._left = map(_made_possible, self._begin(self._passed))
-        return next(self._left, None)
+            self._left = deque(map(_made_possible, self._begin(self._passed)))
+        return self._left.popleft() if self._left else None
 
     def _unload(self, control: Path) -> str | None:
         return self._call(control, "rules-unload", {})
@@ -212,19 +223,17 @@ class GuestSweep:
     def _ended(self, failures: list[str]) -> None:
         """The case is over."""
         case, self._current = self._current, None
-        self.deadline = self._clock() + self._limit_s
+        self._allow("go on after a case", self._limit_s)
         failures += self._exceptions()
         if self._verdict is None:
             failures.append("nobody knows what its rule did: the server did not answer")
-        if isinstance(case, Scenario):
-            if failures or self._verdict is None:
-                raise RunError(
-                    f"the guest fails though no rule does anything: {'; '.join(failures)}; see {self._folder}"
-                )
-            self._passed |= counted(self._verdict)
-            return
-        assert case is not None
         self._is_unsound = bool(failures)
+        if not isinstance(case, Case):
+            if self._verdict is None or failures:
+                self._broken = f"the guest fails though no rule does anything: {'; '.join(failures)}"
+            else:
+                self._passed |= counted(self._verdict)
+            return
         if failures:
             failures.append(f"its guest: {self._folder}")
         rules = self._verdict.rules if self._verdict else ()

@@ -240,7 +240,7 @@ def test_a_guest_that_takes_too_long_is_ended(swept: Swept) -> None:
         alarm.ring()
         assert pending.rung == 1
         swept.now = 160.0
-        with pytest.raises(GuestTimeoutError, match="the end of a case within 60 s"):
+        with pytest.raises(GuestTimeoutError, match="the guest did not come to the end of a case within 60 s"):
             alarm.ring()
         return ["too late"]
 
@@ -371,6 +371,17 @@ def test_without_a_guest_there_is_a_status_of_its_own(
 ) -> None:
     assert run(lab, during="exit 0") == 3
     assert "the guest fails though no rule does anything: the guest is gone: " in capsys.readouterr().err
+    assert run(lab, during=r"printf '  not ok 2 memory\nnot ok 2 case 1\n' >&3; exit 0") == 3
+    assert "the guest fails though no rule does anything: memory" in capsys.readouterr().err
+
+
+def test_no_guest_is_booted_for_nothing_after_the_last_case(
+    lab: Lab, server: Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(lab, "--only", "op.alloc_context", "--shard", "4/4", during="[[ $number = 3 ]] && exit 0") == 1
+    said = capsys.readouterr()
+    assert "\nnot ok 1 op.alloc_context.pre reorder 1 at pass 1\n" in said.out
+    assert "boot 2" not in said.err
 
 
 def test_adversarial_cases_are_asked_for(lab: Lab, server: Server, capsys: pytest.CaptureFixture[str]) -> None:
