@@ -116,7 +116,7 @@ int main(int argc, char **argv)
 	const size_t head = sizeof(struct pviommu_fault_page);
 	const volatile uint8_t *shared;
 	uint32_t offset, size, count, step, i;
-	unsigned long long passed, fired;
+	unsigned long long hash, passed, fired;
 	const uint8_t *rule;
 	uint32_t flags;
 
@@ -135,11 +135,12 @@ int main(int argc, char **argv)
 		fail("the page has no sound records");
 	for (i = 0; i < count; i++) {
 		rule = page + head + i * step;
+		hash = number(rule);
 		passed = number(rule + offsetof(struct pviommu_fault_rule, passed));
 		fired = number(rule + offsetof(struct pviommu_fault_rule, fired));
 		flags = word(rule + offsetof(struct pviommu_fault_rule, flags));
-		printf("rule %016llx %llu %llu %s\n", (unsigned long long)number(rule), passed,
-		       fired, flags & PVIOMMU_FAULT_RULE_ADVERSARIAL ? "adversarial" : "conforming");
+		printf("rule %016llx %llu %llu %s\n", hash, passed, fired,
+		       flags & PVIOMMU_FAULT_RULE_ADVERSARIAL ? "adversarial" : "conforming");
 	}
 	return 0;
 }
