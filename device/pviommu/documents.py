@@ -53,8 +53,12 @@ def _wrong(document: Any, whole: dict[str, Any], said: str, outer: Place) -> Wro
     text, inner = place_of(said)
     node = _node(whole, inner)
     place = (*outer, *inner)
-    if place and node is not None and "properties" not in node:
-        return WrongValueError(place, f"{spelled(place)} = {shown(document, place)}: must be {rule(node)}")
+    if place and node is not None and ("properties" not in node or text.startswith("Expected `object")):
+        given = document
+        for step in place:
+            given = given[step]
+        hint = f", each headed [[{place[-1]}]]" if node.get("type") == "array" and isinstance(given, dict) else ""
+        return WrongValueError(place, f"{spelled(place)} = {shown(given, ())}: must be {rule(node)}{hint}")
     where = f"{spelled(place)}: " if place else ""
     if match := re.search("unknown field `(.*)`", text):
         keys = ", ".join(node["properties"]) if node else ""
@@ -91,6 +95,11 @@ def rule(node: dict[str, Any]) -> str:
         return "true or false"
     if node["type"] == "array":
         return f"at most {node['maxItems']} tables" if "maxItems" in node else "tables"
+    if node["type"] == "object":
+        keys = f", with the keys {', '.join(node['properties'])}" if "properties" in node else ""
+        return f"a table, as {{ key = value }}{keys}"
+    if node["type"] == "string" and "maxLength" in node:
+        return f"a text of {node.get('minLength', 0)} to {node['maxLength']} characters"
     if node["type"] != "integer":
         return f"a {node['type']}"
     if "minimum" not in node:

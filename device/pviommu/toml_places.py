@@ -33,6 +33,8 @@ def shown(document: Any, place: Place) -> str:
         document = document[step]
     if isinstance(document, bool):
         return str(document).lower()
+    if document is None:
+        return "null"
     if isinstance(document, int):
         return f"{document} ({document:#x})" if document >= 0x1000 else str(document)
     if isinstance(document, dict | list):

@@ -112,7 +112,7 @@ def test_an_option_without_a_default_must_be_given(
         ("iommu.contexts = 0\n", "line 1: iommu.contexts = 0: must be a whole number, 1 to 65535"),
         ("iommu = { rings = 2, contexts = 0 }\n", "line 1: iommu.contexts = 0: must be a whole number, 1 to 65535"),
         ('[iommu]\nname = """a\nb"""\n', "iommu.name = 'a\\nb': must be 1 to 32 characters a-z"),
-        ("iommu = 3\n", "line 1: iommu: Expected `object`, got `int`"),
+        ("iommu = 3\n", "line 1: iommu = 3: must be a table, as { key = value }, with the keys name, "),
         ("endpoint = 3\n", "line 1: endpoint = 3: must be at most 256 tables"),
         ('[iommu]\ndefault-policy = "open"\n', 'iommu.default-policy = \'open\': must be "blocked" or "identity"'),
         ("[iommu]\nallowed = 1\n", "line 2: iommu.allowed = 1: must be true or false"),

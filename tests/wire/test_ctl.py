@@ -410,6 +410,18 @@ def test_rules_that_did_not_do_what_was_expected_are_the_status_of_the_server(
     assert serve.stop() == ExitStatus.UNEXPECTED
 
 
+def test_rules_that_are_taken_away_before_the_end_count_as_they_were_then(
+    folder: Path, topology: Path, path: Path
+) -> None:
+    scenario = scenario_file(folder, MAPS_FAIL)
+    with Serve(folder, topology, "--ctl", str(path), "--scenario", scenario) as serve:
+        assert ctl(path, "rules-unload").returncode == 0
+        with Guest(folder) as guest:  # what the rule would have met comes too late
+            ctx = guest.start().iommu.alloc()
+            assert guest.iommu.map(ctx, 0x10, 0x100, 1) == (0, 1)
+        assert serve.stop() == ExitStatus.UNEXPECTED
+
+
 SUSPENDED = """
 [[rule]]
 id = "late"
@@ -442,7 +454,17 @@ def test_what_a_rule_suspended_goes_on_when_it_is_told_or_the_rule_goes(
             {"scenario": {"rule": [{"id": "a", "on": "reset.apply", "do": {"drop": False}}]}},
             "scenario: rule[0].do.drop = false",
         ),
+        (
+            {
+                "scenario": {
+                    "rule": [{"id": "a", "on": "reset.apply"}, {"id": "b", "on": "reset.pre", "where": {"x": 1}}]
+                }
+            },
+            "scenario: rule[1].where.x: rule b: where has no key x here, but function",
+        ),
+        ({"scenario": {"rule": [{"id": "a", "on": "reset.apply", "schedule": 2}]}}, "must be a table"),
         ({"scenario": {"rules": []}}, "unknown key rules"),
+        ({"scenario": {"rule": []}}, "scenario: it has no [[rule]]: nothing would go wrong"),
         ({"scenario": 7}, "rules-load: scenario 7: must be an object"),
         ({}, "rules-load: scenario is missing: as in docs/faults.md"),
     ],

@@ -6,15 +6,11 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from ..documents import WrongValueError
-from ..faults.scenario import Scenario, parse
+from ..faults.scenario import Scenario, converted, in_words
 from ..faults.verdict import Verdict
-from ..toml_places import spelled
 from .description import CommandError
 
 __all__ = ["RuleCommands"]
-
-_LONGEST_PLACE = 128
-"""Characters: a key of a message may have any number of them."""
 
 
 class _Holds(Protocol):
@@ -44,13 +40,12 @@ class RuleCommands:
 
     def do_rules_load(self, *, scenario: Mapping[str, Any]) -> dict[str, Any]:
         try:
-            parsed = parse(scenario)
+            rules = converted(scenario)
+            rules.check_has_rules()
+            self._replace(rules)
         except WrongValueError as error:
-            place = spelled(error.place)[:_LONGEST_PLACE]
-            where = "" if not place or place in str(error) else f"{place}: "
-            raise CommandError(f"scenario: {where}{error}") from None
-        self._replace(parsed)
-        return {"loaded": len(parsed.rule)}
+            raise CommandError(f"scenario: {in_words(error)}") from None
+        return {"loaded": len(rules.rule)}
 
     def do_rules_unload(self) -> dict[str, Any]:
         verdict = self._faults.verdict().as_dict()

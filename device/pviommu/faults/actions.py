@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
@@ -12,7 +12,7 @@ from msgspec import Meta
 from pviommu_abi.slots import Errno
 
 from ..documents import WrongValueError
-from ..toml_places import shown
+from ..toml_places import shown, spelled
 from .catalogue import Nature, Place
 
 __all__ = ["ACTIONS", "WAITS", "Action", "Do", "duration_ns", "rate", "result_of"]
@@ -70,9 +70,11 @@ _PARAMETERS = ("then", "jitter", "clock", "within", "xor", "value")
 _ERROR_RULE = "the name of an error, as ENOMEM"
 _TIME_RULE = "a time, as 250us, 1.5ms or 2s, at most an hour"
 _RATE_RULE = "units a second, as 64Ki/s or 10Mi/s; bytes, or of operations pages"
-_TAG = Meta(min_length=1, max_length=64, extra_json_schema={"$comment": "a tag of 1 to 64 characters"})
+_TAG = Meta(pattern=r"^[ -~]{1,64}$(?!\n)", extra_json_schema={"$comment": "a tag of 1 to 64 printable characters"})
 _TRUE = Literal[True]
-_FIELD = int | str
+_MOST = (1 << 32) - 1
+_FIELD = Annotated[int, Meta(ge=0, le=_MOST)] | str
+_BYTE = 0xFF
 
 
 def _said(text: str) -> Meta:
@@ -87,7 +89,7 @@ class Do(msgspec.Struct, forbid_unknown_fields=True, rename={"assert_": "assert"
 
     fail: Annotated[str | None, _said(_ERROR_RULE)] = None
     status: Annotated[int | str | None, _said("a result: the name of an error, or 0 to 4095")] = None
-    partial: Annotated[int, Meta(ge=0, le=(1 << 32) - 1)] | None = None
+    partial: Annotated[int, Meta(ge=0, le=_MOST)] | None = None
     then: Annotated[str | None, _said(_ERROR_RULE)] = None
     delay: Annotated[str | None, _said(_TIME_RULE)] = None
     jitter: Annotated[str | None, _said(_TIME_RULE)] = None
@@ -102,10 +104,10 @@ class Do(msgspec.Struct, forbid_unknown_fields=True, rename={"assert_": "assert"
     drop: Annotated[_TRUE | None, _said("true")] = None
     lie: Annotated[_TRUE | None, _said("true")] = None
     duplicate: Annotated[int, Meta(ge=1, le=16)] | None = None
-    corrupt: Annotated[_FIELD | None, _said("the name of a field, or the offset of a byte")] = None
-    xor: Annotated[int, Meta(ge=0, le=_FULL)] | None = None
+    corrupt: Annotated[_FIELD | None, _said("the name of a field, or the offset of a byte, 0 to 4294967295")] = None
+    xor: Annotated[int, Meta(ge=1, le=_FULL)] | None = None
     value: Annotated[int, Meta(ge=0, le=_FULL)] | None = None
-    truncate: Annotated[int, Meta(ge=0, le=(1 << 32) - 1)] | None = None
+    truncate: Annotated[int, Meta(ge=0, le=_MOST)] | None = None
     slice: Annotated[int, Meta(ge=1, le=1 << 20)] | None = None
     stale: Annotated[_TRUE | None, _said("true")] = None
     miss: Annotated[_TRUE | None, _said("true")] = None
@@ -126,7 +128,7 @@ class Do(msgspec.Struct, forbid_unknown_fields=True, rename={"assert_": "assert"
     @property
     def action(self) -> str:
         """The one that it is."""
-        return next(key for key in self.given() if key in ACTIONS)
+        return next(key for key, attribute in _ATTRIBUTES if getattr(self, attribute) is not None)
 
     @property
     def lacks_memory(self) -> bool:
@@ -154,32 +156,59 @@ class Do(msgspec.Struct, forbid_unknown_fields=True, rename={"assert_": "assert"
             rate(self.bandwidth)
         if self.status is not None:
             result_of(self.status)
+        if isinstance(self.corrupt, int):
+            for key in ("xor", "value"):
+                if given.get(key, 0) > _BYTE:
+                    said = f"{key} = {shown(given[key], ())}: corrupt = {self.corrupt} is one byte, so at most {_BYTE}"
+                    raise WrongValueError((key,), said)
+        if self.assert_ is not None and not self.assert_:
+            raise WrongValueError(("assert",), "assert = {}: must have a condition, as those of `where`")
 
-    def check_at(self, place: Place) -> None:
-        """Raises :class:`.WrongValueError` for what is not possible there."""
-        probe, action = place.probe, self.action
-        if action not in place.actions:
-            others = [each.name for each in probe.places if action in each.actions]
-            hint = f" ({action}: {', '.join(others)})" if others else ""
-            possible = ", ".join(place.actions)
-            raise WrongValueError((action,), f"{action} is not possible at {place.name}{hint}; possible is {possible}")
-        for key in ("fail", "then"):
-            error = getattr(self, key)
-            known = (*probe.errors, *probe.refusals)
+    def check_at(self, places: Iterable[Place]) -> None:
+        """Raises :class:`.WrongValueError` for what is not possible at one of them."""
+        action = self.action
+        has_names = not (self.fail is self.then is self.corrupt is None)
+        for place in places:
+            if action not in place.actions:
+                others = [each.name for each in place.probe.places if action in each.actions]
+                hint = f" ({action}: {', '.join(others)})" if others else ""
+                possible = f"possible is {', '.join(place.actions)}"
+                raise WrongValueError((action,), f"{action} is not possible at {place.name}{hint}; {possible}")
+            if has_names:
+                self._check_names(place)
+
+    def _check_names(self, place: Place) -> None:
+        """Of errors and fields."""
+        probe, known = place.probe, (*place.probe.errors, *place.probe.refusals)
+        for key, error in (("fail", self.fail), ("then", self.then)):
             if error is not None and error not in known:
                 hint = "; `status` answers any other" if error in _ERRORS and "status" in place.actions else ""
                 said = f"{error[:64]} is no error of {probe.name}, which are {', '.join(known)}{hint}"
                 raise WrongValueError((key,), said)
+        fields = ", ".join(probe.fields)
         if isinstance(self.corrupt, str) and self.corrupt not in probe.fields:
-            fields = ", ".join(probe.fields) or "none by name, give an offset"
+            fields = fields or "none by name, give an offset"
             raise WrongValueError(("corrupt",), f"{probe.name} has no field {self.corrupt[:64]}, but {fields}")
+        if isinstance(self.corrupt, int) and fields and not probe.payload:
+            said = f"corrupt = {self.corrupt}: {probe.name} has no bytes, but the fields {fields}"
+            raise WrongValueError(("corrupt",), said)
 
     def nature_at(self, place: Place) -> Nature:
         """Whether a correct IOMMU may do this there."""
-        nature = place.actions[self.action]
-        if {self.fail, self.then} & set(place.probe.refusals):
-            return Nature.ADVERSARIAL
-        return nature
+        return self.natures_at((place,))[place.name]
+
+    def natures_at(self, places: Iterable[Place]) -> dict[str, Nature]:
+        """The same of several, by their names."""
+        action, told = self.action, {self.fail, self.then} - {None}
+        return {
+            place.name: Nature.ADVERSARIAL
+            if told and not told.isdisjoint(place.probe.refusals)
+            else place.actions[action]
+            for place in places
+        }
+
+
+_ATTRIBUTES = tuple((name, "assert_" if name == "assert" else name) for name in ACTIONS)
 
 
 def duration_ns(text: str, place: tuple[str, ...] = ()) -> int:
@@ -187,7 +216,7 @@ def duration_ns(text: str, place: tuple[str, ...] = ()) -> int:
     match = _TIME.fullmatch(text)
     found = round(float(match[1]) * _NS[match[2]]) if match else MOST_NS + 1
     if found > MOST_NS:
-        raise WrongValueError(place, f"{shown(text, ())}: must be {_TIME_RULE}")
+        raise WrongValueError(place, f"{spelled(place)} = {shown(text, ())}: must be {_TIME_RULE}")
     return found
 
 
@@ -195,7 +224,7 @@ def rate(text: str) -> int:
     """Units a second. Raises :class:`.WrongValueError`."""
     match = _RATE.fullmatch(text)
     if not match or not int(match[1]):
-        raise WrongValueError(("bandwidth",), f"{shown(text, ())}: must be {_RATE_RULE}")
+        raise WrongValueError(("bandwidth",), f"bandwidth = {shown(text, ())}: must be {_RATE_RULE}")
     return int(match[1]) * _UNITS[match[2]]
 
 
@@ -208,4 +237,5 @@ def result_of(status: int | str) -> int:
         return status
     if status in _ERRORS:
         return _ERRORS[str(status)]
-    raise WrongValueError(("status",), f"{shown(status, ())}: must be 0 to 4095, or one of {', '.join(_ERRORS)}")
+    said = f"status = {shown(status, ())}: must be 0 to 4095, or one of {', '.join(_ERRORS)}"
+    raise WrongValueError(("status",), said)

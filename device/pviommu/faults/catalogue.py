@@ -6,10 +6,10 @@ test proves that it agrees with the probes that the code has.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 from fnmatch import fnmatchcase
+from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 __all__ = ["ANYWHERE", "ARGUMENTS", "PROBES", "Argument", "Kind", "Nature", "Place", "Probe", "marked", "places"]
@@ -88,7 +88,7 @@ class Place:
     side: str
     actions: dict[str, Nature] = field(hash=False)
 
-    @property
+    @cached_property
     def name(self) -> str:
         return f"{self.probe.name}.{self.side}"
 
@@ -108,11 +108,13 @@ class Probe:
     refusals: tuple[str, ...] = ()
     """what it answers only if the request deserves it; as an answer to another one it is adversarial"""
     fields: tuple[str, ...] = ()
-    """what ``corrupt`` may change by name, before or after; otherwise it names an offset"""
+    """what ``corrupt`` may change by name, before or after"""
+    payload: bool = False
+    """whether there are bytes as well, which ``corrupt`` names by their offset; without :attr:`fields` there are"""
     native: tuple[str, ...] = ()
     """what the native core leaves to Python while a rule is here: map, unmap, translate, copy"""
 
-    @property
+    @cached_property
     def places(self) -> tuple[Place, ...]:
         return tuple(Place(self, side, _natures(actions)) for side, actions in self.sides)
 
@@ -155,6 +157,7 @@ def _operation(
         tuple(errors.split()),
         (*refusals.split(), "EIO"),
         tuple(arguments.split()),
+        payload=True,
         **more,
     )
 
@@ -209,7 +212,7 @@ _CORE = (
         ("POOL_EXHAUSTED",),
         ("NO_DOMAIN", "NOT_PAGING", "OUT_OF_APERTURE", "NOT_RAM", "RESERVED", "MAPPED"),
         ("ctx", "dfn", "gfn", "nr"),
-        ("map",),
+        native=("map",),
     ),
     Probe(
         "table.unmap",
@@ -219,7 +222,7 @@ _CORE = (
         (),
         ("NO_DOMAIN", "NOT_PAGING", "OUT_OF_APERTURE", "RESERVED", "NOT_MAPPED"),
         ("ctx", "dfn", "nr"),
-        ("unmap",),
+        native=("unmap",),
     ),
     Probe(
         "pool.reserve",
@@ -330,6 +333,7 @@ _RING_PROBES = (
         (),
         ("EINVAL", "EOPNOTSUPP", "EIO"),
         ("class", "op", "flags"),
+        True,
         ("map", "unmap"),
     ),
     Probe(
@@ -458,6 +462,7 @@ PROBES: dict[str, Probe] = {
 _PLACES = tuple(place for probe in PROBES.values() for place in probe.places)
 
 
-def places(pattern: str) -> Iterator[Place]:
+@lru_cache(256)
+def places(pattern: str) -> tuple[Place, ...]:
     """Those whose name a shell's pattern fits."""
-    return (place for place in _PLACES if fnmatchcase(place.name, pattern))
+    return tuple(place for place in _PLACES if fnmatchcase(place.name, pattern))

@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from typing import Any, Protocol
 
+import msgspec
+
 from pviommu_abi.shared import FaultRule, FaultRuleFlags, FaultRules, name_hash
 
 from ..engine import PAGE_SHIFT
@@ -24,7 +26,7 @@ from .points import POINTS
 from .points.operations import Answering
 from .scenario import Rule, Scenario
 from .schedule import Turns, stream_of
-from .verdict import Verdict, judged, problems_of
+from .verdict import Earlier, Verdict, judged, problems_of
 from .where import Values, Where
 
 __all__ = ["ActiveRule", "Faults", "Victim"]
@@ -49,17 +51,18 @@ class ActiveRule:
     """A rule, and how far it is."""
 
     def __init__(self, number: int, rule: Rule, seed: int) -> None:
-        found = rule.places()
-        probes = [place.probe for place in found]
+        probes = [place.probe for place in rule.places()]
         self.number = number
         self.rule = rule
+        self._hash = name_hash(rule.id)
         self.random = stream_of(seed, rule.id)
         self.turns = Turns(rule.schedule, self.random)
         self.where = Where(rule.where, probes)
         asserted = rule.do.assert_ if rule.do else None
         self.asserted = None if asserted is None else Where(asserted, probes, "assert")
-        self.at = {place.name: rule.do.nature_at(place) if rule.do else Nature.CONFORMING for place in found}
+        self.at = rule.natures()
         """the places where it is, and what it is there"""
+        self.nature = Nature.ADVERSARIAL if Nature.ADVERSARIAL in self.at.values() else Nature.CONFORMING
         self.free_at_ns = 0
         """when what a bandwidth allows is used up"""
         self.is_gone = False
@@ -67,8 +70,8 @@ class ActiveRule:
 
     def record(self) -> FaultRule:
         """For the guest."""
-        flags = FaultRuleFlags.ADVERSARIAL if self.rule.nature is Nature.ADVERSARIAL else 0
-        return FaultRule(name_hash(self.rule.id), self.turns.passed, self.turns.fired, flags)
+        flags = FaultRuleFlags.ADVERSARIAL if self.nature is Nature.ADVERSARIAL else 0
+        return FaultRule(self._hash, self.turns.passed, self.turns.fired, flags)
 
 
 def _is_about(values: Mapping[str, Any], context: int, dfn: int) -> bool:
@@ -117,21 +120,25 @@ class Faults:
         self._on_request: tuple[Act, Mapping[str, Any]] | None = None
         """the one about the last DMA request"""
         self.rules: list[ActiveRule] = []
+        self._earlier = Earlier()
         self.load(scenario)
 
     # -- what it is about -------------------------------------------------------------------------------------------
 
     def load(self, scenario: Scenario) -> None:
-        """Other rules from now on, all counts 0; what earlier ones held goes on, unless it hangs. Whoever built the
-        machine binds its probes anew (:meth:`pviommu.probes.Probes.rebind`). Raises
+        """Other rules from now on, all counts 0; those before are judged as they are, and what they held goes on,
+        unless it hangs. Whoever built the machine binds its probes anew (:meth:`pviommu.probes.Probes.rebind`). Raises
         :class:`pviommu.documents.WrongValueError`, and then nothing has changed.
         """
         scenario.check()
+        if self.rules:
+            self._earlier.add(self.verdict())
         for active in self.rules:
             active.is_gone = True
         self.scenario = scenario
         self.state = scenario.state
         self.rules = [ActiveRule(number, rule, scenario.seed) for number, rule in enumerate(scenario.rule)]
+        self._watched = {place.probe.name for rule in scenario.rule for place in rule.places()}
         self._assertions = []
         self._began_ns = self._inputs.now_ns()
         self._show()
@@ -157,17 +164,27 @@ class Faults:
         self.holds.forget()
         self._decided.clear()
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether there are rules, or were."""
+        return bool(self.rules or self._earlier.scenarios)
+
     def finish(self) -> Verdict:
-        """The run is over: nothing is written to shared memory any more. What came of it."""
+        """The run is over: nothing is written to shared memory any more. What came of it, of rules that went before
+        the end as well.
+        """
         self._page.hide()
         self._shared = None
-        return self.verdict()
+        last = self.verdict()
+        if not self._earlier.scenarios:
+            return last
+        return msgspec.structs.replace(last, ok=last.ok and not self._earlier.wrong, earlier=self._earlier)
 
     # -- an interposer ----------------------------------------------------------------------------------------------
 
     def watches(self, name: str) -> bool:
         """Whether any rule is at this probe."""
-        return any(place.name in rule.at for place in PROBES[name].places for rule in self.rules)
+        return name in self._watched
 
     def interpose(self, name: str, call: Callable[..., Any], owner: str, form: Any) -> Callable[..., Any]:
         """What to call instead of ``call``."""
@@ -323,8 +340,10 @@ class Faults:
     # -- the end ----------------------------------------------------------------------------------------------------
 
     def verdict(self) -> Verdict:
-        """As it is now."""
-        results = tuple(judged(active.rule, active.turns.passed, active.turns.fired) for active in self.rules)
+        """Of the rules that are loaded, as it is now."""
+        results = tuple(
+            judged(active.rule, active.nature, active.turns.passed, active.turns.fired) for active in self.rules
+        )
         wanted = self.scenario.expect.state if self.scenario.expect else None
         problems = problems_of(self._assertions, self.state, wanted, self.holds.tags())
         ok = not problems and not any(result.problems for result in results)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,20 +13,19 @@ _KEPT = 10_000
 
 
 class EventLog:
-    """Events in order. Those of the beginning are kept, and ``sink`` gets all of them as lines."""
+    """Events in order. The last ones are kept, and ``sink`` gets all of them as lines."""
 
     def __init__(self, sink: Callable[[str], None] | None = None) -> None:
         self.sink = sink
-        self.lines: list[str] = []
-        """the first ones, at most 10 000"""
+        self.lines: deque[str] = deque(maxlen=_KEPT)
+        """the last ones, at most 10 000"""
         self.count = 0
 
     def write(self, **fields: Any) -> int:
         """Note an event; its number, from 1."""
         self.count += 1
         line = json.dumps({"seq": self.count, **fields}, default=_plain, separators=(",", ":"))
-        if len(self.lines) < _KEPT:
-            self.lines.append(line)
+        self.lines.append(line)
         if self.sink is not None:
             self.sink(line)
         return self.count

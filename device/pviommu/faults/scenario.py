@@ -18,6 +18,8 @@ For example::
 from __future__ import annotations
 
 import difflib
+import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -34,7 +36,19 @@ from .catalogue import ARGUMENTS, PROBES, Kind, Nature, Place, places
 from .schedule import Schedule
 from .where import Where, number_range
 
-__all__ = ["Expect", "Rule", "Scenario", "ScenarioError", "find", "load", "loads", "parse", "schema"]
+__all__ = [
+    "Expect",
+    "Rule",
+    "Scenario",
+    "ScenarioError",
+    "converted",
+    "find",
+    "in_words",
+    "load",
+    "loads",
+    "parse",
+    "schema",
+]
 
 _ID = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$(?!\n)"
 """Python's ``$`` fits before a last newline, too."""
@@ -43,6 +57,8 @@ _STATE_RULE = "the name of a state, which reads as an id"
 _Name = Annotated[str, Meta(pattern=_ID, extra_json_schema={"$comment": _STATE_RULE})]
 _COUNT_RULE = {"$comment": 'a number or a range as "1..5"'}
 _MOST_SEED = (1 << 63) - 1
+_LONGEST_PLACE = 128
+"""Characters: a key may have any number of them."""
 
 
 class ScenarioError(Exception):
@@ -96,9 +112,9 @@ class Rule(_Table, frozen=True):
     expect: Annotated[Expect, Meta(description="what must have come of it at the end of the run")] = Expect()
     text: Annotated[str, Meta(description="what it stands for, for reports")] = ""
 
-    def places(self) -> list[Place]:
+    def places(self) -> tuple[Place, ...]:
         """Where it is. Raises :class:`.WrongValueError` for a pattern that fits none."""
-        found = list(places(self.on))
+        found = places(self.on)
         if not found:
             if sides := [place.name for place in places(f"{self.on}.*")] if self.on in PROBES else []:
                 raise WrongValueError(("on",), f"the probe {self.on} needs its side: {', '.join(sides)}")
@@ -121,17 +137,20 @@ class Rule(_Table, frozen=True):
         if self.do is not None:
             with documents.within("do"):
                 self.do.check()
-                for place in found:
-                    self.do.check_at(place)
+                self.do.check_at(found)
                 if self.do.assert_ is not None:
                     with documents.within("assert"):
                         Where(self.do.assert_, probes, "assert")
 
+    def natures(self) -> dict[str, Nature]:
+        """What it is at each of its places, by their names."""
+        found = places(self.on)
+        return self.do.natures_at(found) if self.do else {place.name: Nature.CONFORMING for place in found}
+
     @property
     def nature(self) -> Nature:
         """Adversarial if it is so at any of its places."""
-        at = {self.do.nature_at(place) for place in places(self.on)} if self.do else set()
-        return Nature.ADVERSARIAL if Nature.ADVERSARIAL in at else Nature.CONFORMING
+        return Nature.ADVERSARIAL if Nature.ADVERSARIAL in self.natures().values() else Nature.CONFORMING
 
 
 class FinalState(_Table, frozen=True):
@@ -161,6 +180,11 @@ class Scenario(_Table, frozen=True):
         is_adversarial = any(rule.nature is Nature.ADVERSARIAL for rule in self.rule)
         return Nature.ADVERSARIAL if is_adversarial else Nature.CONFORMING
 
+    def check_has_rules(self) -> None:
+        """Raises :class:`.WrongValueError` for one that could only be as expected."""
+        if not self.rule:
+            raise WrongValueError((), "it has no [[rule]]: nothing would go wrong, and nothing could be judged")
+
     def check(self) -> None:
         """Raises :class:`.WrongValueError`."""
         seen: dict[str, int] = {}
@@ -188,9 +212,32 @@ class Scenario(_Table, frozen=True):
 
 def parse(document: Mapping[str, Any]) -> Scenario:
     """A scenario from plain dicts and lists, as JSON has them. Raises :class:`.WrongValueError`."""
-    scenario = documents.convert(document, Scenario)
+    scenario = converted(document)
     scenario.check()
     return scenario
+
+
+def converted(document: Mapping[str, Any]) -> Scenario:
+    """The same, of which no more is known yet than that its form is right. Raises :class:`.WrongValueError`."""
+    try:
+        return documents.convert(document, Scenario)
+    except WrongValueError as error:
+        raise WrongValueError(error.place, f"{error}{_whose(document, error.place)}") from error
+
+
+def _whose(document: Any, place: toml_places.Place) -> str:
+    """The id of the rule that a place of a wrong document is in, behind what is wrong."""
+    if len(place) < 2 or place[0] != "rule":
+        return ""
+    rule = document["rule"][place[1]]
+    name = rule.get("id") if isinstance(rule, dict) else None
+    return f" (rule {name})" if isinstance(name, str) and re.match(_ID, name) else ""
+
+
+def in_words(error: WrongValueError) -> str:
+    """What is wrong, and where, in a document that has no lines."""
+    place = toml_places.spelled(error.place)[:_LONGEST_PLACE]
+    return str(error) if not place or place in str(error) else f"{place}: {error}"
 
 
 def find(given: Path) -> Path:
@@ -216,13 +263,33 @@ def load(given: Path) -> Scenario:
 def loads(data: bytes, name: str, *, is_json: bool = False) -> Scenario:
     """The same from the content of a file, which errors call ``name``. Raises :class:`ScenarioError`."""
     try:
-        return parse((msgspec.json if is_json else msgspec.toml).decode(data))
+        scenario = parse(_unique(data) if is_json else msgspec.toml.decode(data))
+        scenario.check_has_rules()
+        return scenario
     except WrongValueError as error:
         line = None if is_json else toml_places.line_of(data.decode(), error.place)
-        where = f"line {line}: " if line is not None else f"{toml_places.spelled(error.place)}: " if is_json else ""
-        raise ScenarioError(f"scenario {name}: {where}{error}") from error
+        said = in_words(error) if is_json else str(error) if line is None else f"line {line}: {error}"
+        raise ScenarioError(f"scenario {name}: {said}") from error
+    except RecursionError:
+        raise ScenarioError(f"scenario {name}: it is nested too deeply") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ScenarioError(f"scenario {name}: {error}") from error
+
+
+def _unique(data: bytes) -> Any:
+    """JSON, whose parsers take the last of members that have one name."""
+    document = msgspec.json.decode(data)
+
+    def members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise WrongValueError((), f"an object has the key {twice[:_LONGEST_PLACE]} twice")
+        return found
+
+    json.loads(data, object_pairs_hook=members)
+    return document
 
 
 def schema() -> dict[str, Any]:

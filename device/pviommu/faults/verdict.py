@@ -11,7 +11,10 @@ from .catalogue import Nature
 from .scenario import Rule
 from .where import number_range
 
-__all__ = ["RuleResult", "Verdict", "judged"]
+__all__ = ["Earlier", "RuleResult", "Verdict", "judged", "problems_of"]
+
+_KEPT = 16
+"""Scenarios whose verdict is told in full."""
 
 
 class RuleResult(msgspec.Struct, frozen=True, rename={"nature": "class"}):
@@ -31,7 +34,34 @@ class RuleResult(msgspec.Struct, frozen=True, rename={"nature": "class"}):
     text: str = ""
 
 
-class Verdict(msgspec.Struct, frozen=True):
+class Earlier(msgspec.Struct):
+    """Scenarios that others have replaced, or that were taken away: each judged as it was when it went."""
+
+    scenarios: int = 0
+    wrong: int = 0
+    """of these, how many did not end as expected"""
+    kept: list[Verdict] = []
+    """those of them, the first ones"""
+
+    def add(self, verdict: Verdict) -> None:
+        """One more, which goes now."""
+        self.scenarios += 1
+        self.wrong += not verdict.ok
+        if not verdict.ok and len(self.kept) < _KEPT:
+            self.kept.append(verdict)
+
+    def lines(self) -> list[str]:
+        """For people."""
+        what = "all as expected" if not self.wrong else f"{self.wrong} not as expected"
+        left_out = self.wrong - len(self.kept)
+        return [
+            f"scenarios that were replaced or taken away: {self.scenarios}, {what}",
+            *(f"  {line}" for verdict in self.kept for line in verdict.lines()),
+            *([f"  and {left_out} more"] if left_out else []),
+        ]
+
+
+class Verdict(msgspec.Struct, frozen=True, omit_defaults=True):
     """A whole run."""
 
     ok: bool
@@ -42,6 +72,8 @@ class Verdict(msgspec.Struct, frozen=True):
     rules: tuple[RuleResult, ...]
     problems: tuple[str, ...]
     """of the run: assertions that failed, a final state that is another one, calls left suspended"""
+    earlier: Earlier | None = None
+    """at the end of a server: what went before these rules, if anything; it is part of :attr:`ok`"""
 
     @property
     def is_adversarial(self) -> bool:
@@ -68,11 +100,12 @@ class Verdict(msgspec.Struct, frozen=True):
                 )
                 lines += [f"       {problem}" for problem in rule.problems]
         lines += [f"FAIL {problem}" for problem in self.problems]
-        lines.append(
+        return [
+            *(self.earlier.lines() if self.earlier else ()),
+            *lines,
             f"rules {'did what was expected' if self.ok else 'did not do what was expected'}: "
-            f"{self.events} events, seed {self.seed}, state {self.state}"
-        )
-        return lines
+            f"{self.events} events, seed {self.seed}, state {self.state}",
+        ]
 
     def as_dict(self) -> dict[str, Any]:
         """For programs."""
@@ -80,8 +113,8 @@ class Verdict(msgspec.Struct, frozen=True):
         return made
 
 
-def judged(rule: Rule, passed: int, fired: int) -> RuleResult:
-    """What to say of a rule."""
+def judged(rule: Rule, nature: Nature, passed: int, fired: int) -> RuleResult:
+    """What to say of a rule, which is of this nature."""
     expect = rule.expect
     problems = []
     expected = "once or more" if expect.fired is None else str(expect.fired)
@@ -94,7 +127,7 @@ def judged(rule: Rule, passed: int, fired: int) -> RuleResult:
         low, high = number_range(expect.passed)
         if not low <= passed <= high:
             problems.append(f"its conditions were met {_times(passed)}, expected {expect.passed}")
-    return RuleResult(rule.id, rule.nature.value, rule.on, passed, fired, expected, tuple(problems), rule.text)
+    return RuleResult(rule.id, nature.value, rule.on, passed, fired, expected, tuple(problems), rule.text)
 
 
 def _times(count: int) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -41,7 +41,7 @@ def number_range(value: Any) -> Span:
     else:
         raise ValueError(f"{value!r}: {_RULE}")
     if not 0 <= first <= last <= _MOST:
-        raise ValueError(f"{value!r}: {_RULE}, and not backwards")
+        raise ValueError(f"{value!r}: {_RULE}, at most {_MOST:#x} and not backwards")
     return first, last
 
 
@@ -65,14 +65,14 @@ def _test(name: str, value: Any) -> Callable[[Any], bool]:
 class Where:
     """Conditions, all of which must hold. What a probe does not tell meets none."""
 
-    def __init__(self, conditions: Mapping[str, Any], probes: Iterable[Probe], key: str = "where") -> None:
+    def __init__(self, conditions: Mapping[str, Any], probes: Collection[Probe], key: str = "where") -> None:
         """Raises :class:`.WrongValueError`, places within the table, for what none of ``probes`` tells, and for values
         that are none.
         """
-        told = {argument: None for probe in probes for argument in probe.arguments}
         self._tests: list[tuple[str, Callable[[Any], bool]]] = []
         for name, value in conditions.items():
-            if name not in told:
+            if not any(name in probe.arguments for probe in probes):
+                told = {argument: None for probe in probes for argument in probe.arguments}
                 raise WrongValueError(
                     (name,), f"{key} has no key {name[:_LONGEST]} here, but {', '.join(told) or 'none'}"
                 )

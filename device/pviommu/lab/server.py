@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from ..exit_status import ExitStatus
 from .problems import RunError, UsageError
 from .processes import Child
 
@@ -126,7 +127,8 @@ class ServerProcess:
     def stop(self) -> list[str]:
         """End the server with SIGTERM; returns what was wrong with its end, the first time it is called.
 
-        A server that is stopped is continued first, since it could not end otherwise.
+        A server that is stopped is continued first, since it could not end otherwise. That fault rules did not do what
+        was expected is wrong with them and not with its end: whoever has loaded them asks for their verdict.
         """
         if self._stopped or self._killed or not self._child.started:
             return []
@@ -138,7 +140,7 @@ class ServerProcess:
         status = self._child.stop()
         if died is not None:
             return [f"the server ended unexpectedly with status {died}: {_last_words(self._tail())}"]
-        if status != 0:
+        if status not in (ExitStatus.PASSED, ExitStatus.UNEXPECTED):
             return [f"the server ended with status {status} when told to stop: {_last_words(self._tail())}"]
         return []
 

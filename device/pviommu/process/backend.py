@@ -147,7 +147,7 @@ def _run(machine: Machine, topology: Topology, faults: Faults | None, settings: 
         finally:
             if controlled:
                 controlled.close()
-            if faults and (settings.scenario or faults.rules):
+            if faults and faults.has_begun:
                 verdict = faults.finish()
             server.close()
             usage = machine.iommu.engine.usage()  # of a machine without clients: anything left is a leak

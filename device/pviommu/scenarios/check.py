@@ -37,5 +37,5 @@ def main(args: argparse.Namespace) -> int:
             status = ExitStatus.USAGE
         else:
             rules = [f"{rule.id} ({rule.nature.value})" for rule in scenario.rule]
-            print(f"{path}: right, {', '.join(rules) or 'no rules'}")
+            print(f"{path}: right, {', '.join(rules)}")
     return status

@@ -16,7 +16,6 @@ from vfio_user import Client
 
 from ..control.client import Client as Control
 from ..control.client import ConnectionLostError
-from ..control.description import CommandError
 from ..faults.scenario import Scenario
 from ..guest.function import Function
 from ..guest.memory import GuestRam
@@ -179,8 +178,6 @@ class RunningServer(Watched):
         if self._is_over:
             return []
         self._is_over = True
-        with contextlib.suppress(ConnectionLostError, CommandError):
-            self.call("rules-unload")  # they are judged: that they did something else is not to be its status
         self.hang_up()
         return self.process.stop()
 

@@ -52,7 +52,7 @@ class Subject(ABC):
         return []
 
     def events(self) -> list[str]:
-        """The log of events of the rules, a JSON object a line, as far as it is kept."""
+        """The log of events of the rules, a JSON object a line, as far as it is kept: the last ones."""
         return []
 
     def begin(self, scenario: str | None) -> None:
@@ -75,10 +75,14 @@ class Subject(ABC):
 
     def load(self, scenario: Scenario | Mapping[str, Any], name: str = "loaded by the test") -> None:
         """Replace the rules; the test fails at its end unless all did what was expected, those that are replaced until
-        now. ``name``: of the scenario. Raises :class:`.CommandError` for a wrong one.
+        now. An empty one takes them away. ``name``: of the scenario. Raises :class:`.CommandError` for a wrong one.
         """
+        document = msgspec.to_builtins(scenario)
         problems, may_harm = self._judged()
-        self.call("rules-load", scenario=msgspec.to_builtins(scenario))
+        if document:
+            self.call("rules-load", scenario=document)
+        else:
+            self.call("rules-unload")
         self.scenario = name
         self._replaced += problems
         self._may_harm |= may_harm
@@ -129,10 +133,11 @@ class Subject(ABC):
         if self.scenario is None:
             return
         yield f"scenario {self.scenario}:"
-        yield from (f"  {line}" for line in self.verdict().lines())
+        verdict = self.verdict()
+        yield from (f"  {line}" for line in verdict.lines())
         events = self.events()
         if events:
-            yield f"last events of {len(events)}:"
+            yield f"last events of {verdict.events}:"
             yield from (f"  {_event(line)}" for line in events[-_EVENTS:])
 
     def _faults(self) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from types import MethodType
 
@@ -10,6 +11,7 @@ import pytest
 from pviommu.faults.engine import Faults
 from pviommu.faults.page import RulePage
 from pviommu.faults.points.base import Point
+from pviommu.faults.scenario import converted
 from pviommu.guest.capabilities import capabilities
 from pviommu.guest.fault_rules import FaultRules
 from pviommu.probes import ProbeCall, Probes, Rule
@@ -277,6 +279,70 @@ def test_other_rules_can_be_loaded_while_the_machine_lives(make_driver: Callable
     assert driver.map(ctx, 0x101, 0x10, 1)[0] == 0
     assert points(driver.machine) == []
     assert CapabilityId.FAULT_RULES not in capabilities(driver.view)
+
+
+def test_rules_that_others_replace_are_judged_as_they_are_then(load: Load) -> None:
+    faulty = load({"on": PRE}, {"on": "op.unmap_pages.pre"})
+    faulty.driver.map(faulty.driver.alloc()[1], 0x100, 0x10, 1)
+    faulty.faults.load(scenario({"id": "second", "on": "op.bind.pre", "expect": {"fired": "0.."}}))
+    assert faulty.faults.verdict().ok  # of those that are loaded
+
+    faulty.faults.load(scenario())
+    verdict = faulty.faults.finish()
+
+    assert not verdict.ok
+    assert verdict.lines() == [
+        "scenarios that were replaced or taken away: 2, 1 not as expected",
+        "  conforming:",
+        f"    ok   rule-0 ({PRE}): fired 1 of 1, expected once or more",
+        "    FAIL rule-1 (op.unmap_pages.pre): fired 0 of 0, expected once or more",
+        "         it fired never, expected once or more: no call met its place, conditions and state",
+        "  rules did not do what was expected: 1 events, seed 0, state start",
+        "rules did not do what was expected: 1 events, seed 0, state start",
+    ]
+
+
+def test_a_run_whose_rules_all_did_what_was_expected_before_they_went_is_as_expected(load: Load) -> None:
+    faulty = load({"on": "op.bind.pre", "expect": {"fired": 0}})
+    faulty.faults.load(scenario())
+
+    verdict = faulty.faults.finish()
+    assert verdict.ok
+    assert verdict.lines()[0] == "scenarios that were replaced or taken away: 1, all as expected"
+
+
+def test_any_number_of_scenarios_that_went_takes_little_memory(load: Load) -> None:
+    faulty = load({"on": PRE})
+    for _ in range(99):
+        faulty.faults.load(scenario({"on": PRE}))
+
+    lines = faulty.faults.finish().lines()
+    assert lines[0] == "scenarios that were replaced or taken away: 99, 99 not as expected"
+    assert sum("FAIL rule-0" in line for line in lines) == 16 + 1
+    assert "  and 83 more" in lines
+
+
+def test_the_last_events_are_kept(load: Load) -> None:
+    faulty = load({"on": PRE})
+    for number in range(10_003):
+        faulty.faults.log.write(number=number)
+
+    assert len(faulty.events()) == 10_000
+    assert faulty.events()[-1]["number"] == 10_002
+    assert faulty.faults.verdict().events == 10_003
+
+
+def test_many_rules_that_are_everywhere_are_loaded_in_no_time_for_a_loop(load: Load) -> None:
+    faulty = load()
+    many = {"rule": [{"id": f"r{number}", "on": "*", "do": {"log": "x"}} for number in range(64)]}
+
+    def load_them() -> float:
+        began = time.thread_time()
+        faulty.faults.load(converted(many))
+        faulty.driver.iommu.probes.rebind()
+        return time.thread_time() - began
+
+    assert min(load_them() for _ in range(5)) < 0.05  # a tenth of what it was, and several times what it is
 
 
 def test_who_looks_on_sees_what_was_asked_and_what_came_of_it(make_driver: Callable[..., Driver]) -> None:

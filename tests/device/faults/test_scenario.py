@@ -77,7 +77,11 @@ def rule(text: str) -> str:
         (rule(IRQ + 'do = { jitter = "1ms" }'), 6, "one action: it has none"),
         (rule(IRQ + "do = { drop = true, xor = 1 }"), 6, "xor does not go with drop, but with corrupt"),
         (rule(IRQ + 'do = { delay = "5ms" }'), 6, "delay is not possible at interrupt.apply (delay: interrupt.pre)"),
-        (rule('on = "interrupt.pre"\ndo = { delay = "5 min" }'), 6, "must be a time, as 250us, 1.5ms or 2s"),
+        (
+            rule('on = "interrupt.pre"\ndo = { delay = "5 min" }'),
+            6,
+            "delay = '5 min': must be a time, as 250us, 1.5ms or 2s",
+        ),
         (rule(MAP + 'do = { bandwidth = "fast" }'), 6, "must be units a second, as 64Ki/s"),
         (rule('on = "op.map_pages.post"\ndo = { status = "EFOO" }'), 6, "must be 0 to 4095, or one of EPERM"),
         (rule(MAP + 'do = { corrupt = "iova", xor = 1 }'), 6, "op.map_pages has no field iova, but ctx, dfn"),
@@ -91,6 +95,39 @@ def rule(text: str) -> str:
         (rule(f'on = "interrupt.pre"\ndo = {{ delay = "{"9" * 400}s" }}'), 6, "must be a time, as 250us"),
         (rule('on = "interrupt.pre"\ndo = { delay = "1s\\n" }'), 6, "must be a time, as 250us"),
         (rule(MAP + f'do = {{ bandwidth = "{"9" * 5000}/s" }}'), 6, "must be units a second, as 64Ki/s"),
+        (
+            rule(MAP + "do = { corrupt = -1, xor = 1 }"),
+            6,
+            "corrupt = -1: must be the name of a field, or the offset of",
+        ),
+        (rule(MAP + "do = { corrupt = 4294967296, xor = 1 }"), 6, "of a byte, 0 to 4294967295 (rule a)"),
+        (rule(MAP + "do = { corrupt = true, xor = 1 }"), 6, "do.corrupt = true: must be"),
+        (rule(MAP + "do = { corrupt = 2, value = 256 }"), 6, "value = 256: corrupt = 2 is one byte, so at most 255"),
+        (rule(MAP + "do = { corrupt = 2, xor = 0 }"), 6, "do.xor = 0: must be a whole number, 1 to"),
+        (
+            rule('on = "table.map.pre"\ndo = { corrupt = 2, xor = 1 }'),
+            6,
+            "table.map has no bytes, but the fields ctx, dfn",
+        ),
+        (rule('on = "fault.deliver.pre"\ndo = { corrupt = 2, xor = 1 }'), 6, "has no bytes, but the fields reason, "),
+        (rule(MAP + "do = { status = -3 }"), 6, "status = -3: must be 0 to 4095, or one of EPERM"),
+        (rule(MAP + "do = { assert = {} }"), 6, "assert = {}: must have a condition"),
+        (rule(MAP + 'do = { suspend = "a\\nb" }'), 6, "must be a tag of 1 to 64 printable characters (rule a)"),
+        (rule(MAP + 'do = { log = "" }'), 6, "do.log = '': must be a text of 1 to 200 characters"),
+        (rule(MAP + "where = { ctx = 18446744073709551616 }"), 6, "at most 0xffffffffffffffff and not backwards"),
+        (
+            rule(MAP + 'schedule = "nth=2"'),
+            6,
+            "schedule = 'nth=2': must be a table, as { key = value }, with the keys nth",
+        ),
+        (rule(MAP + 'do = "fail"'), 6, "do = 'fail': must be a table, as { key = value }, with the keys fail, "),
+        (rule(MAP + "where = 4"), 6, "where = 4: must be a table, as { key = value } (rule a)"),
+        (
+            '[[expect]]\nstate = "end"\n',
+            1,
+            "expect = an array of 1: must be a table, as { key = value }, with the keys state",
+        ),
+        ('[rule]\nid = "a"\non = "reset.pre"', 1, "rule = a table: must be at most 127 tables, each headed [[rule]]"),
         ('[[rule]]\nid = "a\\n"\non = "reset.pre"', 2, "must be 1 to 64 of letters, digits"),
         ("version = 2\n", 1, "version = 2: must be 1"),
         ("seed = -1\n", 1, "seed = -1: must be a whole number, 0 to"),
@@ -108,11 +145,41 @@ def test_a_mistake_is_told_with_its_line_and_what_would_be_right(
     assert said in str(caught.value)
 
 
-def test_json_names_the_place(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"id": "a", "on": "reset.pre", "do": {"fail": "EIO"}}', "rule[0].do.fail: rule a: fail is not possible at"),
+        ('{"id": "a", "on": "reset.pre", "do": {"drop": 1}}', "rule[0].do.drop = 1: must be true (rule a)"),
+        ('{"id": "a", "on": "reset.pre", "if": 1}', "rule[0].if: rule[0]: unknown key if; known are id, on, where"),
+        ('{"id": 3, "on": "reset.pre"}', "rule[0].id = 3: must be 1 to 64 of letters"),
+        ('{"id": "a", "on": "reset.pre", "on": "reset.post"}', "an object has the key on twice"),
+        ("null", "rule[0] = null: must be a table"),
+    ],
+)
+def test_json_names_the_place(tmp_path: Path, text: str, said: str) -> None:
     path = tmp_path / "wrong.json"
-    path.write_text('{"rule": [{"id": "a", "on": "reset.pre", "do": {"fail": "EIO"}}]}')
+    path.write_text(f'{{"rule": [{text}]}}')
 
-    with pytest.raises(ScenarioError, match=r"rule\[0\].do.fail: rule a: fail is not possible at reset.pre"):
+    with pytest.raises(ScenarioError) as caught:
+        load(path)
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "text"), [("a.toml", ""), ("a.toml", "seed = 7\n"), ("a.json", "{}")])
+def test_a_scenario_without_rules_could_judge_nothing_and_is_wrong(tmp_path: Path, name: str, text: str) -> None:
+    path = tmp_path / name
+    path.write_text(text)
+
+    with pytest.raises(ScenarioError, match=r"it has no \[\[rule\]\]: .* nothing could be judged"):
+        load(path)
+
+
+@pytest.mark.parametrize("suffix", [".toml", ".json"])
+def test_what_is_nested_without_end_is_told_as_any_mistake(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"deep{suffix}"
+    path.write_text(("a = " if suffix == ".toml" else "") + "[" * 100_000)
+
+    with pytest.raises(ScenarioError, match="nested too deeply"):
         load(path)
 
 

@@ -86,6 +86,13 @@ def test_server_that_is_stopped_is_continued_so_that_it_can_end(tmp_path: Path) 
         assert child.stop() == []
 
 
+def test_rules_that_did_something_else_are_no_problem_of_the_servers_end(tmp_path: Path) -> None:
+    body = 'signal.signal(15, lambda *a: sys.exit(5)); kept = listen("a.sock"); sleep_for_ever()'
+    with server(tmp_path, body) as child:
+        child.start()
+        assert child.stop() == []
+
+
 def test_server_that_ends_badly_when_told_to_stop_is_reported(tmp_path: Path) -> None:
     body = 'kept = listen("a.sock"); sleep_for_ever()'
     with server(tmp_path, body) as child:

@@ -282,7 +282,11 @@ class SlotPoint(Answering):
         found[name] = changed_number(do, found[name], bits[name])
         return Go((*found.values(), payload), found)
 
+    def can(self, args: Args, result: Any, do: Do) -> bool:
+        """A completed slot has a result and a payload, and none of the fields."""
+        return result is None or not isinstance(do.corrupt, str)
+
     def post_corrupt(self, do: Do, args: Args, result: Reply) -> tuple[Reply, Any]:
         payload = result.payload + args[3][len(result.payload) :]
-        payload = changed_bytes(do, payload, do.corrupt if isinstance(do.corrupt, int) else 0)
+        payload = changed_bytes(do, payload, int(do.corrupt or 0))
         return result._replace(payload=payload), {"payload": payload}
