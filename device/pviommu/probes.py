@@ -75,8 +75,11 @@ class Interposer(Protocol):
     def show(self, shared: Any) -> None:
         """The shared BAR of the PV-IOMMU is this, with zeros where the guest looks."""
 
-    def reset(self) -> None:
-        """The PV-IOMMU was reset: calls that wait are made no more."""
+    def reset(self, function: str) -> None:
+        """A function was reset: calls that wait there are made no more."""
+
+    def client_gone(self, client: object) -> None:
+        """The connection ``client``, the form of calls for a client, is closed: none of its calls waits any more."""
 
     def acts(self, context: int, dfn: int) -> list[Act]:
         """What it decided lately about operations on a page of a context, the last first."""

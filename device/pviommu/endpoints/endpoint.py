@@ -221,6 +221,8 @@ class Endpoint(PciFunction):
         finally:
             self.state = self.State()
             self._translator.endpoint_begins()
+            if self.probes.interposer:
+                self.probes.interposer.reset(self.name)
 
     def on_bus_master(self, enabled: bool) -> None:
         if enabled:

@@ -34,11 +34,14 @@ __all__ = ["ActiveRule", "Faults", "Victim"]
 
 _MOST_DECISIONS = 1024
 _MOST_ACTS = 4
+_MOST_BROKEN = 32
 
 
 class Victim(Protocol):
     """The PV-IOMMU that a scenario is about: see :class:`pviommu.interfaces.pv.function.PvIommu`."""
 
+    @property
+    def name(self) -> str: ...
     @property
     def bindings(self) -> Any: ...
     @property
@@ -106,15 +109,14 @@ class Faults:
         self.hang_up: Callable[[str], None] = lambda _function: None
         """ends the session of the client of a function"""
         self._inputs = inputs
-        self.resets = 0
-        """of the device"""
         self._page = RulePage()
         self._shared: Shared | None = None
         self._victim: Victim | None = None
         self._skipped_ns = 0
         """by delays in virtual time"""
         self._began_ns = 0
-        self._assertions: list[str] = []
+        self._broken: list[str] = []
+        """assertions that did not hold, the first ones"""
         self._decided: deque[tuple[Act, Mapping[str, Any]]] = deque(maxlen=_MOST_DECISIONS)
         """the last decisions, each with what the call was about; those about DMA are not kept"""
         self._on_request: tuple[Act, Mapping[str, Any]] | None = None
@@ -139,7 +141,7 @@ class Faults:
         self.state = scenario.state
         self.rules = [ActiveRule(number, rule, scenario.seed) for number, rule in enumerate(scenario.rule)]
         self._watched = {place.probe.name for rule in scenario.rule for place in rule.places()}
-        self._assertions = []
+        self._assertions, self._broken = 0, []
         self._began_ns = self._inputs.now_ns()
         self._show()
         self.holds.release()
@@ -158,11 +160,15 @@ class Faults:
             raise RuntimeError("the scenario is attached to no machine")
         return self._victim
 
-    def reset(self) -> None:
-        """The device was reset: whoever was held is gone, and so are the contexts that decisions were about."""
-        self.resets += 1
-        self.holds.forget()
-        self._decided.clear()
+    def reset(self, function: str) -> None:
+        """A function was reset: what was held for it is gone; with the PV-IOMMU also what decisions were about."""
+        self.holds.forget(function)
+        if function == self.victim.name:
+            self._decided.clear()
+
+    def client_gone(self, client: object) -> None:
+        """A client is gone, and what it waited for."""
+        self.holds.forget_client(client)
 
     @property
     def has_begun(self) -> bool:
@@ -308,7 +314,9 @@ class Faults:
             after = self.holds.resume(do.resume)
         number = self.note(active, place, values, after)
         if active.asserted is not None and after != "holds":
-            self._assertions.append(f"rule {active.rule.id}: event {number}: the assertion {after}")
+            self._assertions += 1
+            if len(self._broken) < _MOST_BROKEN:
+                self._broken.append(f"rule {active.rule.id}: event {number}: the assertion {after}")
         if do.interrupt is not None:
             vector = do.interrupt
             self.holds.soon(lambda: self.victim.interrupt(vector))
@@ -345,6 +353,8 @@ class Faults:
             judged(active.rule, active.nature, active.turns.passed, active.turns.fired) for active in self.rules
         )
         wanted = self.scenario.expect.state if self.scenario.expect else None
-        problems = problems_of(self._assertions, self.state, wanted, self.holds.tags())
+        more = self._assertions - len(self._broken)
+        broken = [*self._broken, f"and {more} more assertions that did not hold"] if more else self._broken
+        problems = problems_of(broken, self.state, wanted, self.holds.never_resumed())
         ok = not problems and not any(result.problems for result in results)
         return Verdict(ok, self.scenario.seed, self.state, self.log.count, results, problems)

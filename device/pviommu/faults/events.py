@@ -17,15 +17,19 @@ class EventLog:
 
     def __init__(self, sink: Callable[[str], None] | None = None) -> None:
         self.sink = sink
-        self.lines: deque[str] = deque(maxlen=_KEPT)
-        """the last ones, at most 10 000"""
+        self._kept: deque[str] = deque(maxlen=_KEPT)
         self.count = 0
+
+    @property
+    def lines(self) -> list[str]:
+        """The last ones, at most 10 000."""
+        return list(self._kept)
 
     def write(self, **fields: Any) -> int:
         """Note an event; its number, from 1."""
         self.count += 1
         line = json.dumps({"seq": self.count, **fields}, default=_plain, separators=(",", ":"))
-        self.lines.append(line)
+        self._kept.append(line)
         if self.sink is not None:
             self.sink(line)
         return self.count

@@ -8,7 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
-__all__ = ["Hold", "Holds", "Scheduler"]
+__all__ = ["MOST_HELD", "Hold", "Holds", "Scheduler"]
+
+MOST_HELD = 1 << 16
+"""Calls that wait at a time: interrupts and events that nobody lets go must not fill the memory."""
 
 
 class Scheduler(Protocol):
@@ -23,8 +26,14 @@ class Hold:
     def __init__(self, tag: str | None = None) -> None:
         self.tag = tag
         self.is_over = False
-        self.is_of_client = False
-        """whether a client waits, which is there also after a reset of the device"""
+        self.is_forgotten = False
+        """whether it is over because nobody waits any more: what waited is not to go on"""
+        self.function = ""
+        """whose reset ends it"""
+        self.client: object = None
+        """who waits, if it is a client: its end ends it, and no reset, which another one may have asked for"""
+        self.timer: Any = None
+        """by which it ends, if it does so by itself"""
         self._callbacks: list[Callable[[], None]] = []
 
     def then(self, callback: Callable[[], None]) -> None:
@@ -44,7 +53,9 @@ class Hold:
     def forget(self) -> None:
         """Nobody is held any more: nothing is called back."""
         self._callbacks.clear()
-        self.is_over = True
+        self.is_over = self.is_forgotten = True
+        if self.timer is not None:
+            self.timer.cancel()
 
 
 class Holds:
@@ -61,9 +72,17 @@ class Holds:
         self._delayed: dict[Hold, None] = {}
         """in order of their beginning"""
         self._hung: list[Hold] = []
+        self._left: dict[str, None] = {}
+        """tags under which calls were suspended until their clients had gone"""
         self._scheduler: Scheduler | None = None
         self._due: list[tuple[int, Callable[[], None]]] = []
         """what is to be scheduled once there is a scheduler"""
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no more may wait."""
+        count = len(self._suspended) + len(self._awaiting) + len(self._hung) + len(self._delayed)
+        return count >= MOST_HELD
 
     # -- time -------------------------------------------------------------------------------------------------------
 
@@ -78,11 +97,11 @@ class Holds:
         """Call ``callback`` when the call in progress is over."""
         self._at(self._now_ns(), callback)
 
-    def _at(self, time_ns: int, callback: Callable[[], None]) -> None:
-        if self._scheduler is None:
-            self._due.append((time_ns, callback))
-        else:
-            self._scheduler.at(time_ns, callback)
+    def _at(self, time_ns: int, callback: Callable[[], None]) -> Any:
+        if self._scheduler is not None:
+            return self._scheduler.at(time_ns, callback)
+        self._due.append((time_ns, callback))
+        return None
 
     def delay(self, ns: int) -> Hold:
         """Over after this time."""
@@ -93,7 +112,7 @@ class Holds:
             self._delayed.pop(hold, None)
             hold.let_go()
 
-        self._at(self._now_ns() + ns, end)
+        hold.timer = self._at(self._now_ns() + ns, end)
         return hold
 
     # -- tags -------------------------------------------------------------------------------------------------------
@@ -121,6 +140,7 @@ class Holds:
         """Let go what is suspended under ``tag``. How many these were."""
         gone = [hold for hold in self._suspended if hold.tag == tag and not hold.is_over]
         self._suspended = [hold for hold in self._suspended if hold.tag != tag]
+        self._left.pop(tag, None)
         for hold in gone:
             hold.let_go()
         return len(gone)
@@ -128,6 +148,10 @@ class Holds:
     def tags(self) -> list[str]:
         """Those under which something is suspended, in order of time."""
         return list(dict.fromkeys(hold.tag for hold in self._suspended if hold.tag and not hold.is_over))
+
+    def never_resumed(self) -> list[str]:
+        """The same, and those of calls that were suspended until their clients had gone."""
+        return list(dict.fromkeys([*self.tags(), *self._left]))
 
     # -- others first -----------------------------------------------------------------------------------------------
 
@@ -161,14 +185,25 @@ class Holds:
         self._suspended, self._awaiting = [], []
         self._delayed.clear()
         self._behind.clear()
+        self._left.clear()
         for hold in held:
             hold.let_go()
 
-    def forget(self) -> None:
-        """Who was held is gone, but for clients."""
+    def forget(self, function: str) -> None:
+        """A function was reset: what was held for it is gone, but for what clients wait for."""
+        self._forget(lambda hold: hold.client is None and hold.function == function)
+
+    def forget_client(self, client: object) -> None:
+        """A client is gone, and what it waited for."""
+        self._left |= {hold.tag: None for hold in self._suspended if hold.client is client and hold.tag}
+        self._forget(lambda hold: hold.client is client)
+
+    def _forget(self, is_meant: Callable[[Hold], bool]) -> None:
+        for hold in (*self._suspended, *self._awaiting, *self._hung, *self._delayed):
+            if is_meant(hold):
+                hold.forget()
         for held in (self._suspended, self._awaiting, self._hung):
-            for hold in held:
-                if not hold.is_of_client:
-                    hold.forget()
-            held[:] = [hold for hold in held if hold.is_of_client]
-        self._behind.clear()
+            held[:] = [hold for hold in held if not hold.is_forgotten]
+        self._delayed = {hold: None for hold in self._delayed if not hold.is_forgotten}
+        for probe, waiting in list(self._behind.items()):
+            self._behind[probe] = [each for each in waiting if not each[0].is_forgotten]

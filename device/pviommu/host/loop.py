@@ -27,6 +27,8 @@ LOOK_NS = 1_000_000
 """Longest time between two looks at the descriptors, besides what is left of the turn in progress."""
 AFTER_STOP_NS = 5_000_000
 """After a stop of the process: how long the looks at descriptors go on that precede all work."""
+_LONGEST_MS = 3_600_000
+"""Longest sleep until a timer: the kernel counts the milliseconds in 31 bits."""
 _T = TypeVar("_T")
 
 
@@ -183,5 +185,5 @@ class Loop:
         due_ns = self._timers.next_ns()
         if due_ns is None:
             return timeout_ms
-        left_ms = max(due_ns - self._inputs.now_ns(), 0) / 1e6
+        left_ms = min(max(due_ns - self._inputs.now_ns(), 0) / 1e6, _LONGEST_MS)
         return left_ms if timeout_ms == FOREVER else min(timeout_ms, left_ms)

@@ -77,4 +77,4 @@ class Device(Subject):
         return finished(self._answers.begin(command, arguments))
 
     def events(self) -> list[str]:
-        return list(self.faults.log.lines)
+        return self.faults.log.lines

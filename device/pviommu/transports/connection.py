@@ -160,4 +160,6 @@ class Connection:
         """End the connection; the session is over."""
         if self.watch is not None:
             self.watch.close()
+        if self.function.probes.interposer:
+            self.function.probes.interposer.client_gone(self)
         self.closer.close_socket(self.sock)

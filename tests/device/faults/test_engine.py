@@ -322,6 +322,17 @@ def test_any_number_of_scenarios_that_went_takes_little_memory(load: Load) -> No
     assert "  and 83 more" in lines
 
 
+def test_assertions_that_do_not_hold_are_told_and_counted_but_not_all_kept(load: Load) -> None:
+    faulty = load({"on": PRE, "do": {"assert": {"ctx": 77}}})
+    _, ctx = faulty.driver.alloc()
+    for number in range(35):
+        faulty.driver.map(ctx, 0x100 + number, 0x10, 1)
+
+    problems = faulty.faults.verdict().problems
+    assert problems[0] == "rule rule-0: event 1: the assertion does not hold: ctx"
+    assert problems[32:] == ("and 3 more assertions that did not hold",)
+
+
 def test_the_last_events_are_kept(load: Load) -> None:
     faulty = load({"on": PRE})
     for number in range(10_003):

@@ -11,6 +11,7 @@ from pviommu.dma.fault import DmaRefusedError
 from pviommu_abi.shared import EventReason
 from pviommu_abi.slots import Errno, SlotFlags
 from pviommu_abi.xen_2024 import PvIommuOp, Xen2024Op
+from vfio_user import IrqAction, IrqIndex, IrqKind, IrqRequest
 
 from ..conftest import Driver
 from .conftest import Load
@@ -180,6 +181,52 @@ def test_an_interrupt_is_lost_or_comes_again(load: Load, do: dict[str, object], 
     fd = faulty.driver.msix(1)
     faulty.driver.iommu.interrupt(1)
     assert rung(fd) == count
+    os.close(fd)
+
+
+@pytest.mark.parametrize("do", [{"suspend": "it"}, {"delay": "1ms"}], ids=["suspend", "delay"])
+@pytest.mark.parametrize(("function", "other"), [("dma0", "iommu"), ("iommu", "dma0")])
+def test_an_interrupt_that_is_held_is_lost_by_a_reset_of_its_own_function_only(
+    load: Load, do: dict[str, str], function: str, other: str
+) -> None:
+    faulty = load({"on": "interrupt.pre", "where": {"function": function}, "do": do})
+    functions = {each.name: each for each in faulty.driver.machine.functions()}
+    fd = os.eventfd(0, os.EFD_NONBLOCK)
+    irqs = (os.dup(fd),)
+    functions[function].set_irqs(IrqRequest(IrqIndex.MSIX, 0, 1, IrqAction.TRIGGER, IrqKind.EVENTFD, irqs))
+    for reset, comes in ((other, 1), (function, 0)):
+        functions[function].interrupt(0)
+        functions[reset].reset()
+        faulty.agenda.run(2_000_000)
+        faulty.faults.holds.resume("it")
+        assert rung(fd) == comes
+    os.close(fd)
+
+
+def test_an_endpoint_that_hangs_goes_on_after_its_own_reset(load: Load) -> None:
+    faulty = load({"on": "endpoint.work.pre", "schedule": {"nth": 1}, "do": {"hang": True}})
+    engine = faulty.driver.machine.endpoints["dma0"]
+    engine.step()
+    faulty.driver.iommu.reset()
+    engine.step()
+    assert faulty.fired() == [1]
+    assert [rule.passed for rule in faulty.faults.verdict().rules] == [1]  # it still hangs
+
+    engine.reset()
+    engine.step()
+    assert [rule.passed for rule in faulty.faults.verdict().rules] == [2]
+
+
+def test_no_more_is_held_than_there_is_room_for(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pviommu.faults.holds.MOST_HELD", 3)
+    faulty = load({"on": "interrupt.pre", "do": {"suspend": "it"}})
+    fd = faulty.driver.msix(1)
+    for _ in range(5):
+        faulty.driver.iommu.interrupt(1)
+
+    assert rung(fd) == 2
+    assert [event["after"] for event in faulty.events()][2:] == [{"suspended": "it"}, *["not held: too many are"] * 2]
+    assert faulty.faults.holds.resume("it") == 3
     os.close(fd)
 
 

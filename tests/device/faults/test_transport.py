@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from pviommu.faults.holds import Hold
 from pviommu.scenarios.stage import RAM_PAGES, PlayedClient, Stage, StuckError
 from pviommu_abi.registers import REGISTER, SHARED_BAR
 from vfio_user import ProtocolError, RemoteError
@@ -219,6 +220,33 @@ def test_a_reset_of_the_iommu_does_not_lose_a_client_that_is_held(make_stage: Ma
         assert stage.faults.holds.tags() == ["it"]
         assert stage.faults.holds.resume("it") == 1
         assert len(client._await(header).payload) == 20
+
+
+@pytest.mark.parametrize(
+    ("on", "after"), [("message.region_read.pre", 0), ("socket.receive.pre", 8), ("socket.send.pre", 8)]
+)
+@pytest.mark.parametrize("do", [{"hang": True}, {"suspend": "it"}, {"wait": "it"}, {"delay": "3600s"}])
+def test_nothing_is_kept_of_clients_that_have_gone(
+    make_stage: MakeStage, on: str, after: int, do: dict[str, Any]
+) -> None:
+    stage = make_stage({"on": on, "where": {"function": "dma0"}, "schedule": {"after": after}, "do": do})
+    holds = stage.faults.holds
+
+    def held() -> list[Hold]:
+        return [*holds._suspended, *holds._awaiting, *holds._hung, *holds._delayed]
+
+    for _ in range(3):
+        with contextlib.suppress(StuckError), connected(stage, "dma0") as client:
+            for _ in range(8):
+                client._post(9, b"\0" * 8 + b"\0\0\0\0\4\0\0\0", ())
+                stage.turn()
+            assert len(held()) == 1
+        for _ in range(3):
+            stage.turn()
+        assert held() == []
+    assert holds.tags() == []
+    unresumed = ["still suspended at the end: it; nothing resumed them"] if "suspend" in do else []
+    assert list(stage.faults.verdict().problems) == unresumed
 
 
 def test_who_waits_for_a_tag_that_is_there_already_does_not_wait(make_stage: MakeStage) -> None:

@@ -165,6 +165,14 @@ def test_the_loop_sleeps_until_something_is_due(loop: Loop, inputs: Inputs) -> N
     assert inputs.waits == [5.0, FOREVER]
 
 
+def test_a_timer_of_years_is_slept_for_in_pieces_that_the_kernel_can_count(loop: Loop, inputs: Inputs) -> None:
+    inputs.time_step = 0
+    loop.at(inputs.time + 10**18, lambda: None)
+    inputs.waits.clear()
+    turns(loop, 1)
+    assert inputs.waits == [3_600_000]
+
+
 def test_what_is_cancelled_is_neither_called_nor_waited_for(loop: Loop, inputs: Inputs) -> None:
     called = []
     loop.at(inputs.time + 5_000_000, lambda: called.append(1)).cancel()

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from ..actions import Do, duration_ns, rate
+from ..actions import WAITS, Do, duration_ns, rate
 from ..holds import Hold
 
 if TYPE_CHECKING:
@@ -125,13 +125,25 @@ class Point:
     def _decide(self, active: ActiveRule, args: Args) -> Outcome:
         do = active.rule.do
         assert do is not None  # one without it decides nothing
-        if hold := self._waits(active, do, args):
-            return hold
+        if waits := self._waits(active, do, args):
+            return waits
         outcome: Outcome = getattr(self, f"do_{do.action}")(do, args)
         return outcome
 
     def _waits(self, active: ActiveRule, do: Do, args: Args) -> Go | Held | None:
         """What the actions come to that only take time; None for another one."""
+        if do.action in WAITS and self.faults.holds.is_full:
+            return Go(args, "not held: too many are")
+        waits = self._takes_time(active, do, args)
+        if isinstance(waits, Held):
+            self.ends(waits.hold)
+        return waits
+
+    def ends(self, hold: Hold) -> None:
+        """Say what ends a wait before its time: a reset of the function."""
+        hold.function = self.owner
+
+    def _takes_time(self, active: ActiveRule, do: Do, args: Args) -> Go | Held | None:
         holds = self.faults.holds
         if do.delay is not None:
             ns = self.faults.jittered_ns(active, do)

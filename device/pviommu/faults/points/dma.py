@@ -41,7 +41,7 @@ class TranslatePoint(Point):
 
     def __call__(self, *args: Any, **_named: Any) -> Any:
         waiting, self._waiting = self._waiting, None
-        if waiting is None or waiting.requests != args[0]:  # that one was given up
+        if waiting is None or waiting.hold.is_forgotten or waiting.requests != args[0]:  # that one was given up
             return super().__call__(*args)
         if waiting.hold.is_over:
             return waiting.go()

@@ -27,15 +27,7 @@ __all__ = [
 _BITS = {"reason": 16, "stream": 32, "iova": 64, "length": 64, "ctx_no": 16, "access": 8}
 
 
-class _ReportPoint(Deferred):
-    """What the guest is told by an event. Held over a reset it is forgotten: it is not for whoever comes next."""
-
-    def hold(self, hold: Hold, go: Callable[[], Any]) -> Any:
-        resets = self.faults.resets
-        return super().hold(hold, lambda: go() if self.faults.resets == resets else None)
-
-
-class FaultPoint(_ReportPoint):
+class FaultPoint(Deferred):
     """A refused request that is told of."""
 
     def values(self, args: Args) -> dict[str, Any]:
@@ -51,7 +43,7 @@ class FaultPoint(_ReportPoint):
         }
 
 
-class EventPoint(_ReportPoint):
+class EventPoint(Deferred):
     """An event, field by field; ``form`` reports it."""
 
     has_keywords = True
@@ -150,7 +142,7 @@ class WorkPoint(Point):
 
     def __call__(self, *args: Any, **_named: Any) -> Any:
         waiting, self._waiting = self._waiting, None
-        if waiting is None:
+        if waiting is None or waiting[0].is_forgotten:
             return super().__call__(*args)
         if waiting[0].is_over:
             return waiting[1]()

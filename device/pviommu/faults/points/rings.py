@@ -50,11 +50,9 @@ class CompletePoint(Deferred):
     def hold_before(self, hold: Hold, stage: int, args: Args) -> Any:
         ring, (count,) = self.form, args
         ring.completed = ring.completed + count & MASK
-        completed, resets = ring.completed, self.faults.resets
+        completed = ring.completed
 
         def tell() -> None:
-            if self.faults.resets != resets:
-                return
             if ring.enabled and ring.completed == completed:  # otherwise a later one has told of it
                 ring.completed = completed - count & MASK
                 if self.go_on(stage, args):

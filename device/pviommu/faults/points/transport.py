@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Generator
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vfio_user import RequestError
 from vfio_user.commands import Reply
@@ -19,10 +19,7 @@ from vfio_user.messages import Command, DmaMap, DmaUnmap, RegionAccess, WriteMul
 
 from ..actions import Do, result_of
 from ..holds import Hold
-from .base import Args, Done, Fails, Go, Held, Outcome, Point, changed_bytes, span
-
-if TYPE_CHECKING:
-    from ..engine import ActiveRule
+from .base import Args, Done, Fails, Go, Outcome, Point, changed_bytes, span
 
 __all__ = ["AcceptPoint", "MessagePoint", "ReceivePoint", "SendPoint"]
 
@@ -39,13 +36,10 @@ def _refusal(number: int) -> RequestError:
 
 
 class _ClientPoint(Point):
-    """What a client waits for; a reset of the PV-IOMMU, which another one may have asked for, does not end that."""
+    """What a client waits for."""
 
-    def _waits(self, active: ActiveRule, do: Do, args: Args) -> Go | Held | None:
-        waits = super()._waits(active, do, args)
-        if isinstance(waits, Held):
-            waits.hold.is_of_client = True
-        return waits
+    def ends(self, hold: Hold) -> None:
+        hold.client = self.form
 
 
 class MessagePoint(_ClientPoint):

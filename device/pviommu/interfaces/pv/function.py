@@ -210,7 +210,7 @@ class PvIommu(PciFunction):
         self.registers.reset()
         self._publish_capabilities()
         if self.probes.interposer:
-            self.probes.interposer.reset()
+            self.probes.interposer.reset(self.name)
         self._show_rules()
         for stream in lost:
             self._streams[stream].cancel()
