@@ -15,7 +15,7 @@ import msgspec
 from ..exit_status import ExitStatus
 from .client import Client, ConnectionLostError
 from .commands import COMMANDS
-from .description import Argument, Command, CommandError, Form, number
+from .description import LIMIT, Argument, Command, CommandError, Form, number
 from .render import rendered
 
 __all__ = ["VARIABLE", "add_arguments", "main"]
@@ -51,20 +51,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _add(parser: argparse.ArgumentParser, argument: Argument) -> None:
     name = argument.name if argument.required else f"--{argument.name}"
     text = argument.help + (f", in {argument.unit}" if argument.unit else "")
-    if argument.default is None and not argument.required:
+    default = argument.default
+    if argument.name == LIMIT:  # only what was asked for ends a list
+        text, default = f"{text}, and only that one; default: all of them, {default} a reply", None
+    elif default is None and not argument.required:
         text += "; default: none"
     if argument.form is Form.PATH:
-        parser.add_argument(
-            name, type=os.path.abspath, default=argument.default, metavar=argument.name.upper(), help=text
-        )
+        parser.add_argument(name, type=os.path.abspath, default=default, metavar=argument.name.upper(), help=text)
     elif argument.form is Form.OBJECT:
-        parser.add_argument(name, type=_document, default=argument.default, metavar="FILE", help=text)
+        parser.add_argument(name, type=_document, default=default, metavar="FILE", help=text)
     elif argument.choices:
-        parser.add_argument(name, choices=argument.choices, default=argument.default, help=text)
+        parser.add_argument(name, choices=argument.choices, default=default, help=text)
     elif argument.form is Form.TEXT:
-        parser.add_argument(name, default=argument.default, metavar=argument.name.upper(), help=text)
+        parser.add_argument(name, default=default, metavar=argument.name.upper(), help=text)
     else:
-        parser.add_argument(name, type=_number, default=argument.default, metavar=argument.name.upper(), help=text)
+        parser.add_argument(name, type=_number, default=default, metavar=argument.name.upper(), help=text)
 
 
 def _number(text: str) -> int:
@@ -111,9 +112,7 @@ def main(args: argparse.Namespace) -> int:
 
 def _pages(client: Client, command: Command, arguments: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """The result; of a long one all replies, if nobody asked for a certain number of entries."""
-    is_one = not command.pages or any(
-        arguments.get(each.name, each.default) != each.default for each in command.arguments if each.name == "limit"
-    )
+    is_one = not command.pages or LIMIT in arguments
     while True:
         result: dict[str, Any] = client.call(command.name, arguments)
         yield result

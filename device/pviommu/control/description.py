@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-__all__ = ["Argument", "Command", "CommandError", "Field", "Form", "checked", "number", "paged"]
+__all__ = ["LIMIT", "Argument", "Command", "CommandError", "Field", "Form", "checked", "number", "paged"]
 
+LIMIT = "limit"
+"""The argument that says how long a reply may be."""
 _WORD = (1 << 64) - 1
 
 
@@ -80,7 +82,7 @@ def paged(default: int, most: int, first: str, unit: str = "", form: Form = Form
     """The arguments of a command with :attr:`Command.pages`."""
     return (
         Argument("first", f"{first} to begin with", form, unit),
-        Argument("limit", "most entries of one reply", default=default, least=1, most=most),
+        Argument(LIMIT, "most entries of one reply", default=default, least=1, most=most),
     )
 
 
