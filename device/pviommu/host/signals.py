@@ -5,14 +5,34 @@ from __future__ import annotations
 import contextlib
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import FrameType
+from typing import Any
 
 from .loop import Loop
 
-__all__ = ["stopped_by_signals", "terminated_like_interrupted"]
+__all__ = ["handled", "stopped_by_signals", "terminated_like_interrupted"]
 
 _MOST_SIGNALS = 4096
+_Handler = Callable[[int, FrameType | None], Any]
+
+
+@contextlib.contextmanager
+def handled(numbers: Iterable[int], handler: _Handler, afterwards: signal.Handlers | None = None) -> Iterator[None]:
+    """Within this, these signals call ``handler``; then they do what they did before, or what is given. In the main
+    thread only.
+    """
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old if afterwards is None else afterwards)
+
+
+def _unless_ignored(number: int) -> list[int]:
+    """What nohup ignores stays so."""
+    return [] if signal.getsignal(number) is signal.SIG_IGN else [number]
 
 
 @contextlib.contextmanager
@@ -34,21 +54,19 @@ def stopped_by_signals(
         else:
             loop.stop()
 
-    numbers = [signal.SIGTERM, signal.SIGINT]
-    if on_hangup or signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-        numbers.append(signal.SIGHUP)
-    before = {number: signal.signal(number, on_signal) for number in numbers}
-    wakeup = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
-    watch = loop.watch(reader.fileno(), lambda *_: _forget(reader))
-    try:
-        yield
-    finally:
-        watch.close()
-        signal.set_wakeup_fd(wakeup)
-        for number, handler in before.items():
-            signal.signal(number, signal.SIG_IGN if ends_process else handler)
-        reader.close()
-        writer.close()
+    hangup = [signal.SIGHUP] if on_hangup else _unless_ignored(signal.SIGHUP)
+    with (
+        reader,
+        writer,
+        handled([signal.SIGTERM, signal.SIGINT, *hangup], on_signal, signal.SIG_IGN if ends_process else None),
+    ):
+        wakeup = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+        watch = loop.watch(reader.fileno(), lambda *_: _forget(reader))
+        try:
+            yield
+        finally:
+            watch.close()
+            signal.set_wakeup_fd(wakeup)
 
 
 def _forget(reader: socket.socket) -> None:
@@ -65,12 +83,5 @@ def terminated_like_interrupted() -> Iterator[None]:
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
         raise KeyboardInterrupt
 
-    numbers = [signal.SIGTERM]
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup
-        numbers.append(signal.SIGHUP)
-    previous = {number: signal.signal(number, interrupt) for number in numbers}
-    try:
+    with handled([signal.SIGTERM, *_unless_ignored(signal.SIGHUP)], interrupt):
         yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

@@ -11,6 +11,8 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import IO
 
+from ..host.signals import handled
+
 __all__ = ["Child", "Outcome", "Run", "run"]
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -65,12 +67,10 @@ def _signals_held_back() -> Iterator[None]:
     came: list[int] = []
     is_main = threading.current_thread() is threading.main_thread()  # handlers run only there
     numbers = [number for number in _ENDING_SIGNALS if is_main and callable(signal.getsignal(number))]
-    previous = {number: signal.signal(number, lambda number, _: came.append(number)) for number in numbers}
     try:
-        yield
+        with handled(numbers, lambda number, _: came.append(number)):
+            yield
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
         for held in came:
             signal.raise_signal(held)
 

@@ -25,7 +25,7 @@ from ..reports import junit
 from ..reports.ktap import Counts, KtapRun
 from ..transports import LIBRARY
 from . import faults
-from .scenario import Played
+from .scenario import DEFAULT, Played
 
 __all__ = [
     "SUITE_PREFIX",
@@ -153,9 +153,11 @@ def write_results(folder: Path, record: RunRecord) -> None:
 
 def _junit(record: RunRecord) -> bytes:
     broken = [] if record.verdict == "passed" or record.ktap.counts().failed else record.problems
+    scenario = record.scenario.name if record.scenario else DEFAULT
+    prefix = "guest" if scenario == DEFAULT else f"guest.{scenario}"
     versions = {f"version.{name}": value for name, value in record.versions.items()}
     return junit.written(
-        "pviommu lab", record.ktap, prefix="guest", seconds=record.seconds, properties=versions, broken=broken
+        "pviommu lab", record.ktap, prefix=prefix, seconds=record.seconds, properties=versions, broken=broken
     )
 
 

@@ -153,8 +153,12 @@ class Requests:
         elif name in self._rules and not argument:
             if reason := self._rules[name]():
                 raise _RefusedError(reason)
+        elif name in self._rules:
+            raise _RefusedError(f"it takes no argument, not {argument}")
         else:
-            raise _RefusedError("no such request: stop-server SECONDS, freeze SECONDS, kill-server")
+            known = ["stop-server SECONDS", "freeze SECONDS", "kill-server", *self._rules]
+            known += ["output-end BYTES"] if self._output_came is not None else []
+            raise _RefusedError(f"no such request: {', '.join(known)}")
 
 
 def _bytes(argument: str) -> int:

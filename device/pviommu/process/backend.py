@@ -102,7 +102,7 @@ def _faults(settings: Settings, inputs: Inputs, stack: contextlib.ExitStack) -> 
     if not events:
         return Faults(scenario, inputs, _log_event)
     try:
-        file = stack.enter_context(contextlib.closing(EventFile(events)))
+        file = stack.enter_context(EventFile(events))
     except OSError as error:
         raise BackendError(f"--events {events}: {error.strerror}") from error
     return Faults(scenario, inputs, file.write)

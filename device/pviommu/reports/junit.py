@@ -22,7 +22,8 @@ def written(
     properties: Mapping[str, str] | None = None,
     broken: Sequence[str] = (),
 ) -> bytes:
-    """The document of one suite: a case for each test that counts, whose class begins with ``prefix``.
+    """The document of one suite: a case for each test that counts, whose class begins with ``prefix``, by which CI
+    systems put cases of several suites together.
 
     ``broken``: why a run without a failed test has not passed all the same, which is an error of the suite then.
     """
@@ -43,7 +44,7 @@ def written(
     suite.extend(_case(".".join((prefix, *path[:-1])), result) for path, result in run.leaves())
     if broken:
         # A run that broke without a failed test must not look green to a reader of JUnit files.
-        case = ElementTree.SubElement(suite, "testcase", classname="lab", name="the run is complete")
+        case = ElementTree.SubElement(suite, "testcase", classname=_clean(prefix), name="the run is complete")
         error = ElementTree.SubElement(case, "error", message=_clean("; ".join(broken)))
         error.text = _clean("\n".join(broken))
     top = ElementTree.Element("testsuites")

@@ -22,6 +22,7 @@ from ..host.signals import terminated_like_interrupted
 from ..host_errors import write_whole
 from ..interfaces.pv.ring_core import DeviceCore
 from ..native.build import LibraryError
+from ..process.event_file import EventFile
 from ..reports import junit, ktap
 from ..reports.ktap import KtapRun, TestResult
 from ..reports.ktap import Outcome as TestOutcome
@@ -31,6 +32,10 @@ from .stage import Crashed, ServerError, Stage, StuckError
 from .workloads import WORKLOADS
 
 __all__ = ["Around", "Outcome", "add_arguments", "known_workload", "main", "played"]
+
+
+_PATIENCE_S = 5.0
+"""How long who reads the events may let the run wait."""
 
 
 @dataclass(frozen=True)
@@ -186,13 +191,17 @@ def main(args: argparse.Namespace) -> int:
         print(f"pviommu: {error}", file=sys.stderr)
         return ExitStatus.USAGE if isinstance(error, ScenarioError) else ExitStatus.ENVIRONMENT
     logging.basicConfig(level=logging.INFO if args.verbose else logging.CRITICAL, format="%(message)s")
-    with contextlib.ExitStack() as stack:
-        sink = None
-        if args.events:
-            file = stack.enter_context(args.events.open("w", encoding="utf-8"))
-            sink = lambda line: print(line, file=file)  # noqa: E731
-        began = time.monotonic()
-        outcome = played(scenario, workload, sink, core)
+    began = time.monotonic()
+    try:
+        with EventFile(args.events, _PATIENCE_S) if args.events else contextlib.nullcontext() as file:
+            outcome = played(scenario, workload, file.write if file else None, core)
+    except OSError as error:
+        if not args.events or error.filename != str(args.events):
+            raise
+        print(f"pviommu: --events {args.events}: {error.strerror}", file=sys.stderr)
+        return ExitStatus.ENVIRONMENT
+    if file and file.lost:
+        print(f"pviommu: --events {args.events}: {file.lost} events were lost", file=sys.stderr)
     tests = outcome.tests(workload)
     if args.junit:
         name, seconds = f"pviommu faults {args.scenario.stem}", time.monotonic() - began

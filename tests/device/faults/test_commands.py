@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -101,6 +103,24 @@ def test_a_run_for_programs_and_its_events(tmp_path: Path, capsys: pytest.Captur
     assert (event["rule"], event["after"]) == ("it", {"result": "ENOMEM"})
 
 
+def test_events_that_nobody_reads_end_or_delay_no_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    path = write(tmp_path, RULE + 'do = { log = "x" }')
+    assert main(["faults", "run", path, "--events", str(fifo)]) == 3
+    assert capsys.readouterr().err == f"pviommu: --events {fifo}: nobody reads this FIFO\n"
+    assert main(["faults", "run", path, "--events", str(tmp_path)]) == 3
+    assert capsys.readouterr().err == f"pviommu: --events {tmp_path}: Is a directory\n"
+
+    monkeypatch.setattr("pviommu.scenarios.run._PATIENCE_S", 0.01)
+    with open(os.open(fifo, os.O_RDONLY | os.O_NONBLOCK), "rb") as reader:
+        fcntl.fcntl(reader, fcntl.F_SETPIPE_SZ, 4096)
+        assert main(["faults", "run", path, "--events", str(fifo)]) == 0
+    assert " events were lost\n" in capsys.readouterr().err
+
+
 def test_shipped_scenarios_are_listed_shown_and_taken_by_their_names(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["faults", "scenarios"]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -159,6 +179,7 @@ def test_a_run_is_reported_as_tests_of_its_guest_its_rules_and_the_whole(
     failed = [case.get("name") for case in suite if case.find("failure") is not None]
     assert failed == [test.name for test in read.tests if test.failed]
     assert suite.get("failures") == str(len(failed))
+    assert {case.get("classname") for case in suite} == {"scenario"}
 
 
 def test_reports_of_a_run_say_why_and_do_not_fight_over_standard_output(

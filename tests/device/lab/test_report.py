@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from pviommu.lab.report import RunRecord, exit_line, judge, new_results_folder, summary_text, write_results
+from pviommu.lab.scenario import Played
 from pviommu.reports.ktap import KtapParser, KtapRun
 
 NOW = datetime(2030, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -96,6 +98,16 @@ def test_junit_of_a_run_that_broke_without_a_failed_test_has_an_error(tmp_path: 
     assert suite is not None
     assert suite.get("errors") == "1"
     assert suite.findtext("testcase/error") == "the guest did not finish within 5 s"
+    assert [case.get("classname") for case in suite.findall("testcase")] == ["guest", "guest"]
+
+
+@pytest.mark.parametrize(("scenario", "name"), [("slow-unmaps", "guest.slow-unmaps"), ("lab", "guest")])
+def test_junit_puts_the_tests_of_a_scenario_together(tmp_path: Path, scenario: str, name: str) -> None:
+    played = Played(scenario, None)
+    broken = replace(record("error", parsed("1..1", "ok 1 a"), played.problems), scenario=played)
+    write_results(tmp_path, broken)
+    cases = ElementTree.parse(tmp_path / "junit.xml").getroot().iter("testcase")
+    assert [(case.get("classname"), case.get("name")) for case in cases] == [(name, "a"), (name, "the run is complete")]
 
 
 def test_summary_shows_tests_ops_pages_bytes_faults_and_problems(tmp_path: Path) -> None:

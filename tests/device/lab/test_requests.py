@@ -207,3 +207,17 @@ def test_rules_are_loaded_before_the_answer_and_a_refusal_says_why(host: Host) -
 
     assert host.take("# lab: request rules-load") == ["load", "done rules-load"]
     assert host.take("# lab: request rules-unload") == ["failed rules-unload no rules were loaded"]
+
+
+def test_a_request_that_there_is_not_is_answered_with_all_that_this_run_has() -> None:
+    said: list[str] = []
+    server, rules = Server(), {"rules-load": lambda: None, "rules-unload": lambda: None}
+    requests = Requests(server, Guest(server.done), said.append, output_came=lambda _: True, rules=rules)
+    requests.take("# lab: request rules-lod")
+    requests.take("# lab: request rules-load now")
+
+    assert said == [
+        "failed rules-lod no such request: stop-server SECONDS, freeze SECONDS, kill-server, rules-load, rules-unload, "
+        "output-end BYTES",
+        "failed rules-load it takes no argument, not now",
+    ]
