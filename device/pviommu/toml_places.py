@@ -11,6 +11,8 @@ Place = tuple[str | int, ...]
 """Keys, and from 0 the numbers of elements of arrays."""
 
 _LONGEST = 60
+_LONGEST_INTEGER = 128
+"""Bits: Python refuses to write very long ones in decimal."""
 _HEADER = r"\s*(\[\[?)\s*([^\[\]]+?)\s*\]"
 _KEY = r"""\s*([\w"'.\s-]+?)\s*="""
 
@@ -36,6 +38,8 @@ def shown(document: Any, place: Place) -> str:
     if document is None:
         return "null"
     if isinstance(document, int):
+        if document.bit_length() > _LONGEST_INTEGER:
+            return f"{document:#x}"[:_LONGEST] + "..."
         return f"{document} ({document:#x})" if document >= 0x1000 else str(document)
     if isinstance(document, dict | list):
         return "a table" if isinstance(document, dict) else f"an array of {len(document)}"

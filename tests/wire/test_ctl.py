@@ -486,7 +486,17 @@ def test_a_tag_under_which_nothing_waits_is_told(client: Client) -> None:
 
 
 def test_a_file_that_is_no_scenario_is_told_before_anybody_is_asked(folder: Path, path: Path, serve: Serve) -> None:
-    for name, said in ((scenario_file(folder, "rule = ["), "scenario.toml: "), ("/nowhere", "/nowhere: No such file")):
+    wrong = '[[rule]]\nid = "a"\non = "reset.pre"\n'
+    for text, said in (
+        ("rule = [", "scenario.toml: "),
+        (None, "/nowhere: No such file"),
+        (f"{wrong}text = 2026-11-29", "scenario.toml: line 5: rule[0].text = 2026-11-29: must be a string"),
+        (
+            f"{wrong}schedule = {{ probability = nan }}",
+            "line 5: rule[0].schedule.probability = nan: must be more than 0",
+        ),
+    ):
+        name = "/nowhere" if text is None else scenario_file(folder, text)
         done = ctl(path, "rules-load", name)
         assert done.returncode == 2
         assert said in done.stderr

@@ -77,15 +77,12 @@ def _number(text: str) -> int:
 
 def _document(name: str) -> Any:
     """What a scenario's file has: JSON if its name ends so, otherwise TOML."""
-    from ..faults.scenario import find  # only what is asked for costs start-up time
+    from ..faults.scenario import ScenarioError, load  # only what is asked for costs start-up time
 
-    path = find(Path(name))
     try:
-        return (msgspec.json if path.suffix == ".json" else msgspec.toml).decode(path.read_bytes())
-    except OSError as error:
-        raise argparse.ArgumentTypeError(f"{name}: {error.strerror}") from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise argparse.ArgumentTypeError(f"{name}: {error}") from None
+        return msgspec.to_builtins(load(Path(name)))
+    except ScenarioError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def main(args: argparse.Namespace) -> int:

@@ -12,6 +12,8 @@ __all__ = ["LIMIT", "Argument", "Command", "CommandError", "Field", "Form", "che
 LIMIT = "limit"
 """The argument that says how long a reply may be."""
 _WORD = (1 << 64) - 1
+_LONGEST = 80
+"""Characters of a number: more than any that fits has, in any base."""
 
 
 class CommandError(Exception):
@@ -99,7 +101,7 @@ def checked(command: Command, given: Mapping[str, Any]) -> dict[str, Any]:
     known = {argument.name: argument for argument in command.arguments}
     for name in given:
         if name not in known:
-            raise CommandError(f"{command.name} has no argument {name!r}; {_listed('its arguments are', known)}")
+            raise CommandError(f"{command.name} has no argument {_short(name)}; {_listed('its arguments are', known)}")
     return {name: _checked(command, argument, given) for name, argument in known.items()}
 
 
@@ -126,7 +128,7 @@ def _checked(command: Command, argument: Argument, given: Mapping[str, Any]) -> 
         return value
     if isinstance(value, str):
         try:
-            value = number(value)
+            value = number(value if len(value) <= _LONGEST else "")
         except ValueError:
             raise CommandError(f"{what} {_short(value)}: must be a number, such as 4096 or 0x1000") from None
     if isinstance(value, bool) or not isinstance(value, int) or not argument.least <= value <= argument.most:
@@ -135,7 +137,7 @@ def _checked(command: Command, argument: Argument, given: Mapping[str, Any]) -> 
 
 
 def _short(value: object) -> str:
-    text = repr(value)
+    text = hex(value) if isinstance(value, int) and value > _WORD else repr(value)
     return text if len(text) <= 40 else f"{text[:40]}..."
 
 

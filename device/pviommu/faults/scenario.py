@@ -197,17 +197,26 @@ class Scenario(_Table, frozen=True):
                     rule.check()
                 except WrongValueError as error:
                     raise WrongValueError(error.place, f"rule {rule.id}: {error}") from error
-        states = {self.state, *(rule.set_state for rule in self.rule)}
+        states = self._states()
         for number, rule in enumerate(self.rule):
             if rule.when_state is not None and rule.when_state not in states:
                 raise WrongValueError(("rule", number, "when_state"), self._no_state(rule.when_state, states))
         if self.expect is not None and self.expect.state not in states:
             raise WrongValueError(("expect", "state"), self._no_state(self.expect.state, states))
 
+    def _states(self) -> set[str]:
+        """Those that it can come to."""
+        states, before = {self.state}, 0
+        while len(states) > before:
+            before = len(states)
+            for rule in self.rule:
+                if rule.set_state is not None and (rule.when_state is None or rule.when_state in states):
+                    states.add(rule.set_state)
+        return states
+
     @staticmethod
-    def _no_state(name: str, states: set[str | None]) -> str:
-        known = ", ".join(sorted(state for state in states if state))
-        return f"state {name!r} is never reached: the states are {known}"
+    def _no_state(name: str, states: set[str]) -> str:
+        return f"state {name!r} is never reached: the states are {', '.join(sorted(states))}"
 
 
 def parse(document: Mapping[str, Any]) -> Scenario:
@@ -272,7 +281,7 @@ def loads(data: bytes, name: str, *, is_json: bool = False) -> Scenario:
         raise ScenarioError(f"scenario {name}: {said}") from error
     except RecursionError:
         raise ScenarioError(f"scenario {name}: it is nested too deeply") from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, ValueError) as error:  # what is no text, or a number that Python does not read
         raise ScenarioError(f"scenario {name}: {error}") from error
 
 

@@ -32,6 +32,7 @@ class RuleResult(msgspec.Struct, frozen=True, rename={"nature": "class"}):
     problems: tuple[str, ...] = ()
     """empty if it did what was expected"""
     text: str = ""
+    """in one line"""
 
 
 class Earlier(msgspec.Struct):
@@ -127,7 +128,9 @@ def judged(rule: Rule, nature: Nature, passed: int, fired: int) -> RuleResult:
         low, high = number_range(expect.passed)
         if not low <= passed <= high:
             problems.append(f"its conditions were met {_times(passed)}, expected {expect.passed}")
-    return RuleResult(rule.id, nature.value, rule.on, passed, fired, expected, tuple(problems), rule.text)
+    return RuleResult(
+        rule.id, nature.value, rule.on, passed, fired, expected, tuple(problems), " ".join(rule.text.split())
+    )
 
 
 def _times(count: int) -> str:

@@ -39,9 +39,9 @@ def number_range(value: Any) -> Span:
     elif (match := _RANGE.fullmatch(text)) and (match[1] or match[2]):
         first, last = int(match[1] or "0", 0), int(match[2], 0) if match[2] else _MOST
     else:
-        raise ValueError(f"{value!r}: {_RULE}")
+        raise ValueError(f"{shown(value, ())}: {_RULE}")
     if not 0 <= first <= last <= _MOST:
-        raise ValueError(f"{value!r}: {_RULE}, at most {_MOST:#x} and not backwards")
+        raise ValueError(f"{shown(value, ())}: {_RULE}, at most {_MOST:#x} and not backwards")
     return first, last
 
 

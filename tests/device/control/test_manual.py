@@ -13,7 +13,7 @@ from pviommu.history.explanation import Cause
 
 DOCS = Path(__file__).parents[3] / "docs"
 GIVEN = {Form.INTEGER: "0x10", Form.HEX: "0x10", Form.TEXT: "x", Form.PATH: "/x"}
-TAKEN = {Form.TEXT: "x", Form.PATH: "/x", Form.OBJECT: {"version": 1}}
+TAKEN = {Form.TEXT: "x", Form.PATH: "/x", Form.OBJECT: {"rule": ({"id": "a", "on": "reset.pre"},)}}
 AGAIN = "python -m pviommu.control.manual ."
 
 
@@ -59,7 +59,7 @@ def parser():
 
 @pytest.mark.parametrize("described", COMMANDS, ids=lambda each: each.name)
 def test_the_parser_takes_what_is_described(parser, described, tmp_path):
-    (tmp_path / "x.toml").write_text("version = 1\n")
+    (tmp_path / "x.toml").write_text('[[rule]]\nid = "a"\non = "reset.pre"\n')
     given = GIVEN | {Form.OBJECT: f"{tmp_path}/x.toml"}
     words = [described.name]
     for argument in described.arguments:

@@ -182,6 +182,14 @@ def test_a_run_is_reported_as_tests_of_its_guest_its_rules_and_the_whole(
     assert {case.get("classname") for case in suite} == {"scenario"}
 
 
+def test_what_a_rule_stands_for_is_one_line_of_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = 'text = """all is well:\n\nnot ok 1 - the guest"""\n'
+    assert main(["faults", "run", write(tmp_path, RULE + text), "--ktap", "-"]) == 0
+    shown = capsys.readouterr().out
+    assert "expected once or more: all is well: not ok 1 - the guest\n" in shown
+    assert "\nnot ok" not in shown
+
+
 def test_reports_of_a_run_say_why_and_do_not_fight_over_standard_output(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -89,6 +89,7 @@ def rule(text: str) -> str:
         (rule(MAP + 'do = { assert = { nr = "x" } }'), 6, "assert.nr = 'x': must be a number or a range"),
         (rule(RESET + 'expect = { fired = "x" }'), 6, "expect.fired = 'x': must be a number or a range"),
         (rule(RESET + 'when_state = "armed"'), 6, "state 'armed' is never reached: the states are start"),
+        (rule(RESET + 'when_state = "on"\nset_state = "on"'), 6, "state 'on' is never reached: the states are start"),
         (rule(RESET + '[[rule]]\nid = "a"\non = "reset.pre"'), 7, "id 'a': rule[0] has it already"),
         (rule(RESET + '[expect]\nstate = "end"'), 7, "state 'end' is never reached"),
         (rule(f'on = "{"*a" * 65}"'), 5, "must be"),
@@ -130,6 +131,8 @@ def rule(text: str) -> str:
         ('[rule]\nid = "a"\non = "reset.pre"', 1, "rule = a table: must be at most 127 tables, each headed [[rule]]"),
         ('[[rule]]\nid = "a\\n"\non = "reset.pre"', 2, "must be 1 to 64 of letters, digits"),
         ("version = 2\n", 1, "version = 2: must be 1"),
+        (f"seed = 0x{'f' * 9999}\n", 1, "seed = 0xffff"),
+        (rule(MAP + f"where = {{ ctx = 0x{'f' * 9999} }}"), 6, "where.ctx = 0xffff"),
         ("seed = -1\n", 1, "seed = -1: must be a whole number, 0 to"),
     ],
 )
@@ -183,7 +186,7 @@ def test_what_is_nested_without_end_is_told_as_any_mistake(tmp_path: Path, suffi
         load(path)
 
 
-@pytest.mark.parametrize("text", ["x = ", '{"rule": 1', "\xff"])
+@pytest.mark.parametrize("text", ["x = ", f"x = {'9' * 5000}", '{"rule": 1', "\xff"])
 def test_what_is_no_document(tmp_path: Path, text: str) -> None:
     for name in ("wrong.toml", "wrong.json"):
         (tmp_path / name).write_bytes(text.encode("latin-1"))
