@@ -20,6 +20,7 @@ from .render import rendered
 
 __all__ = ["VARIABLE", "add_arguments", "main"]
 
+_DAY = 24 * 60 * 60
 VARIABLE = "PVIOMMU_CTL"
 """Names the socket where no option does."""
 DESCRIPTION = (
@@ -36,7 +37,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--json", action="store_true", help="print the result as JSON, a line each")
     parser.add_argument(
-        "--timeout", type=float, default=30.0, metavar="SECONDS", help="how long to wait for each reply"
+        "--timeout",
+        type=_seconds,
+        default=30.0,
+        metavar="SECONDS",
+        help="how long to wait for each reply, a day at most",
     )
     commands = parser.add_subparsers(dest="ctl_command", required=True, metavar="COMMAND")
     for command in COMMANDS:
@@ -66,6 +71,16 @@ def _add(parser: argparse.ArgumentParser, argument: Argument) -> None:
         parser.add_argument(name, default=default, metavar=argument.name.upper(), help=text)
     else:
         parser.add_argument(name, type=_number, default=default, metavar=argument.name.upper(), help=text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds <= _DAY:
+        raise argparse.ArgumentTypeError(f"{text}: must be a number of seconds above 0, at most {_DAY}")
+    return seconds
 
 
 def _number(text: str) -> int:

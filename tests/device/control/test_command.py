@@ -57,3 +57,11 @@ def test_a_list_comes_whole_reply_by_reply(asked: list[dict[str, Any]], tmp_path
 def test_who_asks_for_so_many_gets_one_reply(asked: list[dict[str, Any]], tmp_path: Path, limit: int) -> None:
     assert main(["ctl", "--socket", str(tmp_path), "faults", "--limit", str(limit)]) == 0
     assert asked == [{"limit": limit}]
+
+
+@pytest.mark.parametrize("seconds", ["inf", "nan", "-1", "0", "1e300", "soon"])
+def test_a_time_that_nobody_can_wait_for_is_told(capsys: pytest.CaptureFixture[str], seconds: str) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["ctl", f"--timeout={seconds}", "status"])
+    assert ended.value.code == 2
+    assert f"{seconds}: must be a number of seconds above 0, at most 86400" in capsys.readouterr().err
