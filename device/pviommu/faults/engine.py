@@ -355,6 +355,6 @@ class Faults:
         wanted = self.scenario.expect.state if self.scenario.expect else None
         more = self._assertions - len(self._broken)
         broken = [*self._broken, f"and {more} more assertions that did not hold"] if more else self._broken
-        problems = problems_of(broken, self.state, wanted, self.holds.never_resumed())
+        problems = problems_of(broken, self.state, wanted, *self.holds.never_over())
         ok = not problems and not any(result.problems for result in results)
         return Verdict(ok, self.scenario.seed, self.state, self.log.count, results, problems)

@@ -58,6 +58,12 @@ class Hold:
             self.timer.cancel()
 
 
+def _tags(holds: list[Hold], waits: bool, client: object = None) -> list[tuple[str, bool]]:
+    """Those of holds, of a client if one is given, each beside ``waits``."""
+    meant = (hold for hold in holds if client is None or hold.client is client)
+    return [(hold.tag, waits) for hold in meant if hold.tag and not hold.is_over]
+
+
 class Holds:
     """All that is held in one machine."""
 
@@ -72,8 +78,8 @@ class Holds:
         self._delayed: dict[Hold, None] = {}
         """in order of their beginning"""
         self._hung: list[Hold] = []
-        self._left: dict[str, None] = {}
-        """tags under which calls were suspended until their clients had gone"""
+        self._left: dict[tuple[str, bool], None] = {}
+        """tags under which calls were suspended, or for which they waited (True), until their clients had gone"""
         self._scheduler: Scheduler | None = None
         self._due: list[tuple[int, Callable[[], None]]] = []
         """what is to be scheduled once there is a scheduler"""
@@ -140,18 +146,22 @@ class Holds:
         """Let go what is suspended under ``tag``. How many these were."""
         gone = [hold for hold in self._suspended if hold.tag == tag and not hold.is_over]
         self._suspended = [hold for hold in self._suspended if hold.tag != tag]
-        self._left.pop(tag, None)
+        self._left.pop((tag, False), None)
         for hold in gone:
             hold.let_go()
         return len(gone)
 
     def tags(self) -> list[str]:
         """Those under which something is suspended, in order of time."""
-        return list(dict.fromkeys(hold.tag for hold in self._suspended if hold.tag and not hold.is_over))
+        return list(dict.fromkeys(tag for tag, _ in _tags(self._suspended, False)))
 
-    def never_resumed(self) -> list[str]:
-        """The same, and those of calls that were suspended until their clients had gone."""
-        return list(dict.fromkeys([*self.tags(), *self._left]))
+    def never_over(self) -> tuple[list[str], list[str]]:
+        """Tags under which something is suspended, or was until its client had gone; and those that something waits
+        for, or did.
+        """
+        held = [*self._left, *_tags(self._suspended, False), *_tags(self._awaiting, True)]
+        suspended, awaited = ([tag for tag, waits in dict.fromkeys(held) if waits is which] for which in (False, True))
+        return suspended, awaited
 
     # -- others first -----------------------------------------------------------------------------------------------
 
@@ -195,7 +205,8 @@ class Holds:
 
     def forget_client(self, client: object) -> None:
         """A client is gone, and what it waited for."""
-        self._left |= {hold.tag: None for hold in self._suspended if hold.client is client and hold.tag}
+        held = [*_tags(self._suspended, False, client), *_tags(self._awaiting, True, client)]
+        self._left |= dict.fromkeys(held)
         self._forget(lambda hold: hold.client is client)
 
     def _forget(self, is_meant: Callable[[Hold], bool]) -> None:

@@ -72,7 +72,7 @@ class Verdict(msgspec.Struct, frozen=True, omit_defaults=True):
     events: int
     rules: tuple[RuleResult, ...]
     problems: tuple[str, ...]
-    """of the run: assertions that failed, a final state that is another one, calls left suspended"""
+    """of the run: assertions that failed, a final state that is another one, calls left suspended or waiting"""
     earlier: Earlier | None = None
     """at the end of a server: what went before these rules, if anything; it is part of :attr:`ok`"""
 
@@ -152,11 +152,15 @@ def _is_promised(rule: Rule) -> bool:
     return rule.do is not None and rule.do.lacks_memory and is_map
 
 
-def problems_of(assertions: Sequence[str], state: str, wanted: str | None, suspended: Sequence[str]) -> tuple[str, ...]:
+def problems_of(
+    assertions: Sequence[str], state: str, wanted: str | None, suspended: Sequence[str], awaited: Sequence[str]
+) -> tuple[str, ...]:
     """Those of a run as a whole."""
     problems = list(assertions)
     if wanted is not None and state != wanted:
         problems.append(f"the scenario ends in state {state}, expected {wanted}")
     if suspended:
         problems.append(f"still suspended at the end: {', '.join(suspended)}; nothing resumed them")
+    if awaited:
+        problems.append(f"still waiting at the end for {', '.join(awaited)}; nothing was suspended under that")
     return tuple(problems)

@@ -81,6 +81,7 @@ def test_a_check_names_the_rules_or_the_mistake(tmp_path: Path, capsys: pytest.C
         ),
         (RULE + THIRD + "do = { crash = true }", 0, "the server is gone"),
         (RULE + THIRD + 'do = { suspend = "x" }', 5, "still suspended at the end: x"),
+        (RULE + THIRD + 'do = { wait = "x" }', 5, "still waiting at the end for x; nothing was suspended under that"),
     ],
 )
 def test_a_run_ends_with_what_came_of_it(
