@@ -57,6 +57,8 @@ _STATE_RULE = "the name of a state, which reads as an id"
 _Name = Annotated[str, Meta(pattern=_ID, extra_json_schema={"$comment": _STATE_RULE})]
 _COUNT_RULE = {"$comment": 'a number or a range as "1..5"'}
 _MOST_SEED = (1 << 63) - 1
+_MOST_BYTES = 4 << 20
+"""Of a file: many times what its rules can have, and not all of memory."""
 _LONGEST_PLACE = 128
 """Characters: a key may have any number of them."""
 
@@ -260,12 +262,15 @@ def load(given: Path) -> Scenario:
     """
     path = find(given)
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            data = file.read(_MOST_BYTES + 1)
     except OSError as error:
         hint = "" if given.suffix or given.parent.name else "; `pviommu faults scenarios` lists those that are shipped"
         if hint and (near := difflib.get_close_matches(given.name, resources.scenarios(), 1)):
             hint += f", as {near[0]}"
         raise ScenarioError(f"cannot read scenario {path}: {error.strerror}{hint}") from error
+    if len(data) > _MOST_BYTES:
+        raise ScenarioError(f"scenario {path}: it has more than {_MOST_BYTES} bytes")
     return loads(data, str(path), is_json=path.suffix == ".json")
 
 

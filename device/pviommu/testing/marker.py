@@ -50,7 +50,7 @@ _INLINE = "of the marker"
 def _json(source: dict[Any, Any]) -> bytes:
     try:
         return msgspec.json.encode(source)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise MarkerError(f"scenario({source!r}): {error}: {RULE}") from None
 
 

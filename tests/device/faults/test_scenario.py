@@ -177,6 +177,11 @@ def test_a_scenario_without_rules_could_judge_nothing_and_is_wrong(tmp_path: Pat
         load(path)
 
 
+def test_a_file_without_end_is_not_read_to_its_end() -> None:
+    with pytest.raises(ScenarioError, match="scenario /dev/zero: it has more than 4194304 bytes"):
+        load(Path("/dev/zero"))
+
+
 @pytest.mark.parametrize("suffix", [".toml", ".json"])
 def test_what_is_nested_without_end_is_told_as_any_mistake(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"deep{suffix}"

@@ -400,6 +400,7 @@ def test_it(request, fixture):
         ('"a.toml", "b.toml"', "scenario('a.toml', 'b.toml'): give one argument: *"),
         ('file="a.toml"', "scenario(file='a.toml'): give one argument: *"),
         ("7", "scenario(7): int is no scenario: give one argument: *"),
+        ("(lambda d: d.update(a=d) or d)({})", "scenario({'a': {...}}): *: give one argument: *"),
         ('{"rule": [object()]}', "scenario({'rule': *}): *: give one argument: *"),
     ],
 )
