@@ -1,4 +1,4 @@
-"""``python -m pviommu.scenarios PAGE``: write the tables of ``docs/faults.md`` as the code has them now."""
+"""``python -m pviommu.scenarios PAGE...``: write the tables of ``docs/faults*.md`` as the code has them now."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ from pathlib import Path
 from .tables import renewed
 
 if __name__ == "__main__":
-    page = Path(sys.argv[1])
-    page.write_text(renewed(page.read_text(encoding="utf-8")), encoding="utf-8")
+    for page in map(Path, sys.argv[1:]):
+        page.write_text(renewed(page.read_text(encoding="utf-8")), encoding="utf-8")

@@ -148,7 +148,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Play a guest on a machine in this process, in virtual time, while the rules of a scenario go wrong. "
         "Exit status: 0 all is as expected; 1 the guest came to harm though all rules are conforming; 2 bad arguments "
-        "or a wrong scenario; 3 there is no native core; 5 a rule did not do what was expected of it."
+        "or a wrong scenario; 3 there is no native core, or a file cannot be written; 5 a rule did not do what was "
+        "expected of it."
     )
     parser.add_argument(
         "scenario",

@@ -1,4 +1,4 @@
-"""The tables of ``docs/faults.md``, made from the declarations."""
+"""The tables of ``docs/faults*.md``, made from the declarations."""
 
 from __future__ import annotations
 

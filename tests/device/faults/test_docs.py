@@ -1,4 +1,4 @@
-"""What docs/faults.md says is so: its tables, its commands, its rules, its Python."""
+"""What docs/faults.md, and the pages beside it, say is so: their tables, commands, rules, Python."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from pviommu.scenarios.run import played
 from pviommu.scenarios.tables import TABLES, renewed
 from pviommu.scenarios.workloads import WORKLOADS
 
-PAGE = (Path(__file__).parents[3] / "docs" / "faults.md").read_text(encoding="utf-8")
+DOCS = Path(__file__).parents[3] / "docs"
+PAGES = [page.read_text(encoding="utf-8") for page in (DOCS / "faults.md", *sorted(DOCS.glob("faults-*.md")))]
+PAGE = "\n".join(PAGES)
 BLOCKS = [
     re.sub("^    ", "", block, flags=re.MULTILINE) for block in re.findall(r"(?:^(?:    .*)?\n)+", PAGE, re.MULTILINE)
 ]
@@ -24,8 +26,8 @@ COMMANDS = re.findall(r"^    \$ pviommu (.+)$", PAGE, re.MULTILINE)
 
 
 def test_the_tables_are_those_of_the_code() -> None:
-    assert renewed(PAGE) == PAGE, "python -m pviommu.scenarios docs/faults.md writes them"
-    assert re.findall(r"<!-- table: (\w+) -->", PAGE) == ["scenarios", "keys", "conditions", "actions", "probes"]
+    assert [renewed(page) for page in PAGES] == PAGES, "python -m pviommu.scenarios docs/faults*.md writes them"
+    assert sorted(re.findall(r"<!-- table: (\w+) -->", PAGE)) == sorted(TABLES)
     assert set(TABLES) == {"scenarios", "keys", "conditions", "actions", "probes"}
 
 
