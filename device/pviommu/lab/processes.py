@@ -97,15 +97,17 @@ class Child:
         pass_fds: Sequence[int] = (),
         environment: Mapping[str, str] | None = None,
         typed: int = subprocess.DEVNULL,
+        is_quiet: bool = False,
     ) -> None:
-        """Start ``command``; both its streams go to ``output``, and ``typed`` is a descriptor of what it reads. Raises
-        OSError when it cannot be started.
+        """Start ``command``; both its streams go to ``output``, and ``typed`` is a descriptor of what it reads. Of one
+        that ``is_quiet`` only standard error goes there, and the rest nowhere. Raises OSError when it cannot be
+        started.
         """
         with _signals_held_back():  # a handler that raises between fork and assignment would lose the child
             self._process = subprocess.Popen(
                 command,
                 stdin=typed,
-                stdout=output,
+                stdout=subprocess.DEVNULL if is_quiet else output,
                 stderr=output,
                 pass_fds=tuple(pass_fds),
                 env=None if environment is None else {**os.environ, **environment},

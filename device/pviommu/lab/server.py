@@ -58,7 +58,8 @@ def capabilities(topology: Path, program: Sequence[str] = PROGRAM) -> Capabiliti
 
 
 class ServerProcess:
-    """A running server; a context manager that leaves no process behind. Both its streams go to ``log``.
+    """A running server; a context manager that leaves no process behind. Its standard error goes to ``log``, all of
+    which is JSON; its standard output, a verdict for people, goes nowhere.
 
     ``options`` are further ones of ``pviommu serve``, ``environment`` is added to the lab's own.
     """
@@ -94,7 +95,7 @@ class ServerProcess:
     def start(self) -> None:
         """Start the server; returns once it listens on its sockets. Raises UsageError, RunError."""
         with self._log.open("wb") as log:
-            self._child.start(self._command, output=log, environment=self._environment)
+            self._child.start(self._command, output=log, is_quiet=True, environment=self._environment)
         limit = time.monotonic() + _START_SECONDS
         while not self._pidfile.exists():
             status = self._child.poll()

@@ -38,10 +38,11 @@ if "--print-capabilities" in sys.argv:
     print(json.dumps({"driver_capabilities": [], "functions": [{"socket": "iommu.sock"}, {"socket": "dma0.sock"}]}))
     sys.exit(0)
 def end(number, frame):
-    print(json.dumps({"event": "summary", "traps": 47, "doorbells": 28, "options": sys.argv[-2:]}))
+    counts = {"traps": 47, "doorbells": 28, "options": sys.argv[-2:]}
+    print(json.dumps({"event": "summary"} | counts), file=sys.stderr)
     sys.exit(0)
 signal.signal(signal.SIGTERM, end)
-print(json.dumps({"event": "listening", "core": "native"}), flush=True)
+print(json.dumps({"event": "listening", "core": "native"}), file=sys.stderr, flush=True)
 open(sys.argv[sys.argv.index("--pidfile") + 1], "w").write("1")
 sleep_for_ever()
 """

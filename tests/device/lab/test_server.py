@@ -48,7 +48,8 @@ def test_sockets_exist_once_start_returns(tmp_path: Path) -> None:
 
 
 def test_refused_topology_is_a_usage_error_with_the_servers_words(tmp_path: Path) -> None:
-    body = 'print(json.dumps({"level": "error", "message": "lab.toml: no such key: rnigs"})); sys.exit(2)'
+    said = '{"level": "error", "message": "lab.toml: no such key: rnigs"}'
+    body = f"print({said!r}, file=sys.stderr); sys.exit(2)"
     with server(tmp_path, body) as child, pytest.raises(UsageError, match="no such key: rnigs"):
         child.start()
 
@@ -87,10 +88,11 @@ def test_server_that_is_stopped_is_continued_so_that_it_can_end(tmp_path: Path) 
 
 
 def test_rules_that_did_something_else_are_no_problem_of_the_servers_end(tmp_path: Path) -> None:
-    body = 'signal.signal(15, lambda *a: sys.exit(5)); kept = listen("a.sock"); sleep_for_ever()'
+    body = 'signal.signal(15, lambda *a: (print("FAIL it"), sys.exit(5))); kept = listen("a.sock"); sleep_for_ever()'
     with server(tmp_path, body) as child:
         child.start()
         assert child.stop() == []
+    assert (tmp_path / "server.jsonl").read_text() == ""  # in which a text for people has no place
 
 
 def test_server_that_ends_badly_when_told_to_stop_is_reported(tmp_path: Path) -> None:
