@@ -307,11 +307,16 @@ COMMANDS = (
     Command("rules", "show the fault rules that are loaded, and what they did so far", result=_VERDICT),
     Command(
         "rules-load",
-        "replace the fault rules by those of a scenario; what they held goes on, unless it hangs",
+        "replace the fault rules by those of a scenario; those that go are judged, and what they held goes on, unless "
+        "it hangs",
         (Argument("scenario", "as in docs/faults.md", Form.OBJECT, required=True),),
         (Field("loaded", "rules"),),
     ),
-    Command("rules-unload", "take the fault rules away; shows what they did", result=_VERDICT[:-1]),
+    Command(
+        "rules-unload",
+        "take the fault rules away; shows what they did, which is part of the server's verdict",
+        result=_VERDICT[:-1],
+    ),
     Command(
         "resume",
         "let go on what a rule suspended",
