@@ -13,7 +13,7 @@ from pviommu_abi.slots import Errno
 
 from ..documents import WrongValueError
 from ..toml_places import shown, spelled
-from .catalogue import Nature, Place
+from .catalogue import BITS, Nature, Place
 
 __all__ = ["ACTIONS", "WAITS", "Action", "Do", "duration_ns", "rate", "result_of"]
 
@@ -74,7 +74,6 @@ _TAG = Meta(pattern=r"^[ -~]{1,64}$(?!\n)", extra_json_schema={"$comment": "a ta
 _TRUE = Literal[True]
 _MOST = (1 << 32) - 1
 _FIELD = Annotated[int, Meta(ge=0, le=_MOST)] | str
-_BYTE = 0xFF
 
 
 def _said(text: str) -> Meta:
@@ -157,10 +156,7 @@ class Do(msgspec.Struct, forbid_unknown_fields=True, rename={"assert_": "assert"
         if self.status is not None:
             result_of(self.status)
         if isinstance(self.corrupt, int):
-            for key in ("xor", "value"):
-                if given.get(key, 0) > _BYTE:
-                    said = f"{key} = {shown(given[key], ())}: corrupt = {self.corrupt} is one byte, so at most {_BYTE}"
-                    raise WrongValueError((key,), said)
+            self._check_width(8, f"corrupt = {self.corrupt} is one byte")
         if self.assert_ is not None and not self.assert_:
             raise WrongValueError(("assert",), "assert = {}: must have a condition, as those of `where`")
 
@@ -189,9 +185,17 @@ class Do(msgspec.Struct, forbid_unknown_fields=True, rename={"assert_": "assert"
         if isinstance(self.corrupt, str) and self.corrupt not in probe.fields:
             fields = fields or "none by name, give an offset"
             raise WrongValueError(("corrupt",), f"{probe.name} has no field {self.corrupt[:64]}, but {fields}")
+        if isinstance(self.corrupt, str) and not probe.name.startswith("op."):
+            self._check_width(bits := BITS[self.corrupt], f"{self.corrupt} of {probe.name} has {bits} bits")
         if isinstance(self.corrupt, int) and fields and not probe.payload:
             said = f"corrupt = {self.corrupt}: {probe.name} has no bytes, but the fields {fields}"
             raise WrongValueError(("corrupt",), said)
+
+    def _check_width(self, bits: int, what: str) -> None:
+        """Of the number that ``corrupt`` has with it, for ``what``."""
+        for key, number in (("xor", self.xor), ("value", self.value)):
+            if number is not None and number >> bits:
+                raise WrongValueError((key,), f"{key} = {shown(number, ())}: {what}, so at most {(1 << bits) - 1}")
 
     def nature_at(self, place: Place) -> Nature:
         """Whether a correct IOMMU may do this there."""

@@ -12,7 +12,19 @@ from fnmatch import fnmatchcase
 from functools import cached_property, lru_cache
 from typing import NamedTuple
 
-__all__ = ["ANYWHERE", "ARGUMENTS", "PROBES", "Argument", "Kind", "Nature", "Place", "Probe", "marked", "places"]
+__all__ = [
+    "ANYWHERE",
+    "ARGUMENTS",
+    "BITS",
+    "PROBES",
+    "Argument",
+    "Kind",
+    "Nature",
+    "Place",
+    "Probe",
+    "marked",
+    "places",
+]
 
 
 class Kind(Enum):
@@ -65,6 +77,23 @@ ARGUMENTS = {
     "size": Argument(Kind.NUMBER, "bytes"),
 }
 """All that a rule may be told, by name."""
+
+BITS = {
+    "ctx": 16,
+    "dfn": 52,
+    "gfn": 52,
+    "nr": 32,
+    "stream": 32,
+    "gpa": 64,
+    "iova": 64,
+    "length": 64,
+    "reason": 16,
+    "access": 8,
+    "class": 8,
+    "op": 8,
+    "flags": 16,
+}
+"""Widths of what ``corrupt`` may change by name, but for operations, whose structures have widths of their own."""
 
 ANYWHERE = {
     "log": Nature.CONFORMING,

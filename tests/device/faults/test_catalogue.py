@@ -7,7 +7,7 @@ import json
 import pytest
 
 from pviommu.faults.actions import ACTIONS
-from pviommu.faults.catalogue import ANYWHERE, ARGUMENTS, PROBES, Place, places
+from pviommu.faults.catalogue import ANYWHERE, ARGUMENTS, BITS, PROBES, Place, places
 from pviommu.faults.points import POINTS
 from pviommu.interfaces.pv import xen, xen_2024, xen_v7
 from pviommu.probes import Probes
@@ -87,6 +87,7 @@ def test_what_is_possible_at_a_place_is_there_in_the_code(place: Place) -> None:
     assert set(place.probe.arguments) <= set(ARGUMENTS)
     if "corrupt" in place.actions and place.probe.fields:
         assert set(place.probe.fields) <= set(place.probe.arguments) | {"gpa", "gfn"}
+        assert place.probe.name.startswith("op.") or set(place.probe.fields) <= set(BITS)
     if {"fail", "partial"} & set(place.actions):
         assert place.probe.errors or place.probe.refusals
 

@@ -104,6 +104,16 @@ def rule(text: str) -> str:
         (rule(MAP + "do = { corrupt = 4294967296, xor = 1 }"), 6, "of a byte, 0 to 4294967295 (rule a)"),
         (rule(MAP + "do = { corrupt = true, xor = 1 }"), 6, "do.corrupt = true: must be"),
         (rule(MAP + "do = { corrupt = 2, value = 256 }"), 6, "value = 256: corrupt = 2 is one byte, so at most 255"),
+        (
+            rule('on = "table.map.pre"\ndo = { corrupt = "ctx", xor = 0x10000 }'),
+            6,
+            "ctx of table.map has 16 bits, so at most",
+        ),
+        (
+            rule('on = "ring.decode.pre"\ndo = { corrupt = "op", value = 256 }'),
+            6,
+            "value = 256: op of ring.decode has 8",
+        ),
         (rule(MAP + "do = { corrupt = 2, xor = 0 }"), 6, "do.xor = 0: must be a whole number, 1 to"),
         (
             rule('on = "table.map.pre"\ndo = { corrupt = 2, xor = 1 }'),

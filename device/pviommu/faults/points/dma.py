@@ -10,6 +10,7 @@ from ...dma.plan import DmaPlan, DmaRequest
 from ...dma.translator import PENDING
 from ...engine import PAGE_SHIFT, PAGE_SIZE, Access, Run
 from ..actions import Do
+from ..catalogue import BITS
 from ..holds import Hold
 from .base import Args, Done, Fails, Go, Outcome, Point, changed_bytes, changed_number, span
 
@@ -17,7 +18,6 @@ __all__ = ["ReadPoint", "TranslatePoint", "WritePoint"]
 
 _REMEMBERED = 1 << 14
 """Pages whose translations are remembered, for one that is stale."""
-_GPA_BITS = 64
 
 
 class _Waiting(NamedTuple):
@@ -97,7 +97,7 @@ class TranslatePoint(Point):
     def post_corrupt(self, do: Do, _args: Args, result: list[DmaPlan]) -> tuple[list[DmaPlan], Any]:
         plan, *rest = result
         run, *runs = plan.translations[0]
-        new = changed_number(do, run.gpa, _GPA_BITS)
+        new = changed_number(do, run.gpa, BITS["gpa"])
         changed = plan._replace(translations=[[Run(new, run.length), *runs], *plan.translations[1:]])
         return [changed, *rest], {"gpa": new, "was": run.gpa}
 

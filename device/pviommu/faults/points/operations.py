@@ -13,6 +13,7 @@ from ...interfaces.pv.bindings import format_sbdf, sbdf_of
 from ...interfaces.pv.profile import Answer, Held, Progress, Reply
 from ...interfaces.pv.ring import Operation
 from ..actions import Do, result_of
+from ..catalogue import BITS
 from ..holds import Hold
 from .base import Args, Done, Go, Outcome, Point, changed_bytes, changed_number, span
 
@@ -276,10 +277,9 @@ class SlotPoint(Answering):
         if isinstance(do.corrupt, int):
             payload = changed_bytes(do, payload, do.corrupt)
             return Go((op_class, op, flags, payload), {"payload": payload})
-        bits = {"class": 8, "op": 8, "flags": 16}
-        found = dict(zip(bits, args, strict=False))
+        found = {"class": op_class, "op": op, "flags": flags}
         name = do.corrupt or ""
-        found[name] = changed_number(do, found[name], bits[name])
+        found[name] = changed_number(do, found[name], BITS[name])
         return Go((*found.values(), payload), found)
 
     def can(self, args: Args, result: Any, do: Do) -> bool:

@@ -11,6 +11,7 @@ from vfio_user import IrqIndex
 from ...dma.fault import REASON, Fault
 from ...engine import Access
 from ..actions import Do
+from ..catalogue import BITS
 from ..holds import Hold
 from .base import Args, Deferred, Done, Fails, Go, Outcome, Point, changed_bytes, changed_number, span
 
@@ -23,8 +24,6 @@ __all__ = [
     "WorkPoint",
     "WriteRegisterPoint",
 ]
-
-_BITS = {"reason": 16, "stream": 32, "iova": 64, "length": 64, "ctx_no": 16, "access": 8}
 
 
 class FaultPoint(Deferred):
@@ -63,9 +62,10 @@ class EventPoint(Deferred):
         return found
 
     def do_corrupt(self, do: Do, args: Args) -> Outcome:
-        name = "ctx_no" if do.corrupt == "ctx" else str(do.corrupt)
-        new = changed_number(do, int(args[0].get(name, 0)), _BITS[name])
-        return Go(({**args[0], name: new},), {str(do.corrupt): new})
+        given = str(do.corrupt)
+        name = "ctx_no" if given == "ctx" else given
+        new = changed_number(do, int(args[0].get(name, 0)), BITS[given])
+        return Go(({**args[0], name: new},), {given: new})
 
     def do_overflow(self, _do: Do, _args: Args) -> Outcome:
         self.form.lose()

@@ -8,6 +8,7 @@ from ...engine import Outcome as EngineOutcome
 from ...engine import Stop
 from ...interfaces.pv.contexts import AllocResult, ContextStop
 from ..actions import Do
+from ..catalogue import BITS
 from .base import Args, Done, Go, Outcome, Point, changed_number, span
 
 __all__ = [
@@ -19,8 +20,6 @@ __all__ = [
     "PoolPoint",
     "TablePoint",
 ]
-
-_BITS = {"ctx": 16, "dfn": 52, "gfn": 52, "nr": 32, "stream": 32}
 
 
 def _stop(name: str) -> Stop | ContextStop:
@@ -37,7 +36,7 @@ class _Numbers(Point):
 
     def do_corrupt(self, do: Do, args: Args) -> Outcome:
         place = self.names.index(str(do.corrupt))
-        new = changed_number(do, args[place], _BITS[self.names[place]])
+        new = changed_number(do, args[place], BITS[self.names[place]])
         return Go((*args[:place], new, *args[place + 1 :]), {self.names[place]: new})
 
 
@@ -162,12 +161,12 @@ class IotlbPoint(_Numbers):
     def do_corrupt(self, do: Do, args: Args) -> Outcome:
         gfn, pages, access = args[2]
         if do.corrupt == "gfn":
-            gfn = changed_number(do, gfn, _BITS["gfn"])
+            gfn = changed_number(do, gfn, BITS["gfn"])
         else:  # no longer than it may be: a run stays in its block
-            pages = min(max(changed_number(do, pages, _BITS["nr"]), 1), pages)
+            pages = min(max(changed_number(do, pages, BITS["nr"]), 1), pages)
         return Go((*args[:2], (gfn, pages, access)), {"gfn": gfn, "nr": pages})
 
     def post_corrupt(self, do: Do, _args: Args, result: tuple[int, int, int]) -> tuple[Any, Any]:
         gfn, pages, access = result
-        gfn = changed_number(do, gfn, _BITS["gfn"])
+        gfn = changed_number(do, gfn, BITS["gfn"])
         return (gfn, pages, access), {"gfn": gfn}
