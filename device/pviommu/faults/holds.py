@@ -209,6 +209,11 @@ class Holds:
         self._left |= dict.fromkeys(held)
         self._forget(lambda hold: hold.client is client)
 
+    def drop(self, hold: Hold) -> None:
+        """What this one held was given up."""
+        self._forget(lambda each: each is hold)
+        hold.forget()
+
     def _forget(self, is_meant: Callable[[Hold], bool]) -> None:
         for hold in (*self._suspended, *self._awaiting, *self._hung, *self._delayed):
             if is_meant(hold):

@@ -57,6 +57,23 @@ def test_a_request_that_was_given_up_leaves_nothing_behind(load: Load) -> None:
 
     driver.dma_write("dma0", IOVA + 8, b"other")
     assert driver.ram[0x10008:0x1000D] == b"other"
+    assert faulty.faults.holds._hung == []
+
+
+@pytest.mark.parametrize("do", [{"hang": True}, {"delay": "3600s"}, {"suspend": "it"}], ids=lambda do: next(iter(do)))
+def test_a_request_that_was_given_up_by_a_reset_of_its_endpoint_may_be_made_again(
+    load: Load, do: dict[str, object]
+) -> None:
+    faulty = load({"on": "dma.translate.pre", "schedule": {"nth": 1}, "do": do})
+    driver = ready(faulty)
+    with pytest.raises(DmaPendingError):
+        driver.dma_write("dma0", IOVA, b"again")
+    driver.machine.endpoints["dma0"].reset()
+    driver.machine.endpoints["dma0"].region_write(7, 4, b"\x06\x00")  # it may do DMA
+
+    driver.dma_write("dma0", IOVA, b"again")
+    assert driver.ram[0x10000:0x10005] == b"again"
+    assert faulty.faults.verdict().problems == ()
 
 
 def test_a_translation_is_stale_after_an_unmap_and_after_another_map(load: Load) -> None:

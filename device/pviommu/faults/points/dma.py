@@ -22,6 +22,8 @@ _REMEMBERED = 1 << 14
 
 class _Waiting(NamedTuple):
     requests: Sequence[DmaRequest]
+    given_up: int
+    """by the translator until then"""
     hold: Hold
     go: Callable[[], Any]
 
@@ -41,7 +43,11 @@ class TranslatePoint(Point):
 
     def __call__(self, *args: Any, **_named: Any) -> Any:
         waiting, self._waiting = self._waiting, None
-        if waiting is None or waiting.hold.is_forgotten or waiting.requests != args[0]:  # that one was given up
+        if waiting is None:
+            return super().__call__(*args)
+        if (waiting.given_up, waiting.requests) != (self.form.given_up, args[0]):
+            self.faults.holds.drop(waiting.hold)
+        if waiting.hold.is_forgotten:
             return super().__call__(*args)
         if waiting.hold.is_over:
             return waiting.go()
@@ -49,7 +55,7 @@ class TranslatePoint(Point):
         return PENDING
 
     def hold(self, hold: Hold, go: Callable[[], Any]) -> Any:
-        self._waiting = _Waiting(self._asked, hold, go)
+        self._waiting = _Waiting(self._asked, self.form.given_up, hold, go)
         return PENDING
 
     def go_on(self, stage: int, args: Args) -> Any:

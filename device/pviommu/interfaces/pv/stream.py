@@ -45,6 +45,8 @@ class PvStream(Translator):
         self._reporter = reporter
         self._backlog: Backlog | None = None
         """what the rings held when the request in progress was first refused"""
+        self.given_up = 0
+        """how many times a request in progress, if there was one, was given up"""
         self.cancel: Callable[[], None] = lambda: None
         """finishes what the endpoint has queued as cancelled"""
 
@@ -83,6 +85,7 @@ class PvStream(Translator):
 
     def give_up(self) -> None:
         self._backlog = None
+        self.given_up += 1
 
     def on_lost(self, cancel: Callable[[], None]) -> None:
         self.cancel = cancel
