@@ -13,10 +13,10 @@
 #include "pviommu_abi.h"
 #include "pviommu_dmatest_buffer.h"
 
-#define PVDT_STRICT_ROUNDS	64
+#define PVDT_STRICT_ROUNDS	16
 #define PVDT_LAZY_ROUNDS	16
 #define PVDT_REUSE_ROUNDS	600
-#define PVDT_HAMMER_ROUNDS	64
+#define PVDT_HAMMER_ROUNDS	16
 /*
  * A flush queue is flushed 10 ms after its first entry. The rest is for a busy machine: the test
  * shows that the time is bounded.

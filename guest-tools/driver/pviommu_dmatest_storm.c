@@ -16,7 +16,7 @@
 #include "pviommu_dmatest_buffer.h"
 
 #define PVDT_STORM_ROUNDS	64
-#define PVDT_LONG_STORM_ROUNDS	1024
+#define PVDT_LONG_STORM_ROUNDS	256
 #define PVDT_STORM_ENGINES	8
 /* once in so many rounds a copy is long, and a DMA goes where nothing is ever mapped */
 #define PVDT_STORM_LONG		32

@@ -11,7 +11,7 @@
 
 #include "pviommu_test.h"
 
-#define PVT_STORM_BATCHES	12
+#define PVT_STORM_BATCHES	6
 
 /* Refused requests, as many at a time as the engine takes; each descriptor says so. */
 static void pvt_storm(struct ktap *ktap, struct pvt *t, struct pvdt_request *requests)

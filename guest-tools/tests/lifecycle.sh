@@ -12,9 +12,7 @@ lifecycle_plan() {
 }
 
 lifecycle_tests() {
-	cycles=20
-	# each takes seconds where KASAN looks on
-	[ "$long" = 1 ] && [ "$stage" != 2 ] && [ "$kernel" != lab-debug ] && cycles=100
+	[ -n "$cycles" ] || cycles=$(usual_cycles)
 	check "rmmod says that pviommu is busy" rmmod_is_busy
 	check "$cycles times unbind, unload, load and bind, with DMA each time" cycle_drivers
 	check "nothing leaked in $cycles cycles" same "$(cat /tmp/held.last)" "$(cat /tmp/held.first)"
@@ -24,6 +22,15 @@ lifecycle_tests() {
 	[ "$engine_count" -lt 2 ] || check "functions that are found while the PV-IOMMU is unbound do no harm" rescan_while_unbinding
 	check "a reset behind the driver's back is one line, and nothing hangs" reset_behind
 	check "engines that were there before the PV-IOMMU work behind it" iommu_found_last
+}
+
+# usual_cycles: each takes seconds where KASAN looks on
+usual_cycles() {
+	if [ "$long" = 1 ] && [ "$stage" != 2 ] && [ "$kernel" != lab-debug ]; then
+		echo 100
+	else
+		echo 20
+	fi
 }
 
 # bind_all: the PV-IOMMU's driver, then those of the engines; the driver core may be quicker for one that it has put off

@@ -16,6 +16,7 @@ profile=xen-2024
 mode=lazy
 kernel=debian
 long=0
+cycles=
 program=
 suite=
 scenario=

@@ -24,6 +24,9 @@ TIME_LIMIT = 180
 LONG_TIME_LIMIT = 600
 """The same for a guest that runs its long tests too."""
 
+CYCLES = 10
+"""How often each guest unloads and loads its drivers. Whatever one time leaks is seen after the second."""
+
 GRACE = 60
 """Seconds that the command may need beyond that; then it is killed."""
 
@@ -120,11 +123,11 @@ def command(
 @pytest.fixture(scope="session")
 def lab_run(command: Command, artefacts: Path) -> LabRun:
     """The lab with its defaults, on two vCPUs."""
-    return command.run(artefacts, TIME_LIMIT, "--vcpus", "2")
+    return command.run(artefacts, TIME_LIMIT, "--vcpus", "2", "--cycles", str(CYCLES))
 
 
 @pytest.fixture(scope="session")
 def strict_run(command: Command, artefacts: Path) -> LabRun:
     """Strict mode and the other profile, with the long tests, which end in a second kernel."""
-    options = ("--mode", "strict", "--profile", "xen-v7", "--vcpus", "2", "--long")
+    options = ("--mode", "strict", "--profile", "xen-v7", "--vcpus", "2", "--long", "--cycles", str(CYCLES))
     return command.run(artefacts / "strict", LONG_TIME_LIMIT, *options)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from .conftest import CYCLES
+
 if TYPE_CHECKING:
     from conftest import Command, LabRun
 
@@ -17,7 +19,7 @@ FUNCTIONS = ("attach", "map", "sync_map")
 @pytest.fixture(scope="module")
 def lab_kernel_run(command: Command, artefacts: Path) -> LabRun:
     """The lab's own tests on its kernel."""
-    return command.run(artefacts / "lab-kernel", LIMIT, "--kernel", "lab")
+    return command.run(artefacts / "lab-kernel", LIMIT, "--kernel", "lab", "--cycles", str(CYCLES))
 
 
 @pytest.fixture(scope="module")

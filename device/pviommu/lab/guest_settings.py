@@ -38,7 +38,8 @@ def kernel_name(kernel: str) -> str:
 @dataclass(frozen=True, slots=True)
 class GuestSettings:
     """One choice for each of the lab's axes. ``long`` adds the tests that take more than a few seconds; with ``keep``
-    the guest ends in a shell on its console instead of powering off. ``program``, the name of a file that the user has
+    the guest ends in a shell on its console instead of powering off. ``cycles`` is how often its drivers are unloaded
+    and loaded, None as often as ``long`` says. ``program``, the name of a file that the user has
     added, or ``suite`` is run instead of the guest's own tests.
 
     ``scenario`` is the name of a scenario of faults. It is played after all other tests or, with ``scenario_alone``,
@@ -58,6 +59,7 @@ class GuestSettings:
     scenario_alone: bool = False
     scenario_from: str = "tests"
     sweep: bool = False
+    cycles: int | None = None
 
     @property
     def kernel_arguments(self) -> tuple[str, ...]:
@@ -74,6 +76,7 @@ class GuestSettings:
             "long": str(int(self.long)),
             "keep": str(int(self.keep)),
             **{name: value for name, value in (("program", self.program), ("suite", self.suite)) if value},
+            **({"cycles": str(self.cycles)} if self.cycles else {}),
             **self._of_scenario(),
             **({"sweep": "1"} if self.sweep else {}),
             **(more or {}),

@@ -47,6 +47,7 @@ from .vm import parse_memory
 __all__ = ["Provide", "Setup", "add_arguments", "guarded", "main", "prepare", "set_up", "short_folder", "time_limit"]
 
 MAX_VCPUS = 64
+MAX_CYCLES = 100_000
 
 _SECONDS = 300.0
 _SECONDS_LONG = 900.0
@@ -90,6 +91,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--profile", choices=PROFILES, default=PROFILES[0], help="profile that the driver uses first")
     parser.add_argument("--mode", choices=MODES, default="lazy", help="how the guest's DMA API maps")
     parser.add_argument("--long", action="store_true", help="run the long tests too")
+    parser.add_argument(
+        "--cycles",
+        metavar="N",
+        type=int,
+        help="how often the drivers are unloaded and loaded, to see whether something leaks; "
+        "default: 20, with --long 100",
+    )
     parser.add_argument(
         "--add",
         metavar="FILE",
@@ -334,10 +342,15 @@ def _play(args: argparse.Namespace) -> scenario.Play | None:
 def _settings(args: argparse.Namespace, play: scenario.Play | None) -> GuestSettings:
     if not 1 <= args.vcpus <= MAX_VCPUS:
         raise UsageError(f"--vcpus {args.vcpus}: give 1 to {MAX_VCPUS}")
+    if args.cycles is not None and not 1 <= args.cycles <= MAX_CYCLES:
+        raise UsageError(f"--cycles {args.cycles}: give 1 to {MAX_CYCLES}")
     kernel = kernel_name(args.kernel or _usual_kernel(args.suite))
     for option, value in (("--run", args.program), ("--suite", args.suite)):
         if value is not None and args.long:
             raise UsageError(f"{option} and --long: there are no long tests, {option} replaces all tests")
+    for option, replaces in (("--run", args.program), ("--suite", args.suite), ("--scenario", args.scenario)):
+        if replaces is not None and args.cycles is not None:
+            raise UsageError(f"--cycles and {option}: {option} replaces the test that has cycles")
     if args.suite is not None and kernel not in suites.KERNELS:
         raise UsageError(f"--suite {args.suite} needs iommufd, which {kernel} lacks: give --kernel lab, or your own")
     program = args.program.name if args.program is not None else ""
@@ -346,6 +359,7 @@ def _settings(args: argparse.Namespace, play: scenario.Play | None) -> GuestSett
         scenario=play.name if play else "",
         scenario_alone=args.scenario is not None,
         scenario_from=play.start if play else "tests",
+        cycles=args.cycles,
     )
 
 

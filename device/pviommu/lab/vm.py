@@ -45,7 +45,11 @@ _LAST_SLOT = 0x1E  # q35 has its LPC bridge in 0x1f
 _SERIAL_SLOT = 0x03
 _NIC_SLOT = 0x04
 _MAX_LINE = 4096
-_BASE_KERNEL_ARGUMENTS = ("console=ttyS0", "panic=-1", "no_timer_check", "tsc=reliable", "mitigations=off")
+# An emulated processor needs a sixth of the boot for the tests of cryptomgr.
+_BASE_KERNEL_ARGUMENTS = (
+    *("console=ttyS0", "panic=-1", "no_timer_check", "tsc=reliable", "mitigations=off"),
+    "cryptomgr.notests",
+)
 
 
 class GuestTimeoutError(Exception):

@@ -13,7 +13,7 @@
 #define RW	(SPACE_READ | SPACE_WRITE)
 #define PAGES	256
 #define STRIDES	8
-#define CLOSINGS	8
+#define CLOSINGS	4
 #define FAULTS	16
 
 static bool nothing_is_left(struct fixture *f)

@@ -313,6 +313,10 @@ def test_guest_gets_the_users_files(lab: Lab, script: Path) -> None:
             "--suite vfio needs iommufd, which debian lacks: give --kernel lab",
         ),
         (("--suite", "vfio", "--long"), "--suite and --long: there are no long tests"),
+        (("--suite", "vfio", "--cycles", "3"), "--cycles and --suite: --suite replaces the test that has cycles"),
+        (("--scenario", "lab", "--cycles", "3"), "--cycles and --scenario: --scenario replaces the test"),
+        (("--cycles", "0"), "--cycles 0: give 1 to 100000"),
+        (("--cycles", "100001"), "--cycles 100001: give 1 to 100000"),
     ],
 )
 def test_wrong_file_or_suite_ends_with_status_2(
