@@ -14,7 +14,6 @@ import select
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from pviommu.guest.dma_test import DescriptorRing
 from pviommu.guest.events import EventRing
 from pviommu.guest.memory import GuestRam
 from pviommu.guest.ring import Ring
+from pviommu.guest.waiting import came_true
 from pviommu.guest.wire import WireFunction
 from pviommu.guest.xen_2024 import Xen2024
 from pviommu_abi import dma_test
@@ -347,9 +347,5 @@ class Guest:
 
 
 def spin_until(condition: Any, what: str) -> None:
-    """Look until ``condition()`` holds, as a polling driver does."""
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        if time.monotonic() > deadline:
-            raise AssertionError(f"waited {PATIENCE_S} s for {what}")
-        os.sched_yield()
+    """Wait until ``condition()`` holds."""
+    assert came_true(condition, PATIENCE_S), f"waited {PATIENCE_S} s for {what}"

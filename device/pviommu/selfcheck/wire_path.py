@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,6 +17,7 @@ from wire_layout.registers import Register
 
 from ..guest.function import Function
 from ..guest.ring import MASK
+from ..guest.waiting import came_true
 from ..guest.wire import WireFunction
 from ..pci.shared_memory import fence
 from .difference import Difference, require
@@ -65,7 +65,7 @@ class WirePath(Guest):
             stdin=subprocess.DEVNULL,
         )
         try:
-            _spin(lambda: ready.exists() or process.poll() is not None, "the server")
+            _wait(lambda: ready.exists() or process.poll() is not None, "the server")
             if process.poll() is not None:
                 raise Difference(self.name, "the server", "listening", f"ended with {process.returncode}")
         except BaseException:
@@ -92,11 +92,11 @@ class WirePath(Guest):
 
     def wait_for_ring(self, ring: int, position: int) -> None:
         driver = self.rings[ring]
-        _spin(lambda: (driver.completed - position) & MASK <= ENTRIES, f"slot {position - 1} of ring {ring}")
+        _wait(lambda: (driver.completed - position) & MASK <= ENTRIES, f"slot {position - 1} of ring {ring}")
 
     def wait_for_descriptor(self, stream: int, place: int) -> None:
         engine = self.engine(stream)
-        _spin(lambda: engine.is_done(place), f"a descriptor of stream {stream}")
+        _wait(lambda: engine.is_done(place), f"a descriptor of stream {stream}")
 
     def ring_doorbell(self, ring: int, first: int) -> None:
         fence()  # the producer index must be visible before the device's request for a doorbell is read
@@ -144,10 +144,7 @@ def _toml(oracle: Oracle) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _spin(condition: Callable[[], bool], what: str) -> None:
-    """Look until ``condition()`` holds, as a polling driver does. Raises :class:`Difference`."""
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        if time.monotonic() > deadline:
-            require("wire", what, f"done within {PATIENCE_S:.0f} s", "not done")
-        os.sched_yield()
+def _wait(condition: Callable[[], bool], what: str) -> None:
+    """Until ``condition()`` holds. Raises :class:`Difference`."""
+    if not came_true(condition, PATIENCE_S):
+        require("wire", what, f"done within {PATIENCE_S:.0f} s", "not done")

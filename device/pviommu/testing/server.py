@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -19,6 +17,7 @@ from ..control.client import ConnectionLostError
 from ..faults.scenario import Scenario
 from ..guest.function import Function
 from ..guest.memory import GuestRam
+from ..guest.waiting import came_true
 from ..guest.wire import WireFunction
 from ..lab.server import PROGRAM, ServerProcess
 from ..scenarios.guest import PlayedGuest
@@ -32,12 +31,9 @@ _LOG_LINES = 40
 
 
 def _until(condition: Callable[[], Any], patience_s: float, otherwise: str) -> None:
-    """Look until it is so. Raises StuckError, which says ``otherwise``."""
-    end = time.monotonic() + patience_s
-    while not condition():
-        if time.monotonic() > end:
-            raise StuckError(otherwise)
-        os.sched_yield()
+    """Wait until it is so. Raises StuckError, which says ``otherwise``."""
+    if not came_true(condition, patience_s):
+        raise StuckError(otherwise)
 
 
 class Watched(Subject):

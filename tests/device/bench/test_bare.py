@@ -26,7 +26,7 @@ def children(monkeypatch: pytest.MonkeyPatch) -> list[Child]:
 
 def test_words_are_returned(children: list[Child]) -> None:
     with bare_words(PythonMechanism()) as words:
-        assert words.rounds(100) > 0
+        assert words.rounds(10) > 0
         assert words.rounds(1) > 0
     assert children[0].poll() is not None
 

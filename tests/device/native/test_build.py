@@ -16,6 +16,21 @@ def environment(folder):
     return {"XDG_CACHE_HOME": str(folder), "PATH": os.environ["PATH"]}
 
 
+@pytest.fixture(scope="module")
+def once_built(tmp_path_factory):
+    """A cache folder with the library."""
+    folder = tmp_path_factory.mktemp("built")
+    build.build(environment(folder))
+    return folder
+
+
+@pytest.fixture
+def made(once_built, tmp_path):
+    """The library in a cache folder of the test's own, ``tmp_path``."""
+    shutil.copytree(once_built, tmp_path, dirs_exist_ok=True)
+    return build.find_library(environment(tmp_path))
+
+
 def test_what_was_built_is_found_and_loads(tmp_path):
     with pytest.raises(build.NotBuiltError):
         build.find_library(environment(tmp_path))
@@ -27,11 +42,9 @@ def test_what_was_built_is_found_and_loads(tmp_path):
     assert library.Library(made)
 
 
-def test_it_is_built_once(tmp_path):
+def test_it_is_built_once(tmp_path, made):
     def must_not_run(arguments, folder):
         raise AssertionError(arguments)
-
-    made = build.build(environment(tmp_path))
 
     assert build.build(environment(tmp_path), compile_with=must_not_run) == made
 
@@ -113,8 +126,7 @@ def test_the_command_prints_the_path_or_the_reason(tmp_path, monkeypatch, capsys
 
 @pytest.mark.row("server", 113)
 @pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"", lambda data: data[::-1]])
-def test_a_library_that_is_not_what_was_built_is_not_loaded_and_built_anew(tmp_path, damage):
-    made = build.build(environment(tmp_path))
+def test_a_library_that_is_not_what_was_built_is_not_loaded_and_built_anew(tmp_path, made, damage):
     whole = made.read_bytes()
     made.write_bytes(damage(whole))
 
@@ -127,8 +139,7 @@ def test_a_library_that_is_not_what_was_built_is_not_loaded_and_built_anew(tmp_p
 
 
 @pytest.mark.row("server", 111)
-def test_a_library_of_another_user_or_one_that_everybody_can_write_is_not_loaded(tmp_path, monkeypatch):
-    made = build.build(environment(tmp_path))
+def test_a_library_of_another_user_or_one_that_everybody_can_write_is_not_loaded(tmp_path, made, monkeypatch):
     made.chmod(0o666)
     with pytest.raises(build.LibraryError, match="can be written by everybody"):
         build.find_library(environment(tmp_path))
