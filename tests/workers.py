@@ -23,6 +23,7 @@ WORKERS = 2
 TOGETHER = {
     "tests/vm/test_bars.py": "tests/vm/test_lab.py",
     "tests/vm/test_driver_ring.py": "tests/vm/test_lab.py",
+    "tests/vm/test_lab_kernel.py": "tests/vm/test_lab.py",
 }
 """Files whose tests look at the machines of another file."""
 _WAITS = "tests/vm/test_program.py::test_program_that_reads_without_end"

@@ -7,19 +7,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from .conftest import CYCLES
-
 if TYPE_CHECKING:
     from conftest import Command, LabRun
 
 LIMIT = 600
 FUNCTIONS = ("attach", "map", "sync_map")
-
-
-@pytest.fixture(scope="module")
-def lab_kernel_run(command: Command, artefacts: Path) -> LabRun:
-    """The lab's own tests on its kernel."""
-    return command.run(artefacts / "lab-kernel", LIMIT, "--kernel", "lab", "--cycles", str(CYCLES))
 
 
 @pytest.fixture(scope="module")
@@ -30,22 +22,20 @@ def suite_run(command: Command, artefacts: Path) -> LabRun:
 
 @pytest.mark.row("driver", 60)
 @pytest.mark.parametrize("interface", ["type1", "iommufd"])
-def test_injected_errors_reach_user_space(lab_kernel_run: LabRun, interface: str) -> None:
+def test_injected_errors_reach_user_space(strict_run: LabRun, interface: str) -> None:
     wanted = {f"errors of pviommu_domain_{name} reach user space by {interface} as they are" for name in FUNCTIONS}
-    assert wanted | {"failed calls leave nothing behind, and the DMA API works"} <= lab_kernel_run.passed, (
-        lab_kernel_run.output
-    )
+    assert wanted | {"failed calls leave nothing behind, and the DMA API works"} <= strict_run.passed, strict_run.output
 
 
-def test_all_of_it_passes_there_too(lab_kernel_run: LabRun) -> None:
-    assert lab_kernel_run.status == 0, lab_kernel_run.output
-    assert "nothing is left of VFIO" in lab_kernel_run.passed
+def test_all_of_it_passes_there_too(strict_run: LabRun) -> None:
+    assert strict_run.status == 0, strict_run.output
+    assert "nothing is left of VFIO" in strict_run.passed
 
 
 @pytest.mark.row("driver", 28)
-def test_memory_that_runs_short_leaves_no_half(lab_kernel_run: LabRun) -> None:
+def test_memory_that_runs_short_leaves_no_half(strict_run: LabRun) -> None:
     name = "whichever allocation fails, an attach or a map is ENOMEM or whole, and so are its reserved regions"
-    assert name in lab_kernel_run.passed, lab_kernel_run.output
+    assert name in strict_run.passed, strict_run.output
 
 
 @pytest.mark.row("driver", 61)
