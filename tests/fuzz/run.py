@@ -31,7 +31,7 @@ MAX_INPUT = 2048
 MEMORY_LIMIT_MB = 768
 HANG_S = 120
 """Bound of one input: generous, because the process may be starved; loops without end are told by counting."""
-WALL_FACTOR = 100
+WALL_FACTOR = 250
 """Seconds of wall time granted for each second of CPU time: in the background it gets what others leave over."""
 NO_ATHERIS = (
     "atheris is not installed: it has wheels for CPython 3.11 to 3.14 on x86-64 Linux, "
