@@ -1,0 +1,397 @@
+"""What every virtio device on PCI does: negotiation, status, queues, notifications (virtio 1.2, sections 2 and 4.1).
+
+A device derives from :class:`VirtioDevice` and overrides :meth:`VirtioDevice.serve`. All else, with what a guest may do
+wrong, is here and in :mod:`pviommu.virtio`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+
+import msgspec
+
+from vfio_user import RegionIndex, Steps
+from wire_layout.registers import Register
+
+from ..dma.fault import DmaRefusedError
+from ..pci.registers import RegisterFile
+from ..virtio import packed, split
+from ..virtio.features import REQUIRED, RING_PACKED, RING_RESET, DeviceStatus
+from ..virtio.layout import (
+    CONFIG_OFFSET,
+    NO_VECTOR,
+    NOTIFY_OFFSET,
+    PCI_CFG_DATA,
+    REGISTER_BAR,
+    REGISTER_BAR_SIZE,
+    Isr,
+    capabilities,
+    pci_cfg,
+    registers,
+)
+from ..virtio.packed import PackedRing
+from ..virtio.ring import Buffer, QueueState, Ring, RingError
+from ..virtio.split import SplitRing
+from .endpoint import Endpoint, Surroundings
+
+__all__ = ["STEP_NS", "VirtioDevice"]
+
+log = logging.getLogger(__name__)
+
+STEP_NS = 100_000
+"""A step ends with the buffer that takes it past this."""
+POLL_NS = 100_000
+"""How long a queue is looked at after its last buffer, before the driver is asked to notify of the next one, which
+traps."""
+_MSIX_BAR = 4
+_CONFIG = int(RegionIndex.CONFIG)
+_LIVE, _NEEDS_RESET = int(DeviceStatus.DRIVER_OK), int(DeviceStatus.DEVICE_NEEDS_RESET)
+_FEATURES_OK = int(DeviceStatus.FEATURES_OK)
+_MASK = 0xFFFFFFFF
+
+
+class _Registers(RegisterFile):
+    """Registers that notice when the driver reads the device's configuration."""
+
+    handlers: VirtioDevice
+
+    def read(self, offset: int, count: int) -> bytes:
+        if CONFIG_OFFSET <= offset < NOTIFY_OFFSET:
+            self.handlers.config_is_read()
+        return super().read(offset, count)
+
+
+class VirtioDevice(Endpoint):
+    """A virtio device. It accepts no driver that would bypass the IOMMU (ACCESS_PLATFORM).
+
+    What a driver does wrong with a ring, and DMA to a ring that is refused, sets DEVICE_NEEDS_RESET: nothing is certain
+    in that ring any more. Then the device does nothing until it is reset.
+    """
+
+    class State(Endpoint.State):
+        status: int = 0
+        """DEVICE_STATUS"""
+        driver_features: int = 0
+        queues: list[QueueState] = msgspec.field(default_factory=list)
+        """by number; those at the end that the driver has not touched may be missing"""
+        config_changed: bool = False
+        """since the driver last read any of the configuration"""
+
+    state: State
+
+    def __init__(
+        self, surroundings: Surroundings, *, queues: int, queue_size: int, config: Iterable[Register], features: int
+    ) -> None:
+        """``queues``, each of up to ``queue_size`` entries, a power of two; ``config``: registers of the device's own,
+        from offset 0 on; ``features``: what is offered, the :data:`.virtio.features.REQUIRED` ones in any case.
+        """
+        super().__init__(surroundings)
+        self.offered = features | REQUIRED
+        self.queue_size = queue_size
+        self._queue_count = queues
+        declared = registers(queues, config)
+        self.registers = _Registers(declared, self)
+        self.registers["NUM_QUEUES"] = queues
+        self.registers["QUEUE_SIZE"] = queue_size
+        self.add_register_bar(REGISTER_BAR, self.registers, REGISTER_BAR_SIZE)
+        self._vectors = queues + 1
+        self.add_msix_bar(_MSIX_BAR, vectors=self._vectors, size=4096, pba_offset=0x800)
+        length = max(each.places[-1] + each.size for each in declared if each.offset < NOTIFY_OFFSET) - CONFIG_OFFSET
+        for capability in capabilities(queues, length):
+            self._pci_cfg = self.config.add_capability(*capability)
+        self._rings: dict[int, Ring] = {}
+        """the queues that are enabled"""
+        self._kicked: dict[int, None] = {}
+        """the queues of which the driver has notified"""
+        self._poll_until: dict[int, int] = {}
+        self._polls = False
+        """whether a queue without buffers is to be looked at again in the next turn"""
+
+    # -- what a device does -----------------------------------------------------------------------------------------
+
+    def serve(self, deadline_ns: int) -> bool:
+        """Use buffers, until the deadline. Returns whether there was anything to do. Refused DMA that it does not
+        catch, and :class:`.virtio.ring.RingError`, set DEVICE_NEEDS_RESET.
+        """
+        raise NotImplementedError
+
+    def fits(self, features: int) -> bool:
+        """Whether the driver's choice among the features offered is one that the device can work with."""
+        return True
+
+    # -- what a device may ask for ----------------------------------------------------------------------------------
+
+    def has(self, feature: int) -> bool:
+        """Whether a feature was negotiated."""
+        return bool(self.state.driver_features & feature)
+
+    @property
+    def is_live(self) -> bool:
+        """Whether the driver is ready, and nothing has gone wrong since."""
+        return self.state.status & (_LIVE | _NEEDS_RESET) == _LIVE
+
+    def ring(self, queue: int) -> Ring | None:
+        """A queue, if it is enabled."""
+        return self._rings.get(queue)
+
+    def buffers(self, queue: int, count: int = 1) -> Sequence[Buffer]:
+        """The next buffers of a queue, ``count`` of them if the driver has made so many available. If not, they are
+        looked for again in the next turns, or the driver is asked to notify of more.
+        """
+        ring = self._rings.get(queue)
+        if ring is None:
+            return ()
+        if ring.state.asked:
+            return ring.fetched
+        found = ring.peek(count)
+        if len(found) >= count:
+            self._poll_until[queue] = 0
+            return found
+        now = self.inputs.now_ns()
+        until = self._poll_until.get(queue, 0)
+        if not until:
+            self._poll_until[queue] = now + POLL_NS
+            self._polls = True
+        elif now <= until or not ring.ask():
+            self._polls = True
+        return found
+
+    def config_change(self) -> None:
+        """The configuration, or the device's status, is not what it was: tell the driver."""
+        self.state.config_changed = True
+        if self.state.status & _LIVE:
+            self.registers["ISR_STATUS"] |= Isr.CONFIGURATION
+            self._interrupt_at(self.registers["CONFIG_MSIX_VECTOR"])
+
+    def needs_reset(self, why: str) -> None:
+        """The device cannot go on before a reset; ``why`` is for the log."""
+        if not self.state.status & _NEEDS_RESET:
+            log.warning("%s: needs a reset: %s", self.name, why)
+            self.state.status |= _NEEDS_RESET
+            self.config_change()
+
+    # -- steps ------------------------------------------------------------------------------------------------------
+
+    def work(self) -> bool:
+        if not self.is_live or not self.config.bus_master:
+            return False
+        try:
+            for queue in list(self._kicked):
+                self._notified(queue)
+                del self._kicked[queue]
+            self._polls = False
+            busy = self.serve(self.inputs.now_ns() + STEP_NS)
+            for ring in self._rings.values():
+                if ring.publish():
+                    self._interrupt_for(ring.state.vector)
+        except RingError as error:
+            self.needs_reset(str(error))
+            return False
+        except DmaRefusedError as error:
+            self.needs_reset(f"a ring is out of its reach: {error}")
+            return False
+        return busy or self._polls
+
+    def _notified(self, queue: int) -> None:
+        """The driver has notified. More of that is not needed as long as the queue is looked at anyway."""
+        ring = self._rings.get(queue)
+        if ring is not None:
+            ring.hush()
+            ring.state.asked = False
+            self._poll_until[queue] = 0
+
+    def _interrupt_for(self, vector: int) -> None:
+        if vector == NO_VECTOR:
+            self.registers["ISR_STATUS"] |= Isr.QUEUE
+        self._interrupt_at(vector)
+
+    def _interrupt_at(self, vector: int) -> None:
+        if vector != NO_VECTOR:
+            self.interrupt(vector)
+
+    def cancel_dma(self) -> None:
+        """What the rings are mapped to is gone, and what was in progress in them is unknown."""
+        if self.is_live and self._rings:
+            self.needs_reset("its DMA was cancelled")
+
+    def reset_device(self) -> None:
+        super().reset_device()
+        self._forget()
+
+    def _forget(self) -> None:
+        self.state = self.State()
+        for queues in (self._rings, self._kicked, self._poll_until):
+            queues.clear()
+
+    def on_load(self) -> None:
+        for number, queue in enumerate(self.state.queues):
+            if queue.enabled:
+                self._rings[number] = self._new_ring(queue)
+
+    # -- registers: the device --------------------------------------------------------------------------------------
+
+    def read_device_feature(self, _: int) -> int:
+        return self.offered >> 32 * min(self.registers["DEVICE_FEATURE_SELECT"], 2) & _MASK
+
+    def read_driver_feature(self, _: int) -> int:
+        return self.state.driver_features >> 32 * min(self.registers["DRIVER_FEATURE_SELECT"], 2) & _MASK
+
+    def write_driver_feature(self, _: int, value: int) -> None:
+        shift = 32 * self.registers["DRIVER_FEATURE_SELECT"]
+        if shift <= 32 and not self.state.status & _FEATURES_OK:  # after that they are settled
+            kept = self.state.driver_features & ~(_MASK << shift)
+            self.state.driver_features = (kept | value << shift) & self.offered
+
+    def write_config_msix_vector(self, _: int, value: int) -> None:
+        self.registers["CONFIG_MSIX_VECTOR"] = self._checked_vector(value)
+
+    def _checked_vector(self, vector: int) -> int:
+        return vector if vector < self._vectors else NO_VECTOR
+
+    def read_device_status(self, _: int) -> int:
+        return self.state.status
+
+    def write_device_status(self, _: int, value: int) -> None:
+        """The driver only adds bits, and 0 resets the device."""
+        if not value:
+            self.dma.give_up()
+            self._forget()
+            self.registers.reset()
+            return
+        status = self.state.status | value & ~_NEEDS_RESET
+        if status & ~self.state.status & _FEATURES_OK and not self._accepts(self.state.driver_features):
+            status &= ~_FEATURES_OK
+        if not status & _FEATURES_OK:
+            status &= ~_LIVE
+        self.state.status = status
+
+    def _accepts(self, features: int) -> bool:
+        return features & REQUIRED == REQUIRED and self.fits(features)
+
+    def config_is_read(self) -> None:
+        """The driver reads some of the configuration."""
+        if self.state.config_changed:
+            self.state.config_changed = False
+            self.registers["CONFIG_GENERATION"] = self.registers["CONFIG_GENERATION"] + 1 & 0xFF
+
+    def read_isr_status(self, _: int) -> int:
+        status, self.registers["ISR_STATUS"] = self.registers["ISR_STATUS"], 0
+        return status
+
+    # -- registers: the selected queue ------------------------------------------------------------------------------
+
+    def _selected(self) -> QueueState | None:
+        """The state of the queue that is selected, if there is such a queue."""
+        number = self.registers["QUEUE_SELECT"]
+        if number >= self._queue_count:
+            return None
+        while len(self.state.queues) <= number:
+            self.state.queues.append(QueueState(self.queue_size))
+        return self.state.queues[number]
+
+    def write_queue_select(self, _: int, number: int) -> None:
+        queue = self._selected()
+        values = queue or QueueState()
+        self.registers["QUEUE_SIZE"] = values.size
+        self.registers["QUEUE_MSIX_VECTOR"] = values.vector
+        self.registers["QUEUE_ENABLE"] = values.enabled
+        self.registers["QUEUE_NOTIFY_OFF"] = number if queue else 0
+        self.registers["QUEUE_DESC"] = values.desc
+        self.registers["QUEUE_DRIVER"] = values.driver
+        self.registers["QUEUE_DEVICE"] = values.device
+        self.registers["QUEUE_RESET"] = 0
+
+    def _is_configurable(self, *_: int) -> bool:
+        queue = self._selected()
+        return queue is not None and not queue.enabled
+
+    accept_queue_desc = accept_queue_driver = accept_queue_device = accept_queue_msix_vector = _is_configurable
+
+    def accept_queue_size(self, _: int, value: int) -> bool:
+        return self._is_configurable() and 0 < value <= self.queue_size
+
+    def write_queue_size(self, _: int, value: int) -> None:
+        if queue := self._selected():
+            queue.size = value
+
+    def write_queue_msix_vector(self, _: int, value: int) -> None:
+        if queue := self._selected():
+            queue.vector = self.registers["QUEUE_MSIX_VECTOR"] = self._checked_vector(value)
+
+    def write_queue_desc(self, _: int, value: int) -> None:
+        if queue := self._selected():
+            queue.desc = value
+
+    def write_queue_driver(self, _: int, value: int) -> None:
+        if queue := self._selected():
+            queue.driver = value
+
+    def write_queue_device(self, _: int, value: int) -> None:
+        if queue := self._selected():
+            queue.device = value
+
+    def accept_queue_enable(self, _: int, value: int) -> bool:
+        return value == 1 and self._is_configurable() and bool(self.state.status & _FEATURES_OK)
+
+    def write_queue_enable(self, _: int, __: int) -> None:
+        if not (queue := self._selected()):
+            return
+        number = self.registers["QUEUE_SELECT"]
+        is_packed = self.has(RING_PACKED)
+        alignment = packed.ALIGNMENT if is_packed else split.ALIGNMENT
+        parts = zip((queue.desc, queue.driver, queue.device), alignment, strict=True)
+        queue.enabled = True
+        if any(address % multiple for address, multiple in parts):
+            self.needs_reset(f"queue {number} is at addresses that are not multiples of {alignment}")
+        elif not is_packed and queue.size & (queue.size - 1):
+            self.needs_reset(f"queue {number} of {queue.size} entries: not a power of two")
+        else:
+            self._rings[number] = self._new_ring(queue)
+            self._kicked[number] = None  # what the driver made available before
+
+    def _new_ring(self, queue: QueueState) -> Ring:
+        kind = PackedRing if self.has(RING_PACKED) else SplitRing
+        return kind(queue, self.dma, self.state.driver_features)
+
+    def accept_queue_reset(self, _: int, value: int) -> bool:
+        return value == 1 and self._selected() is not None and self.has(RING_RESET)
+
+    def write_queue_reset(self, _: int, __: int) -> None:
+        number = self.registers["QUEUE_SELECT"]
+        self.dma.give_up()
+        self.state.queues[number] = QueueState(self.queue_size)
+        self._rings.pop(number, None)
+        self._kicked.pop(number, None)
+        self.write_queue_select(0, number)
+
+    def write_notify(self, queue: int, _: int) -> None:
+        self._kicked[queue] = None
+
+    # -- registers through configuration space ----------------------------------------------------------------------
+
+    def region_read(self, index: int, offset: int, count: int) -> bytes:
+        if index == _CONFIG and self._touches_pci_cfg(offset, count) and (target := self._pci_cfg_target()):
+            bar, place, length = target
+            self.config.set(
+                self._pci_cfg + PCI_CFG_DATA, int.from_bytes(self.bars[bar].read(place, length), "little"), 4
+            )
+        return super().region_read(index, offset, count)
+
+    def region_write(self, index: int, offset: int, data: bytes) -> Steps | None:
+        steps = super().region_write(index, offset, data)
+        if index == _CONFIG and self._touches_pci_cfg(offset, len(data)) and (target := self._pci_cfg_target()):
+            bar, place, length = target
+            return self.bars[bar].write(place, self.config.read(self._pci_cfg + PCI_CFG_DATA, length))
+        return steps
+
+    def _touches_pci_cfg(self, offset: int, count: int) -> bool:
+        first = self._pci_cfg + PCI_CFG_DATA
+        return offset < first + 4 and first < offset + count
+
+    def _pci_cfg_target(self) -> tuple[int, int, int] | None:
+        """BAR, offset and length of the access that pci_cfg_data stands for, if it is one."""
+        bar, place, length = pci_cfg(self.config.read(self._pci_cfg, PCI_CFG_DATA))
+        if length not in (1, 2, 4) or place % length or bar not in self.bars:
+            return None
+        return (bar, place, length) if place + length <= self.bars[bar].region.size else None
