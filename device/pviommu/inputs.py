@@ -70,6 +70,7 @@ class InputKind(enum.Enum):
     CLOSED = "closing of descriptors of"
     INTERRUPT = "interrupts of"
     WORKER = "work for a thread"
+    CAPTURED = "capture file of"
 
 
 class Source(NamedTuple):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -38,8 +38,11 @@ def build_endpoint(
     iommu: PvIommu,
     environment: Environment,
     core: DeviceCore | None = None,
+    siblings: Mapping[str, Endpoint] | None = None,
 ) -> AnyEndpoint:
-    """Put an endpoint behind a PV-IOMMU. Raises ValueError if that has no such stream."""
+    """Put an endpoint behind a PV-IOMMU. ``siblings``: those of its machine, to which it is added by the caller. Raises
+    ValueError if the PV-IOMMU has no such stream.
+    """
     surroundings = Surroundings(
         entry.name,
         entry.stream,
@@ -47,6 +50,7 @@ def build_endpoint(
         environment,
         entry.options or kind.OPTIONS(),
         [endpoint_capability(iommu.settings.instance, entry.stream)],
+        siblings or {},
         core.copier() if core and environment.inputs.may_be_bypassed else None,
     )
     endpoint = kind(surroundings)
@@ -86,10 +90,10 @@ class Machine:
         if core:
             environment.files.guard = core.guard()
         iommu = PvIommu(topology.iommu.name, topology.iommu_config(), environment, core)
-        endpoints = {
-            entry.name: build_endpoint(endpoint_class(entry.kind), entry, iommu, environment, core)
-            for entry in topology.endpoint
-        }
+        endpoints: dict[str, Endpoint] = {}
+        for entry in topology.endpoint:
+            kind = endpoint_class(entry.kind)
+            endpoints[entry.name] = build_endpoint(kind, entry, iommu, environment, core, endpoints)
         return cls(iommu, endpoints)
 
     def _follow_bars(self) -> None:

@@ -229,7 +229,19 @@ class Topology(_Section, frozen=True):
                     raise WrongValueError(("endpoint", number, key), text)
             options = documents.convert(entry.options, kind, document, ("endpoint", number))
             entries.append(msgspec.structs.replace(entry, options=options))
-        return msgspec.structs.replace(self, endpoint=tuple(entries))
+        made = msgspec.structs.replace(self, endpoint=tuple(entries))
+        made.check_options()
+        return made
+
+    def check_options(self) -> None:
+        """Raise :class:`.documents.WrongValueError` for options of endpoints that do not fit each other."""
+        every = {entry.name: entry.options for entry in self.endpoint}
+        for number, entry in enumerate(self.endpoint):
+            if entry.options is not None:
+                try:
+                    entry.options.check(entry.name, every)
+                except ValueError as error:
+                    raise WrongValueError(("endpoint", number), f"endpoint {entry.name}: {error}") from error
 
     def limited(self, contexts: int | None, pool_pages: int | None) -> Self:
         """The same with other limits, where given. Raises :class:`ValueError`."""

@@ -13,10 +13,11 @@ __all__ = ["ENDPOINTS", "WITH_OPTIONS", "endpoint_class"]
 ENDPOINTS = {
     "dma-test": "dma_test.DmaTestEngine",
     "template": "template.Template",
+    "virtio-net": "virtio_net.VirtioNet",
     "xor": "xor.Xor",
 }
 """Kinds of endpoint: file of this folder and class, which are imported when a machine has such an endpoint."""
-WITH_OPTIONS = frozenset({"xor"})
+WITH_OPTIONS = frozenset({"virtio-net", "xor"})
 """Kinds whose class has ``OPTIONS``: they are checked even if a topology sets none of them."""
 
 

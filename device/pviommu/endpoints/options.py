@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import msgspec
 
 __all__ = ["Options"]
@@ -11,3 +13,8 @@ class Options(msgspec.Struct, forbid_unknown_fields=True, rename="kebab", frozen
     """No options. A subclass declares each as a field, whose type may be an ``Annotated[int, msgspec.Meta(...)]`` with
     the least and the greatest value, and a description for the schema.
     """
+
+    def check(self, name: str, others: Mapping[str, object]) -> None:
+        """Raise ValueError for what the types alone do not exclude. ``name`` is the endpoint's, ``others`` are the
+        options of the other endpoints by name, None for those that have none.
+        """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,5 +30,7 @@ class Surroundings:
     """an instance of the endpoint class's ``OPTIONS``"""
     capabilities: Sequence[Capability] = ()
     """the capability by which the guest's driver finds its IOMMU"""
+    siblings: Mapping[str, object] = field(default_factory=dict)
+    """the endpoints of the same machine by name: all of them, once the machine is complete"""
     copier: Copier | None = None
     """copies to and from its guest memory faster than Python, if there is such a copier"""

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from pviommu.counters import Counters
-from pviommu.endpoints.endpoint import Endpoint
+from pviommu.endpoints.endpoint import Endpoint, Options
 from pviommu.engine import Access
 from pviommu.guest.events import EventRing
 from pviommu.guest.local import LocalFunction
@@ -46,14 +46,18 @@ class Guest:
         self.give_memory(self.iommu)
         self.context = self.iommu.contexts.alloc().context or 0
         self.endpoints: list[Endpoint] = []
+        self.siblings: dict[str, Endpoint] = {}
 
     def give_memory(self, function: PvIommu | Endpoint, first: int = 0, size: int = RAM_SIZE) -> None:
         """What DMA_MAP of this machine's client says."""
         function.dma_map(DmaMapping(first, size, first, True, True, os.dup(self.ram)))
 
-    def make(self, kind: type[AnyEndpoint], name: str, stream: int) -> AnyEndpoint:
+    def make(self, kind: type[AnyEndpoint], name: str, stream: int, options: Options | None = None) -> AnyEndpoint:
         """An endpoint of this machine. Its client has not announced memory yet, and it may do no DMA: see `plug`."""
-        return build_endpoint(kind, EndpointSection(name, "", stream), self.iommu, self.environment)
+        section = EndpointSection(name, "", stream, options=options)
+        endpoint = build_endpoint(kind, section, self.iommu, self.environment, siblings=self.siblings)
+        self.siblings[name] = endpoint
+        return endpoint
 
     def plug(self, endpoint: Endpoint) -> None:
         """Connect ``endpoint``, attach it to the context and let it do DMA."""

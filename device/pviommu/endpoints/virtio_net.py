@@ -1,0 +1,510 @@
+"""A network card: virtio-net on PCI, not transitional (virtio 1.2, section 5.1)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from itertools import islice
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from wire_layout.registers import AccessKind, BitField, BitFields, Register, RegisterMap
+
+from ..dma.fault import DmaRefusedError
+from ..net.capture import Capture
+from ..net.offload import (
+    GSO_TCPV4,
+    HEADER_BYTES,
+    NEEDS_CSUM,
+    PLAIN,
+    VLAN_TYPES,
+    FrameError,
+    Header,
+)
+from ..net.reception import MAC_TABLE, MIN_FRAME, Filter, flow
+from ..pci.config_space import Identity
+from ..virtio.features import IN_ORDER, INDIRECT_DESC, RING_EVENT_IDX, RING_PACKED, RING_RESET
+from ..virtio.layout import DEVICE_ID_BASE, VENDOR_ID
+from ..virtio.ring import Buffer
+from .endpoint import Options, Surroundings
+from .virtio_device import VirtioDevice
+
+__all__ = ["VirtioNet", "VirtioNetOptions"]
+
+CSUM, GUEST_CSUM, CTRL_GUEST_OFFLOADS, MTU, MAC = 1 << 0, 1 << 1, 1 << 2, 1 << 3, 1 << 5
+GUEST_TSO4, GUEST_TSO6, HOST_TSO4, HOST_TSO6 = 1 << 7, 1 << 8, 1 << 11, 1 << 12
+MRG_RXBUF, STATUS, CTRL_VQ, CTRL_RX, CTRL_VLAN, CTRL_RX_EXTRA = 1 << 15, 1 << 16, 1 << 17, 1 << 18, 1 << 19, 1 << 20
+GUEST_ANNOUNCE, MQ, CTRL_MAC_ADDR, SPEED_DUPLEX = 1 << 21, 1 << 22, 1 << 23, 1 << 63
+"""``VIRTIO_NET_F_...``"""
+ALWAYS = MTU | MAC | MRG_RXBUF | STATUS | CTRL_VQ | CTRL_RX | CTRL_RX_EXTRA | CTRL_VLAN | CTRL_MAC_ADDR
+OFFLOADS = CSUM | HOST_TSO4 | HOST_TSO6
+GUEST_OFFLOADS = GUEST_CSUM | GUEST_TSO4 | GUEST_TSO6
+NEEDS = {
+    GUEST_TSO4: GUEST_CSUM,
+    GUEST_TSO6: GUEST_CSUM,
+    HOST_TSO4: CSUM,
+    HOST_TSO6: CSUM,
+    CTRL_RX: CTRL_VQ,
+    CTRL_VLAN: CTRL_VQ,
+    GUEST_ANNOUNCE: CTRL_VQ,
+    MQ: CTRL_VQ,
+    CTRL_MAC_ADDR: CTRL_VQ,
+}
+"""Features that need another one (section 5.1.3.1)."""
+_RINGS = INDIRECT_DESC | RING_EVENT_IDX | RING_RESET | IN_ORDER
+
+HEADER = HEADER_BYTES + 2
+"""bytes before a frame: with ``num_buffers``"""
+MAX_FRAME = MIN_FRAME + 8 + 0xFFFF
+"""the longest frame: two VLAN tags, and an IP packet, which segmentation may be left for"""
+INBOX_FRAMES, INBOX_BYTES = 256, 2 << 20
+"""What waits for buffers of one receive queue, at most; what comes then is dropped."""
+BATCH = 16
+"""Frames of one queue before those of another."""
+MAX_COMMAND = 4 + 2 * (4 + 6 * 4096)
+"""bytes of a command, at most: addresses"""
+DEVICE_ID, NETWORK_CLASS = DEVICE_ID_BASE + 1, 0x020000
+_SPEED, _FULL_DUPLEX = 10_000, 1
+_OK, _ERROR = b"\0", b"\1"
+_MAC = re.compile(r"^[0-9a-f][02468ace](:[0-9a-f]{2}){5}$")
+_MAC_RULE = "an address as 52:54:00:12:34:56, in lower-case hexadecimal digits, of one card: its second digit is even"
+
+
+class NetStatus(BitFields, width=16):
+    """``virtio_net_config.status``."""
+
+    LINK_UP = BitField(0, doc="frames may arrive")
+    ANNOUNCE = BitField(1, doc="the driver should send packets that tell where it is now")
+
+
+CONFIG = RegisterMap(
+    Register("MAC", 0x00, AccessKind.RO, "its address, byte by byte", 6, width=8),
+    Register("STATUS", 0x06, AccessKind.RO, "of its link", width=16, holds=NetStatus, reset=None),
+    Register("MAX_VIRTQUEUE_PAIRS", 0x08, AccessKind.RO, "pairs of queues", width=16),
+    Register("MTU", 0x0A, AccessKind.RO, "the longest packet in bytes", width=16),
+    Register("SPEED", 0x0C, AccessKind.RO, "in Mbit/s", width=32, reset=_SPEED),
+    Register("DUPLEX", 0x10, AccessKind.RO, "1: full", width=8, reset=_FULL_DUPLEX),
+)
+"""``virtio_net_config`` (section 5.1.4)."""
+
+
+class VirtioNetOptions(Options, frozen=True):
+    link: Annotated[
+        Literal["none", "peer"],
+        Meta(description="where frames go: nowhere, with the link down; or to another card of this topology"),
+    ] = "none"
+    peer: Annotated[str, Meta(description="name of the card at the other end of a peer link")] | None = None
+    mac: (
+        Annotated[
+            str,
+            Meta(
+                pattern=_MAC.pattern,
+                description="its address; 02:70:76:69 and the stream if it is not given",
+                extra_json_schema={"$comment": _MAC_RULE},
+            ),
+        ]
+        | None
+    ) = None
+    mtu: Annotated[int, Meta(ge=68, le=0xFFFF, description="longest packet in bytes")] = 1500
+    queue_pairs: Annotated[int, Meta(ge=1, le=4, description="queues for each direction")] = 1
+    queue_size: Annotated[Literal[16, 32, 64, 128, 256, 512, 1024], Meta(description="entries of a queue, at most")] = (
+        256
+    )
+    packed: Annotated[bool, Meta(description="whether packed rings are offered")] = False
+    offloads: Annotated[bool, Meta(description="whether checksums and segmentation of TCP may be left to it")] = True
+    pcap: Annotated[str, Meta(description="file for all frames that it sends and receives")] | None = None
+
+    def check(self, name: str, others: Mapping[str, object]) -> None:
+        if self.link != "peer":
+            if self.peer is not None:
+                raise ValueError(f'peer {self.peer!r}: only with link = "peer"')
+            return
+        other = others.get(self.peer or "")
+        if self.peer == name or not isinstance(other, VirtioNetOptions):
+            raise ValueError(f"peer {self.peer!r}: must be the name of another endpoint of kind virtio-net")
+        if other.link != "peer" or other.peer != name:
+            raise ValueError(f'peer {self.peer!r}: that must have link = "peer" and peer = {name!r}')
+
+
+class Traffic(msgspec.Struct):
+    """Frames since the last reset."""
+
+    sent: int = 0
+    received: int = 0
+    not_sent: int = 0
+    """with a header that does not fit, of a wrong length, or with memory that the IOMMU refused"""
+    not_received: int = 0
+    """for want of a buffer, longer than the MTU, or with memory that the IOMMU refused"""
+    filtered: int = 0
+    """that the driver does not want"""
+
+
+class VirtioNet(VirtioDevice):
+    """One card. Queues are those of receive and transmit, pair by pair, and the control queue after them.
+
+    Memory of a frame that the IOMMU refuses costs that frame: the buffer goes back, empty if it was to be written. The
+    driver counts it as an error of that frame, and the card goes on.
+    """
+
+    IDENTITY = Identity(VENDOR_ID, DEVICE_ID, NETWORK_CLASS)
+    OPTIONS = VirtioNetOptions
+
+    class State(VirtioDevice.State):
+        mac: bytes = b""
+        """that the driver has given it, if it has"""
+        filter: Filter = msgspec.field(default_factory=Filter)
+        pairs: int = 1
+        """in use"""
+        guest_offloads: int = 0
+        """features of :data:`GUEST_OFFLOADS` that the driver has turned on"""
+        announce: bool = False
+        inboxes: list[list[tuple[bytes, bytes]]] = msgspec.field(default_factory=list)
+        """frames that wait for buffers, each with its header, by pair; empty ones at the end may be missing"""
+        traffic: Traffic = msgspec.field(default_factory=Traffic)
+
+    state: State
+
+    def __init__(self, surroundings: Surroundings) -> None:
+        options: VirtioNetOptions = surroundings.options
+        self._pairs = options.queue_pairs
+        features = ALWAYS | GUEST_ANNOUNCE | SPEED_DUPLEX | _RINGS
+        features |= OFFLOADS | GUEST_OFFLOADS | CTRL_GUEST_OFFLOADS if options.offloads else 0
+        features |= MQ if self._pairs > 1 else 0
+        features |= RING_PACKED if options.packed else 0
+        queues = 2 * self._pairs + 1
+        super().__init__(surroundings, queues=queues, queue_size=options.queue_size, config=CONFIG, features=features)
+        self._mac = _address(options.mac, self.stream)
+        self.registers["MAX_VIRTQUEUE_PAIRS"] = self._pairs
+        self.registers["MTU"] = options.mtu
+        self._peer, self._siblings = options.peer, surroundings.siblings
+        self._flows: dict[int, int] = {}
+        """the pair by which a flow was last sent, which is the one that should receive it"""
+        self._commands: dict[tuple[int, int], Callable[[bytes], bool]] = {
+            **{(0, number): self._receive_mode(name) for number, name in enumerate(_MODES)},
+            (1, 0): self._set_mac_table,
+            (1, 1): self._set_mac,
+            (2, 0): self._add_vlan,
+            (2, 1): self._remove_vlan,
+            (3, 0): self._announced,
+            (4, 0): self._set_pairs,
+            (5, 0): self._set_guest_offloads,
+        }
+        self._capture = Capture(options.pcap, self.name, self.inputs) if options.pcap else None
+        self.power_on()
+
+    def close(self) -> None:
+        super().close()
+        if self._capture:
+            self._capture.close()
+
+    def fits(self, features: int) -> bool:
+        return all(features & needed for feature, needed in NEEDS.items() if features & feature)
+
+    def write_device_status(self, index: int, value: int) -> None:
+        was_live = self.is_live
+        super().write_device_status(index, value)
+        if self.is_live and not was_live:
+            self.state.guest_offloads = self.state.driver_features & GUEST_OFFLOADS
+
+    def on_load(self) -> None:
+        """The rest of the network may look for the card elsewhere: the driver is asked to tell it."""
+        super().on_load()
+        if self.is_live and self.has(GUEST_ANNOUNCE):
+            self.state.announce = True
+            self.config_change()
+
+    def _forget(self) -> None:
+        super()._forget()
+        self._flows.clear()
+
+    # -- configuration ----------------------------------------------------------------------------------------------
+
+    @property
+    def mac(self) -> bytes:
+        """Its address at present."""
+        return self.state.mac or self._mac
+
+    @property
+    def link_is_up(self) -> bool:
+        return self._peer is not None
+
+    def read_mac(self, index: int) -> int:
+        return self.mac[index]
+
+    def read_status(self, _: int) -> int:
+        return NetStatus(LINK_UP=self.link_is_up, ANNOUNCE=self.state.announce)
+
+    # -- steps ------------------------------------------------------------------------------------------------------
+
+    def serve(self, deadline_ns: int) -> bool:
+        busy = False
+        steps: list[Callable[[], bool]] = [self._obey]
+        for pair in range(self._pairs):
+            steps += [self._sender(pair), self._receiver(pair)]
+        while steps:
+            left = []
+            for step in steps:
+                for _ in range(BATCH):
+                    if not step():
+                        break
+                    busy = True
+                    if self.inputs.now_ns() > deadline_ns:
+                        return True
+                else:
+                    left.append(step)
+            steps = left
+        return busy
+
+    def _sender(self, pair: int) -> Callable[[], bool]:
+        return lambda: self._send_next(pair)
+
+    def _receiver(self, pair: int) -> Callable[[], bool]:
+        return lambda: self._receive_next(pair)
+
+    # -- sending ----------------------------------------------------------------------------------------------------
+
+    def _send_next(self, pair: int) -> bool:
+        """The next frame of a transmit queue. Returns whether there was one."""
+        queue = 2 * pair + 1
+        found = self.buffers(queue)
+        ring = self.ring(queue)
+        if not found or ring is None:
+            return False
+        spans = found[0].readable
+        data = b""
+        if HEADER + MIN_FRAME <= sum(length for _, length in spans) <= HEADER + MAX_FRAME:
+            try:
+                data = self.dma.read(spans)
+            except DmaRefusedError:  # the guest has been told
+                data = b""
+        ring.use()
+        try:
+            self._send(pair, data[:HEADER_BYTES], data[HEADER:])
+        except FrameError:
+            self.state.traffic.not_sent += 1
+        return True
+
+    def _send(self, pair: int, header: bytes, frame: bytes) -> None:
+        if not frame:
+            raise FrameError("no frame")
+        if header != PLAIN:
+            read = Header.unpack(header)
+            read.check(frame)
+            if read.flags & NEEDS_CSUM and not self.has(CSUM):
+                raise FrameError("a checksum that was not negotiated")
+            if read.gso_type and not self.has(HOST_TSO4 if read.gso_type == GSO_TCPV4 else HOST_TSO6):
+                raise FrameError("segmentation that was not negotiated")
+            header = header if read.flags & NEEDS_CSUM else PLAIN
+        self.state.traffic.sent += 1
+        if self._capture:
+            self._capture.frame(frame, outbound=True)
+        if self._pairs > 1:
+            self._flows[flow(frame)] = pair
+        other = self._siblings.get(self._peer or "")
+        if isinstance(other, VirtioNet):
+            other.attempts.make("a frame of its peer", other.receive, header, frame)
+
+    # -- receiving --------------------------------------------------------------------------------------------------
+
+    def receive(self, header: bytes, frame: bytes) -> None:
+        """A frame from the link, with what is left to do of its checksum and segmentation, which :class:`.Header` has
+        checked."""
+        state = self.state
+        if not self.is_live:
+            return
+        if not state.filter.accepts(frame, self.mac, by_vlan=self.has(CTRL_VLAN)):
+            state.traffic.filtered += 1
+            return
+        pair = self._flows.get(flow(frame), 0) if state.pairs > 1 else 0
+        inbox = self._inbox(pair if pair < state.pairs and self.ring(2 * pair) else 0)
+        size = sum(len(each) for _, each in inbox)
+        try:
+            for item in self._adapted(header, frame):
+                size += len(item[1])
+                if len(inbox) >= INBOX_FRAMES or size > INBOX_BYTES or self._is_too_long(*item):
+                    state.traffic.not_received += 1
+                else:
+                    inbox.append(item)
+        except FrameError:
+            state.traffic.not_received += 1
+
+    def _is_too_long(self, header: bytes, frame: bytes) -> bool:
+        """Whether a frame exceeds what the driver knows as the longest."""
+        if not self.has(MTU) or Header.unpack(header).gso_type:
+            return False
+        is_tagged = int.from_bytes(frame[12:14], "big") in VLAN_TYPES
+        return len(frame) > MIN_FRAME + (4 if is_tagged else 0) + self.registers["MTU"]
+
+    def _inbox(self, pair: int) -> list[tuple[bytes, bytes]]:
+        inboxes = self.state.inboxes
+        while len(inboxes) <= pair:
+            inboxes.append([])
+        return inboxes[pair]
+
+    def _adapted(self, header: bytes, frame: bytes) -> Iterable[tuple[bytes, bytes]]:
+        """The frame, or several, with no more left to do than the driver accepts. Raises FrameError."""
+        if header == PLAIN:
+            return [(PLAIN, frame)]
+        read = Header.unpack(header)
+        offloads = self.state.guest_offloads
+        if read.gso_type and not offloads & (GUEST_TSO4 if read.gso_type == GSO_TCPV4 else GUEST_TSO6):
+            return [(PLAIN, each) for each in read.segments(frame)]
+        if not offloads & GUEST_CSUM:
+            return [(PLAIN, read.complete(frame))]
+        return [(header, frame)]
+
+    def _receive_next(self, pair: int) -> bool:
+        """The next frame of an inbox goes into buffers, if there are enough. Returns whether one is done with."""
+        inbox = self.state.inboxes[pair] if pair < len(self.state.inboxes) else []
+        if not inbox:
+            return False
+        queue = 2 * pair
+        ring = self.ring(queue)
+        if ring is None:
+            inbox.clear()
+            return False
+        header, frame = inbox[0]
+        merges = self.has(MRG_RXBUF)
+        taken, room = 0, 0
+        while room < HEADER + len(frame) and (merges or not taken):
+            found = self.buffers(queue, taken + 1)
+            if len(found) <= taken:
+                if not ring.is_full:
+                    return False
+                break
+            room += sum(length for _, length in found[taken].writable)
+            taken += 1
+        fits = room >= HEADER + len(frame)
+        if fits:
+            data = header + (taken if merges else 1).to_bytes(2, "little") + frame
+            fits = self._fill(ring.use, list(islice(found, taken)), data)
+        traffic = self.state.traffic
+        traffic.received += fits
+        traffic.not_received += not fits
+        del inbox[0]
+        if fits and self._capture:
+            self._capture.frame(frame, outbound=False)
+        return True
+
+    def _fill(self, use: Callable[[int], None], buffers: list[Buffer], data: bytes) -> bool:
+        """Write ``data`` to buffers, all of it or nothing, and give them back. Returns whether it was written."""
+        spans, lengths, left = [], [], len(data)
+        for buffer in buffers:
+            before = left
+            for address, length in buffer.writable:
+                if left:
+                    spans.append((address, min(length, left)))
+                    left -= spans[-1][1]
+            lengths.append(before - left)
+        written = True
+        try:
+            self.dma.write(spans, data)
+        except DmaRefusedError:  # the guest has been told
+            written = False
+        for length in lengths:
+            use(length if written else 0)
+        return written
+
+    # -- control queue ----------------------------------------------------------------------------------------------
+
+    def _obey(self) -> bool:
+        """The next command. Returns whether there was one."""
+        queue = 2 * self._pairs if self.has(MQ) else 2
+        found = self.buffers(queue)
+        ring = self.ring(queue)
+        if not found or ring is None:
+            return False
+        buffer = found[0]
+        length = sum(length for _, length in buffer.readable)
+        written = 0
+        try:
+            command = self.dma.read(buffer.readable) if 2 <= length <= MAX_COMMAND else b""
+            done = self._command(command)
+            if buffer.writable:
+                self.dma.write([(buffer.writable[0][0], 1)], _OK if done else _ERROR)
+                written = 1
+        except DmaRefusedError:  # the guest has been told
+            pass
+        ring.use(written)
+        return True
+
+    def _command(self, command: bytes) -> bool:
+        """Carry out a command: class, number, data. Whether it is one, and its data are right."""
+        obey = self._commands.get((command[0], command[1])) if len(command) >= 2 else None
+        return obey is not None and obey(command[2:])
+
+    def _receive_mode(self, name: str) -> Callable[[bytes], bool]:
+        def set_mode(data: bytes) -> bool:
+            if data not in (b"\0", b"\1") or not self.has(CTRL_RX):
+                return False
+            setattr(self.state.filter, name, data == b"\1")
+            return True
+
+        return set_mode
+
+    def _set_mac_table(self, data: bytes) -> bool:
+        tables = []
+        for _ in range(2):
+            count = int.from_bytes(data[:4], "little")
+            rows = data[4 : 4 + 6 * count]
+            if len(data) < 4 or len(rows) < 6 * count:
+                return False
+            table = {rows[place : place + 6] for place in range(0, len(rows), 6)}
+            tables.append(table if len(table) <= MAC_TABLE else None)
+            data = data[4 + 6 * count :]
+        if data or not self.has(CTRL_RX):
+            return False
+        self.state.filter.unicast, self.state.filter.multicast = tables
+        return True
+
+    def _set_mac(self, data: bytes) -> bool:
+        if len(data) != 6 or not self.has(CTRL_MAC_ADDR):
+            return False
+        self.state.mac = data
+        return True
+
+    def _add_vlan(self, data: bytes) -> bool:
+        return self._vlan(data, self.state.filter.vlans.add)
+
+    def _remove_vlan(self, data: bytes) -> bool:
+        return self._vlan(data, self.state.filter.vlans.discard)
+
+    def _vlan(self, data: bytes, change: Callable[[int], None]) -> bool:
+        number = int.from_bytes(data, "little")
+        if len(data) != 2 or number > 0xFFF or not self.has(CTRL_VLAN):
+            return False
+        change(number)
+        return True
+
+    def _announced(self, data: bytes) -> bool:
+        if data or not self.has(GUEST_ANNOUNCE):
+            return False
+        self.state.announce = False
+        return True
+
+    def _set_pairs(self, data: bytes) -> bool:
+        pairs = int.from_bytes(data, "little")
+        if len(data) != 2 or not 1 <= pairs <= self._pairs or not self.has(MQ):
+            return False
+        self.state.pairs = pairs
+        return True
+
+    def _set_guest_offloads(self, data: bytes) -> bool:
+        offloads = int.from_bytes(data, "little")
+        negotiated = self.state.driver_features & GUEST_OFFLOADS
+        if len(data) != 8 or offloads & ~negotiated or not self.has(CTRL_GUEST_OFFLOADS):
+            return False
+        self.state.guest_offloads = offloads
+        return True
+
+
+_MODES = ("promiscuous", "all_multicast", "all_unicast", "no_multicast", "no_unicast", "no_broadcast")
+"""Commands of VIRTIO_NET_CTRL_RX: fields of :class:`.reception.Filter`."""
+
+
+def _address(given: str | None, stream: int) -> bytes:
+    if given:
+        return bytes.fromhex(given.replace(":", ""))
+    return bytes.fromhex("02707669") + (stream & 0xFFFF).to_bytes(2, "big")

@@ -1,0 +1,1 @@
+"""Ethernet frames: offloads that are carried out or passed on, what a card receives, captures. Knows no device."""
