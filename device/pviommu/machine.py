@@ -50,7 +50,7 @@ def build_endpoint(
         environment,
         entry.options or kind.OPTIONS(),
         [endpoint_capability(iommu.settings.instance, entry.stream)],
-        siblings or {},
+        {} if siblings is None else siblings,
         core.copier() if core and environment.inputs.may_be_bypassed else None,
     )
     endpoint = kind(surroundings)

@@ -165,7 +165,7 @@ def test_an_option_without_a_default_must_be_given(
         ('[[endpoint]]\nname = "x"\nstream = 1\nkey = 7\n', "line 1: endpoint[0]: the key kind is missing"),
         (
             XOR.replace('"xor"', '"gpu"') + "key = 7\n",
-            "line 3: endpoint x: kind 'gpu': must be one of dma-test, template, xor",
+            "line 3: endpoint x: kind 'gpu': must be one of dma-test, template, virtio-net, xor",
         ),
         ("[iommu]\nvendor-id = 0\n", "line 2: iommu.vendor-id = 0: must be a whole number, 0x1 to 0xfffe"),
         ("[iommu]\ndevice-id = 0xffff\n", "iommu.device-id = 65535 (0xffff): must be a whole number, 0x1 to 0xfffe"),
@@ -222,7 +222,7 @@ def test_a_shipped_topology_is_found_by_its_name_wherever_one_is(
 
     (tmp_path / "blocked").write_text("[iommu]\nrings = 1\n")
     assert load(Path("blocked")).iommu.rings == 1  # the user's own file comes first
-    with pytest.raises(TopologyError, match="no-such: No such file or directory; shipped are blocked, lab, one-engine"):
+    with pytest.raises(TopologyError, match="no-such: No such file or directory; shipped are blocked, lab, net, one-engine"):
         load(Path("no-such"))
 
 

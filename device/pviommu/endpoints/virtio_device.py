@@ -104,7 +104,8 @@ class VirtioDevice(Endpoint):
         """the queues that are enabled"""
         self._kicked: dict[int, None] = {}
         """the queues of which the driver has notified"""
-        self._poll_until: dict[int, int] = {}
+        self._poll_until: dict[int, tuple[int, int]] = {}
+        """until when a queue is looked at, and how many of its buffers had been used when that began"""
         self._polls = False
         """whether a queue without buffers is to be looked at again in the next turn"""
 
@@ -146,12 +147,11 @@ class VirtioDevice(Endpoint):
             return ring.fetched
         found = ring.peek(count)
         if len(found) >= count:
-            self._poll_until[queue] = 0
             return found
         now = self.inputs.now_ns()
-        until = self._poll_until.get(queue, 0)
-        if not until:
-            self._poll_until[queue] = now + POLL_NS
+        until, used = self._poll_until.get(queue, (0, -1))
+        if used != ring.used:
+            self._poll_until[queue] = now + POLL_NS, ring.used
             self._polls = True
         elif now <= until or not ring.ask():
             self._polls = True
@@ -199,7 +199,7 @@ class VirtioDevice(Endpoint):
         if ring is not None:
             ring.hush()
             ring.state.asked = False
-            self._poll_until[queue] = 0
+            self._poll_until.pop(queue, None)
 
     def _interrupt_for(self, vector: int) -> None:
         if vector == NO_VECTOR:

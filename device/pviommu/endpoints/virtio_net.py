@@ -117,6 +117,9 @@ class VirtioNetOptions(Options, frozen=True):
     pcap: Annotated[str, Meta(description="file for all frames that it sends and receives")] | None = None
 
     def check(self, name: str, others: Mapping[str, object]) -> None:
+        for other_name, other in others.items():
+            if other_name != name and self.pcap and getattr(other, "pcap", None) == self.pcap:
+                raise ValueError(f"pcap {self.pcap!r}: that is the file of {other_name}")
         if self.link != "peer":
             if self.peer is not None:
                 raise ValueError(f'peer {self.peer!r}: only with link = "peer"')

@@ -127,6 +127,8 @@ class Ring(ABC):
         self._indirect = bool(features & INDIRECT_DESC)
         self.fetched: deque[Buffer] = deque()
         """copies of the next buffers, as far as they were looked for"""
+        self.used = 0
+        """how many were used"""
 
     # -- available buffers ------------------------------------------------------------------------------------------
 
@@ -144,6 +146,7 @@ class Ring(ABC):
     def use(self, written: int = 0) -> None:
         """The next buffer is done with, ``written`` bytes of it written. :meth:`publish` tells the driver."""
         buffer = self.fetched.popleft()
+        self.used += 1
         self._advance(buffer.descriptors)
         self.state.used.append(Used(buffer.id, buffer.descriptors, written, bool(buffer.writable)))
 
