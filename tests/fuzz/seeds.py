@@ -24,7 +24,7 @@ from vfio_user.messages import (
     Version,
 )
 
-from . import dma_maps, irqs, regions
+from . import dma_maps, irqs, regions, virtio
 from .machine import VERSION
 from .rings import STEP
 from .run import CORPUS, NAMES
@@ -47,6 +47,7 @@ def seeds(name: str) -> dict[str, bytes]:
         "dma_maps": _dma_maps,
         "rings": _rings,
         "topology": _topology,
+        "virtio": _virtio,
     }[name]()
 
 
@@ -111,6 +112,63 @@ def _access(what: int, region: int, offset: int, data: bytes | int) -> bytes:
 
 def _write_register(name: str, value: int) -> bytes:
     return _access(regions.WRITE, RegionIndex.BAR0, REGISTER[name].offset, value.to_bytes(4, "little"))
+
+
+def _virtio() -> dict[str, bytes]:
+    step = {name: bytes([number]) for name, number in virtio.STEP.items()}
+
+    def poke(at: int, data: bytes) -> bytes:
+        return step["poke"] + struct.pack("<HB", at, len(data)) + data
+
+    def add(queue: int, shape: int, *lengths: int) -> bytes:
+        return step["add"] + bytes([queue, shape, *lengths]).ljust(10, b"\1")
+
+    def write(at: int, size: int, value: int) -> bytes:
+        return step["write"] + struct.pack("<HB", at, size.bit_length() - 1) + value.to_bytes(size, "little")
+
+    notify = [step["notify"] + bytes([queue]) for queue in range(3)]
+    plain = bytes(12) + b"\xff" * 6 + bytes(60)
+    frame = step["frame"] + bytes([len(plain)]) + plain
+    sent = frame + add(1, 1, 5) + notify[1] + step["settle"]
+    received = add(0, 0x0C, 1, 1, 1, 1, 9, 9, 9) + notify[0] + step["answer"] + bytes(14) + b"\x20" + step["settle"]
+    command = step["frame"] + b"\3\0\0\0" + add(2, 0x05, 1, 1, 1, 1, 1) + notify[2] + step["settle"]
+    ip = struct.pack(">BBHHHBBH8s", 0x45, 0, 1000, 0, 0, 64, 6, 0, b"\n\0\0\1\n\0\0\2")
+    large = struct.pack("<BBHHHHH", 1, 1, 54, 256, 34, 16, 0) + b"\xff" * 12 + b"\x08\0" + ip + bytes(12) + b"\x50"
+    segmented = step["frame"] + bytes([len(large)]) + large + add(1, 1, 63) + notify[1]
+    return {
+        "exchange-split": b"\0" + sent + received + command + step["save"] + sent,
+        "exchange-packed": b"\7" + sent + received + command + step["save"] + received,
+        "indirect": b"\1"
+        + add(1, 0x82, 5, 5)
+        + notify[1]
+        + step["settle"]
+        + add(0, 0x8C, 1, 1, 1, 1, 9)
+        + step["answer"],
+        "merged": b"\x1f"
+        + received
+        + add(0, 0x04, 1, 1, 1, 1, 1) * 9
+        + notify[0]
+        + step["answer"]
+        + b"\0" * 14
+        + b"\xff",
+        "segments": b"\x60" + segmented + step["settle"],
+        "loop": b"\0" + add(1, 3) + poke(0x3000 + 14, b"\0\0") + poke(0x3000 + 12, b"\1\0") + notify[1],
+        "runaway-index": b"\0" + poke(0x1002, b"\xff\xff") + notify[0] + step["answer"] + b"\0" * 15,
+        "endless-list": b"\4" + b"".join(poke(0x3000 + 16 * at + 14, b"\x81\0") for at in range(16)) + notify[1],
+        "table-of-a-wrong-size": b"\1" + add(1, 0x82) + poke(0x3008, b"\x11") + notify[1],
+        "reset-and-again": b"\x0a"
+        + sent
+        + step["reset"]
+        + step["start"]
+        + sent
+        + write(0x14, 1, 0)
+        + step["start"]
+        + sent,
+        "one-queue-reset": b"\x0a" + write(0x16, 2, 1) + write(0x3A, 2, 1) + sent + step["save"],
+        "registers": b"\0" + b"".join(write(at, 2, 0xFFFF) for at in range(0, 0x3C, 2)) + step["read"] + b"\0\0\2",
+        "configuration": b"\0" + step["configure"] + b"\x9c\x0f" + bytes(16) + step["read"] + b"\0\2\2",
+        "memory-that-changes": b"\xff" + sent + received + command + bytes(range(64)),
+    }
 
 
 def _regions() -> dict[str, bytes]:

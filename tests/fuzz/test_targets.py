@@ -50,11 +50,12 @@ def test_a_file_is_run_as_a_reproducer(capsys):
     assert f"{file}: nothing found" in capsys.readouterr().out
 
 
-def test_every_step_of_the_rings_is_taken_by_some_input():
-    from .rings import STEP
+@pytest.mark.parametrize("name", ["rings", "virtio"])
+def test_every_step_is_taken_by_some_input(name):
+    steps = importlib.import_module(f"{__package__}.{name}").STEP
 
-    taken = {byte for name, file in INPUTS if name == "rings" for byte in file.read_bytes()[2:]}
-    assert set(STEP.values()) <= taken
+    taken = {byte for owner, file in INPUTS if owner == name for byte in file.read_bytes()[2:]}
+    assert set(steps.values()) <= taken
 
 
 # -- the checks can fail ----------------------------------------------------------------------------------------------
