@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from itertools import islice
 from typing import Annotated, Literal
 
@@ -182,6 +183,9 @@ class VirtioNet(VirtioDevice):
         self.registers["MAX_VIRTQUEUE_PAIRS"] = self._pairs
         self.registers["MTU"] = options.mtu
         self._peer, self._siblings = options.peer, surroundings.siblings
+        self._steps: list[Callable[[], bool]] = [self._obey]
+        for pair in range(self._pairs):
+            self._steps += [partial(self._send_next, pair), partial(self._receive_next, pair)]
         self._flows: dict[int, int] = {}
         """the pair by which a flow was last sent, which is the one that should receive it"""
         self._commands: dict[tuple[int, int], Callable[[bytes], bool]] = {
@@ -243,9 +247,7 @@ class VirtioNet(VirtioDevice):
 
     def serve(self, deadline_ns: int) -> bool:
         busy = False
-        steps: list[Callable[[], bool]] = [self._obey]
-        for pair in range(self._pairs):
-            steps += [self._sender(pair), self._receiver(pair)]
+        steps: Sequence[Callable[[], bool]] = self._steps
         while steps:
             left = []
             for step in steps:
@@ -259,12 +261,6 @@ class VirtioNet(VirtioDevice):
                     left.append(step)
             steps = left
         return busy
-
-    def _sender(self, pair: int) -> Callable[[], bool]:
-        return lambda: self._send_next(pair)
-
-    def _receiver(self, pair: int) -> Callable[[], bool]:
-        return lambda: self._receive_next(pair)
 
     # -- sending ----------------------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,8 +10,10 @@ from typing import Any
 
 import pytest
 
+from pviommu.counters import Counters
 from pviommu.endpoints import virtio_net as net
 from pviommu.endpoints.virtio_net import VirtioNet, VirtioNetOptions
+from pviommu.guest.memory import GuestRam
 from pviommu.guest.virtio import (
     ACCESS_PLATFORM,
     INDIRECT_DESC,
@@ -20,9 +23,15 @@ from pviommu.guest.virtio import (
     VirtioFunction,
     VirtioGuest,
 )
+from pviommu.machine import Machine
 from pviommu.net.offload import GSO_TCPV4, NEEDS_CSUM, PLAIN, checksum
 from pviommu.net.reception import FLOWS
+from pviommu.pci.function import Environment
+from pviommu.snapshot import restore, take
 from pviommu.topology import TopologyError, load
+from vfio_user import DmaMapping
+
+from ..conftest import Inputs
 
 PAGES = 256
 GPA = {"net0": 0x40_0000, "net1": 0x80_0000}
@@ -113,7 +122,7 @@ class Card:
         return self.read(answer, 1)[0]
 
 
-def settle(*devices: VirtioNet) -> None:
+def settle(*devices: Any) -> None:
     for _ in range(10_000):
         if not sum(device.step() for device in devices):
             return
@@ -711,6 +720,63 @@ def test_every_frame_is_in_the_captures(guest: Any, make: Any, tmp_path: Path) -
 
     for name in ("net0", "net1"):
         assert (tmp_path / name).read_bytes().count(frame(fill=0x77)) == 1
+
+
+class Ram:
+    """Memory that every function of a machine has at 0."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._file = GuestRam(4 << 20)
+        self.bytes = self._file.bytes
+        self.join(machine)
+
+    def join(self, machine: Machine) -> None:
+        for function in machine.functions():
+            function.dma_map(DmaMapping(0, 4 << 20, 0, True, True, os.dup(self._file.fd)))
+
+    def close(self) -> None:
+        self._file.close()
+
+    def read(self, address: int, length: int) -> bytes:
+        return self.bytes[address : address + length]
+
+    def write(self, address: int, data: bytes) -> None:
+        self.bytes[address : address + len(data)] = data
+
+
+def test_the_machine_of_the_topology_goes_on_in_another_process() -> None:
+    """With the frame that was under way between its cards."""
+    machine = Machine.build(load(Path("net")), Environment(Inputs(), Counters()))
+    ram, drivers = Ram(machine), []
+    for number, device in enumerate(machine.endpoints.values()):
+        device.region_write(7, 4, b"\6\0")
+        drivers.append(
+            VirtioGuest(VirtioFunction(device.region_read, device.region_write), ram, 0x40000 * (number + 1))
+        )
+        assert drivers[-1].negotiate(PLAIN_FEATURES | (RING_PACKED if number else 0))
+        for queue in range(3):
+            drivers[-1].set_up(queue, 64)
+        drivers[-1].go()
+    ram.write(0x100000, bytes(12) + frame())
+    drivers[0].rings[1].add([(0x100000, 72)])
+    drivers[0].function.notify(1)
+    settle(*machine.endpoints.values())
+    snapshot = take(machine)
+    machine.close()
+
+    other = Machine.build(load(Path("net")), Environment(Inputs(), Counters()))
+    ram.join(other)
+    restore(other, snapshot)
+    device = other.endpoints["net1"]
+    drivers[1].function = VirtioFunction(device.region_read, device.region_write)
+    drivers[1].rings[0].add([], [(0x110000, 2048)])
+    drivers[1].function.notify(0)
+    settle(*other.endpoints.values())
+
+    assert drivers[1].rings[0].take() == (0, 72)
+    assert ram.read(0x110000, 72) == PLAIN + b"\1\0" + frame()
+    other.close()
+    ram.close()
 
 
 # -- topologies -----------------------------------------------------------------------------------------------------
