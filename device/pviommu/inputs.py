@@ -71,6 +71,7 @@ class InputKind(enum.Enum):
     INTERRUPT = "interrupts of"
     WORKER = "work for a thread"
     CAPTURED = "capture file of"
+    FRAMES = "frames of the link of"
 
 
 class Source(NamedTuple):

@@ -91,9 +91,15 @@ class Machine:
             environment.files.guard = core.guard()
         iommu = PvIommu(topology.iommu.name, topology.iommu_config(), environment, core)
         endpoints: dict[str, Endpoint] = {}
-        for entry in topology.endpoint:
-            kind = endpoint_class(entry.kind)
-            endpoints[entry.name] = build_endpoint(kind, entry, iommu, environment, core, endpoints)
+        try:
+            for entry in topology.endpoint:
+                kind = endpoint_class(entry.kind)
+                endpoints[entry.name] = build_endpoint(kind, entry, iommu, environment, core, endpoints)
+        except BaseException:
+            for endpoint in endpoints.values():  # they may have made something outside of this process
+                endpoint.close()
+            iommu.close()
+            raise
         return cls(iommu, endpoints)
 
     def _follow_bars(self) -> None:

@@ -17,7 +17,7 @@ MAY_IMPORT = {
     "dma": {"engine", "inputs", "counters"},
     "pci": {"dma", "inputs", "counters", "probes"},
     "virtio": {"dma", "pci"},
-    "net": {"inputs"},
+    "net": {"hosted", "inputs"},
     "endpoints": {"net", "virtio", "dma", "pci", "hosted", "inputs"},
     "history": {"engine", "probes"},
     "interfaces": {"engine", "dma", "pci", "history", "hosted", "inputs", "counters", "probes"},

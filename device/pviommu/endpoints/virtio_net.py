@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -14,7 +15,9 @@ from msgspec import Meta
 from wire_layout.registers import AccessKind, BitField, BitFields, Register, RegisterMap
 
 from ..dma.fault import DmaRefusedError
+from ..hosted import MayGoOn, Watch
 from ..net.capture import Capture
+from ..net.link import Link
 from ..net.offload import (
     GSO_TCPV4,
     HEADER_BYTES,
@@ -73,6 +76,12 @@ _MAC = re.compile(r"^[0-9a-f][02468ace](:[0-9a-f]{2}){5}$")
 _MAC_RULE = "an address as 52:54:00:12:34:56, in lower-case hexadecimal digits, of one card: its second digit is even"
 
 
+_INTERFACE = re.compile(r"^[^\s/:%]{1,15}$")
+_INTERFACE_RULE = "a name of an interface: 1 to 15 characters, without blanks and / : %"
+_NAMESPACE = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}$")
+_NAMESPACE_RULE = "1 to 64 characters a-z, A-Z, 0-9, _, . and -, not beginning with . or -"
+
+
 class NetStatus(BitFields, width=16):
     """``virtio_net_config.status``."""
 
@@ -93,10 +102,33 @@ CONFIG = RegisterMap(
 
 class VirtioNetOptions(Options, frozen=True):
     link: Annotated[
-        Literal["none", "peer"],
-        Meta(description="where frames go: nowhere, with the link down; or to another card of this topology"),
+        Literal["none", "peer", "tap"],
+        Meta(description="where frames go: nowhere, with the link down; to another card; to a tap of the host"),
     ] = "none"
     peer: Annotated[str, Meta(description="name of the card at the other end of a peer link")] | None = None
+    tap: (
+        Annotated[
+            str,
+            Meta(
+                pattern=_INTERFACE.pattern,
+                description="name of the tap of a tap link; one that does not exist is made",
+                extra_json_schema={"$comment": _INTERFACE_RULE},
+            ),
+        ]
+        | None
+    ) = None
+    netns: (
+        Annotated[
+            str,
+            Meta(
+                pattern=_NAMESPACE.pattern,
+                description="network namespace of the tap, if it is another one; one that does not exist is made",
+                extra_json_schema={"$comment": _NAMESPACE_RULE},
+            ),
+        ]
+        | None
+    ) = None
+    address: Annotated[str, Meta(description="IP address of a tap that is made, as 10.0.0.1/24")] | None = None
     mac: (
         Annotated[
             str,
@@ -121,10 +153,30 @@ class VirtioNetOptions(Options, frozen=True):
         for other_name, other in others.items():
             if other_name != name and self.pcap and getattr(other, "pcap", None) == self.pcap:
                 raise ValueError(f"pcap {self.pcap!r}: that is the file of {other_name}")
-        if self.link != "peer":
-            if self.peer is not None:
-                raise ValueError(f'peer {self.peer!r}: only with link = "peer"')
-            return
+        for key, link in (("peer", "peer"), ("tap", "tap"), ("netns", "tap"), ("address", "tap")):
+            if self.link != link and (value := getattr(self, key)) is not None:
+                raise ValueError(f'{key} {value!r}: only with link = "{link}"')
+        if self.link == "tap":
+            self._check_tap(name, others)
+        if self.link == "peer":
+            self._check_peer(name, others)
+
+    def _check_tap(self, name: str, others: Mapping[str, object]) -> None:
+        if self.tap is None:
+            raise ValueError('link = "tap" needs tap, the name of an interface')
+        for other_name, other in others.items():
+            if other_name != name and (getattr(other, "tap", None), getattr(other, "netns", None)) == (
+                self.tap,
+                self.netns,
+            ):
+                raise ValueError(f"tap {self.tap!r}: that is the one of {other_name}")
+        if self.address is not None:
+            try:
+                ipaddress.ip_interface(self.address)
+            except ValueError:
+                raise ValueError(f"address {self.address!r}: must be as 10.0.0.1/24 or fd00::1/64") from None
+
+    def _check_peer(self, name: str, others: Mapping[str, object]) -> None:
         other = others.get(self.peer or "")
         if self.peer == name or not isinstance(other, VirtioNetOptions):
             raise ValueError(f"peer {self.peer!r}: must be the name of another endpoint of kind virtio-net")
@@ -138,11 +190,27 @@ class Traffic(msgspec.Struct):
     sent: int = 0
     received: int = 0
     not_sent: int = 0
-    """with a header that does not fit, of a wrong length, or with memory that the IOMMU refused"""
+    """with a header that does not fit, of a wrong length, with memory that the IOMMU refused, or that the link did not
+    take"""
     not_received: int = 0
     """for want of a buffer, longer than the MTU, or with memory that the IOMMU refused"""
     filtered: int = 0
     """that the driver does not want"""
+
+
+class _Peer(Link):
+    """The link to another card of the machine."""
+
+    is_up = True
+
+    def __init__(self, name: str, siblings: Mapping[str, object]) -> None:
+        self._name, self._siblings = name, siblings
+
+    def send(self, header: bytes, frame: bytes) -> bool:
+        other = self._siblings.get(self._name)
+        if isinstance(other, VirtioNet):
+            other.attempts.make("a frame of its peer", other.receive, header, frame)
+        return True
 
 
 class VirtioNet(VirtioDevice):
@@ -182,8 +250,9 @@ class VirtioNet(VirtioDevice):
         self._mac = _address(options.mac, self.stream)
         self.registers["MAX_VIRTQUEUE_PAIRS"] = self._pairs
         self.registers["MTU"] = options.mtu
-        self._peer, self._siblings = options.peer, surroundings.siblings
-        self._steps: list[Callable[[], bool]] = [self._obey]
+        self._link = self._linked(options, surroundings.siblings)
+        self._was_up = self.link_is_up
+        self._steps: list[Callable[[], bool]] = [self._obey, self._hear_link]
         for pair in range(self._pairs):
             self._steps += [partial(self._send_next, pair), partial(self._receive_next, pair)]
         self._flows: dict[int, int] = {}
@@ -198,11 +267,30 @@ class VirtioNet(VirtioDevice):
             (4, 0): self._set_pairs,
             (5, 0): self._set_guest_offloads,
         }
-        self._capture = Capture(options.pcap, self.name, self.inputs) if options.pcap else None
+        try:
+            self._capture = Capture(options.pcap, self.name, self.inputs) if options.pcap else None
+        except OSError:
+            self._link.close()
+            raise
         self.power_on()
+
+    def _linked(self, options: VirtioNetOptions, siblings: Mapping[str, object]) -> Link:
+        if options.link == "peer" and options.peer:
+            return _Peer(options.peer, siblings)
+        if options.link == "tap" and options.tap:
+            from ..net.tap import Tap  # most cards have none
+
+            where = {"netns": options.netns, "address": options.address}
+            return Tap(self.name, self.inputs, options.tap, mtu=options.mtu, **where)
+        return Link()
+
+    @property
+    def descriptors(self) -> int:
+        return super().descriptors + self._link.descriptors + bool(self._capture)
 
     def close(self) -> None:
         super().close()
+        self._link.close()
         if self._capture:
             self._capture.close()
 
@@ -214,10 +302,28 @@ class VirtioNet(VirtioDevice):
         super().write_device_status(index, value)
         if self.is_live and not was_live:
             self.state.guest_offloads = self.state.driver_features & GUEST_OFFLOADS
+            self._start_link()
+
+    def _start_link(self) -> None:
+        offloads = self.state.guest_offloads
+        self._link.accept(bool(offloads & GUEST_CSUM), bool(offloads & GUEST_TSO4), bool(offloads & GUEST_TSO6))
+        self._link.start(self._watch, self._link_changed)
+
+    def _watch(self, fd: int, callback: Callable[[int, MayGoOn], None]) -> Watch:
+        return self.host.watch(fd, callback)
+
+    def _link_changed(self) -> None:
+        """Frames have arrived, or the link has gone down."""
+        if self.link_is_up != self._was_up:
+            self._was_up = self.link_is_up
+            self.attempts.make("a change of its link", self.config_change)
+        self.on_ready()
 
     def on_load(self) -> None:
         """The rest of the network may look for the card elsewhere: the driver is asked to tell it."""
         super().on_load()
+        if self.is_live:
+            self._start_link()
         if self.is_live and self.has(GUEST_ANNOUNCE):
             self.state.announce = True
             self.config_change()
@@ -225,6 +331,7 @@ class VirtioNet(VirtioDevice):
     def _forget(self) -> None:
         super()._forget()
         self._flows.clear()
+        self._link.stop()
 
     # -- configuration ----------------------------------------------------------------------------------------------
 
@@ -235,7 +342,7 @@ class VirtioNet(VirtioDevice):
 
     @property
     def link_is_up(self) -> bool:
-        return self._peer is not None
+        return self._link.is_up
 
     def read_mac(self, index: int) -> int:
         return self.mac[index]
@@ -286,24 +393,20 @@ class VirtioNet(VirtioDevice):
         return True
 
     def _send(self, pair: int, header: bytes, frame: bytes) -> None:
-        if not frame:
-            raise FrameError("no frame")
+        header, frame = self._checked(header, frame)
         if header != PLAIN:
             read = Header.unpack(header)
-            read.check(frame)
-            if read.flags & NEEDS_CSUM and not self.has(CSUM):
+            if not self.has(CSUM):
                 raise FrameError("a checksum that was not negotiated")
             if read.gso_type and not self.has(HOST_TSO4 if read.gso_type == GSO_TCPV4 else HOST_TSO6):
                 raise FrameError("segmentation that was not negotiated")
-            header = header if read.flags & NEEDS_CSUM else PLAIN
-        self.state.traffic.sent += 1
         if self._capture:
             self._capture.frame(frame, outbound=True)
         if self._pairs > 1:
             self._flows[flow(frame)] = pair
-        other = self._siblings.get(self._peer or "")
-        if isinstance(other, VirtioNet):
-            other.attempts.make("a frame of its peer", other.receive, header, frame)
+        sent = self._link.send(header, frame)
+        self.state.traffic.sent += sent
+        self.state.traffic.not_sent += not sent
 
     # -- receiving --------------------------------------------------------------------------------------------------
 
@@ -328,6 +431,30 @@ class VirtioNet(VirtioDevice):
                     inbox.append(item)
         except FrameError:
             state.traffic.not_received += 1
+
+    def _hear_link(self) -> bool:
+        """The next frame that arrived at the link, if there is room for it. Returns whether there was one."""
+        if sum(len(each) for inbox in self.state.inboxes for _, each in inbox) > INBOX_BYTES // 2:
+            return False
+        arrived = self._link.receive()
+        if arrived is None:
+            return False
+        try:
+            self.receive(*self._checked(*arrived))
+        except FrameError:
+            self.state.traffic.not_received += 1
+        return True
+
+    @staticmethod
+    def _checked(header: bytes, frame: bytes) -> tuple[bytes, bytes]:
+        """A frame and its header, if they fit each other. Raises FrameError."""
+        if not MIN_FRAME <= len(frame) <= MAX_FRAME:
+            raise FrameError(f"a frame of {len(frame)} bytes")
+        if header != PLAIN:
+            read = Header.unpack(header)
+            read.check(frame)
+            header = header if read.flags & NEEDS_CSUM else PLAIN
+        return header, frame
 
     def _is_too_long(self, header: bytes, frame: bytes) -> bool:
         """Whether a frame exceeds what the driver knows as the longest."""
@@ -496,6 +623,7 @@ class VirtioNet(VirtioDevice):
         if len(data) != 8 or offloads & ~negotiated or not self.has(CTRL_GUEST_OFFLOADS):
             return False
         self.state.guest_offloads = offloads
+        self._start_link()
         return True
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import struct
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -779,6 +781,17 @@ def test_the_machine_of_the_topology_goes_on_in_another_process() -> None:
     ram.close()
 
 
+def test_cards_without_a_tap_do_not_import_what_only_taps_need() -> None:
+    program = (
+        "import sys; from pathlib import Path; from pviommu.counters import Counters; "
+        "from pviommu.inputs import LiveInputs; from pviommu.machine import Machine; "
+        "from pviommu.pci.function import Environment; from pviommu.topology import load; "
+        "Machine.build(load(Path('net')), Environment(LiveInputs(), Counters())).close(); "
+        "assert not {'pyroute2', 'pviommu.net.tap'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
 # -- topologies -----------------------------------------------------------------------------------------------------
 
 
@@ -811,8 +824,15 @@ def test_cards_that_name_each_other_are_joined(tmp_path: Path) -> None:
         (["mtu = 67\n"], "endpoint[0].mtu = 67: must be a whole number, 68 to 65535"),
         (["queue-pairs = 5\n"], "endpoint[0].queue-pairs = 5: must be a whole number, 1 to 4"),
         (["queue-size = 100\n"], "endpoint[0].queue-size = 100: must be"),
+        (['link = "tap"\n'], 'endpoint net0: link = "tap" needs tap, the name of an interface'),
+        (['tap = "tap0"\n'], "endpoint net0: tap 'tap0': only with link = \"tap\""),
+        (['netns = "a"\n'], "endpoint net0: netns 'a': only with link"),
+        (['link = "tap"\ntap = "tap0"\n'] * 2, "endpoint net0: tap 'tap0': that is the one of net1"),
+        (['link = "tap"\ntap = "a/b"\n'], "endpoint[0].tap = 'a/b': must be a name of an interface: 1 to 15"),
+        (['link = "tap"\ntap = "a"\nnetns = "../x"\n'], "endpoint[0].netns = '../x': must be 1 to 64 characters"),
+        (['link = "tap"\ntap = "a"\naddress = "10.0.0.1/33"\n'], "address '10.0.0.1/33': must be as 10.0.0.1/24"),
         (['link = "tape"\n'], "endpoint[0].link = 'tape': must be"),
-        (["speed = 1\n"], "unknown key speed; known are name, kind, stream, sbdf, reserved, link, peer, mac, mtu"),
+        (["speed = 1\n"], "unknown key speed; known are name, kind, stream, sbdf, reserved, link, peer, tap, netns"),
     ],
 )
 def test_a_mistake_names_line_value_and_rule(tmp_path: Path, cards: list[str], text: str) -> None:

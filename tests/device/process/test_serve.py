@@ -1,4 +1,5 @@
 import argparse
+import errno
 import json
 import platform
 import subprocess
@@ -112,6 +113,19 @@ def test_a_native_core_that_is_not_built_is_status_3_and_says_how_to_build_it(ca
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert serve.main(parse("--core", "native")) == ExitStatus.ENVIRONMENT
     assert "pviommu build-core" in capfd.readouterr().err
+
+
+def test_a_tap_that_may_not_be_made_is_status_3_in_one_line_that_says_what_to_do(capfd, monkeypatch, tmp_path):
+    def refuse(name):
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr("pviommu.net.tap._open_tap", refuse)
+    path = tmp_path / "tap.toml"
+    path.write_text('[[endpoint]]\nname = "net0"\nkind = "virtio-net"\nstream = 1\nlink = "tap"\ntap = "tap7"\n')
+    assert serve.main(parse(path, "--core", "python", "--socket-dir", tmp_path)) == ExitStatus.ENVIRONMENT
+    said = capfd.readouterr().err
+    assert "net0: link tap tap7: Operation not permitted (making one needs CAP_NET_ADMIN: run as root" in said
+    assert said.count("\n") == 1
 
 
 @pytest.mark.parametrize("topology", [[], ["lab"]])

@@ -1,0 +1,275 @@
+"""A tap of the host: frames of the card are those of a network interface there (Linux, tuntap.rst).
+
+A tap that exists is used as it is. One that does not is made, and gone when its descriptor is closed, however the
+process ends. A network namespace is something to mount, and stays: a note beside it says who made it, so that the next
+start finds what was left behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import select
+import struct
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from ..hosted import MayGoOn, Watch
+from ..inputs import InputKind, Inputs, Source
+from .link import Link, Watcher
+from .offload import HEADER_BYTES
+
+__all__ = ["NOTES", "Namespace", "Tap"]
+
+_T = TypeVar("_T")
+
+_TUN = "/dev/net/tun"
+_IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR, _IFF_PERSIST = 0x0002, 0x1000, 0x4000, 0x0800
+_TUNSETIFF, _TUNGETIFF = 0x400454CA, 0x800454D2
+_TUNSETOFFLOAD, _TUNSETVNETHDRSZ, _TUNSETVNETLE = 0x400454D0, 0x400454D8, 0x400454DC
+_TUN_F_CSUM, _TUN_F_TSO4, _TUN_F_TSO6 = 1, 2, 4
+_IFREQ = struct.Struct("16sH22x")
+_HEADER = HEADER_BYTES + 2
+_MOST = _HEADER + (64 << 10) + 64
+NOTES = Path("/run/pviommu-netns")
+"""One file for each namespace that a server made: the process, and when it began."""
+_ADVICE = {
+    errno.EPERM: "making one needs CAP_NET_ADMIN: run as root, in `unshare --user --map-root-user --net`, or have it "
+    "made for this user: ip tuntap add NAME mode tap user USER vnet_hdr",
+    errno.EACCES: "this needs root, or a user namespace: `unshare --user --map-root-user --net`",
+    errno.EBUSY: "another process uses it",
+    errno.EINVAL: "it is no tap with vnet_hdr and one queue: ip tuntap add NAME mode tap vnet_hdr",
+    errno.ENOENT: f"{_TUN} is missing: modprobe tun, or give it to this container",
+}
+
+
+class Namespace:
+    """A network namespace by its name, as ``ip netns`` knows it: one that exists, or a new one."""
+
+    def __init__(self, name: str) -> None:
+        """Raises OSError."""
+        from pyroute2 import netns  # only who has such a link needs it
+
+        self.name = name
+        self._netns = netns
+        self._note = NOTES / name
+        self.is_ours = False
+        """whether it was made here"""
+        if name in netns.listnetns() and not self._is_left_behind():
+            return
+        with contextlib.suppress(FileNotFoundError):
+            netns.remove(name)
+        NOTES.mkdir(mode=0o755, exist_ok=True)
+        self._note.write_text(f"{os.getpid()} {_began(os.getpid())}\n", encoding="ascii")
+        try:
+            netns.create(name)
+        except BaseException:
+            self._note.unlink()
+            raise
+        self.is_ours = True
+
+    def _is_left_behind(self) -> bool:
+        """Whether a server made it that has ended."""
+        try:
+            process, began = self._note.read_text(encoding="ascii").split()
+        except (OSError, ValueError):
+            return False
+        return _began(int(process)) != began
+
+    def inside(self, call: Callable[[], _T]) -> _T:
+        """The result of ``call`` there: in a thread of its own, which ends with it."""
+        outcome: list[_T] = []
+        problem: list[BaseException] = []
+
+        def run() -> None:
+            try:
+                self._netns.setns(self.name)
+                outcome.append(call())
+            except BaseException as error:
+                problem.append(error)
+
+        thread = threading.Thread(target=run, name="netns")
+        thread.start()
+        thread.join()
+        if problem:
+            raise problem[0]
+        return outcome[0]
+
+    def close(self) -> None:
+        """Remove it, if it was made here."""
+        if self.is_ours:
+            self.is_ours = False
+            with contextlib.suppress(FileNotFoundError):
+                self._netns.remove(self.name)
+            self._note.unlink(missing_ok=True)
+
+
+def _began(process: int) -> str:
+    """When a process began, in the kernel's ticks; empty if there is none."""
+    try:
+        text = Path(f"/proc/{process}/stat").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return ""
+    return text.rpartition(")")[2].split()[19]
+
+
+class Tap(Link):
+    """One queue of a tap."""
+
+    def __init__(
+        self,
+        card: str,
+        inputs: Inputs,
+        name: str,
+        *,
+        netns: str | None = None,
+        mtu: int = 1500,
+        address: str | None = None,
+    ) -> None:
+        """``card``: its name, for messages. A tap that is made here gets ``mtu`` and ``address``, an IP address with
+        the length of its prefix, and is set up. Raises OSError, with a text that says what to do.
+        """
+        source = Source(InputKind.FRAMES, card)
+        self._read, self._write = inputs.of(source, os.read), inputs.of(source, os.write)
+        self._ioctl = inputs.of(source, _ioctl)
+        self._close = inputs.of(source, os.close)
+        self._name = name
+        self._watch: Watch | None = None
+        self._on_change: Callable[[], None] = lambda: None
+        self._has_frames = False
+        self._namespace: Namespace | None = None
+        self._fd = -1
+        try:
+            if netns is not None:
+                self._namespace = inputs.of(source, Namespace)(netns)
+            self._fd = inputs.of(source, self._open)()
+            self._configure(mtu, address)
+        except OSError as error:
+            self.close()
+            advice = _ADVICE.get(error.errno or 0)
+            text = f"{card}: link tap {name}: {error.strerror or error}" + (f" ({advice})" if advice else "")
+            raise OSError(error.errno, text) from error
+        self.is_up = True
+
+    @property
+    def descriptors(self) -> int:  # type: ignore[override]
+        return 1
+
+    def _inside(self, call: Callable[[], _T]) -> _T:
+        return self._namespace.inside(call) if self._namespace else call()
+
+    def _open(self) -> int:
+        return self._inside(lambda: _open_tap(self._name))
+
+    def _configure(self, mtu: int, address: str | None) -> None:
+        """Set up what was made here; a tap of somebody else stays as it is."""
+        for request, value in ((_TUNSETVNETHDRSZ, _HEADER), (_TUNSETVNETLE, 1)):
+            self._ioctl(self._fd, request, struct.pack("<i", value))
+        self._ioctl(self._fd, _TUNSETOFFLOAD, 0)
+        _, flags = _IFREQ.unpack(self._ioctl(self._fd, _TUNGETIFF, bytes(_IFREQ.size)))
+        if not flags & _IFF_PERSIST:
+            self._inside(lambda: _set_up(self._name, mtu, address))
+
+    # -- link -------------------------------------------------------------------------------------------------------
+
+    def start(self, watch: Watcher, on_change: Callable[[], None]) -> None:
+        self._on_change = on_change
+        if self.is_up and self._watch is None:
+            self._watch = watch(self._fd, self._ready)
+
+    def stop(self) -> None:
+        if self._watch is not None:
+            self._watch.close()
+            self._watch = None
+
+    def _ready(self, _events: int, _may_go_on: MayGoOn) -> None:
+        """There are frames: they are read in the card's step, and until then nothing more has to be said."""
+        self._has_frames = True
+        if self._watch is not None:
+            self._watch.events = 0
+        self._on_change()
+
+    def accept(self, checksum: bool, segments_4: bool, segments_6: bool) -> None:
+        if self.is_up:
+            offloads = checksum * _TUN_F_CSUM | segments_4 * _TUN_F_TSO4 | segments_6 * _TUN_F_TSO6
+            with contextlib.suppress(OSError):  # then the kernel does it all, which is right, too
+                self._ioctl(self._fd, _TUNSETOFFLOAD, offloads)
+
+    def send(self, header: bytes, frame: bytes) -> bool:
+        if not self.is_up:
+            return False
+        try:
+            return self._write(self._fd, header + bytes(2) + frame) > 0
+        except OSError as error:
+            self._judge(error)
+            return False
+
+    def receive(self) -> tuple[bytes, bytes] | None:
+        if not self._has_frames or not self.is_up:
+            return None
+        try:
+            data = self._read(self._fd, _MOST)
+        except BlockingIOError:
+            self._has_frames = False
+            if self._watch is not None:
+                self._watch.events = select.EPOLLIN
+            return None
+        except OSError as error:
+            self._judge(error)
+            return None
+        return data[:HEADER_BYTES], data[_HEADER:]
+
+    def _judge(self, error: OSError) -> None:
+        """Full (EAGAIN, ENOBUFS) or not set up (EIO): that frame is lost. Anything else is the end of the tap."""
+        if error.errno in (errno.EBADFD, errno.ENODEV, errno.EBADF):
+            self.is_up = False
+            self.stop()
+            self._on_change()
+
+    def close(self) -> None:
+        self.stop()
+        self.is_up = False
+        if self._fd >= 0:
+            self._close(self._fd)
+            self._fd = -1
+        if self._namespace is not None:
+            self._namespace.close()
+            self._namespace = None
+
+
+def _ioctl(fd: int, request: int, argument: int | bytes) -> bytes:
+    """An ioctl; what it has made of ``argument``, if that is bytes."""
+    answer = fcntl.ioctl(fd, request, argument)
+    return answer if isinstance(answer, bytes) else b""
+
+
+def _open_tap(name: str) -> int:
+    """The descriptor of a queue of a tap, which is made unless there is one, in the namespace of this thread."""
+    fd = os.open(_TUN, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        fcntl.ioctl(fd, _TUNSETIFF, _IFREQ.pack(name.encode(), _IFF_TAP | _IFF_NO_PI | _IFF_VNET_HDR))
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _set_up(name: str, mtu: int, address: str | None) -> None:
+    """Give an interface of this thread's namespace its MTU and address, and set it up."""
+    from pyroute2 import IPRoute
+    from pyroute2.netlink.exceptions import NetlinkError
+
+    try:
+        with IPRoute() as route:
+            [index] = route.link_lookup(ifname=name)
+            route.link("set", index=index, mtu=mtu)
+            if address:
+                at, _, length = address.partition("/")
+                route.addr("add", index=index, address=at, prefixlen=int(length))
+            route.link("set", index=index, state="up")
+    except NetlinkError as error:
+        raise OSError(error.code, f"cannot be set up: {os.strerror(error.code)}") from error

@@ -1,0 +1,340 @@
+"""Taps of this host, in network namespaces of the tests' own."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pviommu.inputs import LiveInputs
+from pviommu.net import tap
+from pviommu.net.offload import NEEDS_CSUM, PLAIN
+from pviommu.net.tap import Namespace, Tap
+
+BROADCAST = b"\xff" * 6
+FRAME = BROADCAST + b"\2\0\0\0\0\1" + b"\x88\xb5" + bytes(range(100))
+
+
+def _can_make_taps() -> str:
+    """What this host lacks."""
+    if os.geteuid() != 0:
+        return "only root may make network namespaces"
+    if not os.access("/dev/net/tun", os.R_OK | os.W_OK):
+        return "this host has no /dev/net/tun"
+    probe = subprocess.run(["unshare", "--net", "--mount", "true"], capture_output=True, check=False)
+    return "" if probe.returncode == 0 else "this host allows no network namespaces"
+
+
+@pytest.fixture
+def name() -> Iterator[str]:
+    """The name of a namespace that there is not, before and after."""
+    if lack := _can_make_taps():
+        pytest.skip(lack)
+    from pyroute2 import netns
+
+    name = f"pviommu-test-{os.getpid()}"
+    assert name not in netns.listnetns()
+    yield name
+    left = name in netns.listnetns()
+    if left:
+        netns.remove(name)
+    assert not left, "the namespace was left behind"
+    assert not (tap.NOTES / name).exists()
+
+
+class Watched:
+    """A loop that watches one descriptor, and looks when it is told."""
+
+    def __init__(self) -> None:
+        self.events = 1
+        self.fd = -1
+        self.changes = 0
+        self.callback: Callable[[int, Callable[[], bool]], None] | None = None
+        self.has_more = False
+
+    def watch(self, fd: int, callback: Callable[[int, Callable[[], bool]], None]) -> Watched:
+        self.fd, self.callback = fd, callback
+        return self
+
+    def close(self) -> None:
+        self.callback = None
+
+    def changed(self) -> None:
+        self.changes += 1
+
+    def look(self) -> None:
+        if self.callback:
+            self.callback(1, lambda: True)
+
+
+@pytest.fixture
+def card(name: str) -> Iterator[Tap]:
+    made = Tap("net0", LiveInputs(), "tap0", netns=name, mtu=1400, address="10.9.8.1/24")
+    yield made
+    made.close()
+
+
+def inside(name: str, call: Callable[[], Any]) -> Any:
+    return Namespace(name).inside(call)
+
+
+def packets(name: str) -> socket.socket:
+    def opened() -> socket.socket:
+        made = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x88B5))
+        made.bind(("tap0", 0x88B5))
+        made.settimeout(10)
+        return made
+
+    found: socket.socket = inside(name, opened)
+    return found
+
+
+def received(card: Tap, watched: Watched, wanted: Callable[[bytes], bool]) -> tuple[bytes, bytes]:
+    """The first frame that is wanted; the kernel sends some of its own."""
+    for _ in range(1000):
+        watched.look()
+        while (found := card.receive()) is not None:
+            if wanted(found[1]):
+                return found
+        time.sleep(0.005)
+    raise AssertionError("it did not arrive")
+
+
+def test_a_tap_that_is_made_is_set_up_and_gone_afterwards(name: str, card: Tap) -> None:
+    def seen() -> tuple[str, str]:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.bind(("10.9.8.1", 0))
+        from pyroute2 import IPRoute
+
+        with IPRoute() as route:
+            [link] = route.get_links(route.link_lookup(ifname="tap0"))
+            return link.get_attr("IFLA_MTU"), link["state"]
+
+    assert inside(name, seen) == (1400, "up")
+    card.close()
+    card.close()
+
+
+def test_frames_go_both_ways(name: str, card: Tap) -> None:
+    watched = Watched()
+    card.start(watched.watch, watched.changed)
+    with packets(name) as host:
+        assert card.send(PLAIN, FRAME)
+        assert host.recv(2000) == FRAME
+
+        host.send(FRAME[::-1][:12] + FRAME[12:])
+        header, frame = received(card, watched, lambda frame: frame[12:14] == b"\x88\xb5")
+
+    assert (header, frame) == (PLAIN, FRAME[::-1][:12] + FRAME[12:])
+    assert watched.changes > 0
+
+
+def test_a_tap_without_frames_is_watched_and_one_with_frames_is_not(name: str, card: Tap) -> None:
+    watched = Watched()
+    card.start(watched.watch, watched.changed)
+    watched.look()
+    assert watched.events == 0
+    while card.receive() is not None:
+        pass
+    assert watched.events == 1
+
+
+@pytest.mark.parametrize("accepts", [False, True])
+def test_a_checksum_is_left_to_a_card_that_accepts_that(name: str, card: Tap, accepts: bool) -> None:
+    watched = Watched()
+    card.start(watched.watch, watched.changed)
+    card.accept(accepts, accepts, accepts)
+
+    def send() -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            sender.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+            sender.sendto(b"data" * 10, ("10.9.8.255", 4242))
+
+    inside(name, send)
+    header, frame = received(card, watched, lambda frame: frame[12:14] == b"\x08\x00" and frame[23] == 17)
+
+    assert bool(header[0] & NEEDS_CSUM) is accepts
+    assert frame.endswith(b"data" * 10)
+
+
+def test_a_tap_that_is_deleted_underneath_is_a_link_that_is_down(name: str, card: Tap) -> None:
+    watched = Watched()
+    card.start(watched.watch, watched.changed)
+
+    def delete() -> None:
+        from pyroute2 import IPRoute
+
+        with IPRoute() as route:
+            route.link("del", index=route.link_lookup(ifname="tap0")[0])
+
+    inside(name, delete)
+    watched.look()
+
+    assert card.send(PLAIN, FRAME) is False
+    assert card.is_up is False
+    assert watched.callback is None
+    assert watched.changes == 2
+    assert card.receive() is None
+
+
+def test_a_tap_that_is_down_loses_frames_and_stays(name: str, card: Tap) -> None:
+    def set_down() -> None:
+        from pyroute2 import IPRoute
+
+        with IPRoute() as route:
+            route.link("set", index=route.link_lookup(ifname="tap0")[0], state="down")
+
+    inside(name, set_down)
+
+    assert card.send(PLAIN, FRAME) is False
+    assert card.is_up is True
+
+
+def test_a_namespace_that_exists_stays(name: str) -> None:
+    from pyroute2 import netns
+
+    netns.create(name)
+    try:
+        Tap("net0", LiveInputs(), "tap0", netns=name).close()
+        assert name in netns.listnetns()
+    finally:
+        netns.remove(name)
+
+
+def test_a_tap_that_exists_is_used_and_stays(name: str) -> None:
+    ours = Namespace(name)
+
+    def make() -> None:
+        from pyroute2 import IPRoute
+
+        with IPRoute() as route:
+            given = {"kind": "tuntap", "mode": "tap", "ifr": {"vnet_hdr": 1, "no_pi": 1}}
+            route.link("add", ifname="tap0", **given)
+
+    ours.inside(make)
+    card = Tap("net0", LiveInputs(), "tap0", netns=name, mtu=1400)
+    with pytest.raises(OSError, match="net0: link tap tap0: Device or resource busy \\(another process uses it\\)"):
+        Tap("net0", LiveInputs(), "tap0", netns=name)
+    card.close()
+
+    assert _has_tap(ours)
+    ours.close()
+
+
+def _has_tap(ours: Namespace) -> bool:
+    from pyroute2 import IPRoute
+
+    def look() -> bool:
+        with IPRoute() as route:
+            return bool(route.link_lookup(ifname="tap0"))
+
+    return ours.inside(look)
+
+
+def test_a_tap_of_another_kind_is_named(name: str) -> None:
+    ours = Namespace(name)
+
+    def make() -> None:
+        from pyroute2 import IPRoute
+
+        with IPRoute() as route:
+            route.link(
+                "add", ifname="tap0", kind="tuntap", mode="tap", ifr={"multi_queue": 1, "vnet_hdr": 1, "no_pi": 1}
+            )
+
+    ours.inside(make)
+    with pytest.raises(OSError, match=r"net0: link tap tap0: Invalid argument .*ip tuntap add NAME mode tap vnet_hdr"):
+        Tap("net0", LiveInputs(), "tap0", netns=name)
+    ours.close()
+
+
+def test_what_a_killed_server_left_behind_is_made_anew(name: str) -> None:
+    script = (
+        "import os, signal, sys; from pviommu.inputs import LiveInputs; from pviommu.net.tap import Tap\n"
+        "card = Tap('net0', LiveInputs(), 'tap0', netns=sys.argv[1]); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    killed = subprocess.run([sys.executable, "-c", script, name], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    from pyroute2 import netns
+
+    assert name in netns.listnetns()
+
+    again = Namespace(name)
+
+    assert again.is_ours
+    assert not _has_tap(again)
+    again.close()
+
+
+def test_a_server_that_is_told_to_end_leaves_nothing(name: str, tmp_path: Path) -> None:
+    topology = tmp_path / "tap.toml"
+    card = f'kind = "virtio-net"\nstream = 1\nlink = "tap"\ntap = "tap0"\nnetns = "{name}"\n'
+    topology.write_text(f'[[endpoint]]\nname = "net0"\n{card}')
+    command = [Path(sys.executable).with_name("pviommu"), "serve", topology, "--socket-dir", tmp_path]
+    with subprocess.Popen([*command, "--core", "python"], stderr=subprocess.PIPE, text=True) as server:
+        assert server.stderr
+        assert any("listening" in line for line in server.stderr)
+        assert _has_tap(Namespace(name))
+        server.send_signal(signal.SIGTERM)
+        server.stderr.read()
+
+    assert server.returncode == 0
+
+
+def test_a_namespace_of_a_server_that_runs_is_shared(name: str) -> None:
+    one, two = Namespace(name), Namespace(name)
+
+    assert (one.is_ours, two.is_ours) == (True, False)
+    two.close()
+    one.close()
+
+
+def test_who_may_not_make_a_tap_is_told_what_to_do() -> None:
+    class Refused(LiveInputs):
+        def of(self, source: Any, call: Callable[..., Any]) -> Callable[..., Any]:
+            def refuse(*_: Any) -> Any:
+                raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+            return refuse if getattr(call, "__name__", "") == "_open" else call
+
+    with pytest.raises(OSError, match="net0: link tap tap7: Operation not permitted \\(making one needs CAP_NET_ADMIN"):
+        Tap("net0", Refused(), "tap7")
+
+
+def test_a_frame_that_the_kernel_cannot_take_is_lost() -> None:
+    class Full(LiveInputs):
+        problem = errno.EAGAIN
+
+        def of(self, source: Any, call: Callable[..., Any]) -> Callable[..., Any]:
+            def write(*_: Any) -> Any:
+                raise OSError(self.problem, os.strerror(self.problem))
+
+            fakes: dict[str, Callable[..., Any]] = {
+                "_open": lambda: 99,
+                "_ioctl": lambda *_: struct.pack("16sH22x", b"tap7", 0x0800),
+                "write": write,
+                "close": lambda _: None,
+            }
+            return fakes.get(getattr(call, "__name__", ""), call)
+
+    inputs = Full()
+    card = Tap("net0", inputs, "tap7")
+    for inputs.problem, is_up in (
+        (errno.EAGAIN, True),
+        (errno.ENOBUFS, True),
+        (errno.EIO, True),
+        (errno.EBADFD, False),
+    ):
+        assert card.send(PLAIN, FRAME) is False
+        assert card.is_up is is_up
+    card.close()
