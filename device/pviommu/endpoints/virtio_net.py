@@ -421,7 +421,7 @@ class VirtioNet(VirtioDevice):
             return
         pair = self._flows.get(flow(frame), 0) if state.pairs > 1 else 0
         inbox = self._inbox(pair if pair < state.pairs and self.ring(2 * pair) else 0)
-        size = sum(len(each) for _, each in inbox)
+        size = _bytes_in(inbox)
         try:
             for item in self._adapted(header, frame):
                 size += len(item[1])
@@ -434,8 +434,9 @@ class VirtioNet(VirtioDevice):
 
     def _hear_link(self) -> bool:
         """The next frame that arrived at the link, if there is room for it. Returns whether there was one."""
-        if sum(len(each) for inbox in self.state.inboxes for _, each in inbox) > INBOX_BYTES // 2:
-            return False
+        for inbox in self.state.inboxes:
+            if len(inbox) >= INBOX_FRAMES // 2 or _bytes_in(inbox) > INBOX_BYTES // 2:
+                return False
         arrived = self._link.receive()
         if arrived is None:
             return False
@@ -625,6 +626,10 @@ class VirtioNet(VirtioDevice):
         self.state.guest_offloads = offloads
         self._start_link()
         return True
+
+
+def _bytes_in(inbox: list[tuple[bytes, bytes]]) -> int:
+    return sum([len(frame) for _, frame in inbox])
 
 
 _MODES = ("promiscuous", "all_multicast", "all_unicast", "no_multicast", "no_unicast", "no_broadcast")

@@ -6,7 +6,7 @@ import os
 import struct
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from pviommu.guest.virtio import (
     VirtioGuest,
 )
 from pviommu.machine import Machine
+from pviommu.net.link import Link, Watcher
 from pviommu.net.offload import GSO_TCPV4, NEEDS_CSUM, PLAIN, checksum
 from pviommu.net.reception import FLOWS
 from pviommu.pci.function import Environment
@@ -673,6 +674,140 @@ def test_a_command_that_is_not_mapped_comes_back(cards: tuple[Card, Card]) -> No
 
     assert one.driver.rings[2].take() == (0, 0)
     assert one.command(0, 0, b"\0") == 0
+
+
+# -- another link ---------------------------------------------------------------------------------------------------
+
+
+class Wire(Link):
+    """A link to nothing, whose other end is the test."""
+
+    is_up = True
+
+    def __init__(self) -> None:
+        self.arriving: list[tuple[bytes, bytes]] = []
+        self.sent: list[tuple[bytes, bytes]] = []
+        self.takes = True
+        self.accepted: list[tuple[bool, bool, bool]] = []
+        self.on_change: Callable[[], None] | None = None
+
+    def start(self, watch: Watcher, on_change: Callable[[], None]) -> None:
+        self.on_change = on_change
+
+    def stop(self) -> None:
+        self.on_change = None
+
+    def accept(self, checksum: bool, segments_4: bool, segments_6: bool) -> None:
+        self.accepted.append((checksum, segments_4, segments_6))
+
+    def send(self, header: bytes, frame: bytes) -> bool:
+        self.sent.append((header, frame))
+        return self.takes
+
+    def receive(self) -> tuple[bytes, bytes] | None:
+        return self.arriving.pop(0) if self.arriving else None
+
+
+@pytest.fixture
+def wired(cards: tuple[Card, Card]) -> tuple[Card, Wire]:
+    wire = Wire()
+    cards[0].device._link = wire
+    cards[0].device._was_up = True
+    return cards[0], wire
+
+
+def test_frames_of_a_link_arrive_with_what_is_left_to_do(wired: tuple[Card, Wire]) -> None:
+    card, wire = wired
+    card.start(PLAIN_FEATURES | net.GUEST_CSUM | net.GUEST_TSO4 | net.CSUM | net.HOST_TSO4)
+    header, half, _ = udp()
+    card.post()
+    wire.arriving.append((header, half))
+    settle(card.device)
+    card.send(half, header)
+    settle(card.device)
+
+    assert card.received() == [header + b"\1\0" + half]
+    assert wire.sent == [(header, half)]
+    assert wire.accepted == [(True, True, False)]
+
+
+def test_a_link_hears_what_offloads_the_driver_turns_off(wired: tuple[Card, Wire]) -> None:
+    card, wire = wired
+    card.start(PLAIN_FEATURES | net.GUEST_CSUM | net.CTRL_GUEST_OFFLOADS)
+    card.command(5, 0, bytes(8))
+
+    assert wire.accepted == [(True, False, False), (False, False, False)]
+
+
+def test_a_link_is_used_from_driver_ok_to_the_reset(wired: tuple[Card, Wire]) -> None:
+    card, wire = wired
+    assert wire.on_change is None
+    card.start()
+    assert wire.on_change is not None
+    card.driver.function["DEVICE_STATUS"] = 0
+    assert wire.on_change is None
+
+
+@pytest.mark.parametrize(
+    ("header", "length"), [(PLAIN, 13), (PLAIN, net.MAX_FRAME + 1), (b"\1" + bytes(5) + b"\xff\xff\0\0", 60)]
+)
+def test_a_frame_of_a_link_that_is_none_is_dropped(wired: tuple[Card, Wire], header: bytes, length: int) -> None:
+    card, wire = wired
+    card.start()
+    card.post()
+    wire.arriving.append((header, bytes(length)))
+    settle(card.device)
+
+    assert card.received() == []
+    assert card.device.state.traffic == net.Traffic(not_received=1)
+
+
+def test_a_frame_that_the_link_does_not_take_is_not_sent(wired: tuple[Card, Wire]) -> None:
+    card, wire = wired
+    card.start()
+    wire.takes = False
+    card.send(frame())
+    settle(card.device)
+
+    assert card.device.state.traffic == net.Traffic(not_sent=1)
+    assert card.driver.rings[1].take() is not None
+
+
+def test_small_frames_stay_in_the_link_while_the_card_has_no_room(wired: tuple[Card, Wire]) -> None:
+    card, wire = wired
+    card.start()
+    wire.arriving += [(PLAIN, frame())] * 1000
+    settle(card.device)
+
+    assert len(card.device.state.inboxes[0]) == net.INBOX_FRAMES // 2
+    assert len(wire.arriving) == 1000 - net.INBOX_FRAMES // 2
+
+
+def test_frames_stay_in_the_link_while_the_card_has_no_room(wired: tuple[Card, Wire]) -> None:
+    card, wire = wired
+    card.start(PLAIN_FEATURES | net.GUEST_CSUM | net.GUEST_TSO4)
+    header, large = tcp(60_000)
+    wire.arriving += [(header, large)] * 100
+    settle(card.device)
+
+    waiting = sum(len(each) for _, each in card.device.state.inboxes[0])
+    assert net.INBOX_BYTES // 2 < waiting <= net.INBOX_BYTES
+    assert len(wire.arriving) + len(card.device.state.inboxes[0]) == 100
+    assert card.device.state.traffic.not_received == 0
+
+
+def test_the_driver_is_told_when_the_link_goes_down(wired: tuple[Card, Wire]) -> None:
+    card, wire = wired
+    card.start()
+    assert card.driver.function.device_config(6, 2) == 1
+    generation = card.driver.function["CONFIG_GENERATION"]
+    wire.is_up = False
+    assert wire.on_change is not None
+    wire.on_change()
+
+    assert card.driver.function.read(3, 0, 1) == 2
+    assert card.driver.function.device_config(6, 2) == 0
+    assert card.driver.function["CONFIG_GENERATION"] == generation + 1
 
 
 # -- turns, state, capture ------------------------------------------------------------------------------------------
