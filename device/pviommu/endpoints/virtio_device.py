@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import msgspec
 
@@ -35,15 +36,17 @@ from ..virtio.ring import Buffer, QueueState, Ring, RingError
 from ..virtio.split import SplitRing
 from .endpoint import Endpoint, Surroundings
 
-__all__ = ["STEP_NS", "VirtioDevice"]
+__all__ = ["LEAST_POLL_NS", "MOST_POLL_NS", "STEP_NS", "VirtioDevice"]
 
 log = logging.getLogger(__name__)
 
 STEP_NS = 100_000
 """A step ends with the buffer that takes it past this."""
-POLL_NS = 100_000
+LEAST_POLL_NS, MOST_POLL_NS = 100_000, 1_000_000
 """How long a queue is looked at after its last buffer, before the driver is asked to notify of the next one, which
-traps."""
+traps. Twice as long as before each time that the notification comes so soon that looking on would have found the
+buffer, up to the most; the least again when it comes later: as KVM polls for a vCPU that halts.
+"""
 _MSIX_BAR = 4
 _CONFIG = int(RegionIndex.CONFIG)
 _LIVE, _NEEDS_RESET = int(DeviceStatus.DRIVER_OK), int(DeviceStatus.DEVICE_NEEDS_RESET)
@@ -60,6 +63,23 @@ class _Registers(RegisterFile):
         if CONFIG_OFFSET <= offset < NOTIFY_OFFSET:
             self.handlers.config_is_read()
         return super().read(offset, count)
+
+
+@dataclass
+class _Polling:
+    """How one queue is looked at."""
+
+    window_ns: int = LEAST_POLL_NS
+    until_ns: int = 0
+    used: int = -1
+    """how many of its buffers had been used when that began"""
+    asked_ns: int = -MOST_POLL_NS
+    """when the driver was asked to notify"""
+
+    def notified(self, now_ns: int) -> None:
+        is_soon = now_ns - self.asked_ns < MOST_POLL_NS
+        self.window_ns = min(2 * self.window_ns, MOST_POLL_NS) if is_soon else LEAST_POLL_NS
+        self.used = -1
 
 
 class VirtioDevice(Endpoint):
@@ -104,8 +124,7 @@ class VirtioDevice(Endpoint):
         """the queues that are enabled"""
         self._kicked: dict[int, None] = {}
         """the queues of which the driver has notified"""
-        self._poll_until: dict[int, tuple[int, int]] = {}
-        """until when a queue is looked at, and how many of its buffers had been used when that began"""
+        self._polling = [_Polling() for _ in range(queues)]
         self._polls = False
         """whether a queue without buffers is to be looked at again in the next turn"""
 
@@ -148,13 +167,13 @@ class VirtioDevice(Endpoint):
         found = ring.peek(count)
         if len(found) >= count:
             return found
-        now = self.inputs.now_ns()
-        until, used = self._poll_until.get(queue, (0, -1))
-        if used != ring.used:
-            self._poll_until[queue] = now + POLL_NS, ring.used
-            self._polls = True
-        elif now <= until or not ring.ask():
-            self._polls = True
+        now, polling = self.inputs.now_ns(), self._polling[queue]
+        if polling.used != ring.used:
+            polling.until_ns, polling.used = now + polling.window_ns, ring.used
+        elif now > polling.until_ns and ring.ask():
+            polling.asked_ns = now
+            return found
+        self._polls = True
         return found
 
     def config_change(self) -> None:
@@ -199,7 +218,7 @@ class VirtioDevice(Endpoint):
         if ring is not None:
             ring.hush()
             ring.state.asked = False
-            self._poll_until.pop(queue, None)
+            self._polling[queue].notified(self.inputs.now_ns())
 
     def _interrupt_for(self, vector: int) -> None:
         if vector == NO_VECTOR:
@@ -221,8 +240,9 @@ class VirtioDevice(Endpoint):
 
     def _forget(self) -> None:
         self.state = self.State()
-        for queues in (self._rings, self._kicked, self._poll_until):
-            queues.clear()
+        self._rings.clear()
+        self._kicked.clear()
+        self._polling = [_Polling() for _ in range(self._queue_count)]
 
     def on_load(self) -> None:
         for number, queue in enumerate(self.state.queues):

@@ -10,7 +10,7 @@ import pytest
 
 from pviommu.dma.fault import DmaPendingError
 from pviommu.endpoints.endpoint import Surroundings
-from pviommu.endpoints.virtio_device import VirtioDevice
+from pviommu.endpoints.virtio_device import LEAST_POLL_NS, VirtioDevice
 from pviommu.engine import Access
 from pviommu.guest.virtio import (
     ACCESS_PLATFORM,
@@ -481,6 +481,39 @@ def test_an_idle_device_rests_and_is_notified(device: Copier, driver: VirtioGues
         driver.function.notify(0)
         settle(device)
         assert ring.take() is not None
+
+
+@LAYOUTS
+def test_a_driver_that_keeps_coming_back_soon_need_not_notify_after_a_while(
+    device: Copier, driver: VirtioGuest, layout: int
+) -> None:
+    """And one that comes back late costs no more looking than at first."""
+    ring = started(driver, REQUIRED | OWN | layout | RING_EVENT_IDX)
+    settle(device)
+
+    def exchange(gap_ns: int) -> bool:
+        """A buffer, and what the device does until the next one. Whether it had to be notified."""
+        end = device.inputs.time + gap_ns
+        ring.add([(DATA, 4)], [(DATA + 8, 4)])
+        if notifies := ring.needs_notification():
+            driver.function.notify(0)
+        while device.inputs.time < end and device.step():
+            pass
+        device.inputs.time = max(end, device.inputs.time)
+        assert ring.take() is not None
+        return notifies
+
+    assert exchange(300_000)
+    notified = [exchange(300_000) for _ in range(40)]
+    assert notified[0]
+    assert not any(notified[5:])
+
+    assert [exchange(10_000_000) for _ in range(3)] == [False, True, True]
+    requests = device.counters.dma_requests
+    settle(device)
+    exchange(10_000_000)
+    looked = device.counters.dma_requests - requests
+    assert looked < LEAST_POLL_NS // device.inputs.time_step
 
 
 def test_spurious_notifications_do_no_harm(device: Copier, driver: VirtioGuest) -> None:
