@@ -108,6 +108,7 @@ class Card:
             for address, length in spans:
                 data += self.read(address, min(length, left))
                 left -= min(length, left)
+            assert len(data) == returned.written
             found.append(data)
         return found
 
