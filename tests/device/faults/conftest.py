@@ -31,11 +31,14 @@ class Agenda:
         self._count += 1
         heapq.heappush(self._due, (time_ns, self._count, callback))
 
-    def run(self, after_ns: int = 0) -> None:
-        """What is due after so much time."""
+    def run(self, after_ns: int = 0) -> int:
+        """What is due after so much time; how much that was."""
         self._inputs.time += after_ns
+        done = 0
         while self._due and self._due[0][0] <= self._inputs.time:
             heapq.heappop(self._due)[2]()
+            done += 1
+        return done
 
 
 class Faulty:
