@@ -24,6 +24,7 @@ __all__ = [
     "BATCH",
     "DESCRIPTOR",
     "MAX_CHAIN",
+    "MAX_DESCRIPTORS",
     "Buffer",
     "Dma",
     "Flags",
@@ -39,8 +40,8 @@ MAX_CHAIN = 256
 """Descriptors of one buffer, at most: more would take a step too long."""
 BATCH = 64
 """Buffers that are fetched at once, at most."""
-_TABLES_BYTES = 64 << 10
-"""Bytes of indirect tables that are fetched at once, but for the first table."""
+MAX_DESCRIPTORS = 512
+"""Descriptors that are looked at in one fetch, but for those of its first buffer, so that a fetch takes no longer."""
 DESCRIPTOR = struct.Struct("<QLHH")
 """A descriptor: address, length, then flags and next in a split ring, buffer ID and flags in a packed one."""
 
@@ -205,8 +206,8 @@ class Ring(ABC):
         """The indirect tables of the first of ``heads``, as many as are fetched at once; empty for a head without."""
         taken, total = 0, 0
         for table in heads:
-            total += table[1] if table else 0
-            if taken and total > _TABLES_BYTES:
+            total += table[1] // DESCRIPTOR.size if table else 0
+            if taken and total > MAX_DESCRIPTORS:
                 break
             taken += 1
         spans = [table for table in heads[:taken] if table]

@@ -6,7 +6,7 @@ import struct
 from collections.abc import Sequence
 
 from ..pci.shared_memory import fence
-from .ring import DESCRIPTOR, MAX_CHAIN, Buffer, Flags, Ring, RingError, Spans, Used, need_event
+from .ring import DESCRIPTOR, MAX_CHAIN, MAX_DESCRIPTORS, Buffer, Flags, Ring, RingError, Spans, Used, need_event
 
 __all__ = ["ALIGNMENT", "SplitRing"]
 
@@ -18,6 +18,9 @@ _NO_NOTIFY = 1
 _HEADER = 4
 """bytes of flags and idx"""
 _USED = struct.Struct("<LL")
+_Chain = tuple[Spans, int, tuple[int, int] | None]
+"""The spans of a chain, how many descriptors it has in the ring, and the indirect table that it ends with, if it does.
+"""
 
 
 class SplitRing(Ring):
@@ -34,7 +37,13 @@ class SplitRing(Ring):
             raise RingError(f"available idx {idx}: {there} more than {begin}, in a ring of {state.size} entries")
         count = min(there, count)
         heads, table = self._read_heads(begin, count)
-        chains = [self._chain(table, head) for head in heads]
+        chains: list[_Chain] = []
+        looked = 0
+        for head in heads:
+            chains.append(self._chain(table, head))
+            looked += chains[-1][1]
+            if looked > MAX_DESCRIPTORS:  # chains may overlap: there can be more than the ring has
+                break
         tables = self._read_tables([indirect for *_, indirect in chains])
         buffers = []
         for head, (spans, taken, indirect), content in zip(heads, chains, tables, strict=False):
@@ -55,8 +64,7 @@ class SplitRing(Ring):
         data = self._dma.read([*spans, (self.state.desc, DESCRIPTOR.size * size)])
         return list(struct.unpack_from(f"<{count}H", data)), data[2 * count :]
 
-    def _chain(self, table: bytes, head: int) -> tuple[Spans, int, tuple[int, int] | None]:
-        """The spans of a chain, its descriptors in ``table``, and the indirect table that it ends with, if it does."""
+    def _chain(self, table: bytes, head: int) -> _Chain:
         spans = Spans()
         taken, indirect = self._walk(table, head, spans, min(self.state.size, MAX_CHAIN), may_refer=True)
         return spans, taken, indirect

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pviommu.guest.virtio import INDIRECT, INDIRECT_DESC, NEXT, RING_EVENT_IDX, WRITE
-from pviommu.virtio.ring import RingError
+from pviommu.virtio.ring import MAX_DESCRIPTORS, RingError
 
 from .conftest import DATA, TABLE
 
@@ -166,6 +166,18 @@ def test_the_flags_are_ignored_with_event_index(pair: Pairs) -> None:
     ring.use_all()
 
     assert ring.device.publish() is True
+
+
+def test_chains_that_overlap_are_fetched_a_few_at_a_time(pair: Pairs) -> None:
+    """A driver can offer more descriptors than its ring has; a look at it takes no longer."""
+    ring = pair(0, 256)
+    for index in range(256):
+        ring.driver.write_descriptor(index, DATA, 1, NEXT if index < 255 else 0, index + 1)
+    for _ in range(64):
+        ring.driver.offer(0)
+
+    assert len(ring.device.peek()) == MAX_DESCRIPTORS // 256 + 1
+    assert ring.use_all() == 64
 
 
 def test_the_same_head_twice_is_two_buffers(pair: Pairs) -> None:
