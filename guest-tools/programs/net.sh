@@ -31,7 +31,7 @@ card() {
 # function_of ADDRESS: the PCI function of that card
 function_of() {
 	device=$(readlink -f "/sys/class/net/$(card "$1")/device")
-	echo "$(basename "$(dirname "$device")")"
+	basename "$(dirname "$device")"
 }
 
 inside() {

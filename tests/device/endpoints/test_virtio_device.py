@@ -141,6 +141,7 @@ def settle(device: Copier) -> int:
 # -- capabilities (4.1.4) -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.row("virtio", 22)
 def test_there_is_a_capability_of_each_kind_within_its_bar(device: Copier, driver: VirtioGuest) -> None:
     places = driver.function.places
     assert set(places) == {1, 2, 3, 4, 5}
@@ -152,6 +153,7 @@ def test_there_is_a_capability_of_each_kind_within_its_bar(device: Copier, drive
     assert places[4][2] == 6
 
 
+@pytest.mark.row("virtio", 30)
 def test_the_notification_capability_has_room_for_every_queue(driver: VirtioGuest) -> None:
     _, offset, length, place = driver.function.places[2]
     multiplier = driver.function.config(place + 16, 4)
@@ -176,6 +178,7 @@ def test_the_endpoint_capability_is_none_that_a_virtio_driver_would_use(device: 
     assert bars == [0x50, 0, 0, 0, 0, 0]
 
 
+@pytest.mark.row("virtio", 21)
 def test_it_is_not_transitional(device: Copier) -> None:
     assert device.config.get(0x08, 1) >= 1
     assert device.config.get(0x02, 2) >= 0x1040
@@ -192,6 +195,7 @@ def aim(device: Copier, driver: VirtioGuest, offset: int, length: int, bar: int 
     return place + 16
 
 
+@pytest.mark.row("virtio", 32)
 def test_registers_are_read_and_written_through_configuration_space(device: Copier, driver: VirtioGuest) -> None:
     data = aim(device, driver, 0x08, 4)
     device.region_write(7, data, (1).to_bytes(4, "little"))
@@ -201,6 +205,7 @@ def test_registers_are_read_and_written_through_configuration_space(device: Copi
     assert int.from_bytes(device.region_read(7, data, 2), "little") == QUEUES
 
 
+@pytest.mark.row("virtio", 32)
 @pytest.mark.parametrize(("offset", "length", "bar"), [(0, 4, 1), (0, 3, 0), (0, 0, 0), (2, 4, 0), (0x2000, 4, 0)])
 def test_an_access_through_configuration_space_that_leads_nowhere_does_nothing(
     device: Copier, driver: VirtioGuest, offset: int, length: int, bar: int
@@ -215,6 +220,7 @@ def test_an_access_through_configuration_space_that_leads_nowhere_does_nothing(
 # -- features (2.2, 4.1.4.3, 6) -------------------------------------------------------------------------------------
 
 
+@pytest.mark.row("virtio", 23)
 def test_the_features_are_offered_32_bits_at_a_time_and_none_beyond_64(driver: VirtioGuest) -> None:
     assert driver.offered() == ALL
     for select in (2, 3, 0xFFFFFFFF):
@@ -225,6 +231,7 @@ def test_the_features_are_offered_32_bits_at_a_time_and_none_beyond_64(driver: V
         assert driver.function["DRIVER_FEATURE"] == 0
 
 
+@pytest.mark.row("virtio", 24)
 def test_the_driver_reads_back_the_valid_features_that_it_wrote(driver: VirtioGuest) -> None:
     for select, expected in ((0, ALL & 0xFFFFFFFF), (1, ALL >> 32)):
         driver.function["DRIVER_FEATURE_SELECT"] = select
@@ -232,6 +239,7 @@ def test_the_driver_reads_back_the_valid_features_that_it_wrote(driver: VirtioGu
         assert driver.function["DRIVER_FEATURE"] == expected
 
 
+@pytest.mark.row("virtio", 35)
 @pytest.mark.parametrize("missing", [VERSION_1, ACCESS_PLATFORM])
 def test_a_driver_without_what_is_required_gets_no_features_ok(driver: VirtioGuest, missing: int) -> None:
     assert driver.negotiate(ALL & ~missing) is False
@@ -259,6 +267,7 @@ def test_features_are_settled_by_features_ok(driver: VirtioGuest) -> None:
 # -- status and reset (2.1, 2.4) ------------------------------------------------------------------------------------
 
 
+@pytest.mark.row("virtio", 1)
 def test_the_device_does_nothing_before_driver_ok(device: Copier, driver: VirtioGuest, guest: Any) -> None:
     assert driver.negotiate(REQUIRED | OWN)
     ring = driver.set_up(0, 16)
@@ -281,6 +290,8 @@ def test_a_driver_cannot_clear_bits_of_the_status_but_by_a_reset(driver: VirtioG
     assert driver.status == 0
 
 
+@pytest.mark.row("virtio", 26)
+@pytest.mark.row("virtio", 2)
 def test_a_reset_forgets_everything(device: Copier, driver: VirtioGuest) -> None:
     ring = started(driver, ALL)
     ring.add([(DATA, 4)], [(DATA + 8, 4)])
@@ -300,6 +311,7 @@ def test_a_reset_forgets_everything(device: Copier, driver: VirtioGuest) -> None
     assert started(driver).add([(DATA, 4)]) == 0
 
 
+@pytest.mark.row("virtio", 2)
 @pytest.mark.parametrize("how", ["device", "function", "status"])
 def test_a_driver_may_begin_again_after_any_reset(device: Copier, driver: VirtioGuest, guest: Any, how: str) -> None:
     ring = started(driver)
@@ -327,6 +339,7 @@ def test_a_driver_may_begin_again_after_any_reset(device: Copier, driver: Virtio
 # -- queues (2.6, 4.1.4.3) ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.row("virtio", 28)
 def test_a_queue_that_there_is_not_has_size_0_and_keeps_nothing(driver: VirtioGuest) -> None:
     assert driver.negotiate(REQUIRED | OWN)
     for queue in (QUEUES, 0xFFFF):
@@ -337,6 +350,7 @@ def test_a_queue_that_there_is_not_has_size_0_and_keeps_nothing(driver: VirtioGu
     assert driver.status & NEEDS_RESET == 0
 
 
+@pytest.mark.row("virtio", 29)
 @pytest.mark.parametrize("size", [0, 17, 32, 0xFFFF])
 def test_a_size_that_the_device_cannot_have_is_not_taken(driver: VirtioGuest, size: int) -> None:
     driver.function["QUEUE_SIZE"] = size
@@ -378,6 +392,7 @@ def test_a_queue_at_an_address_that_is_not_aligned_needs_a_reset(driver: VirtioG
     assert driver.status & NEEDS_RESET
 
 
+@pytest.mark.row("virtio", 29)
 def test_a_split_ring_whose_size_is_no_power_of_two_needs_a_reset(driver: VirtioGuest) -> None:
     assert driver.negotiate(REQUIRED | OWN)
     driver.set_up(0, 12)
@@ -393,6 +408,8 @@ def test_a_packed_ring_may_have_any_size(device: Copier, driver: VirtioGuest) ->
     assert ring.take() == (0, 4)
 
 
+@pytest.mark.row("virtio", 27)
+@pytest.mark.row("virtio", 5)
 @LAYOUTS
 def test_one_queue_is_reset_alone_and_used_again(device: Copier, driver: VirtioGuest, layout: int) -> None:
     assert driver.negotiate(REQUIRED | OWN | RING_RESET | layout)
@@ -516,6 +533,7 @@ def test_a_driver_that_keeps_coming_back_soon_need_not_notify_after_a_while(
     assert looked < LEAST_POLL_NS // device.inputs.time_step
 
 
+@pytest.mark.row("virtio", 15)
 def test_spurious_notifications_do_no_harm(device: Copier, driver: VirtioGuest) -> None:
     ring = started(driver)
     for queue in range(QUEUES):
@@ -557,6 +575,7 @@ def test_dma_that_has_to_wait_for_the_iommu_is_done_later_and_once(
         assert len(device.served) == number + 1
 
 
+@pytest.mark.row("virtio", 33)
 @pytest.mark.parametrize("vector", [0, QUEUES])
 def test_any_vector_serves_any_event(device: Copier, driver: VirtioGuest, arm: Any, vector: int) -> None:
     assert driver.negotiate(REQUIRED | OWN)
@@ -573,6 +592,7 @@ def test_any_vector_serves_any_event(device: Copier, driver: VirtioGuest, arm: A
     assert arm()[vector] == 1
 
 
+@pytest.mark.row("virtio", 33)
 @pytest.mark.parametrize("vector", [QUEUES + 1, 0x800, 0xFFFE])
 def test_a_vector_that_there_is_not_reads_back_as_none(driver: VirtioGuest, vector: int) -> None:
     for name in ("CONFIG_MSIX_VECTOR", "QUEUE_MSIX_VECTOR"):
@@ -581,6 +601,38 @@ def test_a_vector_that_there_is_not_reads_back_as_none(driver: VirtioGuest, vect
         assert driver.function[name] == 0xFFFF
 
 
+@pytest.mark.row("virtio", 34)
+def test_an_event_without_a_vector_brings_no_interrupt(device: Copier, driver: VirtioGuest, arm: Any) -> None:
+    assert driver.negotiate(REQUIRED | OWN)
+    ring = driver.set_up(0, 16)
+    driver.go()
+    ring.add([(DATA, 4)], [(DATA + 8, 4)])
+    settle(device)
+    assert ring.take() is not None
+
+    device.config_change()
+
+    assert arm() == [0] * (QUEUES + 1)
+
+
+@pytest.mark.row("virtio", 7)
+@LAYOUTS
+def test_what_is_for_the_device_to_read_is_not_written(
+    guest: Any, device: Copier, driver: VirtioGuest, layout: int
+) -> None:
+    """The IOMMU would not even let it."""
+    guest.map(0x700, (GPA >> 12) + 0x30, 1, Access.READ)
+    ring = started(driver, REQUIRED | OWN | layout)
+    driver.memory.write(DATA, b"to be read")
+    ring.add([(0x700000, 10)], [(DATA + 0x1000, 10)])
+    settle(device)
+
+    assert ring.take() is not None
+    assert driver.memory.read(DATA, 10) == driver.memory.read(DATA + 0x1000, 10) == b"to be read"
+    assert guest.events() == []
+
+
+@pytest.mark.row("virtio", 31)
 def test_without_vectors_the_isr_status_tells_and_reading_clears_it(device: Copier, driver: VirtioGuest) -> None:
     assert driver.negotiate(REQUIRED | OWN)
     ring = driver.set_up(0, 16)
@@ -594,6 +646,7 @@ def test_without_vectors_the_isr_status_tells_and_reading_clears_it(device: Copi
     assert [driver.function.read(3, 0, 1) for _ in range(2)] == [2, 0]
 
 
+@pytest.mark.row("virtio", 25)
 def test_the_generation_changes_once_a_changed_configuration_is_read(device: Copier, driver: VirtioGuest) -> None:
     started(driver)
     before = driver.function["CONFIG_GENERATION"]
@@ -626,6 +679,7 @@ def unmapped_table(ring: Any) -> None:
     ring.offer(0)
 
 
+@pytest.mark.row("virtio", 3)
 @pytest.mark.parametrize("break_it", [loop, runaway, unmapped_table])
 def test_a_broken_ring_needs_a_reset_and_the_driver_is_told(
     device: Copier, driver: VirtioGuest, arm: Any, break_it: Callable[[Any], None]

@@ -204,6 +204,18 @@ def test_without_a_link_the_link_is_down_and_frames_are_gone(guest: Any) -> None
     assert card.driver.rings[1].take() is not None
 
 
+@pytest.mark.row("virtio", 4)
+@pytest.mark.parametrize(
+    "options", [{}, {"offloads": False}, {"queue_pairs": 4}, {"packed": True}, {"offloads": False, "queue_pairs": 2}]
+)
+def test_a_feature_is_offered_with_those_that_it_needs(guest: Any, options: dict[str, Any]) -> None:
+    device = guest.make(VirtioNet, "net0", 1, VirtioNetOptions(**options))
+    guest.endpoints.append(device)
+
+    assert device.fits(device.offered)
+
+
+@pytest.mark.row("virtio", 4)
 @pytest.mark.parametrize("feature", sorted(net.NEEDS))
 def test_a_feature_without_what_it_needs_gets_no_features_ok(make: Any, feature: int) -> None:
     one, _ = make(queue_pairs=2)
@@ -216,6 +228,7 @@ def test_a_feature_without_what_it_needs_gets_no_features_ok(make: Any, feature:
 # -- frames ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.row("virtio", 6)
 @LAYOUTS
 @pytest.mark.parametrize("rings", [0, RING_EVENT_IDX | INDIRECT_DESC])
 @pytest.mark.parametrize("split", [12, 1, 30, 0])
@@ -232,6 +245,7 @@ def test_frames_arrive_as_they_were_sent(cards: tuple[Card, Card], layout: int, 
     assert two.device.state.traffic == net.Traffic(received=100)
 
 
+@pytest.mark.row("virtio", 13)
 @LAYOUTS
 def test_a_frame_is_spread_over_the_buffers_that_it_needs(cards: tuple[Card, Card], layout: int) -> None:
     one, two = (card.start(PLAIN_FEATURES | net.MRG_RXBUF | layout) for card in cards)
@@ -625,6 +639,7 @@ def test_without_mq_the_control_queue_is_the_third(make: Any) -> None:
 # -- memory that the IOMMU refuses ----------------------------------------------------------------------------------
 
 
+@pytest.mark.row("virtio", 13)
 def test_a_receive_buffer_that_is_not_mapped_costs_its_frame_only(cards: tuple[Card, Card]) -> None:
     one, two = (card.start() for card in cards)
     two.post(at=0x3_0000_0000)

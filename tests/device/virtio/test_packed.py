@@ -24,6 +24,7 @@ def test_a_ring_of_any_size_wraps(pair: Pairs) -> None:
         assert ring.driver.take() == (buffer_id, number)
 
 
+@pytest.mark.row("virtio", 17)
 def test_a_descriptor_whose_flags_have_not_changed_is_not_used(pair: Pairs) -> None:
     ring = pair(RING_PACKED)
     for flags in (0, AVAIL | USED, USED):
@@ -78,6 +79,7 @@ def test_flags_of_a_table_other_than_write_are_ignored(pair: Pairs) -> None:
     assert (buffer.readable, buffer.writable, buffer.id) == ([(DATA, 1)], [(DATA + 8, 2)], 0)
 
 
+@pytest.mark.row("virtio", 8)
 def test_the_write_flag_of_a_descriptor_that_refers_to_a_table_is_ignored(pair: Pairs) -> None:
     ring = pair(RING_PACKED | INDIRECT_DESC)
     ring.driver.add([(DATA, 4)], table=TABLE)
@@ -86,6 +88,7 @@ def test_the_write_flag_of_a_descriptor_that_refers_to_a_table_is_ignored(pair: 
     assert ring.device.peek()[0].readable == [(DATA, 4)]
 
 
+@pytest.mark.row("virtio", 17)
 def test_a_buffer_that_appears_between_two_looks_is_not_taken_half_written(pair: Pairs) -> None:
     """Its flags are seen in a later copy than its address: only what the first look saw is taken from the second."""
     ring = pair(RING_PACKED)
@@ -102,6 +105,7 @@ def test_a_buffer_that_appears_between_two_looks_is_not_taken_half_written(pair:
     assert [each.readable for each in ring.device.peek(2)] == [[(DATA, 1)]]
 
 
+@pytest.mark.row("virtio", 18)
 def test_the_first_used_descriptor_is_written_last(pair: Pairs) -> None:
     ring = pair(RING_PACKED)
     for _ in range(3):
@@ -123,6 +127,7 @@ def test_a_used_descriptor_says_whether_something_could_be_written(pair: Pairs, 
     assert ring.driver.word(ring.driver.desc + 14) == AVAIL | USED | (WRITE if writable else 0)
 
 
+@pytest.mark.row("virtio", 20)
 def test_events_at_a_descriptor_are_for_those_who_negotiated_them(pair: Pairs) -> None:
     for features, wanted in ((0, True), (RING_EVENT_IDX, False)):
         ring = pair(RING_PACKED | features)
@@ -133,6 +138,7 @@ def test_events_at_a_descriptor_are_for_those_who_negotiated_them(pair: Pairs) -
         assert ring.device.publish() is wanted
 
 
+@pytest.mark.row("virtio", 20)
 def test_an_event_with_the_other_wrap_counter_is_of_the_round_before(pair: Pairs) -> None:
     ring = pair(RING_PACKED | RING_EVENT_IDX, 4)
     for _ in range(3):

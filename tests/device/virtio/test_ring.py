@@ -21,6 +21,7 @@ notifications = pytest.mark.parametrize("events", NOTIFICATIONS)
 Pairs = Callable[..., Any]
 
 
+@pytest.mark.row("virtio", 19)
 @layouts
 def test_a_buffer_comes_with_its_spans_and_goes_back_with_its_length(pair: Pairs, layout: int) -> None:
     ring = pair(layout)
@@ -41,6 +42,7 @@ def test_a_buffer_comes_with_its_spans_and_goes_back_with_its_length(pair: Pairs
     assert not ring.device.peek()
 
 
+@pytest.mark.row("virtio", 16)
 @layouts
 @pytest.mark.parametrize("size", [1, 2, 8, 32])
 def test_buffers_are_used_in_order_however_often_the_ring_wraps(pair: Pairs, layout: int, size: int) -> None:
@@ -58,6 +60,7 @@ def test_buffers_are_used_in_order_however_often_the_ring_wraps(pair: Pairs, lay
     assert ring.driver.take() is None
 
 
+@pytest.mark.row("virtio", 16)
 @layouts
 def test_chains_of_several_descriptors_wrap_too(pair: Pairs, layout: int) -> None:
     ring = pair(layout, 8)
@@ -212,6 +215,7 @@ def test_dma_that_is_put_off_at_any_point_changes_nothing(pair: Pairs, layout: i
     assert patiently(ring.device.ask) is True
 
 
+@pytest.mark.row("virtio", 10)
 @layouts
 @notifications
 def test_the_driver_gets_an_interrupt_exactly_if_it_wants_one(pair: Pairs, layout: int, events: int) -> None:
@@ -226,6 +230,7 @@ def test_the_driver_gets_an_interrupt_exactly_if_it_wants_one(pair: Pairs, layou
         assert ring.device.publish() is False
 
 
+@pytest.mark.row("virtio", 11)
 @layouts
 def test_an_interrupt_at_an_index_comes_with_the_batch_that_reaches_it(pair: Pairs, layout: int) -> None:
     ring = pair(layout | RING_EVENT_IDX, 8)
@@ -299,6 +304,7 @@ def test_another_device_goes_on_from_the_state(pair: Pairs, layout: int, events:
         assert [ring.driver.take() for _ in ids] == [(ids[0], 1), (ids[1], 2), (ids[2], 2)]
 
 
+@pytest.mark.row("virtio", 11)
 @pytest.mark.parametrize(
     ("event", "new", "old", "wanted"),
     [

@@ -94,6 +94,7 @@ def test_a_descriptor_with_indirect_and_next_breaks_the_ring(pair: Pairs) -> Non
         ring.device.peek()
 
 
+@pytest.mark.row("virtio", 8)
 def test_the_write_flag_of_a_descriptor_that_refers_to_a_table_is_ignored(pair: Pairs) -> None:
     ring = pair(INDIRECT_DESC)
     ring.driver.add([(DATA, 4)], table=TABLE)
@@ -102,6 +103,7 @@ def test_the_write_flag_of_a_descriptor_that_refers_to_a_table_is_ignored(pair: 
     assert ring.device.peek()[0].readable == [(DATA, 4)]
 
 
+@pytest.mark.row("virtio", 9)
 def test_normal_descriptors_may_be_followed_by_a_table(pair: Pairs) -> None:
     ring = pair(INDIRECT_DESC)
     ring.driver.add([(DATA + 8, 2)], [(DATA + 16, 3)], table=TABLE)
@@ -126,6 +128,7 @@ def test_a_table_whose_chain_is_a_loop_or_leaves_it_breaks_the_ring(pair: Pairs,
         ring.device.peek()
 
 
+@pytest.mark.row("virtio", 12)
 def test_the_used_index_is_written_after_the_entries(pair: Pairs) -> None:
     ring = pair()
     for _ in range(3):
@@ -137,6 +140,7 @@ def test_the_used_index_is_written_after_the_entries(pair: Pairs) -> None:
     assert ring.dma.written == [(used + 4, 24), (used + 2, 2)]
 
 
+@pytest.mark.row("virtio", 14)
 @pytest.mark.parametrize("events", [0, RING_EVENT_IDX])
 def test_the_device_writes_only_flags_that_there_are(pair: Pairs, events: int) -> None:
     ring = pair(events)
@@ -150,6 +154,7 @@ def test_the_device_writes_only_flags_that_there_are(pair: Pairs, events: int) -
     assert flags == ({0} if events else {0, 1})
 
 
+@pytest.mark.row("virtio", 10)
 def test_the_used_event_is_ignored_without_event_index(pair: Pairs) -> None:
     ring = pair()
     ring.driver.put_word(ring.driver.driver + 4 + 2 * 8, 0x1234)
@@ -159,6 +164,7 @@ def test_the_used_event_is_ignored_without_event_index(pair: Pairs) -> None:
     assert ring.device.publish() is True
 
 
+@pytest.mark.row("virtio", 11)
 def test_the_flags_are_ignored_with_event_index(pair: Pairs) -> None:
     ring = pair(RING_EVENT_IDX)
     ring.driver.put_word(ring.driver.driver, 1)
