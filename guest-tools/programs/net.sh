@@ -48,7 +48,7 @@ set_up() {
 
 # transfer FROM TO ADDRESS: a file through TCP, whose checksum is that of what arrives; FROM and TO are "inside" or "env"
 transfer() {
-	"$2" nc -l -p 5001 <&4 >/tmp/arrived &
+	"$2" timeout 100 nc -l -p 5001 <&4 >/tmp/arrived &
 	listener=$!
 	sleep 0.5
 	"$1" nc -w 20 "$3" 5001 </tmp/sent
@@ -58,6 +58,7 @@ transfer() {
 
 address_one=52:54:00:00:00:01
 address_two=52:54:00:00:00:02
+[ -e /proc/self/ns/net ] || { echo "this kernel has no network namespaces (CONFIG_NET_NS): use Debian's" && exit 1; }
 [ -d /sys/module/virtio_net ] || modprobe virtio_net || exit 1
 # virtio-pci is part of the kernel, and was there before pviommu
 pviommu-takeover -v
@@ -74,6 +75,7 @@ namespace=$!
 sleep 0.5
 set_up
 result $? "both cards have an interface"
+[ "$status" = 0 ] || exit 1
 ping -c 20 -i 0.05 -W 2 10.9.0.2 >/tmp/ping && grep -q "20 packets received" /tmp/ping
 result $? "20 pings come back"
 tail -n 1 /tmp/ping

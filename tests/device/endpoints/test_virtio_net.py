@@ -932,6 +932,25 @@ def test_the_machine_of_the_topology_goes_on_in_another_process() -> None:
     ram.close()
 
 
+def test_a_capture_is_a_descriptor_more(guest: Any, tmp_path: Path) -> None:
+    without = guest.make(VirtioNet, "net0", 1, VirtioNetOptions())
+    with_one = guest.make(VirtioNet, "net1", 2, VirtioNetOptions(pcap=str(tmp_path / "file")))
+    guest.endpoints += [without, with_one]
+
+    assert with_one.descriptors == without.descriptors + 1
+
+
+def test_a_card_that_cannot_be_made_leaves_nothing_of_the_others(tmp_path: Path) -> None:
+    topology = load(written(tmp_path, f'pcap = "{tmp_path}/good"\n', f'pcap = "{tmp_path}/missing/bad"\n'))
+    environment = Environment(Inputs(), Counters())
+    before = os.listdir("/proc/self/fd")
+
+    with pytest.raises(OSError, match="net1: pcap .*/missing/bad: No such file or directory"):
+        Machine.build(topology, environment)
+
+    assert os.listdir("/proc/self/fd") == before
+
+
 def test_cards_without_a_tap_do_not_import_what_only_taps_need() -> None:
     program = (
         "import sys; from pathlib import Path; from pviommu.counters import Counters; "
