@@ -945,7 +945,7 @@ def test_a_card_that_cannot_be_made_leaves_nothing_of_the_others(tmp_path: Path)
     environment = Environment(Inputs(), Counters())
     before = os.listdir("/proc/self/fd")
 
-    with pytest.raises(OSError, match="net1: pcap .*/missing/bad: No such file or directory"):
+    with pytest.raises(OSError, match=r"net1: pcap .*/missing/bad: No such file or directory"):
         Machine.build(topology, environment)
 
     assert os.listdir("/proc/self/fd") == before
