@@ -72,6 +72,7 @@ done
 mkfifo /tmp/silence && exec 4<>/tmp/silence
 unshare -n sleep 1000 &
 namespace=$!
+trap 'kill "$namespace"' EXIT # what a program leaves behind keeps its output open
 sleep 0.5
 set_up
 result $? "both cards have an interface"
@@ -94,5 +95,4 @@ echo "$first" >/sys/bus/pci/drivers/virtio-pci/unbind && echo "$first" >/sys/bus
 	one=$(card "$address_one") && ip address replace 10.9.0.1/24 dev "$one" && ip link set "$one" up &&
 	ping -c 2 -W 2 10.9.0.2 >/dev/null
 result $? "a card whose driver was unbound and bound works again"
-kill "$namespace"
 exit "$status"
