@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from itertools import islice
 from typing import Annotated, Literal
@@ -353,20 +354,21 @@ class VirtioNet(VirtioDevice):
     # -- steps ------------------------------------------------------------------------------------------------------
 
     def serve(self, deadline_ns: int) -> bool:
+        """Each queue and the link in turn; where time runs out, the next step goes on with the one that follows."""
         busy = False
-        steps: Sequence[Callable[[], bool]] = self._steps
-        while steps:
-            left = []
-            for step in steps:
-                for _ in range(BATCH):
-                    if not step():
-                        break
-                    busy = True
-                    if self.inputs.now_ns() > deadline_ns:
-                        return True
-                else:
-                    left.append(step)
-            steps = left
+        turns = deque(self._steps)
+        while turns:
+            step = turns.popleft()
+            for _ in range(BATCH):
+                if not step():
+                    break
+                busy = True
+                if self.inputs.now_ns() > deadline_ns:
+                    first = self._steps.index(step) + 1
+                    self._steps = [*self._steps[first:], *self._steps[:first]]
+                    return True
+            else:
+                turns.append(step)
         return busy
 
     # -- sending ----------------------------------------------------------------------------------------------------

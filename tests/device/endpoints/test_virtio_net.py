@@ -14,6 +14,7 @@ import pytest
 
 from pviommu.counters import Counters
 from pviommu.endpoints import virtio_net as net
+from pviommu.endpoints.virtio_device import STEP_NS
 from pviommu.endpoints.virtio_net import VirtioNet, VirtioNetOptions
 from pviommu.guest.memory import GuestRam
 from pviommu.guest.virtio import (
@@ -838,6 +839,28 @@ def test_a_step_ends_in_time_however_much_there_is(cards: tuple[Card, Card]) -> 
     assert one.device.step()
 
     assert 0 < one.device.state.traffic.sent < 10
+
+
+def test_a_card_that_always_has_frames_to_send_receives_and_obeys_too(cards: tuple[Card, Card]) -> None:
+    """However short a step is."""
+    one, two = (card.start(CONTROL, size=256) for card in cards)
+    for _ in range(20):
+        one.post()
+    two.send(frame(MAC["net0"]))
+    settle(two.device)
+    place, answer = one.place(3), one.place(1)
+    one.write(place, b"\0\0\0")
+    one.driver.rings[2].add([(place, 3)], [(answer, 1)])
+    one.driver.function.notify(2)
+    one.device.inputs.time_step = STEP_NS  # each frame takes a whole step
+    for _ in range(20):
+        one.send(frame())
+        one.send(frame())
+        assert one.device.step()
+
+    assert one.device.state.traffic.sent >= 15
+    assert len(one.received()) == 1
+    assert one.driver.rings[2].take() is not None
 
 
 @LAYOUTS
