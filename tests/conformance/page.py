@@ -28,6 +28,7 @@ KINDS = {
     "server": "The server",
     "driver": "The guest driver",
     "virtio": "Virtio devices",
+    "space": "Address spaces of user space",
 }
 MAX_DEVIATIONS = 8
 """Rows of the Xen profiles in which the device may do something else, safely and for a reason."""

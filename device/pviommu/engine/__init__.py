@@ -1,4 +1,4 @@
-"""Domains, page tables, page pool, translation, IOTLB and reserved regions.
+"""Domains, page tables, page pool, translation, IOTLB, reserved regions and address spaces.
 
 `Engine` is the way in. The package imports nothing but the standard library and touches nothing outside itself, so it
 can be model-checked, fuzzed and replayed.
@@ -11,6 +11,8 @@ from .config import DIRECT, MAX_DOMAIN, MSI_WINDOW, EngineConfig, ReservedFrames
 from .frames import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE
 
 if TYPE_CHECKING:
+    from .address_space import AddressSpace, Misfit
+    from .areas import Areas, ByteArea, Cutting, Removal
     from .domain import BLOCKED, IDENTITY
     from .engine import Engine
     from .nested import NestedDomain, Parent, ParentRefusal, Stage1Run, Stage1Walker, Wait
@@ -27,31 +29,40 @@ if TYPE_CHECKING:
         TranslationPending,
         UnmapMode,
     )
+    from .spans import LAST_ADDRESS, Span
     from .state import EngineState
 
 __all__ = [
     "BLOCKED",
     "DIRECT",
     "IDENTITY",
+    "LAST_ADDRESS",
     "MAX_DOMAIN",
     "MSI_WINDOW",
     "PAGE_MASK",
     "PAGE_SHIFT",
     "PAGE_SIZE",
     "Access",
+    "AddressSpace",
     "Area",
+    "Areas",
+    "ByteArea",
+    "Cutting",
     "Engine",
     "EngineConfig",
     "EngineState",
     "EngineUsage",
+    "Misfit",
     "NestedDomain",
     "NoRuns",
     "Outcome",
     "Parent",
     "ParentRefusal",
     "Refusal",
+    "Removal",
     "ReservedFrames",
     "Run",
+    "Span",
     "Stage1Run",
     "Stage1Walker",
     "Stop",
@@ -66,7 +77,7 @@ if not TYPE_CHECKING:
     def __getattr__(name):
         """What a configuration does without: its module is imported when it is asked for."""
         if name in __all__:
-            for module in ("results", "state", "nested", "domain", "engine"):
+            for module in ("results", "state", "nested", "domain", "engine", "spans", "areas", "address_space"):
                 names = vars(importlib.import_module(f"{__name__}.{module}"))
                 if name in names:
                     return globals().setdefault(name, names[name])

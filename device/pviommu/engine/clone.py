@@ -7,6 +7,7 @@ its memory goes away and comes back, as QEMU lets it do for a moment when it rea
 from collections.abc import Iterator
 
 from .core import DomainTable
+from .dirty import mask_runs
 from .state import CloneState
 from .table import ACCESS_MASK, CLONE, ENTRIES, LEVEL_BITS
 
@@ -56,11 +57,7 @@ class Clone:
 
     def save(self) -> CloneState:
         """The state, without the table's."""
-        edited = [
-            ((block << LEVEL_BITS) + offset, count)
-            for block, mask in sorted(self._edited.items())
-            for offset, count in _ones(mask)
-        ]
+        edited = [run for block, mask in sorted(self._edited.items()) for run in mask_runs(mask, block << LEVEL_BITS)]
         return CloneState(tuple(edited), self._grows)
 
     def load(self, state: CloneState) -> None:
@@ -84,14 +81,3 @@ class Clone:
             position = following
         if begin < end:
             yield begin, end - begin
-
-
-def _ones(mask: int) -> Iterator[tuple[int, int]]:
-    """(first, count) of each run of bits that are 1, from the lowest on."""
-    position = 0
-    while rest := mask >> position:
-        first = position + (rest & -rest).bit_length() - 1
-        rest = ~(mask >> first)
-        count = (rest & -rest).bit_length() - 1
-        yield first, count
-        position = first + count

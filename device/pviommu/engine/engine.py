@@ -12,6 +12,7 @@ from types import MappingProxyType
 
 from .clone import Clone
 from .config import ReservedFrames
+from .dirty import DirtyPages
 from .domain import IDENTITY
 from .nested import NestedDomain, Stage1Walker
 from .ranges import FrameRanges
@@ -23,7 +24,7 @@ from .results import (
     UnmapMode,
     whole,
 )
-from .state import AttachmentsState, DomainsState, EngineState, PoolState, RamState
+from .state import AttachmentsState, DirtyState, DomainsState, EngineState, PoolState, RamState
 from .table import ACCESS_MASK
 from .translation import FIXED, Translation
 
@@ -72,6 +73,7 @@ class Engine(Translation):
                 for first, count in gone:
                     self._iotlb.invalidate(number, first, count)
                     clone.remove(first, count)
+                    self._forget_dirty(number, first, count)
             # Only now: what one clone returned to the pool, another may need.
             for _, clone in clones:
                 _grow(clone, come)
@@ -220,6 +222,7 @@ class Engine(Translation):
     def _free(self, number: int) -> None:
         # The number may be used again at once: nothing may be left under it.
         self._iotlb.invalidate_domain(number)
+        self._tracked.pop(number, None)
         self._domains.free(number)
 
     # State
@@ -232,6 +235,10 @@ class Engine(Translation):
             PoolState(self._pool.total),
             self._domains.save(),
             self._attachments.save(),
+            tuple(
+                DirtyState(number, tuple(pages.runs(0, self._limit - 1)))
+                for number, pages in sorted(self._tracked.items())
+            ),
         )
 
     def load(self, state: EngineState, walkers: Mapping[int, Stage1Walker] = MappingProxyType({})) -> None:
@@ -245,6 +252,7 @@ class Engine(Translation):
         self.set_mmio(state.ram.mmio)
         try:
             self._restore(state.pool, state.domains, state.attachments, walkers)
+            self._restore_dirty(state.dirty)
         except ValueError:
             self.reset()
             raise
@@ -267,6 +275,7 @@ class Engine(Translation):
         """Be in this state. Raises ValueError, on the way, for one that cannot be."""
         self._hits.clear()
         self._iotlb.clear()
+        self._tracked.clear()
         for number in self.domains():
             self._domains.free(number)
         self._attachments.reset()
@@ -281,6 +290,16 @@ class Engine(Translation):
         for stream in attachments.blocked:
             if stop := self.block(stream):
                 raise ValueError(f"stream {stream} blocked: {stop.value}")
+
+    def _restore_dirty(self, tracked: tuple[DirtyState, ...]) -> None:
+        for state in tracked:
+            stop = self.track_dirty(state.domain)
+            if stop:
+                raise ValueError(f"dirty pages of domain {state.domain}: {stop.value}")
+            for first, count in state.runs:
+                if not 0 <= first < first + count <= self._limit:
+                    raise ValueError(f"dirty pages of domain {state.domain}: dfn {first:#x}+{count} is no range of it")
+                self._tracked[state.domain].mark(first, first + count - 1)
 
     def _attach_again(self, stream: int, domain: int, pasid: int | None) -> None:
         stop = self.attach(stream, domain, pasid)
@@ -374,7 +393,50 @@ class Engine(Translation):
         if paging.clone and outcome.done:
             for first, count in self._ram.overlap(dfn, nr if outcome.at is None else outcome.at - dfn):
                 paging.clone.edit(first, count)
+        if self._tracked and outcome.done:
+            self._forget_dirty(domain, dfn, nr if outcome.at is None else outcome.at - dfn)
         return outcome
+
+    # Pages that DMA wrote
+
+    def track_dirty(self, domain: int, *, enabled: bool = True) -> Stop | None:
+        """Note from now on which pages of a paging domain DMA writes, none so far, or do not; NOT_PAGING, NO_DOMAIN.
+
+        Of a parent they are what nested domains lead to. What a core unmaps by itself, without being asked by this
+        engine, stays noted.
+        """
+        if domain not in self._domains.paging:
+            return self._no_table(domain).stop
+        self._hits.clear()
+        if enabled:
+            self._tracked[domain] = DirtyPages()
+        else:
+            self._tracked.pop(domain, None)
+        return None
+
+    def dirty(self, domain: int, dfn: int, nr: int, *, clear: bool = True) -> list[tuple[int, int]]:
+        """(first dfn, pages) of what DMA wrote among nr pages from dfn on, in order, of a domain that is tracked.
+
+        Since tracking began, `clear` last took them, or they were mapped. Nothing of any other domain. The cost is that
+        of what is dirty. Pages are of 4 KiB, whatever leaves the table has.
+        """
+        pages = self._tracked.get(domain)
+        if pages is None or nr < 1:
+            return []
+        found = list(pages.runs(dfn, dfn + nr - 1))
+        if clear and found:
+            # A write that was found before does not walk again, as with a translation that hardware has cached.
+            self._hits.clear()
+            pages.forget(dfn, dfn + nr - 1)
+        return found
+
+    def _forget_dirty(self, domain: int, dfn: int, nr: int) -> None:
+        """Pages are not mapped any more, except those that are direct."""
+        pages = self._tracked.get(domain)
+        if pages is not None:
+            unmapped = FrameRanges([(dfn, dfn + nr - 1)])
+            for first, count in unmapped.without(self._limit, self._domains.paging[domain].closed):
+                pages.forget(first, first + count - 1)
 
     def reserve_pool(self, domain: int, pages: int) -> Stop | None:
         """Let a domain hold at least `pages` pool pages, its root's included, until it is freed.

@@ -90,6 +90,15 @@ class IotlbState:
 
 
 @dataclass(frozen=True)
+class DirtyState:
+    """What DMA wrote in one paging domain that is tracked."""
+
+    domain: int
+    runs: tuple[tuple[int, int], ...] = ()
+    """(first dfn, count)."""
+
+
+@dataclass(frozen=True)
 class EngineState:
     """All of an engine."""
 
@@ -98,3 +107,4 @@ class EngineState:
     pool: PoolState
     domains: DomainsState
     attachments: AttachmentsState
+    dirty: tuple[DirtyState, ...] = ()

@@ -6,6 +6,7 @@ from dataclasses import replace
 from .attachments import Attachments
 from .config import EngineConfig
 from .core import Core, PythonCore
+from .dirty import DirtyPages
 from .domain import BLOCKED, IDENTITY
 from .domains import Domains
 from .iotlb import BLOCK_PAGES, CachedRun, Iotlb
@@ -29,6 +30,7 @@ from .table import ACCESS_MASK
 
 READ_WRITE = Access.READ | Access.WRITE
 FIXED = (IDENTITY, BLOCKED)
+_WRITE = int(Access.WRITE)
 _new_tuple = tuple.__new__
 """Makes a Run in half the time that Run() takes."""
 
@@ -57,6 +59,8 @@ class Translation:
         self._iotlb = Iotlb(self.config.iotlb_entries)
         self._domains = Domains(self._core, self._pool, self._limit, self._reserved)
         self._attachments = Attachments()
+        self._tracked: dict[int, DirtyPages] = {}
+        """Pages that DMA wrote, of the paging domains that are tracked. A request in `core.hits` has marked its own."""
 
     @property
     def core_name(self) -> str:
@@ -164,6 +168,10 @@ class Translation:
         paging = self._domains.paging.get(domain)
         return tuple(paging.direct) if paging else ()
 
+    def is_tracked(self, domain: int) -> bool:
+        """Whether pages that DMA writes in a domain are noted."""
+        return domain in self._tracked
+
     def translate(
         self, stream: int, iova: int, length: int, access: Access, pasid: int | None = None
     ) -> Sequence[Run] | TranslationFault | TranslationPending:
@@ -216,8 +224,13 @@ class Translation:
 
     def _walk(self, domain: int, iova: int, end: int, wanted: int) -> Sequence[Run] | tuple[int, Refusal]:
         """The runs of [iova, end) in a domain that is not nested, or the first refused address and why."""
-        if self._walks:
-            return self._core.walk(domain, iova, end, wanted)
+        found = self._core.walk(domain, iova, end, wanted) if self._walks else self._find(domain, iova, end, wanted)
+        if self._tracked and wanted & _WRITE and domain in self._tracked and not isinstance(found, tuple):
+            self._tracked[domain].mark(iova >> PAGE_SHIFT, end - 1 >> PAGE_SHIFT)
+        return found
+
+    def _find(self, domain: int, iova: int, end: int, wanted: int) -> Sequence[Run] | tuple[int, Refusal]:
+        """What a core that walks would find."""
         last_dfn = end - 1 >> PAGE_SHIFT
         runs: list[Run] = []
         position = iova
