@@ -41,6 +41,9 @@ vfio-user server must do for QEMU to get on with it, what the virtio specificati
 named), and defects that similar projects had. The rows are named in
 `tests/conformance/rows.toml`; tests are named by their path below `tests/`, without parameters. Those marked *+* are
 carried out a second time, on the native core.
+vfio-user server must do for QEMU to get on with it, what Linux answers programs that map memory for devices, and
+defects that similar projects had. The rows are named in `tests/conformance/rows.toml`; tests are named by their path
+below `tests/`, without parameters. Those marked *+* are carried out a second time, on the native core.
 """
 
 Key = tuple[str, str]

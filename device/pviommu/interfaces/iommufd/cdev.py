@@ -1,0 +1,81 @@
+"""The character device of a VFIO device: bound to an open /dev/iommu, attached and detached.
+
+As drivers/vfio/device_cdev.c of Linux 7.3. Regions and interrupts of the device are not part of this model.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING
+
+from . import vfio_arguments as arguments
+from . import vfio_structures as v
+from .context import Iommufd
+from .devices import Device
+from .pagetable import DeviceObject
+from .request_error import RequestError
+
+if TYPE_CHECKING:
+    from .process import Process
+
+__all__ = ["VfioDevice"]
+
+
+class VfioDevice:
+    """An open device. Its DMA reaches nothing before it is bound and attached."""
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+        self._file: Iommufd | None = None
+        self._bound: DeviceObject | None = None
+
+    def ioctl(self, process: Process, request: int, argument: int) -> int:
+        """Raises OSError: EINVAL before the device is bound, ENOTTY for a request that is none of these."""
+        memory = process.memory
+        if request == v.VfioRequest.DEVICE_BIND_IOMMUFD:
+            self._bind(process, argument)
+            return 0
+        if self._bound is None:
+            raise RequestError(errno.EINVAL, f"request {request:#x} of {self.device}: it is not bound")
+        if request == v.VfioRequest.DEVICE_ATTACH_IOMMUFD_PT:
+            attach = arguments.read(v.AttachIommufdPt, memory, argument, 0)
+            is_attached = self.device in self.device.group.attached
+            found = self._bound.attach(attach.pt_id, replaces=is_attached)
+            try:
+                memory.write(argument, v.AttachIommufdPt(attach.argsz, attach.flags, found).pack())
+            except OSError:
+                self._bound.detach()
+                raise
+        elif request == v.VfioRequest.DEVICE_DETACH_IOMMUFD_PT:
+            arguments.read(v.DetachIommufdPt, memory, argument, 0)
+            self._bound.detach()
+        else:
+            raise RequestError(errno.ENOTTY, f"request {request:#x} of {self.device}: not part of this model")
+        return 0
+
+    def _bind(self, process: Process, argument: int) -> None:
+        minimum = v.BindIommufd.offset_of("token_uuid_ptr")
+        bind = arguments.read(v.BindIommufd, process.memory, argument, 0, minimum)
+        if bind.iommufd < 0:
+            raise RequestError(errno.EINVAL, f"bind {self.device}: descriptor {bind.iommufd}")
+        if self._bound is not None:
+            raise RequestError(errno.EINVAL, f"bind {self.device}: it is bound already")
+        if self.device.owner is not None:
+            raise RequestError(errno.EINVAL, f"bind {self.device}: it is bound through another descriptor")
+        file = process.file(bind.iommufd)
+        if not isinstance(file, Iommufd):
+            raise RequestError(errno.EBADFD, f"bind {self.device}: descriptor {bind.iommufd} is no /dev/iommu")
+        bound = file.bind(self.device)
+        answer = v.BindIommufd(bind.argsz, bind.flags, bind.iommufd, bound.id, 0)
+        try:
+            process.memory.write(argument, answer.pack()[:minimum])
+        except OSError:
+            file.unbind(bound)
+            raise
+        self._file, self._bound = file, bound
+
+    def close(self) -> None:
+        """Detach and unbind it."""
+        if self._file and self._bound:
+            self._file.unbind(self._bound)
+            self._file = self._bound = None

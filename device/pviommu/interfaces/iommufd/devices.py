@@ -1,0 +1,120 @@
+"""Devices behind the IOMMU: what they are made of, and to whom they belong."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from ...engine import LAST_ADDRESS, PAGE_SIZE, Span
+
+if TYPE_CHECKING:
+    from .pagetable import Hwpt
+
+__all__ = ["MSI_REGION", "Device", "DeviceConfig", "Group", "Region", "RegionKind"]
+
+PAGE_SIZES = 1 << 12 | 1 << 21 | 1 << 30
+
+
+class RegionKind(Enum):
+    """Kinds of reserved regions, spelled as in reserved_regions of sysfs."""
+
+    DIRECT = "direct"
+    DIRECT_RELAXABLE = "direct-relaxable"
+    RESERVED = "reserved"
+    MSI = "msi"
+
+
+@dataclass(frozen=True)
+class Region:
+    """IOVAs that a device cannot use, or uses by itself. Raises ValueError for one that is none."""
+
+    first: int
+    last: int
+    """Inclusive."""
+    kind: RegionKind
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.first <= self.last <= LAST_ADDRESS:
+            raise ValueError(f"region {self}: first must not exceed last, and both must be 64-bit addresses")
+
+    def __str__(self) -> str:
+        """As a line of reserved_regions in sysfs."""
+        return f"0x{self.first:016x} 0x{self.last:016x} {self.kind.value}"
+
+
+MSI_REGION = Region(0xFEE00000, 0xFEEFFFFF, RegionKind.MSI)
+"""The interrupt window of x86."""
+
+
+@dataclass(frozen=True)
+class DeviceConfig:
+    """What a device and the IOMMU before it can do. Raises ValueError naming device, value and rule."""
+
+    name: str
+    aperture: Span = (0, (1 << 48) - 1)
+    """First and last IOVA that its page tables translate."""
+    regions: tuple[Region, ...] = (MSI_REGION,)
+    page_sizes: int = PAGE_SIZES
+    """A bit for each, the smallest of 4 KiB."""
+    dirty_tracking: bool = True
+    enforces_snoop: bool = True
+    """Whether the IOMMU can make its DMA coherent; address spaces of the RFC require it."""
+    isolated_msi: bool = True
+    """Whether it can interrupt nobody but its owner."""
+    pasid_bits: int = 0
+    group: str | None = None
+    """Devices of one group are not isolated from each other; None: it is alone."""
+
+    def __post_init__(self) -> None:
+        first, last = self.aperture
+        if not 0 <= first <= last < 1 << 48 or first % PAGE_SIZE or (last + 1) % PAGE_SIZE:
+            raise ValueError(
+                f"device {self.name}: aperture {first:#x}..{last:#x}: must be pages of 4 KiB below {1 << 48:#x}"
+            )
+        if self.page_sizes & -self.page_sizes != PAGE_SIZE:
+            raise ValueError(f"device {self.name}: page sizes {self.page_sizes:#x}: the smallest must be of 4 KiB")
+
+    @property
+    def address_width(self) -> int:
+        """Bits of the last IOVA."""
+        return self.aperture[1].bit_length()
+
+    def reserved(self) -> list[Span]:
+        """The regions that nobody else may map, as spans."""
+        return [
+            (region.first, region.last) for region in self.regions if region.kind is not RegionKind.DIRECT_RELAXABLE
+        ]
+
+
+@dataclass(eq=False)
+class Device:
+    """One device, and who has it."""
+
+    config: DeviceConfig
+    stream: int
+    """Of its requests in the engine."""
+    group: Group
+    owner: object | None = None
+    """Whoever claimed its DMA: while there is one, no other may."""
+    node: str = ""
+    """Path of its character device."""
+
+    def __str__(self) -> str:
+        return self.config.name
+
+
+@dataclass(eq=False)
+class Group:
+    """Devices that reach each other's DMA, so that all of them are attached to one page table."""
+
+    number: int
+    devices: list[Device] = field(default_factory=list)
+    hwpt: Hwpt | None = None
+    attached: list[Device] = field(default_factory=list)
+    """Those that were attached one by one; the others of the group follow the first."""
+
+    @property
+    def owner(self) -> object | None:
+        """Whoever claimed one of its devices."""
+        return next((device.owner for device in self.devices if device.owner is not None), None)

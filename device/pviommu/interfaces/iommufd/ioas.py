@@ -1,0 +1,212 @@
+"""I/O address spaces: what is mapped, and the page tables that are filled from it."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from ...engine import (
+    LAST_ADDRESS,
+    PAGE_MASK,
+    PAGE_SIZE,
+    Access,
+    AddressSpace,
+    ByteArea,
+    Cutting,
+    Misfit,
+    Removal,
+    Span,
+)
+from ...engine.spans import complement
+from .hardware import Hardware
+from .objects import Object
+from .request_error import RequestError
+from .user_memory import ADDRESS_LIMIT, UserMemory
+
+if TYPE_CHECKING:
+    from .pagetable import Hwpt
+
+__all__ = ["Backing", "Ioas", "Piece"]
+
+_ERRNO = {
+    Misfit.LENGTH: errno.EINVAL,
+    Misfit.MISALIGNED: errno.EINVAL,
+    Misfit.OVERFLOW: errno.EOVERFLOW,
+    Misfit.RESERVED: errno.EINVAL,
+    Misfit.OCCUPIED: errno.EEXIST,
+    Misfit.NO_ROOM: errno.ENOSPC,
+}
+
+
+class Backing(NamedTuple):
+    """What an area is made of, beside the address in that memory."""
+
+    memory: UserMemory
+    access: Access
+    writeable: bool
+    """Whether the memory was mapped for writing first, so that a copy may be too."""
+
+
+class Piece(NamedTuple):
+    """Memory of a process that is to be mapped."""
+
+    address: int
+    length: int
+    backing: Backing
+
+    @classmethod
+    def of(cls, memory: UserMemory, address: int, length: int, access: Access) -> Piece:
+        """What is to be mapped for an access. Raises OSError for what iommufd takes nowhere: EOVERFLOW beyond 64 bits,
+        EINVAL for nothing, or all but a page of 64 bits.
+        """
+        if address + length > LAST_ADDRESS:
+            raise RequestError(errno.EOVERFLOW, f"map {address:#x}+{length:#x}: beyond 64-bit addresses")
+        if not 0 < length <= LAST_ADDRESS - PAGE_SIZE:
+            raise RequestError(errno.EINVAL, f"map {length:#x} bytes: must be at least 1, and a page less than 64 bits")
+        return cls(address, length, Backing(memory, access, bool(access & Access.WRITE)))
+
+
+class Ioas(Object):
+    """One I/O address space."""
+
+    what = "IOAS"
+
+    def __init__(self, hardware: Hardware) -> None:
+        super().__init__()
+        self.space: AddressSpace[Backing] = AddressSpace()
+        self.hwpts: list[Hwpt] = []
+        """Page tables that have all that is mapped, in the order in which they came."""
+        self.huge_pages = True
+        """Whether a page table may have leaves above a page; without them a mapping can be cut."""
+        self._hardware = hardware
+
+    def destroy(self) -> None:
+        self.unmap(0, LAST_ADDRESS, Cutting.STOPS)
+
+    # Mappings
+
+    def map(self, pieces: Sequence[Piece], access: Access, iova: int | None) -> int:
+        """Map pieces one behind the other at an IOVA, or where there is room. Returns the IOVA.
+
+        Raises OSError, and then changes nothing: by the errno of a misfit, EPERM for writing to what was mapped
+        read-only, EFAULT for memory that is not there when there is a page table, ENOMEM.
+        """
+        length = sum(piece.length for piece in pieces)
+        if iova is None:
+            found = self.space.find(length, pieces[0].address)
+            if isinstance(found, Misfit):
+                raise RequestError(_ERRNO[found], f"map {length:#x} bytes anywhere in {self}: {found.value}")
+            iova = found
+        else:
+            misfit = self.space.check(iova, length)
+            if misfit:
+                raise RequestError(_ERRNO[misfit], f"map {iova:#x}+{length:#x} in {self}: {misfit.value}")
+        areas: list[ByteArea[Backing]] = []
+        position = iova
+        for address, size, backing in pieces:
+            if access & Access.WRITE and not backing.writeable:
+                raise RequestError(errno.EPERM, f"map {position:#x}+{size:#x} in {self}: a copy of what is read-only")
+            if address & PAGE_MASK & (self.space.alignment - 1):
+                raise RequestError(errno.EINVAL, f"map {address:#x} in {self}: not of {self.space.alignment:#x} bytes")
+            areas.append(ByteArea(position, position + size - 1, address, backing._replace(access=access)))
+            position += size
+        self._fill([(area, hwpt) for area in areas for hwpt in self.hwpts])
+        for area in areas:
+            self.space.areas.add(area)
+        return iova
+
+    def pieces(self, iova: int, length: int) -> list[Piece]:
+        """What a range consists of. Raises OSError (ENOENT) if some of it is not mapped."""
+        areas = self.space.areas.cover(iova, iova + length - 1)
+        if areas is None:
+            raise RequestError(errno.ENOENT, f"{self} {iova:#x}+{length:#x}: some of it is not mapped")
+        return [Piece(area.target, area.length, area.tag) for area in areas]
+
+    def unmap(self, first: int, last: int, cutting: Cutting) -> Removal[Backing]:
+        """Unmap areas by one of the rules."""
+        removal = self.space.areas.remove(first, last, cutting)
+        with self._hardware.engine.deferred_invalidation():
+            for hwpt in self.hwpts:
+                for area in removal.gone:
+                    self._hardware.unmap(hwpt.table, area.first, area.length)
+        return removal
+
+    def cut_behind(self, last: int) -> None:
+        """Let the area around `last`, if there is one, end there, and another one begin behind it.
+
+        Raises OSError (EINVAL): not aligned, or a page table may have leaves that it would cut.
+        """
+        area = self.space.areas.first_in(last, last)
+        if area is None or last in (area.first, area.last):
+            return
+        mask = self.space.alignment - 1
+        if (last + 1 | area.target + last + 1 - area.first) & mask or (self.hwpts and self.huge_pages):
+            raise RequestError(errno.EINVAL, f"{self}: an area cannot be cut behind {last:#x}")
+        self.space.areas.split(last + 1)
+
+    def _fill(self, jobs: Sequence[tuple[ByteArea[Backing], Hwpt]]) -> None:
+        """Map areas in page tables; all of them, or none. Raises OSError (EFAULT, ENOMEM)."""
+        for number, (area, hwpt) in enumerate(jobs):
+            try:
+                self._hardware.map(hwpt.table, area.first, self._pin(area), area.length, area.tag.access)
+            except OSError:
+                for done, filled in jobs[:number]:
+                    self._hardware.unmap(filled.table, done.first, done.length)
+                raise
+
+    def _pin(self, area: ByteArea[Backing]) -> int:
+        """Physical address of an area. Raises OSError (EFAULT) if its memory is not there as it must be."""
+        memory = area.tag.memory
+        writeable = bool(area.tag.access & Access.WRITE)
+        if area.target + area.length > ADDRESS_LIMIT or not memory.holds(area.target, area.length, writeable=writeable):
+            raise RequestError(errno.EFAULT, f"memory at {area.target:#x}+{area.length:#x}: not there, or read-only")
+        return self._hardware.place_of(memory) + area.target
+
+    # What narrows it
+
+    def reserve(self, owner: object, spans: Sequence[Span]) -> None:
+        """Raises OSError (EADDRINUSE), and then changes nothing, if something is mapped there, or allowed."""
+        way = self.space.reserve(owner, spans)
+        if way:
+            raise RequestError(errno.EADDRINUSE, f"{self}: {way[0]:#x}..{way[1]:#x} is in use, and {owner} reserves it")
+
+    def add_table(self, hwpt: Hwpt) -> None:
+        """Fill a page table and keep it so. Raises OSError, and then changes nothing: EADDRINUSE if an area is outside
+        its aperture or less aligned than its pages, EFAULT and ENOMEM from filling it.
+        """
+        before = self.space.alignment
+        area = self.space.align(max(hwpt.page_size, before))
+        if area:
+            raise RequestError(errno.EADDRINUSE, f"{self}: {area.first:#x}+{area.length:#x} is less aligned")
+        try:
+            self.reserve(hwpt, complement([hwpt.aperture]))
+            self._fill([(area, hwpt) for area in self.space.areas])
+        except OSError:
+            self.space.release(hwpt)
+            self.space.alignment = before
+            raise
+        self.hwpts.append(hwpt)
+
+    def remove_table(self, hwpt: Hwpt) -> None:
+        """Leave a page table alone, which is about to go."""
+        self.hwpts.remove(hwpt)
+        self.space.release(hwpt)
+        self.space.align(self._alignment())
+
+    def set_huge_pages(self, enabled: bool) -> None:
+        """Raises OSError, and then changes nothing: EINVAL if page tables have leaves already, EADDRINUSE if an area is
+        less aligned than a page.
+        """
+        if enabled == self.huge_pages:
+            return
+        if not enabled and self.hwpts and len(self.space.areas):
+            raise RequestError(errno.EINVAL, f"{self} without huge pages: page tables are filled already")
+        self.huge_pages = enabled
+        area = self.space.align(self._alignment())
+        if area:
+            self.huge_pages = True
+            raise RequestError(errno.EADDRINUSE, f"{self}: {area.first:#x}+{area.length:#x} is not of {PAGE_SIZE:#x}")
+
+    def _alignment(self) -> int:
+        return max([hwpt.page_size for hwpt in self.hwpts], default=1 if self.huge_pages else PAGE_SIZE)

@@ -1,0 +1,179 @@
+"""What a process sees of the model: paths that it opens, descriptors, requests, its memory."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Sequence
+from typing import Any, Protocol, TypeVar
+
+from wire_layout import Record
+
+from ...engine.core import Core
+from . import commands
+from .cdev import VfioDevice
+from .context import Iommufd
+from .devices import Device, DeviceConfig, Group
+from .hardware import Hardware
+from .request_error import RequestError
+from .user_memory import LocalMemory, UserMemory
+from .vfio_structures import REQUESTS
+
+__all__ = ["LocalProcess", "OpenFile", "Process", "System"]
+
+R = TypeVar("R", bound=Record)
+_MAX_FILES = 1024
+
+
+class OpenFile(Protocol):
+    """What an open descriptor, or several of them, refer to."""
+
+    def ioctl(self, process: Process, request: int, argument: int) -> int:
+        """Carry out a request of a process; what it returns. Raises OSError."""
+
+    def close(self) -> None:
+        """The last descriptor is closed."""
+
+
+class System:
+    """Devices behind one IOMMU, and the files by which programs reach them: ``/dev/iommu`` and, for each device,
+    ``/dev/vfio/devices/vfioN``, N from 0 on in the order of the configurations.
+    """
+
+    def __init__(
+        self, devices: Sequence[DeviceConfig] = (), *, allows_unsafe_interrupts: bool = False, core: Core | None = None
+    ) -> None:
+        """``allows_unsafe_interrupts``: whether devices without isolated interrupts are given away. ``core``: as of an
+        engine. Raises ValueError for two devices of one name.
+        """
+        self.hardware = Hardware(core)
+        self.devices: dict[str, Device] = {}
+        """By name."""
+        self.allows_unsafe_interrupts = allows_unsafe_interrupts
+        groups: dict[str, Group] = {}
+        for number, config in enumerate(devices):
+            if config.name in self.devices:
+                raise ValueError(f"device {config.name}: there are two of this name")
+            group = groups.setdefault(config.group or f"\0{config.name}", Group(len(groups)))
+            device = Device(config, number, group, node=f"/dev/vfio/devices/vfio{number}")
+            group.devices.append(device)
+            self.devices[config.name] = device
+            self.hardware.add_stream(number)
+
+    def open(self, path: str) -> OpenFile:
+        """The file at a path. Raises OSError (ENOENT)."""
+        if path == "/dev/iommu":
+            return Iommufd(self.hardware, allows_unsafe_interrupts=self.allows_unsafe_interrupts)
+        for device in self.devices.values():
+            if path == device.node:
+                return VfioDevice(device)
+        raise RequestError(errno.ENOENT, f"open {path}: no such file")
+
+    def read(self, device: str, iova: int, length: int) -> bytes:
+        """Let a device read memory by DMA. Raises :class:`DmaRefusedError`, and KeyError for an unknown one."""
+        return self.hardware.read(self.devices[device].stream, iova, length)
+
+    def write(self, device: str, iova: int, data: bytes) -> None:
+        """Let a device write memory by DMA. Raises as :meth:`read` does."""
+        self.hardware.write(self.devices[device].stream, iova, data)
+
+
+class _Description:
+    """An open file, and how many descriptors refer to it."""
+
+    def __init__(self, file: OpenFile) -> None:
+        self.file = file
+        self.descriptors = 0
+
+
+class Process:
+    """Descriptors and memory of one program."""
+
+    def __init__(self, system: System, memory: UserMemory) -> None:
+        self.system = system
+        self.memory = memory
+        self._table: dict[int, _Description] = {}
+
+    def open(self, path: str) -> int:
+        """A descriptor. Raises OSError as System.open() does, and EMFILE."""
+        return self._install(_Description(self.system.open(path)))
+
+    def dup(self, fd: int) -> int:
+        """Another descriptor of the same open file. Raises OSError (EBADF, EMFILE)."""
+        return self._install(self._find(fd))
+
+    def close(self, fd: int) -> None:
+        """Raises OSError (EBADF)."""
+        description = self._find(fd)
+        del self._table[fd]
+        description.descriptors -= 1
+        if not description.descriptors:
+            description.file.close()
+
+    def exit(self) -> None:
+        """Close all descriptors, in order."""
+        for fd in sorted(self._table):
+            self.close(fd)
+
+    def ioctl(self, fd: int, request: int, argument: int = 0) -> int:
+        """Make a request. ``argument`` is an address, or the number that a request takes instead.
+
+        Raises OSError: EBADF, and what the file says.
+        """
+        return self._find(fd).file.ioctl(self, request, argument)
+
+    def file(self, fd: int) -> OpenFile:
+        """What a descriptor refers to. Raises OSError (EBADF)."""
+        return self._find(fd).file
+
+    def _find(self, fd: int) -> _Description:
+        description = self._table.get(fd)
+        if description is None:
+            raise RequestError(errno.EBADF, f"descriptor {fd}: not open")
+        return description
+
+    def _install(self, description: _Description) -> int:
+        fd = next((fd for fd in range(3, _MAX_FILES) if fd not in self._table), None)
+        if fd is None:
+            if not description.descriptors:
+                description.file.close()
+            raise RequestError(errno.EMFILE, f"open: a process has at most {_MAX_FILES} descriptors")
+        description.descriptors += 1
+        self._table[fd] = description
+        return fd
+
+
+class LocalProcess(Process):
+    """A Python program: its memory is of buffers, and its requests are records."""
+
+    memory: LocalMemory
+
+    def __init__(self, system: System) -> None:
+        super().__init__(system, LocalMemory())
+        self._scratch = bytearray(1 << 16)
+        self._argument = self.memory.add(self._scratch)
+
+    def call(self, fd: int, record: type[R], **fields: Any) -> R:
+        """Make the request that takes such a structure, and return what became of the structure.
+
+        Fields that are not given are 0, the first one is the size. Raises OSError, TypeError for a field that there is
+        not, and KeyError for a structure that belongs to no request.
+        """
+        self._scratch[: record.SIZE] = blank(record, **fields).pack()
+        self.ioctl(fd, REQUEST_OF[record], self._argument)
+        return record.unpack(self._scratch)
+
+
+def blank(record: type[R], **fields: Any) -> R:
+    """A structure with its size in the first field, and 0 in others that are not given."""
+    values: dict[str, Any] = {
+        field.name: bytes(field.size) if field.format[-1] == "s" else 0 for field in record.FIELDS
+    }
+    values[record.FIELDS[0].name] = record.SIZE
+    return record(**{**values, **fields})
+
+
+REQUEST_OF: dict[type[Record], int] = {
+    **{command.record: command.request for command in commands.COMMANDS.values()},
+    **REQUESTS,
+}
+"""What ioctl() takes, by the structure that its argument points to."""
