@@ -60,6 +60,8 @@ class VfioDevice:
             raise RequestError(errno.EINVAL, f"bind {self.device}: descriptor {bind.iommufd}")
         if self._bound is not None:
             raise RequestError(errno.EINVAL, f"bind {self.device}: it is bound already")
+        if self.device.group.file is not None:
+            raise RequestError(errno.EBUSY, f"bind {self.device}: the file of its group is open")
         if self.device.owner is not None:
             raise RequestError(errno.EINVAL, f"bind {self.device}: it is bound through another descriptor")
         file = process.file(bind.iommufd)
@@ -73,9 +75,11 @@ class VfioDevice:
             file.unbind(bound)
             raise
         self._file, self._bound = file, bound
+        self.device.group.bound += 1
 
     def close(self) -> None:
         """Detach and unbind it."""
         if self._file and self._bound:
             self._file.unbind(self._bound)
             self._file = self._bound = None
+            self.device.group.bound -= 1

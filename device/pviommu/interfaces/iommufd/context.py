@@ -52,6 +52,7 @@ class Iommufd:
         self._allows_unsafe_interrupts = allows_unsafe_interrupts
         self._accounts_process = 0
         self._is_closed = False
+        self._holders = 0
 
     # As a file
 
@@ -91,8 +92,17 @@ class Iommufd:
         self._is_closed = True
         self._end()
 
+    def hold(self) -> None:
+        """Live until :meth:`drop` at least."""
+        self._holders += 1
+
+    def drop(self) -> None:
+        """End what :meth:`hold` began."""
+        self._holders -= 1
+        self._end()
+
     def _end(self) -> None:
-        if self._is_closed and not any(isinstance(held, DeviceObject) for held in self.objects):
+        if self._is_closed and not self._holders and not any(isinstance(held, DeviceObject) for held in self.objects):
             self.objects.clear()
 
     # Devices

@@ -113,6 +113,18 @@ class Group:
     hwpt: Hwpt | None = None
     attached: list[Device] = field(default_factory=list)
     """Those that were attached one by one; the others of the group follow the first."""
+    file: object | None = None
+    """Its open file, by which devices are opened in VFIO's old way; there is at most one."""
+    bound: int = 0
+    """Devices that are bound by their own files, in the new way: never together with the old one."""
+
+    @property
+    def node(self) -> str:
+        """Path of its character device."""
+        return f"/dev/vfio/{self.number}"
+
+    def __str__(self) -> str:
+        return f"group {self.number}"
 
     @property
     def owner(self) -> object | None:

@@ -27,7 +27,7 @@ from .user_memory import ADDRESS_LIMIT, UserMemory
 if TYPE_CHECKING:
     from .pagetable import Hwpt
 
-__all__ = ["Backing", "Ioas", "Piece"]
+__all__ = ["Backing", "Ioas", "Piece", "pin"]
 
 _ERRNO = {
     Misfit.LENGTH: errno.EINVAL,
@@ -65,6 +65,14 @@ class Piece(NamedTuple):
         if not 0 < length <= LAST_ADDRESS - PAGE_SIZE:
             raise RequestError(errno.EINVAL, f"map {length:#x} bytes: must be at least 1, and a page less than 64 bits")
         return cls(address, length, Backing(memory, access, bool(access & Access.WRITE)))
+
+
+def pin(hardware: Hardware, area: ByteArea[Backing]) -> int:
+    """Physical address of an area. Raises OSError (EFAULT) if its memory is not there as it must be."""
+    address, length, (memory, access, _) = area.target, area.length, area.tag
+    if address + length > ADDRESS_LIMIT or not memory.holds(address, length, writeable=bool(access & Access.WRITE)):
+        raise RequestError(errno.EFAULT, f"memory at {address:#x}+{length:#x}: not there, or read-only")
+    return hardware.place_of(memory) + address
 
 
 class Ioas(Object):
@@ -149,19 +157,11 @@ class Ioas(Object):
         """Map areas in page tables; all of them, or none. Raises OSError (EFAULT, ENOMEM)."""
         for number, (area, hwpt) in enumerate(jobs):
             try:
-                self._hardware.map(hwpt.table, area.first, self._pin(area), area.length, area.tag.access)
+                self._hardware.map(hwpt.table, area.first, pin(self._hardware, area), area.length, area.tag.access)
             except OSError:
                 for done, filled in jobs[:number]:
                     self._hardware.unmap(filled.table, done.first, done.length)
                 raise
-
-    def _pin(self, area: ByteArea[Backing]) -> int:
-        """Physical address of an area. Raises OSError (EFAULT) if its memory is not there as it must be."""
-        memory = area.tag.memory
-        writeable = bool(area.tag.access & Access.WRITE)
-        if area.target + area.length > ADDRESS_LIMIT or not memory.holds(area.target, area.length, writeable=writeable):
-            raise RequestError(errno.EFAULT, f"memory at {area.target:#x}+{area.length:#x}: not there, or read-only")
-        return self._hardware.place_of(memory) + area.target
 
     # What narrows it
 

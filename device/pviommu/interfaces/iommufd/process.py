@@ -13,6 +13,7 @@ from . import commands
 from .cdev import VfioDevice
 from .context import Iommufd
 from .devices import Device, DeviceConfig, Group
+from .group import Container, VfioGroup
 from .hardware import Hardware
 from .request_error import RequestError
 from .user_memory import LocalMemory, UserMemory
@@ -35,8 +36,9 @@ class OpenFile(Protocol):
 
 
 class System:
-    """Devices behind one IOMMU, and the files by which programs reach them: ``/dev/iommu`` and, for each device,
-    ``/dev/vfio/devices/vfioN``, N from 0 on in the order of the configurations.
+    """Devices behind one IOMMU, and the files by which programs reach them: ``/dev/iommu``; ``/dev/vfio/vfio``;
+    ``/dev/vfio/devices/vfioN`` for each device, and ``/dev/vfio/N`` for each group, N from 0 on in the order of the
+    configurations.
     """
 
     def __init__(
@@ -60,12 +62,17 @@ class System:
             self.hardware.add_stream(number)
 
     def open(self, path: str) -> OpenFile:
-        """The file at a path. Raises OSError (ENOENT)."""
+        """The file at a path. Raises OSError: ENOENT, and EBUSY for a group that is in use."""
+        unsafe = self.allows_unsafe_interrupts
         if path == "/dev/iommu":
-            return Iommufd(self.hardware, allows_unsafe_interrupts=self.allows_unsafe_interrupts)
+            return Iommufd(self.hardware, allows_unsafe_interrupts=unsafe)
+        if path == "/dev/vfio/vfio":
+            return Container(self.hardware, allows_unsafe_interrupts=unsafe)
         for device in self.devices.values():
             if path == device.node:
                 return VfioDevice(device)
+            if path == device.group.node:
+                return VfioGroup(device.group, self.hardware)
         raise RequestError(errno.ENOENT, f"open {path}: no such file")
 
     def read(self, device: str, iova: int, length: int) -> bytes:
@@ -95,7 +102,7 @@ class Process:
 
     def open(self, path: str) -> int:
         """A descriptor. Raises OSError as System.open() does, and EMFILE."""
-        return self._install(_Description(self.system.open(path)))
+        return self.install(self.system.open(path))
 
     def dup(self, fd: int) -> int:
         """Another descriptor of the same open file. Raises OSError (EBADF, EMFILE)."""
@@ -130,6 +137,10 @@ class Process:
         if description is None:
             raise RequestError(errno.EBADF, f"descriptor {fd}: not open")
         return description
+
+    def install(self, file: OpenFile) -> int:
+        """A descriptor for a file that was just opened. Raises OSError (EMFILE), and then closes it."""
+        return self._install(_Description(file))
 
     def _install(self, description: _Description) -> int:
         fd = next((fd for fd in range(3, _MAX_FILES) if fd not in self._table), None)

@@ -10,6 +10,7 @@ import errno
 from ...engine import LAST_ADDRESS, Access, Cutting
 from . import vfio_arguments as arguments
 from . import vfio_structures as v
+from .hardware import Hardware
 from .ioas import Ioas, Piece
 from .objects import Objects
 from .request_error import RequestError
@@ -37,6 +38,15 @@ class Type1Compat:
         if chosen is None or self._objects.find(chosen.id) is not chosen:
             raise RequestError(errno.ENODEV, "no IOAS is chosen for the requests of VFIO")
         return chosen
+
+    def ensure(self, hardware: Hardware) -> Ioas:
+        """What they are about; a new IOAS if there is nothing."""
+        try:
+            return self.ioas()
+        except RequestError:
+            self._chosen = Ioas(hardware)
+            self._objects.add(self._chosen)
+            return self._chosen
 
     def ioctl(self, memory: UserMemory, request: int, argument: int) -> int:
         """Raises OSError: ENOTTY for a request that is none of these, and what they say."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from wire_layout import Record
@@ -13,7 +13,7 @@ from . import vfio_structures as v
 from .request_error import RequestError
 from .user_memory import UserMemory
 
-__all__ = ["Capability", "dma_avail", "iova_ranges", "laid_out", "migration", "page_sizes", "read"]
+__all__ = ["Capability", "dma_avail", "iova_ranges", "laid_out", "migration", "page_sizes", "read", "with_chain"]
 
 R = TypeVar("R", bound=Record)
 Capability = tuple[v.CapabilityId, bytes]
@@ -70,3 +70,20 @@ def laid_out(capabilities: Sequence[Capability], offset: int) -> tuple[list[tupl
         found.append((offset, v.CapabilityHeader(int(kind), 1, 0 if is_last else following).pack() + data))
         offset = following
     return found, offset
+
+
+def with_chain(
+    argsz: int, capabilities: Sequence[Capability], offset: int, fixed: Callable[[int, int], Record]
+) -> bytes:
+    """What is written back of a structure with a chain behind it, to a caller that has ``argsz`` bytes.
+
+    ``fixed`` makes the structure, which is ``offset`` bytes long, from the bytes that are needed, or that the caller
+    has if those are more, and the offset of the chain. If not all of it fits, the chain is left out, its offset is 0.
+    """
+    parts, needed = laid_out(capabilities, offset)
+    if argsz < needed:
+        return fixed(needed, 0).pack()[:argsz]
+    chain = bytearray(needed - offset)
+    for at, part in parts:
+        chain[at - offset : at - offset + len(part)] = part
+    return fixed(argsz, offset).pack() + bytes(chain)

@@ -23,6 +23,8 @@ __all__ = [
     "DmaUnmap",
     "DmaUnmapFlag",
     "Extension",
+    "GroupFlag",
+    "GroupStatus",
     "InfoFlag",
     "IovaRangeCapability",
     "MigrationCapability",
@@ -41,6 +43,10 @@ class VfioRequest(IntEnum):
     GET_API_VERSION = 0x3B64
     CHECK_EXTENSION = 0x3B65
     SET_IOMMU = 0x3B66
+    GROUP_GET_STATUS = 0x3B67
+    GROUP_SET_CONTAINER = 0x3B68
+    GROUP_UNSET_CONTAINER = 0x3B69
+    GROUP_GET_DEVICE_FD = 0x3B6A
     IOMMU_GET_INFO = 0x3B70
     IOMMU_MAP_DMA = 0x3B71
     IOMMU_UNMAP_DMA = 0x3B72
@@ -72,6 +78,11 @@ class DmaUnmapFlag(IntFlag):
     GET_DIRTY_BITMAP = 1
     ALL = 2
     VADDR = 4
+
+
+class GroupFlag(IntFlag):
+    VIABLE = 1
+    CONTAINER_SET = 2
 
 
 class CapabilityId(IntEnum):
@@ -139,6 +150,13 @@ class DmaUnmap(Record):
     size: Annotated[int, U64, "bytes; out: bytes that were unmapped"]
 
 
+class GroupStatus(Record):
+    """What a group is ready for."""
+
+    argsz: Annotated[int, U32, "bytes of this structure"]
+    flags: Annotated[int, U32, "GroupFlag"]
+
+
 class BindIommufd(Record):
     """Bind a device to an open /dev/iommu."""
 
@@ -168,6 +186,7 @@ REQUESTS: dict[type[Record], int] = {
     Type1Info: VfioRequest.IOMMU_GET_INFO,
     DmaMap: VfioRequest.IOMMU_MAP_DMA,
     DmaUnmap: VfioRequest.IOMMU_UNMAP_DMA,
+    GroupStatus: VfioRequest.GROUP_GET_STATUS,
     BindIommufd: VfioRequest.DEVICE_BIND_IOMMUFD,
     AttachIommufdPt: VfioRequest.DEVICE_ATTACH_IOMMUFD_PT,
     DetachIommufdPt: VfioRequest.DEVICE_DETACH_IOMMUFD_PT,
