@@ -16,10 +16,12 @@ from .devices import Device, DeviceConfig, Group
 from .group import Container, VfioGroup
 from .hardware import Hardware
 from .request_error import RequestError
+from .rfc import RfcDevice, RfcIommu
+from .rfc_structures import REQUESTS as RFC_REQUESTS
 from .user_memory import LocalMemory, UserMemory
 from .vfio_structures import REQUESTS
 
-__all__ = ["LocalProcess", "OpenFile", "Process", "System"]
+__all__ = ["LocalProcess", "OpenFile", "Process", "System", "blank"]
 
 R = TypeVar("R", bound=Record)
 _MAX_FILES = 1024
@@ -42,11 +44,18 @@ class System:
     """
 
     def __init__(
-        self, devices: Sequence[DeviceConfig] = (), *, allows_unsafe_interrupts: bool = False, core: Core | None = None
+        self,
+        devices: Sequence[DeviceConfig] = (),
+        *,
+        rfc: bool = False,
+        allows_unsafe_interrupts: bool = False,
+        core: Core | None = None,
     ) -> None:
-        """``allows_unsafe_interrupts``: whether devices without isolated interrupts are given away. ``core``: as of an
-        engine. Raises ValueError for two devices of one name.
+        """``rfc``: ``/dev/iommu`` is the one that was first proposed, and devices are at ``/dev/vfio/devices/NAME``;
+        there is nothing else. ``allows_unsafe_interrupts``: whether devices without isolated interrupts are given away.
+        ``core``: as of an engine. Raises ValueError for two devices of one name.
         """
+        self.is_rfc = rfc
         self.hardware = Hardware(core)
         self.devices: dict[str, Device] = {}
         """By name."""
@@ -56,7 +65,8 @@ class System:
             if config.name in self.devices:
                 raise ValueError(f"device {config.name}: there are two of this name")
             group = groups.setdefault(config.group or f"\0{config.name}", Group(len(groups)))
-            device = Device(config, number, group, node=f"/dev/vfio/devices/vfio{number}")
+            name = config.name if rfc else f"vfio{number}"
+            device = Device(config, number, group, node=f"/dev/vfio/devices/{name}")
             group.devices.append(device)
             self.devices[config.name] = device
             self.hardware.add_stream(number)
@@ -64,13 +74,17 @@ class System:
     def open(self, path: str) -> OpenFile:
         """The file at a path. Raises OSError: ENOENT, and EBUSY for a group that is in use."""
         unsafe = self.allows_unsafe_interrupts
+        device = next((device for device in self.devices.values() if device.node == path), None)
+        if device is not None:
+            return RfcDevice(device) if self.is_rfc else VfioDevice(device)
         if path == "/dev/iommu":
-            return Iommufd(self.hardware, allows_unsafe_interrupts=unsafe)
+            iommu = RfcIommu if self.is_rfc else Iommufd
+            return iommu(self.hardware, allows_unsafe_interrupts=unsafe)
+        if self.is_rfc:
+            raise RequestError(errno.ENOENT, f"open {path}: no such file")
         if path == "/dev/vfio/vfio":
             return Container(self.hardware, allows_unsafe_interrupts=unsafe)
         for device in self.devices.values():
-            if path == device.node:
-                return VfioDevice(device)
             if path == device.group.node:
                 return VfioGroup(device.group, self.hardware)
         raise RequestError(errno.ENOENT, f"open {path}: no such file")
@@ -132,6 +146,11 @@ class Process:
         """What a descriptor refers to. Raises OSError (EBADF)."""
         return self._find(fd).file
 
+    def find_file(self, fd: int) -> OpenFile | None:
+        """As file(), but None if it is not open."""
+        description = self._table.get(fd)
+        return description.file if description else None
+
     def _find(self, fd: int) -> _Description:
         description = self._table.get(fd)
         if description is None:
@@ -167,11 +186,15 @@ class LocalProcess(Process):
         """Make the request that takes such a structure, and return what became of the structure.
 
         Fields that are not given are 0, the first one is the size. Raises OSError, TypeError for a field that there is
-        not, and KeyError for a structure that belongs to no request.
+        not, and KeyError for a structure that belongs to no request, or to more than one.
         """
-        self._scratch[: record.SIZE] = blank(record, **fields).pack()
-        self.ioctl(fd, REQUEST_OF[record], self._argument)
+        self.returned(fd, REQUEST_OF[record], blank(record, **fields))
         return record.unpack(self._scratch)
+
+    def returned(self, fd: int, request: int, argument: Record) -> int:
+        """Make a request with a structure, and return what ioctl() does. Raises OSError."""
+        self._scratch[: argument.SIZE] = argument.pack()
+        return self.ioctl(fd, request, self._argument)
 
 
 def blank(record: type[R], **fields: Any) -> R:
@@ -186,5 +209,6 @@ def blank(record: type[R], **fields: Any) -> R:
 REQUEST_OF: dict[type[Record], int] = {
     **{command.record: command.request for command in commands.COMMANDS.values()},
     **REQUESTS,
+    **RFC_REQUESTS,
 }
 """What ioctl() takes, by the structure that its argument points to."""

@@ -48,10 +48,18 @@ class _Table:
 class Type1:
     """A container with an IOMMU."""
 
-    def __init__(self, hardware: Hardware, *, version: int, allows_unsafe_interrupts: bool = False) -> None:
-        """`version`: 1 or 2."""
+    def __init__(
+        self,
+        hardware: Hardware,
+        *,
+        version: int,
+        overflow: int = errno.EOVERFLOW,
+        allows_unsafe_interrupts: bool = False,
+    ) -> None:
+        """`version`: 1 or 2. `overflow`: errno of what is beyond 64-bit addresses, EINVAL before Linux 7."""
         self._hardware = hardware
         self._cutting = Cutting.WHOLE if version == 1 else Cutting.REFUSED
+        self._overflow = overflow
         self._allows_unsafe_interrupts = allows_unsafe_interrupts
         self._space: AddressSpace[Backing] = AddressSpace()
         self._tables: list[_Table] = []
@@ -141,7 +149,7 @@ class Type1:
             raise RequestError(errno.EINVAL, f"{where}: size 0")
         last = iova + size - 1
         if last > LAST_ADDRESS or address + size - 1 > LAST_ADDRESS:
-            raise RequestError(errno.EOVERFLOW, f"{where} to {address:#x}: beyond 64-bit addresses")
+            raise RequestError(self._overflow, f"{where} to {address:#x}: beyond 64-bit addresses")
         if not request.flags:
             raise RequestError(errno.EINVAL, f"{where}: neither readable nor writeable")
         if (iova | size | address) & self._page_size() - 1:
@@ -182,7 +190,7 @@ class Type1:
         elif not size or size & self._page_size() - 1:
             raise RequestError(errno.EINVAL, f"{where}: not of pages of {self._page_size():#x} bytes")
         elif last > LAST_ADDRESS:
-            raise RequestError(errno.EOVERFLOW, f"{where}: beyond 64-bit addresses")
+            raise RequestError(self._overflow, f"{where}: beyond 64-bit addresses")
         removal = self._space.areas.remove(iova, last, cutting)
         if removal.cut and cutting is Cutting.REFUSED:
             raise RequestError(errno.EINVAL, f"{where}: would cut {removal.cut.first:#x}..{removal.cut.last:#x}")
