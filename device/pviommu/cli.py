@@ -39,6 +39,7 @@ COMMANDS = {
     "faults show": ("pviommu.scenarios.show", "print one of them"),
     "faults run": ("pviommu.scenarios.run", "play a scenario on a guest without a virtual machine"),
     "faults sweep": ("pviommu.scenarios.sweep", "try every failure at each place that a workload passes"),
+    "vfio run": ("pviommu.vfio_run.command", "run a program whose /dev/iommu and /dev/vfio are a model's"),
     "build-core": ("pviommu.native.build", "compile the native core, which makes the device fast"),
     "build-libvfio-user": ("pviommu.lab.libvfio_user", "build the C library libvfio-user, for the Python bindings"),
     "completion": ("pviommu.completion", "print what completes these commands in a shell"),

@@ -6,7 +6,7 @@ with an example.
 
 from .devices import MSI_REGION, DeviceConfig, Region, RegionKind
 from .hardware import DmaRefusedError
-from .process import LocalProcess, Process, System
+from .process import LocalProcess, OpenFile, Process, System
 from .request_error import RequestError
 from .user_memory import LocalMemory, UserMemory
 
@@ -16,6 +16,7 @@ __all__ = [
     "DmaRefusedError",
     "LocalMemory",
     "LocalProcess",
+    "OpenFile",
     "Process",
     "Region",
     "RegionKind",

@@ -1,0 +1,52 @@
+"""``pviommu vfio run``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from ..exit_status import ExitStatus
+from ..interfaces.iommufd import DeviceConfig, System
+from ..native.build import BuildError
+from .running import run_program
+
+__all__ = ["add_arguments", "main"]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of ``pviommu vfio run``."""
+    parser.description = (
+        "Run a program whose /dev/iommu and /dev/vfio are the model's: no kernel support and no privileges are needed. "
+        "Its devices can be bound, attached and mapped for; they have no registers. The program must be linked "
+        "dynamically with glibc. Exit status: that of the program, 128 and the number of the signal that ended it, or "
+        "3 if it cannot be started."
+    )
+    parser.add_argument(
+        "--device", metavar="NAME", action="append", help="a device, each time this is given (default: one, dev0)"
+    )
+    parser.add_argument(
+        "--proposed", action="store_true", help="/dev/iommu as it was first proposed, in 2021, instead of Linux 7.3's"
+    )
+    parser.add_argument("program", metavar="PROGRAM", help="put -- before a program whose arguments begin with -")
+    parser.add_argument("arguments", metavar="ARGUMENT", nargs=argparse.REMAINDER, help="what the program is given")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Run ``pviommu vfio run``; returns its exit status."""
+    names: list[str] = args.device or ["dev0"]
+    try:
+        system = System([DeviceConfig(name) for name in names], rfc=args.proposed)
+    except ValueError as error:
+        print(f"pviommu: {error}", file=sys.stderr)
+        return ExitStatus.USAGE
+    try:
+        status = run_program([args.program, *args.arguments], system)
+    except BuildError as error:
+        print(f"pviommu: {error}", file=sys.stderr)
+        return ExitStatus.ENVIRONMENT
+    except OSError as error:
+        if error.filename != args.program:
+            raise
+        print(f"pviommu: {args.program}: {error.strerror}", file=sys.stderr)
+        return ExitStatus.ENVIRONMENT
+    return 128 - status if status < 0 else status

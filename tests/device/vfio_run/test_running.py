@@ -1,0 +1,282 @@
+"""Programs under the preloaded library. Each runs in a process of its own, and what it asserts is what is tested."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pviommu.cli import main
+from pviommu.interfaces.iommufd import DeviceConfig, DmaRefusedError, System
+from pviommu.vfio_run.remote import RemoteMemory
+from pviommu.vfio_run.running import build_library, run_program
+from pviommu.vfio_run.server import Server
+
+from ..interfaces.iommufd.conftest import fails
+
+if TYPE_CHECKING:
+    from ...workers import Once
+
+BEGINNING = """
+import ctypes, errno, fcntl, mmap, os, struct, sys, threading
+
+def opened(path="/dev/iommu"):
+    return os.open(path, os.O_RDWR | os.O_CLOEXEC)
+
+def asked(fd, number, layout, *values):
+    data = bytearray(struct.pack(layout, struct.calcsize(layout), *values))
+    fcntl.ioctl(fd, 0x3B00 + number, data, True)
+    return struct.unpack(layout, data)
+
+def refused(code, call, *arguments):
+    try:
+        call(*arguments)
+    except OSError as error:
+        assert error.errno == code, (error, code)
+    else:
+        raise AssertionError("it was not refused")
+
+def ioas(fd):
+    return asked(fd, 0x81, "<III", 0, 0)[2]
+"""
+
+
+def _build(folder: Path) -> None:
+    build_library({**os.environ, "XDG_CACHE_HOME": str(folder)})
+
+
+@pytest.fixture
+def cache(once: Once, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder in which the library is built, once for all tests."""
+    folder = once("preloaded-library", _build)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+    return folder
+
+
+def run(program: str, system: System | None = None) -> System:
+    """A Python program on a system with a device. Fails unless it ends with status 0."""
+    used = system or System([DeviceConfig("nic")])
+    status = run_program([sys.executable, "-S", "-c", BEGINNING + textwrap.dedent(program)], used)
+    assert status == 0
+    assert used.hardware.engine.domains() == ()
+    assert all(device.owner is None for device in used.devices.values())
+    return used
+
+
+@pytest.mark.usefixtures("cache")
+def test_a_program_makes_requests_and_gets_errnos() -> None:
+    run("""
+        fd = opened()
+        assert ioas(fd) == 1
+        refused(errno.ENOENT, asked, fd, 0x80, "<II", 9)
+        refused(errno.EFAULT, fcntl.ioctl, fd, 0x3B80, 0)
+        refused(errno.ENOTTY, fcntl.ioctl, fd, 0x3B7F, 0)
+        memory = mmap.mmap(-1, 8192)
+        va = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+        mapped = asked(fd, 0x85, "<IIIIQQQ", 6, 1, 0, va, 8192, 0)
+        assert mapped[6] % 4096 == 0
+        assert asked(fd, 0x86, "<IIQQ", 1, mapped[6], 8192)[3] == 8192
+        assert fcntl.ioctl(fd, 0x3B64) == 0
+        refused(errno.ENOENT, opened, "/dev/vfio/99")
+        assert open("/dev/null").read() == ""
+    """)
+
+
+@pytest.mark.usefixtures("cache")
+def test_a_device_is_bound_by_descriptor_and_only_memory_that_is_there_is_mapped() -> None:
+    system = System([DeviceConfig("nic")])
+    run(
+        """
+        fd, device = opened(), opened("/dev/vfio/devices/vfio0")
+        refused(errno.EBADF, asked, device, 0x76, "<IIiIQ", 0, 99, 0, 0)
+        refused(errno.EBADFD, asked, device, 0x76, "<IIiIQ", 0, 2, 0, 0)
+        assert asked(device, 0x76, "<IIiIQ", 0, fd, 0, 0)[3] == 1
+        space = ioas(fd)
+        assert asked(device, 0x77, "<III", 0, space)[2] == 3
+        memory = mmap.mmap(-1, 4096)
+        va = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+        asked(fd, 0x85, "<IIIIQQQ", 7, space, 0, va, 4096, 0x10000)
+        refused(errno.EFAULT, asked, fd, 0x85, "<IIIIQQQ", 7, space, 0, 0x1000, 4096, 0x20000)
+        read_only = mmap.mmap(-1, 4096, prot=mmap.PROT_READ)
+        libc = ctypes.CDLL(None)
+        libc.mmap.restype = ctypes.c_void_p
+        place = libc.mmap(None, ctypes.c_size_t(4096), 1, 0x22, -1, 0)
+        refused(errno.EFAULT, asked, fd, 0x85, "<IIIIQQQ", 7, space, 0, place, 4096, 0x30000)
+        asked(fd, 0x85, "<IIIIQQQ", 5, space, 0, place, 4096, 0x30000)
+        """,
+        system,
+    )
+
+
+@pytest.mark.usefixtures("cache")
+def test_dma_reaches_the_memory_of_the_program(tmp_path: Path) -> None:
+    system = System([DeviceConfig("nic")])
+    program = """
+        fd, device = opened(), opened("/dev/vfio/devices/vfio0")
+        asked(device, 0x76, "<IIiIQ", 0, fd, 0, 0)
+        asked(device, 0x77, "<III", 0, ioas(fd))
+        memory = mmap.mmap(-1, 4096)
+        memory[:4] = b"from"
+        va = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+        asked(fd, 0x85, "<IIIIQQQ", 7, 2, 0, va, 4096, 0x10000)
+        while memory[4:6] != b"to":
+            pass
+    """
+    server = Server(system, tmp_path / "socket")
+    environment = {"LD_PRELOAD": str(build_library()), "PVIOMMU_VFIO_SOCKET": str(tmp_path / "socket")}
+    command = [sys.executable, "-S", "-c", BEGINNING + textwrap.dedent(program)]
+    with subprocess.Popen(command, env={**os.environ, **environment}) as running:
+        found = b""
+        while found != b"from" and running.poll() is None:
+            server.step(0.01)
+            with contextlib.suppress(DmaRefusedError):
+                found = system.read("nic", 0x10000, 4)
+        system.write("nic", 0x10004, b"to")
+        while running.poll() is None:
+            server.step(0.01)
+    assert (found, running.returncode) == (b"from", 0)
+    server.close()
+
+
+@pytest.mark.usefixtures("cache")
+def test_descriptors_are_duplicated_inherited_and_closed_as_the_kernels() -> None:
+    run("""
+        fd = opened()
+        number = ioas(fd)
+        again = os.dup(fd)
+        os.close(fd)
+        child = os.fork()
+        if not child:
+            assert ioas(again) == 2
+            refused(errno.EBADF, asked, fd, 0x81, "<III", 0, 0)
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert ioas(again) == 3
+        os.set_inheritable(again, True)
+        code = f"import fcntl; fcntl.ioctl({again}, 0x3B80, bytes.fromhex('0800000003000000'))"
+        os.posix_spawn(sys.executable, [sys.executable, "-S", "-c", code], os.environ)
+        assert os.waitstatus_to_exitcode(os.wait()[1]) == 0
+        assert ioas(again) == 3
+        os.close(again)
+        assert ioas(opened()) == 1
+    """)
+
+
+@pytest.mark.usefixtures("cache")
+def test_threads_and_processes_that_share_a_file_get_their_own_answers() -> None:
+    run("""
+        fd = opened()
+        kept, limit = [], 40
+        def work(into):
+            for _ in range(limit):
+                into.append(ioas(fd))
+        threads = [threading.Thread(target=work, args=(kept,)) for _ in range(3)]
+        child = os.fork()
+        if not child:
+            own = []
+            work(own)
+            os._exit(0 if len(set(own)) == limit else 1)
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert len(set(kept)) == 3 * limit
+        assert ioas(fd) == 4 * limit + 1
+    """)
+
+
+@pytest.mark.usefixtures("cache")
+def test_a_group_gives_a_device_away_as_a_descriptor() -> None:
+    run("""
+        container, group = opened("/dev/vfio/vfio"), opened("/dev/vfio/0")
+        refused(errno.EBUSY, opened, "/dev/vfio/0")
+        fcntl.ioctl(group, 0x3B68, struct.pack("i", container))
+        fcntl.ioctl(container, 0x3B66, 3)
+        device = fcntl.ioctl(group, 0x3B6A, bytearray(b"nic\\0"), True)
+        assert device > group and os.stat(device)
+        refused(errno.ENOTTY, fcntl.ioctl, device, 0x3B6B, b"\\0" * 16)
+        info = asked(container, 0x70, "<IIQII", 0, 0, 0, 0)
+        assert info[0] == 120
+    """)
+
+
+@pytest.mark.usefixtures("cache")
+def test_a_program_that_is_killed_leaves_the_server_whole() -> None:
+    system = run("""
+        children = []
+        for _ in range(4):
+            child = os.fork()
+            if not child:
+                while True:
+                    fd = opened()
+                    for _ in range(20):
+                        ioas(fd)
+                    os.close(fd)
+            children.append(child)
+        import time
+        time.sleep(0.2)
+        for child in children:
+            os.kill(child, 9)
+            os.waitpid(child, 0)
+        assert ioas(opened()) == 1
+    """)
+    run("assert ioas(opened()) == 1", system)
+
+
+@pytest.mark.usefixtures("cache")
+def test_the_command_ends_as_the_program_does(capfd: pytest.CaptureFixture[str]) -> None:
+    python = [sys.executable, "-S", "-c"]
+    assert (
+        main(["vfio", "run", "--", *python, "import os; os.open('/dev/vfio/devices/vfio0', 2); raise SystemExit(7)"])
+        == 7
+    )
+    assert main(["vfio", "run", "--", *python, "import os; os.kill(os.getpid(), 15)"]) == 143
+    proposed = "import fcntl, os; fd = os.open('/dev/iommu', 2); raise SystemExit(fcntl.ioctl(fd, 0x3B64, 1) + 10)"
+    assert main(["vfio", "run", "--proposed", "--", *python, proposed]) == 11
+    named = "import os; os.open('/dev/vfio/devices/vfio1', 2)"
+    assert main(["vfio", "run", "--device", "a", "--device", "b", "--", *python, named]) == 0
+    assert main(["vfio", "run", "--", "/no/such/program"]) == 3
+    assert main(["vfio", "run", "--device", "a", "--device", "a", "--", "true"]) == 2
+    said = capfd.readouterr().err
+    assert "pviommu: /no/such/program: No such file or directory" in said
+    assert "pviommu: device a: there are two of this name" in said
+
+
+def test_without_a_compiler_the_command_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+    assert main(["vfio", "run", "--", sys.executable, "-c", ""]) == 3
+    assert "no C compiler" in capfd.readouterr().err
+
+
+def test_memory_of_another_process() -> None:
+    with subprocess.Popen(["sleep", "60"]) as other:
+        try:
+            memory = RemoteMemory(other.pid)
+            place = next(
+                (line.split()[0].split("-") for line in memory._mappings() if " rw-p " in line and "stack" in line), []
+            )
+            first, end = (int(part, 16) for part in place)
+            memory.write(first, b"somewhere")
+            assert memory.read(first, 9) == b"somewhere"
+            assert memory.holds(first, end - first, writeable=True)
+            assert not memory.holds(first - 1, 2, writeable=False)
+            for address, length in ((0, 1), (end - 1, 2), (1 << 63, 8)):
+                with fails("EFAULT"):
+                    memory.read(address, length)
+                with fails("EFAULT"):
+                    memory.write(address, bytes(length))
+            assert memory.read(0, 0) == b""
+        finally:
+            other.kill()
+    assert not memory.holds(first, 1, writeable=False)
