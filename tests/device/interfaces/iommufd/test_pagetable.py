@@ -189,6 +189,17 @@ def test_a_page_table_that_does_not_suit_gets_another_one_beside_it(program: Pro
             handle.read(0x10000)
 
 
+@pytest.mark.row("space", 38)
+def test_a_device_that_does_not_suit_reserves_nothing(program: Program, ioas: int, dma0: Handle) -> None:
+    table = dma0.table(ioas)
+
+    with fails("EINVAL", "cannot walk"):
+        program.device("narrow").attach(table)
+
+    assert program.ranges(ioas) == [(0, (1 << 48) - 1)]
+    program.map(ioas, PAGE, 0xFEE00000)
+
+
 @pytest.mark.row("space", 40)
 def test_apertures_without_a_common_address_do_not_share_a_space() -> None:
     low, high = (0, 0xFFFFFFF), (0x10000000, 0xFFFFFFFF)
