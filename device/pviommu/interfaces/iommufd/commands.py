@@ -53,12 +53,12 @@ class Command(_Row):
         """Of what carries it out, as in ``ioas_map``."""
         return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", self.record.__name__).lower()
 
-    @property
+    @cached_property
     def creates(self) -> str | None:
         """The field with the id of a new object."""
         return next((field.name for field in self.record.FIELDS if re.fullmatch("out_.*_id", field.name)), None)
 
-    @property
+    @cached_property
     def minimum(self) -> int:
         """Bytes that a caller must bring."""
         field = self.record.field_named(self.last)
