@@ -131,12 +131,12 @@ class AddressSpace(Generic[T]):
         return None
 
     def find(self, length: int, target: int) -> int | Misfit:
-        """The lowest address where `length` bytes that are mapped to `target` fit: LENGTH, OVERFLOW, MISALIGNED or
-        NO_ROOM.
+        """An address where `length` bytes that are mapped to `target` fit: LENGTH, OVERFLOW, MISALIGNED or NO_ROOM.
 
-        It is allowed, neither reserved nor mapped, and not in the first or last page. It is aligned to the smallest
-        power of two that is no less than the length, but no further than the target is, nor than HUGE_PAGE_SIZE; bits
-        of the target's place in its page are set in it too. MISALIGNED: the target is aligned less than areas must be.
+        It is in the lowest range that has room: allowed, neither reserved nor mapped, and not in the first or last
+        page. It is the first one there that is aligned to the smallest power of two that is no less than the length,
+        but no further than the target is, nor than HUGE_PAGE_SIZE; then bits of the target's place in its page are set
+        in it. MISALIGNED: the target is aligned less than areas must be.
         """
         if length < 1 or length & self.alignment - 1:
             return Misfit.LENGTH
