@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pviommu.engine import address_space as module
-from pviommu.engine.address_space import HUGE_PAGE_SIZE, LENGTH_LIMIT, AddressSpace, Misfit
+from pviommu.engine.address_space import AddressSpace, Misfit
 from pviommu.engine.areas import ByteArea, Cutting
 
 LAST = (1 << 64) - 1
@@ -34,7 +34,7 @@ def test_a_fresh_space_is_all_of_64_bits_by_the_byte(space):
 
 def test_owners_narrow_it_and_it_widens_when_they_go(space):
     assert space.reserve("table", [(1 << 48, LAST)]) is None
-    assert space.reserve("device", [MSI]) is None
+    assert space.reserve("device", iter([MSI, MSI])) is None
     assert space.ranges() == ((0, 0xFEDFFFFF), (0xFEF00000, 0xFFFFFFFFFFFF))
 
     assert space.reserve("other", [(0xFEE00000, 0xFEFFFFFF)]) is None
@@ -81,6 +81,17 @@ def test_what_is_allowed_is_replaced_and_never_reserved(space):
     assert space.allowed == ()
 
 
+def test_one_byte_is_enough_to_be_in_the_way(space):
+    space.reserve("device", [(0x1000, 0x1000)])
+    mapped(space, 0x2001, 1)
+
+    assert space.check(0xF00, 0x100) is None
+    assert space.check(0xF00, 0x101) is Misfit.RESERVED
+    assert space.check(0x1001, 0x1000) is None
+    assert space.check(0x1001, 0x1001) is Misfit.OCCUPIED
+    assert space.align(2) == ByteArea(0x2001, 0x2001, 0, None)
+
+
 def test_what_is_allowed_binds_only_what_is_chosen(space):
     space.allow([(0x10000, 0x1FFFF)])
 
@@ -112,6 +123,7 @@ def test_a_space_is_not_aligned_to_more_than_its_areas_are(space, first, length,
     assert space.align(0x800) is None
     assert space.align(PAGE) == ByteArea(first, first + length - 1, target, None)
     assert space.alignment == 0x800
+    assert space.align(0x800) is None
     assert space.align(1) is None
     assert space.alignment == 1
 
@@ -122,7 +134,7 @@ def test_chosen_addresses_are_aligned_as_length_and_target_are(space):
     assert space.find(PAGE, 0x7F0000000000) == PAGE
     assert space.find(3 * PAGE, 0x7F0000000000) == 4 * PAGE
     assert space.find(3 * PAGE, 0x7F0000001000) == PAGE
-    assert space.find(1 << 30, 0) == HUGE_PAGE_SIZE
+    assert space.find(1 << 30, 0) == space.find(1 << 30, 1 << 30) == 0x200000
     assert space.find(1, 0x7F0000000000) == PAGE
     assert space.find(4, 0x7F0000000123) == PAGE + 0x123
     assert space.find(PAGE, 0x7F0000000800) == PAGE + 0x800
@@ -146,8 +158,10 @@ def test_no_hole_is_large_enough(space):
 
     assert space.find(2 * PAGE, PAGE) is Misfit.NO_ROOM
     assert space.find(PAGE, PAGE) == 0x20000
-    assert space.find(LENGTH_LIMIT, 0) is Misfit.OVERFLOW
+    assert space.find((1 << 63) - 1, 0) is Misfit.OVERFLOW
+    assert space.find((1 << 63) - 2, 0) is Misfit.NO_ROOM
     assert space.find(0, 0) is Misfit.LENGTH
+    assert space.find(1, 0) == space.find(1, PAGE) == 0x20000
     space.align(PAGE)
     assert space.find(PAGE, 0x800) is Misfit.MISALIGNED
     assert space.find(0x800, 0) is Misfit.LENGTH

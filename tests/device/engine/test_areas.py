@@ -1,10 +1,9 @@
 """Areas against a list of them, and what each of the three rules of removal does."""
 
+import random
 import sys
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from pviommu.engine import areas as module
 from pviommu.engine.areas import BLOCK_AREAS, Areas, ByteArea, Cutting
@@ -167,43 +166,41 @@ class Plain:
         return [at for at in range(first, last + 1) if not self.overlapping(at, at)]
 
 
-PLACE, LENGTH = st.integers(0, 60), st.integers(1, 9)
-STEP = st.one_of(
-    st.tuples(st.just("add"), PLACE, LENGTH),
-    st.tuples(st.just("add"), PLACE, LENGTH),
-    st.tuples(st.sampled_from(Cutting), PLACE, st.integers(1, 30)),
-    st.tuples(st.just("split"), PLACE, LENGTH),
-)
+def check_alike(areas, plain, probe, length):
+    """All questions have the same answers."""
+    last = probe + length - 1
+    assert list(areas) == plain.areas
+    assert len(areas) == len(plain.areas)
+    assert list(areas.overlapping(probe, last)) == plain.overlapping(probe, last)
+    free = plain.free(probe, last)
+    gaps = list(areas.gaps(probe, last, 1))
+    assert [at for begin, end in gaps for at in range(begin, end + 1)] == free
+    assert (areas.cover(probe, last) is None) == bool(free)
+    assert areas.covered_up_to(probe, last) == (free[0] - 1 if free else last)
+    wide = [(begin, end) for begin, end in areas.gaps(0, 99, 1) if end - begin >= 2]
+    assert list(areas.gaps(0, 99, 3)) == wide
 
 
-@settings(deadline=None)
-@given(steps=st.lists(STEP, max_size=60), probe=PLACE, length=st.integers(1, 30))
-def test_histories_are_those_of_a_list(steps, probe, length):
-    """With blocks of two areas, so that they come and go."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "BLOCK_AREAS", 2)
-        areas, plain = Areas(), Plain()
-        for number, (what, first, size) in enumerate(steps):
-            last = first + size - 1
-            if what == "add":
-                new = area(first, last, 1000 * number, number)
-                if plain.add(new):
-                    areas.add(new)
-            elif what == "split":
-                areas.split(first)
-                plain.split(first)
-            else:
-                assert areas.remove(first, last, what).gone == plain.remove(first, last, what)
-            assert list(areas) == plain.areas
-            assert len(areas) == len(plain.areas)
-            assert list(areas.overlapping(probe, probe + length - 1)) == plain.overlapping(probe, probe + length - 1)
-            free = plain.free(probe, probe + length - 1)
-            gaps = list(areas.gaps(probe, probe + length - 1, 1))
-            assert [at for begin, end in gaps for at in range(begin, end + 1)] == free
-            assert (areas.cover(probe, probe + length - 1) is None) == bool(free)
-            assert areas.covered_up_to(probe, probe + length - 1) == (free[0] - 1 if free else probe + length - 1)
-            wide = [(begin, end) for begin, end in areas.gaps(0, 99, 1) if end - begin >= 2]
-            assert list(areas.gaps(0, 99, 3)) == wide
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("size", [2, 3])
+def test_histories_are_those_of_a_list(seed, size, monkeypatch):
+    """With small blocks, so that they come and go."""
+    monkeypatch.setattr(module, "BLOCK_AREAS", size)
+    chance, areas, plain = random.Random(seed), Areas(), Plain()
+    for number in range(120):
+        what = chance.choice(("add",) * 8 + ("split", *Cutting))
+        first = chance.randrange(70)
+        last = first + chance.randrange(4 if what == "add" else 40)
+        if what == "add":
+            new = area(first, last, 1000 * number, number)
+            if plain.add(new):
+                areas.add(new)
+        elif what == "split":
+            areas.split(first)
+            plain.split(first)
+        else:
+            assert areas.remove(first, last, what).gone == plain.remove(first, last, what)
+        check_alike(areas, plain, chance.randrange(80), 1 + chance.randrange(30))
 
 
 def test_a_space_that_is_filled_in_order_has_full_blocks():
