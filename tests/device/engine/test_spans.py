@@ -55,6 +55,12 @@ def test_the_complement_within_a_window(spans, window, holes):
     assert complement(reversed(spans), *window) == tuple(holes)
 
 
+def test_one_byte_counts():
+    assert complement([(5, 9)], 0, 5) == ((0, 4),)
+    assert complement([(0, 4)], 0, 5) == ((5, 5),)
+    assert list(intersection([(0, 5)], 5, 9)) == [(5, 5)]
+
+
 def test_the_intersection_is_clipped_to_the_window():
     spans = [(0, 9), (20, 29), (40, 49)]
 
