@@ -453,8 +453,9 @@ def test_output_of_a_program_for_which_there_is_no_room_fails_the_run_and_holds_
     assert "problem program.out is incomplete: No space left on device" in summary
 
 
-SAYS_HOW = """print(json.dumps({"event": "started", "words": sys.argv[4:], "library": os.environ.get("LIBVFIO_USER")}))
-print(json.dumps({"event": "ranges-full", "message": "dma0: 16 ranges of memory"}), flush=True)
+SAYS_HOW = """started = {"event": "started", "words": sys.argv[4:], "library": os.environ.get("LIBVFIO_USER")}
+print(json.dumps(started), file=sys.stderr)
+print(json.dumps({"event": "ranges-full", "message": "dma0: 16 ranges of memory"}), file=sys.stderr)
 sleep_for_ever()"""
 
 
