@@ -130,5 +130,5 @@ def check_capability(data: bytes, position: int, flags: CapabilityFlag, pci_type
     first, last = (256, CONFIG_SIZES[pci_type]) if is_extended else (_HEADER_BYTES, 256)
     if position and (position % 4 or not first <= position <= last - len(data)):
         raise ArgumentError(
-            f"capability {number:#x}: position {position:#x} is not within {first:#x} to {last:#x}, or odd"
+            f"capability {number:#x}: position {position:#x} is not within {first:#x} to {last:#x}, or no multiple of 4"
         )

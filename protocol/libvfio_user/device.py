@@ -55,6 +55,8 @@ _LEVELS = (*(logging.CRITICAL,) * 3, logging.ERROR, logging.WARNING, logging.INF
 """Of Python's logging, by those of syslog."""
 _NO_FLAGS = CapabilityFlag(0)
 _IOEVENTFD_SIZES = (0, 1, 2, 4, 8)
+_REST_MS = 100
+"""For how long nobody is accepted after that has failed: the client may stay in the queue, and fail again at once."""
 
 
 class _Named(logging.LoggerAdapter[logging.Logger]):
@@ -84,6 +86,7 @@ class Device:
         blocking: bool = False,
     ) -> None:
         """Create the socket. Raises :class:`LibraryError`, :class:`ArgumentError` and :class:`VfuError`."""
+        self._context: int | None = None
         encoded = check_path(path)
         self.path = os.fspath(path)
         self.library = library or find_library()
@@ -98,17 +101,22 @@ class Device:
         self._regions: dict[Region, tuple[int, bool]] = {}
         self._vectors = dict.fromkeys(Irq, 0) | {Irq.ERR: 1, Irq.REQ: 1}
         self._has_dma = self._is_realized = self.is_attached = False
-        self._is_quiescing = self._is_quiesced = self._is_lost = False
+        self._is_quiescing = self._is_quiesced = self._is_lost = self._is_triggering = False
+        self._socket = -1, -1
         flags = 0 if blocking else CreateFlag.ATTACH_NB
         ctypes.set_errno(0)
         context = self.library.vfu_create_ctx(raw.Transport.SOCK, encoded, flags, None, raw.DeviceType.PCI)
         if context is None:
             raise VfuError(ctypes.get_errno(), f"vfu_create_ctx({os.fsdecode(encoded)})")
-        self._context: int | None = context
-        found = os.stat(encoded)
-        self._socket = found.st_dev, found.st_ino
-        self._keep_to_this_process()
-        self._set_callbacks(log_level)
+        self._context = context
+        try:
+            found = os.stat(encoded)
+            self._socket = found.st_dev, found.st_ino
+            self._keep_to_this_process()
+            self._set_callbacks(log_level)
+        except BaseException:
+            self.close()
+            raise
 
     # What a subclass overrides
 
@@ -189,6 +197,7 @@ class Device:
         With ``file``, a descriptor, clients may map ``areas`` (offset, size), or all of it; ``offset`` is where the
         region begins in the file. A copy of the descriptor is kept. The configuration space is taken without MEM.
         """
+        self._outside()
         region = Region(region)
         check_region(region, size, flags, self.library.generation)
         if region is Region.CFG:
@@ -237,6 +246,7 @@ class Device:
         It is kept as a copy. ``size`` is 1, 2, 4 or 8 bytes, or 0 for any. ``shadow`` is a descriptor of memory and an
         offset in it (:attr:`Generation.CURRENT` only).
         """
+        self._outside()
         known, _ = self._regions.get(Region(region), (0, False))
         if size not in _IOEVENTFD_SIZES or offset < 0 or offset + size > known:
             raise ArgumentError(
@@ -310,7 +320,9 @@ class Device:
         self._do("vfu_setup_device_migration_callbacks", ctypes.byref(made), registers)
 
     def realize(self) -> None:
-        """End of setting up."""
+        """End of setting up. Raises :class:`StateError` a second time."""
+        self._outside()
+        self._before_realize()
         self._config_size()
         self._do("vfu_realize_ctx")
         self._is_realized = True
@@ -365,16 +377,19 @@ class Device:
     def serve(self, stop: int | None = None) -> None:
         """Serve clients one after the other, until descriptor ``stop`` is readable. For devices that are not blocking.
 
-        A client that the library refuses is logged. Raises :class:`StateError` for a device that quiesces later: that
-        needs a loop of its own.
+        A client that the library refuses is logged, and the next one is taken 0.1 s later: one that cannot be accepted
+        stays in the queue. Raises :class:`StateError` for a device that quiesces later: that needs a loop of its own.
         """
+        is_resting = False
         while True:
             waiting = select.poll()
-            waiting.register(self.poll_fd, select.POLLIN)
+            if not is_resting:
+                waiting.register(self.poll_fd, select.POLLIN)
             if stop is not None:
                 waiting.register(stop, select.POLLIN)
-            if any(descriptor == stop for descriptor, _ in waiting.poll()):
+            if any(descriptor == stop for descriptor, _ in waiting.poll(_REST_MS if is_resting else None)):
                 return
+            is_resting = False
             try:
                 if self.is_attached:
                     self.run()
@@ -386,6 +401,7 @@ class Device:
                 if error.errno == errno.EBUSY and self._is_quiescing:
                     raise StateError("the device quiesces later, and serve() has nothing to wait for") from error
                 self.log.warning("%s: %s", "a request failed" if self.is_attached else "a client is refused", error)
+                is_resting = not self.is_attached
 
     def quiesced(self, error: int = 0) -> None:
         """What :meth:`quiesce` has put off is done; with an errno, the request that waits for it is dropped."""
@@ -399,13 +415,20 @@ class Device:
             self._is_quiesced = False
 
     def trigger(self, vector: int) -> None:
-        """Signal a vector. Raises :class:`VfuError` with ENOENT if the client has not asked for it."""
+        """Signal a vector. Raises :class:`VfuError` with ENOENT if the client has not asked for it.
+
+        The library logs that as an error each time: such lines are dropped.
+        """
         if not self._is_realized:
             raise StateError("the device is not realized")
         most = max(self._vectors.values())
         if not 0 <= vector < most:
             raise ArgumentError(f"vector {vector}, the device has {most}")
-        self._do("vfu_irq_trigger", vector)
+        self._is_triggering = True
+        try:
+            self._do("vfu_irq_trigger", vector)
+        finally:
+            self._is_triggering = False
 
     def read_config(self, offset: int, count: int) -> bytes:
         """Bytes of the configuration space that the library keeps."""
@@ -438,7 +461,10 @@ class Device:
                 self._end_view(held)
 
     def read_memory(self, address: int, size: int) -> bytes:
-        """Copy ``size`` bytes of guest memory, by messages where it is not mapped. Raises :class:`VfuError`."""
+        """Copy ``size`` bytes of guest memory, by messages where it is not mapped.
+
+        Raises :class:`VfuError`, and :class:`ArgumentError` for what is no memory, as nothing at all.
+        """
         parts = []
         for start, length, is_mapped in self._pieces(address, size):
             if is_mapped:
@@ -451,7 +477,7 @@ class Device:
         return b"".join(parts)
 
     def write_memory(self, address: int, data: bytes) -> None:
-        """Copy ``data`` to guest memory, by messages where it is not mapped. Raises :class:`VfuError`.
+        """Copy ``data`` to guest memory, by messages where it is not mapped. Raises as :meth:`read_memory` does.
 
         Ranges before the one that refuses have been written.
         """
@@ -544,6 +570,8 @@ class Device:
 
     def _set_callbacks(self, log_level: int) -> None:
         def log(_: int, level: int, text: bytes) -> None:
+            if self._is_triggering:
+                return
             level = min(max(level, 0), 7)
             self.log.log(_LEVELS[level], "%s", (text or b"").decode(errors="replace").rstrip())
 
@@ -556,21 +584,23 @@ class Device:
                 self._is_lost, self._is_quiescing = True, False
             return int(self._run("reset", lambda: done(Reset(kind)), -1))
 
+        def asked() -> bool:
+            is_done = self.quiesce()
+            if not isinstance(is_done, bool):
+                raise TypeError(f"quiesce() gave {is_done!r}, not True or False")
+            return is_done
+
         def quiesce(_: int) -> int:
-            is_done = self._run("quiesce", self.quiesce, None)
+            is_done = self._run("quiesce", asked, None)
             if is_done is None:
                 return -1
-            self._is_quiesced, self._is_quiescing = bool(is_done), not is_done
+            self._is_quiesced, self._is_quiescing = is_done, not is_done
             if not is_done:
                 ctypes.set_errno(errno.EBUSY)
             return 0 if is_done else -1
 
-        try:
-            self._do("vfu_setup_log", self._keep("log", raw.LOG, log), log_level)
-            self._do("vfu_setup_device_reset_cb", self._keep("reset", raw.RESET, reset))
-        except VfuError:
-            self.close()
-            raise
+        self._do("vfu_setup_log", self._keep("log", raw.LOG, log), log_level)
+        self._do("vfu_setup_device_reset_cb", self._keep("reset", raw.RESET, reset))
         if _overrides(self, "quiesce"):
             self.library.vfu_setup_device_quiesce_cb(self._open(), self._keep("quiesce", raw.QUIESCE, quiesce))
 
@@ -613,6 +643,7 @@ class Device:
     # Guest memory, one range at a time
 
     def _pieces(self, address: int, size: int) -> Iterator[tuple[int, int, bool]]:
+        _check_memory(address, size)
         end = address + size
         while address < end:
             found = self._range(address)
@@ -628,8 +659,7 @@ class Device:
             raise StateError("DMA is not set up")
         if self._is_quiesced and self._callbacks.innermost in ("read", "write"):
             raise StateError("the device is quiesced")
-        if size < 1 or address < 0 or address + size > 1 << 64:
-            raise ArgumentError(f"memory {address:#x}+{size:#x}")
+        _check_memory(address, size)
         found = self._range(address)
         if found is not None and address + size > found.end:
             raise ArgumentError(f"memory {address:#x}+{size:#x} is not within one range: that ends at {found.end:#x}")
@@ -676,6 +706,11 @@ class Device:
 
 def _overrides(device: Device, name: str) -> bool:
     return getattr(type(device), name) is not getattr(Device, name)
+
+
+def _check_memory(address: int, size: int) -> None:
+    if size < 1 or address < 0 or address + size > 1 << 64:
+        raise ArgumentError(f"memory {address:#x}+{size:#x} is not at least one byte below 2^64")
 
 
 def _copied(descriptor: int) -> int:

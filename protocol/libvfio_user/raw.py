@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import logging
 import os
 from collections.abc import Callable
 from ctypes import c_bool, c_char_p, c_int, c_longlong, c_size_t, c_ssize_t, c_uint32, c_uint64, c_void_p
 from enum import Enum, IntEnum, IntFlag
+from functools import cache
 from typing import Any
 
 __all__ = [
@@ -47,23 +49,30 @@ __all__ = [
     "Region",
     "RegionFlag",
     "Reset",
-    "SglFlag",
     "Transport",
     "declarations",
 ]
+
+_LOG = logging.getLogger("libvfio_user")
 
 SONAME = "libvfio-user.so.0"
 """Of both generations."""
 
 
 class LibraryError(Exception):
-    """A library that cannot be used; the text names it, says why, and what to do. ``path`` may be a bare soname."""
+    """A library that cannot be used; the text names it and says why. ``path`` may be a bare soname."""
 
     def __init__(self, path: str, problem: str, *, is_missing: bool = False) -> None:
-        super().__init__(f"libvfio-user {path}: {problem}; build one: pviommu build-libvfio-user")
+        super().__init__(f"libvfio-user {path}: {problem}")
         self.path = path
+        self.problem = problem
         self.is_missing = is_missing
         """there is no such library at all"""
+        self.how = ""
+        """what to do, for the end of the text, if a program that uses this package knows that"""
+
+    def __str__(self) -> str:
+        return f"{super().__str__()}; {self.how}" if self.how else super().__str__()
 
 
 class Generation(Enum):
@@ -72,7 +81,8 @@ class Generation(Enum):
     OF_2022 = "2022"
     """as QEMU bundles it: 10 regions, at most 16 DMA regions, migration through a region (version 1)"""
     CURRENT = "current"
-    """of 2026: 9 regions, as many DMA regions as asked for, migration by messages (version 2)"""
+    """of 2026: 9 regions, as many DMA regions as asked for, migration by messages (version 2). Never tried with a real
+    library, and some values are guessed: a warning is logged when one is loaded."""
 
 
 class Transport(IntEnum):
@@ -116,12 +126,6 @@ class CapabilityFlag(IntFlag):
     EXTENDED = 1
     CALLBACK = 2
     READONLY = 4
-
-
-class SglFlag(IntFlag):
-    """Flags of ``vfu_sgl_read`` and ``vfu_sgl_write``, :attr:`Generation.CURRENT` only; not proved by a header."""
-
-    DIRECT_ACCESS = 1
 
 
 class Region(IntEnum):
@@ -379,3 +383,15 @@ class Library:
                 raise LibraryError(self.path, f"it is of another interface, and has no {name}") from None
             function.restype, function.argtypes = result, arguments
             setattr(self, name, function)
+        if self.generation is Generation.CURRENT:
+            _say_untried(self.path)
+
+
+@cache
+def _say_untried(path: str) -> None:
+    """Once for each library."""
+    _LOG.warning(
+        "libvfio-user %s: its interface is newer than that of 2022, the only one with which these bindings were run; "
+        "what they pass to it is in part guessed",
+        path,
+    )

@@ -43,6 +43,8 @@ class InterruptTable:
         self._fds: dict[tuple[int, int], int] = {}
         self._awaited: dict[tuple[int, int], bool] = {}
         """vectors of a saved state whose eventfds the client has not brought yet, and whether they were triggered"""
+        self.elsewhere: Callable[[int, int], bool] | None = None
+        """does what :meth:`trigger` does for vectors without an eventfd here, if somebody else keeps those"""
 
     def armed(self, index: int, vector: int) -> bool:
         """Whether a vector has an eventfd."""
@@ -95,6 +97,8 @@ class InterruptTable:
         """
         fd = self._fds.get((index, vector))
         if fd is None:
+            if self.elsewhere is not None:
+                return self.elsewhere(index, vector)
             if (index, vector) not in self._awaited:
                 return False
             self._awaited[index, vector] = True

@@ -171,6 +171,8 @@ class Served:
     """has the machine go on from a file. Raises :class:`CommandError`"""
     host: Host | None = None
     """has a thread for files"""
+    no_snapshots: str = ""
+    """why a snapshot would lack something, or be of no use, if so"""
     rules: RuleCommands | None = None
     """a server has them; a machine without fault rules does not know these commands"""
 
@@ -279,6 +281,7 @@ class Answers:
         return {}
 
     def do_snapshot(self, *, file: str) -> Steps:
+        self._check_snapshots()
         deadline = self._now_ns() + _PATIENCE_NS
         while True:
             try:
@@ -294,8 +297,13 @@ class Answers:
         return {"bytes": len(content)}
 
     def do_restore(self, *, file: str) -> Steps:
+        self._check_snapshots()
         self._served.load((yield from self._in_thread(lambda: _content(file))))
         return {}
+
+    def _check_snapshots(self) -> None:
+        if self._served.no_snapshots:
+            raise CommandError(f"no snapshots here: {self._served.no_snapshots}")
 
     def _host(self) -> Host:
         if self._served.host is None:

@@ -21,6 +21,9 @@ __all__ = ["Server", "Transport"]
 class Transport(Protocol):
     """What clients come by."""
 
+    no_snapshots: str
+    """why a machine behind it cannot be saved and restored; empty if it can"""
+
     def clients(self) -> dict[str, Peer]: ...
     def hang_up(self, name: str) -> None: ...
     def close(self) -> None: ...

@@ -272,11 +272,12 @@ def _libvfio_user(host: Host) -> Finding:
     try:
         found = c_library.find(host.environment, soname=host.libvfio_user)
     except LibraryError as problem:
-        what, _, how = str(problem).removeprefix("libvfio-user ").rpartition("; ")
-        return Finding(Status.NOTE, "libvfio-user", what, how)
+        return Finding(Status.NOTE, "libvfio-user", f"{problem.path}: {problem.problem}", problem.how)
     except CacheError as problem:
         return Finding(Status.NOTE, "libvfio-user", str(problem))
-    age = "of 2022, as QEMU bundles it" if found.generation is Generation.OF_2022 else "of today's interface"
+    age = (
+        "of 2022, as QEMU bundles it" if found.generation is Generation.OF_2022 else "of a newer interface, never tried"
+    )
     return Finding(Status.OK, "libvfio-user", f"{age}: {found.path}")
 
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from libvfio_user import Library, LibraryError, find_library
 from libvfio_user.raw import SONAME
 
-from ..c_library import whole_library
+from ..c_library import HOW, whole_library
 from ..cache import CacheError, content_digest
 from ..exit_status import ExitStatus
 from .apt import PrivateApt, choose_mirror, require_tools
@@ -143,8 +143,7 @@ def provide(
     try:
         found = find_library(environment, built(), soname)
     except LibraryError as problem:
-        what, _, how = str(problem).rpartition("; ")
-        raise EnvironmentProblem(what, how) from problem
+        raise EnvironmentProblem(str(problem), HOW) from problem
     if not is_built:
         progress.skip(STEPS)
     return found

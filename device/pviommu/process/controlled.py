@@ -56,6 +56,7 @@ class Controlled:
             self._save,
             self._load,
             self._server.loop,
+            self._server.transport.no_snapshots,
             self._rules,
         )
         self._control = Control(self._listener, self._server.loop, self._machine.inputs, Answers(served))

@@ -10,12 +10,14 @@ import logging
 import os
 import select
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 from libvfio_user import (
+    ArgumentError,
     Device,
     DisconnectedError,
     DmaRange,
@@ -29,10 +31,13 @@ from libvfio_user import (
     VfuError,
 )
 from vfio_user import DmaMapping, RegionFlags, RequestError
+from vfio_user import Region as Described
 
-from ..hosted import Host, Watch
+from ..hosted import Host, Timer, Watch
 from ..pci.config_space import CONFIG_SIZE
 from ..pci.function import PciFunction
+from . import LIBRARY
+from .listening import REST_NS
 from .peers import Peer, peer_of
 
 __all__ = ["MOST_RANGES", "LibvfioUser", "descriptor_of"]
@@ -46,6 +51,10 @@ MOST_RANGES = 16
 
 class LibvfioUser:
     """The sockets of one machine, and its clients: at most one per function."""
+
+    no_snapshots = (
+        f"behind --transport {LIBRARY} the library keeps the interrupts that clients set up, and does not tell them"
+    )
 
     def __init__(self, host: Host, library: Library) -> None:
         self._host = host
@@ -80,7 +89,7 @@ class LibvfioUser:
 
     def _serve_others(self) -> None:
         """Let the functions have a turn that are not in the middle of a request, while another one's takes long."""
-        free = {each.watched: each for each in self._served if not each.is_served}
+        free = {each.watched: each for each in self._served if each.is_looked_at and not each.is_served}
         poller = select.poll()
         for fd in free:
             poller.register(fd, select.POLLIN)
@@ -104,33 +113,49 @@ class _Function(Device):
         library: Library,
         serve_others: Callable[[], None],
     ) -> None:
-        super().__init__(path, library=library, name=function.name)
         self.function = function
         self.peer: Peer | None = None
         self.watched = -1
-        """the descriptor that is readable when there is something to do"""
+        """the descriptor that is readable when there is something to do: a copy, since the library closes its own when
+        it likes; always the same one, so that none is needed when a client comes or goes"""
         self.is_served = False
         """whether a request is being carried out, so that the library must not be asked for another"""
         self._host = host
         self._serve_others = serve_others
         self._watch: Watch | None = None
+        self._rest: Timer | None = None
+        self._given: dict[Region, Described] = {}
+        self._complaints: set[str] = set()
+        """of what was tried in vain since the last client came"""
+        try:
+            super().__init__(path, library=library, name=function.name)
+            self._build()
+        except BaseException as error:
+            self.close()
+            if isinstance(error, ArgumentError):
+                raise ArgumentError(f"{function.name}: {error}") from error
+            raise
+
+    def _build(self) -> None:
         self.pci(0, 0, kind=PciType.EXPRESS)  # never seen: each access to it goes to the function
         self.region(Region.CFG, CONFIG_SIZE, flags=RegionFlag.RW | RegionFlag.ALWAYS_CB)
         for index in range(Region.BAR0, Region.BAR5 + 1):
             self._set_up(Region(index))
         for irq in Irq:
-            self.interrupts(irq, function.irq(irq).count)
+            self.interrupts(irq, self.function.irq(irq).count)
         self.dma()
         self.realize()
-        vars(function.interrupts)["trigger"] = function.probes.probe("interrupt", self._interrupt, function.name)
+        self.function.interrupts.elsewhere = self._interrupt
+        self.watched = os.dup(self.poll_fd)
         self._look()
 
     def _set_up(self, region: Region) -> None:
         found = self.function.region(region)
-        if found.size == 0:
+        if found.size == 0 or found is self._given.get(region):
             return
         file = found.fd if found.flags & RegionFlags.MMAP else None
         self.region(region, found.size, file=file, areas=found.areas, offset=found.file_offset)
+        self._given[region] = found
 
     def _interrupt(self, _: int, vector: int) -> bool:
         try:
@@ -141,52 +166,94 @@ class _Function(Device):
 
     # -- the loop ---------------------------------------------------------------------------------------------------
 
+    @property
+    def is_looked_at(self) -> bool:
+        """Whether the loop looks at :attr:`watched`: not while it rests."""
+        return self._watch is not None
+
     def _look(self) -> None:
-        """Look at the library's socket, by a copy of its descriptor: it closes its own when it likes."""
+        """Look at the socket that the library reads next."""
         self._stop_looking()
-        self.watched = os.dup(self.poll_fd)
-        self._watch = self._host.watch(self.watched, lambda _events, _may_go_on: self.serve_next())
+        try:
+            os.dup2(self.poll_fd, self.watched, inheritable=False)
+            self._watch = self._host.watch(self.watched, lambda _events, _may_go_on: self.serve_next())
+        except OSError as error:
+            self._complain(f"its socket cannot be looked at: {error}")
+            self._look_later()
+
+    def _look_later(self) -> None:
+        """Whoever waits cannot be served yet, and stays where it is."""
+        self._stop_looking()
+        self._rest = self._host.at(self.function.inputs.now_ns() + REST_NS, self._look)
 
     def _stop_looking(self) -> None:
         if self._watch is not None:
             self._watch.close()
             self._watch = None
-            os.close(self.watched)
+        if self._rest is not None:
+            self._rest.cancel()
+            self._rest = None
 
     def serve_next(self) -> None:
-        """Carry out what the client asks for next, or take the next client, if there is one."""
+        """Carry out what the client asks for next, or take the next client, if there is one. Raises nothing."""
         self.is_served = True
         try:
             if self.is_attached:
-                self.run()
-            elif self.function.is_ready() and self.attach():
-                self._connected()
-        except DisconnectedError:
-            self._gone()
-        except VfuError as error:
-            log.error("%s: a client is refused: %s", self.function.name, error)
+                self._serve_client()
+            else:
+                self._take_client()
         finally:
             self.is_served = False
 
+    def _serve_client(self) -> None:
+        try:
+            self.run()
+        except DisconnectedError:
+            self.peer = None
+            self._look()
+            self._log("client gone", "disconnected")
+        except VfuError as error:
+            log.error("%s: a request failed: %s", self.function.name, error)
+
+    def _take_client(self) -> None:
+        if not self.function.is_ready():
+            self._look_later()
+            return
+        try:
+            for index in self.function.bars:
+                self._set_up(Region(index))  # what the earlier client does not know, if there was one
+            if self.attach():
+                self._connected()
+        except (OSError, ArgumentError) as error:
+            self._complain(f"a client is refused: {error}")
+            self._look_later()
+
     def _connected(self) -> None:
+        self._complaints.clear()
         self._look()
-        with socket.socket(fileno=os.dup(self.poll_fd)) as client:
+        with self._connection() as client:
             self.peer = peer_of(client)
         self._log("client connected", "connected", process=self.peer.pid)
 
     def hang_up(self) -> None:
         """The library has no call for it, so let it find the end of the connection."""
         if self.is_attached:
-            with socket.socket(fileno=os.dup(self.poll_fd)) as client:
+            with self._connection() as client:
                 client.shutdown(socket.SHUT_RDWR)
 
-    def _gone(self) -> None:
-        self.peer = None
-        self._look()
-        for region, bar in self.function.bars.items():
-            if bar.region.flags & RegionFlags.MMAP:
-                self._set_up(Region(region))  # the next client gets other memory
-        self._log("client gone", "disconnected")
+    @contextmanager
+    def _connection(self) -> Iterator[socket.socket]:
+        """The socket of the client, which is the library's to close."""
+        borrowed = socket.socket(fileno=self.poll_fd)
+        try:
+            yield borrowed
+        finally:
+            borrowed.detach()
+
+    def _complain(self, text: str) -> None:
+        """Loudly once only: it is tried again and again."""
+        log.log(logging.DEBUG if text in self._complaints else logging.ERROR, "%s: %s", self.function.name, text)
+        self._complaints.add(text)
 
     def _log(self, text: str, event: str, **fields: object) -> None:
         log.info(
@@ -198,6 +265,10 @@ class _Function(Device):
     def close(self) -> None:
         self._stop_looking()
         super().close()
+        self.function.interrupts.elsewhere = None
+        if self.watched >= 0:
+            os.close(self.watched)
+            self.watched = -1
 
     # -- what the library asks for ----------------------------------------------------------------------------------
 
@@ -245,7 +316,8 @@ def _refusing(call: Callable[[], T]) -> T:
 def descriptor_of(pointer: int) -> tuple[int, int]:
     """A new descriptor of the file that is mapped at ``pointer``, and where in it that is, in bytes.
 
-    The library keeps the client's descriptor open and does not tell it. Raises OSError(ENOENT) if none is found.
+    The library keeps the client's descriptor open and does not tell it; it leaves it to be inherited by programs, which
+    is mended here. Raises OSError(ENOENT) if none is found.
     """
     device, inode, offset = _mapped_at(pointer)
     for name in os.listdir("/proc/self/fd"):
@@ -254,6 +326,7 @@ def descriptor_of(pointer: int) -> tuple[int, int]:
         except OSError:  # that of the listing itself
             continue
         if (found.st_dev, found.st_ino) == (device, inode):
+            os.set_inheritable(int(name), False)
             return os.dup(int(name)), offset
     raise FileNotFoundError(f"no descriptor of what is mapped at {pointer:#x} is open")
 

@@ -33,6 +33,8 @@ def _is_listening(sock: socket.socket) -> bool:
 class VfioUser:
     """The sockets of one machine, and its clients: at most one per function, all of one process."""
 
+    no_snapshots = ""
+
     def __init__(self, host: Host, inputs: Inputs) -> None:
         self._host = host
         self._inputs = inputs

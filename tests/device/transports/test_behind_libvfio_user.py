@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import errno
 import io
+import logging
+import mmap
+import os
+import resource
 import socket
 import struct
 import tempfile
+import time
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
 
-from libvfio_user import Library
+from libvfio_user import ArgumentError, Library
 from pviommu import resources
 from pviommu.counters import Counters
 from pviommu.host.loop import Loop
@@ -22,8 +30,11 @@ from pviommu.lab import libvfio_user as building
 from pviommu.lab.progress import Progress
 from pviommu.machine import Machine
 from pviommu.pci.function import Environment
+from pviommu.pci.shared_memory import SharedMemory
+from pviommu.probes import ProbeCall, Probes, Rule
 from pviommu.topology import load
-from pviommu.transports.behind_libvfio_user import LibvfioUser
+from pviommu.transports import LIBRARY
+from pviommu.transports.behind_libvfio_user import LibvfioUser, descriptor_of
 from vfio_user import Steps
 from vfio_user.messages import Command, Header, RegionAccess
 
@@ -35,10 +46,13 @@ class Served:
     """The machine of the lab, and its clients, whose requests and replies wait in their sockets."""
 
     def __init__(self, folder: Path) -> None:
-        library = Library(building.build(Progress(io.StringIO(), building.STEPS)))
+        library = the_library()
+        self.folder = folder
         self._inputs = LiveInputs()
         topology = load(resources.qemu_configs() / "lab.toml")
-        self._machine = Machine.build(topology, Environment(self._inputs, Counters()))
+        self.probed: list[ProbeCall] = []
+        self.probes = Probes([Rule("interrupt.*", self.probed.append)])
+        self._machine = Machine.build(topology, Environment(self._inputs, Counters(), probes=self.probes))
         self.functions = {function.name: function for function in self._machine.functions()}
 
         def serve(loop: Loop) -> LibvfioUser:
@@ -48,16 +62,34 @@ class Served:
             return made
 
         self.server = Server(self._machine, {}, self._inputs, transport=serve)
-        self.clients = {name: self._connect(folder / f"{name}.sock") for name in self.functions}
+        self.clients: dict[str, socket.socket] = {}
+        for name in self.functions:
+            self.knock(name)
+            self.server.turn()
+            assert self.is_answered(name)
 
-    def _connect(self, path: Path) -> socket.socket:
-        client = socket.socket(socket.AF_UNIX)
-        client.connect(str(path))
-        client.send(Header(1, Command.VERSION, 20, 0, 0).pack() + struct.pack("<HH", 0, 0))
-        self.server.turn()
-        assert client.recv(4096)
+    def knock(self, name: str, major: int = 0) -> None:
+        """Have a client of ``name`` wait; nobody has looked yet."""
+        client = self.clients[name] = socket.socket(socket.AF_UNIX)
+        client.connect(str(self.folder / f"{name}.sock"))
         client.setblocking(False)
-        return client
+        client.send(Header(1, Command.VERSION, 20, 0, 0).pack() + struct.pack("<HH", major, 0))
+
+    def wait_for_answer(self, name: str) -> None:
+        deadline = time.monotonic() + 5
+        while not self.is_answered(name):
+            assert time.monotonic() < deadline
+            self.server.turn()
+
+    def shared_file(self, name: str, index: int) -> tuple[int, int]:
+        """Which file a client of ``name`` gets for a BAR."""
+        self._send(name, Command.DEVICE_GET_REGION_INFO, struct.pack("<IIIIQQ", 4096, 0, index, 0, 0, 0))
+        self.server.turn()
+        _, (fd, *_), _, _ = socket.recv_fds(self.clients[name], 4096, 8)
+        try:
+            return identity(fd)
+        finally:
+            os.close(fd)
 
     def read(self, name: str) -> None:
         self._send(name, Command.REGION_READ, RegionAccess(0, REGISTERS, 4).pack())
@@ -79,6 +111,37 @@ class Served:
             client.close()
         self.server.close()
         self._machine.close()
+
+
+@cache
+def the_library() -> Library:
+    return Library(building.build(Progress(io.StringIO(), building.STEPS)))
+
+
+def open_files() -> set[str]:
+    return set(os.listdir("/proc/self/fd"))
+
+
+def identity(fd: int) -> tuple[int, int]:
+    found = os.fstat(fd)
+    return found.st_dev, found.st_ino
+
+
+@contextlib.contextmanager
+def no_descriptors() -> Iterator[None]:
+    """This process can open no files meanwhile."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, open_files())) + 1, limits[1]))
+    filled: list[int] = []
+    try:
+        with contextlib.suppress(OSError):
+            while True:
+                filled.append(os.dup(0))
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        for fd in filled:
+            os.close(fd)
 
 
 @pytest.fixture
@@ -159,3 +222,205 @@ def test_a_client_may_go_while_a_write_of_another_takes_long(served: Served, mon
     served.server.turn()
     assert served.is_answered("iommu")
     assert set(served.server.transport.clients()) == {"iommu", "dma1"}
+
+
+# -- the next client, and what the system has not got ---------------------------------------------------------------
+
+
+def test_the_next_client_gets_other_memory_even_if_there_was_none_when_the_first_went(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (index,) = served.functions["iommu"].bars.shared
+    first = served.shared_file("iommu", index)
+    renew, failures = SharedMemory.renew, [OSError(errno.ENOMEM, "no memory")]
+
+    def fail_once(memory: SharedMemory) -> None:
+        if failures:
+            raise failures.pop()
+        renew(memory)
+
+    monkeypatch.setattr(SharedMemory, "renew", fail_once)
+    served.clients["iommu"].close()
+    served.server.turn()
+    assert served.functions["iommu"].bars.stale == {index}
+    served.knock("iommu")
+    served.wait_for_answer("iommu")
+    second = served.shared_file("iommu", index)
+    assert second == identity(served.functions["iommu"].bars.shared[index].memory.fd)
+    assert second != first
+
+
+def test_a_client_may_go_when_there_are_no_descriptors_left(served: Served) -> None:
+    served.clients["iommu"].close()
+    served.clients["dma0"].close()
+    with no_descriptors():
+        served.server.turn()
+        served.server.turn()
+    assert set(served.server.transport.clients()) == {"dma1"}
+    served.knock("iommu")
+    served.wait_for_answer("iommu")
+
+
+def test_a_client_may_go_without_descriptors_during_a_write_of_another(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(_index: int, _offset: int, _data: bytes) -> Steps:
+        served.clients["dma0"].close()
+        with no_descriptors():
+            for _ in range(MOST_STEPS):
+                yield
+
+    monkeypatch.setattr(served.functions["iommu"], "region_write", write)
+    served.write("iommu")
+    served.server.turn()
+    reply = served.clients["iommu"].recv(4096)
+    assert Header.unpack(reply).error == 0
+    assert set(served.server.transport.clients()) == {"iommu", "dma1"}
+
+
+def attempts(served: Served, name: str, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """One element more for each time that it is seen whether a client of ``name`` may come."""
+    function, made = served.functions[name], []
+    is_ready = function.is_ready
+
+    def counted() -> bool:
+        made.append(1)
+        return is_ready()
+
+    monkeypatch.setattr(function, "is_ready", counted)
+    return made
+
+
+def test_a_client_that_cannot_be_accepted_waits_without_a_busy_loop(
+    served: Served, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    served.clients["dma0"].close()
+    served.server.turn()
+    served.knock("dma0", major=99)  # what it is refused for, the system has no part in
+    served.server.turn()
+    served.clients["dma0"].close()
+    served.knock("dma0")
+    made = attempts(served, "dma0", monkeypatch)
+    until = time.monotonic() + 0.25
+    with no_descriptors():
+        while time.monotonic() < until:
+            served.server.turn()
+    assert 2 <= len(made) <= 3
+    assert caplog.text.count("dma0: a client is refused: dma0: vfu_attach_ctx(): Too many open files") == 1
+    served.wait_for_answer("dma0")
+
+
+def test_a_client_that_must_wait_for_memory_waits_without_a_busy_loop(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(_: SharedMemory) -> None:
+        raise OSError(errno.ENOMEM, "no memory")
+
+    with monkeypatch.context() as context:
+        context.setattr(SharedMemory, "renew", never)
+        served.clients["iommu"].close()
+        served.server.turn()
+        made = attempts(served, "iommu", monkeypatch)
+        served.knock("iommu")
+        until = time.monotonic() + 0.25
+        while time.monotonic() < until:
+            served.server.turn()
+    assert 2 <= len(made) <= 3
+    served.wait_for_answer("iommu")
+
+
+def test_memory_that_the_library_cannot_be_told_of_keeps_the_client_waiting(
+    served: Served, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (index,) = served.functions["iommu"].bars.shared
+    first = served.shared_file("iommu", index)
+    served.clients["iommu"].close()
+    served.server.turn()
+    served.knock("iommu")
+    with no_descriptors():
+        served.server.turn()
+    assert "iommu: a client is refused: descriptor" in caplog.text
+    assert not served.is_answered("iommu")
+    served.wait_for_answer("iommu")
+    assert served.shared_file("iommu", index) != first
+
+
+def test_a_request_that_fails_is_not_said_to_be_a_client_that_is_refused(
+    served: Served, caplog: pytest.LogCaptureFixture
+) -> None:
+    served.clients["dma0"].close()
+    served.server.turn()
+    served.knock("dma0", major=99)
+    served.server.turn()
+    assert "dma0: a client is refused: dma0: vfu_attach_ctx(): Invalid argument" in caplog.text
+    caplog.clear()
+    served.clients["dma1"].send(bytes(16))  # a header that says it is of no bytes
+    served.server.turn()
+    assert "a client is refused" not in caplog.text
+
+
+# -- how it begins and ends -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fails", ["dma", "realize"])
+def test_a_function_that_cannot_be_set_up_leaves_nothing(
+    served: Served, fails: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: object) -> None:
+        raise MemoryError(fails)
+
+    monkeypatch.setattr(f"libvfio_user.Device.{fails}", fail)
+    before = len(open_files())
+    transport = LibvfioUser(served.server.loop, the_library())
+    with pytest.raises(MemoryError, match=fails):
+        transport.serve(served.folder / "new.sock", served.functions["dma0"])
+    assert len(open_files()) == before
+    assert not (served.folder / "new.sock").exists()
+
+
+def test_what_is_wrong_with_a_path_is_said_with_the_function(served: Served) -> None:
+    with pytest.raises(ArgumentError, match=r"^dma0: the socket's path .* has \d+ bytes, not 1 to 107$"):
+        LibvfioUser(served.server.loop, the_library()).serve(Path("/x" * 100), served.functions["dma0"])
+
+
+# -- interrupts -----------------------------------------------------------------------------------------------------
+
+
+def test_rules_that_change_leave_interrupts_with_the_library(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    triggered: list[int] = []
+    monkeypatch.setattr("libvfio_user.Device.trigger", lambda _, vector: triggered.append(vector))
+    served.functions["dma0"].interrupt(0)
+    assert [call.probe for call in served.probed] == ["interrupt.pre", "interrupt.post"]
+    served.probes.rebind()
+    served.functions["dma0"].interrupt(0)
+    with served.probes.off():
+        served.functions["dma0"].interrupt(0)
+    assert triggered == [0, 0, 0]
+
+
+def test_an_interrupt_that_the_guest_has_not_set_up_is_no_line_in_the_log(
+    served: Served, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    served.functions["dma0"].interrupt(0)
+    assert [call.result for call in served.probed] == [None, False]
+    assert "no fd" not in caplog.text
+
+
+def test_there_are_no_snapshots_because_interrupts_would_be_lost(served: Served) -> None:
+    assert f"--transport {LIBRARY}" in served.server.transport.no_snapshots
+
+
+def test_a_descriptor_that_is_found_is_not_inherited_any_more() -> None:
+    theirs = os.memfd_create("guest", 0)
+    os.truncate(theirs, 4096)
+    try:
+        with contextlib.closing(mmap.mmap(theirs, 4096)) as mapped:
+            place = ctypes.c_char.from_buffer(mapped)
+            found, offset = descriptor_of(ctypes.addressof(place))
+            del place
+        assert (identity(found), offset) == (identity(theirs), 0)
+        os.close(found)
+        assert not os.get_inheritable(theirs)
+    finally:
+        os.close(theirs)

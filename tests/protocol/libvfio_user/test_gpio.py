@@ -43,7 +43,7 @@ def test_it_is_short() -> None:
 @pytest.mark.parametrize(
     ("library", "place", "words"),
     [
-        ("/no/such.so", "card.sock", "gpio: libvfio-user /no/such.so: LIBVFIO_USER names no file; build one: "),
+        ("/no/such.so", "card.sock", "gpio: libvfio-user /no/such.so: LIBVFIO_USER names no file\n"),
         ("", "no/card.sock", "No such file or directory"),
         ("", "x" * 200, "bytes, not 1 to 107"),
     ],

@@ -147,22 +147,22 @@ def test_an_installed_library_comes_before_others(tmp_path: Path) -> None:
         ({}, "libvfio-user libvfio-user-no-such.so: none is installed, and LIBVFIO_USER names none"),
     ],
 )
-def test_no_library_is_said_in_one_line_with_what_to_do(environment: dict[str, str], problem: str) -> None:
+def test_no_library_is_said_in_one_line_with_what_to_do_if_known(environment: dict[str, str], problem: str) -> None:
     with pytest.raises(LibraryError) as caught:
         find_library(environment, soname="libvfio-user-no-such.so")
-    assert str(caught.value) == f"{problem}; build one: pviommu build-libvfio-user"
+    assert str(caught.value) == problem
+    caught.value.how = "buy one"
+    assert str(caught.value) == f"{problem}; buy one"
 
 
 def test_a_file_that_is_no_library_is_named_once(tmp_path: Path) -> None:
     path = tmp_path / "text.so"
     path.write_text("no library")
 
-    with pytest.raises(
-        LibraryError, match=r"^libvfio-user /\S+text\.so: it cannot be loaded: [^/]+; build one: [^/]+$"
-    ):
+    with pytest.raises(LibraryError, match=r"^libvfio-user /\S+text\.so: it cannot be loaded: [^/]+$"):
         find_library({"LIBVFIO_USER": str(path)})
 
 
 def test_a_library_of_another_interface_is_refused_with_what_it_lacks() -> None:
-    with pytest.raises(LibraryError, match=r"libc\.so\.6: it is of another interface, and has no dma_sg_size; build"):
+    with pytest.raises(LibraryError, match=r"libc\.so\.6: it is of another interface, and has no dma_sg_size$"):
         Library("libc.so.6")
