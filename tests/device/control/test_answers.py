@@ -302,6 +302,14 @@ def test_a_snapshot_does_not_wait_for_ever(driver, ask, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("name", ["snapshot", "restore"])
+def test_where_a_snapshot_would_lack_something_there_is_none(ask, tmp_path, name):
+    ask.served.no_snapshots = "with --transport other it has no interrupts"
+    with pytest.raises(CommandError, match=r"^no snapshots here: with --transport other it has no interrupts$"):
+        ask(name, file=str(tmp_path / "saved"))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_is_restored_is_what_the_file_has(ask, tmp_path):
     loaded = []
     ask.served.load = loaded.append

@@ -49,6 +49,9 @@ WRONG: dict[str, Callable[[Device, int], object]] = {
     "capability 0x9 has 2 bytes, not 3": lambda it, _: it.capability(b"\x09\0"),
     "capability 0xb has 8 bytes, not 0": lambda it, _: it.capability(b"\x0b" + bytes(7), flags=EXTENDED),
     "capability 0x9: position 0x20 is not within 0x40": lambda it, _: it.capability(b"\x09\0\x04\0", position=0x20),
+    "position 0x42 is not within 0x40 to 0x100, or no multiple of 4": lambda it, _: it.capability(
+        b"\x09\0\x04\0", position=0x42
+    ),
     "capability 0x9: position 0xfe": lambda it, _: it.capability(b"\x09\0\x04\0", position=0xFE),
     "ioeventfd 0x0+4 is not within region BAR3 of 0x0": lambda it, fd: it.ioeventfd(Region.BAR3, fd, 0, 4),
     "ioeventfd 0xfe+4 is not within region BAR2 of 0x100": lambda it, fd: it.ioeventfd(Region.BAR2, fd, 0xFE, 4),

@@ -9,6 +9,7 @@ import os
 import select
 import socket
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -355,3 +356,97 @@ def test_nothing_can_be_called_after_the_end(card: Card) -> None:
     for call in (lambda: card.poll_fd, card.attach, lambda: card.trigger(0), lambda: card.read_config(0, 1)):
         with pytest.raises(StateError, match="the device is closed"):
             call()
+
+
+def test_it_is_realized_once(card: Card) -> None:
+    card.setup()
+    with pytest.raises(StateError, match="the device is realized already"):
+        card.realize()
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda card: card.realize(),
+        lambda card: card.attach(),
+        lambda card: card.run(),
+        lambda card: card.quiesced(),
+        lambda card: card.region(Region.BAR2, 256),
+        lambda card: card.ioeventfd(Region.BAR2, 0, 8, 4),
+        lambda card: card.close(),
+    ],
+    ids=["realize", "attach", "run", "quiesced", "region", "ioeventfd", "close"],
+)
+def test_what_is_refused_from_within_a_callback(card: Card, beside: Attach, call: Callable[[Card], object]) -> None:
+    it = beside(card.setup())
+    said: list[str] = []
+
+    def inside(*_: object) -> bytes:
+        with pytest.raises(StateError) as caught:
+            call(card)
+        said.append(str(caught.value))
+        return b"x"
+
+    card.read = inside  # type: ignore[method-assign]
+    it.during(lambda: it.client.region_read(Region.BAR2, 0, 1))
+    assert said == ["not from a callback (read): the library is in the middle of a request"]
+
+
+def test_what_can_be_called_from_within_a_callback(card: Card, beside: Attach) -> None:
+    it = beside(card.setup())
+
+    def inside(*_: object) -> bytes:
+        assert card.poll_fd >= 0
+        with pytest.raises(VfuError, match="No such file"):
+            card.trigger(0)
+        card.write_config(0x40, card.read_config(0, 2))
+        return b"x"
+
+    card.read = inside  # type: ignore[method-assign]
+    it.during(lambda: it.client.region_read(Region.BAR2, 0, 1))
+    assert card.read_config(0x40, 2) == b"\x4f\x49"
+
+
+def test_a_vector_that_nobody_has_set_up_is_an_error_and_no_line(card: Card, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    card.setup()
+    with pytest.raises(VfuError) as caught:
+        card.trigger(0)
+    assert caught.value.errno == errno.ENOENT
+    assert caplog.text == ""
+
+
+def test_serve_rests_while_nobody_can_be_accepted(card: Card, monkeypatch: pytest.MonkeyPatch) -> None:
+    card.setup()
+    stop, end = os.pipe()
+    failed: list[int] = []
+
+    def attach() -> bool:
+        failed.append(1)
+        if len(failed) == 3:
+            os.write(end, b"x")
+        raise VfuError(errno.EMFILE, "vfu_attach_ctx()")
+
+    monkeypatch.setattr(card, "attach", attach)
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(card.path))
+        begin = time.monotonic()
+        card.serve(stop)
+    assert 0.2 <= time.monotonic() - begin < 2
+    assert len(failed) == 3
+    os.close(stop)
+    os.close(end)
+
+
+def test_a_device_that_cannot_be_made_leaves_nothing(library: Library, tmp_path: Path) -> None:
+    with pytest.raises(VfuError, match="vfu_setup_log"):
+        Card(tmp_path / "card.sock", library, log_level=99)
+    assert not (tmp_path / "card.sock").exists()
+
+    class Half(Card):
+        def _keep_to_this_process(self) -> None:
+            raise MemoryError
+
+    with pytest.raises(MemoryError):
+        Half(tmp_path / "card.sock", library)
+    assert not (tmp_path / "card.sock").exists()

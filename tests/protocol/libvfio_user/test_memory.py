@@ -232,3 +232,14 @@ def test_without_dma_there_is_no_memory(library: Library, tmp_path: Path) -> Non
         card.realize()
         with pytest.raises(StateError, match="DMA is not set up"):
             card.read_memory(0, 1)
+
+
+@pytest.mark.parametrize(("address", "size"), [(GUEST, -5), (GUEST, 0), (-1, 1), ((1 << 64) - 1, 2)])
+def test_what_is_no_memory_cannot_be_read(card: Card, it: Beside, address: int, size: int) -> None:
+    with pytest.raises(ArgumentError, match="is not at least one byte below 2\\^64"):
+        card.read_memory(address, size)
+
+
+def test_nothing_cannot_be_written(card: Card, it: Beside) -> None:
+    with pytest.raises(ArgumentError, match="is not at least one byte"):
+        card.write_memory(GUEST, b"")

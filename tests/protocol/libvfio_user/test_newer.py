@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from libvfio_user import ArgumentError, Device, Generation, Library, MigrationState, Region, RegionFlag
+from libvfio_user import ArgumentError, Device, Generation, Library, MigrationState, Region, RegionFlag, raw
 from pviommu.lab.libvfio_user import compile_in
 
 
@@ -99,3 +99,11 @@ def test_ioeventfds_may_have_a_shadow(device: Saving, newer: Library, with_shado
     device.ioeventfd(Region.BAR2, event, 8, 4, flags=1, datamatch=7, shadow=(event, 16) if with_shadow else None)
     os.close(event)
     assert called(newer)[1:] == ["ioeventfd 8 4 1 7 shadow 16" if with_shadow else "ioeventfd 8 4 1 7 none 0"]
+
+
+def test_it_is_said_once_that_nobody_has_tried_it(newer: Library, caplog: pytest.LogCaptureFixture) -> None:
+    raw._say_untried.cache_clear()
+    for _ in range(2):
+        Library(newer.path)
+    (record,) = caplog.records
+    assert record.getMessage().startswith(f"libvfio-user {newer.path}: its interface is newer than that of 2022")

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from libvfio_user import Device, Library, StateError, VfuError
+from vfio_user import RemoteError
 
 from .conftest import PAGE, Beside, Card
 
@@ -82,3 +83,15 @@ def test_serve_does_not_wait_for_what_it_cannot_see(card: Quiescing, beside: Att
         card.serve()
     card.quiesced()
     mapped.result()
+
+
+def test_a_method_that_forgets_its_answer_is_logged_and_refuses(
+    card: Quiescing, beside: Attach, memory: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    it = beside(card)
+    monkeypatch.setattr(card, "quiesce", lambda: None)
+    with pytest.raises(RemoteError) as caught:
+        it.during(lambda: it.client.dma_map(0, PAGE, memory))
+    assert caught.value.errno == errno.EIO
+    assert "card.sock: quiesce failed" in caplog.text
+    assert "quiesce() gave None, not True or False" in caplog.text

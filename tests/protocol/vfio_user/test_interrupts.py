@@ -215,3 +215,12 @@ def test_a_vector_that_there_is_not_is_not_loaded(table: InterruptTable, vector:
         table.load([Vector(MSIX, 2), vector])
 
     assert table.save() == ((MSIX, 1, False),)
+
+
+def test_vectors_that_somebody_else_keeps_are_triggered_there(table: InterruptTable, events: list[int]) -> None:
+    told: list[tuple[int, int]] = []
+    install(table, 1, events[:1])
+    table.elsewhere = lambda index, vector: told.append((index, vector)) or vector == 2  # type: ignore[func-returns-value]
+    assert [table.trigger(MSIX, vector) for vector in (1, 2, 3)] == [True, True, False]
+    assert told == [(MSIX, 2), (MSIX, 3)]
+    assert taken(events[0]) == 1
