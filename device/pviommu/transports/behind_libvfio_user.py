@@ -225,7 +225,7 @@ class _Function(Device):
             if self.attach():
                 self._connected()
         except (OSError, ArgumentError) as error:
-            self._complain(f"a client is refused: {error}")
+            self._complain(f"no client can be taken: {error}")
             self._look_later()
 
     def _connected(self) -> None:
