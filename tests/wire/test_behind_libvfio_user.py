@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from pviommu.control.client import Client as Control
+from pviommu.control.description import CommandError
 from pviommu.transports import LIBRARY, TRANSPORTS
 from pviommu.transports.behind_libvfio_user import MOST_RANGES
 from pviommu_abi.shared import AddressRange, CapabilityId
@@ -112,6 +113,16 @@ def test_a_rule_that_is_loaded_later_hangs_up_on_a_client_and_the_next_is_served
             assert serve.wait_for("disconnected")["function"] == "dma0"
         with Client.connect(serve.folder / "dma0.sock") as client:
             client.reset()
+
+
+@pytest.mark.parametrize("command", ["snapshot", "restore"])
+def test_snapshots_are_refused_since_interrupts_would_be_lost(folder: Path, topology: Path, command: str) -> None:
+    with (
+        Serve(folder, topology, *OPTIONS, "--ctl", str(folder / "ctl")),
+        Control(folder / "ctl", 10.0) as control,
+        pytest.raises(CommandError, match="no snapshots here: behind --transport libvfio-user the library keeps"),
+    ):
+        control.call(command, {"file": str(folder / "saved")})
 
 
 @pytest.mark.parametrize(
