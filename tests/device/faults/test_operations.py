@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+from typing import Any
+
 import pytest
 
 from pviommu_abi.registers import Profile
@@ -256,6 +259,20 @@ def test_an_operation_that_must_wait_for_a_held_ring_is_held_too(load: Load) -> 
     driver.iommu.work()
     assert (driver.completed(0), driver.completed(1)) == (2, 1)
     assert driver.outcome(1)[0].result == 0
+
+
+@pytest.mark.parametrize("do", [{"suspend": "it"}, {"hang": True}, {"delay": "5ms"}])
+def test_a_reset_waits_for_other_rings_and_not_for_one_that_is_held(load: Load, do: dict[str, Any]) -> None:
+    faulty = load({"on": PRE, "where": {"dfn": 0x100}, "do": do})
+    driver = faulty.driver
+    _, ctx = driver.alloc()
+    submit_map(driver, ctx, 0x100)
+    submit_map(driver, ctx, 0x200, ring=1)
+    before = driver.iommu.engine.domains()
+    steps = driver.write("RESET", 1) or ()
+    assert len(list(itertools.islice(steps, 100))) < 100
+    assert driver.iommu.counters.pages_mapped == 1
+    assert (before, driver.iommu.engine.domains()) == ((ctx,), ())
 
 
 def test_an_operation_in_guest_memory_is_held_with_what_called_it(load: Load) -> None:

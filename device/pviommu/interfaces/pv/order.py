@@ -101,9 +101,7 @@ class Order:
 
     def drain_in_steps(self, backlog: Backlog) -> Iterator[None]:
         """As :meth:`drain`, in steps of about :data:`DRAIN_NS`, until all is done except in rings that are held."""
-        while self.is_current(backlog) and self._is_missing(backlog.targets, awaits_all=False):
-            if all(self.rings[number].is_held for number, _ in backlog.targets):
-                return
+        while self.is_current(backlog) and self._may_advance(backlog.targets):
             self._drain_to(backlog.targets, self._inputs.now_ns() + DRAIN_NS, awaits_all=False)
             if self._is_missing(backlog.targets, awaits_all=False):
                 self._counters.drains_continued += 1
@@ -162,6 +160,11 @@ class Order:
 
     def _is_missing(self, targets: Targets, *, awaits_all: bool) -> bool:
         return any(self._missing(self.rings[number], target, awaits_all=awaits_all) for number, target in targets)
+
+    def _may_advance(self, targets: Targets) -> bool:
+        """Whether a ring that has not reached its target is not held."""
+        rings = ((self.rings[number], target) for number, target in targets)
+        return any(self._missing(ring, target, awaits_all=False) and not ring.is_held for ring, target in rings)
 
     @staticmethod
     def _missing(executed: Executed, target: int, *, awaits_all: bool) -> int:
