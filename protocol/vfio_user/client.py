@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import NamedTuple, Self
 
 from . import negotiation, transport
-from .client_memory import Buffer, ClientMemory
+from .client_memory import Buffer, ClientMemory, unusable
 from .device import DeviceInfo, Irq, IrqAction, IrqKind
 from .errors import ProtocolError, RemoteError, RequestError
 from .framing import BadFrame, Frame, FrameReader, close_fds
@@ -304,12 +304,13 @@ class Client:
 
         The caller keeps ``fd``, of which the client has a duplicate as long as the map exists. ``memory`` is what the
         server reaches by messages, instead of ``fd`` or without one; with neither it is refused. ValueError: too many
-        maps, or less memory than ``size``. OSError: no descriptor is left.
+        maps, or ``memory`` that is smaller than ``size``, not contiguous, or read-only though ``flags`` have WRITE.
+        OSError: no descriptor is left.
         """
         if (address, size) not in self._memory and len(self._memory) >= self.server.max_dma_maps:
             raise ValueError(f"map {address:#x}+{size:#x}: the server takes {self.server.max_dma_maps} at a time")
-        if memory is not None and (has := memoryview(memory).nbytes) < size:
-            raise ValueError(f"map {address:#x}+{size:#x}: its memory has {has:#x} bytes")
+        if memory is not None and (wrong := unusable(memory, size, flags)):
+            raise ValueError(f"map {address:#x}+{size:#x}: its memory {wrong}")
         request = DmaMap(DmaMap.SIZE, flags, offset, address, size)
         prepared = self._memory.prepare(address, size, flags, fd, offset, memory)
         try:

@@ -15,7 +15,7 @@ from .errors import RequestError
 from .framing import Frame
 from .messages import Command, DmaAccess, DmaMapFlags
 
-__all__ = ["Buffer", "ClientMemory", "Range"]
+__all__ = ["Buffer", "ClientMemory", "Range", "unusable"]
 
 Buffer = bytearray | memoryview | mmap.mmap
 
@@ -49,6 +49,16 @@ class Range:
     @property
     def end(self) -> int:
         return self.address + self.size
+
+
+def unusable(memory: Buffer, size: int, flags: int) -> str:
+    """Why ``memory`` cannot be ``size`` bytes that are accessed as ``flags`` say; empty if it can."""
+    with memoryview(memory) as view:
+        if view.nbytes < size:
+            return f"has {view.nbytes:#x} bytes"
+        if not view.c_contiguous:
+            return "is not contiguous"
+        return "is read-only: map it without WRITE" if view.readonly and flags & DmaMapFlags.WRITE else ""
 
 
 class ClientMemory:

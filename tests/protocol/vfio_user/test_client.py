@@ -638,6 +638,32 @@ def test_less_memory_than_the_map_is_not_even_sent(alone: tuple[Client, socket.s
     assert select.select([server], [], [], 0)[0] == []
 
 
+@pytest.mark.parametrize(
+    ("memory", "what"),
+    [
+        (memoryview(bytes(PAGE)), "is read-only: map it without WRITE"),
+        (mmap.mmap(-1, PAGE, prot=mmap.PROT_READ), "is read-only: map it without WRITE"),
+        (memoryview(bytearray(2 * PAGE))[::2], "is not contiguous"),
+    ],
+)
+def test_memory_that_cannot_be_what_is_mapped_is_not_even_sent(
+    alone: tuple[Client, socket.socket], memory: memoryview | mmap.mmap, what: str
+) -> None:
+    client, server = alone
+    with pytest.raises(ValueError, match=rf"map 0x5000\+0x1000: its memory {what}"):
+        client.dma_map(0x5000, PAGE, memory=memory)
+    assert select.select([server], [], [], 0)[0] == []
+
+
+def test_read_only_memory_is_mapped_without_write_and_no_server_writes_it(alone: tuple[Client, socket.socket]) -> None:
+    client, server = alone
+    server.sendall(reply(0, Command.DMA_MAP))
+    client.dma_map(0, PAGE, flags=DmaMapFlags.READ, memory=memoryview(b"bytes" * PAGE))
+    server.recv(4096)
+    assert answered(client, server, asks(1, 4)) == b"ytes"
+    assert answered(client, server, asks(1, 4, b"four")) == errno.ENODEV
+
+
 def test_what_the_server_asks_meanwhile_is_served_before_its_reply(mapped: tuple[Client, socket.socket]) -> None:
     client, server = mapped
 
