@@ -70,8 +70,8 @@ int pvdt_tests_run(struct ktap *ktap);
  * @get: the engine with this number, counted from 0 in the order of probing, or NULL; while it is
  *	held, its removal waits
  * @put: gives it back
- * @run: runs one request; 0, or -ETIMEDOUT after which the engine was reset. The request has its
- *	status then
+ * @run: runs one request; 0, -ETIMEDOUT after which the engine was reset, or the errno of a reset
+ *	that failed. The request has its status then
  * @run_many: runs as many as PVDT_ENTRIES
  * @pci_dev: its PCI function
  * @reset: resets the function; 0 or a negative errno

@@ -100,13 +100,13 @@ static void pvdt_fill(struct pvdt *engine, u32 index, const struct pvdt_request 
 	descriptor->status = cpu_to_le32(PVDT_STATUS_PENDING);
 }
 
-static void pvdt_take(struct pvdt *engine, u32 index, struct pvdt_request *request)
+/* @was_reset: the function was, which clears the queue and leaves what had not finished pending */
+static void pvdt_take(struct pvdt *engine, u32 index, struct pvdt_request *request, bool was_reset)
 {
 	struct pvdt_descriptor *descriptor = pvdt_descriptor(engine, index);
 
 	request->status = le32_to_cpu(descriptor->status);
-	/* only a reset of the function, which clears the queue, leaves one so */
-	if (request->status == PVDT_STATUS_PENDING)
+	if (was_reset && request->status == PVDT_STATUS_PENDING)
 		request->status = PVDT_STATUS_CANCELLED;
 	request->detail = le64_to_cpu(descriptor->detail);
 	request->checksum = le32_to_cpu(descriptor->checksum);
@@ -149,8 +149,10 @@ static void pvdt_reset(struct pvdt *engine)
  * memory can be used for something else. The engine's own reset cancels it. One that has stopped
  * does not even do that, and only a reset of its function makes it work again. trylock: whoever
  * removes the engine or shuts it down has locked it.
+ *
+ * Return: -ETIMEDOUT, or the errno of a reset that failed: the DMA may still go on.
  */
-static void pvdt_recover(struct pvdt *engine, u32 last)
+static int pvdt_recover(struct pvdt *engine, u32 last)
 {
 	struct device *dev = &engine->pdev->dev;
 	int ret;
@@ -158,13 +160,15 @@ static void pvdt_recover(struct pvdt *engine, u32 last)
 	dev_err(dev, "descriptor %u did not finish within %u ms\n", last, READ_ONCE(timeout_ms));
 	pvdt_reset(engine);
 	if (pvdt_done(engine, last))
-		return;
+		return -ETIMEDOUT;
 	ret = pci_try_reset_function(engine->pdev);
 	pvdt_reset(engine);
-	if (ret)
+	if (ret) {
 		dev_err(dev, "it has stopped and cannot be reset: %pe\n", ERR_PTR(ret));
-	else
-		dev_notice(dev, "it had stopped: its function was reset\n");
+		return ret;
+	}
+	dev_notice(dev, "it had stopped: its function was reset\n");
+	return -ETIMEDOUT;
 }
 
 /**
@@ -175,7 +179,9 @@ static void pvdt_recover(struct pvdt *engine, u32 last)
  * @wait: how to wait for the last one
  *
  * Return: 0, or -ETIMEDOUT if they took longer than timeout_ms. Then the engine was reset, requests
- * that were not finished are PVDT_STATUS_CANCELLED, and the next ones can be run.
+ * that were not finished are PVDT_STATUS_CANCELLED, and the next ones can be run. Another errno is
+ * that of a reset that failed: some requests are PVDT_STATUS_PENDING, and the engine may still
+ * reach their memory.
  */
 int pvdt_run_many(struct pvdt *engine, struct pvdt_request *requests, unsigned int count,
 		  enum pvdt_wait wait)
@@ -201,9 +207,9 @@ int pvdt_run_many(struct pvdt *engine, struct pvdt_request *requests, unsigned i
 	ret = wait == PVDT_INTERRUPT ? pvdt_sleep(engine, last, interrupts) :
 				       pvdt_poll(engine, last);
 	if (ret)
-		pvdt_recover(engine, last);
+		ret = pvdt_recover(engine, last);
 	for (i = 0; i < count; i++)
-		pvdt_take(engine, first + i, &requests[i]);
+		pvdt_take(engine, first + i, &requests[i], ret == -ETIMEDOUT);
 	mutex_unlock(&engine->lock);
 	return ret;
 }
@@ -427,12 +433,15 @@ static void pvdt_shutdown(struct pci_dev *pdev)
 	struct pvdt *engine = pci_get_drvdata(pdev);
 	dma_addr_t iova;
 	void *page;
+	int ret;
 
 	page = dma_alloc_coherent(&pdev->dev, PAGE_SIZE, &iova, GFP_KERNEL);
 	if (page) {
 		request.dst = iova;
-		pvdt_run(engine, &request, PVDT_POLL);
-		dma_free_coherent(&pdev->dev, PAGE_SIZE, page, iova);
+		ret = pvdt_run(engine, &request, PVDT_POLL);
+		/* leaked if the engine may still reach it */
+		if (!ret || ret == -ETIMEDOUT)
+			dma_free_coherent(&pdev->dev, PAGE_SIZE, page, iova);
 	}
 	pci_notice(pdev, "DMA at shutdown %s\n",
 		   request.status == PVDT_STATUS_DONE ? "works" : "fails");
