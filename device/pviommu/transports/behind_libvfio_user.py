@@ -6,10 +6,12 @@ answers DEVICE_GET_INFO, and a range of memory cannot be refused: that is only l
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import select
 import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -47,6 +49,10 @@ T = TypeVar("T")
 
 MOST_RANGES = 16
 """Of guest memory, for one function; compiled into the library of 2022."""
+
+LONGEST_WRITE_S = 30.0
+"""For a write of many steps, as a reset that works the rings off. It is given up and refused then: until it ends there
+are neither timers nor signals nor the control socket."""
 
 
 class LibvfioUser:
@@ -276,8 +282,11 @@ class _Function(Device):
         return _refusing(partial(self.function.region_read, region, offset, count))
 
     def write(self, region: Region, offset: int, data: bytes) -> None:
+        until = time.monotonic() + LONGEST_WRITE_S
         for _ in _refusing(partial(self.function.region_write, region, offset, data)) or ():
             self._serve_others()  # the library waits for the end of this
+            if time.monotonic() > until:
+                raise OSError(errno.ETIMEDOUT, f"a write takes longer than {LONGEST_WRITE_S:g} s")
         self.function.settle()
 
     def reset(self, kind: Reset) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import errno
 import io
+import itertools
 import logging
 import mmap
 import os
@@ -34,7 +35,7 @@ from pviommu.pci.function import Environment
 from pviommu.pci.shared_memory import SharedMemory
 from pviommu.probes import ProbeCall, Probes, Rule
 from pviommu.topology import load
-from pviommu.transports import LIBRARY
+from pviommu.transports import LIBRARY, behind_libvfio_user
 from pviommu.transports.behind_libvfio_user import LibvfioUser, descriptor_of
 from vfio_user import Steps
 from vfio_user.messages import Command, Header, RegionAccess
@@ -208,6 +209,19 @@ def test_a_function_in_the_middle_of_a_request_is_asked_for_no_other(
     assert seen == [True]
     replies = served.clients["iommu"].recv(4096)
     assert [Header.unpack(replies, place).command for place in (0, 32)] == [Command.REGION_WRITE, Command.REGION_READ]
+
+
+def test_a_write_that_does_not_come_to_its_end_is_given_up(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(behind_libvfio_user, "LONGEST_WRITE_S", 0.05)
+    steps = itertools.repeat(None)
+    monkeypatch.setattr(served.functions["iommu"], "region_write", lambda *_: itertools.islice(steps, 1_000_000))
+    served.write("iommu")
+    served.server.turn()
+    reply = Header.unpack(served.clients["iommu"].recv(4096))
+    assert (reply.command, reply.error) == (Command.REGION_WRITE, errno.ETIMEDOUT)
+    served.read("iommu")
+    served.server.turn()
+    assert served.is_answered("iommu")
 
 
 def test_a_client_may_go_while_a_write_of_another_takes_long(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
