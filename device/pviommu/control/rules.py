@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -50,6 +51,8 @@ class RuleCommands:
     def do_rules_unload(self) -> dict[str, Any]:
         verdict = self._faults.verdict().as_dict()
         self._replace(Scenario())
+        for handler in logging.getLogger().handlers:
+            handler.flush()  # whoever asked looks there for what the rules have led to
         return verdict
 
     def do_resume(self, *, tag: str) -> dict[str, Any]:

@@ -55,7 +55,10 @@ class LogWriter:
         self._fd = target if isinstance(target, int) else open_log(target)
         self._notice = notice
         self._tick = tick
-        self._changed = threading.Condition()
+        lock = threading.RLock()
+        self._changed = threading.Condition(lock)
+        self._written = threading.Condition(lock)
+        self._is_writing = False
         self._lines: deque[bytes] = deque()
         self._waiting = 0
         self._lost = 0
@@ -85,6 +88,11 @@ class LogWriter:
             self._reopening = True
             self._changed.notify()
 
+    def flush(self, grace_s: float = GRACE_S) -> bool:
+        """Wait until what has been put is written, for at most ``grace_s``. Whether it is."""
+        with self._changed:
+            return self._written.wait_for(lambda: not (self._lines or self._is_writing), grace_s)
+
     def close(self, grace_s: float = GRACE_S) -> None:
         """Write what waits, for at most ``grace_s``; a thread whose reader does not read is left behind."""
         with self._changed:
@@ -112,6 +120,9 @@ class LogWriter:
                 self._open_anew(self._path)
             if piece:
                 self._write_out(piece, count)
+                with self._changed:
+                    self._is_writing = False
+                    self._written.notify_all()
 
     def _take(self) -> tuple[bytes, int]:
         """The next lines, with what is to be said of those that were lost before them, and how many they stand for."""
@@ -126,6 +137,7 @@ class LogWriter:
             size += len(line)
             count += 1
         self._waiting -= size
+        self._is_writing = True
         return b"".join(taken), count
 
     def _write_out(self, piece: bytes, count: int) -> None:

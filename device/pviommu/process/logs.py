@@ -77,6 +77,10 @@ class Log(logging.Handler):
         """Go on in a new file of the same name. May be called by a signal handler."""
         self._writer.reopen()
 
+    def flush(self) -> None:
+        """Have written what was logged so far, if its reader takes it in a moment."""
+        self._writer.flush()
+
     def fail(self, text: str) -> None:
         """Say why the process ends, on standard error in any case: one line."""
         if self._json or self._to_file:

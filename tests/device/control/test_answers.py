@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import os
+import time
 
 import pytest
 
@@ -13,6 +14,7 @@ from pviommu.control.description import Command, CommandError
 from pviommu.counters import Counters
 from pviommu.dma.fault import DmaRefusedError
 from pviommu.engine import Access
+from pviommu.process import logs
 
 from .conftest import Asked
 
@@ -377,6 +379,20 @@ def test_every_answer_has_what_its_description_says(driver, ask, tmp_path):
             rows = (said.get(field.name) or []) if field.fields and command.name != "commands" else []
             for row in [rows] if isinstance(rows, dict) else rows:
                 assert set(row) <= {inner.name for inner in field.fields}, (command.name, field.name)
+
+
+def test_what_was_logged_under_rules_is_written_before_the_answer_that_they_are_gone(ask, tmp_path, monkeypatch):
+    real = os.write
+
+    def slow(fd, data):
+        time.sleep(0.05)
+        return real(fd, data)
+
+    monkeypatch.setattr(os, "write", slow)
+    with logs.writing("info", "json", tmp_path / "log"):
+        logging.getLogger("x").error("failed")
+        ask("rules-unload")
+        assert '"message": "failed"' in (tmp_path / "log").read_text()
 
 
 def test_a_command_can_be_added_and_not_twice(ask):

@@ -81,6 +81,32 @@ def test_a_reader_who_does_not_read_costs_the_oldest_lines_and_no_more_memory_th
     assert len(lines) - 1 - len(said) + sum(lost) == 3 * QUEUE_BYTES // len(line)
 
 
+def test_what_was_put_before_a_flush_is_written_when_it_returns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.write
+
+    def slow(fd: int, data: memoryview) -> int:
+        threading.Event().wait(0.02)
+        return real(fd, data)
+
+    monkeypatch.setattr(os, "write", slow)
+    writer = LogWriter(tmp_path / "log", notice)
+    for size in (1, 5000):  # the second one is more than one piece
+        writer.put(b"x" * size + b"\n")
+        writer.put(b"y\n")
+        assert writer.flush(PATIENCE_S)
+        assert (tmp_path / "log").read_text().endswith("x" * size + "\ny\n")
+    writer.close(PATIENCE_S)
+
+
+def test_a_flush_waits_only_for_a_moment_for_a_reader_who_does_not_read(pipe: Pipe) -> None:
+    writer = LogWriter(pipe.writer, notice)
+    writer.put(b"x" * 10000 + b"\n")
+    assert not writer.flush(0.01)
+    read_while_closing(pipe, writer)
+
+
 @pytest.mark.row("server", 82)
 def test_closing_leaves_a_reader_behind_who_does_not_read(pipe: Pipe) -> None:
     writer = LogWriter(pipe.writer, notice)
