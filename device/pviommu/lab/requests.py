@@ -8,8 +8,10 @@ A request is the line ``# lab: request NAME [ARGUMENT]`` of the guest's report; 
 ``freeze``             the server and, :data:`LAG` later, the guest itself are stopped; SECONDS later the guest
                        goes on, and reads the answer then; the server goes on :data:`HEAD_START` after it
 ``kill-server``        the server is dead (SIGKILL) before the answer; that it is gone is no problem of the run
-``rules-load``         the rules of the run's scenario are loaded before the answer
-``rules-unload``       they are taken away, and what they did is noted, before the answer
+``rules-load``         the rules of the scenario that the run plays are loaded before the answer
+``case``               of a sweep: the rule of the next case is loaded before the answer; refused: there is none for
+                       this guest
+``rules-unload``       the rules of either are taken away, and what they did is noted, before the answer
 ``output-end``         all BYTES that the user's program wrote have come before the answer
 =====================  ==================================================================================
 """
@@ -59,7 +61,7 @@ class Requests:
     """Carries out one guest's requests and remembers what is still to be done for them.
 
     ``output_came`` waits for so many bytes of the user's program and says whether they came; None: there is no program.
-    ``rules`` has what ``rules-load`` and ``rules-unload`` do, if a scenario is played; each says why it cannot be done.
+    ``rules`` has what ``rules-load``, or of a sweep ``case``, and ``rules-unload`` do; each says why it cannot be done.
 
     Whoever reads the guest's report hands each line to :meth:`take`, and calls :meth:`ring` once :attr:`due` has come.
     """

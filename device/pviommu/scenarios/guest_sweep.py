@@ -109,6 +109,8 @@ class GuestSweep:
         self._begun = 0
         self._is_unsound = False
         self._broken = ""
+        self._unreached = ""
+        """why the server could not be asked for the rules of the case"""
         self._allowed = ""
         self.deadline = 0.0
         """when the guest that runs now is ended, by the clock"""
@@ -122,7 +124,7 @@ class GuestSweep:
 
     def boot(self, folder: Path, run: Callable[[Listener], RunRecord]) -> None:
         """``run`` boots a guest whose files are in ``folder``, until it has no more cases or does not survive one.
-        Raises RunError if it comes to none, or fails without any rule.
+        Raises RunError if it comes to none, fails without any rule, or the server refuses the rules of a case.
         """
         listener = Listener(io.StringIO(), verbose=False)
         listener.on_result = self._hear
@@ -132,7 +134,7 @@ class GuestSweep:
         record = run(listener)
         if self._current is not None:
             self._ended([self._why(record), *self._how_far()])
-        elif self._begun == begun:
+        elif self._begun == begun and not self._broken:
             self._broken = f"the guest came to no case: {'; '.join(record.problems)}"
         if self._broken:
             raise RunError(f"{self._broken}; see {folder}")
@@ -147,8 +149,8 @@ class GuestSweep:
             raise GuestTimeoutError(self._allowed)
 
     def _why(self, record: RunRecord) -> str:
-        what = "" if record.verdict == "timeout" else "the guest is gone: "
-        return f"{what}{'; '.join(record.problems)}"
+        what = "" if record.verdict == "timeout" or self._unreached else "the guest is gone: "
+        return f"{what}{'; '.join(filter(None, (self._unreached, *record.problems)))}"
 
     def _how_far(self) -> Iterator[str]:
         yield from (f"it came as far as: {result.name}" for result in self._heard[-1:])
@@ -186,11 +188,20 @@ class GuestSweep:
         following = self._following()
         if following is None:
             return "there are no more cases"
+        scenario = following.scenario if isinstance(following, Case) else following
+        self._unreached = ""
+        try:
+            self._ask(control, "rules-load", {"scenario": msgspec.to_builtins(scenario)})
+        except CommandError as refusal:
+            what = f"case {following.words}" if isinstance(following, Case) else "the scenario that counts passes"
+            self._broken = f"{what} cannot be loaded: {refusal}"
+            return str(refusal)
+        except ConnectionLostError as error:
+            self._unreached = str(error)
         self._current, self._verdict, self._heard = following, None, []
         self._begun += 1
         self._allow("come to the end of a case", self._limit_s)
-        scenario = following if isinstance(following, Scenario) else following.scenario
-        return self._call(control, "rules-load", {"scenario": msgspec.to_builtins(scenario)})
+        return self._unreached or None
 
     def _following(self) -> Case | Scenario | None:
         if self._left is None:
@@ -200,17 +211,16 @@ class GuestSweep:
         return self._left.popleft() if self._left else None
 
     def _unload(self, control: Path) -> str | None:
-        return self._call(control, "rules-unload", {})
-
-    def _call(self, control: Path, command: str, arguments: Mapping[str, Any]) -> str | None:
         try:
-            with Client(control, _CONTROL_S) as client:
-                answer = client.call(command, arguments)
+            self._verdict = msgspec.convert(self._ask(control, "rules-unload", {}), Verdict)
         except (ConnectionLostError, CommandError) as error:
             return str(error)
-        if command == "rules-unload":
-            self._verdict = msgspec.convert(answer, Verdict)
         return None
+
+    @staticmethod
+    def _ask(control: Path, command: str, arguments: Mapping[str, Any]) -> Any:
+        with Client(control, _CONTROL_S) as client:
+            return client.call(command, arguments)
 
     # -- results -----------------------------------------------------------------------------------------------------
 
@@ -293,24 +303,24 @@ def _guest_swept(args: argparse.Namespace, program: Sequence[str], provide: Prov
     topology = find(Path("lab"))
     offered = capabilities(topology, program)
     settings = GuestSettings(args.profile, args.mode, kernel=kernel_name(args.kernel), sweep=True)
-    report = Report(args)
-    sweep = GuestSweep(report.begin, report.add, args.case_timeout)
     boots = 0
-    while not sweep.is_over:
-        boots += 1
-        report.say(f"boot {boots} of a guest")
-        folder = _new_folder(args.results)
-        job = Job(
-            *(setup, topology, offered, settings, parse_memory(_MEMORY), math.inf, folder, program),
-            play=sweep,
-        )
+    with Report(args) as report:
+        sweep = GuestSweep(report.begin, report.add, args.case_timeout)
+        while not sweep.is_over:
+            boots += 1
+            report.say(f"boot {boots} of a guest")
+            folder = _new_folder(args.results)
+            job = Job(
+                *(setup, topology, offered, settings, parse_memory(_MEMORY), math.inf, folder, program),
+                play=sweep,
+            )
 
-        def run(listener: Listener, job: Job = job) -> RunRecord:
-            record = judged_run(job, listener, lambda record: None)
-            lab_report.write_results(job.folder, record)
-            return record
+            def run(listener: Listener, job: Job = job) -> RunRecord:
+                record = judged_run(job, listener, lambda record: None)
+                lab_report.write_results(job.folder, record)
+                return record
 
-        sweep.boot(folder, run)
+            sweep.boot(folder, run)
     return report.end()
 
 

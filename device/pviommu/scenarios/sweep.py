@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from ..exit_status import ExitStatus
 from ..faults.catalogue import PROBES, places
@@ -145,7 +145,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "machine. The result is KTAP. No case has "
         + ", ".join(LEFT_OUT)
         + f". With --workload {LAB} the guest is a real one: one boot for as many cases as it survives. "
-        "Exit status: 0 all cases pass; 1 one fails; 2 bad arguments or a wrong scenario; 3 no guest can be booted; "
+        "Exit status: 0 all cases pass; 1 one fails; 2 bad arguments or a wrong scenario; 3 no guest can be booted, "
+        "or the sweep cannot go on, of which the cases so far are printed; "
         "5 there is no case, or with --minimise nothing fails."
     )
     parser.add_argument(
@@ -237,9 +238,9 @@ def main(args: argparse.Namespace) -> int:
         from .guest_sweep import guest_swept  # and with it all of the lab
 
         return guest_swept(args)
-    report = Report(args)
-    for case in report.begin(passes(args.workload)):
-        report.add(swept(args.workload, case))
+    with Report(args) as report:
+        for case in report.begin(passes(args.workload)):
+            report.add(swept(args.workload, case))
     return report.end()
 
 
@@ -251,10 +252,13 @@ def chosen(passed: Passes, pattern: str | None) -> Passes:
 
 
 class Report:
-    """Chooses the cases of a sweep as its options say, and tells what comes of them."""
+    """Chooses the cases of a sweep as its options say, and tells what comes of them. A context manager: what ends the
+    sweep early has the results before it told.
+    """
 
     def __init__(self, args: argparse.Namespace) -> None:
         self._args = args
+        self._has_begun = False
         self._passed: Passes = {}
         self._every: Sequence[Case] = ()
         self._mine: Sequence[Case] = ()
@@ -264,7 +268,7 @@ class Report:
     def begin(self, passed: Passes) -> Sequence[Case]:
         """What the workload passes is known, and so are the cases of this shard."""
         args, (part, count) = self._args, self._args.shard
-        self._passed = passed
+        self._has_begun, self._passed = True, passed
         without = ("disconnect",) if args.workload == LAB else ()  # QEMU does not come again, rule or not
         some, adversarial = chosen(passed, args.only), args.adversarial
         self._every = list(cases(some, args.nth, limit=args.limit, adversarial=adversarial, without=without))
@@ -291,16 +295,27 @@ class Report:
     def _failed(self) -> int:
         return sum(bool(result.failures) for result in self._results)
 
-    def end(self) -> int:
-        """All of them are over: the exit status."""
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *unused: object) -> None:
+        if kind is not None and self._has_begun:
+            self._sum_up()
+
+    def _sum_up(self) -> None:
         args, others = self._args, uncovered(self._passed)
         if args.json:
             print(json.dumps(_document(args, len(self._every), self._results, others), indent=2))
         else:
             print(f"# {_covered(self._passed, args.workload)}")
             print(f"# not covered: {', '.join(others) or 'none'}")
+
+    def end(self) -> int:
+        """All of them are over: the exit status."""
+        self._sum_up()
         if not self._every:
-            print(f"pviommu: workload {args.workload} passes no such place so often: there is no case", file=sys.stderr)
+            workload = self._args.workload
+            print(f"pviommu: workload {workload} passes no such place so often: there is no case", file=sys.stderr)
             return ExitStatus.UNEXPECTED
         return ExitStatus.FAILED if self._failed else ExitStatus.PASSED
 

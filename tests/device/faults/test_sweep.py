@@ -22,10 +22,11 @@ from pviommu.faults.schedule import Schedule
 from pviommu.faults.written import written
 from pviommu.interfaces.pv.bindings import Bindings
 from pviommu.reports.ktap import KtapParser, Outcome
+from pviommu.scenarios import sweep as sweeping
 from pviommu.scenarios.cases import LEFT_OUT, Case, Passes, cases, passes
 from pviommu.scenarios.examination import Kind, examined
 from pviommu.scenarios.run import played
-from pviommu.scenarios.sweep import swept, uncovered
+from pviommu.scenarios.sweep import Result, swept, uncovered
 from pviommu.scenarios.workloads import WORKLOADS
 
 SHARDS = 8
@@ -319,3 +320,20 @@ def test_it_says_how_far_it_is(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
 def test_uncovered_probes_are_those_without_a_side_that_is_passed() -> None:
     assert uncovered({}) == list(PROBES)
     assert uncovered(dict.fromkeys(PLACES, 1)) == []
+
+
+def test_a_sweep_that_is_interrupted_tells_what_came_of_the_cases_before(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tried: list[Case] = []
+
+    def interrupted(_workload: str, case: Case) -> Result:
+        tried.append(case)
+        if len(tried) == 3:
+            raise KeyboardInterrupt
+        return Result(case, True, ())
+
+    monkeypatch.setattr(sweeping, "swept", interrupted)
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        sys.exit(main(["faults", "sweep", "--json", "--workload", "maps", "--only", "op.map_pages"]))
+    assert [result["number"] for result in json.loads(capsys.readouterr().out)["results"]] == [1, 2]

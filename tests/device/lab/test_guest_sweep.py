@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ import pytest
 
 from pviommu.cli import main
 from pviommu.control.client import ConnectionLostError
+from pviommu.control.description import CommandError
 from pviommu.faults.catalogue import Nature, places
 from pviommu.lab.listener import Listener
 from pviommu.lab.problems import RunError
@@ -49,6 +51,8 @@ class Server:
         self.where: dict[str, Any] = {}
         self.fires = True
         self.gone = False
+        self.refuses = ""
+        """the id of a rule that is not taken"""
         self._rules: Sequence[dict[str, Any]] = ()
 
     def connect(self, path: Path, timeout_s: float) -> Server:
@@ -64,6 +68,8 @@ class Server:
 
     def call(self, name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
         if name == "rules-load":
+            if any(rule["id"] == self.refuses for rule in arguments["scenario"]["rule"]):
+                raise CommandError(f"scenario: {self.refuses} is too much")
             self._rules = arguments["scenario"]["rule"]
             self.loaded.append([rule["id"] for rule in self._rules])
             self.where |= {rule["id"]: rule.get("where") for rule in self._rules}
@@ -259,6 +265,34 @@ def test_a_guest_that_comes_to_no_case_is_not_booted_again(swept: Swept) -> None
         swept.boot(lambda listener: ["no such device"])
 
 
+@pytest.mark.parametrize(
+    ("refused", "what"),
+    [
+        ("op.alloc_context.pre-fail-enospc-1", "case op.alloc_context.pre fail ENOSPC at pass 1"),
+        ("op.map_pages.apply", "the scenario that counts passes"),
+    ],
+)
+def test_rules_that_the_server_refuses_are_no_fault_of_the_guest(
+    swept: Swept, server: Server, refused: str, what: str
+) -> None:
+    server.refuses = refused
+    why = f"{what} cannot be loaded: scenario: {refused} is too much; see {swept.folder}"
+    with pytest.raises(RunError, match=re.escape(why)):
+        swept.boot(swept.work)
+    assert [result for result in swept.results if result.failures] == []
+
+
+def test_a_server_that_does_not_take_the_rules_of_a_case_fails_it_with_the_reason(swept: Swept, server: Server) -> None:
+    def hangs_up(listener: Listener) -> list[str]:
+        swept.work(listener, most=1)
+        server.gone = True
+        assert swept.ask("case") == "/control: the server hung up"
+        return []
+
+    swept.boot(hangs_up)
+    assert swept.results[0].failures[0] == "/control: the server hung up"
+
+
 def test_a_server_that_is_gone_fails_the_case(swept: Swept, server: Server) -> None:
     def killed(listener: Listener) -> list[str]:
         swept.work(listener, most=1)
@@ -373,6 +407,21 @@ def test_without_a_guest_there_is_a_status_of_its_own(
     assert "the guest fails though no rule does anything: the guest is gone: " in capsys.readouterr().err
     assert run(lab, during=r"printf '  not ok 2 memory\nnot ok 2 case 1\n' >&3; exit 0") == 3
     assert "the guest fails though no rule does anything: memory" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [(), ("--json",)])
+def test_a_sweep_that_ends_early_tells_what_came_of_the_cases_before(
+    lab: Lab, server: Server, capsys: pytest.CaptureFixture[str], words: tuple[str, ...]
+) -> None:
+    server.refuses = "op.alloc_context.pre-fail-enospc-1"
+    assert run(lab, *words) == 3
+    said = capsys.readouterr()
+    assert "case op.alloc_context.pre fail ENOSPC at pass 1 cannot be loaded: " in said.err
+    if words:
+        document = json.loads(said.out)
+        assert (document["cases"], document["counts"]["passed"], len(document["results"])) == (5, 1, 1)
+    else:
+        assert "\n1..5\nok 1 op.alloc_context.pre fail ENOMEM at pass 1\n# workload lab passes 2 of " in said.out
 
 
 def test_no_guest_is_booted_for_nothing_after_the_last_case(
