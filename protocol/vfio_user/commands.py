@@ -12,6 +12,8 @@ from .errors import RequestError
 from .framing import Frame
 from .memory_kind import DescriptorKind
 from .messages import (
+    IRQ_COUNT,
+    REGION_COUNT,
     Command,
     DmaUnmapFlags,
     GetInfo,
@@ -92,6 +94,9 @@ class Commands:
     def _get_info(self, frame: Frame) -> Reply:
         requests.get_info(frame.payload)
         found = self._device.describe()
+        if found.num_regions > REGION_COUNT or found.num_irqs > IRQ_COUNT:
+            text = f"{found.num_regions} regions and {found.num_irqs} interrupt indexes"
+            raise ValueError(f"the device describes {text}: at most {REGION_COUNT} and {IRQ_COUNT} can be asked for")
         return Reply(GetInfo(GetInfo.SIZE, found.flags, found.num_regions, found.num_irqs).pack())
 
     def _get_region_info(self, frame: Frame) -> Reply:

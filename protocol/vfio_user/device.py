@@ -49,7 +49,11 @@ class Waiting(Protocol):
 
 @dataclass(frozen=True)
 class DeviceInfo:
-    """The answer to DEVICE_GET_INFO. QEMU wants PCI set, at least 8 regions and at least 3 interrupt indexes."""
+    """The answer to DEVICE_GET_INFO. QEMU wants PCI set, at least 8 regions and at least 3 interrupt indexes.
+
+    More than the :data:`REGION_COUNT` regions and :data:`IRQ_COUNT` interrupt indexes of a PCI function only a client
+    may meet, of another server: a device with regions of its own kind is not served here.
+    """
 
     flags: DeviceFlags = DeviceFlags.RESET | DeviceFlags.PCI
     num_regions: int = REGION_COUNT

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vfio_user import Command, Header, HeaderFlags, RequestError, Session, SessionLimits, State
+from vfio_user import Command, DeviceInfo, Header, HeaderFlags, RequestError, Session, SessionLimits, State
 from vfio_user.messages import REGION_COUNT
 from vfio_user.outbox import Outbox
 
@@ -647,6 +647,15 @@ def test_device_that_raises_costs_one_request_and_is_logged(
     assert "ZeroDivisionError: a bug" in caplog.text
     device.failure = None
     assert isinstance(peer.ask(Command.DEVICE_GET_INFO, four()), bytes)
+
+
+@pytest.mark.parametrize("more", [DeviceInfo(num_regions=10), DeviceInfo(num_irqs=6)])
+def test_device_that_describes_what_nobody_can_ask_for_is_eio_and_is_logged(
+    peer: Peer, device: Any, caplog: pytest.LogCaptureFixture, more: DeviceInfo
+) -> None:
+    device.describe = lambda: more
+    assert peer.ask(Command.DEVICE_GET_INFO, four()) == errno.EIO
+    assert f"{more.num_regions} regions and {more.num_irqs} interrupt indexes: at most 9 and 5" in caplog.text
 
 
 def test_device_that_answers_with_too_few_bytes_is_eio(peer: Peer, device: Any) -> None:
