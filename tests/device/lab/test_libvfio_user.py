@@ -120,6 +120,14 @@ def test_an_archive_without_the_library_is_refused(builder: Builder) -> None:
         builder.build()
 
 
+@pytest.mark.parametrize("name", ["../../escaped", "/escaped", "lib/../../../escaped"])
+def test_an_archive_that_leads_out_of_its_folder_is_refused(builder: Builder, name: str) -> None:
+    archive(builder.source, [*FILES, name])
+    with pytest.raises(EnvironmentProblem, match=r"cannot be unpacked: \S*escaped leads out of its folder"):
+        builder.build()
+    assert not list(builder.folder.rglob("escaped"))
+
+
 def test_a_damaged_archive_is_refused(builder: Builder) -> None:
     builder.source.write_bytes(builder.source.read_bytes()[:100])
     with pytest.raises(EnvironmentProblem, match=r"qemu_10\.0\.orig\.tar\.xz cannot be unpacked"):
