@@ -77,10 +77,11 @@ _MAC = re.compile(r"^[0-9a-f][02468ace](:[0-9a-f]{2}){5}$")
 _MAC_RULE = "an address as 52:54:00:12:34:56, in lower-case hexadecimal digits, of one card: its second digit is even"
 
 
-_INTERFACE = re.compile(r"^[^\s/:%]{1,15}$")
-_INTERFACE_RULE = "a name of an interface: 1 to 15 characters, without blanks and / : %"
+_INTERFACE = re.compile(r"^[!-$&-.0-9;-~]{1,15}$")
+_INTERFACE_RULE = "a name of an interface: 1 to 15 characters of ASCII, without blanks and / : %"
 _NAMESPACE = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}$")
 _NAMESPACE_RULE = "1 to 64 characters a-z, A-Z, 0-9, _, . and -, not beginning with . or -"
+_ADDRESS = re.compile(r"[0-9A-Fa-f.:]+/[0-9]{1,3}")
 
 
 class NetStatus(BitFields, width=16):
@@ -151,6 +152,13 @@ class VirtioNetOptions(Options, frozen=True):
     pcap: Annotated[str, Meta(description="file for all frames that it sends and receives")] | None = None
 
     def check(self, name: str, others: Mapping[str, object]) -> None:
+        for key, pattern, rule in (
+            ("tap", _INTERFACE, _INTERFACE_RULE),
+            ("netns", _NAMESPACE, _NAMESPACE_RULE),
+            ("mac", _MAC, _MAC_RULE),
+        ):
+            if (value := getattr(self, key)) is not None and not pattern.fullmatch(value):  # "$" lets "\n" follow
+                raise ValueError(f"{key} {value!r}: must be {rule}")
         for other_name, other in others.items():
             if other_name != name and self.pcap and getattr(other, "pcap", None) == self.pcap:
                 raise ValueError(f"pcap {self.pcap!r}: that is the file of {other_name}")
@@ -173,6 +181,8 @@ class VirtioNetOptions(Options, frozen=True):
                 raise ValueError(f"tap {self.tap!r}: that is the one of {other_name}")
         if self.address is not None:
             try:
+                if not _ADDRESS.fullmatch(self.address):
+                    raise ValueError
                 ipaddress.ip_interface(self.address)
             except ValueError:
                 raise ValueError(f"address {self.address!r}: must be as 10.0.0.1/24 or fd00::1/64") from None

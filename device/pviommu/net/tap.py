@@ -1,8 +1,8 @@
 """A tap of the host: frames of the card are those of a network interface there (Linux, tuntap.rst).
 
-A tap that exists is used as it is. One that does not is made, and gone when its descriptor is closed, however the
-process ends. A network namespace is something to mount, and stays: a note beside it says who made it, so that the next
-start finds what was left behind.
+A tap that exists keeps its address, its MTU and whether it is up. One that does not is made, and gone when its
+descriptor is closed, however the process ends. A network namespace is something to mount, and stays: a note says who
+made which one, so that the next start finds what was left behind, and nobody else's is ever removed.
 """
 
 from __future__ import annotations
@@ -10,15 +10,18 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import ipaddress
 import os
 import select
+import socket
 import struct
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TypeVar
 
-from ..hosted import MayGoOn, Watch
+from ..hosted import HUNG_UP, MayGoOn, Watch
 from ..inputs import InputKind, Inputs, Source
 from .link import Link, Watcher
 from .offload import HEADER_BYTES
@@ -36,15 +39,42 @@ _IFREQ = struct.Struct("16sH22x")
 _HEADER = HEADER_BYTES + 2
 _MOST = _HEADER + (64 << 10) + 64
 NOTES = Path("/run/pviommu-netns")
-"""One file for each namespace that a server made: the process, and when it began."""
-_ADVICE = {
+"""One file for each namespace that a server made: which one, in which boot, and the process."""
+_SO_NETNS_COOKIE = 71
+_NEEDS_ROOT = "this needs root, or a user namespace: `unshare --user --map-root-user --net`"
+_NAMESPACE_ADVICE = {
+    errno.EPERM: _NEEDS_ROOT,
+    errno.EACCES: _NEEDS_ROOT,
+    errno.EINVAL: "that is no network namespace",
+}
+_TUN_ADVICE = {
+    errno.EPERM: "this container may not use it",
+    errno.EACCES: _NEEDS_ROOT,
+    errno.ENOENT: "modprobe tun, or give it to this container",
+}
+_TAP_ADVICE = {
     errno.EPERM: "making one needs CAP_NET_ADMIN: run as root, in `unshare --user --map-root-user --net`, or have it "
     "made for this user: ip tuntap add NAME mode tap user USER vnet_hdr",
-    errno.EACCES: "this needs root, or a user namespace: `unshare --user --map-root-user --net`",
     errno.EBUSY: "another process uses it",
     errno.EINVAL: "it is no tap with vnet_hdr and one queue: ip tuntap add NAME mode tap vnet_hdr",
-    errno.ENOENT: f"{_TUN} is missing: modprobe tun, or give it to this container",
 }
+
+
+class _ExplainedError(OSError):
+    """One whose text says what failed, and what to do."""
+
+
+@contextlib.contextmanager
+def _explained(what: str, advice: Mapping[int, str]) -> Iterator[None]:
+    """Name ``what`` failed, with the advice for that error, unless something inside has done so."""
+    try:
+        yield
+    except _ExplainedError:
+        raise
+    except OSError as error:
+        text = os.strerror(error.errno) if error.errno else str(error)
+        hint = advice.get(error.errno or 0)
+        raise _ExplainedError(error.errno, what + text + (f" ({hint})" if hint else "")) from error
 
 
 class Namespace:
@@ -59,26 +89,47 @@ class Namespace:
         self._note = NOTES / name
         self.is_ours = False
         """whether it was made here"""
-        if name in netns.listnetns() and not self._is_left_behind():
-            return
-        with contextlib.suppress(FileNotFoundError):
-            netns.remove(name)
-        NOTES.mkdir(mode=0o755, exist_ok=True)
-        self._note.write_text(f"{os.getpid()} {_began(os.getpid())}\n", encoding="ascii")
         try:
-            netns.create(name)
-        except BaseException:
-            self._note.unlink()
+            lock = _lock()
+        except OSError:
+            if name in netns.listnetns():  # who may not write notes has made none
+                return
             raise
+        with lock:
+            if name in netns.listnetns():
+                if not self._is_left_behind():
+                    return
+                netns.remove(name)
+            netns.create(name)
+            self._made = self._identity()
+            self._text = f"{os.getpid()} {_began(os.getpid())} {_boot()} {_processes()} {self._made}\n"
+            try:
+                self._note.unlink(missing_ok=True)
+                with self._note.open("x", encoding="ascii") as note:
+                    note.write(self._text)
+            except BaseException:
+                netns.remove(name)
+                raise
         self.is_ours = True
 
     def _is_left_behind(self) -> bool:
-        """Whether a server made it that has ended."""
+        """Whether it is the one of a note, by a server that has ended. One whose processes are not seen from here
+        counts as running."""
         try:
-            process, began = self._note.read_text(encoding="ascii").split()
+            process, began, boot, processes, made = self._note.read_text(encoding="ascii").split()
+            has_ended = _began(int(process)) != began
         except (OSError, ValueError):
             return False
-        return _began(int(process)) != began
+        return has_ended and (boot, processes, made) == (_boot(), _processes(), self._identity())
+
+    def _identity(self) -> str:
+        """What tells it from every other one of that name in this boot; empty if there is none now. The kernel gives
+        the numbers of namespaces out again, so that they alone would not do."""
+        try:
+            found = os.stat(f"{self._netns.NETNS_RUN_DIR}/{self.name}")
+            return f"{found.st_dev}:{found.st_ino}:{self.inside(_cookie)}"
+        except OSError:
+            return ""
 
     def inside(self, call: Callable[[], _T]) -> _T:
         """The result of ``call`` there: in a thread of its own, which ends with it."""
@@ -87,7 +138,8 @@ class Namespace:
 
         def run() -> None:
             try:
-                self._netns.setns(self.name)
+                with _explained(f"netns {self.name}: ", _NAMESPACE_ADVICE):
+                    self._netns.setns(self.name, flags=0)  # by itself it would make one
                 outcome.append(call())
             except BaseException as error:
                 problem.append(error)
@@ -100,12 +152,52 @@ class Namespace:
         return outcome[0]
 
     def close(self) -> None:
-        """Remove it, if it was made here."""
-        if self.is_ours:
-            self.is_ours = False
-            with contextlib.suppress(FileNotFoundError):
+        """Remove it, if it was made here and is still the one of that name."""
+        if not self.is_ours:
+            return
+        self.is_ours = False
+        with _lock():
+            if self._made and self._identity() == self._made:
                 self._netns.remove(self.name)
-            self._note.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                if self._note.read_text(encoding="ascii") == self._text:
+                    self._note.unlink()
+
+
+@contextlib.contextmanager
+def _held(fd: int) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        os.close(fd)
+
+
+def _lock() -> contextlib.AbstractContextManager[None]:
+    """Wait until no other server makes or removes a namespace; none does until the end of the context."""
+    NOTES.mkdir(mode=0o755, exist_ok=True)
+    fd = os.open(NOTES / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+    except BaseException:
+        os.close(fd)
+        raise
+    return _held(fd)
+
+
+def _cookie() -> int:
+    """The kernel's name for the namespace of this thread, never given twice in one boot; 0 before Linux 5.14."""
+    with socket.socket() as probe, contextlib.suppress(OSError):
+        return int.from_bytes(probe.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8), sys.byteorder)
+    return 0
+
+
+def _boot() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+
+
+def _processes() -> str:
+    """Which processes are seen from here: those of this PID namespace."""
+    return str(os.stat("/proc/self/ns/pid").st_ino)
 
 
 def _began(process: int) -> str:
@@ -145,14 +237,17 @@ class Tap(Link):
         self._fd = -1
         try:
             if netns is not None:
-                self._namespace = inputs.of(source, Namespace)(netns)
-            self._fd = inputs.of(source, self._open)()
+                with _explained(f"netns {netns}: ", _NAMESPACE_ADVICE):
+                    self._namespace = inputs.of(source, Namespace)(netns)
+            with _explained("", _TAP_ADVICE):
+                self._fd = inputs.of(source, self._open)()
             self._configure(mtu, address)
-        except OSError as error:
+        except BaseException as error:
             self.close()
-            advice = _ADVICE.get(error.errno or 0)
-            text = f"{card}: link tap {name}: {error.strerror or error}" + (f" ({advice})" if advice else "")
-            raise OSError(error.errno, text) from error
+            if not isinstance(error, OSError):
+                raise
+            where = f", in netns {netns}" if netns is not None and f"netns {netns}" not in str(error) else ""
+            raise OSError(error.errno, f"{card}: link tap {name}: {error.strerror or error}{where}") from error
         self.is_up = True
 
     @property
@@ -166,7 +261,8 @@ class Tap(Link):
         return self._inside(lambda: _open_tap(self._name))
 
     def _configure(self, mtu: int, address: str | None) -> None:
-        """Set up what was made here; a tap of somebody else stays as it is."""
+        """Set up what was made here. One of somebody else gets the header and the offloads of a card, and keeps its
+        address, its MTU and whether it is up."""
         for request, value in ((_TUNSETVNETHDRSZ, _HEADER), (_TUNSETVNETLE, 1)):
             self._ioctl(self._fd, request, struct.pack("<i", value))
         self._ioctl(self._fd, _TUNSETOFFLOAD, 0)
@@ -186,8 +282,12 @@ class Tap(Link):
             self._watch.close()
             self._watch = None
 
-    def _ready(self, _events: int, _may_go_on: MayGoOn) -> None:
-        """There are frames: they are read in the card's step, and until then nothing more has to be said."""
+    def _ready(self, events: int, _may_go_on: MayGoOn) -> None:
+        """There are frames: they are read in the card's step, and until then nothing more has to be said. Or the tap
+        is gone, which epoll would say again and again, whatever it is asked for."""
+        if events & HUNG_UP:
+            self._end()
+            return
         self._has_frames = True
         if self._watch is not None:
             self._watch.events = 0
@@ -196,7 +296,7 @@ class Tap(Link):
     def accept(self, checksum: bool, segments_4: bool, segments_6: bool) -> None:
         if self.is_up:
             offloads = checksum * _TUN_F_CSUM | segments_4 * _TUN_F_TSO4 | segments_6 * _TUN_F_TSO6
-            with contextlib.suppress(OSError):  # then the kernel does it all, which is right, too
+            with contextlib.suppress(OSError):  # then it stays as it was, and the card does what the driver does not
                 self._ioctl(self._fd, _TUNSETOFFLOAD, offloads)
 
     def send(self, header: bytes, frame: bytes) -> bool:
@@ -226,9 +326,12 @@ class Tap(Link):
     def _judge(self, error: OSError) -> None:
         """Full (EAGAIN, ENOBUFS) or not set up (EIO): that frame is lost. Anything else is the end of the tap."""
         if error.errno in (errno.EBADFD, errno.ENODEV, errno.EBADF):
-            self.is_up = False
-            self.stop()
-            self._on_change()
+            self._end()
+
+    def _end(self) -> None:
+        self.is_up = False
+        self.stop()
+        self._on_change()
 
     def close(self) -> None:
         self.stop()
@@ -249,7 +352,8 @@ def _ioctl(fd: int, request: int, argument: int | bytes) -> bytes:
 
 def _open_tap(name: str) -> int:
     """The descriptor of a queue of a tap, which is made unless there is one, in the namespace of this thread."""
-    fd = os.open(_TUN, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+    with _explained(f"{_TUN}: ", _TUN_ADVICE):
+        fd = os.open(_TUN, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         fcntl.ioctl(fd, _TUNSETIFF, _IFREQ.pack(name.encode(), _IFF_TAP | _IFF_NO_PI | _IFF_VNET_HDR))
     except OSError:
@@ -263,13 +367,21 @@ def _set_up(name: str, mtu: int, address: str | None) -> None:
     from pyroute2 import IPRoute
     from pyroute2.netlink.exceptions import NetlinkError
 
-    try:
-        with IPRoute() as route:
-            [index] = route.link_lookup(ifname=name)
-            route.link("set", index=index, mtu=mtu)
-            if address:
-                at, _, length = address.partition("/")
-                route.addr("add", index=index, address=at, prefixlen=int(length))
-            route.link("set", index=index, state="up")
-    except NetlinkError as error:
-        raise OSError(error.code, f"cannot be set up: {os.strerror(error.code)}") from error
+    with IPRoute() as route:
+
+        def change(what: str, call: Callable[..., object], *args: object, **values: object) -> None:
+            with _explained(what, {errno.EPERM: _NEEDS_ROOT}):
+                try:
+                    call(*args, **values)
+                except NetlinkError as error:
+                    raise OSError(error.code, os.strerror(error.code)) from error
+
+        index = next(iter(route.link_lookup(ifname=name)), None)
+        if index is None:
+            raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
+        change(f"mtu {mtu}: ", route.link, "set", index=index, mtu=mtu)
+        if address:
+            given = ipaddress.ip_interface(address)
+            where = {"address": str(given.ip), "prefixlen": given.network.prefixlen}
+            change(f"address {address}: ", route.addr, "add", index=index, **where)
+        change("set up: ", route.link, "set", index=index, state="up")

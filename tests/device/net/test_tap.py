@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import signal
 import socket
 import struct
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -72,9 +74,9 @@ class Watched:
     def changed(self) -> None:
         self.changes += 1
 
-    def look(self) -> None:
+    def look(self, events: int = 1) -> None:
         if self.callback:
-            self.callback(1, lambda: True)
+            self.callback(events, lambda: True)
 
 
 @pytest.fixture
@@ -187,6 +189,27 @@ def test_a_tap_that_is_deleted_underneath_is_a_link_that_is_down(name: str, card
     assert card.receive() is None
 
 
+def test_a_tap_that_is_deleted_is_down_though_nobody_reads_it(name: str, card: Tap) -> None:
+    """A card that may not master the bus reads nothing, and epoll says EPOLLERR whatever it is asked for."""
+    watched = Watched()
+    card.start(watched.watch, watched.changed)
+    watched.look()
+
+    def delete() -> None:
+        from pyroute2 import IPRoute
+
+        with IPRoute() as route:
+            route.link("del", index=route.link_lookup(ifname="tap0")[0])
+
+    inside(name, delete)
+    with select.epoll() as epoll:
+        epoll.register(watched.fd, 0)
+        [(_, events)] = epoll.poll(5)
+    watched.look(events)
+
+    assert (card.is_up, watched.callback, watched.changes) == (False, None, 2)
+
+
 def test_a_tap_that_is_down_loses_frames_and_stays(name: str, card: Tap) -> None:
     def set_down() -> None:
         from pyroute2 import IPRoute
@@ -274,6 +297,135 @@ def test_what_a_killed_server_left_behind_is_made_anew(name: str) -> None:
     assert again.is_ours
     assert not _has_tap(again)
     again.close()
+
+
+def _killed(name: str) -> None:
+    """A server that made a namespace and was killed."""
+    script = (
+        "import os, signal, sys; from pviommu.net.tap import Namespace\n"
+        "Namespace(sys.argv[1]); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    assert subprocess.run([sys.executable, "-c", script, name], check=False).returncode == -signal.SIGKILL
+
+
+def test_a_namespace_of_that_name_that_somebody_else_made_later_stays(name: str) -> None:
+    from pyroute2 import netns
+
+    _killed(name)
+    netns.remove(name)
+    netns.create(name)
+    try:
+        again = Namespace(name)
+        again.close()
+
+        assert not again.is_ours
+        assert name in netns.listnetns()
+    finally:
+        netns.remove(name)
+        (tap.NOTES / name).unlink()
+
+
+def test_a_namespace_that_took_the_place_of_ours_is_not_removed(name: str) -> None:
+    from pyroute2 import netns
+
+    ours = Namespace(name)
+    netns.remove(name)
+    netns.create(name)
+    try:
+        ours.close()
+
+        assert name in netns.listnetns()
+        assert not (tap.NOTES / name).exists()
+    finally:
+        netns.remove(name)
+
+
+def test_a_note_of_another_server_is_not_removed(name: str) -> None:
+    from pyroute2 import netns
+
+    one = Namespace(name)
+    netns.remove(name)
+    two = Namespace(name)
+    one.close()
+
+    assert two.is_ours
+    assert name in netns.listnetns()
+    assert (tap.NOTES / name).exists()
+    two.close()
+
+
+@pytest.mark.parametrize("field", [2, 3, 4])
+def test_a_server_that_cannot_be_judged_from_here_counts_as_running(name: str, field: int) -> None:
+    """Of another boot, another PID namespace, or for another network namespace."""
+    from pyroute2 import netns
+
+    _killed(name)
+    note = tap.NOTES / name
+    fields = note.read_text().split()
+    fields[field] = "1"
+    note.write_text(" ".join(fields))
+    try:
+        assert Namespace(name).is_ours is False
+    finally:
+        netns.remove(name)
+        note.unlink()
+
+
+def test_servers_that_start_together_make_one_namespace(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pyroute2 import netns
+
+    create = netns.create
+    monkeypatch.setattr(netns, "create", lambda name: (time.sleep(0.2), create(name)))
+    made: list[Namespace] = []
+    threads = [threading.Thread(target=lambda: made.append(Namespace(name))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert sorted(each.is_ours for each in made) == [False, True]
+    assert made[0].inside(os.getpid) == os.getpid()
+    for each in made:
+        each.close()
+
+
+def test_a_namespace_that_is_gone_is_not_made_by_looking_into_it(name: str) -> None:
+    from pyroute2 import netns
+
+    ours = Namespace(name)
+    netns.remove(name)
+    with pytest.raises(OSError, match=f"netns {name}: No such file or directory"):
+        ours.inside(os.getpid)
+    ours.close()
+
+    assert name not in netns.listnetns()
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"mtu": 65536}, "mtu 65536: Invalid argument, in netns {name}"),
+        ({"address": "ff02::1/64"}, "address ff02::1/64: .*, in netns {name}"),
+    ],
+)
+def test_what_cannot_be_set_is_named_and_nothing_is_left(name: str, options: dict[str, Any], text: str) -> None:
+    with pytest.raises(OSError, match=f"^.*net0: link tap tap0: {text.format(name=name)}$"):
+        Tap("net0", LiveInputs(), "tap0", netns=name, **options)
+
+
+def test_a_namespace_is_not_left_behind_whatever_goes_wrong(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("surprise")
+
+    monkeypatch.setattr(tap, "_set_up", fail)
+    with pytest.raises(RuntimeError, match="surprise"):
+        Tap("net0", LiveInputs(), "tap0", netns=name)
+
+
+def test_a_tun_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tap, "_TUN", "/missing/tun")
+    with pytest.raises(OSError, match=r"tap7: /missing/tun: No such file or directory \(modprobe tun"):
+        Tap("net0", LiveInputs(), "tap7")
 
 
 def test_a_server_that_is_told_to_end_leaves_nothing(name: str, tmp_path: Path) -> None:
