@@ -106,3 +106,11 @@ def test_modules_say_what_others_may_use() -> None:
             if "__all__" not in names and file != ROOT / "__init__.py":
                 missing.append(place)
     assert missing == []
+
+
+def test_the_page_has_one_row_for_each_place() -> None:
+    page = (ROOT.parents[1] / "docs" / "layout.md").read_text(encoding="utf-8")
+    first = [line.split("|")[1].strip() for line in page.splitlines() if line.startswith("| `")]
+
+    assert first
+    assert {cell for cell in first if first.count(cell) > 1} == set()

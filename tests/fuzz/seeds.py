@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import struct
 
+from pviommu.endpoints.virtio_net import HEADER, MAX_FRAME
 from pviommu_abi.registers import REGISTER, Profile, RingControl
 from pviommu_abi.shared import RING_AREA_OFFSET
 from pviommu_abi.slots import DEFAULT_CONTEXT, OpClass, Slot
@@ -135,6 +136,7 @@ def _virtio() -> dict[str, bytes]:
     ip = struct.pack(">BBHHHBBH8s", 0x45, 0, 1000, 0, 0, 64, 6, 0, b"\n\0\0\1\n\0\0\2")
     large = struct.pack("<BBHHHHH", 1, 1, 54, 256, 34, 16, 0) + b"\xff" * 12 + b"\x08\0" + ip + bytes(12) + b"\x50"
     segmented = step["frame"] + bytes([len(large)]) + large + add(1, 1, 63) + notify[1]
+    longest = large[:4] + b"\xff\xff" + large[6:]  # of one segment, whose length no IP header can have
     return {
         "exchange-split": b"\0" + sent + received + command + step["save"] + sent,
         "exchange-packed": b"\7" + sent + received + command + step["save"] + received,
@@ -152,6 +154,14 @@ def _virtio() -> dict[str, bytes]:
         + b"\0" * 14
         + b"\xff",
         "segments": b"\x60" + segmented + step["settle"],
+        "segment-too-long": b"\x60"
+        + step["frame"]
+        + bytes([len(longest)])
+        + longest
+        + add(1, 1, 63)
+        + poke(0x3008, struct.pack("<L", HEADER + MAX_FRAME))
+        + notify[1]
+        + step["settle"],
         "loop": b"\0" + add(1, 3) + poke(0x3000 + 14, b"\0\0") + poke(0x3000 + 12, b"\1\0") + notify[1],
         "runaway-index": b"\0" + poke(0x1002, b"\xff\xff") + notify[0] + step["answer"] + b"\0" * 15,
         "endless-list": b"\4" + b"".join(poke(0x3000 + 16 * at + 14, b"\x81\0") for at in range(16)) + notify[1],

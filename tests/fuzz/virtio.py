@@ -47,7 +47,16 @@ _FEATURES = (
     net.CSUM | net.HOST_TSO4,
     net.GUEST_CSUM,
 )
-_REQUIRED = VERSION_1 | ACCESS_PLATFORM | net.CTRL_VQ | net.CTRL_RX | net.CTRL_VLAN | net.CTRL_MAC_ADDR | net.MTU
+_REQUIRED = (
+    VERSION_1
+    | ACCESS_PLATFORM
+    | net.CTRL_VQ
+    | net.CTRL_RX
+    | net.CTRL_RX_EXTRA
+    | net.CTRL_VLAN
+    | net.CTRL_MAC_ADDR
+    | net.MTU
+)
 TOKENS = tuple(flags.to_bytes(2, "little") for flags in (1, 2, 4, 5, 0x80, 0x8000, 0x8080, 0x81, 0x84))
 
 
@@ -228,6 +237,7 @@ def _check(card: VirtioNet) -> None:
         assert 0 <= queue.next_avail <= 0xFFFF
         assert 0 <= queue.next_used <= 0xFFFF
         assert not queue.used or card.is_live is False
+    assert card._inbox_bytes == [sum(len(frame) for _, frame in inbox) for inbox in state.inboxes or [[]]]
     for inbox in state.inboxes:
         assert len(inbox) <= net.INBOX_FRAMES
         assert sum(len(frame) for _, frame in inbox) <= net.INBOX_BYTES

@@ -248,6 +248,7 @@ class VirtioDevice(Endpoint):
         for number, queue in enumerate(self.state.queues):
             if queue.enabled:
                 self._rings[number] = self._new_ring(queue)
+                self._kicked[number] = None  # a notification that came after the last step is not in the state
 
     # -- registers: the device --------------------------------------------------------------------------------------
 

@@ -266,6 +266,8 @@ class VirtioNet(VirtioDevice):
         self._steps: list[Callable[[], bool]] = [self._obey, self._hear_link]
         for pair in range(self._pairs):
             self._steps += [partial(self._send_next, pair), partial(self._receive_next, pair)]
+        self._inbox_bytes = [0] * self._pairs
+        """how much waits in each inbox"""
         self._flows: dict[int, int] = {}
         """the pair by which a flow was last sent, which is the one that should receive it"""
         self._commands: dict[tuple[int, int], Callable[[bytes], bool]] = {
@@ -333,6 +335,8 @@ class VirtioNet(VirtioDevice):
     def on_load(self) -> None:
         """The rest of the network may look for the card elsewhere: the driver is asked to tell it."""
         super().on_load()
+        for pair, inbox in enumerate(self.state.inboxes):
+            self._inbox_bytes[pair] = sum(len(frame) for _, frame in inbox)
         if self.is_live:
             self._start_link()
         if self.is_live and self.has(GUEST_ANNOUNCE):
@@ -341,6 +345,7 @@ class VirtioNet(VirtioDevice):
 
     def _forget(self) -> None:
         super()._forget()
+        self._inbox_bytes = [0] * self._pairs
         self._flows.clear()
         self._link.stop()
 
@@ -432,22 +437,30 @@ class VirtioNet(VirtioDevice):
             state.traffic.filtered += 1
             return
         pair = self._flows.get(flow(frame), 0) if state.pairs > 1 else 0
-        inbox = self._inbox(pair if pair < state.pairs and self.ring(2 * pair) else 0)
-        size = _bytes_in(inbox)
+        if pair >= state.pairs or not self.ring(2 * pair):
+            pair = 0
         try:
             for item in self._adapted(header, frame):
-                size += len(item[1])
-                if len(inbox) >= INBOX_FRAMES or size > INBOX_BYTES or self._is_too_long(*item):
+                if self._is_too_long(*item):
                     state.traffic.not_received += 1
                 else:
-                    inbox.append(item)
+                    self._keep(pair, item)
         except FrameError:
             state.traffic.not_received += 1
 
+    def _keep(self, pair: int, item: tuple[bytes, bytes]) -> None:
+        """A frame is to wait for buffers, or dropped if too many do."""
+        inbox, size = self._inbox(pair), self._inbox_bytes[pair] + len(item[1])
+        if len(inbox) >= INBOX_FRAMES or size > INBOX_BYTES:
+            self.state.traffic.not_received += 1
+        else:
+            inbox.append(item)
+            self._inbox_bytes[pair] = size
+
     def _hear_link(self) -> bool:
         """The next frame that arrived at the link, if there is room for it. Returns whether there was one."""
-        for inbox in self.state.inboxes:
-            if len(inbox) >= INBOX_FRAMES // 2 or _bytes_in(inbox) > INBOX_BYTES // 2:
+        for inbox, size in zip(self.state.inboxes, self._inbox_bytes, strict=False):
+            if len(inbox) >= INBOX_FRAMES // 2 or size > INBOX_BYTES // 2:
                 return False
         arrived = self._link.receive()
         if arrived is None:
@@ -503,6 +516,7 @@ class VirtioNet(VirtioDevice):
         ring = self.ring(queue)
         if ring is None:
             inbox.clear()
+            self._inbox_bytes[pair] = 0
             return False
         header, frame = inbox[0]
         merges = self.has(MRG_RXBUF)
@@ -523,6 +537,7 @@ class VirtioNet(VirtioDevice):
         traffic.received += fits
         traffic.not_received += not fits
         del inbox[0]
+        self._inbox_bytes[pair] -= len(frame)
         if fits and self._capture:
             self._capture.frame(frame, outbound=False)
         return True
@@ -575,8 +590,10 @@ class VirtioNet(VirtioDevice):
         return obey is not None and obey(command[2:])
 
     def _receive_mode(self, name: str) -> Callable[[bytes], bool]:
+        is_extra = name not in ("promiscuous", "all_multicast")
+
         def set_mode(data: bytes) -> bool:
-            if data not in (b"\0", b"\1") or not self.has(CTRL_RX):
+            if data not in (b"\0", b"\1") or not self.has(CTRL_RX) or (is_extra and not self.has(CTRL_RX_EXTRA)):
                 return False
             setattr(self.state.filter, name, data == b"\1")
             return True
@@ -628,6 +645,12 @@ class VirtioNet(VirtioDevice):
         if len(data) != 2 or not 1 <= pairs <= self._pairs or not self.has(MQ):
             return False
         self.state.pairs = pairs
+        for pair, inbox in enumerate(self.state.inboxes[pairs:], pairs):  # nothing may arrive there any more
+            waiting = inbox.copy()
+            inbox.clear()
+            self._inbox_bytes[pair] = 0
+            for item in waiting:
+                self._keep(0, item)
         return True
 
     def _set_guest_offloads(self, data: bytes) -> bool:
@@ -638,10 +661,6 @@ class VirtioNet(VirtioDevice):
         self.state.guest_offloads = offloads
         self._start_link()
         return True
-
-
-def _bytes_in(inbox: list[tuple[bytes, bytes]]) -> int:
-    return sum([len(frame) for _, frame in inbox])
 
 
 _MODES = ("promiscuous", "all_multicast", "all_unicast", "no_multicast", "no_unicast", "no_broadcast")

@@ -87,6 +87,9 @@ class Header(NamedTuple):
             raise FrameError("a TCP header past the end of the frame")
         if len(frame) - start > MAX_SEGMENTS * self.gso_size:
             raise FrameError(f"more than {MAX_SEGMENTS} segments")
+        longest = start - network + min(self.gso_size, len(frame) - start)
+        if longest > 0xFFFF:
+            raise FrameError(f"a segment of {longest} bytes, more than an IP packet can have")
         return self._segments(frame, network, start)
 
     def _segments(self, frame: bytes, network: int, start: int) -> Iterator[bytes]:

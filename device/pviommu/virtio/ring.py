@@ -85,7 +85,7 @@ class QueueState(msgspec.Struct):
     """One queue. Buffers that were fetched and not used are fetched again by whoever goes on from such a state."""
 
     size: int = 0
-    """entries; 0: as many as the device can have"""
+    """entries; 0 for a queue that there is not"""
     vector: int = NO_VECTOR
     enabled: bool = False
     desc: int = 0

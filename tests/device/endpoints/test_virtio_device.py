@@ -798,3 +798,21 @@ def test_another_process_goes_on_from_a_saved_state(
     settle(device)
     assert ring.take() is not None
     assert device.registers["KEY"] == 0x11
+
+
+@LAYOUTS
+def test_a_notification_that_came_just_before_the_state_was_saved_is_not_lost(
+    device: Copier, driver: VirtioGuest, layout: int
+) -> None:
+    ring = started(driver, REQUIRED | OWN | layout | RING_EVENT_IDX)
+    settle(device)
+    ring.add([(DATA, 4)], [(DATA + 8, 4)])
+    assert ring.needs_notification()
+    driver.function.notify(0)
+    saved = device.save()
+
+    device.reset()
+    device.load(saved)
+    settle(device)
+
+    assert ring.take() is not None

@@ -629,6 +629,44 @@ def test_queues_that_are_not_in_use_receive_nothing(make: Any) -> None:
     assert [one.command(4, 0, pairs.to_bytes(2, "little")) for pairs in (0, 2, 5)] == [1, 0, 1]
 
 
+@pytest.mark.parametrize("already", [0, net.INBOX_FRAMES - 1])
+def test_frames_that_wait_for_a_queue_that_is_given_up_arrive_by_the_first(make: Any, already: int) -> None:
+    """As far as there is room (section 5.1.6.5.5.2)."""
+    one, two = make(queue_pairs=2)
+    one.start(PLAIN_FEATURES | net.MQ, pairs=2)
+    two.start()
+    assert one.command(4, 0, b"\2\0") == 0
+    for port, pair in ((1000, 0), (1001, 1)):
+        one.send(connection(port), pair=pair)
+    settle(one.device, two.device)
+    for port, times in ((1000, already), (1001, 2)):
+        for _ in range(times):
+            two.send(connection(port, back=True))
+            settle(one.device, two.device)
+            assert two.driver.rings[1].take() is not None
+    assert [len(each) for each in one.device.state.inboxes] == [already, 2]
+    assert one.command(4, 0, b"\1\0") == 0
+
+    for pair in (0, 1):
+        one.post(pair=pair)
+    settle(one.device)
+    assert one.received(1) == []
+    assert len(one.received(0)) == 1
+    assert one.device.state.traffic.not_received == (1 if already else 0)
+    assert one.device._inbox_bytes == [sum(len(each) for _, each in box) for box in one.device.state.inboxes]
+
+
+@pytest.mark.parametrize("number", [2, 3, 4, 5])
+def test_the_extra_receive_modes_need_their_feature(cards: tuple[Card, Card], number: int) -> None:
+    one, two = cards
+    one.start(PLAIN_FEATURES | net.CTRL_RX)
+    two.start(PLAIN_FEATURES | net.CTRL_RX | net.CTRL_RX_EXTRA)
+
+    assert one.command(0, number, b"\1") == 1
+    assert one.device.state.filter == net.Filter()
+    assert two.command(0, number, b"\1") == 0
+
+
 def test_without_mq_the_control_queue_is_the_third(make: Any) -> None:
     one, _ = make(queue_pairs=4)
     one.start(CONTROL)
@@ -872,11 +910,15 @@ def test_frames_that_wait_are_part_of_the_state(cards: tuple[Card, Card], layout
     one.send(frame())
     settle(one.device, two.device)
     saved = two.device.save()
+    size = list(two.device._inbox_bytes)
+    assert size == [60]
 
     two.device.reset()
+    assert two.device._inbox_bytes == [0]
     two.guest.set_bus_master(two.device, True)
     two.device.load(saved)
 
+    assert two.device._inbox_bytes == size
     assert two.device.state.filter == net.Filter(promiscuous=False, unicast={OTHER}, vlans={5})
     two.post()
     settle(two.device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from typing import Any
 
 import pytest
 
@@ -134,6 +135,22 @@ def test_a_tcp_header_of_a_wrong_length_is_not_segmented(length: int) -> None:
 
     with pytest.raises(FrameError, match="a TCP header past"):
         gso(GSO_TCPV4, start).segments(frame)
+
+
+@pytest.mark.parametrize(("make", "kind"), [(frame_4, GSO_TCPV4), (frame_6, GSO_TCPV6)])
+def test_a_segment_that_no_ip_packet_can_be_is_refused_before_the_first(make: Any, kind: int) -> None:
+    """Without a VLAN tag the longest frame has eight bytes more than such a packet."""
+    empty, start = make(b"")
+    network = 14
+    for length in (0xFFFF, 0x10000):
+        frame = empty + bytes(network + length - len(empty))
+        header = gso(kind, start, 0xFFFF)
+        header.check(frame)
+        if length > 0xFFFF:
+            with pytest.raises(FrameError, match="a segment of 65536 bytes, more than an IP packet can have"):
+                header.segments(frame)
+        else:
+            assert [len(each) for each in header.segments(frame)] == [network + length]
 
 
 @pytest.mark.parametrize(
