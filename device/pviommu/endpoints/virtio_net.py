@@ -150,6 +150,7 @@ class VirtioNetOptions(Options, frozen=True):
     packed: Annotated[bool, Meta(description="whether packed rings are offered")] = False
     offloads: Annotated[bool, Meta(description="whether checksums and segmentation of TCP may be left to it")] = True
     pcap: Annotated[str, Meta(description="file for all frames that it sends and receives")] | None = None
+    pcap_limit: Annotated[int, Meta(ge=4096, le=1 << 40, description="bytes of that file, at most")] = 1 << 30
 
     def check(self, name: str, others: Mapping[str, object]) -> None:
         for key, pattern, rule in (
@@ -281,7 +282,9 @@ class VirtioNet(VirtioDevice):
             (5, 0): self._set_guest_offloads,
         }
         try:
-            self._capture = Capture(options.pcap, self.name, self.inputs) if options.pcap else None
+            self._capture = None
+            if options.pcap:
+                self._capture = Capture(options.pcap, self.name, self.inputs, options.pcap_limit)
         except OSError:
             self._link.close()
             raise

@@ -37,7 +37,7 @@ def options(data: bytes) -> dict[int, bytes]:
 
 def test_frames_are_in_the_file_as_soon_as_they_are_captured(tmp_path: Path) -> None:
     path = tmp_path / "net0.pcapng"
-    capture = Capture(str(path), "net0", LiveInputs())
+    capture = Capture(str(path), "net0", LiveInputs(), 1 << 20)
     frames = [(b"\xaa" * 61, True), (b"\xbb" * 64, False)]
     for frame, outbound in frames:
         capture.frame(frame, outbound=outbound)
@@ -58,7 +58,7 @@ def test_frames_are_in_the_file_as_soon_as_they_are_captured(tmp_path: Path) -> 
 
 def test_a_file_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     with pytest.raises(OSError, match=r"net0: pcap .*/missing/file: No such file") as caught:
-        Capture(str(tmp_path / "missing" / "file"), "net0", LiveInputs())
+        Capture(str(tmp_path / "missing" / "file"), "net0", LiveInputs(), 1 << 20)
     assert caught.value.errno == errno.ENOENT
 
 
@@ -75,7 +75,7 @@ def test_a_full_disk_ends_the_capture_and_nothing_else(tmp_path: Path, caplog: p
             return write if call is os.write else call
 
     inputs = Full()
-    capture = Capture(str(tmp_path / "file"), "net0", inputs)
+    capture = Capture(str(tmp_path / "file"), "net0", inputs, 1 << 20)
     before = len(os.listdir("/proc/self/fd"))
     inputs.full = True
     with caplog.at_level(logging.WARNING):
@@ -84,6 +84,59 @@ def test_a_full_disk_ends_the_capture_and_nothing_else(tmp_path: Path, caplog: p
     capture.close()
 
     assert [record.getMessage() for record in caplog.records] == [
-        f"net0: pcap {tmp_path / 'file'} ends: No space left on device"
+        f"net0: pcap {tmp_path / 'file'} ends after {os.stat(tmp_path / 'file').st_size} bytes: No space left on device"
     ]
     assert len(os.listdir("/proc/self/fd")) == before - 1
+
+
+@pytest.mark.parametrize("has_reader", [False, True])
+def test_a_pipe_is_refused_at_once(tmp_path: Path, has_reader: bool) -> None:
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK) if has_reader else -1
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(OSError, match=r"net0: pcap .*/pipe: must be a regular file"):
+        Capture(str(path), "net0", LiveInputs(), 1 << 20)
+    assert len(os.listdir("/proc/self/fd")) == before
+    if has_reader:
+        os.close(reader)
+
+
+def test_a_device_is_refused() -> None:
+    with pytest.raises(OSError, match=r"net0: pcap /dev/null: must be a regular file"):
+        Capture("/dev/null", "net0", LiveInputs(), 1 << 20)
+
+
+def test_a_file_that_was_there_is_written_anew(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(bytes(9999))
+    Capture(str(tmp_path / "file"), "net0", LiveInputs(), 1 << 20).close()
+
+    assert len(list(blocks((tmp_path / "file").read_bytes()))) == 2
+
+
+def test_a_capture_ends_at_its_limit_with_whole_frames(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "file"
+    capture = Capture(str(path), "net0", LiveInputs(), 4096)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(10):
+            capture.frame(bytes(1000), outbound=True)
+
+    written = path.read_bytes()
+    assert len(written) <= 4096
+    assert len(list(blocks(written))) == 2 + 3
+    assert [record.getMessage() for record in caplog.records] == [
+        f"net0: pcap {path} ends after {len(written)} bytes: the limit of 4096 bytes"
+    ]
+
+
+def test_a_write_that_is_cut_short_says_how_short(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    class Short(LiveInputs):
+        def of(self, source: Source, call: Callable[..., Any]) -> Callable[..., Any]:
+            return (lambda fd, data: os.write(fd, data[:10])) if call is os.write else call
+
+    path = tmp_path / "file"
+    with caplog.at_level(logging.WARNING):
+        Capture(str(path), "net0", Short(), 4096)
+
+    [record] = caplog.records
+    assert f"pcap {path} ends after 10 bytes: 10 of " in record.getMessage()
