@@ -43,8 +43,8 @@ NOTES = Path("/run/pviommu-netns")
 _SO_NETNS_COOKIE = 71
 _NEEDS_ROOT = "this needs root, or a user namespace: `unshare --user --map-root-user --net`"
 _NAMESPACE_ADVICE = {
-    errno.EPERM: _NEEDS_ROOT,
-    errno.EACCES: _NEEDS_ROOT,
+    errno.EPERM: "this needs root",
+    errno.EACCES: "this needs root",
     errno.EINVAL: "that is no network namespace",
 }
 _TUN_ADVICE = {
@@ -296,7 +296,9 @@ class Tap(Link):
     def accept(self, checksum: bool, segments_4: bool, segments_6: bool) -> None:
         if self.is_up:
             offloads = checksum * _TUN_F_CSUM | segments_4 * _TUN_F_TSO4 | segments_6 * _TUN_F_TSO6
-            with contextlib.suppress(OSError):  # then it stays as it was, and the card does what the driver does not
+            with contextlib.suppress(
+                OSError
+            ):  # then it stays as it was; the card itself does what its driver does not accept
                 self._ioctl(self._fd, _TUNSETOFFLOAD, offloads)
 
     def send(self, header: bytes, frame: bytes) -> bool:

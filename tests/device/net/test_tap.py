@@ -389,6 +389,22 @@ def test_servers_that_start_together_make_one_namespace(name: str, monkeypatch: 
         each.close()
 
 
+def test_who_may_not_write_notes_uses_what_there_is_and_makes_nothing(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse() -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    ours = Namespace(name)
+    with monkeypatch.context() as without_rights:
+        without_rights.setattr(tap, "_lock", refuse)
+        assert Namespace(name).is_ours is False
+    ours.close()
+    monkeypatch.setattr(tap, "_lock", refuse)
+    with pytest.raises(OSError, match=rf"net0: link tap tap0: netns {name}: Permission denied \(this needs root\)$"):
+        Tap("net0", LiveInputs(), "tap0", netns=name)
+
+
 def test_a_namespace_that_is_gone_is_not_made_by_looking_into_it(name: str) -> None:
     from pyroute2 import netns
 
