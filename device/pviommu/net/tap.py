@@ -87,6 +87,7 @@ class Namespace:
         self.name = name
         self._netns = netns
         self._note = NOTES / name
+        self._path = f"{netns.NETNS_RUN_DIR}/{name}"
         self.is_ours = False
         """whether it was made here"""
         try:
@@ -100,7 +101,7 @@ class Namespace:
                 if not self._is_left_behind():
                     return
                 netns.remove(name)
-            netns.create(name)
+            self._create()
             self._made = self._identity()
             self._text = f"{os.getpid()} {_began(os.getpid())} {_boot()} {_processes()} {self._made}\n"
             try:
@@ -111,6 +112,18 @@ class Namespace:
                 netns.remove(name)
                 raise
         self.is_ours = True
+
+    def _create(self) -> None:
+        """Make it, or leave nothing: a file that is no namespace would be in the way of every later start."""
+        try:
+            self._netns.create(self.name)
+        except FileExistsError:  # somebody else was faster
+            raise
+        except BaseException:
+            if not self._identity():
+                with contextlib.suppress(OSError):
+                    os.unlink(self._path)
+            raise
 
     def _is_left_behind(self) -> bool:
         """Whether it is the one of a note, by a server that has ended. One whose processes are not seen from here
@@ -126,7 +139,7 @@ class Namespace:
         """What tells it from every other one of that name in this boot; empty if there is none now. The kernel gives
         the numbers of namespaces out again, so that they alone would not do."""
         try:
-            found = os.stat(f"{self._netns.NETNS_RUN_DIR}/{self.name}")
+            found = os.stat(self._path)
             return f"{found.st_dev}:{found.st_ino}:{self.inside(_cookie)}"
         except OSError:
             return ""
@@ -296,9 +309,7 @@ class Tap(Link):
     def accept(self, checksum: bool, segments_4: bool, segments_6: bool) -> None:
         if self.is_up:
             offloads = checksum * _TUN_F_CSUM | segments_4 * _TUN_F_TSO4 | segments_6 * _TUN_F_TSO6
-            with contextlib.suppress(
-                OSError
-            ):  # then it stays as it was; the card itself does what its driver does not accept
+            with contextlib.suppress(OSError):  # then they stay, and the card does what its driver does not accept
                 self._ioctl(self._fd, _TUNSETOFFLOAD, offloads)
 
     def send(self, header: bytes, frame: bytes) -> bool:

@@ -218,6 +218,12 @@ def test_a_tap_that_is_down_loses_frames_and_stays(name: str, card: Tap) -> None
             route.link("set", index=route.link_lookup(ifname="tap0")[0], state="down")
 
     inside(name, set_down)
+    watched = Watched()
+    card.start(watched.watch, watched.changed)
+    with select.epoll() as epoll:
+        epoll.register(watched.fd, select.EPOLLIN)
+        for _, events in epoll.poll(0):
+            watched.look(events)
 
     assert card.send(PLAIN, FRAME) is False
     assert card.is_up is True
@@ -403,6 +409,28 @@ def test_who_may_not_write_notes_uses_what_there_is_and_makes_nothing(
     monkeypatch.setattr(tap, "_lock", refuse)
     with pytest.raises(OSError, match=rf"net0: link tap tap0: netns {name}: Permission denied \(this needs root\)$"):
         Tap("net0", LiveInputs(), "tap0", netns=name)
+
+
+def test_a_namespace_that_cannot_be_made_leaves_no_file(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where files may be made in /run/netns, and nothing may be mounted."""
+    from pyroute2 import netns
+
+    def create(name: str) -> None:
+        (Path(netns.NETNS_RUN_DIR) / name).touch(exist_ok=False)
+        raise OSError(errno.EPERM, "mount failed")
+
+    Path(netns.NETNS_RUN_DIR).mkdir(exist_ok=True)
+    monkeypatch.setattr(netns, "create", create)
+    with pytest.raises(OSError, match="mount failed"):
+        Namespace(name)
+
+    assert name not in netns.listnetns()
+    (Path(netns.NETNS_RUN_DIR) / name).touch()
+    try:
+        with pytest.raises(OSError, match=rf"netns {name}: Invalid argument \(that is no network namespace\)$"):
+            Tap("net0", LiveInputs(), "tap0", netns=name)
+    finally:
+        netns.remove(name)
 
 
 def test_a_namespace_that_is_gone_is_not_made_by_looking_into_it(name: str) -> None:
