@@ -168,10 +168,6 @@ class Translation:
         paging = self._domains.paging.get(domain)
         return tuple(paging.direct) if paging else ()
 
-    def is_tracked(self, domain: int) -> bool:
-        """Whether pages that DMA writes in a domain are noted."""
-        return domain in self._tracked
-
     def translate(
         self, stream: int, iova: int, length: int, access: Access, pasid: int | None = None
     ) -> Sequence[Run] | TranslationFault | TranslationPending:
