@@ -6,6 +6,7 @@ As drivers/vfio/group.c and container.c of Linux 7.3. Instead of a container a g
 from __future__ import annotations
 
 import errno
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from . import vfio_arguments as arguments
@@ -100,7 +101,10 @@ class VfioGroup:
         self.group = group
         self._hardware = hardware
         self._iommu: Container | Iommufd | None = None
-        self._open_devices = 0
+        self._open: Counter[Device] = Counter()
+        """How often each of its devices is open."""
+        self._bound: dict[Device, tuple[Iommufd, DeviceObject]] = {}
+        """Those that were opened first while the group had an open /dev/iommu."""
         self._is_closed = False
 
     def ioctl(self, process: Process, request: int, argument: int) -> int:
@@ -142,7 +146,7 @@ class VfioGroup:
     def _unset_container(self) -> None:
         if self._iommu is None:
             raise RequestError(errno.EINVAL, f"unset the container of {self.group}: it has none")
-        if self._open_devices and isinstance(self._iommu, Container):
+        if self._open and isinstance(self._iommu, Container):
             raise RequestError(errno.EBUSY, f"unset the container of {self.group}: devices of it are open")
         self._leave()
 
@@ -170,13 +174,29 @@ class VfioGroup:
             raise RequestError(errno.ENODEV, f"device {text!r}: {self.group} has none of this name")
         if self._iommu is None or (isinstance(self._iommu, Container) and self._iommu.type1 is None):
             raise RequestError(errno.EINVAL, f"device {text!r}: {self.group} has no IOMMU yet")
-        opened = GroupDevice(self, device, self._iommu)
-        self._open_devices += 1
-        return opened
+        if device not in self._open and isinstance(self._iommu, Iommufd):
+            self._bind(device, self._iommu)
+        self._open[device] += 1
+        return GroupDevice(self, device)
 
-    def device_closed(self) -> None:
-        """One of its devices was closed."""
-        self._open_devices -= 1
+    def _bind(self, device: Device, iommu: Iommufd) -> None:
+        """Bind it, and attach it to the IOAS that the requests of VFIO are about. Raises OSError as these do."""
+        bound = iommu.bind(device)
+        try:
+            bound.attach(iommu.compat.ioas().id)
+        except OSError:
+            iommu.unbind(bound)
+            raise
+        self._bound[device] = iommu, bound
+
+    def device_closed(self, device: Device) -> None:
+        """One of its devices was closed. At the last time it is unbound."""
+        self._open[device] -= 1
+        if not self._open[device]:
+            del self._open[device]
+            if device in self._bound:
+                iommu, bound = self._bound.pop(device)
+                iommu.unbind(bound)
         self._end()
 
     def close(self) -> None:
@@ -185,30 +205,19 @@ class VfioGroup:
         self._end()
 
     def _end(self) -> None:
-        if self._is_closed and not self._open_devices:
+        if self._is_closed and not self._open:
             self._leave()
             self.group.file = None
 
 
 class GroupDevice:
-    """A device that was opened through its group. With an open /dev/iommu it is bound, and attached to the IOAS that
-    the requests of VFIO are about.
+    """A device that was opened through its group, as often as somebody likes. With an open /dev/iommu it is bound, and
+    attached, as long as it is open at least once.
     """
 
-    def __init__(self, group: VfioGroup, device: Device, iommu: Container | Iommufd) -> None:
-        """Raises OSError as binding and attaching do."""
+    def __init__(self, group: VfioGroup, device: Device) -> None:
         self.device = device
         self._group = group
-        self._file = iommu if isinstance(iommu, Iommufd) else None
-        self._bound: DeviceObject | None = None
-        if self._file is not None:
-            bound = self._file.bind(device)
-            try:
-                bound.attach(self._file.compat.ioas().id)
-            except OSError:
-                self._file.unbind(bound)
-                raise
-            self._bound = bound
 
     def ioctl(self, process: Process, request: int, argument: int) -> int:
         """Raises OSError: EINVAL for the requests of the new way, ENOTTY for others."""
@@ -219,7 +228,4 @@ class GroupDevice:
 
     def close(self) -> None:
         """Give it back."""
-        if self._file is not None and self._bound is not None:
-            self._file.unbind(self._bound)
-            self._bound = None
-        self._group.device_closed()
+        self._group.device_closed(self.device)

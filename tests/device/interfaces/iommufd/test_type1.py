@@ -440,6 +440,44 @@ def test_a_group_on_an_open_iommu_uses_the_chosen_ioas(system: System) -> None:
     assert system.hardware.engine.domains() == ()
 
 
+def test_a_device_is_opened_again_through_its_group(system: System) -> None:
+    """It is bound at the first time, and is so until the last descriptor is closed."""
+    client = Client(system, version=None)
+    program = client.program
+    group = client.groups[DMA0] = client.open_group(DMA0)
+    client.enter(group, program.fd)
+    client.container = program.fd
+    client.map(0x10000, PAGE)
+    devices = [client.device(DMA0, "dma0") for _ in range(3)]
+    for device in devices[1:]:
+        system.read("dma0", 0x10000, 1)
+        program.close(device)
+    system.read("dma0", 0x10000, 1)
+    program.close(devices[0])
+    with pytest.raises(DmaRefusedError):
+        system.read("dma0", 0x10000, 1)
+    assert system.devices["dma0"].owner is None
+    client.device(DMA0, "dma0")
+    system.read("dma0", 0x10000, 1)
+
+
+def test_a_device_that_is_open_stays_with_the_iommu_that_it_was_opened_on(system: System) -> None:
+    client = Client(system, version=None)
+    program = client.program
+    group = client.groups[DMA0] = client.open_group(DMA0)
+    client.enter(group, program.fd)
+    client.container = program.fd
+    client.map(0x10000, PAGE)
+    devices = [client.device(DMA0, "dma0")]
+    program.ioctl(group, VfioRequest.GROUP_UNSET_CONTAINER)
+    client.enter(group, program.open("/dev/iommu"))
+    devices.append(client.device(DMA0, "dma0"))
+    system.read("dma0", 0x10000, 1)
+    for device in devices:
+        program.close(device)
+    assert system.devices["dma0"].owner is None
+
+
 def test_a_device_that_cannot_be_attached_is_not_opened(system: System) -> None:
     client = Client(system, version=None)
     group = client.groups[DMA0] = client.open_group(DMA0)
