@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 
 from ..exit_status import ExitStatus
@@ -11,6 +12,9 @@ from ..native.build import BuildError
 from .running import run_program
 
 __all__ = ["add_arguments", "main"]
+
+_LONGEST_NAME = 45
+"""Of a device, in bytes: with the folder and the end it is a path of 64, the most that the preloaded library takes."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,6 +39,8 @@ def main(args: argparse.Namespace) -> int:
     """Run ``pviommu vfio run``; returns its exit status."""
     names: list[str] = args.device or ["dev0"]
     try:
+        for name in names:
+            _check_name(name)
         system = System([DeviceConfig(name) for name in names], rfc=args.proposed)
     except ValueError as error:
         print(f"pviommu: {error}", file=sys.stderr)
@@ -45,8 +51,17 @@ def main(args: argparse.Namespace) -> int:
         print(f"pviommu: {error}", file=sys.stderr)
         return ExitStatus.ENVIRONMENT
     except OSError as error:
-        if error.filename != args.program:
-            raise
-        print(f"pviommu: {args.program}: {error.strerror}", file=sys.stderr)
+        print(f"pviommu: {error.filename or args.program}: {error.strerror}", file=sys.stderr)
         return ExitStatus.ENVIRONMENT
     return 128 - status if status < 0 else status
+
+
+def _check_name(name: str) -> None:
+    """Raises ValueError for what cannot be the name of a device's file."""
+    if not name:
+        raise ValueError("--device: the name is empty")
+    if "/" in name or name in (".", ".."):
+        raise ValueError(f"--device {name}: a name has no slash, and is neither . nor ..")
+    size = len(os.fsencode(name))
+    if size > _LONGEST_NAME:
+        raise ValueError(f"--device {name}: a name has at most {_LONGEST_NAME} bytes, and this one has {size}")

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
+import resource
+import signal
+import socket
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from ..host.descriptors import raise_limit
+from ..host.signals import handled
 from ..interfaces.iommufd import System
 from ..native.build import build
 from .server import Server
@@ -15,6 +22,12 @@ from .server import Server
 __all__ = ["build_library", "run_program"]
 
 _SOURCES = Path(__file__).with_name("src")
+_FROM_TERMINAL = (signal.SIGINT, signal.SIGQUIT)
+"""Signals that a terminal sends to the program as well: it decides what becomes of them."""
+_FORWARDED = (signal.SIGTERM, signal.SIGHUP)
+_PR_SET_CHILD_SUBREAPER, _PR_GET_CHILD_SUBREAPER = 36, 37
+
+_libc = ctypes.CDLL(None)
 
 
 def build_library(environment: Mapping[str, str] = os.environ) -> Path:
@@ -24,9 +37,11 @@ def build_library(environment: Mapping[str, str] = os.environ) -> Path:
 
 def run_program(command: Sequence[str], system: System, environment: Mapping[str, str] = os.environ) -> int:
     """Run a program on a system until it ends, and return its exit status; of one that a signal ended, minus its
-    number. Raises native.build.BuildError, and OSError if the program cannot be started.
+    number. Raises native.build.BuildError, and OSError if the program cannot be started. In the main thread only.
 
-    Files that other processes have left open then are closed: they get EIO.
+    SIGTERM and SIGHUP are the program's meanwhile, and SIGINT and SIGQUIT do nothing here. Descendants stay such, even
+    of a process that has ended, for only they can be served. Files that other processes have left open when the program
+    ends are closed: they get EIO.
     """
     preloaded = " ".join(filter(None, (str(build_library(environment)), environment.get("LD_PRELOAD"))))
     with tempfile.TemporaryDirectory(prefix="pviommu-vfio-") as folder:
@@ -34,16 +49,66 @@ def run_program(command: Sequence[str], system: System, environment: Mapping[str
         server = Server(system, path)
         try:
             additions = {"LD_PRELOAD": preloaded, "PVIOMMU_VFIO_SOCKET": str(path)}
-            program = subprocess.Popen(command, env={**environment, **additions})
-            ended = os.pidfd_open(program.pid)
-            try:
-                server.watch(ended)
-                while not server.step():
-                    pass
-            finally:
-                os.close(ended)
-                if program.poll() is None:
-                    program.kill()
-            return program.wait()
+            with _adopting_orphans(), _signals() as signals:
+                program = subprocess.Popen(command, env={**environment, **additions})
+                with _most_files():
+                    return _serve(program, server, signals)
         finally:
             server.close()
+
+
+def _serve(program: subprocess.Popen[bytes], server: Server, signals: socket.socket) -> int:
+    """Until the program has ended; its status."""
+    ended = os.pidfd_open(program.pid)
+    try:
+        server.watch(ended)
+        server.watch(signals.fileno())
+        while program.poll() is None:
+            server.step()
+            with contextlib.suppress(BlockingIOError):
+                for number in signals.recv(4096):
+                    if number in _FORWARDED:
+                        program.send_signal(number)
+    finally:
+        os.close(ended)
+        if program.poll() is None:
+            program.kill()
+    return program.wait()
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[socket.socket]:
+    """The numbers of signals that come. Those that are ignored stay so, and all are as they were in children."""
+    reader, writer = socket.socketpair()
+    reader.setblocking(False)
+    writer.setblocking(False)
+    heeded = [number for number in (*_FROM_TERMINAL, *_FORWARDED) if signal.getsignal(number) is not signal.SIG_IGN]
+    with reader, writer, handled(heeded, lambda *_: None):
+        before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+        try:
+            yield reader
+        finally:
+            signal.set_wakeup_fd(before)
+
+
+@contextlib.contextmanager
+def _adopting_orphans() -> Iterator[None]:
+    """Within this, processes that lose their parent become children of this one, not of init: they stay descendants."""
+    before = ctypes.c_int()
+    _libc.prctl(_PR_GET_CHILD_SUBREAPER, ctypes.byref(before), 0, 0, 0)
+    _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    try:
+        yield
+    finally:
+        _libc.prctl(_PR_SET_CHILD_SUBREAPER, before.value, 0, 0, 0)
+
+
+@contextlib.contextmanager
+def _most_files() -> Iterator[None]:
+    """Within this, this process may have as many open files as it can: each of the program's is one here."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    raise_limit()
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
+import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
+from ctypes import addressof, c_char
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -231,6 +235,202 @@ def test_a_program_that_is_killed_leaves_the_server_whole() -> None:
 
 
 @pytest.mark.usefixtures("cache")
+def test_a_reply_that_somebody_killed_has_left_is_nobodys() -> None:
+    run("""
+        import socket
+        fd = opened()
+        with socket.socket(fileno=os.dup(fd)) as left:
+            left.send(struct.pack("<IIQQ", 1, 0x3B80, 0, 1 << 60))
+        for number in range(1, 4):
+            assert ioas(fd) == number
+            refused(errno.ENOENT, asked, fd, 0x80, "<II", 99)
+    """)
+
+
+@pytest.mark.usefixtures("cache")
+def test_a_process_killed_in_the_middle_leaves_its_files_whole() -> None:
+    run("""
+        import signal, time
+        fd = opened()
+        for _ in range(20):
+            child = os.fork()
+            if not child:
+                while True:
+                    refused(errno.ENOENT, asked, fd, 0x80, "<II", 99)
+            time.sleep(0.003)
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            ioas(fd)
+            refused(errno.ENOTTY, fcntl.ioctl, fd, 0x3B7F, 0)
+    """)
+
+
+@pytest.mark.usefixtures("cache")
+def test_programs_that_share_a_file_get_their_own_answers() -> None:
+    """Each has loaded the library anew. One's requests all fail, the other's all succeed."""
+    run("""
+        fd = opened()
+        os.set_inheritable(fd, True)
+        code = (
+            f"import errno, fcntl\\n"
+            f"for _ in range(400):\\n"
+            f"    try:\\n"
+            f"        fcntl.ioctl({fd}, 0x3B80, bytes.fromhex('0800000063000000'))\\n"
+            f"    except OSError as error:\\n"
+            f"        assert error.errno == errno.ENOENT\\n"
+            f"    else:\\n"
+            f"        raise AssertionError('it was not refused')\\n"
+        )
+        others = [os.posix_spawn(sys.executable, [sys.executable, "-S", "-c", code], os.environ) for _ in range(2)]
+        ended = 0
+        while ended < len(others):
+            assert fcntl.ioctl(fd, 0x3B64) == 0
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if pid:
+                assert status == 0
+                ended += 1
+    """)
+
+
+@pytest.mark.usefixtures("cache")
+def test_a_file_that_does_not_block_waits_for_its_answers() -> None:
+    run("""
+        fd = opened()
+        os.set_blocking(fd, False)
+        for number in range(1, 100):
+            assert ioas(fd) == number
+    """)
+
+
+@pytest.mark.usefixtures("cache")
+def test_a_program_without_descriptors_gets_no_device_and_keeps_none() -> None:
+    run("""
+        import resource
+        container, group = opened("/dev/vfio/vfio"), opened("/dev/vfio/0")
+        fcntl.ioctl(group, 0x3B68, struct.pack("i", container))
+        fcntl.ioctl(container, 0x3B66, 3)
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (group + 1, hard))
+        refused(errno.EMFILE, fcntl.ioctl, group, 0x3B6A, bytearray(b"nic\\0"), True)
+        assert fcntl.ioctl(group, 0x3B69) == 0
+    """)
+
+
+@pytest.mark.usefixtures("cache")
+def test_paths_never_go_to_the_machine_instead(tmp_path: Path) -> None:
+    run("""
+        refused(errno.ENAMETOOLONG, opened, "/dev/vfio/devices/" + "x" * 46)
+        refused(errno.ENOENT, opened, "/dev/vfio/devices/" + "x" * 45)
+    """)
+    gone = tmp_path / "socket"
+    too_long = tmp_path / ("x" * 108)
+    for place, code in (
+        (gone, "refused(errno.EIO, opened); refused(errno.EIO, opened, '/dev/vfio/0')"),
+        (too_long, ""),
+    ):
+        environment = {**os.environ, "LD_PRELOAD": str(build_library()), "PVIOMMU_VFIO_SOCKET": str(place)}
+        command = [sys.executable, "-S", "-c", f"{BEGINNING}\n{code}"]
+        ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        if place is gone:
+            assert (ended.returncode, ended.stderr) == (0, "")
+        else:
+            said = f"pviommu: PVIOMMU_VFIO_SOCKET={too_long}: File name too long\n"
+            assert (ended.returncode, ended.stderr) == (127, said)
+
+
+@pytest.mark.usefixtures("cache")
+def test_a_process_that_lost_its_parent_is_served() -> None:
+    run(f"""
+        reader, writer = os.pipe()
+        child = os.fork()
+        if not child:
+            if os.fork():
+                os._exit(0)
+            parent = os.getppid()
+            while parent != {os.getpid()}:
+                assert parent != 1
+                parent = os.getppid()
+            os.write(writer, bytes([ioas(opened())]))
+            os._exit(0)
+        os.waitpid(child, 0)
+        os.close(writer)
+        assert os.read(reader, 1) == b"\\x01"
+    """)
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
+
+
+@pytest.mark.usefixtures("cache")
+def test_signals_are_the_programs() -> None:
+    """Of a terminal it gets its own; others are passed on, and it is waited for."""
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    run("""
+        import signal
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        assert signal.getsignal(signal.SIGQUIT) is signal.SIG_DFL
+        heard = []
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, lambda number, _: heard.append(number))
+        for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGHUP):
+            os.kill(os.getppid(), number)
+        while len(heard) < 2:
+            signal.sigtimedwait([], 0.01)
+        assert sorted(heard) == [signal.SIGHUP, signal.SIGTERM]
+        assert ioas(opened()) == 1
+    """)
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+@pytest.mark.usefixtures("cache")
+def test_the_server_may_have_more_files_than_the_program() -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    few = max(int(name) for name in os.listdir("/proc/self/fd")) + 20
+    resource.setrlimit(resource.RLIMIT_NOFILE, (few, before[1]))
+    try:
+        run(f"""
+            import resource
+            assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == {few}
+            resource.setrlimit(resource.RLIMIT_NOFILE, ({before[1]}, {before[1]}))
+            files = [opened() for _ in range({few})]
+        """)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == few
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("", "--device: the name is empty"),
+        ("a/b", "--device a/b: a name has no slash"),
+        ("..", "--device ..: a name has no slash, and is neither . nor .."),
+        ("é" * 23, "a name has at most 45 bytes, and this one has 46"),
+    ],
+)
+def test_names_that_no_device_can_have(name: str, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["vfio", "run", "--device", name, "--", "true"]) == 2
+    assert text in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("cache")
+def test_a_device_with_the_longest_name_is_opened() -> None:
+    name = "x" * 45
+    program = f"import os; os.open('/dev/vfio/devices/{name}', 2)"
+    assert main(["vfio", "run", "--proposed", "--device", name, "--", sys.executable, "-S", "-c", program]) == 0
+
+
+@pytest.mark.usefixtures("cache")
+def test_a_folder_for_the_socket_that_is_too_deep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    deep = tmp_path / ("x" * 100)
+    deep.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(deep))
+    assert main(["vfio", "run", "--", "true"]) == 3
+    assert "sockets have paths of at most 107 bytes" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("cache")
 def test_the_command_ends_as_the_program_does(capfd: pytest.CaptureFixture[str]) -> None:
     python = [sys.executable, "-S", "-c"]
     assert (
@@ -280,3 +480,24 @@ def test_memory_of_another_process() -> None:
         finally:
             other.kill()
     assert not memory.holds(first, 1, writeable=False)
+
+
+def test_memory_of_a_process_whose_number_was_given_to_another() -> None:
+    memory = RemoteMemory(os.getpid())
+    data = bytearray(b"here")
+    place = addressof(c_char.from_buffer(data))
+    assert memory.read(place, 4) == b"here"
+    memory.started -= 1
+    with fails("EFAULT", "No such process"):
+        memory.read(place, 4)
+    with fails("EFAULT"):
+        memory.write(place, b"gone")
+    assert not memory.holds(place, 4, writeable=False)
+    assert data == b"here"
+
+
+def test_an_address_that_none_can_be_is_bad() -> None:
+    with pytest.raises(FileNotFoundError):
+        os.stat("/no/such/file")  # leaves an errno behind
+    with fails("EFAULT", "Bad address"):
+        RemoteMemory(os.getpid()).read(1 << 63, 8)

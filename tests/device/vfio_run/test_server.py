@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import errno
+import gc
+import os
 import random
+import resource
 import socket
 import struct
+import time
 from collections.abc import Iterator
 from ctypes import addressof, c_char
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from pviommu.interfaces.iommufd import DeviceConfig, System
+from pviommu.vfio_run import remote
 from pviommu.vfio_run.server import Kind, Server
 
 
@@ -34,8 +42,8 @@ def connected(path: Path, *, named: bool = True) -> socket.socket:
     return sock
 
 
-def message(kind: int, request: int = 0, argument: int = 0, behind: bytes = b"") -> bytes:
-    return struct.pack("<IIQ", kind, request, argument) + behind
+def message(kind: int, request: int = 0, argument: int = 0, behind: bytes = b"", sequence: int = 1) -> bytes:
+    return struct.pack("<IIQQ", kind, request, argument, sequence) + behind
 
 
 def settle(server: Server) -> None:
@@ -51,7 +59,28 @@ def asked(server: Server, sock: socket.socket, data: bytes) -> tuple[int, int] |
         reply = sock.recv(64)
     except ConnectionResetError:
         return None
-    return struct.unpack("<Ii", reply) if reply else None
+    return unpacked(reply)[:2] if reply else None
+
+
+def unpacked(reply: bytes) -> tuple[int, int, int]:
+    """Answer, value, sequence."""
+    return struct.unpack("<IiQ", reply)
+
+
+def at(data: bytes) -> tuple[bytearray, int]:
+    """A buffer, to be kept, and its address: the structure of a request is in this process."""
+    buffer = bytearray(data)
+    return buffer, addressof(c_char.from_buffer(buffer))
+
+
+def number_of(sock: socket.socket) -> int:
+    return int(sock.getsockname()[1:], 16)
+
+
+def opened(server: Server, path: Path, name: str) -> socket.socket:
+    sock = connected(path)
+    assert asked(server, sock, message(Kind.OPEN, behind=name.encode())) == (0, 0)
+    return sock
 
 
 def test_a_file_is_opened_and_asked(server: Server, tmp_path: Path) -> None:
@@ -99,8 +128,125 @@ def test_a_descriptor_that_is_none_of_ours(server: Server, tmp_path: Path) -> No
             sock.send(message(Kind.REQUEST, 0x3B76, place))
             sock.send(answer)
             settle(server)
-            assert struct.unpack("<Ii", sock.recv(8)) == (1, 77)
-            assert struct.unpack("<Ii", sock.recv(8)) == (0, expected)
+            assert unpacked(sock.recv(64))[:2] == (1, 77)
+            assert unpacked(sock.recv(64))[:2] == (0, expected)
+
+
+def test_replies_have_the_number_of_their_message(server: Server, tmp_path: Path) -> None:
+    with connected(tmp_path / "socket") as sock:
+        sock.send(message(Kind.OPEN, behind=b"/dev/iommu", sequence=5))
+        sock.send(message(Kind.REQUEST, 0x3B80, 8, sequence=1 << 40))
+        settle(server)
+        assert unpacked(sock.recv(64)) == (0, 0, 5)
+        assert unpacked(sock.recv(64)) == (0, -14, 1 << 40)
+
+
+def test_who_is_slow_to_say_what_a_descriptor_is_delays_nobody(server: Server, tmp_path: Path) -> None:
+    kept, place = at(struct.pack("<IIiIQ", 24, 0, 77, 0, 0))
+    with (
+        opened(server, tmp_path / "socket", "/dev/iommu") as iommu,
+        opened(server, tmp_path / "socket", "/dev/vfio/devices/vfio0") as device,
+    ):
+        assert asked(server, device, message(Kind.REQUEST, 0x3B76, place)) == (1, 77)
+        began = time.monotonic()
+        assert asked(server, iommu, message(Kind.REQUEST, 0x3B64)) == (0, 0)
+        assert time.monotonic() - began < 2
+        assert asked(server, device, message(Kind.IS, 0, number_of(iommu))) == (0, 0)
+        assert struct.unpack_from("<I", kept, 12) == (1,)
+
+
+def test_a_request_that_was_left_waiting_is_forgotten_for_the_next(server: Server, tmp_path: Path) -> None:
+    """Its process was killed; another one goes on with the connection."""
+    _kept, place = at(struct.pack("<IIiIQ", 24, 0, 77, 0, 0))
+    with opened(server, tmp_path / "socket", "/dev/vfio/devices/vfio0") as device:
+        assert asked(server, device, message(Kind.REQUEST, 0x3B76, place)) == (1, 77)
+        assert asked(server, device, message(Kind.REQUEST, 0x3B77, 0)) == (0, -22)
+        assert asked(server, device, message(Kind.IS, 9)) is None
+
+
+@contextlib.contextmanager
+def group_with_container(server: Server, path: Path) -> Iterator[tuple[socket.socket, socket.socket]]:
+    """A group, in a container with an IOMMU."""
+    _kept, place = at(struct.pack("<i", 77))
+    with opened(server, path, "/dev/vfio/vfio") as container, opened(server, path, "/dev/vfio/0") as group:
+        assert asked(server, group, message(Kind.REQUEST, 0x3B68, place)) == (1, 77)
+        assert asked(server, group, message(Kind.IS, 0, number_of(container))) == (0, 0)
+        assert asked(server, container, message(Kind.REQUEST, 0x3B66, 3)) == (0, 0)
+        yield group, container
+
+
+def test_what_is_opened_and_not_claimed_is_closed_at_the_next_message(server: Server, tmp_path: Path) -> None:
+    _kept, name = at(b"nic\0")
+    with group_with_container(server, tmp_path / "socket") as (group, _):
+        first = asked(server, group, message(Kind.REQUEST, 0x3B6A, name))
+        assert first is not None
+        with connected(tmp_path / "socket") as device:
+            assert asked(server, device, message(Kind.CLAIM, 0, first[1])) == (0, 0)
+            assert asked(server, group, message(Kind.REQUEST, 0x3B69)) == (0, -16)
+        settle(server)
+        again = asked(server, group, message(Kind.REQUEST, 0x3B6A, name))
+        assert again is not None
+        assert again[0] == 2
+        assert asked(server, group, message(Kind.REQUEST, 0x3B69)) == (0, 0)
+        with connected(tmp_path / "socket") as device:
+            assert asked(server, device, message(Kind.CLAIM, 0, again[1])) is None
+
+
+def test_what_is_opened_and_not_claimed_is_closed_with_its_connection(server: Server, tmp_path: Path) -> None:
+    _kept, name = at(b"nic\0")
+    with group_with_container(server, tmp_path / "socket") as (group, _):
+        answer = asked(server, group, message(Kind.REQUEST, 0x3B6A, name))
+        assert answer is not None
+        assert answer[0] == 2
+    settle(server)
+    assert server.system.devices["nic"].owner is None
+    opened(server, tmp_path / "socket", "/dev/vfio/0").close()
+
+
+def test_without_descriptors_one_open_fails_and_nothing_else(server: Server, tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with opened(server, tmp_path / "socket", "/dev/iommu") as kept, connected(tmp_path / "socket") as refused:
+        lowest = os.dup(0)
+        os.close(lowest)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, before[1]))
+        try:
+            settle(server)
+            with pytest.raises(OSError, match="Too many open files"):
+                os.dup(0)
+            assert refused.recv(64) == b""
+            assert asked(server, kept, message(Kind.REQUEST, 0x3B64)) == (0, 0)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        opened(server, tmp_path / "socket", "/dev/iommu").close()
+
+
+def test_memories_of_processes_are_forgotten(server: Server, tmp_path: Path) -> None:
+    with opened(server, tmp_path / "socket", "/dev/iommu") as iommu:
+        assert asked(server, iommu, message(Kind.REQUEST, 0x3B64)) == (0, 0)
+        gc.collect()
+        assert not server._memories
+
+
+def test_memory_that_is_denied_is_said_once(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def denied(*_: object) -> int:
+        ctypes.set_errno(errno.EPERM)
+        return -1
+
+    monkeypatch.setattr(remote, "_libc", SimpleNamespace(process_vm_readv=denied, process_vm_writev=denied))
+    with opened(server, tmp_path / "socket", "/dev/iommu") as iommu:
+        for _ in range(2):
+            assert asked(server, iommu, message(Kind.REQUEST, 0x3B81, 8)) == (0, -14)
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert f"memory of process {os.getpid()} is denied: with kernel.yama.ptrace_scope=1" in said
+
+
+def test_a_socket_whose_path_is_too_long_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="at most 107 bytes") as refused:
+        Server(System(), tmp_path / ("x" * 108))
+    assert refused.value.errno == errno.ENAMETOOLONG
 
 
 @pytest.mark.parametrize("seed", range(4))
