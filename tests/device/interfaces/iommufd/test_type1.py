@@ -440,6 +440,7 @@ def test_a_group_on_an_open_iommu_uses_the_chosen_ioas(system: System) -> None:
     assert system.hardware.engine.domains() == ()
 
 
+@pytest.mark.row("space", 61)
 def test_a_device_is_opened_again_through_its_group(system: System) -> None:
     """It is bound at the first time, and is so until the last descriptor is closed."""
     client = Client(system, version=None)
@@ -461,6 +462,7 @@ def test_a_device_is_opened_again_through_its_group(system: System) -> None:
     system.read("dma0", 0x10000, 1)
 
 
+@pytest.mark.row("space", 61)
 def test_a_device_that_is_open_stays_with_the_iommu_that_it_was_opened_on(system: System) -> None:
     client = Client(system, version=None)
     program = client.program
