@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import hashlib
+import math
 import os
 import re
 import select
@@ -77,7 +78,8 @@ class Vm(Watched):
         self._child = Child()
         self._typed, self._types = os.pipe()
         self._reads, self._written = os.pipe()
-        self._is_late = self._is_closed = False
+        self._is_closed = False
+        self._ends = math.inf
         self._watchdog = threading.Timer(limit_s, self._kill)
         self._watchdog.daemon = True
         self._agent = results / AGENT.name
@@ -87,7 +89,6 @@ class Vm(Watched):
         ]
 
     def _kill(self) -> None:
-        self._is_late = True
         with contextlib.suppress(ProcessLookupError):
             self._child.kill()
 
@@ -107,6 +108,7 @@ class Vm(Watched):
                     self._child.start(self._command, output=written, typed=self._typed)
             finally:
                 os.close(self._typed)
+            self._ends = time.monotonic() + self.limit_s
             self._watchdog.start()
             self._wait_for(re.escape(HOW_TO_LEAVE), self.limit_s)
             for line in self._lines:
@@ -176,7 +178,7 @@ class Vm(Watched):
             self._output += data
 
     def _why(self, what: str) -> str:
-        if self._is_late:
+        if time.monotonic() >= self._ends:  # whoever waits may see that before the watchdog has acted
             what = f"the VM was ended after {self.limit_s:g} s"
         said = "\n".join(line for line in self._lines[-_LINES:] if not line.startswith("@@"))
         return f"{what}; the lab said last:\n{said}"
