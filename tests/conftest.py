@@ -72,8 +72,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(autouse=True, scope="session")
 def _interruptible() -> None:
-    """Shells start background jobs with SIGINT ignored, and Python leaves it so: tests of Ctrl-C need it."""
+    """Shells start background jobs with SIGINT and SIGQUIT ignored, and Python leaves it so; tests of them need them."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 
 @pytest.fixture(autouse=True)
