@@ -72,7 +72,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(autouse=True, scope="session")
 def _interruptible() -> None:
-    """Shells start background jobs with SIGINT and SIGQUIT ignored, and Python leaves it so; tests of them need them."""
+    """Shells start background jobs with SIGINT and SIGQUIT ignored, and Python leaves it so: some tests need both."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
