@@ -17,11 +17,11 @@ MAY_IMPORT = {
     "dma": {"engine", "inputs", "counters"},
     "pci": {"dma", "inputs", "counters", "probes"},
     "virtio": {"dma", "pci"},
-    "net": {"hosted", "inputs"},
+    "net": {"hosted", "inputs", "process_status"},
     "endpoints": {"net", "virtio", "dma", "pci", "hosted", "inputs"},
     "history": {"engine", "probes"},
     "interfaces": {"engine", "dma", "pci", "history", "hosted", "inputs", "counters", "probes"},
-    "transports": {"pci", "hosted", "inputs"},
+    "transports": {"pci", "hosted", "inputs", "process_status"},
     "native": {"engine", "interfaces", "pci", "inputs", "cache", "exit_status"},
     "control": {
         "faults",

@@ -23,6 +23,7 @@ from typing import TypeVar
 
 from ..hosted import HUNG_UP, MayGoOn, Watch
 from ..inputs import InputKind, Inputs, Source
+from ..process_status import status_of
 from .link import Link, Watcher
 from .offload import HEADER_BYTES
 
@@ -215,11 +216,8 @@ def _processes() -> str:
 
 def _began(process: int) -> str:
     """When a process began, in the kernel's ticks; empty if there is none."""
-    try:
-        text = Path(f"/proc/{process}/stat").read_text(encoding="ascii", errors="replace")
-    except OSError:
-        return ""
-    return text.rpartition(")")[2].split()[19]
+    status = status_of(process)
+    return str(status.started) if status else ""
 
 
 class Tap(Link):

@@ -9,8 +9,8 @@ import select
 import socket
 import struct
 from dataclasses import dataclass
-from pathlib import Path
-from typing import NamedTuple
+
+from ..process_status import status_of
 
 __all__ = ["Peer", "is_gone", "peer_of"]
 
@@ -47,7 +47,7 @@ def peer_of(sock: socket.socket) -> Peer:
     """The other end of a connected Unix socket."""
     packed = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
     pid, user, group = _CREDENTIALS.unpack(packed)
-    status = _status_of(pid)
+    status = status_of(pid)
     return Peer(pid, user, group, _process_of(sock), status.started if status else None)
 
 
@@ -78,25 +78,8 @@ def _has_gone(peer: Peer) -> bool:
         return True
     except OSError:  # another user's
         pass
-    status = _status_of(peer.pid)
+    status = status_of(peer.pid)
     return status is not None and (status.has_ended or peer.started not in (None, status.started))
-
-
-class _Status(NamedTuple):
-    """What /proc says of a process."""
-
-    has_ended: bool
-    """whether all its threads have, and only its parent has not heard of it"""
-    started: int
-
-
-def _status_of(pid: int) -> _Status | None:
-    """None if nothing is to be found out. The format: proc_pid_stat(5)."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
-    except OSError:
-        return None
-    return _Status(has_ended=fields[0] in (b"Z", b"X") and int(fields[17]) <= 1, started=int(fields[19]))
 
 
 def _pidfd_of(sock: socket.socket) -> int:

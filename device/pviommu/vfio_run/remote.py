@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 from ..interfaces.iommufd import RequestError
+from ..process_status import status_of
 
 __all__ = ["MemoryDeniedError", "RemoteMemory"]
 
@@ -96,8 +97,5 @@ class RemoteMemory:
 
 
 def _start_of(pid: int) -> int:
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return 0
-    return int(text.rpartition(")")[2].split()[19])  # the name of the program may hold anything
+    status = status_of(pid)
+    return status.started if status else 0

@@ -91,7 +91,7 @@ def test_a_process_of_which_nothing_can_be_told_is_not_gone(
 ) -> None:
     without_pidfds(monkeypatch, errno.ENOPROTOOPT)
     if "started" in what:
-        monkeypatch.setattr(peers, "_status_of", lambda _: None)  # /proc hides it
+        monkeypatch.setattr(peers, "status_of", lambda _: None)  # /proc hides it
     else:
         process.end(is_noted=True)
     assert not is_gone(process.sock, replace(process.peer, **what))
