@@ -32,6 +32,7 @@ from pviommu_abi.shared import MAX_RINGS, SBDF_UNBOUND
 from . import documents, resources, toml_places
 from .documents import WrongValueError
 from .endpoints import ENDPOINTS, WITH_OPTIONS, endpoint_class
+from .endpoints.options import text_like
 from .engine import PAGE_MASK, PAGE_SHIFT, EngineConfig, ReservedFrames
 from .engine.config import MAX_APERTURE_BITS, MIN_APERTURE_BITS
 from .interfaces.pv.config import MAX_CONTEXT, MAX_ENDPOINTS, NO_STREAM, DefaultPolicy, IommuConfig
@@ -66,7 +67,7 @@ class _Section(msgspec.Struct, forbid_unknown_fields=True, rename="kebab", froze
 
 
 def _named(description: str) -> Meta:
-    return Meta(pattern=_NAME.pattern, description=description, extra_json_schema={"$comment": _NAME_RULE})
+    return text_like(_NAME, _NAME_RULE, description)
 
 
 def _identity(description: str) -> Meta:
@@ -136,10 +137,10 @@ class EndpointSection(_Section, frozen=True):
     sbdf: (
         Annotated[
             str,
-            Meta(
-                pattern=_SBDF.pattern,
-                description="its PCI address, if that is to be fixed; else the guest's driver tells it to the PV-IOMMU",
-                extra_json_schema={"$comment": _SBDF_RULE},
+            text_like(
+                _SBDF,
+                _SBDF_RULE,
+                "its PCI address, if that is to be fixed; else the guest's driver tells it to the PV-IOMMU",
             ),
         ]
         | None

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 import msgspec
 
-__all__ = ["Options"]
+__all__ = ["Options", "text_like"]
+
+
+def text_like(pattern: re.Pattern[str], rule: str, description: str) -> msgspec.Meta:
+    """What a schema says of a string that must match ``pattern``; ``rule`` says that in words."""
+    return msgspec.Meta(pattern=pattern.pattern, description=description, extra_json_schema={"$comment": rule})
 
 
 class Options(msgspec.Struct, forbid_unknown_fields=True, rename="kebab", frozen=True):

@@ -34,6 +34,7 @@ from ..virtio.features import IN_ORDER, INDIRECT_DESC, RING_EVENT_IDX, RING_PACK
 from ..virtio.layout import DEVICE_ID_BASE, VENDOR_ID
 from ..virtio.ring import Buffer
 from .endpoint import Options, Surroundings
+from .options import text_like
 from .virtio_device import VirtioDevice
 
 __all__ = ["VirtioNet", "VirtioNetOptions"]
@@ -111,36 +112,24 @@ class VirtioNetOptions(Options, frozen=True):
     tap: (
         Annotated[
             str,
-            Meta(
-                pattern=_INTERFACE.pattern,
-                description="name of the tap of a tap link; one that does not exist is made",
-                extra_json_schema={"$comment": _INTERFACE_RULE},
-            ),
+            text_like(_INTERFACE, _INTERFACE_RULE, "name of the tap of a tap link; one that does not exist is made"),
         ]
         | None
     ) = None
     netns: (
         Annotated[
             str,
-            Meta(
-                pattern=_NAMESPACE.pattern,
-                description="network namespace of the tap, if it is another one; one that does not exist is made",
-                extra_json_schema={"$comment": _NAMESPACE_RULE},
+            text_like(
+                _NAMESPACE,
+                _NAMESPACE_RULE,
+                "network namespace of the tap, if it is another one; one that does not exist is made",
             ),
         ]
         | None
     ) = None
     address: Annotated[str, Meta(description="IP address of a tap that is made, as 10.0.0.1/24")] | None = None
     mac: (
-        Annotated[
-            str,
-            Meta(
-                pattern=_MAC.pattern,
-                description="its address; 02:70:76:69 and the stream if it is not given",
-                extra_json_schema={"$comment": _MAC_RULE},
-            ),
-        ]
-        | None
+        Annotated[str, text_like(_MAC, _MAC_RULE, "its address; 02:70:76:69 and the stream if it is not given")] | None
     ) = None
     mtu: Annotated[int, Meta(ge=68, le=0xFFFF, description="longest packet in bytes")] = 1500
     queue_pairs: Annotated[int, Meta(ge=1, le=4, description="queues for each direction")] = 1
