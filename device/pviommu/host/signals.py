@@ -11,7 +11,7 @@ from typing import Any
 
 from .loop import Loop
 
-__all__ = ["handled", "stopped_by_signals", "terminated_like_interrupted"]
+__all__ = ["handled", "stopped_by_signals", "terminated_like_interrupted", "waking"]
 
 _MOST_SIGNALS = 4096
 _Handler = Callable[[int, FrameType | None], Any]
@@ -30,6 +30,22 @@ def handled(numbers: Iterable[int], handler: _Handler, afterwards: signal.Handle
             signal.signal(number, old if afterwards is None else afterwards)
 
 
+@contextlib.contextmanager
+def waking(
+    numbers: Iterable[int], handler: _Handler, afterwards: signal.Handlers | None = None
+) -> Iterator[socket.socket]:
+    """As :func:`handled`, with a socket that can be read once one has come: its bytes are their numbers."""
+    reader, writer = socket.socketpair()
+    reader.setblocking(False)
+    writer.setblocking(False)
+    with reader, writer, handled(numbers, handler, afterwards):
+        before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+        try:
+            yield reader
+        finally:
+            signal.set_wakeup_fd(before)
+
+
 def _unless_ignored(number: int) -> list[int]:
     """What nohup ignores stays so."""
     return [] if signal.getsignal(number) is signal.SIG_IGN else [number]
@@ -44,9 +60,6 @@ def stopped_by_signals(
     SIGHUP calls ``on_hangup``; without one it stops the loop too, unless it was ignored (nohup). ``ends_process``: the
     process ends afterwards, and one more of these signals changes neither its status nor what it has still to say.
     """
-    reader, writer = socket.socketpair()
-    reader.setblocking(False)
-    writer.setblocking(False)
 
     def on_signal(number: int, _frame: FrameType | None) -> None:
         if number == signal.SIGHUP and on_hangup:
@@ -55,18 +68,13 @@ def stopped_by_signals(
             loop.stop()
 
     hangup = [signal.SIGHUP] if on_hangup else _unless_ignored(signal.SIGHUP)
-    with (
-        reader,
-        writer,
-        handled([signal.SIGTERM, signal.SIGINT, *hangup], on_signal, signal.SIG_IGN if ends_process else None),
-    ):
-        wakeup = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+    numbers = [signal.SIGTERM, signal.SIGINT, *hangup]
+    with waking(numbers, on_signal, signal.SIG_IGN if ends_process else None) as reader:
         watch = loop.watch(reader.fileno(), lambda *_: _forget(reader))
         try:
             yield
         finally:
             watch.close()
-            signal.set_wakeup_fd(wakeup)
 
 
 def _forget(reader: socket.socket) -> None:

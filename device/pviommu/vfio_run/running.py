@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ..host.descriptors import raise_limit
-from ..host.signals import handled
+from ..host.signals import waking
 from ..interfaces.iommufd import System
 from ..native.build import build
 from .server import Server
@@ -76,19 +76,10 @@ def _serve(program: subprocess.Popen[bytes], server: Server, signals: socket.soc
     return program.wait()
 
 
-@contextlib.contextmanager
-def _signals() -> Iterator[socket.socket]:
+def _signals() -> contextlib.AbstractContextManager[socket.socket]:
     """The numbers of signals that come. Those that are ignored stay so, and all are as they were in children."""
-    reader, writer = socket.socketpair()
-    reader.setblocking(False)
-    writer.setblocking(False)
     heeded = [number for number in (*_FROM_TERMINAL, *_FORWARDED) if signal.getsignal(number) is not signal.SIG_IGN]
-    with reader, writer, handled(heeded, lambda *_: None):
-        before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
-        try:
-            yield reader
-        finally:
-            signal.set_wakeup_fd(before)
+    return waking(heeded, lambda *_: None)
 
 
 @contextlib.contextmanager
