@@ -9,7 +9,7 @@ import os
 import select
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from pviommu.counters import Counters
 from pviommu.dma.usage import PROBED_SIZE
@@ -76,6 +76,20 @@ class Bounded(LiveInputs):
 
     def wait(self, poller: select.epoll, timeout_ms: float) -> Sequence[tuple[int, int]]:
         raise AssertionError("a target has no loop that waits")
+
+
+class Meddled(Bounded):
+    """Inputs of a device whose guest writes while it is looked at: ``meddle`` runs after each copy."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.meddle: Callable[[], None] | None = None
+
+    def copy(self, view: memoryview) -> bytes:
+        data = bytes(view)
+        if self.meddle is not None:
+            self.meddle()
+        return data
 
 
 class _Swallowed(logging.Handler):

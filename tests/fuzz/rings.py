@@ -26,7 +26,7 @@ from pviommu_abi.xen_v7 import XenV7Op
 from vfio_user import DmaMapping, RequestError
 
 from .feed import Feed
-from .machine import RAM_SIZE, STREAM, Bounded, check_engine, sealed_memory, small_machine
+from .machine import RAM_SIZE, STREAM, Meddled, check_engine, sealed_memory, small_machine
 
 __all__ = ["TOKENS", "target"]
 
@@ -48,20 +48,6 @@ TOKENS = tuple(
 )
 
 
-class _Inputs(Bounded):
-    """Inputs of a device whose guest writes while it is looked at: ``meddle`` runs after each copy."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.meddle: Callable[[], None] | None = None
-
-    def copy(self, view: memoryview) -> bytes:
-        data = bytes(view)
-        if self.meddle is not None:
-            self.meddle()
-        return data
-
-
 def target(data: bytes) -> None:
     """Nothing raises, one bad request fails alone, and the engine's books are right after every step of work."""
     feed = Feed(data)
@@ -74,7 +60,7 @@ def target(data: bytes) -> None:
         aperture_bits=(39, 48, 32, 39)[limits >> 5 & 3],
         default_policy=("identity", "blocked")[limits >> 7],
     )
-    inputs, ram = _Inputs(), sealed_memory()
+    inputs, ram = Meddled(), sealed_memory()
     try:
         with small_machine(entry, inputs, ram, DIRECT if profile & 2 else ()) as machine:
             guest = _Guest(machine, inputs, ram)
@@ -97,7 +83,7 @@ def _frame(feed: Feed) -> int:
 
 
 class _Guest:
-    def __init__(self, machine: Machine, inputs: _Inputs, ram: int) -> None:
+    def __init__(self, machine: Machine, inputs: Meddled, ram: int) -> None:
         self.machine = machine
         self.step = Work(machine).step
         self.iommu = machine.iommu

@@ -29,7 +29,7 @@ from pviommu.virtio.layout import REGISTER_BAR_SIZE
 from vfio_user import DmaMapping
 
 from .feed import Feed
-from .machine import RAM_SIZE, Bounded, build, nothing_raised, open_descriptors, sealed_memory
+from .machine import RAM_SIZE, Meddled, build, nothing_raised, open_descriptors, sealed_memory
 
 __all__ = ["TOKENS", "target"]
 
@@ -58,20 +58,6 @@ _REQUIRED = (
     | net.MTU
 )
 TOKENS = tuple(flags.to_bytes(2, "little") for flags in (1, 2, 4, 5, 0x80, 0x8000, 0x8080, 0x81, 0x84))
-
-
-class _Inputs(Bounded):
-    """Inputs of a device whose guest writes while it is looked at: ``meddle`` runs after each copy."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.meddle: Callable[[], None] | None = None
-
-    def copy(self, view: memoryview) -> bytes:
-        data = bytes(view)
-        if self.meddle is not None:
-            self.meddle()
-        return data
 
 
 class _Memory:
@@ -194,7 +180,7 @@ def target(data: bytes) -> None:
     """Nothing raises or fails, work has an end, and what is kept stays within its bounds."""
     feed = Feed(data)
     features = feed.u8()
-    inputs, ram = _Inputs(), sealed_memory()
+    inputs, ram = Meddled(), sealed_memory()
     before = open_descriptors()
     try:
         with nothing_raised():
