@@ -20,7 +20,17 @@ from ..faults.where import number_range
 from .problems import UsageError
 from .vm import Alarm
 
-__all__ = ["DEFAULT", "EVENTS", "RULES_PATH", "Play", "Played", "chosen_start", "found", "of_connections"]
+__all__ = [
+    "DEFAULT",
+    "EVENTS",
+    "RULES_PATH",
+    "WITH_A_CONNECTION",
+    "Play",
+    "Played",
+    "chosen_start",
+    "found",
+    "of_connections",
+]
 
 DEFAULT = "lab"
 """The scenario of a run that names none."""
@@ -30,7 +40,8 @@ RULES_PATH = "/lab/rules"
 """Where the guest finds what the rules are expected to do: a line ``HASH FIRST LAST ID`` for each of them."""
 _SECONDS = 10.0
 _NO_LIMIT = 1 << 63
-_WITH_A_CONNECTION = ("message.", "socket.")
+WITH_A_CONNECTION = ("message.", "socket.")
+"""Places that a guest passes only on connections made later, and QEMU makes one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +91,7 @@ def chosen_start(scenario: Scenario, asked: str | None) -> str:
 def of_connections(scenario: Scenario) -> str | None:
     """The first place of a rule that is about the messages or the socket of a client; None if there is none."""
     places = (place.name for rule in scenario.rule for place in rule.places())
-    return next((name for name in places if name.startswith(_WITH_A_CONNECTION)), None)
+    return next((name for name in places if name.startswith(WITH_A_CONNECTION)), None)
 
 
 class Play:

@@ -35,7 +35,7 @@ from ..lab.listener import Listener
 from ..lab.problems import EnvironmentProblem, RunError, UsageError
 from ..lab.report import RunRecord
 from ..lab.run import Provide, guarded, prepare, set_up
-from ..lab.scenario import Played
+from ..lab.scenario import WITH_A_CONNECTION, Played
 from ..lab.server import PROGRAM, capabilities
 from ..lab.vm import Alarm, GuestTimeoutError, parse_memory
 from ..reports.ktap import TestResult
@@ -50,8 +50,6 @@ _BOOT_S = 300.0
 """From the start of a guest to its first case; lockdep and KASAN under TCG need most of it."""
 _MEMORY = "2G"
 _CONSOLE_LINES = 12
-_WITH_A_CONNECTION = ("message.", "socket.")
-"""Places that a guest passes only on connections made later, and QEMU makes one."""
 _OF_MAPS = ("op.map_pages.", "table.map.")
 _NO_PAGES_IN_ADVANCE = Rule(
     id="no-pages-in-advance", on="op.reserve.pre", do=Do(fail="ENOMEM"), expect=Expect(fired="0..")
@@ -96,9 +94,7 @@ class GuestSweep:
         self._told = told
         self._limit_s = limit_s
         self._clock = clock
-        self._counting = counting(
-            [place.name for place in places("*") if not place.name.startswith(_WITH_A_CONNECTION)]
-        )
+        self._counting = counting([place.name for place in places("*") if not place.name.startswith(WITH_A_CONNECTION)])
         self._passed: dict[str, int] = {}
         self._left: deque[Case] | None = None
         self._current: Case | Scenario | None = None
