@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 from time import perf_counter_ns
 from typing import TextIO
 
@@ -26,7 +25,7 @@ from .mechanisms import Mechanism, RingUse
 from .output import Document, add_targets, check_targets, machine, show
 from .processors import apart_from_children
 from .samples import Case, Effort, Figure, Series, figure, measure
-from .wire_guest import BenchServer, WireGuest, capabilities_ns, processor_time_ns
+from .wire_guest import BenchServer, WireGuest, capabilities_ns, processor_time_ns, start_ns
 
 __all__ = ["Measured", "add_arguments", "judge", "main"]
 
@@ -137,15 +136,10 @@ def _measure(core: str, effort: Effort, program: Sequence[str], options: Sequenc
         found.doorbells = {name: 1000 * bells / ops for name, (bells, ops) in driver.doorbells.items() if ops}
         found.processor = driver.processor(server.pid)
     found.times = {
-        "start to listening": [_start_ns(program, topology, options) for _ in range(effort.repeat)],
+        "start to listening": [start_ns(program, topology, options) for _ in range(effort.repeat)],
         "--print-capabilities": [float(capabilities_ns(program, topology)) for _ in range(effort.repeat)],
     }
     return found
-
-
-def _start_ns(program: Sequence[str], topology: Path, options: Sequence[str]) -> float:
-    with short_folder() as folder, BenchServer(program, topology, folder, options) as server:
-        return float(server.start_ns)
 
 
 class _Driver:

@@ -38,7 +38,7 @@ from .mechanisms import Mechanism
 from .output import Document, add_targets, check_targets, machine, show
 from .processors import apart_from_children
 from .samples import Case, Effort, Figure, Series, figure, measure
-from .wire_guest import BenchServer, WireGuest, processor_time_ns
+from .wire_guest import BenchServer, WireGuest, processor_time_ns, start_ns
 
 __all__ = ["Measured", "Trap", "add_arguments", "judge", "main"]
 
@@ -244,17 +244,12 @@ def _measure(core: str, effort: Effort, program: Sequence[str]) -> dict[str, Mea
         found[name][START] = []
     for turn in range(effort.repeat):
         for name in TRANSPORTS if turn % 2 == 0 else reversed(TRANSPORTS):
-            found[name][START].append(_start_ns(program, topology, options[name]))
+            found[name][START].append(start_ns(program, topology, options[name]))
     return found
 
 
 def _of(name: str, series: Sequence[Series]) -> list[Series]:
     return [one for one in series if one.name.startswith(_named(name, ""))]
-
-
-def _start_ns(program: Sequence[str], topology: Path, options: Sequence[str]) -> float:
-    with short_folder() as folder, BenchServer(program, topology, folder, options) as server:
-        return float(server.start_ns)
 
 
 # -- judging ----------------------------------------------------------------------------------------------------------

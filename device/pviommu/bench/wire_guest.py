@@ -25,10 +25,11 @@ from ..guest.ring import Ring
 from ..guest.wire import WireFunction
 from ..lab.problems import RunError
 from ..lab.processes import Child
+from ..lab.run import short_folder
 from .local_guest import map_slot, unmap_slot
 from .mechanisms import Mechanism, PythonMechanism, RingPlace, RingUse
 
-__all__ = ["BenchServer", "Opened", "WireGuest", "capabilities_ns", "processor_time_ns"]
+__all__ = ["BenchServer", "Opened", "WireGuest", "capabilities_ns", "processor_time_ns", "start_ns"]
 
 _START_SECONDS = 20.0
 _POLL_SECONDS = 0.0005
@@ -92,6 +93,12 @@ class BenchServer:
             return time.perf_counter_ns() - begun
         finally:
             os.close(process)
+
+
+def start_ns(program: Sequence[str], topology: Path, options: Sequence[str]) -> float:
+    """How long a server takes from its start until it listens. Raises RunError."""
+    with short_folder() as folder, BenchServer(program, topology, folder, options) as server:
+        return float(server.start_ns)
 
 
 def capabilities_ns(program: Sequence[str], topology: Path) -> int:
