@@ -12,7 +12,7 @@ from ..counters import Counters
 from ..hosted import STOPPED_NS, MayGoOn, Owner, Poll, Timer, Watch
 from ..inputs import Inputs, WorkOutcome
 from .calls import Calls
-from .pacing import FOREVER, NAP_MS, Pace, naps_end_in_time
+from .pacing import FOREVER, NAP_MS, Pace
 from .timers import Timers
 from .watches import Watches
 from .work import Work
@@ -74,7 +74,6 @@ class Loop:
 
     def run(self) -> None:
         """Serve until :meth:`stop`."""
-        naps_end_in_time()
         gc.collect()
         gc.freeze()
         gc.disable()  # collected when idle, never while a guest waits

@@ -17,7 +17,7 @@ from ..cache import CacheError
 from ..counters import Counters
 from ..host.descriptors import DescriptorsError, check_count, raise_limit, share_out
 from ..host.loop import Loop
-from ..host.pacing import Pace
+from ..host.pacing import Pace, naps_end_in_time
 from ..host.server import Server, Transport
 from ..inputs import Inputs, LiveInputs
 from ..interfaces.pv.ring_core import DeviceCore
@@ -240,6 +240,7 @@ def _serve(
     pidfile: PidFile | None,
     library: str,
 ) -> None:
+    naps_end_in_time()
     if pidfile:
         pidfile.make()
     name = machine.iommu.engine.core_name

@@ -7,13 +7,12 @@ import select
 import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pviommu.host.loop import Loop
-from pviommu.host.pacing import FOREVER, NAP_MS, TIMER_SLACK_NS, Pace
+from pviommu.host.pacing import FOREVER, Pace
 from pviommu.host.watches import SOCKETS_NS
 from pviommu.host.work import Work
 from pviommu.host.workers import THREADS
@@ -402,16 +401,3 @@ def test_after_the_end_nothing_is_begun_and_nobody_woken(loop: Loop) -> None:
         os.read(reader, 8)
     for each in (reader, writer, fd):
         os.close(each)
-
-
-@pytest.mark.row("driver", 71)
-def test_naps_of_a_process_that_serves_end_in_time(loop: Loop) -> None:
-    slack = Path("/proc/self/timerslack_ns")  # others' may be read by root only
-    before = slack.read_text(encoding="ascii")
-    slack.write_text("50000", encoding="ascii")
-    try:
-        loop.stop()
-        loop.run()
-        assert int(slack.read_text(encoding="ascii")) == TIMER_SLACK_NS < NAP_MS * 1e6 / 10
-    finally:
-        slack.write_text(before, encoding="ascii")

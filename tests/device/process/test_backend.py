@@ -2,14 +2,18 @@ import json
 import logging
 import os
 import socket
+from pathlib import Path
 
 import pytest
 
-from pviommu.host.pacing import Pace
+from pviommu.host.pacing import NAP_MS, TIMER_SLACK_NS, Pace
 from pviommu.host.server import Server
 from pviommu.native.build import build
 from pviommu.process.backend import BackendError, Settings, run
 from pviommu.topology import Topology
+
+SLACK = Path("/proc/self/timerslack_ns")
+"""that of another process may be read by root only"""
 
 
 @pytest.fixture
@@ -19,10 +23,13 @@ def serves_briefly(monkeypatch):
 
     def look(server):
         seen["pidfile"] = seen["path"].read_text() if seen["path"].exists() else None
+        seen["slack"] = SLACK.read_text(encoding="ascii")
         seen["sockets"] = sorted(path.name for path in seen["path"].parent.glob("*.sock"))
 
     monkeypatch.setattr(Server, "run", look)
-    return seen
+    slack = SLACK.read_text(encoding="ascii")
+    yield seen
+    SLACK.write_text(slack, encoding="ascii")
 
 
 def settings(folder, **changes):
@@ -36,6 +43,14 @@ def test_sockets_and_pidfile_are_there_while_it_serves_and_no_longer(serves_brie
     assert serves_briefly["pidfile"] == f"{os.getpid()}\n"
     assert serves_briefly["sockets"] == ["iommu.sock"]
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.row("driver", 71)
+def test_naps_of_a_process_that_serves_end_in_time(serves_briefly, tmp_path):
+    serves_briefly["path"] = tmp_path / "pid"
+    SLACK.write_text("50000", encoding="ascii")
+    run(Topology(), settings(tmp_path))
+    assert int(serves_briefly["slack"]) == TIMER_SLACK_NS < NAP_MS * 1e6 / 10
 
 
 def test_the_log_says_what_listens_with_which_core_and_sums_up(serves_briefly, tmp_path, caplog):
