@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from qemu.qmp import ExecuteError, QMPClient
 
+from pviommu.bench.wire_guest import processor_time_ns
 from pviommu.control.client import Client
 from pviommu.control.description import CommandError
 from pviommu.exit_status import ExitStatus
@@ -223,17 +224,20 @@ def test_a_machine_goes_on_in_another_process(folder: Path, topology: Path, clie
 # -- clients that it is not for ---------------------------------------------------------------------------------------
 
 
-def longest_wait(guest: Guest) -> float:
-    """The longest that a guest waits for a slot, in seconds, in the best of a few spells: others use this host, too."""
-    return min(_longest_wait(guest) for _ in range(4))
+def longest_wait(guest: Guest, serve: Serve) -> float:
+    """The most that the server does while a guest waits for a slot, in seconds of its processor time, in the best of a
+    few spells. Others use this host, too, so that the guest's own clock would tell of them.
+    """
+    return min(_longest_wait(guest, serve) for _ in range(4))
 
 
-def _longest_wait(guest: Guest) -> float:
-    longest, end = 0.0, time.monotonic() + 0.15
-    while (began := time.monotonic()) < end:
+def _longest_wait(guest: Guest, serve: Serve) -> float:
+    longest, end = 0, time.monotonic() + 0.15
+    while time.monotonic() < end:
+        began = processor_time_ns(serve.process.pid)
         guest.iommu.usage()
-        longest = max(longest, time.monotonic() - began)
-    return longest
+        longest = max(longest, processor_time_ns(serve.process.pid) - began)
+    return longest / 1e9
 
 
 class Hostile:
@@ -308,7 +312,7 @@ def test_others_are_served_whatever_a_client_sends(
     for _ in range(3):
         hostile.push(hostile.connect(), data)
 
-    assert longest_wait(guest) < 0.03
+    assert longest_wait(guest, serve) < 0.03
     with Client(path, PATIENCE_S) as client:
         assert client.call("status")["contexts"] == 0
     assert serve.resident() - before < 16 << 20
@@ -322,7 +326,7 @@ def test_a_hundred_connections_leave_room_for_one_that_asks(
     for _ in range(100):
         hostile.connect()
 
-    assert longest_wait(guest) < 0.03
+    assert longest_wait(guest, serve) < 0.03
     with Client(path, PATIENCE_S) as client:
         assert client.call("version")["abi"] == 1
     assert serve.descriptors() - before <= 20
@@ -342,7 +346,7 @@ def test_a_dump_of_very_many_runs_delays_nobody(folder: Path, path: Path, hostil
         for _ in range(20):
             hostile.push(sock, command * 100)
 
-        assert longest_wait(guest) < 0.03
+        assert longest_wait(guest, serve) < 0.03
         with Client(path, PATIENCE_S) as client:
             with pytest.raises(CommandError, match="must be an integer from 1 to 1024"):
                 client.call("dump", {"context": ctx, "limit": 1 << 20})

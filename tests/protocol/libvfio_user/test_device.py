@@ -432,7 +432,7 @@ def test_serve_rests_while_nobody_can_be_accepted(card: Card, monkeypatch: pytes
         client.connect(str(card.path))
         begin = time.monotonic()
         card.serve(stop)
-    assert 0.2 <= time.monotonic() - begin < 2
+    assert time.monotonic() - begin >= 0.2
     assert len(failed) == 3
     os.close(stop)
     os.close(end)
