@@ -114,6 +114,11 @@ class Serve:
         """Open descriptors of the server."""
         return len(os.listdir(f"/proc/{self.process.pid}/fd"))
 
+    def sleeps(self) -> int:
+        """How often the server's main thread has given up its processor to wait."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in status if line.startswith("voluntary_ctxt_switches"))
+
     def mapped_memory(self) -> list[int]:
         """Bytes of each mapping of guest RAM in the server."""
         maps = Path(f"/proc/{self.process.pid}/maps").read_text().splitlines()
