@@ -14,7 +14,7 @@ from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from pviommu_abi.registers import ABI_VERSION
 
@@ -136,6 +136,14 @@ class _Endpoint(_Function, Protocol):
 
     @property
     def failed(self) -> bool: ...
+
+
+@runtime_checkable
+class _Card(Protocol):
+    """A network card: see :class:`pviommu.endpoints.virtio_net.VirtioNet`."""
+
+    def link_report(self) -> dict[str, Any]: ...
+    def set_link(self, is_up: bool) -> None: ...
 
 
 class _Machine(Protocol):
@@ -267,7 +275,25 @@ class Answers:
 
     def do_statistics(self, *, format: str) -> Steps:
         values = self._machine.counters.report() | (yield from self._usage())
-        return {"text": prometheus.text(values)} if format == "prometheus" else {"statistics": values}
+        links = [card.link_report() for card in self._cards().values()]
+        if format == "prometheus":
+            return {"text": prometheus.text(values) + prometheus.of_links(links)}
+        return {"statistics": values} | ({"links": links} if links else {})
+
+    def _cards(self) -> dict[str, _Card]:
+        return {name: card for name, card in self._machine.endpoints.items() if isinstance(card, _Card)}
+
+    def do_links(self) -> Answer:
+        return {"links": [card.link_report() for card in self._cards().values()]}
+
+    def do_link(self, *, card: str, state: str) -> Answer:
+        cards = self._cards()
+        if card not in cards:
+            there = f"there are {', '.join(cards)}" if cards else "this machine has none"
+            raise CommandError(f"there is no network card {card[:40]!r}; {there}", _NOT_FOUND)
+        cards[card].set_link(state == "up")
+        report = cards[card].link_report()
+        return {"name": card, "up": report["up"]}
 
     def do_trace(self, *, state: str) -> Answer:
         TRACED.setLevel(logging.DEBUG if state == "on" else logging.NOTSET)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from .description import Argument, Command, Field, Form, paged
 
 __all__ = ["COMMANDS", "MOST_AREAS", "MOST_CONTEXTS", "MOST_FAULTS", "MOST_OPERATIONS"]
@@ -76,6 +78,26 @@ _FAULT = (
     Field("operations", "operations before it"),
     Field("explanation", "as of `explain`, made when it happened; missing if too many came at a time", Form.OBJECT),
 )
+_LINKS = Field(
+    "links",
+    "network cards, in the order of the topology",
+    Form.LIST,
+    fields=(
+        Field("name", "of its socket", Form.TEXT),
+        Field("link", "none, peer, or tap", Form.TEXT),
+        Field("other", "the tap, or the card at the other end", Form.TEXT),
+        Field("up", "whether the guest sees the link up", Form.BOOLEAN),
+        Field("set", "up or down, as `link` has set it", Form.TEXT),
+        Field("mac", "its address", Form.TEXT),
+        Field("sent", "frames of the guest that the link took"),
+        Field("sent_bytes", "in them", unit="bytes"),
+        Field("received", "frames that the guest was given"),
+        Field("received_bytes", "in them", unit="bytes"),
+        Field("sent_dropped", "frames of the guest that were dropped, by reason", Form.OBJECT),
+        Field("received_dropped", "frames for the guest that were dropped, by reason", Form.OBJECT),
+    ),
+)
+"""All is counted since the server began."""
 
 _VERDICT = (
     Field("ok", "whether all did what was expected so far", Form.BOOLEAN),
@@ -245,6 +267,20 @@ COMMANDS = (
         (
             Field("statistics", "counters by name; `ops` has operations by kind", Form.OBJECT),
             Field("text", "the same as Prometheus reads it", Form.TEXT),
+            replace(_LINKS, help=f"{_LINKS.help}, if there are any, as of `links`"),
+        ),
+    ),
+    Command("links", "list the network cards, with their links and what was counted", result=(_LINKS,)),
+    Command(
+        "link",
+        "set the link of a network card up or down, as by plugging its cable in or out; the guest is told",
+        (
+            Argument("card", "name of its socket", Form.TEXT, required=True),
+            Argument("state", "up or down", Form.TEXT, required=True, choices=("up", "down")),
+        ),
+        (
+            Field("name", "of its socket", Form.TEXT),
+            Field("up", "whether the guest now sees the link up: the other end may be down", Form.BOOLEAN),
         ),
     ),
     Command(

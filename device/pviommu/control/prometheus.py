@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-__all__ = ["HELP", "LABELS", "text"]
+__all__ = ["HELP", "LABELS", "of_links", "text"]
 
 GAUGES = frozenset(("contexts", "mapped_pages", "pool_pages_used", "pool_pages"))
 LABELS = {"ops": "operation"}
@@ -54,3 +54,32 @@ def _metric(name: str, value: Any) -> Iterator[str]:
             yield f'{metric}{{{LABELS[name]}="{each}"}} {count}'
     else:
         yield f"{metric} {value}"
+
+
+def of_links(links: Iterable[Mapping[str, Any]]) -> str:
+    """The network cards of a ``statistics`` result; nothing if there are none."""
+    metrics: dict[str, list[str]] = {}
+    for link in links:
+        card = f'card="{link["name"]}"'
+        metrics.setdefault("link_up", []).append(f"{{{card}}} {int(link['up'])}")
+        for direction in ("sent", "received"):
+            labels = f'{card},direction="{direction}"'
+            metrics.setdefault("link_frames_total", []).append(f"{{{labels}}} {link[direction]}")
+            metrics.setdefault("link_bytes_total", []).append(f"{{{labels}}} {link[direction + '_bytes']}")
+            for reason, count in link[f"{direction}_dropped"].items():
+                metrics.setdefault("link_dropped_total", []).append(f'{{{labels},reason="{reason}"}} {count}')
+    return "".join(f"{line}\n" for name, samples in metrics.items() for line in _samples(name, samples))
+
+
+def _samples(name: str, samples: Iterable[str]) -> Iterator[str]:
+    yield f"# HELP pviommu_{name} {_LINK_HELP[name]}"
+    yield f"# TYPE pviommu_{name} {'counter' if name.endswith('_total') else 'gauge'}"
+    yield from (f"pviommu_{name}{sample}" for sample in samples)
+
+
+_LINK_HELP = {
+    "link_up": "whether the guest sees the link of its network card up",
+    "link_frames_total": "frames that a network card sent or received",
+    "link_bytes_total": "bytes in these frames",
+    "link_dropped_total": "frames that a network card dropped",
+}

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from itertools import islice
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -140,6 +140,9 @@ class VirtioNetOptions(Options, frozen=True):
     offloads: Annotated[bool, Meta(description="whether checksums and segmentation of TCP may be left to it")] = True
     pcap: Annotated[str, Meta(description="file for all frames that it sends and receives")] | None = None
     pcap_limit: Annotated[int, Meta(ge=4096, le=1 << 40, description="bytes of that file, at most")] = 1 << 30
+    link_state: Annotated[
+        Literal["up", "down"], Meta(description="how the link is set at first; `pviommu ctl link` sets it")
+    ] = "up"
 
     def check(self, name: str, others: Mapping[str, object]) -> None:
         for key, pattern, rule in (
@@ -200,18 +203,33 @@ class Traffic(msgspec.Struct):
 
 
 class _Peer(Link):
-    """The link to another card of the machine."""
+    """The link to another card of the machine: one cable, which is pulled for both where one end is set down."""
 
-    is_up = True
+    def __init__(self, name: str, siblings: Mapping[str, object], on_change: Callable[[], None]) -> None:
+        self._name, self._siblings, self._on_change = name, siblings, on_change
+        self._is_gone = False
 
-    def __init__(self, name: str, siblings: Mapping[str, object]) -> None:
-        self._name, self._siblings = name, siblings
-
-    def send(self, header: bytes, frame: bytes) -> bool:
+    def _other(self) -> VirtioNet | None:
         other = self._siblings.get(self._name)
-        if isinstance(other, VirtioNet):
+        return other if isinstance(other, VirtioNet) else None
+
+    @property
+    def is_up(self) -> bool:  # type: ignore[override]
+        other = self._other()
+        return not self._is_gone and not (other and other.is_set_down)
+
+    def carry(self, is_up: bool) -> None:
+        if other := self._other():
+            other.link_changed()
+
+    def transmit(self, header: bytes, frame: bytes, pair: int) -> bool:
+        if other := self._other():
             other.attempts.make("a frame of its peer", other.receive, header, frame)
-        return True
+        return not self._is_gone
+
+    def end(self) -> None:
+        self._is_gone = True
+        self._on_change()
 
 
 class VirtioNet(VirtioDevice):
@@ -251,8 +269,20 @@ class VirtioNet(VirtioDevice):
         self._mac = _address(options.mac, self.stream)
         self.registers["MAX_VIRTQUEUE_PAIRS"] = self._pairs
         self.registers["MTU"] = options.mtu
+        self._before = Traffic()
+        """before the last reset"""
+        self._bytes = {True: 0, False: 0}
+        """of frames sent (True) and received"""
+        self._drops: dict[bool, Counter[str]] = {True: Counter(), False: Counter()}
+        """frames that were not sent (True) or not received, by reason"""
+        self.is_set_down = options.link_state == "down"
+        """whether somebody has set its link down, as by pulling the cable"""
         self._link = self._linked(options, surroundings.siblings)
+        if self.is_set_down:
+            self._link.carry(False)
         self._was_up = self.link_is_up
+        self.probes.bind(self._link, "transmit", "link.send", self.name, self)
+        self.probes.bind(self, "receive", "link.receive", self.name, self)
         self._steps: list[Callable[[], bool]] = [self._obey, self._hear_link]
         for pair in range(self._pairs):
             self._steps += [partial(self._send_next, pair), partial(self._receive_next, pair)]
@@ -281,7 +311,7 @@ class VirtioNet(VirtioDevice):
 
     def _linked(self, options: VirtioNetOptions, siblings: Mapping[str, object]) -> Link:
         if options.link == "peer" and options.peer:
-            return _Peer(options.peer, siblings)
+            return _Peer(options.peer, siblings, self.link_changed)
         if options.link == "tap" and options.tap:
             from ..net.tap import Tap  # most cards have none
 
@@ -312,13 +342,39 @@ class VirtioNet(VirtioDevice):
     def _start_link(self) -> None:
         offloads = self.state.guest_offloads
         self._link.accept(bool(offloads & GUEST_CSUM), bool(offloads & GUEST_TSO4), bool(offloads & GUEST_TSO6))
-        self._link.start(self._watch, self._link_changed)
+        self._link.use(self.state.pairs)
+        self._link.start(self._watch, self.link_changed)
 
     def _watch(self, fd: int, callback: Callable[[int, MayGoOn], None]) -> Watch:
         return self.host.watch(fd, callback)
 
-    def _link_changed(self) -> None:
-        """Frames have arrived, or the link has gone down."""
+    def set_link(self, is_up: bool) -> None:
+        """Set the link up or down: the driver is told. While it is down, frames are lost both ways."""
+        if is_up is self.is_set_down:
+            self.is_set_down = not is_up
+            self._link.carry(is_up)
+            self.link_changed()
+
+    def link_report(self) -> dict[str, Any]:
+        """What an operator is told: names and values that :data:`.control.commands.COMMANDS` describes."""
+        options, traffic, before = self.options, self.state.traffic, self._before
+        return {
+            "name": self.name,
+            "link": options.link,
+            "other": options.tap or options.peer,
+            "up": self.link_is_up,
+            "set": "down" if self.is_set_down else "up",
+            "mac": self.mac.hex(":"),
+            "sent": before.sent + traffic.sent,
+            "sent_bytes": self._bytes[True],
+            "received": before.received + traffic.received,
+            "received_bytes": self._bytes[False],
+            "sent_dropped": dict(sorted(self._drops[True].items())),
+            "received_dropped": dict(sorted(self._drops[False].items())),
+        }
+
+    def link_changed(self) -> None:
+        """Frames have arrived, or the link has gone up or down."""
         if self.link_is_up != self._was_up:
             self._was_up = self.link_is_up
             self.attempts.make("a change of its link", self.config_change)
@@ -327,6 +383,8 @@ class VirtioNet(VirtioDevice):
     def on_load(self) -> None:
         """The rest of the network may look for the card elsewhere: the driver is asked to tell it."""
         super().on_load()
+        self._before.sent -= self.state.traffic.sent  # which another server has counted
+        self._before.received -= self.state.traffic.received
         for pair, inbox in enumerate(self.state.inboxes):
             self._inbox_bytes[pair] = sum(len(frame) for _, frame in inbox)
         if self.is_live:
@@ -336,6 +394,8 @@ class VirtioNet(VirtioDevice):
             self.config_change()
 
     def _forget(self) -> None:
+        before, now = self._before, self.state.traffic
+        before.sent, before.received = before.sent + now.sent, before.received + now.received
         super()._forget()
         self._inbox_bytes = [0] * self._pairs
         self._flows.clear()
@@ -350,7 +410,7 @@ class VirtioNet(VirtioDevice):
 
     @property
     def link_is_up(self) -> bool:
-        return self._link.is_up
+        return self._link.is_up and not self.is_set_down
 
     def read_mac(self, index: int) -> int:
         return self.mac[index]
@@ -388,18 +448,25 @@ class VirtioNet(VirtioDevice):
         if not found or ring is None:
             return False
         spans = found[0].readable
-        data = b""
+        data, reason = b"", "malformed"
         if HEADER + MIN_FRAME <= sum(length for _, length in spans) <= HEADER + MAX_FRAME:
             try:
                 data = self.dma.read(spans)
             except DmaRefusedError:  # the guest has been told
-                data = b""
+                reason = "refused"
         ring.use()
         try:
             self._send(pair, data[:HEADER_BYTES], data[HEADER:])
         except FrameError:
-            self.state.traffic.not_sent += 1
+            self._lose(True, reason)
         return True
+
+    def _lose(self, sent: bool, reason: str) -> None:
+        """A frame is not sent, or not received."""
+        traffic = self.state.traffic
+        traffic.not_sent += sent
+        traffic.not_received += not sent
+        self._drops[sent][reason] += 1
 
     def _send(self, pair: int, header: bytes, frame: bytes) -> None:
         header, frame = self._checked(header, frame)
@@ -413,9 +480,11 @@ class VirtioNet(VirtioDevice):
             self._capture.frame(frame, outbound=True)
         if self._pairs > 1:
             self._flows[flow(frame)] = pair
-        sent = self._link.send(header, frame)
-        self.state.traffic.sent += sent
-        self.state.traffic.not_sent += not sent
+        if self.is_set_down or not self._link.send(header, frame, pair):
+            self._lose(True, "link")
+            return
+        self.state.traffic.sent += 1
+        self._bytes[True] += len(frame)
 
     # -- receiving --------------------------------------------------------------------------------------------------
 
@@ -425,8 +494,12 @@ class VirtioNet(VirtioDevice):
         state = self.state
         if not self.is_live:
             return
+        if self.is_set_down:
+            self._lose(False, "link")
+            return
         if not state.filter.accepts(frame, self.mac, by_vlan=self.has(CTRL_VLAN)):
             state.traffic.filtered += 1
+            self._drops[False]["filtered"] += 1
             return
         pair = self._flows.get(flow(frame), 0) if state.pairs > 1 else 0
         if pair >= state.pairs or not self.ring(2 * pair):
@@ -434,17 +507,17 @@ class VirtioNet(VirtioDevice):
         try:
             for item in self._adapted(header, frame):
                 if self._is_too_long(*item):
-                    state.traffic.not_received += 1
+                    self._lose(False, "too-long")
                 else:
                     self._keep(pair, item)
         except FrameError:
-            state.traffic.not_received += 1
+            self._lose(False, "malformed")
 
     def _keep(self, pair: int, item: tuple[bytes, bytes]) -> None:
         """A frame is to wait for buffers, or dropped if too many do."""
         inbox, size = self._inbox(pair), self._inbox_bytes[pair] + len(item[1])
         if len(inbox) >= INBOX_FRAMES or size > INBOX_BYTES:
-            self.state.traffic.not_received += 1
+            self._lose(False, "no-buffer")
         else:
             inbox.append(item)
             self._inbox_bytes[pair] = size
@@ -460,7 +533,7 @@ class VirtioNet(VirtioDevice):
         try:
             self.receive(*self._checked(*arrived))
         except FrameError:
-            self.state.traffic.not_received += 1
+            self._lose(False, "malformed")
         return True
 
     @staticmethod
@@ -521,13 +594,15 @@ class VirtioNet(VirtioDevice):
                 break
             room += sum(length for _, length in found[taken].writable)
             taken += 1
-        fits = room >= HEADER + len(frame)
+        fits, reason = room >= HEADER + len(frame), "too-long"
         if fits:
             data = header + (taken if merges else 1).to_bytes(2, "little") + frame
-            fits = self._fill(ring.use, list(islice(found, taken)), data)
-        traffic = self.state.traffic
-        traffic.received += fits
-        traffic.not_received += not fits
+            fits, reason = self._fill(ring.use, list(islice(found, taken)), data), "refused"
+        if fits:
+            self.state.traffic.received += 1
+            self._bytes[False] += len(frame)
+        else:
+            self._lose(False, reason)
         del inbox[0]
         self._inbox_bytes[pair] -= len(frame)
         if fits and self._capture:
@@ -637,6 +712,7 @@ class VirtioNet(VirtioDevice):
         if len(data) != 2 or not 1 <= pairs <= self._pairs or not self.has(MQ):
             return False
         self.state.pairs = pairs
+        self._link.use(pairs)
         for pair, inbox in enumerate(self.state.inboxes[pairs:], pairs):  # nothing may arrive there any more
             waiting = inbox.copy()
             inbox.clear()

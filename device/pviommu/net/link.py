@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 
 from ..hosted import MayGoOn, Watch
@@ -10,6 +11,7 @@ __all__ = ["Link", "Watcher"]
 
 Watcher = Callable[[int, Callable[[int, MayGoOn], None]], Watch]
 """See :meth:`pviommu.hosted.Host.watch`."""
+_GONE = (errno.EBADFD, errno.ENODEV, errno.EBADF)
 
 
 class Link:
@@ -29,9 +31,35 @@ class Link:
     def accept(self, checksum: bool, segments_4: bool, segments_6: bool) -> None:
         """What of an arriving frame may be left undone: its checksum, segmentation of TCP over IPv4 and IPv6."""
 
-    def send(self, header: bytes, frame: bytes) -> bool:
-        """Send a frame with a header that was checked. Returns whether it could be sent."""
+    def use(self, pairs: int) -> None:
+        """The driver uses so many pairs of queues, at least one."""
+
+    def carry(self, is_up: bool) -> None:
+        """The card's side is set up, or down: the other end may show that."""
+
+    def send(self, header: bytes, frame: bytes, pair: int = 0) -> bool:
+        """Send a frame with a header that was checked, by that pair of queues. Returns whether it could be sent. A link
+        that is full (EAGAIN, ENOBUFS), or not set up at its other end (EIO), loses that frame. Anything else is its
+        end.
+        """
+        try:
+            return self.transmit(header, frame, pair)
+        except OSError as error:
+            self.judge(error)
+            return False
+
+    def transmit(self, header: bytes, frame: bytes, pair: int) -> bool:
+        """The same. Raises OSError."""
         return True
+
+    def judge(self, error: OSError) -> None:
+        """Whether an error is the end of the link."""
+        if error.errno in _GONE:
+            self.end()
+
+    def end(self) -> None:
+        """It is gone, and stays down."""
+        self.is_up = False
 
     def receive(self) -> tuple[bytes, bytes] | None:
         """The next frame that has arrived, with its header, which nobody has checked."""

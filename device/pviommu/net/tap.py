@@ -35,6 +35,7 @@ _TUN = "/dev/net/tun"
 _IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR, _IFF_PERSIST = 0x0002, 0x1000, 0x4000, 0x0800
 _TUNSETIFF, _TUNGETIFF = 0x400454CA, 0x800454D2
 _TUNSETOFFLOAD, _TUNSETVNETHDRSZ, _TUNSETVNETLE = 0x400454D0, 0x400454D8, 0x400454DC
+_TUNSETCARRIER = 0x400454E2
 _TUN_F_CSUM, _TUN_F_TSO4, _TUN_F_TSO6 = 1, 2, 4
 _IFREQ = struct.Struct("16sH22x")
 _HEADER = HEADER_BYTES + 2
@@ -297,7 +298,7 @@ class Tap(Link):
         """There are frames: they are read in the card's step, and until then nothing more has to be said. Or the tap
         is gone, which epoll would say again and again, whatever it is asked for."""
         if events & HUNG_UP:
-            self._end()
+            self.end()
             return
         self._has_frames = True
         if self._watch is not None:
@@ -310,14 +311,13 @@ class Tap(Link):
             with contextlib.suppress(OSError):  # then they stay, and the card does what its driver does not accept
                 self._ioctl(self._fd, _TUNSETOFFLOAD, offloads)
 
-    def send(self, header: bytes, frame: bytes) -> bool:
-        if not self.is_up:
-            return False
-        try:
-            return self._write(self._fd, header + bytes(2) + frame) > 0
-        except OSError as error:
-            self._judge(error)
-            return False
+    def carry(self, is_up: bool) -> None:
+        """The interface has a carrier, or none, as with a cable that is pulled (Linux 5.0 and later)."""
+        with contextlib.suppress(OSError):
+            self._ioctl(self._fd, _TUNSETCARRIER, struct.pack("<i", is_up))
+
+    def transmit(self, header: bytes, frame: bytes, pair: int) -> bool:
+        return self.is_up and self._write(self._fd, header + bytes(2) + frame) > 0
 
     def receive(self) -> tuple[bytes, bytes] | None:
         if not self._has_frames or not self.is_up:
@@ -330,17 +330,12 @@ class Tap(Link):
                 self._watch.events = select.EPOLLIN
             return None
         except OSError as error:
-            self._judge(error)
+            self.judge(error)
             return None
         return data[:HEADER_BYTES], data[_HEADER:]
 
-    def _judge(self, error: OSError) -> None:
-        """Full (EAGAIN, ENOBUFS) or not set up (EIO): that frame is lost. Anything else is the end of the tap."""
-        if error.errno in (errno.EBADFD, errno.ENODEV, errno.EBADF):
-            self._end()
-
-    def _end(self) -> None:
-        self.is_up = False
+    def end(self) -> None:
+        super().end()
         self.stop()
         self._on_change()
 

@@ -755,7 +755,7 @@ class Wire(Link):
     def accept(self, checksum: bool, segments_4: bool, segments_6: bool) -> None:
         self.accepted.append((checksum, segments_4, segments_6))
 
-    def send(self, header: bytes, frame: bytes) -> bool:
+    def send(self, header: bytes, frame: bytes, pair: int = 0) -> bool:
         self.sent.append((header, frame))
         return self.takes
 
