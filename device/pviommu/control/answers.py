@@ -291,7 +291,10 @@ class Answers:
         if card not in cards:
             there = f"there are {', '.join(cards)}" if cards else "this machine has none"
             raise CommandError(f"there is no network card {card[:40]!r}; {there}", _NOT_FOUND)
-        cards[card].set_link(state == "up")
+        try:
+            cards[card].set_link(state == "up")
+        except OSError as error:
+            raise CommandError(str(error.strerror or error)) from None
         report = cards[card].link_report()
         return {"name": card, "up": report["up"]}
 

@@ -207,7 +207,6 @@ class _Peer(Link):
 
     def __init__(self, name: str, siblings: Mapping[str, object], on_change: Callable[[], None]) -> None:
         self._name, self._siblings, self._on_change = name, siblings, on_change
-        self._is_gone = False
 
     def _other(self) -> VirtioNet | None:
         other = self._siblings.get(self._name)
@@ -216,20 +215,28 @@ class _Peer(Link):
     @property
     def is_up(self) -> bool:  # type: ignore[override]
         other = self._other()
-        return not self._is_gone and not (other and other.is_set_down)
+        return not self.is_gone and (other is None or other.is_plugged)
 
     def carry(self, is_up: bool) -> None:
         if other := self._other():
             other.link_changed()
 
     def transmit(self, header: bytes, frame: bytes, pair: int) -> bool:
-        if other := self._other():
+        other = self._other()
+        if self.is_gone or (other and not other.is_plugged):
+            return False
+        if other:
             other.attempts.make("a frame of its peer", other.receive, header, frame)
-        return not self._is_gone
+        return True
 
     def end(self) -> None:
-        self._is_gone = True
+        self.is_gone = True
         self._on_change()
+        self.carry(False)
+
+    def again(self) -> None:
+        self.is_gone = False
+        self.carry(True)
 
 
 class VirtioNet(VirtioDevice):
@@ -349,11 +356,21 @@ class VirtioNet(VirtioDevice):
         return self.host.watch(fd, callback)
 
     def set_link(self, is_up: bool) -> None:
-        """Set the link up or down: the driver is told. While it is down, frames are lost both ways."""
+        """Set the link up or down: the driver is told. While it is down, frames are lost both ways. A link that is gone
+        is made anew when it is set up; raises OSError if that does not succeed.
+        """
+        if is_up and self._link.is_gone:
+            self._link.again()
+            if self.is_live:
+                self._start_link()
         if is_up is self.is_set_down:
             self.is_set_down = not is_up
             self._link.carry(is_up)
-            self.link_changed()
+        self.link_changed()
+
+    def judge(self, error: OSError) -> None:
+        """What a frame met that was sent late."""
+        self._link.judge(error)
 
     def link_report(self) -> dict[str, Any]:
         """What an operator is told: names and values that :data:`.control.commands.COMMANDS` describes."""
@@ -411,6 +428,11 @@ class VirtioNet(VirtioDevice):
     @property
     def link_is_up(self) -> bool:
         return self._link.is_up and not self.is_set_down
+
+    @property
+    def is_plugged(self) -> bool:
+        """Whether its own end of the link is up."""
+        return not self.is_set_down and not self._link.is_gone
 
     def read_mac(self, index: int) -> int:
         return self.mac[index]
@@ -534,6 +556,14 @@ class VirtioNet(VirtioDevice):
             self.receive(*self._checked(*arrived))
         except FrameError:
             self._lose(False, "malformed")
+        return True
+
+    def is_frame(self, header: bytes, frame: bytes) -> bool:
+        """Whether a frame may be one, and has a header that fits it."""
+        try:
+            self._checked(header, frame)
+        except FrameError:
+            return False
         return True
 
     @staticmethod

@@ -55,6 +55,7 @@ ACTIONS = {
     "miss": Action("find nothing, though it may be there"),
     "overflow": Action("lose the event as if the event ring were full, and count it"),
     "withhold": Action("leave the file descriptors out that come with it"),
+    "unplug": Action("lose the frame, and set the link of the network card down for this time"),
     "interrupt": Action("raise this MSI-X vector of the PV-IOMMU, which nothing is behind"),
     "disconnect": Action("hang up on the client of the function, once the call is over"),
     "crash": Action("end the process at once, as a killed server ends"),
@@ -112,6 +113,7 @@ class Do(msgspec.Struct, forbid_unknown_fields=True, rename={"assert_": "assert"
     miss: Annotated[_TRUE | None, _said("true")] = None
     overflow: Annotated[_TRUE | None, _said("true")] = None
     withhold: Annotated[_TRUE | None, _said("true")] = None
+    unplug: Annotated[str | None, _said(_TIME_RULE)] = None
     interrupt: Annotated[int, Meta(ge=0, le=8)] | None = None
     disconnect: Annotated[_TRUE | None, _said("true")] = None
     crash: Annotated[_TRUE | None, _said("true")] = None
@@ -148,7 +150,7 @@ class Do(msgspec.Struct, forbid_unknown_fields=True, rename={"assert_": "assert"
                 raise WrongValueError((key,), f"{key} does not go with {named[0]}, but with {' and '.join(fits)}")
         if action.needs and len([key for key in action.needs if key in given]) != 1:
             raise WrongValueError((named[0],), f"{named[0]} needs {' or '.join(action.needs)} beside it")
-        for key in ("delay", "jitter", "within"):
+        for key in ("delay", "jitter", "within", "unplug"):
             if key in given:
                 duration_ns(given[key], (key,))
         if self.bandwidth is not None:

@@ -423,6 +423,25 @@ _REPORTS = (
     ),
 )
 
+_FRAME = ("function", "stream", "device", "length")
+_ON_ITS_WAY = "corrupt truncate unplug delay suspend wait bandwidth reorder"
+_LINKS = (
+    Probe(
+        "link.send",
+        "a frame of a network card enters its link; EBADFD: the link is gone for good, as a tap that is deleted",
+        _FRAME,
+        (("pre", f"fail {_ON_ITS_WAY}"), ("apply", "drop duplicate"), ("post", "")),
+        ("ENOBUFS", "EAGAIN", "EIO", "EBADFD"),
+    ),
+    Probe(
+        "link.receive",
+        "a frame leaves the link of a network card, which has not looked at it yet",
+        _FRAME,
+        (("pre", _ON_ITS_WAY), ("apply", "drop duplicate"), ("post", "")),
+    ),
+)
+"""What becomes of frames is no affair of an IOMMU: a network may do all of this."""
+
 
 def _message(name: str, text: str, arguments: str = "", lie: str = "", errors: tuple[str, ...] = ()) -> Probe:
     """A command of a client."""
@@ -484,7 +503,7 @@ _TRANSPORT = (
 )
 
 PROBES: dict[str, Probe] = {
-    probe.name: probe for probe in (*_OPERATIONS, *_CORE, *_DMA_PROBES, *_RING_PROBES, *_REPORTS, *_TRANSPORT)
+    probe.name: probe for probe in (*_OPERATIONS, *_CORE, *_DMA_PROBES, *_RING_PROBES, *_REPORTS, *_LINKS, *_TRANSPORT)
 }
 """All of them, by name."""
 

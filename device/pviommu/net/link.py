@@ -17,6 +17,8 @@ _GONE = (errno.EBADFD, errno.ENODEV, errno.EBADF)
 class Link:
     """One end of a link: this one is not connected."""
 
+    is_gone: bool = False
+    """whether it has come to its end"""
     is_up: bool = False
     """whether frames may arrive"""
     descriptors: int = 0
@@ -58,8 +60,11 @@ class Link:
             self.end()
 
     def end(self) -> None:
-        """It is gone, and stays down."""
-        self.is_up = False
+        """It is gone, and down until :meth:`again`."""
+        self.is_gone, self.is_up = True, False
+
+    def again(self) -> None:
+        """One that is gone is made anew. Raises OSError if that does not succeed."""
 
     def receive(self) -> tuple[bytes, bytes] | None:
         """The next frame that has arrived, with its header, which nobody has checked."""

@@ -43,6 +43,7 @@ _PARAMETERS: dict[str, dict[str, Any]] = {
     "miss": {"miss": True},
     "overflow": {"overflow": True},
     "withhold": {"withhold": True},
+    "unplug": {"unplug": "5ms"},
     "interrupt": {"interrupt": 0},
     "disconnect": {"disconnect": True},
     "reset": {"reset": True},

@@ -119,7 +119,7 @@ def played(
 ) -> Outcome:
     """Play a workload. ``sink`` gets the lines of the log of events."""
     end, guest, failed = "done", None, False
-    with Stage(scenario, sink, core) as stage:
+    with Stage(scenario, sink, core, topology=WORKLOADS[workload].topology()) as stage:
         after = around(stage) if around else None
         steps = WORKLOADS[workload].play(stage)
         try:

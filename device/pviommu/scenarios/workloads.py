@@ -30,8 +30,10 @@ from vfio_user.messages import GetRegionIoFds, WriteMulti
 
 from ..guest.events import EventRing
 from ..guest.wire import WireFunction
+from ..topology import Topology
+from . import network
 from .guest import PlayedGuest
-from .stage import RAM_PAGES, STREAMS, Stage, tried_again
+from .stage import RAM_PAGES, STREAMS, TOPOLOGY, Stage, tried_again
 
 __all__ = ["WORKLOADS", "Workload", "newcomer"]
 
@@ -57,6 +59,8 @@ class Workload(NamedTuple):
     """gives the guest as soon as there is one, and then plays it"""
     has_clients: bool = False
     """whether the guest comes by sockets, and so is seen to go"""
+    topology: Callable[[], Topology] = lambda: TOPOLOGY
+    """of the machine"""
 
 
 def _rounds(guest: PlayedGuest, count: int = ROUNDS) -> None:
@@ -229,12 +233,29 @@ def wire(stage: Stage) -> Iterator[PlayedGuest]:
 
 
 def newcomer(stage: Stage) -> list[str]:
-    """A guest over vfio-user that comes after another one, and does some rounds: the harm that it came to."""
+    """A guest that comes after another one, over vfio-user where it drives DMA test engines, and does some rounds: the
+    harm that it came to.
+    """
+    if stage.topology != TOPOLOGY:
+        return _network_newcomer(stage)
     with contextlib.ExitStack() as stack:
         guest = PlayedGuest(stage, _powered(stage, stack))
         guest.start()
         _rounds(guest, 4)
         return guest.harm
+
+
+def _network_newcomer(stage: Stage) -> list[str]:
+    for card in network.cards_of(stage):
+        card.set_link(True)  # as an operator does
+    stage.machine.iommu.reset()
+    steps = network.exchanges(stage, 4)
+    guest = next(steps)
+    next(steps, None)
+    arrived = guest.answers["frame arrived"]
+    for function in stage.machine.functions():
+        function.disconnected()
+    return guest.harm if arrived == 4 else [*guest.harm, f"{arrived} of 4 frames arrived"]
 
 
 def _powered(stage: Stage, stack: contextlib.ExitStack) -> dict[str, WireFunction]:
@@ -251,5 +272,10 @@ WORKLOADS = {
     "recovery": Workload("transfers that are tried again, resets of engines and IOMMU in between", recovery),
     "operations": Workload("every operation of both profiles", operations),
     "wire": Workload("the same as maps over vfio-user, with messages and interrupts", wire, True),
+    "network": Workload(
+        "frames to and fro between two network cards, resets and frames that are sent again",
+        network.exchanges,
+        topology=network.topology,
+    ),
 }
 """By name."""

@@ -706,6 +706,7 @@ def test_a_broken_ring_needs_a_reset_and_the_driver_is_told(
     assert device.counters.dma_requests == requests
 
 
+@pytest.mark.row("virtio", 47)
 @pytest.mark.parametrize("part", ["QUEUE_DESC", "QUEUE_DRIVER", "QUEUE_DEVICE"])
 @LAYOUTS
 def test_a_part_of_a_ring_that_is_not_mapped_is_a_fault_and_needs_a_reset(

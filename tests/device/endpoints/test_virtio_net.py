@@ -678,6 +678,7 @@ def test_without_mq_the_control_queue_is_the_third(make: Any) -> None:
 # -- memory that the IOMMU refuses ----------------------------------------------------------------------------------
 
 
+@pytest.mark.row("virtio", 46)
 @pytest.mark.row("virtio", 13)
 def test_a_receive_buffer_that_is_not_mapped_costs_its_frame_only(cards: tuple[Card, Card]) -> None:
     one, two = (card.start() for card in cards)

@@ -40,6 +40,8 @@ def test_the_code_has_the_probes_that_are_declared_and_no_others(monkeypatch: py
         stage.connect("dma0").close()
         stage.turn()
         stage.machine.iommu.reset()
+    with Stage(scenario(), topology=WORKLOADS["network"].topology()):
+        pass
 
     assert asked.names == set(PROBES)
 

@@ -21,7 +21,14 @@ def test_there_are_enough_of_either_class_and_for_every_workload_but_one() -> No
     natures = [load(path).nature for path in SHIPPED.values()]
     assert natures.count(Nature.CONFORMING) >= 24
     assert natures.count(Nature.ADVERSARIAL) >= 24
-    assert {load(path).workload for path in SHIPPED.values()} == {"maps", "operations", "recovery", "rings", "wire"}
+    assert {load(path).workload for path in SHIPPED.values()} == {
+        "maps",
+        "network",
+        "operations",
+        "recovery",
+        "rings",
+        "wire",
+    }
 
 
 def test_each_stands_for_another_failure() -> None:

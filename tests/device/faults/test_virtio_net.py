@@ -186,6 +186,8 @@ CASES = {
 }
 
 
+@pytest.mark.row("virtio", 47)
+@pytest.mark.row("virtio", 46)
 @pytest.mark.parametrize("case", CASES)
 def test_a_fault_costs_what_it_must_and_the_cards_go_on(cards: Callable[[Rule], Cards], case: str) -> None:
     rule, lost, needs_reset = CASES[case]

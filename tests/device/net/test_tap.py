@@ -169,6 +169,7 @@ def test_a_checksum_is_left_to_a_card_that_accepts_that(name: str, card: Tap, ac
     assert frame.endswith(b"data" * 10)
 
 
+@pytest.mark.row("virtio", 45)
 def test_a_tap_that_is_deleted_underneath_is_a_link_that_is_down(name: str, card: Tap) -> None:
     watched = Watched()
     card.start(watched.watch, watched.changed)
@@ -189,6 +190,7 @@ def test_a_tap_that_is_deleted_underneath_is_a_link_that_is_down(name: str, card
     assert card.receive() is None
 
 
+@pytest.mark.row("virtio", 45)
 def test_a_tap_that_is_deleted_is_down_though_nobody_reads_it(name: str, card: Tap) -> None:
     """A card that may not master the bus reads nothing, and epoll says EPOLLERR whatever it is asked for."""
     watched = Watched()
@@ -210,6 +212,7 @@ def test_a_tap_that_is_deleted_is_down_though_nobody_reads_it(name: str, card: T
     assert (card.is_up, watched.callback, watched.changes) == (False, None, 2)
 
 
+@pytest.mark.row("virtio", 44)
 def test_a_tap_that_is_down_loses_frames_and_stays(name: str, card: Tap) -> None:
     def set_down() -> None:
         from pyroute2 import IPRoute
@@ -507,6 +510,7 @@ def test_who_may_not_make_a_tap_is_told_what_to_do() -> None:
         Tap("net0", Refused(), "tap7")
 
 
+@pytest.mark.row("virtio", 44)
 def test_a_frame_that_the_kernel_cannot_take_is_lost() -> None:
     class Full(LiveInputs):
         problem = errno.EAGAIN

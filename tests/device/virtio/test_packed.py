@@ -35,6 +35,7 @@ def test_a_descriptor_whose_flags_have_not_changed_is_not_used(pair: Pairs) -> N
     assert len(ring.device.peek()) == 1
 
 
+@pytest.mark.row("virtio", 36)
 def test_a_list_that_never_ends_breaks_the_ring(pair: Pairs) -> None:
     ring = pair(RING_PACKED)
     for index in range(8):
@@ -44,6 +45,7 @@ def test_a_list_that_never_ends_breaks_the_ring(pair: Pairs) -> None:
         ring.device.peek()
 
 
+@pytest.mark.row("virtio", 39)
 def test_a_list_that_runs_into_buffers_that_were_fetched_breaks_the_ring(pair: Pairs) -> None:
     ring = pair(RING_PACKED)
     ring.driver.add([(DATA, 1)] * 6)
@@ -55,6 +57,7 @@ def test_a_list_that_runs_into_buffers_that_were_fetched_breaks_the_ring(pair: P
         ring.device.peek(2)
 
 
+@pytest.mark.row("virtio", 37)
 @pytest.mark.parametrize("second", [False, True])
 def test_a_table_in_a_list_breaks_the_ring(pair: Pairs, second: bool) -> None:
     ring = pair(RING_PACKED | INDIRECT_DESC)
@@ -88,6 +91,7 @@ def test_the_write_flag_of_a_descriptor_that_refers_to_a_table_is_ignored(pair: 
     assert ring.device.peek()[0].readable == [(DATA, 4)]
 
 
+@pytest.mark.row("virtio", 39)
 @pytest.mark.row("virtio", 17)
 def test_a_buffer_that_appears_between_two_looks_is_not_taken_half_written(pair: Pairs) -> None:
     """Its flags are seen in a later copy than its address: only what the first look saw is taken from the second."""

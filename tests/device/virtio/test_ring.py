@@ -90,6 +90,7 @@ def test_an_indirect_table_is_a_buffer_of_one_descriptor(pair: Pairs, layout: in
     assert ring.driver.take() == (buffer_id, 9)
 
 
+@pytest.mark.row("virtio", 37)
 @layouts
 def test_an_indirect_table_that_is_not_negotiated_breaks_the_ring(pair: Pairs, layout: int) -> None:
     ring = pair(layout)
@@ -137,6 +138,7 @@ def test_a_buffer_that_no_memory_has_room_for_breaks_the_ring(
         ring.device.peek()
 
 
+@pytest.mark.row("virtio", 37)
 @layouts
 @pytest.mark.parametrize("length", [0, 15, 17, 16 * MAX_CHAIN + 16, 0xFFFFFFF0])
 def test_an_indirect_table_of_a_wrong_size_breaks_the_ring_before_it_is_read(
@@ -176,6 +178,7 @@ def test_large_tables_are_fetched_a_few_at_a_time(pair: Pairs, layout: int) -> N
     assert ring.use_all() == 40
 
 
+@pytest.mark.row("virtio", 39)
 @layouts
 def test_what_the_driver_changes_after_it_was_looked_at_does_not_matter(pair: Pairs, layout: int) -> None:
     ring = pair(layout)

@@ -15,6 +15,7 @@ from .conftest import DATA, TABLE
 Pairs = Callable[..., Any]
 
 
+@pytest.mark.row("virtio", 36)
 def test_a_chain_that_is_a_loop_breaks_the_ring(pair: Pairs) -> None:
     ring = pair()
     ring.driver.write_descriptor(0, DATA, 1, NEXT, 1)
@@ -25,6 +26,7 @@ def test_a_chain_that_is_a_loop_breaks_the_ring(pair: Pairs) -> None:
         ring.device.peek()
 
 
+@pytest.mark.row("virtio", 38)
 @pytest.mark.parametrize("where", ["head", "next"])
 def test_an_index_past_the_table_breaks_the_ring(pair: Pairs, where: str) -> None:
     ring = pair()
@@ -35,6 +37,7 @@ def test_an_index_past_the_table_breaks_the_ring(pair: Pairs, where: str) -> Non
         ring.device.peek()
 
 
+@pytest.mark.row("virtio", 38)
 @pytest.mark.parametrize("idx", [9, 0x8000, 0xFFFF])
 def test_an_available_index_that_is_further_than_the_ring_is_long_breaks_it(pair: Pairs, idx: int) -> None:
     ring = pair()
@@ -44,6 +47,7 @@ def test_an_available_index_that_is_further_than_the_ring_is_long_breaks_it(pair
         ring.device.peek()
 
 
+@pytest.mark.row("virtio", 38)
 def test_buffers_that_were_fetched_count_too_when_the_index_runs_away(pair: Pairs) -> None:
     ring = pair()
     for _ in range(5):
@@ -76,6 +80,7 @@ def test_a_full_ring_is_all_right(pair: Pairs) -> None:
     assert ring.use_all() == 8
 
 
+@pytest.mark.row("virtio", 37)
 def test_an_indirect_table_in_an_indirect_table_breaks_the_ring(pair: Pairs) -> None:
     ring = pair(INDIRECT_DESC)
     ring.driver.add([(DATA, 1)], table=TABLE)
@@ -116,6 +121,7 @@ def test_normal_descriptors_may_be_followed_by_a_table(pair: Pairs) -> None:
     assert (buffer.writable, buffer.id, buffer.descriptors) == ([(DATA + 16, 3)], 3, 2)
 
 
+@pytest.mark.row("virtio", 36)
 @pytest.mark.parametrize("following", [0, 2, 0xFFFF])
 def test_a_table_whose_chain_is_a_loop_or_leaves_it_breaks_the_ring(pair: Pairs, following: int) -> None:
     ring = pair(INDIRECT_DESC)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..catalogue import PROBES
-from . import dma, operations, reports, rings, tables, transport
+from . import dma, links, operations, reports, rings, tables, transport
 from .base import Point
 
 __all__ = ["POINTS"]
@@ -37,5 +37,7 @@ POINTS: dict[str, type[Point]] = {
     "register.write": reports.WriteRegisterPoint,
     "reset": reports.ResetPoint,
     "endpoint.work": reports.WorkPoint,
+    "link.send": links.SendFramePoint,
+    "link.receive": links.ReceiveFramePoint,
 }
 """For each of :data:`.catalogue.PROBES`."""
