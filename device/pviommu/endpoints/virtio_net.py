@@ -82,6 +82,10 @@ _INTERFACE = re.compile(r"^[!-$&-.0-9;-~]{1,15}$")
 _INTERFACE_RULE = "a name of an interface: 1 to 15 characters of ASCII, without blanks and / : %"
 _NAMESPACE = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}$")
 _NAMESPACE_RULE = "1 to 64 characters a-z, A-Z, 0-9, _, . and -, not beginning with . or -"
+_VETH = re.compile(r"^[!-$&-.0-9;-~]{1,12}$")
+_VETH_RULE = "a name of an interface: 1 to 12 characters of ASCII, without blanks and / : %"
+_AROUND = ("address", "bridge", "veth", "veth_netns", "veth_address", "delay_us", "loss_percent", "rate_kbit")
+"""Options for what is around a tap: :class:`.net.plumbing.Plan`."""
 _ADDRESS = re.compile(r"[0-9A-Fa-f.:]+/[0-9]{1,3}")
 
 
@@ -127,7 +131,9 @@ class VirtioNetOptions(Options, frozen=True):
         ]
         | None
     ) = None
-    address: Annotated[str, Meta(description="IP address of a tap that is made, as 10.0.0.1/24")] | None = None
+    address: (
+        Annotated[str, Meta(description="IP address of a tap that is made, or of its bridge, as 10.0.0.1/24")] | None
+    ) = None
     mac: (
         Annotated[str, text_like(_MAC, _MAC_RULE, "its address; 02:70:76:69 and the stream if it is not given")] | None
     ) = None
@@ -143,21 +149,70 @@ class VirtioNetOptions(Options, frozen=True):
     link_state: Annotated[
         Literal["up", "down"], Meta(description="how the link is set at first; `pviommu ctl link` sets it")
     ] = "up"
+    bridge: (
+        Annotated[
+            str,
+            text_like(
+                _INTERFACE,
+                _INTERFACE_RULE,
+                "bridge that a tap that is made joins, in its namespace; one that does not exist is made",
+            ),
+        ]
+        | None
+    ) = None
+    veth: (
+        Annotated[
+            str,
+            text_like(
+                _VETH, _VETH_RULE, "interface that is made in another namespace, connected to the bridge (a veth pair)"
+            ),
+        ]
+        | None
+    ) = None
+    veth_netns: (
+        Annotated[
+            str,
+            text_like(
+                _NAMESPACE,
+                _NAMESPACE_RULE,
+                "network namespace of `veth`, if it is not that of the server; one that does not exist is made",
+            ),
+        ]
+        | None
+    ) = None
+    veth_address: Annotated[str, Meta(description="IP address of `veth`, as 10.0.0.2/24")] | None = None
+    delay_us: Annotated[
+        int,
+        Meta(ge=0, le=10_000_000, description="microseconds by which a tap that is made delays frames for the guest"),
+    ] = 0
+    loss_percent: Annotated[
+        int, Meta(ge=0, le=100, description="how many of a hundred frames for the guest it loses, by chance")
+    ] = 0
+    rate_kbit: Annotated[
+        int,
+        Meta(ge=0, le=100_000_000, description="kilobits a second for the guest that it lets through, 0: no limit"),
+    ] = 0
 
     def check(self, name: str, others: Mapping[str, object]) -> None:
         for key, pattern, rule in (
             ("tap", _INTERFACE, _INTERFACE_RULE),
             ("netns", _NAMESPACE, _NAMESPACE_RULE),
+            ("bridge", _INTERFACE, _INTERFACE_RULE),
+            ("veth", _VETH, _VETH_RULE),
+            ("veth_netns", _NAMESPACE, _NAMESPACE_RULE),
             ("mac", _MAC, _MAC_RULE),
         ):
             if (value := getattr(self, key)) is not None and not pattern.fullmatch(value):  # "$" lets "\n" follow
-                raise ValueError(f"{key} {value!r}: must be {rule}")
+                raise ValueError(f"{key.replace('_', '-')} {value!r}: must be {rule}")
         for other_name, other in others.items():
             if other_name != name and self.pcap and getattr(other, "pcap", None) == self.pcap:
                 raise ValueError(f"pcap {self.pcap!r}: that is the file of {other_name}")
-        for key, link in (("peer", "peer"), ("tap", "tap"), ("netns", "tap"), ("address", "tap")):
-            if self.link != link and (value := getattr(self, key)) is not None:
-                raise ValueError(f'{key} {value!r}: only with link = "{link}"')
+        for key, link in (("peer", "peer"), *((key, "tap") for key in ("tap", "netns", *_AROUND))):
+            if self.link != link and (value := getattr(self, key)):
+                raise ValueError(f'{key.replace("_", "-")} {value!r}: only with link = "{link}"')
+        for key, needed in (("veth", "bridge"), ("veth_netns", "veth"), ("veth_address", "veth")):
+            if (value := getattr(self, key)) is not None and getattr(self, needed) is None:
+                raise ValueError(f"{key.replace('_', '-')} {value!r}: only with {needed}")
         if self.link == "tap":
             self._check_tap(name, others)
         if self.link == "peer":
@@ -172,13 +227,13 @@ class VirtioNetOptions(Options, frozen=True):
                 self.netns,
             ):
                 raise ValueError(f"tap {self.tap!r}: that is the one of {other_name}")
-        if self.address is not None:
+        for key, address in (("address", self.address), ("veth-address", self.veth_address)):
             try:
-                if not _ADDRESS.fullmatch(self.address):
+                if address is not None and not _ADDRESS.fullmatch(address):
                     raise ValueError
-                ipaddress.ip_interface(self.address)
+                ipaddress.ip_interface(address or "::1/128")
             except ValueError:
-                raise ValueError(f"address {self.address!r}: must be as 10.0.0.1/24 or fd00::1/64") from None
+                raise ValueError(f"{key} {address!r}: must be as 10.0.0.1/24 or fd00::1/64") from None
 
     def _check_peer(self, name: str, others: Mapping[str, object]) -> None:
         other = others.get(self.peer or "")
@@ -322,8 +377,9 @@ class VirtioNet(VirtioDevice):
         if options.link == "tap" and options.tap:
             from ..net.tap import Tap  # most cards have none
 
-            where = {"netns": options.netns, "address": options.address}
-            return Tap(self.name, self.inputs, options.tap, mtu=options.mtu, **where)
+            around = {key: getattr(options, key) for key in _AROUND}
+            size: dict[str, Any] = {"mtu": options.mtu, "pairs": options.queue_pairs}
+            return Tap(self.name, self.inputs, options.tap, netns=options.netns, **size, **around)
         return Link()
 
     @property

@@ -19,9 +19,11 @@ from typing import Any
 import pytest
 
 from pviommu.inputs import LiveInputs
-from pviommu.net import tap
+from pviommu.net import namespace, tap
+from pviommu.net.namespace import Namespace
 from pviommu.net.offload import NEEDS_CSUM, PLAIN
-from pviommu.net.tap import Namespace, Tap
+from pviommu.net.plumbing import Plumbing
+from pviommu.net.tap import Tap
 
 BROADCAST = b"\xff" * 6
 FRAME = BROADCAST + b"\2\0\0\0\0\1" + b"\x88\xb5" + bytes(range(100))
@@ -51,7 +53,7 @@ def name() -> Iterator[str]:
     if left:
         netns.remove(name)
     assert not left, "the namespace was left behind"
-    assert not (tap.NOTES / name).exists()
+    assert not (namespace.NOTES / name).exists()
 
 
 class Watched:
@@ -311,7 +313,7 @@ def test_what_a_killed_server_left_behind_is_made_anew(name: str) -> None:
 def _killed(name: str) -> None:
     """A server that made a namespace and was killed."""
     script = (
-        "import os, signal, sys; from pviommu.net.tap import Namespace\n"
+        "import os, signal, sys; from pviommu.net.namespace import Namespace\n"
         "Namespace(sys.argv[1]); os.kill(os.getpid(), signal.SIGKILL)"
     )
     assert subprocess.run([sys.executable, "-c", script, name], check=False).returncode == -signal.SIGKILL
@@ -331,7 +333,7 @@ def test_a_namespace_of_that_name_that_somebody_else_made_later_stays(name: str)
         assert name in netns.listnetns()
     finally:
         netns.remove(name)
-        (tap.NOTES / name).unlink()
+        (namespace.NOTES / name).unlink()
 
 
 def test_a_namespace_that_took_the_place_of_ours_is_not_removed(name: str) -> None:
@@ -344,7 +346,7 @@ def test_a_namespace_that_took_the_place_of_ours_is_not_removed(name: str) -> No
         ours.close()
 
         assert name in netns.listnetns()
-        assert not (tap.NOTES / name).exists()
+        assert not (namespace.NOTES / name).exists()
     finally:
         netns.remove(name)
 
@@ -359,7 +361,7 @@ def test_a_note_of_another_server_is_not_removed(name: str) -> None:
 
     assert two.is_ours
     assert name in netns.listnetns()
-    assert (tap.NOTES / name).exists()
+    assert (namespace.NOTES / name).exists()
     two.close()
 
 
@@ -369,7 +371,7 @@ def test_a_server_that_cannot_be_judged_from_here_counts_as_running(name: str, f
     from pyroute2 import netns
 
     _killed(name)
-    note = tap.NOTES / name
+    note = namespace.NOTES / name
     fields = note.read_text().split()
     fields[field] = "1"
     note.write_text(" ".join(fields))
@@ -406,10 +408,10 @@ def test_who_may_not_write_notes_uses_what_there_is_and_makes_nothing(
 
     ours = Namespace(name)
     with monkeypatch.context() as without_rights:
-        without_rights.setattr(tap, "_lock", refuse)
+        without_rights.setattr(namespace, "lock", refuse)
         assert Namespace(name).is_ours is False
     ours.close()
-    monkeypatch.setattr(tap, "_lock", refuse)
+    monkeypatch.setattr(namespace, "lock", refuse)
     with pytest.raises(OSError, match=rf"net0: link tap tap0: netns {name}: Permission denied \(this needs root\)$"):
         Tap("net0", LiveInputs(), "tap0", netns=name)
 
@@ -464,7 +466,7 @@ def test_a_namespace_is_not_left_behind_whatever_goes_wrong(name: str, monkeypat
     def fail(*_: object) -> None:
         raise RuntimeError("surprise")
 
-    monkeypatch.setattr(tap, "_set_up", fail)
+    monkeypatch.setattr(Plumbing, "make", fail)
     with pytest.raises(RuntimeError, match="surprise"):
         Tap("net0", LiveInputs(), "tap0", netns=name)
 
