@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 
 __all__ = ["NEEDS_ROOT", "ExplainedError", "explained"]
 
-NEEDS_ROOT = "this needs root, or a user namespace: `unshare --user --map-root-user --net`"
+NEEDS_ROOT = "this needs root, or a network of the server's own: `pviommu serve --unshare-net`"
 
 
 class ExplainedError(OSError):

@@ -47,8 +47,8 @@ _TUN_ADVICE = {
     errno.ENOENT: "modprobe tun, or give it to this container",
 }
 _TAP_ADVICE = {
-    errno.EPERM: "making one needs CAP_NET_ADMIN: run as root, in `unshare --user --map-root-user --net`, or have it "
-    "made for this user: ip tuntap add NAME mode tap user USER vnet_hdr",
+    errno.EPERM: "making one needs CAP_NET_ADMIN: run as root, or with a network of its own (`pviommu serve "
+    "--unshare-net`), or have it made for this user: ip tuntap add NAME mode tap user USER vnet_hdr",
     errno.EBUSY: "another process uses it",
     errno.EINVAL: "it is no tap with vnet_hdr and one queue: ip tuntap add NAME mode tap vnet_hdr",
 }
@@ -133,11 +133,11 @@ class Tap(Link):
             except OSError as error:
                 if error.errno != errno.EINVAL:
                     raise
-            fd = self._inside(lambda: _open_tap(self._name, 0))
+            fd = self._inside(lambda: _open_tap(self._name))
             log.warning("%s: link tap %s: it has one queue, which all pairs share", self._card, self._name)
             self._pairs = 1
             return fd
-        return self._inside(lambda: _open_tap(self._name, 0))
+        return self._inside(lambda: _open_tap(self._name))
 
     def _open_another(self) -> int:
         return self._inside(lambda: _open_tap(self._name, _IFF_MULTI_QUEUE))
@@ -257,7 +257,7 @@ def _ioctl(fd: int, request: int, argument: int | bytes) -> bytes:
     return answer if isinstance(answer, bytes) else b""
 
 
-def _open_tap(name: str, kind: int) -> int:
+def _open_tap(name: str, kind: int = 0) -> int:
     """The descriptor of a queue of a tap, which is made unless there is one, in the namespace of this thread."""
     with explained(f"{_TUN}: ", _TUN_ADVICE):
         fd = os.open(_TUN, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)

@@ -141,6 +141,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "without --fd and --scenario",
     )
     parser.add_argument(
+        "--unshare-net",
+        action="store_true",
+        help="first leave the host's network for one of the server's own, in which it may make taps and bridges without "
+        "privileges",
+    )
+    parser.add_argument(
         "--spin-us",
         type=int,
         default=DEFAULT_SPIN_NS // 1000,
@@ -236,6 +242,8 @@ def main(args: argparse.Namespace) -> int:
                 raise ValueError(f"{option} {value}: must be {most} at most")
         if args.events and not (args.scenario or args.ctl):
             raise ValueError("--events: only with --scenario, or with --ctl, by which rules may be loaded")
+        if args.unshare_net and args.socket_group is not None:
+            raise ValueError("--unshare-net: not with --socket-group, since other groups have no numbers there")
         scenario = _scenario(args.scenario)
     except (TopologyError, ValueError) as error:
         print(f"pviommu: {error}", file=sys.stderr)
@@ -251,6 +259,14 @@ def main(args: argparse.Namespace) -> int:
             file=sys.stderr,
         )
         return ExitStatus.ENVIRONMENT
+    if args.unshare_net:
+        from .own_network import own_network  # only what is asked for costs start-up time
+
+        try:
+            own_network()  # before there are threads
+        except OSError as error:
+            print(f"pviommu: --unshare-net: {error.strerror}", file=sys.stderr)
+            return ExitStatus.ENVIRONMENT
     from . import logs
     from .backend import BackendError, Settings, run
 
