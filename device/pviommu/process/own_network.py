@@ -28,11 +28,8 @@ def own_network() -> None:
     user, group = os.geteuid(), os.getegid()
     try:
         _unshare(_CLONE_NEWUSER | _CLONE_NEWNET)
-        for file, content in (
-            ("setgroups", "deny"),
-            ("uid_map", f"{user} {user} 1"),
-            ("gid_map", f"{group} {group} 1"),
-        ):
+        maps = {"setgroups": "deny", "uid_map": f"{user} {user} 1", "gid_map": f"{group} {group} 1"}
+        for file, content in maps.items():
             Path("/proc/self", file).write_text(content, encoding="ascii")
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
             fcntl.ioctl(probe, _SIOCSIFFLAGS, struct.pack("16sH22x", b"lo", _IFF_UP))

@@ -143,8 +143,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--unshare-net",
         action="store_true",
-        help="first leave the host's network for one of the server's own, in which it may make taps and bridges without "
-        "privileges",
+        help="first leave the host's network for one of the server's own, in which it may make taps and bridges "
+        "without privileges",
     )
     parser.add_argument(
         "--spin-us",
