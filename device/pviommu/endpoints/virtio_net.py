@@ -462,9 +462,8 @@ class VirtioNet(VirtioDevice):
             self._inbox_bytes[pair] = sum(len(frame) for _, frame in inbox)
         if self.is_live:
             self._start_link()
-        if self.is_live and self.has(GUEST_ANNOUNCE):
-            self.state.announce = True
-            self.config_change()
+            self.state.announce |= self.has(GUEST_ANNOUNCE)
+            self.config_change()  # how its link is set is no part of the state
 
     def _forget(self) -> None:
         before, now = self._before, self.state.traffic

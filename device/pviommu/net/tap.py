@@ -209,12 +209,15 @@ class Tap(Link):
 
     def carry(self, is_up: bool) -> None:
         """The interface has a carrier, or none, as with a cable that is pulled (Linux 5.0 and later)."""
-        with contextlib.suppress(OSError):
-            self._ioctl(self._fds[0], _TUNSETCARRIER, struct.pack("<i", is_up))
+        for fd in self._fds[:1]:  # none, if it is gone and could not be made anew
+            with contextlib.suppress(OSError):
+                self._ioctl(fd, _TUNSETCARRIER, struct.pack("<i", is_up))
 
     def transmit(self, header: bytes, frame: bytes, pair: int) -> bool:
+        if not self.is_up:
+            return False
         fd = self._fds[pair if pair < self._used else 0]
-        return self.is_up and self._write(fd, header + bytes(2) + frame) > 0
+        return self._write(fd, header + bytes(2) + frame) > 0
 
     def receive(self) -> tuple[bytes, bytes] | None:
         while self._with_frames and self.is_up:

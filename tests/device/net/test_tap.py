@@ -514,21 +514,6 @@ def test_who_may_not_make_a_tap_is_told_what_to_do() -> None:
 
 @pytest.mark.row("virtio", 44)
 def test_a_frame_that_the_kernel_cannot_take_is_lost() -> None:
-    class Full(LiveInputs):
-        problem = errno.EAGAIN
-
-        def of(self, source: Any, call: Callable[..., Any]) -> Callable[..., Any]:
-            def write(*_: Any) -> Any:
-                raise OSError(self.problem, os.strerror(self.problem))
-
-            fakes: dict[str, Callable[..., Any]] = {
-                "_open": lambda: 99,
-                "_ioctl": lambda *_: struct.pack("16sH22x", b"tap7", 0x0800),
-                "write": write,
-                "close": lambda _: None,
-            }
-            return fakes.get(getattr(call, "__name__", ""), call)
-
     inputs = Full()
     card = Tap("net0", inputs, "tap7")
     for inputs.problem, is_up in (
@@ -540,3 +525,41 @@ def test_a_frame_that_the_kernel_cannot_take_is_lost() -> None:
         assert card.send(PLAIN, FRAME) is False
         assert card.is_up is is_up
     card.close()
+
+
+def test_a_tap_that_cannot_be_made_anew_stays_down() -> None:
+    inputs = Full()
+    inputs.problem = errno.EBADFD
+    card = Tap("net0", inputs, "tap7")
+    card.send(PLAIN, FRAME)
+    inputs.fakes["_open"] = refuse
+    with pytest.raises(OSError, match="net0: link tap tap7: Operation not permitted"):
+        card.again()
+
+    card.carry(False)
+    card.use(2)
+    assert (card.is_up, card.is_gone, card.send(PLAIN, FRAME), card.receive()) == (False, True, False, None)
+
+
+def refuse(*_: Any) -> Any:
+    raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+
+class Full(LiveInputs):
+    """A tap that takes no frame."""
+
+    problem = errno.EAGAIN
+
+    def __init__(self) -> None:
+        def write(*_: Any) -> Any:
+            raise OSError(self.problem, os.strerror(self.problem))
+
+        self.fakes: dict[str, Callable[..., Any]] = {
+            "_open": lambda: 99,
+            "_ioctl": lambda *_: struct.pack("16sH22x", b"tap7", 0x0800),
+            "write": write,
+            "close": lambda _: None,
+        }
+
+    def of(self, source: Any, call: Callable[..., Any]) -> Callable[..., Any]:
+        return self.fakes.get(getattr(call, "__name__", ""), call)
