@@ -303,3 +303,23 @@ def test_people_read_a_table(make: Callable[..., Cards]) -> None:
     assert lines[0] == "links:"
     assert lines[1].split()[:6] == ["name", "link", "other", "up", "set", "mac"]
     assert lines[2].split()[:8] == ["net0", "peer", "net1", "yes", "up", "52:54:00:00:00:01", "1", "100"]
+
+
+def test_a_card_that_goes_on_from_a_state_tells_its_driver_how_the_link_is_here(make: Callable[..., Cards]) -> None:
+    state = make().card("net0").save()
+    cards = make("down")
+    cards.card("net0").load(state)
+    cards.drivers["net0"].function.read(3, 0, 1)
+
+    assert cards.raised["net0"] == [2]
+    assert cards.state("net0")[0] & 1 == 0
+
+
+def test_frames_are_counted_since_the_server_began_though_the_state_is_older(make: Callable[..., Cards]) -> None:
+    cards = make()
+    cards.exchange()
+    state = cards.card("net0").save()
+    other = make()
+    other.card("net0").load(state)
+
+    assert other.links()["net0"]["sent"] == 0
