@@ -89,13 +89,17 @@ class Tap(Link):
         self._namespace: Namespace | None = None
         self._plumbing: Plumbing | None = None
         self._fds: list[int] = []
-        self._make()
+        try:
+            self._make()
+        except BaseException:
+            self.close()
+            raise
 
     def _make(self) -> None:
-        """Namespace, tap and what is around it. Raises OSError, and leaves nothing then."""
+        """Namespace, tap and what is around it. Raises OSError."""
         netns, of = self._netns, partial(self._inputs.of, self._source)
         try:
-            if netns is not None:
+            if netns is not None and self._namespace is None:
                 with explained(f"netns {netns}: ", NAMESPACE_ADVICE):
                     self._namespace = of(Namespace)(netns)
             with explained("", _TAP_ADVICE):
@@ -104,18 +108,20 @@ class Tap(Link):
                     self._fds.append(of(self._open_another)())
             self._configure(of(self._set_up))
             self.use(1)
-        except BaseException as error:
-            self.close()
-            if not isinstance(error, OSError):
-                raise
+        except OSError as error:
             where = f", in netns {netns}" if netns is not None and f"netns {netns}" not in str(error) else ""
             text = f"{self._card}: link tap {self._name}: {error.strerror or error}{where}"
             raise OSError(error.errno, text) from error
         self.is_up = True
 
     def again(self) -> None:
-        self.close()
-        self._make()
+        """In the same namespace, in which others may be."""
+        self._release()
+        try:
+            self._make()
+        except BaseException:
+            self._release()
+            raise
         self.is_gone = False
 
     @property
@@ -242,6 +248,13 @@ class Tap(Link):
         self._on_change()
 
     def close(self) -> None:
+        self._release()
+        if self._namespace is not None:
+            self._namespace.close()
+            self._namespace = None
+
+    def _release(self) -> None:
+        """The tap, with all that is around it."""
         self.stop()
         self.is_up = False
         while self._fds:
@@ -249,9 +262,6 @@ class Tap(Link):
         if self._plumbing is not None:
             self._plumbing.close()
             self._plumbing = None
-        if self._namespace is not None:
-            self._namespace.close()
-            self._namespace = None
 
 
 def _ioctl(fd: int, request: int, argument: int | bytes) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -323,3 +324,18 @@ def test_frames_are_counted_since_the_server_began_though_the_state_is_older(mak
     other.card("net0").load(state)
 
     assert other.links()["net0"]["sent"] == 0
+
+
+def test_a_link_that_cannot_be_made_anew_is_an_error_that_says_why(
+    make: Callable[..., Cards], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse() -> None:
+        raise OSError(errno.EPERM, "net0: link tap tap0: Operation not permitted")
+
+    cards = make()
+    link = cards.card("net0")._link
+    link.end()
+    monkeypatch.setattr(link, "again", refuse)
+    with pytest.raises(CommandError, match=r"^net0: link tap tap0: Operation not permitted$"):
+        cards.ask("link", card="net0", state="up")
+    assert cards.links()["net0"]["up"] is False

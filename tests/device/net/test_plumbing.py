@@ -277,6 +277,23 @@ def test_an_interface_whose_card_is_set_down_has_no_carrier(place: Namespace) ->
     assert carriers == [1, 0, 1]
 
 
+def test_a_tap_that_is_made_anew_is_in_the_namespace_that_it_was_in(name: str) -> None:
+    card = tap_in_a_new_one(name)
+    place = Namespace(name)
+    assert not place.is_ours
+    change(place, "del", index="tap0")
+    card.send(PLAIN, FRAME)
+    change(place, "add", ifname="mine", kind="veth", peer={"ifname": "yours"})
+    card.again()
+
+    assert set(interfaces(place)) == {"tap0", "mine", "yours"}
+    card.close()
+
+
+def tap_in_a_new_one(name: str) -> Tap:
+    return Tap("net0", LiveInputs(), "tap0", netns=name)
+
+
 # -- one that exists ---------------------------------------------------------------------------------------------------
 
 
