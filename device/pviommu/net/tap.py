@@ -257,6 +257,7 @@ class Tap(Link):
         """The tap, with all that is around it."""
         self.stop()
         self.is_up = False
+        self._with_frames.clear()
         while self._fds:
             self._close(self._fds.pop())
         if self._plumbing is not None:

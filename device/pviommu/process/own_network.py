@@ -14,8 +14,9 @@ __all__ = ["own_network"]
 _CLONE_NEWUSER, _CLONE_NEWNET = 0x10000000, 0x40000000
 _SIOCSIFFLAGS, _IFF_UP = 0x8914, 1
 _FORBIDDEN = (
-    "this host does not let it: look at the sysctls user.max_user_namespaces, user.max_net_namespaces, "
-    "kernel.unprivileged_userns_clone and kernel.apparmor_restrict_unprivileged_userns, or run it as root with `netns`"
+    "this host, or a sandbox, does not let it: look at the sysctls user.max_user_namespaces, user.max_net_namespaces, "
+    "kernel.unprivileged_userns_clone and kernel.apparmor_restrict_unprivileged_userns and at RestrictNamespaces= of a "
+    "systemd unit, or run it as root with `netns`"
 )
 
 

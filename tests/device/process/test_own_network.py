@@ -89,7 +89,9 @@ def test_where_the_host_forbids_it_one_line_says_so_with_status_3(
     monkeypatch.setattr(own_network, "_unshare", refuse)
     assert serve.main(parsed()) == ExitStatus.ENVIRONMENT
     [line] = capsys.readouterr().err.splitlines()
-    start = f"pviommu: --unshare-net: {os.strerror(number)} (this host does not let it: look at the sysctls "
+    start = (
+        f"pviommu: --unshare-net: {os.strerror(number)} (this host, or a sandbox, does not let it: look at the sysctls "
+    )
     assert line.startswith(start)
 
 
