@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 from ..hosted import HUNG_UP, MayGoOn, Watch
 from ..inputs import InputKind, Inputs, Source
-from .errors import NEEDS_ROOT, explained
+from .errors import explained
 from .link import Link, Watcher
 from .namespace import NAMESPACE_ADVICE, Namespace
 from .offload import HEADER_BYTES
@@ -43,7 +43,7 @@ _HEADER = HEADER_BYTES + 2
 _MOST = _HEADER + (64 << 10) + 64
 _TUN_ADVICE = {
     errno.EPERM: "this container may not use it",
-    errno.EACCES: NEEDS_ROOT,
+    errno.EACCES: "this user may not open it: chmod 666 /dev/net/tun, as on most hosts, or run as root",
     errno.ENOENT: "modprobe tun, or give it to this container",
 }
 _TAP_ADVICE = {
