@@ -12,7 +12,7 @@ from typing import Protocol
 from .config import EngineConfig
 from .pool import Pool
 from .ranges import FrameRanges
-from .results import Refusal, Run
+from .results import PackedRuns, Refusal, Run
 from .table import Leaf, PageTable
 
 
@@ -81,6 +81,9 @@ class Core(Protocol):
         and why.
         """
 
+    def walk_spans(self, domain: int, spans: Sequence[tuple[int, int]], wanted: int) -> PackedRuns | None:
+        """The runs of several (iova, length) at once, if each of them is one run."""
+
 
 class PythonCore:
     """Tables of Python objects."""
@@ -107,4 +110,7 @@ class PythonCore:
         """The engine looks itself."""
 
     def walk(self, domain: int, iova: int, end: int, wanted: int) -> Sequence[Run] | tuple[int, Refusal]:
+        raise NotImplementedError("the engine walks the tables of this core")
+
+    def walk_spans(self, domain: int, spans: Sequence[tuple[int, int]], wanted: int) -> PackedRuns | None:
         raise NotImplementedError("the engine walks the tables of this core")

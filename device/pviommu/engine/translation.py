@@ -21,6 +21,7 @@ from .results import (
     Access,
     Area,
     EngineUsage,
+    PackedRuns,
     Refusal,
     Run,
     TranslationFault,
@@ -192,6 +193,15 @@ class Translation:
                 self._hits.clear()
             self._hits[key] = (runs[0].gpa - offset, -(-(offset + length) // PAGE_SIZE) * PAGE_SIZE)
         return runs
+
+    def translate_spans(self, stream: int, spans: Sequence[tuple[int, int]], access: Access) -> PackedRuns | None:
+        """What translate() would give for each (iova, length), as far as that is a single run for each of them and the
+        core walks by itself; otherwise None, and translate() is to be asked.
+        """
+        domain = self._attachments.domains.get(stream)
+        if domain is None or not self._walks or stream in self._attachments.blocked or self._tracked:
+            return None
+        return None if domain in self._domains.nested else self._core.walk_spans(domain, spans, access._value_)
 
     def _translate(
         self, stream: int, pasid: int | None, iova: int, length: int, access: Access

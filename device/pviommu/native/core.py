@@ -6,6 +6,7 @@ import weakref
 from array import array
 from collections.abc import Sequence
 from ctypes import addressof, c_uint32, c_uint64
+from itertools import chain
 from pathlib import Path
 
 from ..engine import EngineConfig, Refusal, Run
@@ -108,6 +109,16 @@ class NativeCore:
             if self._done.value:
                 break
         return [Run(*found)] if len(found) == 2 else PackedRuns(found)
+
+    def walk_spans(self, domain: int, spans: Sequence[tuple[int, int]], wanted: int) -> PackedRuns | None:
+        try:
+            asked = array("Q", chain.from_iterable(spans))
+        except OverflowError:  # an address that does not exist
+            return None
+        found = array("Q", asked)
+        (at, _), (there, _) = _place(asked), _place(found)
+        is_found = self.lib.pv_core_walk_spans(self.address, domain, at, len(spans), wanted, there)
+        return PackedRuns(found) if is_found else None
 
     def rings(self, count: int, shared: SharedMemory, inputs: Inputs) -> NativeRings | None:
         if not (self._has_rings and inputs.may_be_bypassed):

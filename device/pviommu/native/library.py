@@ -184,6 +184,7 @@ _FUNCTIONS: dict[str, tuple[Any, ...]] = {
         *(c_int64, c_void_p, c_uint32, c_void_p, c_uint64, c_uint64),
         *(c_void_p, c_uint64, c_void_p),
     ),
+    "pv_core_walk_spans": (c_uint32, c_void_p, c_uint32, c_void_p, c_uint64, c_uint64, c_void_p),
 }
 """Types of result and arguments."""
 

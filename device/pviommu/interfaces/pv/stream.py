@@ -62,12 +62,12 @@ class PvStream(Translator):
         if not self._patience.has_caught_up():
             return PENDING
         self._settle()
-        found = translate_each(self.stream, requests, self._engine.translate)
+        found = translate_each(self.stream, requests, self._engine.translate, self._engine.translate_spans)
         if isinstance(found, tuple):
             if not self.catch_up():
                 return PENDING
             # all of them again: what was executed meanwhile may have unmapped a span that was translated before
-            found = translate_each(self.stream, requests, self._engine.translate)
+            found = translate_each(self.stream, requests, self._engine.translate, self._engine.translate_spans)
         self._backlog = None
         if isinstance(found, tuple):
             refused, length = found

@@ -232,3 +232,22 @@ PV_EXPORT int64_t pv_core_walk(const struct pv_core *core, uint32_t ctx, uint64_
 		at += size;
 	}
 }
+
+/*
+ * pv_core_walk() for each of `count` spans, pairs of iova and length: a run for each, in order. Returns 0 if one of them
+ * is not one run, for whatever reason.
+ */
+PV_EXPORT uint32_t pv_core_walk_spans(const struct pv_core *core, uint32_t ctx, const uint64_t *spans, uint64_t count,
+				      uint64_t wanted, uint64_t *runs)
+{
+	for (uint64_t i = 0; i < count; i++) {
+		uint64_t at = spans[2 * i], length = spans[2 * i + 1];
+		uint32_t done;
+
+		if (!length || length - 1 > UINT64_MAX - at)
+			return 0;
+		if (pv_core_walk(core, ctx, &at, at + length - 1, wanted, runs + 2 * i, 1, &done) != 1 || !done)
+			return 0;
+	}
+	return 1;
+}
