@@ -57,6 +57,8 @@ class Endpoint(PciFunction):
     """Whether :meth:`work` polls memory that the guest writes to without a trap: then it is called in each turn.
     Otherwise it is called after any access by a client, the guest or DMA of another function.
     """
+    may_nap: bool = False
+    """whether the next step need not follow before a nap, as it only looks whether there is something new by now"""
     host: Host
     """the loop that serves it, once there is one"""
     attempts: EndpointAttempts

@@ -36,17 +36,32 @@ from ..virtio.ring import Buffer, QueueState, Ring, RingError
 from ..virtio.split import SplitRing
 from .endpoint import Endpoint, Surroundings
 
-__all__ = ["LEAST_POLL_NS", "MOST_POLL_NS", "STEP_NS", "VirtioDevice"]
+__all__ = [
+    "EAGER_NS",
+    "LEAST_POLL_NS",
+    "MOST_ANSWERS",
+    "MOST_POLL_NS",
+    "PASSED_OVER",
+    "STEP_NS",
+    "WRONG",
+    "VirtioDevice",
+]
 
 log = logging.getLogger(__name__)
 
 STEP_NS = 100_000
 """A step ends with the buffer that takes it past this."""
-LEAST_POLL_NS, MOST_POLL_NS = 100_000, 1_000_000
+LEAST_POLL_NS, MOST_POLL_NS = 100_000, 5_000_000
 """How long a queue is looked at after its last buffer, before the driver is asked to notify of the next one, which
 traps. Twice as long as before each time that the notification comes so soon that looking on would have found the
 buffer, up to the most; the least again when it comes later: as KVM polls for a vCPU that halts.
 """
+EAGER_NS = 500_000
+"""How much of that time is without naps."""
+MOST_ANSWERS, WRONG = 8, 4
+"""The most credit for answers that came as expected, each of which earns 1, and what one that did not come costs."""
+PASSED_OVER = 64
+"""Answers that are not expected any more once there is no credit, before the next one is."""
 _MSIX_BAR = 4
 _CONFIG = int(RegionIndex.CONFIG)
 _LIVE, _NEEDS_RESET = int(DeviceStatus.DRIVER_OK), int(DeviceStatus.DEVICE_NEEDS_RESET)
@@ -71,15 +86,63 @@ class _Polling:
 
     window_ns: int = LEAST_POLL_NS
     until_ns: int = 0
+    naps_from_ns: int = 0
+    """until then it is looked at without naps"""
     used: int = -1
     """how many of its buffers had been used when that began"""
     asked_ns: int = -MOST_POLL_NS
     """when the driver was asked to notify"""
+    answers: int = MOST_ANSWERS
+    """credit; negative: so many answers are not expected"""
+    answer_ns: int = LEAST_POLL_NS
+    """how long an answer is looked for"""
+    expects: bool = False
+    """whether it is looked at because an answer is expected"""
+    expected_ns: int = 0
+    """since when"""
+    is_missing: bool = False
+    """whether the last answer did not come in that time"""
 
     def notified(self, now_ns: int) -> None:
-        is_soon = now_ns - self.asked_ns < MOST_POLL_NS
-        self.window_ns = min(2 * self.window_ns, MOST_POLL_NS) if is_soon else LEAST_POLL_NS
         self.used = -1
+        if self.is_missing:
+            self.is_missing = False
+            if now_ns - self.expected_ns < MOST_POLL_NS:
+                self.answer_ns = min(2 * self.answer_ns, MOST_POLL_NS)
+                self.answers = min(max(self.answers, 0) + WRONG, MOST_ANSWERS)
+            return
+        is_soon = now_ns - self.asked_ns + self.window_ns < MOST_POLL_NS
+        self.window_ns = min(2 * self.window_ns, MOST_POLL_NS) if is_soon else LEAST_POLL_NS
+
+    def begin(self, now_ns: int, used: int) -> None:
+        """It has been used: look at it for a while."""
+        self._look(now_ns, self.window_ns, used)
+        if self.expects:
+            self.expects = False
+            self.answers = min(self.answers + 1, MOST_ANSWERS)
+
+    def expect(self, now_ns: int, used: int) -> None:
+        """Look for an answer."""
+        self.expects, self.expected_ns = True, now_ns
+        self._look(now_ns, self.answer_ns, used)
+
+    def _look(self, now_ns: int, window_ns: int, used: int) -> None:
+        self.until_ns, self.naps_from_ns, self.used = now_ns + window_ns, now_ns + EAGER_NS, used
+
+    def is_worth_expecting(self) -> bool:
+        """Whether the last answers came."""
+        if self.answers < 0:
+            self.answers += 1
+        return self.answers >= 0
+
+    def end(self, now_ns: int) -> None:
+        """The driver was asked to notify."""
+        self.asked_ns = now_ns
+        if self.expects:
+            self.expects, self.is_missing = False, True
+            self.answers -= WRONG
+            if self.answers < 0:
+                self.answers = -PASSED_OVER
 
 
 class VirtioDevice(Endpoint):
@@ -169,12 +232,22 @@ class VirtioDevice(Endpoint):
             return found
         now, polling = self.inputs.now_ns(), self._polling[queue]
         if polling.used != ring.used:
-            polling.until_ns, polling.used = now + polling.window_ns, ring.used
+            polling.begin(now, ring.used)
         elif now > polling.until_ns and ring.ask():
-            polling.asked_ns = now
+            polling.end(now)
             return found
         self._polls = True
+        self.may_nap &= now >= polling.naps_from_ns
         return found
+
+    def expect(self, queue: int) -> None:
+        """A buffer of this queue is likely to follow soon, as the answer to what another one was just given. It is
+        looked for without a notification, unless that was in vain several times."""
+        ring, polling = self._rings.get(queue), self._polling[queue]
+        if ring is not None and ring.state.asked and polling.is_worth_expecting():
+            ring.hush()
+            ring.state.asked = False
+            polling.expect(self.inputs.now_ns(), ring.used)
 
     def config_change(self) -> None:
         """The configuration, or the device's status, is not what it was: tell the driver."""
@@ -199,7 +272,7 @@ class VirtioDevice(Endpoint):
             for queue in list(self._kicked):
                 self._notified(queue)
                 del self._kicked[queue]
-            self._polls = False
+            self._polls, self.may_nap = False, True
             busy = self.serve(self.inputs.now_ns() + STEP_NS)
             for ring in self._rings.values():
                 if ring.publish():
@@ -210,13 +283,14 @@ class VirtioDevice(Endpoint):
         except DmaRefusedError as error:
             self.needs_reset(f"a ring is out of its reach: {error}")
             return False
+        self.may_nap &= not busy
         return busy or self._polls
 
     def _notified(self, queue: int) -> None:
         """The driver has notified. More of that is not needed as long as the queue is looked at anyway."""
         ring = self._rings.get(queue)
         if ring is not None:
-            ring.hush()
+            ring.notified()
             ring.state.asked = False
             self._polling[queue].notified(self.inputs.now_ns())
 

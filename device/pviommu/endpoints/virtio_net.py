@@ -670,19 +670,25 @@ class VirtioNet(VirtioDevice):
             return False
         header, frame = inbox[0]
         merges = self.has(MRG_RXBUF)
-        taken, room = 0, 0
+        taken: list[Buffer] = []
+        room = 0
         while room < HEADER + len(frame) and (merges or not taken):
-            found = self.buffers(queue, taken + 1)
-            if len(found) <= taken:
+            found = self.buffers(queue, len(taken) + 1)
+            if len(found) <= len(taken):
                 if not ring.is_full:
                     return False
                 break
-            room += sum(length for _, length in found[taken].writable)
-            taken += 1
+            for buffer in islice(found, len(taken), len(found) if merges else 1):
+                taken.append(buffer)
+                for _, length in buffer.writable:
+                    room += length
+                if room >= HEADER + len(frame):
+                    break
         fits, reason = room >= HEADER + len(frame), "too-long"
         if fits:
-            data = header + (taken if merges else 1).to_bytes(2, "little") + frame
-            fits, reason = self._fill(ring.use, list(islice(found, taken)), data), "refused"
+            data = header + (len(taken) if merges else 1).to_bytes(2, "little") + frame
+            fits, reason = self._fill(ring.use, taken, data), "refused"
+            self.expect(queue + 1)
         if fits:
             self.state.traffic.received += 1
             self._bytes[False] += len(frame)

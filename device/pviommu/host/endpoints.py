@@ -26,6 +26,7 @@ class Endpoint(Protocol):
     """See :class:`pviommu.endpoints.endpoint.Endpoint`."""
 
     polls_memory: ClassVar[bool]
+    may_nap: bool
     on_ready: Callable[[], None]
     host: Host
 
@@ -49,6 +50,8 @@ class Endpoints:
     def __init__(self, inputs: Inputs, endpoints: Iterable[Endpoint], posted: Posted) -> None:
         self.busy = False
         """whether there was something to do in the last :meth:`work`"""
+        self.may_nap = False
+        """whether all those that had something to do then do not mind a nap"""
         self._inputs = inputs
         self._posted = posted
         self._fairness: Fairness[Endpoint] = Fairness()
@@ -86,6 +89,7 @@ class Endpoints:
         """Have a step done by each that has something to do, as far as there is time; those that used least time come
         first. Returns whether there was anything to do.
         """
+        self.may_nap = True
         if not self._ready and not self._polled and not self._posted.is_waiting:
             self.busy = False
         else:
@@ -125,12 +129,14 @@ class Endpoints:
                 continue
             self._ready[endpoint] = None
             busy = True
+            self.may_nap &= endpoint.may_nap
             if deadline_ns is None:
                 deadline_ns = self._inputs.now_ns() + ENDPOINTS_NS
             is_delivered = self._deliver(deadline_ns)
             before, worked = worked, self._inputs.worked_ns()
             self._fairness.charge(endpoint, _UNKNOWN_NS if before is None else worked - before)
             if not is_delivered or self._inputs.now_ns() > deadline_ns:
+                self.may_nap = False
                 break
         return busy
 

@@ -132,10 +132,14 @@ class Loop:
             self._sleep()
 
     def _is_nap_due(self, now_ns: int) -> bool:
-        """Whether to let posted work gather for a moment. The loop does not ask for doorbells then, so none can get
-        lost."""
+        """Whether to let posted work gather for a moment, or endpoints look less often. The loop does not ask for
+        doorbells then, so none can get lost."""
         polled = self._polled
-        if self._armed or not polled.is_told_of_waits or self._endpoints.busy or self._pace.left_ns(now_ns):
+        if self._pace.left_ns(now_ns):
+            return False
+        if self._work.may_nap:
+            return True
+        if self._armed or not polled.is_told_of_waits or self._endpoints.busy:
             return False
         return not polled.is_pressed() and self._pace.takes_nap()
 

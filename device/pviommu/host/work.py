@@ -46,11 +46,15 @@ class Work:
         """From now on the endpoints of ``machine`` are ready here, and nowhere else."""
         self.polled = as_one(machine.pollables)
         self.endpoints = Endpoints(machine.inputs, machine.endpoints.values(), machine.windows)
+        self.may_nap = False
+        """whether the last step did nothing but look, which the next may do after a nap"""
 
     def step(self) -> bool:
         """One bounded step of everything that has something to do. Returns whether there was anything."""
         done = self.polled.work()
-        return self.endpoints.work() or done
+        busy = self.endpoints.work()
+        self.may_nap = busy and not done and self.endpoints.may_nap
+        return busy or done
 
     @property
     def is_polled(self) -> bool:

@@ -200,6 +200,10 @@ class Ring(ABC):
     def hush(self) -> None:
         """Ask the driver not to notify the device."""
 
+    def notified(self) -> None:
+        """The driver has notified: as :meth:`hush`."""
+        self.hush()
+
     # -- descriptors ------------------------------------------------------------------------------------------------
 
     def _read_tables(self, heads: Sequence[tuple[int, int] | None]) -> list[bytes]:

@@ -114,15 +114,25 @@ class SplitRing(Ring):
         return need_event(int.from_bytes(event, "little"), state.next_used, state.next_used - entries)
 
     def _ask(self) -> None:
-        state = self.state
         if self._event_idx:
-            event = (state.next_avail + len(self.fetched)) & _MASK
-            place = state.device + _HEADER + _USED.size * state.size
-            self._dma.write([(place, 2)], event.to_bytes(2, "little"))
+            self._write_event(0)
         else:
-            self._dma.write([(state.device, 2)], bytes(2))
+            self._dma.write([(self.state.device, 2)], bytes(2))
         fence()
 
+    def _write_event(self, offset: int) -> None:
+        """Name the buffer of which there is to be a notification, so many after those that were fetched."""
+        state = self.state
+        event = (state.next_avail + len(self.fetched) + offset) & _MASK
+        place = state.device + _HEADER + _USED.size * state.size
+        self._dma.write([(place, 2)], event.to_bytes(2, "little"))
+
     def hush(self) -> None:
-        if not self._event_idx:  # with it, the index that was asked for is past
+        if self._event_idx:  # an index that is just past
+            self._write_event(-1)
+        else:
             self._dma.write([(self.state.device, 2)], _NO_NOTIFY.to_bytes(2, "little"))
+
+    def notified(self) -> None:
+        if not self._event_idx:  # with it, the index that was asked for is past
+            self.hush()

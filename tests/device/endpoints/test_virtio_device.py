@@ -10,7 +10,14 @@ import pytest
 
 from pviommu.dma.fault import DmaPendingError
 from pviommu.endpoints.endpoint import Surroundings
-from pviommu.endpoints.virtio_device import LEAST_POLL_NS, VirtioDevice
+from pviommu.endpoints.virtio_device import (
+    EAGER_NS,
+    LEAST_POLL_NS,
+    MOST_ANSWERS,
+    PASSED_OVER,
+    WRONG,
+    VirtioDevice,
+)
 from pviommu.engine import Access
 from pviommu.guest.virtio import (
     ACCESS_PLATFORM,
@@ -531,6 +538,53 @@ def test_a_driver_that_keeps_coming_back_soon_need_not_notify_after_a_while(
     exchange(10_000_000)
     looked = device.counters.dma_requests - requests
     assert looked < LEAST_POLL_NS // device.inputs.time_step
+
+
+@LAYOUTS
+def test_looking_for_more_may_wait_for_a_nap_after_a_while(device: Copier, driver: VirtioGuest, layout: int) -> None:
+    ring = started(driver, REQUIRED | OWN | layout | RING_EVENT_IDX)
+    for _ in range(10):  # soon after each other
+        settle(device)
+        ring.add([(DATA, 4)], [(DATA + 8, 4)])
+        driver.function.notify(0)
+    assert device.step()
+    begin = device.inputs.time
+    assert not device.may_nap
+    naps = [device.may_nap for _ in range(200) if device.step()]
+    looked_ns = (naps.index(True) + 1) * (device.inputs.time - begin) // len(naps)
+
+    assert naps == sorted(naps)
+    assert abs(looked_ns - EAGER_NS) <= 20 * device.inputs.time_step
+
+
+@LAYOUTS
+@pytest.mark.parametrize("events", [0, RING_EVENT_IDX])
+def test_a_buffer_that_is_expected_needs_no_notification(
+    device: Copier, driver: VirtioGuest, layout: int, events: int
+) -> None:
+    ring = started(driver, REQUIRED | OWN | layout | events)
+    for _ in range(50):
+        settle(device)
+        device.expect(0)
+        ring.add([(DATA, 4)], [(DATA + 8, 4)])
+        assert not ring.needs_notification()
+        assert device.step()
+        assert ring.take() is not None
+
+
+@LAYOUTS
+def test_buffers_that_do_not_come_as_expected_are_soon_not_looked_for(
+    device: Copier, driver: VirtioGuest, layout: int
+) -> None:
+    started(driver, REQUIRED | OWN | layout | RING_EVENT_IDX)
+    settle(device)
+    looked = 0
+    for _ in range(10 * PASSED_OVER):
+        device.expect(0)
+        looked += device.step()
+        settle(device)
+
+    assert MOST_ANSWERS // WRONG <= looked <= 15
 
 
 @pytest.mark.row("virtio", 15)

@@ -263,6 +263,23 @@ def test_a_frame_is_spread_over_the_buffers_that_it_needs(cards: tuple[Card, Car
     assert [len(each) for each in (first, *rest)] == [100, 100, 100, 712]
 
 
+def test_an_answer_to_a_frame_needs_no_notification(cards: tuple[Card, Card]) -> None:
+    one, two = (card.start(PLAIN_FEATURES | RING_EVENT_IDX) for card in cards)
+    two.post()
+    settle(one.device, two.device)
+    transmits = two.driver.rings[1]
+    two.driver.function.notify = lambda _queue: None  # type: ignore[method-assign]
+
+    one.send(frame())
+    for device in (one.device, two.device):
+        device.step()
+    two.send(frame(MAC["net0"]))
+    assert not transmits.needs_notification()
+    settle(two.device)
+
+    assert two.device.state.traffic.sent == 1
+
+
 def test_a_frame_waits_until_there_are_buffers_enough(cards: tuple[Card, Card]) -> None:
     one, two = (card.start(PLAIN_FEATURES | net.MRG_RXBUF) for card in cards)
     two.post((500,))

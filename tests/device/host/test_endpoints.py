@@ -13,7 +13,7 @@ import pytest
 
 from pviommu.counters import Counters
 from pviommu.endpoints.endpoint import Endpoint
-from pviommu.host.pacing import FOREVER
+from pviommu.host.pacing import FOREVER, NAP_MS
 from pviommu.host.server import Server
 from pviommu.host.timers import Timer
 from pviommu.machine import Machine
@@ -247,6 +247,33 @@ def test_nor_does_it_when_doorbells_are_asked_for_already(setting: Setting) -> N
     setting.inputs.waits.clear()
     setting.server.turn()
     assert setting.inputs.waits == []
+
+
+# -- naps -----------------------------------------------------------------------------------------------------------
+
+
+def naps_of(setting: Setting, turns: int) -> list[float]:
+    setting.inputs.waits.clear()
+    for _ in range(turns):
+        setting.server.turn()
+    return [timeout for timeout in setting.inputs.waits if timeout]
+
+
+def test_between_steps_that_only_look_for_something_new_there_are_naps(setting: Setting) -> None:
+    setting.first.todo, setting.first.may_nap = 5, True
+    setting.first.on_ready()
+    assert naps_of(setting, 4) == [NAP_MS] * 4
+    assert setting.machine.counters.naps == 4
+    assert setting.first.steps == 4
+
+
+def test_nobody_naps_while_another_one_has_more_to_do(setting: Setting) -> None:
+    for endpoint in setting.all:
+        endpoint.todo = 5
+        endpoint.on_ready()
+    setting.first.may_nap = True
+    assert naps_of(setting, 4) == []
+    assert [endpoint.steps for endpoint in setting.all] == [4, 4]
 
 
 # -- polling memory ---------------------------------------------------------------------------------------------------
