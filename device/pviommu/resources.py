@@ -21,7 +21,7 @@ def qemu_configs(package: Path = _PACKAGE) -> Path:
 
 def topologies() -> dict[str, Path]:
     """The topologies that are included, by name."""
-    return {path.stem: path for path in sorted(qemu_configs().glob("*.toml"))}
+    return {path.stem: path for path in sorted(qemu_configs().glob("*.toml"), key=lambda path: path.stem)}
 
 
 def scenarios() -> dict[str, Path]:

@@ -7,7 +7,7 @@
 # configuration of the run. What a configuration cannot do is not in its list of topics.
 
 cd "$(dirname "$0")" || exit 1
-for part in lib devices setup operations dma types network lifecycle ports takeover profiles vfio inject power lost \
+for part in lib devices setup operations dma types network cards lifecycle ports takeover profiles vfio inject power lost \
 	kernel_log kexec program suite scenario sweep; do
 	. "./$part.sh"
 done
@@ -28,6 +28,8 @@ sweep=0
 iommu=$(functions "$iommu_id" | head -n 1)
 engines=$(functions "$engine_id")
 engine_count=$(echo "$engines" | wc -l)
+cards=$(find_cards)
+release_cards
 
 # A second kernel goes on where the first one stopped.
 stage=$(argument stage)
@@ -57,7 +59,9 @@ topics() {
 		fi
 		return
 	fi
-	echo setup operations dma types network lifecycle ports takeover profiles vfio
+	echo setup operations dma types network lifecycle ports takeover
+	[ -n "$cards" ] && [ -e /proc/self/ns/net ] && echo cards
+	echo profiles vfio
 	has_injection && echo inject
 	echo power "$on" ${scenario:+scenario} "$off" kernel_log
 	if [ "$long" = 1 ]; then

@@ -21,7 +21,8 @@ network_tests() {
 
 find_nic() {
 	for folder in "$devices"/*; do
-		[ "$(cat "$folder/vendor") $(cat "$folder/class")" = "$virtio_vendor $class_ethernet" ] && echo "${folder##*/}"
+		[ "$(cat "$folder/vendor") $(cat "$folder/class")" = "$virtio_vendor $class_ethernet" ] || continue
+		is_card "${folder##*/}" || echo "${folder##*/}"
 	done
 }
 

@@ -61,7 +61,7 @@ groups_list_msi_window() {
 others_have_no_group() {
 	for folder in "$devices"/*; do
 		address=${folder##*/}
-		case " $(echo "$engines" | tr '\n' ' ') " in
+		case " $(echo "$engines" "$cards" | tr '\n' ' ') " in
 		*" $address "*) continue ;;
 		esac
 		[ ! -e "$devices/$address/iommu_group" ] || { echo "$address has a group" && return 1; }

@@ -223,7 +223,7 @@ def test_a_shipped_topology_is_found_by_its_name_wherever_one_is(
     (tmp_path / "blocked").write_text("[iommu]\nrings = 1\n")
     assert load(Path("blocked")).iommu.rings == 1  # the user's own file comes first
     with pytest.raises(
-        TopologyError, match="no-such: No such file or directory; shipped are blocked, lab, net, one-engine"
+        TopologyError, match="no-such: No such file or directory; shipped are blocked, lab, lab-cards, net, one-engine"
     ):
         load(Path("no-such"))
 

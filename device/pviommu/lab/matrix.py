@@ -197,6 +197,6 @@ def _run_cell(matrix: _Matrix, setup: Setup, cell: Cell, inputs: str) -> Outcome
 
 def _options(matrix: _Matrix, setup: Setup, cell: Cell) -> list[str]:
     options = ["--long"] if cell.is_long else ["--suite", cell.suite] if cell.suite else []
-    options += ["--kernel", cell.kernel, "--profile", cell.profile, "--mode", cell.mode]
+    options += ["--topology", "lab", "--kernel", cell.kernel, "--profile", cell.profile, "--mode", cell.mode]
     options += ["--vcpus", str(cell.vcpus), "--accel", setup.accelerator]
     return options if matrix.args.qemu is None else [*options, "--qemu", matrix.args.qemu]

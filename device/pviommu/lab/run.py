@@ -136,7 +136,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "if a rule is about messages or sockets, which it sees only on connections that are made later",
     )
     parser.add_argument(
-        "--topology", metavar="FILE", type=Path, help="a file, or a name of `pviommu topology list`; default: lab"
+        "--topology",
+        metavar="FILE",
+        type=Path,
+        help="a file, or a name of `pviommu topology list`; default: lab-cards for the lab's own tests on Debian's "
+        "kernels, else lab",
     )
     parser.add_argument(
         "--transport",
@@ -273,7 +277,7 @@ def _run(
             f"--add: {brought.size >> 20} MB in all; the guest's memory holds them twice at its start, give --memory"
             f" at least {brought.size * 4 >> 20}M"
         )
-    topology = find(args.topology or Path("lab"))
+    topology = find(args.topology or _usual_topology(args))
     if not topology.is_file():
         raise UsageError(f"--topology {topology}: no such file")
     kernel = args.kernel or _usual_kernel(args.suite)
@@ -361,6 +365,12 @@ def _settings(args: argparse.Namespace, play: scenario.Play | None) -> GuestSett
         scenario_from=play.start if play else "tests",
         cycles=args.cycles,
     )
+
+
+def _usual_topology(args: argparse.Namespace) -> Path:
+    """That of the lab's own tests has network cards, which only Debian's kernels can drive in namespaces."""
+    others = args.program or args.suite or args.scenario or args.long
+    return Path("lab" if others or args.kernel not in (None, *KERNELS[:2]) else "lab-cards")
 
 
 def _usual_kernel(suite: str | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import signal
@@ -128,6 +129,26 @@ def test_a_shipped_topology_is_taken_by_its_name(lab: Lab) -> None:
     assert lab.main("--topology", "reserved")[0] == 0
 
     assert str(topologies()["reserved"]) in lab.result("server.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ((), "lab-cards"),
+        (("--kernel", "debian-7"), "lab-cards"),
+        (("--kernel", "lab-debug"), "lab"),
+        (("--scenario", "slow-invalidation"), "lab"),
+        (("--long",), "lab"),
+        (("--suite", "vfio"), "lab"),
+        (("--run", "x.sh"), "lab"),
+    ],
+)
+def test_the_labs_own_tests_have_network_cards_where_its_kernel_can_drive_them(
+    options: tuple[str, ...], name: str
+) -> None:
+    parser = argparse.ArgumentParser()
+    run.add_arguments(parser)
+    assert run._usual_topology(parser.parse_args(options)) == Path(name)
 
 
 def test_environment_problem_ends_with_status_3_and_how_to_get_it(
