@@ -32,6 +32,7 @@ COMMANDS = {
     "bench delays": ("pviommu.bench.delays", "measure how long others wait while a client or guest abuses the server"),
     "bench transports": ("pviommu.bench.transports", "compare the transport with the C library libvfio-user"),
     "bench peers": ("pviommu.bench.peers", "compare it with QEMU's own IOMMUs"),
+    "bench net": ("pviommu.bench.net", "compare its network card with QEMU's own"),
     "bench report": ("pviommu.bench.report", "put measured figures into a document"),
     "faults list": ("pviommu.scenarios.listing", "list the places where rules can be, and what they can do there"),
     "faults check": ("pviommu.scenarios.check", "say what is wrong with scenario files"),

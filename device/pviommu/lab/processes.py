@@ -89,6 +89,11 @@ class Child:
         """Whether a program was started."""
         return self._process is not None
 
+    @property
+    def pid(self) -> int:
+        """The program's process. Raises ProcessLookupError if it is not running."""
+        return self._running().pid
+
     def start(
         self,
         command: Sequence[str],

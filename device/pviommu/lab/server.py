@@ -105,6 +105,11 @@ class ServerProcess:
                 raise RunError(f"the server did not listen within {_START_SECONDS:.0f} s", self._tail())
             time.sleep(_POLL_SECONDS)
 
+    @property
+    def pid(self) -> int:
+        """The server's process. Raises ProcessLookupError if it is not running."""
+        return self._child.pid
+
     def pause(self) -> None:
         """Stop the server (SIGSTOP). Raises ProcessLookupError if it is gone."""
         self._child.pause()

@@ -205,6 +205,11 @@ class VirtualMachine:
         return " ".join([*(shlex.quote(word) for word in words), shlex.join(self.command)])
 
     @property
+    def pid(self) -> int:
+        """QEMU's process. Raises ProcessLookupError if it is not running."""
+        return self._child.pid
+
+    @property
     def report(self) -> int:
         """Descriptor of the guest's report, for whoever reads on after :meth:`lines`."""
         return self._port.fileno()
