@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, overload
 
 from ..engine import Access, NoRuns, Run, TranslationFault, TranslationPending
@@ -34,6 +34,9 @@ class SpanRuns(Sequence[Sequence[Run]]):
 
     def __len__(self) -> int:
         return len(self.runs)
+
+    def __iter__(self) -> Iterator[list[Run]]:
+        return ([run] for run in self.runs)
 
     @overload
     def __getitem__(self, place: int) -> list[Run]: ...

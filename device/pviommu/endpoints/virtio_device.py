@@ -110,7 +110,7 @@ class _Polling:
             if now_ns - self.expected_ns < MOST_POLL_NS:
                 self.answer_ns = min(2 * self.answer_ns, MOST_POLL_NS)
                 self.answers = min(max(self.answers, 0) + WRONG, MOST_ANSWERS)
-            return
+                return
         is_soon = now_ns - self.asked_ns + self.window_ns < MOST_POLL_NS
         self.window_ns = min(2 * self.window_ns, MOST_POLL_NS) if is_soon else LEAST_POLL_NS
 

@@ -688,7 +688,6 @@ class VirtioNet(VirtioDevice):
         if fits:
             data = header + (len(taken) if merges else 1).to_bytes(2, "little") + frame
             fits, reason = self._fill(ring.use, taken, data), "refused"
-            self.expect(queue + 1)
         if fits:
             self.state.traffic.received += 1
             self._bytes[False] += len(frame)
@@ -698,6 +697,8 @@ class VirtioNet(VirtioDevice):
         self._inbox_bytes[pair] -= len(frame)
         if fits and self._capture:
             self._capture.frame(frame, outbound=False)
+        if fits:
+            self.expect(queue + 1)  # DMA, which may have to wait: the frame is done with
         return True
 
     def _fill(self, use: Callable[[int], None], buffers: list[Buffer], data: bytes) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import struct
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 from pviommu.counters import Counters
+from pviommu.dma.fault import DmaPendingError
 from pviommu.endpoints import virtio_net as net
 from pviommu.endpoints.virtio_device import STEP_NS
 from pviommu.endpoints.virtio_net import VirtioNet, VirtioNetOptions
@@ -278,6 +280,33 @@ def test_an_answer_to_a_frame_needs_no_notification(cards: tuple[Card, Card]) ->
     settle(two.device)
 
     assert two.device.state.traffic.sent == 1
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_frames_whose_dma_has_to_wait_arrive_once(
+    cards: tuple[Card, Card], monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    one, two = (card.start(PLAIN_FEATURES | RING_EVENT_IDX) for card in cards)
+    settle(one.device, two.device)
+    chance = random.Random(seed)
+
+    def put_off(call: Callable[..., Any]) -> Callable[..., Any]:
+        def some_later(*arguments: Any) -> Any:
+            if chance.random() < 0.2:
+                raise DmaPendingError
+            return call(*arguments)
+
+        return some_later
+
+    for card in cards:
+        for name in ("read", "write"):
+            monkeypatch.setattr(card.device.dma, name, put_off(getattr(card.device.dma, name)))
+    for number in range(40):
+        source, target = (one, two) if number % 2 else (two, one)
+        target.post()
+        source.send(frame(MAC[target.name], fill=number))
+        settle(one.device, two.device)
+        assert [each[12:] for each in target.received()] == [frame(MAC[target.name], fill=number)]
 
 
 def test_a_frame_waits_until_there_are_buffers_enough(cards: tuple[Card, Card]) -> None:
