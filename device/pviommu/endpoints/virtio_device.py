@@ -56,7 +56,7 @@ LEAST_POLL_NS, MOST_POLL_NS = 100_000, 5_000_000
 traps. Twice as long as before each time that the notification comes so soon that looking on would have found the
 buffer, up to the most; the least again when it comes later: as KVM polls for a vCPU that halts.
 """
-EAGER_NS = 500_000
+EAGER_NS = 100_000
 """How much of that time is without naps."""
 MOST_ANSWERS, WRONG = 8, 4
 """The most credit for answers that came as expected, each of which earns 1, and what one that did not come costs."""
