@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING
 
 import pytest
@@ -60,6 +61,7 @@ SHOWN = {
         "its faults carry its bus",
         "it works after its port is removed and found again",
     ),
+    "network cards": ("two network cards are translated",),
     "takeover": (
         "a function whose driver came first stays untranslated",
         "pviommu-takeover --dry-run names them and changes nothing",
@@ -217,6 +219,13 @@ def test_strict_guest_has_shown(strict_run: LabRun, topic: str) -> None:
 @pytest.mark.parametrize("topic", SHOWN)
 def test_guest_has_shown(lab_run: LabRun, topic: str) -> None:
     assert set(SHOWN[topic]) <= lab_run.passed
+
+
+def test_a_line_says_what_came_through_between_the_network_cards(lab_run: LabRun) -> None:
+    [line] = [name for name in lab_run.passed if name.startswith("network cards: ")]
+    frames, received = (int(word) for word in re.findall(r"\d+", line))
+    assert frames > 20  # at 64 KiB each
+    assert received > 1 << 20
 
 
 @pytest.mark.parametrize("group", ["operations of the PV-IOMMU", "operations of the PV-IOMMU under xen-v7"])
