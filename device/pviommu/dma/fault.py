@@ -7,9 +7,9 @@ from enum import Enum
 
 from pviommu_abi.shared import EventReason
 
-from ..engine import Access
+from ..engine import Access, Refusal
 
-__all__ = ["REASON", "DmaPendingError", "DmaRefusedError", "Fault", "FaultKind"]
+__all__ = ["KIND", "REASON", "DmaPendingError", "DmaRefusedError", "Fault", "FaultKind"]
 
 
 class FaultKind(Enum):
@@ -26,6 +26,16 @@ class FaultKind(Enum):
     """no request left the function, so only the endpoint is told"""
 
 
+KIND = {
+    Refusal.NOT_MAPPED: FaultKind.NOT_MAPPED,
+    Refusal.NO_PERMISSION: FaultKind.PERMISSION,
+    Refusal.OUT_OF_APERTURE: FaultKind.OUT_OF_APERTURE,
+    Refusal.RESERVED: FaultKind.RESERVED,
+    Refusal.BLOCKED: FaultKind.BLOCKED,
+    Refusal.NO_ENDPOINT: FaultKind.BLOCKED,
+    Refusal.NO_PASID: FaultKind.BLOCKED,
+}
+"""What a refusal of the engine is to the endpoint."""
 REASON = {
     FaultKind.NOT_MAPPED: EventReason.NOT_MAPPED,
     FaultKind.PERMISSION: EventReason.PERMISSION,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from ...dma.fault import Fault, FaultKind
+from ...dma.fault import KIND, Fault
 from ...dma.plan import DmaPlan, DmaRequest, translate_each
 from ...dma.translator import PENDING, Pending, Translator
-from ...engine import Refusal, TranslationPending
+from ...engine import TranslationPending
 from .contexts import Contexts
 from .order import Backlog
 from .patience import Patience
@@ -15,16 +15,6 @@ from .profile import Targets
 from .reporting import Reporter
 
 __all__ = ["PvStream"]
-
-_KIND = {
-    Refusal.NOT_MAPPED: FaultKind.NOT_MAPPED,
-    Refusal.NO_PERMISSION: FaultKind.PERMISSION,
-    Refusal.OUT_OF_APERTURE: FaultKind.OUT_OF_APERTURE,
-    Refusal.RESERVED: FaultKind.RESERVED,
-    Refusal.BLOCKED: FaultKind.BLOCKED,
-    Refusal.NO_ENDPOINT: FaultKind.BLOCKED,
-    Refusal.NO_PASID: FaultKind.BLOCKED,
-}
 
 
 class PvStream(Translator):
@@ -73,7 +63,7 @@ class PvStream(Translator):
             refused, length = found
             if isinstance(refused, TranslationPending):
                 return PENDING
-            return Fault(_KIND[refused.refusal], self.stream, refused.iova, refused.access, length)
+            return Fault(KIND[refused.refusal], self.stream, refused.iova, refused.access, length)
         return found
 
     def report(self, fault: Fault) -> None:

@@ -1,0 +1,127 @@
+"""What the SMMU remembers: translations of each stage, and configurations.
+
+As hardware may, it uses what it remembers until the guest invalidates it, and forgets at any time. Faults and invalid
+configurations are not remembered. A translation has the tag of the tables that it was found in (VMID and ASID, or VMID
+alone if it is global or of stage 2), and covers a leaf, or all the leaves that a contiguous bit joins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import Generic, NamedTuple, TypeVar
+
+from ...engine import Access
+from ...engine.walk import Leaf
+
+__all__ = ["Cache", "Tag", "Translations"]
+
+_K = TypeVar("_K", bound=Hashable)
+_V = TypeVar("_V")
+
+
+class Cache(Generic[_K, _V]):
+    """A bounded dictionary: what has been there longest makes room."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._entries: dict[_K, _V] = {}
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def get(self, key: _K) -> _V | None:
+        return self._entries.get(key)
+
+    def put(self, key: _K, value: _V) -> None:
+        if not self._limit:
+            return
+        self._entries.pop(key, None)
+        if len(self._entries) >= self._limit:
+            del self._entries[next(iter(self._entries))]
+        self._entries[key] = value
+
+    def drop(self, key: _K) -> None:
+        self._entries.pop(key, None)
+
+    def drop_if(self, condition: Callable[[_K], bool]) -> None:
+        """Forget all whose key fulfils ``condition``."""
+        for key in [key for key in self._entries if condition(key)]:
+            del self._entries[key]
+
+    def clear(self) -> None:
+        self._entries.clear()
+
+
+class Tag(NamedTuple):
+    """Whose translation it is."""
+
+    vmid: int
+    asid: int | None
+    """None: of every ASID"""
+
+
+class _Key(NamedTuple):
+    tag: Tag
+    shift: int
+    number: int
+    """the address without its lowest ``shift`` bits"""
+
+
+class _Entry(NamedTuple):
+    output: int
+    access: Access
+
+
+class Translations:
+    """The translations of one stage."""
+
+    def __init__(self, limit: int) -> None:
+        self._cache: Cache[_Key, _Entry] = Cache(limit)
+        self._shifts: set[int] = set()
+        """of all entries since the last :meth:`clear`"""
+
+    def __len__(self) -> int:
+        return len(self._cache)
+
+    def find(self, tag: Tag, address: int, access: Access) -> tuple[int, int, Access] | None:
+        """(output address, log2 of the block's size, what is allowed), if that is known and allows ``access``: a
+        refusal has to come from memory.
+        """
+        for shift in self._shifts:
+            for each in (tag, Tag(tag.vmid, None)):
+                entry = self._cache.get(_Key(each, shift, address >> shift))
+                if entry is not None and not access & ~entry.access:
+                    return entry.output | address & (1 << shift) - 1, shift, entry.access
+        return None
+
+    def add(self, tag: Tag, address: int, leaf: Leaf) -> None:
+        """Remember what a walk has found for ``address``. Contiguous leaves are one entry if their outputs can be."""
+        shift, mask = leaf.contiguous, (1 << leaf.contiguous) - 1
+        if (leaf.output ^ address) & mask:
+            shift, mask = leaf.shift, (1 << leaf.shift) - 1
+        self._shifts.add(shift)
+        self._cache.put(_Key(tag, shift, address >> shift), _Entry(leaf.output & ~mask, leaf.access))
+
+    def drop(self, first: int, size: int, vmid: int, asid: int | None, *, every_asid: bool = False) -> None:
+        """Forget what translates any of ``size`` bytes from ``first`` on, of one ASID and global, or of all ASIDs."""
+        last = first + size - 1
+
+        def is_meant(key: _Key) -> bool:
+            begin = key.number << key.shift
+            is_tag = key.tag.vmid == vmid and (every_asid or key.tag.asid in (None, asid))
+            return is_tag and begin <= last and first < begin + (1 << key.shift)
+
+        self._cache.drop_if(is_meant)
+
+    def drop_asid(self, vmid: int, asid: int) -> None:
+        """Forget what is of one ASID, global translations not among it."""
+        self._cache.drop_if(lambda key: key.tag == (vmid, asid))
+
+    def drop_vmid(self, vmid: int) -> None:
+        """Forget all of one VMID."""
+        self._cache.drop_if(lambda key: key.tag.vmid == vmid)
+
+    def clear(self) -> None:
+        """Forget all."""
+        self._cache.clear()
+        self._shifts.clear()

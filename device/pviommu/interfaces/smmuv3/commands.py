@@ -1,0 +1,138 @@
+"""Commands of the guest: what each of them makes the caches forget, and which are illegal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from smmuv3.commands import ALL_STREAMS, Cfgi0, CfgiRange1, Completion, Opcode, Sync0, Tlbi0, Tlbi1
+
+from .config import SmmuConfig
+from .translation import Caches
+
+__all__ = ["Commands"]
+
+
+class Commands:
+    """Carries out commands. Those for what this SMMU does not have are illegal: EL2 and EL3, ATS, PRI, stalls, MPAM."""
+
+    def __init__(self, config: SmmuConfig, caches: Caches, on_sync: Callable[[], None]) -> None:
+        """``on_sync`` is called when a CMD_SYNC is complete that asked for an interrupt."""
+        self._caches = caches
+        self._on_sync = on_sync
+        self._has_stage2 = config.stage2
+        carry_out: dict[int, Callable[[int, int], bool]] = {
+            Opcode.PREFETCH_CFG: self._prefetch,
+            Opcode.PREFETCH_ADDR: self._prefetch,
+            Opcode.CFGI_STE: self._cfgi_ste,
+            Opcode.CFGI_STE_RANGE: self._cfgi_ste_range,
+            Opcode.CFGI_CD: self._cfgi_cd,
+            Opcode.CFGI_CD_ALL: self._cfgi_cd_all,
+            Opcode.TLBI_NH_ALL: self._tlbi_nh_all,
+            Opcode.TLBI_NH_ASID: self._tlbi_nh_asid,
+            Opcode.TLBI_NH_VA: self._tlbi_nh_va,
+            Opcode.TLBI_NH_VAA: self._tlbi_nh_vaa,
+            Opcode.TLBI_NSNH_ALL: self._tlbi_nsnh_all,
+            Opcode.SYNC: self._sync,
+        }
+        if config.stage2:
+            carry_out |= {Opcode.TLBI_S12_VMALL: self._tlbi_s12_vmall, Opcode.TLBI_S2_IPA: self._tlbi_s2_ipa}
+        self._carry_out = carry_out
+
+    def __call__(self, first: int, second: int) -> bool:
+        """Carry out the command of two dwords. Returns whether it is legal; otherwise nothing was done."""
+        handler = self._carry_out.get(first & int(Cfgi0.OPCODE))
+        return handler is not None and handler(first, second)
+
+    # -- configuration ----------------------------------------------------------------------------------------------
+
+    def _prefetch(self, first: int, _: int) -> bool:
+        return not Cfgi0(first).SSEC
+
+    def _cfgi_ste(self, first: int, _: int) -> bool:
+        return self._forget_streams(first, 0)
+
+    def _cfgi_ste_range(self, first: int, second: int) -> bool:
+        span = CfgiRange1(second).RANGE
+        return self._forget_streams(first, 32 if span == ALL_STREAMS else span + 1)
+
+    def _forget_streams(self, first: int, bits: int) -> bool:
+        """Forget the STEs of all streams that differ from the one given in the lowest ``bits`` only, and their CDs."""
+        command = Cfgi0(first)
+        if command.SSEC:
+            return False
+        sid = command.SID >> bits
+        self._caches.streams.drop_if(lambda key: key >> bits == sid)
+        self._caches.contexts.drop_if(lambda key: key[0] >> bits == sid)
+        return True
+
+    def _cfgi_cd(self, first: int, _: int) -> bool:
+        command = Cfgi0(first)
+        if command.SSEC:
+            return False
+        self._caches.contexts.drop((command.SID, command.SSID))
+        return True
+
+    def _cfgi_cd_all(self, first: int, _: int) -> bool:
+        command = Cfgi0(first)
+        if command.SSEC:
+            return False
+        self._caches.contexts.drop_if(lambda key: key[0] == command.SID)
+        return True
+
+    # -- translations -----------------------------------------------------------------------------------------------
+
+    def _vmid(self, command: Tlbi0) -> int:
+        return command.VMID if self._has_stage2 else 0
+
+    def _tlbi_nh_all(self, first: int, _: int) -> bool:
+        self._caches.stage1.drop_vmid(self._vmid(Tlbi0(first)))
+        return True
+
+    def _tlbi_nh_asid(self, first: int, _: int) -> bool:
+        command = Tlbi0(first)
+        self._caches.stage1.drop_asid(self._vmid(command), command.ASID)
+        return True
+
+    def _tlbi_nh_va(self, first: int, second: int) -> bool:
+        command = Tlbi0(first)
+        self._caches.stage1.drop(*_range(command, second), self._vmid(command), command.ASID)
+        return True
+
+    def _tlbi_nh_vaa(self, first: int, second: int) -> bool:
+        command = Tlbi0(first)
+        self._caches.stage1.drop(*_range(command, second), self._vmid(command), None, every_asid=True)
+        return True
+
+    def _tlbi_s2_ipa(self, first: int, second: int) -> bool:
+        command = Tlbi0(first)
+        self._caches.stage2.drop(*_range(command, second), command.VMID, None)
+        return True
+
+    def _tlbi_s12_vmall(self, first: int, _: int) -> bool:
+        vmid = Tlbi0(first).VMID
+        self._caches.stage1.drop_vmid(vmid)
+        self._caches.stage2.drop_vmid(vmid)
+        return True
+
+    def _tlbi_nsnh_all(self, _: int, __: int) -> bool:
+        self._caches.stage1.clear()
+        self._caches.stage2.clear()
+        return True
+
+    # -- completion -------------------------------------------------------------------------------------------------
+
+    def _sync(self, first: int, _: int) -> bool:
+        """Whatever was before it is complete already. SEV is not told: the SMMU has no wire for it (IDR0.SEV is 0)."""
+        signal = Sync0(first).CS
+        if signal > Completion.SEV:
+            return False
+        if signal == Completion.IRQ:
+            self._on_sync()
+        return True
+
+
+def _range(command: Tlbi0, second: int) -> tuple[int, int]:
+    """First address and bytes that TLBI_* is about."""
+    dword = Tlbi1(second)
+    pages = command.NUM + 1 << command.SCALE
+    return dword & int(Tlbi1.ADDR), pages << 2 * dword.TG + 10 if dword.TG else 1

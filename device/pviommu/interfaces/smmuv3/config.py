@@ -1,0 +1,73 @@
+"""What an SMMU is built with, checked once, and what its identification registers say of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from smmuv3.registers import Idr0, Idr1, Idr3, Idr5
+
+__all__ = ["ADDRESS_SIZES", "SmmuConfig"]
+
+ADDRESS_SIZES = (32, 36, 40, 42, 44, 48, 52)
+"""Bits of addresses by the code of IDR5.OAS, CD.IPS and STE.S2PS."""
+_MAX_SID_BITS, _MAX_SSID_BITS, _MAX_QUEUE_BITS = 32, 20, 19
+_MIN_QUEUE_BITS = 7
+"""Linux refuses command queues of 64 entries or fewer."""
+
+
+@dataclass(frozen=True)
+class SmmuConfig:
+    """Settings of an SMMU. Raises ValueError naming the setting, the value and the rule."""
+
+    sid_bits: int = 16
+    ssid_bits: int = 0
+    """of SubstreamIDs (PASIDs); 0: there are none"""
+    cmdq_bits: int = 10
+    evtq_bits: int = 10
+    """log2 of the most entries of a queue"""
+    address_bits: int = 44
+    """of physical addresses, which for the guest are those of its memory"""
+    stage2: bool = False
+    """whether the guest may use stage 2 itself, for guests of its own"""
+    cache_entries: int = 512
+    """translations, and configurations, that are cached at most; 0: none"""
+    strict: bool = False
+    """whether what is cached is compared with memory whenever it is used, and kept as long as possible"""
+    commands_per_turn: int = 256
+
+    def __post_init__(self) -> None:
+        for name, least, most in (
+            ("sid_bits", 1, _MAX_SID_BITS),
+            ("ssid_bits", 0, _MAX_SSID_BITS),
+            ("cmdq_bits", _MIN_QUEUE_BITS, _MAX_QUEUE_BITS),
+            ("evtq_bits", 1, _MAX_QUEUE_BITS),
+            ("cache_entries", 0, 1 << 16),
+            ("commands_per_turn", 1, 1 << 16),
+        ):
+            value = getattr(self, name)
+            if not least <= value <= most:
+                raise ValueError(f"{name} {value}: must be {least}..{most}")
+        if self.address_bits not in ADDRESS_SIZES[:-1]:
+            raise ValueError(f"address_bits {self.address_bits}: must be one of {ADDRESS_SIZES[:-1]}")
+
+    def identification(self) -> dict[str, int]:
+        """Values of registers by name."""
+        stage2 = int(self.stage2)
+        return {
+            "IDR0": Idr0(
+                S2P=stage2,
+                S1P=1,
+                TTF=2,
+                COHACC=1,
+                ASID16=1,
+                VMID16=1,
+                CD2L=int(self.ssid_bits > 0),
+                TTENDIAN=2,
+                STALL_MODEL=1,
+                TERM_MODEL=1,
+                ST_LEVEL=1,
+            ),
+            "IDR1": Idr1(SIDSIZE=self.sid_bits, SSIDSIZE=self.ssid_bits, EVENTQS=self.evtq_bits, CMDQS=self.cmdq_bits),
+            "IDR3": Idr3(HAD=1, XNX=stage2, RIL=1, BBML=2),
+            "IDR5": Idr5(OAS=ADDRESS_SIZES.index(self.address_bits), GRAN4K=1, GRAN16K=1, GRAN64K=1),
+        }

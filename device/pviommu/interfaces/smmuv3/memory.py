@@ -1,0 +1,57 @@
+"""What the SMMU reads and writes in guest memory.
+
+All addresses that the guest gives it are addresses of the parent, the domain that the SMMU stands on: an access that
+the parent refuses, or that does not lead to RAM, is what a bus calls an external abort.
+"""
+
+from __future__ import annotations
+
+from ...dma.access import GuestMemoryError
+from ...dma.memory import GuestMemory
+from ...engine import Access, Parent, ParentRefusal
+from ...engine.walk import ENTRY_SIZE, ReadRefusal
+
+__all__ = ["Abort", "GuestReader"]
+
+
+class Abort(ReadRefusal):
+    """An access that was refused: by the parent, if that is given, or because there is no RAM."""
+
+    __slots__ = ("parent",)
+
+    def __init__(self, parent: ParentRefusal | None = None) -> None:
+        self.parent = parent
+
+
+class GuestReader:
+    """Accesses to guest memory through ``parent``, which translates for whoever asks."""
+
+    def __init__(self, memory: GuestMemory, parent: Parent) -> None:
+        self._memory = memory
+        self._parent = parent
+
+    def read(self, address: int, size: int) -> bytes | Abort:
+        """``size`` bytes, copied at once."""
+        runs = self._parent(address, size, Access.READ)
+        if isinstance(runs, ParentRefusal):
+            return Abort(runs)
+        try:
+            return self._memory.read(runs)
+        except GuestMemoryError:
+            return Abort()
+
+    def write(self, address: int, data: bytes) -> Abort | None:
+        """Write ``data``; None if that was done."""
+        runs = self._parent(address, len(data), Access.WRITE)
+        if isinstance(runs, ParentRefusal):
+            return Abort(runs)
+        try:
+            self._memory.write(runs, data)
+        except GuestMemoryError:
+            return Abort()
+        return None
+
+    def descriptor(self, address: int) -> int | Abort:
+        """The 64 bits at ``address``."""
+        data = self.read(address, ENTRY_SIZE)
+        return data if isinstance(data, Abort) else int.from_bytes(data, "little")

@@ -1,0 +1,110 @@
+"""The two queues in guest memory: their indices, and what is read and written there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from smmuv3.commands import COMMAND, COMMAND_SIZE
+from smmuv3.events import EVENT_SIZE, Event
+from smmuv3.registers import CommandError, Cr0, GlobalError, QueueConsumer, QueueProducer, Vector
+
+from .memory import Abort, GuestReader
+from .registers import SmmuRegisters
+
+__all__ = ["CommandQueue", "EventQueue"]
+
+_OVERFLOW = int(QueueProducer.OVFLG)
+
+
+class CommandQueue:
+    """Commands of the guest, carried out in their order, some in each turn."""
+
+    def __init__(
+        self, registers: SmmuRegisters, memory: GuestReader, carry_out: Callable[[int, int], bool], budget: int
+    ) -> None:
+        """``carry_out`` is given the two dwords of a command; it returns whether that is legal, and must not raise."""
+        self._registers = registers
+        self._memory = memory
+        self._carry_out = carry_out
+        self._budget = budget
+
+    def work(self) -> bool:
+        """Carry out commands, a bounded number. Returns whether there are more that may be carried out."""
+        left = self._budget
+        while left:
+            base, bits, first, count = self._waiting()
+            if not count:
+                return False
+            at = base + (first & (1 << bits) - 1) * COMMAND_SIZE
+            count = min(count, left, (1 << bits) - (first & (1 << bits) - 1))
+            chunk = self._memory.read(at, count * COMMAND_SIZE)
+            if isinstance(chunk, Abort) and count > 1:  # find out which of them it is
+                count, chunk = 1, self._memory.read(at, COMMAND_SIZE)
+            if isinstance(chunk, Abort):
+                self._fail(CommandError.ABT)
+                return False
+            for dwords in COMMAND.iter_unpack(chunk):
+                if not self._carry_out(*dwords):
+                    self._fail(CommandError.ILL)
+                    return False
+                self._advance(bits)
+            left -= count
+        return bool(self._waiting()[3])
+
+    def is_waiting(self) -> bool:
+        """Whether there is a command that may be carried out."""
+        return bool(self._waiting()[3])
+
+    def _waiting(self) -> tuple[int, int, int, int]:
+        """Base and log2 of the entries; index of the next command, and how many may be carried out. None if the indices
+        cannot be: the producer more than a queue ahead.
+        """
+        registers = self._registers
+        base, bits = registers.queue("CMDQ_BASE")
+        base &= -(COMMAND_SIZE << bits)
+        wrap = (2 << bits) - 1
+        consumer = registers.file["CMDQ_CONS"] & wrap
+        count = (registers.file["CMDQ_PROD"] & wrap) - consumer & wrap
+        is_stopped = not registers.has(Cr0.CMDQEN) or registers.is_active(GlobalError.CMDQ_ERR)
+        return base, bits, consumer, 0 if is_stopped or count > 1 << bits else count
+
+    def _advance(self, bits: int) -> None:
+        file = self._registers.file
+        wrap = (2 << bits) - 1
+        following = (file["CMDQ_CONS"] & wrap) + 1 & wrap
+        file["CMDQ_CONS"] = file["CMDQ_CONS"] & int(QueueConsumer.ERR) | following
+
+    def _fail(self, error: CommandError) -> None:
+        """Stop at the command that is next; the code stays when the guest goes on."""
+        file = self._registers.file
+        file["CMDQ_CONS"] = QueueConsumer(file["CMDQ_CONS"]).replace(ERR=error)
+        self._registers.activate(GlobalError.CMDQ_ERR)
+
+
+class EventQueue:
+    """Events for the guest. One that cannot be written is discarded; the architecture says how that is told."""
+
+    def __init__(self, registers: SmmuRegisters, memory: GuestReader) -> None:
+        self._registers = registers
+        self._memory = memory
+
+    def record(self, event: Event) -> bool:
+        """Write an event. Returns whether the guest will find it."""
+        registers, file = self._registers, self._registers.file
+        if not registers.has(Cr0.EVENTQEN) or registers.is_active(GlobalError.EVENTQ_ABT_ERR):
+            return False
+        base, bits = registers.queue("EVENTQ_BASE")
+        wrap = (2 << bits) - 1
+        produced, consumed = file["EVENTQ_PROD"] & wrap, file["EVENTQ_CONS"] & wrap
+        if produced ^ consumed == 1 << bits:
+            if not (file["EVENTQ_PROD"] ^ file["EVENTQ_CONS"]) & _OVERFLOW:
+                file["EVENTQ_PROD"] ^= _OVERFLOW
+            return False
+        place = (base & -(EVENT_SIZE << bits)) + (produced & (1 << bits) - 1) * EVENT_SIZE
+        if self._memory.write(place, event.pack()) is not None:
+            registers.activate(GlobalError.EVENTQ_ABT_ERR)
+            return False
+        file["EVENTQ_PROD"] = file["EVENTQ_PROD"] & _OVERFLOW | produced + 1 & wrap
+        if produced == consumed:
+            registers.interrupt(Vector.EVENTQ)
+        return True

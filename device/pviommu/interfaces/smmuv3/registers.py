@@ -1,0 +1,140 @@
+"""What accesses to the register frame do."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from smmuv3.registers import (
+    REGISTERS,
+    Cr0,
+    Cr2,
+    Gbpa,
+    GlobalError,
+    IrqControl,
+    QueueBase,
+    StreamTableConfig,
+    Vector,
+)
+
+from ...pci.registers import RegisterFile
+from .config import SmmuConfig
+
+__all__ = ["RegisterOwner", "SmmuRegisters"]
+
+_CIDR = (0x0D, 0xF0, 0x05, 0xB1)
+"""Of every component of Arm's."""
+_ENABLE_OF = {Vector.GERROR: int(IrqControl.GERROR_IRQEN), Vector.EVENTQ: int(IrqControl.EVENTQ_IRQEN)}
+
+
+class RegisterOwner(Protocol):
+    """The SMMU that the registers belong to."""
+
+    def interrupt(self, vector: Vector) -> None:
+        """Raise an interrupt."""
+
+
+class SmmuRegisters:
+    """The handlers of :attr:`file`, and what it says."""
+
+    def __init__(self, config: SmmuConfig, owner: RegisterOwner) -> None:
+        self._owner = owner
+        self._most_bits = {"CMDQ_BASE": config.cmdq_bits, "EVENTQ_BASE": config.evtq_bits}
+        self._sid_bits = config.sid_bits
+        self.file = RegisterFile(REGISTERS, self)
+        for name, value in config.identification().items():
+            self.file[name] = value
+        self.file.seal()
+
+    # -- what is on -------------------------------------------------------------------------------------------------
+
+    def has(self, enable: int) -> bool:
+        """Whether a bit of CR0 is set."""
+        return bool(self.file["CR0"] & enable)
+
+    def write_cr0(self, _: int, __: int) -> None:
+        self.file["CR0ACK"] = self.file["CR0"]  # what a turn has begun is done
+
+    def accept_cr1(self, _: int, __: int) -> bool:
+        return not self.file["CR0"]
+
+    def accept_cr2(self, _: int, __: int) -> bool:
+        return not self.has(Cr0.SMMUEN)
+
+    @property
+    def records_unknown_streams(self) -> bool:
+        """Whether StreamIDs out of range are recorded."""
+        return bool(self.file["CR2"] & Cr2.RECINVSID)
+
+    def accept_gbpa(self, _: int, value: int) -> bool:
+        return bool(value & Gbpa.UPDATE)
+
+    def write_gbpa(self, _: int, __: int) -> None:
+        self.file["GBPA"] &= ~Gbpa.UPDATE
+
+    @property
+    def aborts_all(self) -> bool:
+        """Whether transactions are aborted while translation is off."""
+        return bool(self.file["GBPA"] & Gbpa.ABORT)
+
+    # -- interrupts and global errors -------------------------------------------------------------------------------
+
+    def write_irq_ctrl(self, _: int, __: int) -> None:
+        self.file["IRQ_CTRLACK"] = self.file["IRQ_CTRL"]
+
+    def interrupt(self, vector: Vector) -> None:
+        """Raise an interrupt, if IRQ_CTRL has it enabled; nothing there is about that of CMD_SYNC."""
+        if vector not in _ENABLE_OF or self.file["IRQ_CTRL"] & _ENABLE_OF[vector]:
+            self._owner.interrupt(vector)
+
+    def is_active(self, error: int) -> bool:
+        """Whether a global error is not acknowledged yet."""
+        return bool((self.file["GERROR"] ^ self.file["GERRORN"]) & error)
+
+    def activate(self, error: int) -> None:
+        """A global error has occurred. While one is active the next of its kind is not told."""
+        if not self.is_active(error):
+            self.file["GERROR"] ^= error
+            self.interrupt(Vector.GERROR)
+
+    def accept_gerrorn(self, _: int, value: int) -> bool:
+        """Take over the bits of errors that are active: others cannot be acknowledged."""
+        active = self.file["GERROR"] ^ self.file["GERRORN"]
+        self.file["GERRORN"] ^= (self.file["GERRORN"] ^ value) & active & sum(GlobalError)
+        return False
+
+    # -- tables and queues ------------------------------------------------------------------------------------------
+
+    def _is_off(self, enable: int) -> bool:
+        return not self.has(enable)
+
+    def accept_strtab_base(self, _: int, __: int) -> bool:
+        return self._is_off(Cr0.SMMUEN)
+
+    def accept_strtab_base_cfg(self, _: int, __: int) -> bool:
+        return self._is_off(Cr0.SMMUEN)
+
+    def accept_cmdq_base(self, _: int, __: int) -> bool:
+        return self._is_off(Cr0.CMDQEN)
+
+    def accept_cmdq_cons(self, _: int, __: int) -> bool:
+        return self._is_off(Cr0.CMDQEN)
+
+    def accept_eventq_base(self, _: int, __: int) -> bool:
+        return self._is_off(Cr0.EVENTQEN)
+
+    def accept_eventq_prod(self, _: int, __: int) -> bool:
+        return self._is_off(Cr0.EVENTQEN)
+
+    def queue(self, name: str) -> tuple[int, int]:
+        """The base address of a queue, CMDQ_BASE or EVENTQ_BASE without its alignment, and log2 of its entries."""
+        base = QueueBase(self.file[name])
+        return base & int(QueueBase.ADDR), min(base.LOG2SIZE, self._most_bits[name])
+
+    def stream_table(self) -> tuple[int, StreamTableConfig, int]:
+        """Address and format of the stream table, and bits of the StreamIDs in it."""
+        config = StreamTableConfig(self.file["STRTAB_BASE_CFG"])
+        address = self.file["STRTAB_BASE"] & 0xF_FFFF_FFFF_FFC0
+        return address, config, min(config.LOG2SIZE, self._sid_bits)
+
+    def read_cidr(self, index: int) -> int:
+        return _CIDR[index]

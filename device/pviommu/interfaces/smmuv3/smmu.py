@@ -1,0 +1,156 @@
+"""One SMMU: registers, queues, caches, and the streams behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from smmuv3.registers import FRAME_SIZE, Vector
+
+from ...dma.memory import GuestMemory
+from ...engine import Access, Engine, ParentRefusal, Run, Stop, TranslationFault
+from .commands import Commands
+from .config import SmmuConfig
+from .configuration import StreamTable
+from .memory import GuestReader
+from .queues import CommandQueue, EventQueue
+from .registers import SmmuRegisters
+from .stream import ParentFault, SmmuStream
+from .translation import Caches, Stale, StreamWalker, World
+
+__all__ = ["FRAME_SIZE", "Smmu"]
+
+
+def _ignore(_: object) -> None:
+    pass
+
+
+class Smmu:
+    """An SMMU over a domain of an engine, its *parent*: the addresses that the guest takes for physical ones are those
+    of the parent.
+
+    The owner makes the parent and calls :meth:`work` in each turn. Streams of the engine become the SMMU's by
+    :meth:`bind` and :meth:`attach`.
+    """
+
+    def __init__(
+        self,
+        config: SmmuConfig,
+        engine: Engine,
+        memory: GuestMemory,
+        parent: int,
+        *,
+        own_stream: int,
+        first_domain: int,
+        interrupt: Callable[[Vector], None] = _ignore,
+        on_parent_fault: Callable[[ParentFault], None] = _ignore,
+        on_stale: Callable[[Stale], None] = _ignore,
+    ) -> None:
+        """``parent``: a paging domain. ``own_stream``: by which the engine knows the SMMU's own accesses; it is added
+        and attached here. ``first_domain``: numbers of domains from there on are the SMMU's, one for each stream and
+        substream. Raises ValueError if the parent is no paging domain, or the stream exists.
+        """
+        if not engine.is_paging(parent):
+            raise ValueError(f"domain {parent}: only a paging domain can be the parent of an SMMU")
+        self.config = config
+        self._engine = engine
+        self._parent = parent
+        self._own_stream = own_stream
+        engine.add_endpoint(own_stream)
+        engine.attach(own_stream, parent)
+        self._interrupt = interrupt
+        self._on_parent_fault = on_parent_fault
+        self.registers = SmmuRegisters(config, self)
+        self.memory = GuestReader(memory, self._translate_own)
+        self.caches = Caches(config)
+        table = StreamTable(config, self.registers, self.memory)
+        self._world = World(config, self.registers, self.memory, table, self.caches, on_stale)
+        commands = Commands(config, self.caches, self._on_sync)
+        self._commands = CommandQueue(self.registers, self.memory, commands, config.commands_per_turn)
+        self.events = EventQueue(self.registers, self.memory)
+        self._sids: dict[int, int] = {}
+        self._next_domain = first_domain
+        self._streams: dict[tuple[int, int | None], SmmuStream] = {}
+
+    # -- its function's side ----------------------------------------------------------------------------------------
+
+    def read(self, offset: int, count: int) -> bytes:
+        """``count`` bytes of the register frame; zeros where it has no register of that size."""
+        return self.registers.file.read(offset, count)
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Write to the register frame; ignored where it has no register of that size. Commands are left to
+        :meth:`work`."""
+        self.registers.file.write(offset, data)
+
+    def work(self) -> bool:
+        """Carry out commands, a bounded number. Returns whether more are waiting."""
+        return self._commands.work()
+
+    def is_waiting(self) -> bool:
+        """Whether there is work."""
+        return self._commands.is_waiting()
+
+    def reset(self) -> None:
+        """Registers as at power-on, and nothing cached. Streams stay bound and attached."""
+        self.registers.file.reset()
+        self.caches.clear()
+
+    def interrupt(self, vector: Vector) -> None:
+        """Raise an interrupt, whatever IRQ_CTRL says."""
+        self._interrupt(vector)
+
+    def _on_sync(self) -> None:
+        self.registers.interrupt(Vector.CMD_SYNC)
+
+    def _translate_own(self, address: int, length: int, access: Access) -> Sequence[Run] | ParentRefusal:
+        found = self._engine.translate(self._own_stream, address, length, access)
+        if isinstance(found, TranslationFault):
+            return ParentRefusal(found.iova, found.refusal)
+        return found if isinstance(found, Sequence) else []
+
+    # -- streams ----------------------------------------------------------------------------------------------------
+
+    def bind(self, stream: int, sid: int) -> None:
+        """Let the endpoint of the engine's ``stream`` have this StreamID. Raises ValueError for one out of range, for
+        one that another has, and for a stream that has one.
+        """
+        if not 0 <= sid < 1 << self.config.sid_bits:
+            raise ValueError(f"StreamID {sid:#x}: must be below {1 << self.config.sid_bits:#x}")
+        if stream in self._sids:
+            raise ValueError(f"stream {stream}: has StreamID {self._sids[stream]:#x} already")
+        if sid in self._sids.values():
+            raise ValueError(f"StreamID {sid:#x}: belongs to another stream")
+        self._sids[stream] = sid
+
+    def attach(self, stream: int) -> Stop | None:
+        """Let the SMMU translate for a stream from now on. NO_ENDPOINT if it has no StreamID, or as of
+        :meth:`.Engine.attach`; nothing is changed then.
+        """
+        return self._attach(stream, None)
+
+    def _attach(self, stream: int, ssid: int | None) -> Stop | None:
+        if stream not in self._sids or stream not in self._engine.endpoints():
+            return Stop.NO_ENDPOINT
+        if (stream, ssid) in self._streams:
+            return None
+        walker = StreamWalker(self._world, self._sids[stream], ssid)
+        domain = self._next_domain
+        stop = self._engine.alloc_nested(domain, self._parent, walker) or self._engine.attach(stream, domain, ssid)
+        if stop is not None:
+            self._engine.free_domain(domain)
+            return stop
+        self._next_domain += 1
+        self._streams[stream, ssid] = SmmuStream(
+            self._engine, walker, self._parent, stream, ssid, self.events.record, self._on_parent_fault
+        )
+        return None
+
+    def translator(self, stream: int, ssid: int | None = None) -> SmmuStream:
+        """What translates the requests of an attached stream, those with a SubstreamID or those without. Raises
+        ValueError for a stream that is not attached.
+        """
+        if (stream, None) not in self._streams:
+            raise ValueError(f"stream {stream}: not attached to this SMMU")
+        if stop := self._attach(stream, ssid):
+            raise ValueError(f"stream {stream}, SubstreamID {ssid}: {stop.value}")
+        return self._streams[stream, ssid]

@@ -1,0 +1,87 @@
+"""The translator of one endpoint behind an SMMU, or of one of its substreams."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from smmuv3.events import Event
+
+from ...dma.fault import KIND, Fault
+from ...dma.plan import DmaPlan, DmaRequest, translate_each
+from ...dma.translator import PENDING, Pending, Translator
+from ...engine import Access, Engine, Run, TranslationFault, TranslationPending
+from .translation import StreamWalker
+
+__all__ = ["ParentFault", "SmmuStream"]
+
+
+class ParentFault(NamedTuple):
+    """An access that the SMMU let through, or made itself, and that the parent refused. The guest's event queue does
+    not tell it: the parent is not the guest's.
+    """
+
+    domain: int
+    """the parent"""
+    stream: int
+    """the endpoint that made the request"""
+    iova: int
+    """device address of the first refused byte"""
+    ipa: int
+    """the address that was refused"""
+    access: Access
+    """what the endpoint asked for"""
+
+
+class SmmuStream(Translator):
+    """Translates the requests of one stream, those with one PASID or those without. Refusals are believed at once: an
+    SMMU promises nothing about commands that it has not consumed.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        walker: StreamWalker,
+        parent: int,
+        stream: int,
+        pasid: int | None,
+        record: Callable[[Event], object],
+        on_parent_fault: Callable[[ParentFault], None],
+    ) -> None:
+        """``record`` writes an event for the guest."""
+        self._engine = engine
+        self._walker = walker
+        self._parent = parent
+        self._stream = stream
+        self._pasid = pasid
+        self._record = record
+        self._on_parent_fault = on_parent_fault
+        self._ipa: int | None = None
+        """what the parent refused of the last request, if it did"""
+
+    def translate(self, requests: Sequence[DmaRequest]) -> list[DmaPlan] | Fault | Pending:
+        self._walker.refused, self._ipa = None, None
+        found = translate_each(self._stream, requests, self._translate)
+        if not isinstance(found, tuple):
+            return found
+        refused, length = found
+        if isinstance(refused, TranslationPending):
+            return PENDING
+        self._ipa = refused.ipa
+        return Fault(KIND[refused.refusal], self._stream, refused.iova, refused.access, length)
+
+    def _translate(
+        self, stream: int, iova: int, length: int, access: Access
+    ) -> Sequence[Run] | TranslationFault | TranslationPending:
+        return self._engine.translate(stream, iova, length, access, self._pasid)
+
+    def report(self, fault: Fault) -> None:
+        """Tell the guest, if it is its stage that refused, and the owner of the parent otherwise, or both: of a table
+        that cannot be read both are told.
+        """
+        refused = self._walker.refused
+        if refused is not None and refused.event is not None and refused.is_recorded:
+            self._record(refused.event)
+        ipa = fault.gpa if self._ipa is None else self._ipa
+        if ipa is not None:
+            self._on_parent_fault(ParentFault(self._parent, self._stream, fault.iova, ipa, fault.access))

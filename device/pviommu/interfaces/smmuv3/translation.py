@@ -1,0 +1,302 @@
+"""The translation of one transaction: STE, CD, stage 1 and the guest's own stage 2, up to an address of the parent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from smmuv3.events import Event, EventClass, EventType
+from smmuv3.registers import Cr0
+from smmuv3.structures import SteConfig
+
+from ...engine import Access, Parent, ParentRefusal, Refusal, Stage1Run
+from ...engine.walk import Leaf, ReadRefusal, Tables, WalkFault, WalkFaultKind, walk
+from .caches import Cache, Tag, Translations
+from .config import SmmuConfig
+from .configuration import Context, Refused, Stage2, Stream, StreamTable, fetch_context, substream
+from .memory import Abort, GuestReader
+from .registers import SmmuRegisters
+
+__all__ = ["Caches", "Stale", "StreamWalker", "World"]
+
+_BOTH = Access.READ | Access.WRITE
+_NOT_GLOBAL = 1 << 11
+_TYPE = {
+    WalkFaultKind.INPUT: EventType.F_TRANSLATION,
+    WalkFaultKind.NOT_PRESENT: EventType.F_TRANSLATION,
+    WalkFaultKind.OUTPUT: EventType.F_ADDR_SIZE,
+    WalkFaultKind.ACCESS_FLAG: EventType.F_ACCESS,
+    WalkFaultKind.PERMISSION: EventType.F_PERMISSION,
+}
+_REFUSAL = {
+    EventType.F_TRANSLATION: Refusal.NOT_MAPPED,
+    EventType.F_ADDR_SIZE: Refusal.OUT_OF_APERTURE,
+    EventType.F_ACCESS: Refusal.NOT_MAPPED,
+    EventType.F_PERMISSION: Refusal.NO_PERMISSION,
+}
+
+
+class Stale(NamedTuple):
+    """Something that was used as it is cached, and is otherwise in memory: an invalidation is missing. Only a strict
+    cache looks.
+    """
+
+    what: str
+    """"STE", "CD", "stage 1" or "stage 2" """
+    sid: int
+    ssid: int | None
+    address: int
+    """the input address of the transaction"""
+    cached: object
+    now: object
+    """the same as memory has it; a refusal or a fault if it is not valid there"""
+
+
+class Caches:
+    """All caches of an SMMU."""
+
+    def __init__(self, config: SmmuConfig) -> None:
+        limit = config.cache_entries
+        self.streams: Cache[int, Stream] = Cache(limit)
+        self.contexts: Cache[tuple[int, int], Context] = Cache(limit)
+        """by StreamID and index of the CD"""
+        self.stage1 = Translations(limit)
+        self.stage2 = Translations(limit)
+
+    def clear(self) -> None:
+        """Forget everything."""
+        for each in (self.streams, self.contexts, self.stage1, self.stage2):
+            each.clear()
+
+
+@dataclass(frozen=True)
+class World:
+    """What all streams of an SMMU share."""
+
+    config: SmmuConfig
+    registers: SmmuRegisters
+    memory: GuestReader
+    table: StreamTable
+    caches: Caches
+    on_stale: Callable[[Stale], None] = field(default=lambda _: None)
+
+
+class _Faulted(ReadRefusal):
+    """A descriptor of stage 1 that stage 2 refused."""
+
+    __slots__ = ("refused",)
+
+    def __init__(self, refused: Refused) -> None:
+        self.refused = refused
+
+
+class _Request(NamedTuple):
+    """One address of a transaction."""
+
+    address: int
+    access: Access
+    stream: Stream
+
+
+class _Found(NamedTuple):
+    """What a stage makes of an address."""
+
+    output: int
+    shift: int
+    """within a block of so many bits"""
+    access: Access
+
+
+class StreamWalker:
+    """The first stage of the domains of one stream, or one substream: an :class:`.engine.Stage1Walker`."""
+
+    def __init__(self, world: World, sid: int, ssid: int | None) -> None:
+        self._world = world
+        self.sid = sid
+        self._ssid = ssid
+        self.refused: Refused | None = None
+        """why the last walk was refused, if it was"""
+
+    def walk(self, iova: int, length: int, access: Access, _parent: Parent) -> Stage1Run | Refusal | ParentRefusal:
+        """See :class:`.engine.Stage1Walker`. Tables are read as all that the SMMU reads, through the same parent."""
+        found = self._translate(iova, access)
+        if isinstance(found, _Found):
+            self.refused = None
+            return Stage1Run(found.output, (1 << found.shift) - (iova & (1 << found.shift) - 1), found.access)
+        self.refused = found
+        if found.parent is not None:
+            return found.parent
+        return Refusal.BLOCKED if found.event is None else _REFUSAL.get(found.event.type, Refusal.BLOCKED)
+
+    def _translate(self, iova: int, access: Access) -> _Found | Refused:
+        registers, bits = self._world.registers, self._world.config.address_bits
+        if not registers.has(Cr0.SMMUEN):
+            is_refused = registers.aborts_all or iova >> bits
+            return Refused(None) if is_refused else _Found(iova, bits, _BOTH)
+        stream = self._stream(iova)
+        if isinstance(stream, Refused):
+            return stream
+        if stream.config is SteConfig.ABORT:
+            return Refused(None)
+        request = _Request(iova, access, stream)
+        index = substream(stream, self.sid, self._ssid)
+        if isinstance(index, Refused):
+            return index
+        if index is None:
+            found: _Found | Refused = _Found(iova, bits, _BOTH)
+            if iova >> bits:
+                return Refused(self._event(EventType.F_ADDR_SIZE, request, EventClass.IN))
+        else:
+            found = self._stage1(request, index)
+        if stream.stage2 is None or isinstance(found, Refused):
+            return found
+        second = self._stage2(request, stream.stage2, found.output, access, EventClass.IN)
+        if isinstance(second, Refused):
+            return second
+        return _Found(second.output, min(found.shift, second.shift), found.access & second.access)
+
+    # -- configuration ----------------------------------------------------------------------------------------------
+
+    def _stream(self, iova: int) -> Stream | Refused:
+        world = self._world
+        cached = world.caches.streams.get(self.sid)
+        if cached is not None and not world.config.strict:
+            return cached
+        found = world.table.find(self.sid, self._ssid)
+        if cached is not None:
+            if found != cached:
+                world.on_stale(Stale("STE", self.sid, self._ssid, iova, cached, found))
+            return cached
+        if isinstance(found, Stream):
+            world.caches.streams.put(self.sid, found)
+        return found
+
+    def _context(self, request: _Request, index: int) -> Context | Refused:
+        world, key = self._world, (self.sid, index)
+        cached = world.caches.contexts.get(key)
+        if cached is not None and not world.config.strict:
+            return cached
+
+        def fetch(address: int, size: int) -> bytes | Refused:
+            stage2 = request.stream.stage2
+            if stage2 is not None:
+                where = self._stage2(request, stage2, address, Access.READ, EventClass.CD)
+                if isinstance(where, Refused):
+                    return where
+                address = where.output
+            data = world.memory.read(address, size)
+            if isinstance(data, Abort):
+                return Refused(Event(EventType.F_CD_FETCH, self.sid, self._ssid, fetch=address), data.parent)
+            return data
+
+        found = fetch_context(world.config, request.stream, index, self.sid, self._ssid, fetch)
+        if cached is not None:
+            if found != cached:
+                world.on_stale(Stale("CD", self.sid, self._ssid, request.address, cached, found))
+            return cached
+        if isinstance(found, Context):
+            world.caches.contexts.put(key, found)
+        return found
+
+    # -- the stages -------------------------------------------------------------------------------------------------
+
+    def _stage1(self, request: _Request, index: int) -> _Found | Refused:
+        context = self._context(request, index)
+        if isinstance(context, Refused):
+            return context
+        chosen = context.halves.choose(request.address)
+        if chosen is None:
+            event = self._event(EventType.F_TRANSLATION, request, EventClass.IN)
+            return Refused(event, is_recorded=context.records)
+        stage2 = request.stream.stage2
+
+        def read(place: int) -> int | ReadRefusal:
+            if stage2 is not None:
+                where = self._stage2(request, stage2, place, Access.READ, EventClass.TT)
+                if isinstance(where, Refused):
+                    return _Faulted(where)
+                place = where.output
+            return self._world.memory.descriptor(place)
+
+        tag, address = Tag(request.stream.vmid, context.asid), _canonical(request.address, *chosen)
+        leaf = self._cached(self._world.caches.stage1, "stage 1", tag, request, address, request.access, chosen, read)
+        if isinstance(leaf, _Found):
+            return leaf
+        if isinstance(leaf.cause, _Faulted):
+            return leaf.cause.refused
+        if isinstance(leaf.cause, Abort):
+            event = self._event(EventType.F_WALK_EABT, request, EventClass.TT, fetch=leaf.place or 0)
+            return Refused(event, leaf.cause.parent)
+        event = self._event(_TYPE[leaf.kind], request, EventClass.IN)
+        return Refused(event, is_recorded=context.records)
+
+    def _stage2(
+        self, request: _Request, stage2: Stage2, ipa: int, access: Access, kind: EventClass
+    ) -> _Found | Refused:
+        """The guest's own stage 2, for an input address, a table of stage 1 or a CD."""
+        tag = Tag(request.stream.vmid, None)
+        if ipa >> self._world.config.address_bits:
+            leaf: _Found | WalkFault = WalkFault(WalkFaultKind.INPUT, stage2.tables.levels[0].number)
+        else:
+            chosen = stage2.tables, ipa
+            read = self._world.memory.descriptor
+            leaf = self._cached(self._world.caches.stage2, "stage 2", tag, request, ipa, access, chosen, read)
+        if isinstance(leaf, _Found):
+            return leaf
+        if isinstance(leaf.cause, Abort):
+            place = leaf.place or 0
+            event = self._event(EventType.F_WALK_EABT, request, kind, stage_2=True, fetch=place)
+            return Refused(event, leaf.cause.parent)
+        is_table = leaf.kind is WalkFaultKind.PERMISSION and kind is EventClass.TT
+        event = self._event(_TYPE[leaf.kind], request, kind, stage_2=True, is_table_read=is_table, ipa=ipa)
+        return Refused(event, is_recorded=stage2.records)
+
+    def _cached(
+        self,
+        cache: Translations,
+        what: str,
+        tag: Tag,
+        request: _Request,
+        address: int,
+        access: Access,
+        chosen: tuple[Tables, int],
+        read: Callable[[int], int | ReadRefusal],
+    ) -> _Found | WalkFault:
+        """What the cache has for an address, or what a walk finds."""
+        known = cache.find(tag, address, access)
+        if known is not None and not self._world.config.strict:
+            return _Found(*known)
+        tables, inner = chosen
+        leaf = walk(tables, inner, access, read)
+        if known is not None:
+            now = (leaf.output, leaf.access) if isinstance(leaf, Leaf) else leaf
+            if now != (known[0], known[2]):
+                stale = Stale(what, self.sid, self._ssid, request.address, (known[0], known[2]), now)
+                self._world.on_stale(stale)
+            return _Found(*known)
+        if isinstance(leaf, WalkFault):
+            return leaf
+        is_global = tag.asid is not None and not leaf.descriptor & _NOT_GLOBAL
+        cache.add(Tag(tag.vmid, None) if is_global else tag, address, leaf)
+        return _Found(leaf.output, leaf.shift, leaf.access)
+
+    def _event(
+        self,
+        kind: EventType,
+        request: _Request,
+        event_class: EventClass,
+        *,
+        stage_2: bool = False,
+        is_table_read: bool = False,
+        fetch: int = 0,
+        ipa: int = 0,
+    ) -> Event:
+        is_read = not request.access & Access.WRITE
+        where = (self.sid, self._ssid, request.address)
+        return Event(kind, *where, is_read, stage_2, event_class, is_table_read, fetch, ipa)
+
+
+def _canonical(address: int, tables: Tables, inner: int) -> int:
+    """An address of one of the halves, of which ``inner`` is what ``tables`` translate, without a tag at its top."""
+    return inner | (1 << 64) - (1 << tables.input_bits) if address >> 55 & 1 else inner

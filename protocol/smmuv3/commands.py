@@ -1,0 +1,152 @@
+"""Commands (IHI 0070, chapter 4): two dwords of 64 bits each, of which the low byte of the first is the opcode."""
+
+import struct
+from enum import IntEnum
+
+from wire_layout.registers import BitField, BitFields
+
+__all__ = [
+    "ALL_STREAMS",
+    "COMMAND",
+    "COMMAND_SIZE",
+    "Cfgi0",
+    "Cfgi1",
+    "CfgiRange1",
+    "Completion",
+    "Opcode",
+    "Sync0",
+    "Sync1",
+    "Tlbi0",
+    "Tlbi1",
+    "cfgi",
+    "sync",
+    "tlbi",
+]
+
+COMMAND = struct.Struct("<QQ")
+COMMAND_SIZE = COMMAND.size
+ALL_STREAMS = 31
+"""CFGI_STE_RANGE with this range is CFGI_ALL."""
+
+
+class Opcode(IntEnum):
+    """Opcodes; those of Secure and Realm state are missing."""
+
+    PREFETCH_CFG = 0x01
+    PREFETCH_ADDR = 0x02
+    CFGI_STE = 0x03
+    CFGI_STE_RANGE = 0x04
+    CFGI_CD = 0x05
+    CFGI_CD_ALL = 0x06
+    CFGI_VMS_PIDM = 0x07
+    TLBI_NH_ALL = 0x10
+    TLBI_NH_ASID = 0x11
+    TLBI_NH_VA = 0x12
+    TLBI_NH_VAA = 0x13
+    TLBI_EL3_ALL = 0x18
+    TLBI_EL3_VA = 0x1A
+    TLBI_EL2_ALL = 0x20
+    TLBI_EL2_ASID = 0x21
+    TLBI_EL2_VA = 0x22
+    TLBI_EL2_VAA = 0x23
+    TLBI_S12_VMALL = 0x28
+    TLBI_S2_IPA = 0x2A
+    TLBI_NSNH_ALL = 0x30
+    ATC_INV = 0x40
+    PRI_RESP = 0x41
+    RESUME = 0x44
+    STALL_TERM = 0x45
+    SYNC = 0x46
+
+
+class Completion(IntEnum):
+    """Values of CMD_SYNC's CS: how its completion is told."""
+
+    NONE = 0
+    IRQ = 1
+    SEV = 2
+
+
+class Cfgi0(BitFields, width=64):
+    """Dword 0 of CFGI_*, PREFETCH_* and ATC_INV."""
+
+    OPCODE = BitField(0, 7, values=Opcode)
+    SSEC = BitField(10, doc="Secure stream; illegal here")
+    SSV = BitField(11, doc="SSID counts")
+    SSID = BitField(12, 31)
+    SID = BitField(32, 63)
+
+
+class Cfgi1(BitFields, width=64):
+    """Dword 1 of CFGI_STE and CFGI_CD."""
+
+    LEAF = BitField(0, doc="the first level has not changed")
+
+
+class CfgiRange1(BitFields, width=64):
+    """Dword 1 of CFGI_STE_RANGE."""
+
+    RANGE = BitField(0, 4, doc="2 ** (RANGE + 1) streams, aligned to that; ALL_STREAMS: all")
+
+
+class Tlbi0(BitFields, width=64):
+    """Dword 0 of TLBI_*."""
+
+    OPCODE = BitField(0, 7, values=Opcode)
+    NUM = BitField(12, 16)
+    SCALE = BitField(20, 25)
+    VMID = BitField(32, 47)
+    ASID = BitField(48, 63)
+
+
+class Tlbi1(BitFields, width=64):
+    """Dword 1 of TLBI_* with an address. With TG, (NUM + 1) * 2 ** SCALE pages of 2 ** (2 * TG + 10) bytes from there
+    on; without, what translates that address."""
+
+    LEAF = BitField(0)
+    TTL = BitField(8, 9)
+    TG = BitField(10, 11, doc="1 4 KiB, 2 16 KiB, 3 64 KiB")
+    ADDR = BitField(12, 63)
+
+
+class Sync0(BitFields, width=64):
+    """Dword 0 of CMD_SYNC."""
+
+    OPCODE = BitField(0, 7, values=Opcode)
+    CS = BitField(12, 13, values=Completion)
+    MSH = BitField(22, 23)
+    MSIATTR = BitField(24, 27)
+    MSIDATA = BitField(32, 63)
+
+
+class Sync1(BitFields, width=64):
+    """Dword 1 of CMD_SYNC."""
+
+    MSIADDRESS = BitField(2, 51)
+
+
+def cfgi(opcode: Opcode, sid: int = 0, *, ssid: int | None = None, leaf: bool = False, span: int = 0) -> bytes:
+    """CFGI_* of a stream; ``span`` is RANGE of CFGI_STE_RANGE. Raises ValueError for what does not fit its field."""
+    first = Cfgi0(OPCODE=opcode, SID=sid, SSV=int(ssid is not None), SSID=ssid or 0)
+    return COMMAND.pack(first, CfgiRange1(RANGE=span) if span else Cfgi1(LEAF=int(leaf)))
+
+
+def tlbi(
+    opcode: Opcode,
+    address: int = 0,
+    *,
+    vmid: int = 0,
+    asid: int = 0,
+    leaf: bool = False,
+    granule: int = 0,
+    num: int = 0,
+    scale: int = 0,
+) -> bytes:
+    """TLBI_*; with ``granule``, which is TG, of (num + 1) * 2 ** scale pages. Raises ValueError as :func:`cfgi`."""
+    first = Tlbi0(OPCODE=opcode, VMID=vmid, ASID=asid, NUM=num, SCALE=scale)
+    return COMMAND.pack(first, Tlbi1(LEAF=int(leaf), TG=granule, ADDR=address >> 12))
+
+
+def sync(completion: Completion = Completion.NONE) -> bytes:
+    """CMD_SYNC, with the attributes that Linux gives it: inner shareable, write-back."""
+    return COMMAND.pack(Sync0(OPCODE=Opcode.SYNC, CS=completion, MSH=3, MSIATTR=15), 0)
