@@ -7,6 +7,7 @@ from collections.abc import Callable
 from smmuv3.commands import ALL_STREAMS, Cfgi0, CfgiRange1, Completion, Opcode, Sync0, Tlbi0, Tlbi1
 
 from .config import SmmuConfig
+from .queues import Consumed
 from .translation import Caches
 
 __all__ = ["Commands"]
@@ -15,12 +16,10 @@ __all__ = ["Commands"]
 class Commands:
     """Carries out commands. Those for what this SMMU does not have are illegal: EL2 and EL3, ATS, PRI, stalls, MPAM."""
 
-    def __init__(self, config: SmmuConfig, caches: Caches, on_sync: Callable[[], None]) -> None:
-        """``on_sync`` is called when a CMD_SYNC is complete that asked for an interrupt."""
+    def __init__(self, config: SmmuConfig, caches: Caches) -> None:
         self._caches = caches
-        self._on_sync = on_sync
         self._has_stage2 = config.stage2
-        carry_out: dict[int, Callable[[int, int], bool]] = {
+        carry_out: dict[int, Callable[[int, int], Consumed]] = {
             Opcode.PREFETCH_CFG: self._prefetch,
             Opcode.PREFETCH_ADDR: self._prefetch,
             Opcode.CFGI_STE: self._cfgi_ste,
@@ -38,97 +37,95 @@ class Commands:
             carry_out |= {Opcode.TLBI_S12_VMALL: self._tlbi_s12_vmall, Opcode.TLBI_S2_IPA: self._tlbi_s2_ipa}
         self._carry_out = carry_out
 
-    def __call__(self, first: int, second: int) -> bool:
-        """Carry out the command of two dwords. Returns whether it is legal; otherwise nothing was done."""
+    def __call__(self, first: int, second: int) -> Consumed:
+        """Carry out the command of two dwords."""
         handler = self._carry_out.get(first & int(Cfgi0.OPCODE))
-        return handler is not None and handler(first, second)
+        return Consumed.ILLEGAL if handler is None else handler(first, second)
 
     # -- configuration ----------------------------------------------------------------------------------------------
 
-    def _prefetch(self, first: int, _: int) -> bool:
-        return not Cfgi0(first).SSEC
+    def _prefetch(self, first: int, _: int) -> Consumed:
+        return Consumed.ILLEGAL if Cfgi0(first).SSEC else Consumed.DONE
 
-    def _cfgi_ste(self, first: int, _: int) -> bool:
+    def _cfgi_ste(self, first: int, _: int) -> Consumed:
         return self._forget_streams(first, 0)
 
-    def _cfgi_ste_range(self, first: int, second: int) -> bool:
+    def _cfgi_ste_range(self, first: int, second: int) -> Consumed:
         span = CfgiRange1(second).RANGE
         return self._forget_streams(first, 32 if span == ALL_STREAMS else span + 1)
 
-    def _forget_streams(self, first: int, bits: int) -> bool:
+    def _forget_streams(self, first: int, bits: int) -> Consumed:
         """Forget the STEs of all streams that differ from the one given in the lowest ``bits`` only, and their CDs."""
         command = Cfgi0(first)
         if command.SSEC:
-            return False
+            return Consumed.ILLEGAL
         sid = command.SID >> bits
         self._caches.streams.drop_if(lambda key: key >> bits == sid)
         self._caches.contexts.drop_if(lambda key: key[0] >> bits == sid)
-        return True
+        return Consumed.DONE
 
-    def _cfgi_cd(self, first: int, _: int) -> bool:
+    def _cfgi_cd(self, first: int, _: int) -> Consumed:
         command = Cfgi0(first)
         if command.SSEC:
-            return False
+            return Consumed.ILLEGAL
         self._caches.contexts.drop((command.SID, command.SSID))
-        return True
+        return Consumed.DONE
 
-    def _cfgi_cd_all(self, first: int, _: int) -> bool:
+    def _cfgi_cd_all(self, first: int, _: int) -> Consumed:
         command = Cfgi0(first)
         if command.SSEC:
-            return False
+            return Consumed.ILLEGAL
         self._caches.contexts.drop_if(lambda key: key[0] == command.SID)
-        return True
+        return Consumed.DONE
 
     # -- translations -----------------------------------------------------------------------------------------------
 
     def _vmid(self, command: Tlbi0) -> int:
         return command.VMID if self._has_stage2 else 0
 
-    def _tlbi_nh_all(self, first: int, _: int) -> bool:
+    def _tlbi_nh_all(self, first: int, _: int) -> Consumed:
         self._caches.stage1.drop_vmid(self._vmid(Tlbi0(first)))
-        return True
+        return Consumed.DONE
 
-    def _tlbi_nh_asid(self, first: int, _: int) -> bool:
+    def _tlbi_nh_asid(self, first: int, _: int) -> Consumed:
         command = Tlbi0(first)
         self._caches.stage1.drop_asid(self._vmid(command), command.ASID)
-        return True
+        return Consumed.DONE
 
-    def _tlbi_nh_va(self, first: int, second: int) -> bool:
+    def _tlbi_nh_va(self, first: int, second: int) -> Consumed:
         command = Tlbi0(first)
         self._caches.stage1.drop(*_range(command, second), self._vmid(command), command.ASID)
-        return True
+        return Consumed.DONE
 
-    def _tlbi_nh_vaa(self, first: int, second: int) -> bool:
+    def _tlbi_nh_vaa(self, first: int, second: int) -> Consumed:
         command = Tlbi0(first)
         self._caches.stage1.drop(*_range(command, second), self._vmid(command), None, every_asid=True)
-        return True
+        return Consumed.DONE
 
-    def _tlbi_s2_ipa(self, first: int, second: int) -> bool:
+    def _tlbi_s2_ipa(self, first: int, second: int) -> Consumed:
         command = Tlbi0(first)
         self._caches.stage2.drop(*_range(command, second), command.VMID, None)
-        return True
+        return Consumed.DONE
 
-    def _tlbi_s12_vmall(self, first: int, _: int) -> bool:
+    def _tlbi_s12_vmall(self, first: int, _: int) -> Consumed:
         vmid = Tlbi0(first).VMID
         self._caches.stage1.drop_vmid(vmid)
         self._caches.stage2.drop_vmid(vmid)
-        return True
+        return Consumed.DONE
 
-    def _tlbi_nsnh_all(self, _: int, __: int) -> bool:
+    def _tlbi_nsnh_all(self, _: int, __: int) -> Consumed:
         self._caches.stage1.clear()
         self._caches.stage2.clear()
-        return True
+        return Consumed.DONE
 
     # -- completion -------------------------------------------------------------------------------------------------
 
-    def _sync(self, first: int, _: int) -> bool:
+    def _sync(self, first: int, _: int) -> Consumed:
         """Whatever was before it is complete already. SEV is not told: the SMMU has no wire for it (IDR0.SEV is 0)."""
         signal = Sync0(first).CS
         if signal > Completion.SEV:
-            return False
-        if signal == Completion.IRQ:
-            self._on_sync()
-        return True
+            return Consumed.ILLEGAL
+        return Consumed.SIGNALLED if signal == Completion.IRQ else Consumed.DONE
 
 
 def _range(command: Tlbi0, second: int) -> tuple[int, int]:

@@ -6,11 +6,13 @@ from dataclasses import dataclass
 
 from smmuv3.registers import Idr0, Idr1, Idr3, Idr5
 
-__all__ = ["ADDRESS_SIZES", "SmmuConfig"]
+__all__ = ["ADDRESS_SIZES", "MAX_CACHE_ENTRIES", "SmmuConfig"]
 
 ADDRESS_SIZES = (32, 36, 40, 42, 44, 48, 52)
 """Bits of addresses by the code of IDR5.OAS, CD.IPS and STE.S2PS."""
 _MAX_SID_BITS, _MAX_SSID_BITS, _MAX_QUEUE_BITS = 32, 20, 19
+MAX_CACHE_ENTRIES = 1 << 16
+"""of each cache"""
 _MIN_QUEUE_BITS = 7
 """Linux refuses command queues of 64 entries or fewer."""
 
@@ -30,9 +32,9 @@ class SmmuConfig:
     stage2: bool = False
     """whether the guest may use stage 2 itself, for guests of its own"""
     cache_entries: int = 512
-    """translations, and configurations, that are cached at most; 0: none"""
+    """of each cache: translations of a stage, STEs, CDs; 0: nothing is cached"""
     strict: bool = False
-    """whether what is cached is compared with memory whenever it is used, and kept as long as possible"""
+    """whether what is cached is compared with memory whenever it is used; as much is cached as possible then"""
     commands_per_turn: int = 256
 
     def __post_init__(self) -> None:
@@ -41,7 +43,7 @@ class SmmuConfig:
             ("ssid_bits", 0, _MAX_SSID_BITS),
             ("cmdq_bits", _MIN_QUEUE_BITS, _MAX_QUEUE_BITS),
             ("evtq_bits", 1, _MAX_QUEUE_BITS),
-            ("cache_entries", 0, 1 << 16),
+            ("cache_entries", 0, MAX_CACHE_ENTRIES),
             ("commands_per_turn", 1, 1 << 16),
         ):
             value = getattr(self, name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from enum import Enum
 
 from smmuv3.commands import COMMAND, COMMAND_SIZE
 from smmuv3.events import EVENT_SIZE, Event
@@ -11,18 +12,26 @@ from smmuv3.registers import CommandError, Cr0, GlobalError, QueueConsumer, Queu
 from .memory import Abort, GuestReader
 from .registers import SmmuRegisters
 
-__all__ = ["CommandQueue", "EventQueue"]
+__all__ = ["CommandQueue", "Consumed", "EventQueue"]
 
 _OVERFLOW = int(QueueProducer.OVFLG)
+
+
+class Consumed(Enum):
+    """What became of a command."""
+
+    ILLEGAL = "nothing was done"
+    DONE = "it is complete"
+    SIGNALLED = "it is complete, and an interrupt says so"
 
 
 class CommandQueue:
     """Commands of the guest, carried out in their order, some in each turn."""
 
     def __init__(
-        self, registers: SmmuRegisters, memory: GuestReader, carry_out: Callable[[int, int], bool], budget: int
+        self, registers: SmmuRegisters, memory: GuestReader, carry_out: Callable[[int, int], Consumed], budget: int
     ) -> None:
-        """``carry_out`` is given the two dwords of a command; it returns whether that is legal, and must not raise."""
+        """``carry_out`` is given the two dwords of a command, and must not raise. ``budget``: commands in a turn."""
         self._registers = registers
         self._memory = memory
         self._carry_out = carry_out
@@ -44,10 +53,13 @@ class CommandQueue:
                 self._fail(CommandError.ABT)
                 return False
             for dwords in COMMAND.iter_unpack(chunk):
-                if not self._carry_out(*dwords):
+                outcome = self._carry_out(*dwords)
+                if outcome is Consumed.ILLEGAL:
                     self._fail(CommandError.ILL)
                     return False
                 self._advance(bits)
+                if outcome is Consumed.SIGNALLED:
+                    self._registers.interrupt(Vector.CMD_SYNC)
             left -= count
         return bool(self._waiting()[3])
 

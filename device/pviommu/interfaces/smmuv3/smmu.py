@@ -60,11 +60,11 @@ class Smmu:
         self._interrupt = interrupt
         self._on_parent_fault = on_parent_fault
         self.registers = SmmuRegisters(config, self)
-        self.memory = GuestReader(memory, self._translate_own)
+        self.memory = GuestReader(memory, self._translate_own, config.address_bits)
         self.caches = Caches(config)
         table = StreamTable(config, self.registers, self.memory)
         self._world = World(config, self.registers, self.memory, table, self.caches, on_stale)
-        commands = Commands(config, self.caches, self._on_sync)
+        commands = Commands(config, self.caches)
         self._commands = CommandQueue(self.registers, self.memory, commands, config.commands_per_turn)
         self.events = EventQueue(self.registers, self.memory)
         self._sids: dict[int, int] = {}
@@ -98,9 +98,6 @@ class Smmu:
     def interrupt(self, vector: Vector) -> None:
         """Raise an interrupt, whatever IRQ_CTRL says."""
         self._interrupt(vector)
-
-    def _on_sync(self) -> None:
-        self.registers.interrupt(Vector.CMD_SYNC)
 
     def _translate_own(self, address: int, length: int, access: Access) -> Sequence[Run] | ParentRefusal:
         found = self._engine.translate(self._own_stream, address, length, access)

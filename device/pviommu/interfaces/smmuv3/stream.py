@@ -31,6 +31,8 @@ class ParentFault(NamedTuple):
     """the address that was refused"""
     access: Access
     """what the endpoint asked for"""
+    during_walk: bool = False
+    """whether the SMMU wanted to read a table or a structure there"""
 
 
 class SmmuStream(Translator):
@@ -56,18 +58,18 @@ class SmmuStream(Translator):
         self._pasid = pasid
         self._record = record
         self._on_parent_fault = on_parent_fault
-        self._ipa: int | None = None
-        """what the parent refused of the last request, if it did"""
+        self._fault: TranslationFault | None = None
+        """of the last request, if it was refused by a translation"""
 
     def translate(self, requests: Sequence[DmaRequest]) -> list[DmaPlan] | Fault | Pending:
-        self._walker.refused, self._ipa = None, None
+        self._walker.refused, self._fault = None, None
         found = translate_each(self._stream, requests, self._translate)
         if not isinstance(found, tuple):
             return found
         refused, length = found
         if isinstance(refused, TranslationPending):
             return PENDING
-        self._ipa = refused.ipa
+        self._fault = refused
         return Fault(KIND[refused.refusal], self._stream, refused.iova, refused.access, length)
 
     def _translate(
@@ -82,6 +84,9 @@ class SmmuStream(Translator):
         refused = self._walker.refused
         if refused is not None and refused.event is not None and refused.is_recorded:
             self._record(refused.event)
-        ipa = fault.gpa if self._ipa is None else self._ipa
+        found = self._fault
+        ipa = fault.gpa if found is None else found.ipa
         if ipa is not None:
-            self._on_parent_fault(ParentFault(self._parent, self._stream, fault.iova, ipa, fault.access))
+            during_walk = found is not None and found.during_walk
+            where = (self._parent, self._stream, fault.iova, ipa)
+            self._on_parent_fault(ParentFault(*where, fault.access, during_walk))

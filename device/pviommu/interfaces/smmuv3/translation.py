@@ -13,7 +13,7 @@ from smmuv3.structures import SteConfig
 from ...engine import Access, Parent, ParentRefusal, Refusal, Stage1Run
 from ...engine.walk import Leaf, ReadRefusal, Tables, WalkFault, WalkFaultKind, walk
 from .caches import Cache, Tag, Translations
-from .config import SmmuConfig
+from .config import MAX_CACHE_ENTRIES, SmmuConfig
 from .configuration import Context, Refused, Stage2, Stream, StreamTable, fetch_context, substream
 from .memory import Abort, GuestReader
 from .registers import SmmuRegisters
@@ -57,7 +57,7 @@ class Caches:
     """All caches of an SMMU."""
 
     def __init__(self, config: SmmuConfig) -> None:
-        limit = config.cache_entries
+        limit = MAX_CACHE_ENTRIES if config.strict else config.cache_entries
         self.streams: Cache[int, Stream] = Cache(limit)
         self.contexts: Cache[tuple[int, int], Context] = Cache(limit)
         """by StreamID and index of the CD"""

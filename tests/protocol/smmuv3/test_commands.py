@@ -1,0 +1,32 @@
+"""Encodings of commands, against vectors that were computed by hand from the architecture's tables."""
+
+import pytest
+
+from smmuv3.commands import ALL_STREAMS, COMMAND, Completion, Opcode, cfgi, sync, tlbi
+
+
+@pytest.mark.parametrize(
+    ("command", "dwords"),
+    [
+        (cfgi(Opcode.CFGI_STE_RANGE, span=ALL_STREAMS), (0x4, 0x1F)),
+        (cfgi(Opcode.CFGI_STE, 0x20, leaf=True), (0x2000000003, 1)),
+        (cfgi(Opcode.CFGI_CD, 0x20, leaf=True), (0x2000000005, 1)),
+        (cfgi(Opcode.CFGI_CD, 0x20, ssid=3), (0x2000003805, 0)),
+        (tlbi(Opcode.TLBI_NH_ASID, asid=5), (0x0005000000000011, 0)),
+        (tlbi(Opcode.TLBI_NH_VA, 0x12345000, asid=5, leaf=True), (0x0005000000000012, 0x12345001)),
+        (
+            tlbi(Opcode.TLBI_NH_VA, 0x40000000, asid=5, leaf=True, granule=1, scale=9),
+            (0x0005000000900012, 0x40000401),
+        ),
+        (tlbi(Opcode.TLBI_NSNH_ALL), (0x30, 0)),
+        (sync(Completion.SEV), (0x0FC02046, 0)),
+        (sync(Completion.IRQ), (0x0FC01046, 0)),
+    ],
+)
+def test_commands_are_encoded_as_the_architecture_says(command, dwords):
+    assert COMMAND.unpack(command) == dwords
+
+
+def test_what_does_not_fit_a_field_is_an_error():
+    with pytest.raises(ValueError, match="Cfgi0: 0x100000 does not fit SSID, bits 31:12"):
+        cfgi(Opcode.CFGI_CD, 1, ssid=1 << 20)
