@@ -16,7 +16,7 @@ def _python(code: str, environment: dict[str, str], folder: Path, command: list[
 
 
 def test_packages_of_the_wheel_are_typed(installed_wheel: Path) -> None:
-    for package in ("wire_layout", "vfio_user", "pviommu_abi", "pviommu"):
+    for package in ("wire_layout", "vfio_user", "pviommu_abi", "smmuv3", "pviommu"):
         assert (installed_wheel / package / "py.typed").is_file(), package
 
 
