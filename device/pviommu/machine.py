@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
@@ -19,10 +19,13 @@ from .inputs import Inputs
 from .interfaces.pv.function import PvIommu
 from .interfaces.pv.ring_core import DeviceCore
 from .interfaces.pv.state import PvIommuState
-from .pci.capabilities import endpoint as endpoint_capability
+from .interfaces.smmuv3.state import SmmuState
 from .pci.function import Environment, PciFunction
 from .pci.state import BusyError, FunctionState, check_function
 from .topology import EndpointSection, Topology
+
+if TYPE_CHECKING:
+    from .interfaces.smmuv3.function import SmmuFunction
 
 __all__ = ["DRAIN_NS", "BusyError", "Machine", "MachineState", "build_endpoint"]
 
@@ -35,13 +38,13 @@ AnyEndpoint = TypeVar("AnyEndpoint", bound=Endpoint)
 def build_endpoint(
     kind: type[AnyEndpoint],
     entry: EndpointSection,
-    iommu: PvIommu,
+    iommu: PvIommu | SmmuFunction,
     environment: Environment,
     core: DeviceCore | None = None,
     siblings: Mapping[str, Endpoint] | None = None,
 ) -> AnyEndpoint:
-    """Put an endpoint behind a PV-IOMMU. ``siblings``: those of its machine, to which it is added by the caller. Raises
-    ValueError if the PV-IOMMU has no such stream.
+    """Put an endpoint behind an IOMMU. ``siblings``: those of its machine, to which it is added by the caller. Raises
+    ValueError if the IOMMU has no such stream.
     """
     surroundings = Surroundings(
         entry.name,
@@ -49,7 +52,7 @@ def build_endpoint(
         iommu.stream(entry.stream),
         environment,
         entry.options or kind.OPTIONS(),
-        [endpoint_capability(iommu.settings.instance, entry.stream)],
+        iommu.capabilities_of(entry.stream),
         {} if siblings is None else siblings,
         core.copier() if core and environment.inputs.may_be_bypassed else None,
     )
@@ -68,6 +71,7 @@ class MachineState(msgspec.Struct, frozen=True):
     iommu: PvIommuState
     endpoints: dict[str, EndpointState]
     counters: dict[str, Any]
+    smmus: dict[str, SmmuState] = {}
 
 
 @dataclass
@@ -78,6 +82,7 @@ class Machine:
     endpoints: dict[str, Endpoint]
     windows: Windows = field(default_factory=Windows)
     """the endpoints' BARs, for their DMA"""
+    smmus: dict[str, SmmuFunction] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for endpoint in self.endpoints.values():
@@ -90,17 +95,24 @@ class Machine:
         if core:
             environment.files.guard = core.guard()
         iommu = PvIommu(topology.iommu.name, topology.iommu_config(), environment, core)
+        smmus: dict[str, SmmuFunction] = {}
         endpoints: dict[str, Endpoint] = {}
         try:
+            for section in topology.smmu:
+                from .interfaces.smmuv3.function import SmmuFunction  # few topologies have one
+
+                streams = topology.streams_behind(section.name)
+                smmu = SmmuFunction(section.name, section.config(), environment, streams, section.identity())
+                smmus[section.name] = smmu
+                smmu.memory.belongs_with(iommu.memory)
             for entry in topology.endpoint:
-                kind = endpoint_class(entry.kind)
-                endpoints[entry.name] = build_endpoint(kind, entry, iommu, environment, core, endpoints)
+                kind, owner = endpoint_class(entry.kind), smmus[entry.smmu] if entry.smmu else iommu
+                endpoints[entry.name] = build_endpoint(kind, entry, owner, environment, core, endpoints)
         except BaseException:
-            for endpoint in endpoints.values():  # they may have made something outside of this process
-                endpoint.close()
-            iommu.close()
+            for function in (*endpoints.values(), *smmus.values(), iommu):  # endpoints may have made something outside
+                function.close()
             raise
-        return cls(iommu, endpoints)
+        return cls(iommu, endpoints, smmus=smmus)
 
     def _follow_bars(self) -> None:
         """BARs were added, moved or removed. DMA does not reach the IOMMU: the PV-IOMMU has no windows."""
@@ -125,12 +137,13 @@ class Machine:
 
     @property
     def pollables(self) -> list[Pollable]:
-        """What has to be polled for work: the rings."""
-        return [self.iommu]
+        """What has to be polled for work: the rings, and what comes of commands of SMMUs."""
+        return [self.iommu, *self.smmus.values()]
 
     def functions(self) -> Iterator[PciFunction]:
         """All of them, the PV-IOMMU first."""
         yield self.iommu
+        yield from self.smmus.values()
         yield from self.endpoints.values()
 
     # -- state ------------------------------------------------------------------------------------------------------
@@ -144,6 +157,11 @@ class Machine:
             for name, each in self.endpoints.items()
         }
         parts = {"endpoints": endpoints, "iommu": {"name": self.iommu.name, "settings": self.iommu.settings}}
+        if self.smmus:
+            parts["smmus"] = {
+                name: {"settings": each.settings, "streams": sorted(each.streams.items())}
+                for name, each in self.smmus.items()
+            }
         plain: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(parts))
         return plain
 
@@ -158,7 +176,8 @@ class Machine:
         while (going_on := [each for each in self.endpoints.values() if each.goes_on()]) or self.windows.is_waiting:
             if self.inputs.now_ns() > deadline:
                 raise BusyError(f"{going_on[0].name if going_on else 'DMA to registers'} does not come to an end")
-            self.iommu.work()
+            for pollable in self.pollables:
+                pollable.work()
             for endpoint in going_on:
                 if self.windows.deliver():
                     endpoint.bring_to_end()
@@ -179,6 +198,7 @@ class Machine:
             self.iommu.save(),
             {name: endpoint.save() for name, endpoint in self.endpoints.items()},
             self.counters.report(),
+            {name: smmu.save() for name, smmu in self.smmus.items()},
         )
 
     def load(self, state: MachineState) -> None:
@@ -201,6 +221,8 @@ class Machine:
             for name, endpoint in self.endpoints.items():
                 endpoint.load(state.endpoints[name])
             self.iommu.load(state.iommu)
+            for name, smmu in self.smmus.items():
+                smmu.load(state.smmus[name])
             self.counters.load(state.counters)
         except Exception:
             for function in self.functions():
@@ -212,7 +234,10 @@ class Machine:
     def _functions_of(self, state: MachineState) -> Iterator[tuple[PciFunction, FunctionState]]:
         if state.endpoints.keys() != self.endpoints.keys():
             raise ValueError(f"endpoints {', '.join(state.endpoints)}, and here {', '.join(self.endpoints)}")
+        if state.smmus.keys() != self.smmus.keys():
+            raise ValueError(f"SMMUs {', '.join(state.smmus)}, and here {', '.join(self.smmus)}")
         yield self.iommu, state.iommu.function
+        yield from ((smmu, state.smmus[name].function) for name, smmu in self.smmus.items())
         yield from ((endpoint, state.endpoints[name].function) for name, endpoint in self.endpoints.items())
 
     def _check_writes(self) -> None:

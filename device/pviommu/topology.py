@@ -36,12 +36,14 @@ from .endpoints.options import text_like
 from .engine import PAGE_MASK, PAGE_SHIFT, EngineConfig, ReservedFrames
 from .engine.config import MAX_APERTURE_BITS, MIN_APERTURE_BITS
 from .interfaces.pv.config import MAX_CONTEXT, MAX_ENDPOINTS, NO_STREAM, DefaultPolicy, IommuConfig
+from .interfaces.smmuv3.config import DEVICE_ID, MAX_CACHE_ENTRIES, MAX_SSID_BITS, SmmuConfig
 from .pci.identity import Identity
 
 __all__ = [
     "EndpointSection",
     "IommuSection",
     "ReservedSection",
+    "SmmuSection",
     "Topology",
     "TopologyError",
     "find",
@@ -56,6 +58,8 @@ _SBDF_RULE = "segment (optional), bus, device and function as 0000:00:05.0, in l
 _MAX_32 = (1 << 32) - 1
 _MAX_ID = 0xFFFE  # a function of 0 or 0xffff is none
 _END = 1 << MAX_APERTURE_BITS
+MAX_SMMUS = 16
+SID_BITS = SmmuConfig.sid_bits
 
 
 class TopologyError(Exception):
@@ -109,6 +113,45 @@ class IommuSection(_Section, frozen=True):
     device_id: Annotated[int, _identity("PCI device ID")] = abi.IOMMU_DEVICE_ID
 
 
+class SmmuSection(_Section, frozen=True):
+    """``[[smmu]]``: a virtual SMMUv3 beside the PV-IOMMU."""
+
+    name: Annotated[str, _named("name of the function; its socket is NAME.sock")]
+    address_bits: Annotated[
+        Literal[32, 36, 40, 42, 44, 48], Meta(description="width of a physical address of the guest in bits (OAS)")
+    ] = 44
+    ssid_bits: Annotated[
+        int, Meta(ge=0, le=MAX_SSID_BITS, description="width of a SubstreamID (PASID) in bits; 0: there are none")
+    ] = 0
+    stage2: Annotated[bool, Meta(description="whether the guest may use stage 2, for guests of its own")] = False
+    cache_entries: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=MAX_CACHE_ENTRIES,
+            description="translations of each stage, STEs and CDs that are cached at most; 0: nothing is",
+        ),
+    ] = 512
+    strict: Annotated[bool, Meta(description="true: use of a cached entry that is otherwise in memory is reported")] = (
+        False
+    )
+    vendor_id: Annotated[int, _identity("PCI vendor ID")] = abi.VENDOR_ID
+    device_id: Annotated[int, _identity("PCI device ID")] = DEVICE_ID
+
+    def config(self) -> SmmuConfig:
+        """What the SMMU is built with. Raises :class:`ValueError`."""
+        return SmmuConfig(
+            address_bits=self.address_bits,
+            ssid_bits=self.ssid_bits,
+            stage2=self.stage2,
+            cache_entries=self.cache_entries,
+            strict=self.strict,
+        )
+
+    def identity(self) -> Identity:
+        return Identity(self.vendor_id, self.device_id, abi.IOMMU_CLASS)
+
+
 class ReservedSection(_Section, frozen=True):
     """``[[endpoint.reserved]]``: device addresses that are mapped 1:1 wherever the endpoint is attached."""
 
@@ -146,6 +189,13 @@ class EndpointSection(_Section, frozen=True):
         | None
     ) = None
     reserved: tuple[ReservedSection, ...] = ()
+    smmu: Annotated[str, Meta(description="name of the SMMU that it is behind, instead of the PV-IOMMU")] | None = None
+    stream_id: (
+        Annotated[
+            int, Meta(ge=0, lt=1 << SID_BITS, description="with smmu: its StreamID there; unique behind that SMMU")
+        ]
+        | None
+    ) = None
     options: Any = None
     """those of its kind, an :class:`.endpoints.options.Options`, or None for their defaults. They are no table of their
     own in a file, but keys beside the others."""
@@ -173,18 +223,57 @@ class Topology(_Section, frozen=True):
 
     iommu: IommuSection = msgspec.field(default_factory=IommuSection)
     endpoint: Annotated[tuple[EndpointSection, ...], Meta(max_length=MAX_ENDPOINTS)] = ()
+    smmu: Annotated[tuple[SmmuSection, ...], Meta(max_length=MAX_SMMUS)] = ()
 
     def names(self) -> list[str]:
         """Of all functions, the PV-IOMMU first."""
-        return [self.iommu.name, *(entry.name for entry in self.endpoint)]
+        return list(self.kinds())
 
     def kinds(self) -> dict[str, str]:
-        """Of all functions by name: ``iommu``, or the kind of endpoint."""
-        return {self.iommu.name: "iommu"} | {entry.name: entry.kind for entry in self.endpoint}
+        """Of all functions by name: ``iommu``, ``smmuv3``, or the kind of endpoint."""
+        smmus = {entry.name: "smmuv3" for entry in self.smmu}
+        return {self.iommu.name: "iommu"} | smmus | {entry.name: entry.kind for entry in self.endpoint}
+
+    def streams_behind(self, smmu: str) -> dict[int, int]:
+        """StreamIDs by stream, of the endpoints behind an SMMU."""
+        behind = (entry for entry in self.endpoint if entry.smmu == smmu)
+        return {entry.stream: entry.stream_id for entry in behind if entry.stream_id is not None}
+
+    def _check_smmus(self) -> None:
+        names = {self.iommu.name}
+        for number, section in enumerate(self.smmu):
+            at = ("smmu", number, "name")
+            if section.name in names:
+                raise WrongValueError(at, f"name {section.name!r}: used twice, but names must be unique")
+            names.add(section.name)
+        known = [section.name for section in self.smmu]
+        taken: dict[tuple[str, int], str] = {}
+        for number, entry in enumerate(self.endpoint):
+            place, who = ("endpoint", number), f"endpoint {entry.name}"
+            if entry.smmu is None:
+                if entry.stream_id is not None:
+                    raise WrongValueError((*place, "stream-id"), f"{who}: stream-id is for endpoints with smmu")
+                continue
+            if entry.smmu not in known:
+                text = (
+                    f"{who}: smmu {entry.smmu!r}: must be one of {', '.join(known)}"
+                    if known
+                    else (f"{who}: smmu {entry.smmu!r}: there is no [[smmu]]")
+                )
+                raise WrongValueError((*place, "smmu"), text)
+            if entry.stream_id is None:
+                raise WrongValueError((*place, "smmu"), f"{who}: behind an SMMU it needs a stream-id")
+            other = taken.setdefault((entry.smmu, entry.stream_id), entry.name)
+            if other != entry.name:
+                text = f"{who}: stream-id {entry.stream_id} is that of {other}, but they must be unique"
+                raise WrongValueError((*place, "stream-id"), text)
+            for key, value in (("sbdf", entry.sbdf), ("reserved", entry.reserved)):
+                if value:
+                    raise WrongValueError((*place, key), f"{who}: {key} is for endpoints behind the PV-IOMMU")
 
     def check(self) -> None:
         """Raise :class:`ValueError` for what the types alone do not exclude."""
-        names = {self.iommu.name}
+        names = {self.iommu.name, *(section.name for section in self.smmu)}
         streams: dict[int, str] = {}
         places: dict[int, str] = {}
         if not _NAME.fullmatch(self.iommu.name):
@@ -211,6 +300,7 @@ class Topology(_Section, frozen=True):
                 raise WrongValueError((*at, "sbdf"), str(error)) from error
             if sbdf is not None and places.setdefault(sbdf, entry.name) != entry.name:
                 raise WrongValueError((*at, "sbdf"), f"{who}: sbdf {entry.sbdf} is that of {places[sbdf]}")
+        self._check_smmus()
 
     def with_options(self, document: dict[str, Any]) -> Self:
         """The same with the options of its endpoints as their kinds' types, from the document that it was read from.
@@ -256,7 +346,8 @@ class Topology(_Section, frozen=True):
         """What the PV-IOMMU is built with. Raises :class:`ValueError`."""
         entry = self.iommu
         engine = EngineConfig(pool_pages=entry.pool_pages, aperture_bits=entry.aperture_bits)
-        fixed = {endpoint.stream: endpoint.fixed_sbdf() for endpoint in self.endpoint}
+        behind = [endpoint for endpoint in self.endpoint if endpoint.smmu is None]
+        fixed = {endpoint.stream: endpoint.fixed_sbdf() for endpoint in behind}
         return IommuConfig(
             instance=entry.instance,
             engine=engine,
@@ -264,11 +355,11 @@ class Topology(_Section, frozen=True):
             default_policy=DefaultPolicy(entry.default_policy),
             max_nr_pages=entry.max_pages_per_op,
             rings=entry.rings,
-            streams=tuple(endpoint.stream for endpoint in self.endpoint),
+            streams=tuple(endpoint.stream for endpoint in behind),
             fixed_bindings={stream: sbdf for stream, sbdf in fixed.items() if sbdf is not None},
             reserved={
                 endpoint.stream: tuple(entry.region(endpoint.name) for entry in endpoint.reserved)
-                for endpoint in self.endpoint
+                for endpoint in behind
                 if endpoint.reserved
             },
             allowed=entry.allowed,

@@ -10,9 +10,11 @@ from wire_layout.registers import AccessKind, BitField, BitFields, Register, Reg
 
 __all__ = [
     "FRAME_SIZE",
+    "MSIX_BAR",
     "PAGE_1",
     "REGISTER",
     "REGISTERS",
+    "REGISTER_BAR",
     "CommandError",
     "Cr0",
     "Cr1",
@@ -36,6 +38,10 @@ __all__ = [
 PAGE_1 = 0x10000
 """Where the second page begins."""
 FRAME_SIZE = 0x20000
+
+
+REGISTER_BAR, MSIX_BAR = 0, 2
+"""BARs of our PCI function: the frame, and the MSI-X table and its pending bits."""
 
 
 class Vector(IntEnum):

@@ -47,7 +47,7 @@ def test_every_configuration_of_the_project_powers_on(path: Path, environment: E
 
     assert [function.name for function in machine.functions()] == [
         topology.iommu.name,
-        *(entry.name for entry in topology.endpoint),
+        *(entry.name for entry in (*topology.smmu, *topology.endpoint)),
     ]
     machine.close()
 

@@ -12,6 +12,7 @@ from pviommu.endpoints.xor import Xor, XorOptions
 from pviommu.engine import ReservedFrames
 from pviommu.inputs import LiveInputs
 from pviommu.interfaces.pv.contexts import DefaultPolicy
+from pviommu.interfaces.smmuv3.config import SmmuConfig
 from pviommu.machine import Machine
 from pviommu.pci.function import Environment
 from pviommu.toml_places import line_of
@@ -20,6 +21,8 @@ from pviommu.topology import Topology, TopologyError, load
 CONFIGURATIONS = sorted((Path(__file__).parents[2] / "qemu-configs").glob("*.toml"))
 RESERVED = "[[endpoint.reserved]]\nstart = {}\nsize = {}\n"
 ENDPOINT = '[[endpoint]]\nname = "dma0"\nkind = "dma-test"\nstream = 1\n'
+SMMU = '[[smmu]]\nname = "smmu0"\n'
+BEHIND = ENDPOINT + 'smmu = "smmu0"\nstream-id = 8\n'
 XOR = '[[endpoint]]\nname = "x"\nkind = "xor"\nstream = 1\n'
 
 
@@ -55,6 +58,24 @@ def test_every_key_reaches_the_configuration(tmp_path: Path) -> None:
     assert dict(config.fixed_bindings) == {9: 0x000102FF}
     assert dict(config.reserved) == {9: (ReservedFrames(0x7D000, 0x7D001, "direct"),)}
     assert (config.allowed, config.remote_cmd) == (False, False)
+
+
+def test_every_key_of_an_smmu_reaches_its_configuration(tmp_path: Path) -> None:
+    path = tmp_path / "smmu.toml"
+    path.write_text(
+        '[[smmu]]\nname = "smmu0"\naddress-bits = 48\nssid-bits = 8\nstage2 = true\ncache-entries = 3\nstrict = true\n'
+        'vendor-id = 0x1af4\ndevice-id = 0x10ff\n[[smmu]]\nname = "smmu1"\n' + BEHIND
+    )
+
+    topology = load(path)
+    first, second = topology.smmu
+
+    assert first.config() == SmmuConfig(address_bits=48, ssid_bits=8, stage2=True, cache_entries=3, strict=True)
+    assert (first.identity().vendor, first.identity().device) == (0x1AF4, 0x10FF)
+    assert second.config() == SmmuConfig()
+    assert topology.kinds() == {"iommu": "iommu", "smmu0": "smmuv3", "smmu1": "smmuv3", "dma0": "dma-test"}
+    assert (topology.streams_behind("smmu0"), topology.streams_behind("smmu1")) == ({1: 8}, {})
+    assert topology.iommu_config().streams == ()
 
 
 @pytest.mark.parametrize(("line", "key"), [("key = 7\n", 7), ("", 0x5A)])
@@ -157,7 +178,7 @@ def test_an_option_without_a_default_must_be_given(
         (XOR + 'key = "7"\n', "line 5: endpoint[0].key = '7': must be a whole number, 0 to 255"),
         (
             XOR + "keys = 7\n",
-            "line 5: endpoint[0]: unknown key keys; known are name, kind, stream, sbdf, reserved, key",
+            "line 5: endpoint[0]: unknown key keys; known are name, kind, stream, sbdf, reserved, smmu, stream-id, key",
         ),
         (XOR + "options = { key = 7 }\n", "line 5: endpoint[0]: unknown key options; known are name, kind, stream,"),
         (ENDPOINT + XOR.replace("= 1", "= 2") + "key = true\n", "line 9: endpoint[1].key = true: must be a whole"),
@@ -172,6 +193,24 @@ def test_an_option_without_a_default_must_be_given(
         ("[iommu]\ninstance = -1\n", "iommu.instance = -1: must be a whole number, 0 to 4294967295"),
         ("[iommu]\npool-pages = 0\n", "iommu.pool-pages = 0: must be a whole number, 1 to 4294967295"),
         ("[iommu]\naperture-bits = 31\n", "iommu.aperture-bits = 31: must be a whole number, 32 to 48"),
+        (ENDPOINT + 'smmu = "s"\n', "line 5: endpoint dma0: smmu 's': there is no [[smmu]]"),
+        (SMMU + ENDPOINT + 'smmu = "s"\n', "line 7: endpoint dma0: smmu 's': must be one of smmu0"),
+        (SMMU + ENDPOINT + 'smmu = "smmu0"\n', "line 7: endpoint dma0: behind an SMMU it needs a stream-id"),
+        (SMMU + ENDPOINT + "stream-id = 1\n", "line 7: endpoint dma0: stream-id is for endpoints with smmu"),
+        (SMMU + BEHIND + 'sbdf = "00:05.0"\n', "line 9: endpoint dma0: sbdf is for endpoints behind the PV-IOMMU"),
+        (SMMU + BEHIND + RESERVED.format(0, 4096), "endpoint dma0: reserved is for endpoints behind the PV-IOMMU"),
+        (
+            SMMU + BEHIND + BEHIND.replace('"dma0"', '"dma1"').replace("stream = 1", "stream = 2"),
+            "line 14: endpoint dma1: stream-id 8 is that of dma0, but they must be unique",
+        ),
+        (SMMU + SMMU, "line 4: name 'smmu0': used twice, but names must be unique"),
+        (SMMU.replace("smmu0", "iommu"), "line 2: name 'iommu': used twice, but names must be unique"),
+        (SMMU + ENDPOINT.replace("dma0", "smmu0"), "line 4: name 'smmu0': used twice, but names must be unique"),
+        (
+            SMMU.replace("smmu0", "Smmu"),
+            "smmu[0].name = 'Smmu': must be 1 to 32 characters a-z, 0-9 and -, not beginning with -",
+        ),
+        (SMMU + "address-bits = 43\n", "line 3: smmu[0].address-bits = 43: must be 32 or 36 or 40 or 42 or 44 or 48"),
         ("[iommu]\nrings = 9\n", "iommu.rings = 9: must be a whole number, 1 to 8"),
         ("[iommu]\nmax-pages-per-op = 0\n", "iommu.max-pages-per-op = 0: must be a whole number, 1 to 4294967295"),
     ],

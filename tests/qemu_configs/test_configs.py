@@ -27,7 +27,7 @@ def test_topology_builds_a_machine_with_a_function_for_each_name(path: Path) -> 
     names = [function.name for function in machine.functions()]
     machine.close()
 
-    assert names == [topology.iommu.name, *(entry.name for entry in topology.endpoint)]
+    assert names == [topology.iommu.name, *(entry.name for entry in (*topology.smmu, *topology.endpoint))]
 
 
 def test_libvirt_domain_shares_its_memory_and_attaches_the_functions_of_its_topology() -> None:

@@ -448,6 +448,7 @@ class Answers:
                     "failed": endpoint.failed,
                 }
                 for endpoint in sorted(self._machine.endpoints.values(), key=lambda each: each.stream)
+                if endpoint.stream in contexts  # others are behind another IOMMU
             ]
         }
 

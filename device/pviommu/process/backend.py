@@ -204,7 +204,7 @@ def _build(topology: Topology, environment: Environment, core: DeviceCore | None
     """The machine, whose clients may open no more files than there are. Raises :class:`BackendError`."""
     try:
         limit = raise_limit()
-        check_count(1 + len(topology.endpoint), limit)
+        check_count(len(topology.names()), limit)
         machine = Machine.build(topology, environment, core)
         functions = list(machine.functions())
         files = share_out(functions, limit)

@@ -170,6 +170,7 @@ def capabilities(topology: Topology) -> dict[str, Any]:
         "transports": list(TRANSPORTS),
         "functions": [
             {"name": topology.iommu.name, "kind": "iommu", "socket": f"{topology.iommu.name}.sock"},
+            *({"name": entry.name, "kind": "smmuv3", "socket": f"{entry.name}.sock"} for entry in topology.smmu),
             *(
                 {"name": entry.name, "kind": entry.kind, "stream": entry.stream, "socket": f"{entry.name}.sock"}
                 for entry in topology.endpoint

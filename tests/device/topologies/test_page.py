@@ -15,9 +15,14 @@ from pviommu import resources
 from pviommu.documents import rule
 from pviommu.endpoints import ENDPOINTS, endpoint_class
 from pviommu.schemas import paths
-from pviommu.topology import EndpointSection, IommuSection, ReservedSection, load, schema
+from pviommu.topology import EndpointSection, IommuSection, ReservedSection, SmmuSection, load, schema
 
-TABLES = {"[iommu]": IommuSection, "[[endpoint]]": EndpointSection, "[[endpoint.reserved]]": ReservedSection}
+TABLES = {
+    "[iommu]": IommuSection,
+    "[[endpoint]]": EndpointSection,
+    "[[endpoint.reserved]]": ReservedSection,
+    "[[smmu]]": SmmuSection,
+}
 
 
 def rows_of_the_code(kind: type[msgspec.Struct]) -> list[tuple[str, ...]]:

@@ -23,6 +23,7 @@ from ...engine.ranges import FrameRanges
 from ...history.faults import FaultLog
 from ...history.records import History
 from ...hosted import Poll
+from ...pci.capabilities import Capability
 from ...pci.capabilities import endpoint as endpoint_capability
 from ...pci.function import Environment, PciFunction
 from ...pci.state import load_function, save_function
@@ -164,6 +165,10 @@ class PvIommu(PciFunction):
         if stream not in self._streams:
             raise ValueError(f"stream {stream}: not one of {self.settings.streams}")
         return self._streams[stream]
+
+    def capabilities_of(self, stream: int) -> list[Capability]:
+        """What an endpoint's configuration space is to say of this PV-IOMMU."""
+        return [endpoint_capability(self.settings.instance, stream)]
 
     # -- PCI hooks --------------------------------------------------------------------------------------------------
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from smmuv3.registers import Idr0, Idr1, Idr3, Idr5
+__all__ = ["ADDRESS_SIZES", "DEVICE_ID", "MAX_CACHE_ENTRIES", "MAX_SSID_BITS", "SmmuConfig"]
 
-__all__ = ["ADDRESS_SIZES", "MAX_CACHE_ENTRIES", "SmmuConfig"]
-
+DEVICE_ID = 0x505A
+"""Default PCI device ID."""
 ADDRESS_SIZES = (32, 36, 40, 42, 44, 48, 52)
 """Bits of addresses by the code of IDR5.OAS, CD.IPS and STE.S2PS."""
-_MAX_SID_BITS, _MAX_SSID_BITS, _MAX_QUEUE_BITS = 32, 20, 19
+_MAX_SID_BITS, MAX_SSID_BITS, _MAX_QUEUE_BITS = 32, 20, 19
 MAX_CACHE_ENTRIES = 1 << 16
 """of each cache"""
 _MIN_QUEUE_BITS = 7
@@ -40,7 +40,7 @@ class SmmuConfig:
     def __post_init__(self) -> None:
         for name, least, most in (
             ("sid_bits", 1, _MAX_SID_BITS),
-            ("ssid_bits", 0, _MAX_SSID_BITS),
+            ("ssid_bits", 0, MAX_SSID_BITS),
             ("cmdq_bits", _MIN_QUEUE_BITS, _MAX_QUEUE_BITS),
             ("evtq_bits", 1, _MAX_QUEUE_BITS),
             ("cache_entries", 0, MAX_CACHE_ENTRIES),
@@ -54,6 +54,8 @@ class SmmuConfig:
 
     def identification(self) -> dict[str, int]:
         """Values of registers by name."""
+        from smmuv3.registers import Idr0, Idr1, Idr3, Idr5  # imported late: a topology needs the limits only
+
         stage2 = int(self.stage2)
         return {
             "IDR0": Idr0(

@@ -44,10 +44,12 @@ class Smmu:
         interrupt: Callable[[Vector], None] = _ignore,
         on_parent_fault: Callable[[ParentFault], None] = _ignore,
         on_stale: Callable[[Stale], None] = _ignore,
+        before: Callable[[], None] = lambda: None,
     ) -> None:
         """``parent``: a paging domain. ``own_stream``: by which the engine knows the SMMU's own accesses; it is added
         and attached here. ``first_domain``: numbers of domains from there on are the SMMU's, one for each stream and
-        substream. Raises ValueError if the parent is no paging domain, or the stream exists.
+        substream. ``before`` is called before a request of theirs is translated. Raises ValueError if the parent is no
+        paging domain, or the stream exists.
         """
         if not engine.is_paging(parent):
             raise ValueError(f"domain {parent}: only a paging domain can be the parent of an SMMU")
@@ -59,6 +61,7 @@ class Smmu:
         engine.attach(own_stream, parent)
         self._interrupt = interrupt
         self._on_parent_fault = on_parent_fault
+        self._before = before
         self.registers = SmmuRegisters(config, self)
         self.memory = GuestReader(memory, self._translate_own, config.address_bits)
         self.caches = Caches(config)
@@ -138,7 +141,7 @@ class Smmu:
             return stop
         self._next_domain += 1
         self._streams[stream, ssid] = SmmuStream(
-            self._engine, walker, self._parent, stream, ssid, self.events.record, self._on_parent_fault
+            self._engine, walker, self._parent, stream, ssid, self.events.record, self._on_parent_fault, self._before
         )
         return None
 

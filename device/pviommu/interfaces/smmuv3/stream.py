@@ -49,8 +49,9 @@ class SmmuStream(Translator):
         pasid: int | None,
         record: Callable[[Event], object],
         on_parent_fault: Callable[[ParentFault], None],
+        before: Callable[[], None],
     ) -> None:
-        """``record`` writes an event for the guest."""
+        """``record`` writes an event for the guest; ``before`` is called before the engine is asked."""
         self._engine = engine
         self._walker = walker
         self._parent = parent
@@ -58,10 +59,14 @@ class SmmuStream(Translator):
         self._pasid = pasid
         self._record = record
         self._on_parent_fault = on_parent_fault
+        self._before = before
+        self.cancel: Callable[[], None] = lambda: None
+        """finishes what the endpoint has queued as cancelled"""
         self._fault: TranslationFault | None = None
         """of the last request, if it was refused by a translation"""
 
     def translate(self, requests: Sequence[DmaRequest]) -> list[DmaPlan] | Fault | Pending:
+        self._before()
         self._walker.refused, self._fault = None, None
         found = translate_each(self._stream, requests, self._translate)
         if not isinstance(found, tuple):
@@ -90,3 +95,13 @@ class SmmuStream(Translator):
             during_walk = found is not None and found.during_walk
             where = (self._parent, self._stream, fault.iova, ipa)
             self._on_parent_fault(ParentFault(*where, fault.access, during_walk))
+
+    def on_lost(self, cancel: Callable[[], None]) -> None:
+        self.cancel = cancel
+
+    def endpoint_failed(self) -> None:
+        """Until its reset it is refused everything."""
+        self._engine.block(self._stream)
+
+    def endpoint_begins(self) -> None:
+        self._engine.unblock(self._stream)

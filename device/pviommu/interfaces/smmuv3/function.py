@@ -1,0 +1,189 @@
+"""The SMMU's PCI function: the register frame in BAR 0, three MSI-X vectors, and the streams of its endpoints.
+
+It has an engine of its own, in which all guest RAM is mapped 1:1, so nothing that another interface does or undoes
+reaches it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Mapping
+
+from smmuv3.registers import FRAME_SIZE, MSIX_BAR, REGISTER_BAR, Cr0, Vector
+
+from ...engine import Engine, EngineConfig
+from ...engine.ranges import FrameRanges
+from ...hosted import Poll
+from ...pci.capabilities import Capability
+from ...pci.function import Environment, PciFunction
+from ...pci.identity import Identity
+from ...pci.state import load_function, save_function
+from .config import DEVICE_ID, SmmuConfig
+from .smmu import Smmu
+from .state import SmmuState
+from .stream import ParentFault, SmmuStream
+from .translation import Stale
+
+__all__ = ["DEFAULT_IDENTITY", "KEPT", "SmmuFunction"]
+
+log = logging.getLogger(__name__)
+
+DEFAULT_IDENTITY = Identity(0x1234, DEVICE_ID, 0x080600)
+MSIX_BAR_SIZE, MSIX_PBA_OFFSET = 0x1000, 0x800
+_PARENT, _FIRST_DOMAIN, _OWN_STREAM = 1, 2, 1 << 32
+"""Numbers in the engine: the parent, the first domain of a stream, and the SMMU's own stream, no endpoint's."""
+KEPT = 256
+"""Reports that are kept, of each kind."""
+_POOL_PAGES = 1 << 26
+"""Enough for a parent of all RAM that its aperture has room for."""
+
+
+class SmmuFunction(PciFunction):
+    """The function that the guest programs."""
+
+    def __init__(
+        self,
+        name: str,
+        config: SmmuConfig,
+        environment: Environment,
+        streams: Mapping[int, int],
+        identity: Identity = DEFAULT_IDENTITY,
+    ) -> None:
+        """``streams``: StreamIDs by stream, which is by what the machine knows an endpoint. Raises ValueError for
+        StreamIDs that are out of range or not unique.
+        """
+        super().__init__(name, identity, environment)
+        self.settings = config
+        self.streams = dict(streams)
+        self._engine = Engine(EngineConfig(pool_pages=_POOL_PAGES, aperture_bits=min(48, config.address_bits)))
+        self._engine.alloc_paging(_PARENT, clone=True)
+        self._changed_ram: FrameRanges | None = None
+        self.parent_faults: deque[ParentFault] = deque(maxlen=KEPT)
+        """the last ones"""
+        self.stale: deque[Stale] = deque(maxlen=KEPT)
+        """the last ones, of a strict cache"""
+        self.smmu = Smmu(
+            config,
+            self._engine,
+            self.memory,
+            _PARENT,
+            own_stream=_OWN_STREAM,
+            first_domain=_FIRST_DOMAIN,
+            interrupt=self._raise,
+            on_parent_fault=self._on_parent_fault,
+            on_stale=self._on_stale,
+            before=self.settle,
+        )
+        for stream, sid in self.streams.items():
+            self._engine.add_endpoint(stream)
+            self.smmu.bind(stream, sid)
+            self.smmu.attach(stream)
+        self.add_register_bar(REGISTER_BAR, self.smmu.registers.file, FRAME_SIZE)
+        self.add_msix_bar(MSIX_BAR, len(Vector), MSIX_BAR_SIZE, MSIX_PBA_OFFSET)
+        self.power_on()
+
+    def stream(self, stream: int) -> SmmuStream:
+        """The translator of an endpoint. Raises ValueError if it is not behind this SMMU."""
+        return self.smmu.translator(stream)
+
+    def capabilities_of(self, _stream: int) -> list[Capability]:
+        """What an endpoint's configuration space is to say of this SMMU: nothing, the guest's firmware does."""
+        return []
+
+    # -- what it tells ----------------------------------------------------------------------------------------------
+
+    def _raise(self, vector: Vector) -> None:
+        self.interrupt(vector)
+
+    def _on_parent_fault(self, fault: ParentFault) -> None:
+        self.parent_faults.append(fault)
+        log.warning(
+            "%s: stream %d: %s at %#x leads to %#x, where there is nothing%s",
+            *(self.name, fault.stream, fault.access.name, fault.iova, fault.ipa),
+            ", to read a table or a structure" if fault.during_walk else "",
+            extra={"event": "smmu-parent-fault", "fields": {"function": self.name, "stream": fault.stream}},
+        )
+
+    def _on_stale(self, stale: Stale) -> None:
+        self.stale.append(stale)
+        log.warning(
+            "%s: StreamID %#x: %s is used at %#x as it is cached, and is otherwise in memory: an invalidation is "
+            "missing: %s, now %s",
+            *(self.name, stale.sid, stale.what, stale.address, stale.cached, stale.now),
+            extra={"event": "smmu-stale", "fields": {"function": self.name, "sid": stale.sid, "what": stale.what}},
+        )
+
+    # -- PCI hooks --------------------------------------------------------------------------------------------------
+
+    def on_ram_changed(self, first: int, nr: int) -> None:
+        self._changed_ram = self._changed_ram or FrameRanges()
+        self._changed_ram.add(first, nr)
+
+    def settle(self) -> None:
+        """Tell the engine of RAM that came or went since the last call."""
+        if self._changed_ram is not None:
+            changed, self._changed_ram = self._changed_ram, None
+            self._engine.change_ram(self.memory.ram, changed.spans())
+
+    def on_reset(self) -> None:
+        """As at power-on: nothing is translated. If something was, endpoints are blocked until a reset of their own,
+        lest a device address that is left over is taken for a physical one.
+        """
+        lost = list(self.streams) if self.smmu.registers.has(Cr0.SMMUEN) else []
+        for stream in lost:
+            self._engine.block(stream)
+        self.smmu.reset()
+        for stream in lost:
+            self.stream(stream).cancel()
+
+    # -- state ------------------------------------------------------------------------------------------------------
+
+    def save(self) -> SmmuState:
+        """The state. No write to a register may be in progress."""
+        self.settle()
+        return SmmuState(save_function(self), tuple(each for each in self.streams if self._engine.is_blocked(each)))
+
+    def load(self, state: SmmuState) -> None:
+        """Go on from a state, whatever was done before. Raises ValueError, half-way, for a state that is another's."""
+        self.settle()
+        self.smmu.reset()
+        load_function(self, state.function)
+        for stream in self.streams:
+            self._engine.unblock(stream)
+        for stream in state.blocked:
+            if self._engine.block(stream):
+                raise ValueError(f"stream {stream}: not behind {self.name}")
+
+    # -- commands: see :class:`.hosted.Pollable` --------------------------------------------------------------------
+
+    has_core = False
+    is_told_of_waits = True
+    is_polled = False
+    """a write to CMDQ_PROD is trapped, and wakes the loop"""
+
+    def work(self) -> bool:
+        """Carry out a bounded number of commands. Returns whether there were any."""
+        if not self.smmu.is_waiting():
+            return False
+        self.settle()
+        self.smmu.work()
+        return True
+
+    def spin(self, _: Poll) -> bool:
+        return False
+
+    def waits(self) -> int:
+        return 0
+
+    def is_pressed(self) -> bool:
+        return self.smmu.is_waiting()
+
+    def arm(self) -> bool:
+        return not self.smmu.is_waiting()
+
+    def disarm(self) -> None:
+        """Nothing was armed."""
+
+    def rested(self) -> None:
+        """Time means nothing here."""
