@@ -13,6 +13,9 @@ from pviommu_abi.slots import DEFAULT_CONTEXT, OpClass, Slot
 from pviommu_abi.vendor import BatchFlags, Reserve, VendorOp
 from pviommu_abi.xen_2024 import PvIommuOp, Xen2024Op
 from pviommu_abi.xen_v7 import XenV7Op
+from smmuv3.commands import Opcode
+from smmuv3.registers import REGISTER as REGISTER_OF_SMMU
+from smmuv3.registers import REGISTERS as REGISTERS_OF_SMMU
 from vfio_user import Command, Header, IrqIndex, RegionIndex
 from vfio_user.messages import (
     DmaMap,
@@ -25,7 +28,7 @@ from vfio_user.messages import (
     Version,
 )
 
-from . import dma_maps, irqs, regions, virtio
+from . import dma_maps, irqs, regions, smmu, virtio
 from .machine import VERSION
 from .rings import STEP
 from .run import CORPUS, NAMES
@@ -48,6 +51,7 @@ def seeds(name: str) -> dict[str, bytes]:
         "dma_maps": _dma_maps,
         "rings": _rings,
         "topology": _topology,
+        "smmu": _smmu,
         "virtio": _virtio,
     }[name]()
 
@@ -113,6 +117,47 @@ def _access(what: int, region: int, offset: int, data: bytes | int) -> bytes:
 
 def _write_register(name: str, value: int) -> bytes:
     return _access(regions.WRITE, RegionIndex.BAR0, REGISTER[name].offset, value.to_bytes(4, "little"))
+
+
+def _smmu() -> dict[str, bytes]:
+    step = {name: bytes([number]) for name, number in smmu.STEP.items()}
+    names = [register.name for register in REGISTERS_OF_SMMU]
+    start, settle = [step["start"] + bytes([config]) for config in range(8)], step["settle"]
+
+    def dma(where: int, *, is_write: bool = False, length: int = 64, ssid: int = 0) -> bytes:
+        """``where``: 0 IOVA, 1 PAGE."""
+        return step["dma"] + struct.pack("<BBBHBH", ssid, is_write, 0, 0, where, length)
+
+    def poke(place: int, index: int, word: int) -> bytes:
+        return step["poke"] + struct.pack("<BBBQ", place, index, 0xFF, word)
+
+    def register(name: str, value: int) -> bytes:
+        size = REGISTER_OF_SMMU[name].size
+        packed = struct.pack("<BQ", 0xFF, value) if size == 8 else value.to_bytes(4, "little")
+        return step["register"] + bytes([names.index(name)]) + packed
+
+    def command(opcode: int, first: int = 0, second: int = 0) -> bytes:
+        code = smmu.COMMAND_CODES.index(opcode)
+        return step["command"] + struct.pack("<QBBQ", first, code, 0xFF, second)
+
+    both = dma(0, is_write=True) + dma(1) + dma(0, length=0x2000)
+    commands = b"".join(command(opcode, 3 << 32) for opcode in Opcode) + step["settle"] + step["acknowledge"]
+    return {
+        "stage-1": b"\0" + start[5] + both + settle,
+        "bypass-and-abort": b"\0" + start[4] + both + start[0] + both,
+        "stage-2": b"\1" + start[6] + both,
+        "nested": b"\1" + start[7] + both + start[7] + both,
+        "substreams": b"\2" + start[5] + poke(1, 0, smmu.CDS | 0xB | 2 << 59) + dma(0, ssid=3) + dma(0, ssid=4),
+        "strict": b"\4" + start[5] + both + poke(8, 0x67 & 0x1F, 0) + both,
+        "uncached": b"\x08" + start[5] + both + step["save"] + both,
+        "commands": b"\1" + start[5] + both + commands + commands,
+        "illegal": b"\0" + start[5] + command(0xFF) + settle + step["acknowledge"] + settle,
+        "registers": b"\0" + b"".join(register(name, 0xFFFFFFFF) for name in names) + settle,
+        "queues-outside": b"\0" + register("CMDQ_BASE", smmu.OUTSIDE) + register("CR0", 0xD) + command(0x46) + settle,
+        "reset": b"\0" + start[5] + both + step["reset"] + both + start[5] + both,
+        "any-access": b"\0" + step["access"] + struct.pack("<IBQ", 0x98, 2, 1) + step["access"] + bytes(6),
+        "memory-that-changes": b"\x81" + start[7] + both * 3 + bytes(range(64)) * 2,
+    }
 
 
 def _virtio() -> dict[str, bytes]:

@@ -26,7 +26,7 @@ CR1 = 0xD75
 CR2 = 0x6
 """PTM and RECINVSID."""
 TURNS = 1000
-"""How often a register is polled, with a turn of the device each time."""
+"""How often a register is polled, with a turn of the device each time, unless another number is given."""
 _FLAG = int(QueueProducer.OVFLG)
 
 
@@ -56,11 +56,20 @@ class SmmuV3:
     """The driver of one SMMU. ``turn`` lets the device work for a while."""
 
     def __init__(
-        self, frame: Frame, turn: Callable[[], object], *, commands: int, events: int, cmdq_bits: int, evtq_bits: int
+        self,
+        frame: Frame,
+        turn: Callable[[], object],
+        *,
+        commands: int,
+        events: int,
+        cmdq_bits: int,
+        evtq_bits: int,
+        turns: int = TURNS,
     ) -> None:
         """``commands`` and ``events`` are where the queues are to be, of 2 ** ``cmdq_bits`` and ``evtq_bits`` entries,
-        each aligned to its size.
+        each aligned to its size. ``turns``: how many it waits for anything.
         """
+        self._turns = turns
         self._frame = frame
         self._turn = turn
         self._commands, self._cmdq_bits = commands, cmdq_bits
@@ -81,7 +90,7 @@ class SmmuV3:
         self._frame.write(register.offset, value.to_bytes(register.size, "little"))
 
     def _poll(self, name: str, expected: int, mask: int = 0xFFFFFFFF) -> None:
-        for _ in range(TURNS):
+        for _ in range(self._turns):
             if self.get(name) & mask == expected:
                 return
             self._turn()
@@ -152,7 +161,7 @@ class SmmuV3:
         wrap = (2 << self._cmdq_bits) - 1
         for command in commands:
             producer = self.get("CMDQ_PROD") & wrap
-            for _ in range(TURNS):
+            for _ in range(self._turns):
                 if producer - self.get("CMDQ_CONS") & wrap != 1 << self._cmdq_bits:
                     break
                 self._turn()
@@ -176,7 +185,7 @@ class SmmuV3:
     def drain(self) -> None:
         """Wait until the queue is empty; raises as :meth:`sync`."""
         wrap = (2 << self._cmdq_bits) - 1
-        for _ in range(TURNS):
+        for _ in range(self._turns):
             consumer = QueueConsumer(self.get("CMDQ_CONS"))
             if self.is_active(GlobalError.CMDQ_ERR):
                 raise CommandFailedError(CommandError(consumer.ERR), consumer.RD & wrap)

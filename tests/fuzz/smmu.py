@@ -1,0 +1,210 @@
+"""What a hostile guest does with an SMMU: registers, tables, commands and DMA in any order, memory that changes while
+the SMMU looks at it.
+
+Input: u8 settings (bit 0: stage 2, 1: substreams, 2: a strict cache, 3: no cache, 7: memory changes after each look),
+then steps, each a u8 of ``_STEPS`` and what that step takes. Words are an address of ``PLACES`` with low bits, or any
+64 bits (see ``_word``), so that few bytes make tables that lead to each other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable
+
+from pviommu.counters import Counters
+from pviommu.dma.fault import DmaRefusedError
+from pviommu.dma.path import DmaPath
+from pviommu.guest.smmuv3 import CommandFailedError, SmmuV3, StuckError
+from pviommu.host.work import Work
+from pviommu.interfaces.smmuv3.function import KEPT, SmmuFunction
+from pviommu.topology import EndpointSection, SmmuSection, Topology
+from smmuv3.commands import COMMAND, Opcode
+from smmuv3.registers import FRAME_SIZE, REGISTER_BAR, REGISTERS
+from vfio_user import DmaMapping
+
+from .feed import Feed
+from .machine import RAM_SIZE, STREAM, Meddled, build, nothing_raised, open_descriptors, sealed_memory
+
+__all__ = ["TOKENS", "target"]
+
+MAX_STEPS = 96
+MAX_TURNS = 600
+"""in which the SMMU comes to rest, whatever is in its queue"""
+SID = 3
+CACHE = 8
+TABLE, COMMANDS, EVENTS, CDS, TTB, SECOND, PAGE = (0x1000 * each for each in (1, 2, 4, 6, 8, 16, 24))
+OUTSIDE = RAM_SIZE + 0x1000
+PLACES = (TABLE, TABLE + 64 * SID, COMMANDS, EVENTS, CDS, TTB, TTB + 0x1000, TTB + 0x2000, TTB + 0x3000, SECOND, PAGE)
+IOVA = 0x12_3456_7000
+CD0, LEAF, BLOCK2, VTCR = 0x0007E205C0003510, 0xF47, 0x7FD, 5 << 48 | 1 << 51 | 1 << 58 | 1 << 38 | 25 << 32
+SSIDS = (None, None, 0, 1, 5, 0xFFFFF)
+COMMAND_CODES = (*Opcode, 0xFF)
+TOKENS = (b"\0", b"\1", b"\x80", b"\xff", CD0.to_bytes(8, "little"), LEAF.to_bytes(2, "little"))
+
+
+def _word(feed: Feed) -> int:
+    kind = feed.u8()
+    if kind < 0xC0:
+        return PLACES[kind % len(PLACES)] | feed.u16()
+    return OUTSIDE | feed.u16() if kind < 0xD0 else feed.u64()
+
+
+class _Guest:
+    """The steps. It is its own driver's frame."""
+
+    def __init__(self, smmu: SmmuFunction, ram: int, feed: Feed, work: Callable[[], bool]) -> None:
+        self.smmu, self.ram, self.feed, self.work = smmu, ram, feed, work
+        self.driver = SmmuV3(self, work, commands=COMMANDS, events=EVENTS, cmdq_bits=7, evtq_bits=4, turns=4)
+        self.paths = {
+            ssid: DmaPath(STREAM, smmu.smmu.translator(STREAM, ssid), smmu.memory, Counters(), lambda: True)
+            for ssid in SSIDS
+        }
+
+    def read(self, offset: int, count: int) -> bytes:
+        return self.smmu.region_read(REGISTER_BAR, offset, count)
+
+    def write(self, offset: int, data: bytes) -> None:
+        self.smmu.region_write(REGISTER_BAR, offset, data)
+
+    def load(self, address: int, count: int) -> bytes:
+        return os.pread(self.ram, count, address)
+
+    def store(self, address: int, data: bytes) -> None:
+        os.pwrite(self.ram, data, address)
+
+    def words(self, address: int, *words: int) -> None:
+        self.store(address, b"".join(word.to_bytes(8, "little") for word in words))
+
+    # -- steps ------------------------------------------------------------------------------------------------------
+
+    def settle(self) -> None:
+        for _ in range(MAX_TURNS):
+            if not self.work():
+                assert not self.smmu.is_pressed()
+                return
+        raise AssertionError(f"no rest after {MAX_TURNS} turns")
+
+    def start(self) -> None:
+        """Tables by which IOVA is PAGE, and Linux's reset."""
+        config = self.feed.u8() & 7
+        self.words(TABLE + 64 * SID, CDS | config << 1 | 1, 0xD6, VTCR, SECOND)
+        self.words(CDS, CD0, TTB, 0, 0xF404FF44)
+        for level in range(4):
+            at = TTB + level * 0x1000 + (IOVA >> 39 - 9 * level & 511) * 8
+            self.words(at, TTB + (level + 1) * 0x1000 | 3 if level < 3 else PAGE | LEAF)
+        self.words(SECOND, BLOCK2)
+        with contextlib.suppress(
+            StuckError, CommandFailedError
+        ):  # memory changed meanwhile, or the queue was left with an error
+            self.driver.reset(TABLE, 4)
+
+    def poke(self) -> None:
+        self.words(PLACES[self.feed.u8() % len(PLACES)] + 8 * (self.feed.u8() & 0x1F), _word(self.feed))
+
+    def register(self) -> None:
+        register = self.feed.pick(REGISTERS)
+        value = _word(self.feed) if register.size == 8 else self.feed.u32()
+        self.write(register.offset, value.to_bytes(8, "little")[: register.size])
+
+    def access(self) -> None:
+        """Of any place and size."""
+        at, size = self.feed.u32() % FRAME_SIZE, 1 << (self.feed.u8() & 3)
+        if at + size <= FRAME_SIZE:
+            assert len(self.read(at, size)) == size
+            self.write(at, self.feed.take(size).ljust(size, b"\0"))
+
+    def command(self) -> None:
+        first = self.feed.u64() & ~0xFF | self.feed.pick(COMMAND_CODES)
+        producer = self.driver.get("CMDQ_PROD")
+        self.driver.put(producer, COMMAND.pack(first, _word(self.feed)))
+        self.driver.set("CMDQ_PROD", producer + 1 & 0xFF)
+
+    def acknowledge(self) -> None:
+        self.driver.on_gerror()
+
+    def dma(self) -> None:
+        path, is_write = self.paths[self.feed.pick(SSIDS)], self.feed.u8() & 1
+        iova = (IOVA, PAGE, _word(self.feed))[self.feed.u8() % 3]
+        length = min(1 + self.feed.u16() % 0x3000, (1 << 64) - iova)
+        try:
+            if is_write:
+                path.write([(iova, length)], bytes(length))
+            else:
+                assert len(path.read([(iova, length)])) == length
+        except DmaRefusedError as error:
+            refused = error.fault.iova
+        else:
+            return
+        assert iova <= refused < iova + length
+
+    def reset(self) -> None:
+        self.smmu.reset()
+        self.smmu.stream(STREAM).endpoint_begins()
+
+    def save(self) -> None:
+        saved = self.smmu.save()
+        self.smmu.load(saved)
+        assert self.smmu.save() == saved
+
+
+_STEPS: tuple[Callable[[_Guest], None], ...] = (
+    _Guest.settle,
+    _Guest.start,
+    _Guest.poke,
+    _Guest.register,
+    _Guest.access,
+    _Guest.command,
+    _Guest.acknowledge,
+    _Guest.dma,
+    _Guest.reset,
+    _Guest.save,
+)
+STEP = {step.__name__: number for number, step in enumerate(_STEPS)}
+
+
+def target(data: bytes) -> None:
+    """Nothing raises, work has an end, and what is kept stays within its bounds."""
+    feed = Feed(data)
+    chosen = feed.u8()
+    section = SmmuSection(
+        "smmu0",
+        ssid_bits=4 * (chosen >> 1 & 1),
+        stage2=bool(chosen & 1),
+        strict=bool(chosen & 4),
+        cache_entries=0 if chosen & 8 else CACHE,
+    )
+    endpoint = EndpointSection("dma0", "dma-test", STREAM, smmu="smmu0", stream_id=SID)
+    inputs, ram = Meddled(), sealed_memory()
+    before = open_descriptors()
+    try:
+        with nothing_raised():
+            machine = build(Topology(endpoint=(endpoint,), smmu=(section,)), inputs)
+            try:
+                for function in machine.functions():
+                    function.dma_map(DmaMapping(0, RAM_SIZE, 0, True, True, os.dup(ram)))
+                guest = _Guest(machine.smmus["smmu0"], ram, feed, Work(machine).step)
+                if chosen & 0x80:
+                    inputs.meddle = lambda: feed and guest.poke()
+                for _ in range(MAX_STEPS):
+                    if not feed:
+                        break
+                    feed.pick(_STEPS)(guest)
+                    _check(guest.smmu)
+                inputs.meddle = None
+                guest.settle()
+            finally:
+                machine.close()
+        assert open_descriptors() == before
+    finally:
+        os.close(ram)
+
+
+def _check(function: SmmuFunction) -> None:
+    smmu = function.smmu
+    caches, most = smmu.caches, 1 << 16 if smmu.config.strict else smmu.config.cache_entries
+    for cache in (caches.streams, caches.contexts, caches.stage1, caches.stage2):
+        assert len(cache) <= most
+    assert len(function.parent_faults) <= KEPT
+    assert len(function.stale) <= KEPT
+    assert not smmu.caches.stage2 or smmu.config.stage2
