@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -19,14 +18,20 @@ from pviommu.inputs import LiveInputs
 from pviommu.machine import Machine
 from pviommu.pci.function import Environment
 from pviommu.snapshot import SnapshotError
-from pviommu.topology import SmmuSection, Topology, load
+from pviommu.topology import EndpointSection, SmmuSection, Topology
 from pviommu_abi import dma_test
 from pviommu_abi.dma_test import DescriptorStatus, DmaOp
 from smmuv3.commands import Opcode, cfgi
 from smmuv3.registers import REGISTER_BAR
 from vfio_user import DmaMapping
 
-TOPOLOGY = load(Path(__file__).parents[4] / "qemu-configs" / "smmu.toml")
+TOPOLOGY = Topology(
+    endpoint=(
+        EndpointSection("dma0", "dma-test", 1),
+        EndpointSection("dma1", "dma-test", 2, smmu="smmu0", stream_id=8),
+    ),
+    smmu=(SmmuSection("smmu0", strict=True),),
+)
 SIZE = 0x80_0000
 TABLE, COMMANDS, EVENTS, CDS, TTB, PAGE = (0x10_0000 * each for each in range(1, 7))
 SID, IOVA = 8, 0x12_3456_7000
