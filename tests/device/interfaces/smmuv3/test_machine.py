@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from pviommu import snapshot
+from pviommu.control.answers import Answers, Served
 from pviommu.counters import Counters
 from pviommu.guest.dma_test import DescriptorRing
 from pviommu.guest.local import LocalFunction
@@ -146,6 +147,24 @@ def test_a_reset_of_the_smmu_blocks_what_was_behind_it_until_that_is_reset(vm):
     vm.engines["dma1"].turn_on()
 
     assert vm.fill("dma1", PAGE) is DescriptorStatus.DONE
+
+
+def finished(steps):
+    """What a generator returns in the end."""
+    try:
+        while True:
+            next(steps)
+    except StopIteration as end:
+        return end.value
+
+
+def test_the_control_socket_lists_the_function_and_the_endpoints_of_the_pv_iommu(vm):
+    faults = vm.machine.iommu.keep_history(None)
+    answers = Answers(Served(vm.machine, faults, lambda: None, kinds=TOPOLOGY.kinds()))
+
+    assert [each["name"] for each in answers.do_endpoints()["endpoints"]] == ["dma0"]
+    functions = finished(answers.begin("status", {}))["functions"]
+    assert [(each["name"], each["kind"]) for each in functions[:2]] == [("iommu", "iommu"), ("smmu0", "smmuv3")]
 
 
 def test_a_snapshot_has_the_smmu(vm):
