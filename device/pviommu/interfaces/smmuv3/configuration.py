@@ -203,7 +203,7 @@ def substream(stream: Stream, sid: int, ssid: int | None) -> int | Refused | Non
         if not stream.has_stage1 or not stream.context_bits or ssid >> stream.context_bits:
             return Refused(Event(EventType.C_BAD_SUBSTREAMID, sid, ssid))
         is_disabled = ssid == 0 and stream.default == SubstreamDefault.SUBSTREAM_0
-        return Refused(Event(EventType.F_STREAM_DISABLED, sid, ssid)) if is_disabled else ssid
+        return Refused(Event(EventType.F_STREAM_DISABLED, sid)) if is_disabled else ssid
     if not stream.has_stage1 or stream.default == SubstreamDefault.BYPASS:
         return None
     is_terminated = stream.default == SubstreamDefault.TERMINATE
@@ -223,7 +223,7 @@ def fetch_context(
         if isinstance(found, Refused):
             return found
         first = L1Cd(int.from_bytes(found, "little"))
-        if not first.V:
+        if not first.V or (first & int(L1Cd.L2PTR)) >> config.address_bits:
             return Refused(Event(EventType.C_BAD_SUBSTREAMID, sid, index))
         place = (first & int(L1Cd.L2PTR) & -(CD_SIZE << leaf_bits)) + (index & (1 << leaf_bits) - 1) * CD_SIZE
     data = fetch(place, CD_SIZE)

@@ -63,6 +63,14 @@ def test_a_first_level_without_a_leaf_is_c_bad_substreamid(guest):
     assert guest.records() == [record(0x08, ssid=SSID), record(0x08, ssid=0)]
 
 
+def test_a_leaf_beyond_the_output_size_is_c_bad_substreamid(guest):
+    table(guest, bits=10, fmt=1, cds=0x4290_0000)
+    guest.store_words(0x4290_0000 + 8, 1 << 44 | 1)
+
+    assert guest.put(path=guest.substream) is not None
+    assert guest.records() == [record(0x08, ssid=SSID)]
+
+
 def test_a_first_level_that_cannot_be_read_is_f_cd_fetch(guest):
     table(guest, bits=10, fmt=1, cds=OUTSIDE)
 
@@ -85,7 +93,7 @@ def test_the_ste_says_what_becomes_of_transactions_without_a_substream(guest, ds
 def test_substream_0_is_disabled_where_it_is_used_by_those_without_one(guest):
     assert guest.put(path=guest.path(0)) is not None
 
-    assert guest.records() == [record(0x06, ssid=0)]
+    assert guest.records() == [record(0x06)]
 
 
 @pytest.mark.parametrize("bits", [6, 0])
