@@ -235,7 +235,8 @@ def fetch_context(
 def read_cd(config: SmmuConfig, dwords: tuple[int, ...]) -> Context | None:
     """What a CD says; None if it is illegal."""
     cd0, cd1, cd2 = Cd0(dwords[0]), Cd1(dwords[1]), Cd2(dwords[2])
-    if not cd0.V or not cd0.AA64 or not cd0.A or cd0.S or cd0.HA or cd0.HD or cd0.ENDI:
+    is_big_endian = cd0.ENDI and not (cd0.EPD0 and cd0.EPD1)  # without tables it does not matter
+    if not cd0.V or not cd0.AA64 or not cd0.A or cd0.S or cd0.HA or cd0.HD or is_big_endian:
         return None
     output_bits = _address_bits(config, cd0.IPS)
 

@@ -63,6 +63,12 @@ def test_with_epd0_there_is_no_lower_half(started):
     assert started.refused([record(0x10)])
 
 
+def test_without_both_halves_nothing_of_their_tables_matters(started):
+    started.cd(CD0 | 1 << 14 | 1 << 15 | 3 << 6, ttb0=1 << 44)
+
+    assert started.refused([record(0x10)])
+
+
 def test_a_smaller_half_ends_sooner(started):
     started.cd(CD0 & ~0x3F | 25, ttb0=TTB)
 
