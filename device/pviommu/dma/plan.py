@@ -76,7 +76,7 @@ def translate_each(
     stream: int,
     requests: Sequence[DmaRequest],
     translate: Callable[[int, int, int, Access], Sequence[Run] | TranslationFault | TranslationPending],
-    translate_spans: Callable[[int, Sequence[Span], Access], PackedRuns | None],
+    translate_spans: Callable[[int, Sequence[Span], Access], PackedRuns | None] = lambda *_: None,
 ) -> list[DmaPlan] | tuple[TranslationFault | TranslationPending, int]:
     """Translate every span of ``requests`` by ``translate(stream, iova, length, access)``, which is an engine's, or
     many at once by ``translate_spans``. Returns their plans; or, if a span gave no runs, what it gave instead, and its
