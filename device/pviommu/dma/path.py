@@ -4,16 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Protocol
 
 from ..counters import Counters
 from ..engine import Access
 from .access import AbortedAccessError, GuestMemoryError
 from .fault import DmaPendingError, DmaRefusedError, Fault, FaultKind
-from .memory import GuestMemory
 from .plan import DmaPlan, DmaRequest, Span
 from .translator import PENDING, Translator
 
-__all__ = ["DmaPath"]
+__all__ = ["DmaPath", "Memory"]
+
+
+class Memory(Protocol):
+    """What translated addresses lead to. Runs are (address, bytes) each; all methods raise
+    :class:`.access.GuestMemoryError` for what cannot be reached: see :class:`.access.MemoryAccess`.
+    """
+
+    def read(self, runs: Sequence[tuple[int, int]], /) -> bytes: ...
+    def write(self, runs: Sequence[tuple[int, int]], data: bytes | bytearray | memoryview, /) -> None: ...
+    def check(self, runs: Sequence[tuple[int, int]], /) -> None: ...
+    def find_registers(self, runs: Sequence[tuple[int, int]], /) -> tuple[int, int]: ...
 
 
 class DmaPath:
@@ -27,7 +38,7 @@ class DmaPath:
         self,
         stream: int,
         translator: Translator,
-        memory: GuestMemory,
+        memory: Memory,
         counters: Counters,
         is_bus_master: Callable[[], bool],
     ) -> None:

@@ -10,8 +10,7 @@ from typing import TypeVar
 from ..engine import Access
 from .access import GuestMemoryError
 from .fault import DmaPendingError, Fault, FaultKind
-from .memory import GuestMemory
-from .path import DmaPath
+from .path import DmaPath, Memory
 from .plan import DmaPlan, DmaRequest, Span
 from .windows import MAX_REGISTER_BYTES
 
@@ -137,7 +136,7 @@ class DmaPort(DmaPath):
 class _Objections:
     """What guest memory objects to in one request that is checked piece by piece."""
 
-    def __init__(self, memory: GuestMemory, fault_at: Callable[[DmaPlan, int, FaultKind], Fault]) -> None:
+    def __init__(self, memory: Memory, fault_at: Callable[[DmaPlan, int, FaultKind], Fault]) -> None:
         self._memory = memory
         self._fault_at = fault_at
         self._register_bytes = 0

@@ -75,7 +75,8 @@ class Endpoint(PciFunction):
         self.memory.copier = surroundings.copier
         self.dma = DmaPort(
             self.stream,
-            *(self._translator, self.memory, self.counters, lambda: self.config.bus_master and not attempts.failed),
+            *(self._translator, surroundings.memory or self.memory, self.counters),
+            lambda: self.config.bus_master and not attempts.failed,
         )
         self.probes.bind(self.dma, "read_plan", "dma.read", self.name, self.dma)
         self.probes.bind(self.dma, "write_plan", "dma.write", self.name, self.dma)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..dma.access import Copier
+from ..dma.path import Memory
 from ..dma.translator import Translator
 from ..pci.capabilities import Capability
 from ..pci.function import Environment
@@ -34,3 +35,5 @@ class Surroundings:
     """the endpoints of the same machine by name: all of them, once the machine is complete"""
     copier: Copier | None = None
     """copies to and from its guest memory faster than Python, if there is such a copier"""
+    memory: Memory | None = None
+    """what the translator's addresses lead to, if it is not what its client announces"""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import logging
 import os
@@ -18,14 +17,12 @@ from vfio_user.foreign import Closer
 from ..hosted import Host, Watch
 from ..inputs import InputKind, Inputs, Source
 from ..pci.function import PciFunction
+from .reserve import REST_NS, Reserve, spare
 
 __all__ = ["REST_NS", "Listeners", "close_all", "listen_all"]
 
 log = logging.getLogger(__name__)
 
-REST_NS = 100_000_000
-"""For how long a socket is not looked at after accept failed: its client stays in the queue, so that looking again at
-once would fail again, for ever."""
 LAST_PATIENCE_S = 0.5
 """How long the end of the process waits for its sockets to be closed, in which lies what clients may have sent."""
 _NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE)
@@ -92,9 +89,10 @@ class Listeners:
         self._sockets: dict[int, tuple[socket.socket, PciFunction]] = {}
         self._watches: dict[int, Watch] = {}
         self._complained: set[tuple[int, int]] = set()
-        self._open_spare = inputs.of(Source(InputKind.OPENED, "refusing clients"), _spare)
-        self._close_spare = inputs.of(Source(InputKind.CLOSED, "refusing clients"), os.close)
-        self._spare = self._open_spare()
+        self._reserve = Reserve(
+            inputs.of(Source(InputKind.OPENED, "refusing clients"), spare),
+            inputs.of(Source(InputKind.CLOSED, "refusing clients"), os.close),
+        )
 
     def add(self, sock: socket.socket, function: PciFunction) -> None:
         """Look at ``sock`` from now on."""
@@ -145,33 +143,15 @@ class Listeners:
 
     def _hang_up(self, sock: socket.socket, function: PciFunction) -> bool:
         """Accept a client and drop it. False if there was no room even for that."""
-        if self._spare is None:
-            self._spare = self._open_spare()
-        if self._spare is None:
-            return False
-        self._close_spare(self._spare)
-        try:
-            client = self._accept(sock, function)
-        except OSError:
-            return False
-        finally:
-            self._spare = None
-        if client is not None:
-            self._close_client(client, function)
-        self._spare = self._open_spare()
-        return True
+
+        def hang_up(client: socket.socket | None) -> None:
+            if client is not None:
+                self._close_client(client, function)
+
+        return self._reserve.refuse(lambda: self._accept(sock, function), hang_up)
 
     def close(self) -> None:
         """Forget the sockets, which stay open."""
         for watch in self._watches.values():
             watch.close()
-        if self._spare is not None:
-            self._close_spare(self._spare)
-            self._spare = None
-
-
-def _spare() -> int | None:
-    """A descriptor in reserve, to be closed when one is needed."""
-    with contextlib.suppress(OSError):
-        return os.eventfd(0, os.EFD_CLOEXEC)
-    return None
+        self._reserve.close()

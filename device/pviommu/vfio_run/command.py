@@ -5,10 +5,13 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from pathlib import Path
 
 from ..exit_status import ExitStatus
 from ..interfaces.iommufd import DeviceConfig, System
 from ..native.build import BuildError
+from ..topology import TopologyError, load
+from .machine import DeviceMachine, build
 from .running import run_program
 
 __all__ = ["add_arguments", "main"]
@@ -21,39 +24,80 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``pviommu vfio run``."""
     parser.description = (
         "Run a program whose /dev/iommu and /dev/vfio are the model's: no kernel support and no privileges are needed. "
-        "Its devices can be bound, attached and mapped for; they have no registers. The program must be linked "
-        "dynamically with glibc. Exit status: that of the program, 128 and the number of the signal that ended it, or "
+        "The endpoints of a topology are its VFIO devices, with registers, interrupts and DMA into its memory; other "
+        "devices can be bound, attached and mapped for, and have nothing else. The program must be linked dynamically "
+        "with glibc. Exit status: that of the program, 128 and the number of the signal that ended it, or "
         "3 if it cannot be started."
     )
+    devices = parser.add_mutually_exclusive_group()
+    devices.add_argument(
+        "--topology",
+        metavar="FILE",
+        type=Path,
+        help="a topology, or a shipped one by its name: its endpoints are the devices",
+    )
+    devices.add_argument(
+        "--device",
+        metavar="NAME",
+        action="append",
+        help="a device without registers, each time this is given (default: one, dev0)",
+    )
     parser.add_argument(
-        "--device", metavar="NAME", action="append", help="a device, each time this is given (default: one, dev0)"
+        "--list", action="store_true", help="print name, address and files of each device, one a line, and run nothing"
     )
     parser.add_argument(
         "--proposed", action="store_true", help="/dev/iommu as it was first proposed, in 2021, instead of Linux 7.3's"
     )
-    parser.add_argument("program", metavar="PROGRAM", help="put -- before a program whose arguments begin with -")
+    parser.add_argument(
+        "program", metavar="PROGRAM", nargs="?", help="put -- before a program whose arguments begin with -"
+    )
     parser.add_argument("arguments", metavar="ARGUMENT", nargs=argparse.REMAINDER, help="what the program is given")
 
 
 def main(args: argparse.Namespace) -> int:
     """Run ``pviommu vfio run``; returns its exit status."""
-    names: list[str] = args.device or ["dev0"]
+    machine: DeviceMachine | None = None
     try:
-        for name in names:
-            _check_name(name)
-        system = System([DeviceConfig(name) for name in names], rfc=args.proposed)
-    except ValueError as error:
+        if args.proposed and args.topology:
+            raise ValueError("--proposed: that interface knows no devices of a topology")
+        if args.program is None and not args.list:
+            raise ValueError("no program is named; --list shows what it would find")
+        if args.topology:
+            topology = load(args.topology)
+            system, machine = build(topology)
+        else:
+            names: list[str] = args.device or ["dev0"]
+            for name in names:
+                _check_name(name)
+            system = System([DeviceConfig(name) for name in names], rfc=args.proposed)
+    except (TopologyError, ValueError) as error:
         print(f"pviommu: {error}", file=sys.stderr)
         return ExitStatus.USAGE
+    except OSError as error:
+        print(f"pviommu: the devices of the topology cannot be made: {error.strerror}", file=sys.stderr)
+        return ExitStatus.ENVIRONMENT
     try:
-        status = run_program([args.program, *args.arguments], system)
+        if args.list:
+            _list(system)
+            return ExitStatus.PASSED
+        status = run_program([args.program, *args.arguments], system, machine=machine)
     except BuildError as error:
         print(f"pviommu: {error}", file=sys.stderr)
         return ExitStatus.ENVIRONMENT
     except OSError as error:
         print(f"pviommu: {error.filename or args.program}: {error.strerror}", file=sys.stderr)
         return ExitStatus.ENVIRONMENT
+    finally:
+        if machine:
+            machine.close()
     return 128 - status if status < 0 else status
+
+
+def _list(system: System) -> None:
+    for device in system.devices.values():
+        name = device.pci.function.name if device.pci else device.config.name
+        group = "" if system.is_rfc else f" {device.group.node}"
+        print(f"{name} {device.config.name}{group} {device.node}")
 
 
 def _check_name(name: str) -> None:

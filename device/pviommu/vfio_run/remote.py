@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
+import fcntl
 import os
-from pathlib import Path
+import select
+import struct
+from collections.abc import Iterator
 
 from ..interfaces.iommufd import RequestError
-from ..process_status import status_of
 
 __all__ = ["MemoryDeniedError", "RemoteMemory"]
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _ADDRESSES = 1 << 63
+_READABLE, _WRITEABLE = 1, 2
+_QUERY = struct.Struct("<9Q4I2Q")
+_PROCMAP_QUERY = 0xC0686611
+_COVERING_OR_NEXT = 0x10
+"""``struct procmap_query`` of linux/fs.h: its size, flags and the address; then first address, end and rights."""
 
 
 class _Piece(ctypes.Structure):
@@ -32,17 +40,41 @@ class RemoteMemory:
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
-        self.started = _start_of(pid)
-        """When, in ticks since the machine's start; 0 if there is no such process."""
+        self.known: tuple[int, bytes] | None = None
+        """an address, and what is there: the process has said so with its request, and waits for the reply"""
+        self._end = select.poll()
+        self._descriptor = -1
+        with contextlib.suppress(OSError):  # it has ended, or there are no descriptors left
+            self._descriptor = os.pidfd_open(pid)
+            self._end.register(self._descriptor, select.POLLIN)
+
+    def __del__(self) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def is_there(self) -> bool:
+        """Whether the process has not ended."""
+        if self._descriptor >= 0 and self._end.poll(0):
+            self._close()
+        return self._descriptor >= 0
 
     def read(self, address: int, length: int) -> bytes:
         """Raises OSError (EFAULT; :class:`MemoryDeniedError` if this process may not)."""
+        if self.known is not None:
+            start, data = self.known
+            if start <= address and address + length <= start + len(data):
+                return data[address - start : address - start + length]
         buffer = ctypes.create_string_buffer(length)
         self._transfer(_libc.process_vm_readv, buffer, address, length)
         return buffer.raw
 
     def write(self, address: int, data: bytes) -> None:
         """Raises OSError as :meth:`read` does."""
+        self.known = None
         self._transfer(_libc.process_vm_writev, ctypes.create_string_buffer(data, len(data)), address, len(data))
 
     def _transfer(
@@ -53,7 +85,7 @@ class RemoteMemory:
         local = _Piece(ctypes.addressof(buffer), size)
         remote = _Piece(at, size)
         done, code = -1, errno.EFAULT
-        if not self._is_there():
+        if not self.is_there():
             code = errno.ESRCH
         elif at < _ADDRESSES:
             done = call(self.pid, ctypes.byref(local), 1, ctypes.byref(remote), 1, 0)
@@ -69,33 +101,41 @@ class RemoteMemory:
         why = os.strerror(code) if done < 0 else f"only {done} bytes"
         raise RequestError(errno.EFAULT, f"memory of process {self.pid} at {at:#x}+{size:#x}: {why}")
 
-    def _is_there(self) -> bool:
-        return self.started != 0 and _start_of(self.pid) == self.started
-
     def holds(self, address: int, length: int, *, writeable: bool) -> bool:
         """Whether all of it is mapped, and may be written if it must."""
         position = address
-        for line in self._mappings():
-            place, rights = line.split(None, 2)[:2]
-            first, end = (int(part, 16) for part in place.split("-"))
-            if end <= position:
-                continue
-            if first > position or rights[0] != "r" or (writeable and rights[1] != "w"):
+        for first, end, rights in self._mappings(address, address + length):
+            if first > position or not rights & _READABLE or (writeable and not rights & _WRITEABLE):
                 return False
             position = end
-            if position >= address + length:
-                return True
-        return False
+        return position >= address + length
 
-    def _mappings(self) -> list[str]:
-        if not self._is_there():
-            return []
-        try:
-            return Path(f"/proc/{self.pid}/maps").read_text(encoding="utf-8", errors="replace").splitlines()
-        except OSError:
-            return []
+    def _mappings(self, address: int, end: int) -> Iterator[tuple[int, int, int]]:
+        """(first, end, rights) of what is mapped there, in order."""
+        if not self.is_there():
+            return
+        with contextlib.suppress(OSError), open(f"/proc/{self.pid}/maps", "rb", buffering=0) as file:
+            try:
+                yield from _queried(file.fileno(), address, end)
+            except OSError as error:
+                if error.errno != errno.ENOTTY:
+                    raise
+                yield from _listed(file.readall(), address, end)
 
 
-def _start_of(pid: int) -> int:
-    status = status_of(pid)
-    return status.started if status else 0
+def _queried(maps: int, address: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """As Linux 6.11 and later say it of one mapping."""
+    while address < end:
+        query = bytearray(_QUERY.pack(_QUERY.size, _COVERING_OR_NEXT, address, *[0] * 12))
+        fcntl.ioctl(maps, _PROCMAP_QUERY, query)
+        _, _, _, first, address, rights, *_ = _QUERY.unpack(query)
+        yield first, address, rights
+
+
+def _listed(text: bytes, address: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """As the list of all has it."""
+    for line in text.splitlines():
+        place, rights = line.split(None, 2)[:2]
+        first, behind = (int(part, 16) for part in place.split(b"-"))
+        if behind > address and first < end:
+            yield first, behind, _READABLE * (rights[:1] == b"r") | _WRITEABLE * (rights[1:2] == b"w")

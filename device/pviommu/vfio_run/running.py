@@ -15,6 +15,7 @@ from pathlib import Path
 
 from ..host.descriptors import raise_limit
 from ..host.signals import waking
+from ..host.work import Machine
 from ..interfaces.iommufd import System
 from ..native.build import build
 from .server import Server
@@ -35,9 +36,15 @@ def build_library(environment: Mapping[str, str] = os.environ) -> Path:
     return build(environment, sources=_SOURCES)
 
 
-def run_program(command: Sequence[str], system: System, environment: Mapping[str, str] = os.environ) -> int:
+def run_program(
+    command: Sequence[str],
+    system: System,
+    environment: Mapping[str, str] = os.environ,
+    machine: Machine | None = None,
+) -> int:
     """Run a program on a system until it ends, and return its exit status; of one that a signal ended, minus its
-    number. Raises native.build.BuildError, and OSError if the program cannot be started. In the main thread only.
+    number. ``machine``: what the system's devices are, if they are more than DMA. Raises native.build.BuildError, and
+    OSError if the program cannot be started. In the main thread only.
 
     SIGTERM and SIGHUP are the program's meanwhile, and SIGINT and SIGQUIT do nothing here. Descendants stay such, even
     of a process that has ended, for only they can be served. Files that other processes have left open when the program
@@ -46,7 +53,7 @@ def run_program(command: Sequence[str], system: System, environment: Mapping[str
     preloaded = " ".join(filter(None, (str(build_library(environment)), environment.get("LD_PRELOAD"))))
     with tempfile.TemporaryDirectory(prefix="pviommu-vfio-") as folder:
         path = Path(folder) / "socket"
-        server = Server(system, path)
+        server = Server(system, path, machine)
         try:
             additions = {"LD_PRELOAD": preloaded, "PVIOMMU_VFIO_SOCKET": str(path)}
             with _adopting_orphans(), _signals() as signals:
@@ -60,16 +67,19 @@ def run_program(command: Sequence[str], system: System, environment: Mapping[str
 def _serve(program: subprocess.Popen[bytes], server: Server, signals: socket.socket) -> int:
     """Until the program has ended; its status."""
     ended = os.pidfd_open(program.pid)
+
+    def signalled() -> None:
+        with contextlib.suppress(BlockingIOError):
+            for number in signals.recv(4096):
+                if number in _FORWARDED:
+                    program.send_signal(number)
+
+    watches = [server.watch(ended, server.stop), server.watch(signals.fileno(), signalled)]
     try:
-        server.watch(ended)
-        server.watch(signals.fileno())
-        while program.poll() is None:
-            server.step()
-            with contextlib.suppress(BlockingIOError):
-                for number in signals.recv(4096):
-                    if number in _FORWARDED:
-                        program.send_signal(number)
+        server.run()
     finally:
+        for watch in watches:
+            watch.close()
         os.close(ended)
         if program.poll() is None:
             program.kill()

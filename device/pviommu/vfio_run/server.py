@@ -1,35 +1,59 @@
 """The server that programs reach through the preloaded library: each open file is a connection.
 
-A message is (kind, request, argument, sequence) as in ``struct message`` of preload.c, with a path behind it when a
-file is opened; a reply is (answer, value, sequence of the message). A request that names a descriptor is answered with
-NEED_FD: the library says which connection that descriptor is, and the request begins again. The kernel gives each
-connection a name, a number, that both ends know. A request that opens a file is answered with OPENED and a number, by
-which a new connection claims the file.
+A message is (kind, request, argument, sequence) as in ``struct message`` of preload.c; a reply is (answer, value,
+sequence of the message). What follows a message, if anything: the path of a file that is opened; of a request, the
+beginning of what its argument points to, so that it need not be fetched; the bytes that are written; how many are
+mapped. What follows a reply: the bytes that were read; a file, and an offset there, that are to be mapped.
+
+A request that names a descriptor is answered with NEED_FD: the library says which connection that descriptor is, and
+the request begins again. NEED_COPY is the same for one that is none of ours, such as an eventfd: the library sends it.
+The kernel gives each connection a name, a number, that both ends know. A request that opens a file is answered with
+OPENED and a number, by which a new connection claims the file.
 """
 
 from __future__ import annotations
 
-import contextlib
+import array
 import errno
 import os
-import selectors
 import socket
 import struct
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import IntEnum
+from functools import partial
 from pathlib import Path
 from weakref import WeakValueDictionary
 
+from vfio_user import RequestError as FunctionError
+from vfio_user import Steps
+from vfio_user.framing import close_fds
+
+from ..counters import Counters
+from ..host.loop import Loop
+from ..host.pacing import Pace
+from ..host.work import Machine, Work
+from ..hosted import MayGoOn, Watch
+from ..inputs import LiveInputs
 from ..interfaces.iommufd import OpenFile, Process, RequestError, System
+from ..interfaces.iommufd.device_file import DeviceFile
+from ..transports.reserve import REST_NS, Reserve
+from .files import make_files
+from .machine import DeviceMachine
 from .remote import MemoryDeniedError, RemoteMemory
 
 __all__ = ["Server"]
 
 _MESSAGE = struct.Struct("<IIQQ")
 _REPLY = struct.Struct("<IiQ")
+_WORD = struct.Struct("<Q")
 _CREDENTIALS = struct.Struct("3i")
-_MAX_MESSAGE = 256
+_MOST_DATA = 4096
+"""Bytes that are read or written by one message."""
+_MOST_FDS = 8
+_MAX_MESSAGE = _MESSAGE.size + _MOST_DATA
+_ANCILLARY = socket.CMSG_SPACE(_CREDENTIALS.size) + socket.CMSG_SPACE(4 * _MOST_FDS)
 _LONGEST_PATH = 107
 """Of a socket, in bytes."""
 
@@ -41,6 +65,10 @@ class Kind(IntEnum):
     REQUEST = 1
     IS = 2
     CLAIM = 3
+    COPY = 4
+    READ = 5
+    WRITE = 6
+    MAP = 7
 
 
 class Answer(IntEnum):
@@ -49,13 +77,15 @@ class Answer(IntEnum):
     DONE = 0
     NEED_FD = 1
     OPENED = 2
+    NEED_COPY = 3
 
 
-class _NeedFdError(Exception):
-    """A request needs to know what a descriptor is."""
+class _NeedError(Exception):
+    """A request needs to know what a descriptor is, or the descriptor."""
 
-    def __init__(self, fd: int) -> None:
-        super().__init__(fd)
+    def __init__(self, answer: Answer, fd: int) -> None:
+        super().__init__(answer, fd)
+        self.answer = answer
         self.fd = fd
 
 
@@ -66,10 +96,32 @@ class _Request:
     pid: int
     number: int
     argument: int
+    known: bytes
+    """what is there at the argument"""
     files: dict[int, OpenFile | int] = field(default_factory=dict)
     """By descriptor; an errno where there is none of ours."""
-    wanted: int = -1
-    """The descriptor that it was asked about."""
+    copies: dict[int, int] = field(default_factory=dict)
+    """Descriptors here, by those there; minus an errno where there is none."""
+    wanted: _NeedError | None = None
+    """What it was asked about."""
+
+    def close(self) -> None:
+        """It is over."""
+        close_fds([fd for fd in self.copies.values() if fd >= 0])
+        self.copies.clear()
+
+
+@dataclass
+class _Message:
+    """What came."""
+
+    kind: Kind
+    request: int
+    argument: int
+    rest: bytes
+    pid: int
+    """of the process that sent it"""
+    fds: list[int]
 
 
 class _Connection:
@@ -79,29 +131,52 @@ class _Connection:
         self.sock = sock
         self.number = number
         self.file: OpenFile | None = None
+        self.watch: Watch | None = None
+        self.memory: RemoteMemory | None = None
+        """of the process that made the last request"""
         self.waiting: _Request | None = None
         """A request that goes on when the process says what a descriptor is."""
+        self.steps: Steps | None = None
+        """The rest of a write, whose reply waits for its end."""
+        self.written = 0
+        """Bytes of it."""
         self.claim = 0
         self.opened: OpenFile | None = None
         """What the last request opened, until it is claimed by that number."""
         self._sequence = 0
 
-    def reply(self, answer: Answer, value: int) -> None:
+    def reply(self, answer: Answer, value: int, behind: bytes = b"") -> None:
         """Answer the last message. Raises OSError if the program has gone, or does not read."""
-        self.sock.send(_REPLY.pack(answer, value, self._sequence), socket.MSG_NOSIGNAL)
+        self.sock.send(_REPLY.pack(answer, value, self._sequence) + behind, socket.MSG_NOSIGNAL)
 
-    def receive(self) -> tuple[Kind, int, int, bytes, int]:
-        """Kind, request, argument, what is behind them, and the process that sent it. Raises EOFError at the end,
-        ValueError for what is no message, and OSError.
-        """
-        data, ancillary, _, _ = self.sock.recvmsg(_MAX_MESSAGE, socket.CMSG_SPACE(_CREDENTIALS.size))
-        if not data:
-            raise EOFError
-        sender = next((part for _, kind, part in ancillary if kind == socket.SCM_CREDENTIALS), b"")
-        if len(data) < _MESSAGE.size or len(sender) != _CREDENTIALS.size:
-            raise ValueError(f"message of {len(data)} bytes")
-        kind, request, argument, self._sequence = _MESSAGE.unpack_from(data)
-        return Kind(kind), request, argument, data[_MESSAGE.size :], _CREDENTIALS.unpack(sender)[0]
+    def give(self, fd: int, offset: int) -> None:
+        """Answer the last message with a file, and an offset there. Raises OSError as :meth:`reply` does."""
+        data = _REPLY.pack(Answer.DONE, 0, self._sequence) + _WORD.pack(offset)
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))]
+        self.sock.sendmsg([data], rights, socket.MSG_NOSIGNAL)
+
+    def receive(self) -> _Message:
+        """The next message. Raises EOFError at the end, ValueError for what is no message, and OSError."""
+        data, ancillary, _, _ = self.sock.recvmsg(_MAX_MESSAGE, _ANCILLARY, socket.MSG_CMSG_CLOEXEC)
+        fds: list[int] = []
+        sender = b""
+        for _, kind, part in ancillary:
+            if kind == socket.SCM_CREDENTIALS:
+                sender = part
+            else:
+                fds += struct.unpack(f"{len(part) // 4}i", part[: len(part) // 4 * 4])
+        try:
+            if not data:
+                raise EOFError
+            if len(data) < _MESSAGE.size or len(sender) != _CREDENTIALS.size:
+                raise ValueError(f"message of {len(data)} bytes")
+            kind, request, argument, self._sequence = _MESSAGE.unpack_from(data)
+            if fds and kind != Kind.COPY:
+                raise ValueError(f"message of kind {kind} with descriptors")
+            return _Message(Kind(kind), request, argument, data[_MESSAGE.size :], _CREDENTIALS.unpack(sender)[0], fds)
+        except (EOFError, ValueError):
+            close_fds(fds)
+            raise
 
 
 class _RemoteProcess(Process):
@@ -113,22 +188,31 @@ class _RemoteProcess(Process):
         self.opened: OpenFile | None = None
 
     def file(self, fd: int) -> OpenFile:
-        """See the base class. Raises RequestError (EBADF, EBADFD) for none of ours, and :class:`_NeedFdError` if the
+        """See the base class. Raises RequestError (EBADF, EBADFD) for none of ours, and :class:`_NeedError` if the
         program has not said yet: requests find their files before they change anything.
         """
         found = self._request.files.get(fd)
         if found is None:
-            raise _NeedFdError(fd)
+            raise _NeedError(Answer.NEED_FD, fd)
         if isinstance(found, int):
             raise RequestError(found, f"descriptor {fd} of process {self.pid}: none of ours")
         return found
 
     def find_file(self, fd: int) -> OpenFile | None:
-        """See the base class. Raises :class:`_NeedFdError` as :meth:`file` does."""
+        """See the base class. Raises :class:`_NeedError` as :meth:`file` does."""
         try:
             return self.file(fd)
         except RequestError:
             return None
+
+    def duplicate(self, fd: int) -> int:
+        """See the base class. Raises :class:`_NeedError` if the program has not sent it yet."""
+        found = self._request.copies.get(fd)
+        if found is None:
+            raise _NeedError(Answer.NEED_COPY, fd)
+        if found < 0:
+            raise RequestError(-found, f"descriptor {fd} of process {self.pid}: not open")
+        return os.dup(found)
 
     def install(self, file: OpenFile) -> int:
         """See the base class. The program gets its descriptor when it claims it."""
@@ -143,10 +227,11 @@ class _RemoteProcess(Process):
 
 
 class Server:
-    """Files of a system at a socket. Single-threaded: :meth:`step` does what there is to do."""
+    """Files of a system at a socket, and the machine of its devices, both served by one loop."""
 
-    def __init__(self, system: System, path: Path) -> None:
-        """Makes the file of locks beside the socket, too. Raises OSError if nothing can listen at `path`, with
+    def __init__(self, system: System, path: Path, machine: Machine | None = None) -> None:
+        """``machine``: what the devices of the system are, if they are more than DMA. The file of locks, and what
+        :func:`.files.make_files` makes, come beside the socket. Raises OSError if nothing can listen at `path`, with
         ENAMETOOLONG for more than 107 bytes.
         """
         if len(os.fsencode(path)) > _LONGEST_PATH:
@@ -158,51 +243,65 @@ class Server:
         self._next_claim = 1
         self._claims: dict[int, _Connection] = {}
         """The connections whose last request opened something, by what claims it."""
-        self._memories: WeakValueDictionary[tuple[int, int], RemoteMemory] = WeakValueDictionary()
-        """Those that mappings need, by process: it, and when it was started."""
+        self._memories: WeakValueDictionary[int, RemoteMemory] = WeakValueDictionary()
+        """Those that connections and mappings need, by process."""
         self._denied: set[str] = set()
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._listener.bind(str(path))
         path.with_name(f"{path.name}.locks").touch(0o600)
+        make_files(system, path.with_name(f"{path.name}.files"))
         self._listener.listen(128)
         self._listener.setblocking(False)
-        self._spare: int | None = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
-        self._selector = selectors.DefaultSelector()
-        self._selector.register(self._listener, selectors.EVENT_READ)
+        self._reserve = Reserve()
+        served = machine or DeviceMachine({}, LiveInputs(), Counters())
+        self._inputs = served.inputs
+        self.loop = Loop(Work(served), served.inputs, served.counters, Pace())
+        for endpoint in served.endpoints.values():
+            endpoint.host = self.loop
+        self._look()
 
-    def watch(self, descriptor: int) -> None:
-        """Let :meth:`step` return when this descriptor can be read, too."""
-        self._selector.register(descriptor, selectors.EVENT_READ, descriptor)
+    def watch(self, descriptor: int, callback: Callable[[], None]) -> Watch:
+        """Call ``callback`` when this descriptor can be read, too."""
+        return self.loop.watch(descriptor, lambda *_: callback())
 
-    def step(self, timeout_s: float | None = None) -> bool:
-        """Do what there is to do, after waiting for it. Returns whether a watched descriptor can be read."""
-        is_watched = False
-        for key, _ in self._selector.select(timeout_s):
-            if isinstance(key.data, _Connection):
-                self._serve(key.data)
-            elif key.data is None:
-                self._accept()
-            else:
-                is_watched = True
-        return is_watched
+    def run(self) -> None:
+        """Serve until :meth:`stop`. In the main thread only."""
+        self.loop.run()
+
+    def stop(self) -> None:
+        """Leave :meth:`run`."""
+        self.loop.stop()
+
+    def step(self, timeout_s: float) -> None:
+        """Do what there is to do, after waiting for it so long."""
+        timer = self.loop.at(self._inputs.now_ns() + int(timeout_s * 1e9), lambda: self.loop.call(lambda: None))
+        self.loop.turn()  # which does not sleep if something was called
+        timer.cancel()
 
     def close(self) -> None:
         """Close everything. Programs that are still there get EIO."""
         for connection in list(self._all):
             self._drop(connection)
-        self._selector.close()
+        self.loop.close()
         self._listener.close()
-        if self._spare is not None:
-            os.close(self._spare)
-            self._spare = None
+        self._reserve.close()
+
+    # -- connections ------------------------------------------------------------------------------------------------
+
+    def _look(self) -> None:
+        self._waiting = self.loop.watch(self._listener.fileno(), lambda *_: self._accept())
 
     def _accept(self) -> None:
         try:
             sock, address = self._listener.accept()
         except OSError as error:
-            if error.errno in (errno.EMFILE, errno.ENFILE):
-                self._refuse()
-            return  # others: it has gone again
+            # there are no descriptors left: this open() fails, and no other; else it has gone again
+            if error.errno in (errno.EMFILE, errno.ENFILE) and not self._reserve.refuse(
+                self._listener.accept, lambda client: client[0].close()
+            ):
+                self._waiting.close()
+                self.loop.at(self._inputs.now_ns() + REST_NS, self._look)
+            return
         try:
             number = int(address[1:], 16)
         except ValueError:
@@ -213,26 +312,19 @@ class Server:
         connection = _Connection(sock, number)
         self.connections[connection.number] = connection
         self._all.add(connection)
-        self._selector.register(sock, selectors.EVENT_READ, connection)
-
-    def _refuse(self) -> None:
-        """Take a connection and close it, as there are no descriptors left: that open() fails, and no other."""
-        if self._spare is not None:
-            os.close(self._spare)
-        with contextlib.suppress(OSError):  # it waits until something is closed
-            self._listener.accept()[0].close()
-        try:
-            self._spare = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            self._spare = None
+        connection.watch = self.loop.watch(sock.fileno(), partial(self._serve, connection))
 
     def _drop(self, connection: _Connection) -> None:
         if self.connections.get(connection.number) is connection:  # a name may be used again before the end was seen
             del self.connections[connection.number]
         self._all.remove(connection)
-        self._selector.unregister(connection.sock)
+        if connection.watch:
+            connection.watch.close()
         connection.sock.close()
+        connection.steps = None
         self._forget_opened(connection)
+        if connection.waiting:
+            connection.waiting.close()
         if connection.file is not None:
             connection.file.close()
 
@@ -243,66 +335,134 @@ class Server:
             connection.opened.close()
             connection.opened = None
 
-    def _serve(self, connection: _Connection) -> None:
-        if connection not in self._all:
-            return
+    # -- messages ---------------------------------------------------------------------------------------------------
+
+    def _serve(self, connection: _Connection, _events: int, may_go_on: MayGoOn) -> None:
         try:
-            self._answer(connection)
+            if connection.steps is None:
+                self._answer(connection)
+            if connection.steps is not None:
+                self._go_on(connection, connection.steps, may_go_on)
+        except BlockingIOError:
+            pass
         except (EOFError, OSError, ValueError):
             # the program has gone, does not read, or says what no library of ours says
             self._drop(connection)
 
     def _answer(self, connection: _Connection) -> None:
-        kind, number, argument, rest, pid = connection.receive()
+        said = connection.receive()
         self._forget_opened(connection)
         waiting, connection.waiting = connection.waiting, None
-        if kind is Kind.REQUEST and connection.file is not None:
-            # who left another one waiting was killed
-            self._carry_out(connection, connection.file, _Request(pid, number, argument))
-        elif waiting is not None and connection.file is not None:
-            waiting.files[waiting.wanted] = self._named(kind, number, argument)
-            self._carry_out(connection, connection.file, waiting)
-        elif kind is Kind.OPEN and connection.file is None:
+        kind, file = said.kind, connection.file
+        if waiting is not None and kind in (Kind.REQUEST, Kind.READ, Kind.WRITE, Kind.MAP):
+            waiting.close()  # who left it waiting was killed
+            waiting = None
+        if kind is Kind.REQUEST and file is not None:
+            self._carry_out(connection, file, _Request(said.pid, said.request, said.argument, said.rest))
+        elif waiting is not None and file is not None:
+            self._hear(waiting, said)
+            self._carry_out(connection, file, waiting)
+        elif kind in (Kind.READ, Kind.WRITE, Kind.MAP) and file is not None:
+            self._access(connection, file, said)
+        elif kind is Kind.OPEN and file is None:
             try:
-                connection.file = self.system.open(rest.decode())
+                connection.file = self.system.open(said.rest.decode())
                 connection.reply(Answer.DONE, 0)
             except RequestError as error:
                 connection.reply(Answer.DONE, -(error.errno or errno.EIO))
-        elif kind is Kind.CLAIM and connection.file is None and argument in self._claims:
-            giver = self._claims.pop(argument)
+        elif kind is Kind.CLAIM and file is None and said.argument in self._claims:
+            giver = self._claims.pop(said.argument)
             connection.file, giver.opened = giver.opened, None
             connection.reply(Answer.DONE, 0)
         else:
-            raise ValueError(f"{kind} out of place")
+            close_fds(said.fds)
+            raise ValueError(f"{kind.name} out of place")
 
-    def _named(self, kind: Kind, problem: int, number: int) -> OpenFile | int:
-        """What a process says that its descriptor is; else an errno."""
-        if kind is not Kind.IS:
-            return errno.EBADFD
-        other = self.connections.get(number)
-        return problem or (other and other.file) or errno.EBADFD
+    def _hear(self, request: _Request, said: _Message) -> None:
+        """What a process says of the descriptor that it was asked about, if it answers that."""
+        assert request.wanted
+        fd, wants = request.wanted.fd, request.wanted.answer
+        if wants is Answer.NEED_COPY:
+            found = said.fds[0] if said.kind is Kind.COPY and said.fds else -(said.request or errno.EBADF)
+            close_fds(said.fds[1:])
+            request.copies[fd] = found
+            return
+        close_fds(said.fds)
+        other = self.connections.get(said.argument) if said.kind is Kind.IS else None
+        request.files[fd] = said.request or (other and other.file) or errno.EBADFD
+
+    def _memory_of(self, connection: _Connection, pid: int) -> RemoteMemory:
+        memory = connection.memory
+        if memory is None or memory.pid != pid or not memory.is_there():
+            memory = self._memories.get(pid)
+            if memory is None or not memory.is_there():
+                for other in list(self._memories.values()):
+                    other.is_there()  # which gives back what it needs no more
+                memory = self._memories[pid] = RemoteMemory(pid)
+            connection.memory = memory
+        return memory
 
     def _carry_out(self, connection: _Connection, file: OpenFile, request: _Request) -> None:
-        memory = RemoteMemory(request.pid)
-        memory = self._memories.setdefault((memory.pid, memory.started), memory)
+        memory = self._memory_of(connection, request.pid)
         process = _RemoteProcess(self.system, request, memory)
+        memory.known = (request.argument, request.known) if request.known else None
+        value = 0
         try:
             value = file.ioctl(process, request.number, request.argument)
-        except _NeedFdError as need:
-            request.wanted = need.fd
+        except _NeedError as need:
+            request.wanted = need
             connection.waiting = request
-            connection.reply(Answer.NEED_FD, need.fd)
+            connection.reply(need.answer, need.fd)
             return
-        except RequestError as error:
+        except (RequestError, FunctionError) as error:
             if isinstance(error, MemoryDeniedError) and str(error) not in self._denied:
                 self._denied.add(str(error))
                 print(f"pviommu: {error.strerror}", file=sys.stderr)
-            connection.reply(Answer.DONE, -(error.errno or errno.EIO))
-            return
-        if process.opened is not None:
-            claim, self._next_claim = self._next_claim, self._next_claim % 0x7FFFFFFF + 1
-            connection.claim, connection.opened = claim, process.opened
-            self._claims[claim] = connection
-            connection.reply(Answer.OPENED, claim)
-        else:
+            value = -(error.errno or errno.EIO)
+        finally:
+            memory.known = None
+        request.close()
+        if process.opened is None or value < 0:
             connection.reply(Answer.DONE, value)
+            return
+        claim, self._next_claim = self._next_claim, self._next_claim % 0x7FFFFFFF + 1
+        connection.claim, connection.opened = claim, process.opened
+        self._claims[claim] = connection
+        connection.reply(Answer.OPENED, claim)
+
+    # -- regions ----------------------------------------------------------------------------------------------------
+
+    def _access(self, connection: _Connection, file: OpenFile, said: _Message) -> None:
+        """pread(), pwrite() or mmap() of the file of a device; others have none of these."""
+        refused = errno.ENODEV if said.kind is Kind.MAP else errno.EINVAL
+        try:
+            if not isinstance(file, DeviceFile):
+                raise RequestError(refused, "it is no device")
+            if said.kind is Kind.READ:
+                data = file.read(said.argument, min(said.request, _MOST_DATA))
+                connection.reply(Answer.DONE, len(data), data)
+            elif said.kind is Kind.WRITE:
+                connection.written, connection.steps = file.write(said.argument, said.rest)
+            else:
+                connection.give(*file.mapped(said.argument, *_WORD.unpack(said.rest)))
+        except (RequestError, FunctionError) as error:
+            connection.reply(Answer.DONE, -(error.errno or errno.EIO))
+        except struct.error as error:
+            raise ValueError(f"MAP with {len(said.rest)} bytes") from error
+
+    def _go_on(self, connection: _Connection, steps: Steps, may_go_on: MayGoOn) -> None:
+        """Steps of a write. Others have their turn between two of them."""
+        assert connection.watch
+        value = connection.written
+        try:
+            for _ in steps:
+                if not may_go_on():
+                    connection.watch.has_more = True
+                    return
+        except FunctionError as error:
+            value = -(error.errno or errno.EIO)
+        connection.watch.has_more = False
+        connection.steps = None
+        if isinstance(connection.file, DeviceFile):
+            connection.file.settle()
+        connection.reply(Answer.DONE, value)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import os
 import resource
 import signal
@@ -459,13 +461,18 @@ def test_without_a_compiler_the_command_says_so(
     assert "no C compiler" in capfd.readouterr().err
 
 
-def test_memory_of_another_process() -> None:
+@pytest.mark.parametrize("asks", [True, False], ids=["asks for one mapping", "reads the list of all"])
+def test_memory_of_another_process(monkeypatch: pytest.MonkeyPatch, asks: bool) -> None:
+    def unknown(*_: object) -> None:
+        raise OSError(errno.ENOTTY, "as before Linux 6.11")
+
+    if not asks:
+        monkeypatch.setattr(fcntl, "ioctl", unknown)
     with subprocess.Popen(["sleep", "60"]) as other:
         try:
             memory = RemoteMemory(other.pid)
-            place = next(
-                (line.split()[0].split("-") for line in memory._mappings() if " rw-p " in line and "stack" in line), []
-            )
+            maps = Path(f"/proc/{other.pid}/maps").read_text().splitlines()
+            place = next((line.split()[0].split("-") for line in maps if " rw-p " in line and "stack" in line), [])
             first, end = (int(part, 16) for part in place)
             memory.write(first, b"somewhere")
             assert memory.read(first, 9) == b"somewhere"
@@ -483,11 +490,13 @@ def test_memory_of_another_process() -> None:
 
 
 def test_memory_of_a_process_whose_number_was_given_to_another() -> None:
-    memory = RemoteMemory(os.getpid())
     data = bytearray(b"here")
     place = addressof(c_char.from_buffer(data))
-    assert memory.read(place, 4) == b"here"
-    memory.started -= 1
+    assert RemoteMemory(os.getpid()).read(place, 4) == b"here"
+    with subprocess.Popen(["sleep", "60"]) as other:
+        memory = RemoteMemory(other.pid)
+        other.kill()
+    memory.pid = os.getpid()
     with fails("EFAULT", "No such process"):
         memory.read(place, 4)
     with fails("EFAULT"):

@@ -223,8 +223,9 @@ def test_without_descriptors_one_open_fails_and_nothing_else(server: Server, tmp
 def test_memories_of_processes_are_forgotten(server: Server, tmp_path: Path) -> None:
     with opened(server, tmp_path / "socket", "/dev/iommu") as iommu:
         assert asked(server, iommu, message(Kind.REQUEST, 0x3B64)) == (0, 0)
-        gc.collect()
-        assert not server._memories
+    settle(server)
+    gc.collect()
+    assert not server._memories
 
 
 def test_memory_that_is_denied_is_said_once(

@@ -1,6 +1,6 @@
 """The character device of a VFIO device: bound to an open /dev/iommu, attached and detached.
 
-As drivers/vfio/device_cdev.c of Linux 7.3. Regions and interrupts of the device are not part of this model.
+As drivers/vfio/device_cdev.c of Linux 7.3.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from . import vfio_arguments as arguments
 from . import vfio_structures as v
 from .context import Iommufd
+from .device_file import DeviceFile
 from .devices import Device
 from .pagetable import DeviceObject
 from .request_error import RequestError
@@ -21,11 +22,11 @@ if TYPE_CHECKING:
 __all__ = ["VfioDevice"]
 
 
-class VfioDevice:
+class VfioDevice(DeviceFile):
     """An open device. Its DMA reaches nothing before it is bound and attached."""
 
     def __init__(self, device: Device) -> None:
-        self.device = device
+        super().__init__(device)
         self._file: Iommufd | None = None
         self._bound: DeviceObject | None = None
 
@@ -50,8 +51,14 @@ class VfioDevice:
             arguments.read(v.DetachIommufdPt, memory, argument, 0)
             self._bound.detach()
         else:
-            raise RequestError(errno.ENOTTY, f"request {request:#x} of {self.device}: not part of this model")
+            return self.request(process, request, argument)
         return 0
+
+    @property
+    def dependent(self) -> tuple[int, v.HotResetFlag]:
+        """See the base class."""
+        assert self._bound
+        return self._bound.id, v.HotResetFlag.DEV_ID | v.HotResetFlag.DEV_ID_OWNED
 
     def _bind(self, process: Process, argument: int) -> None:
         minimum = v.BindIommufd.offset_of("token_uuid_ptr")
@@ -75,11 +82,13 @@ class VfioDevice:
             file.unbind(bound)
             raise
         self._file, self._bound = file, bound
+        self.begin()
         self.device.group.bound += 1
 
     def close(self) -> None:
         """Detach and unbind it."""
         if self._file and self._bound:
+            self.end()
             self._file.unbind(self._bound)
             self._file = self._bound = None
             self.device.group.bound -= 1

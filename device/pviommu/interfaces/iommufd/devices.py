@@ -10,6 +10,7 @@ from ...engine import LAST_ADDRESS, PAGE_SIZE, Span
 
 if TYPE_CHECKING:
     from .pagetable import Hwpt
+    from .pci_device import PciDevice
 
 __all__ = ["MSI_REGION", "Device", "DeviceConfig", "Group", "Region", "RegionKind"]
 
@@ -99,6 +100,8 @@ class Device:
     """Whoever claimed its DMA: while there is one, no other may."""
     node: str = ""
     """Path of its character device."""
+    pci: PciDevice | None = None
+    """What there is besides its DMA, if anything."""
 
     def __str__(self) -> str:
         return self.config.name

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from . import vfio_arguments as arguments
 from . import vfio_structures as v
 from .context import Iommufd
+from .device_file import DeviceFile
 from .devices import Device, Group
 from .hardware import Hardware
 from .pagetable import DeviceObject
@@ -210,22 +211,29 @@ class VfioGroup:
             self.group.file = None
 
 
-class GroupDevice:
+class GroupDevice(DeviceFile):
     """A device that was opened through its group, as often as somebody likes. With an open /dev/iommu it is bound, and
     attached, as long as it is open at least once.
     """
 
     def __init__(self, group: VfioGroup, device: Device) -> None:
-        self.device = device
+        super().__init__(device)
         self._group = group
+        self.begin()
+
+    @property
+    def dependent(self) -> tuple[int, v.HotResetFlag]:
+        """See the base class."""
+        return self.device.group.number, v.HotResetFlag(0)
 
     def ioctl(self, process: Process, request: int, argument: int) -> int:
-        """Raises OSError: EINVAL for the requests of the new way, ENOTTY for others."""
+        """Raises OSError: EINVAL for the requests of the new way, and what the others say."""
         if request == v.VfioRequest.DEVICE_BIND_IOMMUFD:
             arguments.read(v.BindIommufd, process.memory, argument, 0, v.BindIommufd.offset_of("token_uuid_ptr"))
             raise RequestError(errno.EINVAL, f"bind {self.device}: it was opened through its group")
-        raise RequestError(errno.ENOTTY, f"request {request:#x} of {self.device}: not part of this model")
+        return self.request(process, request, argument)
 
     def close(self) -> None:
         """Give it back."""
+        self.end()
         self._group.device_closed(self.device)

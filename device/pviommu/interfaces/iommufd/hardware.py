@@ -55,6 +55,10 @@ class Hardware:
             self._memories.append(memory)
         return place
 
+    def memory_at(self, address: int) -> UserMemory:
+        """The memory of the process that has a physical address."""
+        return self._memories[address // ADDRESS_LIMIT]
+
     def read(self, stream: int, iova: int, length: int) -> bytes:
         """DMA by a device. Raises :class:`DmaRefusedError`, or OSError (EFAULT) if a process has lost the memory."""
         return b"".join(
@@ -72,7 +76,7 @@ class Hardware:
         found = self.engine.translate(stream, iova, length, access)
         if isinstance(found, TranslationFault | TranslationPending):
             raise DmaRefusedError(found)
-        return [(self._memories[gpa // ADDRESS_LIMIT], gpa % ADDRESS_LIMIT, size) for gpa, size in found]
+        return [(self.memory_at(gpa), gpa % ADDRESS_LIMIT, size) for gpa, size in found]
 
     # Page tables
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Sequence
 from typing import Any, Protocol, TypeVar
 
@@ -150,6 +151,15 @@ class Process:
         """As file(), but None if it is not open."""
         description = self._table.get(fd)
         return description.file if description else None
+
+    def duplicate(self, fd: int) -> int:
+        """Another descriptor, of this process, of a file of the program that is none of the model's, such as an
+        eventfd. Raises OSError (EBADF).
+        """
+        try:
+            return os.dup(fd)
+        except OSError as error:
+            raise RequestError(error.errno or errno.EBADF, f"descriptor {fd}: {error.strerror}") from error
 
     def _find(self, fd: int) -> _Description:
         description = self._table.get(fd)

@@ -16,7 +16,7 @@ from .user_memory import UserMemory
 __all__ = ["Capability", "dma_avail", "iova_ranges", "laid_out", "migration", "page_sizes", "read", "with_chain"]
 
 R = TypeVar("R", bound=Record)
-Capability = tuple[v.CapabilityId, bytes]
+Capability = tuple[v.CapabilityId | v.RegionCapabilityId, bytes]
 """What it is, and what follows its header."""
 
 

@@ -17,17 +17,28 @@ __all__ = [
     "CapabilityHeader",
     "CapabilityId",
     "DetachIommufdPt",
+    "DeviceFeature",
+    "DeviceInfo",
     "DmaAvailCapability",
     "DmaMap",
     "DmaMapFlag",
     "DmaUnmap",
     "DmaUnmapFlag",
     "Extension",
+    "FeatureFlag",
     "GroupFlag",
     "GroupStatus",
+    "HotResetFlag",
+    "HotResetHeader",
     "InfoFlag",
     "IovaRangeCapability",
+    "IrqInfo",
+    "IrqSetHeader",
     "MigrationCapability",
+    "RegionCapabilityId",
+    "RegionInfo",
+    "SparseArea",
+    "SparseMmapCapability",
     "Type1Info",
     "VfioRequest",
 ]
@@ -47,9 +58,16 @@ class VfioRequest(IntEnum):
     GROUP_SET_CONTAINER = 0x3B68
     GROUP_UNSET_CONTAINER = 0x3B69
     GROUP_GET_DEVICE_FD = 0x3B6A
+    DEVICE_GET_INFO = 0x3B6B
+    DEVICE_GET_REGION_INFO = 0x3B6C
+    DEVICE_GET_IRQ_INFO = 0x3B6D
+    DEVICE_SET_IRQS = 0x3B6E
+    DEVICE_RESET = 0x3B6F
+    DEVICE_GET_PCI_HOT_RESET_INFO = 0x3B70
     IOMMU_GET_INFO = 0x3B70
     IOMMU_MAP_DMA = 0x3B71
     IOMMU_UNMAP_DMA = 0x3B72
+    DEVICE_FEATURE = 0x3B75
     DEVICE_BIND_IOMMUFD = 0x3B76
     DEVICE_ATTACH_IOMMUFD_PT = 0x3B77
     DEVICE_DETACH_IOMMUFD_PT = 0x3B78
@@ -89,6 +107,25 @@ class CapabilityId(IntEnum):
     IOVA_RANGE = 1
     MIGRATION = 2
     DMA_AVAIL = 3
+
+
+class RegionCapabilityId(IntEnum):
+    """Of DEVICE_GET_REGION_INFO."""
+
+    SPARSE_MMAP = 1
+
+
+class HotResetFlag(IntFlag):
+    DEV_ID = 1
+    DEV_ID_OWNED = 2
+
+
+class FeatureFlag(IntFlag):
+    """Above the number of the feature, which has 16 bits."""
+
+    GET = 1 << 16
+    SET = 1 << 17
+    PROBE = 1 << 18
 
 
 class Type1Info(Record):
@@ -182,6 +219,78 @@ class DetachIommufdPt(Record):
     flags: Annotated[int, U32, "0"]
 
 
+class DeviceInfo(Record):
+    """What a device is."""
+
+    argsz: Annotated[int, U32, "bytes of this structure"]
+    flags: Annotated[int, U32, "vfio_user.DeviceFlags"]
+    num_regions: Annotated[int, U32, "one more than the highest region"]
+    num_irqs: Annotated[int, U32, "one more than the highest interrupt index"]
+    cap_offset: Annotated[int, U32, "0: there are no capabilities"]
+    pad: Annotated[int, U32, "0"]
+
+
+class RegionInfo(Record):
+    """What a region is; capabilities follow."""
+
+    argsz: Annotated[int, U32, "bytes from here on that the caller has; out: that are needed"]
+    flags: Annotated[int, U32, "vfio_user.RegionFlags"]
+    index: Annotated[int, U32, "vfio_user.RegionIndex"]
+    cap_offset: Annotated[int, U32, "where the first capability is, from here on; 0: they did not fit, or none is"]
+    size: Annotated[int, U64, "bytes; 0: the region is absent"]
+    offset: Annotated[int, U64, "where it is in the file of the device"]
+
+
+class SparseMmapCapability(Record):
+    """Which parts of a region can be mapped: the areas follow."""
+
+    nr_areas: Annotated[int, U32, "areas"]
+    reserved: Annotated[int, U32, "0"]
+
+
+class SparseArea(Record):
+    """A part of a region."""
+
+    offset: Annotated[int, U64, "bytes into the region"]
+    size: Annotated[int, U64, "bytes"]
+
+
+class IrqInfo(Record):
+    """What an interrupt index is."""
+
+    argsz: Annotated[int, U32, "bytes of this structure"]
+    flags: Annotated[int, U32, "vfio_user.IrqInfoFlags"]
+    index: Annotated[int, U32, "vfio_user.IrqIndex"]
+    count: Annotated[int, U32, "vectors"]
+
+
+class IrqSetHeader(Record):
+    """Interrupts are set up, taken away or raised; a flag or a descriptor for each may follow."""
+
+    argsz: Annotated[int, U32, "bytes of this structure with what follows"]
+    flags: Annotated[int, U32, "vfio_user.SetIrqsFlags: one action, and what follows"]
+    index: Annotated[int, U32, "vfio_user.IrqIndex"]
+    start: Annotated[int, U32, "the first vector"]
+    count: Annotated[int, U32, "vectors"]
+
+
+class HotResetHeader(Record):
+    """Which devices a reset of the bus concerns: an id (of the group, or with DEV_ID of the device), the segment, the
+    bus and the function of each follow.
+    """
+
+    argsz: Annotated[int, U32, "bytes from here on that the caller has"]
+    flags: Annotated[int, U32, "HotResetFlag"]
+    count: Annotated[int, U32, "devices"]
+
+
+class DeviceFeature(Record):
+    """Something that only some devices can do; its own structure follows."""
+
+    argsz: Annotated[int, U32, "bytes of this structure with what follows"]
+    flags: Annotated[int, U32, "the number of the feature, and FeatureFlag"]
+
+
 REQUESTS: dict[type[Record], int] = {
     Type1Info: VfioRequest.IOMMU_GET_INFO,
     DmaMap: VfioRequest.IOMMU_MAP_DMA,
@@ -190,5 +299,11 @@ REQUESTS: dict[type[Record], int] = {
     BindIommufd: VfioRequest.DEVICE_BIND_IOMMUFD,
     AttachIommufdPt: VfioRequest.DEVICE_ATTACH_IOMMUFD_PT,
     DetachIommufdPt: VfioRequest.DEVICE_DETACH_IOMMUFD_PT,
+    DeviceInfo: VfioRequest.DEVICE_GET_INFO,
+    RegionInfo: VfioRequest.DEVICE_GET_REGION_INFO,
+    IrqInfo: VfioRequest.DEVICE_GET_IRQ_INFO,
+    IrqSetHeader: VfioRequest.DEVICE_SET_IRQS,
+    HotResetHeader: VfioRequest.DEVICE_GET_PCI_HOT_RESET_INFO,
+    DeviceFeature: VfioRequest.DEVICE_FEATURE,
 }
 """What ioctl() takes, by the structure that its argument points to."""

@@ -1,10 +1,12 @@
 /*
- * Takes a program's open() of /dev/iommu and /dev/vfio to a server (see server.py), and its requests on what that
- * gives. Each open file is a connection, so that dup, close and the end of a process need nothing here. Processes that
- * share a connection, by fork, exec or a descriptor that is sent, share the locks in a file beside the socket, too; and
- * as one may be killed before it has read its reply, each message has a number, and the reply to it has the same.
+ * Takes a program's open() of /dev/iommu and /dev/vfio to a server (see server.py), and what it does with what that
+ * gives: requests, pread(), pwrite() and mmap(). Each open file is a connection, so that dup, close and the end of a
+ * process need nothing here. Processes that share a connection, by fork, exec or a descriptor that is sent, share the
+ * locks in a file beside the socket, too; and as one may be killed before it has read its reply, each message has a
+ * number, and the reply to it has the same.
  *
- * See server.py for the meaning of messages. Everything else goes to the kernel, but never an open() of these paths.
+ * See server.py for the meaning of messages, and paths.c for what else programs find in /dev and /sys. Everything else
+ * goes to the kernel, but never an open() of these paths.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -24,13 +26,17 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-#define EXPORT __attribute__((visibility("default")))
+#include "preload.h"
+
 #define TYPE ';'
 #define LOCKS 1024
 #define MAX_PATH 64 /* with the end */
+#define PAGE 4096UL
+#define MOST_DATA 4096 /* of a message */
+#define MOST_KNOWN 64 /* bytes of an argument that go with the request */
 
-enum kind { OPEN, REQUEST, IS, CLAIM };
-enum answer { DONE, NEED_FD, OPENED };
+enum kind { OPEN, REQUEST, IS, CLAIM, COPY, READ, WRITE, MAP };
+enum answer { DONE, NEED_FD, OPENED, NEED_COPY };
 
 struct message {
 	uint32_t kind, request;
@@ -41,6 +47,17 @@ struct reply {
 	uint32_t answer;
 	int32_t value;
 	uint64_t sequence; /* of the message */
+};
+
+/* A message, its reply, and what goes with either. */
+struct exchange {
+	struct message message;
+	const void *behind; /* what follows the message */
+	size_t size;
+	int given; /* a descriptor that goes with it; -1: none */
+	void *into; /* where to put what follows the reply */
+	size_t room;
+	int got; /* a descriptor that came with it; -1: none */
 };
 
 /* The file beside the socket, which all processes map. It begins as zeros. */
@@ -90,6 +107,7 @@ __attribute__((constructor)) static void begin(void)
 		refuse(path, ENAMETOOLONG);
 	server.sun_family = AF_UNIX;
 	strcpy(server.sun_path, path);
+	begin_paths(path);
 	snprintf(beside, sizeof(beside), "%s.locks", path);
 	fd = syscall(SYS_openat, AT_FDCWD, beside, O_RDWR | O_CLOEXEC, 0);
 	if (fd < 0) {
@@ -145,27 +163,85 @@ static int is_worth_waiting(int fd, short event)
 	return errno == EINTR;
 }
 
+/* 0, or an errno. */
+static int tell(int fd, const struct exchange *exchange)
+{
+	struct iovec parts[] = {
+		{ (void *)&exchange->message, sizeof(exchange->message) },
+		{ (void *)exchange->behind, exchange->size },
+	};
+	union {
+		struct cmsghdr header;
+		char space[CMSG_SPACE(sizeof(int))];
+	} control = { .header = { CMSG_LEN(sizeof(int)), SOL_SOCKET, SCM_RIGHTS } };
+	struct msghdr message = { .msg_iov = parts, .msg_iovlen = exchange->size ? 2 : 1 };
+
+	if (exchange->given >= 0) {
+		memcpy(CMSG_DATA(&control.header), &exchange->given, sizeof(int));
+		message.msg_control = &control;
+		message.msg_controllen = sizeof(control);
+	}
+	while (sendmsg(fd, &message, MSG_NOSIGNAL) < 0)
+		if (!is_worth_waiting(fd, POLLOUT))
+			return errno;
+	return 0;
+}
+
+/* Bytes that came, or -1 with errno. */
+static ssize_t hear(int fd, struct exchange *exchange, struct reply *reply)
+{
+	struct iovec parts[] = { { reply, sizeof(*reply) }, { exchange->into, exchange->room } };
+	union {
+		struct cmsghdr header;
+		char space[CMSG_SPACE(sizeof(int))];
+	} control;
+	struct msghdr message = {
+		.msg_iov = parts,
+		.msg_iovlen = exchange->room ? 2 : 1,
+		.msg_control = &control,
+		.msg_controllen = sizeof(control),
+	};
+	struct cmsghdr *header;
+	ssize_t got;
+
+	do
+		got = recvmsg(fd, &message, MSG_CMSG_CLOEXEC);
+	while (got < 0 && is_worth_waiting(fd, POLLIN));
+	header = got < 0 ? NULL : CMSG_FIRSTHDR(&message);
+	if (header && header->cmsg_type == SCM_RIGHTS)
+		memcpy(&exchange->got, CMSG_DATA(header), sizeof(int));
+	return got;
+}
+
 /*
- * Sends a message and waits for the reply. The server's end, or no answer, is EIO. Replies that somebody else left behind,
- * who was killed, are dropped.
+ * Sends a message and waits for the reply. The server's end, or no answer, is EIO; memory that is not there is EFAULT.
+ * Replies that somebody else left behind, who was killed, are dropped.
  */
-static struct reply ask(int fd, struct message *message, size_t size)
+static struct reply ask(int fd, struct exchange *exchange)
 {
 	struct reply reply, none = { DONE, -EIO, 0 };
 	ssize_t got;
+	int code;
 
-	message->sequence = __atomic_add_fetch(&shared->sequence, 1, __ATOMIC_RELAXED);
-	while (send(fd, message, size, MSG_NOSIGNAL) < 0)
-		if (!is_worth_waiting(fd, POLLOUT))
+	exchange->message.sequence = __atomic_add_fetch(&shared->sequence, 1, __ATOMIC_RELAXED);
+	exchange->got = -1;
+	code = tell(fd, exchange);
+	if (code == EFAULT)
+		none.value = -EFAULT;
+	if (code)
+		return none;
+	for (;;) {
+		got = hear(fd, exchange, &reply);
+		if (got < 0 && errno == EFAULT)
+			none.value = -EFAULT;
+		if (got < (ssize_t)sizeof(reply))
 			return none;
-	do {
-		do
-			got = recv(fd, &reply, sizeof(reply), 0);
-		while (got < 0 && is_worth_waiting(fd, POLLIN));
-		if (got != sizeof(reply))
-			return none;
-	} while (reply.sequence != message->sequence);
-	return reply;
+		if (reply.sequence == exchange->message.sequence)
+			return reply;
+		if (exchange->got >= 0)
+			syscall(SYS_close, exchange->got);
+		exchange->got = -1;
+	}
 }
 
 static int result(int32_t value)
@@ -177,7 +253,7 @@ static int result(int32_t value)
 }
 
 /* A new connection, on which the message is answered with 0, is a new descriptor. */
-static int connect_and_ask(struct message *message, size_t size, int flags)
+static int connect_and_ask(struct exchange *exchange, int flags)
 {
 	int fd = socket(AF_UNIX, SOCK_SEQPACKET | (flags & O_CLOEXEC ? SOCK_CLOEXEC : 0), 0);
 	sa_family_t unnamed = AF_UNIX; /* the kernel chooses a name */
@@ -187,50 +263,81 @@ static int connect_and_ask(struct message *message, size_t size, int flags)
 		return -1;
 	if (!bind(fd, (struct sockaddr *)&unnamed, sizeof(unnamed)) &&
 	    !connect(fd, (struct sockaddr *)&server, sizeof(server)))
-		reply = ask(fd, message, size);
+		reply = ask(fd, exchange);
 	if (reply.value < 0)
 		syscall(SYS_close, fd);
 	return reply.value < 0 ? result(reply.value) : fd;
 }
 
-static int open_ours(const char *path, int flags)
+int open_ours(const char *path, int flags)
 {
-	struct {
-		struct message message;
-		char path[MAX_PATH];
-	} data = { .message = { .kind = OPEN } };
+	struct exchange exchange = { .message = { .kind = OPEN }, .behind = path, .size = strlen(path), .given = -1 };
 
 	if (!shared)
 		return result(-problem);
-	if (strlen(path) >= sizeof(data.path))
+	if (exchange.size >= MAX_PATH)
 		return result(-ENAMETOOLONG);
-	strcpy(data.path, path);
-	return connect_and_ask(&data.message, sizeof(data.message) + strlen(data.path), flags);
+	return connect_and_ask(&exchange, flags);
+}
+
+/* What the server asked of a descriptor: which connection it is, or the descriptor. */
+static struct reply describe(int fd, struct reply asked)
+{
+	struct exchange exchange = { .given = -1 };
+	int other = asked.value;
+
+	exchange.message.kind = asked.answer == NEED_FD ? IS : COPY;
+	if (fcntl(other, F_GETFD) < 0)
+		exchange.message.request = EBADF;
+	else if (asked.answer == NEED_COPY)
+		exchange.given = other;
+	else if (!is_ours(other))
+		exchange.message.request = EBADFD;
+	else
+		exchange.message.argument = name_of(other);
+	return ask(fd, &exchange);
 }
 
 static int request(int fd, unsigned long number, unsigned long argument)
 {
-	struct message message = { REQUEST, number, argument, 0 };
-	struct reply reply = ask(fd, &message, sizeof(message));
+	struct exchange exchange = { .message = { REQUEST, number, argument, 0 }, .given = -1 };
+	unsigned long left = PAGE - argument % PAGE;
+	struct reply reply;
 
-	while (reply.answer == NEED_FD) {
-		struct message is = { .kind = IS };
-		int other = reply.value;
-
-		if (fcntl(other, F_GETFD) < 0)
-			is.request = EBADF;
-		else if (!is_ours(other))
-			is.request = EBADFD;
-		else
-			is.argument = name_of(other);
-		reply = ask(fd, &is, sizeof(is));
+	if (argument >= PAGE) { /* others are numbers */
+		exchange.behind = (void *)argument;
+		exchange.size = left < MOST_KNOWN ? left : MOST_KNOWN;
 	}
+	reply = ask(fd, &exchange);
+	if (reply.answer == DONE && reply.value == -EFAULT && !reply.sequence) { /* it was not sent: the server says what is wrong */
+		exchange.size = 0;
+		reply = ask(fd, &exchange);
+	}
+	while (reply.answer == NEED_FD || reply.answer == NEED_COPY)
+		reply = describe(fd, reply);
 	if (reply.answer == OPENED) {
-		struct message claim = { .kind = CLAIM, .argument = reply.value };
+		struct exchange claim = { .message = { .kind = CLAIM, .argument = reply.value }, .given = -1 };
 
-		return connect_and_ask(&claim, sizeof(claim), O_CLOEXEC);
+		return connect_and_ask(&claim, O_CLOEXEC);
 	}
 	return result(reply.value);
+}
+
+/* One who uses a connection at a time. */
+static pthread_mutex_t *lock_of(int fd)
+{
+	pthread_mutex_t *lock = &shared->locks[name_of(fd) % LOCKS];
+
+	hold(lock);
+	return lock;
+}
+
+static void unlock(pthread_mutex_t *lock)
+{
+	int before = errno;
+
+	pthread_mutex_unlock(lock);
+	errno = before;
 }
 
 EXPORT int ioctl(int fd, unsigned long number, ...)
@@ -238,71 +345,122 @@ EXPORT int ioctl(int fd, unsigned long number, ...)
 	pthread_mutex_t *lock;
 	unsigned long argument;
 	va_list rest;
-	int answer, before;
+	int answer;
 
 	va_start(rest, number);
 	argument = va_arg(rest, unsigned long);
 	va_end(rest);
 	if ((number >> 8 & 0xff) != TYPE || !is_ours(fd))
 		return syscall(SYS_ioctl, fd, number, argument);
-	lock = &shared->locks[name_of(fd) % LOCKS];
-	hold(lock);
+	lock = lock_of(fd);
 	answer = request(fd, number, argument);
-	before = errno;
-	pthread_mutex_unlock(lock);
-	errno = before;
+	unlock(lock);
 	return answer;
 }
 
-static int opens(int folder, const char *path, int flags, mode_t mode)
+/* As pread() or pwrite(), in as many messages as it takes; less only where the file ends, or after an error. */
+static ssize_t transfer(int fd, enum kind kind, void *buffer, size_t count, off_t offset)
 {
-	if (*server.sun_path && path && (!strcmp(path, "/dev/iommu") || !strncmp(path, "/dev/vfio/", 10)))
-		return open_ours(path, flags);
-	return syscall(SYS_openat, folder, path, flags, mode);
+	pthread_mutex_t *lock = lock_of(fd);
+	size_t done = 0;
+	struct reply reply;
+
+	do {
+		size_t part = count - done < MOST_DATA ? count - done : MOST_DATA;
+		struct exchange exchange = { .message = { kind, part, offset + done, 0 }, .given = -1 };
+
+		if (kind == READ) {
+			exchange.into = (char *)buffer + done;
+			exchange.room = part;
+		} else {
+			exchange.behind = (char *)buffer + done;
+			exchange.size = part;
+		}
+		reply = ask(fd, &exchange);
+		if (reply.value <= 0)
+			break;
+		done += reply.value;
+		if ((size_t)reply.value < part)
+			break;
+	} while (done < count);
+	unlock(lock);
+	return done ? (ssize_t)done : result(reply.value);
 }
 
-static mode_t mode_of(int flags, va_list rest)
+static ssize_t read_at(int fd, void *buffer, size_t count, off_t offset)
 {
-	return flags & O_CREAT || (flags & O_TMPFILE) == O_TMPFILE ? va_arg(rest, mode_t) : 0;
+	return is_ours(fd) ? transfer(fd, READ, buffer, count, offset) : syscall(SYS_pread64, fd, buffer, count, offset);
 }
 
-#define OPENS(name)                                                                                                    \
-	EXPORT int name(int folder, const char *path, int flags, ...)                                                    \
+EXPORT ssize_t pread(int fd, void *buffer, size_t count, off_t offset)
+{
+	return read_at(fd, buffer, count, offset);
+}
+
+EXPORT ssize_t pread64(int fd, void *buffer, size_t count, off_t offset)
+{
+	return read_at(fd, buffer, count, offset);
+}
+
+/* What programs call that were compiled with _FORTIFY_SOURCE: they know the size of the buffer. */
+void __chk_fail(void) __attribute__((noreturn));
+
+#define CHECKED(name)                                                                                                  \
+	EXPORT ssize_t name(int fd, void *buffer, size_t count, off_t offset, size_t size);                            \
+	EXPORT ssize_t name(int fd, void *buffer, size_t count, off_t offset, size_t size)                             \
 	{                                                                                                              \
-		va_list rest;                                                                                          \
-		mode_t mode;                                                                                           \
-                                                                                                                       \
-		va_start(rest, flags);                                                                                 \
-		mode = mode_of(flags, rest);                                                                           \
-		va_end(rest);                                                                                          \
-		return opens(folder, path, flags, mode);                                                               \
+		if (count > size)                                                                                      \
+			__chk_fail();                                                                                  \
+		return read_at(fd, buffer, count, offset);                                                             \
 	}
 
-OPENS(openat)
-OPENS(openat64)
+CHECKED(__pread_chk)
+CHECKED(__pread64_chk)
 
-#undef OPENS
-#define OPENS(name)                                                                                                    \
-	EXPORT int name(const char *path, int flags, ...)                                                               \
+#define WRITES(name)                                                                                                   \
+	EXPORT ssize_t name(int fd, const void *buffer, size_t count, off_t offset)                                    \
 	{                                                                                                              \
-		va_list rest;                                                                                          \
-		mode_t mode;                                                                                           \
-                                                                                                                       \
-		va_start(rest, flags);                                                                                 \
-		mode = mode_of(flags, rest);                                                                           \
-		va_end(rest);                                                                                          \
-		return opens(AT_FDCWD, path, flags, mode);                                                             \
+		return is_ours(fd) ? transfer(fd, WRITE, (void *)buffer, count, offset) :                              \
+				     syscall(SYS_pwrite64, fd, buffer, count, offset);                                 \
 	}
 
-OPENS(open)
-OPENS(open64)
+WRITES(pwrite)
+WRITES(pwrite64)
 
-EXPORT int __open_2(const char *path, int flags)
+static void *map_ours(void *address, size_t length, int rights, int flags, int fd, off_t offset)
 {
-	return opens(AT_FDCWD, path, flags, 0);
+	uint64_t size = length, place = 0;
+	struct exchange exchange = {
+		.message = { .kind = MAP, .argument = offset },
+		.behind = &size,
+		.size = sizeof(size),
+		.given = -1,
+		.into = &place,
+		.room = sizeof(place),
+	};
+	pthread_mutex_t *lock;
+	struct reply reply;
+	void *made;
+
+	if ((flags & MAP_TYPE) == MAP_PRIVATE || offset % PAGE)
+		return (void *)(intptr_t)result(-EINVAL);
+	lock = lock_of(fd);
+	reply = ask(fd, &exchange);
+	unlock(lock);
+	if (reply.value < 0 || exchange.got < 0)
+		return (void *)(intptr_t)result(reply.value < 0 ? reply.value : -EIO);
+	made = (void *)syscall(SYS_mmap, address, length, rights, flags, exchange.got, place);
+	syscall(SYS_close, exchange.got);
+	return made;
 }
 
-EXPORT int __open64_2(const char *path, int flags)
-{
-	return opens(AT_FDCWD, path, flags, 0);
-}
+#define MAPS(name)                                                                                                     \
+	EXPORT void *name(void *address, size_t length, int rights, int flags, int fd, off_t offset)                   \
+	{                                                                                                              \
+		if (fd >= 0 && !(flags & MAP_ANONYMOUS) && is_ours(fd))                                                \
+			return map_ours(address, length, rights, flags, fd, offset);                                   \
+		return (void *)syscall(SYS_mmap, address, length, rights, flags, fd, offset);                          \
+	}
+
+MAPS(mmap)
+MAPS(mmap64)
