@@ -38,9 +38,26 @@ static struct engine_state *state_of(struct vfio_pci_device *device)
 	return device->driver.region.vaddr;
 }
 
-static void *registers_of(struct vfio_pci_device *device)
+/* Where registers are not mapped, as without a kernel, they are read and written by system calls. */
+static u32 get(struct vfio_pci_device *device, u32 reg)
 {
-	return device->bars[PVDT_REGISTER_BAR].vaddr;
+	struct vfio_pci_bar *bar = &device->bars[PVDT_REGISTER_BAR];
+	u32 value;
+
+	if (bar->vaddr)
+		return readl(bar->vaddr + reg);
+	VFIO_ASSERT_EQ(pread(device->fd, &value, sizeof(value), bar->info.offset + reg), sizeof(value));
+	return value;
+}
+
+static void set(struct vfio_pci_device *device, u32 reg, u32 value)
+{
+	struct vfio_pci_bar *bar = &device->bars[PVDT_REGISTER_BAR];
+
+	if (bar->vaddr)
+		writel(value, bar->vaddr + reg);
+	else
+		VFIO_ASSERT_EQ(pwrite(device->fd, &value, sizeof(value), bar->info.offset + reg), sizeof(value));
 }
 
 static struct pvdt_descriptor *descriptor_of(struct vfio_pci_device *device, u32 number)
@@ -52,40 +69,35 @@ static struct pvdt_descriptor *descriptor_of(struct vfio_pci_device *device, u32
 
 static int engine_probe(struct vfio_pci_device *device)
 {
-	void *registers = registers_of(device);
-
 	if (!vfio_pci_device_match(device, PVDT_VENDOR_ID, PVDT_DEVICE_ID))
 		return -ENODEV;
 
-	VFIO_ASSERT_NOT_NULL(registers);
 	VFIO_ASSERT_NOT_NULL(device->bars[PVDT_SHARED_BAR].vaddr);
-	VFIO_ASSERT_EQ(readl(registers + PVDT_REG_MAGIC), PVDT_MAGIC);
-	VFIO_ASSERT_EQ(readl(registers + PVDT_REG_VERSION), PVDT_VERSION);
+	VFIO_ASSERT_EQ(get(device, PVDT_REG_MAGIC), PVDT_MAGIC);
+	VFIO_ASSERT_EQ(get(device, PVDT_REG_VERSION), PVDT_VERSION);
 
 	return 0;
 }
 
 static void engine_init(struct vfio_pci_device *device)
 {
-	void *registers = registers_of(device);
-
 	VFIO_ASSERT_GE(device->driver.region.size, sizeof(struct engine_state));
 
 	/* A function-level reset: nothing of the engine's earlier user is left. */
 	vfio_pci_device_reset(device);
 	vfio_pci_cmd_set(device, PCI_COMMAND_MEMORY | PCI_COMMAND_MASTER);
-	writel(PVDT_CONTROL_ENABLE, registers + PVDT_REG_CONTROL);
+	set(device, PVDT_REG_CONTROL, PVDT_CONTROL_ENABLE);
 	*state_of(device) = (struct engine_state){};
 
 	vfio_pci_msix_enable(device, 0, device->msix_info.count);
 	device->driver.msi = 0;
-	device->driver.max_memcpy_size = readl(registers + PVDT_REG_MAX_LENGTH);
-	device->driver.max_memcpy_count = readl(registers + PVDT_REG_ENTRIES);
+	device->driver.max_memcpy_size = get(device, PVDT_REG_MAX_LENGTH);
+	device->driver.max_memcpy_count = get(device, PVDT_REG_ENTRIES);
 }
 
 static void engine_remove(struct vfio_pci_device *device)
 {
-	writel(PVDT_CONTROL_RESET, registers_of(device) + PVDT_REG_CONTROL);
+	set(device, PVDT_REG_CONTROL, PVDT_CONTROL_RESET);
 	vfio_pci_msix_disable(device);
 }
 
@@ -105,7 +117,7 @@ static void start(struct vfio_pci_device *device, iova_t src, iova_t dst, u64 si
 			.status = PVDT_STATUS_PENDING,
 		};
 	}
-	writel(state->producer, registers_of(device) + PVDT_REG_PRODUCER);
+	set(device, PVDT_REG_PRODUCER, state->producer);
 }
 
 static void engine_memcpy_start(struct vfio_pci_device *device, iova_t src, iova_t dst, u64 size,
@@ -121,7 +133,7 @@ static int engine_memcpy_wait(struct vfio_pci_device *device)
 	int result = 0;
 	u32 number;
 
-	while (readl(registers_of(device) + PVDT_REG_CONSUMER) != state->producer)
+	while (get(device, PVDT_REG_CONSUMER) != state->producer)
 		usleep(POLL_US);
 
 	for (number = state->first; number != state->producer; number++) {

@@ -45,7 +45,7 @@ _ACTIONS = SetIrqsFlags.ACTION_MASK | SetIrqsFlags.ACTION_UNMASK | SetIrqsFlags.
 _SINGLE = (IrqIndex.ERR, IrqIndex.REQ)
 _MSIX, _MSIX_ENABLE, _MSIX_ENTRY = 0x11, 0x80, 16
 _DEPENDENT = struct.Struct("<IHBB")
-_WIDTHS = (8, 4, 2, 1)
+_WIDTHS = (4, 2, 1)
 _ALL_FLAGS = _MAX_32
 
 
@@ -159,7 +159,8 @@ class PciDevice:
             self._restore(before, bars)
 
     def _accesses(self, index: int, at: int, count: int) -> list[tuple[int, int]]:
-        """(offset, bytes) of the accesses that vfio-pci makes of one: aligned, and of 8 bytes at most."""
+        """(offset, bytes) of the accesses that are made of one: aligned, and of 4 bytes at most, as all registers take
+        them."""
         if self.function.bars[index].is_memory:
             return [(at, count)]
         found: list[tuple[int, int]] = []
