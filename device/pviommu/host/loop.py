@@ -23,6 +23,8 @@ CORE_SPIN_NS = 200_000
 """How long the core polls in C between two turns. A descriptor that becomes ready ends this early."""
 LOOK_TURNS = 16
 """Turns of a busy loop between two looks at the descriptors, if they are short."""
+MOST_YOUNG = 700
+"""Objects that may have been made since the last collection when the loop falls asleep: as many as Python allows."""
 LOOK_NS = 1_000_000
 """Longest time between two looks at the descriptors, besides what is left of the turn in progress."""
 AFTER_STOP_NS = 5_000_000
@@ -170,7 +172,7 @@ class Loop:
     def _sleep(self) -> None:
         self._counters.sleeps += 1
         timeout_ms = self._pace.sleep_ms() if self._work.is_polled else FOREVER
-        if timeout_ms == FOREVER:
+        if timeout_ms == FOREVER and gc.get_count()[0] > MOST_YOUNG:
             gc.collect(0)
         self._look(timeout_ms)
 

@@ -28,6 +28,18 @@ class _Piece(ctypes.Structure):
     _fields_ = (("address", ctypes.c_void_p), ("length", ctypes.c_size_t))
 
 
+_kept = ctypes.create_string_buffer(64 << 10)
+_kept_view = memoryview(_kept).cast("B")
+
+
+def _buffer(length: int) -> tuple[ctypes.Array[ctypes.c_char], memoryview]:
+    """At least so many bytes, until the next call. One that is made costs as much as a whole request."""
+    if length <= len(_kept):
+        return _kept, _kept_view
+    made = ctypes.create_string_buffer(length)
+    return made, memoryview(made).cast("B")
+
+
 class MemoryDeniedError(RequestError):
     """EFAULT, as the kernel does not let this process at the other's memory, wherever it is."""
 
@@ -68,14 +80,16 @@ class RemoteMemory:
             start, data = self.known
             if start <= address and address + length <= start + len(data):
                 return data[address - start : address - start + length]
-        buffer = ctypes.create_string_buffer(length)
+        buffer, view = _buffer(length)
         self._transfer(_libc.process_vm_readv, buffer, address, length)
-        return buffer.raw
+        return bytes(view[:length])
 
     def write(self, address: int, data: bytes) -> None:
         """Raises OSError as :meth:`read` does."""
         self.known = None
-        self._transfer(_libc.process_vm_writev, ctypes.create_string_buffer(data, len(data)), address, len(data))
+        buffer, view = _buffer(len(data))
+        view[: len(data)] = data
+        self._transfer(_libc.process_vm_writev, buffer, address, len(data))
 
     def _transfer(
         self, call: ctypes._NamedFuncPointer, buffer: ctypes.Array[ctypes.c_char], at: int, size: int
