@@ -31,6 +31,7 @@ COMMANDS = {
     "bench maps": ("pviommu.bench.maps", "measure the cost of up to 65535 ranges of guest memory"),
     "bench delays": ("pviommu.bench.delays", "measure how long others wait while a client or guest abuses the server"),
     "bench transports": ("pviommu.bench.transports", "compare the transport with the C library libvfio-user"),
+    "bench vfio": ("pviommu.bench.vfio", "measure what programs under vfio run pay for requests and DMA"),
     "bench peers": ("pviommu.bench.peers", "compare it with QEMU's own IOMMUs"),
     "bench net": ("pviommu.bench.net", "compare its network card with QEMU's own"),
     "bench report": ("pviommu.bench.report", "put measured figures into a document"),

@@ -13,7 +13,7 @@ QUICK = ("vfio_dma_mapping_test", "vfio_iommufd_setup_test", "vfio_pci_device_te
 """The others take a minute: `scripts/vfio-selftest` runs all of them."""
 
 
-@pytest.mark.row("space", 60)
+@pytest.mark.row("space", 64)
 def test_the_kernels_tests_of_devices_pass(checks: DriverChecks) -> None:
     programs = {program.name: program for program in build(source_archive(checks.root))}
     assert programs.keys() == TESTS.keys()

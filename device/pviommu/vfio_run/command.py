@@ -11,7 +11,7 @@ from ..exit_status import ExitStatus
 from ..interfaces.iommufd import DeviceConfig, System
 from ..native.build import BuildError
 from ..topology import TopologyError, load
-from .machine import DeviceMachine, build
+from .machine import DeviceMachine, build, native_if_built
 from .running import run_program
 
 __all__ = ["add_arguments", "main"]
@@ -64,12 +64,12 @@ def main(args: argparse.Namespace) -> int:
             raise ValueError("no program is named; --list shows what it would find")
         if args.topology:
             topology = load(args.topology)
-            system, machine = build(topology)
+            system, machine = build(topology, native_if_built())
         else:
             names: list[str] = args.device or ["dev0"]
             for name in names:
                 _check_name(name)
-            system = System([DeviceConfig(name) for name in names], rfc=args.proposed)
+            system = System([DeviceConfig(name) for name in names], rfc=args.proposed, core=native_if_built())
     except (TopologyError, ValueError) as error:
         print(f"pviommu: {error}", file=sys.stderr)
         return ExitStatus.USAGE

@@ -20,7 +20,7 @@ from ..pci.environment import Environment
 from ..pci.function import PciFunction
 from ..topology import EndpointSection, Topology
 
-__all__ = ["DeviceMachine", "address_of", "build", "configurations"]
+__all__ = ["DeviceMachine", "address_of", "build", "configurations", "native_if_built"]
 
 _FIRST_BAR = 0xC0000000
 """Where firmware would put the first BAR."""
@@ -68,6 +68,17 @@ def configurations(topology: Topology) -> list[DeviceConfig]:
         own = [Region(each.start, each.start + each.size - 1, RegionKind.DIRECT) for each in entry.reserved]
         found[name] = DeviceConfig(name, aperture=aperture, regions=(MSI_REGION, *own))
     return list(found.values())
+
+
+def native_if_built() -> Core | None:
+    """The native core, which makes large maps fast, if it was built."""
+    from ..native.build import LibraryError  # only what is asked for costs start-up time
+    from ..native.core import native_core
+
+    try:
+        return native_core()
+    except LibraryError:
+        return None
 
 
 def build(topology: Topology, core: Core | None = None) -> tuple[System, DeviceMachine]:

@@ -78,6 +78,7 @@ def run(program: str, topology: Topology | None = None) -> DeviceMachine:
     return machine
 
 
+@pytest.mark.row("space", 62)
 @pytest.mark.usefixtures("cache")
 def test_a_program_drives_a_device() -> None:
     run("""
@@ -126,6 +127,7 @@ def test_errors_of_system_calls_on_a_device() -> None:
     """)
 
 
+@pytest.mark.row("space", 63)
 @pytest.mark.usefixtures("cache")
 def test_dma_of_one_program_keeps_no_other_waiting() -> None:
     run("""
@@ -143,6 +145,7 @@ def test_dma_of_one_program_keeps_no_other_waiting() -> None:
     """)
 
 
+@pytest.mark.row("space", 63)
 @pytest.mark.usefixtures("cache")
 def test_a_program_that_dies_during_dma_leaves_the_server_whole() -> None:
     run("""
@@ -178,6 +181,7 @@ def test_a_program_that_dies_during_dma_leaves_the_server_whole() -> None:
     """)
 
 
+@pytest.mark.row("space", 63)
 @pytest.mark.usefixtures("cache")
 def test_paths_in_any_spelling_lead_to_the_files() -> None:
     run("""
@@ -206,6 +210,7 @@ def test_paths_in_any_spelling_lead_to_the_files() -> None:
     """)
 
 
+@pytest.mark.row("space", 63)
 @pytest.mark.usefixtures("cache")
 def test_sysfs_leads_to_the_files_of_a_device() -> None:
     run("""

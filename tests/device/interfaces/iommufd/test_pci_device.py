@@ -22,6 +22,8 @@ from pviommu_abi.registers import DMA_TEST_DEVICE_ID, VENDOR_ID
 
 from .conftest import BOTH, fails
 
+pytestmark = pytest.mark.row("space", 62)
+
 PAGE = 4096
 CONFIG, BAR0, SHARED, MSIX_BAR = 7 << 40, 0, 2 << 40, 4 << 40
 COMMAND, MEMORY, MASTER = 4, 2, 4
