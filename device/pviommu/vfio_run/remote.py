@@ -128,13 +128,27 @@ class RemoteMemory:
         """(first, end, rights) of what is mapped there, in order."""
         if not self.is_there():
             return
-        with contextlib.suppress(OSError), open(f"/proc/{self.pid}/maps", "rb", buffering=0) as file:
+        with contextlib.suppress(OSError), _opened(f"/proc/{self.pid}/maps") as maps:
             try:
-                yield from _queried(file.fileno(), address, end)
+                yield from _queried(maps, address, end)
             except OSError as error:
                 if error.errno != errno.ENOTTY:
                     raise
-                yield from _listed(file.readall(), address, end)
+                yield from _listed(_all_of(maps), address, end)
+
+
+@contextlib.contextmanager
+def _opened(path: str) -> Iterator[int]:
+    """A descriptor, at a fifth of what a file object costs."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _all_of(descriptor: int) -> bytes:
+    return b"".join(iter(lambda: os.read(descriptor, 1 << 16), b""))
 
 
 def _queried(maps: int, address: int, end: int) -> Iterator[tuple[int, int, int]]:
