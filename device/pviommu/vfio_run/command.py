@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--topology",
         metavar="FILE",
         type=Path,
-        help="a topology, or a shipped one by its name: its endpoints are the devices",
+        help="a topology, or a shipped one by its name: its endpoints are the devices (default: none, but --device)",
     )
     devices.add_argument(
         "--device",
