@@ -20,7 +20,10 @@ from types import SimpleNamespace
 import pytest
 
 from pviommu.interfaces.iommufd import DeviceConfig, System
+from pviommu.topology import load
+from pviommu.transports.reserve import spare
 from pviommu.vfio_run import remote
+from pviommu.vfio_run.machine import build
 from pviommu.vfio_run.server import Kind, Server
 
 
@@ -274,3 +277,84 @@ def test_random_messages_leave_the_server_whole(server: Server, tmp_path: Path, 
     with connected(tmp_path / "socket") as sock:
         assert asked(server, sock, message(Kind.OPEN, behind=b"/dev/iommu")) == (0, 0)
         assert asked(server, sock, message(Kind.REQUEST, 0x3B64)) == (0, 0)
+
+
+@pytest.mark.row("space", 63)
+@pytest.mark.parametrize("seed", range(3))
+def test_random_use_of_a_device_leaves_the_server_whole(tmp_path: Path, seed: int) -> None:
+    """Accesses, maps, and requests with random structures, of a device that is bound; sometimes with descriptors."""
+    system, machine = build(load(Path("lab")))
+    server = Server(system, tmp_path / "socket", machine)
+    chance = random.Random(seed)
+    numbers = [*range(0x6B, 0x79), 0x70, 0x81, 0x85, 0x86, 0x89]
+    offsets = [index << 40 | at for index in (0, 2, 4, 7, 8) for at in (0, 4, 0x14, 0x18, 0xFFC, 0xFFFF)]
+    kinds = (Kind.REQUEST, Kind.REQUEST, Kind.READ, Kind.WRITE, Kind.WRITE, Kind.MAP, Kind.IS, Kind.COPY)
+    event = os.eventfd(0, os.EFD_CLOEXEC)
+    try:
+        for _ in range(6):
+            iommu, device = (
+                opened(server, tmp_path / "socket", f"/dev/{name}") for name in ("iommu", "vfio/devices/vfio0")
+            )
+            kept, place = at(struct.pack("<IIiIQ", 24, 0, 77, 0, 0).ljust(256, b"\0"))
+            assert asked(server, device, message(Kind.REQUEST, 0x3B76, place)) == (1, 77)
+            assert asked(server, device, message(Kind.IS, 0, number_of(iommu))) == (0, 0)
+            for _ in range(60):
+                words = [chance.choice((0, 1, 2, 3, 4, 24, 32, 64, 0x24, 1 << 31, event)) for _ in range(12)]
+                kept[:48] = struct.pack("<12I", *words)
+                kind = chance.choice(kinds)
+                request = (
+                    0x3B00 | chance.choice(numbers) if kind is Kind.REQUEST else chance.choice((0, 4, 64, 1 << 31))
+                )
+                argument = place if kind is Kind.REQUEST else chance.choice(offsets)
+                behind = struct.pack("<Q", 4096) if kind is Kind.MAP else chance.randbytes(chance.choice((0, 4, 8, 64)))
+                rights = [event] * (kind is Kind.COPY)
+                with contextlib.suppress(OSError):
+                    socket.send_fds(chance.choice((iommu, device)), [message(kind, request, argument, behind)], rights)
+                settle(server)
+                for sock in (iommu, device):
+                    sock.setblocking(False)
+                    with contextlib.suppress(OSError):
+                        for fd in socket.recv_fds(sock, 8192, 1)[1]:
+                            os.close(fd)
+            iommu.close()
+            device.close()
+            settle(server)
+            assert not server.connections
+            assert all(each.owner is None for each in system.devices.values())
+        assert not any(endpoint.failed for endpoint in machine.endpoints.values())
+        assert system.hardware.engine.domains() == ()
+    finally:
+        os.close(event)
+        server.close()
+        machine.close()
+
+
+def test_a_client_that_cannot_even_be_refused_is_looked_at_later(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is left of the descriptors, and none comes back: the server rests instead of looking without end."""
+    tried = []
+
+    class Nobody:
+        def accept(self) -> None:
+            tried.append(1)
+            raise OSError(errno.EMFILE, "none is left")
+
+        def close(self) -> None:
+            """See a socket."""
+
+    listener = server._listener
+    monkeypatch.setattr(server, "_listener", Nobody())
+    monkeypatch.setattr(server._reserve, "_open", lambda: None)
+    with connected(tmp_path / "socket") as waiting:
+        settle(server)
+        assert len(tried) <= 2
+        monkeypatch.setattr(server, "_listener", listener)
+        monkeypatch.setattr(server._reserve, "_open", spare)
+        waiting.send(message(Kind.OPEN, behind=b"/dev/iommu"))
+        for _ in range(100):
+            server.step(0.1)
+            if server.connections:
+                break
+        settle(server)
+        assert unpacked(waiting.recv(64))[:2] == (0, 0)
