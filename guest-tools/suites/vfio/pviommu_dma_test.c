@@ -42,22 +42,24 @@ static struct engine_state *state_of(struct vfio_pci_device *device)
 static u32 get(struct vfio_pci_device *device, u32 reg)
 {
 	struct vfio_pci_bar *bar = &device->bars[PVDT_REGISTER_BAR];
+	u64 offset = bar->info.offset + reg;
 	u32 value;
 
 	if (bar->vaddr)
 		return readl(bar->vaddr + reg);
-	VFIO_ASSERT_EQ(pread(device->fd, &value, sizeof(value), bar->info.offset + reg), sizeof(value));
+	VFIO_ASSERT_EQ(pread(device->fd, &value, sizeof(value), offset), sizeof(value));
 	return value;
 }
 
 static void set(struct vfio_pci_device *device, u32 reg, u32 value)
 {
 	struct vfio_pci_bar *bar = &device->bars[PVDT_REGISTER_BAR];
+	u64 offset = bar->info.offset + reg;
 
 	if (bar->vaddr)
 		writel(value, bar->vaddr + reg);
 	else
-		VFIO_ASSERT_EQ(pwrite(device->fd, &value, sizeof(value), bar->info.offset + reg), sizeof(value));
+		VFIO_ASSERT_EQ(pwrite(device->fd, &value, sizeof(value), offset), sizeof(value));
 }
 
 static struct pvdt_descriptor *descriptor_of(struct vfio_pci_device *device, u32 number)
