@@ -414,6 +414,10 @@ class Engine(Translation):
             self._tracked.pop(domain, None)
         return None
 
+    def tracks_dirty(self, domain: int) -> bool:
+        """Whether what DMA writes is noted."""
+        return domain in self._tracked
+
     def dirty(self, domain: int, dfn: int, nr: int, *, clear: bool = True) -> list[tuple[int, int]]:
         """(first dfn, pages) of what DMA wrote among nr pages from dfn on, in order, of a domain that is tracked.
 

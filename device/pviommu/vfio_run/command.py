@@ -9,6 +9,8 @@ from pathlib import Path
 
 from ..exit_status import ExitStatus
 from ..interfaces.iommufd import DeviceConfig, System
+from ..interfaces.iommufd.models import PLAIN
+from ..interfaces.iommufd.nesting import NESTING
 from ..native.build import BuildError
 from ..topology import TopologyError, load
 from .machine import DeviceMachine, build, native_if_built
@@ -16,6 +18,7 @@ from .running import run_program
 
 __all__ = ["add_arguments", "main"]
 
+_PASID_BITS = 20
 _LONGEST_NAME = 45
 """Of a device, in bytes: with the folder and the end it is a path of 64, the most that the preloaded library takes."""
 
@@ -49,6 +52,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--proposed", action="store_true", help="/dev/iommu as it was first proposed, in 2021, instead of Linux 7.3's"
     )
     parser.add_argument(
+        "--nesting",
+        action="store_true",
+        help="let the IOMMU before the devices take page tables of a guest, virtual IOMMUs and PASIDs of 20 bits "
+        "(not with --topology)",
+    )
+    parser.add_argument(
+        "--mock",
+        action="store_true",
+        help="let programs make mock devices, as with a kernel that was built with IOMMUFD_TEST (not with --topology)",
+    )
+    parser.add_argument(
         "program", metavar="PROGRAM", nargs="?", help="put -- before a program whose arguments begin with -"
     )
     parser.add_argument("arguments", metavar="ARGUMENT", nargs=argparse.REMAINDER, help="what the program is given")
@@ -60,6 +74,9 @@ def main(args: argparse.Namespace) -> int:
     try:
         if args.proposed and args.topology:
             raise ValueError("--proposed: that interface knows no devices of a topology")
+        for option in ("--nesting", "--mock"):
+            if getattr(args, option[2:]) and (args.proposed or args.topology):
+                raise ValueError(f"{option}: not with {'--proposed' if args.proposed else '--topology'}")
         if args.program is None and not args.list:
             raise ValueError("no program is named; --list shows what it would find")
         if args.topology:
@@ -69,7 +86,9 @@ def main(args: argparse.Namespace) -> int:
             names: list[str] = args.device or ["dev0"]
             for name in names:
                 _check_name(name)
-            system = System([DeviceConfig(name) for name in names], rfc=args.proposed, core=native_if_built())
+            model, bits = (NESTING, _PASID_BITS) if args.nesting else (PLAIN, 0)
+            configs = [DeviceConfig(name, model=model, pasid_bits=bits) for name in names]
+            system = System(configs, rfc=args.proposed, mock=args.mock, core=native_if_built())
     except (TopologyError, ValueError) as error:
         print(f"pviommu: {error}", file=sys.stderr)
         return ExitStatus.USAGE

@@ -9,15 +9,20 @@ import fcntl
 import os
 import select
 import struct
+import weakref
 from collections.abc import Iterator
+from typing import NamedTuple
 
-from ..interfaces.iommufd import RequestError
+from vfio_user.foreign import seals_of
 
-__all__ = ["MemoryDeniedError", "RemoteMemory"]
+from ..interfaces.iommufd import FileMemory, RequestError
+from ..interfaces.iommufd.user_memory import Place
+
+__all__ = ["DescriptorMemory", "MemoryDeniedError", "RemoteMemory"]
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _ADDRESSES = 1 << 63
-_READABLE, _WRITEABLE = 1, 2
+_READABLE, _WRITEABLE, _SHARED = 1, 2, 8
 _QUERY = struct.Struct("<9Q4I2Q")
 _PROCMAP_QUERY = 0xC0686611
 _COVERING_OR_NEXT = 0x10
@@ -40,14 +45,30 @@ def _buffer(length: int) -> tuple[ctypes.Array[ctypes.c_char], memoryview]:
     return made, memoryview(made).cast("B")
 
 
+class _Mapping(NamedTuple):
+    """What a process has mapped."""
+
+    first: int
+    end: int
+    rights: int
+    offset: int
+    """Of what is mapped, in the file."""
+    device: int
+    inode: int
+
+
 class MemoryDeniedError(RequestError):
     """EFAULT, as the kernel does not let this process at the other's memory, wherever it is."""
+
+
+_known: weakref.WeakSet[RemoteMemory] = weakref.WeakSet()
 
 
 class RemoteMemory:
     """A :class:`pviommu.interfaces.iommufd.UserMemory` of a process that this one may trace: a descendant of it.
 
-    When the process has ended, nothing is there any more, even if another one has its number.
+    When the process has ended, what is there still is what it shared with another one that is known here, even if
+    another one has its number.
     """
 
     def __init__(self, pid: int) -> None:
@@ -56,6 +77,9 @@ class RemoteMemory:
         """an address, and what is there: the process has said so with its request, and waits for the reply"""
         self._end = select.poll()
         self._descriptor = -1
+        self._shared: set[_Mapping] = set()
+        """What others may have of what was mapped for DMA."""
+        _known.add(self)
         with contextlib.suppress(OSError):  # it has ended, or there are no descriptors left
             self._descriptor = os.pidfd_open(pid)
             self._end.register(self._descriptor, select.POLLIN)
@@ -100,6 +124,10 @@ class RemoteMemory:
         remote = _Piece(at, size)
         done, code = -1, errno.EFAULT
         if not self.is_there():
+            heir = self._heir(at, size, _READABLE if call is _libc.process_vm_readv else _WRITEABLE)
+            if heir:
+                heir[0]._transfer(call, buffer, heir[1], size)
+                return
             code = errno.ESRCH
         elif at < _ADDRESSES:
             done = call(self.pid, ctypes.byref(local), 1, ctypes.byref(remote), 1, 0)
@@ -118,14 +146,48 @@ class RemoteMemory:
     def holds(self, address: int, length: int, *, writeable: bool) -> bool:
         """Whether all of it is mapped, and may be written if it must."""
         position = address
-        for first, end, rights in self._mappings(address, address + length):
+        for mapping in self._mappings(address, address + length):
+            first, end, rights, *_ = mapping
+            if rights & _SHARED:
+                self._shared.add(mapping)
             if first > position or not rights & _READABLE or (writeable and not rights & _WRITEABLE):
                 return False
             position = end
         return position >= address + length
 
-    def _mappings(self, address: int, end: int) -> Iterator[tuple[int, int, int]]:
-        """(first, end, rights) of what is mapped there, in order."""
+    def located(self, address: int, length: int) -> list[Place]:
+        """Where it really is: what several processes share is a part of a file. Raises OSError (EFAULT)."""
+        found: list[Place] = []
+        position = address
+        for first, end, rights, offset, device, inode in self._mappings(address, address + length):
+            if first > position:
+                break
+            size = min(end, address + length) - position
+            if rights & _SHARED:
+                found.append(Place((device, inode), offset + position - first, size))
+            else:
+                found.append(Place(self, position, size))
+            position += size
+        if position < address + length:
+            raise RequestError(errno.EFAULT, f"memory of process {self.pid} at {address:#x}+{length:#x}: not there")
+        return found
+
+    def _heir(self, address: int, length: int, right: int) -> tuple[RemoteMemory, int] | None:
+        """A process that has shared memory of this one, which has ended, and where."""
+        for mapping in self._shared:
+            if not mapping.first <= address < address + length <= mapping.end:
+                continue
+            offset = mapping.offset + address - mapping.first
+            for other in list(_known):
+                for found in other._mappings(0, _ADDRESSES) if other is not self else ():
+                    start = offset - found.offset + found.first
+                    is_same = (found.device, found.inode) == (mapping.device, mapping.inode)
+                    if is_same and found.rights & right and found.first <= start <= found.end - length:
+                        return other, start
+        return None
+
+    def _mappings(self, address: int, end: int) -> Iterator[_Mapping]:
+        """What is mapped there, in order."""
         if not self.is_there():
             return
         with contextlib.suppress(OSError), _opened(f"/proc/{self.pid}/maps") as maps:
@@ -151,19 +213,58 @@ def _all_of(descriptor: int) -> bytes:
     return b"".join(iter(lambda: os.read(descriptor, 1 << 16), b""))
 
 
-def _queried(maps: int, address: int, end: int) -> Iterator[tuple[int, int, int]]:
+class DescriptorMemory(FileMemory):
+    """A file in memory of a program, open here as well."""
+
+    def __init__(self, fd: int) -> None:
+        """Takes over the descriptor. Raises OSError."""
+        super().__init__(bytearray())
+        self._fd = fd
+        weakref.finalize(self, os.close, fd)
+        status = os.fstat(fd)
+        self._of = status.st_dev, status.st_ino
+        self._is_memory = seals_of(fd) is not None
+        self._is_writeable = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDWR
+
+    def read(self, address: int, length: int) -> bytes:
+        """See the base class."""
+        data = os.pread(self._fd, length, address)
+        if len(data) != length:
+            raise RequestError(errno.EFAULT, f"file in memory: {address:#x}+{length:#x} is beyond its end")
+        return data
+
+    def write(self, address: int, data: bytes) -> None:
+        """See the base class."""
+        if not self.holds(address, len(data), writeable=True):
+            raise RequestError(errno.EFAULT, f"file in memory: {address:#x}+{len(data):#x} is beyond its end")
+        os.pwrite(self._fd, data, address)
+
+    def holds(self, address: int, length: int, *, writeable: bool) -> bool:
+        """See the base class. Only of files that can be sealed, as those are in memory."""
+        fits = address + length <= os.fstat(self._fd).st_size
+        return self._is_memory and fits and (self._is_writeable or not writeable)
+
+    def located(self, address: int, length: int) -> list[Place]:
+        """See RemoteMemory."""
+        return [Place(self._of, address, length)]
+
+
+def _queried(maps: int, address: int, end: int) -> Iterator[_Mapping]:
     """As Linux 6.11 and later say it of one mapping."""
     while address < end:
         query = bytearray(_QUERY.pack(_QUERY.size, _COVERING_OR_NEXT, address, *[0] * 12))
         fcntl.ioctl(maps, _PROCMAP_QUERY, query)
-        _, _, _, first, address, rights, *_ = _QUERY.unpack(query)
-        yield first, address, rights
+        _, _, _, first, address, rights, _, offset, inode, major, minor, *_ = _QUERY.unpack(query)
+        yield _Mapping(first, address, rights, offset, os.makedev(major, minor), inode)
 
 
-def _listed(text: bytes, address: int, end: int) -> Iterator[tuple[int, int, int]]:
+def _listed(text: bytes, address: int, end: int) -> Iterator[_Mapping]:
     """As the list of all has it."""
     for line in text.splitlines():
-        place, rights = line.split(None, 2)[:2]
+        place, rights, offset, device, inode = line.split(None, 5)[:5]
         first, behind = (int(part, 16) for part in place.split(b"-"))
         if behind > address and first < end:
-            yield first, behind, _READABLE * (rights[:1] == b"r") | _WRITEABLE * (rights[1:2] == b"w")
+            flags = _READABLE * (rights[:1] == b"r") | _WRITEABLE * (rights[1:2] == b"w")
+            flags |= _SHARED * (rights[3:4] == b"s")
+            number = os.makedev(*(int(part, 16) for part in device.split(b":")))
+            yield _Mapping(first, behind, flags, int(offset, 16), number, int(inode))

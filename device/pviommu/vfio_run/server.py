@@ -8,14 +8,18 @@ mapped. What follows a reply: the bytes that were read; a file, and an offset th
 A request that names a descriptor is answered with NEED_FD: the library says which connection that descriptor is, and
 the request begins again. NEED_COPY is the same for one that is none of ours, such as an eventfd: the library sends it.
 The kernel gives each connection a name, a number, that both ends know. A request that opens a file is answered with
-OPENED and a number, by which a new connection claims the file.
+OPENED and a number, by which a new connection claims the file; in the bits above the lowest eight of that answer is
+where in the structure the descriptor belongs, if it is not what the request returns. READY is sent unasked, for poll():
+whoever makes the next request throws it away.
 """
 
 from __future__ import annotations
 
 import array
+import contextlib
 import errno
 import os
+import select
 import socket
 import struct
 import sys
@@ -36,12 +40,13 @@ from ..host.pacing import Pace
 from ..host.work import Machine, Work
 from ..hosted import MayGoOn, Watch
 from ..inputs import LiveInputs
-from ..interfaces.iommufd import OpenFile, Process, RequestError, System
+from ..interfaces.iommufd import EventFile, FileMemory, OpenFile, Process, RequestError, System
+from ..interfaces.iommufd.context import Iommufd
 from ..interfaces.iommufd.device_file import DeviceFile
 from ..transports.reserve import REST_NS, Reserve
 from .files import make_files
 from .machine import DeviceMachine
-from .remote import MemoryDeniedError, RemoteMemory
+from .remote import DescriptorMemory, MemoryDeniedError, RemoteMemory
 
 __all__ = ["Server"]
 
@@ -69,6 +74,14 @@ class Kind(IntEnum):
     READ = 5
     WRITE = 6
     MAP = 7
+    TAKE = 8
+    """read() of a queue: bytes, and where to."""
+    PUT = 9
+    """write() to one."""
+
+
+_ACCESSES = (Kind.READ, Kind.WRITE, Kind.MAP, Kind.TAKE, Kind.PUT)
+"""What is no request, and complete."""
 
 
 class Answer(IntEnum):
@@ -78,6 +91,8 @@ class Answer(IntEnum):
     NEED_FD = 1
     OPENED = 2
     NEED_COPY = 3
+    READY = 4
+    """No reply: there is something to read, so that poll() says so."""
 
 
 class _NeedError(Exception):
@@ -143,9 +158,25 @@ class _Connection:
         self.claim = 0
         self.opened: OpenFile | None = None
         """What the last request opened, until it is claimed by that number."""
+        self.is_rung = False
+        """Whether the program was told that there is something to read, and has not asked for anything since."""
         self._sequence = 0
 
-    def reply(self, answer: Answer, value: int, behind: bytes = b"") -> None:
+    def is_over(self) -> bool:
+        """Whether the programs have closed it, and everything that they said before was read."""
+        try:
+            return not self.sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except OSError:
+            return True
+
+    def ring(self) -> None:
+        """Let poll() say that there is something to read, if there is."""
+        if not self.is_rung and isinstance(self.file, EventFile) and self.file.is_readable:
+            self.is_rung = True
+            with contextlib.suppress(OSError):  # the program has gone, or does not read: its next message shows that
+                self.sock.send(_REPLY.pack(Answer.READY, 0, 0), socket.MSG_NOSIGNAL)
+
+    def reply(self, answer: int, value: int, behind: bytes = b"") -> None:
         """Answer the last message. Raises OSError if the program has gone, or does not read."""
         self.sock.send(_REPLY.pack(answer, value, self._sequence) + behind, socket.MSG_NOSIGNAL)
 
@@ -170,6 +201,7 @@ class _Connection:
                 raise EOFError
             if len(data) < _MESSAGE.size or len(sender) != _CREDENTIALS.size:
                 raise ValueError(f"message of {len(data)} bytes")
+            self.is_rung = False
             kind, request, argument, self._sequence = _MESSAGE.unpack_from(data)
             if fds and kind != Kind.COPY:
                 raise ValueError(f"message of kind {kind} with descriptors")
@@ -186,6 +218,8 @@ class _RemoteProcess(Process):
         super().__init__(system, memory)
         self._request = request
         self.opened: OpenFile | None = None
+        self.field = 0
+        """Where in the structure of the request its descriptor belongs; 0: the request returns it."""
 
     def file(self, fd: int) -> OpenFile:
         """See the base class. Raises RequestError (EBADF, EBADFD) for none of ours, and :class:`_NeedError` if the
@@ -214,10 +248,25 @@ class _RemoteProcess(Process):
             raise RequestError(-found, f"descriptor {fd} of process {self.pid}: not open")
         return os.dup(found)
 
-    def install(self, file: OpenFile) -> int:
+    def install(self, file: OpenFile, field: int = 0) -> int:
         """See the base class. The program gets its descriptor when it claims it."""
-        self.opened = file
+        self.opened, self.field = file, field
         return 0
+
+    def uninstall(self, fd: int) -> None:
+        """See the base class."""
+        if self.opened is not None:
+            self.opened.close()
+            self.opened = None
+
+    def memory_file(self, fd: int) -> FileMemory:
+        """See the base class. A file of the program that is none of ours is sent, and is open here as well."""
+        found = self.find_file(fd)
+        if isinstance(found, FileMemory):
+            return found
+        if found is not None:
+            raise RequestError(errno.EINVAL, f"descriptor {fd} of process {self.pid}: no file in memory")
+        return DescriptorMemory(self.duplicate(fd))
 
     @property
     def pid(self) -> int:
@@ -240,6 +289,10 @@ class Server:
         self.connections: dict[int, _Connection] = {}
         """By number."""
         self._all: set[_Connection] = set()
+        self._closed = select.epoll()
+        """Says which connections are closed at the other end."""
+        self._by_socket: dict[int, _Connection] = {}
+        """By number of the descriptor."""
         self._next_claim = 1
         self._claims: dict[int, _Connection] = {}
         """The connections whose last request opened something, by what claims it."""
@@ -283,6 +336,7 @@ class Server:
         for connection in list(self._all):
             self._drop(connection)
         self.loop.close()
+        self._closed.close()
         self._listener.close()
         self._reserve.close()
 
@@ -312,12 +366,16 @@ class Server:
         connection = _Connection(sock, number)
         self.connections[connection.number] = connection
         self._all.add(connection)
+        self._by_socket[sock.fileno()] = connection
+        self._closed.register(sock.fileno(), select.EPOLLRDHUP)
         connection.watch = self.loop.watch(sock.fileno(), partial(self._serve, connection))
 
     def _drop(self, connection: _Connection) -> None:
         if self.connections.get(connection.number) is connection:  # a name may be used again before the end was seen
             del self.connections[connection.number]
         self._all.remove(connection)
+        self._closed.unregister(connection.sock.fileno())
+        del self._by_socket[connection.sock.fileno()]
         if connection.watch:
             connection.watch.close()
         connection.sock.close()
@@ -338,6 +396,8 @@ class Server:
     # -- messages ---------------------------------------------------------------------------------------------------
 
     def _serve(self, connection: _Connection, _events: int, may_go_on: MayGoOn) -> None:
+        if connection not in self._all:
+            return
         try:
             if connection.steps is None:
                 self._answer(connection)
@@ -348,13 +408,16 @@ class Server:
         except (EOFError, OSError, ValueError):
             # the program has gone, does not read, or says what no library of ours says
             self._drop(connection)
+            return
+        connection.ring()
 
     def _answer(self, connection: _Connection) -> None:
         said = connection.receive()
+        self._drop_closed(connection)
         self._forget_opened(connection)
         waiting, connection.waiting = connection.waiting, None
         kind, file = said.kind, connection.file
-        if waiting is not None and kind in (Kind.REQUEST, Kind.READ, Kind.WRITE, Kind.MAP):
+        if waiting is not None and kind in (Kind.REQUEST, *_ACCESSES):
             waiting.close()  # who left it waiting was killed
             waiting = None
         if kind is Kind.REQUEST and file is not None:
@@ -362,7 +425,7 @@ class Server:
         elif waiting is not None and file is not None:
             self._hear(waiting, said)
             self._carry_out(connection, file, waiting)
-        elif kind in (Kind.READ, Kind.WRITE, Kind.MAP) and file is not None:
+        elif kind in _ACCESSES and file is not None:
             self._access(connection, file, said)
         elif kind is Kind.OPEN and file is None:
             try:
@@ -373,10 +436,19 @@ class Server:
         elif kind is Kind.CLAIM and file is None and said.argument in self._claims:
             giver = self._claims.pop(said.argument)
             connection.file, giver.opened = giver.opened, None
+            if isinstance(connection.file, EventFile):
+                connection.file.watcher = connection.ring
             connection.reply(Answer.DONE, 0)
         else:
             close_fds(said.fds)
             raise ValueError(f"{kind.name} out of place")
+
+    def _drop_closed(self, asking: _Connection) -> None:
+        """What a program has closed is closed before its next request."""
+        for number, _ in self._closed.poll(0):
+            closed = self._by_socket.get(number)
+            if closed and closed is not asking and closed.is_over():
+                self._drop(closed)
 
     def _hear(self, request: _Request, said: _Message) -> None:
         """What a process says of the descriptor that it was asked about, if it answers that."""
@@ -428,7 +500,7 @@ class Server:
         claim, self._next_claim = self._next_claim, self._next_claim % 0x7FFFFFFF + 1
         connection.claim, connection.opened = claim, process.opened
         self._claims[claim] = connection
-        connection.reply(Answer.OPENED, claim)
+        connection.reply(Answer.OPENED | process.field << 8, claim)
 
     # -- regions ----------------------------------------------------------------------------------------------------
 
@@ -436,6 +508,12 @@ class Server:
         """pread(), pwrite() or mmap() of the file of a device; others have none of these."""
         refused = errno.ENODEV if said.kind is Kind.MAP else errno.EINVAL
         try:
+            if said.kind in (Kind.TAKE, Kind.PUT):
+                connection.reply(Answer.DONE, self._use_queue(connection, file, said))
+                return
+            if said.kind is Kind.MAP and isinstance(file, Iommufd):
+                connection.give(*file.mapped(said.argument, *_WORD.unpack(said.rest)))
+                return
             if not isinstance(file, DeviceFile):
                 raise RequestError(refused, "it is no device")
             if said.kind is Kind.READ:
@@ -449,6 +527,14 @@ class Server:
             connection.reply(Answer.DONE, -(error.errno or errno.EIO))
         except struct.error as error:
             raise ValueError(f"MAP with {len(said.rest)} bytes") from error
+
+    def _use_queue(self, connection: _Connection, file: OpenFile, said: _Message) -> int:
+        """read() or write(); only queues have them."""
+        if not isinstance(file, EventFile):
+            raise RequestError(errno.EINVAL, "it is no queue")
+        memory = self._memory_of(connection, said.pid)
+        transfer = file.read_to if said.kind is Kind.TAKE else file.write_from
+        return transfer(memory, said.argument, said.request)
 
     def _go_on(self, connection: _Connection, steps: Steps, may_go_on: MayGoOn) -> None:
         """Steps of a write. Others have their turn between two of them."""

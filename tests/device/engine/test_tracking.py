@@ -248,3 +248,14 @@ def test_histories_are_those_of_a_set(seed, uses_iotlb):
             if what == "write" and pages <= mapped:
                 dirty |= pages
     assert [page for begin, count in engine.dirty(1, 0, 100) for page in range(begin, begin + count)] == sorted(dirty)
+
+
+def test_whether_pages_are_noted_can_be_asked() -> None:
+    engine = Engine(EngineConfig())
+    engine.alloc_paging(1)
+
+    assert not engine.tracks_dirty(1)
+    engine.track_dirty(1)
+    assert engine.tracks_dirty(1)
+    engine.track_dirty(1, enabled=False)
+    assert not engine.tracks_dirty(1)

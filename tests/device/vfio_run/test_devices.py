@@ -109,7 +109,7 @@ def test_a_program_drives_a_device() -> None:
 def test_errors_of_system_calls_on_a_device() -> None:
     run("""
         refused(errno.EINVAL, os.pread, opened(), 4, 0)
-        refused(errno.ENODEV, mmap.mmap, opened(), 4096)
+        refused(errno.ENXIO, mmap.mmap, opened(), 4096)
         device = opened("/dev/vfio/devices/vfio0")
         refused(errno.EINVAL, os.pread, device, 4, CONFIG)
         iommu = opened()

@@ -5,15 +5,18 @@ with an example.
 """
 
 from .devices import MSI_REGION, DeviceConfig, Region, RegionKind
+from .events import EventFile
 from .hardware import DmaRefusedError
 from .process import LocalProcess, OpenFile, Process, System
 from .request_error import RequestError
-from .user_memory import LocalMemory, UserMemory
+from .user_memory import FileMemory, LocalMemory, UserMemory
 
 __all__ = [
     "MSI_REGION",
     "DeviceConfig",
     "DmaRefusedError",
+    "EventFile",
+    "FileMemory",
     "LocalMemory",
     "LocalProcess",
     "OpenFile",

@@ -39,17 +39,24 @@ class VfioDevice(DeviceFile):
         if self._bound is None:
             raise RequestError(errno.EINVAL, f"request {request:#x} of {self.device}: it is not bound")
         if request == v.VfioRequest.DEVICE_ATTACH_IOMMUFD_PT:
-            attach = arguments.read(v.AttachIommufdPt, memory, argument, 0)
-            is_attached = self.device in self.device.group.attached
-            found = self._bound.attach(attach.pt_id, replaces=is_attached)
+            attach = arguments.read(v.AttachIommufdPt, memory, argument, v.AttachFlag.PASID)
+            pasid = None
+            if attach.flags:
+                pasid = arguments.read(v.AttachIommufdPasid, memory, argument, v.AttachFlag.PASID).pasid
+            at = self.device.group.main if pasid is None else self.device.group.pasids.get(pasid)
+            is_attached = at is not None and self.device in at.devices
+            found = self._bound.attach(attach.pt_id, replaces=is_attached, pasid=pasid)
             try:
                 memory.write(argument, v.AttachIommufdPt(attach.argsz, attach.flags, found).pack())
             except OSError:
-                self._bound.detach()
+                self._bound.detach(pasid)
                 raise
         elif request == v.VfioRequest.DEVICE_DETACH_IOMMUFD_PT:
-            arguments.read(v.DetachIommufdPt, memory, argument, 0)
-            self._bound.detach()
+            flags = arguments.read(v.DetachIommufdPt, memory, argument, v.AttachFlag.PASID).flags
+            pasid = None
+            if flags:
+                pasid = arguments.read(v.DetachIommufdPasid, memory, argument, v.AttachFlag.PASID).pasid
+            self._bound.detach(pasid)
         else:
             return self.request(process, request, argument)
         return 0

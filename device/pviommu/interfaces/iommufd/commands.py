@@ -59,6 +59,11 @@ class Command(_Row):
         return next((field.name for field in self.record.FIELDS if re.fullmatch("out_.*_id", field.name)), None)
 
     @cached_property
+    def opens(self) -> str | None:
+        """The field with the descriptor of a new file."""
+        return next((field.name for field in self.record.FIELDS if re.fullmatch("out_.*_fd", field.name)), None)
+
+    @cached_property
     def minimum(self) -> int:
         """Bytes that a caller must bring."""
         field = self.record.field_named(self.last)
@@ -89,7 +94,7 @@ COMMANDS = {
         Command(0x90, s.ViommuAlloc, "out_viommu_id", 0),
         Command(0x91, s.VdeviceAlloc, "virt_id"),
         Command(0x92, s.IoasChangeProcess, "reserved", None, ("reserved",)),
-        Command(0x93, s.VeventqAlloc, "out_veventq_fd", 0),
+        Command(0x93, s.VeventqAlloc, "out_veventq_fd", 0, ("reserved",)),
         Command(0x94, s.HwQueueAlloc, "length", 0),
     )
 }

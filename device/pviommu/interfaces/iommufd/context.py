@@ -6,22 +6,23 @@ Errno values, and their rank where several would fit, are those of Linux 7.3 (dr
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from wire_layout import Record
 
-from ...engine import LAST_ADDRESS, PAGE_SHIFT, Access, ByteArea, Cutting, Span
+from ...engine import LAST_ADDRESS, Access, ByteArea, Cutting, Span
 from . import commands
 from . import structures as s
 from .devices import Device
+from .events import EventFile
+from .guest_requests import GuestRequests
 from .hardware import Hardware
 from .ioas import Backing, Ioas, Piece
-from .objects import Objects
 from .pagetable import DeviceObject, Hwpt
 from .request_error import RequestError
 from .type1_compat import Type1Compat
-from .user_memory import UserMemory
+from .user_memory import FileMemory, UserMemory
 
 if TYPE_CHECKING:
     from .process import Process
@@ -29,12 +30,13 @@ if TYPE_CHECKING:
 __all__ = ["Iommufd", "access_of"]
 
 _RANGES_AT_ONCE = 4096
-_ZEROS_AT_ONCE = 1 << 16
-_BITMAP_BYTES_AT_ONCE = 1 << 16
+_BITMAP_BYTES_AT_ONCE = 1 << 10
+_BITMAP_GAP = 64
+"""Bytes between two that are written, from which on they are written one by one."""
 
 
 class _Handler(Protocol):
-    def __call__(self, command: Record, memory: UserMemory) -> Record | None: ...
+    def __call__(self, command: Record, process: Process) -> Record | None: ...
 
 
 def access_of(flags: int, readable: int, writeable: int) -> Access:
@@ -42,13 +44,12 @@ def access_of(flags: int, readable: int, writeable: int) -> Access:
     return Access((Access.READ if flags & readable else 0) | (Access.WRITE if flags & writeable else 0))
 
 
-class Iommufd:
+class Iommufd(GuestRequests):
     """An open /dev/iommu. It lives as long as a descriptor is open, or a device is bound to it."""
 
     def __init__(self, hardware: Hardware, *, allows_unsafe_interrupts: bool = False) -> None:
-        self.objects = Objects()
+        super().__init__(hardware)
         self.compat = Type1Compat(self.objects)
-        self._hardware = hardware
         self._allows_unsafe_interrupts = allows_unsafe_interrupts
         self._accounts_process = 0
         self._is_closed = False
@@ -73,19 +74,39 @@ class Iommufd:
         if carry_out is None:
             raise RequestError(errno.EOPNOTSUPP, f"{command.name}: not part of this model")
         try:
-            answer = carry_out(record, memory)
+            answer = carry_out(record, process)
         except RequestError as refused:
             if refused.answer is not None:
                 memory.write(argument, refused.answer.pack()[:size])
             raise
         if answer is not None:
-            try:
-                memory.write(argument, answer.pack()[:size])
-            except OSError:
-                if command.creates:
-                    self.objects.remove(getattr(answer, command.creates))
-                raise
+            self._answer(command, answer, process, argument, size)
         return 0
+
+    def _answer(self, command: commands.Command, answer: Record, process: Process, argument: int, size: int) -> None:
+        """Write the structure back; of a request that opens a file, after that. If that fails, what is new is gone."""
+        new = self.objects.find(getattr(answer, command.creates)) if command.creates else None
+        descriptor = None
+        try:
+            if command.opens and isinstance(new, EventFile):
+                try:
+                    descriptor = process.install(new, answer.offset_of(command.opens))
+                except OSError:
+                    new = None  # the file is closed, and that is all that used it
+                    self.objects.remove(getattr(answer, command.creates or ""))
+                    raise
+                answer = s.changed(answer, **{command.opens: descriptor})
+            process.memory.write(argument, answer.pack()[:size])
+        except OSError:
+            if descriptor is not None:
+                process.uninstall(descriptor)
+            if new:
+                self.objects.remove(new.id)
+            raise
+
+    def mapped(self, offset: int, length: int) -> tuple[int, int]:
+        """As mmap(): the file to be mapped, and an offset there, in bytes. Raises OSError (ENXIO): there is nothing."""
+        raise RequestError(errno.ENXIO, f"map {offset:#x}+{length:#x} of /dev/iommu: nothing is there")
 
     def close(self) -> None:
         """The last descriptor is closed."""
@@ -116,62 +137,83 @@ class Iommufd:
         bound = DeviceObject(device, self._hardware, self.objects)
         device.owner = self
         self.objects.add(bound)
+        device.bound_as = bound.id
         return bound
 
     def unbind(self, bound: DeviceObject) -> None:
-        """The driver gives a device back."""
-        bound.detach()
+        """The driver gives a device back. What a virtual IOMMU had of it is gone, but for its id."""
+        bound.detach_everything()
+        if bound.vdevice:
+            self.objects.bury(bound.vdevice)
         bound.users -= 1
         self.objects.remove(bound.id)
         self._end()
 
     # Requests
 
-    def _do_destroy(self, command: s.Destroy, memory: UserMemory) -> None:
+    def _do_destroy(self, command: s.Destroy, process: Process) -> None:
         self.objects.remove(command.id)
 
-    def _do_ioas_alloc(self, command: s.IoasAlloc, memory: UserMemory) -> Record:
+    def _do_ioas_alloc(self, command: s.IoasAlloc, process: Process) -> Record:
         ioas = Ioas(self._hardware)
         self.objects.add(ioas)
-        return _changed(command, out_ioas_id=ioas.id)
+        return s.changed(command, out_ioas_id=ioas.id)
 
-    def _do_ioas_allow_iovas(self, command: s.IoasAllowIovas, memory: UserMemory) -> None:
+    def _do_ioas_allow_iovas(self, command: s.IoasAllowIovas, process: Process) -> None:
         ioas = self.objects.get(Ioas, command.ioas_id)
-        spans = list(_read_ranges(memory, command.allowed_iovas, command.num_iovas))
+        spans = list(_read_ranges(process.memory, command.allowed_iovas, command.num_iovas))
         _check_disjoint(spans)
         way = ioas.space.allow(spans)
         if way:
             raise RequestError(errno.EADDRINUSE, f"allow in {ioas}: {way[0]:#x}..{way[1]:#x} is reserved")
 
-    def _do_ioas_iova_ranges(self, command: s.IoasIovaRanges, memory: UserMemory) -> Record:
+    def _do_ioas_iova_ranges(self, command: s.IoasIovaRanges, process: Process) -> Record:
         ioas = self.objects.get(Ioas, command.ioas_id)
         ranges = ioas.space.ranges()
         fitting = ranges[: command.num_iovas]
         if fitting:
-            memory.write(command.allowed_iovas, b"".join(s.IovaRange(*span).pack() for span in fitting))
-        answer = _changed(command, num_iovas=len(ranges), out_iova_alignment=ioas.space.alignment)
+            process.memory.write(command.allowed_iovas, b"".join(s.IovaRange(*span).pack() for span in fitting))
+        answer = s.changed(command, num_iovas=len(ranges), out_iova_alignment=ioas.space.alignment)
         if len(fitting) < len(ranges):
             text = f"ranges of {ioas}: there are {len(ranges)}, and room for {command.num_iovas}"
             raise RequestError(errno.EMSGSIZE, text, answer)
         return answer
 
-    def _do_ioas_map(self, command: s.IoasMap, memory: UserMemory) -> Record:
+    def _do_ioas_map(self, command: s.IoasMap, process: Process) -> Record:
         _check_below_last(command, "iova", "length")
         access = _map_access(command.flags)
         ioas = self.objects.get(Ioas, command.ioas_id)
-        piece = Piece.of(memory, command.user_va, command.length, access)
-        return _changed(command, iova=ioas.map([piece], access, _fixed(command.flags, command.iova)))
+        piece = Piece.of(process.memory, command.user_va, command.length, access)
+        return s.changed(command, iova=ioas.map([piece], access, _fixed(command.flags, command.iova)))
 
-    def _do_ioas_copy(self, command: s.IoasCopy, memory: UserMemory) -> Record:
+    def _do_ioas_map_file(self, command: s.IoasMapFile, process: Process) -> Record:
+        _check_below_last(command, "iova", "length")
+        access = _map_access(command.flags)
+        ioas = self.objects.get(Ioas, command.ioas_id)
+        _check_range(command.start, command.length)
+        file = process.memory_file(command.fd)
+        file.check_mapping(command.start, command.length)
+        piece = Piece.of(file, command.start, command.length, access)
+        return s.changed(command, iova=ioas.map([piece], access, _fixed(command.flags, command.iova)))
+
+    def _do_ioas_change_process(self, command: s.IoasChangeProcess, process: Process) -> None:
+        """Nothing is accounted here: what remains is that only files can go to another process."""
+        for ioas in self.objects:
+            for area in ioas.space.areas if isinstance(ioas, Ioas) else ():
+                if not isinstance(area.tag.memory, FileMemory) or area.tag.memory.is_device:
+                    where = f"{ioas} at {area.first:#x}"
+                    raise RequestError(errno.EINVAL, f"change process: {where} maps no file in memory")
+
+    def _do_ioas_copy(self, command: s.IoasCopy, process: Process) -> Record:
         _check_below_last(command, "length", "src_iova", "dst_iova")
         access = _map_access(command.flags)
         source = self.objects.get(Ioas, command.src_ioas_id)
         _check_range(command.src_iova, command.length)
         pieces = source.pieces(command.src_iova, command.length)
         target = self.objects.get(Ioas, command.dst_ioas_id)
-        return _changed(command, dst_iova=target.map(pieces, access, _fixed(command.flags, command.dst_iova)))
+        return s.changed(command, dst_iova=target.map(pieces, access, _fixed(command.flags, command.dst_iova)))
 
-    def _do_ioas_unmap(self, command: s.IoasUnmap, memory: UserMemory) -> Record:
+    def _do_ioas_unmap(self, command: s.IoasUnmap, process: Process) -> Record:
         ioas = self.objects.get(Ioas, command.ioas_id)
         first, last = command.iova, LAST_ADDRESS
         is_everything = (command.iova, command.length) == (0, LAST_ADDRESS)
@@ -181,9 +223,9 @@ class Iommufd:
         removal = ioas.unmap(first, last, Cutting.STOPS)
         if removal.cut or not (removal.gone or is_everything):
             raise RequestError(errno.ENOENT, f"unmap {first:#x}..{last:#x} of {ioas}: {_why_nothing(removal.cut)}")
-        return _changed(command, length=removal.size)
+        return s.changed(command, length=removal.size)
 
-    def _do_option(self, command: s.Option, memory: UserMemory) -> Record:
+    def _do_option(self, command: s.Option, process: Process) -> Record:
         if command.option_id == s.OptionId.RLIMIT_MODE:
             return self._rlimit_mode(command)
         if command.option_id == s.OptionId.HUGE_PAGES:
@@ -191,11 +233,11 @@ class Iommufd:
         raise RequestError(errno.EOPNOTSUPP, f"option {command.option_id}: there is no such option")
 
     def _rlimit_mode(self, command: s.Option) -> Record:
-        """It is remembered, and changes nothing: this model accounts no memory."""
+        """It is remembered, and changes nothing: this model accounts no process.memory."""
         if command.object_id:
             raise RequestError(errno.EOPNOTSUPP, f"option RLIMIT_MODE of {command.object_id}: it is of the whole file")
         if command.op == s.OptionOp.GET:
-            return _changed(command, val64=self._accounts_process)
+            return s.changed(command, val64=self._accounts_process)
         if command.op != s.OptionOp.SET:
             raise RequestError(errno.EOPNOTSUPP, f"option RLIMIT_MODE: op {command.op} is neither GET nor SET")
         if len(self.objects):
@@ -208,7 +250,7 @@ class Iommufd:
     def _huge_pages(self, command: s.Option) -> Record:
         ioas = self.objects.get(Ioas, command.object_id)
         if command.op == s.OptionOp.GET:
-            return _changed(command, val64=int(ioas.huge_pages))
+            return s.changed(command, val64=int(ioas.huge_pages))
         if command.op != s.OptionOp.SET:
             raise RequestError(errno.EOPNOTSUPP, f"option HUGE_PAGES: op {command.op} is neither GET nor SET")
         if command.val64 not in (0, 1):
@@ -216,9 +258,9 @@ class Iommufd:
         ioas.set_huge_pages(bool(command.val64))
         return command
 
-    def _do_vfio_ioas(self, command: s.VfioIoas, memory: UserMemory) -> Record | None:
+    def _do_vfio_ioas(self, command: s.VfioIoas, process: Process) -> Record | None:
         if command.op == s.VfioIoasOp.GET:
-            return _changed(command, ioas_id=self.compat.ioas().id)
+            return s.changed(command, ioas_id=self.compat.ioas().id)
         if command.op == s.VfioIoasOp.SET:
             self.compat.choose(self.objects.get(Ioas, command.ioas_id))
         elif command.op == s.VfioIoasOp.CLEAR:
@@ -227,44 +269,13 @@ class Iommufd:
             raise RequestError(errno.EOPNOTSUPP, f"VFIO IOAS: op {command.op} is neither GET, SET nor CLEAR")
         return None
 
-    def _do_hwpt_alloc(self, command: s.HwptAlloc, memory: UserMemory) -> Record:
-        if bool(command.data_type) != bool(command.data_len):
-            text = f"data of type {command.data_type} and length {command.data_len}: both are 0, or neither is"
-            raise RequestError(errno.EINVAL, f"allocate a page table: {text}")
-        bound = self.objects.get(DeviceObject, command.dev_id)
-        target = self.objects.find(command.pt_id)
-        if isinstance(target, Hwpt):
-            raise RequestError(errno.EOPNOTSUPP, f"allocate a page table on {target}: not part of this model")
-        if not isinstance(target, Ioas):
-            raise RequestError(errno.EINVAL, f"allocate a page table on {target or command.pt_id}: it is no IOAS")
-        flag, flags = s.HwptAllocFlag, command.flags
-        known = exclusive = int(flag.NEST_PARENT | flag.FAULT_ID_VALID)
-        if bound.device.config.dirty_tracking:
-            known |= flag.DIRTY_TRACKING.value
-        if flags & ~known or flags & exclusive == exclusive or command.data_type:
-            text = f"flags {flags:#x}, data type {command.data_type}: the IOMMU before {bound.device} has not all of it"
-            raise RequestError(errno.EOPNOTSUPP, f"allocate a page table: {text}")
-        if flags & flag.FAULT_ID_VALID:
-            raise RequestError(errno.ENOENT, f"allocate a page table: {command.fault_id} is no fault queue")
-        hwpt = bound.new_table(target, dirty=bool(flags & flag.DIRTY_TRACKING), parent=bool(flags & flag.NEST_PARENT))
-        return _changed(command, out_hwpt_id=hwpt.id)
-
-    def _do_get_hw_info(self, command: s.GetHwInfo, memory: UserMemory) -> Record:
-        config = self.objects.get(DeviceObject, command.dev_id).device.config
-        for offset in range(0, command.data_len, _ZEROS_AT_ONCE):
-            memory.write(command.data_uptr + offset, bytes(min(_ZEROS_AT_ONCE, command.data_len - offset)))
-        capabilities = s.HwCapability.ATS_NOT_SUPPORTED
-        if config.dirty_tracking:
-            capabilities |= s.HwCapability.DIRTY_TRACKING
-        return _changed(command, data_len=0, data_type=0, out_max_pasid_log2=0, out_capabilities=int(capabilities))
-
-    def _do_hwpt_set_dirty_tracking(self, command: s.HwptSetDirtyTracking, memory: UserMemory) -> None:
+    def _do_hwpt_set_dirty_tracking(self, command: s.HwptSetDirtyTracking, process: Process) -> None:
         hwpt = self.objects.get(Hwpt, command.hwpt_id)
         if not hwpt.tracks_dirty:
             raise RequestError(errno.EOPNOTSUPP, f"dirty tracking of {hwpt}: it was not allocated for that")
-        self._hardware.engine.track_dirty(hwpt.table, enabled=bool(command.flags & s.DirtyTrackingFlag.ENABLE))
+        self._hardware.track_dirty(hwpt.table, enabled=bool(command.flags & s.DirtyTrackingFlag.ENABLE))
 
-    def _do_hwpt_get_dirty_bitmap(self, command: s.HwptGetDirtyBitmap, memory: UserMemory) -> None:
+    def _do_hwpt_get_dirty_bitmap(self, command: s.HwptGetDirtyBitmap, process: Process) -> None:
         hwpt = self.objects.get(Hwpt, command.hwpt_id)
         last = _check_range(command.iova, command.length)
         for size in (hwpt.ioas.space.alignment, command.page_size):
@@ -274,21 +285,15 @@ class Iommufd:
         if not hwpt.tracks_dirty:
             raise RequestError(errno.EOPNOTSUPP, f"dirty bitmap of {hwpt}: it was not allocated for that")
         # Linux looks at areas as far as they follow each other, and forgets to say that it did not get to the end.
-        covered = hwpt.ioas.space.areas.covered_up_to(command.iova, last)
-        dfn, end = command.iova >> PAGE_SHIFT, covered + 1 >> PAGE_SHIFT
-        engine = self._hardware.engine
+        length = hwpt.ioas.space.areas.covered_up_to(command.iova, last) + 1 - command.iova
         shift = (command.page_size & -command.page_size).bit_length() - 1
-        for first, count in engine.dirty(hwpt.table, dfn, end - dfn, clear=False):
-            offset = (first << PAGE_SHIFT) - command.iova
-            _set_bits(memory, command.data, offset >> shift, offset + (count << PAGE_SHIFT) - 1 >> shift)
+        runs = [
+            (first - command.iova >> shift, first - command.iova + size - 1 >> shift)
+            for first, size in self._hardware.dirty(hwpt.table, command.iova, length, clear=False)
+        ]
+        _set_bits(process.memory, command.data, runs)
         if not command.flags & s.DirtyBitmapFlag.NO_CLEAR:
-            engine.dirty(hwpt.table, dfn, end - dfn)
-
-
-def _changed(record: Record, **fields: int) -> Record:
-    """The same record with other values in some fields."""
-    values = {field.name: getattr(record, field.name) for field in record.FIELDS}
-    return type(record)(**{**values, **fields})
+            self._hardware.dirty(hwpt.table, command.iova, length, clear=True)
 
 
 def _fixed(flags: int, iova: int) -> int | None:
@@ -342,10 +347,24 @@ def _check_disjoint(spans: list[Span]) -> None:
         reached = last
 
 
-def _set_bits(memory: UserMemory, address: int, first: int, last: int) -> None:
-    """Set bits first..last of a bitmap in user memory."""
-    for begin in range(first >> 3, (last >> 3) + 1, _BITMAP_BYTES_AT_ONCE):
-        end = min(begin + _BITMAP_BYTES_AT_ONCE, (last >> 3) + 1)
-        low, high = max(first - begin * 8, 0), min(last + 1, end * 8) - begin * 8
-        bits = int.from_bytes(memory.read(address + begin, end - begin), "little") | (1 << high) - (1 << low)
-        memory.write(address + begin, bits.to_bytes(end - begin, "little"))
+def _set_bits(memory: UserMemory, address: int, runs: Sequence[tuple[int, int]]) -> None:
+    """Set bits first..last of a bitmap in user memory, for each run, in order. Bytes without such bits are not touched
+    where there are many of them.
+    """
+    begin, end, bits = 0, 0, 0
+
+    def write() -> None:
+        if bits:
+            before = int.from_bytes(memory.read(address + begin, end - begin), "little")
+            memory.write(address + begin, (before | bits).to_bytes(end - begin, "little"))
+
+    for first, last in runs:
+        position, stop = first, last + 1
+        while position < stop:
+            if position >> 3 >= end + _BITMAP_GAP or (position >> 3) - begin >= _BITMAP_BYTES_AT_ONCE:
+                write()
+                begin, bits = position >> 3, 0
+            until = min(stop, begin + _BITMAP_BYTES_AT_ONCE << 3)
+            bits |= (1 << until - begin * 8) - (1 << position - begin * 8)
+            position, end = until, until + 7 >> 3
+    write()

@@ -7,14 +7,17 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from ...engine import LAST_ADDRESS, PAGE_SIZE, Span
+from .models import PLAIN, IommuModel
 
 if TYPE_CHECKING:
-    from .pagetable import Hwpt
+    from .pagetable import PageTable
     from .pci_device import PciDevice
 
-__all__ = ["MSI_REGION", "Device", "DeviceConfig", "Group", "Region", "RegionKind"]
+__all__ = ["MSI_REGION", "Attachment", "Device", "DeviceConfig", "Group", "Region", "RegionKind"]
 
 PAGE_SIZES = 1 << 12 | 1 << 21 | 1 << 30
+_PASID_BITS = 20
+"""Of a PASID at most."""
 
 
 class RegionKind(Enum):
@@ -64,8 +67,11 @@ class DeviceConfig:
     isolated_msi: bool = True
     """Whether it can interrupt nobody but its owner."""
     pasid_bits: int = 0
+    """Of PASIDs that its DMA may have; 0: none."""
     group: str | None = None
     """Devices of one group are not isolated from each other; None: it is alone."""
+    model: IommuModel = PLAIN
+    """What kind of IOMMU it is: what it says of itself, page tables of a guest, virtual IOMMUs."""
 
     def __post_init__(self) -> None:
         first, last = self.aperture
@@ -73,8 +79,11 @@ class DeviceConfig:
             raise ValueError(
                 f"device {self.name}: aperture {first:#x}..{last:#x}: must be pages of 4 KiB below {1 << 48:#x}"
             )
-        if self.page_sizes & -self.page_sizes != PAGE_SIZE:
-            raise ValueError(f"device {self.name}: page sizes {self.page_sizes:#x}: the smallest must be of 4 KiB")
+        if self.page_sizes & -self.page_sizes != self.model.smallest_page:
+            smallest = f"{self.model.smallest_page >> 10} KiB"
+            raise ValueError(f"device {self.name}: page sizes {self.page_sizes:#x}: the smallest must be of {smallest}")
+        if not 0 <= self.pasid_bits <= _PASID_BITS:
+            raise ValueError(f"device {self.name}: PASIDs of {self.pasid_bits} bits: must be 0..{_PASID_BITS}")
 
     @property
     def address_width(self) -> int:
@@ -98,6 +107,8 @@ class Device:
     group: Group
     owner: object | None = None
     """Whoever claimed its DMA: while there is one, no other may."""
+    bound_as: int = 0
+    """Its id as an object of its owner."""
     node: str = ""
     """Path of its character device."""
     pci: PciDevice | None = None
@@ -108,18 +119,47 @@ class Device:
 
 
 @dataclass(eq=False)
+class Attachment:
+    """What DMA of a group goes through: that without a PASID, or that with one of them."""
+
+    hwpt: PageTable | None = None
+    devices: list[Device] = field(default_factory=list)
+    """Those that were attached one by one; the others of the group follow the first."""
+
+
+@dataclass(eq=False)
 class Group:
     """Devices that reach each other's DMA, so that all of them are attached to one page table."""
 
     number: int
     devices: list[Device] = field(default_factory=list)
-    hwpt: Hwpt | None = None
-    attached: list[Device] = field(default_factory=list)
-    """Those that were attached one by one; the others of the group follow the first."""
+    main: Attachment = field(default_factory=Attachment)
+    """Of DMA without a PASID."""
+    pasids: dict[int, Attachment] = field(default_factory=dict)
+    """By PASID, those that something is attached with."""
     file: object | None = None
     """Its open file, by which devices are opened in VFIO's old way; there is at most one."""
     bound: int = 0
     """Devices that are bound by their own files, in the new way: never together with the old one."""
+
+    @property
+    def hwpt(self) -> PageTable | None:
+        """What DMA without a PASID goes through."""
+        return self.main.hwpt
+
+    @property
+    def attached(self) -> list[Device]:
+        """The devices that were attached without a PASID, one by one."""
+        return self.main.devices
+
+    def at(self, pasid: int | None) -> Attachment:
+        """What DMA with this PASID, or without one, goes through; perhaps nothing yet."""
+        return self.main if pasid is None else self.pasids.setdefault(pasid, Attachment())
+
+    def forget(self, pasid: int | None) -> None:
+        """Nothing is attached with this PASID any more."""
+        if pasid is not None:
+            self.pasids.pop(pasid, None)
 
     @property
     def node(self) -> str:

@@ -38,7 +38,7 @@ class PageTables(Translator):
         if isinstance(found, list):
             return found
         refused, length = found
-        if isinstance(refused, TranslationPending):
+        if isinstance(refused, TranslationPending) or self._hardware.waits(refused):
             return PENDING
         return Fault(_KINDS.get(refused.refusal, FaultKind.BLOCKED), self._stream, refused.iova, refused.access, length)
 

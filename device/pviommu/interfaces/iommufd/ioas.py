@@ -22,9 +22,10 @@ from ...engine.spans import complement
 from .hardware import Hardware
 from .objects import Object
 from .request_error import RequestError
-from .user_memory import ADDRESS_LIMIT, UserMemory
+from .user_memory import ADDRESS_LIMIT, FileMemory, UserMemory
 
 if TYPE_CHECKING:
+    from .access import Access as IoasAccess
     from .pagetable import Hwpt
 
 __all__ = ["Backing", "Ioas", "Piece", "pin"]
@@ -46,6 +47,8 @@ class Backing(NamedTuple):
     access: Access
     writeable: bool
     """Whether the memory was mapped for writing first, so that a copy may be too."""
+    pages: object = None
+    """The same for copies of one mapping, and nothing else: they are pinned together."""
 
 
 class Piece(NamedTuple):
@@ -64,14 +67,16 @@ class Piece(NamedTuple):
             raise RequestError(errno.EOVERFLOW, f"map {address:#x}+{length:#x}: beyond 64-bit addresses")
         if not 0 < length <= LAST_ADDRESS - PAGE_SIZE:
             raise RequestError(errno.EINVAL, f"map {length:#x} bytes: must be at least 1, and a page less than 64 bits")
-        return cls(address, length, Backing(memory, access, bool(access & Access.WRITE)))
+        return cls(address, length, Backing(memory, access, bool(access & Access.WRITE), object()))
 
 
 def pin(hardware: Hardware, area: ByteArea[Backing]) -> int:
-    """Physical address of an area. Raises OSError (EFAULT) if its memory is not there as it must be."""
-    address, length, (memory, access, _) = area.target, area.length, area.tag
-    if address + length > ADDRESS_LIMIT or not memory.holds(address, length, writeable=bool(access & Access.WRITE)):
-        raise RequestError(errno.EFAULT, f"memory at {address:#x}+{length:#x}: not there, or read-only")
+    """Physical address of an area. Raises OSError if its memory is not there as it must be: EFAULT, of files EINVAL."""
+    address, length, memory = area.target, area.length, area.tag.memory
+    writeable = bool(area.tag.access & Access.WRITE)
+    if address + length > ADDRESS_LIMIT or not memory.holds(address, length, writeable=writeable):
+        number = errno.EINVAL if isinstance(memory, FileMemory) else errno.EFAULT
+        raise RequestError(number, f"memory at {address:#x}+{length:#x}: not there, or read-only")
     return hardware.place_of(memory) + address
 
 
@@ -85,9 +90,11 @@ class Ioas(Object):
         self.space: AddressSpace[Backing] = AddressSpace()
         self.hwpts: list[Hwpt] = []
         """Page tables that have all that is mapped, in the order in which they came."""
+        self.accesses: list[IoasAccess] = []
+        """Of drivers that reach what is mapped by themselves."""
         self.huge_pages = True
         """Whether a page table may have leaves above a page; without them a mapping can be cut."""
-        self._hardware = hardware
+        self.hardware = hardware
 
     def destroy(self) -> None:
         self.unmap(0, LAST_ADDRESS, Cutting.STOPS)
@@ -132,13 +139,31 @@ class Ioas(Object):
         return [Piece(area.target, area.length, area.tag) for area in areas]
 
     def unmap(self, first: int, last: int, cutting: Cutting) -> Removal[Backing]:
-        """Unmap areas by one of the rules."""
-        removal = self.space.areas.remove(first, last, cutting)
-        with self._hardware.engine.deferred_invalidation():
+        """Unmap areas by one of the rules. Raises OSError (EBUSY) at the first area that an access does not give up;
+        those before it are gone.
+        """
+        locked = self._locked(first, last)
+        if locked:
+            last = locked.first - 1
+        removal = self.space.areas.remove(first, last, cutting) if first <= last else Removal([], None)
+        for area in removal.gone:
+            for access in self.accesses:
+                access.area_unmapped(area.first, area.last)
+        with self.hardware.engine.deferred_invalidation():
             for hwpt in self.hwpts:
                 for area in removal.gone:
-                    self._hardware.unmap(hwpt.table, area.first, area.length)
+                    self.hardware.unmap(hwpt.table, area.first, area.length)
+        if locked and not removal.cut:
+            raise RequestError(errno.EBUSY, f"unmap in {self}: {locked.first:#x}+{locked.length:#x} is in use")
         return removal
+
+    def _locked(self, first: int, last: int) -> ByteArea[Backing] | None:
+        """The lowest area of a range that an access keeps."""
+        keeping = [access for access in self.accesses if access.keeps_areas]
+        if not keeping:
+            return None
+        areas = self.space.areas.overlapping(first, last)
+        return next((area for area in areas if any(access.pins(area.first, area.last) for access in keeping)), None)
 
     def cut_behind(self, last: int) -> None:
         """Let the area around `last`, if there is one, end there, and another one begin behind it.
@@ -157,10 +182,10 @@ class Ioas(Object):
         """Map areas in page tables; all of them, or none. Raises OSError (EFAULT, ENOMEM)."""
         for number, (area, hwpt) in enumerate(jobs):
             try:
-                self._hardware.map(hwpt.table, area.first, pin(self._hardware, area), area.length, area.tag.access)
+                self.hardware.map(hwpt.table, area.first, pin(self.hardware, area), area.length, area.tag.access)
             except OSError:
                 for done, filled in jobs[:number]:
-                    self._hardware.unmap(filled.table, done.first, done.length)
+                    self.hardware.unmap(filled.table, done.first, done.length)
                 raise
 
     # What narrows it
@@ -194,6 +219,20 @@ class Ioas(Object):
         self.space.release(hwpt)
         self.space.align(self._alignment())
 
+    def add_access(self, access: IoasAccess) -> None:
+        """Raises OSError (EADDRINUSE), and then changes nothing, if an area is less aligned than it needs."""
+        area = self.space.align(max(access.alignment, self.space.alignment))
+        if area:
+            raise RequestError(errno.EADDRINUSE, f"{self}: {area.first:#x}+{area.length:#x} is less aligned")
+        self.accesses.append(access)
+        self.users += 1
+
+    def remove_access(self, access: IoasAccess) -> None:
+        """It has given back all pages."""
+        self.accesses.remove(access)
+        self.users -= 1
+        self.space.align(self._alignment())
+
     def set_huge_pages(self, enabled: bool) -> None:
         """Raises OSError, and then changes nothing: EINVAL if page tables have leaves already, EADDRINUSE if an area is
         less aligned than a page.
@@ -209,4 +248,5 @@ class Ioas(Object):
             raise RequestError(errno.EADDRINUSE, f"{self}: {area.first:#x}+{area.length:#x} is not of {PAGE_SIZE:#x}")
 
     def _alignment(self) -> int:
-        return max([hwpt.page_size for hwpt in self.hwpts], default=1 if self.huge_pages else PAGE_SIZE)
+        needed = [user.page_size for user in self.hwpts] + [access.alignment for access in self.accesses]
+        return max(1 if self.huge_pages else PAGE_SIZE, *needed, 1)

@@ -24,6 +24,11 @@ class Object:
         self.id = 0
         self.users = 0
 
+    @property
+    def is_used(self) -> bool:
+        """Whether it cannot be destroyed."""
+        return bool(self.users)
+
     def destroy(self) -> None:
         """Give back what it holds. It has no users then, and no id any more."""
 
@@ -37,6 +42,7 @@ class Objects:
     def __init__(self) -> None:
         self._objects: dict[int, Object] = {}
         self._free: list[int] = []
+        self._next = 1
 
     def __iter__(self) -> Iterator[Object]:
         return iter(list(self._objects.values()))
@@ -46,7 +52,10 @@ class Objects:
 
     def add(self, new: Object) -> None:
         """Give it an id."""
-        new.id = heappop(self._free) if self._free else len(self._objects) + 1
+        if self._free:
+            new.id = heappop(self._free)
+        else:
+            new.id, self._next = self._next, self._next + 1
         self._objects[new.id] = new
 
     def find(self, number: int) -> Object | None:
@@ -66,9 +75,14 @@ class Objects:
         found = self._objects.get(number)
         if found is None:
             raise RequestError(errno.ENOENT, f"destroy {number}: no object has this id")
-        if found.users:
-            raise RequestError(errno.EBUSY, f"destroy {found}: {found.users} others use it")
+        if found.is_used:
+            raise RequestError(errno.EBUSY, f"destroy {found}: {found.users or 'by mmap(),'} others use it")
         self._forget(found)
+
+    def bury(self, gone: Object) -> None:
+        """Destroy an object that users may still ask for: its id is not given again."""
+        del self._objects[gone.id]
+        gone.destroy()
 
     def _forget(self, gone: Object) -> None:
         del self._objects[gone.id]

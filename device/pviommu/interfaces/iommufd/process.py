@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Sequence
+from itertools import count
 from typing import Any, Protocol, TypeVar
+from weakref import WeakSet
 
 from wire_layout import Record
 
@@ -14,12 +16,14 @@ from . import commands
 from .cdev import VfioDevice
 from .context import Iommufd
 from .devices import Device, DeviceConfig, Group
+from .events import EventFile, PageRequester
 from .group import Container, VfioGroup
 from .hardware import Hardware
+from .mock import MockIommufd
 from .request_error import RequestError
 from .rfc import RfcDevice, RfcIommu
 from .rfc_structures import REQUESTS as RFC_REQUESTS
-from .user_memory import LocalMemory, UserMemory
+from .user_memory import FileMemory, LocalMemory, UserMemory
 from .vfio_structures import REQUESTS
 
 __all__ = ["LocalProcess", "OpenFile", "Process", "System", "blank"]
@@ -49,28 +53,40 @@ class System:
         devices: Sequence[DeviceConfig] = (),
         *,
         rfc: bool = False,
+        mock: bool = False,
         allows_unsafe_interrupts: bool = False,
         core: Core | None = None,
     ) -> None:
         """``rfc``: ``/dev/iommu`` is the one that was first proposed, and devices are at ``/dev/vfio/devices/NAME``;
-        there is nothing else. ``allows_unsafe_interrupts``: whether devices without isolated interrupts are given away.
+        there is nothing else. ``mock``: ``/dev/iommu`` has what a kernel has that was built with IOMMUFD_TEST, so that
+        programs make devices that do not exist. ``allows_unsafe_interrupts``: whether devices without isolated
+        interrupts are given away.
         ``core``: as of an engine. Raises ValueError for two devices of one name.
         """
+        if rfc and mock:
+            raise ValueError("mock devices are not part of /dev/iommu as it was first proposed")
         self.is_rfc = rfc
+        self.is_mock = mock
+        self.mocks: WeakSet[MockIommufd] = WeakSet()
+        """Open /dev/iommu of that kind."""
+        self.mock_numbers = count()
         self.hardware = Hardware(core)
         self.devices: dict[str, Device] = {}
         """By name."""
         self.allows_unsafe_interrupts = allows_unsafe_interrupts
+        requester = PageRequester()
+        self.hardware.asks = requester.asks
         groups: dict[str, Group] = {}
         for number, config in enumerate(devices):
             if config.name in self.devices:
                 raise ValueError(f"device {config.name}: there are two of this name")
             group = groups.setdefault(config.group or f"\0{config.name}", Group(len(groups)))
             name = config.name if rfc else f"vfio{number}"
-            device = Device(config, number, group, node=f"/dev/vfio/devices/{name}")
+            stream = self.hardware.add_stream(config.model.smallest_page)
+            device = Device(config, stream, group, node=f"/dev/vfio/devices/{name}")
             group.devices.append(device)
             self.devices[config.name] = device
-            self.hardware.add_stream(number)
+            requester.add(device)
 
     def open(self, path: str) -> OpenFile:
         """The file at a path. Raises OSError: ENOENT, and EBUSY for a group that is in use."""
@@ -78,6 +94,8 @@ class System:
         device = next((device for device in self.devices.values() if device.node == path), None)
         if device is not None:
             return RfcDevice(device) if self.is_rfc else VfioDevice(device)
+        if path == "/dev/iommu" and self.is_mock:
+            return MockIommufd(self)
         if path == "/dev/iommu":
             iommu = RfcIommu if self.is_rfc else Iommufd
             return iommu(self.hardware, allows_unsafe_interrupts=unsafe)
@@ -90,13 +108,17 @@ class System:
                 return VfioGroup(device.group, self.hardware)
         raise RequestError(errno.ENOENT, f"open {path}: no such file")
 
-    def read(self, device: str, iova: int, length: int) -> bytes:
-        """Let a device read memory by DMA. Raises :class:`DmaRefusedError`, and KeyError for an unknown one."""
-        return self.hardware.read(self.devices[device].stream, iova, length)
+    def read(self, device: str, iova: int, length: int, pasid: int | None = None) -> bytes:
+        """Let a device read memory by DMA. Raises :class:`DmaRefusedError`, and KeyError for an unknown one.
 
-    def write(self, device: str, iova: int, data: bytes) -> None:
+        DMA that has to wait for the answer to a page request is refused as such: the same again goes on, once it is
+        answered.
+        """
+        return self.hardware.read(self.devices[device].stream, iova, length, pasid)
+
+    def write(self, device: str, iova: int, data: bytes, pasid: int | None = None) -> None:
         """Let a device write memory by DMA. Raises as :meth:`read` does."""
-        self.hardware.write(self.devices[device].stream, iova, data)
+        self.hardware.write(self.devices[device].stream, iova, data, pasid)
 
 
 class _Description:
@@ -167,9 +189,37 @@ class Process:
             raise RequestError(errno.EBADF, f"descriptor {fd}: not open")
         return description
 
-    def install(self, file: OpenFile) -> int:
-        """A descriptor for a file that was just opened. Raises OSError (EMFILE), and then closes it."""
+    def install(self, file: OpenFile, field: int = 0) -> int:
+        """A descriptor for a file that was just opened. Raises OSError (EMFILE), and then closes it.
+
+        ``field``: where in the structure of the request it will be; 0: the request returns it.
+        """
         return self._install(_Description(file))
+
+    def uninstall(self, fd: int) -> None:
+        """The request that opened it fails after all."""
+        self.close(fd)
+
+    def memory_file(self, fd: int) -> FileMemory:
+        """The memory that a descriptor stands for. Raises OSError: EBADF, EINVAL if it stands for none."""
+        file = self.file(fd)
+        if not isinstance(file, FileMemory):
+            raise RequestError(errno.EINVAL, f"descriptor {fd}: no file in memory")
+        return file
+
+    def read(self, fd: int, address: int, count: int) -> int:
+        """read() of a queue. Raises OSError: EBADF, EINVAL for a file that cannot be read, and what the queue says."""
+        return self._queue(fd).read_to(self.memory, address, count)
+
+    def write(self, fd: int, address: int, count: int) -> int:
+        """write() to a queue. Raises OSError as :meth:`read` does."""
+        return self._queue(fd).write_from(self.memory, address, count)
+
+    def _queue(self, fd: int) -> EventFile:
+        file = self.file(fd)
+        if not isinstance(file, EventFile):
+            raise RequestError(errno.EINVAL, f"descriptor {fd}: cannot be read or written")
+        return file
 
     def _install(self, description: _Description) -> int:
         fd = next((fd for fd in range(3, _MAX_FILES) if fd not in self._table), None)
@@ -192,7 +242,7 @@ class LocalProcess(Process):
         self._scratch = bytearray(1 << 16)
         self._argument = self.memory.add(self._scratch)
 
-    def call(self, fd: int, record: type[R], **fields: Any) -> R:
+    def call(self, fd: int, record: type[R], /, **fields: Any) -> R:
         """Make the request that takes such a structure, and return what became of the structure.
 
         Fields that are not given are 0, the first one is the size. Raises OSError, TypeError for a field that there is
@@ -207,7 +257,7 @@ class LocalProcess(Process):
         return self.ioctl(fd, request, self._argument)
 
 
-def blank(record: type[R], **fields: Any) -> R:
+def blank(record: type[R], /, **fields: Any) -> R:
     """A structure with its size in the first field, and 0 in others that are not given."""
     values: dict[str, Any] = {
         field.name: bytes(field.size) if field.format[-1] == "s" else 0 for field in record.FIELDS

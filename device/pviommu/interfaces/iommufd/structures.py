@@ -4,7 +4,7 @@ Each begins with its size, as the caller sees it. `commands.py` says which reque
 """
 
 from enum import IntEnum, IntFlag
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 from wire_layout import S32, U8, U16, U32, U64, Record, run_of_bytes
 
@@ -35,12 +35,28 @@ __all__ = [
     "Option",
     "OptionId",
     "OptionOp",
+    "PageResponse",
+    "PageResponseCode",
+    "Pgfault",
+    "PgfaultFlag",
+    "PgfaultPermission",
     "VdeviceAlloc",
+    "VeventFlag",
+    "VeventHeader",
     "VeventqAlloc",
     "VfioIoas",
     "VfioIoasOp",
     "ViommuAlloc",
+    "changed",
 ]
+
+R = TypeVar("R", bound=Record)
+
+
+def changed(record: R, **fields: int) -> R:
+    """The same record with other values in some fields."""
+    values = {field.name: getattr(record, field.name) for field in record.FIELDS}
+    return type(record)(**{**values, **fields})
 
 
 class MapFlag(IntFlag):
@@ -93,6 +109,27 @@ class VfioIoasOp(IntEnum):
     GET = 0
     SET = 1
     CLEAR = 2
+
+
+class PgfaultFlag(IntFlag):
+    PASID_VALID = 1
+    LAST_PAGE = 2
+
+
+class PgfaultPermission(IntFlag):
+    READ = 1
+    WRITE = 2
+    EXEC = 4
+    PRIVILEGED = 8
+
+
+class PageResponseCode(IntEnum):
+    SUCCESS = 0
+    INVALID = 1
+
+
+class VeventFlag(IntFlag):
+    LOST_EVENTS = 1
 
 
 class Destroy(Record):
@@ -331,3 +368,31 @@ class HwQueueAlloc(Record):
     out_hw_queue_id: Annotated[int, U32, "its id"]
     nesting_parent_iova: Annotated[int, U64, "where it lies"]
     length: Annotated[int, U64, "bytes"]
+
+
+class Pgfault(Record):
+    """A page request, as it is read from a fault queue."""
+
+    flags: Annotated[int, U32, "PgfaultFlag"]
+    dev_id: Annotated[int, U32, "the device"]
+    pasid: Annotated[int, U32, "with PASID_VALID, that of its DMA"]
+    grpid: Annotated[int, U32, "what the device asked for at once has one number"]
+    perm: Annotated[int, U32, "PgfaultPermission"]
+    reserved: Annotated[int, U32, "0"]
+    addr: Annotated[int, U64, "the IOVA"]
+    length: Annotated[int, U32, "bytes that are asked for; 0: a page"]
+    cookie: Annotated[int, U32, "what the answer must have"]
+
+
+class PageResponse(Record):
+    """The answer, as it is written to a fault queue."""
+
+    cookie: Annotated[int, U32, "that of the request"]
+    code: Annotated[int, U32, "PageResponseCode"]
+
+
+class VeventHeader(Record):
+    """What stands before each event that is read from the queue of a virtual IOMMU."""
+
+    flags: Annotated[int, U32, "VeventFlag; with LOST_EVENTS no event follows"]
+    sequence: Annotated[int, U32, "how many events there were before it, modulo 2^31"]

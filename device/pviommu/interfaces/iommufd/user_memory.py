@@ -1,15 +1,20 @@
-"""Memory of the process that makes requests: where its structures are, and what it maps for DMA."""
+"""Memory of the process that makes requests: where its structures are, and what it maps for DMA; files in memory."""
 
 from __future__ import annotations
 
 import errno
 from bisect import bisect_right
-from typing import Protocol
+from collections.abc import Hashable, Iterator
+from typing import NamedTuple, Protocol, TypeVar
+
+from wire_layout import Record
 
 from ...engine import PAGE_SIZE
 from .request_error import RequestError
 
-__all__ = ["ADDRESS_LIMIT", "LocalMemory", "UserMemory"]
+__all__ = ["ADDRESS_LIMIT", "FileMemory", "LocalMemory", "Place", "UserArray", "UserData", "UserMemory", "located"]
+
+R = TypeVar("R", bound=Record)
 
 ADDRESS_LIMIT = 1 << 48
 """Addresses of a process are below."""
@@ -17,8 +22,8 @@ _FIRST = 0x7F0000000000
 _SPACING = 1 << 21
 
 
-class UserMemory(Protocol):
-    """Addresses of one process, in bytes."""
+class UserMemory(Hashable, Protocol):
+    """Addresses of one process, in bytes. Two are the same only if they are one object."""
 
     def read(self, address: int, length: int) -> bytes:
         """Raises OSError (EFAULT) if a byte of it is not there."""
@@ -94,3 +99,127 @@ class LocalMemory:
             if offset + length <= len(self._buffers[place]):
                 return self._buffers[place][offset : offset + length]
         raise RequestError(errno.EFAULT, f"memory at {address:#x}: {length} bytes are not in one buffer")
+
+
+class FileMemory:
+    """A file in memory, which a program maps for DMA by its descriptor: bytes from 0 on. This one is of a buffer.
+
+    As an open file it knows no requests.
+    """
+
+    is_device = False
+    """Whether it is memory of a device (dma-buf), which is not accounted to a process."""
+
+    def __init__(self, buffer: bytearray | memoryview) -> None:
+        self.buffer = memoryview(buffer).cast("B")
+
+    def read(self, address: int, length: int) -> bytes:
+        """See :class:`UserMemory`."""
+        return bytes(self._find(address, length))
+
+    def write(self, address: int, data: bytes) -> None:
+        """See :class:`UserMemory`."""
+        self._find(address, len(data))[:] = data
+
+    def holds(self, address: int, length: int, *, writeable: bool) -> bool:
+        """See :class:`UserMemory`."""
+        return address + length <= len(self.buffer) and not (writeable and self.buffer.readonly)
+
+    def check_mapping(self, start: int, length: int) -> None:
+        """Before such bytes are mapped in an IOAS, whether or not a page table has them yet. Raises OSError."""
+
+    def ioctl(self, process: object, request: int, argument: int) -> int:
+        """Raises OSError (ENOTTY)."""
+        raise RequestError(errno.ENOTTY, f"request {request:#x} of a file in memory: it has none")
+
+    def close(self) -> None:
+        """What is mapped stays."""
+
+    def _find(self, address: int, length: int) -> memoryview:
+        if not self.holds(address, length, writeable=False):
+            raise RequestError(errno.EFAULT, f"file in memory: {address:#x}+{length:#x} is beyond its end")
+        return self.buffer[address : address + length]
+
+
+class Place(NamedTuple):
+    """Bytes that are the same memory wherever ``of`` and ``offset`` are equal."""
+
+    of: Hashable
+    offset: int
+    length: int
+
+
+def located(memory: UserMemory, address: int, length: int) -> list[Place]:
+    """Where memory really is: parts of it may be shared with files, or with other processes.
+
+    A memory that knows more than its addresses has a method ``located``. Raises OSError (EFAULT).
+    """
+    locate = getattr(memory, "located", None)
+    if locate is not None:
+        found: list[Place] = locate(address, length)
+        return found
+    if not memory.holds(address, length, writeable=False):
+        raise RequestError(errno.EFAULT, f"memory at {address:#x}+{length:#x}: not there")
+    return [Place(memory, address, length)]
+
+
+class UserData(NamedTuple):
+    """Data of a kind of IOMMU beside a request."""
+
+    kind: int
+    """What it is; 0: there is none."""
+    memory: UserMemory
+    address: int
+    length: int
+
+    def read(self, record: type[R], last: str) -> R:
+        """As this structure, of which a caller must bring the fields up to ``last``. What is left out is 0.
+
+        Raises OSError: EINVAL for less, or for more than the structure; EFAULT.
+        """
+        return _read_part(record, last, self.memory, self.address, self.length)
+
+
+class UserArray:
+    """Entries beside a request, which are carried out one after the other."""
+
+    def __init__(self, kind: int, memory: UserMemory, address: int, entry_length: int, number: int) -> None:
+        self.kind = kind
+        """What they are."""
+        self.number = number
+        self.done = 0
+        """How many were carried out."""
+        self._memory = memory
+        self._address = address
+        self._length = entry_length
+
+    def check_kind(self, kind: int) -> None:
+        """Raises OSError (EINVAL) if they are something else."""
+        if self.kind != kind:
+            raise RequestError(errno.EINVAL, f"entries of type {self.kind:#x}: must be {kind:#x}")
+
+    def each(self, record: type[R], last: str) -> Iterator[R]:
+        """One after the other, as UserData.read(); one is done when the next one is asked for."""
+        for number in range(self.number):
+            yield _read_part(record, last, self._memory, self._address + number * self._length, self._length)
+            self.done += 1
+
+    def all(self, record: type[R]) -> list[R]:
+        """All of them, before any is carried out; entries may be longer, if what is more is 0.
+
+        Raises OSError: EFAULT, E2BIG.
+        """
+        size = record.SIZE
+        data = self._memory.read(self._address, self._length * self.number)
+        entries = [data[start : start + self._length] for start in range(0, len(data), self._length)]
+        if any(any(entry[size:]) for entry in entries):
+            raise RequestError(errno.E2BIG, f"entries of {self._length} bytes: only {size} are known, and others not 0")
+        return [record.unpack(entry[:size].ljust(size, b"\0")) for entry in entries]
+
+
+def _read_part(record: type[R], last: str, memory: UserMemory, address: int, length: int) -> R:
+    field = record.field_named(last)
+    least = field.offset + field.size
+    if not least <= length <= record.SIZE:
+        raise RequestError(errno.EINVAL, f"{record.__name__} of {length} bytes: must be {least}..{record.SIZE}")
+    return record.unpack(memory.read(address, length).ljust(record.SIZE, b"\0"))

@@ -12,10 +12,13 @@ __all__ = [
     "API_VERSION",
     "MAX_DIRTY_BITMAP_SIZE",
     "REQUESTS",
+    "AttachFlag",
+    "AttachIommufdPasid",
     "AttachIommufdPt",
     "BindIommufd",
     "CapabilityHeader",
     "CapabilityId",
+    "DetachIommufdPasid",
     "DetachIommufdPt",
     "DeviceFeature",
     "DeviceInfo",
@@ -212,6 +215,27 @@ class AttachIommufdPt(Record):
     pt_id: Annotated[int, U32, "id of either; out: of the page table"]
 
 
+class AttachFlag(IntFlag):
+    PASID = 1
+
+
+class AttachIommufdPasid(Record):
+    """The same of a device's DMA with a PASID."""
+
+    argsz: Annotated[int, U32, "bytes of this structure"]
+    flags: Annotated[int, U32, "AttachFlag"]
+    pt_id: Annotated[int, U32, "id of a page table; out: the same"]
+    pasid: Annotated[int, U32, "the PASID"]
+
+
+class DetachIommufdPasid(Record):
+    """Let no DMA of a device with a PASID through."""
+
+    argsz: Annotated[int, U32, "bytes of this structure"]
+    flags: Annotated[int, U32, "AttachFlag"]
+    pasid: Annotated[int, U32, "the PASID"]
+
+
 class DetachIommufdPt(Record):
     """Let no DMA of a device through."""
 
@@ -297,7 +321,9 @@ REQUESTS: dict[type[Record], int] = {
     DmaUnmap: VfioRequest.IOMMU_UNMAP_DMA,
     GroupStatus: VfioRequest.GROUP_GET_STATUS,
     BindIommufd: VfioRequest.DEVICE_BIND_IOMMUFD,
+    AttachIommufdPasid: VfioRequest.DEVICE_ATTACH_IOMMUFD_PT,
     AttachIommufdPt: VfioRequest.DEVICE_ATTACH_IOMMUFD_PT,
+    DetachIommufdPasid: VfioRequest.DEVICE_DETACH_IOMMUFD_PT,
     DetachIommufdPt: VfioRequest.DEVICE_DETACH_IOMMUFD_PT,
     DeviceInfo: VfioRequest.DEVICE_GET_INFO,
     RegionInfo: VfioRequest.DEVICE_GET_REGION_INFO,

@@ -38,7 +38,7 @@ class Program(LocalProcess):
         self.data = bytearray(4096 * PAGE)
         self.va = self.memory.add(self.data)
 
-    def iommu(self, record: type[R], **fields: Any) -> R:
+    def iommu(self, record: type[R], /, **fields: Any) -> R:
         return self.call(self.fd, record, **fields)
 
     def ioas(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pviommu.interfaces.iommufd import DeviceConfig, DmaRefusedError, Region, RegionKind, System
+from pviommu.interfaces.iommufd import MSI_REGION, DeviceConfig, DmaRefusedError, Region, RegionKind, System
 from pviommu.interfaces.iommufd import structures as s
 from pviommu.interfaces.iommufd import vfio_structures as v
 from pviommu.interfaces.iommufd.vfio_structures import VfioRequest
@@ -115,3 +115,8 @@ def test_two_devices_of_one_name_and_a_region_backwards_are_refused() -> None:
         System([DeviceConfig("dma0"), DeviceConfig("dma0")])
     with pytest.raises(ValueError, match="first must not exceed last"):
         Region(5, 4, RegionKind.MSI)
+
+
+@pytest.mark.row("space", 43)
+def test_a_region_is_a_line_of_sysfs() -> None:
+    assert str(MSI_REGION) == "0x00000000fee00000 0x00000000feefffff msi"

@@ -44,7 +44,7 @@ def test_what_a_page_table_cannot_be_allocated_for(program: Program, ioas: int, 
             alloc(**wrong)
     with fails("ENOENT", "no fault queue"):
         alloc(flags=FAULT)
-    with fails("EOPNOTSUPP", "not part of this model"):
+    with fails("EOPNOTSUPP", "no such type"):
         alloc(pt_id=dma0.table(ioas, NEST), data_type=1, data_len=8)
     assert program.ioas() == 4
 

@@ -136,6 +136,7 @@ def test_mappings_that_can_be_made_are_counted(client: Client, monkeypatch: pyte
 
 @pytest.mark.row("space", 33)
 @pytest.mark.row("space", 38)
+@pytest.mark.row("space", 43)
 def test_ranges_follow_the_groups(client: Client) -> None:
     assert client.ranges() == [(0, MSI[0] - 1), (MSI[1] + 1, LAST48)]
     client.map(1 << 32, PAGE)
@@ -339,6 +340,7 @@ def test_the_last_group_takes_the_iommu_with_it(system: System, client: Client) 
     client.map(0x10000, PAGE)
 
 
+@pytest.mark.row("space", 43)
 def test_a_group_that_can_interrupt_others_is_not_given_away(system: System) -> None:
     client = Client(system, UNSAFE, version=None)
     with fails("EPERM", "unsafe"):
