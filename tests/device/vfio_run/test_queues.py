@@ -122,20 +122,6 @@ def test_memory_of_a_virtual_iommu_is_mapped() -> None:
 
 
 @pytest.mark.usefixtures("cache")
-def test_what_was_closed_is_closed_before_the_next_request() -> None:
-    program = """
-        fd = opened()
-        for _ in range(50):
-            space = ioas(fd)
-            access = struct.unpack("<II", test(fd, 5, space, "<II", 0, 1)[:8])[0]
-            refused(errno.EBUSY, asked, fd, 0x80, "<II", space)
-            os.close(access)
-            asked(fd, 0x80, "<II", space)
-    """
-    run(MOCK + "\n" + textwrap.dedent(program), System(mock=True))
-
-
-@pytest.mark.usefixtures("cache")
 def test_shared_memory_outlives_the_process_that_mapped_it() -> None:
     program = """
         fd = opened()

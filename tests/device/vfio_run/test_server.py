@@ -19,6 +19,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from pviommu.host.fairness import Fairness
 from pviommu.interfaces.iommufd import DeviceConfig, System
 from pviommu.topology import load
 from pviommu.transports.reserve import spare
@@ -100,7 +101,7 @@ def test_a_file_is_opened_and_asked(server: Server, tmp_path: Path) -> None:
     "data",
     [
         b"short",
-        message(9),
+        message(99),
         message(Kind.REQUEST, 0x3B64),
         message(Kind.IS),
         message(Kind.CLAIM, 0, 1),
@@ -193,6 +194,25 @@ def test_what_is_opened_and_not_claimed_is_closed_at_the_next_message(server: Se
         assert asked(server, group, message(Kind.REQUEST, 0x3B69)) == (0, 0)
         with connected(tmp_path / "socket") as device:
             assert asked(server, device, message(Kind.CLAIM, 0, again[1])) is None
+
+
+def test_what_was_closed_is_closed_before_the_next_request(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever of the two the server hears of first."""
+    structure, place = at(struct.pack("<IIII", 16, 0, 0, 0))
+    _kept, gone = at(struct.pack("<II", 8, 1))
+    with opened(server, tmp_path / "socket", "/dev/iommu") as sock:
+        answer = asked(server, sock, message(Kind.REQUEST, 0x3B8E, place))
+        assert answer is not None
+        assert (answer[0] & 0xFF, answer[0] >> 8) == (2, 12)  # the descriptor belongs into the structure
+        assert struct.unpack("<4I", structure)[2] == 1
+        queue = connected(tmp_path / "socket")
+        assert asked(server, queue, message(Kind.CLAIM, 0, answer[1])) == (0, 0)
+        assert asked(server, sock, message(Kind.REQUEST, 0x3B80, gone)) == (0, -errno.EBUSY)
+        monkeypatch.setattr(Fairness, "order", lambda _, watches: sorted(watches, key=lambda watch: watch.fd))
+        queue.close()
+        assert asked(server, sock, message(Kind.REQUEST, 0x3B80, gone)) == (0, 0)
 
 
 def test_what_is_opened_and_not_claimed_is_closed_with_its_connection(server: Server, tmp_path: Path) -> None:
