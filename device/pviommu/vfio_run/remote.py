@@ -23,6 +23,8 @@ __all__ = ["DescriptorMemory", "MemoryDeniedError", "RemoteMemory"]
 _libc = ctypes.CDLL(None, use_errno=True)
 _ADDRESSES = 1 << 63
 _READABLE, _WRITEABLE, _SHARED = 1, 2, 8
+_MOST_SHARED = 1024
+"""Mappings of a process that are remembered for when it has ended."""
 _QUERY = struct.Struct("<9Q4I2Q")
 _PROCMAP_QUERY = 0xC0686611
 _COVERING_OR_NEXT = 0x10
@@ -148,7 +150,7 @@ class RemoteMemory:
         position = address
         for mapping in self._mappings(address, address + length):
             first, end, rights, *_ = mapping
-            if rights & _SHARED:
+            if rights & _SHARED and len(self._shared) < _MOST_SHARED:
                 self._shared.add(mapping)
             if first > position or not rights & _READABLE or (writeable and not rights & _WRITEABLE):
                 return False
