@@ -25,14 +25,17 @@ import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import IO
+from types import SimpleNamespace
+from typing import IO, Any
 
-__all__ = ["Forked", "Forker", "fork", "forker", "run"]
+__all__ = ["SUBPROCESS", "Forked", "Forker", "fork", "forker", "popen", "run"]
 
 CHECKOUT = Path(__file__).parents[1]
 IMPORTED = ("pviommu.process.backend", "pviommu.process.logs", "pviommu.faults.engine", "pviommu.faults.scenario")
 IMPORTED += ("pviommu.control.answers", "pviommu.control.command", "pviommu.native.library", "platform")
 """Modules that processes of the command find imported, with those that these import."""
+PROGRAM = (sys.executable, "-m", "pviommu")
+"""What the command is where it is started."""
 _SET_CHILD_SUBREAPER = 36
 _MAX_REQUEST = 1 << 20
 _MAX_DESCRIPTORS = 64
@@ -69,6 +72,10 @@ class Forked:
         """Does nothing once it is known to have ended."""
         if self.poll() is None:
             os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        """SIGTERM."""
+        self.send_signal(signal.SIGTERM)
 
     def kill(self) -> None:
         """SIGKILL."""
@@ -115,10 +122,18 @@ class Forker:
         return self._process.pid
 
     def fork(
-        self, words: Sequence[str], environment: Mapping[str, str], folder: Path, descriptors: Mapping[int, int]
+        self,
+        words: Sequence[str],
+        environment: Mapping[str, str],
+        folder: Path,
+        descriptors: Mapping[int, int],
+        *,
+        session: bool = False,
     ) -> int:
-        """A process with the arguments ``words``; ``descriptors`` are those of this process by their number in it."""
-        request = json.dumps([list(words), dict(environment), str(folder), list(descriptors)]).encode()
+        """A process with the arguments ``words``; ``descriptors`` are those of this process by their number in it.
+        With ``session`` it leads a session of its own.
+        """
+        request = json.dumps([list(words), dict(environment), str(folder), list(descriptors), session]).encode()
         libc = ctypes.CDLL(None, use_errno=True)
         assert libc.prctl(_SET_CHILD_SUBREAPER, 1) == 0
         try:
@@ -170,6 +185,38 @@ def fork(
     return Forked(pid, None if near is None else open(near, encoding="utf-8"))
 
 
+def popen(
+    command: Sequence[str],
+    *,
+    stdin: int | IO[bytes] | None = None,
+    stdout: int | IO[bytes] | None = None,
+    stderr: int | IO[bytes] | None = None,
+    env: Mapping[str, str] | None = None,
+    pass_fds: Sequence[int] = (),
+    start_new_session: bool = False,
+    **how: Any,
+) -> Forked | subprocess.Popen[bytes]:
+    """In the place of :class:`subprocess.Popen`: forks what is ``python -m pviommu WORDS...``, and starts others.
+
+    ``how`` is for those only. No stream can be a new pipe.
+    """
+    if tuple(command[: len(PROGRAM)]) != PROGRAM:
+        how |= {"env": env, "pass_fds": pass_fds, "start_new_session": start_new_session}
+        return subprocess.Popen(command, stdin=stdin, stdout=stdout, stderr=stderr, **how)
+    descriptors = {fd: fd for fd in pass_fds}
+    with open(os.devnull, "r+b", buffering=0) as nothing:
+        for number, stream in zip(_STANDARD, (stdin, stdout, stderr), strict=True):
+            known = {None: number, subprocess.DEVNULL: nothing}.get(stream, stream)
+            descriptors[number] = known if isinstance(known, int) else known.fileno()
+        environment = os.environ if env is None else env
+        words = command[len(PROGRAM) :]
+        return Forked(forker().fork(words, environment, Path.cwd(), descriptors, session=start_new_session))
+
+
+SUBPROCESS = SimpleNamespace(**{**vars(subprocess), "Popen": popen})
+"""What a module may be given in the place of :mod:`subprocess`, so that the servers that it starts are forked."""
+
+
 def run(words: Sequence[str], environment: Mapping[str, str], timeout: float) -> subprocess.CompletedProcess[str]:
     """``pviommu WORDS...`` to its end, as :meth:`Forker.run`."""
     return forker().run(words, environment, Path.cwd(), timeout)
@@ -197,9 +244,11 @@ def _main(listening: int, main: str, *imported: str) -> int:
             requests.send(os.read(told, 64))
             for descriptor in (told, tell, *descriptors):
                 os.close(descriptor)
-        words, environment, folder, numbers = json.loads(request)
+        words, environment, folder, numbers, session = json.loads(request)
         _take(dict(zip(numbers, descriptors, strict=True)))
         requests.detach()
+    if session:
+        os.setsid()
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)

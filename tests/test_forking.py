@@ -120,3 +120,35 @@ def test_a_forker_ends_with_who_made_it() -> None:
     own.close()
 
     assert not Path(f"/proc/{own.pid}").exists()
+
+
+def test_in_the_place_of_popen_it_forks_the_command_and_starts_what_is_another(tmp_path: Path) -> None:
+    output = tmp_path / "output"
+    with output.open("wb") as file:
+        forked = forking.popen([*forking.PROGRAM, "topology", "list"], stdin=subprocess.DEVNULL, stdout=file)
+        other = forking.popen(["echo", "started"], stdin=subprocess.DEVNULL, stdout=file)
+        assert (type(forked), type(other)) == (forking.Forked, subprocess.Popen)
+        assert (forked.wait(PATIENCE_S), other.wait(PATIENCE_S)) == (0, 0)
+    lines = output.read_text().splitlines()
+    assert any(line.startswith("one-engine") for line in lines)
+    assert "started" in lines
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_a_process_leads_a_session_of_its_own_if_it_is_to(tmp_path: Path, own: bool) -> None:
+    command = [*forking.PROGRAM, "serve", str(TOPOLOGY), "--socket-dir", str(tmp_path)]
+    with (tmp_path / "log").open("wb") as log:
+        process = forking.popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=own, env=os.environ
+        )
+    try:
+        end = time.monotonic() + PATIENCE_S
+        while "listening" not in (tmp_path / "log").read_text():
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        assert (os.getsid(process.pid) == process.pid) is own
+        process.terminate()
+        assert process.wait(PATIENCE_S) == 0
+    finally:
+        process.kill()
+        process.wait(PATIENCE_S)
