@@ -10,12 +10,13 @@ import pytest
 
 from pviommu import snapshot
 from pviommu.dma.fault import DmaPendingError
+from pviommu.interfaces.pv import pages
 from pviommu.interfaces.pv.batch import ELEMENTS
 from pviommu.interfaces.pv.order import STEP_NS
-from pviommu.interfaces.pv.pages import PIECE
 from pviommu.interfaces.pv.profile import Progress
 from pviommu.interfaces.pv.ring import CommandRingState, Operation
 from pviommu.machine import Machine
+from pviommu.native import page_operation
 from pviommu.native.core import NativeCore
 from pviommu.native.library import Library
 from pviommu_abi.registers import Profile
@@ -31,6 +32,8 @@ from .conftest import PLACE, V7
 
 __all__ = ["native_library"]
 
+PIECE, MOST_PAGES = 1 << 9, 1 << 13
+"""An eighth of what a step does, and of what a native core does at once: each page costs time to save and load."""
 LONG = 17 * PIECE + 5
 """Pages of a map that does not allow large leaves, and is too long for a native core."""
 MAP = MapPages(Xen2024Op.MAP_PAGES, 1, 3, 1, 0, LONG).pack()
@@ -39,6 +42,12 @@ CORES = {"python": (False, False), "from native": (True, False), "to native": (F
 """of the machine that is saved, and of the one that goes on"""
 
 Make = Callable[..., Driver]
+
+
+@pytest.fixture(autouse=True)
+def _small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pages, "PIECE", PIECE)
+    monkeypatch.setattr(page_operation, "MOST_PAGES", MOST_PAGES)
 
 
 @pytest.fixture
