@@ -15,7 +15,7 @@
 
 #define PVDT_STRICT_ROUNDS	16
 #define PVDT_LAZY_ROUNDS	16
-#define PVDT_REUSE_ROUNDS	600
+#define PVDT_REUSE_ROUNDS	150
 #define PVDT_HAMMER_ROUNDS	16
 /*
  * A flush queue is flushed 10 ms after its first entry. The rest is for a busy machine: the test

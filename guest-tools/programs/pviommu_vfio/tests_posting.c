@@ -11,6 +11,8 @@
 /* the pool is asked for pages a few times, and reading the usage asks too */
 #define FEW		8
 #define TABLES		64
+#define TWO		(2 * PAGE)
+#define STRIDE		(2 * HUGE)
 
 static bool few_waits(const struct usage *before, const struct usage *after)
 {
@@ -36,15 +38,20 @@ static bool maps_are_posted(struct fixture *f)
 	       few_waits(&before, &after) && mapped_pages_are(f, MAPS);
 }
 
-/* Far apart, so that each page needs its own table. */
-static bool map_tables(struct fixture *f, struct space *space, unsigned int first,
-		       unsigned int count)
+/* Two pages on both sides of a border between two tables. */
+static uint64_t place(unsigned int i)
+{
+	return 8 * GIB + i * STRIDE + HUGE - PAGE;
+}
+
+/* So far apart that each page needs its own table; @count is even. */
+static bool map_tables(struct fixture *f, struct space *space, unsigned int count)
 {
 	unsigned int i;
 
-	for (i = first; i < first + count; i++)
-		if (!gives("map", f->ops->map(space, f->memory, 8 * GIB + i * HUGE, PAGE, RW), 0))
-			return complain("that was table %u", i);
+	for (i = 0; i < count / 2; i++)
+		if (!gives("map", f->ops->map(space, f->memory, place(i), TWO, RW), 0))
+			return complain("that was for tables %u and %u", 2 * i, 2 * i + 1);
 	return true;
 }
 
@@ -52,7 +59,7 @@ static bool pool_is_given_back(struct fixture *f)
 {
 	struct usage with, without;
 
-	return map_tables(f, &f->space, 0, TABLES) && read_usage(&with) &&
+	return map_tables(f, &f->space, TABLES) && read_usage(&with) &&
 	       (with.pool_used >= f->attached.pool_used + TABLES ||
 		complain("tables are not charged")) &&
 	       gives("unmap", f->ops->unmap_all(&f->space), 0) && read_usage(&without) &&
@@ -62,21 +69,21 @@ static bool pool_is_given_back(struct fixture *f)
 }
 
 /*
- * One space had most of the pool and unmapped all but a page. Whatever was kept for it, the other
+ * One space had most of the pool and unmapped all but two pages. Whatever was kept for it, the other
  * one can have as much.
  */
 static bool pool_goes_where_it_is_needed(struct fixture *f)
 {
-	unsigned int count = f->capabilities.pool_pages / 8 * 5;
+	unsigned int count = f->capabilities.pool_pages / 8 * 5 & ~1u, last = count / 2 - 1;
 	uint64_t unmapped;
 
-	return map_tables(f, &f->space, 0, count) &&
-	       gives("unmap", f->ops->unmap(&f->space, 8 * GIB + HUGE, (count - 1) * HUGE,
+	return map_tables(f, &f->space, count) &&
+	       gives("unmap", f->ops->unmap(&f->space, place(1), place(last) + TWO - place(1),
 					    &unmapped), 0) &&
-	       map_tables(f, &f->other_space, 0, count) &&
-	       engine_fills(&f->engine, 8 * GIB, 0x4444444444444444, PAGE) &&
-	       engine_fills(&f->other_engine, 8 * GIB + (count - 1) * HUGE, 0, PAGE) &&
-	       mapped_pages_are(f, 1 + count);
+	       map_tables(f, &f->other_space, count) &&
+	       engine_fills(&f->engine, place(0), 0x4444444444444444, TWO) &&
+	       engine_fills(&f->other_engine, place(last), 0, TWO) &&
+	       mapped_pages_are(f, 2 + count);
 }
 
 const struct test posting_tests[] = {
