@@ -60,7 +60,7 @@ Boot = Callable[..., Machine]
 @pytest.fixture(scope="session")
 def setup() -> Setup:
     """QEMU, kernel and modules."""
-    return prepare(Progress(io.StringIO(), 5))
+    return prepare(Progress(io.StringIO(), 5), kernel="lab")
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from .conftest import PLAIN
+
 if TYPE_CHECKING:
     from conftest import Command, LabRun
 
@@ -68,7 +70,7 @@ def test_program_that_reads_without_end_is_ended_by_the_time_limit(
     script = tmp_path / "endless.sh"
     script.write_text("#!/bin/sh\necho began\nexec sleep 1000\n")
     script.chmod(0o755)
-    run = command.run(artefacts / "endless", 60, "--run", str(script))
+    run = command.run(artefacts / "endless", 60, *PLAIN, "--run", str(script))
 
     assert run.status == 124, run.output
     assert run.results["program"]["status"] is None

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from .conftest import PLAIN
+
 if TYPE_CHECKING:
     from conftest import Command, LabRun
 
@@ -40,14 +42,14 @@ def conforming_run(command: Command, artefacts: Path, tmp_path_factory: pytest.T
     """Rules that are there since the boot, because one is about a socket."""
     path = tmp_path_factory.mktemp("conforming") / "mine.json"
     path.write_text(json.dumps(CONFORMING))
-    return command.run(artefacts / "conforming", LIMIT, "--scenario", str(path))
+    return command.run(artefacts / "conforming", LIMIT, *PLAIN, "--scenario", str(path))
 
 
 @pytest.fixture(scope="module")
 def never_run(command: Command, artefacts: Path, tmp_path_factory: pytest.TempPathFactory) -> LabRun:
     path = tmp_path_factory.mktemp("never") / "never.toml"
     path.write_text(NEVER)
-    return command.run(artefacts / "never", LIMIT, "--scenario", str(path))
+    return command.run(artefacts / "never", LIMIT, *PLAIN, "--scenario", str(path))
 
 
 def test_a_guest_survives_conforming_rules_with_its_data_intact(conforming_run: LabRun) -> None:
@@ -89,7 +91,7 @@ def test_the_lab_plays_a_scenario_in_every_run_and_says_so(lab_run: LabRun) -> N
 def test_a_first_attach_that_finds_no_memory_is_tried_again(command: Command, artefacts: Path) -> None:
     """The kernel warns of a driver that fails it, and none of the functions behind the IOMMU gets a driver."""
     names = ("--scenario", "first-attach-refused", "--scenario-from", "boot")
-    run = command.run(artefacts / "first-attach", LIMIT, *names)
+    run = command.run(artefacts / "first-attach", LIMIT, *PLAIN, *names)
     assert run.status == 0, run.output[-2000:]
     assert "scenario first-attach-refused: 1 rule, all as expected (" in run.output
     assert "the kernel has nothing to complain about" in run.passed
@@ -99,7 +101,7 @@ def test_an_adversarial_rule_may_cost_the_iommu_its_driver_and_is_known_to_have_
     command: Command, artefacts: Path
 ) -> None:
     """What rules did is in the shared memory, which needs no driver; and what such a rule does is no failure."""
-    run = command.run(artefacts / "all-ones", LIMIT, "--scenario", "registers-read-all-ones")
+    run = command.run(artefacts / "all-ones", LIMIT, *PLAIN, "--scenario", "registers-read-all-ones")
     assert run.status == 0, run.output[-2000:]
     assert "skip the drivers go and come while rules act (adversarial rules acted)" in run.output
     assert {"rule gone has acted as expected", "without rules everything works"} <= run.passed
@@ -108,7 +110,8 @@ def test_an_adversarial_rule_may_cost_the_iommu_its_driver_and_is_known_to_have_
 
 def test_a_guest_survives_its_engines_failures_one_by_one_in_one_boot(command: Command, artefacts: Path) -> None:
     """An engine that stops is reset by its driver; one that hangs, and an IOMMU that resets itself, are adversarial."""
-    status, output = command.sweep(artefacts / "sweep", LIMIT, "--only", "endpoint.work.pre", "--adversarial")
+    chosen = ("--only", "endpoint.work.pre", "--adversarial")
+    status, output = command.sweep(artefacts / "sweep", LIMIT, "--kernel", "lab", *chosen)
     assert status == 0, output[-3000:]
     assert "\n1..4\n" in output
     for words in ("fail FAILED", "delay 5ms", "hang", "reset"):

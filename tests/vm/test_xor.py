@@ -7,21 +7,24 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from .conftest import PLAIN
+
 if TYPE_CHECKING:
     from conftest import Command
 
 LIMIT = 180
+TRANSPORTS = {"vfio-user": (), "libvfio-user": PLAIN}
+"""Each with options of the lab."""
 
 
-@pytest.mark.parametrize("transport", ["vfio-user", "libvfio-user"])
+@pytest.mark.parametrize("transport", TRANSPORTS)
 def test_a_program_of_user_space_has_its_buffer_xored_with_the_key_of_the_topology(
     command: Command, artefacts: Path, checkout: Path, transport: str
 ) -> None:
     script = str(checkout / "guest-tools/programs/xor.sh")
 
-    run = command.run(
-        artefacts / f"xor-{transport}", LIMIT, "--topology", "xor", "--run", script, "--transport", transport
-    )
+    options = ("--topology", "xor", "--run", script, "--transport", transport, *TRANSPORTS[transport])
+    run = command.run(artefacts / f"xor-{transport}", LIMIT, *options)
 
     said = (run.folder / "program.out").read_text()
     assert run.status == 0, said + run.output[-2000:]
