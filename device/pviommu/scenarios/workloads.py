@@ -63,7 +63,7 @@ class Workload(NamedTuple):
     """of the machine"""
 
 
-def _rounds(guest: PlayedGuest, count: int = ROUNDS) -> None:
+def _rounds(guest: PlayedGuest, count: int) -> None:
     """Maps, DMA to what is mapped, unmaps, DMA to what was unmapped; retries what is refused for lack of memory."""
     contexts = {name: guest.attached(name) for name in STREAMS}
     for number in range(count):
@@ -108,7 +108,7 @@ def maps(stage: Stage) -> Iterator[PlayedGuest]:
     guest = PlayedGuest(stage)
     yield guest
     guest.start()
-    _rounds(guest)
+    _rounds(guest, ROUNDS)
 
 
 def rings(stage: Stage) -> Iterator[PlayedGuest]:
@@ -223,7 +223,7 @@ def wire(stage: Stage) -> Iterator[PlayedGuest]:
         for command, payload in _SELDOM:
             with contextlib.suppress(RemoteError):
                 iommu.client.request(command, payload)
-        _rounds(guest)
+        _rounds(guest, ROUNDS)
         iommu.unplug(0, RAM_PAGES << 12)
         tried_again(partial(iommu.plug, 0, RAM_PAGES << 12, stage.ram.fd))
         with contextlib.suppress(RemoteError):

@@ -23,6 +23,7 @@ from pviommu.faults.written import written
 from pviommu.interfaces.pv.bindings import Bindings
 from pviommu.reports.ktap import KtapParser, Outcome
 from pviommu.scenarios import sweep as sweeping
+from pviommu.scenarios import workloads
 from pviommu.scenarios.cases import LEFT_OUT, Case, Passes, cases, passes
 from pviommu.scenarios.examination import Kind, examined
 from pviommu.scenarios.run import played
@@ -31,6 +32,12 @@ from pviommu.scenarios.workloads import WORKLOADS
 
 SHARDS = 8
 PLACES = [place.name for place in places("*")]
+
+
+@pytest.fixture(autouse=True)
+def _few_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is swept acts in the first rounds; these are enough to see what comes of it."""
+    monkeypatch.setattr(workloads, "ROUNDS", 8)
 
 
 @cache
