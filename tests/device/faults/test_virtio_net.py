@@ -208,7 +208,7 @@ def test_a_fault_costs_what_it_must_and_the_cards_go_on(cards: Callable[[Rule], 
 
 
 def test_a_card_that_fails_works_again_after_a_reset_of_its_function(cards: Callable[[Rule], Cards]) -> None:
-    rule = {"on": "endpoint.work.pre", "where": {"function": "net1"}, "schedule": {"nth": 30}, "do": {"fail": "FAILED"}}
+    rule = {"on": "endpoint.work.pre", "where": {"function": "net1"}, "schedule": {"nth": 6}, "do": {"fail": "FAILED"}}
     played = cards(rule)
     for fill in range(1, FRAMES + 1):
         played.exchange(fill)
