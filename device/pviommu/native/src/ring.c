@@ -23,7 +23,7 @@
 
 #define PV_NOBODY	0xffffffffu	/* history/records.py */
 
-/* How much work goes by between two looks at the clock. */
+/* How much work goes by between two looks at the clock: so many slots, so many pages, or less of both. */
 #define CLOCK_SLOTS	16
 #define CLOCK_PAGES	1024
 
@@ -41,13 +41,13 @@ static uint64_t now_ns(void)
 	return (uint64_t)time.tv_sec * 1000000000ull + (uint64_t)time.tv_nsec;
 }
 
-/* The time, which is that of the records which follow. */
-static uint64_t look_at_clock(const struct pv_rings *rings)
+/* The time, which is that of the records which follow, if there is a history. */
+static uint64_t look_at_clock(struct pv_history *history)
 {
 	uint64_t now = now_ns();
 
-	if (rings->history)
-		rings->history->time_ns = now;
+	if (history)
+		history->time_ns = now;
 	return now;
 }
 
@@ -221,13 +221,13 @@ static inline __attribute__((always_inline)) void
 execute_slots(const struct pv_rings *rings, struct pv_ring *ring, uint32_t limit, uint64_t deadline_ns,
 	      struct pv_report *report, int recorded)
 {
-	uint64_t slot[PV_SLOT_WORDS] __attribute__((aligned(16))), pages = 0;
+	uint64_t slot[PV_SLOT_WORDS] __attribute__((aligned(16))), work = 0;
 	struct pv_outcome outcome;
 	uint32_t unpublished = 0;
 
 	report->ring = ring->number;
 	report->reason = PV_DONE;
-	for (uint32_t i = 1; i <= limit; i++) {
+	for (; limit; limit--) {
 		if (!execute_one(rings, ring, ring->completed + unpublished, report, slot, &outcome, recorded)) {
 			report->reason = PV_FOR_PYTHON;
 			break;
@@ -247,10 +247,10 @@ execute_slots(const struct pv_rings *rings, struct pv_ring *ring, uint32_t limit
 			if (report->interrupt)
 				break;
 		}
-		pages += outcome.done;
-		if (i % CLOCK_SLOTS == 0 || pages > CLOCK_PAGES) {
-			pages = 0;
-			if (look_at_clock(rings) > deadline_ns) {
+		work += CLOCK_PAGES / CLOCK_SLOTS + outcome.done;
+		if (work >= CLOCK_PAGES) {
+			work = 0;
+			if (look_at_clock(recorded ? rings->history : NULL) > deadline_ns) {
 				report->reason = PV_OVERDUE;
 				break;
 			}
@@ -260,15 +260,29 @@ execute_slots(const struct pv_rings *rings, struct pv_ring *ring, uint32_t limit
 		report->interrupt |= publish(ring, unpublished);
 }
 
+/* Two functions: in a common one, the loop that keeps no history lacks the registers that the other needs. */
+static __attribute__((noinline)) void
+execute_recorded(const struct pv_rings *rings, struct pv_ring *ring, uint32_t limit, uint64_t deadline_ns,
+		 struct pv_report *report)
+{
+	execute_slots(rings, ring, limit, deadline_ns, report, 1);
+}
+
+static __attribute__((noinline)) void
+execute_unrecorded(const struct pv_rings *rings, struct pv_ring *ring, uint32_t limit, uint64_t deadline_ns,
+		   struct pv_report *report)
+{
+	execute_slots(rings, ring, limit, deadline_ns, report, 0);
+}
+
 /* Execute up to `limit` slots, which the ring has; adds to *report. A slot begun is finished, whatever the time. */
 static void execute(const struct pv_rings *rings, struct pv_ring *ring, uint32_t limit, uint64_t deadline_ns,
 		    struct pv_report *report)
 {
-	/* Each inlined, so that a history costs nothing while none is kept. */
 	if (rings->history)
-		execute_slots(rings, ring, limit, deadline_ns, report, 1);
+		execute_recorded(rings, ring, limit, deadline_ns, report);
 	else
-		execute_slots(rings, ring, limit, deadline_ns, report, 0);
+		execute_unrecorded(rings, ring, limit, deadline_ns, report);
 }
 
 /*
@@ -278,8 +292,8 @@ static void execute(const struct pv_rings *rings, struct pv_ring *ring, uint32_t
 PV_EXPORT void pv_ring_execute(const struct pv_rings *rings, uint32_t number, uint32_t limit, uint64_t budget_ns,
 			       struct pv_report *report)
 {
-	execute(rings, &rings->rings[number], limit < MOST_SLOTS ? limit : MOST_SLOTS, look_at_clock(rings) + budget_ns,
-		report);
+	execute(rings, &rings->rings[number], limit < MOST_SLOTS ? limit : MOST_SLOTS,
+		look_at_clock(rings->history) + budget_ns, report);
 }
 
 /* Whether the guest began to wait since the last call, as CommandRing.is_awaited_anew() of pv/ring.py. */
@@ -312,7 +326,8 @@ static int is_readable(int fd)
 PV_EXPORT void pv_spin(const struct pv_rings *rings, uint64_t budget_ns, uint64_t left_ns, uint64_t window_ns, int fd,
 		       struct pv_report *report)
 {
-	uint64_t now = look_at_clock(rings), deadline = now + budget_ns, until = now + left_ns, look = now + LOOK_NS, waits = 0;
+	uint64_t now = look_at_clock(rings->history), deadline = now + budget_ns, until = now + left_ns;
+	uint64_t look = now + LOOK_NS, waits = 0;
 
 	do {
 		if (now >= look) {
@@ -341,7 +356,7 @@ PV_EXPORT void pv_spin(const struct pv_rings *rings, uint64_t budget_ns, uint64_
 			}
 			__builtin_ia32_pause();
 		}
-		now = look_at_clock(rings);
+		now = look_at_clock(rings->history);
 		if (waits != waits_of(report)) {
 			waits = waits_of(report);
 			until = now + window_ns;
