@@ -124,13 +124,21 @@ class Executor:
             operations.may_be_in_progress = any(ring.operation for ring in self._rings)
         return operations.may_be_in_progress
 
+    def _may_go_on(self) -> bool:
+        """Whether there is an operation in progress that no rule holds."""
+        return (
+            self.operations.may_be_in_progress
+            and self._is_in_progress()
+            and any(ring.operation and not self._executors[ring.number].is_held for ring in self._rings)
+        )
+
     def take_waits(self) -> int:
         """How many times somebody in the guest began to wait since the last call, as far as that can be told."""
         return self.waits.take(ring for ring in self._rings if ring.enabled)
 
     def is_pressed(self) -> bool:
         """Whether there is work that cannot wait a moment: somebody polls for it, or it takes more than one step."""
-        return any(ring.operation and not self._executors[ring.number].is_held for ring in self._rings) or any(
+        return self._may_go_on() or any(
             ring.is_awaited() or self._executors[ring.number].pending() >= MOST_SLOTS
             for ring in self._rings
             if ring.enabled
@@ -142,9 +150,8 @@ class Executor:
         for ring in rings:
             ring.arm()
         fence()
-        executors = (self._executors[ring.number] for ring in rings)
-        return not any(
-            not executor.is_held if executor.ring.operation else executor.pending() for executor in executors
+        return not self._may_go_on() and not any(
+            not ring.operation and self._executors[ring.number].pending() for ring in rings
         )
 
     def disarm(self) -> None:

@@ -246,21 +246,19 @@ class XenOperations:
 
         def answer(payload: bytes, ctx: int, before: int, outcome: Outcome) -> Reply:
             counted = payload[:offset] + ((before & added) + outcome.done & largest).to_bytes(size, "little")
-            stop = self._reported(op, ctx, outcome)
-            if stop is None:
+            if outcome.stop is None:
                 return Reply(0, counted)
+            stop = self._reported(op, ctx, outcome.stop, outcome.at)
             return Reply(op.results[stop], b"" if stop in op.uncounted else counted)
 
         return answer
 
     def _result(self, op: PageOperation, ctx: int, outcome: Outcome) -> int:
-        stop = self._reported(op, ctx, outcome)
-        return 0 if stop is None else op.results[stop]
+        return 0 if outcome.stop is None else op.results[self._reported(op, ctx, outcome.stop, outcome.at)]
 
-    def _reported(self, op: PageOperation, ctx: int, outcome: Outcome) -> Stop | None:
-        """Why it stopped, as this profile has it."""
-        stop = outcome.stop
-        if stop is Stop.NOT_RAM and op.reserved_first and outcome.at is not None and self._is_reserved(ctx, outcome.at):
+    def _reported(self, op: PageOperation, ctx: int, stop: Stop, at: int | None) -> Stop:
+        """Why it stopped at ``at``, as this profile has it."""
+        if stop is Stop.NOT_RAM and op.reserved_first and at is not None and self._is_reserved(ctx, at):
             return Stop.RESERVED
         return stop
 
