@@ -21,6 +21,12 @@
 
 #define MOST_SLOTS	256u
 
+/*
+ * How far ahead slots are prefetched. 2 makes posting faster for both sides; 1, 3 and 4 do not (docs/performance.md).
+ * Slots past those submitted are never fetched: the guest is writing them.
+ */
+#define AHEAD		2
+
 #define PV_NOBODY	0xffffffffu	/* history/records.py */
 
 /* How much work goes by between two looks at the clock: so many slots, so many pages, or less of both. */
@@ -171,6 +177,11 @@ static uint32_t publish(struct pv_ring *ring, uint32_t count)
 	return ring->completed - event - 1 < count;
 }
 
+static uint8_t *slot_at(const struct pv_ring *ring, uint32_t index)
+{
+	return ring->slots + (index & (ring->entries - 1)) * SLOT_SIZE;
+}
+
 /*
  * Carry out slot `index` of a ring, if it is for this core, of which `slot` is a copy afterwards. What came of it is
  * written, its completion not published.
@@ -179,7 +190,7 @@ static inline __attribute__((always_inline)) int
 execute_one(const struct pv_rings *rings, struct pv_ring *ring, uint32_t index, struct pv_report *report,
 	    uint64_t *slot, struct pv_outcome *outcome, int recorded)
 {
-	uint8_t *place = ring->slots + (index & (ring->entries - 1)) * SLOT_SIZE;
+	uint8_t *place = slot_at(ring, index);
 	const volatile pair *pairs = (const volatile pair *)place;
 	volatile uint32_t *words = (volatile uint32_t *)place;
 	const struct pv_operation *operation;
@@ -228,6 +239,8 @@ execute_slots(const struct pv_rings *rings, struct pv_ring *ring, uint32_t limit
 	report->ring = ring->number;
 	report->reason = PV_DONE;
 	for (; limit; limit--) {
+		if (limit > AHEAD)
+			__builtin_prefetch(slot_at(ring, ring->completed + unpublished + AHEAD));
 		if (!execute_one(rings, ring, ring->completed + unpublished, report, slot, &outcome, recorded)) {
 			report->reason = PV_FOR_PYTHON;
 			break;
