@@ -41,7 +41,7 @@ PRINTED_PATH = "/lab/expect.json"
 EXPECTED_PATH = "/lab/capabilities"
 """Where the guest finds the lines that its driver must show."""
 
-GUEST_MODULES = ("virtio_net", "vfio_pci", "vfio_iommu_type1")
+GUEST_MODULES = ("virtio_net", "8021q", "vfio_pci", "vfio_iommu_type1")
 """Modules of the kernel's own that the guest's tests load, where the kernel has them as modules."""
 
 TAKEOVER = "driver/pviommu-takeover"
