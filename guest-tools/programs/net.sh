@@ -151,7 +151,7 @@ no_ping_to() {
 captured() {
 	pviommu_net capture "$one" "$1" >/tmp/captured &
 	capture=$!
-	within 5 grep -q "^capture" /tmp/captured || return 1
+	within 5 grep -q "^listening" /tmp/captured || return 1
 	inside pviommu_net raw "$two" "$nobody" 5 && pings 10.9.0.2 5 1000 && pings 10.9.0.2 3 || return 1
 	kill "$capture" && wait "$capture" || return 1
 	frames=$(grep -c "^frame in 60 " /tmp/captured)

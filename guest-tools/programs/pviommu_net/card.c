@@ -26,9 +26,7 @@ static int ask(const char *interface, void *data)
 	struct ifreq request = { .ifr_data = data };
 	int fd = socket(AF_INET, SOCK_DGRAM, 0), status;
 
-	if (strlen(interface) >= IFNAMSIZ)
-		return errno = ENODEV, -1;
-	strcpy(request.ifr_name, interface);
+	snprintf(request.ifr_name, IFNAMSIZ, "%s", interface);
 	status = ioctl(fd, SIOCETHTOOL, &request);
 	close(fd);
 	return status;
@@ -46,11 +44,11 @@ int show(int count, char **words)
 		return USAGE;
 	if (ask(words[0], &driver) || ask(words[0], &link) || ask(words[0], &queues))
 		return failed(words[0]);
-	if (!ask(words[0], &speed))	/* newer kernels answer this from what the driver says of its link */
+	if (!ask(words[0], &speed))
 		mbit = ethtool_cmd_speed(&speed);
-	printf("driver %s, bus %s, link %s, speed %u, queues %u of %u, statistics %u\n", driver.driver,
-	       driver.bus_info, link.data ? "up" : "down", mbit, queues.combined_count, queues.max_combined,
-	       driver.n_stats);
+	printf("driver %s, bus %s, link %s, speed %u, queues %u of %u, statistics %u\n",
+	       driver.driver, driver.bus_info, link.data ? "up" : "down", mbit,
+	       queues.combined_count, queues.max_combined, driver.n_stats);
 	return DONE;
 }
 
@@ -65,11 +63,11 @@ int channels(int count, char **words)
 	wanted.cmd = ETHTOOL_SCHANNELS;
 	wanted.combined_count = atoi(words[1]);
 	if (ask(words[0], &wanted))
-		return failed("channels");
+		return failed(words[1]);
 	wanted.cmd = ETHTOOL_GCHANNELS;
 	errno = 0;
 	if (ask(words[0], &wanted) || wanted.combined_count != (unsigned int)atoi(words[1]))
-		return failed("channels: they are not what was asked for");
+		return failed("pairs of queues: they are not what was asked for");
 	return DONE;
 }
 
@@ -91,10 +89,10 @@ int feature(int count, char **words)
 		struct ethtool_gfeatures head;
 		struct ethtool_get_features_block blocks[BLOCKS];
 	} got = { .head = { .cmd = ETHTOOL_GFEATURES, .size = BLOCKS } };
-	bool on;
+	bool on = count == 3 && !strcmp(words[2], "on");
 	uint32_t place = 0;
 
-	if (count != 3 || ((on = !strcmp(words[2], "on")) == !strcmp(words[2], "off")))
+	if (count != 3 || (!on && strcmp(words[2], "off")))
 		return USAGE;
 	if (ask(words[0], &size) || size.length > MOST_FEATURES || ask(words[0], &strings))
 		return failed(words[0]);
@@ -102,15 +100,15 @@ int feature(int count, char **words)
 		place++;
 	errno = 0;
 	if (place == size.length)
-		return failed("feature: the kernel knows none of that name");
+		return failed("the kernel knows none of that name");
 	wanted.head.size = (size.length + 31) / 32;
 	wanted.blocks[place / 32].valid = 1u << place % 32;
 	wanted.blocks[place / 32].requested = on ? 1u << place % 32 : 0;
 	if (ask(words[0], &wanted) < 0 || ask(words[0], &got))
-		return failed("feature");
+		return failed(words[1]);
 	errno = 0;
 	if (!!(got.blocks[place / 32].active & 1u << place % 32) != on)
-		return failed("feature: it is not what was asked for");
+		return failed("it is not what was asked for");
 	return DONE;
 }
 
@@ -135,17 +133,17 @@ int xdp(int count, char **words)
 	else if (strcmp(words[1], "pass"))
 		return USAGE;
 	load.prog_type = BPF_PROG_TYPE_XDP;
-	load.insn_cnt = sizeof(program) / sizeof(program[0]);
+	load.insn_cnt = COUNT_OF(program);
 	load.insns = (uintptr_t)program;
 	load.license = (uintptr_t)"Dual MIT/GPL";
 	link.link_create.prog_fd = bpf(BPF_PROG_LOAD, &load);
 	if ((int)link.link_create.prog_fd < 0)
-		return failed("xdp: the program");
+		return failed("BPF_PROG_LOAD");
 	link.link_create.target_ifindex = if_nametoindex(words[0]);
 	link.link_create.attach_type = BPF_XDP;
-	link.link_create.flags = XDP_FLAGS_DRV_MODE;	/* the driver's own, not the kernel's general one */
+	link.link_create.flags = XDP_FLAGS_DRV_MODE;	/* not the kernel's general one */
 	if (bpf(BPF_LINK_CREATE, &link) < 0)	/* its end is that of the descriptor */
-		return failed("xdp: the link");
+		return failed("BPF_LINK_CREATE");
 	if (!fork()) {
 		execvp(words[2], words + 2);
 		_exit(127);

@@ -14,17 +14,18 @@
 static const struct {
 	const char *name;
 	int (*run)(int count, char **words);
-	const char *usage;
+	const char *arguments;
+	const char *meaning;
 } commands[] = {
-	{ "serve", serve, "PORT                          the other end of tcp and udp, until it is killed" },
-	{ "tcp", tcp, "ADDRESS PORT BYTES CONNECTIONS   so many bytes each way on each, all open at once" },
-	{ "udp", udp, "ADDRESS PORT COUNT SIZE WINDOW   datagrams that come back, WINDOW of them on their way" },
-	{ "capture", capture, "INTERFACE all|own             a line for each frame, until it gets SIGTERM" },
-	{ "raw", raw, "INTERFACE ADDRESS COUNT          numbered frames for that hardware address" },
-	{ "show", show, "INTERFACE                        driver, link and speed, as ethtool has them" },
-	{ "feature", feature, "INTERFACE NAME on|off         as ethtool -K, with the kernel's name of it" },
-	{ "channels", channels, "INTERFACE COUNT              pairs of queues, as ethtool -L" },
-	{ "xdp", xdp, "INTERFACE pass|drop COMMAND...   runs it while the driver passes or drops all frames" },
+	{ "serve", serve, "PORT", "the other end of tcp and udp, until it is killed" },
+	{ "tcp", tcp, "ADDRESS PORT BYTES CONNECTIONS", "so many each way on each" },
+	{ "udp", udp, "ADDRESS PORT COUNT SIZE WINDOW", "they come back, WINDOW on their way" },
+	{ "capture", capture, "INTERFACE all|own", "a line for each frame, until SIGTERM" },
+	{ "raw", raw, "INTERFACE ADDRESS COUNT", "numbered frames for that hardware address" },
+	{ "show", show, "INTERFACE", "driver, link and speed, as ethtool has them" },
+	{ "feature", feature, "INTERFACE NAME on|off", "ethtool -K, with the kernel's name of it" },
+	{ "channels", channels, "INTERFACE COUNT", "pairs of queues, as ethtool -L" },
+	{ "xdp", xdp, "INTERFACE pass|drop COMMAND...", "runs it while all frames pass or drop" },
 };
 
 int failed(const char *what)
@@ -46,14 +47,14 @@ double now(void)
 
 int main(int argc, char **argv)
 {
-	const size_t count = sizeof(commands) / sizeof(commands[0]);
 	int status = USAGE;
 
-	for (size_t i = 0; argc > 1 && i < count; i++)
+	for (size_t i = 0; argc > 1 && i < COUNT_OF(commands); i++)
 		if (!strcmp(argv[1], commands[i].name))
 			status = commands[i].run(argc - 2, argv + 2);
 	if (status == USAGE)
-		for (size_t i = 0; i < count; i++)
-			fprintf(stderr, "pviommu_net %s %s\n", commands[i].name, commands[i].usage);
+		for (size_t i = 0; i < COUNT_OF(commands); i++)
+			fprintf(stderr, "pviommu_net %s %s: %s\n", commands[i].name,
+				commands[i].arguments, commands[i].meaning);
 	return status;
 }

@@ -10,7 +10,11 @@ enum { DONE = 0, FAILED = 1, USAGE = 2 };
 
 #define LIMIT_SECONDS	60	/* without any progress, before a transfer is given up */
 
-/* Writes what has gone wrong, with errno's text if it is not 0, to standard error. Returns FAILED. */
+#define COUNT_OF(array)	(sizeof(array) / sizeof((array)[0]))
+
+/*
+ * Writes what has gone wrong, with errno's text if it is not 0, to standard error. Returns FAILED.
+ */
 int failed(const char *what);
 
 /* The bytes from @offset on of the stream that @seed names; whether @data has these. */

@@ -61,31 +61,32 @@ int capture(int count, char **words)
 	socklen_t size = sizeof(lost);
 	static uint8_t frame[MOST_BYTES];
 	ssize_t length;
-	bool is_all;
+	bool is_all = count == 2 && !strcmp(words[1], "all");
 	int fd;
 
-	if (count != 2 || ((is_all = !strcmp(words[1], "all")) == !strcmp(words[1], "own")))
+	if (count != 2 || (!is_all && strcmp(words[1], "own")))
 		return USAGE;
 	fd = open_packet(words[0], &place);
 	if (fd < 0 || bind(fd, (struct sockaddr *)&place, sizeof(place)))
-		return failed("capture");
+		return failed(words[0]);
 	promiscuous.mr_ifindex = place.sll_ifindex;
-	if (is_all && setsockopt(fd, SOL_PACKET, PACKET_ADD_MEMBERSHIP, &promiscuous, sizeof(promiscuous)))
-		return failed("capture: promiscuous");
+	if (is_all && setsockopt(fd, SOL_PACKET, PACKET_ADD_MEMBERSHIP, &promiscuous,
+				 sizeof(promiscuous)))
+		return failed("PACKET_MR_PROMISC");
 	sigaction(SIGTERM, &on_end, NULL);	/* without SA_RESTART, so that it ends a wait */
-	printf("capture of %s\n", words[0]);
+	printf("listening\n");
 	fflush(stdout);
 	while (!is_over) {
 		size = sizeof(from);
 		length = recvfrom(fd, frame, MOST_BYTES, 0, (struct sockaddr *)&from, &size);
 		if (length < 0)
 			continue;
-		printf("frame %s %zd %08x\n", from.sll_pkttype == PACKET_OUTGOING ? "out" : "in", length,
-		       crc32(frame, length));
+		printf("frame %s %zd %08x\n", from.sll_pkttype == PACKET_OUTGOING ? "out" : "in",
+		       length, crc32(frame, length));
 	}
 	size = sizeof(lost);
 	if (getsockopt(fd, SOL_PACKET, PACKET_STATISTICS, &lost, &size))
-		return failed("capture: statistics");
+		return failed("PACKET_STATISTICS");
 	printf("captured %u, lost %u\n", lost.tp_packets, lost.tp_drops);
 	return lost.tp_drops ? FAILED : DONE;
 }
@@ -98,23 +99,25 @@ int raw(int count, char **words)
 	unsigned long frames;
 	int fd;
 
-	if (count != 3 || sscanf(words[1], "%hhx:%hhx:%hhx:%hhx:%hhx:%hhx", &address[0], &address[1], &address[2],
-				 &address[3], &address[4], &address[5]) != ETH_ALEN)
+	if (count != 3 || sscanf(words[1], "%hhx:%hhx:%hhx:%hhx:%hhx:%hhx", &address[0],
+				 &address[1], &address[2], &address[3], &address[4],
+				 &address[5]) != ETH_ALEN)
 		return USAGE;
 	frames = strtoul(words[2], &end, 10);
 	if (!*words[2] || *end)
 		return USAGE;
 	fd = open_packet(words[0], &place);
 	if (fd < 0)
-		return failed("raw");
+		return failed(words[0]);
 	memcpy(frame, address, ETH_ALEN);
 	frame[ETH_ALEN] = 2;	/* some source of its own */
 	frame[12] = EXPERIMENT >> 8;
 	frame[13] = EXPERIMENT & 0xff;
 	for (uint32_t i = 0; i < frames; i++) {
 		memcpy(frame + 14, &i, sizeof(i));
-		if (sendto(fd, frame, sizeof(frame), 0, (struct sockaddr *)&place, sizeof(place)) < 0)
-			return failed("raw: send");
+		if (sendto(fd, frame, sizeof(frame), 0, (struct sockaddr *)&place,
+			   sizeof(place)) < 0)
+			return failed("sendto");
 	}
 	return DONE;
 }

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 /*
- * TCP and UDP between two ends that know each byte. A connection of TCP begins with a struct request; then its
- * client sends, and once all of that was right the server answers with OK and sends as much. A datagram of UDP comes
- * back as it was, and begins with its number.
+ * TCP and UDP between two ends that know each byte. A connection of TCP begins with a struct
+ * request; then its client sends, and once all of that was right the server answers with OK and
+ * sends as much. A datagram of UDP comes back as it was, and begins with its number.
  */
 #include <arpa/inet.h>
 #include <errno.h>
@@ -35,7 +35,7 @@ struct request {
 
 enum stage { ASK, UP, ANSWER, DOWN, OVER };
 
-/* One end of a connection. Both ends pass the same stages; the client sends in ASK and UP, the server in the others. */
+/* One end of a connection. The client sends in the stages ASK and UP, the server in the others. */
 struct end {
 	int fd;
 	bool is_client;
@@ -64,6 +64,12 @@ static uint64_t stage_bytes(const struct end *end)
 	}
 }
 
+/* The bytes of the stages UP and DOWN differ. */
+static uint64_t seed(const struct end *end)
+{
+	return end->stage == UP ? end->request.seed : ~end->request.seed;
+}
+
 /* What is to be sent next, in the buffer. */
 static void prepare(const struct end *end, size_t length)
 {
@@ -72,7 +78,7 @@ static void prepare(const struct end *end, size_t length)
 	else if (end->stage == ANSWER)
 		buffer[0] = OK;
 	else
-		fill(buffer, length, end->stage == UP ? end->request.seed : ~end->request.seed, end->at);
+		fill(buffer, length, seed(end), end->at);
 }
 
 /* Whether what came is right. */
@@ -84,12 +90,13 @@ static bool take(struct end *end, size_t length)
 	}
 	if (end->stage == ANSWER)
 		return buffer[0] == OK;
-	return is_filled(buffer, length, end->stage == UP ? end->request.seed : ~end->request.seed, end->at);
+	return is_filled(buffer, length, seed(end), end->at);
 }
 
 /*
- * Go on with @end as far as its socket lets it, but no further than some chunks, so that others have their turn.
- * Returns 1 if it moved, 0 if it has to wait, -1 with errno if it cannot go on (EBADMSG: wrong bytes).
+ * Go on with @end as far as its socket lets it, but no further than some chunks, so that others
+ * have their turn. Returns 1 if it moved, 0 if it has to wait, -1 with errno if it cannot go on
+ * (EBADMSG: wrong bytes).
  */
 static int go_on(struct end *end)
 {
@@ -113,8 +120,10 @@ static int go_on(struct end *end)
 			done = recv(end->fd, buffer, length, 0);
 			if (!done)
 				errno = ECONNRESET;	/* it ended too early */
-			if (done > 0 && !take(end, done))
-				errno = EBADMSG, done = 0;
+			if (done > 0 && !take(end, done)) {
+				errno = EBADMSG;
+				done = 0;
+			}
 		}
 		if (done < 0 && (errno == EAGAIN || errno == EINTR))
 			return moved;
@@ -166,8 +175,6 @@ static bool place(const char *host, const char *port, struct sockaddr_in *addres
 	return !host || inet_pton(AF_INET, host, &address->sin_addr) == 1;
 }
 
-/* -- server --------------------------------------------------------------------------------------------------- */
-
 static int listener(int type, const struct sockaddr_in *address)
 {
 	int fd = socket(AF_INET, type | SOCK_NONBLOCK, 0), yes = 1, size = 4 << 20;
@@ -189,7 +196,7 @@ static void echo(int fd)
 	ssize_t length;
 
 	while ((length = recvfrom(fd, buffer, CHUNK, 0, (struct sockaddr *)&from, &size)) >= 0)
-		sendto(fd, buffer, length, 0, (struct sockaddr *)&from, size);	/* what is lost, its sender finds out */
+		sendto(fd, buffer, length, 0, (struct sockaddr *)&from, size);
 }
 
 static void welcome(int poll, int fd)
@@ -206,7 +213,8 @@ static void welcome(int poll, int fd)
 
 int serve(int count, char **words)
 {
-	struct epoll_event events[64], tcp_event = { .events = EPOLLIN }, udp_event = { .events = EPOLLIN };
+	struct epoll_event events[64];
+	struct epoll_event tcp_event = { .events = EPOLLIN }, udp_event = { .events = EPOLLIN };
 	struct sockaddr_in address;
 	int poll = epoll_create1(0), streams, datagrams;
 
@@ -219,7 +227,7 @@ int serve(int count, char **words)
 	udp_event.data.ptr = &datagrams;
 	if (streams < 0 || datagrams < 0 || epoll_ctl(poll, EPOLL_CTL_ADD, streams, &tcp_event) ||
 	    epoll_ctl(poll, EPOLL_CTL_ADD, datagrams, &udp_event))
-		return failed("serve");
+		return failed(words[0]);
 	for (;;) {
 		int found = epoll_wait(poll, events, 64, -1);
 
@@ -232,7 +240,7 @@ int serve(int count, char **words)
 				echo(datagrams);
 			} else if (end->stage == OVER || go_on(end) < 0) {
 				if (end->stage != OVER)
-					failed("serve: a connection");
+					failed("a connection");
 				close(end->fd);
 				free(end);
 			} else {
@@ -241,8 +249,6 @@ int serve(int count, char **words)
 		}
 	}
 }
-
-/* -- TCP ------------------------------------------------------------------------------------------------------- */
 
 int tcp(int count, char **words)
 {
@@ -253,30 +259,33 @@ int tcp(int count, char **words)
 	int poll = epoll_create1(0);
 	double begun = now();
 
-	if (count != 4 || !place(words[0], words[1], &address) || !number(words[2], 0, 1ull << 40, &bytes) ||
+	if (count != 4 || !place(words[0], words[1], &address) ||
+	    !number(words[2], 0, 1ull << 40, &bytes) ||
 	    !number(words[3], 1, MOST_CLIENTS, &connections))
 		return USAGE;
 	allow_descriptors();
 	ends = calloc(connections, sizeof(*ends));
 	for (uint64_t i = 0; i < connections; i++) {
-		ends[i] = (struct end){ .is_client = true, .request = { getpid() * 100000ull + i, bytes } };
+		ends[i] = (struct end){ .is_client = true };
+		ends[i].request = (struct request){ getpid() * 100000ull + i, bytes };
 		ends[i].fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0);
 		if (ends[i].fd < 0 ||
-		    (connect(ends[i].fd, (struct sockaddr *)&address, sizeof(address)) && errno != EINPROGRESS) ||
+		    (connect(ends[i].fd, (struct sockaddr *)&address, sizeof(address)) &&
+		     errno != EINPROGRESS) ||
 		    await(poll, &ends[i]))
-			return failed("tcp: connect");
+			return failed("connect");
 	}
 	for (open = connections; open;) {
 		int found = epoll_wait(poll, events, 64, LIMIT_SECONDS * 1000);
 
 		errno = found ? errno : ETIMEDOUT;
 		if (found <= 0)
-			return failed("tcp: wait");
+			return failed("wait");
 		for (int i = 0; i < found; i++) {
 			struct end *end = events[i].data.ptr;
 
 			if (go_on(end) < 0)
-				return failed(errno == EBADMSG ? "tcp: wrong bytes" : "tcp: a connection");
+				return failed(errno == EBADMSG ? "wrong bytes" : "a connection");
 			if (end->stage == OVER) {	/* it stays open until all are over */
 				epoll_ctl(poll, EPOLL_CTL_DEL, end->fd, NULL);
 				open--;
@@ -285,12 +294,10 @@ int tcp(int count, char **words)
 			}
 		}
 	}
-	printf("tcp: %llu connections, %llu bytes each way on each, %.2f s\n", (unsigned long long)connections,
-	       (unsigned long long)bytes, now() - begun);
+	printf("%llu connections, %llu bytes each way on each, %.2f s\n",
+	       (unsigned long long)connections, (unsigned long long)bytes, now() - begun);
 	return DONE;
 }
-
-/* -- UDP ------------------------------------------------------------------------------------------------------- */
 
 int udp(int count, char **words)
 {
@@ -300,37 +307,45 @@ int udp(int count, char **words)
 	double begun = now();
 	int fd = socket(AF_INET, SOCK_DGRAM | SOCK_NONBLOCK, 0), room = 4 << 20;
 
-	if (count != 5 || !place(words[0], words[1], &address) || !number(words[2], 1, 1 << 30, &datagrams) ||
-	    !number(words[3], LEAST_DATAGRAM, MOST_DATAGRAM, &size) || !number(words[4], 1, MOST_WINDOW, &window))
+	if (count != 5 || !place(words[0], words[1], &address) ||
+	    !number(words[2], 1, 1 << 30, &datagrams) ||
+	    !number(words[3], LEAST_DATAGRAM, MOST_DATAGRAM, &size) ||
+	    !number(words[4], 1, MOST_WINDOW, &window))
 		return USAGE;
 	setsockopt(fd, SOL_SOCKET, SO_RCVBUFFORCE, &room, sizeof(room));
 	if (connect(fd, (struct sockaddr *)&address, sizeof(address)))
-		return failed("udp: connect");
+		return failed("connect");
 	ready = (struct pollfd){ .fd = fd, .events = POLLIN };
 	while (back + lost < datagrams) {
 		while (sent < datagrams && sent - back - lost < window) {
 			memcpy(buffer, &sent, LEAST_DATAGRAM);
 			fill(buffer + LEAST_DATAGRAM, size - LEAST_DATAGRAM, sent, 0);
-			send(fd, buffer, size, 0);	/* what the card does not take is lost as well */
+			send(fd, buffer, size, 0);	/* what is not taken is lost as well */
 			sent++;
 		}
 		if (poll(&ready, 1, SILENCE_MS) <= 0)
 			lost = sent - back;
-		for (ssize_t length; (length = recv(fd, buffer, CHUNK, 0)) >= 0 || errno == ECONNREFUSED;) {
+		for (;;) {
+			ssize_t length = recv(fd, buffer, CHUNK, 0);
 			uint64_t value;
 
+			if (length < 0 && errno == ECONNREFUSED)
+				continue;	/* of one that was sent before */
 			if (length < 0)
-				continue;
+				break;
 			memcpy(&value, buffer, LEAST_DATAGRAM);
 			errno = 0;
 			if ((uint64_t)length != size || value >= sent ||
 			    !is_filled(buffer + LEAST_DATAGRAM, size - LEAST_DATAGRAM, value, 0))
-				return failed("udp: wrong bytes");
+				return failed("wrong bytes");
 			back++;
 		}
 	}
-	printf("udp: %llu datagrams of %llu bytes, %llu lost, %.2f s\n", (unsigned long long)datagrams,
-	       (unsigned long long)size, (unsigned long long)(datagrams - back), now() - begun);
+	printf("%llu datagrams of %llu bytes, %llu lost, %.2f s\n",
+	       (unsigned long long)datagrams, (unsigned long long)size,
+	       (unsigned long long)(datagrams - back), now() - begun);
 	errno = 0;
-	return (datagrams - back) * 100 > datagrams ? failed("udp: more than one of a hundred is lost") : DONE;
+	if ((datagrams - back) * 100 > datagrams)
+		return failed("more than one of a hundred datagrams is lost");
+	return DONE;
 }
