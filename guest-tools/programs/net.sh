@@ -335,7 +335,9 @@ tap_works() {
 }
 
 kernel_is_content() {
-	! dmesg | grep -E "WARNING:|BUG:|DMA-API|KASAN|UBSAN|possible .*dead|Call Trace|hung task|tx timeout|NETDEV WATCHDOG"
+	# the checks of the DMA API say at the boot that they are there
+	! dmesg | grep -v "DMA-API: [pd]" |
+		grep -E "WARNING:|BUG:|DMA-API|KASAN|UBSAN|possible .*dead|Call Trace|hung task|tx timeout|NETDEV WATCHDOG"
 }
 
 [ -e /proc/self/ns/net ] || { echo "this kernel has no network namespaces (CONFIG_NET_NS)" && exit 1; }
