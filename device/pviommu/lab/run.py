@@ -74,7 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--accel", choices=("auto", "kvm", "tcg"), default="auto", help="QEMU's accelerator")
     parser.add_argument(
-        "--memory", metavar="SIZE", default="5G", help="guest memory; DMA above 4 GiB is tested only with more than 4G"
+        "--memory", metavar="SIZE", default="5G", help="guest memory; a test of DMA above 4 GiB needs more than 4G"
     )
     parser.add_argument("--vcpus", metavar="N", type=int, default=1, help="guest processors")
     parser.add_argument(
