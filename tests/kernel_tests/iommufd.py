@@ -9,22 +9,16 @@ Prints one line for each test, and ends with status 1 if one of those that pass 
 
 from __future__ import annotations
 
-import argparse
-import hashlib
-import lzma
-import os
-import re
-import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from pviommu.cache import cache_folder
 from pviommu.interfaces.iommufd import System
-from pviommu.lab.kept import keep
 from pviommu.vfio_run.running import run_program
+
+from .source import built, chosen_source, outcomes
 
 __all__ = ["PASS", "build", "main", "run"]
 
@@ -111,25 +105,11 @@ _MAPPING = """\
 
 def build(source: Path) -> Path:
     """The program, of a kernel source that is a folder or an archive. That of an archive is kept in the cache."""
-    status = source.stat()
-    identity = f"{source.resolve()} {status.st_size} {status.st_mtime_ns} {_OPTIONS} {_CAPABILITIES} {_MAPPING}"
-    kept = cache_folder(os.environ) / f"iommufd-selftest-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
-    if not kept.is_dir() or source.is_dir():
-        with tempfile.TemporaryDirectory(prefix="iommufd-selftest-") as name:
-            shutil.rmtree(kept, ignore_errors=True)
-            keep([_compile(source, Path(name))], kept, mode=0o755)
-    return kept / _PROGRAM
+    identity = f"{_OPTIONS} {_CAPABILITIES} {_MAPPING}".encode()
+    return built("iommufd-selftest", source, _PARTS, identity, _compile) / _PROGRAM
 
 
-def _compile(source: Path, folder: Path) -> Path:
-    if source.is_file():
-        top = source.name.removesuffix(".tar.xz")
-        names = [f"{top}/{part}" for part in _PARTS]
-        options = ["-x", "-C", folder, "--strip-components=1", "--wildcards"]
-        with subprocess.Popen(["tar", *options, *names], stdin=subprocess.PIPE) as tar, lzma.open(source) as archive:
-            assert tar.stdin
-            shutil.copyfileobj(archive, tar.stdin, 1 << 20)
-        source = folder
+def _compile(source: Path, folder: Path) -> list[Path]:
     own = folder / "own"
     ours = (("sys/capability.h", _CAPABILITIES), ("sys/mman.h", _MAPPING))
     for name, text in (*ours, ("linux/iommufd.h", None), ("linux/vfio.h", None)):
@@ -140,7 +120,7 @@ def _compile(source: Path, folder: Path) -> Path:
     includes = [f"-I{path}" for path in (own, tests, source / "tools/include")]
     target = folder / _PROGRAM
     subprocess.run(["cc", *_OPTIONS, *includes, "-o", target, tests / "iommu/iommufd.c", "-lpthread"], check=True)
-    return target
+    return [target]
 
 
 def run(program: Path, *options: str) -> dict[str, str]:
@@ -153,30 +133,21 @@ def run(program: Path, *options: str) -> dict[str, str]:
             ["sh", "-c", 'said=$1 && shift && exec "$0" "$@" >"$said" 2>&1', str(program), str(said), *options],
             System(mock=True),
         )
-        lines = re.findall(r"(?m)^(not ok|ok) \d+ (\S+)( # SKIP)?", said.read_text(errors="replace"))
-    return {test: "skipped" if skipped else {"ok": "passed"}.get(ok, "failed") for ok, test, skipped in lines}
-
-
-def _archive() -> Path | None:
-    found = sorted(cache_folder(os.environ).glob("root-*/usr/src/linux-source-*.tar.xz"))
-    return found[-1] if found else None
+        return outcomes(said.read_text(errors="replace"))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; see the module text."""
-    parser = argparse.ArgumentParser(prog="iommufd-selftest", description=__doc__)
-    parser.add_argument("source", nargs="?", type=Path, help="a kernel source, folder or linux-source-*.tar.xz")
-    source = parser.parse_args(arguments).source or _archive()
+    source = chosen_source("iommufd-selftest", __doc__, arguments)
     if source is None:
-        print("iommufd-selftest: no kernel source: name one, or run `pviommu lab run --kernel lab`", file=sys.stderr)
         return 3
-    outcomes = run(build(source))
-    for test, outcome in outcomes.items():
+    found = run(build(source))
+    for test, outcome in found.items():
         print(f"{outcome:8} {test}")
-    lost = sorted(test for test in PASS if outcomes.get(test) != "passed")
-    news = sorted(test for test in outcomes if outcomes[test] == "passed" and test not in PASS)
-    passed = sum(outcome == "passed" for outcome in outcomes.values())
-    print(f"{passed} of {len(outcomes)} passed, {len(PASS)} must", *(f"lost: {test}" for test in lost), sep="\n")
+    lost = sorted(test for test in PASS if found.get(test) != "passed")
+    news = sorted(test for test in found if found[test] == "passed" and test not in PASS)
+    passed = sum(outcome == "passed" for outcome in found.values())
+    print(f"{passed} of {len(found)} passed, {len(PASS)} must", *(f"lost: {test}" for test in lost), sep="\n")
     for test in news:
         print(f"passes now, and is not listed: {test}")
     return 1 if lost or news else 0

@@ -8,11 +8,6 @@ Prints one line for each test, and ends with status 1 if one fails that is not i
 
 from __future__ import annotations
 
-import argparse
-import hashlib
-import lzma
-import os
-import re
 import shutil
 import subprocess
 import sys
@@ -20,11 +15,11 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from pviommu.cache import cache_folder
-from pviommu.lab.kept import keep
 from pviommu.topology import load
 from pviommu.vfio_run.machine import build as build_machine
 from pviommu.vfio_run.running import run_program
+
+from .source import built, chosen_source, outcomes
 
 __all__ = ["FAIL", "TESTS", "build", "main", "run"]
 
@@ -65,25 +60,12 @@ static inline int uuid_parse(const char *text, unsigned char *uuid) { return -1;
 
 def build(source: Path) -> list[Path]:
     """The programs, of a kernel source that is a folder or an archive. Those of an archive are kept in the cache."""
-    identity = f"{source.resolve()} {source.stat().st_size} {source.stat().st_mtime_ns} {_OPTIONS} {_UUID}".encode()
-    identity += b"".join((_GUEST_TOOLS / name).read_bytes() for name in _DRIVER)
-    kept = cache_folder(os.environ) / f"vfio-selftest-{hashlib.sha256(identity).hexdigest()[:16]}"
-    if not kept.is_dir() or source.is_dir():
-        with tempfile.TemporaryDirectory(prefix="vfio-selftest-") as name:
-            shutil.rmtree(kept, ignore_errors=True)
-            keep(_compile(source, Path(name)), kept, mode=0o755)
+    identity = f"{_OPTIONS} {_UUID}".encode() + b"".join((_GUEST_TOOLS / name).read_bytes() for name in _DRIVER)
+    kept = built("vfio-selftest", source, _PARTS, identity, _compile)
     return [kept / name for name in TESTS]
 
 
 def _compile(source: Path, folder: Path) -> list[Path]:
-    if source.is_file():
-        top = source.name.removesuffix(".tar.xz")
-        names = [f"{top}/{part}" for part in _PARTS]
-        options = ["-x", "-C", folder, "--strip-components=1", "--wildcards"]
-        with subprocess.Popen(["tar", *options, *names], stdin=subprocess.PIPE) as tar, lzma.open(source) as archive:
-            assert tar.stdin
-            shutil.copyfileobj(archive, tar.stdin, 1 << 20)
-        source = folder
     own, tests = folder / "own", source / _FOLDER
     for name in ("linux", "uuid", "out"):
         (own / name).mkdir(parents=True, exist_ok=True)
@@ -115,34 +97,25 @@ def run(program: Path) -> dict[str, str]:
             run_program(command, system, machine=machine)
         finally:
             machine.close()
-        lines = re.findall(r"(?m)^(not ok|ok) \d+ (\S+)( # SKIP)?", said.read_text(errors="replace"))
-    return {test: "skipped" if skipped else {"ok": "passed"}.get(ok, "failed") for ok, test, skipped in lines}
-
-
-def _archive() -> Path | None:
-    found = sorted(cache_folder(os.environ).glob("root-*/usr/src/linux-source-*.tar.xz"))
-    return found[-1] if found else None
+        return outcomes(said.read_text(errors="replace"))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; see the module text."""
-    parser = argparse.ArgumentParser(prog="vfio-selftest", description=__doc__)
-    parser.add_argument("source", nargs="?", type=Path, help="a kernel source, folder or linux-source-*.tar.xz")
-    source = parser.parse_args(arguments).source or _archive()
+    source = chosen_source("vfio-selftest", __doc__, arguments)
     if source is None:
-        print("vfio-selftest: no kernel source: name one, or run `pviommu lab run --kernel lab`", file=sys.stderr)
         return 3
-    outcomes: dict[str, str] = {}
+    every: dict[str, str] = {}
     lost: list[str] = []
     for program in build(source):
         found = run(program)
         for test, outcome in found.items():
             print(f"{outcome:8} {test}", flush=True)
-        outcomes.update(found)
+        every.update(found)
         if len(found) != TESTS[program.name]:
             lost.append(f"{program.name}: {len(found)} of {TESTS[program.name]} tests said what became of them")
-    lost += sorted(test for test, outcome in outcomes.items() if outcome == "failed" and test not in FAIL)
-    counts = [list(outcomes.values()).count(outcome) for outcome in ("passed", "skipped", "failed")]
+    lost += sorted(test for test, outcome in every.items() if outcome == "failed" and test not in FAIL)
+    counts = [list(every.values()).count(outcome) for outcome in ("passed", "skipped", "failed")]
     print("{} passed, {} skipped, {} failed".format(*counts), *(f"lost: {line}" for line in lost), sep="\n")
     return 1 if lost else 0
 

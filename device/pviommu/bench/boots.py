@@ -18,8 +18,10 @@ from .configurations import ACCESS_EVENTS, INTERRUPT_EVENTS, Configuration, devi
 from .guest import Boot, Conversation, MeasurementError, Plan
 from .traces import Traces, trace_arguments
 
-__all__ = ["Bench", "boot", "image_files", "server_counts"]
+__all__ = ["INITRD", "Bench", "boot", "image_files", "server_counts", "vm_config"]
 
+INITRD = "initrd"
+"""the name of a guest's image"""
 _VFIO_MODULES = ("vfio_pci", "vfio_iommu_type1")
 _SERVER_COUNTS = ("traps", "doorbells", "interrupts")
 
@@ -79,12 +81,37 @@ def _core(log: Path) -> str:
     return "unknown"
 
 
+def vm_config(
+    setup: Setup,
+    configuration: Configuration,
+    sockets: Sequence[Path],
+    folder: Path,
+    short: Path,
+    *,
+    memory: int,
+    vcpus: int,
+    trace_log: Path,
+) -> VmConfig:
+    """A guest of ``configuration``, whose image is INITRD in ``short``. QEMU's log of events goes to ``trace_log``."""
+    return VmConfig(
+        initrd=short / INITRD,
+        console_log=folder / "console.log",
+        qemu_log=folder / "qemu.log",
+        accelerator=setup.accelerator,
+        memory=memory,
+        vcpus=vcpus,
+        sockets=sockets,
+        kernel_arguments=(*KERNEL_ARGUMENTS, *configuration.kernel_arguments, *setup.toolbox.kernel_arguments),
+        qmp_socket=short / "qmp",
+        extra_arguments=(*configuration.arguments, *trace_arguments(trace_log)),
+    )
+
+
 def _boot_guest(
     bench: Bench, configuration: Configuration, plan: Plan, folder: Path, short: Path, sockets: Sequence[Path]
 ) -> Boot:
     deadline = time.monotonic() + bench.timeout
-    initrd = short / "initrd"
-    initrd.write_bytes(
+    (short / INITRD).write_bytes(
         guest_image(
             bench.setup.toolbox,
             resources.guest_tools(),
@@ -95,21 +122,11 @@ def _boot_guest(
         )
     )
     trace_log = folder / "trace.log"
-    config = VmConfig(
-        initrd=initrd,
-        console_log=folder / "console.log",
-        qemu_log=folder / "qemu.log",
-        accelerator=bench.setup.accelerator,
+    config = vm_config(
+        *(bench.setup, configuration, sockets, folder, short),
         memory=bench.memory,
         vcpus=max(bench.vcpus, plan.threads),
-        sockets=sockets,
-        kernel_arguments=(
-            *KERNEL_ARGUMENTS,
-            *configuration.kernel_arguments,
-            *bench.setup.toolbox.kernel_arguments,
-        ),
-        qmp_socket=short / "qmp",
-        extra_arguments=(*configuration.arguments, *trace_arguments(trace_log)),
+        trace_log=trace_log,
     )
     traces = Traces(short / "qmp", trace_log, (*ACCESS_EVENTS, *INTERRUPT_EVENTS))
     with VirtualMachine(bench.setup.toolbox, config) as machine:

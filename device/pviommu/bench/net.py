@@ -18,7 +18,6 @@ from ..lab.problems import RunError, UsageError
 from ..lab.processes import run
 from ..lab.progress import Progress
 from ..lab.provision import Toolbox, cache_folder
-from ..lab.report import new_results_folder
 from ..lab.roots import STEPS, private_root
 from ..lab.run import MAX_VCPUS, Provide, guarded, prepare, set_up
 from ..lab.vm import GuestTimeoutError, parse_memory
@@ -26,6 +25,7 @@ from . import bars
 from .bars import verdict_table
 from .configurations import Configuration
 from .guest import MeasurementError
+from .guest_options import add_boot_options, add_repeat_option, add_results_option, check_limits, results_folder
 from .host_network import own_network
 from .net_boots import NET_CONFIGURATIONS, VHOST, VHOST_DEVICE, NetBench, NetBoot, NetPlan, boot_net
 from .net_figures import NetMeasurement, as_json, judge, plots, tables
@@ -69,30 +69,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="length of each load during which traps, interrupts and maps are counted; 0: do not count",
     )
     parser.add_argument("--pings", metavar="N", type=int, default=500, help="round trips, 10 ms apart; 0: none")
-    parser.add_argument(
-        "--repeat",
-        metavar="N",
-        type=int,
-        default=3,
-        help="boot all in turn, N times, every other time in reverse order",
-    )
+    add_repeat_option(parser)
     add_targets(parser)
-    parser.add_argument(
-        "--results",
-        metavar="DIR",
-        type=Path,
-        default=Path("bench-results"),
-        help="folder in which a new folder is made for the results and logs",
-    )
-    parser.add_argument("--timeout", metavar="SECONDS", type=float, default=300.0, help="hard limit of one boot")
-    parser.add_argument("--accel", choices=("auto", "kvm", "tcg"), default="auto", help="QEMU's accelerator")
-    parser.add_argument("--memory", metavar="SIZE", default="1G", help="guest memory")
+    add_results_option(parser)
+    add_boot_options(parser, timeout=300.0)
     parser.add_argument("--vcpus", metavar="N", type=int, default=1, help="guest processors")
-    parser.add_argument(
-        "--qemu",
-        metavar="PATH",
-        help="QEMU to use (10.1 or later, with vfio-user-pci); default: the host's own if suitable, else Debian's",
-    )
     parser.add_argument("--kernel", choices=_KERNELS, default=_KERNELS[0], help="guest kernel")
 
 
@@ -117,17 +98,14 @@ def main(
 
 
 def _plan(args: argparse.Namespace) -> NetPlan:
-    for option, value, least, most in (
+    check_limits(
+        args.timeout,
         ("--seconds", args.seconds, 1, 600),
         ("--count-seconds", args.count_seconds, 0, 600),
         ("--pings", args.pings, 0, 100_000),
         ("--repeat", args.repeat, 1, 100),
         ("--vcpus", args.vcpus, 1, MAX_VCPUS),
-    ):
-        if not least <= value <= most:
-            raise UsageError(f"{option} {value:g}: give {least:g} to {most:g}")
-    if args.timeout <= 0:
-        raise UsageError(f"--timeout {args.timeout:g}: give a number of seconds above 0")
+    )
     names = _chosen("--loads", args.loads, [load.name for load in LOADS])
     return NetPlan([load for load in LOADS if load.name in names], args.seconds, args.count_seconds, args.pings)
 
@@ -170,10 +148,7 @@ def _run(
     finally:
         progress.close()
     began = datetime.now(UTC)
-    try:
-        folder = new_results_folder(args.results, began)
-    except OSError as problem:
-        raise UsageError(f"--results {args.results}: {problem.strerror}") from problem
+    folder = results_folder(args.results, began)
     network()
     bench = NetBench(setup, found, programs, memory, args.vcpus, args.timeout)
     measurements = [NetMeasurement(one.name, one.title, one.group) for one in configurations]

@@ -13,12 +13,13 @@ from ..lab.image import guest_image
 from ..lab.report import exit_line
 from ..lab.run import Setup, short_folder
 from ..lab.server import PROGRAM, ServerProcess, capabilities
-from ..lab.vm import KERNEL_ARGUMENTS, VirtualMachine, VmConfig
+from ..lab.vm import VirtualMachine
+from .boots import INITRD, vm_config
 from .configurations import ACCESS_EVENTS, CONFIGURATIONS, DEVICE_SLOT, Configuration
 from .guest import MeasurementError
 from .host_network import GUEST_ADDRESS, PREFIX, TAP, set_up_tap
 from .net_loads import Load, Pings, Tools
-from .traces import Traces, trace_arguments
+from .traces import Traces
 from .wire_guest import processor_time_ns
 
 __all__ = [
@@ -153,24 +154,13 @@ def _boot(
     server: int | None,
 ) -> NetBoot:
     deadline = time.monotonic() + bench.timeout
-    initrd = short / "initrd"
-    initrd.write_bytes(_image(bench, configuration))
+    (short / INITRD).write_bytes(_image(bench, configuration))
     trace_log = folder / "trace.log"
-    config = VmConfig(
-        initrd=initrd,
-        console_log=folder / "console.log",
-        qemu_log=folder / "qemu.log",
-        accelerator=bench.setup.accelerator,
+    config = vm_config(
+        *(bench.setup, configuration, sockets, folder, short),
         memory=bench.memory,
         vcpus=bench.vcpus,
-        sockets=sockets,
-        kernel_arguments=(
-            *KERNEL_ARGUMENTS,
-            *configuration.kernel_arguments,
-            *bench.setup.toolbox.kernel_arguments,
-        ),
-        qmp_socket=short / "qmp",
-        extra_arguments=(*configuration.arguments, *trace_arguments(trace_log)),
+        trace_log=trace_log,
     )
     traces = Traces(short / "qmp", trace_log, ACCESS_EVENTS)
     with VirtualMachine(bench.setup.toolbox, config) as machine:

@@ -12,7 +12,6 @@ from typing import Any, TextIO
 
 from ..lab.guest_settings import KERNELS, kernel_name
 from ..lab.problems import UsageError
-from ..lab.report import new_results_folder
 from ..lab.run import MAX_VCPUS, Provide, guarded, prepare, set_up
 from ..lab.vm import parse_memory
 from . import bars, peer_bars
@@ -21,6 +20,7 @@ from .boots import Bench, boot
 from .configurations import CONFIGURATIONS, LEVERS, Configuration, choose
 from .figures import Measurement, as_json, load_title, loads, notes, table, vfio_table, witness_table
 from .guest import Plan
+from .guest_options import add_boot_options, add_repeat_option, add_results_option, check_limits, results_folder
 from .kept import check_setting
 from .output import Document, add_targets, check_targets, give, machine, write
 from .runs import BootOnce, Request, Runs
@@ -83,13 +83,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=1024,
         help="also map N MiB page by page through VFIO's type1 interface, in separate boots; 0: do not",
     )
-    parser.add_argument(
-        "--repeat",
-        metavar="N",
-        type=int,
-        default=3,
-        help="boot all configurations in turn, N times, every other time in reverse order",
-    )
+    add_repeat_option(parser)
     parser.add_argument(
         "--count-operations",
         metavar="N",
@@ -101,13 +95,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--plot", metavar="DIR", type=Path, help="write the plots there, besides the results; default: do not"
     )
-    parser.add_argument(
-        "--results",
-        metavar="DIR",
-        type=Path,
-        default=Path("bench-results"),
-        help="folder in which a new folder is made for the results and logs",
-    )
+    add_results_option(parser)
     parser.add_argument(
         "--resume",
         metavar="DIR",
@@ -115,16 +103,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="continue the run in this folder, with the same options: finished boots are not repeated; "
         "default: begin a new one",
     )
-    parser.add_argument("--timeout", metavar="SECONDS", type=float, default=180.0, help="hard limit of one boot")
-    parser.add_argument("--accel", choices=("auto", "kvm", "tcg"), default="auto", help="QEMU's accelerator")
-    parser.add_argument("--memory", metavar="SIZE", default="1G", help="guest memory")
+    add_boot_options(parser, timeout=180.0)
     parser.add_argument(
         "--vcpus", metavar="N", type=int, default=1, help="least number of guest processors; there is one per thread"
-    )
-    parser.add_argument(
-        "--qemu",
-        metavar="PATH",
-        help="QEMU to use (10.1 or later, with vfio-user-pci); default: the host's own if suitable, else Debian's",
     )
     parser.add_argument(
         "--kernel",
@@ -143,7 +124,8 @@ def _numbers(option: str, text: str, most: int) -> tuple[int, ...]:
 
 
 def _request(args: argparse.Namespace) -> Request:
-    limits = (
+    check_limits(
+        args.timeout,
         ("--operations", args.operations, 1, _MOST_OPERATIONS),
         ("--count-operations", args.count_operations, 0, 100_000),
         ("--rounds", args.rounds, 1, 1000),
@@ -152,11 +134,6 @@ def _request(args: argparse.Namespace) -> Request:
         ("--hogs", args.hogs, 0, _MOST_HOGS),
         ("--vfio-mib", args.vfio_mib, 0, _MOST_VFIO_MIB),
     )
-    for option, value, least, most in limits:
-        if not least <= value <= most:
-            raise UsageError(f"{option} {value}: give {least} to {most}")
-    if args.timeout <= 0:
-        raise UsageError(f"--timeout {args.timeout:g}: give a number of seconds above 0")
     granules = _numbers("--granules", args.granules, _MOST_PAGES)
     if any(granule & granule - 1 for granule in granules):
         raise UsageError(f"--granules {args.granules}: give powers of two")
@@ -226,10 +203,7 @@ def _folder(args: argparse.Namespace, began: datetime) -> Path:
         if not args.resume.is_dir():
             raise UsageError(f"--resume {args.resume}: no such folder")
         return Path(args.resume)
-    try:
-        return new_results_folder(args.results, began)
-    except OSError as problem:
-        raise UsageError(f"--results {args.results}: {problem.strerror}") from problem
+    return results_folder(args.results, began)
 
 
 def _check_targets(args: argparse.Namespace) -> None:
