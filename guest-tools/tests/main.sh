@@ -29,7 +29,6 @@ iommu=$(functions "$iommu_id" | head -n 1)
 engines=$(functions "$engine_id")
 engine_count=$(echo "$engines" | wc -l)
 cards=$(find_cards)
-release_cards
 
 # A second kernel goes on where the first one stopped.
 stage=$(argument stage)
@@ -86,6 +85,8 @@ elif [ "$stage" != 2 ]; then
 	[ "$long" = 1 ] && later=$(stage=2 && mode=passthrough && profile=$(other_profile) && planned)
 	plan $(($(planned) + later))
 fi
+# a program, a suite or a scenario has them as the kernel left them
+topics | grep -qx cards && release_cards
 for topic in $(topics); do
 	"${topic}_tests"
 done

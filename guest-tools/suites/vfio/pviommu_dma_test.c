@@ -38,7 +38,7 @@ static struct engine_state *state_of(struct vfio_pci_device *device)
 	return device->driver.region.vaddr;
 }
 
-/* Where registers are not mapped, as without a kernel, they are read and written by system calls. */
+/* Where registers are not mapped, as without a kernel, they are accessed by system calls. */
 static u32 get(struct vfio_pci_device *device, u32 reg)
 {
 	struct vfio_pci_bar *bar = &device->bars[PVDT_REGISTER_BAR];
