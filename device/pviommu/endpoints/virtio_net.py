@@ -190,7 +190,7 @@ class VirtioNetOptions(Options, frozen=True):
     ] = 0
     rate_kbit: Annotated[
         int,
-        Meta(ge=0, le=100_000_000, description="kilobits a second for the guest that it lets through, 0: no limit"),
+        Meta(ge=0, le=34_000_000, description="kilobits a second for the guest that it lets through, 0: no limit"),
     ] = 0
 
     def check(self, name: str, others: Mapping[str, object]) -> None:
@@ -213,6 +213,8 @@ class VirtioNetOptions(Options, frozen=True):
         for key, needed in (("veth", "bridge"), ("veth_netns", "veth"), ("veth_address", "veth")):
             if (value := getattr(self, key)) is not None and getattr(self, needed) is None:
                 raise ValueError(f"{key.replace('_', '-')} {value!r}: only with {needed}")
+        if self.rate_kbit == 1:  # how long a frame takes is told to the kernel in 32 bits
+            raise ValueError("rate-kbit 1: must be 0, or 2 and more")
         if self.link == "tap":
             self._check_tap(name, others)
         if self.link == "peer":

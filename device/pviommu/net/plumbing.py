@@ -11,6 +11,7 @@ import errno
 import ipaddress
 import logging
 import os
+import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -54,6 +55,19 @@ class Plan:
         return {key: value for key, value in wanted.items() if value}
 
 
+@contextlib.contextmanager
+def _as_os_errors() -> Iterator[None]:
+    """What pyroute2 raises of its own is no OSError."""
+    from pyroute2.netlink.exceptions import NetlinkError
+
+    try:
+        yield
+    except NetlinkError as error:
+        raise OSError(error.code, os.strerror(error.code)) from error
+    except struct.error as error:  # a number that has no place in the message
+        raise OSError(errno.ERANGE, os.strerror(errno.ERANGE)) from error
+
+
 class _Route:
     """Netlink in the namespace of the thread, whose errors are OSErrors that name what failed."""
 
@@ -70,13 +84,8 @@ class _Route:
 
     def change(self, what: str, call: str, *args: object, **values: object) -> None:
         """Carry out a request; ``what`` it is for."""
-        from pyroute2.netlink.exceptions import NetlinkError
-
-        with explained(what, _NETEM_ADVICE if call == "tc" else _ADVICE):
-            try:
-                getattr(self._route, call)(*args, **values)
-            except NetlinkError as error:
-                raise OSError(error.code, os.strerror(error.code)) from error
+        with explained(what, _NETEM_ADVICE if call == "tc" else _ADVICE), _as_os_errors():
+            getattr(self._route, call)(*args, **values)
 
     def find(self, name: str) -> int | None:
         """The number of an interface."""
@@ -88,9 +97,12 @@ class _Route:
         return list(self._route.get_links())
 
     def link(self, index: int) -> Any:
-        """An interface."""
-        [found] = self._route.get_links(index)
-        return found
+        """An interface. Raises OSError if it is gone."""
+        with _as_os_errors():
+            found = list(self._route.get_links(index))
+        if not found:
+            raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
+        return found[0]
 
     def addresses(self, index: int) -> list[str]:
         """Those of an interface, each with the length of its prefix."""
@@ -108,15 +120,16 @@ class _Route:
         """Have frames that leave an interface pass a queueing discipline: its options, as the kernel tells them."""
         said = ", ".join(f"{key} {value}" for key, value in values.items())
         self.change(f"{kind} {said}: ", "tc", "add", kind, index, parent=parent, handle=handle << 16, **values)
-        made = [each for each in self._route.get_qdiscs(index) if each["parent"] == parent]
+        with _as_os_errors():
+            made = [each for each in self._route.get_qdiscs(index) if each["parent"] == parent]
         if [each.get_attr("TCA_KIND") for each in made] != [kind]:
             raise OSError(errno.EIO, f"{kind} {said}: the kernel has not made it")
         return made[0].get_attr("TCA_OPTIONS")
 
 
-def existing(name: str, plan: Plan) -> list[str]:
-    """What of a plan an interface that exists does not have, though it stays as it is. Raises OSError for what would
-    have to be made for it. Called in its namespace.
+def existing(name: str, plan: Plan, queues: int) -> list[str]:
+    """What of a plan a tap that exists does not have, though it stays as it is. Raises OSError for what would have to
+    be made for it, and if there are more than these ``queues``, those of this process. Called in its namespace.
     """
     if plan.netem or plan.rate_kbit:
         text = "it exists: delay-us, loss-percent and rate-kbit are for a tap that the server makes; use `tc qdisc`"
@@ -132,6 +145,8 @@ def existing(name: str, plan: Plan) -> list[str]:
         if index is None:
             return []
         link = route.link(index)
+        if _queues(link) > queues:
+            raise OSError(errno.EBUSY, "another process uses it")
         if plan.bridge is not None:
             bridge = route.find(plan.bridge)
             if bridge is None or link.get_attr("IFLA_MASTER") != bridge:
@@ -303,6 +318,14 @@ def _kind(link: Any) -> str | None:
     info = link.get_attr("IFLA_LINKINFO")
     kind: str | None = info.get_attr("IFLA_INFO_KIND") if info else None
     return kind
+
+
+def _queues(tap: Any) -> int:
+    """How many queues of a tap processes have; 0 if the kernel does not tell."""
+    info = tap.get_attr("IFLA_LINKINFO")
+    data = info.get_attr("IFLA_INFO_DATA") if info else None
+    names = ("IFLA_TUN_NUM_QUEUES", "IFLA_TUN_NUM_DISABLED_QUEUES")
+    return sum(data.get_attr(name) or 0 for name in names) if data else 0
 
 
 def _sweep(route: _Route, bridge: str | None = None) -> None:

@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 _TUN = "/dev/net/tun"
-_IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR, _IFF_PERSIST = 0x0002, 0x1000, 0x4000, 0x0800
+_IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR, _IFF_PERSIST, _IFF_TUN_EXCL = 0x0002, 0x1000, 0x4000, 0x0800, 0x8000
 _TUNSETIFF, _TUNGETIFF = 0x400454CA, 0x800454D2
 _TUNSETOFFLOAD, _TUNSETVNETHDRSZ, _TUNSETVNETLE = 0x400454D0, 0x400454D8, 0x400454DC
 _TUNSETCARRIER, _TUNSETQUEUE = 0x400454E2, 0x400454D9
@@ -132,7 +132,21 @@ class Tap(Link):
         return self._namespace.inside(call) if self._namespace else call()
 
     def _open(self) -> int:
-        """The first queue. A tap that exists has one for all pairs, unless it was made with several."""
+        """The first queue, of a tap that is made, or of one that exists and stays when its processes end."""
+        kind = _IFF_MULTI_QUEUE if self._pairs > 1 else 0
+        try:
+            return self._inside(lambda: _open_tap(self._name, kind | _IFF_TUN_EXCL))
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+        fd = self._open_existing()
+        if _flags(_ioctl, fd) & _IFF_PERSIST:
+            return fd
+        os.close(fd)  # with several queues the kernel would let us share what another process has made for itself
+        raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+
+    def _open_existing(self) -> int:
+        """A queue of a tap that has one for all pairs, unless it was made with several."""
         if self._pairs > 1:
             try:
                 return self._open_another()
@@ -155,15 +169,14 @@ class Tap(Link):
         for request, value in ((_TUNSETVNETHDRSZ, _HEADER), (_TUNSETVNETLE, 1)):
             self._ioctl(first, request, struct.pack("<i", value))
         self._ioctl(first, _TUNSETOFFLOAD, 0)
-        _, flags = _IFREQ.unpack(self._ioctl(first, _TUNGETIFF, bytes(_IFREQ.size)))
-        set_up(not flags & _IFF_PERSIST)
+        set_up(not _flags(self._ioctl, first) & _IFF_PERSIST)
 
     def _set_up(self, is_ours: bool) -> None:
         if is_ours:
             self._plumbing = Plumbing(self._plan, self._name, self._inside)
             self._plumbing.make()
             return
-        for difference in self._inside(lambda: existing(self._name, self._plan)):
+        for difference in self._inside(lambda: existing(self._name, self._plan, len(self._fds))):
             log.warning("%s: link tap %s exists, and stays as it is: %s", self._card, self._name, difference)
 
     # -- link -------------------------------------------------------------------------------------------------------
@@ -269,6 +282,12 @@ def _ioctl(fd: int, request: int, argument: int | bytes) -> bytes:
     """An ioctl; what it has made of ``argument``, if that is bytes."""
     answer = fcntl.ioctl(fd, request, argument)
     return answer if isinstance(answer, bytes) else b""
+
+
+def _flags(ioctl: Callable[[int, int, bytes], bytes], fd: int) -> int:
+    """Those of a tap, ``IFF_...``."""
+    _, flags = _IFREQ.unpack(ioctl(fd, _TUNGETIFF, bytes(_IFREQ.size)))
+    return int(flags)
 
 
 def _open_tap(name: str, kind: int = 0) -> int:

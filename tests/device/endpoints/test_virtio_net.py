@@ -1112,6 +1112,7 @@ def test_cards_that_name_each_other_are_joined(tmp_path: Path) -> None:
         (['link = "tap"\ntap = "tap0"\n'] * 2, "endpoint net0: tap 'tap0': that is the one of net1"),
         (['link = "tap"\ntap = "a/b"\n'], "endpoint[0].tap = 'a/b': must be a name of an interface: 1 to 15"),
         (['link = "tap"\ntap = "a"\nnetns = "../x"\n'], "endpoint[0].netns = '../x': must be 1 to 64 characters"),
+        (['link = "tap"\ntap = "a"\nrate-kbit = 1\n'], "rate-kbit 1: must be 0, or 2 and more"),
         (['link = "tap"\ntap = "a"\naddress = "10.0.0.1/33"\n'], "address '10.0.0.1/33': must be as 10.0.0.1/24"),
         (['link = "tap"\ntap = "a"\naddress = "10.0.0.1"\n'], "address '10.0.0.1': must be as 10.0.0.1/24"),
         (['link = "tap"\ntap = "a"\naddress = "10.0.0.1/255.255.255.0"\n'], "/255.255.255.0': must be as 10.0.0.1/24"),
@@ -1135,7 +1136,10 @@ def test_cards_that_name_each_other_are_joined(tmp_path: Path) -> None:
         ),
         (['link-state = "flap"\n'], "endpoint[0].link-state = 'flap': must be"),
         (['link = "tape"\n'], "endpoint[0].link = 'tape': must be"),
-        (["speed = 1\n"], "unknown key speed; known are name, kind, stream, sbdf, reserved, link, peer, tap, netns"),
+        (
+            ["speed = 1\n"],
+            "unknown key speed; known are name, kind, stream, sbdf, reserved, smmu, stream-id, link, peer, tap",
+        ),
     ],
 )
 def test_a_mistake_names_line_value_and_rule(tmp_path: Path, cards: list[str], text: str) -> None:

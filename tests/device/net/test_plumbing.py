@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from pviommu.inputs import LiveInputs
-from pviommu.net import namespace
+from pviommu.net import namespace, plumbing
 from pviommu.net.namespace import Namespace
 from pviommu.net.offload import PLAIN
 from pviommu.net.tap import Tap
@@ -353,6 +353,40 @@ def test_what_would_have_to_be_made_for_a_tap_that_exists_is_refused(
     with pytest.raises(OSError, match=f"net0: link tap tap0: {text}"):
         tap(existing, **options)
     assert set(interfaces(existing)) == {"tap0"}
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_a_tap_with_several_queues_that_another_process_uses_is_not_shared(place: Namespace, exists: bool) -> None:
+    """The kernel would let it: frames would go to either of them."""
+    if exists:
+        ifr = {"vnet_hdr": 1, "no_pi": 1, "multi_queue": 1}
+        change(place, "add", ifname="tap0", kind="tuntap", mode="tap", ifr=ifr)
+    first = tap(place, pairs=2)
+    with pytest.raises(OSError, match=r"net1: link tap tap0: .*another process uses it"):
+        tap(place, card="net1", pairs=2, mtu=9000)
+
+    assert queues(place) == (1, 1)
+    assert interfaces(place)["tap0"].get_attr("IFLA_MTU") == 1500
+    first.close()
+    assert set(interfaces(place)) == ({"tap0"} if exists else set())
+
+
+def test_an_interface_that_is_gone_meanwhile_is_an_error_of_the_host(place: Namespace) -> None:
+    """pyroute2's own errors are no OSError: they would end a server instead of a line that says what failed."""
+
+    def look() -> None:
+        with plumbing._Route() as route:
+            route.link(1 << 20)
+
+    with pytest.raises(OSError, match="No such device"):
+        place.inside(look)
+
+
+@pytest.mark.parametrize("rate", [1, 40_000_000])
+def test_a_rate_that_the_kernel_cannot_be_told_is_named_and_nothing_is_left(place: Namespace, rate: int) -> None:
+    with pytest.raises(OSError, match=rf"net0: link tap tap0: tbf rate {rate}kbit, .*: Numerical result out of range"):
+        tap(place, rate_kbit=rate)
+    assert interfaces(place) == {}
 
 
 # -- bridges -----------------------------------------------------------------------------------------------------------

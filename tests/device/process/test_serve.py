@@ -116,7 +116,7 @@ def test_a_native_core_that_is_not_built_is_status_3_and_says_how_to_build_it(ca
 
 
 def test_a_tap_that_may_not_be_made_is_status_3_in_one_line_that_says_what_to_do(capfd, monkeypatch, tmp_path):
-    def refuse(name):
+    def refuse(*_):
         raise OSError(errno.EPERM, "Operation not permitted")
 
     monkeypatch.setattr("pviommu.net.tap._open_tap", refuse)
