@@ -341,6 +341,8 @@ class VirtioNet(VirtioDevice):
         """frames that were not sent (True) or not received, by reason"""
         self.is_set_down = options.link_state == "down"
         """whether somebody has set its link down, as by pulling the cable"""
+        self.times_set = 0
+        """how often somebody has set its link up or down"""
         self._link = self._linked(options, surroundings.siblings)
         if self.is_set_down:
             self._link.carry(False)
@@ -417,6 +419,7 @@ class VirtioNet(VirtioDevice):
         """Set the link up or down: the driver is told. While it is down, frames are lost both ways. A link that is gone
         is made anew when it is set up; raises OSError if that does not succeed.
         """
+        self.times_set += 1
         if is_up and self._link.is_gone:
             self._link.again()
             if self.is_live:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from pviommu.faults.points import links
 from pviommu.net.offload import NEEDS_CSUM
 
 from .test_virtio_net import RECEIVED, Cards, Rule, cards
@@ -182,6 +183,84 @@ def test_a_link_that_flaps_is_seen_by_the_guest(cards: Callable[[Rule], Cards], 
     assert after == [generation + 2 for generation in generations]
     buffers(played)
     assert played.exchange(9)
+
+
+def test_an_operator_who_sets_a_link_down_while_it_flaps_has_the_last_word(cards: Callable[[Rule], Cards]) -> None:
+    played = cards(rule("link.send.pre", unplug="3s"))
+    arrivals(played)
+    played.card("net0").set_link(False)
+    played.agenda.run(4 * S)
+
+    assert not played.card("net0").link_is_up
+    played.card("net0").set_link(True)
+    assert played.card("net0").link_is_up
+
+
+def test_a_link_that_cannot_be_made_anew_after_a_flap_stays_down(
+    cards: Callable[[Rule], Cards], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As that to a tap which was deleted together with its namespace; an exception would end the server."""
+    played = cards(rule("link.send.pre", unplug="3s"))
+    arrivals(played)
+    link = played.card("net0")._link
+    link.end()
+
+    def refuse() -> None:
+        raise OSError(errno.EPERM, "net0: link tap tap0: Operation not permitted")
+
+    monkeypatch.setattr(link, "again", refuse)
+    played.agenda.run(4 * S)
+
+    assert not played.card("net0").link_is_up
+    assert [record.message for record in caplog.records if "stays down" in record.message] == [
+        "net0: the link stays down after a cable was pulled: net0: link tap tap0: Operation not permitted"
+    ]
+
+
+def test_a_link_that_is_down_is_not_pulled_again_by_frames_that_come_late(cards: Callable[[Rule], Cards]) -> None:
+    """Each would set it up again after a time of its own."""
+    played = cards({**rule("link.receive.pre", unplug="3s"), "schedule": {}})
+    card = played.card("net1")
+    played.exchange(1)
+    for _ in range(5):
+        played.agenda.run(S // 2)
+        card.receive(bytes(10), b"\xff" * 96)
+
+    assert drops(played)[1] == {"link": 5}
+    played.agenda.run(S // 2 + 1)
+    assert card.link_is_up
+    assert played.faults.holds.is_full is False
+    assert played.agenda.run(10 * S) == 0
+
+
+def test_a_late_frame_does_not_leave_by_a_cable_that_is_pulled(cards: Callable[[Rule], Cards]) -> None:
+    played = cards(rule("link.send.pre", 1, delay="3s"))
+    played.exchange(1)
+    played.card("net0").set_link(False)
+    played.agenda.run(4 * S)
+    played.settle()
+    played.card("net0").set_link(True)
+    played.settle()
+
+    assert played.card("net1").link_report()["received"] == 0
+    assert buffers(played) == 0
+
+
+def test_frames_that_are_held_have_a_limit_in_bytes_and_more_are_lost(
+    cards: Callable[[Rule], Cards], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """How many frames there are is up to the guest, and each may have 64 KiB."""
+    monkeypatch.setattr(links, "MOST_BYTES", 2 * LENGTH)
+    played = cards({**rule("link.send.pre", delay="3s"), "schedule": {}})
+    arrivals(played, 5)
+
+    played.agenda.run(4 * S)
+    played.settle()
+    assert buffers(played) == 2
+    played.exchange(6)
+    played.agenda.run(4 * S)
+    played.settle()
+    assert buffers(played) == 1
 
 
 def test_a_rule_may_be_for_frames_of_some_length(cards: Callable[[Rule], Cards]) -> None:

@@ -3,20 +3,35 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..actions import Do, duration_ns
+from ..actions import WAITS, Do, duration_ns
 from ..holds import Hold
-from .base import Args, Deferred, Done, Fails, Go, Outcome, changed_bytes
+from .base import Args, Deferred, Done, Fails, Go, Held, Outcome, changed_bytes
 
-__all__ = ["ReceiveFramePoint", "SendFramePoint"]
+if TYPE_CHECKING:
+    from ..engine import ActiveRule
+
+__all__ = ["MOST_BYTES", "ReceiveFramePoint", "SendFramePoint"]
+
+log = logging.getLogger(__name__)
+
+MOST_BYTES = 16 << 20
+"""of frames that are held in one direction of a card: how many there are to hold is up to the guest"""
 
 
 class _FramePoint(Deferred):
     """A frame with its header: the first two arguments. Held, it arrives later, unless the card is reset meanwhile."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._held: dict[Hold, int] = {}
+        """bytes; among them some that are over, until they would be too many"""
+        self._held_bytes = 0
 
     def values(self, args: Args) -> dict[str, Any]:
         stream = self.form.stream
@@ -24,6 +39,22 @@ class _FramePoint(Deferred):
 
     def size(self, args: Args) -> int:
         return len(args[1])
+
+    def _decide(self, active: ActiveRule, args: Args) -> Outcome:
+        do, size = active.rule.do, len(args[1])
+        if do and do.action in WAITS and not self._has_room(size):
+            return Done(self.neutral, "lost: too many bytes are held")
+        outcome = super()._decide(active, args)
+        if isinstance(outcome, Held):
+            self._held[outcome.hold] = size
+            self._held_bytes += size
+        return outcome
+
+    def _has_room(self, size: int) -> bool:
+        if self._held_bytes + size > MOST_BYTES:
+            self._held = {hold: each for hold, each in self._held.items() if not hold.is_over}
+            self._held_bytes = sum(self._held.values())
+        return self._held_bytes + size <= MOST_BYTES
 
     def hold(self, hold: Hold, go: Callable[[], Any]) -> Any:
         hold.then(partial(self.form.attempts.make, "a frame that was held", self.late, go))
@@ -47,10 +78,23 @@ class _FramePoint(Deferred):
             return Done(self.neutral, "no frame any more")
         return Go((header, frame, *others), after)
 
+    def can(self, args: Args, result: Any, do: Do) -> bool:
+        return do.unplug is None or not self.form.is_set_down
+
     def do_unplug(self, do: Do, _args: Args) -> Outcome:
         self.form.set_link(False)
-        self.faults.holds.delay(duration_ns(do.unplug or "")).then(partial(self.form.set_link, True))
+        plug_in = partial(self._plug_in, self.form.times_set)
+        self.faults.holds.delay(duration_ns(do.unplug or "")).then(plug_in)
         return Done(self.neutral, "the cable is pulled")
+
+    def _plug_in(self, times_set: int) -> None:
+        """Unless somebody has set the link meanwhile."""
+        if self.form.times_set != times_set:
+            return
+        try:
+            self.form.set_link(True)
+        except OSError as error:
+            log.warning("%s: the link stays down after a cable was pulled: %s", self.owner, error.strerror)
 
 
 class SendFramePoint(_FramePoint):
@@ -59,6 +103,8 @@ class SendFramePoint(_FramePoint):
     neutral = True
 
     def late(self, go: Callable[[], Any]) -> None:
+        if self.form.is_set_down:
+            return
         try:
             go()
         except OSError as error:
