@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import grp
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -245,6 +246,10 @@ def main(args: argparse.Namespace) -> int:
             raise ValueError("--events: only with --scenario, or with --ctl, by which rules may be loaded")
         if args.unshare_net and args.socket_group is not None:
             raise ValueError("--unshare-net: not with --socket-group, since other groups have no numbers there")
+        if args.unshare_net and (notify := os.environ.get("NOTIFY_SOCKET", "")).startswith("@"):
+            raise ValueError(
+                f"--unshare-net: not with NOTIFY_SOCKET={notify}, a name in the host's network: give a path"
+            )
         scenario = _scenario(args.scenario)
     except (TopologyError, ValueError) as error:
         print(f"pviommu: {error}", file=sys.stderr)

@@ -45,9 +45,11 @@ def served(folder: Path, topology: str) -> Iterator[int]:
                 break
         else:
             raise AssertionError("".join(said))
-        yield server.pid
-        server.send_signal(signal.SIGTERM)
-        server.stderr.read()
+        try:
+            yield server.pid
+        finally:
+            server.send_signal(signal.SIGTERM)
+            server.stderr.read()
     assert server.returncode == 0
 
 
@@ -98,3 +100,12 @@ def test_where_the_host_forbids_it_one_line_says_so_with_status_3(
 def test_it_does_not_go_with_a_group_of_the_sockets(capsys: pytest.CaptureFixture[str]) -> None:
     assert serve.main(parsed("--socket-group", str(os.getegid()))) == ExitStatus.USAGE
     assert "--unshare-net: not with --socket-group" in capsys.readouterr().err
+
+
+def test_it_does_not_go_with_an_abstract_socket_of_the_service_manager(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Abstract names belong to a network namespace: the manager would never hear that the server is ready."""
+    monkeypatch.setenv("NOTIFY_SOCKET", "@manager")
+    assert serve.main(parsed()) == ExitStatus.USAGE
+    assert "--unshare-net: not with NOTIFY_SOCKET=@manager" in capsys.readouterr().err
