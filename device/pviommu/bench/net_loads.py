@@ -83,11 +83,16 @@ class Tools:
             try:
                 report = json.loads(output)
                 if "error" not in report:
-                    return rate_of(report, load)
+                    rate = rate_of(report, load)
+                    break
             except (ValueError, KeyError, TypeError, ZeroDivisionError) as error:
                 raise MeasurementError(f"{load.title}: iperf3 says what is not understood: {output[-200:]}") from error
             time.sleep(_PAUSE)
-        raise MeasurementError(f"{load.title}: iperf3: {report['error']}")
+        else:
+            raise MeasurementError(f"{load.title}: iperf3: {report['error']}")
+        if rate <= 0:
+            raise MeasurementError(f"{load.title}: nothing arrived")
+        return rate
 
     def pings(self, count: int, interval: float) -> Pings:
         """Send so many, one after ``interval`` seconds. Raises MeasurementError."""

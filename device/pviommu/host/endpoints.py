@@ -94,6 +94,7 @@ class Endpoints:
             self.busy = False
         else:
             self.busy = self._work() or self._posted.is_waiting
+            self.may_nap &= not self._posted.is_waiting
         return self.busy
 
     def _work(self) -> bool:

@@ -161,7 +161,15 @@ def test_iperf3_that_is_still_busy_is_asked_again(tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.parametrize(
-    ("said", "words"), [('{"error": "no route"}', "iperf3: no route"), ("boo", "not understood: boo")]
+    ("said", "words"),
+    [
+        ('{"error": "no route"}', "iperf3: no route"),
+        ("boo", "not understood: boo"),
+        (
+            '{"end": {"sum_received": {"bits_per_second": 0}}}',
+            "nothing arrived",
+        ),  # no other figure can be a ratio to it
+    ],
 )
 def test_what_iperf3_says_of_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str, words: str) -> None:
     monkeypatch.setattr("pviommu.bench.net_loads._PAUSE", 0)

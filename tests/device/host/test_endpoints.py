@@ -7,6 +7,7 @@ import select
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -274,6 +275,14 @@ def test_nobody_naps_while_another_one_has_more_to_do(setting: Setting) -> None:
     setting.first.may_nap = True
     assert naps_of(setting, 4) == []
     assert [endpoint.steps for endpoint in setting.all] == [4, 4]
+
+
+def test_nobody_naps_while_writes_to_registers_wait(setting: Setting) -> None:
+    setting.first.todo, setting.first.may_nap = 5, True
+    setting.first.on_ready()
+    endpoints = setting.server.work.endpoints
+    endpoints._posted = SimpleNamespace(is_waiting=True, deliver=lambda _: False)  # type: ignore[assignment]
+    assert naps_of(setting, 4) == []
 
 
 # -- polling memory ---------------------------------------------------------------------------------------------------
