@@ -27,9 +27,10 @@ _T = TypeVar("_T")
 NOTES = Path("/run/pviommu-netns")
 """One file for each namespace that a server made: which one, in which boot, and the process."""
 _SO_NETNS_COOKIE = 71
+_NEEDS_ROOT = "this needs root, and `pviommu serve` without --unshare-net"
 NAMESPACE_ADVICE = {
-    errno.EPERM: "this needs root",
-    errno.EACCES: "this needs root",
+    errno.EPERM: _NEEDS_ROOT,
+    errno.EACCES: _NEEDS_ROOT,
     errno.EINVAL: "that is no network namespace",
 }
 

@@ -18,7 +18,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from .errors import NEEDS_ROOT, explained
-from .namespace import Maker, Namespace, lock
+from .namespace import NAMESPACE_ADVICE, Maker, Namespace, lock
 
 __all__ = ["Plan", "Plumbing", "existing"]
 
@@ -179,7 +179,8 @@ class Plumbing:
     def make(self) -> None:
         """All of it. Raises OSError, and leaves nothing then that :meth:`close` does not take away."""
         if self._plan.veth_netns is not None:
-            self._target = Namespace(self._plan.veth_netns)
+            with explained(f"veth-netns {self._plan.veth_netns}: ", NAMESPACE_ADVICE):
+                self._target = Namespace(self._plan.veth_netns)
         own = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         try:
             with _locked():

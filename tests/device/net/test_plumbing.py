@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import signal
@@ -380,6 +381,22 @@ def test_an_interface_that_is_gone_meanwhile_is_an_error_of_the_host(place: Name
 
     with pytest.raises(OSError, match="No such device"):
         place.inside(look)
+
+
+def test_a_namespace_of_a_veth_that_cannot_be_made_is_named(
+    place: Namespace, other: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pyroute2 import netns
+
+    def refuse(_name: str) -> None:
+        raise OSError(errno.EPERM, "mount rundir failed")
+
+    monkeypatch.setattr(netns, "create", refuse)
+    with pytest.raises(
+        OSError, match=f"link tap tap0: veth-netns {other}: Operation not permitted .this needs root, and"
+    ):
+        tap(place, bridge="br0", veth="pvt0", veth_netns=other)
+    assert interfaces(place) == {}
 
 
 @pytest.mark.parametrize("rate", [1, 40_000_000])

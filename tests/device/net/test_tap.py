@@ -412,7 +412,9 @@ def test_who_may_not_write_notes_uses_what_there_is_and_makes_nothing(
         assert Namespace(name).is_ours is False
     ours.close()
     monkeypatch.setattr(namespace, "lock", refuse)
-    with pytest.raises(OSError, match=rf"net0: link tap tap0: netns {name}: Permission denied \(this needs root\)$"):
+    with pytest.raises(
+        OSError, match=rf"net0: link tap tap0: netns {name}: Permission denied \(this needs root, and .*\)$"
+    ):
         Tap("net0", LiveInputs(), "tap0", netns=name)
 
 
