@@ -55,11 +55,15 @@ class Namespace:
                 return
             raise
         with held:
+            is_used = False
             if name in netns.listnetns():
                 if not self._is_left_behind():
                     return
-                netns.remove(name)
-            self._create()
+                is_used = self.inside(_has_taps)
+                if not is_used:
+                    netns.remove(name)
+            if not is_used:
+                self._create()
             self._made = self._identity()
             self._text = f"{' '.join(map(str, Maker.this()))} {self._made}\n"
             try:
@@ -67,7 +71,8 @@ class Namespace:
                 with self._note.open("x", encoding="ascii") as note:
                     note.write(self._text)
             except BaseException:
-                netns.remove(name)
+                if not is_used:
+                    netns.remove(name)
                 raise
         self.is_ours = True
 
@@ -160,6 +165,15 @@ def _cookie() -> int:
     with socket.socket() as probe, contextlib.suppress(OSError):
         return int.from_bytes(probe.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8), sys.byteorder)
     return 0
+
+
+def _has_taps() -> bool:
+    """Whether somebody has taps in the namespace of this thread: those of a server go with it."""
+    from pyroute2 import IPRoute
+
+    with IPRoute() as route:
+        found = [link.get_attr("IFLA_LINKINFO") for link in route.get_links()]
+    return any(info and info.get_attr("IFLA_INFO_KIND") == "tun" for info in found)
 
 
 def _boot() -> str:

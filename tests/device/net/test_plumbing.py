@@ -406,6 +406,30 @@ def test_a_rate_that_the_kernel_cannot_be_told_is_named_and_nothing_is_left(plac
     assert interfaces(place) == {}
 
 
+# -- namespaces --------------------------------------------------------------------------------------------------------
+
+
+def test_a_namespace_of_a_killed_server_stays_as_long_as_others_have_taps_in_it(name: str) -> None:
+    """Otherwise the next start would put its card into another network than theirs."""
+    script = (
+        "import sys; from pviommu.net.namespace import Namespace\n"
+        "made = Namespace(sys.argv[1]); print('made', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script, name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as maker:
+        assert maker.stdout
+        assert maker.stdout.readline() == "made\n"
+        other = Tap("net1", LiveInputs(), "tap1", netns=name)
+        maker.kill()
+    again = Namespace(name)
+
+    assert set(interfaces(again)) == {"tap1"}
+    assert again.is_ours
+    other.close()
+    again.close()
+
+
 # -- bridges -----------------------------------------------------------------------------------------------------------
 
 
