@@ -34,6 +34,8 @@ class Hold:
         """who waits, if it is a client: its end ends it, and no reset, which another one may have asked for"""
         self.timer: Any = None
         """by which it ends, if it does so by itself"""
+        self.on_end: Callable[[], None] | None = None
+        """called once it is over, for whatever reason"""
         self._callbacks: list[Callable[[], None]] = []
 
     def then(self, callback: Callable[[], None]) -> None:
@@ -45,7 +47,7 @@ class Hold:
 
     def let_go(self) -> None:
         """It is over. A second time this does nothing."""
-        self.is_over = True
+        self._end()
         callbacks, self._callbacks = self._callbacks, []
         for callback in callbacks:
             callback()
@@ -53,9 +55,16 @@ class Hold:
     def forget(self) -> None:
         """Nobody is held any more: nothing is called back."""
         self._callbacks.clear()
-        self.is_over = self.is_forgotten = True
+        self.is_forgotten = True
+        self._end()
         if self.timer is not None:
             self.timer.cancel()
+
+    def _end(self) -> None:
+        self.is_over = True
+        on_end, self.on_end = self.on_end, None
+        if on_end:
+            on_end()
 
 
 def _tags(holds: list[Hold], waits: bool, client: object = None) -> list[tuple[str, bool]]:

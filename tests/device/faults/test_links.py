@@ -263,6 +263,20 @@ def test_frames_that_are_held_have_a_limit_in_bytes_and_more_are_lost(
     assert buffers(played) == 1
 
 
+def test_frames_that_were_held_when_their_card_was_reset_take_no_room_any_more(
+    cards: Callable[[Rule], Cards], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(links, "MOST_BYTES", 2 * LENGTH)
+    played = cards({**rule("link.send.pre", suspend="it"), "schedule": {}})
+    for _ in range(3):
+        arrivals(played, 2)
+        assert not played.card("net0").link_report()["sent_dropped"]
+        assert played.faults.holds.resume("it") == 2
+        arrivals(played, 2)
+        played.start("net0")
+        assert played.faults.holds.resume("it") == 0
+
+
 def test_a_rule_may_be_for_frames_of_some_length(cards: Callable[[Rule], Cards]) -> None:
     played = cards(rule("link.send.apply", 1, {"length": f"{LENGTH}", "stream": 1}, drop=True))
     assert arrivals(played, 2) == [False, True]

@@ -29,8 +29,6 @@ class _FramePoint(Deferred):
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self._held: dict[Hold, int] = {}
-        """bytes; among them some that are over, until they would be too many"""
         self._held_bytes = 0
 
     def values(self, args: Args) -> dict[str, Any]:
@@ -42,19 +40,16 @@ class _FramePoint(Deferred):
 
     def _decide(self, active: ActiveRule, args: Args) -> Outcome:
         do, size = active.rule.do, len(args[1])
-        if do and do.action in WAITS and not self._has_room(size):
+        if do and do.action in WAITS and self._held_bytes + size > MOST_BYTES:
             return Done(self.neutral, "lost: too many bytes are held")
         outcome = super()._decide(active, args)
-        if isinstance(outcome, Held):
-            self._held[outcome.hold] = size
+        if isinstance(outcome, Held) and not outcome.hold.is_over:
             self._held_bytes += size
+            outcome.hold.on_end = partial(self._give_back, size)
         return outcome
 
-    def _has_room(self, size: int) -> bool:
-        if self._held_bytes + size > MOST_BYTES:
-            self._held = {hold: each for hold, each in self._held.items() if not hold.is_over}
-            self._held_bytes = sum(self._held.values())
-        return self._held_bytes + size <= MOST_BYTES
+    def _give_back(self, size: int) -> None:
+        self._held_bytes -= size
 
     def hold(self, hold: Hold, go: Callable[[], Any]) -> Any:
         hold.then(partial(self.form.attempts.make, "a frame that was held", self.late, go))
