@@ -17,11 +17,12 @@ __all__ = ["Abort", "GuestReader"]
 
 
 class Abort(ReadRefusal):
-    """An access that was refused: by the parent, if that is given, or because there is no RAM."""
+    """An access to an address that was refused: by the parent, if that is given, or because there is no RAM."""
 
-    __slots__ = ("parent",)
+    __slots__ = ("address", "parent")
 
-    def __init__(self, parent: ParentRefusal | None = None) -> None:
+    def __init__(self, address: int, parent: ParentRefusal | None = None) -> None:
+        self.address = address
         self.parent = parent
 
 
@@ -41,7 +42,7 @@ class GuestReader:
         try:
             return self._memory.read(runs)
         except GuestMemoryError:
-            return Abort()
+            return Abort(address)
 
     def write(self, address: int, data: bytes) -> Abort | None:
         """Write ``data``; None if that was done."""
@@ -51,14 +52,14 @@ class GuestReader:
         try:
             self._memory.write(runs, data)
         except GuestMemoryError:
-            return Abort()
+            return Abort(address)
         return None
 
     def _runs(self, address: int, size: int, access: Access) -> Sequence[Run] | Abort:
         if address + size > self._end:
-            return Abort()
+            return Abort(address)
         runs = self._parent(address, size, access)
-        return Abort(runs) if isinstance(runs, ParentRefusal) else runs
+        return Abort(address, runs) if isinstance(runs, ParentRefusal) else runs
 
     def descriptor(self, address: int) -> int | Abort:
         """The 64 bits at ``address``."""

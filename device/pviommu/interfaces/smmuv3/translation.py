@@ -226,7 +226,7 @@ class StreamWalker:
         if isinstance(leaf.cause, _Faulted):
             return leaf.cause.refused
         if isinstance(leaf.cause, Abort):
-            event = self._event(EventType.F_WALK_EABT, request, EventClass.TT, fetch=leaf.place or 0)
+            event = self._event(EventType.F_WALK_EABT, request, EventClass.TT, fetch=leaf.cause.address)
             return Refused(event, leaf.cause.parent)
         event = self._event(_TYPE[leaf.kind], request, EventClass.IN)
         return Refused(event, is_recorded=context.records)
@@ -245,8 +245,7 @@ class StreamWalker:
         if isinstance(leaf, _Found):
             return leaf
         if isinstance(leaf.cause, Abort):
-            place = leaf.place or 0
-            event = self._event(EventType.F_WALK_EABT, request, kind, stage_2=True, fetch=place)
+            event = self._event(EventType.F_WALK_EABT, request, kind, stage_2=True, fetch=leaf.cause.address)
             return Refused(event, leaf.cause.parent)
         is_table = leaf.kind is WalkFaultKind.PERMISSION and kind is EventClass.TT
         event = self._event(_TYPE[leaf.kind], request, kind, stage_2=True, is_table_read=is_table, ipa=ipa)

@@ -233,6 +233,13 @@ def test_what_stage_2_refuses_is_told_with_what_was_read(nested, broken, kind, l
     assert nested.refused([record(kind, dword1, last=ipa)])
 
 
+def test_a_table_of_stage_1_that_cannot_be_read_is_told_with_its_physical_address(nested):
+    """7.3.12: stage 2 has translated the address of the descriptor by then."""
+    nested.store_words(nested.second[TTB + 0x20_0000], OUTSIDE | S2BLOCK)
+
+    assert nested.refused([record(0x0B, 0x10000000000, last=OUTSIDE + (IOVA >> 21 & 511) * 8)])
+
+
 def test_what_stage_1_refuses_is_as_without_a_stage_2(nested):
     nested.store_words(nested.leaf, PAGE - DOWN | LEAF | 0x80)
 
