@@ -11,8 +11,8 @@ from .walk import ANY, NEVER, Grants, Level, Pattern, Rules, Tables, WalkFaultKi
 
 GRANULES = (12, 14, 16)
 """Bits of a page: 4, 16 and 64 KiB."""
-STAGE1_BITS = (25, 48)
-"""Input bits of a stage 1, at least and at most: T0SZ 39 to 16."""
+INPUT_BITS = (25, 48)
+"""Input bits of a stage, at least and at most: T0SZ 39 to 16."""
 SMALL_BITS = {12: 16, 14: 16, 16: 17}
 """At least, by granule, with small tables (FEAT_TTST)."""
 WIDE_BITS = 52
@@ -54,7 +54,7 @@ def arm_stage1(
     need no access flag (AFFD).
     """
     _check_granule(granule)
-    least, most = SMALL_BITS[granule] if small else STAGE1_BITS[0], WIDE_BITS if wide else STAGE1_BITS[1]
+    least, most = SMALL_BITS[granule] if small else INPUT_BITS[0], WIDE_BITS if wide else INPUT_BITS[1]
     if not least <= input_bits <= most:
         raise ValueError(f"stage 1 of {input_bits} input bits: must be {least}..{most} with {1 << granule} byte pages")
     start = LAST_LEVEL - (input_bits - granule - 1) // (granule - 3)
@@ -95,8 +95,9 @@ def arm_stage2(
     needed = WIDE_BITS if wide and start == lowest and granule != 16 else _STAGE2_OUTPUT.get((granule, start), 0)
     if machine_bits < needed:
         raise ValueError(f"{what}: that level is for machines of {needed} address bits, this one has {machine_bits}")
-    least = (LAST_LEVEL - start) * stride + granule + 1
-    most = min(least - 1 + stride + CONCATENATED_BITS, WIDE_BITS if wide else STAGE1_BITS[1])
+    first = (LAST_LEVEL - start) * stride + granule
+    least = max(first + 1, SMALL_BITS[granule] if small else INPUT_BITS[0])
+    most = min(first + stride + CONCATENATED_BITS, WIDE_BITS if wide else INPUT_BITS[1])
     if not least <= input_bits <= most:
         raise ValueError(f"{what}: from there they must be {least}..{most}")
     grants = Grants(Pattern(_S2_READ, _S2_READ), Pattern(_S2_WRITE, _S2_WRITE))

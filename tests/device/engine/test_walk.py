@@ -593,7 +593,7 @@ def arm_cases(draw):
     else:
         start = draw(st.integers({12: 0, 14: 1, 16: 1}[granule], 2))
         least = (3 - start) * (granule - 3) + granule + 1
-        bits = draw(st.integers(least, min(least + granule, 48)))
+        bits = draw(st.integers(max(least, 25), min(least + granule, 48)))
         how = {"checks_access": draw(st.booleans())}
         tables = arm_stage2(granule, bits, start, 0, output_bits, wide=wide, **how)
     indices = [draw(st.integers(0, 1)) << level.shift for level in tables.levels]

@@ -175,17 +175,17 @@ def read_ste(config: SmmuConfig, dwords: tuple[int, ...]) -> Stream | None:
 
 
 def _read_stage2(config: SmmuConfig, ste2: Ste2, ste3: int) -> Stage2 | None:
-    granule = _TG0.get(ste2.S2TG)
+    granule, input_bits = _TG0.get(ste2.S2TG), 64 - ste2.S2T0SZ
     root = ste3 & int(Ste3.S2TTB)
     output_bits = _address_bits(config, ste2.S2PS)
     is_unsupported = not ste2.S2AA64 or ste2.S2ENDI or ste2.S2HA or ste2.S2HD or ste2.S2S
-    if granule is None or is_unsupported or root >> output_bits:
+    if granule is None or is_unsupported or root >> output_bits or input_bits > config.address_bits:
         return None
     start = (2 if granule == 12 else 3) - ste2.S2SL0
     try:
         tables = arm_stage2(
             granule,
-            64 - ste2.S2T0SZ,
+            input_bits,
             start,
             root,
             output_bits,

@@ -236,12 +236,8 @@ class StreamWalker:
     ) -> _Found | Refused:
         """The guest's own stage 2, for an input address, a table of stage 1 or a CD."""
         tag = Tag(request.stream.vmid, None)
-        if ipa >> self._world.config.address_bits:
-            leaf: _Found | WalkFault = WalkFault(WalkFaultKind.INPUT, stage2.tables.levels[0].number)
-        else:
-            chosen = stage2.tables, ipa
-            read = self._world.memory.descriptor
-            leaf = self._cached(self._world.caches.stage2, "stage 2", tag, request, ipa, access, chosen, read)
+        chosen, read = (stage2.tables, ipa), self._world.memory.descriptor
+        leaf = self._cached(self._world.caches.stage2, "stage 2", tag, request, ipa, access, chosen, read)
         if isinstance(leaf, _Found):
             return leaf
         if isinstance(leaf.cause, Abort):

@@ -136,10 +136,7 @@ def test_an_ipa_beyond_stage_2_is_f_translation(second):
     assert second.refused([record(0x10, IN_S2, last=IOVA & ~0xFFF)])
 
 
-def test_the_input_of_stage_2_is_capped_to_the_ias(second):
-    """With T0SZ 16 it would translate 48 bits, and stage 1, which is bypassed, refuses those of more than 44."""
-    second.ste(6 << 1 | 1, 0, VTCR & ~(0x3F << 32) | 16 << 32, STTB)
-
+def test_an_ipa_beyond_the_ias_is_refused_by_the_stage_1_that_is_bypassed(second):
     assert second.refused([record(0x11, iova=1 << 44)], 1 << 44)
 
 
@@ -171,8 +168,10 @@ def test_a_table_of_stage_2_that_cannot_be_read_is_f_walk_eabt(second):
         (VTCR, 1 << 44),
         (VTCR & ~(7 << 48), 1 << 32),
         (VTCR & ~(0x3F << 32) | 25 << 32, STTB),
+        (VTCR & ~(0x3F << 32) | 19 << 32, STTB),
+        (VTCR & ~(0x3F << 32 | 3 << 38) | 40 << 32, STTB),
     ],
-    ids=["T0SZ", "SL0", "TG", "S2S", "ENDI", "HD", "HA", "AA64", "TTB", "PS", "SL0 with T0SZ"],
+    ids=["T0SZ", "SL0", "TG", "S2S", "ENDI", "HD", "HA", "AA64", "TTB", "PS", "SL0 with T0SZ", "beyond the OAS", "T0SZ 40"],
 )
 def test_an_illegal_stage_2_is_c_bad_ste(second, dword2, s2ttb):
     second.ste(6 << 1 | 1, 0, dword2, s2ttb)
