@@ -46,7 +46,8 @@ class SteConfig(IntEnum):
 
 
 class SubstreamDefault(IntEnum):
-    """Values of STE.S1DSS: what becomes of transactions without a SubstreamID, where there are SubstreamIDs."""
+    """Values of STE.S1DSS: what becomes of transactions without a SubstreamID, where there are SubstreamIDs; 3 is as
+    TERMINATE."""
 
     TERMINATE = 0
     BYPASS = 1
@@ -58,7 +59,7 @@ class Ste0(BitFields, width=64):
 
     V = BitField(0, doc="valid")
     CONFIG = BitField(1, 3, values=SteConfig)
-    S1FMT = BitField(4, 5, doc="CD table: 0 linear, 1 and 2 of two levels with leaves of 4 and 64 KiB")
+    S1FMT = BitField(4, 5, doc="CD table: 0 and 3 linear, 1 and 2 of two levels with leaves of 4 and 64 KiB")
     S1CONTEXTPTR = BitField(6, 51, doc="the CD, or the table of them; an IPA if there is a stage 2")
     S1CDMAX = BitField(59, 63, doc="log2 of the CDs")
 
@@ -74,7 +75,7 @@ class Ste1(BitFields, width=64):
     S2FWB = BitField(25)
     S1STALLD = BitField(27, doc="stage 1 must not stall")
     EATS = BitField(28, 29)
-    STRW = BitField(30, 31, doc="world; 0 is NS-EL1")
+    STRW = BitField(30, 31, doc="world: counts with IDR0.HYP only; otherwise NS-EL1")
     SHCFG = BitField(44, 45)
 
 

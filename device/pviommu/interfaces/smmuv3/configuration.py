@@ -165,13 +165,13 @@ def read_ste(config: SmmuConfig, dwords: tuple[int, ...]) -> Stream | None:
             return None
     if not kind & 1:
         return Stream(kind, vmid, stage2)
-    bits = ste0.S1CDMAX
-    if bits > config.ssid_bits or ste1.S1STALLD or (ste1.STRW and not stage2):
+    bits, contexts = ste0.S1CDMAX, ste0 & int(Ste0.S1CONTEXTPTR)
+    if bits > config.ssid_bits or ste1.S1STALLD or contexts >> config.address_bits:
         return None
-    if bits and (ste0.S1FMT > 2 or ste1.S1DSS > SubstreamDefault.SUBSTREAM_0):
-        return None
-    default = SubstreamDefault(ste1.S1DSS) if bits else SubstreamDefault.SUBSTREAM_0
-    return Stream(kind, vmid, stage2, ste0 & int(Ste0.S1CONTEXTPTR), ste0.S1FMT if bits else 0, bits, default)
+    if not bits:
+        return Stream(kind, vmid, stage2, contexts)
+    default = SubstreamDefault.TERMINATE if ste1.S1DSS == 3 else SubstreamDefault(ste1.S1DSS)
+    return Stream(kind, vmid, stage2, contexts, ste0.S1FMT, bits, default)
 
 
 def _read_stage2(config: SmmuConfig, ste2: Ste2, ste3: int) -> Stage2 | None:

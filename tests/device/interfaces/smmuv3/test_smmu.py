@@ -47,6 +47,24 @@ def test_settings_have_limits(setting, rule):
         SmmuConfig(**setting)
 
 
+# -- configuration --------------------------------------------------------------------------------------------------
+
+
+def test_a_pointer_to_cds_beyond_the_oas_is_c_bad_ste(guest):
+    """Since SMMUv3.1 (3.4.3); one that leads to no RAM is F_CD_FETCH."""
+    guest.start()
+    guest.ste(1 << 44 | CDS | 0xB, 0xD6)
+
+    assert guest.refused([(SID << 32 | 0x04, 0, 0, 0)])
+
+
+def test_without_el2_strw_does_not_matter(guest):
+    guest.start()
+    guest.ste(CDS | 0xB, 0xD6 | 3 << 30)
+
+    assert guest.lands(PAGE | 0x560)
+
+
 # -- registers ------------------------------------------------------------------------------------------------------
 
 

@@ -111,11 +111,17 @@ def test_a_substream_of_a_bypassing_stream_is_c_bad_substreamid(guest):
     assert guest.records() == [record(0x08, ssid=SSID)]
 
 
-@pytest.mark.parametrize(("fmt", "bits", "dss"), [(3, 8, 2), (0, 11, 2), (0, 8, 3)], ids=["S1Fmt", "S1CDMax", "S1DSS"])
-def test_an_illegal_table_is_c_bad_ste(guest, fmt, bits, dss):
-    table(guest, fmt=fmt, bits=bits, dss=dss)
+def test_a_table_of_more_cds_than_there_are_substreams_is_c_bad_ste(guest):
+    table(guest, bits=11)
 
     assert guest.refused([record(0x04)])
+
+
+def test_a_reserved_format_is_linear_and_a_reserved_default_terminates(guest):
+    table(guest, fmt=3, dss=3)
+
+    assert guest.lands(OTHER | 0x560, path=guest.substream)
+    assert guest.refused([record(0x06)])
 
 
 def test_faults_of_a_substream_name_it(guest):
