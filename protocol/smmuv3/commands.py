@@ -104,7 +104,7 @@ class Tlbi1(BitFields, width=64):
     on; without, what translates that address."""
 
     LEAF = BitField(0)
-    TTL = BitField(8, 9)
+    TTL = BitField(8, 9, doc="with TG, the level of the leaves; 0: any")
     TG = BitField(10, 11, doc="1 4 KiB, 2 16 KiB, 3 64 KiB")
     ADDR = BitField(12, 63)
 
@@ -139,12 +139,15 @@ def tlbi(
     asid: int = 0,
     leaf: bool = False,
     granule: int = 0,
+    ttl: int = 0,
     num: int = 0,
     scale: int = 0,
 ) -> bytes:
-    """TLBI_*; with ``granule``, which is TG, of (num + 1) * 2 ** scale pages. Raises ValueError as :func:`cfgi`."""
+    """TLBI_*; with ``granule``, which is TG, of (num + 1) * 2 ** scale pages, whose leaves are at level ``ttl`` if that
+    is not 0. Raises ValueError as :func:`cfgi`.
+    """
     first = Tlbi0(OPCODE=opcode, VMID=vmid, ASID=asid, NUM=num, SCALE=scale)
-    return COMMAND.pack(first, Tlbi1(LEAF=int(leaf), TG=granule, ADDR=address >> 12))
+    return COMMAND.pack(first, Tlbi1(LEAF=int(leaf), TTL=ttl, TG=granule, ADDR=address >> 12))
 
 
 def sync(completion: Completion = Completion.NONE) -> bytes:

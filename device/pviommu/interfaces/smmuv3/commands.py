@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from smmuv3.commands import ALL_STREAMS, Cfgi0, CfgiRange1, Completion, Opcode, Sync0, Tlbi0, Tlbi1
 
+from .caches import Translations
 from .config import SmmuConfig
 from .queues import Consumed
 from .translation import Caches
@@ -94,17 +95,29 @@ class Commands:
 
     def _tlbi_nh_va(self, first: int, second: int) -> Consumed:
         command = Tlbi0(first)
-        self._caches.stage1.drop(*_range(command, second), self._vmid(command), command.ASID)
-        return Consumed.DONE
+        return self._drop(self._caches.stage1, command, second, self._vmid(command), command.ASID)
 
     def _tlbi_nh_vaa(self, first: int, second: int) -> Consumed:
         command = Tlbi0(first)
-        self._caches.stage1.drop(*_range(command, second), self._vmid(command), None, every_asid=True)
-        return Consumed.DONE
+        return self._drop(self._caches.stage1, command, second, self._vmid(command), None, every_asid=True)
 
     def _tlbi_s2_ipa(self, first: int, second: int) -> Consumed:
         command = Tlbi0(first)
-        self._caches.stage2.drop(*_range(command, second), command.VMID, None)
+        return self._drop(self._caches.stage2, command, second, command.VMID, None)
+
+    def _drop(
+        self, cache: Translations, first: Tlbi0, second: int, vmid: int, asid: int | None, *, every_asid: bool = False
+    ) -> Consumed:
+        """Forget what translates an address, or a range of them."""
+        dword = Tlbi1(second)
+        address, granule = dword & int(Tlbi1.ADDR), 2 * dword.TG + 10
+        if not dword.TG:
+            cache.drop(address, 1, vmid, asid, every_asid=every_asid)
+            return Consumed.DONE
+        has_level = dword.TTL and (dword.TG, dword.TTL) != (2, 1)  # 16 KiB pages have no blocks at level 1
+        if not (first.NUM or first.SCALE or has_level):  # reserved: a granule that says nothing (4.4.1.1)
+            return Consumed.ILLEGAL
+        cache.drop(address, first.NUM + 1 << first.SCALE + granule, vmid, asid, every_asid=every_asid)
         return Consumed.DONE
 
     def _tlbi_s12_vmall(self, first: int, _: int) -> Consumed:
@@ -126,10 +139,3 @@ class Commands:
         if signal > Completion.SEV:
             return Consumed.ILLEGAL
         return Consumed.SIGNALLED if signal == Completion.IRQ else Consumed.DONE
-
-
-def _range(command: Tlbi0, second: int) -> tuple[int, int]:
-    """First address and bytes that TLBI_* is about."""
-    dword = Tlbi1(second)
-    pages = command.NUM + 1 << command.SCALE
-    return dword & int(Tlbi1.ADDR), pages << 2 * dword.TG + 10 if dword.TG else 1

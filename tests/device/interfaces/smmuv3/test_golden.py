@@ -171,7 +171,7 @@ def test_a_table_of_stage_2_that_cannot_be_read_is_f_walk_eabt(second):
         (VTCR & ~(0x3F << 32) | 19 << 32, STTB),
         (VTCR & ~(0x3F << 32 | 3 << 38) | 40 << 32, STTB),
     ],
-    ids=["T0SZ", "SL0", "TG", "S2S", "ENDI", "HD", "HA", "AA64", "TTB", "PS", "SL0 with T0SZ", "beyond the OAS", "T0SZ 40"],
+    ids=["T0SZ", "SL0", "TG", "S2S", "ENDI", "HD", "HA", "AA64", "TTB", "PS", "SL0 with T0SZ", "IAS", "T0SZ 40"],
 )
 def test_an_illegal_stage_2_is_c_bad_ste(second, dword2, s2ttb):
     second.ste(6 << 1 | 1, 0, dword2, s2ttb)

@@ -161,6 +161,29 @@ def test_commands_for_what_is_not_there_are_illegal(started, opcode):
     assert (failed.value.error, failed.value.index) == (CommandError.ILL, 4)
 
 
+@pytest.mark.parametrize(
+    ("fields", "is_illegal"),
+    [
+        ({"granule": 1}, True),
+        ({"granule": 1, "ttl": 3}, False),
+        ({"granule": 1, "num": 1}, False),
+        ({"granule": 1, "scale": 1}, False),
+        ({"granule": 2, "ttl": 1}, True),
+        ({"granule": 2, "ttl": 1, "num": 1}, False),
+        ({"granule": 2, "ttl": 2}, False),
+        ({"granule": 3, "ttl": 1}, False),
+    ],
+)
+@pytest.mark.parametrize("opcode", [Opcode.TLBI_NH_VA, Opcode.TLBI_NH_VAA, Opcode.TLBI_S2_IPA])
+def test_a_granule_without_a_range_or_a_level_is_illegal(make_guest, opcode, fields, is_illegal):
+    guest = make_guest(stage2=True).start()
+
+    guest.driver.issue(tlbi(opcode, IOVA, **fields))
+    guest.smmu.work()
+
+    assert guest.smmu.registers.is_active(GlobalError.CMDQ_ERR) == is_illegal
+
+
 def test_a_sync_with_the_reserved_signal_is_illegal(started):
     started.driver.issue(COMMAND.pack(0x46 | 3 << 12, 0))
 
