@@ -25,6 +25,8 @@ class Cache(Generic[_K, _V]):
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._entries: dict[_K, _V] = {}
+        self.looked_at = 0
+        """Entries that :meth:`drop_if` has looked at, ever."""
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -45,6 +47,7 @@ class Cache(Generic[_K, _V]):
 
     def drop_if(self, condition: Callable[[_K], bool]) -> None:
         """Forget all whose key fulfils ``condition``."""
+        self.looked_at += len(self._entries)
         for key in [key for key in self._entries if condition(key)]:
             del self._entries[key]
 
@@ -82,6 +85,11 @@ class Translations:
 
     def __len__(self) -> int:
         return len(self._cache)
+
+    @property
+    def looked_at(self) -> int:
+        """Entries that were looked at to find those to be forgotten, ever."""
+        return self._cache.looked_at
 
     def find(self, tag: Tag, address: int, access: Access) -> tuple[int, int, Access] | None:
         """(output address, log2 of the block's size, what is allowed), if that is known and allows ``access``: a

@@ -12,9 +12,11 @@ from smmuv3.registers import CommandError, Cr0, GlobalError, QueueConsumer, Queu
 from .memory import Abort, GuestReader
 from .registers import SmmuRegisters
 
-__all__ = ["CommandQueue", "Consumed", "EventQueue"]
+__all__ = ["MAX_LOOKED_AT", "CommandQueue", "Consumed", "EventQueue"]
 
 _OVERFLOW = int(QueueProducer.OVFLG)
+MAX_LOOKED_AT = 1 << 16
+"""Cached entries that the commands of a turn look at, after which no further command is begun: some 20 ms."""
 
 
 class Consumed(Enum):
@@ -29,17 +31,25 @@ class CommandQueue:
     """Commands of the guest, carried out in their order, some in each turn."""
 
     def __init__(
-        self, registers: SmmuRegisters, memory: GuestReader, carry_out: Callable[[int, int], Consumed], budget: int
+        self,
+        registers: SmmuRegisters,
+        memory: GuestReader,
+        carry_out: Callable[[int, int], Consumed],
+        budget: int,
+        looked_at: Callable[[], int],
     ) -> None:
-        """``carry_out`` is given the two dwords of a command, and must not raise. ``budget``: commands in a turn."""
+        """``carry_out`` is given the two dwords of a command, and must not raise. ``budget``: commands in a turn.
+        ``looked_at``: cached entries that commands have looked at so far, which also ends a turn.
+        """
         self._registers = registers
         self._memory = memory
         self._carry_out = carry_out
         self._budget = budget
+        self._looked_at = looked_at
 
     def work(self) -> bool:
         """Carry out commands, a bounded number. Returns whether there are more that may be carried out."""
-        left = self._budget
+        left, most = self._budget, self._looked_at() + MAX_LOOKED_AT
         while left:
             base, bits, first, count = self._waiting()
             if not count:
@@ -60,6 +70,8 @@ class CommandQueue:
                 self._advance(bits)
                 if outcome is Consumed.SIGNALLED:
                     self._registers.interrupt(Vector.CMD_SYNC)
+                if self._looked_at() > most:
+                    return bool(self._waiting()[3])
             left -= count
         return bool(self._waiting()[3])
 

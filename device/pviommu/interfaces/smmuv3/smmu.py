@@ -68,7 +68,8 @@ class Smmu:
         table = StreamTable(config, self.registers, self.memory)
         self._world = World(config, self.registers, self.memory, table, self.caches, on_stale)
         commands = Commands(config, self.caches)
-        self._commands = CommandQueue(self.registers, self.memory, commands, config.commands_per_turn)
+        looked_at = self.caches.looked_at
+        self._commands = CommandQueue(self.registers, self.memory, commands, config.commands_per_turn, looked_at)
         self.events = EventQueue(self.registers, self.memory)
         self._sids: dict[int, int] = {}
         self._next_domain = first_domain

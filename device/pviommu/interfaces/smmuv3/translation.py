@@ -64,6 +64,10 @@ class Caches:
         self.stage1 = Translations(limit)
         self.stage2 = Translations(limit)
 
+    def looked_at(self) -> int:
+        """Entries that were looked at to find those to be forgotten, ever: what invalidations cost."""
+        return sum(each.looked_at for each in (self.streams, self.contexts, self.stage1, self.stage2))
+
     def clear(self) -> None:
         """Forget everything."""
         for each in (self.streams, self.contexts, self.stage1, self.stage2):

@@ -5,11 +5,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pviommu.engine import Access, Stop
+from pviommu.engine.walk import Leaf
 from pviommu.guest.smmuv3 import CommandFailedError, StuckError
+from pviommu.interfaces.smmuv3.caches import Tag
 from pviommu.interfaces.smmuv3.config import SmmuConfig
+from pviommu.interfaces.smmuv3.configuration import Stream
+from pviommu.interfaces.smmuv3.queues import MAX_LOOKED_AT
 from pviommu.interfaces.smmuv3.smmu import Smmu
 from smmuv3.commands import COMMAND, Opcode, cfgi, sync, tlbi
 from smmuv3.registers import REGISTERS, CommandError, Cr0, GlobalError, Vector
+from smmuv3.structures import SteConfig
 
 from .conftest import (
     CDS,
@@ -255,6 +260,22 @@ def test_a_turn_has_a_limit(make_guest):
     guest.driver.issue(*[sync()] * 7)
 
     assert [guest.smmu.work() for _ in range(3)] == [True, True, False]
+
+
+@pytest.mark.parametrize(
+    "command", [tlbi(Opcode.TLBI_NH_VA, 1 << 40), tlbi(Opcode.TLBI_NH_ASID, asid=1), cfgi(Opcode.CFGI_STE, 0xFFFF)]
+)
+def test_a_turn_ends_after_so_many_entries_of_full_caches(make_guest, command):
+    """256 commands that look through 65,536 entries each would hold everybody else up for seconds."""
+    guest = make_guest(strict=True).start()
+    leaf = Leaf(PAGE, 12, Access.READ, 12, 3, 0)
+    for number in range(MAX_LOOKED_AT // 2 + 1):
+        guest.smmu.caches.stage1.add(Tag(0, 7), number << 12, leaf)
+        guest.smmu.caches.streams.put(number, Stream(SteConfig.ABORT))
+    guest.driver.issue(*[command] * 5)
+
+    assert [guest.smmu.work() for _ in range(3)] == [True, True, False]
+    assert not guest.smmu.registers.is_active(GlobalError.CMDQ_ERR)
 
 
 def test_a_driver_gives_up_waiting(started):
