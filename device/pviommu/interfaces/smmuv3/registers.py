@@ -40,6 +40,7 @@ class SmmuRegisters:
         self._owner = owner
         self._most_bits = {"CMDQ_BASE": config.cmdq_bits, "EVENTQ_BASE": config.evtq_bits}
         self._sid_bits = config.sid_bits
+        self._queue_addresses = int(QueueBase.ADDR) & (1 << config.address_bits) - 1
         self.file = RegisterFile(REGISTERS, self)
         for name, value in config.identification().items():
             self.file[name] = value
@@ -126,9 +127,11 @@ class SmmuRegisters:
         return self._is_off(Cr0.EVENTQEN)
 
     def queue(self, name: str) -> tuple[int, int]:
-        """The base address of a queue, CMDQ_BASE or EVENTQ_BASE without its alignment, and log2 of its entries."""
+        """The base address of a queue, CMDQ_BASE or EVENTQ_BASE without its alignment, and log2 of its entries. Bits
+        beyond the output size do not count (IHI 0070, 3.4.3).
+        """
         base = QueueBase(self.file[name])
-        return base & int(QueueBase.ADDR), min(base.LOG2SIZE, self._most_bits[name])
+        return base & self._queue_addresses, min(base.LOG2SIZE, self._most_bits[name])
 
     def stream_table(self) -> tuple[int, StreamTableConfig, int]:
         """Address and format of the stream table, and bits of the StreamIDs in it."""

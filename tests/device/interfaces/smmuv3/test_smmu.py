@@ -247,6 +247,19 @@ def test_a_queue_that_is_turned_off_is_left_alone(started):
     assert started.driver.get("CMDQ_CONS") == 5
 
 
+def test_bits_beyond_the_oas_of_a_queues_address_do_not_count(guest):
+    guest.start()
+    guest.driver.set("CR0", 0)
+    for queue in ("CMDQ_BASE", "EVENTQ_BASE"):
+        guest.driver.set(queue, guest.driver.get(queue) | 1 << 44)
+    guest.driver.set("CR0", 0xD)
+    guest.store_words(guest.leaf, 0)
+
+    guest.issue(sync())
+
+    assert guest.refused([(SID << 32 | 0x10, 2 << 40, IOVA, 0)])
+
+
 def test_the_queue_wraps(started):
     for _ in range(5):
         started.issue(*[tlbi(Opcode.TLBI_NH_ALL)] * 100)
