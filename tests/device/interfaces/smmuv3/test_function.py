@@ -19,7 +19,7 @@ from pviommu.interfaces.smmuv3.function import KEPT, SmmuFunction
 from pviommu.interfaces.smmuv3.state import SmmuState
 from pviommu.pci.function import Environment
 from smmuv3.commands import Completion, Opcode, cfgi, sync
-from smmuv3.registers import FRAME_SIZE, MSIX_BAR, REGISTER_BAR, Vector
+from smmuv3.registers import FRAME_SIZE, MSIX_BAR, REGISTER_BAR, GlobalError, Vector
 from vfio_user import DmaMapping, IrqAction, IrqIndex, IrqKind, IrqRequest
 
 SIZE, MORE, MORE_SIZE = 0x80_0000, 0x4000_0000, 0x1_0000
@@ -228,6 +228,30 @@ def test_a_state_goes_on_in_another_function(bench):
         assert other.put() is FaultKind.BLOCKED
         with pytest.raises(ValueError, match="stream 77: not behind smmu0"):
             other.function.load(SmmuState(state.function, (77,)))
+    finally:
+        other.close()
+
+
+def test_commands_and_an_error_that_wait_do_so_in_another_function(bench):
+    other = Bench()
+    try:
+        bench.start()
+        bench.driver.issue(sync(), b"\xff" * 16, sync())
+        waiting = bench.function.save()
+        bench.function.work()
+        stopped = bench.function.save()
+        other.ram.bytes[:] = bench.ram.bytes[:]
+
+        for state in (stopped, waiting):
+            other.function.load(state)
+            assert other.function.is_pressed() == (state is waiting)
+            other.function.work()
+            assert other.driver.is_active(GlobalError.CMDQ_ERR)
+            assert other.driver.get("CMDQ_CONS") == bench.driver.get("CMDQ_CONS")
+
+        other.driver.on_gerror()
+        assert other.function.work()
+        assert other.driver.get("CMDQ_CONS") & 0xFF == other.driver.get("CMDQ_PROD")
     finally:
         other.close()
 
