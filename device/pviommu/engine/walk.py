@@ -123,6 +123,13 @@ class Tables:
     updates_dirty: bool = False
     """Whether a write makes clean leaves dirty; without it they keep the permissions that they have."""
 
+    def __repr__(self) -> str:
+        """For a log: levels and rules are thousands of characters, so only what is not the same in each format."""
+        place = f"root={self.root:#x}, start={self.levels[0].number}, page={1 << self.levels[-1].shift:#x}"
+        sizes = f"input_bits={self.input_bits}, output_bits={self.output_bits}"
+        rules = f"needs_accessed={self.rules.needs_accessed}, limits={self.rules.table_grants.write.mask:#x}"
+        return f"Tables({place}, {sizes}, {rules})"
+
 
 class ReadRefusal:
     """What `read` and `update` return instead of a descriptor; a class derived from this one says why."""

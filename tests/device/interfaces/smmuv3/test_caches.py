@@ -172,9 +172,13 @@ def test_a_strict_cache_tells_a_translation_that_is_used_after_its_leaf_went(str
 
 
 def test_a_strict_cache_tells_configurations_that_have_changed(strict):
-    strict.cd(CD0 & ~(1 << 45))
+    strict.cd(CD0 & ~(1 << 45) | 1 << 35, had=1)
     assert strict.lands(PAGE | 0x560)
-    assert [stale.what for stale in strict.stale] == ["CD"]
+    [stale] = strict.stale
+    assert stale.what == "CD"
+    tables = "low=Tables(root=0x43000000, start=0, page=0x1000, input_bits=48, output_bits=44"
+    assert f"{tables}, needs_accessed=True, limits=0x4000000000000000)" in str(stale.cached)
+    assert f"{tables}, needs_accessed=False, limits=0x0)" in str(stale.now)
 
     strict.ste(1)
     assert strict.lands(PAGE | 0x560)
