@@ -69,8 +69,8 @@ static bool pool_is_given_back(struct fixture *f)
 }
 
 /*
- * One space had most of the pool and unmapped all but two pages. Whatever was kept for it, the other
- * one can have as much.
+ * One space had most of the pool and unmapped all but two pages. Whatever was kept for it, the
+ * other one can have as much.
  */
 static bool pool_goes_where_it_is_needed(struct fixture *f)
 {

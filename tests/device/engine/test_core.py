@@ -1,9 +1,11 @@
+from array import array
+
 import pytest
 
 from pviommu.engine import Access, Engine, EngineConfig, Refusal, ReservedFrames, Run, TranslationFault
 from pviommu.engine.core import PythonCore
 from pviommu.engine.ranges import FrameRanges
-from pviommu.engine.results import FRAME_LIMIT
+from pviommu.engine.results import FRAME_LIMIT, PackedRuns
 
 R = Access.READ
 STREAM = 7
@@ -33,6 +35,10 @@ class WalkingCore(PythonCore):
         self.told.append(("walk", ctx, iova, end, wanted))
         return self.answer
 
+    def walk_spans(self, ctx, spans, wanted):
+        self.told.append(("walk_spans", ctx, spans, wanted))
+        return PackedRuns(array("Q", [0x5000, 0x10] * len(spans)))
+
 
 @pytest.fixture
 def core():
@@ -61,6 +67,25 @@ def test_a_core_that_walks_is_asked_once_for_a_request_that_comes_again(engine, 
         assert engine.translate(STREAM, 0x1000, 0x10, R) == [Run(0x5000, 0x10)]
 
     assert core.told == [("walk", 1, 0x1000, 0x1010, 1)]
+
+
+def test_a_core_that_walks_translates_many_spans_at_once_if_the_tables_alone_decide(engine, core):
+    spans = [(0x1000, 0x10), (0x9000, 0x10)]
+    assert engine.translate_spans(STREAM + 1, spans, R) is None
+    engine.attach(STREAM, 1)
+    core.told.clear()
+
+    assert list(engine.translate_spans(STREAM, spans, R)) == [Run(0x5000, 0x10)] * 2
+    assert core.told == [("walk_spans", 1, spans, 1)]
+
+    core.told.clear()
+    engine.alloc_nested(2, 1, lambda iova, access: (iova, 12, access))
+    engine.attach(STREAM, 2)
+    assert engine.translate_spans(STREAM, spans, R) is None
+    engine.attach(STREAM, 1)
+    engine.block(STREAM)
+    assert engine.translate_spans(STREAM, spans, R) is None
+    assert not [told for told in core.told if told[0] == "walk_spans"]
 
 
 def test_a_core_that_walks_is_left_out_while_the_iotlb_is_used(engine, core):
@@ -193,3 +218,5 @@ def test_so_many_requests_are_remembered_as_the_iotlb_has_entries():
 def test_the_plain_core_leaves_walking_to_the_engine():
     with pytest.raises(NotImplementedError, match="the engine walks the tables of this core"):
         PythonCore().walk(1, 0, 1, 1)
+    with pytest.raises(NotImplementedError, match="the engine walks the tables of this core"):
+        PythonCore().walk_spans(1, [(0, 1)], 1)
