@@ -486,15 +486,17 @@ class Server:
             connection.waiting = request
             connection.reply(need.answer, need.fd)
             return
-        except (RequestError, FunctionError) as error:
+        except (OSError, FunctionError) as error:  # OSError of this process's own: no descriptor is left, for one
             if isinstance(error, MemoryDeniedError) and str(error) not in self._denied:
                 self._denied.add(str(error))
                 print(f"pviommu: {error.strerror}", file=sys.stderr)
             value = -(error.errno or errno.EIO)
+            process.uninstall(0)
         finally:
             memory.known = None
-        request.close()
-        if process.opened is None or value < 0:
+            if connection.waiting is not request:
+                request.close()
+        if process.opened is None:
             connection.reply(Answer.DONE, value)
             return
         claim, self._next_claim = self._next_claim, self._next_claim % 0x7FFFFFFF + 1

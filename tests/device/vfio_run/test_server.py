@@ -378,3 +378,47 @@ def test_a_client_that_cannot_even_be_refused_is_looked_at_later(
                 break
         settle(server)
         assert unpacked(waiting.recv(64))[:2] == (0, 0)
+
+
+def test_without_descriptors_a_request_fails_and_its_file_stays(server: Server, tmp_path: Path) -> None:
+    """The file of the program has arrived, and there is no descriptor left for the mapping."""
+    file = os.memfd_create("memory")
+    os.truncate(file, 4096)
+    kept, place = at(struct.pack("<IIIiQQQ", 40, 7, 1, 9, 0, 4096, 1 << 16))
+    with opened(server, tmp_path / "socket", "/dev/iommu") as iommu:
+        kept_too, space = at(struct.pack("<III", 12, 0, 0))
+        assert asked(server, iommu, message(Kind.REQUEST, 0x3B81, space)) == (0, 0)
+        open_before = len(os.listdir("/proc/self/fd"))
+        assert asked(server, iommu, message(Kind.REQUEST, 0x3B8F, place)) == (1, 9)
+        assert asked(server, iommu, message(Kind.IS, errno.EBADFD)) == (3, 9)
+        before = resource.getrlimit(resource.RLIMIT_NOFILE)
+        socket.send_fds(iommu, [message(Kind.COPY)], [file])
+        lowest = os.dup(0)
+        os.close(lowest)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + 1, before[1]))
+        try:
+            settle(server)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        assert unpacked(iommu.recv(64))[:2] == (0, -errno.EMFILE)
+        assert len(os.listdir("/proc/self/fd")) == open_before
+        assert asked(server, iommu, message(Kind.REQUEST, 0x3B64)) == (0, 0)
+    os.close(file)
+    del kept, kept_too
+
+
+def test_what_was_opened_for_a_request_that_fails_is_closed(tmp_path: Path) -> None:
+    """The structure came with the message, and cannot be written."""
+    server = Server(System(mock=True), tmp_path / "socket")
+    try:
+        with opened(server, tmp_path / "socket", "/dev/iommu") as iommu:
+            kept, space = at(struct.pack("<III", 12, 0, 0))
+            assert asked(server, iommu, message(Kind.REQUEST, 0x3B81, space)) == (0, 0)
+            create_access = struct.pack("<IIII56x", 72, 5, 1, 0)
+            said = message(Kind.REQUEST, 0x3BA0, 4096, behind=create_access)
+            assert asked(server, iommu, said) == (0, -errno.EFAULT)
+            kept_too, number = at(struct.pack("<II", 8, 1))
+            assert asked(server, iommu, message(Kind.REQUEST, 0x3B80, number)) == (0, 0), "nothing uses it"
+            del kept, kept_too
+    finally:
+        server.close()

@@ -8,6 +8,7 @@ nothing but a cache of four numbers, and virtual IOMMUs. The requests are those 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -626,6 +627,8 @@ class MockIommufd(Iommufd):
         if asked.flags or not size or asked.iova % size or asked.length % size or not asked.uptr:
             where = f"{asked.iova:#x}+{asked.length:#x}"
             raise RequestError(errno.EINVAL, f"set {where} dirty, by pages of {size:#x} bytes")
+        if asked.length and asked.iova + asked.length - 1 > LAST_ADDRESS:
+            raise RequestError(errno.EOVERFLOW, f"set {asked.iova:#x}+{asked.length:#x} dirty: beyond 64-bit addresses")
         bits = asked.length // size
         if bits > _MOST_BITS:
             raise RequestError(errno.EOVERFLOW, f"set {bits} pages dirty: at most {_MOST_BITS}")
@@ -643,7 +646,8 @@ class MockIommufd(Iommufd):
         with self._hardware.probing(hwpt.table) as stream:
             for bit in found:
                 first, length = _leaf(hwpt, asked.iova + bit * size)
-                self._hardware.runs(stream, first, length, Rights.WRITE)
+                with contextlib.suppress(DmaRefusedError):  # where nothing is mapped, nothing becomes dirty
+                    self._hardware.runs(stream, first, length, Rights.WRITE)
         return s.changed(asked, out_nr_dirty=len(found))
 
     def _test_md_check_iotlb(self, number: int, body: bytes, process: Process) -> None:

@@ -342,3 +342,24 @@ def test_a_process_that_ends_takes_all_devices_along(unreal: Unreal, ioas: int) 
 
     assert not list(unreal.system.hardware.engine.domains())
     assert len(unreal.system.hardware._free_streams) == len(unreal.system.hardware._streams)
+
+
+def test_pages_that_are_not_mapped_do_not_become_dirty(unreal: Unreal, ioas: int) -> None:
+    """That is no error, and ends nothing: a server would be gone with all its programs."""
+    new = unreal.new(ioas)
+    hwpt = unreal.iommu(
+        s.HwptAlloc, dev_id=new.out_idev_id, pt_id=ioas, flags=s.HwptAllocFlag.DIRTY_TRACKING
+    ).out_hwpt_id
+    unreal.iommu(s.HwptSetDirtyTracking, hwpt_id=hwpt, flags=s.DirtyTrackingFlag.ENABLE)
+    unreal.map(ioas, PAGE, FIRST)
+    bits = unreal.memory.add(b"\xff")
+    answer = unreal.ask(T.DIRTY, hwpt, m._Dirty(0, 0, FIRST, 8 * HALF, HALF, bits, 0))
+    assert m._unpack(m._Dirty, answer).out_nr_dirty == 8
+    found = bytearray(1)
+    unreal.iommu(
+        s.HwptGetDirtyBitmap,
+        hwpt_id=hwpt, iova=FIRST, length=8 * HALF, page_size=HALF, data=unreal.memory.add(found),
+    )  # fmt: skip
+    assert found[0] == 0b11
+    with fails("EOVERFLOW"):
+        unreal.ask(T.DIRTY, hwpt, m._Dirty(0, 0, LAST - HALF + 1, 8 * HALF, HALF, bits, 0))
