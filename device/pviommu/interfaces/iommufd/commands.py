@@ -115,7 +115,7 @@ def read(command: Command, memory: UserMemory, argument: int) -> tuple[Record, i
     known = command.record.SIZE
     data = memory.read(argument, min(size, known))
     for offset in range(known, size, _CHUNK):
-        if any(memory.read(argument + offset, min(_CHUNK, size - offset))):
+        if memory.read(argument + offset, min(_CHUNK, size - offset)).strip(b"\0"):
             raise RequestError(
                 errno.E2BIG, f"{command.name}: size {size}: only {known} bytes are known, and others are not 0"
             )

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import count as numbers_from
 from typing import TYPE_CHECKING
 
 from ...engine import PAGE_MASK, PAGE_SHIFT, Access, Refusal, TranslationFault
@@ -89,6 +90,8 @@ class FaultQueue(EventFile):
         self._waiting: deque[PageRequests] = deque()
         self._read: dict[int, PageRequests] = {}
         """Those that were read, by the cookie of their answer."""
+        self._lowest = 1
+        """All cookies below are in use."""
 
     def destroy(self) -> None:
         self._refuse([*self._waiting, *self._read.values()])
@@ -104,8 +107,10 @@ class FaultQueue(EventFile):
         self._refuse([one for one in everything if one.device.group is group and one.pasid == pasid])
 
     def _refuse(self, refused: Sequence[PageRequests]) -> None:
-        self._waiting = deque(one for one in self._waiting if one not in refused)
-        self._read = {cookie: one for cookie, one in self._read.items() if one not in refused}
+        gone = set(refused)
+        self._waiting = deque(one for one in self._waiting if one not in gone)
+        self._read = {cookie: one for cookie, one in self._read.items() if one not in gone}
+        self._lowest = 1
         for one in refused:
             one.answer(None)
 
@@ -122,7 +127,7 @@ class FaultQueue(EventFile):
         done = 0
         while self._waiting and len(self._waiting[0].faults) * size <= count - done:
             requests = self._waiting[0]
-            requests.cookie = next(number for number in range(1, len(self._read) + 2) if number not in self._read)
+            requests.cookie = next(number for number in numbers_from(self._lowest) if number not in self._read)
             data = b"".join(s.changed(fault, cookie=requests.cookie).pack() for fault in requests.faults)
             try:
                 memory.write(address + done, data)
@@ -131,6 +136,7 @@ class FaultQueue(EventFile):
                     return done
                 raise
             self._read[requests.cookie] = self._waiting.popleft()
+            self._lowest = requests.cookie + 1
             done += len(data)
         if self._waiting and not done:
             need = len(self._waiting[0].faults) * size
@@ -153,6 +159,7 @@ class FaultQueue(EventFile):
                 requests = self._read.pop(response.cookie, None)
                 if requests is None:
                     raise RequestError(errno.EINVAL, f"answer to {self}: cookie {response.cookie}: nothing waits by it")
+                self._lowest = min(self._lowest, response.cookie)
                 requests.answer(response.code == s.PageResponseCode.SUCCESS)
                 done += size
         except RequestError:

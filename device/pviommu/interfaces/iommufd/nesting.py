@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated
+from weakref import WeakSet
 
 from wire_layout import U32, U64, Record
 
@@ -111,8 +112,10 @@ class _Tables:
             self._known.clear()
             return
         first = entry.iova >> PAGE_SHIFT
-        for page in [page for page in self._known if first <= page < first + entry.pages]:
-            del self._known[page]
+        pages = range(first, first + entry.pages)
+        for page in pages if entry.pages < len(self._known) else list(self._known):
+            if page in pages:
+                self._known.pop(page, None)
 
 
 class _Viommu:
@@ -123,12 +126,13 @@ class _Viommu:
     def __init__(self, data: UserData) -> None:
         if data.length:
             raise RequestError(errno.EINVAL, f"virtual IOMMU with {data.length} bytes of data: it has none")
-        self._stages: list[_Tables] = []
+        self._stages: WeakSet[_Tables] = WeakSet()
+        """Page tables keep them"""
 
     def first_stage(self, data: UserData, read: ReadPhysical) -> _Tables:
         """See VirtualIommu."""
         stage = _first_stage(data, read)
-        self._stages.append(stage)
+        self._stages.add(stage)
         return stage
 
     def invalidate(self, entries: UserArray, devices: Mapping[int, Device]) -> None:

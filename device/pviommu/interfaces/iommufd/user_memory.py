@@ -210,11 +210,14 @@ class UserArray:
         Raises OSError: EFAULT, E2BIG.
         """
         size = record.SIZE
-        data = self._memory.read(self._address, self._length * self.number)
-        entries = [data[start : start + self._length] for start in range(0, len(data), self._length)]
-        if any(any(entry[size:]) for entry in entries):
-            raise RequestError(errno.E2BIG, f"entries of {self._length} bytes: only {size} are known, and others not 0")
-        return [record.unpack(entry[:size].ljust(size, b"\0")) for entry in entries]
+        entries: list[R] = []
+        for number in range(self.number):  # all of them may be 2 GiB
+            data = self._memory.read(self._address + number * self._length, self._length)
+            if data[size:].strip(b"\0"):
+                text = f"entries of {self._length} bytes: only {size} are known, and others not 0"
+                raise RequestError(errno.E2BIG, text)
+            entries.append(record.unpack(data[:size].ljust(size, b"\0")))
+        return entries
 
 
 def _read_part(record: type[R], last: str, memory: UserMemory, address: int, length: int) -> R:

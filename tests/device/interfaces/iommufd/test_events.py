@@ -334,3 +334,21 @@ def test_queues_that_cannot_be_made(program: Program, viommu: int) -> None:
     program.close(first.out_veventq_fd)
     program.iommu(s.Destroy, id=first.out_veventq_id)
     alloc(program, viommu)
+
+
+def test_the_cookie_is_the_lowest_that_is_free(queue: Queue, program: Program) -> None:
+    file = program.file(queue.fd)
+    assert isinstance(file, FaultQueue)
+    device = program.system.devices["dev"]
+
+    def cookies(number: int) -> list[int]:
+        for _ in range(number):
+            file.add(PageRequests(device, None, [s.Pgfault(0, 0, 0, 0, 0, 0, 0, 0, 0)], lambda answer: None))
+        data = queue.read(number * s.Pgfault.SIZE)
+        return [fault.cookie for fault in (s.Pgfault.unpack(data[at : at + 40]) for at in range(0, len(data), 40))]
+
+    assert cookies(4) == [1, 2, 3, 4]
+    queue.answer((3, SUCCESS), (2, INVALID))
+    assert cookies(3) == [2, 3, 5]
+    file.give_up(device.group, None)
+    assert cookies(1) == [1]

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 
 from pviommu.interfaces.iommufd import DeviceConfig, System
 from pviommu.interfaces.iommufd import structures as s
+from pviommu.interfaces.iommufd.context import Iommufd
 from pviommu.interfaces.iommufd.nesting import KIND, NESTING
+from pviommu.interfaces.iommufd.virtual import Viommu
 
 from .conftest import PAGE, Handle, Program, fails
 from .test_nesting import BASE, DATA, Guest
@@ -145,3 +149,14 @@ def test_this_kind_has_no_hardware_queues(guest: Guest) -> None:
         request = {"viommu_id": number, "type": 1, "nesting_parent_iova": BASE, "length": PAGE, **fields}
         with fails(errno):
             guest.program.iommu(s.HwQueueAlloc, **request)
+
+
+def test_page_tables_that_are_gone_are_forgotten(guest: Guest) -> None:
+    number = viommu(guest)
+    for _ in range(3):
+        guest.program.iommu(s.Destroy, id=guest.nested(number))
+    found = guest.program.file(guest.program.fd)
+    assert isinstance(found, Iommufd)
+    stages = found.objects.get(Viommu, number).is_like._stages  # type: ignore[attr-defined]
+    gc.collect()
+    assert not len(stages)
