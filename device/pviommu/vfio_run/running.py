@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
 import resource
 import signal
@@ -28,6 +29,9 @@ _FROM_TERMINAL = (signal.SIGINT, signal.SIGQUIT)
 _FORWARDED = (signal.SIGTERM, signal.SIGHUP)
 _PR_SET_CHILD_SUBREAPER, _PR_GET_CHILD_SUBREAPER = 36, 37
 
+_SEPARATORS = " \t\n:$"
+"""What the loader does not take as part of a name in LD_PRELOAD: it would run the program without the library."""
+
 _libc = ctypes.CDLL(None)
 
 
@@ -50,11 +54,17 @@ def run_program(
     of a process that has ended, for only they can be served. Files that other processes have left open when the program
     ends are closed: they get EIO.
     """
-    preloaded = " ".join(filter(None, (str(build_library(environment)), environment.get("LD_PRELOAD"))))
-    with tempfile.TemporaryDirectory(prefix="pviommu-vfio-") as folder:
-        path = Path(folder) / "socket"
+    library = build_library(environment)
+    with tempfile.TemporaryDirectory(prefix="pviommu-vfio-") as made:
+        folder = Path(made).resolve()  # the preloaded library tells paths by their text
+        if set(str(folder)) & set(_SEPARATORS):
+            raise OSError(errno.EINVAL, "LD_PRELOAD takes no path with a blank, a colon or $", str(folder))
+        path = folder / "socket"
         server = Server(system, path, machine)
         try:
+            linked = folder / "preload.so"  # the folder of the cache may have any name
+            linked.symlink_to(library)
+            preloaded = " ".join(filter(None, (str(linked), environment.get("LD_PRELOAD"))))
             additions = {"LD_PRELOAD": preloaded, "PVIOMMU_VFIO_SOCKET": str(path)}
             with _adopting_orphans(), _signals() as signals:
                 program = subprocess.Popen(command, env={**environment, **additions})

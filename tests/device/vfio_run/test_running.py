@@ -7,6 +7,7 @@ import errno
 import fcntl
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -510,3 +511,105 @@ def test_an_address_that_none_can_be_is_bad() -> None:
         os.stat("/no/such/file")  # leaves an errno behind
     with fails("EFAULT", "Bad address"):
         RemoteMemory(os.getpid()).read(1 << 63, 8)
+
+
+@pytest.mark.usefixtures("cache")
+def test_a_folder_behind_a_link_is_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel says where a program is without the link."""
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "link"))
+    run("""
+        os.chdir("/dev/vfio")
+        assert fcntl.ioctl(opened("vfio"), 0x3B64) == 0
+    """)
+
+
+def test_the_library_is_loaded_from_a_folder_of_any_name(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(cache, tmp_path / "my cache: $")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "my cache: $"))
+    run("assert fcntl.ioctl(opened(), 0x3B64) == 0")
+
+
+@pytest.mark.usefixtures("cache")
+def test_a_folder_that_nothing_can_be_loaded_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The loader would run the program without the library."""
+    (tmp_path / "a b").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "a b"))
+    assert main(["vfio", "run", "--", "true"]) == 3
+    assert "LD_PRELOAD takes no path with a blank" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("cache")
+def test_handlers_of_signals_and_threads_with_small_stacks(tmp_path: Path) -> None:
+    compiler = shutil.which("cc")
+    assert compiler, "the library itself could not be built"
+    source = tmp_path / "program.c"
+    source.write_text(
+        """
+        #include <errno.h>
+        #include <fcntl.h>
+        #include <pthread.h>
+        #include <signal.h>
+        #include <sys/ioctl.h>
+        #include <sys/time.h>
+        #include <sys/wait.h>
+        #include <unistd.h>
+
+        static int fd;
+        static volatile sig_atomic_t handled, wrong;
+
+        static void handle(int number)
+        {
+            (void)number;
+            wrong |= ioctl(fd, 0x3B64, 0) != 0;
+            handled++;
+        }
+
+        static void *opens(void *unused)
+        {
+            return open("/dev/null", O_RDONLY) < 0 || open("..", O_RDONLY) < 0 ? unused : NULL;
+        }
+
+        static int work(void)
+        {
+            struct itimerval often = { { 0, 200 }, { 0, 200 } }, never = { { 0, 0 }, { 0, 0 } };
+            pthread_attr_t small;
+            pthread_t thread;
+            void *answer;
+
+            fd = open("/dev/iommu", O_RDWR);
+            signal(SIGALRM, handle);
+            setitimer(ITIMER_REAL, &often, NULL);
+            while (handled < 200)
+                wrong |= ioctl(fd, 0x3B64, 0) != 0;
+            setitimer(ITIMER_REAL, &never, NULL);
+            pthread_attr_init(&small);
+            if (pthread_attr_setstacksize(&small, 16384) || pthread_create(&thread, &small, opens, &fd))
+                return 2;
+            pthread_join(thread, &answer);
+            return wrong || answer || creat("/dev/iommu", 0600) < 0;
+        }
+
+        int main(void)
+        {
+            pid_t child = fork();
+            int status, tries;
+
+            if (!child)
+                _exit(work());
+            for (tries = 0; tries < 2000; tries++, usleep(10000))
+                if (waitpid(child, &status, WNOHANG) == child)
+                    return !WIFEXITED(status) || WEXITSTATUS(status);
+            kill(child, SIGKILL);
+            return 3;
+        }
+        """
+    )
+    program = tmp_path / "program"
+    subprocess.run([compiler, "-O2", "-pthread", "-o", program, source], check=True)
+    assert run_program([str(program)], System([DeviceConfig("nic")])) == 0

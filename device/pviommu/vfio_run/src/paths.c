@@ -26,8 +26,9 @@
 #include "preload.h"
 
 #define MISC_MAJOR 10
+#define MAX_ROOT 128 /* beside a socket, whose path has 107 bytes */
 
-static char root[PATH_MAX]; /* the folder; empty in a program that is not for us */
+static char root[MAX_ROOT]; /* the folder; empty in a program that is not for us */
 static size_t root_length;
 static int has_devices; /* whether there is anything of /sys */
 
@@ -35,12 +36,12 @@ static int has_devices; /* whether there is anything of /sys */
 struct place {
 	const char *path;
 	int is_device; /* of /dev */
-	char text[2 * PATH_MAX];
+	char text[MAX_ROOT + PATH_MAX];
 };
 
 void begin_paths(const char *socket)
 {
-	char sys[PATH_MAX + sizeof("/sys")];
+	char sys[MAX_ROOT + sizeof("/sys")];
 
 	snprintf(root, sizeof(root), "%s.files", socket);
 	root_length = strlen(root);
@@ -81,22 +82,20 @@ static int append(char *text, size_t length, const char *path)
 /* The path from the root, by its text. */
 static int absolute(int folder, const char *path, char *text)
 {
-	char link[32], base[PATH_MAX] = "";
+	char link[32];
 	ssize_t got;
 
 	if (*path == '/')
 		return append(text, 0, path);
-	if (folder == AT_FDCWD) {
-		if (syscall(SYS_getcwd, base, sizeof(base)) < 0)
-			return 0;
+	if (folder == AT_FDCWD) { /* the kernel's paths have nothing that is to be taken out */
+		got = syscall(SYS_getcwd, text, PATH_MAX) - 1; /* with the end */
 	} else {
 		snprintf(link, sizeof(link), "/proc/self/fd/%d", folder);
-		got = syscall(SYS_readlink, link, base, sizeof(base) - 1);
-		if (got < 0)
-			return 0;
-		base[got] = '\0';
+		got = syscall(SYS_readlink, link, text, PATH_MAX - 1);
 	}
-	return append(text, 0, base) && append(text, strlen(text), path);
+	if (got < 1 || *text != '/')
+		return 0;
+	return append(text, got == 1 ? 0 : got, path);
 }
 
 /* Whether a path of /sys is of our devices. */
@@ -113,8 +112,7 @@ static int exists(const char *path)
 /* Where a path leads. Leaves errno alone. */
 static void find(int folder, const char *path, struct place *place)
 {
-	char text[PATH_MAX];
-	const char *inside = text;
+	char *text = place->text + root_length, *inside = text;
 	int before = errno, found;
 
 	place->path = path;
@@ -127,7 +125,10 @@ static void find(int folder, const char *path, struct place *place)
 	found = place->is_device || (has_devices && is_of_sys(inside));
 	if (!found && !(has_devices && begins(inside, "/sys/devices")))
 		goto end;
-	snprintf(place->text, sizeof(place->text), "%s%s", root, inside);
+	if (inside == text)
+		memcpy(place->text, root, root_length);
+	else
+		memmove(place->text, text, strlen(text) + 1);
 	if (found || exists(place->text)) /* of /sys/devices only those of ours are in the folder */
 		place->path = place->text;
 end:
@@ -183,6 +184,15 @@ OPENS(openat, at, int at, const char *path)
 OPENS(openat64, at, int at, const char *path)
 OPENS(open, AT_FDCWD, const char *path)
 OPENS(open64, AT_FDCWD, const char *path)
+
+#define CREATES(name)                                                                                                  \
+	EXPORT int name(const char *path, mode_t mode)                                                                 \
+	{                                                                                                              \
+		return opens(AT_FDCWD, path, O_CREAT | O_WRONLY | O_TRUNC, mode);                                      \
+	}
+
+CREATES(creat)
+CREATES(creat64)
 
 /* What programs call that were compiled with _FORTIFY_SOURCE. */
 #define OPENS_2(name, folder, ...)                                                                                     \

@@ -14,6 +14,7 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -68,6 +69,10 @@ struct shared {
 	pthread_mutex_t locks[LOCKS]; /* a connection has that of its name, modulo LOCKS */
 };
 
+/* Those of the C library, at which threads can be cancelled. Found early: signal handlers may call them. */
+static ssize_t (*library_read)(int fd, void *buffer, size_t count);
+static ssize_t (*library_write)(int fd, const void *buffer, size_t count);
+
 static struct sockaddr_un server; /* its path is empty in a program that is not for us */
 static struct shared *shared;
 static int problem; /* why there is nothing shared */
@@ -102,6 +107,8 @@ __attribute__((constructor)) static void begin(void)
 	struct shared *page;
 	int fd;
 
+	library_read = dlsym(RTLD_NEXT, "read");
+	library_write = dlsym(RTLD_NEXT, "write");
 	if (!path || !*path)
 		return;
 	if (strlen(path) >= sizeof(server.sun_path))
@@ -259,12 +266,16 @@ static int connect_and_ask(struct exchange *exchange, int flags)
 	int fd = socket(AF_UNIX, SOCK_SEQPACKET | (flags & O_CLOEXEC ? SOCK_CLOEXEC : 0), 0);
 	sa_family_t unnamed = AF_UNIX; /* the kernel chooses a name */
 	struct reply reply = { DONE, -EIO, 0 };
+	int code;
 
 	if (fd < 0)
 		return -1;
-	if (!bind(fd, (struct sockaddr *)&unnamed, sizeof(unnamed)) &&
-	    !connect(fd, (struct sockaddr *)&server, sizeof(server)))
-		reply = ask(fd, exchange);
+	if (!bind(fd, (struct sockaddr *)&unnamed, sizeof(unnamed))) {
+		while ((code = connect(fd, (struct sockaddr *)&server, sizeof(server))) && errno == EINTR)
+			;
+		if (!code)
+			reply = ask(fd, exchange);
+	}
 	if (reply.value < 0)
 		syscall(SYS_close, fd);
 	return reply.value < 0 ? result(reply.value) : fd;
@@ -337,27 +348,36 @@ static int request(int fd, unsigned long number, unsigned long argument)
 	return result(reply.value);
 }
 
-/* One who uses a connection at a time. */
-static pthread_mutex_t *lock_of(int fd)
-{
-	pthread_mutex_t *lock = &shared->locks[name_of(fd) % LOCKS];
+/* One who uses a connection at a time. Handlers of signals wait meanwhile: they may use it, too. */
+struct turn {
+	pthread_mutex_t *lock;
+	sigset_t signals; /* that were blocked before */
+};
 
-	hold(lock);
-	return lock;
+static struct turn begin_turn(int fd)
+{
+	struct turn turn = { .lock = &shared->locks[name_of(fd) % LOCKS] };
+	sigset_t all;
+
+	sigfillset(&all);
+	pthread_sigmask(SIG_SETMASK, &all, &turn.signals);
+	hold(turn.lock);
+	return turn;
 }
 
-static void unlock(pthread_mutex_t *lock)
+static void end_turn(const struct turn *turn)
 {
 	int before = errno;
 
-	pthread_mutex_unlock(lock);
+	pthread_mutex_unlock(turn->lock);
+	pthread_sigmask(SIG_SETMASK, &turn->signals, NULL);
 	errno = before;
 }
 
 EXPORT int ioctl(int fd, unsigned long number, ...)
 {
-	pthread_mutex_t *lock;
 	unsigned long argument;
+	struct turn turn;
 	va_list rest;
 	int answer;
 
@@ -366,16 +386,16 @@ EXPORT int ioctl(int fd, unsigned long number, ...)
 	va_end(rest);
 	if ((number >> 8 & 0xff) != TYPE || !is_ours(fd))
 		return syscall(SYS_ioctl, fd, number, argument);
-	lock = lock_of(fd);
+	turn = begin_turn(fd);
 	answer = request(fd, number, argument);
-	unlock(lock);
+	end_turn(&turn);
 	return answer;
 }
 
 /* As pread() or pwrite(), in as many messages as it takes; less only where the file ends, or after an error. */
 static ssize_t transfer(int fd, enum kind kind, void *buffer, size_t count, off_t offset)
 {
-	pthread_mutex_t *lock = lock_of(fd);
+	struct turn turn = begin_turn(fd);
 	size_t done = 0;
 	struct reply reply;
 
@@ -397,7 +417,7 @@ static ssize_t transfer(int fd, enum kind kind, void *buffer, size_t count, off_
 		if ((size_t)reply.value < part)
 			break;
 	} while (done < count);
-	unlock(lock);
+	end_turn(&turn);
 	return done ? (ssize_t)done : result(reply.value);
 }
 
@@ -445,16 +465,12 @@ WRITES(pwrite64)
 static ssize_t use_queue(int fd, enum kind kind, const void *buffer, size_t count)
 {
 	struct exchange exchange = { .message = { kind, count < INT32_MAX ? count : INT32_MAX, (uintptr_t)buffer, 0 }, .given = -1 };
-	pthread_mutex_t *lock = lock_of(fd);
+	struct turn turn = begin_turn(fd);
 	struct reply reply = ask(fd, &exchange);
 
-	unlock(lock);
+	end_turn(&turn);
 	return result(reply.value);
 }
-
-/* Those of the C library, at which threads can be cancelled. */
-static ssize_t (*library_read)(int fd, void *buffer, size_t count);
-static ssize_t (*library_write)(int fd, const void *buffer, size_t count);
 
 EXPORT ssize_t read(int fd, void *buffer, size_t count)
 {
@@ -493,15 +509,15 @@ static void *map_ours(void *address, size_t length, int rights, int flags, int f
 		.into = &place,
 		.room = sizeof(place),
 	};
-	pthread_mutex_t *lock;
 	struct reply reply;
+	struct turn turn;
 	void *made;
 
 	if ((flags & MAP_TYPE) == MAP_PRIVATE || offset % PAGE)
 		return (void *)(intptr_t)result(-EINVAL);
-	lock = lock_of(fd);
+	turn = begin_turn(fd);
 	reply = ask(fd, &exchange);
-	unlock(lock);
+	end_turn(&turn);
 	if (reply.value < 0 || exchange.got < 0)
 		return (void *)(intptr_t)result(reply.value < 0 ? reply.value : -EIO);
 	made = (void *)syscall(SYS_mmap, address, length, rights, flags, exchange.got, place);
