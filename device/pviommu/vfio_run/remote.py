@@ -230,6 +230,8 @@ class DescriptorMemory(FileMemory):
 
     def read(self, address: int, length: int) -> bytes:
         """See the base class."""
+        if not self._is_memory:
+            raise RequestError(errno.EINVAL, "file of a program: it is not in memory")
         data = os.pread(self._fd, length, address)
         if len(data) != length:
             raise RequestError(errno.EFAULT, f"file in memory: {address:#x}+{length:#x} is beyond its end")

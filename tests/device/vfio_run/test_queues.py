@@ -183,6 +183,8 @@ def test_a_file_of_a_program_is_read_and_written_in_place() -> None:
 def test_only_files_in_memory_are_memory() -> None:
     file = DescriptorMemory(os.open(Path(__file__), os.O_RDONLY))
     assert not file.holds(0, 1, writeable=False)
+    with fails("EINVAL", "not in memory"):
+        file.read(0, 1)
 
 
 @pytest.mark.parametrize("option", ["--mock", "--nesting"])

@@ -223,7 +223,7 @@ class Iommufd(GuestRequests):
         removal = ioas.unmap(first, last, Cutting.STOPS)
         if removal.cut or not (removal.gone or is_everything):
             raise RequestError(errno.ENOENT, f"unmap {first:#x}..{last:#x} of {ioas}: {_why_nothing(removal.cut)}")
-        return s.changed(command, length=removal.size)
+        return s.changed(command, length=removal.size & LAST_ADDRESS)  # all addresses are 0, as in Linux
 
     def _do_option(self, command: s.Option, process: Process) -> Record:
         if command.option_id == s.OptionId.RLIMIT_MODE:

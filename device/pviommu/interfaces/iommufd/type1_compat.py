@@ -112,7 +112,8 @@ class Type1Compat:
 
     @staticmethod
     def _write_unmapped(memory: UserMemory, argument: int, request: v.DmaUnmap, size: int) -> None:
-        memory.write(argument, v.DmaUnmap(request.argsz, request.flags, request.iova, size).pack())
+        answer = v.DmaUnmap(request.argsz, request.flags, request.iova, size & LAST_ADDRESS)  # as IOAS_UNMAP
+        memory.write(argument, answer.pack())
 
     def _get_info(self, memory: UserMemory, argument: int) -> None:
         """Unlike type1, it writes what of the chain fits, though nothing points to it unless all of it does."""

@@ -6,6 +6,7 @@ import pytest
 
 from pviommu.interfaces.iommufd import DeviceConfig, DmaRefusedError, Region, RegionKind, System
 from pviommu.interfaces.iommufd import structures as s
+from pviommu.interfaces.iommufd import vfio_structures as v
 
 from .conftest import BOTH, FIXED, LAST, PAGE, READABLE, WRITEABLE, Handle, Program, fails
 
@@ -482,3 +483,17 @@ def test_the_rlimit_mode_is_an_option_of_the_file(program: Program) -> None:
     program.ioas()
     with fails("EBUSY"):
         option(program, put, kind, 0, 0)
+
+
+def test_as_many_bytes_as_there_are_addresses_are_0(program: Program, ioas: int) -> None:
+    half = 1 << 63
+    program.iommu(s.VfioIoas, op=s.VfioIoasOp.SET, ioas_id=ioas)
+    for unmap in (
+        lambda: program.unmap(ioas, 0, LAST),
+        lambda: program.iommu(v.DmaUnmap, flags=v.DmaUnmapFlag.ALL).size,
+    ):
+        program.map(ioas, half, 0, va=0)
+        program.map(ioas, half, half, va=0)
+        assert unmap() == 0
+        program.map(ioas, half, half, va=0)
+        assert program.unmap(ioas, 0, LAST) == half
