@@ -29,7 +29,7 @@ _FROM_TERMINAL = (signal.SIGINT, signal.SIGQUIT)
 _FORWARDED = (signal.SIGTERM, signal.SIGHUP)
 _PR_SET_CHILD_SUBREAPER, _PR_GET_CHILD_SUBREAPER = 36, 37
 
-_SEPARATORS = " \t\n:$"
+_SEPARATORS = " :$"
 """What the loader does not take as part of a name in LD_PRELOAD: it would run the program without the library."""
 
 _libc = ctypes.CDLL(None)
@@ -48,23 +48,21 @@ def run_program(
 ) -> int:
     """Run a program on a system until it ends, and return its exit status; of one that a signal ended, minus its
     number. ``machine``: what the system's devices are, if they are more than DMA. Raises native.build.BuildError, and
-    OSError if the program cannot be started. In the main thread only.
+    OSError if the program cannot be started, or the library's path cannot be in LD_PRELOAD. In the main thread only.
 
     SIGTERM and SIGHUP are the program's meanwhile, and SIGINT and SIGQUIT do nothing here. Descendants stay such, even
     of a process that has ended, for only they can be served. Files that other processes have left open when the program
     ends are closed: they get EIO.
     """
-    library = build_library(environment)
+    library = str(build_library(environment))
+    if set(library) & set(_SEPARATORS):
+        why = "LD_PRELOAD takes no path with a blank, a colon or $: choose another cache folder by XDG_CACHE_HOME"
+        raise OSError(errno.EINVAL, why, library)
+    preloaded = " ".join(filter(None, (library, environment.get("LD_PRELOAD"))))
     with tempfile.TemporaryDirectory(prefix="pviommu-vfio-") as made:
-        folder = Path(made).resolve()  # the preloaded library tells paths by their text
-        if set(str(folder)) & set(_SEPARATORS):
-            raise OSError(errno.EINVAL, "LD_PRELOAD takes no path with a blank, a colon or $", str(folder))
-        path = folder / "socket"
+        path = Path(made).resolve() / "socket"  # the preloaded library tells paths by their text
         server = Server(system, path, machine)
         try:
-            linked = folder / "preload.so"  # the folder of the cache may have any name
-            linked.symlink_to(library)
-            preloaded = " ".join(filter(None, (str(linked), environment.get("LD_PRELOAD"))))
             additions = {"LD_PRELOAD": preloaded, "PVIOMMU_VFIO_SOCKET": str(path)}
             with _adopting_orphans(), _signals() as signals:
                 program = subprocess.Popen(command, env={**environment, **additions})
