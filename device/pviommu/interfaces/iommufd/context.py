@@ -6,7 +6,8 @@ Errno values, and their rank where several would fit, are those of Linux 7.3 (dr
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from wire_layout import Record
@@ -161,8 +162,7 @@ class Iommufd(GuestRequests):
 
     def _do_ioas_allow_iovas(self, command: s.IoasAllowIovas, process: Process) -> None:
         ioas = self.objects.get(Ioas, command.ioas_id)
-        spans = list(_read_ranges(process.memory, command.allowed_iovas, command.num_iovas))
-        _check_disjoint(spans)
+        spans = _read_ranges(process.memory, command.allowed_iovas, command.num_iovas)
         way = ioas.space.allow(spans)
         if way:
             raise RequestError(errno.EADDRINUSE, f"allow in {ioas}: {way[0]:#x}..{way[1]:#x} is reserved")
@@ -327,24 +327,22 @@ def _why_nothing(cut: ByteArea[Backing] | None) -> str:
     return f"{cut.first:#x}..{cut.last:#x} would be cut" if cut else "nothing is mapped there"
 
 
-def _read_ranges(memory: UserMemory, address: int, count: int) -> Iterator[Span]:
-    """Raises OSError: EFAULT, or EINVAL for a range of fewer than two addresses."""
+def _read_ranges(memory: UserMemory, address: int, count: int) -> list[Span]:
+    """In order of addresses. Raises OSError: EFAULT, or EINVAL for a range of fewer than two addresses, or that
+    overlaps one before it.
+    """
     size = s.IovaRange.SIZE
+    spans: list[Span] = []
     for number in range(0, count, _RANGES_AT_ONCE):
         data = memory.read(address + number * size, min(_RANGES_AT_ONCE, count - number) * size)
         for start, last in s.IovaRange.STRUCT.iter_unpack(data):
             if start >= last:
                 raise RequestError(errno.EINVAL, f"range {start:#x}..{last:#x}: start must be less than last")
-            yield start, last
-
-
-def _check_disjoint(spans: list[Span]) -> None:
-    """Raises OSError (EINVAL) if two of them overlap."""
-    reached = -1
-    for start, last in sorted(spans):
-        if start <= reached:
-            raise RequestError(errno.EINVAL, f"range {start:#x}..{last:#x}: overlaps another one")
-        reached = last
+            place = bisect_right(spans, (start, last))
+            if (place and spans[place - 1][1] >= start) or (place < len(spans) and spans[place][0] <= last):
+                raise RequestError(errno.EINVAL, f"range {start:#x}..{last:#x}: overlaps another one")
+            spans.insert(place, (start, last))
+    return spans
 
 
 def _set_bits(memory: UserMemory, address: int, runs: Sequence[tuple[int, int]]) -> None:

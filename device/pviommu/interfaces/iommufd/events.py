@@ -21,6 +21,7 @@ from .request_error import RequestError
 from .user_memory import UserMemory
 
 if TYPE_CHECKING:
+    from .pagetable import PageTable
     from .virtual import Viommu
 
 __all__ = ["MAX_EVENTS", "EventFile", "EventQueue", "FaultQueue", "PageRequests"]
@@ -30,6 +31,8 @@ MAX_EVENTS = 1 << 19
 _SEQUENCES = (1 << 31) - 1
 _GROUPS = (1 << 9) - 1
 _ASKED_FOR = (Refusal.NOT_MAPPED, Refusal.NO_PERMISSION)
+_Place = tuple[int, int | None, int]
+"""Stream, PASID and page."""
 
 
 class EventFile(Object):
@@ -174,8 +177,10 @@ class PageRequester:
     def __init__(self) -> None:
         self._devices: dict[int, Device] = {}
         """By stream."""
-        self._waits: dict[tuple[int, int | None, int], bool] = {}
-        """By stream, PASID and page, what is waited for, or was refused: whether it is waited for."""
+        self._waiting: set[_Place] = set()
+        """What was asked for, and not answered yet."""
+        self._refused: dict[_Place, PageTable] = {}
+        """What the answer was no to, as long as the device is in that page table and has not tried again."""
         self._group = 0
 
     def add(self, device: Device) -> None:
@@ -186,29 +191,28 @@ class PageRequester:
         """Whether to wait: the same DMA may be tried again, and is refused for good once the answer is that."""
         device = self._devices.get(fault.stream)
         at = device and (device.group.main if fault.pasid is None else device.group.pasids.get(fault.pasid))
-        queue = at and at.hwpt and at.hwpt.faults
-        if not device or not queue or fault.ipa is not None or fault.refusal not in _ASKED_FOR:
+        table = at and at.hwpt
+        queue = table and table.faults
+        if not device or not table or not queue or fault.ipa is not None or fault.refusal not in _ASKED_FOR:
             return False
         key = fault.stream, fault.pasid, fault.iova >> PAGE_SHIFT
-        if key not in self._waits:
-            self._waits[key] = True
-            self._group = self._group + 1 & _GROUPS
-            flags = s.PgfaultFlag.LAST_PAGE | (0 if fault.pasid is None else s.PgfaultFlag.PASID_VALID)
-            wanted = s.PgfaultPermission.WRITE if fault.access & Access.WRITE else s.PgfaultPermission.READ
-            page = fault.iova & ~PAGE_MASK
-            asked = s.Pgfault(flags, device.bound_as, fault.pasid or 0, self._group, wanted, 0, page, 0, 0)
-            queue.add(PageRequests(device, fault.pasid, [asked], partial(self._answered, key)))
+        if key in self._waiting:
             return True
-        if self._waits[key]:
-            return True
-        del self._waits[key]
-        return False
+        if self._refused.pop(key, None) is table:
+            return False
+        self._waiting.add(key)
+        self._group = self._group + 1 & _GROUPS
+        flags = s.PgfaultFlag.LAST_PAGE | (0 if fault.pasid is None else s.PgfaultFlag.PASID_VALID)
+        wanted = s.PgfaultPermission.WRITE if fault.access & Access.WRITE else s.PgfaultPermission.READ
+        page = fault.iova & ~PAGE_MASK
+        asked = s.Pgfault(flags, device.bound_as, fault.pasid or 0, self._group, wanted, 0, page, 0, 0)
+        queue.add(PageRequests(device, fault.pasid, [asked], partial(self._answered, key, table)))
+        return True
 
-    def _answered(self, key: tuple[int, int | None, int], answer: bool | None) -> None:
+    def _answered(self, key: _Place, table: PageTable, answer: bool | None) -> None:
+        self._waiting.remove(key)
         if answer is False:
-            self._waits[key] = False
-        else:
-            del self._waits[key]
+            self._refused[key] = table
 
 
 class EventQueue(EventFile):

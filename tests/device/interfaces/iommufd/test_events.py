@@ -352,3 +352,13 @@ def test_the_cookie_is_the_lowest_that_is_free(queue: Queue, program: Program) -
     assert cookies(3) == [2, 3, 5]
     file.give_up(device.group, None)
     assert cookies(1) == [1]
+
+
+def test_a_refusal_is_forgotten_with_its_page_table(program: Program, device: Handle, queue: Queue, table: int) -> None:
+    waits(device)
+    queue.answer((queue.fault().cookie, INVALID))
+    other = program.iommu(s.HwptAlloc, dev_id=device.id, pt_id=3, flags=FAULT, fault_id=2).out_hwpt_id
+    device.attach(other)
+
+    assert waits(device)
+    assert queue.fault().addr == IOVA

@@ -497,3 +497,14 @@ def test_as_many_bytes_as_there_are_addresses_are_0(program: Program, ioas: int)
         assert unmap() == 0
         program.map(ioas, half, half, va=0)
         assert program.unmap(ioas, 0, LAST) == half
+
+
+def test_ranges_behind_two_that_overlap_are_not_looked_at(program: Program, ioas: int) -> None:
+    """There may be 2**32 of them, all in one page."""
+    same = program.memory.add(s.IovaRange(PAGE, 2 * PAGE).pack() * 4096)
+    with fails("EINVAL", "overlaps another one"):
+        program.iommu(s.IoasAllowIovas, ioas_id=ioas, num_iovas=(1 << 32) - 1, allowed_iovas=same)
+    for spans in ([(8, 9), (0, 8)], [(0, 8), (8, 9)], [(0, 9), (3, 4)], [(3, 4), (0, 9)]):
+        with fails("EINVAL", "overlaps another one"):
+            program.allow(ioas, spans)
+    program.allow(ioas, [(8, 9), (0, 7), (20, 30), (10, 19)])
