@@ -18,6 +18,7 @@ from __future__ import annotations
 import array
 import contextlib
 import errno
+import logging
 import os
 import select
 import socket
@@ -49,6 +50,8 @@ from .machine import DeviceMachine
 from .remote import DescriptorMemory, MemoryDeniedError, RemoteMemory
 
 __all__ = ["Server"]
+
+log = logging.getLogger(__name__)
 
 _MESSAGE = struct.Struct("<IIQQ")
 _REPLY = struct.Struct("<IiQ")
@@ -409,7 +412,18 @@ class Server:
             # the program has gone, does not read, or says what no library of ours says
             self._drop(connection)
             return
+        except Exception:
+            self._failed(connection)
+            return
         connection.ring()
+
+    def _failed(self, connection: _Connection) -> None:
+        """A fault of ours: the open file is lost, and its program is told EIO. Others go on."""
+        log.exception("a request failed, its file is closed", extra={"event": "request-failed"})
+        try:
+            self._drop(connection)
+        except Exception:
+            log.exception("the file could not be closed", extra={"event": "request-failed"})
 
     def _answer(self, connection: _Connection) -> None:
         said = connection.receive()

@@ -422,3 +422,24 @@ def test_what_was_opened_for_a_request_that_fails_is_closed(tmp_path: Path) -> N
             del kept, kept_too
     finally:
         server.close()
+
+
+@pytest.mark.parametrize("close_fails", [False, True])
+def test_a_fault_in_the_server_is_the_end_of_one_file(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, close_fails: bool
+) -> None:
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError
+
+    path = tmp_path / "socket"
+    with opened(server, path, "/dev/iommu") as iommu, opened(server, path, "/dev/vfio/devices/vfio0") as device:
+        with monkeypatch.context() as patched:
+            patched.setattr(server, "_carry_out", fail)
+            if close_fails:
+                patched.setattr(server, "_forget_opened", fail)
+            assert asked(server, iommu, message(Kind.REQUEST, 0x3B64)) is None
+        assert asked(server, device, message(Kind.REQUEST, 0x3B64)) is not None
+    settle(server)
+    failed = [record for record in caplog.records if record.event == "request-failed"]
+    assert [record.exc_info[0] for record in failed] == [ZeroDivisionError] * (1 + close_fails)
+    caplog.clear()

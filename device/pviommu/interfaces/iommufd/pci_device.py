@@ -155,7 +155,8 @@ class PciDevice:
                 data[place - at] = self.function.config.get(place, 1)
         before, bars = self.function.config.get(COMMAND, 2), self._bars()
         self.function.region_write(RegionIndex.CONFIG, at, bytes(data))
-        if not at < COMMAND + 2 <= COMMAND + at + len(data) and self.function.config.get(COMMAND, 2) != before:
+        writes_command = at < COMMAND + 2 and at + len(data) > COMMAND
+        if not writes_command and self.function.config.get(COMMAND, 2) != before:
             self._restore(before, bars)
 
     def _accesses(self, index: int, at: int, count: int) -> list[tuple[int, int]]:
