@@ -53,6 +53,8 @@ MOST_RANGES = 16
 LONGEST_WRITE_S = 30.0
 """For a write of many steps, as a reset that works the rings off. It is given up and refused then: until it ends there
 are neither timers nor signals nor the control socket."""
+_MOST_LEFT = 64
+"""Requests of a client that is gone that are carried out at a time, before the end of its connection."""
 
 
 class LibvfioUser:
@@ -74,7 +76,7 @@ class LibvfioUser:
         """
         mask = os.umask(0o177)
         try:
-            self._served.append(_Function(path, function, self._host, self._library, self._serve_others))
+            self._served.append(_Function(path, function, self._host, self._library, self))
         except VfuError as error:
             raise OSError(error.errno, error.strerror, str(path)) from error
         finally:
@@ -93,7 +95,7 @@ class LibvfioUser:
             if each.function.name == name:
                 each.hang_up()
 
-    def _serve_others(self) -> None:
+    def serve_others(self) -> None:
         """Let the functions have a turn that are not in the middle of a request, while another one's takes long."""
         free = {each.watched: each for each in self._served if each.is_looked_at and not each.is_served}
         poller = select.poll()
@@ -101,6 +103,16 @@ class LibvfioUser:
             poller.register(fd, select.POLLIN)
         for fd, _ in poller.poll(0):
             free[fd].serve_next()
+
+    def end_gone(self) -> bool:
+        """End the connections whose clients are gone, before another client comes: its memory is not theirs. Its first
+        socket may be looked at before the last one of the earlier client. Returns whether none is left.
+        """
+        for each in self._served:
+            for _ in range(_MOST_LEFT):
+                if each.has_gone and not each.is_served:
+                    each.serve_next()
+        return not any(each.has_gone for each in self._served)
 
     def close(self) -> None:
         """Drop every client."""
@@ -117,7 +129,7 @@ class _Function(Device):
         function: PciFunction,
         host: Host,
         library: Library,
-        serve_others: Callable[[], None],
+        transport: LibvfioUser,
     ) -> None:
         self.function = function
         self.peer: Peer | None = None
@@ -127,7 +139,7 @@ class _Function(Device):
         self.is_served = False
         """whether a request is being carried out, so that the library must not be asked for another"""
         self._host = host
-        self._serve_others = serve_others
+        self._transport = transport
         self._watch: Watch | None = None
         self._rest: Timer | None = None
         self._given: dict[Region, Described] = {}
@@ -177,6 +189,15 @@ class _Function(Device):
         """Whether the loop looks at :attr:`watched`: not while it rests."""
         return self._watch is not None
 
+    @property
+    def has_gone(self) -> bool:
+        """Whether the client has hung up, and the library has not yet been asked for the end of the connection."""
+        if not self.is_attached:
+            return False
+        poller = select.poll()
+        poller.register(self.watched, select.POLLRDHUP)
+        return bool(poller.poll(0))
+
     def _look(self) -> None:
         """Look at the socket that the library reads next."""
         self._stop_looking()
@@ -222,7 +243,7 @@ class _Function(Device):
             log.error("%s: a request failed: %s", self.function.name, error)
 
     def _take_client(self) -> None:
-        if not self.function.is_ready():
+        if not self.function.is_ready() or not self._transport.end_gone():
             self._look_later()
             return
         try:
@@ -284,7 +305,7 @@ class _Function(Device):
     def write(self, region: Region, offset: int, data: bytes) -> None:
         until = time.monotonic() + LONGEST_WRITE_S
         for _ in _refusing(partial(self.function.region_write, region, offset, data)) or ():
-            self._serve_others()  # the library waits for the end of this
+            self._transport.serve_others()  # the library waits for the end of this
             if time.monotonic() > until:
                 raise OSError(errno.ETIMEDOUT, f"a write takes longer than {LONGEST_WRITE_S:g} s")
         self.function.settle()

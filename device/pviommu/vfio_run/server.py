@@ -419,11 +419,11 @@ class Server:
 
     def _failed(self, connection: _Connection) -> None:
         """A fault of ours: the open file is lost, and its program is told EIO. Others go on."""
-        log.exception("a request failed, its file is closed", extra={"event": "request-failed"})
+        log.exception("a request failed, its file is closed")
         try:
             self._drop(connection)
         except Exception:
-            log.exception("the file could not be closed", extra={"event": "request-failed"})
+            log.exception("the file could not be closed")
 
     def _answer(self, connection: _Connection) -> None:
         said = connection.receive()

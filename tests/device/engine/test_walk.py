@@ -696,3 +696,9 @@ def test_a_format_whose_last_level_leads_on_is_an_error_of_its_declaration():
 
     with pytest.raises(ValueError, match="the lowest level of a format has leaves only"):
         walk(replace(tables, levels=tables.levels[:2]), 0, R, memory.read)
+
+
+def test_tables_are_shown_by_what_differs_from_one_to_the_next() -> None:
+    text = repr(arm_stage1(14, 36, 0x1234000, 40))
+    assert text.startswith("Tables(root=0x1234000, start=2, page=0x4000, input_bits=36, output_bits=40, ")
+    assert len(text) < 200

@@ -240,6 +240,46 @@ def test_a_client_may_go_while_a_write_of_another_takes_long(served: Served, mon
 # -- the next client, and what the system has not got ---------------------------------------------------------------
 
 
+def next_client_comes(served: Served) -> None:
+    """The next client of the IOMMU function waits, while the one before is still connected to the engine, and has left
+    requests there. Both have gone or come since the loop looked, and it looks at the IOMMU function first.
+    """
+    served.clients["iommu"].close()
+    served.server.turn()
+    for _ in range(10):
+        served.read("dma0")
+    served.clients["dma0"].close()
+    served.knock("iommu")
+    transport = served.server.transport
+    assert isinstance(transport, LibvfioUser)
+    transport._served[0].serve_next()
+
+
+def test_all_that_an_earlier_client_had_is_gone_before_the_next_one_is_there(served: Served) -> None:
+    """Its memory is not that of the next one."""
+    next_client_comes(served)
+    assert set(served.server.transport.clients()) == {"iommu", "dma1"}
+    served.wait_for_answer("iommu")
+
+
+def test_the_next_client_waits_while_the_earlier_one_has_a_request_in_progress(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    during: list[set[str]] = []
+
+    def write(_index: int, _offset: int, _data: bytes) -> Steps:
+        next_client_comes(served)
+        during.append(set(served.server.transport.clients()))
+        yield
+
+    monkeypatch.setattr(served.functions["dma0"], "region_write", write)
+    served.write("dma0")
+    served.server.turn()
+    assert during == [{"dma0", "dma1"}]
+    served.wait_for_answer("iommu")
+    assert set(served.server.transport.clients()) == {"iommu", "dma1"}
+
+
 def test_the_next_client_gets_other_memory_even_if_there_was_none_when_the_first_went(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
