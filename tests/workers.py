@@ -18,7 +18,7 @@ import pytest
 
 __all__ = ["WORKERS", "Once", "is_worker", "next_unit", "number_of_workers", "rank", "unit_of"]
 
-WORKERS = 3
+WORKERS = 2
 
 TOGETHER = {
     "tests/vm/test_bars.py": "tests/vm/test_lab.py",
