@@ -32,8 +32,10 @@ class AbortedAccessError(GuestMemoryError):
 class Copier(Protocol):
     """Copies requests of many runs, if all of them are in mapped files."""
 
-    def add(self, gpa: int, size: int, address: int) -> None:
-        """The ``size`` bytes at ``gpa`` are at ``address`` of this process, and stay there until they are removed."""
+    def add(self, gpa: int, size: int, address: int, *, may_vanish: bool = False) -> None:
+        """The ``size`` bytes at ``gpa`` are at ``address`` of this process, and stay there until they are removed; or
+        they may vanish, if their file becomes shorter.
+        """
 
     def remove(self, gpa: int, size: int) -> None:
         """Remove what was added from ``gpa`` on, for ``size`` bytes. This never cuts anything that was added."""

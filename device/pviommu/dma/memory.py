@@ -100,7 +100,8 @@ class GuestMemory(MemoryAccess):
             text = f"{in_words(new)}: the file cannot be mapped: {error.strerror or error}"
             raise RequestError(error.errno or errno.EINVAL, text) from error
         if self.copier and new.area:
-            self.copier.add(new.address, new.size, new.area.address + new.offset)
+            guarded = new.area.guard is not None
+            self.copier.add(new.address, new.size, new.area.address + new.offset, may_vanish=guarded)
         frames = _frames(new.address, new.size)
         self.ram.add(*frames)
         self._changed(*frames)

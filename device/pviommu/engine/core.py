@@ -13,6 +13,7 @@ from .config import EngineConfig
 from .pool import Pool
 from .ranges import FrameRanges
 from .results import PackedRuns, Refusal, Run
+from .stages import Stages
 from .table import Leaf, PageTable
 
 
@@ -84,6 +85,11 @@ class Core(Protocol):
     def walk_spans(self, domain: int, spans: Sequence[tuple[int, int]], wanted: int) -> PackedRuns | None:
         """The runs of several (iova, length) at once, if each of them is one run."""
 
+    def stages(self, memory: object, domain: int, end: int) -> Stages | None:
+        """What walks tables at addresses of a domain below `end`, which `memory` holds; None if they are to be walked
+        without the core.
+        """
+
 
 class PythonCore:
     """Tables of Python objects."""
@@ -114,3 +120,6 @@ class PythonCore:
 
     def walk_spans(self, domain: int, spans: Sequence[tuple[int, int]], wanted: int) -> PackedRuns | None:
         raise NotImplementedError("the engine walks the tables of this core")
+
+    def stages(self, memory: object, domain: int, end: int) -> Stages | None:
+        return None

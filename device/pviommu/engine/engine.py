@@ -24,6 +24,7 @@ from .results import (
     UnmapMode,
     whole,
 )
+from .stages import StageWalker
 from .state import AttachmentsState, DirtyState, DomainsState, EngineState, PoolState, RamState
 from .table import ACCESS_MASK
 from .translation import FIXED, Translation
@@ -195,15 +196,17 @@ class Engine(Translation):
         self._domains.free(number)
         return Stop.POOL_EXHAUSTED
 
-    def alloc_nested(self, number: int, parent: int, walker: Stage1Walker) -> Stop | None:
+    def alloc_nested(
+        self, number: int, parent: int, walker: Stage1Walker, whole: StageWalker | None = None
+    ) -> Stop | None:
         """A nested domain of this number: `walker` over a paging domain. NO_DOMAIN, or NOT_PAGING for another parent.
 
-        Raises ValueError as alloc_paging() does.
+        `whole`: translates through both, and is asked first. Raises ValueError as alloc_paging() does.
         """
         if not self.is_paging(parent):
             return self._no_table(parent).stop
         self._domains.check_number(number)
-        self._domains.nested[number] = NestedDomain(parent, walker)
+        self._domains.nested[number] = NestedDomain(parent, walker, whole)
         return None
 
     def free_domain(self, number: int) -> Stop | None:

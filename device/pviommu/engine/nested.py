@@ -15,6 +15,7 @@ from enum import Enum
 from typing import NamedTuple, Protocol
 
 from .results import Access, Refusal, Run
+from .stages import StageWalker
 
 
 class Stage1Run(NamedTuple):
@@ -66,3 +67,5 @@ class NestedDomain:
 
     parent: int
     walker: Stage1Walker
+    whole: StageWalker | None = None
+    """Asked first, if there is one: it translates as far as nothing has to be told to anybody."""

@@ -187,7 +187,7 @@ class Translation:
         if hit is not None and 0 < length <= hit[1] - offset:
             return [_new_tuple(Run, (hit[0] + offset, length))]
         runs = self._translate(stream, None, iova, length, access)
-        # Of nested domains nobody here knows when the first stage changes: their runs come as a tuple.
+        # Of nested domains nobody here knows when the first stage changes: their runs do not come as a list.
         if isinstance(runs, list) and len(runs) == 1:
             if len(self._hits) >= self.config.iotlb_entries:
                 self._hits.clear()
@@ -259,8 +259,8 @@ class Translation:
 
     def _translate_nested(
         self, nested: NestedDomain, request: TranslationPending, end: int
-    ) -> tuple[Run, ...] | TranslationFault | TranslationPending:
-        """Both stages, run by run of the first one."""
+    ) -> Sequence[Run] | TranslationFault | TranslationPending:
+        """Both stages, run by run of the first one; never as a list."""
 
         def parent(ipa: int, length: int, access: Access) -> Sequence[Run] | ParentRefusal:
             if ipa < 0 or ipa + length > ADDRESS_LIMIT:
@@ -274,6 +274,11 @@ class Translation:
 
         position, access = request.iova, request.access
         runs: list[Run] = []
+        if nested.whole is not None and self._walks and not self._tracked:
+            found, position = nested.whole.span(position, end - position, access)
+            if position == end:
+                return found
+            runs += found
         while position < end:
             answer = nested.walker.walk(position, end - position, access, parent)
             if isinstance(answer, Wait):
@@ -287,10 +292,10 @@ class Translation:
             size = min(answer.length, end - position)
             if size < 1:
                 raise ValueError(f"stage 1 of domain {request.domain} at {position:#x}: a run has at least one byte")
-            found = parent(answer.ipa, size, access)
-            if isinstance(found, ParentRefusal):
-                return refused(position + found.ipa - answer.ipa, found.refusal, found.ipa)
-            runs += found
+            there = parent(answer.ipa, size, access)
+            if isinstance(there, ParentRefusal):
+                return refused(position + there.ipa - answer.ipa, there.refusal, there.ipa)
+            runs += there
             position += size
         return _joined(runs)
 

@@ -17,22 +17,16 @@ from ..inputs import Inputs
 from ..pci.shared_memory import SharedMemory
 from . import library
 from .build import LibraryError, find_library
+from .library import REFUSALS
 from .memory import NativeCopier, NativeGuard
 from .ring import NativeRings
 from .table import NativePool, NativeTable
+from .walk import NativeStages, Place
 
 __all__ = ["NativeCore", "native_core"]
 
 _ROOM = 1024
 """Most runs that one call finds."""
-_REFUSALS = {
-    1: Refusal.NOT_MAPPED,
-    2: Refusal.NO_PERMISSION,
-    3: Refusal.OUT_OF_APERTURE,
-    4: Refusal.RESERVED,
-    5: Refusal.BLOCKED,
-}
-"""Refusals by the numbers of ``enum pv_refusal``."""
 
 
 def native_core(path: Path | None = None, *, rings: bool = True, copier: bool = True) -> NativeCore:
@@ -104,7 +98,7 @@ class NativeCore:
         while True:
             count = self.lib.pv_core_walk(self.address, domain, at, end - 1, wanted, room, _ROOM, done)
             if count < 0:
-                return self._position.value, _REFUSALS[-count]
+                return self._position.value, REFUSALS[-count]
             found.frombytes(self._run_bytes[: 16 * count])
             if self._done.value:
                 break
@@ -130,6 +124,13 @@ class NativeCore:
 
     def guard(self) -> NativeGuard:
         return NativeGuard(self.lib)
+
+    def stages(self, memory: object, domain: int, end: int) -> NativeStages | None:
+        return NativeStages(self.lib, Place(memory, self, domain, end)) if isinstance(memory, NativeCopier) else None
+
+    def another(self) -> NativeCore:
+        """One with the same parts, for another engine."""
+        return NativeCore(self.lib, rings=self._has_rings, copier=self._has_copier)
 
     @staticmethod
     def _check(result: int) -> None:

@@ -1,5 +1,5 @@
-"""The compiled library: its structures and functions as ctypes sees them. Names and fields are those of ``core.h`` and
-``ring.h``."""
+"""The compiled library: its structures and functions as ctypes sees them. Names and fields are those of ``core.h``,
+``ring.h`` and ``walk.h``."""
 
 from __future__ import annotations
 
@@ -9,19 +9,35 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from ..engine import Refusal
+
 __all__ = [
     "KINDS",
     "LEAF_FIELDS",
+    "REFUSALS",
     "SLOT_WORDS",
     "STOPS",
+    "WALK_ATTEMPTS",
+    "WALK_LEVELS",
+    "Fault",
     "Field",
+    "Level",
     "Library",
     "Operation",
+    "Pattern",
     "Pool",
     "Report",
     "Ring",
     "Rings",
+    "Span",
+    "Stage",
     "Table",
+    "Tables",
+    "Tlb",
+    "Translation",
+    "WalkReport",
+    "Walked",
+    "Walker",
     "load",
 ]
 
@@ -33,6 +49,16 @@ STOPS = 9
 """Number of outcomes of a map or an unmap: ``enum pv_stop``."""
 KINDS = 2
 """Map and unmap: ``enum pv_kind``."""
+WALK_LEVELS, WALK_ATTEMPTS = 6, 8
+"""Most levels of a format, and updates of one descriptor: ``PV_WALK_LEVELS`` and ``PV_WALK_ATTEMPTS``."""
+REFUSALS = {
+    1: Refusal.NOT_MAPPED,
+    2: Refusal.NO_PERMISSION,
+    3: Refusal.OUT_OF_APERTURE,
+    4: Refusal.RESERVED,
+    5: Refusal.BLOCKED,
+}
+"""By the numbers of ``enum pv_refusal``."""
 
 
 class Pool(Structure):
@@ -152,6 +178,157 @@ class Report(Structure):
     )
 
 
+class Pattern(Structure):
+    """``struct pv_pattern``."""
+
+    _fields_ = (("mask", c_uint64), ("value", c_uint64))
+
+
+class Level(Structure):
+    """``struct pv_level``."""
+
+    _fields_ = (
+        ("leaf", Pattern),
+        ("table", Pattern),
+        ("index_mask", c_uint64),
+        ("leaf_address", c_uint64),
+        ("leaf_reserved", c_uint64),
+        ("number", c_int32),
+        ("shift", c_uint32),
+        ("contiguous", c_uint32),
+    )
+
+
+class Tables(Structure):
+    """``struct pv_tables``."""
+
+    _fields_ = (
+        ("root", c_uint64),
+        ("levels", Level * WALK_LEVELS),
+        ("leaf_read", Pattern),
+        ("leaf_write", Pattern),
+        ("table_read", Pattern),
+        ("table_write", Pattern),
+        ("clean", Pattern),
+        ("present", c_uint64),
+        ("table_address", c_uint64),
+        ("table_reserved", c_uint64),
+        ("high", c_uint64),
+        ("table_accessed", c_uint64),
+        ("leaf_accessed", c_uint64),
+        ("dirty", c_uint64),
+        ("contiguous", c_uint64),
+        ("high_shift", c_uint32),
+        ("needs_accessed", c_uint32),
+        ("neither", c_uint32),
+        ("count", c_uint32),
+        ("input_bits", c_uint32),
+        ("output_bits", c_uint32),
+        ("is_signed", c_uint32),
+        ("updates_access", c_uint32),
+        ("updates_dirty", c_uint32),
+    )
+
+
+class Fault(Structure):
+    """``struct pv_fault``."""
+
+    place: int
+    kind: int
+    level: int
+    _fields_ = (("place", c_uint64), ("kind", c_uint32), ("level", c_int32))
+
+
+class Walked(Structure):
+    """``struct pv_walked``."""
+
+    output: int
+    descriptor: int
+    shift: int
+    contiguous: int
+    access: int
+    level: int
+    _fields_ = (
+        ("output", c_uint64),
+        ("descriptor", c_uint64),
+        ("shift", c_uint32),
+        ("contiguous", c_uint32),
+        ("access", c_uint32),
+        ("level", c_int32),
+    )
+
+
+class WalkReport(Structure):
+    """``struct pv_walk_report``."""
+
+    first: Fault
+    second: Fault
+    refused_at: int
+    refusal: int
+    _fields_ = (("first", Fault), ("second", Fault), ("refused_at", c_uint64), ("refusal", c_uint32))
+
+
+class Tlb(Structure):
+    """The beginning of ``struct pv_tlb``."""
+
+    count: int
+    looked_at: int
+    _fields_ = (("count", c_uint64), ("looked_at", c_uint64))
+
+
+class Translation(Structure):
+    """``struct pv_translation``."""
+
+    output: int
+    shift: int
+    access: int
+    _fields_ = (("output", c_uint64), ("shift", c_uint32), ("access", c_uint32))
+
+
+class Stage(Structure):
+    """``struct pv_stage``."""
+
+    _fields_ = (
+        ("tables", c_void_p),
+        ("tlb", c_void_p),
+        ("tag", c_uint64),
+        ("every", c_uint64),
+        ("own", c_uint64),
+        ("base", c_uint64),
+    )
+
+
+class Walker(Structure):
+    """``struct pv_walker``."""
+
+    _fields_ = (
+        ("first", Stage),
+        ("second", Stage),
+        ("core", c_void_p),
+        ("memory", c_void_p),
+        ("end", c_uint64),
+        ("ctx", c_uint32),
+        ("pass_bits", c_uint32),
+        ("updates", c_uint32),
+        ("compares", c_uint32),
+    )
+
+
+class Span(Structure):
+    """``struct pv_span``."""
+
+    position: int
+    end: int
+    report: WalkReport
+    _fields_ = (
+        ("runs", c_void_p),
+        ("room", c_uint64),
+        ("position", c_uint64),
+        ("end", c_uint32),
+        ("report", WalkReport),
+    )
+
+
 _FUNCTIONS: dict[str, tuple[Any, ...]] = {
     "pv_pool_destroy": (None, c_void_p),
     "pv_table_init": (c_int, c_void_p, c_void_p, c_uint64, c_uint32),
@@ -176,7 +353,7 @@ _FUNCTIONS: dict[str, tuple[Any, ...]] = {
     "pv_memory_create": (c_void_p,),
     "pv_memory_destroy": (None, c_void_p),
     "pv_guarded_copy": (c_uint64, c_void_p, c_void_p, c_uint64),
-    "pv_memory_add": (c_int, c_void_p, c_uint64, c_uint64, c_void_p),
+    "pv_memory_add": (c_int, c_void_p, c_uint64, c_uint64, c_void_p, c_uint32),
     "pv_memory_remove": (None, c_void_p, c_uint64, c_uint64),
     "pv_memory_has": (c_int, c_void_p, c_void_p, c_uint64),
     "pv_memory_copy": (c_uint64, c_void_p, c_void_p, c_uint64, c_void_p, c_uint64, c_uint32),
@@ -184,6 +361,14 @@ _FUNCTIONS: dict[str, tuple[Any, ...]] = {
         *(c_int64, c_void_p, c_uint32, c_void_p, c_uint64, c_uint64),
         *(c_void_p, c_uint64, c_void_p),
     ),
+    "pv_walker_leaf": (c_uint32, c_void_p, c_uint64, c_uint32, c_void_p, c_void_p),
+    "pv_walker_span": (c_uint64, c_void_p, c_uint64, c_uint64, c_uint32, c_void_p),
+    "pv_tlb_create": (c_void_p, c_uint32, c_uint64),
+    "pv_tlb_destroy": (None, c_void_p),
+    "pv_tlb_find": (c_int, c_void_p, c_uint64, c_uint64, c_uint64, c_uint32, c_void_p),
+    "pv_tlb_add": (None, c_void_p, c_uint64, c_uint64, c_void_p),
+    "pv_tlb_drop": (None, c_void_p, c_uint64, c_uint64, c_uint64, c_uint64, c_uint64),
+    "pv_tlb_clear": (None, c_void_p),
     "pv_core_walk_spans": (c_uint32, c_void_p, c_uint32, c_void_p, c_uint64, c_uint64, c_void_p),
 }
 """Types of result and arguments."""

@@ -45,9 +45,16 @@ class NativeCopier:
             raise MemoryError("no memory for the native core")
         self._finalizer = weakref.finalize(self, lib.pv_memory_destroy, self._memory)
 
-    def add(self, gpa: int, size: int, address: int) -> None:
-        """The ``size`` bytes at ``gpa`` are at ``address`` of this process, and stay there until they are removed."""
-        if self._lib.pv_memory_add(self._memory, gpa, size, address):
+    @property
+    def address(self) -> int:
+        """Of the ``struct pv_memory``."""
+        return int(self._memory)
+
+    def add(self, gpa: int, size: int, address: int, *, may_vanish: bool = False) -> None:
+        """The ``size`` bytes at ``gpa`` are at ``address`` of this process, and stay there until they are removed, or
+        perhaps not all of them.
+        """
+        if self._lib.pv_memory_add(self._memory, gpa, size, address, may_vanish):
             raise MemoryError("no memory for the native core")
 
     def remove(self, gpa: int, size: int) -> None:

@@ -2,7 +2,7 @@ from array import array
 
 import pytest
 
-from pviommu.engine import Access, Engine, EngineConfig, Refusal, ReservedFrames, Run, TranslationFault
+from pviommu.engine import Access, Engine, EngineConfig, Refusal, ReservedFrames, Run, Stage1Run, TranslationFault
 from pviommu.engine.core import PythonCore
 from pviommu.engine.ranges import FrameRanges
 from pviommu.engine.results import FRAME_LIMIT, PackedRuns
@@ -220,3 +220,62 @@ def test_the_plain_core_leaves_walking_to_the_engine():
         PythonCore().walk(1, 0, 1, 1)
     with pytest.raises(NotImplementedError, match="the engine walks the tables of this core"):
         PythonCore().walk_spans(1, [(0, 1)], 1)
+
+
+class Whole:
+    """Translates 1:1 up to some address, and tells what it was asked."""
+
+    def __init__(self, end):
+        self.end = end
+        self.asked = []
+
+    def span(self, address, length, access):
+        self.asked.append((address, length, access))
+        end = min(address + length, self.end)
+        return (Run(address, end - address),) if end > address else (), max(end, address)
+
+
+class Beyond:
+    """A first stage that adds 0x100000."""
+
+    def __init__(self):
+        self.asked = []
+
+    def walk(self, iova, length, access, parent):
+        self.asked.append(iova)
+        return Stage1Run(iova + 0x100000, 0x1000, access)
+
+
+@pytest.fixture
+def nested(engine):
+    """What translates whole requests up to 0x3000, and what is asked for the rest."""
+    whole, walker = Whole(0x3000), Beyond()
+    assert engine.alloc_nested(2, 1, walker, whole) is None
+    engine.attach(STREAM, 2)
+    return whole, walker
+
+
+def test_what_translates_whole_requests_is_asked_first_and_the_walker_for_the_rest(engine, core, nested):
+    whole, walker = nested
+
+    assert engine.translate(STREAM, 0x1000, 0x2000, R) == (Run(0x1000, 0x2000),)
+    assert (whole.asked, walker.asked) == ([(0x1000, 0x2000, R)], [])
+    assert engine.translate(STREAM, 0x2000, 0x1800, R) == (Run(0x2000, 0x1000), Run(0x5000, 0x10))
+    assert walker.asked == [0x3000]
+    assert core.told[-1] == ("walk", 1, 0x103000, 0x103800, 1)
+
+
+def test_it_is_not_asked_where_somebody_has_to_look_at_each_translation(engine, nested):
+    whole, walker = nested
+    engine.iotlb(is_used=True)
+    engine.map(1, 0x101, 5, 1, R)
+    assert engine.translate(STREAM, 0x1000, 0x10, R) == (Run(0x5000, 0x10),)
+    engine.iotlb(is_used=False)
+    engine.track_dirty(1)
+    assert engine.translate(STREAM, 0x1000, 0x10, R) == (Run(0x5000, 0x10),)
+
+    assert (whole.asked, walker.asked) == ([], [0x1000, 0x1000])
+
+
+def test_the_plain_core_walks_no_tables_by_itself():
+    assert PythonCore().stages(object(), 1, 1 << 48) is None

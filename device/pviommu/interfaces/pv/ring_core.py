@@ -86,5 +86,8 @@ class DeviceCore(Core, Protocol):
     def copier(self) -> Copier | None:
         """The copier for the guest memory of one connection. None: Python copies."""
 
+    def another(self) -> DeviceCore:
+        """One with the same parts, for another engine."""
+
     def guard(self) -> Guard:
         """The guard for guest memory that may go away while it is copied."""

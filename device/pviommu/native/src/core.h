@@ -35,6 +35,15 @@ uint64_t pv_outside(const struct pv_ranges *ranges, uint64_t frame);
 
 void pv_guard_install(void);
 uint64_t pv_copy(uint8_t *to, const uint8_t *from, uint64_t size);
+int pv_try_load(const uint64_t *from, uint64_t *value);
+int pv_try_exchange(uint64_t *at, uint64_t *found, uint64_t after);
+
+/* ---- guest memory (dma/memory.py) ---- */
+
+struct pv_memory;
+
+uint8_t *pv_memory_at(const struct pv_memory *memory, uint64_t gpa, uint64_t size);
+int pv_memory_may_vanish(const struct pv_memory *memory);
 
 /* ---- page tables (engine/pool.py, engine/table.py) ---- */
 
@@ -138,5 +147,7 @@ struct pv_core {
 struct pv_outcome pv_map(const struct pv_core *core, const struct pv_context *context, uint64_t dfn, uint64_t gfn,
 			 uint64_t nr, uint64_t access);
 struct pv_outcome pv_unmap(const struct pv_core *core, const struct pv_context *context, uint64_t dfn, uint64_t nr);
+uint64_t pv_pages_at(const struct pv_core *core, uint32_t ctx, uint64_t dfn, uint64_t *gfn, uint64_t *access,
+		     enum pv_refusal *refusal);
 
 #endif

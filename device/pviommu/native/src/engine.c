@@ -165,8 +165,8 @@ static uint64_t fixed_pages(const struct pv_core *core, uint32_t ctx, uint64_t d
 /*
  * The pages that one leaf, direct region or range of RAM gives at `dfn`; `*gfn` and `*access` are those of the first.
  */
-static uint64_t pages_at(const struct pv_core *core, uint32_t ctx, uint64_t dfn, uint64_t *gfn, uint64_t *access,
-			 enum pv_refusal *refusal)
+uint64_t pv_pages_at(const struct pv_core *core, uint32_t ctx, uint64_t dfn, uint64_t *gfn, uint64_t *access,
+		     enum pv_refusal *refusal)
 {
 	const struct pv_context *context = ctx < PV_CONTEXTS ? core->contexts[ctx] : NULL;
 	struct pv_leaf leaf;
@@ -206,7 +206,7 @@ PV_EXPORT int64_t pv_core_walk(const struct pv_core *core, uint32_t ctx, uint64_
 		int is_last;
 		enum pv_refusal refusal;
 
-		pages = pages_at(core, ctx, dfn, &gfn, &access, &refusal);
+		pages = pv_pages_at(core, ctx, dfn, &gfn, &access, &refusal);
 		*position = at;
 		if (!pages)
 			return -(int64_t)refusal;

@@ -107,6 +107,43 @@ static int try_copy(uint8_t *to, const uint8_t *from, uint64_t size)
 	return 1;
 }
 
+/* Read a word, at once, once the handler is installed; 0 if it is missing. */
+int pv_try_load(const uint64_t *from, uint64_t *value)
+{
+	struct copy copy = { .to = (uintptr_t)from, .from = (uintptr_t)from, .size = sizeof(*from) };
+
+	if (sigsetjmp(copy.way_out, 0)) {
+		current = NULL;
+		return 0;
+	}
+	current = &copy;
+	atomic_signal_fence(memory_order_seq_cst);
+	*value = __atomic_load_n(from, __ATOMIC_ACQUIRE);
+	atomic_signal_fence(memory_order_seq_cst);
+	current = NULL;
+	return 1;
+}
+
+/*
+ * Replace a word by `after` if it is *found, as one atomic step, once the handler is installed; *found becomes what was
+ * there. 0 if it is missing.
+ */
+int pv_try_exchange(uint64_t *at, uint64_t *found, uint64_t after)
+{
+	struct copy copy = { .to = (uintptr_t)at, .from = (uintptr_t)at, .size = sizeof(*at) };
+
+	if (sigsetjmp(copy.way_out, 0)) {
+		current = NULL;
+		return 0;
+	}
+	current = &copy;
+	atomic_signal_fence(memory_order_seq_cst);
+	__atomic_compare_exchange_n(at, found, after, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE);
+	atomic_signal_fence(memory_order_seq_cst);
+	current = NULL;
+	return 1;
+}
+
 /*
  * memcpy() once the handler is installed; returns the number of bytes before the first missing one, `size` if none is
  * missing. These are copied; some after it may be copied, too.

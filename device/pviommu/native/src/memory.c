@@ -11,11 +11,13 @@ struct piece {
 	uint64_t first;
 	uint64_t end;
 	uint8_t *host;
+	uint32_t may_vanish;
 };
 
 struct pv_memory {
 	uint64_t count;
 	uint64_t room;
+	uint64_t vanishing;	/* pieces of which memory may go away while it is used */
 	struct piece *pieces;	/* in order, none overlaps another */
 };
 
@@ -46,8 +48,12 @@ static uint64_t begun(const struct pv_memory *memory, uint64_t gpa)
 	return low;
 }
 
-/* Add a piece that overlaps none; -1 without memory, and then it is not added. */
-PV_EXPORT int pv_memory_add(struct pv_memory *memory, uint64_t first, uint64_t size, uint8_t *host)
+/*
+ * Add a piece that overlaps none; -1 without memory, and then it is not added. `may_vanish`: its file may become
+ * shorter.
+ */
+PV_EXPORT int pv_memory_add(struct pv_memory *memory, uint64_t first, uint64_t size, uint8_t *host,
+			    uint32_t may_vanish)
 {
 	uint64_t at = begun(memory, first);
 
@@ -61,8 +67,9 @@ PV_EXPORT int pv_memory_add(struct pv_memory *memory, uint64_t first, uint64_t s
 		memory->room = room;
 	}
 	memmove(&memory->pieces[at + 1], &memory->pieces[at], (memory->count - at) * sizeof(*memory->pieces));
-	memory->pieces[at] = (struct piece){ first, first + size, host };
+	memory->pieces[at] = (struct piece){ first, first + size, host, may_vanish };
 	memory->count++;
+	memory->vanishing += !!may_vanish;
 	return 0;
 }
 
@@ -75,6 +82,8 @@ PV_EXPORT void pv_memory_remove(struct pv_memory *memory, uint64_t first, uint64
 		return;
 	at = first ? begun(memory, first - 1) : 0;
 	end = begun(memory, first + (size - 1));
+	for (uint64_t i = at; i < end; i++)
+		memory->vanishing -= !!memory->pieces[i].may_vanish;
 	memmove(&memory->pieces[at], &memory->pieces[end], (memory->count - end) * sizeof(*memory->pieces));
 	memory->count -= end - at;
 }
@@ -87,6 +96,20 @@ static const struct piece *piece_at(const struct pv_memory *memory, uint64_t gpa
 	return at && gpa - memory->pieces[at - 1].first < memory->pieces[at - 1].end - memory->pieces[at - 1].first
 		       ? &memory->pieces[at - 1]
 		       : NULL;
+}
+
+/* Where `size` bytes at `gpa` are, if they are in one piece; otherwise NULL. */
+uint8_t *pv_memory_at(const struct pv_memory *memory, uint64_t gpa, uint64_t size)
+{
+	const struct piece *piece = piece_at(memory, gpa);
+
+	return piece && size <= piece->end - gpa ? piece->host + (gpa - piece->first) : NULL;
+}
+
+/* Whether some of it may go away while it is used. */
+int pv_memory_may_vanish(const struct pv_memory *memory)
+{
+	return memory->vanishing != 0;
 }
 
 /* Whether all of `count` runs of (gpa, length) are there. */
