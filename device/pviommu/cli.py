@@ -27,6 +27,7 @@ COMMANDS = {
     "lab matrix": ("pviommu.lab.matrix", "run every combination of kernel, profile, mode and vCPUs, for one table"),
     "doctor": ("pviommu.lab.doctor", "say what this machine can run and what is missing"),
     "bench engine": ("pviommu.bench.engine", "measure engine, rings and DMA in one process"),
+    "bench smmu": ("pviommu.bench.smmu", "measure registers, commands and walks of a virtual SMMUv3"),
     "bench ring": ("pviommu.bench.ring", "measure round trips to a server, and its cost while idle"),
     "bench maps": ("pviommu.bench.maps", "measure the cost of up to 65535 ranges of guest memory"),
     "bench delays": ("pviommu.bench.delays", "measure how long others wait while a client or guest abuses the server"),

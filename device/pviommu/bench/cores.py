@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from ctypes import addressof, c_char
 from pathlib import Path
 
 from ..engine import Engine, EngineConfig
+from ..engine.stages import Stage
+from ..engine.walk import Tables
 from ..lab.problems import EnvironmentProblem
 from ..machine import Machine
 from ..native.build import BuildError, LibraryError, build
 from ..native.core import NativeCore, native_core
+from ..native.memory import NativeCopier
+from ..native.walk import NativeWalker, Place
 from ..pci.function import Environment
 from ..topology import Topology
 from .mechanisms import Mechanism, NativeMechanism, PythonMechanism
@@ -20,6 +25,7 @@ __all__ = [
     "build_machine",
     "chosen_cores",
     "mechanism_of",
+    "native_walker",
     "serve_options",
 ]
 
@@ -39,9 +45,21 @@ def build_machine(topology: Topology, environment: Environment, core: str) -> Ma
     return Machine.build(topology, environment, _new_core(core))
 
 
+def native_walker(tables: Tables, ram: bytearray) -> NativeWalker:
+    """What walks tables in memory that is ``ram`` from address 0 on, which lives as long as it. Raises
+    EnvironmentProblem.
+    """
+    lib = _native().lib
+    copier = NativeCopier(lib)
+    copier.add(0, len(ram), addressof(c_char.from_buffer(ram)))
+    return NativeWalker(lib, Place(copier), Stage(tables))
+
+
 def _new_core(core: str) -> NativeCore | None:
-    if core == PYTHON:
-        return None
+    return None if core == PYTHON else _native()
+
+
+def _native() -> NativeCore:
     try:
         return native_core(_built())
     except LibraryError as problem:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import struct
 import tracemalloc
 from collections.abc import Callable, Sequence
+from functools import partial
 from time import perf_counter_ns
 
-from ..engine import Access, Engine, EngineConfig, TranslationFault
+from ..engine import Access, Engine, EngineConfig, TranslationFault, walk
+from ..engine.formats import vtd_second_stage
+from ..engine.walk import Read, Tables
 from ..lab.problems import RunError
-from .cores import PYTHON, build_engine
+from .cores import PYTHON, build_engine, native_walker
 from .local_guest import scattered
 from .samples import Case
 
@@ -18,11 +22,13 @@ __all__ = [
     "CONTIGUOUS",
     "GIB",
     "SCATTERED",
+    "WALKED",
     "baseline_cases",
     "bytes_per_gib",
     "bytes_per_scattered_page",
     "table_cases",
     "translate_cases",
+    "walk_cases",
 ]
 
 SCATTERED = (1, 16, 256)
@@ -42,6 +48,9 @@ _MISS_PAGES = 1 << 15
 _ACCESS = Access.READ | Access.WRITE
 _LIVE_PAGES = 1 << 16
 _LIVE_GIBS = 8
+WALKED = 256
+"""Pages of a request, 1 MiB."""
+_TABLES_SIZE = 1 << 16
 _ABOVE_WINDOW = 4 * GIB  # the MSI window is below 4 GiB, and nothing can be mapped there
 
 
@@ -132,6 +141,47 @@ def translate_cases(core: str) -> list[Case]:
         ),
         case("translate, refused", [_MISS_PAGES << 12] * 64, refused=True),
     ]
+
+
+def walk_cases(core: str) -> list[Case]:
+    """Walks of tables in guest memory, whose descriptors were read before: what each page costs of a request of one,
+    and of :data:`WALKED` scattered ones.
+    """
+    ram = bytearray(_TABLES_SIZE)
+    tables = vtd_second_stage(4, 0x1000, 46)
+    words = [(0x1000, 0x2003), (0x2000, 0x3003), (0x3000, 0x4003)]
+    words += [(0x4000 + 8 * page, gfn << 12 | 3) for page, gfn in enumerate(scattered(WALKED, _FRAMES))]
+    for place, word in words:
+        struct.pack_into("<Q", ram, place, word)
+    if core == PYTHON:
+        read = partial(_read_word, memoryview(ram).cast("Q"))
+        find: Callable[[int, int, Access], object] = partial(_translate_by, tables, read)
+    else:
+        find = native_walker(tables, ram).translate
+
+    def case(name: str, pages: int) -> Case:
+        def work(count: int, _: object = ram) -> int:  # which C has the address of
+            found: object = None
+            start = perf_counter_ns()
+            for _ in range(count // WALKED):
+                for iova in range(0, WALKED << 12, pages << 12):
+                    found = find(iova, pages << 12, _ACCESS)
+            taken = perf_counter_ns() - start
+            if isinstance(found, tuple):
+                raise RunError(f"{name}: {found}")
+            return taken
+
+        return Case(name, work, least_count=WALKED)
+
+    return [case("walk, one page", 1), case(f"walk, each of {WALKED} pages", WALKED)]
+
+
+def _read_word(words: memoryview, place: int) -> int:
+    return int(words[place >> 3])
+
+
+def _translate_by(tables: Tables, read: Read, iova: int, length: int, access: Access) -> object:
+    return walk.translate(tables, iova, length, access, read)
 
 
 def baseline_cases(buffers: tuple[memoryview, memoryview]) -> list[Case]:

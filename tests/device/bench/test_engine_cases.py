@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pviommu.bench.cores import PYTHON
+from pviommu.bench.cores import NATIVE, PYTHON
 from pviommu.bench.engine_cases import (
     CONTIGUOUS,
     GIB,
@@ -14,6 +14,7 @@ from pviommu.bench.engine_cases import (
     bytes_per_scattered_page,
     table_cases,
     translate_cases,
+    walk_cases,
 )
 from pviommu.bench.samples import Case
 from pviommu.lab.problems import RunError
@@ -48,6 +49,18 @@ def test_translations_are_found_or_refused_as_their_names_say() -> None:
     assert set(cases) == {"translate, hit", "translate, miss", "translate, refused"}
     for case in cases.values():
         assert case.work(case.least_count) > 0
+
+
+@pytest.mark.parametrize("core", [PYTHON, NATIVE])
+def test_walks_find_what_the_tables_say(core: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    cases = by_name(walk_cases(core))
+    assert set(cases) == {"walk, one page", "walk, each of 256 pages"}
+    for case in cases.values():
+        assert case.work(case.least_count) > 0
+
+    monkeypatch.setattr("pviommu.bench.engine_cases.scattered", lambda *_: [0] * 255)
+    with pytest.raises(RunError, match=r"walk, one page: \(1044480, WalkFault"):
+        by_name(walk_cases(core))["walk, one page"].work(256)
 
 
 def test_a_case_of_refusals_that_are_none_does_not_pass_as_a_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
