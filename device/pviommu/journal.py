@@ -2,7 +2,8 @@
 
 What the device learns in a session depends on the descriptors and sockets behind it, and on when it looked. Recorded,
 it is a list of :class:`Entry`; a machine that is built alike and driven by the same turns does the same again with it.
-The rings and the copier of a native core bypass the inputs, so a machine with such inputs uses its tables only.
+The rings, the copier and the walks of a native core bypass the inputs, so a machine with such inputs uses its tables
+only.
 
 Work of other threads is not done again: its outcome is recorded.
 """

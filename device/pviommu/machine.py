@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 
 from .counters import Counters
+from .dma.access import Copier
 from .dma.windows import Window, Windows
 from .endpoints import endpoint_class
 from .endpoints.endpoint import Endpoint, EndpointState
@@ -54,11 +55,16 @@ def build_endpoint(
         entry.options or kind.OPTIONS(),
         iommu.capabilities_of(entry.stream),
         {} if siblings is None else siblings,
-        core.copier() if core and environment.inputs.may_be_bypassed else None,
+        _copier(core, environment),
     )
     endpoint = kind(surroundings)
     endpoint.memory.belongs_with(iommu.memory)
     return endpoint
+
+
+def _copier(core: DeviceCore | None, environment: Environment) -> Copier | None:
+    """For the guest memory of one function."""
+    return core.copier() if core and environment.inputs.may_be_bypassed else None
 
 
 class MachineState(msgspec.Struct, frozen=True):
@@ -102,7 +108,10 @@ class Machine:
                 from .interfaces.smmuv3.function import SmmuFunction  # few topologies have one
 
                 streams = topology.streams_behind(section.name)
-                smmu = SmmuFunction(section.name, section.config(), environment, streams, section.identity())
+                smmu = SmmuFunction(
+                    *(section.name, section.config(), environment, streams, section.identity()),
+                    *(core.another() if core else None, _copier(core, environment)),
+                )
                 smmus[section.name] = smmu
                 smmu.memory.belongs_with(iommu.memory)
             for entry in topology.endpoint:

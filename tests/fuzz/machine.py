@@ -10,12 +10,16 @@ import select
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from pathlib import Path
 
 from pviommu.counters import Counters
 from pviommu.dma.usage import PROBED_SIZE
 from pviommu.engine import Access, Engine
 from pviommu.inputs import LiveInputs
 from pviommu.machine import Machine
+from pviommu.native.build import build as build_library
+from pviommu.native.core import NativeCore, native_core
 from pviommu.pci.config_space import Identity
 from pviommu.pci.function import Environment, PciFunction
 from pviommu.topology import EndpointSection, IommuSection, ReservedSection, Topology
@@ -44,6 +48,7 @@ __all__ = [
     "bare_function",
     "build",
     "check_engine",
+    "native",
     "nothing_raised",
     "open_descriptors",
     "sealed_memory",
@@ -153,9 +158,19 @@ def sealed_memory(size: int = RAM_SIZE) -> int:
     return fd
 
 
-def build(topology: Topology, inputs: LiveInputs | None = None) -> Machine:
-    """What ``topology`` names, on a clock of its own."""
-    return Machine.build(topology, Environment(inputs or Bounded(), Counters()))
+def build(topology: Topology, inputs: LiveInputs | None = None, core: NativeCore | None = None) -> Machine:
+    """What ``topology`` names, on a clock of its own. ``core``: Python's if none is given."""
+    return Machine.build(topology, Environment(inputs or Bounded(), Counters()), core)
+
+
+def native() -> NativeCore:
+    """A native core, which is built unless it is there."""
+    return native_core(_library())
+
+
+@cache
+def _library() -> Path:
+    return build_library()
 
 
 def bare_function() -> PciFunction:

@@ -157,6 +157,10 @@ def _smmu() -> dict[str, bytes]:
         "reset": b"\0" + start[5] + both + step["reset"] + both + start[5] + both,
         "any-access": b"\0" + step["access"] + struct.pack("<IBQ", 0x98, 2, 1) + step["access"] + bytes(6),
         "memory-that-changes": b"\x81" + start[7] + both * 3 + bytes(range(64)) * 2,
+        "native-stage-1": b"\x10" + start[5] + both + settle,
+        "native-nested": b"\x11" + start[7] + both + start[7] + both,
+        "native-strict": b"\x14" + start[5] + both + poke(8, 0x67 & 0x1F, 0) + both,
+        "native-memory-that-changes": b"\x91" + start[7] + both * 3 + bytes(range(64)) * 2,
     }
 
 

@@ -1,9 +1,9 @@
 """What a hostile guest does with an SMMU: registers, tables, commands and DMA in any order, memory that changes while
 the SMMU looks at it.
 
-Input: u8 settings (bit 0: stage 2, 1: substreams, 2: a strict cache, 3: no cache, 7: memory changes after each look),
-then steps, each a u8 of ``_STEPS`` and what that step takes. Words are an address of ``PLACES`` with low bits, or any
-64 bits (see ``_word``), so that few bytes make tables that lead to each other.
+Input: u8 settings (bit 0: stage 2, 1: substreams, 2: a strict cache, 3: no cache, 4: the native core walks, 7: memory
+changes after each look of Python's), then steps, each a u8 of ``_STEPS`` and what that step takes. Words are an address
+of ``PLACES`` with low bits, or any 64 bits (see ``_word``), so that few bytes make tables that lead to each other.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from smmuv3.registers import FRAME_SIZE, REGISTER_BAR, REGISTERS
 from vfio_user import DmaMapping
 
 from .feed import Feed
-from .machine import RAM_SIZE, STREAM, Meddled, build, nothing_raised, open_descriptors, sealed_memory
+from .machine import RAM_SIZE, STREAM, Meddled, build, native, nothing_raised, open_descriptors, sealed_memory
 
 __all__ = ["TOKENS", "target"]
 
@@ -179,7 +179,8 @@ def target(data: bytes) -> None:
     before = open_descriptors()
     try:
         with nothing_raised():
-            machine = build(Topology(endpoint=(endpoint,), smmu=(section,)), inputs)
+            core = native() if chosen & 0x10 else None
+            machine = build(Topology(endpoint=(endpoint,), smmu=(section,)), inputs, core)
             try:
                 for function in machine.functions():
                     function.dma_map(DmaMapping(0, RAM_SIZE, 0, True, True, os.dup(ram)))

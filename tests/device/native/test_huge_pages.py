@@ -15,10 +15,14 @@ from pviommu.dma.access import GuestMemoryError
 from pviommu.dma.memory import GuestMemory
 from pviommu.dma.memory_file import MemoryFiles
 from pviommu.engine import Access
+from pviommu.engine.formats import vtd_second_stage
 from pviommu.engine.results import PackedRuns
+from pviommu.engine.stages import Stage
+from pviommu.engine.walk import WalkFaultKind
 from pviommu.inputs import LiveInputs
 from pviommu.native.library import Library
 from pviommu.native.memory import NativeCopier, NativeGuard
+from pviommu.native.walk import NativeWalker, Place
 from vfio_user import DmaMapping, RequestError
 
 row = pytest.mark.row
@@ -121,6 +125,21 @@ def test_a_file_in_huge_pages_that_shrinks_fails_only_the_access(memory: GuestMe
             access()
         assert caught.value.gpa == HUGE
     assert memory.read([(16, 4)]) == bytes(4)
+    os.close(fd)
+
+
+def test_a_table_in_huge_pages_that_are_gone_cannot_be_read(memory: GuestMemory, native_library: Library) -> None:
+    fd = huge_file()
+    memory.map(mapping(fd))
+    for place, word in ((0x1000, 0x2003), (0x2000, HUGE | 3), (HUGE, 0x5003)):
+        memory.write([(place, 8)], word.to_bytes(8, "little"))
+    assert isinstance(memory.copier, NativeCopier)
+    walker = NativeWalker(native_library, Place(memory.copier), Stage(vtd_second_stage(3, 0x1000, 46)))
+    assert walker.translate(0x10, 4, Access.READ) == [(0x5010, 4)]
+
+    os.ftruncate(fd, HUGE)
+
+    assert walker.walk(0x10, Access.READ)[:3] == (WalkFaultKind.READ, 1, HUGE)
     os.close(fd)
 
 

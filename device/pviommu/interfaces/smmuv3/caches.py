@@ -7,13 +7,15 @@ alone if it is global or of stage 2), and covers a leaf, or all the leaves that 
 
 from __future__ import annotations
 
+from bisect import insort
 from collections.abc import Callable, Hashable
 from typing import Generic, NamedTuple, TypeVar
 
 from ...engine import Access
+from ...engine.stages import Remembered, Stages
 from ...engine.walk import Leaf
 
-__all__ = ["Cache", "Tag", "Translations"]
+__all__ = ["Cache", "PythonRemembered", "Tag", "Translations", "number_of"]
 
 _K = TypeVar("_K", bound=Hashable)
 _V = TypeVar("_V")
@@ -63,8 +65,17 @@ class Tag(NamedTuple):
     """None: of every ASID"""
 
 
+_NO_ASID, _ASIDS = 1 << 16, (1 << 17) - 1
+_ALL = (1 << 64) - 1
+
+
+def number_of(tag: Tag) -> int:
+    """A tag as :class:`.engine.stages.Remembered` takes it."""
+    return tag.vmid << 17 | (_NO_ASID if tag.asid is None else tag.asid)
+
+
 class _Key(NamedTuple):
-    tag: Tag
+    tag: int
     shift: int
     number: int
     """the address without its lowest ``shift`` bits"""
@@ -75,61 +86,90 @@ class _Entry(NamedTuple):
     access: Access
 
 
-class Translations:
-    """The translations of one stage."""
+class PythonRemembered:
+    """A :class:`.engine.stages.Remembered` that says what is right."""
 
     def __init__(self, limit: int) -> None:
         self._cache: Cache[_Key, _Entry] = Cache(limit)
-        self._shifts: set[int] = set()
-        """of all entries since the last :meth:`clear`"""
+        self._shifts: list[int] = []
+        """of all entries since the last :meth:`clear`, in order"""
 
     def __len__(self) -> int:
         return len(self._cache)
 
     @property
     def looked_at(self) -> int:
-        """Entries that were looked at to find those to be forgotten, ever."""
         return self._cache.looked_at
 
-    def find(self, tag: Tag, address: int, access: Access) -> tuple[int, int, Access] | None:
-        """(output address, log2 of the block's size, what is allowed), if that is known and allows ``access``: a
-        refusal has to come from memory.
-        """
+    def find(self, tag: int, every: int, address: int, access: Access) -> tuple[int, int, Access] | None:
         for shift in self._shifts:
-            for each in (tag, Tag(tag.vmid, None)):
+            for each in (tag, every):
                 entry = self._cache.get(_Key(each, shift, address >> shift))
                 if entry is not None and not access & ~entry.access:
                     return entry.output | address & (1 << shift) - 1, shift, entry.access
         return None
 
-    def add(self, tag: Tag, address: int, leaf: Leaf) -> None:
-        """Remember what a walk has found for ``address``. Contiguous leaves are one entry if their outputs can be."""
+    def add(self, tag: int, address: int, leaf: Leaf) -> None:
         shift, mask = leaf.contiguous, (1 << leaf.contiguous) - 1
         if (leaf.output ^ address) & mask:
             shift, mask = leaf.shift, (1 << leaf.shift) - 1
-        self._shifts.add(shift)
+        if shift not in self._shifts:
+            insort(self._shifts, shift)
         self._cache.put(_Key(tag, shift, address >> shift), _Entry(leaf.output & ~mask, leaf.access))
 
-    def drop(self, first: int, size: int, vmid: int, asid: int | None, *, every_asid: bool = False) -> None:
-        """Forget what translates any of ``size`` bytes from ``first`` on, of one ASID and global, or of all ASIDs."""
-        last = first + size - 1
-
+    def drop(self, first: int, last: int, mask: int, tags: tuple[int, int]) -> None:
         def is_meant(key: _Key) -> bool:
             begin = key.number << key.shift
-            is_tag = key.tag.vmid == vmid and (every_asid or key.tag.asid in (None, asid))
-            return is_tag and begin <= last and first < begin + (1 << key.shift)
+            return key.tag & mask in tags and begin <= last and first < begin + (1 << key.shift)
 
         self._cache.drop_if(is_meant)
 
+    def clear(self) -> None:
+        self._cache.clear()
+        self._shifts.clear()
+
+
+class Translations:
+    """The translations of one stage."""
+
+    def __init__(self, limit: int, stages: Stages | None = None) -> None:
+        """``stages``: of a core, which remembers them then."""
+        self.remembered: Remembered = stages.remembered(limit) if stages else PythonRemembered(limit)
+
+    def __len__(self) -> int:
+        return len(self.remembered)
+
+    def find(self, tag: Tag, address: int, access: Access) -> tuple[int, int, Access] | None:
+        """(output address, log2 of the block's size, what is allowed), if that is known and allows ``access``: a
+        refusal has to come from memory.
+        """
+        return self.remembered.find(number_of(tag), number_of(Tag(tag.vmid, None)), address, access)
+
+    def add(self, tag: Tag, address: int, leaf: Leaf) -> None:
+        """Remember what a walk has found for ``address``. Contiguous leaves are one entry if their outputs can be."""
+        self.remembered.add(number_of(tag), address, leaf)
+
+    def drop(self, first: int, size: int, vmid: int, asid: int | None, *, every_asid: bool = False) -> None:
+        """Forget what translates any of ``size`` bytes from ``first`` on, of one ASID and global, or of all ASIDs."""
+        last = min(first + size - 1, _ALL)
+        if every_asid:
+            self._drop_vmid(first, last, vmid)
+        else:
+            self.remembered.drop(first, last, _ALL, (number_of(Tag(vmid, asid)), number_of(Tag(vmid, None))))
+
     def drop_asid(self, vmid: int, asid: int) -> None:
         """Forget what is of one ASID, global translations not among it."""
-        self._cache.drop_if(lambda key: key.tag == (vmid, asid))
+        tag = number_of(Tag(vmid, asid))
+        self.remembered.drop(0, _ALL, _ALL, (tag, tag))
 
     def drop_vmid(self, vmid: int) -> None:
         """Forget all of one VMID."""
-        self._cache.drop_if(lambda key: key.tag.vmid == vmid)
+        self._drop_vmid(0, _ALL, vmid)
+
+    def _drop_vmid(self, first: int, last: int, vmid: int) -> None:
+        tag = vmid << 17
+        self.remembered.drop(first, last, _ALL - _ASIDS, (tag, tag))
 
     def clear(self) -> None:
         """Forget all."""
-        self._cache.clear()
-        self._shifts.clear()
+        self.remembered.clear()

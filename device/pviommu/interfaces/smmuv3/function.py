@@ -12,7 +12,9 @@ from collections.abc import Mapping
 
 from smmuv3.registers import FRAME_SIZE, MSIX_BAR, REGISTER_BAR, Cr0, Vector
 
+from ...dma.access import Copier
 from ...engine import Engine, EngineConfig
+from ...engine.core import Core
 from ...engine.ranges import FrameRanges
 from ...hosted import Poll
 from ...pci.capabilities import Capability
@@ -49,14 +51,19 @@ class SmmuFunction(PciFunction):
         environment: Environment,
         streams: Mapping[int, int],
         identity: Identity = DEFAULT_IDENTITY,
+        core: Core | None = None,
+        copier: Copier | None = None,
     ) -> None:
-        """``streams``: StreamIDs by stream, which is by what the machine knows an endpoint. Raises ValueError for
-        StreamIDs that are out of range or not unique.
+        """``streams``: StreamIDs by stream, which is by what the machine knows an endpoint. ``core``: one that no other
+        engine has, else Python's; with ``copier``, through which it reads guest memory, it walks tables. Raises
+        ValueError for StreamIDs that are out of range or not unique.
         """
         super().__init__(name, identity, environment)
         self.settings = config
         self.streams = dict(streams)
-        self._engine = Engine(EngineConfig(pool_pages=_POOL_PAGES, aperture_bits=min(48, config.address_bits)))
+        self.memory.copier = copier
+        engine_config = EngineConfig(pool_pages=_POOL_PAGES, aperture_bits=min(48, config.address_bits))
+        self._engine = Engine(engine_config, core)
         self._engine.alloc_paging(_PARENT, clone=True)
         self._changed_ram: FrameRanges | None = None
         self.parent_faults: deque[ParentFault] = deque(maxlen=KEPT)
@@ -74,6 +81,7 @@ class SmmuFunction(PciFunction):
             on_parent_fault=self._on_parent_fault,
             on_stale=self._on_stale,
             before=self.settle,
+            stages=core.stages(copier, _PARENT, 1 << config.address_bits) if core else None,
         )
         for stream, sid in self.streams.items():
             self._engine.add_endpoint(stream)

@@ -39,6 +39,8 @@ class SmmuRegisters:
     def __init__(self, config: SmmuConfig, owner: RegisterOwner) -> None:
         self._owner = owner
         self._most_bits = {"CMDQ_BASE": config.cmdq_bits, "EVENTQ_BASE": config.evtq_bits}
+        self._queues: dict[str, tuple[int, tuple[int, int]]] = {}
+        """what :meth:`queue` has made of a register's value: it is asked all the time"""
         self._sid_bits = config.sid_bits
         self._queue_addresses = int(QueueBase.ADDR) & (1 << config.address_bits) - 1
         self.file = RegisterFile(REGISTERS, self)
@@ -130,8 +132,13 @@ class SmmuRegisters:
         """The base address of a queue, CMDQ_BASE or EVENTQ_BASE without its alignment, and log2 of its entries. Bits
         beyond the output size do not count (IHI 0070, 3.4.3).
         """
-        base = QueueBase(self.file[name])
-        return base & self._queue_addresses, min(base.LOG2SIZE, self._most_bits[name])
+        value = self.file[name]
+        known = self._queues.get(name)
+        if known is None or known[0] != value:
+            base = QueueBase(value)
+            known = value, (int(base & self._queue_addresses), min(base.LOG2SIZE, self._most_bits[name]))
+            self._queues[name] = known
+        return known[1]
 
     def stream_table(self) -> tuple[int, StreamTableConfig, int]:
         """Address and format of the stream table, and bits of the StreamIDs in it."""

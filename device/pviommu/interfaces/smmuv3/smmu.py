@@ -8,6 +8,7 @@ from smmuv3.registers import FRAME_SIZE, Vector
 
 from ...dma.memory import GuestMemory
 from ...engine import Access, Engine, ParentRefusal, Run, Stop, TranslationFault
+from ...engine.stages import Stages
 from .commands import Commands
 from .config import SmmuConfig
 from .configuration import StreamTable
@@ -45,11 +46,12 @@ class Smmu:
         on_parent_fault: Callable[[ParentFault], None] = _ignore,
         on_stale: Callable[[Stale], None] = _ignore,
         before: Callable[[], None] = lambda: None,
+        stages: Stages | None = None,
     ) -> None:
         """``parent``: a paging domain. ``own_stream``: by which the engine knows the SMMU's own accesses; it is added
         and attached here. ``first_domain``: numbers of domains from there on are the SMMU's, one for each stream and
-        substream. ``before`` is called before a request of theirs is translated. Raises ValueError if the parent is no
-        paging domain, or the stream exists.
+        substream. ``before`` is called before a request of theirs is translated. ``stages``: of the engine's core, for
+        tables in the parent. Raises ValueError if the parent is no paging domain, or the stream exists.
         """
         if not engine.is_paging(parent):
             raise ValueError(f"domain {parent}: only a paging domain can be the parent of an SMMU")
@@ -64,9 +66,9 @@ class Smmu:
         self._before = before
         self.registers = SmmuRegisters(config, self)
         self.memory = GuestReader(memory, self._translate_own, config.address_bits)
-        self.caches = Caches(config)
+        self.caches = Caches(config, stages)
         table = StreamTable(config, self.registers, self.memory)
-        self._world = World(config, self.registers, self.memory, table, self.caches, on_stale)
+        self._world = World(config, self.registers, self.memory, table, self.caches, on_stale, stages)
         commands = Commands(config, self.caches)
         looked_at = self.caches.looked_at
         self._commands = CommandQueue(self.registers, self.memory, commands, config.commands_per_turn, looked_at)
@@ -136,7 +138,9 @@ class Smmu:
             return None
         walker = StreamWalker(self._world, self._sids[stream], ssid)
         domain = self._next_domain
-        stop = self._engine.alloc_nested(domain, self._parent, walker) or self._engine.attach(stream, domain, ssid)
+        whole = walker if self._world.stages else None
+        stop = self._engine.alloc_nested(domain, self._parent, walker, whole)
+        stop = stop or self._engine.attach(stream, domain, ssid)
         if stop is not None:
             self._engine.free_domain(domain)
             return stop

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -10,9 +10,10 @@ from smmuv3.events import Event, EventClass, EventType
 from smmuv3.registers import Cr0
 from smmuv3.structures import SteConfig
 
-from ...engine import Access, Parent, ParentRefusal, Refusal, Stage1Run
+from ...engine import Access, Parent, ParentRefusal, Refusal, Run, Stage1Run
+from ...engine.stages import Stage, Stages, StageWalker
 from ...engine.walk import Leaf, ReadRefusal, Tables, WalkFault, WalkFaultKind, walk
-from .caches import Cache, Tag, Translations
+from .caches import Cache, Tag, Translations, number_of
 from .config import MAX_CACHE_ENTRIES, SmmuConfig
 from .configuration import Context, Refused, Stage2, Stream, StreamTable, fetch_context, substream
 from .memory import Abort, GuestReader
@@ -56,17 +57,19 @@ class Stale(NamedTuple):
 class Caches:
     """All caches of an SMMU."""
 
-    def __init__(self, config: SmmuConfig) -> None:
+    def __init__(self, config: SmmuConfig, stages: Stages | None = None) -> None:
+        """``stages``: of a core that remembers translations."""
         limit = MAX_CACHE_ENTRIES if config.strict else config.cache_entries
         self.streams: Cache[int, Stream] = Cache(limit)
         self.contexts: Cache[tuple[int, int], Context] = Cache(limit)
         """by StreamID and index of the CD"""
-        self.stage1 = Translations(limit)
-        self.stage2 = Translations(limit)
+        self.stage1 = Translations(limit, stages)
+        self.stage2 = Translations(limit, stages)
 
     def looked_at(self) -> int:
         """Entries that were looked at to find those to be forgotten, ever: what invalidations cost."""
-        return sum(each.looked_at for each in (self.streams, self.contexts, self.stage1, self.stage2))
+        configurations = self.streams.looked_at + self.contexts.looked_at
+        return configurations + self.stage1.remembered.looked_at + self.stage2.remembered.looked_at
 
     def clear(self) -> None:
         """Forget everything."""
@@ -84,6 +87,8 @@ class World:
     table: StreamTable
     caches: Caches
     on_stale: Callable[[Stale], None] = field(default=lambda _: None)
+    stages: Stages | None = None
+    """of a core that walks by itself"""
 
 
 class _Faulted(ReadRefusal):
@@ -101,6 +106,7 @@ class _Request(NamedTuple):
     address: int
     access: Access
     stream: Stream
+    on_stale: Callable[[Stale], None]
 
 
 class _Found(NamedTuple):
@@ -121,6 +127,8 @@ class StreamWalker:
         self._ssid = ssid
         self.refused: Refused | None = None
         """why the last walk was refused, if it was"""
+        self._walkers: dict[bool | None, tuple[Stream, Context | None, StageWalker]] = {}
+        """of a core, by which half of the addresses they are for; None: without stage 1"""
 
     def walk(self, iova: int, length: int, access: Access, _parent: Parent) -> Stage1Run | Refusal | ParentRefusal:
         """See :class:`.engine.Stage1Walker`. Tables are read as all that the SMMU reads, through the same parent."""
@@ -133,17 +141,65 @@ class StreamWalker:
             return found.parent
         return Refusal.BLOCKED if found.event is None else _REFUSAL.get(found.event.type, Refusal.BLOCKED)
 
+    def span(self, address: int, length: int, access: Access) -> tuple[Sequence[Run], int]:
+        """See :class:`.engine.stages.StageWalker`. Whatever the guest or somebody else has to be told of is left to
+        :meth:`walk`, and so is all that needs no tables.
+        """
+        chosen = self._choose(address, length, access)
+        if chosen is None:
+            return (), address
+        walker, inner = chosen
+        runs, position = walker.span(inner, length, access)
+        return runs, address + position - inner
+
+    def _choose(self, address: int, length: int, access: Access) -> tuple[StageWalker, int] | None:
+        """A core's walker for a request, and the address that it is to translate."""
+        world, told = self._world, list[Stale]()
+        if world.stages is None or not world.registers.has(Cr0.SMMUEN):
+            return None
+        stream = self._stream(address, told.append)
+        if isinstance(stream, Refused) or stream.config is SteConfig.ABORT:
+            return None
+        index, context, half, inner = substream(stream, self.sid, self._ssid), None, None, address
+        if index is not None:
+            request = _Request(address, access, stream, told.append)
+            found = index if isinstance(index, Refused) else self._context(request, index)
+            chosen = None if isinstance(found, Refused) else found.halves.choose(address)
+            if isinstance(found, Refused) or chosen is None or chosen[1] + length > 1 << chosen[0].input_bits:
+                return None
+            context, half, inner = found, bool(address >> 55 & 1), chosen[1]
+        elif stream.stage2 is None:
+            return None
+        return None if told else (self._walker(world.stages, stream, context, half), inner)
+
+    def _walker(self, stages: Stages, stream: Stream, context: Context | None, half: bool | None) -> StageWalker:
+        known = self._walkers.get(half)
+        if known is not None and known[0] == stream and known[1] == context:
+            return known[2]
+        config, caches, every = self._world.config, self._world.caches, number_of(Tag(stream.vmid, None))
+        first = second = None
+        if context is not None:
+            tables = context.halves.high if half else context.halves.low
+            assert tables is not None  # it was chosen
+            tag, base = number_of(Tag(stream.vmid, context.asid)), _canonical(bool(half) << 55, tables, 0)
+            first = Stage(tables, caches.stage1.remembered, tag, every, _NOT_GLOBAL, base)
+        if stream.stage2 is not None:
+            second = Stage(stream.stage2.tables, caches.stage2.remembered, every, every)
+        walker = stages.walker(first, second, config.address_bits, compares=config.strict)
+        self._walkers[half] = stream, context, walker
+        return walker
+
     def _translate(self, iova: int, access: Access) -> _Found | Refused:
         registers, bits = self._world.registers, self._world.config.address_bits
         if not registers.has(Cr0.SMMUEN):
             is_refused = registers.aborts_all or iova >> bits
             return Refused(None) if is_refused else _Found(iova, bits, _BOTH)
-        stream = self._stream(iova)
+        stream = self._stream(iova, self._world.on_stale)
         if isinstance(stream, Refused):
             return stream
         if stream.config is SteConfig.ABORT:
             return Refused(None)
-        request = _Request(iova, access, stream)
+        request = _Request(iova, access, stream, self._world.on_stale)
         index = substream(stream, self.sid, self._ssid)
         if isinstance(index, Refused):
             return index
@@ -162,7 +218,7 @@ class StreamWalker:
 
     # -- configuration ----------------------------------------------------------------------------------------------
 
-    def _stream(self, iova: int) -> Stream | Refused:
+    def _stream(self, iova: int, on_stale: Callable[[Stale], None]) -> Stream | Refused:
         world = self._world
         cached = world.caches.streams.get(self.sid)
         if cached is not None and not world.config.strict:
@@ -170,7 +226,7 @@ class StreamWalker:
         found = world.table.find(self.sid, self._ssid)
         if cached is not None:
             if found != cached:
-                world.on_stale(Stale("STE", self.sid, self._ssid, iova, cached, found))
+                on_stale(Stale("STE", self.sid, self._ssid, iova, cached, found))
             return cached
         if isinstance(found, Stream):
             world.caches.streams.put(self.sid, found)
@@ -197,7 +253,7 @@ class StreamWalker:
         found = fetch_context(world.config, request.stream, index, self.sid, self._ssid, fetch)
         if cached is not None:
             if found != cached:
-                world.on_stale(Stale("CD", self.sid, self._ssid, request.address, cached, found))
+                request.on_stale(Stale("CD", self.sid, self._ssid, request.address, cached, found))
             return cached
         if isinstance(found, Context):
             world.caches.contexts.put(key, found)
@@ -272,7 +328,7 @@ class StreamWalker:
             now = (leaf.output, leaf.access) if isinstance(leaf, Leaf) else leaf
             if now != (known[0], known[2]):
                 stale = Stale(what, self.sid, self._ssid, request.address, (known[0], known[2]), now)
-                self._world.on_stale(stale)
+                request.on_stale(stale)
             return _Found(*known)
         if isinstance(leaf, WalkFault):
             return leaf

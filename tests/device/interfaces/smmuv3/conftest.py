@@ -46,11 +46,16 @@ _Q8 = Struct("<8Q")
 class Guest:
     """All of it. Addresses are the guest's physical ones, which the parent maps 1:1 unless a test changes that."""
 
+    make_core: Callable[[], Any] = staticmethod(lambda: None)
+    """makes the cores of all engines; None: Python's"""
+
     def __init__(self, queue_bits: tuple[int, int] = (8, 7), aperture: int = 48, **settings: Any) -> None:
         """``queue_bits``: log2 of the entries of command and event queue."""
         self.ram = GuestRam(RAM_SIZE)
-        self.engine = Engine(EngineConfig(pool_pages=1 << 16, aperture_bits=aperture, reserved=()))
+        core = self.make_core()
+        self.engine = Engine(EngineConfig(pool_pages=1 << 16, aperture_bits=aperture, reserved=()), core)
         self.memory = GuestMemory(LiveInputs(), name="smmu0")
+        self.memory.copier = core.copier() if core else None
         self.memory.map(DmaMapping(RAM, RAM_SIZE, 0, True, True, os.dup(self.ram.fd)))
         self.engine.set_ram([(RAM >> 12, (RAM + RAM_SIZE >> 12) - 1)])
         self.engine.add_endpoint(STREAM)
@@ -58,8 +63,9 @@ class Guest:
         self.interrupts: list[Vector] = []
         self.parent_faults: list[ParentFault] = []
         self.stale: list[Stale] = []
+        config = SmmuConfig(**settings)
         self.smmu = Smmu(
-            SmmuConfig(**settings),
+            config,
             self.engine,
             self.memory,
             PARENT,
@@ -68,6 +74,7 @@ class Guest:
             interrupt=self.interrupts.append,
             on_parent_fault=self.parent_faults.append,
             on_stale=self.stale.append,
+            stages=core.stages(self.memory.copier, PARENT, 1 << config.address_bits) if core else None,
         )
         cmdq_bits, self.evtq_bits = queue_bits
         queues = {"commands": COMMANDS, "events": EVENTS, "cmdq_bits": cmdq_bits, "evtq_bits": self.evtq_bits}
