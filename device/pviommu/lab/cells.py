@@ -15,7 +15,7 @@ from ..host_errors import write_whole
 from .guest_settings import KERNELS, PROFILES
 from .problems import UsageError
 
-__all__ = ["AXES", "Cell", "Outcome", "all_cells", "code_digest", "pick", "read_outcome", "write_outcome"]
+__all__ = ["AXES", "CARDS", "Cell", "Outcome", "all_cells", "code_digest", "pick", "read_outcome", "write_outcome"]
 
 AXES: Mapping[str, Sequence[str]] = {
     "kernel": KERNELS,
@@ -27,7 +27,9 @@ AXES: Mapping[str, Sequence[str]] = {
 
 _LONG = (("xen-2024", "lazy", 2), ("xen-v7", "strict", 2))
 """Cells that also run the long tests: the first ends with a stopped server, the second with a killed one."""
-_SUITES = (("lab", "vfio"),)
+CARDS = "net"
+"""What takes the place of a suite in cells that try network cards: a program of ``guest-tools``."""
+_SUITES = (("lab", "vfio"), *((kernel, CARDS) for kernel in KERNELS))
 """Kernels with the suites that they run, each in a cell of its own."""
 _SUITE_PLACE = ("xen-2024", "lazy", 2)
 _CODE = ("pviommu", "pviommu_abi", "vfio_user", "wire_layout")

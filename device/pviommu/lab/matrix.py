@@ -1,5 +1,5 @@
 """``pviommu lab matrix``: kernels x profiles x lazy and strict x vCPUs, each a run of its own; two of each kernel with
-the long tests; and the kernel's own tests. One table at the end.
+the long tests; the kernel's own tests; and network cards. One table at the end.
 
 Each cell is a ``pviommu lab run`` in a process of its own, so that none can spoil the next. Each outcome is kept at
 once; the next matrix runs only cells that did not pass, or passed with other code or another kernel.
@@ -127,7 +127,7 @@ def _outcomes(matrix: _Matrix, wanted: Sequence[Cell]) -> Iterator[tuple[Cell, O
     """Each cell with its outcome, as it comes; prints one line per cell."""
     ready: dict[tuple[str, str], Setup | Outcome] = {}
     for number, cell in enumerate(wanted, start=1):
-        needs = (cell.kernel, cell.suite)
+        needs = (cell.kernel, "" if cell.suite == cells.CARDS else cell.suite)
         if needs not in ready:
             ready[needs] = _made_ready(matrix, *needs)
         setup = ready[needs]
@@ -196,7 +196,18 @@ def _run_cell(matrix: _Matrix, setup: Setup, cell: Cell, inputs: str) -> Outcome
 
 
 def _options(matrix: _Matrix, setup: Setup, cell: Cell) -> list[str]:
-    options = ["--long"] if cell.is_long else ["--suite", cell.suite] if cell.suite else []
-    options += ["--topology", "lab", "--kernel", cell.kernel, "--profile", cell.profile, "--mode", cell.mode]
-    options += ["--vcpus", str(cell.vcpus), "--accel", setup.accelerator]
-    return options if matrix.args.qemu is None else [*options, "--qemu", matrix.args.qemu]
+    options = ["--kernel", cell.kernel, "--profile", cell.profile, "--mode", cell.mode, "--vcpus", str(cell.vcpus)]
+    options += ["--accel", setup.accelerator]
+    options += [] if matrix.args.qemu is None else ["--qemu", matrix.args.qemu]
+    if cell.suite == cells.CARDS:
+        return options + _cards(cell.kernel)
+    options += ["--long"] if cell.is_long else ["--suite", cell.suite] if cell.suite else []
+    return [*options, "--topology", "lab"]
+
+
+def _cards(kernel: str) -> list[str]:
+    """What tries network cards. The long variant would take a kernel that checks itself hours."""
+    programs = resources.guest_tools() / "programs"
+    short, long = programs / "net.sh", programs / "net-long.sh"
+    run = ["--run", str(short)] if kernel == "lab-debug" else ["--add", str(short), "--run", str(long)]
+    return ["--topology", "net", "--scenario", str(programs / "net-faults.toml"), *run]

@@ -19,6 +19,7 @@
 #include "net.h"
 
 #define MOST_FEATURES	256
+#define MOST_STATISTICS	1024
 #define BLOCKS		(MOST_FEATURES / 32)
 
 static int ask(const char *interface, void *data)
@@ -49,6 +50,30 @@ int show(int count, char **words)
 	printf("driver %s, bus %s, link %s, speed %u, queues %u of %u, statistics %u\n",
 	       driver.driver, driver.bus_info, link.data ? "up" : "down", mbit,
 	       queues.combined_count, queues.max_combined, driver.n_stats);
+	return DONE;
+}
+
+int statistics(int count, char **words)
+{
+	static struct {
+		struct ethtool_gstrings head;
+		char names[MOST_STATISTICS][ETH_GSTRING_LEN];
+	} strings = { .head = { .cmd = ETHTOOL_GSTRINGS, .string_set = ETH_SS_STATS } };
+	static struct {
+		struct ethtool_stats head;
+		uint64_t values[MOST_STATISTICS];
+	} found = { .head = { .cmd = ETHTOOL_GSTATS } };
+	struct ethtool_drvinfo driver = { .cmd = ETHTOOL_GDRVINFO };
+
+	if (count != 1)
+		return USAGE;
+	errno = 0;
+	if (ask(words[0], &driver) || driver.n_stats > MOST_STATISTICS ||
+	    ask(words[0], &strings) || ask(words[0], &found))
+		return failed(words[0]);
+	for (uint32_t i = 0; i < found.head.n_stats; i++)
+		printf("%.*s %llu\n", ETH_GSTRING_LEN, strings.names[i],
+		       (unsigned long long)found.values[i]);
 	return DONE;
 }
 

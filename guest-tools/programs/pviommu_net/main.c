@@ -23,6 +23,7 @@ static const struct {
 	{ "capture", capture, "INTERFACE all|own", "a line for each frame, until SIGTERM" },
 	{ "raw", raw, "INTERFACE ADDRESS COUNT", "numbered frames for that hardware address" },
 	{ "show", show, "INTERFACE", "driver, link and speed, as ethtool has them" },
+	{ "statistics", statistics, "INTERFACE", "names and values, as ethtool -S" },
 	{ "feature", feature, "INTERFACE NAME on|off", "ethtool -K, with the kernel's name of it" },
 	{ "channels", channels, "INTERFACE COUNT", "pairs of queues, as ethtool -L" },
 	{ "xdp", xdp, "INTERFACE pass|drop COMMAND...", "runs it while all frames pass or drop" },

@@ -31,6 +31,7 @@ int udp(int count, char **words);
 int capture(int count, char **words);
 int raw(int count, char **words);
 int show(int count, char **words);
+int statistics(int count, char **words);
 int feature(int count, char **words);
 int channels(int count, char **words);
 int xdp(int count, char **words);

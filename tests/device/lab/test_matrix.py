@@ -24,6 +24,8 @@ options = dict(zip(sys.argv[3:], sys.argv[4:]))
 name = "/".join(options[key] for key in ("--kernel", "--profile", "--mode", "--vcpus"))
 with open({log!r}, "a") as log:
     suite = " --suite " + options["--suite"] if "--suite" in sys.argv else ""
+    if "--run" in sys.argv:
+        suite = " ".join(["", *(os.path.basename(options[key]) for key in ("--topology", "--scenario", "--run"))])
     log.write(name + (" --long" if "--long" in sys.argv else "") + suite + "\\n")
 {body}
 verdict = "failed" if name in {failing!r} else "passed"
@@ -105,7 +107,7 @@ def test_two_cells_of_a_kernel_are_long_ones(runs: Runs) -> None:
         "lab/xen-2024/lazy/2 --long",
         "lab/xen-v7/strict/2 --long",
     ]
-    assert len(runs.ran) == 9
+    assert len(runs.ran) == 10
 
 
 def test_suite_is_prepared_and_run_in_its_cell(runs: Runs) -> None:
@@ -115,6 +117,17 @@ def test_suite_is_prepared_and_run_in_its_cell(runs: Runs) -> None:
     assert runs.ran == ["lab/xen-2024/lazy/2 --suite vfio"]
     assert runs.prepared == ["lab vfio"]
     assert "[1/1] lab/xen-2024/lazy/2/vfio passed, 7 tests in 1.5 s" in shown
+
+
+def test_network_cards_are_tried_on_each_kernel_for_longer_where_it_does_not_check_itself(runs: Runs) -> None:
+    status, _ = runs.main("--only", "*/net", "--kernels", "debian", "lab-debug")
+
+    assert status == 0
+    assert runs.ran == [
+        "debian/xen-2024/lazy/2 net net-faults.toml net-long.sh",
+        "lab-debug/xen-2024/lazy/2 net net-faults.toml net.sh",
+    ]
+    assert runs.prepared == ["debian", "lab-debug"]
 
 
 def test_kernels_are_prepared_once_each(runs: Runs) -> None:
