@@ -8,7 +8,19 @@ from typing import NamedTuple, Protocol, TypeVar
 
 from .inputs import WorkOutcome
 
-__all__ = ["HUNG_UP", "STOPPED_NS", "Host", "MayGoOn", "Owner", "Poll", "Pollable", "Timer", "Waiting", "Watch"]
+__all__ = [
+    "HUNG_UP",
+    "NAP_MS",
+    "STOPPED_NS",
+    "Host",
+    "MayGoOn",
+    "Owner",
+    "Poll",
+    "Pollable",
+    "Timer",
+    "Waiting",
+    "Watch",
+]
 
 _T = TypeVar("_T")
 
@@ -16,6 +28,8 @@ STOPPED_NS = 200_000_000
 """A process that did nothing for so long may have been stopped: the guest may have given its devices up and reuse the
 memory that it unmapped. A driver waits longer before it does that; a busy host takes the processor away for less."""
 
+NAP_MS = 0.1
+"""The sleep after work that nobody waits for, during which no doorbell is asked for."""
 HUNG_UP = select.EPOLLHUP | select.EPOLLERR
 """Events that epoll always reports for a descriptor whose other end is closed."""
 MayGoOn = Callable[[], bool]

@@ -144,6 +144,7 @@ class _Card(Protocol):
 
     def link_report(self) -> dict[str, Any]: ...
     def set_link(self, is_up: bool) -> None: ...
+    def set_mac(self, text: str) -> None: ...
 
 
 class _Machine(Protocol):
@@ -286,17 +287,28 @@ class Answers:
     def do_links(self) -> Answer:
         return {"links": [card.link_report() for card in self._cards().values()]}
 
-    def do_link(self, *, card: str, state: str) -> Answer:
+    def _card(self, name: str) -> _Card:
         cards = self._cards()
-        if card not in cards:
+        if name not in cards:
             there = f"there are {', '.join(cards)}" if cards else "this machine has none"
-            raise CommandError(f"there is no network card {card[:40]!r}; {there}", _NOT_FOUND)
+            raise CommandError(f"there is no network card {name[:40]!r}; {there}", _NOT_FOUND)
+        return cards[name]
+
+    def do_link(self, *, card: str, state: str) -> Answer:
+        found = self._card(card)
         try:
-            cards[card].set_link(state == "up")
+            found.set_link(state == "up")
         except OSError as error:
             raise CommandError(str(error.strerror or error)) from None
-        report = cards[card].link_report()
-        return {"name": card, "up": report["up"]}
+        return {"name": card, "up": found.link_report()["up"]}
+
+    def do_mac(self, *, card: str, address: str) -> Answer:
+        found = self._card(card)
+        try:
+            found.set_mac(address)
+        except ValueError as error:
+            raise CommandError(f"mac: address {address[:40]!r}: {error}") from None
+        return {"name": card, "mac": found.link_report()["mac"]}
 
     def do_trace(self, *, state: str) -> Answer:
         TRACED.setLevel(logging.DEBUG if state == "on" else logging.NOTSET)

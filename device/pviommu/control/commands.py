@@ -284,6 +284,18 @@ COMMANDS = (
         ),
     ),
     Command(
+        "mac",
+        "give a network card another address; the guest is told, and Linux uses it when its driver is bound anew",
+        (
+            Argument("card", "name of its socket", Form.TEXT, required=True),
+            Argument("address", "as 52:54:00:12:34:56", Form.TEXT, required=True),
+        ),
+        (
+            Field("name", "of its socket", Form.TEXT),
+            Field("mac", "the address that it now has", Form.TEXT),
+        ),
+    ),
+    Command(
         "faults",
         "list the last refused DMA requests, each with why",
         paged(16, MOST_FAULTS, "number of the fault"),

@@ -99,11 +99,14 @@ class MemoryAccess:
 
     def read(self, runs: Sequence[tuple[int, int]]) -> bytes:
         """The bytes of ``runs``, ``(GPA, length)`` each, in order. Raises :class:`GuestMemoryError`."""
+        first, end, view, origin = self._last
         if len(runs) == 1:  # most are, and a megabyte is copied in the time of some lines of Python
             gpa, length = runs[0]
-            first, end, view, origin = self._last
             if first <= gpa and gpa + length <= end:
                 return self._copy(view[gpa + origin : gpa + origin + length])
+        elif not isinstance(runs, PackedRuns) and all(first <= gpa and gpa + length <= end for gpa, length in runs):
+            copy = self._copy
+            return b"".join([copy(view[gpa + origin : gpa + origin + length]) for gpa, length in runs])
         data = self.copier.read(runs) if self.copier and isinstance(runs, PackedRuns) else None
         if data is not None:
             return data
@@ -117,12 +120,18 @@ class MemoryAccess:
         Writing to a file that is not mapped may also fail in the middle, if it has no space or was sealed meanwhile;
         what was written before stays, and the error is the same.
         """
+        first, end, view, origin = self._last
         if len(runs) == 1:
             gpa, length = runs[0]
-            first, end, view, origin = self._last
             if first <= gpa and gpa + length <= end and len(data) == length:
                 view[gpa + origin : gpa + origin + length] = data
                 return
+        elif not isinstance(runs, PackedRuns) and all(first <= gpa and gpa + length <= end for gpa, length in runs):
+            source, position = memoryview(data), 0
+            for gpa, length in runs:
+                view[gpa + origin : gpa + origin + length] = source[position : position + length]
+                position += length
+            return
         if self.copier and isinstance(runs, PackedRuns) and self.copier.write(runs, data):
             return
         pieces = self._pieces_of(runs, self.windows.room() if self.windows else 0)

@@ -11,7 +11,7 @@ import msgspec
 
 from ..dma.fault import DmaPendingError
 from ..dma.port import DmaPort
-from ..hosted import Host, Timer
+from ..hosted import NAP_MS, Host, Timer
 from ..inputs import WorkOutcome
 from ..pci.config_space import Identity
 from ..pci.function import PciFunction
@@ -59,6 +59,8 @@ class Endpoint(PciFunction):
     """
     may_nap: bool = False
     """whether the next step need not follow before a nap, as it only looks whether there is something new by now"""
+    nap_ms: float = NAP_MS
+    """how long that nap may be: not longer than this"""
     host: Host
     """the loop that serves it, once there is one"""
     attempts: EndpointAttempts

@@ -16,6 +16,7 @@ from vfio_user import RegionIndex, Steps
 from wire_layout.registers import Register
 
 from ..dma.fault import DmaRefusedError
+from ..hosted import NAP_MS
 from ..pci.registers import RegisterFile
 from ..virtio import packed, split
 from ..virtio.features import REQUIRED, RING_PACKED, RING_RESET, DeviceStatus
@@ -37,9 +38,11 @@ from ..virtio.split import SplitRing
 from .endpoint import Endpoint, Surroundings
 
 __all__ = [
+    "EAGER_NAP_MS",
     "EAGER_NS",
     "LEAST_POLL_NS",
     "MOST_ANSWERS",
+    "MOST_EAGER_NS",
     "MOST_POLL_NS",
     "PASSED_OVER",
     "STEP_NS",
@@ -54,10 +57,15 @@ STEP_NS = 100_000
 LEAST_POLL_NS, MOST_POLL_NS = 100_000, 5_000_000
 """How long a queue is looked at after its last buffer, before the driver is asked to notify of the next one, which
 traps. Twice as long as before each time that the notification comes so soon that looking on would have found the
-buffer, up to the most; the least again when it comes later: as KVM polls for a vCPU that halts.
+buffer, up to the most; half as long when it comes later, down to the least: as KVM polls for a vCPU that halts.
 """
-EAGER_NS = 100_000
-"""How much of that time is without naps."""
+EAGER_NS, MOST_EAGER_NS = 100_000, 2_000_000
+"""How much of that time the naps between two looks are short: for an answer, twice as long as answers take, if that is
+less than the most.
+"""
+EAGER_NAP_MS = 0.02
+"""A short nap. It is not left out, since whoever is to make the next buffer available may need this very processor:
+QEMU, or a sender to the tap."""
 MOST_ANSWERS, WRONG = 8, 4
 """The most credit for answers that came as expected, each of which earns 1, and what one that did not come costs."""
 PASSED_OVER = 64
@@ -86,8 +94,8 @@ class _Polling:
 
     window_ns: int = LEAST_POLL_NS
     until_ns: int = 0
-    naps_from_ns: int = 0
-    """until then it is looked at without naps"""
+    eager_until_ns: int = 0
+    """until then it is looked at more often"""
     used: int = -1
     """how many of its buffers had been used when that began"""
     asked_ns: int = -MOST_POLL_NS
@@ -100,6 +108,8 @@ class _Polling:
     """whether it is looked at because an answer is expected"""
     expected_ns: int = 0
     """since when"""
+    usual_ns: int = 0
+    """after how long answers have come, on average, the last ones most"""
     is_missing: bool = False
     """whether the last answer did not come in that time"""
 
@@ -112,22 +122,24 @@ class _Polling:
                 self.answers = min(max(self.answers, 0) + WRONG, MOST_ANSWERS)
                 return
         is_soon = now_ns - self.asked_ns + self.window_ns < MOST_POLL_NS
-        self.window_ns = min(2 * self.window_ns, MOST_POLL_NS) if is_soon else LEAST_POLL_NS
+        self.window_ns = min(2 * self.window_ns, MOST_POLL_NS) if is_soon else max(self.window_ns // 2, LEAST_POLL_NS)
 
     def begin(self, now_ns: int, used: int) -> None:
         """It has been used: look at it for a while."""
-        self._look(now_ns, self.window_ns, used)
+        self._look(now_ns, self.window_ns, EAGER_NS, used)
         if self.expects:
             self.expects = False
             self.answers = min(self.answers + 1, MOST_ANSWERS)
+            self.usual_ns += (now_ns - self.expected_ns - self.usual_ns) // 4
 
     def expect(self, now_ns: int, used: int) -> None:
         """Look for an answer."""
         self.expects, self.expected_ns = True, now_ns
-        self._look(now_ns, self.answer_ns, used)
+        eager_ns = 2 * self.usual_ns if EAGER_NS < 2 * self.usual_ns <= MOST_EAGER_NS else EAGER_NS
+        self._look(now_ns, self.answer_ns, eager_ns, used)
 
-    def _look(self, now_ns: int, window_ns: int, used: int) -> None:
-        self.until_ns, self.naps_from_ns, self.used = now_ns + window_ns, now_ns + EAGER_NS, used
+    def _look(self, now_ns: int, window_ns: int, eager_ns: int, used: int) -> None:
+        self.until_ns, self.eager_until_ns, self.used = now_ns + window_ns, now_ns + eager_ns, used
 
     def is_worth_expecting(self) -> bool:
         """Whether the last answers came."""
@@ -227,7 +239,7 @@ class VirtioDevice(Endpoint):
             return ()
         if ring.state.asked:
             return ring.fetched
-        found = ring.peek(count)
+        found = ring.fetched if ring.is_dry else ring.peek(count)  # one look in a step is enough
         if len(found) >= count:
             return found
         now, polling = self.inputs.now_ns(), self._polling[queue]
@@ -237,7 +249,8 @@ class VirtioDevice(Endpoint):
             polling.end(now)
             return found
         self._polls = True
-        self.may_nap &= now >= polling.naps_from_ns
+        if now < polling.eager_until_ns:
+            self.nap_ms = EAGER_NAP_MS
         return found
 
     def expect(self, queue: int) -> None:
@@ -272,7 +285,9 @@ class VirtioDevice(Endpoint):
             for queue in list(self._kicked):
                 self._notified(queue)
                 del self._kicked[queue]
-            self._polls, self.may_nap = False, True
+            self._polls, self.may_nap, self.nap_ms = False, True, NAP_MS
+            for ring in self._rings.values():
+                ring.is_dry = False
             busy = self.serve(self.inputs.now_ns() + STEP_NS)
             for ring in self._rings.values():
                 if ring.publish():

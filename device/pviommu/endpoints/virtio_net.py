@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from typing import Annotated, Any, Literal
@@ -16,11 +16,13 @@ from msgspec import Meta
 from wire_layout.registers import AccessKind, BitField, BitFields, Register, RegisterMap
 
 from ..dma.fault import DmaRefusedError
-from ..hosted import MayGoOn, Watch
+from ..dma.plan import Span
+from ..hosted import NAP_MS, MayGoOn, Watch
 from ..net.capture import Capture
 from ..net.link import Link
 from ..net.offload import (
     GSO_TCPV4,
+    GSO_TYPE,
     HEADER_BYTES,
     NEEDS_CSUM,
     PLAIN,
@@ -32,8 +34,8 @@ from ..net.reception import MAC_TABLE, MIN_FRAME, Filter, flow
 from ..pci.config_space import Identity
 from ..virtio.features import IN_ORDER, INDIRECT_DESC, RING_EVENT_IDX, RING_PACKED, RING_RESET
 from ..virtio.layout import DEVICE_ID_BASE, VENDOR_ID
-from ..virtio.ring import Buffer
-from .endpoint import Options, Surroundings
+from ..virtio.ring import Ring
+from .endpoint import EndpointState, Options, Surroundings
 from .options import text_like
 from .virtio_device import VirtioDevice
 
@@ -307,8 +309,12 @@ class VirtioNet(VirtioDevice):
     OPTIONS = VirtioNetOptions
 
     class State(VirtioDevice.State):
+        own_mac: bytes = b""
+        """in a saved state: the one that somebody has given it, if it is not that of the topology"""
         mac: bytes = b""
-        """that the driver has given it, if it has"""
+        """that the driver has given it, if it has, and nobody another one since"""
+        former_macs: set[bytes] = msgspec.field(default_factory=set)
+        """that it had while this driver was there, before somebody gave it another one"""
         filter: Filter = msgspec.field(default_factory=Filter)
         pairs: int = 1
         """in use"""
@@ -330,7 +336,8 @@ class VirtioNet(VirtioDevice):
         features |= RING_PACKED if options.packed else 0
         queues = 2 * self._pairs + 1
         super().__init__(surroundings, queues=queues, queue_size=options.queue_size, config=CONFIG, features=features)
-        self._mac = _address(options.mac, self.stream)
+        self._first_mac = self._mac = _address(options.mac, self.stream)
+        """its own address: as the topology says, and as somebody has set it"""
         self.registers["MAX_VIRTQUEUE_PAIRS"] = self._pairs
         self.registers["MTU"] = options.mtu
         self._before = Traffic()
@@ -349,9 +356,11 @@ class VirtioNet(VirtioDevice):
         self._was_up = self.link_is_up
         self.probes.bind(self._link, "transmit", "link.send", self.name, self)
         self.probes.bind(self, "receive", "link.receive", self.name, self)
-        self._steps: list[Callable[[], bool]] = [self._obey, self._hear_link]
-        for pair in range(self._pairs):
-            self._steps += [partial(self._send_next, pair), partial(self._receive_next, pair)]
+        sends, receives = (
+            [partial(step, pair) for pair in range(self._pairs)] for step in (self._send_next, self._receive_next)
+        )
+        self._steps: list[Callable[[], bool]] = [self._obey, *sends, self._hear_link, *receives]
+        """in this order, as the host answers a frame often at once, while it is sent"""
         self._inbox_bytes = [0] * self._pairs
         """how much waits in each inbox"""
         self._flows: dict[int, int] = {}
@@ -429,6 +438,24 @@ class VirtioNet(VirtioDevice):
             self._link.carry(is_up)
         self.link_changed()
 
+    def set_mac(self, text: str) -> None:
+        """Give it another address of its own, for good; the driver is told. One that does not look, as Linux' until it
+        is bound anew, goes on with what it has: frames for that come until then. Raises ValueError, which says the
+        rule.
+        """
+        if not _MAC.fullmatch(text):
+            raise ValueError(f"must be {_MAC_RULE}")
+        before, self._mac = self.mac, _address(text, self.stream)
+        if before != self._mac:
+            if self.state.status:  # the driver may have read it
+                self.state.former_macs.add(before)
+            self.state.mac = b""
+            self.attempts.make("a change of its address", self.config_change)
+
+    def save(self) -> EndpointState:
+        self.state.own_mac = b"" if self._mac == self._first_mac else self._mac
+        return super().save()
+
     def judge(self, error: OSError) -> None:
         """What a frame met that was sent late."""
         self._link.judge(error)
@@ -461,6 +488,7 @@ class VirtioNet(VirtioDevice):
     def on_load(self) -> None:
         """The rest of the network may look for the card elsewhere: the driver is asked to tell it."""
         super().on_load()
+        self._mac = self.state.own_mac or self._first_mac
         self._before.sent -= self.state.traffic.sent  # which another server has counted
         self._before.received -= self.state.traffic.received
         for pair, inbox in enumerate(self.state.inboxes):
@@ -502,6 +530,13 @@ class VirtioNet(VirtioDevice):
 
     # -- steps ------------------------------------------------------------------------------------------------------
 
+    def work(self) -> bool:
+        self._link.look()
+        goes_on = super().work()
+        if not goes_on or (self.may_nap and self.nap_ms == NAP_MS):  # in a short nap nothing gets late
+            self._link.rest()
+        return goes_on
+
     def serve(self, deadline_ns: int) -> bool:
         """Each queue and the link in turn; where time runs out, the next step goes on with the one that follows."""
         busy = False
@@ -536,7 +571,7 @@ class VirtioNet(VirtioDevice):
                 data = self.dma.read(spans)
             except DmaRefusedError:  # the guest has been told
                 reason = "refused"
-        ring.use()
+        ring.use(0)
         try:
             self._send(pair, data[:HEADER_BYTES], data[HEADER:])
         except FrameError:
@@ -553,10 +588,10 @@ class VirtioNet(VirtioDevice):
     def _send(self, pair: int, header: bytes, frame: bytes) -> None:
         header, frame = self._checked(header, frame)
         if header != PLAIN:
-            read = Header.unpack(header)
             if not self.has(CSUM):
                 raise FrameError("a checksum that was not negotiated")
-            if read.gso_type and not self.has(HOST_TSO4 if read.gso_type == GSO_TCPV4 else HOST_TSO6):
+            kind = header[GSO_TYPE]
+            if kind and not self.has(HOST_TSO4 if kind == GSO_TCPV4 else HOST_TSO6):
                 raise FrameError("segmentation that was not negotiated")
         if self._capture:
             self._capture.frame(frame, outbound=True)
@@ -579,7 +614,7 @@ class VirtioNet(VirtioDevice):
         if self.is_set_down:
             self._lose(False, "link")
             return
-        if not state.filter.accepts(frame, self.mac, by_vlan=self.has(CTRL_VLAN)):
+        if not state.filter.accepts(frame, (self.mac, *state.former_macs), by_vlan=self.has(CTRL_VLAN)):
             state.traffic.filtered += 1
             self._drops[False]["filtered"] += 1
             return
@@ -639,7 +674,7 @@ class VirtioNet(VirtioDevice):
 
     def _is_too_long(self, header: bytes, frame: bytes) -> bool:
         """Whether a frame exceeds what the driver knows as the longest."""
-        if not self.has(MTU) or Header.unpack(header).gso_type:
+        if header[GSO_TYPE] or not self.has(MTU):
             return False
         is_tagged = int.from_bytes(frame[12:14], "big") in VLAN_TYPES
         return len(frame) > MIN_FRAME + (4 if is_tagged else 0) + self.registers["MTU"]
@@ -654,12 +689,11 @@ class VirtioNet(VirtioDevice):
         """The frame, or several, with no more left to do than the driver accepts. Raises FrameError."""
         if header == PLAIN:
             return [(PLAIN, frame)]
-        read = Header.unpack(header)
-        offloads = self.state.guest_offloads
-        if read.gso_type and not offloads & (GUEST_TSO4 if read.gso_type == GSO_TCPV4 else GUEST_TSO6):
-            return [(PLAIN, each) for each in read.segments(frame)]
+        kind, offloads = header[GSO_TYPE], self.state.guest_offloads
+        if kind and not offloads & (GUEST_TSO4 if kind == GSO_TCPV4 else GUEST_TSO6):
+            return [(PLAIN, each) for each in Header.unpack(header).segments(frame)]
         if not offloads & GUEST_CSUM:
-            return [(PLAIN, read.complete(frame))]
+            return [(PLAIN, Header.unpack(header).complete(frame))]
         return [(header, frame)]
 
     def _receive_next(self, pair: int) -> bool:
@@ -675,24 +709,32 @@ class VirtioNet(VirtioDevice):
             return False
         header, frame = inbox[0]
         merges = self.has(MRG_RXBUF)
-        taken: list[Buffer] = []
-        room = 0
-        while room < HEADER + len(frame) and (merges or not taken):
-            found = self.buffers(queue, len(taken) + 1)
-            if len(found) <= len(taken):
+        spans: list[Span] = []
+        lengths: list[int] = []
+        left = HEADER + len(frame)
+        while left and (merges or not lengths):
+            taken = len(lengths)
+            found = self.buffers(queue, taken + 1)
+            if len(found) <= taken:
                 if not ring.is_full:
                     return False
                 break
-            for buffer in islice(found, len(taken), len(found) if merges else 1):
-                taken.append(buffer)
-                for _, length in buffer.writable:
-                    room += length
-                if room >= HEADER + len(frame):
+            for buffer in islice(found, taken, len(found) if merges else 1):
+                before = left
+                for address, length in buffer.writable:
+                    if length >= left:
+                        spans.append((address, left))
+                        left = 0
+                        break
+                    spans.append((address, length))
+                    left -= length
+                lengths.append(before - left)
+                if not left:
                     break
-        fits, reason = room >= HEADER + len(frame), "too-long"
+        fits, reason = not left, "too-long"
         if fits:
-            data = header + (len(taken) if merges else 1).to_bytes(2, "little") + frame
-            fits, reason = self._fill(ring.use, taken, data), "refused"
+            data = b"".join((header, (len(lengths) if merges else 1).to_bytes(2, "little"), frame))
+            fits, reason = self._fill(ring, spans, lengths, data), "refused"
         if fits:
             self.state.traffic.received += 1
             self._bytes[False] += len(frame)
@@ -706,24 +748,17 @@ class VirtioNet(VirtioDevice):
             self.expect(queue + 1)  # DMA, which may have to wait: the frame is done with
         return True
 
-    def _fill(self, use: Callable[[int], None], buffers: list[Buffer], data: bytes) -> bool:
-        """Write ``data`` to buffers, all of it or nothing, and give them back. Returns whether it was written."""
-        spans, lengths, left = [], [], len(data)
-        for buffer in buffers:
-            before = left
-            for address, length in buffer.writable:
-                if left:
-                    spans.append((address, min(length, left)))
-                    left -= spans[-1][1]
-            lengths.append(before - left)
-        written = True
+    def _fill(self, ring: Ring, spans: Sequence[Span], lengths: Sequence[int], data: bytes) -> bool:
+        """Write ``data`` to the next buffers, all of it or nothing, and give them back: so much of each, at ``spans``.
+        Returns whether it was written.
+        """
         try:
             self.dma.write(spans, data)
         except DmaRefusedError:  # the guest has been told
-            written = False
-        for length in lengths:
-            use(length if written else 0)
-        return written
+            ring.use(*[0] * len(lengths))
+            return False
+        ring.use(*lengths)
+        return True
 
     # -- control queue ----------------------------------------------------------------------------------------------
 
@@ -783,6 +818,7 @@ class VirtioNet(VirtioDevice):
         if len(data) != 6 or not self.has(CTRL_MAC_ADDR):
             return False
         self.state.mac = data
+        self.state.former_macs.clear()
         return True
 
     def _add_vlan(self, data: bytes) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import ClassVar, Protocol
 
-from ..hosted import Host
+from ..hosted import NAP_MS, Host
 from ..inputs import Inputs
 from .fairness import Fairness
 
@@ -27,6 +27,7 @@ class Endpoint(Protocol):
 
     polls_memory: ClassVar[bool]
     may_nap: bool
+    nap_ms: float
     on_ready: Callable[[], None]
     host: Host
 
@@ -52,6 +53,8 @@ class Endpoints:
         """whether there was something to do in the last :meth:`work`"""
         self.may_nap = False
         """whether all those that had something to do then do not mind a nap"""
+        self.nap_ms = NAP_MS
+        """how long that may be"""
         self._inputs = inputs
         self._posted = posted
         self._fairness: Fairness[Endpoint] = Fairness()
@@ -89,7 +92,7 @@ class Endpoints:
         """Have a step done by each that has something to do, as far as there is time; those that used least time come
         first. Returns whether there was anything to do.
         """
-        self.may_nap = True
+        self.may_nap, self.nap_ms = True, NAP_MS
         if not self._ready and not self._polled and not self._posted.is_waiting:
             self.busy = False
         else:
@@ -131,6 +134,7 @@ class Endpoints:
             self._ready[endpoint] = None
             busy = True
             self.may_nap &= endpoint.may_nap
+            self.nap_ms = min(self.nap_ms, endpoint.nap_ms)
             if deadline_ns is None:
                 deadline_ns = self._inputs.now_ns() + ENDPOINTS_NS
             is_delivered = self._deliver(deadline_ns)

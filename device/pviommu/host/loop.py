@@ -9,10 +9,10 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from ..counters import Counters
-from ..hosted import STOPPED_NS, MayGoOn, Owner, Poll, Timer, Watch
+from ..hosted import NAP_MS, STOPPED_NS, MayGoOn, Owner, Poll, Timer, Watch
 from ..inputs import Inputs, WorkOutcome
 from .calls import Calls
-from .pacing import FOREVER, NAP_MS, Pace
+from .pacing import FOREVER, Pace
 from .timers import Timers
 from .watches import Watches
 from .work import Work
@@ -122,7 +122,7 @@ class Loop:
             self._learn(now, worked)
         if self._is_nap_due(now):
             self._counters.naps += 1
-            self._look(NAP_MS)
+            self._look(self._endpoints.nap_ms if self._work.may_nap else NAP_MS)
         elif worked:
             if may_look or now - self._looked_at >= LOOK_NS:
                 self._look(0)

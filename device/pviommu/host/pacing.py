@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
-__all__ = ["DEFAULT_SPIN_NS", "FOREVER", "NAP_MS", "SLEEPS_MS", "TIMER_SLACK_NS", "Pace", "naps_end_in_time"]
+__all__ = ["DEFAULT_SPIN_NS", "FOREVER", "SLEEPS_MS", "TIMER_SLACK_NS", "Pace", "naps_end_in_time"]
 
 DEFAULT_SPIN_NS = 100_000
 """How long the rings are polled after a wait, if at all. That is about what a doorbell and waking up cost together, so
@@ -21,8 +21,6 @@ MISS = 4
 FEWEST_CHANCES, MOST_CHANCES = 16, 1024
 """Chances to begin that are passed over after polling was in vain: at first the fewest, and twice as many after each
 further failure."""
-NAP_MS = 0.1
-"""The sleep after work that nobody waits for, during which no doorbell is asked for."""
 TIMER_SLACK_NS = 1_000
 """By how much the kernel may lengthen a nap; its default is half of one."""
 SLEEPS_MS = (1, 4, 16, 64, 256)

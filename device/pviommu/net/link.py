@@ -66,9 +66,15 @@ class Link:
     def again(self) -> None:
         """One that is gone is made anew. Raises OSError if that does not succeed."""
 
+    def look(self) -> None:
+        """The card looks: :meth:`receive` is to find what has arrived since there was nothing."""
+
     def receive(self) -> tuple[bytes, bytes] | None:
         """The next frame that has arrived, with its header, which nobody has checked."""
         return None
+
+    def rest(self) -> None:
+        """The card does not look before ``on_change`` is called."""
 
     def close(self) -> None:
         """Give back whatever it has. A second call does nothing."""

@@ -10,6 +10,7 @@ __all__ = [
     "DATA_VALID",
     "GSO_TCPV4",
     "GSO_TCPV6",
+    "GSO_TYPE",
     "HEADER_BYTES",
     "NEEDS_CSUM",
     "PLAIN",
@@ -25,6 +26,8 @@ GSO_NONE, GSO_TCPV4, GSO_TCPV6 = 0, 1, 4
 _HEADER = struct.Struct("<BBHHHH")
 HEADER_BYTES = _HEADER.size
 """of a header without ``num_buffers``"""
+GSO_TYPE = 1
+"""The place of its type of segmentation, which is one byte."""
 PLAIN = bytes(HEADER_BYTES)
 """The header of a frame that needs nothing."""
 MAX_SEGMENTS = 128

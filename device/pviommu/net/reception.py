@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Collection
 
 import msgspec
 
@@ -33,8 +34,8 @@ class Filter(msgspec.Struct):
     vlans: set[int] = msgspec.field(default_factory=set)
     """those of which frames are received, if VLANs are filtered at all"""
 
-    def accepts(self, frame: bytes, mac: bytes, *, by_vlan: bool) -> bool:
-        """Whether a card with this address receives ``frame``, of :data:`MIN_FRAME` bytes at least."""
+    def accepts(self, frame: bytes, own: Collection[bytes], *, by_vlan: bool) -> bool:
+        """Whether a card with these addresses receives ``frame``, of :data:`MIN_FRAME` bytes at least."""
         if self.promiscuous:
             return True
         is_tagged = by_vlan and int.from_bytes(frame[12:14], "big") == VLAN_TYPES[0]
@@ -47,7 +48,7 @@ class Filter(msgspec.Struct):
             return not self.no_multicast and (self.all_multicast or self.multicast is None or to in self.multicast)
         if self.no_unicast:
             return False
-        return to == mac or self.all_unicast or self.unicast is None or to in self.unicast
+        return to in own or self.all_unicast or self.unicast is None or to in self.unicast
 
 
 def flow(frame: bytes) -> int:

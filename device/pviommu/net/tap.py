@@ -40,6 +40,8 @@ _IFF_MULTI_QUEUE, _IFF_ATTACH_QUEUE, _IFF_DETACH_QUEUE = 0x0100, 0x0200, 0x0400
 _TUN_F_CSUM, _TUN_F_TSO4, _TUN_F_TSO6 = 1, 2, 4
 _IFREQ = struct.Struct("16sH22x")
 _HEADER = HEADER_BYTES + 2
+_NO_BUFFERS = bytes(_HEADER - HEADER_BYTES)
+"""in the place of ``num_buffers``, which is not looked at in what is sent"""
 _MOST = _HEADER + (64 << 10) + 64
 _TUN_ADVICE = {
     errno.EPERM: "this container may not use it",
@@ -74,7 +76,7 @@ class Tap(Link):
         """
         self._source = Source(InputKind.FRAMES, card)
         self._inputs = inputs
-        self._read, self._write = inputs.of(self._source, os.read), inputs.of(self._source, os.write)
+        self._read, self._write = inputs.of(self._source, os.read), inputs.of(self._source, os.writev)
         self._ioctl = inputs.of(self._source, _ioctl)
         self._close = inputs.of(self._source, os.close)
         self._card, self._name, self._netns = card, name, netns
@@ -86,6 +88,8 @@ class Tap(Link):
         self._on_change: Callable[[], None] = lambda: None
         self._with_frames: dict[int, None] = {}
         """queues that may have frames, the one that was read last at the end"""
+        self._empty: dict[int, None] = {}
+        """those that had none at the last look, and of which epoll is not asked yet"""
         self._namespace: Namespace | None = None
         self._plumbing: Plumbing | None = None
         self._fds: list[int] = []
@@ -204,6 +208,7 @@ class Tap(Link):
             if not is_used and queue in self._watches:
                 self._watches.pop(queue).close()
                 self._with_frames.pop(queue, None)
+                self._empty.pop(queue, None)
             with contextlib.suppress(OSError):  # it is so already, or the tap is gone
                 flags = _IFF_ATTACH_QUEUE if is_used else _IFF_DETACH_QUEUE
                 self._ioctl(fd, _TUNSETQUEUE, _IFREQ.pack(b"", flags))
@@ -236,7 +241,11 @@ class Tap(Link):
         if not self.is_up:
             return False
         fd = self._fds[pair if pair < self._used else 0]
-        return self._write(fd, header + bytes(2) + frame) > 0
+        return self._write(fd, (header, _NO_BUFFERS, frame)) > 0
+
+    def look(self) -> None:
+        self._with_frames.update(self._empty)
+        self._empty.clear()
 
     def receive(self) -> tuple[bytes, bytes] | None:
         while self._with_frames and self.is_up:
@@ -245,8 +254,7 @@ class Tap(Link):
             try:
                 data = self._read(self._fds[queue], _MOST)
             except BlockingIOError:
-                if queue in self._watches:
-                    self._watches[queue].events = select.EPOLLIN
+                self._empty[queue] = None
                 continue
             except OSError as error:
                 self.judge(error)
@@ -254,6 +262,13 @@ class Tap(Link):
             self._with_frames[queue] = None
             return data[:HEADER_BYTES], data[_HEADER:]
         return None
+
+    def rest(self) -> None:
+        """To look once more costs less than to have epoll look, unless that is a while."""
+        for queue in self._empty:
+            if queue in self._watches:
+                self._watches[queue].events = select.EPOLLIN
+        self._empty.clear()
 
     def end(self) -> None:
         super().end()
@@ -271,6 +286,7 @@ class Tap(Link):
         self.stop()
         self.is_up = False
         self._with_frames.clear()
+        self._empty.clear()
         while self._fds:
             self._close(self._fds.pop())
         if self._plumbing is not None:

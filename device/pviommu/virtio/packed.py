@@ -84,7 +84,7 @@ class PackedRing(Ring):
             place, _ = self._past(place, True, 1)
         raise RingError(f"a list of more than {most} descriptors")
 
-    def _advance(self, descriptors: int) -> None:
+    def _advance(self, buffers: int, descriptors: int) -> None:
         self.state.next_avail, self.state.avail_wrap = self._after(descriptors)
 
     def _write_used(self, used: Sequence[Used]) -> None:

@@ -6,7 +6,19 @@ import struct
 from collections.abc import Sequence
 
 from ..pci.shared_memory import fence
-from .ring import DESCRIPTOR, MAX_CHAIN, MAX_DESCRIPTORS, Buffer, Flags, Ring, RingError, Spans, Used, need_event
+from .ring import (
+    DESCRIPTOR,
+    MAX_CHAIN,
+    MAX_DESCRIPTORS,
+    Buffer,
+    Flags,
+    Ring,
+    RingError,
+    Spans,
+    Used,
+    need_event,
+    plain_buffer,
+)
 
 __all__ = ["ALIGNMENT", "SplitRing"]
 
@@ -18,6 +30,8 @@ _NO_NOTIFY = 1
 _HEADER = 4
 """bytes of flags and idx"""
 _USED = struct.Struct("<LL")
+_NOT_PLAIN = (0, 0, 0, 0)
+"""in the place of a descriptor that there is not"""
 _Chain = tuple[Spans, int, tuple[int, int] | None]
 """The spans of a chain, how many descriptors it has in the ring, and the indirect table that it ends with, if it does.
 """
@@ -37,6 +51,18 @@ class SplitRing(Ring):
             raise RingError(f"available idx {idx}: {there} more than {begin}, in a ring of {state.size} entries")
         count = min(there, count)
         heads, table = self._read_heads(begin, count)
+        buffers = []
+        for head in heads:
+            place = head * DESCRIPTOR.size
+            address, length, flags, _ = DESCRIPTOR.unpack_from(table, place) if place < len(table) else _NOT_PLAIN
+            buffer = plain_buffer(head, address, length, flags)
+            if buffer is None:
+                return self._read_chains(heads, table)
+            buffers.append(buffer)
+        return buffers
+
+    def _read_chains(self, heads: Sequence[int], table: bytes) -> list[Buffer]:
+        """The buffers at ``heads``, whatever they are."""
         chains: list[_Chain] = []
         looked = 0
         for head in heads:
@@ -88,8 +114,8 @@ class SplitRing(Ring):
                 return taken, None
         raise RingError(f"a chain of more than {most} descriptors")
 
-    def _advance(self, descriptors: int) -> None:
-        self.state.next_avail = (self.state.next_avail + 1) & _MASK
+    def _advance(self, buffers: int, descriptors: int) -> None:
+        self.state.next_avail = (self.state.next_avail + buffers) & _MASK
 
     def _write_used(self, used: Sequence[Used]) -> None:
         state = self.state

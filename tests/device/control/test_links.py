@@ -1,4 +1,4 @@
-"""What is told of network cards, and links that are set up and down."""
+"""What is told of network cards, links that are set up and down, and addresses that are set."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pviommu.control.commands import COMMANDS
 from pviommu.control.description import CommandError
 from pviommu.control.render import rendered
 from pviommu.counters import Counters
-from pviommu.endpoints.virtio_net import CTRL_VQ, MAC, STATUS, VirtioNet
+from pviommu.endpoints.virtio_net import CTRL_MAC_ADDR, CTRL_VQ, MAC, STATUS, VirtioNet
 from pviommu.guest.memory import GuestRam
 from pviommu.guest.virtio import ACCESS_PLATFORM, VERSION_1, VirtioFunction, VirtioGuest
 from pviommu.machine import Machine
@@ -155,6 +155,8 @@ def test_links_tell_what_was_sent_and_received(make: Callable[..., Cards]) -> No
         "received_dropped": {},
     }
     assert (said[1]["received"], said[1]["received_bytes"], said[1]["mac"]) == (2, 300, "02:70:76:69:00:02")
+    mac = cards.ask("mac", card="net0", address="52:54:00:00:00:01")
+    assert set(mac) == {field.name for field in COMMAND["mac"].result}
     for name in ("links", "link"):
         inner = COMMAND[name].result
         fields = {field.name for field in (inner[0].fields or inner)}
@@ -304,6 +306,113 @@ def test_people_read_a_table(make: Callable[..., Cards]) -> None:
     assert lines[0] == "links:"
     assert lines[1].split()[:6] == ["name", "link", "other", "up", "set", "mac"]
     assert lines[2].split()[:8] == ["net0", "peer", "net1", "yes", "up", "52:54:00:00:00:01", "1", "100"]
+
+
+GIVEN, DRIVEN = bytes.fromhex("02aabbccdd01"), bytes.fromhex("02aabbccdd02")
+
+
+def mac_of(cards: Cards, name: str = "net1") -> bytes:
+    """The address that the configuration says."""
+    function = cards.drivers[name].function
+    return bytes(function.device_config(place, 1) for place in range(6))
+
+
+def reached(cards: Cards) -> set[bytes]:
+    """The addresses at which net1 receives frames."""
+    cards.card("net1").state.filter.promiscuous = False
+    return {to for to in (FIRST, GIVEN, DRIVEN) if cards.exchange(to=to)}
+
+
+FIRST = bytes.fromhex("027076690002")
+
+
+@pytest.mark.row("virtio", 48)
+def test_an_address_that_is_set_is_in_the_configuration_and_the_guest_is_told(make: Callable[..., Cards]) -> None:
+    cards = make()
+    assert mac_of(cards) == FIRST
+    generation = cards.state("net1")[1]
+
+    assert cards.ask("mac", card="net1", address=GIVEN.hex(":")) == {"name": "net1", "mac": GIVEN.hex(":")}
+
+    assert cards.raised == {"net0": [], "net1": [2]}
+    assert cards.drivers["net1"].function.read(3, 0, 1) == 2
+    assert mac_of(cards) == GIVEN
+    assert cards.state("net1")[1] == generation + 1
+    assert cards.links()["net1"]["mac"] == GIVEN.hex(":")
+
+
+@pytest.mark.row("virtio", 48)
+def test_an_address_that_is_set_half_way_through_a_read_of_it_is_another_generation(make: Callable[..., Cards]) -> None:
+    cards = make()
+    function = cards.drivers["net1"].function
+    before, first = function["CONFIG_GENERATION"], [function.device_config(place, 1) for place in range(4)]
+    cards.ask("mac", card="net1", address=GIVEN.hex(":"))
+    rest = [function.device_config(place, 1) for place in range(4, 6)]
+
+    assert bytes(first + rest) == FIRST[:4] + GIVEN[4:]
+    assert function["CONFIG_GENERATION"] != before
+
+
+def test_a_driver_that_has_not_seen_its_new_address_receives_at_the_old_one_until_it_begins_anew(
+    make: Callable[..., Cards],
+) -> None:
+    cards = make()
+    cards.ask("mac", card="net1", address=GIVEN.hex(":"))
+    assert reached(cards) == {FIRST, GIVEN}
+
+    cards.start("net1")
+
+    assert mac_of(cards) == GIVEN
+    assert reached(cards) == {GIVEN}
+    assert cards.raised["net1"].count(2) == 1
+
+
+def test_a_driver_that_sets_an_address_has_that_one_only(make: Callable[..., Cards]) -> None:
+    cards = make()
+    cards.ask("mac", card="net1", address=GIVEN.hex(":"))
+    cards.card("net1").state.driver_features |= CTRL_MAC_ADDR
+    assert cards.card("net1")._set_mac(DRIVEN)
+
+    assert mac_of(cards) == DRIVEN
+    assert reached(cards) == {DRIVEN}
+
+    cards.ask("mac", card="net1", address=FIRST.hex(":"))
+    assert mac_of(cards) == FIRST
+    assert reached(cards) == {FIRST, DRIVEN}
+
+
+def test_the_address_that_a_card_has_already_is_no_change(make: Callable[..., Cards]) -> None:
+    cards = make()
+    cards.ask("mac", card="net1", address=FIRST.hex(":"))
+
+    assert cards.raised["net1"] == []
+    assert reached(cards) == {FIRST}
+
+
+@pytest.mark.parametrize(
+    "address", ["52:54:00:00:00", "53:54:00:00:00:01", "52:54:00:00:00:0G", "52-54-00-00-00-01", ""]
+)
+def test_what_is_no_address_of_one_card_is_refused_by_its_rule(make: Callable[..., Cards], address: str) -> None:
+    cards = make()
+    with pytest.raises(CommandError, match=f"^mac: address {address!r}: must be an address as 52:54:00:12:34:56, "):
+        cards.ask("mac", card="net1", address=address)
+    assert mac_of(cards) == FIRST
+
+
+def test_an_address_goes_along_with_a_state_over_a_reset_too(make: Callable[..., Cards]) -> None:
+    cards = make()
+    cards.ask("mac", card="net1", address=GIVEN.hex(":"))
+    cards.start("net1")
+    state = cards.card("net1").save()
+    other = make()
+    other.card("net1").load(state)
+
+    assert reached(other) == {GIVEN}
+    other.start("net1")
+    assert mac_of(other) == GIVEN
+
+    other.card("net1").load(make().card("net1").save())
+    assert mac_of(other) == FIRST
 
 
 def test_a_card_that_goes_on_from_a_state_tells_its_driver_how_the_link_is_here(make: Callable[..., Cards]) -> None:

@@ -580,19 +580,24 @@ def test_one_access_may_span_adjacent_ranges_of_different_files(memory: GuestMem
 def test_runs_are_read_one_after_the_other(memory: GuestMemory, file: int) -> None:
     memory.map(mapping(0, 4 * PAGE, file))
 
-    memory.write([(3 * PAGE, 2), (0, 3)], b"abcde")
+    for data in (b"abcde", b"fghij"):  # the second time in the range of the access before
+        memory.write([(3 * PAGE, 2), (0, 3)], data)
 
-    assert memory.read([(0, 3), (3 * PAGE, 2)]) == b"cdeab"
+        assert memory.read([(0, 3), (3 * PAGE, 2)]) == data[2:] + data[:2]
+
+    memory.unmap(0, 4 * PAGE)
+    with pytest.raises(GuestMemoryError):
+        memory.read([(0, 3), (3 * PAGE, 2)])
 
 
 def test_nothing_is_written_if_a_later_run_is_not_ram(memory: GuestMemory, file: int) -> None:
     memory.map(mapping(0, PAGE, file))
 
-    with pytest.raises(GuestMemoryError) as caught:
-        memory.write([(0, 4), (PAGE - 2, 4)], b"abcdefgh")
-
-    assert caught.value.gpa == PAGE
-    assert memory.read([(0, PAGE)]) == bytes(PAGE)
+    for _ in range(2):
+        with pytest.raises(GuestMemoryError) as caught:
+            memory.write([(0, 4), (PAGE - 2, 4)], b"abcdefgh")
+        assert caught.value.gpa == PAGE
+        assert memory.read([(0, PAGE)]) == bytes(PAGE)  # which makes it the range of the last access
 
 
 def test_check_names_the_first_address_that_is_not_ram(memory: GuestMemory, file: int) -> None:

@@ -11,9 +11,11 @@ import pytest
 from pviommu.dma.fault import DmaPendingError
 from pviommu.endpoints.endpoint import Surroundings
 from pviommu.endpoints.virtio_device import (
+    EAGER_NAP_MS,
     EAGER_NS,
     LEAST_POLL_NS,
     MOST_ANSWERS,
+    MOST_EAGER_NS,
     PASSED_OVER,
     WRONG,
     VirtioDevice,
@@ -31,6 +33,7 @@ from pviommu.guest.virtio import (
     VirtioFunction,
     VirtioGuest,
 )
+from pviommu.hosted import NAP_MS
 from pviommu.pci.config_space import Identity
 from pviommu.virtio.features import TRANSPORT
 from vfio_user import IrqAction, IrqIndex, IrqKind, IrqRequest
@@ -541,16 +544,18 @@ def test_a_driver_that_keeps_coming_back_soon_need_not_notify_after_a_while(
 
 
 @LAYOUTS
-def test_looking_for_more_may_wait_for_a_nap_after_a_while(device: Copier, driver: VirtioGuest, layout: int) -> None:
+def test_naps_between_looks_for_more_are_short_at_first(device: Copier, driver: VirtioGuest, layout: int) -> None:
     ring = started(driver, REQUIRED | OWN | layout | RING_EVENT_IDX)
     for _ in range(10):  # soon after each other
         settle(device)
         ring.add([(DATA, 4)], [(DATA + 8, 4)])
         driver.function.notify(0)
     assert device.step()
+    assert not device.may_nap  # it has done something
     begin = device.inputs.time
-    assert not device.may_nap
-    naps = [device.may_nap for _ in range(200) if device.step()]
+    assert device.step()
+    assert (device.may_nap, device.nap_ms) == (True, EAGER_NAP_MS)
+    naps = [device.nap_ms == NAP_MS for _ in range(200) if device.step()]
     looked_ns = (naps.index(True) + 1) * (device.inputs.time - begin) // len(naps)
 
     assert naps == sorted(naps)
@@ -570,6 +575,35 @@ def test_a_buffer_that_is_expected_needs_no_notification(
         assert not ring.needs_notification()
         assert device.step()
         assert ring.take() is not None
+
+
+@LAYOUTS
+def test_an_answer_is_looked_for_eagerly_for_longer_than_answers_usually_take(
+    device: Copier, driver: VirtioGuest, layout: int
+) -> None:
+    """Unless they take longer than is worth it."""
+    ring = started(driver, REQUIRED | OWN | layout | RING_EVENT_IDX)
+
+    def answered(after_ns: int) -> bool:
+        """An answer after that time. Whether there were only short naps until then."""
+        settle(device)
+        device.expect(0)
+        begin, naps = device.inputs.time, False
+        while device.inputs.time < begin + after_ns:
+            device.step()
+            naps |= device.nap_ms == NAP_MS
+        ring.add([(DATA, 4)], [(DATA + 8, 4)])
+        if ring.needs_notification():
+            driver.function.notify(0)
+        settle(device)
+        assert ring.take() is not None
+        return not naps
+
+    after_ns = 3 * EAGER_NS
+    eager = [answered(after_ns) for _ in range(40)]
+    assert not eager[0]
+    assert all(eager[-10:])
+    assert not any([answered(2 * MOST_EAGER_NS) for _ in range(40)][-10:])
 
 
 @LAYOUTS

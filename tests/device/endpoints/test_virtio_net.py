@@ -325,6 +325,43 @@ def test_a_frame_waits_until_there_are_buffers_enough(cards: tuple[Card, Card]) 
     assert [len(each) for each in two.received()] == [500, 412]
 
 
+@LAYOUTS
+def test_a_frame_that_waits_takes_what_has_come_in_the_next_step(cards: tuple[Card, Card], layout: int) -> None:
+    one, two = (card.start(PLAIN_FEATURES | net.MRG_RXBUF | RING_EVENT_IDX | layout) for card in cards)
+    two.post((500,))
+    one.send(frame(length=900))
+    one.device.step()
+    two.device.step()  # which sees that one buffer is not enough
+    assert two.received() == []
+
+    two.post((500,))
+    two.device.step()
+
+    assert [len(each) for each in two.received()] == [500, 412]
+
+
+@LAYOUTS
+def test_a_step_looks_once_at_a_queue_that_has_no_more(cards: tuple[Card, Card], layout: int) -> None:
+    one, two = (card.start(PLAIN_FEATURES | RING_EVENT_IDX | layout) for card in cards)
+    settle(one.device, two.device)
+    looks = 0
+    ring = one.device.ring(1)
+    assert ring is not None
+    fetch = ring._fetch
+
+    def counted(count: int) -> list[Any]:
+        nonlocal looks
+        looks += 1
+        return fetch(count)
+
+    ring._fetch = counted  # type: ignore[method-assign]
+    one.send(frame())
+    assert one.device.step()
+    assert (looks, one.device.state.traffic.sent) == (1, 1)
+    one.device.step()
+    assert looks == 2
+
+
 @pytest.mark.parametrize("merges", [0, net.MRG_RXBUF])
 def test_a_frame_that_never_fits_is_dropped_and_the_next_one_arrives(cards: tuple[Card, Card], merges: int) -> None:
     one, two = (card.start(PLAIN_FEATURES | merges, size=4) for card in cards)

@@ -14,9 +14,10 @@ import pytest
 
 from pviommu.counters import Counters
 from pviommu.endpoints.endpoint import Endpoint
-from pviommu.host.pacing import FOREVER, NAP_MS
+from pviommu.host.pacing import FOREVER
 from pviommu.host.server import Server
 from pviommu.host.timers import Timer
+from pviommu.hosted import NAP_MS
 from pviommu.machine import Machine
 from pviommu.pci.capabilities import PCIE_DEVICE_CONTROL
 from pviommu.pci.config_space import Identity
@@ -266,6 +267,16 @@ def test_between_steps_that_only_look_for_something_new_there_are_naps(setting: 
     assert naps_of(setting, 4) == [NAP_MS] * 4
     assert setting.machine.counters.naps == 4
     assert setting.first.steps == 4
+
+
+def test_a_nap_is_as_short_as_one_of_those_who_look_wants_it(setting: Setting) -> None:
+    for endpoint in setting.all:
+        endpoint.todo, endpoint.may_nap = 5, True
+        endpoint.on_ready()
+    setting.first.nap_ms = NAP_MS / 5
+    assert naps_of(setting, 2) == [NAP_MS / 5] * 2
+    setting.first.nap_ms = NAP_MS
+    assert naps_of(setting, 1) == [NAP_MS]
 
 
 def test_nobody_naps_while_another_one_has_more_to_do(setting: Setting) -> None:

@@ -11,10 +11,10 @@ import weakref
 import pytest
 
 from pviommu.host.loop import LOOK_NS
-from pviommu.host.pacing import FOREVER, NAP_MS, SLEEPS_MS, Pace
+from pviommu.host.pacing import FOREVER, SLEEPS_MS, Pace
 from pviommu.host.server import Server
 from pviommu.host.watches import SOCKETS_NS
-from pviommu.hosted import STOPPED_NS
+from pviommu.hosted import NAP_MS, STOPPED_NS
 from pviommu.interfaces.pv.order import STEP_NS
 from pviommu.interfaces.pv.ring import passed
 from pviommu.transports import peers, vfio_user

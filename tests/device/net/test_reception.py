@@ -37,14 +37,14 @@ def frame(to: bytes, vlan: int | None = None) -> bytes:
 def test_a_card_receives_what_its_driver_asked_for(changes: dict[str, object], received: set[bytes]) -> None:
     asked = msgspec.structs.replace(Filter(promiscuous=False), **changes)
 
-    assert {to for to in (MAC, OTHER, GROUP, BROADCAST) if asked.accepts(frame(to), MAC, by_vlan=False)} == received
+    assert {to for to in (MAC, OTHER, GROUP, BROADCAST) if asked.accepts(frame(to), [MAC], by_vlan=False)} == received
 
 
 def test_frames_of_other_vlans_are_not_received_if_vlans_are_filtered() -> None:
     asked = Filter(promiscuous=False, vlans={5})
 
-    assert [asked.accepts(frame(MAC, vlan), MAC, by_vlan=True) for vlan in (None, 5, 6)] == [True, True, False]
-    assert asked.accepts(frame(MAC, 6), MAC, by_vlan=False)
+    assert [asked.accepts(frame(MAC, vlan), [MAC], by_vlan=True) for vlan in (None, 5, 6)] == [True, True, False]
+    assert asked.accepts(frame(MAC, 6), [MAC], by_vlan=False)
 
 
 def ip(

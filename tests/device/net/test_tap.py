@@ -150,7 +150,30 @@ def test_a_tap_without_frames_is_watched_and_one_with_frames_is_not(name: str, c
     assert watched.events == 0
     while card.receive() is not None:
         pass
+    assert watched.events == 0
+    card.rest()
     assert watched.events == 1
+
+
+def test_a_card_that_looks_again_finds_what_came_without_epoll(name: str, card: Tap) -> None:
+    watched = Watched()
+    card.start(watched.watch, watched.changed)
+    watched.look()
+    while card.receive() is not None:
+        pass
+    with packets(name) as host:
+        host.send(FRAME)
+        assert card.receive() is None  # nobody has looked anew
+        found = []
+        for _ in range(1000):
+            card.look()
+            found += iter(card.receive, None)
+            if (PLAIN, FRAME) in found:
+                break
+            time.sleep(0.005)
+
+    assert (PLAIN, FRAME) in found
+    assert watched.events == 0
 
 
 @pytest.mark.parametrize("accepts", [False, True])
@@ -559,7 +582,7 @@ class Full(LiveInputs):
         self.fakes: dict[str, Callable[..., Any]] = {
             "_open": lambda: 99,
             "_ioctl": lambda *_: struct.pack("16sH22x", b"tap7", 0x0800),
-            "write": write,
+            "writev": write,
             "close": lambda _: None,
         }
 

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from pviommu.host.pacing import NAP_MS, TIMER_SLACK_NS, Pace
+from pviommu.host.pacing import TIMER_SLACK_NS, Pace
 from pviommu.host.server import Server
+from pviommu.hosted import NAP_MS
 from pviommu.native.build import build
 from pviommu.process.backend import BackendError, Settings, run
 from pviommu.topology import Topology

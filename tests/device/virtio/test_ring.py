@@ -71,7 +71,7 @@ def test_chains_of_several_descriptors_wrap_too(pair: Pairs, layout: int) -> Non
         [buffer] = ring.device.peek()
 
         assert (buffer.readable, buffer.descriptors) == (spans, len(spans) + 1)
-        ring.device.use()
+        ring.device.use(0)
         ring.device.publish()
         assert ring.driver.take() is not None
 
@@ -162,7 +162,7 @@ def test_as_many_buffers_as_a_batch_are_fetched_at_once(pair: Pairs, layout: int
     requests = ring.memory.requests
     for _ in range(BATCH):
         ring.device.peek()
-        ring.device.use()
+        ring.device.use(0)
 
     assert ring.memory.requests == requests
 
