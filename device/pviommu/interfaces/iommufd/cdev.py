@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 
 __all__ = ["VfioDevice"]
 
+_TOKEN_BYTES = 16
+_MOST_PASID = (1 << 31) - 1
+"""That Linux can remember of a device."""
+
 
 class VfioDevice(DeviceFile):
     """An open device. Its DMA reaches nothing before it is bound and attached."""
@@ -29,6 +33,8 @@ class VfioDevice(DeviceFile):
         super().__init__(device)
         self._file: Iommufd | None = None
         self._bound: DeviceObject | None = None
+        self._attached: set[int | None] = set()
+        """The PASIDs that it is attached with; None: without one."""
 
     def ioctl(self, process: Process, request: int, argument: int) -> int:
         """Raises OSError: EINVAL before the device is bound, ENOTTY for a request that is none of these."""
@@ -42,21 +48,28 @@ class VfioDevice(DeviceFile):
             attach = arguments.read(v.AttachIommufdPt, memory, argument, v.AttachFlag.PASID)
             pasid = None
             if attach.flags:
+                arguments.check_size(v.AttachIommufdPasid, attach.argsz)
                 pasid = arguments.read(v.AttachIommufdPasid, memory, argument, v.AttachFlag.PASID).pasid
-            at = self.device.group.main if pasid is None else self.device.group.pasids.get(pasid)
-            is_attached = at is not None and self.device in at.devices
-            found = self._bound.attach(attach.pt_id, replaces=is_attached, pasid=pasid)
+                if pasid > _MOST_PASID:
+                    raise RequestError(errno.ENOSPC, f"attach {self.device} with PASID {pasid:#x}: has over 31 bits")
+            # PASID 0 is what DMA without a PASID goes through, as well, but remembered for itself
+            found = self._bound.attach(attach.pt_id, replaces=pasid in self._attached, pasid=pasid or None)
             try:
                 memory.write(argument, v.AttachIommufdPt(attach.argsz, attach.flags, found).pack())
             except OSError:
-                self._bound.detach(pasid)
+                self._bound.detach(pasid or None)
+                self._attached.discard(pasid)
                 raise
+            self._attached.add(pasid)
         elif request == v.VfioRequest.DEVICE_DETACH_IOMMUFD_PT:
-            flags = arguments.read(v.DetachIommufdPt, memory, argument, v.AttachFlag.PASID).flags
+            detach = arguments.read(v.DetachIommufdPt, memory, argument, v.AttachFlag.PASID)
             pasid = None
-            if flags:
+            if detach.flags:
+                arguments.check_size(v.DetachIommufdPasid, detach.argsz)
                 pasid = arguments.read(v.DetachIommufdPasid, memory, argument, v.AttachFlag.PASID).pasid
-            self._bound.detach(pasid)
+            if pasid in self._attached:
+                self._bound.detach(pasid or None)
+                self._attached.discard(pasid)
         else:
             return self.request(process, request, argument)
         return 0
@@ -69,18 +82,22 @@ class VfioDevice(DeviceFile):
 
     def _bind(self, process: Process, argument: int) -> None:
         minimum = v.BindIommufd.offset_of("token_uuid_ptr")
-        bind = arguments.read(v.BindIommufd, process.memory, argument, 0, minimum)
-        if bind.iommufd < 0:
-            raise RequestError(errno.EINVAL, f"bind {self.device}: descriptor {bind.iommufd}")
+        bind = arguments.read_growing(v.BindIommufd, process.memory, argument, minimum)
+        if bind.iommufd < 0 or bind.flags & ~int(v.BindFlag.TOKEN):
+            what = f"descriptor {bind.iommufd}, flags {bind.flags:#x}"
+            raise RequestError(errno.EINVAL, f"bind {self.device}: {what}")
         if self._bound is not None:
             raise RequestError(errno.EINVAL, f"bind {self.device}: it is bound already")
         if self.device.group.file is not None:
             raise RequestError(errno.EBUSY, f"bind {self.device}: the file of its group is open")
-        if self.device.owner is not None:
-            raise RequestError(errno.EINVAL, f"bind {self.device}: it is bound through another descriptor")
+        if bind.flags & v.BindFlag.TOKEN:
+            process.memory.read(bind.token_uuid_ptr, _TOKEN_BYTES)
+            raise RequestError(errno.EINVAL, f"bind {self.device}: it needs no token")
         file = process.file(bind.iommufd)
         if not isinstance(file, Iommufd):
             raise RequestError(errno.EBADFD, f"bind {self.device}: descriptor {bind.iommufd} is no /dev/iommu")
+        if self.device.owner is not None:
+            raise RequestError(errno.EINVAL, f"bind {self.device}: it is bound through another descriptor")
         bound = file.bind(self.device)
         answer = v.BindIommufd(bind.argsz, bind.flags, bind.iommufd, bound.id, 0)
         try:
@@ -98,4 +115,5 @@ class VfioDevice(DeviceFile):
             self.end()
             self._file.unbind(self._bound)
             self._file = self._bound = None
+            self._attached.clear()
             self.device.group.bound -= 1

@@ -14,13 +14,12 @@ from wire_layout import U32, Record
 
 from . import structures as s
 from .request_error import RequestError
-from .user_memory import UserMemory
+from .user_memory import UserMemory, read_structure
 
 __all__ = ["BASE", "COMMANDS", "LIMIT", "Command", "read", "request"]
 
 BASE = 0x80
 """Number of the first request; those of VFIO are below."""
-_CHUNK = 1 << 16
 
 
 def request(number: int) -> int:
@@ -96,6 +95,7 @@ COMMANDS = {
         Command(0x92, s.IoasChangeProcess, "reserved", None, ("reserved",)),
         Command(0x93, s.VeventqAlloc, "out_veventq_fd", 0, ("reserved",)),
         Command(0x94, s.HwQueueAlloc, "length", 0),
+        Command(0x95, s.IoasNoiommuGetPa, "out_phys"),
     )
 }
 """By number."""
@@ -112,14 +112,7 @@ def read(command: Command, memory: UserMemory, argument: int) -> tuple[Record, i
     size = int.from_bytes(memory.read(argument, U32.size), "little")
     if size < command.minimum:
         raise RequestError(errno.EINVAL, f"{command.name}: size {size}: at least {command.minimum} bytes are needed")
-    known = command.record.SIZE
-    data = memory.read(argument, min(size, known))
-    for offset in range(known, size, _CHUNK):
-        if memory.read(argument + offset, min(_CHUNK, size - offset)).strip(b"\0"):
-            raise RequestError(
-                errno.E2BIG, f"{command.name}: size {size}: only {known} bytes are known, and others are not 0"
-            )
-    record = command.record.unpack(data.ljust(known, b"\0"))
+    record = command.record.unpack(read_structure(memory, argument, size, command.record.SIZE))
     flags = getattr(record, "flags", 0)
     if command.flags is not None and flags & ~command.flags:
         raise RequestError(errno.EOPNOTSUPP, f"{command.name}: flags {flags:#x}: known are {command.flags:#x}")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import errno
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from wire_layout import Record
@@ -130,11 +130,11 @@ class Iommufd(GuestRequests):
     # Devices
 
     def bind(self, device: Device) -> DeviceObject:
-        """Claim a device's DMA. Raises OSError: EPERM if it can interrupt others, EBUSY if others own its group."""
+        """Claim a device's DMA. Raises OSError (EPERM): it can interrupt others, or others own its group."""
         if not (device.config.isolated_msi or self._allows_unsafe_interrupts):
             raise RequestError(errno.EPERM, f"bind {device}: its interrupts are unsafe, which is not allowed")
         if device.owner is not None or device.group.owner not in (None, self):
-            raise RequestError(errno.EBUSY, f"bind {device}: somebody has claimed its group")
+            raise RequestError(errno.EPERM, f"bind {device}: somebody has claimed its group")
         bound = DeviceObject(device, self._hardware, self.objects)
         device.owner = self
         self.objects.add(bound)
@@ -191,7 +191,7 @@ class Iommufd(GuestRequests):
         access = _map_access(command.flags)
         ioas = self.objects.get(Ioas, command.ioas_id)
         _check_range(command.start, command.length)
-        file = process.memory_file(command.fd)
+        file = _memory_of(process, command.fd)
         file.check_mapping(command.start, command.length)
         piece = Piece.of(file, command.start, command.length, access)
         return s.changed(command, iova=ioas.map([piece], access, _fixed(command.flags, command.iova)))
@@ -224,6 +224,9 @@ class Iommufd(GuestRequests):
         if removal.cut or not (removal.gone or is_everything):
             raise RequestError(errno.ENOENT, f"unmap {first:#x}..{last:#x} of {ioas}: {_why_nothing(removal.cut)}")
         return s.changed(command, length=removal.size & LAST_ADDRESS)  # all addresses are 0, as in Linux
+
+    def _do_ioas_noiommu_get_pa(self, command: s.IoasNoiommuGetPa, process: Process) -> None:
+        raise RequestError(errno.EOPNOTSUPP, "physical address of an IOVA: there is an IOMMU before every device")
 
     def _do_option(self, command: s.Option, process: Process) -> Record:
         if command.option_id == s.OptionId.RLIMIT_MODE:
@@ -296,6 +299,14 @@ class Iommufd(GuestRequests):
             self._hardware.dirty(hwpt.table, command.iova, length, clear=True)
 
 
+def _memory_of(process: Process, fd: int) -> FileMemory:
+    """The memory that a descriptor stands for: of one of the model's own files none, which is found out when a page
+    table is filled, as in Linux. Raises OSError as Process.memory_file().
+    """
+    own = process.find_file(fd)
+    return process.memory_file(fd) if own is None or isinstance(own, FileMemory) else FileMemory(bytearray())
+
+
 def _fixed(flags: int, iova: int) -> int | None:
     return iova if flags & s.MapFlag.FIXED_IOVA else None
 
@@ -329,20 +340,34 @@ def _why_nothing(cut: ByteArea[Backing] | None) -> str:
 
 def _read_ranges(memory: UserMemory, address: int, count: int) -> list[Span]:
     """In order of addresses. Raises OSError: EFAULT, or EINVAL for a range of fewer than two addresses, or that
-    overlaps one before it.
+    overlaps one before it, whichever comes first.
     """
-    size = s.IovaRange.SIZE
     spans: list[Span] = []
-    for number in range(0, count, _RANGES_AT_ONCE):
-        data = memory.read(address + number * size, min(_RANGES_AT_ONCE, count - number) * size)
-        for start, last in s.IovaRange.STRUCT.iter_unpack(data):
-            if start >= last:
-                raise RequestError(errno.EINVAL, f"range {start:#x}..{last:#x}: start must be less than last")
-            place = bisect_right(spans, (start, last))
-            if (place and spans[place - 1][1] >= start) or (place < len(spans) and spans[place][0] <= last):
-                raise RequestError(errno.EINVAL, f"range {start:#x}..{last:#x}: overlaps another one")
-            spans.insert(place, (start, last))
+    for start, last in _user_ranges(memory, address, count):
+        if start >= last:
+            raise RequestError(errno.EINVAL, f"range {start:#x}..{last:#x}: start must be less than last")
+        place = bisect_right(spans, (start, last))
+        if (place and spans[place - 1][1] >= start) or (place < len(spans) and spans[place][0] <= last):
+            raise RequestError(errno.EINVAL, f"range {start:#x}..{last:#x}: overlaps another one")
+        spans.insert(place, (start, last))
     return spans
+
+
+def _user_ranges(memory: UserMemory, address: int, count: int) -> Iterator[Span]:
+    """As they are, many at a time, but up to the first one that is not there. Raises OSError (EFAULT) then."""
+    size = s.IovaRange.SIZE
+    done, at_once = 0, _RANGES_AT_ONCE
+    while done < count:
+        number = min(at_once, count - done)
+        try:
+            data = memory.read(address + done * size, number * size)
+        except OSError:
+            if number == 1:
+                raise
+            at_once = number // 2
+        else:
+            yield from s.IovaRange.STRUCT.iter_unpack(data)
+            done += number
 
 
 def _set_bits(memory: UserMemory, address: int, runs: Sequence[tuple[int, int]]) -> None:

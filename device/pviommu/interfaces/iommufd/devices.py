@@ -66,6 +66,8 @@ class DeviceConfig:
     """Whether the IOMMU can make its DMA coherent; address spaces of the RFC require it."""
     isolated_msi: bool = True
     """Whether it can interrupt nobody but its owner."""
+    page_requests: bool = True
+    """Whether it can wait for a page, so that a page table may have a fault queue."""
     pasid_bits: int = 0
     """Of PASIDs that its DMA may have; 0: none."""
     group: str | None = None

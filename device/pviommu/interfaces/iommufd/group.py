@@ -128,12 +128,17 @@ class VfioGroup:
 
     def _set_container(self, process: Process, argument: int) -> None:
         fd = int.from_bytes(process.memory.read(argument, 4), "little", signed=True)
-        file = process.file(fd)
+        file: object = None
+        try:
+            file = process.file(fd)
+        except RequestError as refused:
+            if refused.errno != errno.EBADFD:  # one of another kind is refused below
+                raise
         if self._iommu is not None:
             raise RequestError(errno.EINVAL, f"set the container of {self.group}: it has one already")
         if isinstance(file, Container):
             if self.group.owner is not None:
-                raise RequestError(errno.EBUSY, f"set the container of {self.group}: somebody has claimed it")
+                raise RequestError(errno.EPERM, f"set the container of {self.group}: somebody has claimed it")
             file.enter(self.group)
             for device in self.group.devices:
                 device.owner = self
@@ -229,7 +234,7 @@ class GroupDevice(DeviceFile):
     def ioctl(self, process: Process, request: int, argument: int) -> int:
         """Raises OSError: EINVAL for the requests of the new way, and what the others say."""
         if request == v.VfioRequest.DEVICE_BIND_IOMMUFD:
-            arguments.read(v.BindIommufd, process.memory, argument, 0, v.BindIommufd.offset_of("token_uuid_ptr"))
+            arguments.read_growing(v.BindIommufd, process.memory, argument, v.BindIommufd.offset_of("token_uuid_ptr"))
             raise RequestError(errno.EINVAL, f"bind {self.device}: it was opened through its group")
         return self.request(process, request, argument)
 

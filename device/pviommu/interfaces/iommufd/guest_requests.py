@@ -75,9 +75,13 @@ class GuestRequests:
 
     def _new_table(self, bound: DeviceObject, ioas: Ioas, flags: int, data: UserData) -> Hwpt:
         config = bound.device.config
-        known, exclusive = _NESTED_FLAGS | int(_FLAG.NEST_PARENT), int(_FLAG.NEST_PARENT | _FLAG.FAULT_ID_VALID)
+        known, exclusive = _NESTED_FLAGS, int(_FLAG.NEST_PARENT | _FLAG.FAULT_ID_VALID)
+        if config.model.takes_first_stages:
+            known |= int(_FLAG.NEST_PARENT)
         if config.dirty_tracking:
             known |= int(_FLAG.DIRTY_TRACKING)
+        if not config.page_requests:
+            known &= ~int(_FLAG.FAULT_ID_VALID)
         if not config.pasid_bits and not config.model.always_knows_pasids:
             known &= ~int(_FLAG.PASID)
         if flags & ~known or flags & exclusive == exclusive:
@@ -92,7 +96,7 @@ class GuestRequests:
         viommu = target if isinstance(target, Viommu) else None
         if viommu:
             viommu.check(bound)
-        if flags & ~_NESTED_FLAGS or not data.length:
+        if flags & ~_NESTED_FLAGS or not data.length or not model.takes_first_stages:
             text = f"flags {flags:#x}, {data.length} bytes of data"
             raise RequestError(errno.EOPNOTSUPP, f"allocate a page table on {target}: {text}")
         parent = target.hwpt if isinstance(target, Viommu) else target

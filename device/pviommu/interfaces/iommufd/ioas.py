@@ -63,7 +63,7 @@ class Piece(NamedTuple):
         """What is to be mapped for an access. Raises OSError for what iommufd takes nowhere: EOVERFLOW beyond 64 bits,
         EINVAL for nothing, or all but a page of 64 bits.
         """
-        if address + length > LAST_ADDRESS:
+        if address + length > LAST_ADDRESS and not isinstance(memory, FileMemory):  # bytes of a file may be the last
             raise RequestError(errno.EOVERFLOW, f"map {address:#x}+{length:#x}: beyond 64-bit addresses")
         if not 0 < length <= LAST_ADDRESS - PAGE_SIZE:
             raise RequestError(errno.EINVAL, f"map {length:#x} bytes: must be at least 1, and a page less than 64 bits")

@@ -335,6 +335,7 @@ class _MockModel(IommuModel):
 
     smallest_page = _PAGE
     hw_info_type = _HW_INFO_KIND
+    takes_first_stages = True
     always_knows_pasids = True
 
     def __init__(self, pages: dict[int, _MappedFile]) -> None:

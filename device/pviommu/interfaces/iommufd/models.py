@@ -69,6 +69,8 @@ class IommuModel:
     """Of its page tables, in bytes: 4 KiB or half of it."""
     hw_info_type = 0
     """What the data of GET_HW_INFO is; 0: there is none."""
+    takes_first_stages = False
+    """Whether a guest may keep page tables by itself, on one that was allocated for that."""
     always_knows_pasids = False
     """Whether page tables may be made for PASIDs even if a device has none."""
 

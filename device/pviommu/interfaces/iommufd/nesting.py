@@ -166,6 +166,7 @@ class Nesting(IommuModel):
     """What :data:`NESTING` is."""
 
     hw_info_type = KIND
+    takes_first_stages = True
 
     def hw_info(self) -> bytes:
         """See the base class."""

@@ -29,6 +29,7 @@ __all__ = [
     "IoasIovaRanges",
     "IoasMap",
     "IoasMapFile",
+    "IoasNoiommuGetPa",
     "IoasUnmap",
     "IovaRange",
     "MapFlag",
@@ -368,6 +369,18 @@ class HwQueueAlloc(Record):
     out_hw_queue_id: Annotated[int, U32, "its id"]
     nesting_parent_iova: Annotated[int, U64, "where it lies"]
     length: Annotated[int, U64, "bytes"]
+
+
+class IoasNoiommuGetPa(Record):
+    """Where memory is, for devices without an IOMMU."""
+
+    size: Annotated[int, U32, "bytes of this structure"]
+    flags: Annotated[int, U32, "0"]
+    ioas_id: Annotated[int, U32, "the IOAS"]
+    reserved: Annotated[int, U32, "0"]
+    iova: Annotated[int, U64, "from where on"]
+    length: Annotated[int, U64, "bytes, in and out"]
+    out_phys: Annotated[int, U64, "its physical address"]
 
 
 class Pgfault(Record):

@@ -19,6 +19,8 @@ from .user_memory import UserMemory
 __all__ = ["Type1Compat"]
 
 _NO_LIMIT = (1 << 32) - 1
+_RANGES_AT = v.CapabilityHeader.SIZE + v.IovaRangeCapability.SIZE
+_RANGE_BYTES = 16
 
 
 class Type1Compat:
@@ -129,6 +131,11 @@ class Type1Compat:
             if argsz >= offset + len(part):
                 points = argsz >= following
                 memory.write(argument + offset, part if points else part[:4] + bytes(4) + part[8:])
+            elif following == 0:  # the last one, of which each range is written that fits
+                whole = max(argsz - offset - _RANGES_AT, 0) // _RANGE_BYTES
+                ranges = part[_RANGES_AT : _RANGES_AT + whole * _RANGE_BYTES]
+                if ranges:
+                    memory.write(argument + offset + _RANGES_AT, ranges)
         info = v.Type1Info(
             needed,
             v.InfoFlag.PGSIZES | v.InfoFlag.CAPS,

@@ -12,7 +12,17 @@ from wire_layout import Record
 from ...engine import PAGE_SIZE
 from .request_error import RequestError
 
-__all__ = ["ADDRESS_LIMIT", "FileMemory", "LocalMemory", "Place", "UserArray", "UserData", "UserMemory", "located"]
+__all__ = [
+    "ADDRESS_LIMIT",
+    "FileMemory",
+    "LocalMemory",
+    "Place",
+    "UserArray",
+    "UserData",
+    "UserMemory",
+    "located",
+    "read_structure",
+]
 
 R = TypeVar("R", bound=Record)
 
@@ -20,6 +30,7 @@ ADDRESS_LIMIT = 1 << 48
 """Addresses of a process are below."""
 _FIRST = 0x7F0000000000
 _SPACING = 1 << 21
+_CHUNK = 1 << 16
 
 
 class UserMemory(Hashable, Protocol):
@@ -161,6 +172,16 @@ def located(memory: UserMemory, address: int, length: int) -> list[Place]:
     if not memory.holds(address, length, writeable=False):
         raise RequestError(errno.EFAULT, f"memory at {address:#x}+{length:#x}: not there")
     return [Place(memory, address, length)]
+
+
+def read_structure(memory: UserMemory, address: int, size: int, known: int) -> bytes:
+    """``known`` bytes of a structure of which a caller has ``size``: what it leaves out is 0, and what it has more must
+    be 0. Raises OSError: EFAULT, E2BIG.
+    """
+    for offset in range(known, size, _CHUNK):
+        if memory.read(address + offset, min(_CHUNK, size - offset)).strip(b"\0"):
+            raise RequestError(errno.E2BIG, f"structure of {size} bytes: only {known} are known, and others are not 0")
+    return memory.read(address, min(size, known)).ljust(known, b"\0")
 
 
 class UserData(NamedTuple):

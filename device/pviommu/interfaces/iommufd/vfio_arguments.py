@@ -6,14 +6,25 @@ import errno
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from wire_layout import Record
+from wire_layout import U32, Record
 
 from ...engine import PAGE_SIZE, Span
 from . import vfio_structures as v
 from .request_error import RequestError
-from .user_memory import UserMemory
+from .user_memory import UserMemory, read_structure
 
-__all__ = ["Capability", "dma_avail", "iova_ranges", "laid_out", "migration", "page_sizes", "read", "with_chain"]
+__all__ = [
+    "Capability",
+    "check_size",
+    "dma_avail",
+    "iova_ranges",
+    "laid_out",
+    "migration",
+    "page_sizes",
+    "read",
+    "read_growing",
+    "with_chain",
+]
 
 R = TypeVar("R", bound=Record)
 Capability = tuple[v.CapabilityId | v.RegionCapabilityId, bytes]
@@ -28,11 +39,26 @@ def read(record: type[R], memory: UserMemory, argument: int, flags: int, size: i
     size = record.SIZE if size is None else size
     found = record.unpack(memory.read(argument, size).ljust(record.SIZE, b"\0"))
     argsz, asked = found.argsz, getattr(found, "flags", 0)  # type: ignore[attr-defined]
-    if argsz < size:
-        raise RequestError(errno.EINVAL, f"{record.__name__}: argsz {argsz}: at least {size} bytes are needed")
+    check_size(record, argsz, size)
     if asked & ~int(flags):  # ~ of a flag knows only those that have names
         raise RequestError(errno.EINVAL, f"{record.__name__}: flags {asked:#x}: known are {flags:#x}")
     return found
+
+
+def read_growing(record: type[R], memory: UserMemory, argument: int, minimum: int) -> R:
+    """As iommufd reads structures: what the caller leaves out of one that has ``minimum`` bytes is 0, and what it has
+    more must be 0. Raises OSError: EFAULT, EINVAL, E2BIG.
+    """
+    argsz = int.from_bytes(memory.read(argument, U32.size), "little")
+    check_size(record, argsz, minimum)
+    return record.unpack(read_structure(memory, argument, argsz, record.SIZE))
+
+
+def check_size(record: type[Record], argsz: int, size: int | None = None) -> None:
+    """Raises OSError (EINVAL) if a caller has less than ``size`` bytes of a structure, all if None."""
+    size = record.SIZE if size is None else size
+    if argsz < size:
+        raise RequestError(errno.EINVAL, f"{record.__name__}: argsz {argsz}: at least {size} bytes are needed")
 
 
 def page_sizes(sizes: int, alignment: int) -> int:

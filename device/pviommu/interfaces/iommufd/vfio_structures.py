@@ -15,6 +15,7 @@ __all__ = [
     "AttachFlag",
     "AttachIommufdPasid",
     "AttachIommufdPt",
+    "BindFlag",
     "BindIommufd",
     "CapabilityHeader",
     "CapabilityId",
@@ -197,14 +198,18 @@ class GroupStatus(Record):
     flags: Annotated[int, U32, "GroupFlag"]
 
 
+class BindFlag(IntFlag):
+    TOKEN = 1
+
+
 class BindIommufd(Record):
     """Bind a device to an open /dev/iommu."""
 
     argsz: Annotated[int, U32, "bytes of this structure"]
-    flags: Annotated[int, U32, "0"]
+    flags: Annotated[int, U32, "BindFlag"]
     iommufd: Annotated[int, S32, "its descriptor"]
     out_devid: Annotated[int, U32, "id of the device there"]
-    token_uuid_ptr: Annotated[int, U64, "not looked at"]
+    token_uuid_ptr: Annotated[int, U64, "with TOKEN, address of 16 bytes"]
 
 
 class AttachIommufdPt(Record):

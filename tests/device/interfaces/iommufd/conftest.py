@@ -110,6 +110,7 @@ CONFIGS = (
     DeviceConfig("twin0", group="twins"),
     DeviceConfig("twin1", group="twins"),
     DeviceConfig("unsafe", isolated_msi=False),
+    DeviceConfig("patient", page_requests=False),
 )
 
 

@@ -7,6 +7,7 @@ import pytest
 from pviommu.interfaces.iommufd import MSI_REGION, DeviceConfig, DmaRefusedError, Region, RegionKind, System
 from pviommu.interfaces.iommufd import structures as s
 from pviommu.interfaces.iommufd import vfio_structures as v
+from pviommu.interfaces.iommufd.process import blank
 from pviommu.interfaces.iommufd.vfio_structures import VfioRequest
 
 from .conftest import PAGE, Handle, Program, fails
@@ -23,6 +24,9 @@ def test_nothing_works_before_the_device_is_bound(program: Program) -> None:
     for fields, error in (
         ({"argsz": 15}, "EINVAL"),
         ({"flags": 2}, "EINVAL"),
+        ({"flags": 3}, "EINVAL"),
+        ({"flags": 1}, "EFAULT"),
+        ({"flags": 1, "token_uuid_ptr": program.va, "iommufd": 77}, "EINVAL"),
         ({"iommufd": -1}, "EINVAL"),
         ({"iommufd": 77}, "EBADF"),
         ({"iommufd": fd}, "EBADFD"),
@@ -34,6 +38,34 @@ def test_nothing_works_before_the_device_is_bound(program: Program) -> None:
         program.call(fd, v.BindIommufd, iommufd=program.fd)
     with fails("ENOTTY"):
         program.ioctl(fd, 0x3B6B, program.va)
+
+
+def test_a_longer_structure_is_bound_with_if_nothing_is_in_it(program: Program) -> None:
+    fd, request = program.open(NODE), VfioRequest.DEVICE_BIND_IOMMUFD
+    data = bytearray(blank(v.BindIommufd, argsz=v.BindIommufd.SIZE + 8, iommufd=program.fd).pack() + bytes(7) + b"\1")
+    place = program.memory.add(data)
+    with fails("E2BIG"):
+        program.ioctl(fd, request, place)
+    data[-1] = 0
+    program.ioctl(fd, request, place)
+    assert v.BindIommufd.unpack(bytes(data[: v.BindIommufd.SIZE])).out_devid == 1
+    data[-1] = 1  # which outranks that it is bound
+    with fails("E2BIG"):
+        program.ioctl(fd, request, place)
+    program.memory.remove(place)
+    with fails("EFAULT"):
+        program.ioctl(fd, request, program.memory.add(data[: v.BindIommufd.SIZE]))
+
+
+def test_a_pasid_needs_its_size_before_its_bytes(program: Program, dma0: Handle) -> None:
+    for record, request in (
+        (v.AttachIommufdPt, VfioRequest.DEVICE_ATTACH_IOMMUFD_PT),
+        (v.DetachIommufdPt, VfioRequest.DEVICE_DETACH_IOMMUFD_PT),
+    ):
+        for argsz, error in ((record.SIZE, "EINVAL"), (record.SIZE + 4, "EFAULT")):
+            place = program.memory.add(blank(record, argsz=argsz, flags=v.AttachFlag.PASID).pack())
+            with fails(error):
+                program.ioctl(dma0.fd, request, place)
 
 
 def test_structures_that_are_refused(program: Program, dma0: Handle) -> None:
@@ -65,7 +97,7 @@ def test_what_cannot_be_written_back_is_undone(program: Program, system: System)
 def test_paths_that_there_are(program: Program) -> None:
     for path in ("/dev/iommu", NODE):
         program.close(program.open(path))
-    for path in ("/dev/vfio/devices/vfio7", "/dev/null"):
+    for path in ("/dev/vfio/devices/vfio70", "/dev/null"):
         with fails("ENOENT", "no such file"):
             program.open(path)
 

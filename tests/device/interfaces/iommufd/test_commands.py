@@ -17,6 +17,7 @@ SIZES = {
     0x80: (8, 8), 0x81: (12, 12), 0x82: (24, 24), 0x83: (40, 40), 0x84: (32, 32), 0x85: (40, 40), 0x86: (24, 24),
     0x87: (24, 24), 0x88: (12, 12), 0x89: (48, 24), 0x8A: (40, 32), 0x8B: (16, 16), 0x8C: (48, 48), 0x8D: (32, 32),
     0x8E: (16, 16), 0x8F: (40, 40), 0x90: (40, 24), 0x91: (24, 24), 0x92: (8, 8), 0x93: (32, 28), 0x94: (40, 40),
+    0x95: (40, 40),
 }  # fmt: skip
 """Size and smallest size of each structure, as a C compiler has them of the kernel's header."""
 
@@ -75,6 +76,7 @@ def test_sizes_are_judged_alike(program: Program, command: Command) -> None:
         (s.HwptSetDirtyTracking, {"flags": 2}),
         (s.HwptGetDirtyBitmap, {"flags": 2}),
         (s.HwptGetDirtyBitmap, {"reserved": 1}),
+        (s.IoasNoiommuGetPa, {}),
     ],
 )
 def test_unknown_flags_and_reserved_fields_outrank_ids(program: Program, record: type, fields: dict[str, int]) -> None:
@@ -83,7 +85,7 @@ def test_unknown_flags_and_reserved_fields_outrank_ids(program: Program, record:
 
 
 @pytest.mark.row("space", 47)
-@pytest.mark.parametrize("number", [0x00, 0x7F, 0x95, 0xA0])
+@pytest.mark.parametrize("number", [0x00, 0x7F, 0x96, 0xA0])
 def test_a_request_that_there_is_not_is_enotty(program: Program, number: int) -> None:
     with fails("ENOTTY"):
         program.ioctl(program.fd, request(number), program.memory.add(64))

@@ -359,8 +359,14 @@ def test_what_cannot_be_allowed_leaves_what_was(program: Program, ioas: int, dma
     for spans in ([(5, 5)], [(6, 5)], [(0, 9), (9, 20)], [(10, 20), (0, 10)]):
         with fails("EINVAL"):
             program.allow(ioas, spans)
-    with fails("EFAULT"):
-        program.iommu(s.IoasAllowIovas, ioas_id=ioas, num_iovas=2, allowed_iovas=program.memory.add(16))
+    end = program.memory.add(s.IovaRange(0x20000, 0x2FFFF).pack() + s.IovaRange(5, 5).pack())
+    for number in (2, 3, 1 << 31):  # what is wrong is found before what is not there
+        with fails("EINVAL", "0x5..0x5"):
+            program.iommu(s.IoasAllowIovas, ioas_id=ioas, num_iovas=number, allowed_iovas=end)
+    one = program.memory.add(s.IovaRange(0x20000, 0x2FFFF).pack())
+    for number in (2, 5000, 1 << 31):
+        with fails("EFAULT"):
+            program.iommu(s.IoasAllowIovas, ioas_id=ioas, num_iovas=number, allowed_iovas=one)
     assert program.map(ioas, PAGE) == 0x10000
 
 

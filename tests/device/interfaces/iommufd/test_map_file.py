@@ -50,9 +50,9 @@ def test_what_cannot_be_mapped(program: Program, dma0: Handle, fd: int) -> None:
         ({"iova": (1 << 64) - 1}, "EOVERFLOW"),
         ({"ioas_id": 99, "fd": 99}, "ENOENT"),
         ({"length": 0, "fd": 99}, "EINVAL"),
-        ({"start": (1 << 64) - 1}, "EOVERFLOW"),
+        ({"start": (1 << 64) - 1, "length": 2}, "EOVERFLOW"),
+        ({"start": PAGE, "length": (1 << 64) - PAGE}, "EINVAL"),
         ({"fd": 99}, "EBADF"),
-        ({"fd": program.fd}, "EINVAL"),
     ):
         with fails(errno):
             map_file(program, **{"ioas": ioas, "fd": fd, "start": 0, "length": PAGE, **wrong})
@@ -60,7 +60,13 @@ def test_what_cannot_be_mapped(program: Program, dma0: Handle, fd: int) -> None:
     with fails("EINVAL", "not there"):
         dma0.attach(ioas)
     program.unmap(ioas, iova, 2 * PAGE)
+    iova = map_file(program, ioas, program.fd, 0, PAGE)  # nor that it is no memory at all
+    with fails("EINVAL", "not there"):
+        dma0.attach(ioas)
+    program.unmap(ioas, iova, PAGE)
     dma0.attach(ioas)
+    with fails("EINVAL", "not there"):
+        map_file(program, ioas, program.fd, 0, PAGE)
     with fails("EINVAL", "not there"):
         map_file(program, ioas, fd, 3 * PAGE, 2 * PAGE)
 

@@ -9,7 +9,7 @@ import pytest
 
 from pviommu.interfaces.iommufd import DeviceConfig, DmaRefusedError, System
 from pviommu.interfaces.iommufd import structures as s
-from pviommu.interfaces.iommufd.nesting import KIND, NESTING, FirstStageData, Invalidation, NestingInfo
+from pviommu.interfaces.iommufd.nesting import KIND, NESTING, FirstStageData, Invalidation, Nesting, NestingInfo
 
 from .conftest import PAGE, Handle, Program, fails
 
@@ -64,9 +64,18 @@ class Guest:
         return code, s.HwptInvalidate.unpack(self.program._scratch).entry_num
 
 
+class Foreign(Nesting):
+    """Another kind of IOMMU."""
+
+
 @pytest.fixture
 def guest() -> Guest:
-    program = Program(System([DeviceConfig("dev", model=NESTING, pasid_bits=4), DeviceConfig("other")]))
+    configs = [
+        DeviceConfig("dev", model=NESTING, pasid_bits=4),
+        DeviceConfig("other"),
+        DeviceConfig("foreign", model=Foreign()),
+    ]
+    program = Program(System(configs))
     return Guest(program, program.device("dev"))
 
 
@@ -173,9 +182,11 @@ def test_what_a_nested_page_table_cannot_be_allocated_on(guest: Guest) -> None:
         guest.nested(nested)
     with fails("EINVAL", "was not allocated for that"):
         guest.nested(device.attach(guest.ioas))
-    other = program.device("other")
-    with fails("EINVAL"):
-        guest.nested(other.table(guest.ioas, NEST))
+    other, foreign = program.device("other"), program.device("foreign")
+    with fails("EOPNOTSUPP", "has not all of it"):
+        other.table(guest.ioas, NEST)
+    with fails("EINVAL", "was not allocated for that"):
+        guest.nested(foreign.table(guest.ioas, NEST))
     for flags in (NEST, DIRTY, 1 << 31):
         with fails("EOPNOTSUPP"):
             guest.nested(flags=flags)

@@ -138,3 +138,43 @@ def test_devices_of_a_group_share_what_a_pasid_goes_through(program: Program) ->
     with pytest.raises(DmaRefusedError):
         program.system.read("twin0", IOVA, 1, pasid=7)
     program.iommu(s.Destroy, id=first)
+
+
+def test_pasid_0_is_dma_without_one_but_remembered_apart(program: Program, device: Handle) -> None:
+    first, second = tables(program, device)
+    assert attach(device, first, 0) == first
+    device.write(IOVA, b"first")
+    assert program.data[:5] == b"first"
+    with fails("EBUSY"):
+        device.attach(second)
+    device.detach()  # which it is not, in this way
+    assert attach(device, second, 0) == second
+    device.write(IOVA, b"second")
+    assert program.data[PAGE : PAGE + 6] == b"second"
+
+    detach(device, 0)
+    with pytest.raises(DmaRefusedError):
+        device.read(IOVA)
+    device.attach(first)
+    with fails("EBUSY"):
+        attach(device, second, 0)
+    detach(device, 0)
+    assert device.read(IOVA, 5) == b"first"
+
+
+def test_a_pasid_that_linux_cannot_remember_outranks_what_it_is_attached_to(program: Program, device: Handle) -> None:
+    for pasid in (1 << 31, (1 << 32) - 1):
+        with fails("ENOSPC", "31 bits"):
+            attach(device, 99, pasid)
+        detach(device, pasid)
+    with fails("ENOENT"):
+        attach(device, 99, (1 << 31) - 1)
+
+
+def test_pasid_0_needs_no_pasids(program: Program) -> None:
+    none, ioas = program.device("none"), program.ioas()
+    table = attach(none, ioas, 0)
+    assert none.table(ioas) == table + 1
+    none.close()
+    with fails("ENOENT"):
+        program.iommu(s.Destroy, id=table)  # it came by itself, and has gone so

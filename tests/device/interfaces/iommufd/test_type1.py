@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+
 import pytest
 
-from pviommu.interfaces.iommufd import DeviceConfig, DmaRefusedError, Region, RegionKind, System
+from pviommu.interfaces.iommufd import DeviceConfig, DmaRefusedError, OpenFile, Region, RegionKind, RequestError, System
 from pviommu.interfaces.iommufd import structures as s
 from pviommu.interfaces.iommufd import type1 as module
 from pviommu.interfaces.iommufd import vfio_structures as v
@@ -360,7 +362,7 @@ def test_groups_that_were_attached_are_detached_if_another_one_is_refused(system
     assert system.hardware.engine.domains() == ()
 
 
-def test_the_status_of_a_group(system: System) -> None:
+def test_the_status_of_a_group(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
     client = Client(system, version=None)
     viable, with_container = v.GroupFlag.VIABLE, v.GroupFlag.VIABLE | v.GroupFlag.CONTAINER_SET
     group = client.open_group(DMA0)
@@ -373,6 +375,16 @@ def test_the_status_of_a_group(system: System) -> None:
     assert client.status(group) == with_container
     with fails("EINVAL", "has one already"):
         client.enter(group)
+    with fails("EBADF"):
+        client.enter(group, 77)
+
+    def file(fd: int) -> OpenFile:
+        raise RequestError(errno.EBADFD, f"descriptor {fd}: a file of the program, and none of the model's")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(client.program, "file", file)
+        with fails("EINVAL", "has one already"):
+            client.enter(group)
     with fails("ENOTTY"):
         client.program.ioctl(group, 0x3B70, client.program.va)
     other = client.open_group(DMA1)
@@ -504,5 +516,5 @@ def test_a_group_that_somebody_else_has_claimed(system: System) -> None:
     client.program.ioctl(group, VfioRequest.GROUP_UNSET_CONTAINER)
 
     assert client.status(group) == 0
-    with fails("EBUSY", "claimed"):
+    with fails("EPERM", "claimed"):
         client.enter(group)

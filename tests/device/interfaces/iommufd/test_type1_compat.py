@@ -207,6 +207,9 @@ def test_info_is_a_chain_of_two_capabilities_as_far_as_it_fits(program: Program,
         expected[: min(argsz, 24)] = fixed[:argsz]
         if argsz >= 36:
             expected[24:36] = avail if argsz >= 40 else avail[:4] + bytes(4) + avail[8:]
+        for end in (72, 88):  # each range as it fits, and their number with all of them
+            if argsz >= end:
+                expected[end - 16 : end] = ranges[end - 56 : end - 40]
         if argsz >= whole:
             expected[40:whole] = ranges
         assert request == expected
