@@ -18,7 +18,7 @@ from pathlib import Path
 from pviommu.interfaces.iommufd import System
 from pviommu.vfio_run.running import run_program
 
-from .source import built, chosen_source, outcomes
+from .source import built, chosen_source, options, outcomes
 
 __all__ = ["PASS", "build", "main", "run"]
 
@@ -123,14 +123,14 @@ def _compile(source: Path, folder: Path) -> list[Path]:
     return [target]
 
 
-def run(program: Path, *options: str) -> dict[str, str]:
-    """What became of each test, "passed", "failed" or "skipped", by fixture and name. ``options`` of the program choose
-    among its tests.
+def run(program: Path, *choices: str) -> dict[str, str]:
+    """What became of each test, "passed", "failed" or "skipped", by fixture and name. ``choices`` are options of the
+    program, which choose among its tests.
     """
     with tempfile.TemporaryDirectory(prefix="iommufd-selftest-") as name:
         said = Path(name) / "said"
         run_program(
-            ["sh", "-c", 'said=$1 && shift && exec "$0" "$@" >"$said" 2>&1', str(program), str(said), *options],
+            ["sh", "-c", 'said=$1 && shift && exec "$0" "$@" >"$said" 2>&1', str(program), str(said), *choices],
             System(mock=True),
         )
         return outcomes(said.read_text(errors="replace"))
@@ -138,7 +138,8 @@ def run(program: Path, *options: str) -> dict[str, str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; see the module text."""
-    source = chosen_source("iommufd-selftest", __doc__, arguments)
+    args = options("iommufd-selftest", __doc__).parse_args(arguments)
+    source = chosen_source("iommufd-selftest", args.source)
     if source is None:
         return 3
     found = run(build(source))

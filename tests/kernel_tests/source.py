@@ -54,13 +54,17 @@ def outcomes(said: str) -> dict[str, str]:
     return {test: "skipped" if skipped else {"ok": "passed"}.get(ok, "failed") for ok, test, skipped in lines}
 
 
-def chosen_source(program: str, description: str | None, arguments: Sequence[str] | None) -> Path | None:
+def options(program: str, description: str | None) -> argparse.ArgumentParser:
+    """The options of a command that builds from a source."""
+    parser = argparse.ArgumentParser(prog=program, description=description)
+    parser.add_argument("source", nargs="?", type=Path, help="a kernel source, folder or linux-source-*.tar.xz")
+    return parser
+
+
+def chosen_source(program: str, given: Path | None) -> Path | None:
     """The source that a command was told to use, or the newest that the lab has fetched. If there is none, that is
     said.
     """
-    parser = argparse.ArgumentParser(prog=program, description=description)
-    parser.add_argument("source", nargs="?", type=Path, help="a kernel source, folder or linux-source-*.tar.xz")
-    given: Path | None = parser.parse_args(arguments).source
     found = [given] if given else sorted(cache_folder(os.environ).glob("root-*/usr/src/linux-source-*.tar.xz"))
     if not found:
         print(f"{program}: no kernel source: name one, or run `pviommu lab run --kernel lab`", file=sys.stderr)

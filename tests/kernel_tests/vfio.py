@@ -19,7 +19,8 @@ from pviommu.topology import load
 from pviommu.vfio_run.machine import build as build_machine
 from pviommu.vfio_run.running import run_program
 
-from .source import built, chosen_source, outcomes
+from .beside import guest_outcomes, table
+from .source import built, chosen_source, options, outcomes
 
 __all__ = ["FAIL", "TESTS", "build", "main", "run"]
 
@@ -102,9 +103,18 @@ def run(program: Path) -> dict[str, str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; see the module text."""
-    source = chosen_source("vfio-selftest", __doc__, arguments)
+    parser = options("vfio-selftest", __doc__)
+    parser.add_argument(
+        "--beside",
+        metavar="DIR",
+        type=Path,
+        help="results of `pviommu lab run --suite vfio` (lab-results/latest): print a table of both in Markdown",
+    )
+    args = parser.parse_args(arguments)
+    source = chosen_source("vfio-selftest", args.source)
     if source is None:
         return 3
+    guest = guest_outcomes(args.beside) if args.beside else {}
     every: dict[str, str] = {}
     lost: list[str] = []
     for program in build(source):
@@ -117,6 +127,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     lost += sorted(test for test, outcome in every.items() if outcome == "failed" and test not in FAIL)
     counts = [list(every.values()).count(outcome) for outcome in ("passed", "skipped", "failed")]
     print("{} passed, {} skipped, {} failed".format(*counts), *(f"lost: {line}" for line in lost), sep="\n")
+    if guest:
+        print(table(guest, every))
     return 1 if lost else 0
 
 
