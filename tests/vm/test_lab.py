@@ -270,6 +270,20 @@ def test_pages_of_the_reserved_window_are_noted_only(lab_run: LabRun) -> None:
     assert "a domain notes pages of the reserved window and maps those beside it" in lab_run.passed
 
 
+@pytest.mark.row("space", 43)
+def test_ranges_and_regions_reach_user_space_as_the_device_has_them(lab_run: LabRun, strict_run: LabRun) -> None:
+    """Lines of sysfs; the IOVA range capability of VFIO_IOMMU_GET_INFO; the list of IOMMU_IOAS_IOVA_RANGES."""
+    ranges = {"the IOVA ranges are those of the device", "the IOVA ranges are two, split by the MSI window"}
+    for run, interfaces in ((lab_run, ["type1"]), (strict_run, ["type1", "iommufd"])):
+        assert {
+            "its capabilities are those of the server",
+            "the groups list the MSI window as reserved and nothing else",
+            *(f"without interrupt remapping, {interface} asks for a decision" for interface in interfaces),
+        } <= run.passed
+        for interface in interfaces:
+            assert ranges <= run.passed_in(f"VFIO by {interface}")
+
+
 @pytest.mark.row("driver", 55)
 @pytest.mark.parametrize(
     "name",

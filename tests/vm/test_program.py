@@ -9,10 +9,20 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pviommu import resources
+from pviommu.bench.players import FILE, answers, build_player
+from pviommu.bench.players import SCRIPT as SCRIPT_OF_HISTORIES
+
+from ..device.vfio_run.test_running import cache
+from ..histories.differences import compare, known
+from ..histories.generator import KINDS, histories
+from ..histories.players import on_the_model
 from .conftest import PLAIN
 
 if TYPE_CHECKING:
     from conftest import Command, LabRun
+
+__all__ = ["cache"]
 
 LIMIT = 180
 STATUS = 7
@@ -27,20 +37,26 @@ for engine in $LAB_ENGINES; do
 done
 ./ls data >&2 || exit 4
 cat data
+./{SCRIPT_OF_HISTORIES} || exit 5
 exit {STATUS}
 """
+LINES = histories(seed=5, count=4 * len(KINDS), steps=60)
 
 
 @pytest.fixture(scope="module")
 def program_run(command: Command, artefacts: Path, tmp_path_factory: pytest.TempPathFactory) -> LabRun:
-    """A run of SCRIPT, with a dynamic program of this host and with more data than any buffer on the way holds."""
+    """A run of SCRIPT, with a dynamic program of this host and with more data than any buffer on the way holds; behind
+    that it writes what the kernel answers to some random histories, so that these need no machine of their own.
+    """
     folder = tmp_path_factory.mktemp("program")
     (folder / "data").write_bytes(DATA)
     script = folder / "go.sh"
     script.write_text(SCRIPT)
     script.chmod(0o755)
-    options = ("--add", str(folder / "data"), "/bin/ls", "--run", str(script))
-    return command.run_binary(artefacts / "program", LIMIT, *options)
+    (folder / FILE).write_text("".join(f"{line}\n" for line in LINES))
+    player = str(resources.guest_tools() / "programs" / SCRIPT_OF_HISTORIES)
+    options = ("--add", str(folder / "data"), "/bin/ls", str(folder / FILE), player, "--run", str(script))
+    return command.run_binary(artefacts / "program", LIMIT, *PLAIN, *options)
 
 
 def test_status_of_the_program_is_the_verdict(program_run: LabRun) -> None:
@@ -52,12 +68,26 @@ def test_status_of_the_program_is_the_verdict(program_run: LabRun) -> None:
 
 
 def test_every_byte_is_in_the_file_and_on_standard_output(program_run: LabRun) -> None:
-    want = b"data\n" + DATA
-    assert (program_run.folder / "program.out").read_bytes() == want
+    want = (program_run.folder / "program.out").read_bytes()
+    assert want.startswith(b"data\n" + DATA)
     assert program_run.results["program"]["output"] == {"file": "program.out", "bytes": len(want)}
     # the report comes over a port of its own, so a line of it may come between
     said = program_run.output.encode("latin-1").replace(b"ok   the drivers are bound\n", b"")
     assert want in said
+
+
+@pytest.mark.row("space", 66)
+@pytest.mark.usefixtures("cache")
+def test_the_kernel_answers_random_histories_as_the_model_does(program_run: LabRun, tmp_path: Path) -> None:
+    """Errors, lengths, ids, what is written back and what DMA does; but for what the documentation says."""
+    said = (program_run.folder / "program.out").read_bytes()[len(b"data\n" + DATA) :].decode()
+    kernel = answers(said, LINES)
+    model = on_the_model(LINES, build_player(tmp_path))
+
+    unknown = [difference for difference in compare(LINES, model, kernel) if known(difference) is None]
+    assert not unknown, "\n".join(map(str, unknown))
+    refused = sum(answer.startswith("E") for answer in kernel)
+    assert len(LINES) / 10 < refused < len(LINES) / 2
 
 
 def test_driver_is_bound_before_the_program_and_nothing_else_is_run(program_run: LabRun) -> None:

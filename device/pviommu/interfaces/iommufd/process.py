@@ -26,7 +26,7 @@ from .rfc_structures import REQUESTS as RFC_REQUESTS
 from .user_memory import FileMemory, LocalMemory, UserMemory
 from .vfio_structures import REQUESTS
 
-__all__ = ["LocalProcess", "OpenFile", "Process", "System", "blank"]
+__all__ = ["REQUEST_OF", "LocalProcess", "OpenFile", "Process", "System", "blank"]
 
 R = TypeVar("R", bound=Record)
 _MAX_FILES = 1024

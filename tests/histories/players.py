@@ -1,0 +1,26 @@
+"""The machines that play random histories."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from pviommu.bench import players
+from pviommu.topology import load
+from pviommu.vfio_run.machine import build, native_if_built
+
+__all__ = ["on_the_model"]
+
+
+def on_the_model(lines: Sequence[str], program: Path) -> list[str]:
+    """What the model answers, with two DMA test engines behind an IOMMU that can what the guest's driver can: neither
+    dirty pages nor page requests, and it leaves the coherence of DMA to the devices. Raises PlayError.
+    """
+    system, machine = build(load(Path("lab")), native_if_built())
+    try:
+        for device in system.devices.values():
+            device.config = replace(device.config, dirty_tracking=False, page_requests=False, enforces_snoop=False)
+        return players.on_the_model(lines, program, system, machine)
+    finally:
+        machine.close()
