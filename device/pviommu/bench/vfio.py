@@ -1,4 +1,5 @@
-"""``pviommu bench vfio``: what requests and DMA cost a program that runs under ``pviommu vfio run``.
+"""``pviommu bench vfio``: what requests and DMA cost a program that runs under ``pviommu vfio run``, and with --guest
+beside the kernel's own iommufd.
 
 The program is one of Python. It times itself, and reads from /proc how much processor time the server used meanwhile.
 """
@@ -28,13 +29,16 @@ from ..vfio_run.machine import build, native_if_built
 from ..vfio_run.running import run_program
 from . import bars
 from .bars import Bar, Judgement, markdown_table, shown, text_table, verdict_table
+from .guest_options import add_results_option, results_folder
 from .output import Document, add_targets, check_targets, machine, show
 from .samples import Figure, figure
+from .vfio_beside import Beside, fault_round_trip, measure_beside
 
 __all__ = ["add_arguments", "bytes_per_area", "judge", "main", "measure_program"]
 
 _NAME = "pviommu bench vfio"
 PAIR, BITMAP = "map and unmap, 4 KiB", "dirty bitmap, clean GiB"
+_BESIDE = ("", "model, us", "least-most", "kernel in a guest, us", "least-most", "ratio")
 _PAIR = Bar("map and unmap of a page", 60, "us")
 _BITMAP = Bar("dirty bitmap of a clean GiB", 1000, "us")
 _AREA = Bar("memory of an area", 200, "bytes")
@@ -110,8 +114,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``pviommu bench vfio``."""
     parser.description = (
         "Measure requests of VFIO and iommufd, DMA and registers of a program under `pviommu vfio run`, in time and in "
-        "processor time of both sides, and the memory of an area. Prints medians, spreads, and the bars with their "
-        "verdicts."
+        "processor time of both sides, the memory of an area, and the way of a page request. Prints medians, spreads, "
+        "and the bars with their verdicts."
     )
     parser.epilog = (
         "Exit status: 0 everything was measured, whether bars are met or not; 2 usage; 3 it could not be measured."
@@ -119,6 +123,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--repeat", metavar="N", type=int, default=15, help="samples of each figure")
     parser.add_argument("--count", metavar="N", type=int, default=200, help="operations of a sample")
     parser.add_argument("--areas", metavar="N", type=int, default=100_000, help="areas whose memory is measured")
+    parser.add_argument(
+        "--guest",
+        action="store_true",
+        help="also make the same requests to the model and to the kernel of the lab's guest, which is booted for that, "
+        "and print the ratios",
+    )
+    add_results_option(parser)
     add_targets(parser)
 
 
@@ -136,9 +147,11 @@ def _run(args: argparse.Namespace, out: TextIO) -> int:
     began = datetime.now(UTC)
     measured = measure_program(args.repeat, args.count)
     area = bytes_per_area(args.areas)
+    fault = fault_round_trip(args.repeat, args.count)
+    beside = measure_beside(args.repeat, args.count, results_folder(args.results, began)) if args.guest else []
     setting = {"time": began.isoformat(timespec="seconds"), "versions": machine()}
     effort = {"repeat": args.repeat, "count": args.count, "areas": args.areas}
-    show(_document(setting, effort, measured, area), args, out)
+    show(_document(setting, effort, measured, area, fault, beside), args, out)
     return ExitStatus.PASSED
 
 
@@ -196,11 +209,14 @@ def _document(
     effort: Mapping[str, int],
     measured: Mapping[str, tuple[Figure, Figure]],
     area: float,
+    fault: Figure,
+    beside: Sequence[Beside],
 ) -> Document:
-    rows: Sequence[tuple[str, ...]] = [
-        (name, shown(wall.median), f"{shown(wall.least)}-{shown(wall.most)}", shown(processor.median))
+    rows: list[tuple[str, ...]] = [
+        (name, shown(wall.median), _spread(wall), shown(processor.median))
         for name, (wall, processor) in measured.items()
     ]
+    rows.append(("page request, in one process", shown(fault.median), _spread(fault), ""))
     headings = ("", "us", "least-most", "us of processors")
     judgements = judge(measured, area)
     host = ", ".join(f"{name} {value}" for name, value in machine().items())
@@ -211,6 +227,12 @@ def _document(
         "vfio-bars": verdict_table(judgements, markdown=True),
         "vfio-setting": line,
     }
+    texts = [text_table([headings, *rows]), verdict_table(judgements), line]
+    if beside:
+        compared = [_row_beside(each) for each in beside]
+        blocks["vfio-guest"] = markdown_table(_BESIDE, compared)
+        blocks["vfio-guest-setting"] = line
+        texts.insert(1, text_table([_BESIDE, *compared]))
     data = {
         **setting,
         "effort": dict(effort),
@@ -219,6 +241,18 @@ def _document(
         "figures_us": {
             name: {"time": asdict(wall), "processors": asdict(own)} for name, (wall, own) in measured.items()
         },
+        "page_request_us": asdict(fault),
+        "guest": [asdict(each) for each in beside],
     }
-    text = "\n\n".join((text_table([headings, *rows]), verdict_table(judgements), line))
-    return Document(_NAME, text, data, blocks)
+    return Document(_NAME, "\n\n".join(texts), data, blocks)
+
+
+def _spread(values: Figure) -> str:
+    return f"{shown(values.least)}-{shown(values.most)}"
+
+
+def _row_beside(each: Beside) -> tuple[str, ...]:
+    kernel = each.kernel
+    theirs = (kernel, "") if isinstance(kernel, str) else (shown(kernel.median), _spread(kernel))
+    ratio = "" if each.ratio is None else shown(each.ratio)
+    return each.name, shown(each.model.median), _spread(each.model), *theirs, ratio
