@@ -63,6 +63,8 @@
 #define PVIOMMU_FEATURE_POSTED                  0x2
 #define PVIOMMU_FEATURE_PROFILE_XEN_V7          0x4
 #define PVIOMMU_FEATURE_BATCH_2014              0x8          /* operations BATCH and CALL */
+/* operations ALLOC_TABLES and FLUSH, capability GUEST_TABLES */
+#define PVIOMMU_FEATURE_GUEST_TABLES            0x10
 
 /* Bits of STATUS. */
 /* the last write to a writable register was refused; the next accepted one clears this */
@@ -143,11 +145,19 @@ static_assert(sizeof(struct pviommu_endpoint_capability) == 16);
 #define PVIOMMU_FAULT_RULES_OFFSET              0x8000       /* page of the fault rules */
 #define PVIOMMU_FAULT_RULES_SIZE                0x1000       /* bytes */
 #define PVIOMMU_FAULT_PAGE_MAGIC                0x464c5450   /* magic of that page */
+#define PVIOMMU_IN_FLIGHT_OFFSET                0x9000       /* in-flight lines */
+#define PVIOMMU_IN_FLIGHT_LINES                 256          /* lines there */
 #define PVIOMMU_MAX_RINGS                       8            /* rings that the layout has room for */
 #define PVIOMMU_MIN_RING_ENTRIES                16           /* fewest slots of a ring */
 #define PVIOMMU_CAPABILITY_MAGIC                0x50414349   /* magic of the capability area */
 #define PVIOMMU_GLOBAL_STREAM                   0xffffffff   /* stream of a region that concerns all */
 #define PVIOMMU_SBDF_UNBOUND                    0xffffffff   /* sbdf of an endpoint that is not bound */
+
+/* Formats of tables that the guest owns. The capability has a bit 1 << format for each that the device walks. */
+/* second stage of VT-d: 4 levels, 48 bits, leaves of 4 KiB, 2 MiB and 1 GiB */
+#define PVIOMMU_TABLE_FORMAT_VTD_SS             0
+/* x86-64: 4 levels, 47 bits of addresses from 0 on, leaves of 4 KiB, 2 MiB and 1 GiB */
+#define PVIOMMU_TABLE_FORMAT_X86_64             1
 
 /* What an event reports. */
 /* DMA to a device address without a mapping */
@@ -180,6 +190,8 @@ static_assert(sizeof(struct pviommu_endpoint_capability) == 16);
 #define PVIOMMU_CAP_ENDPOINTS                   5
 /* the device follows a scenario of faults, and tells what its rules did */
 #define PVIOMMU_CAP_FAULT_RULES                 6
+/* contexts may have tables that the guest owns and the device walks when there is DMA */
+#define PVIOMMU_CAP_GUEST_TABLES                7
 
 /* Kinds of reserved region. */
 #define PVIOMMU_REGION_RESERVED                 1            /* no map may touch it */
@@ -236,6 +248,17 @@ struct pviommu_device_event_line {
 	__le32	lost;
 };
 static_assert(sizeof(struct pviommu_device_event_line) == 8);
+
+/**
+ * struct pviommu_in_flight_line - Whether DMA through guest tables is in flight; the device writes it
+ * @step: odd while the device translates with entries that it has read, and copies; wraps
+ * @pending: requests in flight whose translations outlive a step
+ */
+struct pviommu_in_flight_line {
+	__le32	step;
+	__le32	pending;
+};
+static_assert(sizeof(struct pviommu_in_flight_line) == 8);
 
 /**
  * struct pviommu_event - One record of the event ring
@@ -374,6 +397,21 @@ struct pviommu_endpoint_entry {
 	__le32	pad0;
 };
 static_assert(sizeof(struct pviommu_endpoint_entry) == 16);
+
+/**
+ * struct pviommu_guest_tables - The record of GUEST_TABLES
+ * @formats: 1 << TableFormat for each that ALLOC_TABLES takes
+ * @offset: of line 0 of the in-flight lines, in bytes into BAR 2
+ * @lines: how many lines there are
+ * @stride: bytes from one line to the next
+ */
+struct pviommu_guest_tables {
+	__le32	formats;
+	__le32	offset;
+	__le32	lines;
+	__le32	stride;
+};
+static_assert(sizeof(struct pviommu_guest_tables) == 16);
 
 /**
  * struct pviommu_fault_rules - The record of FAULT_RULES: where the page is that counts what the rules did
@@ -532,10 +570,20 @@ static_assert(sizeof(struct pviommu_fault_rule) == 32);
 /* take the function out of its context; it reaches nothing, no direct region either, until it */
 /* is attached again */
 #define PVIOMMU_VENDOR_OP_BLOCK                 8
+/* make a context that translates by tables in guest memory, which the guest owns and changes */
+/* as it likes */
+#define PVIOMMU_VENDOR_OP_ALLOC_TABLES          9
+/* wait until all DMA is over that such a context translated before */
+#define PVIOMMU_VENDOR_OP_FLUSH                 10
 
 /* Flags of BATCH. */
 /* unmap the elements; mfn and flags of each are ignored then */
 #define PVIOMMU_BATCH_UNMAP                     0x1
+
+/* Flags of ALLOC_TABLES. */
+/* the device sets accessed bits, and in leaves that it writes through dirty bits, by atomic */
+/* compare and exchange */
+#define PVIOMMU_TABLES_DIRTY                    0x1
 
 /**
  * struct pviommu_slot - Header of a slot
@@ -903,5 +951,41 @@ struct pviommu_op_usage {
 	__le64	events_lost;
 };
 static_assert(sizeof(struct pviommu_op_usage) == 32);
+
+/**
+ * struct pviommu_op_alloc_tables - ALLOC_TABLES: make a context whose tables the guest owns
+ * @format: TableFormat
+ * @flags: TablesFlags
+ * @root: guest physical address of the table of the highest level, a multiple of 4096
+ * @aperture_bits: device addresses from ``1 << aperture_bits`` on are refused
+ * @ctx_no: OUT: the context
+ * @pad0: 0
+ * @line: OUT: index of its InFlightLine, which contexts may share
+ * @pad1: 0
+ */
+struct pviommu_op_alloc_tables {
+	__le32	format;
+	__le32	flags;
+	__le64	root;
+	__le32	aperture_bits;
+	__le16	ctx_no;
+	__le16	pad0;
+	__le32	line;
+	__le32	pad1;
+};
+static_assert(sizeof(struct pviommu_op_alloc_tables) == 32);
+
+/**
+ * struct pviommu_op_flush - FLUSH: wait for the DMA of a context with guest tables
+ * @ctx_no: context
+ * @pad0: 0
+ * @pad1: 0
+ */
+struct pviommu_op_flush {
+	__le16	ctx_no;
+	__le16	pad0;
+	__le32	pad1;
+};
+static_assert(sizeof(struct pviommu_op_flush) == 8);
 
 #endif /* _PVIOMMU_ABI_H */

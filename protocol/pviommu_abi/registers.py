@@ -45,6 +45,7 @@ class Feature(BitFields):
     POSTED = BitField(1)
     PROFILE_XEN_V7 = BitField(2)
     BATCH_2014 = BitField(3, doc="operations BATCH and CALL")
+    GUEST_TABLES = BitField(4, doc="operations ALLOC_TABLES and FLUSH, capability GUEST_TABLES")
 
 
 class Status(BitFields):

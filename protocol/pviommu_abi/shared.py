@@ -35,6 +35,9 @@ EVENT_OFFSET = 0x4000
 FAULT_RULES_OFFSET = 0x8000
 """A page with a record for each fault rule, if capability FAULT_RULES is there."""
 FAULT_RULES_SIZE = 0x1000
+IN_FLIGHT_OFFSET = 0x9000
+"""``IN_FLIGHT_LINES`` lines of contexts whose tables the guest owns, if capability GUEST_TABLES is there."""
+IN_FLIGHT_LINES = 256
 RING_AREA_OFFSET = 0x10000
 RING_AREA_SIZE = MAX_RINGS * MAX_RING_ENTRIES * 64
 SHARED_BAR_SIZE = 0x100000
@@ -68,6 +71,27 @@ class DeviceEventLine(Record):
 
     producer: Annotated[int, U32, "events written"]
     lost: Annotated[int, U32, "events dropped because the ring was full; wraps"]
+
+
+class InFlightLine(Record):
+    """Whether DMA through guest tables is in flight; the device writes it.
+
+    The guest clears entries of its tables, then has a full memory barrier, then reads both words once. ``pending`` other
+    than 0: FLUSH says when nothing can use the entries any more. Else, ``step`` even: nothing can by now. Else: nothing can
+    once ``step`` is another value than the one that was read.
+    """
+
+    step: Annotated[int, U32, "odd while the device translates with entries that it has read, and copies; wraps"]
+    pending: Annotated[int, U32, "requests in flight whose translations outlive a step"]
+
+
+class TableFormat(IntEnum):
+    """Formats of tables that the guest owns. The capability has a bit ``1 << format`` for each that the device walks."""
+
+    VTD_SS = 0
+    """second stage of VT-d: 4 levels, 48 bits, leaves of 4 KiB, 2 MiB and 1 GiB"""
+    X86_64 = 1
+    """x86-64: 4 levels, 47 bits of addresses from 0 on, leaves of 4 KiB, 2 MiB and 1 GiB"""
 
 
 class EventReason(IntEnum):
@@ -153,7 +177,7 @@ class CapabilityHeader(Record):
 class CapabilityId(IntEnum):
     """Kinds of capability. After the header come a count (u32), a zero (u32) and the entries.
 
-    LIMITS and FAULT_RULES are one record each, without a count.
+    LIMITS, FAULT_RULES and GUEST_TABLES are one record each, without a count.
     """
 
     IOVA_RANGES = 1
@@ -163,6 +187,8 @@ class CapabilityId(IntEnum):
     ENDPOINTS = 5
     FAULT_RULES = 6
     """the device follows a scenario of faults, and tells what its rules did"""
+    GUEST_TABLES = 7
+    """contexts may have tables that the guest owns and the device walks when there is DMA"""
 
 
 class CapabilityCount(Record):
@@ -218,6 +244,15 @@ class EndpointEntry(Record):
     flags: Annotated[int, U32, "1: the binding is fixed by the configuration"]
     sbdf: Annotated[int, U32, "the fixed binding, or all ones"]
     pad0: Annotated[int, U32, "0"] = 0
+
+
+class GuestTables(Record):
+    """The record of GUEST_TABLES."""
+
+    formats: Annotated[int, U32, "1 << TableFormat for each that ALLOC_TABLES takes"]
+    offset: Annotated[int, U32, "of line 0 of the in-flight lines, in bytes into BAR 2"]
+    lines: Annotated[int, U32, "how many lines there are"]
+    stride: Annotated[int, U32, "bytes from one line to the next"]
 
 
 # --- fault rules ---------------------------------------------------------------------------------------------------

@@ -25,6 +25,10 @@ class VendorOp(IntEnum):
     """set pool pages aside for a context, so that maps which need no more of them cannot fail for lack of any"""
     BLOCK = 8
     """take the function out of its context; it reaches nothing, no direct region either, until it is attached again"""
+    ALLOC_TABLES = 9
+    """make a context that translates by tables in guest memory, which the guest owns and changes as it likes"""
+    FLUSH = 10
+    """wait until all DMA is over that such a context translated before"""
 
 
 class Binding(Record):
@@ -100,3 +104,40 @@ class Reserve(Record):
     ctx_no: Annotated[int, U16, "context"]
     pad0: Annotated[int, U16, "0"] = 0
     pages: Annotated[int, U32, "pool pages, the root's included"] = 0
+
+
+class TablesFlags(IntFlag):
+    """Flags of ALLOC_TABLES."""
+
+    DIRTY = 1 << 0
+    """the device sets accessed bits, and in leaves that it writes through dirty bits, by atomic compare and exchange"""
+
+
+class AllocTables(Record):
+    """ALLOC_TABLES: make a context whose tables the guest owns.
+
+    The context is attached and freed as any other; nothing can be mapped in it by operations, which answer -EOPNOTSUPP.
+    A format or flag that the capability or this page does not name, a root that is not aligned, or an aperture that is
+    not one of 12 bits up to the device's and the format's: -EINVAL. A root outside guest memory: -EFAULT. No context
+    left: -ENOSPC. Tables are read anew for each DMA and nothing of them is kept beyond it.
+    """
+
+    format: Annotated[int, U32, "TableFormat"]
+    flags: Annotated[int, U32, "TablesFlags"]
+    root: Annotated[int, U64, "guest physical address of the table of the highest level, a multiple of 4096"]
+    aperture_bits: Annotated[int, U32, "device addresses from ``1 << aperture_bits`` on are refused"]
+    ctx_no: Annotated[int, U16, "OUT: the context"] = 0
+    pad0: Annotated[int, U16, "0"] = 0
+    line: Annotated[int, U32, "OUT: index of its InFlightLine, which contexts may share"] = 0
+    pad1: Annotated[int, U32, "0"] = 0
+
+
+class Flush(Record):
+    """FLUSH: wait for the DMA of a context with guest tables.
+
+    A context that has no guest tables, or does not exist: -EINVAL.
+    """
+
+    ctx_no: Annotated[int, U16, "context"]
+    pad0: Annotated[int, U16, "0"] = 0
+    pad1: Annotated[int, U32, "0"] = 0

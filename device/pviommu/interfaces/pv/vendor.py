@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pviommu_abi.slots import Errno
-from pviommu_abi.vendor import Batch, Binding, Call, Reserve, Usage, VendorOp
+from pviommu_abi.vendor import AllocTables, Batch, Binding, Call, Flush, Reserve, Usage, VendorOp
 from wire_layout import Record
 
 from ...counters import Counters
@@ -25,6 +25,8 @@ _RECORDS: dict[int, type[Record]] = {
     VendorOp.BATCH: Batch,
     VendorOp.CALL: Call,
     VendorOp.RESERVE: Reserve,
+    VendorOp.ALLOC_TABLES: AllocTables,
+    VendorOp.FLUSH: Flush,
 }
 """structures of the payloads"""
 
@@ -167,6 +169,12 @@ class VendorOperations:
         if stop is None:
             return DONE
         return Reply(-Errno.ENOMEM) if stop is Stop.POOL_EXHAUSTED else REFUSED
+
+    def op_alloc_tables(self, _payload: bytes) -> Reply:
+        return Reply(-Errno.EOPNOTSUPP)
+
+    def op_flush(self, _payload: bytes) -> Reply:
+        return Reply(-Errno.EOPNOTSUPP)
 
 
 def _sbdf(binding: Binding) -> int:
