@@ -34,6 +34,7 @@ KIND = {
     Refusal.BLOCKED: FaultKind.BLOCKED,
     Refusal.NO_ENDPOINT: FaultKind.BLOCKED,
     Refusal.NO_PASID: FaultKind.BLOCKED,
+    Refusal.NOT_RAM: FaultKind.NOT_RAM,
 }
 """What a refusal of the engine is to the endpoint."""
 REASON = {

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .areas import Areas, ByteArea, Cutting, Removal
     from .domain import BLOCKED, IDENTITY
     from .engine import Engine
+    from .guest_tables import GuestTables
     from .nested import NestedDomain, Parent, ParentRefusal, Stage1Run, Stage1Walker, Wait
     from .results import (
         Access,
@@ -52,6 +53,7 @@ __all__ = [
     "EngineConfig",
     "EngineState",
     "EngineUsage",
+    "GuestTables",
     "Misfit",
     "NestedDomain",
     "NoRuns",
@@ -77,7 +79,18 @@ if not TYPE_CHECKING:
     def __getattr__(name):
         """What a configuration does without: its module is imported when it is asked for."""
         if name in __all__:
-            for module in ("results", "state", "nested", "domain", "engine", "spans", "areas", "address_space"):
+            modules = (
+                "results",
+                "state",
+                "nested",
+                "domain",
+                "guest_tables",
+                "engine",
+                "spans",
+                "areas",
+                "address_space",
+            )
+            for module in modules:
                 names = vars(importlib.import_module(f"{__name__}.{module}"))
                 if name in names:
                     return globals().setdefault(name, names[name])

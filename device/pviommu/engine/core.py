@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from .config import EngineConfig
 from .pool import Pool
@@ -15,6 +15,9 @@ from .ranges import FrameRanges
 from .results import PackedRuns, Refusal, Run
 from .stages import Stages
 from .table import Leaf, PageTable
+
+if TYPE_CHECKING:  # it needs what lies over this
+    from .guest_tables import GuestTables
 
 
 class PagePool(Protocol):
@@ -74,8 +77,11 @@ class Core(Protocol):
     def show(self, domain: int, table: DomainTable, direct: FrameRanges, closed: FrameRanges, is_clone: bool) -> None:
         """Such a paging domain: what lies over its table, what the guest may not edit, whether edits are noted."""
 
+    def show_tables(self, domain: int, guest: GuestTables, direct: FrameRanges, closed: FrameRanges) -> bool:
+        """Such a domain with tables of the guest. Whether `walk` and `walk_spans` answer for it, too."""
+
     def hide(self, domain: int) -> None:
-        """The domain is gone."""
+        """The domain is gone, which was shown; one with tables of the guest only if the core answers for it."""
 
     def walk(self, domain: int, iova: int, end: int, wanted: int) -> Sequence[Run] | tuple[int, Refusal]:
         """The runs of [iova, end) for these access bits in a domain that is not nested, or the first refused address
@@ -111,6 +117,9 @@ class PythonCore:
 
     def show(self, domain: int, table: DomainTable, direct: FrameRanges, closed: FrameRanges, is_clone: bool) -> None:
         """The engine looks itself."""
+
+    def show_tables(self, domain: int, guest: GuestTables, direct: FrameRanges, closed: FrameRanges) -> bool:
+        return False
 
     def hide(self, domain: int) -> None:
         """The engine looks itself."""

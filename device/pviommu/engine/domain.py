@@ -1,7 +1,7 @@
 """What endpoints are attached to, by number: two fixed domains, and those that an interface allocates.
 
 `IDENTITY` is 1:1 of guest RAM and MMIO, `BLOCKED` reaches nothing. A paging domain has a page table; a nested one (see
-nested.py) stands on a paging domain.
+nested.py) stands on a paging domain; one with tables of the guest (see guest_tables.py) has none of its own.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,24 +19,15 @@ IDENTITY = 0
 BLOCKED = MAX_DOMAIN + 1
 
 
-class PagingDomain:
-    """What the guest mapped, and the direct regions of the endpoints that are inside.
+class RegionedDomain:
+    """The direct regions of the endpoints that are inside, which lie over whatever else the domain maps."""
 
-    A direct region lies over the page table, in tables of its own as far as the pool is concerned: what the guest had
-    mapped beneath, to the same frames, reappears when the region goes.
-    """
+    __slots__ = ("_reserved", "_users", "closed", "direct")
 
-    __slots__ = ("_charged", "_frames", "_pool", "_reserved", "_users", "clone", "closed", "direct", "table")
-
-    def __init__(self, core: Core, pool: PagePool, frames: int, reserved: FrameRanges) -> None:
-        """`reserved`: closed to every domain. Raises MemoryError when the pool has no page for the root."""
-        self._pool = pool
-        self._frames = frames
+    def __init__(self, reserved: FrameRanges) -> None:
+        """`reserved`: closed to every domain."""
         self._reserved = reserved
         self._users: dict[ReservedFrames, int] = {}
-        self._charged = 0
-        self.table = core.table(pool, frames)
-        self.clone: Clone | None = None
         self.direct = FrameRanges()
         """DFNs that the direct regions translate 1:1."""
         self.closed = reserved
@@ -54,6 +45,36 @@ class PagingDomain:
         """Count a user of each region less; a region without users goes."""
         users = {**self._users, **{region: self._users[region] - 1 for region in regions}}
         self._settle({region: count for region, count in users.items() if count})
+
+    def _conflicts(self, region: ReservedFrames) -> bool:
+        """Whether another region is in the way."""
+        return any(other.first <= region.last and region.first <= other.last for other in self._users)
+
+    def _settle(self, users: dict[ReservedFrames, int]) -> bool:
+        """Let these be the regions and their numbers of users; False and no change when the pool is exhausted."""
+        self._users = users
+        self.direct = FrameRanges((region.first, region.last) for region in users)
+        self.closed = FrameRanges([*self._reserved, *self.direct])
+        return True
+
+
+class PagingDomain(RegionedDomain):
+    """What the guest mapped, and direct regions over it.
+
+    A direct region lies over the page table, in tables of its own as far as the pool is concerned: what the guest had
+    mapped beneath, to the same frames, reappears when the region goes.
+    """
+
+    __slots__ = ("_charged", "_frames", "_pool", "clone", "table")
+
+    def __init__(self, core: Core, pool: PagePool, frames: int, reserved: FrameRanges) -> None:
+        """`reserved`: closed to every domain. Raises MemoryError when the pool has no page for the root."""
+        super().__init__(reserved)
+        self._pool = pool
+        self._frames = frames
+        self._charged = 0
+        self.table = core.table(pool, frames)
+        self.clone: Clone | None = None
 
     def unmap_pages(self, dfn: int, nr: int) -> Outcome:
         """UnmapMode.UNTIL_HOLE."""
@@ -126,22 +147,18 @@ class PagingDomain:
 
     def _conflicts(self, region: ReservedFrames) -> bool:
         """Whether another region is in the way, or a mapping that differs from what the region would be."""
-        if any(other.first <= region.last and region.first <= other.last for other in self._users):
+        if super()._conflicts(region):
             return True
         leaves = self.table.leaves(region.first, region.last - region.first + 1)
         return any(gfn != dfn or kind & ACCESS_MASK != ACCESS_MASK for dfn, gfn, _, kind, _ in leaves)
 
     def _settle(self, users: dict[ReservedFrames, int]) -> bool:
-        """Let these be the regions and their numbers of users; False and no change when the pool is exhausted."""
         direct = FrameRanges((region.first, region.last) for region in users)
         charge = tables_touched(direct, self.table.shifts)
         if not self._pool.take(charge - self._charged):
             return False
         self._charged = charge
-        self._users = users
-        self.direct = direct
-        self.closed = FrameRanges([*self._reserved, *direct])
-        return True
+        return super()._settle(users)
 
 
 def _area(leaf: Leaf) -> Area:

@@ -14,6 +14,7 @@ from .clone import Clone
 from .config import ReservedFrames
 from .dirty import DirtyPages
 from .domain import IDENTITY
+from .guest_tables import GuestTables
 from .nested import NestedDomain, Stage1Walker
 from .ranges import FrameRanges
 from .results import (
@@ -116,10 +117,11 @@ class Engine(Translation):
     def attach(self, stream: int, domain: int, pasid: int | None = None) -> Stop | None:
         """Send an endpoint's requests with a PASID, or those without one, through a domain from now on.
 
-        NO_ENDPOINT, NO_DOMAIN, RESERVED_CONFLICT (a direct region overlaps another one there, or pages that are not
-        mapped 1:1 readable and writeable) and POOL_EXHAUSTED (before the old domain's regions are returned), in this
-        rank; each changes nothing. Direct regions are of requests without a PASID and go with those, into the parent of
-        a nested domain; one that two endpoints share goes with the last of them. A block stays.
+        NO_ENDPOINT, NO_DOMAIN, RESERVED_CONFLICT (a direct region overlaps another one there, or pages of a page table
+        that are not mapped 1:1 readable and writeable) and POOL_EXHAUSTED (before the old domain's regions are
+        returned), in this rank; each changes nothing. Direct regions are of requests without a PASID and go with
+        those, into the parent of a nested domain; one that two endpoints share goes with the last of them. A block
+        stays.
         Raises ValueError for a PASID that does not fit 20 bits.
         Cached translations are kept by domain, so none of the domain left can serve the endpoint afterwards.
         """
@@ -150,13 +152,13 @@ class Engine(Translation):
         if not regions or left == entered:
             return None
         if entered is not None:
-            stop = self._domains.paging[entered].enter(regions)
+            stop = self._domains.regioned(entered).enter(regions)
             if stop:
                 return stop
         if left is not None:
             for region in regions:
                 self._iotlb.invalidate(left, region.first, region.last - region.first + 1)
-            self._domains.paging[left].leave(regions)
+            self._domains.regioned(left).leave(regions)
         for changed in (entered, left):
             if changed is not None:
                 self._domains.show(changed)
@@ -199,7 +201,8 @@ class Engine(Translation):
     def alloc_nested(
         self, number: int, parent: int, walker: Stage1Walker, whole: StageWalker | None = None
     ) -> Stop | None:
-        """A nested domain of this number: `walker` over a paging domain. NO_DOMAIN, or NOT_PAGING for another parent.
+        """A nested domain of this number: `walker` over a paging domain. NO_DOMAIN; NOT_PAGING or
+        GUEST_TABLES for another parent.
 
         `whole`: translates through both, and is asked first. Raises ValueError as alloc_paging() does.
         """
@@ -209,11 +212,19 @@ class Engine(Translation):
         self._domains.nested[number] = NestedDomain(parent, walker, whole)
         return None
 
+    def alloc_tables(self, number: int, guest: GuestTables) -> None:
+        """A domain of this number that translates by tables of the guest. Nothing is mapped in it by operations:
+        GUEST_TABLES.
+
+        Raises ValueError as alloc_paging() does, and for more frames than the aperture has.
+        """
+        self._domains.alloc_tables(number, guest)
+
     def free_domain(self, number: int) -> Stop | None:
         """Drop a domain and its mappings: NO_DOMAIN (the fixed ones too), ENDPOINTS_ATTACHED (with or without PASID),
         NESTED_ATTACHED, in this rank; each changes nothing.
         """
-        if number not in self._domains.paging and number not in self._domains.nested:
+        if number not in self._domains:
             return Stop.NO_DOMAIN
         if any(self._attachments.inside(number)):
             return Stop.ENDPOINTS_ATTACHED
@@ -244,17 +255,23 @@ class Engine(Translation):
             ),
         )
 
-    def load(self, state: EngineState, walkers: Mapping[int, Stage1Walker] = MappingProxyType({})) -> None:
-        """Go on from a saved state, whatever this engine did before. `walkers`: of nested domains, by number.
+    def load(
+        self,
+        state: EngineState,
+        walkers: Mapping[int, Stage1Walker] = MappingProxyType({}),
+        tables: Mapping[int, GuestTables] = MappingProxyType({}),
+    ) -> None:
+        """Go on from a saved state, whatever this engine did before. `walkers`: of nested domains, `tables`: of those
+        of the guest, by number.
 
-        Raises ValueError for a state of other endpoints, or one that the configuration does not allow or `walkers` do
-        not suffice for; the engine is then as after :meth:`reset`, perhaps with the state's RAM.
+        Raises ValueError for a state of other endpoints, or one that the configuration does not allow or `walkers` and
+        `tables` do not suffice for; the engine is then as after :meth:`reset`, perhaps with the state's RAM.
         """
         self.reset()
         self.set_ram(state.ram.ram)
         self.set_mmio(state.ram.mmio)
         try:
-            self._restore(state.pool, state.domains, state.attachments, walkers)
+            self._restore(state.pool, state.domains, state.attachments, walkers, tables)
             self._restore_dirty(state.dirty)
         except ValueError:
             self.reset()
@@ -266,7 +283,7 @@ class Engine(Translation):
 
         The pool has its configured size again. Guest RAM stays.
         """
-        self._restore(PoolState(self.config.pool_pages), DomainsState(), self._attachments.power_on(), {})
+        self._restore(PoolState(self.config.pool_pages), DomainsState(), self._attachments.power_on(), {}, {})
 
     def _restore(
         self,
@@ -274,6 +291,7 @@ class Engine(Translation):
         domains: DomainsState,
         attachments: AttachmentsState,
         walkers: Mapping[int, Stage1Walker],
+        tables: Mapping[int, GuestTables],
     ) -> None:
         """Be in this state. Raises ValueError, on the way, for one that cannot be."""
         self._hits.clear()
@@ -283,7 +301,7 @@ class Engine(Translation):
             self._domains.free(number)
         self._attachments.reset()
         self.resize_pool(pool.total)
-        self._domains.load(domains, walkers)
+        self._domains.load(domains, walkers, tables)
         if dict(attachments.streams).keys() != self._attachments.domains.keys():
             raise ValueError(f"endpoints {sorted(self._attachments.domains)}: the state has {attachments.streams}")
         for stream, domain in attachments.streams:
@@ -345,7 +363,7 @@ class Engine(Translation):
     ) -> Outcome:
         """Map dfn..dfn+nr-1 to gfn..gfn+nr-1, page by page until one is refused; the pages before it stay.
 
-        Before anything changes: NOT_PAGING, NO_DOMAIN, NO_ACCESS (at dfn), OUT_OF_APERTURE (whole range).
+        Before anything changes: NOT_PAGING, GUEST_TABLES, NO_DOMAIN, NO_ACCESS (at dfn), OUT_OF_APERTURE (whole range).
         Then for each page NOT_RAM, RESERVED, MAPPED, POOL_EXHAUSTED, in this rank. Without `ram_only`, NOT_RAM is left
         to frames beyond 64-bit addresses. `continues`: a later piece of one map call, which goes on if the page before
         dfn still is as the earlier piece left it; a call of its own otherwise.
@@ -376,10 +394,10 @@ class Engine(Translation):
     def unmap(self, domain: int, dfn: int, nr: int, mode: UnmapMode = UnmapMode.UNTIL_HOLE) -> Outcome:
         """Remove pages of dfn..dfn+nr-1 as `mode` says. Never for lack of memory does it fail.
 
-        Before anything changes: NOT_PAGING, NO_DOMAIN, OUT_OF_APERTURE (whole range). UNTIL_HOLE stops at a page
-        that is RESERVED or NOT_MAPPED; CHECK_ENDS does all or, with CUT, nothing; UNTIL_CUT stops at the first page of
-        the map call that it would CUT. The latter two pass over holes and may end with nothing done and no stop; what
-        the guest had mapped beneath a direct region they remove too, the region stays.
+        Before anything changes: NOT_PAGING, GUEST_TABLES, NO_DOMAIN, OUT_OF_APERTURE (whole range). UNTIL_HOLE stops
+        at a page that is RESERVED or NOT_MAPPED; CHECK_ENDS does all or, with CUT, nothing; UNTIL_CUT stops at the
+        first page of the map call that it would CUT. The latter two pass over holes and may end with nothing done and
+        no stop; what the guest had mapped beneath a direct region they remove too, the region stays.
         No cached translation of the range outlives the call.
         """
         paging = self._domains.paging.get(domain)
@@ -403,7 +421,8 @@ class Engine(Translation):
     # Pages that DMA wrote
 
     def track_dirty(self, domain: int, *, enabled: bool = True) -> Stop | None:
-        """Note from now on which pages of a paging domain DMA writes, none so far, or do not; NOT_PAGING, NO_DOMAIN.
+        """Note from now on which pages of a paging domain DMA writes, none so far, or do not; NOT_PAGING, GUEST_TABLES,
+        NO_DOMAIN.
 
         Of a parent they are what nested domains lead to. What a core unmaps by itself, without being asked by this
         engine, stays noted.
@@ -448,7 +467,7 @@ class Engine(Translation):
     def reserve_pool(self, domain: int, pages: int) -> Stop | None:
         """Let a domain hold at least `pages` pool pages, its root's included, until it is freed.
 
-        NOT_PAGING, NO_DOMAIN and POOL_EXHAUSTED change nothing. Direct regions are charged beside it.
+        NOT_PAGING, GUEST_TABLES, NO_DOMAIN and POOL_EXHAUSTED change nothing. Direct regions are charged beside it.
         """
         paging = self._domains.paging.get(domain)
         if paging is None:
@@ -461,6 +480,8 @@ class Engine(Translation):
         return paging is not None and paging.table.reserved > 0
 
     def _no_table(self, domain: int) -> Outcome:
+        if domain in self._domains.tables:
+            return Outcome(0, Stop.GUEST_TABLES, None)
         return Outcome(0, Stop.NOT_PAGING if self.has_domain(domain) else Stop.NO_DOMAIN, None)
 
     def _out_of_aperture(self, dfn: int) -> Outcome:

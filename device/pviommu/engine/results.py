@@ -37,6 +37,7 @@ class Stop(Enum):
 
     NO_DOMAIN = "no such domain"
     NOT_PAGING = "the domain has no page table of its own"
+    GUEST_TABLES = "the guest owns the tables of the domain"
     POOL_EXHAUSTED = "the page pool is exhausted"
     ENDPOINTS_ATTACHED = "endpoints are attached to the domain"
     NESTED_ATTACHED = "nested domains stand on the domain"
@@ -61,6 +62,7 @@ class Refusal(Enum):
     BLOCKED = "the endpoint or its domain is blocked"
     NO_ENDPOINT = "no such endpoint"
     NO_PASID = "the endpoint has no attachment for this PASID"
+    NOT_RAM = "a table of the guest, or what it leads to, is not RAM"
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +168,7 @@ class EngineUsage(NamedTuple):
     """What is in use."""
 
     domains: int
-    """Paging domains allocated."""
+    """Domains allocated that are not nested: with page tables, or tables of the guest."""
     pool_pages_used: int
     pool_pages_total: int
     """The limit in force."""

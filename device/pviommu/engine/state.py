@@ -53,6 +53,8 @@ class DomainsState:
 
     paging: tuple[PagingState, ...] = ()
     nested: tuple[NestedState, ...] = ()
+    tables: tuple[int, ...] = ()
+    """Those with tables of the guest; where these are is their interface's to save."""
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 from .attachments import Attachments
 from .config import EngineConfig
@@ -9,6 +10,7 @@ from .core import Core, PythonCore
 from .dirty import DirtyPages
 from .domain import BLOCKED, IDENTITY
 from .domains import Domains
+from .guest_tables import TablesDomain
 from .iotlb import BLOCK_PAGES, CachedRun, Iotlb
 from .nested import NestedDomain, ParentRefusal, Wait
 from .ranges import FrameRanges
@@ -91,7 +93,7 @@ class Translation:
 
     def has_domain(self, domain: int) -> bool:
         """Whether there is such a domain, IDENTITY and BLOCKED among them."""
-        return domain in FIXED or domain in self._domains.paging or domain in self._domains.nested
+        return domain in FIXED or domain in self._domains
 
     def has_nested(self, domain: int) -> bool:
         """Whether nested domains stand on this one."""
@@ -101,13 +103,28 @@ class Translation:
         """Whether it is a domain that can be mapped into."""
         return domain in self._domains.paging
 
+    def has_guest_tables(self, domain: int) -> bool:
+        """Whether it is a domain whose tables the guest owns."""
+        return domain in self._domains.tables
+
+    def guest_tables(self, domain: int) -> TablesDomain | None:
+        """Such a domain, to look into; None for any other number."""
+        return self._domains.tables.get(domain)
+
+    def walked_by_core(self, stream: int) -> int | None:
+        """The domain of an endpoint's requests, if they are not blocked and the core walks its tables of the guest."""
+        domain = self._attachments.domains.get(stream)
+        if domain not in self._domains.tables or stream in self._attachments.blocked or not self._is_of_core(domain):
+            return None
+        return domain
+
     def domains(self) -> tuple[int, ...]:
         """Numbers of the allocated domains in order, the fixed ones not among them."""
         return tuple(self._domains)
 
     def usage(self) -> EngineUsage:
         domains, pool = self._domains, self._pool
-        return EngineUsage(len(domains.paging), pool.used, pool.total, domains.mapped_pages())
+        return EngineUsage(len(domains.paging) + len(domains.tables), pool.used, pool.total, domains.mapped_pages())
 
     def pool_pages(self) -> tuple[int, int]:
         """Pages of the pool that are in use, and the limit in force."""
@@ -166,8 +183,8 @@ class Translation:
 
     def direct(self, domain: int) -> tuple[tuple[int, int], ...]:
         """Merged (first dfn, last dfn inclusive) ranges that direct regions map 1:1 in a domain, over its mappings."""
-        paging = self._domains.paging.get(domain)
-        return tuple(paging.direct) if paging else ()
+        found = self._domains.paging.get(domain) or self._domains.tables.get(domain)
+        return tuple(found.direct) if found else ()
 
     def translate(
         self, stream: int, iova: int, length: int, access: Access, pasid: int | None = None
@@ -187,7 +204,8 @@ class Translation:
         if hit is not None and 0 < length <= hit[1] - offset:
             return [_new_tuple(Run, (hit[0] + offset, length))]
         runs = self._translate(stream, None, iova, length, access)
-        # Of nested domains nobody here knows when the first stage changes: their runs do not come as a list.
+        # Nobody here knows when the guest changes tables of its own (a first stage, or all there is): such runs do not
+        # come as a list.
         if isinstance(runs, list) and len(runs) == 1:
             if len(self._hits) >= self.config.iotlb_entries:
                 self._hits.clear()
@@ -201,7 +219,9 @@ class Translation:
         domain = self._attachments.domains.get(stream)
         if domain is None or not self._walks or stream in self._attachments.blocked or self._tracked:
             return None
-        return None if domain in self._domains.nested else self._core.walk_spans(domain, spans, access._value_)
+        if domain in self._domains.nested or (domain in self._domains.tables and not self._is_of_core(domain)):
+            return None
+        return self._core.walk_spans(domain, spans, access._value_)
 
     def _translate(
         self, stream: int, pasid: int | None, iova: int, length: int, access: Access
@@ -223,10 +243,26 @@ class Translation:
         nested = self._domains.nested.get(domain)
         if nested is not None:
             return self._translate_nested(nested, TranslationPending(iova, access, stream, domain, pasid), end)
+        if domain in self._domains.tables:
+            return self._translate_by_guest(domain, TranslationPending(iova, access, stream, domain, pasid), end)
         found = self._walk(domain, iova, end, access._value_)
         if isinstance(found, tuple):
             return TranslationFault(found[0], found[1], access, stream, domain, pasid)
         return found
+
+    def _is_of_core(self, domain: int) -> bool:
+        """Whether the core walks these tables of the guest."""
+        return self._walks and self._domains.tables[domain].is_of_core
+
+    def _translate_by_guest(
+        self, domain: int, request: TranslationPending, end: int
+    ) -> Sequence[Run] | TranslationFault:
+        """By tables of the guest, which are never cached."""
+        walk = partial(self._core.walk, domain) if self._is_of_core(domain) else self._domains.tables[domain].walk
+        found = walk(request.iova, end, request.access._value_)
+        if isinstance(found, tuple):
+            return TranslationFault(found[0], found[1], request.access, request.stream, domain, request.pasid)
+        return found if isinstance(found, PackedRuns) else tuple(found)
 
     def _walk(self, domain: int, iova: int, end: int, wanted: int) -> Sequence[Run] | tuple[int, Refusal]:
         """The runs of [iova, end) in a domain that is not nested, or the first refused address and why."""
@@ -309,6 +345,9 @@ class Translation:
     def _find_run(self, domain: int, dfn: int, nr: int) -> CachedRun | Refusal:
         paging = self._domains.paging.get(domain)
         if paging is None:
+            tables = self._domains.tables.get(domain)
+            if tables is not None:
+                return tables.find(dfn, nr)
             return self._find_identical_run(dfn, nr) if domain == IDENTITY else Refusal.BLOCKED
         if not 0 <= dfn < self._limit:
             return Refusal.OUT_OF_APERTURE
