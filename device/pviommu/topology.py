@@ -109,6 +109,9 @@ class IommuSection(_Section, frozen=True):
     remote_cmd: Annotated[
         bool, Meta(description="whether the guest may use REMOTE_CMD of xen-v7, as a hardware domain may")
     ] = True
+    guest_tables: Annotated[
+        bool, Meta(description="whether contexts may have tables that the guest owns and the device walks")
+    ] = True
     vendor_id: Annotated[int, _identity("PCI vendor ID")] = abi.VENDOR_ID
     device_id: Annotated[int, _identity("PCI device ID")] = abi.IOMMU_DEVICE_ID
 
@@ -364,6 +367,7 @@ class Topology(_Section, frozen=True):
             },
             allowed=entry.allowed,
             remote_cmd=entry.remote_cmd,
+            guest_tables=entry.guest_tables,
             identity=Identity(entry.vendor_id, entry.device_id, abi.IOMMU_CLASS),
         )
 

@@ -153,7 +153,7 @@ static_assert(sizeof(struct pviommu_endpoint_capability) == 16);
 #define PVIOMMU_GLOBAL_STREAM                   0xffffffff   /* stream of a region that concerns all */
 #define PVIOMMU_SBDF_UNBOUND                    0xffffffff   /* sbdf of an endpoint that is not bound */
 
-/* Formats of tables that the guest owns. The capability has a bit 1 << format for each that the device walks. */
+/* Formats of tables that the guest owns. The capability has a bit 1 << format for each that there is. */
 /* second stage of VT-d: 4 levels, 48 bits, leaves of 4 KiB, 2 MiB and 1 GiB */
 #define PVIOMMU_TABLE_FORMAT_VTD_SS             0
 /* x86-64: 4 levels, 47 bits of addresses from 0 on, leaves of 4 KiB, 2 MiB and 1 GiB */

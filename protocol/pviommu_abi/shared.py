@@ -76,9 +76,9 @@ class DeviceEventLine(Record):
 class InFlightLine(Record):
     """Whether DMA through guest tables is in flight; the device writes it.
 
-    The guest clears entries of its tables, then has a full memory barrier, then reads both words once. ``pending`` other
-    than 0: FLUSH says when nothing can use the entries any more. Else, ``step`` even: nothing can by now. Else: nothing can
-    once ``step`` is another value than the one that was read.
+    The guest clears entries of its tables, then has a full memory barrier, then reads both words once, ``step`` with
+    acquire. ``pending`` other than 0: FLUSH says when nothing can use the entries any more. Else, ``step`` even:
+    nothing can by now. Else: nothing can once ``step`` is another value than the one that was read.
     """
 
     step: Annotated[int, U32, "odd while the device translates with entries that it has read, and copies; wraps"]
@@ -86,7 +86,7 @@ class InFlightLine(Record):
 
 
 class TableFormat(IntEnum):
-    """Formats of tables that the guest owns. The capability has a bit ``1 << format`` for each that the device walks."""
+    """Formats of tables that the guest owns. The capability has a bit ``1 << format`` for each that there is."""
 
     VTD_SS = 0
     """second stage of VT-d: 4 levels, 48 bits, leaves of 4 KiB, 2 MiB and 1 GiB"""

@@ -30,6 +30,7 @@ KINDS = {
     "virtio": "Virtio devices",
     "space": "Address spaces of user space",
     "smmu": "The virtual SMMUv3",
+    "tables": "Contexts whose tables the guest owns",
 }
 MAX_DEVIATIONS = 8
 """Rows of the Xen profiles in which the device may do something else, safely and for a reason."""

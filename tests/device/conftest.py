@@ -6,6 +6,7 @@ import os
 import select
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import count
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from pviommu.guest.events import EventRing
 from pviommu.guest.local import LocalFunction
 from pviommu.guest.memory import GuestRam, memory_file
 from pviommu.guest.ring import Ring
+from pviommu.guest.tables import InFlight, PageTables
 from pviommu.guest.xen_2024 import Xen2024
 from pviommu.host.work import Work
 from pviommu.inputs import LiveInputs
@@ -25,7 +27,7 @@ from pviommu.probes import Probes
 from pviommu.topology import EndpointSection, IommuSection, ReservedSection, Topology
 from pviommu_abi import registers as abi
 from pviommu_abi.registers import REGISTER
-from pviommu_abi.shared import MAX_RINGS, RING_AREA_OFFSET, Event, EventReason
+from pviommu_abi.shared import MAX_RINGS, RING_AREA_OFFSET, Event, EventReason, TableFormat
 from pviommu_abi.slots import PAYLOAD_OFFSET, SLOT_SIZE, OpClass, Slot
 from vfio_user import DmaMapping, IrqAction, IrqIndex, IrqKind, IrqRequest
 
@@ -251,3 +253,45 @@ def make_driver() -> Iterator[Callable[..., Driver]]:
 def driver(make_driver: Callable[..., Driver]) -> Driver:
     """A machine with RAM at gfn 0 to 0xfff, whose ring 0 is on."""
     return make_driver().start()
+
+
+TABLES_AT = 0x800
+"""First frame of tables that a guest owns."""
+
+
+class TableGuest:
+    """A context whose tables the guest owns, and ``dma0`` inside."""
+
+    def __init__(self, driver: Driver, format: TableFormat = TableFormat.VTD_SS, **fields: int) -> None:
+        self.driver = driver
+        self.tables = PageTables(memoryview(driver.ram), count(TABLES_AT), format)
+        result, answer = driver.alloc_tables(self.tables.root, format=format, **fields)
+        assert result == 0
+        self.ctx = answer.ctx_no
+        self.line = InFlight(driver._function, answer.line)
+        driver.attached("dma0", self.ctx)
+
+    def refused(self, iova: int, length: int, write: bool = False) -> tuple[EventReason | None, int] | None:
+        """Reason and first refused address; None if it was not refused."""
+        try:
+            if write:
+                self.driver.dma_write("dma0", iova, bytes(length))
+            else:
+                self.driver.dma_read("dma0", iova, length)
+        except DmaRefusedError as error:
+            return reason_of(error), error.fault.iova
+        return None
+
+
+@pytest.fixture
+def make_guest(driver: Driver) -> Iterator[Callable[..., TableGuest]]:
+    """Build contexts with tables of the guest, of ``driver`` or another one."""
+    made: list[TableGuest] = []
+
+    def make(driver: Driver = driver, **fields: Any) -> TableGuest:
+        made.append(TableGuest(driver, **fields))
+        return made[-1]
+
+    yield make
+    for guest in made:
+        guest.tables.close()

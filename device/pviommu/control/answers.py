@@ -37,6 +37,8 @@ TRACED = logging.getLogger("vfio_user.server")
 """What logs each vfio-user message, at level DEBUG."""
 _LEAVES = 256
 """Pieces of areas that are looked at in one step: a fifth of a millisecond or so."""
+_WALKS = 32
+"""Walks of a guest's tables in one step, about as long."""
 _RECORDS = 64
 _CONTEXTS = 1024
 _PATIENCE_NS = 2_000_000_000
@@ -389,6 +391,8 @@ class Answers:
     def _kind(self, domain: int) -> str:
         if domain in (IDENTITY, BLOCKED):
             return "identity" if domain == IDENTITY else "blocked"
+        if self._engine.has_guest_tables(domain):
+            return "tables"
         return "clone" if self._engine.is_clone(domain) else "paging"
 
     def do_contexts(self, *, first: int | None, limit: int) -> Answer:
@@ -427,6 +431,8 @@ class Answers:
 
     def _areas(self, domain: int, position: int, limit: int) -> Generator[None, None, tuple[list[Area], int | None]]:
         """Up to ``limit`` areas, and where to go on. What the guest changes meanwhile shows in what is left."""
+        if self._engine.has_guest_tables(domain):
+            return (yield from self._areas_of_guest(domain, position, limit))
         areas: list[Area] = []
         for _ in range(_MOST_STEPS):
             pieces = list(islice(self._engine.pieces(domain, position), _LEAVES))
@@ -444,6 +450,34 @@ class Answers:
             yield
             if domain not in (IDENTITY, BLOCKED) and not self._engine.is_paging(domain):
                 raise CommandError("the context was freed meanwhile", _NOT_FOUND)
+        return areas, position
+
+    def _areas_of_guest(
+        self, domain: int, position: int, limit: int
+    ) -> Generator[None, None, tuple[list[Area], int | None]]:
+        """The same of tables that the guest owns: adjacent leaves are one area."""
+        areas: list[Area] = []
+        for _ in range(_MOST_STEPS):
+            tables = self._engine.guest_tables(domain)
+            if tables is None:
+                raise CommandError("the context was freed meanwhile", _NOT_FOUND)
+            found, following = tables.scan(position, _WALKS)
+            for piece in found:
+                last = areas[-1] if areas else None
+                if last and (last.dfn + last.nr, last.gfn + last.nr, last.access) == (
+                    piece.dfn,
+                    piece.gfn,
+                    piece.access,
+                ):
+                    areas[-1] = last._replace(nr=last.nr + piece.nr)
+                elif len(areas) == limit:
+                    return areas, piece.dfn
+                else:
+                    areas.append(piece)
+            if following is None:
+                return areas, None
+            position = following
+            yield
         return areas, position
 
     def do_endpoints(self) -> Answer:

@@ -47,7 +47,11 @@ _OPERATION = (
 _EXPLAINED = (
     Field("cause", "why, in one word", Form.TEXT),
     Field("text", "why, in one sentence", Form.TEXT),
-    Field("now", "what is at the address: state, gfn, access", Form.OBJECT),
+    Field(
+        "now",
+        "what is at the address: state, gfn, access; of tables of the guest, the entries of the walk",
+        Form.OBJECT,
+    ),
     Field("below", "nearest mapping before it", Form.OBJECT, fields=_MAPPING),
     Field("above", "nearest mapping behind it", Form.OBJECT, fields=_MAPPING),
     Field("contexts", "others that map the address", Form.LIST),
@@ -194,7 +198,7 @@ COMMANDS = (
                 Form.LIST,
                 fields=(
                     Field("context", "number"),
-                    Field("kind", "identity, blocked, paging or clone", Form.TEXT),
+                    Field("kind", "identity, blocked, paging, clone or tables (those of the guest)", Form.TEXT),
                     Field("pages", "mapped by the guest"),
                     Field("direct", "ranges mapped 1:1 for endpoints in it"),
                     Field("streams", "endpoints in it", Form.LIST),
@@ -210,7 +214,7 @@ COMMANDS = (
         (_CONTEXT, *paged(256, MOST_AREAS, "device frame", "pages", Form.HEX)),
         (
             Field("context", "number"),
-            Field("kind", "identity, blocked, paging or clone", Form.TEXT),
+            Field("kind", "identity, blocked, paging, clone or tables (those of the guest)", Form.TEXT),
             Field(
                 "direct",
                 "regions mapped 1:1 for endpoints in it, over the areas",

@@ -40,6 +40,11 @@ class Copier(Protocol):
     def remove(self, gpa: int, size: int) -> None:
         """Remove what was added from ``gpa`` on, for ``size`` bytes. This never cuts anything that was added."""
 
+    def exchange(self, gpa: int, before: int, after: int) -> int | None:
+        """Replace the 64 bits at ``gpa``, a multiple of 8, if they are ``before``, as one atomic step. What was there;
+        None if nothing was added there.
+        """
+
     def has(self, runs: PackedRuns) -> bool: ...
     def read(self, runs: PackedRuns) -> bytes | None: ...
     def write(self, runs: PackedRuns, data: bytes | bytearray | memoryview) -> bool: ...

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from ..counters import Counters
 from ..engine import Access
-from .access import AbortedAccessError, GuestMemoryError
+from .access import AbortedAccessError, Copier, GuestMemoryError
 from .fault import DmaPendingError, DmaRefusedError, Fault, FaultKind
 from .plan import DmaPlan, DmaRequest, Span
 from .translator import PENDING, Translator
@@ -25,6 +25,8 @@ class Memory(Protocol):
     def write(self, runs: Sequence[tuple[int, int]], data: bytes | bytearray | memoryview, /) -> None: ...
     def check(self, runs: Sequence[tuple[int, int]], /) -> None: ...
     def find_registers(self, runs: Sequence[tuple[int, int]], /) -> tuple[int, int]: ...
+    @property
+    def copier(self) -> Copier | None: ...
 
 
 class DmaPath:
@@ -47,6 +49,8 @@ class DmaPath:
         self._memory = memory
         self._counters = counters
         self._is_bus_master = is_bus_master
+        self._has_plans = False
+        """whether somebody has plans that are good until the end of the step"""
 
     def give_up(self) -> None:
         """The caller will not repeat a request that raised :class:`.fault.DmaPendingError`, or that is not at its last
@@ -58,13 +62,13 @@ class DmaPath:
 
         Use the result in the same step: the next operation of the guest may change what it stands for.
         """
-        plans = self._begin(requests)
-        for plan in plans:
-            try:
-                self._memory.check(plan.runs())
-            except GuestMemoryError as error:
-                raise self._objected(plan, error) from error
-        return plans
+        self._has_plans = True
+        return self._checked(requests)
+
+    def end_step(self) -> None:
+        """The step of the endpoint is over, and with it all plans."""
+        self._has_plans = False
+        self._translator.finished()
 
     def read_plan(self, plan: DmaPlan) -> bytes:
         """The bytes of a request that :meth:`plan` translated. Refused if its file fails."""
@@ -85,11 +89,20 @@ class DmaPath:
 
     def read(self, spans: Sequence[Span]) -> bytes:
         """The bytes of ``spans``, in order."""
-        return self.read_plan(self._begin(((spans, Access.READ),))[0])  # which looks whether all of it is memory
+        if self._translator.transfers and (found := self._at_once(spans)) is not None:
+            self._counters.dma_requests += 1
+            return found
+        data = self.read_plan(self._begin(((spans, Access.READ),))[0])  # which looks whether all of it is memory
+        self._finished()
+        return data
 
     def write(self, spans: Sequence[Span], data: bytes | memoryview) -> None:
         """Spread ``data`` over ``spans``, whose lengths add up to its own."""
+        if self._translator.transfers and self._at_once(spans, data) is not None:
+            self._counters.dma_requests += 1
+            return
         self.write_plan(self._begin(((spans, Access.WRITE),))[0], data)  # which looks before it begins
+        self._finished()
 
     def refusal(self, plan: DmaPlan, byte: int, kind: FaultKind) -> DmaRefusedError:
         """Refuse what :meth:`plan` translated, from this byte on, for what it leads to. The guest is told; what to
@@ -109,6 +122,30 @@ class DmaPath:
         self._counters.dma_requests += len(plans)
         return plans
 
+    def _at_once(self, spans: Sequence[Span], data: bytes | memoryview | None = None) -> bytes | None:
+        """See :meth:`.translator.Translator.transfer`."""
+        if not self._is_bus_master():
+            return None
+        found = self._translator.transfer(spans, self._memory.copier, data)
+        if found is not None:
+            self._counters.dma_bytes += len(found)
+        return found
+
+    def _checked(self, requests: Sequence[DmaRequest]) -> list[DmaPlan]:
+        """Plans that lead to memory."""
+        plans = self._begin(requests)
+        for plan in plans:
+            try:
+                self._memory.check(plan.runs())
+            except GuestMemoryError as error:
+                raise self._objected(plan, error) from error
+        return plans
+
+    def _finished(self) -> None:
+        """A plan of our own is used up. So is everything, unless others have plans."""
+        if not self._has_plans:
+            self._translator.finished()
+
     def _translate(self, requests: Sequence[DmaRequest], span_length: int = 0) -> list[DmaPlan]:
         """Plans for this step; whether they lead to memory remains to be seen. ``span_length``: of the span that all of
         it is a piece of.
@@ -126,6 +163,7 @@ class DmaPath:
 
     def _refused(self, fault: Fault) -> DmaRefusedError:
         """Tell the guest; returns what to raise."""
+        self._finished()
         if fault.kind is not FaultKind.NO_BUS_MASTER:
             self._translator.report(fault)
         return DmaRefusedError(fault)

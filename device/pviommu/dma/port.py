@@ -55,12 +55,23 @@ class DmaPort(DmaPath):
         """Read all of ``source`` and then write it to ``destination``; their lengths add up to the same."""
         requests = (source, Access.READ), (destination, Access.WRITE)
         if _is_short(source) and _is_short(destination):
-            plan_in, plan_out = yield from _patiently(partial(self.plan, *requests))
+            if self._translator.transfers and self._copied_at_once(source, destination):
+                return
+            plan_in, plan_out = yield from _patiently(partial(self._checked, requests))
             self.write_plan(plan_out, self.read_plan(plan_in))
+            self._finished()
             return
         yield from self._look(*requests)
         data = yield from self._gather(source)
         yield from self._scatter(destination, data)
+
+    def _copied_at_once(self, source: Sequence[Span], destination: Sequence[Span]) -> bool:
+        """Whether that was done. If the second half is refused, nobody has seen what the first has read."""
+        data = self._at_once(source)
+        if data is None or self._at_once(destination, data) is None:
+            return False
+        self._counters.dma_requests += 2
+        return True
 
     def _look(self, *requests: DmaRequest) -> DmaSteps[None]:
         """As :meth:`plan`, for any number of pieces, and without giving the plans."""
@@ -74,6 +85,7 @@ class DmaPort(DmaPath):
                 for start in range(0, length, PIECE_BYTES):
                     piece = iova + start, min(PIECE_BYTES, length - start)
                     found.look((yield from self._plan_piece([piece], access, length)), length)
+                    self._finished()
                     yield True
         self._counters.dma_requests += len(requests)
         for found in objections:  # refusals by the IOMMU, raised above, outrank them
@@ -84,8 +96,11 @@ class DmaPort(DmaPath):
         data = bytearray(sum(length for _, length in spans))
         position = 0
         for piece in _pieces(spans):
-            plan = yield from self._plan_piece(piece, Access.READ)
-            part = self.read_plan(plan)
+            part = self._at_once(piece) if self._translator.transfers else None
+            if part is None:
+                plan = yield from self._plan_piece(piece, Access.READ)
+                part = self.read_plan(plan)
+                self._finished()
             data[position : position + len(part)] = part
             position += len(part)
             yield True
@@ -104,6 +119,7 @@ class DmaPort(DmaPath):
         for number, (span, part) in enumerate(registers, 1):
             plan = yield from self._plan_piece([span], Access.WRITE)
             self.write_plan(plan, part)
+            self._finished()
             if number % _REGISTER_SPANS == 0:
                 yield False  # they are delivered when the step is over
 
@@ -118,13 +134,17 @@ class DmaPort(DmaPath):
 
     def _write_ram(self, spans: Sequence[Span], data: memoryview) -> DmaSteps[bool]:
         """Write ``data``, unless part of ``spans`` is registers: then nothing is written, and it returns False."""
+        if self._translator.transfers and self._at_once(spans, data) is not None:
+            return True
         plan = yield from self._plan_piece(spans, Access.WRITE)
         try:
             if self._memory.find_registers(plan.runs())[0]:
+                self._finished()
                 return False
         except GuestMemoryError as error:
             raise self._objected(plan, error) from error
         self.write_plan(plan, data)
+        self._finished()
         return True
 
     def _plan_piece(self, spans: Sequence[Span], access: Access, span_length: int = 0) -> DmaSteps[DmaPlan]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from enum import Enum
 
+from .access import Copier
 from .fault import Fault
-from .plan import DmaPlan, DmaRequest
+from .plan import DmaPlan, DmaRequest, Span
 
 __all__ = ["PENDING", "Pending", "Translator"]
 
@@ -24,11 +25,32 @@ class Translator:
     """Translates the DMA of one stream, one request at a time. An interface overrides at least the first two
     methods."""
 
+    transfers: bool = False
+    """Whether it is worth while to ask for :meth:`transfer`."""
+
+    def transfer(self, spans: Sequence[Span], copier: Copier | None, data: bytes | memoryview | None) -> bytes | None:
+        """Carry out a whole request at once, translated and copied by ``copier``: write ``data``, or read, if that is
+        None. The bytes; None if it is not for here, for whatever reason: then :meth:`translate` knows more. What is
+        read by a request that comes to nothing nobody has seen; what is written is written again.
+        """
+        return None
+
     def translate(self, requests: Sequence[DmaRequest]) -> list[DmaPlan] | Fault | Pending:
         """Translate ``requests``, which are carried out together or not at all: a plan for each, valid until the
         guest's next operation; or the first refused byte; or :data:`PENDING`: to be asked again later.
         """
         raise NotImplementedError
+
+    def finished(self) -> None:
+        """All plans that :meth:`translate` gave in this step are used up: nothing is read or written by them any
+        more. Called at the end of the step at the latest, and also if there were none.
+        """
+
+    def keep(self) -> None:
+        """They will be used in a later step instead, after :meth:`resume`, unless the request is given up."""
+
+    def resume(self) -> None:
+        """What was kept is used in this step."""
 
     def report(self, fault: Fault) -> None:
         """Report a fault to the guest: one that :meth:`translate` returned, or that was found where its plans lead."""

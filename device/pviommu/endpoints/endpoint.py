@@ -190,6 +190,8 @@ class Endpoint(PciFunction):
         except Exception as error:
             self.attempts.caught("its work", error)
             return False
+        finally:
+            self.dma.end_step()
 
     def bring_to_end(self) -> None:
         """:meth:`go_on`, unless it has failed; raises nothing."""

@@ -71,6 +71,8 @@ class EndpointAttempts(Attempts):
         except Exception as error:
             self.caught(what, error)
             return None
+        finally:
+            self._translator.finished()
 
     def begin(
         self, what: str, hook: Callable[_P, Steps | None], *arguments: _P.args, **named: _P.kwargs

@@ -191,7 +191,7 @@ def _operation(
     )
 
 
-_PAGES = "EINVAL ERANGE E2BIG EADDRNOTAVAIL ENOENT"
+_PAGES = "EINVAL ERANGE E2BIG EADDRNOTAVAIL ENOENT EOPNOTSUPP"
 _CONTEXTS = "EINVAL ENOENT EBUSY"
 
 _OPERATIONS = (
@@ -220,16 +220,23 @@ _OPERATIONS = (
         f"{_BEFORE} bandwidth",
         native=("unmap",),
     ),
-    _operation("lookup_page", "LOOKUP_PAGE of xen-2024", "ctx dfn gfn", "", "EINVAL ENOENT ERANGE"),
+    _operation("lookup_page", "LOOKUP_PAGE of xen-2024", "ctx dfn gfn", "", "EINVAL ENOENT ERANGE EOPNOTSUPP"),
     _operation("remote_cmd", "REMOTE_CMD of xen-v7", "gpa", "EFAULT", "EPERM ENOENT EINVAL"),
     _operation("bind", "BIND", "device stream", "", "EINVAL ENODEV EEXIST EPERM"),
     _operation("unbind", "UNBIND", "device", "", "EINVAL ENOENT EPERM"),
     _operation("query_endpoint", "QUERY_ENDPOINT", "device stream ctx", "", "EINVAL ENOENT"),
     _operation("query_usage", "QUERY_USAGE", ""),
-    _operation("batch", "BATCH: an array of maps or unmaps", "ctx gpa count flags", "EFAULT", "EINVAL EPERM"),
+    _operation(
+        "batch", "BATCH: an array of maps or unmaps", "ctx gpa count flags", "EFAULT", "EINVAL EPERM EOPNOTSUPP"
+    ),
     _operation("call", "CALL: an operation in guest memory", "gpa op", "EFAULT"),
-    _operation("reserve", "RESERVE: pool pages for a context", "ctx count", "ENOMEM", "EINVAL EPERM"),
+    _operation("reserve", "RESERVE: pool pages for a context", "ctx count", "ENOMEM", "EINVAL EPERM EOPNOTSUPP"),
     _operation("block", "BLOCK", "device", "", "EINVAL ENOENT"),
+    _operation(
+        *("alloc_tables", "ALLOC_TABLES: a context whose tables the guest owns", "gpa flags"),
+        *("ENOSPC", "EINVAL EFAULT EPERM ENODEV EOPNOTSUPP"),
+    ),
+    _operation("flush", "FLUSH: DMA by such tables ends", "ctx", "", "EINVAL EOPNOTSUPP"),
 )
 
 _CORE = (
@@ -239,7 +246,7 @@ _CORE = (
         ("ctx", "dfn", "gfn", "nr", "function"),
         (("pre", "fail corrupt!"), ("apply", f"partial {_INSTEAD}"), ("post", "")),
         ("POOL_EXHAUSTED",),
-        ("NO_DOMAIN", "NOT_PAGING", "OUT_OF_APERTURE", "NOT_RAM", "RESERVED", "MAPPED"),
+        ("NO_DOMAIN", "NOT_PAGING", "GUEST_TABLES", "OUT_OF_APERTURE", "NOT_RAM", "RESERVED", "MAPPED"),
         ("ctx", "dfn", "gfn", "nr"),
         native=("map",),
     ),
@@ -249,7 +256,7 @@ _CORE = (
         ("ctx", "dfn", "nr", "function"),
         (("pre", "fail corrupt!"), ("apply", f"partial! {_INSTEAD}"), ("post", "")),
         (),
-        ("NO_DOMAIN", "NOT_PAGING", "OUT_OF_APERTURE", "RESERVED", "NOT_MAPPED"),
+        ("NO_DOMAIN", "NOT_PAGING", "GUEST_TABLES", "OUT_OF_APERTURE", "RESERVED", "NOT_MAPPED"),
         ("ctx", "dfn", "nr"),
         native=("unmap",),
     ),
@@ -259,7 +266,7 @@ _CORE = (
         ("ctx", "count", "function"),
         (("pre", "fail"), ("apply", "lie!"), ("post", "")),
         ("POOL_EXHAUSTED",),
-        ("NO_DOMAIN", "NOT_PAGING"),
+        ("NO_DOMAIN", "NOT_PAGING", "GUEST_TABLES"),
     ),
     Probe(
         "context.alloc",
@@ -324,7 +331,10 @@ _DMA_PROBES = (
         "dma.translate",
         "a request of an endpoint is translated; an endpoint that is held asks again in each turn",
         _DMA,
-        (("pre", "fail delay suspend wait hang! bandwidth"), ("post", "fail corrupt! stale!")),
+        (
+            ("pre", "fail delay suspend wait hang! bandwidth"),
+            ("post", "fail corrupt! stale! delay! suspend! wait! hang!"),
+        ),
         _FAULTS,
         fields=("gpa",),
     ),

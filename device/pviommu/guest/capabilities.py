@@ -14,6 +14,7 @@ from pviommu_abi.shared import (
     CapabilityId,
     EndpointEntry,
     FaultRules,
+    GuestTables,
     Limits,
     ReservedRegion,
 )
@@ -27,11 +28,15 @@ _ENTRY: dict[int, type[Record]] = {
     CapabilityId.RAM_RANGES: AddressRange,
     CapabilityId.ENDPOINTS: EndpointEntry,
 }
-_RECORD: dict[int, type[Record]] = {CapabilityId.LIMITS: Limits, CapabilityId.FAULT_RULES: FaultRules}
+_RECORD: dict[int, type[Record]] = {
+    CapabilityId.LIMITS: Limits,
+    CapabilityId.FAULT_RULES: FaultRules,
+    CapabilityId.GUEST_TABLES: GuestTables,
+}
 
 
 def capabilities(shared: memoryview) -> dict[int, Any]:
-    """The chain in a shared BAR: id -> entries, or the record of LIMITS or FAULT_RULES.
+    """The chain in a shared BAR: id -> entries, or the record of one that is no list.
 
     Raises ValueError for an area without the magic or one that is being written (an odd generation).
     """

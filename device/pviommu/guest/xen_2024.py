@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
+from pviommu_abi.shared import TableFormat
 from pviommu_abi.slots import OpClass
-from pviommu_abi.vendor import Binding, Usage, VendorOp
+from pviommu_abi.vendor import AllocTables, Binding, Flush, Usage, VendorOp
 from pviommu_abi.xen_2024 import LookupPage, MapPages, PvIommuOp, ReattachDevice, UnmapPages, Xen2024Op
 
 __all__ = ["UNTOUCHED", "Xen2024"]
@@ -58,6 +59,17 @@ class Xen2024(ABC):
 
     def reattach_device(self, devfn: int, ctx: int) -> int:
         return self.call(ReattachDevice(Xen2024Op.REATTACH_DEVICE, ctx, 0, 0, 0, devfn).pack())[0]
+
+    def alloc_tables(
+        self, root: int, aperture_bits: int = 39, format: int = TableFormat.VTD_SS, flags: int = 0
+    ) -> tuple[int, AllocTables]:
+        """Result, and the structure as it was answered."""
+        op = AllocTables(format, flags, root, aperture_bits)
+        result, answer = self.call(op.pack(), OpClass.VENDOR, VendorOp.ALLOC_TABLES)
+        return result, AllocTables.unpack(answer)
+
+    def flush(self, ctx: int) -> int:
+        return self.call(Flush(ctx).pack(), OpClass.VENDOR, VendorOp.FLUSH)[0]
 
     def usage(self) -> Usage:
         return Usage.unpack(self.call(b"", OpClass.VENDOR, VendorOp.QUERY_USAGE)[1])

@@ -47,6 +47,8 @@ class Cause(Enum):
     """a rule had the device use, or keep, another translation"""
     CHANGED = "changed-by-rule"
     """a rule changed what an operation on the page did"""
+    GUEST_TABLES = "not-in-guest-tables"
+    """the guest owns the tables of the context, and they do not map it"""
     BLOCKED = "blocked"
     OUT_OF_APERTURE = "out-of-aperture"
     RESERVED = "reserved"
@@ -175,12 +177,16 @@ class Explainer:
         if any(region.first <= dfn <= region.last for region in engine.config.reserved):
             return {"state": "reserved"}
         found = engine.lookup(domain, dfn)
+        tables = engine.guest_tables(domain)
+        more = {} if tables is None else {"entries": [{"gpa": gpa, "entry": entry} for gpa, entry in tables.trace(dfn)]}
         if found is None:
-            return {"state": "not mapped"}
-        return {"state": "mapped", "gfn": found[0], "access": access_text(int(found[1]))}
+            return {"state": "not mapped", **more}
+        return {"state": "mapped", "gfn": found[0], "access": access_text(int(found[1])), **more}
 
     def _neighbours(self, domain: int, iova: int) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
-        """The mappings before and behind the page of an address."""
+        """The mappings before and behind the page of an address. Nobody looks for those of the guest's own tables."""
+        if self._engine.has_guest_tables(domain):
+            return None, None
         dfn = iova >> PAGE_SHIFT
         page = self._last_page_below(domain, dfn)
         below = None if page is None else self._area_up_to(domain, page)
@@ -290,6 +296,8 @@ class Explainer:
         self, asked: Asked, explanation: Explanation, found: _Found, now_ns: int, dfn: int
     ) -> tuple[Cause, str]:
         context = self._context(asked.domain)
+        if "entries" in explanation.now:
+            return Cause.GUEST_TABLES, _of_guest_tables(context, explanation.now)
         last = found.covering
         if last is not None and last.kind == Kind.UNMAP:
             ago = in_words(now_ns - last.time_ns)
@@ -449,6 +457,16 @@ def _now_in_words(now: dict[str, Any]) -> str:
     if now["state"] in ("mapped", "direct"):
         return f"it is {now['state']}: gfn {now['gfn']:#x}, for {now['access']}"
     return f"it is {now['state']}"
+
+
+def _of_guest_tables(context: int, now: dict[str, Any]) -> str:
+    text = f"the guest owns the tables of context {context}"
+    if now["state"] == "mapped":
+        return f"{text}, and maps it by now, not when this DMA was refused: gfn {now['gfn']:#x}, for {now['access']}"
+    if not now["entries"]:
+        return f"{text}, and no entry of them can be read: the root is not in guest RAM any more"
+    last = now["entries"][-1]
+    return f"{text}; the walk ended at entry {len(now['entries'])}, {last['entry']:#x} at GPA {last['gpa']:#x}"
 
 
 def access_text(bits: int) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
-from ..engine import Access, Engine, Outcome, Stop, UnmapMode
+from ..engine import Access, Engine, GuestTables, Outcome, Stop, UnmapMode
 from ..engine.ranges import FrameRanges
 from .records import NOBODY, STOPS, History, Kind, entry_of
 
@@ -32,7 +32,13 @@ class Recorder:
         self._engine = engine
         for name, told in (
             *(("map", self._map), ("unmap", self._unmap), ("alloc_paging", self._alloc), ("free_domain", self._free)),
-            *(("attach", self._attach), ("block", self._block), ("unblock", self._unblock), ("reset", self._reset)),
+            *(
+                ("alloc_tables", self._alloc_tables),
+                ("attach", self._attach),
+                ("block", self._block),
+                ("unblock", self._unblock),
+                ("reset", self._reset),
+            ),
             ("change_ram", self._change_ram),
         ):
             setattr(engine, name, partial(told, getattr(engine, name)))
@@ -89,6 +95,10 @@ class Recorder:
         stop = call(number, clone=clone)
         self._add(Kind.ALLOC, number, stop, after=int(clone), done=int(stop is None))
         return stop
+
+    def _alloc_tables(self, call: Callable[..., None], number: int, guest: GuestTables) -> None:
+        call(number, guest)
+        self._add(Kind.ALLOC, number, after=guest.tables.root, done=1)
 
     def _free(self, call: Callable[[int], Stop | None], number: int) -> Stop | None:
         before = self._engine.mapped_pages(number)

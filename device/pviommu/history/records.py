@@ -39,7 +39,7 @@ STOPS = (
     Stop.NOT_MAPPED,
     "no memory in this process",
     *(Stop.NO_DOMAIN, Stop.NOT_PAGING, Stop.ENDPOINTS_ATTACHED, Stop.NESTED_ATTACHED, Stop.NO_ENDPOINT),
-    *(Stop.CUT, Stop.RESERVED_CONFLICT),
+    *(Stop.CUT, Stop.RESERVED_CONFLICT, Stop.GUEST_TABLES),
 )
 """By :attr:`Record.stop`: why an operation stopped; the first ones in the order of `enum pv_stop` of core.h."""
 

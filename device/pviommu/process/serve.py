@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from pviommu_abi.registers import ABI_VERSION, Feature
-from pviommu_abi.shared import GLOBAL_STREAM, RegionKind
+from pviommu_abi.shared import GLOBAL_STREAM, RegionKind, TableFormat
 
 from .. import __version__
 from ..endpoints import ENDPOINTS
@@ -165,7 +165,11 @@ def capabilities(topology: Topology) -> dict[str, Any]:
         "type": "pviommu",
         "version": __version__,
         "abi": ABI_VERSION,
-        "features": [feature.name.lower() for feature in Feature],
+        "features": [
+            feature.name.lower()
+            for feature in Feature
+            if topology.iommu.guest_tables or feature is not Feature.GUEST_TABLES
+        ],
         "profiles": list(PROFILES),
         "endpoint_kinds": sorted(ENDPOINTS),
         "transports": list(TRANSPORTS),
@@ -195,6 +199,8 @@ def driver_capabilities(topology: Topology) -> list[str]:
         f"aperture_bits {config.engine.aperture_bits}",
         f"default_policy {'identity' if config.default_policy is DefaultPolicy.IDENTITY else 'blocked'}",
     ]
+    if config.guest_tables:
+        lines.append(" ".join(("table_formats", *(entry.name.lower().replace("_", "-") for entry in TableFormat))))
     lines += [f"iova_range {entry.start:#x} {entry.last:#x}" for entry in iova_ranges(config.engine)]
     for region in reserved_regions(config.engine, config.reserved):
         whose = "global" if region.stream == GLOBAL_STREAM else f"stream {region.stream}"

@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import count
 from typing import NamedTuple
 
 from pviommu_abi.dma_test import DmaOp
@@ -29,6 +30,7 @@ from vfio_user import Command, IrqIndex, RegionIndex, RemoteError
 from vfio_user.messages import GetRegionIoFds, WriteMulti
 
 from ..guest.events import EventRing
+from ..guest.tables import InFlight, PageTables
 from ..guest.wire import WireFunction
 from ..topology import Topology
 from . import network
@@ -45,6 +47,8 @@ _SELDOM = (
 
 ROUNDS = 32
 _IOVA, _GPA = 0x40000000, 0x200000
+_TABLES = 0x100
+"""First frame of tables that the guest owns."""
 _IN_FLIGHT = 2
 """Maps that are in a ring at a time."""
 _LIVES = 2
@@ -208,6 +212,39 @@ def operations(stage: Stage) -> Iterator[PlayedGuest]:
     guest.call(V7Free(1, 0, 1).pack(), OpClass.XEN_V7, XenV7Op.FREE_CONTEXT)
 
 
+def tables(stage: Stage) -> Iterator[PlayedGuest]:
+    """By calls: tables that the guest owns, mapped and unmapped by stores. What was unmapped strictly must be out of
+    reach, and is used by the guest at once.
+    """
+    guest = PlayedGuest(stage)
+    yield guest
+    guest.start()
+    ram = stage.ram.bytes
+    with contextlib.closing(PageTables(memoryview(ram), count(_TABLES))) as owned:
+        result, made = guest.retried(lambda: guest.alloc_tables(owned.root))
+        name = "dma0"
+        if result or guest.bind_stream(guest.devfns[name], STREAMS[name]) not in (0, -Errno.EEXIST):
+            return
+        if guest.retried(lambda: guest.reattach_device(guest.devfns[name], made.ctx_no))[0]:
+            return
+        line = InFlight(guest.iommu, made.line)
+        for number in range(ROUNDS // 2):
+            iova, gpa, pages = _IOVA + (number << 16), _GPA + (number << 14), 1 + number % 3
+            for page in range(pages):
+                owned.map(iova + (page << 12), gpa + (page << 12))
+            guest.fill(name, iova + 5, gpa + 5, (pages << 12) - 10, 0x1122334455667788 + number)
+            for page in range(pages):
+                owned.unmap(iova + (page << 12))
+            if number % 4 == 0 or not line.is_quiet():
+                guest.flush(made.ctx_no)
+            guest.check(line.is_quiet(), f"step {line.step}, {line.pending} pending, and nothing is in flight")
+            mark = bytes([number]) * 16
+            ram[gpa : gpa + 16] = mark
+            guest.refused(name, iova)
+            guest.check(bytes(ram[gpa : gpa + 16]) == mark, f"DMA reached GPA {gpa:#x} after its unmap")
+        guest.check(guest.free(made.ctx_no, 1) == 0, f"context {made.ctx_no} cannot be freed")
+
+
 def wire(stage: Stage) -> Iterator[PlayedGuest]:
     """Over vfio-user: sockets, messages, shared memory, interrupts; a client that goes and comes again."""
     with contextlib.ExitStack() as stack:
@@ -271,6 +308,7 @@ WORKLOADS = {
     "rings": Workload("the same with a ring for each engine and commands in flight in both", rings),
     "recovery": Workload("transfers that are tried again, resets of engines and IOMMU in between", recovery),
     "operations": Workload("every operation of both profiles", operations),
+    "tables": Workload("maps and strict unmaps in tables that the guest owns", tables),
     "wire": Workload("the same as maps over vfio-user, with messages and interrupts", wire, True),
     "network": Workload(
         "frames to and fro between two network cards, resets and frames that are sent again",

@@ -404,3 +404,30 @@ def test_a_command_can_be_added_and_not_twice(ask):
     assert ask("commands")["commands"][-1]["name"] == "wave"
     with pytest.raises(ValueError, match="there is a command wave already"):
         ask.answers.add(Command("wave", "wave back"), dict)
+
+
+@pytest.mark.row("tables", 17)
+def test_a_context_with_tables_of_the_guest_is_dumped_by_walking_them(driver, ask, make_guest):
+    guest = make_guest()
+    for dfn, gfn in ((3, 9), (4, 10), (5, 11), (7, 9)):
+        guest.tables.map(dfn << 12, gfn << 12)
+    guest.tables.map(1 << 30, 0, shift=30)
+    [_, said] = ask("contexts")["contexts"]
+    assert (said["context"], said["kind"], said["pages"]) == (guest.ctx, "tables", 0)
+    said, areas = {"next": 0}, []
+    while said["next"] is not None:
+        said = ask("dump", context=guest.ctx, first=said["next"], limit=2)
+        areas += [(area["dfn"], area["pages"], area["gfn"]) for area in said["areas"]]
+    assert said["kind"] == "tables"
+    assert areas == [(3, 3, 9), (7, 1, 9), (1 << 18, 1 << 18, 0)]
+
+
+def test_such_a_context_that_is_freed_during_its_dump_is_told(driver, ask, make_guest):
+    guest = make_guest()
+    for dfn in range(64):  # more than one step looks at
+        guest.tables.map(dfn << 12, dfn << 12)
+    steps = ask.answers.begin("dump", {"context": guest.ctx, "limit": 1000})
+    next(steps)
+    driver.iommu.contexts.free(guest.ctx, reattach=True)
+    with pytest.raises(CommandError, match="the context was freed meanwhile"):
+        list(steps)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 
 from pviommu.dma.fault import DmaPendingError, DmaRefusedError
+from pviommu_abi.registers import Reset
 from pviommu_abi.shared import EventReason
+from pviommu_abi.slots import OpClass
+from pviommu_abi.vendor import Flush, VendorOp
 
-from ..conftest import Driver, reason_of
+from ..conftest import Driver, TableGuest, reason_of
 from .conftest import Faulty, Load
 
 IOVA = 0x100000
@@ -169,3 +174,50 @@ def test_an_endpoint_fails_until_its_reset(load: Load, caplog: pytest.LogCapture
     assert "it fails by a rule" in caplog.text
     endpoint.reset()
     assert not endpoint.failed
+
+
+@pytest.fixture
+def held(load: Load) -> Iterator[tuple[Faulty, TableGuest]]:
+    """A rule that holds back what was translated, by tables of the guest, and the request that waits."""
+    faulty = load({"on": "dma.translate.post", "schedule": {"nth": 1}, "do": {"delay": "2ms"}})
+    guest = TableGuest(faulty.driver)
+    guest.tables.map(IOVA, 0x10000)
+    with pytest.raises(DmaPendingError):
+        faulty.driver.dma_write("dma0", IOVA, b"late")
+    yield faulty, guest
+    guest.tables.close()
+
+
+@pytest.mark.row("tables", 10)
+def test_a_translation_that_is_held_back_is_pending_and_a_flush_waits_for_it(held: tuple[Faulty, TableGuest]) -> None:
+    faulty, guest = held
+    driver, line = faulty.driver, guest.line
+    assert (line.step % 2, line.pending) == (1, 1)
+    guest.tables.unmap(IOVA)
+    position = driver.put(Flush(guest.ctx).pack(), OpClass.VENDOR, VendorOp.FLUSH)
+    driver.iommu.work()
+    assert driver.completed() == position
+    with pytest.raises(ValueError, match="cannot be saved while a rule holds"):
+        driver.iommu.save()
+    faulty.agenda.run(2_000_000)
+
+    driver.dma_write("dma0", IOVA, b"late")
+    assert driver.ram[0x10000:0x10004] == b"late"
+    assert line.is_quiet()
+    driver.iommu.work()
+    assert driver.completed() == position + 1
+    assert driver.outcome(position)[0].result == 0
+    assert guest.refused(IOVA, 4) == (EventReason.NOT_MAPPED, IOVA)
+
+
+@pytest.mark.parametrize("end", ["endpoint", "iommu", "other"])
+@pytest.mark.row("tables", 10)
+def test_one_that_is_held_back_and_given_up_is_not_pending(held: tuple[Faulty, TableGuest], end: str) -> None:
+    faulty, guest = held
+    if end == "endpoint":
+        faulty.driver.machine.endpoints["dma0"].reset()
+    elif end == "iommu":
+        faulty.driver.write("RESET", Reset.POWER_ON)
+    else:
+        faulty.driver.dma_write("dma0", IOVA + 8, b"other")
+    assert guest.line.is_quiet()

@@ -10,6 +10,8 @@ from pviommu_abi.slots import OpClass
 from pviommu_abi.vendor import Batch, MapOp, VendorOp
 from pviommu_abi.xen_2024 import MapFlags
 
+from ..conftest import RAM_PAGES
+
 PAGE = 1 << 12
 READ, BOTH = int(MapFlags.READABLE), int(MapFlags.READABLE | MapFlags.WRITEABLE)
 
@@ -313,3 +315,46 @@ def test_the_nearest_mapping_begins_where_its_map_call_did(driver, faults, ctx):
 
 def test_times_are_told_as_people_say_them():
     assert [in_words(ns) for ns in (17, 1234, 5_000_000, 2_500_000_000)] == ["17 ns", "1.23 us", "5 ms", "2.5 s"]
+
+
+# -- tables of the guest ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.row("tables", 17)
+def test_tables_of_the_guest_are_shown_entry_by_entry(driver, faults, make_guest):
+    guest = make_guest()
+    guest.tables.map(0x3000, 0x9000)
+    guest.tables.unmap(0x3000)
+    refused(driver, 0x3010)
+    cause, text = why(faults)
+    assert cause == "not-in-guest-tables"
+    place = 8 * guest.tables.place(0x3000)
+    assert text == f"the guest owns the tables of context 1; the walk ended at entry 4, 0x0 at GPA {place:#x}"
+    entries = faults.kept[-1].explanation.now["entries"]
+    assert entries[0]["gpa"] == guest.tables.root
+    assert [each["entry"] & 3 for each in entries] == [3, 3, 3, 0]
+
+
+@pytest.mark.row("tables", 17)
+def test_tables_of_the_guest_that_map_it_by_now_say_so(driver, faults, make_guest):
+    guest = make_guest()
+    guest.tables.map(0x3000, 0x9000)
+    said = explained(faults.explainer, Asked(guest.ctx, 0x3000, "NOT_MAPPED"))
+    assert said.text.endswith("and maps it by now, not when this DMA was refused: gfn 0x9, for READ|WRITE")
+    assert said.below is None
+    assert explained(faults.explainer, Asked(guest.ctx, 0x3000)).text == "it is mapped: gfn 0x9, for READ|WRITE"
+
+
+@pytest.mark.row("tables", 17)
+def test_tables_of_the_guest_without_a_root_say_so(driver, faults, make_guest):
+    guest = make_guest()
+    driver.iommu.dma_unmap(0, RAM_PAGES << 12)
+    driver.iommu.settle()
+    said = explained(faults.explainer, Asked(guest.ctx, 0x3000, "NOT_MAPPED"))
+    assert said.text.endswith("no entry of them can be read: the root is not in guest RAM any more")
+
+
+def test_the_beginning_of_such_a_context_is_in_the_history(driver, faults, history, make_guest):
+    guest = make_guest()
+    [record] = [each for each in history.back() if each.kind == Kind.ALLOC]
+    assert (record.domain, record.after, record.done) == (guest.ctx, guest.tables.root, 1)

@@ -41,6 +41,7 @@ def test_driver_capabilities_follow_the_topology():
         "rings 1",
         "aperture_bits 32",
         "default_policy identity",
+        "table_formats vtd-ss x86-64",
         "iova_range 0x0 0xfedfffff",
         "iova_range 0xfef00000 0xffffffff",
         "reserved 0xfee00000 0xfeefffff msi global",
@@ -63,6 +64,11 @@ def test_limits_of_the_command_line_replace_those_of_the_topology(capsys, tmp_pa
     assert "pool_pages 64" in json.loads(capsys.readouterr().out)["driver_capabilities"]
 
 
+def test_a_device_without_guest_tables_tells_no_formats():
+    lines = serve.driver_capabilities(Topology(IommuSection(guest_tables=False)))
+    assert not any(line.startswith("table_formats") for line in lines)
+
+
 def test_a_blocked_default_policy_is_told():
     lines = serve.driver_capabilities(Topology(IommuSection(default_policy="blocked")))
     assert "default_policy blocked" in lines
@@ -72,7 +78,7 @@ def test_print_capabilities_prints_json_and_ends_with_0(capsys):
     assert serve.main(parse("--print-capabilities")) == 0
     told = json.loads(capsys.readouterr().out)
     assert (told["type"], told["abi"], told["profiles"]) == ("pviommu", 1, ["xen-2024", "xen-v7"])
-    assert told["features"] == ["profile_xen_2024", "posted", "profile_xen_v7", "batch_2014"]
+    assert told["features"] == ["profile_xen_2024", "posted", "profile_xen_v7", "batch_2014", "guest_tables"]
 
 
 @pytest.mark.parametrize(

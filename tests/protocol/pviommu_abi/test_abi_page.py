@@ -41,7 +41,7 @@ def test_every_bit_field_is_in_the_page_with_its_bits_and_in_a_diagram() -> None
                     assert f"| `{name}` | {field.low} | {int(field):#x} | " in page
                     assert f" {field.name} |" in page.split(f"### {interface.prefix.upper()}_{register.prefix}_*")[1]
                     fields += 1
-    assert fields == 12
+    assert fields == 13
 
 
 def test_named_values_of_registers_are_in_the_page() -> None:

@@ -50,11 +50,13 @@ class TranslatePoint(Point):
         if waiting.hold.is_forgotten:
             return super().__call__(*args)
         if waiting.hold.is_over:
+            self.form.resume()
             return waiting.go()
         self._waiting = waiting
         return PENDING
 
     def hold(self, hold: Hold, go: Callable[[], Any]) -> Any:
+        self.form.keep()  # what was translated, if it was: it is in flight meanwhile
         self._waiting = _Waiting(self._asked, self.form.given_up, hold, go)
         return PENDING
 

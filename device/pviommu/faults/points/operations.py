@@ -23,7 +23,7 @@ _NAMES = {
     "ctx": ("ctx_no",),
     "nr": ("nr_pages",),
     "flags": ("flags", "map_flags", "alloc_flags", "free_flags"),
-    "gpa": ("address", "arg"),
+    "gpa": ("address", "arg", "root"),
     "count": ("count", "pages"),
     "op": ("op", "subop"),
 }

@@ -52,6 +52,9 @@ class ProgramMemory:
     What a program has given back since it was mapped is refused, as memory that is not there.
     """
 
+    copier = None
+    """nothing translates and copies at once here"""
+
     def __init__(self, hardware: Hardware) -> None:
         self._hardware = hardware
 

@@ -44,6 +44,8 @@ class BatchOperations:
         op = Batch.unpack(payload)
         if op.flags & ~_FLAGS or op.pad0 or any(payload[Batch.SIZE :]) or op.address % _ALIGNMENT:
             return REFUSED
+        if self._engine.has_guest_tables(op.ctx_no):
+            return Reply(-Errno.EOPNOTSUPP)
         if not self._engine.is_paging(op.ctx_no):
             return REFUSED
         try:

@@ -21,6 +21,7 @@ from pviommu_abi.shared import (
     CapabilityId,
     EndpointEntry,
     FaultRules,
+    GuestTables,
     Limits,
     RegionKind,
     ReservedRegion,
@@ -105,6 +106,7 @@ class Chain:
         endpoints: Sequence[EndpointEntry],
         of_endpoints: Mapping[int, Sequence[ReservedFrames]] = MappingProxyType({}),
         faults: FaultRules | None = None,
+        tables: GuestTables | None = None,
     ) -> None:
         bodies = [
             (CapabilityId.IOVA_RANGES, _list(iova_ranges(config))),
@@ -114,6 +116,8 @@ class Chain:
         ]
         if faults is not None:
             bodies.append((CapabilityId.FAULT_RULES, faults.pack()))
+        if tables is not None:
+            bodies.append((CapabilityId.GUEST_TABLES, tables.pack()))
         offset, parts = CapabilityArea.SIZE, []
         for kind, body in bodies:
             offset += CapabilityHeader.SIZE + len(body)

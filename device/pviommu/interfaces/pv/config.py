@@ -67,6 +67,8 @@ class IommuConfig(Struct, frozen=True):
     """whether the guest may use the IOMMU at all; otherwise every Xen operation is refused"""
     remote_cmd: bool = True
     """whether the guest may use REMOTE_CMD, as a hardware domain may"""
+    guest_tables: bool = True
+    """whether contexts may have tables that the guest owns"""
     identity: Identity = DEFAULT_IDENTITY
 
     def __post_init__(self) -> None:

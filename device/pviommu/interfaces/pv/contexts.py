@@ -1,7 +1,7 @@
 """Contexts: Xen's rules over the engine's domains.
 
 Context 0, the default one, is a fixed domain of the engine: identity or blocked, as configured. The others are paging
-domains whose number is that of the context: the lowest free one.
+domains, or such with tables of the guest, whose number is that of the context: the lowest free one.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from pviommu_abi.slots import DEFAULT_CONTEXT
 
-from ...engine import BLOCKED, IDENTITY, Engine, ReservedFrames, Stop
+from ...engine import BLOCKED, IDENTITY, Engine, GuestTables, ReservedFrames, Stop
 from .config import MAX_CONTEXT, DefaultPolicy
 
 __all__ = ["MAX_CONTEXT", "AllocResult", "ContextStop", "Contexts", "ContextsState", "DefaultPolicy"]
@@ -80,18 +80,29 @@ class Contexts:
         return self._default if ctx == DEFAULT_CONTEXT else ctx
 
     def __contains__(self, ctx: int) -> bool:
-        return ctx == DEFAULT_CONTEXT or self.engine.is_paging(ctx)
+        return ctx == DEFAULT_CONTEXT or self.engine.is_paging(ctx) or self.engine.has_guest_tables(ctx)
 
     def alloc(self, clone: bool = False) -> AllocResult:
         """A context under the lowest free number, empty or, with ``clone``, mapping all guest RAM 1:1.
 
         If it fails (NO_FREE_CONTEXT, POOL_EXHAUSTED), nothing has changed.
         """
-        ctx = next((ctx for ctx in range(1, self.max_contexts + 1) if not self.engine.has_domain(ctx)), None)
+        ctx = self._free_number()
         if ctx is None:
             return AllocResult(None, ContextStop.NO_FREE_CONTEXT)
         stop = self.engine.alloc_paging(ctx, clone=clone)
         return AllocResult(None, stop) if stop else AllocResult(ctx, None)
+
+    def alloc_tables(self, guest: GuestTables) -> AllocResult:
+        """A context with tables of the guest under the lowest free number; NO_FREE_CONTEXT."""
+        ctx = self._free_number()
+        if ctx is None:
+            return AllocResult(None, ContextStop.NO_FREE_CONTEXT)
+        self.engine.alloc_tables(ctx, guest)
+        return AllocResult(ctx, None)
+
+    def _free_number(self) -> int | None:
+        return next((ctx for ctx in range(1, self.max_contexts + 1) if not self.engine.has_domain(ctx)), None)
 
     def free(self, ctx: int, reattach: bool) -> Stop | ContextStop | None:
         """Drop a context and its mappings; with ``reattach`` its endpoints move to the default context.

@@ -34,6 +34,8 @@ from .config import NO_STREAM, IommuConfig
 from .contexts import Contexts
 from .events import EventRing
 from .execution import Executor
+from .guest_tables import CAPABILITY, ContextTables
+from .in_flight import InFlight
 from .page_operation import watched_kinds
 from .patience import Patience
 from .profile import XenProfile
@@ -53,6 +55,9 @@ __all__ = ["IommuConfig", "PvIommu"]
 
 log = logging.getLogger(__name__)
 
+_OF_DMA = ("dma.translate", "dma.read", "dma.write")
+"""Probes that a request passes."""
+
 
 class PvIommu(PciFunction):
     """The function that the guest programs. Each of its streams translates for the endpoint with that stream ID."""
@@ -69,6 +74,8 @@ class PvIommu(PciFunction):
         """frames whose changes engine and capability area have not been told of yet"""
         for stream in config.streams:
             self._contexts.add_endpoint(stream, config.reserved.get(stream, ()))
+        if core and environment.inputs.may_be_bypassed:
+            self.memory.copier = core.copier()
         self._unshared = UnsharedMemory(name, self.memory, self.bars, self._engine)
         self.shared = self.add_shared_bar(SHARED_BAR, SHARED_BAR_SIZE)
         self.add_msix_bar(MSIX_BAR, MSIX_VECTORS, MSIX_BAR_SIZE, MSIX_PBA_OFFSET)
@@ -89,7 +96,10 @@ class PvIommu(PciFunction):
         xen_2024, self._xen_v7 = Xen2024(*operands), XenV7(*operands)
         self._profiles: dict[int, XenProfile] = {Profile.XEN_2024: xen_2024, Profile.XEN_V7: self._xen_v7}
         batch = BatchOperations(self.engine, self.memory, self.counters)
-        vendor = VendorOperations(self._contexts, self.bindings, self.events, batch, self.counters)
+        self._tables = ContextTables(
+            *(self._contexts, self.memory, InFlight(self.shared), core), offered=config.guest_tables
+        )
+        vendor = VendorOperations(self._contexts, self.bindings, self.events, batch, self._tables, self.counters)
         self._executor = Executor(self.rings, vendor, environment, self._reporter, ring_core)
         xen_2024.bind(self.probes, name)
         self._xen_v7.bind(self.probes, name)
@@ -101,11 +111,13 @@ class PvIommu(PciFunction):
         self.probes.bind(self._reporter, "fault", "fault.record", name)
         self.probes.bind(self._reporter, "event", "fault.deliver", name, self._reporter)
         self._bind_engine()
-        self.registers = PvRegisters(self, config.instance, self.rings, self._executor, self._profiles)
+        self.registers = PvRegisters(
+            *(self, config.instance, self.rings, self._executor, self._profiles), guest_tables=config.guest_tables
+        )
         self.add_register_bar(REGISTER_BAR, self.registers.file, REGISTER_BAR_SIZE)
         self._patience = Patience(self._executor.order, self.settle, self.inputs)
         self._streams = {
-            stream: PvStream(stream, self._contexts, self.settle, self._patience, self._reporter)
+            stream: PvStream(stream, self._contexts, self._tables, self.settle, self._patience, self._reporter)
             for stream in config.streams
         }
         for each in self._streams.values():
@@ -139,7 +151,9 @@ class PvIommu(PciFunction):
         self._executor.watch(watched_kinds(probes))
         self._engine.iotlb(is_used=any(map(probes.is_watched, ("iotlb.lookup", "iotlb.fill", "iotlb.invalidate"))))
         faults = probes.interposer.capability() if probes.interposer else None
-        self._chain = Chain(config.engine, limits(config), endpoint_entries(config), config.reserved, faults)
+        self._tables.transfers = self.memory.copier is not None and not any(map(probes.is_watched, _OF_DMA))
+        tables = CAPABILITY if config.guest_tables else None
+        self._chain = Chain(config.engine, limits(config), endpoint_entries(config), config.reserved, faults, tables)
         self._publish_capabilities()
         self._show_rules()
 
@@ -211,6 +225,7 @@ class PvIommu(PciFunction):
         lost = self.contexts.reset()  # what these endpoints have queued was not meant for the default context
         self.bindings.reset()
         self.shared.clear()
+        self._tables.reset()
         self.events.reset()
         self.registers.reset()
         self._publish_capabilities()
@@ -239,6 +254,8 @@ class PvIommu(PciFunction):
             patience=self._patience.save(),
             backlogs={stream: targets for stream, targets in backlogs if targets is not None},
             capability_generation=self._capabilities.generation,
+            tables=self._tables.save(),
+            steps=self._tables.in_flight.save(),
         )
 
     def load(self, state: PvIommuState) -> None:
@@ -249,8 +266,10 @@ class PvIommu(PciFunction):
         self.settle()
         self._executor.reset()
         load_function(self, state.function)
-        self._engine.load(state.engine)
+        self._engine.load(state.engine, tables=self._tables.tables_of(state.tables))
         self._contexts.load(state.contexts)
+        self._tables.load(state.tables)
+        self._tables.in_flight.load(state.steps)
         self.bindings.load(state.bindings)
         self.events.load(state.events)
         for ring, saved in zip(self.rings, state.rings, strict=True):
@@ -293,6 +312,7 @@ class PvIommu(PciFunction):
                 self._publish_capabilities()
 
     def on_shared_renewed(self) -> None:
+        self._tables.in_flight.reset()
         self._publish_capabilities()
         self._show_rules()
 

@@ -33,12 +33,14 @@ __all__ = [
 
 MAP_STOPS = frozenset(
     (
-        *(Stop.NO_DOMAIN, Stop.NOT_PAGING, Stop.NO_ACCESS, Stop.OUT_OF_APERTURE),
+        *(Stop.NO_DOMAIN, Stop.NOT_PAGING, Stop.GUEST_TABLES, Stop.NO_ACCESS, Stop.OUT_OF_APERTURE),
         *(Stop.NOT_RAM, Stop.RESERVED, Stop.MAPPED, Stop.POOL_EXHAUSTED),
     )
 )
 """What may stop a map."""
-UNMAP_STOPS = frozenset((Stop.NO_DOMAIN, Stop.NOT_PAGING, Stop.OUT_OF_APERTURE, Stop.RESERVED, Stop.NOT_MAPPED))
+UNMAP_STOPS = frozenset(
+    (Stop.NO_DOMAIN, Stop.NOT_PAGING, Stop.GUEST_TABLES, Stop.OUT_OF_APERTURE, Stop.RESERVED, Stop.NOT_MAPPED)
+)
 """What may stop an unmap."""
 _WORD = 8
 """Bytes that a native core reads at once."""

@@ -100,6 +100,10 @@ class XenProfile(Protocol):
     page_rules: PageRules
     """its maps and unmaps"""
 
+    @property
+    def may_alloc(self) -> bool:
+        """Whether there may be contexts yet; otherwise allocating one is -ENOSPC."""
+
     def reset(self) -> None:
         """As at power-on."""
 

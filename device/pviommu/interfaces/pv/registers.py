@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 LOOK_NS = 1_000_000
 """How long the search for memory that the guest uses goes on before others have a turn."""
 FEATURES = Feature(PROFILE_XEN_2024=1, POSTED=1, PROFILE_XEN_V7=1, BATCH_2014=1)
+"""What every configuration has."""
 _ENABLE = int(RingControl.ENABLE)
 
 
@@ -55,7 +56,10 @@ class PvRegisters:
         rings: Sequence[CommandRing],
         executor: Executor,
         profiles: Mapping[int, XenProfile],
+        *,
+        guest_tables: bool = True,
     ) -> None:
+        """``guest_tables``: whether contexts may have tables that the guest owns."""
         self._owner = owner
         self._rings = rings
         self._executor = executor
@@ -63,7 +67,7 @@ class PvRegisters:
         self._setups: list[RingSetup] = []
         self.load([RingSetup()] * len(rings))
         self.file = RegisterFile(REGISTERS, self)
-        self.file["FEATURES"] = FEATURES
+        self.file["FEATURES"] = FEATURES | (Feature.GUEST_TABLES if guest_tables else 0)
         self.file["INSTANCE"] = instance
         self.file["MAX_RINGS"] = len(rings)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import IntEnum
 from typing import Protocol
 
 from ...dma.access import Copier
 from ...dma.memory_file import Guard
+from ...dma.plan import Span
 from ...engine.core import Core
 from ...hosted import Poll
 from ...inputs import Inputs
@@ -85,6 +87,19 @@ class DeviceCore(Core, Protocol):
 
     def copier(self) -> Copier | None:
         """The copier for the guest memory of one connection. None: Python copies."""
+
+    def transfer(
+        self,
+        domain: int,
+        spans: Sequence[Span],
+        copier: Copier,
+        data: bytes | memoryview | None,
+        word: int,
+        step: int,
+    ) -> bytes | None:
+        """Carry out a request by tables of the guest that this core walks: see :meth:`.translator.Translator.transfer`.
+        The 32-bit word at the address ``word`` of this process is ``step`` meanwhile, and one more afterwards.
+        """
 
     def another(self) -> DeviceCore:
         """One with the same parts, for another engine."""

@@ -10,6 +10,7 @@ from .bindings import BindingsState
 from .contexts import ContextsState
 from .events import EventRingState
 from .execution import ExecutorState
+from .guest_tables import TablesState
 from .patience import PatienceState
 from .profile import Targets
 from .ring import CommandRingState
@@ -36,3 +37,7 @@ class PvIommuState(Struct, frozen=True):
     backlogs: dict[int, Targets]
     """by stream: what its request in progress waits for"""
     capability_generation: int
+    tables: dict[int, TablesState] = {}
+    """by context: the guest's own"""
+    steps: dict[int, int] = {}
+    """by in-flight line that was ever used"""

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from ...dma.access import Copier
 from ...dma.fault import KIND, Fault
-from ...dma.plan import DmaPlan, DmaRequest, translate_each
+from ...dma.plan import DmaPlan, DmaRequest, Span, translate_each
 from ...dma.translator import PENDING, Pending, Translator
-from ...engine import TranslationPending
+from ...engine import TranslationFault, TranslationPending
 from .contexts import Contexts
+from .guest_tables import ContextTables
+from .in_flight import Use
 from .order import Backlog
 from .patience import Patience
 from .profile import Targets
@@ -24,12 +27,23 @@ class PvStream(Translator):
     """
 
     def __init__(
-        self, stream: int, contexts: Contexts, settle: Callable[[], None], patience: Patience, reporter: Reporter
+        self,
+        stream: int,
+        contexts: Contexts,
+        tables: ContextTables,
+        settle: Callable[[], None],
+        patience: Patience,
+        reporter: Reporter,
     ) -> None:
         """``settle`` is called before the engine of ``contexts`` is asked."""
         self.stream = stream
         self._contexts = contexts
         self._engine = contexts.engine
+        self._tables = tables
+        self._uses: list[Use] = []
+        """what is in flight by tables of the guest, until :meth:`finished` in this step"""
+        self._kept: list[Use] = []
+        """and what goes on in a later step"""
         self._settle = settle
         self._patience = patience
         self._reporter = reporter
@@ -52,12 +66,12 @@ class PvStream(Translator):
         if not self._patience.has_caught_up():
             return PENDING
         self._settle()
-        found = translate_each(self.stream, requests, self._engine.translate, self._engine.translate_spans)
+        found = self._ask(requests)
         if isinstance(found, tuple):
             if not self.catch_up():
                 return PENDING
             # all of them again: what was executed meanwhile may have unmapped a span that was translated before
-            found = translate_each(self.stream, requests, self._engine.translate, self._engine.translate_spans)
+            found = self._ask(requests)
         self._backlog = None
         if isinstance(found, tuple):
             refused, length = found
@@ -65,6 +79,51 @@ class PvStream(Translator):
                 return PENDING
             return Fault(KIND[refused.refusal], self.stream, refused.iova, refused.access, length)
         return found
+
+    def _ask(self, requests: Sequence[DmaRequest]) -> list[DmaPlan] | tuple[TranslationFault | TranslationPending, int]:
+        """What the engine says. Plans of guest tables are in flight then, and nothing otherwise."""
+        line = self._tables.line(self.stream)
+        self.transfers = line is not None and self._tables.transfers
+        self._drop_kept()
+        if line is None:
+            return translate_each(self.stream, requests, self._engine.translate, self._engine.translate_spans)
+        use = self._tables.in_flight.begin(line)
+        found = translate_each(self.stream, requests, self._engine.translate, self._engine.translate_spans)
+        if isinstance(found, tuple):
+            self._tables.in_flight.end(use)  # others of this step may be in use
+        else:
+            self._uses.append(use)
+        return found
+
+    def transfer(self, spans: Sequence[Span], copier: Copier | None, data: bytes | memoryview | None) -> bytes | None:
+        if self._uses or self._kept or not self._patience.has_caught_up():
+            return None
+        self._settle()
+        return self._tables.transfer(self.stream, spans, copier, data)
+
+    def finished(self) -> None:
+        if self._uses:
+            for use in self._uses:
+                self._tables.in_flight.end(use)
+            self._uses.clear()
+
+    def keep(self) -> None:
+        for use in self._uses:
+            self._tables.in_flight.keep(use)
+        self._kept += self._uses
+        self._uses.clear()
+
+    def resume(self) -> None:
+        for use in self._kept:
+            self._tables.in_flight.resume(use)
+        self._uses += self._kept
+        self._kept.clear()
+
+    def _drop_kept(self) -> None:
+        if self._kept:
+            for use in self._kept:
+                self._tables.in_flight.end(use)
+            self._kept.clear()
 
     def report(self, fault: Fault) -> None:
         self._reporter.fault(fault)
@@ -75,6 +134,7 @@ class PvStream(Translator):
 
     def give_up(self) -> None:
         self._backlog = None
+        self._drop_kept()
         self.given_up += 1
 
     def on_lost(self, cancel: Callable[[], None]) -> None:

@@ -1,6 +1,8 @@
-"""Vendor operations: bindings, what is in use, and Xen operations whose structures are in guest memory."""
+"""Vendor operations: bindings, what is in use, Xen operations with structures in guest memory, tables of the guest."""
 
 from __future__ import annotations
+
+from functools import partial
 
 from pviommu_abi.slots import Errno
 from pviommu_abi.vendor import AllocTables, Batch, Binding, Call, Flush, Reserve, Usage, VendorOp
@@ -13,11 +15,15 @@ from .batch import BatchOperations
 from .bindings import Bindings, sbdf_of
 from .contexts import Contexts
 from .events import EventRing
-from .profile import DONE, REFUSED, Answer, Begin, GoOn, Progress, Reply, XenProfile, probe_operation
+from .guest_tables import ContextTables
+from .in_flight import Flushing, line_of
+from .profile import DONE, REFUSED, Answer, Begin, GoOn, Held, Progress, Reply, XenProfile, probe_operation
 
 __all__ = ["VendorOperations"]
 
 _BINDING_IN = Binding.offset_of("ctx_no")
+_ALLOC_TABLES_IN = AllocTables.offset_of("ctx_no")
+_REORDERING = (VendorOp.UNBIND, VendorOp.BLOCK, VendorOp.CALL, VendorOp.ALLOC_TABLES)
 _CALL_ALIGNMENT = 8
 _RECORDS: dict[int, type[Record]] = {
     **dict.fromkeys((VendorOp.BIND, VendorOp.UNBIND, VendorOp.QUERY_ENDPOINT, VendorOp.BLOCK), Binding),
@@ -29,19 +35,27 @@ _RECORDS: dict[int, type[Record]] = {
     VendorOp.FLUSH: Flush,
 }
 """structures of the payloads"""
+_RESERVE_RESULTS = {Stop.POOL_EXHAUSTED: -Errno.ENOMEM, Stop.GUEST_TABLES: -Errno.EOPNOTSUPP}
 
 
 class VendorOperations:
     """Executes payloads of class VENDOR."""
 
     def __init__(
-        self, contexts: Contexts, bindings: Bindings, events: EventRing, batch: BatchOperations, counters: Counters
+        self,
+        contexts: Contexts,
+        bindings: Bindings,
+        events: EventRing,
+        batch: BatchOperations,
+        tables: ContextTables,
+        counters: Counters,
     ) -> None:
         self.profile: XenProfile | None = None
         """the selected one"""
         self._contexts = contexts
         self._engine = contexts.engine
         self._batch = batch
+        self._tables = tables
         self._bindings = bindings
         self._events = events
         self._counters = counters
@@ -64,8 +78,8 @@ class VendorOperations:
 
     @staticmethod
     def reorders(op: int, _payload: bytes) -> bool:
-        """Whether the operation must wait for all rings: it moves an endpoint, or (CALL) may do so."""
-        return op in (VendorOp.UNBIND, VendorOp.BLOCK, VendorOp.CALL)
+        """Whether it must wait for all rings: it moves an endpoint or makes a context, or (CALL) may do so."""
+        return op in _REORDERING
 
     def execute(self, op: int, payload: bytes) -> Answer:
         """Carry out ``op`` with the 48 bytes of ``payload``. Unknown operations are -EOPNOTSUPP."""
@@ -166,15 +180,36 @@ class VendorOperations:
         if self.profile is not None and self.profile.denied:
             return Reply(self.profile.denied)
         stop = self._engine.reserve_pool(op.ctx_no, op.pages)
-        if stop is None:
-            return DONE
-        return Reply(-Errno.ENOMEM) if stop is Stop.POOL_EXHAUSTED else REFUSED
+        return DONE if stop is None else Reply(_RESERVE_RESULTS.get(stop, -Errno.EINVAL))
 
-    def op_alloc_tables(self, _payload: bytes) -> Reply:
-        return Reply(-Errno.EOPNOTSUPP)
+    def op_alloc_tables(self, payload: bytes) -> Reply:
+        if not self._tables.is_offered:
+            return Reply(-Errno.EOPNOTSUPP)
+        if self.profile is None or any(payload[_ALLOC_TABLES_IN:]):
+            return REFUSED
+        if self.profile.denied:
+            return Reply(self.profile.denied)
+        if not self.profile.may_alloc:
+            return Reply(-Errno.ENOSPC)
+        op = AllocTables.unpack(payload)
+        ctx = self._tables.alloc(op)
+        if ctx < 0:
+            return Reply(ctx)
+        return Reply(
+            0, AllocTables(op.format, op.flags, op.root, op.aperture_bits, ctx_no=ctx, line=line_of(ctx)).pack()
+        )
 
-    def op_flush(self, _payload: bytes) -> Reply:
-        return Reply(-Errno.EOPNOTSUPP)
+    def op_flush(self, payload: bytes) -> Answer:
+        if not self._tables.is_offered:
+            return Reply(-Errno.EOPNOTSUPP)
+        op = Flush.unpack(payload)
+        if op.pad0 or op.pad1 or any(payload[Flush.SIZE :]) or not self._engine.has_guest_tables(op.ctx_no):
+            return REFUSED
+        return self._flushed(self._tables.in_flight.flush(line_of(op.ctx_no)))
+
+    def _flushed(self, flush: Flushing) -> Answer:
+        """The answer now, or once all is over that ``flush`` waits for."""
+        return DONE if flush.is_over else Held(waiting=flush, carry_on=partial(self._flushed, flush))
 
 
 def _sbdf(binding: Binding) -> int:

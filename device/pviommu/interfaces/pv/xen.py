@@ -26,6 +26,7 @@ __all__ = ["CONTEXT_RESULTS", "CONTEXT_STOPS", "MAP_RESULTS", "UNMAP_RESULTS", "
 UNMAP_RESULTS = {
     Stop.NO_DOMAIN: -Errno.EINVAL,
     Stop.NOT_PAGING: -Errno.EINVAL,
+    Stop.GUEST_TABLES: -Errno.EOPNOTSUPP,
     Stop.OUT_OF_APERTURE: -Errno.ERANGE,
     Stop.NOT_MAPPED: -Errno.ENOENT,
 }
@@ -33,6 +34,7 @@ UNMAP_RESULTS = {
 MAP_RESULTS = {
     Stop.NO_DOMAIN: -Errno.EINVAL,
     Stop.NOT_PAGING: -Errno.EINVAL,
+    Stop.GUEST_TABLES: -Errno.EOPNOTSUPP,
     Stop.OUT_OF_APERTURE: -Errno.ERANGE,
     Stop.NO_ACCESS: -Errno.EINVAL,
     Stop.MAPPED: -Errno.EADDRINUSE,
@@ -161,6 +163,11 @@ class XenOperations:
                 self._handlers[op] = handler._replace(call=call, go_on=go_on)
 
         probes.bound(bind)
+
+    @property
+    def may_alloc(self) -> bool:
+        """Whether there may be contexts yet; otherwise allocating one is -ENOSPC."""
+        return True
 
     def reset(self) -> None:
         """Nothing to do, unless a subclass has state."""

@@ -40,7 +40,7 @@ from .xen import CONTEXT_RESULTS, MAP_RESULTS, UNMAP_RESULTS, Operation, XenOper
 
 __all__ = ["Xen2024", "page_rules"]
 
-_NO_CONTEXT = (Stop.NO_DOMAIN, Stop.NOT_PAGING)
+_NO_CONTEXT = (Stop.NO_DOMAIN, Stop.NOT_PAGING, Stop.GUEST_TABLES)
 
 
 def page_rules(max_nr_pages: int) -> PageRules:
@@ -134,6 +134,8 @@ class Xen2024(XenOperations):
         op = LookupPage.unpack(payload)
         if op.ctx_no not in self._contexts:
             return REFUSED
+        if self._engine.has_guest_tables(op.ctx_no):
+            return Reply(-Errno.EOPNOTSUPP)
         # the default context has no page table to look into: it is opaque, as it is on Xen with shared tables
         found = self._engine.lookup(op.ctx_no, op.dfn) if op.ctx_no != DEFAULT_CONTEXT else None
         if found is None:

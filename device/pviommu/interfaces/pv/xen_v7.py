@@ -146,6 +146,11 @@ class XenV7(XenOperations):
         )
         return Reply(0, answer.pack())
 
+    @property
+    def may_alloc(self) -> bool:
+        """Not before INIT, and not after one that is for no contexts at all."""
+        return self._max_ctx_no > 0
+
     def op_init(self, payload: bytes) -> Reply:
         op = V7Init.unpack(payload)
         if op.max_ctx_no >= MAX_CTX_NO_LIMIT:
@@ -166,7 +171,7 @@ class XenV7(XenOperations):
 
     def op_alloc_context(self, payload: bytes) -> Reply:
         op = V7Alloc.unpack(payload)
-        if not self._max_ctx_no:  # not initialised, or for no contexts at all
+        if not self.may_alloc:
             return Reply(-Errno.ENOSPC)
         return self._alloc(bool(op.alloc_flags & V7AllocFlags.IDENTITY), lambda ctx: V7Alloc(ctx, 0, op.alloc_flags))
 

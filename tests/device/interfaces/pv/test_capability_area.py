@@ -98,7 +98,7 @@ def test_the_chain_holds_every_capability_once(shared):
     endpoints = [EndpointEntry(1, 0, SBDF_UNBOUND), EndpointEntry(2, 1, 0x28)]
     area = published(shared, EngineConfig(), LIMITS, [(0, 0xFFF), (1 << 32, (1 << 33) - 1)], endpoints)
     found = walk(area)
-    assert set(found) == set(CapabilityId) - {CapabilityId.FAULT_RULES}  # there are none
+    assert set(found) == set(CapabilityId) - {CapabilityId.FAULT_RULES, CapabilityId.GUEST_TABLES}  # there are none
     assert found[CapabilityId.LIMITS] == LIMITS
     assert found[CapabilityId.ENDPOINTS] == endpoints
     assert found[CapabilityId.RAM_RANGES] == [AddressRange(0, 0xFFF), AddressRange(1 << 32, (1 << 33) - 1)]

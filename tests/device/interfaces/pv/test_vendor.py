@@ -22,7 +22,7 @@ def binding(name="dma0", **fields):
     return Binding(0, 0, DEVFN[name], **({"stream": STREAM[name]} | fields)).pack()
 
 
-@pytest.mark.parametrize("op", [0, 9, 255])
+@pytest.mark.parametrize("op", [0, 11, 255])
 @pytest.mark.row("defect", "C10")
 def test_an_unknown_own_operation_is_eopnotsupp(driver, op):
     assert vendor(driver, op)[0] == -Errno.EOPNOTSUPP
@@ -244,11 +244,12 @@ def test_reserve_with_padding_is_einval(driver):
     assert vendor(driver, VendorOp.RESERVE, Reserve(ctx, 0, 1).pack() + b"\x01")[0] == -Errno.EINVAL
 
 
-def test_only_what_moves_endpoints_or_may_do_so_waits_for_all_rings():
+def test_only_what_moves_endpoints_or_makes_contexts_or_may_do_so_waits_for_all_rings():
     assert [op for op in VendorOp if VendorOperations.reorders(op, b"")] == [
         VendorOp.UNBIND,
         VendorOp.CALL,
         VendorOp.BLOCK,
+        VendorOp.ALLOC_TABLES,
     ]
 
 
