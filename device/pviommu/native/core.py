@@ -9,24 +9,27 @@ from ctypes import addressof, c_uint32, c_uint64
 from itertools import chain
 from pathlib import Path
 
-from ..engine import EngineConfig, Refusal, Run
+from ..engine import EngineConfig, GuestTables, Refusal, Run
 from ..engine.core import DomainTable, PagePool
 from ..engine.ranges import FrameRanges
 from ..engine.results import PackedRuns
+from ..engine.stages import Stage
 from ..inputs import Inputs
 from ..pci.shared_memory import SharedMemory
 from . import library
 from .build import LibraryError, find_library
 from .library import REFUSALS
-from .memory import NativeCopier, NativeGuard
+from .memory import NativeCopier, NativeGuard, address_of_bytes, new_bytes
 from .ring import NativeRings
 from .table import NativePool, NativeTable
-from .walk import NativeStages, Place
+from .walk import NativeStages, NativeWalker, Place
 
 __all__ = ["NativeCore", "native_core"]
 
 _ROOM = 1024
 """Most runs that one call finds."""
+_MOST_BYTES = 1 << 20
+"""Most bytes of a request that one call carries out."""
 
 
 def native_core(path: Path | None = None, *, rings: bool = True, copier: bool = True) -> NativeCore:
@@ -57,7 +60,7 @@ class NativeCore:
         self._runs = (c_uint64 * (2 * _ROOM))()
         self._run_bytes = memoryview(self._runs).cast("B")
         self._places = addressof(self._position), addressof(self._runs), addressof(self._done)
-        self._shown: dict[int, DomainTable] = {}
+        self._shown: dict[int, DomainTable | NativeWalker] = {}
         """by domain: kept alive because C has their addresses"""
 
     def start(self, config: EngineConfig) -> PagePool:
@@ -87,6 +90,16 @@ class NativeCore:
         regions = (*_place(direct.bounds), *_place(closed.bounds))
         self._check(self.lib.pv_core_show(self.address, domain, table.address, *regions, is_clone))
 
+    def show_tables(self, domain: int, guest: GuestTables, direct: FrameRanges, closed: FrameRanges) -> bool:
+        if not isinstance(guest.memory, NativeCopier):
+            return False
+        updates = guest.update is not None
+        walker = NativeWalker(self.lib, Place(guest.memory), Stage(guest.tables), updates=updates)
+        self._shown[domain] = walker
+        regions = (*_place(direct.bounds), *_place(closed.bounds))
+        self._check(self.lib.pv_core_show_tables(self.address, domain, walker.address, guest.frames, *regions))
+        return True
+
     def hide(self, domain: int) -> None:
         self.lib.pv_core_hide(self.address, domain)
         del self._shown[domain]
@@ -113,6 +126,32 @@ class NativeCore:
         (at, _), (there, _) = _place(asked), _place(found)
         is_found = self.lib.pv_core_walk_spans(self.address, domain, at, len(spans), wanted, there)
         return PackedRuns(found) if is_found else None
+
+    def transfer(
+        self,
+        domain: int,
+        spans: Sequence[tuple[int, int]],
+        copier: object,
+        data: bytes | memoryview | None,
+        word: int,
+        step: int,
+    ) -> bytes | None:
+        if not isinstance(copier, NativeCopier):
+            raise TypeError("a native core copies by a native copier")
+        try:
+            asked = array("Q", chain.from_iterable(spans))
+        except OverflowError:  # an address that does not exist
+            asked = array("Q", (0, 0))  # nothing, which is refused; the line has its step all the same
+        size = sum(asked[1::2]) if data is None else len(data)
+        if size > _MOST_BYTES:
+            asked, size, data = array("Q", (0, 0)), 0, None
+        moved = new_bytes(size) if data is None else bytes(data)
+        is_done = self.lib.pv_core_transfer(
+            *(self.address, domain, copier.address, word, step),
+            *(*_place(asked)[:1], len(asked) // 2, self._places[1], _ROOM),
+            *(address_of_bytes(moved), size, data is not None),
+        )
+        return moved if is_done else None
 
     def rings(self, count: int, shared: SharedMemory, inputs: Inputs) -> NativeRings | None:
         if not (self._has_rings and inputs.may_be_bypassed):

@@ -57,6 +57,7 @@ REFUSALS = {
     3: Refusal.OUT_OF_APERTURE,
     4: Refusal.RESERVED,
     5: Refusal.BLOCKED,
+    6: Refusal.NOT_RAM,
 }
 """By the numbers of ``enum pv_refusal``."""
 
@@ -348,6 +349,12 @@ _FUNCTIONS: dict[str, tuple[Any, ...]] = {
     "pv_core_set_reserved": (c_int, c_void_p, c_void_p, c_uint64),
     "pv_core_hide": (None, c_void_p, c_uint32),
     "pv_core_show": (c_int, c_void_p, c_uint32, c_void_p, c_void_p, c_uint64, c_void_p, c_uint64, c_uint32),
+    "pv_core_show_tables": (*(c_int, c_void_p, c_uint32, c_void_p, c_uint64, c_void_p, c_uint64, c_void_p, c_uint64),),
+    "pv_core_transfer": (
+        *(c_uint32, c_void_p, c_uint32, c_void_p, c_void_p, c_uint32, c_void_p, c_uint64),
+        *(c_void_p, c_uint64, c_void_p, c_uint64, c_uint32),
+    ),
+    "pv_memory_exchange": (c_int, c_void_p, c_uint64, c_void_p, c_uint64),
     "pv_ring_execute": (None, c_void_p, c_uint32, c_uint32, c_uint64, c_void_p),
     "pv_spin": (None, c_void_p, c_uint64, c_uint64, c_uint64, c_int, c_void_p),
     "pv_memory_create": (c_void_p,),

@@ -6,16 +6,22 @@ from __future__ import annotations
 
 import ctypes
 import weakref
-from ctypes import c_size_t, c_void_p, py_object
+from ctypes import addressof, c_size_t, c_uint64, c_void_p, py_object
 
 from ..engine.results import PackedRuns
 from .library import Library
 
-__all__ = ["NativeCopier", "NativeGuard", "place_of"]
+__all__ = ["NativeCopier", "NativeGuard", "address_of_bytes", "new_bytes", "place_of"]
 
-_new_bytes = ctypes.PYFUNCTYPE(py_object, c_void_p, c_size_t)(("PyBytes_FromStringAndSize", ctypes.pythonapi))
-_address_of_bytes = ctypes.PYFUNCTYPE(c_void_p, py_object)(("PyBytes_AsString", ctypes.pythonapi))
+_bytes_from = ctypes.PYFUNCTYPE(py_object, c_void_p, c_size_t)(("PyBytes_FromStringAndSize", ctypes.pythonapi))
+address_of_bytes = ctypes.PYFUNCTYPE(c_void_p, py_object)(("PyBytes_AsString", ctypes.pythonapi))
 """Part of Python's C API, whose rules allow filling a new bytes object before anybody else has it."""
+
+
+def new_bytes(size: int) -> bytes:
+    """So many bytes, to be filled by C before anybody else has them."""
+    data: bytes = _bytes_from(None, size)
+    return data
 
 
 class NativeGuard:
@@ -26,13 +32,13 @@ class NativeGuard:
 
     def read(self, address: int, length: int) -> tuple[bytes, int]:
         """``length`` bytes from ``address`` on, and how many of them are there."""
-        data: bytes = _new_bytes(None, length)
-        return data, int(self._lib.pv_guarded_copy(_address_of_bytes(data), address, length))
+        data: bytes = new_bytes(length)
+        return data, int(self._lib.pv_guarded_copy(address_of_bytes(data), address, length))
 
     def write(self, address: int, data: bytes | bytearray | memoryview) -> int:
         """Write ``data``; returns how many bytes come before the first that could not be written."""
         source = data if isinstance(data, bytes) else bytes(data)
-        return int(self._lib.pv_guarded_copy(address, _address_of_bytes(source), len(source)))
+        return int(self._lib.pv_guarded_copy(address, address_of_bytes(source), len(source)))
 
 
 class NativeCopier:
@@ -61,6 +67,13 @@ class NativeCopier:
         """Remove what was added from ``gpa`` on, for ``size`` bytes. This never cuts anything that was added."""
         self._lib.pv_memory_remove(self._memory, gpa, size)
 
+    def exchange(self, gpa: int, before: int, after: int) -> int | None:
+        """Replace the 64 bits at ``gpa``, a multiple of 8, if they are ``before``, as one atomic step. What was there;
+        None if nothing is.
+        """
+        found = c_uint64(before)
+        return found.value if self._lib.pv_memory_exchange(self._memory, gpa, addressof(found), after) else None
+
     def has(self, runs: PackedRuns) -> bool:
         """Whether all of ``runs`` are there."""
         return bool(self._lib.pv_memory_has(self._memory, *place_of(runs)))
@@ -70,8 +83,8 @@ class NativeCopier:
         place = place_of(runs)
         if not self._lib.pv_memory_has(self._memory, *place):
             return None
-        data: bytes = _new_bytes(None, runs.size)
-        copied = self._lib.pv_memory_copy(self._memory, *place, _address_of_bytes(data), runs.size, 0)
+        data: bytes = new_bytes(runs.size)
+        copied = self._lib.pv_memory_copy(self._memory, *place, address_of_bytes(data), runs.size, 0)
         return data if copied == runs.size else None
 
     def write(self, runs: PackedRuns, data: bytes | bytearray | memoryview) -> bool:
@@ -82,7 +95,7 @@ class NativeCopier:
         if not self._lib.pv_memory_has(self._memory, *place):
             return False
         source = data if isinstance(data, bytes) else bytes(data)
-        copied = self._lib.pv_memory_copy(self._memory, *place, _address_of_bytes(source), len(source), 1)
+        copied = self._lib.pv_memory_copy(self._memory, *place, address_of_bytes(source), len(source), 1)
         return bool(copied == len(source))
 
 

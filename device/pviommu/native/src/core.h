@@ -42,6 +42,9 @@ int pv_try_exchange(uint64_t *at, uint64_t *found, uint64_t after);
 
 struct pv_memory;
 
+int pv_memory_has(const struct pv_memory *memory, const uint64_t *runs, uint64_t count);
+uint64_t pv_memory_copy(const struct pv_memory *memory, const uint64_t *runs, uint64_t count, uint8_t *buffer,
+			uint64_t room, uint32_t to_guest);
 uint8_t *pv_memory_at(const struct pv_memory *memory, uint64_t gpa, uint64_t size);
 int pv_memory_may_vanish(const struct pv_memory *memory);
 
@@ -103,8 +106,12 @@ uint64_t pv_table_unmap(struct pv_table *table, uint64_t dfn, uint64_t nr, uint3
 #define PV_CONTEXTS 65536u
 #define PV_IDENTITY 0u	/* as in engine/domain.py; any other number without a table reaches nothing */
 
+struct pv_walker;	/* walk.h */
+
 struct pv_context {
-	struct pv_table *table;
+	struct pv_table *table;	/* NULL: the guest owns its tables */
+	const struct pv_walker *walker;	/* these */
+	uint64_t frames;	/* of theirs: dfns are below it */
 	struct pv_ranges direct;
 	struct pv_ranges closed;
 	uint32_t is_clone;
@@ -116,6 +123,7 @@ enum pv_refusal {
 	PV_OUT_OF_APERTURE,
 	PV_RESERVED,
 	PV_BLOCKED,
+	PV_NOT_RAM,
 };
 
 enum pv_stop {

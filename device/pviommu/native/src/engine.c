@@ -4,6 +4,7 @@
 #include <stdlib.h>
 
 #include "core.h"
+#include "walk.h"
 
 static uint64_t min64(uint64_t a, uint64_t b)
 {
@@ -58,25 +59,49 @@ PV_EXPORT void pv_core_hide(struct pv_core *core, uint32_t ctx)
 	}
 }
 
-/* Add a context with this table; -1 without memory, and then it is not added. */
-PV_EXPORT int pv_core_show(struct pv_core *core, uint32_t ctx, struct pv_table *table, const uint64_t *direct,
-			   uint64_t directs, const uint64_t *closed, uint64_t closeds, uint32_t is_clone)
+/* A context, new or with new regions; NULL without memory, and then there is none. */
+static struct pv_context *shown(struct pv_core *core, uint32_t ctx, const uint64_t *direct, uint64_t directs,
+				const uint64_t *closed, uint64_t closeds)
 {
 	struct pv_context *context;
 
 	if (ctx >= PV_CONTEXTS)
-		return -1;
+		return NULL;
 	context = core->contexts[ctx];
 	if (!context)
 		context = core->contexts[ctx] = calloc(1, sizeof(*context));
 	if (!context)
+		return NULL;
+	if (pv_ranges_set(&context->direct, direct, directs) || pv_ranges_set(&context->closed, closed, closeds)) {
+		pv_core_hide(core, ctx);
+		return NULL;
+	}
+	return context;
+}
+
+/* Add a context with this table; -1 without memory, and then it is not added. */
+PV_EXPORT int pv_core_show(struct pv_core *core, uint32_t ctx, struct pv_table *table, const uint64_t *direct,
+			   uint64_t directs, const uint64_t *closed, uint64_t closeds, uint32_t is_clone)
+{
+	struct pv_context *context = shown(core, ctx, direct, directs, closed, closeds);
+
+	if (!context)
 		return -1;
 	context->table = table;
 	context->is_clone = is_clone;
-	if (pv_ranges_set(&context->direct, direct, directs) || pv_ranges_set(&context->closed, closed, closeds)) {
-		pv_core_hide(core, ctx);
+	return 0;
+}
+
+/* The same with tables that the guest owns, for dfns below `frames`. */
+PV_EXPORT int pv_core_show_tables(struct pv_core *core, uint32_t ctx, const struct pv_walker *walker, uint64_t frames,
+				  const uint64_t *direct, uint64_t directs, const uint64_t *closed, uint64_t closeds)
+{
+	struct pv_context *context = shown(core, ctx, direct, directs, closed, closeds);
+
+	if (!context)
 		return -1;
-	}
+	context->walker = walker;
+	context->frames = frames;
 	return 0;
 }
 
@@ -190,6 +215,73 @@ uint64_t pv_pages_at(const struct pv_core *core, uint32_t ctx, uint64_t dfn, uin
 	return leaf.pages;
 }
 
+/* What a walk that ends without a result is to DMA; REFUSALS of engine/guest_tables.py. */
+static enum pv_refusal refusal_of(uint32_t kind)
+{
+	switch (kind) {
+	case PV_FAULT_INPUT:
+		return PV_OUT_OF_APERTURE;
+	case PV_FAULT_READ:
+	case PV_FAULT_OUTPUT:
+		return PV_NOT_RAM;
+	case PV_FAULT_PERMISSION:
+		return PV_NO_PERMISSION;
+	default:
+		return PV_NOT_MAPPED;
+	}
+}
+
+/*
+ * The bytes that one leaf of the guest's tables, or a direct region over them, gives from `at` on for this access; *gpa
+ * is where they are.
+ */
+static uint64_t guest_bytes(const struct pv_context *context, uint64_t at, uint64_t wanted, uint64_t *gpa,
+			    enum pv_refusal *refusal)
+{
+	uint64_t dfn = at >> PV_PAGE_SHIFT, offset = at & PV_PAGE_MASK, pages;
+	struct pv_walk_report report;
+	struct pv_walked leaf;
+	uint32_t kind;
+
+	if (dfn >= context->frames) {
+		*refusal = PV_OUT_OF_APERTURE;
+		return 0;
+	}
+	pages = pv_outside(&context->closed, dfn);
+	if (!pages) {
+		pages = min64(pv_inside(&context->direct, dfn), context->frames - dfn);
+		*gpa = at;
+		*refusal = PV_RESERVED;
+		return pages ? (pages << PV_PAGE_SHIFT) - offset : 0;
+	}
+	kind = pv_walker_leaf(context->walker, at, (uint32_t)wanted, &leaf, &report);
+	if (kind) {
+		*refusal = refusal_of(kind);
+		return 0;
+	}
+	*gpa = leaf.output;
+	pages = min64(pages, context->frames - dfn);
+	return min64((1ull << leaf.shift) - (at & ((1ull << leaf.shift) - 1)), (pages << PV_PAGE_SHIFT) - offset);
+}
+
+/* The same of a table of the core, or of the identity domain. */
+static uint64_t own_bytes(const struct pv_core *core, uint32_t ctx, uint64_t at, uint64_t wanted, uint64_t last,
+			  uint64_t *gpa, enum pv_refusal *refusal)
+{
+	uint64_t dfn = at >> PV_PAGE_SHIFT, offset = at & PV_PAGE_MASK, gfn, access;
+	uint64_t pages = pv_pages_at(core, ctx, dfn, &gfn, &access, refusal);
+
+	if (pages && wanted & ~access) {
+		*refusal = PV_NO_PERMISSION;
+		return 0;
+	}
+	if (!pages)
+		return 0;
+	*gpa = gfn << PV_PAGE_SHIFT | offset;
+	/* The end of the highest page has no number. */
+	return pages > (last >> PV_PAGE_SHIFT) - dfn ? last - at + 1 : (pages << PV_PAGE_SHIFT) - offset;
+}
+
 /*
  * Translate the bytes from *position to `last` (inclusive) into up to `room` runs of (gpa, length) in `runs`, adjacent
  * ones joined. Returns how many, sets *done if that is all and otherwise moves *position past them; or minus a
@@ -198,23 +290,25 @@ uint64_t pv_pages_at(const struct pv_core *core, uint32_t ctx, uint64_t dfn, uin
 PV_EXPORT int64_t pv_core_walk(const struct pv_core *core, uint32_t ctx, uint64_t *position, uint64_t last,
 			       uint64_t wanted, uint64_t *runs, uint64_t room, uint32_t *done)
 {
+	const struct pv_context *context = ctx < PV_CONTEXTS ? core->contexts[ctx] : NULL;
 	uint64_t count = 0, at = *position;
 
 	*done = 0;
 	for (;;) {
-		uint64_t dfn = at >> PV_PAGE_SHIFT, gfn, access, gpa, size, pages;
+		enum pv_refusal refusal = PV_NOT_MAPPED;
+		uint64_t gpa = 0, size;
 		int is_last;
-		enum pv_refusal refusal;
 
-		pages = pv_pages_at(core, ctx, dfn, &gfn, &access, &refusal);
+		if (context && context->walker)
+			size = guest_bytes(context, at, wanted, &gpa, &refusal);
+		else
+			size = own_bytes(core, ctx, at, wanted, last, &gpa, &refusal);
 		*position = at;
-		if (!pages)
+		if (!size)
 			return -(int64_t)refusal;
-		if (wanted & ~access)
-			return -(int64_t)PV_NO_PERMISSION;
-		gpa = gfn << PV_PAGE_SHIFT | (at & PV_PAGE_MASK);
-		is_last = pages > (last >> PV_PAGE_SHIFT) - dfn;
-		size = is_last ? last - at + 1 : (pages << PV_PAGE_SHIFT) - (at & PV_PAGE_MASK);
+		is_last = size > last - at;
+		if (is_last)
+			size = last - at + 1;
 		/* No run continues at 0, though the end of the highest page wraps to it. */
 		if (count && gpa && runs[2 * count - 2] + runs[2 * count - 1] == gpa) {
 			runs[2 * count - 1] += size;
@@ -250,4 +344,37 @@ PV_EXPORT uint32_t pv_core_walk_spans(const struct pv_core *core, uint32_t ctx, 
 			return 0;
 	}
 	return 1;
+}
+
+/*
+ * A whole request by tables of the guest: `count` spans, pairs of iova and length, are translated, and `room` bytes, all
+ * of them, copied to or from `buffer`. The step of the in-flight line is *step meanwhile, which is odd, and the next one
+ * afterwards (docs/guest-tables.md). `runs` has room for `most` pairs of numbers. Returns 0 if the request is not for
+ * here, for whatever reason; of a write some of it may have happened if memory went away.
+ */
+PV_EXPORT uint32_t pv_core_transfer(const struct pv_core *core, uint32_t ctx, const struct pv_memory *memory,
+				    uint32_t *line, uint32_t step, const uint64_t *spans, uint64_t count, uint64_t *runs,
+				    uint64_t most, uint8_t *buffer, uint64_t room, uint32_t to_guest)
+{
+	uint64_t found = 0, wanted = to_guest ? PV_WRITE : PV_READ;
+	uint32_t done = 1;
+
+	__atomic_store_n(line, step, __ATOMIC_RELAXED);
+	__atomic_thread_fence(__ATOMIC_SEQ_CST);	/* the guest sees this, or entries are read after it cleared them */
+	for (uint64_t i = 0; i < count && done; i++) {
+		uint64_t at = spans[2 * i], length = spans[2 * i + 1];
+		int64_t more;
+
+		if (!length || length - 1 > UINT64_MAX - at)
+			done = 0;
+		else if ((more = pv_core_walk(core, ctx, &at, at + length - 1, wanted, runs + 2 * found, most - found,
+					      &done)) < 0)
+			done = 0;
+		else
+			found += (uint64_t)more;
+	}
+	done = done && pv_memory_has(memory, runs, found) &&
+	       pv_memory_copy(memory, runs, found, buffer, room, to_guest) == room;
+	__atomic_store_n(line, step + 1, __ATOMIC_RELEASE);
+	return done;
 }

@@ -106,6 +106,18 @@ uint8_t *pv_memory_at(const struct pv_memory *memory, uint64_t gpa, uint64_t siz
 	return piece && size <= piece->end - gpa ? piece->host + (gpa - piece->first) : NULL;
 }
 
+/*
+ * Replace the word at `gpa`, which is a multiple of 8, by `after` if it is *found, as one atomic step; *found becomes what
+ * was there. 0 if it is missing.
+ */
+PV_EXPORT int pv_memory_exchange(const struct pv_memory *memory, uint64_t gpa, uint64_t *found, uint64_t after)
+{
+	uint64_t *word = (uint64_t *)pv_memory_at(memory, gpa, sizeof(*word));
+
+	pv_guard_install();
+	return word && pv_try_exchange(word, found, after);
+}
+
 /* Whether some of it may go away while it is used. */
 int pv_memory_may_vanish(const struct pv_memory *memory)
 {

@@ -134,8 +134,8 @@ carry_out(const struct pv_rings *rings, const struct pv_operation *operation, en
 	if (ctx >= PV_CONTEXTS || nr > operation->most)
 		return 0;
 	context = core->contexts[ctx];
-	/* Python keeps track of what the guest unmaps in a clone. */
-	if (!context || (kind == PV_UNMAP && context->is_clone))
+	/* Python refuses where the guest owns the tables, and keeps track of what the guest unmaps in a clone. */
+	if (!context || !context->table || (kind == PV_UNMAP && context->is_clone))
 		return 0;
 	if (kind == PV_UNMAP) {
 		if (recorded)
