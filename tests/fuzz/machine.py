@@ -262,7 +262,7 @@ def check_engine(engine: Engine) -> None:
     for context in (0, *engine.domains()):
         mapped = [(run.dfn, run.nr, run.gfn, run.access) for run in engine.areas(context)]
         direct = [(first, last - first + 1, first, READ_WRITE) for first, last in engine.direct(context)]
-        if context:
+        if context and not engine.has_guest_tables(context):
             table = engine._domains.paging[context].table
             charged += max(table.reserved, 1 + _tables(engine, mapped)) + _tables(engine, direct)
             pages += sum(nr for _, nr, _, _ in mapped)

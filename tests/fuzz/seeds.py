@@ -28,7 +28,7 @@ from vfio_user.messages import (
     Version,
 )
 
-from . import dma_maps, irqs, regions, smmu, virtio
+from . import dma_maps, irqs, regions, smmu, tables, virtio
 from .machine import VERSION
 from .rings import STEP
 from .run import CORPUS, NAMES
@@ -52,6 +52,7 @@ def seeds(name: str) -> dict[str, bytes]:
         "rings": _rings,
         "topology": _topology,
         "smmu": _smmu,
+        "tables": _tables,
         "virtio": _virtio,
     }[name]()
 
@@ -161,6 +162,49 @@ def _smmu() -> dict[str, bytes]:
         "native-nested": b"\x11" + start[7] + both + start[7] + both,
         "native-strict": b"\x14" + start[5] + both + poke(8, 0x67 & 0x1F, 0) + both,
         "native-memory-that-changes": b"\x91" + start[7] + both * 3 + bytes(range(64)) * 2,
+    }
+
+
+def _tables() -> dict[str, bytes]:
+    step = {name: bytes([number]) for name, number in tables.STEP.items()}
+    alloc = step["alloc"] + struct.pack("<BBBB", 1, 32, 0, 0)
+    x86 = step["alloc"] + struct.pack("<BBBB", 1, 32, 1, 0)
+    enter, leave = step["enter"] + b"\1", step["leave"] + b"\1\1"
+    begin = step["chain"] + alloc + enter
+
+    def dma(*spans: tuple[int, int, int], is_write: bool = False) -> bytes:
+        """Spans are (place in IOVAS, offset, length)."""
+        packed = b"".join(struct.pack("<BHH", place, offset, length - 1) for place, offset, length in spans)
+        return step["dma"] + bytes([len(spans) - 1]) + packed + bytes([is_write])
+
+    def poke(place: int, index: int, entry: int) -> bytes:
+        return step["poke"] + struct.pack("<BBBQ", place, index, 0xFF, entry)
+
+    some = dma((0, 0, 8)) + dma((0, 0x10, 0x100), is_write=True) + dma((0, 0xFF0, 0x20)) + dma(*[(0, 8, 8)] * 5)
+    operate = b"".join(step["operate"] + bytes([ctx, what]) for ctx in range(3) for what in range(3))
+    itself = poke(0, 0, tables.PLACES[0] | 3)
+    rest = step["flush_one"] + b"\1" + step["flush_one"] + b"\2" + step["look"] + b"\0\0" + step["plan"] + b"\0"
+    return {
+        "map-dma-unmap": b"\0" + begin + some + poke(3, 0, 0) + some + rest,
+        "other-format": b"\0" + step["chain"] + x86 + enter + some,
+        "large-leaves": b"\0" + begin + poke(2, 1, 0x83) + poke(1, 1, 0x83) + dma((2, 0x500, 0x2000)) + dma((3, 0, 64)),
+        "to-itself": b"\0" + begin + itself + some + rest,
+        "to-nowhere": b"\0" + begin + poke(2, 0, 1 << 50 | 3) + some + poke(0, 0, 1 << 41 | 3) + some + rest,
+        "closed-and-direct": b"\0" + begin + dma((4, 0, 4), is_write=True) + dma((5, 0xFF8, 16)) + dma((6, 0, 8)),
+        "small-aperture": b"\1" + begin + dma((6, 0, 8)) + some,
+        "other-contexts": b"\0"
+        + step["alloc_plain"]
+        + begin
+        + operate
+        + step["enter"]
+        + b"\2"
+        + some
+        + leave
+        + operate,
+        "refused-allocations": b"\0" + b"".join(step["alloc"] + bytes([2, 0, bits, 0, 0]) for bits in range(48)),
+        "memory-goes": b"\0" + begin + some + step["plug"] + some + rest + step["plug"] + some,
+        "reset-and-save": b"\0" + begin + some + step["save"] + some + step["reset"] + some + begin + some + leave,
+        "memory-that-changes": b"\x80" + begin + some * 3 + bytes(range(64)) * 2,
     }
 
 

@@ -24,7 +24,7 @@ from .engine_cases import (
 )
 from .in_process import Measurement, is_wanted
 from .local_guest import AT_ONCE, LocalGuest
-from .ring_cases import buffers, dma_cases, ring_cases
+from .ring_cases import GUESTS_4K, WALK_GUEST, buffers, dma_cases, guest_walk_cases, ring_cases
 from .samples import Case, Effort, Series, measure
 
 __all__ = ["add_arguments", "judge", "main"]
@@ -64,6 +64,7 @@ def _measure(core: str, patterns: Sequence[str] | None, effort: Effort) -> list[
                 *walk_cases(core),
                 *ring_cases(guest),
                 *dma_cases(guest),
+                *guest_walk_cases(guest),
                 *baseline_cases((source, target)),
             ]
             wanted = [case for case in cases if is_wanted(case.name, patterns)]
@@ -88,6 +89,16 @@ _SPEEDS = tuple(
     for layout, limit in (("4K pages", 1 / 3), ("2M page", 0.9), ("contiguous", 0.9))
     for way in ("write", "read")
 )
+_GUEST_WALKS = Bar("translation by the guest's tables, 4 KiB, warm", 300, "ns")
+_BESIDE = tuple(
+    (
+        f"DMA {way}, {GUESTS_4K}",
+        f"DMA {way}, 4K pages",
+        Bar(f"DMA {way} of 1 MiB by the guest's tables", 0.8, "x", at_most=False),
+    )
+    for way in ("write", "read")
+)
+"""What is compared with the same by the device's tables."""
 _SIZES = (
     ("bytes a scattered page", Bar("memory of a live scattered page", 100, "bytes")),
     ("bytes a GiB, contiguous", Bar("memory of a live contiguous GiB", 1024, "bytes")),
@@ -102,6 +113,13 @@ def judge(core: str, series: Sequence[Series], memory: Mapping[str, float]) -> l
         judgements.append(_HIT.judge(found["translate, hit"].figure.median))
     if _WALK in found and core == NATIVE:
         judgements.append(_WALKS.judge(found[_WALK].figure.median))
+    if WALK_GUEST in found and core == NATIVE:
+        judgements.append(_GUEST_WALKS.judge(found[WALK_GUEST].figure.median))
+    judgements += [
+        bar.judge(found[other].figure.median / found[name].figure.median)
+        for name, other, bar in _BESIDE
+        if name in found and other in found
+    ]
     if _BASELINE in found:
         memcpy = found[_BASELINE].figure.median
         judgements += [bar.judge(memcpy / found[name].figure.median) for name, bar in _SPEEDS if name in found]

@@ -6,13 +6,25 @@ from collections.abc import Callable
 from functools import partial
 from time import perf_counter_ns
 
+from ..engine import Access, TranslationFault
 from ..lab.problems import RunError
 from .local_guest import AT_ONCE, LocalGuest, map_slot, scattered, unmap_slot
 from .samples import Case, Work
 
-__all__ = ["DMA_BYTES", "buffers", "dma_cases", "ring_cases"]
+__all__ = [
+    "DMA_BYTES",
+    "GUESTS_4K",
+    "WALK_DEVICE",
+    "WALK_GUEST",
+    "buffers",
+    "dma_cases",
+    "guest_walk_cases",
+    "ring_cases",
+]
 
 DMA_BYTES = 1 << 20
+GUESTS_4K = "4K pages, guest tables"
+WALK_DEVICE, WALK_GUEST = "translate 4K, many at once", "translate 4K, guest tables, many at once"
 _PAGES = DMA_BYTES >> 12
 _FAR_DFN = 1 << 20
 _SOURCE_PAGE = 1 << 13  # where buffers() begins; no DMA case reaches that far
@@ -79,7 +91,38 @@ def dma_cases(guest: LocalGuest) -> list[Case]:
             Case(f"DMA write, {name}", _repeated(partial(dma.write, spans, data)), DMA_BYTES, "bytes"),
             Case(f"DMA read, {name}", _repeated(partial(dma.read, spans)), DMA_BYTES, "bytes"),
         ]
-    return cases
+    guest_dfn = _FAR_DFN
+    for offset, gfn in enumerate(scattered(_PAGES, _SOURCE_PAGE)):
+        guest.tables.map(guest_dfn + offset << 12, gfn << 12)
+    spans, dma = [(guest_dfn << 12, DMA_BYTES)], guest.walked.dma
+    return [
+        *cases,
+        Case(f"DMA write, {GUESTS_4K}", _repeated(partial(dma.write, spans, data)), DMA_BYTES, "bytes"),
+        Case(f"DMA read, {GUESTS_4K}", _repeated(partial(dma.read, spans)), DMA_BYTES, "bytes"),
+    ]
+
+
+def guest_walk_cases(guest: LocalGuest) -> list[Case]:
+    """Translations of scattered pages, many asked for at once: an operation is one of them."""
+    dfn = _FAR_DFN + 4096
+    for offset, gfn in enumerate(scattered(_PAGES, _SOURCE_PAGE)):
+        guest.map(dfn + offset, gfn, 1)
+        guest.tables.map(dfn + offset << 12, gfn << 12)
+    spans = [(dfn + offset << 12, 1 << 12) for offset in range(_PAGES)]
+
+    def case(name: str, stream: int) -> Case:
+        def translate() -> None:
+            engine = guest.engine
+            if engine.translate_spans(stream, spans, Access.READ) is not None:
+                return
+            found = [engine.translate(stream, *span, Access.READ) for span in spans]
+            if any(isinstance(each, TranslationFault) for each in found):
+                raise RunError(f"{name}: {found[0]}")
+
+        once = _repeated(translate)
+        return Case(name, lambda count: once(count // _PAGES), least_count=_PAGES)
+
+    return [case(WALK_DEVICE, guest.endpoint.stream), case(WALK_GUEST, guest.walked.stream)]
 
 
 def _repeated(call: Callable[[], object]) -> Work:

@@ -17,6 +17,7 @@ from .ring_path import RingPath
 from .rules import Rules
 from .settings import Setting
 from .snapshot_path import SnapshotPath
+from .tables_path import TablesPath
 from .wire_path import WirePath
 
 __all__ = ["COMPARE_ALL_EVERY", "PATHS", "Checker", "MakePath", "Path", "Run", "run_history", "shortened"]
@@ -44,6 +45,7 @@ MakePath = Callable[[Oracle], Path]
 PATHS: dict[str, MakePath] = {
     "engine": EnginePath,
     "snapshot": SnapshotPath,
+    "tables": TablesPath,
     "ring": RingPath,
     "machine": MachinePath,
     "wire": WirePath,

@@ -7,6 +7,7 @@ import logging
 import sys
 import time
 from collections.abc import Sequence
+from ctypes import addressof, c_char
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from ..exit_status import ExitStatus
 from ..machine import Machine
 from ..native.build import LibraryError, find_library
 from ..native.core import NativeCore
-from ..native.library import load
+from ..native.library import Library, load
+from ..native.memory import NativeCopier
 from .checker import PATHS, MakePath, Run, run_history, shortened
 from .engine_path import EnginePath
 from .machine_path import MachinePath
@@ -24,6 +26,7 @@ from .profiles import PROFILES
 from .ring_path import RingPath
 from .settings import Setting
 from .snapshot_path import SnapshotPath
+from .tables_path import TablesPath
 from .wire_path import WirePath
 
 __all__ = ["add_arguments", "main"]
@@ -50,7 +53,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="engine,ring",
         metavar="PATHS",
         help="engine: its own calls; snapshot: the same, but time and again a new engine loads what the last one "
-        "saved; ring: slots in shared memory; machine: the same in another process, and time and again a third one "
+        "saved; tables: an engine whose contexts have tables of the guest; "
+        "ring: slots in shared memory; machine: the same in another process, and time and again a third one "
         "restores a snapshot of the whole machine; wire: a server process, sockets and shared memory; several with "
         "commas",
     )
@@ -98,6 +102,7 @@ def native_paths(names: Sequence[str], file: Path) -> list[MakePath]:
     made: dict[str, MakePath] = {
         "engine": partial(EnginePath, make=native),
         "snapshot": partial(SnapshotPath, makes=(native, Engine)),
+        "tables": partial(TablesPath, make=native, memory=partial(native_memory, lib)),
         "ring": partial(
             RingPath, make=lambda topology, environment: Machine.build(topology, environment, NativeCore(lib))
         ),
@@ -105,6 +110,13 @@ def native_paths(names: Sequence[str], file: Path) -> list[MakePath]:
         "wire": partial(WirePath, core="native"),
     }
     return [made[name] for name in names]
+
+
+def native_memory(lib: Library, view: memoryview) -> NativeCopier:
+    """What a native core reads tables through that lie in ``view`` from GPA 0 on."""
+    copier = NativeCopier(lib)
+    copier.add(0, len(view), addressof(c_char.from_buffer(view)))
+    return copier
 
 
 def _usage(text: str) -> int:

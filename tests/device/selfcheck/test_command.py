@@ -47,7 +47,7 @@ def test_one_episode_of_a_run_is_that_of_the_run(capsys: pytest.CaptureFixture[s
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (["--through", "engine,air"], "'air' must be one of engine, snapshot, ring, machine, wire"),
+        (["--through", "engine,air"], "'air' must be one of engine, snapshot, tables, ring, machine, wire"),
         (["--steps", "0"], "--steps 0: must be at least 1"),
         (["--steps", "100", "--episode", "1"], "--episode 1: must be 0..0 for 100 steps"),
     ],
