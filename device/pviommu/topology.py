@@ -36,7 +36,7 @@ from .endpoints.options import text_like
 from .engine import PAGE_MASK, PAGE_SHIFT, EngineConfig, ReservedFrames
 from .engine.config import MAX_APERTURE_BITS, MIN_APERTURE_BITS
 from .interfaces.pv.config import MAX_CONTEXT, MAX_ENDPOINTS, NO_STREAM, DefaultPolicy, IommuConfig
-from .interfaces.smmuv3.config import DEVICE_ID, MAX_CACHE_ENTRIES, MAX_SSID_BITS, SmmuConfig
+from .interfaces.smmuv3.config import DEVICE_ID, MAX_CACHE_ENTRIES, MAX_SSID_BITS, MAX_STALLS, SmmuConfig
 from .pci.identity import Identity
 
 __all__ = [
@@ -135,6 +135,15 @@ class SmmuSection(_Section, frozen=True):
             description="translations of each stage, STEs and CDs that are cached at most; 0: nothing is",
         ),
     ] = 512
+    httu: Annotated[
+        Literal["none", "access", "dirty"],
+        Meta(
+            description="what walks update in tables: nothing, access flags, or dirty state too; with the native core"
+        ),
+    ] = "none"
+    stalls: Annotated[
+        int, Meta(ge=0, le=MAX_STALLS, description="stalled transactions at a time, at most; 0: faults never stall")
+    ] = 0
     strict: Annotated[bool, Meta(description="true: use of a cached entry that is otherwise in memory is reported")] = (
         False
     )
@@ -149,6 +158,8 @@ class SmmuSection(_Section, frozen=True):
             stage2=self.stage2,
             cache_entries=self.cache_entries,
             strict=self.strict,
+            httu=("none", "access", "dirty").index(self.httu),
+            stalls=self.stalls,
         )
 
     def identity(self) -> Identity:

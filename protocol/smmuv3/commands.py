@@ -14,11 +14,15 @@ __all__ = [
     "CfgiRange1",
     "Completion",
     "Opcode",
+    "Resume0",
+    "Resume1",
     "Sync0",
     "Sync1",
     "Tlbi0",
     "Tlbi1",
     "cfgi",
+    "resume",
+    "stall_term",
     "sync",
     "tlbi",
 ]
@@ -109,6 +113,22 @@ class Tlbi1(BitFields, width=64):
     ADDR = BitField(12, 63)
 
 
+class Resume0(BitFields, width=64):
+    """Dword 0 of RESUME, and of STALL_TERM but for AC and AB."""
+
+    OPCODE = BitField(0, 7, values=Opcode)
+    SSEC = BitField(10, doc="Secure stream; illegal here")
+    AC = BitField(12, doc="1 the transaction is tried again, 0 it is terminated")
+    AB = BitField(13, doc="terminated, it is aborted; so it is in any case here (IDR0.TERM_MODEL)")
+    SID = BitField(32, 63)
+
+
+class Resume1(BitFields, width=64):
+    """Dword 1 of RESUME."""
+
+    STAG = BitField(0, 15, doc="of the event that told of the stall")
+
+
 class Sync0(BitFields, width=64):
     """Dword 0 of CMD_SYNC."""
 
@@ -148,6 +168,17 @@ def tlbi(
     """
     first = Tlbi0(OPCODE=opcode, VMID=vmid, ASID=asid, NUM=num, SCALE=scale)
     return COMMAND.pack(first, Tlbi1(LEAF=int(leaf), TTL=ttl, TG=granule, ADDR=address >> 12))
+
+
+def resume(sid: int, stag: int, *, retry: bool) -> bytes:
+    """RESUME of a stalled transaction: try it again, or abort it."""
+    first = Resume0(OPCODE=Opcode.RESUME, SID=sid, AC=int(retry), AB=int(not retry))
+    return COMMAND.pack(first, Resume1(STAG=stag))
+
+
+def stall_term(sid: int) -> bytes:
+    """STALL_TERM: abort all stalled transactions of a stream."""
+    return COMMAND.pack(Resume0(OPCODE=Opcode.STALL_TERM, SID=sid), 0)
 
 
 def sync(completion: Completion = Completion.NONE) -> bytes:

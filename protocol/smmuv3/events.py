@@ -64,8 +64,8 @@ class Event0(BitFields, width=64):
 class Event1(BitFields, width=64):
     """Dword 1."""
 
-    STAG = BitField(0, 15)
-    STALL = BitField(31)
+    STAG = BitField(0, 15, doc="with STALL, what RESUME calls the transaction")
+    STALL = BitField(31, doc="the transaction waits for RESUME or STALL_TERM")
     PNU = BitField(33, doc="privileged")
     IND = BitField(34, doc="instruction")
     RNW = BitField(35, doc="read")
@@ -89,6 +89,8 @@ class Event(NamedTuple):
     fetch: int = 0
     """the address that could not be read"""
     ipa: int = 0
+    stag: int | None = None
+    """of a transaction that is stalled"""
 
     def pack(self) -> bytes:
         """The record."""
@@ -96,6 +98,8 @@ class Event(NamedTuple):
         ssv = int(self.ssid is not None and is_qualified)
         first = Event0(TYPE=self.type, SID=self.sid, SSV=ssv, SSID=self.ssid or 0)
         second = Event1(RNW=int(self.is_read), S2=int(self.stage_2), CLASS=self.kind, TTRNW=int(self.is_table_read))
+        if self.stag is not None:
+            second = Event1(second, STALL=1, STAG=self.stag)
         return _EVENT.pack(first, second, self.address, self.fetch & _FETCH_MASK | self.ipa & _IPA_MASK)
 
     @classmethod
@@ -116,4 +120,5 @@ class Event(NamedTuple):
             bool(second.TTRNW),
             last if fetched else 0,
             0 if fetched else last,
+            second.STAG if second.STALL else None,
         )

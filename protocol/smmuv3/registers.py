@@ -108,7 +108,7 @@ class Idr5(BitFields):
     GRAN16K = BitField(5)
     GRAN64K = BitField(6)
     VAX = BitField(10, 11, doc="input addresses: 0 48 bits, 1 52 bits")
-    STALL_MAX = BitField(16, 31)
+    STALL_MAX = BitField(16, 31, doc="most transactions that are stalled at a time")
 
 
 _RES0 = AccessKind.RES0

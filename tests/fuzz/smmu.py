@@ -1,9 +1,10 @@
 """What a hostile guest does with an SMMU: registers, tables, commands and DMA in any order, memory that changes while
 the SMMU looks at it.
 
-Input: u8 settings (bit 0: stage 2, 1: substreams, 2: a strict cache, 3: no cache, 4: the native core walks, 7: memory
-changes after each look of Python's), then steps, each a u8 of ``_STEPS`` and what that step takes. Words are an address
-of ``PLACES`` with low bits, or any 64 bits (see ``_word``), so that few bytes make tables that lead to each other.
+Input: u8 settings (bit 0: stage 2, 1: substreams, 2: a strict cache, 3: no cache, 4: the native core walks, 5: each DMA
+is explained, 6: faults may stall, 7: memory changes after each look of Python's), then steps, each a u8 of ``_STEPS``
+and what that step takes. Words are an address of ``PLACES`` with low bits, or any 64 bits (see ``_word``), so that few
+bytes make tables that lead to each other.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import os
 from collections.abc import Callable
 
 from pviommu.counters import Counters
-from pviommu.dma.fault import DmaRefusedError
+from pviommu.dma.fault import DmaPendingError, DmaRefusedError
 from pviommu.dma.path import DmaPath
 from pviommu.guest.smmuv3 import CommandFailedError, SmmuV3, StuckError
 from pviommu.host.work import Work
@@ -32,7 +33,9 @@ MAX_STEPS = 96
 MAX_TURNS = 600
 """in which the SMMU comes to rest, whatever is in its queue"""
 SID = 3
-CACHE = 8
+CACHE, STALLS = 8, 3
+MOST_READS = 64
+"""of one address: five structures, and for each of them and four tables of stage 1 the tables of stage 2"""
 TABLE, COMMANDS, EVENTS, CDS, TTB, SECOND, PAGE = (0x1000 * each for each in (1, 2, 4, 6, 8, 16, 24))
 OUTSIDE = RAM_SIZE + 0x1000
 PLACES = (TABLE, TABLE + 64 * SID, COMMANDS, EVENTS, CDS, TTB, TTB + 0x1000, TTB + 0x2000, TTB + 0x3000, SECOND, PAGE)
@@ -53,8 +56,8 @@ def _word(feed: Feed) -> int:
 class _Guest:
     """The steps. It is its own driver's frame."""
 
-    def __init__(self, smmu: SmmuFunction, ram: int, feed: Feed, work: Callable[[], bool]) -> None:
-        self.smmu, self.ram, self.feed, self.work = smmu, ram, feed, work
+    def __init__(self, smmu: SmmuFunction, ram: int, feed: Feed, work: Callable[[], bool], explains: bool) -> None:
+        self.smmu, self.ram, self.feed, self.work, self.explains = smmu, ram, feed, work, explains
         self.driver = SmmuV3(self, work, commands=COMMANDS, events=EVENTS, cmdq_bits=7, evtq_bits=4, turns=4)
         self.paths = {
             ssid: DmaPath(STREAM, smmu.smmu.translator(STREAM, ssid), smmu.memory, Counters(), lambda: True)
@@ -134,8 +137,17 @@ class _Guest:
                 assert len(path.read([(iova, length)])) == length
         except DmaRefusedError as error:
             refused = error.fault.iova
+        except DmaPendingError:
+            if self.feed.u8() & 1:
+                path.give_up()
+            return
         else:
             return
+        finally:
+            if self.explains:
+                said = self.smmu.explain(STREAM, iova)
+                assert said["text"]
+                assert len(said["reads"]) <= MOST_READS
         assert iova <= refused < iova + length
 
     def reset(self) -> None:
@@ -173,6 +185,7 @@ def target(data: bytes) -> None:
         stage2=bool(chosen & 1),
         strict=bool(chosen & 4),
         cache_entries=0 if chosen & 8 else CACHE,
+        stalls=STALLS if chosen & 0x40 else 0,
     )
     endpoint = EndpointSection("dma0", "dma-test", STREAM, smmu="smmu0", stream_id=SID)
     inputs, ram = Meddled(), sealed_memory()
@@ -184,7 +197,7 @@ def target(data: bytes) -> None:
             try:
                 for function in machine.functions():
                     function.dma_map(DmaMapping(0, RAM_SIZE, 0, True, True, os.dup(ram)))
-                guest = _Guest(machine.smmus["smmu0"], ram, feed, Work(machine).step)
+                guest = _Guest(machine.smmus["smmu0"], ram, feed, Work(machine).step, bool(chosen & 0x20))
                 if chosen & 0x80:
                     inputs.meddle = lambda: feed and guest.poke()
                 for _ in range(MAX_STEPS):
@@ -206,6 +219,7 @@ def _check(function: SmmuFunction) -> None:
     caches, most = smmu.caches, 1 << 16 if smmu.config.strict else smmu.config.cache_entries
     for cache in (caches.streams, caches.contexts, caches.stage1, caches.stage2):
         assert len(cache) <= most
+    assert len(smmu.stalls.waiting) <= smmu.config.stalls
     assert len(function.parent_faults) <= KEPT
     assert len(function.stale) <= KEPT
     assert not smmu.caches.stage2 or smmu.config.stage2

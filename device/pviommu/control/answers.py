@@ -140,6 +140,16 @@ class _Endpoint(_Function, Protocol):
     def failed(self) -> bool: ...
 
 
+class _Smmu(_Function, Protocol):
+    """A virtual SMMU: see :class:`pviommu.interfaces.smmuv3.function.SmmuFunction`."""
+
+    @property
+    def streams(self) -> Mapping[int, int]: ...
+    def report(self) -> dict[str, Any]: ...
+    def last_events(self) -> list[dict[str, Any]]: ...
+    def explain(self, stream: int, iova: int) -> dict[str, Any]: ...
+
+
 @runtime_checkable
 class _Card(Protocol):
     """A network card: see :class:`pviommu.endpoints.virtio_net.VirtioNet`."""
@@ -154,6 +164,8 @@ class _Machine(Protocol):
     def iommu(self) -> _Iommu: ...
     @property
     def endpoints(self) -> Mapping[str, _Endpoint]: ...
+    @property
+    def smmus(self) -> Mapping[str, _Smmu]: ...
     @property
     def inputs(self) -> Inputs: ...
     @property
@@ -531,17 +543,20 @@ class Answers:
         if (context is None) == (stream is None):
             raise CommandError("explain: give either a context or a stream")
         if stream is not None:
+            for smmu in self._machine.smmus.values():
+                if stream in smmu.streams:
+                    return _NO_CONTEXT | {"iova": iova} | smmu.explain(stream, iova)
             endpoints = self._iommu.contexts.endpoints()
             if stream not in endpoints:
-                raise CommandError(
-                    f"there is no stream {stream}; there are {', '.join(map(str, endpoints))}", _NOT_FOUND
-                )
+                behind = [each for smmu in self._machine.smmus.values() for each in smmu.streams]
+                known = ", ".join(map(str, sorted((*endpoints, *behind))))
+                raise CommandError(f"there is no stream {stream}; there are {known}", _NOT_FOUND)
             context = endpoints[stream]
         assert context is not None
         domain, faults = self._domain(context), self._served.faults
         seen = faults.last(iova >> PAGE_SHIFT, stream=stream, context=None if stream is not None else context)
         present = yield from faults.explainer.begin(Asked(domain, iova))
-        found = present.report() | {"iova": iova, "context": context, "fault": None}
+        found = present.report() | {"iova": iova, "context": context, "fault": None, **_NO_SMMU}
         if seen is not None:
             found |= yield from self._why(faults.explainer, seen)
         return found
@@ -560,8 +575,22 @@ class Answers:
                 explainer.came_late(said, later, seen.time_ns)
         return {"cause": said.cause.value, "text": said.text, "fault": fault}
 
+    def do_smmus(self) -> Answer:
+        smmus = self._machine.smmus.values()
+        events = [event for smmu in smmus for event in smmu.last_events()]
+        return {"smmus": [smmu.report() for smmu in smmus], "events": events}
+
 
 _NOT_FOUND = "DeviceNotFound"
+_NO_SMMU: dict[str, Any] = {"smmu": None, "reads": [], "cached": []}
+_NO_CONTEXT: dict[str, Any] = {
+    **dict.fromkeys(("context", "now", "below", "above", "fault")),
+    "contexts": [],
+    "operations": [],
+    "history": {},
+    "rules": [],
+}
+"""Of what `explain` tells, all that is about contexts."""
 
 
 def _keep(path: Path, content: bytes) -> None:

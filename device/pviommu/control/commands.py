@@ -69,6 +69,38 @@ _EXPLAINED = (
         ),
     ),
 )
+_READ = (
+    Field("what", "STE, CD, the first level of a table of them (L1STD, L1CD), stage 1 or stage 2", Form.TEXT),
+    Field("address", "where; of a table of stage 1 below a stage 2, what that translates", Form.HEX),
+    Field("level", "of a table's descriptor"),
+    Field("value", "hexadecimal: of a descriptor the number, else the bytes; empty: it cannot be read", Form.TEXT),
+    Field("fields", "of a structure: those that are not 0", Form.TEXT),
+)
+_WALKED = (
+    Field("smmu", "its name", Form.TEXT),
+    Field("sid", "the StreamID", Form.HEX),
+    Field("event", "type of the event that a write there would be; null: none", Form.TEXT),
+    Field("leads_to", "guest physical address, null if a write is refused", Form.HEX, "bytes"),
+)
+_SMMUS = (
+    Field("name", "of its socket", Form.TEXT),
+    Field("enabled", "whether it translates", Form.BOOLEAN),
+    Field("registers", "those that are not 0, without identification", Form.TEXT),
+    Field("commands", "that wait to be carried out"),
+    Field("stalled", "transactions that wait for RESUME"),
+    Field("cached", "how many STEs, CDs, and translations of each stage", Form.OBJECT),
+    Field("streams", "of the endpoints behind it, each with its StreamID; blocked: until its reset", Form.TEXT),
+    Field("parent_faults", "accesses that led to where the guest has no memory, 256 at most"),
+    Field("stale", "uses of cached entries that were otherwise in memory, 256 at most; with `strict` only"),
+)
+_SMMU_EVENTS = (
+    Field("smmu", "whose", Form.TEXT),
+    Field("event", "its type", Form.TEXT),
+    Field("sid", "the StreamID", Form.HEX),
+    Field("iova", "the input address", Form.HEX, "bytes"),
+    Field("record", "its four dwords", Form.TEXT),
+    Field("told", "whether there was room for it in the queue", Form.BOOLEAN),
+)
 _FAULT = (
     Field("number", "counts faults from 1 on"),
     Field("time_ns", "when, by the server's monotonic clock", Form.TIME, "ns"),
@@ -313,7 +345,7 @@ COMMANDS = (
     ),
     Command(
         "explain",
-        "say why DMA to an address is refused, or was",
+        "say why DMA to an address is refused, or was; behind an SMMU, what its structures and tables make of it",
         (
             Argument("iova", "device address", Form.HEX, "bytes", required=True),
             Argument("context", "context to look into", most=(1 << 16) - 1),
@@ -325,6 +357,18 @@ COMMANDS = (
             Field("context", "that was looked into"),
             *_EXPLAINED[2:],
             Field("fault", "the last refused request in this page", Form.OBJECT, fields=_FAULT[:-1]),
+            Field("smmu", "of a stream behind an SMMU: what a write there meets", Form.OBJECT, fields=_WALKED),
+            Field("reads", "there: what decides that, in the order in which it is read", Form.LIST, fields=_READ),
+            Field("cached", "there: what the SMMU has cached otherwise, as an invalidation is missing", Form.LIST),
+        ),
+    ),
+    Command(
+        "smmus",
+        "list virtual SMMUs and their last events",
+        (),
+        (
+            Field("smmus", "of the topology", Form.LIST, fields=_SMMUS),
+            Field("events", "of each 16 at most, the last one first", Form.LIST, fields=_SMMU_EVENTS),
         ),
     ),
     Command(

@@ -12,7 +12,7 @@ from .mappings import Mappings
 from .memory_file import FileArea, MemoryFile
 from .windows import MAX_REGISTER_BYTES, Place, Windows
 
-__all__ = ["AbortedAccessError", "Copier", "GuestMemoryError", "MemoryAccess"]
+__all__ = ["GONE", "AbortedAccessError", "Copier", "GuestMemoryError", "MemoryAccess"]
 
 GONE = "its file has become shorter, or the machine has no page for it"
 
@@ -192,6 +192,13 @@ class MemoryAccess:
             pieces.append(_Piece(gpa, mapping.file, area, origin + gpa, take))
             gpa += take
         return pieces
+
+    def address_of(self, gpa: int) -> int | None:
+        """Where the 64 bits at ``gpa`` are in this process; None if they are not in a file that is mapped."""
+        mapping = self._mappings.at(gpa)
+        if mapping is None or not mapping.is_ram or mapping.area is None or gpa + 8 > mapping.end:
+            return None
+        return mapping.area.address + mapping.offset - mapping.address + gpa
 
     def _read_piece(self, piece: _Piece | _PeerPiece) -> bytes:
         if isinstance(piece, _PeerPiece):

@@ -19,7 +19,7 @@ from vfio_user.memory_kind import NotMemoryError, check_memory
 from ..engine.ranges import FrameRanges
 from ..engine.results import ADDRESS_LIMIT, PAGE_SHIFT
 from ..inputs import InputKind, Inputs, Source
-from .access import MemoryAccess
+from .access import GONE, GuestMemoryError, MemoryAccess
 from .mappings import Mapping, WouldCutError, in_words
 from .memory_file import MemoryFile, MemoryFiles
 from .policy import MapPolicy
@@ -57,6 +57,23 @@ class GuestMemory(MemoryAccess):
     def belongs_with(self, other: GuestMemory) -> None:
         """Both are views of one guest's memory: they must map each GPA alike."""
         self.policy.belongs_with(other.policy)
+
+    @property
+    def has_exchange(self) -> bool:
+        """Whether :meth:`exchange` is possible: Python cannot do that, the native core can."""
+        return self._files.guard is not None
+
+    def exchange(self, gpa: int, before: int, after: int) -> int:
+        """Replace the 64 bits at ``gpa``, a multiple of 8, by ``after`` if they are ``before``, as one atomic step for
+        the guest's processors too. Returns those that were there. Raises :class:`.access.GuestMemoryError`.
+        """
+        guard, address = self._files.guard, self.address_of(gpa)
+        if guard is None or address is None:
+            raise GuestMemoryError(gpa, "cannot be compared and exchanged: that needs the native core and mapped RAM")
+        found = self._inputs.of(self._written, guard.exchange)(address, before, after)
+        if found is None:
+            raise GuestMemoryError(gpa, GONE)
+        return found
 
     # -- what the client says ---------------------------------------------------------------------------------------
 

@@ -32,13 +32,18 @@ _NAME = "guest memory"
 
 
 class Guard(Protocol):
-    """Copies that survive a SIGBUS."""
+    """Copies, and exchanges, that survive a SIGBUS."""
 
     def read(self, address: int, length: int) -> tuple[bytes, int]:
         """``length`` bytes from ``address`` of this process on, and how many of them could be read."""
 
     def write(self, address: int, data: bytes | bytearray | memoryview) -> int:
         """How many bytes of ``data`` come before the first that could not be written."""
+
+    def exchange(self, address: int, before: int, after: int) -> int | None:
+        """Replace the 64 bits at ``address`` by ``after`` if they are ``before``, as one atomic step: those that were
+        there, None if there are none.
+        """
 
 
 class FileArea:

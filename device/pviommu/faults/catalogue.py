@@ -62,7 +62,7 @@ ARGUMENTS = {
     "access": Argument(Kind.NAME, "READ or WRITE"),
     "stream": Argument(Kind.NUMBER, "stream of the endpoint"),
     "device": Argument(Kind.NAME, "PCI address that the guest bound the stream to, as 0000:00:05.0"),
-    "op": Argument(Kind.NUMBER, "number of the operation in the slot's header"),
+    "op": Argument(Kind.NUMBER, "number of the operation in the slot's header, or of an SMMU's command"),
     "class": Argument(Kind.NUMBER, "class of the slot"),
     "ring": Argument(Kind.NUMBER, "ring"),
     "index": Argument(Kind.NUMBER, "slots of the ring completed so far, modulo 2**32"),
@@ -75,6 +75,10 @@ ARGUMENTS = {
     "message": Argument(Kind.NAME, "name of the command, as DMA_MAP"),
     "region": Argument(Kind.NUMBER, "region: BARs 0 to 5, 7 the configuration space"),
     "size": Argument(Kind.NUMBER, "bytes"),
+    "command": Argument(Kind.NAME, "name of an SMMU's command, as TLBI_NH_VA"),
+    "sid": Argument(Kind.NUMBER, "StreamID"),
+    "structure": Argument(Kind.NAME, "STE, CD, or the first level of a table of them, L1STD or L1CD"),
+    "event": Argument(Kind.NAME, "type of an SMMU's event, as F_TRANSLATION"),
 }
 """All that a rule may be told, by name."""
 
@@ -92,6 +96,8 @@ BITS = {
     "class": 8,
     "op": 8,
     "flags": 16,
+    "sid": 32,
+    "event": 8,
 }
 """Widths of what ``corrupt`` may change by name, but for operations, whose structures have widths of their own."""
 
@@ -433,6 +439,33 @@ _REPORTS = (
     ),
 )
 
+_SMMU = (
+    Probe(
+        "smmu.command",
+        "an SMMU carries out a command; dropped, it counts as complete, and held, those behind it wait too",
+        ("function", "command", "op", "sid", "iova"),
+        (("pre", "fail! corrupt! delay suspend wait hang!"), ("apply", "drop! duplicate"), ("post", "")),
+        (),
+        ("CERROR_ILL",),
+        payload=True,
+    ),
+    Probe(
+        "smmu.fetch",
+        "an SMMU reads an STE, a CD or a first level of a table of them; fail: an external abort",
+        ("function", "structure", "gpa", "length"),
+        (("pre", "fail"), ("post", "corrupt!")),
+        ("ABORT",),
+        payload=True,
+    ),
+    Probe(
+        "smmu.event",
+        "an SMMU writes an event; overflow: as if the queue were full",
+        ("function", "event", "sid", "iova"),
+        (("pre", "corrupt! delay suspend wait"), ("apply", "drop! duplicate! overflow"), ("post", "")),
+        fields=("event", "sid", "iova"),
+    ),
+)
+
 _FRAME = ("function", "stream", "device", "length")
 _ON_ITS_WAY = "corrupt truncate unplug delay suspend wait bandwidth reorder"
 _LINKS = (
@@ -513,7 +546,8 @@ _TRANSPORT = (
 )
 
 PROBES: dict[str, Probe] = {
-    probe.name: probe for probe in (*_OPERATIONS, *_CORE, *_DMA_PROBES, *_RING_PROBES, *_REPORTS, *_LINKS, *_TRANSPORT)
+    probe.name: probe
+    for probe in (*_OPERATIONS, *_CORE, *_DMA_PROBES, *_RING_PROBES, *_REPORTS, *_SMMU, *_LINKS, *_TRANSPORT)
 }
 """All of them, by name."""
 

@@ -360,6 +360,7 @@ _FUNCTIONS: dict[str, tuple[Any, ...]] = {
     "pv_memory_create": (c_void_p,),
     "pv_memory_destroy": (None, c_void_p),
     "pv_guarded_copy": (c_uint64, c_void_p, c_void_p, c_uint64),
+    "pv_guarded_exchange": (c_int, c_void_p, c_void_p, c_uint64),
     "pv_memory_add": (c_int, c_void_p, c_uint64, c_uint64, c_void_p, c_uint32),
     "pv_memory_remove": (None, c_void_p, c_uint64, c_uint64),
     "pv_memory_has": (c_int, c_void_p, c_void_p, c_uint64),

@@ -25,7 +25,7 @@ def new_bytes(size: int) -> bytes:
 
 
 class NativeGuard:
-    """Single copies. A SIGBUS in a copy ends that copy; elsewhere the signal has its usual effect."""
+    """Single copies, and exchanges. A SIGBUS in one ends that one; elsewhere the signal has its usual effect."""
 
     def __init__(self, lib: Library) -> None:
         self._lib = lib
@@ -39,6 +39,13 @@ class NativeGuard:
         """Write ``data``; returns how many bytes come before the first that could not be written."""
         source = data if isinstance(data, bytes) else bytes(data)
         return int(self._lib.pv_guarded_copy(address, address_of_bytes(source), len(source)))
+
+    def exchange(self, address: int, before: int, after: int) -> int | None:
+        """Replace the 64 bits at ``address``, a multiple of 8, by ``after`` if they are ``before``, as one atomic step.
+        Returns those that were there, None if there are none.
+        """
+        found = c_uint64(before)
+        return found.value if self._lib.pv_guarded_exchange(address, ctypes.byref(found), after) else None
 
 
 class NativeCopier:

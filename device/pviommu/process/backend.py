@@ -21,6 +21,7 @@ from ..host.pacing import Pace, naps_end_in_time
 from ..host.server import Server, Transport
 from ..inputs import Inputs, LiveInputs
 from ..interfaces.pv.ring_core import DeviceCore
+from ..interfaces.smmuv3.config import MissingCoreError
 from ..machine import Machine
 from ..pci.function import Environment
 from ..probes import Probes
@@ -208,7 +209,7 @@ def _build(topology: Topology, environment: Environment, core: DeviceCore | None
         machine = Machine.build(topology, environment, core)
         functions = list(machine.functions())
         files = share_out(functions, limit)
-    except DescriptorsError as error:
+    except (DescriptorsError, MissingCoreError) as error:
         raise BackendError(str(error)) from error
     except OSError as error:
         raise BackendError(f"the functions of the topology cannot be made: {error.strerror}") from error

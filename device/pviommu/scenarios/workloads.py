@@ -33,7 +33,7 @@ from ..guest.events import EventRing
 from ..guest.tables import InFlight, PageTables
 from ..guest.wire import WireFunction
 from ..topology import Topology
-from . import network
+from . import network, smmu
 from .guest import PlayedGuest
 from .stage import RAM_PAGES, STREAMS, TOPOLOGY, Stage, tried_again
 
@@ -273,6 +273,8 @@ def newcomer(stage: Stage) -> list[str]:
     """A guest that comes after another one, over vfio-user where it drives DMA test engines, and does some rounds: the
     harm that it came to.
     """
+    if stage.machine.smmus:
+        return _smmu_newcomer(stage)
     if stage.topology != TOPOLOGY:
         return _network_newcomer(stage)
     with contextlib.ExitStack() as stack:
@@ -295,6 +297,17 @@ def _network_newcomer(stage: Stage) -> list[str]:
     return guest.harm if arrived == 4 else [*guest.harm, f"{arrived} of 4 frames arrived"]
 
 
+def _smmu_newcomer(stage: Stage) -> list[str]:
+    for function in stage.machine.functions():
+        function.reset()
+    steps = smmu.rounds(stage, 4)
+    guest = next(steps)
+    next(steps, None)
+    for function in stage.machine.functions():
+        function.disconnected()
+    return guest.harm
+
+
 def _powered(stage: Stage, stack: contextlib.ExitStack) -> dict[str, WireFunction]:
     """All functions, each by a client that is closed with ``stack``, and reset as a machine that is turned on does."""
     functions = stage.connected(stack)
@@ -315,5 +328,6 @@ WORKLOADS = {
         network.exchanges,
         topology=network.topology,
     ),
+    "smmu": Workload("maps, DMA and unmaps of an engine behind a virtual SMMUv3", smmu.rounds, topology=smmu.topology),
 }
 """By name."""

@@ -40,8 +40,9 @@ def test_the_code_has_the_probes_that_are_declared_and_no_others(monkeypatch: py
         stage.connect("dma0").close()
         stage.turn()
         stage.machine.iommu.reset()
-    with Stage(scenario(), topology=WORKLOADS["network"].topology()):
-        pass
+    for workload in ("network", "smmu"):
+        with Stage(scenario(), topology=WORKLOADS[workload].topology()):
+            pass
 
     assert asked.names == set(PROBES)
 

@@ -84,6 +84,43 @@ def test_all_that_comes_before_what_is_gone_is_copied_however_much_it_is(library
     assert (outcome.returncode, outcome.stderr) == (0, "")
 
 
+@row("smmu", 35)
+def test_a_word_is_exchanged_if_it_is_what_was_expected_and_if_it_is_there(library: Path) -> None:
+    outcome = run(
+        library,
+        """
+        mapped[8:16] = (5).to_bytes(8, "little")
+        assert guard.exchange(address + 8, 5, 1 << 63 | 7) == 5
+        assert guard.exchange(address + 8, 5, 9) == 1 << 63 | 7
+        assert int.from_bytes(mapped[8:16], "little") == 1 << 63 | 7
+        os.ftruncate(fd, 4096)
+        assert guard.exchange(address + 4096, 0, 1) is None
+        """,
+    )
+    assert (outcome.returncode, outcome.stderr) == (0, "")
+
+
+@row("smmu", 35)
+def test_no_exchange_of_another_process_is_lost(library: Path) -> None:
+    """Two count in one word, each by exchanges that fail if the other one was in between."""
+    outcome = run(
+        library,
+        """
+        COUNT = 50_000
+        child = os.fork()
+        for _ in range(COUNT):
+            seen = guard.exchange(address, 0, 0)
+            while (found := guard.exchange(address, seen, seen + 1)) != seen:
+                seen = found
+        if not child:
+            os._exit(0)
+        os.waitpid(child, 0)
+        assert int.from_bytes(mapped[:8], "little") == 2 * COUNT
+        """,
+    )
+    assert (outcome.returncode, outcome.stderr) == (0, "")
+
+
 @row("server", 58)
 def test_a_file_that_shrinks_and_grows_under_copies_ends_none_but_those(library: Path) -> None:
     outcome = run(

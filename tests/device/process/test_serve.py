@@ -134,6 +134,15 @@ def test_a_tap_that_may_not_be_made_is_status_3_in_one_line_that_says_what_to_do
     assert said.count("\n") == 1
 
 
+def test_updates_of_tables_without_the_native_core_are_status_3_and_say_how_to_build_it(capfd, tmp_path):
+    path = tmp_path / "smmu.toml"
+    path.write_text('[[smmu]]\nname = "smmu0"\nhttu = "access"\n')
+    assert serve.main(parse(path, "--core", "python", "--socket-dir", tmp_path)) == ExitStatus.ENVIRONMENT
+    said = capfd.readouterr().err
+    assert "httu 1: only the native core can update tables that the guest writes to (pviommu build-core)" in said
+    assert said.count("\n") == 1
+
+
 @pytest.mark.parametrize("topology", [[], ["lab"]])
 def test_printing_capabilities_loads_neither_the_device_nor_the_protocol(topology):
     program = (

@@ -2,7 +2,7 @@
 
 import pytest
 
-from smmuv3.commands import ALL_STREAMS, COMMAND, Completion, Opcode, cfgi, sync, tlbi
+from smmuv3.commands import ALL_STREAMS, COMMAND, Completion, Opcode, cfgi, resume, stall_term, sync, tlbi
 
 
 @pytest.mark.parametrize(
@@ -19,6 +19,9 @@ from smmuv3.commands import ALL_STREAMS, COMMAND, Completion, Opcode, cfgi, sync
             (0x0005000000900012, 0x40000401),
         ),
         (tlbi(Opcode.TLBI_NSNH_ALL), (0x30, 0)),
+        (resume(0x20, 0xABCD, retry=True), (0x2000001044, 0xABCD)),
+        (resume(0x20, 5, retry=False), (0x2000002044, 5)),
+        (stall_term(0x20), (0x2000000045, 0)),
         (sync(Completion.SEV), (0x0FC02046, 0)),
         (sync(Completion.IRQ), (0x0FC01046, 0)),
     ],

@@ -16,6 +16,10 @@ from smmuv3.events import Event, EventClass, EventType
             Event(EventType.F_TRANSLATION, 0x20, None, 0xDEADB000, True, False, EventClass.IN),
             (0x2000000010, 0x0000020800000000, 0xDEADB000, 0),
         ),
+        (
+            Event(EventType.F_TRANSLATION, 0x20, None, 0xDEADB000, True, False, EventClass.IN, stag=0xABCD),
+            (0x2000000010, 0x000002088000ABCD, 0xDEADB000, 0),
+        ),
         (Event(EventType.C_BAD_STREAMID, 0x1234), (0x0000123400000002, 0, 0, 0)),
         (Event(EventType.F_CD_FETCH, 8, 5, fetch=0x8000_0047), (0x800005809, 0, 0, 0x8000_0040)),
         (Event(EventType.C_BAD_SUBSTREAMID, 8, 5), (0x800005008, 0, 0, 0)),
@@ -39,10 +43,11 @@ PAGES = st.integers(0, (1 << 40) - 1).map(lambda page: page << 12)
     st.integers(0, (1 << 64) - 1),
     st.tuples(st.booleans(), st.booleans(), st.sampled_from(list(EventClass)), st.booleans()),
     PAGES,
+    st.none() | st.integers(0, (1 << 16) - 1),
 )
-def test_what_was_written_is_read(kind, sid, ssid, address, flags, page):
+def test_what_was_written_is_read(kind, sid, ssid, address, flags, page, stag):
     fetched = kind in (EventType.F_STE_FETCH, EventType.F_CD_FETCH, EventType.F_WALK_EABT)
-    event = Event(kind, sid, ssid, address, *flags, *((page, 0) if fetched else (0, page)))
+    event = Event(kind, sid, ssid, address, *flags, *((page, 0) if fetched else (0, page)), stag)
 
     assert Event.unpack(event.pack()) == event
 

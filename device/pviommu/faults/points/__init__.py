@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..catalogue import PROBES
-from . import dma, links, operations, reports, rings, tables, transport
+from . import dma, links, operations, reports, rings, smmu, tables, transport
 from .base import Point
 
 __all__ = ["POINTS"]
@@ -39,5 +39,8 @@ POINTS: dict[str, type[Point]] = {
     "endpoint.work": reports.WorkPoint,
     "link.send": links.SendFramePoint,
     "link.receive": links.ReceiveFramePoint,
+    "smmu.command": smmu.CommandPoint,
+    "smmu.fetch": smmu.FetchPoint,
+    "smmu.event": smmu.WriteEventPoint,
 }
 """For each of :data:`.catalogue.PROBES`."""

@@ -4,21 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from smmuv3.commands import ALL_STREAMS, Cfgi0, CfgiRange1, Completion, Opcode, Sync0, Tlbi0, Tlbi1
+from smmuv3.commands import (
+    ALL_STREAMS,
+    Cfgi0,
+    CfgiRange1,
+    Completion,
+    Opcode,
+    Resume0,
+    Resume1,
+    Sync0,
+    Tlbi0,
+    Tlbi1,
+)
 
 from .caches import Translations
 from .config import SmmuConfig
 from .queues import Consumed
+from .stalls import Outcome, Stalls
 from .translation import Caches
 
 __all__ = ["Commands"]
 
 
 class Commands:
-    """Carries out commands. Those for what this SMMU does not have are illegal: EL2 and EL3, ATS, PRI, stalls, MPAM."""
+    """Carries out commands. Those for what this SMMU does not have are illegal: EL2 and EL3, ATS, PRI, MPAM; stage 2
+    and stalls unless it is configured with them.
+    """
 
-    def __init__(self, config: SmmuConfig, caches: Caches) -> None:
+    def __init__(self, config: SmmuConfig, caches: Caches, stalls: Stalls) -> None:
         self._caches = caches
+        self._stalls = stalls
         self._has_stage2 = config.stage2
         carry_out: dict[int, Callable[[int, int], Consumed]] = {
             Opcode.PREFETCH_CFG: self._prefetch,
@@ -36,6 +51,8 @@ class Commands:
         }
         if config.stage2:
             carry_out |= {Opcode.TLBI_S12_VMALL: self._tlbi_s12_vmall, Opcode.TLBI_S2_IPA: self._tlbi_s2_ipa}
+        if config.stalls:
+            carry_out |= {Opcode.RESUME: self._resume, Opcode.STALL_TERM: self._stall_term}
         self._carry_out = carry_out
 
     def __call__(self, first: int, second: int) -> Consumed:
@@ -129,6 +146,22 @@ class Commands:
     def _tlbi_nsnh_all(self, _: int, __: int) -> Consumed:
         self._caches.stage1.clear()
         self._caches.stage2.clear()
+        return Consumed.DONE
+
+    # -- stalled transactions ---------------------------------------------------------------------------------------
+
+    def _resume(self, first: int, second: int) -> Consumed:
+        command = Resume0(first)
+        if command.SSEC:
+            return Consumed.ILLEGAL
+        self._stalls.resume(command.SID, Resume1(second).STAG, Outcome.RETRY if command.AC else Outcome.ABORT)
+        return Consumed.DONE
+
+    def _stall_term(self, first: int, _: int) -> Consumed:
+        command = Resume0(first)
+        if command.SSEC:
+            return Consumed.ILLEGAL
+        self._stalls.abort(command.SID)
         return Consumed.DONE
 
     # -- completion -------------------------------------------------------------------------------------------------

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["ADDRESS_SIZES", "DEVICE_ID", "MAX_CACHE_ENTRIES", "MAX_SSID_BITS", "SmmuConfig"]
+__all__ = [
+    "ADDRESS_SIZES",
+    "DEVICE_ID",
+    "MAX_CACHE_ENTRIES",
+    "MAX_SSID_BITS",
+    "MAX_STALLS",
+    "MissingCoreError",
+    "SmmuConfig",
+]
 
 DEVICE_ID = 0x505A
 """Default PCI device ID."""
@@ -13,8 +21,13 @@ ADDRESS_SIZES = (32, 36, 40, 42, 44, 48, 52)
 _MAX_SID_BITS, MAX_SSID_BITS, _MAX_QUEUE_BITS = 32, 20, 19
 MAX_CACHE_ENTRIES = 1 << 16
 """of each cache"""
+MAX_STALLS = (1 << 16) - 1
 _MIN_QUEUE_BITS = 7
 """Linux refuses command queues of 64 entries or fewer."""
+
+
+class MissingCoreError(ValueError):
+    """A setting needs the native core."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +49,11 @@ class SmmuConfig:
     strict: bool = False
     """whether what is cached is compared with memory whenever it is used; as much is cached as possible then"""
     commands_per_turn: int = 256
+    httu: int = 0
+    """what a walk updates in tables: 1 access flags, 2 dirty state too. Guest memory must be one that can be compared
+    and exchanged"""
+    stalls: int = 0
+    """stalled transactions at a time, at most; 0: faults never stall"""
 
     def __post_init__(self) -> None:
         for name, least, most in (
@@ -45,6 +63,8 @@ class SmmuConfig:
             ("evtq_bits", 1, _MAX_QUEUE_BITS),
             ("cache_entries", 0, MAX_CACHE_ENTRIES),
             ("commands_per_turn", 1, 1 << 16),
+            ("stalls", 0, MAX_STALLS),
+            ("httu", 0, 2),
         ):
             value = getattr(self, name)
             if not least <= value <= most:
@@ -63,15 +83,18 @@ class SmmuConfig:
                 S1P=1,
                 TTF=2,
                 COHACC=1,
+                HTTU=self.httu,
                 ASID16=1,
                 VMID16=1,
                 CD2L=int(self.ssid_bits > 0),
                 TTENDIAN=2,
-                STALL_MODEL=1,
+                STALL_MODEL=int(not self.stalls),
                 TERM_MODEL=1,
                 ST_LEVEL=1,
             ),
             "IDR1": Idr1(SIDSIZE=self.sid_bits, SSIDSIZE=self.ssid_bits, EVENTQS=self.evtq_bits, CMDQS=self.cmdq_bits),
             "IDR3": Idr3(HAD=1, XNX=stage2, RIL=1, BBML=2),
-            "IDR5": Idr5(OAS=ADDRESS_SIZES.index(self.address_bits), GRAN4K=1, GRAN16K=1, GRAN64K=1),
+            "IDR5": Idr5(
+                OAS=ADDRESS_SIZES.index(self.address_bits), GRAN4K=1, GRAN16K=1, GRAN64K=1, STALL_MAX=self.stalls
+            ),
         }

@@ -1,7 +1,7 @@
 """Configuration in guest memory: which STE and CD a transaction has, whether they are legal, and what they say.
 
-The rules are those of IHI 0070, 3.3 and chapter 5, for an SMMU without HTTU, stalls, Secure state and EL2, whose
-tables are little-endian AArch64 ones.
+The rules are those of IHI 0070, 3.3 and chapter 5, for an SMMU without Secure state and EL2, whose tables are
+little-endian AArch64 ones.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from ...engine import ParentRefusal
 from ...engine.formats import arm_stage1, arm_stage2
 from ...engine.walk import Halves, Tables
 from .config import ADDRESS_SIZES, SmmuConfig
-from .memory import Abort, GuestReader
+from .memory import Abort, GuestReader, Structure
 from .registers import SmmuRegisters
 
 __all__ = [
@@ -68,9 +68,11 @@ class Refused(NamedTuple):
     """what the parent refused meanwhile, which is told to whoever owns the parent"""
     is_recorded: bool = True
     """whether the guest wants to know"""
+    stalls: bool = False
+    """whether the transaction is to wait for the guest instead"""
 
 
-Fetch = Callable[[int, int], bytes | Refused]
+Fetch = Callable[[Structure, int, int], bytes | Refused]
 """Reads so many bytes of CDs at an address of the stream, or says why it cannot."""
 
 
@@ -80,6 +82,7 @@ class Stage2:
 
     tables: Tables
     records: bool
+    stalls: bool
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,8 @@ class Stream:
     context_bits: int = 0
     """log2 of the CDs"""
     default: SubstreamDefault = SubstreamDefault.SUBSTREAM_0
+    may_stall: bool = False
+    """whether its CDs may have faults stall"""
 
     @property
     def has_stage1(self) -> bool:
@@ -108,6 +113,7 @@ class Context:
     halves: Halves
     asid: int
     records: bool
+    stalls: bool
 
 
 class StreamTable:
@@ -123,7 +129,7 @@ class StreamTable:
         place = self._place(sid, ssid)
         if isinstance(place, Refused):
             return place
-        data = self._memory.read(place, STE_SIZE)
+        data = self._memory.fetch(Structure.STE, place, STE_SIZE)
         if isinstance(data, Abort):
             return Refused(Event(EventType.F_STE_FETCH, sid, ssid, fetch=place), data.parent)
         return read_ste(self._config, _DWORDS.unpack(data)) or Refused(Event(EventType.C_BAD_STE, sid, ssid))
@@ -140,10 +146,10 @@ class StreamTable:
         split = config.SPLIT if config.SPLIT in _SPLITS else _SPLITS[0]
         base &= -max(64, L1_SIZE << max(0, bits - split))
         place = base + (sid >> split) * L1_SIZE
-        found = self._memory.descriptor(place)
+        found = self._memory.fetch(Structure.L1STD, place, L1_SIZE)
         if isinstance(found, Abort):
             return Refused(Event(EventType.F_STE_FETCH, sid, ssid, fetch=place), found.parent)
-        descriptor = L1Std(found)
+        descriptor = L1Std(int.from_bytes(found, "little"))
         span, index = descriptor.SPAN, sid & (1 << split) - 1
         if not span or span > min(_MAX_SPAN, split + 1) or index >> span - 1:
             return out_of_range
@@ -166,19 +172,22 @@ def read_ste(config: SmmuConfig, dwords: tuple[int, ...]) -> Stream | None:
     if not kind & 1:
         return Stream(kind, vmid, stage2)
     bits, contexts = ste0.S1CDMAX, ste0 & int(Ste0.S1CONTEXTPTR)
-    if bits > config.ssid_bits or ste1.S1STALLD or contexts >> config.address_bits:
+    is_illegal = ste1.S1STALLD and not config.stalls
+    if bits > config.ssid_bits or is_illegal or contexts >> config.address_bits:
         return None
+    may_stall = bool(config.stalls and not ste1.S1STALLD)
     if not bits:
-        return Stream(kind, vmid, stage2, contexts)
+        return Stream(kind, vmid, stage2, contexts, may_stall=may_stall)
     default = SubstreamDefault.TERMINATE if ste1.S1DSS == 3 else SubstreamDefault(ste1.S1DSS)
-    return Stream(kind, vmid, stage2, contexts, ste0.S1FMT, bits, default)
+    return Stream(kind, vmid, stage2, contexts, ste0.S1FMT, bits, default, may_stall)
 
 
 def _read_stage2(config: SmmuConfig, ste2: Ste2, ste3: int) -> Stage2 | None:
     granule, input_bits = _TG0.get(ste2.S2TG), 64 - ste2.S2T0SZ
     root = ste3 & int(Ste3.S2TTB)
     output_bits = _address_bits(config, ste2.S2PS)
-    is_unsupported = not ste2.S2AA64 or ste2.S2ENDI or ste2.S2HA or ste2.S2HD or ste2.S2S
+    is_unsupported = not ste2.S2AA64 or ste2.S2ENDI or (ste2.S2S and not config.stalls)
+    is_unsupported = is_unsupported or not _may_update(config, ste2.S2HA, ste2.S2HD)
     if granule is None or is_unsupported or root >> output_bits or input_bits > config.address_bits:
         return None
     start = (2 if granule == 12 else 3) - ste2.S2SL0
@@ -191,10 +200,12 @@ def _read_stage2(config: SmmuConfig, ste2: Ste2, ste3: int) -> Stage2 | None:
             output_bits,
             machine_bits=config.address_bits,
             checks_access=not ste2.S2AFFD,
+            updates_access=bool(ste2.S2HA),
+            updates_dirty=bool(ste2.S2HA and ste2.S2HD),
         )
     except ValueError:
         return None
-    return Stage2(tables, bool(ste2.S2R))
+    return Stage2(tables, bool(ste2.S2R), bool(ste2.S2S))
 
 
 def substream(stream: Stream, sid: int, ssid: int | None) -> int | Refused | None:
@@ -219,38 +230,55 @@ def fetch_context(
         place = (stream.contexts & -(CD_SIZE << stream.context_bits)) + index * CD_SIZE
     else:
         size = L1_SIZE << max(0, stream.context_bits - leaf_bits)
-        found = fetch((stream.contexts & -max(64, size)) + (index >> leaf_bits) * L1_SIZE, L1_SIZE)
+        base = stream.contexts & -max(64, size)
+        found = fetch(Structure.L1CD, base + (index >> leaf_bits) * L1_SIZE, L1_SIZE)
         if isinstance(found, Refused):
             return found
         first = L1Cd(int.from_bytes(found, "little"))
         if not first.V or (first & int(L1Cd.L2PTR)) >> config.address_bits:
             return Refused(Event(EventType.C_BAD_SUBSTREAMID, sid, index))
         place = (first & int(L1Cd.L2PTR) & -(CD_SIZE << leaf_bits)) + (index & (1 << leaf_bits) - 1) * CD_SIZE
-    data = fetch(place, CD_SIZE)
+    data = fetch(Structure.CD, place, CD_SIZE)
     if isinstance(data, Refused):
         return data
-    return read_cd(config, _DWORDS.unpack(data)) or Refused(Event(EventType.C_BAD_CD, sid, ssid))
+    return read_cd(config, _DWORDS.unpack(data), stream.may_stall) or Refused(Event(EventType.C_BAD_CD, sid, ssid))
 
 
-def read_cd(config: SmmuConfig, dwords: tuple[int, ...]) -> Context | None:
-    """What a CD says; None if it is illegal."""
+def read_cd(config: SmmuConfig, dwords: tuple[int, ...], may_stall: bool = False) -> Context | None:
+    """What a CD says; None if it is illegal. ``may_stall``: whether the STE allows stalls."""
     cd0, cd1, cd2 = Cd0(dwords[0]), Cd1(dwords[1]), Cd2(dwords[2])
     is_big_endian = cd0.ENDI and not (cd0.EPD0 and cd0.EPD1)  # without tables it does not matter
-    if not cd0.V or not cd0.AA64 or not cd0.A or cd0.S or cd0.HA or cd0.HD or is_big_endian:
+    if not cd0.V or not cd0.AA64 or not cd0.A or is_big_endian:
+        return None
+    if (cd0.S and not may_stall) or not _may_update(config, cd0.HA, cd0.HD):
         return None
     output_bits = _address_bits(config, cd0.IPS)
 
     def half(granule: int | None, size: int, root: int, is_flat: int) -> Tables:
         if granule is None or root >> output_bits:
             raise ValueError("reserved granule, or a table beyond the output addresses")
-        return arm_stage1(granule, 64 - size, root, output_bits, hierarchical=not is_flat, checks_access=not cd0.AFFD)
+        return arm_stage1(
+            granule,
+            64 - size,
+            root,
+            output_bits,
+            hierarchical=not is_flat,
+            checks_access=not cd0.AFFD,
+            updates_access=bool(cd0.HA),
+            updates_dirty=bool(cd0.HA and cd0.HD),
+        )
 
     try:
         low = None if cd0.EPD0 else half(_TG0.get(cd0.TG0), cd0.T0SZ, cd1 & int(Cd1.TTB0), cd1.HAD0)
         high = None if cd0.EPD1 else half(_TG1.get(cd0.TG1), cd0.T1SZ, cd2 & int(Cd2.TTB1), cd2.HAD1)
     except ValueError:
         return None
-    return Context(Halves(low, high, (bool(cd0.TBI0), bool(cd0.TBI1))), cd0.ASID, bool(cd0.R))
+    return Context(Halves(low, high, (bool(cd0.TBI0), bool(cd0.TBI1))), cd0.ASID, bool(cd0.R), bool(cd0.S))
+
+
+def _may_update(config: SmmuConfig, access: int, dirty: int) -> bool:
+    """Whether an SMMU can do what HA and HD ask for."""
+    return config.httu >= (2 if dirty else 1 if access else 0)
 
 
 def _address_bits(config: SmmuConfig, code: int) -> int:

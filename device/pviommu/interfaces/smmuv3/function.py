@@ -9,11 +9,14 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Mapping
+from itertools import islice
+from typing import Any
 
-from smmuv3.registers import FRAME_SIZE, MSIX_BAR, REGISTER_BAR, Cr0, Vector
+from smmuv3.events import Event
+from smmuv3.registers import FRAME_SIZE, MSIX_BAR, REGISTER_BAR, REGISTERS, Cr0, Vector
 
 from ...dma.access import Copier
-from ...engine import Engine, EngineConfig
+from ...engine import Access, Engine, EngineConfig
 from ...engine.core import Core
 from ...engine.ranges import FrameRanges
 from ...hosted import Poll
@@ -22,7 +25,7 @@ from ...pci.function import Environment, PciFunction
 from ...pci.identity import Identity
 from ...pci.state import load_function, save_function
 from .config import DEVICE_ID, SmmuConfig
-from .smmu import Smmu
+from .smmu import KEPT, Smmu
 from .state import SmmuState
 from .stream import ParentFault, SmmuStream
 from .translation import Stale
@@ -35,8 +38,8 @@ DEFAULT_IDENTITY = Identity(0x1234, DEVICE_ID, 0x080600)
 MSIX_BAR_SIZE, MSIX_PBA_OFFSET = 0x1000, 0x800
 _PARENT, _FIRST_DOMAIN, _OWN_STREAM = 1, 2, 1 << 32
 """Numbers in the engine: the parent, the first domain of a stream, and the SMMU's own stream, no endpoint's."""
-KEPT = 256
-"""Reports that are kept, of each kind."""
+_MOST_EVENTS = 16
+_CONSTANT = tuple(register.name for register in REGISTERS if register.name.startswith(("IDR", "IIDR", "AIDR")))
 _POOL_PAGES = 1 << 26
 """Enough for a parent of all RAM that its aperture has room for."""
 
@@ -87,6 +90,11 @@ class SmmuFunction(PciFunction):
             self._engine.add_endpoint(stream)
             self.smmu.bind(stream, sid)
             self.smmu.attach(stream)
+            translator = self.smmu.translator(stream)
+            self.probes.bind(translator, "translate", "dma.translate", name, translator)
+        self.probes.bind(self.smmu.commands, "carry_out", "smmu.command", name, self.smmu.commands)
+        self.probes.bind(self.smmu.memory, "fetch", "smmu.fetch", name)
+        self.probes.bind(self.smmu.events, "record", "smmu.event", name, self.smmu.events)
         self.add_register_bar(REGISTER_BAR, self.smmu.registers.file, FRAME_SIZE)
         self.add_msix_bar(MSIX_BAR, len(Vector), MSIX_BAR_SIZE, MSIX_PBA_OFFSET)
         self.power_on()
@@ -121,6 +129,53 @@ class SmmuFunction(PciFunction):
             *(self.name, stale.sid, stale.what, stale.address, stale.cached, stale.now),
             extra={"event": "smmu-stale", "fields": {"function": self.name, "sid": stale.sid, "what": stale.what}},
         )
+
+    # -- for people -------------------------------------------------------------------------------------------------
+
+    def report(self) -> dict[str, Any]:
+        """What it is doing: plain values, ready for JSON, as the control command `smmus` describes them."""
+        smmu = self.smmu
+        file, caches = smmu.registers.file, smmu.caches
+        names = [register.name for register in REGISTERS if register.count == 1 and register.name not in _CONSTANT]
+        return {
+            "name": self.name,
+            "enabled": smmu.registers.has(Cr0.SMMUEN),
+            "registers": " ".join(f"{name}={file[name]:#x}" for name in names if file[name]),
+            "commands": smmu.commands.count(),
+            "stalled": len(smmu.stalls.waiting),
+            "cached": {
+                "STE": len(caches.streams),
+                "CD": len(caches.contexts),
+                "stage 1": len(caches.stage1),
+                "stage 2": len(caches.stage2),
+            },
+            "streams": ", ".join(
+                f"{stream}: {sid:#x}{' blocked' if self._engine.is_blocked(stream) else ''}"
+                for stream, sid in self.streams.items()
+            ),
+            "parent_faults": len(self.parent_faults),
+            "stale": len(self.stale),
+        }
+
+    def last_events(self) -> list[dict[str, Any]]:
+        """The last events, the last one first, likewise."""
+        last = islice(reversed(self.smmu.told), _MOST_EVENTS)
+        return [{"smmu": self.name, **_event_report(*each)} for each in last]
+
+    def explain(self, stream: int, iova: int) -> dict[str, Any]:
+        """What a write of an endpoint to an address meets, as the control command `explain` describes it. Raises
+        KeyError for one that is not behind this SMMU.
+        """
+        self.settle()
+        found = self.smmu.explain(stream, iova, Access.WRITE).report()
+        if self._engine.is_blocked(stream):
+            cause, text = "blocked", "the endpoint is blocked until its reset"
+        else:
+            cause = (found["event"] or ("aborted" if found["leads_to"] is None else "not-refused")).lower()
+            text = found.pop("text")
+        found.pop("text", None)
+        apart = {name: found.pop(name) for name in ("reads", "cached")}
+        return {"cause": cause.replace("_", "-"), "text": text, "smmu": {"smmu": self.name} | found, **apart}
 
     # -- PCI hooks --------------------------------------------------------------------------------------------------
 
@@ -195,3 +250,8 @@ class SmmuFunction(PciFunction):
 
     def rested(self) -> None:
         """Time means nothing here."""
+
+
+def _event_report(event: Event, is_told: bool) -> dict[str, Any]:
+    record = " ".join(f"{int.from_bytes(event.pack()[place : place + 8], 'little'):#x}" for place in range(0, 32, 8))
+    return {"event": event.type.name, "sid": event.sid, "iova": event.address, "record": record, "told": is_told}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import Enum
+from typing import Protocol
 
 from smmuv3.commands import COMMAND, COMMAND_SIZE
 from smmuv3.events import EVENT_SIZE, Event
@@ -25,6 +26,16 @@ class Consumed(Enum):
     ILLEGAL = "nothing was done"
     DONE = "it is complete"
     SIGNALLED = "it is complete, and an interrupt says so"
+    HELD = "it waits, and those behind it: see :meth:`CommandQueue.hold`"
+
+
+class Wait(Protocol):
+    """Why a command waits."""
+
+    @property
+    def is_over(self) -> bool: ...
+    @property
+    def is_forgotten(self) -> bool: ...
 
 
 class CommandQueue:
@@ -43,7 +54,9 @@ class CommandQueue:
         """
         self._registers = registers
         self._memory = memory
-        self._carry_out = carry_out
+        self.carry_out = carry_out
+        """looked up for each command: a rule may stand before it"""
+        self._held: tuple[Wait, Callable[[], Consumed], tuple[int, int]] | None = None
         self._budget = budget
         self._looked_at = looked_at
 
@@ -63,7 +76,9 @@ class CommandQueue:
                 self._fail(CommandError.ABT)
                 return False
             for dwords in COMMAND.iter_unpack(chunk):
-                outcome = self._carry_out(*dwords)
+                outcome = self._outcome(dwords)
+                if outcome is Consumed.HELD:
+                    return False
                 if outcome is Consumed.ILLEGAL:
                     self._fail(CommandError.ILL)
                     return False
@@ -77,7 +92,22 @@ class CommandQueue:
 
     def is_waiting(self) -> bool:
         """Whether there is a command that may be carried out."""
-        return bool(self._waiting()[3])
+        return bool(self.count())
+
+    def count(self) -> int:
+        """Commands that may be carried out."""
+        return self._waiting()[3]
+
+    def hold(self, wait: Wait, go: Callable[[], Consumed], dwords: tuple[int, int]) -> None:
+        """The command of these dwords, which is the next one, waits; ``go`` carries it out when that is over."""
+        self._held = wait, go, dwords
+
+    def _outcome(self, dwords: tuple[int, int]) -> Consumed:
+        """Carry out the next command, or go on with it."""
+        held, self._held = self._held, None
+        if held is None or held[0].is_forgotten or held[2] != dwords:
+            return self.carry_out(*dwords)
+        return held[1]()
 
     def _waiting(self) -> tuple[int, int, int, int]:
         """Base and log2 of the entries; index of the next command, and how many may be carried out. None if the indices
@@ -89,7 +119,8 @@ class CommandQueue:
         wrap = (2 << bits) - 1
         consumer = registers.file["CMDQ_CONS"] & wrap
         count = (registers.file["CMDQ_PROD"] & wrap) - consumer & wrap
-        is_stopped = not registers.has(Cr0.CMDQEN) or registers.is_active(GlobalError.CMDQ_ERR)
+        is_held = self._held is not None and not self._held[0].is_over
+        is_stopped = not registers.has(Cr0.CMDQEN) or registers.is_active(GlobalError.CMDQ_ERR) or is_held
         return base, bits, consumer, 0 if is_stopped or count > 1 << bits else count
 
     def _advance(self, bits: int) -> None:
@@ -113,7 +144,9 @@ class EventQueue:
         self._memory = memory
 
     def record(self, event: Event) -> bool:
-        """Write an event. Returns whether the guest will find it."""
+        """Write an event. Returns whether the guest will find it. That of a stalled transaction waits if the queue is
+        full: it is not lost, so there is no overflow.
+        """
         registers, file = self._registers, self._registers.file
         if not registers.has(Cr0.EVENTQEN) or registers.is_active(GlobalError.EVENTQ_ABT_ERR):
             return False
@@ -121,8 +154,8 @@ class EventQueue:
         wrap = (2 << bits) - 1
         produced, consumed = file["EVENTQ_PROD"] & wrap, file["EVENTQ_CONS"] & wrap
         if produced ^ consumed == 1 << bits:
-            if not (file["EVENTQ_PROD"] ^ file["EVENTQ_CONS"]) & _OVERFLOW:
-                file["EVENTQ_PROD"] ^= _OVERFLOW
+            if event.stag is None:
+                self.lose()
             return False
         place = (base & -(EVENT_SIZE << bits)) + (produced & (1 << bits) - 1) * EVENT_SIZE
         if self._memory.write(place, event.pack()) is not None:
@@ -132,3 +165,9 @@ class EventQueue:
         if produced == consumed:
             registers.interrupt(Vector.EVENTQ)
         return True
+
+    def lose(self) -> None:
+        """An event is lost for want of room, which the guest is told once until it has acknowledged it."""
+        file = self._registers.file
+        if not (file["EVENTQ_PROD"] ^ file["EVENTQ_CONS"]) & _OVERFLOW:
+            file["EVENTQ_PROD"] ^= _OVERFLOW

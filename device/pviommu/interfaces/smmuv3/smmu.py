@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 
+from smmuv3.events import Event
 from smmuv3.registers import FRAME_SIZE, Vector
 
 from ...dma.memory import GuestMemory
 from ...engine import Access, Engine, ParentRefusal, Run, Stop, TranslationFault
 from ...engine.stages import Stages
 from .commands import Commands
-from .config import SmmuConfig
+from .config import MissingCoreError, SmmuConfig
 from .configuration import StreamTable
+from .explanation import Explained, explain
 from .memory import GuestReader
 from .queues import CommandQueue, EventQueue
 from .registers import SmmuRegisters
+from .stalls import Stalls
 from .stream import ParentFault, SmmuStream
 from .translation import Caches, Stale, StreamWalker, World
 
-__all__ = ["FRAME_SIZE", "Smmu"]
+__all__ = ["FRAME_SIZE", "KEPT", "Smmu"]
+
+KEPT = 256
+"""Reports that are kept, of each kind."""
 
 
 def _ignore(_: object) -> None:
@@ -51,10 +58,16 @@ class Smmu:
         """``parent``: a paging domain. ``own_stream``: by which the engine knows the SMMU's own accesses; it is added
         and attached here. ``first_domain``: numbers of domains from there on are the SMMU's, one for each stream and
         substream. ``before`` is called before a request of theirs is translated. ``stages``: of the engine's core, for
-        tables in the parent. Raises ValueError if the parent is no paging domain, or the stream exists.
+        tables in the parent. Raises ValueError if the parent is no paging domain, or the stream exists;
+        :class:`.config.MissingCoreError` for HTTU where memory cannot be compared and exchanged.
         """
         if not engine.is_paging(parent):
             raise ValueError(f"domain {parent}: only a paging domain can be the parent of an SMMU")
+        if config.httu and not memory.has_exchange:
+            raise MissingCoreError(
+                f"httu {config.httu}: only the native core can update tables that the guest writes to "
+                "(pviommu build-core)"
+            )
         self.config = config
         self._engine = engine
         self._parent = parent
@@ -69,10 +82,13 @@ class Smmu:
         self.caches = Caches(config, stages)
         table = StreamTable(config, self.registers, self.memory)
         self._world = World(config, self.registers, self.memory, table, self.caches, on_stale, stages)
-        commands = Commands(config, self.caches)
-        looked_at = self.caches.looked_at
-        self._commands = CommandQueue(self.registers, self.memory, commands, config.commands_per_turn, looked_at)
         self.events = EventQueue(self.registers, self.memory)
+        self.stalls = Stalls(config.stalls, self._record)
+        commands = Commands(config, self.caches, self.stalls)
+        looked_at = self.caches.looked_at
+        self.commands = CommandQueue(self.registers, self.memory, commands, config.commands_per_turn, looked_at)
+        self.told: deque[tuple[Event, bool]] = deque(maxlen=KEPT)
+        """the last events, and whether there was room for each"""
         self._sids: dict[int, int] = {}
         self._next_domain = first_domain
         self._streams: dict[tuple[int, int | None], SmmuStream] = {}
@@ -90,20 +106,27 @@ class Smmu:
 
     def work(self) -> bool:
         """Carry out commands, a bounded number. Returns whether more are waiting."""
-        return self._commands.work()
+        return self.commands.work()
 
     def is_waiting(self) -> bool:
         """Whether there is work."""
-        return self._commands.is_waiting()
+        return self.commands.is_waiting()
 
     def reset(self) -> None:
-        """Registers as at power-on, and nothing cached. Streams stay bound and attached."""
+        """Registers as at power-on, nothing cached, and what is stalled aborted. Streams stay bound and attached."""
         self.registers.file.reset()
         self.caches.clear()
+        self.stalls.abort()
 
     def interrupt(self, vector: Vector) -> None:
         """Raise an interrupt, whatever IRQ_CTRL says."""
         self._interrupt(vector)
+
+    def _record(self, event: Event) -> bool:
+        is_told = self.events.record(event)  # looked up for each, as a rule may stand before it
+        if is_told or event.stag is None:  # one of a stall is tried again
+            self.told.append((event, is_told))
+        return is_told
 
     def _translate_own(self, address: int, length: int, access: Access) -> Sequence[Run] | ParentRefusal:
         found = self._engine.translate(self._own_stream, address, length, access)
@@ -146,9 +169,14 @@ class Smmu:
             return stop
         self._next_domain += 1
         self._streams[stream, ssid] = SmmuStream(
-            self._engine, walker, self._parent, stream, ssid, self.events.record, self._on_parent_fault, self._before
+            *(self._engine, walker, self._parent, stream, ssid, self._record, self.stalls),
+            *(self._on_parent_fault, self._before),
         )
         return None
+
+    def explain(self, stream: int, iova: int, access: Access, ssid: int | None = None) -> Explained:
+        """What memory makes of an access of a stream. Raises KeyError for one without a StreamID."""
+        return explain(self._world, self._sids[stream], ssid, iova, access)
 
     def translator(self, stream: int, ssid: int | None = None) -> SmmuStream:
         """What translates the requests of an attached stream, those with a SubstreamID or those without. Raises

@@ -5,15 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from smmuv3.events import Event
+from smmuv3.events import Event, EventClass, EventType
 
-from ...dma.fault import KIND, Fault
+from ...dma.fault import KIND, Fault, FaultKind
 from ...dma.plan import DmaPlan, DmaRequest, translate_each
 from ...dma.translator import PENDING, Pending, Translator
 from ...engine import Access, Engine, Run, TranslationFault, TranslationPending
+from .stalls import Outcome, Stall, Stalls
 from .translation import StreamWalker
 
 __all__ = ["ParentFault", "SmmuStream"]
+
+_EVENTS = {
+    FaultKind.NOT_MAPPED: EventType.F_TRANSLATION,
+    FaultKind.PERMISSION: EventType.F_PERMISSION,
+    FaultKind.OUT_OF_APERTURE: EventType.F_ADDR_SIZE,
+}
 
 
 class ParentFault(NamedTuple):
@@ -48,6 +55,7 @@ class SmmuStream(Translator):
         stream: int,
         pasid: int | None,
         record: Callable[[Event], object],
+        stalls: Stalls,
         on_parent_fault: Callable[[ParentFault], None],
         before: Callable[[], None],
     ) -> None:
@@ -55,27 +63,48 @@ class SmmuStream(Translator):
         self._engine = engine
         self._walker = walker
         self._parent = parent
-        self._stream = stream
+        self.stream = stream
         self._pasid = pasid
         self._record = record
+        self._stalls = stalls
+        self._stall: tuple[Stall, Fault] | None = None
+        """what the request in progress waits for, and is refused with if it is aborted"""
         self._on_parent_fault = on_parent_fault
         self._before = before
+        self._is_told = False
+        """whether the guest knows of the refusal already"""
+        self.given_up = 0
+        """how many times a request in progress, if there was one, was given up"""
         self.cancel: Callable[[], None] = lambda: None
         """finishes what the endpoint has queued as cancelled"""
         self._fault: TranslationFault | None = None
         """of the last request, if it was refused by a translation"""
 
     def translate(self, requests: Sequence[DmaRequest]) -> list[DmaPlan] | Fault | Pending:
+        self._walker.refused, self._fault, self._is_told = None, None, False
+        if self._stall is not None:
+            stall, fault = self._stall
+            if stall.outcome is None:
+                return PENDING
+            self._stall = None
+            if stall.outcome is Outcome.ABORT:  # whatever is mapped by now
+                self._is_told = True
+                return fault
         self._before()
-        self._walker.refused, self._fault = None, None
-        found = translate_each(self._stream, requests, self._translate)
+        found = translate_each(self.stream, requests, self._translate)
         if not isinstance(found, tuple):
             return found
         refused, length = found
         if isinstance(refused, TranslationPending):
             return PENDING
+        fault = Fault(KIND[refused.refusal], self.stream, refused.iova, refused.access, length)
+        why = self._walker.refused
+        if why is not None and why.stalls and why.event is not None:
+            begun = self._stalls.begin(why.event)
+            self._stall = None if begun is None else (begun, fault)
+            return PENDING
         self._fault = refused
-        return Fault(KIND[refused.refusal], self._stream, refused.iova, refused.access, length)
+        return fault
 
     def _translate(
         self, stream: int, iova: int, length: int, access: Access
@@ -86,22 +115,31 @@ class SmmuStream(Translator):
         """Tell the guest, if it is its stage that refused, and the owner of the parent otherwise, or both: of a table
         that cannot be read both are told.
         """
-        refused = self._walker.refused
+        if self._is_told:
+            return
+        refused, found = self._walker.refused, self._fault
+        if refused is None and found is None and fault.kind in _EVENTS:  # a rule has refused it in our stead
+            is_read = not fault.access & Access.WRITE
+            sid = self._walker.sid
+            self._record(Event(_EVENTS[fault.kind], sid, self._pasid, fault.iova, is_read, kind=EventClass.IN))
         if refused is not None and refused.event is not None and refused.is_recorded:
             self._record(refused.event)
-        found = self._fault
         ipa = fault.gpa if found is None else found.ipa
         if ipa is not None:
             during_walk = found is not None and found.during_walk
-            where = (self._parent, self._stream, fault.iova, ipa)
+            where = (self._parent, self.stream, fault.iova, ipa)
             self._on_parent_fault(ParentFault(*where, fault.access, during_walk))
+
+    def give_up(self) -> None:
+        self._stall = None
+        self.given_up += 1
 
     def on_lost(self, cancel: Callable[[], None]) -> None:
         self.cancel = cancel
 
     def endpoint_failed(self) -> None:
         """Until its reset it is refused everything."""
-        self._engine.block(self._stream)
+        self._engine.block(self.stream)
 
     def endpoint_begins(self) -> None:
-        self._engine.unblock(self._stream)
+        self._engine.unblock(self.stream)

@@ -12,14 +12,14 @@ from smmuv3.structures import SteConfig
 
 from ...engine import Access, Parent, ParentRefusal, Refusal, Run, Stage1Run
 from ...engine.stages import Stage, Stages, StageWalker
-from ...engine.walk import Leaf, ReadRefusal, Tables, WalkFault, WalkFaultKind, walk
+from ...engine.walk import Leaf, ReadRefusal, Tables, Update, WalkFault, WalkFaultKind, walk
 from .caches import Cache, Tag, Translations, number_of
 from .config import MAX_CACHE_ENTRIES, SmmuConfig
 from .configuration import Context, Refused, Stage2, Stream, StreamTable, fetch_context, substream
-from .memory import Abort, GuestReader
+from .memory import Abort, GuestReader, Structure
 from .registers import SmmuRegisters
 
-__all__ = ["Caches", "Stale", "StreamWalker", "World"]
+__all__ = ["Caches", "Found", "Request", "Stale", "StreamWalker", "World", "pretended"]
 
 _BOTH = Access.READ | Access.WRITE
 _NOT_GLOBAL = 1 << 11
@@ -29,6 +29,7 @@ _TYPE = {
     WalkFaultKind.OUTPUT: EventType.F_ADDR_SIZE,
     WalkFaultKind.ACCESS_FLAG: EventType.F_ACCESS,
     WalkFaultKind.PERMISSION: EventType.F_PERMISSION,
+    WalkFaultKind.CONTENDED: EventType.F_ACCESS,  # the flag could not be set
 }
 _REFUSAL = {
     EventType.F_TRANSLATION: Refusal.NOT_MAPPED,
@@ -100,7 +101,7 @@ class _Faulted(ReadRefusal):
         self.refused = refused
 
 
-class _Request(NamedTuple):
+class Request(NamedTuple):
     """One address of a transaction."""
 
     address: int
@@ -109,7 +110,7 @@ class _Request(NamedTuple):
     on_stale: Callable[[Stale], None]
 
 
-class _Found(NamedTuple):
+class Found(NamedTuple):
     """What a stage makes of an address."""
 
     output: int
@@ -133,7 +134,7 @@ class StreamWalker:
     def walk(self, iova: int, length: int, access: Access, _parent: Parent) -> Stage1Run | Refusal | ParentRefusal:
         """See :class:`.engine.Stage1Walker`. Tables are read as all that the SMMU reads, through the same parent."""
         found = self._translate(iova, access)
-        if isinstance(found, _Found):
+        if isinstance(found, Found):
             self.refused = None
             return Stage1Run(found.output, (1 << found.shift) - (iova & (1 << found.shift) - 1), found.access)
         self.refused = found
@@ -162,7 +163,7 @@ class StreamWalker:
             return None
         index, context, half, inner = substream(stream, self.sid, self._ssid), None, None, address
         if index is not None:
-            request = _Request(address, access, stream, told.append)
+            request = Request(address, access, stream, told.append)
             found = index if isinstance(index, Refused) else self._context(request, index)
             chosen = None if isinstance(found, Refused) else found.halves.choose(address)
             if isinstance(found, Refused) or chosen is None or chosen[1] + length > 1 << chosen[0].input_bits:
@@ -170,6 +171,8 @@ class StreamWalker:
             context, half, inner = found, bool(address >> 55 & 1), chosen[1]
         elif stream.stage2 is None:
             return None
+        if _updates(stream, context):
+            return None  # a core only reads
         return None if told else (self._walker(world.stages, stream, context, half), inner)
 
     def _walker(self, stages: Stages, stream: Stream, context: Context | None, half: bool | None) -> StageWalker:
@@ -189,22 +192,22 @@ class StreamWalker:
         self._walkers[half] = stream, context, walker
         return walker
 
-    def _translate(self, iova: int, access: Access) -> _Found | Refused:
+    def _translate(self, iova: int, access: Access) -> Found | Refused:
         registers, bits = self._world.registers, self._world.config.address_bits
         if not registers.has(Cr0.SMMUEN):
             is_refused = registers.aborts_all or iova >> bits
-            return Refused(None) if is_refused else _Found(iova, bits, _BOTH)
+            return Refused(None) if is_refused else Found(iova, bits, _BOTH)
         stream = self._stream(iova, self._world.on_stale)
         if isinstance(stream, Refused):
             return stream
         if stream.config is SteConfig.ABORT:
             return Refused(None)
-        request = _Request(iova, access, stream, self._world.on_stale)
+        request = Request(iova, access, stream, self._world.on_stale)
         index = substream(stream, self.sid, self._ssid)
         if isinstance(index, Refused):
             return index
         if index is None:
-            found: _Found | Refused = _Found(iova, bits, _BOTH)
+            found: Found | Refused = Found(iova, bits, _BOTH)
             if iova >> bits:
                 return Refused(self._event(EventType.F_ADDR_SIZE, request, EventClass.IN))
         else:
@@ -214,7 +217,7 @@ class StreamWalker:
         second = self._stage2(request, stream.stage2, found.output, access, EventClass.IN)
         if isinstance(second, Refused):
             return second
-        return _Found(second.output, min(found.shift, second.shift), found.access & second.access)
+        return Found(second.output, min(found.shift, second.shift), found.access & second.access)
 
     # -- configuration ----------------------------------------------------------------------------------------------
 
@@ -232,20 +235,20 @@ class StreamWalker:
             world.caches.streams.put(self.sid, found)
         return found
 
-    def _context(self, request: _Request, index: int) -> Context | Refused:
+    def _context(self, request: Request, index: int) -> Context | Refused:
         world, key = self._world, (self.sid, index)
         cached = world.caches.contexts.get(key)
         if cached is not None and not world.config.strict:
             return cached
 
-        def fetch(address: int, size: int) -> bytes | Refused:
+        def fetch(structure: Structure, address: int, size: int) -> bytes | Refused:
             stage2 = request.stream.stage2
             if stage2 is not None:
                 where = self._stage2(request, stage2, address, Access.READ, EventClass.CD)
                 if isinstance(where, Refused):
                     return where
                 address = where.output
-            data = world.memory.read(address, size)
+            data = world.memory.fetch(structure, address, size)
             if isinstance(data, Abort):
                 return Refused(Event(EventType.F_CD_FETCH, self.sid, self._ssid, fetch=address), data.parent)
             return data
@@ -261,14 +264,14 @@ class StreamWalker:
 
     # -- the stages -------------------------------------------------------------------------------------------------
 
-    def _stage1(self, request: _Request, index: int) -> _Found | Refused:
+    def _stage1(self, request: Request, index: int) -> Found | Refused:
         context = self._context(request, index)
         if isinstance(context, Refused):
             return context
         chosen = context.halves.choose(request.address)
         if chosen is None:
             event = self._event(EventType.F_TRANSLATION, request, EventClass.IN)
-            return Refused(event, is_recorded=context.records)
+            return Refused(event, None, context.records, context.stalls)
         stage2 = request.stream.stage2
 
         def read(place: int) -> int | ReadRefusal:
@@ -279,9 +282,19 @@ class StreamWalker:
                 place = where.output
             return self._world.memory.descriptor(place)
 
+        def update(place: int, before: int, after: int) -> int | ReadRefusal:
+            if stage2 is not None:
+                where = self._stage2(request, stage2, place, Access.WRITE, EventClass.TT)
+                if isinstance(where, Refused):
+                    return _Faulted(where)
+                place = where.output
+            return self._world.memory.exchange(place, before, after)
+
         tag, address = Tag(request.stream.vmid, context.asid), _canonical(request.address, *chosen)
-        leaf = self._cached(self._world.caches.stage1, "stage 1", tag, request, address, request.access, chosen, read)
-        if isinstance(leaf, _Found):
+        leaf = self._cached(
+            *(self._world.caches.stage1, "stage 1", tag, request, address, request.access, chosen, read, update)
+        )
+        if isinstance(leaf, Found):
             return leaf
         if isinstance(leaf.cause, _Faulted):
             return leaf.cause.refused
@@ -289,57 +302,59 @@ class StreamWalker:
             event = self._event(EventType.F_WALK_EABT, request, EventClass.TT, fetch=leaf.cause.address)
             return Refused(event, leaf.cause.parent)
         event = self._event(_TYPE[leaf.kind], request, EventClass.IN)
-        return Refused(event, is_recorded=context.records)
+        return Refused(event, None, context.records, context.stalls)
 
-    def _stage2(
-        self, request: _Request, stage2: Stage2, ipa: int, access: Access, kind: EventClass
-    ) -> _Found | Refused:
+    def _stage2(self, request: Request, stage2: Stage2, ipa: int, access: Access, kind: EventClass) -> Found | Refused:
         """The guest's own stage 2, for an input address, a table of stage 1 or a CD."""
         tag = Tag(request.stream.vmid, None)
-        chosen, read = (stage2.tables, ipa), self._world.memory.descriptor
-        leaf = self._cached(self._world.caches.stage2, "stage 2", tag, request, ipa, access, chosen, read)
-        if isinstance(leaf, _Found):
+        chosen, memory = (stage2.tables, ipa), self._world.memory
+        leaf = self._cached(
+            *(self._world.caches.stage2, "stage 2", tag, request, ipa, access, chosen),
+            *(memory.descriptor, memory.exchange),
+        )
+        if isinstance(leaf, Found):
             return leaf
         if isinstance(leaf.cause, Abort):
             event = self._event(EventType.F_WALK_EABT, request, kind, stage_2=True, fetch=leaf.cause.address)
             return Refused(event, leaf.cause.parent)
-        is_table = leaf.kind is WalkFaultKind.PERMISSION and kind is EventClass.TT
+        is_table = leaf.kind is WalkFaultKind.PERMISSION and kind is EventClass.TT and access is Access.READ
         event = self._event(_TYPE[leaf.kind], request, kind, stage_2=True, is_table_read=is_table, ipa=ipa)
-        return Refused(event, is_recorded=stage2.records)
+        return Refused(event, None, stage2.records, stage2.stalls)
 
     def _cached(
         self,
         cache: Translations,
         what: str,
         tag: Tag,
-        request: _Request,
+        request: Request,
         address: int,
         access: Access,
         chosen: tuple[Tables, int],
         read: Callable[[int], int | ReadRefusal],
-    ) -> _Found | WalkFault:
+        update: Update,
+    ) -> Found | WalkFault:
         """What the cache has for an address, or what a walk finds."""
         known = cache.find(tag, address, access)
         if known is not None and not self._world.config.strict:
-            return _Found(*known)
+            return Found(*known)
         tables, inner = chosen
-        leaf = walk(tables, inner, access, read)
+        leaf = walk(tables, inner, access, read, update if known is None else pretended)
         if known is not None:
             now = (leaf.output, leaf.access) if isinstance(leaf, Leaf) else leaf
             if now != (known[0], known[2]):
                 stale = Stale(what, self.sid, self._ssid, request.address, (known[0], known[2]), now)
                 request.on_stale(stale)
-            return _Found(*known)
+            return Found(*known)
         if isinstance(leaf, WalkFault):
             return leaf
         is_global = tag.asid is not None and not leaf.descriptor & _NOT_GLOBAL
         cache.add(Tag(tag.vmid, None) if is_global else tag, address, leaf)
-        return _Found(leaf.output, leaf.shift, leaf.access)
+        return Found(leaf.output, leaf.shift, leaf.access)
 
     def _event(
         self,
         kind: EventType,
-        request: _Request,
+        request: Request,
         event_class: EventClass,
         *,
         stage_2: bool = False,
@@ -350,6 +365,18 @@ class StreamWalker:
         is_read = not request.access & Access.WRITE
         where = (self.sid, self._ssid, request.address)
         return Event(kind, *where, is_read, stage_2, event_class, is_table_read, fetch, ipa)
+
+
+def _updates(stream: Stream, context: Context | None) -> bool:
+    """Whether a walk may change tables of the guest."""
+    halves = (context.halves.low, context.halves.high) if context is not None else ()
+    tables = (*halves, stream.stage2.tables if stream.stage2 is not None else None)
+    return any(each is not None and (each.updates_access or each.updates_dirty) for each in tables)
+
+
+def pretended(_: int, before: int, __: int) -> int:
+    """An update that succeeds and changes nothing: for a walk that is only to see what another one would find."""
+    return before
 
 
 def _canonical(address: int, tables: Tables, inner: int) -> int:

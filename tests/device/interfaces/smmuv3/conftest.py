@@ -12,6 +12,7 @@ import pytest
 from pviommu.counters import Counters
 from pviommu.dma.fault import DmaRefusedError, Fault
 from pviommu.dma.memory import GuestMemory
+from pviommu.dma.memory_file import Guard, MemoryFiles
 from pviommu.dma.path import DmaPath
 from pviommu.engine import Engine, EngineConfig
 from pviommu.guest.memory import GuestRam
@@ -49,12 +50,20 @@ class Guest:
     make_core: Callable[[], Any] = staticmethod(lambda: None)
     """makes the cores of all engines; None: Python's"""
 
-    def __init__(self, queue_bits: tuple[int, int] = (8, 7), aperture: int = 48, **settings: Any) -> None:
-        """``queue_bits``: log2 of the entries of command and event queue."""
+    def __init__(
+        self,
+        queue_bits: tuple[int, int] = (8, 7),
+        aperture: int = 48,
+        guard: Guard | None = None,
+        **settings: Any,
+    ) -> None:
+        """``queue_bits``: log2 of the entries of command and event queue. ``guard``: exchanges memory."""
         self.ram = GuestRam(RAM_SIZE)
         core = self.make_core()
         self.engine = Engine(EngineConfig(pool_pages=1 << 16, aperture_bits=aperture, reserved=()), core)
-        self.memory = GuestMemory(LiveInputs(), name="smmu0")
+        files = MemoryFiles()
+        files.guard = guard
+        self.memory = GuestMemory(LiveInputs(), files=files, name="smmu0")
         self.memory.copier = core.copier() if core else None
         self.memory.map(DmaMapping(RAM, RAM_SIZE, 0, True, True, os.dup(self.ram.fd)))
         self.engine.set_ram([(RAM >> 12, (RAM + RAM_SIZE >> 12) - 1)])

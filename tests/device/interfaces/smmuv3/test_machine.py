@@ -16,13 +16,14 @@ from pviommu.guest.memory import GuestRam
 from pviommu.guest.smmuv3 import SmmuV3
 from pviommu.host.work import Work
 from pviommu.inputs import LiveInputs
+from pviommu.interfaces.pv.ring_core import DeviceCore
 from pviommu.machine import Machine
 from pviommu.pci.function import Environment
 from pviommu.snapshot import SnapshotError
 from pviommu.topology import EndpointSection, SmmuSection, Topology
 from pviommu_abi import dma_test
 from pviommu_abi.dma_test import DescriptorStatus, DmaOp
-from smmuv3.commands import Opcode, cfgi
+from smmuv3.commands import Opcode, cfgi, resume
 from smmuv3.registers import REGISTER_BAR
 from vfio_user import DmaMapping
 
@@ -42,8 +43,8 @@ CD0, LEAF = 0x0007E205C0003510, 0xF47
 class Vm:
     """The machine, its memory, and the guest's drivers."""
 
-    def __init__(self, topology: Topology = TOPOLOGY) -> None:
-        self.machine = Machine.build(topology, Environment(LiveInputs(), Counters()))
+    def __init__(self, topology: Topology = TOPOLOGY, core: DeviceCore | None = None) -> None:
+        self.machine = Machine.build(topology, Environment(LiveInputs(), Counters()), core)
         self.memory = GuestRam(SIZE)
         for function in self.machine.functions():
             function.dma_map(DmaMapping(0, SIZE, 0, True, True, os.dup(self.memory.fd)))
@@ -147,6 +148,41 @@ def test_a_reset_of_the_smmu_blocks_what_was_behind_it_until_that_is_reset(vm):
     vm.engines["dma1"].turn_on()
 
     assert vm.fill("dma1", PAGE) is DescriptorStatus.DONE
+
+
+def test_an_engine_waits_for_a_page_that_is_mapped_while_its_request_is_stalled():
+    vm = Vm(Topology(TOPOLOGY.iommu, TOPOLOGY.endpoint, (SmmuSection("smmu0", stalls=8),)))
+    try:
+        vm.engines["dma1"].turn_on()
+        vm.map()
+        vm.words(CDS, CD0 | 1 << 44, TTB)
+        leaf = TTB + 3 * 0x1000 + (IOVA >> 12 & 511) * 8
+        vm.words(leaf, 0)
+        vm.driver.reset(TABLE, 4)
+        engine = vm.engines["dma1"]
+        place = engine.put(DmaOp.FILL, 64, dst=IOVA, pattern=0x5A5A5A5A5A5A5A5A)
+        engine.start()
+        for _ in range(20):
+            vm.turn()
+        [event], _ = vm.driver.on_eventq()
+        assert (event.type, event.sid, event.address) == (0x10, SID, IOVA)
+        assert not engine.is_done(place)
+
+        vm.words(leaf, PAGE | LEAF)
+        vm.driver.issue(resume(SID, event.stag, retry=True))
+        vm.driver.sync()
+        for _ in range(20):
+            vm.turn()
+
+        assert DescriptorStatus(engine.descriptor(place).status) is DescriptorStatus.DONE
+        assert vm.load(PAGE, 64) == b"\x5a" * 64
+    finally:
+        vm.close()
+
+
+def test_tables_are_updated_with_the_native_core_only():
+    with pytest.raises(ValueError, match="httu 2: only the native core can update tables that the guest writes to"):
+        Vm(Topology(TOPOLOGY.iommu, TOPOLOGY.endpoint, (SmmuSection("smmu0", httu="dirty"),)))
 
 
 def finished(steps):
