@@ -46,6 +46,7 @@ COMMANDS = {
     "build-core": ("pviommu.native.build", "compile the native core, which makes the device fast"),
     "build-libvfio-user": ("pviommu.lab.libvfio_user", "build the C library libvfio-user, for the Python bindings"),
     "completion": ("pviommu.completion", "print what completes these commands in a shell"),
+    "differential": ("pviommu.differential.command", "compare the virtual SMMUv3 with QEMU's, stimulus by stimulus"),
     "selfcheck": ("pviommu.selfcheck.command", "check engine, ring and wire against a model"),
 }
 """Command words, the module with ``add_arguments`` and ``main``, and the help line."""

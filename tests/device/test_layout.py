@@ -72,7 +72,8 @@ def test_a_part_imports_only_what_it_may(part: str) -> None:
 
 
 def test_every_package_of_the_device_has_its_walls() -> None:
-    tools = {"bench", "lab", "process", "scenarios", "schemas", "selfcheck", "testing", "topologies", "vfio_run"}
+    tools = {"bench", "differential", "lab", "process", "scenarios", "schemas", "selfcheck", "testing", "topologies"}
+    tools |= {"vfio_run"}
 
     packages = {file.parent.name for file in ROOT.glob("*/__init__.py")}
     assert packages - tools <= set(MAY_IMPORT)

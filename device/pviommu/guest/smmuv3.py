@@ -172,8 +172,11 @@ class SmmuV3:
 
     def put(self, index: int, command: bytes) -> None:
         """Write a command to a place in the queue."""
-        place = self._commands + (index & (1 << self._cmdq_bits) - 1) * COMMAND_SIZE
-        self._frame.store(place, command)
+        self._frame.store(self.command_place(index), command)
+
+    def command_place(self, index: int) -> int:
+        """Where a command of the queue is."""
+        return self._commands + (index & (1 << self._cmdq_bits) - 1) * COMMAND_SIZE
 
     def sync(self, completion: Completion = Completion.SEV) -> None:
         """Wait until all commands are complete: polls, as Linux does without MSIs of the SMMU. Raises
@@ -221,8 +224,11 @@ class SmmuV3:
         lost = bool((producer ^ consumer) & _FLAG)
         index = consumer & wrap
         while index != producer & wrap:
-            place = self._events + (index & (1 << self._evtq_bits) - 1) * EVENT_SIZE
-            events.append(Event.unpack(self._frame.load(place, EVENT_SIZE)))
+            events.append(Event.unpack(self._frame.load(self.event_place(index), EVENT_SIZE)))
             index = index + 1 & wrap
         self.set("EVENTQ_CONS", producer & _FLAG | index)
         return events, lost
+
+    def event_place(self, index: int) -> int:
+        """Where the record of an index of the event queue is."""
+        return self._events + (index & (1 << self._evtq_bits) - 1) * EVENT_SIZE

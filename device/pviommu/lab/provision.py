@@ -15,7 +15,17 @@ from .processes import Run, run
 from .progress import Progress
 from .roots import BACKPORTS, STEPS, find_root, private_root
 
-__all__ = ["STEPS", "Toolbox", "cache_folder", "find_qemu", "find_toolbox", "provision"]
+__all__ = [
+    "STEPS",
+    "Qemu",
+    "Toolbox",
+    "arm_qemu",
+    "cache_folder",
+    "find_arm_qemu",
+    "find_qemu",
+    "find_toolbox",
+    "provision",
+]
 
 MINIMUM_QEMU = (10, 1)
 _QEMU_PACKAGES = (
@@ -27,6 +37,8 @@ _GUEST_PACKAGES = (
     *("make", "gcc", "libc6-dev", "dash", "bash", "coreutils", "base-files", "libc-bin"),
     *("mawk", "sed", "grep", "findutils", "kmod"),
 )
+_ARM_PACKAGES = tuple(f"{name}/{BACKPORTS}" for name in ("qemu-system-arm", "qemu-system-common", "qemu-system-data"))
+"""On demand, in a layer of their own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +76,9 @@ class Toolbox:
 
 
 @dataclass(frozen=True, slots=True)
-class _Qemu:
+class Qemu:
+    """A QEMU that runs here."""
+
     command: tuple[str, ...]
     environment: Mapping[str, str]
     version: str
@@ -114,18 +128,34 @@ def find_toolbox(
     return None if root is None else _toolbox(root, host or _private_qemu(root, run))
 
 
+def arm_qemu(progress: Progress, *, environment: Mapping[str, str] = os.environ, run: Run = run) -> Qemu:
+    """Debian's QEMU for machines of Arm, after fetching what is missing. Raises EnvironmentProblem."""
+    base = provision(progress, environment=environment, run=run).root
+    root = private_root(cache_folder(environment), _ARM_PACKAGES, progress, environment, run, base=base)
+    return _private_qemu(root, run, "qemu-system-aarch64")
+
+
+def find_arm_qemu(*, environment: Mapping[str, str] = os.environ, run: Run = run) -> Qemu | None:
+    """What :func:`arm_qemu` would return, if nothing has to be fetched for it, else None. Raises EnvironmentProblem."""
+    toolbox = find_toolbox(environment=environment, run=run)
+    if toolbox is None:
+        return None
+    root = find_root(cache_folder(environment), _ARM_PACKAGES, base=toolbox.root)
+    return None if root is None else _private_qemu(root, run, "qemu-system-aarch64")
+
+
 def _qemu_version(output: str) -> str | None:
     match = re.search(r"version (\d+\.\d+(?:\.\d+)?)", output)
     return match[1] if match else None
 
 
-def _host_qemu(named: str | None, run: Run) -> _Qemu | None:
+def _host_qemu(named: str | None, run: Run) -> Qemu | None:
     program = named or shutil.which("qemu-system-x86_64")
     if program is None:
         return None
     version = find_qemu(program, run)
     if version is not None:
-        return _Qemu((program,), {}, version)
+        return Qemu((program,), {}, version)
     if named is None:
         return None
     if shutil.which(program) is None:
@@ -135,12 +165,12 @@ def _host_qemu(named: str | None, run: Run) -> _Qemu | None:
     raise EnvironmentProblem(what, "leave --qemu out to let the lab fetch one")
 
 
-def _private_qemu(root: Path, run: Run) -> _Qemu:
+def _private_qemu(root: Path, run: Run, program: str = "qemu-system-x86_64") -> Qemu:
     libraries = root / "usr/lib/x86_64-linux-gnu"
     # Run through the root's own loader: the host's C library may be older than QEMU needs.
     command = (
         *(str(root / "lib64/ld-linux-x86-64.so.2"), "--library-path", str(libraries)),
-        str(root / "usr/bin/qemu-system-x86_64"),
+        str(root / "usr/bin" / program),
         *("-L", str(root / "usr/share/qemu"), "-L", str(root / "usr/share/seabios")),
     )
     environment = {"QEMU_MODULE_DIR": str(libraries / "qemu")}
@@ -151,10 +181,10 @@ def _private_qemu(root: Path, run: Run) -> _Qemu:
             f"the QEMU in {root} does not run: {outcome.output.strip()[-200:]}",
             f"remove {root} to have it made again, or name your own with --qemu",
         )
-    return _Qemu(command, environment, version)
+    return Qemu(command, environment, version)
 
 
-def _toolbox(root: Path, qemu: _Qemu) -> Toolbox:
+def _toolbox(root: Path, qemu: Qemu) -> Toolbox:
     images = sorted((root / "boot").glob("vmlinuz-*"))
     busybox = root / "usr/bin/busybox"
     if not images or not busybox.is_file():

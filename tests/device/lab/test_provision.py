@@ -76,6 +76,19 @@ def test_find_gives_what_was_provided_and_fetches_nothing(cache: dict[str, str])
     assert provision.find_toolbox(environment=cache, run=host) == provided
 
 
+def test_qemu_for_arm_is_a_layer_of_its_own_that_is_made_on_demand(cache: dict[str, str]) -> None:
+    host = FakeHost()
+    base = provision.provision(progress(), environment=cache, run=host)
+    assert provision.find_arm_qemu(environment=cache, run=host) is None
+
+    made = provision.arm_qemu(progress(), environment=cache, run=host)
+
+    assert made == provision.find_arm_qemu(environment=cache, run=host)
+    assert any(word.endswith("/usr/bin/qemu-system-aarch64") for word in made.command)
+    assert not made.command[0].startswith(str(base.root))
+    assert made.version == "11.1.3"
+
+
 def test_able_qemu_of_the_host_is_used(cache: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(provision.shutil, "which", lambda program: "/usr/bin/qemu-system-x86_64")
     toolbox = provision.provision(progress(), environment=cache, run=FakeHost("10.1.0"))
