@@ -66,6 +66,12 @@ def test_packing_is_little_endian() -> None:
     assert packed.hex() == "11332277665544feffffffffeeddccbbaa9988"
 
 
+def test_each_class_packs_by_itself_as_all_do() -> None:
+    sample = Sample(1, 2, 3, -4, 5)
+
+    assert Record.pack(sample) == sample.pack()
+
+
 def test_unpacking_begins_at_the_offset_and_ignores_what_follows() -> None:
     sample = Sample(1, 2, 3)
 

@@ -42,7 +42,7 @@ class Command(_Row):
     before anything else is looked at; the fields in ``reserved`` must be 0.
     """
 
-    @property
+    @cached_property
     def request(self) -> int:
         """What ioctl() takes."""
         return request(self.number)
@@ -51,6 +51,11 @@ class Command(_Row):
     def name(self) -> str:
         """Of what carries it out, as in ``ioas_map``."""
         return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", self.record.__name__).lower()
+
+    @cached_property
+    def method(self) -> str:
+        """Of an open /dev/iommu, which carries it out."""
+        return f"_do_{self.name}"
 
     @cached_property
     def creates(self) -> str | None:
@@ -113,7 +118,7 @@ def read(command: Command, memory: UserMemory, argument: int) -> tuple[Record, i
     if size < command.minimum:
         raise RequestError(errno.EINVAL, f"{command.name}: size {size}: at least {command.minimum} bytes are needed")
     record = command.record.unpack(read_structure(memory, argument, size, command.record.SIZE))
-    flags = getattr(record, "flags", 0)
+    flags = 0 if command.flags is None else getattr(record, "flags", 0)
     if command.flags is not None and flags & ~command.flags:
         raise RequestError(errno.EOPNOTSUPP, f"{command.name}: flags {flags:#x}: known are {command.flags:#x}")
     for name in command.reserved:

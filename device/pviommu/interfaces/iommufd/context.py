@@ -23,7 +23,7 @@ from .ioas import Backing, Ioas, Piece
 from .pagetable import DeviceObject, Hwpt
 from .request_error import RequestError
 from .type1_compat import Type1Compat
-from .user_memory import FileMemory, UserMemory
+from .user_memory import FileMemory, UserMemory, write_back
 
 if TYPE_CHECKING:
     from .process import Process
@@ -36,13 +36,18 @@ _BITMAP_GAP = 64
 """Bytes between two that are written, from which on they are written one by one."""
 
 
+_ACCESSES = (Access(0), Access.READ, Access.WRITE, Access.READ | Access.WRITE)
+_FIXED_IOVA, _READABLE, _WRITEABLE = int(s.MapFlag.FIXED_IOVA), int(s.MapFlag.READABLE), int(s.MapFlag.WRITEABLE)
+"""Plain numbers: each request looks at them, and flags of an enum cost as much as the rest of it."""
+
+
 class _Handler(Protocol):
     def __call__(self, command: Record, process: Process) -> Record | None: ...
 
 
 def access_of(flags: int, readable: int, writeable: int) -> Access:
     """The access that flags of a mapping ask for."""
-    return Access((Access.READ if flags & readable else 0) | (Access.WRITE if flags & writeable else 0))
+    return _ACCESSES[bool(flags & readable) + 2 * bool(flags & writeable)]
 
 
 class Iommufd(GuestRequests):
@@ -71,7 +76,7 @@ class Iommufd(GuestRequests):
             memory.read(argument, 4)
             raise RequestError(errno.ENOTTY, f"request {request:#x}: iommufd has none of this number")
         record, size = commands.read(command, memory, argument)
-        carry_out: _Handler | None = getattr(self, f"_do_{command.name}", None)
+        carry_out: _Handler | None = getattr(self, command.method, None)
         if carry_out is None:
             raise RequestError(errno.EOPNOTSUPP, f"{command.name}: not part of this model")
         try:
@@ -86,7 +91,10 @@ class Iommufd(GuestRequests):
 
     def _answer(self, command: commands.Command, answer: Record, process: Process, argument: int, size: int) -> None:
         """Write the structure back; of a request that opens a file, after that. If that fails, what is new is gone."""
-        new = self.objects.find(getattr(answer, command.creates)) if command.creates else None
+        if command.creates is None:
+            write_back(process.memory, argument, answer.pack()[:size])
+            return
+        new = self.objects.find(getattr(answer, command.creates))
         descriptor = None
         try:
             if command.opens and isinstance(new, EventFile):
@@ -94,7 +102,7 @@ class Iommufd(GuestRequests):
                     descriptor = process.install(new, answer.offset_of(command.opens))
                 except OSError:
                     new = None  # the file is closed, and that is all that used it
-                    self.objects.remove(getattr(answer, command.creates or ""))
+                    self.objects.remove(getattr(answer, command.creates))
                     raise
                 answer = s.changed(answer, **{command.opens: descriptor})
             process.memory.write(argument, answer.pack()[:size])
@@ -216,7 +224,7 @@ class Iommufd(GuestRequests):
     def _do_ioas_unmap(self, command: s.IoasUnmap, process: Process) -> Record:
         ioas = self.objects.get(Ioas, command.ioas_id)
         first, last = command.iova, LAST_ADDRESS
-        is_everything = (command.iova, command.length) == (0, LAST_ADDRESS)
+        is_everything = command.length == LAST_ADDRESS and not command.iova
         if not is_everything:
             _check_below_last(command, "iova", "length")
             last = _check_range(command.iova, command.length)
@@ -308,11 +316,11 @@ def _memory_of(process: Process, fd: int) -> FileMemory:
 
 
 def _fixed(flags: int, iova: int) -> int | None:
-    return iova if flags & s.MapFlag.FIXED_IOVA else None
+    return iova if flags & _FIXED_IOVA else None
 
 
 def _map_access(flags: int) -> Access:
-    access = access_of(flags, s.MapFlag.READABLE, s.MapFlag.WRITEABLE)
+    access = access_of(flags, _READABLE, _WRITEABLE)
     if not access:
         raise RequestError(errno.EINVAL, f"map with flags {flags:#x}: neither readable nor writeable")
     return access

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, NamedTuple
 
 from ...engine import (
@@ -40,6 +41,10 @@ _ERRNO = {
 }
 
 
+_WRITE = int(Access.WRITE)
+"""A plain number: each map looks at it."""
+
+
 class Backing(NamedTuple):
     """What an area is made of, beside the address in that memory."""
 
@@ -67,13 +72,13 @@ class Piece(NamedTuple):
             raise RequestError(errno.EOVERFLOW, f"map {address:#x}+{length:#x}: beyond 64-bit addresses")
         if not 0 < length <= LAST_ADDRESS - PAGE_SIZE:
             raise RequestError(errno.EINVAL, f"map {length:#x} bytes: must be at least 1, and a page less than 64 bits")
-        return cls(address, length, Backing(memory, access, bool(access & Access.WRITE), object()))
+        return cls(address, length, Backing(memory, access, bool(int(access) & _WRITE), object()))
 
 
 def pin(hardware: Hardware, area: ByteArea[Backing]) -> int:
     """Physical address of an area. Raises OSError if its memory is not there as it must be: EFAULT, of files EINVAL."""
     address, length, memory = area.target, area.length, area.tag.memory
-    writeable = bool(area.tag.access & Access.WRITE)
+    writeable = bool(int(area.tag.access) & _WRITE)
     if address + length > ADDRESS_LIMIT or not memory.holds(address, length, writeable=writeable):
         number = errno.EINVAL if isinstance(memory, FileMemory) else errno.EFAULT
         raise RequestError(number, f"memory at {address:#x}+{length:#x}: not there, or read-only")
@@ -120,11 +125,12 @@ class Ioas(Object):
         areas: list[ByteArea[Backing]] = []
         position = iova
         for address, size, backing in pieces:
-            if access & Access.WRITE and not backing.writeable:
+            if int(access) & _WRITE and not backing.writeable:
                 raise RequestError(errno.EPERM, f"map {position:#x}+{size:#x} in {self}: a copy of what is read-only")
             if address & PAGE_MASK & (self.space.alignment - 1):
                 raise RequestError(errno.EINVAL, f"map {address:#x} in {self}: not of {self.space.alignment:#x} bytes")
-            areas.append(ByteArea(position, position + size - 1, address, backing._replace(access=access)))
+            tag = backing if backing.access is access else backing._replace(access=access)
+            areas.append(ByteArea(position, position + size - 1, address, tag))
             position += size
         self._fill([(area, hwpt) for area in areas for hwpt in self.hwpts])
         for area in areas:
@@ -149,10 +155,10 @@ class Ioas(Object):
         for area in removal.gone:
             for access in self.accesses:
                 access.area_unmapped(area.first, area.last)
-        with self.hardware.engine.deferred_invalidation():
-            for hwpt in self.hwpts:
-                for area in removal.gone:
-                    self.hardware.unmap(hwpt.table, area.first, area.length)
+        jobs = [(hwpt.table, area) for hwpt in self.hwpts for area in removal.gone]
+        with self.hardware.engine.deferred_invalidation() if len(jobs) > 1 else nullcontext():
+            for table, area in jobs:
+                self.hardware.unmap(table, area.first, area.length)
         if locked and not removal.cut:
             raise RequestError(errno.EBUSY, f"unmap in {self}: {locked.first:#x}+{locked.length:#x} is in use")
         return removal

@@ -56,8 +56,10 @@ R = TypeVar("R", bound=Record)
 
 def changed(record: R, **fields: int) -> R:
     """The same record with other values in some fields."""
-    values = {field.name: getattr(record, field.name) for field in record.FIELDS}
-    return type(record)(**{**values, **fields})
+    made = object.__new__(type(record))
+    made.__dict__.update(record.__dict__)
+    made.__dict__.update(fields)
+    return made
 
 
 class MapFlag(IntFlag):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 from bisect import bisect_right
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from typing import NamedTuple, Protocol, TypeVar
 
 from wire_layout import Record
@@ -22,6 +22,7 @@ __all__ = [
     "UserMemory",
     "located",
     "read_structure",
+    "write_back",
 ]
 
 R = TypeVar("R", bound=Record)
@@ -181,7 +182,18 @@ def read_structure(memory: UserMemory, address: int, size: int, known: int) -> b
     for offset in range(known, size, _CHUNK):
         if memory.read(address + offset, min(_CHUNK, size - offset)).strip(b"\0"):
             raise RequestError(errno.E2BIG, f"structure of {size} bytes: only {known} are known, and others are not 0")
-    return memory.read(address, min(size, known)).ljust(known, b"\0")
+    data = memory.read(address, size if size < known else known)
+    return data if len(data) == known else data.ljust(known, b"\0")
+
+
+def write_back(memory: UserMemory, address: int, data: bytes) -> None:
+    """Write the structure of a request back, as the last thing that it does: nothing is undone if that fails.
+
+    A memory that leaves it to whoever waits for the answer, who then fails with EFAULT, has a method ``write_back``.
+    Raises OSError (EFAULT).
+    """
+    write: Callable[[int, bytes], None] = getattr(memory, "write_back", memory.write)
+    write(address, data)
 
 
 class UserData(NamedTuple):
