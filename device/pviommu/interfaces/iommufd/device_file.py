@@ -9,11 +9,11 @@ from vfio_user import Steps
 
 from . import vfio_structures as v
 from .devices import Device
-from .pci_device import PciDevice
+from .pci_device import PciDevice, Piece
 from .request_error import RequestError
 
 if TYPE_CHECKING:
-    from .process import Process
+    from .process import OpenFile, Process
 
 __all__ = ["DeviceFile"]
 
@@ -30,6 +30,10 @@ class DeviceFile:
     def dependent(self) -> tuple[int, v.HotResetFlag]:
         """By which id a reset of the bus names the device, and the kind of id."""
         raise NotImplementedError
+
+    def owns_by(self, file: OpenFile) -> bool:
+        """Whether a program that has this file, and names it to reset the bus, has the device by it."""
+        return False
 
     def begin(self) -> None:
         """It belongs to the program."""
@@ -49,7 +53,25 @@ class DeviceFile:
         """A request of the device itself. Raises OSError as PciDevice.ioctl() does."""
         if self._pci is None:
             raise RequestError(errno.ENOTTY, f"request {request:#x} of {self.device}: it has nothing but DMA")
+        if request == v.VfioRequest.DEVICE_PCI_HOT_RESET:
+            self._reset_bus(process, self._pci, argument)
+            return 0
         return self._pci.ioctl(process, request, argument, self.dependent)
+
+    def _reset_bus(self, process: Process, pci: PciDevice, argument: int) -> None:
+        """Each device is alone on its bus. Who has opened it by its group shows the group, others show nothing."""
+        groups = pci.groups_of_reset(process.memory, argument, named=not self.dependent[1])
+        files = []
+        for fd in groups:
+            try:
+                files.append(process.file(fd))
+            except RequestError as error:
+                if error.errno != errno.EBADFD:  # which is a file, and none of ours
+                    raise
+                raise RequestError(errno.EINVAL, f"reset of the bus of {self.device}: {fd} is no group") from error
+        if groups and not all(self.owns_by(file) for file in files):
+            raise RequestError(errno.EINVAL, f"reset of the bus of {self.device}: its group is not shown")
+        pci.reset()
 
     def read(self, offset: int, count: int) -> bytes:
         """As pread(). Raises OSError: EINVAL before the device is bound and if it has no regions."""
@@ -68,8 +90,8 @@ class DeviceFile:
         if self._pci:
             self._pci.function.settle()
 
-    def mapped(self, offset: int, length: int) -> tuple[int, int]:
-        """As mmap(): the file to be mapped, and an offset there, in bytes. Raises OSError as :meth:`read` does."""
+    def mapped(self, offset: int, length: int) -> Piece:
+        """As mmap(): the first bytes of these that are of one kind. Raises OSError as :meth:`read` does."""
         return self._reached("map").mapped(offset, length)
 
     def _reached(self, what: str) -> PciDevice:

@@ -20,7 +20,7 @@ from .request_error import RequestError
 from .type1 import Type1
 
 if TYPE_CHECKING:
-    from .process import Process
+    from .process import OpenFile, Process
 
 __all__ = ["Container", "VfioGroup"]
 
@@ -230,6 +230,10 @@ class GroupDevice(DeviceFile):
     def dependent(self) -> tuple[int, v.HotResetFlag]:
         """See the base class."""
         return self.device.group.number, v.HotResetFlag(0)
+
+    def owns_by(self, file: OpenFile) -> bool:
+        """See the base class."""
+        return isinstance(file, VfioGroup) and file.group is self.device.group
 
     def ioctl(self, process: Process, request: int, argument: int) -> int:
         """Raises OSError: EINVAL for the requests of the new way, and what the others say."""

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import errno
 import struct
-from typing import TYPE_CHECKING
+from enum import Enum
+from typing import TYPE_CHECKING, NamedTuple
 
 from vfio_user import (
     DeviceFlags,
@@ -25,16 +26,18 @@ from vfio_user.foreign import is_eventfd
 from vfio_user.framing import close_fds
 from vfio_user.messages import SetIrqsFlags
 
+from ...engine import PAGE_MASK
 from ...pci.config_space import CAPABILITIES_POINTER, COMMAND, Command
 from ...pci.function import PciFunction
 from . import vfio_arguments as arguments
 from . import vfio_structures as v
 from .request_error import RequestError
+from .user_memory import UserMemory
 
 if TYPE_CHECKING:
     from .process import Process
 
-__all__ = ["OFFSET_SHIFT", "PciDevice"]
+__all__ = ["OFFSET_SHIFT", "Mappable", "PciDevice", "Piece"]
 
 OFFSET_SHIFT = 40
 """A region begins at its index shifted by this."""
@@ -49,13 +52,37 @@ _WIDTHS = (4, 2, 1)
 _ALL_FLAGS = _MAX_32
 
 
+class Piece(NamedTuple):
+    """Bytes of a device's file that a program maps."""
+
+    fd: int | None
+    """The file that they are; None: they are registers, and whoever maps them carries each access out by read() or
+    write()."""
+    place: int
+    """Of the first one, in that file."""
+    size: int
+    """How many, at least 1."""
+
+
+class Mappable(Enum):
+    """What of BARs programs can map."""
+
+    NOTHING = "nothing"
+    SHARED = "what is shared memory"
+    EVERYTHING = "registers too: who touches such a page is caught at it"
+
+
 class PciDevice:
     """A function, and who has its file open: from the first to the last, it is one program's."""
+
+    mappable: Mappable
+    """What of BARs programs can map."""
 
     def __init__(self, function: PciFunction, address: int) -> None:
         """``address``: where its bus finds it, segment, bus, device and function as one number."""
         self.function = function
         self.address = address
+        self.mappable = Mappable.SHARED
         self._opened = 0
         self._has_msix = False
         """whether the program has set MSI-X up"""
@@ -177,16 +204,34 @@ class PciDevice:
         bar, start, end = self._table
         return index == bar and start <= at < end
 
-    def mapped(self, offset: int, length: int) -> tuple[int, int]:
-        """File and offset there of so many bytes at an offset of the device's file, both in bytes. Raises OSError
-        (EINVAL) unless all of them can be mapped.
+    def mapped(self, offset: int, length: int) -> Piece:
+        """What so many bytes at an offset of the device's file are, or the first of them. Raises OSError (EINVAL)
+        unless all of them can be mapped. A page that is mapped may go on behind the end of a BAR.
         """
         index, at, region = self._place(offset)
-        if not region.flags & RegionFlags.MMAP or region.fd is None or at + length > region.size:
+        size, is_shared = region.size, self._flags(region) & RegionFlags.MMAP and region.fd is not None
+        if self._maps_registers(index, region):
+            size = size + PAGE_MASK & ~PAGE_MASK
+        elif not is_shared:
+            size = 0
+        if not 0 < length <= size - at:
             raise RequestError(
                 errno.EINVAL, f"{self.function.name}: region {index}: {at:#x}+{length:#x} cannot be mapped"
             )
-        return region.fd, region.file_offset + at
+        if self.mappable is not Mappable.EVERYTHING:
+            return Piece(region.fd, region.file_offset + at, length)
+        for first, count in sorted(region.areas or ((0, region.size),)) if is_shared else ():
+            if at < first:
+                return Piece(None, 0, min(length, first - at))
+            if at < first + count:
+                return Piece(region.fd, region.file_offset + at, min(length, first + count - at))
+        return Piece(None, 0, length)
+
+    def _flags(self, region: Region) -> RegionFlags:
+        return region.flags & ~RegionFlags.MMAP if self.mappable is Mappable.NOTHING else region.flags
+
+    def _maps_registers(self, index: int, region: Region) -> bool:
+        return self.mappable is Mappable.EVERYTHING and index <= RegionIndex.BAR5 and bool(region.size)
 
     # -- requests ---------------------------------------------------------------------------------------------------
 
@@ -210,9 +255,7 @@ class PciDevice:
         elif request == v.VfioRequest.DEVICE_SET_IRQS:
             self._set_irqs(process, argument)
         elif request == v.VfioRequest.DEVICE_RESET:
-            before, bars = self.function.config.get(COMMAND, 2), self._bars()
-            self.function.reset()
-            self._restore(before, bars)
+            self.reset()
         elif request == v.VfioRequest.DEVICE_GET_PCI_HOT_RESET_INFO:
             self._hot_reset_info(process, argument, *dependent)
         elif request == v.VfioRequest.DEVICE_FEATURE:
@@ -221,6 +264,13 @@ class PciDevice:
             raise RequestError(errno.ENOTTY, f"request {request:#x} of {self.function.name}: devices have none such")
         self.function.settle()
         return 0
+
+    def reset(self) -> None:
+        """The function is as at power-on, but for its header and its interrupts."""
+        before, bars = self.function.config.get(COMMAND, 2), self._bars()
+        self.function.reset()
+        self._restore(before, bars)
+        self.function.settle()
 
     def _restore(self, command: int, bars: bytes) -> None:
         """The header after a reset is that before it."""
@@ -231,8 +281,11 @@ class PciDevice:
         if asked.index >= _REGIONS or asked.index == RegionIndex.VGA:
             raise RequestError(errno.EINVAL, f"region {asked.index} of {self.function.name}: there is none")
         region, offset = self.function.region(asked.index), asked.index << OFFSET_SHIFT
-        if not region.flags & RegionFlags.MMAP:
-            return v.RegionInfo(asked.argsz, region.flags, asked.index, 0, region.size, offset).pack()
+        if self._maps_registers(asked.index, region):
+            flags = region.flags & ~RegionFlags.CAPS | RegionFlags.MMAP
+            return v.RegionInfo(asked.argsz, flags, asked.index, 0, region.size, offset).pack()
+        if not self._flags(region) & RegionFlags.MMAP:
+            return v.RegionInfo(asked.argsz, self._flags(region), asked.index, 0, region.size, offset).pack()
         areas = [v.SparseArea(*area) for area in region.areas or ((0, region.size),)]
         body = v.SparseMmapCapability(len(areas), 0).pack() + b"".join(area.pack() for area in areas)
         flags = region.flags | RegionFlags.CAPS
@@ -340,6 +393,17 @@ class PciDevice:
         address = self.address
         device = _DEPENDENT.pack(number, address >> 16, address >> 8 & 0xFF, address & 0xFF)
         process.memory.write(argument, v.HotResetHeader(asked.argsz, flags, 1).pack() + device)
+
+    def groups_of_reset(self, memory: UserMemory, argument: int, *, named: bool) -> list[int]:
+        """The descriptors of groups that a request to reset the bus shows. ``named``: whether it must show some, or
+        none. Raises OSError: EINVAL for the wrong number of them, or flags; EFAULT.
+        """
+        asked = arguments.read(v.HotResetHeader, memory, argument, 0)
+        if bool(asked.count) != named or asked.count > 1:
+            rule = "the group of each device on the bus, which is one" if named else "no groups for a device's own file"
+            raise RequestError(errno.EINVAL, f"reset of the bus of {self.function.name}: {asked.count}: {rule}")
+        data = memory.read(argument + v.HotResetHeader.SIZE, 4 * asked.count)
+        return [fd for (fd,) in struct.iter_unpack("<i", data)]
 
     def _feature(self, process: Process, argument: int) -> None:
         """There are none: neither tokens, nor low power, nor migration."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,11 +15,13 @@ from pviommu.interfaces.iommufd import LocalProcess, System
 from pviommu.interfaces.iommufd import structures as s
 from pviommu.interfaces.iommufd import vfio_structures as v
 from pviommu.interfaces.iommufd.device_file import DeviceFile
+from pviommu.interfaces.iommufd.pci_device import Mappable
 from pviommu.topology import Topology
 from pviommu.topology import load as load_topology
 from pviommu.vfio_run.machine import DeviceMachine, build
 from pviommu_abi import dma_test as abi
 from pviommu_abi.registers import DMA_TEST_DEVICE_ID, VENDOR_ID
+from vfio_user import RegionFlags
 
 from .conftest import BOTH, fails
 
@@ -222,12 +225,56 @@ def test_bars_are_read_and_written_as_far_as_they_go(setup: Setup) -> None:
 
 def test_only_shared_memory_is_mapped(setup: Setup) -> None:
     setup.bind()
-    fd, offset = setup.file.mapped(SHARED + PAGE, PAGE)
-    os.pwrite(fd, b"there", offset)
+    fd, offset, size = setup.file.mapped(SHARED + PAGE, PAGE)
+    assert (fd is not None, size) == (True, PAGE)
+    os.pwrite(fd or 0, b"there", offset)
     assert setup.read(SHARED + PAGE, 5) == b"there"
-    for place, length in ((BAR0, PAGE), (SHARED, 0x11000), (CONFIG, PAGE), (9 << 40, PAGE)):
+    for place, length in ((BAR0, PAGE), (SHARED, 0), (SHARED, 0x11000), (CONFIG, PAGE), (9 << 40, PAGE)):
         with fails("EINVAL"):
             setup.file.mapped(place, length)
+
+
+def flags_of(setup: Setup, index: int) -> RegionFlags:
+    return RegionFlags(setup.program.call(setup.fd, v.RegionInfo, index=index).flags)
+
+
+def test_registers_are_mapped_if_accesses_to_them_are_caught(setup: Setup) -> None:
+    setup.bind()
+    assert not flags_of(setup, 0) & RegionFlags.MMAP
+    pci = setup.system.devices["0000:01:00.0"].pci
+    assert pci
+    pci.mappable = Mappable.EVERYTHING
+    assert flags_of(setup, 0) & (RegionFlags.MMAP | RegionFlags.CAPS) == RegionFlags.MMAP
+    assert setup.file.mapped(BAR0, PAGE) == (None, 0, PAGE)
+    shared = setup.file.mapped(SHARED, 0x10000)
+    assert (shared.fd is not None, shared.size) == (True, 0x10000)
+    for place, length in ((BAR0, 2 * PAGE), (BAR0 + PAGE, PAGE), (1 << 40, PAGE), (CONFIG, PAGE)):
+        with fails("EINVAL"):
+            setup.file.mapped(place, length)
+    pci.mappable = Mappable.NOTHING
+    assert not any(flags_of(setup, index) & RegionFlags.MMAP for index in range(6))
+    with fails("EINVAL"):
+        setup.file.mapped(SHARED, PAGE)
+
+
+def test_a_bar_of_registers_and_shared_memory_is_mapped_in_pieces(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setup.bind()
+    pci = setup.system.devices["0000:01:00.0"].pci
+    assert pci
+    pci.mappable = Mappable.EVERYTHING
+    whole = pci.function.region(2)
+    mixed = replace(whole, size=4 * PAGE + 256, areas=((PAGE, PAGE), (3 * PAGE, PAGE)))
+    monkeypatch.setattr(pci.function, "region", lambda index: mixed if index == 2 else whole)
+    pieces, position = [], 0
+    while position < 5 * PAGE:
+        piece = setup.file.mapped(SHARED + position, 5 * PAGE - position)
+        pieces.append((piece.fd is not None, piece.size))
+        if piece.fd is not None:
+            assert piece.place == whole.file_offset + position
+        position += piece.size
+    assert pieces == [(False, PAGE), (True, PAGE), (False, PAGE), (True, PAGE), (False, PAGE)]
 
 
 def test_interrupts_of_each_index(setup: Setup) -> None:
@@ -374,6 +421,46 @@ def test_which_devices_a_reset_of_the_bus_concerns(setup: Setup) -> None:
     assert struct.unpack_from("<IIIIHBB", setup.data) == (24, 3, 1, number, 0, 1, 0)
     with fails("ENOSPC"):
         setup.program.call(setup.fd, v.HotResetHeader)
+
+
+def test_a_reset_of_the_bus_by_a_device_of_its_own_file(setup: Setup) -> None:
+    """As vfio_pci_ioctl_pci_hot_reset() of Linux: who has opened the device itself names no group."""
+    setup.bind()
+    setup.write(CONFIG + COMMAND, bytes([MEMORY | MASTER, 0]))
+    setup.word(BAR0 + 0x14, 1)
+    for argsz, flags, count in ((11, 0, 0), (12, 1, 0), (16, 0, 1)):
+        setup.data[:16] = struct.pack("<IIIi", argsz, flags, count, setup.iommu)
+        with fails("EINVAL"):
+            setup.program.ioctl(setup.fd, v.VfioRequest.DEVICE_PCI_HOT_RESET, setup.va)
+    assert setup.word(BAR0 + 0x14) == 1
+    setup.data[:12] = struct.pack("<III", 12, 0, 0)
+    assert setup.program.ioctl(setup.fd, v.VfioRequest.DEVICE_PCI_HOT_RESET, setup.va) == 0
+    assert setup.word(BAR0 + 0x14) == 0
+    assert setup.read(CONFIG + COMMAND, 2) == bytes([MEMORY | MASTER, 0]), "the header is put back"
+
+
+def test_a_reset_of_the_bus_by_a_group(setup: Setup) -> None:
+    program = setup.program
+    program.close(setup.fd)
+    container, group = program.open("/dev/vfio/vfio"), program.open("/dev/vfio/0")
+    other = program.open("/dev/vfio/1")
+    setup.data[:4] = struct.pack("<i", container)
+    program.ioctl(group, v.VfioRequest.GROUP_SET_CONTAINER, setup.va)
+    program.ioctl(container, v.VfioRequest.SET_IOMMU, v.Extension.TYPE1V2)
+    setup.data[:16] = b"0000:01:00.0\0".ljust(16, b"\0")
+    device = program.ioctl(group, v.VfioRequest.GROUP_GET_DEVICE_FD, setup.va)
+    for fds, code in (
+        ((), "EINVAL"),
+        ((other,), "EINVAL"),
+        ((device,), "EINVAL"),
+        ((99,), "EBADF"),
+        ((group,) * 2, "EINVAL"),
+    ):
+        setup.data[: 12 + 4 * len(fds)] = struct.pack(f"<III{len(fds)}i", 12 + 4 * len(fds), 0, len(fds), *fds)
+        with fails(code):
+            program.ioctl(device, v.VfioRequest.DEVICE_PCI_HOT_RESET, setup.va)
+    setup.data[:16] = struct.pack("<IIIi", 16, 0, 1, group)
+    assert program.ioctl(device, v.VfioRequest.DEVICE_PCI_HOT_RESET, setup.va) == 0
 
 
 def test_features_that_there_are_not(setup: Setup) -> None:
