@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .elf import X86_64, ElfProgram, read_elf
+from ..elf import X86_64, ElfProgram, read_elf
 from .problems import UsageError
 from .processes import Run, run
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from pviommu.elf import X86_64
 from pviommu.lab.added import FOLDER, LIBRARIES, Added, applets, check_interpreter, collect
-from pviommu.lab.elf import X86_64
 from pviommu.lab.problems import UsageError
 from pviommu.lab.processes import Outcome
 

@@ -15,16 +15,21 @@ _CLASS_64, _LITTLE_ENDIAN = 2, 1
 _HEADER = struct.Struct("<16sHHIQQQIHHHHHH")
 _SEGMENT = struct.Struct("<IIQQQQQQ")
 _EXECUTABLE, _SHARED = 2, 3  # file types; a position-independent program has the second
-_INTERPRETER = 3  # a segment of the type PT_INTERP
+_DYNAMIC, _INTERPRETER = 2, 3  # segments of the types PT_DYNAMIC and PT_INTERP
+_ENTRY = struct.Struct("<QQ")
+_FLAGS_1, _IS_PROGRAM = 0x6FFFFFFB, 1 << 27  # an entry DT_FLAGS_1 of the dynamic section, and in it DF_1_PIE
 
 
 @dataclass(frozen=True, slots=True)
 class ElfProgram:
-    """What an ELF file is. ``loader`` is the path of the loader of a dynamic program; None: it needs none."""
+    """What an ELF file is. ``loader`` is the path of the loader of a dynamic program; None: it needs none.
+    ``is_static``: a program into which no library is ever loaded, not a loader, which can be run as well.
+    """
 
     machine: int
     is_program: bool
     loader: str | None = None
+    is_static: bool = False
 
 
 def read_elf(content: bytes) -> ElfProgram | None:
@@ -36,6 +41,7 @@ def read_elf(content: bytes) -> ElfProgram | None:
     fields = _HEADER.unpack_from(content)
     kind, machine, entry, start, size, count = fields[1], fields[2], fields[4], fields[5], fields[9], fields[10]
     loader = None
+    is_static = kind == _EXECUTABLE
     for number in range(count):
         place = start + number * size
         if place + _SEGMENT.size > len(content):
@@ -43,4 +49,9 @@ def read_elf(content: bytes) -> ElfProgram | None:
         segment = _SEGMENT.unpack_from(content, place)
         if segment[0] == _INTERPRETER:
             loader = content[segment[2] : segment[2] + segment[5]].rstrip(b"\0").decode(errors="replace")
-    return ElfProgram(machine, kind == _EXECUTABLE or (kind == _SHARED and entry != 0), loader)
+        elif segment[0] == _DYNAMIC:
+            dynamic = content[segment[2] : segment[2] + segment[5]]
+            entries = _ENTRY.iter_unpack(dynamic[: len(dynamic) // _ENTRY.size * _ENTRY.size])
+            is_static |= any(tag == _FLAGS_1 and value & _IS_PROGRAM for tag, value in entries)
+    is_program = kind == _EXECUTABLE or (kind == _SHARED and entry != 0)
+    return ElfProgram(machine, is_program, loader, is_static and loader is None)
