@@ -14,7 +14,7 @@ from ..interfaces.iommufd.nesting import NESTING
 from ..native.build import BuildError
 from ..topology import TopologyError, load
 from .machine import DeviceMachine, build, native_if_built
-from .running import run_program
+from .running import MAPS_REGISTERS, By, chosen, run_program
 
 __all__ = ["add_arguments", "main"]
 
@@ -28,9 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Run a program whose /dev/iommu and /dev/vfio are the model's: no kernel support and no privileges are needed. "
         "The endpoints of a topology are its VFIO devices, with registers, interrupts and DMA into its memory; other "
-        "devices can be bound, attached and mapped for, and have nothing else. The program must be linked dynamically "
-        "with glibc. Exit status: that of the program, 128 and the number of the signal that ended it, or "
-        "3 if it cannot be started."
+        "devices can be bound, attached and mapped for, and have nothing else. Exit status: that of the program, 128 "
+        "and the number of the signal that ended it, or 3 if it cannot be started."
     )
     devices = parser.add_mutually_exclusive_group()
     devices.add_argument(
@@ -61,6 +60,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--mock",
         action="store_true",
         help="let programs make mock devices, as with a kernel that was built with IOMMUFD_TEST (not with --topology)",
+    )
+    parser.add_argument(
+        "--registers",
+        choices=("mapped", "unmapped"),
+        default="mapped",
+        help="whether BARs can be mapped as a whole: touching a register is then caught and carried out, if it is by a "
+        "MOV instruction as compilers make for volatile accesses (x86-64 only), or only what is shared memory "
+        "(default: mapped)",
+    )
+    parser.add_argument(
+        "--by",
+        choices=[by.value for by in By],
+        help="how the program reaches them: by a library that is preloaded, or by seccomp user notification of its "
+        "system calls, for programs that are linked statically or without glibc, in which BARs cannot be mapped "
+        "(default: seccomp if PROGRAM is linked statically, else preload)",
     )
     parser.add_argument(
         "program", metavar="PROGRAM", nargs="?", help="put -- before a program whose arguments begin with -"
@@ -99,7 +113,13 @@ def main(args: argparse.Namespace) -> int:
         if args.list:
             _list(system)
             return ExitStatus.PASSED
-        status = run_program([args.program, *args.arguments], system, machine=machine)
+        status = run_program(
+            [args.program, *args.arguments],
+            system,
+            machine=machine,
+            maps_registers=MAPS_REGISTERS and args.registers == "mapped",
+            by=By(args.by) if args.by else chosen(args.program),
+        )
     except BuildError as error:
         print(f"pviommu: {error}", file=sys.stderr)
         return ExitStatus.ENVIRONMENT

@@ -6,16 +6,33 @@ Links, folders and files there are real ones, with the contents that the kernel'
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from ..interfaces.iommufd import System
 from ..interfaces.iommufd.devices import Device
 from ..pci.config_space import COMMAND, Command
 
-__all__ = ["make_files"]
+__all__ = ["device_number", "files_beside", "make_files"]
 
 _CLASS, _SUBSYSTEM = 0x08, 0x2C
 _BUS = "sys/bus/pci/devices"
+_NUMBERS = {"/dev/iommu": os.makedev(10, 125), "/dev/vfio/vfio": os.makedev(10, 196)}
+_GROUP_MAJOR, _DEVICE_MAJOR = 240, 241
+"""For local use, as Linux' devices.txt has them; in Linux they are found at run time."""
+
+
+def device_number(node: str) -> int:
+    """What stat() says of a file of /dev; 0 for one that has none. The preloaded library has the same (paths.c)."""
+    if node in _NUMBERS:
+        return _NUMBERS[node]
+    found = re.fullmatch(r"/dev/vfio/(devices/vfio)?(\d+)", node)
+    return os.makedev(_DEVICE_MAJOR if found[1] else _GROUP_MAJOR, int(found[2])) if found else 0
+
+
+def files_beside(socket: Path) -> Path:
+    """The folder of a server."""
+    return socket.with_name(f"{socket.name}.files")
 
 
 def make_files(system: System, folder: Path) -> None:
@@ -76,6 +93,8 @@ def _make_device(device: Device, folder: Path) -> None:
     header = bytearray(config.read(0, 4096))
     header[COMMAND] |= int(Command.MEMORY)
     (real / "config").write_bytes(header)
+    own = device_number(device.node)
+    (real / "vfio-dev" / number / "dev").write_text(f"{os.major(own)}:{os.minor(own)}\n", encoding="ascii")
     (members.parent / "type").write_text("DMA\n", encoding="ascii")
     lines = "".join(f"{region}\n" for region in device.config.regions)
     (members.parent / "reserved_regions").write_text(lines, encoding="ascii")

@@ -23,6 +23,8 @@ __all__ = ["DescriptorMemory", "MemoryDeniedError", "RemoteMemory"]
 _libc = ctypes.CDLL(None, use_errno=True)
 _ADDRESSES = 1 << 63
 _READABLE, _WRITEABLE, _SHARED = 1, 2, 8
+_MOST_BACK = 256
+"""Bytes that go with an answer."""
 _MOST_SHARED = 1024
 """Mappings of a process that are remembered for when it has ended."""
 _QUERY = struct.Struct("<9Q4I2Q")
@@ -34,6 +36,12 @@ _COVERING_OR_NEXT = 0x10
 class _Piece(ctypes.Structure):
     _fields_ = (("address", ctypes.c_void_p), ("length", ctypes.c_size_t))
 
+
+_local, _remote = _Piece(), _Piece()
+_local_at, _remote_at = ctypes.addressof(_local), ctypes.addressof(_remote)
+for _call in (_libc.process_vm_readv, _libc.process_vm_writev):
+    _call.argtypes = (ctypes.c_int, *(ctypes.c_void_p, ctypes.c_ulong) * 2, ctypes.c_ulong)
+    _call.restype = ctypes.c_ssize_t
 
 _kept = ctypes.create_string_buffer(64 << 10)
 _kept_view = memoryview(_kept).cast("B")
@@ -77,6 +85,16 @@ class RemoteMemory:
         self.pid = pid
         self.known: tuple[int, bytes] | None = None
         """an address, and what is there: the process has said so with its request, and waits for the reply"""
+        self.asks = False
+        """whether it is there for sure, as it waits for an answer"""
+        self.keeps_back = False
+        """whether what is to be written back at the known address goes with the answer, which the process writes"""
+        self.back = b""
+        """that"""
+        self.token = 0
+        """what it names itself with where no credentials come; 0: nothing yet"""
+        self._maps = -1
+        """its open /proc/PID/maps"""
         self._end = select.poll()
         self._descriptor = -1
         self._shared: set[_Mapping] = set()
@@ -93,9 +111,17 @@ class RemoteMemory:
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
+        self._forget_maps()
+
+    def _forget_maps(self) -> None:
+        if self._maps >= 0:
+            os.close(self._maps)
+            self._maps = -1
 
     def is_there(self) -> bool:
         """Whether the process has not ended."""
+        if self.asks:
+            return True
         if self._descriptor >= 0 and self._end.poll(0):
             self._close()
         return self._descriptor >= 0
@@ -117,13 +143,18 @@ class RemoteMemory:
         view[: len(data)] = data
         self._transfer(_libc.process_vm_writev, buffer, address, len(data))
 
+    def write_back(self, address: int, data: bytes) -> None:
+        """See :func:`pviommu.interfaces.iommufd.user_memory.write_back`."""
+        if self.keeps_back and self.known is not None and self.known[0] == address and len(data) <= _MOST_BACK:
+            self.known, self.back = None, data
+        else:
+            self.write(address, data)
+
     def _transfer(
         self, call: ctypes._NamedFuncPointer, buffer: ctypes.Array[ctypes.c_char], at: int, size: int
     ) -> None:
         if not size:
             return
-        local = _Piece(ctypes.addressof(buffer), size)
-        remote = _Piece(at, size)
         done, code = -1, errno.EFAULT
         if not self.is_there():
             heir = self._heir(at, size, _READABLE if call is _libc.process_vm_readv else _WRITEABLE)
@@ -132,8 +163,10 @@ class RemoteMemory:
                 return
             code = errno.ESRCH
         elif at < _ADDRESSES:
-            done = call(self.pid, ctypes.byref(local), 1, ctypes.byref(remote), 1, 0)
-            code = ctypes.get_errno()
+            _local.address, _local.length = ctypes.addressof(buffer), size
+            _remote.address, _remote.length = at, size
+            done = call(self.pid, _local_at, 1, _remote_at, 1, 0)
+            code = ctypes.get_errno() if done < 0 else 0
         if done == size:
             return
         if done < 0 and code == errno.EPERM:
@@ -192,26 +225,24 @@ class RemoteMemory:
         """What is mapped there, in order."""
         if not self.is_there():
             return
-        with contextlib.suppress(OSError), _opened(f"/proc/{self.pid}/maps") as maps:
+        with contextlib.suppress(OSError):
+            if self._maps < 0:
+                self._maps = os.open(f"/proc/{self.pid}/maps", os.O_RDONLY | os.O_CLOEXEC)
             try:
-                yield from _queried(maps, address, end)
+                yield from _queried(self._maps, address, end)
             except OSError as error:
-                if error.errno != errno.ENOTTY:
+                if error.errno == errno.ESRCH:  # another program has begun in this process, or it has ended
+                    self._forget_maps()
+                    self._maps = os.open(f"/proc/{self.pid}/maps", os.O_RDONLY | os.O_CLOEXEC)
+                    yield from _queried(self._maps, address, end)
+                elif error.errno == errno.ENOTTY:
+                    yield from _listed(_all_of(self._maps), address, end)
+                else:
                     raise
-                yield from _listed(_all_of(maps), address, end)
-
-
-@contextlib.contextmanager
-def _opened(path: str) -> Iterator[int]:
-    """A descriptor, at a fifth of what a file object costs."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
 
 
 def _all_of(descriptor: int) -> bytes:
+    os.lseek(descriptor, 0, os.SEEK_SET)
     return b"".join(iter(lambda: os.read(descriptor, 1 << 16), b""))
 
 

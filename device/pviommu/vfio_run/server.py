@@ -10,7 +10,12 @@ the request begins again. NEED_COPY is the same for one that is none of ours, su
 The kernel gives each connection a name, a number, that both ends know. A request that opens a file is answered with
 OPENED and a number, by which a new connection claims the file; in the bits above the lowest eight of that answer is
 where in the structure the descriptor belongs, if it is not what the request returns. READY is sent unasked, for poll():
-whoever makes the next request throws it away.
+whoever makes the next request throws it away. Files that are no queues can always be read, for poll(), as in Linux: of
+these the last reply stays in the socket.
+
+While a program makes one request after the other, messages are put into a box in shared memory, and the replies to them
+as well (boxes.py). As no credentials come that way, a process says HELLO by the socket first, and gets a token, which
+names it; STRANGER means that there is no such token. RING says that there is something in the box of this connection.
 """
 
 from __future__ import annotations
@@ -20,11 +25,14 @@ import contextlib
 import errno
 import logging
 import os
+import re
+import secrets
 import select
 import socket
 import struct
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import partial
@@ -44,26 +52,41 @@ from ..inputs import LiveInputs
 from ..interfaces.iommufd import EventFile, FileMemory, OpenFile, Process, RequestError, System
 from ..interfaces.iommufd.context import Iommufd
 from ..interfaces.iommufd.device_file import DeviceFile
+from ..interfaces.iommufd.pci_device import Piece
 from ..transports.reserve import REST_NS, Reserve
-from .files import make_files
+from .boxes import BOXES, NOTHING, OTHERS, Boxes, Taken, shared_file
+from .files import files_beside, make_files
 from .machine import DeviceMachine
 from .remote import DescriptorMemory, MemoryDeniedError, RemoteMemory
 
-__all__ = ["Server"]
+__all__ = ["Answer", "Connection", "Kind", "Message", "Server"]
 
 log = logging.getLogger(__name__)
 
 _MESSAGE = struct.Struct("<IIQQ")
 _REPLY = struct.Struct("<IiQ")
+_KEPT = 1 << 31
+"""With an answer: the library leaves it where it is until the next one, so that poll() says that there is something."""
 _WORD = struct.Struct("<Q")
+_PIECE = struct.Struct("<QQ")
 _CREDENTIALS = struct.Struct("3i")
 _MOST_DATA = 4096
 """Bytes that are read or written by one message."""
+_MOST_STREAMED = 1 << 20
+"""Bytes that read() or write() of a device move at once."""
 _MOST_FDS = 8
 _MAX_MESSAGE = _MESSAGE.size + _MOST_DATA
 _ANCILLARY = socket.CMSG_SPACE(_CREDENTIALS.size) + socket.CMSG_SPACE(4 * _MOST_FDS)
 _LONGEST_PATH = 107
 """Of a socket, in bytes."""
+_NAME = re.compile(rb"\0pviommu-[0-9a-f]{16}-([0-9a-f]{8})-[0-9a-f]{8}")
+"""Of a connection."""
+_BUSY_NS = 200_000
+"""A program whose next request comes so soon after the last one has its box watched."""
+_WATCH = 0x100
+"""With the kind of a message: more is to come, and would come by a box."""
+_WAIT_NS = 50_000
+"""How long a request is waited for at the boxes, while there is nothing else to do."""
 
 
 class Kind(IntEnum):
@@ -81,10 +104,14 @@ class Kind(IntEnum):
     """read() of a queue: bytes, and where to."""
     PUT = 9
     """write() to one."""
+    HELLO = 10
+    RING = 11
 
 
 _ACCESSES = (Kind.READ, Kind.WRITE, Kind.MAP, Kind.TAKE, Kind.PUT)
 """What is no request, and complete."""
+_QUICK = (Kind.REQUEST, Kind.READ, Kind.WRITE)
+"""What may come in boxes, besides answers to questions."""
 
 
 class Answer(IntEnum):
@@ -96,6 +123,7 @@ class Answer(IntEnum):
     NEED_COPY = 3
     READY = 4
     """No reply: there is something to read, so that poll() says so."""
+    STRANGER = 5
 
 
 class _NeedError(Exception):
@@ -130,7 +158,7 @@ class _Request:
 
 
 @dataclass
-class _Message:
+class Message:
     """What came."""
 
     kind: Kind
@@ -142,12 +170,28 @@ class _Message:
     fds: list[int]
 
 
-class _Connection:
+class Connection:
     """One open file of programs."""
 
-    def __init__(self, sock: socket.socket, number: int) -> None:
+    most_data = _MOST_DATA
+    """Bytes that one message reads at most."""
+
+    def __init__(self, sock: socket.socket, number: int, boxes: Boxes | None) -> None:
         self.sock = sock
         self.number = number
+        self.position = 0
+        """Where read() and write() go on."""
+        self.at_end: Callable[[], object] = lambda: None
+        """Called when it is closed."""
+        self.asked_ns = 0
+        """When the last request came by the socket."""
+        self.held: Taken | None = None
+        """What came while there were steps left of what a process had asked for that was killed."""
+        self._boxes = boxes
+        self.may_use_box = False
+        """Whether the program says so."""
+        self._box = -1
+        """Where the last message came from; -1: the socket."""
         self.file: OpenFile | None = None
         self.watch: Watch | None = None
         self.memory: RemoteMemory | None = None
@@ -172,24 +216,60 @@ class _Connection:
         except OSError:
             return True
 
+    @property
+    def is_by_box(self) -> bool:
+        """Whether the last message came in one."""
+        return self._box >= 0
+
+    @property
+    def is_readable(self) -> bool:
+        """Whether poll() must be told that there is something to read."""
+        return isinstance(self.file, EventFile) and self.file.is_readable
+
     def ring(self) -> None:
         """Let poll() say that there is something to read, if there is."""
-        if not self.is_rung and isinstance(self.file, EventFile) and self.file.is_readable:
+        if not self.is_rung and self.is_readable:
             self.is_rung = True
             with contextlib.suppress(OSError):  # the program has gone, or does not read: its next message shows that
                 self.sock.send(_REPLY.pack(Answer.READY, 0, 0), socket.MSG_NOSIGNAL)
 
     def reply(self, answer: int, value: int, behind: bytes = b"") -> None:
         """Answer the last message. Raises OSError if the program has gone, or does not read."""
-        self.sock.send(_REPLY.pack(answer, value, self._sequence) + behind, socket.MSG_NOSIGNAL)
+        if self._box >= 0 and self._boxes and not self._boxes.answer(self._box, answer, value, self._sequence, behind):
+            return
+        self._send(answer, value, behind)
 
-    def give(self, fd: int, offset: int) -> None:
-        """Answer the last message with a file, and an offset there. Raises OSError as :meth:`reply` does."""
-        data = _REPLY.pack(Answer.DONE, 0, self._sequence) + _WORD.pack(offset)
-        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))]
-        self.sock.sendmsg([data], rights, socket.MSG_NOSIGNAL)
+    def give(self, piece: Piece) -> None:
+        """Answer the last message with what is to be mapped. Raises OSError as :meth:`reply` does."""
+        rights = [] if piece.fd is None else [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [piece.fd]))]
+        self._send(Answer.DONE, 0, _PIECE.pack(piece.place, piece.size), rights)
 
-    def receive(self) -> _Message:
+    def _send(
+        self, answer: int, value: int, behind: bytes, rights: Sequence[tuple[int, int, array.array[int]]] = ()
+    ) -> None:
+        """By the socket. Of a file that is no queue it stays there until the next one."""
+        is_kept = self.file is not None and not isinstance(self.file, EventFile)
+        data = _REPLY.pack(answer | _KEPT if is_kept else answer, value, self._sequence) + behind
+        if rights:
+            self.sock.sendmsg([data], rights, socket.MSG_NOSIGNAL)
+        else:
+            self.sock.send(data, socket.MSG_NOSIGNAL)
+
+    def refuse(self, taken: Taken, answer: int, value: int) -> None:
+        """Answer a message from a box, perhaps while another one waits for its answer. Raises OSError as above."""
+        before = self._box, self._sequence
+        self._box, self._sequence = taken.box, taken.sequence
+        try:
+            self.reply(answer, value)
+        finally:
+            self._box, self._sequence = before
+
+    def received(self, taken: Taken, pid: int) -> Message:
+        """A message from a box. Raises ValueError for what is none."""
+        self._box, self._sequence = taken.box, taken.sequence
+        return Message(Kind(taken.kind), taken.request, taken.argument, taken.rest, pid, [])
+
+    def receive(self) -> Message:
         """The next message. Raises EOFError at the end, ValueError for what is no message, and OSError."""
         data, ancillary, _, _ = self.sock.recvmsg(_MAX_MESSAGE, _ANCILLARY, socket.MSG_CMSG_CLOEXEC)
         fds: list[int] = []
@@ -205,10 +285,13 @@ class _Connection:
             if len(data) < _MESSAGE.size or len(sender) != _CREDENTIALS.size:
                 raise ValueError(f"message of {len(data)} bytes")
             self.is_rung = False
+            self._box = -1
             kind, request, argument, self._sequence = _MESSAGE.unpack_from(data)
+            self.may_use_box = bool(kind & _WATCH)
+            kind &= ~_WATCH
             if fds and kind != Kind.COPY:
                 raise ValueError(f"message of kind {kind} with descriptors")
-            return _Message(Kind(kind), request, argument, data[_MESSAGE.size :], _CREDENTIALS.unpack(sender)[0], fds)
+            return Message(Kind(kind), request, argument, data[_MESSAGE.size :], _CREDENTIALS.unpack(sender)[0], fds)
         except (EOFError, ValueError):
             close_fds(fds)
             raise
@@ -274,38 +357,41 @@ class _RemoteProcess(Process):
     @property
     def pid(self) -> int:
         """Of the program."""
-        assert isinstance(self.memory, RemoteMemory)
-        return self.memory.pid
+        return self._request.pid
 
 
 class Server:
     """Files of a system at a socket, and the machine of its devices, both served by one loop."""
 
-    def __init__(self, system: System, path: Path, machine: Machine | None = None) -> None:
-        """``machine``: what the devices of the system are, if they are more than DMA. The file of locks, and what
+    def __init__(self, system: System, path: Path, machine: Machine | None = None, library: Path | None = None) -> None:
+        """``machine``: what the devices of the system are, if they are more than DMA. ``library``: the one that
+        programs are given; without it nothing comes in boxes. The file that all share, and what
         :func:`.files.make_files` makes, come beside the socket. Raises OSError if nothing can listen at `path`, with
         ENAMETOOLONG for more than 107 bytes.
         """
         if len(os.fsencode(path)) > _LONGEST_PATH:
             raise OSError(errno.ENAMETOOLONG, f"sockets have paths of at most {_LONGEST_PATH} bytes", str(path))
         self.system = system
-        self.connections: dict[int, _Connection] = {}
+        self.connections: dict[int, Connection] = {}
         """By number."""
-        self._all: set[_Connection] = set()
+        self._all: set[Connection] = set()
         self._closed = select.epoll()
         """Says which connections are closed at the other end."""
-        self._by_socket: dict[int, _Connection] = {}
+        self._by_socket: dict[int, Connection] = {}
         """By number of the descriptor."""
         self._next_claim = 1
-        self._claims: dict[int, _Connection] = {}
+        self._claims: dict[int, Connection] = {}
         """The connections whose last request opened something, by what claims it."""
         self._memories: WeakValueDictionary[int, RemoteMemory] = WeakValueDictionary()
         """Those that connections and mappings need, by process."""
         self._denied: set[str] = set()
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._listener.bind(str(path))
-        path.with_name(f"{path.name}.locks").touch(0o600)
-        make_files(system, path.with_name(f"{path.name}.files"))
+        shared_file(path).touch(0o600)
+        self._boxes = Boxes(library, path) if library and len(os.sched_getaffinity(0)) > 1 else None
+        self._tokens: dict[int, RemoteMemory] = {}
+        """The memory of processes, by what they name themselves with."""
+        make_files(system, files_beside(path))
         self._listener.listen(128)
         self._listener.setblocking(False)
         self._reserve = Reserve()
@@ -314,6 +400,8 @@ class Server:
         self.loop = Loop(Work(served), served.inputs, served.counters, Pace())
         for endpoint in served.endpoints.values():
             endpoint.host = self.loop
+        self._bell = os.eventfd(0, os.EFD_CLOEXEC)  # nobody rings: its watch has more as long as boxes are watched
+        self._boxes_watch = self.loop.watch(self._bell, lambda _, may_go_on: self._serve_boxes(may_go_on))
         self._look()
 
     def watch(self, descriptor: int, callback: Callable[[], None]) -> Watch:
@@ -338,6 +426,10 @@ class Server:
         """Close everything. Programs that are still there get EIO."""
         for connection in list(self._all):
             self._drop(connection)
+        if self._boxes:
+            self._boxes.close()
+        self._boxes_watch.close()
+        os.close(self._bell)
         self.loop.close()
         self._closed.close()
         self._listener.close()
@@ -359,21 +451,24 @@ class Server:
                 self._waiting.close()
                 self.loop.at(self._inputs.now_ns() + REST_NS, self._look)
             return
-        try:
-            number = int(address[1:], 16)
-        except ValueError:
+        name = _NAME.fullmatch(address) if isinstance(address, bytes) else None
+        if name is None:
             sock.close()  # of no library of ours
             return
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        self.adopt(Connection(sock, int(name[1], 16), self._boxes))
+
+    def adopt(self, connection: Connection) -> None:
+        """Serve a connection."""
+        sock = connection.sock
         sock.setblocking(False)
-        connection = _Connection(sock, number)
         self.connections[connection.number] = connection
         self._all.add(connection)
         self._by_socket[sock.fileno()] = connection
         self._closed.register(sock.fileno(), select.EPOLLRDHUP)
         connection.watch = self.loop.watch(sock.fileno(), partial(self._serve, connection))
 
-    def _drop(self, connection: _Connection) -> None:
+    def _drop(self, connection: Connection) -> None:
         if self.connections.get(connection.number) is connection:  # a name may be used again before the end was seen
             del self.connections[connection.number]
         self._all.remove(connection)
@@ -388,8 +483,27 @@ class Server:
             connection.waiting.close()
         if connection.file is not None:
             connection.file.close()
+        connection.at_end()
 
-    def _forget_opened(self, connection: _Connection) -> None:
+    def told(self, connection: Connection, said: Message) -> None:
+        """A message that comes neither by a socket nor in a box. Without effect on a connection that has ended."""
+        if connection not in self._all:
+            close_fds(said.fds)
+            return
+        self._guard(connection, partial(self._serve_message, connection, said, lambda: False))
+        if connection in self._all:
+            connection.ring()
+
+    def memory_of(self, pid: int) -> RemoteMemory:
+        """The memory of a process."""
+        memory = self._memories.get(pid)
+        if memory is None or not memory.is_there():
+            for other in list(self._memories.values()):
+                other.is_there()  # which gives back what it needs no more
+            memory = self._memories[pid] = RemoteMemory(pid)
+        return memory
+
+    def _forget_opened(self, connection: Connection) -> None:
         """Nobody has claimed it: the program could not, or was killed before."""
         if connection.opened is not None:
             del self._claims[connection.claim]
@@ -398,26 +512,40 @@ class Server:
 
     # -- messages ---------------------------------------------------------------------------------------------------
 
-    def _serve(self, connection: _Connection, _events: int, may_go_on: MayGoOn) -> None:
-        if connection not in self._all:
-            return
+    def _serve(self, connection: Connection, events: int, may_go_on: MayGoOn) -> None:
+        if connection in self._all:
+            self._guard(connection, partial(self._serve_socket, connection, events, may_go_on))
+            if connection in self._all:
+                connection.ring()
+
+    def _serve_socket(self, connection: Connection, events: int, may_go_on: MayGoOn) -> None:
+        if connection.steps is None and events:
+            said = connection.receive()
+            if said.kind is Kind.RING:
+                taken = self._boxes.look(connection.number % BOXES) if self._boxes else None
+                if taken:
+                    self._answer_taken(taken, may_go_on)
+            elif said.kind is Kind.HELLO and self._boxes:
+                self._say_hello(connection, said)
+            else:
+                self._answer(connection, said)
+                self._watch_box(connection, said.kind)
+        if connection.steps is not None:
+            self._go_on(connection, connection.steps, may_go_on)
+
+    def _guard(self, connection: Connection, work: Callable[[], None]) -> None:
+        """Work for a program, which ends its connection if it fails."""
         try:
-            if connection.steps is None:
-                self._answer(connection)
-            if connection.steps is not None:
-                self._go_on(connection, connection.steps, may_go_on)
+            work()
         except BlockingIOError:
             pass
         except (EOFError, OSError, ValueError):
             # the program has gone, does not read, or says what no library of ours says
             self._drop(connection)
-            return
         except Exception:
             self._failed(connection)
-            return
-        connection.ring()
 
-    def _failed(self, connection: _Connection) -> None:
+    def _failed(self, connection: Connection) -> None:
         """A fault of ours: the open file is lost, and its program is told EIO. Others go on."""
         log.exception("a request failed, its file is closed")
         try:
@@ -425,8 +553,82 @@ class Server:
         except Exception:
             log.exception("the file could not be closed")
 
-    def _answer(self, connection: _Connection) -> None:
-        said = connection.receive()
+    # -- boxes ------------------------------------------------------------------------------------------------------
+
+    def _watch_box(self, connection: Connection, kind: Kind) -> None:
+        """Watch the box of a program that makes one request after the other."""
+        if (
+            self._boxes is None
+            or not connection.may_use_box
+            or kind not in _QUICK
+            or isinstance(connection.file, EventFile)
+        ):
+            return
+        before, connection.asked_ns = connection.asked_ns, time.monotonic_ns()
+        if connection.asked_ns - before < _BUSY_NS:
+            self._boxes.watch(connection.number % BOXES)
+            self._boxes_watch.has_more = True
+
+    def _serve_boxes(self, may_go_on: MayGoOn) -> None:
+        """Take what comes in the boxes that are watched, until nothing comes for a moment; others have their turn."""
+        boxes = self._boxes
+        assert boxes
+        others = self.loop.watches.poller.fileno()
+        while may_go_on():
+            taken = boxes.take(others, _WAIT_NS)
+            if taken == OTHERS:
+                return
+            if taken == NOTHING:
+                self._boxes_watch.has_more = False
+                for last in boxes.rest():
+                    self._answer_taken(last, may_go_on)
+                return
+            assert isinstance(taken, Taken)
+            self._answer_taken(taken, may_go_on)
+
+    def _answer_taken(self, taken: Taken, may_go_on: MayGoOn) -> None:
+        """A message from a box, by the same rules as one that came by the socket."""
+        connection, memory = self.connections.get(taken.connection), self._tokens.get(taken.token)
+        if connection is None or connection.file is None or taken.connection % BOXES != taken.box:
+            self._refuse(taken, Answer.DONE, -errno.EIO)
+        elif memory is None or not memory.is_there():
+            self._refuse(taken, Answer.STRANGER, 0)
+        elif connection.steps is not None:
+            connection.held = taken
+        else:
+            connection.memory = memory
+            self._guard(
+                connection,
+                lambda: self._serve_message(connection, connection.received(taken, memory.pid), may_go_on),
+            )
+
+    def _serve_message(self, connection: Connection, said: Message, may_go_on: MayGoOn) -> None:
+        self._answer(connection, said)
+        if connection.steps is not None:
+            self._go_on(connection, connection.steps, may_go_on)
+
+    def _refuse(self, taken: Taken, answer: Answer, value: int) -> None:
+        connection = self.connections.get(taken.connection)
+        assert self._boxes
+        if connection is None:
+            self._boxes.answer(taken.box, answer, value, taken.sequence, b"")
+            return
+        with contextlib.suppress(OSError):  # the program has gone, or does not read: its next message shows that
+            connection.refuse(taken, answer, value)
+
+    def _say_hello(self, connection: Connection, said: Message) -> None:
+        """A process is given the token that names it in boxes. It may just have been asked about a descriptor."""
+        for token in [token for token, memory in self._tokens.items() if not memory.is_there()]:
+            del self._tokens[token]
+        memory = self._memory_of(connection, said.pid)
+        if not memory.token:
+            memory.token = secrets.randbits(63) | 1
+        self._tokens[memory.token] = memory
+        connection.reply(Answer.DONE, 0, _WORD.pack(memory.token))
+
+    # -- answers ----------------------------------------------------------------------------------------------------
+
+    def _answer(self, connection: Connection, said: Message) -> None:
         self._drop_closed(connection)
         self._forget_opened(connection)
         waiting, connection.waiting = connection.waiting, None
@@ -435,7 +637,8 @@ class Server:
             waiting.close()  # who left it waiting was killed
             waiting = None
         if kind is Kind.REQUEST and file is not None:
-            self._carry_out(connection, file, _Request(said.pid, said.request, said.argument, said.rest))
+            request = _Request(said.pid, said.request, said.argument, said.rest)
+            self._carry_out(connection, file, request, keeps_back=connection.is_by_box)
         elif waiting is not None and file is not None:
             self._hear(waiting, said)
             self._carry_out(connection, file, waiting)
@@ -457,14 +660,14 @@ class Server:
             close_fds(said.fds)
             raise ValueError(f"{kind.name} out of place")
 
-    def _drop_closed(self, asking: _Connection) -> None:
+    def _drop_closed(self, asking: Connection) -> None:
         """What a program has closed is closed before its next request."""
         for number, _ in self._closed.poll(0):
             closed = self._by_socket.get(number)
             if closed and closed is not asking and closed.is_over():
                 self._drop(closed)
 
-    def _hear(self, request: _Request, said: _Message) -> None:
+    def _hear(self, request: _Request, said: Message) -> None:
         """What a process says of the descriptor that it was asked about, if it answers that."""
         assert request.wanted
         fd, wants = request.wanted.fd, request.wanted.answer
@@ -477,19 +680,18 @@ class Server:
         other = self.connections.get(said.argument) if said.kind is Kind.IS else None
         request.files[fd] = said.request or (other and other.file) or errno.EBADFD
 
-    def _memory_of(self, connection: _Connection, pid: int) -> RemoteMemory:
+    def _memory_of(self, connection: Connection, pid: int) -> RemoteMemory:
         memory = connection.memory
         if memory is None or memory.pid != pid or not memory.is_there():
-            memory = self._memories.get(pid)
-            if memory is None or not memory.is_there():
-                for other in list(self._memories.values()):
-                    other.is_there()  # which gives back what it needs no more
-                memory = self._memories[pid] = RemoteMemory(pid)
-            connection.memory = memory
+            memory = connection.memory = self.memory_of(pid)
         return memory
 
-    def _carry_out(self, connection: _Connection, file: OpenFile, request: _Request) -> None:
+    def _carry_out(
+        self, connection: Connection, file: OpenFile, request: _Request, *, keeps_back: bool = False
+    ) -> None:
+        """``keeps_back``: what is written back goes with the answer; the library knows where to."""
         memory = self._memory_of(connection, request.pid)
+        memory.asks, memory.keeps_back, memory.back = True, keeps_back, b""
         process = _RemoteProcess(self.system, request, memory)
         memory.known = (request.argument, request.known) if request.known else None
         value = 0
@@ -505,13 +707,14 @@ class Server:
                 self._denied.add(str(error))
                 print(f"pviommu: {error.strerror}", file=sys.stderr)
             value = -(error.errno or errno.EIO)
+            memory.back = b""
             process.uninstall(0)
         finally:
-            memory.known = None
+            memory.known, memory.asks = None, False
             if connection.waiting is not request:
                 request.close()
         if process.opened is None:
-            connection.reply(Answer.DONE, value)
+            connection.reply(Answer.DONE, value, memory.back)
             return
         claim, self._next_claim = self._next_claim, self._next_claim % 0x7FFFFFFF + 1
         connection.claim, connection.opened = claim, process.opened
@@ -520,31 +723,48 @@ class Server:
 
     # -- regions ----------------------------------------------------------------------------------------------------
 
-    def _access(self, connection: _Connection, file: OpenFile, said: _Message) -> None:
+    def _access(self, connection: Connection, file: OpenFile, said: Message) -> None:
         """pread(), pwrite() or mmap() of the file of a device; others have none of these."""
         refused = errno.ENODEV if said.kind is Kind.MAP else errno.EINVAL
         try:
+            if said.kind in (Kind.TAKE, Kind.PUT) and isinstance(file, DeviceFile):
+                self._stream(connection, file, said)
+                return
             if said.kind in (Kind.TAKE, Kind.PUT):
                 connection.reply(Answer.DONE, self._use_queue(connection, file, said))
                 return
             if said.kind is Kind.MAP and isinstance(file, Iommufd):
-                connection.give(*file.mapped(said.argument, *_WORD.unpack(said.rest)))
+                (length,) = _WORD.unpack(said.rest)
+                connection.give(Piece(*file.mapped(said.argument, length), length))
                 return
             if not isinstance(file, DeviceFile):
                 raise RequestError(refused, "it is no device")
             if said.kind is Kind.READ:
-                data = file.read(said.argument, min(said.request, _MOST_DATA))
+                data = file.read(said.argument, min(said.request, connection.most_data))
                 connection.reply(Answer.DONE, len(data), data)
             elif said.kind is Kind.WRITE:
                 connection.written, connection.steps = file.write(said.argument, said.rest)
             else:
-                connection.give(*file.mapped(said.argument, *_WORD.unpack(said.rest)))
+                connection.give(file.mapped(said.argument, *_WORD.unpack(said.rest)))
         except (RequestError, FunctionError) as error:
             connection.reply(Answer.DONE, -(error.errno or errno.EIO))
         except struct.error as error:
             raise ValueError(f"MAP with {len(said.rest)} bytes") from error
 
-    def _use_queue(self, connection: _Connection, file: OpenFile, said: _Message) -> int:
+    def _stream(self, connection: Connection, file: DeviceFile, said: Message) -> None:
+        """read() or write() of a device, where the last one of this file has ended."""
+        memory, count = self._memory_of(connection, said.pid), min(said.request, _MOST_STREAMED)
+        if said.kind is Kind.TAKE:
+            data = file.read(connection.position, count)
+            memory.write(said.argument, data)
+            connection.position += len(data)
+            connection.reply(Answer.DONE, len(data))
+        else:
+            data = memory.read(said.argument, count)
+            connection.written, connection.steps = file.write(connection.position, data)
+            connection.position += connection.written
+
+    def _use_queue(self, connection: Connection, file: OpenFile, said: Message) -> int:
         """read() or write(); only queues have them."""
         if not isinstance(file, EventFile):
             raise RequestError(errno.EINVAL, "it is no queue")
@@ -552,7 +772,7 @@ class Server:
         transfer = file.read_to if said.kind is Kind.TAKE else file.write_from
         return transfer(memory, said.argument, said.request)
 
-    def _go_on(self, connection: _Connection, steps: Steps, may_go_on: MayGoOn) -> None:
+    def _go_on(self, connection: Connection, steps: Steps, may_go_on: MayGoOn) -> None:
         """Steps of a write. Others have their turn between two of them."""
         assert connection.watch
         value = connection.written
@@ -568,3 +788,6 @@ class Server:
         if isinstance(connection.file, DeviceFile):
             connection.file.settle()
         connection.reply(Answer.DONE, value)
+        held, connection.held = connection.held, None
+        if held:
+            self.loop.call(lambda: self._answer_taken(held, lambda: True))

@@ -18,7 +18,8 @@ from pviommu.cli import main
 from pviommu.interfaces.iommufd import DeviceConfig, System
 from pviommu.topology import Topology, load
 from pviommu.vfio_run.machine import build
-from pviommu.vfio_run.running import run_program
+from pviommu.vfio_run.notifications import IS_KNOWN
+from pviommu.vfio_run.running import By, run_program
 
 from .test_running import BEGINNING, cache
 
@@ -65,12 +66,12 @@ def waited(device, count):
 """
 
 
-def run(program: str, topology: Topology | None = None) -> DeviceMachine:
+def run(program: str, topology: Topology | None = None, by: By = By.PRELOAD) -> DeviceMachine:
     """A Python program on a topology, that of the lab if none is given. Fails unless it ends with status 0."""
     system, machine = build(topology or load(Path("lab")))
     try:
         command = [sys.executable, "-S", "-c", BEGINNING + DEVICE + textwrap.dedent(program)]
-        assert run_program(command, system, machine=machine) == 0
+        assert run_program(command, system, machine=machine, by=by) == 0
         assert system.hardware.engine.domains() == ()
         assert all(device.owner is None for device in system.devices.values())
     finally:
@@ -114,7 +115,8 @@ def test_errors_of_system_calls_on_a_device() -> None:
         refused(errno.EINVAL, os.pread, device, 4, CONFIG)
         iommu = opened()
         device = bound(iommu)
-        refused(errno.EINVAL, lambda: mmap.mmap(device, 4096, offset=BAR0))
+        refused(errno.EINVAL, lambda: mmap.mmap(device, 8192, offset=BAR0))
+        refused(errno.EINVAL, lambda: mmap.mmap(device, 4096, offset=CONFIG))
         refused(errno.EINVAL, lambda: mmap.mmap(device, 4096, flags=mmap.MAP_PRIVATE, offset=SHARED))
         refused(errno.EFAULT, os.pread, device, 8, CONFIG + 4092)
         refused(errno.EINVAL, os.pwrite, device, b"data", BAR0 + 4096)
@@ -230,6 +232,65 @@ def test_sysfs_leads_to_the_files_of_a_device() -> None:
         assert os.read(descriptor, 7) == b"0x1234\\n"
         assert os.access(f"{place}/vendor", os.R_OK) and not os.access(f"{place}/nothing", os.R_OK)
         assert os.path.isdir("/sys/class"), "the rest is the machine's"
+    """)
+
+
+@pytest.mark.usefixtures("cache")
+@pytest.mark.parametrize("by", [By.PRELOAD, *([By.SECCOMP] if IS_KNOWN else [])])
+def test_files_of_devices_are_character_devices(by: By) -> None:
+    """QEMU looks for the file of a device by its number."""
+    run(
+        """
+        import select, stat
+        paths = "/dev/iommu", "/dev/vfio/vfio", "/dev/vfio/1", "/dev/vfio/devices/vfio0"
+        numbers = set()
+        for path in paths:
+            found = os.stat(path)
+            fd = opened(path)
+            assert found.st_mode == stat.S_IFCHR | 0o666
+            assert (os.fstat(fd).st_mode, os.fstat(fd).st_rdev) == (found.st_mode, found.st_rdev)
+            assert select.select([fd], [fd], [], 0)[:2] == ([fd], [fd]), "none of them has poll()"
+            assert select.select([fd], [fd], [], 0)[:2] == ([fd], [fd])
+            numbers.add(found.st_rdev)
+            os.close(fd)
+        assert len(numbers) == len(paths)
+        text = open("/sys/bus/pci/devices/0000:01:00.0/vfio-dev/vfio0/dev").read()
+        assert text == f"{os.major(found.st_rdev)}:{os.minor(found.st_rdev)}\\n"
+        """,
+        by=by,
+    )
+
+
+@pytest.mark.row("space", 62)
+@pytest.mark.usefixtures("cache")
+def test_a_device_is_read_and_written_as_a_stream() -> None:
+    """As VFIO does it, which has no lseek(): from where the last one of the open file has ended."""
+    run("""
+        iommu = opened()
+        device = bound(iommu)
+        head = os.pread(device, 16, BAR0)
+        assert os.read(device, 4) == head[:4]
+        assert os.read(os.dup(device), 4) == head[4:8]
+        refused(errno.ESPIPE, os.lseek, device, 0, os.SEEK_SET)
+        assert os.pread(device, 4, BAR0) == head[:4], "it has a place of its own"
+        parts = [bytearray(4), bytearray(0), bytearray(4)]
+        assert os.readv(device, parts) == 8
+        assert b"".join(parts) == head[8:16]
+        before = os.pread(device, 4, BAR0 + 0x14)
+        assert os.read(device, 4) == os.pread(device, 4, BAR0 + 16)
+        assert os.write(device, struct.pack("<I", 1)) == 4
+        assert os.pread(device, 4, BAR0 + 0x14) == struct.pack("<I", 1) != before
+        assert os.preadv(device, parts, SHARED) == 8
+        assert os.pwritev(device, [b"ab", b"cd"], SHARED) == 4
+        assert os.preadv(device, [parts[0]], SHARED) == 4 and parts[0] == b"abcd"
+        refused(errno.EINVAL, os.preadv, device, parts, -5)
+        refused(errno.EINVAL, os.preadv, device, parts, 9 << 40)
+        refused(errno.EOPNOTSUPP, os.preadv, device, parts, SHARED, os.RWF_NOWAIT)
+        libc.read.argtypes = libc.write.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t]
+        os.pwrite(device, bytes([2, 0]), CONFIG + 4)
+        assert libc.read(device, 8, 4) == -1 and ctypes.get_errno() == errno.EFAULT
+        os.pwrite(device, bytes(2), CONFIG + 4)
+        refused(errno.EIO, os.read, device, 4)
     """)
 
 

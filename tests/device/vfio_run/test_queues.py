@@ -14,13 +14,16 @@ import pytest
 from pviommu.cli import main
 from pviommu.interfaces.iommufd import DeviceConfig, System
 from pviommu.interfaces.iommufd.user_memory import Place
+from pviommu.vfio_run.notifications import IS_KNOWN
 from pviommu.vfio_run.remote import DescriptorMemory, RemoteMemory
+from pviommu.vfio_run.running import By
 
 from ..interfaces.iommufd.conftest import fails
 from .test_running import cache, run
 
 __all__ = ["cache"]
 
+WAYS = pytest.mark.parametrize("by", [By.PRELOAD, *([By.SECCOMP] if IS_KNOWN else [])])
 MOCK = """
 import select
 
@@ -39,7 +42,8 @@ def alloc(fd, device, on, flags, fault=0):
 
 @pytest.mark.usefixtures("cache")
 @pytest.mark.row("space", 59)
-def test_page_requests_are_polled_for_read_and_answered() -> None:
+@WAYS
+def test_page_requests_are_polled_for_read_and_answered(by: By) -> None:
     program = """
         fd = opened()
         stdev, _, device, _ = struct.unpack("<4I", test(fd, 2, ioas(fd))[:16])
@@ -73,11 +77,12 @@ def test_page_requests_are_polled_for_read_and_answered() -> None:
         asked(fd, 0x80, "<II", nested)
         asked(fd, 0x80, "<II", queue)
     """
-    run(MOCK + "\n" + textwrap.dedent(program), System(mock=True))
+    run(MOCK + "\n" + textwrap.dedent(program), System(mock=True), by)
 
 
 @pytest.mark.usefixtures("cache")
-def test_files_in_memory_are_mapped_by_descriptor() -> None:
+@WAYS
+def test_files_in_memory_are_mapped_by_descriptor(by: By) -> None:
     program = """
         fd, device = opened(), opened("/dev/vfio/devices/vfio0")
         asked(device, 0x76, "<IIiIQ", 0, fd, 0, 0)
@@ -98,7 +103,7 @@ def test_files_in_memory_are_mapped_by_descriptor() -> None:
         os.close(file)
         asked(fd, 0x92, "<II", 0)
     """
-    run(program)
+    run(program, by=by)
 
 
 @pytest.mark.usefixtures("cache")

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+import threading
 from ctypes import addressof, c_char
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,7 +23,7 @@ import pytest
 from pviommu.cli import main
 from pviommu.interfaces.iommufd import DeviceConfig, DmaRefusedError, System
 from pviommu.vfio_run.remote import RemoteMemory
-from pviommu.vfio_run.running import build_library, run_program
+from pviommu.vfio_run.running import By, build_library, run_program
 from pviommu.vfio_run.server import Server
 
 from ..interfaces.iommufd.conftest import fails
@@ -66,10 +67,10 @@ def cache(once: Once, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def run(program: str, system: System | None = None) -> System:
+def run(program: str, system: System | None = None, by: By = By.PRELOAD) -> System:
     """A Python program on a system with a device. Fails unless it ends with status 0."""
     used = system or System([DeviceConfig("nic")])
-    status = run_program([sys.executable, "-S", "-c", BEGINNING + textwrap.dedent(program)], used)
+    status = run_program([sys.executable, "-S", "-c", BEGINNING + textwrap.dedent(program)], used, by=by)
     assert status == 0
     assert used.hardware.engine.domains() == ()
     assert all(device.owner is None for device in used.devices.values())
@@ -359,8 +360,47 @@ def test_a_process_that_lost_its_parent_is_served() -> None:
         os.close(writer)
         assert os.read(reader, 1) == b"\\x01"
     """)
-    with contextlib.suppress(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)
+
+
+@pytest.mark.usefixtures("cache")
+def test_adopted_processes_leave_no_zombies_and_children_of_others_stay() -> None:
+    mine = subprocess.Popen(["true"])
+    theirs: list[subprocess.Popen[bytes]] = []
+    starts, may_end = threading.Event(), threading.Event()
+
+    def start() -> None:
+        starts.wait()
+        theirs.append(subprocess.Popen(["sh", "-c", "exit 7"]))
+        may_end.wait()
+
+    another = threading.Thread(target=start)
+    another.start()
+    starts.set()
+    run(f"""
+        import time
+        for _ in range(5):
+            child = os.fork()
+            if not child:
+                if not os.fork():
+                    while os.getppid() != {os.getpid()}:
+                        time.sleep(0.001)
+                os._exit(0)
+            os.waitpid(child, 0)
+
+        def ended():
+            pids = open("/proc/{os.getpid()}/task/{os.getpid()}/children").read().split()
+            states = [open(f"/proc/{{pid}}/stat").read().split(") ")[1][0] for pid in pids]
+            return states.count("Z")
+
+        until = time.monotonic() + 20
+        while ended() > 1:
+            assert time.monotonic() < until, "processes that nobody waits for"
+            time.sleep(0.01)
+    """)
+    may_end.set()
+    another.join()
+    assert mine.wait() == 0
+    assert [process.wait() for process in theirs] == [7]
 
 
 @pytest.mark.usefixtures("cache")

@@ -25,7 +25,11 @@
 
 #include "preload.h"
 
-#define MISC_MAJOR 10
+/* Numbers of devices: files.py has the same. */
+#define IOMMU makedev(10, 125)
+#define CONTAINER makedev(10, 196)
+#define GROUP_MAJOR 240
+#define DEVICE_MAJOR 241
 #define MAX_ROOT 128 /* beside a socket, whose path has 107 bytes */
 
 static char root[MAX_ROOT]; /* the folder; empty in a program that is not for us */
@@ -98,6 +102,23 @@ static int absolute(int folder, const char *path, char *text)
 	return append(text, got == 1 ? 0 : got, path);
 }
 
+/* The number of the device of a path of ours; 0: it has none. */
+static dev_t number_of_path(const char *path)
+{
+	unsigned int number;
+	char end;
+
+	if (!strcmp(path, "/dev/iommu"))
+		return IOMMU;
+	if (!strcmp(path, "/dev/vfio/vfio"))
+		return CONTAINER;
+	if (sscanf(path, "/dev/vfio/%u%c", &number, &end) == 1)
+		return makedev(GROUP_MAJOR, number);
+	if (sscanf(path, "/dev/vfio/devices/vfio%u%c", &number, &end) == 1)
+		return makedev(DEVICE_MAJOR, number);
+	return 0;
+}
+
 /* Whether a path of /sys is of our devices. */
 static int is_of_sys(const char *path)
 {
@@ -150,7 +171,7 @@ static int open_device(const struct place *place, int flags)
 {
 	if (!place->is_device || is_folder(place->path))
 		return -2;
-	return open_ours(place->text + root_length, flags);
+	return open_ours(place->text + root_length, flags, number_of_path(place->text + root_length));
 }
 
 static int opens(int folder, const char *path, int flags, mode_t mode)
@@ -247,17 +268,58 @@ static int shown(const struct place *place, int answer, mode_t *mode, dev_t *dev
 {
 	if (!answer && place->is_device && S_ISREG(*mode)) {
 		*mode = S_IFCHR | 0666;
-		*device = makedev(MISC_MAJOR, 0);
+		*device = number_of_path(place->text + root_length);
 	}
 	return answer;
+}
+
+/* Of an open file, which is a connection: without a number, what a request has opened, it is of no type. */
+static int shown_open(int fd, int answer, mode_t *mode, dev_t *device)
+{
+	if (!answer && S_ISSOCK(*mode) && number_of(fd)) {
+		*device = device_number_of(fd);
+		*mode = *device ? S_IFCHR | 0666 : 0600;
+	}
+	return answer;
+}
+
+static int is_open_file(const char *path, int flags)
+{
+	return flags & AT_EMPTY_PATH && path && !*path;
 }
 
 static int stats(int folder, const char *path, struct stat *found, int flags)
 {
 	struct place place;
 
+	if (is_open_file(path, flags))
+		return shown_open(folder, syscall(SYS_newfstatat, folder, path, found, flags), &found->st_mode, &found->st_rdev);
 	find(folder, path, &place);
 	return shown(&place, syscall(SYS_newfstatat, folder, place.path, found, flags), &found->st_mode, &found->st_rdev);
+}
+
+EXPORT int fstat(int fd, struct stat *found)
+{
+	return stats(fd, "", found, AT_EMPTY_PATH);
+}
+
+EXPORT int fstat64(int fd, struct stat64 *found)
+{
+	return stats(fd, "", (struct stat *)found, AT_EMPTY_PATH);
+}
+
+EXPORT int __fxstat(int version, int fd, struct stat *found);
+EXPORT int __fxstat(int version, int fd, struct stat *found)
+{
+	(void)version;
+	return stats(fd, "", found, AT_EMPTY_PATH);
+}
+
+EXPORT int __fxstat64(int version, int fd, struct stat64 *found);
+EXPORT int __fxstat64(int version, int fd, struct stat64 *found)
+{
+	(void)version;
+	return stats(fd, "", (struct stat *)found, AT_EMPTY_PATH);
 }
 
 EXPORT int stat(const char *path, struct stat *found)
@@ -310,13 +372,23 @@ OLD_STATS(__lxstat64, AT_SYMLINK_NOFOLLOW)
 EXPORT int statx(int folder, const char *path, int flags, unsigned int mask, struct statx *found)
 {
 	struct place place;
-	int answer;
+	mode_t mode;
+	dev_t device = 0;
+	int answer, is_open = is_open_file(path, flags);
 
 	find(folder, path, &place);
 	answer = syscall(SYS_statx, folder, place.path, flags, mask, found);
-	if (!answer && place.is_device && S_ISREG(found->stx_mode)) {
-		found->stx_mode = S_IFCHR | 0666;
-		found->stx_rdev_major = MISC_MAJOR;
+	if (answer)
+		return answer;
+	mode = found->stx_mode;
+	if (is_open)
+		shown_open(folder, answer, &mode, &device);
+	else
+		shown(&place, answer, &mode, &device);
+	if (mode != found->stx_mode) {
+		found->stx_mode = mode;
+		found->stx_rdev_major = major(device);
+		found->stx_rdev_minor = minor(device);
 	}
 	return answer;
 }

@@ -1,0 +1,247 @@
+"""Programs that no library is loaded into: their system calls wait for the server."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pviommu.cli import main
+from pviommu.interfaces.iommufd import DeviceConfig, System
+from pviommu.topology import load
+from pviommu.vfio_run.machine import build
+from pviommu.vfio_run.notifications import IS_KNOWN
+from pviommu.vfio_run.running import By, chosen, run_program
+
+from .test_registers import compiler
+from .test_running import run
+
+pytestmark = pytest.mark.skipif(not IS_KNOWN, reason="the numbers of system calls are those of x86-64")
+
+PROGRAM = r"""
+#define _GNU_SOURCE
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <linux/vfio.h>
+#include <poll.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#define CHECK(true)                                                             \
+    do {                                                                        \
+        if (!(true)) {                                                          \
+            printf("line %d: %s, errno %d\n", __LINE__, #true, errno);          \
+            fflush(stdout);                                                     \
+            _exit(99);                                                          \
+        }                                                                       \
+    } while (0)
+
+struct bind { uint32_t size, flags; int32_t iommufd; uint32_t devid; uint64_t token; };
+struct alloc { uint32_t size, flags, id; };
+struct attach { uint32_t size, flags, id; };
+struct map { uint32_t size, flags, ioas, reserved; uint64_t va, length, iova; };
+int main(void)
+{
+    char path[PATH_MAX], text[64] = "";
+    struct stat found;
+    DIR *folder;
+    int iommu, device, copy, event, fd, status;
+    struct bind bind = { sizeof(bind), 0, 0, 0, 0 };
+    struct alloc alloc = { sizeof(alloc), 0, 0 };
+    struct attach attach = { sizeof(attach), 0, 0 };
+    struct map map = { sizeof(map), 7, 0, 0, 0, 1 << 20, 1 << 20 };
+    struct vfio_region_info info = { .argsz = sizeof(info) };
+    uint32_t config, value;
+    struct { struct vfio_irq_set set; int fd; } irqs;
+
+    fd = open("/sys/bus/pci/devices/0000:01:00.0/vendor", O_RDONLY);
+    CHECK(fd >= 0 && read(fd, text, 63) > 0 && strtol(text, NULL, 16) == 0x1234 && !close(fd));
+    CHECK(realpath("/sys/bus/pci/devices/0000:01:00.0/iommu_group", path));
+    CHECK(!strcmp(path, "/sys/kernel/iommu_groups/0"));
+    CHECK((folder = opendir("/sys/bus/pci/devices/0000:01:00.0/vfio-dev")) != NULL);
+    CHECK(!stat("/dev/iommu", &found) && S_ISCHR(found.st_mode));
+    CHECK(access("/dev/vfio/nothing", R_OK) && errno == ENOENT);
+    CHECK((iommu = open("/dev/iommu", O_RDWR | O_CLOEXEC)) >= 0);
+    CHECK((device = open("/dev/vfio/devices/vfio0", O_RDWR)) >= 0);
+    CHECK(open("/dev/vfio/devices/nothing", O_RDWR) < 0 && errno == ENOENT);
+    bind.iommufd = iommu;
+    CHECK(!ioctl(device, 0x3b76, &bind) && bind.devid);
+    CHECK(!ioctl(iommu, 0x3b81, &alloc));
+    attach.id = map.ioas = alloc.id;
+    map.va = (uintptr_t)mmap(NULL, 1 << 20, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    CHECK(!ioctl(device, 0x3b77, &attach) && !ioctl(iommu, 0x3b85, &map));
+    map.va = 4096;
+    map.iova = 1 << 24;
+    CHECK(ioctl(iommu, 0x3b85, &map) && errno == EFAULT);
+    CHECK(pread(device, &config, 4, 7ULL << 40) == 4 && (config & 0xffff) == 0x1234);
+    CHECK((copy = dup(device)) >= 0 && pread(copy, &value, 4, 7ULL << 40) == 4 && value == config);
+    CHECK(!close(copy));
+    CHECK(!ioctl(device, VFIO_DEVICE_GET_REGION_INFO, &info) && !(info.flags & VFIO_REGION_INFO_FLAG_MMAP));
+    value = 6;
+    CHECK(pwrite(device, &value, 2, (7ULL << 40) + 4) == 2);
+    value = 1;
+    CHECK(pwrite(device, &value, 4, info.offset + 0x14) == 4);
+    CHECK(pread(device, &value, 4, info.offset + 0x14) == 4 && value & 1);
+    CHECK(mmap(NULL, 4096, PROT_READ, MAP_SHARED, device, info.offset) == MAP_FAILED && errno == ENODEV);
+    CHECK((event = eventfd(0, EFD_NONBLOCK)) >= 0);
+    irqs.set = (struct vfio_irq_set){ sizeof(irqs), VFIO_IRQ_SET_DATA_EVENTFD | VFIO_IRQ_SET_ACTION_TRIGGER, 2, 0, 1 };
+    irqs.fd = event;
+    CHECK(!ioctl(device, VFIO_DEVICE_SET_IRQS, &irqs));
+    irqs.fd = 99;
+    CHECK(ioctl(device, VFIO_DEVICE_SET_IRQS, &irqs) && errno == EBADF);
+    CHECK(!ioctl(device, VFIO_DEVICE_RESET));
+    if (!fork()) {
+        CHECK(pread(device, &value, 4, 7ULL << 40) == 4 && value == config);
+        execl("/bin/sh", "sh", "-c",
+              "test -c /dev/iommu && cat /sys/bus/pci/devices/0000:01:00.0/device >/dev/null && exit 23", NULL);
+        _exit(98);
+    }
+    CHECK(wait(&status) > 0 && WIFEXITED(status));
+    CHECK(WEXITSTATUS(status) == 23);
+    CHECK(!close(device));
+    CHECK((device = open("/dev/vfio/devices/vfio0", O_RDWR)) >= 0 && !ioctl(device, 0x3b76, &bind));
+    return 0;
+}
+"""
+THREADS = r"""
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+static int iommu;
+
+static void *ask(void *argument)
+{
+    struct { uint32_t size, id; } destroy = { sizeof(destroy), 99 };
+    int i;
+
+    for (i = 0; i < 100; i++)
+        if (ioctl(iommu, 0x3b80, &destroy) != -1 || errno != ENOENT)
+            return "destroyed";
+    return argument;
+}
+
+int main(void)
+{
+    pthread_t threads[4];
+    void *wrong = NULL;
+    int i;
+
+    iommu = open("/dev/iommu", O_RDWR);
+    for (i = 0; i < 4; i++)
+        if (pthread_create(&threads[i], NULL, ask, NULL))
+            return 1;
+    for (i = 0; i < 4; i++)
+        if (pthread_join(threads[i], &wrong) || wrong)
+            return 2;
+    return iommu < 512;
+}
+"""
+
+
+def compiled(folder: Path, text: str, *options: str) -> str:
+    source, made = folder / "program.c", folder / "program"
+    source.write_text(text)
+    subprocess.run([compiler(), "-O2", "-w", *options, "-o", made, source, "-lpthread"], check=True)
+    return str(made)
+
+
+@pytest.mark.row("space", 63)
+def test_a_static_program_drives_a_device(tmp_path: Path) -> None:
+    program = compiled(tmp_path, PROGRAM, "-static")
+    assert chosen(program) is By.SECCOMP
+    system, machine = build(load(Path("lab")))
+    try:
+        assert run_program([program], system, machine=machine, by=By.SECCOMP) == 0
+        assert system.hardware.engine.domains() == ()
+        assert all(device.owner is None for device in system.devices.values())
+    finally:
+        machine.close()
+
+
+def test_the_command_chooses_the_way(tmp_path: Path) -> None:
+    program = compiled(tmp_path, PROGRAM, "-static")
+    assert main(["vfio", "run", "--topology", "lab", "--", program]) == 0
+    assert main(["vfio", "run", "--topology", "lab", "--by", "preload", "--", program]) == 99, "nothing reaches it"
+
+
+def test_threads_of_a_static_program_wait_for_each_other(tmp_path: Path) -> None:
+    system = System([DeviceConfig("nic")])
+    assert run_program([compiled(tmp_path, THREADS, "-static")], system, by=By.SECCOMP) == 0
+
+
+def test_requests_descriptors_and_the_end_of_a_process_are_as_with_the_library() -> None:
+    run(
+        """
+        import resource, stat
+        fd = opened()
+        assert ioas(fd) == 1
+        refused(errno.ENOENT, asked, fd, 0x80, "<II", 99)
+        refused(errno.ENOENT, opened, "/dev/vfio/nothing")
+        assert stat.S_ISCHR(os.stat("/dev/iommu").st_mode)
+        assert (os.fstat(fd).st_mode, os.fstat(fd).st_rdev) == (stat.S_IFCHR | 0o666, os.stat("/dev/iommu").st_rdev)
+        assert sorted(os.listdir("/dev/vfio")) == ["0", "devices", "vfio"]
+        folder = os.open("/dev", os.O_PATH)
+        copy = os.open("iommu", os.O_RDWR, dir_fd=folder)
+        assert ioas(copy) == 1
+        os.close(copy)
+        device = opened("/dev/vfio/devices/vfio0")
+        refused(errno.EBADF, asked, device, 0x76, "<IIiIQ", 0, 999, 0, 0)
+        refused(errno.EBADFD, asked, device, 0x76, "<IIiIQ", 0, 0, 0, 0)
+        asked(device, 0x76, "<IIiIQ", 0, fd, 0, 0)
+        another = opened("/dev/vfio/devices/vfio0")
+        refused(errno.EINVAL, asked, another, 0x76, "<IIiIQ", 0, fd, 0, 0)
+        copy = os.dup(device)
+        os.close(device)
+        refused(errno.EINVAL, asked, another, 0x76, "<IIiIQ", 0, fd, 0, 0)
+        os.close(copy)
+        asked(another, 0x76, "<IIiIQ", 0, fd, 0, 0)
+        child = os.fork()
+        if not child:
+            assert ioas(fd) == 3
+            os.kill(os.getpid(), 9)
+        os.waitpid(child, 0)
+        assert ioas(fd) == 4
+        libc = ctypes.CDLL(None, use_errno=True)
+        assert libc.open(8, 0) == -1 and ctypes.get_errno() == errno.EFAULT
+        assert libc.ioctl(fd, 0x3B81, 8) == -1 and ctypes.get_errno() == errno.EFAULT
+        resource.setrlimit(resource.RLIMIT_NOFILE, (512, 1024))
+        refused(errno.EMFILE, opened)
+        """,
+        by=By.SECCOMP,
+    )
+
+
+@pytest.mark.parametrize(("program", "way"), [("sh", By.PRELOAD), ("nothing-of-this-name", By.PRELOAD)])
+def test_other_programs_get_the_library(program: str, way: By) -> None:
+    assert chosen(program) is way
+
+
+def test_a_script_is_what_its_interpreter_is(tmp_path: Path) -> None:
+    static = compiled(tmp_path, "int main(void) { return 0; }", "-static")
+    for interpreter, way in ((static, By.SECCOMP), (sys.executable, By.PRELOAD)):
+        script = tmp_path / "script"
+        script.write_text(f"#! {interpreter} -x\n")
+        script.chmod(0o755)
+        assert chosen(str(script)) is way
+
+
+def test_a_program_that_cannot_be_started() -> None:
+    with pytest.raises(FileNotFoundError):
+        run_program(["./nothing"], System([DeviceConfig("nic")]), by=By.SECCOMP)
