@@ -24,7 +24,7 @@ __all__ = ["CORPUS", "NAMES", "main", "seeds_of"]
 CORPUS = Path(__file__).parent / "corpus"
 SHIPPED = {"topology": Path(__file__).parents[2] / "qemu-configs"}
 """Folders whose files are inputs too."""
-NAMES = ("frames", "version", "regions", "irqs", "dma_maps", "rings", "smmu", "tables", "topology", "virtio")
+NAMES = ("frames", "version", "regions", "irqs", "dma_maps", "rings", "smmu", "tables", "topology", "vfio", "virtio")
 """The targets, each a module of this folder with ``target(data)`` and ``TOKENS``, words for the mutator."""
 INSTRUMENTED = ["wire_layout", "vfio_user", "pviommu_abi", "smmuv3", "pviommu"]
 MAX_INPUT = 2048

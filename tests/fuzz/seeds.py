@@ -28,7 +28,7 @@ from vfio_user.messages import (
     Version,
 )
 
-from . import dma_maps, irqs, regions, smmu, tables, virtio
+from . import dma_maps, irqs, regions, smmu, tables, vfio, virtio
 from .machine import VERSION
 from .rings import STEP
 from .run import CORPUS, NAMES
@@ -53,6 +53,7 @@ def seeds(name: str) -> dict[str, bytes]:
         "topology": _topology,
         "smmu": _smmu,
         "tables": _tables,
+        "vfio": _vfio,
         "virtio": _virtio,
     }[name]()
 
@@ -524,6 +525,85 @@ def _bar(which: int, frame: bytes) -> bytes:
 
 def _descriptor(op: int, src: bytes, dst: bytes, length: int, pattern: int = 0) -> bytes:
     return bytes([STEP["descriptor"], op, 0, *src, *dst]) + struct.pack("<IQ", length, pattern)
+
+
+def _vfio() -> dict[str, bytes]:
+    """Files are counted in the order in which they were opened."""
+    step = vfio.STEP
+
+    def at(offset: int) -> int:
+        return vfio.POINTER << 32 | offset
+
+    def asks(file: int, number: int, layout: str, *values: int, others: bytes = b"") -> bytes:
+        size = struct.calcsize(layout)
+        return bytes([step["request"], file, number, size]) + struct.pack(layout, size, *values) + others
+
+    iommu, device = bytes([step["open"], 0]), bytes([step["open"], 1])
+    ioas = asks(0, 0x81, "<III", 0, 0)
+    bound = iommu + device + asks(1, 0x76, "<IIiIQ", 0, 3, 0, 0, others=b"\0") + ioas
+    attached = bound + asks(1, 0x77, "<III", 0, 2)
+    mapped = attached + asks(0, 0x85, "<IIIIQQQ", 7, 2, 0, at(0x8000), 0x4000, 0x100000)
+    copy = struct.pack("<BBHIQQ", 1, 0, 0, 64, 0x100000, 0x102000)
+    engine = (
+        bytes([step["write"], 1, 7, 4, 0, 2, 6, 0, step["write"], 1, 2, 0, 0, len(copy)])
+        + copy
+        + bytes([step["write"], 1, 0, 0x14, 0, 4, 1, 0, 0, 0, step["write"], 1, 0, 0x18, 0, 4, 1, 0, 0, 0])
+        + bytes([step["work"]] * 3 + [step["read"], 1, 0, 0x1C, 0, 4])
+    )
+    hwpt = asks(0, 0x89, "<IIIIIIIIQII", 2, 1, 2, 0, 0, 0, 0, 0, 0, 0)
+    group = bytes([step["open"], 3, step["open"], 2]) + asks(1, 0x68, "<i", others=b"\0")[:4] + bytes(4) + b"\0"
+    name = b"0000:01:00.0\0"
+    return {
+        "mapped": b"\5" + mapped + engine + bytes([step["map"], 1, 2, 0, 0, 1, step["work"]]),
+        "unmapped": b"\3" + mapped + asks(0, 0x86, "<IIQQ", 2, 0x100000, 0x4000) + asks(0, 0x80, "<II", 2),
+        "device": b"\4"
+        + bound
+        + asks(1, 0x6B, "<IIIIII", 0, 0, 0, 0, 0)
+        + asks(1, 0x6C, "<IIIIQQ", 0, 0, 0, 0, 0)
+        + asks(1, 0x6D, "<IIII", 0, 2, 0)
+        + asks(1, 0x6E, "<IIIIIi", 0x24, 2, 0, 1, 9, others=b"\1")
+        + asks(1, 0x70, "<IIIQ", 0, 0, 0)
+        + asks(1, 0x71, "<III", 0, 0)
+        + asks(1, 0x75, "<II", 0)
+        + bytes([step["number"], 1, 0x6F, 0, step["read"], 1, 0, 0, 0, 8, step["map"], 1, 0, 0, 0, 1])
+        + bytes([step["stream"], 1, 0, 8, step["stream"], 1, 1, 4, step["map"], 0, 0, 0, 0, 1]),
+        "group": b"\0"
+        + group
+        + bytes([step["number"], 0, 0x66, 3])
+        + bytes([step["request"], 1, 0x6A, len(name)])
+        + name
+        + asks(0, 0x71, "<IIQQQ", 3, at(0), 0x1000, 0)
+        + asks(0, 0x72, "<IIQQ", 0, 0, 0x1000)
+        + asks(0, 0x70, "<IIQIIQQQQ", 0, 0, 0, 0, 0, 0, 0, 0)
+        + asks(1, 0x67, "<II", 0)
+        + bytes([step["close"], 0, step["close"], 0]),
+        "dirty": b"\1"
+        + bound
+        + hwpt
+        + asks(1, 0x77, "<III", 0, 3)
+        + asks(0, 0x8B, "<IIII", 1, 3, 0)
+        + asks(0, 0x8C, "<IIIIQQQQ", 3, 0, 0, 0, 0x1000, 0x1000, at(0x1000)),
+        "nested": b"\1"
+        + bound
+        + asks(0, 0x89, "<IIIIIIIIQII", 1, 1, 2, 0, 0, 0, 0, 0, 0, 0)
+        + asks(0, 0x90, "<IIIIIIQ", 0, 0x70760001, 1, 3, 0, 0)
+        + asks(0, 0x91, "<IIIIQ", 4, 1, 0, 7)
+        + asks(0, 0x8E, "<IIII", 0, 0, 0)
+        + bytes([step["stream"], 2, 0, 64]),
+        "mock": b"\2" + iommu + ioas + asks(0, 0xA0, "<IIII56x", 1, 1, 0) + asks(0, 0xA0, "<IIII56x", 5, 1, 3),
+        "other": b"\3"
+        + iommu
+        + ioas
+        + asks(0, 0x84, "<IIIIQQ", 1, 2, 0, at(0), 0)
+        + asks(0, 0x82, "<IIIIQ", 1, 1, 0, at(0x1000))
+        + asks(0, 0x83, "<IIIIQQQ", 7, 1, 1, 0x1000, 0, 0)
+        + asks(0, 0x87, "<IIHHIQ", 0, 0, 0, 0, 0)
+        + asks(0, 0x88, "<IIHH", 1, 1, 0)
+        + asks(0, 0x8A, "<IIIIQII", 0, 1, 64, at(0x2000), 0, 0)
+        + asks(0, 0x8F, "<IIIiQQQ", 7, 1, 9, 0, 0x1000, 0, others=b"\0")
+        + asks(0, 0x92, "<II", 0)
+        + bytes([step["out of place"], 0, 3]),
+    }
 
 
 def _topology() -> dict[str, bytes]:

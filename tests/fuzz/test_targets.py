@@ -50,7 +50,7 @@ def test_a_file_is_run_as_a_reproducer(capsys):
     assert f"{file}: nothing found" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", ["rings", "smmu", "tables", "virtio"])
+@pytest.mark.parametrize("name", ["rings", "smmu", "tables", "vfio", "virtio"])
 def test_every_step_is_taken_by_some_input(name):
     steps = importlib.import_module(f"{__package__}.{name}").STEP
 
