@@ -109,7 +109,7 @@ class Machine:
 
                 streams = topology.streams_behind(section.name)
                 smmu = SmmuFunction(
-                    *(section.name, section.config(), environment, streams, section.identity()),
+                    *(section.name, section.config(), environment, streams, section.identity(), topology.windows()),
                     *(core.another() if core else None, _copier(core, environment)),
                 )
                 smmus[section.name] = smmu
@@ -130,7 +130,7 @@ class Machine:
         self.iommu.engine.set_mmio(self.windows.frames())
 
     def _is_reserved(self, window: Window) -> bool:
-        """Whether part of it is in the MSI window."""
+        """Whether part of it is in an MSI window."""
         first, last = window.first >> PAGE_SHIFT, (window.first + window.size - 1) >> PAGE_SHIFT
         return any(first <= region.last and region.first <= last for region in self.iommu.engine.config.reserved)
 

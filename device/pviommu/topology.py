@@ -20,6 +20,7 @@ One topology is one virtual machine.
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -33,7 +34,7 @@ from . import documents, resources, toml_places
 from .documents import WrongValueError
 from .endpoints import ENDPOINTS, WITH_OPTIONS, endpoint_class
 from .endpoints.options import text_like
-from .engine import PAGE_MASK, PAGE_SHIFT, EngineConfig, ReservedFrames
+from .engine import MSI_WINDOW, PAGE_MASK, PAGE_SHIFT, EngineConfig, ReservedFrames
 from .engine.config import MAX_APERTURE_BITS, MIN_APERTURE_BITS
 from .interfaces.pv.config import MAX_CONTEXT, MAX_ENDPOINTS, NO_STREAM, DefaultPolicy, IommuConfig
 from .interfaces.smmuv3.config import DEVICE_ID, MAX_CACHE_ENTRIES, MAX_SSID_BITS, MAX_STALLS, SmmuConfig
@@ -42,6 +43,7 @@ from .pci.identity import Identity
 __all__ = [
     "EndpointSection",
     "IommuSection",
+    "MsiSection",
     "ReservedSection",
     "SmmuSection",
     "Topology",
@@ -54,11 +56,15 @@ __all__ = [
 _NAME = re.compile(r"^[a-z0-9][a-z0-9-]{0,31}$")
 _SBDF = re.compile(r"^(?:([0-9a-f]{4}):)?([0-9a-f]{2}):([01][0-9a-f])\.([0-7])$")
 _NAME_RULE = "1 to 32 characters a-z, 0-9 and -, not beginning with -"
+_NUMBER = r"(0[xX][0-9a-fA-F]{1,16}|[0-9]{1,20})"
+_WINDOW = re.compile(rf"{_NUMBER}\+{_NUMBER}")
 _SBDF_RULE = "segment (optional), bus, device and function as 0000:00:05.0, in lower-case hexadecimal digits"
 _MAX_32 = (1 << 32) - 1
 _MAX_ID = 0xFFFE  # a function of 0 or 0xffff is none
 _END = 1 << MAX_APERTURE_BITS
 MAX_SMMUS = 16
+MAX_WINDOWS = 8
+"""Most MSI windows of a machine, which the capability area lists."""
 SID_BITS = SmmuConfig.sid_bits
 
 
@@ -175,12 +181,41 @@ class ReservedSection(_Section, frozen=True):
 
     def region(self, endpoint: str) -> ReservedFrames:
         """As frames. Raises :class:`ValueError`."""
-        if self.size <= 0 or (self.start | self.size) & PAGE_MASK:
-            raise ValueError(
-                f"endpoint {endpoint}: reserved start {self.start:#x} size {self.size:#x} must be multiples of 4096, "
-                "and the size not 0"
-            )
-        return ReservedFrames(self.start >> PAGE_SHIFT, (self.start + self.size >> PAGE_SHIFT) - 1, self.kind)
+        return _frames(self.start, self.size, self.kind, f"endpoint {endpoint}: reserved")
+
+
+class MsiSection(_Section, frozen=True):
+    """``[[msi]]``: guest physical addresses to which writes are interrupts."""
+
+    start: Annotated[int, Meta(ge=0, lt=_END, multiple_of=PAGE_MASK + 1, description="address of the first byte")]
+    size: Annotated[int, Meta(ge=1, le=_END, multiple_of=PAGE_MASK + 1, description="size in bytes")]
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """From START+SIZE, both decimal, or hexadecimal with 0x. Raises :class:`ValueError`."""
+        match = _WINDOW.fullmatch(text)
+        if match is None:
+            raise ValueError(f"{text!r}: must be START+SIZE, as 0x08080000+0x20000")
+        made = cls(int(match[1], 0), int(match[2], 0))
+        made.region()
+        return made
+
+    def region(self) -> ReservedFrames:
+        """As frames. Raises :class:`ValueError`."""
+        return _frames(self.start, self.size, MSI_WINDOW.kind, "msi:")
+
+
+def _frames(start: int, size: int, kind: str, what: str) -> ReservedFrames:
+    """The frames of a region. Raises :class:`ValueError`, beginning with ``what``."""
+    if size <= 0 or (start | size) & PAGE_MASK:
+        raise ValueError(f"{what} start {start:#x} size {size:#x} must be multiples of 4096, and the size not 0")
+    if start + size > _END:
+        raise ValueError(f"{what} start {start:#x} size {size:#x} must end at {_END:#x} at most")
+    return ReservedFrames(start >> PAGE_SHIFT, (start + size >> PAGE_SHIFT) - 1, kind)
+
+
+X86_WINDOW = MsiSection(MSI_WINDOW.first << PAGE_SHIFT, (MSI_WINDOW.last + 1 - MSI_WINDOW.first) << PAGE_SHIFT)
+"""The window of a topology that has none of its own."""
 
 
 class EndpointSection(_Section, frozen=True):
@@ -238,6 +273,7 @@ class Topology(_Section, frozen=True):
     iommu: IommuSection = msgspec.field(default_factory=IommuSection)
     endpoint: Annotated[tuple[EndpointSection, ...], Meta(max_length=MAX_ENDPOINTS)] = ()
     smmu: Annotated[tuple[SmmuSection, ...], Meta(max_length=MAX_SMMUS)] = ()
+    msi: Annotated[tuple[MsiSection, ...], Meta(max_length=MAX_WINDOWS)] = (X86_WINDOW,)
 
     def names(self) -> list[str]:
         """Of all functions, the PV-IOMMU first."""
@@ -315,6 +351,26 @@ class Topology(_Section, frozen=True):
             if sbdf is not None and places.setdefault(sbdf, entry.name) != entry.name:
                 raise WrongValueError((*at, "sbdf"), f"{who}: sbdf {entry.sbdf} is that of {places[sbdf]}")
         self._check_smmus()
+        self._check_msi()
+
+    def _check_msi(self) -> None:
+        taken: list[ReservedFrames] = []
+        for number, section in enumerate(self.msi):
+            try:
+                region = section.region()
+                for other in taken:
+                    if other.first <= region.last and region.first <= other.last:
+                        raise ValueError(
+                            f"msi: start {section.start:#x} size {section.size:#x} overlaps another window,"
+                            f" from {other.first << PAGE_SHIFT:#x} on"
+                        )
+            except ValueError as error:
+                raise WrongValueError(("msi", number, "start"), str(error)) from error
+            taken.append(region)
+
+    def windows(self) -> tuple[ReservedFrames, ...]:
+        """Where writes are interrupts, as frames: reserved in every domain of the machine."""
+        return tuple(section.region() for section in self.msi)
 
     def with_options(self, document: dict[str, Any]) -> Self:
         """The same with the options of its endpoints as their kinds' types, from the document that it was read from.
@@ -348,18 +404,25 @@ class Topology(_Section, frozen=True):
                 except ValueError as error:
                     raise WrongValueError(("endpoint", number), f"endpoint {entry.name}: {error}") from error
 
-    def limited(self, contexts: int | None, pool_pages: int | None) -> Self:
-        """The same with other limits, where given. Raises :class:`ValueError`."""
+    def changed(
+        self, contexts: int | None = None, pool_pages: int | None = None, msi: Sequence[MsiSection] = ()
+    ) -> Self:
+        """The same with other limits and MSI windows, where given. Raises :class:`ValueError`."""
         given = {"contexts": contexts, "pool_pages": pool_pages}
         changes = {name: value for name, value in given.items() if value is not None}
         topology = msgspec.structs.replace(self, iommu=msgspec.structs.replace(self.iommu, **changes))
+        if len(msi) > MAX_WINDOWS:
+            raise ValueError(f"{len(msi)} MSI windows: at most {MAX_WINDOWS}, the capability area lists them")
+        if msi:
+            topology = msgspec.structs.replace(topology, msi=tuple(msi))
+            topology._check_msi()
         topology.iommu_config()
         return topology
 
     def iommu_config(self) -> IommuConfig:
         """What the PV-IOMMU is built with. Raises :class:`ValueError`."""
         entry = self.iommu
-        engine = EngineConfig(pool_pages=entry.pool_pages, aperture_bits=entry.aperture_bits)
+        engine = EngineConfig(pool_pages=entry.pool_pages, aperture_bits=entry.aperture_bits, reserved=self.windows())
         behind = [endpoint for endpoint in self.endpoint if endpoint.smmu is None]
         fixed = {endpoint.stream: endpoint.fixed_sbdf() for endpoint in behind}
         return IommuConfig(

@@ -16,11 +16,12 @@ from pviommu.interfaces.smmuv3.config import SmmuConfig
 from pviommu.machine import Machine
 from pviommu.pci.function import Environment
 from pviommu.toml_places import line_of
-from pviommu.topology import Topology, TopologyError, load
+from pviommu.topology import MsiSection, Topology, TopologyError, load
 
 CONFIGURATIONS = sorted((Path(__file__).parents[2] / "qemu-configs").glob("*.toml"))
 RESERVED = "[[endpoint.reserved]]\nstart = {}\nsize = {}\n"
 ENDPOINT = '[[endpoint]]\nname = "dma0"\nkind = "dma-test"\nstream = 1\n'
+MSI = "[[msi]]\nstart = {:#x}\nsize = {:#x}\n"
 SMMU = '[[smmu]]\nname = "smmu0"\n'
 BEHIND = ENDPOINT + 'smmu = "smmu0"\nstream-id = 8\n'
 XOR = '[[endpoint]]\nname = "x"\nkind = "xor"\nstream = 1\n'
@@ -76,6 +77,55 @@ def test_every_key_of_an_smmu_reaches_its_configuration(tmp_path: Path) -> None:
     assert topology.kinds() == {"iommu": "iommu", "smmu0": "smmuv3", "smmu1": "smmuv3", "dma0": "dma-test"}
     assert (topology.streams_behind("smmu0"), topology.streams_behind("smmu1")) == ({1: 8}, {})
     assert topology.iommu_config().streams == ()
+
+
+ITS, GICV2M = ReservedFrames(0x8080, 0x809F, "msi"), ReservedFrames(0x8020, 0x8020, "msi")
+
+
+@pytest.mark.parametrize(
+    ("text", "windows"),
+    [
+        ("", (ReservedFrames(0xFEE00, 0xFEEFF, "msi"),)),
+        (MSI.format(0x8080000, 0x20000), (ITS,)),
+        (MSI.format(0x8020000, 0x1000) + MSI.format(0x8080000, 0x20000), (GICV2M, ITS)),
+        ("msi = []\n", ()),
+    ],
+)
+def test_msi_windows_are_reserved_everywhere(tmp_path: Path, text: str, windows: tuple[ReservedFrames, ...]) -> None:
+    path = tmp_path / "windows.toml"
+    path.write_text(text + SMMU)
+
+    topology = load(path)
+
+    assert topology.iommu_config().engine.reserved == windows
+    machine = Machine.build(topology, Environment(LiveInputs(), Counters()))
+    assert machine.iommu.engine.config.reserved == windows
+    machine.close()
+
+
+def test_windows_of_the_command_line_are_in_place_of_the_topologys(tmp_path: Path) -> None:
+    path = tmp_path / "windows.toml"
+    path.write_text(MSI.format(0x8020000, 0x1000))
+
+    topology = load(path)
+
+    assert topology.changed().windows() == (GICV2M,)
+    assert topology.changed(msi=[MsiSection.parse("0x08080000+131072")]).windows() == (ITS,)
+    with pytest.raises(ValueError, match="9 MSI windows: at most 8"):
+        topology.changed(msi=[MsiSection(number << 12, 4096) for number in range(9)])
+    with pytest.raises(ValueError, match="start 0x1000 size 0x1000 overlaps another window, from 0x0 on"):
+        topology.changed(msi=[MsiSection(0, 8192), MsiSection(4096, 4096)])
+    path.write_text(ENDPOINT + RESERVED.format(0x8090000, 4096))
+    with pytest.raises(ValueError, match=r"overlaps 0x8080..0x809f \(msi\)"):
+        load(path).changed(msi=[MsiSection(0x8080000, 0x20000)])
+
+
+@pytest.mark.parametrize(
+    "text", ["", "its", "0x8080000", "0x8080000-0x809ffff", "+4096", "1+0x1000", "0x1000+0", "-1+4096"]
+)
+def test_a_window_that_cannot_be_is_named_with_the_rule(text: str) -> None:
+    with pytest.raises(ValueError, match=r"must be (START\+SIZE, as 0x08080000\+0x20000|multiples of 4096)"):
+        MsiSection.parse(text)
 
 
 @pytest.mark.parametrize(("line", "key"), [("key = 7\n", 7), ("", 0x5A)])
@@ -211,6 +261,25 @@ def test_an_option_without_a_default_must_be_given(
             "smmu[0].name = 'Smmu': must be 1 to 32 characters a-z, 0-9 and -, not beginning with -",
         ),
         (SMMU + "address-bits = 43\n", "line 3: smmu[0].address-bits = 43: must be 32 or 36 or 40 or 42 or 44 or 48"),
+        (
+            MSI.format(0x8020800, 4096),
+            "line 2: msi[0].start = 134350848 (0x8020800): must be a multiple of 4096, 0x0 to",
+        ),
+        (MSI.format(0x8020000, 0), "line 3: msi[0].size = 0: must be a multiple of 4096, 0x1000 to"),
+        (
+            MSI.format(0xFFFFFFFFF000, 0x2000),
+            "line 2: msi: start 0xfffffffff000 size 0x2000 must end at 0x1000000000000",
+        ),
+        ("[[msi]]\nstart = 0\n", "line 1: msi[0]: the key size is missing"),
+        (
+            MSI.format(0x8080000, 0x20000) + MSI.format(0x8090000, 0x1000),
+            "line 5: msi: start 0x8090000 size 0x1000 overlaps another window, from 0x8080000 on",
+        ),
+        (9 * MSI.format(0, 4096), "msi = an array of 9: must be at most 8 tables"),
+        (
+            MSI.format(0x8080000, 0x20000) + ENDPOINT + RESERVED.format(0x8090000, 4096),
+            "overlaps 0x8080..0x809f (msi)",
+        ),
         ("[iommu]\nrings = 9\n", "iommu.rings = 9: must be a whole number, 1 to 8"),
         ("[iommu]\nmax-pages-per-op = 0\n", "iommu.max-pages-per-op = 0: must be a whole number, 1 to 4294967295"),
     ],
@@ -262,7 +331,8 @@ def test_a_shipped_topology_is_found_by_its_name_wherever_one_is(
     (tmp_path / "blocked").write_text("[iommu]\nrings = 1\n")
     assert load(Path("blocked")).iommu.rings == 1  # the user's own file comes first
     with pytest.raises(
-        TopologyError, match="no-such: No such file or directory; shipped are blocked, lab, lab-cards, net, one-engine"
+        TopologyError,
+        match="no-such: No such file or directory; shipped are blocked, lab, lab-cards, lab-smmu, net, one-",
     ):
         load(Path("no-such"))
 

@@ -17,7 +17,7 @@ SHOWN = {
     "driver and capabilities": (
         "pviommu binds to the PV-IOMMU",
         "its capabilities are those of the server",
-        "the groups list the MSI window as reserved and nothing else",
+        "the groups list the MSI windows as reserved and nothing else",
     ),
     "DMA API": (
         "the groups are of type DMA-FQ",

@@ -29,7 +29,8 @@ class ReservedFrames(NamedTuple):
 
 
 MSI_WINDOW = ReservedFrames(0xFEE00, 0xFEEFF, "msi")
-"""The x86 interrupt window, 0xfee00000 to 0xfeefffff."""
+"""The interrupt window of x86, 0xfee00000 to 0xfeefffff: what an engine reserves if it is not told what the guest's
+interrupt controller has."""
 
 
 @dataclass(frozen=True)

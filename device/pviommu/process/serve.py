@@ -21,7 +21,7 @@ from ..exit_status import ExitStatus
 from ..host.pacing import DEFAULT_SPIN_NS, Pace
 from ..interfaces.pv.capability_area import iova_ranges, reserved_regions
 from ..interfaces.pv.config import PAGE_SIZES, DefaultPolicy
-from ..topology import Topology, TopologyError, load
+from ..topology import MsiSection, Topology, TopologyError, load
 from ..transports import LIBRARY, TRANSPORTS
 from .activation import given_sockets
 
@@ -75,6 +75,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--pool-pages", type=int, metavar="N", help="page-table pages of all contexts; default: as in the topology"
+    )
+    parser.add_argument(
+        "--msi",
+        type=_window,
+        action="append",
+        default=[],
+        metavar="START+SIZE",
+        help="guest physical addresses to which writes are interrupts, which depend on the machine that QEMU emulates, "
+        "as 0x08080000+0x20000; may be repeated; default: as in the topology",
     )
     parser.add_argument(
         "--print-capabilities", action="store_true", help="print what this server offers with the topology, as JSON"
@@ -218,6 +227,13 @@ def _mode(text: str) -> int:
     return mode
 
 
+def _window(text: str) -> MsiSection:
+    try:
+        return MsiSection.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 def _group(text: str) -> int:
     try:
         return grp.getgrnam(text).gr_gid
@@ -231,7 +247,7 @@ def main(args: argparse.Namespace) -> int:
     """Run ``pviommu serve``; returns its exit status."""
     try:
         topology = load(args.topology) if args.topology else Topology()
-        topology = topology.limited(args.contexts, args.pool_pages)
+        topology = topology.changed(args.contexts, args.pool_pages, args.msi)
         behind_library = args.transport == LIBRARY
         for option, is_given in (("--fd", args.fd), ("--scenario", args.scenario)):
             if behind_library and is_given:

@@ -13,7 +13,7 @@ from ..endpoints.surroundings import Surroundings
 from ..engine.core import Core
 from ..hosted import Pollable
 from ..inputs import Inputs, LiveInputs
-from ..interfaces.iommufd import MSI_REGION, DeviceConfig, Region, RegionKind, System
+from ..interfaces.iommufd import DeviceConfig, Region, RegionKind, System
 from ..interfaces.iommufd.endpoint_dma import PageTables, ProgramMemory
 from ..interfaces.iommufd.pci_device import PciDevice
 from ..pci.environment import Environment
@@ -60,13 +60,14 @@ def configurations(topology: Topology) -> list[DeviceConfig]:
     ValueError for two of one address.
     """
     aperture = 0, (1 << min(topology.iommu.aperture_bits, 48)) - 1
+    windows = [Region(each.start, each.start + each.size - 1, RegionKind.MSI) for each in topology.msi]
     found: dict[str, DeviceConfig] = {}
     for number, entry in enumerate(topology.endpoint):
         name = address_of(entry, number)
         if name in found:
             raise ValueError(f"endpoint {entry.name}: {name} is the address of another one: give it an sbdf")
         own = [Region(each.start, each.start + each.size - 1, RegionKind.DIRECT) for each in entry.reserved]
-        found[name] = DeviceConfig(name, aperture=aperture, regions=(MSI_REGION, *own))
+        found[name] = DeviceConfig(name, aperture=aperture, regions=(*windows, *own))
     return list(found.values())
 
 

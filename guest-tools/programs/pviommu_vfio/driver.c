@@ -30,7 +30,9 @@ bool read_capabilities(struct capabilities *capabilities)
 {
 	FILE *file = open_file("capabilities");
 	struct range range;
+	bool has_msi = false;
 	char line[256];
+	int end;
 
 	*capabilities = (struct capabilities){};
 	if (!file)
@@ -43,9 +45,16 @@ bool read_capabilities(struct capabilities *capabilities)
 			   &range.last) == 2 &&
 		    capabilities->nr_ranges < MAX_RANGES)
 			capabilities->ranges[capabilities->nr_ranges++] = range;
+		end = 0;
+		if (!has_msi &&
+		    sscanf(line, "reserved %" SCNx64 " %" SCNx64 " msi global%n", &range.start,
+			   &range.last, &end) == 2 && end) {
+			capabilities->msi = range;
+			has_msi = true;
+		}
 	}
 	fclose(file);
-	return true;
+	return has_msi || complain("the driver's capabilities name no MSI window");
 }
 
 bool read_usage(struct usage *usage)

@@ -8,9 +8,11 @@
 
 #include "space.h"
 
+/* @msi: where writes are interrupts, the first such region if there are several */
 struct capabilities {
 	struct range ranges[MAX_RANGES];
 	unsigned int nr_ranges;
+	struct range msi;
 	uint64_t page_sizes;
 	uint64_t pool_pages;
 };

@@ -13,7 +13,6 @@
 #include "tests.h"
 
 #define RW	(SPACE_READ | SPACE_WRITE)
-#define MSI	0xfee00000
 
 static bool map_gives(struct fixture *f, uint64_t iova, uint64_t size, unsigned int access,
 		      int want)
@@ -68,17 +67,18 @@ static bool impossible(struct fixture *f)
 {
 	const struct capabilities *device = &f->capabilities;
 	uint64_t end = device->ranges[device->nr_ranges - 1].last + 1;
+	uint64_t msi = device->msi.start, msi_last = device->msi.last + 1 - PAGE;
 
-	return map_gives(f, MSI, PAGE, RW, -EINVAL) &&
-	       map_gives(f, MSI + 0x100000 - PAGE, PAGE, RW, -EINVAL) &&
-	       map_gives(f, MSI - PAGE, 2 * PAGE, RW, -EINVAL) &&
-	       map_gives(f, MSI + 0x100000 - PAGE, 2 * PAGE, RW, -EINVAL) &&
+	return map_gives(f, msi, PAGE, RW, -EINVAL) &&
+	       map_gives(f, msi_last, PAGE, RW, -EINVAL) &&
+	       map_gives(f, msi - PAGE, 2 * PAGE, RW, -EINVAL) &&
+	       map_gives(f, msi_last, 2 * PAGE, RW, -EINVAL) &&
 	       map_gives(f, end, PAGE, RW, -EINVAL) &&
 	       map_gives(f, end - PAGE, 2 * PAGE, RW, -EINVAL) &&
 	       map_gives(f, GIB, 0, RW, -EINVAL) && map_gives(f, GIB, PAGE, 0, -EINVAL) &&
 	       map_gives(f, GIB + 512, PAGE, RW, -EINVAL) &&
 	       map_gives(f, GIB, PAGE + 512, RW, -EINVAL) && mapped_pages_are(f, 0) &&
-	       engine_write_faults(&f->engine, MSI, 4, MSI);
+	       engine_write_faults(&f->engine, msi, 4, msi);
 }
 
 static bool cutting(struct fixture *f)

@@ -69,6 +69,18 @@ def test_a_device_without_guest_tables_tells_no_formats():
     assert not any(line.startswith("table_formats") for line in lines)
 
 
+def test_msi_windows_of_the_command_line_replace_those_of_the_topology(capsys):
+    assert serve.main(parse("--msi", "0x08080000+0x20000", "--msi", "0x08020000+4096", "--print-capabilities")) == 0
+    lines = json.loads(capsys.readouterr().out)["driver_capabilities"]
+    assert [line for line in lines if line.startswith(("iova_range", "reserved"))] == [
+        "iova_range 0x0 0x801ffff",
+        "iova_range 0x8021000 0x807ffff",
+        "iova_range 0x80a0000 0x7fffffffff",
+        "reserved 0x8020000 0x8020fff msi global",
+        "reserved 0x8080000 0x809ffff msi global",
+    ]
+
+
 def test_a_blocked_default_policy_is_told():
     lines = serve.driver_capabilities(Topology(IommuSection(default_policy="blocked")))
     assert "default_policy blocked" in lines

@@ -15,13 +15,14 @@ from pviommu import resources
 from pviommu.documents import rule
 from pviommu.endpoints import ENDPOINTS, endpoint_class
 from pviommu.schemas import paths
-from pviommu.topology import EndpointSection, IommuSection, ReservedSection, SmmuSection, load, schema
+from pviommu.topology import EndpointSection, IommuSection, MsiSection, ReservedSection, SmmuSection, load, schema
 
 TABLES = {
     "[iommu]": IommuSection,
     "[[endpoint]]": EndpointSection,
     "[[endpoint.reserved]]": ReservedSection,
     "[[smmu]]": SmmuSection,
+    "[[msi]]": MsiSection,
 }
 
 
@@ -112,6 +113,9 @@ def test_the_page_has_the_options_of_every_kind(kind: str, checkout: Path) -> No
         {"endpoint": [{"name": "xor0", "kind": "xor", "stream": 1, "key": 256}]},
         {"endpoint": [{"name": "xor0", "kind": "xor", "stream": 1, "keys": 7}]},
         {"endpoint": [{"name": "dma0", "kind": "dma-test", "stream": 1, "reserved": [{"start": 1, "size": 4096}]}]},
+        {"msi": [{"start": 0x8020000, "size": 100}]},
+        {"msi": [{"start": 0x8020000}]},
+        {"msi": 9 * [{"start": 0x8020000, "size": 4096}]},
     ],
 )
 def test_the_schema_refuses_what_the_server_refuses(document: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -16,7 +16,7 @@ from smmuv3.events import Event
 from smmuv3.registers import FRAME_SIZE, MSIX_BAR, REGISTER_BAR, REGISTERS, Cr0, Vector
 
 from ...dma.access import Copier
-from ...engine import Access, Engine, EngineConfig
+from ...engine import MSI_WINDOW, Access, Engine, EngineConfig, ReservedFrames
 from ...engine.core import Core
 from ...engine.ranges import FrameRanges
 from ...hosted import Poll
@@ -54,18 +54,21 @@ class SmmuFunction(PciFunction):
         environment: Environment,
         streams: Mapping[int, int],
         identity: Identity = DEFAULT_IDENTITY,
+        windows: Sequence[ReservedFrames] = (MSI_WINDOW,),
         core: Core | None = None,
         copier: Copier | None = None,
     ) -> None:
-        """``streams``: StreamIDs by stream, which is by what the machine knows an endpoint. ``core``: one that no other
-        engine has, else Python's; with ``copier``, through which it reads guest memory, it walks tables. Raises
-        ValueError for StreamIDs that are out of range or not unique.
+        """``streams``: StreamIDs by stream, which is by what the machine knows an endpoint. ``windows``: where writes
+        are interrupts; the parent never leads there. ``core``: one that no other engine has, else Python's; with
+        ``copier``, through which it reads guest memory, it walks tables. Raises ValueError for StreamIDs that are out
+        of range or not unique.
         """
         super().__init__(name, identity, environment)
         self.settings = config
         self.streams = dict(streams)
         self.memory.copier = copier
-        engine_config = EngineConfig(pool_pages=_POOL_PAGES, aperture_bits=min(48, config.address_bits))
+        bits = min(48, config.address_bits)
+        engine_config = EngineConfig(pool_pages=_POOL_PAGES, aperture_bits=bits, reserved=tuple(windows))
         self._engine = Engine(engine_config, core)
         self._engine.alloc_paging(_PARENT, clone=True)
         self._changed_ram: FrameRanges | None = None

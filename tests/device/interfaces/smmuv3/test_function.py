@@ -10,6 +10,7 @@ import pytest
 from pviommu.counters import Counters
 from pviommu.dma.fault import DmaRefusedError, FaultKind
 from pviommu.dma.path import DmaPath
+from pviommu.engine import ReservedFrames
 from pviommu.guest.memory import GuestRam
 from pviommu.guest.smmuv3 import SmmuV3
 from pviommu.hosted import Poll
@@ -106,6 +107,25 @@ def test_a_driver_starts_it_and_dma_goes_through(bench):
 
     assert bench.put() is None
     assert bench.load(PAGE, 4) == DATA
+
+
+def test_ram_in_an_msi_window_is_reached_by_nobody():
+    window = ReservedFrames(PAGE >> 12, PAGE >> 12, "msi")
+    environment = Environment(LiveInputs(), Counters())
+    function = SmmuFunction("smmu0", SmmuConfig(), environment, {STREAM: SID}, windows=[window])
+    ram = GuestRam(SIZE)
+    function.dma_map(DmaMapping(0, ram.size, 0, True, True, os.dup(ram.fd)))
+    dma = DmaPath(STREAM, function.stream(STREAM), function.memory, Counters(), lambda: True)
+
+    dma.write([(PAGE + 0x1000, len(DATA))], DATA)  # the SMMU is off
+    with pytest.raises(DmaRefusedError):
+        dma.write([(PAGE + 0x40, len(DATA))], DATA)
+
+    assert (ram.bytes[PAGE + 0x40 :][:4], ram.bytes[PAGE + 0x1000 :][:4]) == (bytes(4), DATA)
+    [fault] = function.parent_faults
+    assert (fault.stream, fault.iova, fault.ipa) == (STREAM, PAGE + 0x40, PAGE + 0x40)
+    function.close()
+    ram.close()
 
 
 def test_interrupts_arrive_at_their_eventfds(bench):
