@@ -5,10 +5,10 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
-__all__ = ["X86_64", "ElfProgram", "read_elf"]
+__all__ = ["AARCH64", "X86_64", "ElfProgram", "read_elf"]
 
-X86_64 = 62
-"""Machine number (EM_X86_64)."""
+X86_64, AARCH64 = 62, 183
+"""Machine numbers (EM_X86_64, EM_AARCH64)."""
 
 _MAGIC = b"\x7fELF"
 _CLASS_64, _LITTLE_ENDIAN = 2, 1

@@ -56,6 +56,8 @@ void pvdt_test_coherent(struct ktap *ktap, void *subject, unsigned long size);
 void pvdt_test_single(struct ktap *ktap, void *subject, unsigned long length);
 extern const struct ktap_case pvdt_all_cases[];
 extern const unsigned int pvdt_nr_all_cases;
+/* of them, those that are about memory only */
+extern const unsigned int pvdt_nr_memory_cases;
 extern const struct ktap_case pvdt_quick_cases[];
 extern const unsigned int pvdt_nr_quick_cases;
 

@@ -11,8 +11,8 @@
 
 /* part of the scatter/gather entries, which are not used meanwhile */
 #define PVDT_PEER_OFFSET	PVDT_SG_OFFSET
-/* registers of the first I/O APIC: no memory, and no BAR */
-#define PVDT_NO_BAR		0xfec00000
+/* no memory, and no BAR: a serial port of the "virt" machine, or the first I/O APIC */
+#define PVDT_NO_BAR		(IS_ENABLED(CONFIG_ARM64) ? 0x09000000 : 0xfec00000)
 /* the DMA API allocates from the end of the first 4 GiB */
 #define PVDT_PEER_IOVA		SZ_1G
 
@@ -116,9 +116,11 @@ void pvdt_test_peer_registers(struct ktap *ktap, void *subject, unsigned long pa
 	struct pvdt *engine = subject;
 	struct pvdt *peer = pvdt_peer_get(engine);
 	phys_addr_t phys = pvdt_bar(peer, PVDT_REGISTER_BAR);
+	/* less than a page of some kernels, and what is beside it is nobody's */
+	size_t size = pci_resource_len(pvdt_pci_dev(peer), PVDT_REGISTER_BAR);
 	dma_addr_t iova;
 
-	iova = dma_map_resource(pvdt_dev(engine), phys, PAGE_SIZE, DMA_BIDIRECTIONAL, 0);
+	iova = dma_map_resource(pvdt_dev(engine), phys, size, DMA_BIDIRECTIONAL, 0);
 	if (!EXPECT_EQ(ktap, dma_mapping_error(pvdt_dev(engine), iova), 0))
 		goto out_put;
 	EXPECT_EQ(ktap, pvdt_peer_read(ktap, engine, iova + PVDT_REG_MAGIC), PVDT_MAGIC);
@@ -130,7 +132,7 @@ void pvdt_test_peer_registers(struct ktap *ktap, void *subject, unsigned long pa
 		EXPECT_EQ(ktap, pvdt_peer_read(ktap, engine, iova + PVDT_REG_CONTROL),
 			  PVDT_CONTROL_ENABLE);
 	}
-	dma_unmap_resource(pvdt_dev(engine), iova, PAGE_SIZE, DMA_BIDIRECTIONAL, 0);
+	dma_unmap_resource(pvdt_dev(engine), iova, size, DMA_BIDIRECTIONAL, 0);
 out_put:
 	pvdt_client_ops.put(peer);
 }

@@ -14,6 +14,7 @@ static const struct {
 	const unsigned int *count;
 } pvdt_suites[] = {
 	{ "all", pvdt_all_cases, &pvdt_nr_all_cases },
+	{ "memory", pvdt_all_cases, &pvdt_nr_memory_cases },
 	{ "quick", pvdt_quick_cases, &pvdt_nr_quick_cases },
 	{ "untranslated", pvdt_plain_cases, &pvdt_nr_plain_cases },
 	{ "strict", pvdt_strict_cases, &pvdt_nr_strict_cases },

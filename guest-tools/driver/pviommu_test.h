@@ -13,8 +13,9 @@
 #include "pviommu_raw_ops.h"
 #include "ktap.h"
 
-#define PVT_ORDER	4
-#define PVT_PAGES	BIT(PVT_ORDER)
+/* The device's pages, of which one of the kernel's may be several. */
+#define PVT_PAGE_SIZE	BIT(PVIOMMU_PAGE_SHIFT)
+#define PVT_PAGES	16
 #define PVT_ENGINES	2
 #define PVT_GUARD	0xa5
 #define PVT_EVENT_MS	2000
@@ -114,7 +115,7 @@ typedef void (*pvt_body)(struct ktap *ktap, struct pvt *t, u16 ctx);
 
 static inline u8 *pvt_page(struct pvt *t, unsigned int page)
 {
-	return t->memory + page * PAGE_SIZE;
+	return t->memory + page * PVT_PAGE_SIZE;
 }
 
 static inline u64 pvt_iova(u64 dfn)
@@ -129,7 +130,7 @@ static inline bool pvt_holds(const u8 *data, u8 byte, size_t size)
 
 static inline bool pvt_unchanged(struct pvt *t)
 {
-	return pvt_holds(t->memory, PVT_GUARD, PVT_PAGES * PAGE_SIZE);
+	return pvt_holds(t->memory, PVT_GUARD, PVT_PAGES * PVT_PAGE_SIZE);
 }
 
 /* Operations of both profiles, by the one that is selected. */

@@ -76,10 +76,10 @@ static void pvt_batch_maps(struct ktap *ktap, struct pvt *t, u16 ctx)
 	EXPECT_EQ(ktap, done, PVT_ELEMENTS);
 	pvt_expect_status(ktap, ops, PVT_ELEMENTS, 0);
 	for (i = 0; i < PVT_ELEMENTS; i++) {
-		pvt_expect_fill(ktap, t, 0, pvt_iova(PVT_DFN + i), PAGE_SIZE, 0x60 + i);
-		EXPECT(ktap, pvt_holds(pvt_page(t, PVT_PAGES - 1 - i), 0x60 + i, PAGE_SIZE));
+		pvt_expect_fill(ktap, t, 0, pvt_iova(PVT_DFN + i), PVT_PAGE_SIZE, 0x60 + i);
+		EXPECT(ktap, pvt_holds(pvt_page(t, PVT_PAGES - 1 - i), 0x60 + i, PVT_PAGE_SIZE));
 	}
-	EXPECT(ktap, pvt_holds(t->memory, PVT_GUARD, (PVT_PAGES - PVT_ELEMENTS) * PAGE_SIZE));
+	EXPECT(ktap, pvt_holds(t->memory, PVT_GUARD, (PVT_PAGES - PVT_ELEMENTS) * PVT_PAGE_SIZE));
 	kfree(ops);
 }
 
@@ -147,8 +147,8 @@ static void pvt_batch_large(struct ktap *ktap, struct pvt *t, u16 ctx)
 	EXPECT_EQ(ktap, pvt_batch(t, ctx, at, PVT_MANY_ELEMENTS, 0, &done), 0);
 	EXPECT_EQ(ktap, done, PVT_MANY_ELEMENTS);
 	pvt_expect_status(ktap, ops, PVT_MANY_ELEMENTS, 0);
-	pvt_expect_fill(ktap, t, 0, pvt_iova(PVT_DFN + last), PAGE_SIZE, 0x6b);
-	EXPECT(ktap, pvt_holds(pvt_page(t, PVT_PAGES - 1 - last % PVT_PAGES), 0x6b, PAGE_SIZE));
+	pvt_expect_fill(ktap, t, 0, pvt_iova(PVT_DFN + last), PVT_PAGE_SIZE, 0x6b);
+	EXPECT(ktap, pvt_holds(pvt_page(t, PVT_PAGES - 1 - last % PVT_PAGES), 0x6b, PVT_PAGE_SIZE));
 	EXPECT_EQ(ktap, pvt_batch(t, ctx, at, PVT_MANY_ELEMENTS, PVIOMMU_BATCH_UNMAP, &done), 0);
 	EXPECT_EQ(ktap, done, PVT_MANY_ELEMENTS);
 	pvt_expect_nothing(ktap, t, ctx, PVT_DFN + last, 1);
@@ -164,9 +164,9 @@ static void pvt_batch_posted(struct ktap *ktap, struct pvt *t, u16 ctx)
 		return;
 	command = pvt_batch_command(ctx, virt_to_phys(ops), PVT_ELEMENTS, 0);
 	EXPECT_EQ(ktap, pvt_post(t, command), 0);
-	pvt_expect_fill(ktap, t, 0, pvt_iova(PVT_DFN), PVT_ELEMENTS * PAGE_SIZE, 0x6c);
+	pvt_expect_fill(ktap, t, 0, pvt_iova(PVT_DFN), PVT_ELEMENTS * PVT_PAGE_SIZE, 0x6c);
 	EXPECT(ktap, pvt_holds(pvt_page(t, PVT_PAGES - PVT_ELEMENTS), 0x6c,
-			       PVT_ELEMENTS * PAGE_SIZE));
+			       PVT_ELEMENTS * PVT_PAGE_SIZE));
 	pvt_expect_status(ktap, ops, PVT_ELEMENTS, 0);
 	kfree(ops);
 }
@@ -221,8 +221,8 @@ static void pvt_calls(struct ktap *ktap, struct pvt *t, u16 ctx)
 	EXPECT_EQ(ktap, pvt_call(t, &map, at + 4), -EINVAL);
 	pvt_expect_nothing(ktap, t, ctx, PVT_DFN, 2);
 	EXPECT_EQ(ktap, pvt_call(t, &map, at), 0);
-	pvt_expect_fill(ktap, t, 0, pvt_iova(PVT_DFN), 2 * PAGE_SIZE, 0x6d);
-	EXPECT(ktap, pvt_holds(pvt_page(t, 0), 0x6d, 2 * PAGE_SIZE));
+	pvt_expect_fill(ktap, t, 0, pvt_iova(PVT_DFN), 2 * PVT_PAGE_SIZE, 0x6d);
+	EXPECT(ktap, pvt_holds(pvt_page(t, 0), 0x6d, 2 * PVT_PAGE_SIZE));
 	EXPECT_EQ(ktap, t->profile->mapped(copy), 2);
 	/* what is written back is what a slot would have held, on error too */
 	EXPECT_EQ(ktap, pvt_call(t, &map, at), -EADDRINUSE);

@@ -72,10 +72,10 @@ static void pvt_two_contexts(struct ktap *ktap, struct pvt *t, u16 ctx)
 	EXPECT_EQ(ktap, pvt_map(t, ctx, PVT_DFN, t->gfn, 1, PVT_RW, &done), 0);
 	EXPECT_EQ(ktap, pvt_map(t, other, PVT_DFN, t->gfn + 1, 1, PVT_RW, &done), 0);
 	EXPECT_EQ(ktap, pvt_reattach(t, t->sbdf[1], other), 0);
-	pvt_expect_fill(ktap, t, 0, pvt_iova(PVT_DFN), PAGE_SIZE, 0x21);
-	pvt_expect_fill(ktap, t, 1, pvt_iova(PVT_DFN), PAGE_SIZE, 0x22);
-	EXPECT(ktap, pvt_holds(pvt_page(t, 0), 0x21, PAGE_SIZE));
-	EXPECT(ktap, pvt_holds(pvt_page(t, 1), 0x22, PAGE_SIZE));
+	pvt_expect_fill(ktap, t, 0, pvt_iova(PVT_DFN), PVT_PAGE_SIZE, 0x21);
+	pvt_expect_fill(ktap, t, 1, pvt_iova(PVT_DFN), PVT_PAGE_SIZE, 0x22);
+	EXPECT(ktap, pvt_holds(pvt_page(t, 0), 0x21, PVT_PAGE_SIZE));
+	EXPECT(ktap, pvt_holds(pvt_page(t, 1), 0x22, PVT_PAGE_SIZE));
 	EXPECT_EQ(ktap, pvt_reattach(t, t->sbdf[1], t->home[1]), 0);
 	EXPECT_EQ(ktap, pvt_free(t, other, 0), 0);
 }
@@ -111,11 +111,11 @@ static void pvt_reattach_at_once(struct ktap *ktap, struct pvt *t, u16 ctx)
 		return;
 	EXPECT_EQ(ktap, pvt_map(t, ctx, PVT_DFN, t->gfn, 1, PVT_RW, &done), 0);
 	EXPECT_EQ(ktap, pvt_map(t, other, PVT_DFN, t->gfn + 1, 1, PVT_RW, &done), 0);
-	pvt_expect_fill(ktap, t, 0, pvt_iova(PVT_DFN), PAGE_SIZE, 0x31);
+	pvt_expect_fill(ktap, t, 0, pvt_iova(PVT_DFN), PVT_PAGE_SIZE, 0x31);
 	EXPECT_EQ(ktap, pvt_reattach(t, t->sbdf[0], other), 0);
-	pvt_expect_fill(ktap, t, 0, pvt_iova(PVT_DFN), PAGE_SIZE, 0x32);
-	EXPECT(ktap, pvt_holds(pvt_page(t, 0), 0x31, PAGE_SIZE));
-	EXPECT(ktap, pvt_holds(pvt_page(t, 1), 0x32, PAGE_SIZE));
+	pvt_expect_fill(ktap, t, 0, pvt_iova(PVT_DFN), PVT_PAGE_SIZE, 0x32);
+	EXPECT(ktap, pvt_holds(pvt_page(t, 0), 0x31, PVT_PAGE_SIZE));
+	EXPECT(ktap, pvt_holds(pvt_page(t, 1), 0x32, PVT_PAGE_SIZE));
 	EXPECT_EQ(ktap, pvt_reattach(t, t->sbdf[0], ctx), 0);
 	EXPECT_EQ(ktap, pvt_free(t, other, 0), 0);
 }
@@ -134,8 +134,8 @@ static void pvt_reattach_refused(struct ktap *ktap, struct pvt *t, u16 ctx)
 	EXPECT_EQ(ktap, pvt_endpoint(t, t->sbdf[0], &stream, &found), 0);
 	EXPECT_EQ(ktap, stream, t->stream[0]);
 	EXPECT_EQ(ktap, found, ctx);
-	pvt_expect_fill(ktap, t, 0, pvt_iova(PVT_DFN), PAGE_SIZE, 0x33);
-	EXPECT(ktap, pvt_holds(pvt_page(t, 0), 0x33, PAGE_SIZE));
+	pvt_expect_fill(ktap, t, 0, pvt_iova(PVT_DFN), PVT_PAGE_SIZE, 0x33);
+	EXPECT(ktap, pvt_holds(pvt_page(t, 0), 0x33, PVT_PAGE_SIZE));
 }
 
 static void pvt_free_busy(struct ktap *ktap, struct pvt *t, u16 ctx)
@@ -145,8 +145,8 @@ static void pvt_free_busy(struct ktap *ktap, struct pvt *t, u16 ctx)
 	EXPECT_EQ(ktap, pvt_map(t, ctx, PVT_DFN, t->gfn, 1, PVT_RW, &done), 0);
 	EXPECT_EQ(ktap, pvt_free(t, ctx, 0), -EBUSY);
 	pvt_expect_mapped(ktap, t, ctx, PVT_DFN, t->gfn, 1);
-	pvt_expect_fill(ktap, t, 0, pvt_iova(PVT_DFN), PAGE_SIZE, 0x34);
-	EXPECT(ktap, pvt_holds(pvt_page(t, 0), 0x34, PAGE_SIZE));
+	pvt_expect_fill(ktap, t, 0, pvt_iova(PVT_DFN), PVT_PAGE_SIZE, 0x34);
+	EXPECT(ktap, pvt_holds(pvt_page(t, 0), 0x34, PVT_PAGE_SIZE));
 }
 
 static void pvt_free_to_default(struct ktap *ktap, struct pvt *t, u16 ctx)
@@ -165,9 +165,9 @@ static void pvt_free_to_default(struct ktap *ktap, struct pvt *t, u16 ctx)
 	if (!t->caps->identity_default)
 		return;
 	/* the default context is the identity: the frame is the address */
-	pvt_expect_fill(ktap, t, 0, pvt_iova(t->gfn + 1), PAGE_SIZE, 0x35);
-	EXPECT(ktap, pvt_holds(pvt_page(t, 0), PVT_GUARD, PAGE_SIZE));
-	EXPECT(ktap, pvt_holds(pvt_page(t, 1), 0x35, PAGE_SIZE));
+	pvt_expect_fill(ktap, t, 0, pvt_iova(t->gfn + 1), PVT_PAGE_SIZE, 0x35);
+	EXPECT(ktap, pvt_holds(pvt_page(t, 0), PVT_GUARD, PVT_PAGE_SIZE));
+	EXPECT(ktap, pvt_holds(pvt_page(t, 1), 0x35, PVT_PAGE_SIZE));
 }
 
 static void pvt_clone(struct ktap *ktap, struct pvt *t, u16 ctx)
@@ -180,13 +180,13 @@ static void pvt_clone(struct ktap *ktap, struct pvt *t, u16 ctx)
 		return;
 	pvt_expect_mapped(ktap, t, clone, t->gfn, t->gfn, PVT_PAGES);
 	EXPECT_EQ(ktap, pvt_reattach(t, t->sbdf[0], clone), 0);
-	pvt_expect_fill(ktap, t, 0, pvt_iova(t->gfn), PVT_PAGES * PAGE_SIZE, 0x36);
-	EXPECT(ktap, pvt_holds(t->memory, 0x36, PVT_PAGES * PAGE_SIZE));
+	pvt_expect_fill(ktap, t, 0, pvt_iova(t->gfn), PVT_PAGES * PVT_PAGE_SIZE, 0x36);
+	EXPECT(ktap, pvt_holds(t->memory, 0x36, PVT_PAGES * PVT_PAGE_SIZE));
 	/* and it is a context like any other: it can be edited */
 	EXPECT_EQ(ktap, pvt_unmap(t, clone, t->gfn, 1, &done), 0);
 	pvt_expect_fault(ktap, t, 0, &request, pvt_iova(t->gfn), PVIOMMU_EVENT_NOT_MAPPED,
 			 PVIOMMU_ACCESS_WRITE, clone);
-	pvt_expect_fill(ktap, t, 0, pvt_iova(t->gfn + 1), PAGE_SIZE, 0x38);
+	pvt_expect_fill(ktap, t, 0, pvt_iova(t->gfn + 1), PVT_PAGE_SIZE, 0x38);
 	EXPECT_EQ(ktap, pvt_reattach(t, t->sbdf[0], ctx), 0);
 	EXPECT_EQ(ktap, pvt_free(t, clone, 0), 0);
 }
@@ -219,7 +219,7 @@ static void pvt_expect_blocked(struct ktap *ktap, struct pvt *t)
 	EXPECT_EQ(ktap, pvdt_client_ops.run(t->engine[0], &request, PVDT_POLL), 0);
 	EXPECT_EQ(ktap, request.status, PVDT_STATUS_FAULT);
 	EXPECT_EQ(ktap, request.reason, PVIOMMU_EVENT_BLOCKED);
-	EXPECT(ktap, pvt_holds(pvt_page(t, 0), 0x39, PAGE_SIZE));
+	EXPECT(ktap, pvt_holds(pvt_page(t, 0), 0x39, PVT_PAGE_SIZE));
 }
 
 /* Nothing of what unblocks an engine after a reset of the IOMMU unblocks it here. */
@@ -241,12 +241,12 @@ static void pvt_block(struct ktap *ktap, struct pvt *t, u16 ctx)
 	u32 done;
 
 	EXPECT_EQ(ktap, pvt_map(t, ctx, PVT_DFN, t->gfn, 1, PVT_RW, &done), 0);
-	pvt_expect_fill(ktap, t, 0, pvt_iova(PVT_DFN), PAGE_SIZE, 0x39);
+	pvt_expect_fill(ktap, t, 0, pvt_iova(PVT_DFN), PVT_PAGE_SIZE, 0x39);
 	EXPECT_EQ(ktap, pvt_submit(t, &block), 0);
 	pvt_expect_held(ktap, t);
 	EXPECT_EQ(ktap, pvt_reattach(t, t->sbdf[0], ctx), 0);
-	pvt_expect_fill(ktap, t, 0, pvt_iova(PVT_DFN), PAGE_SIZE, 0x3b);
-	EXPECT(ktap, pvt_holds(pvt_page(t, 0), 0x3b, PAGE_SIZE));
+	pvt_expect_fill(ktap, t, 0, pvt_iova(PVT_DFN), PVT_PAGE_SIZE, 0x3b);
+	EXPECT(ktap, pvt_holds(pvt_page(t, 0), 0x3b, PVT_PAGE_SIZE));
 }
 
 static void pvt_unbind(struct ktap *ktap, struct pvt *t, u16 ctx)
@@ -256,15 +256,15 @@ static void pvt_unbind(struct ktap *ktap, struct pvt *t, u16 ctx)
 	u32 done;
 
 	EXPECT_EQ(ktap, pvt_map(t, ctx, PVT_DFN, t->gfn, 1, PVT_RW, &done), 0);
-	pvt_expect_fill(ktap, t, 0, pvt_iova(PVT_DFN), PAGE_SIZE, 0x39);
+	pvt_expect_fill(ktap, t, 0, pvt_iova(PVT_DFN), PVT_PAGE_SIZE, 0x39);
 	EXPECT_EQ(ktap, pvt_submit(t, &unbind), 0);
 	pvt_expect_held(ktap, t);
 	/* binding it again does not attach it */
 	EXPECT_EQ(ktap, pvt_submit(t, &bind), 0);
 	pvt_expect_blocked(ktap, t);
 	EXPECT_EQ(ktap, pvt_reattach(t, t->sbdf[0], ctx), 0);
-	pvt_expect_fill(ktap, t, 0, pvt_iova(PVT_DFN), PAGE_SIZE, 0x3b);
-	EXPECT(ktap, pvt_holds(pvt_page(t, 0), 0x3b, PAGE_SIZE));
+	pvt_expect_fill(ktap, t, 0, pvt_iova(PVT_DFN), PVT_PAGE_SIZE, 0x3b);
+	EXPECT(ktap, pvt_holds(pvt_page(t, 0), 0x3b, PVT_PAGE_SIZE));
 }
 
 const struct ktap_case pvt_context_cases[] = {

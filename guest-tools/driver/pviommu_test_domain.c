@@ -12,7 +12,8 @@
 #include "pviommu_test.h"
 
 #define PVT_DOMAIN_RW		(IOMMU_READ | IOMMU_WRITE)
-#define PVT_AROUND		2	/* pages on either side of a border */
+/* pages on either side of a border; a window may have one page only */
+#define PVT_AROUND		1
 
 typedef void (*pvt_domain_body)(struct ktap *ktap, struct pvt *t, struct iommu_domain *domain);
 
@@ -64,7 +65,7 @@ static bool pvt_expect_translates(struct ktap *ktap, struct iommu_domain *domain
 static void pvt_domain_window(struct ktap *ktap, struct pvt *t, struct iommu_domain *domain)
 {
 	u64 dfn = pvt_window(t) - PVT_AROUND;
-	size_t size = 2 * PVT_AROUND * PAGE_SIZE;
+	size_t size = 2 * PVT_AROUND * PVT_PAGE_SIZE;
 
 	if (!EXPECT(ktap, pvt_window(t)))
 		return;
@@ -74,10 +75,10 @@ static void pvt_domain_window(struct ktap *ktap, struct pvt *t, struct iommu_dom
 	pvt_expect_pages(ktap, t, PVT_AROUND);
 	pvt_expect_translates(ktap, domain, dfn, t->gfn, 2 * PVT_AROUND);
 	/* it cannot be mapped a second time, in the window or not */
-	EXPECT(ktap, iommu_map(domain, pvt_iova(dfn + PVT_AROUND), pvt_iova(t->gfn), PAGE_SIZE,
+	EXPECT(ktap, iommu_map(domain, pvt_iova(dfn + PVT_AROUND), pvt_iova(t->gfn), PVT_PAGE_SIZE,
 			       PVT_DOMAIN_RW, GFP_KERNEL) < 0);
-	EXPECT(ktap, iommu_map(domain, pvt_iova(dfn), pvt_iova(t->gfn), PAGE_SIZE, PVT_DOMAIN_RW,
-			       GFP_KERNEL) < 0);
+	EXPECT(ktap, iommu_map(domain, pvt_iova(dfn), pvt_iova(t->gfn), PVT_PAGE_SIZE,
+			       PVT_DOMAIN_RW, GFP_KERNEL) < 0);
 	EXPECT_EQ(ktap, iommu_unmap(domain, pvt_iova(dfn), size), size);
 	pvt_expect_pages(ktap, t, 0);
 	pvt_expect_translates(ktap, domain, dfn, 0, 2 * PVT_AROUND);
@@ -87,9 +88,9 @@ static void pvt_domain_window(struct ktap *ktap, struct pvt *t, struct iommu_dom
 static void pvt_domain_undone(struct ktap *ktap, struct pvt *t, struct iommu_domain *domain)
 {
 	u64 last = pvt_ram_end(t, PVT_AROUND), beside = PVT_DFN + 2 * PVT_AROUND;
-	size_t size = 2 * PVT_AROUND * PAGE_SIZE;
+	size_t size = 2 * PVT_AROUND * PVT_PAGE_SIZE;
 
-	EXPECT_EQ(ktap, iommu_map(domain, pvt_iova(beside), pvt_iova(t->gfn), PAGE_SIZE,
+	EXPECT_EQ(ktap, iommu_map(domain, pvt_iova(beside), pvt_iova(t->gfn), PVT_PAGE_SIZE,
 				  PVT_DOMAIN_RW, GFP_KERNEL), 0);
 	EXPECT(ktap, iommu_map(domain, pvt_iova(PVT_DFN), pvt_iova(last), size,
 			       PVT_DOMAIN_RW, GFP_KERNEL) < 0);
@@ -99,7 +100,8 @@ static void pvt_domain_undone(struct ktap *ktap, struct pvt *t, struct iommu_dom
 	EXPECT_EQ(ktap, iommu_map(domain, pvt_iova(PVT_DFN), pvt_iova(t->gfn), size,
 				  PVT_DOMAIN_RW, GFP_KERNEL), 0);
 	pvt_expect_pages(ktap, t, 1 + 2 * PVT_AROUND);
-	EXPECT_EQ(ktap, iommu_unmap(domain, pvt_iova(PVT_DFN), size + PAGE_SIZE), size + PAGE_SIZE);
+	EXPECT_EQ(ktap, iommu_unmap(domain, pvt_iova(PVT_DFN), size + PVT_PAGE_SIZE),
+		  size + PVT_PAGE_SIZE);
 }
 
 /* Maps that cannot fail are not waited for, except for the tables of the first one. */
@@ -111,15 +113,15 @@ static void pvt_domain_posts(struct ktap *ktap, struct pvt *t, struct iommu_doma
 	EXPECT_EQ(ktap, pviommu_raw_ops.usage(t->pv, &before), 0);
 	for (i = 0; i < PVT_PAGES; i++)
 		EXPECT_EQ(ktap, iommu_map(domain, pvt_iova(PVT_DFN + 2 * i), pvt_iova(t->gfn + i),
-					  PAGE_SIZE, PVT_DOMAIN_RW, GFP_KERNEL), 0);
+					  PVT_PAGE_SIZE, PVT_DOMAIN_RW, GFP_KERNEL), 0);
 	EXPECT_EQ(ktap, pviommu_raw_ops.usage(t->pv, &after), 0);
 	EXPECT_EQ(ktap, after.mapped_pages, before.mapped_pages + PVT_PAGES);
 	EXPECT(ktap, after.posted - before.posted >= PVT_PAGES);
 	/* RESERVE, and the query of the usage */
 	EXPECT(ktap, after.waited - before.waited <= 2);
 	for (i = 0; i < PVT_PAGES; i++)
-		EXPECT_EQ(ktap, iommu_unmap(domain, pvt_iova(PVT_DFN + 2 * i), PAGE_SIZE),
-			  PAGE_SIZE);
+		EXPECT_EQ(ktap, iommu_unmap(domain, pvt_iova(PVT_DFN + 2 * i), PVT_PAGE_SIZE),
+			  PVT_PAGE_SIZE);
 	/* with the last one the reserve goes back to the pool */
 	EXPECT_EQ(ktap, pviommu_raw_ops.usage(t->pv, &after), 0);
 	EXPECT_EQ(ktap, after.pool_used, before.pool_used);

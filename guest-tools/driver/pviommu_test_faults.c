@@ -27,13 +27,13 @@ static void pvt_just_unmapped(struct ktap *ktap, struct pvt *t, u16 ctx)
 	u32 done;
 
 	EXPECT_EQ(ktap, pvt_map(t, ctx, PVT_DFN, t->gfn, 1, PVT_RW, &done), 0);
-	pvt_expect_fill(ktap, t, 0, pvt_iova(PVT_DFN), PAGE_SIZE, 0x43);
+	pvt_expect_fill(ktap, t, 0, pvt_iova(PVT_DFN), PVT_PAGE_SIZE, 0x43);
 	EXPECT_EQ(ktap, pvt_unmap(t, ctx, PVT_DFN, 1, &done), 0);
-	late = pvt_fill(pvt_iova(PVT_DFN), PAGE_SIZE, 0x44);
+	late = pvt_fill(pvt_iova(PVT_DFN), PVT_PAGE_SIZE, 0x44);
 	pvt_expect_fault(ktap, t, 0, &late, pvt_iova(PVT_DFN), PVIOMMU_EVENT_NOT_MAPPED,
 			 PVIOMMU_ACCESS_WRITE, ctx);
-	EXPECT(ktap, pvt_holds(pvt_page(t, 0), 0x43, PAGE_SIZE));
-	EXPECT(ktap, pvt_holds(pvt_page(t, 1), PVT_GUARD, (PVT_PAGES - 1) * PAGE_SIZE));
+	EXPECT(ktap, pvt_holds(pvt_page(t, 0), 0x43, PVT_PAGE_SIZE));
+	EXPECT(ktap, pvt_holds(pvt_page(t, 1), PVT_GUARD, (PVT_PAGES - 1) * PVT_PAGE_SIZE));
 }
 
 static void pvt_moved_elsewhere(struct ktap *ktap, struct pvt *t, u16 ctx)
@@ -41,18 +41,18 @@ static void pvt_moved_elsewhere(struct ktap *ktap, struct pvt *t, u16 ctx)
 	u32 done;
 
 	EXPECT_EQ(ktap, pvt_map(t, ctx, PVT_DFN, t->gfn, 1, PVT_RW, &done), 0);
-	pvt_expect_fill(ktap, t, 0, pvt_iova(PVT_DFN), PAGE_SIZE, 0x45);
+	pvt_expect_fill(ktap, t, 0, pvt_iova(PVT_DFN), PVT_PAGE_SIZE, 0x45);
 	EXPECT_EQ(ktap, pvt_unmap(t, ctx, PVT_DFN, 1, &done), 0);
 	EXPECT_EQ(ktap, pvt_map(t, ctx, PVT_DFN, t->gfn + 5, 1, PVT_RW, &done), 0);
-	pvt_expect_fill(ktap, t, 0, pvt_iova(PVT_DFN), PAGE_SIZE, 0x46);
-	EXPECT(ktap, pvt_holds(pvt_page(t, 0), 0x45, PAGE_SIZE));
-	EXPECT(ktap, pvt_holds(pvt_page(t, 5), 0x46, PAGE_SIZE));
+	pvt_expect_fill(ktap, t, 0, pvt_iova(PVT_DFN), PVT_PAGE_SIZE, 0x46);
+	EXPECT(ktap, pvt_holds(pvt_page(t, 0), 0x45, PVT_PAGE_SIZE));
+	EXPECT(ktap, pvt_holds(pvt_page(t, 5), 0x46, PVT_PAGE_SIZE));
 }
 
 static void pvt_read_only(struct ktap *ktap, struct pvt *t, u16 ctx)
 {
 	struct pvdt_request fill = pvt_fill(pvt_iova(PVT_DFN) + 4001, 95, 0x47);
-	struct pvdt_request read = pvt_read(pvt_iova(PVT_DFN), PAGE_SIZE);
+	struct pvdt_request read = pvt_read(pvt_iova(PVT_DFN), PVT_PAGE_SIZE);
 	u32 done;
 
 	EXPECT_EQ(ktap, pvt_map(t, ctx, PVT_DFN, t->gfn, 1, PVIOMMU_MAP_READABLE, &done), 0);
@@ -71,13 +71,13 @@ static void pvt_write_only(struct ktap *ktap, struct pvt *t, u16 ctx)
 	EXPECT_EQ(ktap, pvt_map(t, ctx, PVT_DFN, t->gfn, 1, PVIOMMU_MAP_WRITEABLE, &done), 0);
 	pvt_expect_fault(ktap, t, 0, &read, pvt_iova(PVT_DFN) + 1, PVIOMMU_EVENT_PERMISSION,
 			 PVIOMMU_ACCESS_READ, ctx);
-	pvt_expect_fill(ktap, t, 0, pvt_iova(PVT_DFN), PAGE_SIZE, 0x48);
-	EXPECT(ktap, pvt_holds(pvt_page(t, 0), 0x48, PAGE_SIZE));
+	pvt_expect_fill(ktap, t, 0, pvt_iova(PVT_DFN), PVT_PAGE_SIZE, 0x48);
+	EXPECT(ktap, pvt_holds(pvt_page(t, 0), 0x48, PVT_PAGE_SIZE));
 }
 
 static void pvt_hole_in_the_middle(struct ktap *ktap, struct pvt *t, u16 ctx)
 {
-	struct pvdt_request fill = pvt_fill(pvt_iova(PVT_DFN) + 100, 7 * PAGE_SIZE, 0x49);
+	struct pvdt_request fill = pvt_fill(pvt_iova(PVT_DFN) + 100, 7 * PVT_PAGE_SIZE, 0x49);
 	u32 done;
 
 	EXPECT_EQ(ktap, pvt_map(t, ctx, PVT_DFN, t->gfn, 3, PVT_RW, &done), 0);
@@ -87,34 +87,34 @@ static void pvt_hole_in_the_middle(struct ktap *ktap, struct pvt *t, u16 ctx)
 	EXPECT(ktap, pvt_unchanged(t));
 	/* the next good DMA works */
 	EXPECT_EQ(ktap, pvt_map(t, ctx, PVT_DFN + 3, t->gfn + 3, 1, PVT_RW, &done), 0);
-	pvt_expect_fill(ktap, t, 0, pvt_iova(PVT_DFN) + 100, 7 * PAGE_SIZE, 0x4a);
+	pvt_expect_fill(ktap, t, 0, pvt_iova(PVT_DFN) + 100, 7 * PVT_PAGE_SIZE, 0x4a);
 	EXPECT(ktap, pvt_holds(t->memory, PVT_GUARD, 100));
-	EXPECT(ktap, pvt_holds(t->memory + 100, 0x4a, 7 * PAGE_SIZE));
-	EXPECT(ktap, pvt_holds(t->memory + 100 + 7 * PAGE_SIZE, PVT_GUARD,
-			       (PVT_PAGES - 7) * PAGE_SIZE - 100));
+	EXPECT(ktap, pvt_holds(t->memory + 100, 0x4a, 7 * PVT_PAGE_SIZE));
+	EXPECT(ktap, pvt_holds(t->memory + 100 + 7 * PVT_PAGE_SIZE, PVT_GUARD,
+			       (PVT_PAGES - 7) * PVT_PAGE_SIZE - 100));
 }
 
 static void pvt_copy_half_refused(struct ktap *ktap, struct pvt *t, u16 ctx)
 {
 	struct pvdt_request copy = {
-		.op = PVDT_OP_COPY, .length = 2 * PAGE_SIZE,
+		.op = PVDT_OP_COPY, .length = 2 * PVT_PAGE_SIZE,
 		.src = pvt_iova(PVT_DFN), .dst = pvt_iova(PVT_DFN + 8),
 	};
 	u32 done;
 
-	memset(t->memory, 0x4b, 2 * PAGE_SIZE);
+	memset(t->memory, 0x4b, 2 * PVT_PAGE_SIZE);
 	EXPECT_EQ(ktap, pvt_map(t, ctx, PVT_DFN, t->gfn, 2, PVT_RW, &done), 0);
 	EXPECT_EQ(ktap, pvt_map(t, ctx, PVT_DFN + 8, t->gfn + 8, 1, PVT_RW, &done), 0);
 	pvt_expect_fault(ktap, t, 0, &copy, pvt_iova(PVT_DFN + 9), PVIOMMU_EVENT_NOT_MAPPED,
 			 PVIOMMU_ACCESS_WRITE, ctx);
-	EXPECT(ktap, pvt_holds(pvt_page(t, 2), PVT_GUARD, (PVT_PAGES - 2) * PAGE_SIZE));
+	EXPECT(ktap, pvt_holds(pvt_page(t, 2), PVT_GUARD, (PVT_PAGES - 2) * PVT_PAGE_SIZE));
 }
 
 static void pvt_reserved_window(struct ktap *ktap, struct pvt *t, u16 ctx)
 {
 	u64 start = t->caps->reserved[0].range.start, dfn = start >> PVIOMMU_PAGE_SHIFT;
 	struct pvdt_request fill = pvt_fill(start + 8, 4, 0x4c);
-	struct pvdt_request into = pvt_fill(start - PAGE_SIZE, 2 * PAGE_SIZE, 0x4d);
+	struct pvdt_request into = pvt_fill(start - PVT_PAGE_SIZE, 2 * PVT_PAGE_SIZE, 0x4d);
 	u32 done;
 
 	if (!EXPECT(ktap, t->caps->nr_reserved > 0))
@@ -131,7 +131,7 @@ static void pvt_beyond_aperture(struct ktap *ktap, struct pvt *t, u16 ctx)
 {
 	u64 end = 1ULL << t->caps->aperture_bits, dfn = end >> PVIOMMU_PAGE_SHIFT;
 	struct pvdt_request fill = pvt_fill(end + 16, 16, 0x4e);
-	struct pvdt_request over = pvt_fill(end - PAGE_SIZE, 2 * PAGE_SIZE, 0x4f);
+	struct pvdt_request over = pvt_fill(end - PVT_PAGE_SIZE, 2 * PVT_PAGE_SIZE, 0x4f);
 	struct pvdt_request far = pvt_fill(U64_MAX - 7, 8, 0x50);
 	u32 done;
 

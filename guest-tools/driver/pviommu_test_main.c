@@ -134,6 +134,7 @@ static void pvt_run_all(struct ktap *ktap, struct pvt *t)
 
 static int pvt_run(struct ktap *ktap)
 {
+	const unsigned int order = get_order(PVT_PAGES * PVT_PAGE_SIZE);
 	struct page *pages;
 	struct pvt *t;
 	int ret;
@@ -152,7 +153,7 @@ static int pvt_run(struct ktap *ktap)
 	if (!t->profile)
 		goto out_put;
 	ret = -ENOMEM;
-	pages = alloc_pages(GFP_KERNEL, PVT_ORDER);
+	pages = alloc_pages(GFP_KERNEL, order);
 	if (!pages)
 		goto out_put;
 	t->memory = page_address(pages);
@@ -170,7 +171,7 @@ static int pvt_run(struct ktap *ktap)
 
 out_engines:
 	pvt_put_engines(t);
-	__free_pages(pages, PVT_ORDER);
+	__free_pages(pages, order);
 out_put:
 	pviommu_raw_ops.put(t->pv);
 out_free:

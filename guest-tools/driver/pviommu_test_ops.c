@@ -23,12 +23,12 @@ static void pvt_prefix_works(struct ktap *ktap, struct pvt *t, u16 ctx)
 
 	EXPECT_EQ(ktap, pvt_map(t, ctx, PVT_DFN + 2, t->gfn + 9, 1, PVT_RW, &mapped), 0);
 	EXPECT_EQ(ktap, pvt_map(t, ctx, PVT_DFN, t->gfn, 5, PVT_RW, &mapped), -EADDRINUSE);
-	if (!pvt_expect_fill(ktap, t, 0, pvt_iova(PVT_DFN), 3 * PAGE_SIZE, 0x11))
+	if (!pvt_expect_fill(ktap, t, 0, pvt_iova(PVT_DFN), 3 * PVT_PAGE_SIZE, 0x11))
 		return;
-	EXPECT(ktap, pvt_holds(pvt_page(t, 0), 0x11, 2 * PAGE_SIZE));
-	EXPECT(ktap, pvt_holds(pvt_page(t, 2), PVT_GUARD, 7 * PAGE_SIZE));
-	EXPECT(ktap, pvt_holds(pvt_page(t, 9), 0x11, PAGE_SIZE));
-	EXPECT(ktap, pvt_holds(pvt_page(t, 10), PVT_GUARD, 6 * PAGE_SIZE));
+	EXPECT(ktap, pvt_holds(pvt_page(t, 0), 0x11, 2 * PVT_PAGE_SIZE));
+	EXPECT(ktap, pvt_holds(pvt_page(t, 2), PVT_GUARD, 7 * PVT_PAGE_SIZE));
+	EXPECT(ktap, pvt_holds(pvt_page(t, 9), 0x11, PVT_PAGE_SIZE));
+	EXPECT(ktap, pvt_holds(pvt_page(t, 10), PVT_GUARD, 6 * PVT_PAGE_SIZE));
 }
 
 static void pvt_map_same_again(struct ktap *ktap, struct pvt *t, u16 ctx)

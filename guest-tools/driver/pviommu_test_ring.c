@@ -45,8 +45,8 @@ static void pvt_posted_map(struct ktap *ktap, struct pvt *t, u16 ctx)
 		if (round)
 			EXPECT_EQ(ktap, pvt_post_unmap(t, ctx, before), 0);
 		EXPECT_EQ(ktap, pvt_post_map(t, ctx, dfn, page), 0);
-		if (pvt_expect_fill(ktap, t, 0, pvt_iova(dfn), PAGE_SIZE, round))
-			EXPECT(ktap, pvt_holds(pvt_page(t, page), round, PAGE_SIZE));
+		if (pvt_expect_fill(ktap, t, 0, pvt_iova(dfn), PVT_PAGE_SIZE, round))
+			EXPECT(ktap, pvt_holds(pvt_page(t, page), round, PVT_PAGE_SIZE));
 	}
 	if (ktap->failed)
 		ktap_print(ktap, "# in round %u\n", round - 1);

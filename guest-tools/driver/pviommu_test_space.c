@@ -121,7 +121,7 @@ void pvt_with_context(struct ktap *ktap, void *subject, unsigned long body)
 	struct pvt *t = subject;
 	u16 ctx = 0;
 
-	memset(t->memory, PVT_GUARD, PVT_PAGES * PAGE_SIZE);
+	memset(t->memory, PVT_GUARD, PVT_PAGES * PVT_PAGE_SIZE);
 	if (!EXPECT_EQ(ktap, pvt_alloc(t, 0, &ctx), 0))
 		return;
 	((pvt_body)body)(ktap, t, ctx);
@@ -134,7 +134,7 @@ void pvt_with_engine(struct ktap *ktap, void *subject, unsigned long body)
 	struct pvt *t = subject;
 	u16 ctx = 0;
 
-	memset(t->memory, PVT_GUARD, PVT_PAGES * PAGE_SIZE);
+	memset(t->memory, PVT_GUARD, PVT_PAGES * PVT_PAGE_SIZE);
 	if (!EXPECT_EQ(ktap, pvt_alloc(t, 0, &ctx), 0))
 		return;
 	if (EXPECT_EQ(ktap, pvt_reattach(t, t->sbdf[0], ctx), 0))

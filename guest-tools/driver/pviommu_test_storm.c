@@ -22,12 +22,12 @@ static void pvt_storm(struct ktap *ktap, struct pvt *t, struct pvdt_request *req
 	for (batch = 0; batch < PVT_STORM_BATCHES && !ktap->failed; batch++) {
 		iova = pvt_iova(PVT_DFN + batch * PVDT_ENTRIES);
 		for (i = 0; i < PVDT_ENTRIES; i++)
-			requests[i] = pvt_fill(iova + i * PAGE_SIZE, 8, 0x61);
+			requests[i] = pvt_fill(iova + i * PVT_PAGE_SIZE, 8, 0x61);
 		EXPECT_EQ(ktap, pvdt_client_ops.run_many(t->engine[0], requests, PVDT_ENTRIES,
 							 PVDT_POLL), 0);
 		for (i = 0; i < PVDT_ENTRIES && !ktap->failed; i++) {
 			EXPECT_EQ(ktap, requests[i].status, PVDT_STATUS_FAULT);
-			EXPECT_EQ(ktap, requests[i].detail, iova + i * PAGE_SIZE);
+			EXPECT_EQ(ktap, requests[i].detail, iova + i * PVT_PAGE_SIZE);
 			EXPECT_EQ(ktap, requests[i].reason, PVIOMMU_EVENT_NOT_MAPPED);
 		}
 	}
@@ -54,8 +54,8 @@ static void pvt_works_afterwards(struct ktap *ktap, struct pvt *t, u16 ctx)
 
 	EXPECT(ktap, pvt_unchanged(t));
 	EXPECT_EQ(ktap, pvt_map(t, ctx, PVT_DFN, t->gfn, 1, PVT_RW, &done), 0);
-	pvt_expect_fill(ktap, t, 0, pvt_iova(PVT_DFN), PAGE_SIZE, 0x63);
-	EXPECT(ktap, pvt_holds(pvt_page(t, 0), 0x63, PAGE_SIZE));
+	pvt_expect_fill(ktap, t, 0, pvt_iova(PVT_DFN), PVT_PAGE_SIZE, 0x63);
+	EXPECT(ktap, pvt_holds(pvt_page(t, 0), 0x63, PVT_PAGE_SIZE));
 	pvt_expect_fault(ktap, t, 0, &fill, pvt_iova(PVT_DFN + 1), PVIOMMU_EVENT_NOT_MAPPED,
 			 PVIOMMU_ACCESS_WRITE, ctx);
 }

@@ -23,6 +23,7 @@ scenario=
 scenario_alone=0
 scenario_from=tests
 sweep=0
+isolated_msi=0
 [ -f /lab/config ] && . /lab/config
 
 iommu=$(functions "$iommu_id" | head -n 1)

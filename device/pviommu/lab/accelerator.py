@@ -44,6 +44,12 @@ def choose_accelerator(
     """
     if requested == "tcg":
         return "tcg"
+    if toolbox.architecture.is_foreign:
+        if requested == "kvm":
+            raise EnvironmentProblem(
+                f"--accel kvm: this host's processor runs no guest of {toolbox.architecture.name}", "use --accel tcg"
+            )
+        return "tcg"
     usable = os.access(device, os.R_OK | os.W_OK) and _trial(toolbox, cache, progress, boot_id)
     if requested == "kvm" and not usable:
         raise EnvironmentProblem(

@@ -14,7 +14,8 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..elf import X86_64, ElfProgram, read_elf
+from ..elf import ElfProgram, read_elf
+from .architecture import AMD64, Architecture
 from .problems import UsageError
 from .processes import Run, run
 
@@ -45,17 +46,21 @@ class Added:
         return sum(path.stat().st_size for path in self.files.values())
 
 
-def collect(files: Sequence[Path], program: Path | None, run: Run = run) -> Added:
-    """Check ``files``, and ``program``, which is to be run, and find what they need. Raises UsageError in one line."""
+def collect(
+    files: Sequence[Path], program: Path | None, run: Run = run, *, architecture: Architecture = AMD64
+) -> Added:
+    """Check ``files``, and ``program``, which is to be run by a guest of ``architecture``, and find what they need.
+    Raises UsageError in one line.
+    """
     added = Added()
     for path in files:
         _add(added, "--add", path)
     if program is not None:
         _add(added, "--run", program)
-        _check_program(program)
+        _check_program(program, architecture)
         added.program = program.name
     for name in list(added.files):
-        _add_libraries(added, added.files[name], run)
+        _add_libraries(added, added.files[name], run, architecture)
     return added
 
 
@@ -111,7 +116,7 @@ def _add(added: Added, option: str, path: Path) -> None:
         added.executable.add(place)
 
 
-def _check_program(path: Path) -> None:
+def _check_program(path: Path, architecture: Architecture) -> None:
     if not path.stat().st_mode & stat.S_IXUSR:
         raise UsageError(f"--run {path}: not executable; chmod +x {path}")
     with path.open("rb") as file:
@@ -119,8 +124,8 @@ def _check_program(path: Path) -> None:
     elf = _elf(path)
     if elf is None and begin != b"#!":
         raise UsageError(f"--run {path}: neither a program nor a script, whose first line is like #!/bin/sh")
-    if elf is not None and not (elf.is_program and elf.machine == X86_64):
-        raise UsageError(f"--run {path}: no program for x86-64, which the guest is")
+    if elf is not None and not (elf.is_program and elf.machine == architecture.elf):
+        raise UsageError(f"--run {path}: no program for {architecture.name}, which the guest is")
 
 
 def _elf(path: Path) -> ElfProgram | None:
@@ -129,10 +134,12 @@ def _elf(path: Path) -> ElfProgram | None:
         return read_elf(begin + file.read()) if begin == b"\x7fELF" else None
 
 
-def _add_libraries(added: Added, path: Path, run: Run) -> None:
+def _add_libraries(added: Added, path: Path, run: Run, architecture: Architecture) -> None:
     elf = _elf(path)
-    if elf is None or not elf.is_program or elf.machine != X86_64 or elf.loader is None:
+    if elf is None or not elf.is_program or elf.machine != architecture.elf or elf.loader is None:
         return
+    if architecture.is_foreign:  # nothing here can say which libraries its loader would take
+        raise UsageError(f"{path}: a dynamic program for {architecture.name}; link it statically (-static)")
     loader = Path(elf.loader)
     if not loader.is_file():
         raise UsageError(f"{path}: its loader {loader} is not on this host; link it statically (-static)")

@@ -85,10 +85,22 @@ class Package:
     address: str = ""
 
     @property
+    def name(self) -> str:
+        return unquote(self.file_name).split("_")[0]
+
+    @property
+    def architecture(self) -> str:
+        """``all``, or whose it is."""
+        return unquote(self.file_name).removesuffix(".deb").split("_")[2]
+
+    @property
     def specification(self) -> str:
-        """``name=version`` as apt takes it; a file's name is ``name_version_architecture.deb``, percent-encoded."""
-        name, version, _ = unquote(self.file_name).split("_")
-        return f"{name}={version}"
+        """``name=version`` as apt takes it, ``name:architecture=version`` of another architecture than this host's; a
+        file's name is ``name_version_architecture.deb``, percent-encoded.
+        """
+        version = unquote(self.file_name).split("_")[1]
+        of = "" if self.architecture in ("all", "amd64") else f":{self.architecture}"
+        return f"{self.name}{of}={version}"
 
 
 class PrivateApt:
@@ -106,16 +118,21 @@ class PrivateApt:
         keyring: Path = KEYRING,
         kind: str = "deb",
         suites: Sequence[str] = SUITES,
+        architectures: Sequence[str] = ("amd64",),
     ) -> None:
-        """``kind`` is ``deb``, or ``deb-src`` for :meth:`source`."""
+        """``kind`` is ``deb``, or ``deb-src`` for :meth:`source`. ``architectures``: this host's first, then those of
+        packages whose names end with ``:ARCHITECTURE``.
+        """
         self._folder = folder
         self._run = run
+        self._architectures = tuple(architectures)
         # Not where apt itself would look for archives: it does not name those that it has already.
         self.archives = folder / "archives"
         for part in ("state/lists/partial", "cache/archives/partial", "archives"):
             (folder / part).mkdir(parents=True, exist_ok=True)
         (folder / "status").touch()
-        sources = (f"{kind} [signed-by={keyring} arch=amd64] {mirror} {suite} main\n" for suite in suites)
+        options = f"signed-by={keyring} arch={','.join(architectures)}"
+        sources = (f"{kind} [{options}] {mirror} {suite} main\n" for suite in suites)
         (folder / "sources.list").write_text("".join(sources))
         self._configuration = folder / "apt.conf"
         self._configuration.write_text(self._settings())
@@ -200,7 +217,7 @@ class PrivateApt:
             "Dir::Etc::preferences": "/dev/null",
             "Dir::Etc::preferencesparts": "-",
             "Dir::Log": folder,
-            "APT::Architecture": "amd64",
+            "APT::Architecture": self._architectures[0],
             "APT::Install-Recommends": "false",
             "APT::Install-Suggests": "false",
             "APT::Get::AllowUnauthenticated": "false",
@@ -216,7 +233,8 @@ class PrivateApt:
         hooks = ("APT::Update::Pre-Invoke", "APT::Update::Post-Invoke", "APT::Update::Post-Invoke-Success")
         lines = [f"#clear {hook};" for hook in (*hooks, "APT::Architectures", "DPkg::Pre-Install-Pkgs")]
         lines += [f'{name} "{value}";' for name, value in settings.items()]
-        return "\n".join([*lines, 'APT::Architectures { "amd64"; };', ""])
+        known = " ".join(f'"{name}";' for name in self._architectures)
+        return "\n".join([*lines, f"APT::Architectures {{ {known} }};", ""])
 
     def _refuse(self, what: str, output: str) -> None:
         words = [line.strip() for line in output.splitlines() if line.startswith(("E:", "W:", "Err:"))]

@@ -21,6 +21,7 @@ from ..host_errors import is_host_error, named, write_whole
 from ..reports.ktap import KtapRun
 from ..transports import LIBRARY
 from . import added, console, debugger, faults, report
+from .architecture import AMD64, InterruptController
 from .guest_settings import CONFIG_PATH, GuestSettings
 from .image import KernelModules, guest_image
 from .listener import Listener
@@ -33,7 +34,7 @@ from .second_boot import with_second_boot
 from .server import Capabilities, ServerProcess, messages, summary
 from .vm import KERNEL_ARGUMENTS, Alarm, GuestTimeoutError, VirtualMachine, VmConfig, nic_backend
 
-__all__ = ["GUEST_MODULES", "Job", "Rules", "Setup", "judged_run", "short_folder"]
+__all__ = ["GUEST_MODULES", "Job", "Rules", "Setup", "judged_run", "serve_options", "short_folder"]
 
 PRINTED_PATH = "/lab/expect.json"
 """Where the guest finds the server's capabilities as the server printed them."""
@@ -43,6 +44,12 @@ EXPECTED_PATH = "/lab/capabilities"
 
 GUEST_MODULES = ("virtio_net", "8021q", "vfio_pci", "vfio_iommu_type1")
 """Modules of the kernel's own that the guest's tests load, where the kernel has them as modules."""
+
+EARLY_PATH = "/lab/early-modules"
+"""Where the guest finds the names of modules that it loads before it can report."""
+
+_OF_THE_REPORT = ("virtio_pci", "virtio_console")
+"""What the report's port needs, which most kernels have built in."""
 
 TAKEOVER = "driver/pviommu-takeover"
 """The script for devices whose driver came first. Users have it in their path, and so has the guest."""
@@ -121,6 +128,13 @@ class Job:
     """files of the user's"""
     play: Rules | None = None
     """the scenario of faults"""
+    controller: InterruptController = AMD64.controllers[0]
+    """of the machine's interrupts"""
+
+
+def serve_options(controller: InterruptController) -> list[str]:
+    """What ``pviommu serve`` must be told of a machine."""
+    return ["--msi", controller.window] if controller.window else []
 
 
 @contextlib.contextmanager
@@ -215,7 +229,7 @@ def _boot(job: Job, listener: Listener, tested: Callable[[], None], refused: dic
     with short_folder() as short:
         write_whole(short / "initrd", _image(job))
         control = short / _CONTROL
-        options = ["--ctl", str(control), "--history", str(faults.HISTORY)]
+        options = ["--ctl", str(control), "--history", str(faults.HISTORY), *serve_options(job.controller)]
         environment = {}
         if library := job.setup.library:
             options += ["--transport", LIBRARY]
@@ -286,10 +300,12 @@ def _listen(job: Job, machine: VirtualMachine, requests: Requests, listener: Lis
 def _image(job: Job) -> bytes:
     toolbox = job.setup.toolbox
     own = KernelModules(toolbox.modules)
+    early = [name for name in _OF_THE_REPORT if name in own]
     files = {
         PRINTED_PATH: job.capabilities.printed,
         EXPECTED_PATH: "".join(f"{line}\n" for line in job.capabilities.driver_lines).encode(),
         CONFIG_PATH: job.settings.config(),
+        EARLY_PATH: "".join(f"{name}\n" for name in early).encode(),
     }
     if job.play:
         files[RULES_PATH] = job.play.expectations()
@@ -301,7 +317,7 @@ def _image(job: Job) -> bytes:
         resources.guest_tools(),
         job.setup.modules,
         programs=[*job.setup.programs, resources.guest_tools() / TAKEOVER],
-        extra_modules=[name for name in GUEST_MODULES if name in own],
+        extra_modules=[*early, *(name for name in GUEST_MODULES if name in own)],
         files=files,
         executables=executables,
     )
@@ -318,9 +334,12 @@ def _machine(job: Job, short: Path, output: GuestOutput | None) -> VmConfig:
         memory=job.memory,
         vcpus=job.settings.vcpus,
         sockets=sockets,
-        behind_ports=sockets[2::2],  # the IOMMU and the first endpoint, and every second one, are on the root bus
+        # The IOMMU and the first endpoint, and every second one, are on the root bus. Where Linux gave the buses their
+        # numbers, not firmware, a rescan gives them anew, below functions that are in use; so there is one bus only.
+        behind_ports=sockets[2:3] if job.setup.toolbox.architecture.is_foreign else sockets[2::2],
         nic=nic_backend(job.setup.toolbox),
         kernel_arguments=_kernel_arguments(job),
+        machine_options=job.controller.machine,
         console_socket=short / "console" if job.settings.keep else None,
         gdb_socket=short / "gdb" if job.gdb else None,
         output=None if output is None else output.far.fileno(),

@@ -106,7 +106,7 @@ def _kernel_identity(toolbox: Toolbox) -> str:
 
 def _make_command(toolbox: Toolbox, work: Path, run: Run) -> tuple[list[str], str]:
     """The command that builds ``work``, and what it calls that folder."""
-    options = [f"-j{os.cpu_count() or 1}", "KCFLAGS=-Werror", "modules"]
+    options = [f"-j{os.cpu_count() or 1}", *toolbox.architecture.make, "KCFLAGS=-Werror", "modules"]
     if toolbox.kernel_tree is None:
         tree = f"/lib/modules/{toolbox.kernel_release}/build"
     elif toolbox.kernel_tree.is_relative_to(toolbox.root):

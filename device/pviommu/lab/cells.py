@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..host_errors import write_whole
+from .architecture import AMD64, ARM64
 from .guest_settings import KERNELS, PROFILES
 from .problems import UsageError
 
@@ -38,24 +39,33 @@ _NOT_OF_A_RUN = frozenset(("bench", "selfcheck", "data", "__pycache__"))
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One combination; with ``suite``, that is run instead of the lab's own tests."""
+    """One combination; with ``suite``, that is run instead of the lab's own tests. ``msi`` is the interrupt controller
+    of a guest of another architecture than this host's.
+    """
 
     kernel: str
     profile: str
     mode: str
     vcpus: int
     suite: str = ""
+    arch: str = AMD64.name
+    msi: str = ""
 
     @property
     def name(self) -> str:
-        """``KERNEL/PROFILE/MODE/VCPUS``, followed by ``/SUITE`` if it has one."""
-        place = f"{self.kernel}/{self.profile}/{self.mode}/{self.vcpus}"
+        """``KERNEL/PROFILE/MODE/VCPUS``, followed by ``/SUITE`` if it has one, or preceded by ``ARCH-MSI/``."""
+        place = f"{self.machine}/{self.profile}/{self.mode}/{self.vcpus}"
         return f"{place}/{self.suite}" if self.suite else place
+
+    @property
+    def machine(self) -> str:
+        """The kernel, and on which machine if that is not as usual."""
+        return f"{self.arch}-{self.msi}/{self.kernel}" if self.msi else self.kernel
 
     @property
     def is_long(self) -> bool:
         """Whether the long tests are run as well, as in two cells of each kernel."""
-        return not self.suite and (self.profile, self.mode, self.vcpus) in _LONG
+        return not self.suite and not self.msi and (self.profile, self.mode, self.vcpus) in _LONG
 
     @property
     def tests(self) -> str:
@@ -66,6 +76,22 @@ class Cell:
     def file_name(self) -> str:
         """The name as one part of a path."""
         return self.name.replace("/", "_")
+
+
+_OF_ARM64 = tuple(
+    Cell(kernel, profile, mode, vcpus, arch=ARM64.name, msi=msi)
+    for msi, kernel, profile, mode, vcpus in (
+        ("its", "debian", "xen-2024", "lazy", 1),
+        ("its", "debian", "xen-v7", "strict", 2),
+        ("gicv2m", "debian", "xen-v7", "lazy", 2),
+        ("gicv2m", "debian", "xen-2024", "strict", 1),
+        ("its", "debian-7", "xen-2024", "lazy", 2),
+        ("gicv2m", "debian-7", "xen-v7", "strict", 1),
+        ("its", "debian-16k", "xen-v7", "lazy", 2),
+        ("gicv2m", "debian-16k", "xen-2024", "strict", 1),
+    )
+)
+"""An emulated processor of another architecture is slow, so there each value is in a cell, and not each combination."""
 
 
 @dataclass(slots=True)
@@ -99,17 +125,24 @@ class Outcome:
         )
 
 
-def all_cells(kernels: Sequence[str] = KERNELS) -> list[Cell]:
-    """Every combination with ``kernels``, in the order of the axes, then their suites.
+def all_cells(kernels: Sequence[str] = KERNELS, arches: Sequence[str] = (AMD64.name,)) -> list[Cell]:
+    """Every combination with ``kernels``, in the order of the axes, then their suites, then those of arm64.
 
     Raises UsageError for an unknown kernel.
     """
+    known = {*KERNELS, *ARM64.kernels} if ARM64.name in arches else KERNELS
     for kernel in kernels:
-        if kernel not in KERNELS:
-            raise UsageError(f"--kernels {kernel}: must be some of {', '.join(KERNELS)}")
-    axes = (kernels, AXES["profile"], AXES["mode"], AXES["vCPUs"])
-    cells = [Cell(kernel, profile, mode, int(vcpus)) for kernel, profile, mode, vcpus in itertools.product(*axes)]
-    return [*cells, *(Cell(kernel, *_SUITE_PLACE, suite) for kernel, suite in _SUITES if kernel in kernels)]
+        if kernel not in known:
+            raise UsageError(f"--kernels {kernel}: must be some of {', '.join(dict.fromkeys(known))}")
+    cells: list[Cell] = []
+    if AMD64.name in arches:
+        own = [kernel for kernel in kernels if kernel in KERNELS]
+        axes = (own, AXES["profile"], AXES["mode"], AXES["vCPUs"])
+        cells += [Cell(kernel, profile, mode, int(vcpus)) for kernel, profile, mode, vcpus in itertools.product(*axes)]
+        cells += [Cell(kernel, *_SUITE_PLACE, suite) for kernel, suite in _SUITES if kernel in own]
+    if ARM64.name in arches:
+        cells += [cell for cell in _OF_ARM64 if cell.kernel in kernels]
+    return cells
 
 
 def pick(cells: Sequence[Cell], patterns: Sequence[str]) -> list[Cell]:

@@ -10,13 +10,26 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-__all__ = ["CONFIG_PATH", "KERNELS", "MODES", "OWN_KERNEL", "PROFILES", "SUITES", "GuestSettings", "kernel_name"]
+__all__ = [
+    "ARM64_KERNELS",
+    "CONFIG_PATH",
+    "KERNELS",
+    "MODES",
+    "OWN_KERNEL",
+    "PROFILES",
+    "SUITES",
+    "GuestSettings",
+    "kernel_name",
+]
 
 CONFIG_PATH = "/lab/config"
 """Where the guest finds its settings."""
 
 KERNELS = ("debian", "debian-7", "lab", "lab-debug")
-"""Kernels that the lab provides by name."""
+"""Kernels that the lab provides by name, for guests of this host's architecture."""
+
+ARM64_KERNELS = ("debian", "debian-7", "debian-16k")
+"""The same for guests of arm64; the last one has pages of 16 KiB."""
 
 OWN_KERNEL = "own"
 """The name that a kernel given by its path has in the guest."""
@@ -32,15 +45,16 @@ MODES = {"lazy": "iommu.strict=0", "strict": "iommu.strict=1", "passthrough": "i
 
 def kernel_name(kernel: str) -> str:
     """The name of ``kernel``, an argument of ``--kernel``."""
-    return kernel if kernel in KERNELS else OWN_KERNEL
+    return kernel if kernel in (*KERNELS, *ARM64_KERNELS) else OWN_KERNEL
 
 
 @dataclass(frozen=True, slots=True)
 class GuestSettings:
     """One choice for each of the lab's axes. ``long`` adds the tests that take more than a few seconds; with ``keep``
     the guest ends in a shell on its console instead of powering off. ``cycles`` is how often its drivers are unloaded
-    and loaded, None as often as ``long`` says. ``program``, the name of a file that the user has
-    added, or ``suite`` is run instead of the guest's own tests.
+    and loaded, None as often as ``long`` says. ``isolated_msi``: the machine's interrupts are such that VFIO asks for
+    no decision. ``program``, the name of a file that the user has added, or ``suite`` is run instead of the guest's own
+    tests.
 
     ``scenario`` is the name of a scenario of faults. It is played after all other tests or, with ``scenario_alone``,
     instead of them; ``scenario_from`` says whether its rules are loaded from the guest's ``boot`` on. With ``sweep``
@@ -60,6 +74,7 @@ class GuestSettings:
     scenario_from: str = "tests"
     sweep: bool = False
     cycles: int | None = None
+    isolated_msi: bool = False
 
     @property
     def kernel_arguments(self) -> tuple[str, ...]:
@@ -79,6 +94,7 @@ class GuestSettings:
             **({"cycles": str(self.cycles)} if self.cycles else {}),
             **self._of_scenario(),
             **({"sweep": "1"} if self.sweep else {}),
+            **({"isolated_msi": "1"} if self.isolated_msi else {}),
             **(more or {}),
         }
         return "".join(f"{name}={shlex.quote(value)}\n" for name, value in values.items()).encode()

@@ -76,11 +76,13 @@ def dependencies(module: bytes) -> list[str]:
     return [_module_name(Path(name)) for name in match[1].decode().split(",") if name] if match else []
 
 
-def base_image(busybox: Path, init: bytes, run: Run = run) -> Archive:
-    """An image with busybox, all its applets and ``/init``. Raises EnvironmentProblem if busybox does not run."""
-    listing = run([str(busybox), "--list-full"])
+def base_image(busybox: Path, init: bytes, run: Run = run, *, runnable: Path | None = None) -> Archive:
+    """An image with busybox, all its applets and ``/init``. ``runnable``: a busybox with the same applets, if the
+    guest's does not run here. Raises EnvironmentProblem if none does.
+    """
+    listing = run([str(runnable or busybox), "--list-full"])
     if listing.status != 0:
-        raise EnvironmentProblem(f"{busybox} does not run here", "run the lab on an x86-64 Linux host")
+        raise EnvironmentProblem(f"{runnable or busybox} does not run here", "run the lab on an x86-64 Linux host")
     archive = Archive()
     for folder in ("/dev", "/proc", "/sys", "/tmp", "/run", "/lab"):
         archive.folder(folder)
@@ -111,7 +113,8 @@ def guest_image(
     kernel's own modules (those that it has built in need nothing), ``files`` and ``executables`` map absolute guest
     paths to contents. Raises EnvironmentProblem.
     """
-    archive = base_image(toolbox.busybox, (guest_tools / "image/init").read_bytes(), run)
+    init = (guest_tools / "image/init").read_bytes()
+    archive = base_image(toolbox.busybox, init, run, runnable=toolbox.runnable_busybox)
     _add_tree(archive, guest_tools / "image", "")
     if (guest_tools / "tests").is_dir():
         _add_tree(archive, guest_tools / "tests", "/tests")

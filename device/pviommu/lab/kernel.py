@@ -8,15 +8,17 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from .architecture import AMD64, Architecture
 from .problems import EnvironmentProblem, UsageError
 
 __all__ = ["KernelTree", "image_release", "open_kernel", "open_tree"]
 
 BUILT_IN = (
     *("MODULES", "IOMMU_API", "IOMMU_DMA", "PCI_MSI", "DEBUG_FS", "BLK_DEV_INITRD", "RD_GZIP", "DEVTMPFS", "TMPFS"),
-    *("VIRTIO_PCI", "VIRTIO_CONSOLE", "SERIAL_8250_CONSOLE", "BINFMT_ELF", "BINFMT_SCRIPT", "FTRACE"),
+    *("VIRTIO_PCI", "VIRTIO_CONSOLE", "BINFMT_ELF", "BINFMT_SCRIPT", "FTRACE"),
 )
-"""Options that must be ``=y``: what the driver calls, and what the lab's first process needs to report."""
+"""Options that must be ``=y``, and that of the architecture's console: what the driver calls, and what the lab's first
+process needs to report."""
 
 PRESENT = ("VFIO", "VFIO_PCI", "VFIO_IOMMU_TYPE1", "HUGETLBFS", "SYSCTL")
 """Options that may be modules as well: what the guest's tests of VFIO need."""
@@ -47,16 +49,20 @@ class KernelTree:
     vmlinux: Path | None = None
 
 
-def open_kernel(path: Path, installed: Path = _INSTALLED) -> KernelTree:
-    """The kernel at ``path``, a build tree or a bzImage.
+def open_kernel(path: Path, installed: Path = _INSTALLED, architecture: Architecture = AMD64) -> KernelTree:
+    """The kernel at ``path``, a build tree or, for amd64, a bzImage.
 
     The tree of an image is the one that it is in; that of an image on its own is ``build`` in the folder of its release
     in ``installed``. Raises UsageError and EnvironmentProblem, in one line.
     """
     if path.is_dir():
-        return open_tree(path)
+        return open_tree(path, architecture=architecture)
     if not path.is_file():
         raise UsageError(f"--kernel {path}: no such file or folder, and no kernel of the lab has that name")
+    if architecture.is_foreign:
+        raise UsageError(
+            f"--kernel {path}: of {architecture.name}, give the build tree, which has {architecture.image}"
+        )
     release = image_release(path)
     around = path.resolve().parents[3:4]
     if around and (around[0] / "include/config/kernel.release").is_file():
@@ -86,11 +92,11 @@ def image_release(image: Path) -> str:
     return release
 
 
-def open_tree(tree: Path, image: Path | None = None) -> KernelTree:
+def open_tree(tree: Path, image: Path | None = None, architecture: Architecture = AMD64) -> KernelTree:
     """Check ``tree``, and ``image`` if it is elsewhere. Raises UsageError if there is no built kernel,
     EnvironmentProblem if the kernel lacks something; both in one line.
     """
-    image = image or tree / "arch/x86/boot/bzImage"
+    image = image or tree / architecture.image
     release = tree / "include/config/kernel.release"
     config = tree / "include/config/auto.conf"
     for path, what in (
@@ -101,8 +107,8 @@ def open_tree(tree: Path, image: Path | None = None) -> KernelTree:
     ):
         if not path.is_file():
             missing = path.relative_to(tree) if path.is_relative_to(tree) else path
-            raise UsageError(f"--kernel {tree}: no built x86 kernel, its {what} {missing} is missing")
-    _check_configuration(tree, config)
+            raise UsageError(f"--kernel {tree}: no built {architecture.name} kernel, its {what} {missing} is missing")
+    _check_configuration(tree, config, architecture)
     _check_api(tree)
     vmlinux = tree / "vmlinux"
     resolved = tree.resolve()
@@ -115,9 +121,10 @@ def open_tree(tree: Path, image: Path | None = None) -> KernelTree:
     )
 
 
-def _check_configuration(tree: Path, config: Path) -> None:
+def _check_configuration(tree: Path, config: Path, architecture: Architecture) -> None:
     found = dict(re.findall(r"^CONFIG_(\w+)=([ym])$", config.read_text(), re.MULTILINE))
-    wrong = [f"CONFIG_{option} built in" for option in BUILT_IN if found.get(option) != "y"]
+    needed = (*BUILT_IN, architecture.console_option)
+    wrong = [f"CONFIG_{option} built in" for option in needed if found.get(option) != "y"]
     wrong += [f"CONFIG_{option}" for option in PRESENT if option not in found]
     if wrong:
         raise EnvironmentProblem(

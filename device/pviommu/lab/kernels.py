@@ -11,21 +11,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from . import kernel_build
-from .guest_settings import KERNELS, OWN_KERNEL
+from .architecture import AMD64, Architecture
+from .guest_settings import KERNELS, OWN_KERNEL, kernel_name
 from .kernel import KernelTree, open_kernel, open_tree
 from .kernel_build import SOURCE_PACKAGES, Follow, build_kernel, find_kernel, follow
-from .problems import EnvironmentProblem
+from .problems import EnvironmentProblem, UsageError
 from .processes import Run, run
 from .progress import Progress
-from .provision import Toolbox, cache_folder
+from .provision import Toolbox, architectures, cache_folder
 from .roots import BACKPORTS, find_root, private_root
 from .roots import STEPS as ROOT_STEPS
 
 __all__ = ["BUILD_PACKAGES", "build_layer", "has_kernel", "open_named_path", "steps", "with_kernel"]
 
 DEBIAN, DEBIAN_7 = KERNELS[:2]
+_OF_BACKPORTS = (DEBIAN_7,)
 
-_DEBIAN_7_PACKAGES = tuple(f"linux-{part}-cloud-amd64/{BACKPORTS}" for part in ("image", "headers"))
 BUILD_PACKAGES = (f"{SOURCE_PACKAGES[0]}/{BACKPORTS}", *SOURCE_PACKAGES[1:], "uuid-dev")
 """Packages of the layer in which kernels are built: the newest source, and what building it and its own tests needs."""
 
@@ -50,17 +51,32 @@ _FLAVOURS: Mapping[str, _Flavour] = {
 
 def steps(kernel: str) -> int:
     """Progress steps that :func:`with_kernel` may take."""
-    if kernel == DEBIAN_7:
-        return ROOT_STEPS
-    return ROOT_STEPS + kernel_build.STEPS if kernel in _FLAVOURS else 0
+    if kernel == DEBIAN or kernel_name(kernel) == OWN_KERNEL:
+        return 0
+    return ROOT_STEPS + kernel_build.STEPS if kernel in _FLAVOURS else ROOT_STEPS
 
 
-def open_named_path(kernel: str) -> KernelTree | None:
+def open_named_path(kernel: str, architecture: Architecture = AMD64) -> KernelTree | None:
     """The user's own kernel, checked, if ``kernel`` is its path; None if it is a name. Cheap, so call it first.
 
     Raises UsageError, EnvironmentProblem.
     """
-    return None if kernel in KERNELS else open_kernel(Path(kernel))
+    if kernel_name(kernel) == OWN_KERNEL:
+        return open_kernel(Path(kernel), architecture=architecture)
+    if kernel not in architecture.kernels:
+        known = ", ".join(architecture.kernels)
+        raise UsageError(f"--kernel {kernel}: not one of {architecture.name}, which are {known}; or give your own")
+    return None
+
+
+def _packages(kernel: str, architecture: Architecture) -> tuple[str, ...]:
+    """Those of one of Debian's kernels that is no part of the toolbox."""
+    end = f":{architecture.name}" if architecture.is_foreign else ""
+    end += f"/{BACKPORTS}" if kernel in _OF_BACKPORTS else ""
+    named = tuple(f"linux-{part}-{architecture.flavours[kernel]}{end}" for part in ("image", "headers"))
+    # apt follows a wish for backports to what a package needs, but not to another architecture.
+    needed = (f"linux-base:all/{BACKPORTS}",) if architecture.is_foreign and kernel in _OF_BACKPORTS else ()
+    return (*needed, *named)
 
 
 def build_layer(base: Path, progress: Progress, *, environment: Mapping[str, str] = os.environ, run: Run = run) -> Path:
@@ -87,12 +103,15 @@ def with_kernel(
     """
     if kernel == DEBIAN:
         return toolbox
-    own = open_named_path(kernel)
+    architecture = toolbox.architecture
+    own = open_named_path(kernel, architecture)
     if own is not None:
         return _with_tree(replace(toolbox, kernel=OWN_KERNEL), own)
     folder = cache_folder(environment)
-    if kernel == DEBIAN_7:
-        root = private_root(folder, _DEBIAN_7_PACKAGES, progress, environment, run, base=toolbox.root)
+    if kernel in architecture.flavours:
+        known = architectures(architecture)
+        packages = _packages(kernel, architecture)
+        root = private_root(folder, packages, progress, environment, run, base=toolbox.root, architectures=known)
         return _with_package(replace(toolbox, root=root, kernel=kernel))
     flavour = _FLAVOURS[kernel]
     root = build_layer(toolbox.root, progress, environment=environment, run=run)
@@ -108,7 +127,7 @@ def has_kernel(
     """Whether :func:`with_kernel` would give the kernel of that name without making anything."""
     if kernel == DEBIAN:
         return True
-    packages = _DEBIAN_7_PACKAGES if kernel == DEBIAN_7 else BUILD_PACKAGES
+    packages = _packages(kernel, AMD64) if kernel == DEBIAN_7 else BUILD_PACKAGES
     root = find_root(cache_folder(environment), packages, base=toolbox.root)
     if root is None or kernel == DEBIAN_7:
         return root is not None
@@ -130,9 +149,13 @@ def _with_tree(toolbox: Toolbox, tree: KernelTree) -> Toolbox:
 def _with_package(toolbox: Toolbox) -> Toolbox:
     """``toolbox`` with the kernel that the layer ``toolbox.root`` adds to its base's."""
     # Packages of Linux 7 have the image beside its modules; a script, which does not run here, would copy it to /boot.
-    images = sorted(toolbox.root.glob("usr/lib/modules/*/vmlinuz"))
-    if not images:
+    flavour = toolbox.architecture.flavours[toolbox.kernel]
+    images = sorted(toolbox.root.glob(f"usr/lib/modules/*-{flavour}/vmlinuz"))
+    if images:
+        return replace(toolbox, kernel_image=images[-1], kernel_release=images[-1].parent.name)
+    images = sorted(toolbox.root.glob(f"boot/vmlinuz-*-{flavour}"))
+    if not images or toolbox.kernel in _OF_BACKPORTS:
         raise EnvironmentProblem(
             f"{toolbox.root} holds no kernel image", f"remove {toolbox.root} to have it made again"
         )
-    return replace(toolbox, kernel_image=images[-1], kernel_release=images[-1].parent.name)
+    return replace(toolbox, kernel_image=images[-1], kernel_release=images[-1].name.removeprefix("vmlinuz-"))

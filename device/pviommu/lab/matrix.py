@@ -21,6 +21,7 @@ from typing import TextIO
 from .. import resources
 from ..exit_status import ExitStatus
 from . import cells, scenario, table
+from .architecture import AMD64, ARCHITECTURES, ARM64
 from .boot import Setup
 from .cells import Cell, Outcome
 from .guest_settings import KERNELS, GuestSettings
@@ -46,7 +47,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "default: all",
     )
     parser.add_argument(
-        "--kernels", metavar="NAME", nargs="+", default=list(KERNELS), help="only these kernels; default: all"
+        "--kernels",
+        metavar="NAME",
+        nargs="+",
+        default=list(dict.fromkeys((*KERNELS, *ARM64.kernels))),
+        help="only these kernels; default: all",
+    )
+    parser.add_argument(
+        "--arch",
+        choices=ARCHITECTURES,
+        nargs="+",
+        default=list(ARCHITECTURES),
+        help="only guests of these architectures; default: all",
     )
     parser.add_argument(
         "--results", metavar="DIR", type=Path, default=Path("lab-results/matrix"), help="folder of the results"
@@ -61,7 +73,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--qemu",
         metavar="PATH",
-        help="QEMU to use (10.1 or later, with vfio-user-pci); default: the host's own if suitable, else Debian's",
+        help="QEMU to use for guests of amd64 (10.1 or later, with vfio-user-pci); default: the host's own if "
+        "suitable, else Debian's",
     )
 
 
@@ -104,7 +117,7 @@ def _run(
     provide: Provide,
     now: Callable[[], datetime],
 ) -> int:
-    wanted = cells.pick(cells.all_cells(list(dict.fromkeys(args.kernels))), args.only)
+    wanted = cells.pick(cells.all_cells(list(dict.fromkeys(args.kernels)), args.arch), args.only)
     time_limit(args.timeout, GuestSettings())
     package = Path(resources.__file__).resolve().parent
     configs = resources.topologies()["lab"], resources.scenarios()[scenario.DEFAULT]
@@ -125,9 +138,9 @@ def _run(
 
 def _outcomes(matrix: _Matrix, wanted: Sequence[Cell]) -> Iterator[tuple[Cell, Outcome]]:
     """Each cell with its outcome, as it comes; prints one line per cell."""
-    ready: dict[tuple[str, str], Setup | Outcome] = {}
+    ready: dict[tuple[str, str, str], Setup | Outcome] = {}
     for number, cell in enumerate(wanted, start=1):
-        needs = (cell.kernel, "" if cell.suite == cells.CARDS else cell.suite)
+        needs = (cell.kernel, "" if cell.suite == cells.CARDS else cell.suite, cell.arch)
         if needs not in ready:
             ready[needs] = _made_ready(matrix, *needs)
         setup = ready[needs]
@@ -152,12 +165,12 @@ def _line(cell: Cell, outcome: Outcome) -> str:
     return f"{cell.name} {outcome.verdict.upper()}: {'; '.join(outcome.problems)}"
 
 
-def _made_ready(matrix: _Matrix, kernel: str, suite: str) -> Setup | Outcome:
-    """The set-up for runs with ``kernel`` and ``suite``; if it fails, the outcome of each of those."""
+def _made_ready(matrix: _Matrix, kernel: str, suite: str, arch: str) -> Setup | Outcome:
+    """The set-up for runs with ``kernel`` and ``suite`` on ``arch``; if it fails, the outcome of each of those."""
     args = matrix.args
     try:
-        asked = {"qemu": args.qemu, "accel": args.accel, "suite": suite or None}
-        return set_up(matrix.stream, matrix.provide, kernel=kernel, **asked)
+        asked = {"qemu": args.qemu if arch == AMD64.name else None, "accel": args.accel, "suite": suite or None}
+        return set_up(matrix.stream, matrix.provide, kernel=kernel, arch=arch, **asked)
     except (EnvironmentProblem, RunError) as problem:
         return Outcome("error", date=matrix.date(), problems=[str(problem)])
 
@@ -174,7 +187,8 @@ def _run_cell(matrix: _Matrix, setup: Setup, cell: Cell, inputs: str) -> Outcome
     folder = Path(matrix.args.results) / "runs" / cell.file_name
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    limit = time_limit(matrix.args.timeout, GuestSettings(kernel=cell.kernel, long=cell.is_long, suite=cell.suite))
+    settings = GuestSettings(kernel=cell.kernel, long=cell.is_long, suite=cell.suite)
+    limit = time_limit(matrix.args.timeout, settings, ARCHITECTURES[cell.arch])
     command = [*matrix.program, "lab", "run", *_options(matrix, setup, cell), "--results", str(folder)]
     date = matrix.date()
     child = Child()
@@ -198,7 +212,10 @@ def _run_cell(matrix: _Matrix, setup: Setup, cell: Cell, inputs: str) -> Outcome
 def _options(matrix: _Matrix, setup: Setup, cell: Cell) -> list[str]:
     options = ["--kernel", cell.kernel, "--profile", cell.profile, "--mode", cell.mode, "--vcpus", str(cell.vcpus)]
     options += ["--accel", setup.accelerator]
-    options += [] if matrix.args.qemu is None else ["--qemu", matrix.args.qemu]
+    if cell.msi:
+        options += ["--arch", cell.arch, "--msi", cell.msi]
+    elif matrix.args.qemu is not None:
+        options += ["--qemu", matrix.args.qemu]
     if cell.suite == cells.CARDS:
         return options + _cards(cell.kernel)
     options += ["--long"] if cell.is_long else ["--suite", cell.suite] if cell.suite else []

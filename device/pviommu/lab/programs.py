@@ -26,7 +26,7 @@ __all__ = ["STEPS", "Program", "build_programs", "find_programs"]
 
 STEPS = 1
 _HEADERS = tuple(interface.header for interface in INTERFACES)
-_COMPILE = ("gcc", "-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-static", "-D_GNU_SOURCE")
+_OPTIONS = ("-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-static", "-D_GNU_SOURCE")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,11 @@ def _headers(sources: Path) -> list[Path]:
 def _digest(toolbox: Toolbox, sources: Path) -> str:
     """The root's name stands for its compiler and C library."""
     headers = hashlib.sha256(b"".join(path.read_bytes() for path in _headers(sources))).hexdigest()
-    return sources_digest(sources, " ".join((toolbox.root.name, headers, *_COMPILE)))
+    return sources_digest(sources, " ".join((toolbox.root.name, headers, *_compile(toolbox))))
+
+
+def _compile(toolbox: Toolbox) -> tuple[str, ...]:
+    return (f"{toolbox.architecture.prefix}gcc", *_OPTIONS)
 
 
 def _build(toolbox: Toolbox, programs: Sequence[Program], sources: Path, kept: Path, run: Run) -> None:
@@ -85,7 +89,8 @@ def _build(toolbox: Toolbox, programs: Sequence[Program], sources: Path, kept: P
         sandbox = find_sandbox(toolbox.root, run)
         for program in programs:
             files = [str(inside / "programs" / path) for path in program.sources]
-            outcome = run(sandbox.command(toolbox.root, [*_COMPILE, "-o", str(inside / "out" / program.name), *files]))
+            compile_it = [*_compile(toolbox), "-o", str(inside / "out" / program.name), *files]
+            outcome = run(sandbox.command(toolbox.root, compile_it))
             if outcome.status != 0 or not (work / "out" / program.name).is_file():
                 said = outcome.output.replace(f"{inside}/programs/", "")
                 raise RunError(f"the guest program {program.name} in {sources} does not build", said)

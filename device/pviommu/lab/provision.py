@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .. import cache
+from .architecture import AMD64, ARM64, Architecture
 from .problems import EnvironmentProblem
 from .processes import Run, run
 from .progress import Progress
@@ -19,6 +20,7 @@ __all__ = [
     "STEPS",
     "Qemu",
     "Toolbox",
+    "architectures",
     "arm_qemu",
     "cache_folder",
     "find_arm_qemu",
@@ -28,22 +30,15 @@ __all__ = [
 ]
 
 MINIMUM_QEMU = (10, 1)
-_QEMU_PACKAGES = (
-    *(f"{name}/{BACKPORTS}" for name in ("qemu-system-x86", "qemu-system-common", "qemu-system-data", "seabios")),
-    "ipxe-qemu",
-)
-_GUEST_PACKAGES = (
-    *("linux-image-cloud-amd64", "linux-headers-cloud-amd64", "busybox-static"),
-    *("make", "gcc", "libc6-dev", "dash", "bash", "coreutils", "base-files", "libc-bin"),
-    *("mawk", "sed", "grep", "findutils", "kmod"),
-)
-_ARM_PACKAGES = tuple(f"{name}/{BACKPORTS}" for name in ("qemu-system-arm", "qemu-system-common", "qemu-system-data"))
-"""On demand, in a layer of their own."""
+_ARM_PACKAGES = tuple(f"{name}/{BACKPORTS}" for name in ARM64.emulator_packages)
+"""On demand, in a layer of their own: without what guests are built with."""
 
 
 @dataclass(frozen=True, slots=True)
 class Toolbox:
-    """What a lab run needs. Paths are absolute; ``root`` holds an amd64 Debian with compiler and kernel headers."""
+    """What a lab run needs. Paths are absolute; ``root`` holds an amd64 Debian with compiler and kernel headers, of a
+    foreign guest a cross compiler and the headers of its kernel.
+    """
 
     root: Path
     qemu_command: tuple[str, ...]
@@ -63,6 +58,15 @@ class Toolbox:
     """folder of the kernel's own modules: an installed one or a build tree; None: the package's in ``root``"""
     vmlinux: Path | None = None
     """the kernel with its symbols, for a debugger, if there is one"""
+    architecture: Architecture = AMD64
+    """the guest's"""
+    host_busybox: Path | None = None
+    """one with the same applets that runs here, where the guest's does not"""
+
+    @property
+    def runnable_busybox(self) -> Path:
+        """A busybox that can be asked here what it can."""
+        return self.host_busybox or self.busybox
 
     @property
     def modules(self) -> Path:
@@ -99,21 +103,35 @@ def find_qemu(program: str, run: Run = run) -> str | None:
     version = _qemu_version(run([program, "--version"]).output)
     if version is None or tuple(int(n) for n in version.split(".")[:2]) < MINIMUM_QEMU:
         return None
-    return version if run([program, "-device", "vfio-user-pci,help"]).status == 0 else None
+    return version if run([program, "-machine", "none", "-device", "vfio-user-pci,help"]).status == 0 else None
 
 
 def provision(
-    progress: Progress, *, qemu: str | None = None, environment: Mapping[str, str] = os.environ, run: Run = run
+    progress: Progress,
+    *,
+    qemu: str | None = None,
+    architecture: Architecture = AMD64,
+    environment: Mapping[str, str] = os.environ,
+    run: Run = run,
 ) -> Toolbox:
-    """Return the toolbox, after making what is missing.
+    """Return the toolbox for guests of ``architecture``, after making what is missing. A foreign one's is a layer on
+    this host's.
 
     ``qemu`` names a QEMU to use; without it, the host's own is used if it is suitable, else Debian's in the private
     root. Raises EnvironmentProblem.
     """
-    host = _host_qemu(qemu, run)
-    packages = _GUEST_PACKAGES if host else (*_QEMU_PACKAGES, *_GUEST_PACKAGES)
-    root = private_root(cache_folder(environment), packages, progress, environment, run)
-    return _toolbox(root, host or _private_qemu(root, run))
+    if architecture.is_foreign:
+        base = provision(progress, environment=environment, run=run)
+        host = _host_qemu(qemu, architecture, run)
+        root = private_root(
+            *(cache_folder(environment), _packages(architecture, host), progress, environment, run),
+            base=base.root,
+            architectures=architectures(architecture),
+        )
+        return _foreign_toolbox(base, root, architecture, host or _private_qemu(root, architecture, run))
+    host = _host_qemu(qemu, architecture, run)
+    root = private_root(cache_folder(environment), _packages(architecture, host), progress, environment, run)
+    return _toolbox(root, host or _private_qemu(root, architecture, run))
 
 
 def find_toolbox(
@@ -123,16 +141,28 @@ def find_toolbox(
 
     Raises EnvironmentProblem.
     """
-    host = _host_qemu(qemu, run)
-    root = find_root(cache_folder(environment), _GUEST_PACKAGES if host else (*_QEMU_PACKAGES, *_GUEST_PACKAGES))
-    return None if root is None else _toolbox(root, host or _private_qemu(root, run))
+    host = _host_qemu(qemu, AMD64, run)
+    root = find_root(cache_folder(environment), _packages(AMD64, host))
+    return None if root is None else _toolbox(root, host or _private_qemu(root, AMD64, run))
+
+
+def architectures(architecture: Architecture) -> tuple[str, ...]:
+    """Whose packages apt has to know for guests of ``architecture``."""
+    return tuple(dict.fromkeys((AMD64.name, architecture.name)))
+
+
+def _packages(architecture: Architecture, host: Qemu | None) -> tuple[str, ...]:
+    if host:
+        return architecture.packages
+    emulator = (*(f"{name}/{BACKPORTS}" for name in architecture.emulator_packages), "ipxe-qemu")
+    return (*emulator, *architecture.packages)
 
 
 def arm_qemu(progress: Progress, *, environment: Mapping[str, str] = os.environ, run: Run = run) -> Qemu:
     """Debian's QEMU for machines of Arm, after fetching what is missing. Raises EnvironmentProblem."""
     base = provision(progress, environment=environment, run=run).root
     root = private_root(cache_folder(environment), _ARM_PACKAGES, progress, environment, run, base=base)
-    return _private_qemu(root, run, "qemu-system-aarch64")
+    return _private_qemu(root, ARM64, run)
 
 
 def find_arm_qemu(*, environment: Mapping[str, str] = os.environ, run: Run = run) -> Qemu | None:
@@ -141,7 +171,7 @@ def find_arm_qemu(*, environment: Mapping[str, str] = os.environ, run: Run = run
     if toolbox is None:
         return None
     root = find_root(cache_folder(environment), _ARM_PACKAGES, base=toolbox.root)
-    return None if root is None else _private_qemu(root, run, "qemu-system-aarch64")
+    return None if root is None else _private_qemu(root, ARM64, run)
 
 
 def _qemu_version(output: str) -> str | None:
@@ -149,8 +179,8 @@ def _qemu_version(output: str) -> str | None:
     return match[1] if match else None
 
 
-def _host_qemu(named: str | None, run: Run) -> Qemu | None:
-    program = named or shutil.which("qemu-system-x86_64")
+def _host_qemu(named: str | None, architecture: Architecture, run: Run) -> Qemu | None:
+    program = named or shutil.which(architecture.emulator)
     if program is None:
         return None
     version = find_qemu(program, run)
@@ -165,12 +195,12 @@ def _host_qemu(named: str | None, run: Run) -> Qemu | None:
     raise EnvironmentProblem(what, "leave --qemu out to let the lab fetch one")
 
 
-def _private_qemu(root: Path, run: Run, program: str = "qemu-system-x86_64") -> Qemu:
+def _private_qemu(root: Path, architecture: Architecture, run: Run) -> Qemu:
     libraries = root / "usr/lib/x86_64-linux-gnu"
     # Run through the root's own loader: the host's C library may be older than QEMU needs.
     command = (
         *(str(root / "lib64/ld-linux-x86-64.so.2"), "--library-path", str(libraries)),
-        str(root / "usr/bin" / program),
+        str(root / "usr/bin" / architecture.emulator),
         *("-L", str(root / "usr/share/qemu"), "-L", str(root / "usr/share/seabios")),
     )
     environment = {"QEMU_MODULE_DIR": str(libraries / "qemu")}
@@ -191,3 +221,18 @@ def _toolbox(root: Path, qemu: Qemu) -> Toolbox:
         raise EnvironmentProblem(f"{root} holds no kernel or no busybox", f"remove {root} to have it made again")
     release = images[-1].name.removeprefix("vmlinuz-")
     return Toolbox(root, qemu.command, qemu.environment, qemu.version, images[-1], release, busybox)
+
+
+def _foreign_toolbox(base: Toolbox, root: Path, architecture: Architecture, qemu: Qemu) -> Toolbox:
+    images = sorted((root / "boot").glob(f"vmlinuz-*-{architecture.flavours[base.kernel]}"))
+    busybox = root / "usr/bin/busybox"
+    if not images or not busybox.is_file():
+        raise EnvironmentProblem(
+            f"{root} holds no kernel or no busybox for {architecture.name}", f"remove {root} to have it made again"
+        )
+    release = images[-1].name.removeprefix("vmlinuz-")
+    return Toolbox(
+        *(root, qemu.command, qemu.environment, qemu.version, images[-1], release, busybox),
+        architecture=architecture,
+        host_busybox=base.busybox,
+    )

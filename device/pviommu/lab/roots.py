@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from .apt import SUITES, PrivateApt, choose_mirror, require_tools
+from .apt import SUITES, Package, PrivateApt, choose_mirror, require_tools
 from .problems import EnvironmentProblem
 from .processes import Run
 from .progress import Progress
@@ -33,9 +33,12 @@ STEPS = 3
 BACKPORTS = "trixie-backports"
 """The suite of packages that are newer than Debian 13 itself."""
 
+_HOST = ("amd64",)
 _LAYOUT = "1"  # change it to have every root made anew
 _COMPLETE = ".complete"
 _DOWNLOADS = "downloads"
+_KERNELS = "linux-"
+"""How the names of their packages begin."""
 _MOUNT_POINTS = ("dev", "proc", "tmp", "build")
 _DOCUMENTS = tuple(f"usr/share/{name}" for name in ("bug", "doc", "info", "lintian", "locale", "man"))
 
@@ -48,12 +51,13 @@ def private_root(
     run: Run,
     *,
     base: Path | None = None,
+    architectures: Sequence[str] = _HOST,
 ) -> Path:
     """The root in ``folder`` that holds ``packages`` and what they need; with ``base``, a layer on that root.
 
-    It is made if it is missing. Raises EnvironmentProblem.
+    ``architectures``: as of :class:`.PrivateApt`. It is made if it is missing. Raises EnvironmentProblem.
     """
-    root = folder / f"root-{_digest(packages, base)}"
+    root = folder / f"root-{_digest(packages, base, architectures)}"
     if _is_complete(root):
         progress.skip(STEPS)
         return root
@@ -62,7 +66,7 @@ def private_root(
             if _is_complete(root):
                 progress.skip(STEPS)
             else:
-                _make(root, packages, progress, dict(environment), run, base)
+                _make(root, packages, progress, dict(environment), run, base, architectures)
     except OSError as problem:
         raise EnvironmentProblem(
             f"the cache folder {folder} cannot be filled: {problem}",
@@ -71,9 +75,11 @@ def private_root(
     return root
 
 
-def find_root(folder: Path, packages: Sequence[str], *, base: Path | None = None) -> Path | None:
+def find_root(
+    folder: Path, packages: Sequence[str], *, base: Path | None = None, architectures: Sequence[str] = _HOST
+) -> Path | None:
     """The root, if :func:`private_root` has made it already, else None."""
-    root = folder / f"root-{_digest(packages, base)}"
+    root = folder / f"root-{_digest(packages, base, architectures)}"
     return root if _is_complete(root) else None
 
 
@@ -94,10 +100,12 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def _digest(packages: Sequence[str], base: Path | None) -> str:
+def _digest(packages: Sequence[str], base: Path | None, architectures: Sequence[str]) -> str:
     recipe: dict[str, object] = {"layout": _LAYOUT, "packages": packages, "suites": SUITES}
     if base is not None:
         recipe["base"] = base.name
+    if tuple(architectures) != _HOST:
+        recipe["architectures"] = architectures
     return hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:16]
 
 
@@ -112,6 +120,7 @@ def _make(
     environment: dict[str, str],
     run: Run,
     base: Path | None,
+    architectures: Sequence[str],
 ) -> None:
     progress.step("reading the package indices")
     require_tools(run, platform.machine())
@@ -120,9 +129,9 @@ def _make(
     downloads = root.parent / _DOWNLOADS
     making = Path(tempfile.mkdtemp(prefix="making-", dir=root.parent))
     try:
-        apt = PrivateApt(downloads, mirror, run)
+        apt = PrivateApt(downloads, mirror, run, architectures=architectures)
         apt.update()
-        wanted = [archive for archive in apt.resolve(packages) if archive.file_name not in present]
+        wanted = [archive for archive in _resolved(apt, packages) if archive.file_name not in present]
         progress.done()
 
         size = sum(archive.size for archive in wanted) // 1_000_000
@@ -143,6 +152,23 @@ def _make(
         shutil.rmtree(downloads, ignore_errors=True)
     finally:
         shutil.rmtree(making, ignore_errors=True)
+
+
+def _resolved(apt: PrivateApt, packages: Sequence[str]) -> list[Package]:
+    """The archives for ``packages``. Of those of another architecture, and of what these need, all but kernels is left
+    out unless it is asked for: it would not run here, and a compiler for instance would take the cross compiler's
+    place.
+    """
+    foreign = [package for package in packages if ":" in package]
+    native = [package for package in packages if package not in foreign]
+    found = apt.resolve(native) if native else []
+    if foreign:
+        names = [package.partition(":")[0] for package in foreign]
+        for archive in apt.resolve(foreign):
+            is_usable = archive.architecture in (*_HOST, "all")
+            if is_usable or archive.name in names or archive.name.startswith(_KERNELS):
+                found += [archive] if archive not in found else []
+    return found
 
 
 def _begin(new: Path, base: Path | None) -> None:

@@ -35,9 +35,10 @@ from . import (
     scenario,
     suites,
 )
-from .boot import Job, Setup, judged_run, short_folder
+from .architecture import AMD64, ARCHITECTURES, ARM64, Architecture, InterruptController, interrupt_controller
+from .boot import Job, Setup, judged_run, serve_options, short_folder
 from .console import STANDARD, Terminal
-from .guest_settings import KERNELS, MODES, PROFILES, SUITES, GuestSettings, kernel_name
+from .guest_settings import ARM64_KERNELS, KERNELS, MODES, PROFILES, SUITES, GuestSettings, kernel_name
 from .listener import Listener
 from .problems import EnvironmentProblem, RunError, UsageError
 from .progress import Progress
@@ -51,7 +52,7 @@ MAX_CYCLES = 100_000
 
 _SECONDS = 300.0
 _SECONDS_LONG = 900.0
-_DEBUG_FACTOR = 4.0  # lockdep and KASAN under TCG
+_SLOW_FACTOR = 4.0  # lockdep and KASAN under TCG; arm64 on a host of another architecture
 _STATUS = {
     "passed": ExitStatus.PASSED,
     "failed": ExitStatus.FAILED,
@@ -70,7 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         type=float,
         help=f"hard limit for server and guest; default: {_SECONDS:g}, with --long {_SECONDS_LONG:g}, "
-        f"on lab-debug {_DEBUG_FACTOR:g} times as much",
+        f"on lab-debug and of arm64 {_SLOW_FACTOR:g} times as much",
     )
     parser.add_argument("--accel", choices=("auto", "kvm", "tcg"), default="auto", help="QEMU's accelerator")
     parser.add_argument(
@@ -83,10 +84,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="QEMU to use (10.1 or later, with vfio-user-pci); default: the host's own if suitable, else Debian's",
     )
     parser.add_argument(
+        "--arch", choices=ARCHITECTURES, default=AMD64.name, help="the guest's architecture; arm64 is always emulated"
+    )
+    parser.add_argument(
+        "--msi",
+        metavar="NAME",
+        help=f"the interrupt controller to which MSIs go, of arm64 "
+        f"{' or '.join(each.name for each in ARM64.controllers)}; default: {ARM64.controllers[0].name}",
+    )
+    parser.add_argument(
         "--kernel",
         metavar="NAME|PATH",
-        help=f"{', '.join(KERNELS)}, or the build tree or bzImage of your own kernel; "
-        f"default: {KERNELS[0]}, with --suite {suites.KERNELS[0]}",
+        help=f"{', '.join(KERNELS)}, for arm64 {', '.join(ARM64_KERNELS)}, or the build tree or bzImage of your own "
+        f"kernel; default: {KERNELS[0]}, with --suite {suites.KERNELS[0]}",
     )
     parser.add_argument("--profile", choices=PROFILES, default=PROFILES[0], help="profile that the driver uses first")
     parser.add_argument("--mode", choices=MODES, default="lazy", help="how the guest's DMA API maps")
@@ -159,7 +169,14 @@ class Provide(Protocol):
     """Makes the set-up of a run; :func:`prepare` is the real one."""
 
     def __call__(
-        self, progress: Progress, *, qemu: str | None, accel: str, kernel: str = KERNELS[0], suite: str | None = None
+        self,
+        progress: Progress,
+        *,
+        qemu: str | None,
+        accel: str,
+        kernel: str = KERNELS[0],
+        suite: str | None = None,
+        arch: str = AMD64.name,
     ) -> Setup: ...
 
 
@@ -174,17 +191,21 @@ def prepare(
     accel: str = "auto",
     kernel: str = KERNELS[0],
     suite: str | None = None,
+    arch: str = AMD64.name,
 ) -> Setup:
-    """Provide QEMU, kernel, modules and programs and choose the accelerator; ``kernel`` is a name or a path.
+    """Provide QEMU, kernel, modules and programs for guests of ``arch``, and choose the accelerator; ``kernel`` is a
+    name or a path.
 
     With ``suite`` the programs of that suite are built too. Raises UsageError, EnvironmentProblem, RunError.
     """
-    kernels.open_named_path(kernel)  # a wrong path is said before anything is fetched
-    toolbox = provision.provision(progress, qemu=qemu)
+    architecture = ARCHITECTURES[arch]
+    kernels.open_named_path(kernel, architecture)  # a wrong path is said before anything is fetched
+    toolbox = provision.provision(progress, qemu=qemu, architecture=architecture)
     base = toolbox.root
     toolbox = kernels.with_kernel(toolbox, kernel, resources.guest_tools(), progress)
     cache = provision.cache_folder(os.environ)
-    modules = build.build_modules(toolbox, resources.guest_tools() / "driver", cache, progress)
+    folders = [resources.guest_tools() / name for name in architecture.modules]
+    modules = [path for folder in folders for path in build.build_modules(toolbox, folder, cache, progress)]
     built = programs.build_programs(toolbox, resources.guest_tools() / "programs", cache, progress)
     core.build_core(toolbox, cache, progress)
     chosen = accelerator.choose_accelerator(accel, toolbox, cache, progress)
@@ -203,17 +224,21 @@ def set_up(
     accel: str,
     kernel: str,
     suite: str | None = None,
+    arch: str = AMD64.name,
     library: ProvideLibrary | None = None,
 ) -> Setup:
     """What ``provide`` and ``library`` make, with their progress on ``stream``. Raises what they raise."""
-    steps = provision.STEPS + kernels.steps(kernel) + build.STEPS + programs.STEPS + core.STEPS + accelerator.STEPS
+    steps = provision.STEPS + kernels.steps(kernel) + programs.STEPS + core.STEPS + accelerator.STEPS
+    steps += build.STEPS * len(ARCHITECTURES[arch].modules)
+    if ARCHITECTURES[arch].is_foreign:
+        steps += roots.STEPS
     if suite is not None:
         steps += roots.STEPS + suites.STEPS
     if library is not None:
         steps += libvfio_user.STEPS
     progress = Progress(stream, steps)
     try:
-        setup = provide(progress, qemu=qemu, accel=accel, kernel=kernel, suite=suite)
+        setup = provide(progress, qemu=qemu, accel=accel, kernel=kernel, suite=suite, arch=arch)
         return setup if library is None else replace(setup, library=library(progress))
     finally:
         progress.close()
@@ -269,9 +294,11 @@ def _run(
 ) -> int:
     memory = parse_memory(args.memory)
     play = _play(args)
-    settings = _settings(args, play)
-    timeout = math.inf if args.gdb else time_limit(args.timeout, settings)
-    brought = added.collect(args.add, args.program)
+    architecture = ARCHITECTURES[args.arch]
+    controller = interrupt_controller(architecture, args.msi)
+    settings = _settings(args, play, architecture, controller)
+    timeout = math.inf if args.gdb else time_limit(args.timeout, settings, architecture)
+    brought = added.collect(args.add, args.program, architecture=architecture)
     if brought.size > memory // 4:
         raise UsageError(
             f"--add: {brought.size >> 20} MB in all; the guest's memory holds them twice at its start, give --memory"
@@ -281,15 +308,16 @@ def _run(
     if not topology.is_file():
         raise UsageError(f"--topology {topology}: no such file")
     kernel = args.kernel or _usual_kernel(args.suite)
-    setup = set_up(stream, provide, qemu=args.qemu, accel=args.accel, kernel=kernel, suite=args.suite, library=library)
-    added.check_interpreter(brought, added.applets(setup.toolbox.busybox))
+    asked = {"qemu": args.qemu, "accel": args.accel, "kernel": kernel, "suite": args.suite, "arch": args.arch}
+    setup = set_up(stream, provide, library=library, **asked)
+    added.check_interpreter(brought, added.applets(setup.toolbox.runnable_busybox))
     if args.only_setup:
         print(
             f"ready: QEMU {setup.toolbox.qemu_version} ({setup.accelerator}), Linux {setup.toolbox.kernel_release}",
             file=stream,
         )
         return ExitStatus.PASSED
-    offered = capabilities(topology, program)
+    offered = capabilities(topology, program, serve_options(controller))
     try:
         folder = report.new_results_folder(args.results, datetime.now(UTC))
     except OSError as problem:
@@ -310,7 +338,8 @@ def _run(
         print(text, file=stream, flush=True)
 
     job = Job(
-        setup, topology, offered, settings, memory, timeout, folder, program, args.gdb, terminal, say, brought, play
+        *(setup, topology, offered, settings, memory, timeout, folder, program, args.gdb, terminal, say, brought, play),
+        controller=controller,
     )
     record = judged_run(job, Listener(stream, verbose=args.verbose), show)
     show(record)
@@ -343,12 +372,20 @@ def _play(args: argparse.Namespace) -> scenario.Play | None:
     return scenario.Play(name, loaded, scenario.chosen_start(loaded, args.scenario_from))
 
 
-def _settings(args: argparse.Namespace, play: scenario.Play | None) -> GuestSettings:
+def _settings(
+    args: argparse.Namespace, play: scenario.Play | None, architecture: Architecture, controller: InterruptController
+) -> GuestSettings:
     if not 1 <= args.vcpus <= MAX_VCPUS:
         raise UsageError(f"--vcpus {args.vcpus}: give 1 to {MAX_VCPUS}")
     if args.cycles is not None and not 1 <= args.cycles <= MAX_CYCLES:
         raise UsageError(f"--cycles {args.cycles}: give 1 to {MAX_CYCLES}")
     kernel = kernel_name(args.kernel or _usual_kernel(args.suite))
+    if architecture.is_foreign and args.suite is not None:
+        raise UsageError(f"--suite {args.suite}: not with --arch {args.arch}, whose kernels of the lab have no iommufd")
+    if architecture.is_foreign and args.long:
+        raise UsageError(
+            f"--long: not with --arch {args.arch}, whose kernels of Debian cannot start another (KEXEC_FILE)"
+        )
     for option, value in (("--run", args.program), ("--suite", args.suite)):
         if value is not None and args.long:
             raise UsageError(f"{option} and --long: there are no long tests, {option} replaces all tests")
@@ -364,24 +401,25 @@ def _settings(args: argparse.Namespace, play: scenario.Play | None) -> GuestSett
         scenario_alone=args.scenario is not None,
         scenario_from=play.start if play else "tests",
         cycles=args.cycles,
+        isolated_msi=controller.isolates,
     )
 
 
 def _usual_topology(args: argparse.Namespace) -> Path:
     """That of the lab's own tests has network cards, which only Debian's kernels can drive in namespaces."""
     others = args.program or args.suite or args.scenario or args.long
-    return Path("lab" if others or args.kernel not in (None, *KERNELS[:2]) else "lab-cards")
+    return Path("lab" if others or args.kernel not in (None, *KERNELS[:2], *ARM64_KERNELS) else "lab-cards")
 
 
 def _usual_kernel(suite: str | None) -> str:
     return KERNELS[0] if suite is None else suites.KERNELS[0]
 
 
-def time_limit(asked: float | None, settings: GuestSettings) -> float:
+def time_limit(asked: float | None, settings: GuestSettings, architecture: Architecture = AMD64) -> float:
     """Seconds for server and guest: those that were ``asked`` for, else by what is run. Raises UsageError."""
     if asked is None:
         usual = _SECONDS_LONG if settings.long or settings.suite else _SECONDS
-        return usual * (_DEBUG_FACTOR if settings.kernel == "lab-debug" else 1.0)
+        return usual * (_SLOW_FACTOR if settings.kernel == "lab-debug" or architecture.is_foreign else 1.0)
     if not asked > 0:
         raise UsageError(f"--timeout {asked:g}: give a number of seconds above 0")
     return asked

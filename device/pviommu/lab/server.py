@@ -39,12 +39,12 @@ class Capabilities:
     sockets: list[str]
 
 
-def capabilities(topology: Path, program: Sequence[str] = PROGRAM) -> Capabilities:
-    """Ask ``pviommu serve --print-capabilities`` about ``topology``.
+def capabilities(topology: Path, program: Sequence[str] = PROGRAM, options: Sequence[str] = ()) -> Capabilities:
+    """Ask ``pviommu serve --print-capabilities`` about ``topology`` with ``options``.
 
     Raises UsageError when the topology is refused, RunError when the server fails otherwise.
     """
-    command = [*program, "serve", "--print-capabilities", str(topology)]
+    command = [*program, "serve", "--print-capabilities", str(topology), *options]
     finished = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
     if finished.returncode != 0:
         raise _refusal(finished.returncode, finished.stderr.decode(errors="replace"))

@@ -56,7 +56,7 @@ def write_table(folder: Path, outcomes: Mapping[Cell, Outcome], date: str) -> No
 
 def _row(cell: Cell, outcome: Outcome) -> tuple[str, ...]:
     counts = (outcome.passed, outcome.failed, outcome.skipped)
-    place = (cell.kernel, cell.profile, cell.mode, str(cell.vcpus), cell.tests)
+    place = (cell.machine, cell.profile, cell.mode, str(cell.vcpus), cell.tests)
     return (*place, outcome.verdict, *map(str, counts), f"{outcome.seconds:.1f}", outcome.date)
 
 

@@ -41,15 +41,12 @@ sockets.
 KERNEL_ARGUMENTS = ("iommu.forcedac=1", "loglevel=6")
 """The default kernel arguments: device addresses above 4 GiB first, notices on the console."""
 
-_LAST_SLOT = 0x1E  # q35 has its LPC bridge in 0x1f
+_LAST_SLOT = 0x1E  # where q35 and virt have room: q35 has its LPC bridge in 0x1f
 _SERIAL_SLOT = 0x03
 _NIC_SLOT = 0x04
 _MAX_LINE = 4096
 # An emulated processor needs a sixth of the boot for the tests of cryptomgr.
-_BASE_KERNEL_ARGUMENTS = (
-    *("console=ttyS0", "panic=-1", "no_timer_check", "tsc=reliable", "mitigations=off"),
-    "cryptomgr.notests",
-)
+_BASE_KERNEL_ARGUMENTS = ("panic=-1", "mitigations=off", "cryptomgr.notests")
 
 
 class GuestTimeoutError(Exception):
@@ -111,15 +108,17 @@ def compose(toolbox: Toolbox, config: VmConfig, port: int) -> list[str]:
         limit = _LAST_SLOT - FIRST_SLOT + 1
         raise UsageError(f"{len(config.sockets)} vfio-user devices: the machine has room for {limit}")
     options = f",{config.machine_options}" if config.machine_options else ""
+    architecture = toolbox.architecture
+    arguments = (f"console={architecture.console}", *architecture.arguments, *_BASE_KERNEL_ARGUMENTS)
     command = [
         *toolbox.qemu_command,
         *("-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"),
         # vfio-user servers reach guest memory only through descriptors, so it must be a file that is shared.
         *("-object", f"memory-backend-memfd,id=ram,size={config.memory},share=on"),
-        *("-machine", f"q35,memory-backend=ram{options}"),
+        *("-machine", f"{architecture.machine},memory-backend=ram{options}"),
         *("-accel", config.accelerator, "-m", f"{config.memory >> 20}M", "-smp", str(config.vcpus)),
         *("-kernel", str(toolbox.kernel_image), "-initrd", str(config.initrd)),
-        *("-append", " ".join((*_BASE_KERNEL_ARGUMENTS, *config.kernel_arguments))),
+        *("-append", " ".join((*arguments, *config.kernel_arguments))),
         *("-chardev", _console(config), "-serial", "chardev:console"),
         *config.extra_arguments,
         *("-chardev", f"socket,id=lab,fd={port}"),
@@ -131,6 +130,8 @@ def compose(toolbox: Toolbox, config: VmConfig, port: int) -> list[str]:
         command += ["-device", f"virtserialport,bus=serial.0,chardev=output,name={OUTPUT_PORT_NAME}"]
     if config.accelerator == "kvm":
         command += ["-cpu", "host"]
+    elif architecture.processor:
+        command += ["-cpu", architecture.processor]
     if config.qmp_socket is not None:
         command += ["-qmp", f"unix:{_escape(config.qmp_socket)},server=on,wait=off"]
     if config.gdb_socket is not None:
@@ -150,7 +151,7 @@ def nic_backend(toolbox: Toolbox, run: Run = run) -> str:
     hub with nothing else on it.
     """
     command = ["env", *(f"{name}={value}" for name, value in toolbox.qemu_environment.items()), *toolbox.qemu_command]
-    offered = run([*command, "-netdev", "help"]).output.split()
+    offered = run([*command, "-machine", "none", "-netdev", "help"]).output.split()
     return "user,id=net,restrict=on" if "user" in offered else "hubport,id=net,hubid=0"
 
 

@@ -16,15 +16,16 @@
 #include "memory.h"
 
 #define TIMEOUT_MS	10000
-#define REGISTERS_SIZE	4096
 
-static void *map_bar(int device, unsigned int bar, size_t size)
+static void *map_bar(int device, unsigned int bar, size_t size, off_t *at)
 {
 	struct vfio_region_info info = { .argsz = sizeof(info), .index = bar };
 	void *mapped;
 
-	if (ioctl(device, VFIO_DEVICE_GET_REGION_INFO, &info) || info.size < size ||
-	    !(info.flags & VFIO_REGION_INFO_FLAG_MMAP))
+	if (ioctl(device, VFIO_DEVICE_GET_REGION_INFO, &info) || info.size < size)
+		return NULL;
+	*at = info.offset;
+	if (!(info.flags & VFIO_REGION_INFO_FLAG_MMAP))
 		return NULL;
 	mapped = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, device, info.offset);
 	return mapped == MAP_FAILED ? NULL : mapped;
@@ -68,13 +69,28 @@ static bool arm_interrupt(int device, int eventfd)
 
 static uint32_t read_register(struct engine *engine, unsigned int offset)
 {
-	return __atomic_load_n(&engine->registers[offset / 4], __ATOMIC_ACQUIRE);
+	uint32_t value = 0;
+
+	if (engine->registers)
+		return __atomic_load_n(&engine->registers[offset / 4], __ATOMIC_ACQUIRE);
+	if (pread(engine->attachment.device, &value, sizeof(value),
+		  engine->registers_at + offset) != sizeof(value))
+		complain("register %#x cannot be read: %s", offset, strerror(errno));
+	__atomic_thread_fence(__ATOMIC_ACQUIRE);
+	return value;
 }
 
 /* Release: earlier stores, also those to shared memory, are visible when the device reads this. */
 static void write_register(struct engine *engine, unsigned int offset, uint32_t value)
 {
-	__atomic_store_n(&engine->registers[offset / 4], value, __ATOMIC_RELEASE);
+	if (engine->registers) {
+		__atomic_store_n(&engine->registers[offset / 4], value, __ATOMIC_RELEASE);
+		return;
+	}
+	__atomic_thread_fence(__ATOMIC_RELEASE);
+	if (pwrite(engine->attachment.device, &value, sizeof(value),
+		   engine->registers_at + offset) != sizeof(value))
+		complain("register %#x cannot be written: %s", offset, strerror(errno));
 }
 
 static bool identify(struct engine *engine)
@@ -86,10 +102,12 @@ static bool identify(struct engine *engine)
 static bool set_up(struct engine *engine)
 {
 	int device = engine->attachment.device;
+	off_t shared_at;
 
-	engine->registers = map_bar(device, PVDT_REGISTER_BAR, REGISTERS_SIZE);
-	engine->shared = map_bar(device, PVDT_SHARED_BAR, PVDT_SHARED_BAR_SIZE);
-	if (!engine->registers || !engine->shared)
+	engine->registers = map_bar(device, PVDT_REGISTER_BAR, REGISTERS_SIZE,
+				    &engine->registers_at);
+	engine->shared = map_bar(device, PVDT_SHARED_BAR, PVDT_SHARED_BAR_SIZE, &shared_at);
+	if ((!engine->registers && PAGE <= REGISTERS_SIZE) || !engine->shared)
 		return complain("the BARs of %s cannot be mapped", engine->address);
 	if (!enable(device))
 		return complain("bus mastering of %s cannot be turned on", engine->address);

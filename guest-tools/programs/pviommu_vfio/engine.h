@@ -6,14 +6,19 @@
 #include <linux/types.h>
 #include <stdbool.h>
 #include <stdint.h>
+#include <sys/types.h>
 
 #include "../../driver/pviommu_dma_test.h"
 #include "space.h"
 
+#define REGISTERS_SIZE	4096
+
 /*
  * @address: of its PCI function
  * @attachment: descriptors that keep it open
- * @registers, @shared: its BARs
+ * @registers: its BAR of registers; NULL where pages are larger than it, and cannot be mapped
+ * @registers_at: where that BAR is in the device's file
+ * @shared: its BAR of memory
  * @interrupt: eventfd of its MSI-X vector
  * @producer: descriptors submitted so far
  */
@@ -21,6 +26,7 @@ struct engine {
 	const char *address;
 	struct attachment attachment;
 	uint32_t *registers;
+	off_t registers_at;
 	void *shared;
 	int interrupt;
 	uint32_t producer;

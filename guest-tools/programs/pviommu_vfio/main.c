@@ -136,7 +136,8 @@ bool mapped_pages_are(struct fixture *f, uint64_t more)
 	struct usage now;
 
 	return read_usage(&now) &&
-	       same("mapped_pages", now.mapped_pages, f->attached.mapped_pages + more);
+	       same("mapped_pages", now.mapped_pages,
+		    f->attached.mapped_pages + more * PAGE_FRAMES);
 }
 
 static bool open_one(struct fixture *f, struct space *space, struct engine *engine,
@@ -233,6 +234,8 @@ static void run_all(struct fixture *f, const struct options *options)
 	bool attached;
 
 	lists[nr_lists++] = options->ops->maps_bars ? bar_tests : no_bar_tests;
+	if (options->ops->maps_bars && PAGE <= REGISTERS_SIZE)
+		lists[nr_lists++] = register_tests;
 	if (options->huge)
 		lists[nr_lists++] = huge_tests;
 	if (options->nr_addresses == 2) {

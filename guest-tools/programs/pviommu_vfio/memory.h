@@ -6,9 +6,13 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <unistd.h>
 
-#define PAGE	((size_t)4096)
-#define HUGE	((size_t)2 << 20)
+/* of this kernel, and how many of the device's pages of 4 KiB that is */
+#define PAGE		((size_t)sysconf(_SC_PAGESIZE))
+#define PAGE_FRAMES	(PAGE / 4096)
+/* what one table of the device's spans, and huge pages are multiples of */
+#define HUGE		((size_t)2 << 20)
 
 /*
  * Zeroed memory in huge pages, every page present; NULL with a complaint. The system must have

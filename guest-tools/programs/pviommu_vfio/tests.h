@@ -8,7 +8,7 @@
 #include "space.h"
 
 #define GIB		((uint64_t)1 << 30)
-#define MEMORY_SIZE	((size_t)8 << 20)
+#define MEMORY_SIZE	(2048 * PAGE)
 
 /*
  * @ops: the interface that is tested
@@ -49,6 +49,7 @@ extern const struct test posting_tests[];
 extern const struct test pool_tests[];
 /* where BARs can be mapped by their address, and where not */
 extern const struct test bar_tests[];
+extern const struct test register_tests[]; /* and where a page is no larger than such a BAR */
 extern const struct test no_bar_tests[];
 /* need two engines */
 extern const struct test isolation_tests[];

@@ -83,6 +83,10 @@ const struct test bar_tests[] = {
 	{ "a whole BAR is mapped, and DMA reaches it", whole },
 	{ "part of a BAR is mapped, and DMA reaches no more of it", part },
 	{ "part of a BAR is mapped at a device address that is aligned otherwise", shifted },
+	{}
+};
+
+const struct test register_tests[] = {
 	{ "registers of a BAR are mapped and read by DMA", registers },
 	{}
 };

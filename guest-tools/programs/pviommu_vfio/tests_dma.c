@@ -83,7 +83,7 @@ static bool at_every_end(struct fixture *f)
 }
 
 const struct test dma_tests[] = {
-	{ "copies between two mappings of 4 KiB", single_pages },
+	{ "copies between two mappings of a page", single_pages },
 	{ "copies through a mapping of 512 scattered pages", many_pages },
 	{ "fills across pages, and not a byte more", fill },
 	{ "DMA works across and above IOVA 4 GiB", above_4_gib },

@@ -11,7 +11,6 @@
 #include "tests.h"
 
 #define RW	(SPACE_READ | SPACE_WRITE)
-#define MSI	((uint64_t)0xfee00000)
 
 static int bind_device(int device, int iommufd, uint32_t *id)
 {
@@ -40,33 +39,41 @@ static int attach(int device, uint32_t id)
 	return ioctl(device, VFIO_DEVICE_ATTACH_IOMMUFD_PT, &attach) ? -errno : 0;
 }
 
-/* One map reaches from before the MSI window into it, one from it to behind, one lies elsewhere. */
+/*
+ * One map reaches from before the MSI window into it, one from it to behind, one lies elsewhere.
+ * The window must have room for both.
+ */
 static bool map_around_window(struct fixture *f, struct space *space)
 {
-	return gives("map", f->ops->map(space, f->memory, MSI - PAGE, 4 * PAGE, RW), 0) &&
-	       gives("map", f->ops->map(space, f->memory, MSI + 0x100000 - PAGE, 3 * PAGE, RW),
+	const struct range *msi = &f->capabilities.msi;
+
+	return gives("map", f->ops->map(space, f->memory, msi->start - PAGE, 4 * PAGE, RW), 0) &&
+	       gives("map", f->ops->map(space, f->memory, msi->last + 1 - PAGE, 3 * PAGE, RW),
 		     0) &&
 	       gives("map", f->ops->map(space, f->memory, GIB, PAGE, RW), 0);
 }
 
 static bool table_is_refused_then_used(struct fixture *f, struct space *space, int device)
 {
+	const struct range *msi = &f->capabilities.msi;
 	struct usage before, after;
 	uint64_t unmapped;
 	uint32_t id, table;
 
 	if (!gives("bind", bind_device(device, space->fd, &id), 0) || !read_usage(&before) ||
 	    !gives("HWPT_ALLOC", alloc_table(space, id, &table), 0) || !read_usage(&after) ||
-	    !same("pages mapped", after.mapped_pages - before.mapped_pages, 1 + 2 + 1) ||
+	    !same("pages mapped", after.mapped_pages - before.mapped_pages,
+		  (1 + 2 + 1) * PAGE_FRAMES) ||
 	    !gives("attach", attach(device, table), -EADDRINUSE))
 		return false;
-	return gives("unmap", f->ops->unmap(space, MSI - PAGE, 4 * PAGE, &unmapped), 0) &&
+	return gives("unmap", f->ops->unmap(space, msi->start - PAGE, 4 * PAGE, &unmapped),
+		     0) &&
 	       same("bytes unmapped", unmapped, 4 * PAGE) &&
 	       gives("attach", attach(device, table), -EADDRINUSE) &&
-	       gives("unmap", f->ops->unmap(space, MSI + 0x100000 - PAGE, 3 * PAGE, &unmapped),
-		     0) &&
+	       gives("unmap",
+		     f->ops->unmap(space, msi->last + 1 - PAGE, 3 * PAGE, &unmapped), 0) &&
 	       same("bytes unmapped", unmapped, 3 * PAGE) && read_usage(&after) &&
-	       same("pages mapped", after.mapped_pages - before.mapped_pages, 1) &&
+	       same("pages mapped", after.mapped_pages - before.mapped_pages, PAGE_FRAMES) &&
 	       gives("attach", attach(device, table), 0);
 }
 

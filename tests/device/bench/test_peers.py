@@ -49,7 +49,14 @@ class Played:
         return Boot(rounds, witnesses, group, {}, bool(plan.count_operations), 0, vfio), counts
 
     def provide(
-        self, progress: Progress, *, qemu: str | None, accel: str, kernel: str = "debian", suite: str | None = None
+        self,
+        progress: Progress,
+        *,
+        qemu: str | None,
+        accel: str,
+        kernel: str = "debian",
+        suite: str | None = None,
+        arch: str = "amd64",
     ) -> Setup:
         if self.lacking:
             raise self.lacking

@@ -8,7 +8,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TextIO
 
@@ -18,6 +18,7 @@ import pytest
 from libvfio_user import Generation, Library
 from pviommu import schemas
 from pviommu.lab import boot, run
+from pviommu.lab.architecture import ARCHITECTURES
 from pviommu.lab.console import STANDARD, Terminal
 from pviommu.lab.progress import Progress
 from pviommu.lab.provision import Toolbox
@@ -43,7 +44,7 @@ open(sys.argv[sys.argv.index("--pidfile") + 1], "w").write("1")
 sleep_for_ever()
 """
 QEMU = """#!/bin/bash
-[[ $1 = -netdev ]] && echo user && exit
+[[ $3 = -netdev ]] && echo user && exit
 for word in "$@"; do
     case $word in
         socket,id=lab,fd=*) fd=${{word##*=}};;
@@ -100,7 +101,14 @@ class Lab:
         return status, out.getvalue() if isinstance(out, io.StringIO) else ""
 
     def provide(
-        self, progress: Progress, *, qemu: str | None, accel: str, kernel: str = "debian", suite: str | None = None
+        self,
+        progress: Progress,
+        *,
+        qemu: str | None,
+        accel: str,
+        kernel: str = "debian",
+        suite: str | None = None,
+        arch: str = "amd64",
     ) -> run.Setup:
         self.kernels.append(kernel)
         tests = []
@@ -113,7 +121,7 @@ class Lab:
         image = self.folder / "vmlinuz"
         image.write_bytes(b"a kernel")
         toolbox = Toolbox(self.folder, (str(self.folder / "qemu"),), {}, "11.1.3", image, "6.12", busybox)
-        return run.Setup(toolbox, [], "tcg", suite=tests)
+        return run.Setup(replace(toolbox, architecture=ARCHITECTURES[arch]), [], "tcg", suite=tests)
 
     def provide_library(self, progress: Progress) -> Library:
         made = Library.__new__(Library)  # which loads nothing

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from pviommu.lab import accelerator
+from pviommu.lab.architecture import ARM64
 from pviommu.lab.problems import EnvironmentProblem
 from pviommu.lab.progress import Progress
 from pviommu.lab.provision import Toolbox
@@ -50,6 +52,17 @@ def test_tcg_is_chosen_after_one_trial_that_did_not(tmp_path: Path, monkeypatch:
     host = Host(tmp_path, monkeypatch, works=False)
     assert [host.choose("auto"), host.choose("auto")] == ["tcg", "tcg"]
     assert host.trials == 1
+
+
+def test_a_guest_of_another_architecture_is_emulated_without_a_trial(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = Host(tmp_path, monkeypatch, works=True)
+    host.toolbox = replace(host.toolbox, architecture=ARM64)
+    assert host.choose("auto") == "tcg"
+    with pytest.raises(EnvironmentProblem, match="--accel kvm: this host's processor runs no guest of arm64"):
+        host.choose("kvm")
+    assert host.trials == 0
 
 
 def test_reboot_of_the_host_asks_for_a_new_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -96,8 +96,8 @@ def test_what_is_no_file_is_refused(make: Make, tmp_path: Path, name: str, words
     [
         (b"#!/bin/sh\n", False, r"--run .*/go: not executable; chmod \+x .*/go"),
         (b"echo\n", True, "neither a program nor a script, whose first line is like #!/bin/sh"),
-        (elf(machine=183), True, "no program for x86-64, which the guest is"),
-        (elf(entry=0), True, "no program for x86-64"),
+        (elf(machine=183), True, "no program for amd64, which the guest is"),
+        (elf(entry=0), True, "no program for amd64"),
     ],
 )
 def test_what_cannot_be_run_is_refused(make: Make, content: bytes, executable: bool, words: str) -> None:

@@ -126,7 +126,11 @@ def test_unknown_signature_asks_for_a_newer_keyring(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("file_name", "specification"),
-    [("gcc_4%3a14.2.0-1_amd64.deb", "gcc=4:14.2.0-1"), ("cpio_2.15+dfsg-2_all.deb", "cpio=2.15+dfsg-2")],
+    [
+        ("gcc_4%3a14.2.0-1_amd64.deb", "gcc=4:14.2.0-1"),
+        ("cpio_2.15+dfsg-2_all.deb", "cpio=2.15+dfsg-2"),
+        ("busybox-static_1%3a1.37.0-6_arm64.deb", "busybox-static:arm64=1:1.37.0-6"),
+    ],
 )
 def test_archive_names_its_package_and_version(file_name: str, specification: str) -> None:
     assert Package(file_name, 1).specification == specification
@@ -190,6 +194,14 @@ def test_what_is_there_is_kept_if_it_is_whole_or_can_be_continued_and_nothing_da
 
     found = (tmp_path / "apt/found").read_text().split()
     assert found == ["begun_1_all.deb", "whole_1%2b2_all.deb"]
+
+
+def test_foreign_packages_are_looked_for_beside_the_hosts(tmp_path: Path) -> None:
+    PrivateApt(tmp_path, "http://m", FakeHost(), keyring=Path("/k"), architectures=("amd64", "arm64"))
+    assert "deb [signed-by=/k arch=amd64,arm64] http://m trixie main\n" in (tmp_path / "sources.list").read_text()
+    settings = (tmp_path / "apt.conf").read_text()
+    assert 'APT::Architecture "amd64";' in settings
+    assert 'APT::Architectures { "amd64"; "arm64"; };' in settings
 
 
 def test_sources_are_asked_for_only_where_they_are_wanted(tmp_path: Path) -> None:

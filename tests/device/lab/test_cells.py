@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from pviommu.lab.architecture import ARM64
 from pviommu.lab.cells import Cell, Outcome, all_cells, code_digest, pick, read_outcome, write_outcome
+from pviommu.lab.guest_settings import KERNELS
 from pviommu.lab.problems import UsageError
 
 
@@ -25,6 +27,24 @@ def test_suites_have_cells_of_their_own_behind_the_others() -> None:
     names = ["lab/xen-2024/lazy/2/vfio", "debian/xen-2024/lazy/2/net", "lab/xen-2024/lazy/2/net"]
     assert [cell.name for cell in cells if cell.suite] == [cell.name for cell in cells[-3:]] == names
     assert [cell.tests for cell in cells[-11:]] == ["own", "long", *["own"] * 5, "long", "vfio", "net", "net"]
+
+
+def test_cells_of_arm64_have_each_value_of_each_axis_and_come_last() -> None:
+    kernels = list(dict.fromkeys([*KERNELS, *ARM64.kernels]))
+    every = all_cells(kernels, ["amd64", "arm64"])
+    own = all_cells(kernels, ["arm64"])
+
+    assert every[-len(own) :] == own
+    assert own[0].name == "arm64-its/debian/xen-2024/lazy/1"
+    assert {cell.kernel for cell in own} == set(ARM64.kernels)
+    for controller in ("its", "gicv2m"):
+        some = [cell for cell in own if cell.msi == controller]
+        assert {cell.kernel for cell in some} == set(ARM64.kernels)
+        assert {cell.profile for cell in some} == {"xen-2024", "xen-v7"}
+        assert {cell.mode for cell in some} == {"lazy", "strict"}
+        assert {cell.vcpus for cell in some} == {1, 2}
+    assert {cell.tests for cell in own} == {"own"}
+    assert len({cell.file_name for cell in every}) == len(every)
 
 
 def test_kernels_narrow_the_matrix() -> None:

@@ -38,6 +38,20 @@ def toolbox(tmp_path: Path) -> Toolbox:
     return Toolbox(root, ("qemu",), {}, "11.1", root / "vmlinuz", "6.12", busybox)
 
 
+def test_a_busybox_that_runs_here_says_what_the_guests_can(tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    def run(command: Sequence[str]) -> Outcome:
+        asked.append(command[0])
+        return applets(command)
+
+    (tmp_path / "of-arm64").write_bytes(b"foreign")
+    packed = base_image(tmp_path / "of-arm64", b"", run, runnable=tmp_path / "of-here").pack()
+
+    assert asked == [str(tmp_path / "of-here")]
+    assert unpack(packed)["bin/busybox"][1] == b"foreign"
+
+
 @pytest.fixture
 def tools(tmp_path: Path) -> Path:
     tools = tmp_path / "guest-tools"

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from pviommu.lab import kernel
+from pviommu.lab.architecture import AMD64
 from pviommu.lab.problems import EnvironmentProblem, UsageError
 
 VERSION = "6.12.0-own (someone@somewhere) #1 SMP"
@@ -19,7 +20,9 @@ def tree(tmp_path: Path) -> Path:
     for name, text in {
         "arch/x86/boot/bzImage": "image",
         "include/config/kernel.release": "6.12.0-own\n",
-        "include/config/auto.conf": "".join(f"CONFIG_{option}=y\n" for option in (*kernel.BUILT_IN, *kernel.PRESENT)),
+        "include/config/auto.conf": "".join(
+            f"CONFIG_{option}=y\n" for option in (*kernel.BUILT_IN, AMD64.console_option, *kernel.PRESENT)
+        ),
         "include/linux/iommu.h": HEADER,
         "Module.symvers": "",
     }.items():
@@ -53,7 +56,7 @@ def test_symbols_are_found_if_they_are_there(tree: Path) -> None:
 def test_folder_without_an_image_is_a_usage_error_that_names_it(tree: Path) -> None:
     (tree / "arch/x86/boot/bzImage").unlink()
 
-    with pytest.raises(UsageError, match=r"no built x86 kernel, its image arch/x86/boot/bzImage is missing"):
+    with pytest.raises(UsageError, match=r"no built amd64 kernel, its image arch/x86/boot/bzImage is missing"):
         kernel.open_tree(tree)
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
 from pviommu.lab import kernel, kernel_build, kernels
+from pviommu.lab.architecture import AMD64, ARM64, Architecture
 from pviommu.lab.kernel_build import BuiltKernel
 from pviommu.lab.problems import EnvironmentProblem, UsageError
 from pviommu.lab.progress import Progress
@@ -23,7 +24,9 @@ def write_tree(tree: Path, release: str) -> Path:
     for name, text in {
         "arch/x86/boot/bzImage": "image",
         "include/config/kernel.release": f"{release}\n",
-        "include/config/auto.conf": "".join(f"CONFIG_{option}=y\n" for option in (*kernel.BUILT_IN, *kernel.PRESENT)),
+        "include/config/auto.conf": "".join(
+            f"CONFIG_{option}=y\n" for option in (*kernel.BUILT_IN, AMD64.console_option, *kernel.PRESENT)
+        ),
         "include/linux/iommu.h": HEADER,
         "Module.symvers": "",
         "vmlinux": "symbols",
@@ -42,6 +45,7 @@ class Made:
     packages: Sequence[str] = ()
     base: Path | None = None
     fragments: Sequence[str] = ()
+    architectures: Sequence[str] = ()
 
 
 @pytest.fixture
@@ -50,9 +54,16 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Made:
     made.layer.mkdir()
 
     def private_root(
-        folder: Path, packages: Sequence[str], progress: object, environment: object, run: object, *, base: Path
+        folder: Path,
+        packages: Sequence[str],
+        progress: object,
+        environment: object,
+        run: object,
+        *,
+        base: Path,
+        architectures: Sequence[str] = ("amd64",),
     ) -> Path:
-        made.packages, made.base = packages, base
+        made.packages, made.base, made.architectures = packages, base, architectures
         return made.layer
 
     def build_kernel(
@@ -87,17 +98,81 @@ def test_debian_is_what_the_toolbox_has(made: Made, toolbox: Toolbox, choose: Ca
 def test_debian_7_is_a_layer_with_newer_packages(
     made: Made, toolbox: Toolbox, choose: Callable[[str], Toolbox]
 ) -> None:
-    for release in ("7.2.9+deb13-cloud", "7.3.4+deb13-cloud"):
+    for release in ("7.2.9+deb13-cloud-amd64", "7.3.4+deb13-cloud-amd64"):
         (made.layer / "usr/lib/modules" / release).mkdir(parents=True)
         (made.layer / "usr/lib/modules" / release / "vmlinuz").touch()
     found = choose("debian-7")
 
     assert made.base == toolbox.root
     assert all(package.endswith("-cloud-amd64/trixie-backports") for package in made.packages)
-    assert (found.kernel, found.kernel_release, found.root) == ("debian-7", "7.3.4+deb13-cloud", made.layer)
-    assert found.kernel_image == made.layer / "usr/lib/modules/7.3.4+deb13-cloud/vmlinuz"
-    assert found.modules == made.layer / "usr/lib/modules/7.3.4+deb13-cloud"
+    assert (found.kernel, found.kernel_release, found.root) == ("debian-7", "7.3.4+deb13-cloud-amd64", made.layer)
+    assert found.kernel_image == made.layer / "usr/lib/modules/7.3.4+deb13-cloud-amd64/vmlinuz"
+    assert found.modules == made.layer / "usr/lib/modules/7.3.4+deb13-cloud-amd64"
     assert found.qemu_command == toolbox.qemu_command
+
+
+@pytest.mark.parametrize(
+    ("kernel", "packages", "image", "release"),
+    [
+        (
+            "debian-7",
+            (
+                "linux-base:all/trixie-backports",
+                "linux-image-cloud-arm64:arm64/trixie-backports",
+                "linux-headers-cloud-arm64:arm64/trixie-backports",
+            ),
+            "usr/lib/modules/7.3.4+deb13-cloud-arm64/vmlinuz",
+            "7.3.4+deb13-cloud-arm64",
+        ),
+        (
+            "debian-16k",
+            ("linux-image-arm64-16k:arm64", "linux-headers-arm64-16k:arm64"),
+            "boot/vmlinuz-6.12.1+deb13-arm64-16k",
+            "6.12.1+deb13-arm64-16k",
+        ),
+    ],
+)
+def test_kernels_of_arm64_are_layers_with_its_packages(
+    made: Made, toolbox: Toolbox, checkout: Path, kernel: str, packages: tuple[str, ...], image: str, release: str
+) -> None:
+    for name in (image, "boot/vmlinuz-6.12.1+deb13-cloud-amd64", "boot/vmlinuz-6.12.1+deb13-cloud-arm64"):
+        (made.layer / name).parent.mkdir(parents=True, exist_ok=True)
+        (made.layer / name).touch()
+    arm = replace(toolbox, architecture=ARM64)
+
+    found = kernels.with_kernel(arm, kernel, checkout, Progress(io.StringIO(), 6), environment={})
+
+    assert (made.packages, made.architectures) == (packages, ("amd64", "arm64"))
+    assert (found.kernel_image, found.kernel_release) == (made.layer / image, release)
+
+
+@pytest.mark.parametrize(("architecture", "kernel"), [(ARM64, "lab"), (AMD64, "debian-16k")])
+def test_a_kernel_of_another_architecture_is_refused_with_those_that_there_are(
+    architecture: Architecture, kernel: str
+) -> None:
+    with pytest.raises(
+        UsageError, match=f"--kernel {kernel}: not one of {architecture.name}, which are debian, debian-7"
+    ):
+        kernels.open_named_path(kernel, architecture)
+
+
+def test_an_own_kernel_of_arm64_is_a_build_tree_with_its_image(tmp_path: Path) -> None:
+    tree = write_tree(tmp_path / "tree", "7.3.4-own")
+    with pytest.raises(UsageError, match="no built arm64 kernel, its image arch/arm64/boot/Image is missing"):
+        kernels.open_named_path(str(tree), ARM64)
+    (tree / "arch/arm64/boot").mkdir(parents=True)
+    (tree / "arch/arm64/boot/Image").touch()
+    with pytest.raises(EnvironmentProblem, match="does not have CONFIG_SERIAL_AMBA_PL011_CONSOLE built in"):
+        kernels.open_named_path(str(tree), ARM64)
+    with (tree / "include/config/auto.conf").open("a") as config:
+        config.write("CONFIG_SERIAL_AMBA_PL011_CONSOLE=y\n")
+
+    found = kernels.open_named_path(str(tree), ARM64)
+
+    assert found is not None
+    assert (found.image, found.release) == (tree / "arch/arm64/boot/Image", "7.3.4-own")
+    with pytest.raises(UsageError, match="of arm64, give the build tree, which has arch/arm64/boot/Image"):
+        kernels.open_named_path(str(tree / "arch/arm64/boot/Image"), ARM64)
 
 
 def test_layer_without_an_image_is_named(made: Made, choose: Callable[[str], Toolbox]) -> None:

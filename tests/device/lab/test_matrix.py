@@ -22,6 +22,8 @@ RUN = """
 import json, os, sys
 options = dict(zip(sys.argv[3:], sys.argv[4:]))
 name = "/".join(options[key] for key in ("--kernel", "--profile", "--mode", "--vcpus"))
+if "--msi" in options:
+    name = options["--arch"] + "-" + options["--msi"] + "/" + name
 with open({log!r}, "a") as log:
     suite = " --suite " + options["--suite"] if "--suite" in sys.argv else ""
     if "--run" in sys.argv:
@@ -64,9 +66,17 @@ class Runs:
         return status, out.getvalue()
 
     def provide(
-        self, progress: Progress, *, qemu: str | None, accel: str, kernel: str = "debian", suite: str | None = None
+        self,
+        progress: Progress,
+        *,
+        qemu: str | None,
+        accel: str,
+        kernel: str = "debian",
+        suite: str | None = None,
+        arch: str = "amd64",
     ) -> Setup:
-        self.prepared.append(f"{kernel} {suite}" if suite else kernel)
+        of_arch = "" if arch == "amd64" else f" of {arch}"
+        self.prepared.append((f"{kernel} {suite}" if suite else kernel) + of_arch)
         if kernel in self.broken_kernels:
             raise EnvironmentProblem("no space left", "give it some")
         image = self.folder / "vmlinuz"
@@ -131,9 +141,19 @@ def test_network_cards_are_tried_on_each_kernel_for_longer_where_it_does_not_che
 
 
 def test_kernels_are_prepared_once_each(runs: Runs) -> None:
-    runs.main("--kernels", "debian", "lab", "--only", "*/2")
+    runs.main("--kernels", "debian", "lab", "--only", "*/2", "--arch", "amd64")
 
     assert runs.prepared == ["debian", "lab"]
+
+
+def test_cells_of_arm64_are_prepared_and_run_as_such(runs: Runs) -> None:
+    status, shown = runs.main("--only", "arm64-gicv2m/debian*/*")
+
+    assert status == 0
+    assert runs.prepared == ["debian of arm64", "debian-7 of arm64", "debian-16k of arm64"]
+    assert "arm64-gicv2m/debian/xen-2024/strict/1" in runs.ran
+    assert len(runs.ran) == 4
+    assert "\narm64-gicv2m/debian-16k  xen-2024  strict" in shown
 
 
 def test_failing_cell_does_not_stop_the_others_and_fails_the_matrix(runs: Runs) -> None:
@@ -182,7 +202,7 @@ def test_other_code_is_run_again(runs: Runs, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_kernel_that_cannot_be_provided_fails_its_cells_and_no_others(runs: Runs) -> None:
     runs.broken_kernels = ("debian",)
-    status, shown = runs.main("--kernels", "debian", "lab", "--only", "*/xen-v7/lazy/2")
+    status, shown = runs.main("--kernels", "debian", "lab", "--only", "*/xen-v7/lazy/2", "--arch", "amd64")
 
     assert status == 1
     assert runs.ran == ["lab/xen-v7/lazy/2"]

@@ -5,14 +5,17 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pviommu.lab import provision, roots
 from pviommu.lab.apt import MIRROR_VARIABLE, Package, PrivateApt
+from pviommu.lab.architecture import ARM64
 from pviommu.lab.problems import EnvironmentProblem
 from pviommu.lab.processes import Outcome
 from pviommu.lab.progress import Progress
+from pviommu.lab.roots import archives_in
 
 FILES = ("base-files_1_amd64.deb", "linux-image_1_amd64.deb", "qemu_1_amd64.deb")
 
@@ -38,7 +41,7 @@ class FakeHost:
         self.unpacked.append(file.name)
         (root / "boot").mkdir(exist_ok=True)
         (root / "usr/bin").mkdir(parents=True, exist_ok=True)
-        (root / "boot/vmlinuz-6.12.1-cloud").touch()
+        (root / f"boot/vmlinuz-6.12.1-cloud{'-arm64' if 'arm64' in file.name else ''}").touch()
         (root / "usr/bin/busybox").touch()
         return Outcome(0, "")
 
@@ -87,6 +90,51 @@ def test_qemu_for_arm_is_a_layer_of_its_own_that_is_made_on_demand(cache: dict[s
     assert any(word.endswith("/usr/bin/qemu-system-aarch64") for word in made.command)
     assert not made.command[0].startswith(str(base.root))
     assert made.version == "11.1.3"
+
+
+def test_guests_of_arm64_get_a_layer_with_their_packages_on_the_hosts_root(
+    cache: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, ...]] = []
+    architectures: list[tuple[str, ...]] = []
+    make = PrivateApt.__init__
+
+    def noting(self: PrivateApt, *args: Any, **others: Any) -> None:
+        architectures.append(tuple(others["architectures"]))
+        make(self, *args, **others)
+
+    def resolve(self: PrivateApt, packages: Sequence[str]) -> list[Package]:
+        asked.append(tuple(packages))
+        if len(asked) == 1:
+            return [Package(name, 1) for name in FILES]
+        names = ["busybox-static_1_arm64.deb", "gcc-14_1_arm64.deb", "linux-headers-6.12.1-common_1_all.deb"]
+        return [Package(name, 1) for name in (names if len(asked) == 3 else ["gcc-14-aarch64_1_amd64.deb"])]
+
+    def download(self: PrivateApt, packages: Sequence[Package], progress: object) -> list[Path]:
+        return [self.archives / package.file_name for package in packages]
+
+    monkeypatch.setattr(PrivateApt, "__init__", noting)
+    monkeypatch.setattr(PrivateApt, "resolve", resolve)
+    monkeypatch.setattr(PrivateApt, "download", download)
+
+    found = provision.provision(progress(), architecture=ARM64, environment=cache, run=FakeHost())
+    base = provision.find_toolbox(environment=cache, run=FakeHost())
+
+    assert base is not None
+    assert architectures == [("amd64",), ("amd64", "arm64")]
+    assert {"qemu-system-arm/trixie-backports", "gcc-aarch64-linux-gnu"} <= set(asked[1])
+    assert {"linux-image-cloud-arm64:arm64", "busybox-static:arm64"} <= set(asked[2])
+    assert all(":arm64" in package for package in asked[2])
+    added = archives_in(found.root)[len(archives_in(base.root)) :]
+    assert added == [  # no compiler that runs on arm64
+        "gcc-14-aarch64_1_amd64.deb",
+        "busybox-static_1_arm64.deb",
+        "linux-headers-6.12.1-common_1_all.deb",
+    ]
+    assert found.root != base.root
+    assert found.qemu_command[-5] == str(found.root / "usr/bin/qemu-system-aarch64")
+    assert found.kernel_release == "6.12.1-cloud-arm64"
+    assert (found.busybox, found.runnable_busybox) == (found.root / "usr/bin/busybox", base.busybox)
 
 
 def test_able_qemu_of_the_host_is_used(cache: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -112,6 +112,13 @@ def test_refused_topology_ends_with_status_2_and_one_line(lab: Lab, capsys: pyte
         (("--vcpus", "0"), "--vcpus 0: give 1 to 64"),
         (("--topology", "/no/such.toml"), "--topology /no/such.toml: no such file"),
         (("--results", "/proc/none"), "--results /proc/none: "),
+        (("--msi", "its"), "--msi its: the machine of amd64 has apic"),
+        (("--arch", "arm64", "--msi", "apic"), "--msi apic: the machine of arm64 has its or gicv2m"),
+        (("--arch", "arm64", "--long"), "--long: not with --arch arm64"),
+        (
+            ("--arch", "arm64", "--suite", "vfio"),
+            "--suite vfio: not with --arch arm64, whose kernels of the lab have no",
+        ),
     ],
 )
 def test_wrong_option_ends_with_status_2_and_says_what_is_allowed(
@@ -119,6 +126,28 @@ def test_wrong_option_ends_with_status_2_and_says_what_is_allowed(
 ) -> None:
     assert lab.main(*options)[0] == 2
     assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "machine", "window", "isolated"),
+    [
+        ((), "virt,memory-backend=ram,gic-version=3,msi=its", "0x08080000+0x20000", True),
+        (("--msi", "gicv2m"), "virt,memory-backend=ram,gic-version=2,msi=gicv2m", "0x08020000+0x1000", False),
+    ],
+)
+def test_machine_and_server_of_an_arm64_guest_agree_about_its_msi_window(
+    lab: Lab, options: tuple[str, ...], machine: str, window: str, isolated: bool
+) -> None:
+    say = 'print("--msi", sys.argv[sys.argv.index("--msi") + 1], file=sys.stderr, flush=True)'
+    lab.server = lab.server.replace(
+        "import json, os, signal, socket, sys, time", f"import json, os, signal, socket, sys, time\n{say}"
+    )
+
+    config = lab.image_files("--arch", "arm64", *options)["/lab/config"]
+
+    assert (b"isolated_msi=1\n" in config) is isolated
+    assert machine in lab.result("qemu-command.txt")
+    assert f"--msi {window}" in lab.result("server.jsonl")
 
 
 @pytest.mark.row("server", 125)
@@ -136,6 +165,7 @@ def test_a_shipped_topology_is_taken_by_its_name(lab: Lab) -> None:
     [
         ((), "lab-cards"),
         (("--kernel", "debian-7"), "lab-cards"),
+        (("--arch", "arm64", "--kernel", "debian-16k"), "lab-cards"),
         (("--kernel", "lab-debug"), "lab"),
         (("--scenario", "slow-invalidation"), "lab"),
         (("--long",), "lab"),
@@ -155,7 +185,13 @@ def test_environment_problem_ends_with_status_3_and_how_to_get_it(
     lab: Lab, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(
-        progress: Progress, *, qemu: str | None, accel: str, kernel: str = "debian", suite: str | None = None
+        progress: Progress,
+        *,
+        qemu: str | None,
+        accel: str,
+        kernel: str = "debian",
+        suite: str | None = None,
+        arch: str = "amd64",
     ) -> run.Setup:
         raise EnvironmentProblem("apt-get is missing", "install the package apt")
 
@@ -168,7 +204,13 @@ def test_failed_module_build_ends_with_status_3_and_the_compilers_output(
     lab: Lab, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(
-        progress: Progress, *, qemu: str | None, accel: str, kernel: str = "debian", suite: str | None = None
+        progress: Progress,
+        *,
+        qemu: str | None,
+        accel: str,
+        kernel: str = "debian",
+        suite: str | None = None,
+        arch: str = "amd64",
     ) -> run.Setup:
         raise RunError("the guest modules do not build", "a.c:1: error")
 

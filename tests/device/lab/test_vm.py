@@ -6,10 +6,12 @@ import json
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from pviommu.lab.architecture import ARM64, interrupt_controller
 from pviommu.lab.problems import RunError, UsageError
 from pviommu.lab.processes import Outcome
 from pviommu.lab.provision import Toolbox
@@ -91,7 +93,7 @@ def test_machine_has_a_nic_only_when_asked_for(tmp_path: Path) -> None:
 )
 def test_nic_falls_back_to_a_hub_where_qemu_has_no_user_network(tmp_path: Path, offered: str, backend: str) -> None:
     def run(command: Sequence[str]) -> Outcome:
-        assert list(command) == ["env", "qemu", "-netdev", "help"]
+        assert list(command) == ["env", "qemu", "-machine", "none", "-netdev", "help"]
         return Outcome(0, f"Available netdev backend types:\n{offered}")
 
     assert nic_backend(toolbox(tmp_path), run) == backend
@@ -135,6 +137,22 @@ def test_extra_arguments_come_before_the_devices_so_that_they_may_add_an_iommu(t
 def test_kernel_prefers_addresses_above_4_gib_and_reboots_at_once_on_panic(tmp_path: Path) -> None:
     words = values(compose(toolbox(tmp_path), config(tmp_path), 7), "-append")[0].split()
     assert {"iommu.forcedac=1", "panic=-1", "console=ttyS0"} <= set(words)
+
+
+@pytest.mark.parametrize(
+    ("name", "machine"), [("its", "gic-version=3,msi=its"), ("gicv2m", "gic-version=2,msi=gicv2m")]
+)
+def test_guest_of_arm64_has_its_own_machine_processor_and_console(tmp_path: Path, name: str, machine: str) -> None:
+    options = interrupt_controller(ARM64, name).machine
+    arm = replace(toolbox(tmp_path), architecture=ARM64)
+
+    command = compose(arm, config(tmp_path, machine_options=options), 7)
+
+    assert values(command, "-machine") == [f"virt,memory-backend=ram,{machine}"]
+    assert values(command, "-cpu") == ["cortex-a76"]
+    words = values(command, "-append")[0].split()
+    assert "console=ttyAMA0" in words
+    assert "tsc=reliable" not in words
 
 
 def test_host_processor_and_qmp_only_where_they_apply(tmp_path: Path) -> None:
