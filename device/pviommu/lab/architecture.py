@@ -108,6 +108,7 @@ ARM64 = Architecture(
     flavours={"debian": "cloud-arm64", "debian-7": "cloud-arm64", "debian-16k": "arm64-16k"},
     processor="cortex-a76",  # has pages of 4, 16 and 64 KiB
     make=("ARCH=arm64", "CROSS_COMPILE=aarch64-linux-gnu-"),
+    modules=("driver", "smmu"),
     prefix="aarch64-linux-gnu-",
 )
 
