@@ -16,6 +16,7 @@
 #include <linux/wait.h>
 #include <linux/workqueue.h>
 
+#include "pviommu_guest_table.h"
 #include "pviommu_table.h"
 #include "pviommu_types.h"
 
@@ -174,8 +175,14 @@ struct pviommu_frames {
  *	resumes
  * @reset_work: resets it
  * @no_reserve: whether the device does not know RESERVE
+ * @has_tables: whether domains have tables of the guest
+ * @in_flight: line 0 of those that say whether DMA by such tables is in flight
+ * @guest_lock: protects @guest_domains
+ * @guest_domains: paging domains whose tables are the guest's
  * @events: event ring
  * @lock: protects @endpoints and the domain of each
+ * @bars_lock: also held while @endpoints changes, so that it can be read where sleeping is not
+ *	allowed
  * @endpoints: functions that the IOMMU core has probed
  * @nr_endpoints: how many
  * @nr_domains: paging domains
@@ -207,8 +214,13 @@ struct pviommu {
 	bool closed;
 	struct work_struct reset_work;
 	bool no_reserve;
+	bool has_tables;
+	void *in_flight;
+	struct mutex guest_lock;	/* guest_domains */
+	struct list_head guest_domains;
 	struct pviommu_event_ring events;
 	struct mutex lock;	/* endpoints */
+	spinlock_t bars_lock;	/* changes of endpoints */
 	struct list_head endpoints;
 	atomic_t nr_endpoints;
 	atomic_t nr_domains;
@@ -250,13 +262,23 @@ struct pviommu_endpoint {
 #include "pviommu_pending.h"
 
 /**
- * struct pviommu_domain - a paging domain
+ * struct pviommu_paging - what paging domains of both kinds have in common
  * @domain: what the IOMMU core knows of it
- * @list: in the list of its PV-IOMMU
- * @pins: users that have found it in @list; it is not freed meanwhile
  * @pv: its PV-IOMMU, to which it has a reference
  * @ctx: its context
- * @ring: the ring of that context
+ */
+struct pviommu_paging {
+	struct iommu_domain domain;
+	struct pviommu *pv;
+	u16 ctx;
+};
+
+/**
+ * struct pviommu_domain - a paging domain whose tables the device has
+ * @paging: what all have
+ * @list: in the list of its PV-IOMMU
+ * @pins: users that have found it in @list; it is not freed meanwhile
+ * @ring: the ring of its context
  * @table: what is mapped
  * @asked: pages of the pool in the last request to the device, and @asked_at the index of
  *	that command; the ring's lock protects these and the credit of @table
@@ -269,11 +291,9 @@ struct pviommu_endpoint {
  * @pending: outstanding maps, in domains that do not belong to the DMA API
  */
 struct pviommu_domain {
-	struct iommu_domain domain;
+	struct pviommu_paging paging;
 	struct list_head list;
 	atomic_t pins;
-	struct pviommu *pv;
-	u16 ctx;
 	struct pviommu_ring *ring;
 	struct pviommu_table table;
 	u32 asked;
@@ -285,6 +305,12 @@ struct pviommu_domain {
 	unsigned int nr_pending;
 	struct pviommu_pending pending[PVIOMMU_PENDING_MAPS];
 };
+
+/* The core sets the type after the allocation, so it is read only when needed. */
+static inline bool pviommu_paging_is_dma(const struct pviommu_paging *own)
+{
+	return own->domain.type & __IOMMU_DOMAIN_DMA_API;
+}
 
 static inline u32 pviommu_sbdf(struct pci_dev *pdev)
 {
@@ -371,6 +397,7 @@ void pviommu_give_up_init(struct pviommu *pv);
 bool pviommu_give_up(struct pviommu *pv);
 bool pviommu_reset(struct pviommu *pv, u32 how);
 void pviommu_give_up_finish(struct pviommu *pv);
+bool pviommu_has_ended(struct pviommu *pv);
 int pviommu_attach_given_up(struct pviommu_endpoint *ep, struct iommu_domain *domain);
 
 /* pviommu_ring.c */
@@ -395,19 +422,49 @@ int pviommu_op_bind(struct pviommu *pv, u32 sbdf, u32 stream);
 int pviommu_op_unbind(struct pviommu *pv, u32 sbdf);
 int pviommu_op_block(struct pviommu *pv, u32 sbdf);
 int pviommu_op_usage(struct pviommu *pv, struct pviommu_usage *usage);
+int pviommu_op_alloc_tables(struct pviommu *pv, u64 root, u32 flags, unsigned int bits, u16 *ctx,
+			    u32 *line);
+int pviommu_op_flush(struct pviommu *pv, u16 ctx);
 
-/* pviommu_domain.c */
-struct iommu_domain *pviommu_domain_alloc_paging(struct device *dev);
-
-/* pviommu_device.c */
+/* pviommu_paging.c */
 #ifdef PVIOMMU_ATTACH_HAS_OLD
 #define PVIOMMU_ATTACH_PARAMETERS \
 	struct iommu_domain *domain, struct device *dev, struct iommu_domain *old
+int pviommu_domain_attach(struct iommu_domain *domain, struct device *dev,
+			  struct iommu_domain *old);
 #else
 #define PVIOMMU_ATTACH_PARAMETERS	struct iommu_domain *domain, struct device *dev
+int pviommu_domain_attach(struct iommu_domain *domain, struct device *dev);
 #endif
+#ifdef PVIOMMU_ALLOC_HAS_PARENT
+#define PVIOMMU_ALLOC_OP	domain_alloc_user
+#define PVIOMMU_ALLOC_PARAMETERS \
+	struct device *dev, u32 flags, struct iommu_domain *parent, \
+	const struct iommu_user_data *user_data
+#else
+#define PVIOMMU_ALLOC_OP	domain_alloc_paging_flags
+#define PVIOMMU_ALLOC_PARAMETERS \
+	struct device *dev, u32 flags, const struct iommu_user_data *user_data
+#endif
+struct iommu_domain *pviommu_domain_alloc_flags(PVIOMMU_ALLOC_PARAMETERS);
+struct iommu_domain *pviommu_domain_alloc_paging(struct device *dev);
+void pviommu_paging_begin(struct pviommu_paging *own, struct pviommu *pv,
+			  const struct iommu_domain_ops *ops, unsigned long page_sizes,
+			  unsigned int bits);
+int pviommu_paging_free_context(struct pviommu_paging *own);
+void pviommu_paging_end(struct pviommu_paging *own);
+void pviommu_paging_no_context(struct pviommu *pv, int error);
+
+/* pviommu_domain.c */
+struct iommu_domain *pviommu_ring_domain_alloc(struct pviommu *pv);
+
+/* pviommu_guest_domain.c */
+int pviommu_guest_choose(struct pviommu *pv);
+struct iommu_domain *pviommu_guest_domain_alloc(struct pviommu *pv, bool dirty);
+u64 pviommu_guest_mapped_pages(struct pviommu *pv);
+
+/* pviommu_device.c */
 extern const struct iommu_ops pviommu_ops;
-extern const struct iommu_domain_ops pviommu_domain_ops;
 int pviommu_attach(struct pviommu_endpoint *ep, struct iommu_domain *domain, u16 ctx);
 void pviommu_forget_domain(struct pviommu *pv, struct iommu_domain *domain);
 void pviommu_lock_endpoints(struct pviommu *pv, struct list_head *locked);

@@ -51,6 +51,21 @@ static void pviommu_read_limits(struct pviommu_capabilities *caps,
 	caps->identity_default = le32_to_cpu(limits->default_policy);
 }
 
+static int pviommu_read_guest_tables(struct pviommu_capabilities *caps,
+				     const struct pviommu_guest_tables *tables)
+{
+	u64 end;
+
+	caps->table_formats = le32_to_cpu(tables->formats);
+	caps->in_flight_offset = le32_to_cpu(tables->offset);
+	caps->nr_lines = le32_to_cpu(tables->lines);
+	caps->line_stride = le32_to_cpu(tables->stride);
+	end = caps->in_flight_offset + (u64)caps->nr_lines * caps->line_stride;
+	return caps->nr_lines && caps->line_stride >= sizeof(struct pviommu_in_flight_line) &&
+	       IS_ALIGNED(caps->in_flight_offset | caps->line_stride, sizeof(u32)) &&
+	       end <= PVIOMMU_SHARED_BAR_SIZE ? 0 : -EINVAL;
+}
+
 static void pviommu_read_entry(struct pviommu_capabilities *caps, u16 id, unsigned int i,
 			       const void *entry)
 {
@@ -130,6 +145,11 @@ static int pviommu_read_capability(struct pviommu_capabilities *caps, u16 id, co
 			return -EINVAL;
 		pviommu_read_limits(caps, body);
 		return 0;
+	}
+	if (id == PVIOMMU_CAP_GUEST_TABLES) {
+		if (room < sizeof(struct pviommu_guest_tables))
+			return -EINVAL;
+		return pviommu_read_guest_tables(caps, body);
 	}
 	length = pviommu_list_of(caps, id, &size);
 	if (!length)

@@ -22,6 +22,11 @@ static const struct {
 	{ PVIOMMU_FEATURE_BATCH_2014, "batch-2014" },
 };
 
+static const char *const pviommu_table_formats[] = {
+	[PVIOMMU_TABLE_FORMAT_VTD_SS] = "vtd-ss",
+	[PVIOMMU_TABLE_FORMAT_X86_64] = "x86-64",
+};
+
 static const char *pviommu_region_kind(u32 kind)
 {
 	switch (kind) {
@@ -53,6 +58,13 @@ static int capabilities_show(struct seq_file *s, void *unused)
 	seq_printf(s, "rings %u\n", caps->rings);
 	seq_printf(s, "aperture_bits %u\n", caps->aperture_bits);
 	seq_printf(s, "default_policy %s\n", caps->identity_default ? "identity" : "blocked");
+	if (caps->features & PVIOMMU_FEATURE_GUEST_TABLES) {
+		seq_puts(s, "table_formats");
+		for (i = 0; i < ARRAY_SIZE(pviommu_table_formats); i++)
+			if (caps->table_formats & BIT(i))
+				seq_printf(s, " %s", pviommu_table_formats[i]);
+		seq_putc(s, '\n');
+	}
 	for (i = 0; i < caps->nr_iova; i++)
 		seq_printf(s, "iova_range %#llx %#llx\n", caps->iova[i].start, caps->iova[i].last);
 	for (i = 0; i < caps->nr_reserved; i++) {
@@ -81,6 +93,7 @@ static int usage_show(struct seq_file *s, void *unused)
 	if (ret)
 		return ret;
 	seq_printf(s, "profile %s\n", pv->profile->name);
+	seq_printf(s, "tables %s\n", pv->has_tables ? "guest" : "device");
 	seq_printf(s, "contexts %u\n", usage.contexts);
 	seq_printf(s, "bindings %u\n", usage.bindings);
 	seq_printf(s, "pool_used %u\n", usage.pool_used);

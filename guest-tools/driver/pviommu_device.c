@@ -161,6 +161,7 @@ static struct pviommu_endpoint *pviommu_endpoint_add(struct pviommu *pv, struct 
 						     u32 stream)
 {
 	struct pviommu_endpoint *ep;
+	unsigned long flags;
 	int ret;
 
 	ep = kzalloc(sizeof(*ep), GFP_KERNEL);
@@ -186,7 +187,9 @@ static struct pviommu_endpoint *pviommu_endpoint_add(struct pviommu *pv, struct 
 	__set_bit(0, &ep->probing);
 	INIT_LIST_HEAD(&ep->locked);
 	mutex_lock(&pv->lock);
+	spin_lock_irqsave(&pv->bars_lock, flags);
 	list_add_tail(&ep->list, &pv->endpoints);
+	spin_unlock_irqrestore(&pv->bars_lock, flags);
 	mutex_unlock(&pv->lock);
 	atomic_inc(&pv->nr_endpoints);
 	return ep;
@@ -341,11 +344,14 @@ static void pviommu_release_device(struct device *dev)
 {
 	struct pviommu_endpoint *ep = dev_iommu_priv_get(dev);
 	struct pviommu *pv = ep->pv;
+	unsigned long flags;
 	bool locked;
 	int ret;
 
 	mutex_lock(&pv->lock);
+	spin_lock_irqsave(&pv->bars_lock, flags);
 	list_del_init(&ep->list);
+	spin_unlock_irqrestore(&pv->bars_lock, flags);
 	locked = !list_empty(&ep->locked);
 	mutex_unlock(&pv->lock);
 	atomic_dec(&pv->nr_endpoints);
@@ -405,6 +411,10 @@ static void pviommu_get_resv_regions(struct device *dev, struct list_head *head)
 
 static bool pviommu_capable(struct device *dev, enum iommu_cap cap)
 {
+	struct pviommu_endpoint *ep = dev_iommu_priv_get(dev);
+
+	if (cap == IOMMU_CAP_DIRTY_TRACKING)
+		return ep->pv->has_tables;
 	return cap == IOMMU_CAP_CACHE_COHERENCY || cap == IOMMU_CAP_DEFERRED_FLUSH;
 }
 
@@ -422,11 +432,11 @@ const struct iommu_ops pviommu_ops = {
 	.release_domain = &pviommu_release_domain,
 	.capable = pviommu_capable,
 	.domain_alloc_paging = pviommu_domain_alloc_paging,
+	.PVIOMMU_ALLOC_OP = pviommu_domain_alloc_flags,
 	.probe_device = pviommu_probe_device,
 	.probe_finalize = pviommu_probe_finalize,
 	.release_device = pviommu_release_device,
 	.device_group = pviommu_device_group,
 	.get_resv_regions = pviommu_get_resv_regions,
 	.def_domain_type = pviommu_def_domain_type,
-	.default_domain_ops = &pviommu_domain_ops,
 };

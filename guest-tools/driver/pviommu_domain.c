@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Paravirtual IOMMU: paging domains. Each has its own context.
+ * Paravirtual IOMMU: paging domains whose tables the device has.
  *
  * A map that cannot fail is posted. What could make a map fail:
  *
@@ -46,13 +46,12 @@ MODULE_PARM_DESC(posted, "post maps that cannot fail, and unmaps; else wait for 
 
 static struct pviommu_domain *to_pviommu_domain(struct iommu_domain *domain)
 {
-	return container_of(domain, struct pviommu_domain, domain);
+	return container_of(domain, struct pviommu_domain, paging.domain);
 }
 
-/* The core sets the type after domain_alloc_paging(), so it is read only when needed. */
 static bool pviommu_domain_is_dma(const struct pviommu_domain *own)
 {
-	return own->domain.type & __IOMMU_DOMAIN_DMA_API;
+	return pviommu_paging_is_dma(&own->paging);
 }
 
 static enum pviommu_wait pviommu_wait_of(gfp_t gfp)
@@ -60,26 +59,11 @@ static enum pviommu_wait pviommu_wait_of(gfp_t gfp)
 	return gfpflags_allow_blocking(gfp) ? PVIOMMU_WAIT_YIELD : PVIOMMU_WAIT_BUSY;
 }
 
-static int pviommu_domain_attach(PVIOMMU_ATTACH_PARAMETERS)
-{
-	struct pviommu_endpoint *ep = dev_iommu_priv_get(dev);
-	struct pviommu_domain *own = to_pviommu_domain(domain);
-	int ret;
-
-	if (own->pv != ep->pv)
-		return -EINVAL;
-	ret = pviommu_attach(ep, domain, own->ctx);
-	/* the core goes back to the domain of the DMA API where it does not handle an error */
-	if (ret && pviommu_given_up(ep->pv) && pviommu_domain_is_dma(own))
-		return pviommu_attach_given_up(ep, domain);
-	return ret;
-}
-
 /* Another domain with reserved pages of the pool that it does not use, pinned; or NULL. */
 static struct pviommu_domain *pviommu_domain_with_spare(struct pviommu_domain *own)
 {
 	struct pviommu_domain *found = NULL, *other;
-	struct pviommu *pv = own->pv;
+	struct pviommu *pv = own->paging.pv;
 	unsigned long flags;
 
 	spin_lock_irqsave(&pv->domains_lock, flags);
@@ -104,7 +88,7 @@ static void pviommu_domain_unpin(struct pviommu_domain *own)
 /* Makes other domains give back reserves that they do not use; whether there were any. */
 static bool pviommu_domain_press(struct pviommu_domain *own)
 {
-	int left = atomic_read(&own->pv->nr_domains);
+	int left = atomic_read(&own->paging.pv->nr_domains);
 	struct pviommu_domain *other;
 	bool any = false;
 
@@ -138,7 +122,7 @@ static void pviommu_domain_reserve(struct pviommu_domain *own, enum pviommu_wait
 	bool wants;
 	int ret;
 
-	if (READ_ONCE(own->pv->no_reserve))
+	if (READ_ONCE(own->paging.pv->no_reserve))
 		return;
 	spin_lock_irqsave(&own->lock, flags);
 	wants = !own->refused || time_after_eq(jiffies, own->retry);
@@ -148,7 +132,7 @@ static void pviommu_domain_reserve(struct pviommu_domain *own, enum pviommu_wait
 	ret = pviommu_domain_reserve_once(own, wait);
 	if (ret == -ENOMEM && pviommu_domain_press(own))
 		ret = pviommu_domain_reserve_once(own, wait);
-	if (pviommu_given_up(own->pv))
+	if (pviommu_given_up(own->paging.pv))
 		return;
 
 	spin_lock_irqsave(&own->lock, flags);
@@ -156,14 +140,14 @@ static void pviommu_domain_reserve(struct pviommu_domain *own, enum pviommu_wait
 	own->retry = jiffies + HZ;
 	spin_unlock_irqrestore(&own->lock, flags);
 	if (ret == -EOPNOTSUPP)
-		WRITE_ONCE(own->pv->no_reserve, true);
+		WRITE_ONCE(own->paging.pv->no_reserve, true);
 }
 
 /* Posts a map if it cannot fail; -EAGAIN, with nothing changed, if that is not certain. */
 static int pviommu_map_post(struct pviommu_domain *own, u64 dfn, u64 gfn, u32 nr_pages, u32 flags,
 			    gfp_t gfp)
 {
-	struct pviommu *pv = own->pv;
+	struct pviommu *pv = own->paging.pv;
 	int ret;
 
 	if (!posted || !pviommu_frames_hold(&pv->dfns, dfn, nr_pages) ||
@@ -247,8 +231,8 @@ static int pviommu_map_anywhere(struct pviommu_domain *own, u64 dfn, u64 gfn, u3
 	bool reserved = false;
 	int ret;
 
-	if (unlikely(!pviommu_frames_hold(&own->pv->dfns, dfn, nr_pages)))
-		nr_pages = pviommu_map_piece(&own->pv->caps, dfn, nr_pages, &reserved);
+	if (unlikely(!pviommu_frames_hold(&own->paging.pv->dfns, dfn, nr_pages)))
+		nr_pages = pviommu_map_piece(&own->paging.pv->caps, dfn, nr_pages, &reserved);
 	if (likely(!reserved))
 		return pviommu_map(own, dfn, gfn, nr_pages, flags, gfp, mapped);
 	ret = pviommu_table_fill(&own->table, dfn, nr_pages, PVIOMMU_ENTRY_CLAIMED | gfn, gfp);
@@ -273,7 +257,7 @@ static int pviommu_domain_map(struct iommu_domain *domain, unsigned long iova, p
 	if (!flags)
 		return -EINVAL;
 	do {
-		chunk = min_t(u64, left, own->pv->caps.max_nr_pages);
+		chunk = min_t(u64, left, own->paging.pv->caps.max_nr_pages);
 		ret = is_dma ? pviommu_map(own, dfn, gfn, chunk, flags, gfp, &done) :
 			       pviommu_map_anywhere(own, dfn, gfn, chunk, flags, gfp, &done);
 		dfn += done;
@@ -315,7 +299,7 @@ static size_t pviommu_domain_unmap(struct iommu_domain *domain, unsigned long io
 			continue;
 		}
 		for (; run; run -= chunk, dfn += chunk) {
-			chunk = min_t(u64, run, own->pv->caps.max_nr_pages);
+			chunk = min_t(u64, run, own->paging.pv->caps.max_nr_pages);
 			/* the reset of a device that was given up ends all DMA */
 			pviommu_ring_post_unmap(own, dfn, chunk);
 		}
@@ -357,31 +341,24 @@ static void pviommu_domain_free(struct iommu_domain *domain)
 {
 	struct pviommu_domain *own = to_pviommu_domain(domain);
 	unsigned long flags;
-	int ret;
 
-	pviommu_forget_domain(own->pv, domain);
-	spin_lock_irqsave(&own->pv->domains_lock, flags);
+	spin_lock_irqsave(&own->paging.pv->domains_lock, flags);
 	list_del(&own->list);
-	spin_unlock_irqrestore(&own->pv->domains_lock, flags);
+	spin_unlock_irqrestore(&own->paging.pv->domains_lock, flags);
 	wait_var_event(&own->pins, !atomic_read(&own->pins));
 	/* a ring may have the address of what is freed here */
 	pviommu_pending_collect(own, 0, U64_MAX);
-	ret = pviommu_op_free_context(own->pv, own->ctx);
-	if (ret && !pviommu_given_up(own->pv))
-		dev_err(pviommu_dev(own->pv), "free of context %u failed: %pe\n", own->ctx,
-			ERR_PTR(ret));
+	pviommu_paging_free_context(&own->paging);
 	pviommu_table_free(&own->table);
-	atomic_dec(&own->pv->nr_domains);
-	pviommu_put(own->pv);
+	pviommu_paging_end(&own->paging);
 	kfree(own);
 }
 
 /* Errors injected into these (Documentation/fault-injection) have to reach the caller. */
-ALLOW_ERROR_INJECTION(pviommu_domain_attach, ERRNO);
 ALLOW_ERROR_INJECTION(pviommu_domain_map, ERRNO);
 ALLOW_ERROR_INJECTION(pviommu_domain_sync_map, ERRNO);
 
-const struct iommu_domain_ops pviommu_domain_ops = {
+static const struct iommu_domain_ops pviommu_domain_ops = {
 	.attach_dev = pviommu_domain_attach,
 	.map_pages = pviommu_domain_map,
 	.unmap_pages = pviommu_domain_unmap,
@@ -392,10 +369,8 @@ const struct iommu_domain_ops pviommu_domain_ops = {
 	.free = pviommu_domain_free,
 };
 
-struct iommu_domain *pviommu_domain_alloc_paging(struct device *dev)
+struct iommu_domain *pviommu_ring_domain_alloc(struct pviommu *pv)
 {
-	struct pviommu_endpoint *ep = dev_iommu_priv_get(dev);
-	struct pviommu *pv = ep->pv;
 	struct pviommu_domain *own;
 	unsigned long flags;
 	int ret;
@@ -403,28 +378,22 @@ struct iommu_domain *pviommu_domain_alloc_paging(struct device *dev)
 	own = kzalloc(sizeof(*own), GFP_KERNEL);
 	if (!own)
 		return ERR_PTR(-ENOMEM);
-	own->pv = pv;
 	spin_lock_init(&own->lock);
 	ret = pviommu_table_init(&own->table, pv->caps.aperture_bits, &pv->nr_tables);
 	if (ret)
 		goto err_free;
-	ret = pviommu_op_alloc_context(pv, &own->ctx);
+	ret = pviommu_op_alloc_context(pv, &own->paging.ctx);
 	if (ret) {
-		if (ret != -ENOSPC && ret != -ENOMEM && !pviommu_given_up(pv))
-			dev_err(pviommu_dev(pv), "no context for a domain: %pe\n", ERR_PTR(ret));
+		pviommu_paging_no_context(pv, ret);
 		goto err_table;
 	}
-	own->ring = pviommu_ring_of(pv, own->ctx);
-	own->domain.pgsize_bitmap = pv->caps.page_sizes;
-	own->domain.geometry.aperture_start = 0;
-	own->domain.geometry.aperture_end = DMA_BIT_MASK(pv->caps.aperture_bits);
-	own->domain.geometry.force_aperture = true;
-	atomic_inc(&pv->nr_domains);
+	own->ring = pviommu_ring_of(pv, own->paging.ctx);
+	pviommu_paging_begin(&own->paging, pv, &pviommu_domain_ops, pv->caps.page_sizes,
+			     pv->caps.aperture_bits);
 	spin_lock_irqsave(&pv->domains_lock, flags);
 	list_add_tail(&own->list, &pv->domains);
 	spin_unlock_irqrestore(&pv->domains_lock, flags);
-	refcount_inc(&pv->users);
-	return &own->domain;
+	return &own->paging.domain;
 
 err_table:
 	pviommu_table_free(&own->table);

@@ -28,6 +28,8 @@
 #undef pr_fmt
 #include "pviommu_xen_v7.c"
 #undef pr_fmt
+#include "pviommu_paging.c"
+#undef pr_fmt
 #include "pviommu_table.c"
 #undef pr_fmt
 #include "pviommu_pending.c"
@@ -41,6 +43,22 @@
 #include "pviommu_events.c"
 #undef pr_fmt
 #include "pviommu_debugfs.c"
+
+/* always the kind that sends maps: what is measured is the driver without what it sends */
+int pviommu_guest_choose(struct pviommu *pv)
+{
+	return 0;
+}
+
+struct iommu_domain *pviommu_guest_domain_alloc(struct pviommu *pv, bool dirty)
+{
+	return ERR_PTR(-EOPNOTSUPP);
+}
+
+u64 pviommu_guest_mapped_pages(struct pviommu *pv)
+{
+	return 0;
+}
 
 int pviommu_ring_post_map(struct pviommu_domain *own, u64 dfn, u64 gfn, u32 nr_pages, u32 flags)
 {

@@ -74,6 +74,15 @@ void pviommu_give_up_finish(struct pviommu *pv)
 	flush_work(&pv->reset_work);
 }
 
+/* Resets a device that was given up; whether nothing that it had is used by DMA any more. */
+bool pviommu_has_ended(struct pviommu *pv)
+{
+	/* another CPU may be about to give it up */
+	schedule_work(&pv->reset_work);
+	pviommu_give_up_finish(pv);
+	return pviommu_is_reset(pv);
+}
+
 /**
  * pviommu_attach_given_up - attaches a domain in which nothing can be mapped
  * @ep: the function
@@ -84,13 +93,11 @@ void pviommu_give_up_finish(struct pviommu *pv)
 int pviommu_attach_given_up(struct pviommu_endpoint *ep, struct iommu_domain *domain)
 {
 	struct pviommu *pv = ep->pv;
+	bool ended = pviommu_has_ended(pv);
 	int ret = -ENODEV;
 
-	/* another CPU may be about to give it up */
-	schedule_work(&pv->reset_work);
-	pviommu_give_up_finish(pv);
 	mutex_lock(&pv->lock);
-	if (pviommu_is_reset(pv) && ep->confined) {
+	if (ended && ep->confined) {
 		ep->domain = domain;
 		ret = 0;
 	}

@@ -79,6 +79,55 @@ int pviommu_op_block(struct pviommu *pv, u32 sbdf)
 	return pviommu_submit(pv, &command, PVIOMMU_WAIT_SLEEP);
 }
 
+/**
+ * pviommu_op_alloc_tables - allocates a context whose tables the guest owns
+ * @pv: the PV-IOMMU
+ * @root: guest address of the table of the highest level, in the format of VT-d's second stage
+ * @flags: PVIOMMU_TABLES_*
+ * @bits: bits of a device address
+ * @ctx: the context
+ * @line: index of its in-flight line
+ *
+ * Return: 0 or the negative errno of the device.
+ */
+int pviommu_op_alloc_tables(struct pviommu *pv, u64 root, u32 flags, unsigned int bits, u16 *ctx,
+			    u32 *line)
+{
+	struct pviommu_command command;
+	int ret;
+
+	pviommu_command_clear(&command);
+	command.slot.op_class = PVIOMMU_CLASS_VENDOR;
+	command.slot.op = PVIOMMU_VENDOR_OP_ALLOC_TABLES;
+	command.op.tables.format = cpu_to_le32(PVIOMMU_TABLE_FORMAT_VTD_SS);
+	command.op.tables.flags = cpu_to_le32(flags);
+	command.op.tables.root = cpu_to_le64(root);
+	command.op.tables.aperture_bits = cpu_to_le32(bits);
+	ret = pviommu_submit(pv, &command, PVIOMMU_WAIT_SLEEP);
+	if (ret)
+		return ret;
+	*ctx = le16_to_cpu(command.op.tables.ctx_no);
+	*line = le32_to_cpu(command.op.tables.line);
+	return 0;
+}
+
+/*
+ * Waits until all DMA is over that such a context translated before; also where sleeping is not
+ * allowed. It goes the way of that context's other commands, and so keeps nobody else waiting.
+ */
+int pviommu_op_flush(struct pviommu *pv, u16 ctx)
+{
+	struct pviommu_ring *ring = pviommu_ring_of(pv, ctx);
+	struct pviommu_answer answer;
+
+	pviommu_command_clear(&answer.command);
+	answer.command.slot.op_class = PVIOMMU_CLASS_VENDOR;
+	answer.command.slot.op = PVIOMMU_VENDOR_OP_FLUSH;
+	answer.command.op.flush.ctx_no = cpu_to_le16(ctx);
+	return pviommu_ring_send(ring, &answer) ?:
+	       pviommu_ring_take(ring, &answer, PVIOMMU_WAIT_BUSY);
+}
+
 /* What is in use after all that was sent: the device's counters and the driver's own. */
 int pviommu_op_usage(struct pviommu *pv, struct pviommu_usage *usage)
 {
@@ -97,6 +146,7 @@ int pviommu_op_usage(struct pviommu *pv, struct pviommu_usage *usage)
 	usage->pool_used = le32_to_cpu(command.op.usage.pool_used);
 	usage->pool_total = le32_to_cpu(command.op.usage.pool_total);
 	usage->mapped_pages = le64_to_cpu(command.op.usage.mapped_pages);
+	usage->mapped_pages += pviommu_guest_mapped_pages(pv);
 	usage->events_lost = le64_to_cpu(command.op.usage.events_lost);
 	usage->domains = atomic_read(&pv->nr_domains);
 	usage->table_pages = atomic_read(&pv->nr_tables);

@@ -171,7 +171,7 @@ static int pviommu_start(struct pviommu *pv)
 		dev_err(pviommu_dev(pv), "the device refused profile %s\n", pv->profile->name);
 		return -EIO;
 	}
-	ret = pviommu_capabilities_read(pv);
+	ret = pviommu_capabilities_read(pv) ?: pviommu_guest_choose(pv);
 	if (ret)
 		return ret;
 	ret = pviommu_rings_init(pv);
@@ -262,6 +262,9 @@ static int pviommu_probe(struct pci_dev *pdev, const struct pci_device_id *id)
 	pv->pdev = pdev;
 	pv->profile = chosen;
 	mutex_init(&pv->lock);
+	spin_lock_init(&pv->bars_lock);
+	mutex_init(&pv->guest_lock);
+	INIT_LIST_HEAD(&pv->guest_domains);
 	INIT_LIST_HEAD(&pv->endpoints);
 	spin_lock_init(&pv->domains_lock);
 	INIT_LIST_HEAD(&pv->domains);
@@ -294,10 +297,10 @@ static int pviommu_probe(struct pci_dev *pdev, const struct pci_device_id *id)
 	ret = pviommu_register(pv);
 	if (ret)
 		goto err_irqs;
-	dev_info(&pdev->dev, "PV-IOMMU %u, profile %s: %u endpoints, %u contexts, %u address bits, %u rings of %u slots\n",
-		 pv->instance, pv->profile->name, atomic_read(&pv->nr_endpoints),
-		 pv->caps.max_contexts, pv->caps.aperture_bits, pv->nr_rings,
-		 pv->rings[0].entries);
+	dev_info(&pdev->dev, "PV-IOMMU %u, profile %s, tables of the %s: %u endpoints, %u contexts, %u address bits, %u rings of %u slots\n",
+		 pv->instance, pv->profile->name, pv->has_tables ? "guest" : "device",
+		 atomic_read(&pv->nr_endpoints), pv->caps.max_contexts, pv->caps.aperture_bits,
+		 pv->nr_rings, pv->rings[0].entries);
 	return 0;
 
 err_irqs:

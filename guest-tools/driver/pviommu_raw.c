@@ -12,6 +12,11 @@ static u32 pviommu_raw_profile(struct pviommu *pv)
 	return pv->profile->number;
 }
 
+static bool pviommu_raw_has_tables(struct pviommu *pv)
+{
+	return pv->has_tables;
+}
+
 static const struct pviommu_capabilities *pviommu_raw_capabilities(struct pviommu *pv)
 {
 	return &pv->caps;
@@ -28,6 +33,7 @@ const struct pviommu_raw_ops pviommu_raw_ops = {
 	.submit = pviommu_submit,
 	.usage = pviommu_op_usage,
 	.profile = pviommu_raw_profile,
+	.has_tables = pviommu_raw_has_tables,
 	.capabilities = pviommu_raw_capabilities,
 	.ring_entries = pviommu_raw_ring_entries,
 	.event_position = pviommu_event_position,

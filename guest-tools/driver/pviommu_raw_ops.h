@@ -18,6 +18,7 @@
  *	The payload and the sequence are copied back; of a posted command, only the sequence
  * @usage: what is in use
  * @profile: PVIOMMU_PROFILE_* that was selected
+ * @has_tables: whether the tables of domains are the guest's
  * @capabilities: the capability area
  * @ring_entries: slots of ring 0
  * @event_position: the position that the next event will have
@@ -29,6 +30,7 @@ struct pviommu_raw_ops {
 	int (*submit)(struct pviommu *pv, struct pviommu_command *command, enum pviommu_wait wait);
 	int (*usage)(struct pviommu *pv, struct pviommu_usage *usage);
 	u32 (*profile)(struct pviommu *pv);
+	bool (*has_tables)(struct pviommu *pv);
 	const struct pviommu_capabilities *(*capabilities)(struct pviommu *pv);
 	u32 (*ring_entries)(struct pviommu *pv);
 	u32 (*event_position)(struct pviommu *pv);

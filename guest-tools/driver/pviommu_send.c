@@ -35,7 +35,8 @@ int pviommu_ring_post_map(struct pviommu_domain *own, u64 dfn, u64 gfn, u32 nr_p
 		ret = ret ?: -EAGAIN;
 	if (likely(!ret)) {
 		/* Filled in place: the device does not read it before it is published. */
-		own->pv->profile->map(pviommu_ring_next(ring), own->ctx, dfn, gfn, nr_pages, flags);
+		own->paging.pv->profile->map(pviommu_ring_next(ring), own->paging.ctx, dfn, gfn,
+					     nr_pages, flags);
 		pviommu_ring_post(ring);
 	}
 	pviommu_ring_end(ring, irq);
@@ -60,8 +61,9 @@ int pviommu_ring_post_unmap(struct pviommu_domain *own, u64 dfn, u32 nr_pages)
 	int ret;
 
 	ret = pviommu_ring_begin(ring, &irq);
-	if (likely(!ret) || (!READ_ONCE(own->pv->reset) && pviommu_ring_has_room(ring))) {
-		own->pv->profile->unmap(pviommu_ring_next(ring), own->ctx, dfn, nr_pages);
+	if (likely(!ret) || (!READ_ONCE(own->paging.pv->reset) && pviommu_ring_has_room(ring))) {
+		own->paging.pv->profile->unmap(pviommu_ring_next(ring), own->paging.ctx, dfn,
+					       nr_pages);
 		pviommu_ring_post(ring);
 	}
 	pviommu_ring_end(ring, irq);
@@ -72,7 +74,7 @@ int pviommu_ring_post_unmap(struct pviommu_domain *own, u64 dfn, u32 nr_pages)
 int pviommu_op_map_send(struct pviommu_domain *own, struct pviommu_answer *answer, u64 dfn, u64 gfn,
 			u32 nr_pages, u32 flags)
 {
-	own->pv->profile->map(&answer->command, own->ctx, dfn, gfn, nr_pages, flags);
+	own->paging.pv->profile->map(&answer->command, own->paging.ctx, dfn, gfn, nr_pages, flags);
 	return pviommu_ring_send(own->ring, answer);
 }
 
@@ -84,10 +86,10 @@ int pviommu_op_map_wait(struct pviommu_domain *own, struct pviommu_answer *answe
 
 	*mapped = 0;
 	/* without an answer the count is unknown; the device is not used any more */
-	if (!pviommu_given_up(own->pv))
-		*mapped = min(own->pv->profile->mapped(&answer->command), nr_pages);
+	if (!pviommu_given_up(own->paging.pv))
+		*mapped = min(own->paging.pv->profile->mapped(&answer->command), nr_pages);
 	/* User space sees the errno of the device, and must not need to know its profile. */
-	if (ret == own->pv->profile->not_backed)
+	if (ret == own->paging.pv->profile->not_backed)
 		ret = -EFAULT;
 	return !ret && *mapped != nr_pages ? -EIO : ret;
 }
@@ -103,7 +105,7 @@ static void pviommu_reserve_command(struct pviommu_domain *own, struct pviommu_c
 	pviommu_command_clear(command);
 	command->slot.op_class = PVIOMMU_CLASS_VENDOR;
 	command->slot.op = PVIOMMU_VENDOR_OP_RESERVE;
-	command->op.reserve.ctx_no = cpu_to_le16(own->ctx);
+	command->op.reserve.ctx_no = cpu_to_le16(own->paging.ctx);
 	command->op.reserve.pages = cpu_to_le32(own->asked);
 	/* for the device the last one counts */
 	own->asked_at = own->ring->producer;

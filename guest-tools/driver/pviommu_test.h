@@ -4,7 +4,9 @@
 #define _PVIOMMU_IOMMU_TEST_H
 
 #include <linux/errno.h>
+#include <linux/iommu.h>
 #include <linux/mm.h>
+#include <linux/pci.h>
 #include <linux/sizes.h>
 #include <linux/slab.h>
 #include <linux/string.h>
@@ -22,6 +24,7 @@
 /* where the tests map, far from the ends of the aperture and from reserved regions */
 #define PVT_DFN		0x12345ULL
 #define PVT_RW		(PVIOMMU_MAP_READABLE | PVIOMMU_MAP_WRITEABLE)
+#define PVT_DOMAIN_RW	(IOMMU_READ | IOMMU_WRITE)
 /* the value of OUT fields before an operation that must not change them */
 #define PVT_UNTOUCHED	0x5a5a5a5a
 /* beyond the number of contexts of any configuration of the tests */
@@ -110,8 +113,17 @@ struct pvt {
 /* A test that gets a context; engine 0 may be attached to it. */
 typedef void (*pvt_body)(struct ktap *ktap, struct pvt *t, u16 ctx);
 
+/* The same with a domain of the IOMMU core. */
+typedef void (*pvt_domain_body)(struct ktap *ktap, struct pvt *t, struct iommu_domain *domain);
+
 #define PVT_CONTEXT(name, body)		{ name, pvt_with_context, (unsigned long)(body) }
 #define PVT_ATTACHED(name, body)	{ name, pvt_with_engine, (unsigned long)(body) }
+
+/* The function of engine 0. */
+static inline struct device *pvt_dev(struct pvt *t)
+{
+	return &pvdt_client_ops.pci_dev(t->engine[0])->dev;
+}
 
 static inline u8 *pvt_page(struct pvt *t, unsigned int page)
 {
@@ -192,6 +204,15 @@ bool pvt_expect_fault(struct ktap *ktap, struct pvt *t, unsigned int engine,
 struct pvdt_request pvt_fill(u64 iova, u32 length, u8 byte);
 struct pvdt_request pvt_read(u64 iova, u32 length);
 
+/* pviommu_test_domain.c */
+bool pvt_expect_translates(struct ktap *ktap, struct iommu_domain *domain, u64 dfn, u64 gfn,
+			   unsigned int nr_pages);
+
+#ifdef PVIOMMU_HAS_GENERIC_PT
+/* exported to drivers with tables of this kind; its header is not among those for other modules */
+void iommu_put_pages_list(struct iommu_pages_list *list);
+#endif
+
 /* pviommu_test_space.c: what cases begin and end with */
 void pvt_with_context(struct ktap *ktap, void *subject, unsigned long body);
 void pvt_with_engine(struct ktap *ktap, void *subject, unsigned long body);
@@ -208,6 +229,14 @@ extern const struct ktap_case pvt_context_cases[];
 extern const unsigned int pvt_nr_context_cases;
 extern const struct ktap_case pvt_domain_cases[];
 extern const unsigned int pvt_nr_domain_cases;
+extern const struct ktap_case pvt_ring_domain_cases[];
+extern const unsigned int pvt_nr_ring_domain_cases;
+extern const struct ktap_case pvt_attached_cases[];
+extern const unsigned int pvt_nr_attached_cases;
+extern const struct ktap_case pvt_guest_cases[];
+extern const unsigned int pvt_nr_guest_cases;
+extern const struct ktap_case pvt_generic_cases[];
+extern const unsigned int pvt_nr_generic_cases;
 extern const struct ktap_case pvt_table_cases[];
 extern const unsigned int pvt_nr_table_cases;
 extern const struct ktap_case pvt_pool_cases[];

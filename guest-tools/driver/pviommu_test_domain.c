@@ -11,11 +11,8 @@
 
 #include "pviommu_test.h"
 
-#define PVT_DOMAIN_RW		(IOMMU_READ | IOMMU_WRITE)
 /* pages on either side of a border; a window may have one page only */
 #define PVT_AROUND		1
-
-typedef void (*pvt_domain_body)(struct ktap *ktap, struct pvt *t, struct iommu_domain *domain);
 
 static bool pvt_expect_pages(struct ktap *ktap, struct pvt *t, u64 want)
 {
@@ -30,7 +27,7 @@ static void pvt_with_domain(struct ktap *ktap, void *subject, unsigned long body
 	struct pvt *t = subject;
 	struct iommu_domain *domain;
 
-	domain = iommu_paging_domain_alloc(&pvdt_client_ops.pci_dev(t->engine[0])->dev);
+	domain = iommu_paging_domain_alloc(pvt_dev(t));
 	if (!EXPECT(ktap, !IS_ERR_OR_NULL(domain)))
 		return;
 	((pvt_domain_body)body)(ktap, t, domain);
@@ -49,8 +46,8 @@ static u64 pvt_window(struct pvt *t)
 	return 0;
 }
 
-static bool pvt_expect_translates(struct ktap *ktap, struct iommu_domain *domain, u64 dfn, u64 gfn,
-				  unsigned int nr_pages)
+bool pvt_expect_translates(struct ktap *ktap, struct iommu_domain *domain, u64 dfn, u64 gfn,
+			   unsigned int nr_pages)
 {
 	unsigned int i;
 
@@ -133,8 +130,13 @@ const struct ktap_case pvt_domain_cases[] = {
 	PVT_DOMAIN("a domain notes pages of the reserved window and maps those beside it",
 		   pvt_domain_window),
 	PVT_DOMAIN("a map from memory into what is none is undone whole", pvt_domain_undone),
+};
+
+const unsigned int pvt_nr_domain_cases = ARRAY_SIZE(pvt_domain_cases);
+
+const struct ktap_case pvt_ring_domain_cases[] = {
 	PVT_DOMAIN("maps of a domain that cannot fail are posted, and its pool pages come back",
 		   pvt_domain_posts),
 };
 
-const unsigned int pvt_nr_domain_cases = ARRAY_SIZE(pvt_domain_cases);
+const unsigned int pvt_nr_ring_domain_cases = ARRAY_SIZE(pvt_ring_domain_cases);

@@ -105,6 +105,7 @@ static void pvt_run_doorbell(struct ktap *ktap, struct pvt *t)
 
 static void pvt_run_all(struct ktap *ktap, struct pvt *t)
 {
+	const bool has_tables = pviommu_raw_ops.has_tables(t->pv);
 	const struct {
 		const struct ktap_case *cases;
 		unsigned int count;
@@ -114,6 +115,10 @@ static void pvt_run_all(struct ktap *ktap, struct pvt *t)
 		{ pvt_context_cases, pvt_nr_context_cases },
 		{ pvt_table_cases, pvt_nr_table_cases },
 		{ pvt_domain_cases, pvt_nr_domain_cases },
+		{ pvt_ring_domain_cases, has_tables ? 0 : pvt_nr_ring_domain_cases },
+		{ pvt_guest_cases, has_tables ? pvt_nr_guest_cases : 0 },
+		{ pvt_generic_cases, pvt_nr_generic_cases },
+		{ pvt_attached_cases, pvt_nr_attached_cases },
 		{ pvt_pool_cases, pvt_nr_pool_cases },
 		{ pvt_ring_cases, pvt_nr_ring_cases },
 		{ pvt_batch_cases, pvt_nr_batch_cases },

@@ -50,6 +50,8 @@ struct pviommu_command {
 		struct pviommu_op_batch batch;
 		struct pviommu_op_call call;
 		struct pviommu_op_reserve reserve;
+		struct pviommu_op_alloc_tables tables;
+		struct pviommu_op_flush flush;
 		u8 bytes[PVIOMMU_PAYLOAD_SIZE];
 	} op;
 };
@@ -87,6 +89,10 @@ struct pviommu_reserved {
  * @pool_pages: page-table pages of the device's pool
  * @rings: rings of the device
  * @aperture_bits: bits of a device address
+ * @table_formats: bit mask of 1 << PVIOMMU_TABLE_FORMAT_* that the device walks, 0 for none
+ * @in_flight_offset: of the in-flight lines, in the shared BAR
+ * @nr_lines: how many lines
+ * @line_stride: bytes from one to the next
  * @identity_default: whether context 0 is the identity, else it blocks
  * @nr_iova: entries of @iova
  * @nr_reserved: entries of @reserved
@@ -105,6 +111,10 @@ struct pviommu_capabilities {
 	u32 pool_pages;
 	u32 rings;
 	u32 aperture_bits;
+	u32 table_formats;
+	u32 in_flight_offset;
+	u32 nr_lines;
+	u32 line_stride;
 	bool identity_default;
 	unsigned int nr_iova;
 	unsigned int nr_reserved;
@@ -122,7 +132,8 @@ struct pviommu_capabilities {
  * @bindings: device: functions bound
  * @pool_used: device: page-table pages charged
  * @pool_total: device: page-table pages of the pool
- * @mapped_pages: device: pages mapped in all contexts
+ * @mapped_pages: device: pages mapped in all contexts; driver: those in tables of the guest, except
+ *	for addresses that are reserved
  * @events_lost: device: events dropped because the event ring was full
  * @domains: driver: paging domains
  * @table_pages: driver: pages of their tables

@@ -52,6 +52,7 @@ def test_the_capability_chain_is_what_print_capabilities_says(guest, topology):
         f"rings {limits.rings}",
         f"aperture_bits {limits.aperture_bits}",
         f"default_policy {'identity' if limits.default_policy else 'blocked'}",
+        "table_formats vtd-ss x86-64",
         *(f"iova_range {entry.start:#x} {entry.last:#x}" for entry in chain[CapabilityId.IOVA_RANGES]),
         *(
             f"reserved {entry.start:#x} {entry.last:#x} {RegionKind(entry.kind).name.lower()} global"
@@ -60,6 +61,7 @@ def test_the_capability_chain_is_what_print_capabilities_says(guest, topology):
         *(f"endpoint {entry.stream}" for entry in chain[CapabilityId.ENDPOINTS]),
     ]
     assert found == told["driver_capabilities"]
+    assert chain[CapabilityId.GUEST_TABLES].formats == 0b11
     assert chain[CapabilityId.RAM_RANGES] == [AddressRange(0, RAM_SIZE - 1)]
 
 

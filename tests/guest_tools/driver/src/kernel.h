@@ -23,15 +23,26 @@ typedef long long s64;
 typedef unsigned int gfp_t;
 
 #define GFP_KERNEL		0u
+#define GFP_KERNEL_ACCOUNT	0u
+#define GFP_ATOMIC		0u
 #define U64_MAX			(~0ULL)
 #define BIT(n)			(1UL << (n))
 #define BIT_ULL(n)		(1ULL << (n))
+#define GENMASK_ULL(high, low)	((~0ULL >> (63 - (high))) & (~0ULL << (low)))
 #define DIV_ROUND_UP(n, d)	(((n) + (d) - 1) / (d))
 #define round_down(n, power)	((n) & ~((u64)(power) - 1))
 #define min(a, b)		((a) < (b) ? (a) : (b))
 #define max(a, b)		((a) > (b) ? (a) : (b))
 #define likely(condition)	(condition)
 #define unlikely(condition)	(condition)
+#define noinline		__attribute__((noinline))
+#define IS_ERR(pointer)		((uintptr_t)(pointer) > (uintptr_t)-4096)
+#define ERR_PTR(error)		((void *)(intptr_t)(error))
+#define PTR_ERR(pointer)	((int)(intptr_t)(pointer))
+
+/* Guest addresses are those of this process. */
+#define virt_to_phys(address)	((u64)(uintptr_t)(address))
+#define phys_to_virt(address)	((void *)(uintptr_t)(address))
 
 /* The kernel keeps what depends on a read by its value in order. Compilers know no such promise. */
 #define READ_ONCE(place)	__atomic_load_n(&(place), __ATOMIC_CONSUME)
@@ -45,6 +56,11 @@ static inline u64 cmpxchg(u64 *place, u64 old, u64 new)
 {
 	__atomic_compare_exchange_n(place, &old, new, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
 	return old;
+}
+
+static inline void clear_bit(unsigned int bit, unsigned long *place)
+{
+	__atomic_fetch_and(place, ~(1UL << bit), __ATOMIC_RELAXED);
 }
 
 typedef struct {
