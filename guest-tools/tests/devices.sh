@@ -114,9 +114,30 @@ unload_all() {
 	rmmod pviommu_dmatest && rmmod pviommu
 }
 
+# has_tables: whether domains have tables of the guest with the settings of now
+has_tables() {
+	[ "$tables" != off ] && grep -q '^table_formats .*vtd-ss' /lab/capabilities
+}
+
+# kind_of_tables: what the driver says of that
+kind_of_tables() {
+	if has_tables; then
+		echo guest
+	else
+		echo device
+	fi
+}
+
 # load_all [PROFILE]
 engine_timeout_ms=10000
 load_all() {
-	insmod "$modules/pviommu.ko" profile="${1:-$profile}" &&
+	insmod "$modules/pviommu.ko" profile="${1:-$profile}" tables="$tables" &&
 		insmod "$modules/pviommu_dmatest.ko" timeout_ms="$engine_timeout_ms"
+}
+
+# send_maps: loads the drivers anew, so that tables are the device's and it is told of each map
+send_maps() {
+	tables=off
+	[ ! -e /sys/module/pviommu_test ] || rmmod pviommu_test
+	unload_all && load_all && engines_have_groups
 }

@@ -19,12 +19,16 @@ has_injection() {
 # injected_functions: name of a function, and what of pviommu_vfio calls it
 injected_functions() {
 	echo pviommu_domain_attach --attach attached
-	echo pviommu_domain_map --map mapped
-	echo pviommu_domain_sync_map --map mapped
+	if has_tables; then
+		echo pviommu_guest_map --map mapped
+	else
+		echo pviommu_domain_map --map mapped
+		echo pviommu_domain_sync_map --map mapped
+	fi
 }
 
 inject_plan() {
-	echo $((3 + 3 * $(vfio_interfaces | wc -l)))
+	echo $((3 + $(injected_functions | wc -l) * $(vfio_interfaces | wc -l)))
 }
 
 inject_tests() {

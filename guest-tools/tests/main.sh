@@ -7,12 +7,13 @@
 # configuration of the run. What a configuration cannot do is not in its list of topics.
 
 cd "$(dirname "$0")" || exit 1
-for part in lib devices setup operations dma types network cards lifecycle ports takeover profiles vfio inject power lost \
+for part in lib devices setup operations dma types network cards lifecycle ports takeover profiles vfio inject sent power lost \
 	kernel_log kexec program suite scenario sweep; do
 	. "./$part.sh"
 done
 
 profile=xen-2024
+tables=auto
 mode=lazy
 kernel=debian
 long=0
@@ -63,6 +64,7 @@ topics() {
 	[ -n "$cards" ] && [ -e /proc/self/ns/net ] && echo cards
 	echo profiles vfio
 	has_injection && echo inject
+	[ "$long" = 1 ] && has_tables && echo sent
 	echo power "$on" ${scenario:+scenario} "$off" kernel_log
 	if [ "$long" = 1 ]; then
 		[ "$mode" = passthrough ] || echo paused

@@ -2,7 +2,8 @@
 # shellcheck shell=sh
 #
 # A scenario of faults: the host loads its rules, the guest works while they act, and looks at the page where the device
-# counts what each of them did. What goes wrong while a rule acts that no correct IOMMU has is expected to (XFAIL).
+# counts what each of them did. What goes wrong while a rule acts that no correct IOMMU has is expected to (XFAIL). Rules may
+# be about maps and unmaps, so tables are the device's meanwhile, unless the run was asked for others.
 
 rules=/lab/rules
 counts=/tmp/rule-counts
@@ -25,12 +26,21 @@ rule_counts() {
 rules_on_plan() {
 	if [ "$scenario_from" = boot ]; then
 		echo 0
+	elif sends_for_rules; then
+		echo 2
 	else
 		echo 1
 	fi
 }
 
+# sends_for_rules: whether the driver is loaded anew for them, after other tests
+sends_for_rules() {
+	[ "$scenario_alone" = 0 ] && [ -z "$program$suite" ] && has_tables
+}
+
 rules_on_tests() {
+	usual_tables=$tables
+	! sends_for_rules || check "the driver sends maps, so that rules can be about them" send_maps
 	[ "$scenario_from" = boot ] || check "the rules of $scenario are loaded" request rules-load
 }
 
@@ -141,6 +151,7 @@ rules_off_tests() {
 		check "rule $id has acted as expected" rule_acted "$hash" "$first" "$last"
 	done <"$rules"
 	check "the rules of $scenario are taken away" rules_go
+	tables=$usual_tables
 	# a program or a suite of the user's has drivers of its own choice
 	if [ "$faulty_was_played" = 1 ] && [ "$adversarial_acted$scenario_from" = 1boot ]; then
 		check_excused "without rules everything works" calm_again

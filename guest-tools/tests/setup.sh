@@ -4,7 +4,7 @@
 # The driver binds, and Linux sees an ordinary IOMMU.
 
 setup_plan() {
-	echo 9
+	echo 10
 }
 
 setup_tests() {
@@ -12,6 +12,7 @@ setup_tests() {
 	check "pviommu binds to the PV-IOMMU" same "$(driver_of "$iommu")" pviommu
 	check "the IOMMU core lists it" test -d "/sys/class/iommu/pviommu-$iommu"
 	check "its capabilities are those of the server" compare_capabilities
+	check "tables of domains are those of the $(kind_of_tables)" same "$(usage | grep '^tables ')" "tables $(kind_of_tables)"
 	check "every engine has a driver" engines_have_driver
 	check "every engine has a group of its own" engines_have_groups
 	check "the groups are of type $(type_of_mode)" groups_have_type

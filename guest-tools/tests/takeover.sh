@@ -18,7 +18,7 @@ takeover_tests() {
 driver_came_first() {
 	unload_all && insmod "$modules/pviommu_dmatest.ko" || return 1
 	before=$(log_lines)
-	insmod "$modules/pviommu.ko" profile="$profile" || return 1
+	insmod "$modules/pviommu.ko" profile="$profile" tables="$tables" || return 1
 	for engine in $engines; do
 		same "$engine $(driver_of "$engine")" "$engine pviommu_dmatest" || return 1
 		[ ! -e "$devices/$engine/iommu_group" ] || { echo "$engine has a group" && return 1; }

@@ -30,6 +30,7 @@ for part in lib devices setup lifecycle vfio lost kernel_log; do
 	. "./$part.sh"
 done
 profile=xen-2024
+tables=auto
 mode=lazy
 kernel=debian
 iommu=$(functions "$iommu_id" | head -n 1)

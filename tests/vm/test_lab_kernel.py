@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from conftest import Command, LabRun
 
 LIMIT = 600
-FUNCTIONS = ("attach", "map", "sync_map")
+FUNCTIONS = ("domain_attach", "guest_map", "domain_map", "domain_sync_map")
 
 
 @pytest.fixture(scope="module")
@@ -23,13 +23,25 @@ def suite_run(command: Command, artefacts: Path) -> LabRun:
 @pytest.mark.row("driver", 60)
 @pytest.mark.parametrize("interface", ["type1", "iommufd"])
 def test_injected_errors_reach_user_space(strict_run: LabRun, interface: str) -> None:
-    wanted = {f"errors of pviommu_domain_{name} reach user space by {interface} as they are" for name in FUNCTIONS}
+    wanted = {f"errors of pviommu_{name} reach user space by {interface} as they are" for name in FUNCTIONS}
     assert wanted | {"failed calls leave nothing behind, and the DMA API works"} <= strict_run.passed, strict_run.output
 
 
 def test_all_of_it_passes_there_too(strict_run: LabRun) -> None:
     assert strict_run.status == 0, strict_run.output
     assert "nothing is left of VFIO" in strict_run.passed
+
+
+@pytest.mark.row("driver", 83)
+@pytest.mark.parametrize("seed", [1, 2])
+def test_tables_are_those_of_the_kernels_own_library(strict_run: LabRun, seed: int) -> None:
+    assert f"the driver writes the tables that the kernel's library writes, seed {seed}" in strict_run.passed
+
+
+@pytest.mark.row("driver", 84)
+def test_iommufd_learns_page_by_page_what_was_written(strict_run: LabRun) -> None:
+    name = "what is written is noted page by page where the tables are the guest's, else refused"
+    assert name in strict_run.passed_in("VFIO by iommufd")
 
 
 @pytest.mark.row("driver", 28)

@@ -19,6 +19,8 @@ from pviommu.lab.server import ServerProcess
 from pviommu.lab.vm import VirtualMachine, VmConfig
 
 SCRIPT = """#!/bin/sh
+insmod /lib/modules-lab/pviommu.ko tables=on
+rmmod pviommu
 insmod /lib/modules-lab/pviommu.ko
 dmesg
 """
@@ -34,7 +36,10 @@ def setup() -> Setup:
 def sockets(artefacts: Path) -> Iterator[tuple[Path, Path]]:
     """A running server of one engine: the folder of its sockets, its log."""
     log = artefacts / "unshared-server.jsonl"
-    topology = resources.qemu_configs() / "one-engine.toml"
+    topology = artefacts / "unshared.toml"
+    topology.write_text(
+        "[iommu]\nguest-tables = false\n\n" + (resources.qemu_configs() / "one-engine.toml").read_text()
+    )
     with short_folder() as folder, ServerProcess(topology, folder, log) as server:
         server.start()
         yield folder, log
@@ -74,6 +79,7 @@ def test_qemu_without_a_shared_backend_ends_and_the_server_says_why(setup: Setup
 
 
 @pytest.mark.row("wire", 50)
+@pytest.mark.row("driver", 86)
 def test_guest_whose_backend_is_private_is_told_by_its_driver(
     setup: Setup, sockets: tuple[Path, Path], artefacts: Path, tmp_path: Path
 ) -> None:
@@ -99,3 +105,5 @@ def test_guest_whose_backend_is_private_is_told_by_its_driver(
 
     assert [line for line in report if "guest memory is not shared with the device: share=on is missing" in line]
     assert complaints(log)
+    # its device walks no tables of the guest either
+    assert [line for line in report if "the device does not walk tables of the guest, as tables=on demands" in line]

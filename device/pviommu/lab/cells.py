@@ -31,8 +31,11 @@ _LONG = (("xen-2024", "lazy", 2), ("xen-v7", "strict", 2))
 CARDS = "net"
 """What takes the place of a suite in cells that try network cards: a program of ``guest-tools``."""
 _SUITES = (("lab", "vfio"), *((kernel, CARDS) for kernel in KERNELS))
-"""Kernels with the suites that they run, each in a cell of its own."""
-_SUITE_PLACE = ("xen-2024", "lazy", 2)
+"""Kernels with the suites that they run, each in cells of its own."""
+_SUITE_PLACES = tuple((profile, "lazy", 2) for profile in PROFILES)
+_TABLES = {"xen-2024": "auto", "xen-v7": "off"}
+"""The parameter ``tables`` of the driver. So each kernel, mode and number of vCPUs is tried with the guest's tables and
+with the device's; besides, a guest's own tests change to the other kind when they change the profile."""
 _CODE = ("pviommu", "pviommu_abi", "vfio_user", "wire_layout")
 _NOT_OF_A_RUN = frozenset(("bench", "selfcheck", "data", "__pycache__"))
 
@@ -66,6 +69,11 @@ class Cell:
     def is_long(self) -> bool:
         """Whether the long tests are run as well, as in two cells of each kernel."""
         return not self.suite and not self.msi and (self.profile, self.mode, self.vcpus) in _LONG
+
+    @property
+    def tables(self) -> str:
+        """The driver's parameter of this name."""
+        return _TABLES[self.profile]
 
     @property
     def tests(self) -> str:
@@ -139,7 +147,8 @@ def all_cells(kernels: Sequence[str] = KERNELS, arches: Sequence[str] = (AMD64.n
         own = [kernel for kernel in kernels if kernel in KERNELS]
         axes = (own, AXES["profile"], AXES["mode"], AXES["vCPUs"])
         cells += [Cell(kernel, profile, mode, int(vcpus)) for kernel, profile, mode, vcpus in itertools.product(*axes)]
-        cells += [Cell(kernel, *_SUITE_PLACE, suite) for kernel, suite in _SUITES if kernel in own]
+        places = itertools.product(_SUITES, _SUITE_PLACES)
+        cells += [Cell(kernel, *place, suite) for (kernel, suite), place in places if kernel in own]
     if ARM64.name in arches:
         cells += [cell for cell in _OF_ARM64 if cell.kernel in kernels]
     return cells

@@ -18,6 +18,7 @@ __all__ = [
     "OWN_KERNEL",
     "PROFILES",
     "SUITES",
+    "TABLES",
     "GuestSettings",
     "kernel_name",
 ]
@@ -35,6 +36,9 @@ OWN_KERNEL = "own"
 """The name that a kernel given by its path has in the guest."""
 
 PROFILES = ("xen-2024", "xen-v7")
+
+TABLES = ("auto", "on", "off")
+"""The values of the driver's parameter ``tables``: whether the tables of its domains are the guest's."""
 
 SUITES = ("vfio",)
 """Other people's tests that the guest can run instead of its own: the kernel's tools/testing/selftests/NAME."""
@@ -54,7 +58,7 @@ class GuestSettings:
     the guest ends in a shell on its console instead of powering off. ``cycles`` is how often its drivers are unloaded
     and loaded, None as often as ``long`` says. ``isolated_msi``: the machine's interrupts are such that VFIO asks for
     no decision. ``program``, the name of a file that the user has added, or ``suite`` is run instead of the guest's own
-    tests.
+    tests. ``tables`` is the parameter of the driver.
 
     ``scenario`` is the name of a scenario of faults. It is played after all other tests or, with ``scenario_alone``,
     instead of them; ``scenario_from`` says whether its rules are loaded from the guest's ``boot`` on. With ``sweep``
@@ -75,6 +79,7 @@ class GuestSettings:
     sweep: bool = False
     cycles: int | None = None
     isolated_msi: bool = False
+    tables: str = TABLES[0]
 
     @property
     def kernel_arguments(self) -> tuple[str, ...]:
@@ -85,6 +90,7 @@ class GuestSettings:
         """The text of ``/lab/config``: assignments of a POSIX shell, those of ``more`` after the settings."""
         values = {
             "profile": self.profile,
+            "tables": self.tables,
             "mode": self.mode,
             "vcpus": str(self.vcpus),
             "kernel": self.kernel,

@@ -211,7 +211,7 @@ def _run_cell(matrix: _Matrix, setup: Setup, cell: Cell, inputs: str) -> Outcome
 
 def _options(matrix: _Matrix, setup: Setup, cell: Cell) -> list[str]:
     options = ["--kernel", cell.kernel, "--profile", cell.profile, "--mode", cell.mode, "--vcpus", str(cell.vcpus)]
-    options += ["--accel", setup.accelerator]
+    options += ["--accel", setup.accelerator, "--tables", cell.tables]
     if cell.msi:
         options += ["--arch", cell.arch, "--msi", cell.msi]
     elif matrix.args.qemu is not None:

@@ -38,7 +38,7 @@ from . import (
 from .architecture import AMD64, ARCHITECTURES, ARM64, Architecture, InterruptController, interrupt_controller
 from .boot import Job, Setup, judged_run, serve_options, short_folder
 from .console import STANDARD, Terminal
-from .guest_settings import ARM64_KERNELS, KERNELS, MODES, PROFILES, SUITES, GuestSettings, kernel_name
+from .guest_settings import ARM64_KERNELS, KERNELS, MODES, PROFILES, SUITES, TABLES, GuestSettings, kernel_name
 from .listener import Listener
 from .problems import EnvironmentProblem, RunError, UsageError
 from .progress import Progress
@@ -100,6 +100,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--profile", choices=PROFILES, default=PROFILES[0], help="profile that the driver uses first")
     parser.add_argument("--mode", choices=MODES, default="lazy", help="how the guest's DMA API maps")
+    parser.add_argument(
+        "--tables",
+        choices=TABLES,
+        help="whether the tables of the driver's domains are the guest's, as its parameter of that name has it; "
+        f"default: {TABLES[0]}, with --scenario off, since rules may be about maps that are sent",
+    )
     parser.add_argument("--long", action="store_true", help="run the long tests too")
     parser.add_argument(
         "--cycles",
@@ -402,6 +408,7 @@ def _settings(
         scenario_from=play.start if play else "tests",
         cycles=args.cycles,
         isolated_msi=controller.isolates,
+        tables=args.tables or ("off" if args.scenario else TABLES[0]),
     )
 
 

@@ -17,6 +17,7 @@ _HEADINGS = (
     "profile",
     "mode",
     "vCPUs",
+    "tables",
     "tests",
     "verdict",
     "passed",
@@ -25,7 +26,7 @@ _HEADINGS = (
     "seconds",
     "date (UTC)",
 )
-_FIRST_NUMBER = 6  # from here on all columns but the last are aligned to the right
+_FIRST_NUMBER = 7  # from here on all columns but the last are aligned to the right
 _LEVELS = ("pviommu", "python", "qemu", "accelerator")
 
 
@@ -56,7 +57,7 @@ def write_table(folder: Path, outcomes: Mapping[Cell, Outcome], date: str) -> No
 
 def _row(cell: Cell, outcome: Outcome) -> tuple[str, ...]:
     counts = (outcome.passed, outcome.failed, outcome.skipped)
-    place = (cell.machine, cell.profile, cell.mode, str(cell.vcpus), cell.tests)
+    place = (cell.machine, cell.profile, cell.mode, str(cell.vcpus), cell.tables, cell.tests)
     return (*place, outcome.verdict, *map(str, counts), f"{outcome.seconds:.1f}", outcome.date)
 
 

@@ -298,7 +298,7 @@ def _guest_swept(args: argparse.Namespace, program: Sequence[str], provide: Prov
     setup = set_up(progress, provide, qemu=None, accel="auto", kernel=args.kernel)
     topology = find(Path("lab"))
     offered = capabilities(topology, program)
-    settings = GuestSettings(args.profile, args.mode, kernel=kernel_name(args.kernel), sweep=True)
+    settings = GuestSettings(args.profile, args.mode, kernel=kernel_name(args.kernel), sweep=True, tables="off")
     boots = 0
     with Report(args) as report:
         sweep = GuestSweep(report.begin, report.add, args.case_timeout)

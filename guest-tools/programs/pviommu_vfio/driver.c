@@ -80,6 +80,7 @@ bool read_usage(struct usage *usage)
 	if (!file)
 		return false;
 	while (fgets(line, sizeof(line), file)) {
+		usage->guest_tables |= !strcmp(line, "tables guest\n");
 		if (sscanf(line, "%31s %" SCNu64, name, &value) != 2)
 			continue;
 		for (i = 0; i < nr_fields; i++) {

@@ -17,8 +17,13 @@ struct capabilities {
 	uint64_t pool_pages;
 };
 
-/* What is in use on both sides; and commands sent so far, which same_usage() ignores. */
+/*
+ * What is in use on both sides; and commands sent so far, which same_usage() ignores.
+ *
+ * @guest_tables: whether the tables of address spaces are the guest's
+ */
 struct usage {
+	bool guest_tables;
 	uint64_t contexts, bindings, pool_used, mapped_pages, domains, table_pages, endpoints;
 	uint64_t posted, waited;
 };

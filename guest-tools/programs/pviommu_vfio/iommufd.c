@@ -72,6 +72,7 @@ static int iommufd_attach(struct space *space, const char *address, struct attac
 		attachment_close(attachment);
 		return error;
 	}
+	attachment->id = bind.out_devid;
 	return 0;
 }
 

@@ -169,7 +169,7 @@ void fixture_close(struct fixture *f)
 /* With nothing open and nothing mapped. */
 static bool fixture_init(struct fixture *f, const struct options *options)
 {
-	const struct attachment none = { -1, -1 };
+	const struct attachment none = { .device = -1, .group = -1 };
 
 	*f = (struct fixture){
 		.ops = options->ops,
@@ -228,11 +228,16 @@ static void run_closing(struct fixture *f, const struct test *tests, bool attach
 
 static void run_all(struct fixture *f, const struct options *options)
 {
-	const struct test *lists[MAX_LISTS] = { ranges_tests, dma_tests, map_tests, posting_tests,
-						pool_tests };
-	unsigned int nr_lists = 5, total = length(lifetime_tests), i;
-	bool attached;
+	const struct test *lists[MAX_LISTS] = { ranges_tests, dma_tests, map_tests };
+	unsigned int nr_lists = 3, total = length(lifetime_tests), i;
+	bool attached = fixture_init(f, options);
 
+	if (f->before.guest_tables) {
+		lists[nr_lists++] = guest_tests;
+	} else {
+		lists[nr_lists++] = posting_tests;
+		lists[nr_lists++] = pool_tests;
+	}
 	lists[nr_lists++] = options->ops->maps_bars ? bar_tests : no_bar_tests;
 	if (options->ops->maps_bars && PAGE <= REGISTERS_SIZE)
 		lists[nr_lists++] = register_tests;
@@ -240,14 +245,17 @@ static void run_all(struct fixture *f, const struct options *options)
 		lists[nr_lists++] = huge_tests;
 	if (options->nr_addresses == 2) {
 		lists[nr_lists++] = isolation_tests;
-		lists[nr_lists++] = sharing_tests;
+		if (!f->before.guest_tables)
+			lists[nr_lists++] = sharing_tests;
 	}
-	if (options->ops == &iommufd_ops)
+	if (options->ops == &iommufd_ops) {
+		lists[nr_lists++] = dirty_tests;
 		total += length(iommufd_tests);
+	}
 	for (i = 0; i < nr_lists; i++)
 		total += length(lists[i]);
 	ktap_plan(total);
-	attached = fixture_init(f, options) && fixture_open(f);
+	attached = attached && fixture_open(f);
 	for (i = 0; i < nr_lists; i++)
 		run_attached(f, lists[i], attached);
 	run_closing(f, lifetime_tests, attached);

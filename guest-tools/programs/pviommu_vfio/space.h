@@ -22,10 +22,15 @@ struct range {
 	uint64_t last;
 };
 
-/* Descriptors of a device that is attached; @group is -1 where there is none. */
+/*
+ * Descriptors of a device that is attached; @group is -1 where there is none.
+ *
+ * @id: its number in an iommufd, where it is bound to one
+ */
 struct attachment {
 	int device;
 	int group;
+	uint32_t id;
 };
 
 struct space;

@@ -45,15 +45,19 @@ extern const struct test ranges_tests[];
 extern const struct test dma_tests[];
 extern const struct test huge_tests[];
 extern const struct test map_tests[];
+/* where the device has the tables of address spaces, and where the guest has */
 extern const struct test posting_tests[];
 extern const struct test pool_tests[];
+extern const struct test guest_tests[];
 /* where BARs can be mapped by their address, and where not */
 extern const struct test bar_tests[];
 extern const struct test register_tests[]; /* and where a page is no larger than such a BAR */
 extern const struct test no_bar_tests[];
-/* need two engines */
+/* need two engines; in the second list, with tables of the device */
 extern const struct test isolation_tests[];
 extern const struct test sharing_tests[];
+/* what only iommufd has, with everything attached and nothing mapped */
+extern const struct test dirty_tests[];
 /* come last, in this order: the first closes what is open, the others begin with all closed */
 extern const struct test lifetime_tests[];
 /* what only iommufd has; they begin with all closed */

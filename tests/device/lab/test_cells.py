@@ -24,9 +24,13 @@ def test_matrix_is_every_combination_once() -> None:
 def test_suites_have_cells_of_their_own_behind_the_others() -> None:
     cells = all_cells(["debian", "lab"])
 
-    names = ["lab/xen-2024/lazy/2/vfio", "debian/xen-2024/lazy/2/net", "lab/xen-2024/lazy/2/net"]
-    assert [cell.name for cell in cells if cell.suite] == [cell.name for cell in cells[-3:]] == names
-    assert [cell.tests for cell in cells[-11:]] == ["own", "long", *["own"] * 5, "long", "vfio", "net", "net"]
+    names = [
+        f"{kernel}/xen-{profile}/lazy/2/{suite}"
+        for kernel, suite in (("lab", "vfio"), ("debian", "net"), ("lab", "net"))
+        for profile in ("2024", "v7")
+    ]
+    assert [cell.name for cell in cells if cell.suite] == [cell.name for cell in cells[-6:]] == names
+    assert [cell.tests for cell in cells[-14:-6]] == ["own", "long", *["own"] * 5, "long"]
 
 
 def test_cells_of_arm64_have_each_value_of_each_axis_and_come_last() -> None:
@@ -45,6 +49,15 @@ def test_cells_of_arm64_have_each_value_of_each_axis_and_come_last() -> None:
         assert {cell.vcpus for cell in some} == {1, 2}
     assert {cell.tests for cell in own} == {"own"}
     assert len({cell.file_name for cell in every}) == len(every)
+
+
+def test_each_kernel_mode_vcpus_and_suite_has_tables_of_either_kind() -> None:
+    cells = all_cells()
+
+    kinds: dict[tuple[object, ...], set[str]] = {}
+    for cell in cells:
+        kinds.setdefault((cell.kernel, cell.mode, cell.vcpus, cell.suite), set()).add(cell.tables)
+    assert set(map(frozenset, kinds.values())) == {frozenset({"auto", "off"})}
 
 
 def test_kernels_narrow_the_matrix() -> None:

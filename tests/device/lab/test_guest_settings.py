@@ -11,15 +11,15 @@ from pviommu.lab.guest_settings import KERNELS, GuestSettings, kernel_name
 
 
 def test_a_shell_reads_the_settings_as_they_are(tmp_path: Path) -> None:
-    settings = GuestSettings(profile="xen-v7", mode="strict", vcpus=2, kernel="lab", long=True, cycles=7)
+    settings = GuestSettings(profile="xen-v7", mode="strict", vcpus=2, kernel="lab", long=True, cycles=7, tables="off")
     (tmp_path / "config").write_bytes(settings.config({"boot_kernel": "/a b/$kernel"}))
-    script = '. "$1"; echo "$profile $mode $vcpus $kernel $long $keep $cycles $boot_kernel"'
+    script = '. "$1"; echo "$profile $tables $mode $vcpus $kernel $long $keep $cycles $boot_kernel"'
 
     done = subprocess.run(
         ["sh", "-euc", script, "sh", str(tmp_path / "config")], capture_output=True, text=True, check=True
     )
 
-    assert done.stdout == "xen-v7 strict 2 lab 1 0 7 /a b/$kernel\n"
+    assert done.stdout == "xen-v7 off strict 2 lab 1 0 7 /a b/$kernel\n"
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ with open({log!r}, "a") as log:
     suite = " --suite " + options["--suite"] if "--suite" in sys.argv else ""
     if "--run" in sys.argv:
         suite = " ".join(["", *(os.path.basename(options[key]) for key in ("--topology", "--scenario", "--run"))])
+    assert options["--tables"] in ("auto", "off")
     log.write(name + (" --long" if "--long" in sys.argv else "") + suite + "\\n")
 {body}
 verdict = "failed" if name in {failing!r} else "passed"
@@ -124,9 +125,9 @@ def test_suite_is_prepared_and_run_in_its_cell(runs: Runs) -> None:
     status, shown = runs.main("--only", "*/vfio")
 
     assert status == 0
-    assert runs.ran == ["lab/xen-2024/lazy/2 --suite vfio"]
+    assert runs.ran == ["lab/xen-2024/lazy/2 --suite vfio", "lab/xen-v7/lazy/2 --suite vfio"]
     assert runs.prepared == ["lab vfio"]
-    assert "[1/1] lab/xen-2024/lazy/2/vfio passed, 7 tests in 1.5 s" in shown
+    assert "[1/2] lab/xen-2024/lazy/2/vfio passed, 7 tests in 1.5 s" in shown
 
 
 def test_network_cards_are_tried_on_each_kernel_for_longer_where_it_does_not_check_itself(runs: Runs) -> None:
@@ -135,7 +136,9 @@ def test_network_cards_are_tried_on_each_kernel_for_longer_where_it_does_not_che
     assert status == 0
     assert runs.ran == [
         "debian/xen-2024/lazy/2 net net-faults.toml net-long.sh",
+        "debian/xen-v7/lazy/2 net net-faults.toml net-long.sh",
         "lab-debug/xen-2024/lazy/2 net net-faults.toml net.sh",
+        "lab-debug/xen-v7/lazy/2 net net-faults.toml net.sh",
     ]
     assert runs.prepared == ["debian", "lab-debug"]
 

@@ -278,10 +278,25 @@ def test_under_nohup_a_hangup_is_ignored() -> None:
 def test_options_reach_the_guest_and_its_kernel(lab: Lab) -> None:
     config = lab.image_files("--profile", "xen-v7", "--mode", "strict", "--vcpus", "3")["/lab/config"]
 
-    assert config == b"profile=xen-v7\nmode=strict\nvcpus=3\nkernel=debian\nlong=0\nkeep=0\nscenario=lab\n"
+    assert config == b"profile=xen-v7\ntables=auto\nmode=strict\nvcpus=3\nkernel=debian\nlong=0\nkeep=0\nscenario=lab\n"
     command = lab.result("qemu-command.txt")
     assert " -smp 3 " in command
     assert " iommu.strict=1" in command
+
+
+@pytest.mark.parametrize(
+    ("options", "tables"),
+    [
+        ((), "auto"),
+        (("--tables", "off"), "off"),
+        (("--scenario", "lab"), "off"),
+        (("--scenario", "lab", "--tables", "auto"), "auto"),
+    ],
+)
+def test_tables_are_the_guests_unless_rules_are_about_what_is_sent(
+    lab: Lab, options: tuple[str, ...], tables: str
+) -> None:
+    assert f"\ntables={tables}\n".encode() in lab.image_files(*options)["/lab/config"]
 
 
 @pytest.mark.parametrize(("kernel", "name"), [("lab-debug", "lab-debug"), ("/src/linux", "own")])

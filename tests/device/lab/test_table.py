@@ -28,6 +28,7 @@ def test_text_has_aligned_columns_and_the_reasons() -> None:
             "profile",
             "mode",
             "vCPUs",
+            "tables",
             "tests",
             "verdict",
             "passed",
@@ -43,6 +44,7 @@ def test_text_has_aligned_columns_and_the_reasons() -> None:
         "xen-2024",
         "lazy",
         "1",
+        "auto",
         "own",
         "passed",
         "245",
@@ -67,8 +69,8 @@ def test_markdown_has_date_versions_and_a_row_a_cell() -> None:
     assert "- kernel debian: Linux 6.12.107\n- kernel lab: Linux 7.3.4\n" in page
     rows = [line for line in page.splitlines() if line.startswith("|")]
     assert len(rows) == 2 + len(OUTCOMES)
-    assert {row.count("|") for row in rows} == {12}
-    assert "| lab | xen-v7 | strict | 2 | long | failed | 99 | 2 | 1 | 8.0 |" in page
+    assert {row.count("|") for row in rows} == {13}
+    assert "| lab | xen-v7 | strict | 2 | off | long | failed | 99 | 2 | 1 | 8.0 |" in page
 
 
 def test_files_hold_every_cell(tmp_path: Path) -> None:
