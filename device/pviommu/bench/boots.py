@@ -23,7 +23,7 @@ __all__ = ["INITRD", "Bench", "boot", "image_files", "server_counts", "vm_config
 INITRD = "initrd"
 """the name of a guest's image"""
 _VFIO_MODULES = ("vfio_pci", "vfio_iommu_type1")
-_SERVER_COUNTS = ("traps", "doorbells", "interrupts")
+_SERVER_COUNTS = ("traps", "slots", "doorbells", "interrupts")
 
 
 @dataclass(frozen=True, slots=True)

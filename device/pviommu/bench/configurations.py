@@ -74,6 +74,7 @@ CONFIGURATIONS = (
         kernel_arguments=_LAZY,
         modules=("pviommu_floor",),
         served=True,
+        vfio=True,
     ),
     Configuration(
         "floor-strict",
@@ -109,24 +110,45 @@ CONFIGURATIONS = (
     ),
     Configuration(
         "pviommu",
-        "the PV-IOMMU",
+        "the PV-IOMMU, which walks the guest's tables",
         kernel_arguments=_LAZY,
         modules=("pviommu",),
+        options=("tables=on",),
         served=True,
         group="DMA-FQ",
         vfio=True,
     ),
     Configuration(
         "pviommu-strict",
-        "the PV-IOMMU, iommu.strict=1",
+        "the same with iommu.strict=1",
         kernel_arguments=_STRICT,
         modules=("pviommu",),
+        options=("tables=on",),
+        served=True,
+        group="DMA",
+    ),
+    Configuration(
+        "pviommu-ring",
+        "the PV-IOMMU with tables of its own, maps and unmaps sent through rings",
+        kernel_arguments=_LAZY,
+        modules=("pviommu",),
+        options=("tables=off",),
+        served=True,
+        group="DMA-FQ",
+        vfio=True,
+    ),
+    Configuration(
+        "pviommu-ring-strict",
+        "the same with iommu.strict=1",
+        kernel_arguments=_STRICT,
+        modules=("pviommu",),
+        options=("tables=off",),
         served=True,
         group="DMA",
     ),
 )
 
-_LAZY_PVIOMMU, _STRICT_PVIOMMU = CONFIGURATIONS[-2:]
+_LAZY_RING, _STRICT_RING = CONFIGURATIONS[-2:]
 
 
 def _without(
@@ -136,7 +158,7 @@ def _without(
         whole,
         name=f"{whole.name}-{name}",
         title=f"{whole.title}, {title}",
-        options=options,
+        options=(*whole.options, *options),
         server_options=server_options,
         lever_of=whole.name,
         vfio=False,
@@ -146,14 +168,14 @@ def _without(
 _PYTHON = ("--core", "python")
 _NO_SPIN = ("--spin-us", "0")
 LEVERS = (
-    _without(_LAZY_PVIOMMU, "python", "its rings and tables in Python", server_options=_PYTHON),
-    _without(_LAZY_PVIOMMU, "waited", "every map and unmap waited for", options=("posted=0",)),
-    _without(_LAZY_PVIOMMU, "no-spin", "its server asleep whenever its rings are empty", server_options=_NO_SPIN),
-    _without(_STRICT_PVIOMMU, "python", "its rings and tables in Python", server_options=_PYTHON),
-    _without(_STRICT_PVIOMMU, "waited", "every map and unmap waited for", options=("posted=0",)),
-    _without(_STRICT_PVIOMMU, "no-spin", "its server asleep whenever its rings are empty", server_options=_NO_SPIN),
+    _without(_LAZY_RING, "python", "its rings and tables in Python", server_options=_PYTHON),
+    _without(_LAZY_RING, "waited", "every map and unmap waited for", options=("posted=0",)),
+    _without(_LAZY_RING, "no-spin", "its server asleep whenever its rings are empty", server_options=_NO_SPIN),
+    _without(_STRICT_RING, "python", "its rings and tables in Python", server_options=_PYTHON),
+    _without(_STRICT_RING, "waited", "every map and unmap waited for", options=("posted=0",)),
+    _without(_STRICT_RING, "no-spin", "its server asleep whenever its rings are empty", server_options=_NO_SPIN),
 )
-"""The levers: the PV-IOMMU without one optimisation each, lazy and strict."""
+"""The levers: the PV-IOMMU without one optimisation of its rings each, lazy and strict."""
 
 
 def device_address(configuration: Configuration) -> str:

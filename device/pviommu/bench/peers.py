@@ -44,9 +44,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``pviommu bench peers``."""
     parser.description = (
         "Boot the same guest kernel behind no IOMMU, QEMU's virtio-iommu, QEMU's intel-iommu in caching mode, the "
-        "guest driver without writes to its rings (the floor: what the kernel itself costs) and the PV-IOMMU, and "
-        "measure dma_map_page and dma_unmap_page of one page with the same guest module. Then print medians, ratios "
-        "and the accesses that leave the guest. The first run fetches QEMU and a kernel, as pviommu lab run does."
+        "guest driver without writes to its rings (the floor: what the kernel itself costs) and the PV-IOMMU, with "
+        "tables of the guest and with tables of its own, and measure dma_map_page and dma_unmap_page of one page with "
+        "the same guest module. Then print medians, ratios and the accesses that leave the guest. The first run "
+        "fetches QEMU and a kernel, as pviommu lab run does."
     )
     parser.epilog = (
         "Exit status: 0 everything was measured, 1 a measurement failed, 2 usage, 3 the environment lacks something, "

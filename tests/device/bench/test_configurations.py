@@ -15,7 +15,7 @@ def test_all_configurations_are_chosen_without_a_list() -> None:
 
 def test_a_list_chooses_in_the_order_of_the_table() -> None:
     assert [entry.name for entry in choose("pviommu, none")] == ["none", "pviommu"]
-    assert [entry.name for entry in choose("pviommu-waited,none")] == ["none", "pviommu-waited"]
+    assert [entry.name for entry in choose("pviommu-ring-waited,none")] == ["none", "pviommu-ring-waited"]
     assert choose("none", levers=True)[1:] == list(LEVERS)
 
 
@@ -57,4 +57,13 @@ def test_a_lever_is_a_configuration_with_one_thing_changed() -> None:
             whole.modules,
             whole.group,
         )
-        assert bool(lever.options) != bool(lever.server_options)
+        assert lever.options[: len(whole.options)] == whole.options
+        assert (lever.options != whole.options) != bool(lever.server_options)
+
+
+def test_each_kind_of_tables_is_measured_whatever_the_default_of_the_driver_is() -> None:
+    kinds = {entry.name: entry.options for entry in CONFIGURATIONS if entry.modules == ("pviommu",)}
+    assert kinds == {
+        **dict.fromkeys(("pviommu", "pviommu-strict"), ("tables=on",)),
+        **dict.fromkeys(("pviommu-ring", "pviommu-ring-strict"), ("tables=off",)),
+    }

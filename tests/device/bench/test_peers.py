@@ -83,16 +83,18 @@ def test_all_measured_ends_with_status_0_and_files_of_what_was_shown(played: Pla
     assert status == 0
     assert played.booted == [
         *("none/1-1", "floor/1-1", "floor-strict/1-1", "virtio-iommu/1-1", "virtio-iommu-strict/1-1"),
-        *("intel-iommu/1-1", "pviommu/1-1", "pviommu-strict/1-1", "pviommu/1-empty", "pviommu-strict/1-empty"),
+        *("intel-iommu/1-1", "pviommu/1-1", "pviommu-strict/1-1", "pviommu-ring/1-1", "pviommu-ring-strict/1-1"),
+        *("pviommu/1-empty", "pviommu-strict/1-empty", "pviommu-ring/1-empty", "pviommu-ring-strict/1-empty"),
     ]
     latest = played.folder / "results/latest"
     assert (latest / "peers.txt").read_text() in shown
     found = json.loads((latest / "peers.json").read_text())
-    assert len(found["configurations"]) == 8
-    assert found["bars"][0]["verdict"] == "NOT MET"
+    assert len(found["configurations"]) == 10
+    assert [bar["verdict"] for bar in found["bars"][:4]] == ["met", "met", "met", "met"]
+    assert "NOT MET" in {bar["verdict"] for bar in found["bars"]}
     assert "1 page, 1 thread: pviommu" in shown
     assert (latest / "peers-1-1.svg").read_text() == found["plots"]["peers-1-1.svg"]
-    assert "[10/10] pviommu" in shown
+    assert "[14/14] pviommu" in shown
 
 
 def test_loads_are_measured_and_shown_one_by_one(played: Played) -> None:
@@ -104,9 +106,11 @@ def test_loads_are_measured_and_shown_one_by_one(played: Played) -> None:
 
 def test_levers_are_measured_beside_the_whole(played: Played) -> None:
     markdown = played.folder / "peers.md"
-    played.main("--only", "pviommu", "--levers", "--markdown", str(markdown), "--plot", str(played.folder / "plots"))
-    assert "pviommu-waited/1-1" in played.booted
-    assert "pviommu-waited/1-empty" not in played.booted
+    played.main(
+        "--only", "pviommu-ring", "--levers", "--markdown", str(markdown), "--plot", str(played.folder / "plots")
+    )
+    assert "pviommu-ring-waited/1-1" in played.booted
+    assert "pviommu-ring-waited/1-empty" not in played.booted
     assert (
         "every map and unmap waited for | 100 | 50 | 150 | 170 | 1.00 (1.00-1.00) | 1.00 (1.00-1.00) |"
         in markdown.read_text()
@@ -141,7 +145,7 @@ def test_maps_through_vfio_are_measured_in_boots_of_their_own_behind_each_iommu_
     status, shown = played.main("--vfio-mib", "64", "--repeat", "2", "--threads", "1,2")
     assert status == 0
     vfio = [name for name in played.booted if "/vfio-" in name]
-    names = ("virtio-iommu", "intel-iommu", "pviommu")
+    names = ("floor", "virtio-iommu", "intel-iommu", "pviommu", "pviommu-ring")
     assert vfio == [f"{name}/vfio-1" for name in names] + [f"{name}/vfio-2" for name in reversed(names)]
     plans = [plan for plan in played.plans if plan.vfio_mib]
     assert {(plan.rounds, plan.count_operations, plan.vfio_mib) for plan in plans} == {(0, 0, 64)}
