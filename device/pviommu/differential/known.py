@@ -456,9 +456,10 @@ def _dirty(stimulus: Stimulus, found: Found) -> bool:
 def _other_half(stimulus: Stimulus, found: Found) -> bool:
     cd0, theirs = Cd0(stimulus.scene.words.get("cd.0", 0)), found.theirs
     is_nested = _ste(stimulus)[0].CONFIG == SteConfig.NESTED
-    has_both = is_nested and not cd0.EPD0 and not cd0.EPD1
-    is_meant = isinstance(theirs, tuple) and all(event[1] & _S2 for event in theirs)
-    return _of_dma(found, stimulus) and has_both and is_meant
+    is_outside = isinstance(found.ours, tuple) and all(_class(event) == EventClass.IN for event in found.ours)
+    has_both = is_nested and (is_outside or not (cd0.EPD0 or cd0.EPD1))
+    is_meant = isinstance(theirs, tuple) and all(event[1] & _S2 and _class(event) == EventClass.TT for event in theirs)
+    return _of_dma(found, stimulus) and has_both and bool(theirs) and is_meant
 
 
 @_of("APTable and what is below it", voids=True)

@@ -321,7 +321,7 @@ def _valid(random: Random, two_levels: bool, kind: SteConfig | None = None) -> _
 
 def _draw_streams(draft: _Draft, two_levels: bool, kind: SteConfig, shift: int) -> None:
     random, scene = draft.random, draft.scene
-    ste0 = Ste0(V=1, CONFIG=kind) | (_CD - shift if kind & 1 else 0)
+    ste0 = Ste0(V=1, CONFIG=kind) | _CD - shift
     ste1 = Ste1(S1CIR=1, S1COR=1, S1CSH=3, SHCFG=1)
     ste2, ste3 = 0, 0
     if kind & 2 and scene.stage2 is not None:
@@ -545,8 +545,9 @@ def _transactions(random: Random, two_levels: bool) -> tuple[Scene, list[Step]]:
     draft = _valid(random, two_levels)
     for _ in range(random.choices((0, 1, 2), (2, 6, 2))[0]):
         _change(draft)
-    if Ste0(draft.memory[draft.named("ste.0")[0]]).CONFIG == SteConfig.BYPASS and draft.iova < RAM:
-        draft.iova = draft.target  # what lies below RAM answers in QEMU's machine
+    is_bypassing = Ste0(draft.memory[draft.named("ste.0")[0]]).CONFIG == SteConfig.BYPASS
+    if is_bypassing and not draft.iova >> OAS:
+        draft.iova = draft.target  # beside RAM there is what answers in QEMU's machine
     scene, steps = draft.finished()
     for _ in range(random.choice((1, 1, 2))):
         steps.append(_dma(random, draft.iova))
