@@ -325,6 +325,10 @@ class PvIommu(PciFunction):
     def check_client(self) -> None:
         self._unshared.check_client()
 
+    def close(self) -> None:
+        self._tables.in_flight.abandon()  # endpoints may be in the middle of a request
+        super().close()
+
     def _publish_capabilities(self) -> None:
         self._published = self._chain.with_ram(self.memory.ram)
         self._capabilities.publish(self._published)

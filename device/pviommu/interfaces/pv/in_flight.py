@@ -114,15 +114,20 @@ class InFlight:
         """Nothing is in flight, whatever was. The shared memory may be another, or have been cleared: the words are
         written anew. A step that was odd becomes the next even one, so whoever polls sees it change.
         """
-        self._memory = 0
+        self.abandon()
         for line, step in enumerate(self._steps):
-            for use in self._uses[line]:
-                use.is_over = True
-            self._uses[line].clear()
             if step:
                 self._steps[line] = step = step + (step & 1) & _MASK
                 self._shared.words[_place(line)] = step
                 self._show_pending(line)
+
+    def abandon(self) -> None:
+        """Nothing is in flight, and nothing is written: the shared memory may be gone."""
+        self._memory = 0
+        for uses in self._uses:
+            for use in uses:
+                use.is_over = True
+            uses.clear()
 
     def save(self) -> dict[int, int]:
         """The steps of the lines that were ever used."""

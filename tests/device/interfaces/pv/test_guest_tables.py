@@ -18,7 +18,7 @@ from pviommu_abi.shared import GuestTables as Record
 from pviommu_abi.slots import Errno, OpClass
 from pviommu_abi.vendor import AllocTables, Batch, Flush, MapOp, Reserve, TablesFlags, VendorOp
 
-from ...conftest import RAM_PAGES, STREAM
+from ...conftest import RAM_PAGES, STREAM, Driver, TableGuest
 from .conftest import V7
 
 READ_ACCESS = Access.READ
@@ -471,6 +471,22 @@ def test_a_reset_makes_an_odd_step_the_next_even_one(guest, driver):
     stream.finished()
     stream.give_up()
     assert guest.line.step == 4
+
+
+@pytest.mark.row("tables", 11)
+@pytest.mark.parametrize("is_kept", [False, True])
+def test_a_machine_is_closed_in_the_middle_of_a_request(is_kept):
+    driver = Driver().start()
+    guest = TableGuest(driver)
+    guest.tables.map(0x3000, 0x9000)
+    stream = driver.iommu.stream(STREAM["dma0"])
+    assert isinstance(stream.translate([([(0x3000, 8)], READ_ACCESS)]), list)
+    if is_kept:
+        stream.keep()
+    guest.tables.close()
+    driver.close()
+    stream.finished()
+    stream.give_up()
 
 
 @pytest.mark.row("tables", 11)
