@@ -118,7 +118,7 @@ def test_two_cells_of_a_kernel_are_long_ones(runs: Runs) -> None:
         "lab/xen-2024/lazy/2 --long",
         "lab/xen-v7/strict/2 --long",
     ]
-    assert len(runs.ran) == 10
+    assert len(runs.ran) == 12
 
 
 def test_suite_is_prepared_and_run_in_its_cell(runs: Runs) -> None:
