@@ -138,10 +138,10 @@ def all_cells(kernels: Sequence[str] = KERNELS, arches: Sequence[str] = (AMD64.n
 
     Raises UsageError for an unknown kernel.
     """
-    known = {*KERNELS, *ARM64.kernels} if ARM64.name in arches else KERNELS
+    known = dict.fromkeys([*KERNELS, *(ARM64.kernels if ARM64.name in arches else ())])
     for kernel in kernels:
         if kernel not in known:
-            raise UsageError(f"--kernels {kernel}: must be some of {', '.join(dict.fromkeys(known))}")
+            raise UsageError(f"--kernels {kernel}: must be some of {', '.join(known)}")
     cells: list[Cell] = []
     if AMD64.name in arches:
         own = [kernel for kernel in kernels if kernel in KERNELS]
