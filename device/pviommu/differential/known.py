@@ -115,6 +115,13 @@ def _ipa(event: Event, _: Event) -> Event:
     return (first, second, address, last & ~0xFFF) if _kind(event) in _TRANSLATION and second & _S2 else event
 
 
+@_fix("IPA of a translation that was read before")
+def _forgotten(event: Event, ours: Event) -> Event:
+    first, second, address, last = event
+    is_meant = _kind(event) == EventType.F_PERMISSION and second & _S2 and _class(event) == EventClass.IN
+    return (first, second, address, ours[3]) if is_meant and not last else event
+
+
 @_fix("IPA of a refused first table")
 def _first_table(event: Event, ours: Event) -> Event:
     first, second, address, last = event
@@ -408,6 +415,8 @@ def _input(stimulus: Stimulus, found: Found) -> bool:
 def _side_by_side(stimulus: Stimulus, found: Found) -> bool:
     ste0, ste2 = _ste(stimulus)
     granule, bits = {0: 12, 1: 16, 2: 14}.get(ste2.S2TG, 0), 64 - ste2.S2T0SZ
+    if not granule:
+        return False
     start = (2 if granule == 12 else 3) - ste2.S2SL0
     first = granule + (4 - start) * (granule - 3)
     is_behind = ste0.CONFIG == SteConfig.NESTED or any(iova >> first for iova in _iovas(stimulus))

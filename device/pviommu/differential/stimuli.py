@@ -37,7 +37,7 @@ __all__ = [
 ]
 
 OAS, SID_BITS = 44, 16
-VOID = (0x8000_0000, 0xFFF0_0000, 0xABC_DE00_0000)
+VOID = (0xC000_0000, 0xFFF0_0000, 0xABC_DE00_0000)
 """Addresses without RAM or anything else, on both sides."""
 _TABLE, _SECOND, _CD = RAM + 0x40_0000, RAM + 0x80_0000, RAM + 0xA0_0000
 _ROOTS = (RAM + 0x100_0000, RAM + 0x180_0000)
