@@ -178,23 +178,9 @@ PV_EXPORT uint64_t pv_guarded_copy(uint8_t *to, const uint8_t *from, uint64_t si
 	return pv_copy(to, from, size);
 }
 
-/*
- * Replace a word by `after` if it is *found, as one atomic step; *found becomes what was there. Returns 0 if the word is
- * missing.
- */
+/* The same as pv_try_exchange(), for who has not installed the handler. */
 PV_EXPORT int pv_guarded_exchange(uint64_t *at, uint64_t *found, uint64_t after)
 {
-	struct copy copy = { .to = (uintptr_t)at, .from = (uintptr_t)at, .size = sizeof(*at) };
-
 	pv_guard_install();
-	if (sigsetjmp(copy.way_out, 0)) {
-		current = NULL;
-		return 0;
-	}
-	current = &copy;
-	atomic_signal_fence(memory_order_seq_cst);
-	__atomic_compare_exchange_n(at, found, after, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE);
-	atomic_signal_fence(memory_order_seq_cst);
-	current = NULL;
-	return 1;
+	return pv_try_exchange(at, found, after);
 }
