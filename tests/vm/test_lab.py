@@ -282,7 +282,7 @@ def test_ranges_and_regions_reach_user_space_as_the_device_has_them(lab_run: Lab
     for run, interfaces in ((lab_run, ["type1"]), (strict_run, ["type1", "iommufd"])):
         assert {
             "its capabilities are those of the server",
-            "the groups list the MSI window as reserved and nothing else",
+            "the groups list the MSI windows as reserved and nothing else",
             *(f"without interrupt remapping, {interface} asks for a decision" for interface in interfaces),
         } <= run.passed
         for interface in interfaces:

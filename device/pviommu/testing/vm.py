@@ -68,7 +68,9 @@ class Vm(Watched):
     """
 
     def __init__(self, results: Path, limit_s: float, options: Sequence[str] = ()) -> None:
-        """``results``: folder of the lab's results; ``options``: further ones of ``pviommu lab run``."""
+        """``results``: folder of the lab's results; ``options``: further ones of ``pviommu lab run``. Without
+        ``--tables`` among them each map is an operation, which rules can be about.
+        """
         super().__init__("vm", 30.0)
         self.results = results
         self.limit_s = limit_s
@@ -85,7 +87,7 @@ class Vm(Watched):
         self._agent = results / AGENT.name
         self._command = [
             *(sys.executable, "-m", "pviommu", "lab", "run", "--keep", "--run", str(self._agent)),
-            *("--results", str(results), "--timeout", f"{limit_s:g}", *options),
+            *("--results", str(results), "--timeout", f"{limit_s:g}", "--tables", "off", *options),
         ]
 
     def _kill(self) -> None:

@@ -56,19 +56,27 @@ def test_features_and_profiles_are_those_of_the_code() -> None:
 
 
 def events_of_the_code(package: Path) -> set[str]:
-    """Every ``"event": NAME`` that a record of the server's log is given, or ``record.event = NAME``."""
+    """Every ``{"event": NAME}``, also with ``"fields"``, that a record of the server's log is given, or
+    ``record.event = NAME``.
+    """
     found = set()
     for path in package.rglob("*.py"):
         if path.relative_to(package).parts[0] in ("lab", "bench", "selfcheck"):
             continue
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Dict):
-                pairs = zip(node.keys, node.values, strict=True)
-                found |= {
-                    value.value
-                    for key, value in pairs
-                    if isinstance(key, ast.Constant) and key.value == "event" and isinstance(value, ast.Constant)
+                given = {
+                    key.value: value
+                    for key, value in zip(node.keys, node.values, strict=True)
+                    if isinstance(key, ast.Constant)
                 }
+                value = given.get("event")
+                if (
+                    isinstance(value, ast.Constant)
+                    and given.keys() <= {"event", "fields"}
+                    and len(given) == len(node.keys)
+                ):
+                    found.add(value.value)
             elif isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):
                 found |= {
                     node.value.value

@@ -26,13 +26,13 @@ def native(native_library: Library) -> Iterator[None]:
         return NativeCore(native_library)
 
     class NativeFunction(SmmuFunction):
-        def __init__(self, *settings: Any) -> None:
-            super().__init__(*settings, core=core(), copier=core().copier())
+        def __init__(self, *settings: Any, **others: Any) -> None:
+            super().__init__(*settings, **others, core=core(), copier=core().copier())
 
     class NativeMachine(Machine):
         @classmethod
-        def build(cls, topology, environment):  # type: ignore[no-untyped-def, override]
-            return Machine.build(topology, environment, core())
+        def build(cls, topology, environment, chosen=None):  # type: ignore[no-untyped-def, override]
+            return Machine.build(topology, environment, chosen or core())
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Guest, "make_core", staticmethod(core))
