@@ -12,11 +12,12 @@ from array import array
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["BOXES", "NOTHING", "OTHERS", "Boxes", "Taken", "shared_file"]
+__all__ = ["BOXES", "NOTHING", "OTHERS", "ROOM", "Boxes", "Taken", "shared_file"]
 
 BOXES = 1024
 _SIZE, _IS_WATCHED = 640, 48
-_ROOM = 256
+ROOM = 256
+"""Bytes that go with a message or a reply."""
 _TAKEN = struct.Struct("<IIQQQII")
 _REPLY = struct.Struct("<IiQ")
 _WORD = struct.Struct("<I")
@@ -62,7 +63,7 @@ class Boxes:
             file.truncate(size())
             self._map = mmap.mmap(file.fileno(), size())
         self._at = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
-        self._taken = ctypes.create_string_buffer(_TAKEN.size + _ROOM)
+        self._taken = ctypes.create_string_buffer(_TAKEN.size + ROOM)
         self._taken_view = memoryview(self._taken)
         self._taken_at = ctypes.addressof(self._taken)
         self._reply = ctypes.create_string_buffer(_REPLY.size)
@@ -71,24 +72,29 @@ class Boxes:
         """Where messages are found by themselves, the one that has been watched for longest first."""
         self._some = array("H")
 
-    def watch(self, box: int) -> None:
-        """Let messages come there from now on."""
-        if box not in self.watched:
-            if len(self.watched) == _MOST_WATCHED:
-                self._set(next(iter(self.watched)), is_watched=False)
-            self._set(box, is_watched=True)
+    def watch(self, box: int) -> Taken | None:
+        """Let messages come there from now on. Another one may be watched no more for it: what was put there before,
+        by somebody who thinks that it is, is the result.
+        """
+        if box in self.watched:
+            return None
+        last = None
+        if len(self.watched) == _MOST_WATCHED:
+            left = next(iter(self.watched))
+            self._set(left, is_watched=False)
+            last = self.look(left)
+        self._set(box, is_watched=True)
+        return last
 
     def rest(self) -> list[Taken]:
         """Watch none any more. The messages that are there are the last that come by themselves: who has put one
-        there, and sees that nobody watches, says so by the socket.
+        there, and sees that nobody watches, says so by the socket. One of each: a program that puts more there without
+        waiting for replies is not to be heard for ever.
         """
-        some = self._some
-        for box in list(self.watched):
+        boxes = list(self.watched)
+        for box in boxes:
             self._set(box, is_watched=False)
-        found = []
-        while not isinstance(taken := self._take_from(some, -1, 0), int):
-            found.append(taken)
-        return found
+        return [taken for box in boxes if (taken := self.look(box))]
 
     def _set(self, box: int, *, is_watched: bool) -> None:
         if is_watched:
@@ -120,7 +126,9 @@ class Boxes:
         return Taken(box, kind, request, argument, sequence, token, connection, rest)
 
     def answer(self, box: int, answer: int, value: int, sequence: int, behind: bytes) -> bool:
-        """Reply in a box. Whether who waits for it sleeps, and is to have it by the socket instead."""
+        """Reply in a box, with at most :data:`ROOM` bytes. Whether who waits for it sleeps, and is to have it by the
+        socket instead.
+        """
         _REPLY.pack_into(self._reply, 0, answer, value, sequence)
         return bool(self._answer(self._at + box * _SIZE, self._reply_at, behind, len(behind)))
 

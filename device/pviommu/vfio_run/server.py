@@ -54,7 +54,7 @@ from ..interfaces.iommufd.context import Iommufd
 from ..interfaces.iommufd.device_file import DeviceFile
 from ..interfaces.iommufd.pci_device import Piece
 from ..transports.reserve import REST_NS, Reserve
-from .boxes import BOXES, NOTHING, OTHERS, Boxes, Taken, shared_file
+from .boxes import BOXES, NOTHING, OTHERS, ROOM, Boxes, Taken, shared_file
 from .files import files_beside, make_files
 from .machine import DeviceMachine
 from .remote import DescriptorMemory, MemoryDeniedError, RemoteMemory
@@ -566,8 +566,10 @@ class Server:
             return
         before, connection.asked_ns = connection.asked_ns, time.monotonic_ns()
         if connection.asked_ns - before < _BUSY_NS:
-            self._boxes.watch(connection.number % BOXES)
+            left = self._boxes.watch(connection.number % BOXES)
             self._boxes_watch.has_more = True
+            if left:
+                self._answer_taken(left, lambda: False)
 
     def _serve_boxes(self, may_go_on: MayGoOn) -> None:
         """Take what comes in the boxes that are watched, until nothing comes for a moment; others have their turn."""
@@ -646,7 +648,7 @@ class Server:
             self._access(connection, file, said)
         elif kind is Kind.OPEN and file is None:
             try:
-                connection.file = self.system.open(said.rest.decode())
+                connection.file = self.system.open(os.fsdecode(said.rest))
                 connection.reply(Answer.DONE, 0)
             except RequestError as error:
                 connection.reply(Answer.DONE, -(error.errno or errno.EIO))
@@ -740,7 +742,8 @@ class Server:
             if not isinstance(file, DeviceFile):
                 raise RequestError(refused, "it is no device")
             if said.kind is Kind.READ:
-                data = file.read(said.argument, min(said.request, connection.most_data))
+                most = ROOM if connection.is_by_box else connection.most_data
+                data = file.read(said.argument, min(said.request, most))
                 connection.reply(Answer.DONE, len(data), data)
             elif said.kind is Kind.WRITE:
                 connection.written, connection.steps = file.write(said.argument, said.rest)

@@ -108,6 +108,19 @@ def test_who_waits_is_not_kept_from_others(boxes: Boxes) -> None:
         assert boxes.take(ours.fileno(), 10_000_000_000) == OTHERS
 
 
+def test_who_asks_fast_does_not_keep_sockets_waiting(boxes: Boxes, tmp_path: Path) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs, Memory(tmp_path / "socket") as memory:
+        boxes.watch(1)
+        theirs.send(b"!")
+        found: list[Taken | int] = []
+        for sequence in range(1, 20):
+            memory.put(1, sequence)
+            found.append(boxes.take(ours.fileno(), 1000))
+    assert OTHERS in found
+    assert sum(isinstance(taken, Taken) for taken in found) > 10
+
+
 def test_a_message_that_comes_meanwhile_is_taken(boxes: Boxes, tmp_path: Path) -> None:
     with Memory(tmp_path / "socket") as memory:
         boxes.watch(3)
@@ -135,6 +148,56 @@ def test_not_more_than_a_few_boxes_are_watched(boxes: Boxes, tmp_path: Path) -> 
             boxes.watch(box)
         assert len(boxes.watched) == 16
         assert [box for box in range(BOXES) if memory.word(box, WATCHED)] == list(range(84, 100))
+
+
+def test_who_asks_fast_does_not_keep_others_waiting(boxes: Boxes, tmp_path: Path) -> None:
+    with Memory(tmp_path / "socket") as memory:
+        for box in (5, 6, 7):
+            boxes.watch(box)
+            memory.put(box, box)
+        order = []
+        for sequence in range(10, 16):
+            taken = boxes.take(FD, 1000)
+            assert isinstance(taken, Taken)
+            order.append(taken.box)
+            memory.put(taken.box, sequence)
+    assert sorted(order[:3]) == sorted(order[3:]) == [5, 6, 7]
+
+
+def test_what_was_put_into_a_box_that_is_given_up_is_taken(boxes: Boxes, tmp_path: Path) -> None:
+    """Who has put it there has seen that the box was watched, and waits."""
+    with Memory(tmp_path / "socket") as memory:
+        for box in range(16):
+            assert boxes.watch(box) is None
+        memory.put(0, 7)
+        assert boxes.watch(3) is None
+        taken = boxes.watch(16)
+        assert taken is not None
+        assert (taken.box, taken.sequence) == (0, 7)
+        assert memory.word(0, WATCHED) == 0
+        assert boxes.watch(17) is None
+
+
+def test_a_box_that_is_never_empty_can_be_given_up(
+    boxes: Boxes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Memory(tmp_path / "socket") as memory:
+        take, sequences = vars(boxes)["_take"], iter(range(1, 100))
+
+        def take_and_put(*arguments: object) -> object:
+            memory.put(4, next(sequences, 0))
+            return take(*arguments)
+
+        monkeypatch.setattr(boxes, "_take", take_and_put)
+        boxes.watch(4)
+        assert [taken.sequence for taken in boxes.rest()] == [1]
+
+
+def test_a_reply_ends_where_its_box_does(boxes: Boxes, tmp_path: Path) -> None:
+    with Memory(tmp_path / "socket") as memory:
+        boxes.answer(2, Answer.DONE, 0, 20, b"\xff" * 4096)
+        assert not any(memory.map[3 * SIZE : 10 * SIZE])
+        assert not any(memory.map[3 * SIZE - 40 : 3 * SIZE])
 
 
 # With a server

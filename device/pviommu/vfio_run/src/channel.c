@@ -50,6 +50,7 @@ static char head[HEAD_LENGTH + 1];
 static struct shared *shared;
 static struct own *own; /* NULL: there are no boxes for this process */
 static int problem; /* why there is nothing shared */
+static int is_useless; /* `own`: the kernel does not allow what boxes need. Other threads may be using it. */
 static __thread int in_turn;
 
 static void refuse(const char *path, int why)
@@ -336,16 +337,16 @@ static int is_known(int fd)
 	reply = ask_by_socket(fd, &hello);
 	own->pid = getpid();
 	if (!reply.sequence || reply.value || !fetch(&copy, &token, sizeof(token)) || !put(&token, &copy, sizeof(copy)))
-		own = NULL; /* the kernel does not allow it */
+		is_useless = 1;
 	else
 		own->token = token;
-	return own != NULL;
+	return own->token != 0;
 }
 
 /* Whether to try a box. Threads that do so at once may make this a bit wrong, and nothing else. */
 static int is_worth_looking(void)
 {
-	if (!own)
+	if (!own || is_useless)
 		return 0;
 	if (own->debt < MOST_DEBT)
 		return 1;
