@@ -26,7 +26,7 @@ def device_number(node: str) -> int:
     """What stat() says of a file of /dev; 0 for one that has none. The preloaded library has the same (paths.c)."""
     if node in _NUMBERS:
         return _NUMBERS[node]
-    found = re.fullmatch(r"/dev/vfio/(devices/vfio)?(\d+)", node)
+    found = re.fullmatch(r"/dev/vfio/(devices/vfio)?([0-9]{1,6})", node)
     return os.makedev(_DEVICE_MAJOR if found[1] else _GROUP_MAJOR, int(found[2])) if found else 0
 
 

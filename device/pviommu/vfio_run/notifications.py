@@ -1,4 +1,4 @@
-"""System calls of a program that wait for this process: seccomp user notification, of x86-64 only.
+"""System calls of a program that wait for this process: seccomp user notification, of x86-64 and Linux 5.19 or later.
 
 A filter says which calls wait. It is inherited by all that the program starts, whether linked statically or not.
 """
@@ -62,7 +62,9 @@ _WITH_DESCRIPTOR = (
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _SECCOMP = 317
-_SET_MODE_FILTER, _NEW_LISTENER = 1, 8
+_SET_MODE_FILTER = 1
+_NEW_LISTENER, _WAIT_KILLABLE = 1 << 3, 1 << 5
+"""With the second no handler of a signal runs once a call was received, after which it would begin anew."""
 _PR_SET_NO_NEW_PRIVS = 38
 _AUDIT_ARCH_X86_64 = 0xC000003E
 _ALLOW, _NOTIFY, _NO_SUCH_CALL = 0x7FFF0000, 0x7FC00000, 0x00050000 | errno.ENOSYS
@@ -74,7 +76,7 @@ _INSTRUCTION = struct.Struct("=HBBI")
 _NOTIFICATION = struct.Struct("=QIIiIQ6Q")
 _RESPONSE = struct.Struct("=QqiI")
 _DESCRIPTOR = struct.Struct("=QIIII")
-_RECEIVE, _SEND, _ADD_DESCRIPTOR = 0xC0502100, 0xC0182101, 0x40182103
+_RECEIVE, _SEND, _IS_VALID, _ADD_DESCRIPTOR = 0xC0502100, 0xC0182101, 0x40082102, 0x40182103
 _CONTINUE = 1
 _SET_NUMBER, _AND_SEND = 1, 2
 
@@ -126,7 +128,7 @@ def begin_to_notify(channel: socket.socket) -> None:
     program = _Program(len(_FILTER) // _INSTRUCTION.size, _FILTER)
     if _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
         raise OSError(ctypes.get_errno(), "no new privileges")
-    listener = _libc.syscall(_SECCOMP, _SET_MODE_FILTER, _NEW_LISTENER, ctypes.byref(program))
+    listener = _libc.syscall(_SECCOMP, _SET_MODE_FILTER, _NEW_LISTENER | _WAIT_KILLABLE, ctypes.byref(program))
     if listener < 0:
         raise OSError(ctypes.get_errno(), "seccomp user notification")
     socket.send_fds(channel, [b"!"], [listener])
@@ -168,6 +170,12 @@ class Listener:
             raise
         number, thread, _, call, _, _, *arguments = _NOTIFICATION.unpack(data)
         return Call(number, thread, call, arguments)
+
+    def check(self, call: Call) -> None:
+        """What was found by the number of its thread before is of that one, not of another one that has got the number
+        since. Raises OSError (ENOENT) if the thread was killed.
+        """
+        fcntl.ioctl(self.fd, _IS_VALID, struct.pack("=Q", call.id))
 
     def answer(self, call: Call, value: int) -> None:
         """It returns that, or fails with minus an errno."""

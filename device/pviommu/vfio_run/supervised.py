@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import logging
 import os
 import socket
 import stat
@@ -29,6 +30,8 @@ from .remote import RemoteMemory
 from .server import Answer, Connection, Kind, Message, Server
 
 __all__ = ["Supervisor"]
+
+log = logging.getLogger(__name__)
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _PIDFD_GETFD = 438
@@ -101,19 +104,28 @@ class Supervisor:
 
     def _serve(self) -> None:
         call = self._listener.receive()
-        if call is None:
-            return
+        if call is not None:
+            self._guard(call, partial(self._carry_out, call))
+
+    def _guard(self, call: Call, work: Callable[[], None]) -> bool:
+        """Work for a call, which fails if that does; then it is False. Others go on."""
         try:
-            self._carry_out(call)
+            work()
         except OSError as error:
             self._listener.answer(call, -(error.errno or errno.EIO))
+        except Exception:
+            log.exception("a system call failed")
+            self._listener.answer(call, -errno.EIO)
+        else:
+            return True
+        return False
 
     def _carry_out(self, call: Call) -> None:
         number, a = call.number, call.arguments
         handlers: dict[int, Callable[[Call], None]] = {
-            Syscall.OPEN: lambda call: self._open(call, _AT_FDCWD, a[0], a[1]),
+            Syscall.OPEN: lambda call: self._open(call, _AT_FDCWD, a[0], _int(a[1])),
             Syscall.CREAT: lambda call: self._open(call, _AT_FDCWD, a[0], os.O_WRONLY),
-            Syscall.OPENAT: lambda call: self._open(call, a[0], a[1], a[2]),
+            Syscall.OPENAT: lambda call: self._open(call, a[0], a[1], _int(a[2])),
             Syscall.OPENAT2: lambda call: self._open(call, a[0], a[1], None),
             Syscall.STAT: lambda call: self._stat(call, _AT_FDCWD, a[0], a[1], 0),
             Syscall.LSTAT: lambda call: self._stat(call, _AT_FDCWD, a[0], a[1], _AT_SYMLINK_NOFOLLOW),
@@ -134,10 +146,16 @@ class Supervisor:
     def _pid(self, call: Call) -> int:
         """The process of the thread that waits. Raises OSError if it has gone."""
         with open(f"/proc/{call.thread}/status", encoding="ascii", errors="replace") as status:
-            return next(int(line.split()[1]) for line in status if line.startswith("Tgid:"))
+            found = next((int(line.split()[1]) for line in status if line.startswith("Tgid:")), 0)
+        if not found:
+            raise RequestError(errno.ESRCH, f"thread {call.thread}: it has ended")
+        return found
 
     def _memory(self, call: Call) -> RemoteMemory:
-        return self._server.memory_of(self._pid(call))
+        """That of the process. Raises OSError if the thread has gone."""
+        memory = self._server.memory_of(self._pid(call))
+        self._listener.check(call)
+        return memory
 
     def _text(self, call: Call, address: int) -> str:
         """A path. Raises OSError: EFAULT, ENAMETOOLONG."""
@@ -181,10 +199,10 @@ class Supervisor:
             self._listener.go_on(call)
             return
         if flags is None:  # openat2(): the first word of a structure
-            flags = int.from_bytes(self._memory(call).read(call.arguments[2], 8), "little")
+            flags = _int(int.from_bytes(self._memory(call).read(call.arguments[2], 8), "little"))
         closes = bool(flags & os.O_CLOEXEC)
         if found.node and not found.real.is_dir():
-            self._give_file(call, Kind.OPEN, 0, found.node.encode(), closes_on_exec=closes)
+            self._give_file(call, Kind.OPEN, 0, os.fsencode(found.node), closes_on_exec=closes)
             return
         opened = os.open(found.real, flags & ~os.O_CREAT | os.O_CLOEXEC)
         try:
@@ -214,15 +232,19 @@ class Supervisor:
         if found is None:
             self._listener.go_on(call)
             return
+        if _int(how) & ~7:
+            raise RequestError(errno.EINVAL, f"access {_int(how):#x}")
         os.stat(found.real)
-        self._listener.answer(call, 0 if os.access(found.real, how & 7) else -errno.EACCES)
+        self._listener.answer(call, 0 if os.access(found.real, _int(how)) else -errno.EACCES)
 
     def _read_link(self, call: Call, folder: int, path: int, into: int, size: int) -> None:
         found = self._find(call, folder, path)
         if found is None:
             self._listener.go_on(call)
             return
-        text = os.fsencode(os.readlink(found.real))[:size]
+        if _int(size) <= 0:
+            raise RequestError(errno.EINVAL, f"room for {_int(size)} bytes of a link")
+        text = os.fsencode(os.readlink(found.real))[: _int(size)]
         self._memory(call).write(into, text)
         self._listener.answer(call, len(text))
 
@@ -268,14 +290,15 @@ class Supervisor:
             )
 
     def _free_number(self, call: Call, first: int) -> int:
-        """The lowest that is free from there on. Raises OSError (EMFILE)."""
+        """The lowest that is free from there on. Raises OSError: EMFILE, or EINVAL for a first one that cannot be."""
         used = {int(name) for name in os.listdir(f"/proc/{call.thread}/fd")}
         limits = Path(f"/proc/{call.thread}/limits").read_text(encoding="ascii")
-        most = next(line.split()[3] for line in limits.splitlines() if line.startswith("Max open files"))
+        most = next((line.split()[3] for line in limits.splitlines() if line.startswith("Max open files")), "0")
         end = 1 << 30 if most == "unlimited" else int(most)
         found = next((number for number in range(first, end) if number not in used), None)
         if found is None:
-            raise RequestError(errno.EMFILE, f"descriptors from {first} on: the process may have {end}")
+            code = errno.EMFILE if first == FIRST_DESCRIPTOR else errno.EINVAL
+            raise RequestError(code, f"descriptors from {first} on: the process may have {end}")
         return found
 
     def _use(self, call: Call) -> None:
@@ -288,10 +311,10 @@ class Supervisor:
         elif call.number == Syscall.DUP:
             self._duplicate(call, fd, FIRST_DESCRIPTOR, closes_on_exec=False)
         elif call.number == Syscall.FCNTL:
-            if a[1] not in (_F_DUPFD, _F_DUPFD_CLOEXEC):
+            if _int(a[1]) not in (_F_DUPFD, _F_DUPFD_CLOEXEC):
                 self._listener.go_on(call)
                 return
-            self._duplicate(call, fd, max(a[2], FIRST_DESCRIPTOR), closes_on_exec=a[1] == _F_DUPFD_CLOEXEC)
+            self._duplicate(call, fd, max(a[2], FIRST_DESCRIPTOR), closes_on_exec=_int(a[1]) == _F_DUPFD_CLOEXEC)
         elif call.number == Syscall.MMAP:
             self._listener.answer(call, -errno.ENODEV)
         else:
@@ -311,6 +334,7 @@ class Supervisor:
         """A descriptor here of what one of the program's stands for. Raises OSError."""
         process = os.pidfd_open(self._pid(call))
         try:
+            self._listener.check(call)
             taken: int = _libc.syscall(_PIDFD_GETFD, process, fd, 0)
             if taken < 0:
                 raise RequestError(ctypes.get_errno(), f"descriptor {fd}")
@@ -323,17 +347,13 @@ class Supervisor:
         if connection.call or not connection.waiting_calls:
             return
         call = connection.waiting_calls.popleft()
-        try:
-            self._message(connection, call)
-        except OSError as error:
+        if not self._guard(call, partial(self._message, connection, call)):
             connection.call = None
-            self._listener.answer(call, -(error.errno or errno.EIO))
             self._begin_next(connection)
 
     def _message(self, connection: _Connection, call: Call) -> None:
         """What the library would send."""
-        a, pid = call.arguments, self._pid(call)
-        memory = self._server.memory_of(pid)
+        a, memory = call.arguments, self._memory(call)
         kinds = {
             Syscall.READ: Kind.TAKE,
             Syscall.WRITE: Kind.PUT,
@@ -350,7 +370,7 @@ class Supervisor:
         if kind is Kind.WRITE:
             rest = memory.read(a[1], request)
         connection.call = call
-        self._server.told(connection, Message(kind, request, argument, rest, pid, []))
+        self._server.told(connection, Message(kind, request, argument, rest, memory.pid, []))
 
     def _silence(self, connection: _Connection, call: Call) -> None:
         """The program does not take by itself what tells poll() that there is something to read."""
@@ -368,21 +388,21 @@ class Supervisor:
             self._server.loop.call(partial(self._describe, connection, call, answer, value))
             return
         connection.call = None
-        try:
-            if answer & 0xFF == Answer.OPENED:
-                self._claim(call, value, answer >> 8)
-            else:
-                if behind:
-                    self._memory(call).write(call.arguments[1], behind)
-                self._listener.answer(call, value)
-        except OSError as error:
-            self._listener.answer(call, -(error.errno or errno.EIO))
+        self._guard(call, partial(self._finish, call, answer, value, behind))
         if connection.waiting_calls:
             self._server.loop.call(partial(self._begin_next, connection))
 
+    def _finish(self, call: Call, answer: int, value: int, behind: bytes) -> None:
+        if answer & 0xFF == Answer.OPENED:
+            self._claim(call, value, answer >> 8)
+            return
+        if behind:
+            self._memory(call).write(call.arguments[1], behind)
+        self._listener.answer(call, value)
+
     def _describe(self, connection: _Connection, call: Call, answer: int, fd: int) -> None:
-        """What a descriptor is that a request names."""
-        pid = self._pid(call)
+        """What a descriptor is that a request names. A process that was killed has none."""
+        pid = connection.waiting.pid if connection.waiting else 0
         other = self._connection_of(call, fd)
         if answer == Answer.NEED_FD:
             code = 0 if other else errno.EBADFD

@@ -153,6 +153,122 @@ int main(void)
     return iommu < 512;
 }
 """
+SIGNALS = r"""
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <sys/ioctl.h>
+#include <sys/time.h>
+
+static volatile int ticks;
+
+static void tick(int number)
+{
+    ticks++;
+}
+
+int main(void)
+{
+    struct { uint32_t size, flags, id; } alloc = { sizeof(alloc), 0, 0 };
+    struct { uint32_t size, id; } destroy = { sizeof(destroy), 0 };
+    struct sigaction action = { .sa_handler = tick, .sa_flags = SA_RESTART };
+    struct itimerval timer = { { 0, 300 }, { 0, 300 } };
+    int i, iommu = open("/dev/iommu", O_RDWR);
+
+    sigaction(SIGALRM, &action, NULL);
+    setitimer(ITIMER_REAL, &timer, NULL);
+    for (i = 0; i < 300 || ticks < 100; i++) {
+        if (ioctl(iommu, 0x3b81, &alloc))
+            return 1;
+        destroy.id = alloc.id;
+        if (ioctl(iommu, 0x3b80, &destroy))
+            return 2; /* that was done before */
+    }
+    return 0;
+}
+"""
+HOSTILE = r"""
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#define GIVES(call, value, code)                                                \
+    do {                                                                        \
+        long got = (errno = 0, (call));                                         \
+                                                                                \
+        if ((value) < 0 ? got >= 0 || errno != (code) : got < 0) {              \
+            printf("line %d: %s: %ld, errno %d\n", __LINE__, #call, got, errno); \
+            fflush(stdout);                                                     \
+            _exit(99);                                                          \
+        }                                                                       \
+    } while (0)
+
+struct bind { uint32_t size, flags; int32_t iommufd; uint32_t devid; uint64_t token; };
+
+int main(void)
+{
+    const char *link = "/sys/bus/pci/devices/0000:01:00.0", *iommus = "/dev/iommu";
+    uint64_t how[3] = { 0xffffffff00000000ULL | O_RDWR, 0, 0 };
+    int i, iommu = open(iommus, O_RDWR), device = open("/dev/vfio/devices/vfio0", O_RDWR);
+    struct bind bind = { sizeof(bind), 0, iommu, 0, 0 };
+    struct rlimit limit;
+    struct stat found;
+    char text[64];
+    pid_t child;
+
+    /* Of words that are ints in C the kernel sees one half. */
+    GIVES(syscall(SYS_openat, -100, "/sys/bus/pci/devices", 0xffffffff80000000), 0, 0);
+    GIVES(syscall(SYS_openat, -100, "/sys/bus/pci/devices", 0x1234500000000ULL), 0, 0);
+    GIVES(syscall(SYS_openat2, -100, iommus, how, 24), 0, 0);
+    GIVES(syscall(SYS_openat2, -100, iommus, 8, 24), -1, EFAULT);
+    GIVES(syscall(SYS_fcntl, iommu, 0x500000000ULL, 0), 0, 0);
+    GIVES(syscall(SYS_fcntl, iommu, F_DUPFD, -1L), -1, EINVAL);
+    GIVES(syscall(SYS_fcntl, iommu, F_DUPFD, 1 << 30), -1, EINVAL);
+    GIVES(open("/dev/vfio/\xff\xfe", O_RDWR), -1, ENOENT);
+    GIVES(open("/dev/vfio/99999999999999999999999", O_RDWR), -1, ENOENT);
+    GIVES(open("/dev/vfio/\xd9\xa3", O_RDWR), -1, ENOENT);
+    GIVES(stat("/sys/bus/pci/\xff\xfe", &found), -1, ENOENT);
+    GIVES(syscall(SYS_readlink, link, text, 0), -1, EINVAL);
+    GIVES(syscall(SYS_readlink, link, text, -1L), -1, EINVAL);
+    GIVES(syscall(SYS_readlink, link, 8, 64), -1, EFAULT);
+    GIVES(syscall(SYS_access, iommus, 0xffff), -1, EINVAL);
+    GIVES(syscall(SYS_stat, iommus, -1L), -1, EFAULT);
+    GIVES(syscall(SYS_stat, -1L, &found), -1, EFAULT);
+    GIVES(syscall(SYS_pread64, device, text, 4, -1L), -1, EINVAL);
+    GIVES(syscall(SYS_pread64, device, text, 4, 1L << 62), -1, EINVAL);
+    GIVES(syscall(SYS_pwrite64, device, -1L, 4, 7L << 40), -1, EFAULT);
+    GIVES(syscall(SYS_ioctl, iommu, 0x3b81, -1L), -1, EFAULT);
+    for (i = 0; i < 40; i++) {
+        if (!(child = fork()))
+            for (;;) {
+                ioctl(device, 0x3b76, &bind);
+                close(dup(iommu));
+            }
+        usleep(997 * (i % 8));
+        kill(child, SIGKILL);
+        waitpid(child, NULL, 0);
+    }
+    bind.size = sizeof(bind);
+    GIVES(ioctl(device, 0x3b76, &bind), -1, EINVAL); /* a child has done it */
+    getrlimit(RLIMIT_NOFILE, &limit);
+    limit.rlim_cur = 256;
+    setrlimit(RLIMIT_NOFILE, &limit);
+    GIVES(open(iommus, O_RDWR), -1, EMFILE);
+    return 0;
+}
+"""
 
 
 def compiled(folder: Path, text: str, *options: str) -> str:
@@ -184,6 +300,19 @@ def test_the_command_chooses_the_way(tmp_path: Path) -> None:
 def test_threads_of_a_static_program_wait_for_each_other(tmp_path: Path) -> None:
     system = System([DeviceConfig("nic")])
     assert run_program([compiled(tmp_path, THREADS, "-static")], system, by=By.SECCOMP) == 0
+
+
+def test_handlers_of_signals_make_no_request_be_carried_out_twice(tmp_path: Path) -> None:
+    system = System([DeviceConfig("nic")])
+    assert run_program([compiled(tmp_path, SIGNALS, "-static")], system, by=By.SECCOMP) == 0
+
+
+def test_arguments_that_are_wrong_and_processes_that_are_killed_harm_nobody_else(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    status = main(["vfio", "run", "--topology", "lab", "--", compiled(tmp_path, HOSTILE, "-static")])
+    assert (status, capfd.readouterr().out) == (0, "")
+    assert not caplog.records
 
 
 def test_requests_descriptors_and_the_end_of_a_process_are_as_with_the_library() -> None:
