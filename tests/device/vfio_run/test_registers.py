@@ -162,6 +162,13 @@ static void read_in_every_way(void)
 
     CHECK(word && REGISTER(uint32_t, 0) == word && REGISTER(uint64_t, 0) == said(0, 8) && said(0, 8) >> 32);
     CHECK(REGISTER(uint16_t, 2) == said(2, 2) && REGISTER(uint8_t, 1) == said(1, 1));
+    for (i = 0; i < 8; i++) {
+        int64_t byte = REGISTER(int8_t, i), half = REGISTER(int16_t, i & ~1), whole = REGISTER(int32_t, i & ~3);
+        int32_t narrow = REGISTER(int8_t, i);
+
+        CHECK(byte == (int8_t)said(i, 1) && half == (int16_t)said(i & ~1, 2) && whole == (int32_t)said(i & ~3, 4));
+        CHECK(narrow == byte);
+    }
     for (i = 0; i < 3; i++)
         CHECK(!pthread_create(&threads[i], NULL, in_thread, &word));
     for (i = 0; i < 3; i++)
@@ -180,6 +187,38 @@ static void read_in_every_way(void)
     raise(SIGUSR1);
     CHECK(caught == SIGUSR1);
     CHECK(REGISTER(uint32_t, info.size - 4) == asked(info.size - 4));
+}
+
+/* Two pages of registers between two of memory: each has its rights, and registers never become memory. */
+static void protect_in_parts(void)
+{
+    char *area = mmap(NULL, 4 * 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    int i;
+
+    CHECK(info.size == 2 * 4096);
+    bar = mmap(area + 4096, info.size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, device, info.offset);
+    CHECK(bar == area + 4096);
+    CHECK(!mprotect(area, 4 * 4096 - 1, PROT_READ) && REGISTER(uint32_t, 0) == asked(0));
+    for (i = 0; i < 4; i++) {
+        catch(SIGSEGV);
+        if (!sigsetjmp(back, 1))
+            *(volatile uint32_t *)(area + i * 4096 + 8) = 1;
+        CHECK(caught == SIGSEGV && caught_at == area + i * 4096 + 8);
+    }
+    CHECK(!mprotect(bar + 4096, 2 * 4096, PROT_NONE) && REGISTER(uint32_t, 0) == asked(0));
+    for (i = 2; i < 4; i++) {
+        catch(SIGSEGV);
+        if (!sigsetjmp(back, 1))
+            (void)*(volatile uint32_t *)(area + i * 4096);
+        CHECK(caught == SIGSEGV);
+    }
+    CHECK(!mprotect(area, 4 * 4096, PROT_READ | PROT_WRITE));
+    *area = area[3 * 4096] = 1;
+    for (i = 0; i < 2; i++)
+        CHECK(REGISTER(uint32_t, i * 4096) == asked(i * 4096));
+    CHECK(!munmap(bar, 4096) && REGISTER(uint32_t, 4096) == asked(4096));
+    CHECK(munmap(bar + 1, 4096) && REGISTER(uint32_t, 4096) == asked(4096));
+    CHECK(!munmap(area, 4 * 4096));
 }
 
 static void fail_in_every_way(void)
@@ -227,6 +266,17 @@ int main(int count, char **arguments)
         return 0;
     }
     open_device();
+    if (count > 1 && !strcmp(arguments[1], "protect")) {
+        protect_in_parts();
+        return 0;
+    }
+    if (count > 1 && !strcmp(arguments[1], "cross")) {
+        char *end = bar + info.size;
+
+        CHECK(mmap(end, 4096, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == end);
+        REGISTER(uint64_t, info.size - 4) = 1;
+        return 0;
+    }
     if (count > 1 && !strcmp(arguments[1], "add")) {
         __atomic_fetch_add((uint32_t *)(bar + 4), 1, __ATOMIC_SEQ_CST);
         return 0;
@@ -252,8 +302,8 @@ def program(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return made
 
 
-def run(*command: str, maps_registers: bool = True) -> tuple[int, System]:
-    system, machine = build(load(Path("lab")))
+def run(*command: str, maps_registers: bool = True, topology: Path = Path("lab")) -> tuple[int, System]:
+    system, machine = build(load(topology))
     try:
         return run_program(command, system, machine=machine, maps_registers=maps_registers), system
     finally:
@@ -279,6 +329,19 @@ def test_another_instruction_is_named_and_ends_the_program(program: Path, capfd:
     said = capfd.readouterr().err
     assert "register at 0x4 of a device's file" in said
     assert "its bytes: f0 83" in said or "its bytes: f0 0f c1" in said, "LOCK ADD or LOCK XADD"
+
+
+@pytest.mark.usefixtures("cache")
+def test_rights_of_registers_are_of_pages(program: Path, tmp_path: Path) -> None:
+    topology = tmp_path / "network.toml"
+    topology.write_text('[iommu]\ncontexts = 4\n[[endpoint]]\nname = "net0"\nkind = "virtio-net"\nstream = 1\n')
+    assert run(str(program), "protect", topology=topology)[0] == 0
+
+
+@pytest.mark.usefixtures("cache")
+def test_an_access_beyond_the_registers_is_named(program: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(str(program), "cross")[0] == -signal.SIGSEGV
+    assert "moves 8 bytes from address" in capfd.readouterr().err
 
 
 @pytest.mark.usefixtures("cache")
@@ -311,6 +374,7 @@ class Access(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_int) for name in ("length", "size", "writes", "target", "is_high", "width")),
         *((name, ctypes.c_uint64) for name in ("immediate", "address")),
+        ("is_signed", ctypes.c_int),
     )
 
 
@@ -357,6 +421,8 @@ def test_instructions_between_memory_and_registers(decode: ctypes._NamedFuncPoin
             expected.append((f"mov {place}, {name}", (size, 0, register, 0, size, address)))
         for suffix, size, width in (("bw", 1, 2), ("bl", 1, 4), ("bq", 1, 8), ("wl", 2, 4), ("wq", 2, 8)):
             expected.append((f"movz{suffix} {place}, {part(register, width)}", (size, 0, register, 0, width, address)))
+            expected.append((f"movs{suffix} {place}, {part(register, width)}", (size, 0, register, 0, width, address)))
+        expected.append((f"movslq {place}, {part(register, 8)}", (4, 0, register, 0, 8, address)))
     for number, high in enumerate(("ah", "ch", "dh", "bh")):
         expected.append((f"mov %{high}, 4(%rsi)", (1, 1, number, 1, 1, VALUES[6] + 4)))
         expected.append((f"mov 4(%rsi), %{high}", (1, 0, number, 1, 1, VALUES[6] + 4)))
@@ -366,6 +432,7 @@ def test_instructions_between_memory_and_registers(decode: ctypes._NamedFuncPoin
         assert access is not None, line
         seen = access.size, access.writes, access.target, access.is_high, access.width, access.address
         assert seen == tuple(value & (1 << 64) - 1 for value in fields), line
+        assert access.is_signed == line.startswith("movs"), line
         assert set(code[access.length :]) <= {0x90, 0x66, 0x2E, 0x0F, 0x1F, 0x84, 0x00, 0x44, 0x40, 0x80}, line
 
 
@@ -395,7 +462,8 @@ def test_constants_are_written(decode: ctypes._NamedFuncPointer, tmp_path: Path)
         "mov (%edi), %eax",
         "mov %eax, %ebx",
         "rep movsb",
-        "movsbl (%rdi), %eax",
+        "movsb",
+        "movbe (%rdi), %eax",
         "movabs 0x1122334455667788, %eax",
         "push (%rdi)",
     ],

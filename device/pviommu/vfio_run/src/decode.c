@@ -1,7 +1,7 @@
 /*
- * A decoder of x86-64 that knows MOV, between memory and a general register or from an immediate value, and MOVZX, by
- * the tables of the Intel SDM, volume 2. Everything else is refused, so that nothing is done by halves: other
- * instructions, segments, LOCK and REP, 32-bit addresses.
+ * A decoder of x86-64 that knows MOV, between memory and a general register or from an immediate value, and MOVZX and
+ * MOVSX to a register, by the tables of the Intel SDM, volume 2. Everything else is refused, so that nothing is done by
+ * halves: other instructions, segments, LOCK and REP, 32-bit addresses.
  */
 #include <string.h>
 
@@ -106,10 +106,17 @@ int decode(const uint8_t *code, int count, const uint64_t *registers, struct acc
 	case 0xc7:
 		access->writes = is_immediate = 1;
 		break;
-	case 0x0f: /* MOVZX */
-		if (!take(&bytes, 1, &opcode) || (opcode & 0xfe) != 0xb6)
+	case 0x0f: /* MOVZX, MOVSX */
+		if (!take(&bytes, 1, &opcode) || (opcode & 0xf6) != 0xb6)
 			return 0;
 		access->size = opcode & 1 ? 2 : 1;
+		access->is_signed = !!(opcode & 8);
+		break;
+	case 0x63: /* MOVSX from 4 bytes */
+		if (wide != 8)
+			return 0;
+		access->size = 4;
+		access->is_signed = 1;
 		break;
 	default:
 		return 0;

@@ -16,6 +16,7 @@ struct access {
 	int is_high; /* it is the second byte of that register: AH, CH, DH, BH */
 	int width; /* bytes of the target that change; 4 clears those above */
 	uint64_t immediate, address;
+	int is_signed; /* what is read is extended by its sign */
 };
 
 /* Whether the bytes are such an instruction. `registers` are as they are before it. */

@@ -96,10 +96,25 @@ static int add(uintptr_t first, size_t length, uint64_t offset, int fd, uint32_t
 	return place != NULL;
 }
 
+/* Makes two of a mapping. Whether there is room to remember them. */
+static int split(struct mapping *whole, uintptr_t at)
+{
+	struct mapping *rest = unused();
+
+	if (!rest)
+		return 0;
+	*rest = *whole;
+	rest->offset += at - whole->first;
+	rest->first = at;
+	rest->fd = another_descriptor(whole->fd);
+	whole->end = at;
+	return 1;
+}
+
 /* Something else is there now, or nothing. Parts of a mapping may stay. */
 static void forget(uintptr_t first, uintptr_t end)
 {
-	struct mapping *each, *place;
+	struct mapping *each;
 	sigset_t signals;
 
 	if (!__atomic_load_n(&has_handler, __ATOMIC_ACQUIRE))
@@ -108,13 +123,9 @@ static void forget(uintptr_t first, uintptr_t end)
 	for (each = mappings; each < mappings + MOST_MAPPINGS; each++) {
 		if (each->first == each->end || each->end <= first || each->first >= end)
 			continue;
-		if (each->end > end && each->first < first && (place = unused())) {
-			*place = *each; /* two parts stay */
-			place->offset += end - each->first;
-			place->first = end;
-			place->fd = another_descriptor(each->fd);
-			each->end = first;
-		} else if (each->first < first) {
+		if (each->first < first && each->end > end)
+			split(each, end);
+		if (each->first < first) {
 			each->end = first;
 		} else if (each->end > end) {
 			each->offset += end - each->first;
@@ -169,16 +180,24 @@ static int fetch_code(uintptr_t at, uint8_t *code)
 	return count;
 }
 
-static void say(const struct mapping *mapping, uintptr_t address, uintptr_t at, const uint8_t *code, int count)
+static void say(const struct mapping *mapping, uintptr_t address, uintptr_t at, const uint8_t *code, int count,
+		const struct access *access)
 {
+	unsigned long place = mapping->offset + address - mapping->first;
 	char bytes[3 * MOST_BYTES + 1] = "";
 	int i;
 
+	if (access) {
+		dprintf(2, "pviommu: register at %#lx of a device's file (address %#lx): the instruction at %#lx moves %d bytes"
+			" from address %#lx on, and not all of these are registers that were mapped together\n",
+			place, (unsigned long)address, (unsigned long)at, access->size, (unsigned long)access->address);
+		return;
+	}
 	for (i = 0; i < count; i++)
 		sprintf(bytes + 3 * i, " %02x", code[i]);
-	dprintf(2, "pviommu: register at %#lx of a device's file (address %#lx): the instruction at %#lx is no MOV or MOVZX"
-		" of 1, 2, 4 or 8 bytes between it and a general register, nor MOV of a constant; its bytes:%s\n",
-		(unsigned long)(mapping->offset + address - mapping->first), (unsigned long)address, (unsigned long)at, bytes);
+	dprintf(2, "pviommu: register at %#lx of a device's file (address %#lx): the instruction at %#lx is no MOV, MOVZX or"
+		" MOVSX of 1, 2, 4 or 8 bytes between it and a general register, nor MOV of a constant; its bytes:%s\n",
+		place, (unsigned long)address, (unsigned long)at, bytes);
 }
 
 /* The device does not answer, as its memory decoding is off or its server has ended: as Linux does it. */
@@ -195,8 +214,10 @@ static uint64_t merged(uint64_t before, uint64_t value, const struct access *acc
 	int shift = access->is_high ? 8 : 0;
 	uint64_t mask;
 
+	if (access->is_signed)
+		value = (uint64_t)((int64_t)(value << (64 - 8 * access->size)) >> (64 - 8 * access->size));
 	if (access->width >= 4)
-		return value;
+		return access->width == 4 ? (uint32_t)value : value;
 	mask = (access->width == 2 ? 0xffffULL : 0xffULL) << shift;
 	return (before & ~mask) | (value << shift & mask);
 }
@@ -217,9 +238,12 @@ static int carry_out(uintptr_t address, ucontext_t *state)
 	for (i = 0; i <= RIP; i++)
 		values[i] = registers[places[i]];
 	count = fetch_code(values[RIP], code);
-	if (!decode(code, count, values, &access) || access.address != address ||
-	    access.address + access.size > mapping.end) {
-		say(&mapping, address, values[RIP], code, count);
+	if (!decode(code, count, values, &access)) {
+		say(&mapping, address, values[RIP], code, count, NULL);
+		return 0;
+	}
+	if (access.address != address || access.address + access.size > mapping.end) {
+		say(&mapping, address, values[RIP], code, count, &access);
 		return 0;
 	}
 	if (!(mapping.rights & (access.writes ? PROT_WRITE : PROT_READ)))
@@ -464,31 +488,52 @@ void *map_other(void *address, size_t length, int rights, int flags, int fd, off
 	return made;
 }
 
+/* Forgotten before: at once another thread may map something there. */
 EXPORT int munmap(void *address, size_t length)
 {
-	int code = syscall(SYS_munmap, address, length);
+	uintptr_t first = (uintptr_t)address;
 
-	if (!code)
-		forget((uintptr_t)address, ((uintptr_t)address + length + PAGE - 1) & ~(PAGE - 1));
-	return code;
+	if (first % PAGE == 0 && length)
+		forget(first, (first + length + PAGE - 1) & ~(PAGE - 1));
+	return syscall(SYS_munmap, address, length);
+}
+
+/* The lowest one that ends behind an address and begins before another one. */
+static struct mapping *lowest(uintptr_t first, uintptr_t end)
+{
+	struct mapping *each, *found = NULL;
+
+	for (each = mappings; each < mappings + MOST_MAPPINGS; each++)
+		if (each->first != each->end && each->end > first && each->first < end &&
+		    (!found || each->first < found->first))
+			found = each;
+	return found;
 }
 
 /* Pages of registers stay as they are: only what the program may do with them changes. */
 EXPORT int mprotect(void *address, size_t length, int rights)
 {
-	uintptr_t first = (uintptr_t)address, end = first + length;
+	uintptr_t at = (uintptr_t)address, end = (at + length + PAGE - 1) & ~(PAGE - 1), next;
 	struct mapping *each;
 	sigset_t signals;
-	int is_there = 0;
+	int code = 0;
 
-	if (!__atomic_load_n(&has_handler, __ATOMIC_ACQUIRE))
+	if (!__atomic_load_n(&has_handler, __ATOMIC_ACQUIRE) || at % PAGE || end <= at)
 		return syscall(SYS_mprotect, address, length, rights);
 	signals = lock_mappings();
-	for (each = mappings; each < mappings + MOST_MAPPINGS; each++)
-		if (each->first != each->end && each->first <= first && end <= each->end) {
+	while (at < end && !code) {
+		each = lowest(at, end);
+		next = each ? each->first : end;
+		if (next > at) {
+			code = syscall(SYS_mprotect, (void *)at, next - at, rights);
+			at = next;
+		} else if ((each->first < at && !split(each, at)) || (each->end > end && !split(each, end))) {
+			code = result(-ENOMEM);
+		} else if (each->first == at) {
 			each->rights = rights;
-			is_there = 1;
+			at = each->end;
 		}
+	}
 	unlock_mappings(&signals);
-	return is_there ? 0 : syscall(SYS_mprotect, address, length, rights);
+	return code;
 }
