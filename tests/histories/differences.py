@@ -59,10 +59,6 @@ def compare(lines: Sequence[str], model: Sequence[str], kernel: Sequence[str]) -
             yield found
 
 
-def _is_region(found: Difference) -> bool:
-    return found.asks(VfioRequest.DEVICE_GET_REGION_INFO) and found.field(8) < 6
-
-
 def _has_vaddr(found: Difference) -> bool:
     requests = (VfioRequest.IOMMU_MAP_DMA, VfioRequest.IOMMU_UNMAP_DMA)
     return any(map(found.asks, requests)) and bool(found.field(4) & v.DmaUnmapFlag.VADDR)
@@ -88,7 +84,6 @@ def _is_reason(found: Difference) -> bool:
 
 
 KNOWN: dict[str, Callable[[Difference], bool]] = {
-    "`DEVICE_GET_REGION_INFO` of a BAR": _is_region,
     "type1's `VADDR`": lambda found: _has_vaddr(found) or _is_update_vaddr(found),
     "requests of another type": _is_foreign,
     "the reason of a fault": _is_reason,
