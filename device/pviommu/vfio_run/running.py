@@ -138,7 +138,8 @@ def _preloaded(
 ) -> subprocess.Popen[bytes]:
     """Start a program with the library."""
     preloaded = " ".join(filter(None, (str(library), environment.get("LD_PRELOAD"))))
-    return subprocess.Popen(command, env={**environment, "LD_PRELOAD": preloaded, "PVIOMMU_VFIO_SOCKET": str(path)})
+    changed = {**environment, "LD_PRELOAD": preloaded, "PVIOMMU_VFIO_SOCKET": str(path)}
+    return subprocess.Popen(command, env=changed, close_fds=False)
 
 
 def _notifying(command: Sequence[str], environment: Mapping[str, str]) -> tuple[subprocess.Popen[bytes], Listener]:
@@ -152,7 +153,9 @@ def _notifying(command: Sequence[str], environment: Mapping[str, str]) -> tuple[
                 command, env=environment, close_fds=False, preexec_fn=partial(begin_to_notify, theirs)
             )
         except subprocess.SubprocessError as error:
-            raise OSError(errno.ENOSYS, "seccomp user notification is not allowed here", command[0]) from error
+            raise OSError(
+                errno.ENOSYS, "seccomp user notification, as of Linux 5.19, is not there or not allowed", command[0]
+            ) from error
         theirs.close()
         return program, Listener(received_listener(ours))
 

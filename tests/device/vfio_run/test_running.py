@@ -22,6 +22,7 @@ import pytest
 
 from pviommu.cli import main
 from pviommu.interfaces.iommufd import DeviceConfig, DmaRefusedError, System
+from pviommu.vfio_run.notifications import IS_KNOWN
 from pviommu.vfio_run.remote import RemoteMemory
 from pviommu.vfio_run.running import By, build_library, run_program
 from pviommu.vfio_run.server import Server
@@ -401,6 +402,28 @@ def test_adopted_processes_leave_no_zombies_and_children_of_others_stay() -> Non
     another.join()
     assert mine.wait() == 0
     assert [process.wait() for process in theirs] == [7]
+
+
+@pytest.mark.usefixtures("cache")
+@pytest.mark.parametrize(
+    "by", [By.PRELOAD, pytest.param(By.SECCOMP, marks=pytest.mark.skipif(not IS_KNOWN, reason="x86-64 only"))]
+)
+def test_descriptors_are_inherited_as_without_the_server(by: By) -> None:
+    inside, outside = os.pipe()
+    os.set_inheritable(outside, True)
+    try:
+        run(
+            f"""
+            fds = {{int(name) for name in os.listdir("/proc/self/fd")}}
+            assert {outside} in fds and {inside} not in fds, fds
+            os.write({outside}, b"inherited")
+            """,
+            by=by,
+        )
+        assert os.read(inside, 64) == b"inherited"
+    finally:
+        os.close(inside)
+        os.close(outside)
 
 
 @pytest.mark.usefixtures("cache")
