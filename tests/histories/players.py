@@ -14,9 +14,9 @@ __all__ = ["on_the_model"]
 
 
 def on_the_model(lines: Sequence[str], program: Path) -> list[str]:
-    """What the model answers, with two DMA test engines behind an IOMMU like the guest's: it leaves the coherence of DMA
-    to the devices. It takes page tables with a fault queue, as Linux does for any driver, also for one whose devices ask
-    for no pages. Raises PlayError.
+    """What the model answers, with two DMA test engines behind an IOMMU like the guest's: it leaves the coherence of
+    DMA to the devices. It takes page tables with a fault queue, as Linux does for any driver, also for one whose
+    devices ask for no pages. Raises PlayError.
     """
     system, machine = build(load(Path("lab")), native_if_built())
     try:
