@@ -209,6 +209,7 @@ struct pviommu {
 	struct pviommu_frames gfns;
 	struct pviommu_ring *rings;
 	unsigned int nr_rings;
+	u64 msi_page;	/* where its own messages go, which nothing translates */
 	bool given_up;
 	bool reset;
 	bool closed;
@@ -451,6 +452,9 @@ struct iommu_domain *pviommu_domain_alloc_paging(struct device *dev);
 void pviommu_paging_begin(struct pviommu_paging *own, struct pviommu *pv,
 			  const struct iommu_domain_ops *ops, unsigned long page_sizes,
 			  unsigned int bits);
+/* what the kernel maps the page of an interrupt controller with, and nothing else */
+#define PVIOMMU_PROT_MSI	(IOMMU_WRITE | IOMMU_NOEXEC | IOMMU_MMIO)
+int pviommu_paging_map_msi(unsigned long iova, phys_addr_t paddr, size_t size, size_t *mapped);
 int pviommu_paging_free_context(struct pviommu_paging *own);
 void pviommu_paging_end(struct pviommu_paging *own);
 void pviommu_paging_no_context(struct pviommu *pv, int error);

@@ -384,7 +384,7 @@ static struct iommu_resv_region *pviommu_resv_region(const struct pviommu_reserv
 
 	if (entry->kind == PVIOMMU_REGION_MSI) {
 		type = IOMMU_RESV_MSI;
-		prot = IOMMU_WRITE | IOMMU_NOEXEC | IOMMU_MMIO;
+		prot = PVIOMMU_PROT_MSI;
 	} else if (entry->kind == PVIOMMU_REGION_DIRECT) {
 		type = IOMMU_RESV_DIRECT;
 		prot = IOMMU_READ | IOMMU_WRITE;

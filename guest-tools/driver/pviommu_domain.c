@@ -250,6 +250,8 @@ static int pviommu_domain_map(struct iommu_domain *domain, unsigned long iova, p
 	u32 flags = 0, done, chunk;
 	int ret;
 
+	if (unlikely(prot == PVIOMMU_PROT_MSI))
+		return pviommu_paging_map_msi(iova, paddr, pgsize * pgcount, mapped);
 	if (prot & IOMMU_READ)
 		flags |= PVIOMMU_MAP_READABLE;
 	if (prot & IOMMU_WRITE)

@@ -208,6 +208,8 @@ static int pviommu_guest_map(struct iommu_domain *domain, unsigned long iova, ph
 	BUILD_BUG_ON(IOMMU_READ != PVIOMMU_SS_READ || IOMMU_WRITE != PVIOMMU_SS_WRITE);
 	if (unlikely(!access))
 		return -EINVAL;
+	if (unlikely(prot == PVIOMMU_PROT_MSI))
+		return pviommu_paging_map_msi(iova, paddr, size, mapped);
 	if (unlikely(pviommu_given_up(pv)))
 		return -EIO;
 	if (unlikely(!pviommu_frames_hold(&pv->dfns, iova >> PVIOMMU_PAGE_SHIFT, nr_pages) ||

@@ -10,6 +10,7 @@
 
 #include <linux/dma-mapping.h>
 #include <linux/error-injection.h>
+#include <linux/mutex.h>
 #include <uapi/linux/iommufd.h>
 
 #include "pviommu.h"
@@ -17,6 +18,51 @@
 static struct pviommu_paging *to_pviommu_paging(struct iommu_domain *domain)
 {
 	return container_of(domain, struct pviommu_paging, domain);
+}
+
+/*
+ * On architectures where messages may be translated, Linux 7.3 (not yet 6.12) refuses interrupts to
+ * a function whose domain has no cookie. VFIO's type1 gives a domain one only if messages are
+ * translated, so the driver does it if they are not. The kernel then maps pages of interrupt
+ * controllers from an address on that it is told here. It is told the page of the controller that
+ * has the interrupts of the PV-IOMMU's function, so that nothing is moved by it. Domains of the DMA
+ * API and of iommufd have cookies of their own.
+ */
+static int pviommu_paging_allow_msi(struct pviommu_paging *own)
+{
+	static DEFINE_MUTEX(lock);
+	int ret;
+
+	if (!IS_ENABLED(CONFIG_IRQ_MSI_IOMMU) || own->domain.type != IOMMU_DOMAIN_UNMANAGED)
+		return 0;
+	/* functions of several groups may be attached at the same time */
+	mutex_lock(&lock);
+	ret = iommu_get_msi_cookie(&own->domain, own->pv->msi_page);
+	mutex_unlock(&lock);
+	return ret == -ENOMEM ? ret : 0;
+}
+
+/**
+ * pviommu_paging_map_msi - maps the page of an interrupt controller, for PVIOMMU_PROT_MSI
+ * @iova: the device address
+ * @paddr: the page
+ * @size: in bytes
+ * @mapped: is increased by what was mapped, in bytes
+ *
+ * Messages go to the address in the MSI-X table, untranslated. So there is nothing to map, and
+ * another address than the page's own would lose them. The kernel never unmaps these pages.
+ *
+ * Return: 0, or -EADDRNOTAVAIL for another address.
+ */
+int pviommu_paging_map_msi(unsigned long iova, phys_addr_t paddr, size_t size, size_t *mapped)
+{
+	if (iova != paddr) {
+		pr_err_once("MSIs to %pa cannot go by %#lx: nothing translates them\n", &paddr,
+			    iova);
+		return -EADDRNOTAVAIL;
+	}
+	*mapped += size;
+	return 0;
 }
 
 int pviommu_domain_attach(PVIOMMU_ATTACH_PARAMETERS)
@@ -27,6 +73,9 @@ int pviommu_domain_attach(PVIOMMU_ATTACH_PARAMETERS)
 
 	if (own->pv != ep->pv)
 		return -EINVAL;
+	ret = pviommu_paging_allow_msi(own);
+	if (ret)
+		return ret;
 	ret = pviommu_attach(ep, domain, own->ctx);
 	/* the core goes back to the domain of the DMA API where it does not handle an error */
 	if (ret && pviommu_given_up(ep->pv) && pviommu_paging_is_dma(own))

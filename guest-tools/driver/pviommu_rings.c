@@ -12,6 +12,7 @@
 #include <linux/io.h>
 #include <linux/minmax.h>
 #include <linux/module.h>
+#include <linux/msi.h>
 #include <linux/slab.h>
 
 #include "pviommu.h"
@@ -203,6 +204,7 @@ int pviommu_request_irqs(struct pviommu *pv)
 {
 	int vectors = PVIOMMU_VECTOR_RING + pv->nr_rings;
 	struct pci_dev *pdev = pv->pdev;
+	struct msi_msg msg = {};
 	unsigned int i;
 	int ret;
 
@@ -222,6 +224,8 @@ int pviommu_request_irqs(struct pviommu *pv)
 		if (ret)
 			goto err_rings;
 	}
+	get_cached_msi_msg(pci_irq_vector(pdev, PVIOMMU_VECTOR_EVENTS), &msg);
+	pv->msi_page = ((u64)msg.address_hi << 32 | msg.address_lo) & PAGE_MASK;
 	return 0;
 
 err_rings:

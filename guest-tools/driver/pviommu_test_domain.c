@@ -11,6 +11,8 @@
 
 #include "pviommu_test.h"
 
+/* as the kernel maps the page of an interrupt controller */
+#define PVT_DOMAIN_MSI		(IOMMU_WRITE | IOMMU_NOEXEC | IOMMU_MMIO)
 /* pages on either side of a border; a window may have one page only */
 #define PVT_AROUND		1
 
@@ -124,12 +126,28 @@ static void pvt_domain_posts(struct ktap *ktap, struct pvt *t, struct iommu_doma
 	EXPECT_EQ(ktap, after.pool_used, before.pool_used);
 }
 
+/* Messages go where the MSI-X table says, so a page that is elsewhere would lose them. */
+static void pvt_domain_messages(struct ktap *ktap, struct pvt *t, struct iommu_domain *domain)
+{
+	u64 dfn = pvt_window(t);
+
+	if (!EXPECT(ktap, dfn))
+		return;
+	EXPECT_EQ(ktap, iommu_map(domain, pvt_iova(dfn), pvt_iova(dfn), PVT_PAGE_SIZE,
+				  PVT_DOMAIN_MSI, GFP_KERNEL), 0);
+	EXPECT_EQ(ktap, iommu_map(domain, pvt_iova(PVT_DFN), pvt_iova(dfn), PVT_PAGE_SIZE,
+				  PVT_DOMAIN_MSI, GFP_KERNEL), -EADDRNOTAVAIL);
+	pvt_expect_pages(ktap, t, 0);
+	pvt_expect_translates(ktap, domain, PVT_DFN, 0, 1);
+}
+
 #define PVT_DOMAIN(name, body)	{ name, pvt_with_domain, (unsigned long)(body) }
 
 const struct ktap_case pvt_domain_cases[] = {
 	PVT_DOMAIN("a domain notes pages of the reserved window and maps those beside it",
 		   pvt_domain_window),
 	PVT_DOMAIN("a map from memory into what is none is undone whole", pvt_domain_undone),
+	PVT_DOMAIN("pages of interrupt controllers keep their addresses", pvt_domain_messages),
 };
 
 const unsigned int pvt_nr_domain_cases = ARRAY_SIZE(pvt_domain_cases);

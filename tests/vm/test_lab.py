@@ -275,6 +275,11 @@ def test_pages_of_the_reserved_window_are_noted_only(lab_run: LabRun) -> None:
     assert "a domain notes pages of the reserved window and maps those beside it" in lab_run.passed
 
 
+def test_pages_of_interrupt_controllers_keep_their_addresses(lab_run: LabRun, strict_run: LabRun) -> None:
+    for run in (lab_run, strict_run):
+        assert "pages of interrupt controllers keep their addresses" in run.passed
+
+
 @pytest.mark.row("space", 43)
 def test_ranges_and_regions_reach_user_space_as_the_device_has_them(lab_run: LabRun, strict_run: LabRun) -> None:
     """Lines of sysfs; the IOVA range capability of VFIO_IOMMU_GET_INFO; the list of IOMMU_IOAS_IOVA_RANGES."""
