@@ -16,7 +16,19 @@ from .architecture import AMD64, ARM64
 from .guest_settings import KERNELS, PROFILES
 from .problems import UsageError
 
-__all__ = ["AXES", "CARDS", "Cell", "Outcome", "all_cells", "code_digest", "pick", "read_outcome", "write_outcome"]
+__all__ = [
+    "AXES",
+    "CARDS",
+    "PROGRAMS",
+    "SMMU",
+    "Cell",
+    "Outcome",
+    "all_cells",
+    "code_digest",
+    "pick",
+    "read_outcome",
+    "write_outcome",
+]
 
 AXES: Mapping[str, Sequence[str]] = {
     "kernel": KERNELS,
@@ -29,7 +41,11 @@ AXES: Mapping[str, Sequence[str]] = {
 _LONG = (("xen-2024", "lazy", 2), ("xen-v7", "strict", 2))
 """Cells that also run the long tests: the first ends with a stopped server, the second with a killed one."""
 CARDS = "net"
-"""What takes the place of a suite in cells that try network cards: a program of ``guest-tools``."""
+"""What takes the place of a suite in cells that try network cards."""
+SMMU = "smmu"
+"""The same, in cells where the kernel's own driver of an SMMU is tried."""
+PROGRAMS = {CARDS: "net", SMMU: "lab-smmu"}
+"""What takes the place of a suite and is a program of ``guest-tools`` instead, with its topology."""
 _SUITES = (("lab", "vfio"), *((kernel, CARDS) for kernel in KERNELS))
 """Kernels with the suites that they run, each in cells of its own."""
 _SUITE_PLACES = tuple((profile, "lazy", 2) for profile in PROFILES)
@@ -56,7 +72,9 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """``KERNEL/PROFILE/MODE/VCPUS``, followed by ``/SUITE`` if it has one, or preceded by ``ARCH-MSI/``."""
+        """``KERNEL/PROFILE/MODE/VCPUS``, followed by ``/SUITE`` if it has one, and preceded by ``ARCH-MSI/`` if it
+        has these.
+        """
         place = f"{self.machine}/{self.profile}/{self.mode}/{self.vcpus}"
         return f"{place}/{self.suite}" if self.suite else place
 
@@ -87,19 +105,22 @@ class Cell:
 
 
 _OF_ARM64 = tuple(
-    Cell(kernel, profile, mode, vcpus, arch=ARM64.name, msi=msi)
-    for msi, kernel, profile, mode, vcpus in (
-        ("its", "debian", "xen-2024", "lazy", 1),
-        ("its", "debian", "xen-v7", "strict", 2),
-        ("gicv2m", "debian", "xen-v7", "lazy", 2),
-        ("gicv2m", "debian", "xen-2024", "strict", 1),
-        ("its", "debian-7", "xen-2024", "lazy", 2),
-        ("gicv2m", "debian-7", "xen-v7", "strict", 1),
-        ("its", "debian-16k", "xen-v7", "lazy", 2),
-        ("gicv2m", "debian-16k", "xen-2024", "strict", 1),
+    Cell(kernel, profile, mode, vcpus, suite, ARM64.name, msi)
+    for msi, kernel, profile, mode, vcpus, suite in (
+        ("its", "debian", "xen-2024", "lazy", 1, ""),
+        ("its", "debian", "xen-v7", "strict", 2, ""),
+        ("gicv2m", "debian", "xen-v7", "lazy", 2, ""),
+        ("gicv2m", "debian", "xen-2024", "strict", 1, ""),
+        ("its", "debian-7", "xen-2024", "lazy", 2, ""),
+        ("gicv2m", "debian-7", "xen-v7", "strict", 1, ""),
+        ("its", "debian-16k", "xen-v7", "lazy", 2, ""),
+        ("gicv2m", "debian-16k", "xen-2024", "strict", 1, ""),
+        ("its", "debian-7", "xen-2024", "lazy", 1, SMMU),
+        ("its", "debian-7", "xen-2024", "strict", 2, SMMU),
     )
 )
-"""An emulated processor of another architecture is slow, so there each value is in a cell, and not each combination."""
+"""An emulated processor of another architecture is slow, so there each value is in a cell, and not each combination.
+Only ``debian-7`` can take an SMMU into its device tree."""
 
 
 @dataclass(slots=True)

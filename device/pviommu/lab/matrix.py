@@ -1,5 +1,6 @@
 """``pviommu lab matrix``: kernels x profiles x lazy and strict x vCPUs, each a run of its own; two of each kernel with
-the long tests; the kernel's own tests; and network cards. One table at the end.
+the long tests; the kernel's own tests; network cards; guests of arm64, and their kernel's own driver of an SMMU. One
+table at the end.
 
 Each cell is a ``pviommu lab run`` in a process of its own, so that none can spoil the next. Each outcome is kept at
 once; the next matrix runs only cells that did not pass, or passed with other code or another kernel.
@@ -120,7 +121,8 @@ def _run(
     wanted = cells.pick(cells.all_cells(list(dict.fromkeys(args.kernels)), args.arch), args.only)
     time_limit(args.timeout, GuestSettings())
     package = Path(resources.__file__).resolve().parent
-    configs = resources.topologies()["lab"], resources.scenarios()[scenario.DEFAULT]
+    topologies = (resources.topologies()[name] for name in ("lab", *cells.PROGRAMS.values()))
+    configs = *topologies, resources.scenarios()[scenario.DEFAULT]
     code = cells.code_digest(package, resources.guest_tools(), *configs)
     matrix = _Matrix(args, stream, program, provide, now, code)
     try:
@@ -140,7 +142,7 @@ def _outcomes(matrix: _Matrix, wanted: Sequence[Cell]) -> Iterator[tuple[Cell, O
     """Each cell with its outcome, as it comes; prints one line per cell."""
     ready: dict[tuple[str, str, str], Setup | Outcome] = {}
     for number, cell in enumerate(wanted, start=1):
-        needs = (cell.kernel, "" if cell.suite == cells.CARDS else cell.suite, cell.arch)
+        needs = (cell.kernel, "" if cell.suite in cells.PROGRAMS else cell.suite, cell.arch)
         if needs not in ready:
             ready[needs] = _made_ready(matrix, *needs)
         setup = ready[needs]
@@ -216,15 +218,19 @@ def _options(matrix: _Matrix, setup: Setup, cell: Cell) -> list[str]:
         options += ["--arch", cell.arch, "--msi", cell.msi]
     elif matrix.args.qemu is not None:
         options += ["--qemu", matrix.args.qemu]
-    if cell.suite == cells.CARDS:
-        return options + _cards(cell.kernel)
+    if cell.suite in cells.PROGRAMS:
+        return [*options, "--topology", cells.PROGRAMS[cell.suite], *_program(cell)]
     options += ["--long"] if cell.is_long else ["--suite", cell.suite] if cell.suite else []
     return [*options, "--topology", "lab"]
 
 
-def _cards(kernel: str) -> list[str]:
-    """What tries network cards. The long variant would take a kernel that checks itself hours."""
+def _program(cell: Cell) -> list[str]:
+    """What the guest runs in place of a suite. The long variant of the cards' would take a kernel that checks itself
+    hours.
+    """
     programs = resources.guest_tools() / "programs"
+    if cell.suite == cells.SMMU:
+        return ["--run", str(programs / "smmu.sh")]
     short, long = programs / "net.sh", programs / "net-long.sh"
-    run = ["--run", str(short)] if kernel == "lab-debug" else ["--add", str(short), "--run", str(long)]
-    return ["--topology", "net", "--scenario", str(programs / "net-faults.toml"), *run]
+    run = ["--run", str(short)] if cell.kernel == "lab-debug" else ["--add", str(short), "--run", str(long)]
+    return ["--scenario", str(programs / "net-faults.toml"), *run]

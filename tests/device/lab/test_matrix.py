@@ -27,7 +27,8 @@ if "--msi" in options:
 with open({log!r}, "a") as log:
     suite = " --suite " + options["--suite"] if "--suite" in sys.argv else ""
     if "--run" in sys.argv:
-        suite = " ".join(["", *(os.path.basename(options[key]) for key in ("--topology", "--scenario", "--run"))])
+        keys = [key for key in ("--topology", "--scenario", "--run") if key in options]
+        suite = " ".join(["", *(os.path.basename(options[key]) for key in keys)])
     assert options["--tables"] in ("auto", "off")
     log.write(name + (" --long" if "--long" in sys.argv else "") + suite + "\\n")
 {body}
@@ -157,6 +158,29 @@ def test_cells_of_arm64_are_prepared_and_run_as_such(runs: Runs) -> None:
     assert "arm64-gicv2m/debian/xen-2024/strict/1" in runs.ran
     assert len(runs.ran) == 4
     assert "\narm64-gicv2m/debian-16k  xen-2024  strict" in shown
+
+
+def test_driver_of_an_smmu_is_tried_where_the_kernel_can_get_one(runs: Runs) -> None:
+    status, shown = runs.main("--only", "*/smmu")
+
+    assert status == 0
+    assert runs.prepared == ["debian-7 of arm64"]
+    assert runs.ran == [
+        "arm64-its/debian-7/xen-2024/lazy/1 lab-smmu smmu.sh",
+        "arm64-its/debian-7/xen-2024/strict/2 lab-smmu smmu.sh",
+    ]
+    assert "[1/2] arm64-its/debian-7/xen-2024/lazy/1/smmu passed" in shown
+
+
+def test_cell_is_run_again_when_its_topology_changed(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs.main("--only", "*/lazy/1/smmu")
+    changed = runs.folder / "lab-smmu.toml"
+    shipped = matrix.resources.topologies()
+    changed.write_text(shipped["lab-smmu"].read_text() + "# changed\n")
+    monkeypatch.setattr(matrix.resources, "topologies", lambda: {**shipped, "lab-smmu": changed})
+    runs.main("--only", "*/lazy/1/smmu")
+
+    assert runs.ran == ["arm64-its/debian-7/xen-2024/lazy/1 lab-smmu smmu.sh"]
 
 
 def test_failing_cell_does_not_stop_the_others_and_fails_the_matrix(runs: Runs) -> None:
