@@ -135,9 +135,14 @@ load_all() {
 		insmod "$modules/pviommu_dmatest.ko" timeout_ms="$engine_timeout_ms"
 }
 
-# send_maps: loads the drivers anew, so that tables are the device's and it is told of each map
+# send_maps NAME: a test of that name, which loads the drivers anew, so that tables are the device's and it is told of
+# each map. That lasts until somebody sets $tables again, which no test can do for others: it runs in a subshell.
 send_maps() {
 	tables=off
+	check "$1" load_anew
+}
+
+load_anew() {
 	[ ! -e /sys/module/pviommu_test ] || rmmod pviommu_test
 	unload_all && load_all && engines_have_groups
 }

@@ -20,7 +20,7 @@ sent_plan() {
 
 sent_tests() {
 	usual_tables=$tables
-	check "the driver sends maps of user space" send_maps
+	send_maps "the driver sends maps of user space"
 	check "the engines go to vfio-pci, with tables of the device" sent_begins
 	for interface in $(vfio_interfaces); do
 		vfio_allow "$interface" Y
