@@ -98,21 +98,22 @@ static u32 pviommu_guest_step(const struct pviommu_guest_domain *own)
 	return le32_to_cpu(virt_load_acquire(&own->line->step));
 }
 
-static noinline void pviommu_guest_flush(struct pviommu_guest_domain *own)
+static noinline bool pviommu_guest_flush(struct pviommu_guest_domain *own)
 {
 	struct pviommu *pv = own->paging.pv;
 	int ret = pviommu_op_flush(pv, own->paging.ctx);
 
-	if (!ret || pviommu_given_up(pv))
-		return;
+	if (!ret)
+		return true;
 	/* an unmap cannot fail, so DMA has to end in another way */
-	if (pviommu_give_up(pv))
+	if (!pviommu_given_up(pv) && pviommu_give_up(pv))
 		dev_err(pviommu_dev(pv), "flush of context %u failed: %pe: it is given up\n",
 			own->paging.ctx, ERR_PTR(ret));
+	return false;
 }
 
 /* Waits for the step that was odd at the first look. */
-static noinline void pviommu_guest_wait(struct pviommu_guest_domain *own, u32 step)
+static noinline bool pviommu_guest_wait(struct pviommu_guest_domain *own, u32 step)
 {
 	unsigned int looks;
 	bool is_over;
@@ -122,14 +123,17 @@ static noinline void pviommu_guest_wait(struct pviommu_guest_domain *own, u32 st
 		if (READ_ONCE(own->line->pending))
 			break;
 		if (is_over)
-			return;
+			return true;
 		cpu_relax();
 	}
-	pviommu_guest_flush(own);
+	return pviommu_guest_flush(own);
 }
 
-/* After this no DMA uses an entry as it was before the call. */
-static void pviommu_guest_quiesce(struct pviommu_guest_domain *own)
+/*
+ * After this no DMA uses an entry as it was before the call. False if the device was given up: then
+ * only its reset makes that sure.
+ */
+static bool pviommu_guest_quiesce(struct pviommu_guest_domain *own)
 {
 	u32 step;
 
@@ -137,22 +141,24 @@ static void pviommu_guest_quiesce(struct pviommu_guest_domain *own)
 	virt_mb();
 	step = pviommu_guest_step(own);
 	if (unlikely(step & 1))
-		pviommu_guest_wait(own, step);
-	else if (unlikely(READ_ONCE(own->line->pending)))
-		pviommu_guest_flush(own);
+		return pviommu_guest_wait(own, step);
+	if (unlikely(READ_ONCE(own->line->pending)))
+		return pviommu_guest_flush(own);
+	return true;
 }
 
-static void pviommu_guest_quiesce_table(struct pviommu_guest_table *table)
+static bool pviommu_guest_quiesce_table(struct pviommu_guest_table *table)
 {
-	pviommu_guest_quiesce(container_of(table, struct pviommu_guest_domain, table));
+	return pviommu_guest_quiesce(container_of(table, struct pviommu_guest_domain, table));
 }
 
 /* Memory that was added since probe, or for which the capability area had no room. */
 static bool pviommu_guest_is_ram(u64 start, u64 size)
 {
-	u64 pfn = start >> PAGE_SHIFT, end = (start + size) >> PAGE_SHIFT;
+	u64 pfn = start >> PAGE_SHIFT, last = (start + size - 1) >> PAGE_SHIFT;
 
-	for (; pfn < end; pfn++)
+	/* a page of the kernel may be larger than one of the device */
+	for (; pfn <= last; pfn++)
 		if (!page_is_ram(pfn))
 			return false;
 	return true;
@@ -227,8 +233,12 @@ ALLOW_ERROR_INJECTION(pviommu_guest_map, ERRNO);
 static size_t pviommu_guest_unmap(struct iommu_domain *domain, unsigned long iova, size_t pgsize,
 				  size_t pgcount, struct iommu_iotlb_gather *gather)
 {
-	return pviommu_guest_table_unmap(&to_pviommu_guest_domain(domain)->table, iova,
-					 (u64)pgsize * pgcount);
+	u64 end = domain->geometry.aperture_end, size = (u64)pgsize * pgcount;
+
+	/* a table has no other entries for addresses that it has no bits for */
+	if (unlikely(iova > end || size - 1 > end - iova))
+		return 0;
+	return pviommu_guest_table_unmap(&to_pviommu_guest_domain(domain)->table, iova, size);
 }
 
 /* Strict unmaps, and dirty bits that were cleared. */

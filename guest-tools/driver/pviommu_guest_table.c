@@ -20,16 +20,20 @@
  * when a large leaf takes its place, once no walk can be in it, or with the domain.
  *
  * If the device tracks what is written, it sets bits of leaves by a compare and exchange at any
- * time. So a leaf is changed by a compare and exchange too, unless it goes altogether.
+ * time. So a leaf is changed by a compare and exchange too, unless it goes altogether. These are
+ * sync_*(), since others are not atomic to anybody else in a guest with one CPU.
  */
 
 #define pr_fmt(fmt) "pviommu: " fmt
 
+#include <linux/atomic.h>
 #include <linux/bitops.h>
 #include <linux/err.h>
 #include <linux/gfp.h>
 #include <linux/io.h>
 #include <linux/minmax.h>
+
+#include <asm/sync_bitops.h>
 
 #include "pviommu_guest_table.h"
 
@@ -77,7 +81,7 @@ static u64 pviommu_ss_to_table(u64 *page)
  * Return: 0 or -ENOMEM.
  */
 int pviommu_guest_table_init(struct pviommu_guest_table *table, atomic_t *pages,
-			     void (*quiesce)(struct pviommu_guest_table *table))
+			     bool (*quiesce)(struct pviommu_guest_table *table))
 {
 	table->pages = pages;
 	table->quiesce = quiesce;
@@ -176,8 +180,9 @@ static noinline int pviommu_ss_replace(struct pviommu_guest_table *table, u64 *e
 	spin_lock_irqsave(&table->lock, flags);
 	WRITE_ONCE(*entry, value);
 	spin_unlock_irqrestore(&table->lock, flags);
-	table->quiesce(table);
-	pviommu_ss_free_level(table, page, level - 1);
+	/* else kept for good: a device that resumes takes what is there for entries */
+	if (table->quiesce(table))
+		pviommu_ss_free_level(table, page, level - 1);
 	return 0;
 }
 
@@ -262,7 +267,7 @@ static noinline int pviommu_ss_split(struct pviommu_guest_table *table, u64 *ent
 		first = level > 1 ? old : old & ~PVIOMMU_SS_LARGE;
 		for (i = 0; i < PVIOMMU_SS_ENTRIES; i++)
 			page[i] = first + i * step;
-		value = cmpxchg(entry, old, pviommu_ss_to_table(page));
+		value = sync_cmpxchg(entry, old, pviommu_ss_to_table(page));
 	} while (value != old);
 	return 0;
 }
@@ -381,24 +386,27 @@ u64 pviommu_guest_table_count(struct pviommu_guest_table *table, u64 dfn, u64 la
  * @iova: first device address
  * @size: bytes
  * @clear: whether to forget it; a walk that goes on may still write without its being tracked anew
- * @found: called for each, with all the addresses of the leaf
+ * @found: called for each, with those of its addresses that are in the range
  * @data: for @found
+ *
+ * Of a leaf that reaches beyond the range nothing is forgotten: who asks for the rest must learn of
+ * it as well.
  */
 void pviommu_guest_table_dirty(struct pviommu_guest_table *table, u64 iova, u64 size, bool clear,
 			       pviommu_dirty_found found, void *data)
 {
-	u64 at = iova, last = iova + size - 1, value, step, *entry;
+	u64 at = iova, last = iova + size - 1, value, inside, end, *entry;
 	unsigned int level;
 
-	do {
+	while (at <= last) {
 		entry = pviommu_ss_find(table, at, &level, &value);
-		step = BIT_ULL(pviommu_ss_shift(level));
-		at &= ~(step - 1);
+		inside = BIT_ULL(pviommu_ss_shift(level)) - 1;
+		end = at | inside;
 		if (entry && value & PVIOMMU_SS_DIRTY) {
-			if (clear)
-				clear_bit(PVIOMMU_SS_DIRTY_BIT, (unsigned long *)entry);
-			found(data, at, step);
+			if (clear && !(at & inside) && end <= last)
+				sync_clear_bit(PVIOMMU_SS_DIRTY_BIT, (unsigned long *)entry);
+			found(data, at, min(end, last) - at + 1);
 		}
-		at += step;
-	} while (at && at <= last);
+		at = end + 1;
+	}
 }

@@ -31,13 +31,14 @@
  * @root: the table of the highest level
  * @pages: counts the pages of all tables of the PV-IOMMU
  * @lock: taken to look at tables of addresses that somebody else owns, and to remove such a table
- * @quiesce: returns once no walk goes on that may have read an entry as it was before the call
+ * @quiesce: returns true once no walk goes on that may have read an entry as it was before the
+ *	call, false if one may go on for ever
  */
 struct pviommu_guest_table {
 	u64 *root;
 	atomic_t *pages;
 	spinlock_t lock;	/* see above */
-	void (*quiesce)(struct pviommu_guest_table *table);
+	bool (*quiesce)(struct pviommu_guest_table *table);
 };
 
 /* Whether a translation was used to write, as pviommu_guest_table_dirty() reports it. */
@@ -50,7 +51,7 @@ static inline unsigned int pviommu_ss_shift(unsigned int level)
 }
 
 int pviommu_guest_table_init(struct pviommu_guest_table *table, atomic_t *pages,
-			     void (*quiesce)(struct pviommu_guest_table *table));
+			     bool (*quiesce)(struct pviommu_guest_table *table));
 void pviommu_guest_table_free(struct pviommu_guest_table *table);
 int pviommu_guest_table_map(struct pviommu_guest_table *table, u64 iova, u64 paddr, u64 size,
 			    unsigned int level, u64 access, gfp_t gfp, u64 *mapped);

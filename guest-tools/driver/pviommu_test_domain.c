@@ -103,6 +103,40 @@ static void pvt_domain_undone(struct ktap *ktap, struct pvt *t, struct iommu_dom
 		  size + PVT_PAGE_SIZE);
 }
 
+static const struct iommu_domain_ops *pvt_ops_before;
+static unsigned int pvt_syncs;
+
+static void pvt_counted_sync(struct iommu_domain *domain, struct iommu_iotlb_gather *gather)
+{
+	pvt_syncs++;
+	pvt_ops_before->iotlb_sync(domain, gather);
+}
+
+/* Otherwise the device may use, after an unmap, what it has read before. */
+static void pvt_domain_syncs(struct ktap *ktap, struct pvt *t, struct iommu_domain *domain)
+{
+	size_t size = 2 * PVT_AROUND * PVT_PAGE_SIZE;
+	struct iommu_domain_ops ops = *domain->ops;
+	struct iommu_iotlb_gather gather;
+	u64 iova = pvt_iova(PVT_DFN);
+
+	pvt_ops_before = domain->ops;
+	pvt_syncs = 0;
+	ops.iotlb_sync = pvt_counted_sync;
+	domain->ops = &ops;
+	EXPECT_EQ(ktap, iommu_map(domain, iova, pvt_iova(t->gfn), size, PVT_DOMAIN_RW, GFP_KERNEL),
+		  0);
+	EXPECT_EQ(ktap, iommu_unmap(domain, iova, PVT_PAGE_SIZE), PVT_PAGE_SIZE);
+	EXPECT_EQ(ktap, pvt_syncs, 1);
+	iommu_iotlb_gather_init(&gather);
+	EXPECT_EQ(ktap, iommu_unmap_fast(domain, iova + PVT_PAGE_SIZE, size - PVT_PAGE_SIZE,
+					 &gather), size - PVT_PAGE_SIZE);
+	EXPECT_EQ(ktap, pvt_syncs, 1);
+	iommu_iotlb_sync(domain, &gather);
+	EXPECT_EQ(ktap, pvt_syncs, 2);
+	domain->ops = pvt_ops_before;
+}
+
 /* Maps that cannot fail are not waited for, except for the tables of the first one. */
 static void pvt_domain_posts(struct ktap *ktap, struct pvt *t, struct iommu_domain *domain)
 {
@@ -148,6 +182,8 @@ const struct ktap_case pvt_domain_cases[] = {
 		   pvt_domain_window),
 	PVT_DOMAIN("a map from memory into what is none is undone whole", pvt_domain_undone),
 	PVT_DOMAIN("pages of interrupt controllers keep their addresses", pvt_domain_messages),
+	PVT_DOMAIN("the device is waited for after each unmap that is not deferred",
+		   pvt_domain_syncs),
 };
 
 const unsigned int pvt_nr_domain_cases = ARRAY_SIZE(pvt_domain_cases);

@@ -54,8 +54,9 @@ static void pvt_generic_sync(struct iommu_domain *domain, struct iommu_iotlb_gat
 {
 }
 
-static void pvt_generic_quiesce(struct pviommu_guest_table *table)
+static bool pvt_generic_quiesce(struct pviommu_guest_table *table)
 {
+	return true;
 }
 
 static const struct iommu_domain_ops pvt_generic_ops = {

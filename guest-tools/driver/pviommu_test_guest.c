@@ -9,6 +9,8 @@
 
 #define PVT_GUEST_ROUNDS	200
 #define PVT_GUEST_DFN		0x40000ULL
+#define PVT_GUEST_LARGE_DFN	(PVT_GUEST_DFN + 0x1000ULL)
+#define PVT_GUEST_LARGE_ORDER	9
 
 static struct iommu_domain *pvt_guest_domain(struct pvt *t, u32 flags)
 {
@@ -51,24 +53,58 @@ static void pvt_guest_silent(struct ktap *ktap, void *subject, unsigned long par
 	iommu_domain_free(domain);
 }
 
-/* The addresses that were written, from the first to the last, or nothing. */
-static bool pvt_expect_dirty(struct ktap *ktap, struct iommu_domain *domain, unsigned long flags,
-			     u64 first, u64 last)
+/* The pages that were written of those from @dfn on, from the first to the last, or nothing. */
+static bool pvt_expect_dirty_of(struct ktap *ktap, struct iommu_domain *domain, u64 dfn,
+				u64 nr_pages, unsigned long flags, u64 first, u64 last)
 {
 	struct iommu_iotlb_gather gather;
 	struct iommu_dirty_bitmap dirty = { .gather = &gather };
-	size_t size = PVT_PAGES * PAGE_SIZE;
 
 	iommu_iotlb_gather_init(&gather);
-	if (!EXPECT_EQ(ktap, domain->dirty_ops->read_and_clear_dirty(domain,
-								     pvt_iova(PVT_GUEST_DFN),
-								     size, flags, &dirty), 0))
+	if (!EXPECT_EQ(ktap, domain->dirty_ops->read_and_clear_dirty(domain, pvt_iova(dfn),
+								     nr_pages * PAGE_SIZE, flags,
+								     &dirty), 0))
 		return false;
 	domain->ops->iotlb_sync(domain, &gather);
 	if (first > last)
 		return EXPECT(ktap, gather.start > gather.end);
 	return EXPECT_EQ(ktap, gather.start, pvt_iova(PVT_GUEST_DFN + first)) &&
 	       EXPECT_EQ(ktap, gather.end, pvt_iova(PVT_GUEST_DFN + last + 1) - 1);
+}
+
+static bool pvt_expect_dirty(struct ktap *ktap, struct iommu_domain *domain, unsigned long flags,
+			     u64 first, u64 last)
+{
+	return pvt_expect_dirty_of(ktap, domain, PVT_GUEST_DFN, PVT_PAGES, flags, first, last);
+}
+
+/* A leaf of 2 MiB: who asks for a part of it does not take it from who asks for the rest. */
+static void pvt_guest_writes_large(struct ktap *ktap, struct pvt *t, struct iommu_domain *domain)
+{
+	struct page *pages = alloc_pages(GFP_KERNEL, PVT_GUEST_LARGE_ORDER);
+	const u64 first = PVT_GUEST_LARGE_DFN, nr = BIT(PVT_GUEST_LARGE_ORDER);
+	u64 iova = pvt_iova(first);
+
+	if (!EXPECT(ktap, pages))
+		return;
+	EXPECT_EQ(ktap, iommu_map(domain, iova, page_to_phys(pages), nr * PAGE_SIZE, PVT_DOMAIN_RW,
+				  GFP_KERNEL), 0);
+	pvt_expect_dirty_of(ktap, domain, first, nr, 0, 1, 0);
+	pvt_expect_fill(ktap, t, 0, iova + 300 * PAGE_SIZE, 8, 0x24);
+	pvt_expect_dirty_of(ktap, domain, first + 3, 5, 0, first + 3 - PVT_GUEST_DFN,
+			    first + 7 - PVT_GUEST_DFN);
+	pvt_expect_dirty_of(ktap, domain, first, nr, 0, first - PVT_GUEST_DFN,
+			    first + nr - 1 - PVT_GUEST_DFN);
+	pvt_expect_dirty_of(ktap, domain, first, nr, 0, 1, 0);
+	/* each page of a leaf that was written before it was divided counts as written */
+	pvt_expect_fill(ktap, t, 0, iova, 8, 0x25);
+	EXPECT_EQ(ktap, iommu_unmap(domain, iova, PAGE_SIZE), PAGE_SIZE);
+	pvt_expect_dirty_of(ktap, domain, first, nr, 0, first + 1 - PVT_GUEST_DFN,
+			    first + nr - 1 - PVT_GUEST_DFN);
+	pvt_expect_dirty_of(ktap, domain, first, nr, 0, 1, 0);
+	EXPECT_EQ(ktap, iommu_unmap(domain, iova + PAGE_SIZE, (nr - 1) * PAGE_SIZE),
+		  (nr - 1) * PAGE_SIZE);
+	__free_pages(pages, PVT_GUEST_LARGE_ORDER);
 }
 
 static void pvt_guest_writes(struct ktap *ktap, struct pvt *t, struct iommu_domain *domain)
@@ -88,6 +124,7 @@ static void pvt_guest_writes(struct ktap *ktap, struct pvt *t, struct iommu_doma
 	/* what was forgotten is noted again */
 	pvt_expect_fill(ktap, t, 0, pvt_iova(PVT_GUEST_DFN + 5), 8, 0x23);
 	pvt_expect_dirty(ktap, domain, 0, 5, 5);
+	pvt_guest_writes_large(ktap, t, domain);
 	EXPECT_EQ(ktap, domain->dirty_ops->set_dirty_tracking(domain, false), 0);
 }
 
@@ -136,6 +173,8 @@ static void pvt_guest_refuses(struct ktap *ktap, void *subject, unsigned long pa
 				  PVT_DOMAIN_RW, GFP_KERNEL), 0);
 	EXPECT_EQ(ktap, iommu_map(domain, pvt_iova(PVT_DFN), pvt_iova(t->gfn + 1), PAGE_SIZE,
 				  PVT_DOMAIN_RW, GFP_KERNEL), -EADDRINUSE);
+	/* an address of more bits than tables have is no other one */
+	EXPECT_EQ(ktap, iommu_unmap(domain, BIT_ULL(48) + pvt_iova(PVT_DFN), PAGE_SIZE), 0);
 	EXPECT_EQ(ktap, iommu_iova_to_phys(domain, pvt_iova(PVT_DFN)), pvt_iova(t->gfn));
 	EXPECT_EQ(ktap, iommu_unmap(domain, pvt_iova(PVT_DFN), PAGE_SIZE), PAGE_SIZE);
 	EXPECT_EQ(ktap, PTR_ERR_OR_ZERO(pvt_guest_domain(t, IOMMU_HWPT_ALLOC_NEST_PARENT)),

@@ -11,16 +11,24 @@ int pages_left = -1;
 
 static atomic_t pages;
 static int quiesced;
+static bool lost;
 
 void table_fail_after(int nr)
 {
 	pages_left = nr;
 }
 
-static void quiesce(struct pviommu_guest_table *table)
+static bool quiesce(struct pviommu_guest_table *table)
 {
 	(void)table;
 	quiesced++;
+	return !lost;
+}
+
+/* Whether walks never seem to end. */
+void table_lose(bool is_lost)
+{
+	lost = is_lost;
 }
 
 /* How often the table has waited for walks since the last call. */
@@ -122,7 +130,7 @@ static void note(void *data, u64 iova, u64 size)
 	dirty->nr++;
 }
 
-/* Address and size of each leaf that is dirty; returns how many. */
+/* Address and size of each leaf, or part of one, that is dirty; returns how many. */
 unsigned int table_dirty(struct pviommu_guest_table *table, u64 iova, u64 size, bool clear,
 			 u64 *ranges, unsigned int room)
 {

@@ -43,7 +43,7 @@ static void expect(struct owner *owner, bool holds, const char *what, u64 page)
 }
 
 /* A step that goes on may have read an entry as it was. */
-static void quiesce(struct pviommu_guest_table *ignored)
+static bool quiesce(struct pviommu_guest_table *ignored)
 {
 	unsigned int seen;
 
@@ -52,6 +52,7 @@ static void quiesce(struct pviommu_guest_table *ignored)
 	seen = __atomic_load_n(&step, __ATOMIC_ACQUIRE);
 	while (seen & 1 && __atomic_load_n(&step, __ATOMIC_ACQUIRE) == seen)
 		;
+	return true;
 }
 
 /* One write of the device: the accessed and the dirty bit of the leaf, if there is one. */

@@ -58,7 +58,9 @@ static inline u64 cmpxchg(u64 *place, u64 old, u64 new)
 	return old;
 }
 
-static inline void clear_bit(unsigned int bit, unsigned long *place)
+#define sync_cmpxchg		cmpxchg
+
+static inline void sync_clear_bit(unsigned int bit, unsigned long *place)
 {
 	__atomic_fetch_and(place, ~(1UL << bit), __ATOMIC_RELAXED);
 }
