@@ -1,7 +1,6 @@
 /* The server's end of boxes. Called by boxes.py, in the process of the server only. */
 #include <poll.h>
 #include <string.h>
-#include <time.h>
 
 #include "boxes.h"
 #include "preload.h"
@@ -18,14 +17,6 @@ struct taken {
 	uint32_t connection, size;
 	char behind[ROOM];
 };
-
-static uint64_t now(void)
-{
-	struct timespec time;
-
-	clock_gettime(CLOCK_MONOTONIC, &time);
-	return time.tv_sec * 1000000000ULL + time.tv_nsec;
-}
 
 /* Whether there was a message that was not taken before. One that is written over meanwhile is taken later. */
 static int take(struct box *box, struct taken *into)

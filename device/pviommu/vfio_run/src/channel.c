@@ -19,7 +19,6 @@
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <sys/un.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "preload.h"
@@ -293,14 +292,6 @@ static struct reply ask_by_socket(int fd, struct exchange *exchange)
 	if (code == EFAULT)
 		none.value = -EFAULT;
 	return code ? none : await(fd, exchange);
-}
-
-static uint64_t now(void)
-{
-	struct timespec time;
-
-	clock_gettime(CLOCK_MONOTONIC, &time);
-	return time.tv_sec * 1000000000ULL + time.tv_nsec;
 }
 
 static uint64_t next_sequence(void)

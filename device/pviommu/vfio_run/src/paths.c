@@ -8,7 +8,6 @@
  */
 #define _GNU_SOURCE
 #include <dirent.h>
-#include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -227,15 +226,6 @@ OPENS_2(__open_2, AT_FDCWD, const char *path)
 OPENS_2(__open64_2, AT_FDCWD, const char *path)
 OPENS_2(__openat_2, at, int at, const char *path)
 OPENS_2(__openat64_2, at, int at, const char *path)
-
-/* The C library's own function of a name. */
-#define REAL(name)                                                                                                     \
-	({                                                                                                             \
-		static __typeof__(name) *real;                                                                         \
-		if (!real)                                                                                             \
-			real = dlsym(RTLD_NEXT, #name);                                                                \
-		real;                                                                                                  \
-	})
 
 /* As fopen() has it of its mode. */
 static int flags_of(const char *mode)

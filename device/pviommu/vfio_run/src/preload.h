@@ -2,15 +2,26 @@
 #ifndef PRELOAD_H
 #define PRELOAD_H
 
+#include <dlfcn.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdint.h>
 #include <sys/types.h>
+#include <time.h>
 
 #include "boxes.h"
 
 #define EXPORT __attribute__((visibility("default")))
 #define PAGE 4096UL
+
+/* The C library's own function of a name. */
+#define REAL(name)                                                                                                     \
+	({                                                                                                             \
+		static __typeof__(name) *real;                                                                         \
+		if (!real)                                                                                             \
+			real = dlsym(RTLD_NEXT, #name);                                                                \
+		real;                                                                                                  \
+	})
 
 /* A message, its reply, and what goes with either. */
 struct exchange {
@@ -73,6 +84,15 @@ void *map_other(void *address, size_t length, int rights, int flags, int fd, off
 
 /* paths.c: paths are ours from now on, if programs have that socket. */
 void begin_paths(const char *socket);
+
+/* In nanoseconds. */
+static inline uint64_t now(void)
+{
+	struct timespec time;
+
+	clock_gettime(CLOCK_MONOTONIC, &time);
+	return time.tv_sec * 1000000000ULL + time.tv_nsec;
+}
 
 /* Between two looks at memory that another processor writes. */
 static inline void relax(void)

@@ -9,7 +9,6 @@
  * a thread that blocks it and touches such a page.
  */
 #define _GNU_SOURCE
-#include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -278,15 +277,6 @@ static int carry_out(uintptr_t address, ucontext_t *state)
 }
 
 #endif
-
-/* The C library's own function of a name. */
-#define REAL(name)                                                                                                     \
-	({                                                                                                             \
-		static __typeof__(name) *real;                                                                         \
-		if (!real)                                                                                             \
-			real = dlsym(RTLD_NEXT, #name);                                                                \
-		real;                                                                                                  \
-	})
 
 static void pass_on(int number, siginfo_t *info, void *context)
 {
