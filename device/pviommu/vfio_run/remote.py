@@ -17,14 +17,13 @@ from vfio_user.foreign import seals_of
 
 from ..interfaces.iommufd import FileMemory, RequestError
 from ..interfaces.iommufd.user_memory import Place
+from .boxes import ROOM
 
 __all__ = ["DescriptorMemory", "MemoryDeniedError", "RemoteMemory"]
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _ADDRESSES = 1 << 63
 _READABLE, _WRITEABLE, _SHARED = 1, 2, 8
-_MOST_BACK = 256
-"""Bytes that go with an answer."""
 _MOST_SHARED = 1024
 """Mappings of a process that are remembered for when it has ended."""
 _QUERY = struct.Struct("<9Q4I2Q")
@@ -145,7 +144,7 @@ class RemoteMemory:
 
     def write_back(self, address: int, data: bytes) -> None:
         """See :func:`pviommu.interfaces.iommufd.user_memory.write_back`."""
-        if self.keeps_back and self.known is not None and self.known[0] == address and len(data) <= _MOST_BACK:
+        if self.keeps_back and self.known is not None and self.known[0] == address and len(data) <= ROOM:
             self.known, self.back = None, data
         else:
             self.write(address, data)
