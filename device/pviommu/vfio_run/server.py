@@ -1,6 +1,6 @@
 """The server that programs reach through the preloaded library: each open file is a connection.
 
-A message is (kind, request, argument, sequence) as in ``struct message`` of preload.c; a reply is (answer, value,
+A message is (kind, request, argument, sequence) as in ``struct message`` of src/boxes.h; a reply is (answer, value,
 sequence of the message). What follows a message, if anything: the path of a file that is opened; of a request, the
 beginning of what its argument points to, so that it need not be fetched; the bytes that are written; how many are
 mapped. What follows a reply: the bytes that were read; a file, and an offset there, that are to be mapped.
