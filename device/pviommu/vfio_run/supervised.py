@@ -17,7 +17,7 @@ import socket
 import stat
 import struct
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -45,6 +45,14 @@ _STAT = struct.Struct("<QQQIIIIQqqq6Q24x")
 _STATX = struct.Struct("<IIQIIIHHQQQQ" + "qII" * 4 + "4I112x")
 _STATX_BASIC = 0x7FF
 _F_DUPFD, _F_DUPFD_CLOEXEC = 0, 1030
+_KINDS: dict[int, Kind] = {
+    Syscall.READ: Kind.TAKE,
+    Syscall.WRITE: Kind.PUT,
+    Syscall.PREAD64: Kind.READ,
+    Syscall.PWRITE64: Kind.WRITE,
+    Syscall.IOCTL: Kind.REQUEST,
+}
+"""Of messages that the library would send for a call."""
 
 
 @dataclass
@@ -95,6 +103,23 @@ class Supervisor:
         self._has_devices = (self._folder / "sys").exists()
         self._by_inode: dict[int, _Connection] = {}
         self._next = _FIRST_NUMBER
+        self._handlers: dict[int, Callable[[Call, Sequence[int]], None]] = {
+            Syscall.OPEN: lambda call, a: self._open(call, _AT_FDCWD, a[0], _int(a[1])),
+            Syscall.CREAT: lambda call, a: self._open(call, _AT_FDCWD, a[0], os.O_WRONLY),
+            Syscall.OPENAT: lambda call, a: self._open(call, a[0], a[1], _int(a[2])),
+            Syscall.OPENAT2: lambda call, a: self._open(call, a[0], a[1], None),
+            Syscall.STAT: lambda call, a: self._stat(call, _AT_FDCWD, a[0], a[1], 0),
+            Syscall.LSTAT: lambda call, a: self._stat(call, _AT_FDCWD, a[0], a[1], _AT_SYMLINK_NOFOLLOW),
+            Syscall.NEWFSTATAT: lambda call, a: self._stat(call, a[0], a[1], a[2], a[3]),
+            Syscall.FSTAT: lambda call, a: self._stat(call, a[0], 0, a[1], _AT_EMPTY_PATH),
+            Syscall.STATX: lambda call, a: self._stat(call, a[0], a[1], a[4], a[2], extended=True),
+            Syscall.ACCESS: lambda call, a: self._access(call, _AT_FDCWD, a[0], a[1]),
+            Syscall.FACCESSAT: lambda call, a: self._access(call, a[0], a[1], a[2]),
+            Syscall.FACCESSAT2: lambda call, a: self._access(call, a[0], a[1], a[2]),
+            Syscall.READLINK: lambda call, a: self._read_link(call, _AT_FDCWD, a[0], a[1], a[2]),
+            Syscall.READLINKAT: lambda call, a: self._read_link(call, a[0], a[1], a[2], a[3]),
+        }
+        """What carries a call out with its arguments; others are calls with a descriptor."""
         self._watch: Watch = server.watch(listener.fd, self._serve)
 
     def close(self) -> None:
@@ -121,25 +146,11 @@ class Supervisor:
         return False
 
     def _carry_out(self, call: Call) -> None:
-        number, a = call.number, call.arguments
-        handlers: dict[int, Callable[[Call], None]] = {
-            Syscall.OPEN: lambda call: self._open(call, _AT_FDCWD, a[0], _int(a[1])),
-            Syscall.CREAT: lambda call: self._open(call, _AT_FDCWD, a[0], os.O_WRONLY),
-            Syscall.OPENAT: lambda call: self._open(call, a[0], a[1], _int(a[2])),
-            Syscall.OPENAT2: lambda call: self._open(call, a[0], a[1], None),
-            Syscall.STAT: lambda call: self._stat(call, _AT_FDCWD, a[0], a[1], 0),
-            Syscall.LSTAT: lambda call: self._stat(call, _AT_FDCWD, a[0], a[1], _AT_SYMLINK_NOFOLLOW),
-            Syscall.NEWFSTATAT: lambda call: self._stat(call, a[0], a[1], a[2], a[3]),
-            Syscall.FSTAT: lambda call: self._stat(call, a[0], 0, a[1], _AT_EMPTY_PATH),
-            Syscall.STATX: lambda call: self._stat(call, a[0], a[1], a[4], a[2], extended=True),
-            Syscall.ACCESS: lambda call: self._access(call, _AT_FDCWD, a[0], a[1]),
-            Syscall.FACCESSAT: lambda call: self._access(call, a[0], a[1], a[2]),
-            Syscall.FACCESSAT2: lambda call: self._access(call, a[0], a[1], a[2]),
-            Syscall.READLINK: lambda call: self._read_link(call, _AT_FDCWD, a[0], a[1], a[2]),
-            Syscall.READLINKAT: lambda call: self._read_link(call, a[0], a[1], a[2], a[3]),
-        }
-        handler = handlers.get(number, self._use)
-        handler(call)
+        handler = self._handlers.get(call.number)
+        if handler:
+            handler(call, call.arguments)
+        else:
+            self._use(call)
 
     # -- the program ------------------------------------------------------------------------------------------------
 
@@ -354,13 +365,7 @@ class Supervisor:
     def _message(self, connection: _Connection, call: Call) -> None:
         """What the library would send."""
         a, memory = call.arguments, self._memory(call)
-        kinds = {
-            Syscall.READ: Kind.TAKE,
-            Syscall.WRITE: Kind.PUT,
-            Syscall.PREAD64: Kind.READ,
-            Syscall.PWRITE64: Kind.WRITE,
-        }
-        kind = kinds.get(Syscall(call.number), Kind.REQUEST)
+        kind = _KINDS[call.number]
         request, argument, rest = a[1] & 0xFFFFFFFF, a[2], b""
         if kind is not Kind.REQUEST:
             request = min(a[2], _MOST_MOVED)
