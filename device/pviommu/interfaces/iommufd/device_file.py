@@ -61,15 +61,8 @@ class DeviceFile:
     def _reset_bus(self, process: Process, pci: PciDevice, argument: int) -> None:
         """Each device is alone on its bus. Who has opened it by its group shows the group, others show nothing."""
         groups = pci.groups_of_reset(process.memory, argument, named=not self.dependent[1])
-        files = []
-        for fd in groups:
-            try:
-                files.append(process.file(fd))
-            except RequestError as error:
-                if error.errno != errno.EBADFD:  # which is a file, and none of ours
-                    raise
-                raise RequestError(errno.EINVAL, f"reset of the bus of {self.device}: {fd} is no group") from error
-        if groups and not all(self.owns_by(file) for file in files):
+        files = [process.own_file(fd) for fd in groups]
+        if not all(file is not None and self.owns_by(file) for file in files):
             raise RequestError(errno.EINVAL, f"reset of the bus of {self.device}: its group is not shown")
         pci.reset()
 

@@ -128,12 +128,7 @@ class VfioGroup:
 
     def _set_container(self, process: Process, argument: int) -> None:
         fd = int.from_bytes(process.memory.read(argument, 4), "little", signed=True)
-        file: object = None
-        try:
-            file = process.file(fd)
-        except RequestError as refused:
-            if refused.errno != errno.EBADFD:  # one of another kind is refused below
-                raise
+        file = process.own_file(fd)
         if self._iommu is not None:
             raise RequestError(errno.EINVAL, f"set the container of {self.group}: it has one already")
         if isinstance(file, Container):

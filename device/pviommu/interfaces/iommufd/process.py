@@ -166,13 +166,22 @@ class Process:
         return self._find(fd).file.ioctl(self, request, argument)
 
     def file(self, fd: int) -> OpenFile:
-        """What a descriptor refers to. Raises OSError (EBADF)."""
+        """What a descriptor refers to. Raises OSError: EBADF, EBADFD for a file that is none of the model's."""
         return self._find(fd).file
 
     def find_file(self, fd: int) -> OpenFile | None:
         """As file(), but None if it is not open."""
         description = self._table.get(fd)
         return description.file if description else None
+
+    def own_file(self, fd: int) -> OpenFile | None:
+        """As file(), but None for a file of the program that is none of the model's. Raises OSError (EBADF)."""
+        try:
+            return self.file(fd)
+        except RequestError as error:
+            if error.errno != errno.EBADFD:
+                raise
+            return None
 
     def duplicate(self, fd: int) -> int:
         """Another descriptor, of this process, of a file of the program that is none of the model's, such as an
