@@ -16,7 +16,7 @@ from pviommu.interfaces.pv.config import MAX_ENDPOINTS, MAX_RESERVED
 from pviommu.lab.boot import EXPECTED_PATH, GUEST_MODULES
 from pviommu.lab.image import KernelModules, guest_image
 from pviommu.lab.progress import Progress
-from pviommu.lab.run import Setup, prepare, short_folder
+from pviommu.lab.run import Setup, Wanted, prepare, short_folder
 from pviommu.lab.server import ServerProcess, capabilities, summary
 from pviommu.lab.vm import KERNEL_ARGUMENTS, VirtualMachine, VmConfig
 
@@ -61,7 +61,7 @@ Boot = Callable[..., Machine]
 @pytest.fixture(scope="session")
 def setup() -> Setup:
     """QEMU, kernel and modules."""
-    return prepare(Progress(io.StringIO(), 5), kernel="lab")
+    return prepare(Progress(io.StringIO(), 5), Wanted(kernel="lab"))
 
 
 @pytest.fixture(scope="module")

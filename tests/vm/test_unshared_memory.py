@@ -14,7 +14,7 @@ import pytest
 from pviommu import resources
 from pviommu.lab.image import guest_image
 from pviommu.lab.progress import Progress
-from pviommu.lab.run import Setup, prepare, short_folder
+from pviommu.lab.run import Setup, Wanted, prepare, short_folder
 from pviommu.lab.server import ServerProcess
 from pviommu.lab.vm import VirtualMachine, VmConfig
 
@@ -29,7 +29,7 @@ dmesg
 @pytest.fixture(scope="session")
 def setup() -> Setup:
     """QEMU, kernel and modules."""
-    return prepare(Progress(io.StringIO(), 5))
+    return prepare(Progress(io.StringIO(), 5), Wanted())
 
 
 @pytest.fixture

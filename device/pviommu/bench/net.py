@@ -19,7 +19,7 @@ from ..lab.processes import run
 from ..lab.progress import Progress
 from ..lab.provision import Toolbox, cache_folder
 from ..lab.roots import STEPS, private_root
-from ..lab.run import MAX_VCPUS, Provide, guarded, prepare, set_up
+from ..lab.run import MAX_VCPUS, Provide, Wanted, guarded, prepare, set_up
 from ..lab.vm import GuestTimeoutError, parse_memory
 from . import bars
 from .bars import verdict_table
@@ -139,7 +139,7 @@ def _run(
     memory = parse_memory(args.memory)
     check_targets(args)
     talk = sys.stderr if args.json == "-" else out
-    setup = set_up(talk, provide, qemu=args.qemu, accel=args.accel, kernel=args.kernel)
+    setup = set_up(talk, provide, Wanted(args.qemu, args.accel, args.kernel))
     progress = Progress(talk, STEPS)
     try:
         found, programs = tools(progress, setup.toolbox)

@@ -12,7 +12,7 @@ from typing import Any, TextIO
 
 from ..lab.guest_settings import KERNELS, kernel_name
 from ..lab.problems import UsageError
-from ..lab.run import MAX_VCPUS, Provide, guarded, prepare, set_up
+from ..lab.run import MAX_VCPUS, Provide, Wanted, guarded, prepare, set_up
 from ..lab.vm import parse_memory
 from . import bars, peer_bars
 from .bars import verdict_table
@@ -171,7 +171,7 @@ def _run(args: argparse.Namespace, out: TextIO, provide: Provide, boot_once: Boo
     memory = parse_memory(args.memory)
     _check_targets(args)
     talk = sys.stderr if args.json == "-" else out
-    setup = set_up(talk, provide, qemu=args.qemu, accel=args.accel, kernel=args.kernel)
+    setup = set_up(talk, provide, Wanted(args.qemu, args.accel, args.kernel))
     began = datetime.now(UTC)
     setting = {
         "versions": machine() | setup.toolbox.versions | {"accelerator": setup.accelerator},

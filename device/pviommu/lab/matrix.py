@@ -28,7 +28,7 @@ from .cells import Cell, Outcome
 from .guest_settings import KERNELS, GuestSettings
 from .problems import EnvironmentProblem, RunError, UsageError
 from .processes import Child
-from .run import Provide, guarded, prepare, set_up, time_limit
+from .run import Provide, Wanted, guarded, prepare, set_up, time_limit
 from .server import PROGRAM
 
 __all__ = ["add_arguments", "main"]
@@ -171,8 +171,9 @@ def _made_ready(matrix: _Matrix, kernel: str, suite: str, arch: str) -> Setup | 
     """The set-up for runs with ``kernel`` and ``suite`` on ``arch``; if it fails, the outcome of each of those."""
     args = matrix.args
     try:
-        asked = {"qemu": args.qemu if arch == AMD64.name else None, "accel": args.accel, "suite": suite or None}
-        return set_up(matrix.stream, matrix.provide, kernel=kernel, arch=arch, **asked)
+        qemu = args.qemu if arch == AMD64.name else None
+        wanted = Wanted(qemu, args.accel, kernel, suite or None, ARCHITECTURES[arch])
+        return set_up(matrix.stream, matrix.provide, wanted)
     except (EnvironmentProblem, RunError) as problem:
         return Outcome("error", date=matrix.date(), problems=[str(problem)])
 

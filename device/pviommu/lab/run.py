@@ -8,10 +8,10 @@ import math
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Protocol, TextIO
+from typing import TextIO
 
 from libvfio_user import Library
 
@@ -45,7 +45,18 @@ from .progress import Progress
 from .server import PROGRAM, capabilities
 from .vm import parse_memory
 
-__all__ = ["Provide", "Setup", "add_arguments", "guarded", "main", "prepare", "set_up", "short_folder", "time_limit"]
+__all__ = [
+    "Provide",
+    "Setup",
+    "Wanted",
+    "add_arguments",
+    "guarded",
+    "main",
+    "prepare",
+    "set_up",
+    "short_folder",
+    "time_limit",
+]
 
 MAX_VCPUS = 64
 MAX_CYCLES = 100_000
@@ -171,80 +182,62 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-v", "--verbose", action="store_true", help="show the guest's diagnostics too")
 
 
-class Provide(Protocol):
-    """Makes the set-up of a run; :func:`prepare` is the real one."""
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What is to be set up: for guests of ``architecture`` with ``kernel``, a name or a path. ``qemu`` names a QEMU to
+    use; with ``suite`` its programs are built too.
+    """
 
-    def __call__(
-        self,
-        progress: Progress,
-        *,
-        qemu: str | None,
-        accel: str,
-        kernel: str = KERNELS[0],
-        suite: str | None = None,
-        arch: str = AMD64.name,
-    ) -> Setup: ...
+    qemu: str | None = None
+    accel: str = "auto"
+    kernel: str = KERNELS[0]
+    suite: str | None = None
+    architecture: Architecture = AMD64
 
+
+Provide = Callable[[Progress, Wanted], Setup]
+"""Makes the set-up of a run; :func:`prepare` is the real one."""
 
 ProvideLibrary = Callable[[Progress], Library]
 """Finds libvfio-user, or builds it; :func:`.libvfio_user.provide` is the real one."""
 
 
-def prepare(
-    progress: Progress,
-    *,
-    qemu: str | None = None,
-    accel: str = "auto",
-    kernel: str = KERNELS[0],
-    suite: str | None = None,
-    arch: str = AMD64.name,
-) -> Setup:
-    """Provide QEMU, kernel, modules and programs for guests of ``arch``, and choose the accelerator; ``kernel`` is a
-    name or a path.
+def prepare(progress: Progress, wanted: Wanted) -> Setup:
+    """Provide QEMU, kernel, modules and programs, and choose the accelerator.
 
-    With ``suite`` the programs of that suite are built too. Raises UsageError, EnvironmentProblem, RunError.
+    Raises UsageError, EnvironmentProblem, RunError.
     """
-    architecture = ARCHITECTURES[arch]
-    kernels.open_named_path(kernel, architecture)  # a wrong path is said before anything is fetched
-    toolbox = provision.provision(progress, qemu=qemu, architecture=architecture)
+    architecture = wanted.architecture
+    kernels.open_named_path(wanted.kernel, architecture)  # a wrong path is said before anything is fetched
+    toolbox = provision.provision(progress, qemu=wanted.qemu, architecture=architecture)
     base = toolbox.root
-    toolbox = kernels.with_kernel(toolbox, kernel, resources.guest_tools(), progress)
+    toolbox = kernels.with_kernel(toolbox, wanted.kernel, resources.guest_tools(), progress)
     cache = provision.cache_folder(os.environ)
     folders = [resources.guest_tools() / name for name in architecture.modules]
     modules = [path for folder in folders for path in build.build_modules(toolbox, folder, cache, progress)]
     built = programs.build_programs(toolbox, resources.guest_tools() / "programs", cache, progress)
     core.build_core(toolbox, cache, progress)
-    chosen = accelerator.choose_accelerator(accel, toolbox, cache, progress)
+    chosen = accelerator.choose_accelerator(wanted.accel, toolbox, cache, progress)
     tests: Sequence[Path] = ()
-    if suite is not None:
+    if wanted.suite is not None:
         layer = kernels.build_layer(base, progress)
-        tests = suites.build_suite(suite, layer, resources.guest_tools(), cache, progress)
+        tests = suites.build_suite(wanted.suite, layer, resources.guest_tools(), cache, progress)
     return Setup(toolbox, modules, chosen, built, tests)
 
 
-def set_up(
-    stream: TextIO,
-    provide: Provide,
-    *,
-    qemu: str | None,
-    accel: str,
-    kernel: str,
-    suite: str | None = None,
-    arch: str = AMD64.name,
-    library: ProvideLibrary | None = None,
-) -> Setup:
+def set_up(stream: TextIO, provide: Provide, wanted: Wanted, library: ProvideLibrary | None = None) -> Setup:
     """What ``provide`` and ``library`` make, with their progress on ``stream``. Raises what they raise."""
-    steps = provision.STEPS + kernels.steps(kernel) + programs.STEPS + core.STEPS + accelerator.STEPS
-    steps += build.STEPS * len(ARCHITECTURES[arch].modules)
-    if ARCHITECTURES[arch].is_foreign:
+    steps = provision.STEPS + kernels.steps(wanted.kernel) + programs.STEPS + core.STEPS + accelerator.STEPS
+    steps += build.STEPS * len(wanted.architecture.modules)
+    if wanted.architecture.is_foreign:
         steps += roots.STEPS
-    if suite is not None:
+    if wanted.suite is not None:
         steps += roots.STEPS + suites.STEPS
     if library is not None:
         steps += libvfio_user.STEPS
     progress = Progress(stream, steps)
     try:
-        setup = provide(progress, qemu=qemu, accel=accel, kernel=kernel, suite=suite, arch=arch)
+        setup = provide(progress, wanted)
         return setup if library is None else replace(setup, library=library(progress))
     finally:
         progress.close()
@@ -314,8 +307,7 @@ def _run(
     if not topology.is_file():
         raise UsageError(f"--topology {topology}: no such file")
     kernel = args.kernel or _usual_kernel(args.suite)
-    asked = {"qemu": args.qemu, "accel": args.accel, "kernel": kernel, "suite": args.suite, "arch": args.arch}
-    setup = set_up(stream, provide, library=library, **asked)
+    setup = set_up(stream, provide, Wanted(args.qemu, args.accel, kernel, args.suite, architecture), library)
     added.check_interpreter(brought, added.applets(setup.toolbox.runnable_busybox))
     if args.only_setup:
         print(

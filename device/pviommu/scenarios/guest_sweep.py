@@ -34,7 +34,7 @@ from ..lab.guest_settings import GuestSettings, kernel_name
 from ..lab.listener import Listener
 from ..lab.problems import EnvironmentProblem, RunError, UsageError
 from ..lab.report import RunRecord
-from ..lab.run import Provide, guarded, prepare, set_up
+from ..lab.run import Provide, Wanted, guarded, prepare, set_up
 from ..lab.scenario import WITH_A_CONNECTION, Played
 from ..lab.server import PROGRAM, capabilities
 from ..lab.vm import Alarm, GuestTimeoutError, parse_memory
@@ -297,7 +297,7 @@ def guest_swept(args: argparse.Namespace, *, program: Sequence[str] = PROGRAM, p
 
 def _guest_swept(args: argparse.Namespace, program: Sequence[str], provide: Provide) -> int:
     progress = io.StringIO() if args.quiet else sys.stderr
-    setup = set_up(progress, provide, qemu=None, accel="auto", kernel=args.kernel)
+    setup = set_up(progress, provide, Wanted(kernel=args.kernel))
     topology = find(Path("lab"))
     offered = capabilities(topology, program)
     settings = GuestSettings(args.profile, args.mode, kernel=kernel_name(args.kernel), sweep=True, tables="off")

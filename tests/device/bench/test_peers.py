@@ -17,7 +17,7 @@ from pviommu.bench.guest import Boot, MeasurementError, Plan, Round, VfioMaps, W
 from pviommu.lab.problems import EnvironmentProblem, RunError
 from pviommu.lab.progress import Progress
 from pviommu.lab.provision import Toolbox
-from pviommu.lab.run import Setup
+from pviommu.lab.run import Setup, Wanted
 from pviommu.lab.vm import GuestTimeoutError
 
 
@@ -48,16 +48,7 @@ class Played:
         vfio = [VfioMaps(plan.vfio_mib << 8, 5000, 700)] if plan.vfio_mib else []
         return Boot(rounds, witnesses, group, {}, bool(plan.count_operations), 0, vfio), counts
 
-    def provide(
-        self,
-        progress: Progress,
-        *,
-        qemu: str | None,
-        accel: str,
-        kernel: str = "debian",
-        suite: str | None = None,
-        arch: str = "amd64",
-    ) -> Setup:
+    def provide(self, progress: Progress, wanted: Wanted) -> Setup:
         if self.lacking:
             raise self.lacking
         toolbox = Toolbox(self.folder, ("qemu",), {}, "11.1.3", Path("vmlinuz"), "6.12", Path("busybox"))

@@ -18,7 +18,6 @@ import pytest
 from libvfio_user import Generation, Library
 from pviommu import schemas
 from pviommu.lab import boot, run
-from pviommu.lab.architecture import ARCHITECTURES
 from pviommu.lab.console import STANDARD, Terminal
 from pviommu.lab.progress import Progress
 from pviommu.lab.provision import Toolbox
@@ -100,19 +99,10 @@ class Lab:
             jsonschema.validate(json.loads(path.read_text()), RESULTS)
         return status, out.getvalue() if isinstance(out, io.StringIO) else ""
 
-    def provide(
-        self,
-        progress: Progress,
-        *,
-        qemu: str | None,
-        accel: str,
-        kernel: str = "debian",
-        suite: str | None = None,
-        arch: str = "amd64",
-    ) -> run.Setup:
-        self.kernels.append(kernel)
+    def provide(self, progress: Progress, wanted: run.Wanted) -> run.Setup:
+        self.kernels.append(wanted.kernel)
         tests = []
-        if suite is not None:
+        if wanted.suite is not None:
             tests = [self.folder / "vfio_a_test"]
             tests[0].write_text("a program")
         busybox = self.folder / "busybox"
@@ -121,7 +111,7 @@ class Lab:
         image = self.folder / "vmlinuz"
         image.write_bytes(b"a kernel")
         toolbox = Toolbox(self.folder, (str(self.folder / "qemu"),), {}, "11.1.3", image, "6.12", busybox)
-        return run.Setup(replace(toolbox, architecture=ARCHITECTURES[arch]), [], "tcg", suite=tests)
+        return run.Setup(replace(toolbox, architecture=wanted.architecture), [], "tcg", suite=tests)
 
     def provide_library(self, progress: Progress) -> Library:
         made = Library.__new__(Library)  # which loads nothing

@@ -17,6 +17,7 @@ from pviommu.lab.boot import Setup
 from pviommu.lab.problems import EnvironmentProblem
 from pviommu.lab.progress import Progress
 from pviommu.lab.provision import Toolbox
+from pviommu.lab.run import Wanted
 
 RUN = """
 import json, os, sys
@@ -67,19 +68,11 @@ class Runs:
         status = matrix.main(args, out=out, program=program, provide=self.provide, now=lambda: self.date)
         return status, out.getvalue()
 
-    def provide(
-        self,
-        progress: Progress,
-        *,
-        qemu: str | None,
-        accel: str,
-        kernel: str = "debian",
-        suite: str | None = None,
-        arch: str = "amd64",
-    ) -> Setup:
+    def provide(self, progress: Progress, wanted: Wanted) -> Setup:
+        arch = wanted.architecture.name
         of_arch = "" if arch == "amd64" else f" of {arch}"
-        self.prepared.append((f"{kernel} {suite}" if suite else kernel) + of_arch)
-        if kernel in self.broken_kernels:
+        self.prepared.append((f"{wanted.kernel} {wanted.suite}" if wanted.suite else wanted.kernel) + of_arch)
+        if wanted.kernel in self.broken_kernels:
             raise EnvironmentProblem("no space left", "give it some")
         image = self.folder / "vmlinuz"
         image.write_bytes(self.kernel_image)

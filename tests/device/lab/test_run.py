@@ -184,15 +184,7 @@ def test_the_labs_own_tests_have_network_cards_where_its_kernel_can_drive_them(
 def test_environment_problem_ends_with_status_3_and_how_to_get_it(
     lab: Lab, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(
-        progress: Progress,
-        *,
-        qemu: str | None,
-        accel: str,
-        kernel: str = "debian",
-        suite: str | None = None,
-        arch: str = "amd64",
-    ) -> run.Setup:
+    def refuse(progress: Progress, wanted: run.Wanted) -> run.Setup:
         raise EnvironmentProblem("apt-get is missing", "install the package apt")
 
     monkeypatch.setattr(lab, "provide", refuse)
@@ -203,15 +195,7 @@ def test_environment_problem_ends_with_status_3_and_how_to_get_it(
 def test_failed_module_build_ends_with_status_3_and_the_compilers_output(
     lab: Lab, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(
-        progress: Progress,
-        *,
-        qemu: str | None,
-        accel: str,
-        kernel: str = "debian",
-        suite: str | None = None,
-        arch: str = "amd64",
-    ) -> run.Setup:
+    def fail(progress: Progress, wanted: run.Wanted) -> run.Setup:
         raise RunError("the guest modules do not build", "a.c:1: error")
 
     monkeypatch.setattr(lab, "provide", fail)
