@@ -23,7 +23,6 @@ __all__ = [
     "architectures",
     "arm_qemu",
     "cache_folder",
-    "find_arm_qemu",
     "find_qemu",
     "find_toolbox",
     "provision",
@@ -163,15 +162,6 @@ def arm_qemu(progress: Progress, *, environment: Mapping[str, str] = os.environ,
     base = provision(progress, environment=environment, run=run).root
     root = private_root(cache_folder(environment), _ARM_PACKAGES, progress, environment, run, base=base)
     return _private_qemu(root, ARM64, run)
-
-
-def find_arm_qemu(*, environment: Mapping[str, str] = os.environ, run: Run = run) -> Qemu | None:
-    """What :func:`arm_qemu` would return, if nothing has to be fetched for it, else None. Raises EnvironmentProblem."""
-    toolbox = find_toolbox(environment=environment, run=run)
-    if toolbox is None:
-        return None
-    root = find_root(cache_folder(environment), _ARM_PACKAGES, base=toolbox.root)
-    return None if root is None else _private_qemu(root, ARM64, run)
 
 
 def _qemu_version(output: str) -> str | None:

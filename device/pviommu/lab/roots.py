@@ -75,11 +75,9 @@ def private_root(
     return root
 
 
-def find_root(
-    folder: Path, packages: Sequence[str], *, base: Path | None = None, architectures: Sequence[str] = _HOST
-) -> Path | None:
-    """The root, if :func:`private_root` has made it already, else None."""
-    root = folder / f"root-{_digest(packages, base, architectures)}"
+def find_root(folder: Path, packages: Sequence[str], *, base: Path | None = None) -> Path | None:
+    """The root, if :func:`private_root` has made it already for this host's architecture, else None."""
+    root = folder / f"root-{_digest(packages, base, _HOST)}"
     return root if _is_complete(root) else None
 
 
