@@ -19,7 +19,7 @@ from wire_layout.registers import AccessKind, BitFields
 
 from .comparison import Found
 from .sides import READER, WRITER
-from .stimuli import OAS, SID_BITS, Access, Read, Reset, Stimulus, Tables, Write
+from .stimuli import OAS, SID_BITS, Access, Read, Reset, Step, Stimulus, Tables, Write
 
 __all__ = ["DIFFERENCES", "FIXES", "Judgement", "judge"]
 
@@ -162,6 +162,11 @@ _IMPLEMENTED = {
 _SIGNIFICANT = _IMPLEMENTED | {"EVENTQ_CONS": _IMPLEMENTED["EVENTQ_CONS"] & ~QueueConsumer.ERR}
 
 
+def _step(found: Found, stimulus: Stimulus) -> Step | None:
+    """The step behind which a difference was found; None: at the end."""
+    return stimulus.steps[found.step] if found.step < len(stimulus.steps) else None
+
+
 def _accesses(stimulus: Stimulus) -> list[Access]:
     return [step for step in stimulus.steps if isinstance(step, Access)]
 
@@ -178,7 +183,7 @@ def _register_of(found: Found, stimulus: Stimulus) -> str:
     """The register that a difference is about, whether it was read by a step or at the end."""
     if found.what in REGISTER:
         return found.what
-    step = stimulus.steps[found.step] if found.step < len(stimulus.steps) else None
+    step = _step(found, stimulus)
     if isinstance(step, Access):
         for each in REGISTERS:
             if any(place <= step.offset < place + each.size for place in each.places):
@@ -198,7 +203,7 @@ def _alias(stimulus: Stimulus, _: Found) -> bool:
 
 @_of("registers of what there is not")
 def _of_nothing(stimulus: Stimulus, found: Found) -> bool:
-    step = stimulus.steps[found.step] if found.step < len(stimulus.steps) else None
+    step = _step(found, stimulus)
     return isinstance(step, Access) and step.offset not in _WORDS and not found.ours
 
 
@@ -271,7 +276,7 @@ def _prefetch(_: Stimulus, found: Found) -> bool:
 
 def _types(value: object) -> set[int]:
     """Types of events."""
-    return {event[0] & 0xFF for event in value} if isinstance(value, tuple) else set()
+    return {_kind(event) for event in value} if isinstance(value, tuple) else set()
 
 
 def _only(value: object, *types: EventType) -> bool:
@@ -295,7 +300,7 @@ def _iovas(stimulus: Stimulus) -> list[int]:
 
 
 def _of_dma(found: Found, stimulus: Stimulus) -> bool:
-    return found.step < len(stimulus.steps) and isinstance(stimulus.steps[found.step], Write | Read)
+    return isinstance(_step(found, stimulus), Write | Read)
 
 
 def _ste(stimulus: Stimulus) -> tuple[Ste0, Ste2]:
@@ -327,7 +332,7 @@ def _log2size(stimulus: Stimulus, found: Found) -> bool:
 
 @_of("events beyond a full queue", voids=True)
 def _full(stimulus: Stimulus, found: Found) -> bool:
-    step = stimulus.steps[found.step] if found.step < len(stimulus.steps) else None
+    step = _step(found, stimulus)
     is_long = isinstance(step, Write | Read) and step.times > 1 << stimulus.queues.evtq_bits
     return is_long and found.what in ("events", "overflow", "active", "interrupts")
 
@@ -391,12 +396,17 @@ def _first_level(stimulus: Stimulus, found: Found) -> bool:
     return _of_dma(found, stimulus) and is_meant and not _is_possible(ste2)
 
 
+def _geometry(ste2: Ste2) -> tuple[int, int, int]:
+    """Granule of a stage 2, 0 if it is reserved, input bits and first level."""
+    granule = {0: 12, 1: 16, 2: 14}.get(ste2.S2TG, 0)
+    return granule, 64 - ste2.S2T0SZ, (2 if granule == 12 else 3) - ste2.S2SL0
+
+
 def _is_possible(ste2: Ste2) -> bool:
     """Whether a stage 2 may begin where it says, for an OAS of 44 bits (DDI 0487, AArch64.S2InconsistentSL and
     S2InvalidSL).
     """
-    granule, bits = {0: 12, 1: 16, 2: 14}.get(ste2.S2TG, 0), 64 - ste2.S2T0SZ
-    start = (2 if granule == 12 else 3) - ste2.S2SL0
+    granule, bits, start = _geometry(ste2)
     if not granule or not 25 <= bits <= OAS or ste2.S2SL0 == 3 or (granule != 12 and ste2.S2SL0 > 2):
         return False
     below = granule + (3 - start) * (granule - 3)
@@ -406,18 +416,17 @@ def _is_possible(ste2: Ste2) -> bool:
 @_of("a stage 2 of more bits than S2PS", voids=True)
 def _input(stimulus: Stimulus, found: Found) -> bool:
     ste0, ste2 = _ste(stimulus)
-    output = (32, 36, 40, 42, 44, 44, 44, 44)[ste2.S2PS]
-    is_meant = bool(ste0.CONFIG & 2) and output < 64 - ste2.S2T0SZ and _only(found.theirs, EventType.C_BAD_STE)
+    is_longer = _output_bits(stimulus, "s2") < 64 - ste2.S2T0SZ
+    is_meant = bool(ste0.CONFIG & 2) and is_longer and _only(found.theirs, EventType.C_BAD_STE)
     return _of_dma(found, stimulus) and is_meant
 
 
 @_of("tables side by side in stage 2", voids=True)
 def _side_by_side(stimulus: Stimulus, found: Found) -> bool:
     ste0, ste2 = _ste(stimulus)
-    granule, bits = {0: 12, 1: 16, 2: 14}.get(ste2.S2TG, 0), 64 - ste2.S2T0SZ
+    granule, bits, start = _geometry(ste2)
     if not granule:
         return False
-    start = (2 if granule == 12 else 3) - ste2.S2SL0
     first = granule + (4 - start) * (granule - 3)
     is_behind = ste0.CONFIG == SteConfig.NESTED or any(iova >> first for iova in _iovas(stimulus))
     return _of_dma(found, stimulus) and bool(ste0.CONFIG & 2) and bits > first and is_behind
@@ -431,12 +440,16 @@ def _ttb(stimulus: Stimulus, found: Found) -> bool:
     return stimulus.kind == "caches" and is_nested and is_meant and _of_dma(found, stimulus)
 
 
+def _has_limits(stimulus: Stimulus) -> bool:
+    """Whether a table of stage 1 lets nothing below it be written (APTable)."""
+    return any(name.startswith("s1.table") and word >> 62 & 1 for name, word in stimulus.scene.words.items())
+
+
 @_of("APTable of a translation that was read before", voids=True)
 def _aptable(stimulus: Stimulus, found: Found) -> bool:
-    limits = [word for name, word in stimulus.scene.words.items() if name.startswith("s1.table") and word >> 62 & 1]
     before = [step for step in stimulus.steps[: found.step] if isinstance(step, Write | Read)]
     is_meant = found.what == "events" and not found.theirs and _only(found.ours, EventType.F_PERMISSION)
-    return _of_dma(found, stimulus) and bool(limits and before) and is_meant
+    return _of_dma(found, stimulus) and bool(before) and _has_limits(stimulus) and is_meant
 
 
 @_of("fields of stage 1 without it", voids=True)
@@ -473,7 +486,6 @@ def _other_half(stimulus: Stimulus, found: Found) -> bool:
 
 @_of("APTable and what is below it", voids=True)
 def _limit_first(stimulus: Stimulus, found: Found) -> bool:
-    limits = [word for name, word in stimulus.scene.words.items() if name.startswith("s1.table") and word >> 62 & 1]
     is_meant = found.what == "events" and _types(found.theirs) == {EventType.F_PERMISSION}
     earlier = {EventType.F_TRANSLATION, EventType.F_ADDR_SIZE, EventType.F_ACCESS, EventType.F_WALK_EABT}
-    return _of_dma(found, stimulus) and bool(limits) and is_meant and _types(found.ours) <= earlier
+    return _of_dma(found, stimulus) and _has_limits(stimulus) and is_meant and _types(found.ours) <= earlier
