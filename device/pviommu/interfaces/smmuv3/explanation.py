@@ -18,9 +18,9 @@ from wire_layout.registers import BitField, BitFields
 from ...engine import Access
 from ...engine.walk import ReadRefusal, Tables, Update, WalkFault
 from .caches import Tag, Translations
-from .configuration import Refused, StreamTable
+from .configuration import Refused, Stream, StreamTable
 from .memory import Abort, GuestReader, Structure
-from .translation import Caches, Found, Request, StreamWalker, World, pretended
+from .translation import Caches, Found, Request, Stale, StreamWalker, World, pretended
 
 __all__ = ["Explained", "Seen", "explain"]
 
@@ -126,9 +126,15 @@ class _Tracer(StreamWalker):
         super().__init__(world, sid, ssid)
         self._real = {"stage 1": real.stage1, "stage 2": real.stage2}
         self._explained = explained
+        self.stream: Stream | Refused | None = None
+        """what the STE says"""
 
     def look(self, iova: int, access: Access) -> Found | Refused:
         return self._translate(iova, access)
+
+    def _stream(self, iova: int, on_stale: Callable[[Stale], None]) -> Stream | Refused:
+        self.stream = super()._stream(iova, on_stale)
+        return self.stream
 
     def _cached(
         self,
@@ -169,15 +175,15 @@ def explain(world: World, sid: int, ssid: int | None, iova: int, access: Access)
     config = replace(world.config, cache_entries=0, strict=False)
     table = StreamTable(config, world.registers, reader)
     bare = replace(world, config=config, memory=reader, table=table, caches=Caches(config))
-    found = _Tracer(bare, sid, ssid, world.caches, explained).look(iova, access)
+    tracer = _Tracer(bare, sid, ssid, world.caches, explained)
+    found = tracer.look(iova, access)
     explained.text = _in_words(found, explained)
     if isinstance(found, Found):
         explained.leads_to = found.output
     elif found.event is not None:
         explained.event = found.event.type
     known = world.caches.streams.get(sid)
-    silent = StreamTable(config, world.registers, _NotingReader(world.memory, lambda _: None))
-    if known is not None and known != silent.find(sid, ssid):
+    if known is not None and known != tracer.stream:
         explained.cached.append("STE")
     return explained
 
