@@ -171,12 +171,10 @@ class SmmuFunction(PciFunction):
         """
         self.settle()
         found = self.smmu.explain(stream, iova, Access.WRITE).report()
+        text = found.pop("text")
+        cause = (found["event"] or ("aborted" if found["leads_to"] is None else "not-refused")).lower()
         if self._engine.is_blocked(stream):
             cause, text = "blocked", "the endpoint is blocked until its reset"
-        else:
-            cause = (found["event"] or ("aborted" if found["leads_to"] is None else "not-refused")).lower()
-            text = found.pop("text")
-        found.pop("text", None)
         apart = {name: found.pop(name) for name in ("reads", "cached")}
         return {"cause": cause.replace("_", "-"), "text": text, "smmu": {"smmu": self.name} | found, **apart}
 
