@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from smmuv3.commands import COMMAND_SIZE
 from smmuv3.events import EVENT_SIZE
-from smmuv3.registers import REGISTERS, GlobalError, QueueConsumer, QueueProducer
+from smmuv3.registers import REGISTER, REGISTERS, GlobalError, QueueConsumer, QueueProducer
 
 from ..guest.smmuv3 import SmmuV3, StuckError
 from .sides import Dma, Side, driver, pattern
@@ -21,7 +21,7 @@ _REGISTERS = tuple(each for each in REGISTERS if each.count == 1)
 """All but those of whoever made it."""
 _MOST_ERRORS = 8
 _QUEUE_BYTES = 1 << 13
-_GBPA, _GBPA_RESET = 0x44, 0x8000_1000
+_GBPA_RESET = 0x8000_1000
 
 
 class Found(NamedTuple):
@@ -41,16 +41,16 @@ class _Player:
         self.side = side
         self.driver: SmmuV3 = driver(side, stimulus.queues)
         self._evtq_bits = stimulus.queues.evtq_bits
-        self._first = (self.driver.get("GERROR"), self.driver.get("GERRORN"))
+        self._first = self._global_errors()
         self._written: list[tuple[int, int]] = []
 
     def reset(self, step: Reset) -> Iterator[tuple[str, object]]:
         self.driver.set("CR0", 0)
         self.driver.set("GERRORN", self.driver.get("GERROR"))
-        self.side.write(_GBPA, _GBPA_RESET.to_bytes(4, "little"))
+        self.driver.set("GBPA", _GBPA_RESET)
         self.driver.reset(step.table, step.config)
         self.side.interrupts()
-        self._first = (self.driver.get("GERROR"), self.driver.get("GERRORN"))
+        self._first = self._global_errors()
         yield "steps", tuple(self.driver.steps)
 
     def access(self, step: Access) -> Iterator[tuple[str, object]]:
@@ -62,7 +62,14 @@ class _Player:
 
     def _since(self, offset: int) -> int:
         """Of GERROR and GERRORN only what has changed since the reset."""
-        return {0x60: self._first[0], 0x64: self._first[1]}.get(offset, 0)
+        return self._first.get(offset, 0)
+
+    def _global_errors(self) -> dict[int, int]:
+        return {REGISTER[name].offset: self.driver.get(name) for name in ("GERROR", "GERRORN")}
+
+    def _active(self) -> int:
+        """The errors that are not acknowledged."""
+        return self.driver.get("GERROR") ^ self.driver.get("GERRORN")
 
     def issue(self, step: Issue) -> Iterator[tuple[str, object]]:
         try:
@@ -78,7 +85,7 @@ class _Player:
         yield "stopped at", self.side.load(self.driver.command_place(consumer), COMMAND_SIZE) if is_stopped else None
         yield "consumer", consumer & ~QueueConsumer.ERR
         yield "ERR", QueueConsumer(consumer).ERR
-        yield "active", self.driver.get("GERROR") ^ self.driver.get("GERRORN")
+        yield "active", self._active()
 
     def recover(self) -> Iterator[tuple[str, object]]:
         for number in range(_MOST_ERRORS):
@@ -101,7 +108,7 @@ class _Player:
             if self.last.is_done:
                 yield "where it led", self._holds(runs or self.last.runs, step.length)
         yield "overflow", is_lost
-        yield "active", self.driver.get("GERROR") ^ self.driver.get("GERRORN")
+        yield "active", self._active()
         yield "interrupts", self.side.interrupts()
 
     def _holds(self, runs: Sequence[tuple[int, int]], length: int) -> bool:

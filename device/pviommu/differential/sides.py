@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from smmuv3.registers import Cr0, Gbpa, Vector
+from smmuv3.registers import REGISTER, Cr0, Gbpa, Vector
 from vfio_user import DmaMapping
 
 from ..counters import Counters
@@ -173,6 +173,7 @@ def pattern(length: int) -> bytes:
 
 _SMMU, _ECAM, _BAR = 0x0905_0000, 0x40_1000_0000, {WRITER: 0x1000_0000, READER: 0x1010_0000}
 """Of the board ``virt``: the register frame, configuration space, and where the devices' BARs are put."""
+_CR0, _GBPA = REGISTER["CR0"].offset, REGISTER["GBPA"].offset
 _GICD = 0x0800_0000
 _ICFGR, _ICPENDR, _ISPENDR = _GICD + 0xC18, _GICD + 0x28C, _GICD + 0x20C
 """Of the interrupt controller, the words that are about the SMMU's interrupts..."""
@@ -265,12 +266,12 @@ class Theirs(_Ram):
     def dma_read(self, iova: int, length: int) -> Dma:
         """``is_done`` says nothing: the device does not tell a refusal, and its data are zeros then."""
         self._copy(_Edu.FROM_MEMORY, iova, _Edu.BUFFER, length)
-        cr0, gbpa = self.read_each([(0x20, 4), (0x44, 4)])
-        self._bus.write(_SMMU + 0x44, 4, gbpa & ~Gbpa.ABORT | Gbpa.UPDATE)
-        self._bus.write(_SMMU + 0x20, 4, cr0 & ~Cr0.SMMUEN)
+        cr0, gbpa = self.read_each([(_CR0, 4), (_GBPA, 4)])
+        self._bus.write(_SMMU + _GBPA, 4, gbpa & ~Gbpa.ABORT | Gbpa.UPDATE)
+        self._bus.write(_SMMU + _CR0, 4, cr0 & ~Cr0.SMMUEN)
         self._copy(_Edu.TO_MEMORY, _Edu.BUFFER, SCRATCH, length)
-        self._bus.write(_SMMU + 0x44, 4, gbpa | Gbpa.UPDATE)
-        self._bus.write(_SMMU + 0x20, 4, cr0)
+        self._bus.write(_SMMU + _GBPA, 4, gbpa | Gbpa.UPDATE)
+        self._bus.write(_SMMU + _CR0, 4, cr0)
         data = self.load(SCRATCH, length)
         self.store(SCRATCH, bytes(length))
         return Dma(any(data), data)
