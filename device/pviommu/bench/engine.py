@@ -14,7 +14,7 @@ from .bars import Bar, Judgement
 from .cores import NATIVE
 from .engine_cases import (
     GIB,
-    WALKED,
+    WALK,
     baseline_cases,
     bytes_per_gib,
     bytes_per_scattered_page,
@@ -81,7 +81,6 @@ _RATES = (
     ("map contiguous 512", Bar("contiguous mapping, 2 MiB", 1e8, "pages/s", at_most=False)),
     (f"map contiguous {GIB}", Bar("contiguous mapping, 1 GiB", 1e8, "pages/s", at_most=False)),
 )
-_WALK = f"walk, each of {WALKED} pages"
 _WALKS = Bar("walk of a page, warm tables", 300, "ns")
 _HIT = Bar("translate hit", 500, "ns")
 _SPEEDS = tuple(
@@ -111,8 +110,8 @@ def judge(core: str, series: Sequence[Series], memory: Mapping[str, float]) -> l
     judgements = [bar.judge(found[name].rate) for name, bar in _RATES if name in found]
     if "translate, hit" in found:
         judgements.append(_HIT.judge(found["translate, hit"].figure.median))
-    if _WALK in found and core == NATIVE:
-        judgements.append(_WALKS.judge(found[_WALK].figure.median))
+    if WALK in found and core == NATIVE:
+        judgements.append(_WALKS.judge(found[WALK].figure.median))
     if WALK_GUEST in found and core == NATIVE:
         judgements.append(_GUEST_WALKS.judge(found[WALK_GUEST].figure.median))
     judgements += [

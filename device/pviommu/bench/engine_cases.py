@@ -12,7 +12,6 @@ from time import perf_counter_ns
 
 from ..engine import Access, Engine, EngineConfig, TranslationFault, walk
 from ..engine.formats import vtd_second_stage
-from ..engine.walk import Read, Tables
 from ..lab.problems import RunError
 from .cores import PYTHON, build_engine, native_walker
 from .local_guest import scattered
@@ -22,7 +21,7 @@ __all__ = [
     "CONTIGUOUS",
     "GIB",
     "SCATTERED",
-    "WALKED",
+    "WALK",
     "baseline_cases",
     "bytes_per_gib",
     "bytes_per_scattered_page",
@@ -50,6 +49,8 @@ _LIVE_PAGES = 1 << 16
 _LIVE_GIBS = 8
 WALKED = 256
 """Pages of a request, 1 MiB."""
+WALK = f"walk, each of {WALKED} pages"
+"""The case of which there is a bar."""
 _TABLES_SIZE = 1 << 16
 _ABOVE_WINDOW = 4 * GIB  # the MSI window is below 4 GiB, and nothing can be mapped there
 
@@ -155,7 +156,7 @@ def walk_cases(core: str) -> list[Case]:
         struct.pack_into("<Q", ram, place, word)
     if core == PYTHON:
         read = partial(_read_word, memoryview(ram).cast("Q"))
-        find: Callable[[int, int, Access], object] = partial(_translate_by, tables, read)
+        find: Callable[[int, int, Access], object] = partial(walk.translate, tables, read=read)
     else:
         find = native_walker(tables, ram).translate
 
@@ -173,15 +174,11 @@ def walk_cases(core: str) -> list[Case]:
 
         return Case(name, work, least_count=WALKED)
 
-    return [case("walk, one page", 1), case(f"walk, each of {WALKED} pages", WALKED)]
+    return [case("walk, one page", 1), case(WALK, WALKED)]
 
 
 def _read_word(words: memoryview, place: int) -> int:
     return int(words[place >> 3])
-
-
-def _translate_by(tables: Tables, read: Read, iova: int, length: int, access: Access) -> object:
-    return walk.translate(tables, iova, length, access, read)
 
 
 def baseline_cases(buffers: tuple[memoryview, memoryview]) -> list[Case]:
