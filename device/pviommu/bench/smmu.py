@@ -15,7 +15,7 @@ from .cores import NATIVE
 from .in_process import Measurement, is_wanted
 from .samples import Effort, Series, measure
 from .smmu_cases import cold_cases, command_cases, translation_cases
-from .smmu_guest import SIZES, SmmuGuest
+from .smmu_guest import CACHED, SIZES, SmmuGuest
 
 __all__ = ["add_arguments", "judge", "main"]
 
@@ -41,9 +41,9 @@ def main(args: argparse.Namespace, *, out: TextIO | None = None) -> int:
 def _measure(core: str, patterns: Sequence[str] | None, effort: Effort) -> list[Series]:
     with ExitStack() as stack:
         guests = [
-            stack.enter_context(SmmuGuest(core, nested=nested, **cached))
+            stack.enter_context(SmmuGuest(core, nested=nested, cached=cached))
             for nested in (False, True)
-            for cached in ({}, {"cached": 0})
+            for cached in (CACHED, 0)
         ]
         plain, cold, nested, cold_nested = guests
         cases = [
