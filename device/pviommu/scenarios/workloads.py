@@ -288,24 +288,24 @@ def _network_newcomer(stage: Stage) -> list[str]:
     for card in network.cards_of(stage):
         card.set_link(True)  # as an operator does
     stage.machine.iommu.reset()
-    steps = network.exchanges(stage, 4)
-    guest = next(steps)
-    next(steps, None)
+    guest = _played(stage, network.exchanges(stage, 4))
     arrived = guest.answers["frame arrived"]
-    for function in stage.machine.functions():
-        function.disconnected()
     return guest.harm if arrived == 4 else [*guest.harm, f"{arrived} of 4 frames arrived"]
 
 
 def _smmu_newcomer(stage: Stage) -> list[str]:
     for function in stage.machine.functions():
         function.reset()
-    steps = smmu.rounds(stage, 4)
+    return _played(stage, smmu.rounds(stage, 4)).harm
+
+
+def _played(stage: Stage, steps: Iterator[PlayedGuest]) -> PlayedGuest:
+    """The guest of a workload by calls, once it is done and has gone."""
     guest = next(steps)
     next(steps, None)
     for function in stage.machine.functions():
         function.disconnected()
-    return guest.harm
+    return guest
 
 
 def _powered(stage: Stage, stack: contextlib.ExitStack) -> dict[str, WireFunction]:
