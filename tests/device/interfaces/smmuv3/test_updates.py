@@ -12,7 +12,7 @@ from pviommu.interfaces.smmuv3.config import SmmuConfig
 from smmuv3.commands import Opcode, cfgi, tlbi
 from smmuv3.registers import Idr0
 
-from .conftest import CD0, CDS, IOVA, LEAF, PAGE, SID, Guest
+from .conftest import CD0, CDS, IOVA, LEAF, PAGE, SID, TTB, Guest
 
 HA, HD, AF, READ_ONLY, DBM = 1 << 43, 1 << 42, 1 << 10, 1 << 7, 1 << 51
 CLEAN = PAGE | LEAF | READ_ONLY | DBM
@@ -197,23 +197,16 @@ def test_stage_2_is_updated_too(make_guest: Callable[..., Guest], guard: PlainGu
 def test_an_update_of_stage_1_is_a_write_to_stage_2(make_guest: Callable[..., Guest], guard: PlainGuard) -> None:
     """A table that stage 2 lets be read only: class TT, and what was refused is no read."""
     guest = make_guest(httu=2, stage2=True, guard=guard)
-    for place in (CDS, PAGE):
-        guest.map(place & ~0x1F_FFFF | 0x7F1, place - DOWN, root=STTB, bits=44, stop=2)
-    table = 0x4300_0000
-    below = guest.map(table & ~0x1F_FFFF | 0x7F1 & ~S2W, table - DOWN, root=STTB, bits=44, stop=2)[-1]
     guest.start()
     guest.ste(CDS - DOWN | 7 << 1 | 1, 0xD6, VTCR, STTB)
-    guest.cd(CD0 | HA, ttb0=table - DOWN)
-    places = guest.map(PAGE - DOWN | LEAF & ~AF, stop=0)
-    guest.store_words(places[0], PAGE - DOWN | LEAF)
-    for level in range(3):
-        place = table + level * 0x10_0000 + (IOVA >> 39 - 9 * level & 511) * 8
-        guest.store_words(place, table - DOWN + (level + 1) * 0x10_0000 | 3)
-    leaf = table + 0x30_0000 + (IOVA >> 12 & 511) * 8
-    for place in (table + 0x10_0000, table + 0x20_0000, table + 0x30_0000):
+    guest.cd(CD0 | HA, ttb0=TTB - DOWN)
+    *places, leaf = guest.map(PAGE - DOWN | LEAF & ~AF)
+    for place in places:
+        guest.store_words(place, guest.word(place) - DOWN)
+    for place in (CDS, PAGE):
+        guest.map(place & ~0x1F_FFFF | 0x7F1, place - DOWN, root=STTB, bits=44, stop=2)
+    for place in (*places, leaf):
         guest.map(place & ~0x1F_FFFF | 0x7F1 & ~S2W, place - DOWN, root=STTB, bits=44, stop=2)
-    guest.store_words(leaf, PAGE - DOWN | LEAF & ~AF)
-    del below
 
     assert guest.refused([(SID << 32 | 0x13, 1 << 40 | 1 << 39, IOVA, leaf - DOWN & ~0xFFF)])
     assert guest.word(leaf) == PAGE - DOWN | LEAF & ~AF
