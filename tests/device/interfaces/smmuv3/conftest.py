@@ -32,13 +32,15 @@ OUTSIDE = 0x8000_0000
 IOVA = 0x8080604560
 PAGE = 0x5000_0000
 """Where :data:`IOVA` leads, in the tables that :meth:`Guest.map` writes: its offset in the page is 0x560."""
-TABLE, CDS, TTB = 0x4100_0000, 0x4200_0000, 0x4300_0000
+TABLE, CDS, TTB, STTB = 0x4100_0000, 0x4200_0000, 0x4300_0000, 0x4700_0000
 COMMANDS, EVENTS = 0x4400_0000, 0x4500_0000
 SID, STREAM, PARENT, OWN = 8, 1, 1, 99
 DATA = (0x12345678).to_bytes(4, "little")
 CD0 = 0x0007E205C0003510
 """Of Linux: 4 KiB, T0SZ 16, EPD1, 48 bits, AA64, R, A, ASET, ASID 7."""
 MAIR = 0xF404FF44
+VTCR = 5 << 48 | 1 << 51 | 1 << 58 | 2 << 38 | 20 << 32
+"""Dword 2 of an STE: 4 KiB, 44 bits of input from level 0, 48 of output, recorded."""
 LEAF = 0xF47
 """AF, inner shareable, attributes 1, AP[1], nG of no significance."""
 _Q8 = Struct("<8Q")

@@ -9,7 +9,7 @@ from pviommu.interfaces.smmuv3.explanation import Explained
 from smmuv3.events import EventType
 from smmuv3.structures import STE_SIZE
 
-from .conftest import CD0, CDS, IOVA, LEAF, OUTSIDE, PAGE, SID, STREAM, TABLE, TTB, Guest
+from .conftest import CD0, CDS, IOVA, LEAF, OUTSIDE, PAGE, SID, STREAM, STTB, TABLE, TTB, VTCR, Guest
 
 
 def explained(guest: Guest, iova: int = IOVA, access: Access = Access.WRITE) -> Explained:
@@ -110,11 +110,10 @@ def test_while_translation_is_off(guest: Guest, gbpa: int, leads_to: int | None,
 
 
 def test_both_stages_are_told_apart(make_guest) -> None:
-    sttb, vtcr = 0x4700_0000, 5 << 48 | 1 << 51 | 1 << 58 | 2 << 38 | 20 << 32
     guest = make_guest(stage2=True).start()
-    guest.ste(CDS | 7 << 1 | 1, 0xD6, vtcr, sttb)
+    guest.ste(CDS | 7 << 1 | 1, 0xD6, VTCR, STTB)
     for place in (CDS, TTB, PAGE):
-        guest.map(place & ~0x1F_FFFF | 0x7F1, place, root=sttb, bits=44, stop=2)
+        guest.map(place & ~0x1F_FFFF | 0x7F1, place, root=STTB, bits=44, stop=2)
     missing = explained(guest)
     assert {seen.what for seen in missing.reads} == {"STE", "CD", "stage 1", "stage 2"}
     assert "stage 2 of the address" in missing.text

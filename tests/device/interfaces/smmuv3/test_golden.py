@@ -8,11 +8,8 @@ import pytest
 from pviommu.dma.fault import DmaRefusedError, FaultKind
 from smmuv3.commands import Opcode, cfgi, tlbi
 
-from .conftest import CD0, CDS, IOVA, LEAF, OUTSIDE, PAGE, SID, TTB
+from .conftest import CD0, CDS, IOVA, LEAF, OUTSIDE, PAGE, SID, STTB, TTB, VTCR
 
-STTB = 0x4700_0000
-VTCR = 5 << 48 | 1 << 51 | 1 << 58 | 2 << 38 | 20 << 32
-"""4 KiB, 44 bits of input from level 0, recorded."""
 S2LEAF = 0x7F3 | 0xC0
 """AF, readable and writeable."""
 IN_S2, TT_S2, CD_S2 = 0x28000000000, 0x18000000000, 0x8000000000

@@ -22,6 +22,7 @@ from .conftest import (
     STREAM,
     TABLE,
     TTB,
+    VTCR,
 )
 
 WRITE_FAULT, READ_FAULT = 0x20000000000, 0x20800000000
@@ -588,8 +589,6 @@ QOS = {
     0x4E4D3698: 0x040000004E4D3763,
     0x4E4D3BC0: 0x040000004E178763,
 }
-VTCR = 5 << 48 | 1 << 51 | 1 << 58 | 2 << 38 | 20 << 32
-"""Dword 2 of an STE: 4 KiB, 44 bits, from level 0, recorded."""
 
 
 @pytest.mark.row("smmu", 29)

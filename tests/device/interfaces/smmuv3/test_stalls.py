@@ -9,14 +9,12 @@ from smmuv3.commands import Opcode, cfgi, resume, stall_term
 from smmuv3.events import Event, EventType
 from smmuv3.registers import CommandError, Idr0, Idr5
 
-from .conftest import CD0, CDS, DATA, IOVA, LEAF, PAGE, SID
+from .conftest import CD0, CDS, DATA, IOVA, LEAF, PAGE, SID, STTB, VTCR
 
 pytestmark = pytest.mark.row("smmu", 33)
 
 CD_S, CD_R, S1STALLD = 1 << 44, 1 << 45, 1 << 27
 STALL, CLASS_IN, READ = 1 << 31, 2 << 40, 1 << 35
-STTB = 0x4700_0000
-VTCR = 5 << 48 | 1 << 51 | 1 << 58 | 2 << 38 | 20 << 32
 S2S, S2 = 1 << 57, 1 << 39
 
 

@@ -12,13 +12,12 @@ from pviommu.interfaces.smmuv3.config import SmmuConfig
 from smmuv3.commands import Opcode, cfgi, tlbi
 from smmuv3.registers import Idr0
 
-from .conftest import CD0, CDS, IOVA, LEAF, PAGE, SID, TTB, Guest
+from .conftest import CD0, CDS, IOVA, LEAF, PAGE, SID, STTB, TTB, VTCR, Guest
 
 HA, HD, AF, READ_ONLY, DBM = 1 << 43, 1 << 42, 1 << 10, 1 << 7, 1 << 51
 CLEAN = PAGE | LEAF | READ_ONLY | DBM
 """Writeable, and not written yet."""
-STTB, DOWN = 0x4700_0000, 0x1000_0000
-VTCR = 5 << 48 | 1 << 51 | 1 << 58 | 2 << 38 | 20 << 32
+DOWN = 0x1000_0000
 S2HA, S2HD, S2W, S2R = 1 << 56, 1 << 55, 1 << 7, 1 << 6
 S2LEAF = 0x3F | S2R | 3 << 8
 
