@@ -12,6 +12,8 @@ MOST_AREAS, MOST_CONTEXTS, MOST_FAULTS, MOST_OPERATIONS = 1024, 1024, 32, 512
 """Of one reply."""
 
 _CONTEXT = Argument("context", "number of a context, 0 is the default one", most=(1 << 16) - 1, required=True)
+_CARD = Argument("card", "name of its socket", Form.TEXT, required=True)
+_NAME = Field("name", "of its socket", Form.TEXT)
 _NEXT = Field("next", "`first` for the entries that follow, null if there are none")
 _MAPPING = (
     Field("iova", "first byte", Form.HEX, "bytes"),
@@ -83,7 +85,7 @@ _WALKED = (
     Field("leads_to", "guest physical address, null if a write is refused", Form.HEX, "bytes"),
 )
 _SMMUS = (
-    Field("name", "of its socket", Form.TEXT),
+    _NAME,
     Field("enabled", "whether it translates", Form.BOOLEAN),
     Field("registers", "those that are not 0, without identification", Form.TEXT),
     Field("commands", "that wait to be carried out"),
@@ -119,7 +121,7 @@ _LINKS = Field(
     "network cards, in the order of the topology",
     Form.LIST,
     fields=(
-        Field("name", "of its socket", Form.TEXT),
+        _NAME,
         Field("link", "none, peer, or tap", Form.TEXT),
         Field("other", "the tap, or the card at the other end", Form.TEXT),
         Field("up", "whether the guest sees the link up", Form.BOOLEAN),
@@ -199,7 +201,7 @@ COMMANDS = (
                 "PCI functions",
                 Form.LIST,
                 fields=(
-                    Field("name", "of its socket", Form.TEXT),
+                    _NAME,
                     Field("kind", "iommu, or kind of endpoint", Form.TEXT),
                     Field("client", "process that is connected", Form.TEXT),
                     Field("bus_master", "whether the guest allows DMA", Form.BOOLEAN),
@@ -278,7 +280,7 @@ COMMANDS = (
                 Form.LIST,
                 fields=(
                     Field("stream", "number"),
-                    Field("name", "of its socket", Form.TEXT),
+                    _NAME,
                     Field("kind", "as in the topology", Form.TEXT),
                     Field("sbdf", "PCI address in the guest, or unbound", Form.TEXT),
                     Field("context", "that it is in"),
@@ -311,11 +313,11 @@ COMMANDS = (
         "link",
         "set the link of a network card up or down, as by plugging its cable in or out; the guest is told",
         (
-            Argument("card", "name of its socket", Form.TEXT, required=True),
+            _CARD,
             Argument("state", "up or down", Form.TEXT, required=True, choices=("up", "down")),
         ),
         (
-            Field("name", "of its socket", Form.TEXT),
+            _NAME,
             Field("up", "whether the guest now sees the link up: the other end may be down", Form.BOOLEAN),
         ),
     ),
@@ -323,11 +325,11 @@ COMMANDS = (
         "mac",
         "give a network card another address; the guest is told, and Linux uses it when its driver is bound anew",
         (
-            Argument("card", "name of its socket", Form.TEXT, required=True),
+            _CARD,
             Argument("address", "as 52:54:00:12:34:56", Form.TEXT, required=True),
         ),
         (
-            Field("name", "of its socket", Form.TEXT),
+            _NAME,
             Field("mac", "the address that it now has", Form.TEXT),
         ),
     ),
