@@ -128,7 +128,7 @@ class StreamWalker:
         self._ssid = ssid
         self.refused: Refused | None = None
         """why the last walk was refused, if it was"""
-        self._walkers: dict[bool | None, tuple[Stream, Context | None, StageWalker]] = {}
+        self._walkers: dict[bool | None, tuple[Stream, Context | None, StageWalker | None]] = {}
         """of a core, by which half of the addresses they are for; None: without stage 1"""
 
     def walk(self, iova: int, length: int, access: Access, _parent: Parent) -> Stage1Run | Refusal | ParentRefusal:
@@ -171,14 +171,19 @@ class StreamWalker:
             context, half, inner = found, bool(address >> 55 & 1), chosen[1]
         elif stream.stage2 is None:
             return None
-        if _updates(stream, context):
-            return None  # a core only reads
-        return None if told else (self._walker(world.stages, stream, context, half), inner)
+        walker = None if told else self._walker(world.stages, stream, context, half)
+        return None if walker is None else (walker, inner)
 
-    def _walker(self, stages: Stages, stream: Stream, context: Context | None, half: bool | None) -> StageWalker:
+    def _walker(self, stages: Stages, stream: Stream, context: Context | None, half: bool | None) -> StageWalker | None:
+        """None if tables are to be updated: a core only reads."""
         known = self._walkers.get(half)
         if known is not None and known[0] == stream and known[1] == context:
             return known[2]
+        walker = None if _updates(stream, context) else self._make_walker(stages, stream, context, half)
+        self._walkers[half] = stream, context, walker
+        return walker
+
+    def _make_walker(self, stages: Stages, stream: Stream, context: Context | None, half: bool | None) -> StageWalker:
         config, caches, every = self._world.config, self._world.caches, number_of(Tag(stream.vmid, None))
         first = second = None
         if context is not None:
@@ -188,9 +193,7 @@ class StreamWalker:
             first = Stage(tables, caches.stage1.remembered, tag, every, _NOT_GLOBAL, base)
         if stream.stage2 is not None:
             second = Stage(stream.stage2.tables, caches.stage2.remembered, every, every)
-        walker = stages.walker(first, second, config.address_bits, compares=config.strict)
-        self._walkers[half] = stream, context, walker
-        return walker
+        return stages.walker(first, second, config.address_bits, compares=config.strict)
 
     def _translate(self, iova: int, access: Access) -> Found | Refused:
         registers, bits = self._world.registers, self._world.config.address_bits
