@@ -155,7 +155,8 @@ class StreamWalker:
 
     def _choose(self, address: int, length: int, access: Access) -> tuple[StageWalker, int] | None:
         """A core's walker for a request, and the address that it is to translate."""
-        world, told = self._world, list[Stale]()
+        world = self._world
+        told: list[Stale] = []
         if world.stages is None or not world.registers.has(Cr0.SMMUEN):
             return None
         stream = self._stream(address, told.append)
