@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from .domain import RegionedDomain
 from .iotlb import CachedRun
 from .ranges import FrameRanges
-from .results import PAGE_MASK, PAGE_SHIFT, Access, Area, Refusal, Run
+from .results import PAGE_MASK, PAGE_SHIFT, Access, Area, Refusal, Run, add_run
 from .table import ACCESS_MASK
 from .walk import Read, ReadRefusal, Tables, Update, WalkFault, WalkFaultKind, walk
 
@@ -63,10 +63,7 @@ class TablesDomain(RegionedDomain):
                 return position, found
             gpa, length = found
             length = min(length, end - position)
-            if runs and sum(runs[-1]) == gpa:
-                runs[-1] = Run(runs[-1].gpa, runs[-1].length + length)
-            else:
-                runs.append(Run(gpa, length))
+            add_run(runs, gpa, length)
             position += length
         return runs
 

@@ -88,6 +88,14 @@ class Run(NamedTuple):
     length: int
 
 
+def add_run(runs: list[Run], gpa: int, length: int) -> None:
+    """Add a run, or make the last one longer."""
+    if runs and sum(runs[-1]) == gpa:
+        runs[-1] = Run(runs[-1].gpa, runs[-1].length + length)
+    else:
+        runs.append(Run(gpa, length))
+
+
 class PackedRuns(Sequence[Run]):
     """Many runs side by side: `numbers` are pairs (gpa, length) of 64 bits, `size` bytes in all."""
 

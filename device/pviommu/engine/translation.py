@@ -28,6 +28,7 @@ from .results import (
     Run,
     TranslationFault,
     TranslationPending,
+    add_run,
 )
 from .table import ACCESS_MASK
 
@@ -286,10 +287,7 @@ class Translation:
                 return position, Refusal.NO_PERMISSION
             gpa = gfn << PAGE_SHIFT | position & PAGE_MASK
             size = min(end, dfn + pages << PAGE_SHIFT) - position
-            if runs and sum(runs[-1]) == gpa:
-                runs[-1] = Run(runs[-1].gpa, runs[-1].length + size)
-            else:
-                runs.append(Run(gpa, size))
+            add_run(runs, gpa, size)
             position += size
         return runs
 
@@ -371,8 +369,5 @@ def _joined(runs: list[Run]) -> tuple[Run, ...]:
     """Adjacent runs as one."""
     joined: list[Run] = []
     for run in runs:
-        if joined and sum(joined[-1]) == run.gpa:
-            joined[-1] = Run(joined[-1].gpa, joined[-1].length + run.length)
-        else:
-            joined.append(run)
+        add_run(joined, *run)
     return tuple(joined)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
 
-from .results import Access, Run
+from .results import Access, Run, add_run
 
 ENTRY_SIZE = 8
 """Bytes of a descriptor."""
@@ -225,10 +225,7 @@ def translate(
         if isinstance(leaf, WalkFault):
             return position, leaf
         size = min(end, (position >> leaf.shift) + 1 << leaf.shift) - position
-        if runs and sum(runs[-1]) == leaf.output:
-            runs[-1] = Run(runs[-1].gpa, runs[-1].length + size)
-        else:
-            runs.append(Run(leaf.output, size))
+        add_run(runs, leaf.output, size)
         position += size
     return runs
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from pviommu.engine import Engine, EngineConfig, Refusal, ReservedFrames, Run
 from pviommu.engine.formats import arm_stage1, arm_stage2, vtd_second_stage, x86_64
+from pviommu.engine.results import add_run
 from pviommu.engine.stages import Stage
 from pviommu.engine.walk import ATTEMPTS, Grants, Leaf, Level, Pattern, Rules, Tables, WalkFault, WalkFaultKind
 from pviommu.engine.walk import walk as python_walk
@@ -246,10 +247,7 @@ class Twin:
                     return position, second
                 output, shift = second.output, min(shift, second.shift)
             size = min(end, (position >> shift) + 1 << shift) - position
-            if runs and sum(runs[-1]) == output:
-                runs[-1] = Run(runs[-1].gpa, runs[-1].length + size)
-            else:
-                runs.append(Run(output, size))
+            add_run(runs, output, size)
             position += size
         return runs
 

@@ -9,6 +9,7 @@ from ...dma.fault import Fault, FaultKind
 from ...dma.plan import DmaPlan, DmaRequest
 from ...dma.translator import PENDING
 from ...engine import PAGE_SHIFT, PAGE_SIZE, Access, Run
+from ...engine.results import add_run
 from ..actions import Do
 from ..catalogue import BITS
 from ..holds import Hold
@@ -145,10 +146,7 @@ class TranslatePoint(Point):
                         return None
                     size = min(end, (position | PAGE_SIZE - 1) + 1) - position
                     gpa = frame << PAGE_SHIFT | position % PAGE_SIZE
-                    if runs and sum(runs[-1]) == gpa:
-                        runs[-1] = Run(runs[-1].gpa, runs[-1].length + size)
-                    else:
-                        runs.append(Run(gpa, size))
+                    add_run(runs, gpa, size)
                     position += size
                 translations.append(runs)
             plans.append(DmaPlan(spans, access, translations))
