@@ -90,20 +90,31 @@ void pv_guard_install(void)
 	__sync_lock_release(&is_installing);
 }
 
+/* From here to end() a fault of these bytes goes the way out of the copy, which sigsetjmp() has prepared. */
+static void begin(struct copy *copy)
+{
+	current = copy;
+	atomic_signal_fence(memory_order_seq_cst);
+}
+
+static void end(void)
+{
+	atomic_signal_fence(memory_order_seq_cst);
+	current = NULL;
+}
+
 /* memcpy(); 0 if a byte is missing. */
 static int try_copy(uint8_t *to, const uint8_t *from, uint64_t size)
 {
 	struct copy copy = { .to = (uintptr_t)to, .from = (uintptr_t)from, .size = size };
 
 	if (sigsetjmp(copy.way_out, 0)) {
-		current = NULL;
+		end();
 		return 0;
 	}
-	current = &copy;
-	atomic_signal_fence(memory_order_seq_cst);
+	begin(&copy);
 	memcpy(to, from, size);
-	atomic_signal_fence(memory_order_seq_cst);
-	current = NULL;
+	end();
 	return 1;
 }
 
@@ -113,14 +124,12 @@ int pv_try_load(const uint64_t *from, uint64_t *value)
 	struct copy copy = { .to = (uintptr_t)from, .from = (uintptr_t)from, .size = sizeof(*from) };
 
 	if (sigsetjmp(copy.way_out, 0)) {
-		current = NULL;
+		end();
 		return 0;
 	}
-	current = &copy;
-	atomic_signal_fence(memory_order_seq_cst);
+	begin(&copy);
 	*value = __atomic_load_n(from, __ATOMIC_ACQUIRE);
-	atomic_signal_fence(memory_order_seq_cst);
-	current = NULL;
+	end();
 	return 1;
 }
 
@@ -133,14 +142,12 @@ int pv_try_exchange(uint64_t *at, uint64_t *found, uint64_t after)
 	struct copy copy = { .to = (uintptr_t)at, .from = (uintptr_t)at, .size = sizeof(*at) };
 
 	if (sigsetjmp(copy.way_out, 0)) {
-		current = NULL;
+		end();
 		return 0;
 	}
-	current = &copy;
-	atomic_signal_fence(memory_order_seq_cst);
+	begin(&copy);
 	__atomic_compare_exchange_n(at, found, after, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE);
-	atomic_signal_fence(memory_order_seq_cst);
-	current = NULL;
+	end();
 	return 1;
 }
 
