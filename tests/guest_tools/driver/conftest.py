@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import re
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -19,6 +19,7 @@ OPTIONS = ("-std=gnu11", "-O2", "-g", "-Wall", "-Werror", "-pthread")
 INCLUDE = re.compile(r"^#include <(?:linux|asm)/([a-z_]+\.h)>$", re.MULTILINE)
 
 Compile = Callable[..., Path]
+Load = Callable[[str, Mapping[str, tuple[object, list[object]]]], ctypes.CDLL]
 
 
 def make_headers(driver: Path, folder: Path) -> None:
@@ -52,9 +53,33 @@ def compile_driver(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.fixture(scope="session")
-def load_driver(compile_driver: Compile) -> Callable[[str], ctypes.CDLL]:
-    """``load_driver(name)``: a source of ``src`` as a loaded library."""
-    return lambda name: ctypes.CDLL(str(compile_driver(name, ("-shared", "-fPIC"))))
+def load_driver(compile_driver: Compile) -> Load:
+    """``load_driver(name, types)``: a source of ``src`` as a loaded library, whose functions have these types, a result
+    and arguments each.
+    """
+
+    def load(name: str, types: Mapping[str, tuple[object, list[object]]]) -> ctypes.CDLL:
+        library = ctypes.CDLL(str(compile_driver(name, ("-shared", "-fPIC"))))
+        for function_name, (result, arguments) in types.items():
+            function = getattr(library, function_name)
+            function.restype, function.argtypes = result, arguments
+        return library
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def run_threads(compile_driver: Compile) -> Callable[[str, int], None]:
+    """``run_threads(name, rounds)``: a source of ``src`` as a program whose threads find nothing wrong, under
+    ThreadSanitizer, which ends a program that has a race with status 66.
+    """
+
+    def run(name: str, rounds: int) -> None:
+        program = compile_driver(name, ("-fsanitize=thread", "-Wno-tsan"))
+        done = subprocess.run([str(program), str(rounds)], capture_output=True, text=True, timeout=120, check=False)
+        assert (done.returncode, done.stdout) == (0, f"{rounds} rounds\n"), done.stdout + done.stderr
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import subprocess
 from collections.abc import Callable, Iterator
 from ctypes import POINTER, c_bool, c_int, c_uint, c_uint64, c_void_p
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import pytest
 from hypothesis import strategies as st
@@ -40,30 +38,24 @@ accesses = st.sampled_from([READ, WRITE, READ | WRITE])
 budgets = st.sampled_from([None, None, None, 0, 1, 2])
 
 
-def declare(library: ctypes.CDLL) -> ctypes.CDLL:
-    """Give the functions their types."""
-    types: dict[str, tuple[object, list[object]]] = {
-        "table_new": (c_void_p, []),
-        "table_delete": (c_int, [c_void_p]),
-        "table_nr": (c_int, []),
-        "table_quiesced": (c_int, []),
-        "table_lose": (None, [c_bool]),
-        "table_fail_after": (None, [c_int]),
-        "table_read": (None, [c_void_p, c_uint64, c_uint64, POINTER(c_uint64)]),
-        "table_write": (c_int, [c_void_p, c_uint64]),
-        "table_dirty": (c_uint, [c_void_p, c_uint64, c_uint64, c_bool, POINTER(c_uint64), c_uint]),
-        "pviommu_guest_table_map": (
-            c_int,
-            [c_void_p, c_uint64, c_uint64, c_uint64, c_uint, c_uint64, c_uint, POINTER(c_uint64)],
-        ),
-        "pviommu_guest_table_unmap": (c_uint64, [c_void_p, c_uint64, c_uint64]),
-        "pviommu_guest_table_count": (c_uint64, [c_void_p, c_uint64, c_uint64]),
-        "pviommu_guest_table_lookup": (c_bool, [c_void_p, c_uint64, POINTER(c_uint64)]),
-    }
-    for name, (result, arguments) in types.items():
-        function = getattr(library, name)
-        function.restype, function.argtypes = result, arguments
-    return library
+FUNCTIONS: dict[str, tuple[object, list[object]]] = {
+    "table_new": (c_void_p, []),
+    "table_delete": (c_int, [c_void_p]),
+    "table_nr": (c_int, []),
+    "table_quiesced": (c_int, []),
+    "table_lose": (None, [c_bool]),
+    "table_fail_after": (None, [c_int]),
+    "table_read": (None, [c_void_p, c_uint64, c_uint64, POINTER(c_uint64)]),
+    "table_write": (c_int, [c_void_p, c_uint64]),
+    "table_dirty": (c_uint, [c_void_p, c_uint64, c_uint64, c_bool, POINTER(c_uint64), c_uint]),
+    "pviommu_guest_table_map": (
+        c_int,
+        [c_void_p, c_uint64, c_uint64, c_uint64, c_uint, c_uint64, c_uint, POINTER(c_uint64)],
+    ),
+    "pviommu_guest_table_unmap": (c_uint64, [c_void_p, c_uint64, c_uint64]),
+    "pviommu_guest_table_count": (c_uint64, [c_void_p, c_uint64, c_uint64]),
+    "pviommu_guest_table_lookup": (c_bool, [c_void_p, c_uint64, POINTER(c_uint64)]),
+}
 
 
 class NoMemoryError(Exception):
@@ -273,8 +265,8 @@ class Histories(RuleBasedStateMachine):
 
 
 @pytest.fixture(scope="module")
-def library(load_driver: Callable[[str], ctypes.CDLL]) -> ctypes.CDLL:
-    return declare(load_driver("guest_table.c"))
+def library(load_driver: Callable[..., ctypes.CDLL]) -> ctypes.CDLL:
+    return load_driver("guest_table.c", FUNCTIONS)
 
 
 @pytest.mark.row("driver", 85)
@@ -350,11 +342,6 @@ def test_a_table_that_may_still_be_walked_is_not_freed(library: ctypes.CDLL) -> 
 
 @pytest.mark.row("driver", 85)
 def test_threads_on_other_pages_of_a_table_and_a_walker_do_not_disturb_each_other(
-    compile_driver: Callable[..., Path],
+    run_threads: Callable[[str, int], None],
 ) -> None:
-    """Under ThreadSanitizer, which ends a program that has a race with status 66."""
-    program = compile_driver("guest_table_threads.c", ("-fsanitize=thread", "-Wno-tsan"))
-
-    done = subprocess.run([str(program), str(ROUNDS)], capture_output=True, text=True, timeout=120, check=False)
-
-    assert (done.returncode, done.stdout) == (0, f"{ROUNDS} rounds\n"), done.stdout + done.stderr
+    run_threads("guest_table_threads.c", ROUNDS)

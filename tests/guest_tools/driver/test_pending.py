@@ -21,22 +21,16 @@ FAR = 1 << 20
 ERRORS = (errno.EPERM, errno.EADDRINUSE, errno.ENOMEM)
 
 
-def declare(library: ctypes.CDLL) -> ctypes.CDLL:
-    """Give the functions their types."""
-    types: dict[str, tuple[object, list[object]]] = {
-        "domain_new": (c_void_p, []),
-        "domain_delete": (c_int, [c_void_p]),
-        "device_sends": (None, [c_bool]),
-        "device_behind": (c_uint32, []),
-        "device_in_flight": (c_uint32, []),
-        "domain_map": (c_int, [c_void_p, c_int, c_uint64, c_uint64, c_uint32, c_int, c_uint32, POINTER(c_bool)]),
-        "domain_clear_run": (c_uint64, [c_void_p, c_uint64, c_uint64, POINTER(c_uint64)]),
-        "pviommu_pending_collect": (c_int, [c_void_p, c_uint64, c_uint64]),
-    }
-    for name, (result, arguments) in types.items():
-        function = getattr(library, name)
-        function.restype, function.argtypes = result, arguments
-    return library
+FUNCTIONS: dict[str, tuple[object, list[object]]] = {
+    "domain_new": (c_void_p, []),
+    "domain_delete": (c_int, [c_void_p]),
+    "device_sends": (None, [c_bool]),
+    "device_behind": (c_uint32, []),
+    "device_in_flight": (c_uint32, []),
+    "domain_map": (c_int, [c_void_p, c_int, c_uint64, c_uint64, c_uint32, c_int, c_uint32, POINTER(c_bool)]),
+    "domain_clear_run": (c_uint64, [c_void_p, c_uint64, c_uint64, POINTER(c_uint64)]),
+    "pviommu_pending_collect": (c_int, [c_void_p, c_uint64, c_uint64]),
+}
 
 
 @dataclass
@@ -164,8 +158,8 @@ def _merged(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 @pytest.fixture(scope="module")
-def library(load_driver: Callable[[str], ctypes.CDLL]) -> ctypes.CDLL:
-    return declare(load_driver("pending.c"))
+def library(load_driver: Callable[..., ctypes.CDLL]) -> ctypes.CDLL:
+    return load_driver("pending.c", FUNCTIONS)
 
 
 @pytest.mark.row("driver", 53)
