@@ -7,16 +7,9 @@
 
 #include "pviommu_guest_table.c"
 
-int pages_left = -1;
-
 static atomic_t pages;
 static int quiesced;
 static bool lost;
-
-void table_fail_after(int nr)
-{
-	pages_left = nr;
-}
 
 static bool quiesce(struct pviommu_guest_table *table)
 {

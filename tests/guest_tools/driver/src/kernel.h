@@ -80,7 +80,12 @@ typedef pthread_mutex_t spinlock_t;
 #define spin_unlock_irqrestore(lock, flags) ((void)(flags), pthread_mutex_unlock(lock))
 
 /* allocations that succeed before all fail; below 0 none fails */
-extern int pages_left;
+static int pages_left = -1;
+
+void table_fail_after(int nr)
+{
+	pages_left = nr;
+}
 
 static inline unsigned long get_zeroed_page(gfp_t gfp)
 {

@@ -41,8 +41,6 @@ static int pviommu_op_map_wait(struct pviommu_domain *own, struct pviommu_answer
 #include "pviommu_table.c"
 #include "pviommu_pending.c"
 
-int pages_left = -1;
-
 static atomic_t pages;
 static struct pviommu_answer next;
 static u32 producer, in_flight, behind;

@@ -4,14 +4,7 @@
 
 #include "pviommu_table.c"
 
-int pages_left = -1;
-
 static atomic_t pages;
-
-void table_fail_after(int nr)
-{
-	pages_left = nr;
-}
 
 struct pviommu_table *table_new(unsigned int aperture_bits)
 {

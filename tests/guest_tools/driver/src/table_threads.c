@@ -6,36 +6,16 @@
  *
  * usage: table_threads ROUNDS
  */
-#include <stdio.h>
-
-#include "kernel.h"
+#include "threads.h"
 
 #include "pviommu_table.c"
 
-#define THREADS	3
 #define ENTRIES	512
 #define PARTS	16	/* of a thread */
 #define PART	(ENTRIES / (THREADS * PARTS + 1))
 
-int pages_left = -1;
-
 static struct pviommu_table table;
-static pthread_barrier_t barrier;
 static atomic_t pages;
-static unsigned int rounds;
-
-struct worker {
-	pthread_t thread;
-	unsigned int number;
-	unsigned int failures;
-	unsigned int seed;
-};
-
-static void expect(struct worker *worker, bool holds, const char *what, u64 dfn)
-{
-	if (!holds && !worker->failures++)
-		printf("thread %u: %s at %llu\n", worker->number, what, dfn);
-}
 
 /* The parts of a thread lie between those of the others, the last entries are thread 0's. */
 static u64 part_of(const struct worker *worker, unsigned int i)
@@ -122,26 +102,14 @@ static void *work(void *data)
 
 int main(int argc, char **argv)
 {
-	struct worker workers[THREADS] = {};
-	unsigned int i, failures = 0;
+	int ret;
 
-	rounds = argc > 1 ? strtoul(argv[1], NULL, 10) : 1;
 	if (pviommu_table_init(&table, 39, &pages) ||
 	    pviommu_table_prepare(&table, 0, ENTRIES, GFP_KERNEL))
 		return 2;
-	pthread_barrier_init(&barrier, NULL, THREADS);
-	for (i = 0; i < THREADS; i++) {
-		workers[i].number = i;
-		workers[i].seed = i + 1;
-		if (pthread_create(&workers[i].thread, NULL, work, &workers[i]))
-			return 2;
-	}
-	for (i = 0; i < THREADS; i++) {
-		pthread_join(workers[i].thread, NULL);
-		failures += workers[i].failures;
-	}
+	ret = run_workers(argc, argv, work);
 	pviommu_table_free(&table);
-	if (failures || atomic_read(&pages))
+	if (ret || atomic_read(&pages))
 		return 1;
 	printf("%u rounds\n", rounds);
 	return 0;
