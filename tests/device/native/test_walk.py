@@ -105,7 +105,7 @@ def test_no_descriptor_lies_at_the_end_of_what_there_is(native_library):
     assert (fault.kind, fault.cause.address) == (WalkFaultKind.READ, 0x4020)
 
 
-HAMMER = """
+BEGIN = """
     import ctypes, mmap, os, sys, time
     from pathlib import Path
     from pviommu.engine import Access
@@ -117,6 +117,8 @@ HAMMER = """
     from pviommu.native.walk import NativeWalker, Place
 
     lib = library.load(Path(sys.argv[1]))
+"""
+HAMMER = """
     shared = mmap.mmap(-1, 1 << 16)
     words = (ctypes.c_uint64 * (1 << 13)).from_buffer(shared)
     copier = NativeCopier(lib)
@@ -149,7 +151,7 @@ HAMMER = """
 def run(native_library, program, *arguments):
     """In a process of its own: what is wrong there would end this one."""
     path = native_library._library._name
-    command = [sys.executable, "-c", textwrap.dedent(program), path, *arguments]
+    command = [sys.executable, "-c", textwrap.dedent(BEGIN + program), path, *arguments]
     outcome = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert (outcome.returncode, outcome.stderr) == (0, "")
 
@@ -159,17 +161,6 @@ def test_a_leaf_that_somebody_writes_all_the_time_is_one_that_was_there(native_l
 
 
 VANISHING = """
-    import ctypes, mmap, os, sys
-    from pathlib import Path
-    from pviommu.engine import Access
-    from pviommu.engine.formats import arm_stage1
-    from pviommu.engine.stages import Stage
-    from pviommu.engine.walk import WalkFaultKind
-    from pviommu.native import library
-    from pviommu.native.memory import NativeCopier
-    from pviommu.native.walk import NativeWalker, Place
-
-    lib = library.load(Path(sys.argv[1]))
     fd = os.memfd_create("ram")
     os.ftruncate(fd, 8 << 12)
     mapped = mmap.mmap(fd, 8 << 12)
@@ -470,14 +461,13 @@ def test_tables_and_what_they_lead_to_are_where_a_domain_has_them(native_library
 def test_a_table_that_the_domain_only_lets_read_cannot_be_updated(native_library, engine):
     tables = arm_stage1(12, 48, 0x1000, 48, updates_access=True)
     memory = Memory(TWO_PAGES)
-    walker, words = below(native_library, engine, tables, memory, 1, updates=True)
+    walker, _words = below(native_library, engine, tables, memory, 1, updates=True)
     assert walker.walk(IOVA, R).output == 0x5567
 
     assert engine.unmap(1, 4, 1).ok
     assert engine.map(1, 4, 0x14, 1, R).ok
     memory[0x14020] = 0x5003
-    words = Words(native_library, memory)
-    walker = NativeWalker(native_library, Place(words.copier, engine._core, 1), Stage(tables), updates=True)
+    walker, _words = below(native_library, engine, tables, memory, 1, updates=True)
     fault = walker.walk(IOVA, R)
 
     assert fault[:3] == (WalkFaultKind.READ, 3, 0x4020)
@@ -502,8 +492,8 @@ def test_a_megabyte_of_scattered_pages_is_one_call(native_library, engine, monke
     tables = vtd_second_stage(3, 0x1000, 46)
     memory = Memory({0x1000: 0x2003, 0x2000: 0x3003})
     memory |= {0x3000 + 8 * page: (page * 2 % 0x7F) << 12 | 3 for page in range(256)}
-    words, calls = Words(native_library, Memory(memory)), []
-    walker = NativeWalker(native_library, Place(words.copier, engine._core, 0), Stage(tables))
+    walker, _words = below(native_library, engine, tables, memory, 0)
+    calls = []
 
     class Counting:
         def pv_walker_span(self, *arguments):
