@@ -157,5 +157,6 @@ struct pv_outcome pv_map(const struct pv_core *core, const struct pv_context *co
 struct pv_outcome pv_unmap(const struct pv_core *core, const struct pv_context *context, uint64_t dfn, uint64_t nr);
 uint64_t pv_pages_at(const struct pv_core *core, uint32_t ctx, uint64_t dfn, uint64_t *gfn, uint64_t *access,
 		     enum pv_refusal *refusal);
+int pv_add_run(uint64_t *runs, uint64_t *count, uint64_t room, uint64_t gpa, uint64_t size);
 
 #endif

@@ -283,6 +283,26 @@ static uint64_t own_bytes(const struct pv_core *core, uint32_t ctx, uint64_t at,
 }
 
 /*
+ * Add a run to *count of `runs`, or make the last one longer; 0 if there is no room for one more. No run continues at 0,
+ * though the end of the highest page wraps to it.
+ */
+int pv_add_run(uint64_t *runs, uint64_t *count, uint64_t room, uint64_t gpa, uint64_t size)
+{
+	uint64_t *next = runs + 2 * *count;
+
+	if (*count && gpa && next[-2] + next[-1] == gpa) {
+		next[-1] += size;
+		return 1;
+	}
+	if (*count == room)
+		return 0;
+	next[0] = gpa;
+	next[1] = size;
+	++*count;
+	return 1;
+}
+
+/*
  * Translate the bytes from *position to `last` (inclusive) into up to `room` runs of (gpa, length) in `runs`, adjacent
  * ones joined. Returns how many, sets *done if that is all and otherwise moves *position past them; or minus a
  * pv_refusal, with *position at the first refused byte.
@@ -309,16 +329,8 @@ PV_EXPORT int64_t pv_core_walk(const struct pv_core *core, uint32_t ctx, uint64_
 		is_last = size > last - at;
 		if (is_last)
 			size = last - at + 1;
-		/* No run continues at 0, though the end of the highest page wraps to it. */
-		if (count && gpa && runs[2 * count - 2] + runs[2 * count - 1] == gpa) {
-			runs[2 * count - 1] += size;
-		} else {
-			if (count == room)
-				return (int64_t)count;
-			runs[2 * count] = gpa;
-			runs[2 * count + 1] = size;
-			count++;
-		}
+		if (!pv_add_run(runs, &count, room, gpa, size))
+			return (int64_t)count;
 		if (is_last) {
 			*done = 1;
 			return (int64_t)count;

@@ -279,23 +279,6 @@ PV_EXPORT uint32_t pv_walker_leaf(const struct pv_walker *walker, uint64_t addre
 	return walk(&reader, walker->first.tables, address, access, leaf, &report->first);
 }
 
-/* Add a run, or make the last one longer; 0 if there is no room. */
-static int add_run(struct pv_span *span, uint64_t *count, uint64_t address, uint64_t size)
-{
-	uint64_t *next = span->runs + 2 * *count;
-
-	if (*count && next[-2] + next[-1] == address) {
-		next[-1] += size;
-		return 1;
-	}
-	if (*count == span->room)
-		return 0;
-	next[0] = address;
-	next[1] = size;
-	++*count;
-	return 1;
-}
-
 /*
  * Add the runs that `size` bytes at `output` are in the core's context, and move span->position past them. Returns
  * PV_SPAN_WHOLE, or why not all of them were added.
@@ -320,7 +303,7 @@ static enum pv_span_end add_runs(const struct pv_walker *walker, struct pv_span 
 			if (pages <= (last >> PV_PAGE_SHIFT) - dfn)
 				part = (pages << PV_PAGE_SHIFT) - offset;
 		}
-		if (!add_run(span, count, gfn << PV_PAGE_SHIFT | offset, part))
+		if (!pv_add_run(span->runs, count, span->room, gfn << PV_PAGE_SHIFT | offset, part))
 			return PV_SPAN_FULL;
 		span->position += part;
 		if (part == size)
