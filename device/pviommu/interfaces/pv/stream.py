@@ -84,7 +84,7 @@ class PvStream(Translator):
         """What the engine says. Plans of guest tables are in flight then, and nothing otherwise."""
         line = self._tables.line(self.stream)
         self.transfers = line is not None and self._tables.transfers
-        self._drop_kept()
+        self._end(self._kept)
         if line is None:
             return translate_each(self.stream, requests, self._engine.translate, self._engine.translate_spans)
         use = self._tables.in_flight.begin(line)
@@ -102,10 +102,7 @@ class PvStream(Translator):
         return self._tables.transfer(self.stream, spans, copier, data)
 
     def finished(self) -> None:
-        if self._uses:
-            for use in self._uses:
-                self._tables.in_flight.end(use)
-            self._uses.clear()
+        self._end(self._uses)
 
     def keep(self) -> None:
         for use in self._uses:
@@ -119,11 +116,11 @@ class PvStream(Translator):
         self._uses += self._kept
         self._kept.clear()
 
-    def _drop_kept(self) -> None:
-        if self._kept:
-            for use in self._kept:
+    def _end(self, uses: list[Use]) -> None:
+        if uses:
+            for use in uses:
                 self._tables.in_flight.end(use)
-            self._kept.clear()
+            uses.clear()
 
     def report(self, fault: Fault) -> None:
         self._reporter.fault(fault)
@@ -134,7 +131,7 @@ class PvStream(Translator):
 
     def give_up(self) -> None:
         self._backlog = None
-        self._drop_kept()
+        self._end(self._kept)
         self.given_up += 1
 
     def on_lost(self, cancel: Callable[[], None]) -> None:
