@@ -132,10 +132,6 @@ class ContextTables:
         found = self._memory.copier.exchange(address, before, after) if self._memory.copier else None
         return _NOT_RAM if found is None else found
 
-    def of(self, context: int) -> TablesState | None:
-        """The tables of a context; None if it has none of the guest's, or does not exist."""
-        return self._states.get(context) if self._engine.has_guest_tables(context) else None
-
     def line(self, stream: int) -> int | None:
         """The line of an endpoint's DMA, if that is translated by tables of the guest."""
         if not self._states:
