@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
 from .counters import Counters
 from .dma.access import Copier
+from .dma.atc import Atc
+from .dma.pages import PageRequester
 from .dma.windows import Window, Windows
 from .endpoints import endpoint_class
 from .endpoints.endpoint import Endpoint, EndpointState
@@ -43,9 +46,11 @@ def build_endpoint(
     environment: Environment,
     core: DeviceCore | None = None,
     siblings: Mapping[str, Endpoint] | None = None,
+    atc: Atc | None = None,
+    requester: PageRequester | None = None,
 ) -> AnyEndpoint:
-    """Put an endpoint behind an IOMMU. ``siblings``: those of its machine, to which it is added by the caller. Raises
-    ValueError if the IOMMU has no such stream.
+    """Put an endpoint behind an IOMMU. ``siblings``: those of its machine, to which it is added by the caller. ``atc``
+    and ``requester``: if it has ATS and PRI, those that the IOMMU knows. Raises ValueError if that has no such stream.
     """
     surroundings = Surroundings(
         entry.name,
@@ -56,6 +61,10 @@ def build_endpoint(
         iommu.capabilities_of(entry.stream),
         {} if siblings is None else siblings,
         _copier(core, environment),
+        atc,
+        requester,
+        entry.pasid_bits,
+        partial(iommu.stream, entry.stream) if entry.pasid_bits else None,
     )
     endpoint = kind(surroundings)
     endpoint.memory.belongs_with(iommu.memory)
@@ -103,6 +112,8 @@ class Machine:
         iommu = PvIommu(topology.iommu.name, topology.iommu_config(), environment, core)
         smmus: dict[str, SmmuFunction] = {}
         endpoints: dict[str, Endpoint] = {}
+        atcs = {entry.stream: Atc() for entry in topology.endpoint if entry.ats}
+        requesters = {entry.stream: PageRequester() for entry in topology.endpoint if entry.pri}
         try:
             for section in topology.smmu:
                 from .interfaces.smmuv3.function import SmmuFunction  # few topologies have one
@@ -110,13 +121,16 @@ class Machine:
                 streams = topology.streams_behind(section.name)
                 smmu = SmmuFunction(
                     *(section.name, section.config(), environment, streams, section.identity(), topology.windows()),
-                    *(core.another() if core else None, _copier(core, environment)),
+                    *(core.another() if core else None, _copier(core, environment), atcs, requesters),
                 )
                 smmus[section.name] = smmu
                 smmu.memory.belongs_with(iommu.memory)
             for entry in topology.endpoint:
                 kind, owner = endpoint_class(entry.kind), smmus[entry.smmu] if entry.smmu else iommu
-                endpoints[entry.name] = build_endpoint(kind, entry, owner, environment, core, endpoints)
+                endpoints[entry.name] = build_endpoint(
+                    *(kind, entry, owner, environment, core, endpoints),
+                    *(atcs.get(entry.stream), requesters.get(entry.stream)),
+                )
         except BaseException:
             for function in (*endpoints.values(), *smmus.values(), iommu):  # endpoints may have made something outside
                 function.close()

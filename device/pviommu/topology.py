@@ -37,7 +37,14 @@ from .endpoints.options import text_like
 from .engine import MSI_WINDOW, PAGE_MASK, PAGE_SHIFT, EngineConfig, ReservedFrames
 from .engine.config import MAX_APERTURE_BITS, MIN_APERTURE_BITS
 from .interfaces.pv.config import MAX_CONTEXT, MAX_ENDPOINTS, NO_STREAM, DefaultPolicy, IommuConfig
-from .interfaces.smmuv3.config import DEVICE_ID, MAX_CACHE_ENTRIES, MAX_SSID_BITS, MAX_STALLS, SmmuConfig
+from .interfaces.smmuv3.config import (
+    DEVICE_ID,
+    MAX_CACHE_ENTRIES,
+    MAX_QUEUE_BITS,
+    MAX_SSID_BITS,
+    MAX_STALLS,
+    SmmuConfig,
+)
 from .pci.identity import Identity
 
 __all__ = [
@@ -66,6 +73,8 @@ MAX_SMMUS = 16
 MAX_WINDOWS = 8
 """Most MSI windows of a machine, which the capability area lists."""
 SID_BITS = SmmuConfig.sid_bits
+MAX_PASID_BITS = 8
+"""of an endpoint: each PASID that it uses costs a domain"""
 
 
 class TopologyError(Exception):
@@ -150,6 +159,15 @@ class SmmuSection(_Section, frozen=True):
     stalls: Annotated[
         int, Meta(ge=0, le=MAX_STALLS, description="stalled transactions at a time, at most; 0: faults never stall")
     ] = 0
+    ats: Annotated[bool, Meta(description="whether endpoints may ask it for translations and keep them")] = False
+    priq_bits: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=MAX_QUEUE_BITS,
+            description="with ats: log2 of the most entries of the queue of page requests; 0: endpoints make none",
+        ),
+    ] = 0
     strict: Annotated[bool, Meta(description="true: use of a cached entry that is otherwise in memory is reported")] = (
         False
     )
@@ -166,6 +184,8 @@ class SmmuSection(_Section, frozen=True):
             strict=self.strict,
             httu=("none", "access", "dirty").index(self.httu),
             stalls=self.stalls,
+            ats=self.ats,
+            priq_bits=self.priq_bits,
         )
 
     def identity(self) -> Identity:
@@ -245,6 +265,14 @@ class EndpointSection(_Section, frozen=True):
         ]
         | None
     ) = None
+    ats: Annotated[bool, Meta(description="with smmu: whether it has ATS, and a cache of its own for translations")] = (
+        False
+    )
+    pri: Annotated[bool, Meta(description="with ats: whether it asks for pages that are not mapped, and waits")] = False
+    pasid_bits: Annotated[
+        int,
+        Meta(ge=0, le=MAX_PASID_BITS, description="with smmu: width of the PASIDs of its requests; 0: they have none"),
+    ] = 0
     options: Any = None
     """those of its kind, an :class:`.endpoints.options.Options`, or None for their defaults. They are no table of their
     own in a file, but keys beside the others."""
@@ -296,13 +324,19 @@ class Topology(_Section, frozen=True):
             if section.name in names:
                 raise WrongValueError(at, f"name {section.name!r}: used twice, but names must be unique")
             names.add(section.name)
-        known = [section.name for section in self.smmu]
+            if section.priq_bits and not section.ats:
+                text = f"smmu {section.name}: priq-bits {section.priq_bits}: must be 0 without ats"
+                raise WrongValueError(("smmu", number, "priq-bits"), text)
+        known = {section.name: section for section in self.smmu}
         taken: dict[tuple[str, int], str] = {}
         for number, entry in enumerate(self.endpoint):
             place, who = ("endpoint", number), f"endpoint {entry.name}"
             if entry.smmu is None:
                 if entry.stream_id is not None:
                     raise WrongValueError((*place, "stream-id"), f"{who}: stream-id is for endpoints with smmu")
+                for key, is_set in (("ats", entry.ats), ("pri", entry.pri), ("pasid-bits", entry.pasid_bits)):
+                    if is_set:
+                        raise WrongValueError((*place, key), f"{who}: {key} is for endpoints with smmu")
                 continue
             if entry.smmu not in known:
                 text = (
@@ -317,6 +351,15 @@ class Topology(_Section, frozen=True):
             if other != entry.name:
                 text = f"{who}: stream-id {entry.stream_id} is that of {other}, but they must be unique"
                 raise WrongValueError((*place, "stream-id"), text)
+            if entry.ats and not known[entry.smmu].ats:
+                raise WrongValueError((*place, "ats"), f"{who}: ats true: {entry.smmu} has no ats")
+            if entry.pasid_bits > known[entry.smmu].ssid_bits:
+                text = f"{who}: pasid-bits {entry.pasid_bits}: {entry.smmu} has ssid-bits {known[entry.smmu].ssid_bits}"
+                raise WrongValueError((*place, "pasid-bits"), text)
+            if entry.pri and not entry.ats:
+                raise WrongValueError((*place, "pri"), f"{who}: pri true: it has no ats")
+            if entry.pri and not known[entry.smmu].priq_bits:
+                raise WrongValueError((*place, "pri"), f"{who}: pri true: {entry.smmu} has no priq-bits")
             for key, value in (("sbdf", entry.sbdf), ("reserved", entry.reserved)):
                 if value:
                     raise WrongValueError((*place, key), f"{who}: {key} is for endpoints behind the PV-IOMMU")

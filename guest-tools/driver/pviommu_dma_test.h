@@ -63,6 +63,8 @@
 /* dst names scatter/gather entries: index | count << 32 */
 #define PVDT_FLAG_DST_SG                        0x2
 #define PVDT_FLAG_INTERRUPT                     0x4          /* raise vector 0 when it is finished */
+/* its DMA has pasid; invalid unless the guest has turned PASIDs on */
+#define PVDT_FLAG_PASID                         0x8
 
 /* What became of a descriptor. */
 #define PVDT_STATUS_PENDING                     0
@@ -89,7 +91,7 @@
  * @reason: OUT: EventReason of a fault
  * @access: OUT: EventAccess of a fault
  * @pad1: 0
- * @pad2: 0
+ * @pasid: PASID of its DMA, with the flag
  * @status: OUT: DescriptorStatus, written last
  */
 struct pvdt_descriptor {
@@ -105,7 +107,7 @@ struct pvdt_descriptor {
 	__le16	reason;
 	__le16	access;
 	__le64	pad1;
-	__le32	pad2;
+	__le32	pasid;
 	__le32	status;
 };
 static_assert(sizeof(struct pvdt_descriptor) == 64);

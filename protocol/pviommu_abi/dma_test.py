@@ -70,6 +70,8 @@ class DescriptorFlags(IntFlag):
     """``dst`` names scatter/gather entries: index | count << 32"""
     INTERRUPT = 1 << 2
     """raise vector 0 when it is finished"""
+    PASID = 1 << 3
+    """its DMA has ``pasid``; invalid unless the guest has turned PASIDs on"""
 
 
 class DescriptorStatus(IntEnum):
@@ -102,7 +104,7 @@ class Descriptor(Record):
     reason: Annotated[int, U16, "OUT: EventReason of a fault"] = 0
     access: Annotated[int, U16, "OUT: EventAccess of a fault"] = 0
     pad1: Annotated[int, U64, "0"] = 0
-    pad2: Annotated[int, U32, "0"] = 0
+    pasid: Annotated[int, U32, "PASID of its DMA, with the flag"] = 0
     status: Annotated[int, U32, "OUT: DescriptorStatus, written last"] = 0
 
 

@@ -6,21 +6,27 @@ from enum import IntEnum
 from wire_layout.registers import BitField, BitFields
 
 __all__ = [
+    "ALL_ADDRESSES",
     "ALL_STREAMS",
     "COMMAND",
     "COMMAND_SIZE",
+    "AtcInv1",
     "Cfgi0",
     "Cfgi1",
     "CfgiRange1",
     "Completion",
     "Opcode",
+    "PriResp1",
+    "PriResponse",
     "Resume0",
     "Resume1",
     "Sync0",
     "Sync1",
     "Tlbi0",
     "Tlbi1",
+    "atc_inv",
     "cfgi",
+    "pri_resp",
     "resume",
     "stall_term",
     "sync",
@@ -31,6 +37,8 @@ COMMAND = struct.Struct("<QQ")
 COMMAND_SIZE = COMMAND.size
 ALL_STREAMS = 31
 """CFGI_STE_RANGE with this range is CFGI_ALL."""
+ALL_ADDRESSES = 52
+"""ATC_INV of this size is of everything."""
 
 
 class Opcode(IntEnum):
@@ -71,10 +79,21 @@ class Completion(IntEnum):
     SEV = 2
 
 
+class PriResponse(IntEnum):
+    """Values of PRI_RESP's RESP; 3 is illegal."""
+
+    FAILURE = 0
+    """for good: page requests are not possible"""
+    INVALID = 1
+    """a page is not there, or does not allow what was asked for"""
+    SUCCESS = 2
+
+
 class Cfgi0(BitFields, width=64):
-    """Dword 0 of CFGI_*, PREFETCH_* and ATC_INV."""
+    """Dword 0 of CFGI_*, PREFETCH_*, ATC_INV and PRI_RESP."""
 
     OPCODE = BitField(0, 7, values=Opcode)
+    GLOBAL = BitField(9, doc="ATC_INV with SSV: of every SubstreamID")
     SSEC = BitField(10, doc="Secure stream; illegal here")
     SSV = BitField(11, doc="SSID counts")
     SSID = BitField(12, 31)
@@ -91,6 +110,20 @@ class CfgiRange1(BitFields, width=64):
     """Dword 1 of CFGI_STE_RANGE."""
 
     RANGE = BitField(0, 4, doc="2 ** (RANGE + 1) streams, aligned to that; ALL_STREAMS: all")
+
+
+class AtcInv1(BitFields, width=64):
+    """Dword 1 of ATC_INV."""
+
+    SIZE = BitField(0, 5, doc="2 ** SIZE pages of 4 KiB, aligned to that; ALL_ADDRESSES: all")
+    ADDR = BitField(12, 63)
+
+
+class PriResp1(BitFields, width=64):
+    """Dword 1 of PRI_RESP."""
+
+    PRGINDEX = BitField(0, 8, doc="of the page requests that are answered")
+    RESP = BitField(12, 13, values=PriResponse)
 
 
 class Tlbi0(BitFields, width=64):
@@ -168,6 +201,22 @@ def tlbi(
     """
     first = Tlbi0(OPCODE=opcode, VMID=vmid, ASID=asid, NUM=num, SCALE=scale)
     return COMMAND.pack(first, Tlbi1(LEAF=int(leaf), TTL=ttl, TG=granule, ADDR=address >> 12))
+
+
+def atc_inv(
+    sid: int, address: int = 0, size: int = ALL_ADDRESSES, *, ssid: int | None = None, every_ssid: bool = False
+) -> bytes:
+    """ATC_INV of 2 ** ``size`` pages of 4 KiB. Without ``ssid`` it is of entries with and without SubstreamIDs. Raises
+    ValueError as :func:`cfgi`.
+    """
+    first = Cfgi0(OPCODE=Opcode.ATC_INV, SID=sid, SSV=int(ssid is not None), SSID=ssid or 0, GLOBAL=int(every_ssid))
+    return COMMAND.pack(first, AtcInv1(SIZE=size, ADDR=address >> 12))
+
+
+def pri_resp(sid: int, index: int, response: PriResponse, *, ssid: int | None = None) -> bytes:
+    """PRI_RESP to the group of page requests of this index. Raises ValueError as :func:`cfgi`."""
+    first = Cfgi0(OPCODE=Opcode.PRI_RESP, SID=sid, SSV=int(ssid is not None), SSID=ssid or 0)
+    return COMMAND.pack(first, PriResp1(PRGINDEX=index, RESP=response))
 
 
 def resume(sid: int, stag: int, *, retry: bool) -> bytes:

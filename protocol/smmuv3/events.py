@@ -23,9 +23,11 @@ class EventType(IntEnum):
     """the STE, or the first level of the table, cannot be read"""
     C_BAD_STE = 0x04
     F_BAD_ATS_TREQ = 0x05
+    """a translation request, where there is no ATS"""
     F_STREAM_DISABLED = 0x06
     """without a SubstreamID, and the STE terminates that; or with 0, which is what those without one use"""
     F_TRANSL_FORBIDDEN = 0x07
+    """a translated transaction, where there is no ATS"""
     C_BAD_SUBSTREAMID = 0x08
     F_CD_FETCH = 0x09
     C_BAD_CD = 0x0A

@@ -1,7 +1,8 @@
 """The register frame (IHI 0070, chapter 6): two pages of 64 KiB.
 
-The indices of the event queue are in page 1 and nowhere else. Registers that are not declared here are RAZ/WI: those
-of the PRI queue, of MSIs that the SMMU writes itself, of Secure, Realm and root states, of VATOS and of ECMDQ.
+The indices of the event queue and of that of page requests are in page 1 and nowhere else. Registers that are not
+declared here are RAZ/WI: those of MSIs that the SMMU writes itself, of Secure, Realm and root states, of VATOS and of
+ECMDQ.
 """
 
 from enum import IntEnum
@@ -53,6 +54,8 @@ class Vector(IntEnum):
     """a global error has become active"""
     CMD_SYNC = 2
     """a CMD_SYNC that asked for an interrupt is complete"""
+    PRIQ = 3
+    """the queue of page requests is no longer empty; only where there is one"""
 
 
 class Idr0(BitFields):
@@ -65,11 +68,11 @@ class Idr0(BitFields):
     BTM = BitField(5, doc="takes part in broadcast TLB maintenance")
     HTTU = BitField(6, 7, doc="updates flags in tables; 1 access, 2 dirty too")
     HYP = BitField(9, doc="EL2 streams")
-    ATS = BitField(10)
+    ATS = BitField(10, doc="translation requests of endpoints")
     ASID16 = BitField(12, doc="ASIDs of 16 bits")
     MSI = BitField(13, doc="writes MSIs itself")
     SEV = BitField(14, doc="sends WFE wake-up events")
-    PRI = BitField(16)
+    PRI = BitField(16, doc="page requests of endpoints")
     VMID16 = BitField(18, doc="VMIDs of 16 bits")
     CD2L = BitField(19, doc="CD tables of two levels")
     TTENDIAN = BitField(21, 22, doc="0 both, 2 little-endian, 3 big-endian")
@@ -83,7 +86,7 @@ class Idr1(BitFields):
 
     SIDSIZE = BitField(0, 5, doc="bits of a StreamID")
     SSIDSIZE = BitField(6, 10, doc="bits of a SubstreamID; 0 if there are none")
-    PRIQS = BitField(11, 15)
+    PRIQS = BitField(11, 15, doc="log2 of the most entries of the queue of page requests")
     EVENTQS = BitField(16, 20, doc="log2 of the most entries of the event queue")
     CMDQS = BitField(21, 25, doc="log2 of the most entries of the command queue")
     REL = BitField(28)
@@ -118,10 +121,10 @@ class Cr0(BitFields):
     """What is on (CR0); CR0ACK follows."""
 
     SMMUEN = BitField(0, doc="translates")
-    PRIQEN = BitField(1, access=_RES0)
+    PRIQEN = BitField(1, doc="writes to the queue of page requests; with IDR0.PRI only")
     EVENTQEN = BitField(2, doc="writes to the event queue")
     CMDQEN = BitField(3, doc="consumes the command queue")
-    ATSCHK = BitField(4, access=_RES0)
+    ATSCHK = BitField(4, doc="translated transactions are checked by STE.EATS; with IDR0.ATS only")
     VMW = BitField(6, 8, access=_RES0)
 
 
@@ -161,7 +164,7 @@ class IrqControl(BitFields):
     """Which interrupts are enabled (IRQ_CTRL); IRQ_CTRLACK follows."""
 
     GERROR_IRQEN = BitField(0)
-    PRIQ_IRQEN = BitField(1, access=_RES0)
+    PRIQ_IRQEN = BitField(1, doc="with IDR0.PRI only")
     EVENTQ_IRQEN = BitField(2)
 
 
@@ -170,7 +173,7 @@ class GlobalError(BitFields):
 
     CMDQ_ERR = BitField(0, doc="CMDQ_CONS.ERR says why; commands wait")
     EVENTQ_ABT_ERR = BitField(2, doc="an event could not be written; events are discarded")
-    PRIQ_ABT_ERR = BitField(3)
+    PRIQ_ABT_ERR = BitField(3, doc="a page request could not be written; page requests are refused")
     MSI_CMDQ_ABT_ERR = BitField(4)
     MSI_EVENTQ_ABT_ERR = BitField(5)
     MSI_PRIQ_ABT_ERR = BitField(6)
@@ -201,7 +204,7 @@ class StreamTableConfig(BitFields):
 
 
 class QueueBase(BitFields, width=64):
-    """CMDQ_BASE and EVENTQ_BASE."""
+    """CMDQ_BASE, EVENTQ_BASE and PRIQ_BASE."""
 
     LOG2SIZE = BitField(0, 4, doc="log2 of the entries")
     ADDR = BitField(5, 51, doc="aligned down to the size of the queue")
@@ -217,21 +220,22 @@ class CommandError(IntEnum):
     ABT = 2
     """the command cannot be read"""
     ATC_INV_SYNC = 3
+    """an endpoint has not answered an ATC_INV in time, and this CMD_SYNC waited for it"""
 
 
 class QueueProducer(BitFields):
-    """CMDQ_PROD and EVENTQ_PROD: the index, and above it a bit that changes with each wrap."""
+    """CMDQ_PROD, EVENTQ_PROD and PRIQ_PROD: the index, and above it a bit that changes with each wrap."""
 
     WR = BitField(0, 19)
-    OVFLG = BitField(31, doc="EVENTQ_PROD: an event was discarded, if it differs from OVACKFLG")
+    OVFLG = BitField(31, doc="EVENTQ_PROD, PRIQ_PROD: something was discarded, if it differs from OVACKFLG")
 
 
 class QueueConsumer(BitFields):
-    """CMDQ_CONS and EVENTQ_CONS."""
+    """CMDQ_CONS, EVENTQ_CONS and PRIQ_CONS."""
 
     RD = BitField(0, 19)
     ERR = BitField(24, 30, doc="CMDQ_CONS: why CMDQ_ERR became active last", values=CommandError)
-    OVACKFLG = BitField(31, doc="EVENTQ_CONS: OVFLG as software has seen it")
+    OVACKFLG = BitField(31, doc="EVENTQ_CONS, PRIQ_CONS: OVFLG as software has seen it")
 
 
 RO, RW = AccessKind.RO, AccessKind.RW
@@ -261,8 +265,11 @@ REGISTERS = RegisterMap(
     Register("CMDQ_PROD", 0x98, RW, "where software writes", holds=QueueProducer),
     Register("CMDQ_CONS", 0x9C, RW, "where the SMMU reads", holds=QueueConsumer),
     Register("EVENTQ_BASE", 0xA0, RW, "the event queue", width=64, holds=QueueBase),
+    Register("PRIQ_BASE", 0xC0, RW, "the queue of page requests", width=64, holds=QueueBase),
     Register("CIDR", 0xFF0, RO, "component identification", 4, reset=None),
     Register("EVENTQ_PROD", PAGE_1 + 0xA8, RW, "where the SMMU writes", holds=QueueProducer),
     Register("EVENTQ_CONS", PAGE_1 + 0xAC, RW, "where software reads", holds=QueueConsumer),
+    Register("PRIQ_PROD", PAGE_1 + 0xC8, RW, "where the SMMU writes", holds=QueueProducer),
+    Register("PRIQ_CONS", PAGE_1 + 0xCC, RW, "where software reads", holds=QueueConsumer),
 )
 REGISTER = REGISTERS.by_name

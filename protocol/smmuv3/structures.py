@@ -19,6 +19,7 @@ __all__ = [
     "Ste1",
     "Ste2",
     "Ste3",
+    "SteAts",
     "SteConfig",
     "SubstreamDefault",
 ]
@@ -54,6 +55,17 @@ class SubstreamDefault(IntEnum):
     SUBSTREAM_0 = 2
 
 
+class SteAts(IntEnum):
+    """Values of STE.EATS; 3 is as NONE."""
+
+    NONE = 0
+    """translation requests and translated transactions are refused"""
+    FULL = 1
+    """translated transactions pass"""
+    SPLIT = 2
+    """they are of stage 1 only, and stage 2 translates them; with both stages and CR0.ATSCHK"""
+
+
 class Ste0(BitFields, width=64):
     """Dword 0 of an STE."""
 
@@ -74,7 +86,7 @@ class Ste1(BitFields, width=64):
     MEV = BitField(19, doc="events may be merged")
     S2FWB = BitField(25)
     S1STALLD = BitField(27, doc="stage 1 must not stall")
-    EATS = BitField(28, 29)
+    EATS = BitField(28, 29, values=SteAts, doc="counts with IDR0.ATS only, and with a stage")
     STRW = BitField(30, 31, doc="world: counts with IDR0.HYP only; otherwise NS-EL1")
     SHCFG = BitField(44, 45)
 

@@ -15,7 +15,7 @@ MAY_IMPORT = {
     "reports": set(),
     "engine": set(),
     "dma": {"engine", "inputs", "counters"},
-    "pci": {"dma", "inputs", "counters", "probes"},
+    "pci": {"dma", "hosted", "inputs", "counters", "probes"},
     "virtio": {"dma", "pci"},
     "net": {"hosted", "inputs", "process_status"},
     "endpoints": {"net", "virtio", "dma", "pci", "hosted", "inputs"},

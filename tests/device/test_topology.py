@@ -228,7 +228,8 @@ def test_an_option_without_a_default_must_be_given(
         (XOR + 'key = "7"\n', "line 5: endpoint[0].key = '7': must be a whole number, 0 to 255"),
         (
             XOR + "keys = 7\n",
-            "line 5: endpoint[0]: unknown key keys; known are name, kind, stream, sbdf, reserved, smmu, stream-id, key",
+            "line 5: endpoint[0]: unknown key keys; known are name, kind, stream, sbdf, reserved, smmu, stream-id, "
+            "ats, pri, pasid-bits, key",
         ),
         (XOR + "options = { key = 7 }\n", "line 5: endpoint[0]: unknown key options; known are name, kind, stream,"),
         (ENDPOINT + XOR.replace("= 1", "= 2") + "key = true\n", "line 9: endpoint[1].key = true: must be a whole"),
@@ -253,6 +254,18 @@ def test_an_option_without_a_default_must_be_given(
             SMMU + BEHIND + BEHIND.replace('"dma0"', '"dma1"').replace("stream = 1", "stream = 2"),
             "line 14: endpoint dma1: stream-id 8 is that of dma0, but they must be unique",
         ),
+        (ENDPOINT + "ats = true\n", "line 5: endpoint dma0: ats is for endpoints with smmu"),
+        (ENDPOINT + "pri = true\n", "line 5: endpoint dma0: pri is for endpoints with smmu"),
+        (SMMU + BEHIND + "ats = true\n", "line 9: endpoint dma0: ats true: smmu0 has no ats"),
+        (SMMU + "ats = true\n" + BEHIND + "pri = true\n", "line 10: endpoint dma0: pri true: it has no ats"),
+        (
+            SMMU + "ats = true\n" + BEHIND + "ats = true\npri = true\n",
+            "line 11: endpoint dma0: pri true: smmu0 has no priq-bits",
+        ),
+        (ENDPOINT + "pasid-bits = 1\n", "line 5: endpoint dma0: pasid-bits is for endpoints with smmu"),
+        (SMMU + "ssid-bits = 3\n" + BEHIND + "pasid-bits = 4\n", "pasid-bits 4: smmu0 has ssid-bits 3"),
+        (SMMU + "priq-bits = 5\n", "line 3: smmu smmu0: priq-bits 5: must be 0 without ats"),
+        (SMMU + "ats = true\npriq-bits = 20\n", "smmu[0].priq-bits = 20: must be a whole number, 0 to 19"),
         (SMMU + SMMU, "line 4: name 'smmu0': used twice, but names must be unique"),
         (SMMU.replace("smmu0", "iommu"), "line 2: name 'iommu': used twice, but names must be unique"),
         (SMMU + ENDPOINT.replace("dma0", "smmu0"), "line 4: name 'smmu0': used twice, but names must be unique"),

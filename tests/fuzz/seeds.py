@@ -144,25 +144,36 @@ def _smmu() -> dict[str, bytes]:
 
     both = dma(0, is_write=True) + dma(1) + dma(0, length=0x2000)
     commands = b"".join(command(opcode, 3 << 32) for opcode in Opcode) + step["settle"] + step["acknowledge"]
+    ats = step["configure"] + b"\0\4" + step["start"] + b"\x0d"
+    pri = step["configure"] + b"\3\3" + step["configure"] + b"\1\1"
+    absent = poke(5, 3, 0) + dma(0, length=0x3000) + dma(0) + dma(1)
     return {
-        "stage-1": b"\0" + start[5] + both + settle,
-        "bypass-and-abort": b"\0" + start[4] + both + start[0] + both,
-        "stage-2": b"\1" + start[6] + both,
-        "nested": b"\1" + start[7] + both + start[7] + both,
-        "substreams": b"\2" + start[5] + poke(1, 0, smmu.CDS | 0xB | 2 << 59) + dma(0, ssid=3) + dma(0, ssid=4),
-        "strict": b"\4" + start[5] + both + poke(8, 0x67 & 0x1F, 0) + both,
-        "uncached": b"\x08" + start[5] + both + step["save"] + both,
-        "commands": b"\1" + start[5] + both + commands + commands,
-        "illegal": b"\0" + start[5] + command(0xFF) + settle + step["acknowledge"] + settle,
-        "registers": b"\0" + b"".join(register(name, 0xFFFFFFFF) for name in names) + settle,
-        "queues-outside": b"\0" + register("CMDQ_BASE", smmu.OUTSIDE) + register("CR0", 0xD) + command(0x46) + settle,
-        "reset": b"\0" + start[5] + both + step["reset"] + both + start[5] + both,
-        "any-access": b"\0" + step["access"] + struct.pack("<IBQ", 0x98, 2, 1) + step["access"] + bytes(6),
-        "memory-that-changes": b"\x81" + start[7] + both * 3 + bytes(range(64)) * 2,
-        "native-stage-1": b"\x10" + start[5] + both + settle,
-        "native-nested": b"\x11" + start[7] + both + start[7] + both,
-        "native-strict": b"\x14" + start[5] + both + poke(8, 0x67 & 0x1F, 0) + both,
-        "native-memory-that-changes": b"\x91" + start[7] + both * 3 + bytes(range(64)) * 2,
+        "stage-1": b"\x00\0" + start[5] + both + settle,
+        "bypass-and-abort": b"\x00\0" + start[4] + both + start[0] + both,
+        "stage-2": b"\x01\0" + start[6] + both,
+        "nested": b"\x01\0" + start[7] + both + start[7] + both,
+        "substreams": b"\x02\0" + start[5] + poke(1, 0, smmu.CDS | 0xB | 2 << 59) + dma(0, ssid=3) + dma(0, ssid=4),
+        "strict": b"\x04\0" + start[5] + both + poke(8, 0x67 & 0x1F, 0) + both,
+        "uncached": b"\x08\0" + start[5] + both + step["save"] + both,
+        "commands": b"\x01\0" + start[5] + both + commands + commands,
+        "illegal": b"\x00\0" + start[5] + command(0xFF) + settle + step["acknowledge"] + settle,
+        "registers": b"\x00\0" + b"".join(register(name, 0xFFFFFFFF) for name in names) + settle,
+        "queues-outside": b"\x00\0"
+        + register("CMDQ_BASE", smmu.OUTSIDE)
+        + register("CR0", 0xD)
+        + command(0x46)
+        + settle,
+        "reset": b"\x00\0" + start[5] + both + step["reset"] + both + start[5] + both,
+        "any-access": b"\x00\0" + step["access"] + struct.pack("<IBQ", 0x98, 2, 1) + step["access"] + bytes(6),
+        "memory-that-changes": b"\x81\0" + start[7] + both * 3 + bytes(range(64)) * 2,
+        "ats": b"\x05\1" + ats + both + commands + both + poke(8, 0x67 & 0x1F, 0) + both + settle,
+        "split-stage-ats": b"\x01\1" + step["configure"] + b"\0\4" + step["start"] + b"\x17" + both + commands + both,
+        "page-requests": b"\x00\3" + ats + pri + (absent + step["requests"] + b"\1\2") * 3 + commands + both,
+        "too-many-page-requests": b"\x00\3" + ats + pri + absent * 2 + dma(1) * 6 + step["requests"] + settle,
+        "native-stage-1": b"\x10\0" + start[5] + both + settle,
+        "native-nested": b"\x11\0" + start[7] + both + start[7] + both,
+        "native-strict": b"\x14\0" + start[5] + both + poke(8, 0x67 & 0x1F, 0) + both,
+        "native-memory-that-changes": b"\x91\0" + start[7] + both * 3 + bytes(range(64)) * 2,
     }
 
 

@@ -1,10 +1,10 @@
 """What a hostile guest does with an SMMU: registers, tables, commands and DMA in any order, memory that changes while
 the SMMU looks at it.
 
-Input: u8 settings (bit 0: stage 2, 1: substreams, 2: a strict cache, 3: no cache, 4: the native core walks, 5: each DMA
-is explained, 6: faults may stall, 7: memory changes after each look of Python's), then steps, each a u8 of ``_STEPS``
-and what that step takes. Words are an address of ``PLACES`` with low bits, or any 64 bits (see ``_word``), so that few
-bytes make tables that lead to each other.
+Input: u16 settings (bit 0: stage 2, 1: substreams, 2: a strict cache, 3: no cache, 4: the native core walks, 5: each
+DMA is explained, 6: faults may stall, 7: memory changes after each look of Python's, 8: the endpoint has ATS, 9: and
+page requests), then steps, each a u8 of ``_STEPS`` and what that step takes. Words are an address of ``PLACES`` with
+low bits, or any 64 bits (see ``_word``), so that few bytes make tables that lead to each other.
 """
 
 from __future__ import annotations
@@ -14,15 +14,18 @@ import os
 from collections.abc import Callable
 
 from pviommu.counters import Counters
+from pviommu.dma.atc import ATC_ENTRIES
 from pviommu.dma.fault import DmaPendingError, DmaRefusedError
 from pviommu.dma.path import DmaPath
 from pviommu.guest.smmuv3 import CommandFailedError, SmmuV3, StuckError
 from pviommu.host.work import Work
 from pviommu.interfaces.smmuv3.function import KEPT, SmmuFunction
+from pviommu.machine import Machine
+from pviommu.pci.capabilities import PRI_CAPACITY
 from pviommu.topology import EndpointSection, SmmuSection, Topology
-from smmuv3.commands import COMMAND, Opcode
+from smmuv3.commands import COMMAND, Opcode, PriResponse, pri_resp
 from smmuv3.registers import FRAME_SIZE, REGISTER_BAR, REGISTERS
-from vfio_user import DmaMapping
+from vfio_user import DmaMapping, RegionIndex
 
 from .feed import Feed
 from .machine import RAM_SIZE, STREAM, Meddled, build, native, nothing_raised, open_descriptors, sealed_memory
@@ -36,7 +39,7 @@ SID = 3
 CACHE, STALLS = 8, 3
 MOST_READS = 64
 """of one address: five structures, and for each of them and four tables of stage 1 the tables of stage 2"""
-TABLE, COMMANDS, EVENTS, CDS, TTB, SECOND, PAGE = (0x1000 * each for each in (1, 2, 4, 6, 8, 16, 24))
+TABLE, COMMANDS, EVENTS, REQUESTS, CDS, TTB, SECOND, PAGE = (0x1000 * each for each in (1, 2, 4, 5, 6, 8, 16, 24))
 OUTSIDE = RAM_SIZE + 0x1000
 PLACES = (TABLE, TABLE + 64 * SID, COMMANDS, EVENTS, CDS, TTB, TTB + 0x1000, TTB + 0x2000, TTB + 0x3000, SECOND, PAGE)
 IOVA = 0x12_3456_7000
@@ -56,9 +59,12 @@ def _word(feed: Feed) -> int:
 class _Guest:
     """The steps. It is its own driver's frame."""
 
-    def __init__(self, smmu: SmmuFunction, ram: int, feed: Feed, work: Callable[[], bool], explains: bool) -> None:
+    def __init__(self, machine: Machine, ram: int, feed: Feed, work: Callable[[], bool], explains: bool) -> None:
+        self.endpoint = machine.endpoints["dma0"]
+        smmu = machine.smmus["smmu0"]
         self.smmu, self.ram, self.feed, self.work, self.explains = smmu, ram, feed, work, explains
-        self.driver = SmmuV3(self, work, commands=COMMANDS, events=EVENTS, cmdq_bits=7, evtq_bits=4, turns=4)
+        queues = {"commands": COMMANDS, "events": EVENTS, "requests": REQUESTS, "cmdq_bits": 7, "evtq_bits": 4}
+        self.driver = SmmuV3(self, work, **queues, priq_bits=2 if smmu.settings.priq_bits else 0, turns=4)
         self.paths = {
             ssid: DmaPath(STREAM, smmu.smmu.translator(STREAM, ssid), smmu.memory, Counters(), lambda: True)
             for ssid in SSIDS
@@ -90,8 +96,8 @@ class _Guest:
 
     def start(self) -> None:
         """Tables by which IOVA is PAGE, and Linux's reset."""
-        config = self.feed.u8() & 7
-        self.words(TABLE + 64 * SID, CDS | config << 1 | 1, 0xD6, VTCR, SECOND)
+        config = self.feed.u8()
+        self.words(TABLE + 64 * SID, CDS | (config & 7) << 1 | 1, 0xD6 | (config >> 3 & 3) << 28, VTCR, SECOND)
         self.words(CDS, CD0, TTB, 0, 0xF404FF44)
         for level in range(4):
             at = TTB + level * 0x1000 + (IOVA >> 39 - 9 * level & 511) * 8
@@ -150,6 +156,19 @@ class _Guest:
                 assert len(said["reads"]) <= MOST_READS
         assert iova <= refused < iova + length
 
+    def configure(self) -> None:
+        """ATS and page requests of the endpoint, if it has them: capabilities at 0x100 and 0x108."""
+        place, value = self.feed.pick((0x106, 0x10C, 0x10E, 0x114)), self.feed.pick((0, 1, 3, 64, 0x8000, 0x8004))
+        self.endpoint.region_write(RegionIndex.CONFIG, place, value.to_bytes(2, "little"))
+
+    def requests(self) -> None:
+        """As a driver does: take page requests, and answer them or not."""
+        if self.smmu.settings.priq_bits:
+            for asked in self.driver.on_priq()[0]:
+                if self.feed.u8() & 1:
+                    with contextlib.suppress(StuckError):
+                        self.driver.issue(pri_resp(asked.sid, asked.group, self.feed.pick(PriResponse)))
+
     def reset(self) -> None:
         self.smmu.reset()
         self.smmu.stream(STREAM).endpoint_begins()
@@ -171,6 +190,8 @@ _STEPS: tuple[Callable[[_Guest], None], ...] = (
     _Guest.dma,
     _Guest.reset,
     _Guest.save,
+    _Guest.configure,
+    _Guest.requests,
 )
 STEP = {step.__name__: number for number, step in enumerate(_STEPS)}
 
@@ -178,7 +199,8 @@ STEP = {step.__name__: number for number, step in enumerate(_STEPS)}
 def target(data: bytes) -> None:
     """Nothing raises, work has an end, and what is kept stays within its bounds."""
     feed = Feed(data)
-    chosen = feed.u8()
+    chosen = feed.u16()
+    has_ats, has_pri = bool(chosen & 0x100), chosen & 0x300 == 0x300
     section = SmmuSection(
         "smmu0",
         ssid_bits=4 * (chosen >> 1 & 1),
@@ -186,8 +208,10 @@ def target(data: bytes) -> None:
         strict=bool(chosen & 4),
         cache_entries=0 if chosen & 8 else CACHE,
         stalls=STALLS if chosen & 0x40 else 0,
+        ats=has_ats,
+        priq_bits=4 if has_pri else 0,
     )
-    endpoint = EndpointSection("dma0", "dma-test", STREAM, smmu="smmu0", stream_id=SID)
+    endpoint = EndpointSection("dma0", "dma-test", STREAM, smmu="smmu0", stream_id=SID, ats=has_ats, pri=has_pri)
     inputs, ram = Meddled(), sealed_memory()
     before = open_descriptors()
     try:
@@ -197,7 +221,7 @@ def target(data: bytes) -> None:
             try:
                 for function in machine.functions():
                     function.dma_map(DmaMapping(0, RAM_SIZE, 0, True, True, os.dup(ram)))
-                guest = _Guest(machine.smmus["smmu0"], ram, feed, Work(machine).step, bool(chosen & 0x20))
+                guest = _Guest(machine, ram, feed, Work(machine).step, bool(chosen & 0x20))
                 if chosen & 0x80:
                     inputs.meddle = lambda: feed and guest.poke()
                 for _ in range(MAX_STEPS):
@@ -220,6 +244,11 @@ def _check(function: SmmuFunction) -> None:
     for cache in (caches.streams, caches.contexts, caches.stage1, caches.stage2):
         assert len(cache) <= most
     assert len(smmu.stalls.waiting) <= smmu.config.stalls
+    report = function.report()
+    assert report["page_requests"] <= PRI_CAPACITY
+    assert report["invalidations"] == 0
+    kept = report["streams"].partition(" ATC ")[2]
+    assert kept in ("", "off") or int(kept) <= ATC_ENTRIES
     assert len(function.parent_faults) <= KEPT
     assert len(function.stale) <= KEPT
     assert not smmu.caches.stage2 or smmu.config.stage2

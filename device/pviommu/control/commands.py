@@ -91,7 +91,14 @@ _SMMUS = (
     Field("commands", "that wait to be carried out"),
     Field("stalled", "transactions that wait for RESUME"),
     Field("cached", "how many STEs, CDs, and translations of each stage", Form.OBJECT),
-    Field("streams", "of the endpoints behind it, each with its StreamID; blocked: until its reset", Form.TEXT),
+    Field("invalidations", "of ATCs that are not answered, for which CMD_SYNC waits"),
+    Field("page_requests", "of endpoints, pages that wait for PRI_RESP"),
+    Field(
+        "streams",
+        "of the endpoints behind it, each with its StreamID; blocked: until its reset; ATC: translations that it "
+        "keeps, or off",
+        Form.TEXT,
+    ),
     Field("parent_faults", "accesses that led to where the guest has no memory, 256 at most"),
     Field("stale", "uses of cached entries that were otherwise in memory, 256 at most; with `strict` only"),
 )
@@ -361,7 +368,11 @@ COMMANDS = (
             Field("fault", "the last refused request in this page", Form.OBJECT, fields=_FAULT[:-1]),
             Field("smmu", "of a stream behind an SMMU: what a write there meets", Form.OBJECT, fields=_WALKED),
             Field("reads", "there: what decides that, in the order in which it is read", Form.LIST, fields=_READ),
-            Field("cached", "there: what the SMMU has cached otherwise, as an invalidation is missing", Form.LIST),
+            Field(
+                "cached",
+                "there: what the SMMU or the endpoint's ATC has cached otherwise, as an invalidation is missing",
+                Form.LIST,
+            ),
         ),
     ),
     Command(

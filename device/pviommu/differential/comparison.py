@@ -8,16 +8,16 @@ from typing import NamedTuple
 
 from smmuv3.commands import COMMAND_SIZE
 from smmuv3.events import EVENT_SIZE
-from smmuv3.registers import REGISTER, REGISTERS, GlobalError, QueueConsumer, QueueProducer
+from smmuv3.registers import REGISTER, GlobalError, QueueConsumer, QueueProducer
 
 from ..guest.smmuv3 import SmmuV3, StuckError
 from .sides import Dma, Side, driver, pattern
-from .stimuli import Access, Issue, Read, Recover, Reset, Stimulus, Store, Write
+from .stimuli import THERE, Access, Issue, Read, Recover, Reset, Stimulus, Store, Write
 
 __all__ = ["Found", "compare"]
 
 _EVENT = Struct("<4Q")
-_REGISTERS = tuple(each for each in REGISTERS if each.count == 1)
+_REGISTERS = tuple(each for each in THERE if each.count == 1)
 """All but those of whoever made it."""
 _MOST_ERRORS = 8
 _QUEUE_BYTES = 1 << 13

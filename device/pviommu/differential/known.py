@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 
 from smmuv3.commands import COMMAND, Cfgi0, Opcode, Sync0, Tlbi0, Tlbi1
 from smmuv3.events import Event1, EventClass, EventType
-from smmuv3.registers import PAGE_1, REGISTER, REGISTERS, QueueConsumer
+from smmuv3.registers import PAGE_1, REGISTER, Cr0, IrqControl, QueueConsumer
 from smmuv3.structures import Cd0, L1Std, Ste0, Ste1, Ste2, SteConfig
 from wire_layout.registers import AccessKind, BitFields
 
 from .comparison import Found
 from .sides import READER, WRITER
-from .stimuli import OAS, SID_BITS, Access, Read, Reset, Step, Stimulus, Tables, Write
+from .stimuli import OAS, SID_BITS, THERE, Access, Read, Reset, Step, Stimulus, Tables, Write
 
 __all__ = ["DIFFERENCES", "FIXES", "Judgement", "judge"]
 
@@ -152,14 +152,23 @@ def _fixed(found: Found, met: set[str]) -> Found | None:
 _IN_USE = ("CR1", "CR2", "STRTAB_BASE", "STRTAB_BASE_CFG", "CMDQ_BASE", "CMDQ_CONS", "EVENTQ_BASE", "EVENTQ_PROD")
 _CONSUMED = 4
 """Commands of the driver's reset."""
-_WORDS = {word for each in REGISTERS for place in each.places for word in range(place, place + each.size, 4)}
-_DECLARED = {place: each.size for each in REGISTERS for place in each.places}
+_WORDS = {word for each in THERE for place in each.places for word in range(place, place + each.size, 4)}
+_DECLARED = {place: each.size for each in THERE for place in each.places}
 _IMPLEMENTED = {
     each.name: sum(int(part) for part in each.holds.fields if part.access is not AccessKind.RES0)
-    for each in REGISTERS
+    for each in THERE
     if each.holds and issubclass(each.holds, BitFields)
 }
-_SIGNIFICANT = _IMPLEMENTED | {"EVENTQ_CONS": _IMPLEMENTED["EVENTQ_CONS"] & ~QueueConsumer.ERR}
+_CONTROLS = _IMPLEMENTED["CR0"] & ~(Cr0.PRIQEN | Cr0.ATSCHK)
+_INTERRUPTS = _IMPLEMENTED["IRQ_CTRL"] & ~IrqControl.PRIQ_IRQEN
+_SIGNIFICANT = _IMPLEMENTED | {
+    "CR0": _CONTROLS,
+    "CR0ACK": _CONTROLS,
+    "IRQ_CTRL": _INTERRUPTS,
+    "IRQ_CTRLACK": _INTERRUPTS,
+    "EVENTQ_CONS": _IMPLEMENTED["EVENTQ_CONS"] & ~QueueConsumer.ERR,
+}
+"""Bits of what both SMMUs have, which is neither ATS nor page requests."""
 
 
 def _step(found: Found, stimulus: Stimulus) -> Step | None:
@@ -185,7 +194,7 @@ def _register_of(found: Found, stimulus: Stimulus) -> str:
         return found.what
     step = _step(found, stimulus)
     if isinstance(step, Access):
-        for each in REGISTERS:
+        for each in THERE:
             if any(place <= step.offset < place + each.size for place in each.places):
                 return each.name
     return ""

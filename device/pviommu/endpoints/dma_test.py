@@ -12,15 +12,16 @@ from pviommu_abi.registers import DMA_TEST_DEVICE_ID, OTHER_SYSTEM_CLASS, VENDOR
 
 from ..dma.fault import REASON, DmaRefusedError
 from ..dma.plan import Span
-from ..dma.port import PIECE_BYTES, PIECE_SPANS, DmaSteps
+from ..dma.port import PIECE_BYTES, PIECE_SPANS, DmaPort, DmaSteps
 from ..pci.config_space import Identity
 from .endpoint import Endpoint, Surroundings
 
 __all__ = ["DmaTestEngine"]
 
 _MASK = 0xFFFFFFFF
-_KNOWN_FLAGS = int(DescriptorFlags.SRC_SG | DescriptorFlags.DST_SG | DescriptorFlags.INTERRUPT)
+_KNOWN_FLAGS = int(DescriptorFlags.SRC_SG | DescriptorFlags.DST_SG | DescriptorFlags.INTERRUPT | DescriptorFlags.PASID)
 _STATUS = Descriptor.offset_of("status")
+_PASID = int(DescriptorFlags.PASID)
 _INTERRUPT = int(DescriptorFlags.INTERRUPT)
 _FLAGS = Descriptor.offset_of("flags")
 _ADDRESS, _LENGTH = SgEntry.offset_of("address"), SgEntry.offset_of("length")
@@ -181,17 +182,26 @@ class DmaTestEngine(Endpoint):
     def _destination(self, descriptor: Descriptor) -> list[Span]:
         return self._spans(descriptor, descriptor.dst, DescriptorFlags.DST_SG)
 
+    def _port(self, descriptor: Descriptor) -> DmaPort:
+        """What carries out its DMA."""
+        if not descriptor.flags & _PASID:
+            return self.dma
+        port = self.dma_as(descriptor.pasid)
+        if port is None:
+            raise InvalidDescriptorError
+        return port
+
     def op_copy(self, descriptor: Descriptor) -> DmaSteps[Descriptor]:
-        yield from self.dma.copy_in_steps(self._source(descriptor), self._destination(descriptor))
+        yield from self._port(descriptor).copy_in_steps(self._source(descriptor), self._destination(descriptor))
         return replace(descriptor, status=DescriptorStatus.DONE)
 
     def op_fill(self, descriptor: Descriptor) -> DmaSteps[Descriptor]:
         data = _repeated(descriptor.pattern, descriptor.length)
-        yield from self.dma.write_in_steps(self._destination(descriptor), data)
+        yield from self._port(descriptor).write_in_steps(self._destination(descriptor), data)
         return replace(descriptor, status=DescriptorStatus.DONE)
 
     def op_checksum(self, descriptor: Descriptor) -> DmaSteps[Descriptor]:
-        data = yield from self.dma.read_in_steps(self._source(descriptor))
+        data = yield from self._port(descriptor).read_in_steps(self._source(descriptor))
         checksum = 0
         for start in range(0, len(data), PIECE_BYTES):
             checksum = zlib.crc32(data[start : start + PIECE_BYTES], checksum)
@@ -199,7 +209,7 @@ class DmaTestEngine(Endpoint):
         return replace(descriptor, status=DescriptorStatus.DONE, checksum=checksum)
 
     def op_verify(self, descriptor: Descriptor) -> DmaSteps[Descriptor]:
-        data = yield from self.dma.read_in_steps(self._source(descriptor))
+        data = yield from self._port(descriptor).read_in_steps(self._source(descriptor))
         expected = _repeated(descriptor.pattern, min(descriptor.length, PIECE_BYTES))
         for start in range(0, len(data), PIECE_BYTES):
             offset = _first_difference(data[start : start + PIECE_BYTES], expected)

@@ -9,10 +9,26 @@ from typing import Any, ClassVar, TypeVar
 
 import msgspec
 
+from ..dma.atc import Atc
 from ..dma.fault import DmaPendingError
+from ..dma.pages import PageRequester
 from ..dma.port import DmaPort
+from ..dma.translator import Translator
 from ..hosted import NAP_MS, Host, Timer
 from ..inputs import WorkOutcome
+from ..pci.capabilities import (
+    ATS,
+    PASID,
+    PRI,
+    PRI_CAPACITY,
+    AtsControl,
+    PasidControl,
+    PriControl,
+    PriStatus,
+    ats,
+    pasid,
+    pri,
+)
 from ..pci.config_space import Identity
 from ..pci.function import PciFunction
 from ..pci.state import FunctionState, load_function, save_function
@@ -75,17 +91,79 @@ class Endpoint(PciFunction):
         attempts = EndpointAttempts(self, self._translator)
         super().__init__(surroundings.name, self.IDENTITY, surroundings.environment, attempts)
         self.memory.copier = surroundings.copier
-        self.dma = DmaPort(
-            self.stream,
-            *(self._translator, surroundings.memory or self.memory, self.counters),
-            lambda: self.config.bus_master and not attempts.failed,
-        )
-        self.probes.bind(self.dma, "read_plan", "dma.read", self.name, self.dma)
-        self.probes.bind(self.dma, "write_plan", "dma.write", self.name, self.dma)
+        self._reached = surroundings.memory or self.memory
+        self.dma = self._make_port(self._translator)
+        self._ports: dict[int, DmaPort] = {}
+        """by PASID, of requests that have one"""
+        self._translator_of = surroundings.translator_of
+        self._has_pasids: Callable[[], bool] = lambda: False
+        self._pasid_bits = surroundings.pasid_bits
         self.probes.bind(self, "work", "endpoint.work", self.name, self)
         for capability in surroundings.capabilities:
             self.config.add_capability(*capability)
+        self._pri_configured: Callable[[], None] = lambda: None
+        self._atc, self._requester = surroundings.atc, surroundings.requester
+        if self._atc is not None:
+            self._have_ats(self._atc)
+        if self._requester is not None:
+            self._have_pri(self._requester)
+        if self._pasid_bits:
+            self._have_pasids(self._pasid_bits)
         self._translator.on_lost(self.cancel)
+
+    def _make_port(self, translator: Translator) -> DmaPort:
+        port = DmaPort(
+            self.stream,
+            *(translator, self._reached, self.counters),
+            lambda: self.config.bus_master and not self.attempts.failed,
+        )
+        self.probes.bind(port, "read_plan", "dma.read", self.name, port)
+        self.probes.bind(port, "write_plan", "dma.write", self.name, port)
+        return port
+
+    def dma_as(self, pasid: int) -> DmaPort | None:
+        """DMA with a PASID; None for one out of range, or if the guest has not turned PASIDs on."""
+        if not self._has_pasids() or pasid >> self._pasid_bits or self._translator_of is None:
+            return None
+        port = self._ports.get(pasid)
+        if port is None:
+            port = self._ports[pasid] = self._make_port(self._translator_of(pasid))
+        return port
+
+    def _have_pasids(self, bits: int) -> None:
+        """Let the guest turn PASIDs on."""
+        control = self.config.add_extended_capability(*pasid(bits)) + PASID.by_name["CONTROL"].offset
+        self._has_pasids = lambda: bool(self.config.get(control, 2) & PasidControl.ENABLE)
+
+    def _have_ats(self, atc: Atc) -> None:
+        """Let the guest control ATS."""
+        control = self.config.add_extended_capability(*ats()) + ATS.by_name["CONTROL"].offset
+        atc.is_enabled = lambda: bool(self.config.get(control, 2) & AtsControl.ENABLE)
+        atc.unit = lambda: 12 + AtsControl(self.config.get(control, 2)).STU
+
+    def _have_pri(self, requester: PageRequester) -> None:
+        """Let the guest control page requests."""
+        begin, config = self.config.add_extended_capability(*pri()), self.config
+        control, status, allocation = (begin + PRI.by_name[name].offset for name in ("CONTROL", "STATUS", "ALLOCATION"))
+
+        def tell(bit: int) -> None:
+            config.set(status, config.get(status, 2) | bit, 2)
+
+        def is_enabled() -> bool:
+            is_failed = config.get(status, 2) & PriStatus.RESPONSE_FAILURE
+            return bool(config.get(control, 2) & PriControl.ENABLE) and not is_failed
+
+        def on_configured() -> None:
+            is_on = config.get(control, 2) & PriControl.ENABLE
+            if not is_on:
+                requester.clear()
+            config.set(status, PriStatus(config.get(status, 2)).replace(STOPPED=int(not is_on)), 2)
+
+        requester.is_enabled = is_enabled
+        requester.allocation = lambda: min(config.get(allocation, 4), PRI_CAPACITY)
+        requester.on_failure = lambda: tell(PriStatus.RESPONSE_FAILURE)
+        requester.on_unexpected = lambda: tell(PriStatus.UNEXPECTED_GROUP)
+        self._pri_configured = on_configured
 
     # -- what a subclass does ---------------------------------------------------------------------------------------
 
@@ -192,6 +270,8 @@ class Endpoint(PciFunction):
             return False
         finally:
             self.dma.end_step()
+            for port in self._ports.values():
+                port.end_step()
 
     def bring_to_end(self) -> None:
         """:meth:`go_on`, unless it has failed; raises nothing."""
@@ -207,7 +287,7 @@ class Endpoint(PciFunction):
 
     def cancel(self) -> None:
         """:meth:`cancel_dma`, unless it has failed; raises nothing."""
-        self.dma.give_up()
+        self._give_up()
         self.attempts.make(CANCELLING, self.cancel_dma)
 
     def arm(self) -> bool:
@@ -221,15 +301,31 @@ class Endpoint(PciFunction):
     def settle(self) -> None:
         self.on_ready()  # after requests that call no code of a subclass, too
 
+    def _give_up(self) -> None:
+        for port in (self.dma, *self._ports.values()):
+            port.give_up()
+
     def on_reset(self) -> None:
-        self.dma.give_up()
+        self._give_up()
         try:
             self.reset_device()
         finally:
             self.state = self.State()
+            if self._atc is not None:
+                self._atc.clear()
+            if self._requester is not None:
+                self._requester.clear()
             self._translator.endpoint_begins()
             if self.probes.interposer:
                 self.probes.interposer.reset(self.name)
+
+    def on_served(self, host: Host) -> None:
+        self.host = host
+
+    def on_configured(self) -> None:
+        if self._atc is not None and not self._atc.is_enabled():
+            self._atc.clear()
+        self._pri_configured()
 
     def on_bus_master(self, enabled: bool) -> None:
         if enabled:

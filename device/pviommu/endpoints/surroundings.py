@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..dma.access import Copier
+from ..dma.atc import Atc
+from ..dma.pages import PageRequester
 from ..dma.path import Memory
 from ..dma.translator import Translator
 from ..pci.capabilities import Capability
@@ -35,5 +37,13 @@ class Surroundings:
     """the endpoints of the same machine by name: all of them, once the machine is complete"""
     copier: Copier | None = None
     """copies to and from its guest memory faster than Python, if there is such a copier"""
+    atc: Atc | None = None
+    """its cache of translations, if its function has ATS"""
+    requester: PageRequester | None = None
+    """its page requests, if its function has those"""
+    pasid_bits: int = 0
+    """bits of the PASIDs that its requests may have; 0: they have none"""
+    translator_of: Callable[[int], Translator] | None = None
+    """what translates its requests with a PASID"""
     memory: Memory | None = None
     """what the translator's addresses lead to, if it is not what its client announces"""

@@ -464,6 +464,24 @@ _SMMU = (
         (("pre", "corrupt! delay suspend wait"), ("apply", "drop! duplicate! overflow"), ("post", "")),
         fields=("event", "sid", "iova"),
     ),
+    Probe(
+        "smmu.invalidated",
+        "an endpoint's ATC answers an ATC_INV, which it has carried out; dropped, CMD_SYNC waits until its time is up",
+        ("function", "sid"),
+        (("pre", "delay suspend wait hang"), ("apply", "drop"), ("post", "")),
+    ),
+    Probe(
+        "smmu.page-request",
+        "an SMMU writes a page request of an endpoint; overflow: as if the queue were full",
+        ("function", "sid", "iova"),
+        (("apply", "drop! overflow"), ("post", "")),
+    ),
+    Probe(
+        "smmu.response",
+        "an endpoint gets the answer to a group of page requests; dropped, it waits for it until its reset",
+        ("function", "sid"),
+        (("pre", "delay suspend wait"), ("apply", "drop! duplicate!"), ("post", "")),
+    ),
 )
 
 _FRAME = ("function", "stream", "device", "length")

@@ -12,7 +12,7 @@ from .ring import MASK
 __all__ = ["DescriptorRing"]
 
 _DESCRIPTOR = struct.Struct("<BBHIQQQ")
-_STATUS = Descriptor.offset_of("status")
+_STATUS, _PASID = Descriptor.offset_of("status"), Descriptor.offset_of("pasid")
 
 
 class DescriptorRing:
@@ -27,10 +27,13 @@ class DescriptorRing:
         self.function.set_bus_master(True)
         self.function.write("CONTROL", Control.ENABLE)
 
-    def put(self, op: int, length: int, src: int = 0, dst: int = 0, pattern: int = 0, flags: int = 0) -> int:
+    def put(
+        self, op: int, length: int, src: int = 0, dst: int = 0, pattern: int = 0, flags: int = 0, pasid: int = 0
+    ) -> int:
         """Queue a descriptor; returns its place, in bytes into the shared BAR."""
         place = self.producer % ENTRIES * Descriptor.SIZE
-        packed = _DESCRIPTOR.pack(op, flags, 0, length, src, dst, pattern)
+        packed = _DESCRIPTOR.pack(op, flags, 0, length, src, dst, pattern).ljust(_PASID, b"\0")
+        packed += pasid.to_bytes(WORD, "little")
         self.function.view[place : place + Descriptor.SIZE] = packed.ljust(Descriptor.SIZE, b"\0")
         self.producer = self.producer + 1 & MASK
         return place

@@ -16,6 +16,8 @@ CONFIG_COMMAND = 4
 COMMAND_MEMORY, COMMAND_MASTER = 1 << 1, 1 << 2
 _CAPABILITIES = 0x34
 """Where the first capability is (PCI 3.0, 6.7); each begins with its id and the place of the next one."""
+_EXTENDED_CAPABILITIES = 0x100
+"""The first extended capability (PCI Express base 4.0, 7.6); each begins with its id and where the next one is."""
 _EXPRESS, _DEVICE_CONTROL, _INITIATE_RESET = 0x10, 8, 1 << 15
 """The PCI Express capability and the function-level reset in it (PCI Express base 4.0, 7.5.3.4)."""
 
@@ -72,6 +74,16 @@ class Function(ABC):
         if not place:
             raise LookupError("the function has no PCI Express capability, and so no reset of its own")
         self.write_config(place + _DEVICE_CONTROL, 2, _INITIATE_RESET)
+
+    def extended_capability(self, cap_id: int) -> int:
+        """The place of an extended capability in configuration space. Raises LookupError if it has none of this id."""
+        place = _EXTENDED_CAPABILITIES
+        while place:
+            header = self.read_config(place, 4)
+            if header & 0xFFFF == cap_id:
+                return place
+            place = header >> 20
+        raise LookupError(f"the function has no extended capability {cap_id:#x}")
 
     @abstractmethod
     def plug(self, address: int, size: int, fd: int, offset: int = 0) -> None:

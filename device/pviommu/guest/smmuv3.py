@@ -7,12 +7,14 @@ from typing import Protocol
 
 from smmuv3.commands import ALL_STREAMS, COMMAND_SIZE, Completion, Opcode, cfgi, sync, tlbi
 from smmuv3.events import EVENT_SIZE, Event
+from smmuv3.page_requests import PAGE_REQUEST_SIZE, PageRequest
 from smmuv3.registers import (
     REGISTER,
     CommandError,
     Cr0,
     Gbpa,
     GlobalError,
+    Idr0,
     IrqControl,
     QueueBase,
     QueueConsumer,
@@ -64,11 +66,15 @@ class SmmuV3:
         events: int,
         cmdq_bits: int,
         evtq_bits: int,
+        requests: int = 0,
+        priq_bits: int = 0,
         turns: int = TURNS,
     ) -> None:
-        """``commands`` and ``events`` are where the queues are to be, of 2 ** ``cmdq_bits`` and ``evtq_bits`` entries,
-        each aligned to its size. ``turns``: how many it waits for anything.
+        """``commands``, ``events`` and ``requests`` are where the queues are to be, of 2 ** ``cmdq_bits``,
+        ``evtq_bits`` and ``priq_bits`` entries, each aligned to its size; without the last it uses no page requests.
+        ``turns``: how many it waits for anything.
         """
+        self._requests, self._priq_bits = requests, priq_bits
         self._turns = turns
         self._frame = frame
         self._turn = turn
@@ -148,8 +154,21 @@ class SmmuV3:
         enabled |= Cr0.EVENTQEN
         self._set_and_wait("CR0", enabled)
         yield "event queue"
+        interrupts = IrqControl.EVENTQ_IRQEN | IrqControl.GERROR_IRQEN
+        if self._priq_bits:
+            self.set("PRIQ_BASE", QueueBase(self._requests, LOG2SIZE=self._priq_bits, ALLOCATE=1))
+            self.set("PRIQ_PROD", 0)
+            self.set("PRIQ_CONS", 0)
+            enabled |= Cr0.PRIQEN
+            interrupts |= IrqControl.PRIQ_IRQEN
+            self._set_and_wait("CR0", enabled)
+            yield "queue of page requests"
+        if self.get("IDR0") & Idr0.ATS:
+            enabled |= Cr0.ATSCHK
+            self._set_and_wait("CR0", enabled)
+            yield "ATS"
         self._set_and_wait("IRQ_CTRL", 0)
-        self._set_and_wait("IRQ_CTRL", IrqControl.EVENTQ_IRQEN | IrqControl.GERROR_IRQEN)
+        self._set_and_wait("IRQ_CTRL", interrupts)
         yield "interrupts"
         self._set_and_wait("CR0", enabled | Cr0.SMMUEN)
         yield "enabled"
@@ -219,15 +238,24 @@ class SmmuV3:
         """Linux's handler of the event queue's interrupt: takes all events, and acknowledges an overflow. Returns the
         events and whether others were lost.
         """
-        wrap, events = (2 << self._evtq_bits) - 1, []
-        producer, consumer = self.get("EVENTQ_PROD"), self.get("EVENTQ_CONS")
-        lost = bool((producer ^ consumer) & _FLAG)
+        records, lost = self._take("EVENTQ", self._events, self._evtq_bits, EVENT_SIZE)
+        return [Event.unpack(record) for record in records], lost
+
+    def on_priq(self) -> tuple[list[PageRequest], bool]:
+        """Linux's handler of the interrupt of page requests, which likewise takes all of them."""
+        records, lost = self._take("PRIQ", self._requests, self._priq_bits, PAGE_REQUEST_SIZE)
+        return [PageRequest.unpack(record) for record in records], lost
+
+    def _take(self, name: str, base: int, bits: int, size: int) -> tuple[list[bytes], bool]:
+        """The records of a queue that were not taken yet, and whether others were lost."""
+        wrap, found = (2 << bits) - 1, []
+        producer, consumer = self.get(f"{name}_PROD"), self.get(f"{name}_CONS")
         index = consumer & wrap
         while index != producer & wrap:
-            events.append(Event.unpack(self._frame.load(self.event_place(index), EVENT_SIZE)))
+            found.append(self._frame.load(base + (index & wrap >> 1) * size, size))
             index = index + 1 & wrap
-        self.set("EVENTQ_CONS", producer & _FLAG | index)
-        return events, lost
+        self.set(f"{name}_CONS", producer & _FLAG | index)
+        return found, bool((producer ^ consumer) & _FLAG)
 
     def event_place(self, index: int) -> int:
         """Where the record of an index of the event queue is."""

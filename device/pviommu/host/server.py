@@ -43,8 +43,8 @@ class Server:
         """``pace``: one with the default windows if not given. ``transport`` makes another one, which then serves."""
         self.work = Work(machine)
         self.loop = Loop(self.work, inputs, machine.counters, pace or Pace())
-        for endpoint in machine.endpoints.values():
-            endpoint.host = self.loop
+        for function in machine.functions():
+            function.on_served(self.loop)
         self.transport: Transport
         if transport is not None:
             self.transport = transport(self.loop)

@@ -8,7 +8,27 @@ from typing import NamedTuple
 from pviommu_abi.registers import ENDPOINT_SIGNATURE, EndpointCapability
 from wire_layout.registers import AccessKind, BitField, BitFields, Register, RegisterMap
 
-__all__ = ["MSIX_ENTRY_SIZE", "PCIE_DEVICE_CONTROL", "PCIE_FLR", "Capability", "endpoint", "msix", "pcie"]
+__all__ = [
+    "ATS",
+    "MSIX_ENTRY_SIZE",
+    "PASID",
+    "PCIE_DEVICE_CONTROL",
+    "PCIE_FLR",
+    "PRI",
+    "PRI_CAPACITY",
+    "AtsControl",
+    "Capability",
+    "ExtendedCapability",
+    "PasidControl",
+    "PriControl",
+    "PriStatus",
+    "ats",
+    "endpoint",
+    "msix",
+    "pasid",
+    "pcie",
+    "pri",
+]
 
 CAP_ID_VENDOR = 0x09
 MSIX_ENTRY_SIZE = 16
@@ -96,6 +116,81 @@ MSIX = RegisterMap(
 )
 
 
+class ExtendedHeader(BitFields):
+    """The first word of an extended capability."""
+
+    CAP_ID = BitField(0, 15)
+    VERSION = BitField(16, 19)
+    NEXT = BitField(20, 31, doc="offset of the next one; 0: none")
+
+
+class AtsCapability(BitFields, width=16):
+    """ATS Capability."""
+
+    QUEUE_DEPTH = BitField(0, 4, reset=1, doc="invalidations that are taken at a time")
+    PAGE_ALIGNED = BitField(5, reset=1, doc="translation requests are of whole pages")
+    GLOBAL_INVALIDATE = BitField(6, reset=1, doc="invalidations may be of every PASID")
+
+
+class AtsControl(BitFields, width=16):
+    """ATS Control."""
+
+    STU = BitField(0, 4, doc="least size of a translation, 4096 * 2 ** STU bytes")
+    ENABLE = BitField(15)
+
+
+ATS = RegisterMap(
+    Register("HEADER", 0x00, AccessKind.RO, "Address Translation Services", holds=ExtendedHeader, reset=None),
+    Register("CAPABILITY", 0x04, AccessKind.RO, "what the function can", width=16, holds=AtsCapability),
+    Register("CONTROL", 0x06, AccessKind.RW, "what it shall", width=16, holds=AtsControl),
+)
+
+
+class PriControl(BitFields, width=16):
+    """Page Request Control."""
+
+    ENABLE = BitField(0)
+    RESET = BitField(1, access=AccessKind.WO, doc="no effect: turned off, the function has nothing outstanding")
+
+
+class PriStatus(BitFields, width=16):
+    """Page Request Status."""
+
+    RESPONSE_FAILURE = BitField(0, access=AccessKind.RW1C, doc="an answer was a failure; no more is asked for")
+    UNEXPECTED_GROUP = BitField(1, access=AccessKind.RW1C, doc="a group was answered that there is not")
+    STOPPED = BitField(8, access=AccessKind.RW1C, reset=1, doc="turned off, and nothing is outstanding")
+    """read only, as the function sets it again at once; but no constant, by which a saved state would be known"""
+
+
+PRI_CAPACITY = 64
+PRI = RegisterMap(
+    Register("HEADER", 0x00, AccessKind.RO, "Page Request Interface", holds=ExtendedHeader, reset=None),
+    Register("CONTROL", 0x04, AccessKind.RW, "what the function shall", width=16, holds=PriControl),
+    Register("STATUS", 0x06, AccessKind.RW1C, "what became of it", width=16, holds=PriStatus),
+    Register("CAPACITY", 0x08, AccessKind.RO, "pages that it can ask for at a time", reset=PRI_CAPACITY),
+    Register("ALLOCATION", 0x0C, AccessKind.RW, "pages that it may ask for at a time"),
+)
+
+
+class PasidCapability(BitFields, width=16):
+    """PASID Capability: neither execution nor privileged mode."""
+
+    MAX_WIDTH = BitField(8, 12, doc="bits of a PASID")
+
+
+class PasidControl(BitFields, width=16):
+    """PASID Control."""
+
+    ENABLE = BitField(0)
+
+
+PASID = RegisterMap(
+    Register("HEADER", 0x00, AccessKind.RO, "Process Address Space ID", holds=ExtendedHeader, reset=None),
+    Register("CAPABILITY", 0x04, AccessKind.RO, "what the function can", width=16, holds=PasidCapability, reset=None),
+    Register("CONTROL", 0x06, AccessKind.RW, "what it shall", width=16, holds=PasidControl),
+)
+
+
 class Capability(NamedTuple):
     """A capability's bytes and which of their bits the guest may write."""
 
@@ -103,22 +198,55 @@ class Capability(NamedTuple):
     writable: bytes
 
 
+class ExtendedCapability(NamedTuple):
+    """The same of an extended capability, and which bits the guest clears by writing 1."""
+
+    body: bytes
+    writable: bytes
+    clears: bytes
+
+
 def _capability(registers: RegisterMap, **values: int) -> Capability:
+    """See :func:`_extended`."""
+    body, writable, _ = _extended(registers, **values)
+    return Capability(body, writable)
+
+
+def _extended(registers: RegisterMap, **values: int) -> ExtendedCapability:
     """A capability after a reset, with other ``values`` of some registers."""
-    body, writable = bytearray(registers.end), bytearray(registers.end)
+    body, writable, clears = (bytearray(registers.end) for _ in range(3))
     for register in registers:
         place = slice(register.offset, register.offset + register.size)
         value = values.get(register.name, register.reset or 0)
         if register.count == 1:
             body[place] = value.to_bytes(register.size, "little")
             writable[place] = register.mask(AccessKind.RW).to_bytes(register.size, "little")
-    return Capability(bytes(body), bytes(writable))
+            clears[place] = register.mask(AccessKind.RW1C).to_bytes(register.size, "little")
+    return ExtendedCapability(bytes(body), bytes(writable), bytes(clears))
 
 
 @cache
 def pcie() -> Capability:
     """PCI Express capability, version 2, of an endpoint with function-level reset."""
     return _capability(PCIE)
+
+
+@cache
+def ats() -> ExtendedCapability:
+    """ATS extended capability, of a function whose ATC takes one invalidation at a time."""
+    return _extended(ATS, HEADER=ExtendedHeader(CAP_ID=0x0F, VERSION=1))
+
+
+@cache
+def pasid(bits: int) -> ExtendedCapability:
+    """PASID extended capability, of PASIDs of so many bits."""
+    return _extended(PASID, HEADER=ExtendedHeader(CAP_ID=0x1B, VERSION=1), CAPABILITY=PasidCapability(MAX_WIDTH=bits))
+
+
+@cache
+def pri() -> ExtendedCapability:
+    """PRI extended capability, turned off."""
+    return _extended(PRI, HEADER=ExtendedHeader(CAP_ID=0x13, VERSION=1))
 
 
 @cache

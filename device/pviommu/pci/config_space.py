@@ -18,6 +18,8 @@ CONFIG_SIZE = 4096
 """Bytes of a PCI Express function's configuration space."""
 _STANDARD_HEADER_END = 0x40
 _CONVENTIONAL_END = 0x100
+_EXTENDED_LINK = 20
+"""Where the link begins in the header of an extended capability."""
 
 
 class Command(BitFields, width=16):
@@ -90,12 +92,13 @@ class ConfigSpace:
     def __init__(self, identity: Identity) -> None:
         self._bytes = bytearray(CONFIG_SIZE)
         self._writable = bytearray(_header_mask(AccessKind.RW).ljust(CONFIG_SIZE, b"\0"))
-        self._clear_on_one = _header_mask(AccessKind.RW1C).ljust(CONFIG_SIZE, b"\0")
+        self._clear_on_one = bytearray(_header_mask(AccessKind.RW1C).ljust(CONFIG_SIZE, b"\0"))
         self._power_on: bytes | None = None
         self._bars: list[tuple[int, int, bool]] = []
         """index, size, whether it has 64 bits"""
         self._next_capability = _STANDARD_HEADER_END
         self._last_link = CAPABILITIES_POINTER
+        self._next_extended, self._last_extended = _CONVENTIONAL_END, 0
         for name, value in (
             ("VENDOR_ID", identity.vendor),
             ("DEVICE_ID", identity.device),
@@ -140,6 +143,23 @@ class ConfigSpace:
         self._last_link = offset + 1
         self._next_capability = (offset + len(body) + 3) & ~3
         self.set(STATUS, Status.CAPABILITIES_LIST, 2)
+        return offset
+
+    def add_extended_capability(self, body: bytes, writable: bytes, clears: bytes) -> int:
+        """Append an extended capability and return its offset. ``body`` begins with a header without a link,
+        ``writable`` masks the bits that the guest may write, and ``clears`` those that it clears by writing 1. Raises
+        ValueError when extended space is full.
+        """
+        offset = self._next_extended
+        if offset + len(body) > CONFIG_SIZE:
+            raise ValueError(f"extended capability of {len(body)} bytes at {offset:#x}: past the end of extended space")
+        self._bytes[offset : offset + len(body)] = body
+        self._writable[offset : offset + len(writable)] = writable
+        self._clear_on_one[offset : offset + len(clears)] = clears
+        if self._last_extended:
+            self.set(self._last_extended, self.get(self._last_extended, 4) | offset << _EXTENDED_LINK, 4)
+        self._last_extended = offset
+        self._next_extended = (offset + len(body) + 3) & ~3
         return offset
 
     def seal(self) -> None:

@@ -119,6 +119,7 @@ class PciFunction(Description, Hooks):
             return
         if self.config.bus_master != was_master:
             self.attempts.make("a change of bus mastering", self.on_bus_master, self.config.bus_master)
+        self.attempts.make("a change of its configuration", self.on_configured)
         self.bars.decode()
 
     # -- vfio_user.Device: interrupts and memory --------------------------------------------------------------------

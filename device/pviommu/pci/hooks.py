@@ -7,6 +7,8 @@ from typing import ParamSpec, TypeVar
 
 from vfio_user import Steps
 
+from ..hosted import Host
+
 __all__ = ["Attempts", "Hooks"]
 
 _P = ParamSpec("_P")
@@ -23,6 +25,12 @@ class Hooks:
         """The function was reset through its own PCI Express capability. The same as :meth:`on_reset`, unless a
         subclass makes a difference."""
         self.on_reset()
+
+    def on_served(self, host: Host) -> None:
+        """A loop serves it from now on."""
+
+    def on_configured(self) -> None:
+        """The guest wrote to configuration space."""
 
     def on_bus_master(self, enabled: bool) -> None:
         """The guest allowed or forbade DMA."""

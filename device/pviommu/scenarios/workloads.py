@@ -329,5 +329,10 @@ WORKLOADS = {
         topology=network.topology,
     ),
     "smmu": Workload("maps, DMA and unmaps of an engine behind a virtual SMMUv3", smmu.rounds, topology=smmu.topology),
+    "smmu-ats": Workload(
+        "the same with an engine that keeps translations and asks for pages",
+        smmu.ats_rounds,
+        topology=smmu.ats_topology,
+    ),
 }
 """By name."""

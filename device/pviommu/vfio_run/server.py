@@ -398,8 +398,8 @@ class Server:
         served = machine or DeviceMachine({}, LiveInputs(), Counters())
         self._inputs = served.inputs
         self.loop = Loop(Work(served), served.inputs, served.counters, Pace())
-        for endpoint in served.endpoints.values():
-            endpoint.host = self.loop
+        for function in served.functions():
+            function.on_served(self.loop)
         self._bell = os.eventfd(0, os.EFD_CLOEXEC)  # nobody rings: its watch has more as long as boxes are watched
         self._boxes_watch = self.loop.watch(self._bell, lambda _, may_go_on: self._serve_boxes(may_go_on))
         self._look()

@@ -1175,7 +1175,8 @@ def test_cards_that_name_each_other_are_joined(tmp_path: Path) -> None:
         (['link = "tape"\n'], "endpoint[0].link = 'tape': must be"),
         (
             ["speed = 1\n"],
-            "unknown key speed; known are name, kind, stream, sbdf, reserved, smmu, stream-id, link, peer, tap",
+            "unknown key speed; known are name, kind, stream, sbdf, reserved, smmu, stream-id, ats, pri, pasid-bits, "
+            "link, peer, tap",
         ),
     ],
 )

@@ -40,7 +40,7 @@ def test_the_code_has_the_probes_that_are_declared_and_no_others(monkeypatch: py
         stage.connect("dma0").close()
         stage.turn()
         stage.machine.iommu.reset()
-    for workload in ("network", "smmu"):
+    for workload in ("network", "smmu-ats"):
         with Stage(scenario(), topology=WORKLOADS[workload].topology()):
             pass
 

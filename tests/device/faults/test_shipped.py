@@ -28,6 +28,7 @@ def test_there_are_enough_of_either_class_and_for_every_workload_but_one() -> No
         "recovery",
         "rings",
         "smmu",
+        "smmu-ats",
         "wire",
     }
 

@@ -153,3 +153,45 @@ def test_a_translation_that_a_rule_refuses_is_told_as_the_smmu_tells_its_own() -
 
     assert (outcome.end, outcome.harm) == ("done", ())
     assert outcome.answers["event F_PERMISSION"] == 1
+
+
+def play_ats(*rules: dict[str, Any]) -> Outcome:
+    """The same with an engine that keeps translations, and asks for pages."""
+    return played(scenario(*rules), "smmu-ats", lambda _: None)
+
+
+@pytest.mark.row("smmu", 37)
+def test_an_atc_inv_that_is_lost_lets_dma_through_after_the_unmap() -> None:
+    outcome = play_ats(
+        {"on": "smmu.command.apply", "where": {"command": "ATC_INV"}, "schedule": {"nth": 5}, "do": {"drop": True}}
+    )
+
+    assert outcome.harm == ("DMA to 0x40004000, which is not mapped, is done",)
+
+
+@pytest.mark.row("smmu", 37)
+@pytest.mark.parametrize(
+    ("do", "late"),
+    [({"delay": "3ms"}, 0), ({"delay": "600ms"}, 1), ({"hang": True}, 1)],
+    ids=["late", "too late", "never"],
+)
+def test_an_answer_to_atc_inv_is_waited_for_as_long_as_that_may_take(do: dict[str, Any], late: int) -> None:
+    outcome = play_ats({"on": "smmu.invalidated.pre", "schedule": {"nth": 3}, "do": do})
+
+    assert (outcome.end, outcome.harm) == ("done", ())
+    assert outcome.answers.get("command ATC_INV_SYNC", 0) == late
+
+
+@pytest.mark.row("smmu", 38)
+def test_a_page_request_that_is_lost_leaves_the_engine_waiting_until_its_reset() -> None:
+    outcome = play_ats({"on": "smmu.page-request.apply", "schedule": {"nth": 5}, "do": {"drop": True}})
+
+    assert (outcome.end, outcome.harm) == ("done", ())
+    assert outcome.answers["page request"] == 48, "what is lost, the engine asks for again after its reset"
+
+
+@pytest.mark.row("smmu", 38)
+def test_an_answer_that_comes_twice_harms_nobody() -> None:
+    outcome = play_ats({"on": "smmu.response.apply", "do": {"duplicate": 1}})
+
+    assert (outcome.end, outcome.harm) == ("done", ())

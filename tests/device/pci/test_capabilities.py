@@ -6,7 +6,7 @@ import struct
 
 import pytest
 
-from pviommu.pci.capabilities import endpoint, msix, pcie
+from pviommu.pci.capabilities import ats, endpoint, msix, pasid, pcie, pri
 from pviommu_abi.registers import ENDPOINT_SIGNATURE, EndpointCapability
 
 
@@ -47,3 +47,26 @@ def test_the_endpoint_capability_names_instance_and_stream_and_is_read_only() ->
         cap_id=0x09, next=0, length=16, version=1, signature=ENDPOINT_SIGNATURE, instance=7, stream=0xFFFFFFFF
     )
     assert not any(capability.writable)
+
+
+def test_ats_is_off_and_can_be_turned_on_with_a_unit() -> None:
+    body, writable, clears = ats()
+
+    assert body.hex() == "0f000100" + "6100" + "0000"
+    assert writable.hex() == "00000000" + "0000" + "1f80"
+    assert not any(clears)
+
+
+def test_pri_is_stopped_and_its_failures_are_cleared_by_writing_1() -> None:
+    body, writable, clears = pri()
+
+    assert body.hex() == "13000100" + "0000" + "0001" + "40000000" + "00000000"
+    assert writable.hex() == "00000000" + "0100" + "0000" + "00000000" + "ffffffff"
+    assert clears.hex() == "00000000" + "0000" + "0301" + "00000000" + "00000000"
+
+
+def test_pasid_says_how_wide_they_are_and_can_be_turned_on() -> None:
+    body, writable, _ = pasid(8)
+
+    assert body.hex() == "1b000100" + "0008" + "0000"
+    assert writable.hex() == "00000000" + "0000" + "0100"

@@ -220,3 +220,23 @@ def test_what_another_function_was_saved_as_is_not_loaded(size: int) -> None:
         config.load(before.ljust(size, b"\0") if size else b"\xff" + before[1:])
 
     assert config.save() == before
+
+
+def test_extended_capabilities_form_a_chain_from_0x100_on() -> None:
+    config = ConfigSpace(IDENTITY)
+    first = config.add_extended_capability(bytes.fromhex("0f000100aaaa0000"), bytes(6) + b"\xff\xff", b"")
+    second = config.add_extended_capability(bytes.fromhex("13000100bbbb0300"), b"", bytes(6) + b"\x01")
+
+    assert (first, second) == (0x100, 0x108)
+    assert config.get(0x100, 4) == 0x1081000F
+    assert config.get(0x108, 4) == 0x00010013
+    config.write(0x106, b"\x34\x12")
+    config.write(0x10E, b"\x03\x00")
+    assert (config.get(0x106, 2), config.get(0x10E, 2)) == (0x1234, 0x0002)
+
+
+def test_an_extended_capability_too_many_is_refused() -> None:
+    config = ConfigSpace(IDENTITY)
+    config.add_extended_capability(bytes(0xF00), b"", b"")
+    with pytest.raises(ValueError, match="extended capability of 4 bytes at 0x1000: past the end of extended space"):
+        config.add_extended_capability(bytes(4), b"", b"")

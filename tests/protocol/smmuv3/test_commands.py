@@ -2,7 +2,20 @@
 
 import pytest
 
-from smmuv3.commands import ALL_STREAMS, COMMAND, Completion, Opcode, cfgi, resume, stall_term, sync, tlbi
+from smmuv3.commands import (
+    ALL_STREAMS,
+    COMMAND,
+    Completion,
+    Opcode,
+    PriResponse,
+    atc_inv,
+    cfgi,
+    pri_resp,
+    resume,
+    stall_term,
+    sync,
+    tlbi,
+)
 
 
 @pytest.mark.parametrize(
@@ -19,6 +32,11 @@ from smmuv3.commands import ALL_STREAMS, COMMAND, Completion, Opcode, cfgi, resu
             (0x0005000000900012, 0x40000401),
         ),
         (tlbi(Opcode.TLBI_NSNH_ALL), (0x30, 0)),
+        (atc_inv(0x20), (0x2000000040, 52)),
+        (atc_inv(0x20, 0x12345000, 3), (0x2000000040, 0x12345003)),
+        (atc_inv(0x20, 0, 0, ssid=5, every_ssid=True), (0x2000005A40, 0)),
+        (pri_resp(0x20, 0x1FF, PriResponse.SUCCESS), (0x2000000041, 0x21FF)),
+        (pri_resp(0x20, 1, PriResponse.INVALID, ssid=5), (0x2000005841, 0x1001)),
         (resume(0x20, 0xABCD, retry=True), (0x2000001044, 0xABCD)),
         (resume(0x20, 5, retry=False), (0x2000002044, 5)),
         (stall_term(0x20), (0x2000000045, 0)),

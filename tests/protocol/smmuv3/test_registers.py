@@ -4,12 +4,18 @@ from smmuv3.registers import FRAME_SIZE, PAGE_1, REGISTER, REGISTERS, StreamTabl
 from smmuv3.structures import Cd0, L1Std, Ste0, Ste1
 
 
-def test_all_registers_are_in_the_frame_and_only_the_event_queues_indices_in_its_second_page():
+def test_all_registers_are_in_the_frame_and_only_the_indices_of_two_queues_in_its_second_page():
     assert REGISTERS.end <= FRAME_SIZE
     second = {each.name: each.offset for each in REGISTERS if each.offset >= PAGE_1}
-    assert second == {"EVENTQ_PROD": 0x100A8, "EVENTQ_CONS": 0x100AC}
+    assert second == {
+        "EVENTQ_PROD": 0x100A8,
+        "EVENTQ_CONS": 0x100AC,
+        "PRIQ_PROD": 0x100C8,
+        "PRIQ_CONS": 0x100CC,
+    }
     assert REGISTER["STRTAB_BASE"].offset == 0x80
     assert REGISTER["EVENTQ_BASE"].offset == 0xA0
+    assert REGISTER["PRIQ_BASE"].offset == 0xC0
 
 
 def test_stream_tables_and_ids_are_encoded_as_the_architecture_says():

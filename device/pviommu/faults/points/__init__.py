@@ -42,5 +42,8 @@ POINTS: dict[str, type[Point]] = {
     "smmu.command": smmu.CommandPoint,
     "smmu.fetch": smmu.FetchPoint,
     "smmu.event": smmu.WriteEventPoint,
+    "smmu.invalidated": smmu.AnswerPoint,
+    "smmu.page-request": smmu.PageRequestPoint,
+    "smmu.response": smmu.AnswerPoint,
 }
 """For each of :data:`.catalogue.PROBES`."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from smmuv3.commands import COMMAND, Cfgi0, Opcode, Tlbi1
 from smmuv3.events import Event
+from smmuv3.page_requests import PageRequest
 
 from ...interfaces.smmuv3.memory import Abort
 from ...interfaces.smmuv3.queues import Consumed
@@ -15,11 +16,15 @@ from ..catalogue import BITS
 from ..holds import Hold
 from .base import Args, Deferred, Done, Go, Outcome, Point, changed_bytes, changed_number, span
 
-__all__ = ["CommandPoint", "FetchPoint", "WriteEventPoint"]
+__all__ = ["AnswerPoint", "CommandPoint", "FetchPoint", "PageRequestPoint", "WriteEventPoint"]
 
 _NAMES = {int(opcode): opcode.name for opcode in Opcode}
 _BY_ADDRESS = (Opcode.TLBI_NH_VA, Opcode.TLBI_NH_VAA, Opcode.TLBI_S2_IPA)
-_OF_STREAMS = range(Opcode.PREFETCH_CFG, Opcode.CFGI_CD_ALL + 1), range(Opcode.RESUME, Opcode.STALL_TERM + 1)
+_OF_STREAMS = (
+    range(Opcode.PREFETCH_CFG, Opcode.CFGI_CD_ALL + 1),
+    range(Opcode.ATC_INV, Opcode.PRI_RESP + 1),
+    range(Opcode.RESUME, Opcode.STALL_TERM + 1),
+)
 
 
 class CommandPoint(Point):
@@ -87,3 +92,21 @@ class WriteEventPoint(Deferred):
     def do_overflow(self, _do: Do, _args: Args) -> Outcome:
         self.form.lose()
         return Done(self.neutral, "lost, and the overflow told")
+
+
+class PageRequestPoint(Point):
+    """A page request for its queue, which is ``form``."""
+
+    def values(self, args: Args) -> dict[str, Any]:
+        asked: PageRequest = args[0]
+        return {"sid": asked.sid, "iova": span(asked.address, 4096)}
+
+    def do_overflow(self, _do: Do, args: Args) -> Outcome:
+        return Done(self.form.lose(*args), "lost, and the overflow told")
+
+
+class AnswerPoint(Deferred):
+    """An answer of an endpoint, or to one, whose StreamID comes first."""
+
+    def values(self, args: Args) -> dict[str, Any]:
+        return {"sid": args[0]}

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from smmuv3.commands import (
+    ALL_ADDRESSES,
     ALL_STREAMS,
+    AtcInv1,
     Cfgi0,
     CfgiRange1,
     Completion,
     Opcode,
+    PriResp1,
+    PriResponse,
     Resume0,
     Resume1,
     Sync0,
@@ -17,23 +21,49 @@ from smmuv3.commands import (
     Tlbi1,
 )
 
+from ...dma.atc import Invalidation
+from ...dma.pages import Response
+from .ats import Invalidations, InvalidationWait
 from .caches import Translations
 from .config import SmmuConfig
+from .page_requests import PageRequests
 from .queues import Consumed
 from .stalls import Outcome, Stalls
 from .translation import Caches
 
 __all__ = ["Commands"]
 
+_RESPONSES = {
+    PriResponse.FAILURE: Response.FAILURE,
+    PriResponse.INVALID: Response.INVALID,
+    PriResponse.SUCCESS: Response.SUCCESS,
+}
+
 
 class Commands:
-    """Carries out commands. Those for what this SMMU does not have are illegal: EL2 and EL3, ATS, PRI, MPAM; stage 2
-    and stalls unless it is configured with them.
+    """Carries out commands. Those for what this SMMU does not have are illegal: EL2 and EL3, MPAM; stage 2, stalls, ATS
+    and PRI unless it is configured with them.
     """
 
-    def __init__(self, config: SmmuConfig, caches: Caches, stalls: Stalls) -> None:
+    def __init__(
+        self,
+        config: SmmuConfig,
+        caches: Caches,
+        stalls: Stalls,
+        invalidations: Invalidations,
+        requests: PageRequests,
+        *,
+        is_on: Callable[[], bool],
+        hold: Callable[[InvalidationWait, Callable[[], Consumed], tuple[int, int]], None],
+    ) -> None:
+        """``is_on``: whether translation is. ``hold``: see :meth:`.queues.CommandQueue.hold`."""
         self._caches = caches
         self._stalls = stalls
+        self._invalidations = invalidations
+        self._requests = requests
+        self._is_on = is_on
+        self._hold = hold
+        self._has_substreams = config.ssid_bits > 0
         self._has_stage2 = config.stage2
         carry_out: dict[int, Callable[[int, int], Consumed]] = {
             Opcode.PREFETCH_CFG: self._prefetch,
@@ -53,6 +83,10 @@ class Commands:
             carry_out |= {Opcode.TLBI_S12_VMALL: self._tlbi_s12_vmall, Opcode.TLBI_S2_IPA: self._tlbi_s2_ipa}
         if config.stalls:
             carry_out |= {Opcode.RESUME: self._resume, Opcode.STALL_TERM: self._stall_term}
+        if config.ats:
+            carry_out[Opcode.ATC_INV] = self._atc_inv
+        if config.priq_bits:
+            carry_out[Opcode.PRI_RESP] = self._pri_resp
         self._carry_out = carry_out
 
     def __call__(self, first: int, second: int) -> Consumed:
@@ -164,11 +198,41 @@ class Commands:
         self._stalls.abort(command.SID)
         return Consumed.DONE
 
+    # -- caches of endpoints ----------------------------------------------------------------------------------------
+
+    def _atc_inv(self, first: int, second: int) -> Consumed:
+        command, span = Cfgi0(first), AtcInv1(second)
+        if command.SSEC or span.SIZE > ALL_ADDRESSES:
+            return Consumed.ILLEGAL
+        if self._is_on():  # otherwise it is ignored (4.5.1)
+            bits = 12 + span.SIZE
+            begin = (second & int(AtcInv1.ADDR)) >> bits << bits
+            has_ssid = bool(command.SSV and self._has_substreams)
+            ssid = command.SSID if has_ssid else None
+            told = Invalidation(begin, begin + (1 << bits) - 1, ssid, has_ssid and bool(command.GLOBAL))
+            self._invalidations.send(command.SID, told)
+        return Consumed.DONE
+
+    def _pri_resp(self, first: int, second: int) -> Consumed:
+        command, answer = Cfgi0(first), PriResp1(second)
+        if command.SSEC or answer.RESP not in _RESPONSES:
+            return Consumed.ILLEGAL
+        if self._is_on():
+            self._requests.respond(command.SID, answer.PRGINDEX, _RESPONSES[PriResponse(answer.RESP)])
+        return Consumed.DONE
+
     # -- completion -------------------------------------------------------------------------------------------------
 
-    def _sync(self, first: int, _: int) -> Consumed:
-        """Whatever was before it is complete already. SEV is not told: the SMMU has no wire for it (IDR0.SEV is 0)."""
+    def _sync(self, first: int, second: int) -> Consumed:
+        """Whatever was before it is complete already, but for invalidations that ATCs have not answered. SEV is not
+        told: the SMMU has no wire for it (IDR0.SEV is 0).
+        """
         signal = Sync0(first).CS
         if signal > Completion.SEV:
             return Consumed.ILLEGAL
-        return Consumed.SIGNALLED if signal == Completion.IRQ else Consumed.DONE
+        done = Consumed.SIGNALLED if signal == Completion.IRQ else Consumed.DONE
+        wait = self._invalidations.wait()
+        if wait is None:
+            return done
+        self._hold(wait, lambda: done if self._invalidations.end() else Consumed.LATE, (first, second))
+        return Consumed.HELD

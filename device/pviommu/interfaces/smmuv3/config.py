@@ -8,6 +8,7 @@ __all__ = [
     "ADDRESS_SIZES",
     "DEVICE_ID",
     "MAX_CACHE_ENTRIES",
+    "MAX_QUEUE_BITS",
     "MAX_SSID_BITS",
     "MAX_STALLS",
     "MissingCoreError",
@@ -18,7 +19,7 @@ DEVICE_ID = 0x505A
 """Default PCI device ID."""
 ADDRESS_SIZES = (32, 36, 40, 42, 44, 48, 52)
 """Bits of addresses by the code of IDR5.OAS, CD.IPS and STE.S2PS."""
-_MAX_SID_BITS, MAX_SSID_BITS, _MAX_QUEUE_BITS = 32, 20, 19
+_MAX_SID_BITS, MAX_SSID_BITS, MAX_QUEUE_BITS = 32, 20, 19
 MAX_CACHE_ENTRIES = 1 << 16
 """of each cache"""
 MAX_STALLS = (1 << 16) - 1
@@ -54,13 +55,18 @@ class SmmuConfig:
     and exchanged"""
     stalls: int = 0
     """stalled transactions at a time, at most; 0: faults never stall"""
+    ats: bool = False
+    """whether endpoints may ask for translations and keep them"""
+    priq_bits: int = 0
+    """log2 of the most entries of the queue of page requests; 0: endpoints make none. With ``ats``"""
 
     def __post_init__(self) -> None:
         for name, least, most in (
             ("sid_bits", 1, _MAX_SID_BITS),
             ("ssid_bits", 0, MAX_SSID_BITS),
-            ("cmdq_bits", _MIN_QUEUE_BITS, _MAX_QUEUE_BITS),
-            ("evtq_bits", 1, _MAX_QUEUE_BITS),
+            ("cmdq_bits", _MIN_QUEUE_BITS, MAX_QUEUE_BITS),
+            ("evtq_bits", 1, MAX_QUEUE_BITS),
+            ("priq_bits", 0, MAX_QUEUE_BITS),
             ("cache_entries", 0, MAX_CACHE_ENTRIES),
             ("commands_per_turn", 1, 1 << 16),
             ("stalls", 0, MAX_STALLS),
@@ -69,6 +75,8 @@ class SmmuConfig:
             value = getattr(self, name)
             if not least <= value <= most:
                 raise ValueError(f"{name} {value}: must be {least}..{most}")
+        if self.priq_bits and not self.ats:
+            raise ValueError(f"priq_bits {self.priq_bits}: must be 0 without ats")
         if self.address_bits not in ADDRESS_SIZES[:-1]:
             raise ValueError(f"address_bits {self.address_bits}: must be one of {ADDRESS_SIZES[:-1]}")
 
@@ -84,6 +92,8 @@ class SmmuConfig:
                 TTF=2,
                 COHACC=1,
                 HTTU=self.httu,
+                ATS=int(self.ats),
+                PRI=int(self.priq_bits > 0),
                 ASID16=1,
                 VMID16=1,
                 CD2L=int(self.ssid_bits > 0),
@@ -92,7 +102,13 @@ class SmmuConfig:
                 TERM_MODEL=1,
                 ST_LEVEL=1,
             ),
-            "IDR1": Idr1(SIDSIZE=self.sid_bits, SSIDSIZE=self.ssid_bits, EVENTQS=self.evtq_bits, CMDQS=self.cmdq_bits),
+            "IDR1": Idr1(
+                SIDSIZE=self.sid_bits,
+                SSIDSIZE=self.ssid_bits,
+                PRIQS=self.priq_bits,
+                EVENTQS=self.evtq_bits,
+                CMDQS=self.cmdq_bits,
+            ),
             "IDR3": Idr3(HAD=1, XNX=stage2, RIL=1, BBML=2),
             "IDR5": Idr5(
                 OAS=ADDRESS_SIZES.index(self.address_bits), GRAN4K=1, GRAN16K=1, GRAN64K=1, STALL_MAX=self.stalls

@@ -26,6 +26,7 @@ from smmuv3.structures import (
     Ste1,
     Ste2,
     Ste3,
+    SteAts,
     SteConfig,
     SubstreamDefault,
 )
@@ -100,6 +101,8 @@ class Stream:
     default: SubstreamDefault = SubstreamDefault.SUBSTREAM_0
     may_stall: bool = False
     """whether its CDs may have faults stall"""
+    ats: SteAts = SteAts.NONE
+    """what EATS says"""
 
     @property
     def has_stage1(self) -> bool:
@@ -169,17 +172,20 @@ def read_ste(config: SmmuConfig, dwords: tuple[int, ...]) -> Stream | None:
         stage2 = _read_stage2(config, ste2, dwords[3]) if config.stage2 else None
         if stage2 is None:
             return None
+    ats = SteAts(ste1.EATS) if config.ats and kind is not SteConfig.BYPASS and ste1.EATS < 3 else SteAts.NONE
+    if (ats and stage2 is not None and stage2.stalls) or (ats is SteAts.SPLIT and kind is not SteConfig.NESTED):
+        return None
     if not kind & 1:
-        return Stream(kind, vmid, stage2)
+        return Stream(kind, vmid, stage2, ats=ats)
     bits, contexts = ste0.S1CDMAX, ste0 & int(Ste0.S1CONTEXTPTR)
     is_illegal = ste1.S1STALLD and not config.stalls
     if bits > config.ssid_bits or is_illegal or contexts >> config.address_bits:
         return None
     may_stall = bool(config.stalls and not ste1.S1STALLD)
     if not bits:
-        return Stream(kind, vmid, stage2, contexts, may_stall=may_stall)
+        return Stream(kind, vmid, stage2, contexts, may_stall=may_stall, ats=ats)
     default = SubstreamDefault.TERMINATE if ste1.S1DSS == 3 else SubstreamDefault(ste1.S1DSS)
-    return Stream(kind, vmid, stage2, contexts, ste0.S1FMT, bits, default, may_stall)
+    return Stream(kind, vmid, stage2, contexts, ste0.S1FMT, bits, default, may_stall, ats)
 
 
 def _read_stage2(config: SmmuConfig, ste2: Ste2, ste3: int) -> Stage2 | None:

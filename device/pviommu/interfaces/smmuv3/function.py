@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
+from types import MappingProxyType
 from typing import Any
 
 from smmuv3.events import Event
 from smmuv3.registers import FRAME_SIZE, MSIX_BAR, REGISTER_BAR, REGISTERS, Cr0, Vector
 
 from ...dma.access import Copier
+from ...dma.atc import Atc
+from ...dma.pages import PageRequester
 from ...engine import MSI_WINDOW, Access, Engine, EngineConfig, ReservedFrames
 from ...engine.core import Core
 from ...engine.ranges import FrameRanges
-from ...hosted import Poll
+from ...hosted import Host, Poll, Timer
 from ...pci.capabilities import Capability
 from ...pci.function import Environment, PciFunction
 from ...pci.identity import Identity
@@ -39,6 +42,8 @@ MSIX_BAR_SIZE, MSIX_PBA_OFFSET = 0x1000, 0x800
 _PARENT, _FIRST_DOMAIN, _OWN_STREAM = 1, 2, 1 << 32
 """Numbers in the engine: the parent, the first domain of a stream, and the SMMU's own stream, no endpoint's."""
 _MOST_EVENTS = 16
+ATC_TIMEOUT_NS = 500_000_000
+"""How long a CMD_SYNC waits for ATCs. PCI Express gives an endpoint a minute, but drivers wait for a second."""
 _CONSTANT = tuple(register.name for register in REGISTERS if register.name.startswith(("IDR", "IIDR", "AIDR")))
 _POOL_PAGES = 1 << 26
 """Enough for a parent of all RAM that its aperture has room for."""
@@ -57,25 +62,34 @@ class SmmuFunction(PciFunction):
         windows: Sequence[ReservedFrames] = (MSI_WINDOW,),
         core: Core | None = None,
         copier: Copier | None = None,
+        atcs: Mapping[int, Atc] = MappingProxyType({}),
+        requesters: Mapping[int, PageRequester] = MappingProxyType({}),
     ) -> None:
         """``streams``: StreamIDs by stream, which is by what the machine knows an endpoint. ``windows``: where writes
         are interrupts; the parent never leads there. ``core``: one that no other engine has, else Python's; with
-        ``copier``, through which it reads guest memory, it walks tables. Raises ValueError for StreamIDs that are out
+        ``copier``, through which it reads guest memory, it walks tables. ``atcs`` and ``requesters``: by stream, of
+        endpoints that have one. Raises ValueError for StreamIDs that are out
         of range or not unique.
         """
         super().__init__(name, identity, environment)
         self.settings = config
         self.streams = dict(streams)
+        self._atcs = {stream: atc for stream, atc in atcs.items() if stream in streams}
+        self._requesters = {stream: each for stream, each in requesters.items() if stream in streams}
         self.memory.copier = copier
         bits = min(48, config.address_bits)
         engine_config = EngineConfig(pool_pages=_POOL_PAGES, aperture_bits=bits, reserved=tuple(windows))
         self._engine = Engine(engine_config, core)
         self._engine.alloc_paging(_PARENT, clone=True)
         self._changed_ram: FrameRanges | None = None
+        self._host: Host | None = None
+        """the loop that serves it, once there is one"""
         self.parent_faults: deque[ParentFault] = deque(maxlen=KEPT)
         """the last ones"""
         self.stale: deque[Stale] = deque(maxlen=KEPT)
         """the last ones, of a strict cache"""
+        self._probed: set[SmmuStream] = set()
+        """translators before which rules may stand"""
         self.smmu = Smmu(
             config,
             self._engine,
@@ -88,27 +102,41 @@ class SmmuFunction(PciFunction):
             on_stale=self._on_stale,
             before=self.settle,
             stages=core.stages(copier, _PARENT, 1 << config.address_bits) if core else None,
+            later=self._later,
         )
         for stream, sid in self.streams.items():
             self._engine.add_endpoint(stream)
-            self.smmu.bind(stream, sid)
+            self.smmu.bind(stream, sid, atcs.get(stream), requesters.get(stream))
             self.smmu.attach(stream)
-            translator = self.smmu.translator(stream)
-            self.probes.bind(translator, "translate", "dma.translate", name, translator)
+            self.stream(stream)
         self.probes.bind(self.smmu.commands, "carry_out", "smmu.command", name, self.smmu.commands)
+        self.probes.bind(self.smmu.invalidations, "complete", "smmu.invalidated", name)
+        self.probes.bind(self.smmu.page_queue, "record", "smmu.page-request", name, self.smmu.page_queue)
+        self.probes.bind(self.smmu.requests, "respond", "smmu.response", name)
         self.probes.bind(self.smmu.memory, "fetch", "smmu.fetch", name)
         self.probes.bind(self.smmu.events, "record", "smmu.event", name, self.smmu.events)
         self.add_register_bar(REGISTER_BAR, self.smmu.registers.file, FRAME_SIZE)
-        self.add_msix_bar(MSIX_BAR, len(Vector), MSIX_BAR_SIZE, MSIX_PBA_OFFSET)
+        vectors = len(Vector) if config.priq_bits else Vector.PRIQ
+        self.add_msix_bar(MSIX_BAR, vectors, MSIX_BAR_SIZE, MSIX_PBA_OFFSET)
         self.power_on()
 
-    def stream(self, stream: int) -> SmmuStream:
-        """The translator of an endpoint. Raises ValueError if it is not behind this SMMU."""
-        return self.smmu.translator(stream)
+    def stream(self, stream: int, pasid: int | None = None) -> SmmuStream:
+        """The translator of an endpoint, of its requests with a PASID or of those without. Raises ValueError if it is
+        not behind this SMMU.
+        """
+        translator = self.smmu.translator(stream, pasid)
+        if translator not in self._probed:
+            self._probed.add(translator)
+            self.probes.bind(translator, "translate", "dma.translate", self.name, translator)
+        return translator
 
     def capabilities_of(self, _stream: int) -> list[Capability]:
         """What an endpoint's configuration space is to say of this SMMU: nothing, the guest's firmware does."""
         return []
+
+    def _later(self, callback: Callable[[], None]) -> Timer | None:
+        """Time for an endpoint's answer; without a loop that ends none."""
+        return self._host.at(self.inputs.now_ns() + ATC_TIMEOUT_NS, callback) if self._host else None
 
     # -- what it tells ----------------------------------------------------------------------------------------------
 
@@ -152,13 +180,20 @@ class SmmuFunction(PciFunction):
                 "stage 1": len(caches.stage1),
                 "stage 2": len(caches.stage2),
             },
+            "invalidations": len(smmu.invalidations),
+            "page_requests": sum(map(len, self._requesters.values())),
             "streams": ", ".join(
-                f"{stream}: {sid:#x}{' blocked' if self._engine.is_blocked(stream) else ''}"
+                f"{stream}: {sid:#x}{' blocked' if self._engine.is_blocked(stream) else ''}{self._in_atc(stream)}"
                 for stream, sid in self.streams.items()
             ),
             "parent_faults": len(self.parent_faults),
             "stale": len(self.stale),
         }
+
+    def _in_atc(self, stream: int) -> str:
+        """What the endpoint's ATC has, if it has one."""
+        atc = self._atcs.get(stream)
+        return "" if atc is None else f" ATC {len(atc)}" if atc.is_enabled() else " ATC off"
 
     def last_events(self) -> list[dict[str, Any]]:
         """The last events, the last one first, likewise."""
@@ -189,6 +224,9 @@ class SmmuFunction(PciFunction):
         if self._changed_ram is not None:
             changed, self._changed_ram = self._changed_ram, None
             self._engine.change_ram(self.memory.ram, changed.spans())
+
+    def on_served(self, host: Host) -> None:
+        self._host = host
 
     def on_reset(self) -> None:
         """As at power-on: nothing is translated. If something was, endpoints are blocked until a reset of their own,

@@ -1,4 +1,4 @@
-"""The two queues in guest memory: their indices, and what is read and written there."""
+"""The queues in guest memory: their indices, and what is read and written there."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from typing import Protocol
 
 from smmuv3.commands import COMMAND, COMMAND_SIZE
 from smmuv3.events import EVENT_SIZE, Event
+from smmuv3.page_requests import PAGE_REQUEST_SIZE, PageRequest
 from smmuv3.registers import CommandError, Cr0, GlobalError, QueueConsumer, QueueProducer, Vector
 
+from ...dma.pages import Response
 from .memory import Abort, GuestReader
 from .registers import SmmuRegisters
 
-__all__ = ["MAX_LOOKED_AT", "CommandQueue", "Consumed", "EventQueue"]
+__all__ = ["MAX_LOOKED_AT", "CommandQueue", "Consumed", "EventQueue", "PageRequestQueue"]
 
 _OVERFLOW = int(QueueProducer.OVFLG)
 MAX_LOOKED_AT = 1 << 16
@@ -26,7 +28,11 @@ class Consumed(Enum):
     ILLEGAL = "nothing was done"
     DONE = "it is complete"
     SIGNALLED = "it is complete, and an interrupt says so"
+    LATE = "an endpoint has not answered an ATC_INV that it waited for"
     HELD = "it waits, and those behind it: see :meth:`CommandQueue.hold`"
+
+
+_ERRORS = {Consumed.ILLEGAL: CommandError.ILL, Consumed.LATE: CommandError.ATC_INV_SYNC}
 
 
 class Wait(Protocol):
@@ -79,8 +85,8 @@ class CommandQueue:
                 outcome = self._outcome(dwords)
                 if outcome is Consumed.HELD:
                     return False
-                if outcome is Consumed.ILLEGAL:
-                    self._fail(CommandError.ILL)
+                if outcome in _ERRORS:
+                    self._fail(_ERRORS[outcome])
                     return False
                 self._advance(bits)
                 if outcome is Consumed.SIGNALLED:
@@ -136,38 +142,103 @@ class CommandQueue:
         self._registers.activate(GlobalError.CMDQ_ERR)
 
 
+class _Producer:
+    """A queue that the SMMU writes to: its registers, whose names begin with ``name``, and its records."""
+
+    def __init__(
+        self, name: str, size: int, registers: SmmuRegisters, memory: GuestReader, error: int, vector: Vector
+    ) -> None:
+        """``size``: of a record. ``error``: the global error of a record that cannot be written. ``vector``: the
+        interrupt of a queue that is no longer empty.
+        """
+        self._base, self._produced, self._consumed = f"{name}_BASE", f"{name}_PROD", f"{name}_CONS"
+        self._size = size
+        self._registers = registers
+        self._memory = memory
+        self._error = error
+        self._vector = vector
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether a record could not be written, which the guest has not acknowledged."""
+        return self._registers.is_active(self._error)
+
+    @property
+    def has_overflowed(self) -> bool:
+        """Whether something was lost for want of room, which the guest has not acknowledged."""
+        file = self._registers.file
+        return bool((file[self._produced] ^ file[self._consumed]) & _OVERFLOW)
+
+    def is_full(self) -> bool:
+        file, (_, bits) = self._registers.file, self._registers.queue(self._base)
+        return (file[self._produced] ^ file[self._consumed]) & (2 << bits) - 1 == 1 << bits
+
+    def write(self, record: bytes) -> bool:
+        """Write a record; there is room. Returns whether that was possible."""
+        registers, file = self._registers, self._registers.file
+        base, bits = registers.queue(self._base)
+        wrap = (2 << bits) - 1
+        produced, consumed = file[self._produced] & wrap, file[self._consumed] & wrap
+        place = (base & -(self._size << bits)) + (produced & (1 << bits) - 1) * self._size
+        if self._memory.write(place, record) is not None:
+            registers.activate(self._error)
+            return False
+        file[self._produced] = file[self._produced] & _OVERFLOW | produced + 1 & wrap
+        if produced == consumed:
+            registers.interrupt(self._vector)
+        return True
+
+    def lose(self) -> None:
+        """Something is lost for want of room, which the guest is told once until it has acknowledged it."""
+        if not self.has_overflowed:
+            self._registers.file[self._produced] ^= _OVERFLOW
+
+
 class EventQueue:
     """Events for the guest. One that cannot be written is discarded; the architecture says how that is told."""
 
     def __init__(self, registers: SmmuRegisters, memory: GuestReader) -> None:
         self._registers = registers
-        self._memory = memory
+        error = GlobalError.EVENTQ_ABT_ERR
+        self._queue = _Producer("EVENTQ", EVENT_SIZE, registers, memory, error, Vector.EVENTQ)
 
     def record(self, event: Event) -> bool:
         """Write an event. Returns whether the guest will find it. That of a stalled transaction waits if the queue is
         full: it is not lost, so there is no overflow.
         """
-        registers, file = self._registers, self._registers.file
-        if not registers.has(Cr0.EVENTQEN) or registers.is_active(GlobalError.EVENTQ_ABT_ERR):
+        if not self._registers.has(Cr0.EVENTQEN) or self._queue.has_failed:
             return False
-        base, bits = registers.queue("EVENTQ_BASE")
-        wrap = (2 << bits) - 1
-        produced, consumed = file["EVENTQ_PROD"] & wrap, file["EVENTQ_CONS"] & wrap
-        if produced ^ consumed == 1 << bits:
+        if self._queue.is_full():
             if event.stag is None:
                 self.lose()
             return False
-        place = (base & -(EVENT_SIZE << bits)) + (produced & (1 << bits) - 1) * EVENT_SIZE
-        if self._memory.write(place, event.pack()) is not None:
-            registers.activate(GlobalError.EVENTQ_ABT_ERR)
-            return False
-        file["EVENTQ_PROD"] = file["EVENTQ_PROD"] & _OVERFLOW | produced + 1 & wrap
-        if produced == consumed:
-            registers.interrupt(Vector.EVENTQ)
-        return True
+        return self._queue.write(event.pack())
 
     def lose(self) -> None:
-        """An event is lost for want of room, which the guest is told once until it has acknowledged it."""
-        file = self._registers.file
-        if not (file["EVENTQ_PROD"] ^ file["EVENTQ_CONS"]) & _OVERFLOW:
-            file["EVENTQ_PROD"] ^= _OVERFLOW
+        """An event is lost for want of room."""
+        self._queue.lose()
+
+
+class PageRequestQueue:
+    """Page requests for the guest (IHI 0070, chapter 8)."""
+
+    def __init__(self, registers: SmmuRegisters, memory: GuestReader) -> None:
+        self._registers = registers
+        error = GlobalError.PRIQ_ABT_ERR
+        self._queue = _Producer("PRIQ", PAGE_REQUEST_SIZE, registers, memory, error, Vector.PRIQ)
+
+    def record(self, asked: PageRequest) -> Response | None:
+        """Write a page request. The answer to its group, if that comes from the SMMU at once: there is no queue, or no
+        room, in which case the endpoint is to try again. None is written until the guest has acknowledged that.
+        """
+        is_on = self._registers.has(Cr0.SMMUEN) and self._registers.has(Cr0.PRIQEN)
+        if not is_on or self._queue.has_failed:
+            return Response.FAILURE
+        if self._queue.has_overflowed or self._queue.is_full():
+            return self.lose(asked)
+        return None if self._queue.write(asked.pack()) else Response.FAILURE
+
+    def lose(self, asked: PageRequest) -> Response | None:
+        """One is lost for want of room."""
+        self._queue.lose()
+        return Response.SUCCESS if asked.is_last else None

@@ -23,7 +23,11 @@ __all__ = ["RegisterOwner", "SmmuRegisters"]
 
 _CIDR = (0x0D, 0xF0, 0x05, 0xB1)
 """Of every component of Arm's."""
-_ENABLE_OF = {Vector.GERROR: int(IrqControl.GERROR_IRQEN), Vector.EVENTQ: int(IrqControl.EVENTQ_IRQEN)}
+_ENABLE_OF = {
+    Vector.GERROR: int(IrqControl.GERROR_IRQEN),
+    Vector.EVENTQ: int(IrqControl.EVENTQ_IRQEN),
+    Vector.PRIQ: int(IrqControl.PRIQ_IRQEN),
+}
 
 
 class RegisterOwner(Protocol):
@@ -38,10 +42,19 @@ class SmmuRegisters:
 
     def __init__(self, config: SmmuConfig, owner: RegisterOwner) -> None:
         self._owner = owner
-        self._most_bits = {"CMDQ_BASE": config.cmdq_bits, "EVENTQ_BASE": config.evtq_bits}
+        self._most_bits = {
+            "CMDQ_BASE": config.cmdq_bits,
+            "EVENTQ_BASE": config.evtq_bits,
+            "PRIQ_BASE": config.priq_bits,
+        }
         self._queues: dict[str, tuple[int, tuple[int, int]]] = {}
         """what :meth:`queue` has made of a register's value: it is asked all the time"""
         self._sid_bits = config.sid_bits
+        self._has_pri = config.priq_bits > 0
+        self._controls = ~((0 if config.ats else Cr0.ATSCHK) | (0 if self._has_pri else Cr0.PRIQEN))
+        """bits of CR0 that there are"""
+        self._interrupts = -1 if self._has_pri else ~IrqControl.PRIQ_IRQEN
+        """and of IRQ_CTRL"""
         self._queue_addresses = int(QueueBase.ADDR) & (1 << config.address_bits) - 1
         self.file = RegisterFile(REGISTERS, self)
         for name, value in config.identification().items():
@@ -55,6 +68,7 @@ class SmmuRegisters:
         return bool(self.file["CR0"] & enable)
 
     def write_cr0(self, _: int, __: int) -> None:
+        self.file["CR0"] &= self._controls
         self.file["CR0ACK"] = self.file["CR0"]  # what a turn has begun is done
 
     def accept_cr1(self, _: int, __: int) -> bool:
@@ -82,6 +96,7 @@ class SmmuRegisters:
     # -- interrupts and global errors -------------------------------------------------------------------------------
 
     def write_irq_ctrl(self, _: int, __: int) -> None:
+        self.file["IRQ_CTRL"] &= self._interrupts
         self.file["IRQ_CTRLACK"] = self.file["IRQ_CTRL"]
 
     def interrupt(self, vector: Vector) -> None:
@@ -128,8 +143,17 @@ class SmmuRegisters:
     def accept_eventq_prod(self, _: int, __: int) -> bool:
         return self._is_off(Cr0.EVENTQEN)
 
+    def accept_priq_base(self, _: int, __: int) -> bool:
+        return self._has_pri and self._is_off(Cr0.PRIQEN)
+
+    def accept_priq_prod(self, _: int, __: int) -> bool:
+        return self._has_pri and self._is_off(Cr0.PRIQEN)
+
+    def accept_priq_cons(self, _: int, __: int) -> bool:
+        return self._has_pri
+
     def queue(self, name: str) -> tuple[int, int]:
-        """The base address of a queue, CMDQ_BASE or EVENTQ_BASE without its alignment, and log2 of its entries. Bits
+        """The base address of a queue, of CMDQ_BASE or another, without its alignment, and log2 of its entries. Bits
         beyond the output size do not count (IHI 0070, 3.4.3).
         """
         value = self.file[name]

@@ -6,17 +6,21 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from smmuv3.events import Event
-from smmuv3.registers import FRAME_SIZE, Vector
+from smmuv3.registers import FRAME_SIZE, Cr0, Vector
 
+from ...dma.atc import Atc
 from ...dma.memory import GuestMemory
+from ...dma.pages import PageRequester
 from ...engine import Access, Engine, ParentRefusal, Run, Stop, TranslationFault
 from ...engine.stages import Stages
+from .ats import AtsWalker, Invalidations, Timer
 from .commands import Commands
 from .config import MissingCoreError, SmmuConfig
 from .configuration import StreamTable
 from .explanation import Explained, explain
 from .memory import GuestReader
-from .queues import CommandQueue, EventQueue
+from .page_requests import PageRequests
+from .queues import CommandQueue, EventQueue, PageRequestQueue
 from .registers import SmmuRegisters
 from .stalls import Stalls
 from .stream import ParentFault, SmmuStream
@@ -30,6 +34,10 @@ KEPT = 256
 
 def _ignore(_: object) -> None:
     pass
+
+
+Later = Callable[[Callable[[], None]], Timer | None]
+"""Calls back when something has taken too long."""
 
 
 class Smmu:
@@ -54,11 +62,13 @@ class Smmu:
         on_stale: Callable[[Stale], None] = _ignore,
         before: Callable[[], None] = lambda: None,
         stages: Stages | None = None,
+        later: Later = lambda _: None,
     ) -> None:
         """``parent``: a paging domain. ``own_stream``: by which the engine knows the SMMU's own accesses; it is added
         and attached here. ``first_domain``: numbers of domains from there on are the SMMU's, one for each stream and
         substream. ``before`` is called before a request of theirs is translated. ``stages``: of the engine's core, for
-        tables in the parent. Raises ValueError if the parent is no paging domain, or the stream exists;
+        tables in the parent. ``later`` calls back, if ever, when a CMD_SYNC has waited for an ATC as long as it may.
+        Raises ValueError if the parent is no paging domain, or the stream exists;
         :class:`.config.MissingCoreError` for HTTU where memory cannot be compared and exchanged.
         """
         if not engine.is_paging(parent):
@@ -84,12 +94,21 @@ class Smmu:
         self._world = World(config, self.registers, self.memory, table, self.caches, on_stale, stages)
         self.events = EventQueue(self.registers, self.memory)
         self.stalls = Stalls(config.stalls, self._record)
-        commands = Commands(config, self.caches, self.stalls)
+        self.page_queue = PageRequestQueue(self.registers, self.memory)
+        self.requests = PageRequests(lambda asked: self.page_queue.record(asked))
+        self.invalidations = Invalidations(self._atc_of, later)
+        commands = Commands(
+            *(config, self.caches, self.stalls, self.invalidations, self.requests),
+            is_on=lambda: self.registers.has(Cr0.SMMUEN),
+            hold=lambda *held: self.commands.hold(*held),
+        )
         looked_at = self.caches.looked_at
         self.commands = CommandQueue(self.registers, self.memory, commands, config.commands_per_turn, looked_at)
         self.told: deque[tuple[Event, bool]] = deque(maxlen=KEPT)
         """the last events, and whether there was room for each"""
         self._sids: dict[int, int] = {}
+        self._atcs: dict[int, Atc] = {}
+        """of endpoints that have one, by StreamID"""
         self._next_domain = first_domain
         self._streams: dict[tuple[int, int | None], SmmuStream] = {}
 
@@ -117,6 +136,7 @@ class Smmu:
         self.registers.file.reset()
         self.caches.clear()
         self.stalls.abort()
+        self.invalidations.clear()
 
     def interrupt(self, vector: Vector) -> None:
         """Raise an interrupt, whatever IRQ_CTRL says."""
@@ -136,8 +156,12 @@ class Smmu:
 
     # -- streams ----------------------------------------------------------------------------------------------------
 
-    def bind(self, stream: int, sid: int) -> None:
-        """Let the endpoint of the engine's ``stream`` have this StreamID. Raises ValueError for one out of range, for
+    def _atc_of(self, sid: int) -> Atc | None:
+        return self._atcs.get(sid)
+
+    def bind(self, stream: int, sid: int, atc: Atc | None = None, requester: PageRequester | None = None) -> None:
+        """Let the endpoint of the engine's ``stream`` have this StreamID; ``atc``: of one that has ATS,
+        ``requester``: of one that has page requests too. Raises ValueError for one out of range, for
         one that another has, and for a stream that has one.
         """
         if not 0 <= sid < 1 << self.config.sid_bits:
@@ -147,6 +171,10 @@ class Smmu:
         if sid in self._sids.values():
             raise ValueError(f"StreamID {sid:#x}: belongs to another stream")
         self._sids[stream] = sid
+        if atc is not None:
+            self._atcs[sid] = atc
+        if requester is not None:
+            self.requests.add(sid, requester)
 
     def attach(self, stream: int) -> Stop | None:
         """Let the SMMU translate for a stream from now on. NO_ENDPOINT if it has no StreamID, or as of
@@ -159,7 +187,12 @@ class Smmu:
             return Stop.NO_ENDPOINT
         if (stream, ssid) in self._streams:
             return None
-        walker = StreamWalker(self._world, self._sids[stream], ssid)
+        sid = self._sids[stream]
+        atc = self._atcs.get(sid)
+        if atc is None:
+            walker = StreamWalker(self._world, sid, ssid)
+        else:
+            walker = AtsWalker(self._world, sid, ssid, atc, self._record, self.requests)
         domain = self._next_domain
         whole = walker if self._world.stages else None
         stop = self._engine.alloc_nested(domain, self._parent, walker, whole)
@@ -175,8 +208,15 @@ class Smmu:
         return None
 
     def explain(self, stream: int, iova: int, access: Access, ssid: int | None = None) -> Explained:
-        """What memory makes of an access of a stream. Raises KeyError for one without a StreamID."""
-        return explain(self._world, self._sids[stream], ssid, iova, access)
+        """What memory makes of an access of a stream, and what is cached otherwise. Raises KeyError for one without a
+        StreamID.
+        """
+        found = explain(self._world, self._sids[stream], ssid, iova, access)
+        attached = self._streams.get((stream, ssid))
+        kept = attached and attached.kept(iova, access)
+        if kept:
+            found.cached.append(f"{kept.what}: {iova:#x} leads to {kept.cached[0]:#x}")
+        return found
 
     def translator(self, stream: int, ssid: int | None = None) -> SmmuStream:
         """What translates the requests of an attached stream, those with a SubstreamID or those without. Raises

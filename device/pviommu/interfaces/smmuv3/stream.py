@@ -12,7 +12,7 @@ from ...dma.plan import DmaPlan, DmaRequest, translate_each
 from ...dma.translator import PENDING, Pending, Translator
 from ...engine import Access, Engine, Run, TranslationFault, TranslationPending
 from .stalls import Outcome, Stall, Stalls
-from .translation import StreamWalker
+from .translation import Stale, StreamWalker
 
 __all__ = ["ParentFault", "SmmuStream"]
 
@@ -110,6 +110,10 @@ class SmmuStream(Translator):
         self, stream: int, iova: int, length: int, access: Access
     ) -> Sequence[Run] | TranslationFault | TranslationPending:
         return self._engine.translate(stream, iova, length, access, self._pasid)
+
+    def kept(self, iova: int, access: Access) -> Stale | None:
+        """What the endpoint uses instead of asking, if that is not what it would be told."""
+        return self._walker.kept(iova, access)
 
     def report(self, fault: Fault) -> None:
         """Tell the guest, if it is its stage that refused, and the owner of the parent otherwise, or both: of a table

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from smmuv3.events import Event, EventClass, EventType
 from smmuv3.registers import Cr0
 from smmuv3.structures import SteConfig
 
 from ...engine import Access, Parent, ParentRefusal, Refusal, Run, Stage1Run
+from ...engine.nested import Stage1Answer
 from ...engine.stages import Stage, Stages, StageWalker
 from ...engine.walk import Leaf, ReadRefusal, Tables, Update, WalkFault, WalkFaultKind, walk
 from .caches import Cache, Tag, Translations, number_of
@@ -45,12 +46,12 @@ class Stale(NamedTuple):
     """
 
     what: str
-    """"STE", "CD", "stage 1" or "stage 2" """
+    """"STE", "CD", "stage 1", "stage 2", or "ATC", which is the endpoint's """
     sid: int
     ssid: int | None
     address: int
     """the input address of the transaction"""
-    cached: object
+    cached: Any
     now: object
     """the same as memory has it; a refusal or a fault if it is not valid there"""
 
@@ -131,9 +132,12 @@ class StreamWalker:
         self._walkers: dict[bool | None, tuple[Stream, Context | None, StageWalker | None]] = {}
         """of a core, by which half of the addresses they are for; None: without stage 1"""
 
-    def walk(self, iova: int, length: int, access: Access, _parent: Parent) -> Stage1Run | Refusal | ParentRefusal:
+    def walk(self, iova: int, length: int, access: Access, _parent: Parent) -> Stage1Answer:
         """See :class:`.engine.Stage1Walker`. Tables are read as all that the SMMU reads, through the same parent."""
-        found = self._translate(iova, access)
+        return self._answered(iova, self._translate(iova, access))
+
+    def _answered(self, iova: int, found: Found | Refused) -> Stage1Run | Refusal | ParentRefusal:
+        """What was found, as the engine takes it."""
         if isinstance(found, Found):
             self.refused = None
             return Stage1Run(found.output, (1 << found.shift) - (iova & (1 << found.shift) - 1), found.access)
@@ -141,6 +145,10 @@ class StreamWalker:
         if found.parent is not None:
             return found.parent
         return Refusal.BLOCKED if found.event is None else _REFUSAL.get(found.event.type, Refusal.BLOCKED)
+
+    def kept(self, iova: int, access: Access) -> Stale | None:
+        """What an endpoint's ATC has otherwise than it would be told now."""
+        return None
 
     def span(self, address: int, length: int, access: Access) -> tuple[Sequence[Run], int]:
         """See :class:`.engine.stages.StageWalker`. Whatever the guest or somebody else has to be told of is left to
@@ -206,7 +214,12 @@ class StreamWalker:
             return stream
         if stream.config is SteConfig.ABORT:
             return Refused(None)
-        request = Request(iova, access, stream, self._world.on_stale)
+        found = self._both(Request(iova, access, stream, self._world.on_stale))
+        return found if isinstance(found, Refused) else found[1]
+
+    def _both(self, request: Request) -> tuple[Found, Found] | Refused:
+        """What stage 1 makes of a request, and what both stages make of it."""
+        stream, iova, bits = request.stream, request.address, self._world.config.address_bits
         index = substream(stream, self.sid, self._ssid)
         if isinstance(index, Refused):
             return index
@@ -216,12 +229,14 @@ class StreamWalker:
                 return Refused(self._event(EventType.F_ADDR_SIZE, request, EventClass.IN))
         else:
             found = self._stage1(request, index)
-        if stream.stage2 is None or isinstance(found, Refused):
+        if isinstance(found, Refused):
             return found
-        second = self._stage2(request, stream.stage2, found.output, access, EventClass.IN)
+        if stream.stage2 is None:
+            return found, found
+        second = self._stage2(request, stream.stage2, found.output, request.access, EventClass.IN)
         if isinstance(second, Refused):
             return second
-        return Found(second.output, min(found.shift, second.shift), found.access & second.access)
+        return found, Found(second.output, min(found.shift, second.shift), found.access & second.access)
 
     # -- configuration ----------------------------------------------------------------------------------------------
 

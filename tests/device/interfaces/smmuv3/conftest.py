@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 
 from pviommu.counters import Counters
+from pviommu.dma.atc import Atc
 from pviommu.dma.fault import DmaRefusedError, Fault
 from pviommu.dma.memory import GuestMemory
 from pviommu.dma.memory_file import Guard, MemoryFiles
+from pviommu.dma.pages import PageRequester
 from pviommu.dma.path import DmaPath
 from pviommu.engine import Engine, EngineConfig
 from pviommu.guest.memory import GuestRam
@@ -74,6 +76,8 @@ class Guest:
         self.interrupts: list[Vector] = []
         self.parent_faults: list[ParentFault] = []
         self.stale: list[Stale] = []
+        self.timers: list[Callable[[], None]] = []
+        """what is to be called when a CMD_SYNC has waited long enough"""
         config = SmmuConfig(**settings)
         self.smmu = Smmu(
             config,
@@ -85,12 +89,18 @@ class Guest:
             interrupt=self.interrupts.append,
             on_parent_fault=self.parent_faults.append,
             on_stale=self.stale.append,
+            later=self.timers.append,
             stages=core.stages(self.memory.copier, PARENT, 1 << config.address_bits) if core else None,
         )
         cmdq_bits, self.evtq_bits = queue_bits
         queues = {"commands": COMMANDS, "events": EVENTS, "cmdq_bits": cmdq_bits, "evtq_bits": self.evtq_bits}
         self.driver = SmmuV3(self, self.smmu.work, **queues)
-        self.smmu.bind(STREAM, SID)
+        self.atc, self.has_ats = Atc(), True
+        self.atc.is_enabled = lambda: self.has_ats
+        self.requester = PageRequester()
+        self.requester.is_enabled, self.requester.allocation = lambda: self.has_pri, lambda: 32
+        self.has_pri = config.priq_bits > 0
+        self.smmu.bind(STREAM, SID, self.atc if config.ats else None, self.requester if config.priq_bits else None)
         assert self.smmu.attach(STREAM) is None
         self.dma = self.path()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -13,7 +13,7 @@ from pviommu.counters import Counters
 from pviommu.guest.dma_test import DescriptorRing
 from pviommu.guest.local import LocalFunction
 from pviommu.guest.memory import GuestRam
-from pviommu.guest.smmuv3 import SmmuV3
+from pviommu.guest.smmuv3 import CommandFailedError, SmmuV3
 from pviommu.host.work import Work
 from pviommu.inputs import LiveInputs
 from pviommu.interfaces.pv.ring_core import DeviceCore
@@ -22,9 +22,10 @@ from pviommu.pci.function import Environment
 from pviommu.snapshot import SnapshotError
 from pviommu.topology import EndpointSection, SmmuSection, Topology
 from pviommu_abi import dma_test
-from pviommu_abi.dma_test import DescriptorStatus, DmaOp
-from smmuv3.commands import Opcode, cfgi, resume
-from smmuv3.registers import REGISTER_BAR
+from pviommu_abi.dma_test import DescriptorFlags, DescriptorStatus, DmaOp
+from smmuv3.commands import Opcode, PriResponse, atc_inv, cfgi, pri_resp, resume, sync, tlbi
+from smmuv3.registers import REGISTER_BAR, CommandError
+from smmuv3.structures import SubstreamDefault
 from vfio_user import DmaMapping
 
 TOPOLOGY = Topology(
@@ -36,6 +37,7 @@ TOPOLOGY = Topology(
 )
 SIZE = 0x80_0000
 TABLE, COMMANDS, EVENTS, CDS, TTB, PAGE = (0x10_0000 * each for each in range(1, 7))
+REQUESTS = 0x70_0000
 SID, IOVA = 8, 0x12_3456_7000
 CD0, LEAF = 0x0007E205C0003510, 0xF47
 
@@ -50,7 +52,8 @@ class Vm:
             function.dma_map(DmaMapping(0, SIZE, 0, True, True, os.dup(self.memory.fd)))
         self.turn = Work(self.machine).step
         self.smmu = self.machine.smmus["smmu0"]
-        self.driver = SmmuV3(self, self.turn, commands=COMMANDS, events=EVENTS, cmdq_bits=8, evtq_bits=7)
+        pri = {"requests": REQUESTS, "priq_bits": topology.smmu[0].priq_bits}
+        self.driver = SmmuV3(self, self.turn, commands=COMMANDS, events=EVENTS, cmdq_bits=8, evtq_bits=7, **pri)
         self.engines = {
             name: DescriptorRing(LocalFunction(endpoint, dma_test.REGISTER))
             for name, endpoint in self.machine.endpoints.items()
@@ -77,16 +80,16 @@ class Vm:
 
     def map(self) -> None:
         """Tables of stage 1 in which IOVA is PAGE, a CD and an STE."""
-        self.words(TABLE + 64 * SID, CDS | 0xB, 0xD6)
+        self.words(TABLE + 64 * SID, CDS | 0xB, 0xD6 | self.smmu.settings.ats << 28)
         self.words(CDS, CD0, TTB, 0, 0xF404FF44)
         for level in range(4):
             at = TTB + level * 0x1000 + (IOVA >> 39 - 9 * level & 511) * 8
             self.words(at, TTB + (level + 1) * 0x1000 | 3 if level < 3 else PAGE | LEAF)
 
-    def fill(self, name: str, address: int, length: int = 64) -> DescriptorStatus:
+    def fill(self, name: str, address: int, length: int = 64, **fields: int) -> DescriptorStatus:
         """Let an engine fill memory; what came of it."""
         engine = self.engines[name]
-        place = engine.put(DmaOp.FILL, length, dst=address, pattern=0x5A5A5A5A5A5A5A5A)
+        place = engine.put(DmaOp.FILL, length, dst=address, pattern=0x5A5A5A5A5A5A5A5A, **fields)
         engine.start()
         for _ in range(1000):
             if engine.is_done(place):
@@ -178,6 +181,284 @@ def test_an_engine_waits_for_a_page_that_is_mapped_while_its_request_is_stalled(
         assert vm.load(PAGE, 64) == b"\x5a" * 64
     finally:
         vm.close()
+
+
+class Host:
+    """A loop's timers, which are due when a test says so."""
+
+    def __init__(self) -> None:
+        self.due: list[tuple[int, Callable[[], None]]] = []
+
+    def at(self, time_ns: int, callback: Callable[[], None]) -> Host:
+        self.due.append((time_ns, callback))
+        return self
+
+    def cancel(self) -> None:
+        self.due.clear()
+
+
+@pytest.fixture
+def ats() -> Iterator[Vm]:
+    """One whose engine behind the SMMU has ATS and page requests, which the guest has turned on."""
+    behind = EndpointSection("dma1", "dma-test", 2, smmu="smmu0", stream_id=8, ats=True, pri=True)
+    smmu = SmmuSection("smmu0", strict=True, ats=True, priq_bits=4)
+    made = Vm(Topology(TOPOLOGY.iommu, (TOPOLOGY.endpoint[0], behind), (smmu,)))
+    made.engines["dma1"].turn_on()
+    made.function = made.engines["dma1"].function
+    made.ats, made.pri = (made.function.extended_capability(each) for each in (0x0F, 0x13))
+    made.map()
+    made.driver.reset(TABLE, 4)
+    made.function.write_config(made.ats + 6, 2, 0x8000)
+    yield made
+    made.close()
+
+
+def asking(vm: Vm) -> DescriptorRing:
+    """The engine has page requests turned on, and its page is not mapped; it asks for it."""
+    vm.function.write_config(vm.pri + 12, 4, 16)
+    vm.function.write_config(vm.pri + 4, 2, 1)
+    vm.words(TTB + 3 * 0x1000 + (IOVA >> 12 & 511) * 8, 0)
+    engine = vm.engines["dma1"]
+    engine.put(DmaOp.FILL, 64, dst=IOVA, pattern=0x5A5A5A5A5A5A5A5A)
+    engine.start()
+    for _ in range(20):
+        vm.turn()
+    return engine
+
+
+def atc_of(vm: Vm) -> str:
+    return vm.smmu.report()["streams"].partition(" ATC ")[2]
+
+
+@pytest.mark.row("smmu", 37)
+def test_an_engine_with_ats_keeps_what_it_is_told_until_ats_is_turned_off(ats):
+    assert atc_of(ats) == "0"
+    assert ats.fill("dma1", IOVA) is DescriptorStatus.DONE
+    assert atc_of(ats) == "1"
+
+    ats.function.write_config(ats.ats + 6, 2, 0)
+    assert atc_of(ats) == "off"
+    ats.function.write_config(ats.ats + 6, 2, 0x8000)
+
+    assert atc_of(ats) == "0"
+
+
+@pytest.mark.row("smmu", 37)
+def test_a_reset_of_the_engine_turns_ats_off_and_empties_its_cache(ats):
+    assert ats.fill("dma1", IOVA) is DescriptorStatus.DONE
+
+    ats.machine.endpoints["dma1"].reset()
+
+    assert atc_of(ats) == "off"
+    assert ats.function.read_config(ats.ats + 6, 2) == 0
+    ats.function.write_config(ats.ats + 6, 2, 0x8000)
+    assert atc_of(ats) == "0"
+
+
+@pytest.mark.row("smmu", 37)
+def test_a_stale_entry_of_the_engine_is_reported_and_explained(ats):
+    assert ats.fill("dma1", IOVA) is DescriptorStatus.DONE
+    ats.words(TTB + 3 * 0x1000 + (IOVA >> 12 & 511) * 8, 0)
+    ats.driver.issue(tlbi(Opcode.TLBI_NH_VA, IOVA, asid=7))
+    ats.driver.sync()
+    assert ats.smmu.explain(2, IOVA)["cached"] == [f"ATC: {IOVA:#x} leads to {PAGE:#x}"]
+
+    assert ats.fill("dma1", IOVA) is DescriptorStatus.DONE
+
+    assert [stale.what for stale in ats.smmu.stale] == ["ATC"]
+    ats.driver.issue(atc_inv(SID, IOVA, 0))
+    ats.driver.sync()
+    assert ats.smmu.explain(2, IOVA)["cached"] == []
+    assert ats.fill("dma1", IOVA) is DescriptorStatus.FAULT
+
+
+@pytest.mark.row("smmu", 37)
+def test_the_loop_ends_the_wait_for_an_atc_after_half_a_second(ats):
+    host = Host()
+    ats.smmu.on_served(host)
+    ats.smmu.smmu.invalidations.complete = lambda *_: None
+    before = ats.machine.inputs.now_ns()
+    ats.driver.issue(atc_inv(SID), sync())
+    while ats.turn():
+        pass
+    [(due, expire)] = host.due
+    assert 500_000_000 <= due - before < 1_000_000_000
+    assert ats.smmu.report()["invalidations"] == 1
+
+    expire()
+
+    with pytest.raises(CommandFailedError) as failed:
+        ats.driver.drain()
+    assert failed.value.error is CommandError.ATC_INV_SYNC
+    ats.driver.on_gerror()
+    ats.driver.drain()
+    assert ats.smmu.report()["invalidations"] == 0
+
+
+@pytest.mark.row("smmu", 38)
+def test_an_engine_asks_for_a_page_and_its_dma_goes_on_when_that_is_answered(ats):
+    engine = asking(ats)
+    [asked], lost = ats.driver.on_priq()
+    assert (asked.sid, asked.address, asked.writes, asked.is_last, lost) == (SID, IOVA, True, True, False)
+    assert ats.smmu.report()["page_requests"] == 1
+    assert not engine.is_done(0)
+
+    ats.map()
+    ats.driver.issue(pri_resp(SID, asked.group, PriResponse.SUCCESS))
+    for _ in range(20):
+        ats.turn()
+
+    assert DescriptorStatus(engine.descriptor(0).status) is DescriptorStatus.DONE
+    assert ats.load(PAGE, 64) == b"\x5a" * 64
+    assert ats.driver.on_eventq() == ([], False)
+
+
+@pytest.mark.row("smmu", 38)
+def test_after_a_failure_the_engine_says_so_and_asks_no_more_until_that_is_cleared(ats):
+    engine = asking(ats)
+    [asked], _ = ats.driver.on_priq()
+    ats.driver.issue(
+        pri_resp(SID, asked.group + 1, PriResponse.SUCCESS), pri_resp(SID, asked.group, PriResponse.FAILURE)
+    )
+    for _ in range(20):
+        ats.turn()
+    assert DescriptorStatus(engine.descriptor(0).status) is DescriptorStatus.FAULT
+    assert ats.function.read_config(ats.pri + 6, 2) == 3, "a failure, and a group that there was not"
+
+    assert ats.fill("dma1", IOVA) is DescriptorStatus.FAULT
+    assert ats.driver.on_priq() == ([], False)
+    assert [event.type for event in ats.driver.on_eventq()[0]] == [0x10]
+
+    ats.function.write_config(ats.pri + 6, 2, 3)
+    assert ats.function.read_config(ats.pri + 6, 2) == 0
+    with pytest.raises(AssertionError, match="does not come to an end"):
+        ats.fill("dma1", IOVA)
+    assert len(ats.driver.on_priq()[0]) == 1
+
+
+@pytest.mark.row("smmu", 38)
+def test_page_requests_that_are_turned_off_are_stopped_and_nothing_is_outstanding(ats):
+    assert ats.function.read_config(ats.pri + 6, 2) == 0x100
+    asking(ats)
+    assert ats.function.read_config(ats.pri + 6, 2) == 0
+
+    ats.function.write_config(ats.pri + 4, 2, 0)
+
+    assert ats.function.read_config(ats.pri + 6, 2) == 0x100
+    assert ats.smmu.report()["page_requests"] == 0
+
+
+def test_a_snapshot_has_what_the_guest_has_turned_on_and_an_empty_cache(ats):
+    ats.function.write_config(ats.pri + 4, 2, 1)
+    assert ats.fill("dma1", IOVA) is DescriptorStatus.DONE
+    taken = snapshot.take(ats.machine)
+
+    snapshot.restore(ats.machine, taken)
+
+    assert atc_of(ats) == "0"
+    assert ats.function.read_config(ats.pri + 4, 2) == 1
+    assert ats.driver.get("CR0") == 0x1F
+    assert ats.fill("dma1", IOVA) is DescriptorStatus.DONE
+
+
+PASID, OTHER_TTB, OTHER = 5, 0x48_0000, 0x65_0000
+PASID_FLAG = int(DescriptorFlags.PASID)
+
+
+@pytest.fixture
+def pasids() -> Iterator[Vm]:
+    """One whose engine behind the SMMU has PASIDs of 4 bits, turned on; PASID 5 leads from IOVA to OTHER."""
+    behind = EndpointSection("dma1", "dma-test", 2, smmu="smmu0", stream_id=8, ats=True, pasid_bits=4)
+    smmu = SmmuSection("smmu0", ats=True, ssid_bits=6)
+    made = Vm(Topology(TOPOLOGY.iommu, (TOPOLOGY.endpoint[0], behind), (smmu,)))
+    made.engines["dma1"].turn_on()
+    made.function = made.engines["dma1"].function
+    made.pasid = made.function.extended_capability(0x1B)
+    made.map()
+    made.words(CDS + 64 * PASID, CD0 & ~(0xFFFF << 48) | 8 << 48, OTHER_TTB, 0, 0xF404FF44)
+    for level in range(4):
+        at = OTHER_TTB + level * 0x1000 + (IOVA >> 39 - 9 * level & 511) * 8
+        made.words(at, OTHER_TTB + (level + 1) * 0x1000 | 3 if level < 3 else OTHER | LEAF)
+    substreams(made)
+    made.driver.reset(TABLE, 4)
+    made.function.write_config(made.pasid + 6, 2, 1)
+    yield made
+    made.close()
+
+
+def substreams(vm: Vm, default: int = SubstreamDefault.SUBSTREAM_0, bits: int = 4) -> None:
+    vm.words(TABLE + 64 * SID, CDS | 0xB | bits << 59, 0xD4 | default | 1 << 28)
+
+
+@pytest.mark.row("smmu", 39)
+def test_dma_with_a_pasid_goes_by_the_tables_of_its_context_descriptor(pasids):
+    assert pasids.fill("dma1", IOVA, flags=PASID_FLAG, pasid=PASID) is DescriptorStatus.DONE
+    assert pasids.load(OTHER, 64) == b"\x5a" * 64
+    assert pasids.load(PAGE, 64) == bytes(64)
+
+    assert pasids.fill("dma1", IOVA) is DescriptorStatus.DONE
+    assert pasids.load(PAGE, 64) == b"\x5a" * 64
+
+
+@pytest.mark.row("smmu", 39)
+@pytest.mark.parametrize(
+    ("default", "pasid", "event"),
+    [
+        (SubstreamDefault.SUBSTREAM_0, 0, 0x06),
+        (SubstreamDefault.TERMINATE, None, 0x06),
+        (SubstreamDefault.SUBSTREAM_0, 6, 0x0A),
+        (SubstreamDefault.BYPASS, PASID, None),
+        (SubstreamDefault.BYPASS, 0, None),
+    ],
+)
+def test_what_has_no_context_descriptor_is_refused_and_told_by_its_substream(pasids, default, pasid, event):
+    substreams(pasids, default)
+    fields = {} if pasid is None else {"flags": PASID_FLAG, "pasid": pasid}
+
+    status = pasids.fill("dma1", IOVA, **fields)
+
+    assert status is (DescriptorStatus.DONE if event is None else DescriptorStatus.FAULT)
+    told = [(each.type, each.ssid) for each in pasids.driver.on_eventq()[0]]
+    assert told == ([] if event is None else [(event, pasid if event == 0x0A else None)])
+
+
+@pytest.mark.row("smmu", 39)
+def test_a_fault_of_a_pasid_names_it_to_the_guest(pasids):
+    assert pasids.fill("dma1", IOVA + 0x1000, flags=PASID_FLAG, pasid=PASID) is DescriptorStatus.FAULT
+
+    [event], _ = pasids.driver.on_eventq()
+    assert (event.type, event.ssid, event.address) == (0x10, PASID, IOVA + 0x1000)
+
+
+@pytest.mark.row("smmu", 39)
+def test_pasids_must_be_turned_on_and_fit_the_functions_width(pasids):
+    assert pasids.fill("dma1", IOVA, flags=PASID_FLAG, pasid=16) is DescriptorStatus.INVALID
+    pasids.function.write_config(pasids.pasid + 6, 2, 0)
+
+    assert pasids.fill("dma1", IOVA, flags=PASID_FLAG, pasid=PASID) is DescriptorStatus.INVALID
+    assert pasids.fill("dma1", IOVA) is DescriptorStatus.DONE
+
+
+@pytest.mark.row("smmu", 39)
+def test_translations_that_the_engine_keeps_are_by_pasid(pasids):
+    pasids.function.write_config(pasids.function.extended_capability(0x0F) + 6, 2, 0x8000)
+    for fields in ({}, {"flags": PASID_FLAG, "pasid": PASID}):
+        assert pasids.fill("dma1", IOVA, **fields) is DescriptorStatus.DONE
+    assert atc_of(pasids) == "2"
+
+    pasids.driver.issue(atc_inv(SID, IOVA, 0, ssid=PASID))
+    pasids.driver.sync()
+
+    assert atc_of(pasids) == "1"
+
+
+@pytest.mark.row("smmu", 39)
+def test_an_engine_behind_the_pv_iommu_has_no_pasids(pasids):
+    pasids.engines["dma0"].turn_on()
+
+    assert pasids.fill("dma0", PAGE, flags=PASID_FLAG, pasid=0) is DescriptorStatus.INVALID
+    with pytest.raises(LookupError, match="no extended capability 0x1b"):
+        pasids.engines["dma0"].function.extended_capability(0x1B)
 
 
 def test_tables_are_updated_with_the_native_core_only():

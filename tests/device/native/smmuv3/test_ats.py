@@ -1,0 +1,19 @@
+"""Some tests of interfaces/smmuv3/test_ats.py with a core that walks, which knows nothing of an endpoint's cache."""
+
+from ...interfaces.smmuv3.test_ats import (
+    ats,
+    pytestmark,
+    test_a_block_is_one_entry,
+    test_strict_an_invalidation_that_is_missing_shows_when_its_entry_is_used,
+    test_turned_off_at_the_endpoint_the_smmu_translates_as_ever,
+    test_what_the_endpoint_has_been_told_is_used_until_it_is_told_otherwise,
+)
+
+__all__ = [
+    "ats",
+    "pytestmark",
+    "test_a_block_is_one_entry",
+    "test_strict_an_invalidation_that_is_missing_shows_when_its_entry_is_used",
+    "test_turned_off_at_the_endpoint_the_smmu_translates_as_ever",
+    "test_what_the_endpoint_has_been_told_is_used_until_it_is_told_otherwise",
+]
