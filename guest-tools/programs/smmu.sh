@@ -70,6 +70,19 @@ apart() {
 	done
 }
 
+# The driver has turned ATS on where a function has it: the first extended capability, at 0x100, with its control at 0x106.
+caches_are_on() {
+	count=0
+	for engine in $engines; do
+		[ "$(od -An -tx2 -j 256 -N 2 "$devices/$engine/config")" = " 000f" ] || continue
+		count=$((count + 1))
+		control=$(od -An -tx2 -j 262 -N 2 "$devices/$engine/config")
+		echo "  $engine: ATS control$control"
+		[ "$control" = " 8000" ] || return 1
+	done
+	[ "$count" = 1 ]
+}
+
 works() {
 	result=0
 	for engine in $engines; do
@@ -105,6 +118,7 @@ check "the SMMU comes into the device tree" insmod /lib/modules-lab/pviommu_smmu
 dmesg | grep -i "arm-smmu-v3\|smmu_dt" | sed 's/^/  /'
 check "the engines are back, each with a group" bring_back
 check "each is alone in its group" apart
+check "ATS is on at the engine that has it" caches_are_on
 check "DMA is right, every byte checked" works memory "$mode"
 check "faults are in the kernel's log" faults_are_logged
 check "the engines are removed again" take_away

@@ -14,6 +14,8 @@
  * remove them before, and rescan the bus afterwards (/sys/bus/pci/.../remove, /sys/bus/pci/rescan);
  * and remove them before the module is unloaded.
  *
+ * ATS: the bridge is said to support it, so the driver turns it on for functions that have it.
+ *
  * Interrupts: the driver wants wires. They come from an interrupt controller of this module's,
  * which hands on what arrives by MSI-X.
  *
@@ -47,7 +49,7 @@
 /* far from those that a compiler of device trees gives */
 #define FIRST_PHANDLE	0x50560000
 
-/* in the order of the function's vectors; the third, of CMD_SYNC, is not used by Linux */
+/* in the order of the function's vectors; the third, of CMD_SYNC, and that of PRI have no users */
 static const char * const smmu_lines[] = { "eventq", "gerror" };
 
 #define LINES	ARRAY_SIZE(smmu_lines)
@@ -307,6 +309,8 @@ static int smmu_describe_endpoints(struct smmu_dt *smmu)
 	}
 	if (!ret)
 		ret = smmu_add_cells(smmu, smmu->bridge, "iommu-map", map, 4 * nr_endpoints);
+	if (!ret)
+		ret = smmu_add_flag(smmu, smmu->bridge, "ats-supported");
 	kfree(map);
 	return ret;
 }
