@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import enum
 import select
-from collections.abc import Callable
-from typing import NamedTuple, Protocol, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from .inputs import WorkOutcome
 
 __all__ = [
     "HUNG_UP",
     "NAP_MS",
+    "SHORT_NAP_MS",
     "STOPPED_NS",
+    "Helper",
     "Host",
     "MayGoOn",
     "Owner",
     "Poll",
     "Pollable",
+    "Standby",
     "Timer",
+    "Waited",
     "Waiting",
     "Watch",
 ]
@@ -30,6 +35,9 @@ memory that it unmapped. A driver waits longer before it does that; a busy host 
 
 NAP_MS = 0.1
 """The sleep after work that nobody waits for, during which no doorbell is asked for."""
+SHORT_NAP_MS = 0.02
+"""A short nap. It is not left out, since whoever is waited for may need this very processor: QEMU, or the other end of
+a tap."""
 HUNG_UP = select.EPOLLHUP | select.EPOLLERR
 """Events that epoll always reports for a descriptor whose other end is closed."""
 MayGoOn = Callable[[], bool]
@@ -84,6 +92,55 @@ class Pollable(Protocol):
 
     def rested(self) -> None:
         """The loop has slept: the process was not stopped."""
+
+
+class Waited(enum.Enum):
+    """What ended a sleep of native code."""
+
+    IN_VAIN = "its time is over"
+    DONE = "it has done something, or there is something that it leaves to Python"
+    OTHER = "a descriptor of somebody else is ready, or a signal has come"
+
+
+class Helper(Protocol):
+    """Native code that does some of an endpoint's work, also while the loop sleeps. Several of one kind sleep
+    together."""
+
+    @property
+    def state(self) -> Any:
+        """What it shares with the endpoint."""
+
+    def held(self) -> bytes:
+        """What it has read and leaves to the endpoint."""
+
+    def step(self, budget_ns: int) -> int:
+        """Do what there is, for about so long. How much was done."""
+
+    def wait(
+        self,
+        with_others: Sequence[Any],
+        fd: int,
+        timeout_ms: float,
+        nap_ms: float,
+        short_ms: float,
+        budget_ns: int,
+    ) -> Waited:
+        """Sleep until something can be read from ``fd``, an epoll, for at most ``timeout_ms`` (-1: no limit); do what
+        there is then, for about ``budget_ns``. What nobody tells of is looked at each ``nap_ms`` (-1: never), and each
+        ``short_ms`` once something was done.
+        """
+
+
+class Standby(Protocol):
+    """An endpoint that leaves work to a :class:`Helper` while the loop sleeps."""
+
+    def stand_by(self) -> Helper | None:
+        """The loop is going to sleep: who helps meanwhile. Nothing else is done before :meth:`stood_by`, which is
+        called then in any case.
+        """
+
+    def stood_by(self) -> None:
+        """It has slept."""
 
 
 class Waiting(Protocol):

@@ -52,6 +52,7 @@ def build_endpoint(
     """Put an endpoint behind an IOMMU. ``siblings``: those of its machine, to which it is added by the caller. ``atc``
     and ``requester``: if it has ATS and PRI, those that the IOMMU knows. Raises ValueError if that has no such stream.
     """
+    copier = _copier(core, environment)
     surroundings = Surroundings(
         entry.name,
         entry.stream,
@@ -60,11 +61,12 @@ def build_endpoint(
         entry.options or kind.OPTIONS(),
         iommu.capabilities_of(entry.stream),
         {} if siblings is None else siblings,
-        _copier(core, environment),
+        copier,
         atc,
         requester,
         entry.pasid_bits,
         partial(iommu.stream, entry.stream) if entry.pasid_bits else None,
+        lambda: core.card(copier) if core else None,
     )
     endpoint = kind(surroundings)
     endpoint.memory.belongs_with(iommu.memory)

@@ -50,6 +50,10 @@ class InterruptTable:
         """Whether a vector has an eventfd."""
         return (index, vector) in self._fds
 
+    def eventfd(self, index: int, vector: int) -> int | None:
+        """The eventfd of a vector, to be signalled at once and never blocking, as :meth:`trigger` does."""
+        return self._fds.get((index, vector))
+
     def save(self) -> tuple[Vector, ...]:
         """Which vectors are set up. The eventfds are the client's."""
         owed = dict.fromkeys(self._fds, False) | self._awaited

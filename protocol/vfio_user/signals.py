@@ -18,7 +18,7 @@ import platform
 import select
 from collections.abc import Callable
 
-__all__ = ["AsynchronousSignals", "signal"]
+__all__ = ["AsynchronousSignals", "signal", "signal_context"]
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ class AsynchronousSignals:
         self._iocbs = (ctypes.c_void_p * 1)(ctypes.addressof(self._iocb))
         self._events = ctypes.create_string_buffer(_COMPLETIONS * _EVENT_SIZE)
         self._no_time = (ctypes.c_long * 2)()
-        self._completed = 0
+        self._completed = ctypes.c_uint32()
         # With the interpreter's lock held: none of these calls waits for anything.
         call = ctypes.PyDLL(None, use_errno=True).syscall
         call.restype = ctypes.c_long
@@ -57,6 +57,13 @@ class AsynchronousSignals:
         self._submit = functools.partial(call, ctypes.c_long(submit), self._context, one, self._iocbs)
         self._take = functools.partial(call, ctypes.c_long(get_events), self._context, none, many, events, no_time)
         self._try()
+
+    @property
+    def context(self) -> tuple[int, int]:
+        """For native code that signals in the same way, in this thread: the context, and the address of the number, of
+        32 bits, of completions that nobody has taken yet. Who makes it 64 takes them, and makes it 0.
+        """
+        return self._context.value, ctypes.addressof(self._completed)
 
     def _try(self) -> None:
         fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -72,15 +79,21 @@ class AsynchronousSignals:
         self._iocb[_FILE] = self._iocb[_SIGNALLED] = fd
         if self._submit() != 1:
             raise _error("io_submit")
-        self._completed += 1
-        if self._completed == _COMPLETIONS:
+        self._completed.value += 1
+        if self._completed.value >= _COMPLETIONS:
             self._take()
-            self._completed = 0
+            self._completed.value = 0
 
 
 def signal(fd: int) -> None:
     """Add 1 to the counter of an eventfd. A full one is an interrupt not taken yet: this one merges with it."""
     _signaller()(fd)
+
+
+def signal_context() -> tuple[int, int] | None:
+    """See :attr:`AsynchronousSignals.context`; None if this kernel does not allow asynchronous I/O."""
+    made: AsynchronousSignals | None = getattr(_signaller(), "__self__", None)
+    return made.context if made is not None else None
 
 
 @functools.cache

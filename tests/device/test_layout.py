@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "history": {"engine", "probes"},
     "interfaces": {"engine", "dma", "pci", "history", "hosted", "inputs", "counters", "probes"},
     "transports": {"pci", "hosted", "inputs", "process_status"},
-    "native": {"engine", "interfaces", "pci", "inputs", "cache", "exit_status"},
+    "native": {"engine", "interfaces", "pci", "hosted", "inputs", "cache", "exit_status"},
     "control": {
         "faults",
         "documents",

@@ -11,7 +11,7 @@ from ..engine import Access
 from .access import AbortedAccessError, Copier, GuestMemoryError
 from .fault import DmaPendingError, DmaRefusedError, Fault, FaultKind
 from .plan import DmaPlan, DmaRequest, Span
-from .translator import PENDING, Translator
+from .translator import PENDING, Lent, Translator
 
 __all__ = ["DmaPath", "Memory"]
 
@@ -103,6 +103,10 @@ class DmaPath:
             return
         self.write_plan(self._begin(((spans, Access.WRITE),))[0], data)  # which looks before it begins
         self._finished()
+
+    def lend(self) -> Lent | None:
+        """See :meth:`.translator.Translator.lend`."""
+        return self._translator.lend() if self._is_bus_master() and not self._has_plans else None
 
     def refusal(self, plan: DmaPlan, byte: int, kind: FaultKind) -> DmaRefusedError:
         """Refuse what :meth:`plan` translated, from this byte on, for what it leads to. The guest is told; what to

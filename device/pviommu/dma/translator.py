@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from enum import Enum
+from typing import NamedTuple
 
 from .access import Copier
 from .fault import Fault
 from .plan import DmaPlan, DmaRequest, Span
 
-__all__ = ["PENDING", "Pending", "Translator"]
+__all__ = ["PENDING", "Lent", "Pending", "Translator"]
 
 
 class Pending(Enum):
@@ -19,6 +20,18 @@ class Pending(Enum):
 
 
 PENDING = Pending.PENDING
+
+
+class Lent(NamedTuple):
+    """What native code needs to translate requests of one stream: addresses in this process, for the native core."""
+
+    core: int
+    context: int
+    """its number there"""
+    line: int = 0
+    """the word of the in-flight line, if the guest owns the context's tables"""
+    step: int = 0
+    """of the word's value"""
 
 
 class Translator:
@@ -40,6 +53,12 @@ class Translator:
         guest's next operation; or the first refused byte; or :data:`PENDING`: to be asked again later.
         """
         raise NotImplementedError
+
+    def lend(self) -> Lent | None:
+        """Let native code carry out requests as :meth:`transfer` does, one after the other, until anything else is done
+        in this process. None: it may not.
+        """
+        return None
 
     def finished(self) -> None:
         """All plans that :meth:`translate` gave in this step are used up: nothing is read or written by them any

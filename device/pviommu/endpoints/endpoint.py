@@ -14,7 +14,7 @@ from ..dma.fault import DmaPendingError
 from ..dma.pages import PageRequester
 from ..dma.port import DmaPort
 from ..dma.translator import Translator
-from ..hosted import NAP_MS, Host, Timer
+from ..hosted import NAP_MS, Host, Standby, Timer
 from ..inputs import WorkOutcome
 from ..pci.capabilities import (
     ATS,
@@ -77,6 +77,8 @@ class Endpoint(PciFunction):
     """whether the next step need not follow before a nap, as it only looks whether there is something new by now"""
     nap_ms: float = NAP_MS
     """how long that nap may be: not longer than this"""
+    standby: Standby | None = None
+    """what does some of its work while the loop sleeps"""
     host: Host
     """the loop that serves it, once there is one"""
     attempts: EndpointAttempts

@@ -11,6 +11,7 @@ from ..dma.atc import Atc
 from ..dma.pages import PageRequester
 from ..dma.path import Memory
 from ..dma.translator import Translator
+from ..hosted import Helper
 from ..pci.capabilities import Capability
 from ..pci.function import Environment
 from .options import Options
@@ -45,5 +46,7 @@ class Surroundings:
     """bits of the PASIDs that its requests may have; 0: they have none"""
     translator_of: Callable[[int], Translator] | None = None
     """what translates its requests with a PASID"""
+    helper: Callable[[], Helper | None] = lambda: None
+    """makes native code that does the plain traffic of a network card, if there is such code"""
     memory: Memory | None = None
     """what the translator's addresses lead to, if it is not what its client announces"""

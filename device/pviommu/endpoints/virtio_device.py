@@ -16,7 +16,7 @@ from vfio_user import RegionIndex, Steps
 from wire_layout.registers import Register
 
 from ..dma.fault import DmaRefusedError
-from ..hosted import NAP_MS
+from ..hosted import NAP_MS, SHORT_NAP_MS
 from ..pci.registers import RegisterFile
 from ..virtio import packed, split
 from ..virtio.features import REQUIRED, RING_PACKED, RING_RESET, DeviceStatus
@@ -38,7 +38,6 @@ from ..virtio.split import SplitRing
 from .endpoint import Endpoint, Surroundings
 
 __all__ = [
-    "EAGER_NAP_MS",
     "EAGER_NS",
     "LEAST_POLL_NS",
     "MOST_ANSWERS",
@@ -63,9 +62,6 @@ EAGER_NS, MOST_EAGER_NS = 100_000, 2_000_000
 """How much of that time the naps between two looks are short: for an answer, twice as long as answers take, if that is
 less than the most.
 """
-EAGER_NAP_MS = 0.02
-"""A short nap. It is not left out, since whoever is to make the next buffer available may need this very processor:
-QEMU, or a sender to the tap."""
 MOST_ANSWERS, WRONG = 8, 4
 """The most credit for answers that came as expected, each of which earns 1, and what one that did not come costs."""
 PASSED_OVER = 64
@@ -250,7 +246,7 @@ class VirtioDevice(Endpoint):
             return found
         self._polls = True
         if now < polling.eager_until_ns:
-            self.nap_ms = EAGER_NAP_MS
+            self.nap_ms = SHORT_NAP_MS
         return found
 
     def expect(self, queue: int) -> None:
@@ -261,6 +257,20 @@ class VirtioDevice(Endpoint):
             ring.hush()
             ring.state.asked = False
             polling.expect(self.inputs.now_ns(), ring.used)
+
+    def longest_answer_ns(self, queue: int) -> int:
+        """How long an answer on this queue is looked for, if one is worth expecting of which the driver would notify
+        otherwise; 0: it is not."""
+        ring, polling = self._rings.get(queue), self._polling[queue]
+        return polling.answer_ns if ring is not None and ring.state.asked and polling.answers >= 0 else 0
+
+    def expected(self, queue: int, time_ns: int, used: int) -> None:
+        """As :meth:`expect`, of what somebody else began to look for at that time, when ``used`` buffers had been
+        used."""
+        ring = self._rings.get(queue)
+        if ring is not None:
+            ring.state.asked = False
+            self._polling[queue].expect(time_ns, used)
 
     def config_change(self) -> None:
         """The configuration, or the device's status, is not what it was: tell the driver."""

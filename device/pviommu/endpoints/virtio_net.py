@@ -17,7 +17,7 @@ from wire_layout.registers import AccessKind, BitField, BitFields, Register, Reg
 
 from ..dma.fault import DmaRefusedError
 from ..dma.plan import Span
-from ..hosted import NAP_MS, MayGoOn, Watch
+from ..hosted import NAP_MS, Helper, MayGoOn, Watch
 from ..net.capture import Capture
 from ..net.link import Link
 from ..net.offload import (
@@ -35,8 +35,10 @@ from ..pci.config_space import Identity
 from ..virtio.features import IN_ORDER, INDIRECT_DESC, RING_EVENT_IDX, RING_PACKED, RING_RESET
 from ..virtio.layout import DEVICE_ID_BASE, VENDOR_ID
 from ..virtio.ring import Ring
+from ..virtio.split import SplitRing
 from .endpoint import EndpointState, Options, Surroundings
 from .options import text_like
+from .plain_traffic import CHECKSUM, SEGMENTS_4, SEGMENTS_6, Accepts, PlainTraffic, Rules, eventfd_of, os_error
 from .virtio_device import VirtioDevice
 
 __all__ = ["VirtioNet", "VirtioNetOptions"]
@@ -351,6 +353,14 @@ class VirtioNet(VirtioDevice):
         self.times_set = 0
         """how often somebody has set its link up or down"""
         self._link = self._linked(options, surroundings.siblings)
+        self._plain: PlainTraffic | None = None
+        """what leaves traffic to native code, if there is such code for this link"""
+        self._rules: Rules | None = None
+        """for it; None: they are to be made anew"""
+        self._may_be_plain = False
+        if options.link == "tap" and self._pairs == 1 and not options.pcap and (helper := surroundings.helper()):
+            self._plain, self.standby = PlainTraffic(helper), self
+            self.probes.bound(self._follow_rules)
         if self.is_set_down:
             self._link.carry(False)
         self._was_up = self.link_is_up
@@ -413,6 +423,7 @@ class VirtioNet(VirtioDevice):
         super().write_device_status(index, value)
         if self.is_live and not was_live:
             self.state.guest_offloads = self.state.driver_features & GUEST_OFFLOADS
+            self._rules = None
             self._start_link()
 
     def _start_link(self) -> None:
@@ -450,6 +461,7 @@ class VirtioNet(VirtioDevice):
             if self.state.status:  # the driver may have read it
                 self.state.former_macs.add(before)
             self.state.mac = b""
+            self._rules = None
             self.attempts.make("a change of its address", self.config_change)
 
     def save(self) -> EndpointState:
@@ -488,6 +500,7 @@ class VirtioNet(VirtioDevice):
     def on_load(self) -> None:
         """The rest of the network may look for the card elsewhere: the driver is asked to tell it."""
         super().on_load()
+        self._rules = None
         self._mac = self.state.own_mac or self._first_mac
         self._before.sent -= self.state.traffic.sent  # which another server has counted
         self._before.received -= self.state.traffic.received
@@ -504,6 +517,7 @@ class VirtioNet(VirtioDevice):
         super()._forget()
         self._inbox_bytes = [0] * self._pairs
         self._flows.clear()
+        self._rules = None
         self._link.stop()
 
     # -- configuration ----------------------------------------------------------------------------------------------
@@ -539,7 +553,7 @@ class VirtioNet(VirtioDevice):
 
     def serve(self, deadline_ns: int) -> bool:
         """Each queue and the link in turn; where time runs out, the next step goes on with the one that follows."""
-        busy = False
+        busy = self._plain is not None and self._serve_plain(self._plain, deadline_ns)
         turns = deque(self._steps)
         while turns:
             step = turns.popleft()
@@ -554,6 +568,94 @@ class VirtioNet(VirtioDevice):
             else:
                 turns.append(step)
         return busy
+
+    # -- what native code does --------------------------------------------------------------------------------------
+
+    def _follow_rules(self) -> None:
+        """Whether nobody watches what native code does."""
+        self._may_be_plain = not any(map(self.probes.is_watched, _OF_TRAFFIC))
+
+    def stand_by(self) -> Helper | None:
+        return self.attempts.quietly("its rest", self._lend) if self._may_be_plain and not self._kicked else None
+
+    def stood_by(self) -> None:
+        if self.attempts.quietly("what was done while it rested", self._take_back):
+            self.on_ready()
+
+    def _serve_plain(self, plain: PlainTraffic, deadline_ns: int) -> bool:
+        """Have the helper do what it can. Whether there was anything."""
+        if not self._may_be_plain or self._lend(is_asleep=False) is None:
+            return False
+        plain.helper.step(max(deadline_ns - self.inputs.now_ns(), 0))
+        return self._take_back()
+
+    def _lend(self, *, is_asleep: bool = True) -> Helper | None:
+        """Hand rings and link over, if all is as usual. ``is_asleep``: whether the loop sleeps meanwhile."""
+        receiving, sending = self.ring(0), self.ring(1)
+        if self._plain is None or not isinstance(receiving, SplitRing) or not isinstance(sending, SplitRing):
+            return None
+        if not self.is_live or self.is_set_down or receiving.is_untold or sending.is_untold:
+            return None
+        link, lent = self._link.lend(), self.dma.lend()
+        if link is None or lent is None:
+            return None
+        self._rules = self._rules or self._usual_rules()
+        rings = receiving, sending
+        eventfds = (
+            eventfd_of(self.interrupts, receiving.state.vector),
+            eventfd_of(self.interrupts, sending.state.vector),
+        )
+        self._plain.begin(lent, self._rules, rings, eventfds, *link)
+        may_send, may_receive = not sending.state.asked, not any(self.state.inboxes)
+        answer_ns = 0 if may_send or not is_asleep else self.longest_answer_ns(1)
+        self._plain.allow(send=may_send, receive=may_receive, answer_ns=answer_ns)
+        for ring, is_lent in zip(rings, (may_receive, may_send), strict=True):
+            if is_lent:
+                ring.fetched.clear()
+        return self._plain.helper
+
+    def _take_back(self) -> bool:
+        """Go on from what was done. Returns whether there was anything, or there is something to do here."""
+        if self._plain is None:
+            return False
+        done = self._plain.end()
+        state, counters = self.state, self.counters
+        counters.dma_requests += done.requests
+        counters.dma_bytes += done.moved
+        counters.interrupts += done.interrupts
+        state.traffic.sent += done.sent
+        state.traffic.received += done.received
+        self._bytes[True] += done.sent_bytes
+        self._bytes[False] += done.received_bytes
+        self._link.take_back(done.held, is_empty=done.is_empty)
+        if done.error:
+            self._link.judge(os_error(done.error))
+            self._lose(True, "link")
+        for queue, is_wanted in enumerate(done.wanted):
+            ring = self.ring(queue)
+            if is_wanted and ring is not None:
+                self._interrupt_for(ring.state.vector)
+        if done.expects:
+            self.expected(1, self.inputs.now_ns() - done.expected_ns, done.expected_used)
+        elif done.received:
+            self.expect(1)
+        return bool(done.sent or done.received or done.is_unusual)
+
+    def _usual_rules(self) -> Rules:
+        wanted, offloads, has = self.state.filter, self.state.guest_offloads, self.has
+        accepts = Accepts.EVERYTHING if wanted.promiscuous else 0
+        accepts |= 0 if wanted.no_unicast else Accepts.UNICAST
+        accepts |= 0 if wanted.no_broadcast else Accepts.BROADCAST
+        accepts |= Accepts.MULTICAST if wanted.all_multicast and not wanted.no_multicast else 0
+        accepts |= 0 if has(CTRL_VLAN) else Accepts.TAGGED
+        return Rules(
+            has(MRG_RXBUF),
+            _left_undone(has(CSUM), has(HOST_TSO4), has(HOST_TSO6)),
+            _left_undone(bool(offloads & GUEST_CSUM), bool(offloads & GUEST_TSO4), bool(offloads & GUEST_TSO6)),
+            accepts,
+            self.mac,
+            MIN_FRAME + self.registers["MTU"] if has(MTU) else MAX_FRAME,
+        )
 
     # -- sending ----------------------------------------------------------------------------------------------------
 
@@ -781,6 +883,7 @@ class VirtioNet(VirtioDevice):
         except DmaRefusedError:  # the guest has been told
             pass
         ring.use(written)
+        self._rules = None
         return True
 
     def _command(self, command: bytes) -> bool:
@@ -866,6 +969,14 @@ class VirtioNet(VirtioDevice):
 
 _MODES = ("promiscuous", "all_multicast", "all_unicast", "no_multicast", "no_unicast", "no_broadcast")
 """Commands of VIRTIO_NET_CTRL_RX: fields of :class:`.reception.Filter`."""
+
+
+_OF_TRAFFIC = ("link.send", "link.receive", "dma.translate", "dma.read", "dma.write", "interrupt", "endpoint.work")
+"""Probes that a frame passes."""
+
+
+def _left_undone(checksum: bool, segments_4: bool, segments_6: bool) -> int:
+    return CHECKSUM * checksum | SEGMENTS_4 * segments_4 | SEGMENTS_6 * segments_6
 
 
 def _address(given: str | None, stream: int) -> bytes:

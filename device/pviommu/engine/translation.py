@@ -217,12 +217,19 @@ class Translation:
         """What translate() would give for each (iova, length), as far as that is a single run for each of them and the
         core walks by itself; otherwise None, and translate() is to be asked.
         """
+        domain = self.core_domain(stream)
+        return None if domain is None else self._core.walk_spans(domain, spans, access._value_)
+
+    def core_domain(self, stream: int) -> int | None:
+        """The domain of an endpoint's requests without a PASID, if the core translates them by itself, and nobody has
+        to be told which pages they write.
+        """
         domain = self._attachments.domains.get(stream)
         if domain is None or not self._walks or stream in self._attachments.blocked or self._tracked:
             return None
         if domain in self._domains.nested or (domain in self._domains.tables and not self._is_of_core(domain)):
             return None
-        return self._core.walk_spans(domain, spans, access._value_)
+        return domain
 
     def _translate(
         self, stream: int, pasid: int | None, iova: int, length: int, access: Access

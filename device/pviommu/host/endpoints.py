@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import ClassVar, Protocol
 
-from ..hosted import NAP_MS, Host
+from ..hosted import NAP_MS, Host, Standby
 from ..inputs import Inputs
 from .fairness import Fairness
 
@@ -28,6 +28,7 @@ class Endpoint(Protocol):
     polls_memory: ClassVar[bool]
     may_nap: bool
     nap_ms: float
+    standby: Standby | None
     on_ready: Callable[[], None]
     host: Host
 
@@ -60,6 +61,8 @@ class Endpoints:
         self._fairness: Fairness[Endpoint] = Fairness()
         members = list(endpoints)
         self._polled = [endpoint for endpoint in members if endpoint.polls_memory]
+        self.standbys = [endpoint.standby for endpoint in members if endpoint.standby is not None]
+        """those that leave work to native code while the loop sleeps"""
         self._ready = dict.fromkeys(members)  # what was done before is unknown
         for endpoint in members:
             endpoint.on_ready = partial(self.ready, endpoint)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from ..counters import Counters
-from ..hosted import NAP_MS, STOPPED_NS, MayGoOn, Owner, Poll, Timer, Watch
+from ..hosted import NAP_MS, SHORT_NAP_MS, STOPPED_NS, Helper, MayGoOn, Owner, Poll, Standby, Timer, Watch
 from ..inputs import Inputs, WorkOutcome
 from .calls import Calls
 from .pacing import FOREVER, Pace
@@ -29,6 +29,9 @@ LOOK_NS = 1_000_000
 """Longest time between two looks at the descriptors, besides what is left of the turn in progress."""
 AFTER_STOP_NS = 5_000_000
 """After a stop of the process: how long the looks at descriptors go on that precede all work."""
+_HELP_NS = 100_000
+"""How long helpers may work that are woken, or look, while the loop sleeps: as long as a step of an endpoint."""
+_MOST_HELPERS = 64
 _LONGEST_MS = 3_600_000
 """Longest sleep until a timer: the kernel counts the milliseconds in 31 bits."""
 _T = TypeVar("_T")
@@ -178,12 +181,35 @@ class Loop:
 
     def _look(self, timeout_ms: float) -> None:
         """Serve what is ready, after at most ``timeout_ms``."""
-        ready = self.watches.wait(self._until_timer(timeout_ms) if self._timers and timeout_ms else timeout_ms)
+        if timeout_ms and self._timers:
+            timeout_ms = self._until_timer(timeout_ms)
+        is_awake = timeout_ms and self._endpoints.standbys and self._sleep_with_help(timeout_ms)
+        ready = self.watches.wait(0 if is_awake else timeout_ms)
         if timeout_ms:
             self._polled.rested()
         if ready:
             self._disarm()  # a ring may have been turned on, or its doorbell rung
             self.watches.serve(ready, lambda: self._stopping)
+
+    def _sleep_with_help(self, timeout_ms: float) -> bool:
+        """Sleep while endpoints have somebody who stands by for them. False if there is nobody."""
+        if self.watches.unfinished:
+            return False
+        helpers: list[Helper] = []
+        used: list[Standby] = []
+        for standby in self._endpoints.standbys[:_MOST_HELPERS]:
+            if (helper := standby.stand_by()) is not None:
+                helpers.append(helper)
+                used.append(standby)
+        if not helpers:
+            return False
+        is_nap = 0 < timeout_ms <= NAP_MS
+        longest = NAP_MS if is_nap else timeout_ms
+        fd = self.watches.poller.fileno()
+        helpers[0].wait(helpers, fd, longest, timeout_ms if is_nap else -1, SHORT_NAP_MS, _HELP_NS)
+        for standby in used:
+            standby.stood_by()
+        return True
 
     def _until_timer(self, timeout_ms: float) -> float:
         """How long to sleep: ``timeout_ms``, which may be FOREVER, or less if a timer is due before."""

@@ -18,6 +18,7 @@ from ..inputs import Inputs
 from ..pci.shared_memory import SharedMemory
 from . import library
 from .build import LibraryError, find_library
+from .card import NativeCard
 from .library import REFUSALS
 from .memory import NativeCopier, NativeGuard, address_of_bytes, new_bytes
 from .ring import NativeRings
@@ -160,6 +161,9 @@ class NativeCore:
 
     def copier(self) -> NativeCopier | None:
         return NativeCopier(self.lib) if self._has_copier else None
+
+    def card(self, copier: object) -> NativeCard | None:
+        return NativeCard(self.lib, copier) if isinstance(copier, NativeCopier) else None
 
     def guard(self) -> NativeGuard:
         return NativeGuard(self.lib)

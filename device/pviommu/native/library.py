@@ -1,10 +1,10 @@
 """The compiled library: its structures and functions as ctypes sees them. Names and fields are those of ``core.h``,
-``ring.h`` and ``walk.h``."""
+``ring.h``, ``walk.h`` and ``virtio.h``."""
 
 from __future__ import annotations
 
 import ctypes
-from ctypes import Structure, c_int, c_int32, c_int64, c_uint32, c_uint64, c_void_p
+from ctypes import Structure, c_int, c_int32, c_int64, c_uint8, c_uint32, c_uint64, c_void_p
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 from ..engine import Refusal
 
 __all__ = [
+    "FRAME_OFFSET",
     "KINDS",
     "LEAF_FIELDS",
     "REFUSALS",
@@ -19,6 +20,7 @@ __all__ = [
     "STOPS",
     "WALK_ATTEMPTS",
     "WALK_LEVELS",
+    "Card",
     "Fault",
     "Field",
     "Level",
@@ -26,15 +28,18 @@ __all__ = [
     "Operation",
     "Pattern",
     "Pool",
+    "Port",
     "Report",
     "Ring",
     "Rings",
     "Span",
+    "Split",
     "Stage",
     "Table",
     "Tables",
     "Tlb",
     "Translation",
+    "Used",
     "WalkReport",
     "Walked",
     "Walker",
@@ -330,6 +335,97 @@ class Span(Structure):
     )
 
 
+_CHAIN, _ENTRY_COUNT = 256, 64
+_FRAME_ROOM = 12 + (64 << 10) + 64
+
+
+class Port(Structure):
+    """``struct pv_port``."""
+
+    _fields_ = (
+        ("core", c_void_p),
+        ("memory", c_void_p),
+        ("line", c_void_p),
+        ("step", c_void_p),
+        ("requests", c_uint64),
+        ("bytes", c_uint64),
+        ("ctx", c_uint32),
+    )
+
+
+class Used(Structure):
+    """``struct pv_used``."""
+
+    _fields_ = (("id", c_uint32), ("written", c_uint32))
+
+
+class Split(Structure):
+    """``struct pv_split``."""
+
+    _fields_ = (
+        ("desc", c_uint64),
+        ("driver", c_uint64),
+        ("device", c_uint64),
+        ("size", c_uint32),
+        ("event_idx", c_uint32),
+        ("indirect", c_uint32),
+        ("next_avail", c_uint32),
+        ("next_used", c_uint32),
+        ("count", c_uint32),
+        ("untold", c_uint32),
+        ("taken", c_uint32),
+        ("there", c_uint32),
+        ("is_dry", c_uint32),
+        ("interrupts", c_uint32),
+        ("eventfd", c_int32),
+        ("entries", Used * _ENTRY_COUNT),
+    )
+
+
+class Card(Structure):
+    """``struct pv_card``."""
+
+    _fields_ = (
+        ("port", Port),
+        ("rx", Split),
+        ("tx", Split),
+        ("sent", c_uint64),
+        ("sent_bytes", c_uint64),
+        ("received", c_uint64),
+        ("received_bytes", c_uint64),
+        ("interrupts", c_uint64),
+        ("signals", c_uint64),
+        ("completed", c_void_p),
+        ("may_send", c_uint32),
+        ("may_receive", c_uint32),
+        ("reads_tap", c_uint32),
+        ("merges", c_uint32),
+        ("header_of_guest", c_uint32),
+        ("header_for_guest", c_uint32),
+        ("accepts", c_uint32),
+        ("longest", c_uint32),
+        ("tap", c_int32),
+        ("error", c_int32),
+        ("held", c_uint32),
+        ("is_unusual", c_uint32),
+        ("is_empty", c_uint32),
+        ("may_expect", c_uint32),
+        ("answer_ns", c_uint64),
+        ("expected_at", c_uint64),
+        ("expected_for", c_uint64),
+        ("expected_after", c_uint32),
+        ("mac", c_uint8 * 6),
+        ("buffer", c_uint8 * _FRAME_ROOM),
+        ("count", c_uint64),
+        ("spans", c_uint64 * (4 * _CHAIN)),
+        ("runs", c_uint64 * (4 * _CHAIN)),
+        ("table", c_uint8 * (16 * _CHAIN)),
+    )
+
+
+FRAME_OFFSET = Card.buffer.offset
+"""of the frame that a card holds, in its structure"""
+
 _FUNCTIONS: dict[str, tuple[Any, ...]] = {
     "pv_pool_destroy": (None, c_void_p),
     "pv_table_init": (c_int, c_void_p, c_void_p, c_uint64, c_uint32),
@@ -378,8 +474,13 @@ _FUNCTIONS: dict[str, tuple[Any, ...]] = {
     "pv_tlb_drop": (None, c_void_p, c_uint64, c_uint64, c_uint64, c_uint64, c_uint64),
     "pv_tlb_clear": (None, c_void_p),
     "pv_core_walk_spans": (c_uint32, c_void_p, c_uint32, c_void_p, c_uint64, c_uint64, c_void_p),
+    "pv_card_step": (c_uint32, c_void_p, c_uint64),
 }
 """Types of result and arguments."""
+_SLEEPING: dict[str, tuple[Any, ...]] = {
+    "pv_cards_wait": (c_uint32, c_void_p, c_uint64, c_int, c_int64, c_int64, c_int64, c_uint64),
+}
+"""The same of those during which other threads go on."""
 
 
 class Library:
@@ -389,10 +490,11 @@ class Library:
         """Raises :class:`OSError` for a file that does not load here."""
         # PyDLL: the calls are short, and giving the interpreter's lock away and back would be much of them
         self._library = ctypes.PyDLL(str(path))
-        for name, (result, *arguments) in _FUNCTIONS.items():
-            function = getattr(self._library, name)
-            function.restype, function.argtypes = result, arguments
-            setattr(self, name, function)
+        for library, functions in ((self._library, _FUNCTIONS), (ctypes.CDLL(str(path)), _SLEEPING)):
+            for name, (result, *arguments) in functions.items():
+                function = getattr(library, name)
+                function.restype, function.argtypes = result, arguments
+                setattr(self, name, function)
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(f"the native library has no function {name}")

@@ -73,6 +73,17 @@ class Link:
         """The next frame that has arrived, with its header, which nobody has checked."""
         return None
 
+    def lend(self) -> tuple[int, bool] | None:
+        """Let native code read and write frames of a link that is one descriptor, until anything else is done here: the
+        descriptor, and whether epoll does not tell of frames. None: it may not.
+        """
+        return None
+
+    def take_back(self, frame: bytes, *, is_empty: bool) -> None:
+        """What was lent is given back, with a ``frame`` and its header that is to be received next, if there is one.
+        ``is_empty``: there was no more.
+        """
+
     def rest(self) -> None:
         """The card does not look before ``on_change`` is called."""
 

@@ -141,6 +141,8 @@ class Ring(ABC):
         self._dma = dma
         self._event_idx = bool(features & RING_EVENT_IDX)
         self._indirect = bool(features & INDIRECT_DESC)
+        self.features = self._event_idx, self._indirect
+        """what was negotiated of notifications by index, and of indirect tables"""
         self.fetched: deque[Buffer] = deque()
         """copies of the next buffers, as far as they were looked for"""
         self.is_dry = False
@@ -163,6 +165,11 @@ class Ring(ABC):
     def is_full(self) -> bool:
         """Whether the driver cannot make more buffers available before some of those fetched are used."""
         return len(self.fetched) >= BATCH or sum(each.descriptors for each in self.fetched) >= self.state.size
+
+    @property
+    def is_untold(self) -> bool:
+        """Whether there is something that :meth:`publish` would tell the driver."""
+        return bool(self.state.used or self.state.untold)
 
     def use(self, *written: int) -> None:
         """The next buffers are done with, so many bytes of each of them written. :meth:`publish` tells the driver."""

@@ -15,6 +15,7 @@ from pviommu.guest.local import LocalFunction
 from pviommu.guest.memory import memory_file
 from pviommu.guest.ring import Ring
 from pviommu.interfaces.pv.function import IommuConfig, PvIommu
+from pviommu.interfaces.pv.ring_core import DeviceCore
 from pviommu.machine import AnyEndpoint, build_endpoint
 from pviommu.pci.function import Environment
 from pviommu.topology import EndpointSection
@@ -34,10 +35,11 @@ STREAM = 1
 class Guest:
     """A virtual machine of 16 MiB whose endpoints stand outside the default context, in an empty one."""
 
-    def __init__(self) -> None:
+    def __init__(self, core: DeviceCore | None = None) -> None:
         self.counters = Counters()
         self.environment = Environment(Inputs(), self.counters)  # whose clock does not know how busy this machine is
-        self.iommu = PvIommu("iommu", IommuConfig(streams=(1, 2)), self.environment)
+        self.core = core
+        self.iommu = PvIommu("iommu", IommuConfig(streams=(1, 2)), self.environment, core)
         self._driver = LocalFunction(self.iommu, REGISTER)
         self._ring = Ring(self._driver, entries=MIN_RING_ENTRIES)
         self._events = EventRing(self._driver)
@@ -55,7 +57,7 @@ class Guest:
     def make(self, kind: type[AnyEndpoint], name: str, stream: int, options: Options | None = None) -> AnyEndpoint:
         """An endpoint of this machine. Its client has not announced memory yet, and it may do no DMA: see `plug`."""
         section = EndpointSection(name, "", stream, options=options)
-        endpoint = build_endpoint(kind, section, self.iommu, self.environment, siblings=self.siblings)
+        endpoint = build_endpoint(kind, section, self.iommu, self.environment, self.core, self.siblings)
         self.siblings[name] = endpoint
         return endpoint
 

@@ -11,7 +11,6 @@ import pytest
 from pviommu.dma.fault import DmaPendingError
 from pviommu.endpoints.endpoint import Surroundings
 from pviommu.endpoints.virtio_device import (
-    EAGER_NAP_MS,
     EAGER_NS,
     LEAST_POLL_NS,
     MOST_ANSWERS,
@@ -33,7 +32,7 @@ from pviommu.guest.virtio import (
     VirtioFunction,
     VirtioGuest,
 )
-from pviommu.hosted import NAP_MS
+from pviommu.hosted import NAP_MS, SHORT_NAP_MS
 from pviommu.pci.config_space import Identity
 from pviommu.virtio.features import TRANSPORT
 from vfio_user import IrqAction, IrqIndex, IrqKind, IrqRequest
@@ -554,7 +553,7 @@ def test_naps_between_looks_for_more_are_short_at_first(device: Copier, driver: 
     assert not device.may_nap  # it has done something
     begin = device.inputs.time
     assert device.step()
-    assert (device.may_nap, device.nap_ms) == (True, EAGER_NAP_MS)
+    assert (device.may_nap, device.nap_ms) == (True, SHORT_NAP_MS)
     naps = [device.nap_ms == NAP_MS for _ in range(200) if device.step()]
     looked_ns = (naps.index(True) + 1) * (device.inputs.time - begin) // len(naps)
 

@@ -16,7 +16,7 @@ from pviommu.host.pacing import FOREVER, Pace
 from pviommu.host.watches import SOCKETS_NS
 from pviommu.host.work import Work
 from pviommu.host.workers import THREADS
-from pviommu.hosted import STOPPED_NS
+from pviommu.hosted import STOPPED_NS, Waited
 from pviommu.inputs import WorkOutcome
 
 from ..conftest import Driver, Inputs
@@ -401,3 +401,53 @@ def test_after_the_end_nothing_is_begun_and_nobody_woken(loop: Loop) -> None:
         os.read(reader, 8)
     for each in (reader, writer, fd):
         os.close(each)
+
+
+# -- helpers ----------------------------------------------------------------------------------------------------------
+
+
+class Helped:
+    """Somebody who leaves work to a helper, which is itself, while the loop sleeps."""
+
+    def __init__(self, event: Event) -> None:
+        self.event = event
+        self.sleeps: list[tuple[int, float, float]] = []
+        self.is_willing = True
+        self.is_asleep = False
+
+    def stand_by(self) -> Helped | None:
+        assert not self.is_asleep
+        self.is_asleep = self.is_willing
+        return self if self.is_willing else None
+
+    def stood_by(self) -> None:
+        self.is_asleep = False
+
+    def wait(
+        self, with_others: list[Helped], fd: int, timeout_ms: float, nap_ms: float, _short_ms: float, _budget_ns: int
+    ) -> Waited:
+        assert all(one.is_asleep for one in with_others)
+        self.sleeps.append((len(with_others), timeout_ms, nap_ms))
+        self.event.ring()
+        return Waited.OTHER
+
+
+def test_the_loop_sleeps_in_the_hands_of_those_who_help(loop: Loop, event: Event, inputs: Inputs) -> None:
+    helped = [Helped(event), Helped(event), Helped(event)]
+    helped[1].is_willing = False
+    loop._endpoints.standbys = helped
+    turns(loop, 1)  # which does what came before
+    inputs.waits.clear()
+    turns(loop, 2)
+    assert event.told == [select.EPOLLIN] * len(helped[0].sleeps)
+    assert helped[0].sleeps[-1] == (2, FOREVER, -1)
+    assert set(inputs.waits) == {0}
+    assert not any(one.is_asleep for one in helped)
+
+
+def test_nobody_helps_while_something_is_unfinished(loop: Loop, event: Event) -> None:
+    loop._endpoints.standbys = [helped] = [Helped(event)]
+    event.watch.has_more = True
+    turns(loop, 3)
+    assert helped.sleeps == []
+    event.watch.has_more = False

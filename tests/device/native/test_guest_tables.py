@@ -310,14 +310,13 @@ def test_no_dma_writes_to_a_page_after_its_unmap(native_library, hammer):
 def test_the_odd_step_is_stored_before_a_full_fence_and_the_walk():
     """What no test on x86 finds reliably: without the fence the store may pass the reads of the walk."""
     source = (Path(build.__file__).parent / "src" / "engine.c").read_text()
-    body = source[source.index("pv_core_transfer(const") :]
+    body = source[source.index("uint32_t pv_request_by_guest(const") :]
     order = [
         body.index(part)
         for part in (
             "__atomic_store_n(line, step, ",
             "__atomic_thread_fence(__ATOMIC_SEQ_CST)",
-            "pv_core_walk(",
-            "pv_memory_copy(",
+            "pv_request(",
             "__atomic_store_n(line, step + 1, __ATOMIC_RELEASE)",
         )
     ]

@@ -48,6 +48,15 @@ def test_trigger_signals_just_the_installed_vector(table: InterruptTable, events
     assert [taken(fd) for fd in events] == [0, 1, 0, 0]
 
 
+def test_who_signals_by_itself_is_told_the_eventfd(table: InterruptTable, events: list[int]) -> None:
+    install(table, 1, events[:2])
+    fd = table.eventfd(MSIX, 2)
+    assert fd is not None
+    os.eventfd_write(fd, 1)
+    assert [taken(fd) for fd in events] == [0, 1, 0, 0]
+    assert table.eventfd(MSIX, 0) is None
+
+
 @pytest.mark.parametrize(("index", "vector"), [(MSIX, 3), (MSIX, 4), (MSIX, -1), (IrqIndex.INTX, 0), (77, 0)])
 @pytest.mark.row("wire", 35)
 def test_trigger_without_eventfd_is_false(table: InterruptTable, index: int, vector: int) -> None:

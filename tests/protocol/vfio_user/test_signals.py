@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import logging
 import os
@@ -41,6 +42,17 @@ def test_each_signal_adds_one(event: int) -> None:
     for _ in range(1000):  # more than are in flight at once
         signal(event)
     assert os.eventfd_read(event) == 1000
+
+
+def test_who_signals_in_the_same_context_shares_the_count_of_completions(event: int) -> None:
+    shared = signals.signal_context()
+    assert shared is not None
+    context, counted = shared
+    assert context
+    for _ in range(130):
+        before = ctypes.c_uint32.from_address(counted).value
+        signal(event)
+        assert ctypes.c_uint32.from_address(counted).value == (before + 1) % 64
 
 
 def test_a_semaphore_is_signalled_too(no_fd_leak: None) -> None:
@@ -92,6 +104,7 @@ def test_without_asynchronous_io_signals_are_written_and_one_line_says_so(
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
             signal(event)
+    assert signals.signal_context() is None
     signals._signaller.cache_clear()
     assert os.eventfd_read(event) == 3
     assert [record.levelname for record in caplog.records] == ["WARNING"]

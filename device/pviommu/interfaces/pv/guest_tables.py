@@ -21,6 +21,7 @@ from pviommu_abi.vendor import AllocTables, TablesFlags
 from ...dma.access import Copier, GuestMemoryError
 from ...dma.memory import GuestMemory
 from ...dma.plan import Span
+from ...dma.translator import Lent
 from ...engine import PAGE_SHIFT, PAGE_SIZE, GuestTables
 from ...engine.formats import vtd_second_stage, x86_64
 from ...engine.walk import ENTRY_SIZE, ReadRefusal, Tables
@@ -151,6 +152,16 @@ class ContextTables:
             return None
         word, step = self.in_flight.hand_over(line)
         return self._core.transfer(domain, spans, copier, data, word, step)
+
+    def lend(self, stream: int) -> Lent | None:
+        """See :meth:`.translator.Translator.lend`."""
+        domain = self._engine.core_domain(stream)
+        if domain is None or self._core is None or not self.transfers:
+            return None
+        if not self._engine.has_guest_tables(domain):
+            return Lent(self._core.address, domain)
+        line = line_of(domain)
+        return Lent(self._core.address, domain, *self.in_flight.lend(line)) if self.in_flight.is_quiet(line) else None
 
     def reset(self) -> None:
         """There are no contexts, and nothing is in flight."""

@@ -8,6 +8,7 @@ proof.
 
 from __future__ import annotations
 
+from array import array
 from ctypes import addressof, c_char
 
 from pviommu_abi.shared import CACHE_LINE, IN_FLIGHT_LINES, IN_FLIGHT_OFFSET, InFlightLine
@@ -54,7 +55,7 @@ class InFlight:
 
     def __init__(self, shared: SharedMemory) -> None:
         self._shared = shared
-        self._steps = [0] * IN_FLIGHT_LINES
+        self._steps = array("I", [0] * IN_FLIGHT_LINES)
         self._uses: list[set[Use]] = [set() for _ in range(IN_FLIGHT_LINES)]
         self._memory = 0
         """where the shared memory is in this process, once somebody has asked"""
@@ -100,11 +101,20 @@ class InFlight:
         """Let somebody else make a step of a line that is quiet: the address of its word in this process, and the odd
         value that it is to have meanwhile. The next one is for afterwards, whatever comes of it.
         """
-        if not self._memory:
-            self._memory = addressof(c_char.from_buffer(self._shared.view))
         step = self._steps[line] + 1 & _MASK
         self._steps[line] = step + 1 & _MASK
-        return self._memory + _WORD * _place(line), step
+        return self._word(line), step
+
+    def lend(self, line: int) -> tuple[int, int]:
+        """Let native code make steps of a line that is quiet, until somebody else does anything: the addresses in this
+        process of its word and of the step that the word has, both of which it changes.
+        """
+        return self._word(line), self._steps.buffer_info()[0] + _WORD * line
+
+    def _word(self, line: int) -> int:
+        if not self._memory:
+            self._memory = addressof(c_char.from_buffer(self._shared.view))
+        return self._memory + _WORD * _place(line)
 
     def flush(self, line: int) -> Flushing:
         """Wait for all that is in flight now, and for nothing that begins later."""
@@ -138,7 +148,7 @@ class InFlight:
         for line, step in steps.items():
             if not (0 <= line < IN_FLIGHT_LINES and 0 <= step <= _MASK):
                 raise ValueError(f"in-flight line {line} at step {step}: there are {IN_FLIGHT_LINES}, of 32 bits")
-        self._steps = [steps.get(line, 0) for line in range(IN_FLIGHT_LINES)]
+        self._steps = array("I", [steps.get(line, 0) for line in range(IN_FLIGHT_LINES)])
         self.reset()
 
     def _step(self, line: int) -> None:

@@ -10,7 +10,7 @@ from ...dma.access import Copier
 from ...dma.memory_file import Guard
 from ...dma.plan import Span
 from ...engine.core import Core
-from ...hosted import Poll
+from ...hosted import Helper, Poll
 from ...inputs import Inputs
 from ...pci.shared_memory import SharedMemory
 from .page_operation import PageKinds, PageRules
@@ -81,6 +81,9 @@ class RingCore(Protocol):
 class DeviceCore(Core, Protocol):
     """A core for an engine, and perhaps for the rings that lead to it and for guest memory."""
 
+    address: int
+    """for native code, once it has started"""
+
     def rings(self, count: int, shared: SharedMemory, inputs: Inputs) -> RingCore | None:
         """Called once, after :meth:`start`. None: Python serves the rings, as it must if ``inputs`` may not be
         bypassed."""
@@ -100,6 +103,9 @@ class DeviceCore(Core, Protocol):
         """Carry out a request by tables of the guest that this core walks: see :meth:`.translator.Translator.transfer`.
         The 32-bit word at the address ``word`` of this process is ``step`` meanwhile, and one more afterwards.
         """
+
+    def card(self, copier: object) -> Helper | None:
+        """What does the plain traffic of a network card whose guest memory ``copier`` copies; None: Python does."""
 
     def another(self) -> DeviceCore:
         """One with the same parts, for another engine."""

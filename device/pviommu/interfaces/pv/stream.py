@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from ...dma.access import Copier
 from ...dma.fault import KIND, Fault
 from ...dma.plan import DmaPlan, DmaRequest, Span, translate_each
-from ...dma.translator import PENDING, Pending, Translator
+from ...dma.translator import PENDING, Lent, Pending, Translator
 from ...engine import TranslationFault, TranslationPending
 from .contexts import Contexts
 from .guest_tables import ContextTables
@@ -100,6 +100,12 @@ class PvStream(Translator):
             return None
         self._settle()
         return self._tables.transfer(self.stream, spans, copier, data)
+
+    def lend(self) -> Lent | None:
+        if self._uses or self._kept or self._backlog or not self._patience.has_caught_up():
+            return None
+        self._settle()
+        return self._tables.lend(self.stream)
 
     def finished(self) -> None:
         self._end(self._uses)

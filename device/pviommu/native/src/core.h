@@ -43,7 +43,7 @@ int pv_try_exchange(uint64_t *at, uint64_t *found, uint64_t after);
 struct pv_memory;
 
 int pv_memory_has(const struct pv_memory *memory, const uint64_t *runs, uint64_t count);
-uint64_t pv_memory_copy(const struct pv_memory *memory, const uint64_t *runs, uint64_t count, uint8_t *buffer,
+uint64_t pv_memory_move(const struct pv_memory *memory, const uint64_t *runs, uint64_t count, uint8_t *buffer,
 			uint64_t room, uint32_t to_guest);
 uint8_t *pv_memory_at(const struct pv_memory *memory, uint64_t gpa, uint64_t size);
 int pv_memory_may_vanish(const struct pv_memory *memory);
@@ -158,5 +158,10 @@ struct pv_outcome pv_unmap(const struct pv_core *core, const struct pv_context *
 uint64_t pv_pages_at(const struct pv_core *core, uint32_t ctx, uint64_t dfn, uint64_t *gfn, uint64_t *access,
 		     enum pv_refusal *refusal);
 int pv_add_run(uint64_t *runs, uint64_t *count, uint64_t room, uint64_t gpa, uint64_t size);
+uint32_t pv_request(const struct pv_core *core, uint32_t ctx, const struct pv_memory *memory, const uint64_t *spans,
+		    uint64_t count, uint64_t *runs, uint64_t most, uint8_t *buffer, uint64_t room, uint32_t to_guest);
+uint32_t pv_request_by_guest(const struct pv_core *core, uint32_t ctx, const struct pv_memory *memory, uint32_t *line,
+			     uint32_t step, const uint64_t *spans, uint64_t count, uint64_t *runs, uint64_t most,
+			     uint8_t *buffer, uint64_t room, uint32_t to_guest);
 
 #endif

@@ -359,34 +359,53 @@ PV_EXPORT uint32_t pv_core_walk_spans(const struct pv_core *core, uint32_t ctx, 
 }
 
 /*
- * A whole request by tables of the guest: `count` spans, pairs of iova and length, are translated, and `room` bytes, all
- * of them, copied to or from `buffer`. The step of the in-flight line is *step meanwhile, which is odd, and the next one
- * afterwards (docs/guest-tables.md). `runs` has room for `most` pairs of numbers. Returns 0 if the request is not for
- * here, for whatever reason; of a write some of it may have happened if memory went away.
+ * A whole request: `count` spans, pairs of iova and length, are translated, and `room` bytes, all of them, copied to or
+ * from `buffer`, once the guard is installed. `runs` has room for `most` pairs of numbers. Returns 0 if the request is not for here, for whatever
+ * reason; of a write some of it may have happened if memory went away.
  */
+uint32_t pv_request(const struct pv_core *core, uint32_t ctx, const struct pv_memory *memory, const uint64_t *spans,
+		    uint64_t count, uint64_t *runs, uint64_t most, uint8_t *buffer, uint64_t room, uint32_t to_guest)
+{
+	uint64_t found = 0, wanted = to_guest ? PV_WRITE : PV_READ;
+
+	for (uint64_t i = 0; i < count; i++) {
+		uint64_t at = spans[2 * i], length = spans[2 * i + 1];
+		uint32_t done;
+		int64_t more;
+
+		if (!length || length - 1 > UINT64_MAX - at)
+			return 0;
+		more = pv_core_walk(core, ctx, &at, at + length - 1, wanted, runs + 2 * found, most - found, &done);
+		if (more < 0 || !done)
+			return 0;
+		found += (uint64_t)more;
+	}
+	return pv_memory_has(memory, runs, found) &&
+	       pv_memory_move(memory, runs, found, buffer, room, to_guest) == room;
+}
+
+/*
+ * pv_request() by tables of the guest. The step of the in-flight line is *step meanwhile, which is odd, and the next one
+ * afterwards (docs/guest-tables.md).
+ */
+uint32_t pv_request_by_guest(const struct pv_core *core, uint32_t ctx, const struct pv_memory *memory, uint32_t *line,
+			     uint32_t step, const uint64_t *spans, uint64_t count, uint64_t *runs, uint64_t most,
+			     uint8_t *buffer, uint64_t room, uint32_t to_guest)
+{
+	uint32_t done;
+
+	__atomic_store_n(line, step, __ATOMIC_RELAXED);
+	__atomic_thread_fence(__ATOMIC_SEQ_CST);	/* the guest sees this, or entries are read after it cleared them */
+	done = pv_request(core, ctx, memory, spans, count, runs, most, buffer, room, to_guest);
+	__atomic_store_n(line, step + 1, __ATOMIC_RELEASE);
+	return done;
+}
+
+/* The same, for who has not installed the guard. */
 PV_EXPORT uint32_t pv_core_transfer(const struct pv_core *core, uint32_t ctx, const struct pv_memory *memory,
 				    uint32_t *line, uint32_t step, const uint64_t *spans, uint64_t count, uint64_t *runs,
 				    uint64_t most, uint8_t *buffer, uint64_t room, uint32_t to_guest)
 {
-	uint64_t found = 0, wanted = to_guest ? PV_WRITE : PV_READ;
-	uint32_t done = 1;
-
-	__atomic_store_n(line, step, __ATOMIC_RELAXED);
-	__atomic_thread_fence(__ATOMIC_SEQ_CST);	/* the guest sees this, or entries are read after it cleared them */
-	for (uint64_t i = 0; i < count && done; i++) {
-		uint64_t at = spans[2 * i], length = spans[2 * i + 1];
-		int64_t more;
-
-		if (!length || length - 1 > UINT64_MAX - at)
-			done = 0;
-		else if ((more = pv_core_walk(core, ctx, &at, at + length - 1, wanted, runs + 2 * found, most - found,
-					      &done)) < 0)
-			done = 0;
-		else
-			found += (uint64_t)more;
-	}
-	done = done && pv_memory_has(memory, runs, found) &&
-	       pv_memory_copy(memory, runs, found, buffer, room, to_guest) == room;
-	__atomic_store_n(line, step + 1, __ATOMIC_RELEASE);
-	return done;
+	pv_guard_install();
+	return pv_request_by_guest(core, ctx, memory, line, step, spans, count, runs, most, buffer, room, to_guest);
 }

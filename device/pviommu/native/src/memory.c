@@ -146,15 +146,14 @@ PV_EXPORT int pv_memory_has(const struct pv_memory *memory, const uint64_t *runs
 }
 
 /*
- * Copy `count` runs, which pv_memory_has() has checked, one after the other to or from `buffer`. `room`: bytes of the
- * buffer. Returns the bytes copied; fewer if memory behind a mapping is missing.
+ * Copy `count` runs, which pv_memory_has() has checked, one after the other to or from `buffer`, once the handler is
+ * installed. `room`: bytes of the buffer. Returns the bytes copied; fewer if memory behind a mapping is missing.
  */
-PV_EXPORT uint64_t pv_memory_copy(const struct pv_memory *memory, const uint64_t *runs, uint64_t count,
-				  uint8_t *buffer, uint64_t room, uint32_t to_guest)
+uint64_t pv_memory_move(const struct pv_memory *memory, const uint64_t *runs, uint64_t count, uint8_t *buffer,
+			uint64_t room, uint32_t to_guest)
 {
 	uint64_t done = 0;
 
-	pv_guard_install();
 	for (uint64_t i = 0; i < count; i++) {
 		uint64_t gpa = runs[2 * i], left = runs[2 * i + 1];
 
@@ -180,4 +179,12 @@ PV_EXPORT uint64_t pv_memory_copy(const struct pv_memory *memory, const uint64_t
 		}
 	}
 	return done;
+}
+
+/* The same, for who has not installed the handler. */
+PV_EXPORT uint64_t pv_memory_copy(const struct pv_memory *memory, const uint64_t *runs, uint64_t count,
+				  uint8_t *buffer, uint64_t room, uint32_t to_guest)
+{
+	pv_guard_install();
+	return pv_memory_move(memory, runs, count, buffer, room, to_guest);
 }
