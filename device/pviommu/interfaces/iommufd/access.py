@@ -21,9 +21,9 @@ class Access(Object):
 
     def __init__(self, ioas: Ioas, *, pins: bool, keeps_areas: bool = False) -> None:
         """``pins``: it pins whole pages, not only reads and writes; ``keeps_areas``: and does not give them up when
-        user space unmaps them. Raises OSError (EADDRINUSE).
+        user space unmaps them. Raises OSError: EADDRINUSE, ENOMEM.
         """
-        super().__init__()
+        super().__init__(ioas.hardware.places)
         self.ioas = ioas
         self.can_pin = pins
         self.keeps_areas = keeps_areas

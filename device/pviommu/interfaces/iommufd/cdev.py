@@ -38,7 +38,7 @@ class VfioDevice(DeviceFile):
 
     def ioctl(self, process: Process, request: int, argument: int) -> int:
         """Raises OSError: EINVAL before the device is bound, ENOTTY for a request that is none of these."""
-        memory = process.memory
+        memory = process.user
         if request == v.VfioRequest.DEVICE_BIND_IOMMUFD:
             self._bind(process, argument)
             return 0
@@ -82,7 +82,7 @@ class VfioDevice(DeviceFile):
 
     def _bind(self, process: Process, argument: int) -> None:
         minimum = v.BindIommufd.offset_of("token_uuid_ptr")
-        bind = arguments.read_growing(v.BindIommufd, process.memory, argument, minimum)
+        bind = arguments.read_growing(v.BindIommufd, process.user, argument, minimum)
         if bind.iommufd < 0 or bind.flags & ~int(v.BindFlag.TOKEN):
             what = f"descriptor {bind.iommufd}, flags {bind.flags:#x}"
             raise RequestError(errno.EINVAL, f"bind {self.device}: {what}")
@@ -91,7 +91,7 @@ class VfioDevice(DeviceFile):
         if self.device.group.file is not None:
             raise RequestError(errno.EBUSY, f"bind {self.device}: the file of its group is open")
         if bind.flags & v.BindFlag.TOKEN:
-            process.memory.read(bind.token_uuid_ptr, _TOKEN_BYTES)
+            process.user.read(bind.token_uuid_ptr, _TOKEN_BYTES)
             raise RequestError(errno.EINVAL, f"bind {self.device}: it needs no token")
         file = process.file(bind.iommufd)
         if not isinstance(file, Iommufd):
@@ -101,7 +101,7 @@ class VfioDevice(DeviceFile):
         bound = file.bind(self.device)
         answer = v.BindIommufd(bind.argsz, bind.flags, bind.iommufd, bound.id, 0)
         try:
-            process.memory.write(argument, answer.pack()[:minimum])
+            process.user.write(argument, answer.pack()[:minimum])
         except OSError:
             file.unbind(bound)
             raise

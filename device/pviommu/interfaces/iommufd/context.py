@@ -67,10 +67,10 @@ class Iommufd(GuestRequests):
         """Carry out a request. Raises OSError: by the rules of commands.read(), ENOTTY for a request that there is not,
         EOPNOTSUPP for one that this model does not carry out, and what its method says.
         """
-        memory = process.memory
+        memory = process.user
         number = request & 0xFF
         if not commands.BASE <= number < commands.LIMIT:
-            return self.compat.ioctl(memory, request, argument)
+            return self.compat.ioctl(process, request, argument)
         command = commands.COMMANDS.get(number)
         if command is None or command.request != request:
             memory.read(argument, 4)
@@ -92,7 +92,7 @@ class Iommufd(GuestRequests):
     def _answer(self, command: commands.Command, answer: Record, process: Process, argument: int, size: int) -> None:
         """Write the structure back; of a request that opens a file, after that. If that fails, what is new is gone."""
         if command.creates is None:
-            write_back(process.memory, argument, answer.pack()[:size])
+            write_back(process.user, argument, answer.pack()[:size])
             return
         new = self.objects.find(getattr(answer, command.creates))
         descriptor = None
@@ -105,7 +105,7 @@ class Iommufd(GuestRequests):
                     self.objects.remove(getattr(answer, command.creates))
                     raise
                 answer = s.changed(answer, **{command.opens: descriptor})
-            process.memory.write(argument, answer.pack()[:size])
+            process.user.write(argument, answer.pack()[:size])
         except OSError:
             if descriptor is not None:
                 process.uninstall(descriptor)
@@ -170,7 +170,9 @@ class Iommufd(GuestRequests):
 
     def _do_ioas_allow_iovas(self, command: s.IoasAllowIovas, process: Process) -> None:
         ioas = self.objects.get(Ioas, command.ioas_id)
-        spans = _read_ranges(process.memory, command.allowed_iovas, command.num_iovas)
+        spans = _read_ranges(process.user, command.allowed_iovas, command.num_iovas)
+        for _ in spans:
+            self._hardware.places.span()
         way = ioas.space.allow(spans)
         if way:
             raise RequestError(errno.EADDRINUSE, f"allow in {ioas}: {way[0]:#x}..{way[1]:#x} is reserved")
@@ -180,7 +182,7 @@ class Iommufd(GuestRequests):
         ranges = ioas.space.ranges()
         fitting = ranges[: command.num_iovas]
         if fitting:
-            process.memory.write(command.allowed_iovas, b"".join(s.IovaRange(*span).pack() for span in fitting))
+            process.user.write(command.allowed_iovas, b"".join(s.IovaRange(*span).pack() for span in fitting))
         answer = s.changed(command, num_iovas=len(ranges), out_iova_alignment=ioas.space.alignment)
         if len(fitting) < len(ranges):
             text = f"ranges of {ioas}: there are {len(ranges)}, and room for {command.num_iovas}"
@@ -244,7 +246,7 @@ class Iommufd(GuestRequests):
         raise RequestError(errno.EOPNOTSUPP, f"option {command.option_id}: there is no such option")
 
     def _rlimit_mode(self, command: s.Option) -> Record:
-        """It is remembered, and changes nothing: this model accounts no process.memory."""
+        """It is remembered, and changes nothing: this model accounts no memory."""
         if command.object_id:
             raise RequestError(errno.EOPNOTSUPP, f"option RLIMIT_MODE of {command.object_id}: it is of the whole file")
         if command.op == s.OptionOp.GET:
@@ -297,12 +299,13 @@ class Iommufd(GuestRequests):
             raise RequestError(errno.EOPNOTSUPP, f"dirty bitmap of {hwpt}: it was not allocated for that")
         # Linux looks at areas as far as they follow each other, and forgets to say that it did not get to the end.
         length = hwpt.ioas.space.areas.covered_up_to(command.iova, last) + 1 - command.iova
+        self._hardware.places.bitmap()
         shift = (command.page_size & -command.page_size).bit_length() - 1
         runs = [
             (first - command.iova >> shift, first - command.iova + size - 1 >> shift)
             for first, size in self._hardware.dirty(hwpt.table, command.iova, length, clear=False)
         ]
-        _set_bits(process.memory, command.data, runs)
+        _set_bits(process.user, command.data, runs)
         if not command.flags & s.DirtyBitmapFlag.NO_CLEAR:
             self._hardware.dirty(hwpt.table, command.iova, length, clear=True)
 

@@ -60,7 +60,7 @@ class DeviceFile:
 
     def _reset_bus(self, process: Process, pci: PciDevice, argument: int) -> None:
         """Each device is alone on its bus. Who has opened it by its group shows the group, others show nothing."""
-        groups = pci.groups_of_reset(process.memory, argument, named=not self.dependent[1])
+        groups = pci.groups_of_reset(process.user, argument, named=not self.dependent[1])
         files = [process.own_file(fd) for fd in groups]
         if not all(file is not None and self.owns_by(file) for file in files):
             raise RequestError(errno.EINVAL, f"reset of the bus of {self.device}: its group is not shown")

@@ -17,6 +17,7 @@ from ...engine import PAGE_MASK, PAGE_SHIFT, Access, Refusal, TranslationFault
 from . import structures as s
 from .devices import Device, Group
 from .objects import Object
+from .places import Places
 from .request_error import RequestError
 from .user_memory import UserMemory
 
@@ -38,8 +39,10 @@ _Place = tuple[int, int | None, int]
 class EventFile(Object):
     """A queue, and the open file by which it is read: the file keeps it and the open /dev/iommu alive."""
 
-    def __init__(self, hold: Callable[[], None], drop: Callable[[], None]) -> None:
-        super().__init__()
+    def __init__(self, places: Places, hold: Callable[[], None], drop: Callable[[], None]) -> None:
+        """Raises OSError (ENOMEM)."""
+        super().__init__(places)
+        self._places = places
         self.users = 1
         self.watcher: Callable[[], None] = lambda: None
         """Called when there is something to read."""
@@ -88,8 +91,8 @@ class FaultQueue(EventFile):
 
     what = "fault queue"
 
-    def __init__(self, hold: Callable[[], None], drop: Callable[[], None]) -> None:
-        super().__init__(hold, drop)
+    def __init__(self, places: Places, hold: Callable[[], None], drop: Callable[[], None]) -> None:
+        super().__init__(places, hold, drop)
         self._waiting: deque[PageRequests] = deque()
         self._read: dict[int, PageRequests] = {}
         """Those that were read, by the cookie of their answer."""
@@ -100,7 +103,8 @@ class FaultQueue(EventFile):
         self._refuse([*self._waiting, *self._read.values()])
 
     def add(self, requests: PageRequests) -> None:
-        """A device asks."""
+        """A device asks. Raises OSError (ENOMEM): it is to be refused."""
+        self._places.event()
         self._waiting.append(requests)
         self.watcher()
 
@@ -200,13 +204,16 @@ class PageRequester:
             return True
         if self._refused.pop(key, None) is table:
             return False
-        self._waiting.add(key)
         self._group = self._group + 1 & _GROUPS
         flags = s.PgfaultFlag.LAST_PAGE | (0 if fault.pasid is None else s.PgfaultFlag.PASID_VALID)
         wanted = s.PgfaultPermission.WRITE if fault.access & Access.WRITE else s.PgfaultPermission.READ
         page = fault.iova & ~PAGE_MASK
         asked = s.Pgfault(flags, device.bound_as, fault.pasid or 0, self._group, wanted, 0, page, 0, 0)
-        queue.add(PageRequests(device, fault.pasid, [asked], partial(self._answered, key, table)))
+        try:
+            queue.add(PageRequests(device, fault.pasid, [asked], partial(self._answered, key, table)))
+        except OSError:
+            return False
+        self._waiting.add(key)
         return True
 
     def _answered(self, key: _Place, table: PageTable, answer: bool | None) -> None:
@@ -223,7 +230,7 @@ class EventQueue(EventFile):
     def __init__(
         self, viommu: Viommu, kind: int, depth: int, hold: Callable[[], None], drop: Callable[[], None]
     ) -> None:
-        super().__init__(hold, drop)
+        super().__init__(viommu.hwpt.ioas.hardware.places, hold, drop)
         self.viommu = viommu
         self.kind = kind
         self._depth = depth
@@ -238,7 +245,15 @@ class EventQueue(EventFile):
         self.viommu.users -= 1
 
     def add(self, data: bytes) -> None:
-        """Something happened. ``data`` is not empty."""
+        """Something happened. ``data`` is not empty. Raises OSError (ENOMEM): it is lost, as one that does not fit."""
+        try:
+            self._places.event()
+            self._put(data)
+        except OSError:
+            self._put(b"")
+            raise
+
+    def _put(self, data: bytes) -> None:
         has_lost = bool(self._events) and not self._events[-1][1]
         if has_lost:
             self._events.pop()

@@ -50,7 +50,7 @@ class Container:
         elif self.type1 is None:
             raise RequestError(errno.EINVAL, f"request {request:#x}: the container has no IOMMU yet")
         else:
-            self.type1.ioctl(process.memory, request, argument)
+            self.type1.ioctl(process, request, argument)
         return 0
 
     def _set_iommu(self, kind: int) -> None:
@@ -111,11 +111,11 @@ class VfioGroup:
     def ioctl(self, process: Process, request: int, argument: int) -> int:
         """Raises OSError: ENOTTY for a request that is none of these, and what they say."""
         if request == v.VfioRequest.GROUP_GET_STATUS:
-            status = arguments.read(v.GroupStatus, process.memory, argument, (1 << 32) - 1)
+            status = arguments.read(v.GroupStatus, process.user, argument, (1 << 32) - 1)
             flags = v.GroupFlag(0) if self.group.owner not in (None, self) else v.GroupFlag.VIABLE
             if self._iommu is not None:
                 flags = v.GroupFlag.VIABLE | v.GroupFlag.CONTAINER_SET
-            process.memory.write(argument, v.GroupStatus(status.argsz, flags).pack())
+            process.user.write(argument, v.GroupStatus(status.argsz, flags).pack())
         elif request == v.VfioRequest.GROUP_SET_CONTAINER:
             self._set_container(process, argument)
         elif request == v.VfioRequest.GROUP_UNSET_CONTAINER:
@@ -127,7 +127,7 @@ class VfioGroup:
         return 0
 
     def _set_container(self, process: Process, argument: int) -> None:
-        fd = int.from_bytes(process.memory.read(argument, 4), "little", signed=True)
+        fd = int.from_bytes(process.user.read(argument, 4), "little", signed=True)
         file = process.own_file(fd)
         if self._iommu is not None:
             raise RequestError(errno.EINVAL, f"set the container of {self.group}: it has one already")
@@ -168,7 +168,7 @@ class VfioGroup:
         while not name.endswith(b"\0"):
             if len(name) == _NAME_BYTES:
                 raise RequestError(errno.EINVAL, f"device of {self.group}: its name has no end")
-            name += process.memory.read(argument + len(name), 1)
+            name += process.user.read(argument + len(name), 1)
         text = name[:-1].decode(errors="backslashreplace")
         device = next((device for device in self.group.devices if device.config.name == text), None)
         if device is None:
@@ -233,7 +233,7 @@ class GroupDevice(DeviceFile):
     def ioctl(self, process: Process, request: int, argument: int) -> int:
         """Raises OSError: EINVAL for the requests of the new way, and what the others say."""
         if request == v.VfioRequest.DEVICE_BIND_IOMMUFD:
-            arguments.read_growing(v.BindIommufd, process.memory, argument, v.BindIommufd.offset_of("token_uuid_ptr"))
+            arguments.read_growing(v.BindIommufd, process.user, argument, v.BindIommufd.offset_of("token_uuid_ptr"))
             raise RequestError(errno.EINVAL, f"bind {self.device}: it was opened through its group")
         return self.request(process, request, argument)
 

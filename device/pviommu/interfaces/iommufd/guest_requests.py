@@ -7,6 +7,7 @@ viommu.c, eventq.c, device.c).
 from __future__ import annotations
 
 import errno
+from functools import partial
 from typing import TYPE_CHECKING
 
 from wire_layout import Record
@@ -57,7 +58,7 @@ class GuestRequests:
             raise RequestError(errno.EINVAL, f"allocate a page table: {text}")
         bound = self.objects.get(DeviceObject, command.dev_id)
         target = self.objects.find(command.pt_id)
-        data = UserData(command.data_type, process.memory, command.data_uptr, command.data_len)
+        data = UserData(command.data_type, process.user, command.data_uptr, command.data_len)
         table: PageTable
         if isinstance(target, Ioas):
             table = self._new_table(bound, target, command.flags, data)
@@ -108,7 +109,7 @@ class GuestRequests:
         return table
 
     def _do_hwpt_invalidate(self, command: s.HwptInvalidate, process: Process) -> Record:
-        entries = UserArray(command.data_type, process.memory, command.data_uptr, command.entry_len, command.entry_num)
+        entries = UserArray(command.data_type, process.user, command.data_uptr, command.entry_len, command.entry_num)
         try:
             if command.reserved:
                 raise RequestError(errno.EOPNOTSUPP, f"invalidate: reserved is {command.reserved}, and must be 0")
@@ -137,10 +138,10 @@ class GuestRequests:
         if kind and kind != model.hw_info_type and data:
             raise RequestError(errno.EOPNOTSUPP, f"hardware information of type {kind:#x}: there is no such")
         if data and command.data_len:
-            process.memory.write(command.data_uptr, data[: command.data_len])
+            process.user.write(command.data_uptr, data[: command.data_len])
         for offset in range(len(data), command.data_len, _ZEROS_AT_ONCE):
             zeros = bytes(min(_ZEROS_AT_ONCE, command.data_len - offset))
-            process.memory.write(command.data_uptr + offset, zeros)
+            process.user.write(command.data_uptr + offset, zeros)
         capabilities = s.HwCapability.ATS_NOT_SUPPORTED
         if config.dirty_tracking:
             capabilities |= s.HwCapability.DIRTY_TRACKING
@@ -164,7 +165,8 @@ class GuestRequests:
         hwpt = self.objects.get(Hwpt, command.hwpt_id)
         if not hwpt.can_be_parent:
             raise RequestError(errno.EINVAL, f"allocate a virtual IOMMU on {hwpt}: it was not allocated for that")
-        viommu = Viommu(hwpt, model, new(UserData(command.type, process.memory, command.data_uptr, command.data_len)))
+        data = UserData(command.type, process.user, command.data_uptr, command.data_len)
+        viommu = Viommu(hwpt, model, partial(new, data))
         self.objects.add(viommu)
         return s.changed(command, out_viommu_id=viommu.id)
 
@@ -192,7 +194,7 @@ class GuestRequests:
     # Queues that are read
 
     def _do_fault_queue_alloc(self, command: s.FaultQueueAlloc, process: Process) -> Record:
-        queue = FaultQueue(self.hold, self.drop)
+        queue = FaultQueue(self._hardware.places, self.hold, self.drop)
         self.objects.add(queue)
         return s.changed(command, out_fault_id=queue.id)
 

@@ -22,6 +22,7 @@ from ...engine import (
     UnmapMode,
 )
 from ...engine.core import Core
+from .places import Places
 from .request_error import RequestError
 from .user_memory import ADDRESS_LIMIT, LocalMemory, UserMemory
 
@@ -50,8 +51,9 @@ class Hardware:
     page stands for the smaller one.
     """
 
-    def __init__(self, core: Core | None = None, pool_pages: int = 1 << 20) -> None:
-        """``core``: as of an engine. ``pool_pages``: 4 KiB pages for page tables."""
+    def __init__(self, core: Core | None = None, pool_pages: int = 1 << 20, places: Places | None = None) -> None:
+        """``core``: as of an engine. ``pool_pages``: 4 KiB pages for page tables. ``places``: where requests fail."""
+        self.places = places or Places()
         self.engine = Engine(EngineConfig(pool_pages=pool_pages, aperture_bits=48, reserved=()), core)
         self._memories: WeakValueDictionary[int, UserMemory] = WeakValueDictionary()
         """By number: mappings keep them"""
@@ -158,6 +160,7 @@ class Hardware:
 
     def add_table(self, page_size: int = PAGE_SIZE) -> int:
         """A new empty page table, whose smallest pages are of that size. Raises OSError (ENOMEM)."""
+        self.places.table()
         number = self._number()
         if self.engine.alloc_paging(number):
             raise RequestError(errno.ENOMEM, "page table: no page for its root is left")
@@ -167,6 +170,7 @@ class Hardware:
 
     def add_nested(self, parent: int, walker: Stage1Walker) -> int:
         """A first stage on a page table. Raises OSError (ENOMEM)."""
+        self.places.table()
         number = self._number()
         stop = self.engine.alloc_nested(number, parent, walker)
         if stop:
@@ -195,6 +199,7 @@ class Hardware:
             raise RequestError(
                 errno.EINVAL, f"map {iova:#x}+{length:#x} in table {table}: neither readable nor writeable"
             )
+        self.places.leaves()
         dfn, pages = self._pages(table, iova, length)
         outcome = self.engine.map(table, dfn, self._pages(table, address, length)[0], pages, access, ram_only=False)
         if not outcome.ok:

@@ -77,6 +77,7 @@ class Piece(NamedTuple):
 
 def pin(hardware: Hardware, area: ByteArea[Backing]) -> int:
     """Physical address of an area. Raises OSError if its memory is not there as it must be: EFAULT, of files EINVAL."""
+    hardware.places.pin()
     address, length, memory = area.target, area.length, area.tag.memory
     writeable = bool(int(area.tag.access) & _WRITE)
     if address + length > ADDRESS_LIMIT or not memory.holds(address, length, writeable=writeable):
@@ -91,7 +92,8 @@ class Ioas(Object):
     what = "IOAS"
 
     def __init__(self, hardware: Hardware) -> None:
-        super().__init__()
+        """Raises OSError (ENOMEM)."""
+        super().__init__(hardware.places)
         self.space: AddressSpace[Backing] = AddressSpace()
         self.hwpts: list[Hwpt] = []
         """Page tables that have all that is mapped, in the order in which they came."""
@@ -129,6 +131,7 @@ class Ioas(Object):
                 raise RequestError(errno.EPERM, f"map {position:#x}+{size:#x} in {self}: a copy of what is read-only")
             if address & PAGE_MASK & (self.space.alignment - 1):
                 raise RequestError(errno.EINVAL, f"map {address:#x} in {self}: not of {self.space.alignment:#x} bytes")
+            self.hardware.places.area()
             tag = backing if backing.access is access else backing._replace(access=access)
             areas.append(ByteArea(position, position + size - 1, address, tag))
             position += size
@@ -182,6 +185,7 @@ class Ioas(Object):
         mask = self.space.alignment - 1
         if (last + 1 | area.target + last + 1 - area.first) & mask or (self.hwpts and self.huge_pages):
             raise RequestError(errno.EINVAL, f"{self}: an area cannot be cut behind {last:#x}")
+        self.hardware.places.area()
         self.space.areas.split(last + 1)
 
     def _fill(self, jobs: Sequence[tuple[ByteArea[Backing], Hwpt]]) -> None:
@@ -198,6 +202,8 @@ class Ioas(Object):
 
     def reserve(self, owner: object, spans: Sequence[Span]) -> None:
         """Raises OSError (EADDRINUSE), and then changes nothing, if something is mapped there, or allowed."""
+        for _ in spans:
+            self.hardware.places.span()
         way = self.space.reserve(owner, spans)
         if way:
             raise RequestError(errno.EADDRINUSE, f"{self}: {way[0]:#x}..{way[1]:#x} is in use, and {owner} reserves it")

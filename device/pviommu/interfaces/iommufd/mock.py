@@ -16,8 +16,9 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from enum import IntEnum, IntFlag
+from functools import partial
 from itertools import count
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, Protocol, TypeVar
 
 from wire_layout import S32, U32, U64, Record, run_of_bytes
 
@@ -34,6 +35,7 @@ from .ioas import Ioas
 from .models import Geometry, IommuModel, ReadPhysical
 from .objects import Object
 from .pagetable import DeviceObject, Hwpt, NestedHwpt, PageTable
+from .places import Places
 from .request_error import RequestError
 from .user_memory import FileMemory, Place, UserArray, UserData, located
 
@@ -390,8 +392,9 @@ class _MockDevice(Object):
 
     what = "mock device"
 
-    def __init__(self, file: Iommufd, bound: DeviceObject) -> None:
-        super().__init__()
+    def __init__(self, places: Places, file: Iommufd, bound: DeviceObject) -> None:
+        """Raises OSError (ENOMEM)."""
+        super().__init__(places)
         self.bound = bound
         self._file = file
 
@@ -444,6 +447,14 @@ class _Dmabuf(FileMemory):
         return super()._find(address, length)
 
 
+_Undoable = tuple[Record, Callable[[], object]]
+"""What is written back, and what is to be called if that fails."""
+
+
+class _Handler(Protocol):
+    def __call__(self, number: int, body: bytes, process: Process) -> Record | _Undoable | int | None: ...
+
+
 class MockIommufd(Iommufd):
     """An open /dev/iommu that knows these requests, too."""
 
@@ -459,18 +470,26 @@ class MockIommufd(Iommufd):
         """See the base class."""
         if request != _COMMAND.request:
             return super().ioctl(process, request, argument)
-        record, size = commands.read(_COMMAND, process.memory, argument)
+        record, size = commands.read(_COMMAND, process.user, argument)
         assert isinstance(record, TestCmd)
         try:
             operation = TestOperation(record.op)
         except ValueError:
             raise RequestError(errno.EOPNOTSUPP, f"test operation {record.op}: there is none") from None
-        handler: Callable[[int, bytes, Process], Record | int | None] = getattr(self, f"_test_{operation.name.lower()}")
+        handler: _Handler = getattr(self, f"_test_{operation.name.lower()}")
         answer = handler(record.id, record.body, process)
-        if isinstance(answer, Record):
-            body = answer.pack()
-            process.memory.write(argument + TestCmd.offset_of("body"), body[: size - TestCmd.offset_of("body")])
-        return answer if isinstance(answer, int) else 0
+        if isinstance(answer, int):
+            return answer
+        if answer is not None:
+            answered, undo = answer if isinstance(answer, tuple) else (answer, None)
+            body = answered.pack()
+            try:
+                process.user.write(argument + TestCmd.offset_of("body"), body[: size - TestCmd.offset_of("body")])
+            except OSError:
+                if undo:
+                    undo()
+                raise
+        return 0
 
     # Devices
 
@@ -479,16 +498,16 @@ class MockIommufd(Iommufd):
         file = self.pages.get(offset)
         return (file.descriptor, 0) if file and length == _MAPPED else super().mapped(offset, length)
 
-    def _test_mock_domain(self, number: int, body: bytes, process: Process) -> Record:
+    def _test_mock_domain(self, number: int, body: bytes, process: Process) -> _Undoable:
         return self._new_device(number, DeviceFlag(0))
 
-    def _test_mock_domain_flags(self, number: int, body: bytes, process: Process) -> Record:
+    def _test_mock_domain_flags(self, number: int, body: bytes, process: Process) -> _Undoable:
         flags = _unpack(_NewDevice, body).dev_flags
         if flags & ~int(DeviceFlag.NO_DIRTY | DeviceFlag.PASID):
             raise RequestError(errno.EINVAL, f"mock device with flags {flags:#x}: unknown")
         return self._new_device(number, DeviceFlag(flags))
 
-    def _new_device(self, target: int, flags: DeviceFlag) -> _NewDevice:
+    def _new_device(self, target: int, flags: DeviceFlag) -> _Undoable:
         name = f"iommufd_mock{next(self._system.mock_numbers)}"
         config = DeviceConfig(
             name,
@@ -503,15 +522,19 @@ class MockIommufd(Iommufd):
         group = Group(-1)
         device = Device(config, self._hardware.add_stream(_PAGE), group)
         group.devices.append(device)
-        bound = self.bind(device)
-        new = _MockDevice(self, bound)
         try:
+            bound = self.bind(device)
+        except OSError:
+            self._hardware.remove_stream(device.stream)
+            raise
+        try:
+            new = _MockDevice(self._hardware.places, self, bound)
             hwpt = bound.attach(target)
         except OSError:
-            new.destroy()
+            self.unbind(bound)
             raise
         self.objects.add(new)
-        return _NewDevice(new.id, hwpt, bound.id, flags)
+        return _NewDevice(new.id, hwpt, bound.id, flags), partial(self.objects.remove, new.id)
 
     def unbind(self, bound: DeviceObject) -> None:
         """See the base class."""
@@ -535,8 +558,9 @@ class MockIommufd(Iommufd):
         bound = self.objects.get(_MockDevice, number).bound
         return _Number(bound.attach(_unpack(_Number, body).value, replaces=True))
 
-    def _test_pasid_attach(self, number: int, body: bytes, process: Process) -> Record:
-        return self._pasid_change(number, body, replaces=False)
+    def _test_pasid_attach(self, number: int, body: bytes, process: Process) -> _Undoable:
+        bound, pasid = self.objects.get(_MockDevice, number).bound, _unpack(_Pasid, body).pasid or None
+        return self._pasid_change(number, body, replaces=False), partial(bound.detach, pasid)
 
     def _test_pasid_replace(self, number: int, body: bytes, process: Process) -> Record:
         return self._pasid_change(number, body, replaces=True)
@@ -636,7 +660,7 @@ class MockIommufd(Iommufd):
         hwpt = self.objects.get(Hwpt, number)
         if not self._hardware.tracks_dirty(hwpt.table):
             raise RequestError(errno.EINVAL, f"set pages of {hwpt} dirty: they are not tracked")
-        bitmap = process.memory.read(asked.uptr, -(-bits // 8))
+        bitmap = process.user.read(asked.uptr, -(-bits // 8))
         found = [
             place * 8 + bit
             for place, byte in enumerate(bitmap)
@@ -665,14 +689,15 @@ class MockIommufd(Iommufd):
 
     # Accesses
 
-    def _test_create_access(self, number: int, body: bytes, process: Process) -> Record:
+    def _test_create_access(self, number: int, body: bytes, process: Process) -> _Undoable:
         flags = _unpack(_NewAccess, body).flags
         if flags & ~1:
             raise RequestError(errno.EOPNOTSUPP, f"access with flags {flags:#x}: only 1 is known")
         access = Access(self.objects.get(Ioas, number), pins=bool(flags))
         self.objects.add(access)
         place = TestCmd.offset_of("body") + _NewAccess.offset_of("out_access_fd")
-        return _NewAccess(process.install(_AccessFile(self, access), place), flags)
+        descriptor = process.install(_AccessFile(self, access), place)
+        return _NewAccess(descriptor, flags), partial(process.uninstall, descriptor)
 
     @staticmethod
     def _access(process: Process, descriptor: int) -> Access:
@@ -684,7 +709,7 @@ class MockIommufd(Iommufd):
     def _test_access_replace_ioas(self, number: int, body: bytes, process: Process) -> None:
         self._access(process, number).replace(self.objects.get(Ioas, _unpack(_Number, body).value))
 
-    def _test_access_pages(self, number: int, body: bytes, process: Process) -> Record:
+    def _test_access_pages(self, number: int, body: bytes, process: Process) -> _Undoable:
         asked = _unpack(_AccessPages, body)
         if asked.length > _MOST_PAGES:
             raise RequestError(errno.ENOMEM, f"pin {asked.length} bytes: at most {_MOST_PAGES}")
@@ -700,7 +725,7 @@ class MockIommufd(Iommufd):
             if _joined(there) != _joined(located(process.memory, asked.uptr, asked.length)):
                 access.unpin(pinned)
                 raise RequestError(errno.EBADE, f"pin {asked.iova:#x}+{asked.length:#x}: other memory is mapped there")
-        return s.changed(asked, out_access_pages_id=pinned)
+        return s.changed(asked, out_access_pages_id=pinned), partial(access.unpin, pinned)
 
     def _test_destroy_access_pages(self, number: int, body: bytes, process: Process) -> None:
         self._access(process, number).unpin(_unpack(_Number, body).value)
@@ -713,9 +738,9 @@ class MockIommufd(Iommufd):
             raise RequestError(errno.EOPNOTSUPP, f"access with flags {asked.flags:#x}: 1 and 4 are known")
         access = self._access(process, number)
         if asked.flags & 1:
-            access.write(asked.iova, process.memory.read(asked.uptr, asked.length))
+            access.write(asked.iova, process.user.read(asked.uptr, asked.length))
         else:
-            process.memory.write(asked.uptr, access.read(asked.iova, asked.length))
+            process.user.write(asked.uptr, access.read(asked.iova, asked.length))
 
     def _test_set_temp_memory_limit(self, number: int, body: bytes, process: Process) -> None:
         limit = _unpack(_Number, body).value
@@ -738,7 +763,8 @@ class MockIommufd(Iommufd):
             return
         flags = s.PgfaultFlag.LAST_PAGE | (s.PgfaultFlag.PASID_VALID if asked.pasid else 0)
         fault = s.Pgfault(flags, asked.dev_id, asked.pasid, asked.grpid, asked.perm, 0, asked.addr, 0, 0)
-        table.faults.add(PageRequests(device, pasid, [fault], lambda there: None))
+        with contextlib.suppress(OSError):  # then it is refused, which nobody waits for
+            table.faults.add(PageRequests(device, pasid, [fault], lambda there: None))
 
     def _test_trigger_vevent(self, number: int, body: bytes, process: Process) -> None:
         bound = self.objects.get(DeviceObject, _unpack(_Number, body).value)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from heapq import heappop, heappush
 from typing import TypeVar
 
+from .places import Places
 from .request_error import RequestError
 
 __all__ = ["Object", "Objects"]
@@ -20,7 +21,9 @@ class Object:
     what = "object"
     """What kind it is, in texts."""
 
-    def __init__(self) -> None:
+    def __init__(self, places: Places) -> None:
+        """Raises OSError (ENOMEM) if that place fails. Nothing of it is done before."""
+        places.object()
         self.id = 0
         self.users = 0
 

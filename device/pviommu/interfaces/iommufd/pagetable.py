@@ -40,7 +40,7 @@ class PageTable(Object):
     """Where page requests of its devices go; None: they are answered with a refusal."""
 
     def __init__(self, hardware: Hardware) -> None:
-        super().__init__()
+        super().__init__(hardware.places)
         self._hardware = hardware
 
     def check(self, device: Device, pasid: int | None) -> None:
@@ -119,6 +119,7 @@ class PageTable(Object):
     def _enter(self, group: Group, at: Attachment, device: Device, pasid: int | None) -> None:
         self._check_pasids(group, device, pasid)
         self.check(device, pasid)
+        self._hardware.places.attach()
         device.config.model.entering(self, pasid)
         for member in group.devices:
             self._hardware.attach(member.stream, self.table, pasid)
@@ -236,7 +237,8 @@ class DeviceObject(Object):
     what = "device"
 
     def __init__(self, device: Device, hardware: Hardware, objects: Objects) -> None:
-        super().__init__()
+        """Raises OSError (ENOMEM)."""
+        super().__init__(hardware.places)
         self.device = device
         self.users = 1
         self.vdevice: Vdevice | None = None

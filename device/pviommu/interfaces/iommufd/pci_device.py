@@ -240,7 +240,7 @@ class PciDevice:
 
         Raises OSError: ENOTTY for a request that devices do not have, and what they say.
         """
-        memory = process.memory
+        memory = process.user
         if request == v.VfioRequest.DEVICE_GET_INFO:
             minimum = v.DeviceInfo.offset_of("cap_offset")
             asked = arguments.read(v.DeviceInfo, memory, argument, _ALL_FLAGS, minimum)
@@ -309,7 +309,7 @@ class PciDevice:
     # -- interrupts -------------------------------------------------------------------------------------------------
 
     def _set_irqs(self, process: Process, argument: int) -> None:
-        asked = arguments.read(v.IrqSetHeader, process.memory, argument, _DATA | _ACTIONS)
+        asked = arguments.read(v.IrqSetHeader, process.user, argument, _DATA | _ACTIONS)
         what = f"{self.function.name}: interrupts {asked.start}+{asked.count} of index {asked.index}"
         if asked.index >= _IRQS or asked.count >= _MAX_32 - asked.start:
             raise RequestError(errno.EINVAL, f"{what}: there are {_IRQS} indexes")
@@ -320,7 +320,8 @@ class PciDevice:
         size = {SetIrqsFlags.DATA_NONE: 0, SetIrqsFlags.DATA_BOOL: 1, SetIrqsFlags.DATA_EVENTFD: 4}.get(kind)
         if size is None or asked.argsz - v.IrqSetHeader.SIZE < asked.count * size:
             raise RequestError(errno.EINVAL, f"{what}: flags {asked.flags:#x}, argsz {asked.argsz}")
-        data = process.memory.read(argument + v.IrqSetHeader.SIZE, asked.count * size)
+        process.system.places.interrupt()
+        data = process.user.read(argument + v.IrqSetHeader.SIZE, asked.count * size)
         if asked.flags & _ACTIONS != SetIrqsFlags.ACTION_TRIGGER:
             raise RequestError(errno.ENOTTY, f"{what}: flags {asked.flags:#x}: none of them can be masked")
         if asked.index in _SINGLE:
@@ -386,13 +387,13 @@ class PciDevice:
 
     def _hot_reset_info(self, process: Process, argument: int, number: int, flags: v.HotResetFlag) -> None:
         """Each device is alone on its bus."""
-        asked = arguments.read(v.HotResetHeader, process.memory, argument, _ALL_FLAGS)
+        asked = arguments.read(v.HotResetHeader, process.user, argument, _ALL_FLAGS)
         if asked.argsz - v.HotResetHeader.SIZE < _DEPENDENT.size:
-            process.memory.write(argument, v.HotResetHeader(asked.argsz, 0, 1).pack())
+            process.user.write(argument, v.HotResetHeader(asked.argsz, 0, 1).pack())
             raise RequestError(errno.ENOSPC, f"hot reset of {self.function.name}: argsz {asked.argsz}: for no device")
         address = self.address
         device = _DEPENDENT.pack(number, address >> 16, address >> 8 & 0xFF, address & 0xFF)
-        process.memory.write(argument, v.HotResetHeader(asked.argsz, flags, 1).pack() + device)
+        process.user.write(argument, v.HotResetHeader(asked.argsz, flags, 1).pack() + device)
 
     def groups_of_reset(self, memory: UserMemory, argument: int, *, named: bool) -> list[int]:
         """The descriptors of groups that a request to reset the bus shows. ``named``: whether it must show some, or
@@ -408,7 +409,7 @@ class PciDevice:
     def _feature(self, process: Process, argument: int) -> None:
         """There are none: neither tokens, nor low power, nor migration."""
         every = 0xFFFF | v.FeatureFlag.GET | v.FeatureFlag.SET | v.FeatureFlag.PROBE
-        asked = arguments.read(v.DeviceFeature, process.memory, argument, int(every))
+        asked = arguments.read(v.DeviceFeature, process.user, argument, int(every))
         how = v.FeatureFlag(asked.flags & ~0xFFFF)
         if how & (v.FeatureFlag.GET | v.FeatureFlag.SET) == v.FeatureFlag.GET | v.FeatureFlag.SET and (
             not how & v.FeatureFlag.PROBE

@@ -20,6 +20,7 @@ from .events import EventFile, PageRequester
 from .group import Container, VfioGroup
 from .hardware import Hardware
 from .mock import MockIommufd
+from .places import Places
 from .request_error import RequestError
 from .rfc import RfcDevice, RfcIommu
 from .rfc_structures import REQUESTS as RFC_REQUESTS
@@ -56,12 +57,13 @@ class System:
         mock: bool = False,
         allows_unsafe_interrupts: bool = False,
         core: Core | None = None,
+        places: Places | None = None,
     ) -> None:
         """``rfc``: ``/dev/iommu`` is the one that was first proposed, and devices are at ``/dev/vfio/devices/NAME``;
         there is nothing else. ``mock``: ``/dev/iommu`` has what a kernel has that was built with IOMMUFD_TEST, so that
         programs make devices that do not exist. ``allows_unsafe_interrupts``: whether devices without isolated
         interrupts are given away.
-        ``core``: as of an engine. Raises ValueError for two devices of one name.
+        ``core``: as of an engine. ``places``: where requests can fail. Raises ValueError for two devices of one name.
         """
         if rfc and mock:
             raise ValueError("mock devices are not part of /dev/iommu as it was first proposed")
@@ -70,7 +72,8 @@ class System:
         self.mocks: WeakSet[MockIommufd] = WeakSet()
         """Open /dev/iommu of that kind."""
         self.mock_numbers = count()
-        self.hardware = Hardware(core)
+        self.places = places or Places()
+        self.hardware = Hardware(core, places=self.places)
         self.devices: dict[str, Device] = {}
         """By name."""
         self.allows_unsafe_interrupts = allows_unsafe_interrupts
@@ -89,7 +92,8 @@ class System:
             requester.add(device)
 
     def open(self, path: str) -> OpenFile:
-        """The file at a path. Raises OSError: ENOENT, and EBUSY for a group that is in use."""
+        """The file at a path. Raises OSError: ENOENT, EBUSY for a group that is in use, and as that place fails."""
+        self.places.file()
         unsafe = self.allows_unsafe_interrupts
         device = next((device for device in self.devices.values() if device.node == path), None)
         if device is not None:
@@ -135,7 +139,13 @@ class Process:
     def __init__(self, system: System, memory: UserMemory) -> None:
         self.system = system
         self.memory = memory
+        """What it maps."""
         self._table: dict[int, _Description] = {}
+
+    @property
+    def user(self) -> UserMemory:
+        """Its memory as requests read and write it."""
+        return self.system.places.arguments(self.memory)
 
     def open(self, path: str) -> int:
         """A descriptor. Raises OSError as System.open() does, and EMFILE."""
@@ -199,10 +209,16 @@ class Process:
         return description
 
     def install(self, file: OpenFile, field: int = 0) -> int:
-        """A descriptor for a file that was just opened. Raises OSError (EMFILE), and then closes it.
+        """A descriptor for a file that was just opened. Raises OSError, EMFILE or as that place fails, and then closes
+        it.
 
         ``field``: where in the structure of the request it will be; 0: the request returns it.
         """
+        try:
+            self.system.places.file()
+        except OSError:
+            file.close()
+            raise
         return self._install(_Description(file))
 
     def uninstall(self, fd: int) -> None:
@@ -218,11 +234,11 @@ class Process:
 
     def read(self, fd: int, address: int, count: int) -> int:
         """read() of a queue. Raises OSError: EBADF, EINVAL for a file that cannot be read, and what the queue says."""
-        return self._queue(fd).read_to(self.memory, address, count)
+        return self._queue(fd).read_to(self.user, address, count)
 
     def write(self, fd: int, address: int, count: int) -> int:
         """write() to a queue. Raises OSError as :meth:`read` does."""
-        return self._queue(fd).write_from(self.memory, address, count)
+        return self._queue(fd).write_from(self.user, address, count)
 
     def _queue(self, fd: int) -> EventFile:
         file = self.file(fd)

@@ -70,7 +70,7 @@ class RfcIommu:
 
     def ioctl(self, process: Process, request: int, argument: int) -> int:
         """Raises OSError: EINVAL for a request that is none of these, and what they say."""
-        memory = process.memory
+        memory = process.user
         if request == r.RfcRequest.CHECK_EXTENSION:
             return int(argument == r.Extension.MAP_TYPE1V2)
         if request == r.RfcRequest.DEVICE_GET_INFO:
@@ -82,7 +82,7 @@ class RfcIommu:
         elif request in (r.RfcRequest.MAP_DMA, r.RfcRequest.UNMAP_DMA):
             type1 = self._for_dma(arguments.read(r.DmaOp, memory, argument, 0))
             carry_out = type1.map if request == r.RfcRequest.MAP_DMA else type1.unmap
-            carry_out(memory, argument + r.DmaOp.SIZE)
+            carry_out(process, argument + r.DmaOp.SIZE)
         else:
             raise RequestError(errno.EINVAL, f"request {request:#x}: /dev/iommu has none of this number")
         return 0
@@ -183,7 +183,7 @@ class RfcDevice:
             return 0
         if request not in (r.RfcRequest.DEVICE_ATTACH_IOASID, r.RfcRequest.DEVICE_DETACH_IOASID):
             raise RequestError(errno.ENOTTY, f"request {request:#x} of {self.device}: not part of this model")
-        attach = arguments.read(r.AttachIoasid, process.memory, argument, 0)
+        attach = arguments.read(r.AttachIoasid, process.user, argument, 0)
         number = attach.ioasid
         if self._iommu is None or attach.iommu_fd != self._fd or number < 0:
             text = f"descriptor {attach.iommu_fd}, IOASID {number}"
@@ -200,7 +200,7 @@ class RfcDevice:
         return 0
 
     def _bind(self, process: Process, argument: int) -> None:
-        bind = arguments.read(r.BindIommufd, process.memory, argument, 0)
+        bind = arguments.read(r.BindIommufd, process.user, argument, 0)
         if bind.iommu_fd < 0:
             raise RequestError(errno.EINVAL, f"bind {self.device}: descriptor {bind.iommu_fd}")
         if self._iommu is not None:

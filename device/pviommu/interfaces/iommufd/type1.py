@@ -7,6 +7,7 @@ does that would cut a mapping.
 from __future__ import annotations
 
 import errno
+from typing import TYPE_CHECKING
 
 from ...engine import LAST_ADDRESS, Access, AddressSpace, ByteArea, Cutting, Misfit, Span
 from ...engine.spans import complement
@@ -17,6 +18,9 @@ from .hardware import Hardware
 from .ioas import Backing, pin
 from .request_error import RequestError
 from .user_memory import UserMemory
+
+if TYPE_CHECKING:
+    from .process import Process
 
 __all__ = ["MAX_MAPPINGS", "Type1"]
 
@@ -77,6 +81,8 @@ class Type1:
         reserved: list[Span] = []
         for config in configs:
             reserved += [*complement([config.aperture]), *config.reserved()]
+        for _ in reserved:
+            self._hardware.places.span()
         way = self._space.reserve(group, reserved)
         if way:
             raise RequestError(errno.EINVAL, f"attach {group}: {way[0]:#x}..{way[1]:#x} is mapped")
@@ -85,6 +91,7 @@ class Type1:
                 raise RequestError(errno.EINVAL, f"attach {group}: no IOVA is left that all groups can use")
             if not (self._allows_unsafe_interrupts or all(config.isolated_msi for config in configs)):
                 raise RequestError(errno.EPERM, f"attach {group}: its interrupts are unsafe, which is not allowed")
+            self._hardware.places.attach()
             table = next((table for table in self._tables if table.suits(group)), None) or self._new_table(configs[0])
         except OSError:
             self._space.release(group)
@@ -129,20 +136,20 @@ class Type1:
 
     # Requests
 
-    def ioctl(self, memory: UserMemory, request: int, argument: int) -> None:
+    def ioctl(self, process: Process, request: int, argument: int) -> None:
         """Raises OSError: ENOTTY for a request that is none of these, and what they say."""
         if request == v.VfioRequest.IOMMU_GET_INFO:
-            self._get_info(memory, argument)
+            self._get_info(process.user, argument)
         elif request == v.VfioRequest.IOMMU_MAP_DMA:
-            self.map(memory, argument)
+            self.map(process, argument)
         elif request == v.VfioRequest.IOMMU_UNMAP_DMA:
-            self.unmap(memory, argument)
+            self.unmap(process, argument)
         else:
             raise RequestError(errno.ENOTTY, f"request {request:#x}: type1 has none of this number")
 
-    def map(self, memory: UserMemory, argument: int) -> None:
+    def map(self, process: Process, argument: int) -> None:
         """Map what a DmaMap says. Raises OSError, and then changes nothing; see the code for ranks."""
-        request = arguments.read(v.DmaMap, memory, argument, v.DmaMapFlag.READ | v.DmaMapFlag.WRITE)
+        request = arguments.read(v.DmaMap, process.user, argument, v.DmaMapFlag.READ | v.DmaMapFlag.WRITE)
         iova, size, address = request.iova, request.size, request.vaddr
         where = f"map {iova:#x}+{size:#x}"
         if not size:
@@ -161,8 +168,9 @@ class Type1:
             raise RequestError(errno.ENOSPC, f"{where}: there are {MAX_MAPPINGS} mappings already")
         if misfit:
             raise RequestError(errno.EINVAL, f"{where}: {misfit.value}")
+        self._hardware.places.area()
         access = Access(request.flags)
-        area = ByteArea(iova, last, address, Backing(memory, access, bool(access & Access.WRITE)))
+        area = ByteArea(iova, last, address, Backing(process.memory, access, bool(access & Access.WRITE)))
         for number, table in enumerate(self._tables):
             try:
                 self._fill(table, area)
@@ -175,9 +183,9 @@ class Type1:
     def _fill(self, table: _Table, area: ByteArea[Backing]) -> None:
         self._hardware.map(table.number, area.first, pin(self._hardware, area), area.length, area.tag.access)
 
-    def unmap(self, memory: UserMemory, argument: int) -> None:
+    def unmap(self, process: Process, argument: int) -> None:
         """Unmap what a DmaUnmap says, and write back how much it was. Raises OSError, and then changes nothing."""
-        request = arguments.read(v.DmaUnmap, memory, argument, v.DmaUnmapFlag.ALL)
+        request = arguments.read(v.DmaUnmap, process.user, argument, v.DmaUnmapFlag.ALL)
         iova, size = request.iova, request.size
         where = f"unmap {iova:#x}+{size:#x}"
         cutting, last = self._cutting, iova + size - 1
@@ -198,7 +206,7 @@ class Type1:
             for table in self._tables:
                 for area in removal.gone:
                     self._hardware.unmap(table.number, area.first, area.length)
-        memory.write(argument, v.DmaUnmap(request.argsz, request.flags, iova, removal.size).pack())
+        process.user.write(argument, v.DmaUnmap(request.argsz, request.flags, iova, removal.size).pack())
 
     def _page_sizes(self) -> int:
         sizes = LAST_ADDRESS

@@ -6,6 +6,7 @@ As drivers/iommu/iommufd/vfio_compat.c of Linux 7.3: errno values are those of i
 from __future__ import annotations
 
 import errno
+from typing import TYPE_CHECKING
 
 from ...engine import LAST_ADDRESS, Access, Cutting
 from . import vfio_arguments as arguments
@@ -15,6 +16,9 @@ from .ioas import Ioas, Piece
 from .objects import Objects
 from .request_error import RequestError
 from .user_memory import UserMemory
+
+if TYPE_CHECKING:
+    from .process import Process
 
 __all__ = ["Type1Compat"]
 
@@ -50,7 +54,7 @@ class Type1Compat:
             self._objects.add(self._chosen)
             return self._chosen
 
-    def ioctl(self, memory: UserMemory, request: int, argument: int) -> int:
+    def ioctl(self, process: Process, request: int, argument: int) -> int:
         """Raises OSError: ENOTTY for a request that is none of these, and what they say."""
         if request == v.VfioRequest.GET_API_VERSION:
             return v.API_VERSION
@@ -59,11 +63,11 @@ class Type1Compat:
         if request == v.VfioRequest.SET_IOMMU:
             self._set_iommu(argument)
         elif request == v.VfioRequest.IOMMU_GET_INFO:
-            self._get_info(memory, argument)
+            self._get_info(process.user, argument)
         elif request == v.VfioRequest.IOMMU_MAP_DMA:
-            self._map(memory, argument)
+            self._map(process, argument)
         elif request == v.VfioRequest.IOMMU_UNMAP_DMA:
-            self._unmap(memory, argument)
+            self._unmap(process.user, argument)
         else:
             raise RequestError(errno.ENOTTY, f"request {request:#x}: neither iommufd nor its VFIO has it")
         return 0
@@ -80,11 +84,11 @@ class Type1Compat:
         if kind == v.Extension.TYPE1:
             ioas.set_huge_pages(False)  # so that a mapping can be cut
 
-    def _map(self, memory: UserMemory, argument: int) -> None:
-        request = arguments.read(v.DmaMap, memory, argument, v.DmaMapFlag.READ | v.DmaMapFlag.WRITE)
+    def _map(self, process: Process, argument: int) -> None:
+        request = arguments.read(v.DmaMap, process.user, argument, v.DmaMapFlag.READ | v.DmaMapFlag.WRITE)
         access = Access(request.flags)
         ioas = self.ioas()
-        ioas.map([Piece.of(memory, request.vaddr, request.size, access)], access, request.iova)
+        ioas.map([Piece.of(process.memory, request.vaddr, request.size, access)], access, request.iova)
 
     def _unmap(self, memory: UserMemory, argument: int) -> None:
         request = arguments.read(v.DmaUnmap, memory, argument, v.DmaUnmapFlag.ALL)

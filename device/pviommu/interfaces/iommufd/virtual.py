@@ -6,6 +6,7 @@ As drivers/iommu/iommufd/viommu.c of Linux 7.3.
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -28,12 +29,13 @@ class Viommu(Object):
 
     what = "virtual IOMMU"
 
-    def __init__(self, hwpt: Hwpt, model: IommuModel, is_like: VirtualIommu) -> None:
-        super().__init__()
+    def __init__(self, hwpt: Hwpt, model: IommuModel, begin: Callable[[], VirtualIommu]) -> None:
+        """``begin`` makes what the kind of IOMMU knows of it. Raises OSError: ENOMEM, and as that does."""
+        super().__init__(hwpt.ioas.hardware.places)
         self.hwpt = hwpt
         self.model = model
         """Of the IOMMU that it stands for."""
-        self.is_like = is_like
+        self.is_like = begin()
         self.devices: dict[int, Vdevice] = {}
         """By the guest's name of them."""
         self.event_queues: dict[int, EventQueue] = {}
@@ -67,8 +69,10 @@ class Vdevice(Object):
     what = "virtual device"
 
     def __init__(self, viommu: Viommu, of: DeviceObject, name: int) -> None:
-        """Raises OSError: EINVAL for a device behind another IOMMU, EEXIST if it has one, or another has the name."""
-        super().__init__()
+        """Raises OSError: EINVAL for a device behind another IOMMU, EEXIST if it has one, or another has the name;
+        ENOMEM.
+        """
+        super().__init__(viommu.hwpt.ioas.hardware.places)
         viommu.check(of)
         if of.vdevice is not None:
             raise RequestError(errno.EEXIST, f"virtual device of {of.device}: it has one")
@@ -95,7 +99,7 @@ class HwQueue(Object):
         """Raises OSError: ENOENT for memory that is not mapped, EFAULT if it is not in one piece, and what the kind of
         virtual IOMMU says.
         """
-        super().__init__()
+        super().__init__(viommu.hwpt.ioas.hardware.places)
         begin = iova & ~PAGE_MASK
         size = (iova - begin + length + PAGE_SIZE - 1) & ~PAGE_MASK
         access = Access(viommu.hwpt.ioas, pins=True, keeps_areas=True)

@@ -1,0 +1,132 @@
+"""Where a request can fail in Linux whatever it asks for: memory is short, or the program's is not there just then.
+
+Nothing is short here, and to pass such a place does nothing: whoever wants failures puts something in its way. Each is
+a probe of the fault language, ``iommufd.NAME``.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from functools import partial
+
+from ...probes import Probes
+from .request_error import RequestError
+from .user_memory import Place, UserMemory, located, write_back
+
+__all__ = ["PLACES", "Places", "refusal"]
+
+_OWNER = "iommufd"
+_MEMORY = ("ENOMEM",)
+PLACES: dict[str, tuple[str, ...]] = {
+    "file": (*_MEMORY, "EMFILE", "ENFILE"),
+    "copy_in": ("EFAULT",),
+    "copy_out": ("EFAULT",),
+    "object": _MEMORY,
+    "area": _MEMORY,
+    "span": _MEMORY,
+    "pin": (*_MEMORY, "EFAULT"),
+    "table": _MEMORY,
+    "leaves": _MEMORY,
+    "attach": _MEMORY,
+    "event": _MEMORY,
+    "bitmap": _MEMORY,
+    "interrupt": _MEMORY,
+}
+"""What Linux may answer at each, the first one if nothing else is asked for."""
+
+
+def refusal(place: str, error: str | None = None) -> RequestError:
+    """What a request fails with at a place: with this errno, by its name, or the first one."""
+    name = error or PLACES[place][0]
+    return RequestError(getattr(errno, name), f"{name} on purpose, at {place}")
+
+
+class Places:
+    """Those of one system."""
+
+    def __init__(self, probes: Probes | None = None) -> None:
+        self.watches_copies = False
+        """Whether anybody cares for what is copied from and to programs."""
+        if probes:
+            for name in PLACES:
+                probes.bind(self, name, f"iommufd.{name}", _OWNER)
+            probes.bound(partial(self._look, probes))
+
+    def _look(self, probes: Probes) -> None:
+        self.watches_copies = any(probes.is_watched(f"iommufd.{name}") for name in ("copy_in", "copy_out"))
+
+    def intercept(self, meet: Callable[[str], None]) -> None:
+        """Call ``meet`` with the name of each place that is passed from now on; what it raises, the request does."""
+        for name in PLACES:
+            setattr(self, name, partial(meet, name))
+        self.watches_copies = True
+
+    def arguments(self, memory: UserMemory) -> UserMemory:
+        """A program's memory as requests read and write it."""
+        return _Arguments(memory, self) if self.watches_copies else memory
+
+    def file(self) -> None:
+        """A file is opened, or gets a descriptor."""
+
+    def copy_in(self) -> None:
+        """Something is copied from a program's memory."""
+
+    def copy_out(self) -> None:
+        """Something is copied to it."""
+
+    def object(self) -> None:
+        """An object begins, and nothing of it is done yet."""
+
+    def area(self) -> None:
+        """What is mapped is noted, or cut in two."""
+
+    def span(self) -> None:
+        """IOVAs are reserved, or allowed."""
+
+    def pin(self) -> None:
+        """Memory of a program is pinned."""
+
+    def table(self) -> None:
+        """A page table begins."""
+
+    def leaves(self) -> None:
+        """Pages enter a page table."""
+
+    def attach(self) -> None:
+        """A device's DMA is about to go through a page table."""
+
+    def event(self) -> None:
+        """A page request or an event is about to be queued."""
+
+    def bitmap(self) -> None:
+        """A bitmap of a program is about to be written."""
+
+    def interrupt(self) -> None:
+        """Interrupts of a device are about to be set up."""
+
+
+class _Arguments:
+    """A :class:`UserMemory` whose copies pass places. What is mapped is the memory itself."""
+
+    def __init__(self, memory: UserMemory, places: Places) -> None:
+        self._memory = memory
+        self._places = places
+
+    def read(self, address: int, length: int) -> bytes:
+        self._places.copy_in()
+        return self._memory.read(address, length)
+
+    def write(self, address: int, data: bytes) -> None:
+        self._places.copy_out()
+        self._memory.write(address, data)
+
+    def write_back(self, address: int, data: bytes) -> None:
+        self._places.copy_out()
+        write_back(self._memory, address, data)
+
+    def holds(self, address: int, length: int, *, writeable: bool) -> bool:
+        return self._memory.holds(address, length, writeable=writeable)
+
+    def located(self, address: int, length: int) -> list[Place]:
+        return located(self._memory, address, length)
