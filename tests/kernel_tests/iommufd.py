@@ -1,7 +1,7 @@
 """The kernel's own tests of iommufd, on the model: `scripts/iommufd-selftest`.
 
-The program (tools/testing/selftests/iommu) is built unchanged from a kernel source, as `pviommu lab` has one, and run
-by what `pviommu vfio run --mock` uses.
+The programs (tools/testing/selftests/iommu) are built unchanged from a kernel source, as `pviommu lab` has one, and run
+by what `pviommu vfio run --mock --fail-nth` uses.
 
 Prints one line for each test, and ends with status 1 if one of those that pass does not, or another one does: see
 :data:`PASS`. It takes a minute on a quiet machine.
@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pviommu.interfaces.iommufd import System
+from pviommu.vfio_run.fail_nth import FailNth
 from pviommu.vfio_run.running import run_program
 
 from .source import built, chosen_source, options, outcomes
@@ -74,12 +75,20 @@ SKIP = frozenset(
 """Tests that the program skips by itself."""
 PASS = ALL - FAIL - SKIP
 """Tests that must pass."""
+FAIL_NTH = frozenset(
+    f"basic_fail_nth.{test}"
+    for test in (
+        *("basic", "map_domain", "map_file_domain", "map_two_domains", "access_rw", "access_pin", "access_pin_domain"),
+        "device",
+    )
+)
+"""Tests of the other program: one place after the other fails on the way through some requests, until none is left."""
 SLOW = ("access_rw", "access_rw_unaligned", "fork_gone", "fork_present", "ioas_iova_alloc")
 """Tests, in all variants, of more than ten thousand requests each, and with a limit of 30 seconds. On a busy machine
 they may not end in time."""
 LARGE = ("domain_dirty128M", "domain_dirty128M_huge")
 """Variants that are like others, with more memory."""
-_PROGRAM = "iommufd"
+PROGRAM, FAIL_NTH_PROGRAM = _PROGRAMS = "iommufd", "iommufd_fail_nth"
 _OPTIONS = ("-O1", "-w", "-D_GNU_SOURCE", "-DMFD_HUGETLB=4", "-D__counted_by(x)=")
 _PARTS = (
     *("tools/testing/selftests/*.h", "tools/testing/selftests/iommu", "tools/testing/selftests/kselftest"),
@@ -104,9 +113,11 @@ _MAPPING = """\
 
 
 def build(source: Path) -> Path:
-    """The program, of a kernel source that is a folder or an archive. That of an archive is kept in the cache."""
-    identity = f"{_OPTIONS} {_CAPABILITIES} {_MAPPING}".encode()
-    return built("iommufd-selftest", source, _PARTS, identity, _compile) / _PROGRAM
+    """The folder of the programs, of a kernel source that is a folder or an archive. Those of an archive are kept in the
+    cache.
+    """
+    identity = f"{_PROGRAMS} {_OPTIONS} {_CAPABILITIES} {_MAPPING}".encode()
+    return built("iommufd-selftest", source, _PARTS, identity, _compile)
 
 
 def _compile(source: Path, folder: Path) -> list[Path]:
@@ -118,9 +129,10 @@ def _compile(source: Path, folder: Path) -> list[Path]:
         path.write_text(text or (source / "include/uapi" / name).read_text())
     tests = source / "tools/testing/selftests"
     includes = [f"-I{path}" for path in (own, tests, source / "tools/include")]
-    target = folder / _PROGRAM
-    subprocess.run(["cc", *_OPTIONS, *includes, "-o", target, tests / "iommu/iommufd.c", "-lpthread"], check=True)
-    return [target]
+    for name in _PROGRAMS:
+        program = tests / "iommu" / f"{name}.c"
+        subprocess.run(["cc", *_OPTIONS, *includes, "-o", folder / name, program, "-lpthread"], check=True)
+    return [folder / name for name in _PROGRAMS]
 
 
 def run(program: Path, *choices: str) -> dict[str, str]:
@@ -132,6 +144,7 @@ def run(program: Path, *choices: str) -> dict[str, str]:
         run_program(
             ["sh", "-c", 'said=$1 && shift && exec "$0" "$@" >"$said" 2>&1', str(program), str(said), *choices],
             System(mock=True),
+            fail_nth=FailNth(),
         )
         return outcomes(said.read_text(errors="replace"))
 
@@ -142,13 +155,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     source = chosen_source("iommufd-selftest", args.source)
     if source is None:
         return 3
-    found = run(build(source))
+    programs = build(source)
+    found = run(programs / PROGRAM) | run(programs / FAIL_NTH_PROGRAM)
     for test, outcome in found.items():
         print(f"{outcome:8} {test}")
-    lost = sorted(test for test in PASS if found.get(test) != "passed")
-    news = sorted(test for test in found if found[test] == "passed" and test not in PASS)
+    lost = sorted(test for test in PASS | FAIL_NTH if found.get(test) != "passed")
+    news = sorted(test for test in found if found[test] == "passed" and test not in PASS | FAIL_NTH)
     passed = sum(outcome == "passed" for outcome in found.values())
-    print(f"{passed} of {len(found)} passed, {len(PASS)} must", *(f"lost: {test}" for test in lost), sep="\n")
+    print(f"{passed} of {len(found)} passed, {len(PASS | FAIL_NTH)} must", *(f"lost: {test}" for test in lost), sep="\n")
     for test in news:
         print(f"passes now, and is not listed: {test}")
     return 1 if lost or news else 0

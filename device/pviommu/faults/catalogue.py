@@ -563,9 +563,32 @@ _TRANSPORT = (
     _message("region_write_multi", "several trapped writes at once", "", "lie!"),
 )
 
+
+def _place(name: str, text: str, errors: str = "ENOMEM") -> Probe:
+    """On the way through a request to /dev/iommu. What Linux runs short of there first comes first."""
+    return Probe(f"iommufd.{name}", text, ("function",), (("pre", "fail"), ("post", "")), tuple(errors.split()))
+
+
+_REQUESTS = (
+    _place("file", "a file of /dev/iommu or /dev/vfio is opened, or gets a descriptor", "ENOMEM EMFILE ENFILE"),
+    _place("copy_in", "a request copies from its program's memory", "EFAULT"),
+    _place("copy_out", "a request copies to its program's memory", "EFAULT"),
+    _place("object", "an object of an open /dev/iommu begins"),
+    _place("area", "a mapping of an address space is noted, or cut in two"),
+    _place("span", "IOVAs of an address space are reserved, or allowed"),
+    _place("pin", "memory of a program is pinned", "ENOMEM EFAULT"),
+    _place("table", "a page table of a device begins"),
+    _place("leaves", "a mapping enters a page table of a device"),
+    _place("attach", "a device's DMA is about to go through a page table"),
+    _place("event", "a page request or an event is queued; failing, it is refused or lost"),
+    _place("bitmap", "dirty bits are about to be written to a program's bitmap"),
+    _place("interrupt", "interrupts of a VFIO device are set up"),
+)
+
 PROBES: dict[str, Probe] = {
     probe.name: probe
-    for probe in (*_OPERATIONS, *_CORE, *_DMA_PROBES, *_RING_PROBES, *_REPORTS, *_SMMU, *_LINKS, *_TRANSPORT)
+    for group in (_OPERATIONS, _CORE, _DMA_PROBES, _RING_PROBES, _REPORTS, _SMMU, _LINKS, _REQUESTS, _TRANSPORT)
+    for probe in group
 }
 """All of them, by name."""
 

@@ -13,6 +13,7 @@ from ..interfaces.iommufd.models import PLAIN
 from ..interfaces.iommufd.nesting import NESTING
 from ..native.build import BuildError
 from ..topology import TopologyError, load
+from .fail_nth import FailNth
 from .machine import DeviceMachine, build, native_if_built
 from .running import MAPS_REGISTERS, By, chosen, run_program
 
@@ -60,6 +61,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--mock",
         action="store_true",
         help="let programs make mock devices, as with a kernel that was built with IOMMUFD_TEST (not with --topology)",
+    )
+    parser.add_argument(
+        "--fail-nth",
+        action="store_true",
+        help="let programs have a request fail at the n-th place that they pass from then on, by writing n to "
+        "/proc/self/task/N/fail-nth, as with a kernel that was built with FAULT_INJECTION (not with --by seccomp)",
     )
     parser.add_argument(
         "--registers",
@@ -113,12 +120,17 @@ def main(args: argparse.Namespace) -> int:
         if args.list:
             _list(system)
             return ExitStatus.PASSED
+        by = By(args.by) if args.by else chosen(args.program)
+        if args.fail_nth and by is By.SECCOMP:
+            print("pviommu: --fail-nth: not with --by seccomp, which statically linked programs need", file=sys.stderr)
+            return ExitStatus.USAGE
         status = run_program(
             [args.program, *args.arguments],
             system,
             machine=machine,
             maps_registers=MAPS_REGISTERS and args.registers == "mapped",
-            by=By(args.by) if args.by else chosen(args.program),
+            by=by,
+            fail_nth=FailNth() if args.fail_nth else None,
         )
     except BuildError as error:
         print(f"pviommu: {error}", file=sys.stderr)

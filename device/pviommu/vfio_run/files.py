@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from ..interfaces.iommufd import System
 from ..interfaces.iommufd.devices import Device
@@ -35,11 +37,11 @@ def files_beside(socket: Path) -> Path:
     return socket.with_name(f"{socket.name}.files")
 
 
-def make_files(system: System, folder: Path) -> None:
+def make_files(system: System, folder: Path, debug: Mapping[str, Sequence[str]] = MappingProxyType({})) -> None:
     """Make ``dev`` and ``sys`` in a folder that has neither. Raises OSError.
 
     Files of /dev are empty there: opening them is the server's. Of /sys there is what leads to a device's files: the
-    devices of the PCI bus, their driver, and the groups.
+    devices of the PCI bus, their driver, and the groups; below /sys/kernel/debug, files by folder in ``debug``.
     """
     nodes = ["/dev/iommu"]
     if not system.is_rfc:
@@ -55,6 +57,11 @@ def make_files(system: System, folder: Path) -> None:
     for device in system.devices.values():
         if device.pci is not None:
             _make_device(device, folder)
+    for name, files in debug.items():
+        path = folder / "sys/kernel/debug" / name
+        path.mkdir(parents=True)
+        for file in files:
+            (path / file).touch()
 
 
 def _make_device(device: Device, folder: Path) -> None:

@@ -26,6 +26,7 @@ from ..host.work import Machine
 from ..interfaces.iommufd import System
 from ..interfaces.iommufd.pci_device import Mappable
 from ..native.build import build
+from .fail_nth import FailNth
 from .notifications import IS_KNOWN, Listener, begin_to_notify, received_listener
 from .server import Server
 from .supervised import Supervisor
@@ -94,10 +95,12 @@ def run_program(
     *,
     maps_registers: bool = MAPS_REGISTERS,
     by: By = By.PRELOAD,
+    fail_nth: FailNth | None = None,
 ) -> int:
     """Run a program on a system until it ends, and return its exit status; of one that a signal ended, minus its
     number. ``machine``: what the system's devices are, if they are more than DMA. ``maps_registers``: whether programs
-    can map all of a BAR; by seccomp they can map nothing. Raises native.build.BuildError, and OSError if the program
+    can map all of a BAR; by seccomp they can map nothing. ``fail_nth``: what programs may let fail by the file of that
+    name; not by seccomp. Raises native.build.BuildError, and OSError if the program
     cannot be started, or the library's path cannot be in LD_PRELOAD. In the main thread only.
 
     SIGTERM and SIGHUP are the program's meanwhile, and SIGINT and SIGQUIT do nothing here. Descendants stay such, even
@@ -113,7 +116,7 @@ def run_program(
         raise OSError(errno.ENOSYS, "seccomp: the numbers of system calls are known of x86-64 only", command[0])
     with tempfile.TemporaryDirectory(prefix="pviommu-vfio-") as made:
         path = Path(made).resolve() / "socket"  # the preloaded library tells paths by their text
-        server = Server(system, path, machine, library)
+        server = Server(system, path, machine, library, fail_nth)
         mappable = Mappable.EVERYTHING if maps_registers else Mappable.SHARED
         for device in system.devices.values():
             if device.pci:

@@ -55,6 +55,7 @@ from ..interfaces.iommufd.device_file import DeviceFile
 from ..interfaces.iommufd.pci_device import Piece
 from ..transports.reserve import REST_NS, Reserve
 from .boxes import BOXES, NOTHING, OTHERS, ROOM, Boxes, Taken, shared_file
+from .fail_nth import DEBUG_FILES, FailNth, FailNthFile
 from .files import files_beside, make_files
 from .machine import DeviceMachine
 from .remote import DescriptorMemory, MemoryDeniedError, RemoteMemory
@@ -336,6 +337,11 @@ class _RemoteProcess(Process):
 
     def install(self, file: OpenFile, field: int = 0) -> int:
         """See the base class. The program gets its descriptor when it claims it."""
+        try:
+            self.system.places.file()
+        except OSError:
+            file.close()
+            raise
         self.opened, self.field = file, field
         return 0
 
@@ -363,11 +369,18 @@ class _RemoteProcess(Process):
 class Server:
     """Files of a system at a socket, and the machine of its devices, both served by one loop."""
 
-    def __init__(self, system: System, path: Path, machine: Machine | None = None, library: Path | None = None) -> None:
+    def __init__(
+        self,
+        system: System,
+        path: Path,
+        machine: Machine | None = None,
+        library: Path | None = None,
+        fail_nth: FailNth | None = None,
+    ) -> None:
         """``machine``: what the devices of the system are, if they are more than DMA. ``library``: the one that
-        programs are given; without it nothing comes in boxes. The file that all share, and what
-        :func:`.files.make_files` makes, come beside the socket. Raises OSError if nothing can listen at `path`, with
-        ENAMETOOLONG for more than 107 bytes.
+        programs are given; without it nothing comes in boxes. ``fail_nth``: what programs may let fail. The file that
+        all share, and what :func:`.files.make_files` makes, come beside the socket. Raises OSError if nothing can
+        listen at `path`, with ENAMETOOLONG for more than 107 bytes.
         """
         if len(os.fsencode(path)) > _LONGEST_PATH:
             raise OSError(errno.ENAMETOOLONG, f"sockets have paths of at most {_LONGEST_PATH} bytes", str(path))
@@ -391,7 +404,10 @@ class Server:
         self._boxes = Boxes(library, path) if library and len(os.sched_getaffinity(0)) > 1 else None
         self._tokens: dict[int, RemoteMemory] = {}
         """The memory of processes, by what they name themselves with."""
-        make_files(system, files_beside(path))
+        self._fail_nth = fail_nth
+        if fail_nth:
+            fail_nth.watch(system.places)
+        make_files(system, files_beside(path), DEBUG_FILES if fail_nth else {})
         self._listener.listen(128)
         self._listener.setblocking(False)
         self._reserve = Reserve()
@@ -631,6 +647,19 @@ class Server:
     # -- answers ----------------------------------------------------------------------------------------------------
 
     def _answer(self, connection: Connection, said: Message) -> None:
+        if self._fail_nth is None:
+            self._carry_message_out(connection, said)
+            return
+        self._fail_nth.begin(said.pid)
+        try:
+            self._carry_message_out(connection, said)
+        finally:
+            self._fail_nth.end()
+
+    def _open(self, path: str, pid: int) -> OpenFile:
+        return (self._fail_nth and self._fail_nth.file(path, pid)) or self.system.open(path)
+
+    def _carry_message_out(self, connection: Connection, said: Message) -> None:
         self._drop_closed(connection)
         self._forget_opened(connection)
         waiting, connection.waiting = connection.waiting, None
@@ -648,7 +677,7 @@ class Server:
             self._access(connection, file, said)
         elif kind is Kind.OPEN and file is None:
             try:
-                connection.file = self.system.open(os.fsdecode(said.rest))
+                connection.file = self._open(os.fsdecode(said.rest), said.pid)
                 connection.reply(Answer.DONE, 0)
             except RequestError as error:
                 connection.reply(Answer.DONE, -(error.errno or errno.EIO))
@@ -701,6 +730,8 @@ class Server:
             value = file.ioctl(process, request.number, request.argument)
         except _NeedError as need:
             request.wanted = need
+            if self._fail_nth:
+                self._fail_nth.rewind()
             connection.waiting = request
             connection.reply(need.answer, need.fd)
             return
@@ -729,7 +760,7 @@ class Server:
         """pread(), pwrite() or mmap() of the file of a device; others have none of these."""
         refused = errno.ENODEV if said.kind is Kind.MAP else errno.EINVAL
         try:
-            if said.kind in (Kind.TAKE, Kind.PUT) and isinstance(file, DeviceFile):
+            if said.kind in (Kind.TAKE, Kind.PUT) and isinstance(file, DeviceFile | FailNthFile):
                 self._stream(connection, file, said)
                 return
             if said.kind in (Kind.TAKE, Kind.PUT):
@@ -739,7 +770,7 @@ class Server:
                 (length,) = _WORD.unpack(said.rest)
                 connection.give(Piece(*file.mapped(said.argument, length), length))
                 return
-            if not isinstance(file, DeviceFile):
+            if not isinstance(file, DeviceFile | FailNthFile):
                 raise RequestError(refused, "it is no device")
             if said.kind is Kind.READ:
                 most = ROOM if connection.is_by_box else connection.most_data
@@ -754,7 +785,7 @@ class Server:
         except struct.error as error:
             raise ValueError(f"MAP with {len(said.rest)} bytes") from error
 
-    def _stream(self, connection: Connection, file: DeviceFile, said: Message) -> None:
+    def _stream(self, connection: Connection, file: DeviceFile | FailNthFile, said: Message) -> None:
         """read() or write() of a device, where the last one of this file has ended."""
         memory, count = self._memory_of(connection, said.pid), min(said.request, _MOST_STREAMED)
         if said.kind is Kind.TAKE:
@@ -773,7 +804,7 @@ class Server:
             raise RequestError(errno.EINVAL, "it is no queue")
         memory = self._memory_of(connection, said.pid)
         transfer = file.read_to if said.kind is Kind.TAKE else file.write_from
-        return transfer(memory, said.argument, said.request)
+        return transfer(self.system.places.arguments(memory), said.argument, said.request)
 
     def _go_on(self, connection: Connection, steps: Steps, may_go_on: MayGoOn) -> None:
         """Steps of a write. Others have their turn between two of them."""

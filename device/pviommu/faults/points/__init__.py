@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from ..catalogue import PROBES
-from . import dma, links, operations, reports, rings, smmu, tables, transport
+from . import dma, iommufd, links, operations, reports, rings, smmu, tables, transport
 from .base import Point
 
 __all__ = ["POINTS"]
 
 POINTS: dict[str, type[Point]] = {
     **{name: operations.OperationPoint for name in PROBES if name.startswith("op.")},
+    **{name: iommufd.RequestPoint for name in PROBES if name.startswith("iommufd.")},
     **{name: transport.MessagePoint for name in PROBES if name.startswith("message.")},
     "socket.accept": transport.AcceptPoint,
     "socket.receive": transport.ReceivePoint,

@@ -17,29 +17,15 @@ from .user_memory import Place, UserMemory, located, write_back
 __all__ = ["PLACES", "Places", "refusal"]
 
 _OWNER = "iommufd"
-_MEMORY = ("ENOMEM",)
-PLACES: dict[str, tuple[str, ...]] = {
-    "file": (*_MEMORY, "EMFILE", "ENFILE"),
-    "copy_in": ("EFAULT",),
-    "copy_out": ("EFAULT",),
-    "object": _MEMORY,
-    "area": _MEMORY,
-    "span": _MEMORY,
-    "pin": (*_MEMORY, "EFAULT"),
-    "table": _MEMORY,
-    "leaves": _MEMORY,
-    "attach": _MEMORY,
-    "event": _MEMORY,
-    "bitmap": _MEMORY,
-    "interrupt": _MEMORY,
-}
-"""What Linux may answer at each, the first one if nothing else is asked for."""
+PLACES = (
+    *("file", "copy_in", "copy_out", "object", "area", "span", "pin", "table", "leaves", "attach", "event", "bitmap"),
+    "interrupt",
+)
 
 
-def refusal(place: str, error: str | None = None) -> RequestError:
-    """What a request fails with at a place: with this errno, by its name, or the first one."""
-    name = error or PLACES[place][0]
-    return RequestError(getattr(errno, name), f"{name} on purpose, at {place}")
+def refusal(place: str, error: str) -> RequestError:
+    """What a request fails with at a place, with an errno by its name."""
+    return RequestError(getattr(errno, error), f"{error} on purpose, at {place}")
 
 
 class Places:

@@ -34,6 +34,7 @@
 static char root[MAX_ROOT]; /* the folder; empty in a program that is not for us */
 static size_t root_length;
 static int has_devices; /* whether there is anything of /sys */
+static int has_faults; /* whether programs may let requests fail */
 
 /* The path of a file in the folder, or the path as it was given. */
 struct place {
@@ -44,12 +45,14 @@ struct place {
 
 void begin_paths(const char *socket)
 {
-	char sys[MAX_ROOT + sizeof("/sys")];
+	char sys[MAX_ROOT + sizeof("/sys/kernel/debug")];
 
 	snprintf(root, sizeof(root), "%s.files", socket);
 	root_length = strlen(root);
 	snprintf(sys, sizeof(sys), "%s/sys", root);
 	has_devices = !syscall(SYS_access, sys, F_OK);
+	strcat(sys, "/kernel/debug");
+	has_faults = !syscall(SYS_access, sys, F_OK);
 }
 
 static int begins(const char *path, const char *with)
@@ -121,7 +124,16 @@ static dev_t number_of_path(const char *path)
 /* Whether a path of /sys is of our devices. */
 static int is_of_sys(const char *path)
 {
-	return begins(path, "/sys/bus/pci") || begins(path, "/sys/kernel/iommu_groups") || begins(path, "/sys/class/vfio-dev");
+	return begins(path, "/sys/bus/pci") || begins(path, "/sys/kernel/iommu_groups") ||
+	       begins(path, "/sys/class/vfio-dev") || (has_faults && begins(path, "/sys/kernel/debug"));
+}
+
+/* Whether a path of /proc is of a process's number of places until a request fails; which ones, the server knows. */
+static int is_fail_nth(const char *path)
+{
+	const char *name = strrchr(path, '/');
+
+	return has_faults && begins(path, "/proc") && name && !strcmp(name, "/fail-nth");
 }
 
 static int exists(const char *path)
@@ -141,7 +153,7 @@ static void find(int folder, const char *path, struct place *place)
 		goto end;
 	if (!strncmp(text, root, root_length) && text[root_length] == '/')
 		inside = text + root_length;
-	place->is_device = begins(inside, "/dev/iommu") || begins(inside, "/dev/vfio");
+	place->is_device = begins(inside, "/dev/iommu") || begins(inside, "/dev/vfio") || is_fail_nth(inside);
 	found = place->is_device || (has_devices && is_of_sys(inside));
 	if (!found && !(has_devices && begins(inside, "/sys/devices")))
 		goto end;

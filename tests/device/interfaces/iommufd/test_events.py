@@ -234,7 +234,7 @@ def test_what_does_not_reach_memory_stays_in_the_queue(
 
 
 def test_requests_of_several_pages_are_read_whole() -> None:
-    queue = FaultQueue(lambda: None, lambda: None)
+    queue = FaultQueue(Places(), lambda: None, lambda: None)
     answers: list[bool | None] = []
     device = Device(DeviceConfig("dev"), 0, Group(0))
     faults = [s.Pgfault(0, 1, 0, 1, 1, 0, page * PAGE, 0, 0) for page in range(2)]
