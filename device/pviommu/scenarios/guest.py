@@ -22,7 +22,7 @@ from ..guest.xen_2024 import Xen2024
 from ..topology import EndpointSection, Topology
 from .stage import StuckError
 
-__all__ = ["TRIES", "Place", "PlayedGuest", "guest_in_words"]
+__all__ = ["TRIES", "Place", "Played", "PlayedGuest", "guest_in_words"]
 
 _FIRST_DEVFN = 0x28
 TRIES = 3
@@ -40,6 +40,15 @@ class Place(Protocol):
     def ram(self) -> GuestRam: ...
     def functions(self) -> dict[str, Function]: ...
     def until(self, condition: Callable[[], Any], what: str) -> None: ...
+
+
+class Played(Protocol):
+    """What is asked of whoever was played."""
+
+    harm: list[str]
+    """What it found that was not to be."""
+    answers: Counter[str]
+    """What it was answered, how often."""
 
 
 def _devfn(entry: EndpointSection, number: int) -> int:

@@ -33,8 +33,8 @@ from ..guest.events import EventRing
 from ..guest.tables import InFlight, PageTables
 from ..guest.wire import WireFunction
 from ..topology import Topology
-from . import network, smmu
-from .guest import PlayedGuest
+from . import iommufd, network, smmu
+from .guest import Played, PlayedGuest
 from .stage import RAM_PAGES, STREAMS, TOPOLOGY, Stage, tried_again
 
 __all__ = ["WORKLOADS", "Workload", "newcomer"]
@@ -59,7 +59,7 @@ class Workload(NamedTuple):
     """One of them."""
 
     text: str
-    play: Callable[[Stage], Iterator[PlayedGuest]]
+    play: Callable[[Stage], Iterator[Played]]
     """gives the guest as soon as there is one, and then plays it"""
     has_clients: bool = False
     """whether the guest comes by sockets, and so is seen to go"""
@@ -328,6 +328,7 @@ WORKLOADS = {
         network.exchanges,
         topology=network.topology,
     ),
+    "iommufd": Workload("programs that make requests of iommufd and VFIO, again where one fails", iommufd.programs),
     "smmu": Workload("maps, DMA and unmaps of an engine behind a virtual SMMUv3", smmu.rounds, topology=smmu.topology),
     "smmu-ats": Workload(
         "the same with an engine that keeps translations and asks for pages",

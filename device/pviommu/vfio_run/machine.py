@@ -16,6 +16,7 @@ from ..inputs import Inputs, LiveInputs
 from ..interfaces.iommufd import DeviceConfig, Region, RegionKind, System
 from ..interfaces.iommufd.endpoint_dma import PageTables, ProgramMemory
 from ..interfaces.iommufd.pci_device import PciDevice
+from ..interfaces.iommufd.places import Places
 from ..pci.environment import Environment
 from ..pci.function import PciFunction
 from ..topology import EndpointSection, Topology
@@ -82,9 +83,11 @@ def native_if_built() -> Core | None:
         return None
 
 
-def build(topology: Topology, core: Core | None = None) -> tuple[System, DeviceMachine]:
-    """The devices of a topology. ``core``: as of an engine. Raises ValueError as above, and OSError."""
-    system = System(configurations(topology), core=core)
+def build(topology: Topology, core: Core | None = None, places: Places | None = None) -> tuple[System, DeviceMachine]:
+    """The devices of a topology. ``core``: as of an engine. ``places``: where requests can fail. Raises ValueError as
+    above, and OSError.
+    """
+    system = System(configurations(topology), core=core, places=places)
     environment = Environment(LiveInputs(), Counters())
     endpoints: dict[str, Endpoint] = {}
     memory = ProgramMemory(system.hardware)

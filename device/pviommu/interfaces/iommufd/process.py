@@ -151,6 +151,10 @@ class Process:
         """A descriptor. Raises OSError as System.open() does, and EMFILE."""
         return self.install(self.system.open(path))
 
+    def descriptors(self) -> list[int]:
+        """All that are open."""
+        return sorted(self._table)
+
     def dup(self, fd: int) -> int:
         """Another descriptor of the same open file. Raises OSError (EBADF, EMFILE)."""
         return self._install(self._find(fd))
@@ -165,7 +169,7 @@ class Process:
 
     def exit(self) -> None:
         """Close all descriptors, in order."""
-        for fd in sorted(self._table):
+        for fd in self.descriptors():
             self.close(fd)
 
     def ioctl(self, fd: int, request: int, argument: int = 0) -> int:
