@@ -113,7 +113,7 @@ _MAPPING = """\
 
 
 def build(source: Path) -> Path:
-    """The folder of the programs, of a kernel source that is a folder or an archive. Those of an archive are kept in the
+    """The folder of the programs, of a kernel source that is a folder or an archive; of an archive they are kept in the
     cache.
     """
     identity = f"{_PROGRAMS} {_OPTIONS} {_CAPABILITIES} {_MAPPING}".encode()
@@ -162,7 +162,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     lost = sorted(test for test in PASS | FAIL_NTH if found.get(test) != "passed")
     news = sorted(test for test in found if found[test] == "passed" and test not in PASS | FAIL_NTH)
     passed = sum(outcome == "passed" for outcome in found.values())
-    print(f"{passed} of {len(found)} passed, {len(PASS | FAIL_NTH)} must", *(f"lost: {test}" for test in lost), sep="\n")
+    print(
+        f"{passed} of {len(found)} passed, {len(PASS | FAIL_NTH)} must", *(f"lost: {test}" for test in lost), sep="\n"
+    )
     for test in news:
         print(f"passes now, and is not listed: {test}")
     return 1 if lost or news else 0

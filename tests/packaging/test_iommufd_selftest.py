@@ -7,7 +7,7 @@ import pytest
 from pviommu.lab.driver_checks import DriverChecks
 from pviommu.lab.kernel_build import source_archive
 
-from ..kernel_tests.iommufd import ALL, LARGE, PASS, SKIP, SLOW, build, run
+from ..kernel_tests.iommufd import ALL, FAIL_NTH, FAIL_NTH_PROGRAM, LARGE, PASS, PROGRAM, SKIP, SLOW, build, run
 
 
 @pytest.mark.row("space", 60)
@@ -20,12 +20,16 @@ def test_exactly_those_of_the_kernels_tests_pass_that_are_listed(checks: DriverC
     }
     options = [part for name in SLOW for part in ("-T", name)] + [part for name in LARGE for part in ("-V", name)]
 
-    outcomes = run(build(source_archive(checks.root)), *options)
+    outcomes = run(build(source_archive(checks.root)) / PROGRAM, *options)
 
     assert set(outcomes) == expected
     assert {test for test, outcome in outcomes.items() if outcome == "passed"} == PASS & expected
     assert {test for test, outcome in outcomes.items() if outcome == "skipped"} == SKIP
 
 
+def test_all_of_those_pass_that_let_one_place_after_the_other_fail(checks: DriverChecks) -> None:
+    assert run(build(source_archive(checks.root)) / FAIL_NTH_PROGRAM) == dict.fromkeys(FAIL_NTH, "passed")
+
+
 def test_how_many_there_are() -> None:
-    assert (len(ALL), len(PASS)) == (246, 238)
+    assert (len(ALL), len(PASS), len(FAIL_NTH)) == (246, 238, 8)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 
 from ..exit_status import ExitStatus
@@ -16,6 +19,7 @@ from ..topology import TopologyError, load
 from .fail_nth import FailNth
 from .machine import DeviceMachine, build, native_if_built
 from .running import MAPS_REGISTERS, By, chosen, run_program
+from .sweep import RUN_S, swept
 
 __all__ = ["add_arguments", "main"]
 
@@ -69,6 +73,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "/proc/self/task/N/fail-nth, as with a kernel that was built with FAULT_INJECTION (not with --by seccomp)",
     )
     parser.add_argument(
+        "--sweep",
+        action="store_true",
+        help="run the program once for each place at which a request of it can fail, and let it fail there; then say "
+        "on standard error, as KTAP, whether requests that failed have changed anything. Exit status: 0 they have not, "
+        "1 they have, 5 the program fails by itself, or passes more than 1000 places (not with --by seccomp)",
+    )
+    parser.add_argument(
         "--registers",
         choices=("mapped", "unmapped"),
         default="mapped",
@@ -91,57 +102,82 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Run ``pviommu vfio run``; returns its exit status."""
-    machine: DeviceMachine | None = None
     try:
-        if args.proposed and args.topology:
-            raise ValueError("--proposed: that interface knows no devices of a topology")
-        for option in ("--nesting", "--mock"):
-            if getattr(args, option[2:]) and (args.proposed or args.topology):
-                raise ValueError(f"{option}: not with {'--proposed' if args.proposed else '--topology'}")
-        if args.program is None and not args.list:
-            raise ValueError("no program is named; --list shows what it would find")
-        if args.topology:
-            topology = load(args.topology)
-            system, machine = build(topology, native_if_built())
-        else:
-            names: list[str] = args.device or ["dev0"]
-            for name in names:
-                _check_name(name)
-            model, bits = (NESTING, _PASID_BITS) if args.nesting else (PLAIN, 0)
-            configs = [DeviceConfig(name, model=model, pasid_bits=bits) for name in names]
-            system = System(configs, rfc=args.proposed, mock=args.mock, core=native_if_built())
+        _check(args)
+        if args.list:
+            with _devices(args) as (system, _):
+                _list(system)
+            return ExitStatus.PASSED
+        if args.sweep:
+            return swept(partial(_run, args, RUN_S))
+        status = _run(args, None, FailNth() if args.fail_nth else None)
     except (TopologyError, ValueError) as error:
         print(f"pviommu: {error}", file=sys.stderr)
         return ExitStatus.USAGE
-    except OSError as error:
-        print(f"pviommu: the devices of the topology cannot be made: {error.strerror}", file=sys.stderr)
-        return ExitStatus.ENVIRONMENT
-    try:
-        if args.list:
-            _list(system)
-            return ExitStatus.PASSED
-        by = By(args.by) if args.by else chosen(args.program)
-        if args.fail_nth and by is By.SECCOMP:
-            print("pviommu: --fail-nth: not with --by seccomp, which statically linked programs need", file=sys.stderr)
-            return ExitStatus.USAGE
-        status = run_program(
-            [args.program, *args.arguments],
-            system,
-            machine=machine,
-            maps_registers=MAPS_REGISTERS and args.registers == "mapped",
-            by=by,
-            fail_nth=FailNth() if args.fail_nth else None,
-        )
-    except BuildError as error:
+    except (BuildError, _DevicesError) as error:
         print(f"pviommu: {error}", file=sys.stderr)
         return ExitStatus.ENVIRONMENT
     except OSError as error:
         print(f"pviommu: {error.filename or args.program}: {error.strerror}", file=sys.stderr)
         return ExitStatus.ENVIRONMENT
-    finally:
-        if machine:
-            machine.close()
     return 128 - status if status < 0 else status
+
+
+class _DevicesError(Exception):
+    """The devices of a topology cannot be made on this machine."""
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Raises ValueError for options that do not go together."""
+    if args.proposed and args.topology:
+        raise ValueError("--proposed: that interface knows no devices of a topology")
+    for option in ("--nesting", "--mock"):
+        if getattr(args, option[2:]) and (args.proposed or args.topology):
+            raise ValueError(f"{option}: not with {'--proposed' if args.proposed else '--topology'}")
+    if args.program is None:
+        if not args.list:
+            raise ValueError("no program is named; --list shows what it would find")
+        return
+    for option in ("--fail-nth", "--sweep"):
+        if getattr(args, option[2:].replace("-", "_")) and _by(args) is By.SECCOMP:
+            raise ValueError(f"{option}: not with --by seccomp, which programs that are linked statically need")
+
+
+def _by(args: argparse.Namespace) -> By:
+    return By(args.by) if args.by else chosen(args.program)
+
+
+@contextmanager
+def _devices(args: argparse.Namespace) -> Iterator[tuple[System, DeviceMachine | None]]:
+    """What the program finds. Raises ValueError, TopologyError and :class:`_DevicesError`."""
+    if not args.topology:
+        names: list[str] = args.device or ["dev0"]
+        for name in names:
+            _check_name(name)
+        model, bits = (NESTING, _PASID_BITS) if args.nesting else (PLAIN, 0)
+        configs = [DeviceConfig(name, model=model, pasid_bits=bits) for name in names]
+        yield System(configs, rfc=args.proposed, mock=args.mock, core=native_if_built()), None
+        return
+    try:
+        system, machine = build(load(args.topology), native_if_built())
+    except OSError as error:
+        raise _DevicesError(f"the devices of the topology cannot be made: {error.strerror}") from error
+    with closing(machine):
+        yield system, machine
+
+
+def _run(args: argparse.Namespace, limit_s: float | None, fail_nth: FailNth | None) -> int:
+    """The program, once; as run_program() returns, and raises."""
+    with _devices(args) as (system, machine):
+        return run_program(
+            [args.program, *args.arguments],
+            system,
+            machine=machine,
+            maps_registers=MAPS_REGISTERS and args.registers == "mapped",
+            by=_by(args),
+            fail_nth=fail_nth,
+            limit_s=limit_s,
+        )
 
 
 def _list(system: System) -> None:

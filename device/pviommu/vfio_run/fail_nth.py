@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import errno
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from vfio_user import Steps
 
@@ -44,12 +46,12 @@ class FailNth:
         """By process; with when that began, as another one may have its number later."""
         self._before = 0
 
-    def watch(self, places: Places) -> None:
-        """Count what is passed there."""
+    def watch(self, places: Places, look: Callable[[], dict[str, Any]]) -> None:
+        """Count what is passed there. ``look`` gives what the system has of programs."""
         places.intercept(self._meet)
 
-    def begin(self, process: int) -> None:
-        """A message of a process is carried out from now on."""
+    def begin(self, process: int, doing: str) -> None:
+        """A message of a process is carried out from now on; ``doing``: what it asks for, in words."""
         if process in self._left and self._left[process][1] != _beginning_of(process):
             self.set(process, 0)
         self.process, self._before = process, self.left(process)
@@ -61,6 +63,9 @@ class FailNth:
     def end(self) -> None:
         """What follows is nobody's: devices work by themselves."""
         self.process = 0
+
+    def over(self) -> None:
+        """All programs have ended, and their files are closed."""
 
     def left(self, process: int) -> int:
         """How many places on a request fails; 0: none does."""

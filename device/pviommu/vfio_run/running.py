@@ -96,11 +96,12 @@ def run_program(
     maps_registers: bool = MAPS_REGISTERS,
     by: By = By.PRELOAD,
     fail_nth: FailNth | None = None,
+    limit_s: float | None = None,
 ) -> int:
     """Run a program on a system until it ends, and return its exit status; of one that a signal ended, minus its
     number. ``machine``: what the system's devices are, if they are more than DMA. ``maps_registers``: whether programs
     can map all of a BAR; by seccomp they can map nothing. ``fail_nth``: what programs may let fail by the file of that
-    name; not by seccomp. Raises native.build.BuildError, and OSError if the program
+    name; not by seccomp. ``limit_s``: when it is killed. Raises native.build.BuildError, and OSError if the program
     cannot be started, or the library's path cannot be in LD_PRELOAD. In the main thread only.
 
     SIGTERM and SIGHUP are the program's meanwhile, and SIGINT and SIGQUIT do nothing here. Descendants stay such, even
@@ -131,6 +132,8 @@ def run_program(
                         program, listener = _notifying(command, environment)
                         kept.enter_context(closing(Supervisor(server, listener, path)))
                     kept.enter_context(_most_files())
+                    if limit_s is not None:
+                        server.after(limit_s, program.kill)
                     return _serve(program, server, signals, others | {program.pid})
         finally:
             server.close()

@@ -37,6 +37,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import partial
 from pathlib import Path
+from typing import Any
 from weakref import WeakValueDictionary
 
 from vfio_user import RequestError as FunctionError
@@ -50,9 +51,12 @@ from ..host.work import Machine, Work
 from ..hosted import MayGoOn, Watch
 from ..inputs import LiveInputs
 from ..interfaces.iommufd import EventFile, FileMemory, OpenFile, Process, RequestError, System
+from ..interfaces.iommufd.commands import COMMANDS
 from ..interfaces.iommufd.context import Iommufd
 from ..interfaces.iommufd.device_file import DeviceFile
+from ..interfaces.iommufd.holdings import holdings
 from ..interfaces.iommufd.pci_device import Piece
+from ..interfaces.iommufd.vfio_structures import VfioRequest
 from ..transports.reserve import REST_NS, Reserve
 from .boxes import BOXES, NOTHING, OTHERS, ROOM, Boxes, Taken, shared_file
 from .fail_nth import DEBUG_FILES, FailNth, FailNthFile
@@ -366,6 +370,20 @@ class _RemoteProcess(Process):
         return self._request.pid
 
 
+def _words(said: Message, file: OpenFile | None) -> str:
+    """What a process asks for."""
+    if said.kind is Kind.OPEN:
+        return f"open {os.fsdecode(said.rest)}"
+    if said.kind is not Kind.REQUEST:
+        return said.kind.name.lower()
+    command = COMMANDS.get(said.request & 0xFF) if isinstance(file, Iommufd) else None
+    if command and command.request == said.request:
+        return command.name.upper()
+    names = [name for name, number in VfioRequest.__members__.items() if number == said.request]
+    of_devices = [name for name in names if name.startswith("DEVICE_") == isinstance(file, DeviceFile)]
+    return next(iter(of_devices or names), f"request {said.request:#x}")
+
+
 class Server:
     """Files of a system at a socket, and the machine of its devices, both served by one loop."""
 
@@ -406,7 +424,7 @@ class Server:
         """The memory of processes, by what they name themselves with."""
         self._fail_nth = fail_nth
         if fail_nth:
-            fail_nth.watch(system.places)
+            fail_nth.watch(system.places, self._holdings)
         make_files(system, files_beside(path), DEBUG_FILES if fail_nth else {})
         self._listener.listen(128)
         self._listener.setblocking(False)
@@ -423,6 +441,10 @@ class Server:
     def watch(self, descriptor: int, callback: Callable[[], None]) -> Watch:
         """Call ``callback`` when this descriptor can be read, too."""
         return self.loop.watch(descriptor, lambda *_: callback())
+
+    def after(self, seconds: float, call: Callable[[], None]) -> None:
+        """Call ``call`` so much later."""
+        self.loop.at(self._inputs.now_ns() + int(seconds * 1e9), call)
 
     def run(self) -> None:
         """Serve until :meth:`stop`. In the main thread only."""
@@ -450,6 +472,8 @@ class Server:
         self._closed.close()
         self._listener.close()
         self._reserve.close()
+        if self._fail_nth:
+            self._fail_nth.over()
 
     # -- connections ------------------------------------------------------------------------------------------------
 
@@ -647,21 +671,24 @@ class Server:
     # -- answers ----------------------------------------------------------------------------------------------------
 
     def _answer(self, connection: Connection, said: Message) -> None:
+        self._drop_closed(connection)
+        self._forget_opened(connection)
         if self._fail_nth is None:
             self._carry_message_out(connection, said)
             return
-        self._fail_nth.begin(said.pid)
+        self._fail_nth.begin(said.pid, _words(said, connection.file))
         try:
             self._carry_message_out(connection, said)
         finally:
             self._fail_nth.end()
 
+    def _holdings(self) -> dict[str, Any]:
+        return holdings(self.system, (connection.file for connection in self.connections.values()))
+
     def _open(self, path: str, pid: int) -> OpenFile:
         return (self._fail_nth and self._fail_nth.file(path, pid)) or self.system.open(path)
 
     def _carry_message_out(self, connection: Connection, said: Message) -> None:
-        self._drop_closed(connection)
-        self._forget_opened(connection)
         waiting, connection.waiting = connection.waiting, None
         kind, file = said.kind, connection.file
         if waiting is not None and kind in (Kind.REQUEST, *_ACCESSES):

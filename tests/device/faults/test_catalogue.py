@@ -9,6 +9,8 @@ import pytest
 from pviommu.faults.actions import ACTIONS
 from pviommu.faults.catalogue import ANYWHERE, ARGUMENTS, BITS, PROBES, Place, places
 from pviommu.faults.points import POINTS
+from pviommu.interfaces.iommufd import System
+from pviommu.interfaces.iommufd.places import Places
 from pviommu.interfaces.pv import xen, xen_2024, xen_v7
 from pviommu.probes import Probes
 from pviommu.scenarios.run import played
@@ -43,6 +45,7 @@ def test_the_code_has_the_probes_that_are_declared_and_no_others(monkeypatch: py
     for workload in ("network", "smmu-ats"):
         with Stage(scenario(), topology=WORKLOADS[workload].topology()):
             pass
+    System(places=Places(Probes()))
 
     assert asked.names == set(PROBES)
 

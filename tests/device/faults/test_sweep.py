@@ -20,6 +20,7 @@ from pviommu.faults.catalogue import PROBES, Nature, places
 from pviommu.faults.scenario import Rule, Scenario, load
 from pviommu.faults.schedule import Schedule
 from pviommu.faults.written import written
+from pviommu.interfaces.iommufd.hardware import Hardware
 from pviommu.interfaces.pv.bindings import Bindings
 from pviommu.reports.ktap import KtapParser, Outcome
 from pviommu.scenarios import sweep as sweeping
@@ -71,6 +72,23 @@ def test_operations_that_the_wire_does_not_pass_may_fail() -> None:
     results = [swept("operations", case) for case in cases(others)]
     assert [(result.case.words, result.failures) for result in results if result.failures] == []
     assert all(result.fired for result in results)
+
+
+@pytest.mark.parametrize("nth", [1, 17, "last"])
+def test_requests_of_iommufd_that_fail_change_nothing(nth: int | str) -> None:
+    """At three passes of each place; all of them, some 400, are for the command line."""
+    chosen = {name: count for name, count in passed("iommufd").items() if name.endswith(".pre")}
+    results = [swept("iommufd", case) for case in cases(chosen, nth)]
+    assert [(result.case.words, result.failures) for result in results if result.failures] == []
+    assert all(result.fired for result in results)
+    least = nth if isinstance(nth, int) else 1
+    assert {result.case.rule.on for result in results} == {name for name, count in chosen.items() if count >= least}
+
+
+def test_a_page_table_that_a_failed_request_leaves_behind_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Hardware, "remove_table", lambda *_: None)
+    case = next(case for case in cases({"iommufd.leaves.pre": 1}))
+    assert any("failed, and changed page tables" in failure for failure in swept("iommufd", case).failures)
 
 
 def test_an_adversarial_rule_harms_its_own_guest_only() -> None:

@@ -164,11 +164,11 @@ class VfioGroup:
         """The device whose name is at an address. Raises OSError: EFAULT, EINVAL for a name without an end and while
         there is no IOMMU, ENODEV for a name that none of the group has, and what binding and attaching say.
         """
-        name = bytearray()
+        name = process.user.read(argument, 1)
         while not name.endswith(b"\0"):
             if len(name) == _NAME_BYTES:
                 raise RequestError(errno.EINVAL, f"device of {self.group}: its name has no end")
-            name += process.user.read(argument + len(name), 1)
+            name += process.memory.read(argument + len(name), 1)
         text = name[:-1].decode(errors="backslashreplace")
         device = next((device for device in self.group.devices if device.config.name == text), None)
         if device is None:

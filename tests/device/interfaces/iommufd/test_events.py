@@ -11,6 +11,7 @@ from pviommu.interfaces.iommufd import vfio_structures as v
 from pviommu.interfaces.iommufd.devices import Device, Group
 from pviommu.interfaces.iommufd.events import EventQueue, FaultQueue, PageRequests
 from pviommu.interfaces.iommufd.nesting import KIND, NESTING
+from pviommu.interfaces.iommufd.places import Places
 
 from .conftest import PAGE, Handle, Program, fails
 
