@@ -121,7 +121,10 @@ class Areas(Generic[T]):
 
     def overlapping(self, first: int, last: int) -> Iterator[ByteArea[T]]:
         """The areas with a byte in first..last, in order and whole. None may come or go before the last was taken."""
-        number, at = self._reach(first)
+        return self._from(*self._reach(first), last)
+
+    def _from(self, number: int, at: int, last: int) -> Iterator[ByteArea[T]]:
+        """The areas from a place on that begin at `last` or before it."""
         while number < len(self._blocks):
             block = self._blocks[number]
             stop = bisect_right(block.firsts, last, at)
@@ -218,7 +221,8 @@ class Areas(Generic[T]):
         """Remove the areas of first..last by one of three rules."""
         gone: list[ByteArea[T]] = []
         cut: ByteArea[T] | None = None
-        for area in self.overlapping(first, last):
+        place = self._reach(first)
+        for area in self._from(*place, last):
             if area.first < first or (area.last > last and cutting is not Cutting.WHOLE):
                 cut = area
                 break
@@ -226,7 +230,7 @@ class Areas(Generic[T]):
         if cut and cutting is Cutting.REFUSED:
             gone = []
         if gone:
-            self._delete(gone[0].first, len(gone))
+            self._delete(*place, len(gone))
         return Removal(gone, cut)
 
     def split(self, begin: int) -> None:
@@ -241,8 +245,7 @@ class Areas(Generic[T]):
         self._insert(number, at + 1, behind)
         self._size += 1
 
-    def _delete(self, first: int, count: int) -> None:
-        number, at = self._reach(first)
+    def _delete(self, number: int, at: int, count: int) -> None:
         self._size -= count
         while count:
             block = self._blocks[number]

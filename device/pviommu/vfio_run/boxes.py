@@ -71,6 +71,7 @@ class Boxes:
         self.watched: dict[int, None] = {}
         """Where messages are found by themselves, the one that has been watched for longest first."""
         self._some = array("H")
+        self._some_at = self._some.buffer_info()
 
     def watch(self, box: int) -> Taken | None:
         """Let messages come there from now on. Another one may be watched no more for it: what was put there before,
@@ -103,21 +104,22 @@ class Boxes:
             del self.watched[box]
         _WORD.pack_into(self._map, box * _SIZE + _IS_WATCHED, is_watched)
         self._some = array("H", self.watched)
+        self._some_at = self._some.buffer_info()
 
     def take(self, others: int, limit_ns: int) -> Taken | int:
         """The next message of a watched box, waiting for one so long; :data:`NOTHING`, or :data:`OTHERS` if ``others``,
         a descriptor of epoll, has something.
         """
-        return self._take_from(self._some, others, limit_ns)
+        return self._take_from(self._some_at, others, limit_ns)
 
     def look(self, box: int) -> Taken | None:
         """The message of one box, if it was not taken yet."""
-        taken = self._take_from(array("H", [box]), -1, 0)
+        only = array("H", [box])
+        taken = self._take_from(only.buffer_info(), -1, 0)
         return None if isinstance(taken, int) else taken
 
-    def _take_from(self, some: array[int], others: int, limit_ns: int) -> Taken | int:
-        address, count = some.buffer_info()
-        box: int = self._take(self._at, address, count, others, limit_ns, self._taken_at)
+    def _take_from(self, some: tuple[int, int], others: int, limit_ns: int) -> Taken | int:
+        box: int = self._take(self._at, *some, others, limit_ns, self._taken_at)
         if box < 0:
             return box
         view = self._taken_view

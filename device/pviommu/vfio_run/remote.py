@@ -26,10 +26,12 @@ _ADDRESSES = 1 << 63
 _READABLE, _WRITEABLE, _SHARED = 1, 2, 8
 _MOST_SHARED = 1024
 """Mappings of a process that are remembered for when it has ended."""
-_QUERY = struct.Struct("<9Q4I2Q")
+_QUERY = struct.Struct("<3Q80x")
+_FOUND = struct.Struct("<24x3Q8x2Q2I24x")
 _PROCMAP_QUERY = 0xC0686611
 _COVERING_OR_NEXT = 0x10
-"""``struct procmap_query`` of linux/fs.h: its size, flags and the address; then first address, end and rights."""
+"""``struct procmap_query`` of linux/fs.h: its size, flags and the address; then first address, end, rights, the offset
+in the file, inode, and both parts of the device."""
 
 
 class _Piece(ctypes.Structure):
@@ -180,13 +182,13 @@ class RemoteMemory:
     def holds(self, address: int, length: int, *, writeable: bool) -> bool:
         """Whether all of it is mapped, and may be written if it must."""
         position = address
+        needed = _READABLE | _WRITEABLE if writeable else _READABLE
         for mapping in self._mappings(address, address + length):
-            first, end, rights, *_ = mapping
-            if rights & _SHARED and len(self._shared) < _MOST_SHARED:
+            if mapping.rights & _SHARED and len(self._shared) < _MOST_SHARED:
                 self._shared.add(mapping)
-            if first > position or not rights & _READABLE or (writeable and not rights & _WRITEABLE):
+            if mapping.first > position or mapping.rights & needed != needed:
                 return False
-            position = end
+            position = mapping.end
         return position >= address + length
 
     def located(self, address: int, length: int) -> list[Place]:
@@ -224,20 +226,18 @@ class RemoteMemory:
         """What is mapped there, in order."""
         if not self.is_there():
             return
-        with contextlib.suppress(OSError):
+        try:
             if self._maps < 0:
                 self._maps = os.open(f"/proc/{self.pid}/maps", os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                yield from _queried(self._maps, address, end)
-            except OSError as error:
+            yield from _queried(self._maps, address, end)
+        except OSError as error:
+            with contextlib.suppress(OSError):
                 if error.errno == errno.ESRCH:  # another program has begun in this process, or it has ended
                     self._forget_maps()
                     self._maps = os.open(f"/proc/{self.pid}/maps", os.O_RDONLY | os.O_CLOEXEC)
                     yield from _queried(self._maps, address, end)
                 elif error.errno == errno.ENOTTY:
                     yield from _listed(_all_of(self._maps), address, end)
-                else:
-                    raise
 
 
 def _all_of(descriptor: int) -> bytes:
@@ -286,9 +286,8 @@ class DescriptorMemory(FileMemory):
 def _queried(maps: int, address: int, end: int) -> Iterator[_Mapping]:
     """As Linux 6.11 and later say it of one mapping."""
     while address < end:
-        query = bytearray(_QUERY.pack(_QUERY.size, _COVERING_OR_NEXT, address, *[0] * 12))
-        fcntl.ioctl(maps, _PROCMAP_QUERY, query)
-        _, _, _, first, address, rights, _, offset, inode, major, minor, *_ = _QUERY.unpack(query)
+        found = fcntl.ioctl(maps, _PROCMAP_QUERY, _QUERY.pack(_QUERY.size, _COVERING_OR_NEXT, address))
+        first, address, rights, offset, inode, major, minor = _FOUND.unpack(found)
         yield _Mapping(first, address, rights, offset, os.makedev(major, minor), inode)
 
 

@@ -740,6 +740,8 @@ class Server:
 
     def _memory_of(self, connection: Connection, pid: int) -> RemoteMemory:
         memory = connection.memory
+        if connection.is_by_box and memory and memory.pid == pid:
+            return memory  # it was there when the message was taken
         if memory is None or memory.pid != pid or not memory.is_there():
             memory = connection.memory = self.memory_of(pid)
         return memory
@@ -771,7 +773,7 @@ class Server:
             process.uninstall(0)
         finally:
             memory.known, memory.asks = None, False
-            if connection.waiting is not request:
+            if request.copies and connection.waiting is not request:
                 request.close()
         if process.opened is None:
             connection.reply(Answer.DONE, value, memory.back)

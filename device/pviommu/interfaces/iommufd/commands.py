@@ -118,8 +118,7 @@ def read(command: Command, memory: UserMemory, argument: int) -> tuple[Record, i
     if size < command.minimum:
         raise RequestError(errno.EINVAL, f"{command.name}: size {size}: at least {command.minimum} bytes are needed")
     record = command.record.unpack(read_structure(memory, argument, size, command.record.SIZE))
-    flags = 0 if command.flags is None else getattr(record, "flags", 0)
-    if command.flags is not None and flags & ~command.flags:
+    if command.flags is not None and (flags := getattr(record, "flags", 0)) & ~command.flags:
         raise RequestError(errno.EOPNOTSUPP, f"{command.name}: flags {flags:#x}: known are {command.flags:#x}")
     for name in command.reserved:
         value = getattr(record, name)

@@ -92,7 +92,8 @@ class Iommufd(GuestRequests):
     def _answer(self, command: commands.Command, answer: Record, process: Process, argument: int, size: int) -> None:
         """Write the structure back; of a request that opens a file, after that. If that fails, what is new is gone."""
         if command.creates is None:
-            write_back(process.user, argument, answer.pack()[:size])
+            data = answer.pack()
+            write_back(process.user, argument, data if size >= len(data) else data[:size])
             return
         new = self.objects.find(getattr(answer, command.creates))
         descriptor = None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Sequence
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, NamedTuple
 
 from ...engine import (
@@ -114,7 +113,7 @@ class Ioas(Object):
         Raises OSError, and then changes nothing: by the errno of a misfit, EPERM for writing to what was mapped
         read-only, EFAULT for memory that is not there when there is a page table, ENOMEM.
         """
-        length = sum(piece.length for piece in pieces)
+        length = pieces[0].length if len(pieces) == 1 else sum(piece.length for piece in pieces)
         if iova is None:
             found = self.space.find(length, pieces[0].address)
             if isinstance(found, Misfit):
@@ -158,16 +157,24 @@ class Ioas(Object):
         for area in removal.gone:
             for access in self.accesses:
                 access.area_unmapped(area.first, area.last)
-        jobs = [(hwpt.table, area) for hwpt in self.hwpts for area in removal.gone]
-        with self.hardware.engine.deferred_invalidation() if len(jobs) > 1 else nullcontext():
-            for table, area in jobs:
-                self.hardware.unmap(table, area.first, area.length)
+        if len(removal.gone) > 1:
+            with self.hardware.engine.deferred_invalidation():
+                self._empty(removal.gone)
+        else:
+            self._empty(removal.gone)
         if locked and not removal.cut:
             raise RequestError(errno.EBUSY, f"unmap in {self}: {locked.first:#x}+{locked.length:#x} is in use")
         return removal
 
+    def _empty(self, areas: Sequence[ByteArea[Backing]]) -> None:
+        for hwpt in self.hwpts:
+            for area in areas:
+                self.hardware.unmap(hwpt.table, area.first, area.length)
+
     def _locked(self, first: int, last: int) -> ByteArea[Backing] | None:
         """The lowest area of a range that an access keeps."""
+        if not self.accesses:
+            return None
         keeping = [access for access in self.accesses if access.keeps_areas]
         if not keeping:
             return None

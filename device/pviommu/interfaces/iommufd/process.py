@@ -145,7 +145,8 @@ class Process:
     @property
     def user(self) -> UserMemory:
         """Its memory as requests read and write it."""
-        return self.system.places.arguments(self.memory)
+        places = self.system.places
+        return places.arguments(self.memory) if places.watches_copies else self.memory
 
     def open(self, path: str) -> int:
         """A descriptor. Raises OSError as System.open() does, and EMFILE."""
