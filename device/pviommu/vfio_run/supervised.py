@@ -16,6 +16,7 @@ import os
 import socket
 import stat
 import struct
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -103,6 +104,8 @@ class Supervisor:
         self._has_devices = (self._folder / "sys").exists()
         self._by_inode: dict[int, _Connection] = {}
         self._next = _FIRST_NUMBER
+        self._told: set[int] = set()
+        """Processes that were told that nothing can be mapped."""
         self._handlers: dict[int, Callable[[Call, Sequence[int]], None]] = {
             Syscall.OPEN: lambda call, a: self._open(call, _AT_FDCWD, a[0], _int(a[1])),
             Syscall.CREAT: lambda call, a: self._open(call, _AT_FDCWD, a[0], os.O_WRONLY),
@@ -327,11 +330,24 @@ class Supervisor:
                 return
             self._duplicate(call, fd, max(a[2], FIRST_DESCRIPTOR), closes_on_exec=_int(a[1]) == _F_DUPFD_CLOEXEC)
         elif call.number == Syscall.MMAP:
-            self._listener.answer(call, -errno.ENODEV)
+            self._refuse_to_map(call)
         else:
             connection.waiting_calls.append(call)
             if not connection.call:
                 self._begin_next(connection)
+
+    def _refuse_to_map(self, call: Call) -> None:
+        """A call that goes on maps what its descriptor stands for, and that is a socket. Said once for each process."""
+        pid = self._pid(call)
+        if pid not in self._told:
+            self._told.add(pid)
+            place = f"{call.arguments[5]:#x}+{call.arguments[1]:#x}"
+            print(
+                f"pviommu: process {pid}: mmap() of {place} of a device's file is refused (ENODEV): under --by seccomp "
+                "nothing of it can be mapped; pread() and pwrite() reach all of it",
+                file=sys.stderr,
+            )
+        self._listener.answer(call, -errno.ENODEV)
 
     def _duplicate(self, call: Call, fd: int, first: int, *, closes_on_exec: bool) -> None:
         number = self._free_number(call, first)
