@@ -279,7 +279,7 @@ def compiled(folder: Path, text: str, *options: str) -> str:
 
 
 @pytest.mark.row("space", 63)
-def test_a_static_program_drives_a_device(tmp_path: Path) -> None:
+def test_a_static_program_drives_a_device(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     program = compiled(tmp_path, PROGRAM, "-static")
     assert chosen(program) is By.SECCOMP
     system, machine = build(load(Path("lab")))
@@ -289,6 +289,7 @@ def test_a_static_program_drives_a_device(tmp_path: Path) -> None:
         assert all(device.owner is None for device in system.devices.values())
     finally:
         machine.close()
+    assert "mmap() of 0x0+0x1000 of a device's file is refused (ENODEV)" in capfd.readouterr().err
 
 
 def test_the_command_chooses_the_way(tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ import pytest
 from pviommu.interfaces.iommufd import DeviceConfig, System
 from pviommu.interfaces.iommufd import mock as m
 from pviommu.interfaces.iommufd import structures as s
+from pviommu.interfaces.iommufd.holdings import changes, holdings
+from pviommu.interfaces.iommufd.places import refusal
 from wire_layout import Record
 
 from .conftest import BOTH, FIXED, LAST, PAGE, Program, fails
@@ -53,6 +55,31 @@ def test_only_a_system_that_is_told_so_has_them(program: Program) -> None:
         program.ioctl(program.fd, REQUEST, program.va)
     with pytest.raises(ValueError, match="not part of /dev/iommu as it was first proposed"):
         System(rfc=True, mock=True)
+
+
+def test_an_answer_that_cannot_be_written_is_undone(unreal: Unreal, ioas: int) -> None:
+    """Of a device, an access and pinned pages."""
+    unreal.map(ioas, PAGE, FIRST)
+    access = unreal.ask(T.CREATE_ACCESS, ioas, m._NewAccess(0, 1))
+    number = m._unpack(m._NewAccess, access).out_access_fd
+
+    def meet(place: str) -> None:
+        if place == "copy_out":
+            raise refusal(place, "EFAULT")
+
+    def all_there_is() -> dict[str, object]:
+        return holdings(unreal.system, [unreal.find_file(unreal.fd)]) | {"descriptors": unreal.descriptors()}
+
+    unreal.system.places.intercept(meet)
+    before = all_there_is()
+    for operation, on, body in (
+        (T.MOCK_DOMAIN, ioas, None),
+        (T.CREATE_ACCESS, ioas, m._NewAccess(0, 1)),
+        (T.ACCESS_PAGES, number, m._AccessPages(0, 0, FIRST, PAGE, 0)),
+    ):
+        with fails("EFAULT", "on purpose"):
+            unreal.ask(operation, on, body)
+        assert changes(before, all_there_is()) == []
 
 
 def test_its_pages_are_half_as_large(unreal: Unreal, ioas: int) -> None:
