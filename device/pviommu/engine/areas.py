@@ -136,7 +136,11 @@ class Areas(Generic[T]):
 
     def first_in(self, first: int, last: int) -> ByteArea[T] | None:
         """The lowest area with a byte in first..last."""
-        return next(self.overlapping(first, last), None)
+        number, at = self._reach(first)
+        if number == len(self._blocks) or self._blocks[number].firsts[at] > last:
+            return None
+        block = self._blocks[number]
+        return ByteArea(block.firsts[at], block.lasts[at], block.targets[at], block.tags[at])
 
     def cover(self, first: int, last: int) -> list[ByteArea[T]] | None:
         """The areas that first..last consists of, clipped to it; None if a byte of it belongs to none."""

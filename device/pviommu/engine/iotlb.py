@@ -113,6 +113,8 @@ class Iotlb:
             self._pending.append(request)
 
     def _forget(self, request: Deferred) -> None:
+        if not self._blocks:
+            return
         domain, first, last = request
         if domain is None:
             self._blocks.clear()

@@ -134,7 +134,8 @@ class Ioas(Object):
             tag = backing if backing.access is access else backing._replace(access=access)
             areas.append(ByteArea(position, position + size - 1, address, tag))
             position += size
-        self._fill([(area, hwpt) for area in areas for hwpt in self.hwpts])
+        if self.hwpts:
+            self._fill([(area, hwpt) for area in areas for hwpt in self.hwpts])
         for area in areas:
             self.space.areas.add(area)
         return iova

@@ -179,7 +179,9 @@ def read_structure(memory: UserMemory, address: int, size: int, known: int) -> b
     """``known`` bytes of a structure of which a caller has ``size``: what it leaves out is 0, and what it has more must
     be 0. Raises OSError: EFAULT, E2BIG.
     """
-    for offset in range(known, size, _CHUNK) if size > known else ():
+    if size == known:
+        return memory.read(address, size)
+    for offset in range(known, size, _CHUNK):
         if memory.read(address + offset, min(_CHUNK, size - offset)).strip(b"\0"):
             raise RequestError(errno.E2BIG, f"structure of {size} bytes: only {known} are known, and others are not 0")
     data = memory.read(address, size if size < known else known)
