@@ -354,5 +354,6 @@ def _drive(program: PlayedProgram) -> None:
         program.asked(opened, v.VfioRequest.DEVICE_SET_IRQS, asked)
     finally:
         os.close(bell)
+    program.ask(container, v.DirtyPages, flags=v.DirtyPagesFlag.START)
     again = partial(program.call, container, v.DmaMap, flags=3, vaddr=program.va, iova=_IOVA, size=4 * _PAGE)
     program.ask(container, v.DmaUnmap, again, iova=_IOVA, size=4 * _PAGE)

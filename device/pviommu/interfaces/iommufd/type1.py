@@ -9,8 +9,9 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING
 
-from ...engine import LAST_ADDRESS, Access, AddressSpace, ByteArea, Cutting, Misfit, Span
+from ...engine import LAST_ADDRESS, Access, AddressSpace, ByteArea, Cutting, Misfit, Removal, Span
 from ...engine.spans import complement
+from . import type1_dirty as dirty
 from . import vfio_arguments as arguments
 from . import vfio_structures as v
 from .devices import DeviceConfig, Group
@@ -67,6 +68,7 @@ class Type1:
         self._allows_unsafe_interrupts = allows_unsafe_interrupts
         self._space: AddressSpace[Backing] = AddressSpace()
         self._tables: list[_Table] = []
+        self._tracks_dirty = False
 
     # Groups
 
@@ -144,6 +146,8 @@ class Type1:
             self.map(process, argument)
         elif request == v.VfioRequest.IOMMU_UNMAP_DMA:
             self.unmap(process, argument)
+        elif request == v.VfioRequest.IOMMU_DIRTY_PAGES:
+            self._dirty_pages(process.user, argument)
         else:
             raise RequestError(errno.ENOTTY, f"request {request:#x}: type1 has none of this number")
 
@@ -185,7 +189,11 @@ class Type1:
 
     def unmap(self, process: Process, argument: int) -> None:
         """Unmap what a DmaUnmap says, and write back how much it was. Raises OSError, and then changes nothing."""
-        request = arguments.read(v.DmaUnmap, process.user, argument, v.DmaUnmapFlag.ALL)
+        flags = v.DmaUnmapFlag.ALL | v.DmaUnmapFlag.GET_DIRTY_BITMAP
+        request = arguments.read(v.DmaUnmap, process.user, argument, flags)
+        bitmap = None
+        if request.flags & v.DmaUnmapFlag.GET_DIRTY_BITMAP:
+            bitmap = dirty.bitmap_of_unmap(process.user, argument, request)
         iova, size = request.iova, request.size
         where = f"unmap {iova:#x}+{size:#x}"
         cutting, last = self._cutting, iova + size - 1
@@ -199,14 +207,50 @@ class Type1:
             raise RequestError(errno.EINVAL, f"{where}: not of pages of {self._page_size():#x} bytes")
         elif last > LAST_ADDRESS:
             raise RequestError(self._overflow, f"{where}: beyond 64-bit addresses")
-        removal = self._space.areas.remove(iova, last, cutting)
+        if bitmap and not (self._tracks_dirty and bitmap.pgsize == self._page_size()):
+            raise RequestError(
+                errno.EINVAL, f"{where} with a bitmap: pages of {bitmap.pgsize:#x} bytes are not tracked"
+            )
+        untold = None
+        if bitmap and not self._cut_by(iova, last):
+            areas = self._space.areas.overlapping(iova, last)
+            untold = dirty.tell(process.user, bitmap.data, iova, bitmap.pgsize, areas)
+        if untold:
+            last = untold.first - 1  # as in Linux, those before it are gone
+        removal = self._space.areas.remove(iova, last, cutting) if iova <= last else Removal([], None)
         if removal.cut and cutting is Cutting.REFUSED:
             raise RequestError(errno.EINVAL, f"{where}: would cut {removal.cut.first:#x}..{removal.cut.last:#x}")
         with self._hardware.engine.deferred_invalidation():
             for table in self._tables:
                 for area in removal.gone:
                     self._hardware.unmap(table.number, area.first, area.length)
+        if untold:
+            raise RequestError(errno.EFAULT, f"{where} with a bitmap: that cannot be written at {untold.first:#x}")
         process.user.write(argument, v.DmaUnmap(request.argsz, request.flags, iova, removal.size).pack())
+
+    def _cut_by(self, first: int, last: int) -> ByteArea[Backing] | None:
+        """An area that is partly in a range."""
+        ends = (self._space.areas.first_in(first, first), self._space.areas.first_in(last, last))
+        return next((area for area in ends if area and (area.first < first or area.last > last)), None)
+
+    def _dirty_pages(self, memory: UserMemory, argument: int) -> None:
+        if self._cutting is Cutting.WHOLE:
+            raise RequestError(errno.EACCES, "dirty pages of type1: they are known of type1v2 only")
+        argsz, flag = dirty.what_to_do(memory, argument)
+        if flag is v.DirtyPagesFlag.START:
+            self._hardware.places.bitmap()
+        if flag is not v.DirtyPagesFlag.GET_BITMAP:
+            self._tracks_dirty = flag is v.DirtyPagesFlag.START
+            return
+        asked = dirty.bitmap_of_range(memory, argument, argsz, self._page_size())
+        last = asked.iova + asked.size - 1
+        cut = self._cut_by(asked.iova, last)
+        if cut or not self._tracks_dirty:
+            why = f"would cut {cut.first:#x}..{cut.last:#x}" if cut else "they are not tracked"
+            raise RequestError(errno.EINVAL, f"dirty pages of {asked.iova:#x}..{last:#x}: {why}")
+        areas = self._space.areas.overlapping(asked.iova, last)
+        if dirty.tell(memory, asked.data, asked.iova, asked.pgsize, areas):
+            raise RequestError(errno.EFAULT, f"dirty pages: the bitmap at {asked.data:#x} cannot be written")
 
     def _page_sizes(self) -> int:
         sizes = LAST_ADDRESS

@@ -23,6 +23,10 @@ __all__ = [
     "DetachIommufdPt",
     "DeviceFeature",
     "DeviceInfo",
+    "DirtyBitmap",
+    "DirtyPages",
+    "DirtyPagesFlag",
+    "DirtyRange",
     "DmaAvailCapability",
     "DmaMap",
     "DmaMapFlag",
@@ -73,6 +77,7 @@ class VfioRequest(IntEnum):
     IOMMU_MAP_DMA = 0x3B71
     IOMMU_UNMAP_DMA = 0x3B72
     DEVICE_FEATURE = 0x3B75
+    IOMMU_DIRTY_PAGES = 0x3B75
     DEVICE_BIND_IOMMUFD = 0x3B76
     DEVICE_ATTACH_IOMMUFD_PT = 0x3B77
     DEVICE_DETACH_IOMMUFD_PT = 0x3B78
@@ -101,6 +106,12 @@ class DmaUnmapFlag(IntFlag):
     GET_DIRTY_BITMAP = 1
     ALL = 2
     VADDR = 4
+
+
+class DirtyPagesFlag(IntFlag):
+    START = 1
+    STOP = 2
+    GET_BITMAP = 4
 
 
 class GroupFlag(IntFlag):
@@ -190,6 +201,31 @@ class DmaUnmap(Record):
     flags: Annotated[int, U32, "DmaUnmapFlag"]
     iova: Annotated[int, U64, "where"]
     size: Annotated[int, U64, "bytes; out: bytes that were unmapped"]
+
+
+class DirtyPages(Record):
+    """Note from now on which pages DMA writes, or do not, or ask which. DirtyRange follows the last."""
+
+    argsz: Annotated[int, U32, "bytes of this structure with what follows"]
+    flags: Annotated[int, U32, "DirtyPagesFlag, one of them"]
+
+
+class DirtyRange(Record):
+    """What follows DirtyPages: whose bits to write, and where."""
+
+    iova: Annotated[int, U64, "where"]
+    size: Annotated[int, U64, "bytes"]
+    pgsize: Annotated[int, U64, "bytes that a bit stands for"]
+    bitmap_size: Annotated[int, U64, "bytes of the bitmap"]
+    data: Annotated[int, U64, "address of the bitmap"]
+
+
+class DirtyBitmap(Record):
+    """What follows DmaUnmap with GET_DIRTY_BITMAP: a bitmap that begins with the first page of the range."""
+
+    pgsize: Annotated[int, U64, "bytes that a bit stands for"]
+    size: Annotated[int, U64, "bytes of the bitmap"]
+    data: Annotated[int, U64, "address of the bitmap"]
 
 
 class GroupStatus(Record):
@@ -325,6 +361,7 @@ REQUESTS: dict[type[Record], int] = {
     Type1Info: VfioRequest.IOMMU_GET_INFO,
     DmaMap: VfioRequest.IOMMU_MAP_DMA,
     DmaUnmap: VfioRequest.IOMMU_UNMAP_DMA,
+    DirtyPages: VfioRequest.IOMMU_DIRTY_PAGES,
     GroupStatus: VfioRequest.GROUP_GET_STATUS,
     BindIommufd: VfioRequest.DEVICE_BIND_IOMMUFD,
     AttachIommufdPasid: VfioRequest.DEVICE_ATTACH_IOMMUFD_PT,

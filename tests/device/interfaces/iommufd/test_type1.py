@@ -323,7 +323,7 @@ def test_a_container_gets_its_iommu_once_it_has_a_group(system: System) -> None:
     with fails("EINVAL", "has one already"):
         client.set_iommu(2)
     with fails("ENOTTY"):
-        program.ioctl(container, 0x3B75, program.va)
+        program.ioctl(container, 0x3B74, program.va)
 
 
 def test_the_last_group_takes_the_iommu_with_it(system: System, client: Client) -> None:
