@@ -168,6 +168,13 @@ class SmmuSection(_Section, frozen=True):
             description="with ats: log2 of the most entries of the queue of page requests; 0: endpoints make none",
         ),
     ] = 0
+    msi: Annotated[
+        bool,
+        Meta(
+            description="whether it writes MSIs itself, which reach memory and no interrupt controller; so the driver "
+            "need not read a register to wait for CMD_SYNC"
+        ),
+    ] = False
     strict: Annotated[bool, Meta(description="true: use of a cached entry that is otherwise in memory is reported")] = (
         False
     )
@@ -186,6 +193,7 @@ class SmmuSection(_Section, frozen=True):
             stalls=self.stalls,
             ats=self.ats,
             priq_bits=self.priq_bits,
+            msi=self.msi,
         )
 
     def identity(self) -> Identity:

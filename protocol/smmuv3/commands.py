@@ -175,7 +175,7 @@ class Sync0(BitFields, width=64):
 class Sync1(BitFields, width=64):
     """Dword 1 of CMD_SYNC."""
 
-    MSIADDRESS = BitField(2, 51)
+    MSIADDRESS = BitField(2, 51, doc="with IDR0.MSI and IRQ, where MSIDATA is written; 0: nowhere, a wire tells")
 
 
 def cfgi(opcode: Opcode, sid: int = 0, *, ssid: int | None = None, leaf: bool = False, span: int = 0) -> bytes:
@@ -230,6 +230,9 @@ def stall_term(sid: int) -> bytes:
     return COMMAND.pack(Resume0(OPCODE=Opcode.STALL_TERM, SID=sid), 0)
 
 
-def sync(completion: Completion = Completion.NONE) -> bytes:
-    """CMD_SYNC, with the attributes that Linux gives it: inner shareable, write-back."""
-    return COMMAND.pack(Sync0(OPCODE=Opcode.SYNC, CS=completion, MSH=3, MSIATTR=15), 0)
+def sync(completion: Completion = Completion.NONE, address: int = 0, data: int = 0) -> bytes:
+    """CMD_SYNC, with the attributes that Linux gives it: inner shareable, write-back. With IRQ, ``data`` is written to
+    ``address``, a multiple of 4, if that is not 0. Raises ValueError as :func:`cfgi`.
+    """
+    first = Sync0(OPCODE=Opcode.SYNC, CS=completion, MSH=3, MSIATTR=15, MSIDATA=data)
+    return COMMAND.pack(first, Sync1(MSIADDRESS=address >> 2))

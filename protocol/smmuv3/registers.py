@@ -1,8 +1,7 @@
 """The register frame (IHI 0070, chapter 6): two pages of 64 KiB.
 
 The indices of the event queue and of that of page requests are in page 1 and nowhere else. Registers that are not
-declared here are RAZ/WI: those of MSIs that the SMMU writes itself, of Secure, Realm and root states, of VATOS and of
-ECMDQ.
+declared here are RAZ/WI: those of the MSI of page requests, of Secure, Realm and root states, of VATOS and of ECMDQ.
 """
 
 from enum import IntEnum
@@ -28,6 +27,8 @@ __all__ = [
     "Idr3",
     "Idr5",
     "IrqControl",
+    "MsiAddress",
+    "MsiAttributes",
     "QueueBase",
     "QueueConsumer",
     "QueueProducer",
@@ -168,16 +169,29 @@ class IrqControl(BitFields):
     EVENTQ_IRQEN = BitField(2)
 
 
+class MsiAddress(BitFields, width=64):
+    """GERROR_IRQ_CFG0 and EVENTQ_IRQ_CFG0."""
+
+    ADDR = BitField(2, 51, doc="where the MSI is written; 0: nowhere, a wire has it")
+
+
+class MsiAttributes(BitFields):
+    """GERROR_IRQ_CFG2 and EVENTQ_IRQ_CFG2; they have no effect here."""
+
+    MEMATTR = BitField(0, 3)
+    SH = BitField(4, 5)
+
+
 class GlobalError(BitFields):
     """Bits of GERROR and GERRORN: an error is active while they differ."""
 
     CMDQ_ERR = BitField(0, doc="CMDQ_CONS.ERR says why; commands wait")
     EVENTQ_ABT_ERR = BitField(2, doc="an event could not be written; events are discarded")
     PRIQ_ABT_ERR = BitField(3, doc="a page request could not be written; page requests are refused")
-    MSI_CMDQ_ABT_ERR = BitField(4)
-    MSI_EVENTQ_ABT_ERR = BitField(5)
+    MSI_CMDQ_ABT_ERR = BitField(4, doc="the MSI of a CMD_SYNC could not be written; it is complete all the same")
+    MSI_EVENTQ_ABT_ERR = BitField(5, doc="that of the event queue")
     MSI_PRIQ_ABT_ERR = BitField(6)
-    MSI_GERROR_ABT_ERR = BitField(7)
+    MSI_GERROR_ABT_ERR = BitField(7, doc="that of a global error; no interrupt tells of it")
     SFM_ERR = BitField(8)
 
 
@@ -259,12 +273,18 @@ REGISTERS = RegisterMap(
     Register("IRQ_CTRLACK", 0x54, RO, "IRQ_CTRL, when that has taken effect", holds=IrqControl),
     Register("GERROR", 0x60, RO, "global errors", holds=GlobalError),
     Register("GERRORN", 0x64, RW, "their acknowledgement", holds=GlobalError),
+    Register("GERROR_IRQ_CFG0", 0x68, RW, "the MSI of global errors: where", width=64, holds=MsiAddress),
+    Register("GERROR_IRQ_CFG1", 0x70, RW, "what is written"),
+    Register("GERROR_IRQ_CFG2", 0x74, RW, "attributes", holds=MsiAttributes),
     Register("STRTAB_BASE", 0x80, RW, "the stream table", width=64, holds=StreamTableBase),
     Register("STRTAB_BASE_CFG", 0x88, RW, "its format", holds=StreamTableConfig),
     Register("CMDQ_BASE", 0x90, RW, "the command queue", width=64, holds=QueueBase),
     Register("CMDQ_PROD", 0x98, RW, "where software writes", holds=QueueProducer),
     Register("CMDQ_CONS", 0x9C, RW, "where the SMMU reads", holds=QueueConsumer),
     Register("EVENTQ_BASE", 0xA0, RW, "the event queue", width=64, holds=QueueBase),
+    Register("EVENTQ_IRQ_CFG0", 0xB0, RW, "the MSI of the event queue: where", width=64, holds=MsiAddress),
+    Register("EVENTQ_IRQ_CFG1", 0xB8, RW, "what is written"),
+    Register("EVENTQ_IRQ_CFG2", 0xBC, RW, "attributes", holds=MsiAttributes),
     Register("PRIQ_BASE", 0xC0, RW, "the queue of page requests", width=64, holds=QueueBase),
     Register("CIDR", 0xFF0, RO, "component identification", 4, reset=None),
     Register("EVENTQ_PROD", PAGE_1 + 0xA8, RW, "where the SMMU writes", holds=QueueProducer),

@@ -65,13 +65,16 @@ def test_every_key_of_an_smmu_reaches_its_configuration(tmp_path: Path) -> None:
     path = tmp_path / "smmu.toml"
     path.write_text(
         '[[smmu]]\nname = "smmu0"\naddress-bits = 48\nssid-bits = 8\nstage2 = true\ncache-entries = 3\nstrict = true\n'
+        "msi = true\n"
         'vendor-id = 0x1af4\ndevice-id = 0x10ff\n[[smmu]]\nname = "smmu1"\n' + BEHIND
     )
 
     topology = load(path)
     first, second = topology.smmu
 
-    assert first.config() == SmmuConfig(address_bits=48, ssid_bits=8, stage2=True, cache_entries=3, strict=True)
+    assert first.config() == SmmuConfig(
+        address_bits=48, ssid_bits=8, stage2=True, cache_entries=3, strict=True, msi=True
+    )
     assert (first.identity().vendor, first.identity().device) == (0x1AF4, 0x10FF)
     assert second.config() == SmmuConfig()
     assert topology.kinds() == {"iommu": "iommu", "smmu0": "smmuv3", "smmu1": "smmuv3", "dma0": "dma-test"}

@@ -210,6 +210,7 @@ def target(data: bytes) -> None:
         stalls=STALLS if chosen & 0x40 else 0,
         ats=has_ats,
         priq_bits=4 if has_pri else 0,
+        msi=bool(chosen & 2),  # as SubstreamIDs, with which they have nothing to do
     )
     endpoint = EndpointSection("dma0", "dma-test", STREAM, smmu="smmu0", stream_id=SID, ats=has_ats, pri=has_pri)
     inputs, ram = Meddled(), sealed_memory()

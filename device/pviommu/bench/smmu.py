@@ -9,9 +9,10 @@ from contextlib import ExitStack
 from typing import TextIO
 
 from ..lab.run import guarded
-from . import in_process
+from . import in_process, smmu_beside
 from .bars import Bar, Judgement
 from .cores import NATIVE
+from .guest_options import add_results_option
 from .in_process import Measurement, is_wanted
 from .samples import Effort, Series, measure
 from .smmu_cases import cold_cases, command_cases, translation_cases
@@ -30,12 +31,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Prints medians, spreads, rates, and the bars with their verdicts."
     )
     in_process.add_arguments(parser, "*nested*")
+    guest = parser.add_argument_group("beside QEMU's SMMUv3, in guests")
+    guest.add_argument(
+        "--guest",
+        action="store_true",
+        help="instead boot two guests of arm64 under TCG, in which Linux' own driver drives this SMMU and that of "
+        "QEMU's process, and print what both cost it, with the ratios; the first run fetches QEMU and a kernel",
+    )
+    guest.add_argument("--boots", metavar="N", type=int, default=3, help="boot both in turn, N times")
+    guest.add_argument("--rounds", metavar="N", type=int, default=5, help="rounds in each boot")
+    guest.add_argument("--operations", metavar="N", type=int, default=2000, help="operations of each kind in a round")
+    guest.add_argument("--timeout", metavar="SECONDS", type=float, default=300.0, help="hard limit of one boot")
+    guest.add_argument("--memory", metavar="SIZE", default="1G", help="guest memory")
+    guest.add_argument("--qemu", metavar="PATH", help="QEMU for Arm to use; default: Debian's")
+    add_results_option(parser)
 
 
 def main(args: argparse.Namespace, *, out: TextIO | None = None) -> int:
     """Measure with parsed options; returns the exit status."""
+    stream = sys.stdout if out is None else out
+    if args.guest:
+        return guarded(_NAME, lambda: smmu_beside.run(args, _NAME, stream))
     measurement = Measurement(_NAME, _measure, judge, unit="Nanoseconds of processor time")
-    return guarded(_NAME, lambda: in_process.run(measurement, args, sys.stdout if out is None else out))
+    return guarded(_NAME, lambda: in_process.run(measurement, args, stream))
 
 
 def _measure(core: str, patterns: Sequence[str] | None, effort: Effort) -> list[Series]:

@@ -54,6 +54,15 @@ class StageWalker(Protocol):
         """
 
 
+class Commands(Protocol):
+    """Commands in guest memory that forget what is remembered, which a core carries out by itself."""
+
+    def run(self, at: int, count: int) -> tuple[int, bool, bool]:
+        """Carry out those at an address of the domain, up to `count`, as far as they are of kinds that it knows. How
+        many were; whether somebody is to be told that the last one is complete; whether enough was looked at meanwhile.
+        """
+
+
 class Stages(Protocol):
     """What a core has for walks of tables that lie in a domain."""
 
@@ -64,3 +73,6 @@ class Stages(Protocol):
         """`second` translates what `first` leads to, and where its tables are. Without `first`, addresses of
         `pass_bits` bits pass. `compares`: what is remembered is compared with memory whenever it is used.
         """
+
+    def commands(self, table: object, first: Remembered, second: Remembered) -> Commands:
+        """What carries out the commands that an interface declares in `table`, on what two stages remember."""

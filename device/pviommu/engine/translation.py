@@ -250,7 +250,14 @@ class Translation:
             return TranslationFault(iova, Refusal.OUT_OF_APERTURE, access, stream, domain, pasid)
         nested = self._domains.nested.get(domain)
         if nested is not None:
-            return self._translate_nested(nested, TranslationPending(iova, access, stream, domain, pasid), end)
+            begun: Sequence[Run] = ()
+            position = iova
+            if nested.whole is not None and self._walks and not self._tracked:
+                begun, position = nested.whole.span(iova, length, access)
+                if position == end:
+                    return begun
+            request = TranslationPending(iova, access, stream, domain, pasid)
+            return self._translate_nested(nested, request, begun, position, end)
         if domain in self._domains.tables:
             return self._translate_by_guest(domain, TranslationPending(iova, access, stream, domain, pasid), end)
         found = self._walk(domain, iova, end, access._value_)
@@ -299,9 +306,11 @@ class Translation:
         return runs
 
     def _translate_nested(
-        self, nested: NestedDomain, request: TranslationPending, end: int
+        self, nested: NestedDomain, request: TranslationPending, begun: Sequence[Run], position: int, end: int
     ) -> Sequence[Run] | TranslationFault | TranslationPending:
-        """Both stages, run by run of the first one; never as a list."""
+        """Both stages, run by run of the first one, from a position on, before which are the runs `begun`; never as a
+        list.
+        """
 
         def parent(ipa: int, length: int, access: Access) -> Sequence[Run] | ParentRefusal:
             if ipa < 0 or ipa + length > ADDRESS_LIMIT:
@@ -313,13 +322,7 @@ class Translation:
             where = (request.stream, request.domain, request.pasid)
             return TranslationFault(iova, why, access, *where, ipa, during_walk)
 
-        position, access = request.iova, request.access
-        runs: list[Run] = []
-        if nested.whole is not None and self._walks and not self._tracked:
-            found, position = nested.whole.span(position, end - position, access)
-            if position == end:
-                return found
-            runs += found
+        access, runs = request.access, list(begun)
         while position < end:
             answer = nested.walker.walk(position, end - position, access, parent)
             if isinstance(answer, Wait):

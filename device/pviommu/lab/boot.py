@@ -34,7 +34,7 @@ from .second_boot import with_second_boot
 from .server import Capabilities, ServerProcess, messages, summary
 from .vm import KERNEL_ARGUMENTS, Alarm, GuestTimeoutError, VirtualMachine, VmConfig, nic_backend
 
-__all__ = ["GUEST_MODULES", "Job", "Rules", "Setup", "judged_run", "serve_options", "short_folder"]
+__all__ = ["GUEST_MODULES", "OF_THE_REPORT", "Job", "Rules", "Setup", "judged_run", "serve_options", "short_folder"]
 
 PRINTED_PATH = "/lab/expect.json"
 """Where the guest finds the server's capabilities as the server printed them."""
@@ -48,7 +48,7 @@ GUEST_MODULES = ("virtio_net", "8021q", "vfio_pci", "vfio_iommu_type1")
 EARLY_PATH = "/lab/early-modules"
 """Where the guest finds the names of modules that it loads before it can report."""
 
-_OF_THE_REPORT = ("virtio_pci", "virtio_console")
+OF_THE_REPORT = ("virtio_pci", "virtio_console")
 """What the report's port needs, which most kernels have built in."""
 
 TAKEOVER = "driver/pviommu-takeover"
@@ -300,7 +300,7 @@ def _listen(job: Job, machine: VirtualMachine, requests: Requests, listener: Lis
 def _image(job: Job) -> bytes:
     toolbox = job.setup.toolbox
     own = KernelModules(toolbox.modules)
-    early = [name for name in _OF_THE_REPORT if name in own]
+    early = [name for name in OF_THE_REPORT if name in own]
     files = {
         PRINTED_PATH: job.capabilities.printed,
         EXPECTED_PATH: "".join(f"{line}\n" for line in job.capabilities.driver_lines).encode(),

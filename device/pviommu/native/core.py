@@ -22,8 +22,9 @@ from .card import NativeCard
 from .library import REFUSALS
 from .memory import NativeCopier, NativeGuard, address_of_bytes, new_bytes
 from .ring import NativeRings
+from .stages import NativeStages
 from .table import NativePool, NativeTable
-from .walk import NativeStages, NativeWalker, Place
+from .walk import NativeWalker, Place
 
 __all__ = ["NativeCore", "native_core"]
 

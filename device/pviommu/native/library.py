@@ -1,5 +1,5 @@
 """The compiled library: its structures and functions as ctypes sees them. Names and fields are those of ``core.h``,
-``ring.h``, ``walk.h`` and ``virtio.h``."""
+``ring.h``, ``walk.h``, ``commands.h`` and ``virtio.h``."""
 
 from __future__ import annotations
 
@@ -15,18 +15,22 @@ __all__ = [
     "FRAME_OFFSET",
     "KINDS",
     "LEAF_FIELDS",
+    "OPCODES",
     "REFUSALS",
     "SLOT_WORDS",
     "STOPS",
     "WALK_ATTEMPTS",
     "WALK_LEVELS",
     "Card",
+    "Command",
+    "Commands",
     "Fault",
     "Field",
     "Level",
     "Library",
     "Operation",
     "Pattern",
+    "Place",
     "Pool",
     "Port",
     "Report",
@@ -56,6 +60,8 @@ KINDS = 2
 """Map and unmap: ``enum pv_kind``."""
 WALK_LEVELS, WALK_ATTEMPTS = 6, 8
 """Most levels of a format, and updates of one descriptor: ``PV_WALK_LEVELS`` and ``PV_WALK_ATTEMPTS``."""
+OPCODES = 256
+"""Opcodes of commands: ``PV_OPCODES``."""
 REFUSALS = {
     1: Refusal.NOT_MAPPED,
     2: Refusal.NO_PERMISSION,
@@ -304,19 +310,57 @@ class Stage(Structure):
     )
 
 
+class Place(Structure):
+    """``struct pv_place``."""
+
+    _fields_ = (("core", c_void_p), ("memory", c_void_p), ("end", c_uint64), ("ctx", c_uint32))
+
+
 class Walker(Structure):
     """``struct pv_walker``."""
 
     _fields_ = (
         ("first", Stage),
         ("second", Stage),
-        ("core", c_void_p),
-        ("memory", c_void_p),
-        ("end", c_uint64),
-        ("ctx", c_uint32),
+        ("place", Place),
         ("pass_bits", c_uint32),
         ("updates", c_uint32),
         ("compares", c_uint32),
+    )
+
+
+class Command(Structure):
+    """``struct pv_command``."""
+
+    _fields_ = (("effect", c_uint32), ("scope", c_uint32), ("stages", c_uint32))
+
+
+class Commands(Structure):
+    """``struct pv_commands``."""
+
+    _fields_ = (
+        ("place", Place),
+        ("tlbs", c_void_p * 2),
+        ("commands", Command * OPCODES),
+        ("opcode", Field),
+        ("guest", Field),
+        ("space", Field),
+        ("number", Field),
+        ("scale", Field),
+        ("granule", Field),
+        ("level", Field),
+        ("completion", Field),
+        ("signal", Field),
+        ("signal_address", c_uint64),
+        ("address", c_uint64),
+        ("levels", c_uint64),
+        ("silent", c_uint64),
+        ("level_bits", c_uint32),
+        ("page_shift", c_uint32),
+        ("told", c_uint32),
+        ("guest_shift", c_uint32),
+        ("every", c_uint32),
+        ("most_looked_at", c_uint64),
     )
 
 
@@ -467,6 +511,7 @@ _FUNCTIONS: dict[str, tuple[Any, ...]] = {
     ),
     "pv_walker_leaf": (c_uint32, c_void_p, c_uint64, c_uint32, c_void_p, c_void_p),
     "pv_walker_span": (c_uint64, c_void_p, c_uint64, c_uint64, c_uint32, c_void_p),
+    "pv_commands_run": (c_uint64, c_void_p, c_uint64, c_uint64),
     "pv_tlb_create": (c_void_p, c_uint32, c_uint64),
     "pv_tlb_destroy": (None, c_void_p),
     "pv_tlb_find": (c_int, c_void_p, c_uint64, c_uint64, c_uint64, c_uint32, c_void_p),

@@ -526,9 +526,14 @@ def test_more_runs_than_one_call_finds_come_all(native_library):
 FORMATS = {"arm", "smmu", "intel", "vtd", "x86", "aarch64", "af", "ap", "dbm", "ng", "asid", "vmid"}
 
 
-@pytest.mark.parametrize(("name", "own"), [("walk.c", set()), ("walk.h", {6, 8}), ("tlb.c", {3, 21, 64})])
+@pytest.mark.parametrize(
+    ("name", "own"),
+    [("walk.c", set()), ("walk.h", {6, 8}), ("tlb.c", {3, 21, 64}), ("commands.c", {64}), ("commands.h", {256})],
+)
 def test_no_format_is_in_the_sources_of_the_walker(name, own):
-    """0 to 2 stand for none, one and a pair; 6 and 8 are the most levels and attempts; 3, 21 and 64 are of a hash."""
+    """0 to 2 stand for none, one and a pair; 6 and 8 are the most levels and attempts; 3, 21 and 64 are of a hash; a
+    word has 64 bits, a byte 256 values.
+    """
     words = {word.lower() for word in re.findall(r"[A-Za-z0-9]+", code(name).replace("_", " "))}
 
     assert numbers(code(name)) - {0, 1, 2} == own

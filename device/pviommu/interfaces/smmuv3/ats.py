@@ -268,6 +268,11 @@ class Invalidations:
     def _complete(self, _sid: int, number: int) -> None:
         self._outstanding.pop(number, None)
 
+    @property
+    def are_outstanding(self) -> bool:
+        """Whether a CMD_SYNC would wait."""
+        return bool(self._outstanding)
+
     def wait(self) -> InvalidationWait | None:
         """What a CMD_SYNC waits for, if for anything."""
         if not self._outstanding:

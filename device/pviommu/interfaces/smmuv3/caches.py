@@ -29,6 +29,8 @@ class Cache(Generic[_K, _V]):
         self._entries: dict[_K, _V] = {}
         self.looked_at = 0
         """Entries that :meth:`drop_if` has looked at, ever."""
+        self.version = 0
+        """another one whenever what is there may have changed"""
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -39,21 +41,25 @@ class Cache(Generic[_K, _V]):
     def put(self, key: _K, value: _V) -> None:
         if not self._limit:
             return
+        self.version += 1
         self._entries.pop(key, None)
         if len(self._entries) >= self._limit:
             del self._entries[next(iter(self._entries))]
         self._entries[key] = value
 
     def drop(self, key: _K) -> None:
+        self.version += 1
         self._entries.pop(key, None)
 
     def drop_if(self, condition: Callable[[_K], bool]) -> None:
         """Forget all whose key fulfils ``condition``."""
+        self.version += 1
         self.looked_at += len(self._entries)
         for key in [key for key in self._entries if condition(key)]:
             del self._entries[key]
 
     def clear(self) -> None:
+        self.version += 1
         self._entries.clear()
 
 
@@ -118,6 +124,15 @@ class PythonRemembered:
         self._cache.put(_Key(tag, shift, address >> shift), _Entry(leaf.output & ~mask, leaf.access))
 
     def drop(self, first: int, last: int, mask: int, tags: tuple[int, int]) -> None:
+        blocks = sum((last >> shift) - (first >> shift) + 1 for shift in self._shifts)
+        if mask == _ALL and len(tags) * blocks < len(self._cache):
+            self._cache.looked_at += len(tags) * blocks
+            for shift in self._shifts:
+                for number in range(first >> shift, (last >> shift) + 1):
+                    for tag in set(tags):
+                        self._cache.drop(_Key(tag, shift, number))
+            return
+
         def is_meant(key: _Key) -> bool:
             begin = key.number << key.shift
             return key.tag & mask in tags and begin <= last and first < begin + (1 << key.shift)

@@ -59,6 +59,8 @@ class SmmuConfig:
     """whether endpoints may ask for translations and keep them"""
     priq_bits: int = 0
     """log2 of the most entries of the queue of page requests; 0: endpoints make none. With ``ats``"""
+    msi: bool = False
+    """whether it writes MSIs itself: to memory; interrupt controllers are out of its reach"""
 
     def __post_init__(self) -> None:
         for name, least, most in (
@@ -95,6 +97,7 @@ class SmmuConfig:
                 ATS=int(self.ats),
                 PRI=int(self.priq_bits > 0),
                 ASID16=1,
+                MSI=int(self.msi),
                 VMID16=1,
                 CD2L=int(self.ssid_bits > 0),
                 TTENDIAN=2,

@@ -6,12 +6,13 @@ from collections.abc import Callable
 from enum import Enum
 from typing import Protocol
 
-from smmuv3.commands import COMMAND, COMMAND_SIZE
+from smmuv3.commands import COMMAND, COMMAND_SIZE, Sync0, Sync1
 from smmuv3.events import EVENT_SIZE, Event
 from smmuv3.page_requests import PAGE_REQUEST_SIZE, PageRequest
 from smmuv3.registers import CommandError, Cr0, GlobalError, QueueConsumer, QueueProducer, Vector
 
 from ...dma.pages import Response
+from ...engine.stages import Commands
 from .memory import Abort, GuestReader
 from .registers import SmmuRegisters
 
@@ -54,13 +55,22 @@ class CommandQueue:
         carry_out: Callable[[int, int], Consumed],
         budget: int,
         looked_at: Callable[[], int],
+        core: Commands | None = None,
+        *,
+        has_msi: bool = False,
+        may_wait: Callable[[], bool] = lambda: False,
     ) -> None:
         """``carry_out`` is given the two dwords of a command, and must not raise. ``budget``: commands in a turn.
-        ``looked_at``: cached entries that commands have looked at so far, which also ends a turn.
+        ``looked_at``: cached entries that commands have looked at so far, which also ends a turn. ``core``: does the
+        same as ``carry_out``, as far as it knows commands. ``has_msi``: whether CMD_SYNC may be told by an MSI.
+        ``may_wait``: whether CMD_SYNC has to wait for something now, which is no work of the core.
         """
+        self._may_wait = may_wait
         self._registers = registers
         self._memory = memory
-        self.carry_out = carry_out
+        self._core = core
+        self._has_msi = has_msi
+        self._own = self.carry_out = carry_out
         """looked up for each command: a rule may stand before it"""
         self._held: tuple[Wait, Callable[[], Consumed], tuple[int, int]] | None = None
         self._budget = budget
@@ -68,13 +78,32 @@ class CommandQueue:
 
     def work(self) -> bool:
         """Carry out commands, a bounded number. Returns whether there are more that may be carried out."""
-        left, most = self._budget, self._looked_at() + MAX_LOOKED_AT
+        left, most = self._budget, -1
         while left:
             base, bits, first, count = self._waiting()
             if not count:
                 return False
-            at = base + (first & (1 << bits) - 1) * COMMAND_SIZE
-            count = min(count, left, (1 << bits) - (first & (1 << bits) - 1))
+            index = first & (1 << bits) - 1
+            at, whole = (base & -(COMMAND_SIZE << bits)) + index * COMMAND_SIZE, count
+            count = min(count, left, (1 << bits) - index)
+            is_plain = self.carry_out is self._own and self._held is None and not self._may_wait()
+            if self._core is not None and is_plain:
+                done, is_signalled, is_enough = self._core.run(at, count)
+                self._advance(bits, done)
+                left -= done
+                if is_signalled:
+                    self._registers.interrupt(Vector.CMD_SYNC)
+                if done == whole or is_enough:
+                    return done < whole
+                if most < 0:
+                    most = self._looked_at() + MAX_LOOKED_AT  # not before: it is rarely needed
+                elif self._looked_at() > most:
+                    return True
+                if done:
+                    continue
+                count = 1  # is not of its kinds
+            elif most < 0:
+                most = self._looked_at() + MAX_LOOKED_AT
             chunk = self._memory.read(at, count * COMMAND_SIZE)
             if isinstance(chunk, Abort) and count > 1:  # find out which of them it is
                 count, chunk = 1, self._memory.read(at, COMMAND_SIZE)
@@ -90,11 +119,19 @@ class CommandQueue:
                     return False
                 self._advance(bits)
                 if outcome is Consumed.SIGNALLED:
-                    self._registers.interrupt(Vector.CMD_SYNC)
+                    self._signal(dwords)
                 if self._looked_at() > most:
                     return bool(self._waiting()[3])
             left -= count
         return bool(self._waiting()[3])
+
+    def _signal(self, dwords: tuple[int, int]) -> None:
+        """Tell that a CMD_SYNC is complete: by an MSI, if it says where to, or by a wire."""
+        address = Sync1(dwords[1]) & int(Sync1.MSIADDRESS) if self._has_msi else 0
+        if address:
+            self._registers.send(int(address), Sync0(dwords[0]).MSIDATA, GlobalError.MSI_CMDQ_ABT_ERR)
+        else:
+            self._registers.interrupt(Vector.CMD_SYNC)
 
     def is_waiting(self) -> bool:
         """Whether there is a command that may be carried out."""
@@ -116,23 +153,24 @@ class CommandQueue:
         return held[1]()
 
     def _waiting(self) -> tuple[int, int, int, int]:
-        """Base and log2 of the entries; index of the next command, and how many may be carried out. None if the indices
-        cannot be: the producer more than a queue ahead.
+        """Base, not aligned yet, and log2 of the entries; index of the next command, and how many may be carried out.
+        None if the indices cannot be: the producer more than a queue ahead.
         """
-        registers = self._registers
+        registers, file = self._registers, self._registers.file
         base, bits = registers.queue("CMDQ_BASE")
-        base &= -(COMMAND_SIZE << bits)
         wrap = (2 << bits) - 1
-        consumer = registers.file["CMDQ_CONS"] & wrap
-        count = (registers.file["CMDQ_PROD"] & wrap) - consumer & wrap
+        consumer = file["CMDQ_CONS"] & wrap
+        count = (file["CMDQ_PROD"] & wrap) - consumer & wrap
+        if not count:
+            return base, bits, consumer, 0
         is_held = self._held is not None and not self._held[0].is_over
         is_stopped = not registers.has(Cr0.CMDQEN) or registers.is_active(GlobalError.CMDQ_ERR) or is_held
         return base, bits, consumer, 0 if is_stopped or count > 1 << bits else count
 
-    def _advance(self, bits: int) -> None:
+    def _advance(self, bits: int, count: int = 1) -> None:
         file = self._registers.file
         wrap = (2 << bits) - 1
-        following = (file["CMDQ_CONS"] & wrap) + 1 & wrap
+        following = (file["CMDQ_CONS"] & wrap) + count & wrap
         file["CMDQ_CONS"] = file["CMDQ_CONS"] & int(QueueConsumer.ERR) | following
 
     def _fail(self, error: CommandError) -> None:

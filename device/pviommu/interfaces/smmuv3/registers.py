@@ -11,6 +11,7 @@ from smmuv3.registers import (
     Gbpa,
     GlobalError,
     IrqControl,
+    MsiAddress,
     QueueBase,
     StreamTableConfig,
     Vector,
@@ -23,6 +24,11 @@ __all__ = ["RegisterOwner", "SmmuRegisters"]
 
 _CIDR = (0x0D, 0xF0, 0x05, 0xB1)
 """Of every component of Arm's."""
+_MSI_OF = {
+    Vector.GERROR: ("GERROR_IRQ_CFG0", "GERROR_IRQ_CFG1", int(GlobalError.MSI_GERROR_ABT_ERR)),
+    Vector.EVENTQ: ("EVENTQ_IRQ_CFG0", "EVENTQ_IRQ_CFG1", int(GlobalError.MSI_EVENTQ_ABT_ERR)),
+}
+"""Registers that say where and what, and the error if it cannot be written."""
 _ENABLE_OF = {
     Vector.GERROR: int(IrqControl.GERROR_IRQEN),
     Vector.EVENTQ: int(IrqControl.EVENTQ_IRQEN),
@@ -35,6 +41,9 @@ class RegisterOwner(Protocol):
 
     def interrupt(self, vector: Vector) -> None:
         """Raise an interrupt."""
+
+    def write_msi(self, address: int, data: int) -> bool:
+        """Write ``data`` there; whether that was possible."""
 
 
 class SmmuRegisters:
@@ -55,6 +64,7 @@ class SmmuRegisters:
         """bits of CR0 that there are"""
         self._interrupts = -1 if self._has_pri else ~IrqControl.PRIQ_IRQEN
         """and of IRQ_CTRL"""
+        self._has_msi = config.msi
         self._queue_addresses = int(QueueBase.ADDR) & (1 << config.address_bits) - 1
         self.file = RegisterFile(REGISTERS, self)
         for name, value in config.identification().items():
@@ -101,8 +111,19 @@ class SmmuRegisters:
 
     def interrupt(self, vector: Vector) -> None:
         """Raise an interrupt, if IRQ_CTRL has it enabled; nothing there is about that of CMD_SYNC."""
-        if vector not in _ENABLE_OF or self.file["IRQ_CTRL"] & _ENABLE_OF[vector]:
+        if vector in _ENABLE_OF and not self.file["IRQ_CTRL"] & _ENABLE_OF[vector]:
+            return
+        place, data, error = _MSI_OF.get(vector, ("", "", 0))
+        address = self.file[place] & int(MsiAddress.ADDR) if place else 0
+        if not address:
             self._owner.interrupt(vector)
+        else:
+            self.send(address, self.file[data], error)
+
+    def send(self, address: int, data: int, error: int) -> None:
+        """Write an MSI; ``error`` becomes active if that is not possible."""
+        if not self._owner.write_msi(address, data):
+            self.activate(error)
 
     def is_active(self, error: int) -> bool:
         """Whether a global error is not acknowledged yet."""
@@ -112,13 +133,26 @@ class SmmuRegisters:
         """A global error has occurred. While one is active the next of its kind is not told."""
         if not self.is_active(error):
             self.file["GERROR"] ^= error
-            self.interrupt(Vector.GERROR)
+            if error != GlobalError.MSI_GERROR_ABT_ERR:  # it would be written to the same place
+                self.interrupt(Vector.GERROR)
 
     def accept_gerrorn(self, _: int, value: int) -> bool:
         """Take over the bits of errors that are active: others cannot be acknowledged."""
         active = self.file["GERROR"] ^ self.file["GERRORN"]
         self.file["GERRORN"] ^= (self.file["GERRORN"] ^ value) & active & sum(GlobalError)
         return False
+
+    def _may_place_msi(self, vector: Vector) -> bool:
+        return self._has_msi and not self.file["IRQ_CTRL"] & _ENABLE_OF[vector]
+
+    def accept_gerror_irq_cfg0(self, _: int, __: int) -> bool:
+        return self._may_place_msi(Vector.GERROR)
+
+    def accept_eventq_irq_cfg0(self, _: int, __: int) -> bool:
+        return self._may_place_msi(Vector.EVENTQ)
+
+    accept_gerror_irq_cfg1 = accept_gerror_irq_cfg2 = accept_gerror_irq_cfg0
+    accept_eventq_irq_cfg1 = accept_eventq_irq_cfg2 = accept_eventq_irq_cfg0
 
     # -- tables and queues ------------------------------------------------------------------------------------------
 

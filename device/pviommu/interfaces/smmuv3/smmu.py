@@ -14,19 +14,22 @@ from ...dma.pages import PageRequester
 from ...engine import Access, Engine, ParentRefusal, Run, Stop, TranslationFault
 from ...engine.stages import Stages
 from .ats import AtsWalker, Invalidations, Timer
+from .command_table import CommandTable
 from .commands import Commands
 from .config import MissingCoreError, SmmuConfig
 from .configuration import StreamTable
 from .explanation import Explained, explain
 from .memory import GuestReader
 from .page_requests import PageRequests
-from .queues import CommandQueue, EventQueue, PageRequestQueue
+from .queues import MAX_LOOKED_AT, CommandQueue, EventQueue, PageRequestQueue
 from .registers import SmmuRegisters
 from .stalls import Stalls
 from .stream import ParentFault, SmmuStream
 from .translation import Caches, Stale, StreamWalker, World
 
 __all__ = ["FRAME_SIZE", "KEPT", "Smmu"]
+
+_MSI_SIZE = 4
 
 KEPT = 256
 """Reports that are kept, of each kind."""
@@ -90,8 +93,8 @@ class Smmu:
         self.registers = SmmuRegisters(config, self)
         self.memory = GuestReader(memory, self._translate_own, config.address_bits)
         self.caches = Caches(config, stages)
-        table = StreamTable(config, self.registers, self.memory)
-        self._world = World(config, self.registers, self.memory, table, self.caches, on_stale, stages)
+        streams = StreamTable(config, self.registers, self.memory)
+        self._world = World(config, self.registers, self.memory, streams, self.caches, on_stale, stages)
         self.events = EventQueue(self.registers, self.memory)
         self.stalls = Stalls(config.stalls, self._record)
         self.page_queue = PageRequestQueue(self.registers, self.memory)
@@ -102,8 +105,16 @@ class Smmu:
             is_on=lambda: self.registers.has(Cr0.SMMUEN),
             hold=lambda *held: self.commands.hold(*held),
         )
-        looked_at = self.caches.looked_at
-        self.commands = CommandQueue(self.registers, self.memory, commands, config.commands_per_turn, looked_at)
+        caches, core = self.caches, None
+        if stages is not None:
+            table = CommandTable(config.stage2, config.msi, MAX_LOOKED_AT)
+            core = stages.commands(table, caches.stage1.remembered, caches.stage2.remembered)
+        budget = config.commands_per_turn
+        self.commands = CommandQueue(
+            *(self.registers, self.memory, commands, budget, caches.looked_at, core),
+            has_msi=config.msi,
+            may_wait=lambda: self.invalidations.are_outstanding,
+        )
         self.told: deque[tuple[Event, bool]] = deque(maxlen=KEPT)
         """the last events, and whether there was room for each"""
         self._sids: dict[int, int] = {}
@@ -141,6 +152,10 @@ class Smmu:
     def interrupt(self, vector: Vector) -> None:
         """Raise an interrupt, whatever IRQ_CTRL says."""
         self._interrupt(vector)
+
+    def write_msi(self, address: int, data: int) -> bool:
+        """Write an MSI; whether that was possible."""
+        return self.memory.write(address, data.to_bytes(_MSI_SIZE, "little")) is None
 
     def _record(self, event: Event) -> bool:
         is_told = self.events.record(event)  # looked up for each, as a rule may stand before it

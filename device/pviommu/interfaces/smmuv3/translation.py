@@ -12,6 +12,7 @@ from smmuv3.structures import SteConfig
 
 from ...engine import Access, Parent, ParentRefusal, Refusal, Run, Stage1Run
 from ...engine.nested import Stage1Answer
+from ...engine.results import ADDRESS_LIMIT
 from ...engine.stages import Stage, Stages, StageWalker
 from ...engine.walk import Leaf, ReadRefusal, Tables, Update, WalkFault, WalkFaultKind, walk
 from .caches import Cache, Tag, Translations, number_of
@@ -131,6 +132,10 @@ class StreamWalker:
         """why the last walk was refused, if it was"""
         self._walkers: dict[bool | None, tuple[Stream, Context | None, StageWalker | None]] = {}
         """of a core, by which half of the addresses they are for; None: without stage 1"""
+        self._last: tuple[tuple[int, int], int, StageWalker] | None = None
+        """the one that was used last, if addresses are its input as they are: by which versions of the caches of
+        configurations it was chosen, and the first address that it is not for. A strict cache looks at memory instead
+        """
 
     def walk(self, iova: int, length: int, access: Access, _parent: Parent) -> Stage1Answer:
         """See :class:`.engine.Stage1Walker`. Tables are read as all that the SMMU reads, through the same parent."""
@@ -154,15 +159,22 @@ class StreamWalker:
         """See :class:`.engine.stages.StageWalker`. Whatever the guest or somebody else has to be told of is left to
         :meth:`walk`, and so is all that needs no tables.
         """
+        world = self._world
+        versions = world.caches.streams.version, world.caches.contexts.version
+        last = self._last
+        if last is not None and last[0] == versions and address + length <= last[1] and world.registers.has(Cr0.SMMUEN):
+            return last[2].span(address, length, access)
         chosen = self._choose(address, length, access)
         if chosen is None:
             return (), address
-        walker, inner = chosen
+        walker, inner, end = chosen
+        if inner == address and world.config.cache_entries and not world.config.strict:
+            self._last = (world.caches.streams.version, world.caches.contexts.version), end, walker
         runs, position = walker.span(inner, length, access)
         return runs, address + position - inner
 
-    def _choose(self, address: int, length: int, access: Access) -> tuple[StageWalker, int] | None:
-        """A core's walker for a request, and the address that it is to translate."""
+    def _choose(self, address: int, length: int, access: Access) -> tuple[StageWalker, int, int] | None:
+        """A core's walker for a request, the address that it is to translate, and the first one that it cannot."""
         world = self._world
         told: list[Stale] = []
         if world.stages is None or not world.registers.has(Cr0.SMMUEN):
@@ -170,18 +182,20 @@ class StreamWalker:
         stream = self._stream(address, told.append)
         if isinstance(stream, Refused) or stream.config is SteConfig.ABORT:
             return None
-        index, context, half, inner = substream(stream, self.sid, self._ssid), None, None, address
+        index, context, half, inner, end = substream(stream, self.sid, self._ssid), None, None, address, ADDRESS_LIMIT
         if index is not None:
             request = Request(address, access, stream, told.append)
             found = index if isinstance(index, Refused) else self._context(request, index)
             chosen = None if isinstance(found, Refused) else found.halves.choose(address)
-            if isinstance(found, Refused) or chosen is None or chosen[1] + length > 1 << chosen[0].input_bits:
+            if isinstance(found, Refused) or chosen is None:
                 return None
-            context, half, inner = found, bool(address >> 55 & 1), chosen[1]
+            context, half, inner, end = found, bool(address >> 55 & 1), chosen[1], 1 << chosen[0].input_bits
+            if inner + length > end:
+                return None
         elif stream.stage2 is None:
             return None
         walker = None if told else self._walker(world.stages, stream, context, half)
-        return None if walker is None else (walker, inner)
+        return None if walker is None else (walker, inner, end)
 
     def _walker(self, stages: Stages, stream: Stream, context: Context | None, half: bool | None) -> StageWalker | None:
         """None if tables are to be updated: a core only reads."""

@@ -17,6 +17,19 @@
 #define PV_PAGE_MASK	((1ull << PV_PAGE_SHIFT) - 1)
 #define PV_FRAME_LIMIT	(1ull << (64 - PV_PAGE_SHIFT))
 
+/* ---- numbers in words of 64 bits ---- */
+
+struct pv_field {
+	uint64_t mask;
+	uint32_t word;
+	uint32_t shift;
+};
+
+static inline uint64_t pv_field(const uint64_t *words, const struct pv_field *field)
+{
+	return words[field->word] >> field->shift & field->mask;
+}
+
 /* ---- sets of frames (engine/ranges.py) ---- */
 
 /* Merged ranges in order, as `count` bounds: the first frame of a range, the frame after its end, and so on. */

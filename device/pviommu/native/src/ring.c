@@ -57,11 +57,6 @@ static uint64_t look_at_clock(struct pv_history *history)
 	return now;
 }
 
-static uint64_t field(const uint64_t *slot, const struct pv_field *field)
-{
-	return slot[field->word] >> field->shift & field->mask;
-}
-
 /* Whether a slot matches an operation: all bits that the operation fixes have their values. */
 static inline __attribute__((always_inline)) int matches(const struct pv_operation *operation, const uint64_t *slot)
 {
@@ -87,15 +82,15 @@ static __attribute__((noinline)) void remember(const struct pv_rings *rings, con
 					       const struct pv_outcome *outcome, uint32_t ring, uint32_t index)
 {
 	struct pv_history *history = rings->history;
-	uint64_t dfn = field(slot, &operation->dfn), gfn = 0, after = outcome->done ? 0 : before;
-	uint32_t ctx = (uint32_t)field(slot, &operation->ctx);
+	uint64_t dfn = pv_field(slot, &operation->dfn), gfn = 0, after = outcome->done ? 0 : before;
+	uint32_t ctx = (uint32_t)pv_field(slot, &operation->ctx);
 	uint8_t access = 0;
 
 	if (kind == PV_MAP) {
 		uint64_t flags = slot[operation->access_word];
 
 		access = (flags & operation->readable ? PV_READ : 0) | (flags & operation->writeable ? PV_WRITE : 0);
-		gfn = field(slot, &operation->gfn);
+		gfn = pv_field(slot, &operation->gfn);
 		before = outcome->done ? 0 : entry_at(rings->core->contexts[ctx], dfn);
 		after = outcome->done ? gfn << 2 | access : before;
 	}
@@ -103,7 +98,7 @@ static __attribute__((noinline)) void remember(const struct pv_rings *rings, con
 		.time_ns = history->time_ns,
 		.dfn = dfn,
 		.gfn = gfn,
-		.nr = field(slot, &operation->nr),
+		.nr = pv_field(slot, &operation->nr),
 		.done = outcome->done,
 		.before = before,
 		.after = after,
@@ -127,8 +122,8 @@ carry_out(const struct pv_rings *rings, const struct pv_operation *operation, en
 	  struct pv_outcome *outcome, struct pv_report *report, int recorded, uint64_t *before)
 {
 	const struct pv_core *core = rings->core;
-	uint64_t ctx = field(slot, &operation->ctx), dfn = field(slot, &operation->dfn);
-	uint64_t nr = field(slot, &operation->nr), flags, access;
+	uint64_t ctx = pv_field(slot, &operation->ctx), dfn = pv_field(slot, &operation->dfn);
+	uint64_t nr = pv_field(slot, &operation->nr), flags, access;
 	const struct pv_context *context;
 
 	if (ctx >= PV_CONTEXTS || nr > operation->most)
@@ -147,7 +142,7 @@ carry_out(const struct pv_rings *rings, const struct pv_operation *operation, en
 	}
 	flags = slot[operation->access_word];
 	access = (flags & operation->readable ? PV_READ : 0) | (flags & operation->writeable ? PV_WRITE : 0);
-	*outcome = pv_map(core, context, dfn, field(slot, &operation->gfn), nr, access);
+	*outcome = pv_map(core, context, dfn, pv_field(slot, &operation->gfn), nr, access);
 	if (outcome->stop == PV_STOP_NOT_RAM && operation->reserved_first && pv_inside(&context->closed, outcome->at))
 		outcome->stop = PV_STOP_RESERVED;
 	report->maps++;

@@ -10,13 +10,6 @@
 
 #define PV_SLOT_WORDS	8
 
-/* A number in a slot: words[word] >> shift & mask. */
-struct pv_field {
-	uint64_t mask;
-	uint32_t word;
-	uint32_t shift;
-};
-
 /* Slots that map or unmap, as a profile declares them. A slot is an array of 64-bit words. */
 struct pv_operation {
 	uint64_t fixed[PV_SLOT_WORDS];	/* bits that must be as in `value`: number, padding, unknown flags */

@@ -43,11 +43,35 @@ static int is_input(const struct pv_tables *tables, uint64_t address)
 
 /* ---- descriptors ---- */
 
+/*
+ * Where `size` bytes at an address, all in one page, are in this process, for this access. NULL if there is no memory, or if
+ * the context refuses them, which *refusal says then.
+ */
+uint8_t *pv_place_at(const struct pv_place *place, uint64_t address, uint64_t size, uint64_t access, uint32_t *refusal)
+{
+	enum pv_refusal why;
+	uint64_t gfn, allowed;
+
+	*refusal = 0;
+	if (place->end < size || address > place->end - size)
+		return NULL;
+	if (!place->core)
+		return pv_memory_at(place->memory, address, size);
+	if (!pv_pages_at(place->core, place->ctx, address >> PV_PAGE_SHIFT, &gfn, &allowed, &why)) {
+		*refusal = why;
+		return NULL;
+	}
+	if (access & ~allowed) {
+		*refusal = PV_NO_PERMISSION;
+		return NULL;
+	}
+	return pv_memory_at(place->memory, gfn << PV_PAGE_SHIFT | (address & PV_PAGE_MASK), size);
+}
+
 /* The word of the descriptor at `place` in this process, for this access; NULL if it is refused. */
 static uint64_t *word_at(const struct reader *reader, uint64_t place, uint32_t access)
 {
 	const struct pv_walker *walker = reader->walker;
-	uint64_t gpa;
 
 	if (reader->below) {
 		struct reader direct = { walker, NULL, reader->report };
@@ -58,25 +82,7 @@ static uint64_t *word_at(const struct reader *reader, uint64_t place, uint32_t a
 		place = found.output;
 	}
 	reader->report->refused_at = place;
-	reader->report->refusal = 0;
-	if (walker->end < sizeof(uint64_t) || place > walker->end - sizeof(uint64_t))
-		return NULL;
-	gpa = place;
-	if (walker->core) {
-		enum pv_refusal refusal;
-		uint64_t gfn, allowed;
-
-		if (!pv_pages_at(walker->core, walker->ctx, place >> PV_PAGE_SHIFT, &gfn, &allowed, &refusal)) {
-			reader->report->refusal = refusal;
-			return NULL;
-		}
-		if (access & ~allowed) {
-			reader->report->refusal = PV_NO_PERMISSION;
-			return NULL;
-		}
-		gpa = gfn << PV_PAGE_SHIFT | (place & PV_PAGE_MASK);
-	}
-	return (uint64_t *)pv_memory_at(walker->memory, gpa, sizeof(uint64_t));
+	return (uint64_t *)pv_place_at(&walker->place, place, sizeof(uint64_t), access, &reader->report->refusal);
 }
 
 static int read_descriptor(const struct reader *reader, uint64_t place, uint64_t *found)
@@ -85,7 +91,7 @@ static int read_descriptor(const struct reader *reader, uint64_t place, uint64_t
 
 	if (!word)
 		return 0;
-	if (pv_memory_may_vanish(reader->walker->memory))
+	if (pv_memory_may_vanish(reader->walker->place.memory))
 		return pv_try_load(word, found);
 	*found = __atomic_load_n(word, __ATOMIC_ACQUIRE);
 	return 1;
@@ -98,7 +104,7 @@ static int update_descriptor(const struct reader *reader, uint64_t place, uint64
 
 	if (!word)
 		return 0;
-	if (pv_memory_may_vanish(reader->walker->memory))
+	if (pv_memory_may_vanish(reader->walker->place.memory))
 		return pv_try_exchange(word, found, after);
 	__atomic_compare_exchange_n(word, found, after, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE);
 	return 1;
@@ -274,7 +280,7 @@ PV_EXPORT uint32_t pv_walker_leaf(const struct pv_walker *walker, uint64_t addre
 	struct reader reader = { walker, walker->second.tables ? &walker->second : NULL, report };
 
 	clear(report);
-	if (pv_memory_may_vanish(walker->memory))
+	if (pv_memory_may_vanish(walker->place.memory))
 		pv_guard_install();
 	return walk(&reader, walker->first.tables, address, access, leaf, &report->first);
 }
@@ -293,8 +299,8 @@ static enum pv_span_end add_runs(const struct pv_walker *walker, struct pv_span 
 		uint64_t part = size, pages;
 		enum pv_refusal refusal;
 
-		if (walker->core) {
-			pages = pv_pages_at(walker->core, walker->ctx, dfn, &gfn, &allowed, &refusal);
+		if (walker->place.core) {
+			pages = pv_pages_at(walker->place.core, walker->place.ctx, dfn, &gfn, &allowed, &refusal);
 			if (!pages || access & ~allowed) {
 				span->report.refused_at = output;
 				span->report.refusal = pages ? PV_NO_PERMISSION : refusal;
@@ -324,7 +330,7 @@ PV_EXPORT uint64_t pv_walker_span(const struct pv_walker *walker, uint64_t first
 
 	clear(&span->report);
 	span->position = first;
-	if (pv_memory_may_vanish(walker->memory))
+	if (pv_memory_may_vanish(walker->place.memory))
 		pv_guard_install();
 	for (;;) {
 		uint64_t at = span->position, left = last - at, inside;

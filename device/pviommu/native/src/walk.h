@@ -112,9 +112,25 @@ struct pv_translation {
 	uint32_t access;
 };
 
+void pv_tlb_drop(struct pv_tlb *tlb, uint64_t first, uint64_t last, uint64_t mask, uint64_t one, uint64_t other);
+void pv_tlb_clear(struct pv_tlb *tlb);
+uint64_t pv_tlb_looked_at(const struct pv_tlb *tlb);
 int pv_tlb_find(const struct pv_tlb *tlb, uint64_t tag, uint64_t every, uint64_t address, uint32_t access,
 		struct pv_translation *found);
 void pv_tlb_add(struct pv_tlb *tlb, uint64_t tag, uint64_t address, const struct pv_walked *leaf);
+
+/* ---- guest memory by way of a context ---- */
+
+/* Whose addresses are meant. Python fills it in. */
+struct pv_place {
+	const struct pv_core *core;	/* those of a context of this core; NULL: the guest's */
+	struct pv_memory *memory;	/* where the guest's are */
+	uint64_t end;			/* nothing lies there or above */
+	uint32_t ctx;
+};
+
+uint8_t *pv_place_at(const struct pv_place *place, uint64_t address, uint64_t size, uint64_t access,
+		     uint32_t *refusal);
 
 /* ---- stages ---- */
 
@@ -131,10 +147,7 @@ struct pv_stage {
 struct pv_walker {
 	struct pv_stage first;
 	struct pv_stage second;		/* translates what the first leads to, and the addresses of its tables */
-	const struct pv_core *core;	/* below both is a context of this core; NULL: addresses are the guest's */
-	struct pv_memory *memory;	/* where the guest's are */
-	uint64_t end;			/* no descriptor lies there or above */
-	uint32_t ctx;
+	struct pv_place place;		/* below both */
 	uint32_t pass_bits;		/* of the addresses that pass if there is no first stage */
 	uint32_t updates;		/* whether descriptors may be updated */
 	uint32_t compares;		/* whether what is remembered is compared with memory */

@@ -57,6 +57,20 @@ def test_a_global_translation_is_of_every_asid_and_goes_with_any_of_them():
     assert known.find(Tag(1, 77), 0x1004, RW) is None
 
 
+def test_forgetting_an_address_takes_no_look_at_all_others(started):
+    known = started.smmu.caches.stage1
+    for page in range(20):
+        for asid in range(10):
+            known.add(Tag(0, asid), page << 12, leaf(page << 12))
+    before, count = known.remembered.looked_at, len(known)
+
+    known.drop(0x5000, 1, 0, 3)
+    known.drop(0x6000, 0x4000, 0, 3)
+
+    assert (count, len(known)) == (200, 195)
+    assert known.remembered.looked_at - before <= 10
+
+
 def test_contiguous_leaves_are_one_translation_and_go_together():
     known, tag = Translations(8), Tag(0, 1)
     known.add(tag, 0x13040, leaf(0x83040, contiguous=16))

@@ -276,7 +276,9 @@ def test_a_turn_has_a_limit(make_guest):
 
 
 @pytest.mark.parametrize(
-    "command", [tlbi(Opcode.TLBI_NH_VA, 1 << 40), tlbi(Opcode.TLBI_NH_ASID, asid=1), cfgi(Opcode.CFGI_STE, 0xFFFF)]
+    "command",
+    [tlbi(Opcode.TLBI_NH_VA, 1 << 40, asid=7, granule=1, num=31, scale=20), cfgi(Opcode.CFGI_STE, 0xFFFF)],
+    ids=["a range that is larger than the cache", "a stream"],
 )
 def test_a_turn_ends_after_so_many_entries_of_full_caches(make_guest, command):
     """256 commands that look through 65,536 entries each would hold everybody else up for seconds."""
