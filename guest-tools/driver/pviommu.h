@@ -177,8 +177,9 @@ struct pviommu_frames {
  * @no_reserve: whether the device does not know RESERVE
  * @has_tables: whether domains have tables of the guest
  * @in_flight: line 0 of those that say whether DMA by such tables is in flight
- * @guest_lock: protects @guest_domains
+ * @guest_lock: protects the following two
  * @guest_domains: paging domains whose tables are the guest's
+ * @guest_kept: those that are gone, but for their tables, which the device may still walk
  * @events: event ring
  * @lock: protects @endpoints and the domain of each
  * @bars_lock: also held while @endpoints changes, so that it can be read where sleeping is not
@@ -217,8 +218,9 @@ struct pviommu {
 	bool no_reserve;
 	bool has_tables;
 	void *in_flight;
-	struct mutex guest_lock;	/* guest_domains */
+	struct mutex guest_lock;	/* guest_domains, guest_kept */
 	struct list_head guest_domains;
+	struct list_head guest_kept;
 	struct pviommu_event_ring events;
 	struct mutex lock;	/* endpoints */
 	spinlock_t bars_lock;	/* changes of endpoints */
@@ -465,6 +467,7 @@ struct iommu_domain *pviommu_ring_domain_alloc(struct pviommu *pv);
 /* pviommu_guest_domain.c */
 int pviommu_guest_choose(struct pviommu *pv);
 struct iommu_domain *pviommu_guest_domain_alloc(struct pviommu *pv, bool dirty);
+void pviommu_guest_end(struct pviommu *pv);
 u64 pviommu_guest_mapped_pages(struct pviommu *pv);
 
 /* pviommu_device.c */

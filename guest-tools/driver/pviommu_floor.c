@@ -60,6 +60,10 @@ u64 pviommu_guest_mapped_pages(struct pviommu *pv)
 	return 0;
 }
 
+void pviommu_guest_end(struct pviommu *pv)
+{
+}
+
 int pviommu_ring_post_map(struct pviommu_domain *own, u64 dfn, u64 gfn, u32 nr_pages, u32 flags)
 {
 	return 0;

@@ -24,8 +24,11 @@
  * take long: then a FLUSH waits with less effort than a loop, and gives the device up when it does
  * not answer.
  *
- * The tables of a context are freed after it, and kept for good if it cannot be freed: a device
- * that does not answer could walk them when it resumes. Its reset ends that.
+ * The tables of a context are freed after it. If it cannot be freed they are kept, since the device
+ * could still walk them, also one that does not answer now and resumes later. A reset ends that, at
+ * the latest the one when the driver is unbound; if even that is ignored they are kept for good.
+ * There are never more of them than the device has contexts, and one for an allocation that was not
+ * answered, since that gives the device up.
  */
 
 #define pr_fmt(fmt) "pviommu: " fmt
@@ -49,7 +52,7 @@ MODULE_PARM_DESC(tables, "tables of the guest that the device walks: auto, if it
 /**
  * struct pviommu_guest_domain - a paging domain whose tables are the guest's
  * @paging: what all have
- * @list: in the list of its PV-IOMMU
+ * @list: in one of the two lists of its PV-IOMMU
  * @table: the tables
  * @line: the in-flight line of its context
  * @tracks: whether user space wants to know what is written
@@ -249,7 +252,9 @@ static void pviommu_guest_sync(struct iommu_domain *domain, struct iommu_iotlb_g
 
 /*
  * Deferred unmaps, from the flush queue's timer too: this may run on any CPU, for unmaps of others.
- * They took the queue's lock afterwards, so their stores are visible before the look.
+ * Each has put a full barrier between its stores and reading the count of flushes, by which the
+ * queue decides whether this one is late enough for it. So if it is, the stores are visible before
+ * the look.
  */
 static void pviommu_guest_flush_all(struct iommu_domain *domain)
 {
@@ -266,22 +271,60 @@ static phys_addr_t pviommu_guest_iova_to_phys(struct iommu_domain *domain, dma_a
 	return paddr;
 }
 
+/*
+ * Whether a device that is reset, or that the hypervisor has closed, walks the tables no more, even
+ * when it resumes: what is closed may have been stopped in the middle of a walk.
+ */
+static bool pviommu_guest_is_over(struct pviommu_guest_domain *own)
+{
+	return !own->line || !(pviommu_guest_step(own) & 1);
+}
+
+/* Keeps the tables of a domain that is gone until pviommu_guest_end(). */
+static void pviommu_guest_keep(struct pviommu *pv, struct pviommu_guest_domain *own)
+{
+	dev_err(pviommu_dev(pv), "the tables of a domain are kept until a reset: the device may still walk them\n");
+	mutex_lock(&pv->guest_lock);
+	list_add_tail(&own->list, &pv->guest_kept);
+	mutex_unlock(&pv->guest_lock);
+}
+
+/**
+ * pviommu_guest_end - frees the tables that were kept
+ * @pv: the PV-IOMMU, which has no domains any more and was told to reset
+ *
+ * If it has ignored that, they are lost, and counted as a leak.
+ */
+void pviommu_guest_end(struct pviommu *pv)
+{
+	struct pviommu_guest_domain *own, *next;
+
+	list_for_each_entry_safe(own, next, &pv->guest_kept, list) {
+		if (pviommu_is_reset(pv) && pviommu_guest_is_over(own))
+			pviommu_guest_table_free(&own->table);
+		kfree(own);
+	}
+}
+
 static void pviommu_guest_free(struct iommu_domain *domain)
 {
 	struct pviommu_guest_domain *own = to_pviommu_guest_domain(domain);
 	struct pviommu *pv = own->paging.pv;
+	bool is_free;
 
 	mutex_lock(&pv->guest_lock);
 	list_del(&own->list);
 	mutex_unlock(&pv->guest_lock);
-	if (!pviommu_paging_free_context(&own->paging) ||
-	    (pviommu_given_up(pv) && pviommu_has_ended(pv)))
+	is_free = !pviommu_paging_free_context(&own->paging) ||
+		  (pviommu_given_up(pv) && pviommu_has_ended(pv) && pviommu_guest_is_over(own));
+	if (is_free)
 		pviommu_guest_table_free(&own->table);
 	else
-		dev_crit(pviommu_dev(pv), "tables of context %u are kept: the device may still walk them\n",
-			 own->paging.ctx);
+		pviommu_guest_keep(pv, own);
+	/* the PV-IOMMU may be gone afterwards, and with it what it keeps */
 	pviommu_paging_end(&own->paging);
-	kfree(own);
+	if (is_free)
+		kfree(own);
 }
 
 static const struct iommu_domain_ops pviommu_guest_domain_ops = {
@@ -372,8 +415,11 @@ struct iommu_domain *pviommu_guest_domain_alloc(struct pviommu *pv, bool dirty)
 
 err_table:
 	/* no answer may be one that is too late */
-	if (!pviommu_given_up(pv) || pviommu_has_ended(pv))
-		pviommu_guest_table_free(&own->table);
+	if (pviommu_given_up(pv) && !pviommu_has_ended(pv)) {
+		pviommu_guest_keep(pv, own);
+		return ERR_PTR(ret);
+	}
+	pviommu_guest_table_free(&own->table);
 err_free:
 	kfree(own);
 	return ERR_PTR(ret);

@@ -164,7 +164,11 @@ static bool pviommu_ss_is_empty(u64 *page, unsigned int level)
 	return true;
 }
 
-/* Puts the leaf @value where a table may be that has no leaf. The caller owns all its addresses. */
+/*
+ * Puts the leaf @value where a table may be that has no leaf. The caller owns all its addresses, so
+ * nobody misses the table while no walk finds it any more. If walks may still be in it, it is put
+ * back: then it is a table like any other, which goes when this is tried again or with the domain.
+ */
 static noinline int pviommu_ss_replace(struct pviommu_guest_table *table, u64 *entry,
 				       unsigned int level, u64 value)
 {
@@ -178,11 +182,14 @@ static noinline int pviommu_ss_replace(struct pviommu_guest_table *table, u64 *e
 	if (!pviommu_ss_is_empty(page, level - 1))
 		return -EADDRINUSE;
 	spin_lock_irqsave(&table->lock, flags);
-	WRITE_ONCE(*entry, value);
+	WRITE_ONCE(*entry, 0);
 	spin_unlock_irqrestore(&table->lock, flags);
-	/* else kept for good: a device that resumes takes what is there for entries */
-	if (table->quiesce(table))
-		pviommu_ss_free_level(table, page, level - 1);
+	if (!table->quiesce(table)) {
+		WRITE_ONCE(*entry, old);
+		return -EIO;
+	}
+	WRITE_ONCE(*entry, value);
+	pviommu_ss_free_level(table, page, level - 1);
 	return 0;
 }
 
@@ -197,7 +204,8 @@ static noinline int pviommu_ss_replace(struct pviommu_guest_table *table, u64 *e
  * @gfp: for tables
  * @mapped: the bytes that are mapped are added to it, also on error
  *
- * Return: 0; -EADDRINUSE if something was mapped there; -ENOMEM.
+ * Return: 0; -EADDRINUSE if something was mapped there; -ENOMEM; -EIO if the device may still be in
+ * a table that is in the way.
  */
 int pviommu_guest_table_map(struct pviommu_guest_table *table, u64 iova, u64 paddr, u64 size,
 			    unsigned int level, u64 access, gfp_t gfp, u64 *mapped)

@@ -184,7 +184,8 @@ static void pviommu_stop(struct pviommu *pv)
 {
 	pviommu_give_up_finish(pv);
 	pviommu_rings_stop(pv);
-	writel(PVIOMMU_RESET_POWER_ON, pv->regs + PVIOMMU_REG_RESET);
+	pviommu_reset(pv, PVIOMMU_RESET_POWER_ON);
+	pviommu_guest_end(pv);
 }
 
 /* Registers the running device with the IOMMU core, which probes all its endpoints at once. */
@@ -265,6 +266,7 @@ static int pviommu_probe(struct pci_dev *pdev, const struct pci_device_id *id)
 	spin_lock_init(&pv->bars_lock);
 	mutex_init(&pv->guest_lock);
 	INIT_LIST_HEAD(&pv->guest_domains);
+	INIT_LIST_HEAD(&pv->guest_kept);
 	INIT_LIST_HEAD(&pv->endpoints);
 	spin_lock_init(&pv->domains_lock);
 	INIT_LIST_HEAD(&pv->domains);
@@ -350,10 +352,10 @@ static void pviommu_remove(struct pci_dev *pdev)
 	/* the core leaves a function that is being removed, and its domain, to the remover */
 	pviommu_wait_unused(pv);
 	pviommu_free_endpoints(&locked);
-	pviommu_count_leaks(pv);
 	iommu_device_sysfs_remove(&pv->iommu);
 	pviommu_debugfs_remove(pv);
 	pviommu_stop(pv);
+	pviommu_count_leaks(pv);
 	pviommu_free_irqs(pv);
 	pci_clear_master(pdev);
 	pviommu_rings_free(pv);
