@@ -49,9 +49,12 @@ PROGRAMS = {CARDS: "net", SMMU: "lab-smmu"}
 _SUITES = (("lab", "vfio"), *((kernel, CARDS) for kernel in KERNELS))
 """Kernels with the suites that they run, each in cells of its own."""
 _SUITE_PLACES = tuple((profile, "lazy", 2) for profile in PROFILES)
-_TABLES = {"xen-2024": "auto", "xen-v7": "off"}
-"""The parameter ``tables`` of the driver. So each kernel, mode and number of vCPUs is tried with the guest's tables and
-with the device's; besides, a guest's own tests change to the other kind when they change the profile."""
+_TABLES = {"xen-2024": "on", "xen-v7": "off"}
+"""The parameter ``tables`` of the driver, which does not fall back from ``on``. So each kernel, mode, number of vCPUs
+and suite is tried with the guest's tables and with the device's; besides, a guest's own tests change to the other kind
+when they change the profile."""
+_CROSSED = (("xen-2024", "strict", 2), ("xen-v7", "lazy", 2))
+"""Cells that there are with the kind of tables that is usual for the other profile as well."""
 _CODE = ("pviommu", "pviommu_abi", "vfio_user", "wire_layout")
 _NOT_OF_A_RUN = frozenset(("bench", "selfcheck", "data", "__pycache__"))
 
@@ -59,7 +62,8 @@ _NOT_OF_A_RUN = frozenset(("bench", "selfcheck", "data", "__pycache__"))
 @dataclass(frozen=True, slots=True)
 class Cell:
     """One combination; with ``suite``, that is run instead of the lab's own tests. ``msi`` is the interrupt controller
-    of a guest of another architecture than this host's.
+    of a guest of another architecture than this host's. ``crossed``: with the kind of tables that is usual for the
+    other profile.
     """
 
     kernel: str
@@ -69,14 +73,16 @@ class Cell:
     suite: str = ""
     arch: str = AMD64.name
     msi: str = ""
+    crossed: bool = False
 
     @property
     def name(self) -> str:
-        """``KERNEL/PROFILE/MODE/VCPUS``, followed by ``/SUITE`` if it has one, and preceded by ``ARCH-MSI/`` if it
-        has these.
+        """``KERNEL/PROFILE/MODE/VCPUS``, followed by ``/SUITE`` if it has one, and by ``/tables-KIND`` if these are not
+        the usual ones of its profile; preceded by ``ARCH-MSI/`` if it has these.
         """
+        kind = f"tables-{self.tables}" if self.crossed else ""
         place = f"{self.machine}/{self.profile}/{self.mode}/{self.vcpus}"
-        return f"{place}/{self.suite}" if self.suite else place
+        return "/".join(filter(None, (place, self.suite, kind)))
 
     @property
     def machine(self) -> str:
@@ -86,12 +92,14 @@ class Cell:
     @property
     def is_long(self) -> bool:
         """Whether the long tests are run as well, as in two cells of each kernel."""
-        return not self.suite and not self.msi and (self.profile, self.mode, self.vcpus) in _LONG
+        is_usual = not (self.suite or self.msi or self.crossed)
+        return is_usual and (self.profile, self.mode, self.vcpus) in _LONG
 
     @property
     def tables(self) -> str:
         """The driver's parameter of this name."""
-        return _TABLES[self.profile]
+        usual = _TABLES[self.profile]
+        return next(kind for kind in _TABLES.values() if (kind != usual) == self.crossed)
 
     @property
     def tests(self) -> str:
@@ -155,7 +163,8 @@ class Outcome:
 
 
 def all_cells(kernels: Sequence[str] = KERNELS, arches: Sequence[str] = (AMD64.name,)) -> list[Cell]:
-    """Every combination with ``kernels``, in the order of the axes, then their suites, then those of arm64.
+    """Every combination with ``kernels``, in the order of the axes, then those that are crossed, then their suites,
+    then those of arm64.
 
     Raises UsageError for an unknown kernel.
     """
@@ -168,6 +177,7 @@ def all_cells(kernels: Sequence[str] = KERNELS, arches: Sequence[str] = (AMD64.n
         own = [kernel for kernel in kernels if kernel in KERNELS]
         axes = (own, AXES["profile"], AXES["mode"], AXES["vCPUs"])
         cells += [Cell(kernel, profile, mode, int(vcpus)) for kernel, profile, mode, vcpus in itertools.product(*axes)]
+        cells += [Cell(kernel, *place, crossed=True) for kernel in own for place in _CROSSED]
         places = itertools.product(_SUITES, _SUITE_PLACES)
         cells += [Cell(kernel, *place, suite) for (kernel, suite), place in places if kernel in own]
     if ARM64.name in arches:

@@ -44,7 +44,7 @@ def test_text_has_aligned_columns_and_the_reasons() -> None:
         "xen-2024",
         "lazy",
         "1",
-        "auto",
+        "on",
         "own",
         "passed",
         "245",
