@@ -4,7 +4,7 @@ Nothing of a walk is kept: what was translated is good for the one request that 
 who reads them, an interface says; of a table nothing is trusted (see `walk`).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .domain import RegionedDomain
 from .iotlb import CachedRun
@@ -44,12 +44,14 @@ class GuestTables:
 class TablesDomain(RegionedDomain):
     """Such tables, and the direct regions of the endpoints that are inside, which lie over them."""
 
-    __slots__ = ("guest", "is_of_core")
+    __slots__ = ("_as_seen", "guest", "is_of_core")
 
     def __init__(self, guest: GuestTables, reserved: FrameRanges) -> None:
         """`reserved`: closed to every domain."""
         super().__init__(reserved)
         self.guest = guest
+        self._as_seen = replace(guest.tables, updates_access=False, updates_dirty=False)
+        """For who only looks: a page may be written whether it was written before or not."""
         self.is_of_core = False
         """Whether the core walks them; otherwise walk() does."""
 
@@ -73,7 +75,7 @@ class TablesDomain(RegionedDomain):
             return closed
         if closed:
             return dfn, min(nr, closed), ACCESS_MASK
-        leaf = walk(self.guest.tables, dfn << PAGE_SHIFT, Access(0), self.guest.read)
+        leaf = walk(self._as_seen, dfn << PAGE_SHIFT, Access(0), self.guest.read)
         if isinstance(leaf, WalkFault):
             return REFUSALS[leaf.kind]
         pages = min(nr, (1 << leaf.shift - PAGE_SHIFT) - (dfn & (1 << leaf.shift - PAGE_SHIFT) - 1), self._clear(dfn))
@@ -89,7 +91,7 @@ class TablesDomain(RegionedDomain):
                 entries.append((address, found))
             return found
 
-        walk(self.guest.tables, dfn << PAGE_SHIFT, Access(0), read)
+        walk(self._as_seen, dfn << PAGE_SHIFT, Access(0), read)
         return entries
 
     def scan(self, dfn: int, walks: int) -> tuple[list[Area], int | None]:
@@ -101,7 +103,7 @@ class TablesDomain(RegionedDomain):
         for _ in range(walks):
             if dfn >= self.guest.frames:
                 return areas, None
-            leaf = walk(self.guest.tables, dfn << PAGE_SHIFT, Access(0), self.guest.read)
+            leaf = walk(self._as_seen, dfn << PAGE_SHIFT, Access(0), self.guest.read)
             shift = shifts[leaf.level]
             following = min((dfn >> shift) + 1 << shift, self.guest.frames)
             if not isinstance(leaf, WalkFault):
