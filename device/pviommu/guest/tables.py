@@ -15,7 +15,9 @@ READ, WRITE = 1, 2
 """Access bits of a mapping."""
 _ENTRY = 8
 _ENTRIES = 512
-_LEVELS = 4
+_BITS = 9
+_TOP = PAGE_SHIFT + 3 * _BITS
+"""The address bits below those that choose an entry of the root."""
 _LARGE = 1 << 7
 _ADDRESS = (1 << 52) - (1 << 12)
 _TABLE = {TableFormat.VTD_SS: 3, TableFormat.X86_64: 3}
@@ -25,9 +27,14 @@ _TABLE = {TableFormat.VTD_SS: 3, TableFormat.X86_64: 3}
 class PageTables:
     """Four levels of tables in guest memory. Each entry is written by one store of 64 bits."""
 
-    def __init__(self, ram: memoryview, frames: Iterator[int], format: TableFormat = TableFormat.VTD_SS) -> None:
-        """``ram``: guest memory from GPA 0 on; ``frames``: free ones of it, the next for each table that is needed."""
+    def __init__(
+        self, ram: memoryview, frames: Iterator[int], format: TableFormat = TableFormat.VTD_SS, base: int = 0
+    ) -> None:
+        """``ram``: guest memory from GPA ``base`` on; ``frames``: free ones of it, the next for each table that is
+        needed.
+        """
         self.format = format
+        self._base = base
         self._words = ram.cast("Q")
         self._frames = frames
         self.root = self._table()
@@ -53,28 +60,62 @@ class PageTables:
         self._words[self.place(iova, shift)] = entry
 
     def place(self, iova: int, shift: int = PAGE_SHIFT) -> int:
-        """Where that entry is, in entries from GPA 0 on. Tables on the way that are missing are added."""
-        table, at = self.root, PAGE_SHIFT + 9 * (_LEVELS - 1)
+        """Where that entry is, in entries of ``ram``. Tables on the way that are missing are added; a leaf on the way
+        becomes a table of smaller ones.
+        """
+        table, at = self.root, _TOP
         while at > shift:
             place = self._place_in(table, iova, at)
-            if not self._words[place]:
-                self._words[place] = self._table() | _TABLE[self.format]
+            entry = int(self._words[place])
+            if not entry or self._is_leaf(entry, at):
+                self._words[place] = self._table(entry, at) | _TABLE[self.format]
             table = int(self._words[place]) & _ADDRESS
-            at -= 9
+            at -= _BITS
         return self._place_in(table, iova, at)
+
+    def leaf(self, iova: int) -> tuple[int, int] | None:
+        """The entry that maps an address, and how many of its bits that leaves; None if nothing does."""
+        table, at = self.root, _TOP
+        while entry := int(self._words[self._place_in(table, iova, at)]):
+            if self._is_leaf(entry, at):
+                return entry, at
+            table = entry & _ADDRESS
+            at -= _BITS
+        return None
+
+    def leaves(self) -> Iterator[tuple[int, int, int]]:
+        """All that is mapped: the first address, the entry, and how many address bits it leaves."""
+        yield from self._leaves(self.root, 0, _TOP)
+
+    def _leaves(self, table: int, iova: int, shift: int) -> Iterator[tuple[int, int, int]]:
+        first = (table - self._base) // _ENTRY
+        for place, entry in enumerate(self._words[first : first + _ENTRIES].tolist()):
+            at = iova + (place << shift)
+            if entry and self._is_leaf(entry, shift):
+                yield at, entry, shift
+            elif entry:
+                yield from self._leaves(entry & _ADDRESS, at, shift - _BITS)
 
     def close(self) -> None:
         """Let go of the memory."""
         self._words.release()
 
     @staticmethod
-    def _place_in(table: int, iova: int, shift: int) -> int:
-        return table // _ENTRY + (iova >> shift) % _ENTRIES
+    def _is_leaf(entry: int, shift: int) -> bool:
+        return shift == PAGE_SHIFT or bool(entry & _LARGE)
 
-    def _table(self) -> int:
+    def _place_in(self, table: int, iova: int, shift: int) -> int:
+        return (table - self._base) // _ENTRY + (iova >> shift) % _ENTRIES
+
+    def _table(self, leaf: int = 0, shift: int = 0) -> int:
+        """A new table: an empty one, or one that maps what a leaf at ``shift`` maps."""
         table = next(self._frames) << PAGE_SHIFT
-        for place in range(table // _ENTRY, table // _ENTRY + _ENTRIES):
-            self._words[place] = 0
+        first = (table - self._base) // _ENTRY
+        if leaf and shift == PAGE_SHIFT + _BITS:
+            leaf &= ~_LARGE
+        step = 1 << shift - _BITS if leaf else 0
+        for place in range(_ENTRIES):
+            self._words[first + place] = leaf + place * step
         return table
 
     def _bits(self, access: int) -> int:

@@ -17,6 +17,7 @@ from .ring_path import RingPath
 from .rules import Rules
 from .settings import Setting
 from .snapshot_path import SnapshotPath
+from .tables_guest import TablesMachinePath, TablesRingPath, TablesWirePath
 from .tables_path import TablesPath
 from .wire_path import WirePath
 
@@ -49,6 +50,9 @@ PATHS: dict[str, MakePath] = {
     "ring": RingPath,
     "machine": MachinePath,
     "wire": WirePath,
+    "tables-ring": TablesRingPath,
+    "tables-machine": TablesMachinePath,
+    "tables-wire": TablesWirePath,
 }
 
 

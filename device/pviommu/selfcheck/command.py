@@ -18,6 +18,8 @@ from ..native.build import LibraryError, find_library
 from ..native.core import NativeCore
 from ..native.library import Library, load
 from ..native.memory import NativeCopier
+from ..pci.function import Environment
+from ..topology import Topology
 from .checker import PATHS, MakePath, Run, run_history, shortened
 from .engine_path import EnginePath
 from .machine_path import MachinePath
@@ -26,6 +28,7 @@ from .profiles import PROFILES
 from .ring_path import RingPath
 from .settings import Setting
 from .snapshot_path import SnapshotPath
+from .tables_guest import TablesMachinePath, TablesRingPath, TablesWirePath
 from .tables_path import TablesPath
 from .wire_path import WirePath
 
@@ -55,8 +58,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="engine: its own calls; snapshot: the same, but time and again a new engine loads what the last one "
         "saved; tables: an engine whose contexts have tables of the guest; "
         "ring: slots in shared memory; machine: the same in another process, and time and again a third one "
-        "restores a snapshot of the whole machine; wire: a server process, sockets and shared memory; several with "
-        "commas",
+        "restores a snapshot of the whole machine; wire: a server process, sockets and shared memory; tables-ring, "
+        "tables-machine, tables-wire: the same of a guest that owns the tables of its contexts; several with commas",
     )
     parser.add_argument("--profile", choices=PROFILES, default=PROFILES[0], help="profile of the guest")
     parser.add_argument("--core", choices=("python", "native"), default="python", help="core of the device")
@@ -99,15 +102,19 @@ def native_paths(names: Sequence[str], file: Path) -> list[MakePath]:
     def native(config: EngineConfig) -> Engine:
         return Engine(config, NativeCore(lib))
 
+    def machine(topology: Topology, environment: Environment) -> Machine:
+        return Machine.build(topology, environment, NativeCore(lib))
+
     made: dict[str, MakePath] = {
         "engine": partial(EnginePath, make=native),
         "snapshot": partial(SnapshotPath, makes=(native, Engine)),
         "tables": partial(TablesPath, make=native, memory=partial(native_memory, lib)),
-        "ring": partial(
-            RingPath, make=lambda topology, environment: Machine.build(topology, environment, NativeCore(lib))
-        ),
+        "ring": partial(RingPath, make=machine),
         "machine": partial(MachinePath, library=file),
         "wire": partial(WirePath, core="native"),
+        "tables-ring": partial(TablesRingPath, make=machine, dirty=True),
+        "tables-machine": lambda oracle: TablesMachinePath(oracle, file, dirty=oracle.setting.identity),
+        "tables-wire": partial(TablesWirePath, core="native", dirty=True),
     }
     return [made[name] for name in names]
 
@@ -151,7 +158,7 @@ def check(args: argparse.Namespace, paths: Sequence[MakePath]) -> int:
 
 
 def _report(args: argparse.Namespace, episode: int, run: Run, paths: Sequence[MakePath]) -> None:
-    is_slow = not {"wire", "machine"}.isdisjoint(args.through.split(","))  # each replay begins processes
+    is_slow = any(name.endswith(("wire", "machine")) for name in args.through.split(","))  # replays begin processes
     print(f"pviommu selfcheck: a difference after {len(run.history)} operations; looking for a shorter history")
     history = shortened(run.setting, run.history, paths, *((SLOW_REPLAYS,) if is_slow else ()))
     print_history(run.setting, history, paths)

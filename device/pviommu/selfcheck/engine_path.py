@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
 from ..engine import Access, Area, Engine, EngineConfig, Outcome, Stop, TranslationFault, TranslationPending
+from ..engine.guest_tables import TablesDomain
 from ..interfaces.pv.contexts import Contexts, ContextStop, DefaultPolicy
 from .difference import require
 from .operations import (
@@ -30,10 +31,12 @@ from .operations import (
 from .oracle import BatchOutcome, DmaOutcome, Oracle, Verdict
 from .settings import LARGE_MODULE, RAM, STREAMS
 
-__all__ = ["EnginePath", "compare_pages", "compare_tables", "engine_config"]
+__all__ = ["EnginePath", "areas_of", "compare_pages", "compare_tables", "engine_config"]
 
 _ACCESS = tuple(Access(bits) for bits in range(4))
 _READ, _WRITE = _ACCESS[1], _ACCESS[2]
+_WALKS = 1 << 12
+"""How many are made for a part of what a table maps."""
 
 
 def engine_config(oracle: Oracle) -> EngineConfig:
@@ -165,6 +168,7 @@ class SeenEngine(Protocol):
     def is_blocked(self, stream: int, /) -> bool: ...
     def domains(self) -> tuple[int, ...]: ...
     def areas(self, domain: int, /) -> Iterable[Area]: ...
+    def guest_tables(self, domain: int, /) -> TablesDomain | None: ...
 
 
 class SeenContexts(Protocol):
@@ -175,8 +179,17 @@ class SeenContexts(Protocol):
     def endpoints(self) -> dict[int, int]: ...
 
 
-def compare_pages(name: str, contexts: SeenContexts, oracle: Oracle, ctx: int, dfns: Iterable[int]) -> None:
-    """Compare these pages of a context, what is in use, and where the endpoints are."""
+def compare_pages(
+    name: str,
+    contexts: SeenContexts,
+    oracle: Oracle,
+    ctx: int,
+    dfns: Iterable[int],
+    in_use: tuple[int, ...] | None = None,
+) -> None:
+    """Compare these pages of a context, what is in use, and where the endpoints are. ``in_use``: if it is not what the
+    model has.
+    """
     model, engine = oracle.model, contexts.engine
     pages = model.pages.get(ctx)
     if pages is not None:
@@ -184,9 +197,9 @@ def compare_pages(name: str, contexts: SeenContexts, oracle: Oracle, ctx: int, d
             found = engine.lookup(ctx, dfn)
             if pages.get(dfn) != found:  # Access compares equal to a number
                 require(name, f"context {ctx} dfn {dfn:#x}", pages.get(dfn), found)
-    usage = tuple(engine.usage())
-    if usage != model.usage():
-        require(name, "contexts, pool pages used, pool pages, pages mapped", model.usage(), usage)
+    usage, in_use = tuple(engine.usage()), in_use or model.usage()
+    if usage != in_use:
+        require(name, "contexts, pool pages used, pool pages, pages mapped", in_use, usage)
     if contexts.endpoints() != model.attached:
         require(name, "contexts of the endpoints", model.attached, contexts.endpoints())
     blocked = {stream for stream in model.attached if engine.is_blocked(stream)}
@@ -194,19 +207,31 @@ def compare_pages(name: str, contexts: SeenContexts, oracle: Oracle, ctx: int, d
         require(name, "blocked endpoints", model.blocked, blocked)
 
 
-def compare_tables(name: str, contexts: SeenContexts, oracle: Oracle) -> None:
-    """Compare every page of every context, and which there are."""
+def compare_tables(name: str, contexts: SeenContexts, oracle: Oracle, in_use: tuple[int, ...] | None = None) -> None:
+    """Compare every page of every context, and which there are. ``in_use``: see :func:`compare_pages`."""
     model, engine = oracle.model, contexts.engine
     require(name, "contexts", tuple(sorted(model.pages)), engine.domains())
     for ctx, pages in model.pages.items():
         found: dict[int, tuple[int, int]] = {}
-        for run in engine.areas(ctx):
+        for run in areas_of(engine, ctx):
             access = int(run.access)
             found.update((run.dfn + place, (run.gfn + place, access)) for place in range(run.nr))
         if found != pages:
             wrong = min(dfn for dfn in found.keys() | pages.keys() if found.get(dfn) != pages.get(dfn))
             require(name, f"context {ctx} dfn {wrong:#x}", pages.get(wrong), found.get(wrong))
-    compare_pages(name, contexts, oracle, 0, ())
+    compare_pages(name, contexts, oracle, 0, (), in_use)
+
+
+def areas_of(engine: SeenEngine, context: int) -> Iterator[Area]:
+    """What a context maps, whoever owns its tables."""
+    tables = engine.guest_tables(context)
+    if tables is None:
+        yield from engine.areas(context)
+        return
+    following: int | None = 0
+    while following is not None:
+        areas, following = tables.scan(following, _WALKS)
+        yield from areas
 
 
 def _answer(result: Any) -> tuple[int, str | None, int | None]:

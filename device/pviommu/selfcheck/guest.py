@@ -25,7 +25,7 @@ from ..guest.ring import MASK, Ring
 from .difference import require
 from .operations import Alloc, Attach, Batch, Block, Dma, Free, Operation, Plug, Posted, Reset, Revive, SlotOperation
 from .oracle import BatchOutcome, DmaOutcome, Oracle, Verdict
-from .profiles import Seen, Submission
+from .profiles import Interface, Seen, Submission
 from .settings import LARGE_MODULE, RAM, SHADOWED_BYTES, STREAMS
 
 __all__ = ["BATCH_PAGE", "ENTRIES", "Guest", "ModularRam"]
@@ -54,11 +54,11 @@ class ModularRam(GuestRam):
     """RAM in one file: at the offset of its GPA what is always there, and behind that the module that comes and
     goes."""
 
-    def __init__(self) -> None:
-        super().__init__(SHADOWED_BYTES + (len(LARGE_MODULE) << 12), SHADOWED_BYTES)
+    def __init__(self, more: int = 0) -> None:
+        """``more``: bytes of the file behind that."""
+        super().__init__(SHADOWED_BYTES + (len(LARGE_MODULE) << 12) + more, SHADOWED_BYTES)
 
-    @staticmethod
-    def parts(present: bool) -> list[tuple[int, int, int]]:
+    def parts(self, present: bool) -> list[tuple[int, int, int]]:
         """(GPA, size, offset in the file) of the RAM ranges: of the module if ``present``, else of the other RAM."""
         if present:
             return [(LARGE_MODULE.start << 12, len(LARGE_MODULE) << 12, SHADOWED_BYTES)]
@@ -76,9 +76,21 @@ class Guest(ABC):
 
     def __init__(self, oracle: Oracle) -> None:
         self.oracle = oracle
-        self.ram = ModularRam()
-        self._interface = oracle.interface
+        self.ram = self.make_ram()
+        self._interface = self.make_interface()
         self._module = False
+
+    def make_ram(self) -> ModularRam:
+        """The guest's memory."""
+        return ModularRam()
+
+    def make_interface(self) -> Interface:
+        """What the guest submits, and what it must see."""
+        return self.oracle.interface
+
+    def usage(self) -> tuple[int, int, int, int]:
+        """What must be in use: contexts, pool pages, all pool pages, pages mapped."""
+        return self.oracle.model.usage()
 
     def drive(self, functions: dict[int | None, Function]) -> None:
         """Begin to drive a machine's functions: the endpoints by stream, the PV-IOMMU by None."""
@@ -185,8 +197,7 @@ class Guest(ABC):
         self._compare_events(op, events)
 
     def _seen(self) -> Seen:
-        model = self.oracle.model
-        return Seen(model.usage, len(self.oracle.bound), model.pages)
+        return Seen(self.usage, len(self.oracle.bound), self.oracle.model.pages)
 
     def _compare(self, op: SlotOperation, verdict: Verdict, given: bytes, found: tuple[int, bytes], seen: Seen) -> None:
         expected = self._interface.expected(op, given, verdict.refused, verdict.outcome, seen)

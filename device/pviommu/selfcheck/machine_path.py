@@ -45,8 +45,7 @@ class MachinePath(Guest):
         """how many were taken so far"""
         self.in_operations = 0
         """how many of these in the middle of a long operation"""
-        kinds = (True, False, False, True) if library else (False,)
-        self._kinds: Iterator[bool] = itertools.cycle(kinds)
+        self._kinds: Iterator[bool] = itertools.cycle(self.kinds_of_core(library))
         self._functions: list[RemoteFunction] = []
         with ExitStack() as stack:
             stack.callback(super().close)
@@ -58,6 +57,10 @@ class MachinePath(Guest):
             stack.callback(self._forget)
             self.drive(self._by_stream())
             self._stack = stack.pop_all()
+
+    def kinds_of_core(self, library: Path | None) -> Sequence[bool]:
+        """Which machines have the native core, time and again."""
+        return (True, False, False, True) if library else (False,)
 
     def _build(self) -> None:
         self._process = next(self._processes)
@@ -143,10 +146,11 @@ class MachinePath(Guest):
 
     def compare_touched(self, ctx: int, dfns: Iterable[int]) -> None:
         seen = self._process("look", ctx, list(dfns), whole=False)
-        compare_pages(self.name, _Contexts(seen), self.oracle, ctx, seen.pages)
+        compare_pages(self.name, _Contexts(seen), self.oracle, ctx, seen.pages, self.usage())
 
     def compare_tables(self) -> None:
-        compare_tables(self.name, _Contexts(self._process("look", 0, [], whole=True)), self.oracle)
+        seen = self._process("look", 0, [], whole=True)
+        compare_tables(self.name, _Contexts(seen), self.oracle, self.usage())
 
     def close(self) -> None:
         self._stack.close()
@@ -176,3 +180,6 @@ class _Contexts:
 
     def areas(self, domain: int) -> Sequence[Any]:
         return self._seen.tables[domain]
+
+    def guest_tables(self, _domain: int) -> None:
+        """What they map is among the areas."""

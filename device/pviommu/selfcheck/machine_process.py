@@ -27,6 +27,7 @@ from ..interfaces.pv.ring_core import DeviceCore
 from ..machine import Machine
 from ..pci.function import Environment, PciFunction
 from ..topology import Topology
+from .engine_path import areas_of
 
 __all__ = ["MachineProcess", "RemoteFunction", "Seen"]
 
@@ -143,13 +144,13 @@ class Answers:
         """Look at pages of a context and, with ``whole``, at all pages of every context."""
         contexts = self.machine.iommu.contexts
         engine = contexts.engine
-        there = engine.is_paging(ctx)
+        there = ctx in engine.domains()
         return Seen(
             {dfn: engine.lookup(ctx, dfn) if there else None for dfn in dfns},
             tuple(engine.usage()),
             contexts.endpoints(),
             frozenset(stream for stream in contexts.endpoints() if engine.is_blocked(stream)),
-            {domain: list(engine.areas(domain)) if whole else () for domain in engine.domains()},
+            {domain: list(areas_of(engine, domain)) if whole else () for domain in engine.domains()},
         )
 
 

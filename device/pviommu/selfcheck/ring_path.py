@@ -77,10 +77,10 @@ class RingPath(Guest):
         """Nothing to do: the rings are executed whenever the guest waits."""
 
     def compare_touched(self, ctx: int, dfns: Iterable[int]) -> None:
-        compare_pages(self.name, self._iommu.contexts, self.oracle, ctx, dfns)
+        compare_pages(self.name, self._iommu.contexts, self.oracle, ctx, dfns, self.usage())
 
     def compare_tables(self) -> None:
-        compare_tables(self.name, self._iommu.contexts, self.oracle)
+        compare_tables(self.name, self._iommu.contexts, self.oracle, self.usage())
 
     def close(self) -> None:
         self.machine.close()
