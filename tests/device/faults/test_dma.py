@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 
 import pytest
@@ -10,9 +11,9 @@ from pviommu.dma.fault import DmaPendingError, DmaRefusedError
 from pviommu_abi.registers import Reset
 from pviommu_abi.shared import EventReason
 from pviommu_abi.slots import OpClass
-from pviommu_abi.vendor import Flush, VendorOp
+from pviommu_abi.vendor import Binding, Flush, VendorOp
 
-from ..conftest import Driver, TableGuest, reason_of
+from ..conftest import DEVFN, Driver, TableGuest, reason_of
 from .conftest import Faulty, Load
 
 IOVA = 0x100000
@@ -221,3 +222,27 @@ def test_one_that_is_held_back_and_given_up_is_not_pending(held: tuple[Faulty, T
     else:
         faulty.driver.dma_write("dma0", IOVA + 8, b"other")
     assert guest.line.is_quiet()
+
+
+@pytest.mark.parametrize("op", [VendorOp.BLOCK, VendorOp.UNBIND, None])
+@pytest.mark.row("tables", 11)
+def test_a_reset_ends_what_is_held_back_also_of_an_endpoint_that_has_left(
+    held: tuple[Faulty, TableGuest], op: VendorOp | None
+) -> None:
+    """After it the line is even, and whoever waited for that gives the page to somebody else."""
+    faulty, guest = held
+    driver = faulty.driver
+    if op is None:
+        assert driver.reattach("dma0", 0) == 0
+    else:
+        binding = Binding(0, 0, DEVFN["dma0"]).pack()
+        assert driver.call(binding, OpClass.VENDOR, op)[0] == 0
+    assert guest.line.pending == 1, "what was translated is in flight, wherever its endpoint is now"
+    driver.write("RESET", Reset.BLOCKED)
+    assert guest.line.is_quiet()
+    faulty.agenda.run(2_000_000)
+
+    driver.ram[0x10000:0x10004] = b"mine"
+    with contextlib.suppress(DmaRefusedError):
+        driver.dma_write("dma0", IOVA, b"late")
+    assert driver.ram[0x10000:0x10004] == b"mine"

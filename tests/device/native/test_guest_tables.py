@@ -255,55 +255,76 @@ def test_an_exchange_leaves_alone_what_is_not_as_it_was(native_library):
 
 
 @pytest.fixture(scope="module")
-def hammer(tmp_path_factory):
+def guests(tmp_path_factory):
     """The guest's side in C."""
     target = tmp_path_factory.mktemp("hammer") / "hammer.so"
     source = Path(__file__).with_name("unmap_hammer.c")
     subprocess.run([build.find_compiler(), "-O2", "-fPIC", "-shared", "-o", target, source], check=True, timeout=60)
-    found = ctypes.CDLL(str(target)).hammer
-    found.restype, found.argtypes = c_uint64, (c_void_p, c_uint64, c_void_p, c_void_p, c_uint64, c_int)
+    found = ctypes.CDLL(str(target))
+    for function in (found.hammer, found.harvest):
+        function.restype, function.argtypes = c_uint64, (c_void_p, c_uint64, c_void_p, c_void_p, c_uint64, c_int)
     return found
 
 
+@pytest.fixture
+def pounded(native_library):
+    """Two threads at one page: a device makes steps in C as fast as it can, while a guest's side of it runs. Returns
+    what that has returned, and of each step whether it was done.
+    """
+
+    def pound(guest, value, *, updates=False, rounds=400):
+        ram = mmap.mmap(-1, RAM)
+        base = addressof(c_char.from_buffer(ram))
+        copier = NativeCopier(native_library)
+        copier.add(0, RAM, base)
+        with closing(PageTables(memoryview(ram), count(16))) as tables:
+            tables.map(0x3000, 0x9000)
+            place = base + 8 * tables.place(0x3000)
+            core = native_library.pv_core_create(1 << 27)
+            format = vtd_second_stage(4, tables.root, 52, updates=updates)
+            walker = NativeWalker(native_library, Place(copier), Stage(format), updates=updates)
+            assert native_library.pv_core_show_tables(core, 1, walker.address, 1 << 27, None, 0, None, 0) == 0
+            words = (c_uint32 * 32)()
+            line = addressof(words) + 63 & ~63
+            spans, runs, data = array("Q", (0x3000, 4096)), (c_uint64 * 64)(), b"\xdd" * 4096
+            # One that lets other threads run meanwhile, unlike the library's own.
+            transfer = ctypes.CDLL(native_library._library._name).pv_core_transfer
+            transfer.restype, *transfer.argtypes = library._FUNCTIONS["pv_core_transfer"]
+            is_over, moved = threading.Event(), []
+
+            def device():
+                step = 1
+                while not is_over.is_set():
+                    at = ctypes.cast(data, c_void_p).value
+                    arguments = (core, 1, copier.address, line, step, spans.buffer_info()[0], 1)
+                    moved.append(transfer(*arguments, addressof(runs), 32, at, 4096, 1))
+                    step = step + 2 & 0xFFFFFFFF
+
+            thread = threading.Thread(target=device)
+            thread.start()
+            try:
+                result = guest(place, value, line, base + 0x9000, rounds, 0)
+            finally:
+                is_over.set()
+                thread.join()
+            native_library.pv_core_destroy(core)
+        return result, moved
+
+    return pound
+
+
 @pytest.mark.row("tables", 13)
-def test_no_dma_writes_to_a_page_after_its_unmap(native_library, hammer):
-    """Two threads: one makes steps in C as fast as it can, the other maps, unmaps, looks, and writes to the page."""
-    ram = mmap.mmap(-1, RAM)
-    base = addressof(c_char.from_buffer(ram))
-    copier = NativeCopier(native_library)
-    copier.add(0, RAM, base)
-    with closing(PageTables(memoryview(ram), count(16))) as tables:
-        tables.map(0x3000, 0x9000)
-        place = base + 8 * tables.place(0x3000)
-        core = native_library.pv_core_create(1 << 27)
-        walker = NativeWalker(native_library, Place(copier), Stage(vtd_second_stage(4, tables.root, 52)))
-        assert native_library.pv_core_show_tables(core, 1, walker.address, 1 << 27, None, 0, None, 0) == 0
-        words = (c_uint32 * 32)()
-        line = addressof(words) + 63 & ~63
-        spans, runs, data = array("Q", (0x3000, 4096)), (c_uint64 * 64)(), b"\xdd" * 4096
-        # One that lets other threads run meanwhile, unlike the library's own.
-        transfer = ctypes.CDLL(native_library._library._name).pv_core_transfer
-        transfer.restype, *transfer.argtypes = library._FUNCTIONS["pv_core_transfer"]
-        is_over, moved = threading.Event(), []
-
-        def device():
-            step = 1
-            while not is_over.is_set():
-                at = ctypes.cast(data, c_void_p).value
-                arguments = (core, 1, copier.address, line, step, spans.buffer_info()[0], 1)
-                moved.append(transfer(*arguments, addressof(runs), 32, at, 4096, 1))
-                step = step + 2 & 0xFFFFFFFF
-
-        thread = threading.Thread(target=device)
-        thread.start()
-        try:
-            violations = hammer(place, 0x9000 | 3, line, base + 0x9000, 400, 0)
-        finally:
-            is_over.set()
-            thread.join()
-        native_library.pv_core_destroy(core)
+def test_no_dma_writes_to_a_page_after_its_unmap(pounded, guests):
+    violations, moved = pounded(guests.hammer, 0x9000 | 3)
     assert violations == 0
     assert 0 < sum(moved) < len(moved)
+
+
+@pytest.mark.row("tables", 16)
+def test_no_write_is_missed_by_who_reads_and_clears_dirty_bits(pounded, guests):
+    lost, moved = pounded(guests.harvest, 1 << 9, updates=True)
+    assert lost == 0
+    assert all(moved)
 
 
 @pytest.mark.row("tables", 14)

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 /*
- * The guest's side of a strict unmap, as fast as it goes: maps a page, lets some DMA happen, clears the entry, looks at
- * the in-flight line, polls if it has to, and then uses the page itself. Returns how many times DMA wrote to it after
- * that; `without_fence` is for a guest that forgets its own.
+ * The guest's side of strict unmaps, and of reading and clearing dirty bits, as fast as it goes. `hammer` maps a page,
+ * lets some DMA happen, clears the entry, looks at the in-flight line, polls if it has to, and then uses the page itself.
+ * It returns how many times DMA wrote to it after that; `without_fence` is for a guest that forgets its own.
  */
 
 #include <stdint.h>
@@ -23,27 +23,37 @@ static void let_pass(const uint32_t *line, uint32_t steps)
 		__builtin_ia32_pause();
 }
 
+/* After this no DMA uses an entry as it was before. */
+static void look(const uint32_t *line)
+{
+	uint32_t step = step_of(line);
+
+	while (step & 1 && step_of(line) == step)
+		__builtin_ia32_pause();
+}
+
+static uint64_t next_random(uint64_t random)
+{
+	random ^= random << 13;
+	random ^= random >> 7;
+	return random ^ random << 17;
+}
+
 __attribute__((visibility("default"))) uint64_t hammer(uint64_t *entry, uint64_t value, const uint32_t *line,
 							 volatile uint64_t *page, uint64_t rounds, int without_fence)
 {
 	uint64_t violations = 0, random = 88172645463325252ull;
 
 	for (uint64_t round = 1; round <= rounds; round++) {
-		uint32_t step;
-
 		__atomic_store_n(entry, value, __ATOMIC_RELEASE);
-		random ^= random << 13;
-		random ^= random >> 7;
-		random ^= random << 17;
+		random = next_random(random);
 		let_pass(line, 1 + random % 4);
 		for (uint32_t i = 0; i < (uint32_t)(random >> 32) % 256; i++)
 			__asm__ volatile("" ::: "memory");
 		__atomic_store_n(entry, 0, __ATOMIC_RELAXED);
 		if (!without_fence)
 			__atomic_thread_fence(__ATOMIC_SEQ_CST);
-		step = step_of(line);
-		while (step & 1 && step_of(line) == step)
-			__builtin_ia32_pause();
+		look(line);
 		for (uint32_t i = 0; i < WORDS; i++)
 			page[i] = round;
 		let_pass(line, 2);
@@ -55,4 +65,34 @@ __attribute__((visibility("default"))) uint64_t hammer(uint64_t *entry, uint64_t
 		}
 	}
 	return violations;
+}
+
+/*
+ * The page stays mapped; its dirty bit is cleared, and after the look the page is copied, as a migration does: here it is
+ * written instead, so that what DMA writes afterwards can be told. Returns how many times DMA had written and the bit did
+ * not say so. `without_look` is for a guest that forgets that.
+ */
+__attribute__((visibility("default"))) uint64_t harvest(uint64_t *entry, uint64_t dirty, const uint32_t *line,
+							  volatile uint64_t *page, uint64_t rounds, int without_look)
+{
+	uint64_t lost = 0, random = 88172645463325252ull;
+
+	for (uint64_t round = 1; round <= rounds; round++) {
+		int is_written = 0;
+
+		random = next_random(random);
+		let_pass(line, (uint32_t)random % 4);
+		__atomic_fetch_and(entry, ~dirty, __ATOMIC_SEQ_CST);
+		if (!without_look)
+			look(line);
+		for (uint32_t i = 0; i < WORDS; i++)
+			page[i] = round;
+		for (uint32_t i = 0; i < (uint32_t)(random >> 32) % 512; i++)
+			__asm__ volatile("" ::: "memory");
+		for (uint32_t i = 0; i < WORDS; i++)
+			is_written |= page[i] != round;
+		__atomic_thread_fence(__ATOMIC_ACQUIRE);
+		lost += is_written && !(__atomic_load_n(entry, __ATOMIC_ACQUIRE) & dirty);
+	}
+	return lost;
 }
