@@ -15,12 +15,11 @@
 
 /* a multiple of 1 GiB, with nothing reserved for a long way */
 #define PVT_ATTACHED_IOVA	(8ULL * SZ_1G)
-#define PVT_LARGE_ORDER		9
-#define PVT_LARGE_PAGES		BIT(PVT_LARGE_ORDER)
+#define PVT_LARGE_PAGES		(SZ_2M / PVT_PAGE_SIZE)
 #define PVT_HAMMER_ROUNDS	200
 #define PVT_HAMMER_REQUESTS	4
 #define PVT_HAMMER_LIMIT_MS	5000
-#define PVT_HAMMER_LENGTH	(PVT_PAGES * PAGE_SIZE)
+#define PVT_HAMMER_LENGTH	(PVT_PAGES * PVT_PAGE_SIZE)
 
 /* The engine is in the domain meanwhile, and in its group's own one afterwards. */
 static void pvt_with_attached(struct ktap *ktap, void *subject, unsigned long body)
@@ -28,7 +27,7 @@ static void pvt_with_attached(struct ktap *ktap, void *subject, unsigned long bo
 	struct pvt *t = subject;
 	struct iommu_domain *domain;
 
-	memset(t->memory, PVT_GUARD, PVT_PAGES * PAGE_SIZE);
+	memset(t->memory, PVT_GUARD, PVT_PAGES * PVT_PAGE_SIZE);
 	domain = iommu_paging_domain_alloc(pvt_dev(t));
 	if (!EXPECT(ktap, !IS_ERR_OR_NULL(domain)))
 		return;
@@ -60,18 +59,19 @@ static void pvt_expect_rest(struct ktap *ktap, struct pvt *t, struct iommu_domai
 	u64 iova;
 
 	for (i = 0; i < ARRAY_SIZE(around); i++) {
-		iova = PVT_ATTACHED_IOVA + around[i] * PAGE_SIZE;
+		iova = PVT_ATTACHED_IOVA + around[i] * PVT_PAGE_SIZE;
 		if (around[i] == gone) {
 			EXPECT_EQ(ktap, pvt_refusals(ktap, t, iova, true), 1);
 			EXPECT_EQ(ktap, iommu_iova_to_phys(domain, iova), 0);
 			continue;
 		}
 		EXPECT_EQ(ktap, iommu_iova_to_phys(domain, iova),
-			  virt_to_phys(memory) + around[i] * PAGE_SIZE);
-		pvt_expect_fill(ktap, t, 0, iova, PAGE_SIZE, 0x40 + i);
-		EXPECT(ktap, pvt_holds(memory + around[i] * PAGE_SIZE, 0x40 + i, PAGE_SIZE));
+			  virt_to_phys(memory) + around[i] * PVT_PAGE_SIZE);
+		pvt_expect_fill(ktap, t, 0, iova, PVT_PAGE_SIZE, 0x40 + i);
+		EXPECT(ktap, pvt_holds(memory + around[i] * PVT_PAGE_SIZE, 0x40 + i,
+				       PVT_PAGE_SIZE));
 	}
-	EXPECT(ktap, pvt_holds(memory + gone * PAGE_SIZE, PVT_GUARD, PAGE_SIZE));
+	EXPECT(ktap, pvt_holds(memory + gone * PVT_PAGE_SIZE, PVT_GUARD, PVT_PAGE_SIZE));
 }
 
 /* A part of a large leaf goes, then all the rest, and then a large one comes in its place. */
@@ -83,7 +83,7 @@ static void pvt_attached_split(struct ktap *ktap, struct pvt *t, struct iommu_do
 	u64 iova = PVT_ATTACHED_IOVA;
 	u8 *memory;
 
-	pages = alloc_pages(GFP_KERNEL, PVT_LARGE_ORDER);
+	pages = alloc_pages(GFP_KERNEL, get_order(SZ_2M));
 	if (!EXPECT(ktap, pages))
 		return;
 	memory = page_address(pages);
@@ -91,17 +91,18 @@ static void pvt_attached_split(struct ktap *ktap, struct pvt *t, struct iommu_do
 	EXPECT_EQ(ktap, iommu_map(domain, iova, page_to_phys(pages), SZ_2M, PVT_DOMAIN_RW,
 				  GFP_KERNEL), 0);
 	EXPECT_EQ(ktap, pviommu_raw_ops.usage(t->pv, &before), 0);
-	EXPECT_EQ(ktap, iommu_unmap(domain, iova + gone * PAGE_SIZE, PAGE_SIZE), PAGE_SIZE);
+	EXPECT_EQ(ktap, iommu_unmap(domain, iova + gone * PVT_PAGE_SIZE, PVT_PAGE_SIZE),
+		  PVT_PAGE_SIZE);
 	pvt_expect_rest(ktap, t, domain, memory, gone);
 	/* a map over what is left changes nothing */
 	EXPECT(ktap, iommu_map(domain, iova, page_to_phys(pages), SZ_2M, PVT_DOMAIN_RW,
 			       GFP_KERNEL) < 0);
 	pvt_expect_translates(ktap, domain, iova >> PVIOMMU_PAGE_SHIFT,
 			      page_to_phys(pages) >> PVIOMMU_PAGE_SHIFT, gone);
-	EXPECT_EQ(ktap, iommu_unmap(domain, iova, SZ_2M), gone * PAGE_SIZE);
-	EXPECT_EQ(ktap, iommu_unmap(domain, iova + (gone + 1) * PAGE_SIZE,
-				    SZ_2M - (gone + 1) * PAGE_SIZE),
-		  SZ_2M - (gone + 1) * PAGE_SIZE);
+	EXPECT_EQ(ktap, iommu_unmap(domain, iova, SZ_2M), gone * PVT_PAGE_SIZE);
+	EXPECT_EQ(ktap, iommu_unmap(domain, iova + (gone + 1) * PVT_PAGE_SIZE,
+				    SZ_2M - (gone + 1) * PVT_PAGE_SIZE),
+		  SZ_2M - (gone + 1) * PVT_PAGE_SIZE);
 	EXPECT_EQ(ktap, pvt_refusals(ktap, t, iova, false), 1);
 	EXPECT_EQ(ktap, iommu_map(domain, iova, page_to_phys(pages), SZ_2M, PVT_DOMAIN_RW,
 				  GFP_KERNEL), 0);
@@ -110,7 +111,7 @@ static void pvt_attached_split(struct ktap *ktap, struct pvt *t, struct iommu_do
 	EXPECT_EQ(ktap, pviommu_raw_ops.usage(t->pv, &after), 0);
 	EXPECT_EQ(ktap, after.table_pages, before.table_pages);
 	EXPECT_EQ(ktap, iommu_unmap(domain, iova, SZ_2M), SZ_2M);
-	__free_pages(pages, PVT_LARGE_ORDER);
+	__free_pages(pages, get_order(SZ_2M));
 }
 
 /*
@@ -121,23 +122,24 @@ static void pvt_attached_split(struct ktap *ktap, struct pvt *t, struct iommu_do
 static void pvt_attached_huge(struct ktap *ktap, struct pvt *t, struct iommu_domain *domain)
 {
 	u64 paddr = pvt_iova(t->gfn), start = round_down(paddr, SZ_1G), iova = PVT_ATTACHED_IOVA;
+	const size_t size = PVT_PAGES * PVT_PAGE_SIZE;
 	u64 at = iova + paddr - start;
 
 	if (!EXPECT_EQ(ktap, iommu_map(domain, iova, start, SZ_1G, PVT_DOMAIN_RW, GFP_KERNEL), 0))
 		return;
-	pvt_expect_fill(ktap, t, 0, at, PVT_PAGES * PAGE_SIZE, 0x61);
-	EXPECT(ktap, pvt_holds(t->memory, 0x61, PVT_PAGES * PAGE_SIZE));
+	pvt_expect_fill(ktap, t, 0, at, size, 0x61);
+	EXPECT(ktap, pvt_holds(t->memory, 0x61, size));
 	EXPECT_EQ(ktap, iommu_iova_to_phys(domain, iova + SZ_1G - 1), start + SZ_1G - 1);
 	EXPECT_EQ(ktap, pvt_refusals(ktap, t, iova + SZ_1G, false), 1);
 	/* the pages of the tests go, by themselves */
-	EXPECT_EQ(ktap, iommu_unmap(domain, at, PVT_PAGES * PAGE_SIZE), PVT_PAGES * PAGE_SIZE);
+	EXPECT_EQ(ktap, iommu_unmap(domain, at, size), size);
 	EXPECT_EQ(ktap, pvt_refusals(ktap, t, at, true), 1);
-	EXPECT_EQ(ktap, pvt_refusals(ktap, t, at + PVT_PAGES * PAGE_SIZE - PAGE_SIZE, true), 1);
-	EXPECT(ktap, pvt_holds(t->memory, 0x61, PVT_PAGES * PAGE_SIZE));
+	EXPECT_EQ(ktap, pvt_refusals(ktap, t, at + size - PVT_PAGE_SIZE, true), 1);
+	EXPECT(ktap, pvt_holds(t->memory, 0x61, size));
 	EXPECT_EQ(ktap, iommu_iova_to_phys(domain, at - 1), paddr - 1);
 	if (at > iova)
 		EXPECT_EQ(ktap, iommu_unmap(domain, iova, at - iova), at - iova);
-	at += PVT_PAGES * PAGE_SIZE;
+	at += size;
 	EXPECT_EQ(ktap, iommu_unmap(domain, at, iova + SZ_1G - at), iova + SZ_1G - at);
 	EXPECT_EQ(ktap, pvt_refusals(ktap, t, iova, false), 1);
 }

@@ -10,7 +10,6 @@
 #define PVT_GUEST_ROUNDS	200
 #define PVT_GUEST_DFN		0x40000ULL
 #define PVT_GUEST_LARGE_DFN	(PVT_GUEST_DFN + 0x1000ULL)
-#define PVT_GUEST_LARGE_ORDER	9
 
 static struct iommu_domain *pvt_guest_domain(struct pvt *t, u32 flags)
 {
@@ -41,9 +40,10 @@ static void pvt_guest_silent(struct ktap *ktap, void *subject, unsigned long par
 		return;
 	EXPECT_EQ(ktap, pviommu_raw_ops.usage(t->pv, &before), 0);
 	for (i = 0; i < PVT_GUEST_ROUNDS; i++) {
-		EXPECT_EQ(ktap, iommu_map(domain, pvt_iova(PVT_DFN), pvt_iova(t->gfn), PAGE_SIZE,
-					  PVT_DOMAIN_RW, GFP_KERNEL), 0);
-		EXPECT_EQ(ktap, iommu_unmap(domain, pvt_iova(PVT_DFN), PAGE_SIZE), PAGE_SIZE);
+		EXPECT_EQ(ktap, iommu_map(domain, pvt_iova(PVT_DFN), pvt_iova(t->gfn),
+					  PVT_PAGE_SIZE, PVT_DOMAIN_RW, GFP_KERNEL), 0);
+		EXPECT_EQ(ktap, iommu_unmap(domain, pvt_iova(PVT_DFN), PVT_PAGE_SIZE),
+			  PVT_PAGE_SIZE);
 	}
 	EXPECT_EQ(ktap, pviommu_raw_ops.usage(t->pv, &after), 0);
 	EXPECT_EQ(ktap, after.posted, before.posted);
@@ -62,8 +62,8 @@ static bool pvt_expect_dirty_of(struct ktap *ktap, struct iommu_domain *domain, 
 
 	iommu_iotlb_gather_init(&gather);
 	if (!EXPECT_EQ(ktap, domain->dirty_ops->read_and_clear_dirty(domain, pvt_iova(dfn),
-								     nr_pages * PAGE_SIZE, flags,
-								     &dirty), 0))
+								     nr_pages * PVT_PAGE_SIZE,
+								     flags, &dirty), 0))
 		return false;
 	domain->ops->iotlb_sync(domain, &gather);
 	if (first > last)
@@ -81,16 +81,16 @@ static bool pvt_expect_dirty(struct ktap *ktap, struct iommu_domain *domain, uns
 /* A leaf of 2 MiB: who asks for a part of it does not take it from who asks for the rest. */
 static void pvt_guest_writes_large(struct ktap *ktap, struct pvt *t, struct iommu_domain *domain)
 {
-	struct page *pages = alloc_pages(GFP_KERNEL, PVT_GUEST_LARGE_ORDER);
-	const u64 first = PVT_GUEST_LARGE_DFN, nr = BIT(PVT_GUEST_LARGE_ORDER);
+	struct page *pages = alloc_pages(GFP_KERNEL, get_order(SZ_2M));
+	const u64 first = PVT_GUEST_LARGE_DFN, nr = SZ_2M / PVT_PAGE_SIZE;
 	u64 iova = pvt_iova(first);
 
 	if (!EXPECT(ktap, pages))
 		return;
-	EXPECT_EQ(ktap, iommu_map(domain, iova, page_to_phys(pages), nr * PAGE_SIZE, PVT_DOMAIN_RW,
+	EXPECT_EQ(ktap, iommu_map(domain, iova, page_to_phys(pages), SZ_2M, PVT_DOMAIN_RW,
 				  GFP_KERNEL), 0);
 	pvt_expect_dirty_of(ktap, domain, first, nr, 0, 1, 0);
-	pvt_expect_fill(ktap, t, 0, iova + 300 * PAGE_SIZE, 8, 0x24);
+	pvt_expect_fill(ktap, t, 0, iova + 300 * PVT_PAGE_SIZE, 8, 0x24);
 	pvt_expect_dirty_of(ktap, domain, first + 3, 5, 0, first + 3 - PVT_GUEST_DFN,
 			    first + 7 - PVT_GUEST_DFN);
 	pvt_expect_dirty_of(ktap, domain, first, nr, 0, first - PVT_GUEST_DFN,
@@ -98,18 +98,18 @@ static void pvt_guest_writes_large(struct ktap *ktap, struct pvt *t, struct iomm
 	pvt_expect_dirty_of(ktap, domain, first, nr, 0, 1, 0);
 	/* each page of a leaf that was written before it was divided counts as written */
 	pvt_expect_fill(ktap, t, 0, iova, 8, 0x25);
-	EXPECT_EQ(ktap, iommu_unmap(domain, iova, PAGE_SIZE), PAGE_SIZE);
+	EXPECT_EQ(ktap, iommu_unmap(domain, iova, PVT_PAGE_SIZE), PVT_PAGE_SIZE);
 	pvt_expect_dirty_of(ktap, domain, first, nr, 0, first + 1 - PVT_GUEST_DFN,
 			    first + nr - 1 - PVT_GUEST_DFN);
 	pvt_expect_dirty_of(ktap, domain, first, nr, 0, 1, 0);
-	EXPECT_EQ(ktap, iommu_unmap(domain, iova + PAGE_SIZE, (nr - 1) * PAGE_SIZE),
-		  (nr - 1) * PAGE_SIZE);
-	__free_pages(pages, PVT_GUEST_LARGE_ORDER);
+	EXPECT_EQ(ktap, iommu_unmap(domain, iova + PVT_PAGE_SIZE, (nr - 1) * PVT_PAGE_SIZE),
+		  (nr - 1) * PVT_PAGE_SIZE);
+	__free_pages(pages, get_order(SZ_2M));
 }
 
 static void pvt_guest_writes(struct ktap *ktap, struct pvt *t, struct iommu_domain *domain)
 {
-	struct pvdt_request read = pvt_read(pvt_iova(PVT_GUEST_DFN), PVT_PAGES * PAGE_SIZE);
+	struct pvdt_request read = pvt_read(pvt_iova(PVT_GUEST_DFN), PVT_PAGES * PVT_PAGE_SIZE);
 
 	EXPECT_EQ(ktap, domain->dirty_ops->set_dirty_tracking(domain, true), 0);
 	pvt_expect_dirty(ktap, domain, 0, 1, 0);
@@ -117,7 +117,7 @@ static void pvt_guest_writes(struct ktap *ktap, struct pvt *t, struct iommu_doma
 	EXPECT_EQ(ktap, read.status, PVDT_STATUS_DONE);
 	pvt_expect_dirty(ktap, domain, 0, 1, 0);
 	/* the last byte of one page and the first of the next but one */
-	pvt_expect_fill(ktap, t, 0, pvt_iova(PVT_GUEST_DFN + 4) - 1, PAGE_SIZE + 2, 0x22);
+	pvt_expect_fill(ktap, t, 0, pvt_iova(PVT_GUEST_DFN + 4) - 1, PVT_PAGE_SIZE + 2, 0x22);
 	pvt_expect_dirty(ktap, domain, IOMMU_DIRTY_NO_CLEAR, 3, 5);
 	pvt_expect_dirty(ktap, domain, 0, 3, 5);
 	pvt_expect_dirty(ktap, domain, 0, 1, 0);
@@ -130,7 +130,7 @@ static void pvt_guest_writes(struct ktap *ktap, struct pvt *t, struct iommu_doma
 
 static void pvt_guest_dirty(struct ktap *ktap, void *subject, unsigned long param)
 {
-	size_t size = PVT_PAGES * PAGE_SIZE;
+	size_t size = PVT_PAGES * PVT_PAGE_SIZE;
 	struct pvt *t = subject;
 	struct iommu_domain *domain;
 
@@ -161,22 +161,22 @@ static void pvt_guest_refuses(struct ktap *ktap, void *subject, unsigned long pa
 	if (!EXPECT(ktap, !IS_ERR(domain)))
 		return;
 	end = domain->geometry.aperture_end + 1;
-	EXPECT_EQ(ktap, iommu_map(domain, end, pvt_iova(t->gfn), PAGE_SIZE, PVT_DOMAIN_RW,
+	EXPECT_EQ(ktap, iommu_map(domain, end, pvt_iova(t->gfn), PVT_PAGE_SIZE, PVT_DOMAIN_RW,
 				  GFP_KERNEL), -ERANGE);
-	EXPECT_EQ(ktap, iommu_map(domain, end - PAGE_SIZE, pvt_iova(t->gfn), 2 * PAGE_SIZE,
+	EXPECT_EQ(ktap, iommu_map(domain, end - PVT_PAGE_SIZE, pvt_iova(t->gfn), 2 * PVT_PAGE_SIZE,
 				  PVT_DOMAIN_RW, GFP_KERNEL), -ERANGE);
-	EXPECT_EQ(ktap, iommu_iova_to_phys(domain, end - PAGE_SIZE), 0);
+	EXPECT_EQ(ktap, iommu_iova_to_phys(domain, end - PVT_PAGE_SIZE), 0);
 	EXPECT_EQ(ktap, iommu_iova_to_phys(domain, end), 0);
 	EXPECT_EQ(ktap, iommu_map(domain, pvt_iova(PVT_DFN), pvt_iova(pvt_ram_end(t, 1) + 1),
-				  PAGE_SIZE, PVT_DOMAIN_RW, GFP_KERNEL), -EFAULT);
-	EXPECT_EQ(ktap, iommu_map(domain, pvt_iova(PVT_DFN), pvt_iova(t->gfn), PAGE_SIZE,
+				  PVT_PAGE_SIZE, PVT_DOMAIN_RW, GFP_KERNEL), -EFAULT);
+	EXPECT_EQ(ktap, iommu_map(domain, pvt_iova(PVT_DFN), pvt_iova(t->gfn), PVT_PAGE_SIZE,
 				  PVT_DOMAIN_RW, GFP_KERNEL), 0);
-	EXPECT_EQ(ktap, iommu_map(domain, pvt_iova(PVT_DFN), pvt_iova(t->gfn + 1), PAGE_SIZE,
+	EXPECT_EQ(ktap, iommu_map(domain, pvt_iova(PVT_DFN), pvt_iova(t->gfn + 1), PVT_PAGE_SIZE,
 				  PVT_DOMAIN_RW, GFP_KERNEL), -EADDRINUSE);
 	/* an address of more bits than tables have is no other one */
-	EXPECT_EQ(ktap, iommu_unmap(domain, BIT_ULL(48) + pvt_iova(PVT_DFN), PAGE_SIZE), 0);
+	EXPECT_EQ(ktap, iommu_unmap(domain, BIT_ULL(48) + pvt_iova(PVT_DFN), PVT_PAGE_SIZE), 0);
 	EXPECT_EQ(ktap, iommu_iova_to_phys(domain, pvt_iova(PVT_DFN)), pvt_iova(t->gfn));
-	EXPECT_EQ(ktap, iommu_unmap(domain, pvt_iova(PVT_DFN), PAGE_SIZE), PAGE_SIZE);
+	EXPECT_EQ(ktap, iommu_unmap(domain, pvt_iova(PVT_DFN), PVT_PAGE_SIZE), PVT_PAGE_SIZE);
 	EXPECT_EQ(ktap, PTR_ERR_OR_ZERO(pvt_guest_domain(t, IOMMU_HWPT_ALLOC_NEST_PARENT)),
 		  -EOPNOTSUPP);
 	iommu_domain_free(domain);

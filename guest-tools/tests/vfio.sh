@@ -5,6 +5,8 @@
 # and the engines with pviommu_dmatest.
 
 vfio_driver=$drivers/vfio-pci
+# every kernel has pages of this size, whatever its usual ones are
+vfio_huge=/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages
 
 # vfio_interfaces: those that this kernel has, or must have by its name
 vfio_interfaces() {
@@ -57,8 +59,8 @@ vfio_load() {
 	fi
 	[ -d "$vfio_driver" ] && [ -c /dev/vfio/vfio ] || { echo "no vfio-pci, or no /dev/vfio/vfio" && return 1; }
 	# the kernel sets aside as many as it finds; two are used at a time
-	echo 4 >/proc/sys/vm/nr_hugepages || return 1
-	[ "$(cat /proc/sys/vm/nr_hugepages)" -ge 2 ] || { echo "no huge pages" && return 1; }
+	echo 4 >"$vfio_huge" || return 1
+	[ "$(cat "$vfio_huge")" -ge 2 ] || { echo "no huge pages" && return 1; }
 }
 
 vfio_without_driver() {
@@ -109,6 +111,6 @@ vfio_needs_no_decision() {
 }
 
 vfio_give_engines_back() {
-	echo 0 >/proc/sys/vm/nr_hugepages
+	echo 0 >"$vfio_huge"
 	vfio_bind pviommu_dmatest "" && dma_works
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 /* Memory of this process that is mapped for DMA, and what is in it. */
 #include <errno.h>
+#include <linux/mman.h>
 #include <string.h>
 #include <sys/mman.h>
 
@@ -20,7 +21,7 @@ static unsigned char *get(size_t size, int flags)
 
 unsigned char *memory_get_huge(size_t size)
 {
-	return get(size, MAP_POPULATE | MAP_HUGETLB);
+	return get(size, MAP_POPULATE | MAP_HUGETLB | MAP_HUGE_2MB);
 }
 
 unsigned char *memory_get_scattered(size_t size)

@@ -11,7 +11,10 @@
 /* of this kernel, and how many of the device's pages of 4 KiB that is */
 #define PAGE		((size_t)sysconf(_SC_PAGESIZE))
 #define PAGE_FRAMES	(PAGE / 4096)
-/* what one table of the device's spans, and huge pages are multiples of */
+/*
+ * what one table of the device's spans; and the size of huge pages here, which every kernel has,
+ * whatever its usual ones are
+ */
 #define HUGE		((size_t)2 << 20)
 
 /*
