@@ -93,6 +93,29 @@ works() {
 	return "$result"
 }
 
+# to_driver NAME: the engines leave their driver for this one
+to_driver() {
+	for engine in $engines; do
+		echo "$engine" >"$devices/$engine/driver/unbind" && echo "$1" >"$devices/$engine/driver_override" &&
+			echo "$engine" >/sys/bus/pci/drivers_probe || return 1
+		[ "$(basename "$(readlink "$devices/$engine/driver")")" = "$1" ] || return 1
+	done
+}
+
+vfio_load() {
+	modprobe vfio_pci && modprobe vfio_iommu_type1
+}
+
+# A program drives the engines, with an interrupt for each request. VFIO asks for a decision where there is no ITS.
+user_space() {
+	echo Y >/sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts || return 1
+	# shellcheck disable=SC2086 # a word an engine
+	pviommu_vfio --other --type1 $engines >/tmp/vfio
+	result=$?
+	sed 's/^/  /' /tmp/vfio
+	return "$result"
+}
+
 # The driver's suites refuse DMA on purpose; the kernel's log names each by function or StreamID.
 faults_are_logged() {
 	dmesg | grep -i "smmu" | grep -i "event\|iova\|fault" >/tmp/faults
@@ -124,6 +147,11 @@ check "faults are in the kernel's log" faults_are_logged
 check "the engines are removed again" take_away
 check "and come back" bring_back
 check "DMA is right after a rescan" works quick
+check "there is VFIO" vfio_load
+check "the engines go to vfio-pci" to_driver vfio-pci
+check "a program drives them by a type1 container" user_space
+check "the engines go back" to_driver pviommu_dmatest
+check "DMA is right after the program" works quick
 check "the engines are removed for good" take_away
 check "the SMMU leaves the device tree" rmmod pviommu_smmu_dt
 check "the SMMU comes back" insmod /lib/modules-lab/pviommu_smmu_dt.ko endpoints="${map#,}"

@@ -22,8 +22,10 @@
  * MSIs of the endpoints: hardware writes them through the SMMU, so the driver has Linux map the
  * interrupt controller's page for each function. Here QEMU writes them, which knows nothing of this
  * SMMU, and they come out where they were addressed to. So the endpoints get that page as a region
- * of the hardware's own (IOMMU_RESV_MSI), which is not translated: the list of their reserved
- * regions is the one thing that is changed about the driver.
+ * of the hardware's own (IOMMU_RESV_MSI), which is not translated. VFIO's type1 then takes it that
+ * the domain needs no cookie for messages, while Linux 7 refuses interrupts to a function whose
+ * domain has none; so a domain gets one as it is attached, by which the page keeps its address. Of
+ * the driver, these two things are changed, in copies of its operations.
  */
 
 #define pr_fmt(fmt) "pviommu_smmu_dt: " fmt
@@ -34,6 +36,8 @@
 #include <linux/irq.h>
 #include <linux/irqdomain.h>
 #include <linux/module.h>
+#include <linux/msi.h>
+#include <linux/mutex.h>
 #include <linux/of.h>
 #include <linux/of_address.h>
 #include <linux/of_platform.h>
@@ -81,8 +85,11 @@ struct smmu_line {
  * @requested: how many of them are requested
  * @iommu: the SMMU as the IOMMU core knows it
  * @original: the driver's operations
- * @ops: the same with other reserved regions
- * @doorbell: where MSIs are written to
+ * @ops: the same with other reserved regions, and domains whose operations are @domain_ops
+ * @domain_ops: those of the driver's paging domains with another attach_dev()
+ * @cookies: held while a domain gets its cookie
+ * @doorbell: the frame of the interrupt controller, which has the page where MSIs are written to
+ * @msi_page: that page
  */
 struct smmu_dt {
 	struct pci_dev *pdev;
@@ -96,7 +103,10 @@ struct smmu_dt {
 	struct iommu_device *iommu;
 	const struct iommu_ops *original;
 	struct iommu_ops ops;
+	struct iommu_domain_ops domain_ops;
+	struct mutex cookies;	/* held while a domain gets its cookie */
 	struct resource doorbell;
+	u64 msi_page;
 };
 
 #if IS_ENABLED(CONFIG_OF_DYNAMIC)
@@ -135,6 +145,7 @@ static void smmu_free_irqs(struct smmu_dt *smmu)
 static int smmu_request_irqs(struct smmu_dt *smmu)
 {
 	int ret = pci_alloc_irq_vectors(smmu->pdev, LINES, LINES, PCI_IRQ_MSIX);
+	struct msi_msg msg = {};
 	unsigned int i;
 
 	if (ret < 0)
@@ -149,6 +160,9 @@ static int smmu_request_irqs(struct smmu_dt *smmu)
 		}
 		smmu->requested++;
 	}
+	/* those of the endpoints go to the same page */
+	get_cached_msi_msg(pci_irq_vector(smmu->pdev, 0), &msg);
+	smmu->msi_page = ((u64)msg.address_hi << 32 | msg.address_lo) & PAGE_MASK;
 	return 0;
 }
 
@@ -347,6 +361,59 @@ static void smmu_get_resv_regions(struct device *dev, struct list_head *head)
 	}
 }
 
+/* domains of the endpoints */
+
+#ifdef SMMU_DOMAINS_NEED_COOKIES
+
+/*
+ * Domains of the DMA API and of iommufd have cookies of their own. The kernel maps the page of the
+ * interrupt controller from the address on that it is told here, so to itself: the guest's tables
+ * lead there, where no DMA comes to anything.
+ */
+static int smmu_attach_dev(struct iommu_domain *domain, struct device *dev,
+			   struct iommu_domain *old)
+{
+	struct smmu_dt *smmu = container_of(domain->ops, struct smmu_dt, domain_ops);
+	int ret = 0;
+
+	if (domain->type == IOMMU_DOMAIN_UNMANAGED) {
+		/* functions of several groups may be attached at the same time */
+		mutex_lock(&smmu->cookies);
+		ret = iommu_get_msi_cookie(domain, smmu->msi_page);
+		mutex_unlock(&smmu->cookies);
+	}
+	if (ret == -ENOMEM)
+		return ret;
+	return smmu->original->default_domain_ops->attach_dev(domain, dev, old);
+}
+
+static struct iommu_domain *smmu_alloc_domain(struct device *dev, u32 flags,
+					      const struct iommu_user_data *data)
+{
+	struct smmu_dt *smmu = container_of(dev->iommu->iommu_dev->ops, struct smmu_dt, ops);
+	struct iommu_domain *domain = smmu->original->domain_alloc_paging_flags(dev, flags, data);
+
+	if (!IS_ERR(domain) && domain->ops == smmu->original->default_domain_ops)
+		domain->ops = &smmu->domain_ops;
+	return domain;
+}
+
+static void smmu_take_domains(struct smmu_dt *smmu)
+{
+	mutex_init(&smmu->cookies);
+	smmu->domain_ops = *smmu->original->default_domain_ops;
+	smmu->domain_ops.attach_dev = smmu_attach_dev;
+	smmu->ops.domain_alloc_paging_flags = smmu_alloc_domain;
+}
+
+#else
+
+static void smmu_take_domains(struct smmu_dt *smmu)
+{
+}
+
+#endif
+
 /* A child of the SMMU's device; the one of this class stands for it in the IOMMU core. */
 static int smmu_note_iommu(struct device *dev, void *data)
 {
@@ -371,6 +438,7 @@ static int smmu_take_ops(struct smmu_dt *smmu)
 	smmu->original = smmu->iommu->ops;
 	smmu->ops = *smmu->original;
 	smmu->ops.get_resv_regions = smmu_get_resv_regions;
+	smmu_take_domains(smmu);
 	smmu->iommu->ops = &smmu->ops;
 	return 0;
 }

@@ -14,6 +14,8 @@
  * @ops: the interface that is tested
  * @addresses: the engines' PCI functions; the second is NULL if there is none
  * @huge: whether huge pages are available
+ * @other: whether the IOMMU is another than the PV-IOMMU, of which neither capabilities but ranges
+ *	nor usage are known
  * @capabilities: what the device offers
  * @before: usage before anything was opened
  * @attached: usage with everything attached and nothing mapped
@@ -24,7 +26,7 @@
 struct fixture {
 	const struct space_ops *ops;
 	const char *addresses[2];
-	bool huge;
+	bool huge, other;
 	struct capabilities capabilities;
 	struct usage before, attached;
 	struct space space, other_space;
