@@ -110,21 +110,21 @@ def test_it_is_read_and_written_only() -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "process"),
+    ("path", "by_number"),
     [
-        ("/proc/self/task/{0}/fail-nth", 77),
-        ("/proc/thread-self/fail-nth", 77),
-        ("/proc/self/fail-nth", 77),
-        ("/proc/{0}/fail-nth", ME),
-        ("/proc/{0}/task/{0}/fail-nth", ME),
+        ("/proc/self/task/{0}/fail-nth", False),
+        ("/proc/thread-self/fail-nth", False),
+        ("/proc/self/fail-nth", False),
+        ("/proc/{0}/fail-nth", True),
+        ("/proc/{0}/task/{0}/fail-nth", True),
     ],
 )
-def test_paths(path: str, process: int) -> None:
+def test_paths(path: str, by_number: bool) -> None:
     numbers = FailNth()
     file = numbers.file(path.format(ME), 77)
     assert file
     file.write(0, b"3")
-    assert numbers.left(process) == 3
+    assert numbers.left(ME if by_number else 77) == 3
 
 
 def test_other_paths() -> None:
