@@ -131,7 +131,7 @@ class Tlbi0(BitFields, width=64):
 
     OPCODE = BitField(0, 7, values=Opcode)
     NUM = BitField(12, 16)
-    SCALE = BitField(20, 25)
+    SCALE = BitField(20, 24)
     VMID = BitField(32, 47)
     ASID = BitField(48, 63)
 

@@ -316,6 +316,13 @@ OTHER = PAGE + 0x1000
 
 
 @pytest.mark.row("smmu", 18)
+def test_scale_has_five_bits_so_a_sixth_makes_no_range(started):
+    first, second = COMMAND.unpack(tlbi(Opcode.TLBI_NH_VA, IOVA, asid=ASID, granule=1))
+    with pytest.raises(CommandFailedError, match="ILL"):
+        started.issue(COMMAND.pack(first | 1 << 25, second))
+
+
+@pytest.mark.row("smmu", 18)
 @pytest.mark.parametrize(
     ("command", "is_new"),
     [
