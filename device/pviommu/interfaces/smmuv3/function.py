@@ -230,7 +230,8 @@ class SmmuFunction(PciFunction):
 
     def on_reset(self) -> None:
         """As at power-on: nothing is translated. If something was, endpoints are blocked until a reset of their own,
-        lest a device address that is left over is taken for a physical one.
+        lest a device address that is left over is taken for a physical one, and their caches are emptied, as they may
+        begin anew without that reset (bus mastering turned off and on).
         """
         lost = list(self.streams) if self.smmu.registers.has(Cr0.SMMUEN) else []
         for stream in lost:
@@ -238,6 +239,9 @@ class SmmuFunction(PciFunction):
         self.smmu.reset()
         for stream in lost:
             self.stream(stream).cancel()
+            for kept in (self._atcs.get(stream), self._requesters.get(stream)):
+                if kept is not None:
+                    kept.clear()  # the tables are gone, and no answer will come
 
     # -- state ------------------------------------------------------------------------------------------------------
 

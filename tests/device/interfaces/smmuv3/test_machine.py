@@ -256,6 +256,26 @@ def test_a_reset_of_the_engine_turns_ats_off_and_empties_its_cache(ats):
 
 
 @pytest.mark.row("smmu", 37)
+def test_a_reset_of_the_smmu_empties_the_caches_behind_it(ats):
+    assert ats.fill("dma1", IOVA) is DescriptorStatus.DONE
+    assert atc_of(ats) == "1"
+
+    ats.smmu.reset()
+
+    assert atc_of(ats) == "0"
+
+
+@pytest.mark.row("smmu", 38)
+def test_and_waits_for_no_answer_to_a_page_request(ats):
+    asking(ats)
+    assert ats.smmu.report()["page_requests"] == 1
+
+    ats.smmu.reset()
+
+    assert ats.smmu.report()["page_requests"] == 0
+
+
+@pytest.mark.row("smmu", 37)
 def test_a_stale_entry_of_the_engine_is_reported_and_explained(ats):
     assert ats.fill("dma1", IOVA) is DescriptorStatus.DONE
     ats.words(TTB + 3 * 0x1000 + (IOVA >> 12 & 511) * 8, 0)
