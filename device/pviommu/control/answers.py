@@ -147,7 +147,7 @@ class _Smmu(_Function, Protocol):
     def streams(self) -> Mapping[int, int]: ...
     def report(self) -> dict[str, Any]: ...
     def last_events(self) -> list[dict[str, Any]]: ...
-    def explain(self, stream: int, iova: int) -> dict[str, Any]: ...
+    def explain(self, stream: int, iova: int, pasid: int | None) -> dict[str, Any]: ...
 
 
 @runtime_checkable
@@ -539,19 +539,21 @@ class Answers:
             "next": end if end < history.count else None,
         }
 
-    def do_explain(self, *, iova: int, context: int | None, stream: int | None) -> Steps:
+    def do_explain(self, *, iova: int, context: int | None, stream: int | None, pasid: int | None) -> Steps:
         if (context is None) == (stream is None):
             raise CommandError("explain: give either a context or a stream")
         if stream is not None:
             for smmu in self._machine.smmus.values():
                 if stream in smmu.streams:
-                    return _NO_CONTEXT | {"iova": iova} | smmu.explain(stream, iova)
+                    return _NO_CONTEXT | {"iova": iova} | smmu.explain(stream, iova, pasid)
             endpoints = self._iommu.contexts.endpoints()
             if stream not in endpoints:
                 behind = [each for smmu in self._machine.smmus.values() for each in smmu.streams]
                 known = ", ".join(map(str, sorted((*endpoints, *behind))))
                 raise CommandError(f"there is no stream {stream}; there are {known}", _NOT_FOUND)
             context = endpoints[stream]
+        if pasid is not None:
+            raise CommandError(f"explain: pasid {pasid}: only DMA of a stream behind an SMMU has one")
         assert context is not None
         domain, faults = self._domain(context), self._served.faults
         seen = faults.last(iova >> PAGE_SHIFT, stream=stream, context=None if stream is not None else context)

@@ -359,6 +359,7 @@ COMMANDS = (
             Argument("iova", "device address", Form.HEX, "bytes", required=True),
             Argument("context", "context to look into", most=(1 << 16) - 1),
             Argument("stream", "endpoint whose context to look into", most=(1 << 32) - 1),
+            Argument("pasid", "of DMA that has one, of a stream behind an SMMU", most=(1 << 20) - 1),
         ),
         (
             *_EXPLAINED[:2],

@@ -129,11 +129,15 @@ def test_a_context_that_is_freed_during_its_dump_is_told(driver, ask):
         next(steps)
 
 
+_NO_PASID = "explain: pasid 5: only DMA of a stream behind an SMMU has one"
+
+
 @pytest.mark.parametrize(
     ("name", "arguments", "text", "kind"),
     [
         ("dump", {"context": 9}, "there is no context 9", "DeviceNotFound"),
         ("explain", {"iova": 0, "stream": 9}, "there is no stream 9; there are 1, 2", "DeviceNotFound"),
+        ("explain", {"iova": 0, "stream": 1, "pasid": 5}, _NO_PASID, "GenericError"),
         ("explain", {"iova": 0}, "explain: give either a context or a stream", "GenericError"),
         ("reset", {"function": "nic"}, "there is no function 'nic'; there are iommu, dma0, dma1", "DeviceNotFound"),
     ],

@@ -200,12 +200,12 @@ class SmmuFunction(PciFunction):
         last = islice(reversed(self.smmu.told), _MOST_EVENTS)
         return [{"smmu": self.name, **_event_report(*each)} for each in last]
 
-    def explain(self, stream: int, iova: int) -> dict[str, Any]:
-        """What a write of an endpoint to an address meets, as the control command `explain` describes it. Raises
-        KeyError for one that is not behind this SMMU.
+    def explain(self, stream: int, iova: int, pasid: int | None = None) -> dict[str, Any]:
+        """What a write of an endpoint to an address meets, with this PASID or without one, as the control command
+        `explain` describes it. Raises KeyError for one that is not behind this SMMU.
         """
         self.settle()
-        found = self.smmu.explain(stream, iova, Access.WRITE).report()
+        found = self.smmu.explain(stream, iova, Access.WRITE, pasid).report()
         text = found.pop("text")
         cause = (found["event"] or ("aborted" if found["leads_to"] is None else "not-refused")).lower()
         if self._engine.is_blocked(stream):

@@ -451,6 +451,13 @@ def test_a_fault_of_a_pasid_names_it_to_the_guest(pasids):
 
 
 @pytest.mark.row("smmu", 39)
+def test_a_pasid_is_explained_by_its_own_tables(pasids):
+    assert pasids.smmu.explain(2, IOVA)["smmu"]["leads_to"] == PAGE
+    assert pasids.smmu.explain(2, IOVA, PASID)["smmu"]["leads_to"] == OTHER
+    assert pasids.smmu.explain(2, IOVA, 6)["cause"] == "c-bad-cd"
+
+
+@pytest.mark.row("smmu", 39)
 def test_pasids_must_be_turned_on_and_fit_the_functions_width(pasids):
     assert pasids.fill("dma1", IOVA, flags=PASID_FLAG, pasid=16) is DescriptorStatus.INVALID
     pasids.function.write_config(pasids.pasid + 6, 2, 0)
