@@ -1,7 +1,7 @@
 """The register frame (IHI 0070, chapter 6): two pages of 64 KiB.
 
 The indices of the event queue and of that of page requests are in page 1 and nowhere else. Registers that are not
-declared here are RAZ/WI: those of the MSI of page requests, of Secure, Realm and root states, of VATOS and of ECMDQ.
+declared here are RAZ/WI: those of Secure, Realm and root states, of VATOS and of ECMDQ.
 """
 
 from enum import IntEnum
@@ -29,6 +29,7 @@ __all__ = [
     "IrqControl",
     "MsiAddress",
     "MsiAttributes",
+    "PageRequestInterrupt",
     "QueueBase",
     "QueueConsumer",
     "QueueProducer",
@@ -56,7 +57,8 @@ class Vector(IntEnum):
     CMD_SYNC = 2
     """a CMD_SYNC that asked for an interrupt is complete"""
     PRIQ = 3
-    """the queue of page requests is no longer empty; only where there is one"""
+    """the queue of page requests is no longer empty, or the last one of a group has come (PRIQ_IRQ_CFG2); only where
+    there is such a queue"""
 
 
 class Idr0(BitFields):
@@ -170,7 +172,7 @@ class IrqControl(BitFields):
 
 
 class MsiAddress(BitFields, width=64):
-    """GERROR_IRQ_CFG0 and EVENTQ_IRQ_CFG0."""
+    """GERROR_IRQ_CFG0, EVENTQ_IRQ_CFG0 and PRIQ_IRQ_CFG0."""
 
     ADDR = BitField(2, 51, doc="where the MSI is written; 0: nowhere, a wire has it")
 
@@ -182,6 +184,14 @@ class MsiAttributes(BitFields):
     SH = BitField(4, 5)
 
 
+class PageRequestInterrupt(BitFields):
+    """PRIQ_IRQ_CFG2; without IDR0.MSI it has LO alone."""
+
+    MEMATTR = BitField(0, 3)
+    SH = BitField(4, 5)
+    LO = BitField(31, doc="the last request of each group interrupts, even if it is lost; 0: a queue no longer empty")
+
+
 class GlobalError(BitFields):
     """Bits of GERROR and GERRORN: an error is active while they differ."""
 
@@ -190,7 +200,7 @@ class GlobalError(BitFields):
     PRIQ_ABT_ERR = BitField(3, doc="a page request could not be written; page requests are refused")
     MSI_CMDQ_ABT_ERR = BitField(4, doc="the MSI of a CMD_SYNC could not be written; it is complete all the same")
     MSI_EVENTQ_ABT_ERR = BitField(5, doc="that of the event queue")
-    MSI_PRIQ_ABT_ERR = BitField(6)
+    MSI_PRIQ_ABT_ERR = BitField(6, doc="that of the queue of page requests")
     MSI_GERROR_ABT_ERR = BitField(7, doc="that of a global error; no interrupt tells of it")
     SFM_ERR = BitField(8)
 
@@ -286,6 +296,9 @@ REGISTERS = RegisterMap(
     Register("EVENTQ_IRQ_CFG1", 0xB8, RW, "what is written"),
     Register("EVENTQ_IRQ_CFG2", 0xBC, RW, "attributes", holds=MsiAttributes),
     Register("PRIQ_BASE", 0xC0, RW, "the queue of page requests", width=64, holds=QueueBase),
+    Register("PRIQ_IRQ_CFG0", 0xD0, RW, "the MSI of page requests: where", width=64, holds=MsiAddress),
+    Register("PRIQ_IRQ_CFG1", 0xD8, RW, "what is written"),
+    Register("PRIQ_IRQ_CFG2", 0xDC, RW, "attributes, and when", holds=PageRequestInterrupt),
     Register("CIDR", 0xFF0, RO, "component identification", 4, reset=None),
     Register("EVENTQ_PROD", PAGE_1 + 0xA8, RW, "where the SMMU writes", holds=QueueProducer),
     Register("EVENTQ_CONS", PAGE_1 + 0xAC, RW, "where software reads", holds=QueueConsumer),

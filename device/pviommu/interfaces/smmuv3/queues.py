@@ -211,8 +211,10 @@ class _Producer:
         file, (_, bits) = self._registers.file, self._registers.queue(self._base)
         return (file[self._produced] ^ file[self._consumed]) & (2 << bits) - 1 == 1 << bits
 
-    def write(self, record: bytes) -> bool:
-        """Write a record; there is room. Returns whether that was possible."""
+    def write(self, record: bytes, interrupts: bool | None = None) -> bool:
+        """Write a record; there is room. Returns whether that was possible. ``interrupts``: whether there is one for
+        it; None: if the queue was empty.
+        """
         registers, file = self._registers, self._registers.file
         base, bits = registers.queue(self._base)
         wrap = (2 << bits) - 1
@@ -222,7 +224,7 @@ class _Producer:
             registers.activate(self._error)
             return False
         file[self._produced] = file[self._produced] & _OVERFLOW | produced + 1 & wrap
-        if produced == consumed:
+        if interrupts or (interrupts is None and produced == consumed):
             registers.interrupt(self._vector)
         return True
 
@@ -260,8 +262,12 @@ class EventQueue:
 class PageRequestQueue:
     """Page requests for the guest (IHI 0070, chapter 8)."""
 
-    def __init__(self, registers: SmmuRegisters, memory: GuestReader) -> None:
+    def __init__(
+        self, registers: SmmuRegisters, memory: GuestReader, has_stream: Callable[[int], bool] = lambda _: True
+    ) -> None:
+        """``has_stream``: whether a StreamID has a legal STE that can be read."""
         self._registers = registers
+        self._has_stream = has_stream
         error = GlobalError.PRIQ_ABT_ERR
         self._queue = _Producer("PRIQ", PAGE_REQUEST_SIZE, registers, memory, error, Vector.PRIQ)
 
@@ -274,9 +280,16 @@ class PageRequestQueue:
             return Response.FAILURE
         if self._queue.has_overflowed or self._queue.is_full():
             return self.lose(asked)
-        return None if self._queue.write(asked.pack()) else Response.FAILURE
+        interrupts = asked.is_last if self._registers.tells_of_groups else None
+        return None if self._queue.write(asked.pack(), interrupts) else Response.FAILURE
 
     def lose(self, asked: PageRequest) -> Response | None:
-        """One is lost for want of room."""
+        """One is lost for want of room. Whether an answer has the PASID of its request is the STE's to say (PPAR), so
+        that of a request with one is a failure where there is no such STE.
+        """
         self._queue.lose()
-        return Response.SUCCESS if asked.is_last else None
+        if not asked.is_last:
+            return None
+        if self._registers.tells_of_groups:
+            self._registers.interrupt(Vector.PRIQ)
+        return Response.SUCCESS if asked.ssid is None or self._has_stream(asked.sid) else Response.FAILURE

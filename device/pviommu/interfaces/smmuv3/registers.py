@@ -12,6 +12,7 @@ from smmuv3.registers import (
     GlobalError,
     IrqControl,
     MsiAddress,
+    PageRequestInterrupt,
     QueueBase,
     StreamTableConfig,
     Vector,
@@ -27,6 +28,7 @@ _CIDR = (0x0D, 0xF0, 0x05, 0xB1)
 _MSI_OF = {
     Vector.GERROR: ("GERROR_IRQ_CFG0", "GERROR_IRQ_CFG1", int(GlobalError.MSI_GERROR_ABT_ERR)),
     Vector.EVENTQ: ("EVENTQ_IRQ_CFG0", "EVENTQ_IRQ_CFG1", int(GlobalError.MSI_EVENTQ_ABT_ERR)),
+    Vector.PRIQ: ("PRIQ_IRQ_CFG0", "PRIQ_IRQ_CFG1", int(GlobalError.MSI_PRIQ_ABT_ERR)),
 }
 """Registers that say where and what, and the error if it cannot be written."""
 _ENABLE_OF = {
@@ -142,8 +144,11 @@ class SmmuRegisters:
         self.file["GERRORN"] ^= (self.file["GERRORN"] ^ value) & active & sum(GlobalError)
         return False
 
+    def _may_set(self, vector: Vector) -> bool:
+        return not self.file["IRQ_CTRL"] & _ENABLE_OF[vector]
+
     def _may_place_msi(self, vector: Vector) -> bool:
-        return self._has_msi and not self.file["IRQ_CTRL"] & _ENABLE_OF[vector]
+        return self._has_msi and self._may_set(vector)
 
     def accept_gerror_irq_cfg0(self, _: int, __: int) -> bool:
         return self._may_place_msi(Vector.GERROR)
@@ -153,6 +158,23 @@ class SmmuRegisters:
 
     accept_gerror_irq_cfg1 = accept_gerror_irq_cfg2 = accept_gerror_irq_cfg0
     accept_eventq_irq_cfg1 = accept_eventq_irq_cfg2 = accept_eventq_irq_cfg0
+
+    def accept_priq_irq_cfg0(self, _: int, __: int) -> bool:
+        return self._has_pri and self._may_place_msi(Vector.PRIQ)
+
+    accept_priq_irq_cfg1 = accept_priq_irq_cfg0
+
+    def accept_priq_irq_cfg2(self, _: int, __: int) -> bool:
+        return self._has_pri and self._may_set(Vector.PRIQ)
+
+    def write_priq_irq_cfg2(self, _: int, __: int) -> None:
+        if not self._has_msi:
+            self.file["PRIQ_IRQ_CFG2"] &= PageRequestInterrupt.LO
+
+    @property
+    def tells_of_groups(self) -> bool:
+        """Whether the last page request of each group interrupts, instead of the first one in an empty queue."""
+        return bool(self.file["PRIQ_IRQ_CFG2"] & PageRequestInterrupt.LO)
 
     # -- tables and queues ------------------------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ from .ats import AtsWalker, Invalidations, Timer
 from .command_table import CommandTable
 from .commands import Commands
 from .config import MissingCoreError, SmmuConfig
-from .configuration import StreamTable
+from .configuration import Stream, StreamTable
 from .explanation import Explained, explain
 from .memory import GuestReader
 from .page_requests import PageRequests
@@ -97,7 +97,11 @@ class Smmu:
         self._world = World(config, self.registers, self.memory, streams, self.caches, on_stale, stages)
         self.events = EventQueue(self.registers, self.memory)
         self.stalls = Stalls(config.stalls, self._record)
-        self.page_queue = PageRequestQueue(self.registers, self.memory)
+        self.page_queue = PageRequestQueue(
+            self.registers,
+            self.memory,
+            lambda sid: self.caches.streams.get(sid) is not None or isinstance(streams.find(sid, None), Stream),
+        )
         self.requests = PageRequests(lambda asked: self.page_queue.record(asked))
         self.invalidations = Invalidations(self._atc_of, later)
         commands = Commands(
@@ -154,7 +158,8 @@ class Smmu:
         self._interrupt(vector)
 
     def write_msi(self, address: int, data: int) -> bool:
-        """Write an MSI; whether that was possible."""
+        """Write an MSI; whether that was possible. Bits beyond the output size do not count (IHI 0070, 3.4.3)."""
+        address &= (1 << self.config.address_bits) - 1
         return self.memory.write(address, data.to_bytes(_MSI_SIZE, "little")) is None
 
     def _record(self, event: Event) -> bool:

@@ -3,9 +3,10 @@
 import pytest
 
 from smmuv3.commands import Completion, sync
-from smmuv3.registers import GlobalError, Vector
+from smmuv3.page_requests import PageRequest
+from smmuv3.registers import Cr0, GlobalError, IrqControl, PageRequestInterrupt, QueueBase, Vector
 
-from .conftest import COMMANDS, EVENTS, IOVA, OUTSIDE, RAM_SIZE
+from .conftest import COMMANDS, EVENTS, IOVA, OUTSIDE, RAM_SIZE, SID
 
 WORD = 0x4600_0000
 """Where MSIs are written."""
@@ -82,6 +83,17 @@ def test_without_the_feature_the_address_means_nothing(started):
     assert (word(started), started.interrupts) == (0, [Vector.CMD_SYNC])
 
 
+def test_bits_of_an_address_beyond_the_output_size_do_not_count_but_for_there_being_one(told):
+    told.driver.issue(sync(Completion.IRQ, 1 << 44 | WORD, 5))
+    told.driver.drain()
+    place(told, "EVENTQ", 1 << 51 | WORD + 4, 6)
+    told.store_words(told.leaf, 0)
+    assert told.put() is not None
+
+    assert (word(told), word(told, WORD + 4), told.interrupts) == (5, 6, [])
+    assert told.driver.get("GERROR") == told.driver.get("GERRORN")
+
+
 @pytest.mark.parametrize("address", [OUTSIDE, 1 << 44, 0x4000_0000 + RAM_SIZE])
 def test_a_word_that_cannot_be_written_is_a_global_error_and_commands_go_on(told, address):
     told.driver.issue(sync(Completion.IRQ, address, 5), sync(Completion.IRQ, WORD, 6))
@@ -148,3 +160,90 @@ def test_without_the_feature_nothing_is_there_to_be_written(started):
     for name in ("GERROR", "EVENTQ"):
         place(started, name, WORD)
         assert [started.driver.get(f"{name}_IRQ_CFG{number}") for number in range(3)] == [0, 0, 0]
+
+
+# -- page requests (6.3.34 to 6.3.36) -------------------------------------------------------------------------------
+
+REQUESTS = 0x4700_0000
+LO = int(PageRequestInterrupt.LO)
+
+
+def asking(guest, address=WORD, config=0):
+    """A guest with a queue of two page requests."""
+    driver = guest.start().driver
+    driver.set("PRIQ_BASE", QueueBase(REQUESTS, LOG2SIZE=1))
+    place(guest, "PRIQ", address, 0x55)
+    driver.set("IRQ_CTRL", 0)
+    driver.set("PRIQ_IRQ_CFG2", config)
+    driver.set("IRQ_CTRL", IrqControl.PRIQ_IRQEN | IrqControl.GERROR_IRQEN)
+    driver.set("CR0", driver.get("CR0") | Cr0.PRIQEN)
+    guest.interrupts.clear()
+    return guest
+
+
+def ask(guest, *, last=True):
+    return guest.smmu.page_queue.record(PageRequest(SID, None, IOVA & ~0xFFF, 0, True, False, last))
+
+
+def test_the_queue_of_page_requests_has_its_msi(make_guest):
+    guest = asking(make_guest(msi=True, ats=True, priq_bits=4))
+
+    ask(guest)
+
+    assert (word(guest), guest.interrupts) == (0x55, [])
+
+
+def test_one_of_page_requests_that_cannot_be_written_is_a_global_error(make_guest):
+    guest = asking(make_guest(msi=True, ats=True, priq_bits=4), OUTSIDE)
+
+    ask(guest)
+
+    assert guest.driver.is_active(GlobalError.MSI_PRIQ_ABT_ERR)
+    assert (guest.interrupts, guest.driver.get("PRIQ_PROD")) == ([Vector.GERROR], 1)
+
+
+@pytest.mark.parametrize("msi", [False, True])
+def test_page_requests_interrupt_once_or_by_groups(make_guest, msi):
+    first = asking(make_guest(msi=msi, ats=True, priq_bits=4), 0)
+    for last in (False, True, True):
+        ask(first, last=last)
+    assert first.interrupts == [Vector.PRIQ]
+
+    groups, counts = asking(make_guest(msi=msi, ats=True, priq_bits=4), 0, LO), []
+    for last in (False, True, False, True):
+        ask(groups, last=last)
+        counts.append(len(groups.interrupts))
+
+    assert counts == [0, 1, 1, 2], "the last two are lost"
+    assert set(groups.interrupts) == {Vector.PRIQ}
+
+
+def test_one_that_is_discarded_without_an_overflow_interrupts_nobody(make_guest):
+    guest = asking(make_guest(ats=True, priq_bits=4), 0, LO)
+    guest.driver.set("CR0", guest.driver.get("CR0") & ~Cr0.PRIQEN)
+
+    ask(guest)
+
+    assert guest.interrupts == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "found"),
+    [
+        ({"msi": True, "ats": True, "priq_bits": 4}, [ADDRESS_BITS, 0xFFFFFFFF, LO | 0x3F]),
+        ({"ats": True, "priq_bits": 4}, [0, 0, LO]),
+        ({"msi": True}, [0, 0, 0]),
+    ],
+)
+def test_its_registers_are_there_with_the_queue_and_msis(make_guest, settings, found):
+    driver = make_guest(**settings).driver
+    names = [f"PRIQ_IRQ_CFG{number}" for number in range(3)]
+    for name in names:
+        driver.set(name, (1 << 64) - 1 if name[-1] == "0" else 0xFFFFFFFF)
+    assert [driver.get(name) for name in names] == found
+
+    driver.set("IRQ_CTRL", IrqControl.PRIQ_IRQEN)
+    for name in names:
+        driver.set(name, 0)
+
+    assert [driver.get(name) for name in names] == found

@@ -272,6 +272,20 @@ def test_beyond_a_full_queue_the_last_of_a_group_is_answered_as_if_it_were_there
     assert driver.get("GERROR") == driver.get("GERRORN")
 
 
+@pytest.mark.parametrize(("is_legal", "answered"), [(True, Response.SUCCESS), (False, Response.FAILURE)])
+def test_one_with_a_substream_is_answered_by_its_stes_leave(make_guest, is_legal, answered):
+    guest = begin(make_guest(ats=True, priq_bits=4, ssid_bits=4), log2size=0)
+    guest.smmu.page_queue.record(want())
+    if not is_legal:
+        guest.ste(Ste0(0))
+    guest.issue(cfgi(Opcode.CFGI_STE, SID))
+
+    assert guest.smmu.page_queue.record(want(1, ssid=5, last=False)) is None
+    assert guest.smmu.page_queue.record(want(1, ssid=5)) is answered
+    assert guest.smmu.page_queue.record(want(1)) is Response.SUCCESS
+    assert guest.records() == []
+
+
 def test_those_before_the_last_are_ignored(pri):
     for number in range(3):
         assert waits(pri, HERE + (number << 12))
