@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from enum import IntEnum
 
@@ -38,7 +39,8 @@ class PageRequester:
         self.on_unexpected: Callable[[], None] = lambda: None
         """a group was answered that there is not"""
         self._groups: dict[int, list[_Page]] = {}
-        self._refused: set[_Page] = set()
+        self._refused: deque[list[_Page]] = deque(maxlen=GROUPS)
+        """groups whose answer was no, which their DMA has not met yet"""
 
     def __len__(self) -> int:
         """Pages that were asked for and not answered yet."""
@@ -49,11 +51,14 @@ class PageRequester:
         return any((pasid, page) in pages for pages in self._groups.values())
 
     def was_refused(self, pasid: int | None, page: int) -> bool:
-        """Whether the last answer about a page was no; it may be asked for again after this call."""
-        if (pasid, page) not in self._refused:
-            return False
-        self._refused.discard((pasid, page))
-        return True
+        """Whether the last answer about a page was no; it and those that were asked for with it may be asked for again
+        after this call.
+        """
+        for pages in self._refused:
+            if (pasid, page) in pages:
+                self._refused.remove(pages)
+                return True
+        return False
 
     def begin(self, pasid: int | None, pages: Sequence[int]) -> tuple[int, int] | None:
         """Ask for pages, the first :data:`MOST_PAGES` at most. The number of the group, and how many of them are in it;
@@ -73,9 +78,9 @@ class PageRequester:
             self.on_unexpected()
             return
         if response is not Response.SUCCESS:
-            self._refused |= set(pages)
+            self._refused.append(pages)
         if response is Response.FAILURE:  # no further answer is expected
-            self._refused |= {page for others in self._groups.values() for page in others}
+            self._refused += self._groups.values()
             self._groups.clear()
             self.on_failure()
 

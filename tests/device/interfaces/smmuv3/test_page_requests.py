@@ -162,6 +162,16 @@ def test_refused_the_dma_is_and_nobody_is_told_who_knows_it(pri, response):
     assert waits(pri), "the next one asks anew"
 
 
+def test_the_pages_of_a_refused_group_are_asked_for_anew_once_its_dma_has_failed(pri):
+    assert waits(pri, HERE, 0x4000)
+    answer(pri, response=PriResponse.INVALID)
+    assert pri.put(HERE).kind is FaultKind.NOT_MAPPED
+    asked(pri)
+
+    assert waits(pri, HERE + 0x1000)
+    assert asked(pri) == [want(page=HERE + 0x1000)]
+
+
 def test_a_failure_is_for_good(pri):
     failed = []
     pri.requester.on_failure = lambda: failed.append(True)
