@@ -25,10 +25,10 @@
  * not answer.
  *
  * The tables of a context are freed after it. If it cannot be freed they are kept, since the device
- * could still walk them, also one that does not answer now and resumes later. A reset ends that, at
- * the latest the one when the driver is unbound; if even that is ignored they are kept for good.
- * There are never more of them than the device has contexts, and one for an allocation that was not
- * answered, since that gives the device up.
+ * could still walk them, also one that does not answer now and resumes later. They are freed when
+ * the driver is unbound, after the reset that ends all walks. If even that is ignored, they are
+ * lost. There are never more of them than the device has contexts, besides those of allocations
+ * that were under way when the device was given up: later ones fail before there is a table.
  */
 
 #define pr_fmt(fmt) "pviommu: " fmt
@@ -156,12 +156,12 @@ static bool pviommu_guest_quiesce_table(struct pviommu_guest_table *table)
 }
 
 /* Memory that was added since probe, or for which the capability area had no room. */
-static bool pviommu_guest_is_ram(u64 start, u64 size)
+static bool pviommu_guest_is_ram(u64 start, u64 last)
 {
-	u64 pfn = start >> PAGE_SHIFT, last = (start + size - 1) >> PAGE_SHIFT;
+	u64 pfn;
 
 	/* a page of the kernel may be larger than one of the device */
-	for (; pfn <= last; pfn++)
+	for (pfn = start >> PAGE_SHIFT; pfn <= last >> PAGE_SHIFT; pfn++)
 		if (!page_is_ram(pfn))
 			return false;
 	return true;
@@ -193,13 +193,15 @@ static noinline int pviommu_guest_check(struct pviommu_guest_domain *own, u64 io
 					u64 size)
 {
 	struct pviommu *pv = own->paging.pv;
-	u64 last = iova + size - 1;
+	u64 last = iova + size - 1, paddr_last = paddr + size - 1;
 
 	if (last < iova || last > own->paging.domain.geometry.aperture_end)
 		return -ERANGE;
 	if (pviommu_frames_hold(&pv->gfns, paddr >> PVIOMMU_PAGE_SHIFT, size >> PVIOMMU_PAGE_SHIFT))
 		return 0;
-	if (pviommu_guest_is_ram(paddr, size) || pviommu_guest_is_bar(pv, paddr, paddr + size - 1))
+	if (paddr_last < paddr)
+		return -EFAULT;
+	if (pviommu_guest_is_ram(paddr, paddr_last) || pviommu_guest_is_bar(pv, paddr, paddr_last))
 		return 0;
 	return -EFAULT;
 }
@@ -283,7 +285,7 @@ static bool pviommu_guest_is_over(struct pviommu_guest_domain *own)
 /* Keeps the tables of a domain that is gone until pviommu_guest_end(). */
 static void pviommu_guest_keep(struct pviommu *pv, struct pviommu_guest_domain *own)
 {
-	dev_err(pviommu_dev(pv), "the tables of a domain are kept until a reset: the device may still walk them\n");
+	dev_err(pviommu_dev(pv), "the tables of a domain are kept until the driver is unbound: the device may still walk them\n");
 	mutex_lock(&pv->guest_lock);
 	list_add_tail(&own->list, &pv->guest_kept);
 	mutex_unlock(&pv->guest_lock);
@@ -375,7 +377,8 @@ static const struct iommu_dirty_ops pviommu_guest_dirty_ops = {
  * @pv: the PV-IOMMU, whose device walks such tables
  * @dirty: whether to track what is written
  *
- * Return: the domain, or an ERR_PTR(): -ENOMEM, -ENOSPC when there is no context left.
+ * Return: the domain, or an ERR_PTR(): -ENOMEM, -ENOSPC when there is no context left, -EIO without
+ * a device.
  */
 struct iommu_domain *pviommu_guest_domain_alloc(struct pviommu *pv, bool dirty)
 {
@@ -384,6 +387,9 @@ struct iommu_domain *pviommu_guest_domain_alloc(struct pviommu *pv, bool dirty)
 	u32 line;
 	int ret;
 
+	/* else a device that ignores resets would make each attempt cost a table that is kept */
+	if (pviommu_given_up(pv))
+		return ERR_PTR(-EIO);
 	own = kzalloc(sizeof(*own), GFP_KERNEL);
 	if (!own)
 		return ERR_PTR(-ENOMEM);

@@ -115,8 +115,9 @@ static void pvt_attached_split(struct ktap *ktap, struct pvt *t, struct iommu_do
 }
 
 /*
- * The whole GiB around the pages of the tests, of which only these are written to. A kernel that looks whether pages are
- * mapped when they are allocated would complain of each page of this GiB that anybody allocates meanwhile.
+ * The whole GiB around the pages of the tests, of which only these are written to. A kernel that
+ * looks whether pages are mapped when they are allocated would complain of each page of this GiB
+ * that anybody allocates meanwhile.
  */
 #ifndef CONFIG_IOMMU_DEBUG_PAGEALLOC
 static void pvt_attached_huge(struct ktap *ktap, struct pvt *t, struct iommu_domain *domain)

@@ -155,6 +155,7 @@ static void pvt_guest_refuses(struct ktap *ktap, void *subject, unsigned long pa
 {
 	struct pvt *t = subject;
 	struct iommu_domain *domain;
+	size_t mapped = 0;
 	u64 end;
 
 	domain = pvt_guest_domain(t, 0);
@@ -169,6 +170,11 @@ static void pvt_guest_refuses(struct ktap *ktap, void *subject, unsigned long pa
 	EXPECT_EQ(ktap, iommu_iova_to_phys(domain, end), 0);
 	EXPECT_EQ(ktap, iommu_map(domain, pvt_iova(PVT_DFN), pvt_iova(pvt_ram_end(t, 1) + 1),
 				  PVT_PAGE_SIZE, PVT_DOMAIN_RW, GFP_KERNEL), -EFAULT);
+	/* memory that begins with the last page there can be does not go on with the first */
+	EXPECT_EQ(ktap, domain->ops->map_pages(domain, pvt_iova(PVT_DFN), -(u64)PVT_PAGE_SIZE,
+					       PVT_PAGE_SIZE, 2, IOMMU_READ, GFP_KERNEL, &mapped),
+		  -EFAULT);
+	EXPECT_EQ(ktap, mapped, 0);
 	EXPECT_EQ(ktap, iommu_map(domain, pvt_iova(PVT_DFN), pvt_iova(t->gfn), PVT_PAGE_SIZE,
 				  PVT_DOMAIN_RW, GFP_KERNEL), 0);
 	EXPECT_EQ(ktap, iommu_map(domain, pvt_iova(PVT_DFN), pvt_iova(t->gfn + 1), PVT_PAGE_SIZE,
