@@ -53,6 +53,7 @@ _TABLES = {"xen-2024": "on", "xen-v7": "off"}
 """The parameter ``tables`` of the driver, which does not fall back from ``on``. So each kernel, mode, number of vCPUs
 and suite is tried with the guest's tables and with the device's; besides, a guest's own tests change to the other kind
 when they change the profile."""
+_OTHER_TABLES = {"on": "off", "off": "on"}
 _CROSSED = (("xen-2024", "strict", 2), ("xen-v7", "lazy", 2))
 """Cells that there are with the kind of tables that is usual for the other profile as well."""
 _CODE = ("pviommu", "pviommu_abi", "vfio_user", "wire_layout")
@@ -99,7 +100,7 @@ class Cell:
     def tables(self) -> str:
         """The driver's parameter of this name."""
         usual = _TABLES[self.profile]
-        return next(kind for kind in _TABLES.values() if (kind != usual) == self.crossed)
+        return _OTHER_TABLES[usual] if self.crossed else usual
 
     @property
     def tests(self) -> str:
