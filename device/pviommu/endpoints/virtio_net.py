@@ -606,7 +606,9 @@ class VirtioNet(VirtioDevice):
             eventfd_of(self.interrupts, sending.state.vector),
         )
         self._plain.begin(lent, self._rules, rings, eventfds, *link)
-        may_send, may_receive = not sending.state.asked, not any(self.state.inboxes)
+        may_send = not sending.state.asked
+        # Of what was fetched before the driver was asked to notify of more there will be no notification.
+        may_receive = not any(self.state.inboxes) and not (receiving.state.asked and receiving.fetched)
         answer_ns = 0 if may_send or not is_asleep else self.longest_answer_ns(1)
         self._plain.allow(send=may_send, receive=may_receive, answer_ns=answer_ns)
         for ring, is_lent in zip(rings, (may_receive, may_send), strict=True):
@@ -627,7 +629,9 @@ class VirtioNet(VirtioDevice):
         state.traffic.received += done.received
         self._bytes[True] += done.sent_bytes
         self._bytes[False] += done.received_bytes
-        self._link.take_back(done.held, is_empty=done.is_empty)
+        self._link.take_back(is_empty=done.is_empty)
+        if done.held:
+            self._arrived(done.held[:HEADER_BYTES], done.held[HEADER:])
         if done.error:
             self._link.judge(os_error(done.error))
             self._lose(True, "link")
@@ -749,11 +753,15 @@ class VirtioNet(VirtioDevice):
         arrived = self._link.receive()
         if arrived is None:
             return False
+        self._arrived(*arrived)
+        return True
+
+    def _arrived(self, header: bytes, frame: bytes) -> None:
+        """What arrived at the link, which nobody has checked."""
         try:
-            self.receive(*self._checked(*arrived))
+            self.receive(*self._checked(header, frame))
         except FrameError:
             self._lose(False, "malformed")
-        return True
 
     def is_frame(self, header: bytes, frame: bytes) -> bool:
         """Whether a frame may be one, and has a header that fits it."""

@@ -79,10 +79,8 @@ class Link:
         """
         return None
 
-    def take_back(self, frame: bytes, *, is_empty: bool) -> None:
-        """What was lent is given back, with a ``frame`` and its header that is to be received next, if there is one.
-        ``is_empty``: there was no more.
-        """
+    def take_back(self, *, is_empty: bool) -> None:
+        """What was lent is given back. ``is_empty``: the last look found no frame."""
 
     def rest(self) -> None:
         """The card does not look before ``on_change`` is called."""

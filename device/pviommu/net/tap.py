@@ -90,8 +90,6 @@ class Tap(Link):
         """queues that may have frames, the one that was read last at the end"""
         self._empty: dict[int, None] = {}
         """those that had none at the last look, and of which epoll is not asked yet"""
-        self._taken = b""
-        """a frame with its header that somebody else has read"""
         self._namespace: Namespace | None = None
         self._plumbing: Plumbing | None = None
         self._fds: list[int] = []
@@ -199,7 +197,6 @@ class Tap(Link):
 
     def stop(self) -> None:
         self._watcher = None
-        self._taken = b""
         for queue in list(self._watches):
             self._watches.pop(queue).close()
 
@@ -252,20 +249,16 @@ class Tap(Link):
 
     def lend(self) -> tuple[int, bool] | None:
         watch = self._watches.get(0)
-        if len(self._fds) != 1 or not self.is_up or self._taken or watch is None or not self._inputs.may_be_bypassed:
+        if len(self._fds) != 1 or not self.is_up or watch is None or not self._inputs.may_be_bypassed:
             return None
         return self._fds[0], not watch.events
 
-    def take_back(self, frame: bytes, *, is_empty: bool) -> None:
-        self._taken = frame
+    def take_back(self, *, is_empty: bool) -> None:
         if is_empty and 0 in self._with_frames:
             del self._with_frames[0]
             self._empty[0] = None
 
     def receive(self) -> tuple[bytes, bytes] | None:
-        if self._taken:
-            data, self._taken = self._taken, b""
-            return data[:HEADER_BYTES], data[_HEADER:]
         while self._with_frames and self.is_up:
             queue = next(iter(self._with_frames))
             del self._with_frames[queue]

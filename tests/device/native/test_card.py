@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import ctypes
 import mmap
 import os
@@ -329,11 +330,11 @@ def test_c_does_what_python_does(
 ARRIVING = PLAIN + bytes(2) + frame(MAC["net0"])
 
 
-def sleep(side: Side, timeout_ms: float = 1000, nap_ms: float = -1) -> Waited:
+def sleep(side: Side, timeout_ms: float = 1000, nap_ms: float = -1, budget_ns: int = 100_000) -> Waited:
     helper = side.device.stand_by()
     assert helper is not None
     try:
-        return helper.wait([helper], side.loop.poller.fileno(), timeout_ms, nap_ms, 0.02, 100_000)
+        return helper.wait([helper], side.loop.poller.fileno(), timeout_ms, nap_ms, 0.02, budget_ns)
     finally:
         side.device.stood_by()
 
@@ -417,9 +418,57 @@ def test_a_frame_that_is_not_as_usual_is_pythons(side: Side) -> None:
     side.wire.far.send(PLAIN + bytes(2) + frame(MAC["net1"]))
 
     assert sleep(side) is Waited.DONE
-    assert side.device.state.traffic.filtered == 0
-    side.device.step()
     assert side.device.state.traffic.filtered == 1
+
+
+def test_a_frame_that_is_left_to_python_is_in_the_state_of_the_card(side: Side) -> None:
+    """Which may be saved before the card has a step."""
+    asked(side)
+    side.wire.far.send(ARRIVING)
+
+    assert sleep(side) is Waited.DONE  # in vain: there are no buffers
+    [[(_, saved)]] = side.device.save().own["inboxes"]
+    assert base64.b64decode(saved) == frame(MAC["net0"])
+
+
+def test_those_who_are_not_heard_of_wait_no_longer_than_a_nap(side: Side) -> None:
+    """However many frames there are: rings of which no doorbell was asked for are among them."""
+    for _ in range(8):
+        side.card.post([2048])
+    side.settle()
+    side.loop.events = 0
+    for _ in range(8):
+        side.wire.far.send(ARRIVING)
+
+    assert sleep(side, 0.01, 0.01, budget_ns=0) is Waited.DONE
+    assert len(side.card.received()) == 2  # after that nap and after the one for whoever was told
+
+
+def test_a_buffer_of_more_than_4_gib_breaks_the_ring(side: Side) -> None:
+    ring = side.card.driver.rings[0]
+    ring.write_descriptor(0, BASE + BUFFERS, 0xFFFFFFFF, NEXT | WRITE, 1)
+    ring.write_descriptor(1, BASE + BUFFERS, 2, WRITE, 0)
+    ring.offer(0)
+    asked(side)
+    side.wire.far.send(ARRIVING)
+    sleep(side)
+    assert side.device.state.traffic.received == 0
+    side.settle()
+    assert not side.device.is_live
+
+
+def test_buffers_that_were_too_small_for_a_frame_are_there_for_the_next(side: Side) -> None:
+    """Though the driver was asked to notify of more, which it does not do as long as the ring is full."""
+    for _ in range(SIZE):
+        side.card.post([100])
+    asked(side)
+    for _ in range(2):
+        side.wire.far.send(PLAIN + bytes(2) + frame(MAC["net0"], 9000))
+        side.settle()
+    assert side.device.ring(0).state.asked
+    side.wire.far.send(struct.pack("<BBHHHH", NEEDS_CSUM, 0, 0, 0, 14, 6) + bytes(2) + frame(MAC["net0"]))
+    side.settle()
+    assert side.device.state.traffic.received == 1
 
 
 def test_a_frame_that_the_other_end_does_not_take_is_lost(side: Side) -> None:

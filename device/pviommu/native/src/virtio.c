@@ -35,6 +35,7 @@
 #define TURN		16u	/* frames of one direction before those of the other: BATCH of virtio_net.py */
 #define MOST_EVENTS	16
 #define MOST_COMPLETIONS 64u	/* as in protocol/vfio_user/signals.py */
+#define MOST_BUFFER	(1ull << 32)	/* bytes, as in virtio/ring.py */
 #define STOPPED_NS	200000000u	/* as in hosted.py */
 #define STAY_NS		2000000u	/* how long frames may follow each other before the rest has a turn */
 
@@ -124,7 +125,7 @@ static uint32_t add_span(struct pv_card *card, const struct descriptor *at, uint
 	uint64_t *span = card->spans + 2 * card->count;
 
 	if (!!(at->flags & FLAG_WRITE) != is_writable || !at->length || card->count == PV_PIECES ||
-	    at->length - 1 > UINT64_MAX - at->address)
+	    at->length - 1 > UINT64_MAX - at->address || at->length > MOST_BUFFER - *size)
 		return 0;
 	span[0] = at->address;
 	span[1] = at->length;
@@ -521,7 +522,7 @@ static uint32_t cards_wait(struct pv_card **cards, uint64_t count, int epoll, in
 {
 	struct pollfd one = { .fd = epoll, .events = POLLIN };
 	uint64_t began = now_ns(), now = began, first = 0;
-	uint32_t done = 0;
+	uint32_t done = 0, is_last = 0;
 
 	for (;;) {
 		int64_t left = timeout_ns < 0 ? INT64_MAX : timeout_ns - (int64_t)(now - began);
@@ -531,8 +532,10 @@ static uint32_t cards_wait(struct pv_card **cards, uint64_t count, int epoll, in
 		uint64_t which = 0, woken;
 		int ready;
 
-		if (left <= 0 && !done)
+		/* Whoever was woken last gets one more nap. More of them would keep those waiting who are not heard of. */
+		if (left <= 0 && (!done || is_last))
 			return first ? PV_DONE : PV_IN_VAIN;
+		is_last = left <= 0;
 		nap = left < nap && !done ? left : nap;
 		time = (struct timespec){ nap / 1000000000, nap % 1000000000 };
 		ready = ppoll(&one, 1, nap == INT64_MAX ? NULL : &time, NULL);
