@@ -237,6 +237,8 @@ def _virtio() -> dict[str, bytes]:
     frame = step["frame"] + bytes([len(plain)]) + plain
     sent = frame + add(1, 1, 5) + notify[1] + step["settle"]
     received = add(0, 0x0C, 1, 1, 1, 1, 9, 9, 9) + notify[0] + step["answer"] + bytes(14) + b"\x20" + step["settle"]
+    arriving = step["answer"] + bytes(10) + b"\xff" * 14
+    heard = add(0, 0x0C, 1, 1, 1, 1, 9, 9, 9) + notify[0] + arriving + b"\x20" + step["settle"]
     command = step["frame"] + b"\3\0\0\0" + add(2, 0x05, 1, 1, 1, 1, 1) + notify[2] + step["settle"]
     ip = struct.pack(">BBHHHBBH8s", 0x45, 0, 1000, 0, 0, 64, 6, 0, b"\n\0\0\1\n\0\0\2")
     large = struct.pack("<BBHHHHH", 1, 1, 54, 256, 34, 16, 0) + b"\xff" * 12 + b"\x08\0" + ip + bytes(12) + b"\x50"
@@ -258,8 +260,8 @@ def _virtio() -> dict[str, bytes]:
         + step["answer"]
         + b"\0" * 14
         + b"\xff",
-        "segments": b"\x60" + segmented + step["settle"],
-        "segment-too-long": b"\x60"
+        "segments": b"\x20" + segmented + step["settle"],
+        "segment-too-long": b"\x20"
         + step["frame"]
         + bytes([len(longest)])
         + longest
@@ -282,7 +284,18 @@ def _virtio() -> dict[str, bytes]:
         "one-queue-reset": b"\x0a" + write(0x16, 2, 1) + write(0x3A, 2, 1) + sent + step["save"],
         "registers": b"\0" + b"".join(write(at, 2, 0xFFFF) for at in range(0, 0x3C, 2)) + step["read"] + b"\0\0\2",
         "configuration": b"\0" + step["configure"] + b"\x9c\x0f" + bytes(16) + step["read"] + b"\0\2\2",
-        "memory-that-changes": b"\xff" + sent + received + command + bytes(range(64)),
+        "memory-that-changes": b"\xbf" + sent + received + command + bytes(range(64)),
+        "helped": b"\x42" + sent + heard + command + step["save"] + sent + heard,
+        "helped-merged": b"\x70"
+        + add(0, 0x0C, 1, 1, 1, 1, 2, 2, 2) * 3
+        + notify[0]
+        + arriving
+        + b"\xc0"
+        + step["settle"]
+        + segmented
+        + step["settle"],
+        "helped-loop": b"\x40" + add(1, 3) + poke(0x3000 + 14, b"\0\0") + poke(0x3000 + 12, b"\1\0") + notify[1],
+        "helped-indirect": b"\x43" + frame + add(1, 0x82, 1, 4) + notify[1] + step["settle"],
     }
 
 

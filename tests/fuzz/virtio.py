@@ -1,15 +1,18 @@
 """What a hostile driver of a network card does: registers, rings and buffers in any order, memory that changes while
 the device looks at it.
 
-Input: u8 features (see ``_FEATURES``; bit 7: memory changes after each look), then steps, each a u8 of ``_STEPS`` and
+Input: u8 features (see ``_FEATURES``; bit 6: native code helps a card that has a tap, else Python serves one that has a
+peer; bit 7: memory changes after each look of Python's), then steps, each a u8 of ``_STEPS`` and
 what that step takes. Rings are where :class:`pviommu.guest.virtio.VirtioGuest` puts them, so that few bytes reach each
 of their fields.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
+from unittest import mock
 
 from pviommu.endpoints import virtio_net as net
 from pviommu.endpoints.virtio_net import VirtioNet, VirtioNetOptions
@@ -24,12 +27,14 @@ from pviommu.guest.virtio import (
     VirtioGuest,
 )
 from pviommu.host.work import Work
+from pviommu.net import tap
 from pviommu.topology import EndpointSection, IommuSection, Topology
 from pviommu.virtio.layout import REGISTER_BAR_SIZE
-from vfio_user import DmaMapping
+from vfio_user import DmaMapping, IrqAction, IrqIndex, IrqKind, IrqRequest
 
+from ..device.net.wire import Poller, Wire
 from .feed import Feed
-from .machine import RAM_SIZE, Meddled, build, nothing_raised, open_descriptors, sealed_memory
+from .machine import RAM_SIZE, Meddled, build, native, nothing_raised, open_descriptors, sealed_memory
 
 __all__ = ["TOKENS", "target"]
 
@@ -44,9 +49,9 @@ _FEATURES = (
     RING_PACKED,
     RING_RESET,
     net.MRG_RXBUF,
-    net.CSUM | net.HOST_TSO4,
-    net.GUEST_CSUM,
+    net.CSUM | net.HOST_TSO4 | net.GUEST_CSUM,
 )
+HELPED, MEDDLED = 0x40, 0x80
 _REQUIRED = (
     VERSION_1
     | ACCESS_PLATFORM
@@ -76,13 +81,19 @@ class _Memory:
 class _Guest:
     """The steps."""
 
-    def __init__(self, card: VirtioNet, peer: VirtioNet, ram: int, features: int, feed: Feed, work: Callable[[], bool]):
+    def __init__(
+        self, card: VirtioNet, peer: VirtioNet | Wire, ram: int, features: int, feed: Feed, work: Callable[[], bool]
+    ):
         self.card, self.feed, self.work = card, feed, work
         self.memory = _Memory(ram)
         self.features = _REQUIRED | sum(each for bit, each in enumerate(_FEATURES) if features >> bit & 1)
         self.driver = VirtioGuest(VirtioFunction(card.region_read, card.region_write), self.memory, BASE)
-        self.other = VirtioGuest(VirtioFunction(peer.region_read, peer.region_write), self.memory, BASE + 0x10000)
-        self._start(self.other, self.features & ~RING_PACKED)
+        self.peer = peer
+        if isinstance(peer, VirtioNet):
+            self.other = VirtioGuest(VirtioFunction(peer.region_read, peer.region_write), self.memory, BASE + 0x10000)
+            self._start(self.other, self.features & ~RING_PACKED)
+        else:
+            card.host = self.poller = Poller()
         self.start()
 
     @staticmethod
@@ -96,6 +107,9 @@ class _Guest:
         """The driver begins anew, its rings where they were."""
         self.driver = VirtioGuest(self.driver.function, self.memory, BASE)
         self._start(self.driver, self.features)
+        if isinstance(self.peer, Wire):
+            for queue in self.card.state.queues:
+                queue.vector = 0
 
     def poke(self) -> None:
         at, data = self.feed.u16(), self.feed.take(self.feed.u8() & 31)
@@ -134,7 +148,11 @@ class _Guest:
         self.card.region_write(0, 0x1000 + 4 * (self.feed.u8() % 3), b"\0\0")
 
     def answer(self) -> None:
-        """The other card sends a frame."""
+        """The other card sends a frame, or one with any header comes from the tap."""
+        if isinstance(self.peer, Wire):
+            with contextlib.suppress(BlockingIOError):
+                self.peer.far.send(self.feed.take(10).ljust(12, b"\0") + self.feed.take(14) + bytes(self.feed.u8()))
+            return
         self.memory.write(BUFFERS + 0x10000, bytes(12) + self.feed.take(14).ljust(self.feed.u8() + 14, b"\xff"))
         self.other.rings[1].add([(BUFFERS + 0x10000, 80)])
         self.other.function.notify(1)
@@ -153,6 +171,18 @@ class _Guest:
         assert kept.function.registers.keys() == saved.function.registers.keys()
 
     def settle(self) -> None:
+        if not isinstance(self.peer, Wire):
+            self._rest()
+            return
+        self.poller.look()
+        self._rest()
+        if (helper := self.card.stand_by()) is not None:
+            helper.wait([helper], self.poller.epoll.fileno(), 0.02, 0.01, 0.005, 10_000)
+            self.card.stood_by()
+        self._rest()
+        assert all(net.HEADER + net.MIN_FRAME <= len(frame) <= net.HEADER + net.MAX_FRAME for frame in self.peer.sent())
+
+    def _rest(self) -> None:
         for _ in range(MAX_TURNS):
             if not self.work():
                 return
@@ -176,43 +206,55 @@ _STEPS: tuple[Callable[[_Guest], None], ...] = (
 STEP = {step.__name__: number for number, step in enumerate(_STEPS)}
 
 
+def _topology(*options: VirtioNetOptions) -> Topology:
+    cards = (EndpointSection(f"net{at}", "virtio-net", at, options=each) for at, each in enumerate(options))
+    return Topology(IommuSection(), tuple(cards))
+
+
+_TOPOLOGIES = (
+    _topology(VirtioNetOptions("peer", "net1", packed=True), VirtioNetOptions("peer", "net0", packed=True)),
+    _topology(VirtioNetOptions("tap", tap="tap0", packed=True)),
+)
+"""without and with help"""
+
+
 def target(data: bytes) -> None:
     """Nothing raises or fails, work has an end, and what is kept stays within its bounds."""
     feed = Feed(data)
     features = feed.u8()
-    inputs, ram = Meddled(), sealed_memory()
+    inputs, ram, interrupt = Meddled(), sealed_memory(), os.eventfd(0, os.EFD_NONBLOCK)
     before = open_descriptors()
     try:
-        with nothing_raised():
-            cards = tuple(
-                EndpointSection(name, "virtio-net", stream, options=VirtioNetOptions("peer", other, packed=True))
-                for stream, (name, other) in enumerate((("net0", "net1"), ("net1", "net0")))
-            )
-            machine = build(Topology(IommuSection(), cards), inputs)
+        with nothing_raised(), mock.patch.object(tap, "Tap", Wire):
+            machine = build(_TOPOLOGIES[bool(features & HELPED)], inputs, native() if features & HELPED else None)
             try:
                 for function in machine.functions():
                     function.dma_map(DmaMapping(0, RAM_SIZE, 0, True, True, os.dup(ram)))
                     function.region_write(7, 4, b"\6\0")
-                one, two = machine.endpoints.values()
-                assert isinstance(one, VirtioNet)
-                assert isinstance(two, VirtioNet)
-                guest = _Guest(one, two, ram, features, feed, Work(machine).step)
-                if features & 0x80:
+                cards = [card for card in machine.endpoints.values() if isinstance(card, VirtioNet)]
+                one, peer = cards[0], cards[1] if len(cards) > 1 else cards[0]._link
+                assert isinstance(peer, VirtioNet | Wire)
+                one.set_irqs(IrqRequest(IrqIndex.MSIX, 0, 1, IrqAction.TRIGGER, IrqKind.EVENTFD, (os.dup(interrupt),)))
+                guest = _Guest(one, peer, ram, features, feed, Work(machine).step)
+                if features & MEDDLED:
                     inputs.meddle = lambda: os.pwrite(ram, feed.take(2), BASE + feed.u16() % 0x9000) and None
                 for _ in range(MAX_STEPS):
                     if not feed:
                         break
                     feed.pick(_STEPS)(guest)
-                    _check(one)
-                    _check(two)
+                    for card in cards:
+                        _check(card)
                 inputs.meddle = None
                 guest.settle()
                 _check(one)
             finally:
                 machine.close()
+                if features & HELPED:
+                    guest.poller.epoll.close()
         assert open_descriptors() == before
     finally:
         os.close(ram)
+        os.close(interrupt)
 
 
 def _check(card: VirtioNet) -> None:

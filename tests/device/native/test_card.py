@@ -37,6 +37,7 @@ from pviommu_abi.vendor import AllocTables
 
 from ..endpoints.conftest import RAM_SIZE, Guest
 from ..endpoints.test_virtio_net import BUFFERS, GPA, IOVA, MAC, PAGES, REQUIRED, Card, frame
+from ..net.wire import Poller, Wire
 
 PAGE = 4096
 BASE, PLACE = IOVA["net0"], GPA["net0"]
@@ -45,53 +46,6 @@ SIZE = 16
 BASIC = REQUIRED | net.MAC | net.STATUS | net.MTU | net.CTRL_VQ | net.CTRL_RX | net.MRG_RXBUF
 OFFLOADED = net.CSUM | net.HOST_TSO4 | net.GUEST_CSUM | net.GUEST_TSO4
 MULTICAST, BROADCAST = bytes.fromhex("01005e000001"), b"\xff" * 6
-
-
-class Wire(tap.Tap):
-    """A tap whose other end is a socket that keeps the boundaries of frames."""
-
-    far: socket.socket
-
-    def _make(self) -> None:
-        near, self.far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        near.setblocking(False)
-        self.far.setblocking(False)
-        self._fds.append(near.detach())
-        self.is_up = True
-
-    def close(self) -> None:
-        super().close()
-        self.far.close()
-
-
-class Loop:
-    """What a card asks of its loop: to watch its tap."""
-
-    def __init__(self) -> None:
-        self.poller = select.epoll()
-
-    def watch(self, fd: int, callback: Any) -> Loop:
-        self.fd, self.callback, self._events = fd, callback, select.EPOLLIN
-        self.poller.register(fd, select.EPOLLIN)
-        return self
-
-    def look(self) -> None:
-        """Tell the card that there may be frames."""
-        if not self.poller.closed:
-            self.callback(select.EPOLLIN, lambda: True)
-
-    @property
-    def events(self) -> int:
-        return self._events
-
-    @events.setter
-    def events(self, events: int) -> None:
-        self._events = events
-        self.poller.modify(self.fd, events)
-
-    def close(self) -> None:
-        if not self.poller.closed:
-            self.poller.close()
 
 
 class Side:
@@ -104,7 +58,7 @@ class Side:
         self.device = self.guest.make(VirtioNet, "net0", 1, VirtioNetOptions(link="tap", tap="tap0", mtu=9000))
         if not helped:
             self.device._plain = self.device.standby = None
-        self.device.host = self.loop = Loop()
+        self.device.host = self.loop = Poller()
         self.ram = os.dup(self.guest.ram)
         self.guest.plug(self.device)
         self.tables: PageTables | None = None
@@ -144,11 +98,7 @@ class Side:
         for _ in range(1000):
             if not self.device.step() or self.device.may_nap:  # which means that it only looks
                 break
-        while True:
-            try:
-                self.sent.append(self.wire.far.recv(1 << 17))
-            except BlockingIOError:
-                break
+        self.sent += self.wire.sent()
         with suppress(BlockingIOError):
             self.interrupts += os.eventfd_read(self.eventfd)
 
@@ -167,7 +117,7 @@ class Side:
 
     def close(self) -> None:
         self.guest.close()
-        self.loop.close()
+        self.loop.epoll.close()
         if self.tables is not None:
             self.tables.close()
             self._map.close()
@@ -334,7 +284,7 @@ def sleep(side: Side, timeout_ms: float = 1000, nap_ms: float = -1, budget_ns: i
     helper = side.device.stand_by()
     assert helper is not None
     try:
-        return helper.wait([helper], side.loop.poller.fileno(), timeout_ms, nap_ms, 0.02, budget_ns)
+        return helper.wait([helper], side.loop.epoll.fileno(), timeout_ms, nap_ms, 0.02, budget_ns)
     finally:
         side.device.stood_by()
 
@@ -366,7 +316,7 @@ def test_nothing_is_done_beside_a_descriptor_of_somebody_else(side: Side) -> Non
     asked(side).card.post([2048])
     side.settle()
     other = os.eventfd(1)
-    side.loop.poller.register(other, select.EPOLLIN)
+    side.loop.epoll.register(other, select.EPOLLIN)
     side.wire.far.send(ARRIVING)
 
     assert sleep(side) is Waited.OTHER
