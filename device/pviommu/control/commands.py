@@ -310,7 +310,12 @@ COMMANDS = (
             ),
         ),
         (
-            Field("statistics", "counters by name; `ops` has operations by kind", Form.OBJECT),
+            Field(
+                "statistics",
+                "counters by name; `ops` has operations by kind; `dma_requests` and `dma_bytes` count DMA as it was "
+                "done: native code makes other requests than Python for the same frames of a network card",
+                Form.OBJECT,
+            ),
             Field("text", "the same as Prometheus reads it", Form.TEXT),
             replace(_LINKS, help=f"{_LINKS.help}, if there are any, as of `links`"),
         ),

@@ -360,8 +360,8 @@ PV_EXPORT uint32_t pv_core_walk_spans(const struct pv_core *core, uint32_t ctx, 
 
 /*
  * A whole request: `count` spans, pairs of iova and length, are translated, and `room` bytes, all of them, copied to or
- * from `buffer`, once the guard is installed. `runs` has room for `most` pairs of numbers. Returns 0 if the request is not for here, for whatever
- * reason; of a write some of it may have happened if memory went away.
+ * from `buffer`, once the guard is installed. `runs` has room for `most` pairs of numbers. Returns 0 if the request is
+ * not for here, for whatever reason; of a write some of it may have happened if memory went away.
  */
 uint32_t pv_request(const struct pv_core *core, uint32_t ctx, const struct pv_memory *memory, const uint64_t *spans,
 		    uint64_t count, uint64_t *runs, uint64_t most, uint8_t *buffer, uint64_t room, uint32_t to_guest)

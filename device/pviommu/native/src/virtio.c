@@ -155,8 +155,8 @@ static uint32_t add_table(struct pv_card *card, const struct descriptor *at, uin
 }
 
 /*
- * The buffer `ahead` of the next one, which is there: its memory is appended to the card's spans, and *head says how it is
- * given back. Returns its size; 0 if it is not as usual.
+ * The buffer `ahead` of the next one, which is there: its memory is appended to the card's spans, and *head says how it
+ * is given back. Returns its size; 0 if it is not as usual.
  */
 static uint64_t chain_at(struct pv_card *card, const struct pv_split *ring, uint32_t ahead, uint32_t is_writable,
 			 uint32_t *head)
@@ -216,8 +216,8 @@ static uint32_t signal_eventfd(struct pv_card *card, int eventfd)
 }
 
 /*
- * Tell the driver of the used buffers, and raise an interrupt if it wants one. 0 if Python has to do that, or the rest of
- * it.
+ * Tell the driver of the used buffers, and raise an interrupt if it wants one. 0 if Python has to do that, or the rest
+ * of it.
  */
 static uint32_t publish(struct pv_card *card, struct pv_split *ring)
 {
@@ -338,7 +338,7 @@ static uint32_t send_next(struct pv_card *card)
 		return found == LOOK_UNUSUAL ? unusual(card) : 0;
 	card->count = 0;
 	size = chain_at(card, ring, 0, 0, &head);
-	if (size < PV_NET_HEADER + PV_LEAST_FRAME || size > PV_NET_HEADER + PV_MOST_FRAME || size > PV_FRAME_ROOM)
+	if (size < PV_NET_HEADER + PV_LEAST_FRAME || size > PV_NET_HEADER + PV_MOST_FRAME)
 		return unusual(card);
 	if (!has_room(card, ring, 1) || !request(card, card->spans, card->count, card->buffer, size, 0))
 		return unusual(card);
@@ -532,7 +532,7 @@ static uint32_t cards_wait(struct pv_card **cards, uint64_t count, int epoll, in
 		uint64_t which = 0, woken;
 		int ready;
 
-		/* Whoever was woken last gets one more nap. More of them would keep those waiting who are not heard of. */
+		/* Whoever was woken last gets one more nap. More would keep those waiting who are not heard of. */
 		if (left <= 0 && (!done || is_last))
 			return first ? PV_DONE : PV_IN_VAIN;
 		is_last = left <= 0;
@@ -573,7 +573,8 @@ static uint32_t cards_wait(struct pv_card **cards, uint64_t count, int epoll, in
 
 /*
  * Sleep until a descriptor of `epoll` is ready, for at most `timeout_ns` (-1: no limit), and do what is there for these
- * cards, at most 64 of them, each for about `budget_ns`. What epoll does not tell of is looked at each `nap_ns` (-1: never).
+ * cards, at most 64 of them, each for about `budget_ns`. What epoll does not tell of is looked at each `nap_ns` (-1:
+ * never).
  *
  * Once something was done whoever was woken by that, QEMU or the other end of the tap, may need this very processor: so
  * it goes on with naps of `short_ns`, until one was in vain and no answer is expected any more, for STAY_NS in all.
