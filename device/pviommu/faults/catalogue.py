@@ -581,8 +581,8 @@ _REQUESTS = (
     _place("leaves", "a mapping enters a page table of a device"),
     _place("attach", "a device's DMA is about to go through a page table"),
     _place("event", "a page request or an event is queued; failing, it is refused or lost"),
-    _place("bitmap", "dirty bits are about to be written to a program's bitmap"),
-    _place("interrupt", "interrupts of a VFIO device are set up"),
+    _place("bitmap", "dirty bits need room: those that a program asks for, or of a mapping of type1 that notes them"),
+    _place("interrupt", "what is given with interrupts of a VFIO device needs room"),
 )
 
 PROBES: dict[str, Probe] = {

@@ -66,9 +66,9 @@ class Type1:
         self._cutting = Cutting.WHOLE if version == 1 else Cutting.REFUSED
         self._overflow = overflow
         self._allows_unsafe_interrupts = allows_unsafe_interrupts
-        self._space: AddressSpace[Backing] = AddressSpace()
+        self.space: AddressSpace[Backing] = AddressSpace()
         self._tables: list[_Table] = []
-        self._tracks_dirty = False
+        self.tracks_dirty = False
 
     # Groups
 
@@ -85,18 +85,18 @@ class Type1:
             reserved += [*complement([config.aperture]), *config.reserved()]
         for _ in reserved:
             self._hardware.places.span()
-        way = self._space.reserve(group, reserved)
+        way = self.space.reserve(group, reserved)
         if way:
             raise RequestError(errno.EINVAL, f"attach {group}: {way[0]:#x}..{way[1]:#x} is mapped")
         try:
-            if not self._space.ranges():
+            if not self.space.ranges():
                 raise RequestError(errno.EINVAL, f"attach {group}: no IOVA is left that all groups can use")
             if not (self._allows_unsafe_interrupts or all(config.isolated_msi for config in configs)):
                 raise RequestError(errno.EPERM, f"attach {group}: its interrupts are unsafe, which is not allowed")
             self._hardware.places.attach()
             table = next((table for table in self._tables if table.suits(group)), None) or self._new_table(configs[0])
         except OSError:
-            self._space.release(group)
+            self.space.release(group)
             raise
         table.groups.append(group)
         for device in group.devices:
@@ -106,7 +106,7 @@ class Type1:
         """A page table that has everything. Raises OSError (EFAULT, ENOMEM)."""
         table = _Table(self._hardware.add_table(), config)
         try:
-            for area in self._space.areas:
+            for area in self.space.areas:
                 self._fill(table, area)
         except OSError:
             self._hardware.remove_table(table.number)
@@ -124,8 +124,8 @@ class Type1:
             self._tables.remove(table)
             self._hardware.remove_table(table.number)
         if not self._tables:
-            self._space.areas.remove(0, LAST_ADDRESS, Cutting.STOPS)
-        self._space.release(group)
+            self.space.areas.remove(0, LAST_ADDRESS, Cutting.STOPS)
+        self.space.release(group)
 
     @property
     def enforces_snoop(self) -> bool:
@@ -134,7 +134,7 @@ class Type1:
 
     def ranges(self) -> tuple[Span, ...]:
         """IOVAs that can be mapped."""
-        return self._space.ranges()
+        return self.space.ranges()
 
     # Requests
 
@@ -165,24 +165,28 @@ class Type1:
             raise RequestError(errno.EINVAL, f"{where}: neither readable nor writeable")
         if (iova | size | address) & self._page_size() - 1:
             raise RequestError(errno.EINVAL, f"{where} to {address:#x}: not of pages of {self._page_size():#x} bytes")
-        misfit = self._space.check(iova, size)
-        if misfit is Misfit.OCCUPIED or self._space.areas.first_in(iova, last):
+        misfit = self.space.check(iova, size)
+        if misfit is Misfit.OCCUPIED or self.space.areas.first_in(iova, last):
             raise RequestError(errno.EEXIST, f"{where}: {Misfit.OCCUPIED.value}")
-        if len(self._space.areas) == MAX_MAPPINGS:
+        if len(self.space.areas) == MAX_MAPPINGS:
             raise RequestError(errno.ENOSPC, f"{where}: there are {MAX_MAPPINGS} mappings already")
         if misfit:
             raise RequestError(errno.EINVAL, f"{where}: {misfit.value}")
         self._hardware.places.area()
         access = Access(request.flags)
         area = ByteArea(iova, last, address, Backing(process.memory, access, bool(access & Access.WRITE)))
-        for number, table in enumerate(self._tables):
-            try:
+        filled: list[_Table] = []
+        try:
+            for table in self._tables:
                 self._fill(table, area)
-            except OSError:
-                for filled in self._tables[:number]:
-                    self._hardware.unmap(filled.number, iova, size)
-                raise
-        self._space.areas.add(area)
+                filled.append(table)
+            if self.tracks_dirty:
+                self._hardware.places.bitmap()
+        except OSError:
+            for table in filled:
+                self._hardware.unmap(table.number, iova, size)
+            raise
+        self.space.areas.add(area)
 
     def _fill(self, table: _Table, area: ByteArea[Backing]) -> None:
         self._hardware.map(table.number, area.first, pin(self._hardware, area), area.length, area.tag.access)
@@ -207,17 +211,17 @@ class Type1:
             raise RequestError(errno.EINVAL, f"{where}: not of pages of {self._page_size():#x} bytes")
         elif last > LAST_ADDRESS:
             raise RequestError(self._overflow, f"{where}: beyond 64-bit addresses")
-        if bitmap and not (self._tracks_dirty and bitmap.pgsize == self._page_size()):
+        if bitmap and not (self.tracks_dirty and bitmap.pgsize == self._page_size()):
             raise RequestError(
                 errno.EINVAL, f"{where} with a bitmap: pages of {bitmap.pgsize:#x} bytes are not tracked"
             )
         untold = None
         if bitmap and not self._cut_by(iova, last):
-            areas = self._space.areas.overlapping(iova, last)
+            areas = self.space.areas.overlapping(iova, last)
             untold = dirty.tell(process.user, bitmap.data, iova, bitmap.pgsize, areas)
         if untold:
             last = untold.first - 1  # as in Linux, those before it are gone
-        removal = self._space.areas.remove(iova, last, cutting) if iova <= last else Removal([], None)
+        removal = self.space.areas.remove(iova, last, cutting) if iova <= last else Removal([], None)
         if removal.cut and cutting is Cutting.REFUSED:
             raise RequestError(errno.EINVAL, f"{where}: would cut {removal.cut.first:#x}..{removal.cut.last:#x}")
         with self._hardware.engine.deferred_invalidation():
@@ -230,25 +234,26 @@ class Type1:
 
     def _cut_by(self, first: int, last: int) -> ByteArea[Backing] | None:
         """An area that is partly in a range."""
-        ends = (self._space.areas.first_in(first, first), self._space.areas.first_in(last, last))
+        ends = (self.space.areas.first_in(first, first), self.space.areas.first_in(last, last))
         return next((area for area in ends if area and (area.first < first or area.last > last)), None)
 
     def _dirty_pages(self, memory: UserMemory, argument: int) -> None:
         if self._cutting is Cutting.WHOLE:
             raise RequestError(errno.EACCES, "dirty pages of type1: they are known of type1v2 only")
         argsz, flag = dirty.what_to_do(memory, argument)
-        if flag is v.DirtyPagesFlag.START:
-            self._hardware.places.bitmap()
+        if flag is v.DirtyPagesFlag.START and not self.tracks_dirty:
+            for _ in self.space.areas:
+                self._hardware.places.bitmap()
         if flag is not v.DirtyPagesFlag.GET_BITMAP:
-            self._tracks_dirty = flag is v.DirtyPagesFlag.START
+            self.tracks_dirty = flag is v.DirtyPagesFlag.START
             return
         asked = dirty.bitmap_of_range(memory, argument, argsz, self._page_size())
         last = asked.iova + asked.size - 1
         cut = self._cut_by(asked.iova, last)
-        if cut or not self._tracks_dirty:
+        if cut or not self.tracks_dirty:
             why = f"would cut {cut.first:#x}..{cut.last:#x}" if cut else "they are not tracked"
             raise RequestError(errno.EINVAL, f"dirty pages of {asked.iova:#x}..{last:#x}: {why}")
-        areas = self._space.areas.overlapping(asked.iova, last)
+        areas = self.space.areas.overlapping(asked.iova, last)
         if dirty.tell(memory, asked.data, asked.iova, asked.pgsize, areas):
             raise RequestError(errno.EFAULT, f"dirty pages: the bitmap at {asked.data:#x} cannot be written")
 
@@ -267,7 +272,7 @@ class Type1:
         argsz = arguments.read(v.Type1Info, memory, argument, _ALL_FLAGS, _MIN_INFO).argsz
         capabilities = [
             arguments.migration(self._page_size()),
-            arguments.dma_avail(MAX_MAPPINGS - len(self._space.areas)),
+            arguments.dma_avail(MAX_MAPPINGS - len(self.space.areas)),
             arguments.iova_ranges(self.ranges()),
         ]
         flags = v.InfoFlag.PGSIZES | v.InfoFlag.CAPS

@@ -9,16 +9,18 @@ import errno
 from collections.abc import Iterable
 from typing import TypeVar
 
-from ...engine import LAST_ADDRESS, ByteArea
+from ...engine import LAST_ADDRESS, PAGE_SIZE, ByteArea
 from . import vfio_arguments as arguments
 from . import vfio_structures as v
 from .request_error import RequestError
-from .user_memory import ADDRESS_LIMIT, UserMemory
+from .user_memory import UserMemory
 
 __all__ = ["bitmap_of_range", "bitmap_of_unmap", "tell", "what_to_do"]
 
 T = TypeVar("T")
 _WORD = 64
+_USER_LIMIT = (1 << 47) - PAGE_SIZE
+"""Where no program of x86-64 has memory any more, as access_ok() looks at it."""
 
 
 def what_to_do(memory: UserMemory, argument: int) -> tuple[int, v.DirtyPagesFlag]:
@@ -59,21 +61,22 @@ def bitmap_of_unmap(memory: UserMemory, argument: int, request: v.DmaUnmap) -> v
 def _check(where: str, length: int, page_size: int, size: int, data: int) -> None:
     pages = length // (page_size & -page_size) if page_size else 0
     needed = -(-pages // _WORD) * _WORD // 8
-    if data + size > ADDRESS_LIMIT or not pages or not needed <= size <= v.MAX_DIRTY_BITMAP_SIZE or not size:
+    if data + size > _USER_LIMIT or not pages or not needed <= size <= v.MAX_DIRTY_BITMAP_SIZE or not size:
         raise RequestError(
             errno.EINVAL, f"{where}, by {page_size:#x}: bitmap of {size} bytes at {data:#x}: must be at least {needed}"
         )
 
 
 def tell(memory: UserMemory, data: int, base: int, page_size: int, areas: Iterable[ByteArea[T]]) -> ByteArea[T] | None:
-    """Say that areas are dirty, in a bitmap that begins with the page at ``base``, in words of 64 bits; others stay as
-    they are. Returns the area of which that cannot be written.
+    """Say that areas are dirty, in a bitmap that begins with the page at ``base``, in words of 64 bits. What is in the
+    word in whose middle an area begins stays; all else of its words is 0. Returns the area of which that cannot be
+    written.
     """
     for area in areas:
         word, bit = divmod((area.first - base) // page_size, _WORD)
         count, at = area.length // page_size, data + word * 8
         try:
-            before = int.from_bytes(memory.read(at, 8), "little") & (1 << bit) - 1 if bit else 0
+            before = int.from_bytes(memory.read(at, 8), "little") if bit else 0
             bits = before | (1 << count) - 1 << bit
             memory.write(at, bits.to_bytes(-(-(count + bit) // _WORD) * 8, "little"))
         except OSError:

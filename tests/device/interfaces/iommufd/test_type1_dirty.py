@@ -8,6 +8,8 @@ import pytest
 
 from pviommu.interfaces.iommufd import DeviceConfig, System
 from pviommu.interfaces.iommufd import vfio_structures as v
+from pviommu.interfaces.iommufd.holdings import changes, holdings
+from pviommu.interfaces.iommufd.places import refusal
 
 from .conftest import PAGE, fails
 from .test_type1 import Client
@@ -61,6 +63,50 @@ def test_a_mapping_goes_on_in_the_next_word_and_keeps_what_is_before_it(dirty: D
     assert words == (0b1100111 | 0xF << 60, 0xF)
 
 
+def test_the_word_in_whose_middle_a_mapping_begins_keeps_all_of_its_bits(dirty: Dirty) -> None:
+    dirty.bits[:8] = bytes(8)
+    dirty.bits[7] = 0x80  # behind the mapping
+    assert dirty.get(IOVA - PAGE, 64)[:8] == (0b11001110 | 1 << 63).to_bytes(8, "little")
+    assert dirty.get(IOVA, 64)[:8] == (0b1100111).to_bytes(8, "little")
+
+
+def passed(client: Dirty, fails_at: int = 0) -> list[str]:
+    """The places that are passed from now on; what comes at one of them fails."""
+    names: list[str] = []
+
+    def meet(place: str) -> None:
+        names.append(place)
+        if place == "bitmap" and names.count(place) == fails_at:
+            raise refusal(place, "ENOMEM")
+
+    client.program.system.places.intercept(meet)
+    return names
+
+
+def test_each_mapping_needs_room_for_its_bits(dirty: Dirty) -> None:
+    dirty.ask(STOP)
+    names = passed(dirty, fails_at=2)
+    with fails("ENOMEM", "on purpose"):
+        dirty.ask(START)
+    with fails("EINVAL", "not tracked"):
+        dirty.get(IOVA, 64)
+    dirty.ask(START)
+    assert names.count("bitmap") == 2 + 2
+    dirty.ask(START)  # they have it
+    assert names.count("bitmap") == 2 + 2
+
+
+def test_a_mapping_without_room_for_its_bits_is_undone(dirty: Dirty) -> None:
+    passed(dirty, fails_at=1)
+    system = dirty.program.system
+    files = [dirty.program.find_file(fd) for fd in dirty.program.descriptors()]
+    before = holdings(system, files)
+    with fails("ENOMEM", "on purpose"):
+        dirty.map(0, PAGE)
+    assert changes(before, holdings(system, files)) == []
+    dirty.map(0, PAGE)
+
+
 def test_an_unmap_tells_of_what_goes(dirty: Dirty) -> None:
     assert dirty.unmap_with(IOVA, 64) == 5 * PAGE
     assert dirty.bits[:8] == (0b1100111).to_bytes(8, "little")
@@ -107,8 +153,11 @@ def test_requests_that_are_refused(dirty: Dirty) -> None:
     for size in (0, 7, (1 << 28) + 8):
         with fails("EINVAL", "bitmap of"):
             dirty.get(IOVA, 64, size)
-    with fails("EINVAL", "bitmap of"):
-        dirty.get(IOVA, 64, data=1 << 60)
+    for data in (1 << 60, (1 << 47) - PAGE - 8):  # bitmaps have 16 bytes
+        with fails("EINVAL", "bitmap of"):
+            dirty.get(IOVA, 64, data=data)
+    with fails("EFAULT"):
+        dirty.get(IOVA, 64, data=(1 << 47) - PAGE - 16)
     for page in (0, 2 * PAGE, PAGE // 2):
         with fails("EINVAL"):
             dirty.get(IOVA, 64, page=page)
