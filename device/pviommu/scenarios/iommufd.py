@@ -20,7 +20,7 @@ from ..interfaces.iommufd import structures as s
 from ..interfaces.iommufd import vfio_structures as v
 from ..interfaces.iommufd.holdings import changes, holdings
 from ..interfaces.iommufd.nesting import KIND, NESTING, FirstStageData, Invalidation
-from ..interfaces.iommufd.places import Places
+from ..interfaces.iommufd.places import KEPT_IN_LINUX, Places
 from ..topology import Topology
 from ..vfio_run.machine import build
 from .guest import TRIES
@@ -76,26 +76,27 @@ class PlayedProgram(LocalProcess):
         self,
         what: str,
         error: OSError | DmaRefusedError,
-        rules: Counter[str],
+        rules: Counter[tuple[str, str]],
         before: dict[str, Any],
         undo: Callable[[], object] | None,
     ) -> None:
         acted = self._failed() - rules
+        errors = {error for _, error in acted}
         name = "refused" if isinstance(error, DmaRefusedError) else errno.errorcode.get(error.errno or 0, "?")
         self.answers[name] += 1
-        if isinstance(error, OSError) and name not in acted:
-            self.harm.append(f"{what}: {error}, where {', '.join(acted) or 'nothing'} was to be")
-        if undo and self.state() != before:
+        if isinstance(error, OSError) and name not in errors:
+            self.harm.append(f"{what}: {error}, where {', '.join(errors) or 'nothing'} was to be")
+        if undo and any(place in KEPT_IN_LINUX for place, _ in acted) and self.state() != before:
             with contextlib.suppress(OSError):
                 undo()
         self.harm += [f"{what} failed, and changed {change}" for change in changes(before, self.state())]
 
-    def _failed(self) -> Counter[str]:
-        """How often a rule has had something fail, by the error."""
-        found: Counter[str] = Counter()
+    def _failed(self) -> Counter[tuple[str, str]]:
+        """How often a rule has had something fail, by the place and the error."""
+        found: Counter[tuple[str, str]] = Counter()
         for active in self._stage.faults.rules:
             if active.rule.do and active.rule.do.fail:
-                found[active.rule.do.fail] += active.turns.fired
+                found[active.rule.on.split(".")[1], active.rule.do.fail] += active.turns.fired
         return found
 
     def state(self) -> dict[str, Any]:
@@ -208,6 +209,7 @@ def _attach(program: PlayedProgram) -> None:
     fd, nic = program.opened("/dev/iommu"), program.opened("/dev/vfio/devices/vfio0")
     ioas, other = (program.ask(fd, s.IoasAlloc).out_ioas_id for _ in range(2))
     program.map(fd, ioas, _IOVA, 4)
+    program.map(fd, ioas, _OTHER - _PAGE, 1)  # a page table is filled with both, or none
     program.map(fd, other, _IOVA, 4)
     device = program.ask(nic, v.BindIommufd, iommufd=fd).out_devid
     program.ask(fd, s.GetHwInfo, dev_id=device, data_len=16, data_uptr=program.put(b"", 0x9000))
@@ -218,6 +220,8 @@ def _attach(program: PlayedProgram) -> None:
     table, second = (
         program.ask(fd, s.HwptAlloc, flags=flags, dev_id=device, pt_id=space).out_hwpt_id for space in (ioas, other)
     )
+    program.map(fd, ioas, _THIRD, 2)  # into two page tables, or none
+    program.unmap(fd, ioas, _THIRD, 2)
     for target in (table, other, table):
         # As in Linux, a device is detached whose new page table cannot be told.
         back = partial(program.call, nic, v.AttachIommufdPt, pt_id=_where(program))
@@ -338,12 +342,16 @@ def _event(program: PlayedProgram, fd: int, device: int, queue: int) -> None:
 
 def _drive(program: PlayedProgram) -> None:
     """VFIO by groups, with type1 and with iommufd; interrupts of a device."""
-    device = next(iter(program.system.devices.values()))
+    devices = list(program.system.devices.values())
+    device = devices[0]
     assert device.pci
-    container, group = program.opened("/dev/vfio/vfio"), program.opened(device.group.node)
+    container = program.opened("/dev/vfio/vfio")
+    groups = [program.opened(each.group.node) for each in devices[:2]]
+    group = groups[0]
     program.ask(group, v.GroupStatus)
-    program.asked(group, v.VfioRequest.GROUP_SET_CONTAINER, program.put(struct.pack("<i", container), 0x9000))
-    program.asked(container, v.VfioRequest.SET_IOMMU, v.Extension.TYPE1V2)
+    for each in groups:
+        program.asked(each, v.VfioRequest.GROUP_SET_CONTAINER, program.put(struct.pack("<i", container), 0x9000))
+    program.asked(container, v.VfioRequest.SET_IOMMU, v.Extension.TYPE1V2)  # all of them, or none
     program.ask(container, v.DmaMap, flags=3, vaddr=program.va, iova=_IOVA, size=4 * _PAGE)
     name = program.put(device.config.name.encode() + b"\0", 0x9000)
     opened = program.asked(group, v.VfioRequest.GROUP_GET_DEVICE_FD, name)
@@ -355,5 +363,6 @@ def _drive(program: PlayedProgram) -> None:
     finally:
         os.close(bell)
     program.ask(container, v.DirtyPages, flags=v.DirtyPagesFlag.START)
+    program.ask(container, v.DmaMap, flags=3, vaddr=program.va, iova=_OTHER, size=_PAGE)
     again = partial(program.call, container, v.DmaMap, flags=3, vaddr=program.va, iova=_IOVA, size=4 * _PAGE)
     program.ask(container, v.DmaUnmap, again, iova=_IOVA, size=4 * _PAGE)

@@ -15,7 +15,7 @@ from typing import Any
 from ..exit_status import ExitStatus
 from ..faults.catalogue import PROBES
 from ..interfaces.iommufd.holdings import changes
-from ..interfaces.iommufd.places import Places, refusal
+from ..interfaces.iommufd.places import KEPT_IN_LINUX, Places, refusal
 from ..reports import ktap
 from ..reports.ktap import Outcome, TestResult
 from .fail_nth import FailNth
@@ -26,9 +26,6 @@ RUN_S = 60
 """After which a program is killed that does not end by itself once a request of it has failed."""
 _MOST = 1000
 """Runs at most: as many as the kernel's own test of this kind allows itself."""
-_KEPT_IN_LINUX = ("copy_out", "event")
-"""Where a request may have done what it was for: if only its answer cannot be written, and an event that is lost is
-told. What is new must be gone there, too."""
 
 
 class Judge(FailNth):
@@ -67,7 +64,7 @@ class Judge(FailNth):
         self.process = 0
         if self._place:
             before, after = self._state, self._look()
-            if self._place in _KEPT_IN_LINUX:
+            if self._place in KEPT_IN_LINUX:
                 before = {key: value for key, value in after.items() if key in before}
             self.harm += [f"the request has changed {each}" for each in changes(before, after)]
 

@@ -21,6 +21,7 @@ from pviommu.faults.scenario import Rule, Scenario, load
 from pviommu.faults.schedule import Schedule
 from pviommu.faults.written import written
 from pviommu.interfaces.iommufd.hardware import Hardware
+from pviommu.interfaces.iommufd.ioas import Ioas
 from pviommu.interfaces.pv.bindings import Bindings
 from pviommu.reports.ktap import KtapParser, Outcome
 from pviommu.scenarios import sweep as sweeping
@@ -88,7 +89,23 @@ def test_requests_of_iommufd_that_fail_change_nothing(nth: int | str) -> None:
 def test_a_page_table_that_a_failed_request_leaves_behind_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Hardware, "remove_table", lambda *_: None)
     case = next(case for case in cases({"iommufd.leaves.pre": 1}))
-    assert any("failed, and changed page tables" in failure for failure in swept("iommufd", case).failures)
+    assert any("failed, and changed page table " in failure for failure in swept("iommufd", case).failures)
+
+
+def test_a_mapping_that_a_failed_request_leaves_behind_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though the workload unmaps it where only the answer is lost."""
+    right = Ioas.map
+
+    def wrong(*args: Any) -> int:
+        try:
+            return right(*args)
+        except OSError:
+            right(*args)  # it fails once
+            raise
+
+    monkeypatch.setattr(Ioas, "map", wrong)
+    case = next(case for case in cases({"iommufd.area.pre": 1}))
+    assert any("IoasMap failed, and changed IOAS" in failure for failure in swept("iommufd", case).failures)
 
 
 def test_an_adversarial_rule_harms_its_own_guest_only() -> None:

@@ -8,9 +8,10 @@ import pytest
 
 from pviommu.cli import main
 from pviommu.exit_status import ExitStatus
-from pviommu.interfaces.iommufd import System
+from pviommu.interfaces.iommufd import RequestError, System
 from pviommu.interfaces.iommufd.holdings import holdings
 from pviommu.interfaces.iommufd.ioas import Ioas
+from pviommu.interfaces.iommufd.places import Places
 from pviommu.vfio_run.sweep import Judge, swept
 
 from ..interfaces.iommufd.conftest import Program
@@ -68,10 +69,22 @@ def test_a_request_that_fails_and_changes_something_is_told(
     assert "the request has changed IOAS 1 of /dev/iommu 0" in said
 
 
+def test_what_is_new_although_its_answer_is_lost_is_told() -> None:
+    """As a device that stays attached; what was there may have changed."""
+    judge, state = Judge(1), {"page table 1": 3}
+    judge.watch(places := Places(), lambda: dict(state))
+    judge.begin(1, "attach")
+    state |= {"page table of nic": 1, "page table 1": 4}
+    with pytest.raises(RequestError, match="copy_out"):
+        places.copy_out()
+    judge.end()
+    assert judge.harm == ["the request has changed page table of nic: nothing, then 1"]
+
+
 def test_what_is_left_behind_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr("pviommu.interfaces.iommufd.context.Iommufd.close", lambda self: self._hardware.add_table())
     assert swept(Run()) == ExitStatus.FAILED
-    assert "left behind: page tables" in capsys.readouterr().err
+    assert "left behind: page table " in capsys.readouterr().err
 
 
 def test_an_exception_that_the_server_survives_is_told(capsys: pytest.CaptureFixture[str]) -> None:

@@ -35,7 +35,7 @@ class Container:
         self.type1: Type1 | None = None
         self._hardware = hardware
         self._allows_unsafe_interrupts = allows_unsafe_interrupts
-        self._groups: list[Group] = []
+        self.groups: list[Group] = []
 
     def ioctl(self, process: Process, request: int, argument: int) -> int:
         """Raises OSError: EINVAL for a request of the IOMMU while there is none, and what it says."""
@@ -54,7 +54,7 @@ class Container:
         return 0
 
     def _set_iommu(self, kind: int) -> None:
-        if self.type1 is not None or not self._groups:
+        if self.type1 is not None or not self.groups:
             raise RequestError(errno.EINVAL, f"set IOMMU {kind}: the container has one already, or has no group")
         if kind not in _EXTENSIONS:
             raise RequestError(errno.ENODEV, f"set IOMMU {kind}: there is no such kind")
@@ -64,7 +64,7 @@ class Container:
         type1 = Type1(self._hardware, version=version, allows_unsafe_interrupts=self._allows_unsafe_interrupts)
         attached: list[Group] = []
         try:
-            for group in self._groups:
+            for group in self.groups:
                 type1.attach(group)
                 attached.append(group)
         except OSError:
@@ -77,14 +77,14 @@ class Container:
         """Raises OSError, and then changes nothing, as Type1.attach() does."""
         if self.type1 is not None:
             self.type1.attach(group)
-        self._groups.append(group)
+        self.groups.append(group)
 
     def leave(self, group: Group) -> None:
         """A group goes, and with the last one the IOMMU."""
-        self._groups.remove(group)
+        self.groups.remove(group)
         if self.type1 is not None:
             self.type1.detach(group)
-            if not self._groups:
+            if not self.groups:
                 self.type1 = None
 
     def close(self) -> None:

@@ -14,13 +14,16 @@ from ...probes import Probes
 from .request_error import RequestError
 from .user_memory import Place, UserMemory, located, write_back
 
-__all__ = ["PLACES", "Places", "refusal"]
+__all__ = ["KEPT_IN_LINUX", "PLACES", "Places", "refusal"]
 
 _OWNER = "iommufd"
 PLACES = (
     *("file", "copy_in", "copy_out", "object", "area", "span", "pin", "table", "leaves", "attach", "event", "bitmap"),
     "interrupt",
 )
+KEPT_IN_LINUX = ("copy_out", "event")
+"""Where a request may have done what it was for: if only its answer cannot be written, and an event that is lost is
+told. What is new must be gone there, too."""
 
 
 def refusal(place: str, error: str) -> RequestError:
@@ -86,29 +89,32 @@ class Places:
         """A page request or an event is about to be queued."""
 
     def bitmap(self) -> None:
-        """A bitmap of a program is about to be written."""
+        """Dirty bits need room: those that a program asks for, or of a mapping of type1 that notes them."""
 
     def interrupt(self) -> None:
-        """Interrupts of a device are about to be set up."""
+        """Numbers or eventfds for interrupts of a device need room."""
 
 
 class _Arguments:
-    """A :class:`UserMemory` whose copies pass places. What is mapped is the memory itself."""
+    """A :class:`UserMemory` whose copies pass places, but for those of nothing. What is mapped is the memory itself."""
 
     def __init__(self, memory: UserMemory, places: Places) -> None:
         self._memory = memory
         self._places = places
 
     def read(self, address: int, length: int) -> bytes:
-        self._places.copy_in()
+        if length:
+            self._places.copy_in()
         return self._memory.read(address, length)
 
     def write(self, address: int, data: bytes) -> None:
-        self._places.copy_out()
+        if data:
+            self._places.copy_out()
         self._memory.write(address, data)
 
     def write_back(self, address: int, data: bytes) -> None:
-        self._places.copy_out()
+        if data:
+            self._places.copy_out()
         write_back(self._memory, address, data)
 
     def holds(self, address: int, length: int, *, writeable: bool) -> bool:
