@@ -281,19 +281,23 @@ class PciDevice:
         if asked.index >= _REGIONS or asked.index == RegionIndex.VGA:
             raise RequestError(errno.EINVAL, f"region {asked.index} of {self.function.name}: there is none")
         region, offset = self.function.region(asked.index), asked.index << OFFSET_SHIFT
+        flags = self._flags(region)
+        capability: arguments.Capability | None = None
         if self._maps_registers(asked.index, region):
-            flags = region.flags & ~RegionFlags.CAPS | RegionFlags.MMAP
+            flags = flags & ~RegionFlags.CAPS | RegionFlags.MMAP
+            if asked.index == self._table[0]:
+                capability = v.RegionCapabilityId.MSIX_MAPPABLE, b""
+        elif flags & RegionFlags.MMAP:
+            areas = [v.SparseArea(*area) for area in region.areas or ((0, region.size),)]
+            body = v.SparseMmapCapability(len(areas), 0).pack() + b"".join(area.pack() for area in areas)
+            capability = v.RegionCapabilityId.SPARSE_MMAP, body
+        if capability is None:
             return v.RegionInfo(asked.argsz, flags, asked.index, 0, region.size, offset).pack()
-        if not self._flags(region) & RegionFlags.MMAP:
-            return v.RegionInfo(asked.argsz, self._flags(region), asked.index, 0, region.size, offset).pack()
-        areas = [v.SparseArea(*area) for area in region.areas or ((0, region.size),)]
-        body = v.SparseMmapCapability(len(areas), 0).pack() + b"".join(area.pack() for area in areas)
-        flags = region.flags | RegionFlags.CAPS
         return arguments.with_chain(
             asked.argsz,
-            [(v.RegionCapabilityId.SPARSE_MMAP, body)],
+            [capability],
             v.RegionInfo.SIZE,
-            lambda argsz, chain: v.RegionInfo(argsz, flags, asked.index, chain, region.size, offset),
+            lambda argsz, chain: v.RegionInfo(argsz, flags | RegionFlags.CAPS, asked.index, chain, region.size, offset),
         )
 
     def _irq_info(self, asked: v.IrqInfo) -> v.IrqInfo:
@@ -320,8 +324,10 @@ class PciDevice:
         size = {SetIrqsFlags.DATA_NONE: 0, SetIrqsFlags.DATA_BOOL: 1, SetIrqsFlags.DATA_EVENTFD: 4}.get(kind)
         if size is None or asked.argsz - v.IrqSetHeader.SIZE < asked.count * size:
             raise RequestError(errno.EINVAL, f"{what}: flags {asked.flags:#x}, argsz {asked.argsz}")
-        process.system.places.interrupt()
-        data = process.user.read(argument + v.IrqSetHeader.SIZE, asked.count * size)
+        data = b""
+        if asked.count * size:
+            process.system.places.interrupt()
+            data = process.user.read(argument + v.IrqSetHeader.SIZE, asked.count * size)
         if asked.flags & _ACTIONS != SetIrqsFlags.ACTION_TRIGGER:
             raise RequestError(errno.ENOTTY, f"{what}: flags {asked.flags:#x}: none of them can be masked")
         if asked.index in _SINGLE:

@@ -129,6 +129,7 @@ class RegionCapabilityId(IntEnum):
     """Of DEVICE_GET_REGION_INFO."""
 
     SPARSE_MMAP = 1
+    MSIX_MAPPABLE = 3
 
 
 class HotResetFlag(IntFlag):

@@ -16,6 +16,7 @@ from pviommu.interfaces.iommufd import structures as s
 from pviommu.interfaces.iommufd import vfio_structures as v
 from pviommu.interfaces.iommufd.device_file import DeviceFile
 from pviommu.interfaces.iommufd.pci_device import Mappable
+from pviommu.interfaces.iommufd.places import refusal
 from pviommu.topology import Topology
 from pviommu.topology import load as load_topology
 from pviommu.vfio_run.machine import DeviceMachine, build
@@ -245,6 +246,11 @@ def test_registers_are_mapped_if_accesses_to_them_are_caught(setup: Setup) -> No
     assert pci
     pci.mappable = Mappable.EVERYTHING
     assert flags_of(setup, 0) & (RegionFlags.MMAP | RegionFlags.CAPS) == RegionFlags.MMAP
+    setup.data[:40] = v.RegionInfo(40, 0, 4, 0, 0, 0).pack() + bytes(8)
+    setup.program.ioctl(setup.fd, v.VfioRequest.DEVICE_GET_REGION_INFO, setup.va)
+    assert v.RegionInfo.unpack(setup.data[:32]).cap_offset == 32
+    mappable = v.CapabilityHeader(v.RegionCapabilityId.MSIX_MAPPABLE, 1, 0)
+    assert v.CapabilityHeader.unpack(setup.data[32:40]) == mappable  # the BAR with the table
     assert setup.file.mapped(BAR0, PAGE) == (None, 0, PAGE)
     shared = setup.file.mapped(SHARED, 0x10000)
     assert (shared.fd is not None, shared.size) == (True, 0x10000)
@@ -324,6 +330,25 @@ def test_errors_are_signalled_to_one_eventfd(setup: Setup) -> None:
     with fails("EINVAL"):
         setup.set_irqs(ERR, 0, 1, NONE | TRIGGER)
     os.close(fd)
+
+
+def test_what_brings_no_data_needs_no_room(setup: Setup) -> None:
+    """So interrupts can always be ended."""
+    setup.bind()
+    number = eventfd()
+    setup.set_irqs(MSIX, 0, 1, EVENTFD | TRIGGER, struct.pack("<i", number))
+
+    def meet(place: str) -> None:
+        if place == "interrupt":
+            raise refusal(place, "ENOMEM")
+
+    setup.program.system.places.intercept(meet)
+    with fails("ENOMEM", "on purpose"):
+        setup.set_irqs(MSIX, 0, 1, EVENTFD | TRIGGER, struct.pack("<i", -1))
+    setup.set_irqs(MSIX, 0, 1, NONE | TRIGGER)
+    assert told(number) == 1
+    setup.set_irqs(MSIX, 0, 0, NONE | TRIGGER)
+    os.close(number)
 
 
 @pytest.mark.parametrize(
