@@ -9,6 +9,8 @@ from pviommu.interfaces.iommufd import vfio_structures as v
 from pviommu.interfaces.iommufd.vfio_structures import VfioRequest
 from pviommu_abi.dma_test import Descriptor, DescriptorStatus
 
+from .generator import BITMAP
+
 __all__ = ["KNOWN", "Difference", "compare", "known"]
 
 _UPDATE_VADDR = 10
@@ -83,9 +85,18 @@ def _is_reason(found: Difference) -> bool:
     return model == kernel and Descriptor.unpack(bytes(model)).status == DescriptorStatus.FAULT
 
 
+def _is_dirty_behind(found: Difference) -> bool:
+    """More bits of a bitmap of type1, and none less."""
+    if found.line.split()[:2] != ["peek", f"{BITMAP:x}"]:
+        return False
+    model, kernel = (int(answer.split()[1], 16) for answer in (found.model, found.kernel))
+    return not model & ~kernel
+
+
 KNOWN: dict[str, Callable[[Difference], bool]] = {
     "type1's `VADDR`": lambda found: _has_vaddr(found) or _is_update_vaddr(found),
     "requests of another type": _is_foreign,
+    "dirty pages of type1": _is_dirty_behind,
     "the reason of a fault": _is_reason,
 }
 """By the first cell of the table's row."""

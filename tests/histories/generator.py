@@ -31,6 +31,7 @@ MOST = (1 << 64) - 1
 ARENA, ARENA_SIZE = 0x200000000000, 8 << 20
 READABLE = ARENA + ARENA_SIZE + 4 * PAGE
 LOCKED = READABLE + 4 * PAGE
+BITMAP = ARENA + ARENA_SIZE - PAGE
 
 # Files of the program
 IOMMU, OTHER_IOMMU, CONTAINER, MEMORY, QUEUE = 0, 1, 2, 3, 4
@@ -430,6 +431,24 @@ class History:
             iova, size = self.chance.choice(((0, 0), (0, 0), (iova, size), (0, MOST)))
         self.request(v.DmaUnmap, file, flags=flags, iova=iova, size=size)
 
+    def dirty_pages(self, file: int = IOMMU) -> None:
+        """Begin or end to note them, or ask for some, perhaps while they are unmapped; and look at the bitmap."""
+        flags = (
+            self.chance.choice((1, 1, 1, 2, 4, 4, 4, 4)) if not self.one_in(12) else self.chance.choice((0, 3, 5, 8))
+        )
+        iova, size = self._some_mapping()
+        if self.one_in(2):
+            iova, size = BASE - PAGE * self.chance.choice((0, 1, 62)), PAGE * self.chance.choice((64, 128, 192))
+        page = PAGE if not self.one_in(12) else self.chance.choice((1, 0x800, 0x1800, 2 * PAGE, 1 << 63))
+        room = self.chance.choice((24, 24, 64, 8)) if not self.one_in(12) else self.chance.choice((0, 7, 1 << 28, MOST))
+        data = BITMAP + self.chance.choice((0, 0, 8)) if not self.one_in(12) else self.chance.choice(ODD_ADDRESSES)
+        if self.one_in(5):
+            tail = v.DirtyBitmap(page, room, data).pack().hex()
+            self.request(v.DmaUnmap, file, tail=tail, flags=self.chance.choice((1,) * 8 + (3, 5)), iova=iova, size=size)
+        else:
+            self.request(v.DirtyPages, file, tail=v.DirtyRange(iova, size, page, room, data).pack().hex(), flags=flags)
+        self.say("peek", f"{BITMAP:x}", "28")
+
     def get_info(self, file: int = IOMMU) -> None:
         room = self.chance.choice((200, 200, 112, 104, 88, 80, 72, 64, 56, 48, 40, 36, 32, 28, 24, 20, 16, 15, 8, 0))
         self.request(v.Type1Info, file, tail=_NOTHING * 176, argsz=room or 1, flags=self.chance.choice((0, 0, 3)))
@@ -537,6 +556,7 @@ _TYPE1: dict[Step, float] = {
     _in_container(_H.map_dma): 20,
     _in_container(_H.unmap_dma): 12,
     _in_container(_H.get_info): 5,
+    _in_container(_H.dirty_pages): 10,
     _in_container(_H.version): 3,
     _in_container(_H.set_iommu): 2,
     _H.open_group: 1,
