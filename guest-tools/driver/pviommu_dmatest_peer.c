@@ -11,6 +11,8 @@
 
 /* part of the scatter/gather entries, which are not used meanwhile */
 #define PVDT_PEER_OFFSET	PVDT_SG_OFFSET
+/* a page of the device's: BARs may have less behind the offset than a page of the kernel's */
+#define PVDT_PEER_SIZE		SZ_4K
 /* no memory, and no BAR: a serial port of the "virt" machine, or the first I/O APIC */
 #define PVDT_NO_BAR		(IS_ENABLED(CONFIG_ARM64) ? 0x09000000 : 0xfec00000)
 /* the DMA API allocates from the end of the first 4 GiB */
@@ -49,13 +51,14 @@ static void pvdt_peer_copy(struct ktap *ktap, struct pvdt *engine, dma_addr_t ds
 /* From memory to the BAR, from its first half to its second, and back to memory. */
 static void pvdt_peer_shared(struct ktap *ktap, struct pvdt *engine, dma_addr_t iova, u8 *cpu)
 {
-	const size_t half = PAGE_SIZE / 2;
+	const size_t half = PVDT_PEER_SIZE / 2;
 	struct pvdt_buffer buffer;
 
-	if (!EXPECT_EQ(ktap, pvdt_buffer_map(engine, &buffer, PAGE_SIZE, DMA_BIDIRECTIONAL), 0))
+	if (!EXPECT_EQ(ktap, pvdt_buffer_map(engine, &buffer, PVDT_PEER_SIZE, DMA_BIDIRECTIONAL),
+		       0))
 		return;
-	memset(cpu, PVDT_GUARD_BYTE, PAGE_SIZE);
-	pvdt_scribble(buffer.cpu, PAGE_SIZE, 11);
+	memset(cpu, PVDT_GUARD_BYTE, PVDT_PEER_SIZE);
+	pvdt_scribble(buffer.cpu, PVDT_PEER_SIZE, 11);
 	pvdt_to_device(engine, &buffer);
 	pvdt_peer_copy(ktap, engine, iova + 3, buffer.iova + 3, half - 3);
 	EXPECT(ktap, !memcmp(cpu + 3, buffer.cpu + 3, half - 3));
@@ -73,15 +76,15 @@ void pvdt_test_peer_shared(struct ktap *ktap, void *subject, unsigned long param
 	struct pvdt *engine = subject;
 	struct pvdt *peer = pvdt_peer_get(engine);
 	phys_addr_t phys = pvdt_bar(peer, PVDT_SHARED_BAR) + PVDT_PEER_OFFSET;
-	u8 *cpu = memremap(phys, PAGE_SIZE, MEMREMAP_WB);
+	u8 *cpu = memremap(phys, PVDT_PEER_SIZE, MEMREMAP_WB);
 	dma_addr_t iova;
 
 	if (!EXPECT(ktap, cpu))
 		goto out_put;
-	iova = dma_map_resource(pvdt_dev(engine), phys, PAGE_SIZE, DMA_BIDIRECTIONAL, 0);
+	iova = dma_map_resource(pvdt_dev(engine), phys, PVDT_PEER_SIZE, DMA_BIDIRECTIONAL, 0);
 	if (EXPECT_EQ(ktap, dma_mapping_error(pvdt_dev(engine), iova), 0)) {
 		pvdt_peer_shared(ktap, engine, iova, cpu);
-		dma_unmap_resource(pvdt_dev(engine), iova, PAGE_SIZE, DMA_BIDIRECTIONAL, 0);
+		dma_unmap_resource(pvdt_dev(engine), iova, PVDT_PEER_SIZE, DMA_BIDIRECTIONAL, 0);
 	}
 	memunmap(cpu);
 out_put:
@@ -93,7 +96,7 @@ static u32 pvdt_peer_read(struct ktap *ktap, struct pvdt *engine, dma_addr_t iov
 	struct pvdt_buffer buffer;
 	u32 value = 0;
 
-	if (!EXPECT_EQ(ktap, pvdt_buffer_map(engine, &buffer, PAGE_SIZE, DMA_FROM_DEVICE), 0))
+	if (!EXPECT_EQ(ktap, pvdt_buffer_map(engine, &buffer, PVDT_PEER_SIZE, DMA_FROM_DEVICE), 0))
 		return 0;
 	pvdt_peer_copy(ktap, engine, buffer.iova, iova, sizeof(value));
 	pvdt_to_cpu(engine, &buffer);
@@ -144,11 +147,11 @@ void pvdt_test_no_peer(struct ktap *ktap, void *subject, unsigned long param)
 	dma_addr_t iova;
 	int ret;
 
-	iova = dma_map_resource(dev, PVDT_NO_BAR, PAGE_SIZE, DMA_BIDIRECTIONAL, 0);
+	iova = dma_map_resource(dev, PVDT_NO_BAR, PVDT_PEER_SIZE, DMA_BIDIRECTIONAL, 0);
 	if (!EXPECT(ktap, dma_mapping_error(dev, iova)))
-		dma_unmap_resource(dev, iova, PAGE_SIZE, DMA_BIDIRECTIONAL, 0);
-	ret = iommu_map(domain, PVDT_PEER_IOVA, PVDT_NO_BAR, PAGE_SIZE, IOMMU_READ | IOMMU_MMIO,
-			GFP_KERNEL);
+		dma_unmap_resource(dev, iova, PVDT_PEER_SIZE, DMA_BIDIRECTIONAL, 0);
+	ret = iommu_map(domain, PVDT_PEER_IOVA, PVDT_NO_BAR, PVDT_PEER_SIZE,
+			IOMMU_READ | IOMMU_MMIO, GFP_KERNEL);
 	if (!EXPECT_EQ(ktap, ret, -EFAULT) && !ret)
-		iommu_unmap(domain, PVDT_PEER_IOVA, PAGE_SIZE);
+		iommu_unmap(domain, PVDT_PEER_IOVA, PVDT_PEER_SIZE);
 }

@@ -65,6 +65,11 @@ usage() {
 	cat "$debugfs/pviommu/$iommu/usage"
 }
 
+# usage_held: what is held on both sides; page tables also depend on which addresses the DMA API chose before and after
+usage_held() {
+	usage | grep -E '^(contexts|bindings|mapped_pages|domains|endpoints) '
+}
+
 # held: the part of it that is given back with time; the rest counts what has happened
 held() {
 	grep -vE "^(events_lost|rings|posted|waited|doorbells|rescues|device_doorbells) " "$debugfs/pviommu/$iommu/usage"

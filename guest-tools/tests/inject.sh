@@ -11,7 +11,7 @@ injected_errors="ENOMEM=12 EIO=5 ENOSPC=28"
 # has_injection: whether this kernel has it, or must have it by its name
 has_injection() {
 	case "$kernel" in
-	lab | lab-debug) return 0 ;;
+	lab*) return 0 ;;
 	*) [ -d "$fail_function" ] ;;
 	esac
 }

@@ -163,14 +163,14 @@ unbind_in_wrong_order() {
 
 # gone_and_back SUBJECT ENGINE: removes SUBJECT, which takes ENGINE along, and finds both again
 gone_and_back() {
-	held >/tmp/held.before
+	usage_held >/tmp/held.before
 	echo 1 >"$devices/$1/remove" || return 1
 	[ ! -e "$devices/$2" ] || { echo "$2 is still there" && return 1; }
-	same "$(held | grep -E '^(bindings|endpoints) ')" \
+	same "$(usage | grep -E '^(bindings|endpoints) ')" \
 		"$(awk '/^(bindings|endpoints) / { print $1, $2 - 1 }' /tmp/held.before)" || return 1
 	echo 1 >/sys/bus/pci/rescan
 	[ -e "$devices/$1" ] || { echo "$1 has not come back" && return 1; }
-	dma_works && same "$(held)" "$(cat /tmp/held.before)"
+	dma_works && same "$(usage_held)" "$(cat /tmp/held.before)"
 }
 
 remove_and_rescan() {

@@ -15,7 +15,7 @@ suite_plan() {
 suite_tests() {
 	usage_held >/tmp/usage.vfio
 	check "vfio-pci is there" vfio_load
-	check "there are huge pages, one of 1 GiB too" suite_reserves
+	check "there are huge pages, one of 1 GiB too if the kernel has that size" suite_reserves
 	check "the engines go to vfio-pci" vfio_take_engines
 	for interface in $(vfio_interfaces); do
 		vfio_allow "$interface" Y
@@ -31,6 +31,8 @@ suite_tests() {
 # are some. The interfaces that map page by page do so anyway.
 suite_reserves() {
 	echo always >"$shmem_huge" || return 1
+	# with pages of 64 KiB there is no such size, and the suite skips what is about it
+	[ -e "$huge_1g" ] || return 0
 	[ "$(cat "$huge_1g")" -ge 1 ] && return 0
 	echo 1 >/proc/sys/vm/compact_memory
 	echo 1 >"$huge_1g" && [ "$(cat "$huge_1g")" -ge 1 ]
@@ -38,7 +40,7 @@ suite_reserves() {
 
 suite_gives_back() {
 	echo never >"$shmem_huge"
-	echo 0 >"$huge_1g"
+	[ ! -e "$huge_1g" ] || echo 0 >"$huge_1g"
 	for interface in $(vfio_interfaces); do
 		vfio_allow "$interface" N
 	done

@@ -14,7 +14,7 @@ sweep_tests() {
 	# an engine that stops costs every case so much
 	engine_timeout_ms=2000
 	unload_all && load_all && dma_works || return
-	left >/tmp/left.calm
+	usage_held >/tmp/left.calm
 	case_number=0
 	while request case >/dev/null; do
 		case_number=$((case_number + 1))
@@ -43,13 +43,8 @@ sweep_case() {
 	finish
 }
 
-# left: what every case must give back, on both sides
-left() {
-	held | grep -E "^(contexts|bindings|mapped_pages|domains|endpoints) "
-}
-
 is_as_before() {
-	same "$(left)" "$(cat /tmp/left.calm)"
+	same "$(usage_held)" "$(cat /tmp/left.calm)"
 }
 
 # Of the kernel; that the driver gives a device up may be right.

@@ -12,7 +12,7 @@ vfio_huge=/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages
 vfio_interfaces() {
 	echo type1
 	case "$kernel" in
-	lab | lab-debug) echo iommufd ;;
+	lab*) echo iommufd ;;
 	own) { [ -e /dev/iommu ] || [ -e "$modules/iommufd.ko" ]; } && echo iommufd ;;
 	esac
 	return 0
@@ -42,11 +42,6 @@ vfio_tests() {
 	done
 	check "the engines go back to pviommu_dmatest, and the DMA API works" vfio_give_engines_back
 	check "nothing is left of VFIO" same "$(usage_held)" "$(cat /tmp/usage.vfio)"
-}
-
-# usage_held: what is held on both sides; page tables also depend on which addresses the DMA API chose before and after
-usage_held() {
-	usage | grep -E '^(contexts|bindings|mapped_pages|domains|endpoints) '
 }
 
 vfio_load() {

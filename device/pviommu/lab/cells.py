@@ -124,12 +124,16 @@ _OF_ARM64 = tuple(
         ("gicv2m", "debian-7", "xen-v7", "strict", 1, ""),
         ("its", "debian-16k", "xen-v7", "lazy", 2, ""),
         ("gicv2m", "debian-16k", "xen-2024", "strict", 1, ""),
+        ("its", "lab-64k", "xen-2024", "lazy", 1, ""),
+        ("gicv2m", "lab-64k", "xen-v7", "strict", 2, ""),
+        ("its", "lab-64k", "xen-2024", "lazy", 1, "vfio"),
         ("its", "debian-7", "xen-2024", "lazy", 1, SMMU),
         ("its", "debian-7", "xen-2024", "strict", 2, SMMU),
+        ("gicv2m", "lab-64k", "xen-2024", "lazy", 2, SMMU),
     )
 )
 """An emulated processor of another architecture is slow, so there each value is in a cell, and not each combination.
-Only ``debian-7`` can take an SMMU into its device tree."""
+Linux 6.12 of Debian cannot take an SMMU into its device tree."""
 
 
 @dataclass(slots=True)

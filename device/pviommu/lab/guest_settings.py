@@ -29,8 +29,8 @@ CONFIG_PATH = "/lab/config"
 KERNELS = ("debian", "debian-7", "lab", "lab-debug")
 """Kernels that the lab provides by name, for guests of this host's architecture."""
 
-ARM64_KERNELS = ("debian", "debian-7", "debian-16k")
-"""The same for guests of arm64; the last one has pages of 16 KiB."""
+ARM64_KERNELS = ("debian", "debian-7", "debian-16k", "lab-64k")
+"""The same for guests of arm64; two are named after the size of their pages, the others have 4 KiB."""
 
 OWN_KERNEL = "own"
 """The name that a kernel given by its path has in the guest."""

@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from .architecture import AMD64, Architecture
 from .build import Sandbox, find_sandbox
 from .problems import EnvironmentProblem, RunError
 from .processes import Run, run
@@ -52,9 +53,10 @@ _LAYOUT = "1"  # change it to have every kernel built anew
 _LAST_LINES = 40
 # what make prints for each file that it compiles, in a build and in a dry run
 _COMPILES = re.compile(r"(?:^|echo ')\s+(?:CC|AS)(?: \[M\])?\s+(\S+\.o)\b")
-_EXPORT_TREE = "$(srctree)/scripts/package/install-extmod-build"
+# Built by a cross compiler, it would build the tree's programs anew for where the kernel runs. Modules are built here.
+_EXPORT_TREE = "HOSTCC='$(CC)' $(srctree)/scripts/package/install-extmod-build"
 _DRY = ("-n", "-k", "all")
-_KEPT_FILES = (".config", "vmlinux", "System.map", "arch/x86/boot/bzImage")
+_KEPT_FILES = (".config", "vmlinux", "System.map")
 
 
 class BuiltKernel:
@@ -97,10 +99,17 @@ def follow(command: Sequence[str], line: Callable[[str], None]) -> int:
 
 
 def build_kernel(
-    name: str, root: Path, fragments: Sequence[Path], progress: Progress, run: Run = run, follow: Follow = follow
+    name: str,
+    root: Path,
+    fragments: Sequence[Path],
+    progress: Progress,
+    run: Run = run,
+    follow: Follow = follow,
+    architecture: Architecture = AMD64,
 ) -> BuiltKernel:
-    """The kernel ``name``, which ``fragments`` describe (later ones override earlier ones); built in ``root`` if it is
-    not there yet.
+    """The kernel ``name`` of ``architecture``, which ``fragments`` describe (later ones override earlier ones).
+
+    It is built in ``root`` if it is not there yet.
 
     Raises RunError with what the failing step said, and EnvironmentProblem.
     """
@@ -114,7 +123,7 @@ def build_kernel(
             if kept.is_dir():
                 progress.skip(STEPS)
             else:
-                build = _Build(name, root, find_sandbox(root, run), progress, follow)
+                build = _Build(name, root, find_sandbox(root, run), progress, follow, architecture)
                 build.make(source_archive(root), _text(fragments), kept)
     except OSError as problem:
         raise EnvironmentProblem(
@@ -173,12 +182,15 @@ def options(configuration: str) -> dict[str, str]:
 class _Build:
     """One build. Folders are named as seen from inside the sandbox unless they are a Path."""
 
-    def __init__(self, name: str, root: Path, sandbox: Sandbox, progress: Progress, follow: Follow) -> None:
+    def __init__(
+        self, name: str, root: Path, sandbox: Sandbox, progress: Progress, follow: Follow, architecture: Architecture
+    ) -> None:
         self._name = name
         self._root = root
         self._sandbox = sandbox
         self._progress = progress
         self._follow = follow
+        self._architecture = architecture
 
     def make(self, source: Path, fragments: str, kept: Path) -> None:
         making = Path(tempfile.mkdtemp(prefix="making-", dir=kept.parent))
@@ -241,7 +253,7 @@ class _Build:
                 found.add(match[1])
 
         # -k: files that it would have made are missing, which is no error here
-        self._follow(self._sandbox.command(self._root, ["make", "-C", self._inside(making / "source"), *_DRY]), take)
+        self._follow(self._sandbox.command(self._root, [*self._make_in(making), *_DRY]), take)
         return found
 
     def _keep(self, making: Path) -> None:
@@ -253,7 +265,7 @@ class _Build:
         self._make(making, install, "installed")
         export = f"KBUILD_RUN_COMMAND={_EXPORT_TREE} {inside}"
         self._make(making, ["run-command", export], "installed")
-        for name in _KEPT_FILES:
+        for name in (*_KEPT_FILES, self._architecture.image):
             (tree / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(making / "source" / name, tree / name)
         debugger = tree / "vmlinux-gdb.py"  # gdb loads it with vmlinux, if that is allowed
@@ -268,7 +280,10 @@ class _Build:
         self, making: Path, words: Sequence[str], what: str, line: Callable[[str], None] = lambda line: None
     ) -> None:
         # A low priority: whoever waits for the kernel does other work meanwhile.
-        self._do(["nice", "-n", "10", "make", "-C", self._inside(making / "source"), *words], what, line)
+        self._do(["nice", "-n", "10", *self._make_in(making), *words], what, line)
+
+    def _make_in(self, making: Path) -> tuple[str, ...]:
+        return ("make", "-C", self._inside(making / "source"), *self._architecture.make)
 
     def _do(self, program: Sequence[str], what: str, line: Callable[[str], None] = lambda line: None) -> None:
         last: deque[str] = deque(maxlen=_LAST_LINES)

@@ -1,4 +1,4 @@
-"""The guest's kernel by name: Debian's, a newer one of Debian's, two built for the lab, or the user's own by its path.
+"""The guest's kernel by name: Debian's, a newer one of Debian's, the lab's own, or the user's own by its path.
 
 What a kernel needs beyond the common root is in a layer of its own on top of it, fetched only when it is needed.
 """
@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from . import kernel_build
-from .architecture import AMD64, Architecture
+from .architecture import AMD64, ARM64, Architecture
 from .guest_settings import KERNELS, OWN_KERNEL, kernel_name
 from .kernel import KernelTree, open_kernel, open_tree
 from .kernel_build import SOURCE_PACKAGES, Follow, build_kernel, find_kernel, follow
@@ -27,33 +27,37 @@ __all__ = ["BUILD_PACKAGES", "build_layer", "has_kernel", "open_named_path", "st
 DEBIAN, DEBIAN_7 = KERNELS[:2]
 _OF_BACKPORTS = (DEBIAN_7,)
 
-BUILD_PACKAGES = (f"{SOURCE_PACKAGES[0]}/{BACKPORTS}", *SOURCE_PACKAGES[1:], "uuid-dev")
+_TEST_LIBRARIES = ("uuid-dev",)
+BUILD_PACKAGES = (f"{SOURCE_PACKAGES[0]}/{BACKPORTS}", *SOURCE_PACKAGES[1:], *_TEST_LIBRARIES)
 """Packages of the layer in which kernels are built: the newest source, and what building it and its own tests needs."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Flavour:
-    """A kernel of the lab's own: its fragments in ``guest-tools/kernel``, and its boot arguments."""
+    """A kernel of the lab's own: its fragments in ``guest-tools/kernel``, lowest first, and its boot arguments."""
 
     fragments: tuple[str, ...]
     arguments: tuple[str, ...] = ()
 
 
 _ARGUMENTS = ("printk.time=1",)  # as on Debian's kernels
-_FLAVOURS: Mapping[str, _Flavour] = {
-    "lab": _Flavour(("lab.config",), _ARGUMENTS),
-    # Any warning ends the run; the last argument turns on the check of IOMMU_DEBUG_PAGEALLOC.
-    "lab-debug": _Flavour(
-        ("lab.config", "lab-debug.config"), (*_ARGUMENTS, "panic_on_warn=1", "iommu.debug_pagealloc=1")
-    ),
+_FLAVOURS: Mapping[str, Mapping[str, _Flavour]] = {
+    AMD64.name: {
+        "lab": _Flavour(("lab.config",), _ARGUMENTS),
+        # Any warning ends the run; the last argument turns on the check of IOMMU_DEBUG_PAGEALLOC.
+        "lab-debug": _Flavour(
+            ("lab.config", "lab-debug.config"), (*_ARGUMENTS, "panic_on_warn=1", "iommu.debug_pagealloc=1")
+        ),
+    },
+    ARM64.name: {"lab-64k": _Flavour(("lab.config", "lab-64k.config"), _ARGUMENTS)},
 }
 
 
-def steps(kernel: str) -> int:
+def steps(kernel: str, architecture: Architecture = AMD64) -> int:
     """Progress steps that :func:`with_kernel` may take."""
     if kernel == DEBIAN or kernel_name(kernel) == OWN_KERNEL:
         return 0
-    return ROOT_STEPS + kernel_build.STEPS if kernel in _FLAVOURS else ROOT_STEPS
+    return ROOT_STEPS + kernel_build.STEPS if kernel in _FLAVOURS[architecture.name] else ROOT_STEPS
 
 
 def open_named_path(kernel: str, architecture: Architecture = AMD64) -> KernelTree | None:
@@ -79,12 +83,24 @@ def _packages(kernel: str, architecture: Architecture) -> tuple[str, ...]:
     return (*needed, *named)
 
 
-def build_layer(base: Path, progress: Progress, *, environment: Mapping[str, str] = os.environ, run: Run = run) -> Path:
-    """The layer on the root ``base`` with the kernel's source and what builds it; made if it is missing.
+def build_layer(
+    base: Path,
+    progress: Progress,
+    architecture: Architecture = AMD64,
+    *,
+    environment: Mapping[str, str] = os.environ,
+    run: Run = run,
+) -> Path:
+    """The layer on the root ``base`` with the kernel's source and what builds it, and its tests, for ``architecture``;
+    made if it is missing.
 
     Raises EnvironmentProblem.
     """
-    return private_root(cache_folder(environment), BUILD_PACKAGES, progress, environment, run, base=base)
+    packages: tuple[str, ...] = BUILD_PACKAGES
+    if architecture.is_foreign:  # what the tests are linked with
+        packages = (*packages, *(f"{name}:{architecture.name}" for name in _TEST_LIBRARIES))
+    folder, known = cache_folder(environment), architectures(architecture)
+    return private_root(folder, packages, progress, environment, run, base=base, architectures=known)
 
 
 def with_kernel(
@@ -113,11 +129,11 @@ def with_kernel(
         packages = _packages(kernel, architecture)
         root = private_root(folder, packages, progress, environment, run, base=toolbox.root, architectures=known)
         return _with_package(replace(toolbox, root=root, kernel=kernel))
-    flavour = _FLAVOURS[kernel]
-    root = build_layer(toolbox.root, progress, environment=environment, run=run)
+    flavour = _FLAVOURS[architecture.name][kernel]
+    root = build_layer(toolbox.root, progress, architecture, environment=environment, run=run)
     fragments = [guest_tools / "kernel" / name for name in flavour.fragments]
-    built = build_kernel(kernel, root, fragments, progress, run, follow)
-    tree = replace(open_tree(built.tree), modules=built.modules)
+    built = build_kernel(kernel, root, fragments, progress, run, follow, architecture)
+    tree = replace(open_tree(built.tree, architecture=architecture), modules=built.modules)
     return _with_tree(replace(toolbox, root=root, kernel=kernel, kernel_arguments=flavour.arguments), tree)
 
 
@@ -131,7 +147,7 @@ def has_kernel(
     root = find_root(cache_folder(environment), packages, base=toolbox.root)
     if root is None or kernel == DEBIAN_7:
         return root is not None
-    fragments = [guest_tools / "kernel" / name for name in _FLAVOURS[kernel].fragments]
+    fragments = [guest_tools / "kernel" / name for name in _FLAVOURS[AMD64.name][kernel].fragments]
     return find_kernel(kernel, root, fragments) is not None
 
 

@@ -107,7 +107,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--kernel",
         metavar="NAME|PATH",
         help=f"{', '.join(KERNELS)}, for arm64 {', '.join(ARM64_KERNELS)}, or the build tree or bzImage of your own "
-        f"kernel; default: {KERNELS[0]}, with --suite {suites.KERNELS[0]}",
+        f"kernel; default: {KERNELS[0]}, with --suite {suites.KERNELS[0]}, for arm64 {ARM64_KERNELS[-1]}",
     )
     parser.add_argument("--profile", choices=PROFILES, default=PROFILES[0], help="profile that the driver uses first")
     parser.add_argument("--mode", choices=MODES, default="lazy", help="how the guest's DMA API maps")
@@ -220,15 +220,15 @@ def prepare(progress: Progress, wanted: Wanted) -> Setup:
     chosen = accelerator.choose_accelerator(wanted.accel, toolbox, cache, progress)
     tests: Sequence[Path] = ()
     if wanted.suite is not None:
-        layer = kernels.build_layer(base, progress)
-        tests = suites.build_suite(wanted.suite, layer, resources.guest_tools(), cache, progress)
+        layer = kernels.build_layer(base, progress, architecture)
+        tests = suites.build_suite(wanted.suite, layer, resources.guest_tools(), cache, progress, architecture)
     return Setup(toolbox, modules, chosen, built, tests)
 
 
 def set_up(stream: TextIO, provide: Provide, wanted: Wanted, library: ProvideLibrary | None = None) -> Setup:
     """What ``provide`` and ``library`` make, with their progress on ``stream``. Raises what they raise."""
-    steps = provision.STEPS + kernels.steps(wanted.kernel) + programs.STEPS + core.STEPS + accelerator.STEPS
-    steps += build.STEPS * len(wanted.architecture.modules)
+    steps = provision.STEPS + kernels.steps(wanted.kernel, wanted.architecture) + programs.STEPS + core.STEPS
+    steps += accelerator.STEPS + build.STEPS * len(wanted.architecture.modules)
     if wanted.architecture.is_foreign:
         steps += roots.STEPS
     if wanted.suite is not None:
@@ -306,7 +306,7 @@ def _run(
     topology = find(args.topology or _usual_topology(args))
     if not topology.is_file():
         raise UsageError(f"--topology {topology}: no such file")
-    kernel = args.kernel or _usual_kernel(args.suite)
+    kernel = args.kernel or _usual_kernel(args.suite, architecture)
     setup = set_up(stream, provide, Wanted(args.qemu, args.accel, kernel, args.suite, architecture), library)
     added.check_interpreter(brought, added.applets(setup.toolbox.runnable_busybox))
     if args.only_setup:
@@ -377,13 +377,9 @@ def _settings(
         raise UsageError(f"--vcpus {args.vcpus}: give 1 to {MAX_VCPUS}")
     if args.cycles is not None and not 1 <= args.cycles <= MAX_CYCLES:
         raise UsageError(f"--cycles {args.cycles}: give 1 to {MAX_CYCLES}")
-    kernel = kernel_name(args.kernel or _usual_kernel(args.suite))
-    if architecture.is_foreign and args.suite is not None:
-        raise UsageError(f"--suite {args.suite}: not with --arch {args.arch}, whose kernels of the lab have no iommufd")
+    kernel = kernel_name(args.kernel or _usual_kernel(args.suite, architecture))
     if architecture.is_foreign and args.long:
-        raise UsageError(
-            f"--long: not with --arch {args.arch}, whose kernels of Debian cannot start another (KEXEC_FILE)"
-        )
+        raise UsageError(f"--long: not with --arch {args.arch}, whose kernels cannot start another (KEXEC_FILE)")
     for option, value in (("--run", args.program), ("--suite", args.suite)):
         if value is not None and args.long:
             raise UsageError(f"{option} and --long: there are no long tests, {option} replaces all tests")
@@ -391,7 +387,8 @@ def _settings(
         if replaces is not None and args.cycles is not None:
             raise UsageError(f"--cycles and {option}: {option} replaces the test that has cycles")
     if args.suite is not None and kernel not in suites.KERNELS:
-        raise UsageError(f"--suite {args.suite} needs iommufd, which {kernel} lacks: give --kernel lab, or your own")
+        able = _usual_kernel(args.suite, architecture)
+        raise UsageError(f"--suite {args.suite} needs iommufd, which {kernel} lacks: give --kernel {able}, or your own")
     program = args.program.name if args.program is not None else ""
     return GuestSettings(
         *(args.profile, args.mode, args.vcpus, kernel, args.long, args.keep, program, args.suite or ""),
@@ -407,11 +404,13 @@ def _settings(
 def _usual_topology(args: argparse.Namespace) -> Path:
     """That of the lab's own tests has network cards, which only Debian's kernels can drive in namespaces."""
     others = args.program or args.suite or args.scenario or args.long
-    return Path("lab" if others or args.kernel not in (None, *KERNELS[:2], *ARM64_KERNELS) else "lab-cards")
+    debian = (None, *KERNELS[:2], *ARM64_KERNELS[:3])
+    return Path("lab" if others or args.kernel not in debian else "lab-cards")
 
 
-def _usual_kernel(suite: str | None) -> str:
-    return KERNELS[0] if suite is None else suites.KERNELS[0]
+def _usual_kernel(suite: str | None, architecture: Architecture) -> str:
+    able = architecture.kernels if suite is None else suites.KERNELS
+    return next(name for name in able if name in architecture.kernels)
 
 
 def time_limit(asked: float | None, settings: GuestSettings, architecture: Architecture = AMD64) -> float:

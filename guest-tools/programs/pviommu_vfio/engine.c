@@ -201,22 +201,39 @@ static bool faults(struct engine *engine, const struct pvdt_descriptor *request,
 	       same("refused address", outcome.detail, refused);
 }
 
+/* How much of the @left bytes one request can be about. */
+static uint32_t piece(uint32_t left)
+{
+	return left < PVDT_MAX_LENGTH ? left : PVDT_MAX_LENGTH;
+}
+
 bool engine_copies(struct engine *engine, uint64_t dst, uint64_t src, uint32_t length)
 {
-	struct pvdt_descriptor request = {
-		.op = PVDT_OP_COPY, .src = src, .dst = dst, .length = length,
-	};
+	struct pvdt_descriptor request = { .op = PVDT_OP_COPY };
+	uint32_t done;
 
-	return succeeds(engine, &request);
+	for (done = 0; done < length; done += request.length) {
+		request.src = src + done;
+		request.dst = dst + done;
+		request.length = piece(length - done);
+		if (!succeeds(engine, &request))
+			return false;
+	}
+	return true;
 }
 
 bool engine_fills(struct engine *engine, uint64_t dst, uint64_t pattern, uint32_t length)
 {
-	struct pvdt_descriptor request = {
-		.op = PVDT_OP_FILL, .dst = dst, .pattern = pattern, .length = length,
-	};
+	struct pvdt_descriptor request = { .op = PVDT_OP_FILL, .pattern = pattern };
+	uint32_t done;
 
-	return succeeds(engine, &request);
+	for (done = 0; done < length; done += request.length) {
+		request.dst = dst + done;
+		request.length = piece(length - done);
+		if (!succeeds(engine, &request))
+			return false;
+	}
+	return true;
 }
 
 bool engine_write_faults(struct engine *engine, uint64_t dst, uint32_t length, uint64_t refused)

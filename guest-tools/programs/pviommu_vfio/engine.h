@@ -53,7 +53,7 @@ void engine_close(struct engine *engine);
  */
 bool engine_run(struct engine *engine, struct pvdt_descriptor request, struct outcome *outcome);
 
-/* Requests that must succeed; each complains if not. */
+/* Requests that must succeed, as many as the length takes; each complains if not. */
 bool engine_copies(struct engine *engine, uint64_t dst, uint64_t src, uint32_t length);
 bool engine_fills(struct engine *engine, uint64_t dst, uint64_t pattern, uint32_t length);
 /*

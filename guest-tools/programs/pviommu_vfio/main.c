@@ -17,7 +17,7 @@
 #include "starve.h"
 #include "tests.h"
 
-#define MAX_LISTS	10
+#define MAX_LISTS	11
 #define ANY_IOVA	0x10000000
 
 static const char usage_text[] =
@@ -274,6 +274,8 @@ static void run_all(struct fixture *f, const struct options *options)
 		lists[nr_lists++] = pool_tests;
 	}
 	lists[nr_lists++] = options->ops->maps_bars ? bar_tests : no_bar_tests;
+	if (options->ops->maps_bars && PAGE <= (PVDT_SHARED_BAR_SIZE - PVDT_SG_OFFSET) / 2)
+		lists[nr_lists++] = bar_part_tests;
 	if (options->ops->maps_bars && PAGE <= REGISTERS_SIZE)
 		lists[nr_lists++] = register_tests;
 	if (options->huge)

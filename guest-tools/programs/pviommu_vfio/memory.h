@@ -11,6 +11,8 @@
 /* of this kernel, and how many of the device's pages of 4 KiB that is */
 #define PAGE		((size_t)sysconf(_SC_PAGESIZE))
 #define PAGE_FRAMES	(PAGE / 4096)
+#define PAGE_DOWN(at)	((at) / PAGE * PAGE)
+#define PAGE_UP(at)	PAGE_DOWN((at) + PAGE - 1)
 /*
  * what one table of the device's spans; and the size of huge pages here, which every kernel has,
  * whatever its usual ones are

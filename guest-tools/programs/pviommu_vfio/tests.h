@@ -53,6 +53,7 @@ extern const struct test pool_tests[];
 extern const struct test guest_tests[];
 /* where BARs can be mapped by their address, and where not */
 extern const struct test bar_tests[];
+extern const struct test bar_part_tests[]; /* and where half of their scratch memory has a page */
 extern const struct test register_tests[]; /* and where a page is no larger than such a BAR */
 extern const struct test no_bar_tests[];
 /* need two engines; in the second list, with tables of the device */

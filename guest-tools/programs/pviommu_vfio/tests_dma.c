@@ -76,8 +76,8 @@ static bool at_every_end(struct fixture *f)
 	unsigned int i;
 
 	for (i = 0; i < device->nr_ranges; i++)
-		if (!works_at(f, device->ranges[i].start) ||
-		    !works_at(f, device->ranges[i].last + 1 - 64 * PAGE))
+		if (!works_at(f, PAGE_UP(device->ranges[i].start)) ||
+		    !works_at(f, PAGE_DOWN(device->ranges[i].last + 1) - 64 * PAGE))
 			return complain("that was range %u", i);
 	return true;
 }

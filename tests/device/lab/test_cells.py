@@ -50,8 +50,8 @@ def test_cells_of_arm64_have_each_value_of_each_axis_and_come_last() -> None:
         assert {cell.profile for cell in some} == {"xen-2024", "xen-v7"}
         assert {cell.mode for cell in some} == {"lazy", "strict"}
         assert {cell.vcpus for cell in some} == {1, 2}
-    assert [cell.tests for cell in own] == ["own"] * 8 + ["smmu"] * 2
-    assert own[-1].name == "arm64-its/debian-7/xen-2024/strict/2/smmu"
+    assert [cell.tests for cell in own] == ["own"] * 10 + ["vfio"] + ["smmu"] * 3
+    assert own[-1].name == "arm64-gicv2m/lab-64k/xen-2024/lazy/2/smmu"
     assert len({cell.file_name for cell in every}) == len(every)
 
 

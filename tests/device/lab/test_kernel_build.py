@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from pviommu.lab.architecture import AMD64, ARM64, Architecture
 from pviommu.lab.kernel_build import BuiltKernel, build_kernel, find_kernel, follow, options
 from pviommu.lab.problems import EnvironmentProblem, RunError
 from pviommu.lab.processes import Outcome
@@ -20,9 +21,11 @@ COMPILED = (*(f"CC      {name}" for name in DRY_COMPILED[:98]), "CC [M]  drivers
 class FakeMake:
     """Stands in for tar and make inside the root: does to the folders what each step is relied on for."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, image: str = "arch/x86/boot/bzImage") -> None:
         self.root = root
+        self.image = image
         self.steps: list[str] = []
+        self.commands: list[Sequence[str]] = []
         self.known = {"SMP", "IOMMUFD", "KASAN"}
         self.broken = ""
 
@@ -31,6 +34,7 @@ class FakeMake:
             self.steps.append("tar")
             return 0
         words = command[command.index("make") :]
+        self.commands.append(words)
         source = self.root / words[2].lstrip("/")
         if "-n" in words:
             self.steps.append("dry")
@@ -56,7 +60,7 @@ class FakeMake:
         line("  CC      kernel/bounds.s")
 
     def _all(self, source: Path, variables: dict[str, str], line: Callable[[str], None]) -> None:
-        for name in ("vmlinux", "System.map", "arch/x86/boot/bzImage"):
+        for name in ("vmlinux", "System.map", self.image):
             (source / name).parent.mkdir(parents=True, exist_ok=True)
             (source / name).write_text(name)
         for name in COMPILED:
@@ -93,8 +97,15 @@ def fragment(tmp_path: Path) -> Path:
     return path
 
 
-def build(root: Path, fragments: Sequence[Path], make: FakeMake, stream: io.StringIO | None = None) -> BuiltKernel:
-    return build_kernel("lab", root, fragments, Progress(stream or io.StringIO(), 3), _entered, make)
+def build(
+    root: Path,
+    fragments: Sequence[Path],
+    make: FakeMake,
+    stream: io.StringIO | None = None,
+    architecture: Architecture = AMD64,
+) -> BuiltKernel:
+    progress = Progress(stream or io.StringIO(), 3)
+    return build_kernel("lab", root, fragments, progress, _entered, make, architecture)
 
 
 def _entered(command: Sequence[str]) -> Outcome:
@@ -128,6 +139,25 @@ def test_kept_are_image_symbols_modules_and_the_tree_for_modules(root: Path, fra
     assert (built.modules / "nvme.ko").is_file()
     assert not (built.modules / "build").is_symlink()
     assert sorted(path.name for path in (root / "kernels").iterdir()) == [built.folder.name, "lock"]
+
+
+def test_kernel_of_another_architecture_is_cross_compiled_and_has_its_image(root: Path, fragment: Path) -> None:
+    make = FakeMake(root, image="arch/arm64/boot/Image")
+    built = build(root, [fragment], make, architecture=ARM64)
+
+    assert (built.tree / "arch/arm64/boot/Image").is_file()
+    assert all({"ARCH=arm64", "CROSS_COMPILE=aarch64-linux-gnu-"} <= set(words) for words in make.commands)
+    assert len(make.commands) == 6
+
+
+def test_programs_of_the_tree_for_modules_are_those_that_run_here(root: Path, fragment: Path) -> None:
+    # install-extmod-build builds them anew for where the kernel runs, unless the compilers have one name
+    make = FakeMake(root)
+    build(root, [fragment], make)
+
+    export = next(word for word in make.commands[-1] if word.startswith("KBUILD_RUN_COMMAND="))
+    script = "$(srctree)/scripts/package/install-extmod-build"
+    assert export.startswith(f"KBUILD_RUN_COMMAND=HOSTCC='$(CC)' {script} /kernels/")
 
 
 def test_changed_fragment_or_newer_source_is_another_kernel(root: Path, fragment: Path) -> None:

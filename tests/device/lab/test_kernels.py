@@ -19,13 +19,13 @@ from pviommu.lab.provision import Toolbox
 HEADER = "struct iommu_ops { x (*domain_alloc_paging)(y); z *release_domain; z *blocked_domain; };\n"
 
 
-def write_tree(tree: Path, release: str) -> Path:
+def write_tree(tree: Path, release: str, architecture: Architecture = AMD64) -> Path:
     """A build tree that has all that a run looks for."""
     for name, text in {
-        "arch/x86/boot/bzImage": "image",
+        architecture.image: "image",
         "include/config/kernel.release": f"{release}\n",
         "include/config/auto.conf": "".join(
-            f"CONFIG_{option}=y\n" for option in (*kernel.BUILT_IN, AMD64.console_option, *kernel.PRESENT)
+            f"CONFIG_{option}=y\n" for option in (*kernel.BUILT_IN, architecture.console_option, *kernel.PRESENT)
         ),
         "include/linux/iommu.h": HEADER,
         "Module.symvers": "",
@@ -67,10 +67,16 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Made:
         return made.layer
 
     def build_kernel(
-        name: str, root: Path, fragments: Sequence[Path], progress: object, run: object, follow: object
+        name: str,
+        root: Path,
+        fragments: Sequence[Path],
+        progress: object,
+        run: object,
+        follow: object,
+        architecture: Architecture,
     ) -> BuiltKernel:
         made.fragments = [fragment.name for fragment in fragments]
-        write_tree(root / "kernels/it/build", f"7.3.4-{name}")
+        write_tree(root / "kernels/it/build", f"7.3.4-{name}", architecture)
         return BuiltKernel(root / "kernels/it")
 
     monkeypatch.setattr(kernels, "private_root", private_root)
@@ -146,7 +152,7 @@ def test_kernels_of_arm64_are_layers_with_its_packages(
     assert (found.kernel_image, found.kernel_release) == (made.layer / image, release)
 
 
-@pytest.mark.parametrize(("architecture", "kernel"), [(ARM64, "lab"), (AMD64, "debian-16k")])
+@pytest.mark.parametrize(("architecture", "kernel"), [(ARM64, "lab-debug"), (AMD64, "debian-16k")])
 def test_a_kernel_of_another_architecture_is_refused_with_those_that_there_are(
     architecture: Architecture, kernel: str
 ) -> None:
@@ -205,6 +211,18 @@ def test_labs_own_kernels_are_built_in_a_layer(
     assert found.root == made.layer
 
 
+def test_labs_own_kernel_of_arm64_is_built_by_its_compiler(made: Made, toolbox: Toolbox, checkout: Path) -> None:
+    arm = replace(toolbox, architecture=ARM64)
+
+    found = kernels.with_kernel(arm, "lab-64k", checkout / "guest-tools", Progress(io.StringIO(), 6), environment={})
+
+    assert made.base == arm.root
+    assert (made.packages[-2:], made.architectures) == (("uuid-dev", "uuid-dev:arm64"), ("amd64", "arm64"))
+    assert made.fragments == ["lab.config", "lab-64k.config"]
+    assert found.kernel_image == made.layer / "kernels/it/build/arch/arm64/boot/Image"
+    assert (found.kernel, found.kernel_release) == ("lab-64k", "7.3.4-lab-64k")
+
+
 def test_kernel_is_there_once_its_layer_is_and_it_is_built(
     made: Made, toolbox: Toolbox, checkout: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -245,10 +263,19 @@ def test_steps_are_those_of_the_layer_and_of_the_build() -> None:
     assert kernels.steps("debian") == kernels.steps("/some/tree") == 0
     assert kernels.steps("debian-7") == 3
     assert kernels.steps("lab") == kernels.steps("lab-debug") == 3 + kernel_build.STEPS
+    assert kernels.steps("lab-64k", ARM64) == 3 + kernel_build.STEPS
+    assert kernels.steps("debian-16k", ARM64) == 3
 
 
-def test_fragments_of_the_lab_have_what_a_users_kernel_is_asked_for(checkout: Path) -> None:
-    lab = kernel_build.options((checkout / "guest-tools/kernel/lab.config").read_text())
-    selected = {"IOMMU_API", "IOMMU_DMA"}  # by IOMMU_SUPPORT on x86: they cannot be asked for
-    assert {option for option in kernel.BUILT_IN if lab.get(option) != "y"} == selected
+@pytest.mark.parametrize(("architecture", "name"), [(AMD64, "lab"), (AMD64, "lab-debug"), (ARM64, "lab-64k")])
+def test_fragments_of_the_lab_have_what_a_users_kernel_is_asked_for(
+    checkout: Path, architecture: Architecture, name: str
+) -> None:
+    flavour = kernels._FLAVOURS[architecture.name][name]
+    texts = [(checkout / "guest-tools/kernel" / fragment).read_text() for fragment in flavour.fragments]
+    lab = kernel_build.options("\n".join(texts))
+    selected = {"IOMMU_API", "IOMMU_DMA"}  # by drivers of IOMMUs: they cannot be asked for
+    needed = {*kernel.BUILT_IN, architecture.console_option}
+    assert {option for option in needed if lab.get(option) != "y"} == selected
+    assert lab["LOCALVERSION"] == f'"-{name}"'
     assert all(lab.get(option) in ("y", "m") for option in kernel.PRESENT)

@@ -115,10 +115,6 @@ def test_refused_topology_ends_with_status_2_and_one_line(lab: Lab, capsys: pyte
         (("--msi", "its"), "--msi its: the machine of amd64 has apic"),
         (("--arch", "arm64", "--msi", "apic"), "--msi apic: the machine of arm64 has its or gicv2m"),
         (("--arch", "arm64", "--long"), "--long: not with --arch arm64"),
-        (
-            ("--arch", "arm64", "--suite", "vfio"),
-            "--suite vfio: not with --arch arm64, whose kernels of the lab have no",
-        ),
     ],
 )
 def test_wrong_option_ends_with_status_2_and_says_what_is_allowed(
@@ -166,6 +162,7 @@ def test_a_shipped_topology_is_taken_by_its_name(lab: Lab) -> None:
         ((), "lab-cards"),
         (("--kernel", "debian-7"), "lab-cards"),
         (("--arch", "arm64", "--kernel", "debian-16k"), "lab-cards"),
+        (("--arch", "arm64", "--kernel", "lab-64k"), "lab"),
         (("--kernel", "lab-debug"), "lab"),
         (("--scenario", "slow-invalidation"), "lab"),
         (("--long",), "lab"),

@@ -9,10 +9,13 @@ from pathlib import Path
 import pytest
 
 from pviommu import resources
+from pviommu.lab.architecture import AMD64, ARM64, Architecture
 from pviommu.lab.problems import RunError
 from pviommu.lab.processes import Outcome
 from pviommu.lab.progress import Progress
 from pviommu.lab.suites import build_suite
+
+PROGRAMS = ("tar", "gcc", "aarch64-linux-gnu-gcc", "make")
 
 
 class FakeRoot:
@@ -24,7 +27,7 @@ class FakeRoot:
         self.commands: list[list[str]] = []
 
     def __call__(self, command: Sequence[str]) -> Outcome:
-        program = next((word for word in command if word in ("tar", "gcc", "make")), None)
+        program = next((word for word in command if word in PROGRAMS), None)
         if program is None:
             return Outcome(0, "")
         words = list(command[command.index(program) :])
@@ -61,10 +64,10 @@ def tools(tmp_path: Path) -> Path:
     return tools
 
 
-def build(root: Path, tools: Path, fake: FakeRoot) -> list[Path]:
+def build(root: Path, tools: Path, fake: FakeRoot, architecture: Architecture = AMD64) -> list[Path]:
     cache = root.parent / "cache"
     cache.mkdir(exist_ok=True)
-    return build_suite("vfio", root, tools, cache, Progress(io.StringIO(), 2), fake)
+    return build_suite("vfio", root, tools, cache, Progress(io.StringIO(), 2), architecture, fake)
 
 
 def test_programs_alone_are_kept_and_nothing_is_left_in_the_root(root: Path, tools: Path) -> None:
@@ -84,6 +87,16 @@ def test_driver_is_linked_in_front_and_the_suite_is_static(root: Path, tools: Pa
     compiled = fake.commands[2][fake.commands[2].index("-o") + 1]
     link = next(word for word in fake.commands[3] if word.startswith("USERLDFLAGS="))
     assert link.split() == ["USERLDFLAGS=-static", "-Wl,--wrap=vfio_pci_driver_probe", compiled]
+
+
+def test_suite_of_another_architecture_is_cross_compiled_and_kept_apart(root: Path, tools: Path) -> None:
+    fake = FakeRoot(root)
+    kept = {build(root, tools, fake, architecture)[0].parent for architecture in (AMD64, ARM64)}
+
+    assert len(kept) == 2
+    assert [words[0] for words in fake.commands[4:]] == ["tar", "make", "aarch64-linux-gnu-gcc", "make"]
+    for words in (fake.commands[5], fake.commands[7]):
+        assert {"ARCH=arm64", "CROSS_COMPILE=aarch64-linux-gnu-"} <= set(words)
 
 
 def test_suite_is_built_anew_only_for_another_source_or_driver(root: Path, tools: Path) -> None:
