@@ -170,6 +170,7 @@ def test_frames_of_a_connection_come_by_the_queue_that_sends_it(place: Namespace
     for sequence in range(20):  # the kernel learns of a flow with its first packets
         assert card.send(PLAIN, ping(sequence), 1)
         for _ in range(10):
+            card.rest()
             ready = loop.turn(1)
             found = [frame for _, frame in iter(card.receive, None) if frame[12:14] == b"\x08\0" and frame[34] == 0]
             if found:
