@@ -50,8 +50,8 @@ _BOOT_S = 300.0
 """From the start of a guest to its first case; lockdep and KASAN under TCG need most of it."""
 _MEMORY = "2G"
 _CONSOLE_LINES = 12
-_NOT_COUNTED = (*WITH_A_CONNECTION, "smmu.")
-"""Places that are watched from the start only, and those of an SMMU, which these guests do not have."""
+_NOT_COUNTED = (*WITH_A_CONNECTION, "smmu.", "iommufd.")
+"""Places that are watched from the start only, and those of what these guests do not have: an SMMU, /dev/iommu."""
 _OF_MAPS = ("op.map_pages.", "table.map.")
 _NO_PAGES_IN_ADVANCE = Rule(
     id="no-pages-in-advance", on="op.reserve.pre", do=Do(fail="ENOMEM"), expect=Expect(fired="0..")

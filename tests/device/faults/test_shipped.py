@@ -29,6 +29,7 @@ def test_there_are_enough_of_either_class_and_for_every_workload_but_one() -> No
         "rings",
         "smmu",
         "smmu-ats",
+        "tables",
         "wire",
     }
 

